@@ -1,0 +1,155 @@
+"""Every difference between the supported JAX versions, and every private JAX name, and nothing else.
+
+mechjax reads programs that JAX staged, so it lives closer to JAX's internals than most libraries, and
+those internals move with every release. Whatever is version-dependent or not public stands here with the
+reason why, so that supporting a new JAX is a matter of this file and its tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core as jex_core
+from jax.interpreters import ad, batching
+
+# The gate of `sow`: None when nobody asks (sow returns its value untouched), STAGING while a harvest
+# stages a program, a tap of a run in eager runs. A user context is part of every jit and trace cache key, so a plain
+# call before or after a harvest never meets the tagged program. (An effect, Oryx's way, turns off the C++
+# dispatch fast path and doubles checkpoint residuals.)
+GATE = jax.make_user_context(None)
+STAGING = 'mechjax-staging'
+
+
+@contextlib.contextmanager
+def rekeyed_gate(layer: int) -> Iterator[None]:
+  """Gives each layer its own trace-cache key in eager runs, so that a shared jitted block taps in every layer."""
+  tap = GATE.value
+  if tap is None or tap is STAGING:
+    yield
+  else:
+    with GATE(tap.at_layer(layer)):
+      yield
+
+
+# --- jaxprs -------------------------------------------------------------------------------------------
+
+
+def raw(jaxpr: Any) -> Any:
+  """The open jaxpr: sub-jaxprs are ClosedJaxpr on 0.10 and Jaxpr later; `.jaxpr` works on both."""
+  return jaxpr.jaxpr if hasattr(jaxpr, 'jaxpr') else jaxpr
+
+
+def consts(jaxpr: Any) -> Sequence[Any]:
+  """The constants bound to `raw(jaxpr).constvars`."""
+  return getattr(jaxpr, 'consts', ())
+
+
+def scan_split(params: dict[str, Any]) -> tuple[int, int]:
+  """(num_consts, num_carry) of a scan: plain ints on 0.10, a flat-tree `ft_in` later."""
+  if 'num_consts' in params:
+    return params['num_consts'], params['num_carry']
+  c, k, _ = params['ft_in'].unpack()
+  return len(c), len(k)
+
+
+def hidden_jaxprs(params: dict[str, Any]) -> list[Any]:
+  """Jaxprs that a primitive holds where `jaxprs_in_params` does not look.
+
+  custom_linear_solve keeps a named tuple of jaxprs; hi-primitives (custom_root from 0.12) an object `_prim`
+  whose params hold them.
+  """
+  found: list[Any] = []
+
+  def look(x: Any, depth: int) -> None:
+    if hasattr(x, 'eqns'):
+      found.append(x)
+    elif hasattr(x, 'jaxpr') and hasattr(raw(x), 'eqns'):
+      found.append(x)
+    elif depth and isinstance(x, dict):
+      for y in x.values():
+        look(y, depth - 1)
+    elif depth and isinstance(x, tuple | list):
+      for y in x:
+        look(y, depth - 1)
+    elif depth and type(x).__module__.startswith('jax.') and hasattr(x, '__dict__') and not callable(x):
+      look(vars(x), depth - 1)
+
+  for key, value in params.items():
+    if key == '_prim':
+      look(getattr(value, 'params', {}), 3)
+    else:
+      look(value, 3)
+  return found
+
+
+def is_differentiated(x: Any) -> bool:
+  """Whether `x` carries a tangent right now (JVPTracer; LinearizeTracer has no public name)."""
+  return isinstance(x, ad.JVPTracer) or type(x).__name__ == 'LinearizeTracer'
+
+
+def trace_context() -> Any:
+  """Everything in JAX's configuration that a staged program depends on; part of our cache keys."""
+  from jax._src import config  # no public name
+
+  return config.trace_context()
+
+
+def zeros_like(aval: Any) -> jax.Array:
+  """Zeros of an abstract value, on its sharding where the mesh is explicit."""
+  sharding = getattr(aval, 'sharding', None)
+  explicit = sharding is not None and any(
+    t == jax.sharding.AxisType.Explicit for t in getattr(sharding.mesh, 'axis_types', ())
+  )
+  return jax.lax.full(aval.shape, 0, aval.dtype, sharding=sharding if explicit else None)
+
+
+def call_subfuns(eqn: Any) -> tuple[Any, ...]:
+  """The functions of a custom_jvp_call (fun, jvp) or custom_vjp_call (fun, fwd, bwd), to be called on flat values."""
+  return eqn.primitive.get_bind_params(eqn.params)['subfuns']
+
+
+def keep_alive(primitive: Any) -> None:
+  """Keeps equations of `primitive` when JAX prunes what a result does not need.
+
+  There is no public registry of pruning rules, and their signature differs between versions (the equation is
+  the last argument in all). An effect would do it publicly, and cost the dispatch fast path.
+  """
+  from jax._src.interpreters import partial_eval
+
+  partial_eval.dce_rules[primitive] = lambda used, *rest: ([True] * len(rest[-1].invars), rest[-1])
+
+
+# --- batching of control flow ---------------------------------------------------------------------------
+
+_batching_lock = threading.RLock()
+
+
+@contextlib.contextmanager
+def batching_rules(overrides: dict[Any, Callable[[Callable], Callable]]) -> Iterator[None]:
+  """Wraps the vmap rules of some primitives while a harvest stages a program.
+
+  A vmapped cond becomes a select and a vmapped while freezes finished lanes; both forget which lanes a
+  value inside belongs to, which only the batching rule knows. There is no public hook for it.
+
+  Args:
+    overrides: primitive -> function from JAX's rule to the rule to use meanwhile.
+  """
+  table = batching.fancy_primitive_batchers
+  with _batching_lock:
+    saved = {p: table[p] for p in overrides}
+    table.update({p: wrap(saved[p]) for p, wrap in overrides.items()})
+    try:
+      yield
+    finally:
+      table.update(saved)
+
+
+# --- primitives without a public name -------------------------------------------------------------------
+
+cond_p = jex_core.primitives.cond_p
+while_p = jex_core.primitives.while_p
+SHARD_MAP = 'shard_map'  # by name: jax.extend exports no shard_map_p

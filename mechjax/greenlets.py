@@ -1,0 +1,374 @@
+"""Loops over the inside of a function: `yield_` from any depth, driven as an ordinary generator.
+
+Why. `for layer, name, value in run` puts the researcher's code between two lines of somebody else's
+model. Python's own `yield` cannot do that: it suspends one frame, and between the model and the
+loop lie dozens that never heard of us (modules, decorators, `jax.jit`, C++). A greenlet suspends
+the whole stack at once, so a greenlet with a generator's manners is all we need:
+
+    def model(x):
+      hidden = jnp.sin(x)
+      new = yield_(hidden)                 # here, or at any depth below
+      return 2 * (hidden if new is None else new)
+
+    for hidden in (loop := GreenletGenerator(model, x)):
+      loop.reply = hidden.at[0].set(0)     # what `yield_` returns; None if nothing is set
+    result = loop.value
+
+How. `_drive` is a real generator that steps one greenlet. `next`, `send`, `throw`, `close`,
+"already executing", PEP 479 and the closing of what is dropped are thereby Python's own, not an
+imitation. On top of that comes what greenlets and JAX ask for:
+
+- Order. JAX's current trace, its configuration and flax's module stacks belong to the thread: while
+  the function is suspended inside `with a:`, the loop's body runs inside `a` too (that is why it
+  can compute with the function's tracers). Contexts must then be left in the reverse of the order
+  in which they were entered. So a generator is stepped and closed only in the greenlet that touched
+  it first, and only while no generator started there later is suspended. Nested loops obey this by
+  themselves; `zip` of two does not, and is a `RunError`. The body of an inner loop may yield
+  outward: the inner generator cannot be resumed before the outer one was. Nobody returns before his
+  children are closed.
+- Leaving. `for` gets a handle of its own from `iter`. Break, return, any exception and Ctrl-C drop
+  it, which closes the generator right there, although the loop has a name. What is dropped out of
+  turn is closed as soon as the later generators have ended.
+- References. Values pass through a slot that is emptied when they are taken, so no frame between
+  sender and receiver keeps them alive: `jax.checking_leaks()` counts references.
+- `contextvars`. The function runs in a copy of the context in which the generator was first
+  touched.
+- `local_context` is for what the loop's body shall not see: left at each yield, entered again
+  after.
+
+Sharp edges. Without `for`, write `with contextlib.closing(generator)`: a traceback keeps a named
+generator alive, hence suspended, until the contexts around it are gone. One that is dropped in a
+reference cycle is closed when the collector finds it, maybe in the middle of another trace, whose
+state it then upsets. The loop variable outlives the last step: if it is a tracer of a trace that
+ends inside the function (a `jit` or `scan` there), the leak checker complains, rightly, unless the
+body ends in `del value`. And JAX caches what it traced: a function jitted inside yields the first
+time only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, ParamSpec, TypeVar
+
+import greenlet
+
+from mechjax.errors import RunError
+
+P = ParamSpec('P')
+Y = TypeVar('Y')
+S = TypeVar('S')
+R = TypeVar('R')
+
+
+class GreenletGenerator(Generator[Y, S, R]):
+  """A function run in a greenlet of its own, as a generator of what it gives to `yield_`.
+
+  `next`, `send`, `throw` and `close` do what they do for a generator written with `yield`. Unlike
+  that it is closed when a `for` loop over it is left, and it knows `reply` and `value`.
+
+  Args:
+    fn: called with the other arguments at the first step.
+  """
+
+  _child: _Child | None = None
+
+  def __init__(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any):
+    self._call: Callable[[], Any] = functools.partial(fn, *args, **kwargs)
+    self._name = _describe(fn)
+
+  def __iter__(self) -> Generator[Y, S, R]:
+    """A handle for one loop: dropping it closes the generator."""
+    return _LoopHandle(self)
+
+  def send(self, value: S | None) -> Y:  # type: ignore[override]
+    """Resumes the function, in which `yield_` returns `value` (or the reply, if `value` is None).
+
+    Returns:
+      what the function yields next.
+    Raises:
+      StopIteration: the function has returned; carries what it returned.
+      RunError: this is not the place or not the time to step this generator.
+    """
+    child = self._touch()
+    if value is not None and child.steps.gi_suspended:
+      child.mail, value = value, None
+    return child.steps.send(value)
+
+  def throw(self, *exception: Any) -> Y:  # type: ignore[override]
+    """Raises `exception` where the function is suspended; otherwise as `send`."""
+    return self._touch().steps.throw(*exception)
+
+  def close(self) -> Any:
+    """Raises GeneratorExit where the function is suspended, so that its contexts are left."""
+    return self._touch().steps.close()
+
+  @property
+  def done(self) -> bool:
+    """Whether the function has returned, has raised, or was closed."""
+    return self._child is not None and self._child.steps.gi_frame is None
+
+  @property
+  def value(self) -> R:
+    """What the function returned.
+
+    Raises:
+      RunError: it did not return, or not yet.
+    """
+    if self._child is None or not self._child.returned:
+      raise RunError(
+        'there is no value: the function has not returned',
+        where=self._name,
+        cause='it was left early, it raised, it has more to yield, or it never ran',
+        mend='read `value` after a loop that ran to its end',
+      )
+    return self._child.returned[0]
+
+  @property
+  def reply(self) -> Any:
+    """What the `yield_` at which the function stands will return, unless `send` says otherwise."""
+    return self._suspended().mail
+
+  @reply.setter
+  def reply(self, value: Any) -> None:
+    self._suspended().mail = value
+
+  def __repr__(self) -> str:
+    state = 'GEN_CREATED' if self._child is None else inspect.getgeneratorstate(self._child.steps)
+    return f'<GreenletGenerator {self._name}: {state[4:].lower()}>'
+
+  def _abandon(self) -> None:
+    """Closes the child now if it is its turn; otherwise its siblings will when it is."""
+    child = self._child
+    if child is not None and child.steps.gi_suspended and not sys.is_finalizing():
+      child.abandoned = True
+      if child.parent is greenlet.getcurrent():
+        _settle(child.siblings)
+
+  __del__ = _abandon
+
+  def _touch(self) -> _Child:
+    """The child, born at the first touch; the caller is the one to drive it and it is its turn."""
+    if self._child is None:
+      self._child = _Child(self.__dict__.pop('_call'))
+    self._child.check_turn(self._name)
+    return self._child
+
+  def _suspended(self) -> _Child:
+    if self._child is None or not self._child.steps.gi_suspended:
+      raise RunError(
+        'nobody waits for a reply: the function is not suspended at a yield',
+        where=self._name,
+        mend='set `reply` inside the body of the loop',
+      )
+    return self._child
+
+
+class _LoopHandle(GreenletGenerator):
+  """A second handle on a child, held by nothing but a `for` statement."""
+
+  def __init__(self, owner: GreenletGenerator):
+    self._owner, self._name = owner, owner._name
+    self._child: _Child = owner._touch()
+
+  def __iter__(self) -> Generator:
+    return self
+
+  def __next__(self) -> Any:
+    try:
+      return self._owner.send(None)
+    except BaseException:  # whose traceback holds this frame, and so this handle
+      if self._child.parent is greenlet.getcurrent():
+        self._abandon()
+      raise
+
+
+def generator(fn: Callable[P, R]) -> Callable[P, GreenletGenerator[Any, Any, R]]:
+  """Decorates a function that calls `yield_`, itself or below: calling it gives a generator."""
+
+  @functools.wraps(fn)
+  def start(*args: P.args, **kwargs: P.kwargs) -> GreenletGenerator[Any, Any, R]:
+    return GreenletGenerator(fn, *args, **kwargs)
+
+  return start
+
+
+def yield_(value: Any) -> Any:
+  """Yields `value` to the loop over the innermost `GreenletGenerator` running in this thread.
+
+  Args:
+    value: anything; nothing here refers to it any more when the loop has it.
+  Returns:
+    what was sent, or set as `reply`; None if nothing was. What was thrown in is raised.
+  Raises:
+    RunError: no such loop drives the caller.
+  """
+  child = greenlet.getcurrent()
+  if not isinstance(child, _Child):
+    raise RunError(
+      f'yield_ of a {type(value).__name__}, but no loop to yield to',
+      cause='the function was called directly, or in another thread than the loop (a callback?)',
+      mend='loop over it: `for value in GreenletGenerator(fn, *args)`',
+    )
+  for stack, _ in reversed(child.contexts):
+    stack.close()
+  child.mail = value
+  del value
+  try:
+    child.parent.switch()
+  finally:
+    for stack, make in child.contexts:
+      stack.enter_context(make())
+  return child.take()
+
+
+def yield_from(iterable: Iterable) -> Any:
+  """Yields all of `iterable` as `yield from` does, with sends and throws passed on to it.
+
+  Args:
+    iterable: a generator of any kind, or anything that can be iterated over.
+  Returns:
+    the value with which a generator returned; None for other iterables.
+  """
+
+  def delegate() -> Generator:
+    return (yield from iterable)
+
+  relay = delegate()
+  step: Callable[[], Any] = functools.partial(next, relay)
+  slot: list[Any] = []
+  with contextlib.closing(relay):
+    while True:
+      try:
+        slot.append(step())
+      except StopIteration as stop:
+        return stop.value
+      try:
+        step = functools.partial(relay.send, yield_(slot.pop()))
+      except BaseException as error:
+        step = functools.partial(relay.throw, error)
+
+
+@contextlib.contextmanager
+def local_context(make: Callable[[], AbstractContextManager]) -> Iterator[None]:
+  """Enters `make()` for the function alone: left whenever it yields, entered anew when it goes on.
+
+  Args:
+    make: makes a fresh context manager each time. Outside of a greenlet it is called once.
+  """
+  child = greenlet.getcurrent()
+  contexts = child.contexts if isinstance(child, _Child) else []
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(make())
+    entry = (stack, make)
+    contexts.append(entry)
+    try:
+      yield
+    finally:
+      contexts.remove(entry)
+
+
+class _Child(greenlet.greenlet):
+  """A greenlet, what it and its loop leave for each other, and its place among the others."""
+
+  def __init__(self, call: Callable[[], Any]):
+    super().__init__()
+    self.call: Any = call
+    self.gr_context = contextvars.copy_context()
+    self.contexts: list[tuple[contextlib.ExitStack, Callable]] = []
+    self.mail: Any = None
+    self.returned: tuple = ()
+    self.abandoned = False
+    self.siblings = _children(self.parent)
+    self.steps: Any = _drive(self)
+
+  def run(self) -> Any:
+    """The greenlet's own code: the call, and then no return before the children are closed."""
+    children = _children(self)
+    try:
+      result = self.call()
+      _settle(children)
+      if children:
+        raise RunError(
+          'a function returned while a generator that it started was still suspended',
+          where=_describe(self.call),
+          cause='it was stepped by hand and is kept alive elsewhere, its contexts still open',
+          mend='loop over it with `for`, or inside `with contextlib.closing(…)`',
+        )
+      return result
+    finally:
+      while children:
+        children.pop().steps.close()
+
+  def take(self) -> Any:
+    mail, self.mail = self.mail, None
+    return mail
+
+  def check_turn(self, name: str) -> None:
+    """Raises RunError unless the caller drives this child, and it is the latest of its siblings."""
+    if self.dead or self.steps.gi_running:
+      return
+    if self.parent is not greenlet.getcurrent():
+      raise RunError(
+        'a generator was used from another thread, or another greenlet, than it was started in',
+        where=name,
+        cause='it was handed to a worker thread, or to a function which another loop drives',
+        mend='create it, iterate over it and close it in one place',
+      )
+    _settle(self.siblings)
+    if self.steps.gi_suspended and self.siblings[-1] is not self:
+      raise RunError(
+        'a generator was resumed or closed while a later one is still suspended',
+        where=name,
+        cause='two are stepped in turns (zip?), which would mix up the contexts they hold open',
+        mend='nest the loops, or close the later generator first',
+      )
+
+
+def _drive(child: _Child) -> Generator[Any, Any, Any]:
+  """Steps a greenlet; the generator whose manners all others have."""
+  child.siblings.append(child)
+  try:
+    result = child.switch()
+    while not child.dead:
+      try:
+        yield child.take()
+      except BaseException as error:
+        result = child.throw(error)
+      else:
+        result = child.switch()
+    child.returned = (result,)
+    return result
+  finally:
+    if not child.dead:  # Ctrl-C hit this frame rather than the function
+      with contextlib.suppress(GeneratorExit):
+        child.throw(GeneratorExit)
+    child.call = child.mail = None
+    if child in child.siblings:
+      child.siblings.remove(child)
+    _settle(child.siblings)
+
+
+def _children(parent: Any) -> list[_Child]:
+  """The suspended children of a greenlet, oldest first."""
+  return vars(parent).setdefault('_mechjax_children', [])
+
+
+def _settle(siblings: list[_Child]) -> None:
+  """Closes the abandoned ones whose turn it is; what they raise on their way out surfaces here."""
+  while siblings and (siblings[-1].abandoned or siblings[-1].dead):
+    siblings.pop().steps.close()
+
+
+def _describe(fn: Any) -> str:
+  """Name, file and line of a function, for messages."""
+  while isinstance(fn, functools.partial):
+    fn = fn.func
+  name = getattr(fn, '__qualname__', None) or type(fn).__qualname__
+  code = getattr(fn, '__code__', None)
+  return f'{name} ({code.co_filename}:{code.co_firstlineno})' if code else name

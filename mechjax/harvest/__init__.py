@@ -1,0 +1,52 @@
+"""Reading and writing what is tagged inside a JAX program.
+
+A model is a function, and a function hides its intermediate values. `sow` tags them without changing the
+function; a harvest then turns `f(x)` into a function that also returns the tagged values (`reap`), or that
+uses others in their place (`plant`), or both. Because the result is again a plain JAX function, everything
+JAX does still works around it: jit it, differentiate it, vmap it, shard it.
+
+    def model(x):
+      for i, w in enumerate(weights):
+        with sites.layer(i):
+          x = x + harvest.sow(jnp.tanh(x @ w), name='mlp_out')
+      return x
+
+    acts = harvest.reap(model, sites='mlp_out.{0,2}')(x)         acts['mlp_out.2']
+    y = harvest.plant(model)({'mlp_out.1': jnp.zeros_like(x)}, x)
+
+How it works. The function is staged to a jaxpr with the tags in it (`staging`), the jaxpr is walked so that
+every tag is known by name, layer, shape and source line (`program`), the request is resolved against that
+list (`plans`), and the jaxpr is evaluated again by ONE interpreter (`interpreter`, `rules`) that does something
+at the tags and nothing anywhere else. The semantics of tags, modes and names are those of Oryx
+(oryx.core.interpreters.harvest), whose last release cannot run on current JAX.
+
+Sharp edges.
+  - The derivative goes outside: jax.grad(plant(f)), jax.grad(call_and_reap(f), has_aux=True). A harvest outside a
+    derivative sees what JAX left of it; what was removed as dead code is an error.
+  - Under vmap a sown value that does not depend on the mapped argument has no batch axis.
+  - A changed value inside a jax.custom_jvp or custom_vjp function makes its custom rule void.
+  - Sows in the rules of a custom_vjp are seen only where the derivative is taken inside the harvest.
+"""
+
+from mechjax.harvest.activations import Activations
+from mechjax.harvest.api import call_and_reap, harvest, plant, reap
+from mechjax.harvest.plans import At, Masked
+from mechjax.harvest.primitive import TAG, nest, sow, sow_cond, sow_p
+from mechjax.harvest.staging import SiteInfo, sites_of
+
+__all__ = [
+  'TAG',
+  'Activations',
+  'At',
+  'Masked',
+  'SiteInfo',
+  'call_and_reap',
+  'harvest',
+  'nest',
+  'plant',
+  'reap',
+  'sites_of',
+  'sow',
+  'sow_cond',
+  'sow_p',
+]

@@ -1,0 +1,124 @@
+"""What a request returns: values by site, without copying what was read in one piece.
+
+A scan hands out k layers of a site as one array with a leading axis of k. Splitting it inside a compiled
+function would copy it; so `Activations` keeps the arrays as they came, is a pytree (it passes through
+jit, grad and vmap as it is), and indexes on demand:
+
+    acts['mlp_out.5']         one layer
+    acts['mlp_out']           all layers that were asked for, stacked on a leading axis, in order
+    acts.layers('mlp_out')    which layers those are
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mechjax import sites
+from mechjax.errors import SiteError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One array (or pytree) of an `Activations`.
+
+  Attributes:
+    name: the site's name.
+    paths: the layers along the leading axis; None if the layers were traced.
+    stacked: whether there is a leading axis at all.
+    shapes: the shapes of the leaves as they were read.
+  """
+
+  name: str
+  paths: tuple[tuple[int, ...], ...] | None
+  stacked: bool
+  shapes: tuple[tuple[int, ...], ...] = ()
+
+  def axis(self, leaves: Sequence[Any]) -> int:
+    """Where the axis of layers is: 0, or behind the axes that an outer vmap or scan has put in front."""
+    extra = {jnp.ndim(x) - len(shape) for x, shape in zip(leaves, self.shapes)} or {0}
+    axis = extra.pop()
+    if extra or axis < 0 or any(jnp.shape(x)[axis:] != s for x, s in zip(leaves, self.shapes)):
+      raise SiteError(
+        f'{self.name!r} was read with shape {self.shapes} and now has {[jnp.shape(x) for x in leaves]}',
+        cause='the values were changed by jax.tree.map, so it is not known which axis holds the layers',
+        mend=f'take {self.name!r} layer by layer before changing it, or as a whole with .stacked({self.name!r})',
+      )
+    return axis
+
+
+@jax.tree_util.register_pytree_node_class
+class Activations(Mapping):
+  """Values by site; a mapping from 'mlp_out.5' to arrays, and a pytree."""
+
+  def __init__(self, entries: Sequence[Entry], values: Sequence[Any]):
+    self._entries, self._values = tuple(entries), tuple(values)
+
+  def __getitem__(self, site: str | sites.Site) -> Any:
+    if isinstance(site, str) and any(e.name == site for e in self._entries):
+      return self.stacked(site)
+    wanted = sites.parse(site)
+    for entry, value in zip(self._entries, self._values):
+      if entry.name == wanted.name and entry.paths is not None and wanted.path in entry.paths:
+        return self._layer(entry, value, entry.paths.index(wanted.path))
+    raise SiteError(
+      f'{site} was not asked for',
+      cause=f'nearest: {", ".join(nearest(str(site), map(str, self))) or ", ".join(self)}',
+      mend='name it in sites=',
+    )
+
+  def _layer(self, entry: Entry, value: Any, i: int) -> Any:
+    if not entry.stacked:
+      return value
+    leaves, tree = jax.tree.flatten(value)
+    at = (slice(None),) * entry.axis(leaves) + (i,)
+    return tree.unflatten([x[at] for x in leaves])
+
+  def stacked(self, name: str) -> Any:
+    """All values of one site name: as they are without layers, else stacked on an axis of layers, in order."""
+    found = [(e, v) for e, v in zip(self._entries, self._values) if e.name == name]
+    if len(found) == 1 and (found[0][0].stacked or not (found[0][0].paths or ((),))[0]):
+      return found[0][1]
+    leaves = [jax.tree.leaves(v) for _, v in found]
+    axes = [e.axis(xs) for (e, _), xs in zip(found, leaves)]
+    rows = [
+      xs if e.stacked else [jnp.expand_dims(x, axis) for x in xs]
+      for (e, _), xs, axis in zip(found, leaves, axes)
+    ]
+    joined = [jnp.concatenate(xs, axis=axes[0]) for xs in zip(*rows)]
+    return jax.tree.structure(found[0][1]).unflatten(joined)
+
+  def layers(self, name: str) -> list[int | tuple[int, ...] | None]:
+    """The layers of one site name, in the order of `stacked`."""
+    return [
+      sites.Site(name, p).layer for e in self._entries if e.name == name for p in e.paths or ()
+    ]
+
+  def __iter__(self) -> Iterator[str]:
+    for e in self._entries:
+      if e.paths is None:
+        yield e.name
+      else:
+        yield from (str(sites.Site(e.name, p)) for p in e.paths)
+
+  def __len__(self) -> int:
+    return sum(1 for _ in self)
+
+  def __repr__(self) -> str:
+    rows: dict[str, None] = {}
+    for e, v in zip(self._entries, self._values):
+      shapes = jax.tree.map(lambda x: f'{jnp.result_type(x).name}{list(jnp.shape(x))}', v)
+      where = '' if e.paths in (None, ((),)) else f' layers {self.layers(e.name)}'
+      rows[f'  {e.name}: {shapes}{where}'] = None
+    return 'Activations(\n' + '\n'.join(rows) + '\n)'
+
+  def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Entry, ...]]:
+    return self._values, self._entries
+
+  @classmethod
+  def tree_unflatten(cls, entries: tuple[Entry, ...], values: Sequence[Any]) -> Activations:
+    return cls(entries, values)

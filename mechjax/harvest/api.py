@@ -1,0 +1,210 @@
+"""reap, plant, harvest: Oryx's entry points, driven by requests.
+
+    reap(f, sites='mlp_out.{3,7}')(x)          the values at two sites, by name
+    call_and_reap(f, sites='*')(x)             the result as well
+    plant(f)({'mlp_out.5': value}, x)          the result with a value replaced
+    harvest(f, sites='logits')(plants, x)      both
+
+With `sites=` (or without either) the answer is an `Activations`. With `tag=` alone the rules are Oryx's:
+everything under the tag, a dict by name, and the modes decide what loops do.
+
+A harvest always runs compiled: the staged program is interpreted once under `jax.jit`, per structure of the
+request and not per choice of layers, and the executable is kept with the staged program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any
+
+import jax
+
+from mechjax.errors import HarvestError
+from mechjax.harvest import plans
+from mechjax.harvest import primitive as prim
+from mechjax.harvest.interpreter import Interpreter, Keyed
+from mechjax.harvest.plans import HarvestPlan
+from mechjax.harvest.program import Program
+from mechjax.harvest.staging import stager
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+  """What a transformation was called with."""
+
+  tag: Hashable
+  request: Any
+  strict: bool
+  allow: frozenset | None
+  block: frozenset
+  exclusive: bool
+  reading: bool
+
+
+def _settings(tag, sites, allowlist, blocklist, exclusive, reading=True) -> _Settings:
+  strict = tag is not None and sites is None
+  return _Settings(
+    tag=prim.TAG if tag is None else tag,
+    request=None if strict else ('*' if sites is None else sites),
+    strict=strict,
+    allow=None if allowlist is None else frozenset(allowlist),
+    block=frozenset(blocklist),
+    exclusive=exclusive,
+    reading=reading,
+  )
+
+
+def harvest(
+  f: Callable,
+  *,
+  tag: Hashable | None = None,
+  sites: Any = None,
+  allowlist: Iterable[str] | None = None,
+  blocklist: Iterable[str] = frozenset(),
+  exclusive: bool = False,
+) -> Callable:
+  """Transforms `f(*args)` into `(plants, *args) -> (f's result, what was read)`.
+
+  Args:
+    f: a function with sows; pure, as for `jax.jit`.
+    tag: which sows. Given alone, Oryx's rules hold: everything under the tag is read by name unless planted.
+    sites: what to read: patterns of `mechjax.sites`, or a dict from a site name to an int array [k] of layers,
+      which may be traced. The default is every site.
+    allowlist: names that may be read or planted; None for all.
+    blocklist: names that are left alone.
+    exclusive: whether sows of other tags disappear.
+
+  Returns:
+    The transformed function. `plants` maps sites to values of exactly the site's shape and dtype, to `Masked`
+    values, to `At` (a traced layer), or to functions of the value. What is planted and read is read as it
+    flows on.
+
+  Raises:
+    SiteError, HarvestError: when called, before anything runs: unknown names, layers that do not exist, shapes
+      and dtypes that do not fit, modes that do not fit a loop, sows that no rule can reach.
+  """
+  settings = _settings(tag, sites, allowlist, blocklist, exclusive)
+
+  staged = stager(f)
+
+  @functools.wraps(f)
+  def harvested(plants: Mapping, *args, **kwargs):
+    return _call(staged, settings, plants, args, kwargs)
+
+  return _hide(harvested)
+
+
+def call_and_reap(f: Callable, **options: Any) -> Callable:
+  """Like `harvest` without plants: `(*args) -> (f's result, what was read)`. Options as in `harvest`."""
+  harvested = harvest(f, **options)
+
+  @functools.wraps(f)
+  def reaped(*args, **kwargs):
+    return harvested({}, *args, **kwargs)
+
+  return _hide(reaped)
+
+
+def reap(f: Callable, **options: Any) -> Callable:
+  """Like `call_and_reap`, without the result: what f's result alone needs is not computed."""
+  reaped = call_and_reap(f, **options)
+
+  @functools.wraps(f)
+  def only(*args, **kwargs):
+    return reaped(*args, **kwargs)[1]
+
+  return _hide(only)
+
+
+def plant(
+  f: Callable,
+  *,
+  tag: Hashable | None = None,
+  allowlist: Iterable[str] | None = None,
+  blocklist: Iterable[str] = frozenset(),
+  exclusive: bool = False,
+) -> Callable:
+  """Like `harvest` without reading: `(plants, *args) -> f's result`. Sows not planted stay for an outer harvest."""
+  settings = _settings(tag, None, allowlist, blocklist, exclusive, reading=False)
+  staged = stager(f)
+
+  @functools.wraps(f)
+  def planted(plants: Mapping, *args, **kwargs):
+    return _call(staged, settings, plants, args, kwargs)[0]
+
+  return _hide(planted)
+
+
+def _hide(f: Callable) -> Callable:
+  """functools.wraps copies attributes: the stager of the wrapped function is not the wrapper's."""
+  vars(f).pop('__mechjax_stager__', None)
+  return f
+
+
+def _call(staged: Callable, s: _Settings, plants: Mapping, args: tuple, kwargs: dict) -> tuple:
+  program, dynamic = staged(args, kwargs)
+  if not isinstance(plants, Mapping):
+    raise HarvestError(
+      f'plants must be a dict from sites to values, got {type(plants).__name__}',
+      cause='the plants come first: plant(f)(plants, *args)',
+    )
+  if s.strict:
+    _refuse_devices(program, s.tag)
+    if s.reading:
+      _refuse_dropped(program, s.tag)
+  admit = HarvestPlan(s.tag, allow=s.allow, block=s.block).admits
+  writes = plans.resolve_writes(plants, program, s.tag, admit)
+  reads, tables = [], Keyed()
+  if s.reading and not s.strict:
+    reads, tables = plans.resolve_reads(s.request, program, s.tag)
+    reads = [r for r in reads if admit(r.key[1])]
+  plan = HarvestPlan(
+    tag=s.tag,
+    read_all=s.reading and s.strict,
+    strict=s.strict,
+    read_keys=frozenset(r.key for r in reads),
+    write_keys=frozenset(k for _, k in writes),
+    allow=s.allow,
+    block=s.block,
+    exclusive=s.exclusive,
+  )
+  out, cells = run(program, plan, Keyed({**tables, **writes}), dynamic)
+  if s.strict:
+    return out, plans.by_name(cells, program)
+  return out, plans.assemble(reads, cells, tables)
+
+
+def _refuse_dropped(program: Program, tag: Hashable) -> None:
+  lost = [repr(n) for t, n in program.dropped if t == tag]
+  if lost:
+    raise HarvestError(
+      f'the sow of {", ".join(lost)} was met while staging but is not in the program',
+      cause='JAX removed it as dead code: inside a derivative, a value that does not reach the result',
+      mend='harvest inside the derivative: jax.grad(call_and_reap(f), has_aux=True), not reap(jax.grad(f))',
+    )
+
+
+def _refuse_devices(program: Program, tag: Hashable) -> None:
+  for sown in program.sown:
+    if sown.tag == tag and len(sown.device_sizes) > 1:
+      raise HarvestError(
+        'Detected sow calls inside a shard_map. This is not currently supported.',
+        where=sown.source,
+        cause='a tag alone does not say how the devices of several mesh axes are laid out',
+        mend='ask by site (sites=...): values then carry one leading axis per mesh axis',
+      )
+
+
+def run(program: Program, plan: Any, data: Keyed, dynamic: list[Any]) -> tuple[Any, Keyed]:
+  """Interprets a program under a plan, compiled; the executable is kept with the program."""
+  compiled = program.cache.get(plan)
+  if compiled is None:
+
+    def interpreted(data, consts, dynamic):
+      out, cells = Interpreter(program, plan).run(consts, dynamic, data)
+      return program.out_tree.unflatten(out), cells
+
+    compiled = program.cache[plan] = jax.jit(interpreted)
+  return compiled(data, list(program.consts), dynamic)

@@ -1,0 +1,95 @@
+"""Remembering which lane a sow belongs to when vmap turns control flow into arithmetic.
+
+Under vmap a cond with a batched predicate becomes "run every branch, then select", and a while loop "run
+until all lanes are done, freeze the finished ones". A value sown inside then exists for lanes that never
+took that branch, or were finished long ago, and reading it would be silently wrong. Only the batching
+rule knows the lanes, so while a program is staged the sows inside a cond or a while that is being batched
+are given the predicate under which they run. A read merges by it; lanes that never sowed read zero.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from mechjax import compat
+from mechjax.harvest import primitive as prim
+from mechjax.harvest.interpreter import Frame, Interpreter, Plan
+from mechjax.harvest.program import Program, struct_of
+
+
+class _UnderPredicate(Plan):
+  """Binds every sow again with one more predicate."""
+
+  def __init__(self, pred: Any, exclusive: Any):
+    self.pred, self.exclusive = pred, exclusive
+
+  def cares(self, tags: frozenset) -> bool:
+    return True
+
+  def at_sow(self, frame: Frame, params: dict, leaves: list, preds: list) -> tuple[list, bool]:
+    pred = self.pred if not preds else self.pred & preds[0]
+    params = {**params, 'n_preds': 1, 'exclusive': self.exclusive or params['exclusive']}
+    return prim.sow_p.bind(*leaves, pred, **params)[: len(leaves)], False
+
+
+def _predicated(jaxpr: Any, pred_of: Callable, n_extra: int, extra: list, exclusive: Any) -> Any:
+  """A jaxpr that takes `n_extra` more operands first, from which `pred_of` makes the predicate of its sows."""
+
+  def body(*xs):
+    plan = _UnderPredicate(pred_of(xs), exclusive)
+    program = Program(jaxpr, None, False, [])
+    return Interpreter(program, plan).run(program.consts, xs[n_extra:], Frame().data)[0]
+
+  avals = [struct_of(v.aval) for v in compat.raw(jaxpr).invars]
+  with compat.GATE(compat.STAGING):
+    return jax.make_jaxpr(body)(*extra, *avals)
+
+
+def _holds_sow(*jaxprs: Any) -> bool:
+  return any(Program(j, None, False, []).sown for j in jaxprs)
+
+
+def _cond(rule: Callable) -> Callable:
+  @functools.wraps(rule)
+  def batched(axis_data, args, dims, *, branches, **params):
+    if dims[0] is None or not _holds_sow(*branches):
+      return rule(axis_data, args, dims, branches=branches, **params)
+    from mechjax.harvest.rules import check_branches
+
+    check_branches([Program(b, None, False, []).sown for b in branches])
+    group = object()
+    index = jax.ShapeDtypeStruct((), args[0].dtype)
+    marked = tuple(
+      _predicated(b, lambda xs, i=i: xs[0] == i, 1, [index], (group, i))
+      for i, b in enumerate(branches)
+    )
+    # The index goes in twice: to choose the branch, and as an operand that the predicates are made of.
+    return rule(
+      axis_data, [args[0], *args], [dims[0], *dims], branches=marked, **params
+    )
+
+  return batched
+
+
+def _while(rule: Callable) -> Callable:
+  @functools.wraps(rule)
+  def batched(axis_data, args, dims, cond_nconsts, cond_jaxpr, body_nconsts, body_jaxpr):
+    if not _holds_sow(body_jaxpr):
+      return rule(axis_data, args, dims, cond_nconsts, cond_jaxpr, body_nconsts, body_jaxpr)
+    n = cond_nconsts
+    cond_fun = jax.extend.core.jaxpr_as_fun(cond_jaxpr)
+    running = lambda xs: cond_fun(*xs[:n], *xs[n + body_nconsts :])[0]  # noqa: E731
+    extra = [struct_of(v.aval) for v in compat.raw(cond_jaxpr).invars[:n]]
+    marked = _predicated(body_jaxpr, running, n, extra, None)
+    # The constants of the condition become constants of the body too: args are cond, cond, body, carry.
+    args, dims = [*args[:n], *args], [*dims[:n], *dims]
+    return rule(axis_data, args, dims, n, cond_jaxpr, n + body_nconsts, marked)
+
+  return batched
+
+
+BATCHING_RULES = {compat.cond_p: _cond, compat.while_p: _while}

@@ -1,0 +1,273 @@
+"""What a staged program is: a jaxpr whose tags can be listed and validated before anything runs.
+
+Everything that harvest promises about errors rests on knowing, before anything runs, every tag in the
+program: its name, where it stands (layers, scans, branches), its shape and the line that sowed it. The
+jaxpr is walked once and every sow equation becomes a `Sown`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.extend.source_info_util as siu
+import numpy as np
+from jax.extend import core as jex_core
+
+from mechjax import compat, sites
+from mechjax.harvest import primitive as prim
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """A loop around a sow: `length` iterations of a scan, or None for a while loop."""
+
+  length: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+  """A shard_map around a sow, manual over mesh axes of these names and sizes."""
+
+  names: tuple[str, ...]
+  sizes: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sown:
+  """One sow equation as the walk met it.
+
+  Attributes:
+    name: the name given to `sow`, without literal layer indices.
+    tag: its tag.
+    mode: its mode.
+    scope: the `nest` scopes around it.
+    path: what is around it, outermost first: static layers (int), `Loop`s and `Devices`.
+    avals: abstract values of the leaves.
+    tree: structure of the value.
+    exclusive: (id, branch) where branches of a vmapped cond were merged, else None.
+    backward: whether it stands in the recomputation of a checkpoint's backward pass.
+    source: file:line of the sow.
+  """
+
+  name: str
+  tag: Hashable
+  mode: str
+  scope: tuple[str, ...]
+  path: tuple[Any, ...]
+  avals: tuple[Any, ...]
+  tree: Any
+  exclusive: Any
+  backward: bool
+  source: str
+
+  @property
+  def key(self) -> tuple:
+    """Identifies the sow inside its program: scope, name and path with loops of unknown iteration."""
+    return make_key(self.scope, self.name, self.path)
+
+  @property
+  def lengths(self) -> tuple[int, ...]:
+    """Lengths of the scans around it."""
+    return tuple(p.length for p in self.path if isinstance(p, Loop) and p.length is not None)
+
+  @property
+  def device_sizes(self) -> tuple[int, ...]:
+    """Sizes of the mesh axes of the shard_maps around it: leading axes of what is read or planted."""
+    return tuple(s for p in self.path if isinstance(p, Devices) for s in p.sizes)
+
+  def site_at(self, iteration: tuple[int, ...]) -> sites.Site:
+    """The site of the sow at given iterations of its scans."""
+    index = iter(iteration)
+    path = [
+      p if isinstance(p, int) else next(index)
+      for p in self.path
+      if isinstance(p, int) or (isinstance(p, Loop) and p.length is not None)
+    ]
+    return sites.Site('/'.join([*self.scope, self.name]), tuple(path))
+
+
+def make_key(scope: tuple[str, ...], name: str, path: tuple[Any, ...]) -> tuple:
+  """See `Sown.key`; `path` holds ints, `Loop`s, `Devices` or the interpreter's iterations."""
+  return (scope, name, tuple(p if isinstance(p, int) else '*' for p in path if not is_device(p)))
+
+
+def is_device(p: Any) -> bool:
+  return isinstance(p, Devices)
+
+
+def place_of(eqn: Any, scope: tuple, path: tuple) -> tuple[tuple, tuple]:
+  """Extends (scope, path) by the marks in the name stack of `eqn`."""
+  stack = eqn.source_info.name_stack
+  if not stack.stack:
+    return scope, path
+  for kind, value in sites.scopes_of(str(stack)):
+    if kind == 'nest':
+      scope = (*scope, value)
+    else:
+      path = (*path, int(value))
+  return scope, path
+
+
+def name_and_path(name: str, path: tuple) -> tuple[str, tuple]:
+  """A sow named `mlp_out.5` outright is the sow `mlp_out` at layer 5."""
+  if '.' not in name:
+    return name, path
+  stem, *index = name.split('.')
+  while index and not index[0].isdigit():
+    stem = f'{stem}.{index.pop(0)}'
+  if not all(i.isdigit() for i in index):
+    return name, path
+  return stem, (*path, *map(int, index))
+
+
+class Program:
+  """A staged function.
+
+  Attributes:
+    jaxpr: the open jaxpr.
+    consts: values of its constvars.
+    out_tree: structure of the result.
+    sown: every sow in it, in program order.
+    dropped: (tag, name) pairs that were sown while staging but are not in the program (dead code).
+  """
+
+  def __init__(self, closed: Any, out_tree: Any, differentiating: bool, recorded: list):
+    self.jaxpr, self.consts = compat.raw(closed), compat.consts(closed)
+    self.out_tree = out_tree
+    self.differentiating = differentiating
+    self._tags: dict[int, frozenset] = {}
+    self._rules: dict[int, Any] = {}
+    self._pin: list[Any] = []
+    self.sown = list(self.walk(self.jaxpr))
+    present = {(s.tag, s.name) for s in self.sown}
+    self.dropped = [
+      (t, n) for t, n in dict.fromkeys(recorded) if (t, name_and_path(n, ())[0]) not in present
+    ]
+    self.cache: dict[Any, Any] = {}
+
+  def tags_in(self, jaxpr: Any) -> frozenset:
+    """The (tag, name) pairs sown anywhere inside `jaxpr`."""
+    jaxpr = compat.raw(jaxpr)
+    if id(jaxpr) not in self._tags:
+      self._pin.append(jaxpr)
+      found: set = set()
+      for eqn in jaxpr.eqns:
+        found |= self.tags_of(eqn)
+      self._tags[id(jaxpr)] = frozenset(found)
+    return self._tags[id(jaxpr)]
+
+  def tags_of(self, eqn: Any) -> frozenset:
+    """The (tag, name) pairs sown by `eqn` or anywhere inside it."""
+    if eqn.primitive is prim.sow_p or eqn.primitive is prim.sow_tangent_p:
+      return frozenset([(eqn.params['tag'], name_and_path(eqn.params['name'], ())[0])])
+    found: frozenset = frozenset()
+    for sub in sub_jaxprs(eqn):
+      found |= self.tags_in(sub)
+    if self.differentiating and eqn.primitive.name == 'custom_jvp_call':
+      found |= self.tags_in(self.jvp_rule(eqn))
+    return found
+
+  def jvp_rule(self, eqn: Any) -> Any:
+    """The jvp rule of a custom_jvp_call, staged: (*primals, *tangents) -> (*primals, *tangents)."""
+    if id(eqn) not in self._rules:
+      _, jvp = compat.call_subfuns(eqn)
+      avals = [struct_of(v.aval) for v in eqn.invars]
+      with compat.GATE(compat.STAGING):
+        self._rules[id(eqn)] = jax.make_jaxpr(lambda *xs: jvp.call_wrapped(*xs))(*avals, *avals)
+      self._pin.append(eqn)
+    return self._rules[id(eqn)]
+
+  def walk(
+    self, jaxpr: Any, scope: tuple = (), path: tuple = (), backward: bool = False
+  ) -> Iterator[Sown]:
+    """Every sow in `jaxpr`, in program order."""
+    for eqn in compat.raw(jaxpr).eqns:
+      if not self.tags_of(eqn):
+        continue
+      inner_scope, inner_path = place_of(eqn, scope, path)
+      if eqn.primitive is prim.sow_p:
+        yield _sown(eqn, inner_scope, inner_path, backward)
+      else:
+        for sub, entry in self._bodies(eqn):
+          again = backward or bool(eqn.params.get('differentiated'))
+          yield from self.walk(sub, inner_scope, inner_path + entry, again)
+
+  def _bodies(self, eqn: Any) -> Iterator[tuple[Any, tuple]]:
+    """Sub-jaxprs that hold sows, each with what they add to the path."""
+    name = eqn.primitive.name
+    if name == 'scan':
+      yield eqn.params['jaxpr'], (Loop(eqn.params['length']),)
+    elif name == 'while':
+      yield eqn.params['body_jaxpr'], (Loop(None),)
+    elif name == compat.SHARD_MAP:
+      yield eqn.params['jaxpr'], (devices_of(eqn.params),)
+    else:
+      bodies = sub_jaxprs(eqn)
+      if self.differentiating and name == 'custom_jvp_call':
+        bodies = [*bodies, self.jvp_rule(eqn)]
+      for sub in bodies:
+        yield sub, ()
+
+
+def devices_of(params: dict[str, Any]) -> Devices:
+  """The manual mesh axes of a shard_map."""
+  mesh = params['mesh']
+  manual = params.get('newly_manual_axes') or params.get('manual_axes') or mesh.axis_names
+  names = tuple(n for n in mesh.axis_names if n in manual)
+  return Devices(names, tuple(mesh.shape[n] for n in names))
+
+
+def sub_jaxprs(eqn: Any) -> list[Any]:
+  """Every jaxpr among the parameters of `eqn`, hidden ones included."""
+  if not eqn.params:
+    return []
+  found = list(jex_core.jaxprs_in_params(eqn.params))
+  return found or compat.hidden_jaxprs(eqn.params)
+
+
+def _sown(eqn: Any, scope: tuple, path: tuple, backward: bool) -> Sown:
+  p = eqn.params
+  n = len(eqn.invars) - p['n_preds']
+  name, path = name_and_path(p['name'], path)
+  return Sown(
+    name=name,
+    tag=p['tag'],
+    mode=p['mode'],
+    scope=scope,
+    path=path,
+    avals=tuple(v.aval for v in eqn.outvars[:n]),
+    tree=p['tree'],
+    exclusive=p['exclusive'],
+    backward=backward,
+    source=siu.summarize(eqn.source_info),
+  )
+
+
+def struct_of(aval: Any) -> jax.ShapeDtypeStruct:
+  weak = getattr(aval, 'weak_type', False)
+  return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak, sharding=_sharding(aval))
+
+
+def _sharding(aval: Any) -> Any:
+  sharding = getattr(aval, 'sharding', None)
+  return sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
+
+
+def expand(sown: Sown) -> list[sites.Site]:
+  """Every site of a sow: one per combination of iterations of the scans around it."""
+  return [sown.site_at(tuple(map(int, i))) for i in np.ndindex(*sown.lengths)]
+
+
+def expand_all(sown: Sequence[Sown]) -> list[sites.Site]:
+  """Every site of a program in the order of the forward pass: layer by layer inside a scan."""
+  order: dict[sites.Site, None] = {}
+  for lengths, run in itertools.groupby(sown, key=lambda s: s.lengths):
+    group = list(run)
+    for i in np.ndindex(*lengths):
+      for s in group:
+        order[s.site_at(tuple(map(int, i)))] = None
+  return list(order)

@@ -1,0 +1,173 @@
+"""What a harvest asks of a program: which sites are read, which are written, and how.
+
+Layers are data wherever they can be. A read of k layers inside a scan is a *slot table*, one integer per
+iteration: the slot that this iteration fills, or k for none. A write is the same table read the other way:
+the slot whose value replaces this iteration's, or k for none. The tables are run-time arguments, so one
+executable serves every choice of k layers, and a traced layer index sweeps all layers.
+
+These objects ride in `Frame.data` and are sliced as the interpreter enters scans.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from mechjax.errors import HarvestError
+from mechjax.harvest.interpreter import where
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """The slot table of a read: `table` int32 [*scans], `k` slots. Without a table every iteration is stacked."""
+
+  table: Any
+  k: int = dataclasses.field(metadata={'static': True})
+  scans: int = dataclasses.field(metadata={'static': True})
+
+  def per_iteration(self) -> Any:
+    return self.table
+
+  def at_iteration(self, table: Any) -> Reading:
+    return Reading(table, self.k, self.scans - 1)
+
+  def specs(self, names: tuple[str, ...]) -> list[PartitionSpec]:
+    return [PartitionSpec() for _ in jax.tree.leaves(self.table)]
+
+  def way(self) -> Any:
+    """How the cell leaves the scan that has just been entered down to `self` (see `Plan.leave_scan`)."""
+    if self.table is None:
+      return 'stack'
+    if self.scans == 0:
+      return ('slot', self.k, self.table)
+    hit = (self.table.reshape(-1, 1) == jnp.arange(self.k)).any(axis=0)
+    return ('merge', self.k, hit)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Writing:
+  """What replaces a value.
+
+  Attributes:
+    table: int32 slots [*scans], or None: then `leaves` have one leading axis per scan if `stacked`, else they
+      are the value for every iteration.
+    leaves: planted leaves, with a leading axis of k slots under a table; empty for a function.
+    mask: None, or a boolean broadcastable to each leaf (its leading axes as in `leaves`).
+    fns: functions of the value, one per slot; empty where leaves are planted.
+    k: number of slots.
+    scans: scans still to be entered.
+    stacked: see `table`.
+  """
+
+  table: Any
+  leaves: list[Any]
+  mask: Any
+  fns: tuple[Callable, ...] = dataclasses.field(metadata={'static': True})
+  k: int = dataclasses.field(metadata={'static': True})
+  scans: int = dataclasses.field(metadata={'static': True})
+  stacked: bool = dataclasses.field(metadata={'static': True})
+
+  def per_iteration(self) -> Any:
+    return (self.table, self.leaves, self.mask) if self.stacked else self.table
+
+  def at_iteration(self, xs: Any) -> Writing:
+    table, leaves, mask = xs if self.stacked else (xs, self.leaves, self.mask)
+    return dataclasses.replace(self, table=table, leaves=leaves, mask=mask, scans=self.scans - 1)
+
+  def specs(self, names: tuple[str, ...]) -> list[PartitionSpec]:
+    lead = self.scans if self.stacked else int(self.table is not None)
+    per_device = PartitionSpec(*[None] * lead, *names)
+    return [
+      *(PartitionSpec() for _ in jax.tree.leaves(self.table)),
+      *(per_device for _ in self.leaves),
+      *(per_device for _ in jax.tree.leaves(self.mask)),
+    ]
+
+  @property
+  def whole(self) -> bool:
+    """Whether the value is replaced outright, so that nothing of it (nor of its tangent) remains."""
+    return self.table is None and self.mask is None and not self.fns
+
+  def apply(self, values: Sequence[Any], tree: Any, devices: int = 0) -> list[Any]:
+    """The value that flows on in place of `values`."""
+    if self.fns:
+      return self._by_function(values, tree)
+    if self.table is None:
+      return [self._masked(x, p, self.mask, devices) for x, p in zip(values, self.leaves)]
+    slot = jnp.minimum(self.table, self.k - 1)
+    pick = lambda a: jax.lax.dynamic_index_in_dim(a, slot, 0, keepdims=False)  # noqa: E731
+    mask = None if self.mask is None else pick(self.mask)
+    wanted = self.table < self.k
+    return [
+      where(wanted, self._masked(x, pick(p), mask, devices), x)
+      for x, p in zip(values, self.leaves)
+    ]
+
+  def of_tangent(self, tangents: Sequence[Any], leaves: Sequence[int], devices: int = 0) -> list[Any]:
+    """Tangents of the leaves numbered `leaves`: zero where they were replaced."""
+    if self.fns:
+      raise HarvestError(
+        'a site cannot be planted through a function inside a derivative',
+        mend='put the derivative outside: jax.grad(plant(f)) instead of plant(jax.grad(f))',
+      )
+    zeros = {i: jnp.zeros_like(self.leaves[i]) for i in leaves}
+    planted = dataclasses.replace(self, leaves=[zeros[i] for i in leaves])
+    return planted.apply(tangents, None, devices)
+
+  def _by_function(self, values: Sequence[Any], tree: Any) -> list[Any]:
+    def through(fn):
+      return lambda: checked(fn, values, tree)
+
+    if self.table is None:
+      return through(self.fns[0])()
+    keep = lambda: list(values)  # noqa: E731
+    return jax.lax.switch(self.table, [*(through(fn) for fn in self.fns), keep])
+
+  def _masked(self, value: Any, planted: Any, mask: Any, devices: int) -> Any:
+    planted = jnp.reshape(planted, planted.shape[devices:]) if devices else planted
+    if mask is None:
+      return planted
+    mask = jnp.reshape(mask, mask.shape[devices:]) if devices else mask
+    return jax.lax.select(jnp.broadcast_to(mask, value.shape), planted, value)
+
+
+def checked(fn: Callable, values: Sequence[Any], tree: Any) -> list[Any]:
+  """Applies a user's function to a site's value and insists on structure, shape and dtype."""
+  out, structure = jax.tree.flatten(fn(tree.unflatten(values)))
+  if structure != tree:
+    raise HarvestError(
+      f'the function planted at a site returned the structure {structure}, the site has {tree}',
+      cause='a function without a return statement returns None',
+      mend='return a value of the same structure as the one received',
+    )
+  return [fitted(o, v, 'the function planted at a site returned') for o, v in zip(out, values)]
+
+
+def fitted(new: Any, old: Any, what: str) -> jax.Array:
+  """`new` as an array of exactly the shape and dtype of `old` (weakly typed scalars adapt)."""
+  shape, dtype = jnp.shape(old), jnp.result_type(old)
+  weak = isinstance(new, bool | int | float | complex) or getattr(new, 'weak_type', False)
+  got = jnp.result_type(new)
+  if weak and jnp.promote_types(got, dtype) == dtype or got == dtype:
+    new = jnp.asarray(new, dtype)
+  else:
+    raise HarvestError(
+      f'{what} dtype {got.name}, the site has {np.dtype(dtype).name}',
+      cause='a silent cast would change the computation that follows',
+      mend=f'.astype({np.dtype(dtype).name!r}) on the value if that is what you mean',
+    )
+  if new.shape != shape:
+    raise HarvestError(
+      f'{what} shape {new.shape}, the site has {shape}',
+      cause='values are planted whole; nothing is broadcast',
+      mend='jnp.broadcast_to the value, or plant only part of it with harvest.Masked',
+    )
+  return new

@@ -1,0 +1,394 @@
+"""How the interpreter passes through primitives that hold other programs.
+
+A rule evaluates the held program again under the same plan and emits the primitive anew with the cells
+among its outputs. What a cell costs is decided here (measured figures for XLA on CPU):
+
+  scan        'stack': one more stacked output. 'last': one more carry. Slots: ONE carried buffer of k slots,
+              written by `cond` where the slot table says so: no excess memory at any k, and the table is data,
+              so that asking for other layers compiles nothing.
+  while       'last' only: the number of iterations is not known.
+  cond        every branch must hold the same sows; the cell of the branch that ran comes out.
+  checkpoint  cells leave the checkpointed region as outputs; the backward recomputation sows again and is
+              planted again, but not reaped again.
+  custom_jvp, custom_vjp   a read leaves the custom rule in force; a changed value makes it void, because it is
+              the derivative of another function: the changed body is differentiated as written.
+  shard_map   a sow inside is per device: read and planted values carry one leading axis per manual mesh axis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mechjax import compat
+from mechjax.errors import HarvestError
+from mechjax.harvest.interpreter import Cell, Keyed, Frame, Interpreter, Iteration, label, where
+from mechjax.harvest.program import devices_of, struct_of, sub_jaxprs
+
+
+def _jit(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+  # Inlined: every harvest runs under a jit of its own. User-given shardings are kept as constraints.
+  p = eqn.params
+  values = [_constrained(x, s) for x, s in zip(values, p['in_shardings'])]
+  out, cells = interp.eval(p['jaxpr'], (), values, frame)
+  return [_constrained(x, s) for x, s in zip(out, p['out_shardings'])], cells
+
+
+def _constrained(x: Any, sharding: Any) -> Any:
+  if isinstance(sharding, jax.sharding.Sharding):
+    return jax.lax.with_sharding_constraint(x, sharding)
+  return x
+
+
+def _call(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+  (body,) = sub_jaxprs(eqn)
+  return interp.eval(body, (), values, frame)
+
+
+# --- loops ----------------------------------------------------------------------------------------------
+
+
+def _scan(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+  p = eqn.params
+  interp.plan.check_loop('scan', _sows_in(interp, p['jaxpr']))
+  n_consts, n_carry = compat.scan_split(p)
+  consts, init, xs = values[:n_consts], values[n_consts : n_consts + n_carry], values[n_consts + n_carry :]
+  length = p['length']
+  sliced = {k: d for k, d in frame.data.items() if d.scans and _inside(k, interp, eqn, frame)}
+  data_xs = Keyed((k, d.per_iteration()) for k, d in sliced.items())
+  steps = jnp.arange(length) if interp.plan.needs_iteration else None
+
+  def step(carry, x):
+    x, data_x, i = x
+    data = Keyed({**frame.data, **{k: d.at_iteration(data_x[k]) for k, d in sliced.items()}})
+    here = dataclasses.replace(frame, path=(*frame.path, Iteration(length, i)), data=data)
+    out, cells = interp.eval(p['jaxpr'], (), [*consts, *carry, *x], here)
+    ways = {k: interp.plan.leave_scan(k, c, here) for k, c in cells.items()}
+    return out, cells, ways
+
+  if interp.plan.reads:
+    body_in = compat.raw(p['jaxpr']).invars[n_consts:]
+    kept = _empty_cells(step, [struct_of(v.aval) for v in body_in], n_carry, data_xs, steps)
+  else:
+    kept = Keyed()
+
+  def body(state, x):
+    carry, kept = state
+    out, cells, ways = step(carry, x)
+    new = Keyed((k, _left(ways[k], kept[k], cells[k])) for k in kept)
+    stacked = Keyed((k, c.under_axis()) for k, c in cells.items() if ways[k] == 'stack')
+    return (out[:n_carry], new), (out[n_carry:], stacked)
+
+  (carry, kept), (ys, stacked) = jax.lax.scan(
+    body,
+    (init, kept),
+    (xs, data_xs, steps),
+    length=length,
+    reverse=p['reverse'],
+    unroll=p['unroll'],
+    _split_transpose=p.get('_split_transpose', False),
+  )
+  return [*carry, *ys], Keyed({**stacked, **kept})
+
+
+def _empty_cells(step: Callable, body_in: list, n_carry: int, data_xs: Any, steps: Any) -> Keyed:
+  """Zeros for every cell that is carried through a scan."""
+  ways: dict = {}
+
+  def probe(carry, x):
+    _, cells, ways_ = step(carry, x)
+    ways.update(ways_)
+    return cells
+
+  one = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)  # noqa: E731
+  x = (body_in[n_carry:], jax.tree.map(one, data_xs), jax.tree.map(one, steps))
+  shapes = jax.eval_shape(probe, body_in[:n_carry], x)
+  empty = Keyed()
+  for key, cell in shapes.items():
+    if ways[key] == 'stack':
+      continue
+    if ways[key][0] == 'slot':
+      cell = cell.under_axis()
+      cell = dataclasses.replace(cell, arrays=[_slots(a, ways[key][1]) for a in cell.arrays])
+    empty[key] = jax.tree.map(compat.zeros_like, cell)
+  return empty
+
+
+def _slots(a: jax.ShapeDtypeStruct, k: int) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct((k, *a.shape), a.dtype)
+
+
+def _left(way: Any, kept: Cell, cell: Cell) -> Cell:
+  """A carried cell after one iteration of a scan (see `Plan.leave_scan`)."""
+  if way == 'last':
+    return _overwritten(kept, cell)
+  kind, k, at = way
+  if kind == 'slot':
+    write = lambda: [  # noqa: E731
+      jax.lax.dynamic_update_index_in_dim(b, a, at, 0) for b, a in zip(kept.arrays, cell.arrays)
+    ]
+    arrays = jax.lax.cond(at < k, write, lambda: kept.arrays)
+  else:
+    arrays = [where(at, a, b) for b, a in zip(kept.arrays, cell.arrays)]
+  return dataclasses.replace(kept, arrays=arrays)
+
+
+def _overwritten(kept: Cell, cell: Cell) -> Cell:
+  if not cell.n_preds:
+    return cell
+  leaves = [where(cell.pred, new, old) for new, old in zip(cell.arrays[:-1], kept.arrays)]
+  return dataclasses.replace(cell, arrays=[*leaves, cell.pred | kept.pred])
+
+
+def _while(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+  p = eqn.params
+  in_cond = interp.program.tags_in(p['cond_jaxpr'])
+  if in_cond and interp.plan.cares(in_cond):
+    names = ', '.join(sorted(repr(n) for _, n in in_cond))
+    raise HarvestError(
+      f'the sow of {names} stands in the condition of a while loop',
+      cause='JAX evaluates the condition once more than the body, and nothing can leave it',
+      mend='compute the value in the body, sow it there, and carry what the condition needs',
+    )
+  interp.plan.check_loop('while_loop', _sows_in(interp, p['body_jaxpr']))
+  n_cond, n_body = p['cond_nconsts'], p['body_nconsts']
+  cond_consts, body_consts = values[:n_cond], values[n_cond : n_cond + n_body]
+  init = values[n_cond + n_body :]
+  here = dataclasses.replace(frame, path=(*frame.path, '*'))
+
+  def step(carry):
+    return interp.eval(p['body_jaxpr'], (), [*body_consts, *carry], here)
+
+  body_in = [struct_of(v.aval) for v in compat.raw(p['body_jaxpr']).invars[n_body:]]
+  shapes = jax.eval_shape(lambda *c: step(c)[1], *body_in) if interp.plan.reads else Keyed()
+  kept = jax.tree.map(compat.zeros_like, shapes)
+
+  def cond(state):
+    return interp.eval(p['cond_jaxpr'], (), [*cond_consts, *state[0]], here)[0][0]
+
+  def body(state):
+    out, cells = step(state[0])
+    return out, Keyed((k, _overwritten(c, cells[k])) for k, c in state[1].items())
+
+  return jax.lax.while_loop(cond, body, (init, kept))
+
+
+# --- branches -------------------------------------------------------------------------------------------
+
+
+def _cond(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+  index, *operands = values
+  branches = eqn.params['branches']
+  check_branches([_sown_in(interp, b) for b in branches])
+
+  def branch(jaxpr):
+    return lambda *xs: interp.eval(jaxpr, (), xs, frame)
+
+  return jax.lax.switch(index, [branch(b) for b in branches], *operands)
+
+
+def check_branches(branches: list[list]) -> None:
+  """Raises unless every branch of a cond holds the same sows (lists of `Sown`, in branch order)."""
+  tables = [{s.key: s for s in b} for b in branches]
+  first = tables[0]
+  for table in tables[1:]:
+    if len(table) != len(first):
+      raise HarvestError(
+        'Mismatching number of `sow`s between branches.',
+        where=_sources(branches),
+        mend='sow the same names in every branch',
+      )
+    for key, s in table.items():
+      if key not in first:
+        raise HarvestError(
+          f"Missing sow in branch: '{label(key)}'.",
+          where=_sources(branches),
+          mend='sow the same names in every branch',
+        )
+      _check_same(label(key), first[key], s)
+
+
+def _check_same(name: str, one: Any, other: Any) -> None:
+  for what, get in (('shape', lambda a: a.shape), ('dtype', lambda a: a.dtype)):
+    a, b = [get(x) for x in one.avals], [get(x) for x in other.avals]
+    if one.tree != other.tree or a != b:
+      raise HarvestError(
+        f"Mismatched {what} between branches: '{name}'.",
+        where=f'{one.source} sows {a}, {other.source} sows {b}',
+        mend='sow values of one shape and dtype under one name',
+      )
+
+
+def _sources(branches: list[list]) -> str:
+  return '; '.join(f'branch {i}: {[label(s.key) for s in b]}' for i, b in enumerate(branches))
+
+
+# --- differentiation rules --------------------------------------------------------------------------------
+
+
+def _checkpoint(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+  p = eqn.params
+  if not p['differentiated']:
+    body = lambda *xs: interp.eval(p['jaxpr'], (), xs, frame)  # noqa: E731
+    return jax.checkpoint(body, prevent_cse=p['prevent_cse'], policy=p['policy'])(*values)
+  if not interp.plan.edits(interp.program.tags_of(eqn)):
+    return _untouched(eqn, values), Keyed()
+  return _recomputation(interp, eqn, values, frame), Keyed()
+
+
+def _recomputation(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> list:
+  """The backward half of a checkpoint: planted again; jax.checkpoint would lose its `differentiated` flag."""
+  data, structure = jax.tree.flatten(frame.data)
+
+  def body(*xs):
+    here = dataclasses.replace(
+      frame, data=jax.tree.unflatten(structure, xs[: len(data)]), backward=True
+    )
+    return interp.eval(eqn.params['jaxpr'], (), xs[len(data) :], here)[0]
+
+  closed = jax.make_jaxpr(body)(*data, *values)
+  if compat.consts(closed):
+    raise HarvestError('a planted value closes over an array inside a checkpoint that is differentiated')
+  return eqn.primitive.bind(*data, *values, **{**eqn.params, 'jaxpr': compat.raw(closed)})
+
+
+def _custom_jvp(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+  program = interp.program
+  if program.differentiating:
+    rule = program.jvp_rule(eqn)
+    if interp.plan.cares(program.tags_in(rule)):
+      return _with_jvp_rule(interp, eqn, rule, values, frame)
+  return _custom_vjp(interp, eqn, values, frame)
+
+
+def _with_jvp_rule(interp: Interpreter, eqn: Any, rule: Any, values: list, frame: Frame) -> tuple:
+  """Sows in the rule itself: they exist only while the function is being differentiated.
+
+  Values planted in the rule are constants of it: their own tangents are ignored, as in Oryx.
+  """
+  (primal,) = sub_jaxprs(eqn)
+  data, structure = jax.tree.flatten(frame.data)
+  n_data = len(data)
+
+  def at(jaxpr, xs):
+    here = dataclasses.replace(frame, data=structure.unflatten(xs[:n_data]))
+    return interp.eval(jaxpr, (), xs[n_data:], here)
+
+  of_rule = jax.eval_shape(lambda *xs: at(rule, xs)[1], *data, *values, *values)
+
+  def primal_fun(*xs):
+    out, cells = at(primal, xs)
+    missing = {k: jax.tree.map(compat.zeros_like, c) for k, c in of_rule.items() if k not in cells}
+    return out, Keyed({**cells, **missing})
+
+  def jvp_fun(primals, tangents):
+    data, xs, ts = primals[:n_data], primals[n_data:], tangents[n_data:]
+    (_, cells), (_, t_cells) = jax.jvp(lambda *xs: primal_fun(*data, *xs), xs, ts)
+    out, in_rule = at(rule, [*data, *xs, *ts])
+    n = len(out) // 2
+    still = {k: jax.tree.map(jnp.zeros_like, c) for k, c in in_rule.items()}
+    return (out[:n], Keyed({**cells, **in_rule})), (out[n:], Keyed({**t_cells, **still}))
+
+  f = jax.custom_jvp(primal_fun)
+  f.defjvp(jvp_fun)
+  return f(*data, *values)
+
+
+def _custom_vjp(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+  (primal,) = sub_jaxprs(eqn)
+  if interp.plan.edits(interp.program.tags_in(primal)):
+    return interp.eval(primal, (), values, frame)
+  out = _untouched(eqn, values)
+  cells = interp.eval(primal, (), values, frame)[1] if interp.plan.reads else Keyed()
+  return out, cells
+
+
+def _untouched(eqn: Any, values: list) -> list:
+  return eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+
+
+# --- devices ----------------------------------------------------------------------------------------------
+
+
+def _shard_map(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+  p = eqn.params
+  devices = devices_of(p)
+  planted = Keyed((k, d) for k, d in frame.data.items() if _names_in(k, interp, eqn))
+  data, structure = jax.tree.flatten(planted)
+  specs = [s for d in planted.values() for s in d.specs(devices.names)]
+  found = Keyed()
+
+  def body(data, xs):
+    here = dataclasses.replace(
+      frame,
+      path=(*frame.path, devices),
+      data=Keyed({**frame.data, **jax.tree.unflatten(structure, data)}),
+    )
+    out, cells = interp.eval(p['jaxpr'], (), xs, here)
+    found.update(cells)
+    return out, cells
+
+  def mapped(f, out_specs):
+    return jax.shard_map(
+      f,
+      mesh=p['mesh'],
+      in_specs=(specs, list(p['in_specs'])),
+      out_specs=out_specs,
+      check_vma=p['check_vma'],
+      axis_names=set(devices.names),
+    )
+
+  out_specs = list(p['out_specs'])
+  jax.eval_shape(mapped(lambda d, xs: body(d, xs)[0], out_specs), data, values)
+  cell_specs = Keyed((k, _spread(c, devices.names)) for k, c in found.items())
+  return mapped(body, (out_specs, cell_specs))(data, values)
+
+
+def _spread(cell: Cell, names: tuple[str, ...]) -> Cell:
+  """The out_specs of a cell: its device axes stand after the axes of the scans inside the shard_map."""
+  spec = jax.sharding.PartitionSpec(*[None] * cell.lead, *names)
+  return dataclasses.replace(cell, arrays=[spec for _ in cell.arrays])
+
+
+# --- helpers ----------------------------------------------------------------------------------------------
+
+
+def _sown_in(interp: Interpreter, jaxpr: Any) -> list:
+  found = interp.program.walk(jaxpr)
+  return [s for s in found if interp.plan.cares(frozenset([(s.tag, s.name)]))]
+
+
+def _sows_in(interp: Interpreter, jaxpr: Any) -> list[dict]:
+  return [{'name': s.name, 'mode': s.mode} for s in _sown_in(interp, jaxpr)]
+
+
+def _names_in(key: Any, interp: Interpreter, eqn: Any) -> bool:
+  _, name, _ = key[1]
+  return any(n == name for _, n in interp.program.tags_of(eqn))
+
+
+def _inside(key: Any, interp: Interpreter, eqn: Any, frame: Frame) -> bool:
+  """Whether the data of `key` belongs to a sow inside the scan `eqn` at `frame`."""
+  prefix = (*frame.key('')[2], '*')
+  return _names_in(key, interp, eqn) and key[1][2][: len(prefix)] == prefix
+
+
+RULES: dict[str, Callable] = {
+  'jit': _jit,
+  'pjit': _jit,
+  'closed_call': _call,
+  'core_call': _call,
+  'scan': _scan,
+  'while': _while,
+  'cond': _cond,
+  'checkpoint': _checkpoint,
+  'remat': _checkpoint,
+  'remat2': _checkpoint,
+  'custom_jvp_call': _custom_jvp,
+  'custom_vjp_call': _custom_vjp,
+  compat.SHARD_MAP: _shard_map,
+}

@@ -1,0 +1,300 @@
+"""The vocabulary of sites: how places inside a model are named, written, parsed and selected.
+
+A researcher moves between models and papers, so the same place must have the same name everywhere. A
+*site* is a name and a path of layer indices, printed `mlp_out.5`, or `logits` where there is no layer.
+The name comes from the tag (`harvest.sow(x, name='mlp_out')`); the layer comes from where the tag runs:
+the iteration inside a scan, or `with sites.layer(i):` around the call in a Python loop. It never comes
+from Python state inside the block, because a block that is jitted or checkpointed is traced once for all
+of its layers; `layer` therefore writes a named scope, which JAX records in the equation that encloses
+the block and which is right in every case.
+
+Selecting is done with patterns, separated by commas or given as a list:
+
+    mlp_out.5            one layer               mlp_out.{3,7}   two layers
+    mlp_out, mlp_out.*   every layer             mlp_out.{4..7}  a range, both ends included
+    *.5                  everything at layer 5   mlp_out.-1      the last layer
+    attn_*.0             name globs              *               every site
+
+TransformerLens names (`blocks.5.hook_mlp_out`, `blocks.*.attn.hook_z`) are accepted wherever a pattern
+is. A pattern that selects nothing is an error that lists the nearest names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import fnmatch
+import functools
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import jax
+
+from mechjax import compat
+from mechjax.errors import SiteError, nearest
+
+# B batch, T query position, S key position, D model width, H heads, K key-value heads, E head width, F neurons.
+CANONICAL: dict[str, str] = {
+  'embed': '[B, T, D] token (and position) embeddings',
+  'resid_pre': '[B, T, D] residual stream entering the layer',
+  'attn_norm': '[B, T, D] normalised input of the attention',
+  'q': '[B, T, H, E] queries after rotary: what the dot product sees',
+  'k': '[B, S, K, E] keys after rotary: what the dot product sees',
+  'v': '[B, S, K, E] values',
+  'attn_scores': '[B, H, T, S] scaled, soft-capped, masked: what the softmax sees',
+  'attn_probs': '[B, H, T, S] attention probabilities',
+  'z': '[B, T, H, E] head outputs before W_O',
+  'attn_out': '[B, T, D] what the attention adds to the residual stream',
+  'resid_mid': '[B, T, D] residual stream between attention and MLP',
+  'mlp_norm': '[B, T, D] normalised input of the MLP',
+  'mlp_pre': '[B, T, F] pre-activation of the neurons (the gate, in gated MLPs)',
+  'mlp_post': '[B, T, F] the neurons',
+  'mlp_out': '[B, T, D] what the MLP adds to the residual stream',
+  'resid_post': '[B, T, D] residual stream leaving the layer',
+  'final_norm': '[B, T, D] normalised final residual stream',
+  'logits': '[B, T, V] next-token logits',
+}
+"""Canonical names in the order a forward pass meets them, with their axes. An upstream whose heads are
+grouped may keep its own extra axes (attn_scores as [B, K, H/K, T, S]); its patch says so."""
+
+_LENS_BLOCK = {
+  'hook_resid_pre': 'resid_pre',
+  'ln1.hook_normalized': 'attn_norm',
+  'attn.hook_rot_q': 'q',
+  'attn.hook_rot_k': 'k',
+  'attn.hook_v': 'v',
+  'attn.hook_attn_scores': 'attn_scores',
+  'attn.hook_pattern': 'attn_probs',
+  'attn.hook_z': 'z',
+  'hook_attn_out': 'attn_out',
+  'hook_resid_mid': 'resid_mid',
+  'ln2.hook_normalized': 'mlp_norm',
+  'mlp.hook_pre': 'mlp_pre',
+  'mlp.hook_post': 'mlp_post',
+  'hook_mlp_out': 'mlp_out',
+  'hook_resid_post': 'resid_post',
+}
+_LENS_TOP = {'hook_embed': 'embed', 'ln_final.hook_normalized': 'final_norm'}
+_LENS_AMBIGUOUS = {'attn.hook_q': 'q', 'attn.hook_k': 'k'}
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Site:
+  """A place inside a model: `Site('mlp_out', (5,))` is `mlp_out.5`.
+
+  Attributes:
+    name: what is tagged.
+    path: layer indices from the outermost loop to the innermost; empty where there is no layer.
+  """
+
+  name: str
+  path: tuple[int, ...] = ()
+
+  @property
+  def layer(self) -> int | tuple[int, ...] | None:
+    """The layer index; None without a layer, a tuple in nested scans."""
+    if len(self.path) == 1:
+      return self.path[0]
+    return self.path or None
+
+  def __str__(self):
+    return '.'.join([self.name, *map(str, self.path)])
+
+
+def parse(text: str | Site) -> Site:
+  """Reads one concrete site: `mlp_out.5`, `logits`, or a TransformerLens name.
+
+  Raises:
+    SiteError: if `text` is a pattern that may select several sites.
+  """
+  if isinstance(text, Site):
+    return text
+  name, path = _split(_from_lens(text.strip()))
+  if not all(re.fullmatch(r'\d+', p) for p in path) or re.search(r'[*?\[{]', name):
+    raise SiteError(
+      f'{text!r} is a pattern where one site is expected',
+      mend="name one site and one layer, as in 'mlp_out.5'",
+    )
+  return Site(name, tuple(map(int, path)))
+
+
+# --- the layer of a sow -------------------------------------------------------------------------------
+
+_path: contextvars.ContextVar[tuple[int, ...]] = contextvars.ContextVar('mechjax_path', default=())
+_SCOPE = re.compile(r'(layer|nest):([^/()]+)')
+
+
+@contextlib.contextmanager
+def layer(index: int) -> Iterator[None]:
+  """Numbers the sows of one layer: wrap it around the block's call in a Python loop over layers.
+
+  Args:
+    index: the layer, a Python int (inside a scan the iteration is the layer; do not wrap there).
+  """
+  try:
+    index = index.__index__()
+  except (AttributeError, TypeError, jax.errors.JAXTypeError) as e:
+    raise SiteError(
+      f'sites.layer needs a Python int, got {type(index).__name__}',
+      cause='a traced layer index, as in the body of a scan',
+      mend='leave sites.layer out there: the iteration of the scan is the layer',
+    ) from e
+  token = _path.set((*_path.get(), index))
+  try:
+    with jax.named_scope(f'layer:{index}'), compat.rekeyed_gate(index):
+      yield
+  finally:
+    _path.reset(token)
+
+
+def current_path() -> tuple[int, ...]:
+  """The layer indices of the `layer` blocks being executed by Python right now."""
+  return _path.get()
+
+
+@functools.lru_cache(maxsize=65536)
+def scopes_of(name_stack: str) -> tuple[tuple[str, str], ...]:
+  """The `layer:i` and `nest:scope` marks of an equation's name stack, outermost first."""
+  return tuple(_SCOPE.findall(name_stack))
+
+
+# --- patterns -----------------------------------------------------------------------------------------
+
+
+def select(patterns: str | Site | Iterable[str | Site], available: Sequence[Site]) -> list[Site]:
+  """The sites that `patterns` select, in the order of `available`, each once.
+
+  Args:
+    patterns: one pattern, several separated by commas, or an iterable of patterns and `Site`s.
+    available: every site of the program.
+
+  Raises:
+    SiteError: if a pattern selects nothing; lists the nearest names and where there are sites at all.
+  """
+  chosen: set[Site] = set()
+  top = {name: max(s.path for s in group) for name, group in _by_name(available).items()}
+  for pattern in as_patterns(patterns):
+    name_glob, path_glob = _split(_from_lens(pattern))
+    hits = [
+      s
+      for s in available
+      if _name_matches(name_glob, s.name) and _path_matches(path_glob, s.path, top[s.name])
+    ]
+    if not hits:
+      raise unknown(pattern, available)
+    chosen.update(hits)
+  return [s for s in dict.fromkeys(available) if s in chosen]
+
+
+def as_patterns(patterns: str | Site | Iterable[str | Site]) -> list[str]:
+  """Normalises what `sites=` may be given to a list of single patterns."""
+  if isinstance(patterns, Site):
+    return [str(patterns)]
+  if isinstance(patterns, str):
+    return [p.strip() for p in re.split(r',(?![^{]*\})', patterns) if p.strip()]
+  return [q for p in patterns for q in as_patterns(p)]
+
+
+def unknown(pattern: str, available: Sequence[Site]) -> SiteError:
+  """The error for a pattern that selects nothing."""
+  if not available:
+    return SiteError(
+      f'no site matches {pattern!r}: the program has no sites at all',
+      cause='the model is not instrumented, or its patch was not installed before the model ran',
+      mend='install the patch of the code base first (for example mechjax.patches.tunix.PATCHER.install())',
+    )
+  name, path = _split(_from_lens(pattern))
+  names = _by_name(available)
+  same = [n for n in names if _name_matches(name, n)]
+  if same and path:
+    have = '; '.join(f'{n} has {_describe(names[n])}' for n in same[:5])
+    return SiteError(f'no site matches {pattern!r}', cause=have, mend='ask for a layer that exists')
+  close = nearest(name, names) or list(names)[:8]
+  listing = ', '.join(f'{n} ({_describe(names[n])})' for n in close)
+  return SiteError(
+    f'no site matches {pattern!r}',
+    cause=f'nearest: {listing}',
+    mend='harvest.sites_of(f, *args) lists every site of a program',
+  )
+
+
+def _by_name(available: Sequence[Site]) -> dict[str, list[Site]]:
+  groups: dict[str, list[Site]] = {}
+  for s in available:
+    groups.setdefault(s.name, []).append(s)
+  return groups
+
+
+def _describe(group: Sequence[Site]) -> str:
+  paths = sorted({s.path for s in group})
+  if paths == [()]:
+    return 'no layers'
+  if len(paths) == 1:
+    return f'layer {".".join(map(str, paths[0]))} only'
+  return f'{len(paths)} layers, {".".join(map(str, paths[0]))} to {".".join(map(str, paths[-1]))}'
+
+
+_INDEX = re.compile(r'-?\d+|\*|\{[-\d.,\s]*\}|\[[\d\-]+\]')
+
+
+def _split(text: str) -> tuple[str, tuple[str, ...]]:
+  """Splits `name.index.index` (dots inside braces do not count)."""
+  parts = re.split(r'\.(?!\.)(?<!\.\.)(?![^{]*\})', text)
+  n = len(parts)
+  while n > 1 and _INDEX.fullmatch(parts[n - 1]):
+    n -= 1
+  return '.'.join(parts[:n]), tuple(parts[n:])
+
+
+def _name_matches(glob: str, name: str) -> bool:
+  return any(fnmatch.fnmatchcase(name, g) for g in _alternatives(glob))
+
+
+def _alternatives(glob: str) -> list[str]:
+  pieces = re.split(r'\{([^{}]*)\}', glob)
+  options = [p.split(',') if i % 2 else [p] for i, p in enumerate(pieces)]
+  return [''.join(o) for o in itertools.product(*options)]
+
+
+def _path_matches(globs: tuple[str, ...], path: tuple[int, ...], top: tuple[int, ...]) -> bool:
+  if not globs:
+    return True
+  return len(globs) == len(path) and all(
+    _index_matches(g, i, t + 1) for g, i, t in zip(globs, path, top)
+  )
+
+
+def _index_matches(glob: str, index: int, length: int) -> bool:
+  if glob == '*':
+    return True
+  for item in glob.strip('{}[]').split(','):
+    low, dots, high = item.strip().partition('..')
+    ends = [int(e) + length if int(e) < 0 else int(e) for e in ([low, high] if dots else [low, low])]
+    if ends[0] <= index <= ends[1]:
+      return True
+  return False
+
+
+def _from_lens(text: str) -> str:
+  """Translates a TransformerLens hook name; other names pass unchanged."""
+  if text in _LENS_TOP:
+    return _LENS_TOP[text]
+  block = re.fullmatch(r'blocks\.([^.]+|\{[^}]*\})\.(.+)', text)
+  if not block:
+    return text
+  index, hook = block.groups()
+  if hook in _LENS_BLOCK:
+    return f'{_LENS_BLOCK[hook]}.{index}'
+  if hook in _LENS_AMBIGUOUS:
+    name = _LENS_AMBIGUOUS[hook]
+    raise SiteError(
+      f'{text!r} means the value BEFORE rotary in TransformerLens; mechjax tags it after rotary',
+      mend=f"write '{name}.{index}' (or blocks.{index}.attn.hook_rot_{name}) for what the dot product sees",
+    )
+  raise SiteError(
+    f'{text!r} is not a TransformerLens name that mechjax knows',
+    cause=f'nearest: {", ".join(nearest(hook, _LENS_BLOCK)) or "none"}',
+    mend='use a canonical name: ' + ', '.join(CANONICAL),
+  )
