@@ -197,6 +197,19 @@ def as_patterns(patterns: str | Site | Iterable[str | Site]) -> list[str]:
   return [q for p in patterns for q in as_patterns(p)]
 
 
+def matches(pattern: str, site: Site) -> bool:
+  """Whether one pattern selects one site, where the other layers are not known (so -1 is nobody's layer)."""
+  name, path = _split(_from_lens(pattern))
+  return _name_matches(name, site.name) and _path_matches(
+    path, site.path, (10**9,) * len(site.path)
+  )
+
+
+def names_layers(pattern: str) -> bool:
+  """Whether a pattern says which layers it means."""
+  return bool(_split(_from_lens(pattern))[1])
+
+
 def unknown(pattern: str, available: Sequence[Site]) -> SiteError:
   """The error for a pattern that selects nothing."""
   if not available:
@@ -271,7 +284,9 @@ def _index_matches(glob: str, index: int, length: int) -> bool:
     return True
   for item in glob.strip('{}[]').split(','):
     low, dots, high = item.strip().partition('..')
-    ends = [int(e) + length if int(e) < 0 else int(e) for e in ([low, high] if dots else [low, low])]
+    ends = [
+      int(e) + length if int(e) < 0 else int(e) for e in ([low, high] if dots else [low, low])
+    ]
     if ends[0] <= index <= ends[1]:
       return True
   return False

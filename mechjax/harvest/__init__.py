@@ -16,7 +16,7 @@ JAX does still works around it: jit it, differentiate it, vmap it, shard it.
 
 How it works. The function is staged to a jaxpr with the tags in it (`staging`), the jaxpr is walked so that
 every tag is known by name, layer, shape and source line (`program`), the request is resolved against that
-list (`plans`), and the jaxpr is evaluated again by ONE interpreter (`interpreter`, `rules`) that does something
+list (`reads`, `writes`, `plans`), and the jaxpr is evaluated again by ONE interpreter (`interpreter`, `rules`) that does something
 at the tags and nothing anywhere else. The semantics of tags, modes and names are those of Oryx
 (oryx.core.interpreters.harvest), whose last release cannot run on current JAX.
 
@@ -30,9 +30,9 @@ Sharp edges.
 
 from mechjax.harvest.activations import Activations
 from mechjax.harvest.api import call_and_reap, harvest, plant, reap
-from mechjax.harvest.plans import At, Masked
 from mechjax.harvest.primitive import TAG, nest, sow, sow_cond, sow_p
 from mechjax.harvest.staging import SiteInfo, sites_of
+from mechjax.harvest.writes import At, Masked
 
 __all__ = [
   'TAG',

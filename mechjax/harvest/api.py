@@ -22,8 +22,9 @@ from typing import Any
 import jax
 
 from mechjax.errors import HarvestError
-from mechjax.harvest import plans
 from mechjax.harvest import primitive as prim
+from mechjax.harvest import reads as reading
+from mechjax.harvest import writes as writing
 from mechjax.harvest.interpreter import Interpreter, Keyed
 from mechjax.harvest.plans import HarvestPlan
 from mechjax.harvest.program import Program
@@ -155,10 +156,10 @@ def _call(staged: Callable, s: _Settings, plants: Mapping, args: tuple, kwargs: 
     if s.reading:
       _refuse_dropped(program, s.tag)
   admit = HarvestPlan(s.tag, allow=s.allow, block=s.block).admits
-  writes = plans.resolve_writes(plants, program, s.tag, admit)
+  writes = writing.resolve_writes(plants, program, s.tag, admit)
   reads, tables = [], Keyed()
   if s.reading and not s.strict:
-    reads, tables = plans.resolve_reads(s.request, program, s.tag)
+    reads, tables = reading.resolve_reads(s.request, program, s.tag)
     reads = [r for r in reads if admit(r.key[1])]
   plan = HarvestPlan(
     tag=s.tag,
@@ -172,8 +173,8 @@ def _call(staged: Callable, s: _Settings, plants: Mapping, args: tuple, kwargs: 
   )
   out, cells = run(program, plan, Keyed({**tables, **writes}), dynamic)
   if s.strict:
-    return out, plans.by_name(cells, program)
-  return out, plans.assemble(reads, cells, tables)
+    return out, reading.by_name(cells, program)
+  return out, reading.assemble(reads, cells, tables)
 
 
 def _refuse_dropped(program: Program, tag: Hashable) -> None:

@@ -68,9 +68,7 @@ def _cond(rule: Callable) -> Callable:
       for i, b in enumerate(branches)
     )
     # The index goes in twice: to choose the branch, and as an operand that the predicates are made of.
-    return rule(
-      axis_data, [args[0], *args], [dims[0], *dims], branches=marked, **params
-    )
+    return rule(axis_data, [args[0], *args], [dims[0], *dims], branches=marked, **params)
 
   return batched
 

@@ -109,6 +109,9 @@ class Plan:
   needs_iteration = False
   """Whether frames must carry the traced index of every scan."""
 
+  unroll_scans = False
+  """Whether scans that hold wanted sows are written out iteration by iteration."""
+
   def cares(self, tags: frozenset) -> bool:
     """Whether any of these (tag, name) pairs is to be interpreted."""
     raise NotImplementedError

@@ -128,7 +128,13 @@ def _bind(value, pred, *, tag, name, mode):
     recorder.append((tag, name))
   operands = [*leaves] if pred is None else [*leaves, pred]
   out = sow_p.bind(
-    *operands, name=name, tag=tag, mode=mode, tree=tree, n_preds=int(pred is not None), exclusive=None
+    *operands,
+    name=name,
+    tag=tag,
+    mode=mode,
+    tree=tree,
+    n_preds=int(pred is not None),
+    exclusive=None,
   )
   return jax.tree.unflatten(tree, out[: len(leaves)])
 

@@ -107,11 +107,12 @@ class Writing:
     mask = None if self.mask is None else pick(self.mask)
     wanted = self.table < self.k
     return [
-      where(wanted, self._masked(x, pick(p), mask, devices), x)
-      for x, p in zip(values, self.leaves)
+      where(wanted, self._masked(x, pick(p), mask, devices), x) for x, p in zip(values, self.leaves)
     ]
 
-  def of_tangent(self, tangents: Sequence[Any], leaves: Sequence[int], devices: int = 0) -> list[Any]:
+  def of_tangent(
+    self, tangents: Sequence[Any], leaves: Sequence[int], devices: int = 0
+  ) -> list[Any]:
     """Tangents of the leaves numbered `leaves`: zero where they were replaced."""
     if self.fns:
       raise HarvestError(
@@ -156,7 +157,7 @@ def fitted(new: Any, old: Any, what: str) -> jax.Array:
   shape, dtype = jnp.shape(old), jnp.result_type(old)
   weak = isinstance(new, bool | int | float | complex) or getattr(new, 'weak_type', False)
   got = jnp.result_type(new)
-  if weak and jnp.promote_types(got, dtype) == dtype or got == dtype:
+  if (weak and jnp.promote_types(got, dtype) == dtype) or got == dtype:
     new = jnp.asarray(new, dtype)
   else:
     raise HarvestError(

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from mechjax import compat
 from mechjax.errors import HarvestError
-from mechjax.harvest.interpreter import Cell, Keyed, Frame, Interpreter, Iteration, label, where
+from mechjax.harvest.interpreter import Cell, Frame, Interpreter, Iteration, Keyed, label, where
 from mechjax.harvest.program import devices_of, struct_of, sub_jaxprs
 
 
@@ -52,11 +52,39 @@ def _call(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
 # --- loops ----------------------------------------------------------------------------------------------
 
 
+def _unrolled(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+  """A scan written out: every iteration stands at a static layer."""
+  p = eqn.params
+  n_consts, n_carry = compat.scan_split(p)
+  consts, carry, xs = (
+    values[:n_consts],
+    values[n_consts : n_consts + n_carry],
+    values[n_consts + n_carry :],
+  )
+  order = range(p['length'])
+  rows: dict[int, list] = {}
+  cells = Keyed()
+  for i in reversed(order) if p['reverse'] else order:
+    here = dataclasses.replace(frame, path=(*frame.path, i))
+    x = [jax.lax.index_in_dim(a, i, 0, keepdims=False) for a in xs]
+    out, new = interp.eval(p['jaxpr'], (), [*consts, *carry, *x], here)
+    carry, rows[i] = out[:n_carry], out[n_carry:]
+    cells.update(new)
+  ys = [jnp.stack(column) for column in zip(*(rows[i] for i in order))]
+  return [*carry, *ys], cells
+
+
 def _scan(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
   p = eqn.params
+  if interp.plan.unroll_scans and p['length']:
+    return _unrolled(interp, eqn, values, frame)
   interp.plan.check_loop('scan', _sows_in(interp, p['jaxpr']))
   n_consts, n_carry = compat.scan_split(p)
-  consts, init, xs = values[:n_consts], values[n_consts : n_consts + n_carry], values[n_consts + n_carry :]
+  consts, init, xs = (
+    values[:n_consts],
+    values[n_consts : n_consts + n_carry],
+    values[n_consts + n_carry :],
+  )
   length = p['length']
   sliced = {k: d for k, d in frame.data.items() if d.scans and _inside(k, interp, eqn, frame)}
   data_xs = Keyed((k, d.per_iteration()) for k, d in sliced.items())
@@ -252,7 +280,9 @@ def _recomputation(interp: Interpreter, eqn: Any, values: list, frame: Frame) ->
 
   closed = jax.make_jaxpr(body)(*data, *values)
   if compat.consts(closed):
-    raise HarvestError('a planted value closes over an array inside a checkpoint that is differentiated')
+    raise HarvestError(
+      'a planted value closes over an array inside a checkpoint that is differentiated'
+    )
   return eqn.primitive.bind(*data, *values, **{**eqn.params, 'jaxpr': compat.raw(closed)})
 
 

@@ -145,7 +145,9 @@ class SiteList(list):
   def __repr__(self):
     groups: dict[tuple, list[SiteInfo]] = {}
     for info in self:
-      groups.setdefault((info.site.name, str(info.shape), str(info.dtype), info.source), []).append(info)
+      groups.setdefault((info.site.name, str(info.shape), str(info.dtype), info.source), []).append(
+        info
+      )
     rows = [('site', 'layers', 'shape', 'dtype', 'sown at')]
     for (name, shape, dtype, source), infos in groups.items():
       layers = str(len(infos)) if infos[0].site.path else '-'

@@ -1,0 +1,91 @@
+"""Runs whose values are tracers: the loop runs once, while JAX traces.
+
+Under jit, grad or vmap the staged program is evaluated again by the harvest interpreter, in a greenlet; at each
+wanted site it stops and hands the tracer to the loop, whose arithmetic is traced in place. What is compiled is
+what the same edit written into the model would give.
+
+Inside a scan there is one body for all layers. With `scan='switch'` the loop is run for every layer, each
+in its branch of a `lax.switch` on the iteration: it sees static layers, name by name. Values cannot travel from layer
+to layer then; with `scan='unroll'` the scan is written out and they can.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from mechjax import greenlets, sites
+from mechjax.errors import RunError
+from mechjax.harvest.interpreter import Cell, Frame, Interpreter, Iteration, Keyed, Plan
+from mechjax.harvest.program import Program, name_and_path
+
+SCANS = ('switch', 'unroll')
+
+
+class TracedPlan(Plan):
+  """Stops at every wanted site."""
+
+  def __init__(self, tag: Any, keys: frozenset, chosen: frozenset, scan: str):
+    self.tag, self.keys, self.chosen = tag, keys, chosen
+    self.names = {k[1] for k in keys}
+    self.unroll_scans = scan == 'unroll'
+    self.needs_iteration = not self.unroll_scans
+
+  def cares(self, tags: frozenset) -> bool:
+    return any(t == self.tag and n in self.names for t, n in tags)
+
+  def edits(self, tags: frozenset) -> bool:
+    return self.cares(tags)
+
+  def at_sow(self, frame: Frame, params: dict, leaves: list, preds: list) -> tuple[list, bool]:
+    if params['tag'] != self.tag:
+      return leaves, False
+    if frame.backward:
+      raise RunError(
+        f'the site {params["name"]!r} lies in the recomputation of a checkpoint that was differentiated inside the run',
+        mend='take the derivative outside: jax.grad of a function that iterates',
+      )
+    name, path = name_and_path(params['name'], frame.path)
+    name = '/'.join([*frame.scope, name])
+    return _visit(self, name, path, leaves, params['tree']), False
+
+  def leave_scan(self, key: tuple, cell: Cell, frame: Frame) -> Any:
+    raise AssertionError('a traced run keeps no cells')
+
+
+def _visit(plan: TracedPlan, name: str, path: tuple, leaves: list, tree: Any) -> list:
+  """Hands one site to the loop; switches on the first iteration of `path` that is traced."""
+  for n, p in enumerate(path):
+    if isinstance(p, Iteration):
+      branches = [
+        _Branch(plan, name, (*path[:n], i, *path[n + 1 :]), tree) for i in range(p.length)
+      ]
+      return jax.lax.switch(p.index, branches, leaves)
+  site = sites.Site(name, tuple(p for p in path if isinstance(p, int)))
+  if site not in plan.chosen:
+    return list(leaves)
+  new = greenlets.yield_((site, tree.unflatten(leaves)))
+  return list(leaves) if new is None else jax.tree.leaves(new)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Branch:
+  plan: TracedPlan
+  name: str
+  path: tuple
+  tree: Any
+
+  def __call__(self, leaves: list) -> list:
+    return _visit(self.plan, self.name, self.path, leaves, self.tree)
+
+
+def start(program: Program, plan: TracedPlan, args: list) -> greenlets.GreenletGenerator:
+  """A generator of (site, value) over a program at traced arguments."""
+
+  def run():
+    out, _ = Interpreter(program, plan).run(program.consts, args, Keyed())
+    return program.out_tree.unflatten(out)
+
+  return greenlets.GreenletGenerator(run)

@@ -1,0 +1,158 @@
+"""From `sites=...` to slot tables, and from the cells that came out to the answer.
+
+A request is resolved against the staged program before anything runs: which sows it means, which iterations of
+their scans, and where the answer to each stands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax import sites
+from mechjax.errors import HarvestError, SiteError
+from mechjax.harvest.activations import Activations, Entry
+from mechjax.harvest.interpreter import Keyed, finish, label, where
+from mechjax.harvest.program import Program, Sown, expand, expand_all
+from mechjax.harvest.requests import Reading
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+  """How the cells of one key become an entry of `Activations`."""
+
+  key: tuple
+  entry: Entry
+  sown: Sown
+
+
+def live(program: Program, tag: Hashable) -> list[Sown]:
+  """The sows of `tag` that a read can meet."""
+  return [s for s in program.sown if s.tag == tag and not s.backward]
+
+
+def resolve_reads(request: Any, program: Program, tag: Hashable) -> tuple[list[Read], Keyed]:
+  """What `sites=` asks of a program: how to assemble the answer, and the slot tables."""
+  if isinstance(request, Mapping):
+    return _traced_reads(request, program, tag)
+  sown = live(program, tag)
+  refuse_twice(sown)
+  chosen = set(select(request, program, tag))
+  reads, tables = [], Keyed()
+  for s in {s.key: s for s in sown}.values():
+    mine = expand(s)
+    wanted = [site for site in mine if site in chosen]
+    if not wanted:
+      continue
+    reads.append(
+      Read(s.key, Entry(wanted[0].name, tuple(w.path for w in wanted), bool(s.lengths)), s)
+    )
+    if s.lengths:
+      tables['read', s.key] = _reading(s, mine, wanted)
+  return reads, tables
+
+
+def select(request: Any, program: Program, tag: Hashable) -> list[sites.Site]:
+  """The sites of a program that patterns select, in the order of the forward pass."""
+  try:
+    return sites.select(request, expand_all(live(program, tag)))
+  except SiteError as e:
+    lost = [n for t, n in program.dropped if t == tag]
+    if not lost:
+      raise
+    raise SiteError(
+      e.what,
+      cause=f'JAX removed the sows of {lost} as dead code: their values do not reach the result of the derivative',
+      mend='harvest inside the derivative: jax.grad(call_and_reap(f), has_aux=True), not reap(jax.grad(f))',
+    ) from e
+
+
+def refuse_twice(sown: Sequence[Sown]) -> None:
+  seen: dict[sites.Site, Sown] = {}
+  for s in sown:
+    for site in expand(s):
+      other = seen.setdefault(site, s)
+      twice = other is not s and s.mode in ('strict', 'append') and s.source != other.source
+      if twice and other.key != s.key:
+        raise HarvestError(
+          f'{site} is sown twice',
+          where=f'{other.source} and {s.source}',
+          cause='two tags of one name, or a loop over layers that is not numbered',
+          mend="rename one of them, or wrap the layer's call in `with sites.layer(i):`",
+        )
+
+
+def _reading(s: Sown, mine: list[sites.Site], wanted: list[sites.Site]) -> Reading:
+  if len(wanted) == len(mine):
+    return Reading(None, len(mine), len(s.lengths))
+  slots = {site: i for i, site in enumerate(wanted)}
+  table = np.array([slots.get(site, len(wanted)) for site in mine], np.int32)
+  return Reading(table.reshape(s.lengths), len(wanted), len(s.lengths))
+
+
+def _traced_reads(
+  request: Mapping[str, Any], program: Program, tag: Hashable
+) -> tuple[list[Read], Keyed]:
+  """`sites={'mlp_out': layers}` with an int array [k], traced or not."""
+  reads, tables = [], Keyed()
+  for name, layers in request.items():
+    select(name, program, tag)
+    layers = jnp.atleast_1d(jnp.asarray(layers, jnp.int32))
+    for s in {
+      s.key: s for s in live(program, tag) if s.site_at((0,) * len(s.lengths)).name == name
+    }.values():
+      paths = [site.path for site in expand(s)]
+      if len(paths[0]) != 1:
+        raise HarvestError(
+          f'{name!r} has no single layer axis', mend='name its sites in full, as in sites=["x.0.3"]'
+        )
+      table = slot_table(layers, [p[0] for p in paths])
+      reads.append(Read(s.key, Entry(name, None, True), s))
+      tables['read', s.key] = Reading(
+        table if s.lengths else table[0], layers.shape[0], len(s.lengths)
+      )
+  return reads, tables
+
+
+def slot_table(layers: jax.Array, indices: Sequence[int]) -> jax.Array:
+  """For each index the position at which it stands in `layers`, or len(layers) where it does not."""
+  hit = layers[None, :] == jnp.asarray(indices, jnp.int32)[:, None]
+  return jnp.where(hit.any(axis=1), hit.argmax(axis=1), layers.shape[0]).astype(jnp.int32)
+
+
+def assemble(reads: Sequence[Read], cells: Keyed, tables: Keyed) -> Activations:
+  """The answer to a request from the cells that came out."""
+  entries: dict[Any, Entry] = {}
+  values: dict[Any, list] = {}
+  for r in reads:
+    leaves = finish(cells[r.key])
+    flat_scans = len(r.sown.lengths)
+    if flat_scans > 1 and tables['read', r.key].table is None:
+      leaves = [x.reshape((-1, *x.shape[flat_scans:])) for x in leaves]
+    key = r.key if r.entry.paths is not None else r.entry.name
+    if r.entry.paths is None and not flat_scans:
+      table = tables['read', r.key]
+      hit = jnp.arange(table.k) == table.table
+      before = values.get(key) or [jnp.zeros((table.k, *x.shape), x.dtype) for x in leaves]
+      leaves = [where(hit, jnp.broadcast_to(x, b.shape), b) for x, b in zip(leaves, before)]
+    shapes = tuple(x.shape for x in leaves)
+    entries[key], values[key] = dataclasses.replace(r.entry, shapes=shapes), leaves
+  trees = {r.key if r.entry.paths is not None else r.entry.name: r.sown.tree for r in reads}
+  return Activations(list(entries.values()), [trees[k].unflatten(v) for k, v in values.items()])
+
+
+def by_name(cells: Keyed, program: Program) -> dict:
+  """Oryx's answer: nested dicts by scope, then values by name."""
+  trees = {s.key: s.tree for s in program.sown}
+  out: dict = {}
+  for key, cell in cells.items():
+    inner = out
+    for scope in key[0]:
+      inner = inner.setdefault(scope, {})
+    inner[label(((), *key[1:]))] = trees[key].unflatten(finish(cell))
+  return out

@@ -1,0 +1,292 @@
+"""From a dict of plants to what replaces each value.
+
+How a key is read, for a site with layers: a key that names one layer takes a value of the site's own shape; any
+other key (a bare name, a glob) takes one with a leading axis over the layers it selects, in order. A function is
+applied at every layer selected. `At(layer, value)` lets the layer be traced. Nothing is broadcast and nothing is
+cast: a value that does not fit is an error before anything runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax import sites
+from mechjax.errors import HarvestError
+from mechjax.harvest.interpreter import Keyed, label
+from mechjax.harvest.program import Program, Sown, expand
+from mechjax.harvest.reads import select, slot_table
+from mechjax.harvest.requests import Writing, fitted
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Masked:
+  """A planted value used only where `mask` (boolean, broadcastable to the site's value) holds."""
+
+  value: Any
+  mask: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class At:
+  """A planted value (or `Masked`, or a function) at a layer that may be traced.
+
+  Attributes:
+    layer: an integer, or int array [k].
+    value: for an integer, of the site's own shape; for an array, with a leading axis of k.
+  """
+
+  layer: Any
+  value: Any
+
+
+def resolve_writes(
+  plants: Mapping, program: Program, tag: Hashable, admits: Callable[[str], bool]
+) -> Keyed:
+  """The `Writing`s that a dict of plants asks of a program."""
+  sown = list({s.key: s for s in program.sown if s.tag == tag}.values())
+  pieces: dict[tuple, list[_Piece]] = {}
+  for name, value, mine in _flat_plants(plants, sown, ()):
+    if admits(sites.as_patterns(name)[0].split('.')[0]):
+      for piece in _pieces(name, value, mine, program, tag):
+        pieces.setdefault(piece.sown.key, []).append(piece)
+  return Keyed((('write', key), _writing(group)) for key, group in pieces.items())
+
+
+def _flat_plants(plants: Mapping, sown: list[Sown], scope: tuple) -> Iterator[tuple]:
+  here = [s for s in sown if s.scope[: len(scope)] == scope]
+  for name, value in plants.items():
+    if any(s.scope[len(scope) : len(scope) + 1] == (name,) for s in here):
+      yield from _flat_plants(value, sown, (*scope, name))
+    else:
+      yield name, value, [s for s in here if s.scope == scope] or here
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+  """One planted value for one sow.
+
+  Attributes:
+    sown: the sow.
+    iterations: flat indices of the scans' iterations, or None for all of them.
+    value: planted leaves: with a leading axis over `iterations`, or over the scans (`stacked`), or neither.
+    mask: like `value`, or None.
+    fn: a function instead of a value.
+    layer: traced layers [k] instead of `iterations`.
+  """
+
+  sown: Sown
+  iterations: tuple[int, ...] | None
+  value: list[Any]
+  mask: Any
+  fn: Callable | None
+  layer: Any = None
+  stacked: bool = False
+
+
+def _pieces(
+  name: str | sites.Site, value: Any, sown: list[Sown], program: Program, tag: Hashable
+) -> Iterator[_Piece]:
+  if isinstance(value, At):
+    yield from _traced_pieces(name, value, sown, program, tag)
+    return
+  text = str(name)
+  exact = [s for s in sown if label(((), *s.key[1:])) == text]
+  once = [s for s in exact if not s.lengths or s.mode in ('clobber', 'cond_clobber')]
+  if exact and len(once) == len(exact):
+    for s in exact:
+      yield _whole(s, value, text)
+    return
+  chosen = select(text, program, tag)
+  single = len(chosen) == 1 and bool(sites.names_layers(text) or not chosen[0].path)
+  at = {site: i for i, site in enumerate(chosen)}
+  for s in sown:
+    mine = expand(s)
+    hits = [(i, at[site]) for i, site in enumerate(mine) if site in at]
+    if hits:
+      yield _partial(s, value, text, hits, len(chosen), single)
+
+
+def _split_value(value: Any) -> tuple[Any, Any, Callable | None]:
+  if isinstance(value, Masked):
+    inner, _, fn = _split_value(value.value)
+    if fn is not None:
+      raise HarvestError(
+        'Masked takes a value, not a function', mend='use jnp.where inside the function'
+      )
+    return inner, value.mask, None
+  if callable(value) and not hasattr(value, 'shape'):
+    return None, None, value
+  return value, None, None
+
+
+def _whole(s: Sown, value: Any, text: str) -> _Piece:
+  value, mask, fn = _split_value(value)
+  if fn is not None:
+    return _Piece(s, None, [], None, fn)
+  leaves = _fitted(value, s, s.device_sizes, text)
+  return _Piece(s, None, leaves, _fit_mask(mask, s, s.device_sizes, text), None)
+
+
+def _partial(s: Sown, value: Any, text: str, hits: list, n: int, single: bool) -> _Piece:
+  value, mask, fn = _split_value(value)
+  iterations = tuple(i for i, _ in hits)
+  if fn is not None:
+    return _Piece(s, iterations, [], None, fn)
+  lead = () if single else (n,)
+  leaves = _fitted(value, s, lead + s.device_sizes, text)
+  mask = _fit_mask(mask, s, lead + s.device_sizes, text)
+  if single:
+    pick = lambda x: x[None]  # noqa: E731
+  elif [j for _, j in hits] == list(range(n)):
+    pick = lambda x: x  # noqa: E731
+  else:
+    index = np.array([j for _, j in hits])
+    pick = lambda x: x[index]  # noqa: E731
+  mask = None if mask is None else pick(mask)
+  return _Piece(s, iterations, [pick(x) for x in leaves], mask, None)
+
+
+def _traced_pieces(
+  name: str | sites.Site, at: At, sown: list[Sown], program: Program, tag: Hashable
+) -> Iterator[_Piece]:
+  chosen = set(select(str(name), program, tag))
+  layers = jnp.asarray(at.layer, jnp.int32)
+  value, mask, fn = _split_value(at.value)
+  _check_concrete_layers(layers, chosen, str(name))
+  for s in sown:
+    if not any(site in chosen for site in expand(s)):
+      continue
+    lead = layers.shape + s.device_sizes
+    leaves = [] if fn else _fitted(value, s, lead, str(name))
+    mask_ = _fit_mask(mask, s, lead, str(name))
+    up = (lambda x: x[None]) if layers.ndim == 0 else (lambda x: x)
+    yield _Piece(
+      s,
+      None,
+      [up(x) for x in leaves],
+      None if mask_ is None else up(mask_),
+      fn,
+      jnp.atleast_1d(layers),
+    )
+
+
+def _check_concrete_layers(layers: jax.Array, chosen: set[sites.Site], name: str) -> None:
+  if isinstance(layers, jax.core.Tracer):
+    return
+  have = {site.path[-1] for site in chosen if site.path}
+  for i in np.atleast_1d(np.asarray(layers)):
+    if int(i) not in have:
+      raise sites.unknown(f'{name}.{int(i)}', sorted(chosen))
+
+
+def _fitted(value: Any, s: Sown, lead: tuple, text: str) -> list[jax.Array]:
+  leaves, tree = jax.tree.flatten(value)
+  if tree != s.tree:
+    raise HarvestError(
+      f'the value planted at {text!r} has the structure {tree}, the site has {s.tree}',
+      where=s.source,
+    )
+  old = [jax.ShapeDtypeStruct(lead + tuple(a.shape), a.dtype) for a in s.avals]
+  try:
+    return [_fit_leaf(x, o, text) for x, o in zip(leaves, old)]
+  except HarvestError as e:
+    cause = e.cause
+    if lead[: len(lead) - len(s.device_sizes)]:
+      cause = f'{text!r} selects {lead[0]} layers, so the value needs a leading axis over them'
+    raise HarvestError(
+      e.what, where=f'{text} sown at {s.source}', cause=cause, mend=e.mend
+    ) from None
+
+
+def _fit_leaf(x: Any, old: Any, text: str) -> jax.Array:
+  if isinstance(x, float) and x.is_integer() and jnp.issubdtype(old.dtype, jnp.integer):
+    x = int(x)
+  return fitted(x, old, f'the value planted at {text!r} has')
+
+
+def _fit_mask(mask: Any, s: Sown, lead: tuple, text: str) -> jax.Array | None:
+  if mask is None:
+    return None
+  mask = jnp.asarray(mask)
+  if mask.dtype != jnp.bool_:
+    raise HarvestError(
+      f'the mask planted at {text!r} has dtype {mask.dtype.name}, not bool', mend='mask != 0'
+    )
+  shapes = {tuple(a.shape) for a in s.avals}
+  try:
+    if len(shapes) != 1:
+      raise ValueError
+    return jnp.broadcast_to(mask, lead + shapes.pop())
+  except ValueError:
+    raise HarvestError(
+      f'the mask planted at {text!r} has shape {mask.shape}, the site has {[a.shape for a in s.avals]}',
+      where=s.source,
+      mend='give a mask that broadcasts to the value',
+    ) from None
+
+
+def _writing(group: list[_Piece]) -> Writing:
+  """Joins the pieces planted at one sow into one table."""
+  s = group[0].sown
+  scans = len(s.lengths)
+  if len(group) == 1 and group[0].iterations is None and group[0].layer is None:
+    p = group[0]
+    return Writing(None, p.value, p.mask, (p.fn,) if p.fn else (), 1, scans, False)
+  kinds = {(p.fn is None, p.layer is None, p.mask is None) for p in group}
+  if len(kinds) > 1 or (len(group) > 1 and group[0].layer is not None):
+    raise HarvestError(
+      f'{s.name!r} is planted in several ways at once',
+      where=s.source,
+      cause='values, masked values, functions and traced layers cannot be mixed for one site name',
+      mend='plant one kind, or nest two plants: plant(plant(f))',
+    )
+  if group[0].layer is not None:
+    return _traced_writing(group[0], scans)
+  taken = [i for p in group for i in p.iterations or ()]
+  if len(set(taken)) < len(taken):
+    raise HarvestError(f'{s.name!r} is planted twice at one layer', where=s.source)
+  fns = tuple(p.fn for p in group if p.fn)
+  k = len(group) if fns else len(taken)
+  total = int(np.prod(s.lengths, dtype=int))
+  if not fns and taken == list(range(total)) and scans:
+    unflat = lambda x: x.reshape((*s.lengths, *x.shape[1:]))  # noqa: E731
+    (p,) = group if len(group) == 1 else (_joined(group),)
+    mask = None if p.mask is None else unflat(p.mask)
+    return Writing(None, [unflat(x) for x in p.value], mask, (), 1, scans, True)
+  if not scans:
+    p = group[0]
+    first = lambda x: x[0]  # noqa: E731
+    mask = None if p.mask is None else first(p.mask)
+    return Writing(None, [first(x) for x in p.value], mask, fns, 1, 0, False)
+  table = np.full(total, k, np.int32)
+  slot = 0
+  for n, p in enumerate(group):
+    for i in p.iterations or ():
+      table[i] = n if fns else slot
+      slot += 1
+  joined = _joined(group)
+  return Writing(table.reshape(s.lengths), joined.value, joined.mask, fns, k, scans, False)
+
+
+def _joined(group: list[_Piece]) -> _Piece:
+  values = [jnp.concatenate(xs) for xs in zip(*(p.value for p in group))]
+  mask = None if group[0].mask is None else jnp.concatenate([p.mask for p in group])
+  return dataclasses.replace(group[0], value=values, mask=mask)
+
+
+def _traced_writing(p: _Piece, scans: int) -> Writing:
+  paths = [site.path for site in expand(p.sown)]
+  if len(paths[0]) != 1:
+    raise HarvestError(f'{p.sown.name!r} has no single layer axis', where=p.sown.source)
+  table, k, fns = slot_table(p.layer, [q[0] for q in paths]), p.layer.shape[0], ()
+  if p.fn:  # one function for all its layers: one slot
+    table, k, fns = (table == k).astype(jnp.int32), 1, (p.fn,)
+  return Writing(table if scans else table[0], p.value, p.mask, fns, k, scans, False)
