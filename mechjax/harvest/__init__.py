@@ -21,8 +21,8 @@ at the tags and nothing anywhere else. The semantics of tags, modes and names ar
 (oryx.core.interpreters.harvest), whose last release cannot run on current JAX.
 
 Sharp edges.
-  - The derivative goes outside: jax.grad(plant(f)), jax.grad(call_and_reap(f), has_aux=True). A harvest outside a
-    derivative sees what JAX left of it; what was removed as dead code is an error.
+  - The derivative goes outside: jax.grad(plant(f)), jax.grad(call_and_reap(f), has_aux=True). A harvest
+    outside a derivative sees what JAX left of it; what was removed as dead code is an error.
   - Under vmap a sown value that does not depend on the mapped argument has no batch axis.
   - A changed value inside a jax.custom_jvp or custom_vjp function makes its custom rule void.
   - Sows in the rules of a custom_vjp are seen only where the derivative is taken inside the harvest.
@@ -30,6 +30,7 @@ Sharp edges.
 
 from mechjax.harvest.activations import Activations
 from mechjax.harvest.api import call_and_reap, harvest, plant, reap
+from mechjax.harvest.gradients import value_and_grad_at
 from mechjax.harvest.primitive import TAG, nest, sow, sow_cond, sow_p
 from mechjax.harvest.staging import SiteInfo, sites_of
 from mechjax.harvest.writes import At, Masked
@@ -49,4 +50,5 @@ __all__ = [
   'sow',
   'sow_cond',
   'sow_p',
+  'value_and_grad_at',
 ]

@@ -65,6 +65,7 @@ class Writing:
     k: number of slots.
     scans: scans still to be entered.
     stacked: see `table`.
+    tap: nothing is replaced; `leaves` are zeros that receive the gradient at the site.
   """
 
   table: Any
@@ -74,6 +75,7 @@ class Writing:
   k: int = dataclasses.field(metadata={'static': True})
   scans: int = dataclasses.field(metadata={'static': True})
   stacked: bool = dataclasses.field(metadata={'static': True})
+  tap: bool = dataclasses.field(default=False, metadata={'static': True})
 
   def per_iteration(self) -> Any:
     return (self.table, self.leaves, self.mask) if self.stacked else self.table
@@ -90,11 +92,6 @@ class Writing:
       *(per_device for _ in self.leaves),
       *(per_device for _ in jax.tree.leaves(self.mask)),
     ]
-
-  @property
-  def whole(self) -> bool:
-    """Whether the value is replaced outright, so that nothing of it (nor of its tangent) remains."""
-    return self.table is None and self.mask is None and not self.fns
 
   def apply(self, values: Sequence[Any], tree: Any, devices: int = 0) -> list[Any]:
     """The value that flows on in place of `values`."""
@@ -114,6 +111,8 @@ class Writing:
     self, tangents: Sequence[Any], leaves: Sequence[int], devices: int = 0
   ) -> list[Any]:
     """Tangents of the leaves numbered `leaves`: zero where they were replaced."""
+    if self.tap:
+      return list(tangents)
     if self.fns:
       raise HarvestError(
         'a site cannot be planted through a function inside a derivative',
@@ -134,10 +133,21 @@ class Writing:
 
   def _masked(self, value: Any, planted: Any, mask: Any, devices: int) -> Any:
     planted = jnp.reshape(planted, planted.shape[devices:]) if devices else planted
+    if self.tap:
+      return tap(value, planted)
     if mask is None:
       return planted
     mask = jnp.reshape(mask, mask.shape[devices:]) if devices else mask
     return jax.lax.select(jnp.broadcast_to(mask, value.shape), planted, value)
+
+
+@jax.custom_vjp
+def tap(value: jax.Array, delta: jax.Array) -> jax.Array:
+  """`value`; in the backward pass its cotangent is also that of `delta`. Costs the forward pass nothing."""
+  return value
+
+
+tap.defvjp(lambda value, delta: (value, None), lambda _, ct: (ct, ct))
 
 
 def checked(fn: Callable, values: Sequence[Any], tree: Any) -> list[Any]:

@@ -1,0 +1,125 @@
+"""Gradients at sites: how much a scalar would change if the value there did.
+
+    value, acts, grads = harvest.value_and_grad_at(loss, sites='resid_post.*')(tokens)
+
+One forward and one backward pass give the values and the gradients at all the sites asked for. At each a tap
+(`requests.tap`) stands between the value and what follows: an identity whose backward rule also sends the cotangent
+to a zero. The forward pass is untouched, no parameter is differentiated, and a checkpointed body stays so. Inside a
+scan the zeros are scanned over when all layers are asked for; otherwise k slots collect the gradients of k layers.
+
+This is what attribution patching is made of: (noise - clean) * gradient, Kramár et al. 2024 (AtP*), equation 2.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mechjax.errors import HarvestError
+from mechjax.harvest import primitive as prim
+from mechjax.harvest.activations import Activations
+from mechjax.harvest.interpreter import Cell, Interpreter, Keyed
+from mechjax.harvest.plans import HarvestPlan
+from mechjax.harvest.program import Program
+from mechjax.harvest.reads import Read, assemble, resolve_reads
+from mechjax.harvest.requests import Writing
+from mechjax.harvest.staging import stager
+
+
+def value_and_grad_at(
+  f: Callable, sites: Any, *, has_aux: bool = False, tag: Hashable = prim.TAG
+) -> Callable[..., tuple[Any, Activations, Activations]]:
+  """Transforms `f(*args) -> scalar` into `(*args) -> (scalar, values, gradients)` at sites.
+
+  Args:
+    f: a function with sows that returns a floating-point scalar, or (scalar, aux) with `has_aux`.
+    sites: which sites, as in `harvest`.
+    has_aux: whether `f` returns something besides; the first result is then (scalar, aux).
+    tag: which sows.
+
+  Returns:
+    The transformed function. `values` and `gradients` have the same sites and shapes. The gradient is that of
+    planting: d f / d value with everything before the site held fixed and everything after it recomputed.
+
+  Raises:
+    SiteError, HarvestError: when called: unknown sites; a site of integers; a result that is not a scalar.
+  """
+  staged = stager(f)
+
+  @functools.wraps(f)
+  def at_sites(*args, **kwargs):
+    program, dynamic = staged(args, kwargs)
+    reads, tables = resolve_reads(sites, program, tag)
+    keys = frozenset(r.key for r in reads)
+    plan = HarvestPlan(tag=tag, read_keys=keys, write_keys=keys)
+    compiled = program.cache.get(('gradients', plan, has_aux))
+    if compiled is None:
+      _check(reads)
+      compiled = jax.jit(functools.partial(_pass, program, plan, reads, has_aux))
+      program.cache['gradients', plan, has_aux] = compiled
+    out, cells, grads = compiled(tables, list(program.consts), dynamic)
+    return out, assemble(reads, cells, tables), assemble(reads, grads, tables)
+
+  vars(at_sites).pop('__mechjax_stager__', None)
+  return at_sites
+
+
+def _pass(
+  program: Program,
+  plan: HarvestPlan,
+  reads: list[Read],
+  has_aux: bool,
+  tables: Keyed,
+  consts: list,
+  dynamic: list,
+) -> tuple:
+  def run(deltas: Keyed) -> tuple:
+    taps = Keyed((('write', r.key), _tap(r, tables, deltas[r.key])) for r in reads)
+    out, cells = Interpreter(program, plan).run(consts, dynamic, Keyed({**tables, **taps}))
+    out = program.out_tree.unflatten(out)
+    return _scalar(out[0] if has_aux else out), (out, cells)
+
+  zeros = Keyed((r.key, _zeros(r, tables)) for r in reads)
+  (_, (out, cells)), grads = jax.value_and_grad(run, has_aux=True)(zeros)
+  return out, cells, Keyed((k, Cell(g, 0, 'strict')) for k, g in grads.items())
+
+
+def _zeros(read: Read, tables: Keyed) -> list[jax.Array]:
+  """One zero per value that is read, laid out as the read lays them out."""
+  table = tables.get(('read', read.key))
+  lead: tuple[int, ...] = ()
+  if table is not None and read.sown.lengths:
+    lead = read.sown.lengths if table.table is None else (table.k,)
+  sizes = (*lead, *read.sown.device_sizes)
+  return [jnp.zeros((*sizes, *a.shape), a.dtype) for a in read.sown.avals]
+
+
+def _tap(read: Read, tables: Keyed, zeros: list[jax.Array]) -> Writing:
+  table, scans = tables.get(('read', read.key)), len(read.sown.lengths)
+  if table is None or not scans:
+    return Writing(None, zeros, None, (), 1, scans, False, tap=True)
+  if table.table is None:
+    return Writing(None, zeros, None, (), 1, scans, True, tap=True)
+  return Writing(table.table, zeros, None, (), table.k, scans, False, tap=True)
+
+
+def _check(reads: list[Read]) -> None:
+  for r in reads:
+    for a in r.sown.avals:
+      if not jnp.issubdtype(a.dtype, jnp.inexact):
+        raise HarvestError(
+          f'the site {r.sown.name!r} holds {a.dtype.name}, which has no gradient', where=r.sown.source
+        )
+
+
+def _scalar(out: Any) -> jax.Array:
+  if jnp.shape(out) != () or not jnp.issubdtype(jnp.result_type(out), jnp.floating):
+    raise HarvestError(
+      f'the function must return a floating-point scalar, got {jax.tree.map(jax.typeof, out)}',
+      mend='reduce its result to the metric of interest, for example a logit difference',
+    )
+  return out
