@@ -65,9 +65,7 @@ def hidden_jaxprs(params: dict[str, Any]) -> list[Any]:
   found: list[Any] = []
 
   def look(x: Any, depth: int) -> None:
-    if hasattr(x, 'eqns'):
-      found.append(x)
-    elif hasattr(x, 'jaxpr') and hasattr(raw(x), 'eqns'):
+    if hasattr(x, 'eqns') or (hasattr(x, 'jaxpr') and hasattr(raw(x), 'eqns')):
       found.append(x)
     elif depth and isinstance(x, dict):
       for y in x.values():
@@ -75,7 +73,9 @@ def hidden_jaxprs(params: dict[str, Any]) -> list[Any]:
     elif depth and isinstance(x, tuple | list):
       for y in x:
         look(y, depth - 1)
-    elif depth and type(x).__module__.startswith('jax.') and hasattr(x, '__dict__') and not callable(x):
+    elif (
+      depth and type(x).__module__.startswith('jax.') and hasattr(x, '__dict__') and not callable(x)
+    ):
       look(vars(x), depth - 1)
 
   for key, value in params.items():

@@ -16,8 +16,9 @@ JAX does still works around it: jit it, differentiate it, vmap it, shard it.
 
 How it works. The function is staged to a jaxpr with the tags in it (`staging`), the jaxpr is walked so that
 every tag is known by name, layer, shape and source line (`program`), the request is resolved against that
-list (`reads`, `writes`, `plans`), and the jaxpr is evaluated again by ONE interpreter (`interpreter`, `rules`) that does something
-at the tags and nothing anywhere else. The semantics of tags, modes and names are those of Oryx
+list (`reads`, `writes`, `plans`), and the jaxpr is evaluated again by ONE interpreter (`interpreter`,
+`rules`) that does something at the tags and nothing anywhere else. `gradients` and `subgraph` are clients of
+the same machinery. The semantics of tags, modes and names are those of Oryx
 (oryx.core.interpreters.harvest), whose last release cannot run on current JAX.
 
 Sharp edges.
@@ -31,8 +32,10 @@ Sharp edges.
 from mechjax.harvest.activations import Activations
 from mechjax.harvest.api import call_and_reap, harvest, plant, reap
 from mechjax.harvest.gradients import value_and_grad_at
+from mechjax.harvest.oryx import install_as_oryx
 from mechjax.harvest.primitive import TAG, nest, sow, sow_cond, sow_p
 from mechjax.harvest.staging import SiteInfo, sites_of
+from mechjax.harvest.subgraph import Subgraph, subgraph
 from mechjax.harvest.writes import At, Masked
 
 __all__ = [
@@ -41,8 +44,10 @@ __all__ = [
   'At',
   'Masked',
   'SiteInfo',
+  'Subgraph',
   'call_and_reap',
   'harvest',
+  'install_as_oryx',
   'nest',
   'plant',
   'reap',
@@ -50,5 +55,6 @@ __all__ = [
   'sow',
   'sow_cond',
   'sow_p',
+  'subgraph',
   'value_and_grad_at',
 ]

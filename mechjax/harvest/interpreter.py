@@ -160,6 +160,7 @@ class Interpreter:
       consts = compat.consts(jaxpr)
     jaxpr = compat.raw(jaxpr)
     env: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args]))
+    self.observe([*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
     cells = Keyed()
     for eqn in jaxpr.eqns:
       values = [v.val if isinstance(v, jex_core.Literal) else env[v] for v in eqn.invars]
@@ -167,8 +168,12 @@ class Interpreter:
       name_stack = siu.current_name_stack() + source.name_stack
       with siu.user_context(source.traceback, name_stack=name_stack), eqn.ctx.manager:
         out = self._equation(eqn, values, frame, cells)
+      self.observe(eqn.outvars, out)
       env.update(zip(eqn.outvars, out))
     return [v.val if isinstance(v, jex_core.Literal) else env[v] for v in jaxpr.outvars], cells
+
+  def observe(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
+    """Called with every value that is made; for those who look for one that is not sown."""
 
   def _equation(self, eqn: Any, values: list, frame: Frame, cells: Keyed) -> Sequence[Any]:
     if not self.concerns(eqn):

@@ -1,0 +1,428 @@
+"""The function from some sites to others, cut out of a model.
+
+    cut = harvest.subgraph(model, inputs='q.5', outputs='attn_probs.5')(tokens)
+    probs = cut(patched_q)
+
+What AtP* needs for its QK fix is "the attention probabilities, had the query been another", exactly, for whatever
+attention the model has: soft-capped, windowed, grouped, with sinks. Rewriting attention for each would be wrong
+sooner or later; the staged program already holds the function. So the equations between the sites are cut out of
+it, and every other value they need (the keys, the masks) is captured from the run at the given arguments.
+
+How. The program is laid out from the inputs to the outputs (calls written out; in a scan, the body that holds both).
+The equations that depend on the inputs and lead to the outputs are the sub-program. What they read beyond
+that is captured: the program is staged once more with a sow on each such value, and reaped.
+
+A `Subgraph` is a pytree (its captured values), so it can be passed to jit and vmap. Asked for several layers, it
+takes and returns values with a leading axis of layers, vmapped in a scan and one after the other in an unrolled
+model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.extend.source_info_util as siu
+import jax.numpy as jnp
+from jax.extend import core as jex_core
+
+from mechjax import compat
+from mechjax import sites as sites_lib
+from mechjax.errors import HarvestError
+from mechjax.harvest import primitive as prim
+from mechjax.harvest import reads
+from mechjax.harvest.api import run
+from mechjax.harvest.interpreter import Frame, Interpreter, Keyed, Plan
+from mechjax.harvest.plans import HarvestPlan
+from mechjax.harvest.program import (
+  Program,
+  make_key,
+  name_and_path,
+  place_of,
+  struct_of,
+  sub_jaxprs,
+)
+from mechjax.harvest.requests import fitted
+from mechjax.harvest.staging import stager
+
+_CALLS = (
+  'jit',
+  'pjit',
+  'closed_call',
+  'core_call',
+  'checkpoint',
+  'remat',
+  'remat2',
+  'custom_jvp_call',
+  'custom_vjp_call',
+)
+_CAPTURED = 'mechjax captured'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Value:
+  """A value of the layout: a variable of some jaxpr, at one place where that jaxpr is called."""
+
+  variable: Any
+  scope: tuple
+  path: tuple
+  number: int
+
+  @property
+  def place(self) -> tuple[tuple, tuple]:
+    return self.scope, self.path
+
+
+@dataclasses.dataclass(frozen=True)
+class _Op:
+  eqn: Any
+  ins: tuple
+  outs: tuple[_Value, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sow:
+  """A sow of interest: `ins` are the sown values, `outs` what flows on."""
+
+  key: tuple
+  ins: tuple
+  outs: tuple[_Value, ...]
+  tree: Any
+
+
+class _Layout:
+  """A program written out as operations, with the sows of interest where they stand."""
+
+  def __init__(self, program: Program, ins: frozenset, outs: frozenset):
+    self.program, self.ins, self.keys = program, ins, ins | outs
+    self.names = frozenset(k[1] for k in self.keys)
+    self.ops: list[_Op] = []
+    self.sows: dict[tuple, _Sow] = {}
+    self.home: dict[tuple, tuple] = {}
+    self._inline(program.jaxpr, None, (), (), ())
+
+  def _values(self, variables: Sequence[Any], scope: tuple, path: tuple) -> tuple[_Value, ...]:
+    first = len(self.ops) + len(self.sows)
+    return tuple(_Value(v, scope, path, first) for v in variables)
+
+  def _inline(self, jaxpr: Any, ins: Sequence | None, scope: tuple, path: tuple, loop: tuple) -> list:
+    jaxpr = compat.raw(jaxpr)
+    variables = [*jaxpr.constvars, *jaxpr.invars]
+    env = dict(zip(variables, self._values(variables, scope, path) if ins is None else ins))
+    read = lambda v: v if isinstance(v, jex_core.Literal) else env[v]  # noqa: E731
+    for eqn in jaxpr.eqns:
+      refs = tuple(read(v) for v in eqn.invars)
+      env.update(zip(eqn.outvars, self._equation(eqn, refs, scope, path, loop)))
+    return [read(v) for v in jaxpr.outvars]
+
+  def _equation(self, eqn: Any, refs: tuple, scope: tuple, path: tuple, loop: tuple) -> Sequence:
+    inner_scope, inner_path = place_of(eqn, scope, path)
+    if eqn.primitive is prim.sow_p:
+      return self._sow(eqn, refs, inner_scope, inner_path, loop)
+    inside = any(n in self.names for _, n in self.program.tags_of(eqn))
+    if inside and eqn.primitive.name in _CALLS:
+      return self._inline(sub_jaxprs(eqn)[0], refs, inner_scope, inner_path, loop)
+    op = _Op(eqn, refs, self._values(eqn.outvars, scope, path))
+    self.ops.append(op)
+    if inside and eqn.primitive.name == 'scan':
+      body = eqn.params['jaxpr']
+      self._inline(body, None, inner_scope, (*inner_path, '*'), (*loop, len(self.ops)))
+    elif inside:
+      raise HarvestError(
+        f'a sub-program cannot be cut out of the primitive {eqn.primitive.name!r}',
+        where=siu.summarize(eqn.source_info),
+        mend='plant and reap instead: harvest(f, sites=outputs)({input: value}, *args)',
+      )
+    return op.outs
+
+  def _sow(self, eqn: Any, refs: tuple, scope: tuple, path: tuple, loop: tuple) -> Sequence:
+    p = eqn.params
+    name, path_ = name_and_path(p['name'], path)
+    key = make_key(scope, name, path_)
+    if key not in self.keys:
+      return refs
+    outs = self._values(eqn.outvars, scope, path)
+    n = len(refs) - p['n_preds']
+    self.sows[key] = _Sow(key, refs[:n], outs[:n], p['tree'])
+    self.home[key] = loop
+    return outs if key in self.ins else refs  # a sow that is only an output is the identity
+
+
+# --- cutting ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+  """The operations between sites, and what they need besides."""
+
+  ops: tuple[_Op, ...]
+  ins: tuple[_Sow, ...]
+  outs: tuple[_Sow, ...]
+  captured: tuple[_Value, ...]
+
+
+def _cut(layout: _Layout, ins: Sequence[tuple], outs: Sequence[tuple]) -> _Cut:
+  homes = {layout.home[k] for k in [*ins, *outs]}
+  if len(homes) > 1:
+    raise HarvestError(
+      'the inputs and outputs of a sub-program lie in different loops',
+      mend='plant and reap instead: harvest(f, sites=outputs)({input: value}, *args)',
+    )
+  reached = {v for k in ins for v in layout.sows[k].outs}
+  ops = []
+  for op in layout.ops:
+    if any(r in reached for r in op.ins if isinstance(r, _Value)):
+      reached.update(op.outs)
+      ops.append(op)
+  needed = {r for k in outs for r in layout.sows[k].ins if isinstance(r, _Value)}
+  for k in outs:
+    if not any(r in reached for r in layout.sows[k].ins):
+      raise HarvestError(
+        f'{_name(k)} does not depend on {", ".join(map(_name, ins))}',
+        cause='the outputs come before the inputs, or at another layer of a scan',
+        mend='name sites in the order of the forward pass, at one layer',
+      )
+  kept: list[_Op] = []
+  for op in reversed(ops):
+    if any(o in needed for o in op.outs):
+      kept.append(op)
+      needed.update(r for r in op.ins if isinstance(r, _Value))
+  made = {o for op in kept for o in op.outs} | {v for k in ins for v in layout.sows[k].outs}
+  captured = tuple(sorted(needed - made, key=lambda v: v.number))
+  sows = layout.sows
+  return _Cut(
+    tuple(reversed(kept)), tuple(sows[k] for k in ins), tuple(sows[k] for k in outs), captured
+  )
+
+
+def _name(key: tuple) -> str:
+  return '.'.join([key[1], *map(str, key[2])]).replace('.*', '')
+
+
+def _evaluate(cut: _Cut, inputs: Sequence[Any], captured: Sequence[Any]) -> list[Any]:
+  env: dict[Any, Any] = dict(zip(cut.captured, captured))
+  for sow, value in zip(cut.ins, inputs):
+    env.update(zip(sow.outs, jax.tree.leaves(value)))
+  read = lambda r: r.val if isinstance(r, jex_core.Literal) else env[r]  # noqa: E731
+  for op in cut.ops:
+    source = op.eqn.source_info
+    with siu.user_context(source.traceback, name_stack=source.name_stack), op.eqn.ctx.manager:
+      params = op.eqn.primitive.get_bind_params(op.eqn.params)
+      out = op.eqn.primitive.bind(*map(read, op.ins), **params)
+    env.update(zip(op.outs, out if op.eqn.primitive.multiple_results else [out]))
+  return [s.tree.unflatten([read(r) for r in s.ins]) for s in cut.outs]
+
+
+# --- capturing --------------------------------------------------------------------------------------------
+
+
+class _CapturePlan(Plan):
+  """Enters whatever holds a site of the cut and sows the captured values; leaves the sites as they are."""
+
+  def __init__(self, names: frozenset):
+    self.names = names
+
+  def cares(self, tags: frozenset) -> bool:
+    return any(n in self.names for _, n in tags)
+
+  def edits(self, tags: frozenset) -> bool:
+    return self.cares(tags)  # so that functions with custom rules are entered
+
+  def at_sow(self, frame: Frame, params: dict, leaves: list, preds: list) -> tuple[list, bool]:
+    return leaves, False
+
+
+class _Capturer(Interpreter):
+  """Sows every captured variable as it is made."""
+
+  def __init__(self, program: Program, plan: Plan, names: dict[Any, str]):
+    super().__init__(program, plan)
+    self.names = names
+
+  def observe(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
+    for v, x in zip(variables, values):
+      if v in self.names:
+        prim.sow(x, tag=_CAPTURED, name=self.names[v], mode='clobber')
+
+
+def _capture(program: Program, cuts: Sequence[_Cut], dynamic: list) -> Program:
+  """The program with a sow on every captured value."""
+  variables = {v.variable for c in cuts for v in c.captured}
+  names = {v: f'captured_{n}' for n, v in enumerate(variables)}
+  plan = _CapturePlan(frozenset(k.key[1] for c in cuts for k in c.ins))
+
+  def interpreted(consts, args):
+    return _Capturer(program, plan, names).run(consts, args, Keyed())[0]
+
+  with compat.GATE(compat.STAGING):
+    avals = [struct_of(v.aval) for v in [*program.jaxpr.constvars, *program.jaxpr.invars]]
+    n = len(program.jaxpr.constvars)
+    closed = jax.make_jaxpr(interpreted)(avals[:n], avals[n:])
+  made = Program(closed, program.out_tree, False, [])
+  made.cache['names'] = names
+  return made
+
+
+# --- the public side ----------------------------------------------------------------------------------------
+
+
+@jax.tree_util.register_pytree_node_class
+class Subgraph:
+  """A function from the inputs' values to the outputs'; see `subgraph`. A pytree of its captured values."""
+
+  def __init__(self, parts: tuple, captured: Sequence[Sequence[Any]]):
+    self._parts, self._captured = parts, captured
+
+  def __call__(self, *values: Any) -> Any:
+    """The outputs at other values of the inputs.
+
+    Args:
+      *values: one per input site name, in the order of `inputs`; with a leading axis of layers if several were
+        asked for.
+
+    Returns:
+      The output, or a tuple of them, laid out likewise.
+    """
+    cuts, n_layers, stacked = self._parts
+    if len(values) != len(cuts[0].ins):
+      raise HarvestError(f'{len(values)} values for {len(cuts[0].ins)} inputs of a sub-program')
+    values = tuple(self._checked(s, v, n_layers) for s, v in zip(cuts[0].ins, values))
+    if n_layers is None:
+      outs = _evaluate(cuts[0], values, self._captured[0])
+    elif stacked:
+      outs = jax.vmap(lambda v, c: _evaluate(cuts[0], v, c))(values, list(self._captured[0]))
+    else:
+      rows = [
+        _evaluate(cut, [jax.tree.map(lambda x, i=i: x[i], v) for v in values], captured)
+        for i, (cut, captured) in enumerate(zip(cuts, self._captured))
+      ]
+      outs = [jax.tree.map(lambda *xs: jnp.stack(xs), *column) for column in zip(*rows)]
+    return outs[0] if len(outs) == 1 else tuple(outs)
+
+  @staticmethod
+  def _checked(sow: _Sow, value: Any, n_layers: int | None) -> Any:
+    leaves, tree = jax.tree.flatten(value)
+    lead = () if n_layers is None else (n_layers,)
+    if tree != sow.tree:
+      raise HarvestError(f'a value of structure {tree} for {_name(sow.key)}, which has {sow.tree}')
+    old = [jax.ShapeDtypeStruct((*lead, *v.variable.aval.shape), v.variable.aval.dtype) for v in sow.outs]
+    what = f'the value for {_name(sow.key)} has'
+    return tree.unflatten([fitted(x, o, what) for x, o in zip(leaves, old)])
+
+  def tree_flatten(self) -> tuple:
+    return (self._captured,), self._parts
+
+  @classmethod
+  def tree_unflatten(cls, parts: tuple, children: tuple) -> Subgraph:
+    return cls(parts, *children)
+
+
+def subgraph(
+  f: Callable, inputs: Any, outputs: Any, *, tag: Hashable = prim.TAG
+) -> Callable[..., Subgraph]:
+  """Cuts the function from some sites to others out of `f`.
+
+  Args:
+    f: a function with sows.
+    inputs: sites whose values the cut takes, as patterns; every name at the same layers.
+    outputs: sites whose values it returns, at those layers.
+    tag: which sows.
+
+  Returns:
+    `(*args) -> Subgraph`: what the cut needs besides is captured from the run at these arguments.
+
+  Raises:
+    SiteError: unknown sites.
+    HarvestError: outputs that do not depend on the inputs, layers that differ, loops that hold only one of them.
+  """
+  staged = stager(f)
+
+  def at(*args: Any, **kwargs: Any) -> Subgraph:
+    program, dynamic = staged(args, kwargs)
+    key = ('subgraph', tuple(_plain(inputs)), tuple(_plain(outputs)), tag)
+    known = program.cache.get(key)
+    if known is None:
+      known = program.cache[key] = _plan(program, inputs, outputs, tag, dynamic)
+    cuts, n_layers, stacked, capturing, requests = known
+    captured = _captured(program, capturing, cuts, requests, dynamic)
+    return Subgraph((cuts, n_layers, stacked), captured)
+
+  return at
+
+
+def _plain(patterns: Any) -> Iterator[str]:
+  yield from sites_lib.as_patterns(patterns)
+
+
+def _plan(program: Program, inputs: Any, outputs: Any, tag: Hashable, dynamic: list) -> tuple:
+  ins, outs = (reads.select(p, program, tag) for p in (inputs, outputs))
+  paths = sorted({s.path for s in ins})
+  for name in {s.name for s in [*ins, *outs]}:
+    mine = sorted(s.path for s in [*ins, *outs] if s.name == name)
+    if mine != paths and len(paths) > 1:
+      raise HarvestError(
+        f'{name} is asked for at {len(mine)} layers, {ins[0].name} at {len(paths)}',
+        mend='ask for inputs and outputs at the same layers',
+      )
+  sown = {site: s for s in reads.live(program, tag) for site in reads.expand(s)}
+  layout = _Layout(program, *(frozenset(sown[s].key for s in ends) for ends in (ins, outs)))
+  many = len(paths) > 1
+  groups = [[s for s in ins if s.path == p] for p in paths] if many else [ins]
+  ends = [[s for s in outs if s.path == p] for p in paths] if many else [outs]
+  pairs = [
+    (tuple(sown[s].key for s in a), tuple(sown[s].key for s in b)) for a, b in zip(groups, ends)
+  ]
+  _same_iteration(sown, ins, outs, many)
+  cuts = {pair: _cut(layout, *pair) for pair in pairs}
+  stacked = len(cuts) == 1
+  used = tuple(cuts.values()) if stacked else tuple(cuts[pair] for pair in pairs)
+  capturing = _capture(program, used, dynamic)
+  return used, len(paths) if many else None, stacked, capturing, paths
+
+
+def _same_iteration(sown: dict, ins: list, outs: list, many: bool) -> None:
+  scanned = {s.path for s in [*ins, *outs] if sown[s].lengths}
+  if scanned and not many and len(scanned) > 1:
+    raise HarvestError(
+      f'{outs[0]} and {ins[0]} lie in different iterations of a scan',
+      cause='between them stands the rest of the loop',
+      mend='plant and reap instead: harvest(f, sites=outputs)({input: value}, *args)',
+    )
+
+
+def _captured(
+  program: Program, capturing: Program, cuts: Sequence[_Cut], paths: list, dynamic: list
+) -> list:
+  """The captured values at these arguments: for each cut, one array per captured value."""
+  names = capturing.cache['names']
+  wanted = [[_site_of(v, names, p) for v in c.captured] for c, p in _with_paths(cuts, paths)]
+  sites = list(dict.fromkeys(s for row in wanted for group in row for s in group))
+  if not sites:
+    return [[] for _ in cuts]
+  found, tables = reads.resolve_reads(sites, capturing, _CAPTURED)
+  plan = HarvestPlan(tag=_CAPTURED, read_keys=frozenset(r.key for r in found))
+  _, cells = run(capturing, plan, tables, [*program.consts, *dynamic])
+  acts = reads.assemble(found, cells, tables)
+  return [
+    [acts[g[0]] if len(g) == 1 else jnp.stack([acts[s] for s in g]) for g in row] for row in wanted
+  ]
+
+
+def _with_paths(cuts: Sequence[_Cut], paths: list) -> Iterator[tuple[_Cut, list]]:
+  if len(cuts) == 1:
+    yield cuts[0], paths
+  else:
+    yield from ((c, [p]) for c, p in zip(cuts, paths))
+
+
+def _site_of(value: _Value, names: dict, paths: list) -> list[sites_lib.Site]:
+  """Where a captured value is sown: once for each layer asked for, with loops at that iteration."""
+  sites = []
+  for p in paths:
+    index = list(p)
+    # a static layer takes one index of the site's path as a loop does
+    path = tuple(q if isinstance(q, int) else index[n] for n, q in enumerate(value.path))
+    sites.append(sites_lib.Site('/'.join([*value.scope, names[value.variable]]), path))
+  return sites

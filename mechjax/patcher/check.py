@@ -1,0 +1,117 @@
+"""Do the shipped patches still apply to what is installed?
+
+Upstream packages release without asking us. `python -m mechjax.patcher check` answers in seconds,
+on any machine, because it reads upstream's files and imports none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from mechjax.errors import PatchError, nearest
+from mechjax.patcher import composing, drift, rewriting, sources
+from mechjax.patcher.patches import Patcher, Patchers
+
+PACKAGES = ('mechjax.patches', 'patches')
+
+
+@dataclass(frozen=True)
+class Row:
+  """How one patch fares.
+
+  Attributes:
+    upstream: the distribution, or the package if the patch does not state it.
+    version: the installed version; '' if it is not installed.
+    patch: the file of the patch and the module that it patches.
+    matched, total: how many rules match, of how many.
+    errors: why the others do not.
+  """
+
+  upstream: str
+  version: str
+  patch: str
+  matched: int
+  total: int
+  errors: tuple[PatchError, ...] = ()
+  installed: bool = True
+
+  @property
+  def status(self) -> str:
+    if not self.installed:
+      return 'not installed'
+    return 'does not apply' if self.errors else 'ok'
+
+
+def shipped(names: Iterable[str] = ()) -> Iterator[tuple[str, Patcher]]:
+  """The shipped patches as (file, patch) pairs: of the files or upstream modules named, or all.
+
+  Raises:
+    PatchError: if a name is neither, or there are no patches at all.
+  """
+  wanted, every = set(names), list(_every())
+  known = {name for file, p in every for name in (file, p.module)}
+  for name in sorted(wanted - known):
+    near = ', '.join(nearest(name, known)) or ', '.join(sorted(known))
+    raise PatchError(f'there is no shipped patch {name!r}', mend=f'the nearest are {near}')
+  for file, patcher in every:
+    if not wanted or wanted & {file, patcher.module}:
+      yield file, patcher
+
+
+def _every() -> Iterator[tuple[str, Patcher]]:
+  for package in PACKAGES:
+    if importlib.util.find_spec(package) is not None:
+      break
+  else:
+    raise PatchError(f'no patches found: neither of {", ".join(PACKAGES)} is importable')
+  for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+    patcher = getattr(importlib.import_module(f'{package}.{info.name}'), 'PATCHER', None)
+    for one in Patchers(patcher).patchers if patcher is not None else ():
+      yield info.name, one
+
+
+def check(file: str, patcher: Patcher) -> Row:
+  """Tries every rule of a patch on upstream's source; those after a failing one do without it."""
+  upstream = patcher.checked[0] if patcher.checked else patcher.module.partition('.')[0]
+  version = sources.version(upstream) or ''
+  patch, total = f'{file}: {patcher.module}', len(patcher.rules)
+  source = sources.locate(patcher.module)
+  if source is None and not version:
+    return Row(upstream, '', patch, 0, total, installed=False)
+  if source is None:
+    missing = PatchError(f'{upstream} {version} has no module {patcher.module}')
+    return Row(upstream, version, patch, 0, total, (missing,))
+  tree, errors = source.tree(), []
+  for member, rule in patcher.rules:
+    try:
+      rewriting.apply(source, tree, member, rule)
+    except PatchError as error:
+      errors.append(drift.explained(error, source, tree, member, rule, patcher.checked))
+  if not errors:
+    errors += _trial(patcher)
+  return Row(upstream, version, patch, total - len(errors), total, tuple(errors))
+
+
+def _trial(patcher: Patcher) -> list[PatchError]:
+  """Compiles the patched module, for what only shows then."""
+  try:
+    composing.compose(patcher.source(), [patcher])
+  except PatchError as error:
+    return [error]
+  return []
+
+
+def table(rows: list[Row]) -> str:
+  """The rows as aligned text."""
+  cells = [('upstream', 'version', 'patch', 'matches', 'status')]
+  cells += [
+    (r.upstream, r.version or '-', r.patch, f'{r.matched}/{r.total}', r.status) for r in rows
+  ]
+  widths = [max(map(len, column)) for column in zip(*cells)]
+  return '\n'.join(
+    '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells
+  )

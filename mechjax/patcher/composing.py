@@ -1,0 +1,134 @@
+"""From a module's source and the patches on it to code that can be run.
+
+All patches of a module are composed from its original source each time one of them comes or goes,
+so what runs never depends on the order of earlier installs and uninstalls, only on which patches
+are installed now.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any, Protocol
+
+from mechjax.errors import PatchError
+from mechjax.patcher import drift, matching, rendering, rewriting, sources
+from mechjax.patcher.drift import Checked
+from mechjax.patcher.patterns import Rule
+from mechjax.patcher.rewriting import Applied
+from mechjax.patcher.sources import Source
+
+Key = tuple[str, int, int]
+
+
+class Patch(Protocol):
+  """What composing needs to know of a patch: see `Patcher`."""
+
+  rules: tuple[tuple[str, Rule], ...]
+  checked: Checked | None
+  names: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Composite:
+  """A module's code with patches applied.
+
+  Attributes:
+    tree: the syntax tree.
+    display: the text to show in debuggers, upstream's line numbers kept.
+    code: the compiled module.
+    applied: every rule, and where it matched.
+  """
+
+  tree: ast.Module
+  display: str
+  code: CodeType
+  applied: tuple[Applied, ...]
+
+
+def rewrite(source: Source, patches: Sequence[Patch]) -> tuple[ast.Module, list[Applied]]:
+  """Applies patches in order to a fresh tree.
+
+  Raises:
+    PatchError: if a rule does not apply; it shows the nearest code that upstream has.
+  """
+  tree, applied = source.tree(), []
+  for patch in patches:
+    for member, rule in patch.rules:
+      try:
+        _check_names(source, tree, member, rule, patch.names)
+        applied.append(rewriting.apply(source, tree, member, rule))
+      except PatchError as error:
+        raise drift.explained(error, source, tree, member, rule, patch.checked) from None
+  return tree, applied
+
+
+def _check_names(source: Source, tree: ast.Module, member: str, rule: Rule, names: dict) -> None:
+  """Refuses a name for replacements that the member uses for something of its own."""
+  template = rule.template if isinstance(rule.template, list) else [rule.template]
+  used = {n.id for part in template for n in ast.walk(part) if isinstance(n, ast.Name)} & set(names)
+  for block, i in sources.members(source, tree, member) if member and used else ():
+    for node in ast.walk(block[i]):
+      name = node.arg if isinstance(node, ast.arg) else getattr(node, 'id', None)
+      bound = isinstance(node, ast.arg) or not isinstance(
+        getattr(node, 'ctx', ast.Load()), ast.Load
+      )
+      if bound and name in used:
+        raise PatchError(
+          f'the replacement uses {name!r}, which is a variable in {member}',
+          where=f'{source.filename}:{getattr(node, "lineno", block[i].lineno)}',
+          mend='give it another name in names= and in the rules',
+        )
+
+
+def compose(source: Source, patches: Sequence[Patch]) -> Composite:
+  """Applies patches in order and compiles the module, under upstream's file name."""
+  if not patches:
+    tree = source.tree()
+    return Composite(tree, source.text, _compiled(source, tree), ())
+  tree, applied = rewrite(source, patches)
+  display = rendering.display(source, tree)
+  tree = _positioned(tree, display)
+  return Composite(tree, display, _compiled(source, tree), tuple(applied))
+
+
+def _positioned(tree: ast.Module, display: str) -> ast.Module:
+  """The tree with the positions of the text that is shown for it, if that text says all of it."""
+  try:
+    shown = ast.parse(display)
+  except SyntaxError:
+    shown = None
+  if shown is not None and matching.equal(shown, tree):
+    return shown
+  return ast.fix_missing_locations(tree)
+
+
+def _compiled(source: Source, tree: ast.Module) -> CodeType:
+  try:
+    return compile(tree, source.filename, 'exec', dont_inherit=True)
+  except SyntaxError as error:
+    raise PatchError(
+      f'{source.module} does not compile with the patch: {error.msg}',
+      where=f'{source.filename}:{error.lineno}',
+      mend='`print(PATCHER.diff())` shows the patched text',
+    ) from None
+
+
+def functions(code: CodeType) -> dict[Key, CodeType]:
+  """All code nested in compiled code, however deep, by qualified name, line and ordinal."""
+  out: dict[Key, CodeType] = {}
+  for child in _nested(code):
+    ordinal = 0
+    while (key := (child.co_qualname, child.co_firstlineno, ordinal)) in out:
+      ordinal += 1
+    out[key] = child
+  return out
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+  for constant in code.co_consts:
+    if isinstance(constant, CodeType):
+      yield constant
+      yield from _nested(constant)

@@ -1,0 +1,83 @@
+"""What runs while a module is defined, and what of it can be patched later.
+
+Exchanging the code of functions reaches everything that runs when a function is called. Decorators,
+defaults, annotations, class bodies and the statements of the module ran once, when it was imported,
+and running them again would register twice and make second classes. Three kinds of module-level
+statement can be executed later without harm, since all they do is bind names: assignments to plain
+names, imports, and definitions of what was not there before. Everything else that differs between
+two versions of a module is refused, with `install_on_import` as the way out.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import difflib
+
+from mechjax.errors import PatchError
+from mechjax.patcher import sources
+from mechjax.patcher.sources import Source
+
+_NEW = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def statements(source: Source, old: ast.Module, new: ast.Module) -> list[ast.stmt]:
+  """The module-level statements that must be executed to get from one tree to the other.
+
+  Raises:
+    PatchError: if what differs can only be had by importing the module anew.
+  """
+  a, b = _shells(old), _shells(new)
+  out: list[ast.stmt] = []
+  for tag, i1, i2, j1, j2 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+    if tag == 'equal':
+      continue
+    before, after = old.body[i1:i2], new.body[j1:j2]
+    bound = {name for s in after for name in binds(s)}
+    lost = {name for s in before for name in binds(s)} - bound
+    fixed = [s for s in [*before, *after] if not binds(s)]
+    fixed += [s for s in after if isinstance(s, _NEW) and i1 < i2]
+    if fixed or lost:
+      raise _defining(source, (fixed or before)[0])
+    out += after
+  return [ast.fix_missing_locations(copy.deepcopy(s)) for s in out]
+
+
+def _defining(source: Source, statement: ast.stmt) -> PatchError:
+  return PatchError(
+    f'the patch of {source.module} changes what runs while the module or a class is defined',
+    where=f'{source.filename}:{statement.lineno}',
+    cause='a decorator, a default, a parameter, a class attribute or a module-level statement',
+    mend='call install_on_import() before anything imports the module; in place, only the bodies '
+    'of functions and module-level assignments can change',
+  )
+
+
+def binds(statement: ast.stmt) -> list[str]:
+  """The names a module-level statement binds, if binding names is all that it does; else nothing."""
+  if isinstance(statement, ast.Import | ast.ImportFrom):
+    names = [a.asname or a.name.partition('.')[0] for a in statement.names]
+    return [] if '*' in names else names
+  if isinstance(statement, _NEW):
+    return [statement.name]
+  inside = [n for n in ast.walk(statement) if isinstance(n, ast.Attribute | ast.Subscript)]
+  stored = any(isinstance(n.ctx, ast.Store) for n in inside)
+  return [] if stored else sources.bound_names(statement)
+
+
+def _shells(tree: ast.Module) -> list[str]:
+  return [ast.dump(_Shell().visit(copy.deepcopy(s))) for s in tree.body]
+
+
+class _Shell(ast.NodeTransformer):
+  """Empties the bodies of functions: what is left runs while the module is defined."""
+
+  def visit_FunctionDef(self, node):
+    node.body = []
+    return self.generic_visit(node)
+
+  visit_AsyncFunctionDef = visit_FunctionDef
+
+  def visit_Lambda(self, node):
+    node.body = ast.Constant(None)
+    return self.generic_visit(node)

@@ -1,0 +1,119 @@
+"""What to say when upstream has moved on.
+
+A rule that no longer matches is the usual way in which a patch ends. Its reader did not write it,
+so the message must do the search for him: the code in the same member that is most like the
+pattern, as a diff, with file and line; other members where the pattern does match; and the version
+that is installed next to the versions the patch was checked with.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from mechjax.errors import PatchError
+from mechjax.patcher import matching, patterns, sources
+from mechjax.patcher.patterns import Rule
+from mechjax.patcher.rewriting import MatchError
+from mechjax.patcher.sources import Source
+
+Checked = tuple[str, tuple[str, ...]]
+_LONGEST = 12
+
+
+def explained(
+  error: PatchError,
+  source: Source,
+  tree: ast.Module,
+  member: str,
+  rule: Rule,
+  checked: Checked | None,
+) -> PatchError:
+  """Adds to an error about a rule what helps to mend it.
+
+  Args:
+    error: what was wrong.
+    source, tree: upstream's code, as the rule met it.
+    member: the member the rule is for.
+    rule: the rule.
+    checked: the distribution and the versions of it that the patch was checked with.
+
+  Returns:
+    An error of the same class.
+  """
+  where, cause, mend = error.where, error.cause, error.mend
+  if isinstance(error, MatchError) and error.matches == 0:
+    near = _nearest(source, tree, member, rule)
+    where = (
+      f'{source.filename}:{near[0]}, the nearest code:\n{near[1]}' if near else source.filename
+    )
+    cause = cause or 'upstream changed this code'
+    elsewhere = _elsewhere(source, tree, member, rule)
+    mend = mend or 'change the rule to what upstream says now'
+    mend = f'{mend}; as it is, it matches in {", ".join(elsewhere)}' if elsewhere else mend
+  if checked:
+    cause = f'{cause or "upstream changed this code"}; {versions(checked)}'
+  what = f'{source.module}: {error.what}'
+  new = type(error)(what, where=where, cause=cause, mend=mend)
+  if isinstance(error, MatchError) and isinstance(new, MatchError):
+    new.matches = error.matches
+  return new
+
+
+def versions(checked: Checked) -> str:
+  """The installed version of a distribution against the versions a patch was checked with."""
+  name, known = checked
+  return f'{name} {sources.version(name) or "(not installed)"}, checked with {", ".join(known)}'
+
+
+def _nearest(source: Source, tree: ast.Module, member: str, rule: Rule) -> tuple[int, str] | None:
+  wanted = _shown(rule.pattern)
+  matcher = difflib.SequenceMatcher(None, autojunk=False)
+  matcher.set_seq2(wanted)
+  best, score = None, 0.0
+  for nodes in _candidates(source, tree, member, rule.pattern):
+    matcher.set_seq1(_shown(nodes))
+    bounds = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)
+    if all(bound() > score for bound in bounds):
+      best, score = nodes, matcher.ratio()
+  if best is None:
+    return None
+  found = _shown(best)
+  lines = difflib.unified_diff(
+    wanted.split('\n'), found.split('\n'), 'the rule', 'upstream', lineterm='', n=_LONGEST
+  )
+  first = best[0] if isinstance(best, list) else best
+  return first.lineno, '\n'.join('    ' + line for line in lines)
+
+
+def _shown(code: Any) -> str:
+  nodes = code if isinstance(code, list) else [code]
+  return patterns.decode('\n'.join(ast.unparse(node) for node in nodes))
+
+
+def _candidates(source: Source, tree: ast.Module, member: str, pattern: Any) -> Iterator[Any]:
+  roots = [block[i] for block, i in sources.members(source, tree, member)] if member else tree.body
+  if isinstance(pattern, list) and len(pattern) == 1:
+    yield from ([root] for root in roots)
+  for node in (n for root in roots for n in ast.walk(root)):
+    if isinstance(pattern, list):
+      for name in ('body', 'orelse', 'finalbody'):
+        block = getattr(node, name, None)
+        if isinstance(block, list):
+          yield from (block[i : i + len(pattern)] for i in range(len(block)))
+    elif type(node) is type(pattern) and matching.is_read(node):
+      yield node
+
+
+def _elsewhere(source: Source, tree: ast.Module, member: str, rule: Rule) -> list[str]:
+  names = [
+    name for name, (block, i) in sources.definitions(tree) if isinstance(block[i], sources.FUNCTION)
+  ]
+  found = [
+    name
+    for name in dict.fromkeys(names)
+    if name != member and matching.find(rule.pattern, sources.members(source, tree, name))
+  ]
+  return [repr(name) for name in found[:5]]

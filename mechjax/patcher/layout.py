@@ -1,0 +1,116 @@
+"""Putting logical lines of Python onto physical ones.
+
+`spread` gives every logical line its own, which is what a reader wants. `squeeze` must do with the
+lines that upstream's text had, and must leave every upstream statement on the line where it was,
+which is what a debugger wants: it joins simple statements by semicolons, pulls simple suites up to
+their headers and fills up with blank lines. Where that cannot be done `annotate` keeps upstream's
+lines and says in a comment what took their place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from mechjax.patcher.patterns import STRING_OR_COMMENT
+
+
+@dataclass(frozen=True)
+class Line:
+  """A logical line.
+
+  Attributes:
+    depth: how deep it is indented, relative to the place where it goes.
+    text: its text as it would stand at the left margin, continuation lines included.
+    kind: 'simple', 'header', 'decorator', or 'block' for a whole compound statement.
+    want: the number of the physical line on which upstream has it; None for a rule's own.
+  """
+
+  depth: int
+  text: str
+  kind: str
+  want: int | None = None
+
+
+def shift(text: str, by: int) -> str:
+  """Moves the continuation lines of `text` right, or left if negative; strings stay as they are."""
+  inside = set()
+  for string in STRING_OR_COMMENT.finditer(text):
+    first = text.count('\n', 0, string.start())
+    inside |= set(range(first + 1, first + 1 + string[0].count('\n')))
+  rows = text.split('\n')
+  for i, row in enumerate(rows[1:], 1):
+    if i not in inside and row.strip():
+      rows[i] = ' ' * by + row if by > 0 else row[min(-by, len(row) - len(row.lstrip(' '))) :]
+  return '\n'.join(rows)
+
+
+def spread(lines: list[Line], prefix: str, unit: str) -> str:
+  """One physical line for each logical line, the first one starting after `prefix`."""
+  return '\n'.join(_indented(line, prefix, unit) for line in lines)[len(prefix) :]
+
+
+def squeeze(lines: list[Line], prefix: str, unit: str, first: int, last: int) -> str | None:
+  """Fits logical lines onto the physical lines from `first` to `last`.
+
+  Returns:
+    Text with exactly `last - first` line breaks; None if that would move a line from where it is
+    wanted.
+  """
+  rows: list[tuple[int, Line]] = []
+  for line in _fold(lines):
+    end = first - 1
+    if rows:
+      end = rows[-1][0] + rows[-1][1].text.count('\n')
+      old = rows[-1][1]
+      joinable = old.kind == line.kind == 'simple' and old.depth == line.depth
+      if joinable and (line.want is None or line.want == end):
+        rows[-1] = (rows[-1][0], replace(old, text=f'{old.text}; {line.text}'))
+        continue
+    row = max(end + 1, line.want or 0)
+    if line.want not in (None, row):
+      return None
+    rows.append((row, line))
+  return _place(rows, prefix, unit, first, last)
+
+
+def _place(rows: list, prefix: str, unit: str, first: int, last: int) -> str | None:
+  text, at = '', first
+  for row, line in rows:
+    text += '\n' * (row - at) + _indented(line, prefix, unit)
+    at = row + line.text.count('\n')
+  if at > last:
+    return None
+  skip = len(prefix) if rows[0][0] == first else 0
+  return text[skip:] + '\n' * (last - at)
+
+
+def _fold(lines: list[Line]) -> list[Line]:
+  """Pulls each suite of simple statements up to its header, if that moves nothing of upstream's."""
+  out: list[Line] = []
+  i = 0
+  while i < len(lines):
+    line, j = lines[i], i + 1
+    while j < len(lines) and lines[j].depth > line.depth:
+      j += 1
+    suite = lines[i + 1 : j]
+    wants = {s.want for s in [line, *suite] if s.want is not None}
+    late = any(s.want is not None for s in suite[1:])
+    simple = all(s.kind == 'simple' and s.depth == line.depth + 1 for s in suite)
+    if line.kind == 'header' and suite and simple and len(wants) <= 1 and not late:
+      text = f'{line.text} {"; ".join(s.text for s in suite)}'
+      out.append(Line(line.depth, text, 'block', min(wants, default=None)))
+      i = j
+    else:
+      out.append(line)
+      i += 1
+  return out
+
+
+def annotate(lines: list[Line], original: str) -> str:
+  """Upstream's own lines, with a comment that says what took their place."""
+  return f'{original}  # patched: {" | ".join(" ".join(line.text.split()) for line in lines)}'
+
+
+def _indented(line: Line, prefix: str, unit: str) -> str:
+  indent = prefix + unit * line.depth
+  return indent + shift(line.text, len(indent))

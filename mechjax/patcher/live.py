@@ -1,0 +1,253 @@
+"""Patching a module that is already imported, in place.
+
+By the time a notebook wants to look inside a model, the module is imported, its classes are
+subclassed, its functions aliased, instances exist. Replacing functions or classes would leave all
+of those behind. So the objects stay and only what they run is exchanged: the patched module is
+compiled as a whole (future imports, name mangling and class cells come out right) and each live
+function whose code changed is given the new `__code__`. Whatever leads to that function sees the
+patch: aliases, subclasses, bound methods, instances made before, decorators around it, which are
+not run again.
+
+Which functions those are is asked of the garbage collector: all functions of this module that run
+this code, wherever a decorator has hidden them, closures included.
+
+Sharp edges:
+  - What runs only while a module or class is defined is out of reach, but for a few statements
+    (see `defining`).
+  - A function's new code must close over as many variables as the old (`super()` in a method that
+    had none is the usual way to break that).
+  - A closure made before the patch whose code now has other parameters, or closes over another
+    number of variables, keeps its old code.
+  - `importlib.reload` brings back the unpatched code; functions that `gc.freeze` has put out of
+    the collector's sight are not found.
+  - `jax.jit` keeps what it has traced: call `jax.clear_caches()` if it has run the function before.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import gc
+import inspect
+import linecache
+import sys
+import threading
+import weakref
+from collections import Counter
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+from mechjax.errors import PatchError
+from mechjax.patcher import composing, defining, sources
+from mechjax.patcher.composing import Composite, Key, Patch
+from mechjax.patcher.sources import Source
+
+LOCK = threading.RLock()
+_MISSING = object()
+_FUTURE = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
+_MODULES: dict[str, LiveModule] = {}
+
+
+class LiveModule:
+  """An imported module and the patches on it.
+
+  Attributes:
+    module: the module.
+    source: its unpatched source.
+    depths: the installed patches in order, and how often each was installed.
+  """
+
+  def __init__(self, module: ModuleType, source: Source, patches: list[Patch], ground: Composite):
+    self.module, self.source = module, source
+    self.depths: Counter[Patch] = Counter(patches)
+    self.ground = self.now = ground
+    self._codes: weakref.WeakKeyDictionary[FunctionType, CodeType] = weakref.WeakKeyDictionary()
+    self._replaced: dict[str, Any] = {}
+    self._executed: list[str] = []
+    self._injected: set[str] = set()
+
+  def install(self, patch: Patch) -> None:
+    """Installs a patch; one that is installed already is counted."""
+    if not self.depths[patch]:
+      self._become([*self.depths, patch])
+    self.depths[patch] += 1
+
+  def uninstall(self, patch: Patch) -> None:
+    """Takes a patch back, when it has been uninstalled as often as installed."""
+    if self.depths[patch] == 1:
+      rest = [p for p in self.depths if p != patch]
+      try:
+        self._become(rest)
+      except PatchError as error:
+        if not rest:
+          raise
+        raise PatchError(
+          f'a patch of {self.module.__name__} cannot be taken away from under the others',
+          cause=f'one that was installed after it builds on it: {error.what}',
+          mend='uninstall the patches in the reverse order of installing them',
+        ) from error
+      del self.depths[patch]
+    else:
+      self.depths[patch] -= 1
+
+  def _become(self, patches: list[Patch]) -> None:
+    """Makes the module run exactly these patches, or raises and changes nothing."""
+    new = composing.compose(self.source, patches)
+    statements = defining.statements(self.source, self.ground.tree, new.tree)
+    swaps = self._swaps(new, bool(patches))
+    names = injected(self.module, patches, self._injected)
+    self._bind(names, statements, new.code.co_flags & _FUTURE)
+    for function, code in swaps:
+      self._codes.setdefault(function, function.__code__)
+      function.__code__ = code
+    self.now = new
+    show(self.source, new.display if patches else None)
+
+  def _swaps(self, new: Composite, patched: bool) -> list[tuple[FunctionType, CodeType]]:
+    old_codes, new_codes = composing.functions(self.now.code), composing.functions(new.code)
+    changed = {
+      key: code
+      for key, code in old_codes.items()
+      if code.co_flags & inspect.CO_OPTIMIZED and key in new_codes and new_codes[key] != code
+    }
+    swaps, seen = [], set()
+    for function, key in self._running(changed):
+      seen.add(key)
+      code, old = new_codes[key], function.__code__
+      closes = len(code.co_freevars) == len(old.co_freevars)
+      if closes and _signature(code) == _signature(old):
+        swaps.append((function, code if patched else self._codes.get(function, code)))
+      elif not closes and '<locals>' not in key[0]:
+        raise _other_closure(self.source, function, code)
+    self._check_compiled(new, old_codes)
+    for name, line, _ in set(changed) - seen:
+      if '<locals>' not in name and name.rpartition('.')[2] not in _TRANSIENT:
+        raise self._not_found(name, line)
+    return swaps
+
+  def _check_compiled(self, new: Composite, codes: dict[Key, CodeType]) -> None:
+    """Refuses rules about functions that Python never compiled, such as below `if False`."""
+    compiled = {(code.co_name, code.co_firstlineno) for code in codes.values()}
+    lines = {line for applied in new.applied for line in applied.lines}
+    for node in ast.walk(self.ground.tree):
+      if isinstance(node, sources.FUNCTION) and lines & {
+        *range(node.lineno, (node.end_lineno or 0) + 1)
+      }:
+        first = min(part.lineno for part in [node, *node.decorator_list])
+        if (node.name, first) not in compiled:
+          raise self._not_found(node.name, first)
+
+  def _running(self, codes: dict) -> list:
+    keys = {code: key for key, code in codes.items()}
+    found = []
+    for thing in gc.get_objects():
+      if type(thing) is FunctionType and thing.__globals__ is self.module.__dict__:
+        found += [(thing, keys[thing.__code__])] if thing.__code__ in keys else []
+    return found
+
+  def _not_found(self, name: str, line: int) -> PatchError:
+    return PatchError(
+      f'{self.module.__name__}.{name} is not what runs, so it cannot be patched in place',
+      where=f'{self.source.filename}:{line}',
+      cause='the file changed after it was imported, another tool replaced the function, or its '
+      'definition was never executed',
+      mend='restart, and call install_on_import() before anything imports the module',
+    )
+
+  def _bind(self, names: dict[str, Any], statements: list[ast.stmt], flags: int) -> None:
+    """Puts back the module-level names of the last patches, then binds those of the new ones."""
+    namespace = self.module.__dict__
+    for name in self._injected - set(names):
+      namespace.pop(name, None)
+    namespace.update(names)
+    self._injected = set(names)
+    said = [ast.dump(s) for s in statements]
+    if said == self._executed:
+      return
+    for name, value in self._replaced.items():
+      _put(namespace, name, value)
+    bound = [name for s in statements for name in defining.binds(s)]
+    self._replaced = {name: namespace.get(name, _MISSING) for name in bound}
+    self._executed = said
+    body = ast.Module(statements, [])
+    exec(compile(body, self.source.filename, 'exec', flags, dont_inherit=True), namespace)
+
+
+_TRANSIENT = ('<genexpr>', '<listcomp>', '<setcomp>', '<dictcomp>')
+
+
+def of(module: ModuleType) -> LiveModule:
+  """The record of what is installed on an imported module."""
+  record = _MODULES.get(module.__name__)
+  if record is None or record.module is not module:
+    source = sources.of_module(module)
+    record = LiveModule(module, source, [], composing.compose(source, []))
+    _MODULES[module.__name__] = record
+  return record
+
+
+def adopt(module: ModuleType, source: Source, patches: list[Patch], ground: Composite) -> None:
+  """Records that a module was executed with patches in it."""
+  record = _MODULES[module.__name__] = LiveModule(module, source, patches, ground)
+  record._injected = {name for patch in patches for name in patch.names}
+  show(source, ground.display)
+
+
+def depth(name: str, patch: Patch) -> int:
+  """How often a patch is installed on the imported module `name`."""
+  record = _MODULES.get(name)
+  if record is None or record.module is not sys.modules.get(name):
+    return 0
+  return record.depths[patch]
+
+
+def show(source: Source, text: str | None) -> None:
+  """Makes debuggers show `text` for a file, or the file itself again if None."""
+  if text is None:
+    linecache.cache.pop(source.filename, None)
+    return
+  lines = [line + '\n' for line in text.split('\n')[:-1]]
+  linecache.cache[source.filename] = (len(text), None, lines, source.filename)
+
+
+def injected(module: ModuleType, patches: list[Patch], ours: set[str]) -> dict[str, Any]:
+  """The names that replacements may use, checked against what the module means by them."""
+  out: dict[str, Any] = {}
+  for patch in patches:
+    for name, value in patch.names.items():
+      bound = out.get(name, _MISSING if name in ours else module.__dict__.get(name, _MISSING))
+      if bound is not _MISSING and bound is not value:
+        raise PatchError(
+          f'{name!r} already means {bound!r} in {module.__name__}; the patch means {value!r} by it',
+          where=str(module.__file__),
+          mend=f'use another name: names={{{"my_" + name!r}: …}}',
+        )
+      if name in ours or name not in module.__dict__:
+        out[name] = value
+  return out
+
+
+def _put(namespace: dict, name: str, value: Any) -> None:
+  if value is _MISSING:
+    namespace.pop(name, None)
+  else:
+    namespace[name] = value
+
+
+def _signature(code: CodeType) -> tuple:
+  count = code.co_argcount + code.co_kwonlyargcount
+  flags = code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
+  return code.co_argcount, code.co_posonlyargcount, flags, code.co_varnames[:count]
+
+
+def _other_closure(source: Source, function: FunctionType, code: CodeType) -> PatchError:
+  old, new = function.__code__.co_freevars, code.co_freevars
+  return PatchError(
+    f'{function.__qualname__} closes over {list(old)} and its patched code over {list(new)}, so '
+    'it cannot be patched in place',
+    where=f'{source.filename}:{code.co_firstlineno}',
+    cause='the rule brings in or removes super() or __class__'
+    if '__class__' in {*old, *new}
+    else None,
+    mend='write super(Class, self), or call install_on_import() before anything imports the module',
+  )

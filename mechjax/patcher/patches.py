@@ -1,0 +1,285 @@
+"""The patcher: what a patch file writes, and what a user calls.
+
+    QWEN2 = Patcher(
+      'tunix.models.qwen2.model',
+      {'DecoderLayer.block': [('attn_output += x', 'attn_output += tag(x)')]},
+      checked=('google-tunix', ['0.1.7']),
+      names={'tag': tag},
+    )
+    with QWEN2: …                  # a notebook
+    QWEN2.install()                # a program
+    QWEN2.install_on_import()      # a program, before upstream is imported
+
+Making a patcher imports nothing and changes nothing. What holds in which mode:
+
+                                      in place (`with`, `install`)    on import
+    bodies of functions and lambdas   yes                             yes
+    module-level assignments,         yes, but an earlier             yes
+    imports, new definitions          `from x import NAME` is stale
+    decorators, defaults,             no: an error                    yes
+    parameters, class attributes
+    identity, isinstance, pickles     as before                       one identity from the start
+    subclasses, aliases, methods      see the patch                   see the patch
+    decorators, registrations         not run again                   run once
+    uninstall                         the very same code objects      bodies of functions only
+
+In both modes module globals stay live, and future imports, `super()`, name mangling and closures
+are as upstream has them. Calls under way in other threads finish in the code in which they began.
+
+A process started by multiprocessing's spawn begins unpatched: give it
+`initializer=PATCHER.install`. A patch that is installed twice is applied once and counted; it goes
+with the last `uninstall`. Two patchers are the same patch when module and rules are equal, from
+whichever file they come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import sys
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+from mechjax.errors import PatchError
+from mechjax.patcher import composing, drift, hook, live, patterns, rendering, sources
+from mechjax.patcher.patterns import Rule
+from mechjax.patcher.sources import Source
+
+
+class Text(str):
+  """A string that a notebook shows as it is."""
+
+  __slots__ = ()
+
+  def __repr__(self) -> str:
+    return str(self)
+
+
+class Patcher:
+  """Replacements in the source of one upstream module.
+
+  Attributes:
+    module: the dotted name of the module.
+    rules: (member, rule) pairs, in the order in which they are applied.
+    checked: the distribution, and the versions of it the patch was checked with; None if unstated.
+    names: what the replacements may use besides what the module has, by name.
+  """
+
+  def __init__(
+    self,
+    module: str | ModuleType,
+    members: Mapping[str, Iterable] | None = None,
+    /,
+    *,
+    checked: tuple[str, Iterable[str]] | None = None,
+    names: Mapping[str, Any] | None = None,
+    **more_members: Iterable,
+  ):
+    """Reads a patch.
+
+    Args:
+      module: the module or its dotted name; it is not imported.
+      members: for each member ('Block.__call__', 'rope', '' for the module's own statements) its
+        rules: (before, after) or (before, after, count) tuples, or a flat before, after, …
+      checked: distribution and versions, such as ('google-tunix', ['0.1.7']).
+      names: names that replacements may use; put into the module while the patch is installed.
+      **more_members: members whose names are plain identifiers.
+
+    Raises:
+      PatchError: if a rule cannot be read.
+    """
+    self.module = module if isinstance(module, str) else module.__name__
+    every = {**(members or {}), **more_members}
+    self.rules: tuple[tuple[str, Rule], ...] = tuple(
+      (member, rule) for member, entries in every.items() for rule in patterns.rules(entries)
+    )
+    self.checked = (checked[0], tuple(checked[1])) if checked else None
+    self.names = dict(names or {})
+
+  def install(self) -> Patcher:
+    """Patches the module in place, importing it first if need be.
+
+    Raises:
+      PatchError: if a rule does not apply or cannot be applied in place; nothing is changed then.
+    """
+    module = importlib.import_module(self.module)
+    with live.LOCK:
+      live.of(module).install(self)
+    return self
+
+  def uninstall(self) -> None:
+    """Takes back one `install` or `install_on_import`; the last one restores the module.
+
+    Raises:
+      PatchError: if the patch is not installed, or another one builds on it.
+    """
+    with live.LOCK:
+      if hook.waiting(self.module, self):
+        hook.forget(self.module, self)
+      elif live.depth(self.module, self):
+        live.of(sys.modules[self.module]).uninstall(self)
+      else:
+        raise PatchError(
+          f'the patch of {self.module} is not installed, so it cannot be uninstalled'
+        )
+
+  def install_on_import(self) -> Patcher:
+    """Has the module executed with the patch in it when it is imported.
+
+    Raises:
+      PatchError: if the module is imported already.
+    """
+    with live.LOCK:
+      if self.module in sys.modules:
+        raise PatchError(
+          f'{self.module} is already imported, so it is too late for install_on_import()',
+          mend='call it before anything imports the module, or call install(): it patches in place',
+        )
+      hook.wait(self.module, self)
+    return self
+
+  def __enter__(self) -> Patcher:
+    return self.install()
+
+  def __exit__(self, *exc) -> None:
+    self.uninstall()
+
+  @property
+  def installed(self) -> bool:
+    """Whether the module runs patched code now."""
+    return live.depth(self.module, self) > 0
+
+  def source(self) -> Source:
+    """Upstream's source, without importing it.
+
+    Raises:
+      PatchError: if there is no such module.
+    """
+    source = sources.locate(self.module)
+    if source is None:
+      raise PatchError(
+        f'there is no module {self.module}',
+        cause=drift.versions(self.checked) if self.checked else None,
+        mend='install the upstream package',
+      )
+    return source
+
+  def diff(self) -> Text:
+    """The patch as a unified diff of upstream's file, before and after."""
+    source = self.source()
+    tree, _ = composing.rewrite(source, [self])
+    before, after = (
+      t.splitlines(keepends=True) for t in (source.text, rendering.pretty(source, tree))
+    )
+    name = self.module.replace('.', '/') + '.py'
+    return Text(''.join(difflib.unified_diff(before, after, f'a/{name}', f'b/{name}')))
+
+  def explain(self) -> Text:
+    """What each rule does and where: file and line, the code before and after, the holes."""
+    source = self.source()
+    _, applied = composing.rewrite(source, [self])
+    out = [f'{self.module}  {source.filename}']
+    for one in applied:
+      for line, bindings in zip(one.lines, one.bindings):
+        out.append(f'{one.member or "module level"}, line {line}:')
+        out += [f'  - {row}' for row in one.rule.before.strip('\n').split('\n')]
+        out += [f'  + {row}' for row in one.rule.after.strip('\n').split('\n')]
+        out += [f'    {hole} = {text}' for hole, text in bindings.items()]
+    return Text('\n'.join(out))
+
+  def _key(self) -> tuple:
+    return self.module, self.rules
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, Patcher) and self._key() == other._key()
+
+  def __hash__(self) -> int:
+    return hash(self._key())
+
+  def __repr__(self) -> str:
+    return f'<Patcher of {self.module}, {len(self.rules)} rules>'
+
+  def __reduce__(self):
+    names = {
+      k: _Module(v.__name__) if isinstance(v, ModuleType) else v for k, v in self.names.items()
+    }
+    return _rebuild, (self.module, self.rules, self.checked, names)
+
+
+class _Module(str):
+  """The name of a module, pickled in its place."""
+
+  __slots__ = ()
+
+
+def _rebuild(module: str, rules: tuple, checked: Any, names: dict) -> Patcher:
+  found = {k: importlib.import_module(v) if isinstance(v, _Module) else v for k, v in names.items()}
+  patcher = Patcher(module, checked=checked, names=found)
+  patcher.rules = rules
+  return patcher
+
+
+class Patchers:
+  """The patches of one upstream package, each for a module of it, used as one.
+
+  A module that the installed version of the package lacks is passed over, unless all are lacking.
+
+  Attributes:
+    patchers: the patches.
+  """
+
+  def __init__(self, *patchers: Patcher | Patchers):
+    self.patchers: tuple[Patcher, ...] = tuple(
+      p for one in patchers for p in (one.patchers if isinstance(one, Patchers) else (one,))
+    )
+    self._installed: list[list[Patcher]] = []
+
+  def install(self) -> Patchers:
+    """Installs each patch whose module is there; all of them or none."""
+    return self._each(Patcher.install)
+
+  def install_on_import(self) -> Patchers:
+    """Has each module that is there patched when it is imported."""
+    return self._each(Patcher.install_on_import)
+
+  def _each(self, install) -> Patchers:
+    present = [p for p in self.patchers if sources.locate(p.module) is not None]
+    if not present:
+      self.patchers[0].source()
+    with contextlib.ExitStack() as undo:
+      for patcher in present:
+        install(patcher)
+        undo.callback(patcher.uninstall)
+      undo.pop_all()
+      self._installed.append(present)
+    return self
+
+  def uninstall(self) -> None:
+    """Takes back the last `install` or `install_on_import`."""
+    with live.LOCK:
+      if not self._installed:
+        raise PatchError('these patches are not installed, so they cannot be uninstalled')
+      for patcher in reversed(self._installed.pop()):
+        patcher.uninstall()
+
+  def __enter__(self) -> Patchers:
+    return self.install()
+
+  def __exit__(self, *exc) -> None:
+    self.uninstall()
+
+  def diff(self) -> Text:
+    """The patches as unified diffs of upstream's files."""
+    return Text(''.join(p.diff() for p in self.patchers if sources.locate(p.module)))
+
+  def explain(self) -> Text:
+    """What each rule of each patch does, and where."""
+    return Text('\n\n'.join(p.explain() for p in self.patchers if sources.locate(p.module)))
+
+  def __repr__(self) -> str:
+    return f'<Patchers of {", ".join(p.module for p in self.patchers)}>'
+
+  def __reduce__(self):
+    return Patchers, self.patchers

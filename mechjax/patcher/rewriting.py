@@ -1,0 +1,277 @@
+"""Applying rules to a syntax tree.
+
+Rules are applied in order, each to what the ones before it made, so patches compose. A rule must
+match as often as it says: a patch that silently stopped matching is a wrong result in somebody's
+paper.
+
+Every node that a rule brings in is marked `ours` and takes the position of the code that it
+replaces; everything else, the code held by holes included, stays upstream's own and keeps its own
+position. A part of the replacement that repeats the matched code is taken to be the matched code.
+So a traceback through patched code names upstream's lines, and the rendered text (`rendering`)
+keeps upstream's comments.
+
+The root of each replacement remembers in `stands_for` which part of the source text it took the
+place of: a span of bytes for an expression, a shared `Run` for statements.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mechjax.errors import PatchError
+from mechjax.patcher import matching, patterns
+from mechjax.patcher.matching import Match, Parameter
+from mechjax.patcher.patterns import Rule
+from mechjax.patcher.sources import Source, members
+
+
+@dataclass(eq=False)
+class Run:
+  """The part of the source text that a run of statements took the place of, in bytes."""
+
+  start: int
+  stop: int
+
+
+@dataclass(frozen=True)
+class Applied:
+  """A rule and where it matched.
+
+  Attributes:
+    member: the member it was for.
+    rule: the rule.
+    lines: the first line of each match, in upstream's file.
+    bindings: what each hole held, as text, for each match.
+  """
+
+  member: str
+  rule: Rule
+  lines: tuple[int, ...]
+  bindings: tuple[dict[str, str], ...]
+
+
+class MatchError(PatchError):
+  """A rule that matched another number of times than it says."""
+
+  def __init__(self, *args, matches: int = 0, **kwargs):
+    super().__init__(*args, **kwargs)
+    self.matches = matches
+
+
+def find(source: Source, tree: ast.Module, member: str, rule: Rule) -> list[Match]:
+  """Every place in a member where a rule matches, in source order."""
+  if not member:
+    return matching.find_outside_functions(rule.pattern, tree.body)
+  return matching.find(rule.pattern, members(source, tree, member))
+
+
+def apply(source: Source, tree: ast.Module, member: str, rule: Rule) -> Applied:
+  """Applies one rule, changing `tree`.
+
+  Returns:
+    What was matched, and where.
+
+  Raises:
+    PatchError: if there is no such member.
+    MatchError: if the rule matches another number of times than it says, or at places that overlap;
+      nothing is changed then.
+  """
+  matches = find(source, tree, member, rule)
+  expected = max(1, len(matches)) if rule.count == 'all' else rule.count
+  if len(matches) != expected:
+    raise _wrong_count(source, member, rule, matches)
+  overlap = _overlap(matches)
+  if overlap:
+    raise MatchError(
+      f'matches of {rule.before!r} overlap, so they cannot all be replaced',
+      where=f'{member or "module level"}, {source.filename}:{overlap[0]} and {overlap[1]}',
+      mend='write more of the surrounding code into the rule',
+      matches=len(matches),
+    )
+  said = tuple({k: _text(v) for k, v in m.bindings.items()} for m in matches)
+  for match in reversed(matches):
+    _replace(source, match, rule.template)
+  return Applied(member, rule, tuple(m.nodes[0].lineno for m in matches), said)
+
+
+def _wrong_count(source: Source, member: str, rule: Rule, matches: list[Match]) -> MatchError:
+  where = ', '.join(f'{source.filename}:{m.nodes[0].lineno}' for m in matches)
+  said = f'matches {len(matches)} times, not {rule.count},' if matches else 'does not match'
+  mend = (
+    f"write more of the surrounding code into the rule, or state {len(matches)} or 'all' as count"
+  )
+  return MatchError(
+    f'{rule.before!r} {said} in {member or "the statements of the module"}',
+    where=where or source.filename,
+    mend=mend if matches else None,
+    matches=len(matches),
+  )
+
+
+def _overlap(matches: list[Match]) -> tuple[int, int] | None:
+  seen: dict[int, int] = {}
+  for match in matches:
+    for node in match.nodes:
+      for part in ast.walk(node):
+        if isinstance(part, ast.expr | ast.stmt) and id(part) in seen:
+          return seen[id(part)], match.nodes[0].lineno
+        seen[id(part)] = match.nodes[0].lineno
+  return None
+
+
+def _replace(source: Source, match: Match, template: Any) -> None:
+  statements = isinstance(template, list)
+  fill = _Filling(match)
+  new = [*fill(template)] if statements else [fill(template)]
+  if statements and not new:
+    new = [fill.place(ast.Pass())]
+  if statements:
+    _join_runs(source, match, new)
+  else:
+    old = match.nodes[0]
+    stands_for = getattr(old, 'stands_for', None)
+    if stands_for is None and not is_ours(old):
+      stands_for = source.span(old)
+    new[0].stands_for = stands_for
+  match.put(new)
+
+
+def _join_runs(source: Source, match: Match, new: list) -> None:
+  """Makes one run of the new statements and of every earlier run that the match touches."""
+  old_runs = [n.stands_for for n in match.nodes if isinstance(getattr(n, 'stands_for', None), Run)]
+  own = [source.span(n) for n in match.nodes if not hasattr(n, 'stands_for') and not is_ours(n)]
+  spans = own + [(r.start, r.stop) for r in old_runs]
+  if not spans:
+    return
+  run = Run(min(s for s, _ in spans), max(e for _, e in spans))
+  for node in [*new, *(n for n in match.holder if getattr(n, 'stands_for', None) in old_runs)]:
+    node.stands_for = run
+
+
+def is_ours(node: Any) -> bool:
+  """Whether a rule brought this node in, rather than upstream."""
+  return getattr(node, 'ours', False)
+
+
+class _Filling:
+  """Fills the holes of a template with what a match bound."""
+
+  def __init__(self, match: Match):
+    self.match = match
+    self.unused = list(match.nodes)
+
+  def __call__(self, value: Any) -> Any:
+    hole = patterns.one(value)
+    if isinstance(value, list):
+      return self.sequence(value)
+    if isinstance(value, ast.Name) and hole:
+      return self.expression('$' + hole, value.ctx)
+    if isinstance(value, str):
+      return self.identifier('$' + hole) if hole else value
+    return self.node(value) if isinstance(value, ast.AST) else value
+
+  def sequence(self, items: Sequence) -> list:
+    out: list = []
+    for item in items:
+      hole = patterns.many(item)
+      out += [_taken(n) for n in self.match.bindings['$$' + hole]] if hole else [self(item)]
+    return out
+
+  def expression(self, hole: str, ctx: ast.expr_context) -> ast.expr:
+    bound = _taken(self.match.bindings[hole])
+    if isinstance(bound, str):
+      return self.place(ast.Name(bound, ctx))
+    _set_context(bound, ctx)
+    return bound
+
+  def identifier(self, hole: str) -> str:
+    bound = self.match.bindings[hole]
+    if isinstance(bound, ast.Name):
+      return bound.id
+    if isinstance(bound, str):
+      return bound
+    raise PatchError(
+      f'{hole} holds {_text(bound)!r}, and the replacement uses it where only a name can stand'
+    )
+
+  def node(self, template: ast.AST) -> ast.AST:
+    new = self.place(self.fill(template))
+    for old in self.unused:
+      if type(old) is type(new) and matching.equal(old, new):
+        self.unused.remove(old)
+        return _taken(old)
+    return new
+
+  def fill(self, t: Any) -> ast.AST:
+    if isinstance(t, Parameter):
+      return Parameter(t.role, self(t.arg), self(t.default))
+    if isinstance(t, ast.arguments):
+      return _arguments(self.sequence(matching.parameters(t)))
+    new: Any = copy.copy(t)
+    first = {ast.Call: 'args', ast.ClassDef: 'bases'}.get(type(t))
+    for name, value in ast.iter_fields(t):
+      if not (first and name in (first, 'keywords')):
+        setattr(new, name, self(value))
+    if first:
+      both = self.sequence(matching.arguments(getattr(t, first), t.keywords))
+      setattr(new, first, [a for a in both if not isinstance(a, ast.keyword)])
+      new.keywords = [a for a in both if isinstance(a, ast.keyword)]
+    return new
+
+  def place(self, node: Any) -> Any:
+    """Marks a new node and gives it the position of the match."""
+    node.ours = True
+    return node if isinstance(node, Parameter) else ast.copy_location(node, self.match.nodes[0])
+
+
+def _taken(node: Any) -> Any:
+  """A copy of matched code, for use elsewhere."""
+  new = copy.deepcopy(node)
+  if hasattr(new, 'stands_for'):
+    del new.stands_for
+  return new
+
+
+def _set_context(node: ast.expr, ctx: ast.expr_context) -> None:
+  if hasattr(node, 'ctx'):
+    node.ctx = ctx
+  if isinstance(node, ast.Tuple | ast.List):
+    for item in node.elts:
+      _set_context(item, ctx)
+  elif isinstance(node, ast.Starred):
+    _set_context(node.value, ctx)
+
+
+def _arguments(parameters: list[Parameter]) -> ast.arguments:
+
+  def role(name: str) -> list[Parameter]:
+    return [p for p in parameters if p.role == name]
+
+  plain = role('positional') + role('plain')
+  star, double = role('star'), role('double star')
+  defaults: list[Any] = [p.default for p in plain]
+  first = next((i for i, default in enumerate(defaults) if default is not None), len(defaults))
+  if None in defaults[first:]:
+    raise PatchError('the replacement has a parameter without a default after one with a default')
+  return ast.arguments(
+    posonlyargs=[p.arg for p in role('positional')],
+    args=[p.arg for p in role('plain')],
+    defaults=defaults[first:],
+    vararg=star[0].arg if star else None,
+    kwonlyargs=[p.arg for p in role('keyword')],
+    kw_defaults=[p.default for p in role('keyword')],
+    kwarg=double[0].arg if double else None,
+  )
+
+
+def _text(value: Any) -> str:
+  if isinstance(value, list):
+    statements = bool(value) and isinstance(value[0], ast.stmt)
+    return ('\n' if statements else ', ').join(map(_text, value))
+  if isinstance(value, Parameter):
+    return value.arg.arg
+  return value if isinstance(value, str) else ast.unparse(value)
