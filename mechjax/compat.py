@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -107,6 +107,49 @@ def zeros_like(aval: Any) -> jax.Array:
   return jax.lax.full(aval.shape, 0, aval.dtype, sharding=sharding if explicit else None)
 
 
+def staging_trace() -> Any:
+  """The trace that is building a program right now (inside jit, scan, checkpoint), or None.
+
+  Whether concrete arguments meet a program under construction, and whether a value lies in another one than
+  before, has no public answer.
+  """
+  from jax._src import core
+  from jax._src.interpreters import partial_eval
+
+  trace = core.trace_ctx.trace
+  while trace is not None and not isinstance(trace, partial_eval.DynamicJaxprTrace):
+    trace = getattr(trace, 'parent_trace', None)
+  return trace
+
+
+def make_closed(like: Any, invars: Sequence, outvars: Sequence, eqns: Sequence) -> Any:
+  """A program of some of the equations of `like`: a ClosedJaxpr on 0.10, a Jaxpr later."""
+  info = like.debug_info._replace(arg_names=None, result_paths=None)
+  jaxpr = jex_core.Jaxpr((), list(invars), list(outvars), list(eqns), debug_info=info)
+  return jaxpr if jex_core.ClosedJaxpr is jex_core.Jaxpr else jex_core.ClosedJaxpr(jaxpr, ())
+
+
+_jit_params: dict[Any, dict[str, Any]] = {}
+
+
+def bind_jitted(closed: Any, values: Sequence[Any]) -> Sequence[Any]:
+  """Calls a jaxpr as `jax.jit` would, without tracing it again (there is no public way)."""
+  context = trace_context()
+  if context not in _jit_params:
+    example = raw(jax.make_jaxpr(jax.jit(lambda x: x + 1))(0.0)).eqns[0].params
+    _jit_params[context] = dict(example)
+  p = _jit_params[context]
+  n_in, n_out = len(raw(closed).invars), len(raw(closed).outvars)
+  sizes = {'in_shardings': n_in, 'in_layouts': n_in, 'donated_invars': n_in} | {
+    'out_shardings': n_out,
+    'out_layouts': n_out,
+  }
+  per_value = {k: p[k][:1] * n for k, n in sizes.items()}
+  return jex_core.primitives.jit_p.bind(
+    *values, **{**p, **per_value, 'jaxpr': closed, 'name': 'untouched'}
+  )
+
+
 def call_subfuns(eqn: Any) -> tuple[Any, ...]:
   """The functions of a custom_jvp_call (fun, jvp) or custom_vjp_call (fun, fwd, bwd), to be called on flat values."""
   return eqn.primitive.get_bind_params(eqn.params)['subfuns']
@@ -129,7 +172,7 @@ _batching_lock = threading.RLock()
 
 
 @contextlib.contextmanager
-def batching_rules(overrides: dict[Any, Callable[[Callable], Callable]]) -> Iterator[None]:
+def batching_rules(overrides: Mapping[Any, Callable[[Callable], Callable]]) -> Iterator[None]:
   """Wraps the vmap rules of some primitives while a harvest stages a program.
 
   A vmapped cond becomes a select and a vmapped while freezes finished lanes; both forget which lanes a

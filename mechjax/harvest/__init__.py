@@ -29,6 +29,7 @@ Sharp edges.
   - Sows in the rules of a custom_vjp are seen only where the derivative is taken inside the harvest.
 """
 
+from mechjax.harvest.absence import absent
 from mechjax.harvest.activations import Activations
 from mechjax.harvest.api import call_and_reap, harvest, plant, reap
 from mechjax.harvest.gradients import value_and_grad_at
@@ -45,6 +46,7 @@ __all__ = [
   'Masked',
   'SiteInfo',
   'Subgraph',
+  'absent',
   'call_and_reap',
   'harvest',
   'install_as_oryx',

@@ -76,7 +76,7 @@ class Activations(Mapping):
       return value
     leaves, tree = jax.tree.flatten(value)
     at = (slice(None),) * entry.axis(leaves) + (i,)
-    return tree.unflatten([x[at] for x in leaves])
+    return jax.tree.unflatten(tree, [x[at] for x in leaves])
 
   def stacked(self, name: str) -> Any:
     """All values of one site name: as they are without layers, else stacked on an axis of layers, in order."""
@@ -90,7 +90,7 @@ class Activations(Mapping):
       for (e, _), xs, axis in zip(found, leaves, axes)
     ]
     joined = [jnp.concatenate(xs, axis=axes[0]) for xs in zip(*rows)]
-    return jax.tree.structure(found[0][1]).unflatten(joined)
+    return jax.tree.unflatten(jax.tree.structure(found[0][1]), joined)
 
   def layers(self, name: str) -> list[int | tuple[int, ...] | None]:
     """The layers of one site name, in the order of `stacked`."""

@@ -157,7 +157,8 @@ def _call(staged: Callable, s: _Settings, plants: Mapping, args: tuple, kwargs: 
       _refuse_dropped(program, s.tag)
   admit = HarvestPlan(s.tag, allow=s.allow, block=s.block).admits
   writes = writing.resolve_writes(plants, program, s.tag, admit)
-  reads, tables = [], Keyed()
+  reads: list[reading.Read] = []
+  tables = Keyed()
   if s.reading and not s.strict:
     reads, tables = reading.resolve_reads(s.request, program, s.tag)
     reads = [r for r in reads if admit(r.key[1])]

@@ -112,7 +112,8 @@ def _check(reads: list[Read]) -> None:
     for a in r.sown.avals:
       if not jnp.issubdtype(a.dtype, jnp.inexact):
         raise HarvestError(
-          f'the site {r.sown.name!r} holds {a.dtype.name}, which has no gradient', where=r.sown.source
+          f'the site {r.sown.name!r} holds {a.dtype.name}, which has no gradient',
+          where=r.sown.source,
         )
 
 

@@ -28,6 +28,7 @@ from jax.extend import core as jex_core
 from mechjax import compat
 from mechjax.errors import HarvestError
 from mechjax.harvest import primitive as prim
+from mechjax.harvest.bundles import SHORTEST, Bundle, schedule
 from mechjax.harvest.program import Program, is_device, make_key, name_and_path, place_of
 
 
@@ -106,6 +107,8 @@ jax.tree_util.register_pytree_node(
 class Plan:
   """What to do at sows. Subclasses say what they care about; the defaults leave a program as it is."""
 
+  tag: Any = None
+
   needs_iteration = False
   """Whether frames must carry the traced index of every scan."""
 
@@ -115,6 +118,10 @@ class Plan:
   def cares(self, tags: frozenset) -> bool:
     """Whether any of these (tag, name) pairs is to be interpreted."""
     raise NotImplementedError
+
+  def wants(self, key: tuple) -> bool:
+    """Whether the sow of this key, of the plan's tag and of a name it cares about, is to be interpreted."""
+    return True
 
   def at_sow(self, frame: Frame, params: dict, leaves: list, preds: list) -> tuple[list, bool]:
     """Returns the value that flows on (possibly changed) and whether it is to be kept in a cell."""
@@ -147,10 +154,13 @@ class Plan:
 class Interpreter:
   """Evaluates the jaxprs of one program under one plan."""
 
+  bundles = True
+  """Whether runs of untouched equations may be bound as one call."""
+
   def __init__(self, program: Program, plan: Plan):
     self.program, self.plan = program, plan
 
-  def run(self, consts: Sequence[Any], args: Sequence[Any], data: dict[Any, Any]) -> tuple:
+  def run(self, consts: Sequence[Any], args: Sequence[Any], data: Keyed) -> tuple:
     """Evaluates the whole program; returns its flat outputs and the cells."""
     return self.eval(self.program.jaxpr, consts, args, Frame(data=data))
 
@@ -162,7 +172,10 @@ class Interpreter:
     env: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args]))
     self.observe([*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
     cells = Keyed()
-    for eqn in jaxpr.eqns:
+    for eqn in self._schedule(jaxpr, frame):
+      if isinstance(eqn, Bundle):
+        env.update(zip(eqn.outvars, eqn.bind([env[v] for v in eqn.invars])))
+        continue
       values = [v.val if isinstance(v, jex_core.Literal) else env[v] for v in eqn.invars]
       source = eqn.source_info
       name_stack = siu.current_name_stack() + source.name_stack
@@ -171,6 +184,26 @@ class Interpreter:
       self.observe(eqn.outvars, out)
       env.update(zip(eqn.outvars, out))
     return [v.val if isinstance(v, jex_core.Literal) else env[v] for v in jaxpr.outvars], cells
+
+  def _schedule(self, jaxpr: Any, frame: Frame) -> Sequence[Any]:
+    """The equations of `jaxpr`; on the straight line of a program, runs that nobody asks about as bundles."""
+    if frame.depth or not self.bundles or len(jaxpr.eqns) < SHORTEST:
+      return jaxpr.eqns
+    concerned = [self._wanted(eqn, frame) for eqn in jaxpr.eqns]
+    key = ('bundles', id(jaxpr), tuple(i for i, one in enumerate(concerned) if one))
+    if key not in self.program.cache:
+      self.program.cache[key] = schedule(jaxpr, concerned)
+    return self.program.cache[key]
+
+  def _wanted(self, eqn: Any, frame: Frame) -> bool:
+    if not self.concerns(eqn):
+      return False
+    if eqn.primitive is not prim.sow_p or eqn.params['tag'] != self.plan.tag:
+      return True
+    scope, path = place_of(eqn, frame.scope, frame.path)
+    return self.plan.wants(
+      dataclasses.replace(frame, scope=scope, path=path).key(eqn.params['name'])
+    )
 
   def observe(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
     """Called with every value that is made; for those who look for one that is not sown."""

@@ -53,6 +53,9 @@ class HarvestPlan(Plan):
     names = {k[1] for k in self.read_keys | self.write_keys}
     return any((self.strict or n in names) if t == self.tag else self.exclusive for t, n in tags)
 
+  def wants(self, key: tuple) -> bool:
+    return self.strict or key in self.read_keys or key in self.write_keys
+
   def edits(self, tags: frozenset) -> bool:
     names = {k[1] for k in self.write_keys}
     return any(t == self.tag and n in names for t, n in tags)

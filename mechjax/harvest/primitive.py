@@ -160,7 +160,7 @@ def _jvp(primals, tangents, *, n_preds, tree, **params):
   live = tuple(i for i in range(n) if not isinstance(tangents[i], ad.Zero))
   moved = list(tangents)
   if live:
-    preds = [p for p in primals[n:]]
+    preds = list(primals[n:])
     through = sow_tangent_p.bind(
       *(tangents[i] for i in live), *preds, leaves=live, n_preds=n_preds, **params
     )

@@ -140,6 +140,7 @@ class Program:
     self.out_tree = out_tree
     self.differentiating = differentiating
     self._tags: dict[int, frozenset] = {}
+    self._equations: dict[int, tuple[Any, frozenset]] = {}
     self._rules: dict[int, Any] = {}
     self._pin: list[Any] = []
     self.sown = list(self.walk(self.jaxpr))
@@ -162,6 +163,11 @@ class Program:
 
   def tags_of(self, eqn: Any) -> frozenset:
     """The (tag, name) pairs sown by `eqn` or anywhere inside it."""
+    if id(eqn) not in self._equations:
+      self._equations[id(eqn)] = (eqn, self._find_tags(eqn))
+    return self._equations[id(eqn)][1]
+
+  def _find_tags(self, eqn: Any) -> frozenset:
     if eqn.primitive is prim.sow_p or eqn.primitive is prim.sow_tangent_p:
       return frozenset([(eqn.params['tag'], name_and_path(eqn.params['name'], ())[0])])
     found: frozenset = frozenset()

@@ -16,6 +16,7 @@ import numpy as np
 
 from mechjax import sites
 from mechjax.errors import HarvestError, SiteError
+from mechjax.harvest import absence
 from mechjax.harvest.activations import Activations, Entry
 from mechjax.harvest.interpreter import Keyed, finish, label, where
 from mechjax.harvest.program import Program, Sown, expand, expand_all
@@ -62,6 +63,8 @@ def select(request: Any, program: Program, tag: Hashable) -> list[sites.Site]:
   try:
     return sites.select(request, expand_all(live(program, tag)))
   except SiteError as e:
+    if explained := absence.explained(request, program):
+      raise explained from e
     lost = [n for t, n in program.dropped if t == tag]
     if not lost:
       raise

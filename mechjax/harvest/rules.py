@@ -305,7 +305,7 @@ def _with_jvp_rule(interp: Interpreter, eqn: Any, rule: Any, values: list, frame
   n_data = len(data)
 
   def at(jaxpr, xs):
-    here = dataclasses.replace(frame, data=structure.unflatten(xs[:n_data]))
+    here = dataclasses.replace(frame, data=jax.tree.unflatten(structure, xs[:n_data]))
     return interp.eval(jaxpr, (), xs[n_data:], here)
 
   of_rule = jax.eval_shape(lambda *xs: at(rule, xs)[1], *data, *values, *values)

@@ -8,6 +8,7 @@ taken to be pure. Python scalars other than floats stay static while staging, so
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -116,10 +117,9 @@ def stager(f: Callable) -> Stager:
   if isinstance(kept, Stager) and kept.f is f:
     return kept
   made = Stager(f)
-  try:
+  # A builtin or a bound method takes no attribute: cached while the caller keeps the transformed function.
+  with contextlib.suppress(AttributeError, TypeError):
     f.__mechjax_stager__ = made  # type: ignore[attr-defined]
-  except (AttributeError, TypeError):
-    pass  # a builtin or a bound method: cached for as long as the caller keeps the transformed function
   return made
 
 

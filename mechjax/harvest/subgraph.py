@@ -107,7 +107,9 @@ class _Layout:
     first = len(self.ops) + len(self.sows)
     return tuple(_Value(v, scope, path, first) for v in variables)
 
-  def _inline(self, jaxpr: Any, ins: Sequence | None, scope: tuple, path: tuple, loop: tuple) -> list:
+  def _inline(
+    self, jaxpr: Any, ins: Sequence | None, scope: tuple, path: tuple, loop: tuple
+  ) -> list:
     jaxpr = compat.raw(jaxpr)
     variables = [*jaxpr.constvars, *jaxpr.invars]
     env = dict(zip(variables, self._values(variables, scope, path) if ins is None else ins))
@@ -237,6 +239,8 @@ class _CapturePlan(Plan):
 class _Capturer(Interpreter):
   """Sows every captured variable as it is made."""
 
+  bundles = False
+
   def __init__(self, program: Program, plan: Plan, names: dict[Any, str]):
     super().__init__(program, plan)
     self.names = names
@@ -307,9 +311,11 @@ class Subgraph:
     lead = () if n_layers is None else (n_layers,)
     if tree != sow.tree:
       raise HarvestError(f'a value of structure {tree} for {_name(sow.key)}, which has {sow.tree}')
-    old = [jax.ShapeDtypeStruct((*lead, *v.variable.aval.shape), v.variable.aval.dtype) for v in sow.outs]
+    old = [
+      jax.ShapeDtypeStruct((*lead, *v.variable.aval.shape), v.variable.aval.dtype) for v in sow.outs
+    ]
     what = f'the value for {_name(sow.key)} has'
-    return tree.unflatten([fitted(x, o, what) for x, o in zip(leaves, old)])
+    return jax.tree.unflatten(tree, [fitted(x, o, what) for x, o in zip(leaves, old)])
 
   def tree_flatten(self) -> tuple:
     return (self._captured,), self._parts

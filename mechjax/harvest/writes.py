@@ -286,7 +286,8 @@ def _traced_writing(p: _Piece, scans: int) -> Writing:
   paths = [site.path for site in expand(p.sown)]
   if len(paths[0]) != 1:
     raise HarvestError(f'{p.sown.name!r} has no single layer axis', where=p.sown.source)
-  table, k, fns = slot_table(p.layer, [q[0] for q in paths]), p.layer.shape[0], ()
+  table, k = slot_table(p.layer, [q[0] for q in paths]), p.layer.shape[0]
   if p.fn:  # one function for all its layers: one slot
-    table, k, fns = (table == k).astype(jnp.int32), 1, (p.fn,)
+    table, k = (table == k).astype(jnp.int32), 1
+  fns = (p.fn,) if p.fn else ()
   return Writing(table if scans else table[0], p.value, p.mask, fns, k, scans, False)

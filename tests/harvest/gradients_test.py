@@ -57,7 +57,9 @@ def test_they_equal_finite_differences():
   plant, a, step = harvest.plant(f), acts['mlp_out.3'], 1e-2
   for i in range(D):
     up, down = (plant({'mlp_out.3': a.at[i].add(s)}, W, X) for s in (step, -step))
-    np.testing.assert_allclose(grads['mlp_out.3'][i], (up - down) / (2 * step), rtol=2e-2, atol=2e-2)
+    np.testing.assert_allclose(
+      grads['mlp_out.3'][i], (up - down) / (2 * step), rtol=2e-2, atol=2e-2
+    )
 
 
 @MODELS
@@ -70,7 +72,9 @@ def test_traced_layers_give_the_same_gradients(f):
 
 def test_aux_comes_back_beside_the_scalar():
   f = model(True, lambda b: b)
-  (value, aux), _, _ = harvest.value_and_grad_at(lambda w, x: (f(w, x), x + 1), 'logits', has_aux=True)(W, X)
+  (value, aux), _, _ = harvest.value_and_grad_at(
+    lambda w, x: (f(w, x), x + 1), 'logits', has_aux=True
+  )(W, X)
   np.testing.assert_allclose(value, f(W, X), rtol=1e-6)
   np.testing.assert_allclose(aux, X + 1)
 
@@ -88,6 +92,8 @@ def test_results_that_are_not_scalars_and_integer_sites_are_errors():
   with pytest.raises(HarvestError, match='floating-point scalar'):
     harvest.value_and_grad_at(lambda x: harvest.sow(x, name='a'), 'a')(X)
   with pytest.raises(HarvestError, match='no gradient'):
-    harvest.value_and_grad_at(lambda i: harvest.sow(i, name='a').sum().astype(jnp.float32), 'a')(jnp.arange(3))
+    harvest.value_and_grad_at(lambda i: harvest.sow(i, name='a').sum().astype(jnp.float32), 'a')(
+      jnp.arange(3)
+    )
   with pytest.raises(SiteError, match='no site matches'):
     harvest.value_and_grad_at(model(True, lambda b: b), 'mlp_out.99')(W, X)

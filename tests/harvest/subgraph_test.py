@@ -72,7 +72,9 @@ def test_all_layers_at_once_equal_one_at_a_time(f):
   values = jax.random.normal(jax.random.key(8), (L, T, H, E))
   probs, out = harvest.subgraph(f, 'k', 'attn_probs, attn_out')(X)(values)
   for i in range(L):
-    np.testing.assert_allclose(probs[i], planted(f, f'k.{i}', values[i], f'attn_probs.{i}'), rtol=1e-5)
+    np.testing.assert_allclose(
+      probs[i], planted(f, f'k.{i}', values[i], f'attn_probs.{i}'), rtol=1e-5
+    )
     np.testing.assert_allclose(
       out[i], planted(f, f'k.{i}', values[i], f'attn_out.{i}'), rtol=1e-4, atol=1e-6
     )
@@ -82,7 +84,9 @@ def test_in_an_unrolled_model_a_cut_may_span_layers():
   f = model(False, lambda b: b)
   value = jax.random.normal(jax.random.key(9), (T, H, E))
   cut = harvest.subgraph(f, 'q.0', 'attn_probs.2')(X)
-  np.testing.assert_allclose(cut(value), planted(f, 'q.0', value, 'attn_probs.2'), rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(
+    cut(value), planted(f, 'q.0', value, 'attn_probs.2'), rtol=1e-4, atol=1e-6
+  )
 
 
 def test_what_is_captured_belongs_to_the_arguments():

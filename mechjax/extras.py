@@ -1,0 +1,42 @@
+"""Optional libraries, loaded when they are asked for.
+
+Reading activations needs JAX; reading a GGUF file, drawing a picture or running somebody's model
+needs more. Those libraries sit in extras of the package, and a module that wants one calls
+`require` inside the function that uses it, so that importing mechjax stays quick and a missing
+library is one clear line instead of an ImportError from the middle of nowhere.
+
+Sharp edge: only the absence of the library itself is reported as a missing extra. A library that is
+installed and fails while importing is a different illness, and its own error comes through.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from mechjax import errors
+
+
+def require(module: str, extra: str) -> ModuleType:
+  """Imports an optional library.
+
+  Args:
+    module: dotted name of the module.
+    extra: the extra of mechjax that brings it.
+
+  Returns:
+    The module.
+
+  Raises:
+    MissingExtraError: the library is not installed.
+  """
+  try:
+    return importlib.import_module(module)
+  except ModuleNotFoundError as e:
+    if e.name is None or e.name.split('.')[0] != module.split('.')[0]:
+      raise
+    raise errors.MissingExtraError(
+      f'{module!r} is not installed',
+      cause=f'it belongs to the optional extra {extra!r}',
+      mend=f"pip install 'mechjax[{extra}]'",
+    ) from e

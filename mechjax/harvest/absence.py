@@ -1,0 +1,59 @@
+"""Saying why a site is not there.
+
+Some code never forms a value that other code for the same equation does: a flash attention kernel
+holds no attention probabilities. A request for them would end in "no site matches", which is true
+and helps nobody. So the code path that lacks a site says so where it runs:
+
+    out = harvest.absent(kernel(q, k, v), names=['attn_probs'], cause='…', mend='…')
+
+The mark is a sow under a tag of its own kind, hence free outside a harvest, invisible to every
+request, and right in jitted, checkpointed and scanned code. A request that would be refused and
+asks for a marked name is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from mechjax import sites
+from mechjax.errors import SiteError
+from mechjax.harvest import primitive as prim
+from mechjax.harvest.program import Program, expand_all
+
+
+@dataclasses.dataclass(frozen=True)
+class Absence:
+  """The tag of a mark: why its name is not a site here, and how to take a path that has it."""
+
+  cause: str
+  mend: str
+
+
+def absent(value: Any, *, names: Iterable[str], cause: str, mend: str) -> Any:
+  """Marks that the code which computed `value` holds no sites of these names.
+
+  Args:
+    value: a pytree of arrays that flows on to the result.
+    names: the sites that other code paths have.
+    cause: why they are not here.
+    mend: how to run a path that has them.
+
+  Returns:
+    `value`.
+  """
+  for name in names:
+    value = prim.sow(value, tag=Absence(cause, mend), name=name)
+  return value
+
+
+def explained(request: Any, program: Program) -> SiteError | None:
+  """The error for a request that names a marked site of the program, if it does."""
+  marks = [s for s in program.sown if isinstance(s.tag, Absence)]
+  for pattern in sites.as_patterns(request):
+    for mark in marks:
+      if any(sites.matches(pattern, site) for site in expand_all([mark])):
+        what = f'no site matches {pattern!r}: this program does not form it'
+        return SiteError(what, where=mark.source, cause=mark.tag.cause, mend=mark.tag.mend)
+  return None

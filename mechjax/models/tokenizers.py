@@ -1,0 +1,135 @@
+"""Tokenizers, built from the vocabulary that travels inside the weights file.
+
+A tokenizer downloaded apart from its weights can be the wrong one, and nothing crashes when it is.
+GGUF files carry vocabulary, merges and special tokens in their header, so there is only one place
+to get them from. The merging itself is done by the `tokenizers` library; what is decided here is
+how text is cut before it, which the header only names ("smollm", "gpt-2").
+
+Sharp edges: some vocabularies lack a few bytes (SmolLM2's six control characters and the
+unassigned planes of Unicode), which the library drops without a word; here such a text is an
+error. Special tokens written out in a text ("<|im_start|>") become those tokens, and decoding
+writes them out again, so that any text survives the round trip. A pre-tokenizer whose name is not
+in the table below is an error, because guessing it gives plausible tokens that the model never
+saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from mechjax import errors, extras
+
+_SPECIAL = 3  # tokenizer.ggml.token_type of a control token
+
+
+class Tokenizer:
+  """Text to token ids and back.
+
+  Attributes:
+    bos: id of the token that begins a sequence, or None if the model was trained without one.
+    eos: id of the token that ends a text, or None.
+    n_vocab: number of tokens.
+  """
+
+  def __init__(self, backend: Any, bos: int | None, eos: int | None):
+    """Wraps a `tokenizers.Tokenizer`; use `from_gguf` to make one from a file's header."""
+    self._backend, self.bos, self.eos = backend, bos, eos
+    self.n_vocab: int = backend.get_vocab_size()
+    vocab = backend.get_vocab()
+    self._writable = bytes(b for b, letter in enumerate(_byte_letters()) if letter in vocab)
+
+  def encode(self, text: str) -> list[int]:
+    """Token ids of a text, led by `bos` where the model expects it.
+
+    Args:
+      text: any text.
+
+    Returns:
+      The ids.
+
+    Raises:
+      MechjaxError: the vocabulary has no token for a byte of the text.
+    """
+    if text.encode().translate(None, self._writable):
+      self._refuse(text)
+    ids = self._backend.encode(text, add_special_tokens=False).ids
+    return ids if self.bos is None else [self.bos, *ids]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Text of token ids; special tokens are written out, except a leading `bos`."""
+    ids = [int(i) for i in ids]
+    if ids and ids[0] == self.bos:
+      ids = ids[1:]
+    return self._backend.decode(ids, skip_special_tokens=False)
+
+  def _refuse(self, text: str) -> None:
+    at, char = next(
+      (i, c) for i, c in enumerate(text) if c.encode().translate(None, self._writable)
+    )
+    raise errors.MechjaxError(
+      f'the vocabulary cannot write {char!r} (U+{ord(char):04X})',
+      where=f'character {at} of the text',
+      cause='a control character or an unassigned code point, for whose bytes there is no token',
+      mend='remove or replace it',
+    )
+
+
+def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
+  """Builds the tokenizer described by a GGUF header.
+
+  Args:
+    metadata: of a `GGUFFile`.
+
+  Returns:
+    The tokenizer.
+
+  Raises:
+    WeightsError: the header describes none, or one of a kind that is not known here.
+    MissingExtraError: the `tokenizers` library is not installed.
+  """
+  library = extras.require('tokenizers', 'models')
+  kind = metadata.get('tokenizer.ggml.model')
+  cut = _PRE_TOKENIZERS.get(metadata.get('tokenizer.ggml.pre', ''))
+  if kind != 'gpt2' or cut is None:
+    raise errors.WeightsError(
+      f'a tokenizer of kind {kind!r}, cut by {metadata.get("tokenizer.ggml.pre")!r}, is not known',
+      where='tokenizer.ggml.model and tokenizer.ggml.pre in the GGUF header',
+      cause=f"known are byte-level BPE ('gpt2') with {sorted(_PRE_TOKENIZERS)}",
+    )
+  tokens = metadata['tokenizer.ggml.tokens']
+  merges = [tuple(merge.split(' ', 1)) for merge in metadata['tokenizer.ggml.merges']]
+  vocab = {token: i for i, token in enumerate(tokens)}
+  backend = library.Tokenizer(library.models.BPE(vocab, merges))
+  backend.pre_tokenizer = library.pre_tokenizers.Sequence(cut(library.pre_tokenizers))
+  backend.decoder = library.decoders.ByteLevel()
+  kinds = metadata['tokenizer.ggml.token_type']
+  backend.add_special_tokens([t for t, k in zip(tokens, kinds, strict=True) if k == _SPECIAL])
+  bos = (
+    metadata['tokenizer.ggml.bos_token_id']
+    if metadata.get('tokenizer.ggml.add_bos_token')
+    else None
+  )
+  return Tokenizer(backend, bos, metadata.get('tokenizer.ggml.eos_token_id'))
+
+
+def _byte_letters() -> list[str]:
+  """The letter that stands for each byte in a byte-level vocabulary.
+
+  Printable bytes of Latin-1 stand for themselves, the others are numbered from U+0100 on.
+  """
+  printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+  spare = iter(range(256, 512))
+  return [chr(b) if b in printable else chr(next(spare)) for b in range(256)]
+
+
+def _gpt2(pre: Any) -> list:
+  return [pre.ByteLevel(add_prefix_space=False, use_regex=True)]
+
+
+def _smollm(pre: Any) -> list:
+  # Digits come one by one, so that numbers of any length are spelled alike.
+  return [pre.Digits(individual_digits=True), *_gpt2(pre)]
+
+
+_PRE_TOKENIZERS: dict[str, Callable[[Any], list]] = {'gpt-2': _gpt2, 'smollm': _smollm}

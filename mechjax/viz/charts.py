@@ -1,0 +1,151 @@
+"""Charts on matplotlib axes: bars that may point both ways, and a table of words on a heat map.
+
+An experiment makes the figure and decides what stands where; a function here fills one pair of
+axes with one kind of chart, titled and labelled, with colours that survive greyscale and the
+common kinds of colour blindness (blue against vermilion, one blue ramp).
+
+Sharp edges: labels are drawn as they are, never as TeX ('$' is a token like any other), and a
+character that the font does not have is shown as an empty box.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mechjax import extras
+from mechjax.viz import scale
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
+
+INK, FAINT, UP, DOWN = '#1c2733', '#8a949e', '#2166ac', '#d1495b'
+
+
+def figure(width: float, height: float) -> Figure:
+  """An empty figure, in inches, that needs no display and no global state.
+
+  Args:
+    width: in inches.
+    height: in inches.
+
+  Returns:
+    The figure.
+
+  Raises:
+    MissingExtraError: matplotlib is not installed.
+  """
+  return extras.require('matplotlib.figure', 'viz').Figure(
+    figsize=(width, height), dpi=150, layout='constrained'
+  )
+
+
+def save(fig: Figure, path: Path) -> None:
+  """Writes a figure as PNG on white."""
+  fig.savefig(path, facecolor='white')
+
+
+def bars(
+  ax: Axes,
+  labels: Sequence[str],
+  values: Sequence[float],
+  *,
+  title: str,
+  xlabel: str,
+  number: str = '{:.2f}',
+  limit: float = math.inf,
+) -> None:
+  """Horizontal bars, first label on top, each with its number at its end.
+
+  Args:
+    ax: where to draw.
+    labels: one for each bar.
+    values: their lengths; negative ones point left and have another colour.
+    title: of the axes.
+    xlabel: what the values are, with their unit.
+    number: format of the numbers.
+    limit: magnitude at which longer bars are cut and hatched; see `scale.limit`.
+  """
+  rows = range(len(values))
+  drawn = [scale.cut(v, limit) for v in values]
+  bars_ = ax.barh(rows, drawn, color=[UP if v >= 0 else DOWN for v in values], height=0.72)
+  for bar, value in zip(bars_, values, strict=True):
+    if abs(value) > limit:
+      bar.set(hatch='////', edgecolor='white', linewidth=0)
+  ax.axvline(0, color=INK, linewidth=0.8)
+  low, high = min(0.0, *drawn), max(0.0, *drawn)
+  room = 0.2 * (high - low or 1.0)
+  ax.set_xlim(low - room * (low < 0), high + room * (high > 0))
+  for row, value, length in zip(rows, values, drawn, strict=True):
+    side = 1 if value >= 0 else -1
+    ax.annotate(
+      number.format(value), (length, row), (3 * side, 0), textcoords='offset points', va='center',
+      ha='left' if value >= 0 else 'right', fontsize=8, color=INK,
+    )  # fmt: skip
+  _ticks(ax.yaxis, labels)
+  ax.set_ylim(len(values) - 0.5, -0.5)
+  _dress(ax, title, xlabel)
+
+
+def words(
+  ax: Axes,
+  cells: Sequence[Sequence[str]],
+  weights: Sequence[Sequence[float]],
+  *,
+  rows: Sequence[str],
+  columns: Sequence[str],
+  title: str,
+  xlabel: str,
+  ylabel: str,
+  weight: str,
+) -> None:
+  """A table of words on a heat map.
+
+  Args:
+    ax: where to draw.
+    cells: [rows][columns] words.
+    weights: [rows][columns] numbers from 0 to 1 that colour the cells.
+    rows: a label for each row, from the top.
+    columns: a label for each column.
+    title: of the axes.
+    xlabel: what the columns are.
+    ylabel: what the rows are.
+    weight: what the colour means, for its scale.
+  """
+  image = ax.imshow(weights, cmap='Blues', vmin=0, vmax=1, aspect='auto')
+  for i, row in enumerate(cells):
+    for j, word in enumerate(row):
+      ink = 'white' if weights[i][j] > 0.55 else INK
+      ax.text(
+        j, i, legible(word), ha='center', va='center', fontsize=8, color=ink, parse_math=False
+      )
+  _ticks(ax.yaxis, rows)
+  _ticks(ax.xaxis, columns)
+  assert ax.figure is not None
+  ax.figure.colorbar(image, ax=ax, label=weight, fraction=0.03, pad=0.015)
+  _dress(ax, title, xlabel)
+  ax.set_ylabel(ylabel)
+
+
+def legible(text: str) -> str:
+  """The text with a box for every character that the default font cannot draw."""
+  manager = extras.require('matplotlib.font_manager', 'viz')
+  have = manager.get_font(manager.findfont('DejaVu Sans')).get_charmap()
+  return ''.join(c if ord(c) in have else '□' for c in text)
+
+
+def _ticks(axis: Any, labels: Sequence[str]) -> None:
+  axis.set_ticks(range(len(labels)), [legible(label) for label in labels], fontsize=8)
+  for label in axis.get_ticklabels():
+    label.set_parse_math(False)
+
+
+def _dress(ax: Axes, title: str, xlabel: str) -> None:
+  ax.set_title(title, loc='left', fontsize=10.5, fontweight='bold', color=INK)
+  ax.set_xlabel(xlabel, fontsize=9, color=INK)
+  ax.tick_params(colors=INK, length=0, labelsize=8)
+  for spine in ax.spines.values():
+    spine.set_visible(False)

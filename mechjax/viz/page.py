@@ -1,0 +1,180 @@
+"""Self-contained HTML pages: one file, no script, no font or style from elsewhere, light and dark.
+
+A result that can be opened in ten years, mailed, or put beside a paper must not depend on a
+server. A page is made of sections, a section of a title, a sentence that says how to read it, and
+a body. The bodies are bars that may point both ways and a table of words whose cells are coloured
+by a number.
+
+All text is escaped here, so callers pass it as it is: tokens contain '<' as often as any other
+sign. Colours are custom properties with a dark set behind `prefers-color-scheme`; cells mix the
+accent into the background at no more than half, so that ink on them stays legible in both.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+
+from mechjax.viz import scale
+
+_STYLE = """
+:root { color-scheme: light dark; --paper: #fdfdfc; --ink: #1c2733; --faint: #5d6874;
+  --line: #dde2e6; --up: #2166ac; --down: #d1495b; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14181d; --ink: #e4e8ec; --faint: #9aa5b1;
+  --line: #2d353e; --up: #6cb0f0; --down: #ff8a80; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2.2rem 1.4rem 3rem; max-width: 62rem; background: var(--paper);
+  color: var(--ink); font: 16px/1.55 system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .3rem; }
+h2 { font-size: 1.15rem; margin: 2.4rem 0 .2rem; }
+p { margin: .2rem 0 .9rem; max-width: 46rem; color: var(--faint); }
+code, .word { font-family: ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace;
+  font-size: .86em; }
+.bars { display: grid; grid-template-columns: max-content 1fr; gap: .16rem .8rem;
+  align-items: center; }
+.bars .name { text-align: right; white-space: pre; }
+.track { position: relative; height: 1.25rem; }
+.track i { position: absolute; inset-block: .12rem; border-radius: 2px; background: var(--up); }
+.track i.down { background: var(--down); }
+.track i.cut { mask: repeating-linear-gradient(-45deg, #000 0 5px,
+  #0006 5px 8px); }
+.track b { position: absolute; font-weight: 400; font-size: .8rem; line-height: 1.25rem;
+  font-variant-numeric: tabular-nums; white-space: nowrap; }
+.track::before { content: ''; position: absolute; inset-block: -.1rem; left: var(--zero);
+  border-left: 1px solid var(--line); }
+.scroll { overflow-x: auto; }
+table { border-collapse: separate; border-spacing: 2px; width: 100%; }
+th { font-weight: 400; color: var(--faint); font-size: .82rem; padding: .1rem .4rem;
+  white-space: pre; }
+th[scope=row] { text-align: right; font-variant-numeric: tabular-nums; }
+td { min-width: 4.6rem; padding: .12rem .4rem; border-radius: 3px; text-align: center;
+  white-space: pre;
+  background: color-mix(in srgb, var(--up) calc(var(--w) * 52%), var(--paper)); }
+.unit { color: var(--faint); font-size: .82rem; margin: .3rem 0 0; }
+footer { margin-top: 2.6rem; border-top: 1px solid var(--line); padding-top: .6rem;
+  color: var(--faint); font-size: .85rem; }
+""".strip()
+
+
+def page(title: str, lead: str, sections: Iterable[str], footer: str) -> str:
+  """A whole document.
+
+  Args:
+    title: of the page.
+    lead: one sentence under it.
+    sections: HTML from `section`.
+    footer: how the page was made.
+
+  Returns:
+    The HTML.
+  """
+  return (
+    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    f'<title>{html.escape(title)}</title>\n<style>\n{_STYLE}\n</style>\n</head>\n<body>\n'
+    f'<h1>{html.escape(title)}</h1>\n<p>{html.escape(lead)}</p>\n'
+    + '\n'.join(sections)
+    + f'\n<footer>{html.escape(footer)}</footer>\n</body>\n</html>\n'
+  )
+
+
+def section(title: str, text: str, body: str) -> str:
+  """A titled part of a page.
+
+  Args:
+    title: its heading.
+    text: what is shown and how to read it.
+    body: HTML from `bars` or `words`.
+
+  Returns:
+    The HTML.
+  """
+  return f'<section>\n<h2>{html.escape(title)}</h2>\n<p>{html.escape(text)}</p>\n{body}\n</section>'
+
+
+def bars(
+  labels: Sequence[str],
+  values: Sequence[float],
+  *,
+  unit: str,
+  number: str = '{:.3f}',
+  limit: float = math.inf,
+) -> str:
+  """Horizontal bars around a common zero, each with its number at its end.
+
+  Args:
+    labels: one for each bar.
+    values: their lengths; negative ones point left and have another colour.
+    unit: what the values are, with their unit.
+    number: format of the numbers.
+    limit: magnitude at which longer bars are cut and hatched; see `scale.limit`.
+
+  Returns:
+    The HTML.
+  """
+  drawn = [scale.cut(v, limit) for v in values]
+  low, high = min(0.0, *drawn), max(0.0, *drawn)
+  # Numbers stand outside their bars, so each side that has bars keeps room for them.
+  left, right = 12.0 * (low < 0), 12.0 * (high > 0)
+  percent = (100 - left - right) / (high - low or 1.0)
+  zero = left - low * percent
+  rows = [
+    f'<span class="name word">{html.escape(label)}</span>'
+    + _bar(length * percent, zero, number.format(value), abs(value) > limit)
+    for label, value, length in zip(labels, values, drawn, strict=True)
+  ]
+  return (
+    f'<div class="bars" style="--zero:{zero:.2f}%">\n'
+    + '\n'.join(rows)
+    + f'\n</div>\n<div class="unit">{html.escape(unit)}</div>'
+  )
+
+
+def _bar(length: float, zero: float, number: str, is_cut: bool) -> str:
+  """One bar of signed length from zero, both in percent of the track."""
+  number, kind = html.escape(number), 'cut' if is_cut else ''
+  if length < 0:
+    bar = f'<i class="down {kind}" style="left:{zero + length:.2f}%;width:{-length:.2f}%"></i>'
+    text = f'<b style="right:calc({100 - zero - length:.2f}% + .35rem)">{number}</b>'
+  else:
+    bar = f'<i class="{kind}" style="left:{zero:.2f}%;width:{length:.2f}%"></i>'
+    text = f'<b style="left:calc({zero + length:.2f}% + .35rem)">{number}</b>'
+  return f'<span class="track">{bar}{text}</span>'
+
+
+def words(
+  cells: Sequence[Sequence[str]],
+  weights: Sequence[Sequence[float]],
+  *,
+  rows: Sequence[str],
+  columns: Sequence[str],
+  corner: str,
+  unit: str,
+) -> str:
+  """A table of words, coloured by a number that shows when pointed at.
+
+  Args:
+    cells: [rows][columns] words.
+    weights: [rows][columns] numbers from 0 to 1.
+    rows: a label for each row.
+    columns: a label for each column.
+    corner: what the rows and the columns are.
+    unit: what the numbers are.
+
+  Returns:
+    The HTML.
+  """
+  head = ''.join(f'<th scope="col" class="word">{html.escape(c)}</th>' for c in columns)
+  lines = [f'<tr><th>{html.escape(corner)}</th>{head}</tr>']
+  for label, words_, numbers in zip(rows, cells, weights, strict=True):
+    row = ''.join(
+      f'<td class="word" style="--w:{w:.3f}" title="{w:.3f}">{html.escape(word)}</td>'
+      for word, w in zip(words_, numbers, strict=True)
+    )
+    lines.append(f'<tr><th scope="row">{html.escape(label)}</th>{row}</tr>')
+  table = '\n'.join(lines)
+  return (
+    f'<div class="scroll"><table>\n{table}\n</table></div>\n'
+    f'<div class="unit">{html.escape(unit)}</div>'
+  )

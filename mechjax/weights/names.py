@@ -1,0 +1,195 @@
+"""What each code base calls each tensor, and in which layout it wants it.
+
+The same weights have other names, other axes and even another order of rows in every
+implementation, and a mistake in any of them yields a model that still speaks, only worse. So each
+map is written out as the tree that the implementation expects, one line per parameter, every shape
+stated and compared, and it must use every tensor of the file: a bias or a table of rotary
+frequencies that the map does not know is an error, never silently left out.
+
+The trap worth knowing: llama-family GGUF files interleave the two halves of each rotary pair in
+the rows of attn_q and attn_k. Implementations that rotate halves (all the JAX ones) need
+`unpermute`.
+
+Shapes: D model, F mlp, N query heads, K key-value heads, H per head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mechjax import errors
+from mechjax.weights.gguf import GGUFFile
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaShape:
+  """The sizes and constants of a llama-family model.
+
+  Attributes:
+    n_layers: number of blocks.
+    d_model: width of the residual stream.
+    d_mlp: number of neurons of a block.
+    n_heads: query heads.
+    n_kv_heads: key-value heads.
+    d_head: width of a head.
+    n_vocab: number of tokens.
+    rope_base: base of the rotary frequencies.
+    norm_eps: added to the mean square in the norms.
+    tied: the embedding is the unembedding too.
+  """
+
+  n_layers: int
+  d_model: int
+  d_mlp: int
+  n_heads: int
+  n_kv_heads: int
+  d_head: int
+  n_vocab: int
+  rope_base: float
+  norm_eps: float
+  tied: bool
+
+
+def llama_shape(file: GGUFFile) -> LlamaShape:
+  """Reads the sizes out of a llama-architecture GGUF header.
+
+  Args:
+    file: an open file.
+
+  Returns:
+    The sizes.
+
+  Raises:
+    WeightsError: another architecture, or a rotary scheme that a plain llama does not have.
+  """
+  architecture = file.value('general.architecture')
+  if architecture != 'llama':
+    raise errors.WeightsError(
+      f'{file.path} has architecture {architecture!r}; this name map reads {"llama"!r}'
+    )
+  scaling = file.metadata.get('llama.rope.scaling.type', 'none')
+  if scaling != 'none':
+    raise errors.WeightsError(
+      f'{file.path} scales its rotary positions ({scaling!r}), which this name map cannot express'
+    )
+  n_heads, d_model = (
+    file.value('llama.attention.head_count'),
+    file.value('llama.embedding_length'),
+  )
+  tokens = file.value('tokenizer.ggml.tokens')
+  return LlamaShape(
+    n_layers=file.value('llama.block_count'),
+    d_model=d_model,
+    d_mlp=file.value('llama.feed_forward_length'),
+    n_heads=n_heads,
+    n_kv_heads=file.metadata.get('llama.attention.head_count_kv', n_heads),
+    d_head=file.metadata.get('llama.attention.key_length', d_model // n_heads),
+    n_vocab=len(tokens),
+    rope_base=file.metadata.get('llama.rope.freq_base', 10_000.0),
+    # Stored as float32; the decimal that was meant is the shortest one that rounds to it.
+    norm_eps=float(str(np.float32(file.value('llama.attention.layer_norm_rms_epsilon')))),
+    tied='output.weight' not in file.tensors,
+  )
+
+
+def unpermute(w: np.ndarray, n_heads: int) -> np.ndarray:
+  """Undoes GGUF's interleaving of rotary pairs.
+
+  Args:
+    w: [n_heads * H, D], row 2j + s of a head being row j + s * H/2 of the original.
+    n_heads: how many heads the rows hold.
+
+  Returns:
+    The rows in the order in which the two halves of a head are rotated against each other.
+  """
+  return w.reshape(n_heads, w.shape[0] // n_heads // 2, 2, -1).swapaxes(1, 2).reshape(w.shape)
+
+
+def tunix_qwen2(
+  file: GGUFFile, shape: LlamaShape, put: Callable[[Any], Any] = lambda tree: tree
+) -> dict[str, Any]:
+  """The parameters of google-tunix's Qwen2 class, from a llama-architecture file.
+
+  A llama is a Qwen2 whose query, key and value biases are zero.
+
+  Args:
+    file: an open file.
+    shape: its sizes, from `llama_shape`.
+    put: applied to each part of the tree as soon as it is read, such as `jax.device_put`, so that
+      the
+      host never holds the whole model beside the device.
+
+  Returns:
+    Nested dict of float32 arrays in the structure of the class's pure state.
+
+  Raises:
+    WeightsError: a tensor is missing, has another shape, or is one that the map does not know.
+  """
+  D, V = shape.d_model, shape.n_vocab
+  tensors = _Tensors(file)
+  params: dict[str, Any] = {
+    'embedder': put({'input_embedding': tensors.take('token_embd.weight', V, D)}),
+    'layers': {i: put(_tunix_layer(tensors, f'blk.{i}', shape)) for i in range(shape.n_layers)},
+    'final_norm': put({'w': tensors.take('output_norm.weight', D)}),
+  }
+  if not shape.tied:
+    params['lm_head'] = put({'w': tensors.take('output.weight', V, D).T})
+  tensors.check_all_taken()
+  return params
+
+
+def _tunix_layer(tensors: _Tensors, blk: str, shape: LlamaShape) -> dict[str, Any]:
+  D, F, N, K, H = shape.d_model, shape.d_mlp, shape.n_heads, shape.n_kv_heads, shape.d_head
+  take = tensors.take
+  return {
+    'input_layernorm': {'w': take(f'{blk}.attn_norm.weight', D)},
+    'attn': {
+      'q_proj': {'w': _to_heads(unpermute(take(f'{blk}.attn_q.weight', N * H, D), N), N)},
+      'k_proj': {'w': _to_heads(unpermute(take(f'{blk}.attn_k.weight', K * H, D), K), K)},
+      'v_proj': {'w': _to_heads(take(f'{blk}.attn_v.weight', K * H, D), K)},
+      'o_proj': {'w': take(f'{blk}.attn_output.weight', D, N * H).T.reshape(N, H, D)},
+      'q_bias': np.zeros(N * H, np.float32),
+      'k_bias': np.zeros(K * H, np.float32),
+      'v_bias': np.zeros(K * H, np.float32),
+    },
+    'post_attention_layernorm': {'w': take(f'{blk}.ffn_norm.weight', D)},
+    'mlp': {
+      'gate_proj': {'kernel': take(f'{blk}.ffn_gate.weight', F, D).T},
+      'up_proj': {'kernel': take(f'{blk}.ffn_up.weight', F, D).T},
+      'down_proj': {'kernel': take(f'{blk}.ffn_down.weight', D, F).T},
+    },
+  }
+
+
+def _to_heads(w: np.ndarray, n_heads: int) -> np.ndarray:
+  """[heads * H, D], applied to a column, as [D, heads, H], contracted with a row."""
+  return w.T.reshape(w.shape[1], n_heads, -1)
+
+
+class _Tensors:
+  """Hands out the tensors of a file, checks their shapes, and remembers which were taken."""
+
+  def __init__(self, file: GGUFFile):
+    self.file, self.taken = file, set[str]()
+
+  def take(self, name: str, *shape: int) -> np.ndarray:
+    info = self.file.tensors.get(name)
+    if info is not None and info.shape != shape:
+      raise errors.WeightsError(
+        f'{self.file.path}: tensor {name!r} has shape {info.shape}, expected {shape}',
+        where=f'offset {info.offset}',
+        cause='the sizes in the header belong to another model',
+      )
+    self.taken.add(name)
+    return self.file.read(name)
+
+  def check_all_taken(self) -> None:
+    if left := [name for name in self.file.tensors if name not in self.taken]:
+      raise errors.WeightsError(
+        f'{self.file.path} has {len(left)} tensors that this name map does not use: {left[:8]}',
+        cause='a variant of the architecture; leaving them out would compute something else',
+      )

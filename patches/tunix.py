@@ -1,0 +1,266 @@
+"""google-tunix: Qwen2 (which also holds plain llamas), Llama 3, Gemma 1 and 2, Gemma 3.
+
+Every canonical site of `mechjax.sites` is tagged, each right where upstream's own variable holds
+it, so the rules can be read beside the upstream files. The four files were written by copying one
+another, so what they share is written once here: the loop over layers, and the block, which the
+llamas and the Gemmas each have their own form of.
+
+What a name means where upstream leaves a choice:
+  - q of the Gemmas is scaled already, because the dot product sees it scaled.
+  - attn_out and mlp_out of the Gemmas are taken after their post-norms: what is added.
+  - embed of the Gemmas is scaled by sqrt(D), as the first block reads it.
+
+Axes that differ from the canonical ones: in Qwen2, query heads are grouped by the key-value head
+that they share, so attn_scores and attn_probs are [B, K, H/K, T, S]; a query head h is group member
+h % (H/K) of h // (H/K). The Gemmas hold [B, T, H, S]; the tags turn it to the canonical
+[B, H, T, S] and back, which compiles to nothing.
+
+Sharp edges: with a KV cache, q, k and v are what this call's dot product sees, cached positions
+included. A changed k or v is used but not written back to the cache. Qwen2 with
+`use_flash_attention` never forms the scores; asking for attn_scores or attn_probs there is an error
+that says so.
+"""
+
+from mechjax import harvest, sites
+from mechjax.patcher import Patcher, Patchers
+
+
+def _patcher(model: str, members: dict) -> Patcher:
+  return Patcher(
+    f'tunix.models.{model}.model',
+    members,
+    checked=('google-tunix', ['0.1.7']),
+    names={'harvest': harvest, 'sites': sites},
+  )
+
+
+_LAYERS = (
+  'layer_cache, x = layer($$arguments)',
+  """
+  with sites.layer(i):
+    layer_cache, x = layer($$arguments)
+  """,
+)
+_FINAL_NORM = (
+  'x = self.final_norm(x)',
+  "x = harvest.sow(self.final_norm(x), name='final_norm')",
+)
+_LOGITS = (
+  'return logits, new_cache',
+  "return harvest.sow(logits, name='logits'), new_cache",
+)
+
+_LLAMA_EMBED = (
+  'x = self.embedder.encode(input_tokens)',
+  "x = harvest.sow(self.embedder.encode(input_tokens), name='embed')",
+)
+_LLAMA_BLOCK = [
+  (
+    'inputs_normalized = self.input_layernorm(x)',
+    """
+    x = harvest.sow(x, name='resid_pre')
+    inputs_normalized = harvest.sow(self.input_layernorm(x), name='attn_norm')
+    """,
+  ),
+  (
+    'attn_output += x',
+    """
+    attn_output = harvest.sow(attn_output, name='attn_out')
+    attn_output = harvest.sow(attn_output + x, name='resid_mid')
+    """,
+  ),
+  (
+    'attn_output = self.post_attention_layernorm(attn_output)',
+    "attn_output = harvest.sow(self.post_attention_layernorm(attn_output), name='mlp_norm')",
+  ),
+]
+_LLAMA_HEADS = (
+  'b, t, qh, d = query_proj.shape',
+  """
+  query_proj = harvest.sow(query_proj, name='q')
+  key_proj = harvest.sow(key_proj, name='k')
+  value_proj = harvest.sow(value_proj, name='v')
+  b, t, qh, d = query_proj.shape
+  """,
+)
+_LLAMA_SOFTMAX = (
+  'jax.nn.softmax($scores, axis=-1).astype($dtype)',
+  """harvest.sow(
+    jax.nn.softmax(harvest.sow($scores, name='attn_scores'), axis=-1).astype($dtype),
+    name='attn_probs',
+  )""",
+)
+_LLAMA_Z = ('self.o_proj(qkv)', "self.o_proj(harvest.sow(qkv, name='z'))")
+_LLAMA_MLP = [
+  (
+    'nnx.silu(self.gate_proj(x))',
+    "nnx.silu(harvest.sow(self.gate_proj(x), name='mlp_pre'))",
+  ),
+  ('self.down_proj(activations)', "self.down_proj(harvest.sow(activations, name='mlp_post'))"),
+]
+
+QWEN2 = _patcher(
+  'qwen2',
+  {
+    'Qwen2.__call__': [
+      _LLAMA_EMBED,
+      _LAYERS,
+      _FINAL_NORM,
+      (
+        'return jnp.astype(logits, jnp.float32), new_cache',
+        "return harvest.sow(jnp.astype(logits, jnp.float32), name='logits'), new_cache",
+      ),
+    ],
+    'DecoderLayer.block': [
+      *_LLAMA_BLOCK,
+      (
+        'outputs = self.mlp(attn_output)',
+        "outputs = harvest.sow(self.mlp(attn_output), name='mlp_out')",
+      ),
+      (
+        'outputs = residual + outputs',
+        "outputs = harvest.sow(residual + outputs, name='resid_post')",
+      ),
+    ],
+    'Attention.block': [
+      _LLAMA_HEADS,
+      _LLAMA_SOFTMAX,
+      _LLAMA_Z,
+      (
+        'qkv = qkv.transpose(0, 2, 1, 3)',
+        """
+        qkv = harvest.absent(
+          qkv.transpose(0, 2, 1, 3),
+          names=('attn_scores', 'attn_probs'),
+          cause='the flash attention of tunix never forms the scores (use_flash_attention=True)',
+          mend='build the model with ModelConfig(use_flash_attention=False)',
+        )
+        """,
+      ),
+    ],
+    'MLP.block': _LLAMA_MLP,
+  },
+)
+
+LLAMA3 = _patcher(
+  'llama3',
+  {
+    'Llama3.__call__': [_LLAMA_EMBED, _LAYERS, _FINAL_NORM, _LOGITS],
+    'DecoderLayer.block': [
+      *_LLAMA_BLOCK,
+      (
+        'outputs = residual + self.mlp(attn_output)',
+        """
+        outputs = harvest.sow(self.mlp(attn_output), name='mlp_out')
+        outputs = harvest.sow(residual + outputs, name='resid_post')
+        """,
+      ),
+    ],
+    'Attention.block': [_LLAMA_HEADS, _LLAMA_SOFTMAX, _LLAMA_Z],
+    'MLP.block': _LLAMA_MLP,
+  },
+)
+
+_GEMMA_BLOCK = [
+  (
+    'inputs_normalized = self.pre_attention_norm(x)',
+    """
+    x = harvest.sow(x, name='resid_pre')
+    inputs_normalized = harvest.sow(self.pre_attention_norm(x), name='attn_norm')
+    """,
+  ),
+  (
+    'attn_output += x',
+    """
+    attn_output = harvest.sow(attn_output, name='attn_out')
+    attn_output = harvest.sow(attn_output + x, name='resid_mid')
+    """,
+  ),
+  (
+    'outputs = self.pre_ffw_norm(attn_output)',
+    "outputs = harvest.sow(self.pre_ffw_norm(attn_output), name='mlp_norm')",
+  ),
+  (
+    'outputs += attn_output',
+    """
+    outputs = harvest.sow(outputs, name='mlp_out')
+    outputs = harvest.sow(outputs + attn_output, name='resid_post')
+    """,
+  ),
+]
+_GEMMA_ATTENTION = [
+  # The dot product is the same for one key-value head, for groups and for many; they part here.
+  (
+    """
+    if self.use_gqa:
+      b, t, kg, h = query_scaled.shape
+      $$grouped
+    else:
+      $$plain
+    """,
+    """
+    query_scaled = harvest.sow(query_scaled, name='q')
+    key_proj = harvest.sow(key_proj, name='k')
+    value_proj = harvest.sow(value_proj, name='v')
+    if self.use_gqa:
+      b, t, kg, h = query_scaled.shape
+      $$grouped
+    else:
+      $$plain
+    """,
+  ),
+  (
+    'probs = jax.nn.softmax(padded_logits, axis=-1).astype(key_proj.dtype)',
+    """
+    padded_logits = harvest.sow(padded_logits.swapaxes(1, 2), name='attn_scores').swapaxes(1, 2)
+    probs = jax.nn.softmax(padded_logits, axis=-1).astype(key_proj.dtype)
+    probs = harvest.sow(probs.swapaxes(1, 2), name='attn_probs').swapaxes(1, 2)
+    """,
+  ),
+  (
+    'self.attn_vec_einsum(encoded)',
+    "self.attn_vec_einsum(harvest.sow(encoded, name='z'))",
+  ),
+]
+_GEMMA_MLP = [
+  ('nnx.gelu(ff_gate)', "nnx.gelu(harvest.sow(ff_gate, name='mlp_pre'))"),
+  ('self.down_proj(activations)', "self.down_proj(harvest.sow(activations, name='mlp_post'))"),
+]
+
+GEMMA = _patcher(
+  'gemma',
+  {
+    'Gemma.__call__': [
+      (
+        'x = self.embedder.encode(last_tokens)',
+        "x = harvest.sow(self.embedder.encode(last_tokens), name='embed')",
+      ),
+      _LAYERS,
+      _FINAL_NORM,
+      _LOGITS,
+    ],
+    'DecoderLayer.block': _GEMMA_BLOCK,
+    'Attention.block': _GEMMA_ATTENTION,
+    'FeedForward.block': _GEMMA_MLP,
+  },
+)
+
+GEMMA3 = _patcher(
+  'gemma3',
+  {
+    'Gemma3.__call__': [
+      (
+        'x = self._encode_and_get_inputs($$arguments)',
+        "x = harvest.sow(self._encode_and_get_inputs($$arguments), name='embed')",
+      ),
+      _LAYERS,
+      _FINAL_NORM,
+      _LOGITS,
+    ],
+    'DecoderLayer.block': _GEMMA_BLOCK,
+    'Attention.block': _GEMMA_ATTENTION,
+    'FeedForward.block': _GEMMA_MLP,
+  },
+)
+
+PATCHER = Patchers(QWEN2, LLAMA3, GEMMA, GEMMA3)

