@@ -16,9 +16,11 @@ import ast
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import os
 import pkgutil
 import re
 import sys
+import tokenize
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -119,6 +121,9 @@ def from_spec(spec: importlib.machinery.ModuleSpec) -> Source:
   """The source that an import spec points at."""
   read = getattr(spec.loader, 'get_source', None)
   text = read(spec.name) if read else None
+  if text is None and str(spec.origin).endswith('.py') and os.path.isfile(str(spec.origin)):
+    with tokenize.open(str(spec.origin)) as file:  # a loader of another kind, such as pytest's
+      text = file.read()
   if text is None:
     raise PatchError(
       f'{spec.name} has no Python source to patch',
