@@ -156,8 +156,29 @@ def current_path() -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=65536)
 def scopes_of(name_stack: str) -> tuple[tuple[str, str], ...]:
-  """The `layer:i` and `nest:scope` marks of an equation's name stack, outermost first."""
-  return tuple(_SCOPE.findall(name_stack))
+  """The `layer:i` and `nest:scope` marks of an equation's name stack, outermost first.
+
+  The backward half of a checkpoint carries its scopes twice, as transpose(jvp(layer:1))/jvp(layer:1); they count once.
+  """
+  groups = [(g, tuple(_SCOPE.findall(g))) for g in _outermost(name_stack)]
+  again = {
+    n + 1
+    for n, ((group, marks), (_, following)) in enumerate(itertools.pairwise(groups))
+    if group.startswith('transpose(') and marks == following
+  }
+  return tuple(m for n, (_, marks) in enumerate(groups) if n not in again for m in marks)
+
+
+def _outermost(name_stack: str) -> list[str]:
+  """Splits at the slashes that are in no parentheses."""
+  groups, depth = [''], 0
+  for c in name_stack:
+    depth += (c == '(') - (c == ')')
+    if c == '/' and depth == 0:
+      groups.append('')
+    else:
+      groups[-1] += c
+  return groups
 
 
 # --- patterns -----------------------------------------------------------------------------------------

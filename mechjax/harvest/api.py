@@ -145,12 +145,12 @@ def _hide(f: Callable) -> Callable:
 
 
 def _call(staged: Callable, s: _Settings, plants: Mapping, args: tuple, kwargs: dict) -> tuple:
-  program, dynamic = staged(args, kwargs)
   if not isinstance(plants, Mapping):
     raise HarvestError(
       f'plants must be a dict from sites to values, got {type(plants).__name__}',
       cause='the plants come first: plant(f)(plants, *args)',
     )
+  program, dynamic = staged(args, kwargs)
   if s.strict:
     _refuse_devices(program, s.tag)
     if s.reading:

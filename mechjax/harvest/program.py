@@ -208,6 +208,7 @@ class Program:
     if name == 'scan':
       yield eqn.params['jaxpr'], (Loop(eqn.params['length']),)
     elif name == 'while':
+      yield eqn.params['cond_jaxpr'], (Loop(None),)  # listed, and refused by whoever wants it
       yield eqn.params['body_jaxpr'], (Loop(None),)
     elif name == compat.SHARD_MAP:
       yield eqn.params['jaxpr'], (devices_of(eqn.params),)

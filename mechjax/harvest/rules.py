@@ -195,14 +195,18 @@ def _while(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
   shapes = jax.eval_shape(lambda *c: step(c)[1], *body_in) if interp.plan.reads else Keyed()
   kept = jax.tree.map(compat.zeros_like, shapes)
 
-  def cond(state):
-    return interp.eval(p['cond_jaxpr'], (), [*cond_consts, *state[0]], here)[0][0]
+  def test(carry):
+    return interp.eval(p['cond_jaxpr'], (), [*cond_consts, *carry], here)[0][0]
 
   def body(state):
-    out, cells = step(state[0])
-    return out, Keyed((k, _overwritten(c, cells[k])) for k, c in state[1].items())
+    carry, kept = state
+    out, cells = step(carry)
+    running = test(carry)
+    if jnp.ndim(running):  # a vmapped while: finished lanes stay as they are
+      out = [where(running, new, old) for new, old in zip(out, carry)]
+    return out, Keyed((k, _overwritten(c, cells[k])) for k, c in kept.items())
 
-  return jax.lax.while_loop(cond, body, (init, kept))
+  return jax.lax.while_loop(lambda state: jnp.any(test(state[0])), body, (init, kept))
 
 
 # --- branches -------------------------------------------------------------------------------------------

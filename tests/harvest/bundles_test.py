@@ -45,10 +45,14 @@ def test_a_reap_of_a_long_program_is_staged_in_a_few_equations():
   assert len(inner.jaxpr.eqns) <= 4
 
 
-@pytest.mark.parametrize('wrap', [lambda f: f, jax.jit, jax.checkpoint], ids=['eager', 'jit', 'checkpoint'])
+@pytest.mark.parametrize(
+  'wrap', [lambda f: f, jax.jit, jax.checkpoint], ids=['eager', 'jit', 'checkpoint']
+)
 def test_values_and_gradients_equal_the_edit_by_hand(wrap):
   edit = lambda i, x: jnp.where(i == 2, jnp.zeros_like(x), x)  # noqa: E731
-  planted = wrap(lambda x: harvest.harvest(model, sites='resid_post')({'resid_post.2': jnp.zeros(7)}, x))
+  planted = wrap(
+    lambda x: harvest.harvest(model, sites='resid_post')({'resid_post.2': jnp.zeros(7)}, x)
+  )
   out, acts = planted(X)
   want, seen = by_hand(X, edit)
   np.testing.assert_allclose(out, want, rtol=1e-5)
@@ -70,7 +74,9 @@ def test_they_batch():
 def test_the_optimised_program_is_the_untagged_one():
   def text(f):
     compiled = jax.jit(f).lower(X).compile().as_text()
-    return re.sub(r', metadata=\{[^}]*\}|^HloModule.*$', '', compiled, flags=re.M).split('\nFileNames')[0]
+    return re.sub(r', metadata=\{[^}]*\}|^HloModule.*$', '', compiled, flags=re.M).split(
+      '\nFileNames'
+    )[0]
 
   nothing = harvest.plant(model)
   assert text(lambda x: nothing({}, x)) == text(lambda x: model(x, tagged=False))

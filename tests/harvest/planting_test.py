@@ -1,0 +1,111 @@
+"""Writing values: each way of planting equals the same edit in plain numpy, and nothing that does not fit runs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mechjax import harvest
+from mechjax.errors import HarvestError, SiteError
+from tests.harvest.toy import MODELS, D, L, X, close, reference, scanned
+
+MASK = np.array([True, False, True, False])
+
+
+@MODELS
+@pytest.mark.parametrize(
+  ('plants', 'edit'),
+  [
+    ({'mlp_out.2': jnp.ones(D)}, lambda i, m: np.ones(D) if i == 2 else m),
+    ({'mlp_out.{1,3}': jnp.stack([X, -X])}, lambda i, m: {1: X, 3: -X}.get(i, m)),
+    ({'mlp_out.3': -X, 'mlp_out.1': X}, lambda i, m: {1: X, 3: -X}.get(i, m)),
+    ({'mlp_out': jnp.zeros((L, D))}, lambda i, m: np.zeros(D)),
+    (
+      {'mlp_out.2': harvest.Masked(jnp.ones(D), MASK)},
+      lambda i, m: np.where(MASK & (i == 2), 1, m),
+    ),
+    (
+      {'mlp_out': harvest.Masked(jnp.ones((L, D)), MASK)},
+      lambda i, m: np.where(MASK, 1, m),
+    ),
+    ({'mlp_out.{0,5}': lambda v: v * 2}, lambda i, m: m * (2 if i in (0, 5) else 1)),
+    ({'mlp_out': lambda v: -v}, lambda i, m: -m),
+    ({'mlp_out': harvest.At(4, jnp.ones(D))}, lambda i, m: np.ones(D) if i == 4 else m),
+    (
+      {'mlp_out': harvest.At(jnp.array([4, 1]), jnp.stack([X, -X]))},
+      lambda i, m: {4: X, 1: -X}.get(i, m),
+    ),
+    ({'mlp_out': harvest.At(3, lambda v: v + 1)}, lambda i, m: m + 1 if i == 3 else m),
+    (
+      {'mlp_out': harvest.At(3, harvest.Masked(X, MASK))},
+      lambda i, m: np.where(MASK & (i == 3), X, m),
+    ),
+  ],
+  ids=lambda p: (
+    '+'.join(f'{k}:{type(v).__name__}' for k, v in p.items()) if isinstance(p, dict) else ''
+  ),
+)
+def test_planting_equals_the_edit(f, plants, edit):
+  want, mlp, _ = reference(X, edit)
+  close(harvest.plant(f)(plants, X), want)
+  out, acts = harvest.harvest(f, sites='mlp_out')(plants, X)
+  close(out, want)
+  close(acts['mlp_out'], mlp)  # what flows on
+
+
+@MODELS
+def test_one_executable_sweeps_a_traced_layer(f):
+  sweep = jax.jit(lambda layer: harvest.plant(f)({'mlp_out': harvest.At(layer, jnp.zeros(D))}, X))
+  for i in range(L):
+    close(sweep(i), reference(X, lambda j, m, i=i: m * (j != i))[0])
+  assert sweep._cache_size() == 1
+  many = jax.vmap(sweep)(jnp.arange(L))
+  close(many[3], reference(X, lambda j, m: m * (j != 3))[0])
+
+
+@MODELS
+def test_the_derivative_may_stand_on_either_side(f):
+  loss = lambda x: (f(x) ** 2).sum()  # noqa: E731
+  for plants in (
+    {'mlp_out.2': jnp.ones(D)},
+    {'mlp_out.2': harvest.Masked(jnp.ones(D), MASK)},
+    {'mlp_out': jnp.zeros((L, D))},
+  ):
+    inside = harvest.plant(jax.grad(loss))(plants, X)
+    outside = jax.grad(lambda x, p=plants: harvest.plant(loss)(p, x))(X)
+    np.testing.assert_allclose(inside, outside, rtol=1e-5)
+
+
+def test_a_function_inside_a_derivative_is_an_error_not_a_wrong_gradient():
+  with pytest.raises(HarvestError, match='derivative'):
+    harvest.plant(jax.grad(lambda x: scanned(lambda b: b)(x).sum()))(
+      {'mlp_out.2': lambda v: v * 2}, X
+    )
+
+
+@pytest.mark.parametrize(
+  ('plants', 'error', 'says'),
+  [
+    ({'mlp_out.6': X}, SiteError, '6 layers'),
+    ({'mlp_out': harvest.At(6, X)}, SiteError, 'no site matches'),
+    ({'mlp_in.2': X}, SiteError, 'nearest'),
+    ({'mlp_out.2': jnp.zeros(D + 1)}, HarvestError, r'shape \(5,\), the site has \(4,\)'),
+    ({'mlp_out.2': jnp.zeros(D, jnp.int32)}, HarvestError, 'dtype int32'),
+    ({'mlp_out.{1,2}': X}, HarvestError, 'selects 2 layers'),
+    ({'mlp_out.2': harvest.Masked(X, jnp.ones(3, bool))}, HarvestError, 'mask'),
+    ({'mlp_out.2': harvest.Masked(X, jnp.ones(D))}, HarvestError, 'not bool'),
+    ({'mlp_out.2': lambda v: None}, HarvestError, 'return'),
+    ({'mlp_out.2': lambda v: v[:2]}, HarvestError, 'shape'),
+    ({'mlp_out.2': X, 'mlp_out.{1,2}': jnp.zeros((2, D))}, HarvestError, 'planted twice'),
+    ({'mlp_out.2': X, 'mlp_out.3': lambda v: v}, HarvestError, 'several ways'),
+  ],
+  ids=str,
+)
+def test_what_does_not_fit_is_an_error(plants, error, says):
+  with pytest.raises(error, match=says):
+    harvest.plant(scanned(lambda b: b))(plants, X)
+
+
+def test_plants_that_are_not_a_dict_say_so():
+  with pytest.raises(HarvestError, match='plants come first'):
+    harvest.plant(scanned(lambda b: b))(X)
