@@ -8,6 +8,7 @@ reason why, so that supporting a new JAX is a matter of this file and its tests.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -98,28 +99,23 @@ def trace_context() -> Any:
   return config.trace_context()
 
 
-def zeros_like(aval: Any) -> jax.Array:
-  """Zeros of an abstract value, on its sharding where the mesh is explicit."""
+def zeros_like(aval: Any, varying: tuple[str, ...] = ()) -> jax.Array:
+  """Zeros of an abstract value: on its sharding where the mesh is explicit, varying over these manual mesh axes."""
   sharding = getattr(aval, 'sharding', None)
   explicit = sharding is not None and any(
     t == jax.sharding.AxisType.Explicit for t in getattr(sharding.mesh, 'axis_types', ())
   )
-  return jax.lax.full(aval.shape, 0, aval.dtype, sharding=sharding if explicit else None)
+  zeros = jax.lax.full(aval.shape, 0, aval.dtype, sharding=sharding if explicit else None)
+  return jax.lax.pcast(zeros, varying, to='varying') if varying else zeros
 
 
-def staging_trace() -> Any:
-  """The trace that is building a program right now (inside jit, scan, checkpoint), or None.
-
-  Whether concrete arguments meet a program under construction, and whether a value lies in another one than
-  before, has no public answer.
-  """
-  from jax._src import core
-  from jax._src.interpreters import partial_eval
-
-  trace = core.trace_ctx.trace
-  while trace is not None and not isinstance(trace, partial_eval.DynamicJaxprTrace):
-    trace = getattr(trace, 'parent_trace', None)
-  return trace
+def stacked(aval: Any, lead: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+  """An abstract value with leading axes, which are not sharded."""
+  sharding = getattr(aval, 'sharding', None)
+  if isinstance(sharding, jax.sharding.NamedSharding):
+    spec = jax.sharding.PartitionSpec(*[None] * len(lead), *sharding.spec)
+    sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
+  return jax.ShapeDtypeStruct((*lead, *aval.shape), aval.dtype, sharding=sharding)
 
 
 def make_closed(like: Any, invars: Sequence, outvars: Sequence, eqns: Sequence) -> Any:
@@ -159,11 +155,29 @@ def keep_alive(primitive: Any) -> None:
   """Keeps equations of `primitive` when JAX prunes what a result does not need.
 
   There is no public registry of pruning rules, and their signature differs between versions (the equation is
-  the last argument in all). An effect would do it publicly, and cost the dispatch fast path.
+  the last argument in all). An effect would do it publicly, and cost the dispatch fast path. Libraries prune too, to
+  ask what a value depends on (flax does, in its scan): they get the true answer.
   """
   from jax._src.interpreters import partial_eval
 
-  partial_eval.dce_rules[primitive] = lambda used, *rest: ([True] * len(rest[-1].invars), rest[-1])
+  def rule(used: Sequence[bool], *rest: Any) -> tuple[list[bool], Any]:
+    eqn = rest[-1]
+    if any(used) or _asked_by_jax():
+      return [True] * len(eqn.invars), eqn
+    return [False] * len(eqn.invars), None
+
+  partial_eval.dce_rules[primitive] = rule
+
+
+def _asked_by_jax() -> bool:
+  """Whether the pruning that runs right now was called from inside JAX."""
+  frame: Any = sys._getframe(2)
+  while frame is not None and frame.f_globals.get('__name__', '').startswith(_PRUNING):
+    frame = frame.f_back
+  return frame is not None and frame.f_globals.get('__name__', '').startswith('jax.')
+
+
+_PRUNING = ('jax._src.interpreters.partial_eval', 'jax._src.util', 'jax._src.weakref_lru')
 
 
 # --- batching of control flow ---------------------------------------------------------------------------
@@ -196,3 +210,21 @@ def batching_rules(overrides: Mapping[Any, Callable[[Callable], Callable]]) -> I
 cond_p = jex_core.primitives.cond_p
 while_p = jex_core.primitives.while_p
 SHARD_MAP = 'shard_map'  # by name: jax.extend exports no shard_map_p
+
+
+# --- where tracing stands -----------------------------------------------------------------------------------
+
+
+def staging_trace() -> Any:
+  """The trace that is building a program right now (inside jit, scan, checkpoint), or None.
+
+  Whether concrete arguments meet a program under construction, and whether a value lies in another one than
+  before, has no public answer.
+  """
+  from jax._src import core
+  from jax._src.interpreters import partial_eval
+
+  trace = core.trace_ctx.trace
+  while trace is not None and not isinstance(trace, partial_eval.DynamicJaxprTrace):
+    trace = getattr(trace, 'parent_trace', None)
+  return trace

@@ -17,10 +17,14 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+import jax.extend.source_info_util as siu
+
 from mechjax import sites
 from mechjax.errors import SiteError
 from mechjax.harvest import primitive as prim
 from mechjax.harvest.program import Program, expand_all
+
+siu.register_exclusion(__file__)  # the mark's source line is its caller's
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mechjax import compat
 from mechjax.errors import HarvestError
 from mechjax.harvest import primitive as prim
 from mechjax.harvest.activations import Activations
@@ -94,8 +95,8 @@ def _zeros(read: Read, tables: Keyed) -> list[jax.Array]:
   lead: tuple[int, ...] = ()
   if table is not None and read.sown.lengths:
     lead = read.sown.lengths if table.table is None else (table.k,)
-  sizes = (*lead, *read.sown.device_sizes)
-  return [jnp.zeros((*sizes, *a.shape), a.dtype) for a in read.sown.avals]
+  lead += read.sown.device_sizes
+  return [compat.zeros_like(compat.stacked(a, lead)) for a in read.sown.avals]
 
 
 def _tap(read: Read, tables: Keyed, zeros: list[jax.Array]) -> Writing:

@@ -67,9 +67,14 @@ class Frame:
     return sum(isinstance(p, Iteration) for p in self.path)
 
   @property
+  def device_names(self) -> tuple[str, ...]:
+    """The manual mesh axes around this place."""
+    return tuple(n for p in self.path if is_device(p) for n in p.names)
+
+  @property
   def devices(self) -> int:
     """How many manual mesh axes are around this place."""
-    return sum(len(p.names) for p in self.path if is_device(p))
+    return len(self.device_names)
 
 
 @dataclasses.dataclass(frozen=True)

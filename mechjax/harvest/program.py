@@ -173,18 +173,25 @@ class Program:
     found: frozenset = frozenset()
     for sub in sub_jaxprs(eqn):
       found |= self.tags_in(sub)
-    if self.differentiating and eqn.primitive.name == 'custom_jvp_call':
-      found |= self.tags_in(self.jvp_rule(eqn))
-    return found
+    rule = self.jvp_rule(eqn)
+    return found if rule is None else found | self.tags_in(rule)
 
   def jvp_rule(self, eqn: Any) -> Any:
-    """The jvp rule of a custom_jvp_call, staged: (*primals, *tangents) -> (*primals, *tangents)."""
+    """The jvp rule that will run in place of `eqn`, staged: (*primals, *tangents) -> (*primals, *tangents).
+
+    None where no rule will run. A rule that calls its own function, as those of `jax.nn` do, is not differentiated
+    in its turn.
+    """
+    if not self.differentiating or eqn.primitive.name != 'custom_jvp_call':
+      return None
     if id(eqn) not in self._rules:
       _, jvp = compat.call_subfuns(eqn)
       avals = [struct_of(v.aval) for v in eqn.invars]
       with compat.GATE(compat.STAGING):
-        self._rules[id(eqn)] = jax.make_jaxpr(lambda *xs: jvp.call_wrapped(*xs))(*avals, *avals)
-      self._pin.append(eqn)
+        rule = jax.make_jaxpr(lambda *xs: jvp.call_wrapped(*xs))(*avals, *avals)
+      self._pin += [eqn, rule]
+      self._rules[id(eqn)] = rule
+      self._rules.update((id(e), None) for e in every_eqn(rule))
     return self._rules[id(eqn)]
 
   def walk(
@@ -213,9 +220,9 @@ class Program:
     elif name == compat.SHARD_MAP:
       yield eqn.params['jaxpr'], (devices_of(eqn.params),)
     else:
-      bodies = sub_jaxprs(eqn)
-      if self.differentiating and name == 'custom_jvp_call':
-        bodies = [*bodies, self.jvp_rule(eqn)]
+      bodies, rule = sub_jaxprs(eqn), self.jvp_rule(eqn)
+      if rule is not None:
+        bodies = [*bodies, rule]
       for sub in bodies:
         yield sub, ()
 
@@ -234,6 +241,14 @@ def sub_jaxprs(eqn: Any) -> list[Any]:
     return []
   found = list(jex_core.jaxprs_in_params(eqn.params))
   return found or compat.hidden_jaxprs(eqn.params)
+
+
+def every_eqn(jaxpr: Any) -> Iterator[Any]:
+  """Every equation of a jaxpr, however deep."""
+  for eqn in compat.raw(jaxpr).eqns:
+    yield eqn
+    for sub in sub_jaxprs(eqn):
+      yield from every_eqn(sub)
 
 
 def _sown(eqn: Any, scope: tuple, path: tuple, backward: bool) -> Sown:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from mechjax import compat
 from mechjax.errors import HarvestError
 from mechjax.harvest.interpreter import Cell, Frame, Interpreter, Iteration, Keyed, label, where
-from mechjax.harvest.program import devices_of, struct_of, sub_jaxprs
+from mechjax.harvest.program import devices_of, sub_jaxprs
 
 
 def _jit(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
@@ -99,8 +99,7 @@ def _scan(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
     return out, cells, ways
 
   if interp.plan.reads:
-    body_in = compat.raw(p['jaxpr']).invars[n_consts:]
-    kept = _empty_cells(step, [struct_of(v.aval) for v in body_in], n_carry, data_xs, steps)
+    kept = _empty_cells(step, init, (xs, data_xs, steps), length, frame)
   else:
     kept = Keyed()
 
@@ -123,31 +122,36 @@ def _scan(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
   return [*carry, *ys], Keyed({**stacked, **kept})
 
 
-def _empty_cells(step: Callable, body_in: list, n_carry: int, data_xs: Any, steps: Any) -> Keyed:
+def _empty_cells(step: Callable, init: list, xs: Any, length: int, frame: Frame) -> Keyed:
   """Zeros for every cell that is carried through a scan."""
   ways: dict = {}
 
-  def probe(carry, x):
-    _, cells, ways_ = step(carry, x)
-    ways.update(ways_)
+  def first(x):
+    if not length:
+      return jnp.zeros(x.shape[1:], x.dtype)
+    return jax.lax.dynamic_index_in_dim(x, 0, 0, keepdims=False)
+
+  def probe():  # closes over its operands: as arguments they would lose what varies over which device
+    _, cells, found = step(init, jax.tree.map(first, xs))
+    ways.update(found)
     return cells
 
-  one = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)  # noqa: E731
-  x = (body_in[n_carry:], jax.tree.map(one, data_xs), jax.tree.map(one, steps))
-  shapes = jax.eval_shape(probe, body_in[:n_carry], x)
   empty = Keyed()
-  for key, cell in shapes.items():
+  for key, cell in jax.eval_shape(probe).items():
     if ways[key] == 'stack':
       continue
     if ways[key][0] == 'slot':
       cell = cell.under_axis()
-      cell = dataclasses.replace(cell, arrays=[_slots(a, ways[key][1]) for a in cell.arrays])
-    empty[key] = jax.tree.map(compat.zeros_like, cell)
+      cell = dataclasses.replace(
+        cell, arrays=[compat.stacked(a, (ways[key][1],)) for a in cell.arrays]
+      )
+    empty[key] = _zeros(cell, frame)
   return empty
 
 
-def _slots(a: jax.ShapeDtypeStruct, k: int) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct((k, *a.shape), a.dtype)
+def _zeros(cells: Any, frame: Frame) -> Any:
+  """Zeros of these shapes to carry through a loop at `frame`."""
+  return jax.tree.map(lambda a: compat.zeros_like(a, frame.device_names), cells)
 
 
 def _left(way: Any, kept: Cell, cell: Cell) -> Cell:
@@ -191,9 +195,8 @@ def _while(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
   def step(carry):
     return interp.eval(p['body_jaxpr'], (), [*body_consts, *carry], here)
 
-  body_in = [struct_of(v.aval) for v in compat.raw(p['body_jaxpr']).invars[n_body:]]
-  shapes = jax.eval_shape(lambda *c: step(c)[1], *body_in) if interp.plan.reads else Keyed()
-  kept = jax.tree.map(compat.zeros_like, shapes)
+  shapes = jax.eval_shape(lambda: step(init)[1]) if interp.plan.reads else Keyed()
+  kept = _zeros(shapes, frame)
 
   def test(carry):
     return interp.eval(p['cond_jaxpr'], (), [*cond_consts, *carry], here)[0][0]
@@ -291,18 +294,26 @@ def _recomputation(interp: Interpreter, eqn: Any, values: list, frame: Frame) ->
 
 
 def _custom_jvp(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
-  program = interp.program
-  if program.differentiating:
-    rule = program.jvp_rule(eqn)
-    if interp.plan.cares(program.tags_in(rule)):
-      return _with_jvp_rule(interp, eqn, rule, values, frame)
-  return _custom_vjp(interp, eqn, values, frame)
+  rule = interp.program.jvp_rule(eqn)
+  if rule is None or not interp.plan.cares(interp.program.tags_in(rule)):
+    return _custom_vjp(interp, eqn, values, frame)
+  (primal,) = sub_jaxprs(eqn)
+  in_primal = interp.program.tags_in(primal)
+  if not interp.plan.edits(in_primal):
+    return _with_jvp_rule(interp, eqn, rule, values, frame)
+  only = interp.program.tags_in(rule) - in_primal
+  if interp.plan.cares(only):
+    raise HarvestError(
+      f'{sorted(n for _, n in only)} is sown in the rule of a custom_jvp whose function is planted into',
+      cause='the rule is the derivative of the function as it was, so it does not run',
+    )
+  return interp.eval(primal, (), values, frame)
 
 
 def _with_jvp_rule(interp: Interpreter, eqn: Any, rule: Any, values: list, frame: Frame) -> tuple:
-  """Sows in the rule itself: they exist only while the function is being differentiated.
+  """Sows in the rule alone: they exist only while the function is being differentiated.
 
-  Values planted in the rule are constants of it: their own tangents are ignored, as in Oryx.
+  What is read or planted there is a constant of the rule: its own tangents are ignored, as in Oryx.
   """
   (primal,) = sub_jaxprs(eqn)
   data, structure = jax.tree.flatten(frame.data)
@@ -312,17 +323,19 @@ def _with_jvp_rule(interp: Interpreter, eqn: Any, rule: Any, values: list, frame
     here = dataclasses.replace(frame, data=jax.tree.unflatten(structure, xs[:n_data]))
     return interp.eval(jaxpr, (), xs[n_data:], here)
 
+  of_primal = jax.eval_shape(lambda *xs: at(primal, xs)[1], *data, *values)
   of_rule = jax.eval_shape(lambda *xs: at(rule, xs)[1], *data, *values, *values)
+  alone = Keyed((k, c) for k, c in of_rule.items() if k not in of_primal)
 
   def primal_fun(*xs):
     out, cells = at(primal, xs)
-    missing = {k: jax.tree.map(compat.zeros_like, c) for k, c in of_rule.items() if k not in cells}
-    return out, Keyed({**cells, **missing})
+    return out, Keyed({**cells, **{k: jax.tree.map(compat.zeros_like, c) for k, c in alone.items()}})
 
   def jvp_fun(primals, tangents):
     data, xs, ts = primals[:n_data], primals[n_data:], tangents[n_data:]
     (_, cells), (_, t_cells) = jax.jvp(lambda *xs: primal_fun(*data, *xs), xs, ts)
     out, in_rule = at(rule, [*data, *xs, *ts])
+    in_rule = {k: in_rule[k] for k in alone}
     n = len(out) // 2
     still = {k: jax.tree.map(jnp.zeros_like, c) for k, c in in_rule.items()}
     return (out[:n], Keyed({**cells, **in_rule})), (out[n:], Keyed({**t_cells, **still}))

@@ -53,20 +53,21 @@ def resolve_writes(
   """The `Writing`s that a dict of plants asks of a program."""
   sown = list({s.key: s for s in program.sown if s.tag == tag}.values())
   pieces: dict[tuple, list[_Piece]] = {}
-  for name, value, mine in _flat_plants(plants, sown, ()):
-    if admits(sites.as_patterns(name)[0].split('.')[0]):
-      for piece in _pieces(name, value, mine, program, tag):
+  for name, value in _flat_plants(plants, sown, ()):
+    for piece in _pieces(name, value, sown, program, tag):
+      if admits(piece.sown.name):
         pieces.setdefault(piece.sown.key, []).append(piece)
   return Keyed((('write', key), _writing(group)) for key, group in pieces.items())
 
 
-def _flat_plants(plants: Mapping, sown: list[Sown], scope: tuple) -> Iterator[tuple]:
-  here = [s for s in sown if s.scope[: len(scope)] == scope]
+def _flat_plants(plants: Mapping, sown: list[Sown], scope: tuple) -> Iterator[tuple[str, Any]]:
+  """The plants with nested dicts, which stand for nest scopes, written out: 'scope/name'."""
+  scopes = {s.scope[len(scope)] for s in sown if s.scope[: len(scope)] == scope != s.scope}
   for name, value in plants.items():
-    if any(s.scope[len(scope) : len(scope) + 1] == (name,) for s in here):
+    if name in scopes:
       yield from _flat_plants(value, sown, (*scope, name))
     else:
-      yield name, value, [s for s in here if s.scope == scope] or here
+      yield '/'.join([*scope, str(name)]), value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +93,12 @@ class _Piece:
 
 
 def _pieces(
-  name: str | sites.Site, value: Any, sown: list[Sown], program: Program, tag: Hashable
+  text: str, value: Any, sown: list[Sown], program: Program, tag: Hashable
 ) -> Iterator[_Piece]:
   if isinstance(value, At):
-    yield from _traced_pieces(name, value, sown, program, tag)
+    yield from _traced_pieces(text, value, sown, program, tag)
     return
-  text = str(name)
-  exact = [s for s in sown if label(((), *s.key[1:])) == text]
+  exact = [s for s in sown if label(s.key) == text]
   once = [s for s in exact if not s.lengths or s.mode in ('clobber', 'cond_clobber')]
   if exact and len(once) == len(exact):
     for s in exact:
@@ -155,18 +155,18 @@ def _partial(s: Sown, value: Any, text: str, hits: list, n: int, single: bool) -
 
 
 def _traced_pieces(
-  name: str | sites.Site, at: At, sown: list[Sown], program: Program, tag: Hashable
+  text: str, at: At, sown: list[Sown], program: Program, tag: Hashable
 ) -> Iterator[_Piece]:
-  chosen = set(select(str(name), program, tag))
+  chosen = set(select(text, program, tag))
   layers = jnp.asarray(at.layer, jnp.int32)
   value, mask, fn = _split_value(at.value)
-  _check_concrete_layers(layers, chosen, str(name))
+  _check_concrete_layers(layers, chosen, text)
   for s in sown:
     if not any(site in chosen for site in expand(s)):
       continue
     lead = layers.shape + s.device_sizes
-    leaves = [] if fn else _fitted(value, s, lead, str(name))
-    mask_ = _fit_mask(mask, s, lead, str(name))
+    leaves = [] if fn else _fitted(value, s, lead, text)
+    mask_ = _fit_mask(mask, s, lead, text)
     up = (lambda x: x[None]) if layers.ndim == 0 else (lambda x: x)
     yield _Piece(
       s,
