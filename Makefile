@@ -5,13 +5,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-upstream test-flax-models lint format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m experiments.tour --out=out --verbosity=-1
 
+# Upstreams that cannot live beside tunix (which asks for a newer transformers) have a venv of their own.
+FLAX_MODELS := transformers or penzai or haiku or equinox
+
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not ($(FLAX_MODELS) or gemma)'
+
+test-upstream:
+	$(MAKE) --no-print-directory VENV=.venv-upstream test-flax-models
+
+test-flax-models: $(VENV)/flax.stamp
+	$(BIN)/python -m pytest tests/upstream -m '$(FLAX_MODELS)'
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check
@@ -24,6 +33,7 @@ format: $(VENV)/test.stamp
 
 $(VENV)/demo.stamp: EXTRAS = models,upstream,viz
 $(VENV)/test.stamp: EXTRAS = models,upstream,viz,dev
+$(VENV)/flax.stamp: EXTRAS = models,flax-models,viz,dev
 
 $(VENV)/%.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[$(EXTRAS)]'
@@ -37,5 +47,5 @@ $(BIN)/python:
 	  $(PYTHON) -m pip --python $(BIN)/python install pip; }
 
 clean:
-	rm -rf $(VENV) .venv-newest out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-newest .venv-upstream out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

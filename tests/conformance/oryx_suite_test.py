@@ -31,10 +31,14 @@ SUITE = Patcher(
     ],
     'ReapTest.test_reap_of_checkpoint': ['ad_checkpoint.checkpoint', 'jax.checkpoint'],
     'ReapTest.test_reap_of_grad_of_checkpoint': ['ad_checkpoint.checkpoint', 'jax.checkpoint'],
-    'ReapTest.test_reap_of_grad_of_nested_checkpoint': [('ad_checkpoint.checkpoint', 'jax.checkpoint', 2)],
+    'ReapTest.test_reap_of_grad_of_nested_checkpoint': [
+      ('ad_checkpoint.checkpoint', 'jax.checkpoint', 2)
+    ],
     'PlantTest.test_plant_of_checkpoint': ['ad_checkpoint.checkpoint', 'jax.checkpoint'],
     'PlantTest.test_grad_of_plant_of_checkpoint': ['ad_checkpoint.checkpoint', 'jax.checkpoint'],
-    'PlantTest.test_grad_plant_of_nested_checkpoint': [('ad_checkpoint.checkpoint', 'jax.checkpoint', 2)],
+    'PlantTest.test_grad_plant_of_nested_checkpoint': [
+      ('ad_checkpoint.checkpoint', 'jax.checkpoint', 2)
+    ],
   },
   checked=('oryx', ['0.2.9']),
 )
@@ -45,7 +49,9 @@ REFUSED = 'test_plant_doesnt_clobber_custom_jvp_rule'
 
 def _load():
   """Oryx's test module, patched; its package is never imported."""
-  file = importlib.metadata.distribution('oryx').locate_file('oryx/core/interpreters/harvest_test.py')
+  file = importlib.metadata.distribution('oryx').locate_file(
+    'oryx/core/interpreters/harvest_test.py'
+  )
   filtering = jax.config.jax_traceback_filtering
   sys.path.insert(0, str(file.parent))
   try:
