@@ -16,9 +16,9 @@ h % (H/K) of h // (H/K). The Gemmas hold [B, T, H, S]; the tags turn it to the c
 [B, H, T, S] and back, which compiles to nothing.
 
 Sharp edges: with a KV cache, q, k and v are what this call's dot product sees, cached positions
-included. A changed k or v is used but not written back to the cache. Qwen2 with
-`use_flash_attention` never forms the scores; asking for attn_scores or attn_probs there is an error
-that says so.
+included. A changed k or v is written back to the cache, except in Qwen2, which keeps the cache apart
+from what it uses. Qwen2 with `use_flash_attention` never forms the scores; asking for attn_scores or
+attn_probs there is an error that says so. Llama 3 ignores `rope_theta`: that is upstream's.
 """
 
 from mechjax import harvest, sites

@@ -18,6 +18,7 @@ sees the allocator's pages, so the call should have run once before.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import gc
 import json
@@ -108,6 +109,7 @@ def compilations() -> Iterator[Compilations]:
 def peak_memory(call: Callable[[], Any]) -> int:
   """Bytes by which the resident memory of this process rises, at its highest, while `call` runs."""
   gc.collect()
+  ctypes.CDLL(None).malloc_trim(0)  # or what was freed before is used again, and nothing rises
   Path('/proc/self/clear_refs').write_text('5')  # the high-water mark starts again from here
   before = _status('VmRSS')
   jax.block_until_ready(call())

@@ -11,8 +11,12 @@ drives it depends on the arguments:
 
   stepped   concrete arrays. The staged program runs in compiled segments, cut at the sites (`segments`,
             `stepped`); values are concrete: print them, plot them, set a breakpoint. Another body compiles nothing.
+            `run.backward` gives the gradients (`backward`).
   traced    tracers, under jit, grad, vmap: the loop runs once, at trace time, in a greenlet (`traced`).
   eager     `eagerly=True`: nothing is staged (`eager`), for models whose Python depends on the data.
+
+An exception in the loop's body closes the run, and `repr(run)` says at which site; `with forward(tokens) as run:`
+around the loop writes it into the traceback as well.
 
 Sharp edges. The function is taken to be pure, as for `jax.jit`: its staged program is cached. Sites inside a
 while loop come once per iteration, under one name. A tracer kept after its run is a leaked tracer.
@@ -26,9 +30,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mechjax import compat
 from mechjax import sites as sites_lib
 from mechjax.errors import RunError
 from mechjax.forward import eager, stepped, traced
+from mechjax.forward.backward import Backward
+from mechjax.harvest.repeats import refuse_repeats
 from mechjax.forward.run import BackwardRun, Run
 from mechjax.forward.segments import Layout
 from mechjax.harvest import primitive as prim
@@ -64,83 +71,67 @@ def iterate(
     `(*args, **kwargs) -> Run`.
 
   Raises:
-    SiteError: when a run is started, if a pattern selects nothing.
+    SiteError: when a run is started, if a pattern selects nothing (an eager run: when it ends).
+    HarvestError: when a run is started, if a strict name is sown twice in one place.
     RunError: for an unknown `scan`.
   """
   if scan not in traced.SCANS:
     raise RunError(f'unknown scan={scan!r}', mend=f'one of {traced.SCANS}')
+  patterns = tuple(sites_lib.as_patterns(sites))
   staged = None if eagerly else stager(f)
 
   def start(*args: Any, **kwargs: Any) -> Run:
     if staged is None:
-      wants = _by_pattern(sites)
-      return Run(eager.start(f, tag, wants, args, kwargs), None, 'eager')
+      return Run(eager.start(f, tag, patterns, args, kwargs), None, 'eager')
     program, dynamic = staged(args, kwargs)
-    where, keys = _choose(program, sites, tag)
-    if any(isinstance(x, jax.core.Tracer) for x in [*dynamic, *program.consts]):
+    where, keys = _choose(program, patterns, tag)
+    if compat.staging_trace() or any(map(_is_tracer, [*dynamic, *program.consts])):
       plan = traced.TracedPlan(tag, keys, frozenset(where), scan)
       return Run(traced.start(program, plan, dynamic), where, 'traced')
-    return _stepped(program, dynamic, where, keys, keep)
+    return _stepped(program, dynamic, tag, where, keys, keep)
 
   return start
 
 
+def _is_tracer(x: Any) -> bool:
+  return isinstance(x, jax.core.Tracer)
+
+
 def _choose(
-  program: Program, patterns: Any, tag: Hashable
+  program: Program, patterns: tuple[str, ...], tag: Hashable
 ) -> tuple[list[sites_lib.Site], frozenset]:
   """The sites that `patterns` select in a program, and the keys of the sows they stand for."""
-  sown = reads.live(program, tag)
-  reads.refuse_twice(sown)
-  where = reads.select(patterns, program, tag)
-  chosen = set(where)
-  keys = frozenset(s.key for s in sown if any(site in chosen for site in expand(s)))
-  return where, keys
+  known = program.cache.get(('chosen', patterns, tag))
+  if known is None:
+    sown = reads.live(program, tag)
+    reads.refuse_twice(sown)
+    where = reads.select(patterns, program, tag)
+    chosen = set(where)
+    keys = frozenset(s.key for s in sown if any(site in chosen for site in expand(s)))
+    refuse_repeats(program, tag, keys)
+    known = program.cache['chosen', patterns, tag] = where, keys
+  return known
 
 
-def _by_pattern(patterns: Any) -> Callable[[sites_lib.Site], bool]:
-  """Without staging there is no list of sites: each is matched as it comes."""
-  wanted = sites_lib.as_patterns(patterns)
-
-  def wants(site: sites_lib.Site) -> bool:
-    return any(sites_lib.matches(p, site) for p in wanted)
-
-  return wants
-
-
-def _stepped(program: Program, args: list, where: list, keys: frozenset, keep: bool) -> Run:
-  layout = program.cache.get(('layout', keys))
+def _stepped(
+  program: Program, args: list, tag: Hashable, where: list, keys: frozenset, keep: bool
+) -> Run:
+  layout = program.cache.get(('layout', tag, keys))
   if layout is None:
-    layout = program.cache['layout', keys] = Layout(program, keys)
-  args = [jnp.asarray(x) for x in args]
+    layout = program.cache['layout', tag, keys] = Layout(program, tag, keys)
+  args = [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in args]
   chosen = frozenset(where)
-  log = stepped.Log() if keep else None
-  replaced: list[Any] = []
-  outs: list[stepped.Held] = []
-
-  def forward(log: stepped.Log | None, again: list[Any] | None = None) -> Generator:
-    steps = stepped.Stepper(layout, chosen, log).run(program.consts, args)
-    sent = None
-    try:
-      while True:
-        visit = steps.send(sent)
-        if again is None:
-          sent = yield visit
-          replaced.append(sent)
-        else:
-          sent = again.pop(0)
-    except StopIteration as stop:
-      outs[:] = stop.value
-      return program.out_tree.unflatten([h.array for h in stop.value])
-    finally:
-      steps.close()
+  first = stepped.Stepper(layout, chosen, stepped.Log() if keep else None)
 
   def backward(metric: Callable, out: Any) -> Generator:
-    kept = log
-    if kept is None or not kept.entries:
-      kept = stepped.Log()
-      for _ in forward(kept, list(replaced)):
-        raise AssertionError('a replayed run shows nothing')
-    cotangents = jax.tree.leaves(jax.jit(jax.grad(metric))(out))
-    return stepped.backward(layout, kept, outs, cotangents)
+    log, first.log = first.log, None
+    if log is None:
+      log = stepped.Log()
+      for _ in stepped.Stepper(layout, chosen, log, again=first.replaced).run(args):
+        raise AssertionError('a run that is repeated stands nowhere')
+    grads = jax.tree.leaves(jax.grad(metric, allow_int=True)(out))
+    return Backward(layout, log).run(grads)
 
-  return Run(forward(log), where, 'stepped', backward)
+  run = Run(first.run(args), where, 'stepped', backward)
+  run.segments, run.distinct_segments = layout.n_segments, layout.n_distinct
+  return run

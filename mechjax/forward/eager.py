@@ -1,51 +1,87 @@
 """Runs without staging, for models whose Python depends on the data.
 
-`if x.sum() > 0:` cannot be staged. With `eagerly=True` the model simply runs, in a greenlet, and every `sow` is a
-tap that stops it. The gate of `sow` holds a value unique to the run, so that what JAX traces meanwhile (the body
-of a scan, a jitted block) is cached for this run alone, and a later run or plain call never replays it. Inside such
-traced code the loop sees tracers.
+`if x.sum() > 0:` cannot be staged. With `eagerly=True` the model simply runs, in a greenlet and under
+`jax.disable_jit`, and every `sow` is a tap that stops it: values are concrete inside jitted blocks, scans, while
+loops and conds too.
+
+JAX caches what it traces, and a trace through a tap would replay one run's edits in the next. Nothing is traced
+here, so all eager runs share one key (the gate of `sow`) and each reuses the compiled operations of the last; plain
+calls have another key. What JAX traces even so (the inside of `jax.checkpoint`) is refused at the tap, before it
+is cached.
+
+Sharp edges. Operation by operation is slow: this is for models that cannot be staged. Iterations of a scan have no
+layer number. Which sites there are is known at the end, so a pattern that matched nothing is an error then.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextvars
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import jax
+
 from mechjax import compat, greenlets, sites
+from mechjax.errors import RunError
+from mechjax.forward.run import taken
 from mechjax.harvest.program import name_and_path
 
 
-@dataclasses.dataclass(frozen=True)
-class Tap:
-  """What `sow` finds in its gate during an eager run; hashable, unique to the run and the layer."""
+class _Asked:
+  """What one eager run asks for, and the sites it met."""
 
-  run: object
-  tag: Hashable
-  wants: Callable[[sites.Site], bool]
-  layer: tuple[int, ...] = ()
+  def __init__(self, tag: Hashable, patterns: tuple[str, ...]):
+    self.tag, self.patterns = tag, patterns
+    self.met: list[sites.Site] = []
+    self.trace = compat.staging_trace()
 
-  def at_layer(self, index: int) -> Tap:
-    return dataclasses.replace(self, layer=(*self.layer, index))
+  def wants(self, site: sites.Site) -> bool:
+    return any(sites.matches(p, site) for p in self.patterns)
+
+
+_asked: contextvars.ContextVar[_Asked] = contextvars.ContextVar('mechjax_eager_run')
+
+
+class _Tap:
+  """What `sow` finds in its gate during every eager run."""
+
+  def at_layer(self, index: int) -> _Tap:
+    return self
 
   def tap(self, value: Any, *, tag: Hashable, name: str) -> Any:
-    """Called by `sow`: hands the value to the loop."""
+    """Called by `sow`: hands the value to the loop of the run that this code belongs to."""
+    asked = _asked.get()
     site = sites.Site(*name_and_path(name, sites.current_path()))
-    if tag != self.tag or not self.wants(site):
+    if tag != asked.tag:
       return value
-    new = greenlets.yield_((site, value))
+    if compat.staging_trace() is not asked.trace:
+      raise RunError(
+        f'the site {site} lies in code that JAX traces and caches even in an eager run',
+        cause='jax.checkpoint (remat), or another function that stages what it calls',
+        mend='iterate without eagerly=True, or without the checkpoint',
+      )
+    asked.met.append(site)
+    if not asked.wants(site):
+      return value
+    new = taken(greenlets.yield_((site, value)))
     return value if new is None else new
 
 
+_TAP = _Tap()
+
+
 def start(
-  f: Callable, tag: Hashable, wants: Callable[[sites.Site], bool], args: tuple, kwargs: dict
+  f: Callable, tag: Hashable, patterns: tuple[str, ...], args: tuple, kwargs: dict
 ) -> greenlets.GreenletGenerator:
   """A generator of (site, value) over `f` as it runs."""
 
-  tap = Tap(object(), tag, wants)
-
   def run():
-    with greenlets.local_context(lambda: compat.GATE(tap)):  # closed while the loop's body runs
-      return f(*args, **kwargs)
+    asked = _Asked(tag, patterns)
+    _asked.set(asked)
+    with greenlets.local_context(jax.disable_jit):  # closed while the loop's body runs
+      with greenlets.local_context(lambda: compat.GATE(_TAP)):
+        out = f(*args, **kwargs)
+    sites.select(patterns, asked.met)
+    return out
 
   return greenlets.GreenletGenerator(run)

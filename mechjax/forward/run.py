@@ -5,14 +5,20 @@
         run.modified_value = value.at[:, -1].set(0)
     logits = run.retval
 
-A run does not know how its values are made. It drives a generator of (site, value) that takes back None or the
-value that is to flow on; stepped, traced and eager runs differ only in that generator. What it adds is manners: it
-can be iterated once, what is put in must fit, and every misuse is an error that says where the run stands.
+A run does not know how its values are made. It drives a generator of (site, value) that takes back a reply (see
+`taken`); stepped, traced and eager runs differ only in that generator. What it adds is manners: it can be
+iterated once, what is put in must fit, and every misuse is an error that says where the run stands.
+
+Leaving. A `for` loop holds the only reference to the generator, so break, return, an exception or Ctrl-C close
+it there and then. An exception in the body carries the body's line, but Python does not tell an iterator why it
+is left: `with forward(tokens) as run:` around the loop adds the site to the traceback, and `run` shows it anyway.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -35,15 +41,21 @@ class Run(Generator[Item, Any, Any]):
   Attributes:
     sites: the sites it stops at, in order; None where that is not known beforehand (eager runs).
     site: the site it stands at; None before the first and after the last.
+    segments: how many compiled segments a stepped run goes through; None for other runs.
+    distinct_segments: how many of them had to be compiled.
   """
+
+  segments: int | None = None
+  distinct_segments: int | None = None
 
   def __init__(
     self,
     driver: Generator[tuple[sites.Site, Any], Any, Any],
     where: list[sites.Site] | None,
     kind: str,
-    backward: Callable[..., Generator] | None = None,
+    backward: Callable[[Callable, Any], Generator] | None = None,
   ):
+    """Wraps a driver; `mechjax.iterate` makes runs."""
     self.sites, self.site, self._kind, self._backward = where, None, kind, backward
     self._driver: Any = driver
     self._thread = threading.get_ident()
@@ -51,18 +63,20 @@ class Run(Generator[Item, Any, Any]):
     self._retval: Any = _NOTHING
     self._shown: Any = _NOTHING
     self._modified: Any = _NOTHING
+    self._gradients: BackwardRun | None = None
     self._visited = 0
 
   # --- iterating
 
-  def __iter__(self) -> Iterator[Item]:
+  def __iter__(self) -> Any:  # an iterator that the for statement alone holds
+    self._check_thread()
     if self._loop is not None or self._driver is None:
       raise RunError(
         f'this run was iterated before; it is {self._state()}',
         mend='start a new one: run = forward(...)',
       )
-    self._loop = _started()
-    return self._items()
+    self._loop = _BY_FOR
+    return _items(self)
 
   def __next__(self) -> Item:
     return self.send(None)
@@ -78,46 +92,34 @@ class Run(Generator[Item, Any, Any]):
     """Raises an exception inside the forward pass, at the site shown last."""
     return self._by_hand().throw(*exception)
 
-  def close(self) -> Any:
+  def close(self) -> None:
     """Abandons the pass. What it held is released and JAX's state is as before it."""
-    if self._loop is not None and hasattr(self._loop, 'close'):
+    if self._loop is not None and self._loop is not _BY_FOR:
       self._loop.close()
+    elif self._driver is not None:
+      self._check_thread()
+      self._driver.close()
     self._finish()
 
+  def __enter__(self) -> Run:
+    return self
+
+  def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+    if error is not None and self.site is not None:
+      error.add_note(f'raised in the loop over {self!r}')
+    self.close()
+
   def _by_hand(self) -> Any:
+    self._check_thread()
     if self._loop is None:
-      self._loop = self._items()
-    if not hasattr(self._loop, 'send'):
+      if self._driver is None:
+        raise StopIteration
+      self._loop = _items(weakref.proxy(self))  # no cycle: dropping the run closes the pass
+    if self._loop is _BY_FOR:
       raise RunError(
         'this run is being iterated by a for loop', mend='use run.modified_value in it'
       )
     return self._loop
-
-  def _items(self) -> Generator[Item, None, None]:
-    self._check_thread()
-    driver = self._driver
-    try:
-      site, value = next(driver)
-      while True:
-        self.site, self._shown = site, _shape_of(value)
-        self._visited += 1
-        item = (site.layer, site.name, value)
-        del value
-        yield item
-        del item
-        self._check_thread()
-        new, self._modified = self._modified, _NOTHING
-        sent = None if new is _NOTHING else new
-        del new
-        try:
-          site, value = driver.send(sent)
-        finally:
-          del sent
-    except StopIteration as stop:
-      self._retval, self.site = stop.value, None
-    finally:
-      driver.close()
-      self._finish()
 
   def _finish(self) -> None:
     self._driver, self._shown, self._modified = None, _NOTHING, _NOTHING
@@ -159,11 +161,13 @@ class Run(Generator[Item, Any, Any]):
       )
     return self._retval
 
-  def backward(self, metric: Callable[[Any], Any]) -> Any:
+  # --- going back
+
+  def backward(self, metric: Callable[[Any], Any]) -> BackwardRun:
     """Iterates over the gradients of `metric(retval)`, from the last site to the first.
 
-        for layer, name, value, grad in (back := run.backward(metric)):
-          back.modified_grad = ...          # what flows on to earlier sites (run.modified_grad is the same)
+        for layer, name, value, grad in run.backward(metric):
+          run.modified_grad = ...          # what flows on to earlier sites
 
     Args:
       metric: from what the function returned to a scalar.
@@ -177,26 +181,30 @@ class Run(Generator[Item, Any, Any]):
     """
     if self._backward is None:
       raise RunError(
-        f'a {self._kind} run has no backward pass of its own',
+        f'a run that is {self._kind} has no backward pass of its own',
         mend='use jax.grad around the loop, or pass concrete arrays for a stepped run',
       )
-    out = self.retval
-    self._gradients = BackwardRun(self._backward(metric, out))
+    self._check_thread()
+    self._gradients = BackwardRun(self._backward(metric, self.retval))
     return self._gradients
 
   @property
   def modified_grad(self) -> Any:
     """The gradient that flows on from the site that `run.backward` shows."""
-    return self._gradients.modified_grad
+    return self._going_back().modified_grad
 
   @modified_grad.setter
   def modified_grad(self, grad: Any) -> None:
-    gradients = getattr(self, '_gradients', None)
-    if gradients is None:
+    self._going_back().modified_grad = grad
+
+  def _going_back(self) -> BackwardRun:
+    if self._gradients is None:
       raise RunError(
-        'modified_grad was set outside a backward pass', mend='for … in run.backward(metric)'
+        'modified_grad was used outside a backward pass',
+        where=self._state(),
+        mend='for layer, name, value, grad in run.backward(metric): ...',
       )
-    gradients.modified_grad = grad
+    return self._gradients
 
   # --- where it stands
 
@@ -204,6 +212,7 @@ class Run(Generator[Item, Any, Any]):
     if threading.get_ident() != self._thread:
       raise RunError(
         'a run was used from another thread than the one that started it',
+        where=self._state(),
         cause="JAX's trace state belongs to a thread",
         mend='start a run of its own in each thread',
       )
@@ -220,38 +229,93 @@ class Run(Generator[Item, Any, Any]):
     return f'<{self._kind} run, {self._state()}; {self._visited}{total} sites visited>'
 
 
+_BY_FOR: Any = object()
+"""In place of the generator of a run that a for loop iterates: the loop alone holds it, so that leaving closes it."""
+
+
+def _items(run: Run) -> Generator[Item, None, None]:
+  """Drives a run. No value is referred to while the pass goes on to the next site."""
+  driver = run._driver
+  reply: list[Any] | None = None
+  try:
+    while True:
+      try:
+        site, value = driver.send(reply)
+      except StopIteration as stop:
+        run._retval, run.site = stop.value, None
+        return
+      except BaseException as error:
+        place = f'after {run.site}' if run.site else 'before its first site'
+        error.add_note(f'raised in the model, {place}')
+        raise
+      run.site, run._shown = site, _shape_of(value)
+      run._visited += 1
+      item = (site.layer, site.name, value)
+      del value
+      yield item
+      del item
+      run._check_thread()
+      reply = None if run._modified is _NOTHING else [run._modified]
+      run._modified = _NOTHING
+  finally:
+    driver.close()
+    with contextlib.suppress(ReferenceError):  # stepped by hand, and dropped
+      run._finish()
+
+
+def taken(reply: list[Any] | None) -> Any:
+  """What a loop replied: None, or the value that is to flow on.
+
+  A value travels in a list and is taken out of it, so that the frames between loop and model do not hold it while the
+  pass goes on (JAX's leak checker counts them).
+  """
+  return reply.pop() if reply else None
+
+
 class BackwardRun:
-  """The gradients of a run, last site first; see `Run.backward`."""
+  """The gradients of a run as something to iterate over, last site first; see `Run.backward`.
+
+  Attributes:
+    site: the site it stands at.
+  """
 
   def __init__(self, driver: Generator):
+    """Wraps a driver; `Run.backward` makes backward passes."""
+    self.site: sites.Site | None = None
     self._driver: Any = driver
+    self._started = False
     self._shown: Any = _NOTHING
     self._modified: Any = _NOTHING
-    self.site: sites.Site | None = None
 
-  def __iter__(self) -> Iterator[tuple[Any, str, Any, Any]]:
-    driver, self._driver = self._driver, None
-    if driver is None:
+  def __iter__(self) -> Iterator[tuple[int | tuple[int, ...] | None, str, Any, Any]]:
+    """Yields (layer, name, value, gradient); values and gradients have the same shapes."""
+    if self._started:
       raise RunError(
         'this backward pass was iterated before', mend='call run.backward(metric) again'
       )
+    self._started = True
+    return self._items()
+
+  def _items(self) -> Generator:
     sent = None
     try:
       while True:
-        self.site, value, grad = driver.send(sent)
+        try:
+          self.site, value, grad = self._driver.send(sent)
+        except StopIteration:
+          return
         self._shown = _shape_of(grad)
         yield self.site.layer, self.site.name, value, grad
-        sent = None if self._modified is _NOTHING else self._modified
-        self._modified = _NOTHING
-    except StopIteration:
-      pass
+        del value, grad
+        sent, self._modified = self._modified, _NOTHING
+        sent = None if sent is _NOTHING else sent
     finally:
-      driver.close()
-      self._shown = _NOTHING
+      self._driver.close()
+      self._driver, self.site, self._shown = None, None, _NOTHING
 
   @property
   def modified_grad(self) -> Any:
-    """The gradient that flows on instead of the one shown."""
+    """The gradient that flows on instead of the one shown; set it at most once per site."""
     if self._modified is _NOTHING:
       raise RunError('modified_grad was not set at this site')
     return self._modified
@@ -259,26 +323,29 @@ class BackwardRun:
   @modified_grad.setter
   def modified_grad(self, grad: Any) -> None:
     if self._shown is _NOTHING:
-      raise RunError('modified_grad was set while the backward pass stands at no site')
+      raise RunError(
+        'modified_grad was set while the backward pass stands at no site',
+        mend='set it in the body of the loop over run.backward(metric)',
+      )
+    if self._modified is not _NOTHING:
+      raise RunError(f'modified_grad was set twice at {self.site}')
     self._modified = fit(grad, self._shown, f'modified_grad at {self.site} has')
-
-
-class _started:
-  """Marks a run that a for loop iterates: the loop alone holds the generator, so that leaving it closes it."""
 
 
 def fit(new: Any, old: Any, what: str) -> Any:
   """`new` with leaves of exactly the shapes and dtypes of `old`, or an error that says what differs."""
-  leaves, tree = jax.tree.flatten(new)
+  tree: Any = jax.tree.structure(new)
   if tree != jax.tree.structure(old):
     raise HarvestError(
       f'{what} the structure {tree}, the site has {jax.tree.structure(old)}',
       cause='a function without a return statement gives None',
     )
-  return tree.unflatten([fitted(n, o, what) for n, o in zip(leaves, jax.tree.leaves(old))])
+  return jax.tree.map(lambda n, o: fitted(n, o, what), new, old)
 
 
 def _shape_of(value: Any) -> Any:
+  if isinstance(value, jax.Array):  # nearly always; a run of hundreds of sites feels the difference
+    return jax.ShapeDtypeStruct(value.shape, value.dtype)
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(jax.numpy.shape(x), jax.numpy.result_type(x)), value
   )

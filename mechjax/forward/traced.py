@@ -11,13 +11,14 @@ to layer then; with `scan='unroll'` the scan is written out and they can.
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from mechjax import greenlets, sites
 from mechjax.errors import RunError
+from mechjax.forward.run import taken
 from mechjax.harvest.interpreter import Cell, Frame, Interpreter, Iteration, Keyed, Plan
 from mechjax.harvest.program import Program, name_and_path
 
@@ -59,26 +60,28 @@ def _visit(plan: TracedPlan, name: str, path: tuple, leaves: list, tree: Any) ->
   """Hands one site to the loop; switches on the first iteration of `path` that is traced."""
   for n, p in enumerate(path):
     if isinstance(p, Iteration):
-      branches = [
-        _Branch(plan, name, (*path[:n], i, *path[n + 1 :]), tree) for i in range(p.length)
-      ]
+      branches = [_layer(plan, name, (*path[:n], i, *path[n + 1 :]), tree) for i in range(p.length)]
       return jax.lax.switch(p.index, branches, leaves)
   site = sites.Site(name, tuple(p for p in path if isinstance(p, int)))
   if site not in plan.chosen:
     return list(leaves)
-  new = greenlets.yield_((site, tree.unflatten(leaves)))
+  new = taken(greenlets.yield_((site, tree.unflatten(leaves))))
   return list(leaves) if new is None else jax.tree.leaves(new)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Branch:
-  plan: TracedPlan
-  name: str
-  path: tuple
-  tree: Any
+def _layer(plan: TracedPlan, name: str, path: tuple, tree: Any) -> Callable[[list], list]:
+  """One branch of a switch over the layers of a scan.
 
-  def __call__(self, leaves: list) -> list:
-    return _visit(self.plan, self.name, self.path, leaves, self.tree)
+  A function of its own each time, because JAX keeps what a function traced to and the loop has to be asked. Its
+  name is what JAX prints about a tracer that was kept when the branch had ended (it may hold no spaces).
+  """
+
+  def branch(leaves: list) -> list:
+    return _visit(plan, name, path, leaves, tree)
+
+  site = sites.Site(name, tuple(p for p in path if isinstance(p, int)))
+  branch.__name__ = f"loop_at_{site}_(only_scan='unroll'_carries_values_to_other_layers)"
+  return branch
 
 
 def start(program: Program, plan: TracedPlan, args: list) -> greenlets.GreenletGenerator:

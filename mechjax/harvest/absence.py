@@ -54,10 +54,12 @@ def absent(value: Any, *, names: Iterable[str], cause: str, mend: str) -> Any:
 
 def explained(request: Any, program: Program) -> SiteError | None:
   """The error for a request that names a marked site of the program, if it does."""
-  marks = [s for s in program.sown if isinstance(s.tag, Absence)]
   for pattern in sites.as_patterns(request):
-    for mark in marks:
-      if any(sites.matches(pattern, site) for site in expand_all([mark])):
+    for mark in program.sown:
+      reason = mark.tag
+      if isinstance(reason, Absence) and any(
+        sites.matches(pattern, site) for site in expand_all([mark])
+      ):
         what = f'no site matches {pattern!r}: this program does not form it'
-        return SiteError(what, where=mark.source, cause=mark.tag.cause, mend=mark.tag.mend)
+        return SiteError(what, where=mark.source, cause=reason.cause, mend=reason.mend)
   return None

@@ -28,6 +28,7 @@ from mechjax.harvest import writes as writing
 from mechjax.harvest.interpreter import Interpreter, Keyed
 from mechjax.harvest.plans import HarvestPlan
 from mechjax.harvest.program import Program
+from mechjax.harvest.repeats import refuse_repeats
 from mechjax.harvest.staging import stager
 
 
@@ -162,6 +163,7 @@ def _call(staged: Callable, s: _Settings, plants: Mapping, args: tuple, kwargs: 
   if s.reading and not s.strict:
     reads, tables = reading.resolve_reads(s.request, program, s.tag)
     reads = [r for r in reads if admit(r.key[1])]
+  refuse_repeats(program, s.tag, frozenset([*(r.key for r in reads), *(k for _, k in writes)]))
   plan = HarvestPlan(
     tag=s.tag,
     read_all=s.reading and s.strict,

@@ -132,7 +132,7 @@ class Plan:
     """Returns the value that flows on (possibly changed) and whether it is to be kept in a cell."""
     raise NotImplementedError
 
-  def at_tangent(self, frame: Frame, params: dict, leaves: list) -> list:
+  def at_tangent(self, frame: Frame, params: dict, leaves: list, preds: list) -> list:
     """Returns the tangents of a sow's leaves; zero where the value was replaced."""
     return leaves
 
@@ -223,7 +223,7 @@ class Interpreter:
       return self._sow(eqn, values, frame, cells)
     if eqn.primitive is prim.sow_tangent_p:
       n = len(eqn.params['leaves'])
-      return [*self.plan.at_tangent(frame, eqn.params, values[:n]), *values[n:]]
+      return self.plan.at_tangent(frame, eqn.params, values[:n], values[n:-1])
     out, inner = self._rule(eqn)(self, eqn, values, frame)
     for key, cell in inner.items():
       merge(cells, key, cell)

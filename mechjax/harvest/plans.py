@@ -11,6 +11,9 @@ import dataclasses
 from collections.abc import Hashable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from mechjax import compat
 from mechjax.errors import HarvestError
 from mechjax.harvest import primitive as prim
@@ -76,11 +79,19 @@ class HarvestPlan(Plan):
       leaves = prim.sow_p.bind(*leaves, *preds, **params)[: len(leaves)]
     return leaves, False
 
-  def at_tangent(self, frame: Frame, params: dict, leaves: list) -> list:
+  def at_tangent(self, frame: Frame, params: dict, leaves: list, preds: list) -> list:
     writing = frame.data.get(('write', frame.key(params['name'])))
-    if params['tag'] != self.tag or writing is None:
+    if params['tag'] != self.tag or writing is None or writing.tap:
       return leaves
-    return writing.of_tangent(leaves, params['leaves'], frame.devices)
+    if writing.whole and not preds:
+      return [jnp.zeros_like(t) for t in leaves]
+    extra = params['extra']
+    shapes = [tuple(n for i, n in enumerate(t.shape) if i not in extra) for t in leaves]
+    gone = writing.replaced(shapes, params['leaves'], frame.devices)
+    if preds:
+      gone = [where(preds[0], g, jnp.zeros_like(g)) for g in gone]
+    gone = [jnp.broadcast_to(jnp.expand_dims(g, extra), t.shape) for g, t in zip(gone, leaves)]
+    return [jax.lax.select(g, jnp.zeros_like(t), t) for g, t in zip(gone, leaves)]
 
   def leave_scan(self, key: tuple, cell: Cell, frame: Frame) -> Any:
     reading = frame.data.get(('read', key))

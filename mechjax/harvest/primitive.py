@@ -145,13 +145,19 @@ vmapped cond were merged into one straight line."""
 sow_p.multiple_results = True
 
 sow_tangent_p = jex_core.Primitive('sow_tangent')
-"""The tangent (or, transposed, the cotangent) of the leaves `leaves` of a sow."""
+"""The tangent (or, transposed, the cotangent) of the leaves `leaves` of a sow.
+
+Operands: the tangents; then, of the primal, its predicates and a scalar that is batched wherever it is. `extra` are the
+leading axes that the tangents have alone, as in a Jacobian.
+"""
 sow_tangent_p.multiple_results = True
 
-for _p in (sow_p, sow_tangent_p):
-  _p.def_impl(lambda *args, **_: list(args))
-  _p.def_abstract_eval(lambda *avals, **_: list(avals))
-  mlir.register_lowering(_p, lambda ctx, *args, **_: args)
+sow_p.def_impl(lambda *args, **_: list(args))
+sow_p.def_abstract_eval(lambda *avals, **_: list(avals))
+mlir.register_lowering(sow_p, lambda ctx, *args, **_: args)
+sow_tangent_p.def_impl(lambda *args, leaves, **_: list(args[: len(leaves)]))
+sow_tangent_p.def_abstract_eval(lambda *avals, leaves, **_: list(avals[: len(leaves)]))
+mlir.register_lowering(sow_tangent_p, lambda ctx, *args, leaves, **_: args[: len(leaves)])
 
 
 def _jvp(primals, tangents, *, n_preds, tree, **params):
@@ -160,39 +166,62 @@ def _jvp(primals, tangents, *, n_preds, tree, **params):
   live = tuple(i for i in range(n) if not isinstance(tangents[i], ad.Zero))
   moved = list(tangents)
   if live:
-    preds = list(primals[n:])
+    lanes = jnp.stack([jnp.any(primals[i] != primals[i]) for i in live]).any()
     through = sow_tangent_p.bind(
-      *(tangents[i] for i in live), *preds, leaves=live, n_preds=n_preds, **params
+      *(tangents[i] for i in live),
+      *primals[n:],
+      lanes,
+      leaves=live,
+      n_preds=n_preds,
+      extra=(),
+      **params,
     )
     for i, t in zip(live, through):
       moved[i] = t
   return out, moved
 
 
-def _transpose(cotangents, *operands, leaves, n_preds, **params):
-  cts = [ad.instantiate_zeros(c) for c in cotangents[: len(leaves)]]
-  preds = operands[len(leaves) :]
-  out = sow_tangent_p.bind(*cts, *preds, leaves=leaves, n_preds=n_preds, **params)
-  return [*out[: len(leaves)], *[None] * n_preds]
+def _transpose_sow(cotangents, *operands, **_):
+  return cotangents  # a sow of a linear value is the identity; it is reported as dropped
 
 
-def _tangent_jvp(primals, tangents, *, leaves, n_preds, **params):
-  out = sow_tangent_p.bind(*primals, leaves=leaves, n_preds=n_preds, **params)
+def _transpose(cotangents, *operands, leaves, **params):
+  cts = [ad.instantiate_zeros(c) for c in cotangents]
+  of_primal = operands[len(leaves) :]
+  out = sow_tangent_p.bind(*cts, *of_primal, leaves=leaves, **params)
+  return [*out, *(None for _ in of_primal)]
+
+
+def _tangent_jvp(primals, tangents, *, leaves, **params):
   n = len(leaves)
   ts = [ad.instantiate_zeros(t) for t in tangents[:n]]
-  moved = sow_tangent_p.bind(*ts, *primals[n:], leaves=leaves, n_preds=n_preds, **params)
-  return out, [*moved[:n], *tangents[n:]]
+  bind = functools.partial(sow_tangent_p.bind, leaves=leaves, **params)
+  return bind(*primals), bind(*ts, *primals[n:])
 
 
-def _batch(primitive, operands, dims, **params):
+def _at_front(operands, dims):
   size = next(x.shape[d] for x, d in zip(operands, dims) if d is not None)
-  front = [batching.bdim_at_front(x, d, size) for x, d in zip(operands, dims)]
-  return primitive.bind(*front, **params), [0] * len(front)
+  return [batching.bdim_at_front(x, d, size) for x, d in zip(operands, dims)]
+
+
+def _batch(operands, dims, **params):
+  return sow_p.bind(*_at_front(operands, dims), **params), [0] * len(operands)
+
+
+def _tangent_batch(operands, dims, *, leaves, extra, **params):
+  n = len(leaves)
+  extra = tuple(e + 1 for e in extra)
+  if any(d is not None for d in dims[n:]):
+    operands = _at_front(operands, dims)
+  else:
+    operands, extra = [*_at_front(operands[:n], dims[:n]), *operands[n:]], (0, *extra)
+  return sow_tangent_p.bind(*operands, leaves=leaves, extra=extra, **params), [0] * n
 
 
 ad.primitive_jvps[sow_p] = _jvp
 ad.primitive_jvps[sow_tangent_p] = _tangent_jvp
 ad.primitive_transposes[sow_tangent_p] = _transpose
-batching.primitive_batchers[sow_p] = functools.partial(_batch, sow_p)
-batching.primitive_batchers[sow_tangent_p] = functools.partial(_batch, sow_tangent_p)
+ad.primitive_transposes[sow_p] = _transpose_sow
+batching.primitive_batchers[sow_p] = _batch
+batching.primitive_batchers[sow_tangent_p] = _tangent_batch
 compat.keep_alive(sow_p)

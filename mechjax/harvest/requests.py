@@ -107,20 +107,23 @@ class Writing:
       where(wanted, self._masked(x, pick(p), mask, devices), x) for x, p in zip(values, self.leaves)
     ]
 
-  def of_tangent(
-    self, tangents: Sequence[Any], leaves: Sequence[int], devices: int = 0
-  ) -> list[Any]:
-    """Tangents of the leaves numbered `leaves`: zero where they were replaced."""
-    if self.tap:
-      return list(tangents)
+  @property
+  def whole(self) -> bool:
+    """Whether the value is replaced outright, so that nothing of it (nor of its tangent) remains."""
+    return self.table is None and self.mask is None and not self.fns
+
+  def replaced(
+    self, shapes: Sequence[tuple], leaves: Sequence[int], devices: int = 0
+  ) -> list[jax.Array]:
+    """Where the leaves numbered `leaves`, of these shapes, are replaced: booleans."""
     if self.fns:
       raise HarvestError(
         'a site cannot be planted through a function inside a derivative',
         mend='put the derivative outside: jax.grad(plant(f)) instead of plant(jax.grad(f))',
       )
-    zeros = {i: jnp.zeros_like(self.leaves[i]) for i in leaves}
-    planted = dataclasses.replace(self, leaves=[zeros[i] for i in leaves])
-    return planted.apply(tangents, None, devices)
+    everywhere = [jnp.ones(jnp.shape(self.leaves[i]), bool) for i in leaves]
+    planted = dataclasses.replace(self, leaves=everywhere)
+    return planted.apply([jnp.zeros(s, bool) for s in shapes], None, devices)
 
   def _by_function(self, values: Sequence[Any], tree: Any) -> list[Any]:
     def through(fn):

@@ -329,7 +329,9 @@ def _with_jvp_rule(interp: Interpreter, eqn: Any, rule: Any, values: list, frame
 
   def primal_fun(*xs):
     out, cells = at(primal, xs)
-    return out, Keyed({**cells, **{k: jax.tree.map(compat.zeros_like, c) for k, c in alone.items()}})
+    return out, Keyed(
+      {**cells, **{k: jax.tree.map(compat.zeros_like, c) for k, c in alone.items()}}
+    )
 
   def jvp_fun(primals, tangents):
     data, xs, ts = primals[:n_data], primals[n_data:], tangents[n_data:]

@@ -40,7 +40,12 @@ from mechjax.weights import fetch
 from mechjax.weights.gguf import GGUFFile
 
 # The code that computes the forward pass, by the name `load` takes, and the module that drives it.
-CODES = {'tunix': 'mechjax.models.tunix'}
+CODES = {
+  'gemma': 'mechjax.models.gemma',
+  'penzai': 'mechjax.models.penzai',
+  'transformers': 'mechjax.models.transformers',
+  'tunix': 'mechjax.models.tunix',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +123,9 @@ class LanguageModel:
     return -jnp.take_along_axis(predicted, tokens[:, 1:, None], axis=-1).mean()
 
 
-def load(name_or_path: str | os.PathLike[str], code: str = 'tunix') -> LanguageModel:
+def load(
+  name_or_path: str | os.PathLike[str], code: str = 'tunix', *, accept_terms: bool = False
+) -> LanguageModel:
   """Loads a language model.
 
   Args:
@@ -126,24 +133,27 @@ def load(name_or_path: str | os.PathLike[str], code: str = 'tunix') -> LanguageM
       a GGUF
       file.
     code: whose forward pass computes it: a key of `CODES`.
+    accept_terms: whether you accept the terms of weights that come under any, as Gemma's do; an
+      environment variable that the error names does the same.
 
   Returns:
     The model, instrumented, parameters on the default device in float32.
 
   Raises:
-    FetchError: the model is neither cached nor to be had, or there is no file at the path.
+    FetchError: the model is neither cached nor to be had, its terms have not been accepted, or
+      there is no file at the path.
     WeightsError: the file is damaged, or not of an architecture that `code` can compute.
     MissingExtraError: an optional library is not installed.
     MechjaxError: `code` is unknown.
   """
   if code not in CODES:
     raise errors.MechjaxError(f'no code called {code!r}', where=f'known: {sorted(CODES)}')
-  file = GGUFFile(_find(name_or_path))
+  file = GGUFFile(_find(name_or_path, accept_terms))
   forward = importlib.import_module(CODES[code]).forward(file)
   return LanguageModel(str(name_or_path), forward, tokenizers.from_gguf(file.metadata))
 
 
-def _find(name_or_path: str | os.PathLike[str]) -> Path:
+def _find(name_or_path: str | os.PathLike[str], accept_terms: bool) -> Path:
   """A path is what has a suffix, a separator or a file behind it; the rest are names."""
   path = Path(name_or_path).expanduser()
   if path.is_file():
@@ -151,7 +161,7 @@ def _find(name_or_path: str | os.PathLike[str]) -> Path:
   text = os.fspath(name_or_path)
   if path.suffix == '.gguf' or os.sep in text:
     raise errors.FetchError(f'there is no file {path}', where=f'working directory {Path.cwd()}')
-  return fetch.path_of(text)
+  return fetch.path_of(text, accept_terms)
 
 
 def _checked(tokens: jax.Array) -> jax.Array:

@@ -2,8 +2,9 @@
 
 A tokenizer downloaded apart from its weights can be the wrong one, and nothing crashes when it is.
 GGUF files carry vocabulary, merges and special tokens in their header, so there is only one place
-to get them from. The merging itself is done by the `tokenizers` library; what is decided here is
-how text is cut before it, which the header only names ("smollm", "gpt-2").
+to get them from. Two kinds are read: byte-level BPE, whose merging is done by the `tokenizers`
+library (what is decided here is how text is cut before it, which the header only names: "smollm",
+"gpt-2"), and the scored pieces of SentencePiece, which `greedy` merges.
 
 Sharp edges: some vocabularies lack a few bytes (SmolLM2's six control characters and the
 unassigned planes of Unicode), which the library drops without a word; here such a text is an
@@ -15,29 +16,31 @@ saw.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mechjax import errors, extras
+from mechjax.models.greedy import CONTROL, Greedy
 
-_SPECIAL = 3  # tokenizer.ggml.token_type of a control token
 
-
+@dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """Text to token ids and back.
+  """Text to token ids and back; use `from_gguf` to make one from a file's header.
 
   Attributes:
+    split: a text to its ids, without `bos`.
+    join: ids to their text, special tokens written out.
+    n_vocab: number of tokens.
     bos: id of the token that begins a sequence, or None if the model was trained without one.
     eos: id of the token that ends a text, or None.
-    n_vocab: number of tokens.
   """
 
-  def __init__(self, backend: Any, bos: int | None, eos: int | None):
-    """Wraps a `tokenizers.Tokenizer`; use `from_gguf` to make one from a file's header."""
-    self._backend, self.bos, self.eos = backend, bos, eos
-    self.n_vocab: int = backend.get_vocab_size()
-    vocab = backend.get_vocab()
-    self._writable = bytes(b for b, letter in enumerate(_byte_letters()) if letter in vocab)
+  split: Callable[[str], list[int]]
+  join: Callable[[list[int]], str]
+  n_vocab: int
+  bos: int | None
+  eos: int | None
 
   def encode(self, text: str) -> list[int]:
     """Token ids of a text, led by `bos` where the model expects it.
@@ -51,9 +54,7 @@ class Tokenizer:
     Raises:
       MechjaxError: the vocabulary has no token for a byte of the text.
     """
-    if text.encode().translate(None, self._writable):
-      self._refuse(text)
-    ids = self._backend.encode(text, add_special_tokens=False).ids
+    ids = self.split(text)
     return ids if self.bos is None else [self.bos, *ids]
 
   def decode(self, ids: Iterable[int]) -> str:
@@ -61,18 +62,7 @@ class Tokenizer:
     ids = [int(i) for i in ids]
     if ids and ids[0] == self.bos:
       ids = ids[1:]
-    return self._backend.decode(ids, skip_special_tokens=False)
-
-  def _refuse(self, text: str) -> None:
-    at, char = next(
-      (i, c) for i, c in enumerate(text) if c.encode().translate(None, self._writable)
-    )
-    raise errors.MechjaxError(
-      f'the vocabulary cannot write {char!r} (U+{ord(char):04X})',
-      where=f'character {at} of the text',
-      cause='a control character or an unassigned code point, for whose bytes there is no token',
-      mend='remove or replace it',
-    )
+    return self.join(ids)
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -86,17 +76,38 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 
   Raises:
     WeightsError: the header describes none, or one of a kind that is not known here.
-    MissingExtraError: the `tokenizers` library is not installed.
+    MissingExtraError: the `tokenizers` library is needed and not installed.
   """
-  library = extras.require('tokenizers', 'models')
-  kind = metadata.get('tokenizer.ggml.model')
-  cut = _PRE_TOKENIZERS.get(metadata.get('tokenizer.ggml.pre', ''))
-  if kind != 'gpt2' or cut is None:
+  kind, pre = metadata.get('tokenizer.ggml.model'), metadata.get('tokenizer.ggml.pre', '')
+  if kind == 'gpt2' and pre in _PRE_TOKENIZERS:
+    split, join = _byte_level(metadata, _PRE_TOKENIZERS[pre])
+  elif kind == 'llama' and metadata.get('tokenizer.ggml.add_space_prefix') is False:
+    split, join = _sentence_pieces(metadata)
+  else:
     raise errors.WeightsError(
-      f'a tokenizer of kind {kind!r}, cut by {metadata.get("tokenizer.ggml.pre")!r}, is not known',
+      f'a tokenizer of kind {kind!r}, cut by {pre!r}, is not known',
       where='tokenizer.ggml.model and tokenizer.ggml.pre in the GGUF header',
-      cause=f"known are byte-level BPE ('gpt2') with {sorted(_PRE_TOKENIZERS)}",
+      cause=f"known are byte-level BPE ('gpt2') with {sorted(_PRE_TOKENIZERS)}, and SentencePiece "
+      "('llama') without add_space_prefix",
     )
+  bos = (
+    metadata['tokenizer.ggml.bos_token_id']
+    if metadata.get('tokenizer.ggml.add_bos_token')
+    else None
+  )
+  n_vocab = len(metadata['tokenizer.ggml.tokens'])
+  return Tokenizer(split, join, n_vocab, bos, metadata.get('tokenizer.ggml.eos_token_id'))
+
+
+def _sentence_pieces(metadata: Mapping[str, Any]) -> tuple[Callable, Callable]:
+  greedy = Greedy(
+    *(metadata[f'tokenizer.ggml.{part}'] for part in ('tokens', 'scores', 'token_type'))
+  )
+  return greedy.encode, greedy.decode
+
+
+def _byte_level(metadata: Mapping[str, Any], cut: Callable) -> tuple[Callable, Callable]:
+  library = extras.require('tokenizers', 'models')
   tokens = metadata['tokenizer.ggml.tokens']
   merges = [tuple(merge.split(' ', 1)) for merge in metadata['tokenizer.ggml.merges']]
   vocab = {token: i for i, token in enumerate(tokens)}
@@ -104,13 +115,25 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
   backend.pre_tokenizer = library.pre_tokenizers.Sequence(cut(library.pre_tokenizers))
   backend.decoder = library.decoders.ByteLevel()
   kinds = metadata['tokenizer.ggml.token_type']
-  backend.add_special_tokens([t for t, k in zip(tokens, kinds, strict=True) if k == _SPECIAL])
-  bos = (
-    metadata['tokenizer.ggml.bos_token_id']
-    if metadata.get('tokenizer.ggml.add_bos_token')
-    else None
+  backend.add_special_tokens([t for t, k in zip(tokens, kinds, strict=True) if k == CONTROL])
+  writable = bytes(b for b, letter in enumerate(_byte_letters()) if letter in vocab)
+
+  def split(text: str) -> list[int]:
+    if text.encode().translate(None, writable):
+      _refuse(text, writable)
+    return backend.encode(text, add_special_tokens=False).ids
+
+  return split, lambda ids: backend.decode(ids, skip_special_tokens=False)
+
+
+def _refuse(text: str, writable: bytes) -> None:
+  at, char = next((i, c) for i, c in enumerate(text) if c.encode().translate(None, writable))
+  raise errors.MechjaxError(
+    f'the vocabulary cannot write {char!r} (U+{ord(char):04X})',
+    where=f'character {at} of the text',
+    cause='a control character or an unassigned code point, for whose bytes there is no token',
+    mend='remove or replace it',
   )
-  return Tokenizer(backend, bos, metadata.get('tokenizer.ggml.eos_token_id'))
 
 
 def _byte_letters() -> list[str]:

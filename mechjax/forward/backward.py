@@ -1,0 +1,151 @@
+"""Going back over a stepped run: the gradient of a scalar at every site, last site first.
+
+The segments that ran forward are differentiated one at a time, in reverse, each distinct one compiled once, so
+that the time to compile does not grow with depth. Each recomputes its own inside, so what has to be kept of the forward
+pass are the values between segments. Only values that depend on a site are differentiated; parameters never are.
+
+The gradient at a site is that of planting: what the scalar does if the value there changes. A value that the
+loop replaced is a constant of the run, so its gradient is reported and none flows on to what was computed
+before. A custom_jvp or custom_vjp function whose inside was visited keeps its rule for what lies before it, unless
+something inside was replaced or given another gradient: then its body is differentiated as written.
+
+Sharp edges. Sites of integers have no gradient and are passed over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mechjax import sites
+from mechjax.forward.segments import Layout
+from mechjax.forward.stepped import Log, Passage, Stand, Step
+from mechjax.forward.structure import bind, equation_key, evaluator, segment_key
+from mechjax.forward.tape import Segment
+
+Visit = tuple[sites.Site, Any, Any]
+
+
+@dataclasses.dataclass
+class _Inside:
+  """The body of a custom derivative that is being walked: the gradients of its results, and whether it was changed."""
+
+  grads: list[Any]
+  changed: bool = False
+
+
+class Backward:
+  """One walk back over a log, which is used up: what is behind is released."""
+
+  def __init__(self, layout: Layout, log: Log):
+    self.layout, self.log = layout, log
+    self.grads: dict[int, Any] = {}
+    self.insides: list[_Inside] = []
+    self.active = _active(log)
+
+  def run(self, cotangents: Sequence[Any]) -> Generator[Visit, Any, None]:
+    """Yields (site, value, gradient), receives None or the gradient that is to flow on.
+
+    Args:
+      cotangents: the gradient at each flat result of the run.
+    """
+    self._give([x.number for x in self.log.outs], [x.array for x in self.log.outs], cotangents)
+    entries = self.log.entries
+    while entries:
+      entry = entries.pop()
+      if isinstance(entry, Stand):
+        yield from self._stand(entry)
+      elif isinstance(entry, Passage):
+        self._enter(entry) if entry.eqn is not None else self._leave(entry)
+      else:
+        self._step(entry)
+
+  def _give(self, numbers: Sequence[int], arrays: Sequence[Any], grads: Sequence[Any]) -> None:
+    for number, x, g in zip(numbers, arrays, grads):
+      if g is not None and number in self.active and _smooth(x):
+        self.grads[number] = self.grads[number] + g if number in self.grads else g
+
+  def _take(self, numbers: Sequence[int]) -> list[Any]:
+    return [self.grads.pop(n, None) for n in numbers]
+
+  def _stand(self, entry: Stand) -> Generator[Visit, Any, None]:
+    found = self._take(entry.outs)
+    if not any(map(_smooth, entry.arrays)):
+      return
+    found = [jnp.zeros_like(x) if g is None else g for g, x in zip(found, entry.arrays)]
+    unflatten = entry.tree.unflatten
+    new = yield entry.site, unflatten(entry.arrays), unflatten(found)
+    if entry.replaced or new is not None:
+      for inside in self.insides:
+        inside.changed = True
+    if new is not None or not entry.replaced:
+      self._give(entry.ins, entry.arrays, found if new is None else jax.tree.leaves(new))
+
+  def _leave(self, entry: Passage) -> None:
+    grads = self._take(entry.outs)
+    self.insides.append(_Inside(grads))
+    self._give(entry.ins, entry.arrays, grads)
+
+  def _enter(self, entry: Passage) -> None:
+    inside, grads = self.insides.pop(), self._take(entry.outs)
+    if inside.changed:
+      self._give(entry.ins, entry.arrays, grads)
+    else:
+      key = ('rule', equation_key(entry.eqn, rules=True))
+      run = lambda *xs: bind(entry.eqn, list(xs))  # noqa: E731
+      self._pull(key, run, entry.ins, entry.arrays, inside.grads)
+
+  def _step(self, entry: Step) -> None:
+    if isinstance(entry.what, Segment):
+      key, run = segment_key(entry.what, rules=True), evaluator(entry.what)
+    else:
+      key, run = (entry.what, len(entry.ins)), entry.run
+    self._pull(key, run, entry.ins, entry.arrays, self._take(entry.outs))
+
+  def _pull(
+    self, key: Any, run: Callable, ins: Sequence[int], arrays: list[Any], grads: list[Any]
+  ) -> None:
+    """Gives the inputs of `run` their share of the gradients of its outputs."""
+    given = tuple(g is not None for g in grads)
+    wanted = tuple(
+      n for n, (i, x) in enumerate(zip(ins, arrays)) if i in self.active and _smooth(x)
+    )
+    if not any(given) or not wanted:
+      return
+    key = ('backward', key, given, wanted)
+    if key not in self.layout.compiled:
+      self.layout.compiled[key] = jax.jit(_derivative(run, given, wanted))
+    shares = self.layout.compiled[key](arrays, [g for g in grads if g is not None])
+    self._give([ins[n] for n in wanted], [arrays[n] for n in wanted], shares)
+
+
+def _derivative(run: Callable, given: tuple[bool, ...], wanted: tuple[int, ...]) -> Callable:
+  """(inputs, gradients of the given outputs) -> gradients of the wanted inputs."""
+
+  def vjp(arrays, grads):
+    def some(*live):
+      full = list(arrays)
+      for n, x in zip(wanted, live):
+        full[n] = x
+      return [o for o, g in zip(run(*full), given) if g]
+
+    return jax.vjp(some, *(arrays[n] for n in wanted))[1](grads)
+
+  return vjp
+
+
+def _active(log: Log) -> set[int]:
+  """The numbers of values that depend on a site."""
+  active: set[int] = set()
+  for e in log.entries:
+    if isinstance(e, Stand) or any(i in active for i in e.ins):
+      active.update(e.outs)
+  return active
+
+
+def _smooth(x: Any) -> bool:
+  return jnp.issubdtype(x.dtype, jnp.inexact)

@@ -1,0 +1,95 @@
+"""Gemma 3 inside the unmodified classes of Google's gemma package (linen).
+
+Gemma Scope's dictionaries were trained on activations of this code's family, so its own numbers are
+the ones to compare with. The package's public `gm.nn.Transformer` is given the sizes that the file
+states, and `apply` is linen's, with the positions and the causal mask handed in: upstream would
+otherwise derive them from the tokens and take every id 0 for padding, which other code does not.
+
+Sharp edges: upstream adds integer positions to floats, so it is traced under standard dtype
+promotion whatever the caller has set. It is imported within seconds, because it imports TensorFlow.
+The instrumentation is installed when the first model is loaded and stays.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mechjax import extras
+from mechjax.models import shipped
+from mechjax.models.language_model import Forward
+from mechjax.weights import gemma as weights
+from mechjax.weights.gguf import GGUFFile
+
+
+def forward(file: GGUFFile) -> Forward:
+  """Reads a file of the gemma3 architecture into the package's Transformer.
+
+  Args:
+    file: an open file.
+
+  Returns:
+    Its parameters and pure functions.
+
+  Raises:
+    WeightsError: the file is of another architecture.
+    MissingExtraError: the gemma package is not installed.
+  """
+  shape = weights.gemma3_shape(file)
+  model = _transformer(shape)
+  return Forward(
+    params=weights.linen_gemma3(file, shape, jax.device_put),
+    apply=functools.partial(_apply, model),
+    unembed=functools.partial(_unembed, model),
+    n_layers=shape.n_layers,
+    d_model=shape.d_model,
+  )
+
+
+def _transformer(shape: weights.Gemma3Shape) -> Any:
+  """The instrumented linen module, without parameters."""
+  nn = extras.require('gemma.gm', 'gemma').nn
+  shipped.patch('gemma').PATCHER.install()
+  local, last = nn.AttentionType.LOCAL_SLIDING, nn.AttentionType.GLOBAL
+  config = nn.config.TransformerConfig(
+    num_embed=shape.n_vocab,
+    embed_dim=shape.d_model,
+    hidden_dim=shape.d_mlp,
+    num_heads=shape.n_heads,
+    head_dim=shape.d_head,
+    num_kv_heads=shape.n_kv_heads,
+    final_logit_softcap=None,
+    use_post_attn_norm=True,
+    use_post_ffw_norm=True,
+    use_qk_norm=True,
+    attention_types=nn.config.make_attention_layers_types(
+      (local,) * (weights.PERIOD - 1) + (last,), num_layers=shape.n_layers
+    ),
+    sliding_window_size=shape.window,
+    transpose_gating_einsum=True,
+    local_base_frequency=shape.local_rope_base,
+    global_base_frequency=shape.global_rope_base,
+    global_scale_factor=shape.global_rope_scale,
+  )
+  return nn.Transformer(config=config, dtype=jnp.float32)
+
+
+def _apply(model: Any, params: Any, tokens: jax.Array) -> jax.Array:
+  B, T = tokens.shape
+  positions_BxT = jnp.broadcast_to(jnp.arange(T), (B, T))
+  causal_BxTxT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
+  with jax.numpy_dtype_promotion('standard'):
+    out = model.apply(
+      {'params': params}, tokens, positions=positions_BxT, attention_mask=causal_BxTxT
+    )
+  return out.logits
+
+
+def _unembed(model: Any, params: Any, residual: jax.Array) -> jax.Array:
+  def read(module: Any, x: jax.Array) -> jax.Array:
+    return module.embedder.decode(module.final_norm(x))
+
+  return model.apply({'params': params}, residual, method=read)

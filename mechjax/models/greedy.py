@@ -1,0 +1,113 @@
+"""SentencePiece's way of cutting text: merge the best-scored neighbours until nothing merges.
+
+A GGUF file of this kind carries pieces with scores and no list of merges, which the `tokenizers`
+library would need; deriving the list gives half a million rules and, where rules tie, another
+order than SentencePiece's. The algorithm itself is short. Text becomes single characters, a space
+being written U+2581; of all neighbours whose union is a piece, the union with the highest score
+wins, the leftmost of equals; a character that is no piece becomes the tokens of its UTF-8 bytes.
+Special pieces (control tokens, runs of newlines and spaces, HTML tags) are cut out beforehand,
+longest first, and never merge.
+
+Sharp edges: a special token spelled out in a text becomes that token, as elsewhere in mechjax.
+U+2581 in a text is a space afterwards. Ids that end inside a character decode to U+FFFD there.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+SPACE = '\u2581'
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+"""Kinds of pieces: tokenizer.ggml.token_type."""
+
+
+class Greedy:
+  """Pieces, their scores, and the cutting of text into them."""
+
+  def __init__(self, pieces: Sequence[str], scores: Iterable[float], kinds: Iterable[int]):
+    """Takes a vocabulary.
+
+    Args:
+      pieces: the text of each token, spaces written U+2581, bytes '<0x0A>'.
+      scores: of each token; higher merges earlier.
+      kinds: of each token.
+    """
+    self._bytes_of: list[bytes] = []
+    self._normal: dict[str, tuple[float, int]] = {}
+    self._special: dict[str, int] = {}
+    self._byte_ids = [0] * 256
+    for i, (piece, score, kind) in enumerate(zip(pieces, scores, kinds, strict=True)):
+      if kind == BYTE:
+        value = int(piece[1:-1], 16)
+        self._byte_ids[value] = i
+        self._bytes_of.append(bytes([value]))
+        continue
+      self._bytes_of.append(piece.replace(SPACE, ' ').encode())
+      if kind in (CONTROL, USER_DEFINED):
+        self._special[piece] = i
+      elif kind == NORMAL:
+        self._normal[piece] = float(score), i
+    self._cut = _longest_of(self._special)
+
+  def encode(self, text: str) -> list[int]:
+    """The ids of a text."""
+    ids: list[int] = []
+    # The pattern is one group, so `split` gives ordinary and special stretches in turn.
+    for i, stretch in enumerate(self._cut.split(text.replace(' ', SPACE))):
+      if i % 2:
+        ids.append(self._special[stretch])
+      else:
+        for piece in self._merged(stretch):
+          ids.extend(self._ids_of(piece))
+    return ids
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """The text of ids."""
+    return b''.join(self._bytes_of[i] for i in ids).decode(errors='replace')
+
+  def _ids_of(self, piece: str) -> list[int]:
+    if piece in self._normal:
+      return [self._normal[piece][1]]
+    return [self._byte_ids[b] for b in piece.encode()]
+
+  def _merged(self, text: str) -> Iterator[str]:
+    """The pieces of a stretch without special pieces.
+
+    A symbol is named by where its first character stands; `after` and `before` link the living.
+    """
+    symbols: list[str] = list(text)
+    n = len(symbols)
+    after, before = list(range(1, n + 1)), list(range(-1, n - 1))
+    heap: list[tuple[float, int, str]] = []
+
+    def propose(left: int) -> None:
+      right = after[left] if left >= 0 else n
+      if right < n and (known := self._normal.get(symbols[left] + symbols[right])):
+        heapq.heappush(heap, (-known[0], left, symbols[left] + symbols[right]))
+
+    for left in range(n - 1):
+      propose(left)
+    while heap:
+      _, left, union = heapq.heappop(heap)
+      right = after[left]
+      # A proposal is stale once either half has merged with another neighbour.
+      if not symbols[left] or right >= n or symbols[left] + symbols[right] != union:
+        continue
+      symbols[left], symbols[right] = union, ''
+      after[left] = after[right]
+      if after[left] < n:
+        before[after[left]] = left
+      propose(before[left])
+      propose(left)
+    return (symbol for symbol in symbols if symbol)
+
+
+def _longest_of(words: Iterable[str]) -> re.Pattern[str]:
+  """Matches any of the words, the longest first; sorted by first letter, as there are thousands."""
+  by_letter: dict[str, list[str]] = {}
+  for word in sorted(words, key=len, reverse=True):
+    by_letter.setdefault(word[0], []).append(re.escape(word[1:]))
+  branches = [f'{re.escape(letter)}(?:{"|".join(rest)})' for letter, rest in by_letter.items()]
+  return re.compile(f'({"|".join(branches)})' if branches else '((?!))')

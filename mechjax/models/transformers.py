@@ -1,0 +1,89 @@
+"""SmolLM2 and other llamas inside FlaxLlama of transformers 4.57.
+
+Where implementations that share no code agree on every logit of the same weights, they are probably
+right, so the default model can be loaded into this one too. Upstream's class has a rotary base and
+an unembedding of its own, whatever its configuration says; the patch `LLAMA_CORRECTIONS` has it
+obey. Base and tying are in the configuration of each module, nothing is global, and two loaded
+models with different bases are both right.
+
+Sharp edges: upstream joins integer and boolean masks, so it runs under standard dtype promotion
+whatever the caller has set. Both patches are installed when the first model is loaded and stay;
+without a harvest the instrumentation is the identity.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mechjax import extras
+from mechjax.models import shipped
+from mechjax.models.language_model import Forward
+from mechjax.weights import llamas, names
+from mechjax.weights.gguf import GGUFFile
+
+_UPSTREAM = 'transformers.models.llama.modeling_flax_llama'
+
+
+def forward(file: GGUFFile) -> Forward:
+  """Reads a llama-architecture file into FlaxLlama.
+
+  Args:
+    file: an open file.
+
+  Returns:
+    Its parameters and pure functions.
+
+  Raises:
+    WeightsError: the file is not a plain llama.
+    MissingExtraError: transformers is not installed, or no longer has Flax classes.
+  """
+  shape = names.llama_shape(file)
+  extras.require(_UPSTREAM, 'flax-models')
+  patches = shipped.patch('transformers_flax')
+  patches.LLAMA.install()
+  patches.LLAMA_CORRECTIONS.install()
+  return Forward(
+    params=llamas.flax_llama(file, shape, jax.device_put),
+    apply=functools.partial(_apply, shape),
+    unembed=functools.partial(_unembed, shape),
+    n_layers=shape.n_layers,
+    d_model=shape.d_model,
+  )
+
+
+def _module(shape: names.LlamaShape, n_positions: int) -> Any:
+  """The linen module. Each layer makes a mask and a rotary table of all positions: no more than needed."""
+  upstream = extras.require(_UPSTREAM, 'flax-models')
+  config = upstream.LlamaConfig(
+    vocab_size=shape.n_vocab,
+    hidden_size=shape.d_model,
+    intermediate_size=shape.d_mlp,
+    num_hidden_layers=shape.n_layers,
+    num_attention_heads=shape.n_heads,
+    num_key_value_heads=shape.n_kv_heads,
+    max_position_embeddings=n_positions,
+    rms_norm_eps=shape.norm_eps,
+    rope_theta=shape.rope_base,
+    tie_word_embeddings=shape.tied,
+  )
+  return upstream.FlaxLlamaForCausalLMModule(config)
+
+
+def _apply(shape: names.LlamaShape, params: Any, tokens: jax.Array) -> jax.Array:
+  T = tokens.shape[1]
+  mask_BxT = jnp.ones(tokens.shape, jnp.int32)
+  positions_BxT = jnp.broadcast_to(jnp.arange(T), tokens.shape)
+  with jax.numpy_dtype_promotion('standard'):
+    return _module(shape, T).apply({'params': params}, tokens, mask_BxT, positions_BxT).logits
+
+
+def _unembed(shape: names.LlamaShape, params: Any, residual: jax.Array) -> jax.Array:
+  def read(module: Any, x: jax.Array) -> jax.Array:
+    normed = module.model.norm(x)
+    return module.model.embed_tokens.attend(normed) if shape.tied else module.lm_head(normed)
+
+  return _module(shape, 1).apply({'params': params}, residual, method=read)

@@ -1,0 +1,186 @@
+"""penzai 0.2.5: its Llama-like models (Llama, Mistral, Gemma) and GPT-NeoX, as a list or a LayerStack.
+
+A penzai model is data: a tree of small generic layers, most of them chained by `Sequential`. So most
+sites are not lines of some block but places in a chain, and the patch adds to the loop of the chain
+three calls, `entering`, `entered` and `leaving`, which look at the layers to either side. What is
+read and planted are upstream's NamedArrays, so every value knows its axes: 'seq', 'embedding',
+'heads' or 'head_groups' and 'query_heads', 'projection', 'kv_seq', 'neurons'.
+
+    resid_pre, resid_post   where a TransformerBlock begins and ends
+    attn_out, mlp_out       what a chain with an attention, with a feed-forward, ends with
+    z, mlp_pre              what an einsum hands to W_O, a linear layer to the activation
+    embed, final_norm       what enters the first block, and what the layer after the last returns
+
+GPT-NeoX has no resid_mid, because its halves are parallel. Query and scale: q carries the factor
+1/√E. With `KVCachingTransformerLM`, k and v are what this call's dot product sees, cached positions
+included, and a changed k or v is used but not written back.
+
+Sharp edge: a model that somebody rewired (`pz.select`) has the sites that its chains still show.
+"""
+
+from contextlib import nullcontext
+
+from mechjax import harvest, sites
+from mechjax.patcher import Patcher, Patchers
+
+
+def _is(layer, *names):
+  """Whether a layer is of a class so called: patches import no upstream."""
+  return any(cls.__name__ in names for cls in type(layer).__mro__)
+
+
+def _is_attention(layer):
+  return _is(layer, 'Attention', 'KVCachingAttention')
+
+
+def _is_linear(layer):
+  return _is(layer, 'Linear', 'Affine')
+
+
+def _is_stream(layer):
+  return _is(layer, 'TransformerBlock', 'LayerStack')
+
+
+def _neighbours(chain, i):
+  """The layers before and after the i-th of a chain; None at its ends."""
+  layers = chain.sublayers
+  return (layers[i - 1] if i else None), (layers[i + 1] if i + 1 < len(layers) else None)
+
+
+def numbered(chain, i):
+  """The layer's number, where the i-th of a chain is a block. In a LayerStack the scan counts."""
+  blocks = [j for j, layer in enumerate(chain.sublayers) if _is(layer, 'TransformerBlock')]
+  return sites.layer(blocks.index(i)) if i in blocks else nullcontext()
+
+
+def entering(chain, i, value):
+  """Tags what enters the i-th layer of a chain."""
+  layer, (before, after) = chain.sublayers[i], _neighbours(chain, i)
+  if _is(chain, 'TransformerBlock') and before is None:
+    return harvest.sow(value, name='resid_pre')
+  if _is_attention(layer):
+    return harvest.sow(value, name='attn_norm')
+  if _is(layer, 'TransformerFeedForward'):
+    return harvest.sow(value, name='mlp_norm')
+  if _is(layer, 'Elementwise') and _is_linear(before):
+    return harvest.sow(value, name='mlp_pre')
+  if _is(chain, 'TransformerFeedForward') and after is None:
+    return harvest.sow(value, name='mlp_post')
+  return value
+
+
+def entered(chain, i, value):
+  """Tags what the i-th layer of a chain returns."""
+  layer, (before, after) = chain.sublayers[i], _neighbours(chain, i)
+  if _is(layer, 'NamedEinsum') and _is_linear(after):
+    return harvest.sow(value, name='z')
+  if _is_stream(after) and not _is_stream(layer):
+    return harvest.sow(value, name='embed')
+  if _is_stream(before) and not _is_stream(layer):
+    return harvest.sow(value, name='final_norm')
+  return value
+
+
+def leaving(chain, value):
+  """Tags what a chain returns."""
+  if _is(chain, 'TransformerBlock'):
+    return harvest.sow(value, name='resid_post')
+  if any(_is_attention(layer) for layer in chain.sublayers):
+    return harvest.sow(value, name='attn_out')
+  if any(_is(layer, 'TransformerFeedForward') for layer in chain.sublayers):
+    return harvest.sow(value, name='mlp_out')
+  return value
+
+
+def between_halves(residual, value):
+  """Tags the stream after the half of a block that holds the attention."""
+  if any(_is_attention(layer) for layer in getattr(residual.delta, 'sublayers', ())):
+    return harvest.sow(value, name='resid_mid')
+  return value
+
+
+def scores(axes, value):
+  """Tags what a softmax over keys sees."""
+  return harvest.sow(value, name='attn_scores') if axes == 'kv_seq' else value
+
+
+NAMES = {
+  'harvest': harvest,
+  'numbered': numbered,
+  'entering': entering,
+  'entered': entered,
+  'leaving': leaving,
+  'between_halves': between_halves,
+  'scores': scores,
+}
+
+_CHAIN = [
+  (
+    'value = layer(value, **side_inputs)',
+    """
+    with numbered(self, i):
+      value = entered(self, i, layer(entering(self, i, value), **side_inputs))
+    """,
+  ),
+  ('return value', 'return leaving(self, value)'),
+]
+
+
+def _attention(key, value):
+  """Rules of an attention whose keys and values have these names."""
+  attn = f'attn = self.query_key_to_attn((query, {key}), **side_inputs)'
+  return [
+    (
+      attn,
+      f"""
+      query = harvest.sow(query, name='q')
+      {key} = harvest.sow({key}, name='k')
+      {value} = harvest.sow({value}, name='v')
+      {attn.replace('attn =', 'attn = harvest.sow(')}, name='attn_probs')
+      """,
+    )
+  ]
+
+
+def _patcher(module, members):
+  return Patcher(f'penzai.{module}', members, checked=('penzai', ['0.2.5']), names=NAMES)
+
+
+PATCHER = Patchers(
+  _patcher('nn.grouping', {'Sequential.__call__': _CHAIN, 'NamedGroup.__call__': _CHAIN}),
+  _patcher(
+    'nn.combinators',
+    {
+      'Residual.__call__': [
+        ('return delta_value + value', 'return between_halves(self, delta_value + value)')
+      ]
+    },
+  ),
+  _patcher(
+    'nn.attention',
+    {
+      'Attention.__call__': _attention('key', 'value'),
+      'KVCachingAttention.__call__': _attention('new_key_cache', 'new_value_cache'),
+    },
+  ),
+  _patcher(
+    'nn.basic_ops',
+    {'Softmax.__call__': [('inputs.untag($$axes)', 'scores(self.axes, inputs).untag($$axes)')]},
+  ),
+  _patcher(
+    'models.transformer.model_parts',
+    {
+      'TransformerLM.__call__': [
+        ('self.body($$inputs)', "harvest.sow(self.body($$inputs), name='logits')")
+      ]
+    },
+  ),
+  _patcher(
+    'models.transformer.sampling_mode',
+    {
+      'KVCachingTransformerLM.__call__': [
+        ('self.body($$inputs)', "harvest.sow(self.body($$inputs), name='logits')")
+      ]
+    },
+  ),
+)

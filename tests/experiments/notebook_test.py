@@ -1,0 +1,69 @@
+"""The notebook: stored without outputs, ready for Colab, and every cell does what its text says.
+
+Cells are executed one after the other in one namespace, as a kernel would; what the last line of a cell evaluates to is
+displayed, as a kernel would, by its HTML representation if it has one.
+"""
+
+import ast
+import importlib.util
+import json
+import pathlib
+import subprocess
+
+import jax
+import pytest
+
+import mechjax
+
+PATH = pathlib.Path(__file__).parents[2] / 'experiments' / 'notebooks' / 'tour.ipynb'
+NOTEBOOK = json.loads(PATH.read_text())
+CODE = [''.join(c['source']) for c in NOTEBOOK['cells'] if c['cell_type'] == 'code']
+
+
+def execute(source, namespace, shown):
+  """One cell: its statements, then the display of its last expression."""
+  tree = ast.parse(source)
+  last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+  exec(compile(tree, str(PATH), 'exec'), namespace)
+  if last is not None:
+    value = eval(compile(ast.Expression(last.value), str(PATH), 'eval'), namespace)
+    html = getattr(value, '_repr_html_', None)
+    shown.append(html() if html else repr(value))
+
+
+def test_no_outputs_are_stored():
+  for cell in NOTEBOOK['cells']:
+    assert not cell.get('outputs')
+    assert cell.get('execution_count') is None
+  assert (NOTEBOOK['nbformat'], NOTEBOOK['nbformat_minor']) == (4, 5)
+  assert len({cell['id'] for cell in NOTEBOOK['cells']}) == len(NOTEBOOK['cells'])
+
+
+@pytest.mark.parametrize('missing', [True, False])
+def test_the_first_cell_installs_mechjax_only_where_it_is_missing(missing, monkeypatch):
+  calls = []
+  monkeypatch.setattr(subprocess, 'run', lambda command, check: calls.append(command))
+  if missing:
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  execute(CODE[0], {}, [])
+  assert [c[-1] for c in calls] == (['mechjax[models,upstream]'] if missing else [])
+
+
+@pytest.mark.upstream
+def test_every_cell_runs_and_shows_what_the_text_says(smollm2, monkeypatch, capsys):
+  monkeypatch.setattr(mechjax, 'load', lambda name: smollm2, raising=False)
+  namespace, shown = {}, []
+  with jax.numpy_dtype_promotion('standard'):
+    for source in CODE[1:]:
+      execute(source, namespace, shown)
+  printed = capsys.readouterr().out
+  assert shown[0] == "' Paris'"
+  assert shown[1] == '<stepped run, finished after 30 sites; 30 of 30 sites visited>'
+  assert 'resid_post.29' in printed
+  assert "reads ' Paris'" in printed
+  assert namespace['effects'][0] < -10
+  assert namespace['steered'] == ' Rome'
+  assert namespace['restored'] == ' Paris'
+  assert set(namespace['attribution']) == set(range(30))
+  assert '<' in shown[2]
+  assert len(shown[2]) > 5000

@@ -1,0 +1,108 @@
+"""SmolLM2 in transformers and in penzai: the same weights, another code, the same model.
+
+The independent truth is the forward pass in NumPy that reads the tensors of the file in their own
+layout; agreeing with it within 1e-3, the code bases agree with each other.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mechjax
+from mechjax import harvest, sites
+from mechjax.errors import WeightsError
+from mechjax.models import penzai as loader
+from mechjax.weights import fetch, names
+from mechjax.weights.gguf import GGUFFile
+from patches import penzai, transformers_flax
+from tests.upstream import equations
+from tests.weights.names_test import written
+
+TEXT = 'When Mary and John went to the store, John gave a drink to'
+CODES = [
+  pytest.param(code, marks=getattr(pytest.mark, code)) for code in ('transformers', 'penzai')
+]
+
+
+@pytest.fixture(scope='module', params=CODES)
+def model(request):
+  """The model; its patches go with it, because other tests compare with unpatched code."""
+  yield mechjax.load('smollm2-135m', code=request.param)
+  patchers = {
+    'transformers': (transformers_flax.LLAMA, transformers_flax.LLAMA_CORRECTIONS),
+    'penzai': (penzai.PATCHER,),
+  }
+  for patcher in patchers[request.param]:
+    patcher.uninstall()
+
+
+@pytest.fixture(scope='module')
+def truth():
+  """A llama from the equations, weights read and rotary rows put in order without a name map."""
+  file = GGUFFile(fetch.path_of('smollm2-135m'))
+  shape = names.llama_shape(file)
+
+  def heads(name, n, rotary):
+    w = file.read(name).reshape(n, -1, shape.d_model).transpose(0, 2, 1)
+    return np.concatenate([w[..., 0::2], w[..., 1::2]], -1) if rotary else w
+
+  def block(i):
+    def read(name):
+      return file.read(f'blk.{i}.{name}.weight')
+
+    N, K = shape.n_heads, shape.n_kv_heads
+    return equations.Block(
+      attn_gain=read('attn_norm'),
+      q=heads(f'blk.{i}.attn_q.weight', N, rotary=True),
+      k=heads(f'blk.{i}.attn_k.weight', K, rotary=True),
+      v=heads(f'blk.{i}.attn_v.weight', K, rotary=False),
+      o=read('attn_output').T.reshape(N, -1, shape.d_model),
+      mlp_gain=read('ffn_norm'),
+      gate=read('ffn_gate').T,
+      up=read('ffn_up').T,
+      down=read('ffn_down').T,
+      activation=equations.silu,
+      score_scale=shape.d_head**-0.5,
+      rope_base=shape.rope_base,
+      eps=shape.norm_eps,
+    )
+
+  embedding = file.read('token_embd.weight')
+  blocks = [block(i) for i in range(shape.n_layers)]
+  return equations.Model(embedding, 1.0, blocks, file.read('output_norm.weight'), embedding.T)
+
+
+def test_logits_equal_an_independent_forward_pass(model, truth):
+  tokens = model.tokens(TEXT)
+  np.testing.assert_allclose(model(tokens), truth.logits(tokens), atol=1e-3)
+
+
+def test_every_canonical_site_is_tagged_in_the_order_it_is_met(model):
+  per_layer = list(sites.CANONICAL)[1:-2]
+  layers = [f'{name}.{i}' for i in range(model.n_layers) for name in per_layer]
+  assert [str(site) for site in model.sites()] == ['embed', *layers, 'final_norm', 'logits']
+
+
+def test_what_the_head_reads_at_the_last_layer_is_the_logits(model):
+  tokens = model.tokens(TEXT)
+  last = harvest.reap(model, sites='resid_post.29')(tokens)['resid_post.29']
+  (residual,) = jax.tree.leaves(last)
+  np.testing.assert_allclose(model.unembed(residual), model(tokens), rtol=1e-4, atol=1e-4)
+  assert model.unembed(residual[0, -1]).shape == (49152,)
+
+
+def test_a_changed_site_changes_the_answer_and_leaves_no_trace(model):
+  tokens = model.tokens('The capital of France is')
+  before = np.asarray(model(tokens))
+  assert model.text(int(before[0, -1].argmax())) == ' Paris'
+  zero = {f'attn_out.{i}': lambda v: jax.tree.map(jnp.zeros_like, v) for i in range(10, 30)}
+  ablated = harvest.plant(model)(zero, tokens)
+  assert model.text(int(ablated[0, -1].argmax())) != ' Paris'
+  np.testing.assert_array_equal(model(tokens), before)
+
+
+@pytest.mark.penzai
+def test_penzai_refuses_heads_that_are_not_grouped(tmp_path):
+  with pytest.raises(WeightsError, match='1 key-value heads'):
+    loader.forward(written(tmp_path))
