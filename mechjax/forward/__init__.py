@@ -35,12 +35,12 @@ from mechjax import sites as sites_lib
 from mechjax.errors import RunError
 from mechjax.forward import eager, stepped, traced
 from mechjax.forward.backward import Backward
-from mechjax.harvest.repeats import refuse_repeats
 from mechjax.forward.run import BackwardRun, Run
 from mechjax.forward.segments import Layout
 from mechjax.harvest import primitive as prim
 from mechjax.harvest import reads
 from mechjax.harvest.program import Program, expand
+from mechjax.harvest.repeats import refuse_repeats
 from mechjax.harvest.staging import stager
 
 __all__ = ['BackwardRun', 'Run', 'iterate']

@@ -3,8 +3,9 @@
 A `for` loop over activations wants concrete values at every site, and a forward pass as fast as if nobody
 looked. So the staged program is laid out as one straight line (what `jit`, `checkpoint` and custom derivatives hold
 is written out where it is called), and cut at the sites. What lies between two cuts is a `Segment`, compiled once
-per distinct structure: equal up to the names of variables, with arrays lifted to inputs. A model of thirty
-unrolled layers has a handful of distinct segments, so compile time does not grow with depth; and since the
+per distinct structure: equal up to the names of variables, with arrays lifted to inputs. Segments end where layers
+end as well, whether or not somebody stands there, so that layers in between are equal too. A model of thirty
+unrolled layers then has a handful of distinct segments, and compile time does not grow with depth; and since the
 loop's body is not part of any segment, changing it compiles nothing.
 
 Scans, while loops and conds that hold wanted sites keep their body as a `Tape` of its own, which is
@@ -133,7 +134,7 @@ class _Writer:
     if eqn.primitive is prim.sow_p or eqn.primitive is prim.sow_tangent_p:
       return self._sow(eqn, refs, *place_of(eqn, scope, path))
     if not self.layout.holds_wanted(eqn) or eqn.params.get('length') == 0:
-      op = Op(eqn, refs, self.fresh(eqn.outvars))
+      op = Op(eqn, refs, self.fresh(eqn.outvars), place_of(eqn, scope, path)[1])
       if sink:
         self.sunk.update((o, op) for o in op.outs)
       else:
@@ -167,23 +168,30 @@ class _Writer:
     """Gathers the equations between cuts into segments."""
     steps: list[Any] = []
     ops: list[Op] = []
-    for step in [*self.steps, None]:
-      if isinstance(step, Op):
-        ops.append(step)
-        continue
-      ops = [*self._sunk_for(r for op in ops for r in op.ins), *ops]
-      surfaced = self._sunk_for(outs if step is None else needs(step))
+
+    def close(refs: Sequence[Ref]) -> None:
+      own = [*self._sunk_for(r for op in ops for r in op.ins), *ops]
+      surfaced = self._sunk_for(refs)
       for (
         op
       ) in surfaced:  # a slice that leaves the segments (a sown slice, say) is computed once, here
         for o in op.outs:
           self.sunk.pop(o, None)
-      if ops or surfaced:
-        known = set(map(id, ops))
-        steps.append(Segment([*ops, *(op for op in surfaced if id(op) not in known)]))
-      if step is not None:
+      known = set(map(id, own))
+      own += [op for op in surfaced if id(op) not in known]
+      if own:
+        steps.append(Segment(own))
+      ops.clear()
+
+    for step in self.steps:
+      if not isinstance(step, Op):
+        close(needs(step))
         steps.append(step)
-      ops = []
+        continue
+      if ops and ops[-1].path != step.path:
+        close(())
+      ops.append(step)
+    close(outs)
     dead = _liveness(steps, outs)
     for step in steps:
       if isinstance(step, Segment):

@@ -20,16 +20,17 @@ LOOP, ROUND = '*', '@'
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-  """One equation with its operands renamed to values of the tape."""
+  """One equation with its operands renamed to values of the tape; `path` is the layer it belongs to."""
 
   eqn: Any
   ins: tuple[Ref, ...]
   outs: tuple[int, ...]
+  path: tuple
 
 
 @dataclasses.dataclass
 class Segment:
-  """Equations between two cuts.
+  """Equations of one layer between two cuts.
 
   Attributes:
     ops: the equations.

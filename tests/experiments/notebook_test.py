@@ -27,8 +27,9 @@ def execute(source, namespace, shown):
   exec(compile(tree, str(PATH), 'exec'), namespace)
   if last is not None:
     value = eval(compile(ast.Expression(last.value), str(PATH), 'eval'), namespace)
-    html = getattr(value, '_repr_html_', None)
-    shown.append(html() if html else repr(value))
+    html = getattr(value, '_repr_html_', lambda: repr(value))
+    if value is not None:
+      shown.append(html())
 
 
 def test_no_outputs_are_stored():

@@ -147,5 +147,5 @@ def test_two_attentions_without_layers_are_refused_with_a_mend():
   f = hk.without_apply_rng(hk.transform(twice))
   p = jax.eval_shape(f.init, jax.random.key(0), X)
   p = jax.tree.map(lambda s: jnp.ones(s.shape), p)
-  with pytest.raises(ValueError, match=r'number the layers with sites\.layer'):
+  with pytest.raises(ValueError, match=r'sown twice(.|\n)*sites\.layer'):
     harvest.reap(f.apply, sites='q')(p, X)
