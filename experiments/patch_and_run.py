@@ -4,8 +4,8 @@
 
 Installs the patch of the code base, runs the prompt plain and with the intervention at every
 selected site, prints both continuations and writes `patch_and_run.json`. Cost: a quarter of a
-minute on two CPU cores once the model is cached. Expected of the line above: ' Paris' at 0.77 is
-lost, 14 nats and more, because everything of SmolLM2 builds on its first MLP.
+minute on two CPU cores once the model is cached. Expected of the line above: ' Paris' at 0.77
+loses 11.5 nats and no word leads, because everything in SmolLM2 builds on its first MLP.
 
 Interventions, each applied to the whole value of a site:
 

@@ -226,6 +226,19 @@ def test_equal_segments_share_one_compilation_so_that_depth_compiles_nothing():
   assert shallow[2] == deep[2] == 2
 
 
+@pytest.mark.parametrize('site', ['logits', 'mlp_out.1'])
+def test_layers_that_nobody_stands_in_share_one_compilation_too(site):
+  def passes(layers):
+    params = toy.layer_list(toy.parameters(layers))
+    run = mechjax.iterate(lambda p, x: toy.jitted(p, x), site)(params, toy.X)
+    np.testing.assert_allclose(toy.finish(run), toy.jitted(params, toy.X), rtol=1e-5, atol=1e-6)
+    return run.segments, run.distinct_segments
+
+  (few, distinct), (many, same) = passes(3), passes(9)
+  assert many == few + 6
+  assert distinct == same <= 4
+
+
 def test_parameters_that_a_model_closes_over_are_inputs_of_its_segments():
   def passes(layers):
     params = toy.layer_list(toy.parameters(layers))
