@@ -14,7 +14,7 @@ X = np.array([0.35, -0.62, 0.9], np.float32)
 XS = np.stack([X, -X[::-1]])
 
 SOME = settings(
-  max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+  max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 
 
