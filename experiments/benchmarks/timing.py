@@ -73,10 +73,15 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int = 9, warmup:
   seconds: dict[str, list[float]] = {name: [] for name in calls}
   names = list(calls)
   for n in range(rounds):
-    for name in (
-      names if n % 2 == 0 else reversed(names)
-    ):  # nobody is always after the same neighbour
-      seconds[name].append(once(calls[name]))
+    gc.collect()
+    gc.disable()  # as in timeit: what one call leaves behind is not collected on the time of another
+    try:
+      for name in (
+        names if n % 2 == 0 else reversed(names)
+      ):  # none always follows the same neighbour
+        seconds[name].append(once(calls[name]))
+    finally:
+      gc.enable()
   return Times(seconds)
 
 

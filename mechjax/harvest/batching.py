@@ -32,7 +32,7 @@ class _UnderPredicate(Plan):
 
   def at_sow(self, frame: Frame, params: dict, leaves: list, preds: list) -> tuple[list, bool]:
     pred = self.pred if not preds else self.pred & preds[0]
-    params = {**params, 'n_preds': 1, 'exclusive': self.exclusive or params['exclusive']}
+    params = {**params, 'n_preds': 1, 'exclusive': (*self.exclusive, *params['exclusive'])}
     return prim.sow_p.bind(*leaves, pred, **params)[: len(leaves)], False
 
 
@@ -64,7 +64,7 @@ def _cond(rule: Callable) -> Callable:
     group = object()
     index = jax.ShapeDtypeStruct((), args[0].dtype)
     marked = tuple(
-      _predicated(b, lambda xs, i=i: xs[0] == i, 1, [index], (group, i))
+      _predicated(b, lambda xs, i=i: xs[0] == i, 1, [index], ((group, i),))
       for i, b in enumerate(branches)
     )
     # The index goes in twice: to choose the branch, and as an operand that the predicates are made of.
@@ -82,7 +82,7 @@ def _while(rule: Callable) -> Callable:
     cond_fun = jax.extend.core.jaxpr_as_fun(cond_jaxpr)
     running = lambda xs: cond_fun(*xs[:n], *xs[n + body_nconsts :])[0]  # noqa: E731
     extra = [struct_of(v.aval) for v in compat.raw(cond_jaxpr).invars[:n]]
-    marked = _predicated(body_jaxpr, running, n, extra, None)
+    marked = _predicated(body_jaxpr, running, n, extra, ())
     # The constants of the condition become constants of the body too: args are cond, cond, body, carry.
     args, dims = [*args[:n], *args], [*dims[:n], *dims]
     return rule(axis_data, args, dims, n, cond_jaxpr, n + body_nconsts, marked)

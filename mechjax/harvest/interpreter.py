@@ -84,7 +84,7 @@ class Cell:
   arrays: list[Any]
   n_preds: int
   mode: str
-  exclusive: Any = None
+  exclusive: tuple = ()
   lead: int = 0
   """How many leading axes scans have added."""
 
@@ -272,7 +272,7 @@ def merge(cells: Keyed, key: tuple, new: Cell) -> None:
 
 
 def _merged(key: tuple, old: Cell, new: Cell) -> Cell:
-  branches = old.exclusive and new.exclusive and old.exclusive[0] is new.exclusive[0]
+  branches = in_other_branch(old.exclusive, new.exclusive)
   if not branches and {old.mode, new.mode} - {'clobber', 'cond_clobber'}:
     raise HarvestError(
       f'Variable has already been reaped: {label(key)}',
@@ -285,6 +285,11 @@ def _merged(key: tuple, old: Cell, new: Cell) -> Cell:
   if old.n_preds:
     return Cell([*leaves, new.pred | old.pred], 1, new.mode, new.exclusive)
   return Cell(leaves, 0, new.mode, new.exclusive)
+
+
+def in_other_branch(one: tuple, other: tuple) -> bool:
+  """Whether two sows stand in different branches of one vmapped cond."""
+  return any(a is b and i != j for a, i in one for b, j in other)
 
 
 def where(pred: Any, new: Any, old: Any) -> Any:

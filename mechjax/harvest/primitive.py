@@ -134,13 +134,13 @@ def _bind(value, pred, *, tag, name, mode):
     mode=mode,
     tree=tree,
     n_preds=int(pred is not None),
-    exclusive=None,
+    exclusive=(),
   )
   return jax.tree.unflatten(tree, out[: len(leaves)])
 
 
 sow_p = jex_core.Primitive('sow')
-"""Operands: the leaves, then `n_preds` boolean predicates. `exclusive` is (id, branch) where the branches of a
+"""Operands: the leaves, then `n_preds` boolean predicates. `exclusive` holds (id, branch) pairs where the branches of a
 vmapped cond were merged into one straight line."""
 sow_p.multiple_results = True
 

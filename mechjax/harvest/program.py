@@ -48,7 +48,7 @@ class Sown:
     path: what is around it, outermost first: static layers (int), `Loop`s and `Devices`.
     avals: abstract values of the leaves.
     tree: structure of the value.
-    exclusive: (id, branch) where branches of a vmapped cond were merged, else None.
+    exclusive: a pair (id, branch) for each vmapped cond around it whose branches were merged.
     backward: whether it stands in the recomputation of a checkpoint's backward pass.
     source: file:line of the sow.
   """

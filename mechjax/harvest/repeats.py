@@ -14,7 +14,7 @@ import jax.extend.source_info_util as siu
 from mechjax import compat
 from mechjax.errors import HarvestError
 from mechjax.harvest import primitive as prim
-from mechjax.harvest.interpreter import label
+from mechjax.harvest.interpreter import in_other_branch, label
 from mechjax.harvest.program import (
   Program,
   make_key,
@@ -58,7 +58,7 @@ class _Walk:
     key = make_key(scope, name, path)
     if key not in self.keys or p['mode'] not in ('strict', 'append'):
       return
-    if key not in seen or _in_other_branch(seen[key].params['exclusive'], p['exclusive']):
+    if key not in seen or in_other_branch(seen[key].params['exclusive'], p['exclusive']):
       seen[key] = eqn
       return
     other = seen[key]
@@ -68,8 +68,3 @@ class _Walk:
       cause='two tags of one name, or a loop over layers that is not numbered',
       mend="rename one of them, wrap the layer's call in `with sites.layer(i):`, or sow with mode='clobber'",
     )
-
-
-def _in_other_branch(one: Any, other: Any) -> bool:
-  """Whether two sows stood in different branches of a vmapped cond, which has become one straight line."""
-  return bool(one and other and one[0] is other[0] and one[1] != other[1])
