@@ -127,6 +127,15 @@ def _status(field: str) -> int:
   return int(found[1]) * 1024
 
 
+def optimised_hlo(f: Callable, *args: Any) -> str:
+  """Optimised HLO without what names source lines: scopes, their tables, and the name of the module."""
+  text = re.sub(r', metadata=\{[^}]*\}', '', jax.jit(f).lower(*args).compile().as_text())
+  tables = r'^(FileNames|FunctionNames|FileLocations|StackFrames)\n(.+\n)*\n*'
+  text = re.sub(r'^HloModule [^,]*', '', re.sub(tables, '', text, flags=re.MULTILINE))
+  assert 'ENTRY' in text, 'nothing left to compare'
+  return text
+
+
 def report(
   title: str, figures: Mapping[str, Any], targets: Mapping[str, str] | None = None
 ) -> None:
