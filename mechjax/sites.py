@@ -163,8 +163,8 @@ def scopes_of(name_stack: str) -> tuple[tuple[str, str], ...]:
   groups = [(g, tuple(_SCOPE.findall(g))) for g in _outermost(name_stack)]
   again = {
     n + 1
-    for n, ((group, marks), (_, following)) in enumerate(itertools.pairwise(groups))
-    if group.startswith('transpose(') and marks == following
+    for n, ((group, marks), (after, following)) in enumerate(itertools.pairwise(groups))
+    if 'transpose(' in group and 'transpose(' not in after and marks == following
   }
   return tuple(m for n, (_, marks) in enumerate(groups) if n not in again for m in marks)
 

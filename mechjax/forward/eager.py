@@ -48,7 +48,7 @@ class _Tap:
   def at_layer(self, index: int) -> _Tap:
     return self
 
-  def tap(self, value: Any, *, tag: Hashable, name: str) -> Any:
+  def tap(self, value: Any, *, tag: Hashable, name: str, pred: Any = True) -> Any:
     """Called by `sow`: hands the value to the loop of the run that this code belongs to."""
     asked = _asked.get()
     site = sites.Site(*name_and_path(name, sites.current_path()))
@@ -61,10 +61,13 @@ class _Tap:
         mend='iterate without eagerly=True, or without the checkpoint',
       )
     asked.met.append(site)
-    if not asked.wants(site):
+    batched = isinstance(pred, jax.core.Tracer)
+    if not asked.wants(site) or not (batched or pred):
       return value
     new = taken(greenlets.yield_((site, value)))
-    return value if new is None else new
+    if new is None or not batched:
+      return value if new is None else new
+    return jax.tree.map(lambda n, o: jax.numpy.where(pred, n, o), new, value)
 
 
 _TAP = _Tap()

@@ -15,6 +15,7 @@ layer's parameters are copied.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ from mechjax.forward.tape import (
   ROUND,
   Branch,
   Cut,
+  Echo,
   Enter,
   Leave,
   Op,
@@ -72,9 +74,11 @@ class Layout:
   def n_distinct(self) -> int:
     return len(self._used)
 
-  def write(self, jaxpr: Any, scope: tuple, path: tuple, top: bool = False) -> Tape:
+  def write(
+    self, jaxpr: Any, scope: tuple, path: tuple, top: bool = False, backward: bool = False
+  ) -> Tape:
     """The tape of a jaxpr; its constants are inputs if it is the `top` one."""
-    writer, body = _Writer(self), compat.raw(jaxpr)
+    writer, body = _Writer(self, backward), compat.raw(jaxpr)
     ins = writer.fresh([*body.constvars, *body.invars] if top else body.invars)
     consts = [] if top else map(writer.constant, compat.consts(jaxpr))
     return writer.cut(ins, writer.inline(body, [*consts, *ins], scope, path))
@@ -95,8 +99,9 @@ class Layout:
 class _Writer:
   """Writes one tape."""
 
-  def __init__(self, layout: Layout):
+  def __init__(self, layout: Layout, backward: bool = False):
     self.layout = layout
+    self.backward = backward  # in the recomputation of a checkpoint, where sites were met before
     self.count = 0
     self.steps: list[Any] = []
     self.sunk: dict[int, Op] = {}
@@ -154,12 +159,17 @@ class _Writer:
     name, path = name_and_path(p['name'], path)
     key = make_key(scope, name, path)
     wanted = p['tag'] == self.layout.tag and key in self.layout.wanted
-    if eqn.primitive is not prim.sow_p or not wanted:
+    if not wanted:
       return refs
-    n = len(refs) - p['n_preds']
-    outs = self.fresh(eqn.outvars[:n])
     full_name = '/'.join([*scope, name])
-    self.steps.append(Cut(full_name, path, p['tree'], refs[:n], refs[n:], outs))
+    tangent = eqn.primitive is prim.sow_tangent_p
+    n = len(p['leaves']) if tangent else len(refs) - p['n_preds']
+    outs = self.fresh(eqn.outvars[:n])
+    if tangent or self.backward:
+      preds = refs[n : n + p['n_preds']]
+      self.steps.append(Echo(full_name, path, p if tangent else None, refs[:n], preds, outs))
+    else:
+      self.steps.append(Cut(full_name, path, p['tree'], refs[:n], refs[n:], outs))
     return [*outs, *refs[n:]]
 
   # --- from equations to segments
@@ -216,7 +226,7 @@ class _Writer:
 
 def needs(step: Any) -> tuple[Ref, ...]:
   """What a step that is not a segment takes."""
-  return (*step.ins, *step.preds) if isinstance(step, Cut) else step.ins
+  return (*step.ins, *step.preds) if isinstance(step, Cut | Echo) else step.ins
 
 
 def _liveness(steps: list, outs: Sequence[Ref]) -> list[tuple[int, ...]]:
@@ -244,6 +254,14 @@ def _called(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) -
   return writer.inline(compat.raw(body), [*consts, *refs], scope, path)
 
 
+def _checkpointed(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence:
+  before = writer.backward
+  writer.backward = before or eqn.params['differentiated']
+  out = _called(writer, eqn, refs, scope, path)
+  writer.backward = before
+  return out
+
+
 def _custom(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence:
   enter = Enter(eqn, refs, writer.fresh(eqn.invars))
   writer.steps.append(enter)
@@ -256,7 +274,7 @@ def _custom(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) -
 def _scanned(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence:
   p = eqn.params
   n_consts, n_carry = compat.scan_split(p)
-  inner, body = _Writer(writer.layout), compat.raw(p['jaxpr'])
+  inner, body = _Writer(writer.layout, writer.backward), compat.raw(p['jaxpr'])
   consts = [inner.constant(c) for c in compat.consts(p['jaxpr'])]
   slices = _slices_of([struct_of(v.aval) for v in body.invars[n_consts + n_carry :]], p['length'])
   writer.layout.program._pin.append(slices)
@@ -282,15 +300,17 @@ def _slices_of(xs: list[jax.ShapeDtypeStruct], length: int) -> Any:
 
 def _looped(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence:
   p = eqn.params
-  test = writer.layout.write(p['cond_jaxpr'], scope, (*path, ROUND))
-  body = writer.layout.write(p['body_jaxpr'], scope, (*path, ROUND))
+  write = functools.partial(writer.layout.write, backward=writer.backward)
+  test = write(p['cond_jaxpr'], scope, (*path, ROUND))
+  body = write(p['body_jaxpr'], scope, (*path, ROUND))
   step = While(test, body, p['cond_nconsts'], p['body_nconsts'], refs, writer.fresh(eqn.outvars))
   writer.steps.append(step)
   return step.outs
 
 
 def _branched(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence:
-  tapes = [writer.layout.write(b, scope, path) for b in eqn.params['branches']]
+  write = functools.partial(writer.layout.write, backward=writer.backward)
+  tapes = [write(b, scope, path) for b in eqn.params['branches']]
   step = Branch(tapes, refs, writer.fresh(eqn.outvars))
   writer.steps.append(step)
   return step.outs
@@ -301,9 +321,9 @@ _STEPS: dict[str, Callable] = {
   'pjit': _called,
   'closed_call': _called,
   'core_call': _called,
-  'checkpoint': _called,
-  'remat': _called,
-  'remat2': _called,
+  'checkpoint': _checkpointed,
+  'remat': _checkpointed,
+  'remat2': _checkpointed,
   'custom_jvp_call': _custom,
   'custom_vjp_call': _custom,
   'scan': _scanned,

@@ -9,6 +9,7 @@ needs it to go backwards (`backward`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from mechjax.forward.tape import (
   ROUND,
   Branch,
   Cut,
+  Echo,
   Enter,
   Leave,
   Scan,
@@ -32,6 +34,7 @@ from mechjax.forward.tape import (
   While,
 )
 from mechjax.harvest.interpreter import where
+from mechjax.harvest.plans import cut_tangents, tangent_shapes
 
 Visit = tuple[sites.Site, Any]
 Steps = Generator[Visit, Any, list]
@@ -117,11 +120,13 @@ class Stepper:
     self.layout, self.chosen, self.log = layout, chosen, log
     self.again = None if again is None else iter(again)
     self.replaced: list[Any] = []
+    self._stood: dict[sites.Site, tuple[list[Held], bool]] = {}
 
   def run(self, args: Sequence[Any]) -> Steps:
     """Yields (site, value), receives replies; returns the result."""
     program = self.layout.program
     out = yield from self._tape(self.layout.tape, self._held([*program.consts, *args]), ())
+    self._stood.clear()
     if self.log is not None:
       self.log.outs = out
     return program.out_tree.unflatten([x.array for x in out])
@@ -171,13 +176,27 @@ class Stepper:
     leaves = [x.array for x in held] if new is None else jax.tree.leaves(new)
     for p in preds if new is not None else ():
       leaves = [where(p, x, old.array) for x, old in zip(leaves, held)]
-    if self.log is None:
-      return [Held(x) for x in leaves]
-    out = self.log.held(leaves)
-    self.log.entries.append(
-      Stand(site, step.tree, _numbers(held), _numbers(out), leaves, new is not None)
-    )
+    out = self._held(leaves)
+    self._stood.pop(site, None)
+    if new is not None or self.log is not None:
+      self._stood[site] = out, new is not None
+    if self.log is not None:
+      self.log.entries.append(
+        Stand(site, step.tree, _numbers(held), _numbers(out), leaves, new is not None)
+      )
     return out
+
+  def _echo(self, step: Echo, held: list[Held], at: tuple[int, ...]) -> Steps:
+    n = len(step.ins)
+    site = sites.Site(step.name, _path(step.path, at))
+    again, replaced = self._stood.get(site, (held[:n], False))
+    if step.tangent is None:
+      return again
+    if not replaced:
+      return held[:n]
+    cut = functools.partial(_cut_off, step.tangent)
+    return self._call(cut, ('tangent', n, step.tangent['extra']), held)
+    yield  # like the others, a generator
 
   def _passage(self, step: Enter | Leave, held: list[Held], at: tuple[int, ...]) -> Steps:
     if self.log is None:
@@ -225,6 +244,7 @@ class Stepper:
 
 _WALKS: dict[type, Callable] = {
   Cut: Stepper._cut,
+  Echo: Stepper._echo,
   Enter: Stepper._passage,
   Leave: Stepper._passage,
   Scan: Stepper._scan,
@@ -236,6 +256,13 @@ _WALKS: dict[type, Callable] = {
 @jax.jit
 def _stack(*rows: jax.Array) -> list[jax.Array]:
   return [jnp.stack(rows)]
+
+
+def _cut_off(params: dict, *operands: Any) -> list[Any]:
+  n = len(params['leaves'])
+  tangents, preds = list(operands[:n]), list(operands[n:])
+  everywhere = [jnp.ones(shape, bool) for shape in tangent_shapes(tangents, params)]
+  return cut_tangents(tangents, everywhere, preds, params)
 
 
 def _numbers(held: Sequence[Held]) -> tuple[int, ...]:

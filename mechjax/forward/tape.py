@@ -67,6 +67,30 @@ class Cut:
 
 
 @dataclasses.dataclass
+class Echo:
+  """Where a value that was put in at an earlier `Cut` counts once more.
+
+  That is in the derivative of a function which the run itself differentiates: in the tangent of the site, which
+  becomes zero, and in the backward half of a checkpoint, where the site is computed again.
+
+  Attributes:
+    name: of the site, with its scopes.
+    path: as for `Cut`.
+    tangent: parameters of the `sow_tangent`; None in a backward half.
+    ins: what would flow on if nothing was put in.
+    preds: where it was sown.
+    outs: what flows on.
+  """
+
+  name: str
+  path: tuple
+  tangent: dict | None
+  ins: tuple[Ref, ...]
+  preds: tuple[Ref, ...]
+  outs: tuple[int, ...]
+
+
+@dataclasses.dataclass
 class Scan:
   """A scan stepped iteration by iteration. The body takes (consts, carry, index, stacked xs)."""
 

@@ -11,15 +11,19 @@ to layer then; with `scan='unroll'` the scan is written out and they can.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from mechjax import greenlets, sites
 from mechjax.errors import RunError
 from mechjax.forward.run import taken
-from mechjax.harvest.interpreter import Cell, Frame, Interpreter, Iteration, Keyed, Plan
+from mechjax.harvest.interpreter import Cell, Frame, Interpreter, Iteration, Keyed, Plan, where
+from mechjax.harvest.plans import cut_tangents, tangent_shapes
 from mechjax.harvest.program import Program, name_and_path
 
 SCANS = ('switch', 'unroll')
@@ -33,6 +37,7 @@ class TracedPlan(Plan):
     self.names = {k[1] for k in keys}
     self.unroll_scans = scan == 'unroll'
     self.needs_iteration = not self.unroll_scans
+    self.replaced: collections.Counter[sites.Site] = collections.Counter()
 
   def cares(self, tags: frozenset) -> bool:
     return any(t == self.tag and n in self.names for t, n in tags)
@@ -40,17 +45,30 @@ class TracedPlan(Plan):
   def edits(self, tags: frozenset) -> bool:
     return self.cares(tags)
 
+  @property
+  def edited(self) -> int:  # type: ignore[override]
+    return self.replaced.total()
+
   def at_sow(self, frame: Frame, params: dict, leaves: list, preds: list) -> tuple[list, bool]:
     if params['tag'] != self.tag:
       return leaves, False
-    if frame.backward:
+    name, path = _place(frame, params)
+    if not frame.backward:
+      new = _visit(self, name, path, leaves, params['tree'])
+      return [where(preds[0], n, x) if preds else n for n, x in zip(new, leaves)], False
+    if _replaced(self, name, path) is not None:
       raise RunError(
-        f'the site {params["name"]!r} lies in the recomputation of a checkpoint that was differentiated inside the run',
+        f'{name!r} was replaced, and is computed again in the backward half of a checkpoint inside the run',
         mend='take the derivative outside: jax.grad of a function that iterates',
       )
-    name, path = name_and_path(params['name'], frame.path)
-    name = '/'.join([*frame.scope, name])
-    return _visit(self, name, path, leaves, params['tree']), False
+    return leaves, False
+
+  def at_tangent(self, frame: Frame, params: dict, leaves: list, preds: list) -> list:
+    gone = _replaced(self, *_place(frame, params)) if params['tag'] == self.tag else None
+    if gone is None:
+      return leaves
+    everywhere = [jnp.broadcast_to(gone, shape) for shape in tangent_shapes(leaves, params)]
+    return cut_tangents(leaves, everywhere, preds, params)
 
   def leave_scan(self, key: tuple, cell: Cell, frame: Frame) -> Any:
     raise AssertionError('a traced run keeps no cells')
@@ -66,7 +84,27 @@ def _visit(plan: TracedPlan, name: str, path: tuple, leaves: list, tree: Any) ->
   if site not in plan.chosen:
     return list(leaves)
   new = taken(greenlets.yield_((site, tree.unflatten(leaves))))
-  return list(leaves) if new is None else jax.tree.leaves(new)
+  if new is None:
+    return list(leaves)
+  plan.replaced[site] += 1
+  return jax.tree.leaves(new)
+
+
+def _place(frame: Frame, params: dict) -> tuple[str, tuple]:
+  """The name, with its scopes, and the path of a sow at `frame`."""
+  name, path = name_and_path(params['name'], frame.path)
+  return '/'.join([*frame.scope, name]), path
+
+
+def _replaced(plan: TracedPlan, name: str, path: tuple) -> Any:
+  """Where the loop has replaced this site: None for nowhere, or a boolean that follows the iterations in `path`."""
+  scans = [p for p in path if isinstance(p, Iteration)]
+  table = np.zeros([p.length for p in scans], bool)
+  for at in np.ndindex(table.shape):
+    index = iter(at)
+    numbers = [next(index) if isinstance(p, Iteration) else p for p in path]
+    table[at] = sites.Site(name, tuple(n for n in numbers if isinstance(n, int))) in plan.replaced
+  return jnp.asarray(table)[tuple(p.index for p in scans)] if table.any() else None
 
 
 def _layer(plan: TracedPlan, name: str, path: tuple, tree: Any) -> Callable[[list], list]:

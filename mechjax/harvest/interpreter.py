@@ -140,8 +140,14 @@ class Plan:
     """Whether any of these sows may be changed, which makes custom differentiation rules around them void."""
     return False
 
+  edited: int | None = None
+  """How many values a plan that decides on the way has changed; None where `edits` is the last word."""
+
   reads = False
   """Whether any cell can come out."""
+
+  strict = False
+  """Whether Oryx's rules hold even where nothing is read."""
 
   def leave_scan(self, key: tuple, cell: Cell, frame: Frame) -> Any:
     """How a cell leaves the scan whose body is `frame`.

@@ -85,13 +85,10 @@ class HarvestPlan(Plan):
       return leaves
     if writing.whole and not preds:
       return [jnp.zeros_like(t) for t in leaves]
-    extra = params['extra']
-    shapes = [tuple(n for i, n in enumerate(t.shape) if i not in extra) for t in leaves]
-    gone = writing.replaced(shapes, params['leaves'], frame.devices)
-    if preds:
-      gone = [where(preds[0], g, jnp.zeros_like(g)) for g in gone]
-    gone = [jnp.broadcast_to(jnp.expand_dims(g, extra), t.shape) for g, t in zip(gone, leaves)]
-    return [jax.lax.select(g, jnp.zeros_like(t), t) for g, t in zip(gone, leaves)]
+    shapes = tangent_shapes(leaves, params)
+    return cut_tangents(
+      leaves, writing.replaced(shapes, params['leaves'], frame.devices), preds, params
+    )
 
   def leave_scan(self, key: tuple, cell: Cell, frame: Frame) -> Any:
     reading = frame.data.get(('read', key))
@@ -111,3 +108,25 @@ class HarvestPlan(Plan):
           f"Must use clobber or cond_clobber mode for '{p['name']}' inside of a `while_loop`.",
           cause='the number of iterations is not known, so there is no place for each value',
         )
+
+
+def tangent_shapes(tangents: list, params: dict) -> list[tuple[int, ...]]:
+  """The shapes of the leaves that these are the tangents of."""
+  extra = params['extra']
+  return [tuple(n for i, n in enumerate(t.shape) if i not in extra) for t in tangents]
+
+
+def cut_tangents(tangents: list, gone: list, preds: list, params: dict) -> list:
+  """The tangents of a sow's leaves, zero where `gone` says that the value was replaced.
+
+  Args:
+    tangents: operands of a `sow_tangent`.
+    gone: for each a boolean of the leaf's shape.
+    preds: the sow's predicates; nothing was replaced where they do not hold.
+    params: parameters of the `sow_tangent`.
+  """
+  if preds:
+    gone = [where(preds[0], g, jnp.zeros_like(g)) for g in gone]
+  extra = params['extra']
+  gone = [jnp.broadcast_to(jnp.expand_dims(g, extra), t.shape) for g, t in zip(gone, tangents)]
+  return [jax.lax.select(g, jnp.zeros_like(t), t) for g, t in zip(gone, tangents)]

@@ -106,7 +106,7 @@ def sow_cond(
   if mode != 'cond_clobber':
     raise HarvestError(f'sow_cond of {name!r}: unknown mode {mode!r}', mend="only 'cond_clobber'")
   if compat.GATE.value is not compat.STAGING:
-    return compat.GATE.value.tap(value, tag=tag, name=name)
+    return compat.GATE.value.tap(value, tag=tag, name=name, pred=pred)
   return _bind(value, jnp.asarray(pred), tag=tag, name=name, mode=mode)
 
 

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from mechjax import compat
 from mechjax.errors import HarvestError
 from mechjax.harvest.interpreter import Cell, Frame, Interpreter, Iteration, Keyed, label, where
-from mechjax.harvest.program import devices_of, sub_jaxprs
+from mechjax.harvest.program import devices_of
 
 
 def _jit(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
@@ -45,8 +45,7 @@ def _constrained(x: Any, sharding: Any) -> Any:
 
 
 def _call(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
-  (body,) = sub_jaxprs(eqn)
-  return interp.eval(body, (), values, frame)
+  return interp.eval(eqn.params['call_jaxpr'], (), values, frame)
 
 
 # --- loops ----------------------------------------------------------------------------------------------
@@ -218,7 +217,8 @@ def _while(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
 def _cond(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
   index, *operands = values
   branches = eqn.params['branches']
-  check_branches([_sown_in(interp, b) for b in branches])
+  if interp.plan.reads or interp.plan.strict:
+    check_branches([_sown_in(interp, b) for b in branches])
 
   def branch(jaxpr):
     return lambda *xs: interp.eval(jaxpr, (), xs, frame)
@@ -297,7 +297,7 @@ def _custom_jvp(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tu
   rule = interp.program.jvp_rule(eqn)
   if rule is None or not interp.plan.cares(interp.program.tags_in(rule)):
     return _custom_vjp(interp, eqn, values, frame)
-  (primal,) = sub_jaxprs(eqn)
+  primal = eqn.params['call_jaxpr']
   in_primal = interp.program.tags_in(primal)
   if not interp.plan.edits(in_primal):
     return _with_jvp_rule(interp, eqn, rule, values, frame)
@@ -307,7 +307,16 @@ def _custom_jvp(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tu
       f'{sorted(n for _, n in only)} is sown in the rule of a custom_jvp whose function is planted into',
       cause='the rule is the derivative of the function as it was, so it does not run',
     )
-  return interp.eval(primal, (), values, frame)
+  return _as_written(interp, eqn, primal, values, frame)
+
+
+def _as_written(interp: Interpreter, eqn: Any, primal: Any, values: list, frame: Frame) -> tuple:
+  """The body in place of the call and its rule; the call, if a plan that decides on the way left all as it was."""
+  before = interp.plan.edited
+  out, cells = interp.eval(primal, (), values, frame)
+  if before is not None and interp.plan.edited == before:
+    return _untouched(eqn, values), cells
+  return out, cells
 
 
 def _with_jvp_rule(interp: Interpreter, eqn: Any, rule: Any, values: list, frame: Frame) -> tuple:
@@ -315,7 +324,7 @@ def _with_jvp_rule(interp: Interpreter, eqn: Any, rule: Any, values: list, frame
 
   What is read or planted there is a constant of the rule: its own tangents are ignored, as in Oryx.
   """
-  (primal,) = sub_jaxprs(eqn)
+  primal = eqn.params['call_jaxpr']
   data, structure = jax.tree.flatten(frame.data)
   n_data = len(data)
 
@@ -348,9 +357,9 @@ def _with_jvp_rule(interp: Interpreter, eqn: Any, rule: Any, values: list, frame
 
 
 def _custom_vjp(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
-  (primal,) = sub_jaxprs(eqn)
+  primal = eqn.params['call_jaxpr']
   if interp.plan.edits(interp.program.tags_in(primal)):
-    return interp.eval(primal, (), values, frame)
+    return _as_written(interp, eqn, primal, values, frame)
   out = _untouched(eqn, values)
   cells = interp.eval(primal, (), values, frame)[1] if interp.plan.reads else Keyed()
   return out, cells
@@ -392,7 +401,8 @@ def _shard_map(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tup
     )
 
   out_specs = list(p['out_specs'])
-  jax.eval_shape(mapped(lambda d, xs: body(d, xs)[0], out_specs), data, values)
+  if interp.plan.reads:
+    jax.eval_shape(mapped(lambda d, xs: body(d, xs)[0], out_specs), data, values)
   cell_specs = Keyed((k, _spread(c, devices.names)) for k, c in found.items())
   return mapped(body, (out_specs, cell_specs))(data, values)
 
@@ -431,6 +441,7 @@ RULES: dict[str, Callable] = {
   'pjit': _jit,
   'closed_call': _call,
   'core_call': _call,
+  'eval_jaxpr': _call,  # both of these from JAX 0.12
   'scan': _scan,
   'while': _while,
   'cond': _cond,

@@ -124,3 +124,18 @@ def test_what_is_traced_even_so_is_refused_and_nothing_is_cached():
   with pytest.raises(RunError, match=r'mlp_post\.0 lies in code that JAX traces'):
     toy.finish(mechjax.iterate(f, eagerly=True)(params, toy.X))
   close(toy.finish(mechjax.iterate(f)(params, toy.X)), f(params, toy.X))
+
+
+def test_a_conditional_sow_is_visited_only_where_its_predicate_holds():
+  def f(x):
+    return harvest.sow_cond(x * 2, x > 0, name='h') + 1
+
+  def looped(x):
+    seen = 0
+    for _, _, value in (run := mechjax.iterate(f, sites='h', eagerly=True)(x)):
+      seen += 1
+      run.modified_value = value * 10
+    return float(run.retval), seen
+
+  assert looped(jnp.float32(3)) == (61, 1)
+  assert looped(jnp.float32(-3)) == (-5, 0)

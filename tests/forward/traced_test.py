@@ -230,3 +230,52 @@ def test_a_while_loop_shows_its_site_once_to_a_trace():
     return run.retval
 
   assert traced(jnp.float32(2)) == 202
+
+
+def test_a_site_in_one_branch_only_is_visited():
+  def f(x):
+    return jax.lax.cond(x > 0, lambda x: harvest.sow(x * 2, name='h') + 1, lambda x: x, x)
+
+  def looped(x):
+    for _, _, value in (run := mechjax.iterate(f, sites='h')(x)):
+      run.modified_value = value * 10
+    return run.retval
+
+  assert jax.jit(looped)(3.0) == 61
+  assert jax.jit(looped)(-3.0) == -3
+
+
+def test_what_replaces_a_conditional_sow_flows_on_only_where_it_was_sown():
+  def f(x):
+    return harvest.sow_cond(x * 2, x > 0, name='h') + 1
+
+  def looped(x):
+    for _, _, value in (run := mechjax.iterate(f, sites='h')(x)):
+      run.modified_value = value * 10
+    return run.retval
+
+  np.testing.assert_array_equal(jax.vmap(looped)(jnp.array([3.0, -3.0])), [61, -5])
+  np.testing.assert_array_equal(jax.vmap(jax.grad(looped))(jnp.array([3.0, -3.0])), [20, 2])
+
+
+def test_a_site_inside_shard_map_is_visited_once():
+  mesh = jax.make_mesh((1,), ('d',), axis_types=(jax.sharding.AxisType.Auto,))
+  spec = jax.sharding.PartitionSpec('d')
+
+  def f(x):
+    body = jax.shard_map(
+      lambda x: harvest.sow(x * 2, name='h') + 1, mesh=mesh, in_specs=spec, out_specs=spec
+    )
+    return body(x)
+
+  seen = []
+
+  @jax.jit
+  def looped(x):
+    for _, name, value in (run := mechjax.iterate(f, sites='h')(x)):
+      seen.append(name)
+      run.modified_value = value * 10
+    return run.retval
+
+  np.testing.assert_array_equal(looped(jnp.arange(2.0)), [1, 21])
+  assert seen == ['h']
