@@ -101,12 +101,23 @@ def trace_context() -> Any:
 
 def zeros_like(aval: Any, varying: tuple[str, ...] = ()) -> jax.Array:
   """Zeros of an abstract value: on its sharding where the mesh is explicit, varying over these manual mesh axes."""
-  sharding = getattr(aval, 'sharding', None)
-  explicit = sharding is not None and any(
-    t == jax.sharding.AxisType.Explicit for t in getattr(sharding.mesh, 'axis_types', ())
-  )
-  zeros = jax.lax.full(aval.shape, 0, aval.dtype, sharding=sharding if explicit else None)
+  zeros = jax.lax.full(aval.shape, 0, aval.dtype, sharding=_explicit(aval))
   return jax.lax.pcast(zeros, varying, to='varying') if varying else zeros
+
+
+def placed_like(x: Any, other: Any) -> Any:
+  """`x` on the sharding of `other`, an array of its shape, where the mesh is explicit and arrays must agree on it."""
+  sharding = _explicit(jax.typeof(other))
+  if sharding is None or jax.typeof(x).sharding == sharding:
+    return x
+  return jax.sharding.reshard(x, sharding)
+
+
+def _explicit(aval: Any) -> Any:
+  """The sharding of an abstract value where it is part of its type (elsewhere it is the compiler's business)."""
+  sharding = getattr(aval, 'sharding', None)
+  types = () if sharding is None else getattr(sharding.mesh, 'axis_types', ())
+  return sharding if jax.sharding.AxisType.Explicit in types else None
 
 
 def stacked(aval: Any, lead: tuple[int, ...]) -> jax.ShapeDtypeStruct:
@@ -228,3 +239,9 @@ def staging_trace() -> Any:
   while trace is not None and not isinstance(trace, partial_eval.DynamicJaxprTrace):
     trace = getattr(trace, 'parent_trace', None)
   return trace
+
+
+def without_scopes(name_stack: Any, prefix: str) -> Any:
+  """A name stack without the named scopes that begin with `prefix` (there is no public way to build one)."""
+  kept = [s for s in name_stack.stack if not getattr(s, 'name', '').startswith(prefix)]
+  return type(name_stack)(tuple(kept))

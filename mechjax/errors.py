@@ -65,6 +65,10 @@ class PatchError(MechjaxError, ValueError):
   """A pattern that does not apply to the upstream code it was written for."""
 
 
+class StackingError(MechjaxError, ValueError):
+  """Layers that do not fit into one scan."""
+
+
 class WeightsError(MechjaxError, ValueError):
   """A weights file that is damaged, of an unknown kind, or not the one that was asked for."""
 

@@ -42,10 +42,12 @@ def evaluator(segment: Segment) -> Callable:
   return run
 
 
-def bind(eqn: Any, values: list[Any]) -> list[Any]:
-  """Evaluates one equation, with its source line, named scopes and context."""
+def bind(eqn: Any, values: list[Any], name_stack: Any = None) -> list[Any]:
+  """Evaluates one equation, with its source line, named scopes (or those of `name_stack`) and context."""
   source = eqn.source_info
-  with siu.user_context(source.traceback, name_stack=source.name_stack), eqn.ctx.manager:
+  own = source.name_stack if name_stack is None else name_stack
+  name_stack = siu.current_name_stack() + own
+  with siu.user_context(source.traceback, name_stack=name_stack), eqn.ctx.manager:
     out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
   return list(out) if eqn.primitive.multiple_results else [out]
 

@@ -1,0 +1,22 @@
+"""Layers as one scan: flat compile time in depth, and one executable for a sweep over layers.
+
+A model of thirty layers in a Python loop is thirty copies of one program, and XLA compiles each. Written as a scan over
+stacked parameters it is one, whatever the depth; the iteration of the scan is the layer, so the sites keep their
+names.
+
+  stack, unstack   per-layer parameters as one tree with a leading axis of layers, and back
+  scan_layers      your own block over stacked parameters
+  stacked          somebody else's model: the repeated layers are found in its staged program
+
+    model = mechjax.load('smollm2-135m', code='tunix')        # thirty layers in a Python loop
+    flat = stacking.stacked(model.apply, model.params, tokens)
+    logits = jax.jit(flat)(flat.params, tokens)               # the same logits, a fraction of the compile time
+    harvest.reap(flat, sites='mlp_out.{3,7}')(flat.params, tokens)
+
+`trees` holds the first three, `layers` finds the layers of a program, `function` runs them under a scan.
+"""
+
+from mechjax.stacking.function import Stacked, stacked
+from mechjax.stacking.trees import scan_layers, stack, unstack
+
+__all__ = ['Stacked', 'scan_layers', 'stack', 'stacked', 'unstack']

@@ -1,0 +1,232 @@
+"""Somebody else's model with its layers under one scan.
+
+`stacked(f, params, *args)` stages f once, finds its layers (see `layers`) and returns a function of stacked parameters
+with the same results and the same sites, whose compile time does not grow with depth. The equations of layer 0 run
+for every layer, in a scan over what differs; everything before and after the layers stays as upstream wrote it.
+Arguments of other shapes are staged again when they come.
+
+Sharp edges. The scan sums in the same order as the loop did, but XLA compiles another program: results agree to
+rounding, not to the bit. The function is taken to be pure, as for `jax.jit`. Call it under `jax.jit`: called plainly
+it evaluates equation by equation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.extend.source_info_util as siu
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex_core
+
+from mechjax import compat
+from mechjax.errors import StackingError
+from mechjax.forward.structure import bind
+from mechjax.forward.tape import Op, Ref
+from mechjax.harvest import primitive as prim
+from mechjax.harvest.program import Program
+from mechjax.harvest.staging import is_dynamic, stager
+from mechjax.stacking.layers import Layers, find, same_everywhere
+
+
+def stacked(
+  f: Callable, params: Any, *args: Any, checkpoint: bool = False, **kwargs: Any
+) -> Stacked:
+  """Puts the repeated layers of a model under one scan.
+
+  Args:
+    f: (params, *args, **kwargs) -> anything; pure, its layers marked by `sites.layer(i)`, as the shipped patches do.
+    params: a pytree of arrays. Its layers are stacked into new arrays; drop the old ones to have them once.
+    *args: further arguments of the shapes that it will be called with (`jax.ShapeDtypeStruct`s suffice).
+    checkpoint: under a derivative keep only what passes between layers, and compute the rest again.
+    **kwargs: further keyword arguments.
+
+  Returns:
+    The function of stacked parameters; they are its `params`.
+
+  Raises:
+    StackingError: no layer is marked, or the layers do not fit into one scan; says where.
+  """
+  return Stacked(f, params, args, kwargs, checkpoint)
+
+
+class Stacked:
+  """A model whose layers run under one scan: `stacked(stacked.params, *args)`.
+
+  Attributes:
+    params: parameters by name; those of the layers, with a '*' in place of the layer in their name, have a leading
+      axis of layers.
+    n_layers: how many layers were found.
+  """
+
+  def __init__(self, f: Callable, params: Any, args: tuple, kwargs: dict, checkpoint: bool = False):
+    """Use `stacked`."""
+    self._f, self._checkpoint = f, checkpoint
+    self._structure: Any
+    leaves, self._structure = jax.tree.flatten_with_path(params)
+    if bad := [_name(path) for path, x in leaves if not is_dynamic(x)]:
+      raise StackingError(f'parameters that are no arrays: {bad[:8]}')
+    self._paths = [path for path, _ in leaves]
+    self._avals = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for _, x in leaves]
+    found = _layers_of(stager(f)((self._tree_of_avals(), *args), kwargs)[0])
+    self.n_layers = found.depth
+    self._columns = self._stacks(found)
+    homes = {
+      n: (name, i if len(column) > 1 else None)
+      for name, column in self._columns.items()
+      for i, n in enumerate(column)
+    }
+    self._homes = [homes[n] for n in range(len(leaves))]
+    self.params = self.stack(params)
+
+  def stack(self, params: Any) -> dict[str, jax.Array]:
+    """Parameters in the structure that `f` takes, stacked: any of the same shapes, such as finetuned ones."""
+    leaves, structure = jax.tree.flatten(params)
+    if structure != self._structure:
+      raise StackingError(f'parameters of the structure {structure}, expected {self._structure}')
+    return {
+      name: jnp.stack([leaves[n] for n in column])
+      if len(column) > 1
+      else jnp.asarray(leaves[column[0]])
+      for name, column in self._columns.items()
+    }
+
+  def unstack(self, params: Mapping[str, jax.Array]) -> Any:
+    """The inverse of `stack`."""
+    leaves = [_leaf(params, home) for home in self._homes]
+    return jax.tree.unflatten(self._structure, leaves)
+
+  def __call__(self, params: Mapping[str, jax.Array], *args: Any, **kwargs: Any) -> Any:
+    """What `f` returns; pure, to be jitted."""
+    program, dynamic = stager(self._f)((self._tree_of_avals(), *args), kwargs)
+    found = _layers_of(program)
+    n = len(self._paths)
+    values = {**dict(zip(found.consts, program.consts)), **found.constants}
+    values.update(zip(found.args[n:], dynamic[n:]))
+    given = _Given(values, dict(zip(found.args[:n], self._homes)), params)
+    return program.out_tree.unflatten(_evaluated(found, given, self._checkpoint))
+
+  def _tree_of_avals(self) -> Any:
+    return jax.tree.unflatten(self._structure, self._avals)
+
+  def _stacks(self, found: Layers) -> dict[str, list[int]]:
+    """The parameters that are stacked together: name -> their numbers, layer by layer."""
+    numbers = {r: n for n, r in enumerate(found.args[: len(self._paths)])}
+    columns: dict[str, list[int]] = {}
+    taken: set[int] = set()
+    for refs in found.operands:
+      column = [numbers[r] for r in refs if isinstance(r, int) and r in numbers]
+      if len(set(column)) == found.depth > 1 and taken.isdisjoint(column):
+        taken.update(column)
+        columns[_common([self._paths[n] for n in column])] = column
+    columns.update({_name(path): [n] for n, path in enumerate(self._paths) if n not in taken})
+    return columns
+
+
+Home = tuple[str, int | None]
+"""Where a parameter lies: the name of an array, and its layer there or None."""
+
+
+def _leaf(params: Mapping[str, jax.Array], home: Home) -> jax.Array:
+  name, layer = home
+  return params[name] if layer is None else params[name][layer]
+
+
+class _Given:
+  """What a program is given: values, and parameters that are looked up when they are asked for."""
+
+  def __init__(
+    self, values: dict[int, Any], homes: dict[int, Home], params: Mapping[str, jax.Array]
+  ):
+    self.values, self.homes, self.params = values, homes, params
+
+  def __getitem__(self, ref: Ref) -> Any:
+    if isinstance(ref, jex_core.Literal):
+      return ref.val
+    home = self.homes.get(ref)
+    return self.values[ref] if home is None else _leaf(self.params, home)
+
+  def run(self, ops: list[Op]) -> None:
+    for op in ops:
+      self.values.update(zip(op.outs, _bound(op.eqn, [self[r] for r in op.ins])))
+
+  def column(self, refs: list[Ref]) -> Any:
+    """What the layers take, stacked; no copy where the parameters lie so."""
+    homes = [self.homes.get(r) if isinstance(r, int) else None for r in refs]
+    if homes[0] is not None and homes == [(homes[0][0], i) for i in range(len(refs))]:
+      return self.params[homes[0][0]]
+    if any(isinstance(r, int) for r in refs):
+      return jnp.stack([self[r] for r in refs])
+    return jnp.asarray(np.stack([r.val for r in refs]), refs[0].aval.dtype)
+
+
+def _evaluated(found: Layers, given: _Given, checkpoint: bool) -> list[Any]:
+  given.run(found.before)
+  columns = {k: refs for k, refs in enumerate(found.operands) if k not in found.carried}
+  shared = {k: given[refs[0]] for k, refs in columns.items() if same_everywhere(refs)}
+  own = [k for k in columns if k not in shared]
+
+  def layer(carry: list, xs: list) -> tuple[list, list]:
+    taken = {**shared, **dict(zip(found.carried, carry)), **dict(zip(own, xs))}
+    made: list[Any] = []
+    for eqn, wires in found.body:
+      values = [taken[n] if kind == 'taken' else made[n] for kind, n in wires]
+      made += _bound(eqn, values, in_layer=True)
+    return [made[p] for p in found.carried.values()], [made[p] for p in found.kept]
+
+  if checkpoint:
+    layer = jax.checkpoint(layer, prevent_cse=False)
+  first = [given[found.operands[k][0]] for k in found.carried]
+  last, kept = jax.lax.scan(layer, first, [given.column(columns[k]) for k in own], found.depth)
+  for p, rows in zip(found.kept, kept):
+    given.values.update({made[p]: rows[i] for i, made in enumerate(found.results)})
+  given.values.update(zip((found.results[-1][p] for p in found.carried.values()), last))
+  given.run(found.after)
+  return [given[r] for r in found.outs]
+
+
+def _bound(eqn: Any, values: list[Any], in_layer: bool = False) -> list[Any]:
+  """Evaluates one equation; a sow as the code around it has asked, and without the mark of layer 0 in the scan."""
+  name_stack = eqn.source_info.name_stack
+  if in_layer:
+    name_stack = compat.without_scopes(name_stack, 'layer:')
+  if eqn.primitive is not prim.sow_p:
+    return bind(eqn, values, name_stack)
+  p = eqn.params
+  n = len(values) - p['n_preds']
+  value, how = p['tree'].unflatten(values[:n]), {'tag': p['tag'], 'name': p['name']}
+  with siu.user_context(
+    eqn.source_info.traceback, name_stack=siu.current_name_stack() + name_stack
+  ):
+    if p['n_preds']:
+      value = prim.sow_cond(value, values[n], **how)
+    else:
+      value = prim.sow(value, mode=p['mode'], **how)
+  return [*jax.tree.leaves(value), *values[n:]]
+
+
+def _layers_of(program: Program) -> Layers:
+  if 'layers' not in program.cache:
+    program.cache['layers'] = find(program)
+  return program.cache['layers']
+
+
+def _name(path: tuple) -> str:
+  return '.'.join(_part(p) for p in path)
+
+
+def _part(key: Any) -> str:
+  return str(
+    next(v for v in (getattr(key, a, None) for a in ('key', 'idx', 'name')) if v is not None)
+  )
+
+
+def _common(paths: list[tuple]) -> str:
+  """The name that parameters of all layers share, '*' where they differ: `layers.*.attn.q_proj.w`."""
+  return '.'.join(parts[0] if len(set(parts)) == 1 else '*' for parts in zip(*map(_parts, paths)))
+
+
+def _parts(path: tuple) -> list[str]:
+  return [_part(p) for p in path]

@@ -1,0 +1,260 @@
+"""Finding the layers of a staged program: the equations that repeat, and how each layer hangs on the last.
+
+A loop over layers in Python leaves no loop in the program, but `sites.layer(i)` around each call leaves its mark on
+the equations. The program is laid out as one line, the marked equations are gathered by layer, and the layers are
+compared: they must be one program up to the names of variables and the values of scalars. What a layer takes is then
+one of three things: what the last layer gave (carried), something that is the same for all layers (shared), or
+something of its own (its parameters, stacked).
+
+Sharp edges. Layers of two kinds (local and global attention in turn) are refused, as is a layer that takes what came
+out of another than the last one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax.extend.source_info_util as siu
+import numpy as np
+from jax.extend import core as jex_core
+
+from mechjax import compat
+from mechjax.errors import StackingError
+from mechjax.forward.structure import equation_key
+from mechjax.forward.tape import Op, Ref
+from mechjax.harvest.program import Program, place_of, sub_jaxprs
+
+CALLS = ('jit', 'pjit', 'closed_call', 'core_call')
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+  """A program with its repeated layers.
+
+  Attributes:
+    consts: the constants of the program.
+    args: its arguments.
+    before: the equations that come before the layers.
+    body: the equations of a layer, each with its operands: ('taken', which) or ('made', which).
+    operands: what each layer takes, [operand][layer].
+    carried: operand -> which value that the layer before it made.
+    results: what each layer makes, [layer][value].
+    kept: values that are used after the layers, other than what the last layer passes on.
+    after: the equations that come after the layers.
+    outs: what the program returns.
+    constants: values of arrays that the program holds.
+  """
+
+  consts: tuple[int, ...]
+  args: tuple[int, ...]
+  before: list[Op]
+  body: list[tuple[Any, tuple]]
+  operands: list[list[Ref]]
+  carried: dict[int, int]
+  results: list[list[int]]
+  kept: list[int]
+  after: list[Op]
+  outs: list[Ref]
+  constants: dict[int, Any]
+
+  @property
+  def depth(self) -> int:
+    return len(self.results)
+
+
+def find(program: Program) -> Layers:
+  """The layers of a program.
+
+  Raises:
+    StackingError: no layer is marked, or the layers do not fit into one scan; says where.
+  """
+  line = _Line(program)
+  consts, args = line.fresh(program.jaxpr.constvars), line.fresh(program.jaxpr.invars)
+  outs = line.write(program.jaxpr, [*consts, *args], ())
+  before, layers, after = _gathered(line.ops)
+  written = [_Written(ops) for ops in layers]
+  for n, other in enumerate(written[1:], 1):
+    _check_same(written[0], other, n)
+  operands = [list(column) for column in zip(*(w.operands for w in written))]
+  carried = _carried(operands, written)
+  used = {r for refs in (outs, *(op.ins for op in after)) for r in refs if isinstance(r, int)}
+  passed_on = {written[-1].results[p] for p in carried.values()}
+  return Layers(
+    consts=consts,
+    args=args,
+    before=before,
+    body=[(op.eqn, wires) for op, (_, wires) in zip(layers[0], written[0].rows)],
+    operands=operands,
+    carried=carried,
+    results=[w.results for w in written],
+    kept=sorted({w.made[r] for w in written for r in used - passed_on if r in w.made}),
+    after=after,
+    outs=outs,
+    constants=line.constants,
+  )
+
+
+class _Line:
+  """A program as one line of equations, with the calls that hold marks or sows written out."""
+
+  def __init__(self, program: Program):
+    self.program, self.ops, self.count = program, list[Op](), 0
+    self.constants: dict[int, Any] = {}
+    self._marked: dict[int, bool] = {}
+
+  def fresh(self, variables: Sequence[Any]) -> tuple[int, ...]:
+    ids = tuple(range(self.count, self.count + len(variables)))
+    self.count += len(variables)
+    return ids
+
+  def write(self, jaxpr: Any, ins: Iterable, path: tuple) -> list[Ref]:
+    consts = self.fresh(compat.consts(jaxpr)) if jaxpr is not self.program.jaxpr else ()
+    self.constants.update(zip(consts, compat.consts(jaxpr)))
+    body = compat.raw(jaxpr)
+    env = dict(zip([*body.constvars, *body.invars], [*consts, *ins]))
+    read = lambda v: v if isinstance(v, jex_core.Literal) else env[v]  # noqa: E731
+    for eqn in body.eqns:
+      refs, here = tuple(read(v) for v in eqn.invars), place_of(eqn, (), path)[1]
+      if eqn.primitive.name in CALLS and (self.program.tags_of(eqn) or self._is_marked(eqn)):
+        out = tuple(self.write(sub_jaxprs(eqn)[0], refs, here))
+      else:
+        out = self.fresh(eqn.outvars)
+        self.ops.append(Op(eqn, refs, out, here))
+      env.update(zip(eqn.outvars, out))
+    return [read(v) for v in body.outvars]
+
+  def _is_marked(self, eqn: Any) -> bool:
+    """Whether a layer begins inside `eqn`."""
+    (jaxpr,) = sub_jaxprs(eqn)
+    key = id(compat.raw(jaxpr))
+    if key not in self._marked:
+      self._marked[key] = any(
+        place_of(e, (), ())[1] or (e.primitive.name in CALLS and self._is_marked(e))
+        for e in compat.raw(jaxpr).eqns
+      )
+    return self._marked[key]
+
+
+def _gathered(ops: list[Op]) -> tuple[list[Op], list[list[Op]], list[Op]]:
+  """Splits the line into what comes before the layers, the layers, and what comes after."""
+  marked = [n for n, op in enumerate(ops) if op.path]
+  if not marked:
+    raise StackingError(
+      'no equation of the program lies in a layer',
+      cause='nothing in the model says which layer it is',
+      mend='call each block under `with sites.layer(i):`, as the shipped patches do',
+    )
+  before, after = ops[: marked[0]], ops[marked[-1] + 1 :]
+  layers: list[list[Op]] = []
+  made: set[int] = set()
+  for op in ops[marked[0] : marked[-1] + 1]:
+    if not op.path:
+      if any(r in made for r in op.ins if isinstance(r, int)):
+        raise StackingError(
+          f'{op.eqn.primitive.name} between two layers takes what a layer gave',
+          where=siu.summarize(op.eqn.source_info),
+          mend='put it inside `with sites.layer(i):`',
+        )
+      before.append(op)
+      continue
+    made.update(op.outs)
+    number = op.path[0]
+    if number == len(layers):
+      layers.append([])
+    if number != len(layers) - 1:
+      raise StackingError(
+        f'layer {number} runs after layer {len(layers) - 1}',
+        where=siu.summarize(op.eqn.source_info),
+        cause='layers must run once each, in the order of their numbers, from 0',
+      )
+    layers[-1].append(op)
+  return before, layers, after
+
+
+class _Written:
+  """One layer up to the names of variables and the values of scalars.
+
+  Attributes:
+    rows: an equation's key and where each of its operands comes from.
+    operands: what comes from outside, in the order of first use; literals each time they occur.
+    results: all values it makes.
+    made: value -> its place in `results`.
+  """
+
+  def __init__(self, ops: list[Op]):
+    self.ops = ops
+    self.rows: list[tuple] = []
+    self.operands: list[Ref] = []
+    self.results = [o for op in ops for o in op.outs]
+    self.made = {o: n for n, o in enumerate(self.results)}
+    known: dict[int, int] = {}
+    for op in ops:
+      wires = []
+      for r in op.ins:
+        if isinstance(r, int) and r in self.made:
+          wires.append(('made', self.made[r]))
+          continue
+        if isinstance(r, int) and r in known:
+          wires.append(('taken', known[r]))
+          continue
+        if isinstance(r, int):
+          known[r] = len(self.operands)
+        wires.append(('taken', len(self.operands)))
+        self.operands.append(r)
+      self.rows.append((equation_key(op.eqn, rules=True), tuple(wires)))
+
+
+def _check_same(first: _Written, other: _Written, n: int) -> None:
+  if first.rows == other.rows:
+    return
+  pairs = zip(first.rows, other.rows)
+  at = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+  if at is None:
+    at = min(len(first.ops), len(other.ops)) - 1
+  one, two = first.ops[at].eqn, other.ops[at].eqn
+  raise StackingError(
+    f'layer {n} is another program than layer 0: at its equation {at} it has '
+    f'{two.primitive.name} -> {two.outvars[0].aval}, layer 0 has {one.primitive.name} -> {one.outvars[0].aval}',
+    where=f'layer {n}: {siu.summarize(two.source_info)}; layer 0: {siu.summarize(one.source_info)}',
+    cause='layers of different kinds (local and global attention, dense and experts) do not fit into one scan',
+  )
+
+
+def _carried(operands: list[list[Ref]], written: list[_Written]) -> dict[int, int]:
+  """Which operands are what the last layer gave: operand -> the place of that result."""
+  whose = {r: (n, p) for n, w in enumerate(written) for r, p in w.made.items()}
+  carried = {}
+  for k, column in enumerate(operands):
+    sources = [whose.get(r) if isinstance(r, int) else None for r in column]
+    if not any(sources):
+      continue
+    place = next(s[1] for s in sources if s is not None)
+    wanted = [None, *((n, place) for n in range(len(written) - 1))]
+    for n, (source, want) in enumerate(zip(sources, wanted)):
+      if source != want:
+        raise _reaching_back(n, source, column[n], written[n])
+    carried[k] = place
+  return carried
+
+
+def _reaching_back(n: int, source: tuple | None, ref: Ref, layer: _Written) -> StackingError:
+  user = next(op for op in layer.ops if ref in op.ins)
+  of = 'from outside the layers' if source is None else f'of layer {source[0]}'
+  return StackingError(
+    f'layer {n} takes a value {of}, where the others take one of the layer before',
+    where=siu.summarize(user.eqn.source_info),
+    cause='in a scan a layer sees what comes from outside, and what the layer before it gave',
+  )
+
+
+def same_everywhere(column: Sequence[Ref]) -> bool:
+  """Whether an operand is one value for all layers."""
+  first = column[0]
+  if isinstance(first, int):
+    return all(r is first or (isinstance(r, int) and r == first) for r in column)
+  return all(
+    not isinstance(r, int) and np.array_equal(np.asarray(r.val), np.asarray(first.val), True)
+    for r in column
+  )
