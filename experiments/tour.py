@@ -175,7 +175,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   out = Path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)
-  figures = measure(mechjax.load(MODEL), _PROMPT.value)
+  figures = measure(mechjax.load(MODEL, code='tunix'), _PROMPT.value)
   print(report(figures))
   (out / 'tour.json').write_text(json.dumps(figures, indent=2, ensure_ascii=False) + '\n')
   picture(figures, out / 'tour.png')

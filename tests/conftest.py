@@ -23,4 +23,4 @@ def smollm2():
   """The default model, fetched like the demo fetches it."""
   import mechjax
 
-  return mechjax.load('smollm2-135m')
+  return mechjax.load('smollm2-135m', code='tunix')

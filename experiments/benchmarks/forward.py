@@ -229,7 +229,7 @@ def memory_figures(model: Any, tokens: jax.Array) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  model = mechjax.load('smollm2-135m')
+  model = mechjax.load('smollm2-135m', code='tunix')
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, 49000, (1, 128)))
   figures = {
     **forward_figures(model, tokens),

@@ -7,12 +7,10 @@ otherwise derive them from the tokens and take every id 0 for padding, which oth
 
 Sharp edges: upstream adds integer positions to floats, so it is traced under standard dtype
 promotion whatever the caller has set. It is imported within seconds, because it imports TensorFlow.
-The instrumentation is installed when the first model is loaded and stays.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -40,13 +38,8 @@ def forward(file: GGUFFile) -> Forward:
   """
   shape = weights.gemma3_shape(file)
   model = _transformer(shape)
-  return Forward(
-    params=weights.linen_gemma3(file, shape, jax.device_put),
-    apply=functools.partial(_apply, model),
-    unembed=functools.partial(_unembed, model),
-    n_layers=shape.n_layers,
-    d_model=shape.d_model,
-  )
+  params = weights.linen_gemma3(file, shape, jax.device_put)
+  return shipped.forward(shape, params, _apply, _unembed, model)
 
 
 def _transformer(shape: weights.Gemma3Shape) -> Any:
@@ -55,12 +48,8 @@ def _transformer(shape: weights.Gemma3Shape) -> Any:
   shipped.patch('gemma').PATCHER.install()
   local, last = nn.AttentionType.LOCAL_SLIDING, nn.AttentionType.GLOBAL
   config = nn.config.TransformerConfig(
+    **shipped.google_sizes(shape),
     num_embed=shape.n_vocab,
-    embed_dim=shape.d_model,
-    hidden_dim=shape.d_mlp,
-    num_heads=shape.n_heads,
-    head_dim=shape.d_head,
-    num_kv_heads=shape.n_kv_heads,
     final_logit_softcap=None,
     use_post_attn_norm=True,
     use_post_ffw_norm=True,
@@ -78,9 +67,7 @@ def _transformer(shape: weights.Gemma3Shape) -> Any:
 
 
 def _apply(model: Any, params: Any, tokens: jax.Array) -> jax.Array:
-  B, T = tokens.shape
-  positions_BxT = jnp.broadcast_to(jnp.arange(T), (B, T))
-  causal_BxTxT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
+  positions_BxT, causal_BxTxT = shipped.causal(tokens)
   with jax.numpy_dtype_promotion('standard'):
     out = model.apply(
       {'params': params}, tokens, positions=positions_BxT, attention_mask=causal_BxTxT

@@ -4,9 +4,13 @@ Every experiment needs the same four things, and needs them to belong together: 
 another file or a loss that counts other tokens shifts results quietly. `load` returns them as one
 object, whatever code computes the forward pass:
 
-    model = mechjax.load('smollm2-135m')              # or the path of a GGUF file
+    model = mechjax.load('smollm2-135m')              # or a path, or the name under which a hub has it
     tokens = model.tokens('The capital of France is')
     logits = model(tokens)                            # [1, T, V]
+    model.text(model.generate('Once upon a time', 20).tokens[0])
+
+The forward pass is our own scan-stacked decoder; `code='tunix'` and the others of `CODES` run the same weights in
+somebody else's classes instead, unmodified but for the tags.
 
 `model.apply(params, tokens)` is the pure function underneath, tagged at every site of
 `mechjax.sites`: give it to jit, grad, vmap, reap or iterate. `model(tokens)` is the same, jitted,
@@ -25,7 +29,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +37,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import errors, harvest
+from mechjax import errors, generate, harvest
 from mechjax.models import tokenizers
+from mechjax.models.config import Config
 from mechjax.sites import Site
-from mechjax.weights import fetch
+from mechjax.weights import fetch, hub
 from mechjax.weights.gguf import GGUFFile
 
-# The code that computes the forward pass, by the name `load` takes, and the module that drives it.
+OURS = 'decoder'
+
+# The upstream codes that can compute the forward pass, by the name `load` takes, and the module that drives each.
 CODES = {
   'gemma': 'mechjax.models.gemma',
   'penzai': 'mechjax.models.penzai',
@@ -58,13 +65,17 @@ class Forward:
     unembed: (params, residual [..., D]) -> logits [..., V], by the model's own final norm and head.
     n_layers: number of blocks.
     d_model: D.
+    config: the description of our own decoder; None for upstream codes.
+    generator: a step with a cache; None where the code has none that we drive.
   """
 
   params: Any
-  apply: Callable[[Any, jax.Array], jax.Array]
+  apply: Callable[..., jax.Array]
   unembed: Callable[[Any, jax.Array], jax.Array]
   n_layers: int
   d_model: int
+  config: Config | None = None
+  generator: generate.Model | None = None
 
 
 class LanguageModel:
@@ -77,11 +88,13 @@ class LanguageModel:
     tokenizer: text to token ids and back.
     n_layers: number of blocks.
     d_model: width of the residual stream.
+    config: the description of our own decoder; None for upstream codes.
   """
 
   def __init__(self, name: str, forward: Forward, tokenizer: tokenizers.Tokenizer):
     """Joins the parts; use `load`."""
-    self.name, self.tokenizer = name, tokenizer
+    self.name, self.tokenizer, self.config = name, tokenizer, forward.config
+    self._generator = forward.generator or uncached(forward.apply)
     self.params, self.apply = forward.params, forward.apply
     self.n_layers, self.d_model = forward.n_layers, forward.d_model
     self._jitted_apply = jax.jit(forward.apply)
@@ -122,33 +135,117 @@ class LanguageModel:
     predicted = self.log_probs(tokens)[:, :-1]
     return -jnp.take_along_axis(predicted, tokens[:, 1:, None], axis=-1).mean()
 
+  def generate(
+    self,
+    prompts: str | Sequence[str] | Sequence[Sequence[int]] | jax.Array,
+    n_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: Collection[int] | None = None,
+    **options: Any,
+  ) -> generate.Generation:
+    """Continues texts.
+
+    Args:
+      prompts: a text, texts, or token ids of each row; of any lengths.
+      n_tokens: how many tokens to generate at most.
+      temperature: 0 takes the likeliest token.
+      top_k: only the k likeliest tokens.
+      top_p: only the likeliest tokens that together have this probability.
+      stop: token ids that end a row; by default the model's own end of text.
+      **options: seed, pad, plants, sites, progress: see `mechjax.generate.generate`.
+
+    Returns:
+      Tokens, lengths, and what was read; `model.text(out.tokens[0])` is the text of the first row.
+
+    Raises:
+      MechjaxError: an option without meaning; or, for upstream codes, interventions.
+    """
+    if self.config is None and (options.get('plants') or options.get('sites')):
+      raise errors.MechjaxError(
+        'upstream codes generate without a cache, and where a site stands in their steps differs',
+        mend=f'load the model without code=, for interventions at every step of our own decoder: {self.name}',
+      )
+    if isinstance(prompts, str):
+      prompts = [prompts]
+    rows = [self.tokenizer.encode(p) if isinstance(p, str) else p for p in prompts]
+    eos = self.tokenizer.eos
+    stop = ((eos,) if eos is not None else ()) if stop is None else stop
+    sampling = generate.Sampling(temperature, top_k, top_p)
+    return generate.generate(
+      self._generator, self.params, rows, n_tokens, sampling=sampling, stop=stop, **options
+    )
+
+
+def uncached(apply: Callable[[Any, jax.Array], jax.Array]) -> generate.Model:
+  """Generation by any causal forward pass: every step runs the whole text so far.
+
+  Rows are moved to the left, so that padding lies behind what is read and is never seen.
+
+  Args:
+    apply: (params, tokens [B, T]) -> logits [B, T, V].
+  """
+
+  def step(params: Any, tokens: jax.Array, mask: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    texts, lengths = cache
+    order = jnp.argsort(~mask, axis=1, stable=True)  # the tokens of each row, then its padding
+    new, n_new = jnp.take_along_axis(tokens, order, axis=1), mask.sum(axis=1)
+    put = jax.vmap(lambda row, x, at: jax.lax.dynamic_update_slice(row, x, (at,)))
+    texts, lengths = put(texts, new, lengths), lengths + n_new
+    logits = apply(params, texts)
+    last = jnp.take_along_axis(logits, lengths[:, None, None] - 1, axis=1)
+    return last, (texts, lengths)
+
+  def new_cache(rows: int, slots: int) -> Any:
+    return jnp.zeros((rows, slots), jnp.int32), jnp.zeros(rows, jnp.int32)
+
+  return generate.Model(step, new_cache)
+
 
 def load(
-  name_or_path: str | os.PathLike[str], code: str = 'tunix', *, accept_terms: bool = False
+  name_or_path: str | os.PathLike[str],
+  code: str = OURS,
+  *,
+  accept_terms: bool = False,
+  dtype: Any = jnp.float32,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> LanguageModel:
   """Loads a language model.
 
   Args:
-    name_or_path: a name in `mechjax.weights.fetch.SOURCES`, fetched on first use, or the path of
-      a GGUF
-      file.
-    code: whose forward pass computes it: a key of `CODES`.
+    name_or_path: a name in `mechjax.weights.fetch.SOURCES`, fetched on first use; the path of a GGUF file, of a
+      directory with config.json, tokenizer.json and safetensors, or of an Orbax checkpoint; or
+      'organisation/model' on a hub.
+    code: whose forward pass computes it: our own decoder, or a key of `CODES`, which read GGUF files.
     accept_terms: whether you accept the terms of weights that come under any, as Gemma's do; an
       environment variable that the error names does the same.
+    dtype: of the parameters, and of the computation (norms, softmax and logits are float32).
+    mesh: devices to spread the parameters over, by the rules of `mechjax.models.sharding`.
 
   Returns:
-    The model, instrumented, parameters on the default device in float32.
+    The model, every site tagged, its parameters on the mesh or on the default device.
 
   Raises:
     FetchError: the model is neither cached nor to be had, its terms have not been accepted, or
       there is no file at the path.
     WeightsError: the file is damaged, or not of an architecture that `code` can compute.
     MissingExtraError: an optional library is not installed.
-    MechjaxError: `code` is unknown.
+    MechjaxError: `code` is unknown, or cannot do what was asked.
   """
-  if code not in CODES:
-    raise errors.MechjaxError(f'no code called {code!r}', where=f'known: {sorted(CODES)}')
-  file = GGUFFile(_find(name_or_path, accept_terms))
+  if code != OURS and code not in CODES:
+    raise errors.MechjaxError(f'no code called {code!r}', where=f'known: {[OURS, *sorted(CODES)]}')
+  path = _find(name_or_path, accept_terms)
+  if code == OURS:
+    forward, tokenizer = importlib.import_module('mechjax.models.ours').load(path, dtype, mesh)
+    return LanguageModel(str(name_or_path), forward, tokenizer)
+  if path.is_dir() or mesh is not None or dtype != jnp.float32:
+    raise errors.MechjaxError(
+      f'code={code!r} takes GGUF files, in float32 on one device',
+      mend='leave code= out: our own decoder reads directories, takes a dtype and a mesh',
+    )
+  file = GGUFFile(path)
   forward = importlib.import_module(CODES[code]).forward(file)
   return LanguageModel(str(name_or_path), forward, tokenizers.from_gguf(file.metadata))
 
@@ -156,9 +253,11 @@ def load(
 def _find(name_or_path: str | os.PathLike[str], accept_terms: bool) -> Path:
   """A path is what has a suffix, a separator or a file behind it; the rest are names."""
   path = Path(name_or_path).expanduser()
-  if path.is_file():
+  if path.exists():
     return path
   text = os.fspath(name_or_path)
+  if hub.is_name(text) and path.suffix != '.gguf':
+    return hub.directory_of(text)
   if path.suffix == '.gguf' or os.sep in text:
     raise errors.FetchError(f'there is no file {path}', where=f'working directory {Path.cwd()}')
   return fetch.path_of(text, accept_terms)

@@ -7,13 +7,11 @@ NamedArrays, whose axes have names ('batch', 'seq', 'embedding', …).
 
 Sharp edges: penzai divides integer positions, so it runs under standard dtype promotion whatever
 the caller has set. It can tie embedding and unembedding only together with Gemma's scaling of the
-embedding, so the head is a layer of its own that shares the array. The instrumentation is installed
-when the first model is loaded and stays; without a harvest it is the identity.
+embedding, so the head is a layer of its own that shares the array.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -60,13 +58,8 @@ def forward(file: GGUFFile) -> Forward:
       mend="load it with code='tunix' or code='transformers'",
     )
   model = _model(shape)
-  return Forward(
-    params=llamas.penzai_llama(file, shape, jax.device_put),
-    apply=functools.partial(_apply, model),
-    unembed=functools.partial(_unembed, model),
-    n_layers=shape.n_layers,
-    d_model=shape.d_model,
-  )
+  params = llamas.penzai_llama(file, shape, jax.device_put)
+  return shipped.forward(shape, params, _apply, _unembed, model)
 
 
 def _model(shape: names.LlamaShape) -> Any:

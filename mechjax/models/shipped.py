@@ -1,13 +1,30 @@
-"""The shipped patch of a code base, wherever mechjax runs from.
+"""What the modules that drive somebody else's code have in common.
 
-An installed mechjax has its patches as `mechjax.patches`; a checkout that was never installed has
-the same files as `patches`. A module that drives a code base asks here and need not know.
+Each of them puts the weights of a file into upstream's own classes and hands back pure functions:
+`forward(file)` returns a `Forward`. Here is what they would otherwise each write again.
+
+The patch of a code base is found wherever mechjax runs from: an installed mechjax has its patches as
+`mechjax.patches`, a checkout that was never installed has the same files as `patches`.
+
+Letters in shapes: B batch, T position.
+
+Sharp edge: a patch is installed when the first model is loaded and stays; without a harvest it is
+the identity.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mechjax.models.language_model import Forward
+from mechjax.weights.names import Sizes
 
 
 def patch(name: str) -> ModuleType:
@@ -18,3 +35,34 @@ def patch(name: str) -> ModuleType:
     if e.name != 'mechjax.patches':
       raise
     return importlib.import_module(f'patches.{name}')
+
+
+def forward(
+  shape: Sizes, params: Any, apply: Callable, unembed: Callable, *structure: Any
+) -> Forward:
+  """A forward pass, from functions of upstream's structure and the arguments that `Forward` says."""
+  return Forward(
+    params=params,
+    apply=functools.partial(apply, *structure),
+    unembed=functools.partial(unembed, *structure),
+    n_layers=shape.n_layers,
+    d_model=shape.d_model,
+  )
+
+
+def google_sizes(shape: Sizes) -> dict[str, int]:
+  """The sizes as the configurations of google-tunix and of the gemma package call them."""
+  return {
+    'embed_dim': shape.d_model,
+    'hidden_dim': shape.d_mlp,
+    'num_heads': shape.n_heads,
+    'head_dim': shape.d_head,
+    'num_kv_heads': shape.n_kv_heads,
+  }
+
+
+def causal(tokens: jax.Array, dtype: Any = None) -> tuple[jax.Array, jax.Array]:
+  """Positions [B, T] of plain texts, and which of them each one sees, bool [B, T, T]."""
+  B, T = tokens.shape
+  seen_TxT = jnp.tril(jnp.ones((T, T), bool))
+  return jnp.broadcast_to(jnp.arange(T, dtype=dtype), (B, T)), jnp.broadcast_to(seen_TxT, (B, T, T))

@@ -1,10 +1,11 @@
-"""Tokenizers, built from the vocabulary that travels inside the weights file.
+"""Tokenizers, built from the vocabulary that travels with the weights.
 
 A tokenizer downloaded apart from its weights can be the wrong one, and nothing crashes when it is.
-GGUF files carry vocabulary, merges and special tokens in their header, so there is only one place
-to get them from. Two kinds are read: byte-level BPE, whose merging is done by the `tokenizers`
-library (what is decided here is how text is cut before it, which the header only names: "smollm",
-"gpt-2"), and the scored pieces of SentencePiece, which `greedy` merges.
+A published directory holds `tokenizer.json`, which the `tokenizers` library runs as it is. GGUF
+files carry vocabulary, merges and special tokens in their header; of those, two kinds are read:
+byte-level BPE, whose merging is done by the `tokenizers` library (what is decided here is how text
+is cut before it, which the header only names: "smollm", "gpt-2"), and the scored pieces of
+SentencePiece, which `greedy` merges.
 
 Sharp edges: some vocabularies lack a few bytes (SmolLM2's six control characters and the
 unassigned planes of Unicode), which the library drops without a word; here such a text is an
@@ -17,16 +18,18 @@ saw.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mechjax import errors, extras
 from mechjax.models.greedy import CONTROL, Greedy
+from mechjax.weights import huggingface
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """Text to token ids and back; use `from_gguf` to make one from a file's header.
+  """Text to token ids and back; use `from_gguf` or `from_huggingface` to make one.
 
   Attributes:
     split: a text to its ids, without `bos`.
@@ -97,6 +100,32 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
   )
   n_vocab = len(metadata['tokenizer.ggml.tokens'])
   return Tokenizer(split, join, n_vocab, bos, metadata.get('tokenizer.ggml.eos_token_id'))
+
+
+def from_huggingface(directory: str | os.PathLike[str], described: Mapping[str, Any]) -> Tokenizer:
+  """The tokenizer in a directory's `tokenizer.json`.
+
+  Args:
+    directory: of the checkpoint.
+    described: its `config.json`, which names the end of a text.
+
+  Returns:
+    The tokenizer. What it puts before every text is `bos`.
+
+  Raises:
+    WeightsError: there is no such file, or it is damaged.
+    MissingExtraError: the `tokenizers` library is not installed.
+  """
+  backend = huggingface.tokenizer(directory)
+  before = backend.encode('').ids
+  eos = described.get('eos_token_id')
+  return Tokenizer(
+    split=lambda text: backend.encode(text, add_special_tokens=False).ids,
+    join=lambda ids: backend.decode(ids, skip_special_tokens=False),
+    n_vocab=backend.get_vocab_size(),
+    bos=before[0] if before else None,
+    eos=eos[0] if isinstance(eos, list) else eos,
+  )
 
 
 def _sentence_pieces(metadata: Mapping[str, Any]) -> tuple[Callable, Callable]:

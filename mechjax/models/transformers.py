@@ -7,13 +7,12 @@ obey. Base and tying are in the configuration of each module, nothing is global,
 models with different bases are both right.
 
 Sharp edges: upstream joins integer and boolean masks, so it runs under standard dtype promotion
-whatever the caller has set. Both patches are installed when the first model is loaded and stay;
-without a harvest the instrumentation is the identity.
+whatever the caller has set. `LLAMA_CORRECTIONS` stays installed too, and changes what a FlaxLlama of
+your own computes in the same process, if its configuration asks for another base or for tying.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -46,13 +45,8 @@ def forward(file: GGUFFile) -> Forward:
   patches = shipped.patch('transformers_flax')
   patches.LLAMA.install()
   patches.LLAMA_CORRECTIONS.install()
-  return Forward(
-    params=llamas.flax_llama(file, shape, jax.device_put),
-    apply=functools.partial(_apply, shape),
-    unembed=functools.partial(_unembed, shape),
-    n_layers=shape.n_layers,
-    d_model=shape.d_model,
-  )
+  params = llamas.flax_llama(file, shape, jax.device_put)
+  return shipped.forward(shape, params, _apply, _unembed, shape)
 
 
 def _module(shape: names.LlamaShape, n_positions: int) -> Any:

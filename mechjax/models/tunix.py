@@ -8,13 +8,10 @@ time, where merging is free.
 
 Sharp edges: the classes want their positions and their causal mask handed in. Positions are
 float32, which holds every integer that occurs and spares upstream's einsum an implicit promotion.
-The instrumentation is installed when the first model is loaded and stays; without a harvest it is
-the identity.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -50,26 +47,16 @@ def forward(file: GGUFFile) -> Forward:
   shape_of, structure_of, params_of = _FAMILIES[architecture]
   shape = shape_of(file)
   structure, params = structure_of(shape), params_of(file, shape, jax.device_put)
-  return Forward(
-    params=params,
-    apply=functools.partial(_apply, *structure),
-    unembed=functools.partial(_unembed, *structure),
-    n_layers=shape.n_layers,
-    d_model=shape.d_model,
-  )
+  return shipped.forward(shape, params, _apply, _unembed, *structure)
 
 
 def _qwen2(shape: names.LlamaShape) -> tuple[Any, Any]:
   """Graph definition and abstract state of the instrumented class, for a llama."""
   upstream = extras.require('tunix.models.qwen2.model', 'upstream')
   config = upstream.ModelConfig(
+    **shipped.google_sizes(shape),
     num_layers=shape.n_layers,
     vocab_size=shape.n_vocab,
-    embed_dim=shape.d_model,
-    hidden_dim=shape.d_mlp,
-    num_heads=shape.n_heads,
-    head_dim=shape.d_head,
-    num_kv_heads=shape.n_kv_heads,
     rope_theta=shape.rope_base,
     norm_eps=shape.norm_eps,
     use_tied_embedding=shape.tied,
@@ -81,13 +68,9 @@ def _gemma3(shape: gemma.Gemma3Shape) -> tuple[Any, Any]:
   """Graph definition and abstract state of the instrumented class, for a Gemma 3."""
   upstream = extras.require('tunix.models.gemma3.model', 'upstream')
   config = upstream.ModelConfig(
+    **shipped.google_sizes(shape),
     num_layers=shape.n_layers,
     num_embed=shape.n_vocab,
-    embed_dim=shape.d_model,
-    hidden_dim=shape.d_mlp,
-    num_heads=shape.n_heads,
-    head_dim=shape.d_head,
-    num_kv_heads=shape.n_kv_heads,
     sliding_window_size=shape.window,
     local_base_frequency=shape.local_rope_base,
     global_base_frequency=shape.global_rope_base,
@@ -99,7 +82,7 @@ def _gemma3(shape: gemma.Gemma3Shape) -> tuple[Any, Any]:
 
 def _structure(cls: Any, config: Any) -> tuple[Any, Any]:
   nnx = importlib.import_module('flax.nnx')
-  _instrumentation().install()
+  shipped.patch('tunix').PATCHER.install()
   return nnx.split(nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0))))
 
 
@@ -108,10 +91,6 @@ _FAMILIES: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[...,
   'gemma3': (gemma.gemma3_shape, _gemma3, gemma.tunix_gemma3),
   'llama': (names.llama_shape, _qwen2, names.tunix_qwen2),
 }
-
-
-def _instrumentation() -> Any:
-  return shipped.patch('tunix').PATCHER
 
 
 def _merge(graphdef: Any, state: Any, params: Any) -> Any:
@@ -123,9 +102,7 @@ def _merge(graphdef: Any, state: Any, params: Any) -> Any:
 
 
 def _apply(graphdef: Any, state: Any, params: Any, tokens: jax.Array) -> jax.Array:
-  B, T = tokens.shape
-  positions_BxT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.float32), (B, T))
-  causal_BxTxT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
+  positions_BxT, causal_BxTxT = shipped.causal(tokens, jnp.float32)
   logits, _ = _merge(graphdef, state, params)(tokens, positions_BxT, None, causal_BxTxT)
   return logits
 

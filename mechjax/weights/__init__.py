@@ -1,6 +1,8 @@
 """Weights: where the files come from, what is in them, and what each code base calls it.
 
-`fetch` finds or downloads a file and proves that it is the right one, `gguf` reads it tensor by
-tensor, `names` says which tensor is which parameter of a given implementation, and in which
-layout. Nothing in here knows how a model computes.
+`fetch` and `hub` find or download files. `gguf`, `safetensors` (with `shards`) and `orbax` read
+them tensor by tensor. For upstream codes `names`, `llamas` and `gemma` say which tensor is which
+parameter; for the decoder tables do (`huggingface_tables`, `llama_cpp`, read by `layouts`), which
+`matching` holds against a file and `loading` follows into stacked, sharded arrays. `huggingface`
+and `orbax` write as well. Nothing in here knows how a model computes.
 """

@@ -20,37 +20,23 @@ import numpy as np
 
 from mechjax import errors
 from mechjax.weights.gguf import GGUFFile
-from mechjax.weights.names import Tensors
+from mechjax.weights.names import Sizes, Tensors, mlp, mlp_kernels, sizes
 
 # Of 6 layers, the last is global.
 PERIOD = 6
 
 
 @dataclasses.dataclass(frozen=True)
-class Gemma3Shape:
+class Gemma3Shape(Sizes):
   """The sizes and constants of a Gemma 3 text model.
 
   Attributes:
-    n_layers: number of blocks.
-    d_model: width of the residual stream.
-    d_mlp: number of neurons of a block.
-    n_heads: query heads.
-    n_kv_heads: key-value heads.
-    d_head: width of a head.
-    n_vocab: number of tokens.
     window: how many positions a local layer sees, its own included.
     local_rope_base: base of the rotary frequencies in local layers.
     global_rope_base: the same in global layers.
     global_rope_scale: by which positions are divided in global layers.
   """
 
-  n_layers: int
-  d_model: int
-  d_mlp: int
-  n_heads: int
-  n_kv_heads: int
-  d_head: int
-  n_vocab: int
   window: int
   local_rope_base: float
   global_rope_base: float
@@ -70,19 +56,8 @@ def gemma3_shape(file: GGUFFile) -> Gemma3Shape:
     WeightsError: another architecture, or one of the variants that the JAX classes cannot compute
       from these sizes alone.
   """
-  architecture = file.value('general.architecture')
-  if architecture != 'gemma3':
-    raise errors.WeightsError(
-      f"{file.path} has architecture {architecture!r}; this name map reads 'gemma3'"
-    )
   shape = Gemma3Shape(
-    n_layers=file.value('gemma3.block_count'),
-    d_model=file.value('gemma3.embedding_length'),
-    d_mlp=file.value('gemma3.feed_forward_length'),
-    n_heads=file.value('gemma3.attention.head_count'),
-    n_kv_heads=file.value('gemma3.attention.head_count_kv'),
-    d_head=file.value('gemma3.attention.key_length'),
-    n_vocab=len(file.value('tokenizer.ggml.tokens')),
+    **sizes(file, 'gemma3'),
     window=file.value('gemma3.attention.sliding_window'),
     local_rope_base=10_000.0,
     global_rope_base=file.value('gemma3.rope.freq_base'),
@@ -117,15 +92,7 @@ def tunix_gemma3(
   Raises:
     WeightsError: a tensor is missing, has another shape, or is one that the map does not know.
   """
-
-  def mlp(gate_FxD: np.ndarray, up_FxD: np.ndarray, down_DxF: np.ndarray) -> dict[str, Any]:
-    return {
-      'gate_proj': {'kernel': gate_FxD.T},
-      'up_proj': {'kernel': up_FxD.T},
-      'down_proj': {'kernel': down_DxF.T},
-    }
-
-  ends, layers = _read(file, shape, mlp, put)
+  ends, layers = _read(file, shape, mlp_kernels, put)
   return {**ends, 'layers': dict(enumerate(layers))}
 
 
@@ -137,15 +104,15 @@ def linen_gemma3(
   Args, Returns, Raises: as `tunix_gemma3`.
   """
 
-  def mlp(gate_FxD: np.ndarray, up_FxD: np.ndarray, down_DxF: np.ndarray) -> dict[str, Any]:
+  def einsums(gate_FxD: np.ndarray, up_FxD: np.ndarray, down_DxF: np.ndarray) -> dict[str, Any]:
     return {'gating_einsum': np.stack([gate_FxD, up_FxD]), 'linear': down_DxF.T}
 
-  ends, layers = _read(file, shape, mlp, put)
+  ends, layers = _read(file, shape, einsums, put)
   return {**ends, **{f'layer_{i}': layer for i, layer in enumerate(layers)}}
 
 
 def _read(
-  file: GGUFFile, shape: Gemma3Shape, mlp: Callable, put: Callable
+  file: GGUFFile, shape: Gemma3Shape, mlp_tree: Callable, put: Callable
 ) -> tuple[dict[str, Any], list[Any]]:
   """What the two layouts share, which is all but the names of layers and of the MLP's weights."""
   tensors = Tensors(file)
@@ -154,13 +121,13 @@ def _read(
     'embedder': put({'input_embedding': tensors.take('token_embd.weight', V, D)}),
     'final_norm': put({'scale': tensors.take('output_norm.weight', D) - 1}),
   }
-  layers = [put(_layer(tensors, f'blk.{i}', shape, mlp)) for i in range(shape.n_layers)]
+  layers = [put(_layer(tensors, f'blk.{i}', shape, mlp_tree)) for i in range(shape.n_layers)]
   tensors.check_all_taken()
   return ends, layers
 
 
-def _layer(tensors: Tensors, blk: str, shape: Gemma3Shape, mlp: Callable) -> dict[str, Any]:
-  D, F, N, K, H = shape.d_model, shape.d_mlp, shape.n_heads, shape.n_kv_heads, shape.d_head
+def _layer(tensors: Tensors, blk: str, shape: Gemma3Shape, mlp_tree: Callable) -> dict[str, Any]:
+  D, N, K, H = shape.d_model, shape.n_heads, shape.n_kv_heads, shape.d_head
 
   def take(name: str, *size: int) -> np.ndarray:
     return tensors.take(f'{blk}.{name}.weight', *size)
@@ -182,6 +149,6 @@ def _layer(tensors: Tensors, blk: str, shape: Gemma3Shape, mlp: Callable) -> dic
     },
     'post_attention_norm': norm('post_attention_norm', D),
     'pre_ffw_norm': norm('ffn_norm', D),
-    'mlp': mlp(take('ffn_gate', F, D), take('ffn_up', F, D), take('ffn_down', D, F)),
+    'mlp': mlp_tree(*mlp(tensors, blk, shape)),
     'post_ffw_norm': norm('post_ffw_norm', D),
   }

@@ -29,34 +29,19 @@ from typing import Any
 import numpy as np
 
 from mechjax import errors, extras
+from mechjax.weights.tensors import ALL, TensorInfo, give_back, info_of, mapped, truncated
 
 MAGIC = b'GGUF'
 VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
+_MAX_DIMS = 4
+_MAX_NESTING = 8
+_CHUNK = 1 << 18  # numbers that are dequantised at a time
 _STRING, _ARRAY = 8, 9
 _SCALARS = {
   0: '<u1', 1: '<i1', 2: '<u2', 3: '<i2', 4: '<u4', 5: '<i4',
   6: '<f4', 7: '?', 10: '<u8', 11: '<i8', 12: '<f8',
 }  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorInfo:
-  """Where one tensor lies.
-
-  Attributes:
-    name: its name in the file.
-    shape: slowest axis first.
-    kind: name of the quantisation, such as 'Q4_1' or 'F32'.
-    offset: of its first byte in the file.
-    n_bytes: how many bytes it takes in the file.
-  """
-
-  name: str
-  shape: tuple[int, ...]
-  kind: str
-  offset: int
-  n_bytes: int
 
 
 class GGUFFile:
@@ -79,20 +64,18 @@ class GGUFFile:
       FileNotFoundError: there is no such file.
     """
     self.path = Path(path)
-    with self.path.open('rb') as f:
-      size = os.fstat(f.fileno()).st_size
-      # An empty file cannot be mapped, and the cursor below says what is wrong with it.
-      self._bytes = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if size else b''
+    self._bytes = mapped(self.path)
     cursor = _Cursor(self.path, self._bytes)
     n_tensors, n_pairs = _read_preamble(cursor)
     self.metadata = _read_metadata(cursor, n_pairs)
     self.tensors = _read_tensor_infos(cursor, n_tensors, self.metadata)
 
-  def read(self, name: str) -> np.ndarray:
+  def read(self, name: str, rows: slice = ALL) -> np.ndarray:
     """Dequantises one tensor.
 
     Args:
       name: of the tensor.
+      rows: which of its first axis.
 
     Returns:
       A float32 array in the shape of the tensor's `TensorInfo`. It may share memory with the file,
@@ -101,21 +84,17 @@ class GGUFFile:
     Raises:
       WeightsError: there is no such tensor, or its quantisation cannot be undone.
     """
-    info = self.tensors.get(name)
-    if info is None:
-      raise errors.WeightsError(
-        f'no tensor {name!r} in {self.path}',
-        where=f'{len(self.tensors)} tensors; the nearest: {errors.nearest(name, self.tensors)}',
-        cause='the file is of another architecture than the name map, or is one part of several',
-      )
-    package = extras.require('gguf', 'models')
-    kind = package.GGMLQuantizationType[info.kind]
-    rows = (
-      package.quants.quant_shape_to_byte_shape(info.shape, kind) if info.shape else (info.n_bytes,)
-    )
-    raw = np.frombuffer(self._bytes, np.uint8, info.n_bytes, info.offset).reshape(rows)
+    info = info_of(self, name)
+    if rows != ALL and len(info.shape) == 1:
+      return self.read(name)[rows]  # A vector may be packed, and its packs are not to be cut.
+    if rows != ALL:
+      info = _some_rows(info, rows)
+    give_back(self._bytes)
+    raw = np.frombuffer(self._bytes, np.uint8, info.n_bytes, info.offset)
+    if info.kind == 'F32':
+      return raw.view('<f4').reshape(info.shape)
     try:
-      return package.quants.dequantize(raw, kind).reshape(info.shape)
+      return _dequantised(raw, info)
     except NotImplementedError as e:
       raise errors.WeightsError(
         f'{self.path}: tensor {name!r} has quantisation {info.kind}, which cannot be dequantised',
@@ -171,17 +150,23 @@ class _Cursor:
         f'{self.path}: {what} at offset {start} is not UTF-8', cause='the header is damaged'
       ) from e
 
-  def value(self, kind: int, what: str) -> Any:
+  def value(self, kind: int, what: str, nesting: int = 0) -> Any:
     if kind == _STRING:
       return self.string(what)
     if kind == _ARRAY:
-      return self.array(what)
+      return self.array(what, nesting)
     return self.numbers(kind, 1, what)[0].item()
 
-  def array(self, what: str) -> Any:
+  def array(self, what: str, nesting: int) -> Any:
+    if nesting == _MAX_NESTING:
+      raise errors.WeightsError(
+        f'{self.path}: {what} nests arrays more than {_MAX_NESTING} deep',
+        where=f'offset {self.at}',
+        cause='the header is damaged',
+      )
     kind, count = self.u32(what), self.u64(what)
     if kind in (_STRING, _ARRAY):
-      return [self.value(kind, what) for _ in range(count)]
+      return [self.value(kind, what, nesting + 1) for _ in range(count)]
     return self.numbers(kind, count, what)
 
   def numbers(self, kind: int, count: int, what: str) -> np.ndarray:
@@ -195,14 +180,29 @@ class _Cursor:
     return np.frombuffer(self.take(dtype.itemsize * count, what), dtype)
 
 
-def truncated(path: Path, what: str, offset: int, wanted: int, size: int) -> errors.WeightsError:
-  """The error for bytes that should be in the file and are not."""
-  return errors.WeightsError(
-    f'{path} is truncated: {what} takes {wanted} bytes at offset {offset}, '
-    f'the file has {size} bytes',
-    cause='a download or copy that stopped early, or a damaged length in the header',
-    mend='delete the file and fetch it again',
+def _some_rows(info: TensorInfo, rows: slice) -> TensorInfo:
+  """The description of some rows of a tensor of two axes or more; rows are packed one by one."""
+  start, stop, _ = rows.indices(info.shape[0])
+  row_bytes = info.n_bytes // info.shape[0]
+  return dataclasses.replace(
+    info,
+    shape=(stop - start, *info.shape[1:]),
+    offset=info.offset + start * row_bytes,
+    n_bytes=(stop - start) * row_bytes,
   )
+
+
+def _dequantised(raw: np.ndarray, info: TensorInfo) -> np.ndarray:
+  """All blocks of a tensor, some thousand at a time: the arithmetic takes several copies of what it is given."""
+  package = extras.require('gguf', 'models')
+  kind = package.GGMLQuantizationType[info.kind]
+  block, block_bytes = package.GGML_QUANT_SIZES[kind]
+  out = np.empty(info.shape, np.float32)
+  flat, step = out.reshape(-1), max(1, _CHUNK // block)
+  for at in range(0, len(raw) // block_bytes, step):
+    blocks = raw[at * block_bytes : (at + step) * block_bytes]
+    flat[at * block : (at + step) * block] = package.quants.dequantize(blocks, kind)
+  return out
 
 
 def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
@@ -261,6 +261,12 @@ def _read_tensor_info(cursor: _Cursor, index: int) -> TensorInfo:
   name = cursor.string(f'the name of tensor {index}')
   what = f'the description of tensor {name!r}'
   n_dims = cursor.u32(what)
+  if n_dims > _MAX_DIMS:
+    raise errors.WeightsError(
+      f'{cursor.path}: tensor {name!r} has {n_dims} axes; the format has at most {_MAX_DIMS}',
+      where=f'offset {cursor.at - 4}',
+      cause='the header is damaged',
+    )
   shape = struct.unpack(f'<{n_dims}Q', cursor.take(8 * n_dims, what))[::-1]
   if 0 in shape:
     raise errors.WeightsError(

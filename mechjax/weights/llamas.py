@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mechjax.weights.gguf import GGUFFile
-from mechjax.weights.names import LlamaShape, Tensors, unpermute
+from mechjax.weights.names import LlamaShape, Tensors, mlp, mlp_kernels, qkv
 
 
 def flax_llama(
@@ -51,9 +51,8 @@ def flax_llama(
 
 
 def _flax_layer(tensors: Tensors, blk: str, shape: LlamaShape) -> dict[str, Any]:
-  D, F = shape.d_model, shape.d_mlp
-  query, key, value = _qkv(tensors, blk, shape)
-  width = shape.n_heads * shape.d_head
+  D, width = shape.d_model, shape.n_heads * shape.d_head
+  query, key, value = qkv(tensors, blk, shape)
   return {
     'input_layernorm': {'weight': tensors.take(f'{blk}.attn_norm.weight', D)},
     'self_attn': {
@@ -63,11 +62,7 @@ def _flax_layer(tensors: Tensors, blk: str, shape: LlamaShape) -> dict[str, Any]
       'o_proj': {'kernel': tensors.take(f'{blk}.attn_output.weight', D, width).T},
     },
     'post_attention_layernorm': {'weight': tensors.take(f'{blk}.ffn_norm.weight', D)},
-    'mlp': {
-      'gate_proj': {'kernel': tensors.take(f'{blk}.ffn_gate.weight', F, D).T},
-      'up_proj': {'kernel': tensors.take(f'{blk}.ffn_up.weight', F, D).T},
-      'down_proj': {'kernel': tensors.take(f'{blk}.ffn_down.weight', D, F).T},
-    },
+    'mlp': mlp_kernels(*mlp(tensors, blk, shape)),
   }
 
 
@@ -105,8 +100,9 @@ def penzai_llama(
 
 
 def _penzai_layer(tensors: Tensors, blk: str, shape: LlamaShape) -> dict[str, np.ndarray]:
-  D, F, N, K, H = shape.d_model, shape.d_mlp, shape.n_heads, shape.n_kv_heads, shape.d_head
-  query, key, value = _qkv(tensors, blk, shape)
+  D, N, K, H = shape.d_model, shape.n_heads, shape.n_kv_heads, shape.d_head
+  query, key, value = qkv(tensors, blk, shape)
+  gate, up, down = mlp(tensors, blk, shape)
   output = tensors.take(f'{blk}.attn_output.weight', D, N * H)
   return {
     'pre_attention_norm/scale.weights': tensors.take(f'{blk}.attn_norm.weight', D),
@@ -115,17 +111,7 @@ def _penzai_layer(tensors: Tensors, blk: str, shape: LlamaShape) -> dict[str, np
     'attention/value.weights': value.reshape(K, H, D),
     'attention/output.weights': output.reshape(D, K, N // K, H),
     'pre_ffw_norm/scale.weights': tensors.take(f'{blk}.ffn_norm.weight', D),
-    'mlp/gating_linear.weights': tensors.take(f'{blk}.ffn_gate.weight', F, D),
-    'mlp/value_linear.weights': tensors.take(f'{blk}.ffn_up.weight', F, D),
-    'mlp/out_linear.weights': tensors.take(f'{blk}.ffn_down.weight', D, F),
+    'mlp/gating_linear.weights': gate,
+    'mlp/value_linear.weights': up,
+    'mlp/out_linear.weights': down,
   }
-
-
-def _qkv(tensors: Tensors, blk: str, shape: LlamaShape) -> tuple[np.ndarray, ...]:
-  """Query, key and value weights, [heads * H, D], rotary halves apart."""
-  D, N, K, H = shape.d_model, shape.n_heads, shape.n_kv_heads, shape.d_head
-  return (
-    unpermute(tensors.take(f'{blk}.attn_q.weight', N * H, D), N),
-    unpermute(tensors.take(f'{blk}.attn_k.weight', K * H, D), K),
-    tensors.take(f'{blk}.attn_v.weight', K * H, D),
-  )

@@ -26,8 +26,8 @@ from mechjax.weights.gguf import GGUFFile
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaShape:
-  """The sizes and constants of a llama-family model.
+class Sizes:
+  """The sizes that every decoder has.
 
   Attributes:
     n_layers: number of blocks.
@@ -37,9 +37,6 @@ class LlamaShape:
     n_kv_heads: key-value heads.
     d_head: width of a head.
     n_vocab: number of tokens.
-    rope_base: base of the rotary frequencies.
-    norm_eps: added to the mean square in the norms.
-    tied: the embedding is the unembedding too.
   """
 
   n_layers: int
@@ -49,9 +46,55 @@ class LlamaShape:
   n_kv_heads: int
   d_head: int
   n_vocab: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaShape(Sizes):
+  """The sizes and constants of a llama-family model.
+
+  Attributes:
+    rope_base: base of the rotary frequencies.
+    norm_eps: added to the mean square in the norms.
+    tied: the embedding is the unembedding too.
+  """
+
   rope_base: float
   norm_eps: float
   tied: bool
+
+
+def sizes(file: GGUFFile, architecture: str) -> dict[str, int]:
+  """Reads the sizes out of a GGUF header.
+
+  Args:
+    file: an open file.
+    architecture: the only one that the map reads.
+
+  Returns:
+    The fields of `Sizes`, by name.
+
+  Raises:
+    WeightsError: another architecture.
+  """
+  found = file.value('general.architecture')
+  if found != architecture:
+    raise errors.WeightsError(
+      f'{file.path} has architecture {found!r}; this name map reads {architecture!r}'
+    )
+
+  def value(key: str) -> int:
+    return file.value(f'{architecture}.{key}')
+
+  n_heads, d_model = value('attention.head_count'), value('embedding_length')
+  return {
+    'n_layers': value('block_count'),
+    'd_model': d_model,
+    'd_mlp': value('feed_forward_length'),
+    'n_heads': n_heads,
+    'n_kv_heads': file.metadata.get(f'{architecture}.attention.head_count_kv', n_heads),
+    'd_head': file.metadata.get(f'{architecture}.attention.key_length', d_model // n_heads),
+    'n_vocab': len(file.value('tokenizer.ggml.tokens')),
+  }
 
 
 def llama_shape(file: GGUFFile) -> LlamaShape:
@@ -66,29 +109,14 @@ def llama_shape(file: GGUFFile) -> LlamaShape:
   Raises:
     WeightsError: another architecture, or a rotary scheme that a plain llama does not have.
   """
-  architecture = file.value('general.architecture')
-  if architecture != 'llama':
-    raise errors.WeightsError(
-      f'{file.path} has architecture {architecture!r}; this name map reads {"llama"!r}'
-    )
+  plain = sizes(file, 'llama')
   scaling = file.metadata.get('llama.rope.scaling.type', 'none')
   if scaling != 'none':
     raise errors.WeightsError(
       f'{file.path} scales its rotary positions ({scaling!r}), which this name map cannot express'
     )
-  n_heads, d_model = (
-    file.value('llama.attention.head_count'),
-    file.value('llama.embedding_length'),
-  )
-  tokens = file.value('tokenizer.ggml.tokens')
   return LlamaShape(
-    n_layers=file.value('llama.block_count'),
-    d_model=d_model,
-    d_mlp=file.value('llama.feed_forward_length'),
-    n_heads=n_heads,
-    n_kv_heads=file.metadata.get('llama.attention.head_count_kv', n_heads),
-    d_head=file.metadata.get('llama.attention.key_length', d_model // n_heads),
-    n_vocab=len(tokens),
+    **plain,
     rope_base=file.metadata.get('llama.rope.freq_base', 10_000.0),
     # Stored as float32; the decimal that was meant is the shortest one that rounds to it.
     norm_eps=float(str(np.float32(file.value('llama.attention.layer_norm_rms_epsilon')))),
@@ -143,25 +171,51 @@ def tunix_qwen2(
 
 
 def _tunix_layer(tensors: Tensors, blk: str, shape: LlamaShape) -> dict[str, Any]:
-  D, F, N, K, H = shape.d_model, shape.d_mlp, shape.n_heads, shape.n_kv_heads, shape.d_head
+  D, N, K, H = shape.d_model, shape.n_heads, shape.n_kv_heads, shape.d_head
   take = tensors.take
+  query, key, value = qkv(tensors, blk, shape)
   return {
     'input_layernorm': {'w': take(f'{blk}.attn_norm.weight', D)},
     'attn': {
-      'q_proj': {'w': _to_heads(unpermute(take(f'{blk}.attn_q.weight', N * H, D), N), N)},
-      'k_proj': {'w': _to_heads(unpermute(take(f'{blk}.attn_k.weight', K * H, D), K), K)},
-      'v_proj': {'w': _to_heads(take(f'{blk}.attn_v.weight', K * H, D), K)},
+      'q_proj': {'w': _to_heads(query, N)},
+      'k_proj': {'w': _to_heads(key, K)},
+      'v_proj': {'w': _to_heads(value, K)},
       'o_proj': {'w': take(f'{blk}.attn_output.weight', D, N * H).T.reshape(N, H, D)},
       'q_bias': np.zeros(N * H, np.float32),
       'k_bias': np.zeros(K * H, np.float32),
       'v_bias': np.zeros(K * H, np.float32),
     },
     'post_attention_layernorm': {'w': take(f'{blk}.ffn_norm.weight', D)},
-    'mlp': {
-      'gate_proj': {'kernel': take(f'{blk}.ffn_gate.weight', F, D).T},
-      'up_proj': {'kernel': take(f'{blk}.ffn_up.weight', F, D).T},
-      'down_proj': {'kernel': take(f'{blk}.ffn_down.weight', D, F).T},
-    },
+    'mlp': mlp_kernels(*mlp(tensors, blk, shape)),
+  }
+
+
+def qkv(tensors: Tensors, blk: str, shape: LlamaShape) -> tuple[np.ndarray, ...]:
+  """A llama's query, key and value weights, [heads * H, D], rotary halves apart."""
+  D, N, K, H = shape.d_model, shape.n_heads, shape.n_kv_heads, shape.d_head
+  return (
+    unpermute(tensors.take(f'{blk}.attn_q.weight', N * H, D), N),
+    unpermute(tensors.take(f'{blk}.attn_k.weight', K * H, D), K),
+    tensors.take(f'{blk}.attn_v.weight', K * H, D),
+  )
+
+
+def mlp(tensors: Tensors, blk: str, shape: Sizes) -> tuple[np.ndarray, ...]:
+  """Gate [F, D], up [F, D] and down [D, F] of a block."""
+  D, F = shape.d_model, shape.d_mlp
+  return (
+    tensors.take(f'{blk}.ffn_gate.weight', F, D),
+    tensors.take(f'{blk}.ffn_up.weight', F, D),
+    tensors.take(f'{blk}.ffn_down.weight', D, F),
+  )
+
+
+def mlp_kernels(gate_FxD: np.ndarray, up_FxD: np.ndarray, down_DxF: np.ndarray) -> dict[str, Any]:
+  """The MLP of a block as google-tunix's and transformers' classes have it."""
+  return {
+    'gate_proj': {'kernel': gate_FxD.T},
+    'up_proj': {'kernel': up_FxD.T},
+    'down_proj': {'kernel': down_DxF.T},
   }
 
 

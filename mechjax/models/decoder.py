@@ -1,0 +1,356 @@
+"""One decoder for the GPT-2, GPT-NeoX, Llama, Qwen, Mistral and Gemma families, scanned over its layers.
+
+Upstream code is run for fidelity; this is for speed. The layers are one `lax.scan` over stacked parameters, so that
+compile time does not grow with depth, a read of k layers costs k activations, and one executable sweeps all layers.
+What differs between families is a `Config`; what differs between the layers of one model (Gemma's local and global
+attention) is data that is scanned along with the parameters.
+
+    logits = forward(params, tokens, config)          = unembed(blocks(embed(tokens)))
+    x = blocks(params, x, config, start=7, stop=12)   a stretch of layers, from a residual stream to a residual stream
+    logits, cache = step(params, tokens, cache, config)
+
+All are pure and tagged at every site of `mechjax.sites`. Computation is in the dtype of the parameters; norms,
+softmax and logits are float32. `unroll=True` writes the layers out, for tests and for loops that carry values from
+layer to layer.
+
+Letters: B batch, T position, D model, V vocabulary, L layers; the others are in `config` and `attention`.
+
+Sharp edges:
+  - With a cache, k, v, attn_scores and attn_probs span all slots of the cache, empty ones included.
+  - A token or a learned position that the table does not have becomes NaN.
+  - There is no resid_mid where attention and MLP are parallel or there is no MLP; asking for it says so.
+  - Sites are numbered by the iteration of the scan, so a scan that starts later than layer 0 has none that are
+    numbered right: asking for them says so, and `unroll=True` has them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax import compat, errors, harvest, sites
+from mechjax.models import rotary
+from mechjax.models.attention import KV, Cache, Tokens, Where, attend, number, soft_cap
+from mechjax.models.config import Config, Llama3Scaling
+from mechjax.models.norms import norm
+from mechjax.models.parameters import init, shapes
+
+__all__ = [
+  'Cache',
+  'Config',
+  'Llama3Scaling',
+  'blocks',
+  'embed',
+  'forward',
+  'init',
+  'new_cache',
+  'shapes',
+  'step',
+  'unembed',
+]
+
+ACTIVATIONS = {
+  'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+  'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+  'silu': jax.nn.silu,
+  'relu': jax.nn.relu,
+}
+
+
+def forward(
+  params: dict[str, Any],
+  tokens_BxT: jax.Array,
+  config: Config,
+  *,
+  positions: jax.Array | None = None,
+  segments: jax.Array | None = None,
+  checkpoint: bool = False,
+  unroll: bool = False,
+) -> jax.Array:
+  """Next-token logits.
+
+  Args:
+    params: as `shapes` describes them.
+    tokens_BxT: token ids, int [B, T].
+    config: the description.
+    positions: where rotary or learned embeddings place each token, int [B, T]; by default its order in its segment.
+    segments: int or bool [B, T]: a token sees tokens of its own segment only, and 0 or False is padding. A padding
+      mask is one such array, the numbering of texts packed into one row another.
+    checkpoint: whether the backward pass computes layers again instead of keeping their insides.
+    unroll: whether the layers are written out instead of scanned.
+
+  Returns:
+    Logits, float32 [B, T, V].
+
+  Raises:
+    MechjaxError: if shapes do not fit, or a text is longer than the table of learned positions.
+  """
+  where, positions = _where(tokens_BxT.shape, config, positions, segments, None)
+  x_BxTxD = _embed(params, tokens_BxT, config, positions)
+  stretch = (0, config.n_layers)
+  x_BxTxD, _ = _blocks(params, x_BxTxD, config, where, None, stretch, checkpoint, unroll)
+  return unembed(params, x_BxTxD, config)
+
+
+def step(
+  params: dict[str, Any],
+  tokens_BxT: jax.Array,
+  cache: Cache,
+  config: Config,
+  *,
+  positions: jax.Array | None = None,
+  segments: jax.Array | None = None,
+  unroll: bool = False,
+) -> tuple[jax.Array, Cache]:
+  """Next-token logits of tokens that follow what is in a cache.
+
+  Args: as `forward`; positions and orders go on from the cache. `cache` comes from `new_cache` or an earlier step.
+
+  Returns:
+    Logits, float32 [B, T, V], and the cache with these tokens in it. A cache that is not used again can be donated.
+
+  Raises:
+    MechjaxError: as `forward`, or if the cache is full (where its length is known).
+  """
+  n_slots = cache.tokens.segment.shape[1]
+  if not isinstance(cache.length, jax.core.Tracer) and cache.length + tokens_BxT.shape[1] > n_slots:
+    raise errors.MechjaxError(
+      f'{tokens_BxT.shape[1]} tokens do not fit behind {cache.length} in a cache of {n_slots}',
+      mend='new_cache(config, batch, n_slots) with as many slots as there will be tokens',
+    )
+  where, positions = _where(tokens_BxT.shape, config, positions, segments, cache)
+  x_BxTxD = _embed(params, tokens_BxT, config, positions)
+  stretch = (0, config.n_layers)
+  x_BxTxD, new_LxBxTxKxH = _blocks(params, x_BxTxD, config, where, cache.kv, stretch, False, unroll)
+  update = jax.lax.dynamic_update_slice_in_dim
+  kv = KV(*(update(old, x, cache.length, axis=2) for old, x in zip(cache.kv, new_LxBxTxKxH)))
+  cache = Cache(kv, where.keys, cache.length + tokens_BxT.shape[1])
+  return unembed(params, x_BxTxD, config), cache
+
+
+def new_cache(config: Config, batch: int, n_slots: int, dtype: Any = jnp.float32) -> Cache:
+  """An empty cache for `n_slots` tokens in each of `batch` rows, in the dtype of the parameters."""
+  size = (config.n_layers, batch, n_slots, config.n_kv_heads, config.d_head)
+  empty = lambda: jnp.zeros((batch, n_slots), jnp.int32)  # noqa: E731
+  kv = KV(jnp.zeros(size, dtype), jnp.zeros(size, dtype))
+  return Cache(kv, Tokens(empty(), empty()), jnp.int32(0))
+
+
+def embed(
+  params: dict[str, Any],
+  tokens_BxT: jax.Array,
+  config: Config,
+  *,
+  positions: jax.Array | None = None,
+  segments: jax.Array | None = None,
+) -> jax.Array:
+  """The residual stream before the first layer, [B, T, D]; arguments as in `forward`."""
+  _, positions = _where(tokens_BxT.shape, config, positions, segments, None)
+  return _embed(params, tokens_BxT, config, positions)
+
+
+def blocks(
+  params: dict[str, Any],
+  x_BxTxD: jax.Array,
+  config: Config,
+  *,
+  start: int = 0,
+  stop: int | None = None,
+  positions: jax.Array | None = None,
+  segments: jax.Array | None = None,
+  checkpoint: bool = False,
+  unroll: bool = False,
+) -> jax.Array:
+  """Runs a stretch of layers.
+
+  Args:
+    params: of the whole model.
+    x_BxTxD: the residual stream entering layer `start`.
+    config: the description.
+    start: the first layer, an int.
+    stop: the layer before which to stop; None for the end.
+    positions, segments, checkpoint, unroll: as in `forward`.
+
+  Returns:
+    The residual stream leaving layer `stop - 1`, [B, T, D].
+
+  Raises:
+    MechjaxError: if there is no such stretch, or shapes do not fit.
+  """
+  stop = config.n_layers if stop is None else stop
+  if not 0 <= start <= stop <= config.n_layers:
+    raise errors.MechjaxError(
+      f'there is no stretch from layer {start} to {stop} of {config.n_layers}'
+    )
+  where, _ = _where(x_BxTxD.shape[:2], config, positions, segments, None)
+  return _blocks(params, x_BxTxD, config, where, None, (start, stop), checkpoint, unroll)[0]
+
+
+def unembed(params: dict[str, Any], x: jax.Array, config: Config) -> jax.Array:
+  """Logits, float32 [..., V], that the final norm and the head read in a residual stream [..., D]."""
+  if config.final_norm:
+    x = harvest.sow(norm(x, params['final_norm'], config), name='final_norm')
+  equation, kernel = '...d,dv->...v', None
+  if config.tied:
+    equation, kernel = '...d,vd->...v', params['embed']['tokens']
+  else:
+    kernel = params['unembed']['kernel']
+  logits = jnp.einsum(equation, x, kernel, preferred_element_type=jnp.float32)
+  if config.unembed_bias:
+    logits += params['unembed']['bias'].astype(jnp.float32)
+  return harvest.sow(soft_cap(logits, config.logit_softcap), name='logits')
+
+
+# --- inside -----------------------------------------------------------------------------------------------
+
+
+def _where(
+  shape: tuple[int, ...],
+  config: Config,
+  positions: jax.Array | None,
+  segments: jax.Array | None,
+  cache: Cache | None,
+) -> tuple[Where, jax.Array]:
+  """What all layers share, and the positions, [B, T] or [1, T]."""
+  queries = keys = number(segments, shape, cache)
+  slot = None
+  if cache is not None:
+    slot, update = cache.length, jax.lax.dynamic_update_slice_in_dim
+    keys = Tokens(*(update(old, new, slot, axis=1) for old, new in zip(cache.tokens, queries)))
+  if positions is None:
+    # Padding stands at 0: more of it than there are learned positions would be NaN, and NaN times nothing is NaN.
+    positions = queries.order
+    if segments is not None:
+      positions = jnp.where(queries.segment > 0, positions, 0)
+    if config.n_positions and segments is None and cache is None and shape[1] > config.n_positions:
+      raise errors.MechjaxError(f'{shape[1]} tokens for {config.n_positions} learned positions')
+  elif positions.shape not in (shape, (1, shape[1])):
+    raise errors.MechjaxError(f'positions have shape {positions.shape}, the tokens {shape}')
+  if config.positions != 'rotary':
+    return Where(queries, keys, slot, None), positions
+  kinds = (rotary.angles(config, positions, False), rotary.angles(config, positions, True))
+  return Where(queries, keys, slot, kinds), positions
+
+
+def _embed(
+  params: dict[str, Any], tokens_BxT: jax.Array, config: Config, positions: jax.Array
+) -> jax.Array:
+  table = params['embed']
+  x_BxTxD = jnp.take(table['tokens'], tokens_BxT, axis=0) * config.embed_scale
+  if config.positions == 'learned':
+    x_BxTxD += jnp.take(table['positions'], positions, axis=0)
+  return harvest.sow(x_BxTxD, name='embed')
+
+
+def _blocks(
+  params: dict[str, Any],
+  x_BxTxD: jax.Array,
+  config: Config,
+  where: Where,
+  cached: KV | None,
+  stretch: tuple[int, int],
+  checkpoint: bool,
+  unroll: bool,
+) -> tuple[jax.Array, Any]:
+  """Layers from stretch[0] to before stretch[1]; the keys and values [L, B, T, K, H] if there is a cache."""
+  mixed = any(config.local) and not all(config.local)
+  kinds = np.array(config.local) if mixed else None
+
+  def body(x, layer):
+    p, kind, kv = layer
+    x, new = _layer(p, x, config, where, any(config.local) if kind is None else kind, kv)
+    return x, None if kv is None else new
+
+  if checkpoint:
+    body = jax.checkpoint(body, prevent_cse=unroll)
+  stacks = (params['layers'], kinds, cached)
+  if unroll:
+    return _written_out(body, x_BxTxD, stacks, stretch)
+  if stretch == (0, config.n_layers):
+    return jax.lax.scan(body, x_BxTxD, stacks)
+  # Indexed inside the scan: a slice of the stacks would be a copy of the layers' parameters.
+  at = lambda i: jax.tree.map(lambda a: jnp.asarray(a)[i], stacks)  # noqa: E731
+  with compat.GATE(None) if stretch[0] else contextlib.nullcontext():
+    x_BxTxD, news = jax.lax.scan(lambda x, i: body(x, at(i)), x_BxTxD, jnp.arange(*stretch))
+  return (_unnumbered(x_BxTxD, stretch) if stretch[0] else x_BxTxD), news
+
+
+def _written_out(body: Any, x: jax.Array, stacks: Any, stretch: tuple[int, int]) -> tuple[Any, Any]:
+  news = []
+  for i in range(*stretch):
+    with sites.layer(i):
+      x, new = body(x, jax.tree.map(lambda a, i=i: a[i], stacks))
+    news.append(new)
+  return x, jax.tree.map(lambda *xs: jnp.stack(xs), *news) if news else None
+
+
+def _layer(
+  p: dict[str, Any],
+  x_BxTxD: jax.Array,
+  config: Config,
+  where: Where,
+  local: jax.Array | bool,
+  cached: KV | None,
+) -> tuple[jax.Array, KV]:
+  """One block: the residual stream it leaves, and the keys and values of these tokens."""
+  x_BxTxD = harvest.sow(x_BxTxD, name='resid_pre')
+  h_BxTxD = harvest.sow(norm(x_BxTxD, p.get('attn_norm'), config), name='attn_norm')
+  attn_out_BxTxD, new = attend(p['attn'], h_BxTxD, config, where, local, cached)
+  attn_out_BxTxD = norm(attn_out_BxTxD, p.get('attn_post_norm'), config)
+  attn_out_BxTxD = harvest.sow(attn_out_BxTxD, name='attn_out')
+  if not config.d_mlp:
+    return harvest.sow(_without_mlp(x_BxTxD + attn_out_BxTxD), name='resid_post'), new
+  if config.parallel:
+    mlp_out_BxTxD = _mlp(p, _parallel(x_BxTxD), config)
+    return harvest.sow(x_BxTxD + attn_out_BxTxD + mlp_out_BxTxD, name='resid_post'), new
+  x_BxTxD = harvest.sow(x_BxTxD + attn_out_BxTxD, name='resid_mid')
+  return harvest.sow(x_BxTxD + _mlp(p, x_BxTxD, config), name='resid_post'), new
+
+
+def _mlp(p: dict[str, Any], x_BxTxD: jax.Array, config: Config) -> jax.Array:
+  """What the MLP adds to the residual stream."""
+  h_BxTxD = harvest.sow(norm(x_BxTxD, p.get('mlp_norm'), config), name='mlp_norm')
+  w = p['mlp']
+  act = ACTIVATIONS[config.activation]
+  if config.gated:
+    gate_BxTxF = harvest.sow(_affine(w, 'gate', h_BxTxD), name='mlp_pre')
+    post_BxTxF = act(gate_BxTxF) * _affine(w, 'up', h_BxTxD)
+  else:
+    post_BxTxF = act(harvest.sow(_affine(w, 'up', h_BxTxD), name='mlp_pre'))
+  post_BxTxF = harvest.sow(post_BxTxF, name='mlp_post')
+  out_BxTxD = norm(_affine(w, 'down', post_BxTxF), p.get('mlp_post_norm'), config)
+  return harvest.sow(out_BxTxD, name='mlp_out')
+
+
+def _affine(w: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
+  bias = w.get(f'{name}_bias')
+  return x @ w[name] if bias is None else x @ w[name] + bias
+
+
+# --- sites that are not there -----------------------------------------------------------------------------
+
+
+def _parallel(x: jax.Array) -> jax.Array:
+  cause = 'attention and MLP are parallel: both read resid_pre, and nothing lies between them'
+  return harvest.absent(x, names=['resid_mid'], cause=cause, mend='use resid_pre or resid_post')
+
+
+def _without_mlp(x: jax.Array) -> jax.Array:
+  names = [n for n in sites.CANONICAL if n.startswith('mlp_') or n == 'resid_mid']
+  cause = 'this is a model of attention alone'
+  return harvest.absent(x, names=names, cause=cause, mend='use attn_out or resid_post')
+
+
+def _unnumbered(x: jax.Array, stretch: tuple[int, int]) -> jax.Array:
+  names = list(sites.CANONICAL)
+  inside = names[names.index('resid_pre') : names.index('resid_post') + 1]
+  return harvest.absent(
+    x,
+    names=[f'{name}.{i}' for i in range(*stretch) for name in inside],
+    cause=f'this scan starts at layer {stretch[0]}, and the sites in a scan are numbered from 0',
+    mend='unroll=True numbers them right; starting at layer 0 does as well',
+  )

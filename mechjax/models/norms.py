@@ -1,0 +1,49 @@
+"""The norms of a decoder: LayerNorm and RMSNorm.
+
+Both are computed in float32, whatever the model's dtype, and scaled before they are rounded: the sum of a thousand
+bfloat16 squares is not to be had in bfloat16.
+
+Sharp edge: the scale is what the file holds plus `config.norm_offset`, which is 1 for Gemma.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mechjax.models.config import Config
+
+
+def norm(x: jax.Array, p: dict[str, jax.Array] | None, config: Config) -> jax.Array:
+  """The norm that `config` describes over the last axis; `x` itself where there is none.
+
+  Args:
+    x: [..., D].
+    p: 'scale' and, for LayerNorm, 'bias', each [D]; None if there is no norm.
+    config: the description.
+
+  Returns:
+    [..., D] in the dtype of `x`.
+  """
+  if p is None:
+    return x
+  return layer(x, p, config) if config.norm == 'layer' else rms(x, p['scale'], config)
+
+
+def rms(x: jax.Array, scale: jax.Array, config: Config) -> jax.Array:
+  """x / sqrt(mean(x^2) + eps) * scale."""
+  wide = x.astype(jnp.float32)
+  wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + config.norm_eps)
+  return (wide * _gain(scale, config)).astype(x.dtype)
+
+
+def layer(x: jax.Array, p: dict[str, jax.Array], config: Config) -> jax.Array:
+  """(x - mean) / sqrt(variance + eps) * scale + bias."""
+  wide = x.astype(jnp.float32)
+  wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+  wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + config.norm_eps)
+  return (wide * _gain(p['scale'], config) + p['bias'].astype(jnp.float32)).astype(x.dtype)
+
+
+def _gain(scale: jax.Array, config: Config) -> jax.Array:
+  return scale.astype(jnp.float32) + config.norm_offset

@@ -1,0 +1,97 @@
+"""Our own decoder behind a `LanguageModel`: weights from anywhere, one pure function.
+
+A model is a GGUF file, a directory as HuggingFace publishes them, or an Orbax checkpoint that was written here. All
+three describe themselves in the words of `config.json`, become a `Config` and a tree of
+stacked, possibly sharded arrays, and run in `decoder`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mechjax import generate
+from mechjax.models import decoder, families, sharding, tokenizers
+from mechjax.models.language_model import Forward
+from mechjax.weights import huggingface, llama_cpp, orbax
+from mechjax.weights.gguf import GGUFFile
+
+
+def load(
+  path: Path, dtype: Any = jnp.float32, mesh: jax.sharding.Mesh | None = None
+) -> tuple[Forward, tokenizers.Tokenizer]:
+  """Reads a model.
+
+  Args:
+    path: a GGUF file, or a directory with `config.json` and safetensors or with an Orbax checkpoint.
+    dtype: of the parameters: jnp.float32 or jnp.bfloat16.
+    mesh: where to put them, by the rules of `sharding`; None for the default device.
+
+  Returns:
+    Its forward pass and tokenizer.
+
+  Raises:
+    WeightsError: a file is damaged, or the family is not known.
+  """
+  if path.is_file():
+    file = GGUFFile(path)
+    described, read = llama_cpp.config(file), functools.partial(llama_cpp.read, file)
+    tokenizer = tokenizers.from_gguf(file.metadata)
+  else:
+    described, read = _directory(path)
+    tokenizer = tokenizers.from_huggingface(path, described)
+  config = families.from_hf(described)
+  if mesh is None:
+    params = read(decoder.shapes(config, dtype))
+  else:
+    params = read(sharding.sharded_shapes(config, mesh, dtype))
+  return forward(params, config), tokenizer
+
+
+def _directory(path: Path) -> tuple[dict[str, Any], Callable[[Any], Any]]:
+  if orbax.is_checkpoint(path):
+    return orbax.config(path), functools.partial(orbax.read, path)
+  return huggingface.config(path), functools.partial(huggingface.read, path)
+
+
+def forward(params: Mapping[str, Any], config: decoder.Config) -> Forward:
+  """The decoder of these parameters, as pure functions."""
+  return Forward(
+    params=params,
+    apply=_Apply(config),
+    unembed=functools.partial(_unembed, config),
+    n_layers=config.n_layers,
+    d_model=config.d_model,
+    config=config,
+    generator=_generator(config, params['embed']['tokens'].dtype),
+  )
+
+
+class _Apply:
+  """(params, tokens, **options of `decoder.forward`) -> logits."""
+
+  def __init__(self, config: decoder.Config):
+    self.config = config
+
+  def __call__(self, params: Any, tokens: jax.Array, **options: Any) -> jax.Array:
+    return decoder.forward(params, tokens, self.config, **options)
+
+
+def _unembed(config: decoder.Config, params: Any, residual: jax.Array) -> jax.Array:
+  return decoder.unembed(params, residual, config)
+
+
+@functools.cache
+def _generator(config: decoder.Config, dtype: Any) -> generate.Model:
+  def step(params: Any, tokens: jax.Array, mask: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    return decoder.step(params, tokens, cache, config, segments=mask.astype(jnp.int32))
+
+  def new_cache(rows: int, slots: int) -> Any:
+    return decoder.new_cache(config, rows, slots, dtype)
+
+  return generate.Model(step, new_cache)

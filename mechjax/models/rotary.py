@@ -1,0 +1,65 @@
+"""Rotary positions: each pair of numbers in a head is turned by an angle that grows with the position.
+
+Pair j of a head is (x[j], x[j + J]): its halves lie apart, as in every file that transformers writes. The angles are
+the same for all layers of a kind, so they are computed once per forward pass, outside the scan over layers, and a
+layer picks its kind's.
+
+Letters: B batch, T position, N heads, H head, J = (turned part of H) / 2.
+
+Sharp edges: angles and turning are float32 whatever the model's dtype; a position beyond 2**24 is rounded.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax.models.config import Config, Llama3Scaling
+
+
+class Angles(NamedTuple):
+  """Cosine and sine of every angle, float32 [B, T, J]; B is 1 where all rows have the same positions."""
+
+  cos: jax.Array
+  sin: jax.Array
+
+
+def frequencies(config: Config, local: bool) -> np.ndarray:
+  """Radians per position of each pair, float32 [J], in global or in local layers."""
+  own_base = local and config.rope_local_base is not None
+  base = config.rope_local_base if own_base else config.rope_base
+  J = config.d_rotary // 2
+  per_position = float(base or 0.0) ** (-np.arange(J) / J)
+  if own_base:
+    return per_position.astype(np.float32)
+  per_position = per_position / config.rope_scale
+  if config.rope_scaling is not None:
+    per_position = _stretched(per_position, config.rope_scaling)
+  return per_position.astype(np.float32)
+
+
+def _stretched(per_position: np.ndarray, s: Llama3Scaling) -> np.ndarray:
+  """Llama 3: short waves stay, long ones are stretched, those between are interpolated."""
+  turns = s.original_length * per_position / (2 * math.pi)
+  kept = np.clip((turns - s.low_frequency) / (s.high_frequency - s.low_frequency), 0, 1)
+  return kept * per_position + (1 - kept) * per_position / s.factor
+
+
+def angles(config: Config, positions_BxT: jax.Array, local: bool) -> Angles:
+  """The angles at these positions."""
+  angle_BxTxJ = positions_BxT[..., None].astype(jnp.float32) * frequencies(config, local)
+  return Angles(jnp.cos(angle_BxTxJ), jnp.sin(angle_BxTxJ))
+
+
+def turn(x_BxTxNxH: jax.Array, angles: Angles) -> jax.Array:
+  """Turns every head by the angle of its position."""
+  J = angles.cos.shape[-1]
+  cos, sin = angles.cos[:, :, None], angles.sin[:, :, None]
+  x = x_BxTxNxH.astype(jnp.float32)
+  one, other, rest = x[..., :J], x[..., J : 2 * J], x[..., 2 * J :]
+  turned = [one * cos - other * sin, other * cos + one * sin, rest]
+  return jnp.concatenate(turned, axis=-1).astype(x_BxTxNxH.dtype)

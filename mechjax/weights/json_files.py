@@ -1,0 +1,93 @@
+"""JSON that somebody else wrote: configs, indices, headers.
+
+What comes out of here is an object and nothing else, so that whoever reads it need not ask. Python's
+reader is more generous than is good for a file that may be damaged: of two values under one key it
+takes the last, it knows NaN, and brackets nested deep enough end in a RecursionError.
+
+Sharp edge: files are read whole, so their size is bounded; the largest that exist are tokenizers, of
+some forty megabytes.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+from pathlib import Path
+from typing import Any
+
+from mechjax import errors
+
+_MAX_BYTES = 200_000_000
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """The object in a file.
+
+  Args:
+    path: of the file.
+
+  Returns:
+    The object.
+
+  Raises:
+    WeightsError: there is no such file, or it is damaged.
+  """
+  return parse_json(path, content(path), 'the file')
+
+
+def content(path: Path) -> bytes:
+  """The bytes of a file of JSON.
+
+  Args:
+    path: of the file.
+
+  Returns:
+    All of them.
+
+  Raises:
+    WeightsError: there is no such file, or it is too large to be one of JSON.
+  """
+  if not path.is_file():
+    raise errors.WeightsError(
+      f'no {path.name} in {path.parent}', mend='give the directory of a whole checkpoint'
+    )
+  if path.stat().st_size > _MAX_BYTES:
+    raise errors.WeightsError(f'{path} has {path.stat().st_size} bytes; {_MAX_BYTES} are read')
+  return path.read_bytes()
+
+
+def parse_json(path: Path, text: bytes, what: str) -> dict[str, Any]:
+  """A JSON object from somebody else.
+
+  Args:
+    path: of the file that it is from.
+    text: the JSON.
+    what: what it is, for the message.
+
+  Returns:
+    The object, no key of which occurs twice.
+
+  Raises:
+    WeightsError: it is not JSON, or not an object.
+  """
+  try:
+    found = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+  except (ValueError, RecursionError) as e:
+    raise errors.WeightsError(
+      f'{path}: {what} is not JSON as it should be: {e}', cause='the file is damaged'
+    ) from e
+  if not isinstance(found, dict):
+    raise errors.WeightsError(f'{path}: {what} is {type(found).__name__}, not an object')
+  return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) != len(pairs):
+    often = collections.Counter(key for key, _ in pairs).most_common(1)
+    raise ValueError(f'{often[0][0]!r:.100} occurs {often[0][1]} times')
+  return found
+
+
+def _no_constant(name: str) -> Any:
+  raise ValueError(f'{name} is not a number of JSON')

@@ -1,0 +1,189 @@
+"""Name maps as tables: one line says where a parameter is in a file, and how its axes lie there.
+
+A map written as code says the same thing twice, once for reading and once for writing, and a
+third time for the shapes it expects; the three drift apart, and a model with two axes exchanged
+still speaks, only worse. Here a line is data, and reading, writing and checking follow from it:
+
+    Line('layers.attn.q', 'model.layers.{}.self_attn.q_proj.weight', '(N H) D -> D N H')
+
+On the left of the arrow are the axes in the file, on the right those of one layer's parameter;
+sizes come from the parameter's shape. Brackets hold axes that are laid out as one, as in einops.
+Two things go beyond einops. `0/3` is part 0 of an axis of 3: how queries, keys and values share a
+tensor. A number is an axis of that size: `(N J 2) D -> D N (2 J)` are rotary pairs, side by side
+in the file, in halves in the parameter. A line without an arrow changes nothing.
+
+The tables themselves are written as text, for `lines` to read: parameter, tensor, axes.
+
+Sharp edge: an array that has been laid out is a view of the file's wherever NumPy can make it one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+Axes = tuple[tuple[str, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """Where one parameter is in a file.
+
+  Attributes:
+    leaf: dotted path in the tree of parameters; under 'layers' it is stacked over layers.
+    name: of the tensor in the file, `{}` standing for the layer.
+    axes: 'axes in the file -> axes of the parameter', without the stacked one.
+    plus: added to what is read.
+  """
+
+  leaf: str
+  name: str
+  axes: str
+  plus: float = 0.0
+
+  @property
+  def stacked(self) -> bool:
+    """Whether the parameter has a leading axis of layers, with a tensor for each."""
+    return '{}' in self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A name map.
+
+  Attributes:
+    lines: one for each parameter that the family can have.
+    aliases: (beginning of a name as it is written, another that is found in files).
+    copies: (name, name of the tensor of which it is a copy); compared when both are there.
+    unused: globs of tensors that files hold and that parameters do not depend on.
+  """
+
+  lines: tuple[Line, ...]
+  aliases: tuple[tuple[str, str], ...] = ()
+  copies: tuple[tuple[str, str], ...] = ()
+  unused: tuple[str, ...] = ()
+
+  def spellings(self, name: str) -> list[str]:
+    """The names under which a tensor may be found, as it is written first."""
+    others = [new + name.removeprefix(old) for old, new in self.aliases if name.startswith(old)]
+    return [name, *others]
+
+
+def lines(text: str) -> tuple[Line, ...]:
+  """Reads a table written as text.
+
+  Args:
+    text: a line for each parameter: its path, the tensor's name, the axes; after a bar, what is
+      added on reading.
+
+  Returns:
+    The lines.
+  """
+  rows = [row.split(None, 2) for row in text.strip().splitlines()]
+  split = [(leaf, name, rest.partition('|')) for leaf, name, rest in rows]
+  return tuple(Line(leaf, name, r[0].strip(), float(r[2] or 0)) for leaf, name, r in split)
+
+
+def file_shape(line: Line, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """The shape that a tensor has in the file.
+
+  Args:
+    line: of its parameter.
+    shape: of the parameter, of one layer if it is stacked.
+
+  Returns:
+    The shape; that of the whole tensor where the parameter is a part of one.
+  """
+  left, right = _parse(line.axes)
+  sizes = _sizes(right, shape)
+  return tuple(math.prod(_size(axis, sizes) for axis in group) for group in left)
+
+
+def row_axis(line: Line) -> int | None:
+  """The axis of the parameter that is the tensor's first, so that rows can be read by themselves.
+
+  Args:
+    line: of the parameter.
+
+  Returns:
+    Its number, not counting the stacked axis; None if the tensor's first axis is several.
+  """
+  left, right = _parse(line.axes)
+  first = left[0] if left else ()
+  return right.index(first) if len(first) == 1 and first in right else None
+
+
+def to_parameter(line: Line, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """A parameter (one layer of it) out of the tensor that holds it.
+
+  Args:
+    line: of the parameter.
+    tensor: in the shape that `file_shape` says.
+    shape: of the parameter, of one layer if it is stacked.
+
+  Returns:
+    An array of that shape.
+  """
+  part, order = _split(line, tensor, shape)
+  return part.transpose(order).reshape(shape)
+
+
+def place(line: Line, parameter: np.ndarray, tensor: np.ndarray) -> None:
+  """Writes a parameter (one layer of it) where it belongs in a tensor; undoes `to_parameter`.
+
+  Args:
+    line: of the parameter.
+    parameter: its values.
+    tensor: contiguous, in the shape that `file_shape` says; other parts of it are left alone.
+  """
+  part, order = _split(line, tensor, parameter.shape)
+  flat = part.transpose(order)
+  flat[...] = (
+    parameter.reshape(flat.shape) - line.plus if line.plus else parameter.reshape(flat.shape)
+  )
+
+
+def _split(
+  line: Line, tensor: np.ndarray, shape: tuple[int, ...]
+) -> tuple[np.ndarray, tuple[int, ...]]:
+  """The tensor with every axis by itself, and the order in which the parameter has them."""
+  left, right = _parse(line.axes)
+  sizes = _sizes(right, shape)
+  axes = _flat(left)
+  whole = tensor.reshape([_size(axis, sizes) for axis in axes])
+  part = whole[tuple(int(a.split('/')[0]) if '/' in a else slice(None) for a in axes)]
+  kept = [axis for axis in axes if '/' not in axis]
+  return part, tuple(kept.index(axis) for axis in _flat(right))
+
+
+@functools.cache
+def _parse(axes: str) -> tuple[Axes, Axes]:
+  left, _, right = axes.partition('->')
+  return _groups(left), _groups(right or left)
+
+
+def _groups(side: str) -> Axes:
+  found = re.findall(r'\(([^)]*)\)|(\S+)', side)
+  return tuple(tuple(group.split()) if group else (single,) for group, single in found)
+
+
+def _flat(groups: Iterable[tuple[str, ...]]) -> list[str]:
+  return [axis for group in groups for axis in group]
+
+
+def _sizes(groups: Axes, shape: tuple[int, ...]) -> dict[str, int]:
+  """Sizes of the lettered axes of a parameter; in a group, all but one are numbers."""
+  sizes: dict[str, int] = {}
+  for group, size in zip(groups, shape, strict=True):
+    known = math.prod(int(axis) for axis in group if axis.isdigit())
+    sizes |= {axis: size // known for axis in group if not axis.isdigit()}
+  return sizes
+
+
+def _size(axis: str, sizes: dict[str, int]) -> int:
+  return sizes[axis] if axis in sizes else int(axis.split('/')[-1])

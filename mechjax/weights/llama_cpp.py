@@ -1,0 +1,193 @@
+"""GGUF files, as llama.cpp names what is in them, to the decoder's parameters.
+
+A quantised file is the quickest way to a real model: one download, and the tokenizer is inside.
+`config` says what the header says in the vocabulary of HuggingFace's `config.json`, so that there
+is one way on from there, and what was read from a GGUF file can be written as safetensors.
+
+    file = GGUFFile(path)
+    described = llama_cpp.config(file)
+    params = llama_cpp.read(file, decoder.shapes(families.from_hf(described)))
+
+Two things were done to the numbers when the file was made, and the tables undo them. In llamas the
+halves of each rotary pair were put side by side; leave them there and the model still speaks, with
+twice the loss. In Gemma 3 one was added to the norms' weights, so that every reader multiplies
+alike; the decoder adds the one itself.
+
+Sharp edge: everything is dequantised, so a file of 4 bits takes eight times its size in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mechjax import errors
+from mechjax.weights import gemma, loading, names
+from mechjax.weights.gguf import GGUFFile
+from mechjax.weights.layouts import Table, lines
+
+# Factors of the rotary wavelengths: a constant of the model, which `config` turns into settings.
+_STRETCH = 'rope_freqs.weight'
+
+_SHARED = """
+    embed.tokens            token_embd.weight            V D
+    layers.attn.v           blk.{}.attn_v.weight         (K H) D -> D K H
+    layers.attn.o           blk.{}.attn_output.weight    D (N H) -> N H D
+    layers.mlp.gate         blk.{}.ffn_gate.weight       F D -> D F
+    layers.mlp.up           blk.{}.ffn_up.weight         F D -> D F
+    layers.mlp.down         blk.{}.ffn_down.weight       D F -> F D
+    unembed.kernel          output.weight                V D -> D V
+"""
+
+LLAMA = Table(
+  lines(_SHARED)
+  + lines("""
+    layers.attn_norm.scale  blk.{}.attn_norm.weight      D
+    layers.attn.q           blk.{}.attn_q.weight         (N J 2) D -> D N (2 J)
+    layers.attn.k           blk.{}.attn_k.weight         (K J 2) D -> D K (2 J)
+    layers.mlp_norm.scale   blk.{}.ffn_norm.weight       D
+    final_norm.scale        output_norm.weight           D
+  """),
+  unused=(_STRETCH,),
+)
+
+GEMMA3 = Table(
+  lines(_SHARED)
+  + lines("""
+    layers.attn_norm.scale       blk.{}.attn_norm.weight             D | -1
+    layers.attn.q                blk.{}.attn_q.weight                (N H) D -> D N H
+    layers.attn.k                blk.{}.attn_k.weight                (K H) D -> D K H
+    layers.attn.q_norm           blk.{}.attn_q_norm.weight           H | -1
+    layers.attn.k_norm           blk.{}.attn_k_norm.weight           H | -1
+    layers.attn_post_norm.scale  blk.{}.post_attention_norm.weight   D | -1
+    layers.mlp_norm.scale        blk.{}.ffn_norm.weight              D | -1
+    layers.mlp_post_norm.scale   blk.{}.post_ffw_norm.weight         D | -1
+    final_norm.scale             output_norm.weight                  D | -1
+  """)
+)
+
+
+def config(file: GGUFFile) -> dict[str, Any]:
+  """What the header says, in the words of HuggingFace's `config.json`.
+
+  Args:
+    file: an open file.
+
+  Returns:
+    Such an object, with every value that the family's equations depend on.
+
+  Raises:
+    WeightsError: the architecture is not known here, or is a variant of one that is.
+  """
+  return {**_of(file)[1](file), **_special_tokens(file)}
+
+
+def read(file: GGUFFile, shapes: Any) -> Any:
+  """Reads a file into the decoder's parameters.
+
+  Args:
+    file: an open file.
+    shapes: of the parameters, as `decoder.shapes(config)` gives them: a tree of
+      jax.ShapeDtypeStruct, whose dtypes and shardings are those of the result.
+
+  Returns:
+    The tree of arrays, stacked over layers.
+
+  Raises:
+    WeightsError: the architecture is not known here, or tensors are missing, left over or of
+      another shape.
+  """
+  return loading.load(file, _of(file)[0], shapes)
+
+
+def _of(file: GGUFFile) -> tuple[Table, Callable[[GGUFFile], dict[str, Any]]]:
+  architecture = file.value('general.architecture')
+  if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
+    raise errors.WeightsError(
+      f'{file.path} has architecture {architecture!r:.100}',
+      where=f'known: {sorted(_ARCHITECTURES)}',
+    )
+  return _ARCHITECTURES[architecture]
+
+
+def _llama(file: GGUFFile) -> dict[str, Any]:
+  s = names.llama_shape(file)
+  return {
+    'model_type': 'llama',
+    **_sizes(s),
+    'hidden_act': 'silu',
+    'rms_norm_eps': s.norm_eps,
+    'rope_theta': s.rope_base,
+    'rope_scaling': _stretched(file, s) if _STRETCH in file.tensors else None,
+    'max_position_embeddings': file.value('llama.context_length'),
+    'attention_bias': False,
+    'mlp_bias': False,
+    'tie_word_embeddings': s.tied,
+  }
+
+
+def _stretched(file: GGUFFile, s: names.LlamaShape) -> dict[str, Any]:
+  """The settings of Llama 3 that give a file's factors; the header does not hold them."""
+  found = file.read(_STRETCH)
+  factor, low, high, length = float(found.max()), 1.0, 4.0, 8192
+  waves = 2 * np.pi * s.rope_base ** (np.arange(0, s.d_head, 2) / s.d_head)
+  kept = np.clip((length / waves - low) / (high - low), 0, 1)
+  expected = 1 / ((1 - kept) / factor + kept)
+  if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-4):
+    raise errors.WeightsError(
+      f'{file.path} stretches its rotary wavelengths in a way that Llama 3 does not: {found}'
+    )
+  return {
+    'rope_type': 'llama3',
+    'factor': factor,
+    'low_freq_factor': low,
+    'high_freq_factor': high,
+    'original_max_position_embeddings': length,
+  }
+
+
+def _gemma3(file: GGUFFile) -> dict[str, Any]:
+  s = gemma.gemma3_shape(file)
+  scale = s.global_rope_scale
+  return {
+    'model_type': 'gemma3_text',
+    **_sizes(s),
+    'hidden_activation': 'gelu_pytorch_tanh',
+    'rms_norm_eps': 1e-6,
+    'rope_theta': s.global_rope_base,
+    'rope_local_base_freq': s.local_rope_base,
+    'rope_scaling': None if scale == 1.0 else {'rope_type': 'linear', 'factor': scale},
+    'sliding_window': s.window,
+    'layer_types': [
+      'full_attention' if (i + 1) % gemma.PERIOD == 0 else 'sliding_attention'
+      for i in range(s.n_layers)
+    ],
+    'query_pre_attn_scalar': s.d_head,
+    'max_position_embeddings': file.value('gemma3.context_length'),
+    'attention_bias': False,
+    'attn_logit_softcapping': None,
+    'final_logit_softcapping': None,
+    'tie_word_embeddings': 'output.weight' not in file.tensors,
+  }
+
+
+def _sizes(s: names.LlamaShape | gemma.Gemma3Shape) -> dict[str, int]:
+  return {
+    'num_hidden_layers': s.n_layers,
+    'hidden_size': s.d_model,
+    'intermediate_size': s.d_mlp,
+    'num_attention_heads': s.n_heads,
+    'num_key_value_heads': s.n_kv_heads,
+    'head_dim': s.d_head,
+    'vocab_size': s.n_vocab,
+  }
+
+
+def _special_tokens(file: GGUFFile) -> dict[str, Any]:
+  ids = {f'{x}_token_id': file.metadata.get(f'tokenizer.ggml.{x}_token_id') for x in ('bos', 'eos')}
+  return {key: value for key, value in ids.items() if value is not None}
+
+
+_ARCHITECTURES = {'llama': (LLAMA, _llama), 'gemma3': (GEMMA3, _gemma3)}

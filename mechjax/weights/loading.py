@@ -1,0 +1,145 @@
+"""From files into stacked, sharded arrays, with room for one model and not for two.
+
+A checkpoint has a tensor for each layer, the decoder one array for all layers, and the obvious way
+from one to the other (read everything, stack, convert, send to the devices) holds the model three
+times over. `load` knows the final arrays beforehand, shape, dtype and sharding, so it makes the
+buffer of every shard that lives on this host, fills it layer by layer, and hands it to the device.
+On CPU the device takes the buffer as it is. What is in memory besides is a piece of one tensor.
+
+`matching` holds the map against the file before the first byte is read.
+
+Sharp edge: a host fills the shards of its own devices only, so every process of a group calls
+`load`, as it would `jax.make_array_from_callback`.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from mechjax.weights.layouts import Line, Table, row_axis, to_parameter
+from mechjax.weights.matching import leaf_name, match
+from mechjax.weights.tensors import Reader
+
+# XLA on CPU takes a host buffer as it is if it is aligned to this many bytes.
+_ALIGNMENT = 64
+
+# How many numbers of a tensor are in memory at a time, beside the parameters.
+_PIECE = 1 << 22
+
+# A part of an array: start and stop along every axis.
+Box = tuple[tuple[int, int], ...]
+
+
+def load(reader: Reader, table: Table, shapes: Any) -> Any:
+  """Reads the parameters of a decoder.
+
+  Args:
+    reader: an open file.
+    table: which tensor is which parameter.
+    shapes: tree of nested dicts of jax.ShapeDtypeStruct, as `decoder.shapes` gives it. The dtype
+      of each is what is made of the file's numbers; its sharding, if it has one, is where they go.
+
+  Returns:
+    The same tree, of arrays.
+
+  Raises:
+    WeightsError: tensors are missing, left over or of another shape than the parameters; all of
+      them are named.
+  """
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)
+  targets = {leaf_name(path): target for path, target in leaves}
+  found = match(reader, table, targets)
+  # The largest tensors first, while little else is in memory.
+  order = sorted(targets, key=lambda leaf: -_one(found[leaf][0], targets[leaf].shape))
+  arrays = {leaf: _filled(reader, *found[leaf], targets[leaf]) for leaf in order}
+  return jax.tree.unflatten(treedef, [arrays[leaf] for leaf in targets])
+
+
+def _one(line: Line, shape: tuple[int, ...]) -> int:
+  """How many numbers a tensor of the parameter has."""
+  return math.prod(shape[1:] if line.stacked else shape)
+
+
+def _filled(reader: Reader, line: Line, names: list[str], target: Any) -> jax.Array:
+  """One parameter, read piece by piece into the buffers of its shards."""
+  devices = _devices(target)
+  buffers: dict[Box, Any] = {box: _aligned(_extent(box), target.dtype) for box in devices}
+  for layer, name in enumerate(names):
+    for rows, box in _pieces(line, target, layer, reader.tensors[name].together):
+      overlaps = [(b, both) for b in buffers if (both := _common(b, box)) is not None]
+      if overlaps:
+        values = _values(reader.read(name, rows), line, box)
+        for b, both in overlaps:
+          buffers[b][_within(both, b)] = values[_within(both, box)]
+  return _handed_over(buffers, devices, target)
+
+
+def _pieces(line: Line, target: Any, layer: int, together: int) -> Iterator[tuple[slice, Box]]:
+  """Rows of a tensor, and the box of the parameter that they fill; few enough to be held at a time."""
+  shape = target.shape[1:] if line.stacked else target.shape
+  lead = ((layer, layer + 1),) if line.stacked else ()
+  axis = row_axis(line)
+  if axis is None or math.prod(shape) <= _PIECE:
+    yield slice(None), (*lead, *((0, size) for size in shape))
+    return
+  step = together * max(1, _PIECE * shape[axis] // math.prod(shape) // together)
+  for start in range(0, shape[axis], step):
+    rows = (start, min(start + step, shape[axis]))
+    yield slice(*rows), (*lead, *(rows if i == axis else (0, n) for i, n in enumerate(shape)))
+
+
+def _values(tensor: np.ndarray, line: Line, box: Box) -> np.ndarray:
+  shape = _extent(box)
+  values = to_parameter(line, tensor, shape[1:] if line.stacked else shape).reshape(shape)
+  return values.astype(np.float32) + np.float32(line.plus) if line.plus else values
+
+
+def _devices(target: Any) -> dict[Box, list[Any]]:
+  """The box of each distinct shard on this host, and the devices that hold it."""
+  if target.sharding is None:
+    return {tuple((0, size) for size in target.shape): [None]}
+  devices: dict[Box, list[Any]] = collections.defaultdict(list)
+  for device, index in target.sharding.addressable_devices_indices_map(target.shape).items():
+    box = tuple(s.indices(size)[:2] for s, size in zip(index, target.shape))
+    where = jax.sharding.SingleDeviceSharding(device, memory_kind=target.sharding.memory_kind)
+    devices[box].append(where)
+  return devices
+
+
+def _extent(box: Box) -> tuple[int, ...]:
+  return tuple(stop - start for start, stop in box)
+
+
+def _common(a: Box, b: Box) -> Box | None:
+  """Where two boxes overlap; None if nowhere."""
+  both = tuple((max(x[0], y[0]), min(x[1], y[1])) for x, y in zip(a, b))
+  return both if all(start < stop for start, stop in both) else None
+
+
+def _within(box: Box, outer: Box) -> tuple[slice, ...]:
+  """A box as an index of an array that holds `outer`."""
+  return tuple(slice(start - o, stop - o) for (start, stop), (o, _) in zip(box, outer))
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+  n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+  raw = np.empty(n_bytes + _ALIGNMENT, np.uint8)
+  start = -raw.ctypes.data % _ALIGNMENT
+  return raw[start : start + n_bytes].view(dtype).reshape(shape)
+
+
+def _handed_over(
+  buffers: dict[Box, np.ndarray], devices: dict[Box, list[Any]], target: Any
+) -> jax.Array:
+  """The array made of the buffers, which belong to JAX from here on."""
+  pieces = [jax.device_put(buffers[box], where) for box in devices for where in devices[box]]
+  jax.block_until_ready(pieces)
+  if target.sharding is None:
+    return pieces[0]
+  return jax.make_array_from_single_device_arrays(target.shape, target.sharding, pieces)

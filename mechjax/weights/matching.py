@@ -1,0 +1,153 @@
+"""Does this file hold that model? Asked before anything is read, and answered completely.
+
+A checkpoint that does not fit is found out tensor by tensor by most loaders, an hour of guessing
+for each; some leave out what they do not know. Here the map is held against the file's header,
+and one error names all that is missing, left over, or of another shape. A bias that the map does
+not know is as bad as a missing one: leaving it out computes something else without a word.
+
+Names that differ in their layer alone are named as one: 'blk.{0-29}.attn_q.weight'.
+
+Sharp edge: a tensor that only repeats another one, as the unembedding of a tied model, is compared
+with it, which reads both.
+"""
+
+from __future__ import annotations
+
+import collections
+import fnmatch
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mechjax import errors
+from mechjax.weights.layouts import Line, Table, file_shape
+from mechjax.weights.tensors import Reader
+
+
+def leaf_name(path: Iterable[Any]) -> str:
+  """The dotted name of a parameter: 'layers.attn.q'."""
+  return '.'.join(str(key.key) for key in path)
+
+
+def active(table: Table, targets: Mapping[str, Any]) -> dict[str, Line]:
+  """The line of each parameter; those of parameters that the model has not are left out."""
+  return {line.leaf: line for line in table.lines if line.leaf in targets}
+
+
+def tensor_shape(line: Line, target: Any) -> tuple[int, ...]:
+  """The shape that a parameter's tensor, or each of them, should have in a file."""
+  return file_shape(line, target.shape[1:] if line.stacked else target.shape)
+
+
+def match(
+  reader: Reader, table: Table, targets: Mapping[str, Any]
+) -> dict[str, tuple[Line, list[str]]]:
+  """Holds a map against a file.
+
+  Args:
+    reader: an open file.
+    table: the map.
+    targets: dotted name to shape and dtype of each parameter.
+
+  Returns:
+    Dotted name to the line and the tensors in the file, one for each layer if it is stacked.
+
+  Raises:
+    WeightsError: they do not fit; everything that is wrong is named.
+  """
+  lines, known = active(table, targets), reader.tensors
+  wrong, missing, found = [], [], {}
+  for leaf, line in lines.items():
+    expected = tensor_shape(line, targets[leaf])
+    written = [line.name.format(i) for i in range(targets[leaf].shape[0] if line.stacked else 1)]
+    names = [next((s for s in table.spellings(n) if s in known), None) for n in written]
+    missing += [w for w, name in zip(written, names) if name is None]
+    present = [known[name] for name in names if name is not None]
+    wrong += [(t.name, f'{t.shape}, expected {expected}') for t in present if t.shape != expected]
+    wrong += [(t.name, f'holds {t.kind}') for t in present if not _is_float(t.kind)]
+    found[leaf] = (line, [t.name for t in present])
+  used = {name for _, names in found.values() for name in names}
+  copies = {s for name, _ in table.copies for s in table.spellings(name)}
+  extra = [n for n in known if n not in used | copies and not _unused(table, n)]
+  _complain(reader, missing, wrong, extra, [leaf for leaf in targets if leaf not in lines])
+  _check_copies(reader, table, used)
+  return found
+
+
+def _is_float(kind: str) -> bool:
+  return not re.fullmatch(r'BOOL|[IU]\d+', kind)
+
+
+def _unused(table: Table, name: str) -> bool:
+  return any(fnmatch.fnmatchcase(name, glob) for glob in table.unused)
+
+
+def _complain(
+  reader: Reader,
+  missing: list[str],
+  wrong: list[tuple[str, str]],
+  extra: list[str],
+  unmapped: list[str],
+) -> None:
+  alike = collections.defaultdict(list)
+  for name, why in wrong:
+    alike[why].append(name)
+  parts = {
+    'missing': shortened(missing),
+    'of another shape or kind': [f'{n} {why}' for why, ns in alike.items() for n in shortened(ns)],
+    'left over': shortened(extra),
+    'parameters that the name map does not know': unmapped,
+  }
+  if any(parts.values()):
+    lines = [f'  {what} ({len(p)}): ' + ', '.join(p) for what, p in parts.items() if p]
+    raise errors.WeightsError(
+      f'{reader.path} does not hold the parameters that were asked for\n' + '\n'.join(lines),
+      where=f'{len(reader.tensors)} tensors in the file',
+      cause='the file is of another model than the config, or of a variant of the architecture; '
+      'leaving something out would compute something else',
+      mend='compare config and file; a part of a sharded checkpoint is read through its index',
+    )
+
+
+def shortened(names: Iterable[str]) -> list[str]:
+  """Names that differ in their layer alone, as one: 'blk.{0-2,5}.attn_q.weight'."""
+  layers: dict[str, list[int]] = collections.defaultdict(list)
+  for name in names:
+    number = re.search(r'(?<=\.)\d+(?=\.)', name)
+    template = f'{name[: number.start()]}{{}}{name[number.end() :]}' if number else name
+    layers[template].append(int(number[0]) if number else 0)
+  return [t.replace('{}', _ranges(sorted(set(n)))) for t, n in layers.items()]
+
+
+def _ranges(numbers: list[int]) -> str:
+  if len(numbers) == 1:
+    return str(numbers[0])
+  runs: list[list[int]] = []
+  for n in numbers:
+    if runs and n == runs[-1][1] + 1:
+      runs[-1][1] = n
+    else:
+      runs.append([n, n])
+  return '{' + ','.join(f'{a}-{b}' if b > a else f'{a}' for a, b in runs) + '}'
+
+
+def _check_copies(reader: Reader, table: Table, used: Collection[str]) -> None:
+  """Raises a WeightsError if a tensor that should repeat another one holds something else."""
+  for pair in table.copies:
+    copy, original = (
+      next((s for s in table.spellings(n) if s in reader.tensors), '') for n in pair
+    )
+    if copy and copy not in used and original and not _equal(reader, copy, original):
+      raise errors.WeightsError(
+        f'{reader.path}: {copy} differs from {original}, but they should be one parameter',
+        cause='a model with an unembedding of its own, whose config says (or leaves it to the '
+        'default) that the two are tied: tie_word_embeddings',
+      )
+
+
+def _equal(reader: Reader, a: str, b: str) -> bool:
+  return reader.tensors[a].shape == reader.tensors[b].shape and all(
+    np.array_equal(x, y) for x, y in zip(reader.read(a), reader.read(b))
+  )

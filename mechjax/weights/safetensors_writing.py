@@ -1,0 +1,159 @@
+"""Writing safetensors, one tensor at a time, and whole or not at all.
+
+A model is handed on as safetensors because everybody reads them. The numbers are made while they
+are written: an `Entry` knows shape and dtype beforehand and its values when asked, so the header
+can stand first and the host holds one tensor, however large the model. And nobody ever finds half
+a checkpoint: files arrive under their names by one rename, directories too.
+
+    save('directions.safetensors', {'resid_post.12': direction})
+
+Sharp edge: a directory that is written must be new or empty; an existing checkpoint is never
+overwritten, because that could not be one step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+import struct
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mechjax import errors
+from mechjax.weights.safetensors import DTYPES
+from mechjax.weights.shards import INDEX, SINGLE
+
+KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A tensor that is going to be written.
+
+  Attributes:
+    shape: of it.
+    dtype: of it.
+    make: gives it, when its turn comes.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  make: Callable[[], np.ndarray]
+
+  @property
+  def n_bytes(self) -> int:
+    """How many bytes it takes."""
+    return math.prod(self.shape) * self.dtype.itemsize
+
+
+def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
+  """Writes arrays into one file, replacing it if it is there.
+
+  Args:
+    path: of the file.
+    arrays: by name; of NumPy or JAX.
+
+  Raises:
+    WeightsError: a dtype that the format does not have.
+  """
+  entries = {
+    name: Entry(a.shape, np.dtype(a.dtype), functools.partial(np.asarray, a))
+    for name, a in arrays.items()
+  }
+  with _renamed(Path(path)) as scratch:
+    _write(scratch, entries)
+
+
+def write_checkpoint(directory: Path, entries: Mapping[str, Entry], shard_bytes: int) -> None:
+  """Writes tensors as transformers does: one file, or several and an index.
+
+  Args:
+    directory: where they go; use it within `new_directory`.
+    entries: by name.
+    shard_bytes: how large a file may become, unless a single tensor is larger.
+  """
+  shards = _shards(entries, shard_bytes)
+  if len(shards) == 1:
+    _write(directory / SINGLE, entries)
+    return
+  where: dict[str, str] = {}
+  for i, names in enumerate(shards, 1):
+    file = f'model-{i:05}-of-{len(shards):05}.safetensors'
+    _write(directory / file, {name: entries[name] for name in names})
+    where |= dict.fromkeys(names, file)
+  total = sum(entry.n_bytes for entry in entries.values())
+  index = {'metadata': {'total_size': total}, 'weight_map': where}
+  (directory / INDEX).write_text(json.dumps(index, indent=2))
+
+
+@contextlib.contextmanager
+def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+  """A directory to be filled, which gets its name when everything in it is written.
+
+  Args:
+    path: its name; nothing or an empty directory may be there.
+
+  Yields:
+    A scratch directory beside it, which vanishes if the block fails.
+
+  Raises:
+    WeightsError: something is there already.
+  """
+  path = Path(path)
+  if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    raise errors.WeightsError(
+      f'{path} is there already', mend='give another directory, or remove this one'
+    )
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(prefix='.partial-', dir=path.parent) as scratch:
+    inside = Path(scratch) / 'whole'
+    inside.mkdir()
+    yield inside
+    os.replace(inside, path)
+
+
+@contextlib.contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(prefix='.partial-', dir=path.parent) as scratch:
+    yield Path(scratch) / path.name
+    os.replace(Path(scratch) / path.name, path)
+
+
+def _shards(entries: Mapping[str, Entry], shard_bytes: int) -> list[list[str]]:
+  shards: list[list[str]] = [[]]
+  room = shard_bytes
+  for name, entry in entries.items():
+    if shards[-1] and entry.n_bytes > room:
+      shards.append([])
+      room = shard_bytes
+    shards[-1].append(name)
+    room -= entry.n_bytes
+  return shards
+
+
+def _write(path: Path, entries: Mapping[str, Entry]) -> None:
+  """The file: length of the header, header, numbers. Wide dtypes come first, so that all are aligned."""
+  if odd := {n: str(e.dtype) for n, e in entries.items() if e.dtype not in KINDS}:
+    raise errors.WeightsError(f'safetensors have no dtype for {odd}', where=f'known: {[*DTYPES]}')
+  ordered = sorted(entries.items(), key=lambda item: -item[1].dtype.itemsize)
+  header: dict[str, object] = {'__metadata__': {'format': 'pt'}}
+  at = 0
+  for name, e in ordered:
+    end = at + e.n_bytes
+    header[name] = {'dtype': KINDS[e.dtype], 'shape': e.shape, 'data_offsets': (at, end)}
+    at = end
+  text = json.dumps(header).encode()
+  text += b' ' * (-len(text) % 8)
+  with path.open('wb') as f:
+    f.write(struct.pack('<Q', len(text)) + text)
+    for _, e in ordered:
+      f.write(np.ascontiguousarray(e.make()).reshape(-1).view(np.uint8).data)
