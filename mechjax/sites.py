@@ -56,8 +56,8 @@ CANONICAL: dict[str, str] = {
   'final_norm': '[B, T, D] normalised final residual stream',
   'logits': '[B, T, V] next-token logits',
 }
-"""Canonical names in the order a forward pass meets them, with their axes. An upstream whose heads are
-grouped may keep its own extra axes (attn_scores as [B, K, H/K, T, S]); its patch says so."""
+"""Canonical names in the order a forward pass meets them, with their axes. An upstream that names its
+axes keeps them (penzai's grouped heads); its patch says so."""
 
 _LENS_BLOCK = {
   'hook_resid_pre': 'resid_pre',
@@ -123,7 +123,9 @@ def parse(text: str | Site) -> Site:
 # --- the layer of a sow -------------------------------------------------------------------------------
 
 _path: contextvars.ContextVar[tuple[int, ...]] = contextvars.ContextVar('mechjax_path', default=())
-_SCOPE = re.compile(r'(layer|nest):([^/()]+)')
+_SCOPE = re.compile(
+  r'(?<![^/(])(?:(layer):(\d+)|(nest):([^/()]+))(?![^/)])'
+)  # whole scopes, not parts of them
 
 
 @contextlib.contextmanager
@@ -141,6 +143,8 @@ def layer(index: int) -> Iterator[None]:
       cause='a traced layer index, as in the body of a scan',
       mend='leave sites.layer out there: the iteration of the scan is the layer',
     ) from e
+  if index < 0:
+    raise SiteError(f'sites.layer counts from 0, got {index}')
   token = _path.set((*_path.get(), index))
   try:
     with jax.named_scope(f'layer:{index}'), compat.rekeyed_gate(index):
@@ -160,13 +164,18 @@ def scopes_of(name_stack: str) -> tuple[tuple[str, str], ...]:
 
   The backward half of a checkpoint carries its scopes twice, as transpose(jvp(layer:1))/jvp(layer:1); they count once.
   """
-  groups = [(g, tuple(_SCOPE.findall(g))) for g in _outermost(name_stack)]
+  groups = [(g, tuple(_marks(g))) for g in _outermost(name_stack)]
   again = {
     n + 1
     for n, ((group, marks), (after, following)) in enumerate(itertools.pairwise(groups))
     if 'transpose(' in group and 'transpose(' not in after and marks == following
   }
   return tuple(m for n, (_, marks) in enumerate(groups) if n not in again for m in marks)
+
+
+def _marks(scopes: str) -> Iterator[tuple[str, str]]:
+  for layer, index, nest, name in _SCOPE.findall(scopes):
+    yield (layer, index) if layer else (nest, name)
 
 
 def _outermost(name_stack: str) -> list[str]:
@@ -215,6 +224,11 @@ def as_patterns(patterns: str | Site | Iterable[str | Site]) -> list[str]:
     return [str(patterns)]
   if isinstance(patterns, str):
     return [p.strip() for p in re.split(r',(?![^{]*\})', patterns) if p.strip()]
+  if not isinstance(patterns, Iterable):
+    raise SiteError(
+      f'sites are selected by patterns, got {type(patterns).__name__} {patterns!r}',
+      mend="write the name as well as the layer, as in 'mlp_out.3'",
+    )
   return [q for p in patterns for q in as_patterns(p)]
 
 

@@ -24,6 +24,85 @@ Gemma 3n and Gemma 4 are other files upstream and have no sites.
 from mechjax import harvest, sites
 from mechjax.patcher import Patcher, Patchers
 
+# --- what google-tunix's Gemma models, which are copies of these, have too
+
+LAYERS = (
+  'layer_cache, x = $block($$arguments)',
+  """
+  with sites.layer(i):
+    layer_cache, x = $block($$arguments)
+  """,
+)
+FINAL_NORM = (
+  'x = self.final_norm(x)',
+  "x = harvest.sow(self.final_norm(x), name='final_norm')",
+)
+RESID_PRE = (
+  'inputs_normalized = self.$norm(x)',
+  """
+  x = harvest.sow(x, name='resid_pre')
+  inputs_normalized = harvest.sow(self.$norm(x), name='attn_norm')
+  """,
+)
+RESID_MID = (
+  'attn_output += x',
+  """
+  attn_output = harvest.sow(attn_output, name='attn_out')
+  attn_output = harvest.sow(attn_output + x, name='resid_mid')
+  """,
+)
+BLOCK = [
+  RESID_PRE,
+  RESID_MID,
+  (
+    'outputs = self.pre_ffw_norm(attn_output)',
+    "outputs = harvest.sow(self.pre_ffw_norm(attn_output), name='mlp_norm')",
+  ),
+  (
+    'outputs += attn_output',
+    """
+    outputs = harvest.sow(outputs, name='mlp_out')
+    outputs = harvest.sow(outputs + attn_output, name='resid_post')
+    """,
+  ),
+]
+ATTENTION = [
+  # The dot product is the same for one key-value head, for groups and for many; they part here.
+  (
+    """
+    if self.use_gqa:
+      b, t, kg, h = query_scaled.shape
+      $$grouped
+    else:
+      $$plain
+    """,
+    """
+    query_scaled = harvest.sow(query_scaled, name='q')
+    key_proj = harvest.sow(key_proj, name='k')
+    value_proj = harvest.sow(value_proj, name='v')
+    if self.use_gqa:
+      b, t, kg, h = query_scaled.shape
+      $$grouped
+    else:
+      $$plain
+    """,
+  ),
+  (
+    'probs = jax.nn.softmax(padded_logits, axis=-1).astype(key_proj.dtype)',
+    """
+    padded_logits = harvest.sow(padded_logits.swapaxes(1, 2), name='attn_scores').swapaxes(1, 2)
+    probs = jax.nn.softmax(padded_logits, axis=-1).astype(key_proj.dtype)
+    probs = harvest.sow(probs.swapaxes(1, 2), name='attn_probs').swapaxes(1, 2)
+    """,
+  ),
+  (
+    'self.attn_vec_einsum($$equation, encoded)',
+    "self.attn_vec_einsum($$equation, harvest.sow(encoded, name='z'))",
+  ),
+]
+
+# --- the patch
+
 
 def _patcher(module: str, members: dict) -> Patcher:
   return Patcher(
@@ -39,14 +118,8 @@ TRANSFORMER = _patcher(
   {
     'Transformer._apply_attention': [
       ('x = inputs.embeddings', "x = harvest.sow(inputs.embeddings, name='embed')"),
-      (
-        'layer_cache, x = block($$arguments)',
-        """
-        with sites.layer(i):
-          layer_cache, x = block($$arguments)
-        """,
-      ),
-      ('x = self.final_norm(x)', "x = harvest.sow(self.final_norm(x), name='final_norm')"),
+      LAYERS,
+      FINAL_NORM,
     ],
     'Transformer.__call__': [
       (
@@ -60,67 +133,8 @@ TRANSFORMER = _patcher(
 MODULES = _patcher(
   '_modules',
   {
-    'Block.__call__': [
-      (
-        'inputs_normalized = self.pre_attention_norm(x)',
-        """
-        x = harvest.sow(x, name='resid_pre')
-        inputs_normalized = harvest.sow(self.pre_attention_norm(x), name='attn_norm')
-        """,
-      ),
-      (
-        'attn_output += x',
-        """
-        attn_output = harvest.sow(attn_output, name='attn_out')
-        attn_output = harvest.sow(attn_output + x, name='resid_mid')
-        """,
-      ),
-      (
-        'outputs = self.pre_ffw_norm(attn_output)',
-        "outputs = harvest.sow(self.pre_ffw_norm(attn_output), name='mlp_norm')",
-      ),
-      (
-        'outputs += attn_output',
-        """
-        outputs = harvest.sow(outputs, name='mlp_out')
-        outputs = harvest.sow(outputs + attn_output, name='resid_post')
-        """,
-      ),
-    ],
-    'Attention.__call__': [
-      # The two ways of taking the dot product part here, after the cache was updated.
-      (
-        """
-        if self.use_gqa:
-          b, t, kg, h = query_scaled.shape
-          $$grouped
-        else:
-          $$plain
-        """,
-        """
-        query_scaled = harvest.sow(query_scaled, name='q')
-        key_proj = harvest.sow(key_proj, name='k')
-        value_proj = harvest.sow(value_proj, name='v')
-        if self.use_gqa:
-          b, t, kg, h = query_scaled.shape
-          $$grouped
-        else:
-          $$plain
-        """,
-      ),
-      (
-        'probs = jax.nn.softmax(padded_logits, axis=-1).astype(key_proj.dtype)',
-        """
-        padded_logits = harvest.sow(padded_logits.swapaxes(1, 2), name='attn_scores').swapaxes(1, 2)
-        probs = jax.nn.softmax(padded_logits, axis=-1).astype(key_proj.dtype)
-        probs = harvest.sow(probs.swapaxes(1, 2), name='attn_probs').swapaxes(1, 2)
-        """,
-      ),
-      (
-        'self.attn_vec_einsum($equation, encoded)',
-        "self.attn_vec_einsum($equation, harvest.sow(encoded, name='z'))",
-      ),
-    ],
+    'Block.__call__': BLOCK,
+    'Attention.__call__': ATTENTION,
     'FeedForward.__call__': [
       (
         'nn.gelu(gate[..., 0, :])',

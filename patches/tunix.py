@@ -2,18 +2,17 @@
 
 Every canonical site of `mechjax.sites` is tagged, each right where upstream's own variable holds
 it, so the rules can be read beside the upstream files. The four files were written by copying one
-another, so what they share is written once here: the loop over layers, and the block, which the
-llamas and the Gemmas each have their own form of.
+another, and Google's gemma package before that, so what they share is written once: here for the
+llamas, in `gemma` for the Gemmas and for all.
 
 What a name means where upstream leaves a choice:
   - q of the Gemmas is scaled already, because the dot product sees it scaled.
   - attn_out and mlp_out of the Gemmas are taken after their post-norms: what is added.
   - embed of the Gemmas is scaled by sqrt(D), as the first block reads it.
 
-Axes that differ from the canonical ones: in Qwen2, query heads are grouped by the key-value head
-that they share, so attn_scores and attn_probs are [B, K, H/K, T, S]; a query head h is group member
-h % (H/K) of h // (H/K). The Gemmas hold [B, T, H, S]; the tags turn it to the canonical
-[B, H, T, S] and back, which compiles to nothing.
+Upstream holds scores and probabilities of Qwen2 as [B, K, H/K, T, S], query heads grouped by the
+key-value head that they share, and those of the Gemmas as [B, T, H, S]. The tags turn both to the
+canonical [B, H, T, S] and back, which compiles to nothing.
 
 Sharp edges: with a KV cache, q, k and v are what this call's dot product sees, cached positions
 included. A changed k or v is written back to the cache, except in Qwen2, which keeps the cache apart
@@ -23,6 +22,8 @@ attn_probs there is an error that says so. Llama 3 ignores `rope_theta`: that is
 
 from mechjax import harvest, sites
 from mechjax.patcher import Patcher, Patchers
+
+from .gemma import ATTENTION, BLOCK, FINAL_NORM, LAYERS, RESID_MID, RESID_PRE
 
 
 def _patcher(model: str, members: dict) -> Patcher:
@@ -34,17 +35,6 @@ def _patcher(model: str, members: dict) -> Patcher:
   )
 
 
-_LAYERS = (
-  'layer_cache, x = layer($$arguments)',
-  """
-  with sites.layer(i):
-    layer_cache, x = layer($$arguments)
-  """,
-)
-_FINAL_NORM = (
-  'x = self.final_norm(x)',
-  "x = harvest.sow(self.final_norm(x), name='final_norm')",
-)
 _LOGITS = (
   'return logits, new_cache',
   "return harvest.sow(logits, name='logits'), new_cache",
@@ -55,20 +45,8 @@ _LLAMA_EMBED = (
   "x = harvest.sow(self.embedder.encode(input_tokens), name='embed')",
 )
 _LLAMA_BLOCK = [
-  (
-    'inputs_normalized = self.input_layernorm(x)',
-    """
-    x = harvest.sow(x, name='resid_pre')
-    inputs_normalized = harvest.sow(self.input_layernorm(x), name='attn_norm')
-    """,
-  ),
-  (
-    'attn_output += x',
-    """
-    attn_output = harvest.sow(attn_output, name='attn_out')
-    attn_output = harvest.sow(attn_output + x, name='resid_mid')
-    """,
-  ),
+  RESID_PRE,
+  RESID_MID,
   (
     'attn_output = self.post_attention_layernorm(attn_output)',
     "attn_output = harvest.sow(self.post_attention_layernorm(attn_output), name='mlp_norm')",
@@ -82,13 +60,6 @@ _LLAMA_HEADS = (
   value_proj = harvest.sow(value_proj, name='v')
   b, t, qh, d = query_proj.shape
   """,
-)
-_LLAMA_SOFTMAX = (
-  'jax.nn.softmax($scores, axis=-1).astype($dtype)',
-  """harvest.sow(
-    jax.nn.softmax(harvest.sow($scores, name='attn_scores'), axis=-1).astype($dtype),
-    name='attn_probs',
-  )""",
 )
 _LLAMA_Z = ('self.o_proj(qkv)', "self.o_proj(harvest.sow(qkv, name='z'))")
 _LLAMA_MLP = [
@@ -104,8 +75,8 @@ QWEN2 = _patcher(
   {
     'Qwen2.__call__': [
       _LLAMA_EMBED,
-      _LAYERS,
-      _FINAL_NORM,
+      LAYERS,
+      FINAL_NORM,
       (
         'return jnp.astype(logits, jnp.float32), new_cache',
         "return harvest.sow(jnp.astype(logits, jnp.float32), name='logits'), new_cache",
@@ -124,7 +95,16 @@ QWEN2 = _patcher(
     ],
     'Attention.block': [
       _LLAMA_HEADS,
-      _LLAMA_SOFTMAX,
+      (
+        'attn = jax.nn.softmax($scores, axis=-1).astype($dtype)',
+        """
+        attn = $scores
+        grouped = attn.shape
+        attn = harvest.sow(attn.reshape(b, qh, t, -1), name='attn_scores').reshape(grouped)
+        attn = jax.nn.softmax(attn, axis=-1).astype($dtype)
+        attn = harvest.sow(attn.reshape(b, qh, t, -1), name='attn_probs').reshape(grouped)
+        """,
+      ),
       _LLAMA_Z,
       (
         'qkv = qkv.transpose(0, 2, 1, 3)',
@@ -145,7 +125,7 @@ QWEN2 = _patcher(
 LLAMA3 = _patcher(
   'llama3',
   {
-    'Llama3.__call__': [_LLAMA_EMBED, _LAYERS, _FINAL_NORM, _LOGITS],
+    'Llama3.__call__': [_LLAMA_EMBED, LAYERS, FINAL_NORM, _LOGITS],
     'DecoderLayer.block': [
       *_LLAMA_BLOCK,
       (
@@ -156,72 +136,21 @@ LLAMA3 = _patcher(
         """,
       ),
     ],
-    'Attention.block': [_LLAMA_HEADS, _LLAMA_SOFTMAX, _LLAMA_Z],
+    'Attention.block': [
+      _LLAMA_HEADS,
+      (
+        'jax.nn.softmax($scores, axis=-1).astype($dtype)',
+        """harvest.sow(
+          jax.nn.softmax(harvest.sow($scores, name='attn_scores'), axis=-1).astype($dtype),
+          name='attn_probs',
+        )""",
+      ),
+      _LLAMA_Z,
+    ],
     'MLP.block': _LLAMA_MLP,
   },
 )
 
-_GEMMA_BLOCK = [
-  (
-    'inputs_normalized = self.pre_attention_norm(x)',
-    """
-    x = harvest.sow(x, name='resid_pre')
-    inputs_normalized = harvest.sow(self.pre_attention_norm(x), name='attn_norm')
-    """,
-  ),
-  (
-    'attn_output += x',
-    """
-    attn_output = harvest.sow(attn_output, name='attn_out')
-    attn_output = harvest.sow(attn_output + x, name='resid_mid')
-    """,
-  ),
-  (
-    'outputs = self.pre_ffw_norm(attn_output)',
-    "outputs = harvest.sow(self.pre_ffw_norm(attn_output), name='mlp_norm')",
-  ),
-  (
-    'outputs += attn_output',
-    """
-    outputs = harvest.sow(outputs, name='mlp_out')
-    outputs = harvest.sow(outputs + attn_output, name='resid_post')
-    """,
-  ),
-]
-_GEMMA_ATTENTION = [
-  # The dot product is the same for one key-value head, for groups and for many; they part here.
-  (
-    """
-    if self.use_gqa:
-      b, t, kg, h = query_scaled.shape
-      $$grouped
-    else:
-      $$plain
-    """,
-    """
-    query_scaled = harvest.sow(query_scaled, name='q')
-    key_proj = harvest.sow(key_proj, name='k')
-    value_proj = harvest.sow(value_proj, name='v')
-    if self.use_gqa:
-      b, t, kg, h = query_scaled.shape
-      $$grouped
-    else:
-      $$plain
-    """,
-  ),
-  (
-    'probs = jax.nn.softmax(padded_logits, axis=-1).astype(key_proj.dtype)',
-    """
-    padded_logits = harvest.sow(padded_logits.swapaxes(1, 2), name='attn_scores').swapaxes(1, 2)
-    probs = jax.nn.softmax(padded_logits, axis=-1).astype(key_proj.dtype)
-    probs = harvest.sow(probs.swapaxes(1, 2), name='attn_probs').swapaxes(1, 2)
-    """,
-  ),
-  (
-    'self.attn_vec_einsum(encoded)',
-    "self.attn_vec_einsum(harvest.sow(encoded, name='z'))",
-  ),
-]
 _GEMMA_MLP = [
   ('nnx.gelu(ff_gate)', "nnx.gelu(harvest.sow(ff_gate, name='mlp_pre'))"),
   ('self.down_proj(activations)', "self.down_proj(harvest.sow(activations, name='mlp_post'))"),
@@ -235,12 +164,12 @@ GEMMA = _patcher(
         'x = self.embedder.encode(last_tokens)',
         "x = harvest.sow(self.embedder.encode(last_tokens), name='embed')",
       ),
-      _LAYERS,
-      _FINAL_NORM,
+      LAYERS,
+      FINAL_NORM,
       _LOGITS,
     ],
-    'DecoderLayer.block': _GEMMA_BLOCK,
-    'Attention.block': _GEMMA_ATTENTION,
+    'DecoderLayer.block': BLOCK,
+    'Attention.block': ATTENTION,
     'FeedForward.block': _GEMMA_MLP,
   },
 )
@@ -253,12 +182,12 @@ GEMMA3 = _patcher(
         'x = self._encode_and_get_inputs($$arguments)',
         "x = harvest.sow(self._encode_and_get_inputs($$arguments), name='embed')",
       ),
-      _LAYERS,
-      _FINAL_NORM,
+      LAYERS,
+      FINAL_NORM,
       _LOGITS,
     ],
-    'DecoderLayer.block': _GEMMA_BLOCK,
-    'Attention.block': _GEMMA_ATTENTION,
+    'DecoderLayer.block': BLOCK,
+    'Attention.block': ATTENTION,
     'FeedForward.block': _GEMMA_MLP,
   },
 )

@@ -22,7 +22,16 @@ FLOORS = [
   {'patching', 'sae', 'pursuit', 'steering'},
   {'viz', 'flags'},
 ]
-OPTIONAL = {'gguf', 'huggingface_hub', 'tokenizers', 'safetensors', 'tqdm', 'tunix', 'matplotlib', 'oryx'}
+OPTIONAL = {
+  'gguf',
+  'huggingface_hub',
+  'tokenizers',
+  'safetensors',
+  'tqdm',
+  'tunix',
+  'matplotlib',
+  'oryx',
+}
 SOURCES = sorted([*ROOT.glob('mechjax/**/*.py'), *ROOT.glob('patches/**/*.py')])
 
 

@@ -11,12 +11,13 @@ promotion whatever the caller has set. It is imported within seconds, because it
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mechjax import extras
+from mechjax import errors, extras
 from mechjax.models import shipped
 from mechjax.models.language_model import Forward
 from mechjax.weights import gemma as weights
@@ -34,7 +35,7 @@ def forward(file: GGUFFile) -> Forward:
 
   Raises:
     WeightsError: the file is of another architecture.
-    MissingExtraError: the gemma package is not installed.
+    MissingExtraError: the gemma package is not installed, or this Python is too old for it.
   """
   shape = weights.gemma3_shape(file)
   model = _transformer(shape)
@@ -44,6 +45,11 @@ def forward(file: GGUFFile) -> Forward:
 
 def _transformer(shape: weights.Gemma3Shape) -> Any:
   """The instrumented linen module, without parameters."""
+  if sys.version_info < (3, 12):
+    raise errors.MissingExtraError(
+      'the gemma package wants Python 3.12 or newer',
+      mend="run this with a newer Python, or load the weights with code='tunix' or with our decoder",
+    )
   nn = extras.require('gemma.gm', 'gemma').nn
   shipped.patch('gemma').PATCHER.install()
   local, last = nn.AttentionType.LOCAL_SLIDING, nn.AttentionType.GLOBAL

@@ -40,7 +40,8 @@ def load(
   """
   if path.is_file():
     file = GGUFFile(path)
-    described, read = llama_cpp.config(file), functools.partial(llama_cpp.read, file)
+    described = llama_cpp.config(file)
+    read: Callable[[Any], Any] = functools.partial(llama_cpp.read, file)
     tokenizer = tokenizers.from_gguf(file.metadata)
   else:
     described, read = _directory(path)

@@ -26,7 +26,7 @@ class Row:
   Attributes:
     upstream: the distribution, or the package if the patch does not state it.
     version: the installed version; '' if it is not installed.
-    patch: the file of the patch and the module that it patches.
+    patch: the file of the patch, or its name there, and the module that it patches.
     matched, total: how many rules match, of how many.
     errors: why the others do not.
   """
@@ -49,17 +49,24 @@ class Row:
 def shipped(names: Iterable[str] = ()) -> Iterator[tuple[str, Patcher]]:
   """The shipped patches as (file, patch) pairs: of the files or upstream modules named, or all.
 
+  A patch that is not part of its file's `PATCHER`, and so installed by whoever needs it, comes with
+  its own name: ('transformers_flax.LLAMA_CORRECTIONS', …).
+
   Raises:
     PatchError: if a name is neither, or there are no patches at all.
   """
   wanted, every = set(names), list(_every())
-  known = {name for file, p in every for name in (file, p.module)}
+  known = {name for file, p in every for name in _names(file, p)}
   for name in sorted(wanted - known):
     near = ', '.join(nearest(name, known)) or ', '.join(sorted(known))
     raise PatchError(f'there is no shipped patch {name!r}', mend=f'the nearest are {near}')
   for file, patcher in every:
-    if not wanted or wanted & {file, patcher.module}:
+    if not wanted or wanted & _names(file, patcher):
       yield file, patcher
+
+
+def _names(file: str, patcher: Patcher) -> set[str]:
+  return {file, file.partition('.')[0], patcher.module}
 
 
 def _every() -> Iterator[tuple[str, Patcher]]:
@@ -69,9 +76,13 @@ def _every() -> Iterator[tuple[str, Patcher]]:
   else:
     raise PatchError(f'no patches found: neither of {", ".join(PACKAGES)} is importable')
   for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
-    patcher = getattr(importlib.import_module(f'{package}.{info.name}'), 'PATCHER', None)
-    for one in Patchers(patcher).patchers if patcher is not None else ():
-      yield info.name, one
+    found = vars(importlib.import_module(f'{package}.{info.name}'))
+    together = Patchers(*(v for k, v in found.items() if k == 'PATCHER')).patchers
+    yield from ((info.name, one) for one in together)
+    for name, value in found.items():
+      for one in Patchers(value).patchers if isinstance(value, Patcher | Patchers) else ():
+        if one not in together:
+          yield f'{info.name}.{name}', one
 
 
 def check(file: str, patcher: Patcher) -> Row:

@@ -2,16 +2,18 @@
 
 All patches of a module are composed from its original source each time one of them comes or goes,
 so what runs never depends on the order of earlier installs and uninstalls, only on which patches
-are installed now.
+are installed now. The last results are kept, since a notebook enters the same `with PATCHER:` again
+and again.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mechjax.errors import PatchError
 from mechjax.patcher import drift, matching, rendering, rewriting, sources
@@ -31,6 +33,14 @@ class Patch(Protocol):
   names: dict[str, Any]
 
 
+class _Said(NamedTuple):
+  """What a patch says, without the objects that its names stand for: to be kept, as they must not be."""
+
+  rules: tuple[tuple[str, Rule], ...]
+  checked: Checked | None
+  names: frozenset[str]
+
+
 @dataclass(frozen=True)
 class Composite:
   """A module's code with patches applied.
@@ -48,7 +58,7 @@ class Composite:
   applied: tuple[Applied, ...]
 
 
-def rewrite(source: Source, patches: Sequence[Patch]) -> tuple[ast.Module, list[Applied]]:
+def rewrite(source: Source, patches: Sequence[Patch | _Said]) -> tuple[ast.Module, list[Applied]]:
   """Applies patches in order to a fresh tree.
 
   Raises:
@@ -56,35 +66,47 @@ def rewrite(source: Source, patches: Sequence[Patch]) -> tuple[ast.Module, list[
   """
   tree, applied = source.tree(), []
   for patch in patches:
+    variables: dict[str, dict[str, int]] = {}
     for member, rule in patch.rules:
       try:
-        _check_names(source, tree, member, rule, patch.names)
+        if member and member not in variables:
+          variables[member] = _variables(source, tree, member)
+        _check_names(source, member, rule, patch.names, variables.get(member, {}))
         applied.append(rewriting.apply(source, tree, member, rule))
       except PatchError as error:
         raise drift.explained(error, source, tree, member, rule, patch.checked) from None
   return tree, applied
 
 
-def _check_names(source: Source, tree: ast.Module, member: str, rule: Rule, names: dict) -> None:
+def _variables(source: Source, tree: ast.Module, member: str) -> dict[str, int]:
+  """The names that a member binds, each with a line where it does."""
+  nodes = [n for block, i in sources.members(source, tree, member) for n in ast.walk(block[i])]
+  out = {n.arg: n.lineno for n in nodes if isinstance(n, ast.arg)}
+  stored = (n for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load))
+  return out | {n.id: n.lineno for n in stored}
+
+
+def _check_names(
+  source: Source, member: str, rule: Rule, names: Iterable[str], variables: dict[str, int]
+) -> None:
   """Refuses a name for replacements that the member uses for something of its own."""
   template = rule.template if isinstance(rule.template, list) else [rule.template]
-  used = {n.id for part in template for n in ast.walk(part) if isinstance(n, ast.Name)} & set(names)
-  for block, i in sources.members(source, tree, member) if member and used else ():
-    for node in ast.walk(block[i]):
-      name = node.arg if isinstance(node, ast.arg) else getattr(node, 'id', None)
-      bound = isinstance(node, ast.arg) or not isinstance(
-        getattr(node, 'ctx', ast.Load()), ast.Load
-      )
-      if bound and name in used:
-        raise PatchError(
-          f'the replacement uses {name!r}, which is a variable in {member}',
-          where=f'{source.filename}:{getattr(node, "lineno", block[i].lineno)}',
-          mend='give it another name in names= and in the rules',
-        )
+  used = {n.id for part in template for n in ast.walk(part) if isinstance(n, ast.Name)}
+  for name in sorted(used & set(names) & set(variables)):
+    raise PatchError(
+      f'the replacement uses {name!r}, which is a variable in {member}',
+      where=f'{source.filename}:{variables[name]}',
+      mend='give it another name in names= and in the rules',
+    )
 
 
 def compose(source: Source, patches: Sequence[Patch]) -> Composite:
   """Applies patches in order and compiles the module, under upstream's file name."""
+  return _compose(source, tuple(_Said(p.rules, p.checked, frozenset(p.names)) for p in patches))
+
+
+@functools.lru_cache(maxsize=32)
+def _compose(source: Source, patches: tuple[_Said, ...]) -> Composite:
   if not patches:
     tree = source.tree()
     return Composite(tree, source.text, _compiled(source, tree), ())

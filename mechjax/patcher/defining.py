@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import copy
 import difflib
+from typing import Any
 
 from mechjax.errors import PatchError
 from mechjax.patcher import sources
@@ -65,19 +66,15 @@ def binds(statement: ast.stmt) -> list[str]:
   return [] if stored else sources.bound_names(statement)
 
 
-def _shells(tree: ast.Module) -> list[str]:
-  return [ast.dump(_Shell().visit(copy.deepcopy(s))) for s in tree.body]
+def _shells(tree: ast.Module) -> list[Any]:
+  return [_shell(s) for s in tree.body]
 
 
-class _Shell(ast.NodeTransformer):
-  """Empties the bodies of functions: what is left runs while the module is defined."""
-
-  def visit_FunctionDef(self, node):
-    node.body = []
-    return self.generic_visit(node)
-
-  visit_AsyncFunctionDef = visit_FunctionDef
-
-  def visit_Lambda(self, node):
-    node.body = ast.Constant(None)
-    return self.generic_visit(node)
+def _shell(code: Any) -> Any:
+  """Code without the bodies of functions, to be compared: what is left runs while it is defined."""
+  if isinstance(code, list):
+    return tuple(map(_shell, code))
+  if not isinstance(code, ast.AST):
+    return repr(code)
+  later = 'body' if isinstance(code, sources.FUNCTION | ast.Lambda) else None
+  return type(code), *(_shell(getattr(code, f, None)) for f in code._fields if f != later)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,6 +67,27 @@ def versions(checked: Checked) -> str:
   """The installed version of a distribution against the versions a patch was checked with."""
   name, known = checked
   return f'{name} {sources.version(name) or "(not installed)"}, checked with {", ".join(known)}'
+
+
+def no_module(name: str, checked: Checked | None) -> PatchError:
+  """What to say of a module that is not there; it may be the name of something inside one."""
+  cause, mend = versions(checked) if checked else None, 'install the upstream package'
+  holder, _, last = name.rpartition('.')
+  while holder and sources.locate(holder) is None:
+    holder, _, last = holder.rpartition('.')
+  if not holder:
+    return PatchError(f'there is no module {name}', cause=cause, mend=mend)
+  thing = getattr(sys.modules.get(holder), last, None)
+  home = getattr(thing, '__module__', None)
+  if not isinstance(home, str):
+    where = f'{holder} is there, and {last} is not in it'
+    return PatchError(f'there is no module {name}', where=where, cause=cause)
+  member = getattr(thing, '__qualname__', last) + name.removeprefix(f'{holder}.{last}')
+  return PatchError(
+    f'{name} is not a module: {last} is defined in the module {home}',
+    cause=cause,
+    mend=f'the module comes first and what is in it second: Patcher({home!r}, {{{member!r}: …}})',
+  )
 
 
 def _nearest(source: Source, tree: ast.Module, member: str, rule: Rule) -> tuple[int, str] | None:

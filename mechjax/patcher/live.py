@@ -34,6 +34,7 @@ import sys
 import threading
 import weakref
 from collections import Counter
+from collections.abc import Iterable
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -66,18 +67,18 @@ class LiveModule:
     self._executed: list[str] = []
     self._injected: set[str] = set()
 
-  def install(self, patch: Patch) -> None:
+  def install(self, patch: Patch, running: Running) -> None:
     """Installs a patch; one that is installed already is counted."""
     if not self.depths[patch]:
-      self._become([*self.depths, patch])
+      self._become([*self.depths, patch], running)
     self.depths[patch] += 1
 
-  def uninstall(self, patch: Patch) -> None:
+  def uninstall(self, patch: Patch, running: Running) -> None:
     """Takes a patch back, when it has been uninstalled as often as installed."""
     if self.depths[patch] == 1:
       rest = [p for p in self.depths if p != patch]
       try:
-        self._become(rest)
+        self._become(rest, running)
       except PatchError as error:
         if not rest:
           raise
@@ -90,28 +91,34 @@ class LiveModule:
     else:
       self.depths[patch] -= 1
 
-  def _become(self, patches: list[Patch]) -> None:
+  def _become(self, patches: list[Patch], running: Running) -> None:
     """Makes the module run exactly these patches, or raises and changes nothing."""
     new = composing.compose(self.source, patches)
     statements = defining.statements(self.source, self.ground.tree, new.tree)
-    swaps = self._swaps(new, bool(patches))
+    swaps = self._swaps(new, bool(patches), running.of(self.module))
     names = injected(self.module, patches, self._injected)
-    self._bind(names, statements, new.code.co_flags & _FUTURE)
+    if self._bind(names, statements, new.code.co_flags & _FUTURE):
+      running.forget()
     for function, code in swaps:
       self._codes.setdefault(function, function.__code__)
       function.__code__ = code
     self.now = new
     show(self.source, new.display if patches else None)
 
-  def _swaps(self, new: Composite, patched: bool) -> list[tuple[FunctionType, CodeType]]:
+  def _swaps(
+    self, new: Composite, patched: bool, running: list[FunctionType]
+  ) -> list[tuple[FunctionType, CodeType]]:
     old_codes, new_codes = composing.functions(self.now.code), composing.functions(new.code)
     changed = {
       key: code
       for key, code in old_codes.items()
       if code.co_flags & inspect.CO_OPTIMIZED and key in new_codes and new_codes[key] != code
     }
+    keys = {code: key for key, code in changed.items()}
     swaps, seen = [], set()
-    for function, key in self._running(changed):
+    for function in running:
+      if (key := keys.get(function.__code__)) is None:
+        continue
       seen.add(key)
       code, old = new_codes[key], function.__code__
       closes = len(code.co_freevars) == len(old.co_freevars)
@@ -137,14 +144,6 @@ class LiveModule:
         if (node.name, first) not in compiled:
           raise self._not_found(node.name, first)
 
-  def _running(self, codes: dict) -> list:
-    keys = {code: key for key, code in codes.items()}
-    found = []
-    for thing in gc.get_objects():
-      if type(thing) is FunctionType and thing.__globals__ is self.module.__dict__:
-        found += [(thing, keys[thing.__code__])] if thing.__code__ in keys else []
-    return found
-
   def _not_found(self, name: str, line: int) -> PatchError:
     return PatchError(
       f'{self.module.__name__}.{name} is not what runs, so it cannot be patched in place',
@@ -154,8 +153,12 @@ class LiveModule:
       mend='restart, and call install_on_import() before anything imports the module',
     )
 
-  def _bind(self, names: dict[str, Any], statements: list[ast.stmt], flags: int) -> None:
-    """Puts back the module-level names of the last patches, then binds those of the new ones."""
+  def _bind(self, names: dict[str, Any], statements: list[ast.stmt], flags: int) -> bool:
+    """Puts back the module-level names of the last patches, then binds those of the new ones.
+
+    Returns:
+      Whether statements were executed, which may have made functions.
+    """
     namespace = self.module.__dict__
     for name in self._injected - set(names):
       namespace.pop(name, None)
@@ -163,7 +166,7 @@ class LiveModule:
     self._injected = set(names)
     said = [ast.dump(s) for s in statements]
     if said == self._executed:
-      return
+      return False
     for name, value in self._replaced.items():
       _put(namespace, name, value)
     bound = [name for s in statements for name in defining.binds(s)]
@@ -171,9 +174,33 @@ class LiveModule:
     self._executed = said
     body = ast.Module(statements, [])
     exec(compile(body, self.source.filename, 'exec', flags, dont_inherit=True), namespace)
+    return True
 
 
 _TRANSIENT = ('<genexpr>', '<listcomp>', '<setcomp>', '<dictcomp>')
+
+
+class Running:
+  """All functions of some modules, wherever they are.
+
+  To ask the collector takes most of the time of an install, and as long for many modules as for
+  one, so it is asked once: when the first function is wanted, and again after a `forget`.
+  """
+
+  def __init__(self, modules: Iterable[ModuleType]):
+    self._wanted = {id(module.__dict__) for module in modules}
+    self._found: dict[int, list[FunctionType]] = {}
+
+  def of(self, module: ModuleType) -> list[FunctionType]:
+    if not self._found:
+      self._found = {key: [] for key in self._wanted}
+      for thing in gc.get_objects():
+        if type(thing) is FunctionType and id(thing.__globals__) in self._wanted:
+          self._found[id(thing.__globals__)].append(thing)
+    return self._found[id(module.__dict__)]
+
+  def forget(self) -> None:
+    self._found = {}
 
 
 def of(module: ModuleType) -> LiveModule:

@@ -38,7 +38,8 @@ import contextlib
 import difflib
 import importlib
 import sys
-from collections.abc import Iterable, Mapping
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -102,12 +103,21 @@ class Patcher:
     """Patches the module in place, importing it first if need be.
 
     Raises:
-      PatchError: if a rule does not apply or cannot be applied in place; nothing is changed then.
+      PatchError: if there is no such module, or if a rule does not apply or cannot be applied in
+        place; nothing is changed then.
     """
-    module = importlib.import_module(self.module)
+    module = self._imported()
     with live.LOCK:
-      live.of(module).install(self)
+      live.of(module).install(self, live.Running([module]))
     return self
+
+  def _imported(self) -> ModuleType:
+    try:
+      return importlib.import_module(self.module)
+    except ModuleNotFoundError as error:
+      if not f'{self.module}.'.startswith(f'{error.name}.'):
+        raise
+      raise self._no_module() from error
 
   def uninstall(self) -> None:
     """Takes back one `install` or `install_on_import`; the last one restores the module.
@@ -116,20 +126,21 @@ class Patcher:
       PatchError: if the patch is not installed, or another one builds on it.
     """
     with live.LOCK:
-      if hook.waiting(self.module, self):
-        hook.forget(self.module, self)
-      elif live.depth(self.module, self):
-        live.of(sys.modules[self.module]).uninstall(self)
-      else:
-        raise PatchError(
-          f'the patch of {self.module} is not installed, so it cannot be uninstalled'
-        )
+      self._uninstall(live.Running(_loaded([self])))
+
+  def _uninstall(self, running: live.Running) -> None:
+    if hook.waiting(self.module, self):
+      hook.forget(self.module, self)
+    elif live.depth(self.module, self):
+      live.of(sys.modules[self.module]).uninstall(self, running)
+    else:
+      raise PatchError(f'the patch of {self.module} is not installed, so it cannot be uninstalled')
 
   def install_on_import(self) -> Patcher:
     """Has the module executed with the patch in it when it is imported.
 
     Raises:
-      PatchError: if the module is imported already.
+      PatchError: if there is no such module, or it is imported already.
     """
     with live.LOCK:
       if self.module in sys.modules:
@@ -137,6 +148,7 @@ class Patcher:
           f'{self.module} is already imported, so it is too late for install_on_import()',
           mend='call it before anything imports the module, or call install(): it patches in place',
         )
+      self.source()
       hook.wait(self.module, self)
     return self
 
@@ -159,12 +171,11 @@ class Patcher:
     """
     source = sources.locate(self.module)
     if source is None:
-      raise PatchError(
-        f'there is no module {self.module}',
-        cause=drift.versions(self.checked) if self.checked else None,
-        mend='install the upstream package',
-      )
+      raise self._no_module()
     return source
+
+  def _no_module(self) -> PatchError:
+    return drift.no_module(self.module, self.checked)
 
   def diff(self) -> Text:
     """The patch as a unified diff of upstream's file, before and after."""
@@ -184,8 +195,8 @@ class Patcher:
     for one in applied:
       for line, bindings in zip(one.lines, one.bindings):
         out.append(f'{one.member or "module level"}, line {line}:')
-        out += [f'  - {row}' for row in one.rule.before.strip('\n').split('\n')]
-        out += [f'  + {row}' for row in one.rule.after.strip('\n').split('\n')]
+        out += [f'  - {row}' for row in _rows(one.rule.before)]
+        out += [f'  + {row}' for row in _rows(one.rule.after)]
         out += [f'    {hole} = {text}' for hole, text in bindings.items()]
     return Text('\n'.join(out))
 
@@ -206,6 +217,14 @@ class Patcher:
       k: _Module(v.__name__) if isinstance(v, ModuleType) else v for k, v in self.names.items()
     }
     return _rebuild, (self.module, self.rules, self.checked, names)
+
+
+def _rows(code: str) -> list[str]:
+  return textwrap.dedent(code).strip('\n').rstrip().split('\n')
+
+
+def _loaded(patchers: Iterable[Patcher]) -> list[ModuleType]:
+  return [sys.modules[p.module] for p in patchers if p.module in sys.modules]
 
 
 class _Module(str):
@@ -238,17 +257,23 @@ class Patchers:
 
   def install(self) -> Patchers:
     """Installs each patch whose module is there; all of them or none."""
-    return self._each(Patcher.install)
+    present = self._present()
+    modules = {p.module: p._imported() for p in present}
+    running = live.Running(modules.values())
+    return self._each(present, lambda p: live.of(modules[p.module]).install(p, running))
 
   def install_on_import(self) -> Patchers:
     """Has each module that is there patched when it is imported."""
-    return self._each(Patcher.install_on_import)
+    return self._each(self._present(), Patcher.install_on_import)
 
-  def _each(self, install) -> Patchers:
+  def _present(self) -> list[Patcher]:
     present = [p for p in self.patchers if sources.locate(p.module) is not None]
     if not present:
       self.patchers[0].source()
-    with contextlib.ExitStack() as undo:
+    return present
+
+  def _each(self, present: list[Patcher], install: Callable[[Patcher], object]) -> Patchers:
+    with live.LOCK, contextlib.ExitStack() as undo:
       for patcher in present:
         install(patcher)
         undo.callback(patcher.uninstall)
@@ -261,8 +286,10 @@ class Patchers:
     with live.LOCK:
       if not self._installed:
         raise PatchError('these patches are not installed, so they cannot be uninstalled')
-      for patcher in reversed(self._installed.pop()):
-        patcher.uninstall()
+      patchers = self._installed.pop()
+      running = live.Running(_loaded(patchers))
+      for patcher in reversed(patchers):
+        patcher._uninstall(running)
 
   def __enter__(self) -> Patchers:
     return self.install()

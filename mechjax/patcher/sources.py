@@ -156,7 +156,7 @@ def members(source: Source, tree: ast.Module, path: str) -> list[tuple[list, int
   Raises:
     PatchError: if there is no such member; it names the nearest ones.
   """
-  places = [place for name, place in definitions(tree) if name == path]
+  places = [place for name, place in definitions(tree, path) if name == path]
   if not places:
     names = {name for name, _ in definitions(tree)}
     same_end = [n for n in names if n.rpartition('.')[2] == path.rpartition('.')[2]]
@@ -170,23 +170,34 @@ def members(source: Source, tree: ast.Module, path: str) -> list[tuple[list, int
   return places
 
 
-def definitions(tree: ast.Module) -> Iterator[tuple[str, tuple[list, int]]]:
-  """Every member of a module, by path, with the (block, index) of the statement that defines it."""
-  yield from _definitions(tree.body, '')
+def definitions(
+  tree: ast.Module, towards: str | None = None
+) -> Iterator[tuple[str, tuple[list, int]]]:
+  """The members of a module, by path, with the (block, index) of the statement that defines each.
+
+  Args:
+    tree: the module.
+    towards: leaves out the members of functions and classes that do not lead to this path.
+  """
+  yield from _definitions(tree.body, '', towards)
 
 
-def _definitions(body: list, prefix: str) -> Iterator[tuple[str, tuple[list, int]]]:
+def _definitions(
+  body: list, prefix: str, towards: str | None
+) -> Iterator[tuple[str, tuple[list, int]]]:
   for i, statement in enumerate(body):
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-      yield prefix + statement.name, (body, i)
-      yield from _definitions(statement.body, f'{prefix}{statement.name}.')
+      name = prefix + statement.name
+      yield name, (body, i)
+      if towards is None or towards.startswith(f'{name}.'):
+        yield from _definitions(statement.body, f'{name}.', towards)
       continue
     for name in bound_names(statement):
       yield prefix + name, (body, i)
     for field in ('body', 'orelse', 'finalbody', 'handlers', 'cases'):
       block = getattr(statement, field, [])
       for inner in [block] if block and isinstance(block[0], ast.stmt) else [p.body for p in block]:
-        yield from _definitions(inner, prefix)
+        yield from _definitions(inner, prefix, towards)
 
 
 def bound_names(statement: ast.stmt) -> list[str]:

@@ -52,7 +52,7 @@ def test_the_first_cell_installs_mechjax_only_where_it_is_missing(missing, monke
 
 @pytest.mark.upstream
 def test_every_cell_runs_and_shows_what_the_text_says(smollm2, monkeypatch, capsys):
-  monkeypatch.setattr(mechjax, 'load', lambda name: smollm2, raising=False)
+  monkeypatch.setattr(mechjax, 'load', lambda name, code: smollm2, raising=False)
   namespace, shown = {}, []
   with jax.numpy_dtype_promotion('standard'):
     for source in CODE[1:]:

@@ -50,7 +50,7 @@ def test_the_lens_ends_in_what_the_model_says(smollm2, figures):
 def test_the_program_writes_figures_picture_and_page(
   smollm2, figures, tmp_path, monkeypatch, capsys
 ):
-  monkeypatch.setattr(mechjax, 'load', lambda name: smollm2, raising=False)
+  monkeypatch.setattr(mechjax, 'load', lambda name, code: smollm2, raising=False)
   monkeypatch.setattr(tour, 'measure', lambda model, prompt: figures)
   with flagsaver.as_parsed(prompt=PROMPT, out=str(tmp_path / 'deep' / 'out')):
     tour.main(['tour'])

@@ -14,6 +14,7 @@ PATCH = """
   A = Patcher('checked_up.a', f=RULES, checked=('pytest', ['0.1']))
   B = Patcher('checked_up.b', f=('x', 'z'), checked=('pytest', ['0.1']))
   PATCHER = Patchers(A, B)
+  ON_DEMAND = Patcher('checked_up.b', f=('return x', 'return -x'), checked=('pytest', ['0.1']))
 """
 ABSENT = """
   from mechjax.patcher import Patcher
@@ -47,6 +48,7 @@ def test_a_table_shows_every_patch_and_the_status_is_zero(shipped, capsys):
     ['absent-up', '-', 'absent:', 'absent_up.m', '0/1', 'not', 'installed'],
     ['pytest', version, 'up:', 'checked_up.a', '2/2', 'ok'],
     ['pytest', version, 'up:', 'checked_up.b', '1/1', 'ok'],
+    ['pytest', version, 'up.ON_DEMAND:', 'checked_up.b', '1/1', 'ok'],
   ]
   assert 'checked_up' not in sys.modules
 
@@ -83,7 +85,9 @@ def test_diff_prints_what_a_patch_changes(shipped, capsys):
   assert main(['diff', 'checked_up.b']) == 0
   assert '-  return x\n+  return z\n' in capsys.readouterr().out
   assert main(['diff', 'up']) == 0
-  assert capsys.readouterr().out.count('+++ b/') == 2
+  assert capsys.readouterr().out.count('+++ b/') == 3
+  assert main(['diff', 'up.ON_DEMAND']) == 0
+  assert '+  return -x\n' in capsys.readouterr().out
 
 
 def test_the_patches_that_ship_with_mechjax_are_found():

@@ -78,9 +78,14 @@ def test_no_finder_stays_when_nothing_waits(upstream):
   importlib.import_module(name)
   assert sys.meta_path == before
   patcher.uninstall()
-  other = Patcher('never_imported', {'f': ('x', 'y')}).install_on_import()
+  other = Patcher(upstream.write(MODEL), {'f': ('x * y', 'x')}).install_on_import()
   other.uninstall()
   assert sys.meta_path == before
+
+
+def test_a_module_that_does_not_exist_is_not_waited_for_in_silence():
+  with pytest.raises(PatchError, match='no module upstream_that_is_not_there'):
+    Patcher('upstream_that_is_not_there', {'f': ('x', 'y')}).install_on_import()
 
 
 def test_it_is_an_error_when_the_module_is_already_imported(upstream):

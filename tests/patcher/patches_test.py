@@ -121,6 +121,36 @@ def test_several_modules_are_patched_as_one_and_a_missing_one_is_passed_over(ups
   assert (a.f(0), b.f(0)) == (1, 1)
 
 
+def test_one_of_several_may_change_what_another_brought_in(upstream):
+  model = upstream.load(MODEL)
+  new = Patcher(model, {'': ('$$all', '$$all\ndef h(x):\n  return x')}, g=('x', 'h(x)'))
+  with Patchers(new, Patcher(model, h=('return x', 'return -x'))):
+    assert (model.f(0), model.g(1)) == (1, -1)
+  assert model.g(1) == 1
+  assert not hasattr(model, 'h')
+
+
+def test_a_class_is_not_a_module_and_the_error_says_where_it_is_defined(upstream):
+  home = upstream.write('class C:\n  def f(self):\n    return 1\n', 'exporting_up.home')
+  upstream.write('from exporting_up.home import C\n', 'exporting_up.__init__')
+  for name, member in [('exporting_up.C', 'C'), (f'{home}.C.f', 'C.f')]:
+    with pytest.raises(PatchError, match=f'{name} is not a module') as caught:
+      Patcher(name, f=('1', '2')).install()
+    assert f"Patcher('{home}', {{'{member}': …}})" in caught.value.mend
+
+
+def test_a_missing_module_is_our_error_and_a_missing_dependency_upstreams(upstream):
+  upstream.write('', 'there_up.__init__')
+  with pytest.raises(PatchError, match=r'no module there_up\.gone') as caught:
+    Patcher('there_up.gone', f=('1', '2')).install()
+  assert 'there_up is there' in caught.value.where
+  with pytest.raises(PatchError, match='no module gone_up'):
+    Patcher('gone_up', f=('1', '2')).install()
+  needs = upstream.write('import gone_up\n')
+  with pytest.raises(ModuleNotFoundError, match='gone_up'):
+    Patcher(needs, f=('1', '2')).install()
+
+
 def test_it_is_an_error_when_no_module_of_several_is_there():
   gone = Patcher('upstream_that_is_not_there', f=('x', 'y'), checked=('gone', ['1.0']))
   with pytest.raises(
@@ -182,6 +212,22 @@ def test_the_explanation_says_where_and_what_the_holes_hold(upstream):
     '    $y = y',
     '    $n = 1',
   ]
+
+
+def test_the_explanation_has_no_margin_of_the_file_that_says_the_rule(upstream):
+  name = upstream.write(MODEL)
+  rule = (
+    """
+    y = x + 1
+    return y
+    """,
+    """
+    if x:
+      return x
+    """,
+  )
+  said = Patcher(name, f=rule).explain().split('\n')
+  assert said[2:] == ['  - y = x + 1', '  - return y', '  + if x:', '  +   return x']
 
 
 def test_an_upstream_module_without_source_is_refused():

@@ -43,8 +43,8 @@ def rotate(x_BxTxNxH, base, stretch=1.0):
 class Block:
   """Weights and constants of one block.
 
-  The gain of a norm is what it multiplies by. q, k, v: [heads, D, H]; o: [N, H, D]; gate, up:
-  [D, F]; down: [F, D]. `query_scale` multiplies q before the dot product, `score_scale` after it.
+  The gain of a norm is what it multiplies by. q, k, v: [heads, D, H], their biases [heads, H]; o:
+  [N, H, D]; gate, up: [D, F]; down: [F, D]. `query_scale` multiplies q before the dot product, `score_scale` after it.
   """
 
   attn_gain: np.ndarray
@@ -57,6 +57,9 @@ class Block:
   up: np.ndarray
   down: np.ndarray
   activation: Callable
+  q_bias: np.ndarray | None = None
+  k_bias: np.ndarray | None = None
+  v_bias: np.ndarray | None = None
   query_gain: np.ndarray | None = None
   key_gain: np.ndarray | None = None
   post_attn_gain: np.ndarray | None = None
@@ -67,6 +70,7 @@ class Block:
   rope_stretch: float = 1.0
   cap: float | None = None
   window: int | None = None
+  masked: float = MASKED
   eps: float = 1e-6
 
   def norm(self, x, gain):
@@ -74,8 +78,10 @@ class Block:
       return x
     return gain * x / np.sqrt((x**2).mean(-1, keepdims=True) + self.eps)
 
-  def heads(self, x_BxTxD, w_NxDxH):
-    return np.einsum('btd,ndh->btnh', x_BxTxD, w_NxDxH)
+  def heads(self, x_BxTxD, name):
+    bias = getattr(self, f'{name}_bias')
+    out = np.einsum('btd,ndh->btnh', x_BxTxD, getattr(self, name))
+    return out if bias is None else out + bias
 
   def per_query_head(self, x_BxSxKxH):
     return np.repeat(x_BxSxKxH, len(self.q) // len(self.k), axis=2)
@@ -87,7 +93,7 @@ class Block:
 
 def _attn_scores(b: Block, at: Mapping):
   scores = np.einsum('btnh,bsnh->bnts', at['q'], b.per_query_head(at['k'])) * b.score_scale
-  return np.where(b.visible_TxT(scores.shape[-1]), soft_cap(scores, b.cap), MASKED)
+  return np.where(b.visible_TxT(scores.shape[-1]), soft_cap(scores, b.cap), b.masked)
 
 
 def _positioned(b: Block, x, gain):
@@ -96,9 +102,9 @@ def _positioned(b: Block, x, gain):
 
 EQUATIONS: dict[str, Callable[[Block, Mapping], np.ndarray]] = {
   'attn_norm': lambda b, at: b.norm(at['resid_pre'], b.attn_gain),
-  'q': lambda b, at: _positioned(b, b.heads(at['attn_norm'], b.q), b.query_gain) * b.query_scale,
-  'k': lambda b, at: _positioned(b, b.heads(at['attn_norm'], b.k), b.key_gain),
-  'v': lambda b, at: b.heads(at['attn_norm'], b.v),
+  'q': lambda b, at: _positioned(b, b.heads(at['attn_norm'], 'q'), b.query_gain) * b.query_scale,
+  'k': lambda b, at: _positioned(b, b.heads(at['attn_norm'], 'k'), b.key_gain),
+  'v': lambda b, at: b.heads(at['attn_norm'], 'v'),
   'attn_scores': _attn_scores,
   'attn_probs': lambda b, at: softmax(at['attn_scores']),
   'z': lambda b, at: np.einsum('bnts,bsnh->btnh', at['attn_probs'], b.per_query_head(at['v'])),
@@ -149,7 +155,7 @@ class Model:
       expected |= {f'{name}.{i}': equation(block, at) for name, equation in EQUATIONS.items()}
     assert {str(site) for site in acts} == set(expected)
     for site, value in expected.items():
-      size = np.abs(np.where(value < MASKED / 2, 0, value)).max()
+      size = np.abs(np.where(value < -1e29, 0, value)).max()
       np.testing.assert_allclose(
         np.asarray(acts[site]), value, rtol=2e-5, atol=2e-5 * size, err_msg=site
       )

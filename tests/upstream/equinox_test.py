@@ -9,6 +9,9 @@ import re
 
 import pytest
 
+from mechjax.errors import PatchError
+from mechjax.patcher import Patcher
+
 README = pathlib.Path(__file__).parent.parent.parent / 'README.md'
 pytestmark = pytest.mark.equinox
 
@@ -38,3 +41,5 @@ def test_the_attention_is_where_the_text_says():
   equinox = importlib.import_module('equinox')
   where = inspect.getsourcefile(equinox.nn.MultiheadAttention)
   assert pathlib.Path(where).as_posix().endswith('equinox/nn/_attention.py')
+  with pytest.raises(PatchError, match=r'defined in the module equinox\.nn\._attention'):
+    Patcher('equinox.nn.MultiheadAttention', __call__=('x', 'y')).install()

@@ -17,7 +17,7 @@ import pytest
 
 from mechjax import harvest, sites
 from patches import penzai
-from tests.upstream import differences, equations
+from tests.upstream import comparing, differences, equations
 
 pytestmark = pytest.mark.penzai
 
@@ -124,10 +124,8 @@ def plain():
   assert not any(patcher.installed for patcher in penzai.PATCHER.patchers)
   with jax.numpy_dtype_promotion('standard'):
     programs = {name: lowered(name) for name in CASES}
-  jax.config.update('jax_disable_most_optimizations', True)  # compilation is most of the time here
-  with penzai.PATCHER:
+  with penzai.PATCHER, comparing.quick_compilation():
     yield programs
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(params=CASES)
@@ -148,12 +146,13 @@ def array(value):
   heads = [a for a in HEADS if a in value.named_shape]
   keys = [a for a in ('kv_seq',) if a in value.named_shape]
   size = [int(np.prod([value.named_shape[a] for a in heads]))] if heads else []
+  n_texts, length = value.named_shape['batch'], value.named_shape['seq']
   if keys:
     x = value.unwrap('batch', *heads, 'seq', *keys)
-    return np.asarray(x, np.float64).reshape(B, *(size or [1]), T, -1)
+    return np.asarray(x, np.float64).reshape(n_texts, *(size or [1]), length, -1)
   x = value.unwrap('batch', 'seq', *heads, *rest)
   one_head = [1] if rest == ['projection'] and not size else size
-  return np.asarray(x, np.float64).reshape(B, T, *one_head, x.shape[-1])
+  return np.asarray(x, np.float64).reshape(n_texts, length, *one_head, x.shape[-1])
 
 
 def parameters(name):

@@ -17,25 +17,9 @@ from flax import linen as nn
 
 from mechjax import harvest, sites
 from patches import transformers_flax
-from tests.upstream import differences
-from tests.upstream.flax_families import (
-  BERT,
-  CAUSAL,
-  ENDS,
-  GPT,
-  GPT2,
-  MODELS,
-  OPT,
-  TOKENS,
-  WIDE,
-  B,
-  Built,
-  L,
-  Llama,
-  T,
-  angles,
-  turn,
-)
+from tests.upstream import comparing, differences
+from tests.upstream.flax_families import BERT, CAUSAL, GPT2, MODELS, OPT, Llama
+from tests.upstream.flax_model import ENDS, GPT, TOKENS, WIDE, B, Built, L, T, angles, turn
 
 pytestmark = pytest.mark.transformers
 
@@ -53,10 +37,8 @@ def plain():
   assert not any(patcher.installed for patcher in transformers_flax.PATCHER.patchers)
   with jax.numpy_dtype_promotion('standard'):
     programs = {model: lowered(model) for model in MODELS}
-  jax.config.update('jax_disable_most_optimizations', True)  # compilation is most of the time here
-  with transformers_flax.PATCHER:
+  with transformers_flax.PATCHER, comparing.quick_compilation():
     yield programs
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @functools.cache
