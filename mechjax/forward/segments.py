@@ -29,7 +29,6 @@ from mechjax.errors import RunError
 from mechjax.forward.structure import evaluator, segment_key
 from mechjax.forward.tape import (
   LOOP,
-  ROUND,
   Branch,
   Cut,
   Echo,
@@ -44,6 +43,7 @@ from mechjax.forward.tape import (
 )
 from mechjax.harvest import primitive as prim
 from mechjax.harvest.program import (
+  ROUND,
   Program,
   make_key,
   name_and_path,

@@ -22,7 +22,6 @@ from mechjax.forward.run import taken
 from mechjax.forward.segments import Layout, needs
 from mechjax.forward.tape import (
   LOOP,
-  ROUND,
   Branch,
   Cut,
   Echo,
@@ -35,6 +34,7 @@ from mechjax.forward.tape import (
 )
 from mechjax.harvest.interpreter import where
 from mechjax.harvest.plans import cut_tangents, tangent_shapes
+from mechjax.harvest.program import ROUND
 
 Visit = tuple[sites.Site, Any]
 Steps = Generator[Visit, Any, list]

@@ -14,8 +14,8 @@ from typing import Any
 Ref = Any
 """A value of the tape (an int) or a `Literal` of the program."""
 
-LOOP, ROUND = '*', '@'
-"""In the path of a cut: the iteration of a scan, which is a layer, and that of a while loop, which is none."""
+LOOP = '*'
+"""In the path of a cut: the iteration of a scan, which is a layer. That of a while loop, which is none, is `ROUND`."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,10 @@ Sharp edges.
     outside a derivative sees what JAX left of it; what was removed as dead code is an error.
   - Under vmap a sown value that does not depend on the mapped argument has no batch axis.
   - A changed value inside a jax.custom_jvp or custom_vjp function makes its custom rule void.
-  - Sows in the rules of a custom_vjp are seen only where the derivative is taken inside the harvest.
+  - Sows in the rules of a custom_vjp are seen only where the derivative is taken inside the harvest. What
+    the rule of a custom_jvp alone sows is read as a constant of the rule: its own tangent is zero.
+  - jax.lax.map(batch_size=n) is a scan over the full batches, whose iterations are the layers; a rest is
+    computed outside of it and is the site without a layer: acts[sites.Site(name)].
 """
 
 from mechjax.harvest.absence import absent

@@ -89,6 +89,12 @@ class Activations(Mapping):
       xs if e.stacked else [jnp.expand_dims(x, axis) for x in xs]
       for (e, _), xs, axis in zip(found, leaves, axes)
     ]
+    if len({tuple(x.shape[axis + 1 :] for x in xs) for xs, axis in zip(rows, axes)}) > 1:
+      raise SiteError(
+        f'the values of {name!r} do not stack: {[[x.shape for x in xs] for xs in rows]}',
+        cause='one name for values of several shapes, as jax.lax.map(batch_size=...) has when a rest remains',
+        mend=f'take them one by one: acts[{str(next(iter(self)))!r}], and acts[sites.Site({name!r})] without a layer',
+      )
     joined = [jnp.concatenate(xs, axis=axes[0]) for xs in zip(*rows)]
     return jax.tree.unflatten(jax.tree.structure(found[0][1]), joined)
 

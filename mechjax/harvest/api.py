@@ -73,7 +73,7 @@ def harvest(
     f: a function with sows; pure, as for `jax.jit`.
     tag: which sows. Given alone, Oryx's rules hold: everything under the tag is read by name unless planted.
     sites: what to read: patterns of `mechjax.sites`, or a dict from a site name to an int array [k] of layers,
-      which may be traced. The default is every site.
+      which may be traced; a traced layer that does not exist reads zeros. The default is every site.
     allowlist: names that may be read or planted; None for all.
     blocklist: names that are left alone.
     exclusive: whether sows of other tags disappear.

@@ -5,6 +5,9 @@ until all lanes are done, freeze the finished ones". A value sown inside then ex
 took that branch, or were finished long ago, and reading it would be silently wrong. Only the batching
 rule knows the lanes, so while a program is staged the sows inside a cond or a while that is being batched
 are given the predicate under which they run. A read merges by it; lanes that never sowed read zero.
+
+A call with a derivative rule of its own keeps the rule. The predicate becomes one more operand of the call,
+and the sows that the rule makes, whenever JAX comes to run it, are given the predicate as well.
 """
 
 from __future__ import annotations
@@ -31,9 +34,69 @@ class _UnderPredicate(Plan):
     return True
 
   def at_sow(self, frame: Frame, params: dict, leaves: list, preds: list) -> tuple[list, bool]:
-    pred = self.pred if not preds else self.pred & preds[0]
-    params = {**params, 'n_preds': 1, 'exclusive': (*self.exclusive, *params['exclusive'])}
-    return prim.sow_p.bind(*leaves, pred, **params)[: len(leaves)], False
+    out = prim.sow_p.bind(*leaves, *self._joined(preds), **self._marked(params))
+    return out[: len(leaves)], False
+
+  def at_tangent(self, frame: Frame, params: dict, leaves: list, preds: list) -> list:
+    lanes = self.pred  # batched wherever the sow is, which has it as an operand
+    return prim.sow_tangent_p.bind(*leaves, *self._joined(preds), lanes, **self._marked(params))
+
+  def _joined(self, preds: list) -> list:
+    return [self.pred & preds[0] if preds else self.pred]
+
+  def _marked(self, params: dict) -> dict:
+    return {**params, 'n_preds': 1, 'exclusive': (*self.exclusive, *params['exclusive'])}
+
+  def custom(self, eqn: Any, values: list) -> list:
+    made = {'custom_jvp_call': _custom_jvp, 'custom_vjp_call': _custom_vjp}[eqn.primitive.name]
+    return made(eqn, self.exclusive)(self.pred, *values)
+
+
+def _custom_jvp(eqn: Any, exclusive: Any) -> Callable:
+  call = _call_of(eqn)
+
+  @jax.custom_jvp
+  def f(pred, *xs):
+    return _under(pred, exclusive, jax.extend.core.jaxpr_as_fun(eqn.params['call_jaxpr']), *xs)
+
+  @f.defjvp
+  def rule(primals, tangents):
+    (pred, *xs), (_, *ts) = primals, tangents
+    return _under(pred, exclusive, lambda xs, ts: jax.jvp(call, xs, ts), xs, ts)
+
+  return f
+
+
+def _custom_vjp(eqn: Any, exclusive: Any) -> Callable:
+  call = _call_of(eqn)
+
+  @jax.custom_vjp
+  def f(pred, *xs):
+    return _under(pred, exclusive, jax.extend.core.jaxpr_as_fun(eqn.params['call_jaxpr']), *xs)
+
+  def forward(pred, *xs):
+    out, vjp = _under(pred, exclusive, lambda *xs: jax.vjp(call, *xs), *xs)
+    return out, (pred, vjp)
+
+  def backward(residuals, cts):
+    pred, vjp = residuals
+    return None, *_under(pred, exclusive, lambda vjp, cts: vjp(cts), vjp, cts)
+
+  f.defvjp(forward, backward)
+  return f
+
+
+def _call_of(eqn: Any) -> Callable:
+  return lambda *xs: eqn.primitive.bind(*xs, **eqn.primitive.get_bind_params(eqn.params))
+
+
+def _under(pred: Any, exclusive: Any, f: Callable, *args: Any) -> Any:
+  """`f(*args)`, with its sows under a predicate."""
+  closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
+  program = Program(closed, jax.tree.structure(shape), False, [])
+  interpreter = Interpreter(program, _UnderPredicate(pred, exclusive))
+  out, _ = interpreter.run(program.consts, jax.tree.leaves(args), Frame().data)
+  return program.out_tree.unflatten(out)
 
 
 def _predicated(jaxpr: Any, pred_of: Callable, n_extra: int, extra: list, exclusive: Any) -> Any:

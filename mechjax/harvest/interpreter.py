@@ -46,7 +46,7 @@ class Frame:
 
   Attributes:
     scope: nest scopes, outermost first.
-    path: static layers, `Iteration`s, '*' for while loops, `Devices`.
+    path: static layers, `Iteration`s, `ROUND`s, `Devices`.
     data: values that the plan reads at sows (slot tables, planted values), sliced to this place: key -> `Slot`.
     backward: inside the recomputation of a checkpoint's backward pass, where sows were met before.
   """
@@ -96,6 +96,10 @@ class Cell:
   def pred(self) -> Any:
     return self.arrays[-1] if self.n_preds else None
 
+  def where(self, pred: Any) -> Cell:
+    """The cell, without a predicate so far, with this one."""
+    return dataclasses.replace(self, arrays=[*self.arrays, pred], n_preds=1)
+
 
 class Keyed(dict):
   """A dict of `Cell`s or of plan data, as a pytree that keeps its order (the keys do not sort)."""
@@ -140,6 +144,10 @@ class Plan:
     """Whether any of these sows may be changed, which makes custom differentiation rules around them void."""
     return False
 
+  def custom(self, eqn: Any, values: list) -> list | None:
+    """Binds a custom_jvp or custom_vjp call in the plan's own way; None for that of `rules`."""
+    return None
+
   edited: int | None = None
   """How many values a plan that decides on the way has changed; None where `edits` is the last word."""
 
@@ -153,8 +161,9 @@ class Plan:
     """How a cell leaves the scan whose body is `frame`.
 
     Returns:
-      'stack'; 'last'; ('slot', k, slot) for a buffer of k slots, of which this iteration fills `slot` (none if it
-      is k); or ('merge', k, hit) for a buffer of k slots that came out of an inner scan, where hit says which.
+      'stack'; 'last'; ('slot', k, slot, group) for a buffer of k slots, of which this iteration fills `slot`
+      (none if it is k; equal for all of one group); or ('merge', k, hit) for a buffer of k slots that came out
+      of an inner scan, where hit says which.
     """
     raise NotImplementedError
 
@@ -287,10 +296,23 @@ def _merged(key: tuple, old: Cell, new: Cell) -> Cell:
     )
   if not new.n_preds:
     return new
-  leaves = [where(new.pred, n, o) for n, o in zip(new.arrays[:-1], old.arrays)]
+  pairs = [_leveled(key, n, o) for n, o in zip(new.arrays[:-1], old.arrays)]
+  leaves = [where(new.pred, n, o) for n, o in pairs]
   if old.n_preds:
     return Cell([*leaves, new.pred | old.pred], 1, new.mode, new.exclusive)
   return Cell(leaves, 0, new.mode, new.exclusive)
+
+
+def _leveled(key: tuple, new: Any, old: Any) -> tuple[Any, Any]:
+  """Two values of one name; the one that a vmap has left alone is repeated for every lane."""
+  a, b = jnp.shape(new), jnp.shape(old)
+  full = max(a, b, key=len)
+  if not all(full[len(full) - len(shape) :] == shape for shape in (a, b)):
+    raise HarvestError(
+      f'{label(key)} is sown with the shapes {b} and {a}, and only one of them where a predicate holds',
+      mend='give the second sow another name',
+    )
+  return jnp.broadcast_to(new, full), jnp.broadcast_to(old, full)
 
 
 def in_other_branch(one: tuple, other: tuple) -> bool:
@@ -300,13 +322,12 @@ def in_other_branch(one: tuple, other: tuple) -> bool:
 
 def where(pred: Any, new: Any, old: Any) -> Any:
   """Selects by a predicate of the leading axes (a scalar, or one per vmapped lane)."""
+  new = compat.placed_like(new, old)
   if jnp.ndim(pred) == 0:
     return jax.lax.select(pred, new, old)
-  return jax.lax.select(
-    jnp.broadcast_to(pred.reshape(pred.shape + (1,) * (jnp.ndim(new) - pred.ndim)), jnp.shape(new)),
-    jnp.asarray(new),
-    jnp.asarray(old),
-  )
+  pred = pred.reshape(pred.shape + (1,) * (jnp.ndim(new) - pred.ndim))
+  pred = compat.placed_like(jnp.broadcast_to(pred, jnp.shape(new)), old)
+  return jax.lax.select(pred, jnp.asarray(new), jnp.asarray(old))
 
 
 def finish(cell: Cell) -> list[Any]:

@@ -129,4 +129,6 @@ def cut_tangents(tangents: list, gone: list, preds: list, params: dict) -> list:
     gone = [where(preds[0], g, jnp.zeros_like(g)) for g in gone]
   extra = params['extra']
   gone = [jnp.broadcast_to(jnp.expand_dims(g, extra), t.shape) for g, t in zip(gone, tangents)]
-  return [jax.lax.select(g, jnp.zeros_like(t), t) for g, t in zip(gone, tangents)]
+  return [
+    jax.lax.select(compat.placed_like(g, t), jnp.zeros_like(t), t) for g, t in zip(gone, tangents)
+  ]

@@ -7,7 +7,7 @@ every trace-cache key; a plain call before or after a harvest can therefore neve
 While a harvest stages a program, `sow` binds the primitive `sow_p`, an identity that survives JAX's
 transformations:
 
-    vmap    the batch axis goes to the front of every leaf, so that a sown pytree has one batch axis
+    vmap    the batch axis goes to the front of every leaf, so that a sown pytree has one batch axis, and back
     jvp     the primal is sown again; the tangent passes through `sow_tangent_p`, an identity that the
             interpreter turns into zero where the primal was planted, so that plant(grad(f)) equals
             grad(plant(f))
@@ -204,8 +204,14 @@ def _at_front(operands, dims):
   return [batching.bdim_at_front(x, d, size) for x, d in zip(operands, dims)]
 
 
+def _put_back(out, dims):
+  """Batch axes where they were: the rule of a custom derivative may be traced without the sow, and must agree."""
+  moved = [x if d is None else jnp.moveaxis(x, 0, d) for x, d in zip(out, dims)]
+  return moved, [d or 0 for d in dims]
+
+
 def _batch(operands, dims, **params):
-  return sow_p.bind(*_at_front(operands, dims), **params), [0] * len(operands)
+  return _put_back(sow_p.bind(*_at_front(operands, dims), **params), dims)
 
 
 def _tangent_batch(operands, dims, *, leaves, extra, **params):
@@ -215,7 +221,7 @@ def _tangent_batch(operands, dims, *, leaves, extra, **params):
     operands = _at_front(operands, dims)
   else:
     operands, extra = [*_at_front(operands[:n], dims[:n]), *operands[n:]], (0, *extra)
-  return sow_tangent_p.bind(*operands, leaves=leaves, extra=extra, **params), [0] * n
+  return _put_back(sow_tangent_p.bind(*operands, leaves=leaves, extra=extra, **params), dims[:n])
 
 
 ad.primitive_jvps[sow_p] = _jvp

@@ -23,9 +23,13 @@ from mechjax.harvest import primitive as prim
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-  """A loop around a sow: `length` iterations of a scan, or None for a while loop."""
+  """A scan around a sow, of `length` iterations, which are layers."""
 
-  length: int | None
+  length: int
+
+
+ROUND = '@'
+"""A while loop around a sow. Its rounds are no layers, so a sow inside is the site that it would be outside."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Sown:
     tag: its tag.
     mode: its mode.
     scope: the `nest` scopes around it.
-    path: what is around it, outermost first: static layers (int), `Loop`s and `Devices`.
+    path: what is around it, outermost first: static layers (int), `Loop`s, `ROUND`s and `Devices`.
     avals: abstract values of the leaves.
     tree: structure of the value.
     exclusive: a pair (id, branch) for each vmapped cond around it whose branches were merged.
@@ -72,7 +76,7 @@ class Sown:
   @property
   def lengths(self) -> tuple[int, ...]:
     """Lengths of the scans around it."""
-    return tuple(p.length for p in self.path if isinstance(p, Loop) and p.length is not None)
+    return tuple(p.length for p in self.path if isinstance(p, Loop))
 
   @property
   def device_sizes(self) -> tuple[int, ...]:
@@ -83,16 +87,15 @@ class Sown:
     """The site of the sow at given iterations of its scans."""
     index = iter(iteration)
     path = [
-      p if isinstance(p, int) else next(index)
-      for p in self.path
-      if isinstance(p, int) or (isinstance(p, Loop) and p.length is not None)
+      p if isinstance(p, int) else next(index) for p in self.path if isinstance(p, int | Loop)
     ]
     return sites.Site('/'.join([*self.scope, self.name]), tuple(path))
 
 
 def make_key(scope: tuple[str, ...], name: str, path: tuple[Any, ...]) -> tuple:
-  """See `Sown.key`; `path` holds ints, `Loop`s, `Devices` or the interpreter's iterations."""
-  return (scope, name, tuple(p if isinstance(p, int) else '*' for p in path if not is_device(p)))
+  """See `Sown.key`; `path` holds ints, `Loop`s, `ROUND`s, `Devices` or the interpreter's iterations."""
+  layers = (p for p in path if not is_device(p) and p != ROUND)
+  return (scope, name, tuple(p if isinstance(p, int) else '*' for p in layers))
 
 
 def is_device(p: Any) -> bool:
@@ -133,6 +136,8 @@ class Program:
     out_tree: structure of the result.
     sown: every sow in it, in program order.
     dropped: (tag, name) pairs that were sown while staging but are not in the program (dead code).
+    moved: (tag, scope, name) of sows whose tangent, or copy in a backward pass, stands at another key: JAX's
+      derivative of a loop moves what every iteration computes alike to the front, but not its tangent.
   """
 
   def __init__(self, closed: Any, out_tree: Any, differentiating: bool, recorded: list):
@@ -144,6 +149,7 @@ class Program:
     self._rules: dict[int, Any] = {}
     self._pin: list[Any] = []
     self.sown = list(self.walk(self.jaxpr))
+    self.moved = frozenset(self._moved())
     present = {(s.tag, s.name) for s in self.sown}
     self.dropped = [
       (t, n) for t, n in dict.fromkeys(recorded) if (t, name_and_path(n, ())[0]) not in present
@@ -194,20 +200,32 @@ class Program:
       self._rules.update((id(e), None) for e in every_eqn(rule))
     return self._rules[id(eqn)]
 
-  def walk(
-    self, jaxpr: Any, scope: tuple = (), path: tuple = (), backward: bool = False
-  ) -> Iterator[Sown]:
+  def walk(self, jaxpr: Any) -> Iterator[Sown]:
     """Every sow in `jaxpr`, in program order."""
+    for eqn, *place in self._tagged(jaxpr, (), (), False):
+      if eqn.primitive is prim.sow_p:
+        yield _sown(eqn, *place)
+
+  def _moved(self) -> Iterator[tuple]:
+    forward = {(s.tag, s.key) for s in self.sown if not s.backward}
+    for eqn, scope, path, backward in self._tagged(self.jaxpr, (), (), False):
+      tag, (name, path) = eqn.params['tag'], name_and_path(eqn.params['name'], path)
+      derived = backward or eqn.primitive is prim.sow_tangent_p
+      if derived and (tag, make_key(scope, name, path)) not in forward:
+        yield tag, scope, name
+
+  def _tagged(self, jaxpr: Any, scope: tuple, path: tuple, backward: bool) -> Iterator[tuple]:
+    """Every sow and every tangent of one: (equation, scope, path, whether in a backward pass)."""
     for eqn in compat.raw(jaxpr).eqns:
       if not self.tags_of(eqn):
         continue
       inner_scope, inner_path = place_of(eqn, scope, path)
-      if eqn.primitive is prim.sow_p:
-        yield _sown(eqn, inner_scope, inner_path, backward)
+      if eqn.primitive is prim.sow_p or eqn.primitive is prim.sow_tangent_p:
+        yield eqn, inner_scope, inner_path, backward
       else:
         for sub, entry in self._bodies(eqn):
           again = backward or bool(eqn.params.get('differentiated'))
-          yield from self.walk(sub, inner_scope, inner_path + entry, again)
+          yield from self._tagged(sub, inner_scope, inner_path + entry, again)
 
   def _bodies(self, eqn: Any) -> Iterator[tuple[Any, tuple]]:
     """Sub-jaxprs that hold sows, each with what they add to the path."""
@@ -215,8 +233,8 @@ class Program:
     if name == 'scan':
       yield eqn.params['jaxpr'], (Loop(eqn.params['length']),)
     elif name == 'while':
-      yield eqn.params['cond_jaxpr'], (Loop(None),)  # listed, and refused by whoever wants it
-      yield eqn.params['body_jaxpr'], (Loop(None),)
+      yield eqn.params['cond_jaxpr'], (ROUND,)  # listed, and refused by whoever wants it
+      yield eqn.params['body_jaxpr'], (ROUND,)
     elif name == compat.SHARD_MAP:
       yield eqn.params['jaxpr'], (devices_of(eqn.params),)
     else:

@@ -45,6 +45,7 @@ def resolve_reads(request: Any, program: Program, tag: Hashable) -> tuple[list[R
   refuse_twice(sown)
   chosen = set(select(request, program, tag))
   reads, tables = [], Keyed()
+  groups: dict[Any, int] = {}
   for s in {s.key: s for s in sown}.values():
     mine = expand(s)
     wanted = [site for site in mine if site in chosen]
@@ -54,7 +55,7 @@ def resolve_reads(request: Any, program: Program, tag: Hashable) -> tuple[list[R
       Read(s.key, Entry(wanted[0].name, tuple(w.path for w in wanted), bool(s.lengths)), s)
     )
     if s.lengths:
-      tables['read', s.key] = _reading(s, mine, wanted)
+      tables['read', s.key] = _reading(s, mine, wanted, groups)
   return reads, tables
 
 
@@ -90,12 +91,15 @@ def refuse_twice(sown: Sequence[Sown]) -> None:
         )
 
 
-def _reading(s: Sown, mine: list[sites.Site], wanted: list[sites.Site]) -> Reading:
+def _reading(
+  s: Sown, mine: list[sites.Site], wanted: list[sites.Site], groups: dict[Any, int]
+) -> Reading:
   if len(wanted) == len(mine):
-    return Reading(None, len(mine), len(s.lengths))
+    return Reading(None, len(mine), len(s.lengths), 0)
   slots = {site: i for i, site in enumerate(wanted)}
   table = np.array([slots.get(site, len(wanted)) for site in mine], np.int32)
-  return Reading(table.reshape(s.lengths), len(wanted), len(s.lengths))
+  group = groups.setdefault((s.lengths, table.tobytes()), len(groups))
+  return Reading(table.reshape(s.lengths), len(wanted), len(s.lengths), group)
 
 
 def _traced_reads(
@@ -104,8 +108,15 @@ def _traced_reads(
   """`sites={'mlp_out': layers}` with an int array [k], traced or not."""
   reads, tables = [], Keyed()
   for name, layers in request.items():
-    select(name, program, tag)
+    chosen = select(name, program, tag)
+    if {site.name for site in chosen} != {name}:
+      raise SiteError(
+        f'{name!r} is a pattern where one name is expected',
+        mend=f'name them one by one, as in {{{chosen[0].name!r}: layers}}',
+      )
+    check_layers(layers, chosen, name)
     layers = jnp.atleast_1d(jnp.asarray(layers, jnp.int32))
+    again = (layers[:, None] == layers).argmax(axis=1)
     for s in {
       s.key: s for s in live(program, tag) if s.site_at((0,) * len(s.lengths)).name == name
     }.values():
@@ -117,9 +128,19 @@ def _traced_reads(
       table = slot_table(layers, [p[0] for p in paths])
       reads.append(Read(s.key, Entry(name, None, True), s))
       tables['read', s.key] = Reading(
-        table if s.lengths else table[0], layers.shape[0], len(s.lengths)
+        table if s.lengths else table[0], layers.shape[0], len(s.lengths), len(tables), again
       )
   return reads, tables
+
+
+def check_layers(layers: Any, chosen: Sequence[sites.Site], name: str) -> None:
+  """Raises where one of these layers of `name` does not exist, unless they are traced."""
+  if isinstance(layers, jax.core.Tracer):
+    return
+  have = {site.path[-1] for site in chosen if site.path}
+  for i in np.atleast_1d(np.asarray(layers)):
+    if int(i) not in have:
+      raise sites.unknown(f'{name}.{int(i)}', sorted(chosen))
 
 
 def slot_table(layers: jax.Array, indices: Sequence[int]) -> jax.Array:
@@ -141,12 +162,25 @@ def assemble(reads: Sequence[Read], cells: Keyed, tables: Keyed) -> Activations:
     if r.entry.paths is None and not flat_scans:
       table = tables['read', r.key]
       hit = jnp.arange(table.k) == table.table
-      before = values.get(key) or [jnp.zeros((table.k, *x.shape), x.dtype) for x in leaves]
+      before = values.get(key) or [
+        jnp.zeros_like(jnp.broadcast_to(x, (table.k, *x.shape))) for x in leaves
+      ]
       leaves = [where(hit, jnp.broadcast_to(x, b.shape), b) for x, b in zip(leaves, before)]
     shapes = tuple(x.shape for x in leaves)
     entries[key], values[key] = dataclasses.replace(r.entry, shapes=shapes), leaves
+  for name, key in {r.entry.name: r.key for r in reads if r.entry.paths is None}.items():
+    values[name] = [_repeated(x, tables['read', key].again) for x in values[name]]
   trees = {r.key if r.entry.paths is not None else r.entry.name: r.sown.tree for r in reads}
   return Activations(list(entries.values()), [trees[k].unflatten(v) for k, v in values.items()])
+
+
+def _repeated(slots: jax.Array, again: jax.Array) -> jax.Array:
+  """Slots with those of a layer that was named before taken from there."""
+  if len(again) == 1:
+    return slots
+  return jax.lax.cond(
+    jnp.all(again == jnp.arange(len(again))), lambda x: x, lambda x: x[again], slots
+  )
 
 
 def by_name(cells: Keyed, program: Program) -> dict:

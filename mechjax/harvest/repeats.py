@@ -48,7 +48,7 @@ class _Walk:
         for mine in branches:
           seen.update(mine)
       elif not eqn.params.get('differentiated'):
-        loop = ('*',) if eqn.primitive.name in ('scan', 'while') else ()
+        loop = ('*',) if eqn.primitive.name == 'scan' else ()
         for sub in sub_jaxprs(eqn):
           self.walk(sub, here[0], here[1] + loop, seen)
 

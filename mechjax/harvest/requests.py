@@ -16,9 +16,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 
+from mechjax import compat
 from mechjax.errors import HarvestError
 from mechjax.harvest.interpreter import where
 
@@ -26,27 +26,33 @@ from mechjax.harvest.interpreter import where
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """The slot table of a read: `table` int32 [*scans], `k` slots. Without a table every iteration is stacked."""
+  """The slot table of a read: `table` int32 [*scans], `k` slots. Without a table every iteration is stacked.
+
+  Reads of one `group` have equal tables, so that one branch writes them all. `again` int [k], where layers may be
+  traced: the slot of what is wanted at each place, another one's where a layer is named twice.
+  """
 
   table: Any
   k: int = dataclasses.field(metadata={'static': True})
   scans: int = dataclasses.field(metadata={'static': True})
+  group: int = dataclasses.field(metadata={'static': True})
+  again: Any = None
 
   def per_iteration(self) -> Any:
     return self.table
 
   def at_iteration(self, table: Any) -> Reading:
-    return Reading(table, self.k, self.scans - 1)
+    return dataclasses.replace(self, table=table, scans=self.scans - 1)
 
   def specs(self, names: tuple[str, ...]) -> list[PartitionSpec]:
-    return [PartitionSpec() for _ in jax.tree.leaves(self.table)]
+    return [PartitionSpec() for _ in jax.tree.leaves(self)]
 
   def way(self) -> Any:
     """How the cell leaves the scan that has just been entered down to `self` (see `Plan.leave_scan`)."""
     if self.table is None:
       return 'stack'
     if self.scans == 0:
-      return ('slot', self.k, self.table)
+      return ('slot', self.k, self.table, self.group)
     hit = (self.table.reshape(-1, 1) == jnp.arange(self.k)).any(axis=0)
     return ('merge', self.k, hit)
 
@@ -138,10 +144,12 @@ class Writing:
     planted = jnp.reshape(planted, planted.shape[devices:]) if devices else planted
     if self.tap:
       return tap(value, planted)
+    planted = compat.placed_like(planted, value)
     if mask is None:
       return planted
     mask = jnp.reshape(mask, mask.shape[devices:]) if devices else mask
-    return jax.lax.select(jnp.broadcast_to(mask, value.shape), planted, value)
+    mask = compat.placed_like(jnp.broadcast_to(mask, value.shape), value)
+    return jax.lax.select(mask, planted, value)
 
 
 @jax.custom_vjp
@@ -165,19 +173,26 @@ def checked(fn: Callable, values: Sequence[Any], tree: Any) -> list[Any]:
   return [fitted(o, v, 'the function planted at a site returned') for o, v in zip(out, values)]
 
 
+def _kind(dtype: Any) -> int:
+  """Scalars adapt to dtypes of their own kind or a wider one: bool, integer, real, complex."""
+  kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+  return next((i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind)), -1)
+
+
 def fitted(new: Any, old: Any, what: str) -> jax.Array:
   """`new` as an array of exactly the shape and dtype of `old` (weakly typed scalars adapt)."""
   shape, dtype = jnp.shape(old), jnp.result_type(old)
-  weak = isinstance(new, bool | int | float | complex) or getattr(new, 'weak_type', False)
-  got = jnp.result_type(new)
-  if (weak and jnp.promote_types(got, dtype) == dtype) or got == dtype:
+  try:
+    got = jax.typeof(new)
+    if got.dtype != dtype and not (got.weak_type and _kind(got.dtype) <= _kind(dtype)):
+      raise HarvestError(
+        f'{what} dtype {got.dtype.name}, the site has {dtype.name}',
+        cause='a silent cast would change the computation that follows',
+        mend=f'.astype({dtype.name!r}) on the value if that is what you mean',
+      )
     new = jnp.asarray(new, dtype)
-  else:
-    raise HarvestError(
-      f'{what} dtype {got.name}, the site has {np.dtype(dtype).name}',
-      cause='a silent cast would change the computation that follows',
-      mend=f'.astype({np.dtype(dtype).name!r}) on the value if that is what you mean',
-    )
+  except (TypeError, OverflowError) as e:
+    raise HarvestError(f'{what} the value {new!r}, which is no {dtype.name}') from e
   if new.shape != shape:
     raise HarvestError(
       f'{what} shape {new.shape}, the site has {shape}',

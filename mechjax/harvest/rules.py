@@ -6,7 +6,7 @@ among its outputs. What a cell costs is decided here (measured figures for XLA o
   scan        'stack': one more stacked output. 'last': one more carry. Slots: ONE carried buffer of k slots,
               written by `cond` where the slot table says so: no excess memory at any k, and the table is data,
               so that asking for other layers compiles nothing.
-  while       'last' only: the number of iterations is not known.
+  while       'last' only: the number of iterations is not known. A loop of none leaves what was sown before.
   cond        every branch must hold the same sows; the cell of the branch that ran comes out.
   checkpoint  cells leave the checkpointed region as outputs; the backward recomputation sows again and is
               planted again, but not reaped again.
@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from mechjax import compat
 from mechjax.errors import HarvestError
 from mechjax.harvest.interpreter import Cell, Frame, Interpreter, Iteration, Keyed, label, where
-from mechjax.harvest.program import devices_of
+from mechjax.harvest.program import ROUND, devices_of
 
 
 def _jit(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
@@ -105,7 +105,7 @@ def _scan(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
   def body(state, x):
     carry, kept = state
     out, cells, ways = step(carry, x)
-    new = Keyed((k, _left(ways[k], kept[k], cells[k])) for k in kept)
+    new = _left(ways, kept, cells)
     stacked = Keyed((k, c.under_axis()) for k, c in cells.items() if ways[k] == 'stack')
     return (out[:n_carry], new), (out[n_carry:], stacked)
 
@@ -153,19 +153,34 @@ def _zeros(cells: Any, frame: Frame) -> Any:
   return jax.tree.map(lambda a: compat.zeros_like(a, frame.device_names), cells)
 
 
-def _left(way: Any, kept: Cell, cell: Cell) -> Cell:
-  """A carried cell after one iteration of a scan (see `Plan.leave_scan`)."""
-  if way == 'last':
-    return _overwritten(kept, cell)
-  kind, k, at = way
-  if kind == 'slot':
-    write = lambda: [  # noqa: E731
-      jax.lax.dynamic_update_index_in_dim(b, a, at, 0) for b, a in zip(kept.arrays, cell.arrays)
-    ]
-    arrays = jax.lax.cond(at < k, write, lambda: kept.arrays)
-  else:
-    arrays = [where(at, a, b) for b, a in zip(kept.arrays, cell.arrays)]
-  return dataclasses.replace(kept, arrays=arrays)
+def _left(ways: dict, kept: Keyed, cells: Keyed) -> Keyed:
+  """The carried cells after one iteration of a scan (see `Plan.leave_scan`)."""
+  new = Keyed(kept)
+  slots: dict[Any, list] = {}
+  for key, old in kept.items():
+    if ways[key] == 'last':
+      new[key] = _overwritten(old, cells[key])
+    elif ways[key][0] == 'merge':
+      pairs = zip(cells[key].arrays, old.arrays)
+      new[key] = dataclasses.replace(old, arrays=[where(ways[key][2], a, b) for a, b in pairs])
+    else:
+      slots.setdefault(ways[key][3], []).append(key)
+  for keys in slots.values():
+    new.update(_filled(ways[keys[0]], {k: (kept[k], cells[k]) for k in keys}))
+  return new
+
+
+def _filled(way: Any, pairs: dict) -> Keyed:
+  """Cells of one slot table after one iteration: one branch, because each costs time to compile."""
+  _, k, at, _ = way
+
+  def write():
+    put = jax.lax.dynamic_update_index_in_dim
+    return [[put(b, a, at, 0) for b, a in zip(o.arrays, c.arrays)] for o, c in pairs.values()]
+
+  filled = jax.lax.cond(at < k, write, lambda: [old.arrays for old, _ in pairs.values()])
+  cells = (old for old, _ in pairs.values())
+  return Keyed((key, dataclasses.replace(c, arrays=a)) for key, c, a in zip(pairs, cells, filled))
 
 
 def _overwritten(kept: Cell, cell: Cell) -> Cell:
@@ -189,7 +204,7 @@ def _while(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
   n_cond, n_body = p['cond_nconsts'], p['body_nconsts']
   cond_consts, body_consts = values[:n_cond], values[n_cond : n_cond + n_body]
   init = values[n_cond + n_body :]
-  here = dataclasses.replace(frame, path=(*frame.path, '*'))
+  here = dataclasses.replace(frame, path=(*frame.path, ROUND))
 
   def step(carry):
     return interp.eval(p['body_jaxpr'], (), [*body_consts, *carry], here)
@@ -208,7 +223,11 @@ def _while(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
       out = [where(running, new, old) for new, old in zip(out, carry)]
     return out, Keyed((k, _overwritten(c, cells[k])) for k, c in kept.items())
 
-  return jax.lax.while_loop(lambda state: jnp.any(test(state[0])), body, (init, kept))
+  out, kept = jax.lax.while_loop(lambda state: jnp.any(test(state[0])), body, (init, kept))
+  if kept:
+    ran = jnp.expand_dims(test(init), tuple(range(frame.devices)))
+    kept = Keyed((k, c if c.n_preds else c.where(ran)) for k, c in kept.items())
+  return out, kept
 
 
 # --- branches -------------------------------------------------------------------------------------------
@@ -217,13 +236,38 @@ def _while(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
 def _cond(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
   index, *operands = values
   branches = eqn.params['branches']
+  sown = [_sown_in(interp, b) for b in branches]
   if interp.plan.reads or interp.plan.strict:
-    check_branches([_sown_in(interp, b) for b in branches])
+    check_branches(sown)
 
   def branch(jaxpr):
     return lambda *xs: interp.eval(jaxpr, (), xs, frame)
 
-  return jax.lax.switch(index, [branch(b) for b in branches], *operands)
+  bodies = [branch(b) for b in branches]
+  if interp.plan.reads and any(s.exclusive for b in sown for s in b):
+    bodies = _alike(bodies, operands)
+  return jax.lax.switch(index, bodies, *operands)
+
+
+def _alike(branches: list[Callable], operands: list) -> list[Callable]:
+  """Branches whose cells agree on having a predicate, where only some of them hold a cond that was vmapped."""
+  shapes = [jax.eval_shape(lambda b=b: b(*operands)[1]) for b in branches]
+  predicated = {k: c for cells in shapes for k, c in cells.items() if c.n_preds}
+
+  def like(key, cell):
+    common = set.intersection(*(set(cells[key].exclusive) for cells in shapes))
+    if key in predicated and not cell.n_preds:
+      cell = cell.where(jnp.ones(predicated[key].pred.shape, bool))
+    return dataclasses.replace(cell, exclusive=tuple(e for e in cell.exclusive if e in common))
+
+  def alike(branch):
+    def run(*xs):
+      out, cells = branch(*xs)
+      return out, Keyed((k, like(k, cells[k])) for k in shapes[0] if k in cells)
+
+    return run
+
+  return [alike(b) for b in branches]
 
 
 def check_branches(branches: list[list]) -> None:
@@ -248,13 +292,19 @@ def check_branches(branches: list[list]) -> None:
 
 
 def _check_same(name: str, one: Any, other: Any) -> None:
-  for what, get in (('shape', lambda a: a.shape), ('dtype', lambda a: a.dtype)):
-    a, b = [get(x) for x in one.avals], [get(x) for x in other.avals]
-    if one.tree != other.tree or a != b:
+  each = lambda get: lambda s: (s.tree, [get(a) for a in s.avals])  # noqa: E731
+  properties = {
+    'shape': each(lambda a: a.shape),
+    'dtype': each(lambda a: a.dtype),
+    'mode': lambda s: s.mode,
+  }
+  for what, get in properties.items():
+    a, b = get(one), get(other)
+    if a != b:
       raise HarvestError(
         f"Mismatched {what} between branches: '{name}'.",
         where=f'{one.source} sows {a}, {other.source} sows {b}',
-        mend='sow values of one shape and dtype under one name',
+        mend='sow values of one shape and dtype under one name, in one mode',
       )
 
 
@@ -294,6 +344,9 @@ def _recomputation(interp: Interpreter, eqn: Any, values: list, frame: Frame) ->
 
 
 def _custom_jvp(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+  made = interp.plan.custom(eqn, values)
+  if made is not None:
+    return made, Keyed()
   rule = interp.program.jvp_rule(eqn)
   if rule is None or not interp.plan.cares(interp.program.tags_in(rule)):
     return _custom_vjp(interp, eqn, values, frame)
@@ -357,6 +410,9 @@ def _with_jvp_rule(interp: Interpreter, eqn: Any, rule: Any, values: list, frame
 
 
 def _custom_vjp(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+  made = interp.plan.custom(eqn, values)
+  if made is not None:
+    return made, Keyed()
   primal = eqn.params['call_jaxpr']
   if interp.plan.edits(interp.program.tags_in(primal)):
     return _as_written(interp, eqn, primal, values, frame)

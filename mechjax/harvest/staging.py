@@ -25,9 +25,11 @@ from mechjax.harvest.program import Program, Sown, expand_all
 
 def is_dynamic(leaf: Any) -> bool:
   """Whether a leaf of the arguments is data; what is not is static."""
-  return isinstance(
-    leaf, jax.Array | np.ndarray | np.generic | float | complex | jax.ShapeDtypeStruct
-  ) or hasattr(leaf, '__jax_array__')
+  if isinstance(leaf, np.ndarray | np.generic):
+    return leaf.dtype.kind not in 'OSU'  # Python objects and strings
+  return isinstance(leaf, jax.Array | float | complex | jax.ShapeDtypeStruct) or hasattr(
+    leaf, '__jax_array__'
+  )
 
 
 def split_static(tree: Any) -> tuple[list[Any], tuple[Any, ...], Any]:
@@ -94,7 +96,7 @@ class Stager:
       if any(s is not _DATA and getattr(s, '__hash__', None) is None for s in static):
         bad = next(s for s in static if s is not _DATA and getattr(s, '__hash__', None) is None)
         raise HarvestError(
-          f'an argument of type {type(bad).__name__} is neither an array nor hashable',
+          f'an argument of type {type(bad).__name__} is neither an array of numbers nor hashable',
           mend='pass a pytree of arrays, or close over the object',
         ) from e
       return None

@@ -42,7 +42,6 @@ from mechjax.harvest.program import (
   name_and_path,
   place_of,
   struct_of,
-  sub_jaxprs,
 )
 from mechjax.harvest.requests import fitted
 from mechjax.harvest.staging import stager
@@ -52,6 +51,7 @@ _CALLS = (
   'pjit',
   'closed_call',
   'core_call',
+  'eval_jaxpr',
   'checkpoint',
   'remat',
   'remat2',
@@ -110,9 +110,11 @@ class _Layout:
   def _inline(
     self, jaxpr: Any, ins: Sequence | None, scope: tuple, path: tuple, loop: tuple
   ) -> list:
+    consts = [jex_core.Literal(c, jax.typeof(c)) for c in compat.consts(jaxpr)]
     jaxpr = compat.raw(jaxpr)
     variables = [*jaxpr.constvars, *jaxpr.invars]
-    env = dict(zip(variables, self._values(variables, scope, path) if ins is None else ins))
+    values = self._values(variables, scope, path) if ins is None else [*consts, *ins]
+    env = dict(zip(variables, values))
     read = lambda v: v if isinstance(v, jex_core.Literal) else env[v]  # noqa: E731
     for eqn in jaxpr.eqns:
       refs = tuple(read(v) for v in eqn.invars)
@@ -125,7 +127,8 @@ class _Layout:
       return self._sow(eqn, refs, inner_scope, inner_path, loop)
     inside = any(n in self.names for _, n in self.program.tags_of(eqn))
     if inside and eqn.primitive.name in _CALLS:
-      return self._inline(sub_jaxprs(eqn)[0], refs, inner_scope, inner_path, loop)
+      body = eqn.params['call_jaxpr' if 'call_jaxpr' in eqn.params else 'jaxpr']
+      return self._inline(body, refs, inner_scope, inner_path, loop)
     op = _Op(eqn, refs, self._values(eqn.outvars, scope, path))
     self.ops.append(op)
     if inside and eqn.primitive.name == 'scan':

@@ -20,7 +20,7 @@ from mechjax import sites
 from mechjax.errors import HarvestError
 from mechjax.harvest.interpreter import Keyed, label
 from mechjax.harvest.program import Program, Sown, expand
-from mechjax.harvest.reads import select, slot_table
+from mechjax.harvest.reads import check_layers, select, slot_table
 from mechjax.harvest.requests import Writing, fitted
 
 
@@ -39,7 +39,8 @@ class At:
   """A planted value (or `Masked`, or a function) at a layer that may be traced.
 
   Attributes:
-    layer: an integer, or int array [k].
+    layer: an integer, or int array [k]. A traced layer that does not exist plants nothing; of two that are equal the
+      first one counts.
     value: for an integer, of the site's own shape; for an array, with a leading axis of k.
   """
 
@@ -57,7 +58,19 @@ def resolve_writes(
     for piece in _pieces(name, value, sown, program, tag):
       if admits(piece.sown.name):
         pieces.setdefault(piece.sown.key, []).append(piece)
+  _refuse_moved(program, tag, pieces)
   return Keyed((('write', key), _writing(group)) for key, group in pieces.items())
+
+
+def _refuse_moved(program: Program, tag: Hashable, planted: Mapping[tuple, list[_Piece]]) -> None:
+  for (scope, name, _), (piece, *_) in planted.items():
+    if (tag, scope, name) in program.moved:
+      raise HarvestError(
+        f'the derivative of a loop was taken, and {name!r} no longer stands where its derivative stands',
+        where=piece.sown.source,
+        cause='the value is the same in every iteration, so JAX computes it once, in front of the loop',
+        mend='put the derivative outside: jax.grad(plant(f)) instead of plant(jax.grad(f))',
+      )
 
 
 def _flat_plants(plants: Mapping, sown: list[Sown], scope: tuple) -> Iterator[tuple[str, Any]]:
@@ -160,7 +173,8 @@ def _traced_pieces(
   chosen = set(select(text, program, tag))
   layers = jnp.asarray(at.layer, jnp.int32)
   value, mask, fn = _split_value(at.value)
-  _check_concrete_layers(layers, chosen, text)
+  check_layers(at.layer, list(chosen), text)
+  _check_distinct(at.layer, text)
   for s in sown:
     if not any(site in chosen for site in expand(s)):
       continue
@@ -178,13 +192,11 @@ def _traced_pieces(
     )
 
 
-def _check_concrete_layers(layers: jax.Array, chosen: set[sites.Site], name: str) -> None:
+def _check_distinct(layers: Any, name: str) -> None:
   if isinstance(layers, jax.core.Tracer):
     return
-  have = {site.path[-1] for site in chosen if site.path}
-  for i in np.atleast_1d(np.asarray(layers)):
-    if int(i) not in have:
-      raise sites.unknown(f'{name}.{int(i)}', sorted(chosen))
+  if len(set(np.ravel(layers).tolist())) < np.size(layers):
+    raise HarvestError(f'{name!r} is planted twice at one layer: {np.asarray(layers).tolist()}')
 
 
 def _fitted(value: Any, s: Sown, lead: tuple, text: str) -> list[jax.Array]:

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mechjax import harvest
+from mechjax import harvest, sites
 from mechjax.errors import HarvestError
 
 L, B, D = 4, 8, 6
@@ -42,6 +42,43 @@ def test_sharded_arguments_give_the_single_device_values(kind):
     _, _, grads = harvest.value_and_grad_at(lambda w, x: model(w, x).sum(), 'mlp_out')(w, x)
   _, _, alone = harvest.value_and_grad_at(lambda w, x: model(w, x).sum(), 'mlp_out')(W, X)
   np.testing.assert_allclose(grads['mlp_out'], alone['mlp_out'], rtol=1e-4, atol=1e-6)
+
+
+def unrolled(w, x):
+  for i in range(L):
+    with sites.layer(i):
+      m = harvest.sow(jnp.tanh(x @ w[i]), name='mlp_out')
+      x = harvest.sow(x + m, name='resid_post')
+  return x
+
+
+ROWS = np.arange(B)[:, None] % 2 == 0
+EVERYWHERE = jnp.ones((B, D))
+
+
+@pytest.mark.parametrize(
+  'plants',
+  [
+    {'mlp_out.2': harvest.Masked(EVERYWHERE, ROWS)},
+    {'mlp_out': harvest.Masked(jnp.stack([EVERYWHERE] * L), ROWS)},
+    {'mlp_out': harvest.At(2, EVERYWHERE)},
+    {'mlp_out.{1,3}': jnp.stack([EVERYWHERE, -EVERYWHERE])},
+  ],
+  ids=['masked', 'masked everywhere', 'a traced layer', 'two layers'],
+)
+@pytest.mark.parametrize('f', [model, unrolled])
+def test_planted_values_go_where_the_site_is_on_an_explicit_mesh(f, plants):
+  loss = lambda w, x: (f(w, x) ** 2).sum()  # noqa: E731
+  outside = jax.grad(lambda w, x: harvest.plant(loss)(plants, w, x), argnums=1)
+  inside = lambda w, x: harvest.plant(jax.grad(loss, argnums=1))(plants, w, x)  # noqa: E731
+  want = outside(W, X)
+  mesh = jax.make_mesh((4, 2), ('data', 'model'), axis_types=(AxisType.Explicit,) * 2)
+  with jax.set_mesh(mesh):
+    x = jax.device_put(X, NamedSharding(mesh, P('data')))
+    w = jax.device_put(W, NamedSharding(mesh, P()))
+    for got in (outside(w, x), inside(w, x)):
+      np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+      assert got.sharding.spec[0] == 'data'
 
 
 def mapped(mesh):

@@ -99,11 +99,87 @@ def test_a_function_inside_a_derivative_is_an_error_not_a_wrong_gradient():
     ({'mlp_out.2': X, 'mlp_out.{1,2}': jnp.zeros((2, D))}, HarvestError, 'planted twice'),
     ({'mlp_out.2': X, 'mlp_out.3': lambda v: v}, HarvestError, 'several ways'),
   ],
-  ids=str,
+  ids=lambda p: p if isinstance(p, str) else '',
 )
 def test_what_does_not_fit_is_an_error(plants, error, says):
   with pytest.raises(error, match=says):
     harvest.plant(scanned(lambda b: b))(plants, X)
+
+
+LIKE = {
+  'float32': jnp.float32(1),
+  'bfloat16': jnp.bfloat16(1),
+  'int32': jnp.int32(1),
+  'uint8': jnp.uint8(1),
+  'bool': jnp.array(True),
+  'complex64': jnp.complex64(1),
+}
+
+
+@pytest.mark.parametrize('promotion', ['strict', 'standard'])
+@pytest.mark.parametrize(
+  ('site', 'value'),
+  [
+    ('float32', 2),
+    ('float32', 1.5),
+    ('float32', np.float32(1.5)),
+    ('float32', np.float64(1.5)),
+    ('float32', np.array(1.5)),
+    ('bfloat16', 2),
+    ('bfloat16', 1.5),
+    ('int32', 2),
+    ('int32', 2.0),
+    ('int32', np.int64(2)),
+    ('uint8', 255),
+    ('bool', False),
+    ('bool', np.bool_(False)),
+    ('complex64', 2),
+    ('complex64', 1.5j),
+  ],
+  ids=lambda v: v if isinstance(v, str) else repr(v),
+)
+def test_a_scalar_takes_the_dtype_of_its_site_where_nothing_is_lost(site, value, promotion):
+  with jax.numpy_dtype_promotion(promotion):
+    got = harvest.plant(lambda x: harvest.sow(x, name='a'))({'a': value}, LIKE[site])
+  assert got.dtype == LIKE[site].dtype
+  assert complex(got) == complex(value)
+
+
+@pytest.mark.parametrize('promotion', ['strict', 'standard'])
+@pytest.mark.parametrize(
+  ('site', 'value', 'says'),
+  [
+    ('float32', True, 'dtype bool'),
+    ('float32', 1j, 'dtype complex64'),
+    ('float32', np.int32(2), 'dtype int32'),
+    ('float32', jnp.bfloat16(2), 'dtype bfloat16'),
+    ('bfloat16', np.float32(2), 'dtype float32'),
+    ('int32', 1.5, 'dtype float32'),
+    ('int32', 2**40, '1099511627776, which is no int32'),
+    ('int32', np.uint8(3), 'dtype uint8'),
+    ('uint8', -1, 'no uint8'),
+    ('bool', 1, 'dtype int32'),
+    ('float32', 'one', "'one', which is no float32"),
+    ('float32', None, 'structure'),
+    ('float32', [1.0], 'structure'),
+  ],
+  ids=repr,
+)
+def test_what_would_have_to_be_cast_is_an_error(site, value, says, promotion):
+  with jax.numpy_dtype_promotion(promotion), pytest.raises(HarvestError, match=says):
+    harvest.plant(lambda x: harvest.sow(x, name='a'))({'a': value}, LIKE[site])
+
+
+def test_a_traced_layer_that_does_not_exist_is_an_error_where_it_is_known():
+  plant = lambda layer: harvest.plant(scanned(lambda b: b))({'mlp_out': harvest.At(layer, X)}, X)  # noqa: E731
+  for layer in (L, -1):
+    with pytest.raises(SiteError, match='6 layers, 0 to 5'):
+      plant(layer)
+  close(jax.jit(plant)(L), reference(X)[0])  # and plants nothing where it is not
+  with pytest.raises(HarvestError, match='twice'):
+    harvest.plant(scanned(lambda b: b))(
+      {'mlp_out': harvest.At(np.array([1, 1]), jnp.stack([X, X]))}, X
+    )
 
 
 def test_plants_that_are_not_a_dict_say_so():

@@ -34,6 +34,27 @@ def test_traced_layers(f):
 
 
 @MODELS
+def test_a_layer_named_twice_is_there_twice(f):
+  _, mlp, _ = reference(X)
+  read = lambda layers: harvest.reap(f, sites={'mlp_out': layers})(X)['mlp_out']  # noqa: E731
+  twice = np.array([4, 1, 4])
+  close(read(twice), mlp[twice])
+  close(jax.jit(read)(twice), mlp[twice])
+
+
+def test_a_layer_that_does_not_exist_is_an_error_where_it_is_known():
+  read = lambda layers: harvest.reap(scanned(lambda b: b), sites={'mlp_out': layers})(X)['mlp_out']  # noqa: E731
+  for layers in ([0, L], -1):
+    with pytest.raises(SiteError, match='6 layers, 0 to 5'):
+      read(jnp.array(layers))
+  close(jax.jit(read)(jnp.array([L]))[0], 0 * X)  # and zeros where it is not
+  with pytest.raises(SiteError, match='pattern where one name'):
+    harvest.reap(scanned(lambda b: b), sites={'mlp_*': [0]})(X)
+  with pytest.raises(SiteError, match='got int 3'):
+    harvest.reap(scanned(lambda b: b), sites=3)(X)
+
+
+@MODELS
 def test_under_grad_and_vmap(f):
   def loss(x):
     out, acts = harvest.call_and_reap(f, sites='mlp_out.{2,5}')(x)
@@ -143,11 +164,3 @@ def test_an_index_into_values_that_were_reshaped_is_an_error():
   with pytest.raises(SiteError, match=r'jax\.tree\.map'):
     reshaped['mlp_out.3']
   assert reshaped.stacked('mlp_out').shape == (L,)
-
-
-def test_the_listing_needs_no_data_and_points_at_the_line():
-  listed = harvest.sites_of(scanned(lambda b: b), jax.ShapeDtypeStruct((D,), jnp.float32))
-  assert [str(i.site) for i in listed][:3] == ['mlp_out.0', 'resid_post.0', 'mlp_out.1']
-  assert listed[0].shape == (D,)
-  assert 'toy.py' in listed[0].source
-  assert 'mlp_out     6 ' in repr(listed)

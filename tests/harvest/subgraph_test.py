@@ -99,6 +99,18 @@ def test_what_is_captured_belongs_to_the_arguments():
   np.testing.assert_allclose(other, want, rtol=1e-5)
 
 
+def test_jitted_blocks_may_close_over_arrays():
+  scale, shift = jnp.arange(4.0), np.arange(4, dtype=np.float32)
+
+  def f(x):
+    q = harvest.sow(x * 2, name='q')
+    return jax.jit(lambda q: harvest.sow(jnp.sin(q) * scale + shift, name='attn_probs'))(q)
+
+  x = jnp.linspace(-1.0, 1.0, 4)
+  qk = harvest.subgraph(f, inputs=['q'], outputs=['attn_probs'])(x)
+  np.testing.assert_allclose(qk(x), np.sin(x) * scale + shift, rtol=1e-6)
+
+
 @pytest.mark.parametrize('scan', [False, True])
 def test_outputs_that_do_not_depend_on_the_inputs_are_an_error(scan):
   f = model(scan, lambda b: b)

@@ -1,0 +1,74 @@
+"""Errors say what, where, the likely cause and the mend, whole, alone and after a journey between processes."""
+
+import copy
+import pickle
+
+import pytest
+
+from mechjax import errors
+from mechjax.errors import MechjaxError
+
+KINDS = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, MechjaxError)]
+
+
+def test_all_four_parts_are_printed_in_order():
+  error = MechjaxError(
+    'mlp_out.9 is not there', where='model.py:3', cause='it has 4 layers', mend='ask for one'
+  )
+  assert str(error).splitlines() == [
+    'mlp_out.9 is not there',
+    '  where: model.py:3',
+    '  likely cause: it has 4 layers',
+    '  mend: ask for one',
+  ]
+
+
+@pytest.mark.parametrize('part', ['where', 'cause', 'mend'])
+def test_a_part_that_is_not_known_is_left_out(part):
+  assert str(MechjaxError('what')) == 'what'
+  error = MechjaxError('what', **{part: 'x'})
+  assert len(str(error).splitlines()) == 2
+  assert getattr(error, part) == 'x'
+
+
+@pytest.mark.parametrize('kind', KINDS, ids=lambda k: k.__name__)
+def test_every_kind_keeps_its_parts_through_pickle_and_copy(kind):
+  error = kind('what', where='here', cause='why', mend='how')
+  for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+    assert type(twin) is kind
+    assert str(twin) == str(error)
+    assert (twin.what, twin.where, twin.cause, twin.mend) == ('what', 'here', 'why', 'how')
+
+
+BUILTINS = {
+  errors.SiteError: ValueError,
+  errors.HarvestError: ValueError,
+  errors.RunError: RuntimeError,
+  errors.PatchError: ValueError,
+  errors.StackingError: ValueError,
+  errors.WeightsError: ValueError,
+  errors.FetchError: OSError,
+  errors.MissingExtraError: ImportError,
+}
+
+
+@pytest.mark.parametrize('kind', KINDS, ids=lambda k: k.__name__)
+def test_each_is_also_what_python_would_have_raised(kind):
+  assert kind.__doc__
+  with pytest.raises(BUILTINS.get(kind, Exception), match='what'):
+    raise kind('what')
+  assert kind is MechjaxError or kind in BUILTINS
+
+
+@pytest.mark.parametrize(
+  ('name', 'best'),
+  [('mpl_out', 'mlp_out'), ('resid', 'resid_pre'), ('attn_prob', 'attn_probs'), ('zz', None)],
+)
+def test_the_nearest_names_come_first(name, best):
+  found = errors.nearest(name, ['mlp_out', 'mlp_pre', 'attn_probs', 'resid_pre', 'resid_post'])
+  assert found[:1] == ([best] if best else [])
+
+
+def test_nearest_names_are_few_and_each_once():
+  found = errors.nearest('site', [f'site_{i}' for i in range(20)] * 2)
+  assert len(found) == len(set(found)) == 5
