@@ -362,6 +362,17 @@ def test_unembedding_the_last_residual_gives_the_logits(gemma3, prompt):
   np.testing.assert_allclose(gemma3.unembed(last), gemma3(prompt), atol=1e-4)
 
 
+def test_our_decoder_gives_the_logits_of_the_upstream_code_within_and_beyond_the_window(
+  gemma3, prompt
+):
+  beyond = jax.random.randint(jax.random.key(0), (1, 560), 2, gemma3.tokenizer.n_vocab)
+  with jax.numpy_dtype_promotion('strict'):
+    ours = mechjax.load('gemma3-270m')
+    for tokens in (prompt, beyond):
+      np.testing.assert_allclose(ours(tokens), gemma3(tokens), rtol=1e-4, atol=1e-3)
+  assert set(ours.sites()) == set(gemma3.sites())
+
+
 def test_a_llama_is_no_gemma_and_neither_is_an_unknown_architecture(monkeypatch):
   file = GGUFFile(fetch.path_of('smollm2-135m'))
   with pytest.raises(WeightsError, match="architecture 'llama'"):

@@ -1,0 +1,55 @@
+"""Activation patching and attribution: which places inside a model decide what it says.
+
+Take two prompts that differ in one respect, run the model on one, and put a single activation of the other in its
+place. How far the answer moves is the effect of that place. This package asks the question of thousands of places:
+
+    nodes = nodes_of(harvest.sites_of(forward, params, pairs.clean), 'q, k, v, z, mlp_out')
+    pairs = Pairs.of(clean_ids, noise_ids)
+    metric = logit_difference(pairs, answers, others)
+    exact = Exact(forward, nodes)(params, pairs, metric)            the truth: a forward pass per node
+    atp = Attribution(forward, nodes)(params, pairs, metric)        its first-order term: three passes for all
+
+`forward` is any tagged function of (params, inputs): our decoder, or a patched upstream model. Nodes, pairs and
+effects are data; metrics are functions with data; nothing here knows a model. `sources.HOW` lists the ways of
+patching, and their names (noising, denoising, ...) stand in the title of every result.
+"""
+
+from mechjax.patching.activation import Exact, planting, plants
+from mechjax.patching.attribution import Attribution
+from mechjax.patching.effects import Effects
+from mechjax.patching.errors import PatchingError
+from mechjax.patching.metrics import (
+  Metric,
+  custom,
+  difference,
+  kl_divergence,
+  log_probability,
+  logit_difference,
+  loss,
+)
+from mechjax.patching.nodes import Grid, Layout, Node, NodeSet, nodes_of
+from mechjax.patching.pairs import Pairs
+from mechjax.patching.sources import HOW
+
+__all__ = [
+  'HOW',
+  'Attribution',
+  'Effects',
+  'Exact',
+  'Grid',
+  'Layout',
+  'Metric',
+  'Node',
+  'NodeSet',
+  'Pairs',
+  'PatchingError',
+  'custom',
+  'difference',
+  'kl_divergence',
+  'log_probability',
+  'logit_difference',
+  'loss',
+  'nodes_of',
+  'planting',
+  'plants',
+]

@@ -1,0 +1,226 @@
+"""Attribution patching (AtP): all nodes at once, to first order.
+
+An exact sweep costs a forward pass for each node. Its first-order term costs two forward passes and one backward
+pass for ALL nodes, because one backward pass gives the gradient at every site (Kramár et al. 2024, equation 2):
+
+    Î(n) = sum over the node of (planted value - base value) * d metric / d value
+
+    effects = Attribution(forward, nodes)(params, pairs, metric)
+    effects.contribution()        # the absolute value is taken per pair, then the mean
+
+Pairs do not interact, so the sum of their metrics has the gradient of each. With `steps` the gradient is the mean
+over midpoints of the line between the two runs' values at `along` (integrated gradients; the planted-minus-base
+values stay those of the ends), which costs `steps` forward and backward passes and follows the metric where it
+bends. Memory is bounded by blocks of pairs first and, where one pair is too large, by parts of the layers, each
+part at the cost of its own passes; a `forward` with checkpointed layers needs less.
+
+Sharp edges: first order fails where attention saturates or effects cancel: AtP* mends both. A value that is equal
+in both runs has effect 0, whatever its gradient, even where it is infinite (masked scores). `along` must have no
+layer, and stands for where the prompts enter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax import harvest
+from mechjax.patching import budget as budgets
+from mechjax.patching import sources
+from mechjax.patching.effects import Effects
+from mechjax.patching.errors import PatchingError
+from mechjax.patching.metrics import Metric
+from mechjax.patching.nodes import Layout, NodeSet
+from mechjax.patching.pairs import Pairs
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Attribution:
+  """Attribution of a metric to a node set.
+
+  Attributes:
+    forward: (params, inputs) -> what the metric reads, with sows; pure.
+    nodes: which nodes.
+    how: one of `sources.HOW` that needs no statistics: noising, denoising, zero or resample.
+    steps: of integrated gradients; 0 for the gradient at the base run, which is AtP.
+    along: the site whose values the steps move along.
+    budget: bytes that may be used besides parameters and prompts.
+    seed: of 'resample'.
+  """
+
+  forward: Callable
+  nodes: NodeSet
+  how: str = 'noising'
+  steps: int = 0
+  along: str = 'embed'
+  budget: int = 2**30
+  seed: int = 0
+  _plans: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+  def __post_init__(self) -> None:
+    if not len(self.nodes):
+      raise PatchingError('there are no nodes to attribute to', cause='an empty slice or choice')
+    if self.how in ('mean', 'gaussian'):
+      raise PatchingError(
+        f'{self.how!r} is for exact patching', mend='noising, denoising, zero, resample'
+      )
+    if self.steps and self.how not in ('noising', 'denoising', 'resample'):
+      raise PatchingError(f'{self.how!r} has no line between two runs', mend='steps=0')
+    if self.steps < 0:
+      raise PatchingError(f'{self.steps} steps')
+
+  def __call__(self, params: Any, pairs: Pairs, metric: Metric) -> Effects:
+    """Attributes to every node on every pair.
+
+    Args:
+      params: given to `forward`.
+      pairs: B pairs.
+      metric: a number for each.
+
+    Returns:
+      The first-order effects, [N, B].
+
+    Raises:
+      PatchingError: pairs, nodes and metric that do not go together; NaN; one layer of one pair beyond the budget.
+    """
+    sided, n = sources.sides(pairs, self.how, self.seed)
+    key = budgets.signature(params, sided, metric)
+    if key not in self._plans:
+      self._plans[key] = _plan(self, params, sided, metric)
+    rows, parts = self._plans[key]
+    values, base, other = np.zeros((len(self.nodes), n)), np.zeros(n), np.zeros(n)
+    for index, count in budgets.blocks(n, rows):
+      here, mine = sided.rows(index), metric.rows(index)
+      for chosen, compiled in parts:
+        effects, *metrics, bad = compiled(params, here, mine)
+        ends = [np.asarray(x, np.float64)[:count] for x in metrics]
+        base[index[:count]], other[index[:count]] = ends
+        nodes = self.nodes[chosen]
+        sources.refuse_nan(nodes, bad, {'base': ends[0], 'other': ends[1]}, index[0])
+        values[np.ix_(chosen, index[:count])] = np.asarray(effects)[:, :count]
+    name = f'integrated gradients ({self.steps})' if self.steps else 'AtP'
+    return Effects(f'{name} {self.how}: {metric.name}', self.nodes, values, base, other)
+
+
+def _plan(atp: Attribution, params: Any, sided: Pairs, metric: Metric) -> tuple[int, list]:
+  """Pairs at a time, and the parts: which nodes, and their executable."""
+  everything = np.arange(len(atp.nodes))
+  rows, compiled = len(sided), None
+  while True:
+    here, some = sided.rows(np.arange(rows)), metric.rows(np.arange(rows))
+    compiled = jax.jit(_pass(atp, atp.nodes)).lower(params, here, some).compile()
+    if budgets.bytes_of(compiled) <= atp.budget:
+      return rows, [(everything, compiled)]
+    if rows == 1:
+      return 1, _parts(atp, params, here, some)
+    rows = -(-rows // 2)
+
+
+def _parts(atp: Attribution, params: Any, here: Pairs, metric: Metric) -> list:
+  """Executables for parts of the layers, as few as fit the budget."""
+  layers = np.unique(atp.nodes.table[:, 1])
+  k = 1
+  while k < len(layers):
+    k = min(2 * k, len(layers))
+    parts = []
+    for some in np.array_split(layers, k):
+      chosen = np.flatnonzero(np.isin(atp.nodes.table[:, 1], some))
+      make = jax.jit(_pass(atp, atp.nodes[chosen]))
+      parts.append((chosen, make.lower(params, here, metric).compile()))
+      if budgets.bytes_of(parts[-1][1]) > atp.budget:
+        break
+    else:
+      return parts
+  raise PatchingError(
+    f'one layer of one pair does not fit into the budget of {atp.budget:,} bytes',
+    mend='a larger budget=, a forward with checkpointed layers, or fewer sites at a time',
+  )
+
+
+def _pass(atp: Attribution, nodes: NodeSet) -> Callable:
+  """(params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN)."""
+  forward = atp.forward
+
+  def run(params: Any, pairs: Pairs, metric: Metric) -> tuple:
+    def loss(params, inputs):
+      each = metric(forward(params, inputs))
+      return each.sum(), each
+
+    out, planted = sources.planted(forward, nodes, atp.how, params, pairs.noise, None, None)
+    if atp.steps:
+      values, gradients = _integrated(atp, loss, nodes, params, pairs)
+      base = metric(forward(params, pairs.clean))
+    else:
+      at_sites = harvest.value_and_grad_at(loss, sites=nodes.sites(), has_aux=True)
+      (_, base), *both = at_sites(params, pairs.clean)
+      values, gradients = (sources.by_name(nodes, acts) for acts in both)
+    sides = (sources.unusable(nodes, side, pairs.real) for side in (values, planted))
+    bad = jax.tree.map(jnp.logical_or, *sides)
+    first_order = {name: _product(planted[name], values[name], gradients[name]) for name in values}
+    return _by_node(nodes, first_order, pairs.real), base, metric(out), bad
+
+  return run
+
+
+def _product(planted: jax.Array, base: jax.Array, gradient: jax.Array) -> jax.Array:
+  return jnp.where(planted == base, jnp.zeros_like(base), (planted - base) * gradient)
+
+
+def _integrated(
+  atp: Attribution, loss: Callable, nodes: NodeSet, params: Any, pairs: Pairs
+) -> tuple[sources.Values, sources.Values]:
+  """Values of the base run, and gradients averaged over the line between the runs."""
+  ends = [
+    harvest.reap(atp.forward, sites=atp.along)(params, x)[atp.along]
+    for x in (pairs.clean, pairs.noise)
+  ]
+
+  def at(total, share):
+    def moved(params, inputs):
+      x = ends[0] + share.astype(ends[0].dtype) * (ends[1] - ends[0])
+      # Sown again: a planted site is no longer there for the gradient.
+      plant = {atp.along: lambda _: harvest.sow(x, name=atp.along)}
+      return harvest.plant(loss)(plant, params, inputs)
+
+    at_sites = harvest.value_and_grad_at(moved, sites=nodes.sites(), has_aux=True)
+    gradients = sources.by_name(nodes, at_sites(params, pairs.clean)[2])
+    return jax.tree.map(jnp.add, total, gradients), None
+
+  _, values = sources.read(atp.forward, nodes, params, pairs.clean)
+  shares = (np.arange(atp.steps) + 0.5) / atp.steps
+  total, _ = jax.lax.scan(at, jax.tree.map(jnp.zeros_like, values), shares)
+  return values, jax.tree.map(lambda x: x / atp.steps, total)
+
+
+def _by_node(nodes: NodeSet, products: sources.Values, real: Any) -> jax.Array:
+  """Sums products by site name [layers, ...] over each node: [N, B]."""
+  found, order = [], []
+  for number, grid in enumerate(nodes.grids):
+    mine = np.flatnonzero(nodes.table[:, 0] == number)
+    if len(mine):
+      there = sources.along(grid.layout, real)
+      product = jnp.where(there, products[grid.name], jnp.zeros((), products[grid.name].dtype))
+      summed = _summed(grid.layout, product, grid.heads, grid.positions, grid.neurons)
+      layers = [-1 if i is None else i for i in nodes.layers(grid.name)]
+      slots = np.searchsorted(layers, nodes.table[mine, 1])
+      found.append(summed[(slots, *np.maximum(nodes.table[mine, 2:], 0).T)])
+      order.append(mine)
+  back = np.argsort(np.concatenate(order))
+  together = jnp.concatenate(found) if len(found) > 1 else found[0]
+  return together if (back == np.arange(len(back))).all() else together[back]
+
+
+def _summed(layout: Layout, product: jax.Array, *kept: tuple) -> jax.Array:
+  """[layers, heads, positions, neurons, B], with 1 for an axis over which the nodes span."""
+  letters = [
+    axis if indices != (None,) else ''
+    for axis, indices in zip((layout.heads, layout.position, layout.neuron), kept)
+  ]
+  summed = jnp.einsum(f'Z{layout.axes}->Z{"".join(letters)}B', product)
+  sizes = [layout.size(axis) if axis else 1 for axis in letters]
+  return summed.reshape(product.shape[0], *sizes, summed.shape[-1])

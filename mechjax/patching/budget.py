@@ -1,0 +1,63 @@
+"""How much fits: the compiler is asked, nobody guesses.
+
+XLA knows what an executable will need before it runs (`memory_analysis`: temporaries and outputs). So a sweep
+compiles for the size it would like, looks, and compiles a smaller one if that is too much; what is run is always an
+executable that was looked at. Pairs are cut into blocks of one size, the last filled up with its own last pair, so
+that one executable serves them all.
+
+Sharp edge: parameters and prompts are the caller's and are not counted; values kept between calls are, by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from mechjax import compat
+
+
+def bytes_of(compiled: Any) -> int:
+  """Temporaries and outputs of an executable."""
+  memory = compiled.memory_analysis()
+  return int(memory.temp_size_in_bytes + memory.output_size_in_bytes)
+
+
+def size_of(tree: Any) -> int:
+  """Bytes of all arrays (or shapes) of a tree."""
+  return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def largest(make: Callable[[int], Any], first: int, room: int) -> tuple[int, Any, int]:
+  """The executable for as many things as fit into `room` bytes, found by compiling.
+
+  Args:
+    make: number of things -> executable.
+    first: the number wished for.
+    room: bytes.
+
+  Returns:
+    The number, its executable, and its bytes; more than `room` only if the number is 1.
+  """
+  n = first
+  while True:
+    compiled = make(n)
+    need = bytes_of(compiled)
+    if need <= room or n == 1:
+      return n, compiled, need
+    n = max(1, min(n - 1, int(0.95 * n * max(room, 0) / need)))
+
+
+def blocks(n: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
+  """Indices of each block, filled up with its last one, and how many of them count."""
+  for start in range(0, n, size):
+    yield np.minimum(np.arange(start, start + size), n - 1), min(size, n - start)
+
+
+def signature(*trees: Any) -> Hashable:
+  """What an executable depends on: structure, shapes, dtypes, where arrays are, and JAX's configuration."""
+  leaves, structure = jax.tree.flatten(trees)
+  avals = tuple((np.shape(x), str(x.dtype), str(getattr(x, 'sharding', ''))) for x in leaves)
+  return structure, avals, compat.trace_context()

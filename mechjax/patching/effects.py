@@ -1,0 +1,174 @@
+"""Results: the effect of every node on every pair, and the file a long sweep can be taken up from.
+
+A sweep may run for hours, so it is a table that fills up: `values` and `done`, node by pair. The table is written
+to a new file that then replaces the old one, so that there is a whole file at every moment; leaving the sweep by
+whatever door (Ctrl-C included) writes it once more. The file carries a fingerprint of the question (nodes, prompts,
+metric, way of patching) and the metric of the unpatched runs, and a sweep that asks something else refuses it.
+
+    effects.contribution()     # E|I(n)|, [N]: the absolute value is taken per pair, then the mean
+    effects.top(10)            # [(node, contribution), ...]
+    effects.grid(0)            # [layers, heads, positions, neurons] for a heat map
+
+Sharp edge: weights are recognised by what they make of the unpatched prompts, not byte by byte.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mechjax.patching.errors import PatchingError
+from mechjax.patching.nodes import Node, NodeSet
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Effects:
+  """What patching each node does to each pair.
+
+  Attributes:
+    title: method, way of patching and metric, for example 'exact noising: logit difference'.
+    nodes: N nodes.
+    values: metric of the patched run minus that of the base run, [N, B]. A node that is padding in a pair has 0.
+    base: the metric of the run that is changed, [B].
+    other: the metric of the run that the values come from, [B].
+  """
+
+  title: str
+  nodes: NodeSet
+  values: np.ndarray
+  base: np.ndarray
+  other: np.ndarray
+
+  def contribution(self) -> np.ndarray:
+    """Mean over pairs of the absolute effect, [N]."""
+    return np.abs(self.values).mean(axis=1)
+
+  def mean(self) -> np.ndarray:
+    """Mean over pairs of the effect, [N]."""
+    return self.values.mean(axis=1)
+
+  def ranking(self) -> np.ndarray:
+    """Indices of the nodes, largest contribution first."""
+    return np.argsort(-self.contribution(), kind='stable')
+
+  def top(self, k: int) -> list[tuple[Node, float]]:
+    """The k nodes of largest contribution, with it."""
+    contribution = self.contribution()
+    return [(self.nodes[i], float(contribution[i])) for i in self.ranking()[:k]]
+
+  def grid(self, number: int = 0, values: np.ndarray | None = None) -> np.ndarray:
+    """Values of the nodes of one grid as [layers, heads, positions, neurons]; NaN where a node was not chosen.
+
+    Args:
+      number: which of `nodes.grids`.
+      values: [N]; the contributions by default.
+    """
+    values = self.contribution() if values is None else values
+    grids = self.nodes.grids
+    start = sum(int(np.prod(g.shape)) for g in grids[:number])
+    out = np.full(int(np.prod(grids[number].shape)), np.nan)
+    at = self.nodes.chosen - start
+    mine = (at >= 0) & (at < out.size)
+    out[at[mine]] = values[mine]
+    return out.reshape(grids[number].shape)
+
+
+def fingerprint(title: str, nodes: NodeSet, seed: int, *trees: Any) -> str:
+  """A hash of a question: its title, nodes and data."""
+  digest = hashlib.sha256(repr((title, seed, [g.name for g in nodes.grids])).encode())
+  for x in [nodes.table, *jax.tree.leaves(trees)]:
+    array = np.ascontiguousarray(x)
+    digest.update(repr((array.shape, array.dtype.str)).encode() + array.tobytes())
+  return digest.hexdigest()
+
+
+class Ledger:
+  """The table of a sweep, kept in a file if there is a path; a context manager that saves when it is left.
+
+  Attributes:
+    values: float64 [N, B].
+    done: bool [N, B].
+    base, other: metrics of the unpatched runs, [B]; NaN until known.
+  """
+
+  def __init__(
+    self, path: str | os.PathLike | None, question: str, shape: tuple[int, int], every: float
+  ):
+    self.path, self.question, self.every = None if path is None else Path(path), question, every
+    self.values, self.done = np.zeros(shape), np.zeros(shape, bool)
+    self.base, self.other = np.full(shape[1], np.nan), np.full(shape[1], np.nan)
+    self._saved = time.monotonic()
+    if self.path is not None and self.path.exists():
+      self._resume(self.path)
+
+  def _resume(self, path: Path) -> None:
+    try:
+      with np.load(path) as kept:
+        question = str(kept['question'])
+        if question == self.question:
+          self.values, self.done = kept['values'], kept['done']
+          self.base, self.other = kept['base'], kept['other']
+    except Exception as e:  # a file that is no archive raises whatever its first bytes suggest
+      raise PatchingError(
+        f'{path} is not the file of a sweep: {e}', mend='delete it, or save elsewhere'
+      ) from e
+    if question != self.question:
+      raise PatchingError(
+        f'{path} holds the results of another sweep',
+        cause='other nodes, prompts, metric, seed or way of patching than before',
+        mend='save this sweep elsewhere, or delete the file',
+      )
+
+  def unpatched(self, rows: np.ndarray, base: np.ndarray, other: np.ndarray) -> None:
+    """Records the metrics of the unpatched runs, or compares them with those of the file."""
+    before = self.base[rows]
+    if not np.isnan(before).any() and not np.allclose(before, base, rtol=1e-3, atol=1e-4):
+      raise PatchingError(
+        f'the unpatched metric is {base.tolist()}, and was {before.tolist()} when {self.path} was saved',
+        cause='other weights, or another model',
+        mend='save this sweep elsewhere, or delete the file',
+      )
+    self.base[rows], self.other[rows] = base, other
+
+  def put(self, nodes: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
+    """Enters values [len(nodes), len(rows)]."""
+    self.values[np.ix_(nodes, rows)] = values
+    self.done[np.ix_(nodes, rows)] = True
+    if time.monotonic() - self._saved > self.every:
+      self.save()
+
+  def save(self) -> None:
+    """Writes the file anew, whole or not at all."""
+    if self.path is None:
+      return
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = self.path.with_name(f'.{self.path.name}.{os.getpid()}')
+    try:
+      with open(scratch, 'wb') as file:
+        np.savez(
+          file,
+          question=self.question,
+          values=self.values,
+          done=self.done,
+          base=self.base,
+          other=self.other,
+        )
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(scratch, self.path)
+    finally:
+      scratch.unlink(missing_ok=True)
+    self._saved = time.monotonic()
+
+  def __enter__(self) -> Ledger:
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self.save()

@@ -1,0 +1,226 @@
+"""Metrics: one number for each prompt pair from what the model returns.
+
+A patch is judged by how it moves one number, so that number has to be said exactly: which token, at which position,
+against what. A `Metric` holds both the function and the data of each pair (answers, positions), as a pytree with a
+leading axis of pairs, so that it can be cut into blocks and passed through jit with the prompts it belongs to.
+
+    metric = logit_difference(pairs, answers=[262, 388], others=[388, 262])
+    metric(logits)                                 # [B], larger = more clean-like
+
+The position is the last real token of each pair unless given, padding never counts. Whether a patch is noising or
+denoising is not the metric's business: `sources.HOW` names it, and the name stands in every result.
+
+Sharp edges: everything is computed in float32 or wider. Nats throughout. An answer of several tokens has a
+log-probability but no logit; `log_probability` takes them, `logit_difference` refuses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax.patching.errors import PatchingError
+from mechjax.patching.pairs import Pairs
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """A number for each pair.
+
+  Attributes:
+    name: for titles.
+    fn: (what the model returns, data) -> [B].
+    data: pytree of arrays with a leading axis of B.
+  """
+
+  name: str = dataclasses.field(metadata={'static': True})
+  fn: Callable = dataclasses.field(metadata={'static': True})
+  data: Any
+
+  def __call__(self, output: Any) -> jax.Array:
+    """The metric of every pair, floating point [B].
+
+    Raises:
+      PatchingError: the function returned something else.
+    """
+    value = jnp.asarray(self.fn(output, self.data))
+    n = {np.shape(x)[0] for x in jax.tree.leaves(self.data)} or {value.size}
+    if value.ndim != 1 or value.shape[0] not in n or not jnp.issubdtype(value.dtype, jnp.floating):
+      raise PatchingError(
+        f'the metric {self.name!r} returned {value.dtype.name}{list(value.shape)}, not one number for each pair',
+        mend='reduce over positions and tokens, not over pairs',
+      )
+    return value
+
+  def rows(self, index: Any) -> Metric:
+    """The metric of some of the pairs."""
+    return jax.tree.map(lambda x: x[index], self)
+
+
+def logit_difference(pairs: Pairs, answers: Any, others: Any, positions: Any = None) -> Metric:
+  """Logit of the right answer minus that of another.
+
+  Args:
+    pairs: the pairs.
+    answers: token ids, int [B].
+    others: token ids, int [B].
+    positions: whose logits are read, int [B]; None for the last real position.
+
+  Raises:
+    PatchingError: answers of several tokens, or not one for each pair; positions that are padding.
+  """
+  answers, others = (_answers(pairs, x) for x in (answers, others))
+  if answers.shape[1] > 1 or others.shape[1] > 1:
+    raise PatchingError(
+      f'answers of {answers.shape[1]} and {others.shape[1]} tokens have no logit',
+      mend='log_probability(pairs, answers), or difference(...) of two of them',
+    )
+  at = _positions(pairs, positions)
+  return Metric('logit difference', _logit_difference, (answers[:, 0], others[:, 0], at))
+
+
+def log_probability(pairs: Pairs, answers: Any, positions: Any = None) -> Metric:
+  """Log-probability of the answer.
+
+  Args:
+    pairs: the pairs.
+    answers: token ids, int [B], or [B, A] for answers of up to A tokens, short ones filled up with -1. The prompts
+      then contain the answer up to its last token.
+    positions: whose logits predict each token, int [B] or [B, A]; None for the last real positions.
+
+  Raises:
+    PatchingError: as `logit_difference`.
+  """
+  answers = _answers(pairs, answers)
+  count = (answers >= 0).sum(1)
+  if positions is None:
+    positions = (pairs.last - count + 1)[:, None] + np.arange(answers.shape[1])
+    positions = np.where(answers >= 0, positions, pairs.last[:, None])
+  at = _positions(pairs, positions, answers.shape[1])
+  return Metric('log-probability', _log_probability, (answers, at))
+
+
+def loss(pairs: Pairs, tokens: Any = None) -> Metric:
+  """Negative mean log-probability of the next token over all real positions.
+
+  Args:
+    pairs: the pairs.
+    tokens: what is predicted, int [B, T]; None for the clean prompts, in both runs.
+  """
+  tokens = np.asarray(pairs.clean if tokens is None else tokens, np.int32)
+  predicted = np.asarray(pairs.real)[:, 1:] & np.asarray(pairs.real)[:, :-1]
+  if tokens.shape != pairs.real.shape or not predicted.any(1).all():
+    raise PatchingError('the loss needs two real tokens in every pair, and token ids [B, T]')
+  return Metric('loss', _loss, (tokens[:, 1:], predicted))
+
+
+def kl_divergence(pairs: Pairs, reference: Any, positions: Any = None) -> Metric:
+  """KL(reference || model) at one position.
+
+  Args:
+    pairs: the pairs.
+    reference: logits of the run to compare with, [B, T, V]: the clean run's where noise is patched in.
+    positions: as in `logit_difference`.
+  """
+  at = _positions(pairs, positions)
+  if jnp.ndim(reference) != 3 or reference.shape[:2] != pairs.real.shape:
+    raise PatchingError(
+      f'reference logits of shape {jnp.shape(reference)} for pairs {pairs.real.shape}'
+    )
+  return Metric('KL to the reference', _kl, (jax.nn.log_softmax(_wide(_at(reference, at))), at))
+
+
+def custom(name: str, fn: Callable, data: Any = ()) -> Metric:
+  """A metric of one's own: `fn(output, data) -> [B]`, `data` a pytree of arrays with a leading axis of B."""
+  return Metric(name, fn, data)
+
+
+def difference(name: str, left: Metric, right: Metric) -> Metric:
+  """left - right."""
+  return Metric(name, _Difference(left.fn, right.fn), (left.data, right.data))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Difference:
+  left: Callable
+  right: Callable
+
+  def __call__(self, output: Any, data: Any) -> jax.Array:
+    return self.left(output, data[0]) - self.right(output, data[1])
+
+
+# --- what is computed -------------------------------------------------------------------------------------
+
+
+def _wide(x: jax.Array) -> jax.Array:
+  return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+
+
+def _at(logits: jax.Array, positions: Any) -> jax.Array:
+  """[B, T, V] at int [B] or [B, A]: [B, V] or [B, A, V]."""
+  rows = jnp.arange(logits.shape[0])
+  return logits[rows.reshape(-1, *[1] * (jnp.ndim(positions) - 1)), jnp.asarray(positions)]
+
+
+def _token(values: jax.Array, ids: Any) -> jax.Array:
+  """Values [..., V] at ids [...]; NaN where there is no such token."""
+  return jnp.take_along_axis(values, jnp.asarray(ids)[..., None], -1, mode='fill')[..., 0]
+
+
+def _logit_difference(logits: jax.Array, data: Any) -> jax.Array:
+  answers, others, at = data
+  logits = _wide(_at(logits, at))
+  return _token(logits, answers) - _token(logits, others)
+
+
+def _log_probability(logits: jax.Array, data: Any) -> jax.Array:
+  answers, at = data
+  log_probs = _token(jax.nn.log_softmax(_wide(_at(logits, at))), jnp.maximum(answers, 0))
+  return jnp.where(jnp.asarray(answers) >= 0, log_probs, 0.0).sum(1)
+
+
+def _loss(logits: jax.Array, data: Any) -> jax.Array:
+  tokens, predicted = data
+  log_probs = _token(jax.nn.log_softmax(_wide(logits[:, :-1])), tokens)
+  total = jnp.where(jnp.asarray(predicted), log_probs, 0.0).sum(1)
+  return -total / jnp.asarray(predicted).sum(1).astype(total.dtype)
+
+
+def _kl(logits: jax.Array, data: Any) -> jax.Array:
+  reference, at = data
+  log_probs = jax.nn.log_softmax(_wide(_at(logits, at)))
+  gone = reference == -jnp.inf
+  return jnp.where(gone, 0.0, jnp.exp(reference) * (reference - log_probs)).sum(-1)
+
+
+# --- checks -----------------------------------------------------------------------------------------------
+
+
+def _answers(pairs: Pairs, answers: Any) -> np.ndarray:
+  ids = np.asarray(answers)
+  ids = ids[:, None] if ids.ndim == 1 else ids
+  if ids.ndim != 2 or len(ids) != len(pairs) or ids.dtype.kind not in 'iu' or (ids[:, 0] < 0).any():
+    raise PatchingError(
+      f'answers are token ids, one for each of {len(pairs)} pairs; got {ids.dtype} {ids.shape}',
+      mend='int [B], or [B, A] with -1 behind short answers',
+    )
+  return ids.astype(np.int32)
+
+
+def _positions(pairs: Pairs, positions: Any, n: int | None = None) -> np.ndarray:
+  at = np.asarray(pairs.last if positions is None else positions, np.int32)
+  at = at[:, None] if n is not None and at.ndim == 1 else at
+  wanted = (len(pairs),) if n is None else (len(pairs), n)
+  if at.shape != wanted:
+    raise PatchingError(f'positions have shape {at.shape}, not {wanted}')
+  rows = np.arange(len(pairs)).reshape(-1, *[1] * (at.ndim - 1))
+  inside = (at >= 0) & (at < pairs.real.shape[1])
+  if not inside.all() or not np.asarray(pairs.real)[rows, at].all():
+    raise PatchingError(f'positions {at.tolist()} are not all real positions of their pairs')
+  return at

@@ -1,0 +1,311 @@
+"""Nodes: the places whose effect is measured, as data.
+
+A node is a site, cut along some of its axes: one head of `z.5` at position 7, all of `mlp_out.3`, one neuron at one
+position. A sweep visits thousands of them with one executable, so a node is five integers in arrays (site, layer,
+head, position, neuron; -1 for all of that axis), and a set of nodes is a few grids and a choice among their points.
+
+    infos = harvest.sites_of(forward, params, tokens)
+    heads = nodes_of(infos, 'q, k, v, z')                           # site x layer x head x position
+    mlps = nodes_of(infos, 'mlp_out.{0..3}', positions='together')  # a node spans all positions
+    both = heads + mlps
+    both[:100], both[ranking[:30]], both.labels(['The', ' cat', ' sat'])
+
+Which axis is which is read in `sites.CANONICAL`, as letters: H, K, G heads; T positions (S where there is no T);
+F neurons. An upstream that lays a site out otherwise is described with `axes={'attn_scores': 'BKGTS'}`; several axes
+of heads are numbered as one.
+
+Sharp edges: with grouped queries a key or value head serves several query heads; its node covers all of them, and
+its label says which. A node of attn_probs is a head at a query position with all its keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mechjax import sites
+from mechjax.patching.errors import PatchingError
+
+Choice = str | Sequence[int]
+"""'each' (a node for every index), 'together' (one node for all), or a node for each of some indices."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+  """One node; None means the whole axis, or that there is none.
+
+  Attributes:
+    site: name and layer.
+    head, position, neuron: indices.
+    queries: the query heads that a key or value head serves, where there are several.
+  """
+
+  site: sites.Site
+  head: int | None = None
+  position: int | None = None
+  neuron: int | None = None
+  queries: tuple[int, ...] = ()
+
+  def label(self, tokens: Sequence[str] | None = None) -> str:
+    """For example "k.3 head 1 (of queries 2, 3) position 5 ' Mary'"."""
+    parts = [str(self.site)]
+    if self.head is not None:
+      parts.append(f'head {self.head}')
+    if self.queries:
+      parts.append(f'(of queries {", ".join(map(str, self.queries))})')
+    if self.neuron is not None:
+      parts.append(f'neuron {self.neuron}')
+    if self.position is not None:
+      parts.append(f'position {self.position}')
+      parts += [repr(tokens[self.position])] if tokens is not None else []
+    return ' '.join(parts)
+
+  __str__ = label
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How a site's value is laid out: `axes` are letters, one for each axis of `shape`."""
+
+  axes: str
+  shape: tuple[int, ...]
+
+  @property
+  def heads(self) -> str:
+    """The letters of the axes of heads."""
+    return ''.join(a for a in self.axes if a in 'HKG')
+
+  @property
+  def position(self) -> str:
+    return 'T' if 'T' in self.axes else 'S' if 'S' in self.axes else ''
+
+  @property
+  def neuron(self) -> str:
+    return 'F' if 'F' in self.axes else ''
+
+  def size(self, letters: str) -> int:
+    return math.prod(self.shape[self.axes.index(a)] for a in letters)
+
+  def index(self, letters: str) -> np.ndarray:
+    """The flat index along `letters`, shaped to broadcast against the value."""
+    shape = [n if a in letters else 1 for a, n in zip(self.axes, self.shape)]
+    return np.arange(math.prod(shape)).reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+  """The nodes of one site name: layers x heads x positions x neurons.
+
+  Attributes:
+    name: of the site.
+    layout: of one layer's value.
+    layers: their numbers; (None,) for a site without layers.
+    heads, positions, neurons: indices; (None,) for nodes that span the axis.
+    group: query heads for each head.
+  """
+
+  name: str
+  layout: Layout
+  layers: tuple[int | None, ...]
+  heads: tuple[int | None, ...]
+  positions: tuple[int | None, ...]
+  neurons: tuple[int | None, ...]
+  group: int = 1
+
+  @property
+  def shape(self) -> tuple[int, int, int, int]:
+    return (len(self.layers), len(self.heads), len(self.positions), len(self.neurons))
+
+  def columns(self) -> np.ndarray:
+    """Layer, head, position and neuron of every node, int32 [n, 4]; -1 for None."""
+    axes = (self.layers, self.heads, self.positions, self.neurons)
+    numbers = [np.array([-1 if i is None else i for i in axis], np.int32) for axis in axes]
+    return np.stack([x.ravel() for x in np.meshgrid(*numbers, indexing='ij')], axis=1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NodeSet:
+  """Some of the nodes of some grids.
+
+  Attributes:
+    grids: the grids.
+    chosen: indices into the nodes of all grids, one grid after the other; int [n].
+  """
+
+  grids: tuple[Grid, ...]
+  chosen: np.ndarray
+
+  @classmethod
+  def whole(cls, grids: Iterable[Grid]) -> NodeSet:
+    """All nodes of these grids."""
+    grids = tuple(grids)
+    return cls(grids, np.arange(sum(math.prod(g.shape) for g in grids)))
+
+  def __len__(self) -> int:
+    return len(self.chosen)
+
+  def __getitem__(self, index: Any) -> Any:
+    """A `Node` for an integer, a `NodeSet` for a slice or an array of indices or booleans."""
+    if np.ndim(index) == 0 and not isinstance(index, slice):
+      return self._node(self.table[index])
+    return NodeSet(self.grids, self.chosen[index])
+
+  def __iter__(self):
+    return map(self._node, self.table)
+
+  def __add__(self, other: NodeSet) -> NodeSet:
+    layouts = self.layouts
+    for name, layout in other.layouts.items():
+      if layouts.setdefault(name, layout) != layout:
+        raise PatchingError(
+          f'{name!r} is laid out as {layouts[name]} in one set and as {layout} in the other',
+          cause='node sets of two models, or of two lengths of prompt',
+        )
+    offset = sum(math.prod(g.shape) for g in self.grids)
+    return NodeSet(self.grids + other.grids, np.concatenate([self.chosen, other.chosen + offset]))
+
+  @property
+  def layouts(self) -> dict[str, Layout]:
+    """The layout of every site name."""
+    return {g.name: g.layout for g in self.grids}
+
+  @functools.cached_property
+  def table(self) -> np.ndarray:
+    """Grid, layer, head, position and neuron of every node, int32 [n, 5]; -1 for all of an axis."""
+    rows = [np.insert(g.columns(), 0, i, axis=1) for i, g in enumerate(self.grids)]
+    return np.concatenate([np.zeros((0, 5), np.int32), *rows])[self.chosen]
+
+  def layers(self, name: str) -> tuple[int | None, ...]:
+    """The layers at which nodes of a site name are chosen, in order."""
+    mine = [i for i, g in enumerate(self.grids) if g.name == name]
+    found = np.unique(self.table[np.isin(self.table[:, 0], mine), 1])
+    return tuple(None if i < 0 else int(i) for i in found)
+
+  def sites(self) -> list[sites.Site]:
+    """Every site at which there are nodes."""
+    return [
+      sites.Site(name, () if i is None else (i,))
+      for name in self.layouts
+      for i in self.layers(name)
+    ]
+
+  def labels(self, tokens: Sequence[str] | None = None) -> list[str]:
+    """A label for each node; with `tokens` also the token at its position."""
+    return [node.label(tokens) for node in self]
+
+  def _node(self, row: np.ndarray) -> Node:
+    grid = self.grids[row[0]]
+    layer, head, position, neuron = (None if i < 0 else int(i) for i in row[1:])
+    first = 0 if head is None else head * grid.group
+    queries = tuple(range(first, first + grid.group)) if head is not None else ()
+    path = () if layer is None else (layer,)
+    queries = queries if grid.group > 1 else ()
+    return Node(sites.Site(grid.name, path), head, position, neuron, queries)
+
+
+def nodes_of(
+  infos: Sequence[Any],
+  pattern: str | Iterable[str],
+  *,
+  heads: Choice = 'each',
+  positions: Choice = 'each',
+  neurons: Choice = 'together',
+  axes: Mapping[str, str] | None = None,
+) -> NodeSet:
+  """The nodes of the sites that a pattern selects.
+
+  Args:
+    infos: what `harvest.sites_of(forward, params, inputs)` lists.
+    pattern: as in `mechjax.sites`.
+    heads: 'each', 'together' or indices, at sites that have heads.
+    positions: the same for positions.
+    neurons: the same for neurons, at sites that have them.
+    axes: letters of the axes of sites that are not laid out as `sites.CANONICAL` says.
+
+  Returns:
+    The nodes, ordered by site, layer, head, position, neuron.
+
+  Raises:
+    SiteError: the pattern selects nothing.
+    PatchingError: axes that are not known or do not fit; indices that do not exist.
+  """
+  chosen = set(sites.select(pattern, [info.site for info in infos]))
+  groups: dict[str, list[Any]] = {}
+  for info in infos:
+    if info.site in chosen:
+      groups.setdefault(info.site.name, []).append(info)
+  queries = _query_heads(infos, axes or {})
+  grids = []
+  for name, group in groups.items():
+    layout = _layout(name, group, axes or {})
+    picked = [
+      _pick(choice, layout.size(letters), name) if letters else (None,)
+      for choice, letters in (
+        (heads, layout.heads),
+        (positions, layout.position),
+        (neurons, layout.neuron),
+      )
+    ]
+    layers = tuple(sorted(info.site.path[0] for info in group if info.site.path)) or (None,)
+    own = layout.size(layout.heads) if layout.heads else 0
+    shared = queries // own if own and queries % own == 0 else 1
+    grids.append(Grid(name, layout, layers, picked[0], picked[1], picked[2], max(shared, 1)))
+  _check_used(neurons, 'neurons', any(g.layout.neuron for g in grids))
+  return NodeSet.whole(grids)
+
+
+def _layout(name: str, infos: Sequence[Any], axes: Mapping[str, str]) -> Layout:
+  shapes = {info.shape for info in infos}
+  letters = _letters(name, axes)
+  if len(shapes) != 1 or any(len(info.site.path) > 1 for info in infos):
+    raise PatchingError(
+      f'the layers of {name!r} cannot be swept as one: shapes {sorted(shapes)}',
+      where=infos[0].source,
+      mend='one node set for each shape; loops inside loops cannot be swept',
+    )
+  (shape,) = shapes
+  if len(letters) != len(shape) or len(set(letters)) < len(letters) or 'B' not in letters:
+    raise PatchingError(
+      f'{name!r} has shape {shape}, and axes {letters!r} do not describe it',
+      where=infos[0].source,
+      mend=f"say what its axes are: axes={{{name!r}: 'BT...'}}",
+    )
+  return Layout(letters, tuple(shape))
+
+
+def _query_heads(infos: Sequence[Any], axes: Mapping[str, str]) -> int:
+  """How many query heads there are; 0 where no site tells."""
+  for info in infos:
+    if info.site.name in ('q', 'z', 'attn_probs', 'attn_scores'):
+      letters = _letters(info.site.name, axes)
+      if len(letters) == len(info.shape):  # a site that is not asked for may be laid out oddly
+        layout = Layout(letters, tuple(info.shape))
+        return layout.size(layout.heads) if layout.heads else 0
+  return 0
+
+
+def _letters(name: str, axes: Mapping[str, str]) -> str:
+  known = sites.CANONICAL.get(name, '').partition(']')[0]
+  return axes.get(name) or ''.join(re.findall(r'[A-Z]', known))
+
+
+def _pick(choice: Choice, n: int, name: str) -> tuple[int | None, ...]:
+  if isinstance(choice, str):
+    if choice not in ('each', 'together'):
+      raise PatchingError(f"{choice!r} is not 'each', 'together' or a list of indices")
+    return tuple(range(n)) if choice == 'each' else (None,)
+  picked = tuple(int(i) + n if i < 0 else int(i) for i in choice)
+  if not all(0 <= i < n for i in picked):
+    raise PatchingError(f'{name!r} has {n} along this axis, and {list(choice)} were asked for')
+  return picked
+
+
+def _check_used(choice: Choice, what: str, used: bool) -> None:
+  if choice != 'together' and not used:
+    raise PatchingError(f'none of these sites has {what}', mend='mlp_pre and mlp_post have neurons')

@@ -1,0 +1,128 @@
+"""Prompt pairs: the clean and the noise prompts whose activations are exchanged.
+
+Patching compares a value at a position of one prompt with the value at the same position of the other. That means
+something only if the two prompts are aligned token by token, and an off-by-one here gives plausible numbers that
+are wrong. So pairs are checked once, when they are made, and everything else relies on it.
+
+    pairs = Pairs.of(clean=[[5, 8, 2], [5, 9, 2, 4]], noise=[[5, 7, 2], [5, 3, 2, 4]])
+    pairs.last          # [2, 3]: where each pair predicts its answer
+
+Prompts of one pair have equal length; different pairs may differ, and are padded on the right, where no real token
+of a causal model sees the padding. `real` says which positions are real: nodes and metrics use no others.
+
+Sharp edge: the check for a shift is a heuristic. It refuses a pair that agrees better when one prompt is moved by
+up to three tokens, which is what an inserted token looks like. `Pairs(...)` itself does not look for shifts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mechjax.patching.errors import PatchingError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """B prompt pairs.
+
+  Attributes:
+    clean: what the model is given, [B, T] token ids or any pytree of arrays with a leading axis of B.
+    noise: the same for the other prompt of each pair.
+    real: bool [B, T], False at padding.
+  """
+
+  clean: Any
+  noise: Any
+  real: Any
+
+  @classmethod
+  def of(cls, clean: Any, noise: Any, pad: int = 0) -> Pairs:
+    """Pads and checks token ids.
+
+    Args:
+      clean: B sequences of token ids, or int [B, T].
+      noise: as many, each as long as its partner.
+      pad: the token id that is written where there is none.
+
+    Returns:
+      The pairs, on the host.
+
+    Raises:
+      PatchingError: no pairs; prompts of a pair that differ in length, are equal, or are shifted against each other.
+    """
+    clean, noise = ([_ids(p) for p in prompts] for prompts in (clean, noise))
+    if not clean or len(clean) != len(noise):
+      raise PatchingError(f'{len(clean)} clean and {len(noise)} noise prompts make no pairs')
+    for i, (a, b) in enumerate(zip(clean, noise)):
+      _check(i, a, b)
+    real = np.zeros((len(clean), max(map(len, clean))), bool)
+    padded = np.full((2, *real.shape), pad, np.int32)
+    for i, both in enumerate(zip(clean, noise)):
+      real[i, : len(both[0])] = True
+      padded[:, i, : len(both[0])] = both
+    return cls(padded[0], padded[1], real)
+
+  def __len__(self) -> int:
+    return len(self.real)
+
+  @property
+  def last(self) -> np.ndarray:
+    """The last real position of each pair, int [B]."""
+    positions = np.arange(self.real.shape[1])
+    return np.where(np.asarray(self.real), positions, -1).max(axis=1)
+
+  def rows(self, index: Any) -> Pairs:
+    """Some of the pairs."""
+    return jax.tree.map(lambda x: x[index], self)
+
+
+def check(pairs: Pairs) -> None:
+  """Raises PatchingError unless all arrays of `pairs` have a leading axis of B and equal shapes."""
+  clean, noise = (jax.tree.map(np.shape, side) for side in (pairs.clean, pairs.noise))
+  if clean != noise:
+    raise PatchingError(
+      f'the clean prompts have shape {clean}, the noise prompts {noise}',
+      cause='prompts of different length',
+      mend='Pairs.of(clean, noise) names the pair',
+    )
+  shapes = [np.shape(x) for x in jax.tree.leaves((pairs.clean, pairs.real))]
+  if len(np.shape(pairs.real)) != 2 or any(s[:1] != shapes[-1][:1] for s in shapes):
+    raise PatchingError(f'these shapes share no leading axis of pairs: {shapes}')
+  if not len(pairs):
+    raise PatchingError('there are no pairs')
+
+
+def _ids(prompt: Sequence[int]) -> np.ndarray:
+  ids = np.asarray(prompt)
+  if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in 'iu':
+    raise PatchingError(f'a prompt is a sequence of token ids, got {prompt!r}')
+  return ids
+
+
+def _check(i: int, clean: np.ndarray, noise: np.ndarray) -> None:
+  where = f'pair {i}: clean {clean.tolist()}, noise {noise.tolist()}'
+  if len(clean) != len(noise):
+    raise PatchingError(
+      f'the prompts have {len(clean)} and {len(noise)} tokens',
+      where=where,
+      cause='a word that is one token here and several there',
+      mend='choose words of equally many tokens, so that every position has its partner',
+    )
+  differing = int((clean != noise).sum())
+  if not differing:
+    raise PatchingError('the prompts are equal, so that no patch has an effect', where=where)
+  for n in range(1, min(4, len(clean) - 1)):
+    for a, b in ((clean[n:], noise[:-n]), (clean[:-n], noise[n:])):
+      if (a != b).sum() + n < differing:
+        raise PatchingError(
+          f'the prompts differ in {differing} tokens, but in {(a != b).sum()} when moved by {n}',
+          where=where,
+          cause='a token inserted in one of them: positions mean different things',
+          mend='align them, or make Pairs(clean, noise, real) yourself if that is meant',
+        )

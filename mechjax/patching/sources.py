@@ -1,0 +1,185 @@
+"""What is planted: the values that take the place of a node's own.
+
+Every method needs the same two things of a prompt pair: the run that is changed (the base) and the values that are
+put into it. `HOW` names the choices, and the name stands in the title of every result:
+
+    noising     noise values into the clean run: what breaks it
+    denoising   clean values into the noise run: what mends it
+    zero        zeros into the clean run
+    mean        the mean over all clean prompts, at each position, into the clean run
+    resample    values of another, randomly chosen clean prompt into the clean run
+    gaussian    the clean value plus noise of its standard deviation over the clean prompts, into the clean run
+
+The values of a site are kept as [layers, ...] with the layers that the nodes need, so that a traced layer picks one.
+
+Sharp edges: mean, resample and gaussian compare positions across pairs, which should therefore have one template;
+a mean counts real tokens only, and a resampled node lives at positions that are real in both prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax import harvest
+from mechjax.patching.errors import PatchingError
+from mechjax.patching.nodes import Layout, NodeSet
+from mechjax.patching.pairs import Pairs, check
+
+HOW = {
+  'noising': 'noise values into the clean run',
+  'denoising': 'clean values into the noise run',
+  'zero': 'zeros into the clean run',
+  'mean': 'mean values into the clean run',
+  'resample': 'values of another prompt into the clean run',
+  'gaussian': 'values with Gaussian noise into the clean run',
+}
+_ACROSS = ('mean', 'resample', 'gaussian')
+
+Values = dict[str, jax.Array]
+"""By site name, [layers, *the site's value]."""
+
+
+def sides(pairs: Pairs, how: str, seed: int) -> tuple[Pairs, int]:
+  """The base as `clean` and where the planted values come from as `noise`; and the number of pairs.
+
+  Raises:
+    PatchingError: `how` is not known, or needs several pairs.
+  """
+  check(pairs)
+  if how not in HOW:
+    raise PatchingError(f'{how!r} is no way of patching', mend=', '.join(HOW))
+  n = len(pairs)
+  if how in _ACROSS and n < 2:
+    raise PatchingError(f'{how!r} needs other prompts to draw on, and there is one pair')
+  if how == 'noising':
+    return pairs, n
+  if how == 'denoising':
+    return Pairs(pairs.noise, pairs.clean, pairs.real), n
+  if how != 'resample':
+    return Pairs(pairs.clean, pairs.clean, pairs.real), n
+  order = np.random.default_rng(seed).permutation(n)
+  other = np.empty(n, int)
+  other[order] = np.roll(order, 1)  # a cycle: nobody draws itself
+  drawn = pairs.rows(other)
+  return Pairs(pairs.clean, drawn.clean, np.asarray(pairs.real) & np.asarray(drawn.real)), n
+
+
+def read(forward: Callable, nodes: NodeSet, params: Any, inputs: Any) -> tuple[Any, Values]:
+  """What the model returns, and the values at all sites of the nodes."""
+  out, acts = harvest.call_and_reap(forward, sites=nodes.sites())(params, inputs)
+  return out, by_name(nodes, acts)
+
+
+def by_name(nodes: NodeSet, acts: Any) -> Values:
+  """Activations at all sites of the nodes as `Values`."""
+  values = {}
+  for name, layout in nodes.layouts.items():
+    layers = nodes.layers(name)
+    if layers:
+      value = acts.stacked(name)
+      values[name] = value[None] if layers == (None,) else value
+      _check_shape(name, layout, values[name].shape[1:])
+  return values
+
+
+def _check_shape(name: str, layout: Layout, shape: tuple[int, ...]) -> None:
+  b = layout.axes.index('B')
+  if len(shape) != len(layout.shape) or shape != (
+    *layout.shape[:b],
+    shape[b],
+    *layout.shape[b + 1 :],
+  ):
+    raise PatchingError(
+      f'{name!r} has shape {shape}, the nodes were made for {layout.shape}',
+      cause='prompts of another length than those given to harvest.sites_of',
+      mend='make the nodes anew for these prompts',
+    )
+
+
+def planted(
+  forward: Callable, nodes: NodeSet, how: str, params: Any, inputs: Any, statistics: Any, key: Any
+) -> tuple[Any, Values]:
+  """What the model returns on `inputs`, and the values to plant."""
+  out, values = read(forward, nodes, params, inputs)
+  if how == 'zero':
+    return out, jax.tree.map(jnp.zeros_like, values)
+  if how not in ('mean', 'gaussian'):
+    return out, values
+  drawn = {}
+  for n, (name, value) in enumerate(values.items()):
+    axis = nodes.layouts[name].axes.index('B') + 1
+    mean, std = (jnp.expand_dims(s, axis).astype(value.dtype) for s in statistics[name])
+    noise = lambda x, n=n: jax.random.normal(jax.random.fold_in(key, n), x.shape, x.dtype)  # noqa: E731
+    drawn[name] = (
+      jnp.broadcast_to(mean, value.shape) if how == 'mean' else value + std * noise(value)
+    )
+  return out, drawn
+
+
+def sums(forward: Callable, nodes: NodeSet, params: Any, inputs: Any, real: Any) -> Any:
+  """By site name, the sums over pairs of 1, x and x**2 at real positions."""
+  _, values = read(forward, nodes, params, inputs)
+  out = {}
+  for name, value in values.items():
+    layout = nodes.layouts[name]
+    there = along(layout, real)[None]
+    value, axis = jnp.where(there, value, jnp.zeros_like(value)), layout.axes.index('B') + 1
+    count = jnp.broadcast_to(there, value.shape).sum(axis, dtype=value.dtype)
+    out[name] = (count, value.sum(axis), (value**2).sum(axis))
+  return out
+
+
+def statistics(total: Any) -> Any:
+  """Mean and standard deviation from `sums`; 0 where nothing is real."""
+
+  def of(count, x, x2):
+    mean = x / jnp.maximum(count, 1)
+    return mean, jnp.sqrt(jnp.maximum(x2 / jnp.maximum(count, 1) - mean**2, 0))
+
+  return {name: of(*s) for name, s in total.items()}
+
+
+def along(layout: Layout, real: Any) -> jax.Array:
+  """`real` [B, T], laid out to broadcast against a site's value."""
+  real, t = jnp.asarray(real), layout.position
+  if not t:
+    return jnp.ones((1,) * len(layout.axes), bool)
+  if layout.size(t) != real.shape[1]:
+    raise PatchingError(f'{layout.size(t)} positions at a site, {real.shape[1]} in the pairs')
+  real = real if layout.axes.index('B') < layout.axes.index(t) else real.T
+  return real.reshape(
+    [n if a == t else -1 if a == 'B' else 1 for a, n in zip(layout.axes, layout.shape)]
+  )
+
+
+def unusable(nodes: NodeSet, values: Values, real: Any) -> Values:
+  """Which layers of each site hold a NaN at a real position: bool [layers]."""
+  return {
+    name: (jnp.isnan(x) & along(nodes.layouts[name], real)).any(axis=tuple(range(1, x.ndim)))
+    for name, x in values.items()
+  }
+
+
+def refuse_nan(nodes: NodeSet, bad: Values, metrics: dict[str, Any], first: int) -> None:
+  """Raises PatchingError if a site or a metric is NaN; `first` is the number of the first pair."""
+  for name, layers in bad.items():
+    for layer, hit in zip(nodes.layers(name), np.asarray(layers)):
+      if hit:
+        raise PatchingError(
+          'the activations contain NaN',
+          where=name if layer is None else f'{name}.{layer}',
+          cause='an overflow, a token id beyond the vocabulary, or damaged weights',
+        )
+  for side, values in metrics.items():
+    if np.isnan(values).any():
+      pair = first + int(np.isnan(values).argmax())
+      raise PatchingError(
+        f'the metric of the {side} run is NaN',
+        where=f'pair {pair}',
+        cause='an answer that is not in the vocabulary, or NaN in the logits',
+      )

@@ -1,0 +1,137 @@
+"""Metrics and pairs: against NumPy, with padding, several tokens and prompts that do not match."""
+
+import jax
+import numpy as np
+import pytest
+
+from mechjax.patching import (
+  Pairs,
+  PatchingError,
+  custom,
+  difference,
+  kl_divergence,
+  log_probability,
+  logit_difference,
+  loss,
+)
+
+CLEAN = [[5, 8, 2, 7], [5, 9, 2], [1, 6]]
+NOISE = [[5, 7, 2, 7], [5, 3, 2], [2, 6]]
+PAIRS = Pairs.of(CLEAN, NOISE, pad=30)
+B, T, V = 3, 4, 12
+LOGITS = np.random.default_rng(0).standard_normal((2, B, T, V)).astype(np.float32)
+LAST = [3, 2, 1]
+
+
+def log_softmax(x):
+  x = x.astype(np.float64)
+  return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+LOG_PROBS = log_softmax(LOGITS)
+
+
+def close(metric, expected):
+  for call in (metric, jax.jit(lambda out: metric(out))):
+    np.testing.assert_allclose(call(LOGITS[0]), expected, rtol=1e-5, atol=1e-5)
+  some = metric.rows(np.array([2, 0]))
+  np.testing.assert_allclose(
+    some(LOGITS[0][[2, 0]]), np.take(expected, [2, 0]), rtol=1e-5, atol=1e-5
+  )
+
+
+def test_pairs_are_padded_behind_and_know_what_is_real():
+  assert PAIRS.clean.tolist() == [[5, 8, 2, 7], [5, 9, 2, 30], [1, 6, 30, 30]]
+  assert PAIRS.real.sum(1).tolist() == [4, 3, 2]
+  assert PAIRS.last.tolist() == LAST
+
+
+def test_the_logit_difference_is_read_at_the_last_real_position():
+  expected = [
+    LOGITS[0, i, LAST[i], a] - LOGITS[0, i, LAST[i], o]
+    for i, a, o in zip(range(3), [3, 4, 5], [6, 7, 8])
+  ]
+  close(logit_difference(PAIRS, [3, 4, 5], [6, 7, 8]), expected)
+
+
+def test_positions_may_be_given():
+  expected = [LOGITS[0, i, 1, 3] - LOGITS[0, i, 1, 6] for i in range(3)]
+  close(logit_difference(PAIRS, [3] * 3, [6] * 3, positions=[1, 1, 1]), expected)
+
+
+def test_an_answer_of_several_tokens_is_the_sum_of_their_log_probabilities():
+  answers = [[3, 4], [5, -1], [6, 7]]
+  expected = [
+    LOG_PROBS[0, 0, 2, 3] + LOG_PROBS[0, 0, 3, 4],
+    LOG_PROBS[0, 1, 2, 5],
+    LOG_PROBS[0, 2, 0, 6] + LOG_PROBS[0, 2, 1, 7],
+  ]
+  close(log_probability(PAIRS, answers), expected)
+  other = log_probability(PAIRS, [1, 2, 3])
+  close(
+    difference('both', log_probability(PAIRS, answers), other),
+    np.array(expected) - other(LOGITS[0]),
+  )
+
+
+def test_the_loss_counts_real_tokens_only():
+  expected = [
+    -np.mean([LOG_PROBS[0, i, t, row[t + 1]] for t in range(len(row) - 1)])
+    for i, row in enumerate(CLEAN)
+  ]
+  close(loss(PAIRS), expected)
+
+
+def test_kl_is_from_the_reference_and_zero_at_it():
+  expected = [
+    (np.exp(LOG_PROBS[1, i, t]) * (LOG_PROBS[1, i, t] - LOG_PROBS[0, i, t])).sum()
+    for i, t in enumerate(LAST)
+  ]
+  close(kl_divergence(PAIRS, LOGITS[1]), expected)
+  np.testing.assert_allclose(kl_divergence(PAIRS, LOGITS[0])(LOGITS[0]), 0, atol=1e-6)
+
+
+def test_a_custom_metric_takes_its_data_along():
+  metric = custom(
+    'at', lambda out, weights: out[:, 0, 0] * weights, np.array([1, 2, 3], np.float32)
+  )
+  close(metric, LOGITS[0, :, 0, 0] * [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+  ('clean', 'noise', 'message'),
+  [
+    ([[1, 2, 3]], [[1, 2]], 'pair 0.*|3 and 2 tokens'),
+    ([[1, 2], [1, 2, 3]], [[2, 2], [1, 2, 3]], 'prompts are equal'),
+    ([[1, 2, 3, 4, 5, 6]], [[1, 9, 2, 3, 4, 5]], r'differ in 5 tokens, but in \d when moved by 1'),
+    ([[1, 2]], [[2, 2], [3, 3]], '1 clean and 2 noise'),
+    ([], [], 'make no pairs'),
+    ([[]], [[]], 'sequence of token ids'),
+    ([[1.5]], [[2.5]], 'sequence of token ids'),
+  ],
+)
+def test_prompts_that_do_not_match_are_refused(clean, noise, message):
+  with pytest.raises(PatchingError, match=message):
+    Pairs.of(clean, noise)
+
+
+def test_a_mismatch_names_the_pair():
+  with pytest.raises(PatchingError, match=r'pair 1: clean \[4, 5\], noise \[4\]'):
+    Pairs.of([[1, 2], [4, 5]], [[2, 2], [4]])
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda: logit_difference(PAIRS, [[3, 4]] * 3, [1, 2, 3]), 'no logit'),
+    (lambda: logit_difference(PAIRS, [3, 4], [1, 2]), 'one for each of 3 pairs'),
+    (lambda: logit_difference(PAIRS, [3, 4, -1], [1, 2, 3]), 'token ids'),
+    (lambda: logit_difference(PAIRS, [3, 4, 5], [1, 2, 3], positions=[3, 3, 3]), 'not all real'),
+    (lambda: logit_difference(PAIRS, [3, 4, 5], [1, 2, 3], positions=[3]), 'positions have shape'),
+    (lambda: log_probability(PAIRS, [[1, 2, 3]] * 3), 'not all real'),
+    (lambda: kl_divergence(PAIRS, LOGITS[0, :2]), 'reference logits'),
+  ],
+)
+def test_answers_that_do_not_match_are_refused(make, message):
+  with pytest.raises(PatchingError, match=message):
+    make()

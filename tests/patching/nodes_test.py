@@ -1,0 +1,99 @@
+"""Node sets: what they count, cut, name and cover."""
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from mechjax.errors import SiteError
+from mechjax.harvest import SiteInfo
+from mechjax.patching import PatchingError, nodes_of
+from mechjax.sites import Site
+from tests.patching import linear, plain
+
+
+def info(name, shape, layer=None):
+  return SiteInfo(
+    Site(name, () if layer is None else (layer,)), shape, np.dtype('float32'), 'f.py:1'
+  )
+
+
+def test_heads_and_positions_make_one_node_each():
+  nodes = plain.nodes('mistral', 'q, k, v, z')  # 4 query heads on 2 key-value heads
+  assert len(nodes) == 2 * 5 * (4 + 2 + 2 + 4)
+  assert [g.shape for g in nodes.grids] == [(2, n, 5, 1) for n in (4, 2, 2, 4)]
+  assert str(nodes[0]) == 'q.0 head 0 position 0'
+
+
+def test_a_key_head_says_which_query_heads_it_serves():
+  keys = plain.nodes('mistral', 'k.1')
+  node = keys[8]
+  assert (node.head, node.position, node.queries) == (1, 3, (2, 3))
+  label = node.label(['The', ' cat', ' sat', ' on', ' it'])
+  assert label == "k.1 head 1 (of queries 2, 3) position 3 ' on'"
+  assert plain.nodes('gpt2', 'k.1')[0].queries == ()
+
+
+@pytest.mark.parametrize(
+  ('pattern', 'options', 'n'),
+  [
+    ('mlp_out', {}, 3 * 5),
+    ('mlp_out.{0,2}', {'positions': 'together'}, 2),
+    ('mlp_post', {'neurons': 'each'}, 3 * 5 * 8),
+    ('mlp_post', {'neurons': [0, -1], 'positions': [-1]}, 3 * 2),
+    ('embed, logits', {}, 10),
+  ],
+)
+def test_axes_are_cut_or_spanned(pattern, options, n):
+  assert len(linear.nodes(pattern, **options)) == n
+
+
+@hypothesis.given(st.data())
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_any_choice_of_nodes_keeps_their_names(data):
+  nodes = linear.nodes('embed, mlp_out') + linear.nodes('mlp_post.2', neurons=[1, 5])
+  labels = nodes.labels()
+  assert len(set(labels)) == len(nodes)
+  index = data.draw(st.lists(st.integers(0, len(nodes) - 1), max_size=12))
+  some = nodes[np.array(index, int)]
+  assert some.labels() == [labels[i] for i in index]
+  again = some[::-1]
+  assert again.labels() == [labels[i] for i in index[::-1]]
+  expected = {str(node.site) for node in some}
+  assert {str(site) for site in some.sites()} == expected
+
+
+def test_grouped_axes_of_heads_are_numbered_as_one():
+  infos = [info('q', (2, 5, 6, 4), 0), info('attn_probs', (2, 2, 3, 5, 5), 0)]
+  nodes = nodes_of(infos, 'attn_probs', axes={'attn_probs': 'BKGTS'})
+  assert [n.head for n in nodes[::5]] == [0, 1, 2, 3, 4, 5]
+  assert nodes.grids[0].layout.index('KG').shape == (1, 2, 3, 1, 1)
+
+
+def test_what_does_not_fit_is_refused():
+  with pytest.raises(SiteError, match='mlp_outt'):
+    linear.nodes('mlp_outt')
+  with pytest.raises(PatchingError, match='has 5 along this axis'):
+    linear.nodes('embed', positions=[5])
+  with pytest.raises(PatchingError, match="'every' is not"):
+    linear.nodes('embed', positions='every')
+  with pytest.raises(PatchingError, match='none of these sites has neurons'):
+    linear.nodes('embed', neurons='each')
+  with pytest.raises(PatchingError, match="axes '' do not describe it"):
+    nodes_of([info('gate', (2, 5))], 'gate')
+  with pytest.raises(PatchingError, match='cannot be swept as one'):
+    nodes_of([info('k', (2, 5, 1, 4), 0), info('k', (2, 5, 1, 8), 1)], 'k')
+  with pytest.raises(PatchingError, match='laid out'):
+    plain.nodes('gpt2', 'embed') + linear.nodes('embed')
+
+
+def test_effects_become_a_heat_map_and_a_ranking():
+  from mechjax.patching import Exact
+
+  nodes = linear.nodes('mlp_out')
+  effects = Exact(linear.forward, nodes[2:])(linear.PARAMS32, linear.PAIRS, linear.METRIC)
+  grid = effects.grid()
+  assert grid.shape == (3, 1, 5, 1)
+  assert np.isnan(grid.ravel()).tolist() == [True, True] + [False] * 13
+  node, best = effects.top(1)[0]
+  assert grid[node.site.layer, 0, node.position, 0] == best == np.nanmax(grid)

@@ -1,0 +1,291 @@
+"""Sweeps: one executable, any budget, nothing lost, and every way of patching."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.benchmarks import timing
+from mechjax import harvest
+from mechjax.patching import (
+  Attribution,
+  Exact,
+  Pairs,
+  PatchingError,
+  budget,
+  custom,
+  effects,
+  log_probability,
+  nodes_of,
+)
+from tests.patching import linear
+from tests.patching.linear import METRIC, PAIRS, PARAMS
+
+
+@pytest.fixture(autouse=True)
+def wide():
+  with jax.enable_x64(True):
+    yield
+
+
+def run(nodes=None, pairs=PAIRS, metric=METRIC, **options):
+  return Exact(linear.forward, nodes or linear.nodes(), **options)(PARAMS, pairs, metric)
+
+
+# --- first order ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('how', 'steps'), [('noising', 0), ('denoising', 0), ('zero', 0), ('resample', 0), ('noising', 3)]
+)
+def test_on_a_linear_model_atp_and_integrated_gradients_are_exact(how, steps):
+  nodes = linear.nodes() + linear.nodes('mlp_post.1', neurons='each', positions='together')
+  atp = Attribution(linear.forward, nodes, how=how, steps=steps)(PARAMS, PAIRS, METRIC)
+  exact = run(nodes, how=how)
+  assert np.abs(exact.values).max() > 1
+  np.testing.assert_allclose(atp.values, exact.values, rtol=1e-9, atol=1e-9)
+
+
+def test_integrated_gradients_add_up_to_the_difference_of_the_runs():
+  metric = log_probability(PAIRS, np.arange(4))
+  nodes = linear.nodes('embed')
+  few, many = (
+    Attribution(linear.forward, nodes, steps=n)(PARAMS, PAIRS, metric) for n in (1, 2000)
+  )
+  total = many.other - many.base
+  np.testing.assert_allclose(many.values.sum(0), total, atol=1e-3 * np.abs(total).max())
+  assert np.abs(few.values.sum(0) - total).max() > 1e-2 * np.abs(total).max()
+
+
+def test_the_absolute_value_is_taken_per_pair():
+  atp = Attribution(linear.forward, linear.nodes('mlp_out'))(PARAMS, PAIRS, METRIC)
+  np.testing.assert_array_equal(atp.contribution(), np.abs(atp.values).mean(1))
+  assert (atp.contribution() > np.abs(atp.mean()) + 1e-3).any()
+
+
+# --- ways of patching -------------------------------------------------------------------------------------
+
+
+def by_hand(how, layer, position):
+  """The effect of patching mlp_out by hand."""
+  tokens = PAIRS.clean
+  acts = harvest.reap(linear.forward, sites='mlp_out')(PARAMS, tokens)['mlp_out'][layer]
+  new = {'zero': jnp.zeros_like(acts), 'mean': jnp.broadcast_to(acts.mean(0), acts.shape)}[how]
+  value = acts.at[:, position].set(new[:, position])
+  out = harvest.plant(linear.forward)({f'mlp_out.{layer}': value}, PARAMS, tokens)
+  return METRIC(out) - METRIC(linear.forward(PARAMS, tokens))
+
+
+@pytest.mark.parametrize('how', ['zero', 'mean'])
+def test_zero_and_mean_ablation_equal_the_edit_by_hand(how):
+  nodes = linear.nodes('mlp_out', positions=[0, 3])
+  for measured in (run(nodes, how=how), run(nodes, how=how, budget=60_000)):
+    assert measured.title == f'exact {how}: logit difference'
+    for node, values in zip(nodes, measured.values):
+      expected = by_hand(how, node.site.layer, node.position)
+      np.testing.assert_allclose(values, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_resampling_draws_another_pair_and_the_seed_says_which():
+  nodes = linear.nodes('embed', positions='together')
+  first, again = run(nodes, how='resample', seed=3), run(nodes, how='resample', seed=3)
+  np.testing.assert_array_equal(first.values, again.values)
+  ends = (
+    first.base + first.values[0]
+  )  # all of the embedding replaced: the other prompt's own metric
+  clean = np.asarray(linear.forward(PARAMS, PAIRS.clean))[:, -1]
+  picked = [
+    [
+      np.isclose(clean[j, METRIC.data[0][i]] - clean[j, METRIC.data[1][i]], ends[i])
+      for j in range(4)
+    ]
+    for i in range(4)
+  ]
+  assert (np.sum(picked, 1) == 1).all()
+  assert not np.diag(picked).any()
+
+
+def test_gaussian_noise_has_the_spread_of_the_values():
+  many = np.tile(np.arange(4), 100)
+  nodes = linear.nodes('embed', positions=[2])
+  drawn = run(nodes, PAIRS.rows(many), METRIC.rows(many), how='gaussian').values[0].reshape(100, 4)
+  embedded = PARAMS['embed'][PAIRS.clean]
+  slope = jax.grad(
+    lambda e: METRIC(harvest.plant(linear.forward)({'embed': e}, PARAMS, PAIRS.clean)).sum()
+  )(embedded)[:, 2]
+  expected = np.sqrt((np.asarray(slope) ** 2 * embedded[:, 2].var(0)).sum(-1))
+  np.testing.assert_allclose(drawn.std(0), expected, rtol=0.3)
+  np.testing.assert_allclose(drawn.mean(0) / expected, 0, atol=0.4)
+
+
+# --- one executable, any budget ---------------------------------------------------------------------------
+
+
+def test_a_sweep_compiles_once_whatever_is_patched():
+  nodes = linear.nodes('embed, mlp_out, resid_post, mlp_post')
+  sweep = Exact(linear.forward, nodes, at_most=7)
+  with timing.compilations() as one:
+    Exact(linear.forward, nodes[:7], at_most=7)(PARAMS, PAIRS, METRIC)
+  with timing.compilations() as all_of_them:
+    sweep(PARAMS, PAIRS, METRIC)
+  assert all_of_them.count <= one.count
+  swapped = Pairs(PAIRS.noise, PAIRS.clean, PAIRS.real)
+  with timing.compilations() as again:
+    sweep(PARAMS, swapped, METRIC)
+  assert again.count == 0
+
+
+def test_a_small_budget_gives_smaller_chunks_and_the_same_effects():
+  nodes = linear.nodes()
+  whole = Exact(linear.forward, nodes)
+  expected = whole(PARAMS, PAIRS, METRIC).values
+  (plan,) = whole._plans.values()
+  assert (plan.rows, plan.chunk) == (4, min(64, len(nodes)))
+  seen = set()
+  for room in (plan.bytes // 2, plan.bytes // 8, plan.bytes // 16):
+    small = Exact(linear.forward, nodes, budget=room)
+    np.testing.assert_allclose(small(PARAMS, PAIRS, METRIC).values, expected, rtol=1e-9, atol=1e-9)
+    (fitted,) = small._plans.values()
+    assert fitted.bytes <= room
+    seen.add((fitted.rows, fitted.chunk))
+  assert len(seen) > 1
+
+
+def test_a_node_that_does_not_fit_is_an_error_with_both_numbers():
+  with pytest.raises(PatchingError, match=r'needs [\d,]+ bytes, the budget is 100'):
+    run(budget=100)
+
+
+@pytest.mark.parametrize('share', [2, 5])
+def test_attribution_in_blocks_and_parts_gives_the_same(share):
+  nodes = linear.nodes('mlp_post, mlp_out', neurons='each')
+  whole = Attribution(linear.forward, nodes)
+  expected = whole(PARAMS, PAIRS, METRIC).values
+  (compiled,) = [c for _, parts in whole._plans.values() for _, c in parts]
+  small = Attribution(linear.forward, nodes, budget=budget.bytes_of(compiled) // share)
+  np.testing.assert_allclose(small(PARAMS, PAIRS, METRIC).values, expected, rtol=1e-9, atol=1e-9)
+  ((rows, parts),) = small._plans.values()
+  assert rows < 4
+  assert len(parts) == 1 or rows == 1
+  with pytest.raises(PatchingError, match='does not fit'):
+    Attribution(linear.forward, nodes, budget=100)(PARAMS, PAIRS, METRIC)
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+class Interrupted(Exception):
+  pass
+
+
+def interrupt_after(monkeypatch, n, kind):
+  put = effects.Ledger.put
+  calls = []
+
+  def counted(self, nodes, rows, values):
+    if len(calls) == n:
+      raise kind
+    calls.append(nodes)
+    put(self, nodes, rows, values)
+
+  monkeypatch.setattr(effects.Ledger, 'put', counted)
+  return calls
+
+
+@pytest.mark.parametrize('kind', [KeyboardInterrupt, Interrupted])
+def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch, kind):
+  sweep = Exact(linear.forward, linear.nodes(), at_most=5)
+  whole, save = sweep(PARAMS, PAIRS, METRIC), tmp_path / 'deep' / 'sweep.npz'
+  with monkeypatch.context() as patch:
+    interrupt_after(patch, 4, kind)
+    with pytest.raises(kind):
+      sweep(PARAMS, PAIRS, METRIC, save=save)
+  with np.load(save) as kept:
+    assert kept['done'].sum() == 4 * 5 * 4
+  calls = interrupt_after(monkeypatch, 10**6, kind)
+  resumed = sweep(PARAMS, PAIRS, METRIC, save=save, progress=True)
+  assert sum(map(len, calls)) == len(sweep.nodes) - 20
+  np.testing.assert_allclose(resumed.values, whole.values, rtol=1e-12, atol=1e-12)
+  finished = len(calls)
+  sweep(PARAMS, PAIRS, METRIC, save=save)
+  assert len(calls) == finished
+  assert [p.name for p in save.parent.iterdir()] == ['sweep.npz']
+
+
+def test_the_file_of_another_sweep_is_refused(tmp_path):
+  save = tmp_path / 'sweep.npz'
+  sweep = Exact(linear.forward, linear.nodes('embed'))
+  sweep(PARAMS, PAIRS, METRIC, save=save)
+  with pytest.raises(PatchingError, match='another sweep'):
+    Exact(linear.forward, linear.nodes('mlp_out'))(PARAMS, PAIRS, METRIC, save=save)
+  kept = save.read_bytes()
+  with np.load(save) as file:
+    half = {**file, 'done': np.zeros_like(file['done'])}
+  np.savez(save, **half)
+  with pytest.raises(PatchingError, match='unpatched metric'):
+    sweep({**PARAMS, 'unembed': 2 * PARAMS['unembed']}, PAIRS, METRIC, save=save)
+  save.write_bytes(kept[:100])
+  with pytest.raises(PatchingError, match='not the file of a sweep'):
+    sweep(PARAMS, PAIRS, METRIC, save=save)
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------
+
+
+def test_an_empty_node_set_is_refused():
+  for method in (Exact, Attribution):
+    with pytest.raises(PatchingError, match='no nodes'):
+      method(linear.forward, linear.nodes()[:0])
+
+
+@pytest.mark.parametrize('method', [Exact, Attribution])
+def test_nan_in_activations_names_the_layer_and_in_the_metric_the_pair(method):
+  sweep = method(linear.forward, linear.nodes('mlp_out.{1,2}'))
+  broken = {**PARAMS, 'down': PARAMS['down'] * np.array([1, np.nan, 1])[:, None, None]}
+  with pytest.raises(PatchingError, match=r'NaN\n  where: mlp_out.1'):
+    sweep(broken, PAIRS, METRIC)
+  answers = dataclasses.replace(METRIC, data=(np.array([0, 1, 99, 3]), *METRIC.data[1:]))
+  with pytest.raises(PatchingError, match=r'NaN\n  where: pair 2'):
+    sweep(PARAMS, PAIRS, answers)
+
+
+def test_nan_under_a_patch_names_the_node():
+  def positive(params, tokens):
+    x = harvest.sow(2 + params['embed'][tokens] ** 2, name='embed')
+    return jnp.log(x - 1)
+
+  nodes = nodes_of(harvest.sites_of(positive, PARAMS, PAIRS.clean), 'embed')[3:]
+  metric = custom('sum', lambda out, _: out.sum((1, 2)))
+  with pytest.raises(PatchingError, match=r'patched run is NaN\n  where: embed position 3'):
+    Exact(positive, nodes, how='zero')(PARAMS, PAIRS, metric)
+
+
+def test_prompts_of_another_length_are_refused():
+  shorter = Pairs(PAIRS.clean[:, :3], PAIRS.noise[:, :3], PAIRS.real[:, :3])
+  params = {**PARAMS, 'mix': PARAMS['mix'][:3, :3]}
+  metric = custom('first', lambda out, _: out[:, -1, 0])
+  for method in (Exact, Attribution):
+    with pytest.raises(PatchingError, match='nodes were made for'):
+      method(linear.forward, linear.nodes())(params, shorter, metric)
+  uneven = Pairs(PAIRS.clean, PAIRS.noise[:, :4], PAIRS.real)
+  with pytest.raises(PatchingError, match='prompts of different length'):
+    run(pairs=uneven)
+
+
+def test_ways_that_mean_nothing_are_refused():
+  with pytest.raises(PatchingError, match="'noise' is no way"):
+    run(how='noise')
+  single = PAIRS.rows(np.arange(1))
+  with pytest.raises(PatchingError, match='one pair'):
+    run(pairs=single, metric=METRIC.rows(np.arange(1)), how='mean')
+  with pytest.raises(PatchingError, match='exact patching'):
+    Attribution(linear.forward, linear.nodes(), how='mean')
+  with pytest.raises(PatchingError, match='no line'):
+    Attribution(linear.forward, linear.nodes(), how='zero', steps=3)
+
+
+def test_a_metric_that_is_no_number_for_each_pair_is_refused():
+  with pytest.raises(PatchingError, match='not one number for each pair'):
+    run(metric=custom('all', lambda out, _: out))
