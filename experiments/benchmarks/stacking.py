@@ -9,7 +9,8 @@ forward_over_hand_written <= 1.02; load_peak_over_params <= 1.3.
 Compile times are those of tracing, lowering and compiling a fresh function.
 
   compile_36_over_6                  the decoder's forward at 36 layers over 6
-  unrolled_over_stacked_36_*         its layers written out over scanned, forward and gradient
+  unrolled_over_stacked_36_*         its layers written out over scanned, forward and gradient: parallel blocks, and
+                                     Llama's (*_llama)
   pythia_12b_unrolled_over_stacked_* the same at Pythia-12B's shape, from shapes alone
   tunix_stacked_over_unrolled_*      upstream's own loop of 30 layers put under a scan by `stacked`, over the loop
   read_excess_activations            compiled temp + output bytes of reading one layer, less those of the plain forward
@@ -79,25 +80,34 @@ def gradient(f):
   return jax.grad(lambda params, tokens: f(params, tokens).mean())
 
 
+def parallel(n_layers):
+  """A parallel block as in GPT-NeoX, small."""
+  return families.preset(
+    'pythia-70m', n_layers=n_layers, d_model=256, n_heads=4, n_kv_heads=4, d_mlp=1024, n_vocab=1024
+  )
+
+
 def depth_ratios(rounds=3):
-  """Compile times against depth and against the unrolled twin."""
-  tokens = jax.ShapeDtypeStruct((2, 64), jnp.int32)
-  deep, shallow = llama(36), llama(6)
-  calls = {
-    'stacked 6': compiling(model_of(shallow), decoder.shapes(shallow), tokens),
-    'stacked 36': compiling(model_of(deep), decoder.shapes(deep), tokens),
-    'unrolled 36': compiling(model_of(deep, unroll=True), decoder.shapes(deep), tokens),
-    'stacked grad': compiling(gradient(model_of(deep)), decoder.shapes(deep), tokens),
-    'unrolled grad': compiling(gradient(model_of(deep, unroll=True)), decoder.shapes(deep), tokens),
-  }
-  times = timing.interleaved(calls, rounds, warmup=0)
-  return {
-    'compile_36_over_6': times.ratio('stacked 36', 'stacked 6'),
-    'unrolled_over_stacked_36_forward': times.ratio('unrolled 36', 'stacked 36'),
-    'unrolled_over_stacked_36_grad': times.ratio('unrolled grad', 'stacked grad'),
-    'stacked_36_compile_seconds': times.median('stacked 36'),
-    'stacked_36_grad_compile_seconds': times.median('stacked grad'),
-  }
+  """Compile times against depth and against the unrolled twin, for two kinds of block."""
+  figures = {}
+  for name, family in (('', parallel), ('_llama', llama)):
+    tokens = jax.ShapeDtypeStruct((2, 64), jnp.int32)
+    deep, shallow = family(36), family(6)
+    stacked, unrolled, shapes = model_of(deep), model_of(deep, unroll=True), decoder.shapes(deep)
+    calls = {
+      'stacked 6': compiling(model_of(shallow), decoder.shapes(shallow), tokens),
+      'stacked 36': compiling(stacked, shapes, tokens),
+      'unrolled 36': compiling(unrolled, shapes, tokens),
+      'stacked grad': compiling(gradient(stacked), shapes, tokens),
+      'unrolled grad': compiling(gradient(unrolled), shapes, tokens),
+    }
+    times = timing.interleaved(calls, rounds, warmup=0)
+    figures |= {
+      f'compile_36_over_6{name}': times.ratio('stacked 36', 'stacked 6'),
+      f'unrolled_over_stacked_36_forward{name}': times.ratio('unrolled 36', 'stacked 36'),
+      f'unrolled_over_stacked_36_grad{name}': times.ratio('unrolled grad', 'stacked grad'),
+    }
+  return figures
 
 
 def pythia_ratios():

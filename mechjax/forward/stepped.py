@@ -163,7 +163,7 @@ class Stepper:
     return out
 
   def _cut(self, step: Cut, held: list[Held], at: tuple[int, ...]) -> Steps:
-    site = sites.Site(step.name, _path(step.path, at))
+    site = _site(step.name, step.path, at)
     n = len(step.ins)
     held, preds = held[:n], [x.array for x in held[n:]]
     if site not in self.chosen or not all(p.any() for p in preds):
@@ -188,7 +188,7 @@ class Stepper:
 
   def _echo(self, step: Echo, held: list[Held], at: tuple[int, ...]) -> Steps:
     n = len(step.ins)
-    site = sites.Site(step.name, _path(step.path, at))
+    site = _site(step.name, step.path, at)
     again, replaced = self._stood.get(site, (held[:n], False))
     if step.tangent is None:
       return again
@@ -269,7 +269,8 @@ def _numbers(held: Sequence[Held]) -> tuple[int, ...]:
   return tuple(x.number for x in held)
 
 
-def _path(path: tuple, at: tuple[int, ...]) -> tuple[int, ...]:
-  """The layers of a cut whose scans stand at the iterations `at`."""
+@functools.lru_cache(maxsize=65536)
+def _site(name: str, path: tuple, at: tuple[int, ...]) -> sites.Site:
+  """The site of a cut whose scans stand at the iterations `at`."""
   index = iter(at)
-  return tuple(next(index) if p == LOOP else p for p in path if p != ROUND)
+  return sites.Site(name, tuple(next(index) if p == LOOP else p for p in path if p != ROUND))
