@@ -12,6 +12,7 @@ it evaluates equation by equation.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -120,7 +121,8 @@ class Stacked:
       column = [numbers[r] for r in refs if isinstance(r, int) and r in numbers]
       if len(set(column)) == found.depth > 1 and taken.isdisjoint(column):
         taken.update(column)
-        columns[_common([self._paths[n] for n in column])] = column
+        name = _common([self._paths[n] for n in column])
+        columns[name if name not in columns else f'{name} ({len(columns)})'] = column
     columns.update({_name(path): [n] for n, path in enumerate(self._paths) if n not in taken})
     return columns
 
@@ -224,9 +226,6 @@ def _part(key: Any) -> str:
 
 
 def _common(paths: list[tuple]) -> str:
-  """The name that parameters of all layers share, '*' where they differ: `layers.*.attn.q_proj.w`."""
-  return '.'.join(parts[0] if len(set(parts)) == 1 else '*' for parts in zip(*map(_parts, paths)))
-
-
-def _parts(path: tuple) -> list[str]:
-  return [_part(p) for p in path]
+  """The name that parameters of all layers share, '*' where they differ: `layers.*.q.w`, `block_*/q`."""
+  pieces = zip(*(re.split(r'(\d+)', _name(path)) for path in paths))
+  return ''.join(piece[0] if len(set(piece)) == 1 else '*' for piece in pieces)

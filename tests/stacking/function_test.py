@@ -110,6 +110,24 @@ def test_parameters_come_back_and_others_go_in():
     flat.stack({'embed': params['embed']})
 
 
+@pytest.mark.parametrize('name', ['block_{}/{}', '{1}{0}'])
+def test_parameters_in_a_flat_dict_keep_names_of_their_own(name):
+  nested = make_params()
+  layers = [{'q': p['q'], **p['mlp']} for p in nested['layers']]
+  flat_layers = {name.format(i, k): p[k] for i, p in enumerate(layers) for k in p}
+  params = {'embed': nested['embed'], 'norm': nested['norm'], **flat_layers}
+
+  def unflat(params, tokens):
+    at = lambda i, k: params[name.format(i, k)]  # noqa: E731
+    layers = [{'q': at(i, 'q'), 'mlp': {'w': at(i, 'w'), 'b': at(i, 'b')}} for i in range(L)]
+    return model({**params, 'layers': layers}, tokens)
+
+  flat = stacking.stacked(unflat, params, TOKENS)
+  assert set(flat.params) == {'embed', 'norm', *(name.format('*', k) for k in layers[0])}
+  close(flat(flat.params, TOKENS), model(nested, TOKENS))
+  jax.tree.map(np.testing.assert_array_equal, flat.unstack(flat.params), params)
+
+
 def test_arguments_of_other_shapes_are_staged_again():
   params = make_params()
   flat = stacking.stacked(model, params, jax.ShapeDtypeStruct((1, 2), jnp.int32))
