@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from jax.sharding import AxisType
 
 import mechjax
@@ -73,8 +74,7 @@ def test_a_directory_as_published_and_an_orbax_checkpoint_load_by_path(ours, des
   tokens = ours.tokens(TEXTS[1])
   huggingface.write(tmp_path / 'hf', ours.params, described)
   orbax.write(tmp_path / 'orbax', ours.params, described)
-  library = pytest.importorskip('tokenizers')
-  words = library.Tokenizer(library.models.WordLevel({'One': 1, 'two': 2}, unk_token='One'))
+  words = tokenizers.Tokenizer(tokenizers.models.WordLevel({'One': 1, 'two': 2}, unk_token='One'))
   for name in ('hf', 'orbax'):
     words.save(str(tmp_path / name / 'tokenizer.json'))
     again = mechjax.load(tmp_path / name)

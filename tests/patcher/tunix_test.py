@@ -8,7 +8,7 @@ import ast
 
 import pytest
 
-from mechjax.patcher import Patcher, composing, matching, rendering, sources
+from mechjax.patcher import Patcher, composing, matching, rendering
 
 NAME = 'tunix.models.qwen2.model'
 PATCHER = Patcher(
@@ -42,9 +42,7 @@ PATCHER = Patcher(
   checked=('google-tunix', ['0.1.7']),
 )
 
-pytestmark = pytest.mark.skipif(
-  sources.locate(NAME) is None, reason='google-tunix is not installed'
-)
+pytestmark = pytest.mark.upstream
 
 
 def test_every_rule_matches_and_both_texts_say_what_the_tree_says():
