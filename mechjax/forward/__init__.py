@@ -86,8 +86,8 @@ def iterate(
     program, dynamic = staged(args, kwargs)
     where, keys = _choose(program, patterns, tag)
     if compat.staging_trace() or any(map(_is_tracer, [*dynamic, *program.consts])):
-      plan = traced.TracedPlan(tag, keys, frozenset(where), scan)
-      return Run(traced.start(program, plan, dynamic), where, 'traced')
+      plan = traced.TracedPlan(program, tag, keys, frozenset(where), scan)
+      return Run(traced.start(plan, dynamic), where, 'traced')
     return _stepped(program, dynamic, tag, where, keys, keep)
 
   return start

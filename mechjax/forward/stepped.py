@@ -178,6 +178,8 @@ class Stepper:
       leaves = [where(p, x, old.array) for x, old in zip(leaves, held)]
     out = self._held(leaves)
     self._stood.pop(site, None)
+    if new is not None:
+      self.layout.program.refuse_moved(self.layout.tag, step.name)
     if new is not None or self.log is not None:
       self._stood[site] = out, new is not None
     if self.log is not None:

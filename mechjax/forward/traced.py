@@ -32,8 +32,8 @@ SCANS = ('switch', 'unroll')
 class TracedPlan(Plan):
   """Stops at every wanted site."""
 
-  def __init__(self, tag: Any, keys: frozenset, chosen: frozenset, scan: str):
-    self.tag, self.keys, self.chosen = tag, keys, chosen
+  def __init__(self, program: Program, tag: Any, keys: frozenset, chosen: frozenset, scan: str):
+    self.program, self.tag, self.keys, self.chosen = program, tag, keys, chosen
     self.names = {k[1] for k in keys}
     self.unroll_scans = scan == 'unroll'
     self.needs_iteration = not self.unroll_scans
@@ -86,6 +86,7 @@ def _visit(plan: TracedPlan, name: str, path: tuple, leaves: list, tree: Any) ->
   new = taken(greenlets.yield_((site, tree.unflatten(leaves))))
   if new is None:
     return list(leaves)
+  plan.program.refuse_moved(plan.tag, name)
   plan.replaced[site] += 1
   return jax.tree.leaves(new)
 
@@ -122,10 +123,11 @@ def _layer(plan: TracedPlan, name: str, path: tuple, tree: Any) -> Callable[[lis
   return branch
 
 
-def start(program: Program, plan: TracedPlan, args: list) -> greenlets.GreenletGenerator:
+def start(plan: TracedPlan, args: list) -> greenlets.GreenletGenerator:
   """A generator of (site, value) over a program at traced arguments."""
 
   def run():
+    program = plan.program
     out, _ = Interpreter(program, plan).run(program.consts, args, Keyed())
     return program.out_tree.unflatten(out)
 

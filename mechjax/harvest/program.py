@@ -18,6 +18,7 @@ import numpy as np
 from jax.extend import core as jex_core
 
 from mechjax import compat, sites
+from mechjax.errors import HarvestError
 from mechjax.harvest import primitive as prim
 
 
@@ -205,6 +206,16 @@ class Program:
     for eqn, *place in self._tagged(jaxpr, (), (), False):
       if eqn.primitive is prim.sow_p:
         yield _sown(eqn, *place)
+
+  def refuse_moved(self, tag: Hashable, name: str, source: str | None = None) -> None:
+    """Raises where what is put in at `name` (with its scopes) would not reach its derivative (see `moved`)."""
+    if any(t == tag and '/'.join([*scope, n]) == name for t, scope, n in self.moved):
+      raise HarvestError(
+        f'the derivative of a loop was taken, and {name!r} no longer stands where its derivative stands',
+        where=source,
+        cause='the value is the same in every iteration, so JAX computes it once, in front of the loop',
+        mend='put the derivative outside: jax.grad(plant(f)) instead of plant(jax.grad(f))',
+      )
 
   def _moved(self) -> Iterator[tuple]:
     forward = {(s.tag, s.key) for s in self.sown if not s.backward}

@@ -64,13 +64,7 @@ def resolve_writes(
 
 def _refuse_moved(program: Program, tag: Hashable, planted: Mapping[tuple, list[_Piece]]) -> None:
   for (scope, name, _), (piece, *_) in planted.items():
-    if (tag, scope, name) in program.moved:
-      raise HarvestError(
-        f'the derivative of a loop was taken, and {name!r} no longer stands where its derivative stands',
-        where=piece.sown.source,
-        cause='the value is the same in every iteration, so JAX computes it once, in front of the loop',
-        mend='put the derivative outside: jax.grad(plant(f)) instead of plant(jax.grad(f))',
-      )
+    program.refuse_moved(tag, '/'.join([*scope, name]), piece.sown.source)
 
 
 def _flat_plants(plants: Mapping, sown: list[Sown], scope: tuple) -> Iterator[tuple[str, Any]]:

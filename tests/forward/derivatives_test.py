@@ -108,3 +108,24 @@ def test_a_traced_loop_voids_a_custom_rule_only_if_it_changes_something_inside(k
 
   assert jax.grad(looped)(1.0, False) == 7
   assert jax.grad(looped)(1.0, True) == 6
+
+
+@pytest.mark.parametrize('how', ['stepped', 'switch', 'unroll'])
+def test_a_value_that_jax_moved_out_of_the_loop_of_its_derivative_is_refused(how):
+  def f(w, x):
+    step = lambda x, _: (x * harvest.sow(w * 2, name='scale'), None)  # noqa: E731
+    return jax.lax.scan(step, x, length=3)[0].sum()
+
+  gradient = jax.grad(f)
+
+  def looped(w, change):
+    run = mechjax.iterate(gradient, sites='scale', scan='switch' if how == 'stepped' else how)(w, X)
+    for _, _, value in run:
+      if change:
+        run.modified_value = value + 1
+    return run.retval
+
+  go = looped if how == 'stepped' else jax.jit(looped, static_argnums=1)
+  np.testing.assert_allclose(go(0.7, False), gradient(0.7, X), rtol=1e-6)
+  with pytest.raises(errors.HarvestError, match='put the derivative outside'):
+    go(0.7, True)
