@@ -7,6 +7,7 @@ attention) is data that is scanned along with the parameters.
 
     logits = forward(params, tokens, config)          = unembed(blocks(embed(tokens)))
     x = blocks(params, x, config, start=7, stop=12)   a stretch of layers, from a residual stream to a residual stream
+    logits = resume(params, tokens, x, l, config)     the rest of a pass whose layers below a traced l are known
     logits, cache = step(params, tokens, cache, config)
 
 All are pure and tagged at every site of `mechjax.sites`. Computation is in the dtype of the parameters; norms,
@@ -19,20 +20,19 @@ Sharp edges:
   - With a cache, k, v, attn_scores and attn_probs span all slots of the cache, empty ones included.
   - A token or a learned position that the table does not have becomes NaN.
   - There is no resid_mid where attention and MLP are parallel or there is no MLP; asking for it says so.
-  - Sites are numbered by the iteration of the scan, so a scan that starts later than layer 0 has none that are
-    numbered right: asking for them says so, and `unroll=True` has them.
+  - A scan that starts later than layer 0 still counts from 0 and skips what lies below, so its sites are numbered right
+    and can be planted. Reading them is refused, because a skipped layer has no value; `unroll=True` reads them.
 """
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import compat, errors, harvest, sites
+from mechjax import errors, harvest, sites
 from mechjax.models import rotary
 from mechjax.models.attention import KV, Cache, Tokens, Where, attend, number, soft_cap
 from mechjax.models.config import Config, Llama3Scaling
@@ -48,6 +48,7 @@ __all__ = [
   'forward',
   'init',
   'new_cache',
+  'resume',
   'shapes',
   'step',
   'unembed',
@@ -190,6 +191,44 @@ def blocks(
   return _blocks(params, x_BxTxD, config, where, None, (start, stop), checkpoint, unroll)[0]
 
 
+def resume(
+  params: dict[str, Any],
+  tokens_BxT: jax.Array,
+  x_BxTxD: jax.Array,
+  start: jax.Array | int,
+  config: Config,
+  *,
+  at: jax.Array | None = None,
+) -> jax.Array:
+  """Next-token logits of a pass whose residual stream is known up to a layer.
+
+  A sweep of patches runs the same prompts thousands of times, and below the patched layer nothing changes: there it
+  starts here, at half the cost on average, with one executable for all layers.
+
+  Args:
+    params: of the whole model.
+    tokens_BxT: token ids, int [B, T].
+    x_BxTxD: the residual stream entering layer `start`; not used where that is 0, when the tokens are embedded.
+    start: the layer to begin with, an integer that may be traced. Layers below are skipped.
+    config: the description.
+    at: positions whose logits are wanted, int [B, A]; None for all.
+
+  Returns:
+    Logits, float32 [B, T, V], or [B, A, V] with `at`; then 'final_norm' and 'logits' are sites of those positions.
+
+  Raises:
+    MechjaxError: if shapes do not fit.
+  """
+  where, positions = _where(tokens_BxT.shape, config, None, None, None)
+  x_BxTxD = jnp.where(start == 0, _embed(params, tokens_BxT, config, positions), x_BxTxD)
+  x_BxTxD, _ = _blocks(
+    params, x_BxTxD, config, where, None, (jnp.asarray(start), config.n_layers), False, False
+  )
+  if at is not None:
+    x_BxTxD = x_BxTxD[jnp.arange(len(x_BxTxD))[:, None], at]
+  return unembed(params, x_BxTxD, config)
+
+
 def unembed(params: dict[str, Any], x: jax.Array, config: Config) -> jax.Array:
   """Logits, float32 [..., V], that the final norm and the head read in a residual stream [..., D]."""
   if config.final_norm:
@@ -252,11 +291,14 @@ def _blocks(
   config: Config,
   where: Where,
   cached: KV | None,
-  stretch: tuple[int, int],
+  stretch: tuple[Any, int],
   checkpoint: bool,
   unroll: bool,
 ) -> tuple[jax.Array, Any]:
-  """Layers from stretch[0] to before stretch[1]; the keys and values [L, B, T, K, H] if there is a cache."""
+  """Layers from stretch[0] to before stretch[1]; the keys and values [L, B, T, K, H] if there is a cache.
+
+  A cache goes with all layers; the first layer of a stretch may be traced if there is no cache.
+  """
   mixed = any(config.local) and not all(config.local)
   kinds = np.array(config.local) if mixed else None
 
@@ -270,13 +312,19 @@ def _blocks(
   stacks = (params['layers'], kinds, cached)
   if unroll:
     return _written_out(body, x_BxTxD, stacks, stretch)
-  if stretch == (0, config.n_layers):
+  start, stop = stretch
+  from_the_first = isinstance(start, int) and start == 0
+  if from_the_first and stop == config.n_layers:
     return jax.lax.scan(body, x_BxTxD, stacks)
   # Indexed inside the scan: a slice of the stacks would be a copy of the layers' parameters.
-  at = lambda i: jax.tree.map(lambda a: jnp.asarray(a)[i], stacks)  # noqa: E731
-  with compat.GATE(None) if stretch[0] else contextlib.nullcontext():
-    x_BxTxD, news = jax.lax.scan(lambda x, i: body(x, at(i)), x_BxTxD, jnp.arange(*stretch))
-  return (_unnumbered(x_BxTxD, stretch) if stretch[0] else x_BxTxD), news
+  layer = lambda x, i: body(x, jax.tree.map(lambda a: jnp.asarray(a)[i], stacks))  # noqa: E731
+  if from_the_first:
+    return jax.lax.scan(layer, x_BxTxD, jnp.arange(stop))
+
+  def known(x, i):
+    return jax.lax.cond(i >= start, lambda x: layer(x, i)[0], lambda x: x, x), None
+
+  return jax.lax.scan(known, x_BxTxD, jnp.arange(stop))
 
 
 def _written_out(body: Any, x: jax.Array, stacks: Any, stretch: tuple[int, int]) -> tuple[Any, Any]:
@@ -343,14 +391,3 @@ def _without_mlp(x: jax.Array) -> jax.Array:
   names = [n for n in sites.CANONICAL if n.startswith('mlp_') or n == 'resid_mid']
   cause = 'this is a model of attention alone'
   return harvest.absent(x, names=names, cause=cause, mend='use attn_out or resid_post')
-
-
-def _unnumbered(x: jax.Array, stretch: tuple[int, int]) -> jax.Array:
-  names = list(sites.CANONICAL)
-  inside = names[names.index('resid_pre') : names.index('resid_post') + 1]
-  return harvest.absent(
-    x,
-    names=[f'{name}.{i}' for i in range(*stretch) for name in inside],
-    cause=f'this scan starts at layer {stretch[0]}, and the sites in a scan are numbered from 0',
-    mend='unroll=True numbers them right; starting at layer 0 does as well',
-  )

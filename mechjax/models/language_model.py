@@ -67,6 +67,8 @@ class Forward:
     d_model: D.
     config: the description of our own decoder; None for upstream codes.
     generator: a step with a cache; None where the code has none that we drive.
+    resume: (params, tokens [B, T], residual [B, T, D], start, at) -> logits of a pass that begins at layer `start`,
+      whose residual stream is known, at positions `at` or all; None where the code cannot.
   """
 
   params: Any
@@ -76,6 +78,7 @@ class Forward:
   d_model: int
   config: Config | None = None
   generator: generate.Model | None = None
+  resume: Callable[..., jax.Array] | None = None
 
 
 class LanguageModel:
@@ -89,13 +92,14 @@ class LanguageModel:
     n_layers: number of blocks.
     d_model: width of the residual stream.
     config: the description of our own decoder; None for upstream codes.
+    resume: how a pass begins in the middle, for `patching`, see `Forward`; None for upstream codes.
   """
 
   def __init__(self, name: str, forward: Forward, tokenizer: tokenizers.Tokenizer):
     """Joins the parts; use `load`."""
     self.name, self.tokenizer, self.config = name, tokenizer, forward.config
     self._generator = forward.generator or uncached(forward.apply)
-    self.params, self.apply = forward.params, forward.apply
+    self.params, self.apply, self.resume = forward.params, forward.apply, forward.resume
     self.n_layers, self.d_model = forward.n_layers, forward.d_model
     self._jitted_apply = jax.jit(forward.apply)
     self._jitted_unembed = jax.jit(forward.unembed)

@@ -70,6 +70,7 @@ def forward(params: Mapping[str, Any], config: decoder.Config) -> Forward:
     d_model=config.d_model,
     config=config,
     generator=_generator(config, params['embed']['tokens'].dtype),
+    resume=functools.partial(_resume, config),
   )
 
 
@@ -85,6 +86,12 @@ class _Apply:
 
 def _unembed(config: decoder.Config, params: Any, residual: jax.Array) -> jax.Array:
   return decoder.unembed(params, residual, config)
+
+
+def _resume(
+  config: decoder.Config, params: Any, tokens: jax.Array, residual: jax.Array, start: Any, at: Any
+) -> jax.Array:
+  return decoder.resume(params, tokens, residual, start, config, at=at)
 
 
 @functools.cache

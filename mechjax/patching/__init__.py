@@ -14,7 +14,7 @@ effects are data; metrics are functions with data; nothing here knows a model. `
 patching, and their names (noising, denoising, ...) stand in the title of every result.
 """
 
-from mechjax.patching.activation import Exact, planting, plants
+from mechjax.patching.activation import Exact, Joint
 from mechjax.patching.attribution import Attribution
 from mechjax.patching.effects import Effects
 from mechjax.patching.errors import PatchingError
@@ -37,6 +37,7 @@ __all__ = [
   'Effects',
   'Exact',
   'Grid',
+  'Joint',
   'Layout',
   'Metric',
   'Node',
@@ -50,6 +51,4 @@ __all__ = [
   'logit_difference',
   'loss',
   'nodes_of',
-  'planting',
-  'plants',
 ]

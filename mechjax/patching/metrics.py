@@ -2,7 +2,8 @@
 
 A patch is judged by how it moves one number, so that number has to be said exactly: which token, at which position,
 against what. A `Metric` holds both the function and the data of each pair (answers, positions), as a pytree with a
-leading axis of pairs, so that it can be cut into blocks and passed through jit with the prompts it belongs to.
+leading axis of pairs, so that it can be cut into blocks and passed through jit with the prompts it belongs to. It
+also says at which positions it reads the logits, so that a sweep need not compute those that nobody looks at.
 
     metric = logit_difference(pairs, answers=[262, 388], others=[388, 262])
     metric(logits)                                 # [B], larger = more clean-like
@@ -35,22 +36,28 @@ class Metric:
 
   Attributes:
     name: for titles.
-    fn: (what the model returns, data) -> [B].
+    fn: (what it reads, data) -> [B].
     data: pytree of arrays with a leading axis of B.
+    at: positions whose logits it reads, int [B, A]; None if it reads all that the model returns.
   """
 
   name: str = dataclasses.field(metadata={'static': True})
   fn: Callable = dataclasses.field(metadata={'static': True})
   data: Any
+  at: Any = None
 
   def __call__(self, output: Any) -> jax.Array:
-    """The metric of every pair, floating point [B].
+    """The metric of every pair, floating point [B], from what the model returns.
 
     Raises:
       PatchingError: the function returned something else.
     """
-    value = jnp.asarray(self.fn(output, self.data))
-    n = {np.shape(x)[0] for x in jax.tree.leaves(self.data)} or {value.size}
+    return self.of(output if self.at is None else _at(output, self.at))
+
+  def of(self, read: Any) -> jax.Array:
+    """The same from logits at the positions `at`, [B, A, V]."""
+    value = jnp.asarray(self.fn(read, self.data))
+    n = {np.shape(x)[0] for x in jax.tree.leaves((self.data, self.at))} or {value.size}
     if value.ndim != 1 or value.shape[0] not in n or not jnp.issubdtype(value.dtype, jnp.floating):
       raise PatchingError(
         f'the metric {self.name!r} returned {value.dtype.name}{list(value.shape)}, not one number for each pair',
@@ -82,7 +89,7 @@ def logit_difference(pairs: Pairs, answers: Any, others: Any, positions: Any = N
       mend='log_probability(pairs, answers), or difference(...) of two of them',
     )
   at = _positions(pairs, positions)
-  return Metric('logit difference', _logit_difference, (answers[:, 0], others[:, 0], at))
+  return Metric('logit difference', _logit_difference, (answers[:, 0], others[:, 0]), at)
 
 
 def log_probability(pairs: Pairs, answers: Any, positions: Any = None) -> Metric:
@@ -103,7 +110,7 @@ def log_probability(pairs: Pairs, answers: Any, positions: Any = None) -> Metric
     positions = (pairs.last - count + 1)[:, None] + np.arange(answers.shape[1])
     positions = np.where(answers >= 0, positions, pairs.last[:, None])
   at = _positions(pairs, positions, answers.shape[1])
-  return Metric('log-probability', _log_probability, (answers, at))
+  return Metric('log-probability', _log_probability, answers, at)
 
 
 def loss(pairs: Pairs, tokens: Any = None) -> Metric:
@@ -133,7 +140,8 @@ def kl_divergence(pairs: Pairs, reference: Any, positions: Any = None) -> Metric
     raise PatchingError(
       f'reference logits of shape {jnp.shape(reference)} for pairs {pairs.real.shape}'
     )
-  return Metric('KL to the reference', _kl, (jax.nn.log_softmax(_wide(_at(reference, at))), at))
+  wanted = jax.nn.log_softmax(_wide(_at(reference, at)))
+  return Metric('KL to the reference', _kl, wanted[:, 0], at)
 
 
 def custom(name: str, fn: Callable, data: Any = ()) -> Metric:
@@ -143,16 +151,23 @@ def custom(name: str, fn: Callable, data: Any = ()) -> Metric:
 
 def difference(name: str, left: Metric, right: Metric) -> Metric:
   """left - right."""
-  return Metric(name, _Difference(left.fn, right.fn), (left.data, right.data))
+  if left.at is None or right.at is None:
+    return Metric(name, _Difference(None), (left, right))
+  both = np.concatenate([left.at, right.at], axis=1)
+  return Metric(name, _Difference(left.at.shape[1]), (left, right), both)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Difference:
-  left: Callable
-  right: Callable
+  """Of two metrics: what they read stands side by side, the first `split` positions the left one's; or is everything."""
 
-  def __call__(self, output: Any, data: Any) -> jax.Array:
-    return self.left(output, data[0]) - self.right(output, data[1])
+  split: int | None
+
+  def __call__(self, read: Any, both: tuple[Metric, Metric]) -> jax.Array:
+    left, right = both
+    if self.split is None:
+      return left(read) - right(read)
+    return left.of(read[:, : self.split]) - right.of(read[:, self.split :])
 
 
 # --- what is computed -------------------------------------------------------------------------------------
@@ -163,9 +178,8 @@ def _wide(x: jax.Array) -> jax.Array:
 
 
 def _at(logits: jax.Array, positions: Any) -> jax.Array:
-  """[B, T, V] at int [B] or [B, A]: [B, V] or [B, A, V]."""
-  rows = jnp.arange(logits.shape[0])
-  return logits[rows.reshape(-1, *[1] * (jnp.ndim(positions) - 1)), jnp.asarray(positions)]
+  """[B, T, V] at int [B, A]: [B, A, V]."""
+  return logits[jnp.arange(logits.shape[0])[:, None], jnp.asarray(positions)]
 
 
 def _token(values: jax.Array, ids: Any) -> jax.Array:
@@ -174,14 +188,13 @@ def _token(values: jax.Array, ids: Any) -> jax.Array:
 
 
 def _logit_difference(logits: jax.Array, data: Any) -> jax.Array:
-  answers, others, at = data
-  logits = _wide(_at(logits, at))
+  answers, others = data
+  logits = _wide(logits[:, 0])
   return _token(logits, answers) - _token(logits, others)
 
 
-def _log_probability(logits: jax.Array, data: Any) -> jax.Array:
-  answers, at = data
-  log_probs = _token(jax.nn.log_softmax(_wide(_at(logits, at))), jnp.maximum(answers, 0))
+def _log_probability(logits: jax.Array, answers: Any) -> jax.Array:
+  log_probs = _token(jax.nn.log_softmax(_wide(logits)), jnp.maximum(answers, 0))
   return jnp.where(jnp.asarray(answers) >= 0, log_probs, 0.0).sum(1)
 
 
@@ -192,9 +205,8 @@ def _loss(logits: jax.Array, data: Any) -> jax.Array:
   return -total / jnp.asarray(predicted).sum(1).astype(total.dtype)
 
 
-def _kl(logits: jax.Array, data: Any) -> jax.Array:
-  reference, at = data
-  log_probs = jax.nn.log_softmax(_wide(_at(logits, at)))
+def _kl(logits: jax.Array, reference: Any) -> jax.Array:
+  log_probs = jax.nn.log_softmax(_wide(logits[:, 0]))
   gone = reference == -jnp.inf
   return jnp.where(gone, 0.0, jnp.exp(reference) * (reference - log_probs)).sum(-1)
 
@@ -213,14 +225,13 @@ def _answers(pairs: Pairs, answers: Any) -> np.ndarray:
   return ids.astype(np.int32)
 
 
-def _positions(pairs: Pairs, positions: Any, n: int | None = None) -> np.ndarray:
+def _positions(pairs: Pairs, positions: Any, n: int = 1) -> np.ndarray:
+  """As int [B, n]."""
   at = np.asarray(pairs.last if positions is None else positions, np.int32)
-  at = at[:, None] if n is not None and at.ndim == 1 else at
-  wanted = (len(pairs),) if n is None else (len(pairs), n)
-  if at.shape != wanted:
-    raise PatchingError(f'positions have shape {at.shape}, not {wanted}')
-  rows = np.arange(len(pairs)).reshape(-1, *[1] * (at.ndim - 1))
+  at = at[:, None] if at.ndim == 1 else at
+  if at.shape != (len(pairs), n):
+    raise PatchingError(f'positions have shape {at.shape}, not {(len(pairs), n)}')
   inside = (at >= 0) & (at < pairs.real.shape[1])
-  if not inside.all() or not np.asarray(pairs.real)[rows, at].all():
+  if not inside.all() or not np.asarray(pairs.real)[np.arange(len(pairs))[:, None], at].all():
     raise PatchingError(f'positions {at.tolist()} are not all real positions of their pairs')
   return at

@@ -180,15 +180,36 @@ def test_a_stretch_that_stops_early_has_the_sites_up_to_there():
   close(found['mlp_post.0'], acts['mlp_post.0'])
 
 
-def test_a_scan_that_starts_late_says_why_its_sites_have_no_numbers():
+def test_a_scan_that_starts_late_is_planted_by_number_and_refuses_to_be_read():
   c, params = CONFIGS['gemma'], decoders.params('gemma')
   _, acts = reaped('gemma')
   late = functools.partial(decoder.blocks, params, config=c, start=1)
-  assert not harvest.sites_of(late, acts['resid_pre.1'])
-  with pytest.raises(errors.SiteError, match='starts at layer 1'):
+  edit = {'mlp_post.1': lambda x: 2 * x, 'mlp_post.0': lambda x: 0 * x}
+  whole = harvest.harvest(functools.partial(decoder.blocks, params, config=c), sites='resid_post.1')
+  _, expected = whole({'mlp_post.1': edit['mlp_post.1']}, acts['embed'])
+  close(harvest.plant(late)(edit, acts['resid_pre.1']), expected['resid_post.1'])
+  with pytest.raises(errors.HarvestError, match='between branches'):
     harvest.reap(late, sites='mlp_post.1')(acts['resid_pre.1'])
   found = harvest.reap(functools.partial(late, unroll=True), sites='mlp_post.1')
   close(found(acts['resid_pre.1'])['mlp_post.1'], acts['mlp_post.1'])
+
+
+@FAMILIES
+def test_a_pass_resumed_at_any_layer_equals_the_whole_pass(name):
+  c, params = CONFIGS[name], decoders.params(name)
+  edit = {'attn_out.1': lambda x: 0.5 * x, 'embed': lambda x: 1.1 * x}
+  whole = harvest.plant(lambda tokens: decoder.forward(params, tokens, c))
+  resumed = harvest.plant(lambda *a: decoder.resume(params, *a[:3], c, at=a[3]))
+  expected, (_, acts) = decoders.logits(params, TOKENS, name), reaped(name)
+  at = jnp.array([[8, 0], [3, 3]])
+  gathered = lambda x: x[jnp.arange(2)[:, None], at]  # noqa: E731
+  for start in range(c.n_layers + 1):
+    x = acts[f'resid_pre.{start}'] if start < c.n_layers else acts[f'resid_post.{start - 1}']
+    close(resumed({}, TOKENS, x, jnp.int32(start), None), expected)
+    close(resumed({}, TOKENS, x, jnp.int32(start), at), gathered(expected))
+    if start < 2:
+      some = {k: v for k, v in edit.items() if start == 0 or k != 'embed'}
+      close(resumed(some, TOKENS, x, jnp.int32(start), None), whole(some, TOKENS))
 
 
 @pytest.mark.parametrize(('start', 'stop'), [(-1, 2), (2, 1), (0, 3)])

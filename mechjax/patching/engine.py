@@ -1,0 +1,298 @@
+"""What all sweeps share: one executable that runs the model with any patch planted.
+
+A patch is data. It is a row of `NodeSet.table` (one node) or a boolean for every node (a subset, patched jointly), and
+`cover` turns it into plants. Site, layer, head and position are traced, so that ONE executable does a whole sweep,
+a chunk of patches at a time through vmap. How many patches and pairs make a chunk is what the compiler says will fit.
+
+A patch at layer l changes nothing below l. A model that can begin a pass in the middle says how, with `resume`:
+
+    resume(params, inputs, residual, start, at) -> logits at the positions `at` ([B, A, V]), or all ([B, T, V]) if None
+
+where `residual` is 'resid_pre' of layer `start` in the base run (not used where start is 0, when `inputs` are read from
+the beginning). Patches are then taken layer by layer, each chunk begins at its lowest layer, and only the logits that
+the metric reads are computed. `mechjax.load(name).resume` is such a function.
+
+Sharp edges: padding is never patched. Sites of one sweep share an executable, so each costs every patch a select
+per layer; sweep neurons apart from heads if that matters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax import harvest
+from mechjax.patching import budget as budgets
+from mechjax.patching import sources
+from mechjax.patching.errors import PatchingError
+from mechjax.patching.metrics import Metric
+from mechjax.patching.nodes import Grid, Layout, NodeSet
+from mechjax.patching.pairs import Pairs
+
+Cover = Callable[[NodeSet, sources.Values, jax.Array, Any], dict[str, Any]]
+"""(nodes, values, patch, real) -> what to plant; see `one_node` and `subset`."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sweep:
+  """What is patched, and with what.
+
+  Attributes:
+    forward: (params, inputs) -> what the metric reads, with sows; pure.
+    nodes: which nodes.
+    how: what is planted into which run, one of `sources.HOW`.
+    budget: bytes that the sweep may use besides parameters and prompts.
+    at_most: how many patches are run at once if memory allows.
+    seed: of 'resample' and 'gaussian'.
+    resume: how `forward` begins in the middle (see above), or None.
+  """
+
+  forward: Callable
+  nodes: NodeSet
+  how: str = 'noising'
+  budget: int = 2**30
+  at_most: int = 64
+  seed: int = 0
+  resume: Callable | None = None
+  _plans: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+  def __post_init__(self) -> None:
+    if not len(self.nodes):
+      raise PatchingError('there are no nodes to patch', cause='a slice or a choice that is empty')
+    if self.budget < 1 or self.at_most < 1:
+      raise PatchingError(f'budget {self.budget} and at_most {self.at_most} must be positive')
+
+  def plan(self, params: Any, sided: Pairs, metric: Metric, cover: Cover, patch: Any) -> Plan:
+    """The executables for patches like `patch`, made once for pairs of one shape."""
+    key = budgets.signature(params, sided, metric)
+    if key not in self._plans:
+      self._plans[key] = _plan(self, params, sided, metric, cover, patch)
+    return self._plans[key]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The executables of a sweep, for `rows` pairs and `chunk` patches at a time, and the bytes they need."""
+
+  sweep: Sweep
+  rows: int
+  chunk: int
+  prepare: Any
+  step: Any
+  bytes: int
+  sums: Callable | None
+
+  def statistics(self, params: Any, sided: Pairs, n: int) -> Any:
+    """Means and standard deviations over all pairs, where they are wanted."""
+    if self.sums is None:
+      return None
+    total: Any = None
+    for rows, count in budgets.blocks(n, self.rows):
+      here = sided.rows(rows)
+      real = np.asarray(here.real) & (np.arange(self.rows) < count)[:, None]
+      part = self.sums(params, here.clean, real)
+      total = part if total is None else jax.tree.map(jnp.add, total, part)
+    return sources.statistics(total)
+
+  def block(
+    self, params: Any, sided: Pairs, metric: Metric, statistics: Any, rows: np.ndarray
+  ) -> Block:
+    """Runs some pairs unpatched.
+
+    Raises:
+      PatchingError: NaN.
+    """
+    here, mine = sided.rows(rows), metric.rows(rows)
+    key = _key(self.sweep.seed, rows)
+    base, other, values, bad, residuals = self.prepare(params, here, mine, statistics, key)
+    base, other = (np.asarray(x, np.float64) for x in (base, other))
+    sources.refuse_nan(self.sweep.nodes, bad, {'base': base, 'other': other}, rows[0])
+    return Block(self, (params, here, mine, values, residuals), base, other)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """Some pairs, run unpatched; `base` and `other` are the metrics of the two runs, [rows]."""
+
+  plan: Plan
+  args: tuple
+  base: np.ndarray
+  other: np.ndarray
+
+  def effects(self, patches: np.ndarray, lowest: int) -> np.ndarray:
+    """The effects of `chunk` patches, float64 [chunk, rows]; none of them lies below layer `lowest`."""
+    start = np.int32(max(lowest, 0))
+    patched = np.asarray(self.plan.step(*self.args, start, patches), np.float64)
+    return patched - self.base
+
+
+def _plan(
+  sweep: Sweep, params: Any, sided: Pairs, metric: Metric, cover: Cover, patch: Any
+) -> Plan:
+  forward, nodes = sweep.forward, sweep.nodes
+  run = _runner(sweep)
+
+  def prepare(params, pairs, metric, statistics, key):
+    other, values = sources.planted(forward, nodes, sweep.how, params, pairs.noise, statistics, key)
+    bad = sources.unusable(nodes, values, pairs.real)
+    if sweep.resume is None:
+      out, residuals = forward(params, pairs.clean), None
+    else:
+      out, acts = harvest.call_and_reap(forward, sites='resid_pre')(params, pairs.clean)
+      residuals = acts.stacked('resid_pre')
+    return metric(out), metric(other), values, bad, residuals
+
+  def step(params, pairs, metric, values, residuals, start, patches):
+    def one(patch):
+      planted = cover(nodes, values, patch, pairs.real)
+      return run(params, pairs.clean, metric, planted, residuals, start)
+
+    return jax.vmap(one)(patches)
+
+  across = sweep.how in ('mean', 'gaussian')
+  sums = jax.jit(lambda p, x, real: sources.sums(forward, nodes, p, x, real)) if across else None
+  rows = len(sided)
+  while True:
+    index = np.arange(rows)
+    here, some = sided.rows(index), metric.rows(index)
+    statistics = (
+      jax.eval_shape(lambda *a: sources.statistics(sums(*a)), params, here.clean, here.real)
+      if sums
+      else None
+    )
+    first = (params, here, some, statistics, _key(0, index))
+    ready = jax.jit(prepare).lower(*first).compile()
+    _, _, values, _, residuals = jax.eval_shape(prepare, *first)
+    kept = budgets.size_of((values, statistics, residuals))
+    args = (params, here, some, values, residuals, np.int32(0))
+    patches = lambda n: np.repeat(np.asarray(patch)[None], n, 0)  # noqa: E731
+    make = lambda n: jax.jit(step).lower(*args, patches(n)).compile()  # noqa: E731
+    chunk, compiled, need = budgets.largest(
+      make, min(sweep.at_most, len(nodes)), sweep.budget - kept
+    )
+    need = max(need + kept, budgets.bytes_of(ready))
+    if need <= sweep.budget:
+      return Plan(sweep, rows, chunk, ready, compiled, need, sums)
+    if rows == 1:
+      raise PatchingError(
+        f'one patch of one pair needs {need:,} bytes, the budget is {sweep.budget:,}',
+        mend='a larger budget=, shorter prompts, or nodes of fewer sites and layers at a time',
+      )
+    rows = -(-rows // 2)
+
+
+def _runner(sweep: Sweep) -> Callable:
+  """(params, inputs, metric, plants, residuals, start) -> the metric of the patched run."""
+  if sweep.resume is None:
+    planted = harvest.plant(sweep.forward)
+    return lambda params, inputs, metric, plants, *_: metric(planted(plants, params, inputs))
+  resumed = harvest.plant(sweep.resume)
+  # 'final_norm' and 'logits' are patched at all positions, so that all of them have to be there.
+  behind = any(s.layer is None and s.name != 'embed' for s in sweep.nodes.sites())
+
+  def run(params, inputs, metric, plants, residuals, start):
+    at = None if behind else metric.at
+    out = resumed(plants, params, inputs, residuals[start], start, at)
+    return metric(out) if at is None else metric.of(out)
+
+  return run
+
+
+def _key(seed: int, rows: np.ndarray) -> jax.Array:
+  return jax.random.fold_in(jax.random.key(seed), int(rows[0]))
+
+
+# --- what a patch covers ----------------------------------------------------------------------------------
+
+
+def one_node(
+  nodes: NodeSet, values: sources.Values, row: jax.Array, real: Any
+) -> dict[str, Any]:
+  """What to plant so that one node is patched.
+
+  Args:
+    nodes: which sites there are.
+    values: what takes the place of the nodes' own, by site name [layers, ...].
+    row: the node's row of `nodes.table`, int32 [5]; may be traced.
+    real: bool [B, T].
+
+  Returns:
+    For `harvest.plant`; at sites other than the node's it changes nothing.
+  """
+  out: dict[str, Any] = {}
+  for name, value in values.items():
+    layers = nodes.layers(name)
+    here = jnp.asarray([g.name == name for g in nodes.grids])[row[0]]
+    mask = _covered(nodes.layouts[name], row, real) & here
+    if layers == (None,):
+      out[name] = harvest.Masked(value[0], mask)
+    else:
+      slot = (jnp.asarray(layers, jnp.int32) == row[1]).argmax()
+      layer = jnp.where(here, row[1], -1)  # a layer that does not exist plants nothing
+      out[name] = harvest.At(layer, harvest.Masked(value[slot], mask))
+  return out
+
+
+def _covered(layout: Layout, row: jax.Array, real: Any) -> jax.Array:
+  """Where a node is in a site's value: bool, to be broadcast."""
+  mask = sources.along(layout, real)
+  for letters, i in ((layout.heads, row[2]), (layout.position, row[3]), (layout.neuron, row[4])):
+    if letters:
+      mask = mask & ((jnp.asarray(layout.index(letters), jnp.int32) == i) | (i < 0))
+  return mask
+
+
+def subset(
+  nodes: NodeSet, values: sources.Values, members: jax.Array, real: Any
+) -> dict[str, Any]:
+  """What to plant so that a subset of the nodes is patched jointly.
+
+  Args:
+    nodes: N nodes.
+    values: what takes the place of the nodes' own, by site name [layers, ...].
+    members: which nodes, bool [N]; may be traced.
+    real: bool [B, T].
+
+  Returns:
+    For `harvest.plant`.
+  """
+  out: dict[str, Any] = {}
+  for name, value in values.items():
+    layers, layout = nodes.layers(name), nodes.layouts[name]
+    mask: Any = jnp.zeros((), bool)
+    for number, grid in enumerate(nodes.grids):
+      if grid.name == name:
+        mask = mask | _members(nodes, number, grid, layers, members)
+    mask = mask & sources.along(layout, real)
+    if layers == (None,):
+      out[name] = harvest.Masked(value[0], mask[0])
+    else:
+      key = f'{name}.{{{",".join(map(str, layers))}}}'
+      one = len(layers) == 1  # a key of one layer takes no axis of layers
+      out[key] = harvest.Masked(value[0], mask[0]) if one else harvest.Masked(value, mask)
+  return out
+
+
+def _members(
+  nodes: NodeSet, number: int, grid: Grid, layers: tuple, members: jax.Array
+) -> jax.Array:
+  """Where the chosen nodes of one grid are in its site's values: bool [layers, ...], to be broadcast."""
+  letters = (grid.layout.heads, grid.layout.position, grid.layout.neuron)
+  each = [
+    axis if indices != (None,) else ''
+    for axis, indices in zip(letters, (grid.heads, grid.positions, grid.neurons))
+  ]
+  mine = np.flatnonzero(nodes.table[:, 0] == number)
+  rows = nodes.table[mine]
+  slots = np.searchsorted([-1 if i is None else i for i in layers], rows[:, 1])
+  sizes = [grid.layout.size(axis) if axis else 1 for axis in each]
+  chosen = jnp.zeros((len(layers), *sizes), bool)
+  chosen = chosen.at[(slots, *np.maximum(rows[:, 2:], 0).T)].max(members[mine])
+  place = [grid.layout.index(axis) if axis else 0 for axis in each]
+  every = np.arange(len(layers)).reshape(-1, *[1] * len(grid.layout.axes))
+  return chosen[(every, *place)]
