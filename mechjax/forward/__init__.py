@@ -43,7 +43,7 @@ from mechjax.harvest.program import Program, expand
 from mechjax.harvest.repeats import refuse_repeats
 from mechjax.harvest.staging import stager
 
-__all__ = ['BackwardRun', 'Run', 'iterate']
+__all__ = ['Backward', 'BackwardRun', 'Run', 'iterate', 'recorded']
 
 
 def iterate(
@@ -113,13 +113,51 @@ def _choose(
   return known
 
 
-def _stepped(
-  program: Program, args: list, tag: Hashable, where: list, keys: frozenset, keep: bool
-) -> Run:
+def recorded(
+  f: Callable, sites: Any = '*', *, tag: Hashable = prim.TAG
+) -> Callable[..., tuple[Any, Backward]]:
+  """Runs a function once and keeps what going back over it needs, any number of times by `Backward.fork`.
+
+  Args:
+    f: as for `iterate`.
+    sites: where walks back stop.
+    tag: which sows.
+
+  Returns:
+    `(*args, **kwargs) -> (what f returned, a walk)`; give the walk its gradients with `start`. Arguments are concrete.
+  """
+  patterns = tuple(sites_lib.as_patterns(sites))
+  staged = stager(f)
+
+  def run(*args: Any, **kwargs: Any) -> tuple[Any, Backward]:
+    program, dynamic = staged(args, kwargs)
+    where, keys = _choose(program, patterns, tag)
+    layout, log = _layout(program, tag, keys), stepped.Log()
+    steps = stepped.Stepper(layout, frozenset(where), log).run(_arrays(dynamic))
+    while True:
+      try:
+        next(steps)
+      except StopIteration as stop:
+        return stop.value, Backward(layout, log)
+
+  return run
+
+
+def _layout(program: Program, tag: Hashable, keys: frozenset) -> Layout:
   layout = program.cache.get(('layout', tag, keys))
   if layout is None:
     layout = program.cache['layout', tag, keys] = Layout(program, tag, keys)
-  args = [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in args]
+  return layout
+
+
+def _arrays(args: list) -> list:
+  return [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in args]
+
+
+def _stepped(
+  program: Program, args: list, tag: Hashable, where: list, keys: frozenset, keep: bool
+) -> Run:
+  layout, args = _layout(program, tag, keys), _arrays(args)
   chosen = frozenset(where)
   first = stepped.Stepper(layout, chosen, stepped.Log() if keep else None)
 
@@ -129,8 +167,9 @@ def _stepped(
       log = stepped.Log()
       for _ in stepped.Stepper(layout, chosen, log, again=first.replaced).run(args):
         raise AssertionError('a run that is repeated stands nowhere')
-    grads = jax.tree.leaves(jax.grad(metric, allow_int=True)(out))
-    return Backward(layout, log).run(grads)
+    walk = Backward(layout, log)
+    walk.start(jax.tree.leaves(jax.grad(metric, allow_int=True)(out)))
+    return walk.walk()
 
   run = Run(first.run(args), where, 'stepped', backward)
   run.segments, run.distinct_segments = layout.n_segments, layout.n_distinct

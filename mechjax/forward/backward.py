@@ -9,11 +9,16 @@ loop replaced is a constant of the run, so its gradient is reported and none flo
 before. A custom_jvp or custom_vjp function whose inside was visited keeps its rule for what lies before it, unless
 something inside was replaced or given another gradient: then its body is differentiated as written.
 
+Many gradients at once. `fork` continues a walk from where it stands with a stack of gradients instead of one: from then
+on they go through the same segments side by side, so that backward passes which differ only in what happens to the
+gradient on its way share their forward pass, and start where they part.
+
 Sharp edges. Sites of integers have no gradient and are passed over.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -39,24 +44,46 @@ class _Inside:
 
 
 class Backward:
-  """One walk back over a log, which is used up: what is behind is released."""
+  """One walk back over a log, which is used up: what is behind is released.
+
+  Attributes:
+    lanes: how many gradients are carried side by side, as a leading axis; None for one, without that axis.
+    left: how many entries of the log are still ahead.
+  """
 
   def __init__(self, layout: Layout, log: Log):
-    self.layout, self.log = layout, log
+    self.layout, self.entries, self.lanes = layout, log.entries, None
     self.grads: dict[int, Any] = {}
     self.insides: list[_Inside] = []
     self.active = _active(log)
+    self._outs = log.outs
 
-  def run(self, cotangents: Sequence[Any]) -> Generator[Visit, Any, None]:
+  @property
+  def left(self) -> int:
+    return len(self.entries)
+
+  def start(self, cotangents: Sequence[Any]) -> None:
+    """Takes the gradient at each flat result of the run."""
+    outs = self._outs
+    self._give([x.number for x in outs], [x.array for x in outs], cotangents)
+
+  def fork(self, lanes: int) -> Backward:
+    """Another walk from here, with `lanes` copies of every gradient; this one can go on as well."""
+    other = copy.copy(self)
+    many = lambda g: None if g is None else jnp.broadcast_to(g, (lanes, *g.shape))  # noqa: E731
+    other.lanes, other.entries = lanes, list(self.entries)
+    other.grads = {n: many(g) for n, g in self.grads.items()}
+    other.insides = [_Inside([many(g) for g in i.grads], i.changed) for i in self.insides]
+    return other
+
+  def walk(self, until: int = 0) -> Generator[Visit, Any, None]:
     """Yields (site, value, gradient), receives None or the gradient that is to flow on.
 
     Args:
-      cotangents: the gradient at each flat result of the run.
+      until: how many entries of the log to leave ahead.
     """
-    self._give([x.number for x in self.log.outs], [x.array for x in self.log.outs], cotangents)
-    entries = self.log.entries
-    while entries:
-      entry = entries.pop()
+    while self.left > until:
+      entry = self.entries.pop()
       if isinstance(entry, Stand):
         yield from self._stand(entry)
       elif isinstance(entry, Passage):
@@ -76,7 +103,7 @@ class Backward:
     found = self._take(entry.outs)
     if not any(map(_smooth, entry.arrays)):
       return
-    found = [jnp.zeros_like(x) if g is None else g for g, x in zip(found, entry.arrays)]
+    found = [self._zeros(x) if g is None else g for g, x in zip(found, entry.arrays)]
     unflatten = entry.tree.unflatten
     new = yield entry.site, unflatten(entry.arrays), unflatten(found)
     if entry.replaced or new is not None:
@@ -84,6 +111,10 @@ class Backward:
         inside.changed = True
     if new is not None or not entry.replaced:
       self._give(entry.ins, entry.arrays, found if new is None else jax.tree.leaves(new))
+
+  def _zeros(self, x: Any) -> jax.Array:
+    lead = () if self.lanes is None else (self.lanes,)
+    return jnp.zeros((*lead, *x.shape), x.dtype)
 
   def _leave(self, entry: Passage) -> None:
     grads = self._take(entry.outs)
@@ -116,15 +147,18 @@ class Backward:
     )
     if not any(given) or not wanted:
       return
-    key = ('backward', key, given, wanted)
+    many = self.lanes is not None
+    key = ('backward', key, given, wanted, many)
     if key not in self.layout.compiled:
-      self.layout.compiled[key] = jax.jit(_derivative(run, given, wanted))
+      self.layout.compiled[key] = jax.jit(_derivative(run, given, wanted, many))
     shares = self.layout.compiled[key](arrays, [g for g in grads if g is not None])
     self._give([ins[n] for n in wanted], [arrays[n] for n in wanted], shares)
 
 
-def _derivative(run: Callable, given: tuple[bool, ...], wanted: tuple[int, ...]) -> Callable:
-  """(inputs, gradients of the given outputs) -> gradients of the wanted inputs."""
+def _derivative(
+  run: Callable, given: tuple[bool, ...], wanted: tuple[int, ...], many: bool
+) -> Callable:
+  """(inputs, gradients of the given outputs) -> gradients of the wanted inputs; `many` stacked ones if so."""
 
   def vjp(arrays, grads):
     def some(*live):
@@ -133,7 +167,8 @@ def _derivative(run: Callable, given: tuple[bool, ...], wanted: tuple[int, ...])
         full[n] = x
       return [o for o, g in zip(run(*full), given) if g]
 
-    return jax.vjp(some, *(arrays[n] for n in wanted))[1](grads)
+    back = jax.vjp(some, *(arrays[n] for n in wanted))[1]
+    return jax.vmap(back)(grads) if many else back(grads)
 
   return vjp
 

@@ -22,7 +22,8 @@ layer, and stands for where the prompts enter.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,11 +32,11 @@ import numpy as np
 
 from mechjax import harvest
 from mechjax.patching import budget as budgets
-from mechjax.patching import sources
+from mechjax.patching import sources, terms
 from mechjax.patching.effects import Effects
 from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
-from mechjax.patching.nodes import Layout, NodeSet
+from mechjax.patching.nodes import Grid, NodeSet
 from mechjax.patching.pairs import Pairs
 
 
@@ -91,53 +92,82 @@ class Attribution:
     sided, n = sources.sides(pairs, self.how, self.seed)
     key = budgets.signature(params, sided, metric)
     if key not in self._plans:
-      self._plans[key] = _plan(self, params, sided, metric)
-    rows, parts = self._plans[key]
+      pass_of = functools.partial(_pass, self)
+      self._plans[key] = plan(pass_of, self.nodes, self.budget, params, sided, metric)
+    values, base, other = self._plans[key](params, sided, n, metric)
+    name = f'integrated gradients ({self.steps})' if self.steps else 'AtP'
+    return Effects(f'{name} {self.how}: {metric.name}', self.nodes, values, base, other)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How many pairs at a time, and the parts of a node set: which nodes, and their executable."""
+
+  nodes: NodeSet
+  rows: int
+  parts: list[tuple[np.ndarray, Any]]
+
+  def __call__(
+    self, params: Any, sided: Pairs, n: int, metric: Metric
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Effects [N, n], and the metrics of the base run and of the other one, [n]."""
     values, base, other = np.zeros((len(self.nodes), n)), np.zeros(n), np.zeros(n)
-    for index, count in budgets.blocks(n, rows):
+    for index, count in budgets.blocks(n, self.rows):
       here, mine = sided.rows(index), metric.rows(index)
-      for chosen, compiled in parts:
+      for chosen, compiled in self.parts:
         effects, *metrics, bad = compiled(params, here, mine)
         ends = [np.asarray(x, np.float64)[:count] for x in metrics]
         base[index[:count]], other[index[:count]] = ends
         nodes = self.nodes[chosen]
         sources.refuse_nan(nodes, bad, {'base': ends[0], 'other': ends[1]}, index[0])
         values[np.ix_(chosen, index[:count])] = np.asarray(effects)[:, :count]
-    name = f'integrated gradients ({self.steps})' if self.steps else 'AtP'
-    return Effects(f'{name} {self.how}: {metric.name}', self.nodes, values, base, other)
+    return values, base, other
 
 
-def _plan(atp: Attribution, params: Any, sided: Pairs, metric: Metric) -> tuple[int, list]:
-  """Pairs at a time, and the parts: which nodes, and their executable."""
-  everything = np.arange(len(atp.nodes))
-  rows, compiled = len(sided), None
+def plan(
+  pass_of: Callable[[NodeSet], Callable],
+  nodes: NodeSet,
+  budget: int,
+  params: Any,
+  sided: Pairs,
+  metric: Metric,
+) -> Plan:
+  """Blocks of pairs, and if one pair is too large parts of the layers, that fit into a budget.
+
+  Args:
+    pass_of: nodes -> (params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN).
+    nodes: all of them.
+    budget: bytes.
+    params, sided, metric: what will be given.
+
+  Raises:
+    PatchingError: one layer of one pair is beyond the budget.
+  """
+  compiled = lambda some, rows: (  # noqa: E731
+    jax.jit(pass_of(some)).lower(params, sided.rows(rows), metric.rows(rows)).compile()
+  )
+  rows = len(sided)
   while True:
-    here, some = sided.rows(np.arange(rows)), metric.rows(np.arange(rows))
-    compiled = jax.jit(_pass(atp, atp.nodes)).lower(params, here, some).compile()
-    if budgets.bytes_of(compiled) <= atp.budget:
-      return rows, [(everything, compiled)]
+    whole = compiled(nodes, np.arange(rows))
+    if budgets.bytes_of(whole) <= budget:
+      return Plan(nodes, rows, [(np.arange(len(nodes)), whole)])
     if rows == 1:
-      return 1, _parts(atp, params, here, some)
+      break
     rows = -(-rows // 2)
-
-
-def _parts(atp: Attribution, params: Any, here: Pairs, metric: Metric) -> list:
-  """Executables for parts of the layers, as few as fit the budget."""
-  layers = np.unique(atp.nodes.table[:, 1])
+  layers = np.unique(nodes.table[:, 1])
   k = 1
   while k < len(layers):
     k = min(2 * k, len(layers))
     parts = []
     for some in np.array_split(layers, k):
-      chosen = np.flatnonzero(np.isin(atp.nodes.table[:, 1], some))
-      make = jax.jit(_pass(atp, atp.nodes[chosen]))
-      parts.append((chosen, make.lower(params, here, metric).compile()))
-      if budgets.bytes_of(parts[-1][1]) > atp.budget:
+      chosen = np.flatnonzero(np.isin(nodes.table[:, 1], some))
+      parts.append((chosen, compiled(nodes[chosen], np.arange(1))))
+      if budgets.bytes_of(parts[-1][1]) > budget:
         break
     else:
-      return parts
+      return Plan(nodes, 1, parts)
   raise PatchingError(
-    f'one layer of one pair does not fit into the budget of {atp.budget:,} bytes',
+    f'one layer of one pair does not fit into the budget of {budget:,} bytes',
     mend='a larger budget=, a forward with checkpointed layers, or fewer sites at a time',
   )
 
@@ -161,14 +191,14 @@ def _pass(atp: Attribution, nodes: NodeSet) -> Callable:
       values, gradients = (sources.by_name(nodes, acts) for acts in both)
     sides = (sources.unusable(nodes, side, pairs.real) for side in (values, planted))
     bad = jax.tree.map(jnp.logical_or, *sides)
-    first_order = {name: _product(planted[name], values[name], gradients[name]) for name in values}
-    return _by_node(nodes, first_order, pairs.real), base, metric(out), bad
+    products = {}
+    for number, grid in nodes.used():
+      planted_, base_ = planted[grid.name], values[grid.name]
+      term = terms.own(grid.layout, grid.name, planted_, base_, pairs.real)
+      products[number] = jax.vmap(term.of)(term.arrays, gradients[grid.name])
+    return by_node(nodes, products), base, metric(out), bad
 
   return run
-
-
-def _product(planted: jax.Array, base: jax.Array, gradient: jax.Array) -> jax.Array:
-  return jnp.where(planted == base, jnp.zeros_like(base), (planted - base) * gradient)
 
 
 def _integrated(
@@ -197,30 +227,35 @@ def _integrated(
   return values, jax.tree.map(lambda x: x / atp.steps, total)
 
 
-def _by_node(nodes: NodeSet, products: sources.Values, real: Any) -> jax.Array:
-  """Sums products by site name [layers, ...] over each node: [N, B]."""
+def by_node(nodes: NodeSet, products: Mapping[int, jax.Array]) -> jax.Array:
+  """Sums products over each node.
+
+  Args:
+    nodes: N nodes.
+    products: by number of the grid, [layers, *the axes of its site], 1 for an axis that is summed already.
+
+  Returns:
+    [N, B].
+  """
   found, order = [], []
-  for number, grid in enumerate(nodes.grids):
+  for number, grid in nodes.used():
     mine = np.flatnonzero(nodes.table[:, 0] == number)
-    if len(mine):
-      there = sources.along(grid.layout, real)
-      product = jnp.where(there, products[grid.name], jnp.zeros((), products[grid.name].dtype))
-      summed = _summed(grid.layout, product, grid.heads, grid.positions, grid.neurons)
-      layers = [-1 if i is None else i for i in nodes.layers(grid.name)]
-      slots = np.searchsorted(layers, nodes.table[mine, 1])
-      found.append(summed[(slots, *np.maximum(nodes.table[mine, 2:], 0).T)])
-      order.append(mine)
+    layers = [-1 if i is None else i for i in nodes.layers(grid.name)]
+    slots = np.searchsorted(layers, nodes.table[mine, 1])
+    total = summed(grid, products[number])
+    found.append(total[(slots, *np.maximum(nodes.table[mine, 2:], 0).T)])
+    order.append(mine)
   back = np.argsort(np.concatenate(order))
   together = jnp.concatenate(found) if len(found) > 1 else found[0]
   return together if (back == np.arange(len(back))).all() else together[back]
 
 
-def _summed(layout: Layout, product: jax.Array, *kept: tuple) -> jax.Array:
-  """[layers, heads, positions, neurons, B], with 1 for an axis over which the nodes span."""
-  letters = [
-    axis if indices != (None,) else ''
-    for axis, indices in zip((layout.heads, layout.position, layout.neuron), kept)
-  ]
-  summed = jnp.einsum(f'Z{layout.axes}->Z{"".join(letters)}B', product)
+def summed(grid: Grid, product: jax.Array) -> jax.Array:
+  """[layers, heads, positions, neurons, B], with 1 for an axis over which the nodes of a grid span."""
+  layout = grid.layout
+  axes = (layout.heads, layout.position, layout.neuron)
+  indices = (grid.heads, grid.positions, grid.neurons)
+  letters = [axis if some != (None,) else '' for axis, some in zip(axes, indices)]
+  total = jnp.einsum(f'Z{layout.axes}->Z{"".join(letters)}B', product)
   sizes = [layout.size(axis) if axis else 1 for axis in letters]
-  return summed.reshape(product.shape[0], *sizes, summed.shape[-1])
+  return total.reshape(product.shape[0], *sizes, total.shape[-1])

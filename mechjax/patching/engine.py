@@ -272,7 +272,7 @@ def subset(
     if layers == (None,):
       out[name] = harvest.Masked(value[0], mask[0])
     else:
-      key = f'{name}.{{{",".join(map(str, layers))}}}'
+      key = sources.pattern(name, layers)
       one = len(layers) == 1  # a key of one layer takes no axis of layers
       out[key] = harvest.Masked(value[0], mask[0]) if one else harvest.Masked(value, mask)
   return out

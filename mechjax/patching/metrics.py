@@ -140,7 +140,7 @@ def kl_divergence(pairs: Pairs, reference: Any, positions: Any = None) -> Metric
     raise PatchingError(
       f'reference logits of shape {jnp.shape(reference)} for pairs {pairs.real.shape}'
     )
-  wanted = jax.nn.log_softmax(_wide(_at(reference, at)))
+  wanted = jax.nn.log_softmax(wide(_at(reference, at)))
   return Metric('KL to the reference', _kl, wanted[:, 0], at)
 
 
@@ -173,7 +173,8 @@ class _Difference:
 # --- what is computed -------------------------------------------------------------------------------------
 
 
-def _wide(x: jax.Array) -> jax.Array:
+def wide(x: jax.Array) -> jax.Array:
+  """The array in float32 or wider."""
   return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
@@ -189,24 +190,24 @@ def _token(values: jax.Array, ids: Any) -> jax.Array:
 
 def _logit_difference(logits: jax.Array, data: Any) -> jax.Array:
   answers, others = data
-  logits = _wide(logits[:, 0])
+  logits = wide(logits[:, 0])
   return _token(logits, answers) - _token(logits, others)
 
 
 def _log_probability(logits: jax.Array, answers: Any) -> jax.Array:
-  log_probs = _token(jax.nn.log_softmax(_wide(logits)), jnp.maximum(answers, 0))
+  log_probs = _token(jax.nn.log_softmax(wide(logits)), jnp.maximum(answers, 0))
   return jnp.where(jnp.asarray(answers) >= 0, log_probs, 0.0).sum(1)
 
 
 def _loss(logits: jax.Array, data: Any) -> jax.Array:
   tokens, predicted = data
-  log_probs = _token(jax.nn.log_softmax(_wide(logits[:, :-1])), tokens)
+  log_probs = _token(jax.nn.log_softmax(wide(logits[:, :-1])), tokens)
   total = jnp.where(jnp.asarray(predicted), log_probs, 0.0).sum(1)
   return -total / jnp.asarray(predicted).sum(1).astype(total.dtype)
 
 
 def _kl(logits: jax.Array, reference: Any) -> jax.Array:
-  log_probs = jax.nn.log_softmax(_wide(logits[:, 0]))
+  log_probs = jax.nn.log_softmax(wide(logits[:, 0]))
   gone = reference == -jnp.inf
   return jnp.where(gone, 0.0, jnp.exp(reference) * (reference - log_probs)).sum(-1)
 

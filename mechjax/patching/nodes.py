@@ -181,6 +181,10 @@ class NodeSet:
     rows = [np.insert(g.columns(), 0, i, axis=1) for i, g in enumerate(self.grids)]
     return np.concatenate([np.zeros((0, 5), np.int32), *rows])[self.chosen]
 
+  def used(self) -> list[tuple[int, Grid]]:
+    """The grids of which nodes are chosen, with their numbers."""
+    return [(n, g) for n, g in enumerate(self.grids) if (self.table[:, 0] == n).any()]
+
   def layers(self, name: str) -> tuple[int | None, ...]:
     """The layers at which nodes of a site name are chosen, in order."""
     mine = [i for i, g in enumerate(self.grids) if g.name == name]

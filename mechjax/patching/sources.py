@@ -18,7 +18,7 @@ a mean counts real tokens only, and a resampled node lives at positions that are
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -81,10 +81,23 @@ def by_name(nodes: NodeSet, acts: Any) -> Values:
   for name, layout in nodes.layouts.items():
     layers = nodes.layers(name)
     if layers:
-      value = acts.stacked(name)
-      values[name] = value[None] if layers == (None,) else value
+      values[name] = picked(acts, name, layers)
       _check_shape(name, layout, values[name].shape[1:])
   return values
+
+
+def picked(acts: Any, name: str, layers: Sequence[int | None]) -> jax.Array:
+  """The values of a site at these layers, [layers, ...], of activations that may hold more layers."""
+  values = acts.stacked(name)
+  if tuple(layers) == (None,):
+    return values[None]
+  have = acts.layers(name)
+  return values if have == list(layers) else values[np.searchsorted(have, layers)]
+
+
+def pattern(name: str, layers: Sequence[int | None]) -> str:
+  """The sites of a name at these layers."""
+  return name if tuple(layers) == (None,) else f'{name}.{{{",".join(map(str, layers))}}}'
 
 
 def _check_shape(name: str, layout: Layout, shape: tuple[int, ...]) -> None:

@@ -1,0 +1,315 @@
+"""AtP*: attribution patching without its two blind spots (Kramár et al. 2024).
+
+AtP multiplies a change by a gradient, and misses nodes in two ways. Where attention is saturated the softmax is flat, the
+gradient of a query or key is nearly 0 although replacing it moves the attention elsewhere; the QK fix goes through the
+softmax exactly (`terms`). Where a node acts through two routes that cancel, the sum is nearly 0 although each is large;
+GradDrop takes the routes apart by dropping one layer's gradient at a time (`graddrop`).
+
+    star = AtPStar(forward, nodes, qk_fix=True, graddrop=False)
+    effects = star(params, pairs, metric)
+
+With `qk_fix` alone effects keep their sign and cost hardly more than AtP; the paper recommends this over distributions of
+prompts. With `graddrop` an effect is the mean over dropped layers of its absolute value, and costs about L/2 backward
+passes more; the paper recommends both for single pairs. `by_layer` shows what each dropped layer does.
+
+Dividing by L - 1 is right for what lies inside a block, because dropping the block itself leaves exactly 0. The
+embedding and the residual stream lie in no block, so their sum is divided by L.
+
+Sharp edges: a first-order score of a whole residual vector is not AtP*; exact patching is cheap there, use `Exact`.
+With a single layer there is nothing to drop, and GradDrop gives the absolute value. GradDrop keeps the values
+between sites of `rows` pairs at a time, and `chunk` gradients.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax import harvest
+from mechjax.forward import recorded
+from mechjax.patching import attribution, graddrop, sources, terms
+from mechjax.patching import budget as budgets
+from mechjax.patching.effects import Effects
+from mechjax.patching.errors import PatchingError
+from mechjax.patching.metrics import Metric
+from mechjax.patching.nodes import NodeSet
+from mechjax.patching.pairs import Pairs
+
+KEYS = ('auto', 'closed form', 'in turn')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AtPStar:
+  """AtP with the QK fix, GradDrop, or both.
+
+  Attributes:
+    forward: (params, inputs) -> what the metric reads, with sows; pure.
+    nodes: which nodes.
+    how: one of `sources.HOW` that needs no statistics: noising, denoising, zero or resample.
+    qk_fix: whether query and key nodes go through the softmax exactly.
+    graddrop: whether gradients are dropped layer by layer.
+    keys: how patched keys are computed: in closed form, which holds where attention is a plain softmax of
+      'attn_scores'; each in turn, which holds always; or the first where a run shows that it holds ('auto').
+    axes: letters of attn_probs and attn_scores, as in `nodes_of`.
+    chunk: how many dropped layers go side by side.
+    rows: how many pairs at a time under GradDrop.
+    budget: bytes that may be used besides parameters and prompts without GradDrop.
+    seed: of 'resample'.
+  """
+
+  forward: Callable
+  nodes: NodeSet
+  how: str = 'noising'
+  qk_fix: bool = True
+  graddrop: bool = True
+  keys: str = 'auto'
+  axes: str = 'BHTS'
+  chunk: int = 8
+  rows: int = 16
+  budget: int = 2**30
+  seed: int = 0
+  _plans: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+  def __post_init__(self) -> None:
+    if not len(self.nodes):
+      raise PatchingError('there are no nodes to attribute to', cause='an empty slice or choice')
+    if self.how in ('mean', 'gaussian'):
+      raise PatchingError(
+        f'{self.how!r} is for exact patching', mend='noising, denoising, zero, resample'
+      )
+    if self.keys not in KEYS:
+      raise PatchingError(f'keys={self.keys!r}', mend=f'one of {", ".join(KEYS)}')
+    if self.chunk < 1 or self.rows < 1:
+      raise PatchingError(f'chunk {self.chunk} and rows {self.rows} must be positive')
+
+  @property
+  def name(self) -> str:
+    """Of the method."""
+    names = {(1, 1): 'AtP*', (1, 0): 'AtP+QK', (0, 1): 'AtP+GradDrop', (0, 0): 'AtP'}
+    return names[int(self.qk_fix), int(self.graddrop)]
+
+  def __call__(self, params: Any, pairs: Pairs, metric: Metric) -> Effects:
+    """Attributes to every node on every pair.
+
+    Args:
+      params: given to `forward`.
+      pairs: B pairs.
+      metric: a number for each.
+
+    Returns:
+      The effects, [N, B]; not negative with GradDrop.
+
+    Raises:
+      PatchingError: pairs, nodes and metric that do not go together; NaN; a closed form that does not hold; a model
+        without the sites that the fixes need.
+    """
+    sided, n = sources.sides(pairs, self.how, self.seed)
+    title = f'{self.name} {self.how}: {metric.name}'
+    if not self.graddrop:
+      plan = self._once('plan', (params, sided, metric), self._plan, params, sided, metric)
+      return Effects(title, self.nodes, *plan(params, sided, n, metric))
+
+    layers = self._layers(params, sided)
+    values, base, other = np.zeros((len(self.nodes), n)), np.zeros(n), np.zeros(n)
+    for rows, count in budgets.blocks(n, min(self.rows, n)):
+      total: dict = {}
+
+      def add(where, dropped, effects, total=total):
+        some = jnp.abs(effects).sum(0)
+        total[where] = total[where] + some if where in total else some
+
+      plain, ends = self._walk(params, sided, metric, rows, layers, add)
+      base[rows[:count]], other[rows[:count]] = (x[:count] for x in ends)
+      if len(layers) == 1:
+        found = np.abs(graddrop.by_node(self.nodes, plain))
+      else:
+        found = graddrop.by_node(self.nodes, total) / (len(layers) - self._inside()[:, None])
+      values[:, rows[:count]] = found[:, :count]
+    return Effects(title, self.nodes, values, base, other)
+
+  def by_layer(self, params: Any, pairs: Pairs, metric: Metric) -> np.ndarray:
+    """Î_ℓ(n): the effect of every node when the gradient through layer ℓ's writes is dropped.
+
+    Args: as for calling.
+
+    Returns:
+      float64 [L, N, B], with its sign. Nodes above ℓ have their plain effect, nodes inside it 0.
+    """
+    sided, n = sources.sides(pairs, self.how, self.seed)
+    layers = self._layers(params, sided)
+    out = np.zeros((len(layers), len(self.nodes), n))
+    for rows, count in budgets.blocks(n, min(self.rows, n)):
+      kept: dict = {}
+
+      def add(where, dropped, effects, kept=kept):
+        kept.setdefault(where, {}).update(zip(dropped, effects))
+
+      self._walk(params, sided, metric, rows, layers, add)
+      stacked = {where: jnp.stack([by[i] for i in layers]) for where, by in kept.items()}
+      out[:, :, rows[:count]] = graddrop.by_node(self.nodes, stacked)[..., :count]
+    return out
+
+  # --- inside
+
+  def _once(self, what: str, trees: tuple, make: Callable, *args: Any) -> Any:
+    key = (what, budgets.signature(*trees))
+    if key not in self._plans:
+      self._plans[key] = make(*args)
+    return self._plans[key]
+
+  def _inside(self) -> np.ndarray:
+    """1 for nodes that lie inside a block, 0 for the others; [N]."""
+    free = ('embed', 'final_norm', 'logits', 'resid_pre', 'resid_mid', 'resid_post')
+    grids = np.array([0 if g.name in free else 1 for g in self.nodes.grids])
+    return grids[self.nodes.table[:, 0]]
+
+  def _layers(self, params: Any, sided: Pairs) -> list[int]:
+    """The layers of the model."""
+    found = self._sites(params, sided)
+    layers = sorted({s.layer for s in found if s.name in graddrop.WRITES and len(s.path) == 1})
+    if not layers:
+      raise PatchingError(
+        'GradDrop needs the writes to the residual stream',
+        cause=f'none of {", ".join(graddrop.WRITES)} is tagged at a layer of this model',
+        mend='graddrop=False, or tag them',
+      )
+    return layers
+
+  def _sites(self, params: Any, sided: Pairs) -> list:
+    one = sided.rows(np.arange(1))
+    return [info.site for info in harvest.sites_of(self.forward, params, one.clean)]
+
+  def _fixed(self) -> list[tuple[int, str]]:
+    used = [(n, g.name) for n, g in self.nodes.used()]
+    return [(n, name) for n, name in used if self.qk_fix and name in terms.FIXED]
+
+  def _attention(self, params: Any, sided: Pairs) -> terms.Attention:
+    """How the QK fix treats this model; looks whether the closed form of keys holds."""
+    return self._once('attention', (params, sided), self._look, params, sided)
+
+  def _look(self, params: Any, sided: Pairs) -> terms.Attention:
+    turn = terms.Attention(self.forward, self.axes, False)
+    if 'k' not in [name for _, name in self._fixed()] or self.keys == 'in turn':
+      return turn
+    layers, found = self.nodes.layers('k'), set(map(str, self._sites(params, sided)))
+    scored = all(('attn_scores' if i is None else f'attn_scores.{i}') in found for i in layers)
+    worst = limit = float('nan')
+    if scored:
+      one = sided.rows(np.arange(1))
+
+      @jax.jit
+      def probe(params, pair):
+        planted = sources.planted(
+          self.forward, self.nodes, self.how, params, pair.noise, None, None
+        )
+        return terms.is_plain_softmax(turn, self.nodes, params, pair.clean, planted[1])
+
+      worst, limit = map(float, probe(params, one))
+      if worst <= 16 * limit:
+        return dataclasses.replace(turn, softmax=True)
+    if self.keys == 'closed form':
+      raise PatchingError(
+        'the closed form of patched keys does not hold for this model',
+        cause=f"attn_probs differs from softmax(attn_scores) by {worst:.2g}"
+        if scored
+        else 'attn_scores is not tagged',
+        mend="keys='in turn', or 'auto', which chooses",
+      )
+    return turn
+
+  def _plan(self, params: Any, sided: Pairs, metric: Metric) -> attribution.Plan:
+    attention = self._attention(params, sided)
+    pass_of = functools.partial(_pass, self, attention)
+    return attribution.plan(pass_of, self.nodes, self.budget, params, sided, metric)
+
+  def _terms(
+    self, nodes: NodeSet, attention: terms.Attention, params: Any, pairs: Pairs, planted: Any, acts: Any
+  ) -> dict[int, terms.Term]:
+    """By number of the grid; `acts` holds the base run at the nodes and at what the attention reads."""
+    fixed, made = dict(self._fixed()), {}
+    for number, grid in nodes.used():
+      layers = nodes.layers(grid.name)
+      if number in fixed:
+        value = planted[grid.name]
+        made[number] = attention.term(grid, layers, value, acts, params, pairs)
+      else:
+        base = sources.picked(acts, grid.name, layers)
+        made[number] = terms.own(grid.layout, grid.name, planted[grid.name], base, pairs.real)
+    return made
+
+  def _wanted(self, nodes: NodeSet, attention: terms.Attention) -> list:
+    fixed = [attention.reads(nodes)] if self._fixed() else []
+    return [*nodes.sites(), *(p for patterns in fixed for p in patterns)]
+
+  def _walk(
+    self, params: Any, sided: Pairs, metric: Metric, rows: np.ndarray, layers: list, add: graddrop.Add
+  ) -> tuple[dict, list[np.ndarray]]:
+    """One block of pairs: the plain effects, and the metrics of both runs."""
+    attention = self._attention(params, sided)
+    here, mine = sided.rows(rows), metric.rows(rows)
+    prepare = self._once('prepare', (params, here, mine), self._prepare, attention)
+    made, other, bad = prepare(params, here, mine)
+    writes = [f'{name}.*' for name in graddrop.WRITES if self._has(name, params, sided)]
+    sources_ = {sources.pattern(t.source, self.nodes.layers(self.nodes.grids[n].name)): None for n, t in made.items()}
+    run = self._once('run', (), lambda: recorded(self._loss, [*writes, *sources_]))
+    base, back = run(params, here.clean, mine)
+    ends = [np.asarray(x, np.float64) for x in (base, other)]
+    sources.refuse_nan(self.nodes, bad, {'base': ends[0], 'other': ends[1]}, int(rows[0]))
+    back.start([jnp.ones_like(base)])
+    return graddrop.walk(back, self.nodes, made, layers, self.chunk, add), ends
+
+  def _has(self, name: str, params: Any, sided: Pairs) -> bool:
+    found = self._once('sites', (params, sided), self._sites, params, sided)
+    return any(s.name == name for s in found)
+
+  def _loss(self, params: Any, inputs: Any, metric: Metric) -> jax.Array:
+    return metric(self.forward(params, inputs))
+
+  def _prepare(self, attention: terms.Attention) -> Callable:
+    def run(params: Any, pairs: Pairs, metric: Metric) -> tuple:
+      out, planted = sources.planted(
+        self.forward, self.nodes, self.how, params, pairs.noise, None, None
+      )
+      acts = harvest.reap(self.forward, sites=self._wanted(self.nodes, attention))(
+        params, pairs.clean
+      )
+      made = self._terms(self.nodes, attention, params, pairs, planted, acts)
+      bad = _unusable(self.nodes, planted, sources.by_name(self.nodes, acts), pairs.real)
+      return made, metric(out), bad
+
+    return jax.jit(run)
+
+
+def _pass(star: AtPStar, attention: terms.Attention, nodes: NodeSet) -> Callable:
+  """(params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN)."""
+  forward = star.forward
+
+  def run(params: Any, pairs: Pairs, metric: Metric) -> tuple:
+    def loss(params, inputs):
+      each = metric(forward(params, inputs))
+      return each.sum(), each
+
+    out, planted = sources.planted(forward, nodes, star.how, params, pairs.noise, None, None)
+    at_sites = harvest.value_and_grad_at(loss, sites=star._wanted(nodes, attention), has_aux=True)
+    (_, base), acts, gradients = at_sites(params, pairs.clean)
+    made = star._terms(nodes, attention, params, pairs, planted, acts)
+    products = {}
+    for number, grid in nodes.used():
+      term = made[number]
+      gradient = sources.picked(gradients, term.source, nodes.layers(grid.name))
+      products[number] = jax.vmap(term.of)(term.arrays, gradient)
+    bad = _unusable(nodes, planted, sources.by_name(nodes, acts), pairs.real)
+    return attribution.by_node(nodes, products), base, metric(out), bad
+
+  return run
+
+
+def _unusable(nodes: NodeSet, planted: Any, values: Any, real: Any) -> Any:
+  sides = (sources.unusable(nodes, side, real) for side in (values, planted))
+  return jax.tree.map(jnp.logical_or, *sides)

@@ -1,0 +1,135 @@
+"""GradDrop: what each node is worth if the gradient may not pass through one of the layers.
+
+First-order effects cancel: a node acts through the skip connection and through later layers, with opposite signs, and a
+sum near 0 hides both (Kramár et al. 2024, section 3.1.2). So the backward pass is repeated once for every layer ℓ,
+with the gradient through that layer's writes to the residual stream (attn_out and mlp_out) set to zero:
+
+    c(n) = 1/(L-1) sum_ℓ |Î_ℓ(n)|
+
+Done naively that is L forward and L backward passes. But the forward pass is the same for all, and so is the backward
+pass down to the dropped layer; only below it do they part. Here one recorded forward pass serves all, one plain walk
+goes back over it, and whenever it reaches the layers that are dropped next it forks: their gradients go on side by
+side, `chunk` at a time, through the same compiled segments. That is about L/2 backward passes in all, and
+compile time and memory do not grow with L but with `chunk`.
+
+Above the dropped layer nothing differs from the plain walk, so that is counted and not computed. Works for any model
+whose attn_out or mlp_out are tagged, scanned or not.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax import sites
+from mechjax.forward import Backward
+from mechjax.forward.stepped import Stand
+from mechjax.patching.attribution import summed
+from mechjax.patching.nodes import Grid, NodeSet
+from mechjax.patching.terms import Term
+
+WRITES = ('attn_out', 'mlp_out')
+"""What a layer adds to the residual stream."""
+
+Add = Callable[[tuple[int, int], Sequence[int], jax.Array], None]
+"""Takes ((grid, slot), dropped layers, effects [dropped, heads, positions, neurons, B])."""
+
+
+def walk(
+  back: Backward, nodes: NodeSet, terms: Mapping[int, Term], layers: Sequence[int], chunk: int, add: Add
+) -> dict[tuple[int, int], jax.Array]:
+  """Goes back once plainly and once for every dropped layer.
+
+  Args:
+    back: a recorded run of the metric that stops at the sources of all terms and at all writes, with its cotangents.
+    nodes: the nodes.
+    terms: by number of the grid.
+    layers: the layers that are dropped in turn: all of the model.
+    chunk: how many of them side by side.
+    add: is given the effects of every node for every dropped layer.
+
+  Returns:
+    The plain effects by (grid, slot), [heads, positions, neurons, B].
+  """
+  readers = _readers(nodes, terms)
+  plain: dict[tuple[int, int], jax.Array] = {}
+  first = len(layers)
+  while first > 0:
+    first, last = max(first - chunk, 0), first
+    group = list(layers[first:last])
+    for site, _, gradient in back.walk(until=_reach(back, group)):
+      for where, term, grid in readers(site):
+        plain[where] = _effects(term, grid, where[1], gradient[None])[0]
+    for where, effects in plain.items():  # these lie above all layers of the group
+      add(where, group, jnp.broadcast_to(effects, (len(group), *effects.shape)))
+    fork, reply = back.fork(chunk).walk(), None
+    while True:
+      try:
+        site, _, gradients = fork.send(reply)
+      except StopIteration:
+        break
+      reply = None
+      if site.name in WRITES and site.layer in group:
+        reply = gradients = _dropped(gradients, group.index(site.layer))
+      for where, term, grid in readers(site):
+        add(where, group, _effects(term, grid, where[1], gradients)[: len(group)])
+  for site, _, gradient in back.walk():
+    for where, term, grid in readers(site):
+      plain[where] = _effects(term, grid, where[1], gradient[None])[0]
+  return plain
+
+
+def _reach(back: Backward, group: Sequence[int]) -> int:
+  """How many entries of the log are left when a walk back comes to the writes of a group of layers."""
+  for n in range(back.left, 0, -1):
+    entry = back.entries[n - 1]
+    if isinstance(entry, Stand) and entry.site.name in WRITES and entry.site.layer in group:
+      return n
+  raise AssertionError(f'no writes at layers {group}')
+
+
+def _readers(nodes: NodeSet, terms: Mapping[int, Term]) -> Callable:
+  """site -> the ((grid, slot), term, grid) that read the gradient there."""
+  found: dict[sites.Site, list] = {}
+  for number, grid in nodes.used():
+    for slot, layer in enumerate(nodes.layers(grid.name)):
+      source = sites.Site(terms[number].source, () if layer is None else (layer,))
+      found.setdefault(source, []).append(((number, slot), terms[number], grid))
+  return lambda site: found.get(site, ())
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _effects(term: Term, grid: Grid, slot: int, gradients: jax.Array) -> jax.Array:
+  """Of one layer's nodes, for each of some gradients: [gradients, heads, positions, neurons, B]."""
+  arrays = jax.tree.map(lambda x: x[slot], term.arrays)
+  return summed(grid, jax.vmap(lambda g: term.of(arrays, g))(gradients))
+
+
+@jax.jit
+def _dropped(gradients: jax.Array, lane: int) -> jax.Array:
+  return gradients.at[lane].set(0)
+
+
+def by_node(nodes: NodeSet, found: Mapping[tuple[int, int], Any]) -> np.ndarray:
+  """Arrays [..., heads, positions, neurons, B] by (grid, slot) as one, float64 [..., N, B]."""
+  rows: list[Any] = [None] * len(nodes)
+  slots = {
+    (number, -1 if layer is None else layer): slot
+    for number, grid in nodes.used()
+    for slot, layer in enumerate(nodes.layers(grid.name))
+  }
+  table = nodes.table
+  groups: dict[tuple[int, int], list[int]] = {}
+  for n, row in enumerate(table):
+    groups.setdefault((int(row[0]), slots[int(row[0]), int(row[1])]), []).append(n)
+  for where, mine in groups.items():
+    array = np.asarray(found[where], np.float64)
+    picked = array[(..., *np.maximum(table[mine, 2:], 0).T, slice(None))]
+    for i, n in enumerate(mine):
+      rows[n] = picked[..., i, :]
+  return np.stack(rows, axis=-2)

@@ -1,0 +1,249 @@
+"""Terms: the effect of a node as a linear function of gradients.
+
+Every first-order method multiplies something that does not depend on the gradient by a gradient. For most nodes that is
+(planted - base) at the node's own site. For queries and keys AtP* (Kramár et al. 2024, section 3.1.1) goes through the
+softmax exactly and linearises behind it, so that the gradient is that of the attention probabilities:
+
+    Î(q_i) = sum_j    g_ij (A_ij(patched q_i) - A_ij)
+    Î(k_j) = sum_i,k  g_ik (A_ik(patched k_j) - A_ik)
+
+A is cut out of the model (`harvest.subgraph`), so it may be soft-capped, windowed or grouped. A query touches its own
+row alone, hence one evaluation with all patched queries serves every query node. A key touches a column of scores s;
+where A is a plain softmax of s, all T keys cost one evaluation and O(T²) arithmetic. With Δ_ij the change of s_ij and x_ij
+= s_ij - logsumexp_{k≠j} s_ik, the patched probability is p_ij = sigmoid(x_ij + Δ_ij), all others of the row are multiplied
+by ρ_ij = (1 - p_ij) / (1 - A_ij), and
+
+    Î(k_j) = sum_i  (p_ij - A_ij) g_ij + (ρ_ij - 1) sum_{k≠j} g_ik A_ik
+
+Where it is not, every key is patched in turn: O(T³). Both are here, and must agree.
+
+Sums over k≠j are added up from both sides instead of subtracting the j-th from the whole: where a head is saturated,
+and the fix matters, that difference would be rounding noise which ρ magnifies.
+
+Sharp edge: O(T³) also in memory where keys are patched in turn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax import harvest
+from mechjax.patching import sources
+from mechjax.patching.metrics import wide
+from mechjax.patching.nodes import Grid, Layout, NodeSet
+
+FIXED = ('q', 'k')
+"""The sites whose nodes go through the softmax."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Term:
+  """The effects of the nodes of one grid.
+
+  Attributes:
+    source: name of the site whose gradient is read.
+    of: (arrays of one layer, gradient there) -> products on the axes of the grid's site, 1 for an axis that is summed.
+    arrays: pytree with a leading axis of layers.
+  """
+
+  source: str = dataclasses.field(metadata={'static': True})
+  of: Callable = dataclasses.field(metadata={'static': True})
+  arrays: Any
+
+
+# --- what does not depend on the gradient -----------------------------------------------------------------
+
+
+def own(layout: Layout, name: str, planted: jax.Array, base: jax.Array, real: Any) -> Term:
+  """The term of nodes that are linearised where they are; values are [layers, ...]."""
+  there = sources.along(layout, real)[None]
+  return Term(name, _own, jnp.where((planted != base) & there, planted - base, 0))
+
+
+def _own(moved: jax.Array, gradient: jax.Array) -> jax.Array:
+  return jnp.where(moved == 0, jnp.zeros_like(moved), moved * gradient)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+  """What the QK fix needs to know of a model.
+
+  Attributes:
+    forward: (params, inputs) -> anything, with sows.
+    axes: letters of the axes of attn_probs (and attn_scores).
+    softmax: whether the probabilities are a plain softmax of attn_scores, so that keys have the closed form.
+  """
+
+  forward: Callable
+  axes: str
+  softmax: bool
+
+  def reads(self, nodes: NodeSet) -> list[str]:
+    """Patterns of the sites that terms read besides those of the nodes."""
+    patterns = []
+    for name in FIXED:
+      layers = nodes.layers(name)
+      if layers:
+        patterns.append(sources.pattern('attn_probs', layers))
+        if name == 'k' and self.softmax:
+          patterns.append(sources.pattern('attn_scores', layers))
+    return patterns
+
+  def term(
+    self, grid: Grid, layers: tuple, planted: jax.Array, acts: Any, params: Any, pairs: Any
+  ) -> Term:
+    """The term of query or key nodes; `planted` is [layers, ...], `acts` holds the base run."""
+    probs = self._flat(sources.picked(acts, 'attn_probs', layers))
+    to = lambda site: self._cut(grid.name, site, layers, params, pairs.clean)  # noqa: E731
+    base = sources.picked(acts, grid.name, layers)
+    there = sources.along(grid.layout, pairs.real)[None]
+    product = _Product(grid.layout, self.axes)
+    if grid.name == 'q':
+      moved = to('attn_probs')(jnp.where(there, planted, base)) - probs
+      return Term('attn_probs', dataclasses.replace(product, kind='queries'), moved)
+    if grid.positions == (None,):  # all keys of a head at once
+      moved = to('attn_probs')(jnp.where(there, planted, base)) - probs
+      return Term('attn_probs', dataclasses.replace(product, kind='all keys'), moved)
+    if self.softmax:
+      scores = self._flat(sources.picked(acts, 'attn_scores', layers))
+      arrays = closed_form(scores, to('attn_scores')(jnp.where(there, planted, base)), probs)
+      return Term('attn_probs', dataclasses.replace(product, kind='keys'), arrays)
+    moved = self._in_turn(grid.layout, to('attn_probs'), planted, base, there) - probs[:, None]
+    return Term('attn_probs', dataclasses.replace(product, kind='keys in turn'), moved)
+
+  def _in_turn(self, layout, cut, planted, base, there) -> jax.Array:
+    """Probabilities with each key patched alone: [layers, S, B, N, T, S]."""
+    place = jnp.asarray(layout.index(layout.position))
+    one = lambda j: cut(jnp.where(there & (place == j), planted, base))  # noqa: E731
+    return jax.lax.map(one, jnp.arange(layout.size(layout.position))).swapaxes(0, 1)
+
+  def _flat(self, x: jax.Array) -> jax.Array:
+    return jax.vmap(lambda y: flat(y, self.axes))(x)
+
+  def _cut(self, source: str, to: str, layers: tuple, params: Any, inputs: Any) -> Callable:
+    """From the values of one site to those of another, [layers, ...] to [layers, B, N, T, S]."""
+    cut = harvest.subgraph(
+      self.forward, inputs=sources.pattern(source, layers), outputs=sources.pattern(to, layers)
+    )(params, inputs)
+    if len(layers) > 1:
+      return lambda x: self._flat(cut(x))
+    return lambda x: self._flat(cut(x[0])[None])
+
+
+def is_plain_softmax(
+  attention: Attention, nodes: NodeSet, params: Any, clean: Any, planted: sources.Values
+) -> tuple[jax.Array, jax.Array]:
+  """How far attn_probs is from a softmax of attn_scores, at the base keys and at the planted ones.
+
+  Returns:
+    The largest difference, and the rounding of the coarser of the two dtypes.
+  """
+  layers = nodes.layers('k')
+  wanted = [sources.pattern(name, layers) for name in ('k', 'attn_scores', 'attn_probs')]
+  acts = harvest.reap(attention.forward, sites=wanted)(params, clean)
+  worst = jnp.zeros((), jnp.float32)
+  for keys in (sources.picked(acts, 'k', layers), planted['k']):
+    scores, probs = (
+      attention._cut('k', to, layers, params, clean)(keys) for to in ('attn_scores', 'attn_probs')
+    )
+    apart = jnp.abs(jax.nn.softmax(scores).astype(probs.dtype) - probs)
+    worst = jnp.maximum(worst, apart.max().astype(jnp.float32))
+  dtypes = [sources.picked(acts, name, layers).dtype for name in ('attn_probs', 'attn_scores')]
+  return worst, jnp.asarray(max(jnp.finfo(d).eps for d in dtypes), jnp.float32)
+
+
+def closed_form(scores: jax.Array, patched: jax.Array, probs: jax.Array) -> tuple:
+  """What the closed form needs of each key of plain softmax attention.
+
+  Args:
+    scores: s, [..., T, S].
+    patched: scores with every key patched, [..., T, S]; column j is used for key j alone.
+    probs: A = softmax(s), [..., T, S].
+
+  Returns:
+    p - A, ρ - 1 and A, each [..., T, S]; see the top of the file.
+  """
+  scores, patched = scores.astype(probs.dtype), patched.astype(probs.dtype)
+  change = jnp.where(patched == scores, jnp.zeros_like(scores), patched - scores)
+  x = scores - _logsumexp_of_others(scores)
+  p = jax.nn.sigmoid(x + change)
+  rho = jnp.exp(jax.nn.log_sigmoid(-(x + change)) - jax.nn.log_sigmoid(-x))
+  alone = x == jnp.inf  # no other key is seen, so nothing is scaled
+  return p - probs, jnp.where(alone, jnp.zeros_like(rho), rho - 1), probs
+
+
+def key_effects(arrays: tuple, gradient: jax.Array) -> jax.Array:
+  """Î(k_j) from `closed_form` and the gradient at the probabilities: [..., T, S] -> [..., S]."""
+  moved, scaled, probs = arrays
+  return (moved * gradient + scaled * _sum_of_others(probs * gradient)).sum(-2)
+
+
+def _sum_of_others(x: jax.Array) -> jax.Array:
+  """For each j, the sum over k != j along the last axis, without cancellation."""
+  before = jnp.cumsum(x[..., :-1], -1)
+  after = jnp.cumsum(x[..., :0:-1], -1)[..., ::-1]
+  none = jnp.zeros_like(x[..., :1])
+  return jnp.concatenate([none, before], -1) + jnp.concatenate([after, none], -1)
+
+
+def _logsumexp_of_others(x: jax.Array) -> jax.Array:
+  none = jnp.full_like(x[..., :1], -jnp.inf)
+  last = x.ndim - 1
+  before = jax.lax.cumlogsumexp(x[..., :-1], last)
+  after = jax.lax.cumlogsumexp(x[..., 1:], last, reverse=True)
+  return jnp.logaddexp(
+    jnp.concatenate([none, before], -1), jnp.concatenate([after, none], -1)
+  )
+
+
+# --- what does --------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Product:
+  """Multiplies by the gradient at attn_probs, and lays the result out like the site."""
+
+  layout: Layout
+  axes: str
+  kind: str = ''
+
+  def __call__(self, arrays: Any, gradient: jax.Array) -> jax.Array:
+    g = flat(gradient, self.axes)
+    if self.kind == 'queries':
+      each = (arrays * g).sum(-1)
+    elif self.kind == 'all keys':
+      each = (arrays * g).sum((-1, -2))[..., None]
+    elif self.kind == 'keys':
+      each = key_effects(arrays, g)
+    else:
+      each = jnp.einsum('jbnts,bnts->bnj', arrays, g)
+    return self._laid(each)
+
+  def _laid(self, each_BxNxP: jax.Array) -> jax.Array:
+    """[B, N, P] on the axes of the site; the query heads of a key head are added up."""
+    layout = self.layout
+    heads = [layout.size(letter) for letter in layout.heads]
+    n = int(np.prod(heads))
+    B, N, P = each_BxNxP.shape
+    each = each_BxNxP.reshape(B, n, N // n, P).sum(2).reshape(B, *heads, P)
+    have = f'B{layout.heads}{layout.position}'
+    order = [a for a in layout.axes if a in have]
+    each = each.transpose([have.index(a) for a in order])
+    return each.reshape(
+      [each.shape[order.index(a)] if a in order else 1 for a in layout.axes]
+    )
+
+
+def flat(x: jax.Array, axes: str) -> jax.Array:
+  """Attention probabilities or scores as [B, N, T, S], float32 or wider."""
+  heads = ''.join(a for a in axes if a in 'HKG')
+  x = x.transpose([axes.index(a) for a in f'B{heads}TS'])
+  x = x.reshape(x.shape[0], -1, *x.shape[-2:])
+  return wide(x)
