@@ -1,11 +1,12 @@
-"""Charts on matplotlib axes: bars that may point both ways, and a table of words on a heat map.
+"""Charts on matplotlib axes: bars that may point both ways, and heat maps of words or of numbers.
 
 An experiment makes the figure and decides what stands where; a function here fills one pair of
 axes with one kind of chart, titled and labelled, with colours that survive greyscale and the
 common kinds of colour blindness (blue against vermilion, one blue ramp).
 
 Sharp edges: labels are drawn as they are, never as TeX ('$' is a token like any other), and a
-character that the font does not have is shown as an empty box.
+character that the font does not have is shown as an empty box. Red and blue of equal strength are
+one grey in greyscale, so heat maps that will be printed so are better made of magnitudes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mechjax import extras
 from mechjax.viz import scale
@@ -87,7 +90,7 @@ def bars(
     )  # fmt: skip
   _ticks(ax.yaxis, labels)
   ax.set_ylim(len(values) - 0.5, -0.5)
-  _dress(ax, title, xlabel)
+  dress(ax, title, xlabel)
 
 
 def words(
@@ -126,8 +129,91 @@ def words(
   _ticks(ax.xaxis, columns)
   assert ax.figure is not None
   ax.figure.colorbar(image, ax=ax, label=weight, fraction=0.03, pad=0.015)
-  _dress(ax, title, xlabel)
+  dress(ax, title, xlabel)
   ax.set_ylabel(ylabel)
+
+
+def heat(
+  ax: Axes,
+  values: Any,
+  *,
+  rows: Sequence[str],
+  columns: Sequence[str],
+  title: str,
+  xlabel: str,
+  ylabel: str,
+  limit: float,
+  signed: bool,
+  number: str = '{:.2f}',
+) -> Any:
+  """A heat map of numbers: white is 0, blue is positive, vermilion negative, hatched is no number.
+
+  Args:
+    ax: where to draw.
+    values: [rows][columns] numbers, NaN where there is none.
+    rows: a label for each row, from the top.
+    columns: a label for each column; long ones are written downwards.
+    title: of the axes.
+    xlabel: what the columns are.
+    ylabel: what the rows are.
+    limit: magnitude at which the colours end; a cell beyond it is framed and keeps its number.
+    signed: whether the colours reach to -limit, or begin at 0.
+    number: format of the numbers.
+
+  Returns:
+    What `colour_scale` wants.
+  """
+  values = np.asarray(values, float)
+  patches = extras.require('matplotlib.patches', 'viz')
+  ax.set_facecolor('#f1f3f5')
+  ax.add_patch(
+    patches.Rectangle(
+      (0, 0), 1, 1, transform=ax.transAxes, hatch='//////', fill=False, edgecolor='#b4bcc4',
+      linewidth=0, zorder=-1,
+    )
+  )  # fmt: skip
+  image = ax.imshow(
+    np.ma.masked_invalid(values), cmap=_colours(signed), vmin=-limit if signed else 0, vmax=limit,
+    aspect='auto',
+  )  # fmt: skip
+  for i, j in np.argwhere(np.abs(values) > limit):
+    frame = patches.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=1.2)
+    ax.add_patch(frame)
+    text = number.format(values[i, j])
+    ax.text(j, i, text, ha='center', va='center', fontsize=6.5, color='white')
+  _ticks(ax.yaxis, rows)
+  _ticks(ax.xaxis, columns, turned=max(map(len, columns)) > 4)
+  ax.set_xticks(np.arange(0.5, len(columns) - 1), minor=True)
+  ax.set_yticks(np.arange(0.5, len(rows) - 1), minor=True)
+  ax.grid(which='minor', color='#dfe4e8', linewidth=0.5)
+  ax.tick_params(which='minor', length=0)
+  dress(ax, title, xlabel)
+  for spine in ax.spines.values():
+    spine.set(visible=True, color='#dfe4e8', linewidth=0.5)
+  ax.set_ylabel(ylabel, fontsize=9, color=INK)
+  return image
+
+
+def colour_scale(ax: Axes, image: Any, label: str, *, extend: str) -> None:
+  """The scale of one or more heat maps of equal colours, lying on axes of its own.
+
+  Args:
+    ax: the axes that it fills.
+    image: from `heat`.
+    label: what the colours mean, with the unit.
+    extend: at which ends cells lie beyond the colours: 'neither', 'min', 'max' or 'both'.
+  """
+  assert ax.figure is not None
+  bar = ax.figure.colorbar(image, cax=ax, orientation='horizontal', extend=extend, extendfrac=0.02)
+  bar.set_label(label, fontsize=9, color=INK)
+  bar.ax.tick_params(colors=INK, labelsize=8)
+  bar.outline.set_visible(False)
+  ax.set_box_aspect(0.03)
+
+
+def _colours(signed: bool) -> Any:
+  colours = [DOWN, 'white', UP] if signed else ['white', UP]
+  return extras.require('matplotlib.colors', 'viz').LinearSegmentedColormap.from_list('', colours)
 
 
 def legible(text: str) -> str:
@@ -137,13 +223,17 @@ def legible(text: str) -> str:
   return ''.join(c if ord(c) in have else '□' for c in text)
 
 
-def _ticks(axis: Any, labels: Sequence[str]) -> None:
-  axis.set_ticks(range(len(labels)), [legible(label) for label in labels], fontsize=8)
+def _ticks(axis: Any, labels: Sequence[str], *, turned: bool = False) -> None:
+  """Labels the ticks 0, 1, ...; where there are too many to read, every second, third, ... one."""
+  step = -(-len(labels) // 64)
+  texts = [legible(label) for label in labels[::step]]
+  axis.set_ticks(range(0, len(labels), step), texts, fontsize=8, rotation=-90 if turned else 0)
   for label in axis.get_ticklabels():
     label.set_parse_math(False)
 
 
-def _dress(ax: Axes, title: str, xlabel: str) -> None:
+def dress(ax: Axes, title: str, xlabel: str) -> None:
+  """Gives axes their title and their label below, and takes away frame and tick marks."""
   ax.set_title(title, loc='left', fontsize=10.5, fontweight='bold', color=INK)
   ax.set_xlabel(xlabel, fontsize=9, color=INK)
   ax.tick_params(colors=INK, length=0, labelsize=8)

@@ -2,12 +2,12 @@
 
 A result that can be opened in ten years, mailed, or put beside a paper must not depend on a
 server. A page is made of sections, a section of a title, a sentence that says how to read it, and
-a body. The bodies are bars that may point both ways and a table of words whose cells are coloured
-by a number.
+a body. The bodies are bars that may point both ways, a table of words whose cells are coloured by a
+number, and a heat map of numbers; those of `curves` and `cloud` have their styles here as well.
 
 All text is escaped here, so callers pass it as it is: tokens contain '<' as often as any other
 sign. Colours are custom properties with a dark set behind `prefers-color-scheme`; cells mix the
-accent into the background at no more than half, so that ink on them stays legible in both.
+accent into the background no further than leaves the ink on them legible.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from mechjax.viz import scale
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fdfdfc; --ink: #1c2733; --faint: #5d6874;
-  --line: #dde2e6; --up: #2166ac; --down: #d1495b; }
+  --line: #dde2e6; --most: 70%; --up: #2166ac; --down: #d1495b; --c0: #2166ac; --c1: #d1495b;
+  --c2: #1b7837; --c3: #7b4fa3; --c4: #a6611a; --c5: #01798a; --c6: #5d6874; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14181d; --ink: #e4e8ec; --faint: #9aa5b1;
-  --line: #2d353e; --up: #6cb0f0; --down: #ff8a80; } }
+  --line: #2d353e; --most: 56%; --up: #6cb0f0; --down: #ff8a80; --c0: #6cb0f0; --c1: #ff8a80;
+  --c2: #7ccb8b; --c3: #c5a3e8; --c4: #e2a65e; --c5: #5cc8d6; --c6: #9aa5b1; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.2rem 1.4rem 3rem; max-width: 62rem; background: var(--paper);
   color: var(--ink); font: 16px/1.55 system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif; }
@@ -51,7 +53,39 @@ th[scope=row] { text-align: right; font-variant-numeric: tabular-nums; }
 td { min-width: 4.6rem; padding: .12rem .4rem; border-radius: 3px; text-align: center;
   white-space: pre;
   background: color-mix(in srgb, var(--up) calc(var(--w) * 52%), var(--paper)); }
+.beside { display: flex; flex-wrap: wrap; gap: .6rem 2rem; align-items: flex-end; }
+.beside > * { min-width: 0; }
+.heat { width: auto; border-spacing: 1px; }
+.heat caption { text-align: left; font-size: .9rem; padding-bottom: .2rem; }
+.heat th { padding: 0 .3rem; font-variant-numeric: tabular-nums; vertical-align: bottom; }
+.heat .steep { writing-mode: vertical-rl; transform: rotate(180deg); padding: .3rem 0; }
+.heat td { min-width: 1.72rem; height: 1.25rem; padding: 0 .1rem; border-radius: 2px;
+  font-size: .7rem; font-variant-numeric: tabular-nums; --accent: var(--up);
+  color: color-mix(in srgb, var(--ink) min(100%, 50% + var(--w) * 250%), var(--paper));
+  background: color-mix(in srgb, var(--accent) calc(var(--w) * var(--most)), var(--paper)); }
+.heat td.down { --accent: var(--down); }
+.heat td.none { background: repeating-linear-gradient(-45deg, var(--line) 0 2px, #0000 2px 5px); }
+.heat td.cut { padding: 0 .3rem; box-shadow: inset 0 0 0 2px var(--ink); }
+.ramp { display: flex; gap: .5rem; align-items: center; color: var(--faint); font-size: .82rem;
+  font-variant-numeric: tabular-nums; margin: .5rem 0 0; }
+.ramp i { width: 14rem; height: .8rem; border-radius: 2px; border: 1px solid var(--line);
+  background: linear-gradient(to right, color-mix(in srgb, var(--down) var(--most), var(--paper)),
+  var(--paper) var(--zero), color-mix(in srgb, var(--up) var(--most), var(--paper))); }
 .unit { color: var(--faint); font-size: .82rem; margin: .3rem 0 0; }
+.plot { display: block; overflow: visible; width: 100%; height: auto; font-size: 13px; }
+.plot text { fill: var(--faint); }
+.plot .name { fill: var(--ink); }
+.plot .grid { stroke: var(--line); }
+.plot .line { fill: none; stroke: var(--c); stroke-width: 1.8; }
+.plot .diagonal { stroke: var(--ink); stroke-width: 1.2; }
+.plot .mark { fill: var(--c); stroke: var(--paper); stroke-width: .8; }
+.plot .felt { fill: #0000; }
+.plot .dot { fill: var(--up); fill-opacity: .6; }
+.plot .dots { stroke: var(--up); stroke-opacity: .5; stroke-width: 5; stroke-linecap: round; }
+.plot .missed { fill: var(--down); fill-opacity: .1; }
+.cloud { display: flex; flex-wrap: wrap; gap: 0 1.6rem; }
+.cloud .plot { flex: 1 1 26rem; }
+.cloud ol { flex: 1 1 18rem; margin: 1rem 0; padding-left: 1.4rem; }
 footer { margin-top: 2.6rem; border-top: 1px solid var(--line); padding-top: .6rem;
   color: var(--faint); font-size: .85rem; }
 """.strip()
@@ -85,7 +119,7 @@ def section(title: str, text: str, body: str) -> str:
   Args:
     title: its heading.
     text: what is shown and how to read it.
-    body: HTML from `bars` or `words`.
+    body: HTML from `bars`, `words`, `heat` and so on.
 
   Returns:
     The HTML.
@@ -178,3 +212,82 @@ def words(
     f'<div class="scroll"><table>\n{table}\n</table></div>\n'
     f'<div class="unit">{html.escape(unit)}</div>'
   )
+
+
+def heat(
+  values: Sequence[Sequence[float]],
+  notes: Sequence[Sequence[str]],
+  *,
+  rows: Sequence[str],
+  columns: Sequence[str],
+  title: str,
+  axes: tuple[str, str],
+  limit: float,
+  number: str = '{:.2f}',
+) -> str:
+  """A heat map of numbers; a note shows when a cell is pointed at. `ramp` is its scale.
+
+  Args:
+    values: [rows][columns] numbers, NaN where there is none: such a cell is hatched.
+    notes: [rows][columns] texts to be shown.
+    rows: a label for each row.
+    columns: a label for each column; long ones are written upwards.
+    title: stands above; may be empty.
+    axes: what the rows and what the columns are.
+    limit: magnitude at which the colours end; a cell beyond it is framed.
+    number: format of the numbers.
+
+  Returns:
+    The HTML.
+  """
+  kind = 'word steep' if max(map(len, columns)) > 4 else 'word'
+  head = ''.join(
+    f'<th scope="col"><span class="{kind}">{html.escape(c)}</span></th>' for c in columns
+  )
+  lines = [
+    f'<caption>{html.escape(title)}</caption>' if title else '',
+    f'<tr><th></th><th colspan="{len(columns)}">{html.escape(axes[1])}</th></tr>',
+    f'<tr><th>{html.escape(axes[0])}</th>{head}</tr>',
+  ]
+  for label, numbers, texts in zip(rows, values, notes, strict=True):
+    cells = zip(numbers, texts, strict=True)
+    row = ''.join(_cell(v, limit, number, html.escape(note)) for v, note in cells)
+    lines.append(f'<tr><th scope="row">{html.escape(label)}</th>{row}</tr>')
+  table = '\n'.join(lines)
+  return f'<div class="scroll"><table class="heat">\n{table}\n</table></div>'
+
+
+def ramp(limit: float, *, signed: bool, unit: str, number: str = '{:.2f}') -> str:
+  """The scale of one or more heat maps.
+
+  Args:
+    limit: as in `heat`.
+    signed: whether the colours reach to -limit, or begin at 0.
+    unit: what the numbers are, with their unit.
+    number: format of the numbers.
+
+  Returns:
+    The HTML.
+  """
+  low, zero = (number.format(-limit), 50) if signed else ('0', 0)
+  return (
+    f'<div class="ramp">{low}<i style="--zero:{zero}%"></i>{number.format(limit)}</div>\n'
+    f'<div class="unit">{html.escape(unit)}</div>'
+  )
+
+
+def beside(bodies: Iterable[str]) -> str:
+  """Several bodies next to each other, or below where there is no room."""
+  return '<div class="beside">\n' + '\n'.join(bodies) + '\n</div>'
+
+
+def _cell(value: float, limit: float, number: str, note: str) -> str:
+  if math.isnan(value):
+    return f'<td class="none" title="{note}"></td>'
+  text = number.format(value)
+  # Many a map is nearly empty, and a hundred -0.00 hide what is not.
+  text = text.replace('0.', '.', 1) if abs(value) < 1 and 'e' not in text else text
+  text = text if float(text) else '0'
+  kind = ('down ' if value < 0 else '') + ('cut' if abs(value) > limit else '')
+  weight = abs(scale.cut(value, limit)) / limit
+  return f'<td class="{kind.strip()}" style="--w:{weight:.3f}" title="{note}">{text}</td>'

@@ -1,0 +1,412 @@
+"""What was not measured: how large its effects can be, and how many of them are large.
+
+A ranking proposes, exact patches dispose, and the nodes that nobody got round to are where a false negative hides.
+Two questions can be put to them without measuring each (after the diagnostics of Kramár et al. 2024, AtP*):
+
+    result = verify(search, patch, k=20, budget=503, checks=100, subsets=400)
+    result.top, result.threshold       # the top 20 of what was measured, and the contribution of the 20th
+    result.missed                      # at most so many unmeasured nodes go beyond the threshold
+    result.bound                       # no unmeasured node goes beyond this
+
+How many: m of U nodes are drawn at random and measured; x exceed the threshold. Were D of the U beyond it, x would be
+hypergeometric, so the largest D for which P(X <= x) > alpha is a 1 - alpha upper bound (`count_above`). For U without
+end it is the bound of Clopper and Pearson 1934 (`fraction_above`), and for x = 0 that is 1 - alpha^(1/m). The
+threshold must not depend on what was drawn; the largest contribution drawn is the one exception (x = 0 then).
+
+How large: random subsets of the unmeasured nodes are patched as one, each node in exactly m of the M. For node n and
+pair b, d_b is the mean effect with n in minus that with n out, and e_b its standard error. Then, with t the upper
+alpha quantile of Student's distribution with ν = min(m, M - m) - 1 degrees of freedom,
+
+    U(n) = mean_b |d_b| + t mean_b e_b             P(c(n) > U(n)) <= alpha,         c(n) = mean_b |I_b(n)|
+
+because c(n) = mean_b s_b I_b for the signs s of the true effects, which nobody knows but which do not vary: for them
+mean_b s_b d_b is at most mean_b |d_b|, its standard error at most mean_b e_b (triangle inequality, however the pairs
+depend on each other), and Welch's degrees of freedom at least ν. So the pairs cost no correction.
+
+Nor does the number of nodes, for the largest: with n* the node of largest contribution, max_n U(n) < c(n*) needs
+U(n*) < c(n*), which has probability alpha at most. (An intersection-union test: "some node has c(n) >= theta" is
+rejected where it is for every single node, so its p-value is the largest of theirs.) A statement about several nodes
+at once does cost one, and `suspects` divides alpha by their number.
+
+e_b² is the larger of Welch's s_in²/m + s_out²/(M - m) and the pooled s² (1/m + 1/(M - m)). Interactions make the
+variances differ, which Welch allows for; but when the m subsets with n never met its one large companion, s_in is far
+too small, and only the pooled one knows of the companion. Two equal nodes, m = 10 of M = 100: Welch alone fails in
+33 % of the draws at alpha = 5 %, the larger of the two in none.
+
+Choosing p = m / M: for additive effects the variance of d is Σ I² / M whatever p is. A small p keeps a node's company
+small, a large one keeps ν large and d nearly normal.
+
+Sharp edges: I_b(n) is here the mean effect of n IN THE COMPANY of random subsets, which for additive effects is the
+effect of n alone, and otherwise tends to it as p becomes small. Student's t takes d to be nearly normal, which it is
+less the fewer and larger the effects are: in simulations with one to five dominant nodes alpha up to 5 % was kept
+from m = 4 on, and 20 % became up to 33 %. The two bounds hold with 1 - alpha each, both together with 1 - 2 alpha.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.scipy.special import betainc
+
+from mechjax.patching.baselines import Patch, Search, check_positive, measure
+from mechjax.patching.errors import PatchingError
+
+# --- how many -----------------------------------------------------------------------------------------------
+
+
+def fraction_above(found: int, checked: int, alpha: float = 0.05) -> float:
+  """Upper bound on a fraction, of which a random sample is known (Clopper and Pearson 1934, one-sided).
+
+  Args:
+    found: how many of the sample belong to the fraction.
+    checked: size of the sample.
+    alpha: probability that the bound is too low, at most.
+
+  Returns:
+    The p at which P(Binomial(checked, p) <= found) = alpha; 1 - alpha^(1/checked) if none was found.
+
+  Raises:
+    PatchingError: numbers that are no sample; alpha outside (0, 1).
+  """
+  _check_sample(found, checked, checked, alpha)
+  if found == checked:
+    return 1.0
+  # P(X <= x) = I_{1-p}(m - x, x + 1), which falls with p.
+  return _crossing(lambda p: _beta(checked - found, found + 1, 1 - p), alpha, 0.0, 1.0)
+
+
+def count_above(found: int, checked: int, total: int, alpha: float = 0.05) -> int:
+  """Upper bound on how many of `total` nodes belong to a set, of which a random sample is known; exact.
+
+  Args:
+    found: how many of the sample belong to the set.
+    checked: size of the sample, drawn without replacement.
+    total: how many nodes it was drawn from.
+    alpha: probability that the bound is too low, at most.
+
+  Returns:
+    The largest D with P(Hypergeometric(total, D, checked) <= found) > alpha; those found are among them.
+
+  Raises:
+    PatchingError: numbers that are no sample; alpha outside (0, 1).
+  """
+  _check_sample(found, checked, total, alpha)
+  samples = math.comb(total, checked)
+
+  def likely(count: int) -> bool:
+    few = sum(math.comb(count, i) * math.comb(total - count, checked - i) for i in range(found + 1))
+    return few / samples > alpha  # integers, so the quotient is rounded once
+
+  low, high = found, total - checked + found
+  while low < high:  # likely(low) holds throughout
+    middle = (low + high + 1) // 2
+    low, high = (middle, high) if likely(middle) else (low, middle - 1)
+  return low
+
+
+# --- how large ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subsets:
+  """What random subsets say about each of their nodes.
+
+  Attributes:
+    nodes: U nodes, int [U].
+    effects: mean effect of the subsets that hold the node minus that of the others, [U, B].
+    errors: standard errors of the effects, the larger of Welch's and the pooled one, [U, B].
+    inside: how many subsets hold a node, the same number for each.
+    count: how many subsets there are: forward passes per pair.
+  """
+
+  nodes: np.ndarray
+  effects: np.ndarray
+  errors: np.ndarray
+  inside: int
+  count: int
+
+  def contribution(self) -> np.ndarray:
+    """Mean over pairs of the absolute effect, [U]: the paper's subsampling."""
+    return np.abs(self.effects).mean(axis=1)
+
+  def search(self) -> Search:
+    """Subsampling as a search, if the subsets were drawn from all nodes."""
+    ranking = self.nodes[np.argsort(-self.contribution(), kind='stable')]
+    return Search(ranking, self.count + np.arange(1, len(ranking) + 1))
+
+  def upper(self, alpha: float = 0.05) -> np.ndarray:
+    """U(n) of the module's equation, [U]; for each node taken alone it is too low with probability alpha at most."""
+    _check_alpha(alpha, 0.5)
+    return self.contribution() + t_quantile(alpha, self._freedom) * self.errors.mean(axis=1)
+
+  def bound(self, alpha: float = 0.05) -> float:
+    """Upper bound on the largest contribution of any of these nodes, too low with probability alpha at most."""
+    return float(self.upper(alpha).max())
+
+  def p_values(self, theta: float) -> np.ndarray:
+    """For each node the probability, at most, of such effects if its contribution were theta or more, [U]."""
+    room, error = theta - self.contribution(), self.errors.mean(axis=1)
+    with np.errstate(divide='ignore', invalid='ignore'):  # no error at all: room / 0
+      t = np.where(room > 0, room / error, 0.0)
+    return np.where(room > 0, t_tail(t, self._freedom), 1.0)
+
+  def p_value(self, theta: float) -> float:
+    """The same for "some node has a contribution of theta or more": `bound(alpha) < theta` where it is below alpha."""
+    return float(self.p_values(theta).max())
+
+  def suspects(self, theta: float, alpha: float = 0.05) -> np.ndarray:
+    """Nodes to measure next: but for a probability of alpha, all whose contribution is theta or more, int."""
+    _check_alpha(alpha, 0.5)
+    return self.nodes[self.p_values(theta) > alpha / len(self.nodes)]
+
+  @property
+  def _freedom(self) -> int:
+    return min(self.inside, self.count - self.inside) - 1
+
+
+def sample_subsets(
+  patch: Patch,
+  n: int,
+  nodes: np.ndarray | None = None,
+  *,
+  subsets: int,
+  p: float = 0.1,
+  seed: int = 0,
+  batch: int = 64,
+) -> Subsets:
+  """Patches random subsets of some nodes as one.
+
+  Args:
+    patch: called with all subsets.
+    n: number of all nodes.
+    nodes: those that subsets are made of, int [U]; all by default.
+    subsets: M, how many.
+    p: probability that a node is in a subset. Each is in exactly round(p M), drawn without regard to the others.
+    seed: of the subsets.
+    batch: how many subsets `patch` is given at once.
+
+  Raises:
+    PatchingError: no nodes; p outside (0, 1), or with a node in or out of less than 2 subsets; what `patch`
+      returns is not finite or has another shape.
+  """
+  check_positive(n=n, subsets=subsets, batch=batch)
+  nodes = np.arange(n) if nodes is None else np.asarray(nodes)
+  if not len(nodes):
+    raise PatchingError('there are no nodes to make subsets of', cause='all have been measured')
+  inside = _inside(p, subsets)
+  origin, held, free = None, 0.0, 0.0  # sums over the subsets with and without each node, [2, U, B]
+  for chosen in _subsets(len(nodes), inside, subsets, batch, seed):
+    members = np.zeros((len(chosen), n), bool)
+    members[:, nodes] = chosen
+    effects = measure(patch, members)
+    origin = effects.mean(axis=0) if origin is None else origin
+    powers = np.stack([effects - origin, (effects - origin) ** 2])  # squares far from 0 lose digits
+    held = held + chosen.T.astype(np.float64) @ powers
+    free = free + (~chosen).T.astype(np.float64) @ powers
+  means, errors = _two_samples(held, inside, free, subsets - inside)
+  return Subsets(nodes, means, errors, inside, subsets)
+
+
+def _inside(p: float, subsets: int) -> int:
+  """How many subsets a node is in."""
+  inside = round(p * subsets) if 0 < p < 1 else 0
+  if not 2 <= inside <= subsets - 2:
+    raise PatchingError(
+      f'with p={p} a node is in {inside} of {subsets} subsets',
+      cause='p is a probability, and a variance needs 2 subsets with a node and 2 without',
+      mend='more subsets=, or another p=',
+    )
+  return inside
+
+
+def _subsets(nodes: int, inside: int, count: int, batch: int, seed: int) -> Iterator[np.ndarray]:
+  """Random subsets bool [batch, nodes], `count` in all; each node is in `inside` of them."""
+  random = np.random.default_rng(seed)
+  wanted = np.full(nodes, inside)
+  for start in range(0, count, batch):
+    chosen = np.zeros((min(batch, count - start), nodes), bool)
+    for row, still in zip(chosen, range(count - start, 0, -1)):
+      row[:] = random.random(nodes) * still < wanted  # in with probability wanted / still to come
+      wanted = wanted - row
+    yield chosen
+
+
+def _two_samples(a: Any, n: int, b: Any, m: int) -> tuple[np.ndarray, np.ndarray]:
+  """Difference of the means of n and m values and its standard error, from sums of values and of squares."""
+  squares = [np.maximum(sums[1] - sums[0] ** 2 / count, 0) for sums, count in ((a, n), (b, m))]
+  welch = squares[0] / (n * (n - 1)) + squares[1] / (m * (m - 1))
+  pooled = (squares[0] + squares[1]) / (n + m - 2) * (1 / n + 1 / m)
+  return a[0] / n - b[0] / m, np.sqrt(np.maximum(welch, pooled))
+
+
+# --- both ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Verified:
+  """What is known after a search has been followed for a while.
+
+  Attributes:
+    effects: of every node measured, [N, B]; rows of NaN for the others.
+    top: the k measured nodes of largest contribution, largest first, int [k].
+    threshold: the k-th largest contribution on the search's own path.
+    checked: nodes measured at random among those off the path, int [m].
+    found: how many of them exceed the threshold.
+    missed: with confidence 1 - alpha, at most so many nodes that were not drawn exceed it, of those off the path.
+    bound: with confidence 1 - alpha, no node without an effect here has a contribution beyond it (in the company of
+      random subsets); 0 if there is no such node, None without subsets.
+    subsets: what the subsets said; None without.
+    spent: forward passes per pair for search, path, checks and subsets, measured before or now.
+  """
+
+  effects: np.ndarray
+  top: np.ndarray
+  threshold: float
+  checked: np.ndarray
+  found: int
+  missed: int
+  bound: float | None
+  subsets: Subsets | None
+  spent: float
+
+
+def verify(
+  search: Search,
+  patch: Patch,
+  k: int,
+  budget: float,
+  *,
+  measured: np.ndarray | None = None,
+  checks: int = 0,
+  subsets: int = 0,
+  p: float = 0.1,
+  alpha: float = 0.05,
+  seed: int = 0,
+  batch: int = 64,
+) -> Verified:
+  """Measures the nodes that a search reaches, and bounds the effects of the others.
+
+  Args:
+    search: whose order is followed.
+    patch: called with single nodes, and with subsets of what is left.
+    k: how many nodes are wanted.
+    budget: passes per pair, those behind the ranking included: nodes with `search.passes` up to it are measured.
+    measured: effects known before, [N, B], rows with NaN for the others. It is filled in place, so that what was
+      measured outlives an interruption: call again with the same array.
+    checks: nodes off the path to measure at random.
+    subsets: random subsets of the nodes that are left to patch as one; 0 for none.
+    p, seed: as in `sample_subsets`; the seed also draws the checks.
+    alpha: probability with which each of the bounds may fail.
+    batch: how many sets `patch` is given at once.
+
+  Raises:
+    PatchingError: a budget that does not reach k nodes; more checks than nodes; `measured` of another shape; what
+      `sample_subsets` raises.
+  """
+  n = len(search)
+  check_positive(k=k, batch=batch)
+  _check_alpha(alpha, 0.5)
+  if subsets:
+    _inside(p, subsets)  # hours before they are drawn
+  path = _path(search, k, budget)
+  off = np.setdiff1d(np.arange(n), path)
+  if not 0 <= checks <= len(off):
+    raise PatchingError(f'{checks} checks among the {len(off)} nodes that are off the path')
+  checked = np.random.default_rng([seed, 1]).choice(off, checks, replace=False)
+  effects = _measured(patch, np.r_[path, checked], n, measured, batch)
+  contribution = np.abs(effects).mean(axis=1)
+  threshold = float(np.sort(contribution[path])[-k])
+  found = int((contribution[checked] > threshold).sum())
+  missed = count_above(found, checks, len(off), alpha) - found if len(off) else 0
+  left = np.flatnonzero(np.isnan(contribution))
+  sampled = None
+  if subsets and len(left):
+    sampled = sample_subsets(patch, n, left, subsets=subsets, p=p, seed=seed, batch=batch)
+  bound = sampled.bound(alpha) if sampled is not None else None if len(left) else 0.0
+  top = np.argsort(-np.nan_to_num(contribution, nan=-1.0), kind='stable')[:k]
+  spent = search.passes[len(path) - 1] + checks + (0 if sampled is None else subsets)
+  return Verified(effects, top, threshold, checked, found, missed, bound, sampled, float(spent))
+
+
+def _path(search: Search, k: int, budget: float) -> np.ndarray:
+  """The nodes that a budget reaches, k or more."""
+  path = search.ranking[search.passes <= budget]
+  if len(path) < k:
+    n = len(search)
+    raise PatchingError(
+      f'a budget of {budget} passes measures {len(path)} nodes, and the top {k} are wanted',
+      mend=f'a budget of {search.passes[k - 1]:g} or more' if k <= n else f'k of at most {n}',
+    )
+  return path
+
+
+def _measured(
+  patch: Patch, nodes: np.ndarray, n: int, before: np.ndarray | None, batch: int
+) -> np.ndarray:
+  """Effects [N, B] in which those of `nodes` are known; only what was not known before is patched."""
+  if before is not None and (before.ndim != 2 or len(before) != n):
+    raise PatchingError(f'measured effects have shape {before.shape}, the search has {n} nodes')
+  effects = np.full((n, 0), np.nan) if before is None else before
+  todo = nodes if before is None else nodes[np.isnan(before[nodes]).any(axis=1)]
+  for start in range(0, len(todo), batch):
+    some = todo[start : start + batch]
+    new = measure(patch, some[:, None] == np.arange(n))
+    if before is None and start == 0:
+      effects = np.full((n, new.shape[1]), np.nan)
+    if new.shape[1] != effects.shape[1]:
+      raise PatchingError(
+        f'effects on {new.shape[1]} pairs, and those measured before are on {effects.shape[1]}'
+      )
+    effects[some] = new
+  return effects
+
+
+# --- Student's t --------------------------------------------------------------------------------------------
+
+
+def t_tail(t: np.ndarray | float, freedom: float) -> np.ndarray:
+  """P(T > t) for t >= 0: half of I_x(ν/2, 1/2) at x = ν / (ν + t²), I the regularised incomplete beta function."""
+  return 0.5 * _beta(freedom / 2, 0.5, freedom / (freedom + np.square(t)))
+
+
+@functools.lru_cache(maxsize=256)
+def t_quantile(alpha: float, freedom: float) -> float:
+  """The t that Student's T exceeds with probability alpha, for alpha up to 1/2."""
+  high = 1.0
+  while t_tail(high, freedom) > alpha:
+    high *= 2
+  return _crossing(lambda t: t_tail(t, freedom), alpha, 0.0, high)
+
+
+def _crossing(falling: Callable, level: float, low: float, high: float) -> float:
+  """Where a falling function crosses a level, by bisection."""
+  while low < (middle := (low + high) / 2) < high:
+    low, high = (middle, high) if falling(middle) > level else (low, middle)
+  return high
+
+
+def _beta(a: float, b: float, x: np.ndarray | float) -> np.ndarray:
+  """The regularised incomplete beta function in float64."""
+  with jax.enable_x64(True):
+    return np.asarray(betainc(np.float64(a), np.float64(b), np.asarray(x, np.float64)))
+
+
+def _check_alpha(alpha: float, below: float = 1.0) -> None:
+  if not 0 < alpha < below:
+    raise PatchingError(
+      f'alpha is {alpha}: it must lie between 0 and {below:g}',
+      cause='a confidence in its place' if alpha < 1 else None,
+      mend='alpha=0.05 for a confidence of 95 %',
+    )
+
+
+def _check_sample(found: int, checked: int, total: int, alpha: float) -> None:
+  _check_alpha(alpha)
+  if not 0 <= found <= checked <= total or total < 1:
+    raise PatchingError(f'{found} found in {checked} checked of {total}: no sample')

@@ -1,0 +1,283 @@
+"""Effects, cut into heat maps: plain numbers and labels that any chart can draw.
+
+Effects are a number for each node, and nodes have up to four axes: layer, head, position, neuron. A
+heat map has two. So each grid of the nodes is cut along the pairs of axes that it has, and over the
+axes that remain a cell takes the node of largest magnitude, whose name stands behind it, or a sum.
+Which it is stands in every title.
+
+    found = maps(effects, tokens)                                  # all that fit
+    found += maps(atp, tokens)
+    limit = common(found)                                          # one scale of colours for both
+
+Sharp edges: in a mean over pairs effects of opposite sign cancel; a contribution keeps both. A sum of
+effects of single nodes is not the effect of patching them together. A map whose largest cell is an
+outlier (`scale.limit`) ends its colours below it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mechjax.patching import Effects, Grid, PatchingError
+from mechjax.viz import scale
+from mechjax.viz.tokens import visible
+
+Tokens = Sequence[str] | None
+"""The text of the token at each position; None to show positions by number alone."""
+
+AXES = ('layer', 'head', 'position', 'neuron')
+_CUTS = (
+  ('layer x position', 'layer x head'),
+  ('head x position',),
+  ('layer x neuron',),
+  ('position x neuron',),
+)
+_UNITS = {
+  'logit difference': 'logits',
+  'log-probability': 'nats',
+  'loss': 'nats',
+  'KL to the reference': 'nats',
+}
+_MOST_NEURONS, _LONGEST_TOKEN = 64, 14
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class View:
+  """What is shown of effects, and how.
+
+  Attributes:
+    quantity: 'mean' (over pairs, signed), 'contribution' (mean magnitude), or the name of `values`
+      with their unit.
+    values: numbers of one's own instead, [N].
+    cut: 'layer x position', 'layer x head', 'head x position', 'layer x neuron' or
+      'position x neuron'; None for the first two, or else the first that the nodes have.
+    layer: the only one to be shown; None for all.
+    over: what a cell shows of the nodes behind it: 'max', the one of largest magnitude, or 'sum'.
+    limit: magnitude at which the colours end; None for the largest that is no outlier.
+    k: how many nodes the bars show.
+  """
+
+  quantity: str = 'mean'
+  values: np.ndarray | None = None
+  cut: str | None = None
+  layer: int | None = None
+  over: str = 'max'
+  limit: float | None = None
+  k: int = 20
+
+  def __post_init__(self) -> None:
+    if self.values is None and self.quantity not in ('mean', 'contribution'):
+      raise PatchingError(
+        f'{self.quantity!r} is neither mean nor contribution', mend='give values= with that name'
+      )
+    if self.cut not in (None, *(known := [cut for group in _CUTS for cut in group])):
+      raise PatchingError(f'{self.cut!r} is no cut', mend=' or '.join(known))
+    if self.over not in ('max', 'sum'):
+      raise PatchingError(f'{self.over!r} is neither max nor sum')
+    if (self.limit is not None and not self.limit > 0) or self.k < 1:
+      raise PatchingError(f'limit {self.limit} and k {self.k} must be positive')
+
+
+DEFAULT = View()
+"""Signed means, cut as fits."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Map:
+  """One heat map.
+
+  Attributes:
+    grid: the number of the grid it was cut from.
+    name: site, and what is fixed.
+    behind: what a cell shows of the axes that are not shown; empty if there are none.
+    axes: what the rows and what the columns are.
+    rows, columns: their labels.
+    values: [rows, columns], NaN where there is no node.
+    notes: what each cell is, [rows][columns].
+    unit: what the values are, with their unit.
+    signed: whether negative values have a place on the scale.
+  """
+
+  grid: int
+  name: str
+  behind: str
+  axes: tuple[str, str]
+  rows: list[str]
+  columns: list[str]
+  values: np.ndarray
+  notes: list[list[str]]
+  unit: str
+  signed: bool
+
+  @property
+  def title(self) -> str:
+    return f'{self.name}: {self.behind}' if self.behind else self.name
+
+
+def maps(effects: Effects, tokens: Tokens = None, view: View = DEFAULT) -> list[Map]:
+  """Cuts effects into heat maps.
+
+  Args:
+    effects: what was measured.
+    tokens: one for each position.
+    view: what is to be shown.
+
+  Returns:
+    One or two maps of each grid that has nodes.
+
+  Raises:
+    PatchingError: tokens or values of another number than positions or nodes; nothing to be shown.
+  """
+  check_tokens(effects, tokens)
+  values, unit, signed = shown(effects, view)
+  found = []
+  for number, grid in enumerate(effects.nodes.grids):
+    cube = effects.grid(number, values)
+    node = effects.grid(number, np.arange(len(values), dtype=float))
+    if view.layer is not None:
+      mine = [i for i, layer in enumerate(grid.layers) if layer == view.layer]
+      cube, node = cube[mine], node[mine]
+      grid = dataclasses.replace(grid, layers=tuple(grid.layers[i] for i in mine))
+    if not np.isnan(node).all():
+      for cut in _cuts(grid, view.cut):
+        parts = _map(effects, tokens, grid, cube, node, cut, view.over)
+        found.append(Map(number, **parts, unit=unit, signed=signed))
+  if not found:
+    grids = '; '.join(f'{g.name}: layers {g.layers}, {g.shape}' for g in effects.nodes.grids)
+    raise PatchingError(
+      f'nothing to show with cut {view.cut!r} and layer {view.layer}',
+      where=f'layers x heads x positions x neurons of {grids}',
+      cause='a layer or an axis that these nodes do not have, or no nodes at all',
+    )
+  return found
+
+
+def common(found: Sequence[Map]) -> float:
+  """The magnitude at which the colours of all these maps end: that of the largest cell but outliers."""
+  largest = [0.0]
+  for m in found:
+    values = np.abs(m.values[np.isfinite(m.values)])
+    largest.append(min(scale.limit(values.tolist()), float(values.max(initial=0.0))))
+  return max(largest) or 1.0
+
+
+def shown(effects: Effects, view: View) -> tuple[np.ndarray, str, bool]:
+  """The numbers to be shown, [N], what they are, and whether they may be negative."""
+  if view.values is not None:
+    values = np.asarray(view.values, float)
+    if values.shape != (len(effects.nodes),):
+      raise PatchingError(f'values of shape {values.shape} for {len(effects.nodes)} nodes')
+    if np.isinf(values).any():
+      raise PatchingError(
+        f'{int(np.isinf(values).sum())} of {len(values)} values are infinite',
+        mend='NaN for what is to be shown as missing',
+      )
+    return values, view.quantity, bool((values < 0).any())
+  what, unit = change(effects)
+  n = effects.values.shape[1]
+  pairs = f' (mean over {n} pairs)' if n > 1 else ' (one pair)'
+  if view.quantity == 'mean':
+    return effects.mean(), f'{what}{pairs}{unit}', True
+  return effects.contribution(), f'|{what}|{pairs}{unit}', False
+
+
+def change(effects: Effects) -> tuple[str, str]:
+  """What an effect is, and ', ' with its unit if that is known."""
+  metric = effects.title.partition(': ')[2]
+  return f'change of {metric or "the metric"}', f', {_UNITS[metric]}' if metric in _UNITS else ''
+
+
+def check_tokens(effects: Effects, tokens: Tokens) -> None:
+  """Raises PatchingError unless there is a token for each position."""
+  for grid in effects.nodes.grids:
+    n = grid.layout.size(grid.layout.position)
+    if tokens is not None and grid.layout.position and len(tokens) != n:
+      raise PatchingError(
+        f'{len(tokens)} tokens for {n} positions',
+        where=grid.name,
+        cause='tokens of a shorter prompt, or without the first (BOS) token',
+        mend='one text for each position, padding included',
+      )
+
+
+def _cuts(grid: Grid, wanted: str | None) -> list[tuple[str, ...]]:
+  """The axes of each map of a grid: two, or one if it has no two that go together, or none."""
+  has = [axis for axis, n in zip(AXES, grid.shape) if n > 1]
+  if grid.shape[3] > _MOST_NEURONS:
+    has.remove('neuron')
+  for group in _CUTS if wanted is None else [(wanted,)]:
+    fit = [cut for cut in (tuple(text.split(' x ')) for text in group) if set(cut) <= set(has)]
+    if fit:
+      return fit
+  return [tuple(has[:1])] if wanted is None else []
+
+
+def _map(
+  effects: Effects, tokens: Tokens, grid: Grid, cube: np.ndarray, node: np.ndarray, kept: tuple,
+  over: str,
+) -> dict[str, Any]:  # fmt: skip
+  """The map of one grid that keeps these axes; `cube` holds its values, `node` their numbers."""
+  behind = [axis for axis in AXES if axis not in kept]
+  order = [AXES.index(axis) for axis in (*kept, *behind)]
+  shape = [cube.shape[i] for i in order[: len(kept)]]
+  shape = [*[1] * (2 - len(shape)), *shape, -1]
+  cells, nodes = (x.transpose(order).reshape(shape) for x in (cube, node))
+  labels = [_labels(grid, axis, tokens) for axis in kept]
+  rows, columns = ([''], [grid.name], *labels)[-2:]
+  axes = ('', '', *(_axis(grid, axis) for axis in kept))[-2:]
+  fixed, reduced = _behind(grid, behind, tokens, over)
+  largest = np.where(np.isnan(cells), -1.0, np.abs(cells)).argmax(-1)[..., None]
+  nodes, values = (np.take_along_axis(x, largest, -1)[..., 0] for x in (nodes, cells))
+  summed = over == 'sum' and bool(reduced)
+  if summed:
+    values = np.where(np.isnan(values), np.nan, np.nansum(cells, axis=-1))
+
+  def note(i: int, j: int) -> str:
+    place = ', '.join(f'{a} {b}'.strip() for a, b in zip(axes, (rows[i], columns[j])) if b)
+    if np.isnan(values[i, j]):
+      return f'{place}: no value'
+    name = place if summed else effects.nodes[int(nodes[i, j])].label(tokens)
+    return f'{name}: {values[i, j]:.4g}' + (f' ({reduced})' if reduced else '')
+
+  notes = [[note(i, j) for j in range(len(columns))] for i in range(len(rows))]
+  return {
+    'name': ' '.join([grid.name, *fixed]), 'behind': reduced, 'axes': axes, 'rows': rows,
+    'columns': columns, 'values': values, 'notes': notes,
+  }  # fmt: skip
+
+
+def _labels(grid: Grid, axis: str, tokens: Tokens) -> list[str]:
+  """The labels of the indices along an axis."""
+  indices = (grid.layers, grid.heads, grid.positions, grid.neurons)[AXES.index(axis)]
+  if axis == 'head' and grid.group > 1:
+    return [f'{h} ({h * grid.group}-{(h + 1) * grid.group - 1})' for h in indices if h is not None]
+  if axis == 'position' and tokens is not None:
+    texts = [visible(tokens[p]) for p in indices if p is not None]
+    short = [t if len(t) <= _LONGEST_TOKEN else f'{t[: _LONGEST_TOKEN - 1]}…' for t in texts]
+    return [f'{p} {text}' for p, text in zip(indices, short)]
+  return [str(i) for i in indices]
+
+
+def _axis(grid: Grid, axis: str) -> str:
+  return 'head (of queries)' if axis == 'head' and grid.group > 1 else axis
+
+
+def _behind(grid: Grid, behind: Sequence[str], tokens: Tokens, over: str) -> tuple[list[str], str]:
+  """What is fixed on the axes behind a map, and what was done with the others."""
+  fixed, counts = [], []
+  own = (True, grid.layout.heads, grid.layout.position, grid.layout.neuron)
+  for axis in behind:
+    at = AXES.index(axis)
+    indices = (grid.layers, grid.heads, grid.positions, grid.neurons)[at]
+    if len(indices) > 1:
+      counts.append(f'{len(indices)} {axis}s')
+    elif indices[0] is not None:
+      fixed.append(f'{_axis(grid, axis)} {_labels(grid, axis, tokens)[0]}')
+    elif own[at] and axis in ('head', 'position'):
+      fixed.append(f'(all {axis}s together)')
+  how = 'largest of' if over == 'max' else 'sum over'
+  return fixed, f'{how} {" x ".join(counts)}' if counts else ''
