@@ -52,7 +52,8 @@ class Backward:
   """
 
   def __init__(self, layout: Layout, log: Log):
-    self.layout, self.entries, self.lanes = layout, log.entries, None
+    self.layout, self.entries = layout, log.entries
+    self.lanes: int | None = None
     self.grads: dict[int, Any] = {}
     self.insides: list[_Inside] = []
     self.active = _active(log)

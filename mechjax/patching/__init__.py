@@ -8,14 +8,20 @@ place. How far the answer moves is the effect of that place. This package asks t
     metric = logit_difference(pairs, answers, others)
     exact = Exact(forward, nodes)(params, pairs, metric)            the truth: a forward pass per node
     atp = Attribution(forward, nodes)(params, pairs, metric)        its first-order term: three passes for all
+    star = AtPStar(forward, nodes)(params, pairs, metric)           without AtP's two blind spots
+    paths = Paths(forward, senders, receivers)(params, pairs, metric)     along which route
+    cost = recall_cost(Search.by(star.contribution(), 34), exact.contribution())   what trusting it costs
 
 `forward` is any tagged function of (params, inputs): our decoder, or a patched upstream model. Nodes, pairs and
 effects are data; metrics are functions with data; nothing here knows a model. `sources.HOW` lists the ways of
-patching, and their names (noising, denoising, ...) stand in the title of every result.
+patching, and their names (noising, denoising, ...) stand in the title of every result. `verify` bounds what a ranking
+has missed, `baselines` are searches without gradients, `mechjax.viz.patching` draws it all.
 """
 
 from mechjax.patching.activation import Exact, Joint
+from mechjax.patching.atp_star import AtPStar
 from mechjax.patching.attribution import Attribution
+from mechjax.patching.baselines import Search, recall_cost
 from mechjax.patching.effects import Effects
 from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import (
@@ -29,11 +35,14 @@ from mechjax.patching.metrics import (
 )
 from mechjax.patching.nodes import Grid, Layout, Node, NodeSet, nodes_of
 from mechjax.patching.pairs import Pairs
+from mechjax.patching.path import EdgeAttribution, PathEffects, Paths
 from mechjax.patching.sources import HOW
 
 __all__ = [
   'HOW',
+  'AtPStar',
   'Attribution',
+  'EdgeAttribution',
   'Effects',
   'Exact',
   'Grid',
@@ -44,6 +53,9 @@ __all__ = [
   'NodeSet',
   'Pairs',
   'PatchingError',
+  'PathEffects',
+  'Paths',
+  'Search',
   'custom',
   'difference',
   'kl_divergence',
@@ -51,4 +63,5 @@ __all__ = [
   'logit_difference',
   'loss',
   'nodes_of',
+  'recall_cost',
 ]

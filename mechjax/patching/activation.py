@@ -72,7 +72,7 @@ class Exact(engine.Sweep):
     plan = self.plan(params, sided, metric, engine.one_node, table[0])
     statistics = plan.statistics(params, sided, n)
     ledger = Ledger(save, question, (len(self.nodes), n), save_every)
-    by_layer = np.argsort(table[:, 1], kind='stable')
+    by_layer = np.argsort(self.starts, kind='stable')
     with _bar(progress, ledger.done, title) as advance, ledger:
       for rows, count in budgets.blocks(n, plan.rows):
         todo = by_layer[~ledger.done[by_layer][:, rows].all(axis=1)]
@@ -82,7 +82,7 @@ class Exact(engine.Sweep):
         ledger.unpatched(rows[:count], block.base[:count], block.other[:count])
         for at, size in budgets.blocks(len(todo), plan.chunk):
           nodes = todo[at]
-          effects = block.effects(table[nodes], table[nodes[0], 1])[:size, :count]
+          effects = block.effects(table[nodes], self.starts[nodes[0]])[:size, :count]
           self._refuse_nan(effects, nodes)
           ledger.put(nodes[:size], rows[:count], effects)
           advance(size * count)
@@ -128,8 +128,7 @@ class Joint(engine.Sweep):
         raise PatchingError(
           f'subsets are bool [M, {len(self.nodes)}], got {members.dtype} {list(members.shape)}'
         )
-      deepest = self.nodes.table[:, 1].max()
-      layers = np.where(members, self.nodes.table[:, 1], deepest).min(axis=1)
+      layers = np.where(members, self.starts, self.starts.max()).min(axis=1)
       order = np.argsort(layers, kind='stable')
       out = np.zeros((len(members), n))
       for number, (rows, count) in enumerate(blocks):

@@ -37,6 +37,7 @@ from mechjax.patching import attribution, graddrop, sources, terms
 from mechjax.patching import budget as budgets
 from mechjax.patching.effects import Effects
 from mechjax.patching.errors import PatchingError
+from mechjax.patching.graddrop import Add
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import NodeSet
 from mechjax.patching.pairs import Pairs
@@ -216,7 +217,7 @@ class AtPStar:
     if self.keys == 'closed form':
       raise PatchingError(
         'the closed form of patched keys does not hold for this model',
-        cause=f"attn_probs differs from softmax(attn_scores) by {worst:.2g}"
+        cause=f'attn_probs differs from softmax(attn_scores) by {worst:.2g}'
         if scored
         else 'attn_scores is not tagged',
         mend="keys='in turn', or 'auto', which chooses",
@@ -229,7 +230,13 @@ class AtPStar:
     return attribution.plan(pass_of, self.nodes, self.budget, params, sided, metric)
 
   def _terms(
-    self, nodes: NodeSet, attention: terms.Attention, params: Any, pairs: Pairs, planted: Any, acts: Any
+    self,
+    nodes: NodeSet,
+    attention: terms.Attention,
+    params: Any,
+    pairs: Pairs,
+    planted: Any,
+    acts: Any,
   ) -> dict[int, terms.Term]:
     """By number of the grid; `acts` holds the base run at the nodes and at what the attention reads."""
     fixed, made = dict(self._fixed()), {}
@@ -248,7 +255,13 @@ class AtPStar:
     return [*nodes.sites(), *(p for patterns in fixed for p in patterns)]
 
   def _walk(
-    self, params: Any, sided: Pairs, metric: Metric, rows: np.ndarray, layers: list, add: graddrop.Add
+    self,
+    params: Any,
+    sided: Pairs,
+    metric: Metric,
+    rows: np.ndarray,
+    layers: list,
+    add: Add,
   ) -> tuple[dict, list[np.ndarray]]:
     """One block of pairs: the plain effects, and the metrics of both runs."""
     attention = self._attention(params, sided)
@@ -256,7 +269,10 @@ class AtPStar:
     prepare = self._once('prepare', (params, here, mine), self._prepare, attention)
     made, other, bad = prepare(params, here, mine)
     writes = [f'{name}.*' for name in graddrop.WRITES if self._has(name, params, sided)]
-    sources_ = {sources.pattern(t.source, self.nodes.layers(self.nodes.grids[n].name)): None for n, t in made.items()}
+    sources_ = {
+      sources.pattern(t.source, self.nodes.layers(self.nodes.grids[n].name)): None
+      for n, t in made.items()
+    }
     run = self._once('run', (), lambda: recorded(self._loss, [*writes, *sources_]))
     base, back = run(params, here.clean, mine)
     ends = [np.asarray(x, np.float64) for x in (base, other)]

@@ -19,6 +19,7 @@ per layer; sweep neurons apart from heads if that matters.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,11 @@ from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import Grid, Layout, NodeSet
 from mechjax.patching.pairs import Pairs
+
+BEHIND = ('final_norm', 'logits')
+"""The sites behind all layers."""
+
+_LAST = np.iinfo(np.int32).max
 
 Cover = Callable[[NodeSet, sources.Values, jax.Array, Any], dict[str, Any]]
 """(nodes, values, patch, real) -> what to plant; see `one_node` and `subset`."""
@@ -66,6 +72,13 @@ class Sweep:
       raise PatchingError('there are no nodes to patch', cause='a slice or a choice that is empty')
     if self.budget < 1 or self.at_most < 1:
       raise PatchingError(f'budget {self.budget} and at_most {self.at_most} must be positive')
+
+  @functools.cached_property
+  def starts(self) -> np.ndarray:
+    """The layer at which a pass with each node patched begins, [N]: behind all layers the last one will do."""
+    ends = [_LAST if g.name in BEHIND else 0 for g in self.nodes.grids]
+    table = self.nodes.table
+    return np.where(table[:, 1] < 0, np.array(ends)[table[:, 0]], table[:, 1])
 
   def plan(self, params: Any, sided: Pairs, metric: Metric, cover: Cover, patch: Any) -> Plan:
     """The executables for patches like `patch`, made once for pairs of one shape."""
@@ -124,11 +137,15 @@ class Block:
   base: np.ndarray
   other: np.ndarray
 
-  def effects(self, patches: np.ndarray, lowest: int) -> np.ndarray:
-    """The effects of `chunk` patches, float64 [chunk, rows]; none of them lies below layer `lowest`."""
-    start = np.int32(max(lowest, 0))
-    patched = np.asarray(self.plan.step(*self.args, start, patches), np.float64)
+  def effects(self, patches: np.ndarray, start: int) -> np.ndarray:
+    """The effects of `chunk` patches, float64 [chunk, rows]; none of them lies below layer `start`."""
+    patched = np.asarray(self.plan.step(*self.args, np.int32(start), patches), np.float64)
     return patched - self.base
+
+  def planting(self, values: sources.Values) -> Block:
+    """The same pairs with other values to plant."""
+    params, here, mine, _, residuals = self.args
+    return dataclasses.replace(self, args=(params, here, mine, values, residuals))
 
 
 def _plan(
@@ -192,11 +209,12 @@ def _runner(sweep: Sweep) -> Callable:
     planted = harvest.plant(sweep.forward)
     return lambda params, inputs, metric, plants, *_: metric(planted(plants, params, inputs))
   resumed = harvest.plant(sweep.resume)
-  # 'final_norm' and 'logits' are patched at all positions, so that all of them have to be there.
-  behind = any(s.layer is None and s.name != 'embed' for s in sweep.nodes.sites())
+  # What lies behind all layers is patched at all positions, so that all of them have to be there.
+  behind = any(s.name in BEHIND for s in sweep.nodes.sites())
 
   def run(params, inputs, metric, plants, residuals, start):
     at = None if behind else metric.at
+    start = jnp.minimum(start, len(residuals) - 1)
     out = resumed(plants, params, inputs, residuals[start], start, at)
     return metric(out) if at is None else metric.of(out)
 
@@ -210,9 +228,7 @@ def _key(seed: int, rows: np.ndarray) -> jax.Array:
 # --- what a patch covers ----------------------------------------------------------------------------------
 
 
-def one_node(
-  nodes: NodeSet, values: sources.Values, row: jax.Array, real: Any
-) -> dict[str, Any]:
+def one_node(nodes: NodeSet, values: sources.Values, row: jax.Array, real: Any) -> dict[str, Any]:
   """What to plant so that one node is patched.
 
   Args:
@@ -247,9 +263,7 @@ def _covered(layout: Layout, row: jax.Array, real: Any) -> jax.Array:
   return mask
 
 
-def subset(
-  nodes: NodeSet, values: sources.Values, members: jax.Array, real: Any
-) -> dict[str, Any]:
+def subset(nodes: NodeSet, values: sources.Values, members: jax.Array, real: Any) -> dict[str, Any]:
   """What to plant so that a subset of the nodes is patched jointly.
 
   Args:
@@ -263,19 +277,33 @@ def subset(
   """
   out: dict[str, Any] = {}
   for name, value in values.items():
-    layers, layout = nodes.layers(name), nodes.layouts[name]
-    mask: Any = jnp.zeros((), bool)
-    for number, grid in enumerate(nodes.grids):
-      if grid.name == name:
-        mask = mask | _members(nodes, number, grid, layers, members)
-    mask = mask & sources.along(layout, real)
-    if layers == (None,):
-      out[name] = harvest.Masked(value[0], mask[0])
-    else:
-      key = sources.pattern(name, layers)
-      one = len(layers) == 1  # a key of one layer takes no axis of layers
-      out[key] = harvest.Masked(value[0], mask[0]) if one else harvest.Masked(value, mask)
+    layers = nodes.layers(name)
+    mask = covered(nodes, name, layers, members) & sources.along(nodes.layouts[name], real)
+    one = len(layers) == 1  # a key of one layer takes no axis of layers
+    out[sources.pattern(name, layers)] = (
+      harvest.Masked(value[0], mask[0]) if one else harvest.Masked(value, mask)
+    )
   return out
+
+
+def covered(nodes: NodeSet, name: str, layers: tuple, members: Any) -> jax.Array:
+  """Where chosen nodes are in the values of a site name.
+
+  Args:
+    nodes: N nodes.
+    name: of the site.
+    layers: the layers of the values, at least those of the nodes.
+    members: which nodes, bool [N].
+
+  Returns:
+    bool [layers, ...], to be broadcast against the values.
+  """
+  rank = 1 + len(nodes.layouts[name].axes)
+  mask = jnp.zeros((len(layers), *[1] * (rank - 1)), bool)
+  for number, grid in nodes.used():
+    if grid.name == name:
+      mask = mask | _members(nodes, number, grid, layers, jnp.asarray(members))
+  return mask
 
 
 def _members(

@@ -41,7 +41,12 @@ Add = Callable[[tuple[int, int], Sequence[int], jax.Array], None]
 
 
 def walk(
-  back: Backward, nodes: NodeSet, terms: Mapping[int, Term], layers: Sequence[int], chunk: int, add: Add
+  back: Backward,
+  nodes: NodeSet,
+  terms: Mapping[int, Term],
+  layers: Sequence[int],
+  chunk: int,
+  add: Add,
 ) -> dict[tuple[int, int], jax.Array]:
   """Goes back once plainly and once for every dropped layer.
 

@@ -92,7 +92,7 @@ def picked(acts: Any, name: str, layers: Sequence[int | None]) -> jax.Array:
   if tuple(layers) == (None,):
     return values[None]
   have = acts.layers(name)
-  return values if have == list(layers) else values[np.searchsorted(have, layers)]
+  return values if have == list(layers) else values[np.array([have.index(i) for i in layers])]
 
 
 def pattern(name: str, layers: Sequence[int | None]) -> str:

@@ -9,16 +9,16 @@ softmax exactly and linearises behind it, so that the gradient is that of the at
 
 A is cut out of the model (`harvest.subgraph`), so it may be soft-capped, windowed or grouped. A query touches its own
 row alone, hence one evaluation with all patched queries serves every query node. A key touches a column of scores s;
-where A is a plain softmax of s, all T keys cost one evaluation and O(T²) arithmetic. With Δ_ij the change of s_ij and x_ij
-= s_ij - logsumexp_{k≠j} s_ik, the patched probability is p_ij = sigmoid(x_ij + Δ_ij), all others of the row are multiplied
-by ρ_ij = (1 - p_ij) / (1 - A_ij), and
+where A is a plain softmax of s, all T keys cost one evaluation and O(T²) arithmetic. The other keys keep their shares
+of what is left, so that they matter by their mean gradient ḡ_ij = sum_{k≠j} g_ik A_ik / (1 - A_ij) alone. With Δ_ij
+the change of s_ij, x_ij = s_ij - logsumexp_{k≠j} s_ik and the patched probability p_ij = sigmoid(x_ij + Δ_ij),
 
-    Î(k_j) = sum_i  (p_ij - A_ij) g_ij + (ρ_ij - 1) sum_{k≠j} g_ik A_ik
+    Î(k_j) = sum_i  (p_ij - A_ij) (g_ij - ḡ_ij)
 
 Where it is not, every key is patched in turn: O(T³). Both are here, and must agree.
 
-Sums over k≠j are added up from both sides instead of subtracting the j-th from the whole: where a head is saturated,
-and the fix matters, that difference would be rounding noise which ρ magnifies.
+Only the most probable key of a row can have A near 1, where 1 - A is rounding noise or 0, and there the fix matters
+most. So for that key what belongs to the others is computed without it, from their scores.
 
 Sharp edge: O(T³) also in memory where keys are patched in turn.
 """
@@ -32,6 +32,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import logsumexp
 
 from mechjax import harvest
 from mechjax.patching import sources
@@ -168,39 +169,29 @@ def closed_form(scores: jax.Array, patched: jax.Array, probs: jax.Array) -> tupl
     probs: A = softmax(s), [..., T, S].
 
   Returns:
-    p - A, ρ - 1 and A, each [..., T, S]; see the top of the file.
+    p - A; A; the shares of the others without the most probable key, 0 at that key itself; and which key that is. Each
+    [..., T, S]; see the top of the file.
   """
   scores, patched = scores.astype(probs.dtype), patched.astype(probs.dtype)
   change = jnp.where(patched == scores, jnp.zeros_like(scores), patched - scores)
-  x = scores - _logsumexp_of_others(scores)
-  p = jax.nn.sigmoid(x + change)
-  rho = jnp.exp(jax.nn.log_sigmoid(-(x + change)) - jax.nn.log_sigmoid(-x))
-  alone = x == jnp.inf  # no other key is seen, so nothing is scaled
-  return p - probs, jnp.where(alone, jnp.zeros_like(rho), rho - 1), probs
+  most = jnp.arange(scores.shape[-1]) == scores.argmax(-1, keepdims=True)
+  rest = jnp.where(most, -jnp.inf, scores)
+  total, without = (logsumexp(x, axis=-1, keepdims=True) for x in (scores, rest))
+  alone = without == -jnp.inf  # no other key is seen
+  x = scores - jnp.where(most, without, total + jnp.log1p(-jnp.where(most, 0, probs)))
+  # Each from the side where it is small.
+  up = jax.nn.sigmoid(x + change) - jax.nn.sigmoid(x)
+  down = jax.nn.sigmoid(-x) - jax.nn.sigmoid(-x - change)
+  return jnp.where(x > 0, down, up), probs, jnp.exp(rest - jnp.where(alone, 0, without)), most
 
 
 def key_effects(arrays: tuple, gradient: jax.Array) -> jax.Array:
   """Î(k_j) from `closed_form` and the gradient at the probabilities: [..., T, S] -> [..., S]."""
-  moved, scaled, probs = arrays
-  return (moved * gradient + scaled * _sum_of_others(probs * gradient)).sum(-2)
-
-
-def _sum_of_others(x: jax.Array) -> jax.Array:
-  """For each j, the sum over k != j along the last axis, without cancellation."""
-  before = jnp.cumsum(x[..., :-1], -1)
-  after = jnp.cumsum(x[..., :0:-1], -1)[..., ::-1]
-  none = jnp.zeros_like(x[..., :1])
-  return jnp.concatenate([none, before], -1) + jnp.concatenate([after, none], -1)
-
-
-def _logsumexp_of_others(x: jax.Array) -> jax.Array:
-  none = jnp.full_like(x[..., :1], -jnp.inf)
-  last = x.ndim - 1
-  before = jax.lax.cumlogsumexp(x[..., :-1], last)
-  after = jax.lax.cumlogsumexp(x[..., 1:], last, reverse=True)
-  return jnp.logaddexp(
-    jnp.concatenate([none, before], -1), jnp.concatenate([after, none], -1)
-  )
+  moved, probs, shares, most = arrays
+  weighted = probs * gradient
+  others = (weighted.sum(-1, keepdims=True) - weighted) / jnp.where(most, 1, 1 - probs)
+  mean = jnp.where(most, (shares * gradient).sum(-1, keepdims=True), others)
+  return (moved * (gradient - mean)).sum(-2)
 
 
 # --- what does --------------------------------------------------------------------------------------------
@@ -236,9 +227,7 @@ class _Product:
     have = f'B{layout.heads}{layout.position}'
     order = [a for a in layout.axes if a in have]
     each = each.transpose([have.index(a) for a in order])
-    return each.reshape(
-      [each.shape[order.index(a)] if a in order else 1 for a in layout.axes]
-    )
+    return each.reshape([each.shape[order.index(a)] if a in order else 1 for a in layout.axes])
 
 
 def flat(x: jax.Array, axes: str) -> jax.Array:
