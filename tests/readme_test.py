@@ -14,7 +14,7 @@ README = (ROOT / 'README.md').read_text()
 
 
 @pytest.mark.upstream
-@pytest.mark.parametrize('block', [0, 1], ids=['first screen', 'decoder'])
+@pytest.mark.parametrize('block', [0, 1, 2], ids=['first screen', 'decoder', 'patching'])
 def test_the_code_prints_what_its_comments_say(smollm2, monkeypatch, block):
   code = re.findall(r'```python\n(.*?)```', README, re.DOTALL)[block]
   promised = re.findall(r'^ *print\(.*\S +# (.*)$', code, re.MULTILINE)

@@ -133,10 +133,17 @@ class Backward:
 
   def _step(self, entry: Step) -> None:
     if isinstance(entry.what, Segment):
-      key, run = segment_key(entry.what, rules=True), evaluator(entry.what)
+      key, run = self._key(entry.what), evaluator(entry.what)
     else:
       key, run = (entry.what, len(entry.ins)), entry.run
     self._pull(key, run, entry.ins, entry.arrays, self._take(entry.outs))
+
+  def _key(self, segment: Segment) -> Any:
+    """The structure of a segment, found once: a walk with many lanes is repeated, and would mostly find keys."""
+    keys = self.layout.backward_keys
+    if id(segment) not in keys:
+      keys[id(segment)] = segment_key(segment, rules=True)
+    return keys[id(segment)]
 
   def _pull(
     self, key: Any, run: Callable, ins: Sequence[int], arrays: list[Any], grads: list[Any]

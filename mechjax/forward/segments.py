@@ -60,12 +60,14 @@ class Layout:
     compiled: structure -> executable; shared by all layouts of the program.
     n_segments: how many segments the tapes hold.
     n_distinct: how many different ones.
+    backward_keys: structures under which derivatives of segments are kept, by id of the segment.
   """
 
   def __init__(self, program: Program, tag: Hashable, wanted: frozenset):
     self.program, self.tag, self.wanted = program, tag, wanted
     self.names = {key[1] for key in wanted}
     self.compiled: dict[Any, Callable] = program.cache.setdefault('segments', {})
+    self.backward_keys: dict[int, Any] = {}
     self.n_segments = 0
     self._used: set[Any] = set()
     self.tape = self.write(program.jaxpr, (), (), top=True)

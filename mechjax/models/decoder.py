@@ -222,7 +222,14 @@ def resume(
   where, positions = _where(tokens_BxT.shape, config, None, None, None)
   x_BxTxD = jnp.where(start == 0, _embed(params, tokens_BxT, config, positions), x_BxTxD)
   x_BxTxD, _ = _blocks(
-    params, x_BxTxD, config, where, None, (jnp.asarray(start), config.n_layers), False, False
+    params,
+    x_BxTxD,
+    config,
+    where,
+    None,
+    (jnp.asarray(start, jnp.int32), config.n_layers),
+    False,
+    False,
   )
   if at is not None:
     x_BxTxD = x_BxTxD[jnp.arange(len(x_BxTxD))[:, None], at]
@@ -324,7 +331,7 @@ def _blocks(
   def known(x, i):
     return jax.lax.cond(i >= start, lambda x: layer(x, i)[0], lambda x: x, x), None
 
-  return jax.lax.scan(known, x_BxTxD, jnp.arange(stop))
+  return jax.lax.scan(known, x_BxTxD, jnp.arange(stop, dtype=jnp.int32))
 
 
 def _written_out(body: Any, x: jax.Array, stacks: Any, stretch: tuple[int, int]) -> tuple[Any, Any]:

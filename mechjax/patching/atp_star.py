@@ -71,7 +71,7 @@ class AtPStar:
   graddrop: bool = True
   keys: str = 'auto'
   axes: str = 'BHTS'
-  chunk: int = 8
+  chunk: int = 10
   rows: int = 16
   budget: int = 2**30
   seed: int = 0
@@ -122,16 +122,20 @@ class AtPStar:
       total: dict = {}
 
       def add(where, dropped, effects, total=total):
-        some = jnp.abs(effects).sum(0)
-        total[where] = total[where] + some if where in total else some
+        total[where] = graddrop.magnitude(total.get(where), effects, len(dropped))
 
-      plain, ends = self._walk(params, sided, metric, rows, layers, add)
+      plain, untouched, ends = self._walk(params, sided, metric, rows, layers, add)
       base[rows[:count]], other[rows[:count]] = (x[:count] for x in ends)
+      found = {
+        where: abs(np.asarray(effects, np.float64)) * len(untouched.get(where, ()))
+        + np.asarray(total.get(where, 0.0), np.float64)
+        for where, effects in plain.items()
+      }
       if len(layers) == 1:
-        found = np.abs(graddrop.by_node(self.nodes, plain))
+        values[:, rows[:count]] = np.abs(graddrop.by_node(self.nodes, plain))[:, :count]
       else:
-        found = graddrop.by_node(self.nodes, total) / (len(layers) - self._inside()[:, None])
-      values[:, rows[:count]] = found[:, :count]
+        drops = len(layers) - self._inside()[:, None]
+        values[:, rows[:count]] = graddrop.by_node(self.nodes, found)[:, :count] / drops
     return Effects(title, self.nodes, values, base, other)
 
   def by_layer(self, params: Any, pairs: Pairs, metric: Metric) -> np.ndarray:
@@ -151,8 +155,10 @@ class AtPStar:
       def add(where, dropped, effects, kept=kept):
         kept.setdefault(where, {}).update(zip(dropped, effects))
 
-      self._walk(params, sided, metric, rows, layers, add)
-      stacked = {where: jnp.stack([by[i] for i in layers]) for where, by in kept.items()}
+      plain, untouched, _ = self._walk(params, sided, metric, rows, layers, add)
+      for where, dropped in untouched.items():
+        kept.setdefault(where, {}).update((i, plain[where]) for i in dropped)
+      stacked = {where: np.stack([by[i] for i in layers]) for where, by in kept.items()}
       out[:, :, rows[:count]] = graddrop.by_node(self.nodes, stacked)[..., :count]
     return out
 
@@ -262,8 +268,8 @@ class AtPStar:
     rows: np.ndarray,
     layers: list,
     add: Add,
-  ) -> tuple[dict, list[np.ndarray]]:
-    """One block of pairs: the plain effects, and the metrics of both runs."""
+  ) -> tuple[dict, dict, list[np.ndarray]]:
+    """One block of pairs: what `graddrop.walk` returns, and the metrics of both runs."""
     attention = self._attention(params, sided)
     here, mine = sided.rows(rows), metric.rows(rows)
     prepare = self._once('prepare', (params, here, mine), self._prepare, attention)
@@ -278,7 +284,7 @@ class AtPStar:
     ends = [np.asarray(x, np.float64) for x in (base, other)]
     sources.refuse_nan(self.nodes, bad, {'base': ends[0], 'other': ends[1]}, int(rows[0]))
     back.start([jnp.ones_like(base)])
-    return graddrop.walk(back, self.nodes, made, layers, self.chunk, add), ends
+    return *graddrop.walk(back, self.nodes, made, layers, self.chunk, add), ends
 
   def _has(self, name: str, params: Any, sided: Pairs) -> bool:
     found = self._once('sites', (params, sided), self._sites, params, sided)

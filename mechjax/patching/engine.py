@@ -279,11 +279,15 @@ def subset(nodes: NodeSet, values: sources.Values, members: jax.Array, real: Any
   for name, value in values.items():
     layers = nodes.layers(name)
     mask = covered(nodes, name, layers, members) & sources.along(nodes.layouts[name], real)
-    one = len(layers) == 1  # a key of one layer takes no axis of layers
-    out[sources.pattern(name, layers)] = (
-      harvest.Masked(value[0], mask[0]) if one else harvest.Masked(value, mask)
-    )
+    out |= masked(name, layers, value, mask)
   return out
+
+
+def masked(name: str, layers: tuple, value: jax.Array, mask: jax.Array) -> dict[str, Any]:
+  """What to plant so that a site has `value` where `mask` holds, both [layers, ...]."""
+  one = len(layers) == 1  # a key of one layer takes no axis of layers
+  plant = harvest.Masked(value[0], mask[0]) if one else harvest.Masked(value, mask)
+  return {sources.pattern(name, layers): plant}
 
 
 def covered(nodes: NodeSet, name: str, layers: tuple, members: Any) -> jax.Array:

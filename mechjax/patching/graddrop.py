@@ -36,8 +36,11 @@ from mechjax.patching.terms import Term
 WRITES = ('attn_out', 'mlp_out')
 """What a layer adds to the residual stream."""
 
-Add = Callable[[tuple[int, int], Sequence[int], jax.Array], None]
-"""Takes ((grid, slot), dropped layers, effects [dropped, heads, positions, neurons, B])."""
+Where = tuple[int, int]
+"""Number of a grid, and slot of a layer in it."""
+
+Add = Callable[[Where, Sequence[int], jax.Array], None]
+"""Takes where, dropped layers, and effects there [at least as many, heads, positions, neurons, B], one for each."""
 
 
 def walk(
@@ -47,7 +50,7 @@ def walk(
   layers: Sequence[int],
   chunk: int,
   add: Add,
-) -> dict[tuple[int, int], jax.Array]:
+) -> tuple[dict[Where, jax.Array], dict[Where, list[int]]]:
   """Goes back once plainly and once for every dropped layer.
 
   Args:
@@ -56,22 +59,27 @@ def walk(
     terms: by number of the grid.
     layers: the layers that are dropped in turn: all of the model.
     chunk: how many of them side by side.
-    add: is given the effects of every node for every dropped layer.
+    add: is given the effects of every node for every layer dropped above it or around it.
 
   Returns:
-    The plain effects by (grid, slot), [heads, positions, neurons, B].
+    The plain effects, [heads, positions, neurons, B], and for which dropped layers they hold: those below.
   """
   readers = _readers(nodes, terms)
-  plain: dict[tuple[int, int], jax.Array] = {}
+  plain: dict[Where, jax.Array] = {}
+  untouched: dict[Where, list[int]] = {}
+
+  def plainly(until: int) -> None:
+    for site, _, gradient in back.walk(until):
+      for where, term, grid in readers(site):
+        plain[where] = _effect(term, grid, where[1], gradient)
+
   first = len(layers)
   while first > 0:
     first, last = max(first - chunk, 0), first
     group = list(layers[first:last])
-    for site, _, gradient in back.walk(until=_reach(back, group)):
-      for where, term, grid in readers(site):
-        plain[where] = _effects(term, grid, where[1], gradient[None])[0]
-    for where, effects in plain.items():  # these lie above all layers of the group
-      add(where, group, jnp.broadcast_to(effects, (len(group), *effects.shape)))
+    plainly(_reach(back, group))
+    for where in plain:  # these lie above all layers of the group
+      untouched.setdefault(where, []).extend(group)
     fork, reply = back.fork(chunk).walk(), None
     while True:
       try:
@@ -82,11 +90,9 @@ def walk(
       if site.name in WRITES and site.layer in group:
         reply = gradients = _dropped(gradients, group.index(site.layer))
       for where, term, grid in readers(site):
-        add(where, group, _effects(term, grid, where[1], gradients)[: len(group)])
-  for site, _, gradient in back.walk():
-    for where, term, grid in readers(site):
-      plain[where] = _effects(term, grid, where[1], gradient[None])[0]
-  return plain
+        add(where, group, _effects(term, grid, where[1], gradients))
+  plainly(0)
+  return plain, untouched
 
 
 def _reach(back: Backward, group: Sequence[int]) -> int:
@@ -99,7 +105,7 @@ def _reach(back: Backward, group: Sequence[int]) -> int:
 
 
 def _readers(nodes: NodeSet, terms: Mapping[int, Term]) -> Callable:
-  """site -> the ((grid, slot), term, grid) that read the gradient there."""
+  """site -> the (where, term, grid) that read the gradient there."""
   found: dict[sites.Site, list] = {}
   for number, grid in nodes.used():
     for slot, layer in enumerate(nodes.layers(grid.name)):
@@ -115,12 +121,25 @@ def _effects(term: Term, grid: Grid, slot: int, gradients: jax.Array) -> jax.Arr
   return summed(grid, jax.vmap(lambda g: term.of(arrays, g))(gradients))
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _effect(term: Term, grid: Grid, slot: int, gradient: jax.Array) -> jax.Array:
+  return _effects(term, grid, slot, gradient[None])[0]
+
+
 @jax.jit
 def _dropped(gradients: jax.Array, lane: int) -> jax.Array:
   return gradients.at[lane].set(0)
 
 
-def by_node(nodes: NodeSet, found: Mapping[tuple[int, int], Any]) -> np.ndarray:
+@jax.jit
+def magnitude(total: jax.Array | None, effects: jax.Array, count: int) -> jax.Array:
+  """`total` (None for nothing yet) and the absolute values of the first `count` effects, added up."""
+  there = (jnp.arange(len(effects)) < count).astype(effects.dtype)
+  new = jnp.einsum('d,d...->...', there, jnp.abs(effects))
+  return new if total is None else total + new
+
+
+def by_node(nodes: NodeSet, found: Mapping[Where, Any]) -> np.ndarray:
   """Arrays [..., heads, positions, neurons, B] by (grid, slot) as one, float64 [..., N, B]."""
   rows: list[Any] = [None] * len(nodes)
   slots = {

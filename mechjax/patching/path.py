@@ -1,30 +1,32 @@
 """Path patching: does a node act on another one directly?
 
-A head may matter because a later head reads what it wrote, or because everything in between does. Path patching (Wang et al.
-2022; Goldowsky-Dill et al. 2023) separates the routes. In one pass the sender has its planted value and every other
-component (heads at 'z', MLPs at 'mlp_out') the value it has in the base run, so that the change travels along the
+A head may matter because a later head reads what it wrote, or because everything in between does. Path patching (Wang
+et al. 2022; Goldowsky-Dill et al. 2023) separates the routes. In one pass the sender has its planted value and every
+other component (heads at 'z', MLPs at 'mlp_out') the value it has in the base run, so that the change travels along the
 residual stream alone; what the receiver gets is noted. In a second pass only that is planted, and the model runs on:
 
     paths = Paths(forward, senders=nodes_of(infos, 'z.9', positions=[-1]), receivers=nodes_of(infos, 'q.{10,11}'))
     effects = paths(params, pairs, metric)           # [S, R, B]
 
-`mediators` are components that are not held: the change may also travel through them. The effect through a
-mediator is the difference between a run with and one without it. Receivers are inputs: q, k, v of later heads, 'mlp_norm'
-or 'mlp_pre' of an MLP, the residual stream, 'final_norm', 'logits'; they are taken one by one or, `together`, as one.
+`mediators` are components that are not held: the change may also travel through them. The effect through a mediator is
+the difference between a run with and one without it. Receivers are inputs: q, k, v of later heads, 'mlp_norm' or
+'mlp_pre' of an MLP, the residual stream, 'final_norm', 'logits'; they are taken one by one or, `together`, as one.
 
 `EdgeAttribution` is the first-order version, for all senders and receivers at once: with g the gradient of the metric
-at the receiver,  Î(s -> r) = g · (d received / d sender) · (planted - base),  at the cost of one backward pass through the
-held model for each receiver, whatever the number of senders (attribution of edges, Syed et al. 2023).
+at the receiver,  Î(s -> r) = g · (d received / d sender) · (planted - base),  at the cost of one backward pass through
+the held model for each receiver, whatever the number of senders (attribution of edges, Syed et al. 2023).
 
 Sharp edges: where a model has no 'z', attention is held at 'attn_out'. A sender acts on its own layer too, where the
 architecture has a route (a head on the MLP of its layer). A receiver below its sender has effect 0, which is not
-computed. In edge attribution a node cannot be sender and mediator.
+computed. Receivers taken together do not act on each other: each gets what the sender gives it. In edge attribution a
+layer cannot have senders and mediators of one site.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -37,7 +39,7 @@ from mechjax.patching import budget as budgets
 from mechjax.patching.effects import Effects
 from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
-from mechjax.patching.nodes import NodeSet, nodes_of
+from mechjax.patching.nodes import Layout, NodeSet, nodes_of
 from mechjax.patching.pairs import Pairs
 
 SENDERS = ('embed', 'z', 'attn_out', 'mlp_out')
@@ -70,14 +72,13 @@ class PathEffects:
   def to(self, receiver: int = 0) -> Effects:
     """The effects of all senders through one receiver."""
     name = 'all receivers' if self.receivers is None else str(self.receivers[receiver])
-    return Effects(
-      f'{self.title}, to {name}', self.senders, self.values[:, receiver], self.base, self.other
-    )
+    title, values = f'{self.title}, to {name}', self.values[:, receiver]
+    return Effects(title, self.senders, values, self.base, self.other)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Paths:
-  """Path patching from senders to receivers.
+class Routes:
+  """What path patching and edge attribution are asked.
 
   Attributes:
     forward: (params, inputs) -> what the metric reads, with sows; pure.
@@ -86,10 +87,7 @@ class Paths:
     mediators: nodes of 'z' ('attn_out' where there is none) and 'mlp_out' that are not held.
     how: one of `sources.HOW` that needs no statistics: noising, denoising, zero or resample.
     together: whether all receivers are patched at once.
-    budget: bytes that may be used besides parameters and prompts.
-    at_most: how many receivers are patched at once if memory allows.
     seed: of 'resample'.
-    resume: how `forward` begins in the middle, as in `engine`.
   """
 
   forward: Callable
@@ -98,14 +96,68 @@ class Paths:
   mediators: NodeSet | None = None
   how: str = 'noising'
   together: bool = False
-  budget: int = 2**30
-  at_most: int = 64
   seed: int = 0
-  resume: Callable | None = None
   _kept: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
   def __post_init__(self) -> None:
-    _check(self)
+    for what, nodes in (('senders', self.senders), ('receivers', self.receivers)):
+      if not len(nodes):
+        raise PatchingError(f'there are no {what}', cause='an empty slice or choice')
+    if self.how in ('mean', 'gaussian'):
+      raise PatchingError(
+        f'{self.how!r} is for exact patching', mend='noising, denoising, zero, resample'
+      )
+    odd = [name for name in _used(self.senders) if name not in SENDERS]
+    if odd:
+      cause = 'only outputs of components send; what lies inside one is held with it'
+      raise PatchingError(f'{", ".join(odd)} cannot send', cause=cause, mend=', '.join(SENDERS))
+    odd = [name for name in _used(self.receivers) if name in SENDERS]
+    if odd:
+      raise PatchingError(
+        f'{", ".join(odd)} cannot receive',
+        cause='the outputs of components are held; what receives is an input',
+        mend='q, k, v; mlp_norm or mlp_pre; resid_pre, resid_mid, resid_post; final_norm, logits',
+      )
+
+  @property
+  def _free(self) -> NodeSet:
+    """The mediators, or no nodes."""
+    return self.mediators or self.senders[:0]
+
+  def _held(self, params: Any, pairs: Pairs) -> _Held:
+    if 'held' not in self._kept:
+      infos = harvest.sites_of(self.forward, params, pairs.rows(np.arange(1)).clean)
+      self._kept['held'] = _Held.of(self, infos)
+    return self._kept['held']
+
+  def _once(self, what: str, f: Callable, *trees: Any) -> Callable:
+    """`f`, compiled once for trees of one structure."""
+    return self._kept.setdefault((what, budgets.signature(*trees)), jax.jit(f))
+
+  def _effects(self, method: str, metric: Metric, *arrays: np.ndarray) -> PathEffects:
+    receivers = None if self.together else self.receivers
+    bad = np.argwhere(np.isnan(arrays[0]))
+    if len(bad):
+      s, r, _ = map(int, bad[0])
+      to = 'all receivers' if receivers is None else receivers[r]
+      raise PatchingError(f'{method} found NaN', where=f'{self.senders[s]} to {to}')
+    title = f'{method} {self.how}: {metric.name}'
+    return PathEffects(title, self.senders, receivers, *arrays)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Paths(Routes):
+  """Path patching from senders to receivers; for its other attributes see `Routes`.
+
+  Attributes:
+    budget: bytes that may be used besides parameters and prompts.
+    at_most: how many receivers are patched at once if memory allows.
+    resume: how `forward` begins in the middle, as in `engine`.
+  """
+
+  budget: int = 2**30
+  at_most: int = 64
+  resume: Callable | None = None
 
   def __call__(self, params: Any, pairs: Pairs, metric: Metric) -> PathEffects:
     """Measures every sender through every receiver on every pair.
@@ -122,77 +174,60 @@ class Paths:
       PatchingError: pairs, nodes and metric that do not go together; NaN; a patch beyond the budget.
     """
     sided, n = sources.sides(pairs, self.how, self.seed)
-    sweep, cover = self._sweep()
-    many = np.ones((1, len(self.receivers)), bool) if self.together else self.receivers.table
+    sweep, held = self._sweep, self._held(params, sided)
+    cover: engine.Cover = engine.subset if self.together else engine.one_node
+    many, lowest, highest = self.receivers.table, sweep.starts, sweep.starts
+    if self.together:
+      many = _all(self.receivers)
+      lowest, highest = (f(sweep.starts, keepdims=True) for f in (np.min, np.max))
     plan = sweep.plan(params, sided, metric, cover, many[0])
-    held = _Held.of(self, params, sided)
     values = np.zeros((len(self.senders), len(many), n))
     base, other = np.zeros(n), np.zeros(n)
-    starts = np.array([sweep.starts.min()]) if self.together else sweep.starts
     for rows, count in budgets.blocks(n, plan.rows):
-      block = plan.block(params, sided, metric, None, rows)
+      block, here = plan.block(params, sided, metric, None, rows), sided.rows(rows)
       base[rows[:count]], other[rows[:count]] = block.base[:count], block.other[:count]
-      here = sided.rows(rows)
-      ends = self._once('ends', (params, here), held.ends)(params, here)
-      send = self._once('send', (params, here), held.send)
+      ends = self._once('ends', held.ends, params, here)(params, here)
+      send = self._once('send', held.send, params, here)
       for s, row in enumerate(self.senders.table):
-        received = block.planting(send(params, here, *ends, row))
-        above = np.flatnonzero((starts >= row[1]) | self.together)
-        order = above[np.argsort(starts[above], kind='stable')]
+        received = block.planting(send(params, here, *ends, np.arange(len(values)) == s))
+        above = np.flatnonzero(highest >= row[1])
+        order = above[np.argsort(lowest[above], kind='stable')]
         for at, size in budgets.blocks(len(order), plan.chunk):
           some = order[at]
-          found = received.effects(many[some], starts[some[0]])
-          values[np.ix_([s], some[:size], rows[:count])] = found[None, :size, :count]
-    if np.isnan(values).any():
-      s, r, _ = np.argwhere(np.isnan(values))[0]
-      where = f'{self.senders[int(s)]} to {"all" if self.together else self.receivers[int(r)]}'
-      raise PatchingError('the metric of a patched run is NaN', where=where)
-    receivers = None if self.together else self.receivers
-    title = f'path patching {self.how}: {metric.name}'
-    return PathEffects(title, self.senders, receivers, values, base, other)
+          found = received.effects(many[some], lowest[some[0]])
+          values[s][np.ix_(some[:size], rows[:count])] = found[:size, :count]
+    return self._effects('path patching', metric, values, base, other)
 
-  def _sweep(self) -> tuple[engine.Sweep, engine.Cover]:
-    if 'sweep' not in self._kept:
-      self._kept['sweep'] = engine.Sweep(
-        self.forward, self.receivers, self.how, self.budget, self.at_most, self.seed, self.resume
-      )
-    return self._kept['sweep'], engine.subset if self.together else engine.one_node
-
-  def _once(self, what: str, trees: tuple, f: Callable) -> Callable:
-    return self._kept.setdefault((what, budgets.signature(*trees)), jax.jit(f))
+  @functools.cached_property
+  def _sweep(self) -> engine.Sweep:
+    options = (self.how, self.budget, 1 if self.together else self.at_most, self.seed, self.resume)
+    return engine.Sweep(self.forward, self.receivers, *options)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class EdgeAttribution:
-  """Path patching to first order; for its attributes see `Paths`.
+class EdgeAttribution(Routes):
+  """Path patching to first order; for its other attributes see `Routes`.
 
   Attributes:
     chunk: how many receivers go back side by side.
     rows: how many pairs at a time.
   """
 
-  forward: Callable
-  senders: NodeSet
-  receivers: NodeSet
-  mediators: NodeSet | None = None
-  how: str = 'noising'
-  together: bool = False
-  seed: int = 0
   chunk: int = 16
   rows: int = 16
-  _kept: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
   def __post_init__(self) -> None:
-    _check(self)
-    for name in self.mediators.layouts if self.mediators is not None else ():
-      both = set(self.mediators.layers(name)) & set(
-        self.senders.layers(name) if name in self.senders.layouts else ()
-      )
+    super().__post_init__()
+    through = [(name, name, self._free) for name in _used(self.senders)]
+    through += [('attn_out', 'z', nodes) for nodes in (self._free, self.senders)]
+    for name, other, nodes in through:
+      both = set(self.senders.layers(name)) & set(nodes.layers(other))
       if both:
+        role = 'is a sender that acts' if nodes is self.senders else 'mediates'
         raise PatchingError(
-          f'{name} at layers {sorted(both)} is sender and mediator',
-          cause='a mediator has no value of its own that a derivative could be taken of',
-          mend='senders and mediators at different layers, or Paths, which is exact',
+          f'{name} at layers {", ".join(map(str, both))} is a sender, and {other} {role} through it',
+          cause='all senders have values of their own at once, and nothing passes through those',
+          mend='other layers, or Paths, which is exact',
         )
 
   def __call__(self, params: Any, pairs: Pairs, metric: Metric) -> PathEffects:
@@ -201,68 +236,66 @@ class EdgeAttribution:
     Args, Returns: as for `Paths`.
 
     Raises:
-      PatchingError: pairs, nodes and metric that do not go together.
+      PatchingError: pairs, nodes and metric that do not go together; NaN.
     """
     sided, n = sources.sides(pairs, self.how, self.seed)
-    held = _Held.of(self, params, sided)
-    many = np.ones((1, len(self.receivers)), bool) if self.together else self.receivers.table
+    held = self._held(params, sided)
+    many = _all(self.receivers) if self.together else np.eye(len(self.receivers), dtype=bool)
     values = np.zeros((len(self.senders), len(many), n))
     base, other = np.zeros(n), np.zeros(n)
     for rows, count in budgets.blocks(n, min(self.rows, n)):
       here, mine = sided.rows(rows), metric.rows(rows)
-      key = budgets.signature(params, here, mine)
-      if key not in self._kept:
-        self._kept[key] = jax.jit(self._ends(held)), jax.jit(self._edges(held))
-      ready, edges = self._kept[key]
-      ends, gradients, *metrics = ready(params, here, mine)
-      base[rows[:count]], other[rows[:count]] = (np.asarray(x, float)[:count] for x in metrics)
+      ready = self._once('ready', functools.partial(self._ready, held), params, here, mine)
+      *ends, gradients, at_base, at_other = ready(params, here, mine)
+      base[rows[:count]] = np.asarray(at_base, float)[:count]
+      other[rows[:count]] = np.asarray(at_other, float)[:count]
+      edges = self._once('edges', functools.partial(self._edges, held), params, here)
       for at, size in budgets.blocks(len(many), min(self.chunk, len(many))):
-        found = np.asarray(edges(params, here, ends, gradients, many[at]), np.float64)
-        place = np.ix_(np.arange(len(self.senders)), at[:size], rows[:count])
+        found = np.asarray(edges(params, here, *ends, gradients, many[at]), float)
+        place = np.ix_(np.arange(len(values)), at[:size], rows[:count])
         values[place] = found[:size, :, :count].swapaxes(0, 1)
-    receivers = None if self.together else self.receivers
-    title = f'edge attribution {self.how}: {metric.name}'
-    return PathEffects(title, self.senders, receivers, values, base, other)
+    return self._effects('edge attribution', metric, values, base, other)
 
-  def _ends(self, held: _Held) -> Callable:
-    def run(params: Any, pairs: Pairs, metric: Metric) -> tuple:
-      def loss(params, inputs):
-        each = metric(self.forward(params, inputs))
-        return each.sum(), each
+  def _ready(self, held: _Held, params: Any, pairs: Pairs, metric: Metric) -> tuple:
+    """Base and planted values, gradients at the receivers, and the metrics of both runs."""
 
-      at_sites = harvest.value_and_grad_at(loss, sites=self.receivers.sites(), has_aux=True)
-      (_, base), _, gradients = at_sites(params, pairs.clean)
-      other = metric(self.forward(params, pairs.noise))
-      return held.ends(params, pairs), sources.by_name(self.receivers, gradients), base, other
+    def loss(params, inputs):
+      each = metric(self.forward(params, inputs))
+      return each.sum(), each
 
-    return run
+    def patched(received):
+      plants = engine.subset(self.receivers, received, _all(self.receivers)[0], pairs.real)
+      return metric(harvest.plant(self.forward)(plants, params, pairs.clean)).sum()
 
-  def _edges(self, held: _Held) -> Callable:
-    """(params, pairs, ends, gradients, receivers) -> [R, S, B]."""
+    at_sites = harvest.value_and_grad_at(loss, sites=self.receivers.sites(), has_aux=True)
+    (_, base), *both = at_sites(params, pairs.clean)
+    received, gradients = (sources.by_name(self.receivers, acts) for acts in both)
+    if self.together:  # receivers that are all planted do not act on each other
+      gradients = jax.grad(patched)(received)
+    other = metric(self.forward(params, pairs.noise))
+    return *held.ends(params, pairs), gradients, base, other
 
-    def run(params: Any, pairs: Pairs, ends: tuple, gradients: sources.Values, many: Any) -> Any:
-      base, planted = ends
-      zeros = {name: jnp.zeros_like(base[name]) for name in self.senders.layouts}
-      send = lambda moved: held.moved(params, pairs, base, moved)  # noqa: E731
-      back = jax.vjp(send, zeros)[1]
-      made = {}
-      for number, grid in self.senders.used():
-        mine = held.picked(base, grid.name, self.senders.layers(grid.name))
-        made[number] = terms.own(grid.layout, grid.name, planted[grid.name], mine, pairs.real)
+  def _edges(
+    self, held: _Held, params: Any, pairs: Pairs, base: Any, planted: Any, gradients: Any, many: Any
+  ) -> jax.Array:
+    """The effects through M subsets of the receivers, [M, S, B]."""
+    zeros = {name: jnp.zeros_like(base[name]) for name in _used(self.senders)}
+    back = jax.vjp(lambda moved: held.moved(params, pairs, base, moved), zeros)[1]
+    made = {}
+    for number, grid in self.senders.used():
+      new, old = (held.of_senders(x, grid.name) for x in (planted, base))
+      made[number] = terms.own(grid.layout, grid.name, new, old, pairs.real)
 
-      def one(receiver):
-        members = receiver if self.together else _only(self.receivers, receiver)
-        masks = _masks(self.receivers, members, pairs.real)
-        (slopes,) = back({name: jnp.where(masks[name], g, 0) for name, g in gradients.items()})
-        products = {}
-        for number, grid in self.senders.used():
-          slope = held.picked(slopes, grid.name, self.senders.layers(grid.name))
-          products[number] = jax.vmap(made[number].of)(made[number].arrays, slope)
-        return attribution.by_node(self.senders, products)
+    def one(members):
+      masks = _masks(self.receivers, self.receivers, members, pairs.real)
+      (slopes,) = back({name: jnp.where(masks[name], g, 0) for name, g in gradients.items()})
+      products = {
+        number: jax.vmap(term.of)(term.arrays, held.of_senders(slopes, term.source))
+        for number, term in made.items()
+      }
+      return attribution.by_node(self.senders, products)
 
-      return jax.vmap(one)(many)
-
-    return run
+    return jax.vmap(one)(many)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -270,150 +303,87 @@ class _Held:
   """A model whose components have the values of the base run.
 
   Attributes:
-    paths: what is asked.
-    components: all nodes of the sites that are held, each spanning its whole layer.
+    routes: what is asked.
+    names: of the sites that are held.
+    nodes: the senders, and all layers of what is held.
   """
 
-  paths: Paths | EdgeAttribution
-  components: NodeSet
+  routes: Routes
+  names: list[str]
+  nodes: NodeSet
 
   @classmethod
-  def of(cls, paths: Any, params: Any, sided: Pairs) -> _Held:
-    if 'held' not in paths._kept:
-      one = sided.rows(np.arange(1))
-      infos = harvest.sites_of(paths.forward, params, one.clean)
-      there = {info.site.name for info in infos}
-      names = ['z' if 'z' in there else 'attn_out', 'mlp_out']
-      wanted = [name for name in names if name in there]
-      if not wanted:
-        raise PatchingError(
-          'this model has no components that could be held', mend='tag z, mlp_out'
-        )
-      axes = {name: x.axes for name, x in _layouts(paths).items()}
-      whole = nodes_of(infos, wanted, heads='together', positions='together', axes=axes)
-      _check_components(paths, wanted)
-      paths._kept['held'] = cls(paths, whole)
-    return paths._kept['held']
+  def of(cls, routes: Routes, infos: Any) -> _Held:
+    there = {info.site.name for info in infos}
+    names = [n for n in ('z' if 'z' in there else 'attn_out', 'mlp_out') if n in there]
+    if not names:
+      raise PatchingError('this model has no components that could be held', mend='tag z, mlp_out')
+    odd = [name for name in _used(routes._free) if name not in names]
+    if odd:
+      raise PatchingError(
+        f'{", ".join(odd)} cannot mediate', mend=f'nodes of what is held here: {", ".join(names)}'
+      )
+    layouts = {**_used(routes._free), **_used(routes.senders)}
+    axes = {name: layout.axes for name, layout in layouts.items()}
+    found = nodes_of(infos, names, heads='together', positions='together', axes=axes)
+    whole = (dataclasses.replace(g, layout=layouts.get(g.name, g.layout)) for g in found.grids)
+    return cls(routes, names, NodeSet.whole(whole) + routes.senders)
 
-  def layers(self, name: str) -> tuple:
-    known = self.components if name in self.components.layouts else self.paths.senders
-    return known.layers(name)
-
-  def picked(self, values: sources.Values, name: str, layers: tuple) -> jax.Array:
-    """Some layers of values that have all of them."""
-    have = self.layers(name)
-    return (
-      values[name] if have == layers else values[name][np.array([have.index(i) for i in layers])]
-    )
+  def of_senders(self, values: sources.Values, name: str) -> jax.Array:
+    """The layers of a site at which there are senders."""
+    have = self.nodes.layers(name)
+    return values[name][np.array([have.index(i) for i in self.routes.senders.layers(name)])]
 
   def ends(self, params: Any, pairs: Pairs) -> tuple[sources.Values, sources.Values]:
-    """Values of all components and senders in the base run, and what takes the senders' place."""
-    senders = self.paths.senders
-    _, planted = sources.planted(
-      self.paths.forward, senders, self.paths.how, params, pairs.noise, None, None
-    )
-    wanted = {name: self.layers(name) for name in [*self.components.layouts, *senders.layouts]}
-    patterns = [sources.pattern(name, layers) for name, layers in wanted.items()]
-    acts = harvest.reap(self.paths.forward, sites=patterns)(params, pairs.clean)
-    return {n: sources.picked(acts, n, layers) for n, layers in wanted.items()}, planted
+    """Values of senders and components in the base run, and what takes their place."""
+    forward, how = self.routes.forward, self.routes.how
+    _, base = sources.read(forward, self.nodes, params, pairs.clean)
+    return base, sources.planted(forward, self.nodes, how, params, pairs.noise, None, None)[1]
 
   def send(
-    self, params: Any, pairs: Pairs, base: sources.Values, planted: sources.Values, row: jax.Array
+    self, params: Any, pairs: Pairs, base: sources.Values, planted: sources.Values, members: Any
   ) -> sources.Values:
-    """What the receivers get from one sender."""
-    senders, changed, sending = self.paths.senders, {}, {}
-    for name, mask in _masks(senders, _only(senders, row), pairs.real).items():
-      slots = np.array([self.layers(name).index(i) for i in senders.layers(name)])
-      new = jnp.where(mask, planted[name], base[name][slots])
-      changed[name] = base[name].at[slots].set(new)
-      everywhere = jnp.zeros((len(self.layers(name)), *mask.shape[1:]), bool)
-      sending[name] = everywhere.at[slots].set(mask)
-    return self._received(params, pairs, {**base, **changed}, sending)
+    """What the receivers get if some senders, bool [S], have their planted values."""
+    masks = _masks(self.routes.senders, self.nodes, members, pairs.real)
+    values = {name: jnp.where(mask, planted[name], base[name]) for name, mask in masks.items()}
+    return self._received(params, pairs, {**base, **values}, masks)
 
   def moved(
     self, params: Any, pairs: Pairs, base: sources.Values, moved: sources.Values
   ) -> sources.Values:
     """What the receivers get if the senders' values are moved; for derivatives at 0."""
-    changed = {name: base[name] + moved[name] for name in moved}
-    masks = {name: jnp.ones((1,) * base[name].ndim, bool) for name in moved}
-    for name in moved:
-      if name in self._mediating():
-        masks[name] = ~self._mediating()[name]
-    return self._received(params, pairs, {**base, **changed}, masks)
+    values = {name: base[name] + by for name, by in moved.items()}
+    outside = {name: True for name in moved if name not in self.names}
+    return self._received(params, pairs, {**base, **values}, outside)
 
   def _received(
-    self, params: Any, pairs: Pairs, values: sources.Values, sending: dict[str, jax.Array]
+    self, params: Any, pairs: Pairs, values: sources.Values, sending: Mapping[str, Any]
   ) -> sources.Values:
-    plants, free = {}, self._mediating()
+    plants: dict[str, Any] = {}
+    receivers, free = self.routes.receivers, self.routes._free
     for name, value in values.items():
-      mask = jnp.ones((1,) * value.ndim, bool) if name in self.components.layouts else False
-      if name in free:
-        mask = mask & ~free[name]
-      mask = jnp.broadcast_to(mask | sending.get(name, False), value.shape)
-      layers = self.layers(name)
-      one = len(layers) == 1
-      plants[sources.pattern(name, layers)] = (
-        harvest.Masked(value[0], mask[0]) if one else harvest.Masked(value, mask)
-      )
-    receivers = self.paths.receivers
-    _, acts = harvest.harvest(self.paths.forward, sites=receivers.sites())(
-      plants, params, pairs.clean
-    )
-    return sources.by_name(receivers, acts)
-
-  def _mediating(self) -> dict[str, jax.Array]:
-    nodes = self.paths.mediators
-    if nodes is None:
-      return {}
-    every = np.ones(len(nodes), bool)
-    return {name: engine.covered(nodes, name, self.layers(name), every) for name in nodes.layouts}
+      layers, mask = self.nodes.layers(name), sending.get(name, False)
+      if name in self.names:
+        some = name in _used(free)
+        mask |= ~engine.covered(free, name, layers, _all(free)[0]) if some else True
+      plants |= engine.masked(name, layers, value, jnp.broadcast_to(mask, value.shape))
+    run = harvest.harvest(self.routes.forward, sites=receivers.sites())
+    return sources.by_name(receivers, run(plants, params, pairs.clean)[1])
 
 
-def _only(nodes: NodeSet, row: jax.Array) -> jax.Array:
-  """Which node has this row of the table: bool [N]."""
-  return (jnp.asarray(nodes.table) == row).all(1)
+def _used(nodes: NodeSet) -> dict[str, Layout]:
+  """The layouts of the sites at which there are nodes."""
+  return {grid.name: grid.layout for _, grid in nodes.used()}
 
 
-def _masks(nodes: NodeSet, members: Any, real: Any) -> dict[str, jax.Array]:
-  """By site name, where chosen nodes are: bool [layers, ...], to be broadcast."""
+def _all(nodes: NodeSet) -> np.ndarray:
+  """The subset of all nodes, [1, N]."""
+  return np.ones((1, len(nodes)), bool)
+
+
+def _masks(nodes: NodeSet, within: NodeSet, members: Any, real: Any) -> dict[str, jax.Array]:
+  """By site name, where some nodes are in the layers of other ones: bool [layers, ...], to be broadcast."""
   return {
-    name: engine.covered(nodes, name, nodes.layers(name), members) & sources.along(layout, real)
-    for name, layout in nodes.layouts.items()
+    name: engine.covered(nodes, name, within.layers(name), members) & sources.along(layout, real)
+    for name, layout in _used(nodes).items()
   }
-
-
-def _layouts(paths: Any) -> dict:
-  sets = (paths.senders, paths.receivers, *([paths.mediators] if paths.mediators else []))
-  return {name: layout for nodes in sets for name, layout in nodes.layouts.items()}
-
-
-def _check(paths: Any) -> None:
-  for what, nodes in (('senders', paths.senders), ('receivers', paths.receivers)):
-    if not len(nodes):
-      raise PatchingError(f'there are no {what}', cause='an empty slice or choice')
-  if paths.how in ('mean', 'gaussian'):
-    raise PatchingError(
-      f'{paths.how!r} is for exact patching', mend='noising, denoising, zero, resample'
-    )
-  odd = [name for name in paths.senders.layouts if name not in SENDERS]
-  if odd:
-    raise PatchingError(
-      f'{", ".join(odd)} cannot send',
-      cause='the component it belongs to is held',
-      mend=', '.join(SENDERS),
-    )
-  odd = [name for name in paths.receivers.layouts if name in SENDERS[1:]]
-  if odd:
-    raise PatchingError(
-      f'{", ".join(odd)} cannot receive',
-      cause='the outputs of components are held; what receives is an input',
-      mend='q, k, v; mlp_norm or mlp_pre; resid_pre, resid_mid, resid_post; final_norm, logits',
-    )
-
-
-def _check_components(paths: Any, held: list[str]) -> None:
-  odd = [n for n in (paths.mediators.layouts if paths.mediators else ()) if n not in held]
-  if odd:
-    raise PatchingError(
-      f'{", ".join(odd)} cannot mediate', mend=f'nodes of what is held here: {", ".join(held)}'
-    )

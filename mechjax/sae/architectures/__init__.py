@@ -1,0 +1,54 @@
+"""The architectures, by name: what a flag, a file or a table can ask for.
+
+One file each. Transcoders, skip transcoders and Matryoshka dictionaries are settings of any of them (`base`):
+
+    TopK(d_in=768, width=6144, k=32)                                          an autoencoder
+    TopK(d_in=768, d_out=768, skip=True, width=6144, k=32)                    a skip transcoder
+    BatchTopK(d_in=768, width=6144, k=32, prefixes=(768, 3072, 6144))         a Matryoshka dictionary
+"""
+
+from mechjax.errors import nearest
+from mechjax.sae.architectures.base import Architecture, Knobs, Outcome
+from mechjax.sae.architectures.batch_topk import BatchTopK
+from mechjax.sae.architectures.gated import Gated
+from mechjax.sae.architectures.jumprelu import JumpReLU
+from mechjax.sae.architectures.relu import ReLU
+from mechjax.sae.architectures.topk import TopK
+from mechjax.sae.errors import SAEError
+
+ARCHITECTURES: dict[str, type[Architecture]] = {
+  'relu': ReLU,
+  'gated': Gated,
+  'jumprelu': JumpReLU,
+  'topk': TopK,
+  'batch_topk': BatchTopK,
+}
+
+
+def architecture(name: str) -> type[Architecture]:
+  """The architecture of a name.
+
+  Raises:
+    SAEError: there is none; the message lists those that there are.
+  """
+  if name not in ARCHITECTURES:
+    raise SAEError(
+      f'no architecture {name!r}',
+      where=f'there are {[*ARCHITECTURES]}',
+      mend=f'perhaps {nearest(name, ARCHITECTURES)}',
+    )
+  return ARCHITECTURES[name]
+
+
+__all__ = [
+  'ARCHITECTURES',
+  'Architecture',
+  'BatchTopK',
+  'Gated',
+  'JumpReLU',
+  'Knobs',
+  'Outcome',
+  'ReLU',
+  'TopK',
+  'architecture',
+]

@@ -1,0 +1,352 @@
+"""What all dictionaries have in common: two matrices, a target, and a loss in named parts.
+
+A dictionary reads activations x and says them as a sparse sum of directions,
+
+    f = encode(x) [B, M]        x_hat = f @ W_dec + b_dec
+
+An ARCHITECTURE is a frozen dataclass: its fields are the settings, its methods pure functions of a dict of arrays.
+How latents become active and what keeps them few differs from one to the next and is written out in that one's file,
+as in its paper. What they share stands here, as settings that go with any of them:
+
+    d_out      another target than the input: a TRANSCODER, y_hat = f @ W_dec + b_dec, whose encoder sees x itself
+               instead of x - b_dec (Dunefsky et al. 2024)
+    skip       a SKIP TRANSCODER adds x @ W_skip, zero at first (Paulo et al. 2025)
+    prefixes   a MATRYOSHKA dictionary: the first m latents alone have to reconstruct too, for each m in prefixes,
+               and the losses add up (Bussmann et al. 2025)
+    revival    a loss for dead latents (`mechjax.sae.dead`)
+
+Parameters: W_enc [D, M], W_dec [M, E] with rows of unit length, b_dec [E], W_skip [D, E] where there is one, and
+the architecture's own vectors [M], named in its `PER_LATENT`. Names are those of published files where there are any.
+
+Static and data. The fields are static: they are hashed, and another value compiles anew. Those in `DATA` (the
+sparsity coefficient, or k) may also be given as arrays through `knobs`, without recompiling; several dictionaries of
+one shape train together by
+
+    knobs = sae.knobs(sparsity=[1e-3, 3e-3])
+    jax.vmap(sae.loss, in_axes=(0, None, None, 0))(params, x, None, knobs)
+
+To add an architecture: one file with a subclass that implements the abstract methods, one line in the registry.
+
+Sharp edges. Losses are means over tokens of sums over d, and the published coefficients mean that E|x|^2 = 1. The
+initial W_enc is the transpose of W_dec, except in a transcoder, where the two read and write different spaces.
+
+Letters in shapes: B tokens, D width of x, E width of the target (D unless `d_out`), M latents, K active ones.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from mechjax.sae import sparse
+from mechjax.sae.dead import AuxK, GhostGrads
+from mechjax.sae.errors import SAEError, expect
+from mechjax.sae.gradients import Params, unit_rows
+from mechjax.sae.sparse import Sparse
+
+Knobs = Mapping[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What a loss knows beside its value. Parts that a caller does not use cost nothing under jit.
+
+  Attributes:
+    parts: scalars that add up to the loss: 'reconstruction', 'sparsity', 'aux' (of dead latents), and what an
+      architecture adds; weighted as they enter.
+    latents: the activations during training, [B, M] or `Sparse`; `sparse.firings` counts them.
+    error: target minus reconstruction, [B, E].
+  """
+
+  parts: dict[str, jax.Array]
+  latents: jax.Array | Sparse
+  error: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Architecture(abc.ABC):
+  """A dictionary's settings, and pure functions of its parameters.
+
+  Attributes:
+    d_in: D, width of the activations that are read.
+    width: M, how many latents there are.
+    d_out: E, width of the activations that are reconstructed, at another site; None for the input itself.
+    skip: whether x @ W_skip is added to the reconstruction; needs `d_out`.
+    prefixes: how many of the first latents have to reconstruct alone, increasing, the last being `width`; empty for
+      all of them only.
+    revival: a loss for dead latents, or None.
+
+  Raises:
+    SAEError: settings that do not describe a dictionary; the message holds the value.
+  """
+
+  DATA: ClassVar[tuple[str, ...]]
+  PER_LATENT: ClassVar[Mapping[str, float]]
+
+  d_in: int
+  width: int
+  d_out: int | None = None
+  skip: bool = False
+  prefixes: tuple[int, ...] = ()
+  revival: AuxK | GhostGrads | None = None
+
+  def __post_init__(self) -> None:
+    for name in ('d_in', 'width'):
+      expect(self, name, getattr(self, name) >= 1, 'at least 1')
+    expect(self, 'd_out', self.d_out is None or self.d_out >= 1, 'at least 1, or None')
+    expect(self, 'skip', not self.skip or self.d_out is not None, 'False without d_out')
+    p = self.prefixes
+    rises = list(p) == sorted({*p}) and (not p or (p[0] >= 1 and p[-1] == self.width))
+    expect(self, 'prefixes', rises, f'increasing and end with width={self.width}, or ()')
+
+  # --- what an architecture says --------------------------------------------------------------------------
+
+  @abc.abstractmethod
+  def encode(self, params: Params, x: jax.Array) -> jax.Array:
+    """Latents as they are used after training, [..., M].
+
+    Args:
+      params: the parameters.
+      x: activations, [..., D].
+    """
+
+  @abc.abstractmethod
+  def loss(
+    self,
+    params: Params,
+    x: jax.Array,
+    y: jax.Array | None = None,
+    knobs: Knobs | None = None,
+    dead: jax.Array | None = None,
+  ) -> tuple[jax.Array, Outcome]:
+    """What training minimises.
+
+    Args:
+      params: the parameters.
+      x: activations, [B, D].
+      y: what is reconstructed, [B, E]; None for x.
+      knobs: see `knobs`; None for the settings.
+      dead: which latents are dead, bool [M]; None to leave `revival` out.
+
+    Returns:
+      The loss, and what it is made of.
+    """
+
+  def as_jumprelu(self, params: Params) -> tuple[Architecture, Params]:
+    """A `JumpReLU` whose `encode` and `decode` equal this one's, as files of dictionaries keep them.
+
+    Raises:
+      SAEError: the latents are not chosen by thresholds.
+    """
+    raise SAEError(
+      f'{type(self).__name__} chooses latents by rank and has no thresholds', mend='BatchTopK has'
+    )
+
+  def observe(self, params: Params, latents: jax.Array | Sparse) -> Params:
+    """The parameters after a training batch has been seen; not by gradients. Most architectures keep nothing."""
+    return params
+
+  # --- what all share -------------------------------------------------------------------------------------
+
+  @property
+  def target_width(self) -> int:
+    """E, the width of what is reconstructed."""
+    return self.d_in if self.d_out is None else self.d_out
+
+  def init(self, key: jax.Array, centre: jax.Array | None = None) -> Params:
+    """Parameters to start from: W_dec He-uniform and then unit rows, W_enc its transpose, the rest constants.
+
+    Args:
+      key: a random key.
+      centre: what b_dec starts from, [E], such as the mean of the target; None for zeros.
+    """
+    E, M = self.target_width, self.width
+    of_decoder, of_encoder = jax.random.split(key)
+    he_uniform = jax.nn.initializers.he_uniform()
+    W_dec = unit_rows(he_uniform(of_decoder, (M, E), jnp.float32))
+    own = unit_rows(he_uniform(of_encoder, (M, self.d_in), jnp.float32))
+    params = {name: jnp.full(M, value, jnp.float32) for name, value in self.PER_LATENT.items()}
+    params |= {'W_enc': (own if self.d_out else W_dec).T, 'W_dec': W_dec}
+    params['b_dec'] = (
+      jnp.zeros(E, jnp.float32) if centre is None else jnp.asarray(centre, jnp.float32)
+    )
+    if self.skip:
+      params['W_skip'] = jnp.zeros((self.d_in, E), jnp.float32)
+    return params
+
+  def knobs(self, **values: Any) -> dict[str, jax.Array]:
+    """The settings that are data, as arrays: those of this description, or others.
+
+    Args:
+      **values: numbers, or lists of numbers with one for each dictionary of a stack.
+
+    Raises:
+      SAEError: a setting that is static, or a value out of range.
+    """
+    if unknown := sorted({*values} - {*self.DATA}):
+      raise SAEError(
+        f'{unknown} of {type(self).__name__} are not data', cause=f'data are {[*self.DATA]}'
+      )
+    given = {name: np.asarray(values.get(name, getattr(self, name))) for name in self.DATA}
+    for name, array in given.items():
+      for value in array.reshape(-1).tolist():
+        dataclasses.replace(self, **{name: value})  # checks it
+    return {name: jnp.asarray(array) for name, array in given.items()}
+
+  def knob(self, knobs: Knobs | None, name: str, dtype: Any) -> jax.Array:
+    """One of the settings that are data."""
+    return jnp.asarray(getattr(self, name) if knobs is None else knobs[name], dtype)
+
+  def pre_activations(self, params: Params, x: jax.Array) -> jax.Array:
+    """(x - b_dec) @ W_enc + b_enc, or x @ W_enc + b_enc in a transcoder, [..., M]."""
+    return self.projection(params, x) + params['b_enc']
+
+  def projection(self, params: Params, x: jax.Array) -> jax.Array:
+    """(x - b_dec) @ W_enc, or x @ W_enc in a transcoder, [..., M]."""
+    self._check(params, x, 'd_in', self.d_in)
+    W_enc, b_dec = params['W_enc'], params['b_dec']
+    if self.d_out is not None:
+      return x @ W_enc
+    # The gradient of b_dec goes through a vector of zeros: W_enc times a sum over tokens. Through x - b_dec it
+    # would be a sixth matrix product, whose [B, D] is then summed.
+    fixed = lax.stop_gradient(b_dec)
+    return (x - fixed) @ W_enc - (b_dec - fixed) @ W_enc
+
+  def decode(
+    self, params: Params, latents: jax.Array | Sparse, x: jax.Array | None = None
+  ) -> jax.Array:
+    """What latents stand for, [..., E].
+
+    Args:
+      params: the parameters.
+      latents: [..., M] or `Sparse`.
+      x: the input, [..., D], which a skip transcoder needs.
+
+    Raises:
+      SAEError: there is a skip, and no input.
+    """
+    return _product(latents, params['W_dec']) + self._base(params, x)
+
+  def reconstruction(
+    self, params: Params, latents: jax.Array | Sparse, x: jax.Array, y: jax.Array | None
+  ) -> tuple[jax.Array, jax.Array]:
+    """Sum over prefixes m of the mean of |target - f[:m] @ W_dec[:m] - b_dec|^2.
+
+    Args:
+      params: the parameters.
+      latents: [B, M] or `Sparse`.
+      x: the input, [B, D].
+      y: the target, [B, E]; None for x.
+
+    Returns:
+      The sum, and the error of all latents, [B, E].
+    """
+    error = self.excess(params, x, y)
+    total = jnp.zeros((), error.dtype)
+    for latents_of_part, W_dec in _parts(latents, params['W_dec'], self.prefixes):
+      error = error - _product(latents_of_part, W_dec)
+      total = total + squared(error)
+    return total, error
+
+  def excess(self, params: Params, x: jax.Array, y: jax.Array | None) -> jax.Array:
+    """What is left to the latents: the target, x or y, minus b_dec and the skip, [B, E]."""
+    return self._target(params, x, y) - self._base(params, x)
+
+  def outcome(
+    self,
+    params: Params,
+    parts: dict[str, jax.Array],
+    latents: jax.Array | Sparse,
+    error: jax.Array,
+    z: Callable[[], jax.Array],
+    dead: jax.Array | None,
+  ) -> tuple[jax.Array, Outcome]:
+    """The end of every loss: the part of dead latents, and the sum.
+
+    Args:
+      params: the parameters.
+      parts: the other parts.
+      latents: the activations.
+      error: target minus reconstruction, [B, E].
+      z: gives what decides whether a latent is active, [B, M]; called only where a latent is dead.
+      dead: bool [M], or None.
+    """
+    aux = jnp.zeros((), error.dtype)
+    if self.revival is not None and dead is not None:
+      revival = self.revival
+      fixed, reconstruction = lax.stop_gradient((error, parts['reconstruction']))
+      aux = lax.cond(
+        dead.any(),
+        lambda: revival.loss(dead, z(), params['W_dec'], fixed, reconstruction),
+        lambda: aux,
+      )
+    parts = {**parts, 'aux': aux}
+    total = sum(parts.values(), jnp.zeros((), error.dtype))
+    return total, Outcome(parts, latents, error)
+
+  def _base(self, params: Params, x: jax.Array | None) -> jax.Array:
+    """What is reconstructed without any latent."""
+    if not self.skip:
+      return params['b_dec']
+    if x is None:
+      raise SAEError('a skip transcoder decodes latents and the input', mend='decode(params, f, x)')
+    return params['b_dec'] + x @ params['W_skip']
+
+  def _target(self, params: Params, x: jax.Array, y: jax.Array | None) -> jax.Array:
+    if (y is None) != (self.d_out is None):
+      raise SAEError(
+        f'd_out={self.d_out} and {"no target" if y is None else "a target"}',
+        cause='a transcoder has a target, an autoencoder has none',
+        mend='loss(params, x, y) with d_out set, loss(params, x) without',
+      )
+    if y is None:
+      return x
+    self._check(params, y, 'd_out', self.target_width)
+    if y.shape[:-1] != x.shape[:-1]:
+      raise SAEError(f'inputs {x.shape} and targets {y.shape} are not of the same tokens')
+    return y
+
+  def _check(self, params: Params, x: jax.Array, name: str, size: int) -> None:
+    if x.shape[-1] != size:
+      raise SAEError(f'activations of shape {x.shape} for a dictionary with {name}={size}')
+    wanted = (self.d_in, self.width), (self.width, self.target_width)
+    found = params['W_enc'].shape, params['W_dec'].shape
+    if found != wanted:
+      raise SAEError(
+        f'W_enc and W_dec have shapes {found}, not {wanted}',
+        cause='the parameters of another description, or a stack of dictionaries outside of vmap',
+      )
+
+
+def squared(error_BxE: jax.Array) -> jax.Array:
+  """Mean over tokens of |error|^2."""
+  return jnp.mean(jnp.sum(jnp.square(error_BxE), -1))
+
+
+def total_per_token(x_BxM: jax.Array) -> jax.Array:
+  """Mean over tokens of the sum over latents."""
+  return jnp.mean(jnp.sum(x_BxM, -1))
+
+
+def _product(latents: jax.Array | Sparse, W_dec: jax.Array) -> jax.Array:
+  if isinstance(latents, Sparse):
+    return sparse.decoded(latents.values, latents.indices, W_dec)
+  return latents @ W_dec
+
+
+def _parts(latents: jax.Array | Sparse, W_dec: jax.Array, prefixes: tuple[int, ...]):
+  """Latents and decoder rows between one prefix and the next."""
+  if len(prefixes) < 2:
+    return [(latents, W_dec)]
+  if isinstance(latents, Sparse):
+    return [(latents.between(low, high), W_dec) for low, high in zip((0, *prefixes), prefixes)]
+  cuts = list(prefixes[:-1])
+  return zip(jnp.split(latents, cuts, -1), jnp.split(W_dec, cuts))

@@ -1,0 +1,106 @@
+"""BatchTopK: the B * k largest latents of a batch, so that a hard token may have more than an easy one.
+
+    training    f = z * 1[z >= the (B k)-th largest of ReLU(z) in the batch]
+    afterwards  f = z * H(z - threshold),  threshold = running mean of the smallest activation of each batch
+    L = |x - x_hat|^2        (+ AuxK for dead latents: `revival=AuxK()`)
+
+(Bussmann et al. 2024, "BatchTopK sparse autoencoders"). What a token's latents are must not depend on its neighbours
+once the dictionary is used, hence the threshold; a saved BatchTopK is a JumpReLU with that threshold for all latents.
+
+The (B k)-th largest of B * M numbers is found by bisection over their bits, which are in the order of the numbers
+where these are not negative. It takes 31 counts of the batch where a sort of 25 million numbers takes seconds, k may
+be data without a bound, and where batch or latents are sharded a count is a sum over devices.
+
+Sharp edges: `encode` needs a threshold that training has left in the parameters (`observe` after each step); before
+that it is 0 and `encode` a ReLU. Latents tied at the threshold are all active. A batch has at most 2**31 latents.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mechjax.sae.architectures.base import Architecture, Knobs, Outcome, Params
+from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
+from mechjax.sae.errors import expect
+from mechjax.sae.sparse import Sparse
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchTopK(Architecture):
+  """The B * k largest latents of a batch of B.
+
+  Attributes:
+    k: how many latents a token has on average; may be data.
+    decay: of the running mean of the threshold, for each step.
+  """
+
+  DATA = ('k',)
+  PER_LATENT = {'b_enc': 0.0}  # noqa: RUF012
+
+  k: int
+  decay: float = 0.99
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    expect(self, 'k', 1 <= self.k <= self.width, f'from 1 to width={self.width}')
+    expect(self, 'decay', 0 <= self.decay < 1, 'in [0, 1)')
+
+  def init(self, key: jax.Array, centre: jax.Array | None = None) -> Params:
+    return super().init(key, centre) | {'threshold': jnp.zeros((), jnp.float32)}
+
+  def encode(self, params: Params, x: jax.Array) -> jax.Array:
+    z = jax.nn.relu(self.pre_activations(params, x))
+    return jnp.where(z > params['threshold'], z, 0)
+
+  def loss(
+    self,
+    params: Params,
+    x: jax.Array,
+    y: jax.Array | None = None,
+    knobs: Knobs | None = None,
+    dead: jax.Array | None = None,
+  ) -> tuple[jax.Array, Outcome]:
+    z = self.pre_activations(params, x)
+    positive = jax.nn.relu(z)
+    n_active = len(x) * self.knob(knobs, 'k', jnp.int32)
+    f = jnp.where(positive >= kth_largest(lax.stop_gradient(positive), n_active), positive, 0)
+    reconstruction, error = self.reconstruction(params, f, x, y)
+    parts = {'reconstruction': reconstruction, 'sparsity': jnp.zeros((), error.dtype)}
+    return self.outcome(params, parts, f, error, lambda: z, dead)
+
+  def observe(self, params: Params, latents: jax.Array | Sparse) -> Params:
+    active = latents.values if isinstance(latents, Sparse) else latents
+    smallest = jnp.min(jnp.where(active > 0, active, jnp.inf))
+    old = params['threshold']
+    mean = jnp.where(old > 0, self.decay * old + (1 - self.decay) * smallest, smallest)
+    return params | {'threshold': jnp.where(jnp.isfinite(smallest), mean, old)}
+
+  def as_jumprelu(self, params: Params) -> tuple[JumpReLU, Params]:
+    return with_threshold(self, params, jnp.broadcast_to(params['threshold'], self.width))
+
+
+def kth_largest(x: jax.Array, k: jax.Array) -> jax.Array:
+  """The k-th largest of numbers that are not negative, in any shape.
+
+  Args:
+    x: floating point, >= 0.
+    k: int, 1 being the largest; over the size of x the answer is 0.
+
+  Returns:
+    A scalar; exact.
+  """
+  bits = jnp.finfo(x.dtype).bits
+  integer = jnp.dtype(f'int{bits}')
+
+  def settle(n, found):  # bit by bit from the top: is the number at least this large?
+    larger = found | lax.shift_left(jnp.ones((), integer), (bits - 2 - n).astype(integer))
+    enough = jnp.sum(x >= lax.bitcast_convert_type(larger, x.dtype), dtype=k.dtype) >= k
+    return jnp.where(enough, larger, found)
+
+  return lax.bitcast_convert_type(
+    lax.fori_loop(0, bits - 1, settle, jnp.zeros((), integer)), x.dtype
+  )

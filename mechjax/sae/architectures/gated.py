@@ -1,0 +1,80 @@
+"""Gated: whether a latent is active and how strongly are two questions, and only the first is penalised.
+
+    a  = (x - b_dec) @ W_enc
+    pi = a + b_gate                                              whether: pi > 0
+    f  = 1[pi > 0] * ReLU(exp(r_mag) * a + b_mag)                how strongly
+    L  = |x - x_hat(f)|^2 + sparsity |ReLU(pi)|_1 + |x - x_hat_frozen(ReLU(pi))|^2
+
+(Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders", equations 6 to 8; W_enc is
+its W_gate, and the two encoders share it up to exp(r_mag)). The step in f has no derivative; the gate learns from the
+last term, in which the decoder is held fixed so that it is not shaped by shrunken activations. That term is the part
+named 'gate'.
+
+A gated dictionary is a JumpReLU with thresholds b_mag - exp(r_mag) b_gate: `as_jumprelu`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mechjax.sae.architectures.base import Architecture, Knobs, Outcome, Params, total_per_token
+from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
+from mechjax.sae.errors import expect
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gated(Architecture):
+  """Latents with a gate and a magnitude, and an L1 penalty on the gate.
+
+  Attributes:
+    sparsity: coefficient of the penalty; may be data.
+  """
+
+  DATA = ('sparsity',)
+  PER_LATENT = {'b_gate': 0.0, 'r_mag': 0.0, 'b_mag': 0.0}  # noqa: RUF012
+
+  sparsity: float
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    expect(self, 'sparsity', self.sparsity >= 0, 'at least 0')
+
+  def encode(self, params: Params, x: jax.Array) -> jax.Array:
+    return self._gate_and_latents(params, x)[1]
+
+  def loss(
+    self,
+    params: Params,
+    x: jax.Array,
+    y: jax.Array | None = None,
+    knobs: Knobs | None = None,
+    dead: jax.Array | None = None,
+  ) -> tuple[jax.Array, Outcome]:
+    pi, f = self._gate_and_latents(params, x)
+    gate = jax.nn.relu(pi)
+    frozen = params | {name: lax.stop_gradient(params[name]) for name in self._decoder(params)}
+    reconstruction, error = self.reconstruction(params, f, x, y)
+    gate_loss, _ = self.reconstruction(frozen, gate, x, y)
+    sparsity = self.knob(knobs, 'sparsity', f.dtype) * total_per_token(gate)
+    parts = {'reconstruction': reconstruction, 'sparsity': sparsity, 'gate': gate_loss}
+    return self.outcome(params, parts, f, error, lambda: pi, dead)
+
+  def as_jumprelu(self, params: Params) -> tuple[JumpReLU, Params]:
+    scale = jnp.exp(params['r_mag'])
+    threshold = jax.nn.relu(params['b_mag'] - scale * params['b_gate'])
+    return with_threshold(
+      self, params, threshold, W_enc=params['W_enc'] * scale, b_enc=params['b_mag']
+    )
+
+  def _gate_and_latents(self, params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    a = self.projection(params, x)
+    pi = a + params['b_gate']
+    magnitude = jax.nn.relu(jnp.exp(params['r_mag']) * a + params['b_mag'])
+    return pi, jnp.where(pi > 0, magnitude, 0)
+
+  def _decoder(self, params: Params) -> set[str]:
+    return {'W_dec', 'b_dec', 'W_skip'} & {*params}

@@ -1,0 +1,94 @@
+"""JumpReLU with an L0 penalty: each latent has a threshold, and the threshold is learned.
+
+    z = (x - b_dec) @ W_enc + b_enc        theta = exp(log_threshold)
+    f = z * H(z - theta)
+    L = |x - x_hat|^2 + sparsity sum_i H(z_i - theta_i)
+
+(Rajamanoharan et al. 2024, "Jumping Ahead"; Lieberum et al. 2024, "Gemma Scope"). The penalty counts active latents
+and is blind to how large they are, so nothing shrinks. Derivatives are those of `straight_through`.
+
+Sharp edges: the bandwidth and the initial threshold of 1e-3 are Gemma Scope's and mean E|x|^2 = 1. The penalty
+teaches the thresholds alone: encoder and decoder hear of it through them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from mechjax.sae.architectures.base import Architecture, Knobs, Outcome, Params, total_per_token
+from mechjax.sae.errors import expect
+from mechjax.sae.straight_through import heaviside, jumprelu
+
+INITIAL_THRESHOLD = 1e-3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JumpReLU(Architecture):
+  """Latents that jump at a learned threshold, and an L0 penalty.
+
+  Attributes:
+    sparsity: coefficient of the penalty; may be data.
+    bandwidth: eps, the width of the kernel of the straight-through estimators, in units of pre-activations.
+  """
+
+  DATA = ('sparsity',)
+  PER_LATENT = {'b_enc': 0.0, 'log_threshold': math.log(INITIAL_THRESHOLD)}  # noqa: RUF012
+
+  sparsity: float
+  bandwidth: float = 1e-3
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    expect(self, 'sparsity', self.sparsity >= 0, 'at least 0')
+    expect(self, 'bandwidth', self.bandwidth > 0, 'positive')
+
+  def encode(self, params: Params, x: jax.Array) -> jax.Array:
+    return jumprelu(self.pre_activations(params, x), self.threshold(params), self.bandwidth)
+
+  def loss(
+    self,
+    params: Params,
+    x: jax.Array,
+    y: jax.Array | None = None,
+    knobs: Knobs | None = None,
+    dead: jax.Array | None = None,
+  ) -> tuple[jax.Array, Outcome]:
+    z = self.pre_activations(params, x)
+    theta = self.threshold(params)
+    f = jumprelu(z, theta, self.bandwidth)
+    reconstruction, error = self.reconstruction(params, f, x, y)
+    n_active = total_per_token(heaviside(z, theta, self.bandwidth))
+    sparsity = self.knob(knobs, 'sparsity', f.dtype) * n_active
+    parts = {'reconstruction': reconstruction, 'sparsity': sparsity}
+    return self.outcome(params, parts, f, error, lambda: z, dead)
+
+  def as_jumprelu(self, params: Params) -> tuple[JumpReLU, Params]:
+    return self, params
+
+  def threshold(self, params: Params) -> jax.Array:
+    """theta, [M]."""
+    return jnp.exp(params['log_threshold'])
+
+
+def with_threshold(
+  sae: Architecture, params: Params, threshold: jax.Array, **changes: jax.Array
+) -> tuple[JumpReLU, Params]:
+  """A JumpReLU for inference that shares the matrices of another dictionary.
+
+  Args:
+    sae: the other.
+    params: its parameters.
+    threshold: of each latent, [M], at least 0.
+    **changes: W_enc or b_enc where they differ.
+
+  Returns:
+    The description, whose sparsity coefficient of 0 says nothing about the training, and its parameters.
+  """
+  kept = ('W_enc', 'W_dec', 'b_dec', 'W_skip', 'b_enc')
+  new = {name: params[name] for name in kept if name in params}
+  new |= {'log_threshold': jnp.log(threshold), **changes}
+  return JumpReLU(d_in=sae.d_in, width=sae.width, d_out=sae.d_out, skip=sae.skip, sparsity=0.0), new

@@ -1,0 +1,58 @@
+"""ReLU with an L1 penalty: the first sparse autoencoder, and the simplest.
+
+    f = ReLU((x - b_dec) @ W_enc + b_enc)
+    L = |x - x_hat|^2 + sparsity |f|_1
+
+(Bricken et al. 2023, "Towards Monosemanticity"). The penalty falls on large activations too, so reconstructions come
+out too small (shrinkage); the other architectures are ways around that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mechjax.sae.architectures.base import Architecture, Knobs, Outcome, Params, total_per_token
+from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
+from mechjax.sae.errors import expect
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReLU(Architecture):
+  """ReLU latents and an L1 penalty.
+
+  Attributes:
+    sparsity: coefficient of the penalty; may be data.
+  """
+
+  DATA = ('sparsity',)
+  PER_LATENT = {'b_enc': 0.0}  # noqa: RUF012
+
+  sparsity: float
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    expect(self, 'sparsity', self.sparsity >= 0, 'at least 0')
+
+  def encode(self, params: Params, x: jax.Array) -> jax.Array:
+    return jax.nn.relu(self.pre_activations(params, x))
+
+  def loss(
+    self,
+    params: Params,
+    x: jax.Array,
+    y: jax.Array | None = None,
+    knobs: Knobs | None = None,
+    dead: jax.Array | None = None,
+  ) -> tuple[jax.Array, Outcome]:
+    z = self.pre_activations(params, x)
+    f = jax.nn.relu(z)
+    reconstruction, error = self.reconstruction(params, f, x, y)
+    sparsity = self.knob(knobs, 'sparsity', f.dtype) * total_per_token(f)
+    parts = {'reconstruction': reconstruction, 'sparsity': sparsity}
+    return self.outcome(params, parts, f, error, lambda: z, dead)
+
+  def as_jumprelu(self, params: Params) -> tuple[JumpReLU, Params]:
+    return with_threshold(self, params, jnp.zeros(self.width))

@@ -1,0 +1,89 @@
+"""TopK: of each token the k largest latents, and no penalty.
+
+    f = TopK(ReLU((x - b_dec) @ W_enc + b_enc))
+    L = |x - x_hat|^2        (+ AuxK for dead latents: `revival=AuxK()`)
+
+(Gao et al. 2024, "Scaling and evaluating sparse autoencoders", equations 3 and 4). L0 is set instead of bargained for.
+As in that paper's code a pre-activation among the k largest that is negative counts as 0.
+
+Because k is much smaller than M, `sparse=True` computes the decoder and the whole backward pass on the k latents only
+(`mechjax.sae.sparse`): the same values and gradients.
+
+k is data up to the field `k`, which is how many latents are sorted out: `knobs(k=[8, 16, 32])` for a description
+with k=32 trains three dictionaries, each at the price of the largest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax.sae import sparse
+from mechjax.sae.architectures.base import Architecture, Knobs, Outcome, Params
+from mechjax.sae.errors import SAEError, expect
+from mechjax.sae.sparse import Sparse
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TopK(Architecture):
+  """The k largest latents of each token.
+
+  Attributes:
+    k: how many; may be data, up to this.
+    sparse: whether decoder and backward pass are computed on the chosen latents only. Turn it off where W_dec is
+      sharded over its rows.
+  """
+
+  DATA = ('k',)
+  PER_LATENT = {'b_enc': 0.0}  # noqa: RUF012
+
+  k: int
+  sparse: bool = True
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    expect(self, 'k', 1 <= self.k <= self.width, f'from 1 to width={self.width}')
+
+  def knobs(self, **values: Any) -> dict[str, jax.Array]:
+    most = np.max(values.get('k', self.k))
+    if most > self.k:
+      raise SAEError(
+        f'k={values["k"]} as data for a TopK that sorts out k={self.k} latents',
+        mend=f'describe it with k={most}',
+      )
+    return super().knobs(**values)
+
+  def encode(self, params: Params, x: jax.Array) -> jax.Array:
+    values, indices = sparse.top(self.pre_activations(params, x), self.k)
+    return sparse.scattered(jax.nn.relu(values), indices, self.width)
+
+  def loss(
+    self,
+    params: Params,
+    x: jax.Array,
+    y: jax.Array | None = None,
+    knobs: Knobs | None = None,
+    dead: jax.Array | None = None,
+  ) -> tuple[jax.Array, Outcome]:
+    chosen = self.chosen(params, x, knobs)
+    f = chosen if self.sparse else chosen.dense()
+    reconstruction, error = self.reconstruction(params, f, x, y)
+    parts = {'reconstruction': reconstruction, 'sparsity': jnp.zeros((), error.dtype)}
+    return self.outcome(params, parts, f, error, lambda: self.pre_activations(params, x), dead)
+
+  def chosen(self, params: Params, x: jax.Array, knobs: Knobs | None = None) -> Sparse:
+    """The k largest latents of each token of x, [B, D]."""
+    if self.sparse:
+      centre = params['b_dec'] if self.d_out is None else jnp.zeros(self.d_in, x.dtype)
+      self._check(params, x, 'd_in', self.d_in)
+      values, indices = sparse.top_pre_activations(
+        x, centre, params['W_enc'], params['b_enc'], self.k
+      )
+    else:
+      values, indices = sparse.top(self.pre_activations(params, x), self.k)
+    wanted = jnp.arange(self.k, dtype=jnp.int32) < self.knob(knobs, 'k', jnp.int32)
+    return Sparse(jnp.where(wanted, jax.nn.relu(values), 0), indices, self.width)

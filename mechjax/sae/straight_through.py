@@ -1,0 +1,71 @@
+"""Derivatives for a threshold: what a step function is told it does to the loss.
+
+The loss of a JumpReLU dictionary jumps where a pre-activation crosses its threshold, so its derivative with respect
+to the threshold is zero almost everywhere and says nothing. What can be estimated is the derivative of the EXPECTED
+loss, with a kernel K of width eps around the threshold (Rajamanoharan et al. 2024, "Jumping Ahead", section 3 and
+equations 11 and 12; K(u) = 1[|u| < 1/2]):
+
+    H(z - t)          dH/dz := 0                 dH/dt    := -(1/eps) K((z - t)/eps)
+    z * H(z - t)      d/dz  := 1[z > t]          d/dt     := -(t/eps) K((z - t)/eps)
+
+Both are custom JVPs, so they work in forward and reverse mode and under vmap.
+
+Sharp edges: z is the PRE-activation. Applied to what has already jumped, every z below the threshold would be 0 and
+the lower half of the kernel empty. A bandwidth is in units of z: 1e-3 is meant for inputs with E|x|^2 = 1. The
+bandwidth itself has no derivative.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.custom_jvp
+def heaviside(z: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array:
+  """H(z - threshold): 1 above the threshold, else 0.
+
+  Args:
+    z: pre-activations, [..., M].
+    threshold: [M], positive.
+    bandwidth: eps, the width of the kernel.
+
+  Returns:
+    Zeros and ones of the dtype of z, [..., M].
+  """
+  return (z > threshold).astype(z.dtype)
+
+
+@heaviside.defjvp
+def _heaviside_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+  z, threshold, bandwidth = primals
+  slope = jnp.where(_near(z, threshold, bandwidth), 1 / bandwidth, 0).astype(z.dtype)
+  return heaviside(z, threshold, bandwidth), -slope * tangents[1]
+
+
+@jax.custom_jvp
+def jumprelu(z: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array:
+  """z * H(z - threshold): the identity above the threshold, else 0.
+
+  Args:
+    z: pre-activations, [..., M].
+    threshold: [M], positive.
+    bandwidth: eps, the width of the kernel.
+
+  Returns:
+    Activations, [..., M].
+  """
+  return jnp.where(z > threshold, z, 0)
+
+
+@jumprelu.defjvp
+def _jumprelu_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+  z, threshold, bandwidth = primals
+  slope = jnp.where(_near(z, threshold, bandwidth), threshold / bandwidth, 0).astype(z.dtype)
+  through_z = jnp.where(z > threshold, tangents[0], 0)
+  return jumprelu(z, threshold, bandwidth), through_z - slope * tangents[1]
+
+
+def _near(z: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array:
+  """K((z - threshold)/eps) as booleans."""
+  return jnp.abs(z - threshold) < bandwidth / 2
