@@ -1,16 +1,16 @@
 """AtP*: attribution patching without its two blind spots (Kramár et al. 2024).
 
-AtP multiplies a change by a gradient, and misses nodes in two ways. Where attention is saturated the softmax is flat, the
-gradient of a query or key is nearly 0 although replacing it moves the attention elsewhere; the QK fix goes through the
-softmax exactly (`terms`). Where a node acts through two routes that cancel, the sum is nearly 0 although each is large;
-GradDrop takes the routes apart by dropping one layer's gradient at a time (`graddrop`).
+AtP multiplies a change by a gradient, and misses nodes in two ways. Where attention is saturated the softmax is flat:
+the gradient of a query or key is nearly 0 although replacing it moves the attention elsewhere. The QK fix goes through
+the softmax exactly (`terms`). Where a node acts through two routes that cancel, the sum is nearly 0 although each is
+large. GradDrop takes the routes apart by dropping one layer's gradient at a time (`graddrop`).
 
     star = AtPStar(forward, nodes, qk_fix=True, graddrop=False)
     effects = star(params, pairs, metric)
 
-With `qk_fix` alone effects keep their sign and cost hardly more than AtP; the paper recommends this over distributions of
-prompts. With `graddrop` an effect is the mean over dropped layers of its absolute value, and costs about L/2 backward
-passes more; the paper recommends both for single pairs. `by_layer` shows what each dropped layer does.
+With `qk_fix` alone effects keep their sign and cost hardly more than AtP; the paper recommends this over distributions
+of prompts. With `graddrop` an effect is the mean over dropped layers of its absolute value, and costs about L/2
+backward passes more; the paper recommends both for single pairs. `by_layer` shows what each dropped layer does.
 
 Dividing by L - 1 is right for what lies inside a block, because dropping the block itself leaves exactly 0. The
 embedding and the residual stream lie in no block, so their sum is divided by L.
@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import harvest
+from mechjax import harvest, sites
 from mechjax.forward import recorded
 from mechjax.patching import attribution, graddrop, sources, terms
 from mechjax.patching import budget as budgets
@@ -78,12 +78,7 @@ class AtPStar:
   _plans: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
   def __post_init__(self) -> None:
-    if not len(self.nodes):
-      raise PatchingError('there are no nodes to attribute to', cause='an empty slice or choice')
-    if self.how in ('mean', 'gaussian'):
-      raise PatchingError(
-        f'{self.how!r} is for exact patching', mend='noising, denoising, zero, resample'
-      )
+    sources.check_first_order(self.nodes, self.how)
     if self.keys not in KEYS:
       raise PatchingError(f'keys={self.keys!r}', mend=f'one of {", ".join(KEYS)}')
     if self.chunk < 1 or self.rows < 1:
@@ -171,10 +166,10 @@ class AtPStar:
     return self._plans[key]
 
   def _inside(self) -> np.ndarray:
-    """1 for nodes that lie inside a block, 0 for the others; [N]."""
-    free = ('embed', 'final_norm', 'logits', 'resid_pre', 'resid_mid', 'resid_post')
-    grids = np.array([0 if g.name in free else 1 for g in self.nodes.grids])
-    return grids[self.nodes.table[:, 0]]
+    """1 for nodes that lie inside a block, 0 for those on the residual stream or without a layer; [N]."""
+    stream = ('resid_pre', 'resid_mid', 'resid_post')
+    grids = np.array([0 if g.name in stream else 1 for g in self.nodes.grids])
+    return np.where(self.nodes.table[:, 1] < 0, 0, grids[self.nodes.table[:, 0]])
 
   def _layers(self, params: Any, sided: Pairs) -> list[int]:
     """The layers of the model."""
@@ -189,8 +184,11 @@ class AtPStar:
     return layers
 
   def _sites(self, params: Any, sided: Pairs) -> list:
-    one = sided.rows(np.arange(1))
-    return [info.site for info in harvest.sites_of(self.forward, params, one.clean)]
+    def listed():
+      one = sided.rows(np.arange(1))
+      return [info.site for info in harvest.sites_of(self.forward, params, one.clean)]
+
+    return self._once('sites', (params, sided), listed)
 
   def _fixed(self) -> list[tuple[int, str]]:
     used = [(n, g.name) for n, g in self.nodes.used()]
@@ -202,10 +200,21 @@ class AtPStar:
 
   def _look(self, params: Any, sided: Pairs) -> terms.Attention:
     turn = terms.Attention(self.forward, self.axes, False)
-    if 'k' not in [name for _, name in self._fixed()] or self.keys == 'in turn':
+    sown, names = set(self._sites(params, sided)), [name for _, name in self._fixed()]
+
+    def tagged(site: str, name: str) -> bool:
+      layers = self.nodes.layers(name)
+      return all(sites.Site(site, () if i is None else (i,)) in sown for i in layers)
+
+    if not all(tagged('attn_probs', name) for name in names):
+      raise PatchingError(
+        'the QK fix needs the attention probabilities',
+        cause='attn_probs is not tagged at every layer where there are query or key nodes',
+        mend='qk_fix=False, or tag them',
+      )
+    if 'k' not in names or self.keys == 'in turn':
       return turn
-    layers, found = self.nodes.layers('k'), set(map(str, self._sites(params, sided)))
-    scored = all(('attn_scores' if i is None else f'attn_scores.{i}') in found for i in layers)
+    scored = tagged('attn_scores', 'k')
     worst = limit = float('nan')
     if scored:
       one = sided.rows(np.arange(1))
@@ -274,7 +283,8 @@ class AtPStar:
     here, mine = sided.rows(rows), metric.rows(rows)
     prepare = self._once('prepare', (params, here, mine), self._prepare, attention)
     made, other, bad = prepare(params, here, mine)
-    writes = [f'{name}.*' for name in graddrop.WRITES if self._has(name, params, sided)]
+    tagged = {site.name for site in self._sites(params, sided)}
+    writes = [f'{name}.*' for name in graddrop.WRITES if name in tagged]
     sources_ = {
       sources.pattern(t.source, self.nodes.layers(self.nodes.grids[n].name)): None
       for n, t in made.items()
@@ -286,24 +296,17 @@ class AtPStar:
     back.start([jnp.ones_like(base)])
     return *graddrop.walk(back, self.nodes, made, layers, self.chunk, add), ends
 
-  def _has(self, name: str, params: Any, sided: Pairs) -> bool:
-    found = self._once('sites', (params, sided), self._sites, params, sided)
-    return any(s.name == name for s in found)
-
   def _loss(self, params: Any, inputs: Any, metric: Metric) -> jax.Array:
     return metric(self.forward(params, inputs))
 
   def _prepare(self, attention: terms.Attention) -> Callable:
     def run(params: Any, pairs: Pairs, metric: Metric) -> tuple:
-      out, planted = sources.planted(
-        self.forward, self.nodes, self.how, params, pairs.noise, None, None
-      )
-      acts = harvest.reap(self.forward, sites=self._wanted(self.nodes, attention))(
-        params, pairs.clean
-      )
-      made = self._terms(self.nodes, attention, params, pairs, planted, acts)
-      bad = _unusable(self.nodes, planted, sources.by_name(self.nodes, acts), pairs.real)
-      return made, metric(out), bad
+      nodes = self.nodes
+      other, planted = attribution.planted_run(self.forward, nodes, self.how, params, pairs, metric)
+      acts = harvest.reap(self.forward, sites=self._wanted(nodes, attention))(params, pairs.clean)
+      made = self._terms(nodes, attention, params, pairs, planted, acts)
+      bad = attribution.unusable(nodes, sources.by_name(nodes, acts), planted, pairs.real)
+      return made, other, bad
 
     return jax.jit(run)
 
@@ -313,25 +316,16 @@ def _pass(star: AtPStar, attention: terms.Attention, nodes: NodeSet) -> Callable
   forward = star.forward
 
   def run(params: Any, pairs: Pairs, metric: Metric) -> tuple:
-    def loss(params, inputs):
-      each = metric(forward(params, inputs))
-      return each.sum(), each
-
-    out, planted = sources.planted(forward, nodes, star.how, params, pairs.noise, None, None)
-    at_sites = harvest.value_and_grad_at(loss, sites=star._wanted(nodes, attention), has_aux=True)
-    (_, base), acts, gradients = at_sites(params, pairs.clean)
+    other, planted = attribution.planted_run(forward, nodes, star.how, params, pairs, metric)
+    wanted = star._wanted(nodes, attention)
+    base, acts, gradients = attribution.base_run(forward, wanted, params, pairs, metric)
     made = star._terms(nodes, attention, params, pairs, planted, acts)
     products = {}
     for number, grid in nodes.used():
       term = made[number]
       gradient = sources.picked(gradients, term.source, nodes.layers(grid.name))
       products[number] = jax.vmap(term.of)(term.arrays, gradient)
-    bad = _unusable(nodes, planted, sources.by_name(nodes, acts), pairs.real)
-    return attribution.by_node(nodes, products), base, metric(out), bad
+    bad = attribution.unusable(nodes, sources.by_name(nodes, acts), planted, pairs.real)
+    return attribution.by_node(nodes, products), base, other, bad
 
   return run
-
-
-def _unusable(nodes: NodeSet, planted: Any, values: Any, real: Any) -> Any:
-  sides = (sources.unusable(nodes, side, real) for side in (values, planted))
-  return jax.tree.map(jnp.logical_or, *sides)

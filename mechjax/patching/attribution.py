@@ -64,12 +64,7 @@ class Attribution:
   _plans: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
   def __post_init__(self) -> None:
-    if not len(self.nodes):
-      raise PatchingError('there are no nodes to attribute to', cause='an empty slice or choice')
-    if self.how in ('mean', 'gaussian'):
-      raise PatchingError(
-        f'{self.how!r} is for exact patching', mend='noising, denoising, zero, resample'
-      )
+    sources.check_first_order(self.nodes, self.how)
     if self.steps and self.how not in ('noising', 'denoising', 'resample'):
       raise PatchingError(f'{self.how!r} has no line between two runs', mend='steps=0')
     if self.steps < 0:
@@ -174,35 +169,61 @@ def plan(
 
 def _pass(atp: Attribution, nodes: NodeSet) -> Callable:
   """(params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN)."""
-  forward = atp.forward
 
   def run(params: Any, pairs: Pairs, metric: Metric) -> tuple:
-    def loss(params, inputs):
-      each = metric(forward(params, inputs))
-      return each.sum(), each
-
-    out, planted = sources.planted(forward, nodes, atp.how, params, pairs.noise, None, None)
+    other, planted = planted_run(atp.forward, nodes, atp.how, params, pairs, metric)
     if atp.steps:
-      values, gradients = _integrated(atp, loss, nodes, params, pairs)
-      base = metric(forward(params, pairs.clean))
+      values, gradients = _integrated(atp, nodes, params, pairs, metric)
+      base = metric(atp.forward(params, pairs.clean))
     else:
-      at_sites = harvest.value_and_grad_at(loss, sites=nodes.sites(), has_aux=True)
-      (_, base), *both = at_sites(params, pairs.clean)
+      base, *both = base_run(atp.forward, nodes.sites(), params, pairs, metric)
       values, gradients = (sources.by_name(nodes, acts) for acts in both)
-    sides = (sources.unusable(nodes, side, pairs.real) for side in (values, planted))
-    bad = jax.tree.map(jnp.logical_or, *sides)
     products = {}
     for number, grid in nodes.used():
-      planted_, base_ = planted[grid.name], values[grid.name]
-      term = terms.own(grid.layout, grid.name, planted_, base_, pairs.real)
+      new, old = planted[grid.name], values[grid.name]
+      term = terms.own(grid.layout, grid.name, new, old, pairs.real)
       products[number] = jax.vmap(term.of)(term.arrays, gradients[grid.name])
-    return by_node(nodes, products), base, metric(out), bad
+    bad = unusable(nodes, values, planted, pairs.real)
+    return by_node(nodes, products), base, other, bad
 
   return run
 
 
+def planted_run(
+  forward: Callable, nodes: NodeSet, how: str, params: Any, pairs: Pairs, metric: Metric
+) -> tuple[jax.Array, sources.Values]:
+  """The forward pass that gives the planted values: its metric [B], and the values."""
+  out, planted = sources.planted(forward, nodes, how, params, pairs.noise, None, None)
+  return metric(out), planted
+
+
+def base_run(
+  forward: Callable, sites: Any, params: Any, pairs: Pairs, metric: Metric
+) -> tuple[jax.Array, Any, Any]:
+  """The forward and the backward pass at the base: the metric [B], and values and its gradients at sites."""
+  at_sites = harvest.value_and_grad_at(_loss(forward, metric), sites=sites, has_aux=True)
+  (_, base), values, gradients = at_sites(params, pairs.clean)
+  return base, values, gradients
+
+
+def _loss(forward: Callable, metric: Metric) -> Callable:
+  def loss(params, inputs):
+    each = metric(forward(params, inputs))
+    return each.sum(), each
+
+  return loss
+
+
+def unusable(
+  nodes: NodeSet, values: sources.Values, planted: sources.Values, real: Any
+) -> dict[str, jax.Array]:
+  """Which layers of each site hold a NaN in either run: bool [layers]."""
+  sides = (sources.unusable(nodes, side, real) for side in (values, planted))
+  return jax.tree.map(jnp.logical_or, *sides)
+
+
 def _integrated(
-  atp: Attribution, loss: Callable, nodes: NodeSet, params: Any, pairs: Pairs
+  atp: Attribution, nodes: NodeSet, params: Any, pairs: Pairs, metric: Metric
 ) -> tuple[sources.Values, sources.Values]:
   """Values of the base run, and gradients averaged over the line between the runs."""
   ends = [
@@ -215,7 +236,7 @@ def _integrated(
       x = ends[0] + share.astype(ends[0].dtype) * (ends[1] - ends[0])
       # Sown again: a planted site is no longer there for the gradient.
       plant = {atp.along: lambda _: harvest.sow(x, name=atp.along)}
-      return harvest.plant(loss)(plant, params, inputs)
+      return harvest.plant(_loss(atp.forward, metric))(plant, params, inputs)
 
     at_sites = harvest.value_and_grad_at(moved, sites=nodes.sites(), has_aux=True)
     gradients = sources.by_name(nodes, at_sites(params, pairs.clean)[2])

@@ -159,7 +159,7 @@ def difference(name: str, left: Metric, right: Metric) -> Metric:
 
 @dataclasses.dataclass(frozen=True)
 class _Difference:
-  """Of two metrics: what they read stands side by side, the first `split` positions the left one's; or is everything."""
+  """Two metrics: what they read stands side by side, the left one's `split` positions first; or is everything."""
 
   split: int | None
 

@@ -69,6 +69,14 @@ def sides(pairs: Pairs, how: str, seed: int) -> tuple[Pairs, int]:
   return Pairs(pairs.clean, drawn.clean, np.asarray(pairs.real) & np.asarray(drawn.real)), n
 
 
+def check_first_order(nodes: NodeSet, how: str) -> None:
+  """Raises PatchingError unless effects of these nodes can be estimated from gradients."""
+  if not len(nodes):
+    raise PatchingError('there are no nodes to attribute to', cause='an empty slice or choice')
+  if how in ('mean', 'gaussian'):
+    raise PatchingError(f'{how!r} is for exact patching', mend='noising, denoising, zero, resample')
+
+
 def read(forward: Callable, nodes: NodeSet, params: Any, inputs: Any) -> tuple[Any, Values]:
   """What the model returns, and the values at all sites of the nodes."""
   out, acts = harvest.call_and_reap(forward, sites=nodes.sites())(params, inputs)
