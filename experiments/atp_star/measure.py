@@ -1,0 +1,331 @@
+"""Measuring: the truth by an exact sweep, and how far each method is from it.
+
+First comes what the model can do at all: a place where a wrong answer is made says nothing about where a right one
+comes from, so pairs that the model gets wrong are left out, and counted. Then every node is patched, which takes
+nearly all of the time and is saved as it goes; then the methods, each judged in five ways:
+
+    spearman      rank correlation of its scores with the true contributions, over all nodes
+    costs         forward passes per pair until the true top K have been patched, for the K asked for
+    aggregate     the same for all K up to `CURVE` as one number: geometric mean with weights 1/K
+    missed        how many of the true top K are not among its own top K; `false_negatives` names them
+    verified      what random checks and random subsets say of the nodes that it has not got round to
+
+    measured = measure(model, tasks.build('ioi', model, 8), Settings(nodes='heads'), save='truth.npz')
+    measured.figures                          # plain numbers and strings, ready for JSON
+
+Sharp edges: before the first token that differs both runs of a causal model are equal, and no patch does anything.
+Those positions are left out (positions='reached') unless all are asked for ('each'), which costs the searches without
+gradients more than it costs the others. Where queries and keys are not among the nodes, the QK fix has nothing to
+fix. Effects below the rounding of a forward pass (about 1e-5 logits) are ranked as they come.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import tasks
+from experiments.atp_star.methods import AT_ONCE, METHODS, Found, Question, distinct
+from experiments.atp_star.settings import NODES, Settings
+from mechjax import harvest
+from mechjax.models.language_model import LanguageModel
+from mechjax.patching import Effects, Exact, NodeSet, PatchingError, baselines, nodes_of
+from mechjax.patching import verify as verification
+
+CURVE = 1000
+"""The largest K that curves and aggregates go to, if there are so many nodes."""
+
+_LISTED = 100
+"""How many of the largest nodes are listed."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+  """What came out.
+
+  Attributes:
+    figures: everything as plain numbers and strings.
+    truth: the exact effects.
+    found: what each method made of the question, by its key.
+    tokens: what stands at each position.
+  """
+
+  figures: dict[str, Any]
+  truth: Effects
+  found: dict[str, Found]
+  tokens: tuple[str, ...]
+
+
+def measure(
+  model: LanguageModel,
+  task: tasks.Task,
+  settings: Settings,
+  *,
+  save: str | os.PathLike | None = None,
+  progress: bool = False,
+  say: Callable[[str], Any] = print,
+) -> Measured:
+  """Measures everything.
+
+  Args:
+    model: the model.
+    task: made for it, from one template.
+    settings: what is to be measured.
+    save: a file that the exact sweep is saved to and resumed from.
+    progress: whether to show its progress.
+    say: is told what has been found so far, a line at a time.
+
+  Returns:
+    The figures, and what they were made of.
+
+  Raises:
+    PatchingError: a model that gets no pair right; fewer nodes than the largest K; what patching raises.
+  """
+  able = tasks.ability(model, task)
+  say(able['text'])
+  task = tasks.keep(model, task)
+  say(task.selection)
+  question = ask(model, task, settings)
+  if len(question.nodes) < max(settings.ks):
+    raise PatchingError(f'K {max(settings.ks)} of {len(question.nodes)} nodes', mend='smaller ks')
+  say(f'{len(question.nodes):,} nodes on {len(task)} pairs of {len(task.columns)} tokens')
+  truth, cost = sweep(question, save, progress)
+  say(f'exact: {cost["patches"]:,} patches in {cost["seconds"]:.1f} s')
+  found = {}
+  for name in distinct(question, settings.methods):
+    found[name] = one = METHODS[name](question)
+    say(f'{one.name}: {one.spent:g} passes per pair, {one.seconds:.2f} s')
+  figures = {
+    'model': model.name,
+    'versions': versions(),
+    'settings': _plain(dataclasses.asdict(settings)),
+    'task': described(task),
+    'ability': able,
+    'ability_kept': tasks.ability(model, task),
+    'nodes': counted(question.nodes),
+    'joint': question.joint,
+    'truth': {'title': truth.title, **cost, 'base': truth.base.tolist(), 'other': truth.other.tolist()},
+    'top': listed(truth, found, task.columns),
+    'curve': curve(truth, found),
+    'methods': {
+      name: judged(one, found, truth, settings, task.columns) for name, one in found.items()
+    },
+  }  # fmt: skip
+  if settings.verify:
+    for name, one in found.items():
+      if one.effects is not None:
+        figures['methods'][name]['verified'] = bounds(question, one, truth, settings)
+        say(f'{one.name}: bounds done')
+  return Measured(figures, truth, found, task.columns)
+
+
+# --- what is asked, and the truth -------------------------------------------------------------------
+
+
+def ask(model: LanguageModel, task: tasks.Task, settings: Settings) -> Question:
+  """The question that settings put to a task."""
+  infos = harvest.sites_of(model.apply, model.params, task.pairs.clean)
+  names = NODES[settings.nodes]
+  if settings.layers:
+    names = ', '.join(f'{name}.{{{settings.layers}}}' for name in names.split(', '))
+  length = len(task.columns)  # an error where positions mean different things
+  reached = int((task.pairs.clean != task.pairs.noise).any(axis=0).argmax())
+  positions = {'reached': range(reached, length), 'last': [length - 1]}
+  nodes = nodes_of(
+    infos, names,
+    positions=positions.get(settings.positions, settings.positions),
+    neurons='each' if settings.nodes == 'neurons' else 'together',
+  )  # fmt: skip
+  joint = settings.joint or max(20, len(nodes) // 10)
+  return Question(model, task, nodes, settings.how, settings.budget, joint, settings.seed)
+
+
+def sweep(
+  question: Question, save: str | os.PathLike | None, progress: bool
+) -> tuple[Effects, dict[str, Any]]:
+  """The exact effects, and what they cost this time: patches and seconds."""
+  model, nodes = question.model, question.nodes
+  exact = Exact(model.apply, nodes, question.how, question.budget, resume=model.resume)
+  before = _saved(save)
+  start = time.perf_counter()
+  truth = exact(model.params, question.task.pairs, question.metric, save=save, progress=progress)
+  return truth, {
+    'patches': truth.values.size - before,
+    'saved_before': before,
+    'seconds': time.perf_counter() - start,
+  }
+
+
+def _saved(path: str | os.PathLike | None) -> int:
+  if path is None or not os.path.exists(path):
+    return 0
+  try:
+    with np.load(path) as kept:
+      return int(kept['done'].sum())
+  except Exception:  # no sweep's file: Exact refuses it, and says why
+    return 0
+
+
+# --- how good the methods are -----------------------------------------------------------------------
+
+
+def judged(
+  one: Found,
+  found: dict[str, Found],
+  truth: Effects,
+  settings: Settings,
+  tokens: tuple[str, ...],
+) -> dict[str, Any]:
+  """The figures of one method."""
+  true, ks = truth.contribution(), settings.ks
+  every = np.arange(1, min(CURVE, len(true)) + 1)
+  costs = baselines.recall_cost(one.search, true)
+  return {
+    'name': one.name,
+    'passes': float(one.spent),
+    'seconds': one.seconds,
+    'spearman': baselines.spearman(one.scores, true),
+    'costs': costs[np.array(ks) - 1].tolist(),
+    'aggregate': baselines.aggregate(costs[every - 1], every),
+    'aggregate_over_oracle': baselines.aggregate(costs[every - 1] / every, every),
+    'missed': [len(baselines.false_negatives(one.search, true, k)) for k in ks],
+    'false_negatives': missed(one, found, truth, max(ks), tokens),
+  }
+
+
+def missed(
+  one: Found,
+  found: dict[str, Found],
+  truth: Effects,
+  k: int,
+  tokens: tuple[str, ...],
+  most: int = 20,
+) -> list[dict[str, Any]]:
+  """The nodes of the true top k that a method places worst, and which methods have them among their first k."""
+  return [
+    {
+      'node': m.node,
+      'label': truth.nodes[m.node].label(tokens),
+      'rank': m.rank,
+      'contribution': m.contribution,
+      'place': m.place,
+      'score': float(one.scores[m.node]) if one.effects is not None else None,
+      'found_by': [
+        other.name
+        for other in found.values()
+        if other.effects is not None and other.search.place[m.node] < k
+      ],
+    }
+    for m in baselines.false_negatives(one.search, truth.contribution(), k)[:most]
+  ]
+
+
+def curve(truth: Effects, found: dict[str, Found]) -> dict[str, Any]:
+  """The cost of verified recall for every K up to `CURVE`."""
+  true = truth.contribution()
+  ks = np.arange(1, min(CURVE, len(true)) + 1)
+  costs = {key: baselines.recall_cost(one.search, true, ks).tolist() for key, one in found.items()}
+  return {'k': ks.tolist(), 'costs': costs}
+
+
+def listed(
+  truth: Effects, found: dict[str, Found], tokens: tuple[str, ...]
+) -> list[dict[str, Any]]:
+  """The largest nodes, and at which place each method has them."""
+  mean = truth.mean()
+  return [
+    {
+      'label': node.label(tokens),
+      'contribution': contribution,
+      'mean': float(mean[i]),
+      'places': {key: int(one.search.place[i]) + 1 for key, one in found.items()},
+    }
+    for i, (node, contribution) in zip(truth.ranking(), truth.top(_LISTED))
+  ]
+
+
+def bounds(question: Question, one: Found, truth: Effects, settings: Settings) -> dict[str, Any]:
+  """What can be said of the nodes that a method has not got round to, and what is true of them."""
+  true, k = truth.contribution(), max(settings.ks)
+  n = len(true)
+  path = min(2 * k, n)
+  checks = min(settings.verify // 2, n - path)
+  subsets = settings.verify - settings.verify // 2
+  result = verification.verify(
+    one.search, known(truth, question.patch), k, float(one.search.passes[path - 1]),
+    checks=checks, subsets=subsets, seed=question.seed, batch=AT_ONCE,
+  )  # fmt: skip
+  left = np.isnan(result.effects).any(axis=1)
+  return {
+    'path': path,
+    'checks': checks,
+    'subsets': 0 if result.subsets is None else subsets,
+    'spent': result.spent,
+    'threshold': result.threshold,
+    'found': result.found,
+    'missed_at_most': result.missed,
+    'missed': int((true[left] > result.threshold).sum()),
+    'largest_at_most': result.bound,
+    'largest': float(true[left].max(initial=0.0)),
+  }
+
+
+def known(truth: Effects, patch: baselines.Patch) -> baselines.Patch:
+  """`patch`, but for single nodes, whose effects are looked up."""
+
+  def run(members: np.ndarray) -> np.ndarray:
+    single = members.sum(axis=1) == 1
+    out = np.empty((len(members), truth.values.shape[1]))
+    out[single] = truth.values[members[single].argmax(axis=1)]
+    if not single.all():
+      out[~single] = patch(members[~single])
+    return out
+
+  return run
+
+
+# --- what else a reader has to know -----------------------------------------------------------------
+
+
+def described(task: tasks.Task) -> dict[str, Any]:
+  """A task in words."""
+  return {
+    'name': task.name,
+    'question': task.question,
+    'pairs': len(task),
+    'selection': task.selection,
+    'columns': list(task.columns),
+    'prompts': [_plain(dataclasses.asdict(p)) for p in task.prompts],
+  }
+
+
+def counted(nodes: NodeSet) -> dict[str, Any]:
+  """How many nodes there are, in all and at each site."""
+  sites = {g.name: int((nodes.table[:, 0] == number).sum()) for number, g in nodes.used()}
+  return {'count': len(nodes), 'sites': sites}
+
+
+def versions() -> dict[str, Any]:
+  """What it was measured with."""
+  device = jax.devices()[0]
+  return {
+    'python': platform.python_version(),
+    **{name: importlib.metadata.version(name) for name in ('mechjax', 'jax', 'jaxlib', 'numpy')},
+    'device': f'{device.platform} {device.device_kind}',
+    'cores': os.cpu_count(),
+  }
+
+
+def _plain(tree: Any) -> Any:
+  """Tuples as lists, as JSON has them."""
+  if isinstance(tree, dict):
+    return {key: _plain(value) for key, value in tree.items()}
+  return [_plain(x) for x in tree] if isinstance(tree, (list, tuple)) else tree

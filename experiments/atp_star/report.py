@@ -1,0 +1,287 @@
+"""Reports: what was measured as lines of text, as one picture and as one page.
+
+All three begin with what the model can do, because the rest means nothing without it. Then the truth, then how the
+methods compare, then single nodes: what plain AtP missed, and which of its fixes found it. Pictures show plain AtP
+and the best of the other methods that estimate effects, best by what verified recall costs over all K.
+
+Everything is shown as contributions, the mean over pairs of the magnitude: that is what methods are ranked by, and
+GradDrop has no sign. The list of the largest nodes gives the signed mean as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.atp_star.measure import Measured
+from experiments.atp_star.methods import Found
+from mechjax.patching import Effects
+from mechjax.viz import charts, cuts, page, patching, searches
+from mechjax.viz.cuts import View
+
+VIEW = View('contribution')
+_ROWS, _PROMPTS, _BESIDE = 40, 10, 16
+
+
+def text(figures: dict[str, Any]) -> str:
+  """How the methods compare, as lines of text."""
+  heads, rows = _compared(figures)
+  lines = [['', *heads], *([name, *cells] for name, cells, _ in rows)]
+  widths = [max(map(len, column)) for column in zip(*lines)]
+  return '\n'.join(
+    '  '.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines
+  )
+
+
+def shown(measured: Measured) -> list[Found]:
+  """Plain AtP, or the first method that estimates effects, and the best of the others; none if there is none."""
+  judged = measured.figures['methods']
+  estimates = [key for key, one in measured.found.items() if one.effects is not None]
+  others = sorted(estimates[1:], key=lambda key: judged[key]['aggregate'])
+  return [measured.found[key] for key in [*estimates[:1], *others[:1]]]
+
+
+# --- the picture --------------------------------------------------------------------------------------
+
+
+def picture(measured: Measured, path: Path) -> None:
+  """Draws everything as one PNG: the truth, what came nearest, and what each method costs."""
+  best = shown(measured)[-1:]
+  bands = [(e, maps(e, measured.tokens)) for e in (measured.truth, *(one.effects for one in best))]
+  limit = cuts.common([m for _, band in bands for m in band])
+  columns = sum(len(m.columns) for _, band in bands for m in band)
+  stacked = columns > _BESIDE
+  heights = [1.3, _height(bands[0][1]) * (len(bands) if stacked else 1), 5.4]
+  fig = charts.figure(17.4, sum(heights))
+  above, middle, below = fig.subfigures(3, 1, height_ratios=heights)
+  parts = middle.subfigures(*((len(bands), 1) if stacked else (1, len(bands))), squeeze=False)
+  for part, (effects, band) in zip(parts.ravel(), bands):
+    part.suptitle(charts.legible(effects.title), fontsize=11, parse_math=False)
+    axes = part.subplots(1, len(band), width_ratios=[len(m.columns) for m in band], squeeze=False)
+    images = [patching.draw(ax, m, limit) for ax, m in zip(axes[0], band)]
+  beyond = any((m.values > limit).any() for _, band in bands for m in band)
+  words = [title(measured.figures), *textwrap.wrap(measured.figures['ability_kept']['text'], 160)]
+  above.suptitle('\n'.join(map(charts.legible, words)), fontsize=11, parse_math=False)
+  scale = above.add_gridspec(1, 3)[1]
+  unit, extend = bands[0][1][0].unit, 'max' if beyond else 'neither'
+  charts.colour_scale(above.add_subplot(scale), images[0], unit, extend=extend)
+  left, right = below.subfigures(1, 2)
+  searches.cost_axes(left.subplots(), _curves(measured), title=measured.truth.title)
+  for one in shown(measured)[:1]:
+    searches.estimate_axes(right.subplots(), measured.truth, one.effects, measured.tokens)
+  charts.save(fig, path)
+
+
+def maps(effects: Effects, tokens: Sequence[str]) -> list[cuts.Map]:
+  """The first map of each grid."""
+  found = {m.grid: m for m in reversed(cuts.maps(effects, tokens, VIEW))}
+  return [found[number] for number in sorted(found)]
+
+
+def _height(band: Sequence[cuts.Map]) -> float:
+  rows = max(len(m.rows) for m in band)
+  label = max(len(column) for m in band for column in m.columns)
+  return 1.2 + 0.15 * rows + 0.07 * label
+
+
+def _curves(measured: Measured) -> dict[str, tuple]:
+  curve = measured.figures['curve']
+  return {measured.found[key].name: (curve['k'], costs) for key, costs in curve['costs'].items()}
+
+
+# --- the page -----------------------------------------------------------------------------------------
+
+
+def document(measured: Measured) -> str:
+  """Writes everything as one HTML page."""
+  figures, truth, tokens = measured.figures, measured.truth, measured.tokens
+  compared = shown(measured)
+  sections = [
+    _ability(figures),
+    *_truth(measured),
+    _methods(figures),
+    searches.cost_section(_curves(measured), title=truth.title),
+    *(searches.estimate_section(truth, one.effects, tokens) for one in compared),
+    *(_missed(figures, key) for key, one in measured.found.items() if one in compared),
+    _largest(measured),
+  ]
+  if any('verified' in one for one in figures['methods'].values()):
+    sections.append(_bounds(figures))
+  versions = ', '.join(f'{name} {version}' for name, version in figures['versions'].items())
+  return page.page(
+    title(figures), figures['task']['question'], sections,
+    footer=f'{figures.get("command", "experiments.atp_star")} ({versions})',
+  )  # fmt: skip
+
+
+def title(figures: dict[str, Any]) -> str:
+  settings = figures['settings']
+  layers = f' of layers {settings["layers"]}' if settings['layers'] else ''
+  return (
+    f'{figures["task"]["name"]}: {settings["nodes"]}{layers} of {figures["model"]}, '
+    f'{settings["how"]}, {figures["nodes"]["count"]:,} nodes'
+  )
+
+
+def _ability(figures: dict[str, Any]) -> str:
+  able, task = figures['ability'], figures['task']
+  prompts = task['prompts'][:_PROMPTS]
+  which = 'The pairs' if len(prompts) == task['pairs'] else f'The first {len(prompts)} of them'
+  words = (
+    f'Before anything is patched: {able["text"]}. {task["selection"]}; all that follows is about these. '
+    f'{which}:'
+  )
+  heads = ['prompt', 'answer', 'compared with']
+  rows = []
+  for i, p in enumerate(prompts, 1):
+    rows.append((f'{i} clean', [p['clean'], p['answer'], p['other']], [0, 0, 0]))
+    rows.append((f'{i} noise', [p['noise'], '', ''], [0, 0, 0]))
+  return page.section('What the model can do', words, _table('', heads, rows, ''))
+
+
+def _truth(measured: Measured) -> list[str]:
+  """For each grid the maps of the truth, and beside them one of the best approximation."""
+  truth, tokens, best = measured.truth, measured.tokens, shown(measured)[-1:]
+  true = cuts.maps(truth, tokens, VIEW)
+  near = {m.grid: (one.name, m) for one in best for m in maps(one.effects, tokens)}
+  limit = cuts.common([*true, *(m for _, m in near.values())])
+  sections = []
+  for grid in sorted({m.grid for m in true}):
+    mine = [('exact', m) for m in true if m.grid == grid]
+    both = [*mine, *([near[grid]] if grid in near else [])]
+    beyond = sum(int((m.values > limit).sum()) for _, m in both)
+    words = f'{truth.title}. Point at a cell for its number and the node behind it.'
+    if beyond:
+      words += f' Framed: beyond the colours, {beyond} of the cells.'
+    body = page.beside(patching.table(_captioned(name, m), limit) for name, m in both)
+    legend = page.ramp(limit, signed=False, unit=mine[0][1].unit)
+    sections.append(page.section(f'The truth: {mine[0][1].name}', words, body + legend))
+  return sections
+
+
+def _captioned(name: str, shown: cuts.Map) -> cuts.Map:
+  return dataclasses.replace(shown, behind=f'{name}: {shown.behind}' if shown.behind else name)
+
+
+def _compared(figures: dict[str, Any]) -> tuple[list[str], list[tuple]]:
+  """Heads of columns, and of each method (and the oracle) its name, its cells and how good each of them is."""
+  ks = figures['settings']['ks']
+  heads = [
+    'passes',
+    'seconds',
+    'Spearman',
+    *(f'top {k}' for k in ks),
+    'all K',
+    f'missed of {ks[-1]}',
+  ]
+  rows = []
+  for one in figures['methods'].values():
+    cells = [
+      f'{one["passes"]:,.0f}', f'{one["seconds"]:.2f}', f'{one["spearman"]:.3f}',
+      *(f'{cost:,.0f}' for cost in one['costs']), f'{one["aggregate"]:,.1f}', f'{one["missed"][-1]}',
+    ]  # fmt: skip
+    good = [
+      0, 0, max(one['spearman'], 0), *(k / cost for k, cost in zip(ks, one['costs'])),
+      1 / one['aggregate_over_oracle'], 1 - one['missed'][-1] / ks[-1],
+    ]  # fmt: skip
+    rows.append((one['name'], cells, good))
+  some = next(iter(figures['methods'].values()))
+  oracle = some['aggregate'] / some['aggregate_over_oracle']
+  cells = ['0', '', '1', *(f'{k:,}' for k in ks), f'{oracle:,.1f}', '0']
+  return heads, [*rows, ('oracle', cells, [0, 0, *[1] * (len(ks) + 3)])]
+
+
+def _methods(figures: dict[str, Any]) -> str:
+  heads, rows = _compared(figures)
+  ks, n = figures['settings']['ks'], figures['nodes']['count']
+  words = (
+    f'Passes are forward passes per pair that the ranking costs; a backward pass counts as two, and the exact '
+    f'sweep costs {n:,}. Seconds are for all pairs, without compilation. Spearman is the rank correlation with the '
+    f'truth. Then the passes, those of the ranking included, until the true top {", ".join(map(str, ks))} have '
+    f'been patched; the same for all K up to {figures["curve"]["k"][-1]:,}, a geometric mean with weights 1/K; and '
+    f'how many of the true top {ks[-1]} are not among the first {ks[-1]} of the method. The oracle knows the truth. '
+    f'Searches without gradients were given {figures["joint"]:,} joint patches each.'
+  )
+  same = [name for name in figures['settings']['methods'] if name not in figures['methods']]
+  if same:
+    words += f' With no queries or keys among the nodes, {" and ".join(same)} would be the same as without the fix.'
+  unit = 'colour: the correlation, the passes of the oracle over those of the method, the share not missed'
+  return page.section('The methods', words, _table('', heads, rows, unit))
+
+
+def _missed(figures: dict[str, Any], key: str) -> str:
+  one, k = figures['methods'][key], figures['settings']['ks'][-1]
+  nodes, count = one['false_negatives'], one['missed'][-1]
+  heading = f'What {one["name"]} missed'
+  words = f'{count or "None"} of the true top {k} are not among the first {k} of {one["name"]}. '
+  if not count:
+    return page.section(heading, words, '')
+  words += (
+    f'{"Listed" if len(nodes) == count else f"The {len(nodes)} that it places worst"}, worst placed first; found by '
+    f'are the methods that have them among their first {k}.'
+  )
+  rows = []
+  for m in nodes:
+    numbers = [f'{m["rank"]}', f'{m["place"]:,}', f'{m["contribution"]:.4g}', f'{m["score"]:.4g}']
+    cells = [*numbers, ', '.join(m['found_by']) or 'nobody']
+    rows.append((m['label'], cells, [0, m['rank'] / m['place'], 0, 0, 0]))
+  heads = ['true rank', 'its place', 'contribution', 'its estimate', 'found by']
+  table = _table('node', heads, rows, 'colour: the true rank over its place')
+  return page.section(heading, words, table)
+
+
+def _largest(measured: Measured) -> str:
+  names = {key: one.name for key, one in measured.found.items() if one.effects is not None}
+  nodes = measured.figures['top'][:_ROWS]
+  rows = []
+  for rank, top in enumerate(nodes, 1):
+    places = [top['places'][key] for key in names]
+    cells = [f'{top["contribution"]:.4g}', f'{top["mean"]:+.4g}', *(f'{p:,}' for p in places)]
+    share = top['contribution'] / nodes[0]['contribution']
+    rows.append((top['label'], cells, [share, 0, *(min(1, rank / p) for p in places)]))
+  words = (
+    'Contribution, signed mean effect, and at which place the methods that estimate effects have each node, '
+    'largest first.'
+  )
+  unit = 'colour: the contribution over the largest; the true rank over the place, full where that is no later'
+  table = _table('node', ['contribution', 'mean', *names.values()], rows, unit)
+  return page.section('Where the largest nodes are found', words, table)
+
+
+def _bounds(figures: dict[str, Any]) -> str:
+  judged = [one for one in figures['methods'].values() if 'verified' in one]
+  one, k = judged[0]['verified'], figures['settings']['ks'][-1]
+  words = (
+    f'What can be said without the truth. The first {one["path"]:,} nodes of each method are patched; the threshold '
+    f'is contribution number {k} among them. {one["checks"]:,} nodes drawn from the others are patched, and '
+    f'{one["subsets"]:,} random subsets of those still left. With 95 % confidence no more nodes than said go beyond '
+    'the threshold, and with 95 % none of those left contributes more than said; beside it what is true.'
+  )
+  rows = [
+    (
+      one['name'],
+      [f'{v["spent"]:,.0f}', f'{v["threshold"]:.4g}', f'{v["missed_at_most"]:,}', f'{v["missed"]:,}',
+       f'{v["largest_at_most"]:.4g}', f'{v["largest"]:.4g}'],
+      [0] * 6,
+    )
+    for one in judged
+    for v in [one['verified']]
+  ]  # fmt: skip
+  heads = [
+    'passes',
+    'threshold',
+    'beyond: at most',
+    'in truth',
+    'largest left: at most',
+    'in truth',
+  ]
+  return page.section('Bounds on what was missed', words, _table('', heads, rows, ''))
+
+
+def _table(corner: str, heads: Sequence[str], rows: Sequence[tuple], unit: str) -> str:
+  """A table whose rows are (name, cells, weights)."""
+  names, cells, weights = zip(*rows)
+  return page.words(cells, weights, rows=names, columns=heads, corner=corner, unit=unit)

@@ -1,0 +1,81 @@
+"""Settings: what is to be measured, checked before a model is loaded.
+
+A run takes from minutes to hours, so a name that is not known is refused in the first second, with those that are.
+
+    Settings(nodes='neurons', layers='2,14,27', positions='last', methods=('atp', 'random'))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from experiments.atp_star.methods import METHODS
+from mechjax import errors
+from mechjax.patching import PatchingError
+
+NODES = {'heads': 'q, k, v, z', 'layers': 'attn_out, mlp_out', 'neurons': 'mlp_post'}
+POSITIONS = ('reached', 'each', 'last', 'together')
+HOW = ('noising', 'denoising')
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What is to be measured.
+
+  Attributes:
+    nodes: key of `NODES`: 'heads' (queries, keys, values and outputs), 'layers' (what attention and MLP write) or
+      'neurons'.
+    layers: which, as in a site pattern: '2,14,27' or '0..3'; '' for all.
+    positions: a node for each position that the change reaches ('reached'), for 'each', for the 'last' alone, or
+      one for all 'together'.
+    how: 'noising' or 'denoising'.
+    methods: keys of `METHODS`.
+    ks: for which K the cost of verified recall is told.
+    joint: joint patches that each search without gradients may spend; None for a tenth of the nodes, at least 20.
+    verify: passes that the bounds on what was missed may spend, for each method with a gradient: half for checks
+      of nodes drawn at random, half for random subsets; 0 for no bounds.
+    budget: bytes that a sweep may use besides parameters and prompts.
+    seed: of everything random but the prompts.
+  """
+
+  nodes: str = 'heads'
+  layers: str = ''
+  positions: str = 'reached'
+  how: str = 'noising'
+  methods: tuple[str, ...] = tuple(METHODS)
+  ks: tuple[int, ...] = (10, 30, 100)
+  joint: int | None = None
+  verify: int = 0
+  budget: int = 2**30
+  seed: int = 0
+
+  def __post_init__(self) -> None:
+    _check('set of nodes', self.nodes, NODES)
+    _check('choice of positions', self.positions, POSITIONS)
+    _check('way of patching', self.how, HOW)
+    for name in self.methods:
+      _check('method', name, METHODS)
+    if not self.methods or not self.ks:
+      raise PatchingError(f'methods {list(self.methods)} and ks {list(self.ks)} ask for nothing')
+    if min(self.ks) < 1 or list(self.ks) != sorted(set(self.ks)):
+      raise PatchingError(f'ks {list(self.ks)} must be positive and rise')
+    for name, least in (('joint', 20), ('verify', 40)):
+      if (number := getattr(self, name)) and number < least:
+        raise PatchingError(
+          f'{name} is {number}', cause='too few subsets to compare', mend=f'{least} or more'
+        )
+    if self.nodes == 'neurons' and not self.layers:
+      raise PatchingError(
+        'the neurons of all layers are too many for an exact sweep', mend="layers='2,14,27'"
+      )
+
+
+def _check(what: str, name: str, known: Iterable[str]) -> None:
+  if name not in known:
+    near = errors.nearest(name, known)
+    raise PatchingError(
+      f'there is no {what} called {name!r}',
+      where=f'known: {list(known)}',
+      mend=f'did you mean {near[0]!r}?' if near else None,
+    )
