@@ -5,7 +5,7 @@
 Expected: atp_over_2f1b <= 1.2; atp_star_qk_over_2f1b <= 1.6; graddrop_over_L_backwards <= 0.5;
 sweep_forwards_per_patch <= 0.6; sweep_peak_within_budget true; recompiles_in_sweep 1.
 
-  atp_over_2f1b              AtP for every head (q, k, v, z) and MLP at every position, over two forwards and one backward
+  atp_over_2f1b              AtP for every head (q, k, v, z) and MLP at every position, over two forwards and a backward
                              (to the embeddings) of the same jitted model
   atp_neurons_over_2f1b      the same for every neuron of every layer at every position
   atp_star_qk_over_2f1b      with the QK fix
