@@ -15,7 +15,8 @@ sweep_forwards_per_patch <= 0.6; sweep_peak_within_budget true; recompiles_in_sw
                              a batch of plain forwards of the same size that computes the same logits difference;
                              16 patches in each of the 30 layers
   sweep_without_prefix       the same without beginning at the patched layer
-  sweep_peak_bytes           what the sweep adds to the memory of the process, beside the budget it was given
+  sweep_peak_bytes           what a sweep that would like 480 patches at once adds to the memory of the process, beside
+                             the 16 MiB that it was given
   recompiles_in_sweep        how often the patched pass is compiled in a sweep over all layers and sites
 """
 
@@ -34,7 +35,7 @@ from mechjax.patching import AtPStar, Attribution, Exact, Pairs, logit_differenc
 
 CLEAN = 'When the two of them went to the store, Mary and John gave a'
 NOISE = 'When the two of them went to the store, Anna and John gave a'
-PATCHES, BUDGET = 16, 2**28
+PATCHES, BUDGET = 16, 2**24
 TARGETS = {
   'atp_over_2f1b': '<= 1.2',
   'atp_star_qk_over_2f1b': '<= 1.6',
@@ -69,7 +70,9 @@ def plain_passes(model, pairs, metric):
   def forward(params, tokens):
     return metric(model.apply(params, tokens))
 
-  both = lambda: (forward(model.params, pairs.noise), forward_and_backward(model.params, pairs.clean))  # noqa: E731
+  def both():
+    return forward(model.params, pairs.noise), forward_and_backward(model.params, pairs.clean)
+
   return both, lambda: forward(model.params, pairs.clean)
 
 
@@ -116,30 +119,35 @@ def sweeps(model, pairs, metric, infos):
     return logits[:, metric.data[0][0]] - logits[:, metric.data[1][0]]
 
   tokens = np.repeat(pairs.clean, PATCHES, axis=0)
-  options = {'budget': BUDGET, 'at_most': PATCHES}
-  exact = {
-    'prefix': Exact(model.apply, chosen, resume=model.resume, **options),
-    'whole': Exact(model.apply, chosen, **options),
-  }
-  calls = {n: lambda s=s: s(model.params, pairs, metric).values for n, s in exact.items()}
+
+  def sweep(nodes, **options):
+    exact = Exact(model.apply, nodes, **{'at_most': PATCHES, 'resume': model.resume} | options)
+    return exact, lambda: exact(model.params, pairs, metric).values
+
+  compiled = []
+  for nodes in (
+    chosen[:PATCHES],
+    chosen[:PATCHES],
+    chosen,
+  ):  # the first also compiles what all share
+    with timing.compilations() as seen:
+      sweep(nodes)[1]()
+    compiled.append(seen.count)
+  calls = {'prefix': sweep(chosen)[1], 'whole': sweep(chosen, resume=None)[1]}
   calls['plain'] = lambda: [batch(model.params, tokens) for _ in range(model.n_layers)]
-  with timing.compilations() as every_layer:
-    calls['prefix']()
-  with timing.compilations() as one_layer:
-    Exact(model.apply, chosen[:PATCHES], resume=model.resume, **options)(
-      model.params, pairs, metric
-    )
   times = timing.interleaved(calls, rounds=3)
-  peak = timing.peak_memory(calls['prefix'])
-  (plan,) = exact['prefix']._plans.values()
+  bounded, run = sweep(chosen, budget=BUDGET, at_most=len(chosen))
+  run()
+  peak = timing.peak_memory(run)
+  (plan,) = bounded._plans.values()
   return {
-    'sweep_chunk': plan.chunk,
     'sweep_forwards_per_patch': times.ratio('prefix', 'plain'),
     'sweep_without_prefix': times.ratio('whole', 'plain'),
     'sweep_peak_bytes': peak,
     'sweep_budget_bytes': BUDGET,
     'sweep_peak_within_budget': peak <= BUDGET,
-    'recompiles_in_sweep': 1 + max(every_layer.count - one_layer.count, 0),
+    'sweep_chunk': plan.chunk,
+    'recompiles_in_sweep': 1 + compiled[2] - compiled[1],
     'ms_per_patch': 1e3 * times.median('prefix') / len(chosen),
   }
 

@@ -323,7 +323,7 @@ class _Held:
       raise PatchingError(
         f'{", ".join(odd)} cannot mediate', mend=f'nodes of what is held here: {", ".join(names)}'
       )
-    layouts = {**_used(routes._free), **_used(routes.senders)}
+    layouts = {**routes._free.layouts, **routes.senders.layouts}
     axes = {name: layout.axes for name, layout in layouts.items()}
     found = nodes_of(infos, names, heads='together', positions='together', axes=axes)
     whole = (dataclasses.replace(g, layout=layouts.get(g.name, g.layout)) for g in found.grids)

@@ -178,7 +178,7 @@ def closed_form(scores: jax.Array, patched: jax.Array, probs: jax.Array) -> tupl
   rest = jnp.where(most, -jnp.inf, scores)
   total, without = (logsumexp(x, axis=-1, keepdims=True) for x in (scores, rest))
   alone = without == -jnp.inf  # no other key is seen
-  x = scores - jnp.where(most, without, total + jnp.log1p(-jnp.where(most, 0, probs)))
+  x = scores - jnp.where(most, without, total + jnp.log1p(-probs))
   # Each from the side where it is small.
   up = jax.nn.sigmoid(x + change) - jax.nn.sigmoid(x)
   down = jax.nn.sigmoid(-x) - jax.nn.sigmoid(-x - change)
@@ -189,7 +189,7 @@ def key_effects(arrays: tuple, gradient: jax.Array) -> jax.Array:
   """Î(k_j) from `closed_form` and the gradient at the probabilities: [..., T, S] -> [..., S]."""
   moved, probs, shares, most = arrays
   weighted = probs * gradient
-  others = (weighted.sum(-1, keepdims=True) - weighted) / jnp.where(most, 1, 1 - probs)
+  others = (weighted.sum(-1, keepdims=True) - weighted) / (1 - probs)
   mean = jnp.where(most, (shares * gradient).sum(-1, keepdims=True), others)
   return (moved * (gradient - mean)).sum(-2)
 

@@ -1,6 +1,7 @@
 """Pictures of what was found, as small pieces that an experiment puts together.
 
-`charts` draws on matplotlib axes, for PNG files and papers; `page` writes self-contained HTML, for
-looking closely and for sending to a colleague. Both take plain numbers and strings, know nothing of
-models, and show tokens through `tokens`, so that a blank or a line break can be seen.
+`charts`, `curves` and `cloud` draw on matplotlib axes, for PNG files and papers; `page` writes self-contained HTML, for
+looking closely and for sending to a colleague. They take plain numbers and strings, know nothing of models, and show
+tokens through `tokens`, so that a blank or a line break can be seen. `patching` and `searches` put them together for
+the results of `mechjax.patching`: heat maps and ranked nodes; what searches cost, and estimates against the truth.
 """

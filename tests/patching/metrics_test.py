@@ -74,6 +74,20 @@ def test_an_answer_of_several_tokens_is_the_sum_of_their_log_probabilities():
   )
 
 
+def test_a_difference_reads_the_positions_of_both_one_after_the_other():
+  left = log_probability(PAIRS, [[3, 4], [5, -1], [6, 7]])
+  right = logit_difference(PAIRS, [3, 4, 5], [6, 7, 8], positions=[0, 2, 1])
+  both = difference('both', left, right)
+  assert both.at.tolist() == [[2, 3, 0], [2, 2, 2], [0, 1, 1]]
+  expected = left(LOGITS[0]) - right(LOGITS[0])
+  close(both, expected)
+  read = np.take_along_axis(LOGITS[0], both.at[..., None], 1)
+  np.testing.assert_allclose(both.of(read), expected, rtol=1e-5, atol=1e-5)
+  everywhere = difference('both', both, loss(PAIRS))  # the loss reads all positions
+  assert everywhere.at is None
+  close(everywhere, expected - loss(PAIRS)(LOGITS[0]))
+
+
 def test_the_loss_counts_real_tokens_only():
   expected = [
     -np.mean([LOG_PROBS[0, i, t, row[t + 1]] for t in range(len(row) - 1)])

@@ -1,0 +1,225 @@
+"""Passes that begin in the middle and patches of whole subsets give what an edit by hand gives."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.benchmarks import timing
+from mechjax import harvest
+from mechjax.models import decoder
+from mechjax.patching import (
+  Exact,
+  Joint,
+  PatchingError,
+  budget,
+  custom,
+  log_probability,
+  logit_difference,
+  nodes_of,
+)
+from tests.models import decoders
+from tests.patching import linear, plain
+
+METRIC = logit_difference(plain.PAIRS, plain.ANSWERS, plain.OTHERS)
+WORDS = np.array([[3, 9], [7, -1]])
+
+
+@pytest.fixture(scope='module', autouse=True)
+def hasty():
+  """Compiling is most of what these tests do, and what is compiled runs for milliseconds."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+# --- the truth --------------------------------------------------------------------------------------------
+
+
+def logits_by_hand(name, nodes, subsets, row):
+  """Logits of one pair with the nodes of each subset (bool [M, N]) replaced at once, and of the clean run last."""
+  there = plain.values(name, plain.NOISE[row : row + 1])
+  places = {}
+  for n, node in enumerate(nodes):
+    layout = nodes.layouts[node.site.name]
+    axes = [(axis, size) for axis, size in zip(layout.axes, layout.shape) if axis != 'B']
+    index = np.ix_(*(plain._picked(axis, node, row, size) for axis, size in axes))
+    places.setdefault(str(node.site), []).append((n, index))
+
+  def edit(site, value):
+    value = value.copy()
+    for n, index in places.get(site, ()):
+      for m in np.flatnonzero(subsets[:, n]):
+        value[m][index] = there[site][0][index]
+    return value
+
+  return plain.logits(name, np.repeat(plain.CLEAN[row : row + 1], len(subsets) + 1, 0), edit)
+
+
+def word_log_probability(out, row):
+  log_probs = out - np.log(np.exp(out).sum(-1, keepdims=True))
+  tokens = WORDS[row][WORDS[row] >= 0]
+  at = plain.REAL[row].sum() - len(tokens) + np.arange(len(tokens))
+  return log_probs[:, at, tokens].sum(1)
+
+
+def compare(values, name, nodes, subsets, metric=plain.logit_difference):
+  """Effects [M, 2] with an edit by hand."""
+  for row in range(2):
+    out = metric(logits_by_hand(name, nodes, subsets, row), row)
+    expected = out[:-1] - out[-1]
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(
+      values[:, row], expected, rtol=0, atol=2e-4 * max(1.0, np.abs(expected).max())
+    )
+
+
+def resume_of(name):
+  return functools.partial(_resume, decoders.CONFIGS[name])
+
+
+def _resume(config, params, tokens, residual, start, at):
+  return decoder.resume(params, tokens, residual, start, config, at=at)
+
+
+# --- decoders ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('name', 'metric', 'truth'),
+  [
+    ('attn-only', METRIC, plain.logit_difference),
+    ('gemma', log_probability(plain.PAIRS, WORDS), word_log_probability),
+  ],
+)
+def test_passes_that_begin_in_the_middle_equal_an_edit_by_hand_at_every_site(name, metric, truth):
+  nodes = plain.nodes(name, '*')
+  if metric is not METRIC:  # only without nodes behind all layers are some positions computed
+    nodes = nodes[[node.site.name not in ('final_norm', 'logits') for node in nodes]]
+  exact = Exact(plain.forward(name), nodes, at_most=7, resume=resume_of(name))
+  effects = exact(decoders.params(name), plain.PAIRS, metric)
+  compare(effects.values, name, nodes, np.eye(len(nodes), dtype=bool), truth)
+  first = [node.site.name == 'embed' or node.site.layer == 0 for node in nodes]
+  assert (exact.starts == 0).tolist() == first
+
+
+def test_subsets_are_patched_at_once():
+  """Across sites and layers, with heads one by one and together, and a name with one layer."""
+  some = functools.partial(plain.nodes, 'gpt2')
+  nodes = (
+    some('z, k.1', positions=[1, 2])
+    + some('z', heads='together', positions='together')
+    + some('mlp_post.1', neurons=[0, 5], positions='together')
+    + some('embed, mlp_out, logits', positions=[2, -1])
+  )
+  joint = Joint(plain.forward('gpt2'), nodes, at_most=9, resume=resume_of('gpt2'))
+  patch = joint(decoders.params('gpt2'), plain.PAIRS, METRIC)
+  random = np.random.default_rng(0)
+  subsets = np.concatenate(
+    [
+      random.random((20, len(nodes))) < random.random((20, 1)),
+      np.eye(len(nodes), dtype=bool),
+      np.ones((1, len(nodes)), bool),
+    ]
+  )
+  compare(patch(subsets), 'gpt2', nodes, subsets)
+  np.testing.assert_allclose(patch(np.zeros((2, len(nodes)), bool)), 0, atol=1e-6)
+  assert patch(np.zeros((0, len(nodes)), bool)).shape == (0, 2)
+
+
+# --- a small model ----------------------------------------------------------------------------------------
+
+
+def embed(params, tokens):
+  return harvest.sow(jnp.asarray(params['embed'])[tokens], name='embed')
+
+
+def layer(params, x, w):
+  x = harvest.sow(x, name='resid_pre')
+  mixed = jnp.tanh(jnp.einsum('ts,bsd->btd', params['mix'], x) @ w[0])
+  return x + harvest.sow(mixed @ w[1], name='mlp_out')
+
+
+def unembed(params, x):
+  return harvest.sow(x @ params['unembed'], name='logits')
+
+
+def forward(params, tokens):
+  """The model of `linear`, bent."""
+  body = lambda x, w: (layer(params, x, w), None)  # noqa: E731
+  return unembed(
+    params, jax.lax.scan(body, embed(params, tokens), (params['up'], params['down']))[0]
+  )
+
+
+def resume(params, tokens, x, start, at):
+  def body(x, step):
+    number, *w = step
+    return jax.lax.cond(number >= start, lambda x: layer(params, x, w), lambda x: x, x), None
+
+  x = jnp.where(start == 0, embed(params, tokens), x)
+  numbers = jnp.arange(linear.L, dtype=jnp.int32)
+  x, _ = jax.lax.scan(body, x, (numbers, params['up'], params['down']))
+  return unembed(params, x if at is None else x[jnp.arange(len(x))[:, None], at])
+
+
+def small(pattern, **options):
+  return nodes_of(harvest.sites_of(forward, PARAMS, PAIRS.clean), pattern, **options)
+
+
+PARAMS, PAIRS = linear.PARAMS, linear.PAIRS
+
+
+@pytest.fixture
+def wide():
+  with jax.enable_x64(True):
+    yield
+
+
+PATTERN = 'embed, resid_pre, mlp_out'
+WEIGHTS = np.random.default_rng(0).standard_normal((linear.B, linear.T, linear.V))
+EVERYTHING = custom('everything', lambda out, weights: (out * weights).sum((1, 2)), WEIGHTS)
+
+
+@functools.cache
+def whole():
+  """What patching each node of the small model does, without beginning in the middle; and how often XLA was asked."""
+  with timing.compilations() as seen:
+    exact = Exact(forward, small(PATTERN))
+    effects = exact(PARAMS, PAIRS, EVERYTHING)
+  (plan,) = exact._plans.values()
+  return effects, plan, seen
+
+
+@pytest.mark.usefixtures('wide')
+def test_a_metric_that_reads_everything_gets_everything_and_one_executable_serves_all_layers():
+  expected, _, plain_sweep = whole()
+  assert np.abs(expected.values).max() > 1
+  exact = Exact(forward, small(PATTERN), at_most=7, resume=resume)
+  with timing.compilations() as first:
+    found = exact(PARAMS, PAIRS, EVERYTHING)
+  np.testing.assert_allclose(found.values, expected.values, rtol=1e-9, atol=1e-9)
+  assert 2 <= first.count <= plain_sweep.count
+  with timing.compilations() as again:
+    exact(PARAMS, PAIRS, EVERYTHING)
+  assert again.count == 0
+
+
+@pytest.mark.usefixtures('wide')
+def test_subsets_are_patched_in_blocks_of_pairs_where_they_do_not_all_fit():
+  expected, plan, _ = whole()
+  room = budget.bytes_of(plan.prepare) - 1  # too little for the unpatched runs of all pairs
+  joint = Joint(forward, small(PATTERN), at_most=2, budget=room)
+  patch = joint(PARAMS, PAIRS, EVERYTHING)
+  (plan,) = joint._plans.values()
+  assert plan.rows < len(PAIRS)
+  one_hot = np.eye(len(joint.nodes), dtype=bool)
+  np.testing.assert_allclose(patch(one_hot), expected.values, rtol=1e-9, atol=1e-9)
+  for wrong in (one_hot[0], one_hot[:, 1:], one_hot.astype(int)):
+    message = (
+      rf'bool \[M, {len(one_hot)}\], got {wrong.dtype} \[{", ".join(map(str, wrong.shape))}\]'
+    )
+    with pytest.raises(PatchingError, match=message):
+      patch(wrong)
