@@ -73,7 +73,7 @@ class Exact(engine.Sweep):
     statistics = plan.statistics(params, sided, n)
     ledger = Ledger(save, question, (len(self.nodes), n), save_every)
     by_layer = np.argsort(self.starts, kind='stable')
-    with _bar(progress, ledger.done, title) as advance, ledger:
+    with bar(progress, title, ledger.done.size, int(ledger.done.sum())) as advance, ledger:
       for rows, count in budgets.blocks(n, plan.rows):
         todo = by_layer[~ledger.done[by_layer][:, rows].all(axis=1)]
         if not len(todo):
@@ -148,11 +148,11 @@ class Joint(engine.Sweep):
 
 
 @contextlib.contextmanager
-def _bar(shown: bool, done: np.ndarray, title: str) -> Iterator[Callable[[int], Any]]:
-  """A function that advances the bar, if there is one."""
+def bar(shown: bool, title: str, total: int, done: int = 0) -> Iterator[Callable[[int], Any]]:
+  """A function that advances a bar of patches, if there is one; raises MissingExtraError without tqdm."""
   if not shown:
     yield lambda n: None
     return
   tqdm = extras.require('tqdm', 'models').tqdm
-  with tqdm(total=done.size, initial=int(done.sum()), unit='patch', desc=title) as bar:
-    yield bar.update
+  with tqdm(total=total, initial=done, unit='patch', desc=title) as shown_bar:
+    yield shown_bar.update

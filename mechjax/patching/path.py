@@ -36,6 +36,7 @@ import numpy as np
 from mechjax import harvest
 from mechjax.patching import attribution, engine, sources, terms
 from mechjax.patching import budget as budgets
+from mechjax.patching.activation import bar
 from mechjax.patching.effects import Effects
 from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
@@ -159,13 +160,16 @@ class Paths(Routes):
   at_most: int = 64
   resume: Callable | None = None
 
-  def __call__(self, params: Any, pairs: Pairs, metric: Metric) -> PathEffects:
+  def __call__(
+    self, params: Any, pairs: Pairs, metric: Metric, *, progress: bool = False
+  ) -> PathEffects:
     """Measures every sender through every receiver on every pair.
 
     Args:
       params: given to `forward`.
       pairs: B pairs.
       metric: a number for each.
+      progress: whether to show a bar (needs tqdm).
 
     Returns:
       The effects, [S, R, B]; one pass for each sender, and one for each sender and receiver above it.
@@ -183,19 +187,22 @@ class Paths(Routes):
     plan = sweep.plan(params, sided, metric, cover, many[0])
     values = np.zeros((len(self.senders), len(many), n))
     base, other = np.zeros(n), np.zeros(n)
-    for rows, count in budgets.blocks(n, plan.rows):
-      block, here = plan.block(params, sided, metric, None, rows), sided.rows(rows)
-      base[rows[:count]], other[rows[:count]] = block.base[:count], block.other[:count]
-      ends = self._once('ends', held.ends, params, here)(params, here)
-      send = self._once('send', held.send, params, here)
-      for s, row in enumerate(self.senders.table):
-        received = block.planting(send(params, here, *ends, np.arange(len(values)) == s))
-        above = np.flatnonzero(highest >= row[1])
-        order = above[np.argsort(lowest[above], kind='stable')]
-        for at, size in budgets.blocks(len(order), plan.chunk):
-          some = order[at]
-          found = received.effects(many[some], lowest[some[0]])
-          values[s][np.ix_(some[:size], rows[:count])] = found[:size, :count]
+    patches = n * sum((highest >= row[1]).sum() for row in self.senders.table)
+    with bar(progress, 'path patching', int(patches)) as advance:
+      for rows, count in budgets.blocks(n, plan.rows):
+        block, here = plan.block(params, sided, metric, None, rows), sided.rows(rows)
+        base[rows[:count]], other[rows[:count]] = block.base[:count], block.other[:count]
+        ends = self._once('ends', held.ends, params, here)(params, here)
+        send = self._once('send', held.send, params, here)
+        for s, row in enumerate(self.senders.table):
+          received = block.planting(send(params, here, *ends, np.arange(len(values)) == s))
+          above = np.flatnonzero(highest >= row[1])
+          order = above[np.argsort(lowest[above], kind='stable')]
+          for at, size in budgets.blocks(len(order), plan.chunk):
+            some = order[at]
+            found = received.effects(many[some], lowest[some[0]])
+            values[s][np.ix_(some[:size], rows[:count])] = found[:size, :count]
+            advance(size * count)
     return self._effects('path patching', metric, values, base, other)
 
   @functools.cached_property
