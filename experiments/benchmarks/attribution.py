@@ -16,7 +16,8 @@ sweep_forwards_per_patch <= 0.6; sweep_peak_within_budget true; recompiles_in_sw
                              16 patches in each of the 30 layers
   sweep_without_prefix       the same without beginning at the patched layer
   sweep_peak_bytes           what a sweep that would like 480 patches at once adds to the memory of the process, beside
-                             the 16 MiB that it was given
+                             the 32 MiB that it was given
+  sweep_planned_bytes        what the compiler says that it needs, kept values included
   recompiles_in_sweep        how often the patched pass is compiled in a sweep over all layers and sites
 """
 
@@ -35,7 +36,7 @@ from mechjax.patching import AtPStar, Attribution, Exact, Pairs, logit_differenc
 
 CLEAN = 'When the two of them went to the store, Mary and John gave a'
 NOISE = 'When the two of them went to the store, Anna and John gave a'
-PATCHES, BUDGET = 16, 2**24
+PATCHES, BUDGET = 16, 2**25
 TARGETS = {
   'atp_over_2f1b': '<= 1.2',
   'atp_star_qk_over_2f1b': '<= 1.6',
@@ -147,6 +148,7 @@ def sweeps(model, pairs, metric, infos):
     'sweep_budget_bytes': BUDGET,
     'sweep_peak_within_budget': peak <= BUDGET,
     'sweep_chunk': plan.chunk,
+    'sweep_planned_bytes': plan.bytes,
     'recompiles_in_sweep': 1 + compiled[2] - compiled[1],
     'ms_per_patch': 1e3 * times.median('prefix') / len(chosen),
   }

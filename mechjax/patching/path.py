@@ -142,8 +142,7 @@ class Routes:
       s, r, _ = map(int, bad[0])
       to = 'all receivers' if receivers is None else receivers[r]
       raise PatchingError(f'{method} found NaN', where=f'{self.senders[s]} to {to}')
-    title = f'{method} {self.how}: {metric.name}'
-    return PathEffects(title, self.senders, receivers, *arrays)
+    return PathEffects(f'{method} {self.how}: {metric.name}', self.senders, receivers, *arrays)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -182,7 +181,7 @@ class Paths(Routes):
     cover: engine.Cover = engine.subset if self.together else engine.one_node
     many, lowest, highest = self.receivers.table, sweep.starts, sweep.starts
     if self.together:
-      many = _all(self.receivers)
+      many = np.ones((1, len(self.receivers)), bool)
       lowest, highest = (f(sweep.starts, keepdims=True) for f in (np.min, np.max))
     plan = sweep.plan(params, sided, metric, cover, many[0])
     values = np.zeros((len(self.senders), len(many), n))
@@ -230,9 +229,8 @@ class EdgeAttribution(Routes):
     for name, other, nodes in through:
       both = set(self.senders.layers(name)) & set(nodes.layers(other))
       if both:
-        role = 'is a sender that acts' if nodes is self.senders else 'mediates'
         raise PatchingError(
-          f'{name} at layers {", ".join(map(str, both))} is a sender, and {other} {role} through it',
+          f'{name} at layers {", ".join(map(str, both))} is a sender, and {other} acts through it',
           cause='all senders have values of their own at once, and nothing passes through those',
           mend='other layers, or Paths, which is exact',
         )
@@ -247,18 +245,18 @@ class EdgeAttribution(Routes):
     """
     sided, n = sources.sides(pairs, self.how, self.seed)
     held = self._held(params, sided)
-    many = _all(self.receivers) if self.together else np.eye(len(self.receivers), dtype=bool)
+    many = np.eye(len(self.receivers), dtype=bool)
+    many = many.any(0, keepdims=True) if self.together else many
     values = np.zeros((len(self.senders), len(many), n))
     base, other = np.zeros(n), np.zeros(n)
     for rows, count in budgets.blocks(n, min(self.rows, n)):
       here, mine = sided.rows(rows), metric.rows(rows)
       ready = self._once('ready', functools.partial(self._ready, held), params, here, mine)
-      *ends, gradients, at_base, at_other = ready(params, here, mine)
-      base[rows[:count]] = np.asarray(at_base, float)[:count]
-      other[rows[:count]] = np.asarray(at_other, float)[:count]
+      *known, metrics = ready(params, here, mine)
+      base[rows[:count]], other[rows[:count]] = (np.asarray(x, float)[:count] for x in metrics)
       edges = self._once('edges', functools.partial(self._edges, held), params, here)
       for at, size in budgets.blocks(len(many), min(self.chunk, len(many))):
-        found = np.asarray(edges(params, here, *ends, gradients, many[at]), float)
+        found = np.asarray(edges(params, here, *known, many[at]), float)
         place = np.ix_(np.arange(len(values)), at[:size], rows[:count])
         values[place] = found[:size, :, :count].swapaxes(0, 1)
     return self._effects('edge attribution', metric, values, base, other)
@@ -271,7 +269,8 @@ class EdgeAttribution(Routes):
       return each.sum(), each
 
     def patched(received):
-      plants = engine.subset(self.receivers, received, _all(self.receivers)[0], pairs.real)
+      every = jnp.ones(len(self.receivers), bool)
+      plants = engine.subset(self.receivers, received, every, pairs.real)
       return metric(harvest.plant(self.forward)(plants, params, pairs.clean)).sum()
 
     at_sites = harvest.value_and_grad_at(loss, sites=self.receivers.sites(), has_aux=True)
@@ -280,12 +279,11 @@ class EdgeAttribution(Routes):
     if self.together:  # receivers that are all planted do not act on each other
       gradients = jax.grad(patched)(received)
     other = metric(self.forward(params, pairs.noise))
-    return *held.ends(params, pairs), gradients, base, other
+    return *held.ends(params, pairs), gradients, (base, other)
 
-  def _edges(
-    self, held: _Held, params: Any, pairs: Pairs, base: Any, planted: Any, gradients: Any, many: Any
-  ) -> jax.Array:
+  def _edges(self, held: _Held, params: Any, pairs: Pairs, *known: Any) -> jax.Array:
     """The effects through M subsets of the receivers, [M, S, B]."""
+    base, planted, gradients, many = known
     zeros = {name: jnp.zeros_like(base[name]) for name in _used(self.senders)}
     back = jax.vjp(lambda moved: held.moved(params, pairs, base, moved), zeros)[1]
     made = {}
@@ -327,9 +325,7 @@ class _Held:
       raise PatchingError('this model has no components that could be held', mend='tag z, mlp_out')
     odd = [name for name in _used(routes._free) if name not in names]
     if odd:
-      raise PatchingError(
-        f'{", ".join(odd)} cannot mediate', mend=f'nodes of what is held here: {", ".join(names)}'
-      )
+      raise PatchingError(f'{", ".join(odd)} cannot mediate', mend=f'nodes of {", ".join(names)}')
     layouts = {**routes._free.layouts, **routes.senders.layouts}
     axes = {name: layout.axes for name, layout in layouts.items()}
     found = nodes_of(infos, names, heads='together', positions='together', axes=axes)
@@ -372,7 +368,7 @@ class _Held:
       layers, mask = self.nodes.layers(name), sending.get(name, False)
       if name in self.names:
         some = name in _used(free)
-        mask |= ~engine.covered(free, name, layers, _all(free)[0]) if some else True
+        mask |= ~engine.covered(free, name, layers, np.ones(len(free), bool)) if some else True
       plants |= engine.masked(name, layers, value, jnp.broadcast_to(mask, value.shape))
     run = harvest.harvest(self.routes.forward, sites=receivers.sites())
     return sources.by_name(receivers, run(plants, params, pairs.clean)[1])
@@ -381,11 +377,6 @@ class _Held:
 def _used(nodes: NodeSet) -> dict[str, Layout]:
   """The layouts of the sites at which there are nodes."""
   return {grid.name: grid.layout for _, grid in nodes.used()}
-
-
-def _all(nodes: NodeSet) -> np.ndarray:
-  """The subset of all nodes, [1, N]."""
-  return np.ones((1, len(nodes)), bool)
 
 
 def _masks(nodes: NodeSet, within: NodeSet, members: Any, real: Any) -> dict[str, jax.Array]:

@@ -13,6 +13,7 @@ from mechjax.models import decoder
 from mechjax.patching import (
   Exact,
   Joint,
+  Pairs,
   PatchingError,
   budget,
   custom,
@@ -76,12 +77,15 @@ def compare(values, name, nodes, subsets, metric=plain.logit_difference):
     )
 
 
-def resume_of(name):
-  return functools.partial(_resume, decoders.CONFIGS[name])
+def resume_of(name, asked=None):
+  """How a decoder begins in the middle; `asked` gathers whether it was told which logits are wanted."""
 
+  def resume(params, tokens, residual, start, at):
+    if asked is not None:
+      asked.add(at is not None)
+    return decoder.resume(params, tokens, residual, start, decoders.CONFIGS[name], at=at)
 
-def _resume(config, params, tokens, residual, start, at):
-  return decoder.resume(params, tokens, residual, start, config, at=at)
+  return resume
 
 
 # --- decoders ---------------------------------------------------------------------------------------------
@@ -96,11 +100,14 @@ def _resume(config, params, tokens, residual, start, at):
 )
 def test_passes_that_begin_in_the_middle_equal_an_edit_by_hand_at_every_site(name, metric, truth):
   nodes = plain.nodes(name, '*')
-  if metric is not METRIC:  # only without nodes behind all layers are some positions computed
+  few = metric is not METRIC  # only without nodes behind all layers are some logits enough
+  if few:
     nodes = nodes[[node.site.name not in ('final_norm', 'logits') for node in nodes]]
-  exact = Exact(plain.forward(name), nodes, at_most=7, resume=resume_of(name))
+  asked = set()
+  exact = Exact(plain.forward(name), nodes, at_most=7, resume=resume_of(name, asked))
   effects = exact(decoders.params(name), plain.PAIRS, metric)
   compare(effects.values, name, nodes, np.eye(len(nodes), dtype=bool), truth)
+  assert asked == {few}
   first = [node.site.name == 'embed' or node.site.layer == 0 for node in nodes]
   assert (exact.starts == 0).tolist() == first
 
@@ -169,7 +176,9 @@ def small(pattern, **options):
   return nodes_of(harvest.sites_of(forward, PARAMS, PAIRS.clean), pattern, **options)
 
 
-PARAMS, PAIRS = linear.PARAMS, linear.PAIRS
+PARAMS = linear.PARAMS
+REAL = np.arange(linear.T) < np.array([[5], [4], [5], [2]])
+PAIRS = Pairs(linear.PAIRS.clean, linear.PAIRS.noise, REAL)
 
 
 @pytest.fixture
@@ -178,7 +187,7 @@ def wide():
     yield
 
 
-PATTERN = 'embed, resid_pre, mlp_out'
+PATTERN = 'embed, mlp_out'
 WEIGHTS = np.random.default_rng(0).standard_normal((linear.B, linear.T, linear.V))
 EVERYTHING = custom('everything', lambda out, weights: (out * weights).sum((1, 2)), WEIGHTS)
 
