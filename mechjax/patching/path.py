@@ -246,7 +246,8 @@ class EdgeAttribution(Routes):
     sided, n = sources.sides(pairs, self.how, self.seed)
     held = self._held(params, sided)
     many = np.eye(len(self.receivers), dtype=bool)
-    many = many.any(0, keepdims=True) if self.together else many
+    if self.together:
+      many = np.ones((1, len(many)), bool)
     values = np.zeros((len(self.senders), len(many), n))
     base, other = np.zeros(n), np.zeros(n)
     for rows, count in budgets.blocks(n, min(self.rows, n)):

@@ -133,7 +133,7 @@ def test_queries_and_keys_go_through_the_softmax_exactly(keys, how, q, k):
 
 def test_a_dropped_layer_is_a_frozen_one():
   """That it passes no gradient on is the same as that it writes what it wrote before."""
-  nodes = plain.nodes('deep', 'embed, resid_*, q, k, v, z, attn_out, mlp_{post,out}, final_norm')
+  nodes = plain.nodes('deep', 'embed, resid_mid, q, k, v, attn_out, mlp_{post,out}')
   layers, inside = placed(nodes)
   star = AtPStar(plain.forward('deep'), nodes, chunk=2)
   args = decoders.params('deep'), plain.PAIRS, METRIC
@@ -330,7 +330,7 @@ def test_routes_that_cancel_are_missed_by_atp_and_found_by_graddrop():
   """The last layer takes back, to first order, all that the first brings."""
   one, none = np.eye(D), np.zeros((D, D))
   layers = np.float32([[one, none], [none, none], [-one, none]])
-  params = {'tokens': np.float32([[0] * D, [2] * D]), 'layers': layers}
+  params = {'tokens': np.float32(2 * np.eye(decoders.V)[:, [1] * D]), 'layers': layers}
   pairs = Pairs(np.zeros((2, 5), np.int32), np.ones((2, 5), np.int32), plain.REAL)
   args = params, pairs, TOTAL
   first = np.array([str(node.site) == 'attn_out.0' for node in star().nodes])

@@ -95,7 +95,7 @@ def resume_of(name, asked=None):
   ('name', 'metric', 'truth'),
   [
     ('attn-only', METRIC, plain.logit_difference),
-    ('gemma', log_probability(plain.PAIRS, WORDS), word_log_probability),
+    ('mistral', log_probability(plain.PAIRS, WORDS), word_log_probability),
   ],
 )
 def test_passes_that_begin_in_the_middle_equal_an_edit_by_hand_at_every_site(name, metric, truth):
