@@ -188,14 +188,19 @@ def unusable(nodes: NodeSet, values: Values, real: Any) -> Values:
 
 def refuse_nan(nodes: NodeSet, bad: Values, metrics: dict[str, Any], first: int) -> None:
   """Raises PatchingError if a site or a metric is NaN; `first` is the number of the first pair."""
-  for name, layers in bad.items():
-    for layer, hit in zip(nodes.layers(name), np.asarray(layers)):
-      if hit:
-        raise PatchingError(
-          'the activations contain NaN',
-          where=name if layer is None else f'{name}.{layer}',
-          cause='an overflow, a token id beyond the vocabulary, or damaged weights',
-        )
+  hits = [
+    (np.inf if layer is None and name != 'embed' else layer or 0, order, name, layer)
+    for order, name in enumerate(nodes.layouts)
+    for layer, hit in zip(nodes.layers(name), np.asarray(bad.get(name, ())))
+    if hit
+  ]
+  if hits:  # the first that a forward pass meets
+    *_, name, layer = min(hits)
+    raise PatchingError(
+      'the activations contain NaN',
+      where=name if layer is None else f'{name}.{layer}',
+      cause='an overflow, a token id beyond the vocabulary, or damaged weights',
+    )
   for side, values in metrics.items():
     if np.isnan(values).any():
       pair = first + int(np.isnan(values).argmax())

@@ -242,7 +242,7 @@ def test_an_empty_node_set_is_refused():
 
 @pytest.mark.parametrize('method', [Exact, Attribution])
 def test_nan_in_activations_names_the_layer_and_in_the_metric_the_pair(method):
-  sweep = method(linear.forward, linear.nodes('mlp_out.{1,2}'))
+  sweep = method(linear.forward, linear.nodes('mlp_out.{1,2}, resid_post, logits'))
   broken = {**PARAMS, 'down': PARAMS['down'] * np.array([1, np.nan, 1])[:, None, None]}
   with pytest.raises(PatchingError, match=r'NaN\n  where: mlp_out.1'):
     sweep(broken, PAIRS, METRIC)

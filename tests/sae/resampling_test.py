@@ -36,9 +36,15 @@ def rows_of(directions, among):
   return cosines.argmax(1)
 
 
-@pytest.mark.parametrize('name', SAES)
 @pytest.mark.parametrize(
-  'setting', [{}, {'d_out': E, 'skip': True}], ids=['autoencoder', 'transcoder']
+  ('name', 'setting'),
+  [
+    ('gated', {}),
+    ('jumprelu', {}),
+    ('batch_topk', {}),
+    ('gated', {'d_out': E, 'skip': True}),
+    ('topk', {'d_out': E}),
+  ],
 )
 def test_dead_latents_point_at_inputs_and_living_ones_stay(name, setting):
   sae = dataclasses.replace(SAES[name], **setting)
