@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import harvest
+from mechjax import harvest, sites
 from mechjax.patching.errors import PatchingError
 from mechjax.patching.nodes import Layout, NodeSet
 from mechjax.patching.pairs import Pairs, check
@@ -188,9 +188,10 @@ def unusable(nodes: NodeSet, values: Values, real: Any) -> Values:
 
 def refuse_nan(nodes: NodeSet, bad: Values, metrics: dict[str, Any], first: int) -> None:
   """Raises PatchingError if a site or a metric is NaN; `first` is the number of the first pair."""
+  order = {name: i for i, name in enumerate(dict.fromkeys([*sites.CANONICAL, *bad]))}
   hits = [
-    (np.inf if layer is None and name != 'embed' else layer or 0, order, name, layer)
-    for order, name in enumerate(nodes.layouts)
+    (np.inf if layer is None and name != 'embed' else layer or 0, order[name], name, layer)
+    for name in nodes.layouts
     for layer, hit in zip(nodes.layers(name), np.asarray(bad.get(name, ())))
     if hit
   ]
