@@ -87,7 +87,7 @@ class Resampling:
     outputs = sae.excess(params, x, y)
     inputs = x if sae.d_out else outputs
     lengths = jnp.linalg.norm(params['W_enc'], axis=0)
-    length = self.encoder_scale * jnp.mean(lengths, where=~dead)
+    length = self.encoder_scale * jnp.mean(lengths, where=~dead | dead.all())
     new = {name: jnp.full_like(params[name], value) for name, value in sae.PER_LATENT.items()}
     new |= {'W_dec': unit_rows(outputs[drawn]), 'W_enc': length * unit_rows(inputs[drawn]).T}
     which = _of_latents(sae, params, dead)

@@ -163,12 +163,12 @@ def test_attribution_in_blocks_and_parts_gives_the_same(share):
   nodes = linear.nodes('mlp_post, mlp_out', neurons='each')
   whole = Attribution(linear.forward, nodes)
   expected = whole(PARAMS, PAIRS, METRIC).values
-  (compiled,) = [c for _, parts in whole._plans.values() for _, c in parts]
+  (compiled,) = [c for plan in whole._plans.values() for _, c in plan.parts]
   small = Attribution(linear.forward, nodes, budget=budget.bytes_of(compiled) // share)
   np.testing.assert_allclose(small(PARAMS, PAIRS, METRIC).values, expected, rtol=1e-9, atol=1e-9)
-  ((rows, parts),) = small._plans.values()
-  assert rows < 4
-  assert len(parts) == 1 or rows == 1
+  (plan,) = small._plans.values()
+  assert plan.rows < 4
+  assert len(plan.parts) == 1 or plan.rows == 1
   with pytest.raises(PatchingError, match='does not fit'):
     Attribution(linear.forward, nodes, budget=100)(PARAMS, PAIRS, METRIC)
 

@@ -19,6 +19,7 @@ from mechjax.sae import (
   architecture,
   firings,
 )
+from mechjax.sae.architectures.base import centred_product
 from mechjax.sae.architectures.batch_topk import kth_largest
 from tests.sae import plain
 from tests.sae.plain import SAES, B, D, E, M, case
@@ -135,6 +136,30 @@ def test_the_thresholds_of_a_gated_dictionary_are_b_mag_minus_scale_times_b_gate
 def test_ranks_have_no_thresholds():
   with pytest.raises(SAEError, match='TopK chooses latents by rank'):
     SAES['topk'].as_jumprelu({})
+
+
+def test_the_centred_product_has_the_derivatives_of_the_product():
+  r = np.random.default_rng(0)
+  x, centre, W, *directions = (
+    jnp.asarray(r.standard_normal(size)) for size in 2 * [(B, D), (D,), (D, M)]
+  )
+  plainly = lambda x, centre, W: (x - centre) @ W  # noqa: E731
+  for moved in ((0,), (1,), (2,), (1, 2), (0, 1, 2)):
+    along = [directions[n] if n in moved else jnp.zeros_like(directions[n]) for n in range(3)]
+    _, ours = jax.jvp(centred_product, (x, centre, W), tuple(along))
+    _, expected = jax.jvp(plainly, (x, centre, W), tuple(along))
+    np.testing.assert_allclose(ours, expected, atol=1e-12)
+    grads = jax.grad(lambda *args: jnp.sum(centred_product(*args) ** 2), moved)(x, centre, W)
+    expected = jax.grad(lambda *args: jnp.sum(plainly(*args) ** 2), moved)(x, centre, W)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-12), grads, expected)
+
+
+def test_a_dense_step_is_five_products():
+  sae = ReLU(d_in=32, width=256, sparsity=1.0)
+  params, x = sae.init(jax.random.key(0)), jnp.zeros((128, 32), jnp.float32)
+  step = jax.jit(jax.grad(lambda p, x: sae.loss(p, x)[0]))
+  flops = step.lower(params, x).compile().cost_analysis()['flops']
+  assert 10 < flops / (128 * 32 * 256) < 11
 
 
 # --- initialisation ---------------------------------------------------------------------------------------

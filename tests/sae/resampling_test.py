@@ -98,6 +98,15 @@ def test_without_dead_latents_nothing_changes():
   jax.tree.map(np.testing.assert_array_equal, new, params)
 
 
+def test_where_all_latents_are_dead_all_are_new():
+  sae = SAES['relu']
+  params, x, _ = plain.case(sae)
+  everyone = jnp.ones(M, bool)
+  new = jax.jit(lambda p: SETTINGS.resampled(sae, p, jax.random.key(0), x, x, everyone))(params)
+  lengths = np.linalg.norm(params['W_enc'], axis=0)
+  np.testing.assert_allclose(np.linalg.norm(new['W_enc'], axis=0), 0.5 * lengths.mean())
+
+
 @pytest.mark.parametrize('name', ['gated', 'batch_topk'])
 def test_the_optimiser_forgets_dead_latents_and_nothing_else(name):
   sae = SAES[name]

@@ -38,12 +38,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from mechjax.sae import sparse
 from mechjax.sae.dead import AuxK, GhostGrads
@@ -212,13 +214,9 @@ class Architecture(abc.ABC):
   def projection(self, params: Params, x: jax.Array) -> jax.Array:
     """(x - b_dec) @ W_enc, or x @ W_enc in a transcoder, [..., M]."""
     self._check(params, x, 'd_in', self.d_in)
-    W_enc, b_dec = params['W_enc'], params['b_dec']
     if self.d_out is not None:
-      return x @ W_enc
-    # The gradient of b_dec goes through a vector of zeros: W_enc times a sum over tokens. Through x - b_dec it
-    # would be a sixth matrix product, whose [B, D] is then summed.
-    fixed = lax.stop_gradient(b_dec)
-    return (x - fixed) @ W_enc - (b_dec - fixed) @ W_enc
+      return x @ params['W_enc']
+    return centred_product(x, params['b_dec'], params['W_enc'])
 
   def decode(
     self, params: Params, latents: jax.Array | Sparse, x: jax.Array | None = None
@@ -324,6 +322,33 @@ class Architecture(abc.ABC):
         f'W_enc and W_dec have shapes {found}, not {wanted}',
         cause='the parameters of another description, or a stack of dictionaries outside of vmap',
       )
+
+
+@jax.custom_jvp
+def centred_product(x: jax.Array, centre_D: jax.Array, W: jax.Array) -> jax.Array:
+  """(x - centre) @ W, whose derivative by the centre is W times a sum over tokens.
+
+  By the chain rule through x - centre it would be a sixth matrix product in a training step that needs five, of which
+  then only the sum over tokens is used.
+
+  Args:
+    x: [..., D].
+    centre_D: what is taken off.
+    W: [D, M].
+  """
+  return (x - centre_D) @ W
+
+
+@partial(centred_product.defjvp, symbolic_zeros=True)
+def _centred_product_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+  x, centre_D, W = primals
+  dx, d_centre, dW = tangents
+  moves = [not isinstance(t, SymbolicZero) for t in tangents]
+  product = centred_product(x, centre_D, W)
+  tangent = jnp.zeros_like(product)
+  tangent = tangent + dx @ W if moves[0] else tangent
+  tangent = tangent - d_centre @ W if moves[1] else tangent
+  return product, tangent + (x - centre_D) @ dW if moves[2] else tangent
 
 
 def squared(error_BxE: jax.Array) -> jax.Array:
