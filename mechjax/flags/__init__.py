@@ -1,0 +1,38 @@
+"""Flags from a config: a frozen dataclass is the command line of a program.
+
+A program has one description of what can be set, the dataclass that its code takes. Its fields are the flags, their
+types say what a flag takes, the `Attributes:` of its docstring explain them in `--help`, and its `__post_init__`
+checks them, so that nothing is written down twice and a notebook that builds the config meets the same checks.
+
+    if __name__ == '__main__':
+      config = flags.define(Config)
+      app.run(lambda argv: train(config.value()))
+
+    python -m experiments.train_sae --site=resid_post.15 --steps=10_000 --learning_rate=3e-4 --config=base.toml
+
+A field that is a dataclass itself is laid flat: `Config.optimisation.learning_rate` is `--learning_rate`. Two fields of
+one name are an error when flags are defined, so a flag never means two things and none has a long name.
+
+`--config` reads a file of TOML or JSON that mirrors the dataclass, with a table for each dataclass inside. Flags that
+are given win over the file, and the file wins over defaults. What `as_json` writes is such a file: a run is repeated
+with `--config=run/config.json`, and `differences` says in what another run departs from it.
+
+    bool       --x, --nox, --x=true           tuple      --x=1,2,3 (--x= for an empty one)
+    int        --x=10_000                     Literal    one of its values
+    float      --x=3e-4                       Enum       the name of a member
+    str, Path  --x=text                       T | None   --x=none, else as T
+
+Files: `kinds` for the values of one field, `leaves` for the fields of a dataclass, `words` for files, `defining` for
+absl.
+
+Sharp edges: read the config and not `FLAGS.x`, which knows nothing of the file. Flags belong to a program and not to a
+module: define them where it starts, or two programs imported by one test have one `--seed`. TOML cannot say null; the
+text 'none' does where a field may be None. Paths are relative to the working directory, those of a file too. A text
+with a comma is no member of a tuple on the command line, but is in a file.
+"""
+
+from mechjax.flags.defining import Handle, define
+from mechjax.flags.errors import FlagsError
+from mechjax.flags.words import as_json, differences, from_json
+
+__all__ = ['FlagsError', 'Handle', 'as_json', 'define', 'differences', 'from_json']
