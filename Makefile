@@ -58,8 +58,8 @@ format: $(VENV)/test.stamp
 	$(BIN)/ruff format
 
 $(VENV)/demo.stamp: EXTRAS = models,upstream,viz
-$(VENV)/test.stamp: EXTRAS = models,upstream,truth,viz,dev
-$(VENV)/core.stamp: EXTRAS = models,viz,dev
+$(VENV)/test.stamp: EXTRAS = models,upstream,truth,text,logging,viz,dev
+$(VENV)/core.stamp: EXTRAS = models,text,logging,viz,dev
 $(VENV)/flax.stamp: EXTRAS = models,flax-models,viz,dev
 $(VENV)/gemma.stamp: EXTRAS = models,gemma,viz,dev
 

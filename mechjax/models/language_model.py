@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import errors, generate, harvest
+from mechjax import errors, generate, harvest, sites
 from mechjax.models import tokenizers
 from mechjax.models.config import Config
 from mechjax.sites import Site
@@ -69,6 +69,8 @@ class Forward:
     generator: a step with a cache; None where the code has none that we drive.
     resume: (params, tokens [B, T], residual [B, T, D], start, at) -> logits of a pass that begins at layer `start`,
       whose residual stream is known, at positions `at` or all; None where the code cannot.
+    stretch: (params, tokens [B, T], stop) -> the residual stream before layer `stop`, [B, T, D], by the layers below
+      alone; None where the code writes its layers out, so that a compiler leaves out what nobody reads.
   """
 
   params: Any
@@ -79,6 +81,7 @@ class Forward:
   config: Config | None = None
   generator: generate.Model | None = None
   resume: Callable[..., jax.Array] | None = None
+  stretch: Callable[[Any, jax.Array, int], jax.Array] | None = None
 
 
 class LanguageModel:
@@ -101,6 +104,7 @@ class LanguageModel:
     self._generator = forward.generator or uncached(forward.apply)
     self.params, self.apply, self.resume = forward.params, forward.apply, forward.resume
     self.n_layers, self.d_model = forward.n_layers, forward.d_model
+    self._stretch = forward.stretch
     self._jitted_apply = jax.jit(forward.apply)
     self._jitted_unembed = jax.jit(forward.unembed)
 
@@ -114,6 +118,27 @@ class LanguageModel:
   def sites(self) -> list[Site]:
     """Every site, in the order in which the forward pass meets them."""
     return [info.site for info in harvest.sites_of(self, jnp.zeros((1, 1), jnp.int32))]
+
+  def through(self, wanted: str | Site | Iterable[str | Site]) -> Callable[[Any, jax.Array], Any]:
+    """A forward pass that is no deeper than some sites, for who reads them and not the logits.
+
+    Args:
+      wanted: sites or patterns, as everywhere.
+
+    Returns:
+      A pure function (params, tokens [B, T]) with the sows of every layer that it runs: to be reaped, planted or
+      iterated, and not for its result.
+
+    Raises:
+      SiteError: a pattern that selects nothing.
+    """
+    chosen = sites.select(wanted, self.sites())
+    behind_the_layers = any(not site.path and site.name != 'embed' for site in chosen)
+    stretch = self._stretch
+    if stretch is None or behind_the_layers:
+      return self.apply
+    stop = 1 + max((site.path[0] for site in chosen if site.path), default=-1)
+    return lambda params, tokens: stretch(params, tokens, stop)
 
   def unembed(self, residual: jax.Array) -> jax.Array:
     """Logits [..., V] that the final norm and the head would read in a residual stream [..., D]."""

@@ -71,6 +71,7 @@ def forward(params: Mapping[str, Any], config: decoder.Config) -> Forward:
     config=config,
     generator=_generator(config, params['embed']['tokens'].dtype),
     resume=functools.partial(_resume, config),
+    stretch=functools.partial(_stretch, config),
   )
 
 
@@ -92,6 +93,10 @@ def _resume(
   config: decoder.Config, params: Any, tokens: jax.Array, residual: jax.Array, start: Any, at: Any
 ) -> jax.Array:
   return decoder.resume(params, tokens, residual, start, config, at=at)
+
+
+def _stretch(config: decoder.Config, params: Any, tokens: jax.Array, stop: int) -> jax.Array:
+  return decoder.blocks(params, decoder.embed(params, tokens, config), config, stop=stop)
 
 
 @functools.cache

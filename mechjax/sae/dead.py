@@ -43,6 +43,7 @@ from jax import lax
 
 from mechjax.sae import sparse
 from mechjax.sae.errors import expect
+from mechjax.sae.products import product
 
 MOST_TOKENS = 2**30
 
@@ -90,6 +91,7 @@ class AuxK:
     W_dec: jax.Array,
     error_BxE: jax.Array,
     reconstruction: jax.Array,
+    matmuls: str = 'float32',
   ) -> jax.Array:
     """The weighted loss.
 
@@ -99,11 +101,12 @@ class AuxK:
       W_dec: [M, E].
       error_BxE: what living latents leave; a constant.
       reconstruction: the loss it makes; not used.
+      matmuls: the precision of products (`mechjax.sae.products`).
     """
     width, d = W_dec.shape
     k = min(max(d // 2, 1) if self.k is None else self.k, width)
     values, indices = sparse.top(jnp.where(dead_M, z_BxM, -jnp.inf), k)
-    e_hat = sparse.scattered(jax.nn.relu(values), indices, width) @ W_dec
+    e_hat = product(sparse.scattered(jax.nn.relu(values), indices, width), W_dec, matmuls)
     variance = _mean_square(error_BxE - jnp.mean(error_BxE, 0))
     left = _mean_square(error_BxE - e_hat)
     return jnp.where(variance > 0, self.alpha * left / jnp.where(variance > 0, variance, 1), 0)
@@ -158,10 +161,11 @@ class GhostGrads:
     W_dec: jax.Array,
     error_BxE: jax.Array,
     reconstruction: jax.Array,
+    matmuls: str = 'float32',
   ) -> jax.Array:
     """The loss; arguments as in `AuxK.loss`, `reconstruction` a constant."""
     ghosts = jnp.where(dead_M, ACTIVATIONS[self.activation](jnp.where(dead_M, z_BxM, 0)), 0)
-    e_hat = ghosts @ W_dec
+    e_hat = product(ghosts, W_dec, matmuls)
     length = jnp.linalg.norm(lax.stop_gradient(e_hat), axis=-1, keepdims=True)
     half = jnp.linalg.norm(error_BxE, axis=-1, keepdims=True) / 2
     total = _mean_square(error_BxE - e_hat * half / jnp.where(length > 0, length, 1))
@@ -175,11 +179,11 @@ def _mean_square(x_BxE: jax.Array) -> jax.Array:
   return jnp.mean(jnp.sum(jnp.square(x_BxE), -1))
 
 
-def expect_tokens(owner: Any) -> None:
-  """Checks the field `after_tokens` of a dataclass.
+def expect_tokens(owner: Any, name: str = 'after_tokens') -> None:
+  """Checks a field of a dataclass that is compared with counters.
 
   Raises:
-    SAEError: it does not fit into the counters.
+    SAEError: it does not fit into them.
   """
-  good = 1 <= owner.after_tokens < MOST_TOKENS
-  expect(owner, 'after_tokens', good, f'from 1 to {MOST_TOKENS - 1}')
+  good = 1 <= getattr(owner, name) < MOST_TOKENS
+  expect(owner, name, good, f'from 1 to {MOST_TOKENS - 1}')

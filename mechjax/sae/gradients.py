@@ -51,6 +51,13 @@ def projected(grads: Params, params: Params) -> Params:
   return {**grads, 'W_dec': grads['W_dec'] - along * rows}
 
 
+def norm(grads: Params) -> jax.Array:
+  """The length of all gradients as one vector, a scalar."""
+  # Rows first: XLA on CPU adds up a matrix row by row at the speed of memory, and all at once number by number.
+  squares = [jnp.sum(jnp.sum(jnp.square(jnp.atleast_2d(g)), 0)) for g in grads.values()]
+  return jnp.sqrt(sum(squares, jnp.zeros((), squares[0].dtype)))
+
+
 def orthogonal_to_decoder() -> optax.GradientTransformation:
   """`projected` as a link of an optax chain; it stands in front of Adam.
 

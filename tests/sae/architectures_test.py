@@ -19,8 +19,8 @@ from mechjax.sae import (
   architecture,
   firings,
 )
-from mechjax.sae.architectures.base import centred_product
 from mechjax.sae.architectures.batch_topk import kth_largest
+from mechjax.sae.products import centred_product
 from tests.sae import plain
 from tests.sae.plain import SAES, B, D, E, M, case
 
@@ -143,13 +143,14 @@ def test_the_centred_product_has_the_derivatives_of_the_product():
   x, centre, W, *directions = (
     jnp.asarray(r.standard_normal(size)) for size in 2 * [(B, D), (D,), (D, M)]
   )
+  ours = functools.partial(centred_product, matmuls='float32')
   plainly = lambda x, centre, W: (x - centre) @ W  # noqa: E731
   for moved in ((0,), (1,), (2,), (1, 2), (0, 1, 2)):
     along = [directions[n] if n in moved else jnp.zeros_like(directions[n]) for n in range(3)]
-    _, ours = jax.jvp(centred_product, (x, centre, W), tuple(along))
+    _, tangent = jax.jvp(ours, (x, centre, W), tuple(along))
     _, expected = jax.jvp(plainly, (x, centre, W), tuple(along))
-    np.testing.assert_allclose(ours, expected, atol=1e-12)
-    grads = jax.grad(lambda *args: jnp.sum(centred_product(*args) ** 2), moved)(x, centre, W)
+    np.testing.assert_allclose(tangent, expected, atol=1e-12)
+    grads = jax.grad(lambda *args: jnp.sum(ours(*args) ** 2), moved)(x, centre, W)
     expected = jax.grad(lambda *args: jnp.sum(plainly(*args) ** 2), moved)(x, centre, W)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-12), grads, expected)
 

@@ -38,19 +38,18 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from mechjax.sae import sparse
 from mechjax.sae.dead import AuxK, GhostGrads
 from mechjax.sae.errors import SAEError, expect
 from mechjax.sae.gradients import Params, unit_rows
+from mechjax.sae.products import MATMULS, centred_product, product
 from mechjax.sae.sparse import Sparse
 
 Knobs = Mapping[str, jax.Array]
@@ -85,6 +84,7 @@ class Architecture(abc.ABC):
     prefixes: how many of the first latents have to reconstruct alone, increasing, the last being `width`; empty for
       all of them only.
     revival: a loss for dead latents, or None.
+    matmuls: 'float32', or 'bfloat16' for products of rounded operands (`mechjax.sae.products`).
 
   Raises:
     SAEError: settings that do not describe a dictionary; the message holds the value.
@@ -92,6 +92,8 @@ class Architecture(abc.ABC):
 
   DATA: ClassVar[tuple[str, ...]]
   PER_LATENT: ClassVar[Mapping[str, float]]
+  OBSERVED: ClassVar[tuple[str, ...]] = ()
+  DECODER_PRODUCTS: ClassVar[int] = 3
 
   d_in: int
   width: int
@@ -99,11 +101,13 @@ class Architecture(abc.ABC):
   skip: bool = False
   prefixes: tuple[int, ...] = ()
   revival: AuxK | GhostGrads | None = None
+  matmuls: str = 'float32'
 
   def __post_init__(self) -> None:
     for name in ('d_in', 'width'):
       expect(self, name, getattr(self, name) >= 1, 'at least 1')
     expect(self, 'd_out', self.d_out is None or self.d_out >= 1, 'at least 1, or None')
+    expect(self, 'matmuls', self.matmuls in MATMULS, f'one of {[*MATMULS]}')
     expect(self, 'skip', not self.skip or self.d_out is not None, 'False without d_out')
     p = self.prefixes
     rises = list(p) == sorted({*p}) and (not p or (p[0] >= 1 and p[-1] == self.width))
@@ -153,10 +157,20 @@ class Architecture(abc.ABC):
     )
 
   def observe(self, params: Params, latents: jax.Array | Sparse) -> Params:
-    """The parameters after a training batch has been seen; not by gradients. Most architectures keep nothing."""
+    """The parameters after a training batch has been seen; those named in `OBSERVED`, which gradients do not move."""
     return params
 
+  def for_shards(self) -> Architecture:
+    """The same dictionary, computed in a way that may be spread over devices."""
+    return self
+
   # --- what all share -------------------------------------------------------------------------------------
+
+  @property
+  def operations_per_token(self) -> int:
+    """Floating-point operations of the dense products of a training step: encoder and its gradient, and the decoder,
+    its gradient and that of the latents; without those of a skip and of dead latents."""
+    return 2 * self.width * (2 * self.d_in + self.DECODER_PRODUCTS * self.target_width)
 
   @property
   def target_width(self) -> int:
@@ -169,8 +183,13 @@ class Architecture(abc.ABC):
     Args:
       key: a random key.
       centre: what b_dec starts from, [E], such as the mean of the target; None for zeros.
+
+    Raises:
+      SAEError: a centre of another shape.
     """
     E, M = self.target_width, self.width
+    if centre is not None and jnp.shape(centre) != (E,):
+      raise SAEError(f'a centre of shape {jnp.shape(centre)} for a reconstruction of width {E}')
     of_decoder, of_encoder = jax.random.split(key)
     he_uniform = jax.nn.initializers.he_uniform()
     W_dec = unit_rows(he_uniform(of_decoder, (M, E), jnp.float32))
@@ -215,8 +234,8 @@ class Architecture(abc.ABC):
     """(x - b_dec) @ W_enc, or x @ W_enc in a transcoder, [..., M]."""
     self._check(params, x, 'd_in', self.d_in)
     if self.d_out is not None:
-      return x @ params['W_enc']
-    return centred_product(x, params['b_dec'], params['W_enc'])
+      return product(x, params['W_enc'], self.matmuls)
+    return centred_product(x, params['b_dec'], params['W_enc'], self.matmuls)
 
   def decode(
     self, params: Params, latents: jax.Array | Sparse, x: jax.Array | None = None
@@ -231,7 +250,7 @@ class Architecture(abc.ABC):
     Raises:
       SAEError: there is a skip, and no input.
     """
-    return _product(latents, params['W_dec']) + self._base(params, x)
+    return self._product(latents, params['W_dec']) + self._base(params, x)
 
   def reconstruction(
     self, params: Params, latents: jax.Array | Sparse, x: jax.Array, y: jax.Array | None
@@ -250,7 +269,7 @@ class Architecture(abc.ABC):
     error = self.excess(params, x, y)
     total = jnp.zeros((), error.dtype)
     for latents_of_part, W_dec in _parts(latents, params['W_dec'], self.prefixes):
-      error = error - _product(latents_of_part, W_dec)
+      error = error - self._product(latents_of_part, W_dec)
       total = total + squared(error)
     return total, error
 
@@ -283,12 +302,17 @@ class Architecture(abc.ABC):
       fixed, reconstruction = lax.stop_gradient((error, parts['reconstruction']))
       aux = lax.cond(
         dead.any(),
-        lambda: revival.loss(dead, z(), params['W_dec'], fixed, reconstruction),
+        lambda: revival.loss(dead, z(), params['W_dec'], fixed, reconstruction, self.matmuls),
         lambda: aux,
       )
     parts = {**parts, 'aux': aux}
     total = sum(parts.values(), jnp.zeros((), error.dtype))
     return total, Outcome(parts, latents, error)
+
+  def _product(self, latents: jax.Array | Sparse, W_dec: jax.Array) -> jax.Array:
+    if isinstance(latents, Sparse):
+      return sparse.decoded(latents.values, latents.indices, W_dec, self.matmuls)
+    return product(latents, W_dec, self.matmuls)
 
   def _base(self, params: Params, x: jax.Array | None) -> jax.Array:
     """What is reconstructed without any latent."""
@@ -296,7 +320,7 @@ class Architecture(abc.ABC):
       return params['b_dec']
     if x is None:
       raise SAEError('a skip transcoder decodes latents and the input', mend='decode(params, f, x)')
-    return params['b_dec'] + x @ params['W_skip']
+    return params['b_dec'] + product(x, params['W_skip'], self.matmuls)
 
   def _target(self, params: Params, x: jax.Array, y: jax.Array | None) -> jax.Array:
     if (y is None) != (self.d_out is None):
@@ -324,33 +348,6 @@ class Architecture(abc.ABC):
       )
 
 
-@jax.custom_jvp
-def centred_product(x: jax.Array, centre_D: jax.Array, W: jax.Array) -> jax.Array:
-  """(x - centre) @ W, whose derivative by the centre is W times a sum over tokens.
-
-  By the chain rule through x - centre it would be a sixth matrix product in a training step that needs five, of which
-  then only the sum over tokens is used.
-
-  Args:
-    x: [..., D].
-    centre_D: what is taken off.
-    W: [D, M].
-  """
-  return (x - centre_D) @ W
-
-
-@partial(centred_product.defjvp, symbolic_zeros=True)
-def _centred_product_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-  x, centre_D, W = primals
-  dx, d_centre, dW = tangents
-  moves = [not isinstance(t, SymbolicZero) for t in tangents]
-  product = centred_product(x, centre_D, W)
-  tangent = jnp.zeros_like(product)
-  tangent = tangent + dx @ W if moves[0] else tangent
-  tangent = tangent - d_centre @ W if moves[1] else tangent
-  return product, tangent + (x - centre_D) @ dW if moves[2] else tangent
-
-
 def squared(error_BxE: jax.Array) -> jax.Array:
   """Mean over tokens of |error|^2."""
   return jnp.mean(jnp.sum(jnp.square(error_BxE), -1))
@@ -359,12 +356,6 @@ def squared(error_BxE: jax.Array) -> jax.Array:
 def total_per_token(x_BxM: jax.Array) -> jax.Array:
   """Mean over tokens of the sum over latents."""
   return jnp.mean(jnp.sum(x_BxM, -1))
-
-
-def _product(latents: jax.Array | Sparse, W_dec: jax.Array) -> jax.Array:
-  if isinstance(latents, Sparse):
-    return sparse.decoded(latents.values, latents.indices, W_dec)
-  return latents @ W_dec
 
 
 def _parts(latents: jax.Array | Sparse, W_dec: jax.Array, prefixes: tuple[int, ...]):

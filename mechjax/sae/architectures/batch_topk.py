@@ -40,6 +40,7 @@ class BatchTopK(Architecture):
 
   DATA = ('k',)
   PER_LATENT = {'b_enc': 0.0}  # noqa: RUF012
+  OBSERVED = ('threshold',)
 
   k: int
   decay: float = 0.99

@@ -36,6 +36,7 @@ class Gated(Architecture):
 
   DATA = ('sparsity',)
   PER_LATENT = {'b_gate': 0.0, 'r_mag': 0.0, 'b_mag': 0.0}  # noqa: RUF012
+  DECODER_PRODUCTS = 5  # both activations are decoded and get a gradient; the decoder has one
 
   sparsity: float
 

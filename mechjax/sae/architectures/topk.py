@@ -34,8 +34,7 @@ class TopK(Architecture):
 
   Attributes:
     k: how many; may be data, up to this.
-    sparse: whether decoder and backward pass are computed on the chosen latents only. Turn it off where W_dec is
-      sharded over its rows.
+    sparse: whether decoder and backward pass are computed on the chosen latents only; not over several devices.
   """
 
   DATA = ('k',)
@@ -75,13 +74,16 @@ class TopK(Architecture):
     parts = {'reconstruction': reconstruction, 'sparsity': jnp.zeros((), error.dtype)}
     return self.outcome(params, parts, f, error, lambda: self.pre_activations(params, x), dead)
 
+  def for_shards(self) -> TopK:
+    return dataclasses.replace(self, sparse=False)
+
   def chosen(self, params: Params, x: jax.Array, knobs: Knobs | None = None) -> Sparse:
     """The k largest latents of each token of x, [B, D]."""
     if self.sparse:
       centre = params['b_dec'] if self.d_out is None else jnp.zeros(self.d_in, x.dtype)
       self._check(params, x, 'd_in', self.d_in)
       values, indices = sparse.top_pre_activations(
-        x, centre, params['W_enc'], params['b_enc'], self.k
+        x, centre, params['W_enc'], params['b_enc'], self.k, self.matmuls
       )
     else:
       values, indices = sparse.top(self.pre_activations(params, x), self.k)

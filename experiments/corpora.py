@@ -1,0 +1,92 @@
+"""Text to train and to evaluate on, for who has none at hand: books and manuals that Debian packages.
+
+    texts = corpora.texts('anarchism')               a long book of prose
+    texts = corpora.texts('debian:some-package')     whatever text a package holds
+    texts = corpora.texts('my/books/*.txt')          anything that `mechjax.sae.store.texts` reads
+
+A package is fetched once with `apt-get download` and unpacked with `dpkg-deb` into the cache; both come with Debian and
+its descendants, need no rights, and install nothing. Nothing of it is part of mechjax: what may be done with the text
+is said in the `copyright` file of the package, whose path is shown when it is fetched.
+
+    anarchism           An Anarchist FAQ, GPL-2: 12 MB of English prose
+    debian-handbook     The Debian Administrator's Handbook, GPL-2+ or CC-BY-SA-3.0: the English edition
+    python3.11-doc      documentation of Python, PSF licence, as reStructuredText
+
+Sharp edge: a package changes with the release of Debian, so the tokens do too; runs to be compared should keep theirs
+(`pack` writes a digest).
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from mechjax import errors
+from mechjax.sae import store
+from mechjax.weights import fetch
+
+DEBIAN = 'debian:'
+
+# Where the text is in a package: every language of a handbook, or a changelog, is not what is meant by its name.
+FOLDERS = {
+  'anarchism': 'usr/share/doc/anarchism/markdown',
+  'debian-handbook': 'usr/share/doc/debian-handbook/html/en-US',
+  'python3.11-doc': 'usr/share/doc/python3.11/html/_sources',
+}
+
+
+def texts(places: str, field: str = 'text') -> Iterator[str]:
+  """The texts of places.
+
+  Args:
+    places: separated by commas: a name of `FOLDERS`, 'debian:package', or what `store.texts` takes.
+    field: what a text is called in files that have fields.
+
+  Raises:
+    FetchError: a package cannot be had.
+    SAEError: there are no texts.
+  """
+  return store.texts(*(_place(place.strip()) for place in places.split(',')), field=field)
+
+
+def _place(place: str) -> str | Path:
+  if place in FOLDERS:
+    return _package(place) / FOLDERS[place]
+  if place.startswith(DEBIAN):
+    return _package(place.removeprefix(DEBIAN)) / 'usr/share'
+  return place
+
+
+def _package(name: str) -> Path:
+  """The directory of an unpacked package, fetched if need be."""
+  home = fetch.cache_dir() / 'debian' / name
+  if home.exists():
+    return home
+  home.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(prefix='.partial-', dir=home.parent) as scratch:
+    _run(name, ['apt-get', 'download', '--quiet', name], scratch)
+    (package,) = Path(scratch).glob('*.deb')
+    _run(name, ['dpkg-deb', '--extract', str(package), 'files'], scratch)
+    (Path(scratch) / 'files').rename(home)
+  print(f'fetched {name}; its licence: {home}/usr/share/doc/{name}/copyright', flush=True)
+  return home
+
+
+def _run(name: str, command: list[str], directory: str) -> None:
+  if shutil.which(command[0]) is None:
+    raise _unavailable(name, f'there is no {command[0]} on this machine')
+  done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+  if done.returncode:
+    raise _unavailable(name, done.stderr.strip()[-500:])
+
+
+def _unavailable(name: str, reason: str) -> errors.FetchError:
+  return errors.FetchError(
+    f'the text of the Debian package {name!r} could not be fetched',
+    where=reason,
+    cause='no network, no such package in this release, or a machine that is not Debian',
+    mend='give files of your own: text, JSONL, Parquet, or a data set of a hub (hf:name:configuration:split)',
+  )

@@ -1,0 +1,132 @@
+"""Dictionaries in the files that others publish and read.
+
+    sae, params = load('google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71')
+    save('out/sae', sae, params, format='sae_lens', about={'hook_name': 'blocks.15.hook_resid_post'})
+
+    format                                   files                                    reads   writes
+    gemma_scope           `gemma_scope`      params.npz                               yes     yes
+    gemma_scope_2         `gemma_scope`      params.safetensors, config.json          yes     yes
+    sae_lens              `saelens`          cfg.json, sae_weights.safetensors        yes     yes
+    dictionary_learning   `dictionary_...`   ae.pt, config.json                       yes     no
+
+`load` knows a format by its files. A file keeps what a dictionary needs to be used: coefficients, losses for dead
+latents and Matryoshka prefixes stay behind, and what a format has no words for is an error and not a guess. All of
+them mean activations as the model has them; a dictionary trained on normalised ones is `folded` first:
+
+    save('out/sae', sae, folded(sae, params, scale), format='gemma_scope')
+
+Nothing is unpickled. A directory is written beside its place and gets its name when it is whole. What the formats
+make differently, and why that does not change any output, is said in `conventions`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mechjax.errors import WeightsError, nearest
+from mechjax.sae.architectures import Architecture
+from mechjax.sae.errors import SAEError
+from mechjax.sae.formats import dictionary_learning, gemma_scope, saelens
+from mechjax.sae.formats.conventions import folded
+from mechjax.sae.formats.finding import find
+from mechjax.sae.gradients import Params
+from mechjax.weights.safetensors_writing import new_directory
+
+Loaded = tuple[Architecture, Params]
+_MARKS = (gemma_scope.NPZ, gemma_scope.SAFETENSORS, saelens.WEIGHTS, dictionary_learning.WEIGHTS)
+_FILES = (*_MARKS, saelens.CONFIG, gemma_scope.CONFIG)
+_WRITERS: dict[str, Callable[[Path, Architecture, Params, Mapping[str, Any]], None]] = {
+  'gemma_scope': gemma_scope.write_npz,
+  'gemma_scope_2': gemma_scope.write_safetensors,
+  'sae_lens': saelens.write,
+}
+
+
+def load(place: str | os.PathLike[str], transcoder: bool = False) -> Loaded:
+  """A published dictionary.
+
+  Args:
+    place: its directory, its file of weights, or where it is on a hub: 'organisation/repository/folder'.
+    transcoder: that a dictionary of Gemma Scope reconstructs another site than it reads, where its files do not
+      say so. Other formats always do.
+
+  Returns:
+    The description, and parameters in float32 for activations as the model has them.
+
+  Raises:
+    WeightsError: no such path; no format or several; files that are damaged, truncated, hostile, or ask for what
+      mechjax cannot do.
+    FetchError: a hub does not have it or cannot be reached.
+    MissingExtraError: a hub is asked for and `huggingface_hub` is not installed.
+  """
+  path = find(place, _FILES)
+  file = path if path.is_file() else _weights(path)
+  if file.suffix == '.npz':
+    return gemma_scope.read_npz(file, transcoder)
+  if file.name == saelens.WEIGHTS:
+    return _only(saelens.read(file.parent), transcoder)
+  if file.suffix == '.safetensors':
+    return gemma_scope.read_safetensors(file, transcoder)
+  if file.name == dictionary_learning.WEIGHTS:
+    return _only(dictionary_learning.read(file.parent), transcoder)
+  raise WeightsError(
+    f'{file} is in no format of dictionaries that mechjax knows',
+    where=f'it knows {[*_MARKS]}, other names for the .npz and .safetensors of Gemma Scope, and directories of them',
+  )
+
+
+def save(
+  directory: str | os.PathLike[str],
+  sae: Architecture,
+  params: Params,
+  *,
+  format: str,
+  about: Mapping[str, Any] | None = None,
+) -> None:
+  """Writes a dictionary in the format of a publisher.
+
+  Args:
+    directory: to be made; nothing, or an empty directory, may be there.
+    sae: the dictionary.
+    params: its parameters, for activations as the model has them (`folded`).
+    format: 'gemma_scope', 'gemma_scope_2' or 'sae_lens'.
+    about: what else its config should say, such as the model and the site.
+
+  Raises:
+    SAEError: no such format; the format cannot express the dictionary or has no place for what is said about it.
+    WeightsError: something is in the directory already.
+  """
+  if format not in _WRITERS:
+    raise SAEError(
+      f'mechjax does not write the format {format!r}',
+      where=f'it writes {[*_WRITERS]}',
+      cause='files of dictionary-learning are pickles' if format == 'dictionary_learning' else None,
+      mend=f'perhaps {nearest(format, _WRITERS) or "sae_lens"}',
+    )
+  with new_directory(directory) as scratch:
+    _WRITERS[format](scratch, sae, params, about or {})
+
+
+def _weights(directory: Path) -> Path:
+  """The file that says which format a directory is in."""
+  there = [name for name in _MARKS if (directory / name).is_file()]
+  if len(there) != 1:
+    raise WeightsError(
+      f'{directory} holds {there or "none"} of {[*_MARKS]}, and one of them makes a dictionary',
+      where=f'it holds {sorted(os.listdir(directory))[:10]}',
+      cause='the directory of many dictionaries, or of something else',
+      mend='give the directory of one dictionary, or the file itself',
+    )
+  return directory / there[0]
+
+
+def _only(found: Loaded, transcoder: bool) -> Loaded:
+  if transcoder and found[0].d_out is None:
+    raise SAEError('asked for a transcoder, and the files say that it is an autoencoder')
+  return found
+
+
+__all__ = ['folded', 'load', 'save']

@@ -1,0 +1,120 @@
+"""Gemma Scope: JumpReLU dictionaries as five arrays.
+
+    layer_20/width_16k/average_l0_71/params.npz                       Gemma Scope: W_enc W_dec b_enc b_dec threshold
+    resid_post/layer_22_width_65k_l0_medium/params.safetensors        Gemma Scope 2: w_enc w_dec b_enc b_dec threshold
+
+(Lieberum et al. 2024, "Gemma Scope", and its tutorial.) W_enc is [D, M], W_dec [M, E]; Gemma Scope 2 keeps the skip
+of a transcoder as `affine_skip_connection` [D, E] and may have a `config.json` beside it. The encoder sees x and not
+x - b_dec, which is written and read over (`conventions`). Activations are as the model has them: a dictionary that was
+trained on normalised ones is folded before it is written.
+
+Whatever chooses its latents by thresholds can be said in this way: ReLU, Gated and BatchTopK become JumpReLUs, and
+come back as such. TopK cannot.
+
+Sharp edges: nothing in the arrays tells a transcoder from an autoencoder when D = E. As functions of x they are the
+same; that the target is another site is said by a `config.json` that names two sites, or by whoever loads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mechjax.sae.architectures import Architecture, JumpReLU
+from mechjax.sae.errors import SAEError
+from mechjax.sae.formats import archives, conventions
+from mechjax.sae.formats.conventions import Arrays
+from mechjax.sae.formats.writing import write_json
+from mechjax.sae.gradients import Params
+from mechjax.weights.json_files import read_json
+from mechjax.weights.safetensors import SafetensorsFile
+from mechjax.weights.safetensors_writing import save as save_safetensors
+
+NPZ, SAFETENSORS, CONFIG = 'params.npz', 'params.safetensors', 'config.json'
+_SKIP = 'affine_skip_connection'
+
+
+def read_npz(path: Path, transcoder: bool) -> tuple[JumpReLU, Params]:
+  """A dictionary of Gemma Scope.
+
+  Args:
+    path: of `params.npz`.
+    transcoder: whether it reconstructs another site than it reads.
+
+  Raises:
+    WeightsError: the file is damaged or holds something else.
+  """
+  # Some releases write w_enc where others write W_enc.
+  found = {_capital(name): value for name, value in archives.read_npz(path).items()}
+  return _dictionary(path, conventions.without_unit_scaling(path, found), transcoder)
+
+
+def read_safetensors(path: Path, transcoder: bool) -> tuple[JumpReLU, Params]:
+  """A dictionary of Gemma Scope 2; arguments and errors as `read_npz`."""
+  file = SafetensorsFile(path)
+  found = {_capital(name): file.read(name) for name in file.tensors}
+  if _SKIP in found:
+    found['W_skip'] = found.pop(_SKIP)
+  config = path.with_name(CONFIG)
+  words = read_json(config) if config.is_file() else {}
+  ends = words.get('hf_hook_point_in'), words.get('hf_hook_point_out')
+  return _dictionary(path, found, transcoder or (ends[1] is not None and ends[0] != ends[1]))
+
+
+def write_npz(directory: Path, sae: Architecture, params: Params, about: Mapping[str, Any]) -> None:
+  """Writes `params.npz` into a directory.
+
+  Raises:
+    SAEError: the format cannot express the dictionary, or has no place for what is said about it.
+  """
+  if sae.skip or about:
+    what = f'{sorted(about)}' if about else 'a skip'
+    raise SAEError(f'an .npz of Gemma Scope has no place for {what}', mend="format='gemma_scope_2'")
+  with (directory / NPZ).open('wb') as file:
+    np.savez(file, **_arrays(sae, params))  # type: ignore[arg-type]
+
+
+def write_safetensors(
+  directory: Path, sae: Architecture, params: Params, about: Mapping[str, Any]
+) -> None:
+  """Writes `params.safetensors` and `config.json` into a directory.
+
+  Raises:
+    SAEError: the format cannot express the dictionary.
+  """
+  named = {_small(name): value for name, value in _arrays(sae, params).items()}
+  save_safetensors(directory / SAFETENSORS, named)
+  words = {'architecture': 'jump_relu', 'affine_connection': sae.skip}
+  write_json(directory / CONFIG, {**about, **words})
+
+
+def _arrays(sae: Architecture, params: Params) -> Arrays:
+  jumprelu, arrays = conventions.thresholds(sae, params)
+  return arrays if jumprelu.d_out is not None else conventions.uncentred(arrays)
+
+
+def _dictionary(path: Path, found: Arrays, transcoder: bool) -> tuple[JumpReLU, Params]:
+  D, M, E = conventions.sizes(path, found, 'W_enc', 'W_dec')
+  skip = 'W_skip' in found
+  shapes: dict[str, tuple[int, ...]] = {
+    'W_enc': (D, M),
+    'W_dec': (M, E),
+    'b_enc': (M,),
+    'b_dec': (E,),
+    'threshold': (M,),
+  }
+  arrays = conventions.checked(path, found, shapes | ({'W_skip': (D, E)} if skip else {}))
+  elsewhere = transcoder or skip or D != E
+  sae = JumpReLU(d_in=D, width=M, d_out=E if elsewhere else None, skip=skip, sparsity=0.0)
+  return sae, conventions.jumprelu(arrays if elsewhere else conventions.centred(arrays))
+
+
+def _capital(name: str) -> str:
+  return f'W{name[1:]}' if name.startswith('w_') else name
+
+
+def _small(name: str) -> str:
+  return _SKIP if name == 'W_skip' else name.lower()

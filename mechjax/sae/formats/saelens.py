@@ -1,0 +1,196 @@
+"""SAELens: a directory of `cfg.json` and `sae_weights.safetensors`.
+
+The layout is that of SAELens 6 (read from release 6.54.12), which tells older configs by the version under
+`metadata` or at the top; those are read too. What is called what:
+
+    ReLU        standard      W_enc [D, M], W_dec [M, E], b_dec, b_enc
+    TopK        topk          the same; k in the config
+    JumpReLU    jumprelu      and threshold
+    Gated       gated         b_gate, b_mag, r_mag instead of b_enc
+    BatchTopK   jumprelu      as SAELens saves its own
+    transcoders of ReLU and JumpReLU       transcoder, jumprelu_transcoder; skip_transcoder and
+                                           jumprelu_skip_transcoder with W_skip [E, D]
+
+A transcoder of Gated or BatchTopK latents becomes a JumpReLU one. A transcoder of TopK latents has no name there.
+`about` becomes the config's `metadata`, where SAELens looks for `model_name` and `hook_name`.
+
+Sharp edges: the config can ask for activations to be rescaled token by token, or by a constant that stands nowhere in
+the directory; such a dictionary is refused, for here it is a function of the activation alone. `hook_z` asks for heads
+to be laid end to end, which is up to whoever calls. A coefficient of 0 says nothing about the training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mechjax.errors import WeightsError
+from mechjax.sae.architectures import Architecture, BatchTopK, Gated, JumpReLU, ReLU, TopK
+from mechjax.sae.errors import SAEError
+from mechjax.sae.formats import conventions
+from mechjax.sae.formats.conventions import Arrays
+from mechjax.sae.formats.writing import write_json
+from mechjax.sae.gradients import Params
+from mechjax.weights.json_files import read_json
+from mechjax.weights.safetensors import SafetensorsFile
+from mechjax.weights.safetensors_writing import save as save_safetensors
+
+CONFIG, WEIGHTS = 'cfg.json', 'sae_weights.safetensors'
+RELEASE = '6.54.12'
+_VECTORS = {
+  'standard': ('b_enc',),
+  'topk': ('b_enc',),
+  'jumprelu': ('b_enc', 'threshold'),
+  'gated': ('b_gate', 'b_mag', 'r_mag'),
+}
+_TRANSCODERS = {
+  'transcoder': ('standard', False),
+  'skip_transcoder': ('standard', True),
+  'jumprelu_transcoder': ('jumprelu', False),
+  'jumprelu_skip_transcoder': ('jumprelu', True),
+}
+
+
+def read(directory: Path) -> tuple[Architecture, Params]:
+  """A dictionary of SAELens.
+
+  Args:
+    directory: of the two files.
+
+  Raises:
+    WeightsError: a file is missing or damaged, does not fit the other, or asks for something that a function of
+      the activation cannot do.
+  """
+  path, words = directory / CONFIG, read_json(directory / CONFIG)
+  _refuse_rescaling(path, words)
+  name = _architecture(path, words)
+  kind, skip = _TRANSCODERS.get(name, (name, False))
+  D, M = _size(path, words, 'd_in'), _size(path, words, 'd_sae')
+  E = _size(path, words, 'd_out') if name in _TRANSCODERS else D
+  shapes: dict[str, tuple[int, ...]] = {'W_enc': (D, M), 'W_dec': (M, E), 'b_dec': (E,)}
+  shapes |= dict.fromkeys(_VECTORS[kind], (M,))
+  shapes |= {'W_skip': (E, D)} if skip else {}
+  file = SafetensorsFile(directory / WEIGHTS)
+  found = {tensor: file.read(tensor) for tensor in file.tensors}
+  found = conventions.without_unit_scaling(file.path, found)
+  arrays = conventions.checked(file.path, found, shapes)
+  if skip:
+    arrays['W_skip'] = arrays['W_skip'].T
+  if name not in _TRANSCODERS and words.get('apply_b_dec_to_input', True) is False:
+    arrays = conventions.centred(arrays)
+  shape = {'d_in': D, 'width': M, 'd_out': E if name in _TRANSCODERS else None, 'skip': skip}
+  return _dictionary(path, words, kind, shape, arrays)
+
+
+def write(directory: Path, sae: Architecture, params: Params, about: Mapping[str, Any]) -> None:
+  """Writes the two files into a directory.
+
+  Args:
+    directory: where.
+    sae: the dictionary.
+    params: its parameters.
+    about: what goes into the config's `metadata`.
+
+  Raises:
+    SAEError: SAELens has no name for such a dictionary, or `about` is not JSON.
+  """
+  name, own, arrays = _named(sae, params)
+  if 'W_skip' in arrays:
+    arrays['W_skip'] = arrays['W_skip'].T
+  words = {
+    'architecture': name,
+    'd_in': sae.d_in,
+    'd_sae': sae.width,
+    'dtype': 'float32',
+    'device': 'cpu',
+    'apply_b_dec_to_input': sae.d_out is None,
+    'normalize_activations': 'none',
+    'reshape_activations': 'none',
+    'metadata': {**about, 'sae_lens_version': RELEASE, 'sae_lens_training_version': None},
+    **own,
+  }
+  write_json(directory / CONFIG, words)
+  save_safetensors(directory / WEIGHTS, arrays)
+
+
+def _named(sae: Architecture, params: Params) -> tuple[str, dict[str, Any], Arrays]:
+  """What SAELens calls a dictionary, what only such ones have in their config, and the arrays."""
+  if sae.d_out is None:
+    match sae:
+      case ReLU():
+        return 'standard', {}, conventions.on_host(params)
+      case Gated():
+        return 'gated', {}, conventions.on_host(params)
+      case TopK():
+        own = {'k': sae.k, 'rescale_acts_by_decoder_norm': False}
+        return 'topk', own, conventions.on_host(params)
+      case JumpReLU() | BatchTopK():
+        return 'jumprelu', {}, conventions.thresholds(sae, params)[1]
+  elif not isinstance(sae, TopK):
+    kind, arrays = 'transcoder', conventions.on_host(params)
+    if not isinstance(sae, ReLU):
+      kind, arrays = 'jumprelu_transcoder', conventions.thresholds(sae, params)[1]
+    return (
+      kind.replace('trans', 'skip_trans' if sae.skip else 'trans'),
+      {'d_out': sae.d_out},
+      arrays,
+    )
+  raise SAEError(
+    f'SAELens has no name for a {type(sae).__name__} with d_out={sae.d_out}',
+    where=f'it has {[*_VECTORS, *_TRANSCODERS]}',
+  )
+
+
+def _dictionary(
+  path: Path, words: Mapping[str, Any], kind: str, shape: dict[str, Any], arrays: Arrays
+) -> tuple[Architecture, Params]:
+  if kind == 'jumprelu':
+    return JumpReLU(**shape, sparsity=0.0), conventions.jumprelu(arrays)
+  if kind == 'gated':
+    return Gated(**shape, sparsity=0.0), conventions.on_device(arrays)
+  if kind == 'standard':
+    return ReLU(**shape, sparsity=0.0), conventions.on_device(arrays)
+  if words.get('rescale_acts_by_decoder_norm', False):
+    arrays = conventions.unit_rows(arrays)
+  k = words['k'] if 'k' in words else words.get('activation_fn_kwargs', {}).get('k')
+  if type(k) is not int or not 1 <= k <= shape['width']:
+    raise WeightsError(f'{path}: k={k!r:.50} of {shape["width"]} latents')
+  return TopK(**shape, k=k), conventions.on_device(arrays)
+
+
+def _architecture(path: Path, words: Mapping[str, Any]) -> str:
+  """Its name; before SAELens 6 a config could leave it out, and TopK was an activation function."""
+  name = words.get('architecture', 'standard')
+  function = words.get('activation_fn', words.get('activation_fn_str', 'relu'))
+  if function == 'topk':
+    name = 'topk' if name == 'standard' else name
+  elif function != 'relu':
+    raise WeightsError(f'{path}: activation_fn {function!r:.50} is none that mechjax knows')
+  if not isinstance(name, str) or name not in {*_VECTORS, *_TRANSCODERS}:
+    raise WeightsError(
+      f'{path}: no architecture {name!r:.50} in mechjax',
+      where=f'there are {[*_VECTORS, *_TRANSCODERS]}',
+    )
+  return name
+
+
+def _size(path: Path, words: Mapping[str, Any], name: str) -> int:
+  value = words.get(name)
+  if type(value) is not int or value < 1:
+    raise WeightsError(f'{path}: {name}={value!r:.50} should be a positive number')
+  return value
+
+
+def _refuse_rescaling(path: Path, words: Mapping[str, Any]) -> None:
+  how = words.get('normalize_activations')
+  if how not in (None, False, 'none'):
+    raise WeightsError(
+      f'{path}: normalize_activations={how!r:.50}',
+      cause='activations were divided by something that is not in the directory, or differs from token to token',
+      mend='load it with SAELens, fold the constant (fold_activation_norm_scaling_factor) and save it again',
+    )
+  if words.get('finetuning_scaling_factor'):
+    raise WeightsError(
+      f'{path}: latents are rescaled by a finetuning_scaling_factor, which mechjax has no place for'
+    )

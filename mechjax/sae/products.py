@@ -1,0 +1,83 @@
+"""Matrix products, in float32 or with operands rounded to bfloat16.
+
+An accelerator multiplies bfloat16 many times as fast as float32. What is safe to round is what goes INTO a product:
+parameters, latents, losses and everything that is added up stay float32, and so does the sum inside of a product.
+
+    product(x, W, 'bfloat16')       round(x) @ round(W), float32; in the backward pass the cotangent is rounded too
+
+That last point is why there is a rule of its own: JAX's would multiply a float32 cotangent with bfloat16 operands, as a
+float32 product. What is kept for the backward pass is rounded, and half as large.
+
+Sharp edges: with bfloat16, reverse mode only. Nothing is scaled: bfloat16 has the exponents of float32.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+MATMULS = {'float32': None, 'bfloat16': jnp.bfloat16}
+
+
+def product(a: jax.Array, b: jax.Array, matmuls: str) -> jax.Array:
+  """a @ b.
+
+  Args:
+    a: [..., I].
+    b: [I, J].
+    matmuls: the precision of operands, one of `MATMULS`.
+
+  Returns:
+    [..., J]; float32 from bfloat16 operands.
+  """
+  return a @ b if MATMULS[matmuls] is None else _rounded_product(a, b)
+
+
+def centred_product(x: jax.Array, centre_D: jax.Array, W: jax.Array, matmuls: str) -> jax.Array:
+  """(x - centre) @ W, whose derivative by the centre is W times a sum over tokens.
+
+  By the chain rule through x - centre it would be a sixth matrix product in a training step that needs five, of which
+  then only the sum over tokens is used. So the centre moves a second term, of one row and value zero.
+
+  Args:
+    x: [..., D].
+    centre_D: what is taken off.
+    W: [D, M].
+    matmuls: the precision of operands.
+  """
+  fixed_D = lax.stop_gradient(centre_D)
+  moved_D = centre_D - fixed_D
+  return product(x - fixed_D, W, matmuls) - product(moved_D, lax.stop_gradient(W), matmuls)
+
+
+def operand(a: jax.Array, matmuls: str) -> jax.Array:
+  """What goes into a product."""
+  dtype = MATMULS[matmuls]
+  return a if dtype is None else a.astype(dtype)
+
+
+def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+  """a @ b of operands; those of bfloat16 are added up in float32."""
+  total = jnp.float32 if a.dtype == jnp.bfloat16 else a.dtype
+  return jnp.matmul(a, b, preferred_element_type=total)
+
+
+@jax.custom_vjp
+def _rounded_product(a: jax.Array, b: jax.Array) -> jax.Array:
+  return dot(operand(a, 'bfloat16'), operand(b, 'bfloat16'))
+
+
+def _rounded_fwd(a, b):
+  a, b = operand(a, 'bfloat16'), operand(b, 'bfloat16')
+  return dot(a, b), (a, b)
+
+
+def _rounded_bwd(kept, g):
+  a, b = kept
+  g = operand(g, 'bfloat16')
+  rows = lambda c: c.reshape(-1, c.shape[-1])  # noqa: E731
+  return dot(g, b.T), dot(rows(a).T, rows(g))
+
+
+_rounded_product.defvjp(_rounded_fwd, _rounded_bwd)

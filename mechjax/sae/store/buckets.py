@@ -1,0 +1,197 @@
+"""Where training takes its activations from: shuffled buckets, and a position that is one number.
+
+Activations of one context resemble each other, so batches are taken from a BUCKET, a million activations or so in
+random order (Lieberum et al. 2024, section 3). A source of buckets is one of two things:
+
+    Streamed     the model is run for each bucket; nothing is written
+    Stored       written once (`shards`), and a bucket is some shards taken together at random
+
+Either way bucket i is a pure function of i and the seed. The batches of host h of H are its rows of buckets h, h + H,
+..., and batch number `position` needs nothing to be known of those before it, so a run that was killed goes on exactly
+where it was:
+
+    for position, batch in batches(source, rows=4096, seed=0, position=1200): ...
+
+Sharp edges: a bucket must be a multiple of a host's rows of a batch. What is left at the end of an epoch and does not
+fill a bucket for each host is not seen in that epoch; other epochs leave out others. Two buckets are in memory, the one
+in use and the next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from mechjax.sae.errors import SAEError, expect
+from mechjax.sae.store.harvesting import Harvester, Rows
+from mechjax.sae.store.order import Order
+from mechjax.sae.store.prefetch import Prefetch
+
+
+class Source(Protocol):
+  """Activations in buckets."""
+
+  @property
+  def bucket_rows(self) -> int:
+    """Activations of a bucket."""
+
+  @property
+  def per_epoch(self) -> int:
+    """Buckets of an epoch."""
+
+  @property
+  def widths(self) -> dict[str, int]:
+    """D of each site."""
+
+  def bucket(self, number: int) -> Rows:
+    """Bucket `number`, from 0 on without end: activations by site, [bucket_rows, D], in no order to rely on."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Streamed:
+  """Buckets that the model computes when they are needed.
+
+  Attributes:
+    harvester: reads the activations.
+    bucket_rows: activations of a bucket.
+    seed: decides the order of the contexts in each epoch.
+
+  Raises:
+    SAEError: a bucket of nothing, or of more than there is.
+  """
+
+  harvester: Harvester
+  bucket_rows: int
+  seed: int = 0
+
+  def __post_init__(self) -> None:
+    expect(self, 'bucket_rows', self.bucket_rows >= 1, 'at least 1')
+    if not self.per_epoch:
+      raise SAEError(
+        f'a bucket of {self.bucket_rows} activations, and the contexts have {self._order(0).total}',
+        mend='smaller buckets, or more text',
+      )
+
+  @property
+  def widths(self) -> dict[str, int]:
+    return self.harvester.widths
+
+  @functools.cached_property
+  def per_epoch(self) -> int:
+    return self._order(0).total // self.bucket_rows
+
+  def bucket(self, number: int) -> Rows:
+    epoch, n = divmod(number, self.per_epoch)
+    start = n * self.bucket_rows
+    numbers, skip = self._order(epoch).span(start, start + self.bucket_rows)
+    return self.harvester.rows(numbers, skip, self.bucket_rows)
+
+  @functools.cached_property
+  def _counts(self) -> np.ndarray:
+    return self.harvester.contexts.counts()
+
+  @functools.lru_cache(maxsize=2)  # noqa: B019  a source lives as long as the run
+  def _order(self, epoch: int) -> Order:
+    return Order.of(self._counts, self.seed, epoch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+  """Which part of all batches is this host's.
+
+  Attributes:
+    host: number of this host.
+    hosts: how many there are.
+  """
+
+  host: int = 0
+  hosts: int = 1
+
+  def __post_init__(self) -> None:
+    expect(self, 'host', 0 <= self.host < self.hosts, f'from 0 to before hosts={self.hosts}')
+
+
+def bucket_of(source: Source, share: Share, turn: int) -> int:
+  """The number of the bucket that a host takes at its turn: every host another, whole epochs only."""
+  turns = source.per_epoch // share.hosts
+  if not turns:
+    raise SAEError(
+      f'{source.per_epoch} buckets for {share.hosts} hosts', mend='smaller buckets, or more text'
+    )
+  epoch, n = divmod(turn, turns)
+  return epoch * source.per_epoch + n * share.hosts + share.host
+
+
+def buckets(source: Source, share: Share, turn: int) -> Iterator[tuple[int, Rows]]:
+  """A host's buckets from a turn on, without end."""
+  while True:
+    yield turn, source.bucket(bucket_of(source, share, turn))
+    turn += 1
+
+
+def batches_per_bucket(source: Source, rows: int) -> int:
+  """How many batches of a host a bucket gives.
+
+  Args:
+    source: of buckets.
+    rows: of a batch on one host.
+
+  Raises:
+    SAEError: the bucket is no multiple of them.
+  """
+  n, rest = divmod(source.bucket_rows, rows)
+  if rest or not n:
+    raise SAEError(
+      f'buckets of {source.bucket_rows} activations are no multiple of {rows}',
+      cause='the rows of a batch on one host',
+      mend=f'buckets of {max(1, n) * rows}',
+    )
+  return n
+
+
+def shuffled(bucket: Rows, rows: int, seed: int, number: int, first: int) -> Iterator[Rows]:
+  """The batches of a bucket from number `first` on, in an order that seed and number decide."""
+  n = len(next(iter(bucket.values())))
+  order = np.random.default_rng((seed, number)).permutation(n)
+  for start in range(first * rows, n, rows):
+    chosen = order[start : start + rows]
+    yield {
+      site: np.take(x, chosen, axis=0) for site, x in bucket.items()
+    }  # twice as fast as x[...]
+
+
+def batches(
+  source: Source,
+  *,
+  rows: int,
+  seed: int,
+  position: int = 0,
+  share: Share = Share(),
+) -> Iterator[tuple[int, Rows]]:
+  """A host's batches from a position on, without end; the next bucket is made while one is used up.
+
+  Args:
+    source: of buckets.
+    rows: of a batch on this host.
+    seed: decides the order within buckets.
+    position: how many batches were taken before.
+    share: which part is this host's.
+
+  Yields:
+    The position after the batch, and activations by site, [rows, D].
+
+  Raises:
+    SAEError: buckets that are no multiple of `rows`, or fewer of them than hosts.
+  """
+  per_bucket = batches_per_bucket(source, rows)
+  turn, first = divmod(position, per_bucket)
+  with Prefetch(buckets(source, share, turn), depth=1) as ahead:
+    for turn, bucket in ahead:
+      for batch in shuffled(bucket, rows, seed, bucket_of(source, share, turn), first):
+        position += 1
+        yield position, batch
+      first = 0

@@ -1,0 +1,130 @@
+"""Activations of contexts: the forward pass, in batches of one shape, with special tokens dropped.
+
+    take = Harvester(forward, params, ['resid_post.15'], contexts, batch=32)
+    take.rows(numbers, skip=3, n=1000)            {'resid_post.15': float32 [1000, 576]}
+
+`forward(params, tokens)` is any function with sows. What it computes beyond the deepest site asked for is cut away by
+the compiler where layers are written out; a model whose layers are scanned should be given as a function that stops
+there (`LanguageModel.through`).
+
+Whatever a site has behind its axes of rows and tokens is laid end to end: heads [B, T, H, E] become HE.
+
+Sharp edge: the last batch is filled up with contexts that are in it already, and what comes of them is thrown away,
+because another shape would compile again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax import harvest, sites
+from mechjax.sae.errors import SAEError, expect
+from mechjax.sae.store.contexts import Contexts
+from mechjax.sae.store.prefetch import give_up_if_closed
+
+Rows = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Harvester:
+  """Reads activations.
+
+  Attributes:
+    forward: (params, tokens int [B, T]) -> anything, with sows.
+    params: of the model.
+    sites: what to read, such as 'resid_post.15'.
+    contexts: what the model reads.
+    batch: contexts in one forward pass.
+    dtype: of the activations.
+    placement: where tokens go, for a forward pass that is spread over devices; None where the parameters are.
+
+  Raises:
+    SAEError: no sites or a batch of nothing; when activations are read: a site without an axis of tokens, or
+      activations that are not finite.
+    SiteError: sites that are not in the model.
+  """
+
+  forward: Callable
+  params: Any
+  sites: Sequence[str]
+  contexts: Contexts
+  batch: int = 32
+  dtype: Any = np.float32
+  placement: jax.sharding.Sharding | None = None
+
+  def __post_init__(self) -> None:
+    expect(self, 'batch', self.batch >= 1, 'at least 1')
+    expect(self, 'sites', len({*self.sites}) == len(self.sites) > 0, 'one or more, each once')
+
+  @functools.cached_property
+  def widths(self) -> dict[str, int]:
+    """D of each site; nothing is computed."""
+    tokens = jax.ShapeDtypeStruct((self.batch, self.contexts.length), jnp.int32)
+    found = jax.eval_shape(self._read, self.params, tokens)
+    return {site: x.shape[-1] for site, x in found.items()}
+
+  def rows(self, numbers: np.ndarray, skip: int, n: int) -> Rows:
+    """Activations of contexts, in order.
+
+    Args:
+      numbers: of the contexts.
+      skip: how many of the first are left out.
+      n: how many are wanted then.
+
+    Returns:
+      By site, [n, D]; fewer where the contexts have no more.
+    """
+    wanted = skip + n
+    parts = {site: [np.empty((0, d), self.dtype)] for site, d in self.widths.items()}
+    pending: list[tuple[dict[str, jax.Array], np.ndarray, int]] = []
+    for start in range(0, len(numbers), self.batch):
+      give_up_if_closed()
+      pending.append(self._started(numbers[start : start + self.batch]))
+      if len(pending) > 1:  # the next pass runs while the last one is fetched
+        self._fetch(pending.pop(0), parts)
+    for last in pending:
+      self._fetch(last, parts)
+    return {site: np.concatenate(p)[skip:wanted] for site, p in parts.items()}
+
+  def _started(self, numbers: np.ndarray) -> tuple[dict[str, jax.Array], np.ndarray, int]:
+    tokens = self.contexts.tokens(numbers)
+    filled = np.resize(tokens, (self.batch, self.contexts.length))
+    placed = filled if self.placement is None else jax.device_put(filled, self.placement)
+    return self._compiled(self.params, placed), self.contexts.kept(tokens), int(numbers[0])
+
+  def _fetch(
+    self, started: tuple[Mapping[str, jax.Array], np.ndarray, int], parts: dict[str, list]
+  ) -> None:
+    found, kept, number = started
+    for site, x in found.items():
+      rows = np.asarray(x)[: len(kept)][kept]
+      if not np.isfinite(rows.sum(dtype=np.float64)):
+        raise SAEError(
+          f'activations of {site} are not finite',
+          where=f'context {number} or one of the {self.batch} that follow it in the order',
+          cause='parameters that are no numbers, or activations beyond the range of the dtype',
+        )
+      parts[site].append(rows)
+
+  @functools.cached_property
+  def _compiled(self) -> Callable:
+    return jax.jit(self._read)
+
+  def _read(self, params: Any, tokens: jax.Array) -> dict[str, jax.Array]:
+    found = harvest.reap(self.forward, sites=[*self.sites])(params, tokens)
+    return {site: self._flat(site, found[sites.parse(site)], tokens) for site in self.sites}
+
+  def _flat(self, site: str, x: jax.Array, tokens: jax.Array) -> jax.Array:
+    if x.shape[:2] != tokens.shape or x.ndim < 3:
+      raise SAEError(
+        f'{site} has shape {x.shape} for tokens of shape {tokens.shape}',
+        cause='it has no vector for each token, as attention scores have none',
+      )
+    return x.reshape(*tokens.shape, -1).astype(self.dtype)

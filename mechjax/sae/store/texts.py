@@ -1,0 +1,215 @@
+"""Texts from wherever somebody has them, one at a time.
+
+    texts('books/*.txt')                      whole files
+    texts('corpus.jsonl', 'more.jsonl.gz')    one text a line, the field `text`
+    texts('shards/')                          every file below that is of a known kind, in order of their names
+    texts('hf:allenai/c4:en:train')           a data set of a hub, streamed: name, configuration, split
+
+Known by their suffixes are JSONL, Parquet, web pages, and plain text in its many names; `.gz` may be added to any. The
+order is fixed, so that what is counted from the first text on means the same tomorrow. A web page is reduced to what
+is read on it.
+
+Sharp edge: a whole file, or a row group of Parquet, is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import html.parser
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mechjax import extras
+from mechjax.errors import MechjaxError, nearest
+from mechjax.sae.errors import SAEError
+
+PLAIN = ('.txt', '.md', '.rst', '.tex', '.py')
+HUB = 'hf:'
+INLINE = (
+  'a abbr acronym b bdi bdo big cite code data del dfn em font i img input ins kbd label mark q s samp small span '
+  'strike strong sub sup time tt u var wbr'
+)
+"""Tags of web pages that stand within a line."""
+
+
+def texts(*places: str | os.PathLike[str], field: str = 'text') -> Iterator[str]:
+  """All texts of some places, without those that are empty.
+
+  Args:
+    *places: files, patterns with `*`, directories, or 'hf:name:configuration:split'.
+    field: what a text is called in JSONL, Parquet and the data sets of a hub.
+
+  Yields:
+    Texts.
+
+  Raises:
+    SAEError: nothing is there, a file is of no known kind, or has no such field.
+    MissingExtraError: Parquet or a hub, and the library that reads it is not installed.
+  """
+  for place in map(str, places):
+    hub = place.startswith(HUB)
+    for where in [place] if hub else _files(place):
+      found = _from_hub(place, field) if hub else _from_file(Path(where), field)
+      for number, text in enumerate(found, 1):
+        if not isinstance(text, str):
+          raise SAEError(
+            f'{field!r} is {text!r:.60}, not a text',
+            where=f'{where}, text {number}',
+            mend='name another field',
+          )
+        if text.strip():
+          yield text
+
+
+def _from_file(path: Path, field: str) -> Iterator[Any]:
+  try:
+    yield from _READERS[_kind(path)](path, field)
+  except (OSError, EOFError, ValueError, zlib.error) as e:
+    if isinstance(e, MechjaxError):
+      raise
+    raise SAEError(
+      f'{path} cannot be read: {type(e).__name__}: {e!s:.200}',
+      cause='a file that is damaged, not yours to read, or not of the kind that its name says',
+    ) from e
+
+
+def _files(place: str) -> list[Path]:
+  """Files of a place, in order; a directory may hold others too, a pattern may not."""
+  path = Path(place).expanduser()
+  if path.is_dir():
+    found = [p for p in sorted(path.rglob('*')) if p.is_file() and _kind(p) in _READERS]
+  elif path.is_file():  # a name may look like a pattern
+    found = [path]
+  else:
+    found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
+  if not found:
+    raise SAEError(
+      f'no texts at {place!r}',
+      where=f'working directory {Path.cwd()}',
+      cause='no such file, or a directory without files of a known kind',
+      mend=f'known are {[*_READERS]}, each also with .gz',
+    )
+  for path in found:
+    if _kind(path) not in _READERS:
+      raise SAEError(
+        f'{path} is of no kind of text that mechjax knows',
+        where=f'known are {[*_READERS]}',
+        mend=f'give it the name of one of them, perhaps {(nearest(_kind(path), _READERS) or [".txt"])[0]}',
+      )
+  return found
+
+
+def _kind(path: Path) -> str:
+  return path.with_suffix('').suffix if path.suffix == '.gz' else path.suffix
+
+
+def _opened(path: Path) -> Any:
+  if path.suffix == '.gz':
+    return gzip.open(path, 'rt', encoding='utf-8', errors='replace')
+  return path.open(encoding='utf-8', errors='replace')
+
+
+def _plain(path: Path, field: str) -> Iterator[str]:
+  with _opened(path) as file:
+    yield file.read()
+
+
+def _web_page(path: Path, field: str) -> Iterator[str]:
+  reader = _Page()
+  reader.feed(next(_plain(path, field)))
+  reader.close()
+  yield reader.text()
+
+
+def _jsonl(path: Path, field: str) -> Iterator[Any]:
+  with _opened(path) as file:
+    for number, line in enumerate(file, 1):
+      if not line.strip():
+        continue
+      try:
+        yield json.loads(line)[field]
+      except (ValueError, KeyError, TypeError) as e:
+        raise SAEError(
+          f'no {field!r} in {line.strip()!r:.100}', where=f'{path}, line {number}'
+        ) from e
+
+
+def _parquet(path: Path, field: str) -> Iterator[Any]:
+  parquet = extras.require('pyarrow.parquet', 'text')
+  with path.open('rb') as raw, parquet.ParquetFile(raw) as file:
+    if field not in file.schema_arrow.names:
+      raise SAEError(
+        f'{path} has no column {field!r}', where=f'it has {file.schema_arrow.names[:10]}'
+      )
+    for batch in file.iter_batches(columns=[field]):
+      yield from batch.column(0).to_pylist()
+
+
+def _from_hub(place: str, field: str) -> Iterator[str]:
+  datasets = extras.require('datasets', 'text')
+  name, *rest = place.removeprefix(HUB).split(':')
+  if len(rest) != 2:
+    raise SAEError(
+      f'{place!r} does not name a data set',
+      mend=f'{HUB}name:configuration:split, as {HUB}allenai/c4:en:train',
+    )
+  configuration, split = rest
+  try:
+    rows = datasets.load_dataset(name, configuration or None, split=split, streaming=True)
+    for row in rows:
+      yield row[field]
+  except Exception as e:  # a hub fails in many ways, and all mean that there are no texts
+    raise SAEError(
+      f'{place!r} cannot be read: {type(e).__name__}: {e!s:.200}',
+      cause='no network, no such data set, configuration or split, or a column of another name',
+      mend='files of your own do as well',
+    ) from e
+
+
+_READERS = {
+  **dict.fromkeys(PLAIN, _plain),
+  '.html': _web_page,
+  '.jsonl': _jsonl,
+  '.parquet': _parquet,
+}
+
+
+class _Page(html.parser.HTMLParser):
+  """What a reader sees of a page: no scripts, a new line where a block begins or ends and nowhere else."""
+
+  _SILENT = frozenset({'script', 'style', 'head', 'nav', 'template'})
+  _INLINE = frozenset(INLINE.split())
+
+  def __init__(self) -> None:
+    super().__init__()
+    self._said: list[str] = []
+    self._silence = 0
+    self._preformatted = 0
+
+  def handle_starttag(self, tag: str, attrs: Any) -> None:
+    self._silence = (
+      0 if tag == 'body' else self._silence + (tag in self._SILENT)
+    )  # </head> may be left out
+    self._preformatted += tag == 'pre'
+    self._said += ['\n'] * (tag not in self._INLINE)
+
+  def handle_endtag(self, tag: str) -> None:
+    self._silence = max(0, self._silence - (tag in self._SILENT))
+    self._preformatted = max(0, self._preformatted - (tag == 'pre'))
+    self._said += ['\n'] * (tag not in self._INLINE)
+
+  def handle_data(self, data: str) -> None:
+    if not self._silence:
+      self._said.append(data if self._preformatted else re.sub(r'\s+', ' ', data))
+
+  def text(self) -> str:
+    """Lines without blanks at their ends, paragraphs parted by one empty line."""
+    lines = [line.strip() for line in ''.join(self._said).split('\n')]
+    kept = [line for n, line in enumerate(lines) if line or (n and lines[n - 1])]
+    return '\n'.join(kept).strip()

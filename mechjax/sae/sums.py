@@ -1,0 +1,156 @@
+"""Sums: what a batch of tokens is reduced to on the device.
+
+A batch says which token follows which, and which ones count. Everything here takes one, or activations of its tokens,
+and gives sums over those that count, so that batches of any size add up (`figures`).
+
+    log_probs, loss, divergence           of logits [B, T, V]
+    tokens, spread, site_totals           of the value of a site
+
+Sharp edge: a token that is not kept keeps its activation, and is neither predicted nor predicted from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax.sae import splice
+from mechjax.sae.architectures import Architecture
+from mechjax.sae.errors import SAEError
+from mechjax.sae.figures import SiteTotals, Spread
+from mechjax.sae.gradients import Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """Some tokens.
+
+  Attributes:
+    inputs: what the model takes.
+    targets: which token follows each, int [B, T]; -1 where none is to be predicted.
+    kept: which tokens count and are spliced, bool [B, T].
+  """
+
+  inputs: Any
+  targets: Any
+  kept: Any
+
+
+def next_tokens(tokens: Any, kept: Any) -> Batch:
+  """A batch for a language model.
+
+  Args:
+    tokens: ids, int [B, T], which are the inputs too.
+    kept: False at padding and at special tokens, bool [B, T].
+
+  Returns:
+    The batch; predicted is each kept token that follows a kept one.
+
+  Raises:
+    SAEError: shapes that differ.
+  """
+  tokens, kept = np.asarray(tokens), np.asarray(kept)
+  if tokens.shape != kept.shape or tokens.ndim != 2 or kept.dtype != bool:
+    raise SAEError(
+      f'tokens {tokens.shape} and a mask {kept.dtype} {kept.shape}',
+      mend='token ids [B, T], and for each of them a boolean',
+    )
+  targets = np.full(tokens.shape, -1, np.int32)
+  targets[:, :-1] = np.where(kept[:, 1:] & kept[:, :-1], tokens[:, 1:], -1)
+  return Batch(tokens, targets, kept)
+
+
+def log_probs(logits: jax.Array, batch: Batch) -> jax.Array:
+  """Log-probabilities [B, T, V], in float32 or wider.
+
+  Raises:
+    SAEError: logits of other tokens than the batch has.
+  """
+  targets = jnp.asarray(batch.targets)
+  if logits.shape[:-1] != targets.shape:
+    raise SAEError(f'logits of shape {logits.shape} for targets of shape {targets.shape}')
+  return jax.nn.log_softmax(splice.wide(logits))
+
+
+def loss(log_probs: jax.Array, batch: Batch) -> jax.Array:
+  """Sum of the negative log-probabilities of the tokens that are predicted."""
+  targets = jnp.asarray(batch.targets)
+  chosen = jnp.take_along_axis(log_probs, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
+  return jnp.sum(jnp.where(targets >= 0, -chosen, 0))
+
+
+def divergence(p: jax.Array, q: jax.Array, batch: Batch) -> jax.Array:
+  """Sum over predictions of KL(p || q), both log-probabilities [B, T, V]; tokens of probability 0 add nothing."""
+  terms = jnp.where(p == -jnp.inf, 0, jnp.exp(p) * (p - q))
+  return jnp.sum(jnp.where(jnp.asarray(batch.targets) >= 0, jnp.sum(terms, -1), 0))
+
+
+def predicted(batch: Batch) -> jax.Array:
+  """How many tokens are predicted."""
+  return jnp.sum(jnp.asarray(batch.targets) >= 0, dtype=jnp.int32)
+
+
+def tokens(value: jax.Array, batch: Batch) -> jax.Array:
+  """Activations of all tokens, float32 [N, D], from the value of a site."""
+  x = splice.activations(value, jnp.asarray(batch.kept))
+  return x.reshape(-1, x.shape[-1])
+
+
+def spread(y_NxE: jax.Array, batch: Batch) -> Spread:
+  """Of the activations of the tokens that are kept."""
+  kept_Nx1 = jnp.asarray(batch.kept).reshape(-1, 1)
+  count = jnp.sum(kept_Nx1, dtype=jnp.int32)
+  mean_E = jnp.sum(jnp.where(kept_Nx1, y_NxE, 0), 0) / jnp.maximum(count, 1).astype(y_NxE.dtype)
+  return Spread(count, mean_E, jnp.sum(jnp.where(kept_Nx1, jnp.square(y_NxE - mean_E), 0)))
+
+
+def site_totals(
+  sae: Architecture,
+  params: Params,
+  x_NxD: jax.Array,
+  y_NxE: jax.Array,
+  g_NxE: jax.Array,
+  batch: Batch,
+) -> SiteTotals:
+  """What a dictionary says of the tokens that are kept.
+
+  Args:
+    sae: the dictionary.
+    params: its parameters.
+    x_NxD: what it reads.
+    y_NxE: what it should say.
+    g_NxE: gradient of the loss with respect to that.
+    batch: of the tokens.
+  """
+  kept_N = jnp.asarray(batch.kept).reshape(-1)
+  f_NxM = sae.encode(params, x_NxD)
+  y_hat_NxE = sae.decode(params, f_NxM, x_NxD)
+  ratio_N, has_N = _uniformity(f_NxM * (g_NxE @ params['W_dec'].T))
+
+  def total(per_token_N: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(kept_N, per_token_N, 0))
+
+  return SiteTotals(
+    spread=spread(y_NxE, batch),
+    error=total(jnp.sum(jnp.square(y_NxE - y_hat_NxE), -1)),
+    norm=total(jnp.sum(jnp.square(y_hat_NxE), -1)),
+    overlap=total(jnp.sum(y_NxE * y_hat_NxE, -1)),
+    firings=jnp.sum((f_NxM > 0) & kept_N[:, None], 0, dtype=jnp.int32),
+    uniformity=total(jnp.where(has_N, ratio_N, 0)),
+    attributed=jnp.sum(has_N & kept_N, dtype=jnp.int32),
+  )
+
+
+def _uniformity(a_NxM: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """exp(entropy(|a| / sum |a|)) / |a|_0 of each token, and whether it has one, [N]."""
+  size = jnp.abs(a_NxM)
+  total = jnp.sum(size, -1, keepdims=True)
+  share = size / jnp.where(total > 0, total, 1)
+  entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0), -1)
+  n_active = jnp.sum(share > 0, -1)
+  return jnp.exp(entropy) / jnp.maximum(n_active, 1).astype(entropy.dtype), n_active > 0

@@ -1,0 +1,199 @@
+"""What a run tells while it goes on: a line on the screen, a line of JSON, and curves for who wants them.
+
+    with Journal(run, peak=peak, tensorboard=True) as journal:
+      train(..., report=journal.write)
+
+`metrics.jsonl` has one object a report: {"step": 50, "tokens": 204800, "jump": {"l0": [33.1, 20.4], ...}, ...}, with a
+list for the members of each stack. The screen shows the same in short:
+
+    step 1,000/5,000  4.1 M tokens  52,310 tokens/s  matmul 0.83  wait 0.01 | jump loss 0.21 l0 33/20 fvu 0.12 dead 0.02
+
+`matmul` is the share of the rate at which the device multiplies matrices, measured when the run starts, that the
+products of a dense step would have needed (`speed`). TensorBoard's files come from `tensorboardX`, and runs in Weights
+& Biases from `wandb`, where they are installed and asked for.
+
+Sharp edges: a run that goes on from a checkpoint writes the steps since that checkpoint again, so lines of those are
+taken out of the file first. Only the first process of several writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from mechjax import extras
+from mechjax.sae.store import files
+from mechjax.sae.training.loop import Report
+
+METRICS = 'metrics.jsonl'
+SHOWN = ('loss', 'l0', 'fvu', 'dead')
+
+
+def show(line: str) -> None:
+  """A line on the screen of the first process, at once."""
+  if jax.process_index() == 0:
+    print(line, flush=True)
+
+
+class Curves(Protocol):
+  """A place for curves."""
+
+  def add(self, step: int, numbers: Mapping[str, float]) -> None:
+    """Adds a point to each."""
+
+  def close(self) -> None:
+    """Ends."""
+
+
+class Journal:
+  """Writes reports."""
+
+  def __init__(
+    self,
+    run: Path,
+    *,
+    steps: int,
+    batch: int,
+    needed: float,
+    peak: float,
+    done: int = 0,
+    curves: tuple[Curves, ...] = (),
+  ):
+    """Opens the files of a run.
+
+    Args:
+      run: directory of the run.
+      steps: how many there will be.
+      batch: tokens of one.
+      needed: floating-point operations of the products of one step.
+      peak: operations a second of all devices, measured.
+      done: the step from which the run goes on.
+      curves: where points go besides.
+    """
+    self._steps, self._batch, self._needed, self._peak = steps, batch, needed, peak
+    self._curves, self._file = curves, None
+    if jax.process_index() == 0:
+      path = run / METRICS
+      _keep_until(path, done)
+      self._file = path.open('a')
+
+  def write(self, report: Report) -> None:
+    """One report, everywhere."""
+    if self._file is None:
+      return
+    words = self._words(report)
+    self._file.write(json.dumps(words) + '\n')
+    self._file.flush()
+    numbers = dict(_flat(words))
+    for curves in self._curves:
+      curves.add(report.step, numbers)
+    show(self._line(report, words))
+
+  def __enter__(self) -> Journal:
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    for curves in self._curves:
+      curves.close()
+    if self._file is not None:
+      self._file.close()
+
+  def _words(self, report: Report) -> dict[str, Any]:
+    rate = report.steps_per_second
+    return {
+      'step': report.step,
+      'tokens': report.step * self._batch,
+      'tokens_per_second': rate * self._batch,
+      'matmul_share': rate * self._needed / self._peak,
+      'wait': report.wait,
+      'learning_rate': report.rate,
+      **{
+        stack: {name: np.asarray(x, float).tolist() for name, x in own.items()}
+        for stack, own in report.figures.items()
+      },
+    }
+
+  def _line(self, report: Report, words: Mapping[str, Any]) -> str:
+    stacks = ' | '.join(
+      f'{stack} ' + ' '.join(f'{name} {_short(own[name])}' for name in SHOWN)
+      for stack, own in report.figures.items()
+    )
+    return (
+      f'step {report.step:,}/{self._steps:,}  {words["tokens"] / 1e6:.1f} M tokens  '
+      f'{words["tokens_per_second"]:,.0f} tokens/s  matmul {words["matmul_share"]:.2f}  '
+      f'wait {report.wait:.2f} | {stacks}'
+    )
+
+
+class TensorBoard:
+  """Curves as TensorBoard reads them."""
+
+  def __init__(self, directory: Path, done: int):
+    """Opens the directory; points after step `done` are those of a run that was killed."""
+    module = extras.require('tensorboardX', 'logging')
+    self._writer = module.SummaryWriter(str(directory), purge_step=done + 1)
+
+  def add(self, step: int, numbers: Mapping[str, float]) -> None:
+    for name, x in numbers.items():
+      self._writer.add_scalar(name, x, step)
+
+  def close(self) -> None:
+    self._writer.close()
+
+
+class WandB:
+  """Curves in Weights & Biases."""
+
+  def __init__(self, project: str, run: Path, config: Mapping[str, Any]):
+    """Goes on with the run of this directory, or starts it."""
+    module = extras.require('wandb', 'logging')
+    self._run = module.init(
+      project=project, id=run.name, name=run.name, resume='allow', config=dict(config), dir=str(run)
+    )
+
+  def add(self, step: int, numbers: Mapping[str, float]) -> None:
+    self._run.log(dict(numbers), step=step)
+
+  def close(self) -> None:
+    self._run.finish()
+
+
+def _keep_until(path: Path, done: int) -> None:
+  """Takes the lines of later steps out of a file, and what was half written."""
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text().splitlines():
+    try:
+      words = json.loads(line)
+    except ValueError:
+      continue
+    if words['step'] <= done:
+      kept.append(line + '\n')
+  with files.whole(path) as file:
+    file.write(''.join(kept).encode())
+
+
+def _flat(words: Mapping[str, Any], before: str = ''):
+  for name, x in words.items():
+    if isinstance(x, Mapping):
+      yield from _flat(x, f'{before}{name}/')
+    elif isinstance(x, list):
+      yield from ((f'{before}{name}/{n}', value) for n, value in enumerate(x))
+    elif name != 'step':
+      yield f'{before}{name}', x
+
+
+def _short(numbers: np.ndarray) -> str:
+  return '/'.join(f'{x:.3g}' for x in np.asarray(numbers, float))

@@ -1,0 +1,105 @@
+"""How fast, how sparse, by which rule: the settings of training that do not belong to a dictionary.
+
+Three things change with the step, and all are factors or rates that a compiled step computes from its number:
+
+    learning rate      rises along a cosine from `warm_up_from` of it, is constant, and falls linearly to zero
+    sparsity           the coefficient of the penalty rises linearly from 0, so that latents first learn to reconstruct
+    optimiser          Adam, on gradients that know of unit rows (`mechjax.sae.gradients`)
+
+(Rajamanoharan et al. 2024 and Lieberum et al. 2024, "Gemma Scope", whose constants are the defaults.) With b1 = 0,
+as there, Adam's first moment is the gradient itself and is not kept: a third of the memory of training less.
+
+Steps are counted from 0: `rate(n)` is what the update after n others is made with.
+
+Sharp edges: `optimiser` leaves the learning rate out, because members of a stack may have different ones after
+resampling; its updates are subtracted by `rate` times them. Optax raises floats to integer powers, so its update
+runs under the standard promotion whatever is set outside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mechjax.sae import gradients
+from mechjax.sae.errors import expect
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimisation:
+  """Settings of the optimiser and of what changes with the step.
+
+  Attributes:
+    steps: how many updates a training has.
+    learning_rate: of Adam, once warm.
+    warm_up_steps: updates until the learning rate is reached; 0 for none.
+    warm_up_from: factor of the learning rate at step 0.
+    decay_steps: how many updates at the end have a falling rate; it would be zero at step `steps`.
+    sparsity_warm_up_steps: updates until the sparsity coefficient is reached, from 0; 0 for none.
+    b1: decay of Adam's mean of gradients.
+    b2: decay of Adam's mean of squared gradients.
+    eps: added to the root of the latter.
+
+  Raises:
+    SAEError: a value out of range; the message holds it.
+  """
+
+  steps: int
+  learning_rate: float = 3e-4
+  warm_up_steps: int = 1_000
+  warm_up_from: float = 0.1
+  decay_steps: int = 0
+  sparsity_warm_up_steps: int = 10_000
+  b1: float = 0.0
+  b2: float = 0.999
+  eps: float = 1e-8
+
+  def __post_init__(self) -> None:
+    expect(self, 'steps', self.steps >= 1, 'at least 1')
+    for name in ('learning_rate', 'eps'):
+      expect(self, name, getattr(self, name) > 0, 'positive')
+    for name in ('warm_up_steps', 'sparsity_warm_up_steps'):
+      expect(self, name, getattr(self, name) >= 0, 'at least 0')
+    expect(self, 'warm_up_from', 0 <= self.warm_up_from <= 1, 'in [0, 1]')
+    good = 0 <= self.decay_steps <= self.steps
+    expect(self, 'decay_steps', good, f'from 0 to steps={self.steps}')
+    for name in ('b1', 'b2'):
+      expect(self, name, 0 <= getattr(self, name) < 1, 'in [0, 1)')
+
+  def rate(self, step: jax.typing.ArrayLike) -> jax.Array:
+    """The factor of the learning rate, float32; `step` is an int or an int array."""
+    at = jnp.asarray(step, jnp.float32)
+    warm = jnp.clip(at / self.warm_up_steps, 0, 1) if self.warm_up_steps else 1.0
+    left = jnp.clip((self.steps - at) / self.decay_steps, 0, 1) if self.decay_steps else 1.0
+    rising = self.warm_up_from + (1 - self.warm_up_from) * (1 - jnp.cos(jnp.pi * warm)) / 2
+    return jnp.asarray(rising * left, jnp.float32)
+
+  def sparsity(self, step: jax.typing.ArrayLike) -> jax.Array:
+    """The factor of the sparsity coefficient, float32; `step` is an int or an int array."""
+    if not self.sparsity_warm_up_steps:
+      return jnp.ones((), jnp.float32)
+    return jnp.clip(jnp.asarray(step, jnp.float32) / self.sparsity_warm_up_steps, 0, 1)
+
+  def optimiser(self) -> optax.GradientTransformation:
+    """Gradients orthogonal to the decoder's rows, then Adam without the learning rate."""
+    if self.b1:
+      adam = optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps)
+    else:
+      adam = optax.scale_by_rms(
+        decay=self.b2, eps=self.eps, eps_in_sqrt=False, bias_correction=True
+      )
+    return _promoting(optax.chain(gradients.orthogonal_to_decoder(), adam))
+
+
+def _promoting(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """The same under JAX's standard promotion of dtypes."""
+
+  def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    with jax.numpy_dtype_promotion('standard'):
+      return inner.update(grads, state, params)
+
+  return optax.GradientTransformation(inner.init, update)

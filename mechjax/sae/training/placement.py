@@ -1,0 +1,103 @@
+"""Where dictionaries and batches live on a mesh of devices.
+
+Two axes: `data` holds rows of the batch, `model` holds latents. Every array with an axis of latents is spread over
+`model` and everything else is held whole, so that a step costs a sum over `model` after the decoder and a sum over
+`data` of the gradients; an optimiser's memory lies where its parameter lies.
+
+    W_enc [N, D, M]     P(None, None, 'model')           vectors and counters [N, M]     P(None, 'model')
+    W_dec [N, M, E]     P(None, 'model', None)           batches [B, D]                  P('data', None)
+
+On one device the mesh is 1 x 1, and there is no other way through the code.
+
+Sharp edges: axes of the mesh have to be of the type Auto, and their sizes have to divide what they hold; a width
+that does not fit is refused, not padded, because its dead latents would be counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mechjax.sae.architectures import Architecture
+from mechjax.sae.errors import SAEError
+
+AXES = ('data', 'model')
+
+
+def mesh_of(mesh: Mesh | None) -> Mesh:
+  """The mesh, or one of the first device.
+
+  Raises:
+    SAEError: other axes than `data` and `model`, or of another type than Auto.
+  """
+  if mesh is None:
+    return jax.make_mesh((1, 1), AXES, (AxisType.Auto,) * 2, devices=jax.devices()[:1])
+  if {*mesh.axis_names} != {*AXES} or any(kind is not AxisType.Auto for kind in mesh.axis_types):
+    raise SAEError(
+      f'a mesh with axes {mesh.axis_names} of types {mesh.axis_types}',
+      mend=f'jax.make_mesh((1, 8), {AXES}, (jax.sharding.AxisType.Auto,) * 2)',
+    )
+  return mesh
+
+
+def of_batch(mesh: Mesh) -> NamedSharding:
+  """Of activations, [B, D]."""
+  return NamedSharding(mesh, PartitionSpec('data', None))
+
+
+def of_members(sae: Architecture, members: Any, mesh: Mesh) -> Any:
+  """Of the state of a stack.
+
+  Args:
+    sae: its description.
+    members: any tree of shapes with a leading axis of members, in which parameters and what belongs to them are
+      found by name.
+    mesh: the devices.
+
+  Returns:
+    The tree with a sharding for each shape.
+
+  Raises:
+    SAEError: the mesh does not divide the width.
+  """
+  shards = mesh.shape['model']
+  if sae.width % shards:
+    raise SAEError(
+      f'width={sae.width} of {type(sae).__name__} is not divisible by {shards} devices',
+      where=f'axis model of the mesh {dict(mesh.shape)}',
+      mend=f'a width of {-(-sae.width // shards) * shards}, or another mesh',
+    )
+  specs = {name: PartitionSpec(None, 'model') for name in ('since', *sae.PER_LATENT)}
+  specs['W_enc'] = PartitionSpec(None, None, 'model')
+  specs['W_dec'] = PartitionSpec(None, 'model', None)
+
+  def placed(path: tuple, _: Any) -> NamedSharding:
+    return NamedSharding(mesh, specs.get(_last_name(path), PartitionSpec()))
+
+  return jax.tree_util.tree_map_with_path(placed, members)
+
+
+def check_batch(batch: Mapping[str, jax.Array], sites: set[str], mesh: Mesh) -> None:
+  """Checks that a batch has what is read and can be spread.
+
+  Raises:
+    SAEError: a site is missing, or the mesh does not divide the tokens.
+  """
+  if missing := sorted(sites - {*batch}):
+    raise SAEError(f'a batch without {missing}', cause=f'it has {sorted(batch)}')
+  n_tokens, shards = {len(batch[site]) for site in sites}, mesh.shape['data']
+  if len(n_tokens) > 1:
+    raise SAEError(f'sites of one batch with different numbers of tokens, {sorted(n_tokens)}')
+  if n_tokens.pop() % shards:
+    raise SAEError(
+      f'a batch of {len(batch[min(sites)])} tokens is not divisible by {shards} devices',
+      where=f'axis data of the mesh {dict(mesh.shape)}',
+    )
+
+
+def _last_name(path: tuple) -> Any:
+  """What the last step of a path into a tree is called: a key of a dict, or a field."""
+  return getattr(path[-1], 'key', getattr(path[-1], 'name', None))

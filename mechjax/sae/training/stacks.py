@@ -1,0 +1,113 @@
+"""Stacks: dictionaries of one shape that train together on the same activations.
+
+A sweep over sparsity coefficients, or over seeds, is many dictionaries that differ in numbers only. Trained
+together they share every batch (whose activations cost as much as a step does) and one compiled step. A stack
+is such a group; a training has any number of them, of any architectures and sites, by name:
+
+    {'jump': Stack(sae=JumpReLU(d_in=768, width=6144, sparsity=1e-3), reads='resid_post.5', seeds=(0, 0, 0),
+                   knobs={'sparsity': (5e-4, 1e-3, 2e-3)}),
+     'topk': Stack(sae=TopK(d_in=768, width=6144, k=64), reads='resid_post.5', seeds=(0, 1), knobs={'k': (32, 64)}),
+     'mlp':  Stack(sae=ReLU(d_in=768, d_out=768, width=6144, sparsity=1e-3), reads='mlp_in.5', writes='mlp_out.5')}
+
+Each member equals what it would be if it were trained alone with its seed and its values; `member` describes it.
+
+Sharp edge: what counts as dead is one number of tokens for the whole stack. A loss for dead latents and resampling
+bring their own; where both are there, they have to agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mechjax.sae.architectures import Architecture
+from mechjax.sae.dead import expect_tokens
+from mechjax.sae.errors import SAEError, expect
+from mechjax.sae.resampling import Resampling
+
+Values = tuple[tuple[str, tuple[float, ...]], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stack:
+  """Dictionaries of one shape.
+
+  Attributes:
+    sae: what they have in common.
+    reads: the site of their input, a key of every batch.
+    writes: the site that a transcoder reconstructs; None for an autoencoder.
+    seeds: one for each member.
+    knobs: settings of `sae` that are data, with a value for each member; kept as sorted pairs, so that a stack can be
+      hashed. The others have the value of `sae`.
+    dead_after: tokens without firing, after which a latent is called dead where nothing else says so.
+    resampling: how dead latents are replaced, or None.
+    resample_every: after how many steps; 0 without `resampling`.
+
+  Raises:
+    SAEError: settings that do not go together; the message holds the value.
+  """
+
+  sae: Architecture
+  reads: str
+  writes: str | None = None
+  seeds: tuple[int, ...] = (0,)
+  knobs: Mapping[str, tuple[float, ...]] | Values = ()
+  dead_after: int = 10_000_000
+  resampling: Resampling | None = None
+  resample_every: int = 0
+
+  def __post_init__(self) -> None:
+    pairs = sorted((name, tuple(values)) for name, values in dict(self.knobs).items())
+    object.__setattr__(self, 'knobs', tuple(pairs))
+    expect(self, 'reads', bool(self.reads), 'the name of a site')
+    transcodes = self.sae.d_out is not None
+    wanted = 'the site of the target' if transcodes else 'None without d_out'
+    expect(self, 'writes', bool(self.writes) == transcodes, wanted)
+    good = len(self.seeds) > 0 and all(0 <= seed < 2**32 for seed in self.seeds)
+    expect(self, 'seeds', good, 'one or more from 0 to 2**32 - 1')
+    for name, values in pairs:
+      if len(values) != self.members:
+        raise SAEError(f'{name}={values} for a stack with {self.members} seeds {self.seeds}')
+    self.sae.knobs(**dict(pairs))  # checks them
+    expect_tokens(self, 'dead_after')
+    every = self.resample_every > 0 if self.resampling else self.resample_every == 0
+    expect(self, 'resample_every', every, f'{"positive" if self.resampling else "0"}')
+    self._check_tokens()
+
+  @property
+  def members(self) -> int:
+    """N, how many dictionaries there are."""
+    return len(self.seeds)
+
+  @property
+  def after_tokens(self) -> int:
+    """Tokens without firing, after which a latent is dead."""
+    asked = [part.after_tokens for part in (self.sae.revival, self.resampling) if part]
+    return asked[0] if asked else self.dead_after
+
+  def member(self, n: int) -> Architecture:
+    """The description of one dictionary, with its own settings."""
+    own: dict[str, Any] = {name: values[n] for name, values in dict(self.knobs).items()}
+    return dataclasses.replace(self.sae, **own)
+
+  def data(self) -> dict[str, jax.Array]:
+    """Every setting that is data, [N]."""
+    knobs = self.sae.knobs(**dict(self.knobs))
+    return {name: jnp.broadcast_to(value, self.members) for name, value in knobs.items()}
+
+  def keys(self) -> jax.Array:
+    """A random key for each member, [N]."""
+    return jnp.stack([jax.random.key(seed) for seed in self.seeds])
+
+  def _check_tokens(self) -> None:
+    revival, resampling = self.sae.revival, self.resampling
+    if revival and resampling and revival.after_tokens != resampling.after_tokens:
+      raise SAEError(
+        f'latents are dead after {revival.after_tokens} tokens for {type(revival).__name__} '
+        f'and after {resampling.after_tokens} for resampling',
+        mend='give both the same after_tokens',
+      )

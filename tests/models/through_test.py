@@ -1,0 +1,78 @@
+"""A forward pass that stops at the deepest site asked for: the same numbers for less work."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mechjax import harvest
+from mechjax.errors import SiteError
+from mechjax.models import decoder, ours
+from mechjax.models.language_model import Forward, LanguageModel
+from tests.models import decoders
+
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, decoders.V, (2, decoders.T)))
+EMBED, FIRST, LAST = 'embed', 'resid_post.0', 'logits'
+
+
+def loaded(name):
+  return LanguageModel(name, ours.forward(decoders.params(name), decoders.CONFIGS[name]), None)
+
+
+def layers(forward, params):
+  """Lengths of the scans over layers in the program; XLA's own count of FLOPs takes the body of a loop once."""
+  program = jax.make_jaxpr(forward)(params, TOKENS)
+  return [e.params['length'] for e in program.eqns if e.primitive.name == 'scan']
+
+
+@pytest.mark.parametrize(
+  ('name', 'wanted'),
+  [
+    ('qwen', EMBED),
+    ('qwen', FIRST),
+    ('qwen', ['attn_scores.1', FIRST]),
+    ('qwen', f'{FIRST}, final_norm'),
+    ('gemma', 'z.*'),
+    ('gpt2', FIRST),
+  ],
+)
+def test_what_is_read_is_what_the_whole_pass_gives(name, wanted):
+  model = loaded(name)
+  short, whole = (
+    jax.jit(harvest.reap(f, sites=wanted))(model.params, TOKENS)
+    for f in (model.through(wanted), model.apply)
+  )
+  assert {*short} == {*whole}
+  for site in whole:
+    np.testing.assert_allclose(short[site], whole[site], rtol=1e-6, atol=1e-6)
+
+
+def test_it_runs_the_layers_that_are_needed_and_no_others():
+  model = loaded('qwen')
+  needed = {EMBED: 0, FIRST: 1, 'resid_post.1, q.0': 2, 'resid_pre.1': 2}
+  for wanted, n in needed.items():
+    assert sum(layers(model.through(wanted), model.params)) == n, wanted
+  assert model.through(LAST) == model.apply == model.through([FIRST, 'final_norm'])
+
+
+def test_what_is_changed_on_the_way_is_changed():
+  model = loaded('qwen')
+  edit = {'mlp_out.0': jnp.zeros_like}
+  short, whole = (
+    harvest.reap(harvest.plant(f), sites='resid_post.1')(edit, model.params, TOKENS)
+    for f in (model.through('resid_post.1'), model.apply)
+  )
+  np.testing.assert_allclose(short['resid_post.1'], whole['resid_post.1'], rtol=1e-6, atol=1e-6)
+
+
+def test_a_site_that_is_not_there_is_an_error():
+  with pytest.raises(SiteError, match='resid_post'):
+    loaded('qwen').through('resid_post.7')
+
+
+def test_code_that_writes_its_layers_out_is_left_to_the_compiler():
+  config = decoders.CONFIGS['qwen']
+  params = decoders.params('qwen')
+  apply = lambda params, tokens: decoder.forward(params, tokens, config, unroll=True)  # noqa: E731
+  upstream = LanguageModel('upstream', Forward(params, apply, decoder.unembed, 2, 16), None)
+  assert upstream.through(FIRST) is apply

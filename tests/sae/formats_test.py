@@ -1,0 +1,659 @@
+"""Dictionaries in other people's files: what comes back is the same function, and what is wrong is an error."""
+
+import dataclasses
+import io
+import json
+import pickle
+import random
+import struct
+import zipfile
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from mechjax.errors import FetchError, MechjaxError, WeightsError
+from mechjax.sae import BatchTopK, Gated, JumpReLU, ReLU, SAEError, TopK
+from mechjax.sae.formats import conventions, folded, load, save, torch_zip
+from mechjax.weights.safetensors import SafetensorsFile
+from mechjax.weights.safetensors_writing import save as save_safetensors
+from tests.sae import plain
+from tests.sae.plain import SAES, D, E, M
+
+AUTOENCODERS = {name: sae for name, sae in SAES.items() if name != 'topk_dense'}
+TRANSCODERS = {
+  f'{name} {"skip " * skip}transcoder': dataclasses.replace(sae, d_out=E, skip=skip)
+  for name, sae in AUTOENCODERS.items()
+  for skip in (False, True)
+}
+ALL = AUTOENCODERS | TRANSCODERS
+each_format = pytest.mark.parametrize('format', ['gemma_scope', 'gemma_scope_2', 'sae_lens'])
+
+
+def single(sae, seed=0):
+  """Float32 parameters and inputs, of NumPy: nothing here has to be compiled."""
+  r = np.random.default_rng(seed)
+  shapes = {'W_enc': (D, M), 'W_dec': (M, sae.target_width), 'b_dec': (sae.target_width,)}
+  shapes |= dict.fromkeys(sae.PER_LATENT, (M,)) | ({'W_skip': (D, E)} if sae.skip else {})
+  params = {name: 0.5 * r.standard_normal(shape) for name, shape in shapes.items()}
+  params['W_dec'] /= np.linalg.norm(params['W_dec'], axis=1, keepdims=True)
+  if isinstance(sae, JumpReLU):
+    params['log_threshold'] = np.log(r.uniform(0.2, 0.6, M))
+  if isinstance(sae, BatchTopK):
+    params['threshold'] = np.array(0.7)
+  x = r.standard_normal((24, D)).astype(np.float32)
+  return {name: value.astype(np.float32) for name, value in params.items()}, x
+
+
+def outputs(sae, params, x):
+  """Latents and reconstructions, float64, by the equations."""
+  p = {name: np.asarray(value, float) for name, value in params.items()}
+  x = np.asarray(x, float)
+  f = plain.latents(sae, p, x)[0]
+  if isinstance(sae, BatchTopK):  # the plain twin has what is active in training
+    z = plain.encoder(sae, p, x) + p['b_enc']
+    f = np.maximum(z, 0) * (z > p['threshold'])
+  return f, plain.decode(sae, p, f, x)
+
+
+def expressible(format, sae):
+  if format == 'sae_lens':
+    return not (isinstance(sae, TopK) and sae.d_out)
+  return not isinstance(sae, TopK) and (format == 'gemma_scope_2' or not sae.skip)
+
+
+def same(found, expected, rtol=2e-5):
+  for a, b in zip(found, expected):
+    np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-5)
+
+
+@each_format
+@pytest.mark.parametrize('name', ALL)
+def test_what_a_format_can_express_comes_back_as_the_same_function(name, format, tmp_path):
+  sae = ALL[name]
+  params, x = single(sae)
+  if not expressible(format, sae):
+    with pytest.raises(SAEError, match=r'TopK|skip'):
+      save(tmp_path / 'out', sae, params, format=format)
+    assert not [*tmp_path.iterdir()]
+    return
+  save(tmp_path / 'out', sae, params, format=format)
+  back, found = load(tmp_path / 'out')
+  same(outputs(back, found, x), outputs(sae, params, x))
+  assert (back.d_in, back.width, back.d_out, back.skip) == (D, M, sae.d_out, sae.skip)
+  assert all(value.dtype == jnp.float32 for value in found.values())
+
+
+@pytest.mark.parametrize('name', ['relu', 'gated', 'jumprelu', 'topk'])
+def test_sae_lens_keeps_the_architecture_and_all_but_thresholds_to_the_last_bit(name, tmp_path):
+  sae = SAES[name]
+  params, _ = single(sae)
+  save(tmp_path / 'out', sae, params, format='sae_lens')
+  back, found = load(tmp_path / 'out')
+  assert type(back) is type(sae)
+  assert getattr(back, 'k', None) == getattr(sae, 'k', None)
+  for key, value in params.items():
+    np.testing.assert_allclose(found[key], value, rtol=1e-6 if key == 'log_threshold' else 0)
+
+
+def test_a_file_of_gemma_scope_is_read_as_its_tutorial_computes(tmp_path):
+  r = np.random.default_rng(0)
+  raw = {'W_enc': (D, M), 'W_dec': (M, D), 'b_enc': (M,), 'b_dec': (D,), 'threshold': (M,)}
+  raw = {name: r.standard_normal(shape).astype(np.float32) for name, shape in raw.items()}
+  np.savez(tmp_path / 'params.npz', **raw)
+  save_safetensors(tmp_path / 'new' / 'params.safetensors', {k.lower(): v for k, v in raw.items()})
+  x = r.standard_normal((50, D)).astype(np.float32)
+  z = x @ raw['W_enc'] + raw['b_enc']
+  f = np.maximum(z, 0) * (z > raw['threshold'])
+  for place in (tmp_path, tmp_path / 'params.npz', tmp_path / 'new'):
+    for transcoder in (False, True):
+      sae, params = load(place, transcoder=transcoder)
+      assert sae.d_out == (D if transcoder else None)
+      same(outputs(sae, params, x), (f, f @ raw['W_dec'] + raw['b_dec']))
+
+
+def test_gemma_scope_is_written_as_it_is_published(tmp_path):
+  sae = SAES['jumprelu']
+  params, _ = single(sae)
+  save(tmp_path / 'a', sae, params, format='gemma_scope')
+  save(tmp_path / 'b', sae, params, format='gemma_scope_2', about={'model_name': 'm'})
+  with np.load(tmp_path / 'a' / 'params.npz') as old:
+    assert {k: v.shape for k, v in old.items()} == {
+      'W_enc': (D, M),
+      'W_dec': (M, D),
+      'b_enc': (M,),
+      'b_dec': (D,),
+      'threshold': (M,),
+    }
+    new = SafetensorsFile(tmp_path / 'b' / 'params.safetensors')
+    for name, value in old.items():
+      np.testing.assert_array_equal(new.read(name.lower()), value)
+    b_enc = np.asarray(params['b_enc'], float) - np.asarray(params['b_dec']) @ params['W_enc']
+    np.testing.assert_allclose(old['b_enc'], b_enc, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(old['threshold'], np.exp(params['log_threshold']), rtol=1e-6)
+  assert json.loads((tmp_path / 'b' / 'config.json').read_text())['model_name'] == 'm'
+
+
+def test_a_config_that_names_two_sites_makes_a_transcoder(tmp_path):
+  sae = JumpReLU(d_in=D, d_out=D, width=M, sparsity=0.0)
+  params, x = single(sae)
+  about = {'hf_hook_point_in': 'a.output', 'hf_hook_point_out': 'b.output'}
+  save(tmp_path / 'out', sae, params, format='gemma_scope_2', about=about)
+  back, found = load(tmp_path / 'out')
+  assert back.d_out == D
+  same(outputs(back, found, x), outputs(sae, params, x))
+
+
+# --- folding ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_a_folded_dictionary_does_to_activations_what_the_other_does_to_normalised_ones(name):
+  sae = ALL[name]
+  params, x = single(sae)
+  C, E_scale = 7.0, 3.0 if sae.d_out else None
+  latents = E_scale or C
+  f, x_hat = outputs(sae, params, x)
+  same(outputs(sae, folded(sae, params, C, E_scale), C * x), (latents * f, latents * x_hat), 1e-4)
+
+
+def test_folding_and_writing_give_the_formula_of_gemma_scope(tmp_path):
+  sae, C = SAES['jumprelu'], 7.0
+  params, _ = single(sae)
+  save(tmp_path / 'out', sae, folded(sae, params, C), format='gemma_scope')
+  p = {name: np.asarray(value, float) for name, value in params.items()}
+  with np.load(tmp_path / 'out' / 'params.npz') as file:
+    expected = {
+      'W_enc': p['W_enc'],
+      'W_dec': p['W_dec'],
+      'b_enc': C * p['b_enc'] - C * p['b_dec'] @ p['W_enc'],
+      'b_dec': C * p['b_dec'],
+      'threshold': C * np.exp(p['log_threshold']),
+    }
+    for key, value in expected.items():
+      np.testing.assert_allclose(file[key], value, rtol=1e-5, atol=1e-5)
+
+
+def test_scales_that_cannot_be_are_refused():
+  sae = SAES['relu']
+  params, _ = single(sae)
+  with pytest.raises(SAEError, match='0'):
+    folded(sae, params, 0.0)
+  with pytest.raises(SAEError, match='target_scale=2'):
+    folded(sae, params, 1.0, 2.0)
+
+
+# --- SAELens ----------------------------------------------------------------------------------------------
+
+
+def saelens(directory, words, arrays):
+  directory.mkdir(parents=True, exist_ok=True)
+  (directory / 'cfg.json').write_text(json.dumps(words))
+  save_safetensors(directory / 'sae_weights.safetensors', arrays)
+
+
+def test_an_old_config_and_an_encoder_that_sees_x_are_read(tmp_path):
+  for name in ('relu', 'gated', 'jumprelu'):
+    sae = SAES[name]
+    params, x = single(sae)
+    save(tmp_path / name, sae, params, format='sae_lens')
+    path = tmp_path / name / 'cfg.json'
+    words = json.loads(path.read_text())
+    del words['metadata']
+    path.write_text(
+      json.dumps({**words, 'apply_b_dec_to_input': False, 'activation_fn_str': 'relu'})
+    )
+    back, found = load(tmp_path / name)
+    same(outputs(back, found, x), outputs(sae, params, x + params['b_dec']))
+
+
+def test_topk_before_sae_lens_6_and_with_long_decoder_rows_is_read(tmp_path):
+  sae = SAES['topk']
+  params, x = single(sae)
+  save(tmp_path / 'out', sae, params, format='sae_lens')
+  words = json.loads((tmp_path / 'out' / 'cfg.json').read_text())
+  old = {'activation_fn_str': 'topk', 'activation_fn_kwargs': {'k': 3}}
+  kept = {k: v for k, v in words.items() if k not in ('architecture', 'k', 'metadata')}
+  length = np.linspace(0.5, 3, M).astype(np.float32)
+  arrays = params | {
+    'W_enc': params['W_enc'] / length,
+    'b_enc': params['b_enc'] / length,
+    'W_dec': params['W_dec'] * length[:, None],
+  }
+  saelens(tmp_path / 'old', {**kept, **old, 'rescale_acts_by_decoder_norm': True}, arrays)
+  same(outputs(*load(tmp_path / 'old'), x), outputs(sae, params, x))
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'normalize_activations': 'layer_norm'}, 'layer_norm'),
+    ({'normalize_activations': 'expected_average_only_in'}, 'expected_average_only_in'),
+    ({'architecture': 'temporal'}, 'temporal'),
+    ({'architecture': ['standard']}, 'standard'),
+    ({'architecture': 'gated'}, 'b_gate'),
+    ({'d_in': D + 1}, 'W_enc'),
+    ({'d_sae': '16'}, 'd_sae'),
+    ({'activation_fn': 'tanh-relu'}, 'tanh-relu'),
+    ({'finetuning_scaling_factor': True}, 'finetuning_scaling_factor'),
+    ({'architecture': 'topk', 'k': M + 1}, 'k=17'),
+  ],
+)
+def test_a_config_that_asks_for_something_else_is_an_error_that_names_it(change, message, tmp_path):
+  params, _ = single(SAES['relu'])
+  save(tmp_path / 'out', SAES['relu'], params, format='sae_lens')
+  path = tmp_path / 'out' / 'cfg.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | change))
+  with pytest.raises(WeightsError, match=message):
+    load(tmp_path / 'out')
+
+
+# --- dictionary-learning ----------------------------------------------------------------------------------
+
+KINDS = {'<f4': 'FloatStorage', '<f8': 'DoubleStorage', '<i4': 'IntStorage', '<i8': 'LongStorage'}
+
+
+class Program:
+  """Writes the pickle of a dict of tensors, as torch.save does, one instruction after another."""
+
+  def __init__(self):
+    self.bytes = b'\x80\x02'
+
+  def name(self, module, name):
+    self.bytes += f'c{module}\n{name}\n'.encode()
+    return self
+
+  def text(self, text):
+    self.bytes += b'X' + struct.pack('<I', len(text)) + text.encode()
+    return self
+
+  def number(self, n):
+    self.bytes += b'J' + struct.pack('<i', n)
+    return self
+
+  def numbers(self, *ns):
+    self.bytes += b'('
+    for n in ns:
+      self.number(n)
+    self.bytes += b't'
+    return self
+
+  def raw(self, code):
+    self.bytes += code
+    return self
+
+  def tensor(self, key, array, shape=None, strides=None, offset=0):
+    strides = [s // array.itemsize for s in array.strides] if strides is None else strides
+    self.name('torch._utils', '_rebuild_tensor_v2').raw(b'((').text('storage')
+    self.name('torch', KINDS[array.dtype.str]).text(str(key)).text('cpu').number(array.size)
+    self.raw(b'tQ').number(offset).numbers(*(array.shape if shape is None else shape))
+    return self.numbers(*strides).raw(b'\x89').name('collections', 'OrderedDict').raw(b')RtR')
+
+  def dict(self, arrays):
+    self.raw(b'}(')
+    for key, (name, array) in enumerate(arrays.items()):
+      self.text(name).tensor(key, array)
+    return self.raw(b'u.')
+
+
+def torch_file(path, program, arrays, order=b'little'):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('archive/data.pkl', program)
+    archive.writestr('archive/byteorder', order)
+    for key, array in enumerate(arrays.values()):
+      archive.writestr(f'archive/data/{key}', array.tobytes())
+
+
+def learned(directory, kind, arrays):
+  arrays = {name: np.asarray(value, order='C') for name, value in arrays.items()}
+  torch_file(directory / 'ae.pt', Program().dict(arrays).bytes, arrays)
+  (directory / 'config.json').write_text(json.dumps({'trainer': {'dict_class': kind}}))
+
+
+def linear(p):
+  return {'encoder.weight': p['W_enc'].T, 'decoder.weight': p['W_dec'].T}
+
+
+def as_learned(name, p):
+  """The class of dictionary-learning, its tensors, and how many b_dec its encoder does not subtract."""
+  k = {'k': np.int32(3)}
+  match name:
+    case 'relu':
+      return 'AutoEncoder', linear(p) | {'encoder.bias': p['b_enc'], 'bias': p['b_dec']}, 0
+    case 'relu of x':
+      return (
+        'AutoEncoderNew',
+        linear(p) | {'encoder.bias': p['b_enc'], 'decoder.bias': p['b_dec']},
+        1,
+      )
+    case 'gated':
+      vectors = {'decoder_bias': p['b_dec'], 'gate_bias': p['b_gate'], 'mag_bias': p['b_mag']}
+      return 'GatedAutoEncoder', linear(p) | vectors | {'r_mag': p['r_mag']}, 0
+    case 'topk':
+      vectors = {'encoder.bias': p['b_enc'], 'b_dec': p['b_dec'], 'threshold': np.float32(-1)}
+      return 'AutoEncoderTopK', linear(p) | vectors | k, 0
+    case 'batch_topk':
+      vectors = {'encoder.bias': p['b_enc'], 'b_dec': p['b_dec'], 'threshold': p['threshold']}
+      return 'BatchTopKSAE', linear(p) | vectors | k, 0
+    case 'matryoshka':
+      return 'MatryoshkaBatchTopKSAE', p | k | {'group_sizes': np.array([2, 5, M - 7])}, 0
+  vectors = {'threshold': np.exp(p['log_threshold'])}
+  return 'JumpReluAutoEncoder', {k: v for k, v in p.items() if k != 'log_threshold'} | vectors, 1
+
+
+@pytest.mark.parametrize(
+  'name', ['relu', 'relu of x', 'gated', 'topk', 'batch_topk', 'matryoshka', 'jumprelu']
+)
+def test_dictionary_learning_is_read_without_unpickling(name, tmp_path):
+  sae = SAES[{'relu of x': 'relu', 'matryoshka': 'batch_topk'}.get(name, name)]
+  params, x = single(sae)
+  kind, arrays, missing = as_learned(name, params)
+  learned(tmp_path / 'ae', kind, arrays)
+  back, found = load(tmp_path / 'ae')
+  assert type(back) is type(sae)
+  assert back.prefixes == ((2, 7, M) if name == 'matryoshka' else ())
+  same(outputs(back, found, x), outputs(sae, params, x + missing * params['b_dec']))
+
+
+def test_an_autoencoder_with_long_decoder_rows_gets_unit_ones_and_the_same_output(tmp_path):
+  sae = SAES['relu']
+  params, x = single(sae)
+  long = params | {'W_dec': params['W_dec'] * np.linspace(0.5, 3, M, dtype=np.float32)[:, None]}
+  kind, arrays, _ = as_learned('relu', long)
+  learned(tmp_path / 'ae', kind, arrays)
+  back, found = load(tmp_path / 'ae')
+  np.testing.assert_allclose(np.linalg.norm(found['W_dec'], axis=1), 1, rtol=1e-6)
+  same(outputs(back, found, x)[1:], outputs(sae, long, x)[1:])
+
+
+def refused(tmp_path, program, message, arrays=None):
+  path = tmp_path / 'x' / 'ae.pt'
+  torch_file(path, program, {'a': np.zeros(4, np.float32)} if arrays is None else arrays)
+  with pytest.raises(WeightsError, match=message) as error:
+    torch_zip.read(path)
+  assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize('protocol', range(5))
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(protocol, tmp_path):
+  class Evil:
+    def __reduce__(self):
+      return (open, (str(tmp_path / 'ran'), 'w'))
+
+  refused(tmp_path, pickle.dumps({'W_enc': Evil()}, protocol), 'pickle (calls|holds)')
+  assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize(
+  ('program', 'message'),
+  [
+    (Program().name('os', 'system').raw(b'(').text('true').raw(b'tR.'), "'os'.'system'"),
+    (Program().raw(b'(').text('true').raw(b'ios\nsystem\n.'), 'instruction INST'),
+    (Program().name('torch', 'load').raw(b')\x81.'), 'NEWOBJ'),
+    (Program().name('torch._utils', '_rebuild_tensor_v2').raw(b')R.'), '_rebuild_tensor_v2'),
+    (Program().text('collections').text('OrderedDict').raw(b'\x93)R.'), '^((?!os).)*not|damaged'),
+    (Program().raw(b'}('), 'damaged'),
+    (Program().raw(b'u.'), 'damaged'),
+    (Program().raw(b'h\x05.'), 'damaged'),
+    (Program().raw(b'}}b.'), None),
+    (Program().raw(b')}b.'), 'attributes'),
+    (Program().raw(b'}').number(1).number(1).raw(b's.'), 'from texts'),
+    (Program().raw(b'}').text('a').number(1).raw(b's.'), 'something else than a tensor'),
+    (Program().number(1).raw(b'.'), 'does not describe a dict'),
+    (Program().raw(b'('), 'damaged'),
+    (Program().raw(b'(' * 50_000 + b't' * 50_000 + b'.'), 'dict'),
+    (Program().raw(b'\x8a\x01\x01' + b'0.'), 'POP'),
+    (
+      Program().raw(b'(').text('storage').name('os', 'x').text('0').text('').number(1).raw(b'tQ.'),
+      'storage',
+    ),
+  ],
+)
+def test_every_other_use_of_the_machine_is_refused(program, message, tmp_path):
+  if message is None or b'OrderedDict' in program.bytes:
+    torch_file(tmp_path / 'x' / 'ae.pt', program.bytes, {})
+    assert torch_zip.read(tmp_path / 'x' / 'ae.pt') == {}
+  else:
+    refused(tmp_path, program.bytes, message)
+
+
+@pytest.mark.parametrize(
+  ('shape', 'strides', 'offset'),
+  [((5,), (1,), 0), ((4,), (1,), 1), ((2, 2), (3, 1), 0), ((1 << 30,), (0,), 0), ((2,), (1,), -1)],
+)
+def test_a_tensor_outside_of_its_bytes_is_refused(shape, strides, offset, tmp_path):
+  array = np.zeros(4, np.float32)
+  program = Program().raw(b'}').text('a').tensor(0, array, shape, strides, offset).raw(b's.').bytes
+  refused(tmp_path, program, 'does not lie within|cannot be|describes tensors of')
+  refused(tmp_path, program, 'does not lie within|cannot be|describes tensors of', {'a': array[:3]})
+
+
+def test_many_tensors_of_the_same_bytes_are_refused(tmp_path):
+  program = Program().raw(b'}(')
+  for i in range(40):
+    program.text(f'a{i}').tensor(0, np.zeros(4096, np.float32))
+  refused(
+    tmp_path, program.raw(b'u.').bytes, 'share their bytes', {'a': np.zeros(4096, np.float32)}
+  )
+
+
+def test_views_are_read_as_pytorch_lays_them_out(tmp_path):
+  array = np.arange(12, dtype=np.float32)
+  program = Program().raw(b'}').text('a').tensor(0, array, (3, 2), (1, 4), 2).raw(b's.').bytes
+  torch_file(tmp_path / 'ae.pt', program, {'a': array})
+  np.testing.assert_array_equal(torch_zip.read(tmp_path / 'ae.pt')['a'], [[2, 6], [3, 7], [4, 8]])
+
+
+def test_another_byte_order_and_a_file_before_pytorch_1_6_are_refused(tmp_path):
+  torch_file(tmp_path / 'big.pt', Program().dict({}).bytes, {}, b'big')
+  with pytest.raises(WeightsError, match='byte order'):
+    torch_zip.read(tmp_path / 'big.pt')
+  (tmp_path / 'old.pt').write_bytes(pickle.dumps({'a': 1}, 2))
+  with pytest.raises(WeightsError, match='not a zip file'):
+    torch_zip.read(tmp_path / 'old.pt')
+
+
+@pytest.mark.truth
+@pytest.mark.parametrize('parameters', [False, True])
+def test_what_pytorch_writes_is_read(parameters, tmp_path):
+  torch = pytest.importorskip('torch')
+  layer = torch.nn.Linear(3, 5)
+  layer.register_buffer('k', torch.tensor(7, dtype=torch.int32))
+  layer.register_buffer('halves', torch.arange(6).to(torch.bfloat16).reshape(2, 3).T)
+  layer.register_buffer('rows', torch.arange(20.0).reshape(4, 5)[1:3, ::2])
+  layer.register_buffer('empty', torch.zeros(0, 3))
+  state = dict(layer.named_parameters()) if parameters else layer.state_dict()
+  torch.save(state, tmp_path / 'ae.pt')
+  found = torch_zip.read(tmp_path / 'ae.pt')
+  assert {*found} == {*state}
+  for name, value in state.items():
+    np.testing.assert_array_equal(found[name].astype(float), value.detach().to(torch.float64))
+
+
+# --- damage -----------------------------------------------------------------------------------------------
+
+
+def published(directory, format):
+  sae = SAES['jumprelu']
+  params, _ = single(sae)
+  if format == 'dictionary_learning':
+    kind, arrays, _ = as_learned('jumprelu', params)
+    learned(directory, kind, arrays)
+  else:
+    save(directory, sae, params, format=format)
+  return max(directory.iterdir(), key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+  'format', ['gemma_scope', 'gemma_scope_2', 'sae_lens', 'dictionary_learning']
+)
+def test_a_truncated_or_damaged_file_is_an_error_and_never_a_crash(format, tmp_path):
+  weights = published(tmp_path / 'out', format)
+  whole = weights.read_bytes()
+  r = random.Random(0)
+  for _ in range(30):
+    weights.write_bytes(whole[: r.randrange(len(whole))])
+    with pytest.raises(MechjaxError):
+      load(tmp_path / 'out')
+  for _ in range(80):
+    damaged = bytearray(whole)
+    for _ in range(r.randint(1, 4)):
+      damaged[r.randrange(len(damaged))] = r.randrange(256)
+    weights.write_bytes(damaged)
+    try:
+      sae, params = load(tmp_path / 'out')
+    except MechjaxError:
+      continue
+    assert params['W_enc'].shape == (sae.d_in, sae.width) == (D, M)
+
+
+def test_an_npz_of_objects_and_a_zip_that_unfolds_into_too_much_are_refused(tmp_path):
+  np.savez(tmp_path / 'params.npz', W_enc=np.array([{}], dtype=object))
+  with pytest.raises(WeightsError, match='objects'):
+    load(tmp_path)
+  np.savez_compressed(tmp_path / 'params.npz', W_enc=np.zeros(1_000_000))
+  with pytest.raises(WeightsError, match='claims to hold'):
+    load(tmp_path)
+  header = io.BytesIO()
+  np.lib.format.write_array_header_1_0(
+    header, {'descr': '<f4', 'fortran_order': False, 'shape': (1 << 50,)}
+  )
+  with zipfile.ZipFile(tmp_path / 'params.npz', 'w') as archive:
+    archive.writestr('W_enc.npy', header.getvalue() + bytes(16))
+  with pytest.raises(WeightsError, match='damaged header'):
+    load(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'threshold': None}, 'threshold'),
+    ({'extra': np.zeros(3, np.float32)}, 'extra'),
+    ({'b_enc': np.zeros(M + 1, np.float32)}, r'b_enc is float32 \(17,\)'),
+    ({'b_dec': np.full(D, np.nan, np.float32)}, 'NaN'),
+    ({'b_dec': np.zeros(D, np.int32)}, 'int32'),
+    ({'W_dec': np.zeros((M, 2, D), np.float32)}, 'across several layers'),
+    ({'scaling_factor': np.full(M, 2.0)}, 'scaling_factor'),
+    ({'scaling_factor': np.ones(M)}, None),
+  ],
+)
+def test_another_set_of_tensors_is_an_error_that_names_the_tensor(change, message, tmp_path):
+  weights = published(tmp_path / 'out', 'gemma_scope')
+  with np.load(weights) as file:
+    arrays = {k: v for k, v in {**file, **change}.items() if v is not None}
+  np.savez(weights, **arrays)
+  if message is None:
+    load(tmp_path / 'out')
+  else:
+    with pytest.raises(WeightsError, match=message):
+      load(tmp_path / 'out')
+
+
+@each_format
+def test_nothing_is_overwritten_and_nothing_half_written_is_left(format, tmp_path, monkeypatch):
+  sae = SAES['relu']
+  params, _ = single(sae)
+  save(tmp_path / 'out', sae, params, format=format)
+  before = {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()}
+  with pytest.raises(WeightsError, match='there already'):
+    save(tmp_path / 'out', sae, params, format=format)
+  assert before == {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()}
+
+  def full(*_, **__):
+    raise OSError('no space left on device')
+
+  monkeypatch.setattr(np, 'savez', full)
+  monkeypatch.setattr('mechjax.sae.formats.gemma_scope.save_safetensors', full)
+  monkeypatch.setattr('mechjax.sae.formats.saelens.save_safetensors', full)
+  with pytest.raises(OSError, match='no space'):
+    save(tmp_path / 'new', sae, params, format=format)
+  assert [path.name for path in tmp_path.iterdir()] == ['out']
+
+
+# --- finding ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_no_dictionary_says_what_was_looked_for_and_found(tmp_path):
+  (tmp_path / 'readme.md').write_text('')
+  with pytest.raises(WeightsError, match=r'(?s)params\.npz.*readme\.md'):
+    load(tmp_path)
+  with pytest.raises(WeightsError, match='no format'):
+    load(tmp_path / 'readme.md')
+  with pytest.raises(WeightsError, match='neither there nor'):
+    load(tmp_path / 'nowhere')
+  params, _ = single(SAES['relu'])
+  for format in ('gemma_scope', 'sae_lens'):
+    save(tmp_path / format, SAES['relu'], params, format=format)
+  (tmp_path / 'gemma_scope' / 'params.npz').rename(tmp_path / 'sae_lens' / 'params.npz')
+  with pytest.raises(WeightsError, match='holds'):
+    load(tmp_path / 'sae_lens')
+  with pytest.raises(SAEError, match='pickles'):
+    save(tmp_path / 'x', SAES['relu'], params, format='dictionary_learning')
+  with pytest.raises(SAEError, match=r"perhaps.*'sae_lens'"):
+    save(tmp_path / 'x', SAES['relu'], params, format='saelens')
+  with pytest.raises(SAEError, match='no place'):
+    save(tmp_path / 'x', SAES['relu'], params, format='gemma_scope', about={'a': 1})
+  with pytest.raises(SAEError, match='JSON'):
+    save(tmp_path / 'x', SAES['relu'], params, format='sae_lens', about={'a': jnp.ones(2)})
+
+
+def test_of_a_hub_only_one_folder_is_fetched(tmp_path, monkeypatch):
+  hub = pytest.importorskip('huggingface_hub')
+  asked = []
+
+  def snapshot_download(name, allow_patterns):
+    asked.append((name, allow_patterns))
+    return tmp_path
+
+  monkeypatch.setattr(hub, 'snapshot_download', snapshot_download)
+  folder = tmp_path / 'layer_20' / 'width_16k' / 'average_l0_71'
+  published(folder, 'gemma_scope')
+  sae, _ = load('google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71')
+  assert isinstance(sae, JumpReLU)
+  ((name, patterns),) = asked
+  assert name == 'google/gemma-scope-2b-pt-res'
+  assert 'layer_20/width_16k/average_l0_71/params.npz' in patterns
+  assert all(pattern.startswith('layer_20/width_16k/average_l0_71/') for pattern in patterns)
+  with pytest.raises(FetchError, match='no folder'):
+    load('google/gemma-scope-2b-pt-res/layer_21')
+  with pytest.raises(WeightsError, match='neither there nor'):
+    load('google/gemma-scope/../..')
+
+  def unreachable(*_, **__):
+    raise RuntimeError('no network')
+
+  monkeypatch.setattr(hub, 'snapshot_download', unreachable)
+  with pytest.raises(FetchError, match='no network'):
+    load('google/gemma-scope-2b-pt-res/layer_20')
+
+
+def test_half_precision_is_read_as_float32_and_a_negative_threshold_as_a_relu(tmp_path):
+  params, x = single(SAES['relu'])
+  arrays = {k: v.astype(ml_dtypes.bfloat16) for k, v in params.items()}
+  words = {
+    'architecture': 'jumprelu',
+    'd_in': D,
+    'd_sae': M,
+    'metadata': {'sae_lens_version': '6.0.0'},
+  }
+  saelens(tmp_path, words, arrays | {'threshold': np.full(M, -1, np.float32)})
+  sae, found = load(tmp_path)
+  assert {v.dtype for v in found.values()} == {jnp.dtype('float32')}
+  same(
+    outputs(sae, found, x),
+    outputs(SAES['relu'], {k: v.astype(np.float32) for k, v in arrays.items()}, x),
+  )
+
+
+def test_moving_the_centre_back_and_forth_changes_nothing():
+  for sae in (
+    ReLU(d_in=D, width=M, sparsity=0.0),
+    Gated(d_in=D, width=M, sparsity=0.0),
+    BatchTopK(d_in=D, width=M, k=2),
+  ):
+    arrays = conventions.on_host(single(sae)[0])
+    back = conventions.centred(conventions.uncentred(arrays))
+    for name, value in arrays.items():
+      np.testing.assert_allclose(back[name], value, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,78 @@
+"""Killing a process at any moment, again and again, until what it does is done.
+
+    kills = run_until_done(harvest_all, (directory,), moments=np.random.default_rng(0).uniform(0, 0.5, 20))
+
+The process is a real one and the signal is SIGKILL, which nobody can catch. Its work is a function of a module that a
+new process can import, called as `work(begun, *args)`; it calls `begun()` when that begins which is to be disturbed.
+The moments count from there: what is killed is then the work and not the imports. Processes are forked from a server
+that has JAX and mechjax imported already and has not started a backend, so that a new one is there at once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+_PRELOADED = [
+  'jax',
+  'numpy',
+  'orbax.checkpoint',
+  'tensorstore',
+  'mechjax.sae.store',
+  'mechjax.sae.training.loop',
+]
+_PATIENCE = 120.0
+
+
+def run_until_done(
+  work: Callable[..., None], args: Sequence[Any], moments: Sequence[float], *, least: int = 0
+) -> int:
+  """Runs a function in processes that are killed, and last in one that is not.
+
+  Args:
+    work: (begun, *args) -> None.
+    args: of the function.
+    moments: when to kill, in seconds after `begun` was called, one for each process; those that the work did not need
+      are left out.
+    least: how many kills there must be, because work that is done before it is killed shows nothing.
+
+  Returns:
+    How many processes were killed at their work.
+
+  Raises:
+    AssertionError: a process failed by itself, or there were fewer kills.
+  """
+  kills = 0
+  for moment in moments:
+    if _done(work, args, moment):
+      break
+    kills += 1
+  else:
+    assert _done(work, args, None)
+  assert kills >= least, f'done after {kills} kills; more work, or earlier moments'
+  return kills
+
+
+def _done(work: Callable[..., None], args: Sequence[Any], moment: float | None) -> bool:
+  """Whether a process came to its end before it was killed."""
+  context = multiprocessing.get_context('forkserver')
+  context.set_forkserver_preload(_PRELOADED)
+  heard, said = context.Pipe(duplex=False)
+  process = context.Process(target=_run, args=(said, work, *args), daemon=True)
+  process.start()
+  said.close()
+  assert heard.poll(_PATIENCE), f'no sign of {work.__name__}'
+  process.join(_PATIENCE if moment is None else moment)
+  if process.exitcode is None:
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+  heard.close()
+  assert process.exitcode in (0, -signal.SIGKILL), f'{work.__name__} ended {process.exitcode}'
+  return process.exitcode == 0
+
+
+def _run(said: Any, work: Callable[..., None], *args: Any) -> None:
+  work(lambda: said.send('begun'), *args)

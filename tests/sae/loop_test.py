@@ -1,0 +1,231 @@
+"""However a run is interrupted, it ends where it would have ended; and what goes wrong is said and spoils nothing."""
+
+import json
+import os
+import signal
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from mechjax.errors import MissingExtraError
+from mechjax.sae.errors import SAEError
+from mechjax.sae.training import Checkpoints, Journal, TensorBoard, WandB
+from mechjax.sae.training.checkpoints import OBJECTIVE
+from mechjax.sae.training.loop import Report, shapes
+from tests.sae import killing
+from tests.sae.training import STEPS, MadeUp, trained, trainer
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+  return trained(tmp_path_factory.mktemp('undisturbed')).state
+
+
+def same(a, b):
+  """Every array, bit for bit."""
+  for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+    assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), path
+
+
+def test_the_state_of_every_kind_moves(undisturbed):
+  start = trainer().init()
+  for name, stack in undisturbed.stacks.items():
+    for key, x in stack.params.items():
+      assert (np.asarray(x) != np.asarray(start.stacks[name].params[key])).any(), (name, key)
+    assert np.asarray(stack.since).any(), name
+  assert (np.asarray(undisturbed.stacks['batch'].resampled_at) > 0).all()
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(
+  tmp_path, undisturbed, number
+):
+  before = signal.getsignal(number)
+
+  def interrupt(report):
+    if report.step == 25:
+      os.kill(os.getpid(), number)
+
+  stopped = trained(tmp_path, interrupt)
+  assert not stopped.finished
+  assert 25 <= int(stopped.state.step) <= 27
+  assert signal.getsignal(number) is before
+  outcome = trained(tmp_path)
+  assert outcome.finished
+  same(outcome.state, undisturbed)
+
+
+def test_a_run_that_is_finished_is_not_trained_again(tmp_path, undisturbed):
+  trained(tmp_path)
+  told = []
+  same(trained(tmp_path, told.append).state, undisturbed)
+  assert told == []
+
+
+LONG = 600
+
+
+def child(begun, home, cache):
+  """Trains slowly; its work has begun with the first report, or at once in one life of five."""
+  jax.config.update('jax_compilation_cache_dir', cache)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  if os.getpid() % 5 == 0:
+    begun()
+
+  def slowly(report):
+    begun()
+    time.sleep(0.05)
+
+  trained(home, slowly, save_every=3, steps=LONG)
+
+
+def test_a_run_that_is_killed_at_twenty_moments_ends_with_the_same_bits(tmp_path):
+  home, moments = tmp_path / 'killed', np.random.default_rng(0).uniform(0, 0.3, 20)
+  args = (str(home), str(tmp_path / 'cache'))
+  killing.run_until_done(child, args, moments, least=20)
+  there = trained(home, save_every=300, steps=LONG).state
+  same(there, trained(tmp_path / 'other', save_every=300, steps=LONG).state)
+
+
+def test_a_number_that_is_none_stops_the_run_and_leaves_its_checkpoints(tmp_path, undisturbed):
+  spoilt = 5  # buckets of four batches, of which the order is that of their numbers
+  with pytest.raises(
+    SAEError, match=r'step 20 gave numbers that are not finite: .*loss.*nan'
+  ) as raised:
+    trained(tmp_path, source=MadeUp(spoilt=spoilt))
+  dump = next((tmp_path / 'dump').iterdir())
+  assert str(dump) in str(raised.value)
+  with np.load(dump / 'arrays.npz', allow_pickle=False) as arrays:
+    assert np.isnan(arrays["['batch']['x']"]).any()
+    last = {name: x for name, x in arrays.items() if 'state' in name}
+  assert int(last["['state'].step"]) == 20
+  assert all(np.isfinite(x).all() for x in last.values())
+  assert 'nan' in (dump / 'figures.json').read_text()
+  with Checkpoints(tmp_path / 'checkpoints') as kept:
+    assert kept.steps[-1] == 14
+  same(trained(tmp_path).state, undisturbed)
+
+
+def test_a_checkpoint_that_is_damaged_is_an_error_and_stays(tmp_path):
+  trained(tmp_path)
+  victim = tmp_path / 'checkpoints' / str(STEPS)
+  for path in [p for p in victim.rglob('*') if p.is_file() and p.parent.name == 'd']:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  before = {p: p.read_bytes() for p in victim.rglob('*') if p.is_file()}
+  with pytest.raises(SAEError, match=f'checkpoint of step {STEPS} cannot be restored') as raised:
+    trained(tmp_path)
+  assert 'move that directory away' in str(raised.value)
+  assert before == {p: p.read_bytes() for p in victim.rglob('*') if p.is_file()}
+  victim.rename(tmp_path / 'away')
+  assert trained(tmp_path).finished
+
+
+def test_a_checkpoint_that_was_being_written_is_none(tmp_path, undisturbed):
+  trained(tmp_path)
+  newest = tmp_path / 'checkpoints' / str(STEPS)
+  newest.rename(newest.with_name(f'{STEPS}.orbax-checkpoint-tmp'))
+  same(trained(tmp_path).state, undisturbed)
+
+
+def test_checkpoints_of_other_dictionaries_are_refused(tmp_path):
+  with Checkpoints(tmp_path) as kept:
+    kept.save(3, {'a': np.zeros(4, np.float32)}, objective=0.0)
+    kept.wait()
+    with pytest.raises(SAEError, match='step 3 cannot be restored'):
+      kept.restore(shapes(trainer()))
+    with pytest.raises(SAEError, match=r'no checkpoint of step 9.*'):
+      kept.restore(shapes(trainer()), 9)
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+  with Checkpoints(tmp_path, last=2, best=2) as kept:
+    for step, objective in enumerate([5.0, 1.0, 4.0, 0.5, 6.0, 7.0]):
+      kept.save(step, {'a': np.full(3, step)}, objective=objective)
+    kept.wait()
+    assert kept.steps == [1, 3, 4, 5]
+
+
+def test_what_decides_which_is_best_counts_the_whole_sparsity_coefficient(tmp_path):
+  """While the coefficient is small so is the loss, and the first checkpoint would be the best for ever."""
+  told = {}
+  trained(tmp_path, lambda r: told.setdefault(r.step, r.figures), save_every=5)
+  with Checkpoints(tmp_path / 'checkpoints') as kept:
+    objectives = {s: kept._manager.metrics(s)[OBJECTIVE] for s in kept.steps}
+  for step, objective in objectives.items():
+    factor = min(1, (step - 1) / 20)
+    parts = [own['loss'] + own['sparsity'] * (1 / factor - 1) for own in told[step].values()]
+    np.testing.assert_allclose(objective, np.concatenate(parts).mean(), rtol=1e-5)
+
+
+# --- what is told -----------------------------------------------------------------------------------------
+
+
+def told(step, l0):
+  return Report(
+    step, {'jump': {n: np.float32([l0, 2]) for n in ('loss', 'l0', 'fvu', 'dead')}}, 1e-3, 2.0, 0.25
+  )
+
+
+def lines(path):
+  return [json.loads(line) for line in (path / 'metrics.jsonl').read_text().splitlines()]
+
+
+def journal(path, done=0, **more):
+  return Journal(path, steps=100, batch=64, needed=1e6, peak=1e7, done=done, **more)
+
+
+def test_a_report_is_a_line_of_json_and_one_on_the_screen(tmp_path, capsys):
+  with journal(tmp_path) as one:
+    one.write(told(10, 7.5))
+  (line,) = lines(tmp_path)
+  assert line['jump']['l0'] == [7.5, 2]
+  assert (line['step'], line['tokens'], line['tokens_per_second']) == (10, 640, 128)
+  assert (line['matmul_share'], line['wait']) == (0.2, 0.25)
+  assert 'step 10/100' in (screen := capsys.readouterr().out)
+  assert 'l0 7.5/2' in screen
+
+
+def test_a_run_that_goes_on_writes_no_step_twice(tmp_path):
+  with journal(tmp_path) as one:
+    for step in (10, 20, 30):
+      one.write(told(step, 1))
+  with (tmp_path / 'metrics.jsonl').open('a') as file:
+    file.write('{"step": 40, "tok')  # killed while it was written
+  with journal(tmp_path, done=20) as one:
+    one.write(told(30, 2))
+  assert [(line['step'], line['jump']['l0'][0]) for line in lines(tmp_path)] == [
+    (10, 1),
+    (20, 1),
+    (30, 2),
+  ]
+
+
+def test_curves_arrive_in_tensorboard(tmp_path):
+  with journal(tmp_path, curves=(TensorBoard(tmp_path / 'tb', 0),)) as one:
+    one.write(told(10, 7.5))
+  points = dict(scalars(tmp_path / 'tb'))
+  assert points['jump/l0/0', 10] == 7.5
+  assert points['wait', 10] == 0.25
+
+
+def scalars(directory):
+  """The points of TensorBoard's files: records of a length, its checksum, an event, its checksum."""
+  from tensorboardX.proto.event_pb2 import Event
+
+  for path in directory.iterdir():
+    data, at = path.read_bytes(), 0
+    while at < len(data):
+      size = int.from_bytes(data[at : at + 8], 'little')
+      event = Event.FromString(data[at + 12 : at + 12 + size])
+      at += 16 + size
+      for value in event.summary.value:
+        yield (value.tag, event.step), value.simple_value
+
+
+def test_curves_without_their_library_name_the_extra(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  with pytest.raises(MissingExtraError, match='logging'):
+    WandB('project', tmp_path, {})

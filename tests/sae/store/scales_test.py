@@ -1,0 +1,40 @@
+"""The one number that a site is divided by."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mechjax.sae import SAEError
+from mechjax.sae.store import measured
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
+@pytest.mark.parametrize('n', [1, 7, 40_000])
+def test_divided_activations_have_a_mean_square_length_of_one(dtype, n):
+  x = (np.random.default_rng(0).standard_normal((n, 5)) + 2).astype(jnp.dtype(dtype))
+  (site, scale), *others = measured({'a': x, 'b': x * x.dtype.type(3)}).items()
+  exact = x.astype(np.float64) / scale.scale
+  assert site == 'a'
+  assert np.square(exact).sum(1).mean() == pytest.approx(1, rel=1e-12)
+  np.testing.assert_allclose(scale.mean, exact.mean(0), rtol=1e-6)
+  assert scale.mean.dtype == np.float32
+  assert others[0][1].scale == pytest.approx(3 * scale.scale, rel=1e-2)
+
+
+def test_a_large_offset_does_not_eat_the_digits():
+  x = np.full((100_000, 1), 1000.1, np.float32)
+  assert measured({'a': x})['a'].scale == pytest.approx(float(x[0, 0]), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+  ('x', 'message'),
+  [
+    (np.zeros((4, 3), np.float32), 'mean square length of 0'),
+    (np.full((4, 3), np.nan, np.float32), 'mean square length of nan'),
+    (np.full((4, 3), np.inf, np.float32), 'mean square length of inf'),
+    (np.zeros((0, 3), np.float32), 'no activations of a'),
+  ],
+)
+def test_what_cannot_be_divided_is_refused_with_its_site(x, message):
+  with pytest.raises(SAEError, match=message):
+    measured({'a': x})

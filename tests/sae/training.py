@@ -1,0 +1,74 @@
+"""A small training for the tests of the loop: activations that are made up, dictionaries of every kind of state."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from mechjax.sae import AuxK, BatchTopK, JumpReLU, Resampling, TopK
+from mechjax.sae.store import Scale
+from mechjax.sae.training import Checkpoints, Loop, Optimisation, Stack, Trainer, fed, train
+
+D, M, B, STEPS = 8, 24, 16, 60
+SCALES = {'x': Scale(1.0, np.linspace(-0.1, 0.1, D, dtype=np.float32))}
+
+
+@dataclasses.dataclass(frozen=True)
+class MadeUp:
+  """Buckets of sums of few of sixteen directions; a pure function of their number."""
+
+  bucket_rows: int = 4 * B
+  per_epoch: int = 7
+  spoilt: int | None = None
+
+  @property
+  def widths(self):
+    return {'x': D}
+
+  def bucket(self, number):
+    rng = np.random.default_rng((5, number % self.per_epoch))
+    directions = np.random.default_rng(1).normal(size=(16, D)) / np.sqrt(D)
+    active = rng.random((self.bucket_rows, 16)) * (rng.random((self.bucket_rows, 16)) < 0.15)
+    x = (active @ directions).astype(np.float32)
+    if number == self.spoilt:
+      x[:, 3] = np.nan
+    return {'x': x}
+
+
+@functools.cache
+def trainer(mesh=None, **optimisation):
+  """Three stacks: thresholds, dead latents with a loss, dead latents that are resampled."""
+  shared = {'d_in': D, 'width': M}
+  stacks = {
+    'jump': Stack(
+      sae=JumpReLU(**shared, sparsity=1e-2, bandwidth=0.1),
+      reads='x',
+      seeds=(0, 1),
+      knobs={'sparsity': (1e-2, 3e-2)},
+    ),
+    'topk': Stack(sae=TopK(**shared, k=3, revival=AuxK(k=2, after_tokens=2 * B)), reads='x'),
+    'batch': Stack(
+      sae=BatchTopK(**shared, k=2),
+      reads='x',
+      resampling=Resampling(after_tokens=3 * B, rewarm_steps=5),
+      resample_every=8,
+    ),
+  }
+  settings = {'warm_up_steps': 5, 'sparsity_warm_up_steps': 20, 'learning_rate': 1e-2}
+  return Trainer(stacks, Optimisation(**{'steps': STEPS, **settings, **optimisation}), mesh)
+
+
+def trained(home, report=lambda r: None, source=MadeUp(), save_every=7, **optimisation):
+  """What a run in this directory ends with."""
+  one = trainer(**optimisation)
+  feed = functools.partial(feed_of, one, source)
+  with Checkpoints(Path(home) / 'checkpoints', last=2, best=1) as kept:
+    loop = Loop(log_every=5, save_every=save_every)
+    centres = {'x': SCALES['x'].mean}
+    return train(one, feed, centres, kept, loop, report, Path(home) / 'dump')
+
+
+def feed_of(one, source, position):
+  kept = {'batch': B, 'streams': 1, 'seed': 3}
+  return fed(source, SCALES, one.batch_sharding, **kept, position=position)

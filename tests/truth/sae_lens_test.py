@@ -1,0 +1,144 @@
+"""The published SAELens reads what we write and we read what it writes, with equal latents and reconstructions.
+
+Nothing of SAELens is written again here: its classes compute the truth, from their own parameters or from our files.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mechjax.sae import BatchTopK, Gated, JumpReLU, ReLU, TopK
+from mechjax.sae.formats import folded, load, save
+
+pytestmark = pytest.mark.truth
+
+D, E, M, K = 7, 5, 24, 3
+SHAPE = {'d_in': D, 'width': M}
+AUTOENCODERS = {
+  'relu': ReLU(**SHAPE, sparsity=0.0),
+  'gated': Gated(**SHAPE, sparsity=0.0),
+  'jumprelu': JumpReLU(**SHAPE, sparsity=0.0),
+  'topk': TopK(**SHAPE, k=K),
+  'batch_topk': BatchTopK(**SHAPE, k=K),
+}
+TRANSCODERS = {
+  f'{name} {"skip " * skip}transcoder': dataclasses.replace(sae, d_out=E, skip=skip)
+  for name, sae in AUTOENCODERS.items()
+  for skip in (False, True)
+  if name != 'topk'
+}
+OURS = AUTOENCODERS | TRANSCODERS
+CHANGES = {
+  'standard': [{}, {'apply_b_dec_to_input': False}],
+  'gated': [{}],
+  'jumprelu': [{}, {'apply_b_dec_to_input': False}],
+  'topk': [{'k': K}, {'k': K, 'rescale_acts_by_decoder_norm': True}],
+  'transcoder': [{'d_out': E}],
+  'skip_transcoder': [{'d_out': E}],
+  'jumprelu_transcoder': [{'d_out': E}],
+  'jumprelu_skip_transcoder': [{'d_out': E}],
+}
+THEIRS = [(name, changes) for name, several in CHANGES.items() for changes in several]
+
+
+def inputs():
+  return np.random.default_rng(1).standard_normal((60, D)).astype(np.float32)
+
+
+def parameters(sae):
+  """Of ours: none is what it is at first, and thresholds stand where they matter."""
+  r = np.random.default_rng(0)
+  shapes = {'W_enc': (D, M), 'W_dec': (M, sae.target_width), 'b_dec': (sae.target_width,)}
+  shapes |= dict.fromkeys(sae.PER_LATENT, (M,)) | ({'W_skip': (D, E)} if sae.skip else {})
+  params = {name: 0.5 * r.standard_normal(shape) for name, shape in shapes.items()}
+  params['W_dec'] /= np.linalg.norm(params['W_dec'], axis=1, keepdims=True)
+  if isinstance(sae, JumpReLU):
+    params['log_threshold'] = np.log(r.uniform(0.2, 0.6, M))
+  if isinstance(sae, BatchTopK):
+    params['threshold'] = np.array(0.7)
+  return {name: value.astype(np.float32) for name, value in params.items()}
+
+
+def randomised(theirs):
+  """One of theirs, with parameters that are none of those it starts from."""
+  import torch
+
+  torch.manual_seed(0)
+  with torch.no_grad():
+    for name, parameter in theirs.named_parameters():
+      parameter.copy_(torch.randn_like(parameter) * 0.5)
+      if name == 'threshold':
+        parameter.abs_()
+  return theirs
+
+
+def expect_equal(sae, params, theirs, x):
+  """Of reconstructions; returns the latents of both, some of which are active and some not."""
+  import torch
+
+  f = sae.encode(params, x)
+  with torch.no_grad():
+    f_of_theirs = theirs.encode(torch.tensor(x)).numpy()
+    y_of_theirs = theirs(torch.tensor(x)).numpy()
+  assert 0.02 < np.mean(f_of_theirs > 0) < 0.9
+  np.testing.assert_allclose(sae.decode(params, f, x), y_of_theirs, rtol=1e-5, atol=2e-5)
+  return np.asarray(f), f_of_theirs
+
+
+@pytest.mark.parametrize('name', OURS)
+def test_sae_lens_reads_what_we_write(name, tmp_path):
+  import sae_lens
+
+  sae = OURS[name]
+  params = parameters(sae)
+  about = {'model_name': 'gpt2', 'hook_name': 'blocks.5.hook_resid_pre'}
+  save(tmp_path / 'ours', sae, params, format='sae_lens', about=about)
+  theirs = sae_lens.SAE.load_from_disk(tmp_path / 'ours')
+  np.testing.assert_allclose(*expect_equal(sae, params, theirs, inputs()), rtol=1e-5, atol=1e-5)
+  assert theirs.cfg.metadata.hook_name == 'blocks.5.hook_resid_pre'
+  assert (theirs.cfg.d_in, theirs.cfg.d_sae) == (D, M)
+
+
+@pytest.mark.parametrize(('name', 'changes'), THEIRS, ids=str)
+def test_we_read_what_sae_lens_writes(name, changes, tmp_path):
+  from sae_lens.registry import get_sae_class
+
+  kind, config = get_sae_class(name)
+  if 'transcoder' in name:
+    changes = {**changes, 'apply_b_dec_to_input': False}
+  theirs = randomised(kind(config(d_in=D, d_sae=M, **changes)))
+  theirs.save_model(tmp_path / 'theirs')
+  sae, params = load(tmp_path / 'theirs')
+  f, f_of_theirs = expect_equal(sae, params, theirs, inputs())
+  np.testing.assert_allclose(f, f_of_theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['batchtopk', 'matryoshka_batchtopk'])
+@pytest.mark.parametrize('rescale', [False, True])
+def test_we_read_what_sae_lens_saves_after_training_batch_topk(name, rescale, tmp_path):
+  import sae_lens
+  import torch
+  from sae_lens.registry import get_sae_training_class
+
+  kind, config = get_sae_training_class(name)
+  more = {'matryoshka_widths': [8, M]} if name.startswith('matryoshka') else {}
+  words = config(d_in=D, d_sae=M, k=K, rescale_acts_by_decoder_norm=rescale, **more)
+  trained = randomised(kind(words))
+  trained.topk_threshold = torch.tensor(0.8, dtype=torch.double)
+  trained.save_inference_model(tmp_path / 'theirs')
+  theirs = sae_lens.SAE.load_from_disk(tmp_path / 'theirs')
+  sae, params = load(tmp_path / 'theirs')
+  np.testing.assert_allclose(*expect_equal(sae, params, theirs, inputs()), rtol=1e-5, atol=1e-5)
+
+
+def test_folding_is_that_of_sae_lens_up_to_the_scale_of_latents(tmp_path):
+  import sae_lens
+
+  sae, scale = AUTOENCODERS['relu'], 3.0
+  params = parameters(sae)
+  save(tmp_path / 'normalised', sae, params, format='sae_lens')
+  theirs = sae_lens.SAE.load_from_disk(tmp_path / 'normalised')
+  theirs.fold_activation_norm_scaling_factor(1 / scale)
+  found = expect_equal(sae, folded(sae, params, scale), theirs, scale * inputs())
+  np.testing.assert_allclose(found[0], scale * found[1], rtol=1e-5, atol=1e-5)
