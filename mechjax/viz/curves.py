@@ -1,4 +1,4 @@
-"""Curves on logarithmic axes, on matplotlib axes and as SVG for a page.
+"""Curves on logarithmic axes, or on an even one upwards, on matplotlib axes and as SVG for a page.
 
 Methods are compared by curves that lie close together and often end in one point, so each differs
 from its neighbours in colour, dash and mark, which tells them apart in greyscale too, and their names
@@ -8,7 +8,11 @@ below is dashed, in ink, without marks.
     lines(ax, {'AtP': (ks, costs)}, bound=('oracle', (ks, ks)), title=..., xlabel=..., ylabel=...)
     page.section(title, text, lines_svg({'AtP': (ks, costs)}, bound=..., xlabel=..., ylabel=...))
 
-Sharp edge: a point that is zero, infinite or missing is refused, not skipped.
+Where points are few and each is a thing of its own, `notes` says what each of them is. A corner in which the good
+ones would be can be marked by a word.
+
+Sharp edge: a point that cannot be shown is refused, not skipped: one that is infinite or missing, or on a logarithmic
+axis zero.
 """
 
 from __future__ import annotations
@@ -21,13 +25,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechjax.viz import charts, logs
-from mechjax.viz.logs import ChartError, Span
+from mechjax.viz.logs import Axis, ChartError, Even, Span
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
 
 Points = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
-"""Increasing xs and as many ys, all positive."""
+"""Xs that do not fall and as many ys, all positive; ys are any numbers on an even axis."""
+Notes = Mapping[str, Sequence[str]]
+"""What each point is, by the name of its curve."""
 
 COLOURS = ('#2166ac', '#d1495b', '#1b7837', '#7b4fa3', '#a6611a', '#01798a', '#5d6874')
 """On white paper; a page has them as --c0, --c1, ..., and lighter ones in the dark."""
@@ -44,8 +50,11 @@ def lines(
   xlabel: str,
   ylabel: str,
   bound: tuple[str, Points] | None = None,
+  even: bool = False,
+  notes: Notes | None = None,
+  corner: str = '',
 ) -> None:
-  """Curves with their names at their ends.
+  """Curves with their names beside them.
 
   Args:
     ax: where to draw.
@@ -54,12 +63,15 @@ def lines(
     xlabel: what the xs are, with their unit.
     ylabel: what the ys are, with their unit.
     bound: name and curve of what no other can be below.
+    even: whether the axis of the ys is even, and holds zero.
+    notes: what each point is, which only a page shows; with them every point has its mark.
+    corner: what is to be said of the corner on the lower left, above zero.
 
   Raises:
     ChartError: points that do not belong on such axes.
   """
-  drawn = _lines(curves, bound)
-  x, y = _spans(drawn)
+  drawn = _lines(curves, bound, even, notes)
+  x, y = _axes(drawn, even)
   for line in drawn:
     ax.plot(
       line.xs, line.ys, color=line.colour, linestyle=(0, line.dashes) if line.dashes else '-',
@@ -73,6 +85,13 @@ def lines(
   )  # fmt: skip
   for text in legend.get_texts():
     text.set(parse_math=False, color=charts.INK)
+  if even:
+    ax.axhline(0, color=charts.INK, linewidth=0.9)
+  if corner:
+    ax.annotate(
+      f'↙ {corner}', (0.015, _floor(y)), (0, 5), xycoords='axes fraction',
+      textcoords='offset points', fontsize=8, color=charts.INK, alpha=0.7,
+    )  # fmt: skip
 
 
 def lines_svg(
@@ -81,6 +100,9 @@ def lines_svg(
   xlabel: str,
   ylabel: str,
   bound: tuple[str, Points] | None = None,
+  even: bool = False,
+  notes: Notes | None = None,
+  corner: str = '',
 ) -> str:
   """The same for a page; marks show their numbers when pointed at.
 
@@ -89,6 +111,9 @@ def lines_svg(
     xlabel: what the xs are, with their unit.
     ylabel: what the ys are, with their unit.
     bound: name and curve of what no other can be below.
+    even: whether the axis of the ys is even, and holds zero.
+    notes: what each point is; with them every point has its mark.
+    corner: what is to be said of the corner on the lower left, above zero.
 
   Returns:
     The HTML.
@@ -96,10 +121,22 @@ def lines_svg(
   Raises:
     ChartError: points that do not belong on such axes.
   """
-  drawn = _lines(curves, bound)
-  frame = logs.Frame(*_spans(drawn), xlabel, ylabel, width=840, margin=230)
+  drawn = _lines(curves, bound, even, notes)
+  frame = logs.Frame(*_axes(drawn, even), xlabel, ylabel, width=840, margin=230)
   middle = (logs.TOP + frame.bottom - 24 * (len(drawn) - 1)) / 2
-  return frame.svg(''.join(_svg(line, frame, middle + 24 * row) for row, line in enumerate(drawn)))
+  parts = [_svg(line, frame, middle + 24 * row) for row, line in enumerate(drawn)]
+  floor = frame.bottom - _floor(frame.y) * (frame.bottom - logs.TOP)
+  if even:
+    parts.insert(0, f'<path class="diagonal" d="M{logs.LEFT} {floor:.1f}H{frame.right}"/>')
+  if corner:
+    at = f'x="{logs.LEFT + 8}" y="{floor - 8:.1f}"'
+    parts.insert(0, f'<text {at}>↙ {html.escape(corner)}</text>')
+  return frame.svg(''.join(parts))
+
+
+def _floor(y: Axis) -> float:
+  """How far up the picture zero is, or nothing on a logarithmic axis."""
+  return float(y.share(0.0)) if isinstance(y, Even) else 0.0
 
 
 def _svg(line: _Line, frame: logs.Frame, at: float) -> str:
@@ -109,7 +146,7 @@ def _svg(line: _Line, frame: logs.Frame, at: float) -> str:
   corners = 'L'.join(dict.fromkeys(f'{a:.1f} {b:.1f}' for a, b in path))
   kind = 'mark' if line.mark else 'felt'
   marks = [
-    logs.mark(line.mark, path[i], frame.note(line.name, line.xs[i], line.ys[i]), kind)
+    logs.mark(line.mark, path[i], frame.note(line.said(i), line.xs[i], line.ys[i]), kind)
     for i in line.marked
   ]
   left, style = frame.right + 16, f'class="line" stroke-dasharray="{line.dash}"'
@@ -130,17 +167,26 @@ class _Line:
   paint: str  # the colour on a page
   dashes: tuple[int, ...]
   mark: str
+  even: bool
+  notes: Sequence[str] | None
 
   @property
   def marked(self) -> list[int]:
-    """Indices of up to eight points, spread evenly over the axis, both ends among them."""
+    """Indices of the points that have notes, or of up to eight, spread evenly over the axis, both ends among them."""
+    if self.notes is not None:
+      return [*range(len(self.xs))]
     at = np.geomspace(self.xs[0], self.xs[-1], 8)
     return np.unique(np.abs(np.log(self.xs) - np.log(at)[:, None]).argmin(axis=1)).tolist()
 
   @property
   def height(self) -> float:
     """How high the curve lies on the whole."""
-    return float(np.log(self.ys[self.marked]).mean())
+    ys = self.ys[self.marked]
+    return float((ys if self.even else np.log(ys)).mean())
+
+  def said(self, i: int) -> str:
+    """The name of a point."""
+    return self.name if self.notes is None else f'{self.name}, {self.notes[i]}'
 
   @property
   def dash(self) -> str:
@@ -148,40 +194,48 @@ class _Line:
     return ' '.join(map(str, self.dashes)) or 'none'
 
 
-def _lines(curves: Mapping[str, Points], bound: tuple[str, Points] | None) -> list[_Line]:
+def _lines(
+  curves: Mapping[str, Points],
+  bound: tuple[str, Points] | None,
+  even: bool,
+  notes: Notes | None,
+) -> list[_Line]:
   """The curves, the highest first."""
   if not curves:
     raise ChartError('there are no curves to draw')
   drawn = []
   for n, (name, points) in enumerate(curves.items()):
     i, dashes, mark = n % len(COLOURS), _DASHES[n % len(_DASHES)], _MARKS[n % len(_MARKS)]
-    drawn.append(_Line(name, *_checked(name, points), COLOURS[i], f'var(--c{i})', dashes, mark))
+    xs, ys = _checked(name, points, even)
+    said = None if notes is None else notes[name]
+    drawn.append(_Line(name, xs, ys, COLOURS[i], f'var(--c{i})', dashes, mark, even, said))
   if bound is not None:
     name, points = bound
-    drawn.append(_Line(name, *_checked(name, points), charts.INK, 'var(--ink)', (5, 4), ''))
+    xs, ys = _checked(name, points, even)
+    drawn.append(_Line(name, xs, ys, charts.INK, 'var(--ink)', (5, 4), '', even, None))
   return sorted(drawn, key=lambda line: -line.height)
 
 
-def _checked(name: str, points: Points) -> tuple[np.ndarray, np.ndarray]:
+def _checked(name: str, points: Points, even: bool) -> tuple[np.ndarray, np.ndarray]:
   xs, ys = (np.asarray(values, float) for values in points)
   if xs.shape != ys.shape or xs.ndim != 1 or not xs.size:
     raise ChartError(f'{name!r} has {xs.size} xs and {ys.size} ys: one of each for every point')
-  for axis, values in (('x', xs), ('y', ys)):
-    bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+  for axis, values, is_even in (('x', xs, False), ('y', ys, even)):
+    bad = np.flatnonzero(~(np.isfinite(values) & (is_even | (values > 0))))
     if bad.size:
       raise ChartError(
         f'{axis} is {values[bad[0]]} in {name!r}',
         where=f'point {bad[0]} of {len(values)}',
-        cause='a logarithmic axis has no zero, and no room for what was never reached',
+        cause='an axis has no room for what was never reached, and a logarithmic one has no zero',
         mend='leave the point out',
       )
-  falls = np.flatnonzero(np.diff(xs) <= 0)
+  falls = np.flatnonzero(np.diff(xs) < 0)
   if falls.size:
     a, b = xs[falls[0]], xs[falls[0] + 1]
     raise ChartError(f'x goes from {a:g} to {b:g} in {name!r}', mend='sort the points by x')
   return xs, ys
 
 
-def _spans(drawn: Sequence[_Line]) -> tuple[Span, Span]:
-  xs, ys = [line.xs for line in drawn], [line.ys for line in drawn]
-  return Span.of(np.concatenate(xs)), Span.of(np.concatenate(ys))
+def _axes(drawn: Sequence[_Line], even: bool) -> tuple[Axis, Axis]:
+  xs, ys = (np.concatenate([getattr(line, name) for line in drawn]) for name in ('xs', 'ys'))
+  return Span.of(xs), Even.of(ys) if even else Span.of(ys)

@@ -1,7 +1,8 @@
 """Logarithmic axes, laid out once for matplotlib and for SVG.
 
 What methods cost and what nodes contribute spans decades. `Span` is one axis: where a number stands
-and which ticks it has; `dress` puts two spans on matplotlib axes, `Frame` draws the same as SVG.
+and which ticks it has; `Even` is one on which equal differences are equally long, for counts and for
+what may be zero. `dress` puts two of them on matplotlib axes, `Frame` draws the same as SVG.
 `curves` and `cloud` fill them.
 
 Sharp edges: a logarithmic axis has no zero; who draws says what becomes of it. An SVG has no styles
@@ -14,7 +15,7 @@ import dataclasses
 import html
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -46,6 +47,7 @@ class ChartError(MechjaxError, ValueError):
 class Span:
   """A logarithmic axis from `low` to `high`."""
 
+  scale: ClassVar[str] = 'log'
   low: float
   high: float
 
@@ -73,6 +75,37 @@ class Span:
     return inside
 
 
+@dataclasses.dataclass(frozen=True)
+class Even:
+  """An axis from `low` to `high` on which equal differences are equally long."""
+
+  scale: ClassVar[str] = 'linear'
+  low: float
+  high: float
+
+  @classmethod
+  def of(cls, values: Iterable[float]) -> Even:
+    """The span of numbers and of zero, with a little more where they do not end in zero."""
+    low, high = min(0.0, *(values := list(values))), max(0.0, *values)
+    room = 0.06 * (high - low or 1.0)
+    return cls(low - room * (low < 0), high + room * (high > 0 or low == 0))
+
+  def share(self, value: float | np.ndarray) -> np.ndarray:
+    """How far along the axis a number stands, from 0 to 1."""
+    return (np.asarray(value) - self.low) / (self.high - self.low)
+
+  @property
+  def ticks(self) -> list[float]:
+    """Multiples of a power of ten, or of twice or five times one: three to nine of them."""
+    third = (self.high - self.low) / 3
+    unit = 10.0 ** math.floor(math.log10(third))
+    step = unit * max(m for m in (1, 2, 5) if m == 1 or m * unit <= third)
+    return [n * step for n in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+
+
+Axis = Span | Even
+
+
 def number(value: float) -> str:
   """A number as a reader likes it: 12,345 or 0.0125 or 3×10⁻⁶."""
   if value == 0 or 1e-3 <= abs(value) < 1e9:
@@ -82,9 +115,9 @@ def number(value: float) -> str:
   return f'{float(digits):g}×10{raised}'.removeprefix('1×')
 
 
-def dress(ax: Axes, x: Span, y: Span, *, title: str, xlabel: str, ylabel: str) -> None:
-  """Makes matplotlib axes of two spans."""
-  ax.set(xscale='log', yscale='log', xlim=(x.low, x.high), ylim=(y.low, y.high))
+def dress(ax: Axes, x: Axis, y: Axis, *, title: str, xlabel: str, ylabel: str) -> None:
+  """Makes matplotlib axes of two."""
+  ax.set(xscale=x.scale, yscale=y.scale, xlim=(x.low, x.high), ylim=(y.low, y.high))
   for axis, span in ((ax.xaxis, x), (ax.yaxis, y)):
     axis.set_ticks([], minor=True)
     axis.set_ticks(span.ticks, [number(t) for t in span.ticks])
@@ -95,16 +128,16 @@ def dress(ax: Axes, x: Span, y: Span, *, title: str, xlabel: str, ylabel: str) -
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-  """Two spans as SVG, `width` wide, with a margin on the right.
+  """Two axes as SVG, `width` wide, with a margin on the right.
 
   Attributes:
-    x, y: the spans.
+    x, y: the axes.
     xlabel, ylabel: what they are.
     width, margin: in the units of the drawing, which are pixels as long as there is room.
   """
 
-  x: Span
-  y: Span
+  x: Axis
+  y: Axis
   xlabel: str
   ylabel: str
   width: float

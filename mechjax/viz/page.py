@@ -103,13 +103,32 @@ def page(title: str, lead: str, sections: Iterable[str], footer: str) -> str:
   Returns:
     The HTML.
   """
-  return (
-    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    f'<title>{html.escape(title)}</title>\n<style>\n{_STYLE}\n</style>\n</head>\n<body>\n'
+  return document(
+    title,
     f'<h1>{html.escape(title)}</h1>\n<p>{html.escape(lead)}</p>\n'
     + '\n'.join(sections)
-    + f'\n<footer>{html.escape(footer)}</footer>\n</body>\n</html>\n'
+    + f'\n<footer>{html.escape(footer)}</footer>',
+  )
+
+
+def document(title: str, body: str, *, style: str = '', head: str = '') -> str:
+  """A whole document of another make, in the colours and letters of all pages.
+
+  Args:
+    title: of the window.
+    body: HTML.
+    style: what it needs beside.
+    head: HTML that goes first into the head.
+
+  Returns:
+    The HTML.
+  """
+  styles = '\n'.join(filter(None, (_STYLE, style)))
+  return (
+    f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{head}'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    f'<title>{html.escape(title)}</title>\n<style>\n{styles}\n</style>\n</head>\n<body>\n'
+    f'{body}\n</body>\n</html>\n'
   )
 
 

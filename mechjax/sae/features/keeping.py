@@ -1,0 +1,104 @@
+"""The best examples so far, on the host, and how a batch's candidates join them.
+
+Numbers are ranked first; windows are copied, and asked for, only where a new example gets in, which after the first
+batches is seldom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from mechjax.sae.features.record import Examples
+from mechjax.sae.features.selection import Candidates
+
+Rank = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""(keys, values) of old examples and new candidates [L, m] -> places of the n that stay, and their keys; 0 for none."""
+
+Fetch = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""(rows of latents, sequences, positions), each [C] -> tokens and activations of windows, [C, W]."""
+
+
+class Offer(NamedTuple):
+  """Examples without their windows, each [L, n]; key 0 where there is none."""
+
+  key: np.ndarray
+  value: np.ndarray
+  sequence: np.ndarray
+  position: np.ndarray
+
+
+def offer(candidates: Candidates, first: int, length: int) -> Offer:
+  """A batch's candidates in terms of the whole data.
+
+  Args:
+    candidates: from `selection.select`.
+    first: the number of the batch's first sequence.
+    length: T, of each.
+  """
+  key, value, place = map(np.asarray, candidates)
+  return Offer(key, value, first + place.astype(np.int64) // length, place % length)
+
+
+def by_key(n: int) -> Rank:
+  """The n largest keys, the earlier of equals first."""
+
+  def rank(key: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(-key, -1, kind='stable')[:, :n]
+    return order, np.take_along_axis(key, order, -1)
+
+  return rank
+
+
+class Best:
+  """The n best examples of each of L latents."""
+
+  def __init__(self, n_latents: int, n: int, width: int) -> None:
+    """All empty; windows of `width` tokens."""
+    shape = n_latents, n
+    self.kept = Offer(
+      key=np.zeros(shape, np.float32),
+      value=np.zeros(shape, np.float32),
+      sequence=np.full(shape, -1, np.int64),
+      position=np.full(shape, -1, np.int32),
+    )
+    self.tokens = np.full((*shape, width), -1, np.int32)
+    self.activations = np.zeros((*shape, width), np.float32)
+
+  def merge(self, new: Offer, rank: Rank, fetch: Fetch) -> None:
+    """Takes the best of what is kept and of what is new."""
+    n = self.tokens.shape[1]
+    both = [np.concatenate(pair, -1) for pair in zip(self.kept, new)]
+    order, key = rank(both[0], both[1])
+    entering = (order >= n) & (key > 0)
+    rows = np.flatnonzero(entering.any(-1))
+    order, key, entering = order[rows], key[rows], entering[rows]
+    value, sequence, position = (np.take_along_axis(array[rows], order, -1) for array in both[1:])
+    stay = np.minimum(order, n - 1)[..., None]
+    tokens = np.take_along_axis(self.tokens[rows], stay, 1)
+    activations = np.take_along_axis(self.activations[rows], stay, 1)
+    if rows.size:
+      at = rows[np.nonzero(entering)[0]], sequence[entering], position[entering]
+      tokens[entering], activations[entering] = fetch(*at)
+    empty = key == 0
+    fills = (key, 0), (value, 0), (sequence, -1), (position, -1), (tokens, -1), (activations, 0)
+    for array, filling in fills:
+      array[empty] = filling
+    for mine, theirs in zip(
+      (*self.kept, self.tokens, self.activations), (array for array, _ in fills)
+    ):
+      mine[rows] = theirs
+
+  def examples(self, own: int, order: np.ndarray | None = None) -> Examples:
+    """What is kept.
+
+    Args:
+      own: at which place of a window its own token stands.
+      order: another order of each latent's examples, [L, n].
+    """
+    arrays = self.kept.sequence, self.kept.position, self.tokens, self.activations
+    if order is not None:
+      arrays = tuple(array[np.arange(len(order))[:, None], order] for array in arrays)
+    return Examples(*arrays, own)

@@ -1,0 +1,196 @@
+"""What is known of each latent, as NumPy arrays that go to a file and come back.
+
+The file is an .npz of plain arrays under the names of the fields ('top.tokens'), and is read without pickle: nothing in
+it can run. `Features.histogram` counts activations in bins of a fourth of an octave, whose `EDGES` are the same for all
+latents, so quantiles are right to a fourth of an octave, however many tokens there were.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mechjax.sae.errors import SAEError, expect
+from mechjax.sae.features.directions import Ranked
+from mechjax.sae.features.selection import OCTAVES, PER_OCTAVE
+
+EDGES = np.append(
+  np.ldexp(1 + np.arange(PER_OCTAVE) / PER_OCTAVE, np.array(OCTAVES)[:, None]).reshape(-1),
+  2.0**OCTAVES.stop,
+)
+"""Of the histogram: each octave in equal parts; float64 [bins + 1]."""
+
+FORMAT = 'mechjax features 1'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+  """Contexts in which latents are active. Where fewer than n were found, the last rows are empty: sequence -1.
+
+  Attributes:
+    sequence: of all that were seen, the number of the one that it is from, int64 [L, n].
+    position: where in it the example's own token stands, int32 [L, n].
+    tokens: the window around it, int32 [L, n, W]; -1 beyond the sequence and where a token does not count.
+    activations: of each of its tokens, float32 [L, n, W].
+    own: at which place of the window the example's own token stands.
+  """
+
+  sequence: np.ndarray
+  position: np.ndarray
+  tokens: np.ndarray
+  activations: np.ndarray
+  own: int
+
+  def __post_init__(self) -> None:
+    expect(self, 'own', 0 <= self.own < self.tokens.shape[-1], f'a place in {self.tokens.shape}')
+
+  @property
+  def found(self) -> np.ndarray:
+    """Which rows are examples, bool [L, n]."""
+    return self.sequence >= 0
+
+  @property
+  def strength(self) -> np.ndarray:
+    """The activation of the example's own token, [L, n]; 0 in empty rows."""
+    return self.activations[..., self.own]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Features:
+  """What is known of some latents of a dictionary.
+
+  Attributes:
+    width: M, how many latents the dictionary has.
+    n_tokens: how many tokens counted.
+    latents: which latents these are, int64 [L].
+    histogram: how many activations lie between `EDGES`, int64 [L, bins]; the outer bins have what is beyond.
+    top: contexts of the highest peaks, highest first.
+    drawn: contexts of tokens drawn from each level, strongest first.
+    level: of each drawn context, int32 [L, n]: 0 for the octave of the largest activation, 1 for the one below it,
+      n_levels - 1 for all the rest; -1 in empty rows.
+    n_levels: how many levels there are.
+    promoted, suppressed: tokens whose logits are raised and lowered most, with the change per unit of activation
+      against the mean over the vocabulary.
+    decoder_near, encoder_near: latents of the nearest directions, with the cosine.
+  """
+
+  width: int
+  n_tokens: int
+  latents: np.ndarray
+  histogram: np.ndarray
+  top: Examples
+  drawn: Examples
+  level: np.ndarray
+  n_levels: int
+  promoted: Ranked
+  suppressed: Ranked
+  decoder_near: Ranked
+  encoder_near: Ranked
+
+  @property
+  def firings(self) -> np.ndarray:
+    """On how many tokens each latent was active, int64 [L]."""
+    return self.histogram.sum(-1)
+
+  @property
+  def density(self) -> np.ndarray:
+    """On which fraction of the tokens, [L]."""
+    return self.firings / self.n_tokens
+
+  @property
+  def maximum(self) -> np.ndarray:
+    """The largest activation, [L]; 0 of a latent that was never active."""
+    return self.top.strength[:, 0]
+
+  def quantiles(self, shares: Sequence[float]) -> np.ndarray:
+    """Quantiles of the positive activations, right to the bin of the histogram.
+
+    Args:
+      shares: from 0 to 1.
+
+    Returns:
+      [L, len(shares)]; NaN of a latent that was never active.
+    """
+    up_to = np.cumsum(self.histogram, -1)
+    wanted = np.maximum(np.asarray(shares)[:, None] * up_to[:, None, -1:], 1)
+    place = np.minimum((up_to[:, None] < wanted).sum(-1), len(EDGES) - 2)
+    middle = np.sqrt(EDGES[place] * EDGES[place + 1])
+    within = np.minimum(middle, self.maximum[:, None])  # the top bin reaches beyond the largest
+    return np.where(self.firings[:, None] > 0, within, np.nan)
+
+  def row(self, latent: int) -> int:
+    """Where a latent stands in the arrays.
+
+    Raises:
+      SAEError: it was not looked at.
+    """
+    (found,) = np.nonzero(self.latents == latent)
+    if not found.size:
+      raise SAEError(
+        f'latent {latent} was not looked at', cause=f'{len(self.latents)} of {self.width} were'
+      )
+    return int(found[0])
+
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes an .npz file; `load` reads it."""
+    with open(path, 'wb') as file:
+      np.savez_compressed(file, format=FORMAT, **_flat(self))
+
+
+def load(path: str | os.PathLike) -> Features:
+  """Reads what `Features.save` wrote, without pickle.
+
+  Args:
+    path: of the file.
+
+  Raises:
+    SAEError: another kind of file, or a torn one.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      arrays = dict(file.items())
+  except (ValueError, EOFError, zipfile.BadZipFile) as e:
+    raise SAEError(f'{path} is no .npz of plain arrays: {e}') from e
+  if (found := str(arrays.pop('format', 'none'))) != FORMAT:
+    raise SAEError(f'{path} has the format {found!r}, not {FORMAT!r}')
+  return Features(**_nested(arrays))
+
+
+_PARTS = {
+  'top': Examples,
+  'drawn': Examples,
+  'promoted': Ranked,
+  'suppressed': Ranked,
+  'decoder_near': Ranked,
+  'encoder_near': Ranked,
+}
+
+
+def _flat(features: Features) -> dict[str, Any]:
+  """Every array under its name, those of parts as 'part.name'."""
+  flat: dict[str, Any] = {}
+  for field in dataclasses.fields(features):
+    value = getattr(features, field.name)
+    if field.name in _PARTS:
+      own = value._asdict() if isinstance(value, Ranked) else vars(value)
+      flat |= {f'{field.name}.{name}': array for name, array in own.items()}
+    else:
+      flat[field.name] = value
+  return flat
+
+
+def _nested(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+  parts: dict[str, Any] = {name: {} for name in _PARTS}
+  for name, array in arrays.items():
+    part, _, own = name.partition('.')
+    value = array if array.ndim else array.item()
+    if own:
+      parts[part][own] = value
+    else:
+      parts[part] = value
+  return parts | {name: kind(**parts[name]) for name, kind in _PARTS.items()}

@@ -1,0 +1,141 @@
+"""A page on which to read a dictionary: what each latent is active on, and what it does.
+
+    about = About(model='smollm2-135m', site='resid_post.15', architecture='TopK, k = 32', l0=32, fvu=0.21, text='...')
+    pieces = [model.text([i]) for i in range(n_vocab)]
+    Path('features.html').write_text(dashboard(features, pieces, title='...', about=about))
+
+One file that needs nothing else: it opens from a disk or a mail. Behind its address '#latent=123' opens a latent and
+'#search=paris' looks for one.
+Unlike the others it has a script, since nobody wants ten thousand latents below each other; script.js and style.css
+beside this file are put in as they are, and package data of the wheel. The data stand in the page as JSON (`payload`)
+and become texts, never elements; and the page forbids itself, by the hash of its script, to run any other, or to load
+anything from anywhere.
+
+Sharp edge: a latent takes about 5 kB, so choose latents where there are more than a few thousand.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import html
+from collections.abc import Sequence
+from importlib import resources
+
+from mechjax.sae.features import Features
+from mechjax.viz import logs, page
+from mechjax.viz.dashboard.payload import as_json, payload
+
+KEYS = (
+  'Keys: ← → or j k for the previous and next latent in the list, r for a random one, / to search.'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+  """What the header says of a dictionary, beside what its features know.
+
+  Attributes:
+    model: its name.
+    site: what the dictionary reads, such as 'resid_post.15'.
+    architecture: its kind and settings.
+    l0: active latents per token.
+    fvu: fraction of variance unexplained.
+    text: what the tokens were.
+  """
+
+  model: str
+  site: str
+  architecture: str
+  l0: float
+  fvu: float
+  text: str
+
+
+def dashboard(features: Features, pieces: Sequence[str], *, title: str, about: About) -> str:
+  """The page.
+
+  Args:
+    features: from `mechjax.sae.features.collect`.
+    pieces: the text of each token of the vocabulary.
+    title: of the page.
+    about: what the dictionary is.
+
+  Returns:
+    The HTML.
+
+  Raises:
+    ChartError: a token without a text.
+  """
+  script, style = _file('script.js'), _file('style.css')
+  body = (
+    f'<h1>{html.escape(title)}</h1>\n{_facts(features, about)}\n{_overview(features)}\n{_EXPLORER}\n'
+    f'<footer>{KEYS}</footer>\n'
+    f'<script type="application/json" id="data">{as_json(payload(features, pieces))}</script>\n'
+    f'<script>{script}</script>'
+  )
+  return page.document(title, body, style=style, head=_policy(script))
+
+
+def _file(name: str) -> str:
+  return resources.files(__name__).joinpath(name).read_text(encoding='utf-8')
+
+
+def _policy(script: str) -> str:
+  """Forbids everything but this script and styles of the page's own."""
+  digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+  return (
+    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; base-uri 'none'; "
+    f"form-action 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'\">\n"
+  )
+
+
+def _facts(features: Features, about: About) -> str:
+  looked_at = len(features.latents)
+  facts = {
+    'Model': about.model,
+    'Site': about.site,
+    'Architecture': about.architecture,
+    'Width': f'{features.width:,}' + f', {looked_at:,} shown' * (looked_at < features.width),
+    'L0': logs.number(about.l0),
+    'FVU': logs.number(about.fvu),
+    'Tokens seen': f'{features.n_tokens:,}',
+    'Text': about.text,
+  }
+  parts = (f'<div><dt>{k}</dt><dd>{html.escape(v)}</dd></div>' for k, v in facts.items())
+  return f'<dl class="facts">{"".join(parts)}</dl>'
+
+
+def _overview(features: Features) -> str:
+  dead = int((features.firings == 0).sum())
+  of = len(features.latents)
+  text = (
+    f'{dead:,} of {of:,} latents ({100 * dead / of:.1f} %) were active on none of '
+    f'{features.n_tokens:,} tokens. The others by density, the fraction of tokens on which a latent is active:'
+  )
+  return page.section('How often latents are active', text, '<div id="densities"></div>')
+
+
+_EXPLORER = """
+<noscript><p>The latents are shown by the script of this page, which this browser does not run.</p></noscript>
+<div class="explorer" id="explorer" hidden>
+<nav class="index" aria-label="Latents">
+<input type="search" id="search" placeholder="number of a latent, or text" aria-label="Search latents"
+  title="searches the numbers, the tokens of the logits and the strongest contexts">
+<div class="count" id="count" aria-live="polite"></div>
+<div class="rows">
+<button id="fewer">show those before</button>
+<table><thead><tr><th><button value="latent">latent</button></th><th><button value="density">density</button></th>
+<th><button value="max">max</button></th><th>peaks on</th></tr></thead><tbody id="rows"></tbody></table>
+<button id="more">show those behind</button>
+</div>
+</nav>
+<main>
+<div class="steps"><button id="previous">← previous</button><button id="next">next →</button>
+<button id="random">random</button></div>
+<h2 id="name"></h2>
+<div id="latent"></div>
+</main>
+</div>
+""".strip()

@@ -1,0 +1,97 @@
+"""What the model loses by dictionaries, against how many latents a token needs: the picture of the trade.
+
+A dictionary is worth comparing with another of the same sparsity only, so a setting is one point and an architecture
+a line through its settings, and one architecture is better than another where its line runs lower (Gao et al. 2024;
+Rajamanoharan et al. 2024).
+
+    points = [Trained(l0=32, delta_loss=0.21, setting='k = 32'), ...]
+    pareto.draw(ax, {'TopK': points, 'Gated': ...}, title='SmolLM2-135M, resid_post.15')
+    page.page(..., [pareto.section({'TopK': points}, title='SmolLM2-135M, resid_post.15')], ...)
+
+L0 spans decades, so its axis is logarithmic. That of the loss is even and holds zero: zero is where nothing is lost,
+differences of losses are what is compared, and a measured one may well be a little below zero.
+
+Sharp edge: lines between points are drawn to lead the eye; no dictionary lies on them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mechjax.viz import charts, curves, page
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+
+L0 = 'L0, active latents per token'
+DELTA_LOSS = 'loss added by the dictionary, nats per token'
+BETTER = 'better'
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """One trained dictionary.
+
+  Attributes:
+    l0: active latents per token.
+    delta_loss: by how much the loss of the model grows when the dictionary stands in, in nats per token.
+    setting: what made it as sparse as it is, such as 'k = 32'.
+  """
+
+  l0: float
+  delta_loss: float
+  setting: str
+
+
+Results = Mapping[str, Sequence[Trained]]
+"""Trained dictionaries by their architecture, in any order."""
+
+
+def draw(ax: Axes, results: Results, *, title: str) -> None:
+  """Draws a line for each architecture.
+
+  Args:
+    ax: where to draw.
+    results: by architecture.
+    title: the model and the site.
+
+  Raises:
+    ChartError: an L0 that is not positive, a loss that is no number, or no dictionaries.
+  """
+  curves.lines(ax, title=title, **_drawn(results))
+
+
+def picture(results: Results, path: str | os.PathLike, *, title: str) -> None:
+  """Writes the same as PNG; see `draw`."""
+  fig = charts.figure(8.6, 5)
+  draw(fig.subplots(), results, title=title)
+  charts.save(fig, Path(path))
+
+
+def section(results: Results, *, title: str) -> str:
+  """The same as a section for `page.page`; see `draw`."""
+  text = (
+    f'{title}. Each mark is a trained dictionary, each line an architecture; further down and further left is '
+    'better. Point at a mark for its setting and its numbers.'
+  )
+  return page.section('What is lost, and how sparsely', text, curves.lines_svg(**_drawn(results)))
+
+
+def _drawn(results: Results) -> dict[str, Any]:
+  """What both kinds of picture show."""
+  ordered = {name: sorted(points, key=lambda p: p.l0) for name, points in results.items()}
+  return {
+    'curves': {
+      name: ([p.l0 for p in points], [p.delta_loss for p in points])
+      for name, points in ordered.items()
+    },
+    'notes': {name: [p.setting for p in points] for name, points in ordered.items()},
+    'xlabel': L0,
+    'ylabel': DELTA_LOSS,
+    'even': True,
+    'corner': BETTER,
+  }
