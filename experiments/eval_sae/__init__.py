@@ -1,0 +1,1 @@
+"""Evaluating dictionaries: of a training, or published ones; tables, pictures and dashboards."""

@@ -1,0 +1,34 @@
+"""Evaluates dictionaries: what the model loses by them, what they leave out, and what their latents mean.
+
+  python -m experiments.eval_sae --run=out/sae --dashboard=topk/0
+
+Writes `evaluation.json`, the table and picture of loss against sparsity as `pareto.png` and `evaluation.html`, and for
+each dictionary that --dashboard names a page of its features. Published ones are evaluated by --dictionaries, --model
+and --site.
+
+Cost on two CPU cores, SmolLM2-135M: README.md of `experiments.train_sae`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import app
+
+from experiments.eval_sae.report import evaluate
+from experiments.eval_sae.settings import Settings
+from mechjax import errors, flags
+
+
+def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  try:
+    evaluate(handle.value())
+  except errors.MechjaxError as e:
+    sys.exit(f'{type(e).__name__}: {e}')
+
+
+if __name__ == '__main__':
+  settings = flags.define(Settings)
+  app.run(lambda argv: main(argv, settings))

@@ -1,0 +1,136 @@
+"""What is evaluated: dictionaries with their names and settings, the model, and contexts that nobody trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import mechjax
+from experiments import corpora, train_sae
+from experiments.eval_sae.settings import Settings
+from experiments.train_sae import layout
+from mechjax import flags, sae
+from mechjax.models.language_model import LanguageModel
+from mechjax.sae import store
+from mechjax.sae.errors import SAEError
+from mechjax.sae.gradients import Params
+from mechjax.sae.store import Contexts, contexts
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """A dictionary.
+
+  Attributes:
+    name: such as 'topk/0'.
+    kind: what it was trained as, such as 'TopK'.
+    setting: what makes it as sparse as it is, such as 'k 32'.
+    sae: the dictionary.
+    params: its parameters.
+  """
+
+  name: str
+  kind: str
+  setting: str
+  sae: sae.Architecture
+  params: Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Subjects:
+  """All that belongs together.
+
+  Attributes:
+    model: the model.
+    site: what all dictionaries read.
+    target: what all say, if it is another site.
+    contexts: tokens.
+    of: the dictionaries.
+    about: where they come from.
+  """
+
+  model: LanguageModel
+  site: str
+  target: str | None
+  contexts: Contexts
+  of: list[Subject]
+  about: str
+
+  def batches(self, n_tokens: int, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Tokens, int [rows, T], and which of them count, until there are about so many; spread over all contexts."""
+    n = min(len(self.contexts), -(-n_tokens // self.contexts.length))
+    n -= n % rows if n >= rows else 0
+    chosen = np.linspace(0, len(self.contexts) - 1, n).astype(np.int64)
+    for start in range(0, n, rows):
+      tokens = self.contexts.tokens(chosen[start : start + rows])
+      yield tokens, self.contexts.kept(tokens)
+
+
+def found(settings: Settings, out: Path) -> Subjects:
+  """What the settings name.
+
+  Args:
+    settings: of the evaluation.
+    out: directory for what is written.
+
+  Raises:
+    SAEError: a run that is not finished, or not there; dictionaries that are not for this site.
+    WeightsError, FetchError: a dictionary or model that cannot be read or had.
+  """
+  return _of_run(Path(settings.run)) if settings.run else _published(settings, out)
+
+
+def _of_run(home: Path) -> Subjects:
+  try:
+    config = flags.from_json(train_sae.Settings, (home / layout.CONFIG).read_text())
+  except OSError as e:
+    raise SAEError(f'{home} is no run of experiments.train_sae: {e}') from e
+  stacks = sorted((home / layout.DICTIONARIES).glob(f'*/{layout.ABOUT}'))
+  if not stacks:
+    raise SAEError(f'{home} has no dictionaries yet', mend='the command of the training goes on')
+  rows = contexts.read(home / layout.TOKENS).split(config.data.held_out_every)[1]
+  model = mechjax.load(config.model, code=config.code)
+  of = [one for about in stacks for one in _trained(about)]
+  return Subjects(model, config.site, config.target, rows, of, f'run {home.name}')
+
+
+def _trained(about: Path) -> Iterator[Subject]:
+  """The dictionaries of a stack."""
+  words = json.loads(about.read_text())
+  for n, member in enumerate(words['members']):
+    one, params = sae.load(about.parent / str(n))
+    setting = f'{member["knob"]} {member["value"]:g}'
+    if len({m['seed'] for m in words['members']}) > 1:
+      setting += f', seed {member["seed"]}'
+    yield Subject(f'{about.parent.name}/{n}', words['label'], setting, one, params)
+
+
+def _published(settings: Settings, out: Path) -> Subjects:
+  model = mechjax.load(settings.model, code=settings.code)
+  of = []
+  for place in settings.dictionaries:
+    one, params = sae.load(place, transcoder=settings.target is not None)
+    of.append(Subject(place, type(one).__name__, Path(place).name, one, params))
+  tokenizer = model.tokenizer
+  rows = store.pack(
+    corpora.texts(settings.text),
+    tokenizer.split,
+    length=settings.context,
+    bos=layout.first_token(tokenizer),
+    eos=tokenizer.eos,
+    directory=out / layout.TOKENS,
+    most=1 + max(settings.tokens, settings.feature_tokens) // settings.context,
+  )
+  return Subjects(model, settings.site, settings.target, rows, of, ', '.join(settings.dictionaries))
+
+
+def vocabulary(model: LanguageModel) -> list[str]:
+  """The text of each token that the model can say."""
+  n = jax.eval_shape(model.unembed, jax.ShapeDtypeStruct((model.d_model,), np.float32)).shape[0]
+  known = model.tokenizer.n_vocab
+  return [model.tokenizer.join([i]) if i < known else f'<{i}>' for i in range(n)]

@@ -1,0 +1,40 @@
+"""Trains sparse autoencoders on the activations of a model: many at once, resumable, on a laptop or a pod.
+
+  python -m experiments.train_sae --run=out/sae --site=resid_post.15 --jumprelu=0.001,0.003 --topk=32 --widths=1536
+    --steps=1000 --batch=2048
+
+`--help` explains every flag; `--config=file.toml` or `.json` takes them from a file. The same command goes on where an
+earlier one was stopped, by Ctrl-C, SIGTERM or without notice, and gives the same dictionaries. Several hosts run it
+with --coordinator, --processes and --process.
+
+Cost of a step, cost of the data, and what comes out: README.md.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import app
+from absl import flags as absl_flags
+
+from experiments.train_sae.run import run
+from experiments.train_sae.settings import Settings
+from mechjax import errors, flags
+from mechjax.sae.training.journal import show
+
+
+def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  try:
+    outcome = run(handle.value())
+  except errors.MechjaxError as e:
+    sys.exit(f'{type(e).__name__}: {e}')
+  if not outcome.finished:
+    show(f'stopped after step {int(outcome.state.step):,}; the same command goes on')
+
+
+if __name__ == '__main__':
+  settings = flags.define(Settings)
+  absl_flags.FLAGS.set_default('verbosity', -1)  # checkpoints are written with forty lines each
+  app.run(lambda argv: main(argv, settings))

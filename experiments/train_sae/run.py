@@ -1,0 +1,376 @@
+"""A training from settings to dictionaries on disk: what `__main__` does, for who wants it in a program of his own.
+
+    train_sae.run(Settings(run='out/run', site='resid_post.15', dictionaries=..., optimisation=...))
+
+The directory of a run:
+
+    config.json          the settings; another command in the same directory is refused
+    tokens/              contexts, packed once
+    activations/         on disk, where they are not elsewhere or streamed
+    scales.npz           what each site was divided by
+    checkpoints/         states; the newest is where the run goes on
+    metrics.jsonl        figures, a line a report
+    dump/                what a number that was not finite came of
+    dictionaries/        jumprelu/0, jumprelu/1, ...: at the end, for activations as the model has them
+
+On several hosts every process runs this, all on one file system. What is made once is made by the first while the
+others wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import mechjax
+from experiments import corpora
+from experiments.train_sae import layout
+from experiments.train_sae.settings import MAY_CHANGE, Settings, kind_of
+from mechjax import flags, sae
+from mechjax.models.language_model import LanguageModel
+from mechjax.sae import store, training
+from mechjax.sae.errors import SAEError
+from mechjax.sae.store import Contexts, Harvester, Scale, Share, Source, contexts, files
+from mechjax.sae.training import speed
+from mechjax.sae.training.journal import show
+
+
+def run(settings: Settings) -> training.Outcome:
+  """Trains, from wherever an earlier call with these settings got to.
+
+  Args:
+    settings: of the run.
+
+  Returns:
+    How it ended; dictionaries are written if it finished.
+
+  Raises:
+    SAEError: settings that do not go together, or with the model, the mesh, the disk or an earlier run.
+    SiteError: a site that the model does not have.
+    FetchError: a model or a text that cannot be had.
+  """
+  _join(settings)
+  mesh = _mesh(settings)
+  home = Path(settings.run)
+  _claim(home, settings)
+  model = mechjax.load(settings.model, code=settings.code)
+  harvester = _harvester(settings, model, home)
+  stacks = _stacks(settings, harvester)
+  _expect_writable(settings, stacks)
+  trainer = training.Trainer(stacks, settings.optimisation, mesh)
+  source = _source(settings, harvester, home)
+  scales = _scales(home / layout.SCALES, source)
+  outcome = _train(settings, trainer, source, scales, home)
+  if outcome.finished:
+    export(settings, trainer, outcome.state, scales, home / layout.DICTIONARIES)
+  return outcome
+
+
+def _train(
+  settings: Settings,
+  trainer: training.Trainer,
+  source: Source,
+  scales: dict[str, Scale],
+  home: Path,
+) -> training.Outcome:
+  def feed(position: int) -> Any:
+    return training.fed(
+      source,
+      scales,
+      trainer.batch_sharding,
+      batch=settings.batch,
+      streams=settings.data.streams,
+      seed=settings.seed,
+      position=position,
+    )
+
+  centres = {site: scale.mean for site, scale in scales.items()}
+  kept = training.Checkpoints(
+    home / layout.CHECKPOINTS, last=settings.keep_last, best=settings.keep_best
+  )
+  with kept, _journal(settings, trainer, home, kept) as journal:
+    return training.train(
+      trainer, feed, centres, kept, settings.loop, journal.write, home / layout.DUMP
+    )
+
+
+def export(
+  settings: Settings,
+  trainer: training.Trainer,
+  state: training.State,
+  scales: dict[str, Scale],
+  directory: Path,
+) -> None:
+  """Writes every dictionary, folded so that it takes activations as the model has them.
+
+  Args:
+    settings: of the run.
+    trainer: whose stacks they are.
+    state: the last.
+    scales: of each site.
+    directory: where; what is there already is left.
+  """
+  for name, stack in trainer.stacks.items():
+    members = jax.tree.map(_whole, state.stacks[name].params)
+    if jax.process_index():
+      continue
+    (directory / name).mkdir(parents=True, exist_ok=True)
+    files.write_json(directory / name / layout.ABOUT, _trained_as(name, stack))
+    for n in range(stack.members):
+      if not (directory / name / str(n)).exists():
+        one = {key: x[n] for key, x in members.items()}
+        _write(settings, stack, n, one, scales, directory / name / str(n))
+
+
+def _write(
+  settings: Settings,
+  stack: training.Stack,
+  n: int,
+  params: sae.Params,
+  scales: dict[str, Scale],
+  place: Path,
+) -> None:
+  target = scales[stack.writes].scale if stack.writes else None
+  one = stack.member(n)
+  folded = sae.folded(one, params, scales[stack.reads].scale, target)
+  about = {'model': settings.model, 'reads': stack.reads, 'writes': stack.writes}
+  sae.save(place, one, folded, format=settings.format, about=_words(settings, about))
+
+
+def _words(settings: Settings, about: dict[str, Any]) -> dict[str, Any] | None:
+  """What is said beside a dictionary, where the format has a place for words."""
+  return None if settings.format == 'gemma_scope' else {'mechjax': about}
+
+
+def _expect_writable(settings: Settings, stacks: dict[str, training.Stack]) -> None:
+  """Writes a tiny dictionary of each kind to nowhere: better now than when the training is over.
+
+  Raises:
+    SAEError: the format cannot express it.
+  """
+  for stack in stacks.values():
+    fewer: dict[str, Any] = {'k': 1} if 'k' in stack.sae.DATA else {}
+    d_out = None if stack.sae.d_out is None else 2
+    tiny = dataclasses.replace(stack.sae, d_in=2, d_out=d_out, width=2, prefixes=(), **fewer)
+    with tempfile.TemporaryDirectory() as scratch:
+      params = tiny.init(jax.random.key(0))
+      words = _words(settings, {})
+      sae.save(Path(scratch) / 'tiny', tiny, params, format=settings.format, about=words)
+
+
+def _trained_as(name: str, stack: training.Stack) -> dict[str, Any]:
+  """What formats of others have no words for."""
+  kind = type(stack.sae).__name__
+  particular = name.removeprefix(kind_of(stack.sae)).replace('_', ' ')
+  ((knob, values),) = stack.knobs
+  members = [{'knob': knob, 'value': v, 'seed': s} for v, s in zip(values, stack.seeds)]
+  return {'label': kind + particular, 'members': members}
+
+
+# --- what a run needs -------------------------------------------------------------------------------------
+
+
+def _join(settings: Settings) -> None:
+  """Joins the other processes."""
+  machine = settings.machine
+  if machine.processes > 1 and not jax.distributed.is_initialized():
+    jax.distributed.initialize(machine.coordinator, machine.processes, machine.process)
+
+
+def _mesh(settings: Settings) -> Mesh:
+  """All devices as data x model."""
+  model, n = settings.machine.mesh_model, jax.device_count()
+  data = settings.machine.mesh_data or max(1, n // model)
+  used = data * model
+  if used > n or (jax.process_count() > 1 and used != n):
+    raise SAEError(
+      f'a mesh of mesh_data={data} times mesh_model={model} devices, and there are {n}',
+      mend='sizes whose product is the number of devices',
+    )
+  if jax.local_device_count() % model and jax.process_count() > 1:
+    raise SAEError(
+      f'mesh_model={model} does not divide the {jax.local_device_count()} devices of a host',
+      cause='latents are spread over the devices of one host, tokens over the hosts',
+    )
+  if settings.batch % data:
+    raise SAEError(f'batch={settings.batch} is not divisible by mesh_data={data} devices')
+  axes, kinds = ('data', 'model'), (AxisType.Auto,) * 2
+  return jax.make_mesh((data, model), axes, kinds, devices=jax.devices()[:used])
+
+
+def _claim(home: Path, settings: Settings) -> None:
+  """Makes the directory of the run, or finds it made by the same settings."""
+  with _first():
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / layout.CONFIG).exists():
+      _write_text(home / layout.CONFIG, flags.as_json(settings))
+  found = flags.from_json(Settings, (home / layout.CONFIG).read_text())
+  changed = [d for d in flags.differences(found, settings) if _field(d) not in MAY_CHANGE]
+  if changed:
+    raise SAEError(
+      f'{home} is a run with other settings: ' + '; '.join(changed),
+      cause='values are those of the run, then those that were asked for',
+      mend='another --run, or the settings that it was started with',
+    )
+
+
+def _field(difference: str) -> str:
+  return difference.split(':')[0].split('.')[-1]
+
+
+def _write_text(path: Path, text: str) -> None:
+  with files.whole(path) as file:
+    file.write(text.encode())
+
+
+def _harvester(settings: Settings, model: LanguageModel, home: Path) -> Harvester:
+  rows = _contexts(settings, model, home / layout.TOKENS).split(settings.data.held_out_every)[0]
+  params, placement = _spread(settings, model.params)
+  return Harvester(
+    model.through(settings.sites),
+    params,
+    settings.sites,
+    rows,
+    batch=settings.data.forward_batch,
+    dtype=np.dtype(settings.data.activation_dtype),
+    placement=placement,
+  )
+
+
+def _spread(settings: Settings, params: Any) -> tuple[Any, NamedSharding | None]:
+  """The model on every device of this host, and contexts spread over them; fake devices share one processor."""
+  devices, contexts_ = jax.local_devices(), settings.data.forward_batch
+  if len(devices) == 1 or devices[0].platform == 'cpu':
+    return params, None
+  if contexts_ % len(devices):
+    raise SAEError(
+      f'forward_batch={contexts_} is not divisible by the {len(devices)} devices of a host'
+    )
+  mesh = Mesh(np.array(devices), ('data',))
+  whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec('data'))
+  return jax.device_put(params, whole), rows
+
+
+def _contexts(settings: Settings, model: LanguageModel, directory: Path) -> Contexts:
+  data, tokenizer = settings.data, model.tokenizer
+  bos = layout.first_token(tokenizer, data.bos)
+  with _first():
+    if not (directory / contexts.ABOUT).exists():
+      show(f'tokenising {data.text}')
+      store.pack(
+        corpora.texts(data.text, data.text_field),
+        tokenizer.split,
+        length=data.context,
+        bos=bos,
+        eos=tokenizer.eos,
+        directory=directory,
+      )
+  return contexts.read(directory)
+
+
+def _source(settings: Settings, harvester: Harvester, home: Path) -> Source:
+  data = settings.data
+  if data.activations == 'stream':
+    return store.Streamed(harvester, data.shard_tokens * data.shards_per_bucket, settings.seed)
+  directory = Path(data.activation_dir or home / layout.ACTIVATIONS)
+  about = store.plan(
+    harvester,
+    shard_rows=data.shard_tokens,
+    model=f'{settings.model} by {settings.code}',
+    most=data.activation_tokens,
+  )
+
+  def progress(done: int, total: int) -> None:
+    show(f'activations: {done} of {total} shards of {about.shard_rows:,} tokens')
+
+  share = Share(jax.process_index(), jax.process_count())
+  store.write(directory, harvester, about, share, progress)
+  _wait('activations')
+  return store.Stored.open(directory, shards_per_bucket=data.shards_per_bucket, seed=settings.seed)
+
+
+def _scales(path: Path, source: Source) -> dict[str, Scale]:
+  """Measured on the first bucket, once; the same for all hosts."""
+  with _first():
+    if not path.exists():
+      found = store.measured(source.bucket(0))
+      arrays: dict[str, Any] = {}
+      for site, scale in found.items():
+        arrays |= {f'{site}/scale': np.float64(scale.scale), f'{site}/mean': scale.mean}
+      with files.whole(path) as file:
+        np.savez(file, **arrays)
+  with np.load(path, allow_pickle=False) as arrays_:
+    return {
+      site: Scale(float(arrays_[f'{site}/scale']), arrays_[f'{site}/mean'])
+      for site in source.widths
+    }
+
+
+def _stacks(settings: Settings, harvester: Harvester) -> dict[str, training.Stack]:
+  widths, target = harvester.widths, settings.target
+  d_out = widths[target] if target else None
+  return settings.dictionaries.stacks(
+    widths[settings.site], settings.site, target, d_out, settings.skip
+  )
+
+
+def _journal(
+  settings: Settings, trainer: training.Trainer, home: Path, kept: training.Checkpoints
+) -> training.Journal:
+  done = kept.steps[-1] if kept.steps else 0
+  saes = [stack.sae for stack in trainer.stacks.values() for _ in range(stack.members)]
+  widest = max(saes, key=lambda sae: sae.width)
+  per_device = max(1, settings.batch // trainer.mesh.shape['data'])
+  rate = speed.peak(per_device, widest.d_in, widest.width // trainer.mesh.shape['model'])
+  curves: list[Any] = []
+  if jax.process_index() == 0:
+    if settings.tensorboard:
+      curves.append(training.TensorBoard(home / 'tensorboard', done))
+    if settings.wandb:
+      curves.append(training.WandB(settings.wandb, home, json.loads(flags.as_json(settings))))
+  return training.Journal(
+    home,
+    steps=settings.optimisation.steps,
+    batch=settings.batch,
+    needed=speed.needed(saes, settings.batch),
+    peak=rate * trainer.mesh.size,
+    done=done,
+    curves=tuple(curves),
+  )
+
+
+# --- several hosts ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _first() -> Iterator[None]:
+  """The first process runs the block and then the others, which find done what is done once."""
+  if jax.process_index() > 0:
+    _wait('first')
+  yield
+  if jax.process_index() == 0:
+    _wait('first')
+
+
+def _wait(what: str) -> None:
+  """Until every process is here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(what)
+
+
+def _whole(x: jax.Array) -> np.ndarray:
+  """An array from all devices, on this host."""
+  if x.is_fully_addressable or x.sharding.is_fully_replicated:
+    return np.asarray(x)
+  everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
+  return np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(x))

@@ -1,0 +1,287 @@
+"""Everything that a training can be told, checked before a model is loaded.
+
+Each field is a flag of the same name, and what is said of it here is the flag's help. Dictionaries are asked for by
+architecture, each with the sparsities that it is to have:
+
+    Dictionaries(jumprelu=(1e-3, 2e-3), topk=(32, 64), widths=(2304, 4608))
+
+All of them train together on one stream of activations: those that differ in numbers only as one stack, one stack for
+each architecture, width and way to treat dead latents.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from mechjax.sae import ARCHITECTURES, Architecture, AuxK, GhostGrads, Resampling
+from mechjax.sae.errors import SAEError, expect
+from mechjax.sae.training import Loop, Optimisation, Stack
+
+Revival = Literal['none', 'auxk', 'ghost_original', 'ghost', 'ghost_unmatched', 'resampling']
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+  """Where activations come from.
+
+  Attributes:
+    text: files, directories or patterns, data sets of a hub (hf:name:configuration:split), Debian packages
+      (debian:name) or names of `experiments.corpora`, separated by commas.
+    text_field: what a text is called in JSONL, Parquet and data sets of a hub.
+    context: tokens of a context, with the one that begins it.
+    bos: id of the token that begins a context; by default the tokenizer's, or else the one that ends its texts.
+    held_out_every: of so many contexts one is kept for evaluation.
+    activations: 'disk' writes them once and shuffles across shards, 'stream' runs the model for each bucket.
+    activation_tokens: activations to be written at most; by default all that the text gives.
+    activation_dtype: of the activations, on disk and in memory.
+    activation_dir: where they are written, for several runs to share; by default in the directory of the run.
+    shard_tokens: activations of one file.
+    shards_per_bucket: how many files are shuffled together; streamed, a bucket has as many activations.
+    streams: of how many streams of files a batch is made; several hosts need as many or a multiple of that, and one
+      host with the same number sees the same batches.
+    forward_batch: contexts in one forward pass.
+  """
+
+  text: str = 'anarchism,debian-handbook'
+  text_field: str = 'text'
+  context: int = 128
+  bos: int | None = None
+  held_out_every: int = 20
+  activations: Literal['disk', 'stream'] = 'disk'
+  activation_tokens: int | None = None
+  activation_dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
+  activation_dir: str = ''
+  shard_tokens: int = 65_536
+  shards_per_bucket: int = 4
+  streams: int = 1
+  forward_batch: int = 16
+
+  def __post_init__(self) -> None:
+    for name in ('shard_tokens', 'shards_per_bucket', 'streams', 'forward_batch'):
+      expect(self, name, getattr(self, name) >= 1, 'at least 1')
+    for name in ('context', 'held_out_every'):
+      expect(self, name, getattr(self, name) >= 2, 'at least 2')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dictionaries:
+  """What is trained.
+
+  Attributes:
+    relu: sparsity coefficients of ReLU dictionaries with an L1 penalty.
+    gated: sparsity coefficients of gated dictionaries.
+    jumprelu: sparsity coefficients of JumpReLU dictionaries with an L0 penalty.
+    topk: how many latents are active, of TopK dictionaries.
+    batch_topk: the same on average over a batch, of BatchTopK dictionaries.
+    widths: how many latents.
+    seeds: of the initial parameters; every dictionary is trained with each.
+    prefixes: of Matryoshka dictionaries: how many of the first latents have to reconstruct alone, the last being
+      the width.
+    revival: what becomes of dead latents: none, auxk, ghost_original, ghost (rescaled by the dead fraction),
+      ghost_unmatched (without the factor of the reconstruction loss), resampling; with several, every dictionary is
+      trained with each.
+    dead_after: tokens without firing, after which a latent is dead.
+    resample_every: steps between two resamplings.
+    rewarm_steps: until the learning rate is what it was before a resampling.
+    bandwidth: of the kernel of JumpReLU's estimators, in units of pre-activations.
+  """
+
+  relu: tuple[float, ...] = ()
+  gated: tuple[float, ...] = ()
+  jumprelu: tuple[float, ...] = ()
+  topk: tuple[int, ...] = ()
+  batch_topk: tuple[int, ...] = ()
+  widths: tuple[int, ...] = (4_096,)
+  seeds: tuple[int, ...] = (0,)
+  prefixes: tuple[int, ...] = ()
+  revival: tuple[Revival, ...] = ('none',)
+  dead_after: int = 10_000_000
+  resample_every: int = 5_000
+  rewarm_steps: int = 1_000
+  bandwidth: float = 1e-3
+
+  def __post_init__(self) -> None:
+    if not any(getattr(self, name) for name in _SPARSITY):
+      raise SAEError(
+        'no dictionaries are asked for',
+        mend='give one of ' + ', '.join(f'--{n}=...' for n in _SPARSITY),
+      )
+    for name in ('widths', 'seeds', 'revival'):
+      values = getattr(self, name)
+      expect(self, name, len({*values}) == len(values) > 0, 'one or more, each once')
+
+  def stacks(
+    self, d_in: int, site: str, target: str | None, d_out: int | None, skip: bool
+  ) -> dict[str, Stack]:
+    """All stacks, by a name that says what is particular to each.
+
+    Args:
+      d_in: width of the site that is read.
+      site: its name.
+      target: the site that transcoders say; None for autoencoders.
+      d_out: its width.
+      skip: whether transcoders have a skip.
+    """
+    shared = {'d_in': d_in, 'd_out': d_out, 'skip': skip, 'prefixes': self.prefixes}
+    found = {}
+    for kind, knob in _SPARSITY.items():
+      for width in self.widths if getattr(self, kind) else ():
+        for revival in self.revival:
+          parts = [
+            kind,
+            *([str(width)] * (len(self.widths) > 1)),
+            *([revival] * (len(self.revival) > 1)),
+          ]
+          found['_'.join(parts)] = self._stack(
+            kind, knob, revival, site, target, shared | {'width': width}
+          )
+    return found
+
+  def _stack(
+    self, kind: str, knob: str, revival: str, site: str, target: str | None, shared: dict[str, Any]
+  ) -> Stack:
+    values = getattr(self, kind)
+    own: dict[str, Any] = {knob: max(values)}
+    if kind == 'jumprelu':
+      own['bandwidth'] = self.bandwidth
+    sae = ARCHITECTURES[kind](**shared, **own, revival=self._loss(revival))
+    resampling = None
+    if revival == 'resampling':
+      resampling = Resampling(after_tokens=self.dead_after, rewarm_steps=self.rewarm_steps)
+    return Stack(
+      sae=sae,
+      reads=site,
+      writes=target,
+      seeds=tuple(seed for seed in self.seeds for _ in values),
+      knobs={knob: values * len(self.seeds)},
+      dead_after=self.dead_after,
+      resampling=resampling,
+      resample_every=self.resample_every if resampling else 0,
+    )
+
+  def _loss(self, revival: str) -> AuxK | GhostGrads | None:
+    after = self.dead_after
+    if revival == 'auxk':
+      return AuxK(after_tokens=after)
+    if revival == 'ghost_original':
+      return GhostGrads.original(after)
+    if revival in ('ghost', 'ghost_unmatched'):
+      return GhostGrads.rescaled(after, match_reconstruction=revival == 'ghost')
+    return None
+
+
+def kind_of(sae: Architecture) -> str:
+  """The name of an architecture in `Dictionaries`."""
+  return next(name for name, known in ARCHITECTURES.items() if type(sae) is known)
+
+
+_SPARSITY = {
+  'relu': 'sparsity',
+  'gated': 'sparsity',
+  'jumprelu': 'sparsity',
+  'topk': 'k',
+  'batch_topk': 'k',
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine:
+  """Devices and hosts.
+
+  Attributes:
+    mesh_data: devices over which the tokens of a batch are spread; 0 for all that `mesh_model` leaves.
+    mesh_model: devices over which latents are spread.
+    coordinator: address of the first process, host:port, where several train together.
+    processes: how many.
+    process: number of this one, from 0.
+  """
+
+  mesh_data: int = 0
+  mesh_model: int = 1
+  coordinator: str = ''
+  processes: int = 1
+  process: int = 0
+
+  def __post_init__(self) -> None:
+    expect(self, 'mesh_data', self.mesh_data >= 0, 'at least 0')
+    expect(self, 'mesh_model', self.mesh_model >= 1, 'at least 1')
+    expect(self, 'process', 0 <= self.process < self.processes, f'below processes={self.processes}')
+    if self.processes > 1 and not self.coordinator:
+      raise SAEError(
+        f'processes={self.processes} and no coordinator', mend='--coordinator=host:port'
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """A training.
+
+  Attributes:
+    run: directory of the run; the same command with the same directory goes on where it was stopped.
+    model: a name, or the path of a model.
+    code: whose code computes the forward pass.
+    site: what the dictionaries read, such as resid_post.15.
+    target: what they say, for transcoders; by default the site itself.
+    skip: whether transcoders have a skip.
+    batch: tokens of a step, of all hosts together.
+    seed: of the order of the data.
+    keep_last: how many of the newest checkpoints are kept.
+    keep_best: how many of the best are kept besides.
+    format: of the dictionaries that are written at the end: sae_lens, gemma_scope or gemma_scope_2.
+    tensorboard: whether curves are written for TensorBoard.
+    wandb: project of Weights & Biases that the run is reported to; none by default.
+  """
+
+  run: str
+  model: str = 'smollm2-135m'
+  code: str = 'decoder'
+  site: str
+  target: str | None = None
+  skip: bool = False
+  batch: int = 4_096
+  seed: int = 0
+  keep_last: int = 2
+  keep_best: int = 1
+  format: Literal['sae_lens', 'gemma_scope', 'gemma_scope_2'] = 'sae_lens'
+  tensorboard: bool = False
+  wandb: str = ''
+  dictionaries: Dictionaries
+  optimisation: Optimisation
+  data: Data = Data()
+  loop: Loop = dataclasses.field(default_factory=Loop)
+  machine: Machine = Machine()
+
+  def __post_init__(self) -> None:
+    expect(self, 'run', bool(self.run), 'a directory')
+    expect(self, 'site', bool(self.site), 'a site')
+    expect(self, 'skip', not self.skip or self.target is not None, 'False without target')
+    expect(self, 'batch', self.batch >= 1, 'at least 1')
+    self._check_streams()
+
+  def _check_streams(self) -> None:
+    data, processes = self.data, self.machine.processes
+    if data.streams % processes:
+      raise SAEError(
+        f'streams={data.streams} for processes={processes}', mend=f'--streams={processes}'
+      )
+    expect(self, 'batch', self.batch % data.streams == 0, f'divisible by streams={data.streams}')
+    rows = self.batch // data.streams
+    if data.shard_tokens * data.shards_per_bucket % rows:
+      raise SAEError(
+        f'shard_tokens={data.shard_tokens} times shards_per_bucket={data.shards_per_bucket} is no multiple of the '
+        f'{rows} tokens that a stream gives to a batch',
+        mend=f'--shard_tokens={-(-data.shard_tokens // rows) * rows}',
+      )
+
+  @property
+  def sites(self) -> list[str]:
+    """What is read of the model."""
+    return [self.site, *([self.target] if self.target else [])]
+
+
+MAY_CHANGE = frozenset(
+  {'run', 'log_every', 'save_every', 'keep_last', 'keep_best', 'tensorboard', 'wandb', 'format'}
+  | {'coordinator', 'process', 'forward_batch', 'activation_dir'}
+)
+"""Settings that a run may be continued with other values of: they change no number."""

@@ -1,0 +1,110 @@
+"""Two hosts as two processes over loopback: the losses of one process, and a run that survives the death of one."""
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+FLAGS = shlex.split("""
+  --site=resid_post.0 --context=32 --batch=128 --jumprelu=0.001,0.01 --topk=8 --widths=128 --dead_after=2000
+  --steps=24 --learning_rate=3e-3 --warm_up_steps=5 --sparsity_warm_up_steps=10 --activation_tokens=4096
+  --shard_tokens=512 --shards_per_bucket=2 --streams=2 --mesh_model=2 --log_every=4 --save_every=4
+""")
+WORDS = (
+  'The river was high and the bridge closed when {} came to the town with {} letters in a bag . '
+)
+NAMES = ('Anna', 'a doctor', 'the baker', 'Mr Holt', 'two sailors', 'nobody', 'an old friend')
+PATIENCE_S = 240
+
+
+@pytest.fixture(scope='module')
+def text(tmp_path_factory):
+  path = tmp_path_factory.mktemp('text') / 'story.txt'
+  rng = np.random.default_rng(0)
+  path.write_text(''.join(WORDS.format(*rng.choice(NAMES, 2)) for _ in range(250)))
+  return path
+
+
+def started(home, text, hosts):
+  """The processes of a run, eight devices in all."""
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  env = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={8 // hosts}'}
+  command = [
+    sys.executable,
+    '-m',
+    'experiments.train_sae',
+    f'--run={home}',
+    f'--text={text}',
+    *FLAGS,
+  ]
+  several = [f'--coordinator={address}', f'--processes={hosts}'] if hosts > 1 else []
+  return [
+    subprocess.Popen(
+      [*command, *several, *([f'--process={n}'] if several else [])], env=env, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )
+    for n in range(hosts)
+  ]  # fmt: skip
+
+
+def finished(processes):
+  said = [p.communicate(timeout=PATIENCE_S)[0] for p in processes]
+  assert [p.returncode for p in processes] == [0] * len(processes), '\n'.join(said)
+
+
+def figures(home):
+  """What was told of each step."""
+  lines = [json.loads(line) for line in (home / 'metrics.jsonl').read_text().splitlines()]
+  return {line['step']: {k: line[k] for k in ('jumprelu', 'topk')} for line in lines}
+
+
+def close(found, wanted):
+  assert [*found] == [*wanted] == [*range(4, 25, 4)]
+  for step, stacks in wanted.items():
+    for stack, own in stacks.items():
+      for name, values in own.items():
+        np.testing.assert_allclose(
+          found[step][stack][name], values, rtol=2e-3, atol=1e-5, err_msg=f'{step} {name}'
+        )
+
+
+@pytest.fixture(scope='module')
+def alone(text, tmp_path_factory):
+  home = tmp_path_factory.mktemp('alone') / 'run'
+  finished(started(home, text, 1))
+  return figures(home)
+
+
+def test_two_hosts_have_the_losses_of_one(alone, text, tmp_path):
+  home = tmp_path / 'run'
+  finished(started(home, text, 2))
+  close(figures(home), alone)
+  assert len([*home.glob('dictionaries/*/*/*.safetensors')]) == 3
+
+
+def test_two_hosts_go_on_after_one_of_them_has_died(alone, text, tmp_path):
+  home = tmp_path / 'run'
+  first, second = started(home, text, 2)
+  for line in first.stdout:
+    if line.startswith('step 12/'):
+      second.send_signal(signal.SIGKILL)
+      break
+  # Whoever restarts hosts kills what is left of them, if it does not notice by itself.
+  try:
+    first.communicate(timeout=20)
+  except subprocess.TimeoutExpired:
+    first.kill()
+  second.communicate()
+  first.wait()
+  assert not (home / 'dictionaries').exists()
+  assert [*(home / 'checkpoints').iterdir()]
+  finished(started(home, text, 2))
+  close(figures(home), alone)

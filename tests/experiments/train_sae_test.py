@@ -1,0 +1,291 @@
+"""The binary that trains and the one that evaluates, on SmolLM2's first layer and a page of text."""
+
+import dataclasses
+import functools
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import mechjax
+from experiments.eval_sae import report as evaluating
+from experiments.eval_sae.settings import Settings as Judging
+from experiments.train_sae import Data, Dictionaries, Machine, Settings
+from experiments.train_sae.run import run
+from mechjax import flags, sae
+from mechjax.errors import SiteError
+from mechjax.sae import store
+from mechjax.sae.errors import SAEError
+from mechjax.sae.store import contexts
+from mechjax.sae.training import Loop, Optimisation
+
+WORDS = (
+  'The river was high and the bridge closed when {} came to the town with {} letters in a bag . '
+)
+NAMES = ('Anna', 'a doctor', 'the baker', 'Mr Holt', 'two sailors', 'nobody', 'an old friend')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _one_model():
+  """The model is loaded once for all runs of this process."""
+  kept, mechjax.load = mechjax.load, functools.cache(mechjax.load)
+  yield
+  mechjax.load = kept
+
+
+@pytest.fixture(scope='module')
+def text(tmp_path_factory):
+  path = tmp_path_factory.mktemp('text') / 'story.txt'
+  rng = np.random.default_rng(0)
+  path.write_text(''.join(WORDS.format(*rng.choice(NAMES, 2)) for _ in range(250)))
+  return path
+
+
+@pytest.fixture(scope='module')
+def settings(text, tmp_path_factory):
+  return Settings(
+    run=str(tmp_path_factory.mktemp('runs') / 'first'),
+    site='resid_post.0',
+    batch=128,
+    dictionaries=Dictionaries(jumprelu=(1e-3, 1e-2), topk=(8,), widths=(128,), dead_after=2_000),
+    optimisation=Optimisation(
+      steps=40, learning_rate=3e-3, warm_up_steps=5, sparsity_warm_up_steps=10
+    ),
+    data=Data(
+      text=str(text), context=32, held_out_every=10, shard_tokens=512, shards_per_bucket=2,
+      activation_tokens=4_096,
+    ),
+    loop=Loop(log_every=5, save_every=7),
+    tensorboard=True,
+  )  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def trained(settings):
+  return run(settings)
+
+
+def elsewhere(settings, path, **changes):
+  return dataclasses.replace(settings, run=str(path), **changes)
+
+
+def dictionaries(home):
+  return {
+    str(p.parent.relative_to(home)): p.read_bytes()
+    for p in sorted(Path(home).glob('dictionaries/*/*/*.safetensors'))
+  }
+
+
+def metrics(home):
+  return [json.loads(line) for line in (Path(home) / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_what_is_written_is_what_was_trained_for_activations_as_they_are(settings, trained):
+  home = Path(settings.run)
+  source = store.Stored.open(home / 'activations', shards_per_bucket=2, seed=0)
+  x = source.bucket(0)['resid_post.0'][:256]
+  with np.load(home / 'scales.npz') as scales:
+    scale = float(scales['resid_post.0/scale'])
+  np.testing.assert_allclose(
+    scale, np.sqrt(np.square(source.bucket(0)['resid_post.0']).sum(1).mean()), rtol=1e-5
+  )
+  for name, members in trained.state.stacks.items():
+    for n in range(len(members.since)):
+      one, params = sae.load(home / 'dictionaries' / name / str(n))
+      raw = {key: v[n] for key, v in members.params.items()}
+      np.testing.assert_allclose(
+        one.encode(params, x) / scale, one.encode(raw, x / scale), rtol=1e-3, atol=1e-4
+      )
+  assert metrics(home)[-1]['topk']['fvu'][0] < 0.5 * metrics(home)[0]['topk']['fvu'][0]
+  assert metrics(home)[-1]['topk']['l0'] == [8.0]
+  assert [line['step'] for line in metrics(home)] == [*range(5, 41, 5)]
+  assert list((home / 'tensorboard').iterdir())
+
+
+def test_the_same_command_again_changes_nothing(settings, trained):
+  before, told = dictionaries(settings.run), metrics(settings.run)
+  assert len(before) == 3
+  assert run(settings).finished
+  assert dictionaries(settings.run) == before
+  assert metrics(settings.run) == told
+
+
+def test_held_out_contexts_are_not_trained_on(settings, trained):
+  whole = contexts.read(Path(settings.run) / 'tokens')
+  kept, held = whole.split(10)
+  assert {*kept.chosen}.isdisjoint(held.chosen)
+  assert (
+    json.loads((Path(settings.run) / 'activations/about.json').read_text())['contexts']
+    == kept.digest
+  )
+
+
+@pytest.mark.parametrize(
+  ('change', 'error', 'says'),
+  [
+    ({'site': 'resid_post.77'}, SiteError, 'resid_post'),
+    ({'site': 'attn_probs.0'}, SAEError, 'no vector for each token'),
+    ({'machine': Machine(mesh_data=1, mesh_model=3)}, SAEError, 'width=128 .* not divisible by 3'),
+    (
+      {'machine': Machine(mesh_data=16)},
+      SAEError,
+      '16 times mesh_model=1 devices, and there are 8',
+    ),
+    ({'data': Data(text='nowhere/*.txt', context=32, shard_tokens=512)}, SAEError, 'no texts at'),
+    ({'format': 'gemma_scope'}, SAEError, 'TopK chooses latents by rank'),
+  ],
+)
+def test_what_does_not_go_together_is_an_error_before_anything_is_trained(
+  settings, tmp_path, change, error, says
+):
+  with pytest.raises(error, match=says):
+    run(elsewhere(settings, tmp_path / 'run', **change))
+  assert not dictionaries(tmp_path / 'run')
+
+
+def test_a_run_with_other_settings_is_refused_and_left(settings, trained):
+  before = dictionaries(settings.run)
+  other = dataclasses.replace(settings, optimisation=Optimisation(steps=41))
+  with pytest.raises(SAEError, match=r'steps: 40, 41') as raised:
+    run(other)
+  assert 'another --run' in str(raised.value)
+  assert dictionaries(settings.run) == before
+  run(dataclasses.replace(settings, loop=Loop(log_every=10)))  # which changes no number
+
+
+def test_too_little_disk_is_an_error_before_anything_is_written(settings, tmp_path, monkeypatch):
+  usage = shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=1 << 20))
+  with pytest.raises(SAEError, match='GB left'):
+    run(elsewhere(settings, tmp_path / 'run'))
+  assert not (tmp_path / 'run/activations').exists()
+
+
+def test_settings_that_contradict_each_other_are_errors():
+  with pytest.raises(SAEError, match='no dictionaries are asked for'):
+    Dictionaries()
+  with pytest.raises(SAEError, match='streams=1 for processes=2'):
+    Settings(
+      run='x', site='y', dictionaries=Dictionaries(topk=(1,)), optimisation=Optimisation(steps=1),
+      machine=Machine(processes=2, coordinator='here:1'),
+    )  # fmt: skip
+  with pytest.raises(SAEError, match='--coordinator'):
+    Machine(processes=2)
+
+
+def test_streamed_activations_train_as_well(settings, tmp_path):
+  data = dataclasses.replace(settings.data, activations='stream')
+  assert run(elsewhere(settings, tmp_path / 'run', data=data)).finished
+  assert not (tmp_path / 'run/activations').exists()
+  assert metrics(tmp_path / 'run')[-1]['topk']['fvu'][0] < 0.7
+
+
+def test_a_skip_transcoder_reads_one_site_and_says_another(settings, tmp_path):
+  changes = {'site': 'mlp_norm.0', 'target': 'mlp_out.0', 'skip': True}
+  only = dataclasses.replace(settings.dictionaries, jumprelu=(1e-3,), topk=())
+  outcome = run(elsewhere(settings, tmp_path / 'run', dictionaries=only, **changes))
+  one, params = sae.load(tmp_path / 'run/dictionaries/jumprelu/0')
+  assert (one.d_out, one.skip) == (576, True)
+  assert np.asarray(params['W_skip']).any()
+  assert outcome.finished
+
+
+def test_every_way_to_treat_dead_latents_is_a_stack(settings):
+  every = dataclasses.replace(
+    settings.dictionaries,
+    jumprelu=(),
+    gated=(1e-2,),
+    revival=('none', 'auxk', 'ghost', 'resampling'),
+  )
+  stacks = every.stacks(8, 'x', None, None, False)
+  assert [*stacks] == [
+    f'{kind}_{revival}'
+    for kind in ('gated', 'topk')
+    for revival in ('none', 'auxk', 'ghost', 'resampling')
+  ]
+  assert stacks['topk_resampling'].resample_every == 5_000
+
+
+# --- real processes ---------------------------------------------------------------------------------------
+
+
+def command(settings, path):
+  file = path / 'config.json'
+  file.write_text(flags.as_json(settings))
+  return [sys.executable, '-m', 'experiments.train_sae', f'--config={file}']
+
+
+def test_a_program_that_is_told_to_stop_exits_with_0_and_goes_on_to_the_same_dictionaries(
+  settings, trained, tmp_path
+):
+  """The same device count as here: what is compiled for eight devices is what was compiled for eight."""
+  own = elsewhere(settings, tmp_path / 'run')
+  program = subprocess.Popen(command(own, tmp_path), stdout=subprocess.PIPE, text=True)
+  for line in program.stdout:
+    if line.startswith('step 5/'):
+      program.send_signal(signal.SIGTERM)
+      break
+  rest = program.stdout.read()
+  assert program.wait(120) == 0
+  assert 'the same command goes on' in rest
+  assert not dictionaries(own.run)
+  assert run(own).finished
+  assert dictionaries(own.run) == dictionaries(settings.run)
+
+
+def test_a_wrong_flag_is_named_with_the_right_one():
+  done = subprocess.run(
+    [sys.executable, '-m', 'experiments.train_sae', '--run=x', '--widht=8'],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 1
+  assert 'widht' in done.stderr
+  assert 'width' in done.stderr
+
+
+# --- evaluation -------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_evaluated_with_a_table_a_picture_and_a_page_of_features(
+  settings, trained, capsys
+):
+  asked = Judging(
+    run=settings.run, tokens=600, batch=4, dashboard=('topk/0',), latents=20, feature_tokens=600
+  )
+  reports = evaluating.evaluate(asked)
+  out = Path(settings.run) / 'evaluation'
+  assert [*reports] == ['jumprelu/0', 'jumprelu/1', 'topk/0']
+  assert reports['topk/0'].sites['resid_post.0'].l0 == pytest.approx(8, abs=0.01)
+  assert all(r.delta_loss > 0 and r.splice_drift < 1e-3 for r in reports.values())
+  assert '| TopK | k 8 | 8.0 |' in capsys.readouterr().out
+  words = json.loads((out / 'evaluation.json').read_text())
+  assert words['dictionaries']['jumprelu/1']['setting'] == 'sparsity 0.01'
+  assert (out / 'pareto.png').read_bytes().startswith(b'\x89PNG')
+  assert 'sparsity 0.01' in (out / 'evaluation.html').read_text()
+  assert 'TopK' in (out / 'features_topk_0.html').read_text()
+  with pytest.raises(SAEError, match="no dictionary 'topk/3'"):
+    evaluating.evaluate(dataclasses.replace(asked, dashboard=('topk/3',)))
+
+
+def test_a_published_dictionary_is_evaluated_without_its_run(settings, trained, text, tmp_path):
+  place = str(Path(settings.run) / 'dictionaries/topk/0')
+  asked = Judging(
+    dictionaries=(place,),
+    site='resid_post.0',
+    text=str(text),
+    context=32,
+    tokens=300,
+    batch=4,
+    out=str(tmp_path),
+  )
+  (report,) = evaluating.evaluate(asked).values()
+  assert report.sites['resid_post.0'].fvu < 1
+  assert jax.tree.all(jax.tree.map(np.isfinite, report.figures()['sites']))
