@@ -40,7 +40,7 @@ test-upstream:
 test test-core test-gemma: export MECHJAX_ACCEPT_GEMMA_TERMS ?= 1
 
 test-core: $(VENV)/core.stamp
-	$(PYTEST) -m 'not (upstream or $(FLAX_MODELS) or gemma or truth)'
+	$(PYTEST) -m 'not (slow or upstream or $(FLAX_MODELS) or gemma or truth)'
 
 test-flax-models: $(VENV)/flax.stamp
 	$(PYTEST) tests/upstream -m '$(FLAX_MODELS)'

@@ -4,6 +4,10 @@ import contextlib
 import io
 import pathlib
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -26,6 +30,19 @@ def test_the_code_prints_what_its_comments_say(smollm2, monkeypatch, block):
   with contextlib.redirect_stdout(printed):
     exec(compile(code, 'README.md', 'exec'), {})
   assert printed.getvalue().splitlines() == promised
+
+
+@pytest.mark.slow
+def test_the_commands_that_train_a_dictionary_do(tmp_path):
+  (block,) = re.findall(r'```sh\n(python -m experiments.train_sae.*?)```', README, re.DOTALL)
+  run = tmp_path / 'sae'
+  text = 'anarchism' if shutil.which('apt-get') else 'BUILD_NOTES.md,README.md'
+  for command in block.replace('\\\n', '').replace('out/sae', str(run)).splitlines():
+    words = shlex.split(command.replace('--text=anarchism', f'--text={text}'))
+    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, check=False)
+    assert done.returncode == 0, command
+  assert sorted(p.name for p in run.glob('dictionaries/*/*/*.safetensors'))
+  assert (run / 'evaluation/features_topk_1.html').exists()
 
 
 def test_the_commands_are_targets_of_the_makefile():

@@ -25,6 +25,7 @@ from mechjax.sae.errors import SAEError
 from mechjax.sae.store import contexts
 from mechjax.sae.training import Loop, Optimisation
 
+pytestmark = pytest.mark.slow
 WORDS = (
   'The river was high and the bridge closed when {} came to the town with {} letters in a bag . '
 )

@@ -82,6 +82,7 @@ def child(begun, home, cache):
   trained(home, slowly, save_every=3, steps=LONG)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_twenty_moments_ends_with_the_same_bits(tmp_path):
   home, moments = tmp_path / 'killed', np.random.default_rng(0).uniform(0, 0.3, 20)
   args = (str(home), str(tmp_path / 'cache'))
@@ -229,3 +230,13 @@ def test_curves_without_their_library_name_the_extra(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'wandb', None)
   with pytest.raises(MissingExtraError, match='logging'):
     WandB('project', tmp_path, {})
+
+
+@pytest.mark.slow
+def test_curves_arrive_in_weights_and_biases(tmp_path, monkeypatch):
+  pytest.importorskip('wandb')  # an extra; the newest Python may be too new for it
+  monkeypatch.setenv('WANDB_MODE', 'offline')
+  with journal(tmp_path, curves=(WandB('project', tmp_path, {'batch': 64}),)) as one:
+    one.write(told(10, 7.5))
+  (file,) = tmp_path.glob('wandb/offline-run-*/*.wandb')
+  assert b'jump/l0/0' in file.read_bytes()

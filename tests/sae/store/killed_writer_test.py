@@ -6,11 +6,13 @@ The activations are computed in NumPy, because what is disturbed is the disk and
 import time
 
 import numpy as np
+import pytest
 
 from mechjax.sae.store import Harvester, Stored, contexts, pack, plan, write
 from tests.sae import killing
 from tests.sae.store import toys
 
+pytestmark = pytest.mark.slow
 ROWS = 160
 
 
