@@ -39,8 +39,7 @@ def heaviside(z: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array
 @heaviside.defjvp
 def _heaviside_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
   z, threshold, bandwidth = primals
-  slope = jnp.where(_near(z, threshold, bandwidth), 1 / bandwidth, 0).astype(z.dtype)
-  return heaviside(z, threshold, bandwidth), -slope * tangents[1]
+  return heaviside(z, threshold, bandwidth), -_slope(z, threshold, bandwidth) * tangents[1]
 
 
 @jax.custom_jvp
@@ -61,9 +60,14 @@ def jumprelu(z: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array:
 @jumprelu.defjvp
 def _jumprelu_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
   z, threshold, bandwidth = primals
-  slope = jnp.where(_near(z, threshold, bandwidth), threshold / bandwidth, 0).astype(z.dtype)
   through_z = jnp.where(z > threshold, tangents[0], 0)
-  return jumprelu(z, threshold, bandwidth), through_z - slope * tangents[1]
+  moved = threshold * tangents[1]
+  return jumprelu(z, threshold, bandwidth), through_z - _slope(z, threshold, bandwidth) * moved
+
+
+def _slope(z: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array:
+  """K((z - threshold)/eps) / eps: one array for both functions, which stand beside each other in every loss."""
+  return jnp.where(_near(z, threshold, bandwidth), 1 / bandwidth, 0).astype(z.dtype)
 
 
 def _near(z: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array:

@@ -22,7 +22,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from mechjax.sae.errors import SAEError
@@ -121,12 +120,7 @@ class Prefetch(Generic[T]):
   def __enter__(self) -> Prefetch[T]:
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *error: object) -> None:
     self.close()
 
   def _awaited(self, give_up: Callable[[], bool] | None) -> tuple[str, Any]:
