@@ -12,9 +12,13 @@ os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
 
+import hypothesis
 import jax
 import pytest
 
+# How long an example takes says something of the machine and of what else runs there, and nothing of the code.
+hypothesis.settings.register_profile('mechjax', deadline=None)
+hypothesis.settings.load_profile('mechjax')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 

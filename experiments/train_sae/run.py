@@ -274,6 +274,7 @@ def _contexts(settings: Settings, model: LanguageModel, directory: Path) -> Cont
         bos=bos,
         eos=tokenizer.eos,
         directory=directory,
+        most=data.contexts,
       )
   return contexts.read(directory)
 

@@ -30,6 +30,7 @@ class Data:
       (debian:name) or names of `experiments.corpora`, separated by commas.
     text_field: what a text is called in JSONL, Parquet and data sets of a hub.
     context: tokens of a context, with the one that begins it.
+    contexts: how many are packed at most, for texts that are longer than the run; by default all.
     bos: id of the token that begins a context; by default the tokenizer's, or else the one that ends its texts.
     held_out_every: of so many contexts one is kept for evaluation.
     activations: 'disk' writes them once and shuffles across shards, 'stream' runs the model for each bucket.
@@ -46,6 +47,7 @@ class Data:
   text: str = 'anarchism,debian-handbook'
   text_field: str = 'text'
   context: int = 128
+  contexts: int | None = None
   bos: int | None = None
   held_out_every: int = 20
   activations: Literal['disk', 'stream'] = 'disk'
@@ -62,6 +64,7 @@ class Data:
       expect(self, name, getattr(self, name) >= 1, 'at least 1')
     for name in ('context', 'held_out_every'):
       expect(self, name, getattr(self, name) >= 2, 'at least 2')
+    expect(self, 'contexts', self.contexts is None or self.contexts >= 2, 'at least 2, or None')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,7 @@ class Dictionaries:
     resample_every: steps between two resamplings.
     rewarm_steps: until the learning rate is what it was before a resampling.
     bandwidth: of the kernel of JumpReLU's estimators, in units of pre-activations.
+    initial_threshold: of JumpReLU; raise it for trainings of a few thousand steps, which cannot move it far.
   """
 
   relu: tuple[float, ...] = ()
@@ -100,6 +104,7 @@ class Dictionaries:
   resample_every: int = 5_000
   rewarm_steps: int = 1_000
   bandwidth: float = 1e-3
+  initial_threshold: float = 1e-3
 
   def __post_init__(self) -> None:
     if not any(getattr(self, name) for name in _SPARSITY):
@@ -144,7 +149,7 @@ class Dictionaries:
     values = getattr(self, kind)
     own: dict[str, Any] = {knob: max(values)}
     if kind == 'jumprelu':
-      own['bandwidth'] = self.bandwidth
+      own |= {'bandwidth': self.bandwidth, 'initial_threshold': self.initial_threshold}
     sae = ARCHITECTURES[kind](**shared, **own, revival=self._loss(revival))
     resampling = None
     if revival == 'resampling':

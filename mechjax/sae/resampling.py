@@ -88,7 +88,7 @@ class Resampling:
     inputs = x if sae.d_out else outputs
     lengths = jnp.linalg.norm(params['W_enc'], axis=0)
     length = self.encoder_scale * jnp.mean(lengths, where=~dead | dead.all())
-    new = {name: jnp.full_like(params[name], value) for name, value in sae.PER_LATENT.items()}
+    new = {name: jnp.full_like(params[name], value) for name, value in sae.initial().items()}
     new |= {'W_dec': unit_rows(outputs[drawn]), 'W_enc': length * unit_rows(inputs[drawn]).T}
     which = _of_latents(sae, params, dead)
     return params | {name: jnp.where(which[name], new[name], params[name]) for name in new}

@@ -342,3 +342,10 @@ def test_data_that_do_not_fit_are_refused(name):
 
 def test_every_name_is_an_architecture():
   assert {architecture(name) for name in ARCHITECTURES} == {type(sae) for sae in SAES.values()}
+
+
+def test_a_jumprelu_begins_at_the_threshold_that_is_asked_for():
+  sae = JumpReLU(d_in=3, width=5, sparsity=1e-3, initial_threshold=0.04)
+  np.testing.assert_allclose(sae.threshold(sae.init(jax.random.key(0))), 0.04, rtol=1e-6)
+  with pytest.raises(SAEError, match=r'initial_threshold=0\.0 should be positive'):
+    JumpReLU(d_in=3, width=5, sparsity=1e-3, initial_threshold=0.0)

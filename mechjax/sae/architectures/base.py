@@ -177,6 +177,10 @@ class Architecture(abc.ABC):
     """E, the width of what is reconstructed."""
     return self.d_in if self.d_out is None else self.d_out
 
+  def initial(self) -> dict[str, float]:
+    """What each of a latent's own numbers is at first."""
+    return dict(self.PER_LATENT)
+
   def init(self, key: jax.Array, centre: jax.Array | None = None) -> Params:
     """Parameters to start from: W_dec He-uniform and then unit rows, W_enc its transpose, the rest constants.
 
@@ -194,7 +198,7 @@ class Architecture(abc.ABC):
     he_uniform = jax.nn.initializers.he_uniform()
     W_dec = unit_rows(he_uniform(of_decoder, (M, E), jnp.float32))
     own = unit_rows(he_uniform(of_encoder, (M, self.d_in), jnp.float32))
-    params = {name: jnp.full(M, value, jnp.float32) for name, value in self.PER_LATENT.items()}
+    params = {name: jnp.full(M, value, jnp.float32) for name, value in self.initial().items()}
     params |= {'W_enc': (own if self.d_out else W_dec).T, 'W_dec': W_dec}
     params['b_dec'] = (
       jnp.zeros(E, jnp.float32) if centre is None else jnp.asarray(centre, jnp.float32)

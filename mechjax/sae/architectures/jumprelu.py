@@ -23,8 +23,6 @@ from mechjax.sae.architectures.base import Architecture, Knobs, Outcome, Params,
 from mechjax.sae.errors import expect
 from mechjax.sae.straight_through import heaviside, jumprelu
 
-INITIAL_THRESHOLD = 1e-3
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JumpReLU(Architecture):
@@ -33,18 +31,25 @@ class JumpReLU(Architecture):
   Attributes:
     sparsity: coefficient of the penalty; may be data.
     bandwidth: eps, the width of the kernel of the straight-through estimators, in units of pre-activations.
+    initial_threshold: theta at first. Adam moves its logarithm by no more than the learning rate in a step, so a
+      training of a few thousand steps has to begin near where it should end.
   """
 
   DATA = ('sparsity',)
-  PER_LATENT = {'b_enc': 0.0, 'log_threshold': math.log(INITIAL_THRESHOLD)}  # noqa: RUF012
+  PER_LATENT = {'b_enc': 0.0, 'log_threshold': math.log(1e-3)}  # noqa: RUF012
 
   sparsity: float
   bandwidth: float = 1e-3
+  initial_threshold: float = 1e-3
 
   def __post_init__(self) -> None:
     super().__post_init__()
     expect(self, 'sparsity', self.sparsity >= 0, 'at least 0')
-    expect(self, 'bandwidth', self.bandwidth > 0, 'positive')
+    for name in ('bandwidth', 'initial_threshold'):
+      expect(self, name, getattr(self, name) > 0, 'positive')
+
+  def initial(self) -> dict[str, float]:
+    return super().initial() | {'log_threshold': math.log(self.initial_threshold)}
 
   def encode(self, params: Params, x: jax.Array) -> jax.Array:
     return jumprelu(self.pre_activations(params, x), self.threshold(params), self.bandwidth)
