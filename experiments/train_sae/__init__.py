@@ -1,4 +1,4 @@
-"""Training sparse autoencoders and transcoders from a command line; README.md has what came out."""
+"""Training sparse autoencoders and transcoders from a command line."""
 
 from experiments.train_sae.settings import Data, Dictionaries, Machine, Settings
 

@@ -7,14 +7,15 @@
 earlier one was stopped, by Ctrl-C, SIGTERM or without notice, and gives the same dictionaries. Several hosts run it
 with --coordinator, --processes and --process.
 
-Cost of a step, cost of the data, and what comes out: README.md.
+Cost on two CPU cores, SmolLM2-135M to layer 15: 900 tokens a second to read, and for each dictionary 10 x 576 x width
+operations a token to train.
 """
 
 from __future__ import annotations
 
 import sys
 
-from absl import app
+from absl import app, logging
 from absl import flags as absl_flags
 
 from experiments.train_sae.run import run
@@ -26,6 +27,8 @@ from mechjax.sae.training.journal import show
 def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  if not absl_flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)  # Orbax has forty lines to say about each checkpoint
   try:
     outcome = run(handle.value())
   except errors.MechjaxError as e:
@@ -36,5 +39,4 @@ def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
 
 if __name__ == '__main__':
   settings = flags.define(Settings)
-  absl_flags.FLAGS.set_default('verbosity', -1)  # checkpoints are written with forty lines each
   app.run(lambda argv: main(argv, settings))

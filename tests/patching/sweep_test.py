@@ -23,6 +23,8 @@ from mechjax.patching import (
 from tests.patching import linear
 from tests.patching.linear import METRIC, PAIRS, PARAMS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def wide():

@@ -11,6 +11,7 @@ from mechjax.patching import Attribution, Exact, logit_difference
 from tests.models import decoders
 from tests.patching import plain
 
+pytestmark = pytest.mark.slow
 FAMILIES = pytest.mark.parametrize('name', decoders.CONFIGS)
 METRIC = logit_difference(plain.PAIRS, plain.ANSWERS, plain.OTHERS)
 
