@@ -63,6 +63,7 @@ def evaluate(settings: Settings) -> dict[str, Report]:
     'about': subjects.about,
     'site': subjects.site,
     'target': subjects.target,
+    'limit': subjects.limit,
     'dictionaries': {
       s.name: {'kind': s.kind, 'setting': s.setting, **reports[s.name].figures()}
       for s in subjects.of
@@ -110,9 +111,10 @@ def table(subjects: Subjects, reports: Mapping[str, Report]) -> str:
 
 def _judged(settings: Settings, subjects: Subjects) -> dict[str, Report]:
   targets = {subjects.site: subjects.target} if subjects.target else {}
+  limits = {subjects.site: subjects.limit} if subjects.limit < math.inf else {}
   candidates: dict[str, Any] = {
     s.name: (
-      Evaluation(subjects.model.apply, {subjects.site: s.sae}, targets),
+      Evaluation(subjects.model.apply, {subjects.site: s.sae}, targets, limits),
       {subjects.site: s.params},
     )
     for s in subjects.of
@@ -154,6 +156,7 @@ def _dashboard(settings: Settings, subjects: Subjects, subject: Subject, report:
     tqdm([*batches], desc=f'features of {subject.name}', unit='batch'),
     latents=active,
     unembed=_effects(model, subject),
+    limit=subjects.limit,
     seed=settings.seed,
   )
   about = About(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class Subjects:
     contexts: tokens.
     of: the dictionaries.
     about: where they come from.
+    limit: length up to which an activation counts.
   """
 
   model: LanguageModel
@@ -60,6 +62,7 @@ class Subjects:
   contexts: Contexts
   of: list[Subject]
   about: str
+  limit: float = math.inf
 
   def batches(self, n_tokens: int, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Tokens, int [rows, T], and which of them count, until there are about so many; spread over all contexts."""
@@ -96,7 +99,8 @@ def _of_run(home: Path) -> Subjects:
   rows = contexts.read(home / layout.TOKENS).split(config.data.held_out_every)[1]
   model = mechjax.load(config.model, code=config.code)
   of = [one for about in stacks for one in _trained(about)]
-  return Subjects(model, config.site, config.target, rows, of, f'run {home.name}')
+  limit = min(json.loads(about.read_text()).get('limit', math.inf) for about in stacks)
+  return Subjects(model, config.site, config.target, rows, of, f'run {home.name}', limit)
 
 
 def _trained(about: Path) -> Iterator[Subject]:

@@ -69,7 +69,7 @@ def run(settings: Settings) -> training.Outcome:
   _expect_writable(settings, stacks)
   trainer = training.Trainer(stacks, settings.optimisation, mesh)
   source = _source(settings, harvester, home)
-  scales = _scales(home / layout.SCALES, source)
+  scales = _scales(home / layout.SCALES, source, settings.data.longest)
   outcome = _train(settings, trainer, source, scales, home)
   if outcome.finished:
     export(settings, trainer, outcome.state, scales, home / layout.DICTIONARIES)
@@ -125,7 +125,7 @@ def export(
     if jax.process_index():
       continue
     (directory / name).mkdir(parents=True, exist_ok=True)
-    files.write_json(directory / name / layout.ABOUT, _trained_as(name, stack))
+    files.write_json(directory / name / layout.ABOUT, _trained_as(name, stack, scales))
     for n in range(stack.members):
       if not (directory / name / str(n)).exists():
         one = {key: x[n] for key, x in members.items()}
@@ -168,13 +168,15 @@ def _expect_writable(settings: Settings, stacks: dict[str, training.Stack]) -> N
       sae.save(Path(scratch) / 'tiny', tiny, params, format=settings.format, about=words)
 
 
-def _trained_as(name: str, stack: training.Stack) -> dict[str, Any]:
+def _trained_as(name: str, stack: training.Stack, scales: dict[str, Scale]) -> dict[str, Any]:
   """What formats of others have no words for."""
   kind = type(stack.sae).__name__
   particular = name.removeprefix(kind_of(stack.sae)).replace('_', ' ')
   ((knob, values),) = stack.knobs
   members = [{'knob': knob, 'value': v, 'seed': s} for v, s in zip(values, stack.seeds)]
-  return {'label': kind + particular, 'members': members}
+  limit = scales[stack.reads].limit
+  words = {'label': kind + particular, 'members': members}
+  return words | ({'limit': limit} if limit < np.inf else {})
 
 
 # --- what a run needs -------------------------------------------------------------------------------------
@@ -300,19 +302,21 @@ def _source(settings: Settings, harvester: Harvester, home: Path) -> Source:
   return store.Stored.open(directory, shards_per_bucket=data.shards_per_bucket, seed=settings.seed)
 
 
-def _scales(path: Path, source: Source) -> dict[str, Scale]:
+def _scales(path: Path, source: Source, longest: float) -> dict[str, Scale]:
   """Measured on the first bucket, once; the same for all hosts."""
   with _first():
     if not path.exists():
-      found = store.measured(source.bucket(0))
+      found = store.measured(source.bucket(0), longest)
       arrays: dict[str, Any] = {}
       for site, scale in found.items():
-        arrays |= {f'{site}/scale': np.float64(scale.scale), f'{site}/mean': scale.mean}
+        arrays |= {f'{site}/{f.name}': getattr(scale, f.name) for f in dataclasses.fields(scale)}
       with files.whole(path) as file:
         np.savez(file, **arrays)
   with np.load(path, allow_pickle=False) as arrays_:
     return {
-      site: Scale(float(arrays_[f'{site}/scale']), arrays_[f'{site}/mean'])
+      site: Scale(
+        float(arrays_[f'{site}/scale']), arrays_[f'{site}/mean'], float(arrays_[f'{site}/limit'])
+      )
       for site in source.widths
     }
 

@@ -56,6 +56,7 @@ class Base:
     log_probs: [B, T, V].
     acts: activations [N, D] of the sites that are read and of those that are said.
     grads: of the loss, like `acts`.
+    kept: which tokens a dictionary is responsible for, bool [B, T] by the site that it reads.
   """
 
   loss: jax.Array
@@ -65,6 +66,7 @@ class Base:
   log_probs: jax.Array
   acts: dict[str, jax.Array]
   grads: dict[str, jax.Array]
+  kept: dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,16 +77,24 @@ class Evaluation:
     forward: (params, inputs) -> logits [B, T, V], with sows; pure.
     saes: by the site that each reads, such as 'resid_post.15'. All are spliced at once.
     targets: the site that each transcoder says, by the site that it reads.
+    limits: how long an activation may be, by the site that a dictionary reads. A token that is longer in the model as
+      it is keeps its activation and does not count at that site; see `store.scales`.
 
   Raises:
-    SAEError: no dictionary, a transcoder without a target, an autoencoder with one, or two that say one site.
+    SAEError: no dictionary, a limit for none, a transcoder without a target, an autoencoder with one, or two that say
+      one site.
   """
 
   forward: Callable
   saes: Mapping[str, Architecture]
   targets: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
+    if not {*self.limits} <= {*self.saes}:
+      raise SAEError(
+        f'limits for {sorted(self.limits)}, dictionaries that read {sorted(self.saes)}'
+      )
     transcoders = {site for site, sae in self.saes.items() if sae.d_out is not None}
     if {*self.targets} != transcoders:
       raise SAEError(
@@ -133,16 +143,16 @@ class Evaluation:
     Raises:
       SAEError: the loss of the model is no number.
     """
-    loss, log_probs, acts, grads = self._read(params, batch)
+    loss, log_probs, acts, grads, kept = self._read(params, batch)
     if not np.isfinite(loss):
       raise SAEError(
         f'the loss of the model itself is {float(loss)}',
         cause='parameters that are no numbers, or tokens that are not in its vocabulary',
       )
     vectors = {site: jnp.asarray(means[site], jnp.float32) for site in self.saes}
-    zero = self._ablated(params, jax.tree.map(jnp.zeros_like, vectors), batch)
-    mean = self._ablated(params, vectors, batch)
-    return Base(loss, zero, mean, sums.predicted(batch), log_probs, acts, grads)
+    zero = self._ablated(params, jax.tree.map(jnp.zeros_like, vectors), kept, batch)
+    mean = self._ablated(params, vectors, kept, batch)
+    return Base(loss, zero, mean, sums.predicted(batch), log_probs, acts, grads, kept)
 
   def drift(self, params: Any, dictionaries: Dictionaries, batch: Batch, base: Base) -> float:
     """By how much the loss changes when what the dictionaries say and what they leave out are put back.
@@ -150,7 +160,7 @@ class Evaluation:
     Raises:
       SAEError: by more than rounding explains.
     """
-    restored = self._restored(params, dict(dictionaries), batch)
+    restored = self._restored(params, dict(dictionaries), base.kept, batch)
     drift = abs(float(restored) - float(base.loss)) / max(int(base.predicted), 1)
     if not drift <= TOLERANCE:
       raise SAEError(
@@ -165,13 +175,29 @@ class Evaluation:
   def totals(self, params: Any, dictionaries: Dictionaries, batch: Batch, base: Base) -> Totals:
     """The sums of one batch, on the host."""
     own = dict(dictionaries)
-    spliced, kl = self._spliced(params, own, batch, base.log_probs)
+    spliced, kl = self._spliced(params, own, base.kept, batch, base.log_probs)
     losses = {'spliced': spliced, 'zero': base.zero, 'mean': base.mean}
-    per_site = self._described(own, base.acts, base.grads, batch)
+    per_site = self._described(own, base.acts, base.grads, base.kept, batch)
     return on_host(Totals(base.predicted, base.loss, losses, kl, per_site))
 
   def _target(self, site: str) -> str:
     return self.targets.get(site, site)
+
+  @property
+  def _sites(self) -> list[str]:
+    """All that are read or said."""
+    return [*dict.fromkeys([*self.saes, *self.targets.values()])]
+
+  def _kept(self, acts: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+    """Which tokens each dictionary is responsible for, from activations [N, D] of the model as it is."""
+    kept = jnp.asarray(batch.kept)
+    within = {
+      site: jnp.linalg.norm(acts[site], axis=-1) <= limit for site, limit in self.limits.items()
+    }
+    return {
+      site: kept & within[site].reshape(kept.shape) if site in within else kept
+      for site in self.saes
+    }
 
   @functools.cached_property
   def _spreads(self) -> Callable:
@@ -179,49 +205,54 @@ class Evaluation:
 
     @jax.jit
     def spreads(params: Any, batch: Batch) -> dict[str, Spread]:
-      said = {site: self._target(site) for site in self.saes}
-      acts = harvest.reap(self.forward, sites=[*said.values()])(params, batch.inputs)
+      acts = harvest.reap(self.forward, sites=self._sites)(params, batch.inputs)
+      flat = {site: sums.tokens(acts[sites.parse(site)], batch) for site in self._sites}
+      kept = self._kept(flat, batch)
       return {
-        site: sums.spread(sums.tokens(acts[sites.parse(at)], batch), batch)
-        for site, at in said.items()
+        site: sums.spread(flat[self._target(site)], dataclasses.replace(batch, kept=kept[site]))
+        for site in self.saes
       }
 
     return spreads
 
   @functools.cached_property
   def _read(self) -> Callable:
-    """(params, batch) -> sum of losses, log-probabilities, activations and their gradients."""
+    """(params, batch) -> sum of losses, log-probabilities, activations, their gradients, and who is kept where."""
 
     def total_loss(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
       log_probs = sums.log_probs(self.forward(params, batch.inputs), batch)
       return sums.loss(log_probs, batch), log_probs
 
-    wanted = [*dict.fromkeys([*self.saes, *self.targets.values()])]
-    run = harvest.value_and_grad_at(total_loss, sites=wanted, has_aux=True)
+    run = harvest.value_and_grad_at(total_loss, sites=self._sites, has_aux=True)
 
     @jax.jit
     def read(params: Any, batch: Batch) -> tuple:
       (loss, log_probs), acts, grads = run(params, batch)
-      of = {site: sites.parse(site) for site in wanted}
-      flat = (
+      of = {site: sites.parse(site) for site in self._sites}
+      flat = [
         {s: sums.tokens(values[at], batch) for s, at in of.items()} for values in (acts, grads)
-      )
-      return loss, log_probs, *flat
+      ]
+      return loss, log_probs, *flat, self._kept(flat[0], batch)
 
     return read
 
   @functools.cached_property
   def _described(self) -> Callable:
-    """(dictionaries, activations, gradients, batch) -> totals by site."""
+    """(dictionaries, activations, gradients, who is kept where, batch) -> totals by site."""
 
     @jax.jit
     def described(
-      dictionaries: dict[str, Params], acts: dict, grads: dict, batch: Batch
+      dictionaries: dict[str, Params], acts: dict, grads: dict, kept: dict, batch: Batch
     ) -> dict[str, SiteTotals]:
       said = {site: self._target(site) for site in dictionaries}
       return {
         site: sums.site_totals(
-          self.saes[site], own, acts[site], acts[said[site]], grads[said[site]], batch
+          self.saes[site],
+          own,
+          acts[site],
+          acts[said[site]],
+          grads[said[site]],
+          dataclasses.replace(batch, kept=kept[site]),
         )
         for site, own in dictionaries.items()
       }
@@ -230,13 +261,13 @@ class Evaluation:
 
   @functools.cached_property
   def _spliced(self) -> Callable:
-    """(params, dictionaries, batch, log-probabilities) -> sum of losses, sum of divergences."""
+    """(params, dictionaries, who is kept where, batch, log-probabilities) -> sum of losses, sum of divergences."""
 
     @jax.jit
     def spliced(
-      params: Any, dictionaries: dict[str, Params], batch: Batch, log_probs: jax.Array
+      params: Any, dictionaries: dict[str, Params], kept: dict, batch: Batch, log_probs: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-      plants = self._plants(params, dictionaries, batch)
+      plants = self._plants(params, dictionaries, kept, batch)
       changed = self._planted(plants, params, batch)
       return sums.loss(changed, batch), sums.divergence(log_probs, changed, batch)
 
@@ -244,23 +275,24 @@ class Evaluation:
 
   @functools.cached_property
   def _restored(self) -> Callable:
-    """(params, dictionaries, batch) -> sum of losses."""
+    """(params, dictionaries, who is kept where, batch) -> sum of losses."""
 
     @jax.jit
-    def restored(params: Any, dictionaries: dict[str, Params], batch: Batch) -> jax.Array:
-      plants = self._plants(params, dictionaries, batch, restore=True)
+    def restored(
+      params: Any, dictionaries: dict[str, Params], kept: dict, batch: Batch
+    ) -> jax.Array:
+      plants = self._plants(params, dictionaries, kept, batch, restore=True)
       return sums.loss(self._planted(plants, params, batch), batch)
 
     return restored
 
   @functools.cached_property
   def _ablated(self) -> Callable:
-    """(params, vectors, batch) -> sum of losses; one executable for zeros and for means."""
+    """(params, vectors, who is kept where, batch) -> sum of losses; one executable for zeros and for means."""
 
     @jax.jit
-    def ablated(params: Any, vectors: dict[str, jax.Array], batch: Batch) -> jax.Array:
-      kept = jnp.asarray(batch.kept)
-      plants = {self._target(site): splice.replaced(v, kept) for site, v in vectors.items()}
+    def ablated(params: Any, vectors: dict[str, jax.Array], kept: dict, batch: Batch) -> jax.Array:
+      plants = {self._target(site): splice.replaced(v, kept[site]) for site, v in vectors.items()}
       return sums.loss(self._planted(plants, params, batch), batch)
 
     return ablated
@@ -269,13 +301,17 @@ class Evaluation:
     return sums.log_probs(harvest.plant(self.forward)(plants, params, batch.inputs), batch)
 
   def _plants(
-    self, params: Any, dictionaries: Dictionaries, batch: Batch, restore: bool = False
+    self,
+    params: Any,
+    dictionaries: Dictionaries,
+    kept: Mapping[str, jax.Array],
+    batch: Batch,
+    restore: bool = False,
   ) -> dict[str, splice.Planted]:
     """What is planted where; transcoders in the order of the forward pass, each reading what the others have left."""
-    kept = jnp.asarray(batch.kept)
     how = splice.restored if restore else splice.reconstructed
     plants = {
-      site: how(sae, dictionaries[site], kept)
+      site: how(sae, dictionaries[site], kept[site])
       for site, sae in self.saes.items()
       if site not in self.targets
     }
@@ -283,12 +319,12 @@ class Evaluation:
       read = harvest.harvest(self.forward, sites=[site])(plants, params, batch.inputs)[1][
         sites.parse(site)
       ]
-      x = splice.activations(read, kept)
+      x = splice.activations(read, kept[site])
       sae, own = self.saes[site], dictionaries[site]
       y_hat = sae.decode(own, sae.encode(own, x), x)
-      said = splice.given(y_hat, kept)
+      said = splice.given(y_hat, kept[site])
       if restore:
-        said = splice.changed(functools.partial(splice.put_back, y_hat), kept)
+        said = splice.changed(functools.partial(splice.put_back, y_hat), kept[site])
       plants[self.targets[site]] = said
     return plants
 
@@ -353,11 +389,14 @@ def _shared(candidates: Mapping[str, tuple[Evaluation, Dictionaries]]) -> Evalua
     raise SAEError('no dictionaries to compare')
   first = judges[0]
   for judge in judges:
-    sites_ = ([*judge.saes], dict(judge.targets))
-    if judge.forward is not first.forward or sites_ != ([*first.saes], dict(first.targets)):
+    if judge.forward is not first.forward or _where(judge) != _where(first):
       raise SAEError(
-        f'dictionaries of {sites_} are compared with those of {([*first.saes], dict(first.targets))}',
-        cause='different sites or models, whose activations and ablations are not the same',
+        f'dictionaries of {_where(judge)} are compared with those of {_where(first)}',
+        cause='different sites, limits or models, whose activations and ablations are not the same',
         mend='compare those of each apart',
       )
   return first
+
+
+def _where(judge: Evaluation) -> tuple:
+  return [*judge.saes], dict(judge.targets), dict(judge.limits)

@@ -97,6 +97,9 @@ def test_what_is_written_is_what_was_trained_for_activations_as_they_are(setting
     scale, np.sqrt(np.square(source.bucket(0)['resid_post.0']).sum(1).mean()), rtol=1e-5
   )
   for name, members in trained.state.stacks.items():
+    limit = json.loads((home / 'dictionaries' / name / 'trained_as.json').read_text())['limit']
+    lengths = np.linalg.norm(source.bucket(0)['resid_post.0'], axis=1)
+    assert limit == pytest.approx(10 * np.median(lengths), rel=1e-5)
     for n in range(len(members.since)):
       one, params = sae.load(home / 'dictionaries' / name / str(n))
       raw = {key: v[n] for key, v in members.params.items()}

@@ -3,6 +3,7 @@
 The model's gradient is taken by finite differences, its losses token by token. Letters as in `mechjax.sae`.
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -337,6 +338,41 @@ def test_blocks_in_any_order_add_up_to_the_whole():
   for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right)):
     np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
   assert {leaf.dtype for leaf in jax.tree.leaves(left)} <= {np.dtype(float), np.dtype(np.int64)}
+
+
+@pytest.mark.parametrize('reads', [R0, 'mlp_norm.1'])
+def test_a_token_that_is_too_long_keeps_its_activation_and_does_not_count_at_its_site(reads):
+  """Half of the tokens are too long, and the truth is a splice by hand of the others."""
+  r = np.random.default_rng(2)
+  said = {R0: R0, 'mlp_norm.1': 'mlp_out.1'}[reads]
+  sae = TopK(d_in=D, width=2 * D, k=2, d_out=None if said == reads else D)
+  own = jax.tree.map(
+    lambda x: x + 0.1 * r.standard_normal(x.shape).astype(x.dtype), sae.init(jax.random.key(0))
+  )
+  tokens, kept = texts()
+  run = harvest.reap(forward, sites=[reads])
+  x = np.asarray(run(model(), tokens)[sites.parse(reads)])
+  limit = float(np.median(np.linalg.norm(x, axis=-1)))
+  short = kept & (np.linalg.norm(x, axis=-1) <= limit)
+  assert short.any()
+  assert (kept & ~short).any()
+  targets = {} if said == reads else {reads: said}
+  batch = next_tokens(tokens, kept)
+  found = Evaluation(forward, {reads: sae}, targets, {reads: limit}).evaluate(
+    model(), {reads: own}, [batch]
+  )
+  fewer = dataclasses.replace(batch, kept=short)
+  alone = Evaluation(forward, {reads: sae}, targets).evaluate(model(), {reads: own}, [fewer])
+  assert found.predicted == alone.predicted
+  assert found.sites[reads].tokens == short.sum()
+  wanted, other = flat(alone)[0], flat(found)[0]
+  for name, value in wanted.items():
+    assert other[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
+
+def test_a_limit_for_a_site_without_a_dictionary_is_an_error():
+  with pytest.raises(SAEError, match='limits for'):
+    Evaluation(forward, {R0: ReLU(d_in=D, width=4, sparsity=0.0)}, limits={'resid_post.9': 1.0})
 
 
 def test_dictionaries_compared_are_judged_as_each_alone():

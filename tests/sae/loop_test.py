@@ -12,7 +12,8 @@ import pytest
 
 from mechjax.errors import MissingExtraError
 from mechjax.sae.errors import SAEError
-from mechjax.sae.training import Checkpoints, Journal, TensorBoard, WandB
+from mechjax.sae.store import Scale
+from mechjax.sae.training import Checkpoints, Journal, TensorBoard, WandB, scaled
 from mechjax.sae.training.checkpoints import OBJECTIVE
 from mechjax.sae.training.loop import Report, shapes
 from tests.sae import killing
@@ -159,6 +160,16 @@ def test_what_decides_which_is_best_counts_the_whole_sparsity_coefficient(tmp_pa
     factor = min(1, (step - 1) / 20)
     parts = [own['loss'] + own['sparsity'] * (1 / factor - 1) for own in told[step].values()]
     np.testing.assert_allclose(objective, np.concatenate(parts).mean(), rtol=1e-5)
+
+
+def test_an_activation_that_is_too_long_gives_its_place_to_another_at_every_site():
+  scales = {'x': Scale(2.0, np.zeros(1), 9.0), 'y': Scale(1.0, np.zeros(1))}
+  x = np.float32([[1], [99], [3], [-50], [5]])
+  found = scaled({'x': x, 'y': 10 * x}, scales)
+  np.testing.assert_array_equal(found['x'][:, 0], [0.5, 0.5, 1.5, 1.5, 2.5])
+  np.testing.assert_array_equal(found['y'][:, 0], [10, 10, 30, 30, 50])
+  with pytest.raises(SAEError, match='all 1 activations'):
+    scaled({'x': x[1:2], 'y': x[1:2]}, scales)
 
 
 # --- what is told -----------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ def collect(
   latents: Any = None,
   unembed: Callable[[jax.Array], jax.Array] | None = None,
   settings: Settings = _DEFAULT,
+  limit: float = np.inf,
   seed: int = 0,
 ) -> Features:
   """Everything about some latents of a dictionary.
@@ -56,6 +57,7 @@ def collect(
     latents: which latents, int [L]; None for all.
     unembed: directions [k, E] to logits [k, V]; None for no effects on logits.
     settings: how much is kept.
+    limit: length up to which an activation counts (`store.scales`).
     seed: of the draw.
 
   Raises:
@@ -67,6 +69,10 @@ def collect(
   for tokens, kept in batches:
     tokens, kept = _checked(tokens, kept)
     x = splice.activations(activations(tokens), jnp.asarray(kept))
+    if limit < np.inf:
+      kept = kept & ~np.asarray(
+        jnp.linalg.norm(x, axis=-1) > limit
+      )  # what is no number is found later
     gathering.add(tokens, kept, x)
   if not gathering.n_tokens:
     raise SAEError('no tokens', cause='no batches, or masks that keep nothing')

@@ -1,7 +1,7 @@
 """Batches on the devices before they are asked for.
 
-Rows are gathered, brought to float32, divided by the scale of their site and sent to the devices in a thread, while
-the step before runs.
+Rows are gathered, brought to float32, divided by the scale of their site, rid of those that are too long
+(`store.scales`) and sent to the devices in a thread, while the step before runs.
 
 A batch is made of STREAMS: each takes every so-many-th bucket, and a batch is the rows of stream 0, then those of
 stream 1, and so on. Each host reads its share of the streams, and together the hosts' rows are one array spread over
@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding
 from mechjax.sae.errors import SAEError
 from mechjax.sae.store import Prefetch, Scale, Share, Source, batches
 from mechjax.sae.store.harvesting import Rows
+from mechjax.sae.store.scales import counting
 
 Fed = tuple[int, dict[str, jax.Array]]
 
@@ -70,12 +71,10 @@ def fed(
 
   def sent() -> Iterator[Fed]:
     for parts in zip(*own):
-      rows = {
-        site: np.concatenate([_scaled(part[site], scales[site]) for _, part in parts])
-        for site in source.widths
-      }
+      rows = [scaled(part, scales) for _, part in parts]
+      whole = {site: np.concatenate([part[site] for part in rows]) for site in source.widths}
       on_devices = {
-        site: jax.make_array_from_process_local_data(sharding, x) for site, x in rows.items()
+        site: jax.make_array_from_process_local_data(sharding, x) for site, x in whole.items()
       }
       yield parts[0][0], on_devices
 
@@ -83,9 +82,24 @@ def fed(
 
 
 def scaled(rows: Rows, scales: Mapping[str, Scale]) -> Rows:
-  """Activations as a dictionary is trained on them: float32, with a mean square length of 1."""
-  return {site: _scaled(x, scales[site]) for site, x in rows.items()}
+  """Activations as a dictionary is trained on them: float32, with a mean square length of 1, and none too long.
 
+  A token that is too long gives its place to one of the others, which is then there twice, so that a batch keeps its
+  size.
 
-def _scaled(x: np.ndarray, scale: Scale) -> np.ndarray:
-  return x.astype(np.float32) * np.float32(1 / scale.scale)
+  Raises:
+    SAEError: all tokens are too long.
+  """
+  count = counting(rows, {site: scale.limit for site, scale in scales.items()})
+  if not count.any():
+    raise SAEError(
+      f'all {len(count)} activations of a batch are longer than {[s.limit for s in scales.values()]}',
+      cause='scales of another model or site',
+    )
+  if not count.all():
+    chosen = np.arange(len(count))
+    chosen[~count] = np.resize(np.flatnonzero(count), np.count_nonzero(~count))
+    rows = {site: x[chosen] for site, x in rows.items()}
+  return {
+    site: x.astype(np.float32) * np.float32(1 / scales[site].scale) for site, x in rows.items()
+  }

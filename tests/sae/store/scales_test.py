@@ -6,6 +6,7 @@ import pytest
 
 from mechjax.sae import SAEError
 from mechjax.sae.store import measured
+from mechjax.sae.store.scales import counting
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
@@ -38,3 +39,22 @@ def test_a_large_offset_does_not_eat_the_digits():
 def test_what_cannot_be_divided_is_refused_with_its_site(x, message):
   with pytest.raises(SAEError, match=message):
     measured({'a': x})
+
+
+def test_what_is_too_long_at_any_site_decides_nothing():
+  rng = np.random.default_rng(0)
+  x, y = rng.standard_normal((2, 999, 5)).astype(np.float32)
+  x[17] *= 400
+  y[[3, 500]] *= 100
+  found = measured({'x': x, 'y': y}, longest=10)
+  ordinary = np.delete(np.arange(999), [3, 17, 500])
+  for site, all_ in (('x', x), ('y', y)):
+    alone = measured({site: all_[ordinary]})[site]
+    assert found[site].scale == alone.scale
+    np.testing.assert_array_equal(found[site].mean, alone.mean)
+    assert found[site].limit == pytest.approx(
+      10 * np.median(np.linalg.norm(all_, axis=1)), rel=1e-6
+    )
+  limits = {site: scale.limit for site, scale in found.items()}
+  assert [*np.flatnonzero(~counting({'x': x, 'y': y}, limits))] == [3, 17, 500]
+  assert measured({'x': x})['x'].limit == np.inf
