@@ -159,9 +159,11 @@ def test_the_cache_follows_the_users_cache_directory(monkeypatch):
 
 
 CHILD = f"""
+import signal
 import sys
 from mechjax.weights import fetch
 from mechjax.weights.fetch import Part, Source
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 fetch.SOURCES['tiny'] = {source()!r}
 if len(sys.argv) > 1:
   sys.executable = sys.argv[1]
