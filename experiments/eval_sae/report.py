@@ -15,14 +15,13 @@ from tqdm import tqdm
 
 from experiments.eval_sae.settings import Settings
 from experiments.eval_sae.subjects import Subject, Subjects, found, vocabulary
-from mechjax import harvest, sites
+from mechjax import files, harvest, sites
 from mechjax.errors import nearest
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import features
 from mechjax.sae.errors import SAEError
 from mechjax.sae.evaluate import Evaluation, compare
 from mechjax.sae.figures import Report
-from mechjax.sae.store import files
 from mechjax.sae.sums import next_tokens
 from mechjax.viz import page, pareto
 from mechjax.viz.dashboard import About, dashboard

@@ -36,11 +36,11 @@ import mechjax
 from experiments import corpora
 from experiments.train_sae import layout
 from experiments.train_sae.settings import MAY_CHANGE, Settings, kind_of
-from mechjax import flags, sae
+from mechjax import files, flags, sae
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import store, training
 from mechjax.sae.errors import SAEError
-from mechjax.sae.store import Contexts, Harvester, Scale, Share, Source, contexts, files
+from mechjax.sae.store import Contexts, Harvester, Scale, Share, Source, contexts
 from mechjax.sae.training import speed
 from mechjax.sae.training.journal import show
 

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mechjax import files
 from mechjax.patching.errors import PatchingError
 from mechjax.patching.nodes import Node, NodeSet
 
@@ -149,22 +150,15 @@ class Ledger:
     if self.path is None:
       return
     self.path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = self.path.with_name(f'.{self.path.name}.{os.getpid()}')
-    try:
-      with open(scratch, 'wb') as file:
-        np.savez(
-          file,
-          question=self.question,
-          values=self.values,
-          done=self.done,
-          base=self.base,
-          other=self.other,
-        )
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(scratch, self.path)
-    finally:
-      scratch.unlink(missing_ok=True)
+    with files.whole(self.path) as file:
+      np.savez(
+        file,
+        question=self.question,
+        values=self.values,
+        done=self.done,
+        base=self.base,
+        other=self.other,
+      )
     self._saved = time.monotonic()
 
   def __enter__(self) -> Ledger:

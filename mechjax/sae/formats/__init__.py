@@ -21,6 +21,7 @@ make differently, and why that does not change any output, is said in `conventio
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -106,8 +107,20 @@ def save(
       cause='files of dictionary-learning are pickles' if format == 'dictionary_learning' else None,
       mend=f'perhaps {nearest(format, _WRITERS) or "sae_lens"}',
     )
+  words = about or {}
+  _expect_json(words)
   with new_directory(directory) as scratch:
-    _WRITERS[format](scratch, sae, params, about or {})
+    _WRITERS[format](scratch, sae, params, words)
+
+
+def _expect_json(about: Mapping[str, Any]) -> None:
+  try:
+    json.dumps(about, allow_nan=False)
+  except (TypeError, ValueError) as e:
+    raise SAEError(
+      f'about={about!r:.200} cannot be said in JSON: {e}',
+      mend='texts, finite numbers, lists and dicts',
+    ) from e
 
 
 def _weights(directory: Path) -> Path:

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
+from mechjax import files
 from mechjax.sae.architectures import Architecture, JumpReLU
 from mechjax.sae.errors import SAEError
 from mechjax.sae.formats import archives, conventions
 from mechjax.sae.formats.conventions import Arrays
-from mechjax.sae.formats.writing import write_json
 from mechjax.sae.gradients import Params
 from mechjax.weights.json_files import read_json
 from mechjax.weights.safetensors import SafetensorsFile
@@ -88,7 +88,7 @@ def write_safetensors(
   named = {_small(name): value for name, value in _arrays(sae, params).items()}
   save_safetensors(directory / SAFETENSORS, named)
   words = {'architecture': 'jump_relu', 'affine_connection': sae.skip}
-  write_json(directory / CONFIG, {**about, **words})
+  files.write_json(directory / CONFIG, {**about, **words})
 
 
 def _arrays(sae: Architecture, params: Params) -> Arrays:

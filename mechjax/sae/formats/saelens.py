@@ -25,12 +25,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mechjax import files
 from mechjax.errors import WeightsError
 from mechjax.sae.architectures import Architecture, BatchTopK, Gated, JumpReLU, ReLU, TopK
 from mechjax.sae.errors import SAEError
 from mechjax.sae.formats import conventions
 from mechjax.sae.formats.conventions import Arrays
-from mechjax.sae.formats.writing import write_json
 from mechjax.sae.gradients import Params
 from mechjax.weights.json_files import read_json
 from mechjax.weights.safetensors import SafetensorsFile
@@ -110,7 +110,7 @@ def write(directory: Path, sae: Architecture, params: Params, about: Mapping[str
     'metadata': {**about, 'sae_lens_version': RELEASE, 'sae_lens_training_version': None},
     **own,
   }
-  write_json(directory / CONFIG, words)
+  files.write_json(directory / CONFIG, words)
   save_safetensors(directory / WEIGHTS, arrays)
 
 

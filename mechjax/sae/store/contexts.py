@@ -28,8 +28,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from mechjax import files
 from mechjax.sae.errors import SAEError
-from mechjax.sae.store import files
 
 ROWS, ABOUT = 'contexts.bin', 'contexts.json'
 _BLOCK = 1 << 16

@@ -36,8 +36,8 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from mechjax import files
 from mechjax.sae.errors import SAEError
-from mechjax.sae.store import files
 from mechjax.sae.store.buckets import Share
 from mechjax.sae.store.harvesting import Harvester, Rows
 from mechjax.sae.store.order import Order

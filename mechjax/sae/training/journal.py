@@ -26,8 +26,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from mechjax import extras
-from mechjax.sae.store import files
+from mechjax import extras, files
 from mechjax.sae.training.loop import Report
 
 METRICS = 'metrics.jsonl'

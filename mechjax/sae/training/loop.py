@@ -1,6 +1,6 @@
 """The loop around the step: batches in, figures out, checkpoints at times, and every way in which a run can end.
 
-    outcome = train(trainer, fed_from, checkpoints, Loop(log_every=50, save_every=500), report)
+    outcome = train(trainer, feed, centres, checkpoints, Loop(log_every=50, save_every=500), report, dump)
 
 It begins with the newest checkpoint, or with a new state. The number of updates made is also the position in the data,
 so what continues is what would have been: the same parameters, bit for bit, on the same mesh.
@@ -30,8 +30,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from mechjax import files
 from mechjax.sae.errors import SAEError, expect
-from mechjax.sae.store import Prefetch, files
+from mechjax.sae.store import Prefetch
 from mechjax.sae.training.checkpoints import Checkpoints
 from mechjax.sae.training.feeding import Fed
 from mechjax.sae.training.step import Metrics, State, Trainer
