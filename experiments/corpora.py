@@ -5,7 +5,8 @@
     texts = corpora.texts('my/books/*.txt')          anything that `mechjax.sae.store.texts` reads
 
 A package is fetched once with `apt-get download` and unpacked with `dpkg-deb` into the cache; both come with Debian and
-its descendants, need no rights, and install nothing. Nothing of it is part of mechjax: what may be done with the text
+its descendants, need no rights, and install nothing. Where the machine's lists of packages are empty or old, as in most
+containers, lists of our own are fetched beside. Nothing of it is part of mechjax: what may be done with the text
 is said in the `copyright` file of the package, whose path is shown when it is fetched.
 
     anarchism           An Anarchist FAQ, GPL-2: 12 MB of English prose
@@ -67,12 +68,33 @@ def _package(name: str) -> Path:
     return home
   home.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix='.partial-', dir=home.parent) as scratch:
-    _run(name, ['apt-get', 'download', '--quiet', name], scratch)
+    _download(name, scratch)
     (package,) = Path(scratch).glob('*.deb')
     _run(name, ['dpkg-deb', '--extract', str(package), 'files'], scratch)
     (Path(scratch) / 'files').rename(home)
   print(f'fetched {name}; its licence: {home}/usr/share/doc/{name}/copyright', flush=True)
   return home
+
+
+def _download(name: str, scratch: str) -> None:
+  """The package into a directory; with lists of its own if those of the machine do not lead to it."""
+  get = ['apt-get', '--quiet', 'download', name]
+  try:
+    _run(name, get, scratch)
+  except errors.FetchError:
+    lists, cache = Path(scratch) / 'lists', Path(scratch) / 'cache'
+    for place in (lists / 'partial', cache / 'archives/partial'):
+      place.mkdir(parents=True)
+    own = [
+      '-o',
+      f'Dir::State::lists={lists}',
+      '-o',
+      f'Dir::Cache={cache}',
+      '-o',
+      'Debug::NoLocking=1',
+    ]
+    _run(name, ['apt-get', '--quiet', *own, 'update'], scratch)
+    _run(name, [*get, *own], scratch)
 
 
 def _run(name: str, command: list[str], directory: str) -> None:

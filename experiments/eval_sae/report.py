@@ -19,9 +19,10 @@ from mechjax import files, harvest, sites
 from mechjax.errors import nearest
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import features
+from mechjax.sae.comparing import compare
 from mechjax.sae.errors import SAEError
-from mechjax.sae.evaluate import Evaluation, compare
-from mechjax.sae.figures import Report
+from mechjax.sae.evaluate import Evaluation
+from mechjax.sae.figures import Report, SiteReport
 from mechjax.sae.sums import next_tokens
 from mechjax.viz import page, pareto
 from mechjax.viz.dashboard import About, dashboard
@@ -70,24 +71,28 @@ def evaluate(settings: Settings) -> dict[str, Report]:
   }
   files.write_json(out / 'evaluation.json', _without_nan(words))
   title = f'{subjects.model.name}, {subjects.site}'
-  pareto.picture(results(subjects, reports), out / 'pareto.png', title=title)
+  if points := results(subjects, reports):
+    pareto.picture(points, out / 'pareto.png', title=title)
   (out / 'evaluation.html').write_text(_page(subjects, reports, title))
   for subject in chosen:
     report = reports[subject.name].sites[subjects.site]
     path = out / f'features_{subject.name.replace("/", "_")}.html'
-    path.write_text(_dashboard(settings, subjects, subject, report))
+    seen = _features(settings, subjects, subject, report)
+    seen.save(path.with_suffix('.npz'))
+    path.write_text(_dashboard(subjects, subject, report, seen))
     print(f'wrote {path}')
-  print(f'wrote {out}/evaluation.json, {out}/pareto.png and {out}/evaluation.html')
+  print(f'wrote evaluation.json, evaluation.html and the picture of loss against sparsity to {out}')
   return reports
 
 
 def results(subjects: Subjects, reports: Mapping[str, Report]) -> dict[str, list[pareto.Trained]]:
-  """The points of the picture."""
+  """The points of the picture; a dictionary none of whose latents is ever active has no place there."""
   points: dict[str, list[pareto.Trained]] = {}
   for s in subjects.of:
     report = reports[s.name]
     l0 = report.sites[subjects.site].l0
-    points.setdefault(s.kind, []).append(pareto.Trained(l0, report.delta_loss, s.setting))
+    if l0 > 0:
+      points.setdefault(s.kind, []).append(pareto.Trained(l0, report.delta_loss, s.setting))
   return points
 
 
@@ -134,12 +139,15 @@ def _with_dashboard(settings: Settings, subjects: Subjects) -> list[Subject]:
       raise SAEError(
         f'no dictionary {name!r} for a dashboard',
         where=f'there are {names}',
-        mend=f'{nearest(name, names)}',
+        mend=f'perhaps {nearest(name, names)}',
       )
   return [s for s in subjects.of if s.name in settings.dashboard]
 
 
-def _dashboard(settings: Settings, subjects: Subjects, subject: Subject, report: Any) -> str:
+def _features(
+  settings: Settings, subjects: Subjects, subject: Subject, report: SiteReport
+) -> features.Features:
+  """Of latents that are ever active, drawn where there are too many."""
   model, site = subjects.model, sites.parse(subjects.site)
   read = jax.jit(harvest.reap(model.through(subjects.site), sites=[subjects.site]))
   batches = subjects.batches(settings.feature_tokens, settings.batch)
@@ -148,7 +156,7 @@ def _dashboard(settings: Settings, subjects: Subjects, subject: Subject, report:
     active = np.sort(
       np.random.default_rng(settings.seed).choice(active, settings.latents, replace=False)
     )
-  seen = features.collect(
+  return features.collect(
     lambda tokens: read(model.params, tokens)[site],
     subject.sae,
     subject.params,
@@ -158,6 +166,12 @@ def _dashboard(settings: Settings, subjects: Subjects, subject: Subject, report:
     limit=subjects.limit,
     seed=settings.seed,
   )
+
+
+def _dashboard(
+  subjects: Subjects, subject: Subject, report: SiteReport, seen: features.Features
+) -> str:
+  model = subjects.model
   about = About(
     model=model.name,
     site=subjects.site,
@@ -205,10 +219,9 @@ def _page(subjects: Subjects, reports: Mapping[str, Report], title: str) -> str:
     corner='dictionary',
     unit='losses and KL in nats a token; never active: latents that were not active on any token seen',
   )
-  body = [
-    pareto.section(results(subjects, reports), title=title),
-    page.section('All figures', 'Every dictionary on the same tokens.', figures),
-  ]
+  points = results(subjects, reports)
+  body = [pareto.section(points, title=title)] if points else []
+  body.append(page.section('All figures', 'Every dictionary on the same tokens.', figures))
   return page.page(f'Dictionaries of {title}', lead, body, 'made by experiments.eval_sae')
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mechjax.models.tokenizers import Tokenizer
 
 CONFIG = 'config.json'
+MODEL = 'model.txt'
 TOKENS = 'tokens'
 ACTIVATIONS = 'activations'
 SCALES = 'scales.npz'

@@ -5,6 +5,7 @@
 The directory of a run:
 
     config.json          the settings; another command in the same directory is refused
+    model.txt            fingerprint of the parameters; another model is refused
     tokens/              contexts, packed once
     activations/         on disk, where they are not elsewhere or streamed
     scales.npz           what each site was divided by
@@ -64,11 +65,13 @@ def run(settings: Settings) -> training.Outcome:
   home = Path(settings.run)
   _claim(home, settings)
   model = mechjax.load(settings.model, code=settings.code)
+  fingerprint = model.fingerprint()
+  _expect_same_model(home, fingerprint)
   harvester = _harvester(settings, model, home)
   stacks = _stacks(settings, harvester)
   _expect_writable(settings, stacks)
   trainer = training.Trainer(stacks, settings.optimisation, mesh)
-  source = _source(settings, harvester, home)
+  source = _source(settings, harvester, home, fingerprint)
   scales = _scales(home / layout.SCALES, source, settings.data.longest)
   outcome = _train(settings, trainer, source, scales, home)
   if outcome.finished:
@@ -226,6 +229,20 @@ def _claim(home: Path, settings: Settings) -> None:
     )
 
 
+def _expect_same_model(home: Path, fingerprint: str) -> None:
+  """A name or a path may come to mean other parameters between two calls."""
+  path = home / layout.MODEL
+  with _first():
+    if not path.exists():
+      _write_text(path, fingerprint)
+  if path.read_text() != fingerprint:
+    raise SAEError(
+      f'the parameters have the fingerprint {fingerprint}, and {home} was started with {path.read_text()}',
+      cause='another model under the same name or path',
+      mend='another --run, or the model that it was started with',
+    )
+
+
 def _field(difference: str) -> str:
   return difference.split(':')[0].split('.')[-1]
 
@@ -281,7 +298,7 @@ def _contexts(settings: Settings, model: LanguageModel, directory: Path) -> Cont
   return contexts.read(directory)
 
 
-def _source(settings: Settings, harvester: Harvester, home: Path) -> Source:
+def _source(settings: Settings, harvester: Harvester, home: Path, fingerprint: str) -> Source:
   data = settings.data
   if data.activations == 'stream':
     return store.Streamed(harvester, data.shard_tokens * data.shards_per_bucket, settings.seed)
@@ -289,7 +306,7 @@ def _source(settings: Settings, harvester: Harvester, home: Path) -> Source:
   about = store.plan(
     harvester,
     shard_rows=data.shard_tokens,
-    model=f'{settings.model} by {settings.code}',
+    model=f'{settings.model} by {settings.code}, {fingerprint}',
     most=data.activation_tokens,
   )
 
@@ -336,7 +353,8 @@ def _journal(
   saes = [stack.sae for stack in trainer.stacks.values() for _ in range(stack.members)]
   widest = max(saes, key=lambda sae: sae.width)
   per_device = max(1, settings.batch // trainer.mesh.shape['data'])
-  rate = speed.peak(per_device, widest.d_in, widest.width // trainer.mesh.shape['model'])
+  width = widest.width // trainer.mesh.shape['model']
+  rate = speed.peak(per_device, widest.d_in, width, widest.matmuls)
   curves: list[Any] = []
   if jax.process_index() == 0:
     if settings.tensorboard:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from mechjax.sae import ARCHITECTURES, Architecture, AuxK, GhostGrads, Resampling
+from mechjax.sae import ARCHITECTURES, Architecture, AuxK, GhostGrads, Resampling, architecture
 from mechjax.sae.errors import SAEError, expect
 from mechjax.sae.training import Loop, Optimisation, Stack
 
@@ -91,6 +91,7 @@ class Dictionaries:
     dead_after: tokens without firing, after which a latent is dead.
     resample_every: steps between two resamplings.
     rewarm_steps: until the learning rate is what it was before a resampling.
+    matmuls: operands of matrix products, float32 or bfloat16; parameters, latents and sums are float32 in any case.
     bandwidth: of the kernel of JumpReLU's estimators, in units of pre-activations.
     initial_threshold: of JumpReLU; raise it for trainings of a few thousand steps, which cannot move it far.
   """
@@ -107,6 +108,7 @@ class Dictionaries:
   dead_after: int = 10_000_000
   resample_every: int = 5_000
   rewarm_steps: int = 1_000
+  matmuls: Literal['float32', 'bfloat16'] = 'float32'
   bandwidth: float = 1e-3
   initial_threshold: float = 1e-3
 
@@ -133,6 +135,7 @@ class Dictionaries:
       skip: whether transcoders have a skip.
     """
     shared = {'d_in': d_in, 'd_out': d_out, 'skip': skip, 'prefixes': self.prefixes}
+    shared |= {'matmuls': self.matmuls}
     found = {}
     for kind, knob in _SPARSITY.items():
       for width in self.widths if getattr(self, kind) else ():
@@ -154,7 +157,7 @@ class Dictionaries:
     own: dict[str, Any] = {knob: max(values)}
     if kind == 'jumprelu':
       own |= {'bandwidth': self.bandwidth, 'initial_threshold': self.initial_threshold}
-    sae = ARCHITECTURES[kind](**shared, **own, revival=self._loss(revival))
+    sae = architecture(kind)(**shared, **own, revival=self._loss(revival))
     resampling = None
     if revival == 'resampling':
       resampling = Resampling(after_tokens=self.dead_after, rewarm_steps=self.rewarm_steps)
@@ -291,6 +294,6 @@ class Settings:
 
 MAY_CHANGE = frozenset(
   {'run', 'log_every', 'save_every', 'keep_last', 'keep_best', 'tensorboard', 'wandb', 'format'}
-  | {'coordinator', 'process', 'forward_batch', 'activation_dir'}
+  | {'coordinator', 'process', 'activation_dir'}
 )
 """Settings that a run may be continued with other values of: they change no number."""

@@ -10,7 +10,7 @@ with the site that it says: `Evaluation(forward, {'mlp_norm.3': sae}, targets={'
 
 Each batch is four passes through the model, compiled once: as it is, with gradients at the sites; with zero and with
 means instead; with all dictionaries spliced. The first three (`Base`) know nothing of dictionaries, so of a sweep they
-are made once (`compare`). One more at the beginning puts back what dictionaries say and what they leave out, and must
+are made once (`comparing`). One more at the beginning puts back what dictionaries say and what they leave out, and must
 change nothing.
 
 Sharp edges: the mean that is ablated to is measured by a pass of its own over all batches, unless it is given. A
@@ -33,12 +33,12 @@ import numpy as np
 from mechjax import harvest, sites
 from mechjax.sae import splice, sums
 from mechjax.sae.architectures import Architecture
+from mechjax.sae.comparing import Dictionaries, compare
 from mechjax.sae.errors import SAEError
-from mechjax.sae.figures import Report, SiteTotals, Spread, Totals, on_host, report
+from mechjax.sae.figures import Report, SiteTotals, Spread, Totals, on_host
 from mechjax.sae.gradients import Params
 from mechjax.sae.sums import Batch
 
-Dictionaries = Mapping[str, Params]
 TOLERANCE = 1e-3
 """Nats by which the restored loss may differ."""
 
@@ -334,69 +334,3 @@ class Evaluation:
       return [*self.targets]
     found = [info.site for info in harvest.sites_of(self.forward, params, batch.inputs)]
     return sorted(self.targets, key=lambda site: found.index(sites.parse(site)))
-
-
-def compare(
-  candidates: Mapping[str, tuple[Evaluation, Dictionaries]],
-  params: Any,
-  batches: Iterable[Batch],
-  means: Mapping[str, Any] | None = None,
-  progress: Callable[[int], None] = lambda done: None,
-) -> dict[str, Report]:
-  """Judges several dictionaries of the same sites on the same tokens; what they share is computed once.
-
-  Args:
-    candidates: by any name: what judges, and parameters of each dictionary by the site that it reads.
-    params: of the model.
-    batches: gone through once, or twice without `means`.
-    means: what mean ablation puts in, by the site that a dictionary reads, [E]; None to measure it.
-    progress: called with the number of batches done.
-
-  Returns:
-    A report by the same names.
-
-  Raises:
-    SAEError: no candidates, or of different models or sites; and as `Evaluation.evaluate`.
-    SiteError, HarvestError: sites that are not in the model.
-  """
-  judge = _shared(candidates)
-  if means is None:
-    if iter(batches) is batches:
-      raise SAEError(
-        'batches that can be gone through only once, and no means to ablate to',
-        mend='give a list or another iterable that starts again, or means=',
-      )
-    means = judge.means(params, batches)
-  totals: dict[str, Totals] = {}
-  drifts: dict[str, float] = {}
-  for n, batch in enumerate(batches):
-    base = judge.base(params, batch, means)
-    for name, (own, dictionaries) in candidates.items():
-      if n == 0:
-        drifts[name] = own.drift(params, dictionaries, batch, base)
-      part = own.totals(params, dictionaries, batch, base)
-      totals[name] = totals[name].merged(part) if n else part
-    progress(n + 1)
-  if not totals:
-    raise SAEError('no batches', cause='an empty data set, or an iterator that is used up')
-  return {name: report(total, drifts[name]) for name, total in totals.items()}
-
-
-def _shared(candidates: Mapping[str, tuple[Evaluation, Dictionaries]]) -> Evaluation:
-  """One that stands for all in what does not depend on dictionaries."""
-  judges = [judge for judge, _ in candidates.values()]
-  if not judges:
-    raise SAEError('no dictionaries to compare')
-  first = judges[0]
-  for judge in judges:
-    if judge.forward is not first.forward or _where(judge) != _where(first):
-      raise SAEError(
-        f'dictionaries of {_where(judge)} are compared with those of {_where(first)}',
-        cause='different sites, limits or models, whose activations and ablations are not the same',
-        mend='compare those of each apart',
-      )
-  return first
-
-
-def _where(judge: Evaluation) -> tuple:
-  return [*judge.saes], dict(judge.targets), dict(judge.limits)

@@ -11,25 +11,20 @@ import sys
 import numpy as np
 import pytest
 
+from tests.experiments import story
+
 pytestmark = pytest.mark.slow
 FLAGS = shlex.split("""
   --site=resid_post.0 --context=32 --batch=128 --jumprelu=0.001,0.01 --topk=8 --widths=128 --dead_after=2000
   --steps=24 --learning_rate=3e-3 --warm_up_steps=5 --sparsity_warm_up_steps=10 --activation_tokens=4096
   --shard_tokens=512 --shards_per_bucket=2 --streams=2 --mesh_model=2 --log_every=4 --save_every=4
 """)
-WORDS = (
-  'The river was high and the bridge closed when {} came to the town with {} letters in a bag . '
-)
-NAMES = ('Anna', 'a doctor', 'the baker', 'Mr Holt', 'two sailors', 'nobody', 'an old friend')
 PATIENCE_S = 240
 
 
 @pytest.fixture(scope='module')
 def text(tmp_path_factory):
-  path = tmp_path_factory.mktemp('text') / 'story.txt'
-  rng = np.random.default_rng(0)
-  path.write_text(''.join(WORDS.format(*rng.choice(NAMES, 2)) for _ in range(250)))
-  return path
+  return story.write(tmp_path_factory.mktemp('text') / 'story.txt')
 
 
 def started(home, text, hosts):
@@ -57,8 +52,10 @@ def started(home, text, hosts):
 
 
 def finished(processes):
+  """What the first of them said."""
   said = [p.communicate(timeout=PATIENCE_S)[0] for p in processes]
   assert [p.returncode for p in processes] == [0] * len(processes), '\n'.join(said)
+  return said[0]
 
 
 def figures(home):
@@ -107,5 +104,7 @@ def test_two_hosts_go_on_after_one_of_them_has_died(alone, text, tmp_path):
   first.wait()
   assert not (home / 'dictionaries').exists()
   assert [*(home / 'checkpoints').iterdir()]
-  finished(started(home, text, 2))
+  said = finished(started(home, text, 2))
+  assert 'step 4/' not in said  # it went on, and did not begin again
+  assert 'step 24/' in said
   close(figures(home), alone)

@@ -1,8 +1,10 @@
 """The binary that trains and the one that evaluates, on SmolLM2's first layer and a page of text."""
 
+import copy
 import dataclasses
 import functools
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -20,16 +22,13 @@ from experiments.train_sae import Data, Dictionaries, Machine, Settings
 from experiments.train_sae.run import run
 from mechjax import flags, sae
 from mechjax.errors import SiteError
-from mechjax.sae import store
+from mechjax.sae import features, store
 from mechjax.sae.errors import SAEError
 from mechjax.sae.store import contexts
 from mechjax.sae.training import Loop, Optimisation
+from tests.experiments import story
 
 pytestmark = pytest.mark.slow
-WORDS = (
-  'The river was high and the bridge closed when {} came to the town with {} letters in a bag . '
-)
-NAMES = ('Anna', 'a doctor', 'the baker', 'Mr Holt', 'two sailors', 'nobody', 'an old friend')
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -42,10 +41,7 @@ def _one_model():
 
 @pytest.fixture(scope='module')
 def text(tmp_path_factory):
-  path = tmp_path_factory.mktemp('text') / 'story.txt'
-  rng = np.random.default_rng(0)
-  path.write_text(''.join(WORDS.format(*rng.choice(NAMES, 2)) for _ in range(250)))
-  return path
+  return story.write(tmp_path_factory.mktemp('text') / 'story.txt')
 
 
 @pytest.fixture(scope='module')
@@ -183,10 +179,24 @@ def test_settings_that_contradict_each_other_are_errors():
     Machine(processes=2)
 
 
+def test_another_model_under_the_same_name_is_refused(settings, trained, tmp_path, monkeypatch):
+  other = copy.copy(mechjax.load(settings.model, code=settings.code))
+  embed = other.params['embed']
+  moved = {**embed, 'tokens': embed['tokens'].at[7, 3].add(1e-3)}
+  other.params = {**other.params, 'embed': moved}
+  monkeypatch.setattr(mechjax, 'load', lambda *_, **__: other)
+  with pytest.raises(SAEError, match='another model under the same name'):
+    run(settings)
+  shared = dataclasses.replace(settings.data, activation_dir=f'{settings.run}/activations')
+  with pytest.raises(SAEError, match='holds other activations: model'):
+    run(elsewhere(settings, tmp_path / 'run', data=shared))
+
+
 def test_streamed_activations_train_as_well(settings, tmp_path):
-  data = dataclasses.replace(settings.data, activations='stream')
+  data = dataclasses.replace(settings.data, activations='stream', contexts=150)
   assert run(elsewhere(settings, tmp_path / 'run', data=data)).finished
   assert not (tmp_path / 'run/activations').exists()
+  assert len(contexts.read(tmp_path / 'run/tokens')) == 150
   assert metrics(tmp_path / 'run')[-1]['topk']['fvu'][0] < 0.7
 
 
@@ -214,6 +224,9 @@ def test_every_way_to_treat_dead_latents_is_a_stack(settings):
     for revival in ('none', 'auxk', 'ghost', 'resampling')
   ]
   assert stacks['topk_resampling'].resample_every == 5_000
+  assert {stack.sae.matmuls for stack in stacks.values()} == {'float32'}
+  rounded = dataclasses.replace(every, matmuls='bfloat16').stacks(8, 'x', None, None, False)
+  assert {stack.sae.matmuls for stack in rounded.values()} == {'bfloat16'}
 
 
 # --- real processes ---------------------------------------------------------------------------------------
@@ -226,7 +239,7 @@ def command(settings, path):
 
 
 def test_a_program_that_is_told_to_stop_exits_with_0_and_goes_on_to_the_same_dictionaries(
-  settings, trained, tmp_path
+  settings, trained, tmp_path, capsys
 ):
   """The same device count as here: what is compiled for eight devices is what was compiled for eight."""
   own = elsewhere(settings, tmp_path / 'run')
@@ -239,7 +252,12 @@ def test_a_program_that_is_told_to_stop_exits_with_0_and_goes_on_to_the_same_dic
   assert program.wait(120) == 0
   assert 'the same command goes on' in rest
   assert not dictionaries(own.run)
+  stopped_at = int(re.search(r'stopped after step (\d+)', rest)[1])
+  capsys.readouterr()
   assert run(own).finished
+  first = int(re.search(r'step (\d+)/40', capsys.readouterr().out)[1])
+  assert first == 5 * (stopped_at // 5 + 1)  # it went on, and did not begin again
+  assert [line['step'] for line in metrics(own.run)] == [*range(5, 41, 5)]
   assert dictionaries(own.run) == dictionaries(settings.run)
 
 
@@ -275,6 +293,7 @@ def test_a_run_is_evaluated_with_a_table_a_picture_and_a_page_of_features(
   assert (out / 'pareto.png').read_bytes().startswith(b'\x89PNG')
   assert 'sparsity 0.01' in (out / 'evaluation.html').read_text()
   assert 'TopK' in (out / 'features_topk_0.html').read_text()
+  assert len(features.load(out / 'features_topk_0.npz').latents) == 20
   with pytest.raises(SAEError, match="no dictionary 'topk/3'"):
     evaluating.evaluate(dataclasses.replace(asked, dashboard=('topk/3',)))
 

@@ -76,3 +76,23 @@ def test_code_that_writes_its_layers_out_is_left_to_the_compiler():
   apply = lambda params, tokens: decoder.forward(params, tokens, config, unroll=True)  # noqa: E731
   upstream = LanguageModel('upstream', Forward(params, apply, decoder.unembed, 2, 16), None)
   assert upstream.through(FIRST) is apply
+
+
+def test_a_fingerprint_tells_one_number_from_another_and_not_one_device_from_eight():
+  model = loaded('qwen')
+  marks = [model.fingerprint()]
+  leaves, tree = jax.tree.flatten(model.params)
+  mesh = jax.make_mesh((8,), ('x',), (jax.sharding.AxisType.Auto,))
+  spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  model.params = jax.device_put(model.params, spread)
+  assert model.fingerprint() == marks[0]
+  for n in range(len(leaves)):
+    flat = leaves[n].reshape(-1)
+    changed, swapped = flat.at[-1].multiply(1.0001), flat.at[:2].set(flat[1::-1])
+    for other in (changed, swapped) if flat[0] != flat[1] else (changed,):
+      leaf = other.reshape(leaves[n].shape) if (other != flat).any() else leaves[n] + 1
+      model.params = tree.unflatten([*leaves[:n], leaf, *leaves[n + 1 :]])
+      marks.append(model.fingerprint())
+  assert len({*marks}) == len(marks)
+  model.params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree.unflatten(leaves))
+  assert model.fingerprint() not in marks

@@ -15,7 +15,7 @@ import pytest
 
 from mechjax import harvest, sites
 from mechjax.errors import SiteError
-from mechjax.sae import BatchTopK, JumpReLU, ReLU, SAEError, TopK, evaluate, splice
+from mechjax.sae import BatchTopK, JumpReLU, ReLU, SAEError, TopK, comparing, splice
 from mechjax.sae.evaluate import Evaluation
 from mechjax.sae.figures import Spread, report
 from mechjax.sae.sums import Batch, next_tokens
@@ -391,15 +391,15 @@ def test_dictionaries_compared_are_judged_as_each_alone():
     for name, sae in saes.items()
   }
   batches, told = cut(*texts()), []
-  found = evaluate.compare(candidates, model(), batches, progress=told.append)
+  found = comparing.compare(candidates, model(), batches, progress=told.append)
   assert told == [1, 2, 3, 4]
   for name, (one, own) in candidates.items():
     assert flat(found[name]) == flat(one.evaluate(model(), own, batches)), name
   elsewhere = Evaluation(forward, {O0: saes['few']}), {O0: candidates['few'][1][R0]}
   with pytest.raises(SAEError, match='different sites'):
-    evaluate.compare(candidates | {'else': elsewhere}, model(), batches)
+    comparing.compare(candidates | {'else': elsewhere}, model(), batches)
   with pytest.raises(SAEError, match='no dictionaries'):
-    evaluate.compare({}, model(), batches)
+    comparing.compare({}, model(), batches)
 
 
 def test_the_scatter_of_many_blocks_far_from_zero_is_exact():

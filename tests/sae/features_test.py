@@ -363,3 +363,14 @@ def test_activations_that_are_no_numbers_are_refused_and_named():
 def test_settings_out_of_range_are_refused_with_their_value(name):
   with pytest.raises(SAEError, match=f'Settings.{name}=-1'):
     Settings(**{name: -1})
+
+
+def test_a_token_whose_activation_is_too_long_does_not_count():
+  lengths = np.linalg.norm(np.asarray(activations(TOKENS)), axis=-1)
+  limit = float(np.quantile(lengths, 0.7))
+  found = collect(limit=limit)
+  short = KEPT & (lengths <= limit)
+  assert found.n_tokens == short.sum() < KEPT.sum()
+  f = np.maximum(np.asarray(activations(TOKENS)) @ PARAMS['W_enc'] + PARAMS['b_enc'], 0)
+  np.testing.assert_array_equal(found.firings, ((f > 0) & short[..., None]).sum((0, 1)))
+  np.testing.assert_allclose(found.maximum, np.where(short[..., None], f, 0).max((0, 1)), rtol=1e-5)

@@ -8,6 +8,7 @@ import random
 import struct
 import zipfile
 
+import huggingface_hub
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -34,16 +35,7 @@ each_format = pytest.mark.parametrize('format', ['gemma_scope', 'gemma_scope_2',
 def single(sae, seed=0):
   """Float32 parameters and inputs, of NumPy: nothing here has to be compiled."""
   r = np.random.default_rng(seed)
-  shapes = {'W_enc': (D, M), 'W_dec': (M, sae.target_width), 'b_dec': (sae.target_width,)}
-  shapes |= dict.fromkeys(sae.PER_LATENT, (M,)) | ({'W_skip': (D, E)} if sae.skip else {})
-  params = {name: 0.5 * r.standard_normal(shape) for name, shape in shapes.items()}
-  params['W_dec'] /= np.linalg.norm(params['W_dec'], axis=1, keepdims=True)
-  if isinstance(sae, JumpReLU):
-    params['log_threshold'] = np.log(r.uniform(0.2, 0.6, M))
-  if isinstance(sae, BatchTopK):
-    params['threshold'] = np.array(0.7)
-  x = r.standard_normal((24, D)).astype(np.float32)
-  return {name: value.astype(np.float32) for name, value in params.items()}, x
+  return plain.scattered(sae, r), r.standard_normal((24, D)).astype(np.float32)
 
 
 def outputs(sae, params, x):
@@ -458,7 +450,8 @@ def test_another_byte_order_and_a_file_before_pytorch_1_6_are_refused(tmp_path):
 @pytest.mark.truth
 @pytest.mark.parametrize('parameters', [False, True])
 def test_what_pytorch_writes_is_read(parameters, tmp_path):
-  torch = pytest.importorskip('torch')
+  import torch  # there where tests of this mark are run
+
   layer = torch.nn.Linear(3, 5)
   layer.register_buffer('k', torch.tensor(7, dtype=torch.int32))
   layer.register_buffer('halves', torch.arange(6).to(torch.bfloat16).reshape(2, 3).T)
@@ -600,14 +593,13 @@ def test_what_is_no_dictionary_says_what_was_looked_for_and_found(tmp_path):
 
 
 def test_of_a_hub_only_one_folder_is_fetched(tmp_path, monkeypatch):
-  hub = pytest.importorskip('huggingface_hub')
   asked = []
 
   def snapshot_download(name, allow_patterns):
     asked.append((name, allow_patterns))
     return tmp_path
 
-  monkeypatch.setattr(hub, 'snapshot_download', snapshot_download)
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot_download)
   folder = tmp_path / 'layer_20' / 'width_16k' / 'average_l0_71'
   published(folder, 'gemma_scope')
   sae, _ = load('google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71')
@@ -624,7 +616,7 @@ def test_of_a_hub_only_one_folder_is_fetched(tmp_path, monkeypatch):
   def unreachable(*_, **__):
     raise RuntimeError('no network')
 
-  monkeypatch.setattr(hub, 'snapshot_download', unreachable)
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', unreachable)
   with pytest.raises(FetchError, match='no network'):
     load('google/gemma-scope-2b-pt-res/layer_20')
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -54,8 +55,10 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(
   assert not stopped.finished
   assert 25 <= int(stopped.state.step) <= 27
   assert signal.getsignal(number) is before
-  outcome = trained(tmp_path)
+  told = []
+  outcome = trained(tmp_path, told.append)
   assert outcome.finished
+  assert told[0].step == 30  # and not from the start
   same(outcome.state, undisturbed)
 
 
@@ -70,14 +73,23 @@ LONG = 600
 
 
 def child(begun, home, cache):
-  """Trains slowly; its work has begun with the first report, or at once in one life of five."""
+  """Trains slowly; its work has begun with the first report, or at once in one life of five.
+
+  Which step a life first told of is noted, because one that began again would end with the same bits too.
+  """
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   if os.getpid() % 5 == 0:
     begun()
 
+  lived = []
+
   def slowly(report):
     begun()
+    if not lived:
+      with (Path(home) / 'lives').open('a') as file:
+        file.write(f'{report.step}\n')
+    lived.append(report)
     time.sleep(0.05)
 
   trained(home, slowly, save_every=3, steps=LONG)
@@ -88,6 +100,9 @@ def test_a_run_that_is_killed_at_twenty_moments_ends_with_the_same_bits(tmp_path
   home, moments = tmp_path / 'killed', np.random.default_rng(0).uniform(0, 0.3, 20)
   args = (str(home), str(tmp_path / 'cache'))
   killing.run_until_done(child, args, moments, least=20)
+  first = [int(line) for line in (home / 'lives').read_text().split()]
+  assert first == sorted(first)
+  assert first[-1] > 60
   there = trained(home, save_every=300, steps=LONG).state
   same(there, trained(tmp_path / 'other', save_every=300, steps=LONG).state)
 
@@ -127,9 +142,10 @@ def test_a_checkpoint_that_is_damaged_is_an_error_and_stays(tmp_path):
 
 def test_a_checkpoint_that_was_being_written_is_none(tmp_path, undisturbed):
   trained(tmp_path)
-  newest = tmp_path / 'checkpoints' / str(STEPS)
+  newest, told = tmp_path / 'checkpoints' / str(STEPS), []
   newest.rename(newest.with_name(f'{STEPS}.orbax-checkpoint-tmp'))
-  same(trained(tmp_path).state, undisturbed)
+  same(trained(tmp_path, told.append).state, undisturbed)
+  assert told[0].step == STEPS
 
 
 def test_checkpoints_of_other_dictionaries_are_refused(tmp_path):
@@ -245,7 +261,6 @@ def test_curves_without_their_library_name_the_extra(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_curves_arrive_in_weights_and_biases(tmp_path, monkeypatch):
-  pytest.importorskip('wandb')  # an extra; the newest Python may be too new for it
   monkeypatch.setenv('WANDB_MODE', 'offline')
   with journal(tmp_path, curves=(WandB('project', tmp_path, {'batch': 64}),)) as one:
     one.write(told(10, 7.5))

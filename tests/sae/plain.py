@@ -107,3 +107,17 @@ def slope(function, params, direction, h=1e-6):
   ahead = {name: value + h * direction[name] for name, value in params.items()}
   behind = {name: value - h * direction[name] for name, value in params.items()}
   return (function(ahead) - function(behind)) / (2 * h)
+
+
+def scattered(sae, r):
+  """Parameters none of which is what it is at first, float32, with thresholds where they matter."""
+  D, M, E = sae.d_in, sae.width, sae.target_width
+  shapes = {'W_enc': (D, M), 'W_dec': (M, E), 'b_dec': (E,)}
+  shapes |= dict.fromkeys(sae.PER_LATENT, (M,)) | ({'W_skip': (D, E)} if sae.skip else {})
+  params = {name: 0.5 * r.standard_normal(shape) for name, shape in shapes.items()}
+  params['W_dec'] /= np.linalg.norm(params['W_dec'], axis=1, keepdims=True)
+  if isinstance(sae, JumpReLU):
+    params['log_threshold'] = np.log(r.uniform(0.2, 0.6, M))
+  if isinstance(sae, BatchTopK):
+    params['threshold'] = np.array(0.7)
+  return {name: value.astype(np.float32) for name, value in params.items()}

@@ -10,6 +10,7 @@ import pytest
 
 from mechjax.sae import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from mechjax.sae.formats import folded, load, save
+from tests.sae import plain
 
 pytestmark = pytest.mark.truth
 
@@ -47,17 +48,7 @@ def inputs():
 
 
 def parameters(sae):
-  """Of ours: none is what it is at first, and thresholds stand where they matter."""
-  r = np.random.default_rng(0)
-  shapes = {'W_enc': (D, M), 'W_dec': (M, sae.target_width), 'b_dec': (sae.target_width,)}
-  shapes |= dict.fromkeys(sae.PER_LATENT, (M,)) | ({'W_skip': (D, E)} if sae.skip else {})
-  params = {name: 0.5 * r.standard_normal(shape) for name, shape in shapes.items()}
-  params['W_dec'] /= np.linalg.norm(params['W_dec'], axis=1, keepdims=True)
-  if isinstance(sae, JumpReLU):
-    params['log_threshold'] = np.log(r.uniform(0.2, 0.6, M))
-  if isinstance(sae, BatchTopK):
-    params['threshold'] = np.array(0.7)
-  return {name: value.astype(np.float32) for name, value in params.items()}
+  return plain.scattered(sae, np.random.default_rng(0))
 
 
 def randomised(theirs):

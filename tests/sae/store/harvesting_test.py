@@ -109,3 +109,18 @@ def test_layers_behind_the_deepest_site_are_not_in_the_compiled_program(layer):
   program = harvester._compiled.lower(PARAMS, tokens).compile().as_text()
   dots = sum(program.count(word) for word in (' dot(', ' custom-call('))
   assert dots == layer + 1
+
+
+def test_a_pass_that_is_spread_over_devices_gives_the_same_rows():
+  mesh = jax.make_mesh((8,), ('data',), (jax.sharding.AxisType.Auto,))
+  rows, whole = (
+    jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (['data'], [])
+  )
+  spread = Harvester(
+    toys.scanned, jax.device_put(PARAMS, whole), [SITE], CONTEXTS, batch=8, placement=rows
+  )
+  numbers = np.arange(13)
+  np.testing.assert_allclose(spread.rows(numbers, 2, 60)[SITE], wanted(numbers, 2)[2:62], atol=1e-5)
+  tokens = jax.device_put(np.zeros((8, CONTEXTS.length), np.int32), rows)
+  (found,) = spread._compiled(spread.params, tokens).values()
+  assert len({shard.device for shard in found.addressable_shards}) == 8

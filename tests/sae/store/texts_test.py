@@ -3,7 +3,10 @@
 import gzip
 import json
 
+import datasets
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from mechjax.errors import MissingExtraError
 from mechjax.sae import SAEError
@@ -56,9 +59,7 @@ def test_what_is_no_text_is_named_by_its_file_and_number(tmp_path, value):
 
 
 def test_parquet_is_one_text_a_row(tmp_path):
-  pa = pytest.importorskip('pyarrow')
-  parquet = pytest.importorskip('pyarrow.parquet')
-  table = pa.table({'text': ['one', '', 'two'], 'n': [1, 2, 3]})
+  table = pyarrow.table({'text': ['one', '', 'two'], 'n': [1, 2, 3]})
   parquet.write_table(table, tmp_path / 'a.parquet', row_group_size=2)
   assert list(texts(tmp_path / 'a.parquet')) == ['one', 'two']
   with pytest.raises(SAEError, match=r"no column 'body'(.|\n)*'text', 'n'"):
@@ -72,7 +73,6 @@ def test_a_file_that_is_not_what_its_name_says_is_named(tmp_path):
   whole.write_bytes(whole.read_bytes()[:-9])
   with pytest.raises(SAEError, match=r'a\.txt\.gz cannot be read'):
     list(texts(whole))
-  pytest.importorskip('pyarrow')
   with pytest.raises(SAEError, match=r'a\.parquet cannot be read'):
     list(texts(written(tmp_path / 'a.parquet', 'no parquet')))
 
@@ -127,7 +127,6 @@ def test_nothing_there_and_unknown_kinds_are_errors_with_the_place(tmp_path):
 
 
 def test_a_data_set_of_a_hub_is_streamed(monkeypatch):
-  datasets = pytest.importorskip('datasets')
   asked = []
 
   def load_dataset(name, configuration, *, split, streaming):
@@ -140,7 +139,6 @@ def test_a_data_set_of_a_hub_is_streamed(monkeypatch):
 
 
 def test_a_hub_that_does_not_answer_is_one_clear_error(monkeypatch):
-  datasets = pytest.importorskip('datasets')
 
   def load_dataset(*_, **__):
     raise ConnectionError('no route to host')
@@ -151,7 +149,6 @@ def test_a_hub_that_does_not_answer_is_one_clear_error(monkeypatch):
 
 
 def test_a_field_that_the_hub_does_not_have_or_that_is_no_text_is_an_error(monkeypatch):
-  datasets = pytest.importorskip('datasets')
   monkeypatch.setattr(datasets, 'load_dataset', lambda *_, **__: iter([{'text': 'x', 'n': 3}]))
   with pytest.raises(SAEError, match="KeyError: 'body'"):
     list(texts('hf:a/b:c:d', field='body'))
@@ -160,7 +157,6 @@ def test_a_field_that_the_hub_does_not_have_or_that_is_no_text_is_an_error(monke
 
 
 def test_a_name_that_lacks_its_parts_says_how_it_is_written():
-  pytest.importorskip('datasets')
   with pytest.raises(SAEError, match='hf:name:configuration:split'):
     list(texts('hf:allenai/c4'))
 
