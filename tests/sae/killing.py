@@ -47,17 +47,17 @@ def run_until_done(
   """
   kills = 0
   for moment in moments:
-    if _done(work, args, moment):
+    if done_by(work, args, moment):
       break
     kills += 1
   else:
-    assert _done(work, args, None)
+    assert done_by(work, args, None)
   assert kills >= least, f'done after {kills} kills; more work, or earlier moments'
   return kills
 
 
-def _done(work: Callable[..., None], args: Sequence[Any], moment: float | None) -> bool:
-  """Whether a process came to its end before it was killed."""
+def done_by(work: Callable[..., None], args: Sequence[Any], moment: float | None) -> bool:
+  """Whether a process came to its end before it was killed, so many seconds after it had begun, or never."""
   context = multiprocessing.get_context('forkserver')
   context.set_forkserver_preload(_PRELOADED)
   heard, said = context.Pipe(duplex=False)

@@ -69,7 +69,7 @@ def test_a_run_that_is_finished_is_not_trained_again(tmp_path, undisturbed):
   assert told == []
 
 
-LONG = 600
+LONG = 1_000
 
 
 def child(begun, home, cache):
@@ -90,19 +90,19 @@ def child(begun, home, cache):
       with (Path(home) / 'lives').open('a') as file:
         file.write(f'{report.step}\n')
     lived.append(report)
-    time.sleep(0.05)
+    time.sleep(0.2)
 
   trained(home, slowly, save_every=3, steps=LONG)
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_twenty_moments_ends_with_the_same_bits(tmp_path):
-  home, moments = tmp_path / 'killed', np.random.default_rng(0).uniform(0, 0.3, 20)
-  args = (str(home), str(tmp_path / 'cache'))
-  killing.run_until_done(child, args, moments, least=20)
+  home, args = tmp_path / 'killed', (str(tmp_path / 'killed'), str(tmp_path / 'cache'))
+  for moment in np.random.default_rng(0).uniform(0, 2.5, 20):
+    assert not killing.done_by(child, args, moment)
   first = [int(line) for line in (home / 'lives').read_text().split()]
   assert first == sorted(first)
-  assert first[-1] > 60
+  assert first[-1] > 30  # most lives wrote a checkpoint, and the next went on from it
   there = trained(home, save_every=300, steps=LONG).state
   same(there, trained(tmp_path / 'other', save_every=300, steps=LONG).state)
 
