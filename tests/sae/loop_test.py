@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,7 +17,9 @@ from mechjax.sae.errors import SAEError
 from mechjax.sae.store import Scale
 from mechjax.sae.training import Checkpoints, Journal, TensorBoard, WandB, scaled
 from mechjax.sae.training.checkpoints import OBJECTIVE
-from mechjax.sae.training.loop import Report, shapes
+from mechjax.sae.training.loop import Report, objective, shapes
+from mechjax.sae.training.loop import _Step as Step
+from mechjax.sae.training.step import Metrics
 from tests.sae import killing
 from tests.sae.training import STEPS, MadeUp, trained, trainer
 
@@ -166,16 +169,25 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert kept.steps == [1, 3, 4, 5]
 
 
+def test_the_objective_is_the_loss_with_the_sparsity_coefficient_that_is_still_to_come():
+  figures = {'a': {'loss': jnp.array([1.0, 2.0]), 'sparsity': jnp.array([0.2, 0.4])}}
+  metrics = Metrics(figures, jnp.float32(0), jnp.asarray(True))
+  one = trainer(sparsity_warm_up_steps=20)
+  for done, factor in ((6, 0.25), (21, 1), (50, 1)):
+    wanted = np.mean([1 + 0.2 * (1 / factor - 1), 2 + 0.4 * (1 / factor - 1)])
+    assert objective(one, Step(done, metrics, {})) == pytest.approx(wanted, rel=1e-6)
+
+
 def test_what_decides_which_is_best_counts_the_whole_sparsity_coefficient(tmp_path):
   """While the coefficient is small so is the loss, and the first checkpoint would be the best for ever."""
   told = {}
   trained(tmp_path, lambda r: told.setdefault(r.step, r.figures), save_every=5)
   with Checkpoints(tmp_path / 'checkpoints') as kept:
     objectives = {s: kept._manager.metrics(s)[OBJECTIVE] for s in kept.steps}
-  for step, objective in objectives.items():
+  for step, found in objectives.items():
     factor = min(1, (step - 1) / 20)
     parts = [own['loss'] + own['sparsity'] * (1 / factor - 1) for own in told[step].values()]
-    np.testing.assert_allclose(objective, np.concatenate(parts).mean(), rtol=1e-5)
+    np.testing.assert_allclose(found, np.concatenate(parts).mean(), rtol=1e-5)
 
 
 def test_an_activation_that_is_too_long_gives_its_place_to_another_at_every_site():

@@ -1,15 +1,14 @@
 """States of a training on disk, written while it goes on.
 
     kept = Checkpoints('out/run/checkpoints', last=2, best=1)
-    kept.save(1200, state, objective=0.31)          returns when the numbers are copied, not when they are written
+    kept.save(1200, state, objective=0.31)          returns when the numbers are on the host and not when they are written
     state = kept.restore(trainer.shapes())          the newest one
 
 Orbax writes each beside its place and renames it, so a process that is killed leaves whole checkpoints and perhaps a
 directory that nobody takes for one. Kept are the `last` newest and the `best` with the lowest objective. Every host
 writes the shards it holds, and all of them call every method.
 
-Sharp edges: a state is copied on the device before it is written, because the next step is given its memory. A
-checkpoint that has been damaged since is an error and not a reason to take an older one silently.
+Sharp edge: a checkpoint that has been damaged since is an error and not a reason to take an older one silently.
 """
 
 from __future__ import annotations
@@ -17,9 +16,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from mechjax.sae.errors import SAEError, expect
 
@@ -72,8 +68,7 @@ class Checkpoints:
     """
     import orbax.checkpoint as ocp
 
-    copied = jax.tree.map(jnp.copy, state)
-    arguments = ocp.args.StandardSave(copied)
+    arguments = ocp.args.StandardSave(state)
     self._manager.save(step, args=arguments, metrics={OBJECTIVE: objective}, force=True)
 
   def restore(self, shapes: Any, step: int | None = None) -> Any:
