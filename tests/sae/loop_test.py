@@ -14,14 +14,14 @@ import pytest
 
 from mechjax.errors import MissingExtraError
 from mechjax.sae.errors import SAEError
-from mechjax.sae.store import Scale
-from mechjax.sae.training import Checkpoints, Journal, TensorBoard, WandB, scaled
+from mechjax.sae.store import Scale, Share, batches
+from mechjax.sae.training import Checkpoints, Journal, TensorBoard, WandB, fed, scaled
 from mechjax.sae.training.checkpoints import OBJECTIVE
 from mechjax.sae.training.loop import Report, objective, shapes
 from mechjax.sae.training.loop import _Step as Step
 from mechjax.sae.training.step import Metrics
 from tests.sae import killing
-from tests.sae.training import STEPS, MadeUp, trained, trainer
+from tests.sae.training import SCALES, STEPS, B, MadeUp, trained, trainer
 
 
 @pytest.fixture(scope='module')
@@ -188,6 +188,22 @@ def test_what_decides_which_is_best_counts_the_whole_sparsity_coefficient(tmp_pa
     factor = min(1, (step - 1) / 20)
     parts = [own['loss'] + own['sparsity'] * (1 / factor - 1) for own in told[step].values()]
     np.testing.assert_allclose(found, np.concatenate(parts).mean(), rtol=1e-5)
+
+
+def test_a_batch_is_the_rows_of_all_streams_one_after_the_other():
+  source, one = MadeUp(), trainer()
+  kept = {'batch': B, 'seed': 3, 'position': 2}
+  with fed(source, SCALES, one.batch_sharding, streams=4, **kept) as ahead:
+    position, batch = next(ahead)
+  streams = [
+    next(batches(source, rows=B // 4, seed=3, position=2, share=Share(n, 4)))[1]['x']
+    for n in range(4)
+  ]
+  assert position == 3
+  np.testing.assert_array_equal(batch['x'], np.concatenate(streams))
+  assert len({x.tobytes() for x in streams}) == 4
+  with pytest.raises(SAEError, match='from 3 streams on 1 hosts'):
+    fed(source, SCALES, one.batch_sharding, streams=3, **kept)
 
 
 def test_an_activation_that_is_too_long_gives_its_place_to_another_at_every_site():

@@ -1,7 +1,7 @@
 """States of a training on disk, written while it goes on.
 
     kept = Checkpoints('out/run/checkpoints', last=2, best=1)
-    kept.save(1200, state, objective=0.31)          returns when the numbers are on the host and not when they are written
+    kept.save(1200, state, objective=0.31)          returns when the numbers are on the host, not on the disk
     state = kept.restore(trainer.shapes())          the newest one
 
 Orbax writes each beside its place and renames it, so a process that is killed leaves whole checkpoints and perhaps a
