@@ -310,6 +310,8 @@ def _source(settings: Settings, harvester: Harvester, home: Path, fingerprint: s
     most=data.activation_tokens,
   )
 
+  show(f'{about.rows:,} activations, {about.bytes / 1e9:.2f} GB in {directory}')
+
   def progress(done: int, total: int) -> None:
     show(f'activations: {done} of {total} shards of {about.shard_rows:,} tokens')
 

@@ -76,6 +76,11 @@ class About:
     return self.rows // self.shard_rows
 
   @property
+  def bytes(self) -> int:
+    """Of all shards."""
+    return self.shards * self.shard_bytes
+
+  @property
   def shard_bytes(self) -> int:
     """Of all sites of one shard."""
     return self.shard_rows * sum(self.widths.values()) * np.dtype(self.dtype).itemsize
