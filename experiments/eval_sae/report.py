@@ -178,7 +178,7 @@ def _dashboard(
     architecture=f'{subject.kind}, {subject.setting}',
     l0=report.l0,
     fvu=report.fvu,
-    text=f'{seen.n_tokens:,} tokens',
+    text=subjects.text,
   )
   title = f'{subject.kind} of {model.name}, {subjects.site}'
   return dashboard(seen, vocabulary(model), title=title, about=about)

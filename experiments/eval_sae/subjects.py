@@ -53,6 +53,7 @@ class Subjects:
     contexts: tokens.
     of: the dictionaries.
     about: where they come from.
+    text: what the tokens are of.
     limit: length up to which an activation counts.
   """
 
@@ -62,6 +63,7 @@ class Subjects:
   contexts: Contexts
   of: list[Subject]
   about: str
+  text: str
   limit: float = math.inf
 
   def batches(self, n_tokens: int, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -100,7 +102,8 @@ def _of_run(home: Path) -> Subjects:
   model = mechjax.load(config.model, code=config.code)
   of = [one for about in stacks for one in _trained(about)]
   limit = min(json.loads(about.read_text()).get('limit', math.inf) for about in stacks)
-  return Subjects(model, config.site, config.target, rows, of, f'run {home.name}', limit)
+  text = f'{config.data.text}, held out'
+  return Subjects(model, config.site, config.target, rows, of, f'run {home.name}', text, limit)
 
 
 def _trained(about: Path) -> Iterator[Subject]:
@@ -130,7 +133,8 @@ def _published(settings: Settings, out: Path) -> Subjects:
     directory=out / layout.TOKENS,
     most=1 + max(settings.tokens, settings.feature_tokens) // settings.context,
   )
-  return Subjects(model, settings.site, settings.target, rows, of, ', '.join(settings.dictionaries))
+  about = ', '.join(settings.dictionaries)
+  return Subjects(model, settings.site, settings.target, rows, of, about, settings.text)
 
 
 def vocabulary(model: LanguageModel) -> list[str]:

@@ -8,7 +8,7 @@ earlier one was stopped, by Ctrl-C, SIGTERM or without notice, and gives the sam
 with --coordinator, --processes and --process.
 
 Cost on two CPU cores, SmolLM2-135M to layer 15: 900 tokens a second to read, and for each dictionary 10 x 576 x width
-operations a token to train.
+operations a token to train. README.md has what came out.
 """
 
 from __future__ import annotations
