@@ -23,7 +23,7 @@ from mechjax.patching import Pairs, PatchingError
 from mechjax.patching.baselines import Search
 from tests.models import decoders
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.optimised]
 CLEAN = np.array([[3, 7, 11, 4, 2], [3, 8, 12, 4, 2], [3, 9, 13, 4, 5], [3, 7, 14, 4, 5]])
 NOISE = np.array([[3, 7, 21, 4, 2], [3, 8, 22, 4, 2], [3, 9, 23, 4, 5], [3, 7, 24, 4, 5]])
 PLACES = ('<s>', ' $x$', '{who}', ' &', ' to')

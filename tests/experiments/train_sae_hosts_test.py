@@ -13,7 +13,7 @@ import pytest
 
 from tests.experiments import story
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.optimised]
 FLAGS = shlex.split("""
   --site=resid_post.0 --context=32 --batch=128 --jumprelu=0.001,0.01 --topk=8 --widths=128 --dead_after=2000
   --steps=24 --learning_rate=3e-3 --warm_up_steps=5 --sparsity_warm_up_steps=10 --activation_tokens=4096

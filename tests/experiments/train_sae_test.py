@@ -28,7 +28,7 @@ from mechjax.sae.store import contexts
 from mechjax.sae.training import Loop, Optimisation
 from tests.experiments import story
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.optimised]
 
 
 @pytest.fixture(scope='module', autouse=True)

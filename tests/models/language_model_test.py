@@ -9,6 +9,8 @@ import mechjax
 from mechjax.errors import FetchError, MechjaxError, WeightsError
 from mechjax.weights import fetch
 
+pytestmark = pytest.mark.optimised
+
 TEXT = 'The capital of France is'
 
 

@@ -15,6 +15,8 @@ from mechjax.weights import huggingface, llama_cpp, orbax
 from mechjax.weights.fetch import path_of
 from mechjax.weights.gguf import GGUFFile
 
+pytestmark = pytest.mark.optimised
+
 TEXTS = ['The capital of France is', 'One fish, two fish, red fish, blue']
 
 

@@ -446,7 +446,7 @@ def test_a_user_splices_with_the_same_functions():
   logits = planted({R0: splice.reconstructed(sae, own, kept)}, model(), tokens)
   np.testing.assert_allclose(logits, by_hand(double(model()), tokens, changed)[0], atol=1e-4)
   logits = planted({R0: splice.restored(sae, own, kept)}, model(), tokens)
-  np.testing.assert_allclose(logits, forward(model(), tokens), atol=1e-5)
+  np.testing.assert_allclose(logits, forward(model(), tokens), atol=1e-4)
 
 
 def test_a_site_in_half_precision_is_restored_to_the_last_bit():

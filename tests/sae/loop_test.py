@@ -23,6 +23,8 @@ from mechjax.sae.training.step import Metrics
 from tests.sae import killing
 from tests.sae.training import SCALES, STEPS, B, MadeUp, trained, trainer
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):

@@ -25,6 +25,8 @@ import pytest
 
 from mechjax.sae import AuxK, BatchTopK, Gated, JumpReLU, ReLU, TopK, dead, firings, gradients
 
+pytestmark = pytest.mark.optimised
+
 N, D, B, M, STEPS = 48, 32, 256, 64, 1200
 SHAPE = {'d_in': D, 'width': M}
 OTHER = {**SHAPE, 'd_out': D}

@@ -196,8 +196,16 @@ def test_an_interrupt_ends_pip_and_leaves_nothing_behind(tmp_path):
   running.send_signal(signal.SIGINT)
   assert 'KeyboardInterrupt' in running.communicate(timeout=120)[1]
   assert os.listdir(fetch.cache_dir()) == []
-  with pytest.raises(ProcessLookupError):
-    os.kill(int((tmp_path / 'pid').read_text()), 0)
+  wait_for(lambda: ended(int((tmp_path / 'pid').read_text())))
+
+
+def ended(process: int) -> bool:
+  """Whether it has gone; one that was killed may lie about for a moment until somebody asks what became of it."""
+  try:
+    os.kill(process, 0)
+  except ProcessLookupError:
+    return True
+  return False
 
 
 def wait_for(condition, seconds: float = 30):
