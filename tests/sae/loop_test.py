@@ -295,4 +295,7 @@ def test_curves_arrive_in_weights_and_biases(tmp_path, monkeypatch):
   with journal(tmp_path, curves=(WandB('project', tmp_path, {'batch': 64}),)) as one:
     one.write(told(10, 7.5))
   (file,) = tmp_path.glob('wandb/offline-run-*/*.wandb')
-  assert b'jump/l0/0' in file.read_bytes()
+  deadline = time.monotonic() + 60  # a process of its own writes the file, perhaps a moment later
+  while b'jump/l0/0' not in file.read_bytes():
+    assert time.monotonic() < deadline
+    time.sleep(0.1)
