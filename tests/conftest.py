@@ -28,8 +28,8 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 @pytest.fixture(scope='module', autouse=True)
 def _optimisations(request):
   marks = ('upstream', 'truth', 'optimised')
-  real = any(request.node.get_closest_marker(name) for name in marks)
-  jax.config.update('jax_disable_most_optimizations', not real)
+  optimised = any(request.node.get_closest_marker(name) for name in marks)
+  jax.config.update('jax_disable_most_optimizations', not optimised)
 
 
 @pytest.fixture(scope='session')

@@ -13,8 +13,6 @@ from tests.patching import plain
 
 pytestmark = pytest.mark.slow
 FAMILIES = pytest.mark.parametrize('name', decoders.CONFIGS)
-# What differs between families lies within a layer; as loops, one whose layers are alike and one of two kinds will do.
-UNROLLED = ('gpt2', 'gemma')
 METRIC = logit_difference(plain.PAIRS, plain.ANSWERS, plain.OTHERS)
 
 
@@ -49,7 +47,7 @@ def compare(effects, expectations, tolerance):
 @FAMILIES
 def test_exact_patching_equals_a_hand_written_edit_at_every_site(name):
   expected = truths(name, every(name), plain.effects)
-  for unroll in (False, True) if name in UNROLLED else (False,):
+  for unroll in (False, True):
     exact = Exact(plain.forward(name, unroll=unroll), every(name))
     effects = exact(decoders.params(name), plain.PAIRS, METRIC)
     assert np.abs(effects.values).max() > 0.1
@@ -74,7 +72,7 @@ def slope(name, nodes, row, h=1e-5):
 @FAMILIES
 def test_atp_is_the_derivative_of_exact_patching_at_every_node(name):
   expected = truths(name, every(name), slope)
-  for unroll in (False, True) if name in UNROLLED else (False,):
+  for unroll in (False, True):
     atp = Attribution(plain.forward(name, unroll=unroll), every(name))
     effects = atp(decoders.params(name), plain.PAIRS, METRIC)
     assert np.abs(effects.values).max() > 0.1

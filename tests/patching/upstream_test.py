@@ -24,10 +24,11 @@ def test_our_decoder_and_tunix_agree_on_every_node(smollm2):
   ours = mechjax.load('smollm2-135m')
   (nodes, question), (theirs, again) = asked(ours), asked(smollm2)
   assert nodes.labels() == theirs.labels()
-  here = AtPStar(ours.apply, nodes, graddrop=False)(*question)
-  there = AtPStar(smollm2.apply, theirs, graddrop=False)(*again)
-  assert np.abs(here.values).max() > 5
-  np.testing.assert_allclose(here.values, there.values, rtol=0, atol=1e-4)
+  for graddrop in (False, True):
+    here = AtPStar(ours.apply, nodes, graddrop=graddrop)(*question)
+    there = AtPStar(smollm2.apply, theirs, graddrop=graddrop)(*again)
+    assert np.abs(here.values).max() > 5
+    np.testing.assert_allclose(here.values, there.values, rtol=0, atol=1e-4)
   some = np.arange(7, len(nodes), 401)
   here = Exact(ours.apply, nodes[some], resume=ours.resume)(*question)
   there = Exact(smollm2.apply, theirs[some], at_most=4)(*again)

@@ -445,8 +445,15 @@ def test_a_user_splices_with_the_same_functions():
   changed = {R0: where(kept, lambda v: said(sae, double(own), v)[1])}
   logits = planted({R0: splice.reconstructed(sae, own, kept)}, model(), tokens)
   np.testing.assert_allclose(logits, by_hand(double(model()), tokens, changed)[0], atol=1e-4)
-  logits = planted({R0: splice.restored(sae, own, kept)}, model(), tokens)
-  np.testing.assert_allclose(logits, forward(model(), tokens), atol=1e-4)
+
+
+def test_what_is_put_back_changes_nothing():
+  tokens, kept = texts()
+  sae = TopK(**SHAPE, k=2)
+  with jax.enable_x64(True):
+    own, params = double(dictionary(sae)), double(model())
+    restored = harvest.plant(forward)({R0: splice.restored(sae, own, kept)}, params, tokens)
+    np.testing.assert_allclose(restored, forward(params, tokens), rtol=0, atol=1e-12)
 
 
 def test_a_site_in_half_precision_is_restored_to_the_last_bit():
