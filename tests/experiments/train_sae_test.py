@@ -292,9 +292,9 @@ def test_a_run_is_evaluated_with_a_table_a_picture_and_a_page_of_features(
   assert words['dictionaries']['jumprelu/1']['setting'] == 'sparsity 0.01'
   assert (out / 'pareto.png').read_bytes().startswith(b'\x89PNG')
   assert 'sparsity 0.01' in (out / 'evaluation.html').read_text()
-  header = (out / 'features_topk_0.html').read_text().split('</header>')[0]
-  assert 'TopK' in header
-  assert 'story.txt, held out' in header
+  features_page = (out / 'features_topk_0.html').read_text()
+  assert 'TopK' in features_page
+  assert 'story.txt, held out' in features_page
   assert len(features.load(out / 'features_topk_0.npz').latents) == 20
   with pytest.raises(SAEError, match="no dictionary 'topk/3'"):
     evaluating.evaluate(dataclasses.replace(asked, dashboard=('topk/3',)))
