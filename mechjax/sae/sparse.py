@@ -12,13 +12,16 @@ they name (Gao et al. 2024, "Scaling and evaluating sparse autoencoders", append
 Of the five matrix products of a dense step one is left, that of the encoder. Three kernels do the rest, `gather`,
 `dots` and `scatter`, each the transpose of another. All shapes are static; entries that are not there have value 0.
 
-Sharp edges: on CPU the scatter is a loop over pairs, because XLA's own takes three times as long there; elsewhere it
-is XLA's. Rows are gathered in blocks (`BLOCK_BYTES`), or B * K rows of D would be held at once. Reverse mode only.
-A W_dec that is sharded over its rows would be gathered whole: use the dense path there.
+Work goes in blocks of tokens (`BLOCK_BYTES`): pre-activations [B, M] are never there as a whole, nor are B * K rows of
+D. A block is sorted out while it is in the cache, and memory that is not asked for need not be cleared by the system.
 
-Measured on two CPU cores, D 768, M 6144, K 32, in units of the encoder's product: largest K 0.2, gather 0.1, dots 0.1,
-scatter 0.15 each. Slower were: gathering the whole batch at once 0.6, dots without blocks 2, XLA's scatter 0.6 and its
-sorted scatter 0.15 plus the sort; a largest K of block maxima gained nothing.
+Sharp edges: on CPU the scatter is a loop over pairs, because XLA's own takes three times as long there; elsewhere it
+is XLA's. Reverse mode only. A W_dec that is sharded over its rows would be gathered whole: use the dense path there.
+
+Measured on two CPU cores, D 768, M 6144, K 32, in units of the encoder's product: largest K 0.2, of a batch that is
+multiplied as a whole 0.4 to 0.5; gather 0.2, dots 0.2, scatter 0.2 each. Slower were: gathering the whole batch at once
+0.6, dots without blocks 2, XLA's scatter 0.6 and its sorted scatter 0.15 plus the sort. Nothing was gained by a largest
+K of block maxima, by the largest K of one block beside the product of the next, or by a scatter split over columns.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from jax import lax
 from mechjax.sae.products import dot, operand
 
 BLOCK_BYTES = {'cpu': 8 << 20, 'default': 256 << 20}
+ROWS_OF_PRODUCT = 256  # fewer, and reading W_enc anew for each block costs more than the product
 
 
 @jax.tree_util.register_dataclass
@@ -141,8 +145,9 @@ def top_pre_activations(
   Returns:
     Values [B, K] and indices int32 [B, K].
   """
-  z_BxM = dot(operand(x_BxD - centre_D, matmuls), operand(W_enc, matmuls)) + b_enc_M
-  return top(z_BxM, k)
+  x_BxD, W_enc = operand(x_BxD - centre_D, matmuls), operand(W_enc, matmuls)
+  row = lambda x: top(dot(x, W_enc) + b_enc_M, k)  # noqa: E731
+  return _by_rows(row, (x_BxD,), b_enc_M.nbytes, at_least=ROWS_OF_PRODUCT)
 
 
 def _top_fwd(x_BxD, centre_D, W_enc, b_enc_M, k, matmuls):
@@ -171,7 +176,7 @@ def gather(
 ) -> jax.Array:
   """sum_j values_bj W[indices_bj], [B, D]."""
   W, values_BxK = operand(W, matmuls), operand(values_BxK, matmuls)
-  return _by_rows(lambda v, i: dot(v, W[i]), (values_BxK, indices_BxK), W)
+  return _by_rows(lambda v, i: dot(v, W[i]), (values_BxK, indices_BxK), _named(indices_BxK, W))
 
 
 def dots(
@@ -179,7 +184,7 @@ def dots(
 ) -> jax.Array:
   """g_b . W[indices_bj], [B, K]."""
   W, g_BxD = operand(W, matmuls), operand(g_BxD, matmuls)
-  return _by_rows(lambda g, i: dot(W[i], g), (g_BxD, indices_BxK), W)
+  return _by_rows(lambda g, i: dot(W[i], g), (g_BxD, indices_BxK), _named(indices_BxK, W))
 
 
 def scatter(
@@ -191,10 +196,16 @@ def scatter(
   return lax.platform_dependent(values_BxK, indices_BxK, g_BxD, cpu=cpu, default=other)
 
 
-def _by_rows(row, rows, W):
+def _named(indices_BxK, W):
+  """How many bytes the rows of W take that a token names."""
+  return indices_BxK.shape[1] * W.shape[1] * W.dtype.itemsize
+
+
+def _by_rows(row, rows, n_bytes_of_row, at_least=1):
+  """A function of one token for all tokens, in blocks whose intermediate results fit into `BLOCK_BYTES`."""
+
   def at_most(n_bytes):
-    k = rows[1].shape[1]
-    fitting = max(1, n_bytes // (k * W.shape[1] * W.dtype.itemsize))
+    fitting = max(at_least, n_bytes // n_bytes_of_row)
     size = 1 << (fitting.bit_length() - 1)  # batches are powers of two, and no remainder is left
     return lambda *rows: lax.map(lambda r: row(*r), rows, batch_size=min(size, len(rows[0])))
 
@@ -223,6 +234,7 @@ def _one_by_one(values_BxK, indices_BxK, g_BxD, zeros_MxD):
 
 
 def scatter_one_by_one(values_BxK, indices_BxK, g_BxD, width):
-  return _one_by_one(
-    values_BxK, indices_BxK, g_BxD, jnp.zeros((width, g_BxD.shape[1]), g_BxD.dtype)
-  )
+  # Never true, which XLA does not know: constant zeros of two scatters would be one array, made early and copied twice.
+  one = (indices_BxK[0, 0] < 0) & (values_BxK[0, 0] > 0)
+  zeros = jnp.broadcast_to(one.astype(g_BxD.dtype), (width, g_BxD.shape[1]))
+  return _one_by_one(values_BxK, indices_BxK, g_BxD, zeros)

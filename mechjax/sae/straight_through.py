@@ -27,13 +27,14 @@ def heaviside(z: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array
 
   Args:
     z: pre-activations, [..., M].
-    threshold: [M], positive.
+    threshold: [M], at least 0.
     bandwidth: eps, the width of the kernel.
 
   Returns:
     Zeros and ones of the dtype of z, [..., M].
   """
-  return (z > threshold).astype(z.dtype)
+  # What is above a threshold is positive. Written so, it is no array of its own beside `jumprelu`.
+  return jnp.sign(jnp.where(z > threshold, z, 0))
 
 
 @heaviside.defjvp
@@ -48,7 +49,7 @@ def jumprelu(z: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array:
 
   Args:
     z: pre-activations, [..., M].
-    threshold: [M], positive.
+    threshold: [M], at least 0.
     bandwidth: eps, the width of the kernel.
 
   Returns:

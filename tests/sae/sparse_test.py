@@ -48,6 +48,18 @@ def test_the_kernels_are_their_definitions(block_bytes, monkeypatch):
   )
 
 
+@pytest.mark.parametrize('rows', [1, 2, 256])
+def test_the_largest_pre_activations_do_not_depend_on_blocks(rows, monkeypatch):
+  monkeypatch.setattr(sparse, 'BLOCK_BYTES', {'cpu': 1, 'default': 1})
+  monkeypatch.setattr(sparse, 'ROWS_OF_PRODUCT', rows)
+  _, _, x, W = entries()
+  centre, b_enc = x[0] / 2, np.linspace(-1, 1, M)
+  z = (x - centre) @ W.T + b_enc
+  values, indices = jax.jit(sparse.top_pre_activations, static_argnums=4)(x, centre, W.T, b_enc, K)
+  np.testing.assert_allclose(values, -np.sort(-z)[:, :K])
+  np.testing.assert_array_equal(indices, np.argsort(-z)[:, :K])
+
+
 @pytest.mark.parametrize('kernel', [sparse.scatter_at_once, sparse.scatter_one_by_one])
 def test_both_ways_of_scattering_add_up(kernel):
   values, indices, g, _ = entries()
@@ -116,11 +128,17 @@ def test_the_sparse_path_equals_the_dense_one(setting):
 
 
 def test_a_sparse_step_holds_no_dense_gradient_and_sorts_no_row():
-  """What makes it fast: one product of the size of B * D * M, and XLA's own TopK."""
+  """What makes it fast: one product of the size of B * D * M, XLA's own TopK, and pre-activations a block at a time."""
   n, d, m, k = 64, 32, 512, 4
+  compiled = compiled_gradient(n, d, m, k)
+  assert 'custom_call_target="TopK"' in compiled.as_text()
+  assert compiled.cost_analysis()['flops'] < 1.5 * 2 * n * d * m
+  n, m = 4096, 2048
+  assert compiled_gradient(n, d, m, k).memory_analysis().temp_size_in_bytes < 0.5 * 4 * n * m
+
+
+def compiled_gradient(n, d, m, k):
   sae = TopK(d_in=d, width=m, k=k)
   params = jax.tree.map(lambda a: a.astype(jnp.float32), sae.init(jax.random.key(0)))
   step = jax.jit(jax.grad(lambda p, x: sae.loss(p, x)[0]))
-  compiled = step.lower(params, jnp.zeros((n, d), jnp.float32)).compile()
-  assert 'custom_call_target="TopK"' in compiled.as_text()
-  assert compiled.cost_analysis()['flops'] < 1.5 * 2 * n * d * m
+  return step.lower(params, jnp.zeros((n, d), jnp.float32)).compile()

@@ -359,7 +359,8 @@ def squared(error_BxE: jax.Array) -> jax.Array:
 
 def total_per_token(x_BxM: jax.Array) -> jax.Array:
   """Mean over tokens of the sum over latents."""
-  return jnp.mean(jnp.sum(x_BxM, -1))
+  # Tokens first, and the barrier keeps it so: XLA on CPU adds up over tokens without an array for what is added.
+  return jnp.sum(lax.optimization_barrier(jnp.sum(x_BxM, 0))) / len(x_BxM)
 
 
 def _parts(latents: jax.Array | Sparse, W_dec: jax.Array, prefixes: tuple[int, ...]):

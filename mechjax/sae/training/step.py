@@ -228,11 +228,12 @@ class Trainer:
         'l0': jnp.sum(fired) / len(x),
         'fvu': squared(outcome.error) / variance,
         'dead': jnp.mean(since >= stack.after_tokens, dtype=jnp.float32),
-        'grad_norm': gradients.norm(grads),
       }
       return _Seen(grads, {name: observed[name] for name in sae.OBSERVED}, since, figures)
 
-    return lax.map(one, (members.params, members.since, self._knobs(stack, step)))
+    seen = lax.map(one, (members.params, members.since, self._knobs(stack, step)))
+    norms = jax.vmap(gradients.norm)(seen.grads)
+    return dataclasses.replace(seen, figures=seen.figures | {'grad_norm': norms})
 
   def _advanced(
     self,
