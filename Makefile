@@ -5,7 +5,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+# Most tests compile for longer than they compute. Those marked `optimised` compute, under XLA's own settings.
+QUICK_PYTEST = XLA_FLAGS="$$(.ci/quick-compilation $(BIN)/python)" $(PYTEST)
 
 # The truth tests want the small CPU build of PyTorch, which there is for Python 3.11.
 NO_TORCH := $(shell $(PYTHON) -c 'import sys; print("" if sys.version_info < (3, 12) else "or truth")')
@@ -20,7 +23,8 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/python -m experiments.tour --out=out --verbosity=-1
 
 test: $(VENV)/test.stamp
-	$(PYTEST) -m 'not ($(FLAX_MODELS) or gemma $(NO_TORCH))'
+	$(QUICK_PYTEST) -m 'not (optimised or $(FLAX_MODELS) or gemma $(NO_TORCH))'
+	$(PYTEST) -m 'optimised and not ($(FLAX_MODELS) or gemma $(NO_TORCH))'
 
 # What needs no upstream package, where pip finds the newest JAX.
 test-newest:
@@ -40,13 +44,15 @@ test-upstream:
 test test-core test-gemma: export MECHJAX_ACCEPT_GEMMA_TERMS ?= 1
 
 test-core: $(VENV)/core.stamp
-	$(PYTEST) -m 'not (slow or upstream or $(FLAX_MODELS) or gemma or truth)'
+	$(QUICK_PYTEST) -m 'not (optimised or slow or upstream or $(FLAX_MODELS) or gemma or truth)'
+	$(PYTEST) -m 'optimised and not (slow or upstream or $(FLAX_MODELS) or gemma or truth)'
 
 test-flax-models: $(VENV)/flax.stamp
-	$(PYTEST) tests/upstream -m '$(FLAX_MODELS)'
+	$(QUICK_PYTEST) tests/upstream -m '$(FLAX_MODELS)'
 
 test-gemma: $(VENV)/gemma.stamp
-	$(PYTEST) tests/upstream -m gemma
+	$(QUICK_PYTEST) tests/upstream -m 'gemma and not optimised'
+	$(PYTEST) tests/upstream -m 'gemma and optimised'
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check

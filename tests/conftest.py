@@ -1,12 +1,9 @@
-"""What every test runs under: eight CPU devices, strict promotion, fast compilation; pyproject adds our warnings.
+"""What every test runs under: eight CPU devices and strict promotion; pyproject adds our warnings.
 
 The device count must be in the environment before JAX starts, so it is set while pytest imports
 this file. Strict dtype promotion is on for our code and for the upstream code driven by it; a test
 that runs an upstream which cannot bear it says so itself with
 `jax.numpy_dtype_promotion('standard')`.
-
-Tests compile for far longer than what they compile then runs, so LLVM does not optimise it, which is a quarter of
-the suite's time. It does in modules that run real models, or say so with the marker `optimised`.
 """
 
 import os
@@ -23,13 +20,6 @@ import pytest
 hypothesis.settings.register_profile('mechjax', deadline=None)
 hypothesis.settings.load_profile('mechjax')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _optimisations(request):
-  marks = ('upstream', 'truth', 'optimised')
-  optimised = any(request.node.get_closest_marker(name) for name in marks)
-  jax.config.update('jax_disable_most_optimizations', not optimised)
 
 
 @pytest.fixture(scope='session')

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import pathlib
 import re
 import shlex
@@ -17,6 +18,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
 
 
+@pytest.mark.optimised
 @pytest.mark.upstream
 @pytest.mark.parametrize('block', [0, 1, 2], ids=['first screen', 'decoder', 'patching'])
 def test_the_code_prints_what_its_comments_say(smollm2, monkeypatch, block):
@@ -32,14 +34,16 @@ def test_the_code_prints_what_its_comments_say(smollm2, monkeypatch, block):
   assert printed.getvalue().splitlines() == promised
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_the_commands_that_train_a_dictionary_do(tmp_path):
   (block,) = re.findall(r'```sh\n(python -m experiments.train_sae.*?)```', README, re.DOTALL)
   run = tmp_path / 'sae'
+  env = {**os.environ, 'XLA_FLAGS': ''}  # as users have it: one device
   text = 'anarchism' if shutil.which('apt-get') else 'BUILD_NOTES.md,README.md'
   for command in block.replace('\\\n', '').replace('out/sae', str(run)).splitlines():
     words = shlex.split(command.replace('--text=anarchism', f'--text={text}'))
-    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, check=False)
+    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, env=env, check=False)
     assert done.returncode == 0, command
   assert sorted(p.name for p in run.glob('dictionaries/*/*/*.safetensors'))
   assert (run / 'evaluation/features_topk_1.html').exists()

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -23,7 +22,7 @@ from mechjax.patching import Pairs, PatchingError
 from mechjax.patching.baselines import Search
 from tests.models import decoders
 
-pytestmark = [pytest.mark.slow, pytest.mark.optimised]
+pytestmark = pytest.mark.slow
 CLEAN = np.array([[3, 7, 11, 4, 2], [3, 8, 12, 4, 2], [3, 9, 13, 4, 5], [3, 7, 14, 4, 5]])
 NOISE = np.array([[3, 7, 21, 4, 2], [3, 8, 22, 4, 2], [3, 9, 23, 4, 5], [3, 7, 24, 4, 5]])
 PLACES = ('<s>', ' $x$', '{who}', ' &', ' to')
@@ -32,14 +31,6 @@ JOINT = ('random', 'subsampling', 'blocks', 'hierarchical')
 SETTINGS = Settings(
   positions='each', methods=('atp', 'atp_star', *JOINT), ks=(3, 10), joint=20, verify=40
 )
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _quickly_compiled():
-  """These programs run for milliseconds, and optimising them would take most of a minute."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 def tiny(name):

@@ -50,6 +50,7 @@ def test_the_first_cell_installs_mechjax_only_where_it_is_missing(missing, monke
   assert [c[-1] for c in calls] == (['mechjax[models,upstream]'] if missing else [])
 
 
+@pytest.mark.optimised
 @pytest.mark.upstream
 def test_every_cell_runs_and_shows_what_the_text_says(smollm2, monkeypatch, capsys):
   monkeypatch.setattr(mechjax, 'load', lambda name, code: smollm2, raising=False)

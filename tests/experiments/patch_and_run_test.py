@@ -12,7 +12,7 @@ import mechjax
 from experiments import patch_and_run
 from mechjax.errors import MechjaxError, SiteError
 
-pytestmark = pytest.mark.upstream
+pytestmark = [pytest.mark.upstream, pytest.mark.optimised]
 
 PROMPT, OTHER = 'The capital of France is', 'The capital of Italy is'
 SITES = ['mlp_out.3', 'mlp_out.4']

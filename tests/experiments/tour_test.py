@@ -11,7 +11,7 @@ import mechjax
 from experiments import tour
 from mechjax import harvest
 
-pytestmark = pytest.mark.upstream
+pytestmark = [pytest.mark.upstream, pytest.mark.optimised]
 
 PROMPT = 'The capital of France is'
 

@@ -23,7 +23,6 @@ from mechjax.patching import (
 from mechjax.patching.atp_star import AtPStar
 from tests.models import decoders
 from tests.patching import plain
-from tests.upstream import comparing
 
 METRIC = logit_difference(plain.PAIRS, plain.ANSWERS, plain.OTHERS)
 L = 3
@@ -34,7 +33,7 @@ def deep():
   """A decoder of three layers with grouped queries, windows and soft-capped scores."""
   changes = {'attn_softcap': 1.5, 'local': (True, False, True)}
   config = dataclasses.replace(decoders.CONFIGS['mistral'], n_layers=L, **changes)
-  with comparing.quick_compilation(), pytest.MonkeyPatch.context() as patch:
+  with pytest.MonkeyPatch.context() as patch:
     patch.setitem(decoders.CONFIGS, 'deep', config)
     yield
 

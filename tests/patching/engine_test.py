@@ -28,14 +28,6 @@ METRIC = logit_difference(plain.PAIRS, plain.ANSWERS, plain.OTHERS)
 WORDS = np.array([[3, 9], [7, -1]])
 
 
-@pytest.fixture(scope='module', autouse=True)
-def hasty():
-  """Compiling is most of what these tests do, and what is compiled runs for milliseconds."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 # --- the truth --------------------------------------------------------------------------------------------
 
 

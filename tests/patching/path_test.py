@@ -30,14 +30,6 @@ CLEAN, NOISE, T = plain.CLEAN, plain.NOISE, plain.T
 
 
 @pytest.fixture(scope='module', autouse=True)
-def hasty():
-  """Compiling is most of what these tests do, and what is compiled runs for milliseconds."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
-@pytest.fixture(scope='module', autouse=True)
 def parallel():
   """Parallel blocks with an activation that NumPy has."""
   with pytest.MonkeyPatch.context() as patch:

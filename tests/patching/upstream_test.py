@@ -7,7 +7,7 @@ import mechjax
 from mechjax import harvest
 from mechjax.patching import AtPStar, Exact, Pairs, logit_difference, nodes_of
 
-pytestmark = pytest.mark.upstream
+pytestmark = [pytest.mark.upstream, pytest.mark.optimised]
 
 SITES = 'q, k, v, z, attn_out, mlp_out'
 

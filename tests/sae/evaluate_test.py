@@ -27,14 +27,6 @@ R0, R1, N0, N1, O0, O1 = (
 )
 
 
-@pytest.fixture(autouse=True, scope='module')
-def compile_quickly():
-  """Twenty small programs are compiled here and run once or twice."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 # --- the model, twice -------------------------------------------------------------------------------------
 
 

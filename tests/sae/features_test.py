@@ -8,7 +8,6 @@ import dataclasses
 import itertools
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,14 +31,6 @@ PARAMS = {
 }
 TOKENS = RNG.integers(0, V, (11, T))
 KEPT = RNG.random((11, T)) < 0.85
-
-
-@pytest.fixture(autouse=True, scope='module')
-def compile_quickly():
-  """Every shape of a batch is a program that runs once or twice."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 def activations(tokens):

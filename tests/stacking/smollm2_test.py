@@ -7,7 +7,7 @@ import pytest
 import mechjax
 from mechjax import harvest, stacking
 
-pytestmark = pytest.mark.upstream
+pytestmark = [pytest.mark.upstream, pytest.mark.optimised]
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,5 @@
 """What the tests of several upstreams compare in the same way."""
 
-import contextlib
 import importlib.util
 import sys
 
@@ -17,15 +16,6 @@ def metric_of(f):
     return (logits * weights.astype(np.float32)).mean()
 
   return metric
-
-
-@contextlib.contextmanager
-def quick_compilation(on=True):
-  """Compiles without most of XLA's optimisations: compilation is most of the time of these tests."""
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', on)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
 
 
 def executed_again(name, monkeypatch):

@@ -17,7 +17,7 @@ import pytest
 
 from mechjax import harvest, sites
 from patches import penzai
-from tests.upstream import comparing, differences, equations
+from tests.upstream import differences, equations
 
 pytestmark = pytest.mark.penzai
 
@@ -124,7 +124,7 @@ def plain():
   assert not any(patcher.installed for patcher in penzai.PATCHER.patchers)
   with jax.numpy_dtype_promotion('standard'):
     programs = {name: lowered(name) for name in CASES}
-  with penzai.PATCHER, comparing.quick_compilation():
+  with penzai.PATCHER:
     yield programs
 
 

@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from mechjax import harvest, sites
 from patches import transformers_flax
-from tests.upstream import comparing, differences
+from tests.upstream import differences
 from tests.upstream.flax_families import BERT, CAUSAL, GPT2, MODELS, OPT, Llama
 from tests.upstream.flax_model import ENDS, GPT, TOKENS, WIDE, B, Built, L, T, angles, turn
 
@@ -37,7 +37,7 @@ def plain():
   assert not any(patcher.installed for patcher in transformers_flax.PATCHER.patchers)
   with jax.numpy_dtype_promotion('standard'):
     programs = {model: lowered(model) for model in MODELS}
-  with transformers_flax.PATCHER, comparing.quick_compilation():
+  with transformers_flax.PATCHER:
     yield programs
 
 

@@ -197,7 +197,7 @@ thorough = pytest.mark.parametrize(
 
 @pytest.fixture(scope='module', params=FAMILIES)
 def family(request):
-  with tunix.PATCHER, comparing.quick_compilation():
+  with tunix.PATCHER:
     yield request.param
 
 
@@ -228,15 +228,15 @@ def read(plain, params, tokens):
 # --- tests
 
 
+@pytest.mark.optimised
 def test_patched_logits_equal_unpatched_ones_bit_for_bit_and_those_of_the_equations(
   family, plain, params, tokens, monkeypatch
 ):
   family.upstream()
   original = family.apply(comparing.executed_again(family.module, monkeypatch))
   assert harvest.sites_of(original, params, tokens) == []
-  with comparing.quick_compilation(False):
-    expected = jax.jit(lambda p, t: original(p, t)[0])(params, tokens)
-    np.testing.assert_array_equal(jax.jit(plain)(params, tokens), expected)
+  expected = jax.jit(lambda p, t: original(p, t)[0])(params, tokens)
+  np.testing.assert_array_equal(jax.jit(plain)(params, tokens), expected)
   model = family.equations(jax.tree.map(np.asarray, params))
   np.testing.assert_allclose(expected, model.logits(tokens), rtol=1e-4, atol=1e-4)
   assert np.abs(expected).max() > 0.1

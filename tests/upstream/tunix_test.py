@@ -20,7 +20,7 @@ from mechjax.weights import fetch, names
 from mechjax.weights.gguf import GGUFFile
 from tests.upstream import comparing
 
-pytestmark = pytest.mark.upstream
+pytestmark = [pytest.mark.upstream, pytest.mark.optimised]
 
 TEXT = 'When Mary and John went to the store, John gave a drink to'
 
