@@ -53,7 +53,7 @@ def collect(cuts=(4, 8), **changes):
 
 
 @pytest.fixture(scope='module')
-def found(compile_quickly):
+def found():
   return collect()
 
 
