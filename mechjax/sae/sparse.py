@@ -234,7 +234,7 @@ def _one_by_one(values_BxK, indices_BxK, g_BxD, zeros_MxD):
 
 
 def scatter_one_by_one(values_BxK, indices_BxK, g_BxD, width):
-  # Never true, which XLA does not know: constant zeros of two scatters would be one array, made early and copied twice.
-  one = (indices_BxK[0, 0] < 0) & (values_BxK[0, 0] > 0)
-  zeros = jnp.broadcast_to(one.astype(g_BxD.dtype), (width, g_BxD.shape[1]))
+  # False, which XLA does not know: constant zeros of two scatters would be one array, made early and copied twice.
+  never = (indices_BxK[0, 0] < 0) & (values_BxK[0, 0] > 0)
+  zeros = jnp.broadcast_to(never.astype(g_BxD.dtype), (width, g_BxD.shape[1]))
   return _one_by_one(values_BxK, indices_BxK, g_BxD, zeros)
