@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechjax.sae import AuxK, Sparse, TopK, firings, sparse
+from mechjax.sae.training import Optimisation, Stack, Trainer
 from tests.sae import plain
 
 pytestmark = pytest.mark.usefixtures('float64')
@@ -135,6 +136,16 @@ def test_a_sparse_step_holds_no_dense_gradient_and_sorts_no_row():
   assert compiled.cost_analysis()['flops'] < 1.5 * 2 * n * d * m
   n, m = 4096, 2048
   assert compiled_gradient(n, d, m, k).memory_analysis().temp_size_in_bytes < 0.5 * 4 * n * m
+
+
+def test_a_training_step_holds_both_gradients_and_one_of_them_transposed():
+  """What XLA would add: zeros that two scatters share, and the gradient transposed again for its norm."""
+  d, m = 256, 2048
+  trainer = Trainer({'a': Stack(sae=TopK(d_in=d, width=m, k=2), reads='x')}, Optimisation(steps=9))
+  x = jnp.zeros((16, d), jnp.float32)
+  step = jax.jit(trainer.step).lower(trainer.init(), {'x': x}).compile()
+  assert step.memory_analysis().temp_size_in_bytes < 3.5 * 4 * d * m
+  assert f'= f32[{m},{d}]{{1,0}} copy(' not in step.as_text()
 
 
 def compiled_gradient(n, d, m, k):

@@ -232,6 +232,7 @@ class Trainer:
       return _Seen(grads, {name: observed[name] for name in sae.OBSERVED}, since, figures)
 
     seen = lax.map(one, (members.params, members.since, self._knobs(stack, step)))
+    # Within the loop XLA would transpose the gradient of a sparse encoder twice, for the norm and for the result.
     norms = jax.vmap(gradients.norm)(seen.grads)
     return dataclasses.replace(seen, figures=seen.figures | {'grad_norm': norms})
 
