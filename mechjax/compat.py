@@ -11,25 +11,43 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core as jex_core
 from jax.interpreters import ad, batching
 
-# The gate of `sow`: None when nobody asks (sow returns its value untouched), STAGING while a harvest
+from mechjax import code_version
+
+# The gate of `sow`: None when nobody asks (sow returns its value untouched), `Staging` while a harvest
 # stages a program, a tap of a run in eager runs. A user context is part of every jit and trace cache key, so a plain
 # call before or after a harvest never meets the tagged program. (An effect, Oryx's way, turns off the C++
 # dispatch fast path and doubles checkpoint residuals.)
 GATE = jax.make_user_context(None)
-STAGING = 'mechjax-staging'
+
+
+class Staging(NamedTuple):
+  """The gate while a program is staged. It carries `code_version.now()`, so that JAX's trace caches do not answer
+  with what a function was traced to before a patch."""
+
+  version: int
+
+
+def staging_gate() -> Any:
+  """A context in which sows are staged."""
+  return GATE(Staging(code_version.now()))
+
+
+def is_staging() -> bool:
+  """Whether sows are staged here."""
+  return isinstance(GATE.value, Staging)
 
 
 @contextlib.contextmanager
 def rekeyed_gate(layer: int) -> Iterator[None]:
   """Gives each layer its own trace-cache key in eager runs, so that a shared jitted block taps in every layer."""
   tap = GATE.value
-  if tap is None or tap is STAGING:
+  if tap is None or isinstance(tap, Staging):
     yield
   else:
     with GATE(tap.at_layer(layer)):
@@ -134,6 +152,13 @@ def make_closed(like: Any, invars: Sequence, outvars: Sequence, eqns: Sequence) 
   info = like.debug_info._replace(arg_names=None, result_paths=None)
   jaxpr = jex_core.Jaxpr((), list(invars), list(outvars), list(eqns), debug_info=info)
   return jaxpr if jex_core.ClosedJaxpr is jex_core.Jaxpr else jex_core.ClosedJaxpr(jaxpr, ())
+
+
+def evaluated(jaxpr: Any, values: Sequence[Any]) -> list[Any]:
+  """The outputs of an open jaxpr without constants."""
+  if jex_core.ClosedJaxpr is not jex_core.Jaxpr:
+    jaxpr = jex_core.ClosedJaxpr(jaxpr, ())
+  return jex_core.jaxpr_as_fun(jaxpr)(*values)
 
 
 _jit_params: dict[Any, dict[str, Any]] = {}

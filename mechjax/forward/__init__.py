@@ -83,12 +83,12 @@ def iterate(
   def start(*args: Any, **kwargs: Any) -> Run:
     if staged is None:
       return Run(eager.start(f, tag, patterns, args, kwargs), None, 'eager')
-    program, dynamic = staged(args, kwargs)
+    program, values = staged(args, kwargs)
     where, keys = _choose(program, patterns, tag)
-    if compat.staging_trace() or any(map(_is_tracer, [*dynamic, *program.consts])):
+    if compat.staging_trace() or any(map(_is_tracer, values)):
       plan = traced.TracedPlan(program, tag, keys, frozenset(where), scan)
-      return Run(traced.start(plan, dynamic), where, 'traced')
-    return _stepped(program, dynamic, tag, where, keys, keep)
+      return Run(traced.start(plan, values), where, 'traced')
+    return _stepped(program, values, tag, where, keys, keep)
 
   return start
 
@@ -130,10 +130,10 @@ def recorded(
   staged = stager(f)
 
   def run(*args: Any, **kwargs: Any) -> tuple[Any, Backward]:
-    program, dynamic = staged(args, kwargs)
+    program, values = staged(args, kwargs)
     where, keys = _choose(program, patterns, tag)
     layout, log = _layout(program, tag, keys), stepped.Log()
-    steps = stepped.Stepper(layout, frozenset(where), log).run(_arrays(dynamic))
+    steps = stepped.Stepper(layout, frozenset(where), log).run(_arrays(values))
     while True:
       try:
         next(steps)

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from mechjax import sites
 from mechjax.forward.segments import Layout
 from mechjax.forward.stepped import Log, Passage, Stand, Step
-from mechjax.forward.structure import bind, equation_key, evaluator, segment_key
+from mechjax.harvest.structure import bind, equation_key, evaluator, segment_key
 from mechjax.forward.tape import Segment
 
 Visit = tuple[sites.Site, Any, Any]

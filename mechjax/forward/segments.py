@@ -26,7 +26,7 @@ from jax.extend import core as jex_core
 
 from mechjax import compat
 from mechjax.errors import RunError
-from mechjax.forward.structure import evaluator, segment_key
+from mechjax.harvest.structure import evaluator, segment_key
 from mechjax.forward.tape import (
   LOOP,
   Branch,
@@ -70,19 +70,18 @@ class Layout:
     self.backward_keys: dict[int, Any] = {}
     self.n_segments = 0
     self._used: set[Any] = set()
-    self.tape = self.write(program.jaxpr, (), (), top=True)
+    self.tape = self.write(program.jaxpr, (), ())
 
   @property
   def n_distinct(self) -> int:
     return len(self._used)
 
   def write(
-    self, jaxpr: Any, scope: tuple, path: tuple, top: bool = False, backward: bool = False
+    self, jaxpr: Any, scope: tuple, path: tuple, backward: bool = False
   ) -> Tape:
-    """The tape of a jaxpr; its constants are inputs if it is the `top` one."""
+    """The tape of a jaxpr."""
     writer, body = _Writer(self, backward), compat.raw(jaxpr)
-    ins = writer.fresh([*body.constvars, *body.invars] if top else body.invars)
-    consts = [] if top else map(writer.constant, compat.consts(jaxpr))
+    ins, consts = writer.fresh(body.invars), map(writer.constant, compat.consts(jaxpr))
     return writer.cut(ins, writer.inline(body, [*consts, *ins], scope, path))
 
   def holds_wanted(self, eqn: Any) -> bool:

@@ -125,7 +125,7 @@ class Stepper:
   def run(self, args: Sequence[Any]) -> Steps:
     """Yields (site, value), receives replies; returns the result."""
     program = self.layout.program
-    out = yield from self._tape(self.layout.tape, self._held([*program.consts, *args]), ())
+    out = yield from self._tape(self.layout.tape, self._held(args), ())
     self._stood.clear()
     if self.log is not None:
       self.log.outs = out

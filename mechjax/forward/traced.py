@@ -123,12 +123,12 @@ def _layer(plan: TracedPlan, name: str, path: tuple, tree: Any) -> Callable[[lis
   return branch
 
 
-def start(plan: TracedPlan, args: list) -> greenlets.GreenletGenerator:
+def start(plan: TracedPlan, values: list) -> greenlets.GreenletGenerator:
   """A generator of (site, value) over a program at traced arguments."""
 
   def run():
     program = plan.program
-    out, _ = Interpreter(program, plan).run(program.consts, args, Keyed())
+    out, _ = Interpreter(program, plan).run(values, Keyed())
     return program.out_tree.unflatten(out)
 
   return greenlets.GreenletGenerator(run)

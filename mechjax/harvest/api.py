@@ -151,7 +151,7 @@ def _call(staged: Callable, s: _Settings, plants: Mapping, args: tuple, kwargs: 
       f'plants must be a dict from sites to values, got {type(plants).__name__}',
       cause='the plants come first: plant(f)(plants, *args)',
     )
-  program, dynamic = staged(args, kwargs)
+  program, values = staged(args, kwargs)
   if s.strict:
     _refuse_devices(program, s.tag)
     if s.reading:
@@ -174,7 +174,7 @@ def _call(staged: Callable, s: _Settings, plants: Mapping, args: tuple, kwargs: 
     block=s.block,
     exclusive=s.exclusive,
   )
-  out, cells = run(program, plan, Keyed({**tables, **writes}), dynamic)
+  out, cells = run(program, plan, Keyed({**tables, **writes}), values)
   if s.strict:
     return out, reading.by_name(cells, program)
   return out, reading.assemble(reads, cells, tables)
@@ -201,14 +201,14 @@ def _refuse_devices(program: Program, tag: Hashable) -> None:
       )
 
 
-def run(program: Program, plan: Any, data: Keyed, dynamic: list[Any]) -> tuple[Any, Keyed]:
+def run(program: Program, plan: Any, data: Keyed, values: list[Any]) -> tuple[Any, Keyed]:
   """Interprets a program under a plan, compiled; the executable is kept with the program."""
   compiled = program.cache.get(plan)
   if compiled is None:
 
-    def interpreted(data, consts, dynamic):
-      out, cells = Interpreter(program, plan).run(consts, dynamic, data)
+    def interpreted(data, values):
+      out, cells = Interpreter(program, plan).run(values, data)
       return program.out_tree.unflatten(out), cells
 
     compiled = program.cache[plan] = jax.jit(interpreted)
-  return compiled(data, list(program.consts), dynamic)
+  return compiled(data, values)

@@ -20,7 +20,7 @@ import jax
 
 from mechjax import compat
 from mechjax.harvest import primitive as prim
-from mechjax.harvest.interpreter import Frame, Interpreter, Plan
+from mechjax.harvest.interpreter import Interpreter, Keyed, Plan
 from mechjax.harvest.program import Program, struct_of
 
 
@@ -94,8 +94,8 @@ def _under(pred: Any, exclusive: Any, f: Callable, *args: Any) -> Any:
   """`f(*args)`, with its sows under a predicate."""
   closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
   program = Program(closed, jax.tree.structure(shape), False, [])
-  interpreter = Interpreter(program, _UnderPredicate(pred, exclusive))
-  out, _ = interpreter.run(program.consts, jax.tree.leaves(args), Frame().data)
+  values = [*compat.consts(closed), *jax.tree.leaves(args)]
+  out, _ = Interpreter(program, _UnderPredicate(pred, exclusive)).run(values, Keyed())
   return program.out_tree.unflatten(out)
 
 
@@ -105,10 +105,10 @@ def _predicated(jaxpr: Any, pred_of: Callable, n_extra: int, extra: list, exclus
   def body(*xs):
     plan = _UnderPredicate(pred_of(xs), exclusive)
     program = Program(jaxpr, None, False, [])
-    return Interpreter(program, plan).run(program.consts, xs[n_extra:], Frame().data)[0]
+    return Interpreter(program, plan).run([*compat.consts(jaxpr), *xs[n_extra:]], Keyed())[0]
 
   avals = [struct_of(v.aval) for v in compat.raw(jaxpr).invars]
-  with compat.GATE(compat.STAGING):
+  with compat.staging_gate():
     return jax.make_jaxpr(body)(*extra, *avals)
 
 

@@ -53,7 +53,7 @@ def value_and_grad_at(
 
   @functools.wraps(f)
   def at_sites(*args, **kwargs):
-    program, dynamic = staged(args, kwargs)
+    program, values = staged(args, kwargs)
     reads, tables = resolve_reads(sites, program, tag)
     keys = frozenset(r.key for r in reads)
     plan = HarvestPlan(tag=tag, read_keys=keys, write_keys=keys)
@@ -62,7 +62,7 @@ def value_and_grad_at(
       _check(reads)
       compiled = jax.jit(functools.partial(_pass, program, plan, reads, has_aux))
       program.cache['gradients', plan, has_aux] = compiled
-    out, cells, grads = compiled(tables, list(program.consts), dynamic)
+    out, cells, grads = compiled(tables, values)
     return out, assemble(reads, cells, tables), assemble(reads, grads, tables)
 
   vars(at_sites).pop('__mechjax_stager__', None)
@@ -75,12 +75,11 @@ def _pass(
   reads: list[Read],
   has_aux: bool,
   tables: Keyed,
-  consts: list,
-  dynamic: list,
+  values: list,
 ) -> tuple:
   def run(deltas: Keyed) -> tuple:
     taps = Keyed((('write', r.key), _tap(r, tables, deltas[r.key])) for r in reads)
-    out, cells = Interpreter(program, plan).run(consts, dynamic, Keyed({**tables, **taps}))
+    out, cells = Interpreter(program, plan).run(values, Keyed({**tables, **taps}))
     out = program.out_tree.unflatten(out)
     return _scalar(out[0] if has_aux else out), (out, cells)
 

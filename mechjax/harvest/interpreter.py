@@ -180,9 +180,9 @@ class Interpreter:
   def __init__(self, program: Program, plan: Plan):
     self.program, self.plan = program, plan
 
-  def run(self, consts: Sequence[Any], args: Sequence[Any], data: Keyed) -> tuple:
-    """Evaluates the whole program; returns its flat outputs and the cells."""
-    return self.eval(self.program.jaxpr, consts, args, Frame(data=data))
+  def run(self, values: Sequence[Any], data: Keyed) -> tuple:
+    """Evaluates the whole program at captured values and arguments; returns its flat outputs and the cells."""
+    return self.eval(self.program.jaxpr, (), values, Frame(data=data))
 
   def eval(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], frame: Frame) -> tuple:
     """Evaluates a jaxpr (open or closed) at `frame`; returns its outputs and the cells."""

@@ -75,7 +75,7 @@ class HarvestPlan(Plan):
       return new, key in self.read_keys
     if key in self.read_keys or (self.read_all and self.admits(key[1])):
       return leaves, True
-    if self.strict and self.admits(key[1]) and compat.GATE.value is compat.STAGING:
+    if self.strict and self.admits(key[1]) and compat.is_staging():
       leaves = prim.sow_p.bind(*leaves, *preds, **params)[: len(leaves)]
     return leaves, False
 

@@ -73,7 +73,7 @@ def sow(
   if mode not in MODES[:3]:
     hint = 'use sow_cond for cond_clobber' if mode == 'cond_clobber' else f'one of {MODES[:3]}'
     raise HarvestError(f'sow of {name!r}: unknown mode {mode!r}', mend=hint)
-  if gate is not compat.STAGING:
+  if not isinstance(gate, compat.Staging):
     return gate.tap(value, tag=tag, name=name)
   return _bind(value, None, tag=tag, name=name, mode=mode)
 
@@ -105,7 +105,7 @@ def sow_cond(
     return value
   if mode != 'cond_clobber':
     raise HarvestError(f'sow_cond of {name!r}: unknown mode {mode!r}', mend="only 'cond_clobber'")
-  if compat.GATE.value is not compat.STAGING:
+  if not compat.is_staging():
     return compat.GATE.value.tap(value, tag=tag, name=name, pred=pred)
   return _bind(value, jnp.asarray(pred), tag=tag, name=name, mode=mode)
 

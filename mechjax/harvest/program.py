@@ -132,8 +132,9 @@ class Program:
   """A staged function.
 
   Attributes:
-    jaxpr: the open jaxpr.
-    consts: values of its constvars.
+    jaxpr: the open jaxpr. Arrays that the function closes over are its first inputs (`opened`), so that a program
+      holds no weights and serves others of the same shapes.
+    n_captured: how many they are.
     out_tree: structure of the result.
     sown: every sow in it, in program order.
     dropped: (tag, name) pairs that were sown while staging but are not in the program (dead code).
@@ -142,7 +143,8 @@ class Program:
   """
 
   def __init__(self, closed: Any, out_tree: Any, differentiating: bool, recorded: list):
-    self.jaxpr, self.consts = compat.raw(closed), compat.consts(closed)
+    self.jaxpr, captured = opened(closed)
+    self.n_captured = len(captured)
     self.out_tree = out_tree
     self.differentiating = differentiating
     self._tags: dict[int, frozenset] = {}
@@ -194,7 +196,7 @@ class Program:
     if id(eqn) not in self._rules:
       _, jvp = compat.call_subfuns(eqn)
       avals = [struct_of(v.aval) for v in eqn.invars]
-      with compat.GATE(compat.STAGING):
+      with compat.staging_gate():
         rule = jax.make_jaxpr(lambda *xs: jvp.call_wrapped(*xs))(*avals, *avals)
       self._pin += [eqn, rule]
       self._rules[id(eqn)] = rule
@@ -254,6 +256,15 @@ class Program:
         bodies = [*bodies, rule]
       for sub in bodies:
         yield sub, ()
+
+
+def opened(closed: Any) -> tuple[Any, list[Any]]:
+  """A program whose constants have become its first inputs, and the values of these."""
+  jaxpr, consts = compat.raw(closed), list(compat.consts(closed))
+  if not consts:
+    return jaxpr, consts
+  inputs = [*jaxpr.constvars, *jaxpr.invars]
+  return compat.raw(compat.make_closed(jaxpr, inputs, jaxpr.outvars, jaxpr.eqns)), consts
 
 
 def devices_of(params: dict[str, Any]) -> Devices:

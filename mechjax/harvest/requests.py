@@ -67,7 +67,7 @@ class Writing:
       are the value for every iteration.
     leaves: planted leaves, with a leading axis of k slots under a table; empty for a function.
     mask: None, or a boolean broadcastable to each leaf (its leading axes as in `leaves`).
-    fns: functions of the value, one per slot; empty where leaves are planted.
+    fns: functions of the value (`functions.Planted`), one per slot; empty where leaves are planted.
     k: number of slots.
     scans: scans still to be entered.
     stacked: see `table`.
@@ -77,7 +77,7 @@ class Writing:
   table: Any
   leaves: list[Any]
   mask: Any
-  fns: tuple[Callable, ...] = dataclasses.field(metadata={'static': True})
+  fns: tuple[Callable, ...]
   k: int = dataclasses.field(metadata={'static': True})
   scans: int = dataclasses.field(metadata={'static': True})
   stacked: bool = dataclasses.field(metadata={'static': True})
@@ -97,6 +97,7 @@ class Writing:
       *(PartitionSpec() for _ in jax.tree.leaves(self.table)),
       *(per_device for _ in self.leaves),
       *(per_device for _ in jax.tree.leaves(self.mask)),
+      *(PartitionSpec() for _ in jax.tree.leaves(self.fns)),
     ]
 
   def apply(self, values: Sequence[Any], tree: Any, devices: int = 0) -> list[Any]:

@@ -1,26 +1,40 @@
 """Staging a function into a `Program`, and listing its sites.
 
-A function is staged to a jaxpr with the gate of `sow` open. Staged programs are cached per function,
-argument structure, static leaves, abstract values and JAX configuration; as with `jax.jit`, functions are
-taken to be pure. Python scalars other than floats stay static while staging, so that `f(x, axis=1)` or
-`for _ in range(n)` keep working.
+A function is staged to a jaxpr with the gate of `sow` open. Arrays that it closes over become inputs of the program,
+and so do the arrays of a callable pytree (a model of ours, an nnx or equinox module): it is its own first argument. Python
+scalars other than floats stay static while staging, so that `f(x, axis=1)` or `for _ in range(n)` keep working.
+
+What was staged is kept per argument structure, static leaves, abstract values and JAX configuration, and is used again
+as long as everything else that the function reads is what it was (`watching`). A function that is staged again, or
+another one made by the same line of code, is given the program it had if the new one has the same structure
+(`sharing`): then nothing is compiled again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
+import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mechjax import compat, sites
 from mechjax.errors import HarvestError
+from mechjax.harvest import callables
 from mechjax.harvest import primitive as prim
 from mechjax.harvest.batching import BATCHING_RULES
 from mechjax.harvest.program import Program, Sown, expand_all
+from mechjax.harvest.sharing import shared
+from mechjax.harvest.watching import Watch
+
+
+LARGE = 64 * 2**20
+"""Bytes of constants in somebody else's program that are worth a warning."""
 
 
 def is_dynamic(leaf: Any) -> bool:
@@ -49,8 +63,8 @@ def join_static(dynamic: list[Any], static: tuple[Any, ...], structure: Any) -> 
   return jax.tree.unflatten(structure, [next(data) if x is _DATA else x for x in static])
 
 
-def stage(f: Callable, dynamic: list[Any], static: tuple, structure: Any) -> Program:
-  """Stages `f` at the given arguments, with the gate of `sow` open."""
+def stage(f: Callable, dynamic: list[Any], static: tuple, structure: Any) -> tuple[Program, list]:
+  """Stages `f` at the given arguments, with the gate of `sow` open; returns what it closes over as well."""
   differentiating = any(compat.is_differentiated(x) for x in dynamic)
 
   def flat(*data):
@@ -59,31 +73,83 @@ def stage(f: Callable, dynamic: list[Any], static: tuple, structure: Any) -> Pro
 
   before, prim._staging.names = getattr(prim._staging, 'names', None), []
   try:
-    with compat.GATE(compat.STAGING), compat.batching_rules(BATCHING_RULES):
+    with compat.staging_gate(), compat.batching_rules(BATCHING_RULES):
       closed, shape = jax.make_jaxpr(flat, return_shape=True)(*dynamic)
     recorded = prim._staging.names
+  except Exception as error:
+    if type(error).__name__ == 'TraceContextError':  # flax.nnx's, which need not be installed
+      raise HarvestError(
+        'the function changes the state of an nnx module that it closes over',
+        cause='Dropout that counts its draws, BatchNorm in training; a harvest would lose the change',
+        mend='module.eval(), or a function that takes the state as an argument and returns it',
+      ) from error
+    raise
   finally:
     prim._staging.names = before
-  return Program(closed, jax.tree.structure(shape), differentiating, recorded)
+  captured = [_own(x) for x in compat.consts(closed)]
+  return Program(closed, jax.tree.structure(shape), differentiating, recorded), captured
+
+
+def _own(x: Any) -> Any:
+  """A captured array; one of NumPy's is copied, because its owner can write into it."""
+  if isinstance(x, jax.Array):
+    return x
+  with jax.ensure_compile_time_eval():
+    return jnp.array(np.array(x), x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Staged:
+  """A program, the values that its function closes over, and a watch over its static arguments."""
+
+  program: Program
+  captured: list[Any]
+  statics: Watch
 
 
 class Stager:
-  """The staged programs of one function, cached where nothing traced is closed over."""
+  """The staged programs of one function, each used as long as what the function reads is what it was."""
+
+  __mechjax_reads__ = ('f',)
 
   def __init__(self, f: Callable):
     self.f = f
-    self._programs: dict[Any, Program] = {}
+    self._watch: Watch | None = None
+    self._staged: dict[Any, _Staged] = {}
 
   def __call__(self, args: tuple, kwargs: dict) -> tuple[Program, list[Any]]:
-    """Returns the program at these arguments and their data leaves."""
+    """Returns the program at these arguments and its inputs: what is closed over, then the data leaves."""
     dynamic, static, structure = split_static((args, kwargs))
     key = self._key(dynamic, static, structure)
-    if key is not None and key in self._programs:
-      return self._programs[key], dynamic
-    program = stage(self.f, dynamic, static, structure)
-    if key is not None and not any(isinstance(c, jax.core.Tracer) for c in program.consts):
-      self._programs[key] = program
-    return program, dynamic
+    if self._watch is not None and self._watch.changed():
+      self._watch = None
+      self._staged.clear()
+    known = None if key is None else self._staged.get(key)
+    if known is None or known.statics.changed():
+      classes = args[0].classes if args and isinstance(args[0], callables.Bound) else ()
+      known = self._stage(key, dynamic, static, structure, classes)
+    inputs = [*known.captured, *dynamic]
+    if compat.staging_trace() is not None and not compat.is_staging():
+      _warn_of_constants(inputs)
+    return known.program, inputs
+
+  def _stage(
+    self, key: Any, dynamic: list, static: tuple, structure: Any, classes: tuple[type, ...]
+  ) -> _Staged:
+    program, captured = stage(self.f, dynamic, static, structure)
+    traced = any(map(_is_tracer, captured))
+    if not traced and not compat.staging_trace():
+      program = shared(program)
+    statics = Watch(*classes, *(x for x in static if x is not _DATA))
+    known = _Staged(program, captured, statics)
+    if key is None or traced or statics.traced:
+      return known
+    # Taken afterwards: what a function itself writes while it is staged, a counter say, is no change.
+    if self._watch is None or self._watch.changed():
+      self._watch = Watch(self.f)
+    if not self._watch.traced:
+      self._staged[key] = known
+    return known
 
   def _key(self, dynamic, static, structure):
     differentiating = any(compat.is_differentiated(x) for x in dynamic)
@@ -103,6 +169,22 @@ class Stager:
     return key
 
 
+def _warn_of_constants(inputs: list[Any]) -> None:
+  """Warns of concrete arrays that somebody else's program, which is being traced, is about to hold."""
+  size = sum(x.nbytes for x in inputs if isinstance(x, jax.Array) and not _is_tracer(x))
+  if size >= LARGE:
+    warnings.warn(
+      f'{size / 2**20:.0f} MiB of weights become constants of the jit around this call: they are compiled in, and '
+      'a later change of them is not seen. Hint: take the model (or its parameters) as an argument of the function '
+      'that is jitted: jax.jit(lambda model, tokens: ...)(model, tokens)',
+      stacklevel=4,
+    )
+
+
+def _is_tracer(x: Any) -> bool:
+  return isinstance(x, jax.core.Tracer)
+
+
 def _aval_key(x: Any) -> Any:
   if isinstance(x, float | complex):
     return type(x)
@@ -113,8 +195,14 @@ def _aval_key(x: Any) -> Any:
   return jax.typeof(x)
 
 
-def stager(f: Callable) -> Stager:
-  """The `Stager` of `f`, kept on `f` itself so that it lives exactly as long."""
+_of_classes: weakref.WeakKeyDictionary[type, Stager] = weakref.WeakKeyDictionary()
+
+
+def stager(f: Callable) -> Callable[[tuple, dict], tuple[Program, list[Any]]]:
+  """Stages `f`: (args, kwargs) -> (program, its inputs). Programs are kept on `f` and live exactly as long."""
+  if callables.is_pytree(f):
+    own = _of_classes.setdefault(type(f), Stager(callables.call))
+    return lambda args, kwargs: own((callables.bound(f), *args), kwargs)
   kept = getattr(f, '__mechjax_stager__', None)
   if isinstance(kept, Stager) and kept.f is f:
     return kept

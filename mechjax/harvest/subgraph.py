@@ -254,22 +254,20 @@ class _Capturer(Interpreter):
         prim.sow(x, tag=_CAPTURED, name=self.names[v], mode='clobber')
 
 
-def _capture(program: Program, cuts: Sequence[_Cut], dynamic: list) -> Program:
-  """The program with a sow on every captured value."""
+def _capture(program: Program, cuts: Sequence[_Cut]) -> tuple[Program, list]:
+  """The program with a sow on every captured value, and the arrays that it holds."""
   variables = {v.variable for c in cuts for v in c.captured}
   names = {v: f'captured_{n}' for n, v in enumerate(variables)}
   plan = _CapturePlan(frozenset(k.key[1] for c in cuts for k in c.ins))
 
-  def interpreted(consts, args):
-    return _Capturer(program, plan, names).run(consts, args, Keyed())[0]
+  def interpreted(values):
+    return _Capturer(program, plan, names).run(values, Keyed())[0]
 
-  with compat.GATE(compat.STAGING):
-    avals = [struct_of(v.aval) for v in [*program.jaxpr.constvars, *program.jaxpr.invars]]
-    n = len(program.jaxpr.constvars)
-    closed = jax.make_jaxpr(interpreted)(avals[:n], avals[n:])
+  with compat.staging_gate():
+    closed = jax.make_jaxpr(interpreted)([struct_of(v.aval) for v in program.jaxpr.invars])
   made = Program(closed, program.out_tree, False, [])
   made.cache['names'] = names
-  return made
+  return made, list(compat.consts(closed))
 
 
 # --- the public side ----------------------------------------------------------------------------------------
@@ -349,13 +347,13 @@ def subgraph(
   staged = stager(f)
 
   def at(*args: Any, **kwargs: Any) -> Subgraph:
-    program, dynamic = staged(args, kwargs)
+    program, values = staged(args, kwargs)
     key = ('subgraph', tuple(_plain(inputs)), tuple(_plain(outputs)), tag)
     known = program.cache.get(key)
     if known is None:
-      known = program.cache[key] = _plan(program, inputs, outputs, tag, dynamic)
+      known = program.cache[key] = _plan(program, inputs, outputs, tag)
     cuts, n_layers, stacked, capturing, requests = known
-    captured = _captured(program, capturing, cuts, requests, dynamic)
+    captured = _captured(capturing, cuts, requests, values)
     return Subgraph((cuts, n_layers, stacked), captured)
 
   return at
@@ -365,7 +363,7 @@ def _plain(patterns: Any) -> Iterator[str]:
   yield from sites_lib.as_patterns(patterns)
 
 
-def _plan(program: Program, inputs: Any, outputs: Any, tag: Hashable, dynamic: list) -> tuple:
+def _plan(program: Program, inputs: Any, outputs: Any, tag: Hashable) -> tuple:
   ins, outs = (reads.select(p, program, tag) for p in (inputs, outputs))
   paths = sorted({s.path for s in ins})
   for name in {s.name for s in [*ins, *outs]}:
@@ -387,7 +385,7 @@ def _plan(program: Program, inputs: Any, outputs: Any, tag: Hashable, dynamic: l
   cuts = {pair: _cut(layout, *pair) for pair in pairs}
   stacked = len(cuts) == 1
   used = tuple(cuts.values()) if stacked else tuple(cuts[pair] for pair in pairs)
-  capturing = _capture(program, used, dynamic)
+  capturing = _capture(program, used)
   return used, len(paths) if many else None, stacked, capturing, paths
 
 
@@ -402,17 +400,18 @@ def _same_iteration(sown: dict, ins: list, outs: list, many: bool) -> None:
 
 
 def _captured(
-  program: Program, capturing: Program, cuts: Sequence[_Cut], paths: list, dynamic: list
+  capturing: tuple[Program, list], cuts: Sequence[_Cut], paths: list, values: list
 ) -> list:
   """The captured values at these arguments: for each cut, one array per captured value."""
-  names = capturing.cache['names']
+  program, held = capturing
+  names = program.cache['names']
   wanted = [[_site_of(v, names, p) for v in c.captured] for c, p in _with_paths(cuts, paths)]
   sites = list(dict.fromkeys(s for row in wanted for group in row for s in group))
   if not sites:
     return [[] for _ in cuts]
-  found, tables = reads.resolve_reads(sites, capturing, _CAPTURED)
+  found, tables = reads.resolve_reads(sites, program, _CAPTURED)
   plan = HarvestPlan(tag=_CAPTURED, read_keys=frozenset(r.key for r in found))
-  _, cells = run(capturing, plan, tables, [*program.consts, *dynamic])
+  _, cells = run(program, plan, tables, [*held, *values])
   acts = reads.assemble(found, cells, tables)
   return [
     [acts[g[0]] if len(g) == 1 else jnp.stack([acts[s] for s in g]) for g in row] for row in wanted

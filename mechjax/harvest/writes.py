@@ -18,6 +18,7 @@ import numpy as np
 
 from mechjax import sites
 from mechjax.errors import HarvestError
+from mechjax.harvest.functions import planted
 from mechjax.harvest.interpreter import Keyed, label
 from mechjax.harvest.program import Program, Sown, expand
 from mechjax.harvest.reads import check_layers, select, slot_table
@@ -57,6 +58,8 @@ def resolve_writes(
   for name, value in _flat_plants(plants, sown, ()):
     for piece in _pieces(name, value, sown, program, tag):
       if admits(piece.sown.name):
+        if piece.fn is not None:
+          piece = dataclasses.replace(piece, fn=planted(piece.fn, piece.sown, name))
         pieces.setdefault(piece.sown.key, []).append(piece)
   _refuse_moved(program, tag, pieces)
   return Keyed((('write', key), _writing(group)) for key, group in pieces.items())

@@ -14,9 +14,12 @@ somebody else's classes instead, unmodified but for the tags.
 
 `model.apply(params, tokens)` is the pure function underneath, tagged at every site of
 `mechjax.sites`: give it to jit, grad, vmap, reap or iterate. `model(tokens)` is the same, jitted,
-with `model.params` passed as an argument rather than baked into the program; inside a `jit` of
-your own, call `apply` with the parameters as an argument too, or half a gigabyte of them is
-compiled in as constants.
+with `model.params` passed as an argument rather than baked into the program. The model is a pytree of its
+parameters: inside a `jit`, `grad` or `vmap` of your own, take it as an argument too,
+
+    jax.jit(lambda model, tokens: model.loss(tokens))(model, tokens)
+
+or half a gigabyte of parameters is compiled in as constants, and a later change of them is not seen.
 
 Letters in shapes: B batch, T position, D model, V vocabulary.
 
@@ -85,8 +88,9 @@ class Forward:
   stretch: Callable[[Any, jax.Array, int], jax.Array] | None = None
 
 
+@jax.tree_util.register_pytree_node_class
 class LanguageModel:
-  """Weights, forward pass, tokenizer and sites.
+  """Weights, forward pass, tokenizer and sites; a pytree of its parameters.
 
   Attributes:
     name: what was loaded.
@@ -99,6 +103,8 @@ class LanguageModel:
     resume: how a pass begins in the middle, for `patching`, see `Forward`; None for upstream codes.
   """
 
+  __mechjax_reads__ = ('params', 'apply')
+
   def __init__(self, name: str, forward: Forward, tokenizer: tokenizers.Tokenizer):
     """Joins the parts; use `load`."""
     self.name, self.tokenizer, self.config = name, tokenizer, forward.config
@@ -108,6 +114,16 @@ class LanguageModel:
     self._stretch = forward.stretch
     self._jitted_apply = jax.jit(forward.apply)
     self._jitted_unembed = jax.jit(forward.unembed)
+    self._rest = _Rest(vars(self))
+
+  def tree_flatten(self) -> tuple:
+    return (self.params,), self._rest
+
+  @classmethod
+  def tree_unflatten(cls, rest: _Rest, children: tuple) -> LanguageModel:
+    made = object.__new__(cls)
+    vars(made).update(rest.attributes, params=children[0], _rest=rest)
+    return made
 
   def __repr__(self) -> str:
     return f'LanguageModel({self.name!r}, n_layers={self.n_layers}, d_model={self.d_model})'
@@ -214,6 +230,13 @@ class LanguageModel:
     return generate.generate(
       self._generator, self.params, rows, n_tokens, sampling=sampling, stop=stop, **options
     )
+
+
+class _Rest:
+  """What a model is besides its parameters; equal to itself alone."""
+
+  def __init__(self, attributes: dict[str, Any]):
+    self.attributes = {k: v for k, v in attributes.items() if k != 'params'}
 
 
 @jax.jit

@@ -20,7 +20,8 @@ Sharp edges:
     number of variables, keeps its old code.
   - `importlib.reload` brings back the unpatched code; functions that `gc.freeze` has put out of
     the collector's sight are not found.
-  - `jax.jit` keeps what it has traced: call `jax.clear_caches()` if it has run the function before.
+  - `jax.jit` keeps what it has traced: a plain call of a function that it has run before runs as it was, without the
+    patch, until `jax.clear_caches()`. Harvests and runs see the patch at once (`code_version`).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from collections.abc import Iterable
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+from mechjax import code_version
 from mechjax.errors import PatchError
 from mechjax.patcher import composing, defining, sources
 from mechjax.patcher.composing import Composite, Key, Patch
@@ -103,6 +105,7 @@ class LiveModule:
       self._codes.setdefault(function, function.__code__)
       function.__code__ = code
     self.now = new
+    code_version.change()
     show(self.source, new.display if patches else None)
 
   def _swaps(

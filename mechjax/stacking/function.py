@@ -24,7 +24,7 @@ from jax.extend import core as jex_core
 
 from mechjax import compat
 from mechjax.errors import StackingError
-from mechjax.forward.structure import bind
+from mechjax.harvest.structure import bind
 from mechjax.forward.tape import Op, Ref
 from mechjax.harvest import primitive as prim
 from mechjax.harvest.program import Program
@@ -71,9 +71,10 @@ class Stacked:
       raise StackingError(f'parameters that are no arrays: {bad[:8]}')
     self._paths = [path for path, _ in leaves]
     self._avals = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for _, x in leaves]
-    found = _layers_of(stager(f)((self._tree_of_avals(), *args), kwargs)[0])
+    program, _ = stager(f)((self._tree_of_avals(), *args), kwargs)
+    found = _layers_of(program)
     self.n_layers = found.depth
-    self._columns = self._stacks(found)
+    self._columns = self._stacks(found, program.n_captured)
     homes = {
       n: (name, i if len(column) > 1 else None)
       for name, column in self._columns.items()
@@ -101,20 +102,19 @@ class Stacked:
 
   def __call__(self, params: Mapping[str, jax.Array], *args: Any, **kwargs: Any) -> Any:
     """What `f` returns; pure, to be jitted."""
-    program, dynamic = stager(self._f)((self._tree_of_avals(), *args), kwargs)
+    program, inputs = stager(self._f)((self._tree_of_avals(), *args), kwargs)
     found = _layers_of(program)
-    n = len(self._paths)
-    values = {**dict(zip(found.consts, program.consts)), **found.constants}
-    values.update(zip(found.args[n:], dynamic[n:]))
-    given = _Given(values, dict(zip(found.args[:n], self._homes)), params)
+    first, end = program.n_captured, program.n_captured + len(self._paths)
+    values = {**found.constants, **dict(zip(found.args, inputs))}
+    given = _Given(values, dict(zip(found.args[first:end], self._homes)), params)
     return program.out_tree.unflatten(_evaluated(found, given, self._checkpoint))
 
   def _tree_of_avals(self) -> Any:
     return jax.tree.unflatten(self._structure, self._avals)
 
-  def _stacks(self, found: Layers) -> dict[str, list[int]]:
+  def _stacks(self, found: Layers, first: int) -> dict[str, list[int]]:
     """The parameters that are stacked together: name -> their numbers, layer by layer."""
-    numbers = {r: n for n, r in enumerate(found.args[: len(self._paths)])}
+    numbers = {r: n for n, r in enumerate(found.args[first : first + len(self._paths)])}
     columns: dict[str, list[int]] = {}
     taken: set[int] = set()
     for refs in found.operands:

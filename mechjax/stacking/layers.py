@@ -22,9 +22,9 @@ from jax.extend import core as jex_core
 
 from mechjax import compat
 from mechjax.errors import StackingError
-from mechjax.forward.structure import equation_key
 from mechjax.forward.tape import Op, Ref
 from mechjax.harvest.program import Program, place_of, sub_jaxprs
+from mechjax.harvest.structure import equation_key
 
 CALLS = ('jit', 'pjit', 'closed_call', 'core_call')
 
@@ -34,8 +34,7 @@ class Layers:
   """A program with its repeated layers.
 
   Attributes:
-    consts: the constants of the program.
-    args: its arguments.
+    args: the inputs of the program: what its function closes over, then its arguments.
     before: the equations that come before the layers.
     body: the equations of a layer, each with its operands: ('taken', which) or ('made', which).
     operands: what each layer takes, [operand][layer].
@@ -47,7 +46,6 @@ class Layers:
     constants: values of arrays that the program holds.
   """
 
-  consts: tuple[int, ...]
   args: tuple[int, ...]
   before: list[Op]
   body: list[tuple[Any, tuple]]
@@ -71,8 +69,8 @@ def find(program: Program) -> Layers:
     StackingError: no layer is marked, or the layers do not fit into one scan; says where.
   """
   line = _Line(program)
-  consts, args = line.fresh(program.jaxpr.constvars), line.fresh(program.jaxpr.invars)
-  outs = line.write(program.jaxpr, [*consts, *args], ())
+  args = line.fresh(program.jaxpr.invars)
+  outs = line.write(program.jaxpr, args, ())
   before, layers, after = _gathered(line.ops)
   written = [_Written(ops) for ops in layers]
   for n, other in enumerate(written[1:], 1):
@@ -82,7 +80,6 @@ def find(program: Program) -> Layers:
   used = {r for refs in (outs, *(op.ins for op in after)) for r in refs if isinstance(r, int)}
   passed_on = {written[-1].results[p] for p in carried.values()}
   return Layers(
-    consts=consts,
     args=args,
     before=before,
     body=[(op.eqn, wires) for op, (_, wires) in zip(layers[0], written[0].rows)],
@@ -110,7 +107,7 @@ class _Line:
     return ids
 
   def write(self, jaxpr: Any, ins: Iterable, path: tuple) -> list[Ref]:
-    consts = self.fresh(compat.consts(jaxpr)) if jaxpr is not self.program.jaxpr else ()
+    consts = self.fresh(compat.consts(jaxpr))
     self.constants.update(zip(consts, compat.consts(jaxpr)))
     body = compat.raw(jaxpr)
     env = dict(zip([*body.constvars, *body.invars], [*consts, *ins]))

@@ -22,14 +22,13 @@ import numpy as np
 from jax.extend import core as jex_core
 
 from mechjax import compat
-from mechjax.forward.tape import Segment
 from mechjax.harvest.program import struct_of, sub_jaxprs
 
 SMALL = 1024
 """Elements up to which two arrays are compared by value."""
 
 
-def evaluator(segment: Segment) -> Callable:
+def evaluator(segment: Any) -> Callable:
   """The function that a segment computes: (*ins) -> list of outs."""
 
   def run(*values):
@@ -52,7 +51,7 @@ def bind(eqn: Any, values: list[Any], name_stack: Any = None) -> list[Any]:
   return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def segment_key(segment: Segment, rules: bool = False) -> Any:
+def segment_key(segment: Any, rules: bool = False) -> Any:
   """Equal for segments that compute the same function of their inputs.
 
   Args:
@@ -62,6 +61,13 @@ def segment_key(segment: Segment, rules: bool = False) -> Any:
   order = {v: n for n, v in enumerate(segment.ins)}
   rows = _rows([(op.eqn, op.ins, op.outs) for op in segment.ops], order, rules)
   return _Hashed((rows, tuple(order[o] for o in segment.outs), len(segment.ins)))
+
+
+def program_key(program: Any) -> Any:
+  """Equal for programs that compute the same function of their inputs, derivatives included; kept on the program."""
+  if 'structure' not in program.cache:
+    program.cache['structure'] = _jaxpr_key(program.jaxpr, rules=True)
+  return program.cache['structure']
 
 
 def equation_key(eqn: Any, rules: bool = False) -> Any:

@@ -1,0 +1,90 @@
+"""Models that are callable pytrees are their own first argument.
+
+An nnx or equinox module, a `jax.tree_util.Partial` and our own `LanguageModel` are functions that carry their weights.
+Staged as functions they would freeze them; staged as `call(module, *args)` the weights are inputs like any others: new
+values need no new program, a jit around it does not compile them in, and a derivative with respect to them is there.
+
+Sharp edges. A module that changes its own state while it runs (Dropout that counts its draws, BatchNorm in training)
+is refused, because the change would be lost. To flatten an nnx module of thirty layers takes ten milliseconds, so
+it is flattened anew only if something in it has changed (`watching`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import weakref
+from typing import Any
+
+import jax
+
+from mechjax.errors import HarvestError
+from mechjax.harvest.watching import Watch
+
+
+@jax.tree_util.register_pytree_node_class
+class Bound:
+  """A callable pytree, flattened.
+
+  Attributes:
+    leaves: its leaves.
+    structure: its structure.
+    classes: the user's classes that were met in it.
+  """
+
+  def __init__(self, leaves: list[Any], structure: Any, classes: tuple[type, ...] = ()):
+    self.leaves, self.structure, self.classes = leaves, structure, classes
+
+  def tree_flatten(self) -> tuple:
+    return self.leaves, self.structure
+
+  @classmethod
+  def tree_unflatten(cls, structure: Any, leaves: Any) -> Bound:
+    return cls(list(leaves), structure)
+
+
+def is_pytree(f: Any) -> bool:
+  """Whether `f` carries its weights as a pytree does."""
+  return not jax.tree_util.all_leaves([f])
+
+
+def bound(f: Any) -> Bound:
+  """`f` as it is now, flattened; kept until something in it changes or it dies."""
+  known = _flattened.get(id(f))
+  if known is not None and known[0]() is f and not known[1].changed():
+    return known[2]
+  leaves, structure = jax.tree.flatten(f)
+  if hasattr(f, '__mechjax_reads__'):  # a model of ours, flattened in no time
+    return Bound(leaves, structure)
+  watch = Watch(f)
+  made = Bound(leaves, structure, watch.classes)
+  if not (watch.traced or watch.holds_first):  # else it would never die
+    with contextlib.suppress(TypeError):  # an object that cannot be referred to weakly
+      reference = weakref.ref(f, functools.partial(_flattened.pop, id(f)))
+      _flattened[id(f)] = reference, watch, made
+  return made
+
+
+_flattened: dict[int, tuple[weakref.ref, Watch, Bound]] = {}
+
+
+def call(f: Bound, *args: Any, **kwargs: Any) -> Any:
+  """Calls the module that `f` stands for.
+
+  Raises:
+    HarvestError: the module has changed its own state.
+  """
+  module = jax.tree.unflatten(f.structure, f.leaves)
+  out = module(*args, **kwargs)
+  after, structure = jax.tree.flatten_with_path(module)
+  changed = [
+    jax.tree_util.keystr(path) for (path, new), old in zip(after, f.leaves) if new is not old
+  ]
+  if changed or structure != f.structure:
+    raise HarvestError(
+      f'{type(module).__name__} changes its own state when it is called: '
+      f'{", ".join(changed[:5]) or "its structure"}',
+      cause='Dropout that counts its draws, BatchNorm in training, a cache; a harvest would lose the change',
+      mend='model.eval(), or a function that takes the state as an argument and returns it',
+    )
+  return out

@@ -1,0 +1,68 @@
+"""Functions that are planted: staged like models, so that what they close over is data.
+
+    for strength in strengths:
+      harvest.plant(model)({'resid_post.5': lambda x: x + strength * v}, tokens)
+
+A planted function is staged at the shape of the value that it is given. The arrays it closes over become inputs of the
+executable, so another `v` compiles nothing and is not kept alive; another Python number is another program.
+
+Sharp edges. Inside a shard_map a function may use the names of mesh axes, which only exist there: such a function is
+traced in place, and what it closes over is part of the executable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from mechjax import compat
+from mechjax.errors import HarvestError
+from mechjax.harvest.program import Program, Sown, struct_of
+from mechjax.harvest.staging import stager
+from mechjax.harvest.watching import version
+
+
+@jax.tree_util.register_pytree_node_class
+class Planted:
+  """A function of a site's value; a pytree of what it closes over.
+
+  Attributes:
+    captured: the arrays that it closes over.
+    program: the program of (captured, value); None if it is traced in place.
+    fn: the function then.
+  """
+
+  def __init__(self, captured: list[Any], program: Program | None, fn: Callable | None = None):
+    self.captured, self.program, self.fn = captured, program, fn
+
+  def __call__(self, value: Any) -> Any:
+    if self.program is None:
+      assert self.fn is not None
+      return self.fn(value)
+    inputs = [*self.captured, *jax.tree.leaves(value)]
+    return self.program.out_tree.unflatten(compat.evaluated(self.program.jaxpr, inputs))
+
+  def tree_flatten(self) -> tuple:
+    return self.captured, (self.program, self.fn)
+
+  @classmethod
+  def tree_unflatten(cls, parts: tuple, captured: Sequence[Any]) -> Planted:
+    return cls(list(captured), *parts)
+
+
+def planted(fn: Callable, sown: Sown, text: str) -> Planted:
+  """`fn` as something to plant at `sown`, which is called `text`."""
+  if sown.device_sizes:
+    return Planted([], None, version(fn))
+  value = sown.tree.unflatten([struct_of(a) for a in sown.avals])
+  try:
+    program, inputs = stager(fn)((value,), {})
+  except TypeError as error:
+    if 'valid JAX type' not in str(error):
+      raise
+    raise HarvestError(
+      f'the function planted at {text!r} returned something that is no array: {error}'
+    ) from error
+  return Planted(inputs[: program.n_captured], program)
