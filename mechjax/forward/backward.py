@@ -29,8 +29,8 @@ import jax.numpy as jnp
 from mechjax import sites
 from mechjax.forward.segments import Layout
 from mechjax.forward.stepped import Log, Passage, Stand, Step
-from mechjax.harvest.structure import bind, equation_key, evaluator, segment_key
 from mechjax.forward.tape import Segment
+from mechjax.harvest.structure import bind, equation_key, evaluator, segment_key
 
 Visit = tuple[sites.Site, Any, Any]
 

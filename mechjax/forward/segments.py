@@ -26,7 +26,6 @@ from jax.extend import core as jex_core
 
 from mechjax import compat
 from mechjax.errors import RunError
-from mechjax.harvest.structure import evaluator, segment_key
 from mechjax.forward.tape import (
   LOOP,
   Branch,
@@ -50,6 +49,7 @@ from mechjax.harvest.program import (
   place_of,
   struct_of,
 )
+from mechjax.harvest.structure import evaluator, segment_key
 
 
 class Layout:
@@ -76,9 +76,7 @@ class Layout:
   def n_distinct(self) -> int:
     return len(self._used)
 
-  def write(
-    self, jaxpr: Any, scope: tuple, path: tuple, backward: bool = False
-  ) -> Tape:
+  def write(self, jaxpr: Any, scope: tuple, path: tuple, backward: bool = False) -> Tape:
     """The tape of a jaxpr."""
     writer, body = _Writer(self, backward), compat.raw(jaxpr)
     ins, consts = writer.fresh(body.invars), map(writer.constant, compat.consts(jaxpr))

@@ -20,7 +20,7 @@ import jax
 
 from mechjax import compat
 from mechjax.harvest import primitive as prim
-from mechjax.harvest.interpreter import Interpreter, Keyed, Plan
+from mechjax.harvest.interpreter import Frame, Interpreter, Keyed, Plan
 from mechjax.harvest.program import Program, struct_of
 
 

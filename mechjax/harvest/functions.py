@@ -20,7 +20,8 @@ import jax
 from mechjax import compat
 from mechjax.errors import HarvestError
 from mechjax.harvest.program import Program, Sown, struct_of
-from mechjax.harvest.staging import stager
+from mechjax.harvest.sharing import shared
+from mechjax.harvest.staging import split_static, stage
 from mechjax.harvest.watching import version
 
 
@@ -54,15 +55,26 @@ class Planted:
 
 def planted(fn: Callable, sown: Sown, text: str) -> Planted:
   """`fn` as something to plant at `sown`, which is called `text`."""
+  now = version(fn)
   if sown.device_sizes:
-    return Planted([], None, version(fn))
+    return Planted([], None, now)
+  key = (sown.avals, sown.tree, compat.trace_context())
+  if key not in now.memo:
+    made = _staged(fn, sown, text)
+    if any(isinstance(x, jax.core.Tracer) for x in made.captured):
+      return made
+    now.memo[key] = made
+  return now.memo[key]
+
+
+def _staged(fn: Callable, sown: Sown, text: str) -> Planted:
   value = sown.tree.unflatten([struct_of(a) for a in sown.avals])
   try:
-    program, inputs = stager(fn)((value,), {})
+    program, captured = stage(fn, *split_static(((value,), {})))
   except TypeError as error:
     if 'valid JAX type' not in str(error):
       raise
     raise HarvestError(
       f'the function planted at {text!r} returned something that is no array: {error}'
     ) from error
-  return Planted(inputs[: program.n_captured], program)
+  return Planted(captured, shared(program))

@@ -4,11 +4,11 @@ A program holds no weights (what a function closes over are inputs), so two prog
 on the same lines, are the same program, and whatever was compiled for one serves the other: a function whose
 closed-over weights were replaced, the same lambda made anew in every round of a loop.
 
-Programs live on the functions they belong to. Here they are known weakly, and only the last `RECENT` are held, so that a
-loop that makes its function anew finds the program of the round before.
+Programs live on the functions they belong to. Here they are known weakly, and only the last `RECENT` are held, so
+that a loop that makes its function anew finds the program of the round before.
 
-Sharp edges. A Python number that a function closes over is part of the structure: another value is another program, and is
-compiled. An array is not.
+Sharp edges. A Python number that a function closes over is part of the structure: another value is another program,
+and is compiled. An array is not.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import collections
 import weakref
 from typing import Any
 
+from mechjax import compat
 from mechjax.harvest.program import Program
 from mechjax.harvest.structure import program_key
 
@@ -27,7 +28,12 @@ _known: dict[int, weakref.WeakSet[Program]] = {}
 
 
 def shared(program: Program) -> Program:
-  """A living program with the structure of `program`, or `program` itself."""
+  """A living program with the structure of `program`, or `program` itself.
+
+  Inside somebody else's trace nothing is compiled here, and to look for one would cost more than it saves.
+  """
+  if compat.staging_trace() is not None:
+    return program
   outline = _outline(program)
   alike = _known.setdefault(hash(outline), weakref.WeakSet())
   for other in alike:

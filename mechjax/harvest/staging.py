@@ -1,8 +1,9 @@
 """Staging a function into a `Program`, and listing its sites.
 
 A function is staged to a jaxpr with the gate of `sow` open. Arrays that it closes over become inputs of the program,
-and so do the arrays of a callable pytree (a model of ours, an nnx or equinox module): it is its own first argument. Python
-scalars other than floats stay static while staging, so that `f(x, axis=1)` or `for _ in range(n)` keep working.
+and so do the arrays of a callable pytree (a model of ours, an nnx or equinox module): it is its own first argument
+(`callables`). Python scalars other than floats stay static while staging, so that `f(x, axis=1)` or
+`for _ in range(n)` keep working.
 
 What was staged is kept per argument structure, static leaves, abstract values and JAX configuration, and is used again
 as long as everything else that the function reads is what it was (`watching`). A function that is staged again, or
@@ -31,7 +32,6 @@ from mechjax.harvest.batching import BATCHING_RULES
 from mechjax.harvest.program import Program, Sown, expand_all
 from mechjax.harvest.sharing import shared
 from mechjax.harvest.watching import Watch
-
 
 LARGE = 64 * 2**20
 """Bytes of constants in somebody else's program that are worth a warning."""
@@ -126,8 +126,7 @@ class Stager:
       self._staged.clear()
     known = None if key is None else self._staged.get(key)
     if known is None or known.statics.changed():
-      classes = args[0].classes if args and isinstance(args[0], callables.Bound) else ()
-      known = self._stage(key, dynamic, static, structure, classes)
+      known = self._stage(key, dynamic, static, structure, _classes(args))
     inputs = [*known.captured, *dynamic]
     if compat.staging_trace() is not None and not compat.is_staging():
       _warn_of_constants(inputs)
@@ -138,8 +137,7 @@ class Stager:
   ) -> _Staged:
     program, captured = stage(self.f, dynamic, static, structure)
     traced = any(map(_is_tracer, captured))
-    if not traced and not compat.staging_trace():
-      program = shared(program)
+    program = shared(program)
     statics = Watch(*classes, *(x for x in static if x is not _DATA))
     known = _Staged(program, captured, statics)
     if key is None or traced or statics.traced:
@@ -193,6 +191,12 @@ def _aval_key(x: Any) -> Any:
   if isinstance(x, jax.ShapeDtypeStruct):
     return (x.shape, x.dtype, getattr(x, 'weak_type', False), x.sharding)
   return jax.typeof(x)
+
+
+def _classes(args: tuple) -> tuple[type, ...]:
+  """The user's classes in a module that is its own first argument: their methods are part of the program."""
+  bound = args and isinstance(args[0], callables.Bound)
+  return Watch(args[0].module).classes if bound else ()
 
 
 _of_classes: weakref.WeakKeyDictionary[type, Stager] = weakref.WeakKeyDictionary()

@@ -64,14 +64,11 @@ class Watch:
   Attributes:
     traced: whether a tracer is among them; what was staged with one is not to be kept.
     classes: the user's classes among them.
-    holds_first: whether the watch itself keeps the first of the functions alive, an object that has a `__dict__`.
   """
 
   def __init__(self, *functions: Any):
     self.traced = False
     self.classes: tuple[type, ...] = ()
-    self.holds_first = False
-    self._first: Any = functions[0] if functions else None
     self._patches = code_version.now()
     self._guards: list[tuple[Callable[[], Sequence], list]] = []
     self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
@@ -82,7 +79,6 @@ class Watch:
       self._visit(self._waiting.pop())
     self._seen.clear()
     self._waiting.clear()
-    self._first = None
 
   def changed(self) -> bool:
     """Whether anything is not as it was."""
@@ -102,7 +98,6 @@ class Watch:
     if isinstance(x, jax.core.Tracer):
       self.traced = True
     if isinstance(x, _ATOMS) or id(x) in self._seen:
-      self.holds_first |= x is self._first
       return
     self._seen[id(x)] = x
     if isinstance(x, FunctionType):
@@ -134,22 +129,25 @@ class Watch:
     self._waiting += now
 
   def _function(self, f: FunctionType) -> None:
-    self._guard(lambda: [f.__code__, f.__defaults__, f.__kwdefaults__])
-    self._guard(lambda: [v for name, v in f.__dict__.items() if name not in _OURS])
     if cells := f.__closure__ or ():
       self._guard(lambda: [_content(cell) for cell in cells])
-    names = _names(f.__code__)
     if _is_library(f.__code__.co_filename):
       return
-    space = f.__globals__
+    space, names = f.__globals__, _names(f.__code__)
     own = [name for name in names if name in space]
-    self._guard(lambda: [space.get(name, _MISSING) for name in own])
+    self._guard(
+      lambda: [f.__code__, f.__defaults__, f.__kwdefaults__, *(space.get(n, _MISSING) for n in own)]
+    )
+    if f.__dict__:
+      self._guard(lambda: [v for name, v in f.__dict__.items() if name not in _OURS])
     for module in (space[name] for name in own if isinstance(space[name], ModuleType)):
       self._module(module, names)
 
   def _module(self, module: ModuleType, names: Sequence[str]) -> None:
     space = module.__dict__
     used = [name for name in names if name in space]
+    if not used or _is_frozen(module):
+      return
     self._guard(lambda: [space.get(name, _MISSING) for name in used])
     for inner in (space[name] for name in used if isinstance(space[name], ModuleType)):
       if id(inner) not in self._seen:
@@ -160,7 +158,7 @@ class Watch:
     own = [base for base in cls.__mro__ if not _is_library(_file_of(base))]
     self.classes += (cls,) if own else ()
     for base in own:
-      self._guard(lambda base=base: [*vars(base).values()])
+      self._guard(functools.partial(_attributes, base))
 
   def _object(self, x: Any) -> None:
     cls = type(x)
@@ -174,13 +172,11 @@ class Watch:
       return
     self._waiting.append(cls)
     if (names := getattr(cls, '__mechjax_reads__', None)) is not None:
-      self.holds_first |= x is self._first
       self._guard(lambda: [getattr(x, name) for name in names])
       return
     if isinstance(own := getattr(x, '__dict__', None), dict):
       self._guard(lambda: [*own.keys(), *own.values()])
     if slots := _slots(cls):
-      self.holds_first |= x is self._first
       self._guard(lambda: [_slot(slot, x) for slot in slots])
 
   def _array(self, x: np.ndarray) -> None:
@@ -192,11 +188,18 @@ class Watch:
 
 
 class Version:
-  """A function as it is now: equal to itself alone, so that a compiler keeps nothing of how it was before."""
+  """A function as it is now: equal to itself alone, so that a compiler keeps nothing of how it was before.
+
+  Attributes:
+    fn: the function.
+    watch: a watch over it.
+    memo: what somebody made of the function as it is now.
+  """
 
   def __init__(self, fn: Callable):
     self.fn = fn
     self.watch = Watch(fn)
+    self.memo: dict[Any, Any] = {}
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     return self.fn(*args, **kwargs)
@@ -233,6 +236,10 @@ def _same_array(now: np.ndarray, before: np.ndarray) -> bool:
   return np.array_equal(a, b)
 
 
+def _attributes(cls: type) -> list[Any]:
+  return [*vars(cls).values()]
+
+
 def _content(cell: Any) -> Any:
   try:
     return cell.cell_contents
@@ -255,6 +262,11 @@ def _is_library(filename: str) -> bool:
   path = os.path.realpath(filename)
   installed = any(f'{os.sep}{name}{os.sep}' in path for name in ('site-packages', 'dist-packages'))
   return filename.startswith('<frozen') or installed or path.startswith(_LIBRARIES)
+
+
+def _is_frozen(module: ModuleType) -> bool:
+  """Whether a module belongs to JAX, NumPy or mechjax, whose functions nobody exchanges."""
+  return module.__name__.partition('.')[0] in ('mechjax', *_OPAQUE)
 
 
 def _file_of(cls: type) -> str:

@@ -24,11 +24,11 @@ from jax.extend import core as jex_core
 
 from mechjax import compat
 from mechjax.errors import StackingError
-from mechjax.harvest.structure import bind
 from mechjax.forward.tape import Op, Ref
 from mechjax.harvest import primitive as prim
 from mechjax.harvest.program import Program
 from mechjax.harvest.staging import is_dynamic, stager
+from mechjax.harvest.structure import bind
 from mechjax.stacking.layers import Layers, find, same_everywhere
 
 

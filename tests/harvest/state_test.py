@@ -215,7 +215,7 @@ def test_a_sweep_over_a_number_that_a_planted_function_closes_over():
     return x + strength * direction
 
   planted = harvest.plant(model)
-  for strength in (0.0, 1.0, 4.0):  # noqa: B007
+  for strength in (0.0, 1.0, 4.0):
     want = harvest.plant(model)({'resid_post.1': lambda x, s=strength: x + s * direction}, TOKENS)
     np.testing.assert_array_equal(planted({'resid_post.1': steer}, TOKENS), want)
 
