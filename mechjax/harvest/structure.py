@@ -66,7 +66,10 @@ def segment_key(segment: Any, rules: bool = False) -> Any:
 def program_key(program: Any) -> Any:
   """Equal for programs that compute the same function of their inputs, derivatives included; kept on the program."""
   if 'structure' not in program.cache:
-    program.cache['structure'] = _jaxpr_key(program.jaxpr, rules=True)
+    try:
+      program.cache['structure'] = _jaxpr_key(program.jaxpr, rules=True)
+    except (TypeError, ValueError):  # a custom rule that cannot be staged by itself, as some under a vmap
+      program.cache['structure'] = _Same(program.jaxpr)
   return program.cache['structure']
 
 

@@ -217,6 +217,32 @@ def version(fn: Callable) -> Version:
   return made
 
 
+class Jitted:
+  """`jax.jit(f)` that is compiled anew when something that `reads` read has changed; see `jit`."""
+
+  __mechjax_reads__ = ('f', 'reads')
+
+  def __init__(self, f: Callable, reads: tuple[Callable, ...]):
+    self.f, self.reads = f, reads
+    self._watch: Watch | None = None
+    self._jitted: Any = None
+
+  def __call__(self, *args: Any) -> Any:
+    if self._watch is not None and not self._watch.changed():
+      return self._jitted(*args)
+    self._jitted = jax.jit(
+      lambda *args: self.f(*args)
+    )  # another function: JAX keeps what one was traced to
+    out = self._jitted(*args)
+    self._watch = Watch(*self.reads)
+    return out
+
+
+def jit(f: Callable, *reads: Callable) -> Jitted:
+  """Compiles `f`, which calls the user's functions `reads`, and notices when what they read has changed."""
+  return Jitted(f, reads)
+
+
 def _equal(now: Any, before: Any) -> bool:
   """Whether a value counts as what it was."""
   if now is before:

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import harvest, sites
+from mechjax.harvest import watching
 from mechjax.sae import splice, sums
 from mechjax.sae.architectures import Architecture
 from mechjax.sae.comparing import Dictionaries, compare
@@ -203,7 +204,6 @@ class Evaluation:
   def _spreads(self) -> Callable:
     """(params, batch) -> spread of what each dictionary has to say."""
 
-    @jax.jit
     def spreads(params: Any, batch: Batch) -> dict[str, Spread]:
       acts = harvest.reap(self.forward, sites=self._sites)(params, batch.inputs)
       flat = {site: sums.tokens(acts[sites.parse(site)], batch) for site in self._sites}
@@ -213,7 +213,7 @@ class Evaluation:
         for site in self.saes
       }
 
-    return spreads
+    return watching.jit(spreads, self.forward)
 
   @functools.cached_property
   def _read(self) -> Callable:
@@ -225,7 +225,6 @@ class Evaluation:
 
     run = harvest.value_and_grad_at(total_loss, sites=self._sites, has_aux=True)
 
-    @jax.jit
     def read(params: Any, batch: Batch) -> tuple:
       (loss, log_probs), acts, grads = run(params, batch)
       of = {site: sites.parse(site) for site in self._sites}
@@ -234,7 +233,7 @@ class Evaluation:
       ]
       return loss, log_probs, *flat, self._kept(flat[0], batch)
 
-    return read
+    return watching.jit(read, self.forward)
 
   @functools.cached_property
   def _described(self) -> Callable:
@@ -263,7 +262,6 @@ class Evaluation:
   def _spliced(self) -> Callable:
     """(params, dictionaries, who is kept where, batch, log-probabilities) -> sum of losses, sum of divergences."""
 
-    @jax.jit
     def spliced(
       params: Any, dictionaries: dict[str, Params], kept: dict, batch: Batch, log_probs: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
@@ -271,31 +269,29 @@ class Evaluation:
       changed = self._planted(plants, params, batch)
       return sums.loss(changed, batch), sums.divergence(log_probs, changed, batch)
 
-    return spliced
+    return watching.jit(spliced, self.forward)
 
   @functools.cached_property
   def _restored(self) -> Callable:
     """(params, dictionaries, who is kept where, batch) -> sum of losses."""
 
-    @jax.jit
     def restored(
       params: Any, dictionaries: dict[str, Params], kept: dict, batch: Batch
     ) -> jax.Array:
       plants = self._plants(params, dictionaries, kept, batch, restore=True)
       return sums.loss(self._planted(plants, params, batch), batch)
 
-    return restored
+    return watching.jit(restored, self.forward)
 
   @functools.cached_property
   def _ablated(self) -> Callable:
     """(params, vectors, who is kept where, batch) -> sum of losses; one executable for zeros and for means."""
 
-    @jax.jit
     def ablated(params: Any, vectors: dict[str, jax.Array], kept: dict, batch: Batch) -> jax.Array:
       plants = {self._target(site): splice.replaced(v, kept[site]) for site, v in vectors.items()}
       return sums.loss(self._planted(plants, params, batch), batch)
 
-    return ablated
+    return watching.jit(ablated, self.forward)
 
   def _planted(self, plants: dict[str, splice.Planted], params: Any, batch: Batch) -> jax.Array:
     return sums.log_probs(harvest.plant(self.forward)(plants, params, batch.inputs), batch)

@@ -17,6 +17,7 @@ import pytest
 from flax import nnx
 
 import mechjax
+from experiments.benchmarks import timing
 from mechjax import harvest, sites
 from mechjax.errors import HarvestError, SiteError
 from mechjax.harvest.program import Program
@@ -280,23 +281,9 @@ def test_new_weights_compile_nothing():
   for _ in range(2):  # the first change compiles what copies weights
     jax.block_until_ready([way(g, TOKENS) for way in WAYS[:3] for g in (model, f)])
     model.params = jax.block_until_ready(jax.tree.map(lambda v: v + 1, model.params))
-  with counted_compilations() as seen:
+  with timing.compilations() as seen:
     jax.block_until_ready([way(g, TOKENS) for way in WAYS[:3] for g in (model, f)])
-  assert not seen
-
-
-class counted_compilations:
-  def __enter__(self):
-    self.seen: list[str] = []
-    jax.monitoring.register_event_duration_secs_listener(self._listen)
-    return self.seen
-
-  def _listen(self, event, duration, **_):
-    if event == '/jax/core/compile/backend_compile_duration':
-      self.seen.append(event)
-
-  def __exit__(self, *_):
-    jax.monitoring.clear_event_listeners()
+  assert not seen.count
 
 
 def test_a_function_made_anew_by_the_same_line_compiles_nothing():
@@ -308,9 +295,9 @@ def test_a_function_made_anew_by_the_same_line_compiles_nothing():
 
   step(tiny(), jnp.ones(16))
   model, direction = jax.block_until_ready((tiny(), jnp.arange(16.0)))
-  with counted_compilations() as seen:
+  with timing.compilations() as seen:
     *_, planted = step(model, direction)
-  assert not seen
+  assert not seen.count
   want = harvest.plant(model)({'resid_post.1': lambda x: x + jnp.arange(16.0)}, TOKENS)
   np.testing.assert_allclose(planted, want, rtol=1e-5, atol=1e-6)
 

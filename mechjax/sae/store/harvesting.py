@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import harvest, sites
+from mechjax.harvest import watching
 from mechjax.sae.errors import SAEError, expect
 from mechjax.sae.store.contexts import Contexts
 from mechjax.sae.store.prefetch import give_up_if_closed
@@ -115,7 +116,7 @@ class Harvester:
 
   @functools.cached_property
   def _compiled(self) -> Callable:
-    return jax.jit(self._read)
+    return watching.jit(self._read, self.forward)
 
   def _read(self, params: Any, tokens: jax.Array) -> dict[str, jax.Array]:
     found = harvest.reap(self.forward, sites=[*self.sites])(params, tokens)
