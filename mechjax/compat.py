@@ -136,6 +136,12 @@ def make_closed(like: Any, invars: Sequence, outvars: Sequence, eqns: Sequence) 
   return jaxpr if jex_core.ClosedJaxpr is jex_core.Jaxpr else jex_core.ClosedJaxpr(jaxpr, ())
 
 
+def evaluate(closed: Any, constants: Sequence[Any], *values: Any) -> Any:
+  """The one result of a program, with other constants in place of its own (jax.extend has no such function)."""
+  (out,) = jax.core.eval_jaxpr(raw(closed), constants, *values)
+  return out
+
+
 _jit_params: dict[Any, dict[str, Any]] = {}
 
 
