@@ -161,6 +161,12 @@ def evaluated(jaxpr: Any, values: Sequence[Any]) -> list[Any]:
   return jex_core.jaxpr_as_fun(jaxpr)(*values)
 
 
+def evaluate(closed: Any, constants: Sequence[Any], *values: Any) -> Any:
+  """The one result of a program, with other constants in place of its own (jax.extend has no such function)."""
+  (out,) = jax.core.eval_jaxpr(raw(closed), constants, *values)
+  return out
+
+
 _jit_params: dict[Any, dict[str, Any]] = {}
 
 

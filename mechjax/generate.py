@@ -1,4 +1,4 @@
-"""Generation: one token after the other, with a cache, and with everything that a harvest can read or change.
+"""Generation: one token after the other, with everything that a harvest can read or change.
 
 What a model does over many steps is what one asks about in the end: does steering change the text, when does a
 feature fire, does a head that was knocked out in one forward pass matter for the answer. So an intervention written
@@ -8,20 +8,26 @@ for one pass works here unchanged:
     logits = harvest.plant(forward)(edit, params, tokens)                  one pass
     out = generate(model, params, prompts, 40, plants=edit, sites='mlp_post.7')
 
-The prompts are read in one pass and every further token in one step of width 1; each of the two programs is compiled
-once for a bucket of lengths and a choice of plants and sites. Prompts of different lengths are aligned on the right,
-so that `value[:, -1]` is the last token of every row, and told apart from padding by `Generation.prompt_mask`.
+The promise, for greedy choices: token i of a row is `argmax(plant(forward)(edit, params, text)[:, -1])`, where `text`
+is the row's prompt and its tokens before i, without any padding; if all prompts have one length, the rows together.
+
+A function that is proven to act on each position by itself (`positionwise`) is run with a cache: the prompts in one
+pass and every further token in a step of width 1. With any other, such as `x.at[:, 3].set(v)`, `x - x.mean(1)` or
+anything at 'k', 'v', 'attn_scores' and 'attn_probs', every step is a pass over the whole text so far, and the function
+sees exactly its columns (`columns`). On SmolLM2-135M and two cores a step costs COSTS.
+
+Programs are compiled once for a bucket of lengths and a choice of plants and sites; arrays that a function closes over
+are arguments. Prompts of different lengths are aligned on the right in `Generation.prompt_mask` and in what is read, so
+that `value[:, -1]` is the last token of every row.
 
 It takes functions and arrays: whose model it is, `Model` does not say.
 
-Letters: B prompts, T columns of the prompt pass, V vocabulary, n tokens generated.
+Letters: B prompts, T columns of the longest prompt, V vocabulary, n tokens generated.
 
 Sharp edges:
-  - A step sees one position. A plant that means the last position means each token in turn; a plant given as an array
-    fits one shape, so give functions of the value.
-  - At 'k', 'v' and the attention sites a step sees all slots of the cache; what is planted at 'k' and 'v' is not
-    written back, so a function of the keys is applied to each key once per step and never twice.
-  - Functions are compared by identity: one made anew for each call compiles anew.
+  - Where prompts differ in length, a function must be proven to keep rows apart, because they have no common columns.
+  - A plant given as an array fits texts of one length, which is to say one token.
+  - A function is staged for every length of text that occurs, a millisecond or so each.
 """
 
 from __future__ import annotations
@@ -29,15 +35,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import errors, extras, harvest
+from mechjax import columns, errors, extras, harvest
 from mechjax import sites as sites_lib
+from mechjax.columns import Span
 from mechjax.harvest.staging import join_static, split_static
 
 SMALLEST_BUCKET = 16
@@ -95,9 +102,10 @@ class Generation:
   Attributes:
     tokens: int32 [B, n]; `pad` behind a stop token.
     lengths: tokens of each row, its stop token included, int [B].
-    prompt_mask: which columns of the prompt pass are tokens and not padding, bool [B, T].
-    reads: what `sites` asked for: of the prompt pass, then of each step, n in all. The values of step i are those that
-      chose tokens[:, i].
+    prompt_mask: which columns of the prompts, aligned on the right, are tokens and not padding, bool [B, T].
+    reads: what `sites` asked for: of the prompts, [B, T, …], then of each token, [B, 1, …], n in all. The values of
+      step i are those that chose tokens[:, i]. Axes of keys have the tokens of the text so far. Where prompts differ in
+      length, what lies before the shorter ones is NaN.
   """
 
   tokens: np.ndarray
@@ -131,7 +139,7 @@ def generate(
     stop: tokens after which a row is finished; generation ends when all rows are.
     pad: what stands in the result behind a stop token.
     seed: of the sampling. A row's choices depend on the seed, the row's number and the step alone.
-    plants: interventions, as for `harvest.plant`, made at every step.
+    plants: interventions, as for `harvest.plant`, made at every step; functions see whole texts, as said above.
     sites: what to read at every step, as for `harvest.reap`; nothing by default.
     progress: whether to show a progress bar (needs tqdm).
 
@@ -140,47 +148,50 @@ def generate(
 
   Raises:
     MechjaxError: an empty prompt, or logits that are not numbers, as behind the last learned position.
-    SiteError, HarvestError: a plant or a site that does not fit the model.
+    SiteError, HarvestError: a plant or a site that does not fit the model; prompts of different length and a function
+      that may mix rows, or an array; an array and more than one token.
     MissingExtraError: `progress` without tqdm.
   """
-  tokens_BxT, mask_BxT = _aligned(prompts)
-  B, T = tokens_BxT.shape
+  rows = _rows(prompts)
   if n_tokens < 1:
     raise errors.MechjaxError(f'n_tokens={n_tokens}; at least 1 is wanted')
-  advance = _advancing(model.step, plants or {}, sites)
-  cache = model.new_cache(B, _bucket(T + n_tokens))
+  plan = _plan(model, params, rows, n_tokens, plants or {}, sites)
+  steps = (_in_passes if plan.whole else _in_steps)(model, params, rows, n_tokens, plan)
+  B, token_B = len(rows), None
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(B))
-  tokens, mask, one = jnp.asarray(tokens_BxT), jnp.asarray(mask_BxT), jnp.ones((B, 1), bool)
   chosen, reads, running = [], [], np.ones(B, bool)
   with _bar(n_tokens, progress) as tick:
     for i in range(n_tokens):
-      logits_BxV, cache, acts = advance(params, tokens, mask, cache)
+      logits_BxV, acts = steps.send(token_B)  # None starts it
       token_B = _choose(logits_BxV, keys, i, sampling)
       chosen.append(token_B)
       reads.append(acts)
       tick()
-      tokens, mask = token_B[:, None], one
       if stop:
         running &= ~np.isin(np.asarray(token_B), list(stop))
         if not running.any():
           break
   found = np.stack([np.asarray(t) for t in chosen], axis=1)
   _refuse_nan(found)
+  _, mask_BxT = _aligned(rows, max(map(len, rows)))
   return Generation(*_ended(found, stop, pad), mask_BxT, reads)
 
 
 # --- prompts and results ------------------------------------------------------------------------------------
 
 
-def _aligned(prompts: Sequence[Sequence[int]] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Prompts aligned on the right in a bucket of columns, and which columns are tokens."""
+def _rows(prompts: Sequence[Sequence[int]] | np.ndarray) -> list[np.ndarray]:
   rows = [np.asarray(prompt, np.int32) for prompt in prompts]
   if not rows or any(row.ndim != 1 or not row.size for row in rows):
     raise errors.MechjaxError(
       f'prompts of shapes {[row.shape for row in rows]}; each is a sequence of at least one token',
       mend='[[1, 2, 3]] is one prompt; a model without a start token cannot begin with nothing',
     )
-  T = _bucket(max(row.size for row in rows))
+  return rows
+
+
+def _aligned(rows: Sequence[np.ndarray], T: int) -> tuple[np.ndarray, np.ndarray]:
+  """Prompts aligned on the right in T columns, and which columns are tokens."""
   tokens, mask = np.zeros((len(rows), T), np.int32), np.zeros((len(rows), T), bool)
   for row, onto, where in zip(rows, tokens, mask):
     onto[T - row.size :], where[T - row.size :] = row, True
@@ -221,24 +232,155 @@ def _bar(total: int, wanted: bool) -> Iterator[Callable[[], Any]]:
     yield bar.update
 
 
-# --- one step -----------------------------------------------------------------------------------------------
+# --- which way to run ---------------------------------------------------------------------------------------
 
 
-def _advancing(step: Callable, plants: Mapping[str, Any], sites: Any) -> Callable:
-  """A step with interventions: arrays among them are arguments, functions are part of the program."""
-  data, static, structure = split_static(dict(plants))
-  return functools.partial(
-    _advance,
-    data,
-    step=step,
-    static=static,
-    structure=structure,
-    sites=tuple(sites_lib.as_patterns(sites)),
-  )
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """How a generation runs.
+
+  Attributes:
+    plants: resolved (`columns.resolve`).
+    sites: patterns of what is read.
+    whole: whether every step is a pass over whole texts.
+    exact: whether passes are exactly as long as the text, for arrays that are planted.
+  """
+
+  plants: dict[str, Any]
+  sites: tuple[str, ...]
+  whole: bool
+  exact: bool
+
+
+def _plan(
+  model: Model,
+  params: Any,
+  rows: Sequence[np.ndarray],
+  n_tokens: int,
+  plants: Mapping[str, Any],
+  sites: Any,
+) -> _Plan:
+  patterns = tuple(sites_lib.as_patterns(sites))
+  if not plants and not patterns:
+    return _Plan({}, (), whole=False, exact=False)
+  sizes = [len(row) for row in rows]
+  T = _bucket(max(sizes))
+  tokens, mask = (jnp.asarray(x) for x in _aligned(rows, T))
+  infos = harvest.sites_of(model.step, params, tokens, mask, model.new_cache(len(rows), T))
+  for site in sites_lib.select(patterns, [i.site for i in infos]):
+    columns.axes_of(site.name)
+  resolved = columns.resolve(plants, infos)
+  functions = columns.functions(resolved)
+  arrays = [pattern for pattern in resolved if pattern not in functions]
+  lengths = range(min(sizes), max(sizes) + n_tokens)
+  _check_lengths(functions, arrays, sizes, n_tokens, lengths)
+  for function in functions.values():
+    for width in lengths:
+      function.program(width)  # its own errors come before anything runs
+  stepwise = all(f.acts_on_each_position([*lengths, T, 1]) for f in functions.values())
+  return _Plan(resolved, patterns, whole=bool(arrays) or not stepwise, exact=bool(arrays))
+
+
+def _check_lengths(
+  functions: Mapping[str, columns.Function],
+  arrays: Sequence[str],
+  sizes: Sequence[int],
+  n_tokens: int,
+  lengths: Sequence[int],
+) -> None:
+  if arrays and n_tokens > 1:
+    raise errors.HarvestError(
+      f'an array is planted at {arrays[0]!r} and {n_tokens} tokens are wanted',
+      cause='an array fits texts of one length, and every token makes the text longer',
+      mend='plant a function of the value, or generate one token',
+    )
+  if len({*sizes}) == 1:
+    return
+  mixing = [k for k, f in functions.items() if not f.keeps_rows_apart(lengths)]
+  if arrays or mixing:
+    raise errors.HarvestError(
+      f'prompts of {min(sizes)} to {max(sizes)} tokens, and what is planted at {[*arrays, *mixing][0]!r} may take '
+      'one row to another',
+      cause='rows of different length have no common columns; a function must be proven to keep rows apart',
+      mend='generate from prompts of one length at a time',
+    )
+
+
+# --- running ------------------------------------------------------------------------------------------------
+
+_Steps = Generator[tuple[jax.Array, harvest.Activations], Any, None]
+"""Logits [B, V] and reads of each step; the tokens that were chosen, int [B], are sent."""
+
+
+def _in_steps(
+  model: Model, params: Any, rows: Sequence[np.ndarray], n_tokens: int, plan: _Plan
+) -> _Steps:
+  """With a cache: the prompts, then token by token."""
+  size_B = np.array([len(row) for row in rows])
+  longest, T = int(size_B.max()), _bucket(size_B.max())
+  tokens, mask = (jnp.asarray(x) for x in _aligned(rows, T))
+  cache = model.new_cache(len(rows), _bucket(T + n_tokens))
+  data, static, structure = split_static(columns.staged(plan.plants, [T, 1]))
+  queries, one = Span(T - size_B, np.full_like(size_B, T), longest), np.ones_like(size_B)
+  for i in range(n_tokens):
+    logits, cache, acts = _advance(
+      data,
+      params,
+      tokens,
+      mask,
+      cache,
+      step=model.step,
+      static=static,
+      structure=structure,
+      sites=plan.sites,
+    )
+    keys = Span(T - size_B, np.full_like(size_B, T + i), longest + i)
+    token_B = yield logits, columns.real_columns(acts, queries, keys)
+    tokens, mask = token_B[:, None], jnp.ones((len(rows), 1), bool)
+    queries = Span(0 * one, one, 1)
+
+
+def _in_passes(
+  model: Model, params: Any, rows: Sequence[np.ndarray], n_tokens: int, plan: _Plan
+) -> _Steps:
+  """Without: all texts so far, padded on the right, at every step."""
+  B, size_B = len(rows), np.array([len(row) for row in rows])
+  ids = np.zeros((B, _bucket(size_B.max() + n_tokens)), np.int32)
+  for row, onto in zip(rows, ids):
+    onto[: row.size] = row
+  texts = jnp.asarray(ids)
+  for i in range(n_tokens):
+    n = int(size_B.max())
+    W, least = (n, n) if plan.exact else (_bucket(n), _least(int(size_B.min())))
+    data, static, structure = split_static(columns.staged(plan.plants, range(least, W + 1)))
+    logits, _, acts = _advance(
+      data,
+      params,
+      texts[:, :W],
+      jnp.asarray(np.arange(W) < size_B[:, None]),
+      model.new_cache(B, W),
+      step=model.step,
+      static=static,
+      structure=structure,
+      sites=plan.sites,
+      least=least,
+      alike=bool((size_B == size_B[0]).all()),
+    )
+    queries = Span(0 * size_B, size_B, 1 if i else n)
+    token_B = yield logits, columns.real_columns(acts, queries, Span(0 * size_B, size_B, n))
+    texts = texts.at[np.arange(B), size_B].set(token_B)
+    size_B = size_B + 1
+
+
+def _least(n: int) -> int:
+  """The shortest length in the bucket of `n`."""
+  return 1 if n <= SMALLEST_BUCKET else _bucket(n) // 2 + 1
 
 
 @functools.partial(
-  jax.jit, static_argnames=('step', 'static', 'structure', 'sites'), donate_argnames=('cache',)
+  jax.jit,
+  static_argnames=('step', 'static', 'structure', 'sites', 'least', 'alike'),
+  donate_argnames=('cache',),
 )
 def _advance(
   data: list[Any],
@@ -251,12 +393,27 @@ def _advance(
   static: tuple,
   structure: Any,
   sites: tuple[str, ...],
+  least: int | None = None,
+  alike: bool = True,
 ) -> tuple[jax.Array, Any, Any]:
-  """The logits of the last column, [B, V], the cache, and what was read."""
+  """The logits at the last token of each row, [B, V], the cache, and what was read.
+
+  Without `least` rows are aligned on the right, and functions act on each position by itself. Else they are aligned on
+  the left, none has fewer tokens, and functions see texts.
+  """
   plants = join_static(data, static, structure)
-  harvested = harvest.harvest(step, sites=sites) if plants or sites else _unharvested(step)
-  (logits, cache), acts = harvested(plants, params, tokens_BxT, mask_BxT, cache)
-  return logits[:, -1], cache, acts
+  if least is None:
+    make = functools.partial(columns.at_tokens, mask_BxT)
+  else:
+    length_B = mask_BxT.sum(1, dtype=jnp.int32)
+    make = functools.partial(columns.at_texts, length_B, least, alike)
+  # A function of its own, so that what is kept for it, with functions of this trace, goes with it.
+  fresh = lambda *args: step(*args)  # noqa: E731
+  harvested = harvest.harvest(fresh, sites=sites) if plants or sites else _unharvested(step)
+  args = (columns.with_functions(plants, make), params, tokens_BxT, mask_BxT, cache)
+  (logits, cache), acts = harvested(*args)
+  last = logits[:, -1] if least is None else logits[jnp.arange(len(logits)), length_B - 1]
+  return last, cache, acts
 
 
 def _unharvested(step: Callable) -> Callable:

@@ -90,7 +90,10 @@ def test_what_is_read_at_every_step_is_what_a_forward_pass_over_the_whole_text_h
 
 def test_reads_see_what_was_planted():
   out = generated('gpt2', 2, sites='mlp_out.0', plants={'mlp_out.0': jnp.zeros_like})
-  assert not any(np.asarray(acts['mlp_out.0']).any() for acts in out.reads)
+  assert not any(np.asarray(acts['mlp_out.0']).any() for acts in out.reads[1:])
+  first = np.asarray(out.reads[0]['mlp_out.0'])
+  assert not first[out.prompt_mask].any()
+  assert np.isnan(first[~out.prompt_mask]).all()
 
 
 def test_the_last_column_is_the_last_token_of_every_prompt():
@@ -100,6 +103,140 @@ def test_the_last_column_is_the_last_token_of_every_prompt():
     table = decoders.params('gpt2')['embed']
     expected = table['tokens'][prompt[-1]] + table['positions'][len(prompt) - 1]
     np.testing.assert_allclose(out.reads[0]['embed'][row, -1], expected, rtol=1e-6)
+
+
+# --- functions of positions ---------------------------------------------------------------------------------
+
+OF_TEXTS = {
+  'resid_post.0': lambda x: x.at[:, 3].set(0.5),
+  'mlp_out.1': lambda x: 2 * x - x.mean(1, keepdims=True),
+  'v.1': lambda v: v.at[:, -1].multiply(-3),
+  'k.0': lambda k: k + k[:, :1],
+  'attn_scores.0': lambda s: s.at[..., 0].add(-4),
+  'attn_probs': harvest.At(1, lambda p: p / (1 + p.max(-1, keepdims=True))),
+}
+READ = 'logits, k.1, attn_probs.0, resid_post.1'
+
+
+def plain_loop(name, prompts, n, edit):
+  """Tokens, and what is read of every whole text: one harvested pass after the other, one length after the other."""
+  run = harvest.harvest(
+    functools.partial(decoder.forward, config=decoders.CONFIGS[name]), sites=READ
+  )
+  texts, reads = jnp.asarray(prompts), []
+  for _ in range(n):
+    logits, acts = run(edit, decoders.params(name), texts)
+    reads.append(acts)
+    texts = jnp.concatenate([texts, logits[:, -1:].argmax(-1).astype(texts.dtype)], 1)
+  return np.asarray(texts[:, len(prompts[0]) :]), reads
+
+
+def test_functions_of_whole_texts_do_what_they_do_in_passes_over_the_text_so_far(name='gemma'):
+  prompts = [[5, 3, 8, 1, 9], [2, 7, 0, 4, 6]]
+  out = generated(name, 3, prompts, plants=OF_TEXTS, sites=READ)
+  tokens, reads = plain_loop(name, prompts, 3, OF_TEXTS)
+  np.testing.assert_array_equal(out.tokens, tokens)
+  assert out.prompt_mask.all()
+  for i, (found, whole) in enumerate(zip(out.reads, reads)):
+    assert {*found} == {*whole}
+    for site in whole:
+      expected = np.asarray(whole[site])
+      if i and site.startswith('attn_probs'):
+        expected = expected[:, :, -1:]
+      elif i and not site.startswith('k'):
+        expected = expected[:, -1:]
+      np.testing.assert_allclose(found[site], expected, rtol=0, atol=5e-5, err_msg=f'{i} {site}')
+
+
+def test_rows_of_different_length_have_what_each_has_alone_by_either_way():
+  prompts = [[5, 3, 8, 1, 9], [2, 7]]
+  whole = {site: OF_TEXTS[site] for site in ('resid_post.0', 'v.1')}
+  for plants in (whole, {'resid_post.0': lambda x: 1.5 * x.at[..., 2].set(1)}):
+    out = generated('mistral', 3, prompts, plants=plants, sites=READ)
+    for row, prompt in enumerate(prompts):
+      alone = generated('mistral', 3, [prompt], plants=plants, sites=READ)
+      np.testing.assert_array_equal(out.tokens[row], alone.tokens[0])
+      for i, (found, expected) in enumerate(zip(out.reads, alone.reads)):
+        for site in expected:
+          want = np.asarray(expected[site])[0]
+          got = np.asarray(found[site])[row]
+          own = got[tuple(slice(-size, None) for size in want.shape)]  # aligned on the right
+          np.testing.assert_allclose(own, want, rtol=0, atol=5e-5, err_msg=f'{i} {site}')
+          assert np.isnan(got).sum() == got.size - want.size
+
+
+def test_what_is_read_of_one_prompt_has_its_columns_and_no_others():
+  out = generated('qwen', 2, [[5, 3, 8]], sites='resid_post.0, v.1, attn_scores.1')
+  shapes = [{s: x.shape for s, x in acts.items()} for acts in out.reads]
+  assert shapes == [
+    {'resid_post.0': (1, 3, 16), 'v.1': (1, 3, 2, 6), 'attn_scores.1': (1, 4, 3, 3)},
+    {'resid_post.0': (1, 1, 16), 'v.1': (1, 4, 2, 6), 'attn_scores.1': (1, 4, 1, 4)},
+  ]
+  whole = harvest.reap(
+    functools.partial(decoder.forward, config=decoders.CONFIGS['qwen']), sites='v.1'
+  )
+  text = jnp.asarray([[5, 3, 8, out.tokens[0, 0]]])
+  np.testing.assert_allclose(
+    out.reads[1]['v.1'], whole(decoders.params('qwen'), text)['v.1'], atol=3e-5
+  )
+
+
+def way(plants, prompts=PROMPTS[:1], n=6):
+  """Whether whole texts are computed at every step."""
+  rows = generate._rows(prompts)
+  return generate._plan(model('qwen'), decoders.params('qwen'), rows, n, plants, ()).whole
+
+
+def test_what_acts_on_each_position_by_itself_is_run_with_the_cache_and_nothing_else():
+  v = jnp.arange(16.0)
+  for f in (
+    lambda x: x + v,
+    jnp.zeros_like,
+    lambda x: x.at[..., 3].set(0),
+    lambda x: x - (x @ v)[..., None] * v,
+    lambda x: jax.nn.relu(x) @ jnp.eye(16),
+  ):
+    assert not way({'resid_post': f})
+  for f in (
+    lambda x: x.at[:, 3].set(v),
+    lambda x: x - x.mean(1, keepdims=True),
+    lambda x: x if x.shape[1] == 1 else x + v,
+    lambda x: x if x.shape[1] == 7 else x + v,
+    lambda x: x + jnp.arange(x.shape[1], dtype=x.dtype)[:, None],
+  ):
+    assert way({'resid_post': f})
+  assert way({'v.0': lambda x: 2 * x})
+
+
+def test_a_function_that_spoils_padding_spoils_no_token():
+  table = decoders.params('gpt2')['embed']
+  padding = table['tokens'][0] + table['positions'][0]
+  edit = {'embed': lambda x: jnp.where(x == padding, jnp.nan, x)}
+  assert by_row(generated('gpt2', 2, plants=edit)) == by_row(generated('gpt2', 2))
+
+
+@pytest.mark.parametrize(
+  ('plants', 'n', 'message'),
+  [
+    (
+      {'resid_post.0': lambda x: x - x.mean(0)},
+      1,
+      "3 to 5 tokens, and what is planted at 'resid_post.0'",
+    ),
+    ({'resid_post.0': lambda x: x.at[1].set(x[0])}, 1, 'may take one row to another'),
+    ({'resid_post.0': jnp.ones((2, 5, 16))}, 1, 'may take one row to another'),
+    ({'resid_post.0': jnp.ones((2, 5, 16))}, 2, 'an array is planted'),
+    (
+      {'resid_post.0': lambda x: x[:, 0]},
+      2,
+      r'returned shape \(2, 16\), the site has \(2, 3, 16\)',
+    ),
+    ({'resid_post.9': jnp.zeros_like}, 2, 'resid_post.9'),
+  ],
+)
+def test_what_cannot_be_right_is_refused_before_anything_runs(plants, n, message):
+  with pytest.raises(errors.MechjaxError, match=message):
+    generated('qwen', n, [[1, 2, 3], [1, 2, 3, 4, 5]], plants=plants)
 
 
 # --- compilation ------------------------------------------------------------------------------------------
@@ -120,10 +257,35 @@ def test_planted_arrays_are_arguments_and_not_constants():
   found = set()
   for scale in (0.0, 3.0):
     plants = {'mlp_out.1': scale * jnp.ones((1, 16, 16))}
-    logits = generated('mistral', 1, [[1]], plants=plants, sites='logits').reads[0]['logits']
+    out = generated('mistral', 1, [[1] * 16], plants=plants, sites='logits')
+    logits = out.reads[0]['logits']
     found.add(float(logits[0, -1, 0]))
   assert len(found) == 2
   assert generate._advance._cache_size() - before == 1
+
+
+def test_what_a_function_closes_over_is_read_anew_and_costs_no_compilation():
+  """One function whose vector changes, and functions that are made anew for each vector."""
+  v, found = np.zeros(16, np.float32), []
+  before = generate._advance._cache_size()
+
+  def steer(x):
+    return x + jnp.asarray(v)
+
+  for scale in (0.0, 40.0):
+    v[:] = scale * np.arange(16)
+    w = jnp.asarray(v)
+    both = [
+      generated('mistral', 1, [[1, 2]], plants={'resid_post.1': f}, sites='resid_post.1')
+      for f in (steer, lambda x, w=w: x + w)
+    ]
+    a, b = (np.asarray(out.reads[0]['resid_post.1']) for out in both)
+    np.testing.assert_array_equal(a, b)
+    found.append(a)
+  np.testing.assert_allclose(found[1] - found[0], np.broadcast_to(v, (1, 2, 16)), rtol=1e-5)
+  assert (
+    generate._advance._cache_size() - before <= 2
+  )  # the constant of `steer` may be written out as such
 
 
 # --- sampling ---------------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [
   {'code_version', 'compat', 'errors', 'extras', 'files', 'sites'},
-  {'harvest', 'greenlets', 'patcher'},
+  {'harvest', 'greenlets', 'patcher', 'positionwise'},
   {'forward', 'stacking', 'interventions', 'patches'},
-  {'weights', 'models', 'generate'},
+  {'weights', 'models', 'generate', 'columns'},
   {'patching', 'sae', 'pursuit', 'steering'},
   {'viz', 'flags'},
 ]

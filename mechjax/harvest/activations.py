@@ -12,7 +12,7 @@ jit, grad and vmap as it is), and indexes on demand:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -103,6 +103,17 @@ class Activations(Mapping):
     return [
       sites.Site(name, p).layer for e in self._entries if e.name == name for p in e.paths or ()
     ]
+
+  def map(self, f: Callable[[str, jax.Array, int], jax.Array]) -> Activations:
+    """Other values at the same sites: `f(name, array, number of axes in front of the site's own)` for each array."""
+    entries, values = [], []
+    for entry, value in zip(self._entries, self._values):
+      leaves, tree = jax.tree.flatten(value)
+      lead = entry.axis(leaves) + entry.stacked
+      new = [f(entry.name, x, lead) for x in leaves]
+      entries.append(dataclasses.replace(entry, shapes=tuple(x.shape for x in new)))
+      values.append(jax.tree.unflatten(tree, new))
+    return Activations(entries, values)
 
   def __iter__(self) -> Iterator[str]:
     for e in self._entries:

@@ -199,6 +199,7 @@ def resume(
   config: Config,
   *,
   at: jax.Array | None = None,
+  segments: jax.Array | None = None,
 ) -> jax.Array:
   """Next-token logits of a pass whose residual stream is known up to a layer.
 
@@ -211,7 +212,8 @@ def resume(
     x_BxTxD: the residual stream entering layer `start`; not used where that is 0, when the tokens are embedded.
     start: the layer to begin with, an integer that may be traced. Layers below are skipped.
     config: the description.
-    at: positions whose logits are wanted, int [B, A]; None for all.
+    at: columns whose logits are wanted, int [B, A]; None for all.
+    segments: as in `forward`.
 
   Returns:
     Logits, float32 [B, T, V], or [B, A, V] with `at`; then 'final_norm' and 'logits' are sites of those positions.
@@ -219,7 +221,7 @@ def resume(
   Raises:
     MechjaxError: if shapes do not fit.
   """
-  where, positions = _where(tokens_BxT.shape, config, None, None, None)
+  where, positions = _where(tokens_BxT.shape, config, None, segments, None)
   x_BxTxD = jnp.where(start == 0, _embed(params, tokens_BxT, config, positions), x_BxTxD)
   x_BxTxD, _ = _blocks(
     params,

@@ -72,8 +72,8 @@ def _transformer(shape: weights.Gemma3Shape) -> Any:
   return nn.Transformer(config=config, dtype=jnp.float32)
 
 
-def _apply(model: Any, params: Any, tokens: jax.Array) -> jax.Array:
-  positions_BxT, causal_BxTxT = shipped.causal(tokens)
+def _apply(model: Any, params: Any, tokens: jax.Array, mask: Any = None) -> jax.Array:
+  positions_BxT, causal_BxTxT = shipped.causal(tokens, mask)
   with jax.numpy_dtype_promotion('standard'):
     out = model.apply(
       {'params': params}, tokens, positions=positions_BxT, attention_mask=causal_BxTxT

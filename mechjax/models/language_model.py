@@ -21,6 +21,10 @@ parameters: inside a `jit`, `grad` or `vmap` of your own, take it as an argument
 
 or half a gigabyte of parameters is compiled in as constants, and a later change of them is not seen.
 
+Rows of different length are padded to one, on either side, and `mask` (bool [B, T], True at real tokens) says which
+columns are real: `model(tokens, mask)`, `model.loss(tokens, mask)`, `model.apply(params, tokens, mask)`. What real
+tokens have is then what the row alone has. Without a mask every column is taken for text (`models/padding.py`).
+
 Letters in shapes: B batch, T position, D model, V vocabulary.
 
 Sharp edges: token ids are not checked against the vocabulary (JAX clamps an index that is too
@@ -42,7 +46,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import errors, generate, harvest, sites
-from mechjax.models import tokenizers
+from mechjax.models import padding, tokenizers
 from mechjax.models.config import Config
 from mechjax.sites import Site
 from mechjax.weights import fetch, hub
@@ -65,16 +69,16 @@ class Forward:
 
   Attributes:
     params: pytree of arrays.
-    apply: (params, tokens [B, T]) -> logits float32 [B, T, V].
+    apply: (params, tokens [B, T], mask=None) -> logits float32 [B, T, V].
     unembed: (params, residual [..., D]) -> logits [..., V], by the model's own final norm and head.
     n_layers: number of blocks.
     d_model: D.
     config: the description of our own decoder; None for upstream codes.
     generator: a step with a cache; None where the code has none that we drive.
-    resume: (params, tokens [B, T], residual [B, T, D], start, at) -> logits of a pass that begins at layer `start`,
-      whose residual stream is known, at positions `at` or all; None where the code cannot.
-    stretch: (params, tokens [B, T], stop) -> the residual stream before layer `stop`, [B, T, D], by the layers below
-      alone; None where the code writes its layers out, so that a compiler leaves out what nobody reads.
+    resume: (params, tokens [B, T], residual [B, T, D], start, at, mask=None) -> logits of a pass that begins at layer
+      `start`, whose residual stream is known, at columns `at` or all; None where the code cannot.
+    stretch: (params, tokens [B, T], stop, mask) -> the residual stream before layer `stop`, [B, T, D], by the layers
+      below alone; None where the code writes its layers out, so that a compiler leaves out what nobody reads.
   """
 
   params: Any
@@ -85,7 +89,7 @@ class Forward:
   config: Config | None = None
   generator: generate.Model | None = None
   resume: Callable[..., jax.Array] | None = None
-  stretch: Callable[[Any, jax.Array, int], jax.Array] | None = None
+  stretch: Callable[[Any, jax.Array, int, Any], jax.Array] | None = None
 
 
 @jax.tree_util.register_pytree_node_class
@@ -95,7 +99,7 @@ class LanguageModel:
   Attributes:
     name: what was loaded.
     params: pytree of arrays; `apply` takes it, or any changed copy.
-    apply: pure function (params, tokens [B, T]) -> logits float32 [B, T, V].
+    apply: pure function (params, tokens [B, T], mask=None) -> logits float32 [B, T, V].
     tokenizer: text to token ids and back.
     n_layers: number of blocks.
     d_model: width of the residual stream.
@@ -128,9 +132,18 @@ class LanguageModel:
   def __repr__(self) -> str:
     return f'LanguageModel({self.name!r}, n_layers={self.n_layers}, d_model={self.d_model})'
 
-  def __call__(self, tokens: jax.Array) -> jax.Array:
-    """Logits, float32 [B, T, V], of tokens, int [B, T]."""
-    return self._jitted_apply(self.params, _checked(tokens))
+  def __call__(self, tokens: jax.Array, mask: Any = None) -> jax.Array:
+    """Logits, float32 [B, T, V].
+
+    Args:
+      tokens: int [B, T].
+      mask: True at real tokens, bool [B, T]; None if there is no padding.
+
+    Raises:
+      MechjaxError: tokens or a mask of another shape or dtype, a row that is padding throughout; for upstream codes,
+        padding between the tokens of a row, or (penzai) before them.
+    """
+    return self._jitted_apply(self.params, _checked(tokens), **self._padding(tokens, mask))
 
   def sites(self) -> list[Site]:
     """Every site, in the order in which the forward pass meets them."""
@@ -143,8 +156,8 @@ class LanguageModel:
       wanted: sites or patterns, as everywhere.
 
     Returns:
-      A pure function (params, tokens [B, T]) with the sows of every layer that it runs: to be reaped, planted or
-      iterated, and not for its result.
+      A pure function (params, tokens [B, T], mask=None) with the sows of every layer that it runs: to be reaped,
+      planted or iterated, and not for its result.
 
     Raises:
       SiteError: a pattern that selects nothing.
@@ -155,7 +168,11 @@ class LanguageModel:
     if stretch is None or behind_the_layers:
       return self.apply
     stop = 1 + max((site.path[0] for site in chosen if site.path), default=-1)
-    return lambda params, tokens: stretch(params, tokens, stop)
+
+    def short(params: Any, tokens: jax.Array, mask: Any = None) -> jax.Array:
+      return stretch(params, tokens, stop, mask)
+
+    return short
 
   def fingerprint(self) -> str:
     """What tells these parameters from all others, 16 hexadecimal digits; the same on any devices."""
@@ -179,14 +196,35 @@ class LanguageModel:
       raise errors.MechjaxError(f'token ids of shape {array.shape} are more than one sequence')
     return self.tokenizer.decode(array.reshape(-1).tolist())
 
-  def log_probs(self, tokens: jax.Array) -> jax.Array:
-    """Log-probabilities of every next token, in nats, [B, T, V]."""
-    return jax.nn.log_softmax(self(tokens))
+  def log_probs(self, tokens: jax.Array, mask: Any = None) -> jax.Array:
+    """Log-probabilities of every next token, in nats, [B, T, V]; arguments as of a call."""
+    return jax.nn.log_softmax(self(tokens, mask))
 
-  def loss(self, tokens: jax.Array) -> jax.Array:
-    """Mean loss of predicting tokens[:, 1:], in nats; a scalar."""
-    predicted = self.log_probs(tokens)[:, :-1]
-    return -jnp.take_along_axis(predicted, tokens[:, 1:, None], axis=-1).mean()
+  def loss(self, tokens: jax.Array, mask: Any = None) -> jax.Array:
+    """Mean loss of predicting each real token from the real tokens before it, in nats; a scalar.
+
+    Every predicted token counts once, whichever its row; the first of each row is not predicted.
+    """
+    log_probs_BxTxV = self.log_probs(tokens, mask)
+    real_BxT = jnp.ones(jnp.shape(tokens), bool) if mask is None else jnp.asarray(mask)
+    order_BxT = padding.together(real_BxT)
+    texts_BxT, counts_BxT = (
+      jnp.take_along_axis(x, order_BxT, axis=1)[:, 1:] for x in (jnp.asarray(tokens), real_BxT)
+    )
+    rows_Bx1 = jnp.arange(len(order_BxT))[:, None]
+    chosen_BxT = log_probs_BxTxV[rows_Bx1, order_BxT[:, :-1], texts_BxT]
+    return -chosen_BxT.mean(where=counts_BxT)
+
+  def _padding(self, tokens: jax.Array, mask: Any) -> dict[str, jax.Array]:
+    """The mask as a keyword of `apply`, if it is needed."""
+    if mask is None:
+      return {}
+    padding.check(mask, jnp.shape(tokens))
+    if self.config is None:
+      padding.check_contiguous(mask)
+      if padding.stands_behind(mask):  # no token sees it, and not every code can be told of it
+        return {}
+    return {'mask': jnp.asarray(mask)}
 
   def generate(
     self,

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mechjax import generate
-from mechjax.models import decoder, families, sharding, tokenizers
+from mechjax import errors, generate
+from mechjax.models import decoder, families, padding, sharding, tokenizers
 from mechjax.models.language_model import Forward
 from mechjax.weights import huggingface, llama_cpp, orbax
 from mechjax.weights.gguf import GGUFFile
@@ -76,12 +76,19 @@ def forward(params: Mapping[str, Any], config: decoder.Config) -> Forward:
 
 
 class _Apply:
-  """(params, tokens, **options of `decoder.forward`) -> logits."""
+  """(params, tokens, mask=None, **options of `decoder.forward`) -> logits."""
 
   def __init__(self, config: decoder.Config):
     self.config = config
 
-  def __call__(self, params: Any, tokens: jax.Array, **options: Any) -> jax.Array:
+  def __call__(self, params: Any, tokens: jax.Array, mask: Any = None, **options: Any) -> jax.Array:
+    if mask is not None:
+      if options.get('segments') is not None:
+        raise errors.MechjaxError(
+          'both mask= and segments= are given',
+          mend='segments alone: 0 is padding, and equal numbers are one text',
+        )
+      options['segments'] = _segments(mask, tokens)
     return decoder.forward(params, tokens, self.config, **options)
 
 
@@ -89,14 +96,32 @@ def _unembed(config: decoder.Config, params: Any, residual: jax.Array) -> jax.Ar
   return decoder.unembed(params, residual, config)
 
 
+def _segments(mask: Any, tokens: jax.Array) -> jax.Array | None:
+  if mask is None:
+    return None
+  padding.check(mask, jnp.shape(tokens))
+  return jnp.asarray(mask)
+
+
 def _resume(
-  config: decoder.Config, params: Any, tokens: jax.Array, residual: jax.Array, start: Any, at: Any
+  config: decoder.Config,
+  params: Any,
+  tokens: jax.Array,
+  residual: jax.Array,
+  start: Any,
+  at: Any,
+  mask: Any = None,
 ) -> jax.Array:
-  return decoder.resume(params, tokens, residual, start, config, at=at)
+  segments = _segments(mask, tokens)
+  return decoder.resume(params, tokens, residual, start, config, at=at, segments=segments)
 
 
-def _stretch(config: decoder.Config, params: Any, tokens: jax.Array, stop: int) -> jax.Array:
-  return decoder.blocks(params, decoder.embed(params, tokens, config), config, stop=stop)
+def _stretch(
+  config: decoder.Config, params: Any, tokens: jax.Array, stop: int, mask: Any = None
+) -> jax.Array:
+  segments = _segments(mask, tokens)
+  residual = decoder.embed(params, tokens, config, segments=segments)
+  return decoder.blocks(params, residual, config, stop=stop, segments=segments)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from mechjax import errors, extras
-from mechjax.models import shipped
+from mechjax.models import padding, shipped
 from mechjax.models.language_model import Forward
 from mechjax.weights import llamas, names
 from mechjax.weights.gguf import GGUFFile
@@ -97,7 +97,16 @@ def _bound(model: Any, params: dict[str, jax.Array]) -> Any:
   )
 
 
-def _apply(model: Any, params: dict[str, jax.Array], tokens: jax.Array) -> jax.Array:
+def _apply(
+  model: Any, params: dict[str, jax.Array], tokens: jax.Array, mask: Any = None
+) -> jax.Array:
+  if mask is not None:
+    padding.check(mask, tokens.shape)
+    if not padding.stands_behind(mask):
+      raise errors.MechjaxError(
+        "penzai's attention has no place for padding that stands before tokens, or for a traced mask",
+        mend='pad on the right, or load the model without code=',
+      )
   pz = extras.require('penzai.pz', 'flax-models')
   with jax.numpy_dtype_promotion('standard'):
     logits = _bound(model, params)(pz.nx.wrap(tokens).tag('batch', 'seq'))

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mechjax.models import padding
 from mechjax.models.language_model import Forward
 from mechjax.weights.names import Sizes
 
@@ -61,8 +62,19 @@ def google_sizes(shape: Sizes) -> dict[str, int]:
   }
 
 
-def causal(tokens: jax.Array, dtype: Any = None) -> tuple[jax.Array, jax.Array]:
-  """Positions [B, T] of plain texts, and which of them each one sees, bool [B, T, T]."""
+def causal(
+  tokens: jax.Array, mask: Any = None, dtype: Any = jnp.int32
+) -> tuple[jax.Array, jax.Array]:
+  """Positions [B, T] of tokens in their texts, and which columns each one sees, bool [B, T, T].
+
+  Raises:
+    MechjaxError: the mask does not fit, or a row has padding between its tokens.
+  """
   B, T = tokens.shape
-  seen_TxT = jnp.tril(jnp.ones((T, T), bool))
-  return jnp.broadcast_to(jnp.arange(T, dtype=dtype), (B, T)), jnp.broadcast_to(seen_TxT, (B, T, T))
+  seen_BxTxT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
+  if mask is None:
+    return jnp.broadcast_to(jnp.arange(T, dtype=dtype), (B, T)), seen_BxTxT
+  padding.check(mask, tokens.shape)
+  padding.check_contiguous(mask)
+  mask_BxT = jnp.asarray(mask)
+  return padding.positions(mask_BxT).astype(dtype), seen_BxTxT & mask_BxT[:, None]

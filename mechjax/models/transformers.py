@@ -67,12 +67,12 @@ def _module(shape: names.LlamaShape, n_positions: int) -> Any:
   return upstream.FlaxLlamaForCausalLMModule(config)
 
 
-def _apply(shape: names.LlamaShape, params: Any, tokens: jax.Array) -> jax.Array:
-  T = tokens.shape[1]
-  mask_BxT = jnp.ones(tokens.shape, jnp.int32)
-  positions_BxT = jnp.broadcast_to(jnp.arange(T), tokens.shape)
+def _apply(shape: names.LlamaShape, params: Any, tokens: jax.Array, mask: Any = None) -> jax.Array:
+  positions_BxT, _ = shipped.causal(tokens, mask)
+  mask_BxT = jnp.ones(tokens.shape, jnp.int32) if mask is None else jnp.asarray(mask, jnp.int32)
+  module = _module(shape, tokens.shape[1])
   with jax.numpy_dtype_promotion('standard'):
-    return _module(shape, T).apply({'params': params}, tokens, mask_BxT, positions_BxT).logits
+    return module.apply({'params': params}, tokens, mask_BxT, positions_BxT).logits
 
 
 def _unembed(shape: names.LlamaShape, params: Any, residual: jax.Array) -> jax.Array:

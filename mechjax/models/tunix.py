@@ -101,8 +101,10 @@ def _merge(graphdef: Any, state: Any, params: Any) -> Any:
   return nnx.merge(graphdef, state)
 
 
-def _apply(graphdef: Any, state: Any, params: Any, tokens: jax.Array) -> jax.Array:
-  positions_BxT, causal_BxTxT = shipped.causal(tokens, jnp.float32)
+def _apply(
+  graphdef: Any, state: Any, params: Any, tokens: jax.Array, mask: Any = None
+) -> jax.Array:
+  positions_BxT, causal_BxTxT = shipped.causal(tokens, mask, jnp.float32)
   logits, _ = _merge(graphdef, state, params)(tokens, positions_BxT, None, causal_BxTxT)
   return logits
 

@@ -83,7 +83,7 @@ class Pairs:
 
 
 def check(pairs: Pairs) -> None:
-  """Raises PatchingError unless all arrays of `pairs` have a leading axis of B and equal shapes."""
+  """Raises PatchingError unless arrays have a leading axis of B and equal shapes, and padding is on the right."""
   clean, noise = (jax.tree.map(np.shape, side) for side in (pairs.clean, pairs.noise))
   if clean != noise:
     raise PatchingError(
@@ -96,6 +96,15 @@ def check(pairs: Pairs) -> None:
     raise PatchingError(f'these shapes share no leading axis of pairs: {shapes}')
   if not len(pairs):
     raise PatchingError('there are no pairs')
+  real = np.asarray(pairs.real, bool)
+  wrong = np.flatnonzero(~real[:, 0] | (real[:, 1:] & ~real[:, :-1]).any(axis=1))
+  if wrong.size:
+    raise PatchingError(
+      f'the prompts of pair {wrong[0]} do not begin in column 0, or have padding between their tokens',
+      where=f'real: {real[wrong[0]].astype(int).tolist()}',
+      cause='the model is run without a mask, so that padding before a token would be taken for text',
+      mend='pad on the right, as Pairs.of does',
+    )
 
 
 def _ids(prompt: Sequence[int]) -> np.ndarray:

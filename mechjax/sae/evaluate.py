@@ -4,9 +4,10 @@
     report = judge.evaluate(params, {'resid_post.15': sae_params}, batches)
     report.delta_loss, report.recovered_mean, report.sites['resid_post.15'].fvu
 
-`forward(params, inputs) -> logits` has sows; a batch says which token follows which and which ones count
-(`sums.next_tokens`); what the figures are is said in `figures`. Several sites are spliced at once, and a transcoder
-with the site that it says: `Evaluation(forward, {'mlp_norm.3': sae}, targets={'mlp_norm.3': 'mlp_out.3'})`.
+`forward(params, inputs) -> logits` has sows; a batch says which token follows which, which ones count and which are
+padding (`sums.next_tokens`; a batch with a mask is run as `forward(params, inputs, mask)`); what the figures are is
+said in `figures`. Several sites are spliced at once, and a transcoder with the site that it says:
+`Evaluation(forward, {'mlp_norm.3': sae}, targets={'mlp_norm.3': 'mlp_out.3'})`.
 
 Each batch is four passes through the model, compiled once: as it is, with gradients at the sites; with zero and with
 means instead; with all dictionaries spliced. The first three (`Base`) know nothing of dictionaries, so of a sweep they
@@ -75,7 +76,7 @@ class Evaluation:
   """Dictionaries at sites of a model, and the passes that judge them; compiled once for batches of one shape.
 
   Attributes:
-    forward: (params, inputs) -> logits [B, T, V], with sows; pure.
+    forward: (params, inputs) -> logits [B, T, V], with sows; pure. It takes a mask too, if batches have one.
     saes: by the site that each reads, such as 'resid_post.15'. All are spliced at once.
     targets: the site that each transcoder says, by the site that it reads.
     limits: how long an activation may be, by the site that a dictionary reads. A token that is longer in the model as
@@ -205,7 +206,7 @@ class Evaluation:
     """(params, batch) -> spread of what each dictionary has to say."""
 
     def spreads(params: Any, batch: Batch) -> dict[str, Spread]:
-      acts = harvest.reap(self.forward, sites=self._sites)(params, batch.inputs)
+      acts = harvest.reap(self.forward, sites=self._sites)(params, *sums.arguments(batch))
       flat = {site: sums.tokens(acts[sites.parse(site)], batch) for site in self._sites}
       kept = self._kept(flat, batch)
       return {
@@ -220,7 +221,7 @@ class Evaluation:
     """(params, batch) -> sum of losses, log-probabilities, activations, their gradients, and who is kept where."""
 
     def total_loss(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-      log_probs = sums.log_probs(self.forward(params, batch.inputs), batch)
+      log_probs = sums.log_probs(self.forward(params, *sums.arguments(batch)), batch)
       return sums.loss(log_probs, batch), log_probs
 
     run = harvest.value_and_grad_at(total_loss, sites=self._sites, has_aux=True)
@@ -294,7 +295,9 @@ class Evaluation:
     return watching.jit(ablated, self.forward)
 
   def _planted(self, plants: dict[str, splice.Planted], params: Any, batch: Batch) -> jax.Array:
-    return sums.log_probs(harvest.plant(self.forward)(plants, params, batch.inputs), batch)
+    return sums.log_probs(
+      harvest.plant(self.forward)(plants, params, *sums.arguments(batch)), batch
+    )
 
   def _plants(
     self,
@@ -312,9 +315,8 @@ class Evaluation:
       if site not in self.targets
     }
     for site in self._in_order(params, batch):
-      read = harvest.harvest(self.forward, sites=[site])(plants, params, batch.inputs)[1][
-        sites.parse(site)
-      ]
+      acts = harvest.harvest(self.forward, sites=[site])(plants, params, *sums.arguments(batch))[1]
+      read = acts[sites.parse(site)]
       x = splice.activations(read, kept[site])
       sae, own = self.saes[site], dictionaries[site]
       y_hat = sae.decode(own, sae.encode(own, x), x)
@@ -328,5 +330,5 @@ class Evaluation:
     """The sites that transcoders read, in the order in which a forward pass meets them."""
     if len(self.targets) < 2:
       return [*self.targets]
-    found = [info.site for info in harvest.sites_of(self.forward, params, batch.inputs)]
+    found = [info.site for info in harvest.sites_of(self.forward, params, *sums.arguments(batch))]
     return sorted(self.targets, key=lambda site: found.index(sites.parse(site)))

@@ -34,25 +34,29 @@ class Batch:
     inputs: what the model takes.
     targets: which token follows each, int [B, T]; -1 where none is to be predicted.
     kept: which tokens count and are spliced, bool [B, T].
+    mask: which tokens are real and not padding, bool [B, T], which the model is told as `mask=`; None if all are.
   """
 
   inputs: Any
   targets: Any
   kept: Any
+  mask: Any = None
 
 
-def next_tokens(tokens: Any, kept: Any) -> Batch:
+def next_tokens(tokens: Any, kept: Any, mask: Any = None) -> Batch:
   """A batch for a language model.
 
   Args:
     tokens: ids, int [B, T], which are the inputs too.
     kept: False at padding and at special tokens, bool [B, T].
+    mask: False at padding, bool [B, T]. `kept` does not tell the model what is padding, since it sees special tokens;
+      rows padded on the left are wrong without.
 
   Returns:
     The batch; predicted is each kept token that follows a kept one.
 
   Raises:
-    SAEError: shapes that differ.
+    SAEError: shapes that differ, or padding that is kept.
   """
   tokens, kept = np.asarray(tokens), np.asarray(kept)
   if tokens.shape != kept.shape or tokens.ndim != 2 or kept.dtype != bool:
@@ -60,9 +64,21 @@ def next_tokens(tokens: Any, kept: Any) -> Batch:
       f'tokens {tokens.shape} and a mask {kept.dtype} {kept.shape}',
       mend='token ids [B, T], and for each of them a boolean',
     )
+  if mask is not None:
+    mask = np.asarray(mask)
+    if mask.dtype != bool or mask.shape != tokens.shape or (kept & ~mask).any():
+      raise SAEError(
+        f'a padding mask {mask.dtype} {mask.shape} for tokens {tokens.shape}',
+        mend='one boolean for each token, True wherever kept is',
+      )
   targets = np.full(tokens.shape, -1, np.int32)
   targets[:, :-1] = np.where(kept[:, 1:] & kept[:, :-1], tokens[:, 1:], -1)
-  return Batch(tokens, targets, kept)
+  return Batch(tokens, targets, kept, mask)
+
+
+def arguments(batch: Batch) -> tuple[Any, ...]:
+  """What a forward pass is given behind the parameters: the inputs, and the mask if there is one."""
+  return (batch.inputs,) if batch.mask is None else (batch.inputs, batch.mask)
 
 
 def log_probs(logits: jax.Array, batch: Batch) -> jax.Array:

@@ -276,6 +276,16 @@ def test_prompts_of_another_length_are_refused():
     run(pairs=uneven)
 
 
+@pytest.mark.parametrize('gap', [0, 2])
+def test_padding_before_a_token_is_refused_because_the_model_would_read_it(gap):
+  real = np.ones_like(PAIRS.real)
+  real[1, gap] = False
+  with pytest.raises(
+    PatchingError, match='pair 1 do not begin in column 0, or have padding between'
+  ):
+    run(pairs=Pairs(PAIRS.clean, PAIRS.noise, real))
+
+
 def test_ways_that_mean_nothing_are_refused():
   with pytest.raises(PatchingError, match="'noise' is no way"):
     run(how='noise')

@@ -507,3 +507,38 @@ def test_a_model_without_a_loss_and_masks_without_a_prediction_are_errors():
   broken = model() | {'unembed': np.full((D, V), np.inf, np.float32)}
   with pytest.raises(SAEError, match='the loss of the model itself is nan'):
     one.evaluate(broken, own, [next_tokens(tokens, kept)], means)
+
+
+# --- padding ----------------------------------------------------------------------------------------------
+
+
+def test_rows_padded_on_the_left_have_the_figures_of_the_rows_alone():
+  def masked(params, tokens, mask=None):
+    """The model above, of which padding is no part: its means go over real tokens."""
+    real = jnp.ones(tokens.shape, bool) if mask is None else mask
+    x = jnp.where(real[..., None], params['embed'][tokens], 0)
+    so_far = jnp.cumsum(x, 1) / jnp.maximum(jnp.cumsum(real, 1), 1).astype(x.dtype)[..., None]
+    with sites.layer(0):
+      x = harvest.sow(x + so_far @ params['mix'][0], name='resid_post')
+    return x @ params['unembed']
+
+  sae = ReLU(d_in=D, width=M, sparsity=0.0)
+  judge, own, short = Evaluation(masked, {R0: sae}), dictionary(sae), texts()[0][:, 2:]
+
+  def totals(tokens, *masks):
+    batch = next_tokens(tokens, *masks)
+    base = judge.base(model(), batch, {R0: np.zeros(D, np.float32)})
+    found = judge.totals(model(), {R0: own}, batch, base)
+    return {'loss': found.loss, 'kl': found.kl, 'n': found.predicted, **found.losses}
+
+  real = np.pad(np.ones(short.shape, bool), ((0, 0), (2, 0)))
+  padded = totals(np.pad(short, ((0, 0), (2, 0)), constant_values=3), real, real)
+  alone = totals(short, np.ones(short.shape, bool))
+  for name in alone:
+    np.testing.assert_allclose(padded[name], alone[name], rtol=1e-5, err_msg=name)
+
+
+def test_padding_that_is_kept_is_refused():
+  kept = np.array([[True, True, False]])
+  with pytest.raises(SAEError, match='padding mask'):
+    next_tokens(np.zeros((1, 3), int), kept, np.array([[False, True, True]]))

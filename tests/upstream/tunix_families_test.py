@@ -305,6 +305,18 @@ def test_a_cached_pass_has_the_same_sites_and_the_values_of_the_uncached_one(
 # --- a path without sites
 
 
+@pytest.mark.parametrize('cls', ['Qwen2', 'Gemma3'])
+def test_a_mask_gives_rows_padded_on_the_left_the_logits_that_they_have_alone(cls, tokens):
+  """The two classes that models are loaded into; Gemma's windows are shorter than the rows."""
+  family = next(p.values[0] for p in FAMILIES if p.values[0].cls == cls)
+  apply = functools.partial(loader._apply, *family.build(family.upstream()))
+  mask = jnp.pad(jnp.ones(tokens.shape, bool), ((0, 0), (3, 0)))
+  padded = jnp.pad(tokens, ((0, 0), (3, 0)), constant_values=5)
+  params = family.params()
+  found = jax.jit(apply)(params, padded, mask)[:, 3:]
+  np.testing.assert_allclose(found, jax.jit(apply)(params, tokens), rtol=1e-4, atol=1e-4)
+
+
 def test_asking_flash_attention_for_probabilities_says_why_not_and_what_to_do():
   model = importlib.import_module('tunix.models.qwen2.model')
   sizes = {'num_layers': 2, 'vocab_size': V, 'embed_dim': D, 'hidden_dim': F, 'num_heads': N}

@@ -1,0 +1,302 @@
+"""The columns of a batch that are tokens: what a planted function sees of a generation, and what a read holds.
+
+A generation pads: prompts to a bucket of lengths, rows to each other, a cache to the slots that it may need. A function
+that was written for one forward pass over a text knows nothing of that, and must not: `x.at[:, 3]` is the fourth token,
+`x.mean(1)` goes over tokens, and the keys at a query are those of tokens. So
+
+  - a function that is proven to act on each position by itself (`positionwise`) is applied to whatever columns are
+    computed, and its result is taken at tokens (`at_tokens`);
+  - any other sees exactly the text so far: whole texts are computed, and of a value the columns that are tokens, in
+    order, are cut out, given to it and put back (`at_texts`). Every length has its own branch, so that lengths within
+    a bucket share one program;
+  - of what is read, the columns that are no tokens are cut off; where rows differ in length, they are NaN.
+
+Which axes of a site are positions is what `mechjax.sites.CANONICAL` says: T queries, S keys.
+
+A function is staged before anything is compiled, and what is compiled has its program and takes the arrays that it
+closes over as arguments: a function that is made anew, or that closes over another vector, finds the program again,
+and a changed number is never a stale one.
+
+Letters: B batch, T query position, S key position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax import compat, errors, harvest, positionwise, sites
+from mechjax.harvest.requests import checked
+
+_ONE = jax.tree.structure(0)
+
+
+def axes_of(name: str) -> tuple[str, ...]:
+  """The letters of a site's axes.
+
+  Raises:
+    SiteError: a site of another name than those of `sites.CANONICAL`.
+  """
+  if name not in sites.CANONICAL:
+    raise errors.SiteError(
+      f'which axes of {name!r} are positions is not known, so it cannot be read or planted in a generation',
+      mend='name it as in mechjax.sites.CANONICAL: ' + ', '.join(sites.CANONICAL),
+    )
+  return tuple(sites.CANONICAL[name][1:].partition(']')[0].split(', '))
+
+
+@dataclasses.dataclass(frozen=True)
+class Function:
+  """A function planted at sites of one name.
+
+  Attributes:
+    fn: the function.
+    axes: letters of the axes of its argument.
+    like: a value of the site, of any width.
+    programs: what has been staged, by width.
+  """
+
+  fn: Callable
+  axes: tuple[str, ...]
+  like: Any
+  programs: dict[int, Any] = dataclasses.field(default_factory=dict)
+
+  def program(self, width: int) -> Any:
+    """The function at a text of `width` tokens, staged; an error of the function's own is raised."""
+    if width not in self.programs:
+      positions = [i for i, letter in enumerate(self.axes) if letter in 'TS']
+      whole = lambda x: checked(self.fn, [x], _ONE)[0]  # noqa: E731
+      self.programs[width] = positionwise.stage(whole, self.like, positions, width)
+    return self.programs[width]
+
+  def known(self, width: int) -> Any:
+    """`program`, or None where the function cannot take this width, as that of a text that does not occur."""
+    try:
+      return self.program(width)
+    except Exception:
+      return None
+
+  def acts_on_each_position(self, widths: Iterable[int]) -> bool:
+    """Whether it is proven to be one function of a position at all these widths; keys are never seen one by one."""
+    if 'S' in self.axes:
+      return False
+    found = [self.known(w) for w in sorted({*widths}, reverse=True)]
+    return None not in found and positionwise.maps(found, self.axes.index('T'))
+
+  def keeps_rows_apart(self, widths: Iterable[int]) -> bool:
+    """Whether it is proven that no row of its result depends on another row."""
+    return all(positionwise.maps([self.program(w)], 0, alike=False) for w in widths)
+
+
+@jax.tree_util.register_pytree_node_class
+class Staged:
+  """A `Function` as programs by width: a pytree of the arrays that it closes over, equal where the programs are."""
+
+  def __init__(self, programs: _Programs, constants: Sequence[Any]):
+    self.programs, self.constants = programs, constants
+
+  @classmethod
+  def of(cls, function: Function, widths: Iterable[int]) -> Staged:
+    """Staged at some widths; at those that it cannot take it is missing."""
+    constants: dict[Any, Any] = {}
+    found, places = {}, {}
+    for width in widths:
+      if (program := function.known(width)) is not None:
+        own = {_identity(c): c for c in compat.consts(program)}
+        constants |= own
+        found[width], places[width] = program, [_identity(c) for c in compat.consts(program)]
+    order = list(constants)
+    slots = {width: tuple(order.index(c) for c in own) for width, own in places.items()}
+    return cls(_Programs(function.axes, found, slots), [jnp.asarray(c) for c in constants.values()])
+
+  def at(self, width: int) -> Callable | None:
+    """The function of values of this width; None if it cannot take them."""
+    if width not in self.programs.found:
+      return None
+    own = [self.constants[i] for i in self.programs.slots[width]]
+    return functools.partial(compat.evaluate, self.programs.found[width], own)
+
+  def tree_flatten(self) -> tuple[Sequence[Any], _Programs]:
+    return self.constants, self.programs
+
+  @classmethod
+  def tree_unflatten(cls, programs: _Programs, constants: Sequence[Any]) -> Staged:
+    return cls(programs, list(constants))
+
+
+class _Programs:
+  """Programs by width and where the constants of each are; two are equal if they are written alike."""
+
+  def __init__(self, axes: tuple[str, ...], found: dict[int, Any], slots: dict[int, tuple]):
+    self.axes, self.found, self.slots = axes, found, slots
+    self._key = axes, tuple((w, slots[w], str(program)) for w, program in found.items())
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, _Programs) and self._key == other._key
+
+  def __hash__(self) -> int:
+    return hash(self._key)
+
+
+def _identity(constant: Any) -> Any:
+  """What tells one array from another: itself where it cannot change, else what is in it."""
+  if isinstance(constant, jax.Array):
+    return id(constant)
+  array = np.asarray(constant)
+  return array.shape, str(array.dtype), array.tobytes()
+
+
+# --- plants -----------------------------------------------------------------------------------------------
+
+
+def resolve(plants: Mapping[str, Any], infos: Sequence[Any]) -> dict[str, Any]:
+  """Plants with a `Function` for each function; where a pattern selects several names, one for each of them.
+
+  Args:
+    plants: as `harvest.plant` takes them.
+    infos: `harvest.sites_of` the step.
+
+  Raises:
+    SiteError: a site that is not there, or whose axes are not known.
+  """
+  likes = {i.site.name: jax.ShapeDtypeStruct(i.shape, i.dtype) for i in infos}
+  available = [i.site for i in infos]
+  resolved: dict[str, Any] = {}
+  for pattern, value in plants.items():
+    inner = value.value if isinstance(value, harvest.At) else value
+    if not callable(inner) or hasattr(inner, 'shape'):
+      resolved[pattern] = value
+      continue
+    by_name: dict[str, list[sites.Site]] = {}
+    for site in sites.select(str(pattern), available):
+      by_name.setdefault(site.name, []).append(site)
+    for name, group in by_name.items():
+      new: Any = Function(inner, axes_of(name), likes[name])
+      new = harvest.At(value.layer, new) if isinstance(value, harvest.At) else new
+      resolved[str(pattern) if len(by_name) == 1 else _pattern(name, group)] = new
+  return resolved
+
+
+def _pattern(name: str, group: Sequence[sites.Site]) -> str:
+  layers = [','.join(map(str, site.path)) for site in group if site.path]
+  return f'{name}.{{{",".join(layers)}}}' if layers else name
+
+
+def functions(plants: Mapping[str, Any]) -> dict[str, Function]:
+  """The functions among resolved plants, by the pattern of each."""
+  inner = {k: v.value if isinstance(v, harvest.At) else v for k, v in plants.items()}
+  return {k: v for k, v in inner.items() if isinstance(v, Function)}
+
+
+def staged(plants: Mapping[str, Any], widths: Collection[int]) -> dict[str, Any]:
+  """Resolved plants with every function staged at these widths."""
+
+  def one(value: Any) -> Any:
+    if isinstance(value, harvest.At):
+      return harvest.At(value.layer, one(value.value))
+    return Staged.of(value, widths) if isinstance(value, Function) else value
+
+  return {pattern: one(value) for pattern, value in plants.items()}
+
+
+def with_functions(plants: Any, make: Callable[[Staged], Callable]) -> Any:
+  """Plants with functions of a value made of what is staged."""
+  is_staged = lambda x: isinstance(x, Staged)  # noqa: E731
+  return jax.tree.map(lambda x: make(x) if is_staged(x) else x, plants, is_leaf=is_staged)
+
+
+def at_tokens(mask_BxT: jax.Array, planted: Staged) -> Callable:
+  """A function of each position by itself, of values whose columns may be padding, which keeps its own value."""
+
+  def function(x: jax.Array) -> jax.Array:
+    through = planted.at(x.shape[1])
+    assert through is not None
+    real = mask_BxT.reshape(*mask_BxT.shape, *[1] * (x.ndim - 2))
+    return jnp.where(real, through(x), x)
+
+  return function
+
+
+def at_texts(length_B: jax.Array, least: int, alike: bool, planted: Staged) -> Callable:
+  """A function of whole texts, of values that are padded on the right.
+
+  Args:
+    length_B: tokens of each row, int32 [B].
+    least: no row has fewer.
+    alike: whether all rows have equally many, and the function sees them together. Else it is called for each row with
+      all rows cut to that row's length, and the row is taken from the result.
+    planted: the function, staged from `least` to the width of the values.
+  """
+  axes = [i for i, letter in enumerate(planted.programs.axes) if letter in 'TS']
+
+  def branch(width: int) -> Callable:
+    through = planted.at(width)
+    if through is None:
+      return lambda x: x  # no text of this length occurs
+
+    def changed(x: jax.Array) -> jax.Array:
+      cut = x
+      for axis in axes:
+        cut = jax.lax.slice_in_dim(cut, 0, width, axis=axis)
+      return jax.lax.dynamic_update_slice(x, through(cut), (0,) * x.ndim)
+
+    return changed
+
+  def function(x: jax.Array) -> jax.Array:
+    branches = [branch(width) for width in range(least, x.shape[axes[0]] + 1)]
+    if alike:
+      return jax.lax.switch(length_B[0] - least, branches, x)
+    return jax.lax.map(
+      lambda row: jax.lax.switch(length_B[row] - least, branches, x)[row],
+      jnp.arange(len(x), dtype=jnp.int32),
+    )
+
+  return function
+
+
+# --- reads ------------------------------------------------------------------------------------------------
+
+
+class Span(NamedTuple):
+  """Where the tokens of each row are on an axis: from `first` to before `end`, int [B]; `n` are read, ending there."""
+
+  first: np.ndarray
+  end: np.ndarray
+  n: int
+
+
+def real_columns(acts: harvest.Activations, queries: Span, keys: Span) -> harvest.Activations:
+  """Reads with the columns of tokens alone, aligned on the right; NaN (0 where there is none) before shorter rows."""
+
+  def cut(name: str, x: jax.Array, lead: int) -> jax.Array:
+    for axis, letter in enumerate(axes_of(name)):
+      if letter in 'TS':
+        x = _taken(x, lead, lead + axis, queries if letter == 'T' else keys)
+    return x
+
+  return acts.map(cut)
+
+
+def _taken(x: jax.Array, rows: int, axis: int, span: Span) -> jax.Array:
+  """Along `axis` the last `span.n` columns of each row; rows lie along `rows`."""
+  begin_B = span.end - span.n
+  if (begin_B == begin_B[0]).all():
+    x = (
+      x if x.shape[axis] == span.n else jax.lax.slice_in_dim(x, begin_B[0], span.end[0], axis=axis)
+    )
+  index_Bxn = begin_B[:, None] + np.arange(span.n)
+  shape = [1] * x.ndim
+  shape[rows], shape[axis] = index_Bxn.shape
+  if (begin_B != begin_B[0]).any():
+    x = jnp.take_along_axis(x, jnp.asarray(index_Bxn.clip(0).reshape(shape)), axis=axis)
+  real_Bxn = index_Bxn >= span.first[:, None]
+  if real_Bxn.all():
+    return x
+  nothing = jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0
+  return jnp.where(jnp.asarray(real_Bxn.reshape(shape)), x, jnp.asarray(nothing, x.dtype))

@@ -1,0 +1,144 @@
+"""What a masked batch has at real tokens is what each row has alone, in every family and by every way in."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mechjax import errors, harvest
+from mechjax.models import ours, padding
+from mechjax.models.language_model import Forward, LanguageModel
+from tests.models import decoders
+from tests.models.decoders import CONFIGS
+
+FAMILIES = pytest.mark.parametrize('name', CONFIGS)
+ROWS = [[5, 3, 8, 1, 9, 2, 2], [2, 7], [4, 4, 6, 1, 30]]
+WIDTH = 8
+
+
+@functools.cache
+def model(name):
+  return LanguageModel(name, ours.forward(decoders.params(name), CONFIGS[name]), None)
+
+
+def padded(side):
+  """The rows as one batch, and its mask; padding is a token of the vocabulary that also occurs in the text."""
+  tokens, mask = np.full((len(ROWS), WIDTH), 4, np.int32), np.zeros((len(ROWS), WIDTH), bool)
+  for row, onto, real in zip(ROWS, tokens, mask):
+    first = {'left': WIDTH - len(row), 'right': 0, 'both': (WIDTH - len(row)) // 2}[side]
+    onto[first : first + len(row)], real[first : first + len(row)] = row, True
+  return jnp.asarray(tokens), mask
+
+
+@functools.cache
+def alone(name):
+  """(logits [T, V], log-probabilities [T, V]) of each row without padding."""
+  logits = [np.asarray(model(name)(jnp.asarray([row]))[0], np.float64) for row in ROWS]
+  return [(x, x - np.log(np.exp(x).sum(-1, keepdims=True))) for x in logits]
+
+
+def close(found, wanted):
+  np.testing.assert_allclose(found, wanted, rtol=0, atol=3e-5)
+
+
+@FAMILIES
+@pytest.mark.parametrize('side', ['left', 'right', 'both'])
+def test_every_row_has_the_logits_that_it_has_alone(name, side):
+  tokens, mask = padded(side)
+  logits = model(name)(tokens, mask)
+  log_probs = model(name).log_probs(tokens, mask=mask)
+  assert np.isfinite(logits).all()
+  for i, (expected, expected_log_probs) in enumerate(alone(name)):
+    close(logits[i][mask[i]], expected)
+    close(log_probs[i][mask[i]], expected_log_probs)
+
+
+@FAMILIES
+def test_the_loss_counts_the_predicted_tokens_of_every_row_and_no_padding(name):
+  costs = [-p[t, row[t + 1]] for row, (_, p) in zip(ROWS, alone(name)) for t in range(len(row) - 1)]
+  for side in ('left', 'right', 'both'):
+    assert float(model(name).loss(*padded(side))) == pytest.approx(np.mean(costs), abs=3e-5)
+
+
+def test_padding_between_the_tokens_of_a_row_changes_nothing_either():
+  tokens, mask = jnp.asarray([[5, 9, 3, 8, 4, 4, 1]]), jnp.asarray([[1, 0, 1, 1, 0, 0, 1]], bool)
+  whole = jnp.asarray([[5, 3, 8, 1]])
+  close(model('mistral')(tokens, mask)[:, np.flatnonzero(mask[0])], model('mistral')(whole))
+  assert float(model('mistral').loss(tokens, mask)) == pytest.approx(
+    float(model('mistral').loss(whole)), abs=3e-5
+  )
+
+
+@FAMILIES
+def test_a_resumed_pass_and_a_short_one_have_what_the_row_alone_has(name):
+  tokens, mask = padded('left')
+  own = model(name)
+  short = harvest.reap(own.through('resid_post.0'), sites='resid_post.0')
+  middle = short(own.params, tokens, mask)['resid_post.0']
+  last = jnp.full((len(ROWS), 1), WIDTH - 1)
+  whole = own.resume(own.params, tokens, middle, jnp.int32(1), None, mask)
+  ends = own.resume(own.params, tokens, middle, jnp.int32(1), last, mask)
+  for i, (row, (expected, _)) in enumerate(zip(ROWS, alone(name))):
+    read = short(own.params, jnp.asarray([row]))['resid_post.0'][0]
+    close(middle[i][mask[i]], read)
+    close(whole[i][mask[i]], expected)
+    close(ends[i, 0], expected[-1])
+
+
+def test_a_mask_reaches_the_pass_through_a_harvest_and_through_jit():
+  tokens, mask = padded('left')
+  own = model('gpt2')
+  reaped = harvest.reap(own, sites='logits')(tokens, mask=mask)['logits']
+  jitted = jax.jit(own.apply)(own.params, tokens, jnp.asarray(mask))
+  close(reaped, own(tokens, mask))
+  close(jitted, own(tokens, mask))
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda mask: mask.astype(int), 'dtype int'),
+    (lambda mask: mask[:, 1:], r'shape \(3, 7\)'),
+    (lambda mask: mask[:1], r'shape \(1, 8\)'),
+    (lambda mask: mask & np.array([[True], [False], [True]]), 'row 1 is padding throughout'),
+  ],
+)
+def test_what_is_no_mask_of_these_tokens_is_refused(change, message):
+  tokens, mask = padded('left')
+  own = model('qwen')
+  wrong = change(mask)
+  for call in (own, own.loss, own.log_probs, functools.partial(own.apply, own.params)):
+    with pytest.raises(errors.MechjaxError, match=message):
+      call(tokens, wrong)
+
+
+def test_a_mask_and_segments_together_are_refused():
+  tokens, mask = padded('left')
+  own = model('qwen')
+  with pytest.raises(errors.MechjaxError, match='both mask= and segments='):
+    own.apply(own.params, tokens, mask, segments=jnp.asarray(mask))
+
+
+def test_code_that_counts_columns_takes_padding_on_either_side_and_none_between():
+  def apply(params, tokens, mask=None):
+    assert mask is not None or not taken.append('no mask')
+    return jnp.zeros((*tokens.shape, 3))
+
+  taken: list[str] = []
+  upstream = LanguageModel('upstream', Forward({}, apply, apply, 2, 16), None)
+  upstream(*padded('right'))
+  assert taken == ['no mask']
+  upstream(*padded('left'))
+  assert taken == ['no mask']
+  tokens, mask = padded('left')
+  mask[0, 3] = False
+  with pytest.raises(errors.MechjaxError, match='row 0 of the mask has padding between'):
+    upstream(tokens, mask)
+
+
+def test_positions_count_real_tokens_and_padding_goes_last():
+  mask = jnp.asarray([[0, 1, 1, 0, 1], [1, 1, 0, 0, 0]], bool)
+  assert padding.positions(mask)[0][mask[0]].tolist() == [0, 1, 2]
+  assert padding.together(mask).tolist() == [[1, 2, 4, 0, 3], [0, 1, 2, 3, 4]]
