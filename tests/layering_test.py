@@ -17,7 +17,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [
-  {'compat', 'errors', 'extras', 'files', 'sites'},
+  {'compat', 'errors', 'extras', 'files', 'precision', 'sites'},
   {'harvest', 'greenlets', 'patcher'},
   {'forward', 'stacking', 'interventions', 'patches'},
   {'weights', 'models', 'generate'},

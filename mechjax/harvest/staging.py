@@ -75,7 +75,14 @@ class Stager:
     self._programs: dict[Any, Program] = {}
 
   def __call__(self, args: tuple, kwargs: dict) -> tuple[Program, list[Any]]:
-    """Returns the program at these arguments and their data leaves."""
+    """Returns the program at these arguments and their data leaves.
+
+    A function may have a method `check_arguments`, which raises where arguments are wrong that can be known only before
+    they are traced, as token ids are.
+    """
+    check = getattr(self.f, 'check_arguments', None)
+    if check is not None:
+      check(*args, **kwargs)
     dynamic, static, structure = split_static((args, kwargs))
     key = self._key(dynamic, static, structure)
     if key is not None and key in self._programs:
