@@ -320,8 +320,10 @@ class Vocabulary:
 
   def id(self, word: str) -> int | None:
     """The token of a word; None if it is several."""
-    ids = self.tokenizer.split(f' {word}')
-    return ids[0] if len(ids) == 1 else None
+    try:
+      return self.tokenizer.token(f' {word}')
+    except errors.MechjaxError:
+      return None
 
   def known(self, words: str) -> list[list[str]]:
     """Those groups, 'key/keys door/doors', all of whose words are one token."""

@@ -121,7 +121,7 @@ def generate(
   n_tokens: int,
   *,
   sampling: Sampling = Sampling(),
-  stop: Collection[int] = (),
+  stop: int | Collection[int] = (),
   pad: int = 0,
   seed: int = 0,
   plants: Mapping[str, Any] | None = None,
@@ -136,7 +136,7 @@ def generate(
     prompts: token ids, one sequence for each row, of any lengths but 0.
     n_tokens: how many tokens to generate at most.
     sampling: how tokens are chosen.
-    stop: tokens after which a row is finished; generation ends when all rows are.
+    stop: ids of tokens after which a row is finished; generation ends when all rows are.
     pad: what stands in the result behind a stop token.
     seed: of the sampling. A row's choices depend on the seed, the row's number and the step alone.
     plants: interventions, as for `harvest.plant`, made at every step; functions see whole texts, as said above.
@@ -147,7 +147,8 @@ def generate(
     The tokens, and what was read.
 
   Raises:
-    MechjaxError: an empty prompt, or logits that are not numbers, as behind the last learned position.
+    MechjaxError: an empty prompt, something else than ids, or logits that are not numbers, as behind the last learned
+      position.
     SiteError, HarvestError: a plant or a site that does not fit the model; prompts of different length and a function
       that may mix rows, or an array; an array and more than one token.
     MissingExtraError: `progress` without tqdm.
@@ -155,6 +156,7 @@ def generate(
   rows = _rows(prompts)
   if n_tokens < 1:
     raise errors.MechjaxError(f'n_tokens={n_tokens}; at least 1 is wanted')
+  stop = _stop_ids(stop)
   plan = _plan(model, params, rows, n_tokens, plants or {}, sites)
   steps = (_in_passes if plan.whole else _in_steps)(model, params, rows, n_tokens, plan)
   B, token_B = len(rows), None
@@ -181,10 +183,11 @@ def generate(
 
 
 def _rows(prompts: Sequence[Sequence[int]] | np.ndarray) -> list[np.ndarray]:
-  rows = [np.asarray(prompt, np.int32) for prompt in prompts]
-  if not rows or any(row.ndim != 1 or not row.size for row in rows):
+  rows = [np.asarray(prompt) for prompt in prompts]
+  if not rows or any(row.ndim != 1 or not row.size or row.dtype.kind not in 'iu' for row in rows):
     raise errors.MechjaxError(
-      f'prompts of shapes {[row.shape for row in rows]}; each is a sequence of at least one token',
+      f'prompts of shapes {[row.shape for row in rows]} and dtypes {sorted({str(r.dtype) for r in rows})}; '
+      'each is a sequence of at least one token id',
       mend='[[1, 2, 3]] is one prompt; a model without a start token cannot begin with nothing',
     )
   return rows
@@ -196,6 +199,16 @@ def _aligned(rows: Sequence[np.ndarray], T: int) -> tuple[np.ndarray, np.ndarray
   for row, onto, where in zip(rows, tokens, mask):
     onto[T - row.size :], where[T - row.size :] = row, True
   return tokens, mask
+
+
+def _stop_ids(stop: int | Collection[int]) -> tuple[int, ...]:
+  ids = np.atleast_1d(np.asarray(list(stop) if isinstance(stop, set | frozenset) else stop))
+  if ids.size and (ids.ndim != 1 or ids.dtype.kind not in 'iu' or ids.min() < 0):
+    raise errors.MechjaxError(
+      f'stop={stop!r:.100}; token ids are wanted',
+      mend='tokenizer.token(text) is the id of a text of one token; model.generate takes such texts',
+    )
+  return tuple(ids.tolist())
 
 
 def _bucket(n: int) -> int:

@@ -51,7 +51,7 @@ def question(model):
   """A pair, its metric, and the sites."""
   clean, noise = (model.tokenizer.encode(text) for text in (CLEAN, NOISE))
   pairs = Pairs.of([clean], [noise])
-  answers = [model.tokenizer.encode(' book')[0]], [model.tokenizer.encode(' kiss')[0]]
+  answers = [model.token(' book')], [model.token(' kiss')]
   infos = harvest.sites_of(model.apply, model.params, jnp.asarray(pairs.clean))
   return pairs, logit_difference(pairs, *answers), infos
 

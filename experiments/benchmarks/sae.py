@@ -43,7 +43,7 @@ from absl import app
 
 import mechjax
 from experiments.benchmarks import timing
-from mechjax import harvest
+from mechjax import harvest, precision
 from mechjax.sae import BatchTopK, Gated, JumpReLU, ReLU, TopK, store
 from mechjax.sae.training import Optimisation, Stack, Trainer, fed
 
@@ -86,7 +86,7 @@ def bare_products(batch) -> Callable:
   x, f = jax.random.normal(of_x, (batch, D)), jax.random.normal(of_f, (batch, M))
   W_enc = jax.random.normal(of_W, (D, M))
   W_dec = jnp.array(W_enc.T)
-  product = jax.jit(jnp.matmul)
+  product = jax.jit(precision.matmul)
   return lambda: (jax.block_until_ready(product(x, W_enc)), product(f, W_dec))
 
 

@@ -118,7 +118,14 @@ class Stager:
     self._staged: dict[Any, _Staged] = {}
 
   def __call__(self, args: tuple, kwargs: dict) -> tuple[Program, list[Any]]:
-    """Returns the program at these arguments and its inputs: what is closed over, then the data leaves."""
+    """Returns the program at these arguments and its inputs: what is closed over, then the data leaves.
+
+    A function may have a method `check_arguments`, which raises where arguments are wrong that can be known only before
+    they are traced, as token ids are.
+    """
+    check = getattr(self.f, 'check_arguments', None)
+    if check is not None:
+      check(*args, **kwargs)
     dynamic, static, structure = split_static((args, kwargs))
     key = self._key(dynamic, static, structure)
     if self._watch is not None and self._watch.changed():
@@ -206,7 +213,14 @@ def stager(f: Callable) -> Callable[[tuple, dict], tuple[Program, list[Any]]]:
   """Stages `f`: (args, kwargs) -> (program, its inputs). Programs are kept on `f` and live exactly as long."""
   if callables.is_pytree(f):
     own = _of_classes.setdefault(type(f), Stager(callables.call))
-    return lambda args, kwargs: own((callables.bound(f), *args), kwargs)
+    check = getattr(f, 'check_arguments', None)
+
+    def staged(args: tuple, kwargs: dict) -> tuple[Program, list[Any]]:
+      if check is not None:
+        check(*args, **kwargs)
+      return own((callables.bound(f), *args), kwargs)
+
+    return staged
   kept = getattr(f, '__mechjax_stager__', None)
   if isinstance(kept, Stager) and kept.f is f:
     return kept

@@ -68,7 +68,10 @@ def program_key(program: Any) -> Any:
   if 'structure' not in program.cache:
     try:
       program.cache['structure'] = _jaxpr_key(program.jaxpr, rules=True)
-    except (TypeError, ValueError):  # a custom rule that cannot be staged by itself, as some under a vmap
+    except (
+      TypeError,
+      ValueError,
+    ):  # a custom rule that cannot be staged by itself, as some under a vmap
       program.cache['structure'] = _Same(program.jaxpr)
   return program.cache['structure']
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mechjax import errors, harvest
+from mechjax import errors, harvest, precision
 from mechjax.models import rotary
 from mechjax.models.config import Config
 from mechjax.models.norms import rms
@@ -173,12 +173,12 @@ def attend(
   probs_BxNxTxS = jax.nn.softmax(scores_BxNxTxS, axis=-1).astype(v.dtype)
   probs_BxNxTxS = harvest.sow(probs_BxNxTxS, name='attn_probs')
   z_BxTxNxH = harvest.sow(_mix(probs_BxNxTxS, v_BxSxKxH), name='z')
-  out_BxTxD = jnp.einsum('btnh,nhd->btd', z_BxTxNxH, p['o'])
+  out_BxTxD = precision.einsum('btnh,nhd->btd', z_BxTxNxH, p['o'])
   return (out_BxTxD + p['o_bias'] if config.o_bias else out_BxTxD), new
 
 
 def _project(p: dict[str, Any], name: str, h_BxTxD: jax.Array) -> jax.Array:
-  out_BxTxNxH = jnp.einsum('btd,dnh->btnh', h_BxTxD, p[name])
+  out_BxTxNxH = precision.einsum('btd,dnh->btnh', h_BxTxD, p[name])
   bias = p.get(f'{name}_bias')
   return out_BxTxNxH if bias is None else out_BxTxNxH + bias
 
@@ -201,12 +201,13 @@ def _appended(cache_BxSxKxH: jax.Array, x_BxTxKxH: jax.Array, slot: Any) -> jax.
 
 
 def _scores(q_BxTxNxH: jax.Array, k_BxSxKxH: jax.Array, config: Config) -> jax.Array:
-  """Scaled and capped scores, float32 [B, N, T, S]; heads of a group lie side by side."""
+  """Scaled and capped scores, float32 (or float64) [B, N, T, S]; heads of a group lie side by side."""
   B, T, N, H = q_BxTxNxH.shape
   S, K = k_BxSxKxH.shape[1:3]
   q_BxTxKxGxH = q_BxTxNxH.reshape(B, T, K, N // K, H)
-  scores = jnp.einsum(
-    'btkgh,bskh->bkgts', q_BxTxKxGxH, k_BxSxKxH, preferred_element_type=jnp.float32
+  wide = precision.wide(q_BxTxNxH.dtype)
+  scores = precision.einsum(
+    'btkgh,bskh->bkgts', q_BxTxKxGxH, k_BxSxKxH, preferred_element_type=wide
   )
   scores = scores.reshape(B, N, T, S) * config.score_scale
   return soft_cap(scores, config.attn_softcap)
@@ -217,7 +218,7 @@ def _mix(probs_BxNxTxS: jax.Array, v_BxSxKxH: jax.Array) -> jax.Array:
   B, N, T, S = probs_BxNxTxS.shape
   K, H = v_BxSxKxH.shape[2:]
   probs_BxKxGxTxS = probs_BxNxTxS.reshape(B, K, N // K, T, S)
-  return jnp.einsum('bkgts,bskh->btkgh', probs_BxKxGxTxS, v_BxSxKxH).reshape(B, T, N, H)
+  return precision.einsum('bkgts,bskh->btkgh', probs_BxKxGxTxS, v_BxSxKxH).reshape(B, T, N, H)
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:

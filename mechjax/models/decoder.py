@@ -11,14 +11,14 @@ attention) is data that is scanned along with the parameters.
     logits, cache = step(params, tokens, cache, config)
 
 All are pure and tagged at every site of `mechjax.sites`. Computation is in the dtype of the parameters; norms,
-softmax and logits are float32. `unroll=True` writes the layers out, for tests and for loops that carry values from
-layer to layer.
+softmax and logits are float32 at least (`mechjax.precision`). `unroll=True` writes the layers out, for tests and for
+loops that carry values from layer to layer.
 
 Letters: B batch, T position, D model, V vocabulary, L layers; the others are in `config` and `attention`.
 
 Sharp edges:
   - With a cache, k, v, attn_scores and attn_probs span all slots of the cache, empty ones included.
-  - A token or a learned position that the table does not have becomes NaN.
+  - A token or a learned position that the table does not have, a negative one too, becomes NaN.
   - There is no resid_mid where attention and MLP are parallel or there is no MLP; asking for it says so.
   - A scan that starts later than layer 0 still counts from 0 and skips what lies below, so its sites are numbered right
     and can be planted. Reading them is refused, because a skipped layer has no value; `unroll=True` reads them.
@@ -32,8 +32,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import errors, harvest, sites
-from mechjax.models import rotary
+from mechjax import errors, harvest, precision, sites
+from mechjax.models import ids, rotary
 from mechjax.models.attention import KV, Cache, Tokens, Where, attend, number, soft_cap
 from mechjax.models.config import Config, Llama3Scaling
 from mechjax.models.norms import norm
@@ -90,7 +90,7 @@ def forward(
   Raises:
     MechjaxError: if shapes do not fit, or a text is longer than the table of learned positions.
   """
-  where, positions = _where(tokens_BxT.shape, config, positions, segments, None)
+  where, positions = _where(tokens_BxT.shape, config, positions, segments, None, _dtype(params))
   x_BxTxD = _embed(params, tokens_BxT, config, positions)
   stretch = (0, config.n_layers)
   x_BxTxD, _ = _blocks(params, x_BxTxD, config, where, None, stretch, checkpoint, unroll)
@@ -123,7 +123,7 @@ def step(
       f'{tokens_BxT.shape[1]} tokens do not fit behind {cache.length} in a cache of {n_slots}',
       mend='new_cache(config, batch, n_slots) with as many slots as there will be tokens',
     )
-  where, positions = _where(tokens_BxT.shape, config, positions, segments, cache)
+  where, positions = _where(tokens_BxT.shape, config, positions, segments, cache, _dtype(params))
   x_BxTxD = _embed(params, tokens_BxT, config, positions)
   stretch = (0, config.n_layers)
   x_BxTxD, new_LxBxTxKxH = _blocks(params, x_BxTxD, config, where, cache.kv, stretch, False, unroll)
@@ -150,7 +150,7 @@ def embed(
   segments: jax.Array | None = None,
 ) -> jax.Array:
   """The residual stream before the first layer, [B, T, D]; arguments as in `forward`."""
-  _, positions = _where(tokens_BxT.shape, config, positions, segments, None)
+  _, positions = _where(tokens_BxT.shape, config, positions, segments, None, _dtype(params))
   return _embed(params, tokens_BxT, config, positions)
 
 
@@ -187,7 +187,7 @@ def blocks(
     raise errors.MechjaxError(
       f'there is no stretch from layer {start} to {stop} of {config.n_layers}'
     )
-  where, _ = _where(x_BxTxD.shape[:2], config, positions, segments, None)
+  where, _ = _where(x_BxTxD.shape[:2], config, positions, segments, None, _dtype(params))
   return _blocks(params, x_BxTxD, config, where, None, (start, stop), checkpoint, unroll)[0]
 
 
@@ -221,7 +221,7 @@ def resume(
   Raises:
     MechjaxError: if shapes do not fit.
   """
-  where, positions = _where(tokens_BxT.shape, config, None, segments, None)
+  where, positions = _where(tokens_BxT.shape, config, None, segments, None, _dtype(params))
   x_BxTxD = jnp.where(start == 0, _embed(params, tokens_BxT, config, positions), x_BxTxD)
   x_BxTxD, _ = _blocks(
     params,
@@ -247,13 +247,18 @@ def unembed(params: dict[str, Any], x: jax.Array, config: Config) -> jax.Array:
     equation, kernel = '...d,vd->...v', params['embed']['tokens']
   else:
     kernel = params['unembed']['kernel']
-  logits = jnp.einsum(equation, x, kernel, preferred_element_type=jnp.float32)
+  wide = precision.wide(x.dtype)
+  logits = precision.einsum(equation, x, kernel, preferred_element_type=wide)
   if config.unembed_bias:
-    logits += params['unembed']['bias'].astype(jnp.float32)
+    logits += params['unembed']['bias'].astype(wide)
   return harvest.sow(soft_cap(logits, config.logit_softcap), name='logits')
 
 
 # --- inside -----------------------------------------------------------------------------------------------
+
+
+def _dtype(params: dict[str, Any]) -> Any:
+  return jax.tree.leaves(params['layers'])[0].dtype
 
 
 def _where(
@@ -262,6 +267,7 @@ def _where(
   positions: jax.Array | None,
   segments: jax.Array | None,
   cache: Cache | None,
+  dtype: Any,
 ) -> tuple[Where, jax.Array]:
   """What all layers share, and the positions, [B, T] or [1, T]."""
   queries = keys = number(segments, shape, cache)
@@ -280,7 +286,10 @@ def _where(
     raise errors.MechjaxError(f'positions have shape {positions.shape}, the tokens {shape}')
   if config.positions != 'rotary':
     return Where(queries, keys, slot, None), positions
-  kinds = (rotary.angles(config, positions, False), rotary.angles(config, positions, True))
+  kinds = (
+    rotary.angles(config, positions, False, dtype),
+    rotary.angles(config, positions, True, dtype),
+  )
   return Where(queries, keys, slot, kinds), positions
 
 
@@ -288,9 +297,9 @@ def _embed(
   params: dict[str, Any], tokens_BxT: jax.Array, config: Config, positions: jax.Array
 ) -> jax.Array:
   table = params['embed']
-  x_BxTxD = jnp.take(table['tokens'], tokens_BxT, axis=0) * config.embed_scale
+  x_BxTxD = jnp.take(table['tokens'], ids.unwrapped(tokens_BxT), axis=0) * config.embed_scale
   if config.positions == 'learned':
-    x_BxTxD += jnp.take(table['positions'], positions, axis=0)
+    x_BxTxD += jnp.take(table['positions'], ids.unwrapped(positions), axis=0)
   return harvest.sow(x_BxTxD, name='embed')
 
 
@@ -385,7 +394,8 @@ def _mlp(p: dict[str, Any], x_BxTxD: jax.Array, config: Config) -> jax.Array:
 
 def _affine(w: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
   bias = w.get(f'{name}_bias')
-  return x @ w[name] if bias is None else x @ w[name] + bias
+  out = precision.matmul(x, w[name])
+  return out if bias is None else out + bias
 
 
 # --- sites that are not there -----------------------------------------------------------------------------

@@ -18,6 +18,8 @@ import heapq
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from mechjax import errors
+
 SPACE = '\u2581'
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Kinds of pieces: tokenizer.ggml.token_type."""
@@ -37,7 +39,7 @@ class Greedy:
     self._bytes_of: list[bytes] = []
     self._normal: dict[str, tuple[float, int]] = {}
     self._special: dict[str, int] = {}
-    self._byte_ids = [0] * 256
+    self._byte_ids: dict[int, int] = {}
     for i, (piece, score, kind) in enumerate(zip(pieces, scores, kinds, strict=True)):
       if kind == BYTE:
         value = int(piece[1:-1], 16)
@@ -52,7 +54,7 @@ class Greedy:
     self._cut = _longest_of(self._special)
 
   def encode(self, text: str) -> list[int]:
-    """The ids of a text."""
+    """The ids of a text; a MechjaxError if the vocabulary lacks a character and its bytes."""
     ids: list[int] = []
     # The pattern is one group, so `split` gives ordinary and special stretches in turn.
     for i, stretch in enumerate(self._cut.split(text.replace(' ', SPACE))):
@@ -70,7 +72,13 @@ class Greedy:
   def _ids_of(self, piece: str) -> list[int]:
     if piece in self._normal:
       return [self._normal[piece][1]]
-    return [self._byte_ids[b] for b in piece.encode()]
+    try:
+      return [self._byte_ids[b] for b in piece.encode()]
+    except KeyError as e:
+      raise errors.MechjaxError(
+        f'the vocabulary cannot write {piece!r}: it has neither the piece nor its bytes',
+        mend='remove or replace it',
+      ) from e
 
   def _merged(self, text: str) -> Iterator[str]:
     """The pieces of a stretch without special pieces.

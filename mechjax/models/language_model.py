@@ -27,12 +27,13 @@ tokens have is then what the row alone has. Without a mask every column is taken
 
 Letters in shapes: B batch, T position, D model, V vocabulary.
 
-Sharp edges: token ids are not checked against the vocabulary (JAX clamps an index that is too
-large). Losses are means over positions 1 to T-1, in nats.
+Sharp edges: inside of a traced program a token id that the vocabulary lacks cannot raise; its row of logits is NaN
+(`ids`). Losses are means over positions 1 to T-1, in nats.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import importlib
@@ -45,8 +46,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import errors, generate, harvest, sites
-from mechjax.models import padding, tokenizers
+from mechjax import errors, generate, harvest, precision, sites
+from mechjax.models import ids, padding, tokenizers
 from mechjax.models.config import Config
 from mechjax.sites import Site
 from mechjax.weights import fetch, hub
@@ -73,6 +74,7 @@ class Forward:
     unembed: (params, residual [..., D]) -> logits [..., V], by the model's own final norm and head.
     n_layers: number of blocks.
     d_model: D.
+    n_vocab: V, the ids that the embedding has rows for; some may have no text in the tokenizer.
     config: the description of our own decoder; None for upstream codes.
     generator: a step with a cache; None where the code has none that we drive.
     resume: (params, tokens [B, T], residual [B, T, D], start, at, mask=None) -> logits of a pass that begins at layer
@@ -86,6 +88,7 @@ class Forward:
   unembed: Callable[[Any, jax.Array], jax.Array]
   n_layers: int
   d_model: int
+  n_vocab: int
   config: Config | None = None
   generator: generate.Model | None = None
   resume: Callable[..., jax.Array] | None = None
@@ -103,6 +106,7 @@ class LanguageModel:
     tokenizer: text to token ids and back.
     n_layers: number of blocks.
     d_model: width of the residual stream.
+    n_vocab: number of token ids.
     config: the description of our own decoder; None for upstream codes.
     resume: how a pass begins in the middle, for `patching`, see `Forward`; None for upstream codes.
   """
@@ -114,7 +118,7 @@ class LanguageModel:
     self.name, self.tokenizer, self.config = name, tokenizer, forward.config
     self._generator = forward.generator or uncached(forward.apply)
     self.params, self.apply, self.resume = forward.params, forward.apply, forward.resume
-    self.n_layers, self.d_model = forward.n_layers, forward.d_model
+    self.n_layers, self.d_model, self.n_vocab = forward.n_layers, forward.d_model, forward.n_vocab
     self._stretch = forward.stretch
     self._jitted_apply = jax.jit(forward.apply)
     self._jitted_unembed = jax.jit(forward.unembed)
@@ -140,10 +144,21 @@ class LanguageModel:
       mask: True at real tokens, bool [B, T]; None if there is no padding.
 
     Raises:
-      MechjaxError: tokens or a mask of another shape or dtype, a row that is padding throughout; for upstream codes,
-        padding between the tokens of a row, or (penzai) before them.
+      MechjaxError: tokens or a mask of another shape or dtype, ids that the vocabulary lacks, a row that is padding
+        throughout; for upstream codes, padding between the tokens of a row, or (penzai) before them.
     """
-    return self._jitted_apply(self.params, _checked(tokens), **self._padding(tokens, mask))
+    tokens = ids.checked(tokens, self.n_vocab)
+    return self._jitted_apply(self.params, tokens, **self._padding(tokens, mask))
+
+  def check_arguments(self, tokens: Any, mask: Any = None) -> None:
+    """Refuses ids that the vocabulary lacks, before a harvest traces them."""
+    ids.checked(tokens, self.n_vocab)
+
+  def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
+    """A model with arrays of its own; programs take them as arguments and hold none, so both may call the same."""
+    other = copy.copy(self)
+    other.params = copy.deepcopy(self.params, memo)
+    return other
 
   def sites(self) -> list[Site]:
     """Every site, in the order in which the forward pass meets them."""
@@ -185,16 +200,41 @@ class LanguageModel:
     """Logits [..., V] that the final norm and the head would read in a residual stream [..., D]."""
     return self._jitted_unembed(self.params, residual)
 
-  def tokens(self, text: str) -> jax.Array:
-    """Token ids of a text, int32 [1, T]."""
-    return jnp.asarray(self.tokenizer.encode(text), jnp.int32)[None]
+  def tokens(self, text: str, bos: bool | None = None) -> jax.Array:
+    """Token ids of a text, int32 [1, T].
 
-  def text(self, ids: jax.Array | Iterable[int] | int) -> str:
-    """Text of one sequence of token ids: [T], [1, T], or a single id."""
-    array = np.asarray(ids)
+    Args:
+      text: one text.
+      bos: whether the token that begins a sequence leads them; None where the model expects it.
+    """
+    return jnp.asarray(self.tokenizer.encode(text, bos), jnp.int32)[None]
+
+  def token(self, text: str) -> int:
+    """The id of a text that is one token, such as ' Paris': the index of an answer among the logits.
+
+    Args:
+      text: with the space before it, if it stands behind other words.
+
+    Raises:
+      MechjaxError: it is several tokens or none; the message has the pieces.
+    """
+    return self.tokenizer.token(text)
+
+  def text(self, tokens: Any) -> str:
+    """Text of one sequence of token ids: [T], [1, T], or a single id.
+
+    Args:
+      tokens: a whole text as `tokens` gives it, or a piece of one, which keeps the space before its first word. Special
+        tokens are written out, the one that begins a whole text only if it is given as a single id.
+
+    Raises:
+      MechjaxError: more than one sequence, something else than ids, or an id without a text.
+    """
+    array = np.asarray(ids.checked(tokens, self.n_vocab, ndim=None))
     if array.ndim > 1 and array.size != array.shape[-1]:
       raise errors.MechjaxError(f'token ids of shape {array.shape} are more than one sequence')
-    return self.tokenizer.decode(array.reshape(-1).tolist())
+    found = array.reshape(-1).tolist()
+    return self.tokenizer.decode(found) if array.ndim else self.tokenizer.piece(found[0])
 
   def log_probs(self, tokens: jax.Array, mask: Any = None) -> jax.Array:
     """Log-probabilities of every next token, in nats, [B, T, V]; arguments as of a call."""
@@ -205,6 +245,7 @@ class LanguageModel:
 
     Every predicted token counts once, whichever its row; the first of each row is not predicted.
     """
+    tokens = ids.checked(tokens, self.n_vocab)
     log_probs_BxTxV = self.log_probs(tokens, mask)
     real_BxT = jnp.ones(jnp.shape(tokens), bool) if mask is None else jnp.asarray(mask)
     order_BxT = padding.together(real_BxT)
@@ -234,7 +275,7 @@ class LanguageModel:
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    stop: Collection[int] | None = None,
+    stop: int | str | Collection[int | str] | None = None,
     **options: Any,
   ) -> generate.Generation:
     """Continues texts.
@@ -245,29 +286,47 @@ class LanguageModel:
       temperature: 0 takes the likeliest token.
       top_k: only the k likeliest tokens.
       top_p: only the likeliest tokens that together have this probability.
-      stop: token ids that end a row; by default the model's own end of text.
+      stop: tokens that end a row, by their ids or by texts that are one token each; by default all that the model's
+        files name as ends of a text or a turn.
       **options: seed, pad, plants, sites, progress: see `mechjax.generate.generate`.
 
     Returns:
       Tokens, lengths, and what was read; `model.text(out.tokens[0])` is the text of the first row.
 
     Raises:
-      MechjaxError: an option without meaning; or, for upstream codes, interventions.
+      MechjaxError: prompts that are neither texts nor ids of the vocabulary, a stop text of several tokens, an option
+        without meaning; or, for upstream codes, interventions.
     """
     if self.config is None and (options.get('plants') or options.get('sites')):
       raise errors.MechjaxError(
         'upstream codes generate without a cache, and where a site stands in their steps differs',
         mend=f'load the model without code=, for interventions at every step of our own decoder: {self.name}',
       )
-    if isinstance(prompts, str):
-      prompts = [prompts]
-    rows = [self.tokenizer.encode(p) if isinstance(p, str) else p for p in prompts]
-    eos = self.tokenizer.eos
-    stop = ((eos,) if eos is not None else ()) if stop is None else stop
+    rows = self._prompts(prompts)
+    stop = self.tokenizer.stop_ids if stop is None else self._stops(stop)
     sampling = generate.Sampling(temperature, top_k, top_p)
     return generate.generate(
       self._generator, self.params, rows, n_tokens, sampling=sampling, stop=stop, **options
     )
+
+  def _prompts(self, prompts: Any) -> list[Any]:
+    """The token ids of each row."""
+    if isinstance(prompts, str):
+      prompts = [prompts]
+    if not isinstance(prompts, Sequence | np.ndarray | jax.Array) or np.ndim(prompts) == 0:
+      raise errors.MechjaxError(
+        f'prompts are a text, texts, or rows of token ids, not {prompts!r:.100}'
+      )
+    return [
+      self.tokenizer.encode(p) if isinstance(p, str) else ids.checked(p, self.n_vocab, ndim=1)
+      for p in prompts
+    ]
+
+  def _stops(self, stop: Any) -> tuple[int, ...]:
+    """The ids of stop tokens that are given by ids, texts or both."""
+    listed = list(stop) if np.iterable(stop) and not isinstance(stop, str) else [stop]
+    found = [self.tokenizer.token(s) if isinstance(s, str) else s for s in listed]
+    return tuple(ids.checked(found, self.n_vocab, ndim=1).tolist()) if found else ()
 
 
 class _Rest:
@@ -332,7 +391,8 @@ def load(
     code: whose forward pass computes it: our own decoder, or a key of `CODES`, which read GGUF files.
     accept_terms: whether you accept the terms of weights that come under any, as Gemma's do; an
       environment variable that the error names does the same.
-    dtype: of the parameters, and of the computation (norms, softmax and logits are float32).
+    dtype: of the parameters, and of the computation (norms, softmax and logits are float32 at least); one of
+      `mechjax.precision.DTYPES`.
     mesh: devices to spread the parameters over, by the rules of `mechjax.models.sharding`.
 
   Returns:
@@ -343,10 +403,11 @@ def load(
       there is no file at the path.
     WeightsError: the file is damaged, or not of an architecture that `code` can compute.
     MissingExtraError: an optional library is not installed.
-    MechjaxError: `code` is unknown, or cannot do what was asked.
+    MechjaxError: `code` is unknown, or cannot do what was asked; a dtype that parameters cannot have.
   """
   if code != OURS and code not in CODES:
     raise errors.MechjaxError(f'no code called {code!r}', where=f'known: {[OURS, *sorted(CODES)]}')
+  dtype = precision.checked(dtype)
   path = _find(name_or_path, accept_terms)
   if code == OURS:
     forward, tokenizer = importlib.import_module('mechjax.models.ours').load(path, dtype, mesh)
@@ -372,13 +433,3 @@ def _find(name_or_path: str | os.PathLike[str], accept_terms: bool) -> Path:
   if path.suffix == '.gguf' or os.sep in text:
     raise errors.FetchError(f'there is no file {path}', where=f'working directory {Path.cwd()}')
   return fetch.path_of(text, accept_terms)
-
-
-def _checked(tokens: jax.Array) -> jax.Array:
-  if jnp.ndim(tokens) != 2 or not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
-    raise errors.MechjaxError(
-      f'tokens have shape {jnp.shape(tokens)} and dtype {jnp.result_type(tokens)}; '
-      'integers of shape [B, T] are wanted',
-      mend='model.tokens(text) makes them; tokens[None] adds a missing batch axis',
-    )
-  return tokens

@@ -1,16 +1,19 @@
 """The norms of a decoder: LayerNorm and RMSNorm.
 
-Both are computed in float32, whatever the model's dtype, and scaled before they are rounded: the sum of a thousand
-bfloat16 squares is not to be had in bfloat16.
+Both are computed in float32, or float64 in a model of float64, and scaled before they are rounded: the sum of a
+thousand bfloat16 squares is not to be had in bfloat16.
 
 Sharp edge: the scale is what the file holds plus `config.norm_offset`, which is 1 for Gemma.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from mechjax import precision
 from mechjax.models.config import Config
 
 
@@ -32,18 +35,20 @@ def norm(x: jax.Array, p: dict[str, jax.Array] | None, config: Config) -> jax.Ar
 
 def rms(x: jax.Array, scale: jax.Array, config: Config) -> jax.Array:
   """x / sqrt(mean(x^2) + eps) * scale."""
-  wide = x.astype(jnp.float32)
+  wide = x.astype(precision.wide(x.dtype))
   wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + config.norm_eps)
-  return (wide * _gain(scale, config)).astype(x.dtype)
+  return (wide * _gain(scale, config, wide.dtype)).astype(x.dtype)
 
 
 def layer(x: jax.Array, p: dict[str, jax.Array], config: Config) -> jax.Array:
   """(x - mean) / sqrt(variance + eps) * scale + bias."""
-  wide = x.astype(jnp.float32)
+  wide = x.astype(precision.wide(x.dtype))
   wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
   wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + config.norm_eps)
-  return (wide * _gain(p['scale'], config) + p['bias'].astype(jnp.float32)).astype(x.dtype)
+  return (wide * _gain(p['scale'], config, wide.dtype) + p['bias'].astype(wide.dtype)).astype(
+    x.dtype
+  )
 
 
-def _gain(scale: jax.Array, config: Config) -> jax.Array:
-  return scale.astype(jnp.float32) + config.norm_offset
+def _gain(scale: jax.Array, config: Config, dtype: Any) -> jax.Array:
+  return scale.astype(dtype) + config.norm_offset

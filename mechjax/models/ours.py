@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mechjax import errors, generate
-from mechjax.models import decoder, families, padding, sharding, tokenizers
+from mechjax.models import decoder, families, ids, padding, sharding, tokenizers
 from mechjax.models.language_model import Forward
 from mechjax.weights import huggingface, llama_cpp, orbax
 from mechjax.weights.gguf import GGUFFile
@@ -29,7 +29,7 @@ def load(
 
   Args:
     path: a GGUF file, or a directory with `config.json` and safetensors or with an Orbax checkpoint.
-    dtype: of the parameters: jnp.float32 or jnp.bfloat16.
+    dtype: of the parameters: one of `mechjax.precision.DTYPES`.
     mesh: where to put them, by the rules of `sharding`; None for the default device.
 
   Returns:
@@ -68,6 +68,7 @@ def forward(params: Mapping[str, Any], config: decoder.Config) -> Forward:
     unembed=functools.partial(_unembed, config),
     n_layers=config.n_layers,
     d_model=config.d_model,
+    n_vocab=config.n_vocab,
     config=config,
     generator=_generator(config, params['embed']['tokens'].dtype),
     resume=functools.partial(_resume, config),
@@ -90,6 +91,10 @@ class _Apply:
         )
       options['segments'] = _segments(mask, tokens)
     return decoder.forward(params, tokens, self.config, **options)
+
+  def check_arguments(self, params: Any, tokens: jax.Array, **options: Any) -> None:
+    """Refuses ids that the vocabulary lacks, before a harvest traces them."""
+    ids.checked(tokens, self.config.n_vocab)
 
 
 def _unembed(config: decoder.Config, params: Any, residual: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mechjax import precision
 from mechjax.models.config import Config
 
 
@@ -27,8 +28,11 @@ def shapes(config: Config, dtype: Any = jnp.float32) -> dict[str, Any]:
 
   Returns:
     Nested dict of `jax.ShapeDtypeStruct`; its structure is that of the parameters.
+
+  Raises:
+    MechjaxError: a dtype that parameters cannot have.
   """
-  c = config
+  c, dtype = config, precision.checked(dtype)
   tree: dict[str, Any] = {
     'embed': {'tokens': (c.n_vocab, c.d_model)},
     'layers': jax.tree.map(lambda size: (c.n_layers, *size), _layer(c), is_leaf=_is_size),

@@ -6,40 +6,42 @@ layer picks its kind's.
 
 Letters: B batch, T position, N heads, H head, J = (turned part of H) / 2.
 
-Sharp edges: angles and turning are float32 whatever the model's dtype; a position beyond 2**24 is rounded.
+Sharp edges: angles and turning are float32 whatever the model's dtype, unless that is float64; in float32 a position
+beyond 2**24 is rounded.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mechjax import precision
 from mechjax.models.config import Config, Llama3Scaling
 
 
 class Angles(NamedTuple):
-  """Cosine and sine of every angle, float32 [B, T, J]; B is 1 where all rows have the same positions."""
+  """Cosine and sine of every angle, float32 (or float64) [B, T, J]; B is 1 where all rows have the same positions."""
 
   cos: jax.Array
   sin: jax.Array
 
 
 def frequencies(config: Config, local: bool) -> np.ndarray:
-  """Radians per position of each pair, float32 [J], in global or in local layers."""
+  """Radians per position of each pair, float64 [J], in global or in local layers."""
   own_base = local and config.rope_local_base is not None
   base = config.rope_local_base if own_base else config.rope_base
   J = config.d_rotary // 2
   per_position = float(base or 0.0) ** (-np.arange(J) / J)
   if own_base:
-    return per_position.astype(np.float32)
+    return per_position
   per_position = per_position / config.rope_scale
   if config.rope_scaling is not None:
     per_position = _stretched(per_position, config.rope_scaling)
-  return per_position.astype(np.float32)
+  return per_position
 
 
 def _stretched(per_position: np.ndarray, s: Llama3Scaling) -> np.ndarray:
@@ -49,9 +51,11 @@ def _stretched(per_position: np.ndarray, s: Llama3Scaling) -> np.ndarray:
   return kept * per_position + (1 - kept) * per_position / s.factor
 
 
-def angles(config: Config, positions_BxT: jax.Array, local: bool) -> Angles:
-  """The angles at these positions."""
-  angle_BxTxJ = positions_BxT[..., None].astype(jnp.float32) * frequencies(config, local)
+def angles(config: Config, positions_BxT: jax.Array, local: bool, dtype: Any) -> Angles:
+  """The angles at these positions, for a model of a dtype."""
+  wide = precision.wide(dtype)
+  per_position_J = frequencies(config, local).astype(wide)
+  angle_BxTxJ = positions_BxT[..., None].astype(wide) * per_position_J
   return Angles(jnp.cos(angle_BxTxJ), jnp.sin(angle_BxTxJ))
 
 
@@ -59,7 +63,7 @@ def turn(x_BxTxNxH: jax.Array, angles: Angles) -> jax.Array:
   """Turns every head by the angle of its position."""
   J = angles.cos.shape[-1]
   cos, sin = angles.cos[:, :, None], angles.sin[:, :, None]
-  x = x_BxTxNxH.astype(jnp.float32)
+  x = x_BxTxNxH.astype(cos.dtype)
   one, other, rest = x[..., :J], x[..., J : 2 * J], x[..., 2 * J :]
   turned = [one * cos - other * sin, other * cos + one * sin, rest]
   return jnp.concatenate(turned, axis=-1).astype(x_BxTxNxH.dtype)

@@ -23,7 +23,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mechjax.models import padding
+from mechjax import precision
+from mechjax.greenlets import local_context
+from mechjax.models import ids, padding
 from mechjax.models.language_model import Forward
 from mechjax.weights.names import Sizes
 
@@ -41,14 +43,39 @@ def patch(name: str) -> ModuleType:
 def forward(
   shape: Sizes, params: Any, apply: Callable, unembed: Callable, *structure: Any
 ) -> Forward:
-  """A forward pass, from functions of upstream's structure and the arguments that `Forward` says."""
+  """A forward pass, from functions of upstream's structure and the arguments that `Forward` says.
+
+  Products in it are as precise as our own (`mechjax.precision`), and a row with an id that the vocabulary lacks is NaN.
+  """
   return Forward(
     params=params,
-    apply=functools.partial(apply, *structure),
-    unembed=functools.partial(unembed, *structure),
+    apply=_Apply(functools.partial(apply, *structure), shape.n_vocab),
+    unembed=functools.partial(_unembed, functools.partial(unembed, *structure)),
     n_layers=shape.n_layers,
     d_model=shape.d_model,
+    n_vocab=shape.n_vocab,
   )
+
+
+class _Apply:
+  """(params, tokens, **options of upstream's function) -> logits."""
+
+  def __init__(self, upstream: Callable, n_vocab: int):
+    self.upstream, self.n_vocab = upstream, n_vocab
+
+  def __call__(self, params: Any, tokens: jax.Array, **options: Any) -> jax.Array:
+    with local_context(precision.highest):
+      logits = self.upstream(params, tokens, **options)
+    return ids.nan_without_token(logits, tokens)
+
+  def check_arguments(self, params: Any, tokens: jax.Array, **options: Any) -> None:
+    """Refuses ids that the vocabulary lacks, before a harvest traces them: upstream's sites have values for them."""
+    ids.checked(tokens, self.n_vocab)
+
+
+def _unembed(upstream: Callable, params: Any, residual: jax.Array) -> jax.Array:
+  with local_context(precision.highest):
+    return upstream(params, residual)
 
 
 def google_sizes(shape: Sizes) -> dict[str, int]:

@@ -7,10 +7,15 @@ byte-level BPE, whose merging is done by the `tokenizers` library (what is decid
 is cut before it, which the header only names: "smollm", "gpt-2"), and the scored pieces of
 SentencePiece, which `greedy` merges.
 
+A file's own settings for training batches (truncation, padding) are switched off: a text is never cut and never
+padded by a setting that nobody sees.
+
 Sharp edges: some vocabularies lack a few bytes (SmolLM2's six control characters and the
 unassigned planes of Unicode), which the library drops without a word; here such a text is an
 error. Special tokens written out in a text ("<|im_start|>") become those tokens, and decoding
-writes them out again, so that any text survives the round trip. A pre-tokenizer whose name is not
+writes them out again, so that any text survives the round trip. Tokenizers in the manner of SentencePiece put a space
+before every text; it is taken off again where ids begin with `bos` and therefore are a whole text, and kept where they
+are a piece of one, since there it is the space between two words. A pre-tokenizer whose name is not
 in the table below is an error, because guessing it gives plausible tokens that the model never
 saw.
 """
@@ -20,11 +25,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from mechjax import errors, extras
 from mechjax.models.greedy import CONTROL, Greedy
 from mechjax.weights import huggingface
+from mechjax.weights.json_files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +39,15 @@ class Tokenizer:
   """Text to token ids and back; use `from_gguf` or `from_huggingface` to make one.
 
   Attributes:
-    split: a text to its ids, without `bos`.
-    join: ids to their text, special tokens written out.
-    n_vocab: number of tokens.
+    split: a text to its ids, without special tokens around it.
+    join: ids to the text that they add behind other text, special tokens written out.
+    n_vocab: number of tokens; ids are below it.
     bos: id of the token that begins a sequence, or None if the model was trained without one.
     eos: id of the token that ends a text, or None.
+    stop_ids: all ids after which a model has finished, `eos` among them: ends of a text, of a turn, of a message.
+    closing: ids that the file puts behind every text; empty for nearly all models.
+    lead: what `join` writes before a whole text and is no part of it: a space for tokenizers in the manner of
+      SentencePiece, whose `split` puts one there.
   """
 
   split: Callable[[str], list[int]]
@@ -44,28 +55,100 @@ class Tokenizer:
   n_vocab: int
   bos: int | None
   eos: int | None
+  stop_ids: tuple[int, ...] = ()
+  closing: tuple[int, ...] = ()
+  lead: str = ''
 
-  def encode(self, text: str) -> list[int]:
-    """Token ids of a text, led by `bos` where the model expects it.
+  def encode(self, text: str, bos: bool | None = None) -> list[int]:
+    """Token ids of a text.
 
     Args:
       text: any text.
+      bos: whether `bos` leads them; None where the model expects it. A text that begins with that token, written
+        out, gets no second one.
 
     Returns:
       The ids.
 
     Raises:
-      MechjaxError: the vocabulary has no token for a byte of the text.
+      MechjaxError: the vocabulary has no token for a byte of the text; `text` is none; `bos=True` without a `bos`.
     """
-    ids = self.split(text)
-    return ids if self.bos is None else [self.bos, *ids]
+    _check_text(text)
+    if bos and self.bos is None:
+      raise errors.MechjaxError('bos=True, and this tokenizer begins a text with no token')
+    ids = [*self.split(text), *self.closing]
+    if self.bos is None or bos is False or ids[:1] == [self.bos]:
+      return ids
+    return [self.bos, *ids]
+
+  def token(self, text: str) -> int:
+    """The id of the one token that a text is, behind other text: ' Paris' is a word with its space.
+
+    Args:
+      text: a text that is one token. `join([token(text)])` is the text again.
+
+    Returns:
+      Its id, without any `bos`.
+
+    Raises:
+      MechjaxError: it is several tokens or none; the message has the pieces.
+    """
+    _check_text(text)
+    ids = self._continuing(text)
+    pieces = [self.join([i]) for i in ids]
+    if len(ids) != 1:
+      raise errors.MechjaxError(
+        f'{text!r} is {len(ids)} tokens: {pieces}',
+        cause='a word without the space before it, or a rare one',
+        mend="' Paris' with its space, or one of the pieces; tokens(text) gives all ids",
+      )
+    if pieces[0] != text:
+      raise errors.MechjaxError(
+        f'{text!r} becomes the token {pieces[0]!r}', cause='the vocabulary has no token for it'
+      )
+    return ids[0]
+
+  def _continuing(self, text: str) -> list[int]:
+    """The ids of a text that stands behind other text, and so gets no space that is not its own."""
+    if self.lead:
+      # A line break merges with nothing.
+      before, both = self.split('\n'), self.split('\n' + text)
+      if both[: len(before)] == before:
+        return both[len(before) :]
+    return self.split(text)
+
+  def piece(self, i: int) -> str:
+    """Text of one id, as it adds to the text before it; `bos` is written out."""
+    return self.join([self._known(i)])
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Text of token ids; special tokens are written out, except a leading `bos`."""
-    ids = [int(i) for i in ids]
+    """Text of token ids; special tokens are written out, except a leading `bos`.
+
+    Args:
+      ids: a whole text, which begins with `bos`, or a piece of one, which keeps the space before its first word.
+
+    Raises:
+      MechjaxError: an id that is no integer, or that has no token.
+    """
+    ids = [self._known(i) for i in ids]
     if ids and ids[0] == self.bos:
-      ids = ids[1:]
+      return self.join(ids[1:]).removeprefix(self.lead)
     return self.join(ids)
+
+  def _known(self, i: Any) -> int:
+    if isinstance(i, bool) or not hasattr(i, '__index__') or not 0 <= int(i) < self.n_vocab:
+      raise errors.MechjaxError(
+        f'{i!r} is no token id', where=f'the tokenizer has ids from 0 to {self.n_vocab - 1}'
+      )
+    return int(i)
+
+
+def _check_text(text: Any) -> None:
+  if not isinstance(text, str):
+    raise errors.MechjaxError(
+      f'one text is wanted, not {text!r:.100}',
+      mend='tokenise texts one by one; model.generate takes several',
+    )
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -93,39 +176,120 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
       cause=f"known are byte-level BPE ('gpt2') with {sorted(_PRE_TOKENIZERS)}, and SentencePiece "
       "('llama') without add_space_prefix",
     )
-  bos = (
-    metadata['tokenizer.ggml.bos_token_id']
-    if metadata.get('tokenizer.ggml.add_bos_token')
-    else None
+  tokens = metadata['tokenizer.ggml.tokens']
+  # Where the file is silent, SentencePiece's models begin with bos.
+  adds = {'bos': kind == 'llama', 'eos': False}
+  adds = {x: bool(metadata.get(f'tokenizer.ggml.add_{x}_token', adds[x])) for x in adds}
+  ids = {
+    x: _ids(metadata.get(f'tokenizer.ggml.{x}_token_id'), len(tokens), f'{x}_token_id')
+    for x in ('bos', *_GGUF_STOPS)
+  }
+  stops = [i for x in _GGUF_STOPS for i in ids[x]]
+  return Tokenizer(
+    split,
+    join,
+    n_vocab=len(tokens),
+    bos=ids['bos'][0] if adds['bos'] and ids['bos'] else None,
+    eos=ids['eos'][0] if ids['eos'] else None,
+    stop_ids=tuple(dict.fromkeys(stops)),
+    closing=ids['eos'] if adds['eos'] else (),
   )
-  n_vocab = len(metadata['tokenizer.ggml.tokens'])
-  return Tokenizer(split, join, n_vocab, bos, metadata.get('tokenizer.ggml.eos_token_id'))
 
 
 def from_huggingface(directory: str | os.PathLike[str], described: Mapping[str, Any]) -> Tokenizer:
   """The tokenizer in a directory's `tokenizer.json`.
 
   Args:
-    directory: of the checkpoint.
+    directory: of the checkpoint; a `generation_config.json` in it names more ends of a text.
     described: its `config.json`, which names the end of a text.
 
   Returns:
-    The tokenizer. What it puts before every text is `bos`.
+    The tokenizer. What it puts before every text is `bos`, and what it puts behind, `closing`.
 
   Raises:
-    WeightsError: there is no such file, or it is damaged.
+    WeightsError: there is no such file, it is damaged, or it puts more than one token before a text.
     MissingExtraError: the `tokenizers` library is not installed.
   """
   backend = huggingface.tokenizer(directory)
-  before = backend.encode('').ids
-  eos = described.get('eos_token_id')
+  # Settings for the batches of a training, which would cut and pad texts here.
+  backend.no_truncation()
+  backend.no_padding()
+  join = _joining(backend)
+  before, behind = _around(backend, directory)
+  split = lambda text: backend.encode(text, add_special_tokens=False).ids  # noqa: E731
+  n_vocab = 1 + max(backend.get_vocab().values(), default=-1)
+  stops = _ends(Path(directory), described, n_vocab)
   return Tokenizer(
-    split=lambda text: backend.encode(text, add_special_tokens=False).ids,
-    join=lambda ids: backend.decode(ids, skip_special_tokens=False),
-    n_vocab=backend.get_vocab_size(),
+    split=split,
+    join=join,
+    n_vocab=n_vocab,
     bos=before[0] if before else None,
-    eos=eos[0] if isinstance(eos, list) else eos,
+    eos=stops[0] if stops else None,
+    stop_ids=stops,
+    closing=behind,
+    lead=_taken_off(join(split('a')), backend.decode(split('a'), skip_special_tokens=False)),
   )
+
+
+def _joining(backend: Any) -> Callable[[list[int]], str]:
+  """Ids to the text that they add behind other text: decoders take the first space off, and only that."""
+  decode = lambda ids: backend.decode(ids, skip_special_tokens=False)  # noqa: E731
+  other = backend.encode('a', add_special_tokens=False).ids
+  text = decode(other)
+
+  def join(ids: list[int]) -> str:
+    both = decode([*other, *ids])
+    return both[len(text) :] if both.startswith(text) else decode(ids)
+
+  return join
+
+
+def _taken_off(piece: str, whole: str) -> str:
+  """What a decoder takes off a text at its beginning."""
+  return piece.removesuffix(whole) if piece.endswith(whole) else ''
+
+
+def _around(
+  backend: Any, directory: str | os.PathLike[str]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """The special tokens before and behind every text, as the file's post-processor puts them."""
+  split = lambda text: backend.encode(text, add_special_tokens=False).ids  # noqa: E731
+  text = next((t for t in ('a', *backend.get_vocab()) if split(t)), '')
+  plain = split(text)
+  whole = backend.encode(text).ids
+  starts = range(len(whole) - len(plain) + 1)
+  at = next((i for i in starts if plain and whole[i : i + len(plain)] == plain), len(whole))
+  before, behind = tuple(whole[:at]), tuple(whole[at + len(plain) :])
+  if len(before) > 1:
+    raise errors.WeightsError(
+      f'{directory}: tokenizer.json puts {len(before)} tokens before every text: {before}',
+      cause='a model of another kind than those that continue a text',
+    )
+  return before, behind
+
+
+def _ends(directory: Path, described: Mapping[str, Any], n_vocab: int) -> tuple[int, ...]:
+  """Every id that a model's files name as an end, the one of `config.json` first."""
+  inner = described.get('text_config')
+  path = directory / 'generation_config.json'
+  sources = [described, inner if isinstance(inner, Mapping) else {}]
+  sources.append(read_json(path) if path.is_file() else {})
+  sizes = [x.get('vocab_size') for x in sources]
+  limit = max(n_vocab, *(size for size in sizes if isinstance(size, int)), 0)
+  found = [i for x in sources for i in _ids(x.get('eos_token_id'), limit, 'eos_token_id')]
+  return tuple(dict.fromkeys(found))
+
+
+def _ids(found: Any, n_vocab: int, name: str) -> tuple[int, ...]:
+  """What a file says of one or several special tokens: their ids, or nothing."""
+  listed = found if isinstance(found, list | tuple) else [found]
+  ids = tuple(i for i in listed if i is not None)
+  for i in ids:
+    if type(i) is not int or not 0 <= i < n_vocab:
+      raise errors.WeightsError(
+        f'{name} is {i!r:.100}', where=f'ids are integers from 0 to {n_vocab - 1}'
+      )
+  return ids
 
 
 def _sentence_pieces(metadata: Mapping[str, Any]) -> tuple[Callable, Callable]:
@@ -183,5 +347,8 @@ def _smollm(pre: Any) -> list:
   # Digits come one by one, so that numbers of any length are spelled alike.
   return [pre.Digits(individual_digits=True), *_gpt2(pre)]
 
+
+# What a header calls the ends of a text, of a turn and of a message.
+_GGUF_STOPS = ('eos', 'eot', 'eom')
 
 _PRE_TOKENIZERS: dict[str, Callable[[Any], list]] = {'gpt-2': _gpt2, 'smollm': _smollm}

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import sites
+from mechjax import precision, sites
 from mechjax.forward import Backward
 from mechjax.forward.stepped import Stand
 from mechjax.patching.attribution import summed
@@ -135,7 +135,7 @@ def _dropped(gradients: jax.Array, lane: int) -> jax.Array:
 def magnitude(total: jax.Array | None, effects: jax.Array, count: int) -> jax.Array:
   """`total` (None for nothing yet) and the absolute values of the first `count` effects, added up."""
   there = (jnp.arange(len(effects)) < count).astype(effects.dtype)
-  new = jnp.einsum('d,d...->...', there, jnp.abs(effects))
+  new = precision.einsum('d,d...->...', there, jnp.abs(effects))
   return new if total is None else total + new
 
 

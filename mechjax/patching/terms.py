@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
-from mechjax import harvest
+from mechjax import harvest, precision
 from mechjax.patching import sources
 from mechjax.patching.metrics import wide
 from mechjax.patching.nodes import Grid, Layout, NodeSet
@@ -214,7 +214,7 @@ class _Product:
     elif self.kind == 'keys':
       each = key_effects(arrays, g)
     else:
-      each = jnp.einsum('jbnts,bnts->bnj', arrays, g)
+      each = precision.einsum('jbnts,bnts->bnj', arrays, g)
     return self._laid(each)
 
   def _laid(self, each_BxNxP: jax.Array) -> jax.Array:

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mechjax import precision
+
 MATMULS = {'float32': None, 'bfloat16': jnp.bfloat16}
 
 
@@ -31,7 +33,7 @@ def product(a: jax.Array, b: jax.Array, matmuls: str) -> jax.Array:
   Returns:
     [..., J]; float32 from bfloat16 operands.
   """
-  return a @ b if MATMULS[matmuls] is None else _rounded_product(a, b)
+  return precision.matmul(a, b) if MATMULS[matmuls] is None else _rounded_product(a, b)
 
 
 def centred_product(x: jax.Array, centre_D: jax.Array, W: jax.Array, matmuls: str) -> jax.Array:
@@ -60,7 +62,7 @@ def operand(a: jax.Array, matmuls: str) -> jax.Array:
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:
   """a @ b of operands; those of bfloat16 are added up in float32."""
   total = jnp.float32 if a.dtype == jnp.bfloat16 else a.dtype
-  return jnp.matmul(a, b, preferred_element_type=total)
+  return precision.matmul(a, b, preferred_element_type=total)
 
 
 @jax.custom_vjp

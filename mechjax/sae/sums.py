@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mechjax import precision
 from mechjax.sae import splice
 from mechjax.sae.architectures import Architecture
 from mechjax.sae.errors import SAEError
@@ -146,7 +147,7 @@ def site_totals(
   kept_N = jnp.asarray(batch.kept).reshape(-1)
   f_NxM = sae.encode(params, x_NxD)
   y_hat_NxE = sae.decode(params, f_NxM, x_NxD)
-  ratio_N, has_N = _uniformity(f_NxM * (g_NxE @ params['W_dec'].T))
+  ratio_N, has_N = _uniformity(f_NxM * precision.matmul(g_NxE, params['W_dec'].T))
 
   def total(per_token_N: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(kept_N, per_token_N, 0))

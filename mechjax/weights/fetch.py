@@ -163,7 +163,8 @@ def path_of(name: str, accept_terms: bool = False) -> Path:
     raise errors.FetchError(
       f'no model called {name!r}',
       where=f'known: {sorted(SOURCES)}',
-      mend='give one of these names, or the path of a .gguf file',
+      mend='give one of these names, the path of a file or directory, or the name that a hub has for it, '
+      "'organisation/model' as in 'openai-community/gpt2'",
     )
   source = SOURCES[name]
   if source.terms:

@@ -36,6 +36,7 @@ VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _MAX_DIMS = 4
 _MAX_NESTING = 8
+_PLAIN = {'F32': '<f4', 'F64': '<f8'}
 _CHUNK = 1 << 18  # numbers that are dequantised at a time
 _STRING, _ARRAY = 8, 9
 _SCALARS = {
@@ -78,8 +79,8 @@ class GGUFFile:
       rows: which of its first axis.
 
     Returns:
-      A float32 array in the shape of the tensor's `TensorInfo`. It may share memory with the file,
-      and is then read-only.
+      A float32 array, float64 where the file has that, in the shape of the tensor's `TensorInfo`. It may share memory
+      with the file, and is then read-only.
 
     Raises:
       WeightsError: there is no such tensor, or its quantisation cannot be undone.
@@ -91,8 +92,8 @@ class GGUFFile:
       info = _some_rows(info, rows)
     give_back(self._bytes)
     raw = np.frombuffer(self._bytes, np.uint8, info.n_bytes, info.offset)
-    if info.kind == 'F32':
-      return raw.view('<f4').reshape(info.shape)
+    if info.kind in _PLAIN:
+      return raw.view(_PLAIN[info.kind]).reshape(info.shape)
     try:
       return _dequantised(raw, info)
     except NotImplementedError as e:

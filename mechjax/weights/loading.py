@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mechjax import precision
 from mechjax.weights.layouts import Line, Table, row_axis, to_parameter
 from mechjax.weights.matching import leaf_name, match
 from mechjax.weights.tensors import Reader
@@ -51,9 +52,12 @@ def load(reader: Reader, table: Table, shapes: Any) -> Any:
   Raises:
     WeightsError: tensors are missing, left over or of another shape than the parameters; all of
       them are named.
+    MechjaxError: a dtype that parameters cannot have.
   """
   leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)
   targets = {leaf_name(path): target for path, target in leaves}
+  for dtype in {target.dtype for target in targets.values()}:
+    precision.checked(dtype)
   found = match(reader, table, targets)
   # The largest tensors first, while little else is in memory.
   order = sorted(targets, key=lambda leaf: -_one(found[leaf][0], targets[leaf].shape))
@@ -74,7 +78,7 @@ def _filled(reader: Reader, line: Line, names: list[str], target: Any) -> jax.Ar
     for rows, box in _pieces(line, target, layer, reader.tensors[name].together):
       overlaps = [(b, both) for b in buffers if (both := _common(b, box)) is not None]
       if overlaps:
-        values = _values(reader.read(name, rows), line, box)
+        values = _values(reader.read(name, rows), line, box, target.dtype)
         for b, both in overlaps:
           buffers[b][_within(both, b)] = values[_within(both, box)]
   return _handed_over(buffers, devices, target)
@@ -94,10 +98,13 @@ def _pieces(line: Line, target: Any, layer: int, together: int) -> Iterator[tupl
     yield slice(*rows), (*lead, *(rows if i == axis else (0, n) for i, n in enumerate(shape)))
 
 
-def _values(tensor: np.ndarray, line: Line, box: Box) -> np.ndarray:
+def _values(tensor: np.ndarray, line: Line, box: Box, dtype: Any) -> np.ndarray:
   shape = _extent(box)
   values = to_parameter(line, tensor, shape[1:] if line.stacked else shape).reshape(shape)
-  return values.astype(np.float32) + np.float32(line.plus) if line.plus else values
+  if not line.plus:
+    return values
+  wide = np.float64 if np.float64 in (values.dtype, dtype) else np.float32
+  return values.astype(wide) + wide(line.plus)
 
 
 def _devices(target: Any) -> dict[Box, list[Any]]:

@@ -241,7 +241,7 @@ class Tensors:
         cause='the sizes in the header belong to another model',
       )
     self.taken.add(name)
-    return self.file.read(name)
+    return self.file.read(name).astype(np.float32, copy=False)
 
   def check_all_taken(self) -> None:
     """Raises a WeightsError if the file has a tensor that was not taken."""

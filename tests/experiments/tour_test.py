@@ -31,7 +31,7 @@ def test_paris_leads_with_its_probability(figures):
 @pytest.mark.parametrize('layer', [0, 8, 29])
 def test_a_knock_out_equals_planting_a_value_with_its_last_position_zeroed(smollm2, figures, layer):
   tokens = smollm2.tokens(PROMPT)
-  site, paris = f'mlp_out.{layer}', smollm2.tokens(' Paris')[0, 0]
+  site, paris = f'mlp_out.{layer}', smollm2.token(' Paris')
   silenced = harvest.reap(smollm2, sites=site)(tokens)[site].at[:, -1].set(0)
   logits = harvest.plant(smollm2)({site: silenced}, tokens)
   change = jax.nn.log_softmax(logits[0, -1])[paris] - smollm2.log_probs(tokens)[0, -1, paris]

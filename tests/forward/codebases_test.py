@@ -107,7 +107,7 @@ def test_smollm2_in_unmodified_upstream_code_bit_for_bit(smollm2):
   assert run.segments > 60
   assert run.distinct_segments <= 6
   np.testing.assert_allclose(run.retval, smollm2(tokens), rtol=1e-4, atol=1e-3)
-  paris = smollm2.tokens(' Paris')[0, 0]
+  paris = smollm2.token(' Paris')
   total = 0.0
   for layer, name, value, grad in run.backward(lambda logits: logits[0, -1, paris]):
     if name == 'mlp_out' and layer == 29:

@@ -68,7 +68,7 @@ def logits(params, tokens, name, **options):
   return decoder.forward(params, tokens, CONFIGS[name], **options)
 
 
-def check(config, params, acts, tokens):
+def check(config, params, acts, tokens, tolerance=3e-5):
   """Asserts that every site of a harvest follows from the sites before it."""
   tree = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   expected = {'embed': _embedding(config, tree, np.asarray(tokens))}
@@ -85,7 +85,7 @@ def check(config, params, acts, tokens):
     expected |= {f'{name}.{i}': equation(at) for name, equation in equations.items()}
   assert set(acts) == set(expected)
   for site, value in expected.items():
-    np.testing.assert_allclose(acts[site], value, rtol=3e-5, atol=3e-5, err_msg=site)
+    np.testing.assert_allclose(acts[site], value, rtol=tolerance, atol=tolerance, err_msg=site)
 
 
 def _at(acts, site):

@@ -74,7 +74,7 @@ def test_code_that_writes_its_layers_out_is_left_to_the_compiler():
   config = decoders.CONFIGS['qwen']
   params = decoders.params('qwen')
   apply = lambda params, tokens: decoder.forward(params, tokens, config, unroll=True)  # noqa: E731
-  upstream = LanguageModel('upstream', Forward(params, apply, decoder.unembed, 2, 16), None)
+  upstream = LanguageModel('upstream', Forward(params, apply, decoder.unembed, 2, 16, 31), None)
   assert upstream.through(FIRST) is apply
 
 

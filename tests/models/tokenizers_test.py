@@ -1,7 +1,10 @@
-"""The tokenizer of the default model, read from the header of its weights."""
+"""The tokenizer of the default model, read from the header of its weights, and small ones of every kind in files."""
+
+import json
 
 import hypothesis.strategies as st
 import pytest
+import tokenizers as library
 from hypothesis import example, given
 
 from mechjax.errors import MechjaxError, WeightsError
@@ -69,3 +72,204 @@ def test_an_unknown_way_of_cutting_text_is_an_error_listing_the_known_ones(metad
     tokenizers.from_gguf({**metadata, 'tokenizer.ggml.pre': 'qwen2'})
   with pytest.raises(WeightsError, match="kind 'rwkv'"):
     tokenizers.from_gguf({**metadata, 'tokenizer.ggml.model': 'rwkv'})
+
+
+# --- tokenizer.json -----------------------------------------------------------------------------------------
+
+BOS, EOS = 1, 2
+WORDS = [
+  '<unk>',
+  '<s>',
+  '</s>',
+  *(f'<0x{i:02X}>' for i in range(256)),
+  '▁',
+  'a',
+  'b',
+  '▁a',
+  '▁b',
+  '▁Paris',
+]
+TEMPLATES = [None, '<s> $A', '$A </s>', '<s> $A </s>']
+
+
+def like_llama(template=None):
+  """Pieces that begin with their space, a space before every text, and a decoder that takes that one off."""
+  merges = [('▁', 'a'), ('▁', 'b')]
+  model = library.models.BPE(
+    dict(zip(WORDS, range(999))), merges, unk_token='<unk>', byte_fallback=True
+  )
+  made = library.Tokenizer(model)
+  made.normalizer = library.normalizers.Sequence(
+    [library.normalizers.Prepend('▁'), library.normalizers.Replace(' ', '▁')]
+  )
+  parts = library.decoders
+  made.decoder = parts.Sequence(
+    [parts.Replace('▁', ' '), parts.ByteFallback(), parts.Fuse(), parts.Strip(' ', 1, 0)]
+  )
+  return finished(made, template)
+
+
+def like_t5(template=None):
+  """Pieces with scores; the space before a text belongs to how it is cut."""
+  pieces = [(word, -float(i)) for i, word in enumerate(WORDS)]
+  made = library.Tokenizer(library.models.Unigram(pieces, unk_id=0, byte_fallback=True))
+  made.pre_tokenizer = library.pre_tokenizers.Metaspace()
+  made.decoder = library.decoders.Sequence(
+    [library.decoders.ByteFallback(), library.decoders.Metaspace()]
+  )
+  return finished(made, template)
+
+
+def like_gpt2(template=None):
+  letters = sorted(library.pre_tokenizers.ByteLevel.alphabet())
+  vocab = {word: i for i, word in enumerate(['<unk>', '<s>', '</s>', *letters, 'Ġa', 'Ġb'])}
+  made = library.Tokenizer(library.models.BPE(vocab, [('Ġ', 'a'), ('Ġ', 'b')]))
+  made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  made.decoder = library.decoders.ByteLevel()
+  return finished(made, template)
+
+
+KINDS = pytest.mark.parametrize('kind', [like_llama, like_t5, like_gpt2])
+
+
+def finished(made, template):
+  made.add_special_tokens(['<s>', '</s>'])
+  if template:
+    special = [('<s>', BOS), ('</s>', EOS)]
+    made.post_processor = library.processors.TemplateProcessing(template, special_tokens=special)
+  return made
+
+
+def read(directory, made, described=(), **files):
+  made.save(str(directory / 'tokenizer.json'))
+  for name, content in files.items():
+    (directory / f'{name}.json').write_text(json.dumps(content))
+  return tokenizers.from_huggingface(directory, dict(described))
+
+
+@KINDS
+@pytest.mark.parametrize('template', TEMPLATES)
+def test_texts_become_what_the_library_makes_of_them_by_the_same_file(tmp_path, kind, template):
+  made = kind(template)
+  tokenizer = read(tmp_path, made)
+  for text in ('a b', ' a', 'b a\nb', 'é'):
+    assert tokenizer.encode(text) == made.encode(text).ids
+  assert tokenizer.bos == (BOS if '<s>' in (template or '') else None)
+
+
+@KINDS
+@pytest.mark.parametrize('template', TEMPLATES)
+def test_a_beginning_that_is_written_out_is_not_put_there_twice(tmp_path, kind, template):
+  tokenizer = read(tmp_path, kind(template))
+  assert tokenizer.encode('<s>a').count(BOS) == 1
+  assert tokenizer.encode('<s><s>a').count(BOS) == 2  # as it is written
+
+
+def test_a_beginning_is_there_or_not_as_the_caller_says(tmp_path):
+  tokenizer = read(tmp_path, like_gpt2('<s> $A'))
+  assert tokenizer.encode('a', bos=True) == tokenizer.encode('a') == [BOS, *tokenizer.split('a')]
+  assert tokenizer.encode('a', bos=False) == tokenizer.split('a')
+  with pytest.raises(MechjaxError, match='begins a text with no token'):
+    read(tmp_path, like_gpt2()).encode('a', bos=True)
+
+
+def test_more_than_one_token_before_a_text_is_an_error(tmp_path):
+  with pytest.raises(WeightsError, match=r'puts 2 tokens before every text: \(1, 2\)'):
+    read(tmp_path, like_gpt2('<s> </s> $A'))
+
+
+@KINDS
+def test_settings_for_training_batches_neither_cut_nor_pad_a_text(tmp_path, kind):
+  expected = kind('<s> $A').encode('a b a b a').ids
+  made = kind('<s> $A')
+  made.enable_truncation(3)
+  made.enable_padding(length=20, pad_id=0, pad_token='<unk>')
+  tokenizer = read(tmp_path, made)
+  assert tokenizer.encode('a b a b a') == expected
+  assert tokenizer.split('a b a b a') == expected[1:]
+
+
+@KINDS
+@pytest.mark.parametrize('text', ['a b a', 'b', 'a\nb', 'é a', ' a'])
+def test_pieces_of_a_text_keep_their_spaces_and_whole_texts_are_as_they_were(tmp_path, kind, text):
+  made = kind('<s> $A')
+  tokenizer = read(tmp_path, made)
+  ids = tokenizer.encode(text)
+  text = made.decode(ids[1:], skip_special_tokens=False)
+  assert tokenizer.decode(ids) == text
+  for cut in range(1, len(ids)):
+    before, behind = ids[:cut], ids[cut:]
+    if '\ufffd' not in tokenizer.decode(before) + tokenizer.decode(
+      behind
+    ):  # not within a character
+      lead = tokenizer.lead if cut == 1 else ''
+      assert tokenizer.decode(before) + tokenizer.decode(behind).removeprefix(lead) == text
+  assert [tokenizer.decode([i]) for i in ids if WORDS[i : i + 1] == ['▁a']] == [' a'] * (
+    kind is not like_gpt2 and ids.count(WORDS.index('▁a'))
+  )
+
+
+@KINDS
+def test_a_token_is_the_text_that_it_adds_behind_other_text(tmp_path, kind):
+  tokenizer = read(tmp_path, kind('<s> $A </s>'))
+  for text in (' a', ' b', 'a', 'b'):
+    assert tokenizer.join([tokenizer.token(text)]) == text
+  assert tokenizer.token(' a') in tokenizer.encode('b a b')
+  with pytest.raises(MechjaxError, match=r"(?s)' a b' is 2 tokens: \[' a', ' b'\]"):
+    tokenizer.token(' a b')
+  with pytest.raises(MechjaxError, match=r"'' is 0 tokens"):
+    tokenizer.token('')
+
+
+def test_a_word_that_the_vocabulary_lacks_is_no_token(tmp_path):
+  words = library.Tokenizer(library.models.WordLevel({'One': 1, 'two': 2}, unk_token='One'))
+  words.decoder = library.decoders.Fuse()
+  tokenizer = read(tmp_path, words)
+  assert tokenizer.token('two') == 2
+  with pytest.raises(MechjaxError, match="'three' becomes the token 'One'"):
+    tokenizer.token('three')
+
+
+def test_every_end_that_the_files_name_is_a_stop(tmp_path):
+  made = like_gpt2()
+  assert read(tmp_path, made).stop_ids == ()
+  assert read(tmp_path, made, {'eos_token_id': 5}).stop_ids == (5,)
+  inner = {'text_config': {'eos_token_id': [6, 5], 'vocab_size': 300}}
+  assert read(tmp_path, made, inner).stop_ids == (6, 5)
+  both = read(tmp_path, made, {'eos_token_id': [7, 5]}, generation_config={'eos_token_id': [5, 8]})
+  assert both.stop_ids == (7, 5, 8)
+  assert both.eos == 7
+  alone = read(tmp_path, made, {'eos_token_id': None}, generation_config={'eos_token_id': 9})
+  assert alone.stop_ids == (9,)
+
+
+@pytest.mark.parametrize('wrong', [-1, 10**6, 1.0, 'x', True, [5, None, 1e400]])
+def test_an_end_that_is_no_token_is_an_error(tmp_path, wrong):
+  with pytest.raises(WeightsError, match='eos_token_id is'):
+    read(tmp_path, like_gpt2(), {'eos_token_id': wrong})
+
+
+def test_every_end_that_a_header_names_is_a_stop(metadata):
+  named = {f'tokenizer.ggml.{x}_token_id': i for x, i in (('eos', 2), ('eot', 7), ('eom', 8))}
+  tokenizer = tokenizers.from_gguf(metadata | named)
+  assert (tokenizer.eos, tokenizer.stop_ids) == (2, (2, 7, 8))
+  with pytest.raises(WeightsError, match='eot_token_id is 49152'):
+    tokenizers.from_gguf(metadata | {'tokenizer.ggml.eot_token_id': 49152})
+
+
+def test_a_header_says_whether_texts_are_closed(metadata, tokenizer):
+  closed = tokenizers.from_gguf({**metadata, 'tokenizer.ggml.add_eos_token': True})
+  assert closed.encode('Hello') == [*tokenizer.encode('Hello'), 2]
+
+
+@pytest.mark.parametrize('wrong', [-1, 49152, 1.5, True, 'a'])
+def test_what_is_no_token_has_no_text(tokenizer, wrong):
+  with pytest.raises(MechjaxError, match=f'{wrong!r} is no token id'):
+    tokenizer.decode([5, wrong])
+
+
+@pytest.mark.parametrize('wrong', [['a', 'b'], 5, None, b'a'])
+def test_one_text_is_wanted(tokenizer, wrong):
+  for method in (tokenizer.encode, tokenizer.token):
+    with pytest.raises(MechjaxError, match='one text is wanted'):
+      method(wrong)

@@ -14,7 +14,7 @@ SITES = 'q, k, v, z, attn_out, mlp_out'
 
 def asked(model):
   clean, noise = (model.tokens(f'The capital of {x} is') for x in ('France', 'Japan'))
-  answer, other = (int(model.tokens(x)[0, 0]) for x in (' Paris', ' Tokyo'))
+  answer, other = (model.token(x) for x in (' Paris', ' Tokyo'))
   pairs = Pairs.of(clean, noise)
   nodes = nodes_of(harvest.sites_of(model.apply, model.params, clean), SITES)
   return nodes, (model.params, pairs, logit_difference(pairs, [answer], [other]))

@@ -90,6 +90,7 @@ def file(tmp_path_factory, weights):
     rows = random_blocks(kind).reshape(ROWS, -1)
     writer.add_tensor(kind, rows, raw_dtype=gguf.GGMLQuantizationType[kind])
   writer.add_tensor('vector', weights[0])
+  writer.add_tensor('F64', weights.astype(np.float64) / 3)
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
@@ -108,6 +109,12 @@ def test_half_precision_kinds_equal_a_cast(file, weights):
   np.testing.assert_array_equal(file.read('F16'), weights.astype(np.float16).astype(np.float32))
   expected = weights.astype(ml_dtypes.bfloat16).astype(np.float32)
   np.testing.assert_array_equal(file.read('BF16'), expected)
+
+
+def test_double_precision_is_kept(file, weights):
+  assert file.tensors['F64'].kind == 'F64'
+  np.testing.assert_array_equal(file.read('F64'), weights.astype(np.float64) / 3)
+  np.testing.assert_array_equal(file.read('F64', slice(1, 3)), weights[1:3].astype(np.float64) / 3)
 
 
 @pytest.mark.parametrize('kind', DECODED)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mechjax.errors import WeightsError
+from mechjax.errors import MechjaxError, WeightsError
 from mechjax.weights import loading, matching
 from mechjax.weights.layouts import Table, lines
 from mechjax.weights.tensors import ALL, TensorInfo
@@ -98,6 +98,22 @@ def test_layers_are_stacked_laid_out_and_cast(stored, dtype):
   arrays = model(stored)
   found = loading.load(Arrays(arrays), TABLE, shapes(dtype))
   assert_tree(found, expected(arrays), dtype)
+
+
+@pytest.mark.parametrize('stored', [np.float64, np.float32, ml_dtypes.bfloat16])
+def test_float64_parameters_are_what_the_file_has_to_the_last_bit(stored):
+  arrays = model(stored)
+  wanted = expected(arrays)
+  norms = [arrays[f'h.{i}.norm'].astype(np.float64) - 1 for i in range(L)]
+  wanted['layers']['norm'] = np.stack(norms)
+  with jax.enable_x64(True):
+    assert_tree(loading.load(Arrays(arrays), TABLE, shapes(jnp.float64)), wanted, np.float64)
+
+
+@pytest.mark.parametrize('dtype', ['int8', 'bool', 'float64'])
+def test_parameters_that_would_not_hold_the_numbers_of_the_file_are_refused(dtype):
+  with pytest.raises(MechjaxError, match=f'dtype=.*{dtype}'):
+    loading.load(Arrays(model()), TABLE, shapes(np.dtype(dtype)))
 
 
 SPECS = {

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mechjax import precision
 from mechjax.sae.errors import SAEError
 
 CHUNK = 256
@@ -110,7 +111,7 @@ def _nearest(vectors_MxE: jax.Array, rows_L: jax.Array, n: int) -> tuple[jax.Arr
   unit_MxE = vectors_MxE / jnp.where(length_Mx1 > 0, length_Mx1, 1)
 
   def one(row: jax.Array) -> tuple[jax.Array, jax.Array]:
-    cosine_M = (unit_MxE @ unit_MxE[row]).at[row].set(-jnp.inf)
+    cosine_M = precision.matmul(unit_MxE, unit_MxE[row]).at[row].set(-jnp.inf)
     cosine, index = lax.top_k(cosine_M, max(n, 1))
     return index, cosine
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from mechjax.sae.architectures import Architecture
+from mechjax.sae.products import dot
 
 
 def needed(saes: Iterable[Architecture], batch: int) -> float:
@@ -37,7 +38,7 @@ def peak(batch: int, d: int, width: int, dtype: str = 'float32') -> float:
     dtype: of the operands.
   """
   a, b = jnp.ones((batch, d), dtype), jnp.ones((d, width), dtype)
-  product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+  product = jax.jit(dot)  # as precise as the products of a step
   jax.block_until_ready(product(a, b))
   seconds = []
   for _ in range(5):
