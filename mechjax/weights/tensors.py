@@ -67,11 +67,21 @@ class Reader(Protocol):
 
 
 def mapped(path: Path) -> bytes | mmap.mmap:
-  """The bytes of a file, not read before they are looked at."""
-  with path.open('rb') as f:
-    # An empty file cannot be mapped, and whoever parses it says better what is wrong with it.
-    empty = os.fstat(f.fileno()).st_size == 0
-    return b'' if empty else mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+  """The bytes of a file, not read before they are looked at.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    WeightsError: it is there and cannot be opened: a directory, or no permission.
+  """
+  try:
+    with path.open('rb') as f:
+      # An empty file cannot be mapped, and whoever parses it says better what is wrong with it.
+      empty = os.fstat(f.fileno()).st_size == 0
+      return b'' if empty else mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+  except FileNotFoundError:
+    raise
+  except OSError as e:
+    raise errors.WeightsError(f'{path} cannot be opened: {e.strerror}') from e
 
 
 def give_back(data: bytes | mmap.mmap) -> None:
