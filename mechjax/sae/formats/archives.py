@@ -1,8 +1,8 @@
 """Zip files from somebody else: NumPy's `.npz` and PyTorch's `.pt` are both one.
 
 What a zip file claims about itself is checked before memory is spent on it: a member is where the directory says and
-as long as it says (the standard library does that, with a checksum), and all members together are not far larger
-than the file, so that a few kilobytes cannot unfold into a full memory. Whatever is wrong comes out as a
+as long as it says (the standard library does that, with a checksum), no two members have one name, and all members
+together are not far larger than the file, so that a few kilobytes cannot unfold into a full memory. Whatever is wrong comes out as a
 `WeightsError` that names the file.
 
 Sharp edge: an array in an `.npz` is read by its header alone, never as a pickle; arrays of objects are refused.
@@ -10,6 +10,7 @@ Sharp edge: an array in an `.npz` is read by its header alone, never as a pickle
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import math
 import os
@@ -42,6 +43,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
   size = os.path.getsize(path)
   try:
     with zipfile.ZipFile(path) as archive:
+      _expect_different(path, [m.filename.removesuffix('.npy') for m in archive.infolist()])
       claimed = sum(member.file_size for member in archive.infolist())
       if claimed > _MOST_EXPANSION * size:
         raise WeightsError(
@@ -57,6 +59,14 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
       cause='a download or copy that stopped early, a damaged file, or one of another kind',
       mend='delete the file and fetch it again',
     ) from e
+
+
+def _expect_different(path: Path, names: list[str]) -> None:
+  name, count = max(collections.Counter(names).items(), key=lambda x: x[1], default=('', 1))
+  if count > 1:
+    raise WeightsError(
+      f'{path} holds {name!r:.100} {count} times', cause='a damaged file, or one written twice into'
+    )
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

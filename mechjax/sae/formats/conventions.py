@@ -138,28 +138,36 @@ def checked(
 ) -> Arrays:
   """Arrays of a file, float32, after they have been held against what should be there.
 
+  One threshold for all latents becomes one for each.
+
   Args:
     path: of the file.
     arrays: by name.
     shapes: of all that should be there.
 
   Raises:
-    WeightsError: another set of names, another shape, integers, or a number that is not one.
+    WeightsError: another set of names, another shape, integers, NaN or infinity.
   """
   if set(arrays) != set(shapes):
     raise WeightsError(
       f'{path} holds the tensors {sorted(arrays)}, not {sorted(shapes)}',
       cause='another architecture than its config says, or a setting that mechjax does not know',
     )
+  checked: Arrays = {}
   for name, shape in shapes.items():
     found = arrays[name]
+    if name == 'threshold' and len(shape) == 1 and found.size == 1:
+      found = np.broadcast_to(found.reshape(()), shape)
     if found.shape != shape or not (found.dtype.kind == 'f' or found.dtype == ml_dtypes.bfloat16):
       raise WeightsError(f'{path}: {name} is {found.dtype} {found.shape}, not {shape} of numbers')
-    if np.isnan(found.astype(np.float32)).any():
+    with np.errstate(over='ignore'):
+      checked[name] = np.ascontiguousarray(found, np.float32)
+    if not np.isfinite(checked[name]).all():
       raise WeightsError(
-        f'{path}: {name} holds NaN', cause='a run that diverged, or a damaged file'
+        f'{path}: {name} holds NaN or infinity, or numbers too large for float32',
+        cause='a run that diverged, or a damaged file',
       )
-  return {name: np.ascontiguousarray(arrays[name], np.float32) for name in shapes}
+  return checked
 
 
 def sizes(
