@@ -2,8 +2,8 @@
 
 What a zip file claims about itself is checked before memory is spent on it: a member is where the directory says and
 as long as it says (the standard library does that, with a checksum), no two members have one name, and all members
-together are not far larger than the file, so that a few kilobytes cannot unfold into a full memory. Whatever is wrong comes out as a
-`WeightsError` that names the file.
+together are not far larger than the file, so that a few kilobytes cannot unfold into a full memory. Whatever is wrong
+comes out as a `WeightsError` that names the file.
 
 Sharp edge: an array in an `.npz` is read by its header alone, never as a pickle; arrays of objects are refused.
 """
@@ -21,9 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from mechjax.errors import MechjaxError, WeightsError
+from mechjax.weights.tensors import aligned
 
 # Weights hardly compress. The format itself allows a thousand.
 _MOST_EXPANSION = 20
+_CHUNK = 1 << 18
 
 
 @contextlib.contextmanager
@@ -104,5 +106,10 @@ def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.
         f'{path}: {member.filename!r:.100} is {dtype} {shape} and has {left} bytes',
         cause='objects, which only unpickling can read' if dtype.hasobject else 'a damaged header',
       )
-    flat: np.ndarray = np.frombuffer(file.read(), dtype)
-    return flat.reshape(shape, order='F' if fortran else 'C')
+    array = aligned(shape, dtype)
+    rows = np.atleast_1d(array.T if fortran else array)
+    step = max(1, _CHUNK * len(rows) // max(1, n_bytes))
+    for start in range(0, len(rows), step):
+      some = rows[start : start + step]
+      some[...] = np.frombuffer(file.read(some.nbytes), dtype).reshape(some.shape)
+    return array
