@@ -330,8 +330,8 @@ def _rope(s: Values, base: float, fraction: float | None = None) -> dict[str, An
       cause="known: 'default', 'linear', 'llama3'",
     )
   if kind == 'default':
-    rope.finish({'partial_rotary_factor'})
-    s.left.pop('partial_rotary_factor', None)
+    for settings in (s, rope):
+      settings.left.pop('partial_rotary_factor', None)
   rope.finish()
   return fields
 

@@ -1,7 +1,9 @@
 """Making a mutant, loading it under a clock and a scale, and saying what came of it."""
 
 import contextlib
+import copy
 import dataclasses
+import functools
 import hashlib
 import shutil
 import signal
@@ -101,11 +103,12 @@ FORMATS = {
 def tried(format: Format, seeds: Iterator[int] | range, scratch: Path) -> Iterator[Tried]:
   """Mutants, one for each seed; every fourth has bytes changed as well as, or instead of, its structure."""
   place = scratch / format.file if format.file else scratch / 'checkpoint'
-  format.write(format.right(), place)
+  whole = format.right()
+  format.write(whole, place)
   right = format.load(place)
   for seed in seeds:
     r = np.random.default_rng(seed)
-    parts = format.right()
+    parts = copy.deepcopy(whole)
     change = (
       format.changes[r.integers(len(format.changes))](r, parts) if seed % 4 else Change('bytes')
     )
@@ -148,8 +151,13 @@ def _text(path: Path, content: bytes) -> int:
   if path.suffix == '.safetensors':
     return 8 + int.from_bytes(content[:8], 'little')
   if path.suffix == '.gguf':
-    return len(ggufs.right('gemma3' if b'gemma3' in content[:80] else 'llama').header())
+    return _header('gemma3' if b'gemma3' in content[:80] else 'llama')
   return 0
+
+
+@functools.cache
+def _header(architecture: str) -> int:
+  return len(ggufs.right(architecture).header())
 
 
 def _loaded(format: Format, place: Path, change: Change, right: Seen) -> Tried:
