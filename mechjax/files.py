@@ -28,6 +28,14 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     scratch.unlink(missing_ok=True)
 
 
+def there(path: Path) -> bool:
+  """Whether a path exists; a name that no file system can hold (300 letters) does not."""
+  try:
+    return path.exists()
+  except OSError:
+    return False
+
+
 def sweep(directory: Path, names: Collection[str]) -> None:
   """Removes what processes that were killed left of files; for who alone writes these files.
 

@@ -16,7 +16,8 @@ Selecting is done with patterns, separated by commas or given as a list:
     attn_*.0             name globs              *               every site
 
 TransformerLens names (`blocks.5.hook_mlp_out`, `blocks.*.attn.hook_z`) are accepted wherever a pattern
-is. A pattern that selects nothing is an error that lists the nearest names.
+is, where they mean the value that is tagged here; a name that means another value is an error that says
+how the two differ. A pattern that selects nothing is an error that lists the nearest names.
 """
 
 from __future__ import annotations
@@ -61,7 +62,6 @@ axes keeps them (penzai's grouped heads); its patch says so."""
 
 _LENS_BLOCK = {
   'hook_resid_pre': 'resid_pre',
-  'ln1.hook_normalized': 'attn_norm',
   'attn.hook_rot_q': 'q',
   'attn.hook_rot_k': 'k',
   'attn.hook_v': 'v',
@@ -70,14 +70,53 @@ _LENS_BLOCK = {
   'attn.hook_z': 'z',
   'hook_attn_out': 'attn_out',
   'hook_resid_mid': 'resid_mid',
-  'ln2.hook_normalized': 'mlp_norm',
   'mlp.hook_pre': 'mlp_pre',
   'mlp.hook_post': 'mlp_post',
   'hook_mlp_out': 'mlp_out',
   'hook_resid_post': 'resid_post',
 }
-_LENS_TOP = {'hook_embed': 'embed', 'ln_final.hook_normalized': 'final_norm'}
-_LENS_AMBIGUOUS = {'attn.hook_q': 'q', 'attn.hook_k': 'k'}
+_WITHOUT_GAIN = (
+  'is the value BEFORE the gain (and bias) of the norm in TransformerLens; mechjax tags it after'
+)
+_BEFORE_ROTARY = 'means the value BEFORE rotary in TransformerLens; mechjax tags it after rotary'
+_COPY = 'is in TransformerLens a copy of the residual stream for each head or for the MLP, before the norm'
+_SCALE = (
+  'is the root mean square that a norm divides by in TransformerLens; mechjax tags what comes out'
+)
+# Hooks that mean a value which is not tagged here: the nearest site of ours, and how it differs.
+_LENS_OTHER = {
+  'ln1.hook_normalized': ('attn_norm', _WITHOUT_GAIN),
+  'ln2.hook_normalized': ('mlp_norm', _WITHOUT_GAIN),
+  'ln1.hook_scale': ('attn_norm', _SCALE),
+  'ln2.hook_scale': ('mlp_norm', _SCALE),
+  'attn.hook_q': ('q', _BEFORE_ROTARY),
+  'attn.hook_k': ('k', _BEFORE_ROTARY),
+  'attn.hook_result': (
+    'z',
+    'is what each head adds to the residual stream in TransformerLens; mechjax tags it before W_O',
+  ),
+  'hook_attn_in': ('resid_pre', _COPY),
+  'hook_q_input': ('resid_pre', _COPY),
+  'hook_k_input': ('resid_pre', _COPY),
+  'hook_v_input': ('resid_pre', _COPY),
+  'hook_mlp_in': ('resid_mid', _COPY),
+  'mlp.hook_pre_linear': (
+    'mlp_pre',
+    'is the half of a gated MLP without the activation in TransformerLens; mechjax tags the gate',
+  ),
+}
+_LENS_OTHER_TOP = {
+  'hook_embed': (
+    'embed',
+    'is WITHOUT learned positions in TransformerLens; mechjax tags the sum, which is the same where there are none',
+  ),
+  'hook_pos_embed': (
+    'embed',
+    'is the learned positions alone in TransformerLens; mechjax tags their sum with the tokens',
+  ),
+  'ln_final.hook_normalized': ('final_norm', _WITHOUT_GAIN),
+  'ln_final.hook_scale': ('final_norm', _SCALE),
+}
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -329,22 +368,25 @@ def _index_matches(glob: str, index: int, length: int) -> bool:
 
 def _from_lens(text: str) -> str:
   """Translates a TransformerLens hook name; other names pass unchanged."""
-  if text in _LENS_TOP:
-    return _LENS_TOP[text]
+  if text in _LENS_OTHER_TOP:
+    raise _other_value(text, *_LENS_OTHER_TOP[text])
   block = re.fullmatch(r'blocks\.([^.]+|\{[^}]*\})\.(.+)', text)
   if not block:
     return text
   index, hook = block.groups()
   if hook in _LENS_BLOCK:
     return f'{_LENS_BLOCK[hook]}.{index}'
-  if hook in _LENS_AMBIGUOUS:
-    name = _LENS_AMBIGUOUS[hook]
-    raise SiteError(
-      f'{text!r} means the value BEFORE rotary in TransformerLens; mechjax tags it after rotary',
-      mend=f"write '{name}.{index}' (or blocks.{index}.attn.hook_rot_{name}) for what the dot product sees",
-    )
+  if hook in _LENS_OTHER:
+    name, difference = _LENS_OTHER[hook]
+    raise _other_value(text, f'{name}.{index}', difference)
   raise SiteError(
     f'{text!r} is not a TransformerLens name that mechjax knows',
     cause=f'nearest: {", ".join(nearest(hook, _LENS_BLOCK)) or "none"}',
     mend='use a canonical name: ' + ', '.join(CANONICAL),
+  )
+
+
+def _other_value(hook: str, ours: str, difference: str) -> SiteError:
+  return SiteError(
+    f'{hook!r} {difference}', mend=f'write {ours!r} if that is the value that you want'
   )

@@ -131,10 +131,7 @@ def test_a_pattern_matches_a_site_alone():
 @pytest.mark.parametrize(
   ('hook', 'site'),
   [
-    ('hook_embed', 'embed'),
-    ('ln_final.hook_normalized', 'final_norm'),
     ('blocks.5.hook_resid_pre', 'resid_pre.5'),
-    ('blocks.5.ln1.hook_normalized', 'attn_norm.5'),
     ('blocks.5.attn.hook_rot_q', 'q.5'),
     ('blocks.5.attn.hook_v', 'v.5'),
     ('blocks.5.attn.hook_attn_scores', 'attn_scores.5'),
@@ -156,13 +153,36 @@ def test_hook_names_are_read(hook, site):
 
 def test_hook_names_take_globs():
   assert selected('blocks.*.hook_mlp_out') == selected('mlp_out.*')
-  assert selected('blocks.{0,2}.hook_mlp_out, hook_embed') == ['embed', 'mlp_out.0', 'mlp_out.2']
+  assert selected('blocks.{0,2}.hook_mlp_out, embed') == ['embed', 'mlp_out.0', 'mlp_out.2']
 
 
-def test_a_hook_that_means_another_value_is_refused_with_ours():
-  with pytest.raises(SiteError, match='BEFORE rotary') as error:
-    sites.parse('blocks.3.attn.hook_q')
-  assert "'q.3'" in error.value.mend
+@pytest.mark.parametrize(
+  ('hook', 'difference', 'ours'),
+  [
+    ('blocks.3.attn.hook_q', 'BEFORE rotary', 'q.3'),
+    ('blocks.{0,3}.attn.hook_k', 'BEFORE rotary', 'k.{0,3}'),
+    ('blocks.3.ln1.hook_normalized', 'BEFORE the gain', 'attn_norm.3'),
+    ('blocks.*.ln2.hook_normalized', 'BEFORE the gain', 'mlp_norm.*'),
+    ('ln_final.hook_normalized', 'BEFORE the gain', 'final_norm'),
+    ('blocks.3.ln2.hook_scale', 'divides by', 'mlp_norm.3'),
+    ('hook_embed', 'WITHOUT learned positions', 'embed'),
+    ('hook_pos_embed', 'positions alone', 'embed'),
+    ('blocks.3.attn.hook_result', 'before W_O', 'z.3'),
+    ('blocks.3.hook_mlp_in', 'copy of the residual stream', 'resid_mid.3'),
+    ('blocks.3.mlp.hook_pre_linear', 'without the activation', 'mlp_pre.3'),
+  ],
+)
+def test_a_hook_that_means_another_value_is_refused_with_ours(hook, difference, ours):
+  for use in (sites.parse, selected, lambda h: sites.matches(h, Site('embed'))):
+    with pytest.raises(SiteError, match=difference) as error:
+      use(hook)
+    assert f'write {ours!r} if' in error.value.mend
+  assert (
+    str(sites.parse(ours.replace('{0,3}', '0').replace('*', '0'))).split('.')[0] in sites.CANONICAL
+  )
+
+
+def test_a_hook_that_nobody_knows_has_neighbours():
   with pytest.raises(SiteError, match='nearest: hook_mlp_out'):
     sites.parse('blocks.3.hook_mlpout')
 

@@ -14,6 +14,7 @@ is allowed wherever the equations have a meaning for it.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from mechjax import errors
 
@@ -39,9 +40,11 @@ class Llama3Scaling:
   original_length: int
 
   def __post_init__(self) -> None:
-    if not 0 < self.low_frequency < self.high_frequency or self.factor < 1:
+    ordered = 0 < self.low_frequency < self.high_frequency < math.inf
+    if not ordered or not 1 <= self.factor < math.inf or self.original_length < 1:
       raise errors.MechjaxError(
-        f'{self} is no scaling', mend='0 < low_frequency < high_frequency and factor >= 1'
+        f'{self} is no scaling',
+        mend='0 < low_frequency < high_frequency, factor >= 1, original_length >= 1',
       )
 
 
@@ -125,6 +128,9 @@ class Config:
   query_scale: float | None = None
 
   def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      self._check(not isinstance(value, float) or math.isfinite(value), field.name, 'finite')
     for name in ('n_layers', 'd_model', 'n_heads', 'n_kv_heads', 'd_head', 'n_vocab'):
       self._check(getattr(self, name) >= 1, name, 'at least 1')
     for name, least in (('d_mlp', 0), ('n_positions', 0), ('norm_eps', 0.0)):

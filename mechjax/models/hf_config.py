@@ -2,22 +2,25 @@
 
 A config.json is a heap of settings, of which some decide what is computed, some how a model was trained, and some
 nothing. Whoever reads only what he knows gets wrong numbers from a setting that he does not; so every key is either
-read, known to be harmless, or an error. Both ways of writing rotary settings are read: `rope_theta` with
-`rope_scaling`, and `rope_parameters`, which transformers writes from version 5 on. What a file leaves out has the
-default that transformers gives it.
+read, known to be harmless, or an error, and every value is read by a getter of `mechjax.weights.values`, which refuses
+another type. Both ways of writing rotary settings are read: `rope_theta` with `rope_scaling`, and `rope_parameters`,
+which transformers writes from version 5 on. What a file leaves out has the default that transformers gives the family,
+sizes excepted, which every published file has.
 
-Sharp edge: files of the first Gemma say "gelu" and mean the tanh approximation, which is what the model was trained
-with; with them "gelu" is read so.
+Sharp edges: files of the first Gemma say "gelu" and mean the tanh approximation, which is what the model was trained
+with; with them "gelu" is read so. Only GPT-NeoX turns a part of a head; the other families of transformers ignore a
+`partial_rotary_factor`, and so does this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mechjax import errors
 from mechjax.models import switches
 from mechjax.models.config import Config, Llama3Scaling
+from mechjax.weights.values import Values
 
 ACTIVATIONS = {
   'gelu': 'gelu',
@@ -28,6 +31,10 @@ ACTIVATIONS = {
   'swish': 'silu',
   'relu': 'relu',
 }
+
+# More layers than any model has; a bound on what a number in a file can allocate.
+_MOST_LAYERS = 10_000
+_TOKEN_IDS = ('bos_token_id', 'eos_token_id')
 
 # What has no influence on the logits of a text: provenance, training, generation, and hints to transformers itself.
 # fmt: off
@@ -45,47 +52,6 @@ _HARMLESS = frozenset({
 # fmt: on
 
 
-class _Settings:
-  """The settings of a file, each to be accounted for."""
-
-  def __init__(self, settings: Mapping[str, Any], where: str):
-    self.left = dict(settings)
-    self.where = where
-
-  def take(self, key: str, *default: Any) -> Any:
-    """The value of a key; its default (where it has one) if it is not there or null."""
-    value = self.left.pop(key, None)
-    if value is None and not default:
-      raise errors.WeightsError(f'{self.where} has no {key!r}', mend='is it the right config.json?')
-    return default[0] if value is None else value
-
-  def insist(self, key: str, *allowed: Any) -> None:
-    """Refuses a value that is not computed here; a key that is not there is fine."""
-    value = self.left.pop(key, allowed[0])
-    if value not in allowed:
-      raise errors.WeightsError(
-        f'{self.where} has {key}={value!r}', cause=f'this decoder computes {key} in {allowed} only'
-      )
-
-  def activation(self, key: str, default: str) -> str:
-    name = self.take(key, default)
-    if name not in ACTIVATIONS:
-      raise errors.WeightsError(
-        f'{self.where} has {key}={name!r}', cause=f'known: {sorted(ACTIVATIONS)}'
-      )
-    return ACTIVATIONS[name]
-
-  def finish(self, harmless: Collection[str] = ()) -> None:
-    """Refuses what nobody has asked for."""
-    unknown = {k: v for k, v in self.left.items() if v is not None and k not in harmless}
-    if unknown:
-      raise errors.WeightsError(
-        f'{self.where} has settings that are not understood: {unknown}',
-        cause='a variant of the family that this decoder does not compute, or a newer transformers',
-        mend='if they change nothing, remove them from the dict; otherwise use upstream code',
-      )
-
-
 def from_hf(settings: Mapping[str, Any]) -> Config:
   """Reads a config.json.
 
@@ -96,221 +62,281 @@ def from_hf(settings: Mapping[str, Any]) -> Config:
     The description of the model.
 
   Raises:
-    WeightsError: an unknown model_type; a setting that is missing, unknown, or not computed here.
+    WeightsError: an unknown model_type; a setting that is missing, unknown, of another type or out of range, or not
+      computed here.
   """
   family = settings.get('model_type')
   if family not in [*READERS, 'gemma3']:
     raise errors.WeightsError(
-      f'a config.json of model_type {family!r}', cause=f'known: {sorted(READERS)}'
+      f'a config.json of model_type {family!r:.100}', cause=f'known: {sorted(READERS)}'
     )
+  s = Values(settings, f'the config.json of a {family}')
   if family == 'gemma3':
-    return from_hf(_text_part(settings))
-  s = _Settings(settings, f'the config.json of a {family}')
-  s.insist('is_encoder_decoder', False)
-  s.insist('add_cross_attention', False)
-  fields = READERS[family](s)
-  s.finish(_HARMLESS)
-  return Config(**fields)
+    config = from_hf(_text_part(s))
+  else:
+    s.insist('is_encoder_decoder', False)
+    s.insist('add_cross_attention', False)
+    config = _config(s, READERS[family])
+  for key in _TOKEN_IDS:
+    s.ids(key, config.n_vocab)
+  if family != 'gemma3':
+    s.finish(_HARMLESS)
+  return config
 
 
-def _text_part(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _config(s: Values, reader: Callable[[Values], dict[str, Any]]) -> Config:
+  try:
+    return Config(**reader(s))
+  except errors.WeightsError:
+    raise
+  except errors.MechjaxError as e:
+    raise errors.WeightsError(f'{s.where} describes no decoder: {e.what}', mend=e.mend) from e
+
+
+def _text_part(s: Values) -> dict[str, Any]:
   """The text model of a Gemma 3 that also sees; nested configs are written without what is default."""
-  defaults = {'vocab_size': 262_208, 'num_attention_heads': 8, 'num_key_value_heads': 4}
-  text = _Settings(settings, 'the config.json of a gemma3').take('text_config')
-  return {**defaults, **text, 'model_type': 'gemma3_text'}
+  defaults = {'vocab_size': 262_208, 'num_attention_heads': 8}
+  return {**defaults, **s.part('text_config'), 'model_type': 'gemma3_text'}
 
 
-def _gpt2(s: _Settings) -> dict[str, Any]:
+def _gpt2(s: Values) -> dict[str, Any]:
   s.insist('scale_attn_weights', True)
   s.insist('scale_attn_by_inverse_layer_idx', False)
-  D, N = s.take('n_embd'), s.take('n_head')
+  D, N = s.integer('n_embd'), s.integer('n_head')
   return {
     **switches.GPT2,
-    'n_layers': s.take('n_layer'),
+    'n_layers': s.integer('n_layer', most=_MOST_LAYERS),
     'd_model': D,
     'n_heads': N,
     'n_kv_heads': N,
-    'd_head': D // N,
-    'd_mlp': s.take('n_inner', 4 * D),
-    'n_vocab': s.take('vocab_size'),
-    'n_positions': s.take('n_positions'),
-    'norm_eps': s.take('layer_norm_epsilon', 1e-5),
-    'activation': s.activation('activation_function', 'gelu_new'),
-    'tied': s.take('tie_word_embeddings', True),
+    'd_head': _share(s, D, N),
+    'd_mlp': s.integer('n_inner', 4 * D),
+    'n_vocab': s.integer('vocab_size'),
+    'n_positions': s.integer('n_positions'),
+    'norm_eps': s.number('layer_norm_epsilon', 1e-5, zero=True),
+    'activation': _activation(s, 'activation_function', 'gelu_new'),
+    'tied': s.flag('tie_word_embeddings', True),
   }
 
 
-def _gpt_neox(s: _Settings) -> dict[str, Any]:
-  bias = s.take('attention_bias', True)
-  fraction = s.take('rotary_pct', s.take('partial_rotary_factor', 0.25))
-  base = s.take('rotary_emb_base', 10_000)
+def _gpt_neox(s: Values) -> dict[str, Any]:
+  bias = s.flag('attention_bias', True)
+  fraction = s.number('rotary_pct', 0.25)
+  base = s.number('rotary_emb_base', 10_000.0)
+  # Other names of the same two, which transformers writes and does not read.
+  s.insist('partial_rotary_factor', fraction)
+  s.insist('rope_theta', base)
   fields = {
     **switches.GPT_NEOX,
     **_sizes(s),
-    'norm_eps': s.take('layer_norm_eps', 1e-5),
-    'activation': s.activation('hidden_act', 'gelu'),
-    'parallel': s.take('use_parallel_residual', True),
+    'norm_eps': s.number('layer_norm_eps', 1e-5, zero=True),
+    'activation': _activation(s, 'hidden_act', 'gelu'),
+    'parallel': s.flag('use_parallel_residual', True),
     'qkv_bias': bias,
     'o_bias': bias,
-    'tied': s.take('tie_word_embeddings', False),
+    'tied': s.flag('tie_word_embeddings', False),
   }
   return fields | _rope(s, base, fraction)
 
 
-def _llama(s: _Settings) -> dict[str, Any]:
+def _llama(s: Values) -> dict[str, Any]:
   s.insist('rope_interleaved', False, None)
-  bias = s.take('attention_bias', False)
-  extra = {'qkv_bias': bias, 'o_bias': bias, 'mlp_bias': s.take('mlp_bias', False)}
+  bias = s.flag('attention_bias', False)
+  extra = {'qkv_bias': bias, 'o_bias': bias, 'mlp_bias': s.flag('mlp_bias', False)}
   return _like_llama(s, switches.LLAMA) | extra
 
 
-def _mistral(s: _Settings) -> dict[str, Any]:
-  fields, window = _like_llama(s, switches.MISTRAL), s.take('sliding_window', None)
+def _mistral(s: Values) -> dict[str, Any]:
+  fields = _like_llama(s, switches.MISTRAL, n_kv_heads=8)
+  window = s.or_null(s.integer, 'sliding_window', 4096)
   if window is None:
     return fields
   return fields | {'window': window, 'local': (True,) * fields['n_layers']}
 
 
-def _qwen2(s: _Settings) -> dict[str, Any]:
-  fields = _like_llama(s, switches.QWEN2)
+def _qwen2(s: Values) -> dict[str, Any]:
+  fields = _like_llama(s, switches.QWEN2, n_kv_heads=32)
   return fields | _qwen_layers(s, fields['n_layers'])
 
 
-def _qwen3(s: _Settings) -> dict[str, Any]:
-  bias = s.take('attention_bias', False)
-  s.left.setdefault('head_dim', 128)
-  fields = _like_llama(s, switches.QWEN3) | {'qkv_bias': bias, 'o_bias': bias}
-  return fields | _qwen_layers(s, fields['n_layers'])
+def _qwen3(s: Values) -> dict[str, Any]:
+  bias = s.flag('attention_bias', False)
+  fields = _like_llama(s, switches.QWEN3, n_kv_heads=32, d_head=128)
+  return fields | {'qkv_bias': bias, 'o_bias': bias} | _qwen_layers(s, fields['n_layers'])
 
 
-def _qwen_layers(s: _Settings, n_layers: int) -> dict[str, Any]:
-  wanted, first_local = s.take('use_sliding_window', False), s.take('max_window_layers', 28)
-  local = tuple(wanted and i >= first_local for i in range(n_layers))
-  return _windows(s, n_layers, local)
+def _qwen_layers(s: Values, n_layers: int) -> dict[str, Any]:
+  """Windows are used where a second setting says so; of layers, those from a third on."""
+  window = s.or_null(s.integer, 'sliding_window', 4096)
+  if not s.flag('use_sliding_window', False):
+    window = None
+  first_local = s.integer('max_window_layers', 28, least=0)
+  return _windows(
+    s, window, tuple(window is not None and i >= first_local for i in range(n_layers))
+  )
 
 
-def _gemma(s: _Settings) -> dict[str, Any]:
+def _gemma(s: Values) -> dict[str, Any]:
   activation = _gemma_activation(s)
-  fields = _of_gemma(s, switches.GEMMA)
+  fields = _of_gemma(s, switches.GEMMA, 16)
   return fields | {'activation': 'gelu_tanh' if activation == 'gelu' else activation}
 
 
-def _gemma2(s: _Settings) -> dict[str, Any]:
+def _gemma2(s: Values) -> dict[str, Any]:
   activation = _gemma_activation(s)
-  fields = _of_gemma(s, switches.GEMMA2) | _capped_and_scaled(s, 50.0, 30.0)
+  fields = _of_gemma(s, switches.GEMMA2, 4) | _capped_and_scaled(s, 50.0, 30.0)
+  window = s.or_null(s.integer, 'sliding_window', 4096)
   local = switches.alternating(fields['n_layers'], 2)
-  return fields | {'activation': activation} | _windows(s, fields['n_layers'], local)
+  return fields | {'activation': activation} | _windows(s, window, local)
 
 
-def _gemma3(s: _Settings) -> dict[str, Any]:
+def _gemma3(s: Values) -> dict[str, Any]:
   activation = _gemma_activation(s)
-  base = s.take('rope_theta', 1_000_000.0)
-  local_base = s.take('rope_local_base_freq', 10_000.0)
+  base = s.number('rope_theta', 1_000_000.0)
+  local_base = s.number('rope_local_base_freq', 10_000.0)
   # From version 5 on: one set of rotary settings for each kind of layer.
-  both = _Settings(s.take('rope_parameters', {}), f'{s.where}, rope_parameters')
-  s.left['rope_parameters'] = both.take('full_attention', None)
-  local_rope = _Settings(both.take('sliding_attention', {}), both.where)
+  both = Values(s.part('rope_parameters', {}), f'{s.where}, rope_parameters')
+  s.left['rope_parameters'] = both.part('full_attention', None)
+  local_rope = Values(both.part('sliding_attention', {}), both.where)
   for unused in (both, local_rope):
     unused.insist('rope_type', 'default')
   both.insist('rope_theta', None)
   both.finish()
-  fields = _of_gemma(s, switches.GEMMA3, base) | _capped_and_scaled(s, None, None)
-  fields['rope_local_base'] = float(local_rope.take('rope_theta', local_base))
+  fields = _of_gemma(s, switches.GEMMA3, 4, base) | _capped_and_scaled(s, None, None)
+  fields['rope_local_base'] = local_rope.number('rope_theta', local_base)
   local_rope.finish()
-  local = switches.alternating(fields['n_layers'], s.take('sliding_window_pattern', 6))
-  return fields | {'activation': activation} | _windows(s, fields['n_layers'], local)
+  window = s.or_null(s.integer, 'sliding_window', 4096)
+  local = switches.alternating(fields['n_layers'], s.integer('sliding_window_pattern', 6))
+  return fields | {'activation': activation} | _windows(s, window, local)
 
 
 # --- what families share ----------------------------------------------------------------------------------
 
 
-def _sizes(s: _Settings) -> dict[str, Any]:
-  D, N = s.take('hidden_size'), s.take('num_attention_heads')
+def _activation(s: Values, key: str, default: str) -> str:
+  return ACTIVATIONS[s.word(key, default, known=ACTIVATIONS)]
+
+
+def _sizes(s: Values, n_kv_heads: int | None = None, d_head: int | None = None) -> dict[str, Any]:
+  """Sizes; a family may have key-value heads and a head width that its files leave out."""
+  D, N = s.integer('hidden_size'), s.integer('num_attention_heads')
+  H = s.integer('head_dim', d_head)
   return {
-    'n_layers': s.take('num_hidden_layers'),
+    'n_layers': s.integer('num_hidden_layers', most=_MOST_LAYERS),
     'd_model': D,
     'n_heads': N,
-    'n_kv_heads': s.take('num_key_value_heads', N),
-    'd_head': s.take('head_dim', D // N),
-    'd_mlp': s.take('intermediate_size'),
-    'n_vocab': s.take('vocab_size'),
+    'n_kv_heads': s.or_null(s.integer, 'num_key_value_heads', n_kv_heads) or N,
+    'd_head': _share(s, D, N) if H is None else H,
+    'd_mlp': s.integer('intermediate_size'),
+    'n_vocab': s.integer('vocab_size'),
   }
 
 
-def _like_llama(s: _Settings, family: dict[str, Any], base: float = 10_000.0) -> dict[str, Any]:
+def _share(s: Values, D: int, N: int) -> int:
+  """The width of a head where the file does not say it."""
+  if D % N:
+    raise errors.WeightsError(
+      f'{s.where} divides a width of {D} among {N} heads, which does not come out even',
+      cause='a damaged file, or one without its head_dim',
+    )
+  return D // N
+
+
+def _like_llama(
+  s: Values,
+  family: dict[str, Any],
+  *,
+  base: float = 10_000.0,
+  n_kv_heads: int | None = None,
+  d_head: int | None = None,
+  tied: bool = False,
+) -> dict[str, Any]:
   fields = {
     **family,
-    **_sizes(s),
-    'norm_eps': s.take('rms_norm_eps', 1e-6),
-    'activation': s.activation('hidden_act', 'silu'),
-    'tied': s.take('tie_word_embeddings', False),
+    **_sizes(s, n_kv_heads, d_head),
+    'norm_eps': s.number('rms_norm_eps', 1e-6, zero=True),
+    'activation': _activation(s, 'hidden_act', 'silu'),
+    'tied': s.flag('tie_word_embeddings', tied),
   }
-  return fields | _rope(s, s.take('rope_theta', base))
+  return fields | _rope(s, s.number('rope_theta', base))
 
 
-def _of_gemma(s: _Settings, family: dict[str, Any], base: float = 10_000.0) -> dict[str, Any]:
+def _of_gemma(
+  s: Values, family: dict[str, Any], n_kv_heads: int, base: float = 10_000.0
+) -> dict[str, Any]:
   s.insist('use_bidirectional_attention', None, False)
-  bias = s.take('attention_bias', False)
-  s.left['tie_word_embeddings'] = s.take('tie_word_embeddings', True)
-  s.left.setdefault('head_dim', 256)
-  fields = _like_llama(s, family, base)
+  bias = s.flag('attention_bias', False)
+  fields = _like_llama(s, family, base=base, n_kv_heads=n_kv_heads, d_head=256, tied=True)
   return fields | {'qkv_bias': bias, 'o_bias': bias, 'embed_scale': fields['d_model'] ** 0.5}
 
 
-def _gemma_activation(s: _Settings) -> str:
+def _gemma_activation(s: Values) -> str:
   """Gemma's files have one of two keys, or both; the newer one counts."""
-  older = s.activation('hidden_act', 'gelu_pytorch_tanh')
-  return s.activation('hidden_activation', 'gelu_pytorch_tanh' if older == 'gelu_tanh' else older)
+  older = _activation(s, 'hidden_act', 'gelu_pytorch_tanh')
+  return _activation(s, 'hidden_activation', 'gelu_pytorch_tanh' if older == 'gelu_tanh' else older)
 
 
-def _capped_and_scaled(s: _Settings, attn_cap: Any, logit_cap: Any) -> dict[str, Any]:
+def _capped_and_scaled(s: Values, attn_cap: Any, logit_cap: Any) -> dict[str, Any]:
   """Caps that a file has as null are off; where it leaves them out, the family's own hold."""
   return {
-    'attn_softcap': s.left.pop('attn_logit_softcapping', attn_cap),
-    'logit_softcap': s.left.pop('final_logit_softcapping', logit_cap),
-    'query_scale': s.take('query_pre_attn_scalar', 256) ** -0.5,
+    'attn_softcap': s.or_null(s.number, 'attn_logit_softcapping', attn_cap),
+    'logit_softcap': s.or_null(s.number, 'final_logit_softcapping', logit_cap),
+    'query_scale': s.number('query_pre_attn_scalar', 256.0) ** -0.5,
   }
 
 
-def _windows(s: _Settings, n_layers: int, local: tuple[bool, ...]) -> dict[str, Any]:
+def _windows(s: Values, window: int | None, local: tuple[bool, ...]) -> dict[str, Any]:
   """Which layers are local: as the file lists them, or by the family's rule."""
-  kinds = s.take('layer_types', None)
-  window = s.take('sliding_window', 4096)
+  kinds = s.words('layer_types', None)
   if kinds is not None:
-    if set(kinds) - {'sliding_attention', 'full_attention'} or len(kinds) != n_layers:
-      raise errors.WeightsError(f'{s.where} has layer_types={kinds} for {n_layers} layers')
+    if set(kinds) - {'sliding_attention', 'full_attention'} or len(kinds) != len(local):
+      raise errors.WeightsError(f'{s.where} has layer_types={kinds!r:.200} for {len(local)} layers')
     local = tuple(kind == 'sliding_attention' for kind in kinds)
+  if any(local) and window is None:
+    raise errors.WeightsError(
+      f'{s.where} has local layers and no window for them',
+      where=f'layers {[i for i, here in enumerate(local) if here][:8]}',
+      cause='sliding_window is null, or use_sliding_window is false',
+    )
   return {'window': window, 'local': local} if any(local) else {}
 
 
-def _rope(s: _Settings, base: float, fraction: float = 1.0) -> dict[str, Any]:
-  """Rotary settings in either way of writing them."""
-  newer = s.take('rope_parameters', {})
-  rope = _Settings(newer or s.take('rope_scaling', {}), f'{s.where}, rotary settings')
-  kind = rope.take('rope_type', rope.take('type', 'default'))
-  fields: dict[str, Any] = {
-    'rope_base': float(rope.take('rope_theta', base)),
-    'rope_fraction': rope.take('partial_rotary_factor', fraction),
-  }
+def _rope(s: Values, base: float, fraction: float | None = None) -> dict[str, Any]:
+  """Rotary settings in either way of writing them.
+
+  Args:
+    s: the settings.
+    base: of the wavelengths, where the rotary settings have none.
+    fraction: part of a head that is turned, where they do not say it; None for a family that turns all of it.
+  """
+  newer = s.part('rope_parameters', {})
+  rope = Values(newer or s.part('rope_scaling', {}), f'{s.where}, rotary settings')
+  kind = rope.word('rope_type', rope.word('type', 'default'))
+  fields: dict[str, Any] = {'rope_base': rope.number('rope_theta', base)}
+  if fraction is not None:
+    fields['rope_fraction'] = rope.number('partial_rotary_factor', fraction)
   if kind == 'linear':
-    fields['rope_scale'] = float(rope.take('factor'))
+    fields['rope_scale'] = rope.number('factor')
   elif kind == 'llama3':
     fields['rope_scaling'] = Llama3Scaling(
-      factor=rope.take('factor'),
-      low_frequency=rope.take('low_freq_factor'),
-      high_frequency=rope.take('high_freq_factor'),
-      original_length=rope.take('original_max_position_embeddings'),
+      factor=rope.number('factor'),
+      low_frequency=rope.number('low_freq_factor'),
+      high_frequency=rope.number('high_freq_factor'),
+      original_length=rope.integer('original_max_position_embeddings'),
     )
   elif kind != 'default':
     raise errors.WeightsError(
-      f'{s.where} has rotary embeddings of type {kind!r}',
+      f'{s.where} has rotary embeddings of type {kind!r:.100}',
       cause="known: 'default', 'linear', 'llama3'",
     )
+  if kind == 'default':
+    for settings in (s, rope):
+      settings.left.pop('partial_rotary_factor', None)
   rope.finish()
   return fields
 
 
-READERS: dict[str, Callable[[_Settings], dict[str, Any]]] = {
+READERS: dict[str, Callable[[Values], dict[str, Any]]] = {
   'gpt2': _gpt2,
   'gpt_neox': _gpt_neox,
   'llama': _llama,

@@ -46,7 +46,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import errors, generate, harvest, precision, sites
+from mechjax import errors, files, generate, harvest, precision, sites
 from mechjax.models import ids, padding, tokenizers
 from mechjax.models.config import Config
 from mechjax.sites import Site
@@ -425,7 +425,7 @@ def load(
 def _find(name_or_path: str | os.PathLike[str], accept_terms: bool) -> Path:
   """A path is what has a suffix, a separator or a file behind it; the rest are names."""
   path = Path(name_or_path).expanduser()
-  if path.exists():
+  if files.there(path):
     return path
   text = os.fspath(name_or_path)
   if hub.is_name(text) and path.suffix != '.gguf':

@@ -30,8 +30,9 @@ from typing import Any
 
 from mechjax import errors, extras
 from mechjax.models.greedy import CONTROL, Greedy
-from mechjax.weights import huggingface
+from mechjax.weights import huggingface, vocabulary
 from mechjax.weights.json_files import read_json
+from mechjax.weights.values import Values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,10 +165,11 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     WeightsError: the header describes none, or one of a kind that is not known here.
     MissingExtraError: the `tokenizers` library is needed and not installed.
   """
-  kind, pre = metadata.get('tokenizer.ggml.model'), metadata.get('tokenizer.ggml.pre', '')
+  header = Values(metadata, 'the GGUF header')
+  kind, pre = (header.word(f'tokenizer.ggml.{key}', '') for key in ('model', 'pre'))
   if kind == 'gpt2' and pre in _PRE_TOKENIZERS:
     split, join = _byte_level(metadata, _PRE_TOKENIZERS[pre])
-  elif kind == 'llama' and metadata.get('tokenizer.ggml.add_space_prefix') is False:
+  elif kind == 'llama' and header.flag('tokenizer.ggml.add_space_prefix', True) is False:
     split, join = _sentence_pieces(metadata)
   else:
     raise errors.WeightsError(
@@ -293,22 +295,20 @@ def _ids(found: Any, n_vocab: int, name: str) -> tuple[int, ...]:
 
 
 def _sentence_pieces(metadata: Mapping[str, Any]) -> tuple[Callable, Callable]:
-  greedy = Greedy(
-    *(metadata[f'tokenizer.ggml.{part}'] for part in ('tokens', 'scores', 'token_type'))
-  )
+  tokens = vocabulary.tokens(metadata)
+  greedy = Greedy(tokens, vocabulary.scores(metadata), vocabulary.kinds(metadata))
   return greedy.encode, greedy.decode
 
 
 def _byte_level(metadata: Mapping[str, Any], cut: Callable) -> tuple[Callable, Callable]:
   library = extras.require('tokenizers', 'models')
-  tokens = metadata['tokenizer.ggml.tokens']
-  merges = [tuple(merge.split(' ', 1)) for merge in metadata['tokenizer.ggml.merges']]
+  tokens = vocabulary.tokens(metadata)
   vocab = {token: i for i, token in enumerate(tokens)}
-  backend = library.Tokenizer(library.models.BPE(vocab, merges))
+  backend = library.Tokenizer(library.models.BPE(vocab, vocabulary.merges(metadata)))
   backend.pre_tokenizer = library.pre_tokenizers.Sequence(cut(library.pre_tokenizers))
   backend.decoder = library.decoders.ByteLevel()
-  kinds = metadata['tokenizer.ggml.token_type']
-  backend.add_special_tokens([t for t, k in zip(tokens, kinds, strict=True) if k == CONTROL])
+  kinds = vocabulary.kinds(metadata)
+  backend.add_special_tokens([t for t, k in zip(tokens, kinds) if k == CONTROL])
   writable = bytes(b for b, letter in enumerate(_byte_letters()) if letter in vocab)
 
   def split(text: str) -> list[int]:

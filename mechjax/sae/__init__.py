@@ -31,7 +31,7 @@ from mechjax.sae.architectures import (
 from mechjax.sae.dead import AuxK, GhostGrads
 from mechjax.sae.errors import SAEError
 from mechjax.sae.evaluate import Evaluation
-from mechjax.sae.formats import folded, load, save
+from mechjax.sae.formats import Metadata, folded, load, read_metadata, save
 from mechjax.sae.gradients import Params
 from mechjax.sae.resampling import Resampling, forgotten
 from mechjax.sae.sparse import Sparse, firings
@@ -47,6 +47,7 @@ __all__ = [
   'GhostGrads',
   'JumpReLU',
   'Knobs',
+  'Metadata',
   'Outcome',
   'Params',
   'ReLU',
@@ -60,5 +61,6 @@ __all__ = [
   'forgotten',
   'load',
   'next_tokens',
+  'read_metadata',
   'save',
 ]

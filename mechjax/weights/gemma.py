@@ -20,7 +20,7 @@ import numpy as np
 
 from mechjax import errors
 from mechjax.weights.gguf import GGUFFile
-from mechjax.weights.names import Sizes, Tensors, mlp, mlp_kernels, sizes
+from mechjax.weights.names import Sizes, Tensors, epsilon, header, mlp, mlp_kernels, sizes
 
 # Of 6 layers, the last is global.
 PERIOD = 6
@@ -56,14 +56,16 @@ def gemma3_shape(file: GGUFFile) -> Gemma3Shape:
     WeightsError: another architecture, or one of the variants that the JAX classes cannot compute
       from these sizes alone.
   """
+  plain, s = sizes(file, 'gemma3'), header(file, 'gemma3')
+  s.insist('rope.scaling.type', 'none', 'linear')
   shape = Gemma3Shape(
-    **sizes(file, 'gemma3'),
-    window=file.value('gemma3.attention.sliding_window'),
+    **plain,
+    window=s.integer('attention.sliding_window'),
     local_rope_base=10_000.0,
-    global_rope_base=file.value('gemma3.rope.freq_base'),
-    global_rope_scale=file.metadata.get('gemma3.rope.scaling.factor', 1.0),
+    global_rope_base=s.number('rope.freq_base'),
+    global_rope_scale=s.number('rope.scaling.factor', 1.0),
   )
-  eps = file.value('gemma3.attention.layer_norm_rms_epsilon')
+  eps = epsilon(s)
   if not np.isclose(eps, 1e-6):
     raise errors.WeightsError(f'{file.path} has epsilon {eps} in its norms; the classes have 1e-6')
   if shape.n_heads == shape.n_kv_heads or shape.n_layers == 62:

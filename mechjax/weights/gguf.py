@@ -4,7 +4,9 @@ Quantised checkpoints are the weights that are easiest to come by, and a damaged
 crashes: a file cut short reads as zeros, a wrong offset as noise, and the paper is written before
 anybody looks. Hence the header is parsed here, with every length and offset compared with the size
 of the file before a byte is allocated for it, and each error names the file, the offset, the
-tensor and what was expected. The arithmetic of the quantisations is left to the `gguf` package,
+tensor and what was expected. Tensors lie where the format puts them and nowhere else: one behind the
+other in the order of the header, each at the next multiple of the alignment, up to the end of the
+file, so that an overlap or a gap is an error. The arithmetic of the quantisations is left to the `gguf` package,
 which its inventors maintain.
 
     file = GGUFFile('model.gguf')
@@ -23,6 +25,7 @@ import math
 import mmap
 import os
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -249,12 +252,36 @@ def _read_tensor_infos(cursor: _Cursor, n_tensors: int, metadata: dict) -> dict[
       )
     relative[info.name] = info
   alignment = metadata.get('general.alignment', _DEFAULT_ALIGNMENT)
-  if not isinstance(alignment, int) or alignment < 1:
+  if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
     raise errors.WeightsError(
-      f'{cursor.path}: general.alignment is {alignment!r}, not a positive integer'
+      f'{cursor.path}: general.alignment is {alignment!r:.100}, not a power of two'
     )
-  base = math.ceil(cursor.at / alignment) * alignment
-  return {name: _placed(cursor, info, base) for name, info in relative.items()}
+  base = _rounded(cursor.at, alignment)
+  placed = {name: _placed(cursor, info, base) for name, info in relative.items()}
+  _check_filled(cursor, placed.values(), alignment)
+  return placed
+
+
+def _rounded(at: int, alignment: int) -> int:
+  return -(-at // alignment) * alignment
+
+
+def _check_filled(cursor: _Cursor, infos: Iterable[TensorInfo], alignment: int) -> None:
+  """Tensors follow each other in the order of the header, each at the next aligned offset."""
+  end, at = cursor.at, _rounded(cursor.at, alignment)
+  for info in infos:
+    if info.offset != at:
+      raise errors.WeightsError(
+        f'{cursor.path}: tensor {info.name!r} begins at offset {info.offset}, where {at} should come',
+        where=f'{info.kind}, shape {info.shape}; general.alignment is {alignment}',
+        cause='the header is damaged: the format leaves no gap and no overlap',
+      )
+    end, at = info.offset + info.n_bytes, _rounded(info.offset + info.n_bytes, alignment)
+  if not end <= cursor.size <= at:
+    raise errors.WeightsError(
+      f'{cursor.path}: the last tensor ends at offset {end}, the file has {cursor.size} bytes',
+      cause='the header is of another file, or something was appended',
+    )
 
 
 def _read_tensor_info(cursor: _Cursor, index: int) -> TensorInfo:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mechjax import errors, extras
+from mechjax import errors, extras, files
 
 _FILES = ('*.safetensors', '*.json')
 _NAME = re.compile(r'[\w.-]+/[\w.-]+')
@@ -29,7 +29,7 @@ def is_name(text: str) -> bool:
   Returns:
     True if a hub may have it.
   """
-  return bool(_NAME.fullmatch(text)) and not Path(text).exists()
+  return bool(_NAME.fullmatch(text)) and not files.there(Path(text))
 
 
 def directory_of(name: str, revision: str | None = None) -> Path:

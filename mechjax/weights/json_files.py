@@ -2,7 +2,7 @@
 
 What comes out of here is an object and nothing else, so that whoever reads it need not ask. Python's
 reader is more generous than is good for a file that may be damaged: of two values under one key it
-takes the last, it knows NaN, and brackets nested deep enough end in a RecursionError.
+takes the last, it knows NaN, 1e999 becomes infinity, and brackets nested deep enough end in a RecursionError.
 
 Sharp edge: files are read whole, so their size is bounded; the largest that exist are tokenizers, of
 some forty megabytes.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,10 @@ def content(path: Path) -> bytes:
     )
   if path.stat().st_size > _MAX_BYTES:
     raise errors.WeightsError(f'{path} has {path.stat().st_size} bytes; {_MAX_BYTES} are read')
-  return path.read_bytes()
+  try:
+    return path.read_bytes()
+  except OSError as e:
+    raise errors.WeightsError(f'{path} cannot be read: {e.strerror}') from e
 
 
 def parse_json(path: Path, text: bytes, what: str) -> dict[str, Any]:
@@ -71,7 +75,9 @@ def parse_json(path: Path, text: bytes, what: str) -> dict[str, Any]:
     WeightsError: it is not JSON, or not an object.
   """
   try:
-    found = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    found = json.loads(
+      text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+    )
   except (ValueError, RecursionError) as e:
     raise errors.WeightsError(
       f'{path}: {what} is not JSON as it should be: {e}', cause='the file is damaged'
@@ -87,6 +93,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     often = collections.Counter(key for key, _ in pairs).most_common(1)
     raise ValueError(f'{often[0][0]!r:.100} occurs {often[0][1]} times')
   return found
+
+
+def _finite(text: str) -> float:
+  value = float(text)
+  if math.isinf(value):
+    raise ValueError(f'{text:.50} is larger than any number')
+  return value
 
 
 def _no_constant(name: str) -> Any:

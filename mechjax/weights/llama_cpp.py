@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 
 from mechjax import errors
-from mechjax.weights import gemma, loading, names
+from mechjax.weights import gemma, loading, names, vocabulary
 from mechjax.weights.gguf import GGUFFile
 from mechjax.weights.layouts import Table, lines
+from mechjax.weights.values import Values
 
 # Factors of the rotary wavelengths: a constant of the model, which `config` turns into settings.
 _STRETCH = 'rope_freqs.weight'
@@ -121,7 +122,7 @@ def _llama(file: GGUFFile) -> dict[str, Any]:
     'rms_norm_eps': s.norm_eps,
     'rope_theta': s.rope_base,
     'rope_scaling': _stretched(file, s) if _STRETCH in file.tensors else None,
-    'max_position_embeddings': file.value('llama.context_length'),
+    'max_position_embeddings': names.header(file, 'llama').integer('context_length'),
     'attention_bias': False,
     'mlp_bias': False,
     'tie_word_embeddings': s.tied,
@@ -165,7 +166,7 @@ def _gemma3(file: GGUFFile) -> dict[str, Any]:
       for i in range(s.n_layers)
     ],
     'query_pre_attn_scalar': s.d_head,
-    'max_position_embeddings': file.value('gemma3.context_length'),
+    'max_position_embeddings': names.header(file, 'gemma3').integer('context_length'),
     'attention_bias': False,
     'attn_logit_softcapping': None,
     'final_logit_softcapping': None,
@@ -186,8 +187,16 @@ def _sizes(s: names.LlamaShape | gemma.Gemma3Shape) -> dict[str, int]:
 
 
 def _special_tokens(file: GGUFFile) -> dict[str, Any]:
-  ids = {f'{x}_token_id': file.metadata.get(f'tokenizer.ggml.{x}_token_id') for x in ('bos', 'eos')}
-  return {key: value for key, value in ids.items() if value is not None}
+  n_vocab = len(vocabulary.tokens(file.metadata, f'{file.path}'))
+  header = Values(file.metadata, f'{file.path}, metadata')
+  ids = {x: header.ids(f'tokenizer.ggml.{x}_token_id', n_vocab) for x in _SPECIAL}
+  for x in ('bos', 'eos'):
+    if header.flag(f'tokenizer.ggml.add_{x}_token', False) and not ids[x]:
+      raise errors.WeightsError(
+        f'{file.path} asks for {x} at every text and has no tokenizer.ggml.{x}_token_id'
+      )
+  return {f'{x}_token_id': ids[x][0] for x in ('bos', 'eos') if ids[x]}
 
 
+_SPECIAL = ('bos', 'eos', 'eot', 'eom')
 _ARCHITECTURES = {'llama': (LLAMA, _llama), 'gemma3': (GEMMA3, _gemma3)}

@@ -25,10 +25,7 @@ import numpy as np
 from mechjax import precision
 from mechjax.weights.layouts import Line, Table, row_axis, to_parameter
 from mechjax.weights.matching import leaf_name, match
-from mechjax.weights.tensors import Reader
-
-# XLA on CPU takes a host buffer as it is if it is aligned to this many bytes.
-_ALIGNMENT = 64
+from mechjax.weights.tensors import Reader, aligned
 
 # How many numbers of a tensor are in memory at a time, beside the parameters.
 _PIECE = 1 << 22
@@ -73,7 +70,7 @@ def _one(line: Line, shape: tuple[int, ...]) -> int:
 def _filled(reader: Reader, line: Line, names: list[str], target: Any) -> jax.Array:
   """One parameter, read piece by piece into the buffers of its shards."""
   devices = _devices(target)
-  buffers: dict[Box, Any] = {box: _aligned(_extent(box), target.dtype) for box in devices}
+  buffers: dict[Box, Any] = {box: aligned(_extent(box), target.dtype) for box in devices}
   for layer, name in enumerate(names):
     for rows, box in _pieces(line, target, layer, reader.tensors[name].together):
       overlaps = [(b, both) for b in buffers if (both := _common(b, box)) is not None]
@@ -103,7 +100,7 @@ def _values(tensor: np.ndarray, line: Line, box: Box, dtype: Any) -> np.ndarray:
   values = to_parameter(line, tensor, shape[1:] if line.stacked else shape).reshape(shape)
   if not line.plus:
     return values
-  wide = np.float64 if np.float64 in (values.dtype, dtype) else np.float32
+  wide: Any = np.float64 if np.float64 in (values.dtype, dtype) else np.float32
   return values.astype(wide) + wide(line.plus)
 
 
@@ -132,13 +129,6 @@ def _common(a: Box, b: Box) -> Box | None:
 def _within(box: Box, outer: Box) -> tuple[slice, ...]:
   """A box as an index of an array that holds `outer`."""
   return tuple(slice(start - o, stop - o) for (start, stop), (o, _) in zip(box, outer))
-
-
-def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-  n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-  raw = np.empty(n_bytes + _ALIGNMENT, np.uint8)
-  start = -raw.ctypes.data % _ALIGNMENT
-  return raw[start : start + n_bytes].view(dtype).reshape(shape)
 
 
 def _handed_over(

@@ -58,6 +58,7 @@ def match(
     WeightsError: they do not fit; everything that is wrong is named.
   """
   lines, known = active(table, targets), reader.tensors
+  _check_count(reader, lines, targets)
   wrong, missing, found = [], [], {}
   for leaf, line in lines.items():
     expected = tensor_shape(line, targets[leaf])
@@ -74,6 +75,17 @@ def match(
   _complain(reader, missing, wrong, extra, [leaf for leaf in targets if leaf not in lines])
   _check_copies(reader, table, used)
   return found
+
+
+def _check_count(reader: Reader, lines: Mapping[str, Line], targets: Mapping[str, Any]) -> None:
+  """Every layer has a tensor, so a file bounds the layers before their names are written out."""
+  layers = max((targets[leaf].shape[0] for leaf, line in lines.items() if line.stacked), default=0)
+  if layers > len(reader.tensors):
+    raise errors.WeightsError(
+      f'{reader.path} does not hold the parameters that were asked for: {layers} layers',
+      where=f'{len(reader.tensors)} tensors in the file',
+      cause='the config has another number of layers than the file, or the file is a part of several',
+    )
 
 
 def _is_float(kind: str) -> bool:

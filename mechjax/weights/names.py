@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 
 from mechjax import errors
+from mechjax.weights import vocabulary
 from mechjax.weights.gguf import GGUFFile
+from mechjax.weights.values import Values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,27 +76,45 @@ def sizes(file: GGUFFile, architecture: str) -> dict[str, int]:
     The fields of `Sizes`, by name.
 
   Raises:
-    WeightsError: another architecture.
+    WeightsError: another architecture; a size that is missing, no integer, or larger than the file allows.
   """
   found = file.value('general.architecture')
   if found != architecture:
     raise errors.WeightsError(
-      f'{file.path} has architecture {found!r}; this name map reads {architecture!r}'
+      f'{file.path} has architecture {found!r:.100}; this name map reads {architecture!r}'
     )
-
-  def value(key: str) -> int:
-    return file.value(f'{architecture}.{key}')
-
-  n_heads, d_model = value('attention.head_count'), value('embedding_length')
+  s = header(file, architecture)
+  n_heads, d_model = s.integer('attention.head_count'), s.integer('embedding_length')
+  d_head = s.integer('attention.key_length', d_model // n_heads)
+  tokens = vocabulary.tokens(file.metadata, f'{file.path}')
+  for key, only in {
+    'attention.value_length': d_head,
+    'rope.dimension_count': d_head,
+    'vocab_size': len(tokens),
+  }.items():
+    s.insist(key, only)
   return {
-    'n_layers': value('block_count'),
+    # A model has a tensor for each layer, so the file bounds what a damaged number can ask for.
+    'n_layers': s.integer('block_count', most=len(file.tensors)),
     'd_model': d_model,
-    'd_mlp': value('feed_forward_length'),
+    'd_mlp': s.integer('feed_forward_length'),
     'n_heads': n_heads,
-    'n_kv_heads': file.metadata.get(f'{architecture}.attention.head_count_kv', n_heads),
-    'd_head': file.metadata.get(f'{architecture}.attention.key_length', d_model // n_heads),
-    'n_vocab': len(file.value('tokenizer.ggml.tokens')),
+    'n_kv_heads': s.integer('attention.head_count_kv', n_heads),
+    'd_head': d_head,
+    'n_vocab': len(tokens),
   }
+
+
+def header(file: GGUFFile, architecture: str) -> Values:
+  """The settings of a GGUF header that are the architecture's own, by their names without it."""
+  prefix = f'{architecture}.'
+  own = {k.removeprefix(prefix): v for k, v in file.metadata.items() if k.startswith(prefix)}
+  return Values(own, f'{file.path}, metadata {prefix}*')
+
+
+def epsilon(settings: Values) -> float:
+  """What a norm adds to the mean square: stored as float32, and meant as the shortest decimal."""
+  return float(str(np.float32(settings.number('attention.layer_norm_rms_epsilon', zero=True))))
 
 
 def llama_shape(file: GGUFFile) -> LlamaShape:
@@ -107,19 +127,20 @@ def llama_shape(file: GGUFFile) -> LlamaShape:
     The sizes.
 
   Raises:
-    WeightsError: another architecture, or a rotary scheme that a plain llama does not have.
+    WeightsError: another architecture, a setting of another type or out of range, or a rotary scheme that a plain
+      llama does not have.
   """
   plain = sizes(file, 'llama')
-  scaling = file.metadata.get('llama.rope.scaling.type', 'none')
-  if scaling != 'none':
+  s = header(file, 'llama')
+  if (scaling := s.word('rope.scaling.type', 'none')) != 'none':
     raise errors.WeightsError(
       f'{file.path} scales its rotary positions ({scaling!r}), which this name map cannot express'
     )
+  s.insist('expert_count', 0)
   return LlamaShape(
     **plain,
-    rope_base=file.metadata.get('llama.rope.freq_base', 10_000.0),
-    # Stored as float32; the decimal that was meant is the shortest one that rounds to it.
-    norm_eps=float(str(np.float32(file.value('llama.attention.layer_norm_rms_epsilon')))),
+    rope_base=s.number('rope.freq_base', 10_000.0),
+    norm_eps=epsilon(s),
     tied='output.weight' not in file.tensors,
   )
 

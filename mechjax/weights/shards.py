@@ -23,6 +23,8 @@ from mechjax.weights.json_files import read_json
 from mechjax.weights.safetensors import PICKLES, SafetensorsFile, refuse_pickle
 from mechjax.weights.tensors import ALL, info_of
 
+# Of a file, in bytes, on every file system in use.
+_LONGEST_NAME = 255
 INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
 
 
@@ -115,4 +117,10 @@ def _weight_map(path: Path) -> Mapping[str, str]:
 
 def _is_plain(name: Any) -> bool:
   """Whether a name stays in its directory, and is a safetensors file."""
-  return isinstance(name, str) and name.endswith('.safetensors') and Path(name).name == name
+  return (
+    isinstance(name, str)
+    and name.endswith('.safetensors')
+    and Path(name).name == name
+    and name.isprintable()
+    and len(name.encode()) <= _LONGEST_NAME
+  )

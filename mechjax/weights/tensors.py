@@ -14,17 +14,20 @@ pages come back from the page cache when they are looked at.
 from __future__ import annotations
 
 import dataclasses
+import math
 import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from mechjax import errors
 
 ALL = slice(None)
+# XLA on CPU takes a host buffer as it is if it is aligned to this many bytes.
+_ALIGNMENT = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +70,35 @@ class Reader(Protocol):
 
 
 def mapped(path: Path) -> bytes | mmap.mmap:
-  """The bytes of a file, not read before they are looked at."""
-  with path.open('rb') as f:
-    # An empty file cannot be mapped, and whoever parses it says better what is wrong with it.
-    empty = os.fstat(f.fileno()).st_size == 0
-    return b'' if empty else mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+  """The bytes of a file, not read before they are looked at.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    WeightsError: it is there and cannot be opened: a directory, or no permission.
+  """
+  try:
+    with path.open('rb') as f:
+      # An empty file cannot be mapped, and whoever parses it says better what is wrong with it.
+      empty = os.fstat(f.fileno()).st_size == 0
+      return b'' if empty else mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+  except FileNotFoundError:
+    raise
+  except OSError as e:
+    raise errors.WeightsError(f'{path} cannot be opened: {e.strerror}') from e
 
 
 def give_back(data: bytes | mmap.mmap) -> None:
   """Lets go of the pages that have been looked at, where the operating system can."""
   if isinstance(data, mmap.mmap) and hasattr(mmap, 'MADV_DONTNEED'):
     data.madvise(mmap.MADV_DONTNEED)
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+  """An array to be filled, which a device of the CPU can take over without a copy."""
+  n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+  raw = np.empty(n_bytes + _ALIGNMENT, np.uint8)
+  start = -raw.ctypes.data % _ALIGNMENT
+  return raw[start : start + n_bytes].view(dtype).reshape(shape)
 
 
 def info_of(reader: Reader, name: str) -> TensorInfo:

@@ -6,16 +6,27 @@ import json
 import pickle
 import random
 import struct
+import warnings
 import zipfile
 
 import huggingface_hub
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
 from mechjax.errors import FetchError, MechjaxError, WeightsError
-from mechjax.sae import BatchTopK, Gated, JumpReLU, ReLU, SAEError, TopK
+from mechjax.sae import (
+  BatchTopK,
+  Gated,
+  JumpReLU,
+  Metadata,
+  ReLU,
+  SAEError,
+  TopK,
+  read_metadata,
+)
 from mechjax.sae.formats import conventions, folded, load, save, torch_zip
 from mechjax.weights.safetensors import SafetensorsFile
 from mechjax.weights.safetensors_writing import save as save_safetensors
@@ -220,6 +231,11 @@ def test_topk_before_sae_lens_6_and_with_long_decoder_rows_is_read(tmp_path):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
+    ({'apply_b_dec_to_input': 'false'}, "apply_b_dec_to_input='false'; true or false"),
+    ({'d_in': True}, 'd_in=True; an integer'),
+    ({'finetuning_scaling_factor': 'x'}, "finetuning_scaling_factor='x'; true or false"),
+    ({'metadata': {'prepend_bos': 'yes'}}, "prepend_bos='yes'; true or false"),
+    ({'metadata': [1]}, r'metadata=\[1\]; an object'),
     ({'normalize_activations': 'layer_norm'}, 'layer_norm'),
     ({'normalize_activations': 'expected_average_only_in'}, 'expected_average_only_in'),
     ({'architecture': 'temporal'}, 'temporal'),
@@ -239,6 +255,86 @@ def test_a_config_that_asks_for_something_else_is_an_error_that_names_it(change,
   path.write_text(json.dumps(json.loads(path.read_text()) | change))
   with pytest.raises(WeightsError, match=message):
     load(tmp_path / 'out')
+
+
+@pytest.mark.parametrize(
+  ('how', 'cause', 'mend'),
+  [
+    ('expected_average_only_in', 'multiplied by one constant', 'fold_activation_norm_scaling'),
+    (True, 'multiplied by one constant', 'fold_activation_norm_scaling_factor'),
+    ('constant_norm_rescale', 'divided by its own norm', 'encode with SAELens'),
+    ('layer_norm', 'its own mean and deviation', 'encode with SAELens'),
+    ('covariance_whitening', 'a mean and a matrix', 'fold_activation_whitening'),
+  ],
+)
+def test_a_refused_normalisation_says_what_can_be_done_about_that_one(how, cause, mend, tmp_path):
+  params, _ = single(SAES['relu'])
+  save(tmp_path / 'out', SAES['relu'], params, format='sae_lens')
+  rewritten(tmp_path / 'out' / 'cfg.json', normalize_activations=how)
+  with pytest.raises(WeightsError) as error:
+    load(tmp_path / 'out')
+  assert cause in error.value.cause
+  assert mend in error.value.mend
+
+
+def rewritten(path, **changes):
+  """A config with other settings; None leaves one out."""
+  words = json.loads(path.read_text()) | changes
+  path.write_text(json.dumps({k: v for k, v in words.items() if v is not None}))
+
+
+@pytest.mark.parametrize('said', [True, None])
+def test_a_transcoder_whose_encoder_would_see_its_output_bias_is_refused(said, tmp_path):
+  params, _ = single(ALL['jumprelu transcoder'])
+  save(tmp_path / 'out', ALL['jumprelu transcoder'], params, format='sae_lens')
+  rewritten(tmp_path / 'out' / 'cfg.json', apply_b_dec_to_input=said)
+  with pytest.raises(WeightsError, match='a transcoder with apply_b_dec_to_input true') as error:
+    load(tmp_path / 'out')
+  assert '"apply_b_dec_to_input": false' in error.value.mend
+
+
+def test_what_the_files_say_of_a_dictionary_comes_with_it(tmp_path):
+  params, _ = single(SAES['relu'])
+  about = {
+    'model_name': 'gpt2',
+    'hook_name': 'blocks.5.hook_resid_pre',
+    'prepend_bos': True,
+    'context_size': 128,
+    'dataset_path': 'some/texts',
+  }
+  save(tmp_path, SAES['relu'], params, format='sae_lens', about={**about, 'seqpos_slice': [None]})
+  sae, _ = load(tmp_path)
+  loaded = load(tmp_path)
+  assert loaded.sae == sae
+  assert loaded.metadata == read_metadata(tmp_path)
+  assert {name: getattr(loaded.metadata, name) for name in about} == about
+  assert loaded.metadata.config['metadata']['seqpos_slice'] == [None]
+  assert loaded.metadata.normalize_activations == 'none'
+  doubled = jax.tree.map(lambda v: 2 * v, loaded.params)  # a dict of arrays as before
+  np.testing.assert_array_equal(doubled['W_enc'], 2 * params['W_enc'])
+
+
+def test_every_format_has_its_own_words_for_where_a_dictionary_is_from(tmp_path):
+  jumprelu, relu = SAES['jumprelu'], SAES['relu']
+  save(tmp_path / 'npz', jumprelu, single(jumprelu)[0], format='gemma_scope')
+  assert load(tmp_path / 'npz').metadata == Metadata()
+  ends = {'hf_hook_point_in': 'model.layers.3.in', 'hf_hook_point_out': 'model.layers.3.out'}
+  about = {'model_name': 'gemma', **ends}
+  save(tmp_path / 'two', jumprelu, single(jumprelu)[0], format='gemma_scope_2', about=about)
+  said = load(tmp_path / 'two').metadata
+  assert (said.model_name, said.hook_name, said.hook_name_out) == ('gemma', *ends.values())
+  learned(tmp_path / 'learned', *as_learned('relu', single(relu)[0])[:2])
+  words = {'dict_class': 'AutoEncoder', 'lm_name': 'pythia', 'submodule_name': 'resid_post_layer_3'}
+  config = {'trainer': words, 'buffer': {'ctx_len': 64}}
+  (tmp_path / 'learned' / 'config.json').write_text(json.dumps(config))
+  said = load(tmp_path / 'learned').metadata
+  assert (said.model_name, said.hook_name) == ('pythia', 'resid_post_layer_3')
+  assert (said.context_size, said.prepend_bos, said.config) == (64, None, config)
+  save(tmp_path / 'old', relu, single(relu)[0], format='sae_lens')
+  older = {'hook_point': 'blocks.1.hook_mlp_out', 'normalize_activations': False}
+  rewritten(tmp_path / 'old' / 'cfg.json', **older)
+  said = load(tmp_path / 'old').metadata
+  assert (said.hook_name, said.normalize_activations) == ('blocks.1.hook_mlp_out', 'none')
 
 
 # --- dictionary-learning ----------------------------------------------------------------------------------
@@ -542,6 +638,73 @@ def test_another_set_of_tensors_is_an_error_that_names_the_tensor(change, messag
   else:
     with pytest.raises(WeightsError, match=message):
       load(tmp_path / 'out')
+
+
+def test_one_array_twice_in_an_npz_is_refused(tmp_path):
+  path = published(tmp_path / 'out', 'gemma_scope')
+  with zipfile.ZipFile(path) as archive:
+    members = {name: archive.read(name) for name in archive.namelist()}
+  for name in ('b_enc.npy', 'b_enc'):
+    with warnings.catch_warnings(), zipfile.ZipFile(path, 'w') as archive:
+      warnings.simplefilter('ignore')
+      for member, content in [*members.items(), (name, members['b_dec.npy'])]:
+        archive.writestr(member, content)
+    with pytest.raises(WeightsError, match="holds 'b_enc' 2 times"):
+      load(path)
+  with zipfile.ZipFile(path, 'w') as archive:
+    for member, content in [*members.items(), ('w_enc.npy', members['W_enc.npy'])]:
+      archive.writestr(member, content)
+  with pytest.raises(WeightsError, match='holds W_enc under two names'):
+    load(path)
+
+
+def changed(tmp_path, change):
+  """An .npz of Gemma Scope whose arrays a function has changed."""
+  path = published(tmp_path / 'out', 'gemma_scope')
+  with np.load(path) as found:
+    arrays = dict(found)
+  change(arrays)
+  np.savez(path, **arrays)
+  return path
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize('name', ['W_enc', 'b_dec', 'threshold'])
+def test_a_number_that_is_not_finite_in_float32_is_refused_by_the_name_of_its_array(
+  name, value, tmp_path
+):
+  def change(arrays):
+    arrays[name] = arrays[name].astype(np.float64)
+    arrays[name].flat[3] = value
+
+  with pytest.raises(WeightsError, match=f'{name} holds NaN or infinity'):
+    load(changed(tmp_path, change))
+
+
+def test_a_bias_that_only_overflows_in_our_convention_is_refused(tmp_path):
+  path = changed(tmp_path, lambda arrays: arrays['b_dec'].fill(3e38))
+  with pytest.raises(WeightsError, match='b_enc holds numbers that are too large for float32'):
+    load(path)
+
+
+@pytest.mark.parametrize('shape', [(), (1,)])
+def test_one_threshold_is_that_of_every_latent(shape, tmp_path):
+  half = lambda shape: lambda arrays: arrays.update(threshold=np.full(shape, 0.5, np.float32))  # noqa: E731
+  one, many = (load(changed(tmp_path / str(s), half(s))) for s in (shape, (M,)))
+  assert one.params['log_threshold'].shape == (M,)
+  np.testing.assert_array_equal(one.params['log_threshold'], many.params['log_threshold'])
+
+
+def test_arrays_in_the_order_of_fortran_are_read(tmp_path):
+  expected = load(published(tmp_path / 'right', 'gemma_scope')).params
+  turn = lambda arrays: arrays.update({k: np.asfortranarray(v) for k, v in arrays.items()})  # noqa: E731
+  for name, value in load(changed(tmp_path, turn)).params.items():
+    np.testing.assert_array_equal(value, expected[name])
+
+
+def test_a_place_with_a_name_that_no_file_has_is_not_there():
+  with pytest.raises(WeightsError, match='neither there nor the name'):
+    load('a' * 300 + '!')
 
 
 @each_format

@@ -1,6 +1,7 @@
 """Dictionaries in the files that others publish and read.
 
     sae, params = load('google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71')
+    load('out/sae').metadata.hook_name                  what the files say of it; also `read_metadata`
     save('out/sae', sae, params, format='sae_lens', about={'hook_name': 'blocks.15.hook_resid_post'})
 
     format                                   files                                    reads   writes
@@ -25,18 +26,31 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mechjax.errors import WeightsError, nearest
 from mechjax.sae.architectures import Architecture
 from mechjax.sae.errors import SAEError
-from mechjax.sae.formats import dictionary_learning, gemma_scope, saelens
+from mechjax.sae.formats import dictionary_learning, gemma_scope, metadata, saelens
 from mechjax.sae.formats.conventions import folded
 from mechjax.sae.formats.finding import find
+from mechjax.sae.formats.metadata import Metadata
 from mechjax.sae.gradients import Params
+from mechjax.weights.json_files import read_json
 from mechjax.weights.safetensors_writing import new_directory
 
-Loaded = tuple[Architecture, Params]
+
+class _Pair(NamedTuple):
+  sae: Architecture
+  params: Params
+
+
+class Loaded(_Pair):
+  """A dictionary: `sae, params = loaded`; what its files say of it is `loaded.metadata`."""
+
+  metadata: Metadata = Metadata()
+
+
 _MARKS = (gemma_scope.NPZ, gemma_scope.SAFETENSORS, saelens.WEIGHTS, dictionary_learning.WEIGHTS)
 _FILES = (*_MARKS, saelens.CONFIG, gemma_scope.CONFIG)
 _WRITERS: dict[str, Callable[[Path, Architecture, Params, Mapping[str, Any]], None]] = {
@@ -55,7 +69,8 @@ def load(place: str | os.PathLike[str], transcoder: bool = False) -> Loaded:
       say so. Other formats always do.
 
   Returns:
-    The description, and parameters in float32 for activations as the model has them.
+    The description, and parameters in float32 for activations as the model has them; its attribute `metadata` is
+    what the files say of model, place, texts and their beginning.
 
   Raises:
     WeightsError: no such path; no format or several; files that are damaged, truncated, hostile, or ask for what
@@ -63,20 +78,54 @@ def load(place: str | os.PathLike[str], transcoder: bool = False) -> Loaded:
     FetchError: a hub does not have it or cannot be reached.
     MissingExtraError: a hub is asked for and `huggingface_hub` is not installed.
   """
+  file = _file(place)
+  sae, params = _read(file, transcoder)
+  if transcoder and sae.d_out is None:
+    raise SAEError('asked for a transcoder, and the files say that it is an autoencoder')
+  loaded = Loaded(sae, params)
+  loaded.metadata = _metadata(file)
+  return loaded
+
+
+def read_metadata(place: str | os.PathLike[str]) -> Metadata:
+  """What the files of a dictionary say of it, without its arrays.
+
+  Args:
+    place: as for `load`.
+
+  Raises:
+    WeightsError: no such path, no format or several, or a config that is damaged.
+    FetchError: a hub does not have it or cannot be reached.
+    MissingExtraError: a hub is asked for and `huggingface_hub` is not installed.
+  """
+  return _metadata(_file(place))
+
+
+def _file(place: str | os.PathLike[str]) -> Path:
   path = find(place, _FILES)
-  file = path if path.is_file() else _weights(path)
+  return path if path.is_file() else _weights(path)
+
+
+def _read(file: Path, transcoder: bool) -> tuple[Architecture, Params]:
   if file.suffix == '.npz':
     return gemma_scope.read_npz(file, transcoder)
   if file.name == saelens.WEIGHTS:
-    return _only(saelens.read(file.parent), transcoder)
+    return saelens.read(file.parent)
   if file.suffix == '.safetensors':
     return gemma_scope.read_safetensors(file, transcoder)
   if file.name == dictionary_learning.WEIGHTS:
-    return _only(dictionary_learning.read(file.parent), transcoder)
+    return dictionary_learning.read(file.parent)
   raise WeightsError(
     f'{file} is in no format of dictionaries that mechjax knows',
     where=f'it knows {[*_MARKS]}, other names for the .npz and .safetensors of Gemma Scope, and directories of them',
   )
+
+
+def _metadata(file: Path) -> Metadata:
+  if file.suffix == '.npz':
+    return Metadata()
+  config = file.with_name(saelens.CONFIG if file.name == saelens.WEIGHTS else gemma_scope.CONFIG)
+  return metadata.of(read_json(config) if config.is_file() else {}, f'{config}')
 
 
 def save(
@@ -136,10 +185,4 @@ def _weights(directory: Path) -> Path:
   return directory / there[0]
 
 
-def _only(found: Loaded, transcoder: bool) -> Loaded:
-  if transcoder and found[0].d_out is None:
-    raise SAEError('asked for a transcoder, and the files say that it is an autoencoder')
-  return found
-
-
-__all__ = ['folded', 'load', 'save']
+__all__ = ['Loaded', 'Metadata', 'folded', 'load', 'read_metadata', 'save']

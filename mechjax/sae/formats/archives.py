@@ -1,15 +1,16 @@
 """Zip files from somebody else: NumPy's `.npz` and PyTorch's `.pt` are both one.
 
 What a zip file claims about itself is checked before memory is spent on it: a member is where the directory says and
-as long as it says (the standard library does that, with a checksum), and all members together are not far larger
-than the file, so that a few kilobytes cannot unfold into a full memory. Whatever is wrong comes out as a
-`WeightsError` that names the file.
+as long as it says (the standard library does that, with a checksum), no two members have one name, and all members
+together are not far larger than the file, so that a few kilobytes cannot unfold into a full memory. Whatever is wrong
+comes out as a `WeightsError` that names the file.
 
 Sharp edge: an array in an `.npz` is read by its header alone, never as a pickle; arrays of objects are refused.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import math
 import os
@@ -20,9 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from mechjax.errors import MechjaxError, WeightsError
+from mechjax.weights.tensors import aligned
 
 # Weights hardly compress. The format itself allows a thousand.
 _MOST_EXPANSION = 20
+_CHUNK = 1 << 18
 
 
 @contextlib.contextmanager
@@ -42,6 +45,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
   size = os.path.getsize(path)
   try:
     with zipfile.ZipFile(path) as archive:
+      _expect_different(path, [m.filename.removesuffix('.npy') for m in archive.infolist()])
       claimed = sum(member.file_size for member in archive.infolist())
       if claimed > _MOST_EXPANSION * size:
         raise WeightsError(
@@ -57,6 +61,14 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
       cause='a download or copy that stopped early, a damaged file, or one of another kind',
       mend='delete the file and fetch it again',
     ) from e
+
+
+def _expect_different(path: Path, names: list[str]) -> None:
+  name, count = max(collections.Counter(names).items(), key=lambda x: x[1], default=('', 1))
+  if count > 1:
+    raise WeightsError(
+      f'{path} holds {name!r:.100} {count} times', cause='a damaged file, or one written twice into'
+    )
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -94,5 +106,10 @@ def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.
         f'{path}: {member.filename!r:.100} is {dtype} {shape} and has {left} bytes',
         cause='objects, which only unpickling can read' if dtype.hasobject else 'a damaged header',
       )
-    flat: np.ndarray = np.frombuffer(file.read(), dtype)
-    return flat.reshape(shape, order='F' if fortran else 'C')
+    array = aligned(shape, dtype)
+    rows = np.atleast_1d(array.T if fortran else array)
+    step = max(1, _CHUNK * len(rows) // max(1, n_bytes))
+    for start in range(0, len(rows), step):
+      some = rows[start : start + step]
+      some[...] = np.frombuffer(file.read(some.nbytes), dtype).reshape(some.shape)
+    return array

@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -38,7 +39,7 @@ from mechjax.sae.gradients import Params
 Arrays = dict[str, np.ndarray]
 BIASES = ('b_enc', 'b_gate', 'b_mag')
 """Vectors that are added to what the encoder gives."""
-_ROWS = 256
+_AT_A_TIME = 1 << 17  # numbers in double precision
 
 
 def folded(
@@ -89,14 +90,15 @@ def uncentred(arrays: Arrays) -> Arrays:
 
 def _moved(arrays: Arrays, sign: float) -> Arrays:
   W_enc, b_dec = arrays['W_enc'], arrays['b_dec'].astype(np.float64)
-  cuts = range(
-    0, len(W_enc), _ROWS
-  )  # a copy of the whole matrix in double precision would be the largest array
-  shift_M = sign * sum(b_dec[i : i + _ROWS] @ W_enc[i : i + _ROWS].astype(np.float64) for i in cuts)
+  # A copy of the whole matrix in double precision would be the largest array.
+  rows = max(1, _AT_A_TIME // W_enc.shape[1])
+  cuts = range(0, len(W_enc), rows)
+  shift_M = sign * sum(b_dec[i : i + rows] @ W_enc[i : i + rows].astype(np.float64) for i in cuts)
   new = dict(arrays)
   for name in set(BIASES) & set(arrays):
     magnitude = np.exp(arrays['r_mag'].astype(np.float64)) if name == 'b_mag' else 1.0
-    new[name] = (arrays[name] + magnitude * shift_M).astype(np.float32)
+    with np.errstate(over='ignore'):
+      new[name] = (arrays[name] + magnitude * shift_M).astype(np.float32)
   return new
 
 
@@ -138,28 +140,36 @@ def checked(
 ) -> Arrays:
   """Arrays of a file, float32, after they have been held against what should be there.
 
+  One threshold for all latents becomes one for each.
+
   Args:
     path: of the file.
     arrays: by name.
     shapes: of all that should be there.
 
   Raises:
-    WeightsError: another set of names, another shape, integers, or a number that is not one.
+    WeightsError: another set of names, another shape, integers, NaN or infinity.
   """
   if set(arrays) != set(shapes):
     raise WeightsError(
       f'{path} holds the tensors {sorted(arrays)}, not {sorted(shapes)}',
       cause='another architecture than its config says, or a setting that mechjax does not know',
     )
+  checked: Arrays = {}
   for name, shape in shapes.items():
     found = arrays[name]
+    if name == 'threshold' and len(shape) == 1 and found.size == 1:
+      found = np.broadcast_to(found.reshape(()), shape)
     if found.shape != shape or not (found.dtype.kind == 'f' or found.dtype == ml_dtypes.bfloat16):
       raise WeightsError(f'{path}: {name} is {found.dtype} {found.shape}, not {shape} of numbers')
-    if np.isnan(found.astype(np.float32)).any():
+    with np.errstate(over='ignore'):
+      checked[name] = np.ascontiguousarray(found, np.float32)
+    if not _finite(checked[name]):
       raise WeightsError(
-        f'{path}: {name} holds NaN', cause='a run that diverged, or a damaged file'
+        f'{path}: {name} holds NaN or infinity, or numbers too large for float32',
+        cause='a run that diverged, or a damaged file',
       )
-  return {name: np.ascontiguousarray(arrays[name], np.float32) for name in shapes}
+  return checked
 
 
 def sizes(
@@ -204,5 +214,20 @@ def on_host(params: Params) -> Arrays:
 
 
 def on_device(arrays: Arrays) -> Params:
-  """Parameters as arrays of JAX; copies, because the others may be pages of a file."""
-  return {name: jnp.array(value) for name, value in arrays.items()}
+  """Parameters as arrays of JAX: those that nobody else holds as they are, and copies of a file's pages.
+
+  Raises:
+    WeightsError: a number became too large for float32 on the way from the file's convention to ours.
+  """
+  for name, value in arrays.items():
+    if name != 'log_threshold' and not _finite(value):
+      raise WeightsError(
+        f'{name} holds numbers that are too large for float32, once b_dec or the length of rows is moved into it',
+        cause='a run that diverged, or a damaged file',
+      )
+  return {n: jax.device_put(v) if v.flags.writeable else jnp.array(v) for n, v in arrays.items()}
+
+
+def _finite(array: np.ndarray) -> bool:
+  """Whether all numbers are finite; NaN goes through a minimum, and nothing is allocated."""
+  return array.size == 0 or bool(np.isfinite(array.min()) and np.isfinite(array.max()))

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from mechjax import files
+from mechjax.errors import WeightsError
 from mechjax.sae.architectures import Architecture, JumpReLU
 from mechjax.sae.errors import SAEError
 from mechjax.sae.formats import archives, conventions
@@ -32,6 +33,7 @@ from mechjax.sae.gradients import Params
 from mechjax.weights.json_files import read_json
 from mechjax.weights.safetensors import SafetensorsFile
 from mechjax.weights.safetensors_writing import save as save_safetensors
+from mechjax.weights.values import Values
 
 NPZ, SAFETENSORS, CONFIG = 'params.npz', 'params.safetensors', 'config.json'
 _SKIP = 'affine_skip_connection'
@@ -48,20 +50,23 @@ def read_npz(path: Path, transcoder: bool) -> tuple[JumpReLU, Params]:
     WeightsError: the file is damaged or holds something else.
   """
   # Some releases write w_enc where others write W_enc.
-  found = {_capital(name): value for name, value in archives.read_npz(path).items()}
+  found = _renamed(path, archives.read_npz(path))
   return _dictionary(path, conventions.without_unit_scaling(path, found), transcoder)
 
 
 def read_safetensors(path: Path, transcoder: bool) -> tuple[JumpReLU, Params]:
   """A dictionary of Gemma Scope 2; arguments and errors as `read_npz`."""
   file = SafetensorsFile(path)
-  found = {_capital(name): file.read(name) for name in file.tensors}
-  if _SKIP in found:
-    found['W_skip'] = found.pop(_SKIP)
-  config = path.with_name(CONFIG)
-  words = read_json(config) if config.is_file() else {}
-  ends = words.get('hf_hook_point_in'), words.get('hf_hook_point_out')
+  found = _renamed(path, {name: file.read(name) for name in file.tensors})
+  s = Values(_config(path), f'{path.with_name(CONFIG)}')
+  ends = [s.word(f'hf_hook_point_{end}', None) for end in ('in', 'out')]
   return _dictionary(path, found, transcoder or (ends[1] is not None and ends[0] != ends[1]))
+
+
+def _config(path: Path) -> dict[str, Any]:
+  """What the `config.json` beside a file says; nothing where there is none."""
+  beside = path.with_name(CONFIG)
+  return read_json(beside) if beside.is_file() else {}
 
 
 def write_npz(directory: Path, sae: Architecture, params: Params, about: Mapping[str, Any]) -> None:
@@ -112,8 +117,15 @@ def _dictionary(path: Path, found: Arrays, transcoder: bool) -> tuple[JumpReLU, 
   return sae, conventions.jumprelu(arrays if elsewhere else conventions.centred(arrays))
 
 
-def _capital(name: str) -> str:
-  return f'W{name[1:]}' if name.startswith('w_') else name
+def _renamed(path: Path, found: Arrays) -> Arrays:
+  """The arrays under the names of the first release."""
+  new: Arrays = {}
+  for name, value in found.items():
+    ours = 'W_skip' if name == _SKIP else f'W{name[1:]}' if name.startswith('w_') else name
+    if ours in new:
+      raise WeightsError(f'{path} holds {ours} under two names')
+    new[ours] = value
+  return new
 
 
 def _small(name: str) -> str:

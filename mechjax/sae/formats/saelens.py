@@ -12,7 +12,7 @@ The layout is that of SAELens 6 (read from release 6.54.12), which tells older c
                                            jumprelu_skip_transcoder with W_skip [E, D]
 
 A transcoder of Gated or BatchTopK latents becomes a JumpReLU one. A transcoder of TopK latents has no name there.
-`about` becomes the config's `metadata`, where SAELens looks for `model_name` and `hook_name`.
+`about` becomes the config's `metadata`, where SAELens looks for `model_name` and `hook_name`; `load` returns it.
 
 Sharp edges: the config can ask for activations to be rescaled token by token, or by a constant that stands nowhere in
 the directory; such a dictionary is refused, for here it is a function of the activation alone. `hook_z` asks for heads
@@ -29,12 +29,13 @@ from mechjax import files
 from mechjax.errors import WeightsError
 from mechjax.sae.architectures import Architecture, BatchTopK, Gated, JumpReLU, ReLU, TopK
 from mechjax.sae.errors import SAEError
-from mechjax.sae.formats import conventions
+from mechjax.sae.formats import conventions, metadata
 from mechjax.sae.formats.conventions import Arrays
 from mechjax.sae.gradients import Params
 from mechjax.weights.json_files import read_json
 from mechjax.weights.safetensors import SafetensorsFile
 from mechjax.weights.safetensors_writing import save as save_safetensors
+from mechjax.weights.values import Values
 
 CONFIG, WEIGHTS = 'cfg.json', 'sae_weights.safetensors'
 RELEASE = '6.54.12'
@@ -62,12 +63,15 @@ def read(directory: Path) -> tuple[Architecture, Params]:
     WeightsError: a file is missing or damaged, does not fit the other, or asks for something that a function of
       the activation cannot do.
   """
-  path, words = directory / CONFIG, read_json(directory / CONFIG)
-  _refuse_rescaling(path, words)
-  name = _architecture(path, words)
+  path = directory / CONFIG
+  s = Values(read_json(path), f'{path}')
+  _refuse_rescaling(s)
+  name = _architecture(s)
+  transcoder = name in _TRANSCODERS
   kind, skip = _TRANSCODERS.get(name, (name, False))
-  D, M = _size(path, words, 'd_in'), _size(path, words, 'd_sae')
-  E = _size(path, words, 'd_out') if name in _TRANSCODERS else D
+  D, M = s.integer('d_in'), s.integer('d_sae')
+  E = s.integer('d_out') if transcoder else D
+  centred = _sees_centred(s, transcoder)
   shapes: dict[str, tuple[int, ...]] = {'W_enc': (D, M), 'W_dec': (M, E), 'b_dec': (E,)}
   shapes |= dict.fromkeys(_VECTORS[kind], (M,))
   shapes |= {'W_skip': (E, D)} if skip else {}
@@ -77,10 +81,22 @@ def read(directory: Path) -> tuple[Architecture, Params]:
   arrays = conventions.checked(file.path, found, shapes)
   if skip:
     arrays['W_skip'] = arrays['W_skip'].T
-  if name not in _TRANSCODERS and words.get('apply_b_dec_to_input', True) is False:
+  if not centred and not transcoder:
     arrays = conventions.centred(arrays)
-  shape = {'d_in': D, 'width': M, 'd_out': E if name in _TRANSCODERS else None, 'skip': skip}
-  return _dictionary(path, words, kind, shape, arrays)
+  shape = {'d_in': D, 'width': M, 'd_out': E if transcoder else None, 'skip': skip}
+  return _dictionary(s, kind, shape, arrays)
+
+
+def _sees_centred(s: Values, transcoder: bool) -> bool:
+  """Whether the encoder sees x - b_dec; SAELens takes it for granted where the config does not say."""
+  centred = s.flag('apply_b_dec_to_input', True)
+  if centred and transcoder:
+    raise WeightsError(
+      f'{s.where}: a transcoder with apply_b_dec_to_input true, or without that setting, which means the same',
+      cause='b_dec is a bias of the output and has its width; SAELens refuses such a config too',
+      mend='if the encoder was trained on the input as it is, write "apply_b_dec_to_input": false',
+    )
+  return centred
 
 
 def write(directory: Path, sae: Architecture, params: Params, about: Mapping[str, Any]) -> None:
@@ -143,7 +159,7 @@ def _named(sae: Architecture, params: Params) -> tuple[str, dict[str, Any], Arra
 
 
 def _dictionary(
-  path: Path, words: Mapping[str, Any], kind: str, shape: dict[str, Any], arrays: Arrays
+  s: Values, kind: str, shape: dict[str, Any], arrays: Arrays
 ) -> tuple[Architecture, Params]:
   if kind == 'jumprelu':
     return JumpReLU(**shape, sparsity=0.0), conventions.jumprelu(arrays)
@@ -151,46 +167,49 @@ def _dictionary(
     return Gated(**shape, sparsity=0.0), conventions.on_device(arrays)
   if kind == 'standard':
     return ReLU(**shape, sparsity=0.0), conventions.on_device(arrays)
-  if words.get('rescale_acts_by_decoder_norm', False):
+  if s.flag('rescale_acts_by_decoder_norm', False):
     arrays = conventions.unit_rows(arrays)
-  k = words['k'] if 'k' in words else words.get('activation_fn_kwargs', {}).get('k')
-  if type(k) is not int or not 1 <= k <= shape['width']:
-    raise WeightsError(f'{path}: k={k!r:.50} of {shape["width"]} latents')
+  older = Values(s.part('activation_fn_kwargs', {}), f'{s.where}, activation_fn_kwargs')
+  k = (s if 'k' in s.left else older).integer('k', most=shape['width'])
   return TopK(**shape, k=k), conventions.on_device(arrays)
 
 
-def _architecture(path: Path, words: Mapping[str, Any]) -> str:
+def _architecture(s: Values) -> str:
   """Its name; before SAELens 6 a config could leave it out, and TopK was an activation function."""
-  name = words.get('architecture', 'standard')
-  function = words.get('activation_fn', words.get('activation_fn_str', 'relu'))
-  if function == 'topk':
-    name = 'topk' if name == 'standard' else name
-  elif function != 'relu':
-    raise WeightsError(f'{path}: activation_fn {function!r:.50} is none that mechjax knows')
-  if not isinstance(name, str) or name not in {*_VECTORS, *_TRANSCODERS}:
+  name = s.word('architecture', 'standard', known=[*_VECTORS, *_TRANSCODERS])
+  older = s.word('activation_fn_str', 'relu', known=('relu', 'topk'))
+  function = s.word('activation_fn', older, known=('relu', 'topk'))
+  return 'topk' if function == 'topk' and name == 'standard' else name
+
+
+# What was done to the activations of a training, and how such a dictionary can be had all the same.
+_NORMALISATIONS = {
+  'expected_average_only_in': (
+    'activations were multiplied by one constant, sqrt(d_in) / mean norm, which is not in the directory',
+    'with SAELens: SAE.from_pretrained folds the constants of published releases; for your own, measure it on the '
+    'activations of the training and call sae.fold_activation_norm_scaling_factor(constant); then sae.save_model',
+  ),
+  'constant_norm_rescale': (
+    'every activation is divided by its own norm, so no constant can be folded into the weights',
+    'encode with SAELens; mechjax has dictionaries that are functions of the activation as it is',
+  ),
+  'layer_norm': (
+    'every activation is normalised by its own mean and deviation, so no constant can be folded into the weights',
+    'encode with SAELens; mechjax has dictionaries that are functions of the activation as it is',
+  ),
+  'covariance_whitening': (
+    'activations were whitened by a mean and a matrix which are not in the directory',
+    'with the statistics of the training, call sae.fold_activation_whitening of SAELens, then sae.save_model',
+  ),
+}
+
+
+def _refuse_rescaling(s: Values) -> None:
+  how = metadata.normalisation(s)
+  if how not in (None, 'none'):
+    cause, mend = _NORMALISATIONS.get(how, ('a normalisation that mechjax does not know', None))
+    raise WeightsError(f'{s.where}: normalize_activations={how!r:.50}', cause=cause, mend=mend)
+  if s.flag('finetuning_scaling_factor', False):
     raise WeightsError(
-      f'{path}: no architecture {name!r:.50} in mechjax',
-      where=f'there are {[*_VECTORS, *_TRANSCODERS]}',
-    )
-  return name
-
-
-def _size(path: Path, words: Mapping[str, Any], name: str) -> int:
-  value = words.get(name)
-  if type(value) is not int or value < 1:
-    raise WeightsError(f'{path}: {name}={value!r:.50} should be a positive number')
-  return value
-
-
-def _refuse_rescaling(path: Path, words: Mapping[str, Any]) -> None:
-  how = words.get('normalize_activations')
-  if how not in (None, False, 'none'):
-    raise WeightsError(
-      f'{path}: normalize_activations={how!r:.50}',
-      cause='activations were divided by something that is not in the directory, or differs from token to token',
-      mend='load it with SAELens, fold the constant (fold_activation_norm_scaling_factor) and save it again',
-    )
-  if words.get('finetuning_scaling_factor'):
-    raise WeightsError(
-      f'{path}: latents are rescaled by a finetuning_scaling_factor, which mechjax has no place for'
+      f'{s.where}: latents are rescaled by a finetuning_scaling_factor, which mechjax has no place for'
     )

@@ -1,0 +1,77 @@
+"""What came of a changed file, and the one list of changes that nobody could find out.
+
+Undetectable is:
+  - a number of a weight, where the file has no checksum (GGUF, safetensors), or where the checksum was made anew;
+  - a setting that no tensor has a trace of (epsilon, rotary base, window, cap, flag), replaced by another value of
+    its type that some model could have, or left out where the format has a default;
+  - a tensor that is said to be of another kind of the same size (F16, BF16), or that has changed its name with another
+    of its shape;
+  - a token, score, kind of token, merge or special token replaced by another one that could be there.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+# Fields of a Config that shapes of tensors do not determine.
+FREE = {
+  'norm_eps', 'rope_base', 'rope_local_base', 'rope_scale', 'rope_scaling', 'rope_fraction', 'activation',
+  'attn_softcap', 'logit_softcap', 'window', 'local', 'query_scale', 'tied',
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+  """One change of a file.
+
+  Attributes:
+    what: in words, for the report.
+    plausible: it makes a file that an honest writer could have written of another model.
+    weights: it may have touched the numbers of weights, or what they are stored as.
+  """
+
+  what: str
+  plausible: bool = False
+  weights: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+  """What was loaded: everything that decides what a model computes.
+
+  Attributes:
+    config: fields of its description.
+    weights: name to dtype, shape and a digest of the numbers.
+    tokens: ids of some texts, texts of ids, special ids.
+  """
+
+  config: dict[str, Any]
+  weights: dict[str, Any]
+  tokens: tuple[Any, ...] = ()
+
+
+def verdict(change: Change, right: Seen, found: Seen) -> str:
+  """'equal', 'undetectable', or what is wrong."""
+  if odd := insane(found):
+    return f'accepted {odd}'
+  if found == right:
+    return 'equal'
+  if change.plausible:
+    return 'undetectable'
+  fields = {k for k in right.config if right.config[k] != found.config.get(k)}
+  if not fields <= FREE:
+    return f'accepted with other {sorted(fields - FREE)}'
+  if found.weights != right.weights and not change.weights:
+    return 'accepted with other weights'
+  return 'undetectable' if change.weights or fields or found.tokens != right.tokens else 'equal'
+
+
+def insane(found: Seen) -> str:
+  """A value that no model has, however it came about."""
+  for name, value in found.config.items():
+    if isinstance(value, float) and not math.isfinite(value):
+      return f'{name}={value}'
+    wanted = {'n': int, 'd': int, 't': bool}.get(name[0]) if name[1] in '_i' else None
+    if wanted and value is not None and type(value) is not wanted:
+      return f'{name}={value!r}'
+  return ''
