@@ -7,8 +7,9 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-# Most tests compile for longer than they compute. Those marked `optimised` compute, under XLA's own settings.
-QUICK_PYTEST = XLA_FLAGS="$$(.ci/quick-compilation $(BIN)/python)" $(PYTEST)
+# Most tests compile for longer than they compute. Those marked `optimised` compute, under XLA's own settings. Both obey
+# the XLA_FLAGS of the environment.
+QUICK_PYTEST = XLA_FLAGS="$$XLA_FLAGS $$(.ci/quick-compilation $(BIN)/python)" $(PYTEST)
 
 # The truth tests want the small CPU build of PyTorch, which there is for Python 3.11.
 NO_TORCH := $(shell $(PYTHON) -c 'import sys; print("" if sys.version_info < (3, 12) else "or truth")')
@@ -16,8 +17,8 @@ NO_TORCH := $(shell $(PYTHON) -c 'import sys; print("" if sys.version_info < (3,
 # Upstreams that cannot live beside tunix (which asks for a newer transformers) have a venv of their own.
 FLAX_MODELS := transformers or penzai or haiku or equinox
 
-.PHONY: demo test test-newest test-upstream lint format clean
-.PHONY: test-core test-flax-models test-gemma
+.PHONY: demo test test-machines test-newest test-upstream lint format clean
+.PHONY: test-core test-flax-models test-gemma test-numeric test-numeric-share
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m experiments.tour --out=out --verbosity=-1
@@ -25,6 +26,36 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/test.stamp
 	$(QUICK_PYTEST) -m 'not (optimised or $(FLAX_MODELS) or gemma $(NO_TORCH))'
 	$(PYTEST) -m 'optimised and not ($(FLAX_MODELS) or gemma $(NO_TORCH))'
+
+# Another processor rounds otherwise, and what follows from a near tie or from many steps of training then comes out
+# otherwise. XLA makes one machine compute like others: with the vectors, and without the fused multiply-add, of older
+# processors, and with one thread for each operation.
+ONE_THREAD := --xla_cpu_multi_thread_eigen=false
+MACHINES := --xla_cpu_max_isa=SSE4_2 --xla_cpu_max_isa=AVX2 $(ONE_THREAD)
+
+# What computes: the other packages handle text, files and syntax trees.
+NUMERIC := $(addprefix tests/,harvest forward stacking models patching sae experiments truth upstream generate_test.py)
+
+test-machines: $(VENV)/test.stamp
+	@for flag in '' $(MACHINES); do \
+	  if .ci/knows $(BIN)/python $$flag; then \
+	    echo "XLA_FLAGS=$$flag"; \
+	    XLA_FLAGS="$$flag" $(MAKE) --no-print-directory test-numeric || exit 1; \
+	  else echo "XLA does not know $$flag on this processor: not run"; fi; \
+	done
+
+test-numeric: $(VENV)/test.stamp
+	$(QUICK_PYTEST) $(NUMERIC) -m 'not (optimised or $(FLAX_MODELS) or gemma $(NO_TORCH))'
+	$(PYTEST) $(NUMERIC) -m 'optimised and not ($(FLAX_MODELS) or gemma $(NO_TORCH))'
+
+# Of that what depends on rounding most, where rounding differs most: counts and rankings of latents, trainings, sweeps of
+# patches and their first order. A few minutes on two cores, for .ci/run.
+SHARE := $(addprefix tests/,sae/features_test.py sae/evaluate_test.py sae/step_test.py sae/toy_truth_test.py \
+  patching/engine_test.py patching/atp_star_test.py generate_test.py experiments/train_sae_test.py)
+
+test-numeric-share: $(VENV)/test.stamp
+	@flags='--xla_cpu_max_isa=SSE4_2 $(ONE_THREAD)'; .ci/knows $(BIN)/python $$flags || flags='$(ONE_THREAD)'; \
+	echo "XLA_FLAGS=$$flags"; XLA_FLAGS="$$flags" $(MAKE) --no-print-directory test-numeric NUMERIC='$(SHARE)'
 
 # What needs no upstream package, where pip finds the newest JAX.
 test-newest:
@@ -41,7 +72,7 @@ test-upstream:
 	else $(MAKE) --no-print-directory VENV=.venv-gemma PYTHON="$$newer" test-gemma; fi
 
 # Tests fetch weights that come under terms; to run them is to accept these: https://ai.google.dev/gemma/terms
-test test-core test-gemma: export MECHJAX_ACCEPT_GEMMA_TERMS ?= 1
+test test-core test-gemma test-numeric: export MECHJAX_ACCEPT_GEMMA_TERMS ?= 1
 
 test-core: $(VENV)/core.stamp
 	$(QUICK_PYTEST) -m 'not (optimised or slow or upstream or $(FLAX_MODELS) or gemma or truth)'

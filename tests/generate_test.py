@@ -49,11 +49,11 @@ def forward(name, params, tokens, mask):
 
 
 def check_greedy(out, logits):
-  """Asserts that each generated token is the likeliest after the text before it."""
+  """Asserts that each generated token is the likeliest after the text before it, up to rounding of the logits."""
   for row, prompt in enumerate(PROMPTS):
-    expected = np.asarray(logits[row]).argmax(-1)
     for i, token in enumerate(out.tokens[row]):
-      assert token == expected[len(prompt) + i - 1]
+      after = np.asarray(logits[row, len(prompt) + i - 1])
+      assert after[token] > after.max() - 1e-4
 
 
 # --- equal to one forward pass ----------------------------------------------------------------------------

@@ -14,8 +14,9 @@ import pytest
 from tests.experiments import story
 
 pytestmark = [pytest.mark.slow, pytest.mark.optimised]
-FLAGS = shlex.split("""
-  --site=resid_post.0 --context=32 --batch=128 --jumprelu=0.001,0.01 --topk=8 --widths=128 --dead_after=2000
+BATCH = WIDTH = 128
+FLAGS = shlex.split(f"""
+  --site=resid_post.0 --context=32 --batch={BATCH} --widths={WIDTH} --jumprelu=0.001,0.01 --topk=8 --dead_after=2000
   --steps=24 --learning_rate=3e-3 --warm_up_steps=5 --sparsity_warm_up_steps=10 --activation_tokens=4096
   --shard_tokens=512 --shards_per_bucket=2 --streams=2 --mesh_model=2 --log_every=4 --save_every=4
 """)
@@ -65,12 +66,18 @@ def figures(home):
 
 
 def close(found, wanted):
+  """Counts may differ by a latent or two just at a threshold: sums over hosts are rounded in another order."""
   assert [*found] == [*wanted] == [*range(4, 25, 4)]
+  units = {'l0': 2 / BATCH, 'dead': 2 / WIDTH}
   for step, stacks in wanted.items():
     for stack, own in stacks.items():
       for name, values in own.items():
         np.testing.assert_allclose(
-          found[step][stack][name], values, rtol=2e-3, atol=1e-5, err_msg=f'{step} {name}'
+          found[step][stack][name],
+          values,
+          rtol=2e-3,
+          atol=units.get(name, 1e-5),
+          err_msg=f'{step} {name}',
         )
 
 

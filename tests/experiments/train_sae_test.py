@@ -83,6 +83,14 @@ def metrics(home):
   return [json.loads(line) for line in (Path(home) / 'metrics.jsonl').read_text().splitlines()]
 
 
+def same_latents(found, wanted):
+  """Asserts that latents [B, M] are equal, but for the few that stand so near a threshold that rounding decides."""
+  found, wanted = np.asarray(found), np.asarray(wanted)
+  alike = (found > 0) == (wanted > 0)
+  assert alike.mean() > 1 - 1e-3
+  np.testing.assert_allclose(found[alike], wanted[alike], rtol=1e-3, atol=1e-4)
+
+
 def test_what_is_written_is_what_was_trained_for_activations_as_they_are(settings, trained):
   home = Path(settings.run)
   source = store.Stored.open(home / 'activations', shards_per_bucket=2, seed=0)
@@ -99,11 +107,10 @@ def test_what_is_written_is_what_was_trained_for_activations_as_they_are(setting
     for n in range(len(members.since)):
       one, params = sae.load(home / 'dictionaries' / name / str(n))
       raw = {key: v[n] for key, v in members.params.items()}
-      np.testing.assert_allclose(
-        one.encode(params, x) / scale, one.encode(raw, x / scale), rtol=1e-3, atol=1e-4
-      )
+      same_latents(one.encode(params, x) / scale, one.encode(raw, x / scale))
   assert metrics(home)[-1]['topk']['fvu'][0] < 0.5 * metrics(home)[0]['topk']['fvu'][0]
-  assert metrics(home)[-1]['topk']['l0'] == [8.0]
+  (l0,) = metrics(home)[-1]['topk']['l0']
+  assert 7 < l0 <= 8  # never more than k, and less where a token has fewer that are positive
   assert [line['step'] for line in metrics(home)] == [*range(5, 41, 5)]
   assert list((home / 'tensorboard').iterdir())
 
@@ -285,9 +292,10 @@ def test_a_run_is_evaluated_with_a_table_a_picture_and_a_page_of_features(
   reports = evaluating.evaluate(asked)
   out = Path(settings.run) / 'evaluation'
   assert [*reports] == ['jumprelu/0', 'jumprelu/1', 'topk/0']
-  assert reports['topk/0'].sites['resid_post.0'].l0 == pytest.approx(8, abs=0.01)
+  l0 = reports['topk/0'].sites['resid_post.0'].l0
+  assert 7 < l0 <= 8
   assert all(r.delta_loss > 0 and r.splice_drift < 1e-3 for r in reports.values())
-  assert '| TopK | k 8 | 8.0 |' in capsys.readouterr().out
+  assert f'| TopK | k 8 | {l0:.1f} |' in capsys.readouterr().out
   words = json.loads((out / 'evaluation.json').read_text())
   assert words['dictionaries']['jumprelu/1']['setting'] == 'sparsity 0.01'
   assert (out / 'pareto.png').read_bytes().startswith(b'\x89PNG')

@@ -68,9 +68,11 @@ def test_stepped_and_traced_edits_and_gradients(build):
   forward = mechjax.iterate(apply, 'mlp_out, resid_post')
   edits = {'mlp_out.1': lambda v: v * 0}
   expected = harvest.plant(apply)(edits, params, toy.X)
-  np.testing.assert_allclose(toy.edited(forward, edits, params, toy.X), expected, rtol=1e-5)
+  np.testing.assert_allclose(
+    toy.edited(forward, edits, params, toy.X), expected, rtol=1e-5, atol=1e-6
+  )
   traced = jax.jit(lambda params, x: toy.edited(forward, edits, params, x))(params, toy.X)
-  np.testing.assert_allclose(traced, expected, rtol=1e-5)
+  np.testing.assert_allclose(traced, expected, rtol=1e-5, atol=1e-6)
   run = forward(params, toy.X)
   assert len([toy.finish(run), *run.sites]) == 7
   grads = {(i, name): g for i, name, _, g in run.backward(lambda out: (out**2).sum())}
@@ -79,7 +81,9 @@ def test_stepped_and_traced_edits_and_gradients(build):
   )
   for i in range(3):
     np.testing.assert_allclose(grads[i, 'mlp_out'], at[f'mlp_out.{i}'], rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(toy.finish(forward(params, toy.X)), apply(params, toy.X), rtol=1e-5)
+  np.testing.assert_allclose(
+    toy.finish(forward(params, toy.X)), apply(params, toy.X), rtol=1e-5, atol=1e-6
+  )
 
 
 @pytest.mark.parametrize('build', [linen_loop, nnx_loop])
@@ -92,7 +96,7 @@ def test_eager_runs_leave_module_stacks_as_they_were(build):
     for *_, _value in mechjax.iterate(apply, eagerly=True)(params, toy.X):
       break
   np.testing.assert_allclose(
-    toy.finish(mechjax.iterate(apply)(params, toy.X)), apply(params, toy.X), rtol=1e-5
+    toy.finish(mechjax.iterate(apply)(params, toy.X)), apply(params, toy.X), rtol=1e-5, atol=1e-6
   )
 
 

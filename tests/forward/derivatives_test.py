@@ -79,7 +79,7 @@ def test_a_loop_that_only_reads_leaves_the_backward_half_of_a_checkpoint_alone(s
       pass
     return run.retval
 
-  np.testing.assert_allclose(jax.jit(looped)(X), f(X), rtol=1e-6)
+  np.testing.assert_allclose(jax.jit(looped)(X), f(X), rtol=1e-6, atol=1e-6)
 
 
 def test_backward_of_a_run_over_a_derivative_reports_the_second_derivative():
@@ -126,6 +126,6 @@ def test_a_value_that_jax_moved_out_of_the_loop_of_its_derivative_is_refused(how
     return run.retval
 
   go = looped if how == 'stepped' else jax.jit(looped, static_argnums=1)
-  np.testing.assert_allclose(go(0.7, False), gradient(0.7, X), rtol=1e-6)
+  np.testing.assert_allclose(go(0.7, False), gradient(0.7, X), rtol=1e-6, atol=1e-6)
   with pytest.raises(errors.HarvestError, match='put the derivative outside'):
     go(0.7, True)

@@ -34,9 +34,9 @@ def usable():
   """A whole pass, a traced one and a plain call give what they should."""
   plain = F(PARAMS, toy.X)
   assert jax.jit(lambda x: x + 1)(1) == 2
-  np.testing.assert_allclose(toy.finish(start()), plain, rtol=1e-5)
+  np.testing.assert_allclose(toy.finish(start()), plain, rtol=1e-5, atol=1e-6)
   traced = jax.jit(lambda x: toy.finish(FORWARD(PARAMS, x)))(toy.X)
-  np.testing.assert_allclose(traced, plain, rtol=1e-5)
+  np.testing.assert_allclose(traced, plain, rtol=1e-5, atol=1e-6)
   return True
 
 
@@ -125,14 +125,14 @@ def test_another_thread_is_refused_and_the_run_goes_on():
       thread.join()
   assert len(caught) == 3
   assert 'another thread' in caught[0]
-  np.testing.assert_allclose(run.retval, F(PARAMS, toy.X), rtol=1e-5)
+  np.testing.assert_allclose(run.retval, F(PARAMS, toy.X), rtol=1e-5, atol=1e-6)
   run = start()
   thread = threading.Thread(target=elsewhere, args=(run,))
   thread.start()
   thread.join()
   assert len(caught) == 6
   assert all('another thread' in c for c in caught[3:])
-  np.testing.assert_allclose(toy.finish(run), F(PARAMS, toy.X), rtol=1e-5)
+  np.testing.assert_allclose(toy.finish(run), F(PARAMS, toy.X), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_refused_at_the_line_that_set_it(value, message):
     if layer == 1:
       with pytest.raises(HarvestError, match=message):
         run.modified_value = value
-  np.testing.assert_allclose(run.retval, F(PARAMS, toy.X), rtol=1e-5)
+  np.testing.assert_allclose(run.retval, F(PARAMS, toy.X), rtol=1e-5, atol=1e-6)
 
 
 def test_a_value_is_modified_once_and_only_at_a_site():

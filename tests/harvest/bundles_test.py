@@ -56,7 +56,7 @@ def test_values_and_gradients_equal_the_edit_by_hand(wrap):
   )
   out, acts = planted(X)
   want, seen = by_hand(X, edit)
-  np.testing.assert_allclose(out, want, rtol=1e-5)
+  np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(acts['resid_post'], jnp.stack(seen), rtol=1e-4, atol=1e-5)
   doubled = wrap(lambda x: harvest.plant(model)({'resid_post.1': lambda v: v * 2}, x))
   got = jax.grad(doubled)(X)

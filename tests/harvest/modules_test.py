@@ -45,8 +45,8 @@ def test_linen_scan(wrap):
   params = module.init(jax.random.key(0), X)
   want, seen = linen_reference(params, X)
   out, acts = harvest.call_and_reap(module.apply, sites='resid_post.{0,2}')(params, X)
-  np.testing.assert_allclose(out, want, rtol=1e-5)
-  np.testing.assert_allclose(acts['resid_post.2'], seen[2], rtol=1e-5)
+  np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(acts['resid_post.2'], seen[2], rtol=1e-5, atol=1e-6)
   planted = harvest.plant(module.apply)({'resid_post.1': jnp.zeros((B, D))}, params, X)
   want, _ = linen_reference(params, X, lambda i, x: x * (i != 1))
   np.testing.assert_allclose(planted, want, rtol=1e-5, atol=1e-6)
@@ -84,11 +84,11 @@ def nnx_reference(model, x, edit=lambda i, x: x):
 def check_nnx(f, model, *args):
   want, seen = nnx_reference(model, X)
   out, acts = harvest.call_and_reap(f, sites='resid_post.{0,2}')(*args, X)
-  np.testing.assert_allclose(out, want, rtol=1e-5)
-  np.testing.assert_allclose(acts['resid_post.0'], seen[0], rtol=1e-5)
+  np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(acts['resid_post.0'], seen[0], rtol=1e-5, atol=1e-6)
   planted = harvest.plant(f)({'resid_post.1': jnp.zeros((B, D))}, *args, X)
   np.testing.assert_allclose(
-    planted, nnx_reference(model, X, lambda i, x: x * float(i != 1))[0], rtol=1e-5
+    planted, nnx_reference(model, X, lambda i, x: x * float(i != 1))[0], rtol=1e-5, atol=1e-6
   )
 
 
@@ -127,5 +127,5 @@ def test_nnx_scan():
     x = x + jnp.tanh(x) @ stacked.dense.kernel[...][i] + stacked.dense.bias[...][i]
     seen.append(x)
   out, acts = harvest.call_and_reap(f, sites='resid_post')(state, X)
-  np.testing.assert_allclose(out, x, rtol=1e-5)
-  np.testing.assert_allclose(acts['resid_post'], jnp.stack(seen), rtol=1e-5)
+  np.testing.assert_allclose(out, x, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(acts['resid_post'], jnp.stack(seen), rtol=1e-5, atol=1e-6)

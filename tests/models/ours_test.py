@@ -111,9 +111,9 @@ def test_bfloat16_is_close_and_half_the_size(ours):
   assert size(model) * 2 == size(ours)
   tokens = ours.tokens(TEXTS[0])
   assert model(tokens).dtype == jnp.float32
-  close = jax.nn.log_softmax(model(tokens)) - ours.log_probs(tokens)
-  likely = ours.log_probs(tokens) > -5
-  assert float(jnp.abs(jnp.where(likely, close, 0)).max()) < 0.3
+  exact = ours.log_probs(tokens)
+  divergence = (jnp.exp(exact) * (exact - jax.nn.log_softmax(model(tokens)))).sum(-1)
+  assert 0 < float(divergence.mean()) < 0.03  # nats; of single tokens rounding decides more
 
 
 def test_parameters_have_the_axes_that_the_rules_know(ours):

@@ -163,7 +163,7 @@ def test_what_was_not_found_is_empty(found):
 def test_every_level_gives_as_many_contexts_as_it_can(found, f):
   for latent in range(M):
     own = f[..., latent]
-    octave = np.floor(np.log2(np.where(own > 0, own, np.nan)))
+    octave = np.where(own > 0, np.frexp(own)[1], np.nan)  # exact, which a logarithm need not be
     level = np.minimum(np.nanmax(octave, initial=-99) - octave, SETTINGS.levels - 1)
     there = collections.Counter(level[own > 0].tolist())
     drawn = found.drawn
@@ -232,7 +232,7 @@ def test_some_latents_are_told_the_same_as_among_all(found):
   for name, array in features.record._flat(few).items():
     whole = features.record._flat(found)[name]
     if np.ndim(array) and name != 'latents':
-      np.testing.assert_allclose(array, whole[chosen], rtol=1e-5, err_msg=name)
+      np.testing.assert_allclose(array, whole[chosen], rtol=1e-5, atol=1e-6, err_msg=name)
   assert few.row(6) == 2
   with pytest.raises(SAEError, match='latent 1 was not looked at'):
     few.row(1)
@@ -280,7 +280,8 @@ def test_a_direction_of_length_zero_is_near_none():
   vectors = np.array([[1, 0], [0, 0], [1, 1]], np.float32)
   ranked = features.nearest(vectors, [0, 1], 5)
   assert ranked.ids[0].tolist() == [2, 1]
-  np.testing.assert_allclose(ranked.values, [[0.5**0.5, 0], [0, 0]], rtol=1e-6)
+  # A cosine is a sum of products of lengths up to 1, so what rounding leaves of a 0 is measured against 1.
+  np.testing.assert_allclose(ranked.values, [[0.5**0.5, 0], [0, 0]], rtol=0, atol=1e-6)
 
 
 # --- files ------------------------------------------------------------------------------------------------
@@ -358,7 +359,8 @@ def test_settings_out_of_range_are_refused_with_their_value(name):
 
 def test_a_token_whose_activation_is_too_long_does_not_count():
   lengths = np.linalg.norm(np.asarray(activations(TOKENS)), axis=-1)
-  limit = float(np.quantile(lengths, 0.7))
+  below, above = np.unique(lengths)[-6:-4]
+  limit = float(below + above) / 2  # and no length is near it
   found = collect(limit=limit)
   short = KEPT & (lengths <= limit)
   assert found.n_tokens == short.sum() < KEPT.sum()

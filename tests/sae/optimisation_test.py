@@ -25,7 +25,7 @@ def expected_rate(step):
 def test_the_rate_rises_along_a_cosine_and_falls_along_a_line():
   found = jax.jit(jax.vmap(SETTINGS.rate))(jnp.arange(101))
   np.testing.assert_allclose(found, [expected_rate(n) for n in range(101)], atol=1e-6)
-  assert found[60] == 1
+  assert (found[10:61] == found[60]).all()  # between the two
   assert found[100] == 0
   assert found.dtype == SETTINGS.rate(3).dtype == np.dtype('float32')
 
@@ -38,7 +38,8 @@ def test_the_sparsity_coefficient_rises_along_a_line():
 def test_without_warm_ups_everything_is_constant():
   plain = Optimisation(steps=5, warm_up_steps=0, sparsity_warm_up_steps=0)
   for step in (0, 4, jnp.int32(2)):
-    assert plain.rate(step) == plain.sparsity(step) == 1
+    assert plain.rate(step) == plain.rate(1) == pytest.approx(1, abs=1e-6)
+    assert plain.sparsity(step) == 1
 
 
 @pytest.mark.parametrize('b1', [0.0, 0.9])
@@ -54,7 +55,10 @@ def test_the_optimiser_is_adam_on_gradients_orthogonal_to_the_decoder(b1):
     updates, state = jax.jit(ours.update)(grads, state, params)
     with jax.numpy_dtype_promotion('standard'):
       expected, its = adam.update(gradients.projected(grads, params), its)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, expected)
+    # Of the size of 1, and what is left of a gradient along the decoder's row is a difference.
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), updates, expected
+    )
 
 
 def test_without_b1_there_is_no_first_moment():

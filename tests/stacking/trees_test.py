@@ -55,7 +55,7 @@ def test_a_scan_over_layers_is_the_loop_over_them(n, checkpoint):
   x = X
   for params in layers(n):
     x = block(params, x)
-  np.testing.assert_allclose(stacking.scan_layers(block, stacked, X), x, rtol=1e-6)
+  np.testing.assert_allclose(stacking.scan_layers(block, stacked, X), x, rtol=1e-6, atol=1e-6)
 
 
 def test_the_sites_of_the_scan_are_those_of_the_loop():
@@ -67,7 +67,7 @@ def test_the_sites_of_the_scan_are_those_of_the_loop():
   assert {str(k) for k in read[0]} == {str(k) for k in read[1]}
   assert len(read[0]) == 6
   for site in read[0]:
-    np.testing.assert_allclose(read[0][site], read[1][site], rtol=1e-6)
+    np.testing.assert_allclose(read[0][site], read[1][site], rtol=1e-6, atol=1e-6)
 
 
 def test_a_layer_of_another_shape_is_named():
