@@ -17,7 +17,8 @@ Selecting is done with patterns, separated by commas or given as a list:
 
 TransformerLens names (`blocks.5.hook_mlp_out`, `blocks.*.attn.hook_z`) are accepted wherever a pattern
 is, where they mean the value that is tagged here; a name that means another value is an error that says
-how the two differ. A pattern that selects nothing is an error that lists the nearest names.
+how the two differ. A pattern that selects nothing is an error that lists the nearest names. Braces are short for
+several patterns, so each alternative must select something, and a range must lie within the layers of the program.
 """
 
 from __future__ import annotations
@@ -150,6 +151,11 @@ def parse(text: str | Site) -> Site:
   """
   if isinstance(text, Site):
     return text
+  if not isinstance(text, str):
+    raise SiteError(
+      f'{text!r} is not a site: it is a {type(text).__name__}',
+      mend="write the name as well as the layer, as in 'mlp_out.3'",
+    )
   name, path = _split(_from_lens(text.strip()))
   if not all(re.fullmatch(r'\d+', p) for p in path) or re.search(r'[*?\[{]', name):
     raise SiteError(
@@ -240,19 +246,23 @@ def select(patterns: str | Site | Iterable[str | Site], available: Sequence[Site
     available: every site of the program.
 
   Raises:
-    SiteError: if a pattern selects nothing; lists the nearest names and where there are sites at all.
+    SiteError: if a pattern, or an alternative in braces, selects nothing; lists the nearest names and where there
+      are sites at all.
   """
   chosen: set[Site] = set()
   top = {name: max(s.path for s in group) for name, group in _by_name(available).items()}
   for pattern in as_patterns(patterns):
-    name_glob, path_glob = _split(_from_lens(pattern))
+    name_glob, path_globs = _split(_from_lens(pattern))
+    globs = tuple(map(_items, path_globs))
     hits = [
       s
       for s in available
-      if _name_matches(name_glob, s.name) and _path_matches(path_glob, s.path, top[s.name])
+      if _name_matches(name_glob, s.name) and _path_matches(globs, s.path, top[s.name])
     ]
     if not hits:
       raise unknown(pattern, available)
+    if '{' in pattern:
+      _check_alternatives(pattern, hits, available, top)
     chosen.update(hits)
   return [s for s in dict.fromkeys(available) if s in chosen]
 
@@ -262,7 +272,7 @@ def as_patterns(patterns: str | Site | Iterable[str | Site]) -> list[str]:
   if isinstance(patterns, Site):
     return [str(patterns)]
   if isinstance(patterns, str):
-    return [p.strip() for p in re.split(r',(?![^{]*\})', patterns) if p.strip()]
+    return [p.strip() for p in re.split(r',(?![^{]*\}|[^\[]*\])', patterns) if p.strip()]
   if not isinstance(patterns, Iterable):
     raise SiteError(
       f'sites are selected by patterns, got {type(patterns).__name__} {patterns!r}',
@@ -275,7 +285,7 @@ def matches(pattern: str, site: Site) -> bool:
   """Whether one pattern selects one site, where the other layers are not known (so -1 is nobody's layer)."""
   name, path = _split(_from_lens(pattern))
   return _name_matches(name, site.name) and _path_matches(
-    path, site.path, (10**9,) * len(site.path)
+    tuple(map(_items, path)), site.path, (10**9,) * len(site.path)
   )
 
 
@@ -307,6 +317,25 @@ def unknown(pattern: str, available: Sequence[Site]) -> SiteError:
   )
 
 
+def _check_alternatives(
+  pattern: str, hits: Sequence[Site], available: Sequence[Site], top: dict[str, tuple[int, ...]]
+) -> None:
+  """Raises SiteError unless each alternative in braces selects some of `hits`, within the layers there are."""
+  names, globs = _split(_from_lens(pattern))
+  deepest = [max(axis) for axis in zip(*(s.path for s in available if len(s.path) == len(globs)))]
+  for name in _alternatives(names):
+    mine = [s for s in hits if fnmatch.fnmatchcase(s.name, name)]
+    for items in itertools.product(*map(_items, globs)):
+      found = any(_path_matches(tuple((i,) for i in items), s.path, top[s.name]) for s in mine)
+      inside = all(i.within(last + 1) for i, last in zip(items, deepest))
+      if not (found and inside):
+        one = '.'.join([name, *(i.written for i in items)])
+        error = unknown(one, available)
+        raise SiteError(
+          error.what, where=f'an alternative of {pattern!r}', cause=error.cause, mend=error.mend
+        )
+
+
 def _by_name(available: Sequence[Site]) -> dict[str, list[Site]]:
   groups: dict[str, list[Site]] = {}
   for s in available:
@@ -323,7 +352,40 @@ def _describe(group: Sequence[Site]) -> str:
   return f'{len(paths)} layers, {".".join(map(str, paths[0]))} to {".".join(map(str, paths[-1]))}'
 
 
-_INDEX = re.compile(r'-?\d+|\*|\{[-\d.,\s]*\}|\[[\d\-]+\]')
+_INDEX = re.compile(r'-?\d+|\*|\{[-\d.,\s]*\}|\[.*\]')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Item:
+  """One alternative of an index: `first` to `last`, both included; negative ones count from the end."""
+
+  written: str
+  first: int
+  last: int
+
+  def ends(self, length: int) -> tuple[int, int]:
+    first, last = ((i + length if i < 0 else i) for i in (self.first, self.last))
+    return first, last
+
+  def within(self, length: int) -> bool:
+    """Whether both ends are among `length` layers."""
+    first, last = self.ends(length)
+    return first >= 0 and last < length
+
+
+@functools.lru_cache(maxsize=4096)
+def _items(glob: str) -> tuple[_Item, ...]:
+  """The alternatives of one index of a pattern."""
+  if glob == '*':
+    return (_Item('*', 0, -1),)
+  written = [item.strip() for item in glob.strip('{}').split(',')]
+  if glob.startswith('[') or not all(re.fullmatch(r'-?\d+(\.\.-?\d+)?', w) for w in written):
+    raise SiteError(
+      f'{glob!r} is not a choice of layers',
+      mend='write {1,2,3} or {1..3} (both ends included), one number, or * for all',
+    )
+  ends = [w.split('..') for w in written]
+  return tuple(_Item(w, int(e[0]), int(e[-1])) for w, e in zip(written, ends))
 
 
 def _split(text: str) -> tuple[str, tuple[str, ...]]:
@@ -345,25 +407,15 @@ def _alternatives(glob: str) -> list[str]:
   return [''.join(o) for o in itertools.product(*options)]
 
 
-def _path_matches(globs: tuple[str, ...], path: tuple[int, ...], top: tuple[int, ...]) -> bool:
+def _path_matches(
+  globs: Sequence[tuple[_Item, ...]], path: tuple[int, ...], top: tuple[int, ...]
+) -> bool:
   if not globs:
     return True
   return len(globs) == len(path) and all(
-    _index_matches(g, i, t + 1) for g, i, t in zip(globs, path, top)
+    any(first <= i <= last for first, last in (item.ends(t + 1) for item in items))
+    for items, i, t in zip(globs, path, top)
   )
-
-
-def _index_matches(glob: str, index: int, length: int) -> bool:
-  if glob == '*':
-    return True
-  for item in glob.strip('{}[]').split(','):
-    low, dots, high = item.strip().partition('..')
-    ends = [
-      int(e) + length if int(e) < 0 else int(e) for e in ([low, high] if dots else [low, low])
-    ]
-    if ends[0] <= index <= ends[1]:
-      return True
-  return False
 
 
 def _from_lens(text: str) -> str:

@@ -103,12 +103,49 @@ def test_braces_select_what_brute_force_selects(names, layers, ranged):
   index = f'{{{low}..{high}}}' if ranged else '{' + ','.join(map(str, layers)) + '}'
   wanted = set(range(low, high + 1)) if ranged else {i % L for i in layers}
   pattern = '{' + ','.join(names) + '}.' + index
-  want = [str(s) for s in MODEL if s.name in names and len(s.path) == 1 and s.path[0] in wanted]
-  if want:
+  if all(Site(name, (i,)) in MODEL for name in names for i in wanted):
+    want = [str(s) for s in MODEL if s.name in names and s.path[0] in wanted]
     assert selected(pattern) == want
   else:
     with pytest.raises(SiteError):
       selected(pattern)
+
+
+@pytest.mark.parametrize(
+  ('pattern', 'missing'),
+  [
+    ('mlp_out.{3,40}', 'mlp_out.40'),
+    ('mlp_out.{40,3}', 'mlp_out.40'),
+    ('mlp_out.{2..40}', 'mlp_out.2..40'),
+    ('mlp_out.{0,2..4}', 'mlp_out.2..4'),
+    ('mlp_out.{-40..1}', 'mlp_out.-40..1'),
+    ('mlp_out.{1,3..2}', 'mlp_out.3..2'),
+    ('mlp_out.{0,-5}', 'mlp_out.-5'),
+    ('{mlp_out,mpl_out}.1', 'mpl_out.1'),
+    ('{embed,mlp_out}.1', 'embed.1'),
+    ('{mlp_out,nothing}', 'nothing'),
+    ('expert.{0,1}.{2,3}', 'expert.0.3'),
+    ('*.{0,7}', '*.7'),
+    ('blocks.{1,9}.hook_mlp_out', 'mlp_out.9'),
+  ],
+)
+def test_an_alternative_in_braces_that_selects_nothing_is_named(pattern, missing):
+  with pytest.raises(SiteError, match=re.escape(f'no site matches {missing!r}')) as error:
+    selected(f'embed, {pattern}')
+  assert pattern in error.value.where
+
+
+def test_a_range_may_pass_over_layers_that_have_no_such_site():
+  sparse = [*MODEL, Site('attn_probs', (1,)), Site('attn_probs', (3,))]
+  assert selected('attn_probs.{0..3}', sparse) == ['attn_probs.1', 'attn_probs.3']
+
+
+@pytest.mark.parametrize('index', ['[1-3]', '[13]', '[1,3]', '{1..}', '{1,,2}', '{}', '{1-3}'])
+def test_layers_written_in_another_way_are_refused_with_ours(index):
+  for select in (selected, lambda pattern: sites.matches(pattern, Site('mlp_out', (1,)))):
+    with pytest.raises(SiteError, match=re.escape(f'{index!r} is not a choice')) as error:
+      select(f'mlp_out.{index}')
+    assert '{1..3}' in error.value.mend
 
 
 def test_the_last_layer_is_that_of_its_own_name():

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 
 from mechjax import sites
-from mechjax.errors import HarvestError, RunError
+from mechjax.errors import HarvestError, RunError, nearest
 from mechjax.harvest.requests import fitted
 
 _NOTHING: Any = object()
@@ -33,7 +33,35 @@ _NOTHING: Any = object()
 Item = tuple[int | tuple[int, ...] | None, str, Any]
 
 
-class Run(Generator[Item, Any, Any]):
+class _Exact:
+  """An object that has the attributes of its `__slots__` and no others.
+
+  `run.modified = value` would otherwise change nothing and say nothing.
+  """
+
+  __slots__ = ()
+
+  def __setattr__(self, name: str, value: Any) -> None:
+    try:
+      object.__setattr__(self, name, value)
+    except AttributeError as error:
+      raise self._no_attribute(name, error) from None
+
+  def _no_attribute(self, name: str, error: AttributeError) -> RunError:
+    kind = type(self)
+    mine = getattr(kind, name, None)
+    if isinstance(mine, property) and mine.fset is not None:
+      raise error  # from inside a setter
+    settable = [n for n in dir(kind) if getattr(getattr(kind, n), 'fset', None)]
+    what = 'cannot be set' if mine is not None else 'is not an attribute'
+    return RunError(
+      f'{name!r} {what} of a run, so that setting it would change nothing',
+      cause=f'nearest: {", ".join(nearest(name, settable)) or ", ".join(settable)}',
+      mend=f'{" or ".join(settable)} = ... in the body of the loop',
+    )
+
+
+class Run(_Exact, Generator[Item, Any, Any]):
   """One forward pass.
 
   Iterating yields (layer, name, value); layer is None for sites without layers and a tuple in nested scans.
@@ -45,8 +73,23 @@ class Run(Generator[Item, Any, Any]):
     distinct_segments: how many of them had to be compiled.
   """
 
-  segments: int | None = None
-  distinct_segments: int | None = None
+  __slots__ = (
+    '__weakref__',
+    '_backward',
+    '_driver',
+    '_gradients',
+    '_kind',
+    '_loop',
+    '_modified',
+    '_retval',
+    '_shown',
+    '_thread',
+    '_visited',
+    'distinct_segments',
+    'segments',
+    'site',
+    'sites',
+  )
 
   def __init__(
     self,
@@ -65,6 +108,8 @@ class Run(Generator[Item, Any, Any]):
     self._modified: Any = _NOTHING
     self._gradients: BackwardRun | None = None
     self._visited = 0
+    self.segments: int | None = None
+    self.distinct_segments: int | None = None
 
   # --- iterating
 
@@ -272,12 +317,14 @@ def taken(reply: list[Any] | None) -> Any:
   return reply.pop() if reply else None
 
 
-class BackwardRun:
+class BackwardRun(_Exact):
   """The gradients of a run as something to iterate over, last site first; see `Run.backward`.
 
   Attributes:
     site: the site it stands at.
   """
+
+  __slots__ = ('_driver', '_modified', '_shown', '_started', 'site')
 
   def __init__(self, driver: Generator):
     """Wraps a driver; `Run.backward` makes backward passes."""

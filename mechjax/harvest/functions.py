@@ -45,6 +45,11 @@ class Planted:
     inputs = [*self.captured, *jax.tree.leaves(value)]
     return self.program.out_tree.unflatten(compat.evaluated(self.program.jaxpr, inputs))
 
+  @property
+  def sown(self) -> set[tuple]:
+    """The (tag, name) of each value that the function sows; not known of one that is traced in place."""
+    return set() if self.program is None else {(s.tag, s.name) for s in self.program.sown}
+
   def tree_flatten(self) -> tuple:
     return self.captured, (self.program, self.fn)
 

@@ -11,7 +11,7 @@ These objects ride in `Frame.data` and are sliced as the interpreter enters scan
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -77,7 +77,7 @@ class Writing:
   table: Any
   leaves: list[Any]
   mask: Any
-  fns: tuple[Callable, ...]
+  fns: tuple[Any, ...]
   k: int = dataclasses.field(metadata={'static': True})
   scans: int = dataclasses.field(metadata={'static': True})
   stacked: bool = dataclasses.field(metadata={'static': True})
@@ -131,6 +131,10 @@ class Writing:
     everywhere = [jnp.ones(jnp.shape(self.leaves[i]), bool) for i in leaves]
     planted = dataclasses.replace(self, leaves=everywhere)
     return planted.apply([jnp.zeros(s, bool) for s in shapes], None, devices)
+
+  def sows(self, tag: Hashable, name: str) -> bool:
+    """Whether a planted function sows a value of this name itself."""
+    return any((tag, name) in fn.sown for fn in self.fns)
 
   def _by_function(self, values: Sequence[Any], tree: Any) -> list[Any]:
     def through(fn):

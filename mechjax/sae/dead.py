@@ -112,7 +112,8 @@ class AuxK:
     return jnp.where(variance > 0, self.alpha * left / jnp.where(variance > 0, variance, 1), 0)
 
 
-ACTIVATIONS = {'exp': jnp.exp, 'exp_of_negative': lambda z: jnp.exp(jnp.minimum(z, 0))}
+EXPONENTS = {'exp': lambda z: z, 'exp_of_negative': lambda z: jnp.minimum(z, 0)}
+"""What exp is taken of, by the name of the activation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,7 +133,7 @@ class GhostGrads:
   after_tokens: int = 10_000_000
 
   def __post_init__(self) -> None:
-    expect(self, 'activation', self.activation in ACTIVATIONS, f'one of {[*ACTIVATIONS]}')
+    expect(self, 'activation', self.activation in EXPONENTS, f'one of {[*EXPONENTS]}')
     expect_tokens(self)
 
   @classmethod
@@ -164,8 +165,7 @@ class GhostGrads:
     matmuls: str = 'float32',
   ) -> jax.Array:
     """The loss; arguments as in `AuxK.loss`, `reconstruction` a constant."""
-    ghosts = jnp.where(dead_M, ACTIVATIONS[self.activation](jnp.where(dead_M, z_BxM, 0)), 0)
-    e_hat = product(ghosts, W_dec, matmuls)
+    e_hat = product(self._ghosts(dead_M, z_BxM), W_dec, matmuls)
     length = jnp.linalg.norm(lax.stop_gradient(e_hat), axis=-1, keepdims=True)
     half = jnp.linalg.norm(error_BxE, axis=-1, keepdims=True) / 2
     total = _mean_square(error_BxE - e_hat * half / jnp.where(length > 0, length, 1))
@@ -173,6 +173,17 @@ class GhostGrads:
       fixed = lax.stop_gradient(total)
       total = total * reconstruction / jnp.where(fixed > 0, fixed, 1)
     return total * jnp.mean(dead_M, dtype=total.dtype) if self.by_dead_fraction else total
+
+  def _ghosts(self, dead_M: jax.Array, z_BxM: jax.Array) -> jax.Array:
+    """The activations of dead latents, each token's divided by its largest one.
+
+    A constant factor of a token goes through s e_hat unchanged, so the loss and its gradient are those of the
+    activations themselves, whose exp overflows float32 at a pre-activation of 88 and vanishes at one of -104.
+    """
+    exponents = EXPONENTS[self.activation](jnp.where(dead_M, z_BxM, 0))
+    largest = jnp.max(exponents, -1, keepdims=True, where=dead_M, initial=-jnp.inf)
+    largest = lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0))
+    return jnp.where(dead_M, jnp.exp(jnp.where(dead_M, exponents - largest, 0)), 0)
 
 
 def _mean_square(x_BxE: jax.Array) -> jax.Array:

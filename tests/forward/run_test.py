@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import mechjax
-from mechjax import sites
+from mechjax import harvest, sites
 from mechjax.errors import HarvestError, RunError, SiteError
 from mechjax.harvest import sow
 from tests.forward import toy
@@ -165,6 +165,35 @@ def test_a_value_is_modified_once_and_only_at_a_site():
       run.modified_value = value
   with pytest.raises(RunError, match=r'stands at no site(.|\n)*finished'):
     run.modified_value = toy.X
+
+
+@pytest.mark.parametrize('kind', ['stepped', 'traced', 'eager'])
+@pytest.mark.parametrize('name', ['modified', 'modified_values', 'modify_value', 'value', 'retval'])
+def test_an_attribute_that_a_run_does_not_have_is_refused_and_the_run_goes_on(kind, name):
+  def edited(x):
+    forward = mechjax.iterate(F, 'mlp_out', eagerly=kind == 'eager')
+    for layer, _, value in (run := forward(PARAMS, x)):
+      with pytest.raises(RunError, match=f'{name!r} .* of a run') as error:
+        setattr(run, name, value)
+      assert 'modified_value' in error.value.cause
+      if layer == 2:
+        run.modified_value = value * 2
+    return run.retval
+
+  found = (jax.jit(edited) if kind == 'traced' else edited)(toy.X)
+  expected = harvest.plant(F)({'mlp_out.2': lambda value: value * 2}, PARAMS, toy.X)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_an_attribute_that_a_backward_pass_does_not_have_is_refused():
+  run = start()
+  toy.finish(run)
+  back = run.backward(jnp.sum)
+  for *_, grad in back:
+    with pytest.raises(RunError, match='nearest: modified_grad'):
+      back.modified_gradient = grad
+    with pytest.raises(RunError, match='nearest: modified_grad'):
+      run.modified_gradient = grad
 
 
 def test_misuse_of_a_backward_pass():

@@ -145,6 +145,35 @@ def test_a_perfect_reconstruction_divides_by_nothing():
     assert np.isfinite(gradient(jnp.zeros((M, D)))).all()
 
 
+@pytest.mark.parametrize('name', GHOSTS)
+def test_ghosts_of_any_pre_activation_have_the_loss_and_gradient_of_the_equation(name):
+  """In float32, whose exp overflows at 88.7 and vanishes at -104; in NumPy's float64 it does neither."""
+  settings, r = GHOSTS[name], np.random.default_rng(0)
+  W, error = (r.standard_normal((n, D)).astype(np.float32) for n in (M, B))
+  for level in (0, 87, 90, 300, -100, -300):
+    z = (level + r.standard_normal((B, M))).astype(np.float32)
+    loss = lambda z: settings.loss(  # noqa: E731
+      jnp.asarray(DEAD), z, jnp.asarray(W), jnp.asarray(error), jnp.float32(2)
+    )
+    value, slope = jax.jit(jax.value_and_grad(loss))(jnp.asarray(z))
+    assert value.dtype == slope.dtype == np.float32
+    wide, e = z.astype(np.float64), error.astype(np.float64)
+    exponents = wide if settings.activation == 'exp' else np.minimum(wide, 0)
+    ghost = np.exp(exponents) * DEAD
+    e_hat = ghost @ W.astype(np.float64)
+    scale = np.linalg.norm(e, axis=1) / (2 * np.linalg.norm(e_hat, axis=1))
+    left = scale[:, None] * e_hat - e
+    total = np.mean(np.sum(left**2, 1))
+    factor = 2 / total if settings.match_reconstruction else 1
+    factor *= DEAD.mean() if settings.by_dead_fraction else 1
+    moves = 1 if settings.activation == 'exp' else wide < 0
+    expected = factor * 2 / B * scale[:, None] * (left @ W.T) * ghost * moves
+    np.testing.assert_allclose(value, factor * total, rtol=1e-5, err_msg=f'z near {level}')
+    np.testing.assert_allclose(
+      slope, expected, rtol=1e-4, atol=1e-4 * abs(expected).max(), err_msg=f'z near {level}'
+    )
+
+
 def test_firings_of_a_batch_start_the_count_again():
   sae = plain.SAES['topk']
   params, x, _ = plain.case(sae)
