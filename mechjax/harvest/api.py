@@ -9,7 +9,8 @@ With `sites=` (or without either) the answer is an `Activations`. With `tag=` al
 everything under the tag, a dict by name, and the modes decide what loops do.
 
 A harvest always runs compiled: the staged program is interpreted once under `jax.jit`, per structure of the
-request and not per choice of layers, and the executable is kept with the staged program.
+request and not per choice of layers, and the executable is kept with the staged program. Arrays that the function or a
+planted function closes over are arguments of it, so other arrays compile nothing.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def harvest(
   """Transforms `f(*args)` into `(plants, *args) -> (f's result, what was read)`.
 
   Args:
-    f: a function with sows; pure, as for `jax.jit`.
+    f: a function with sows, without side effects, or a callable pytree such as a model. What it reads besides its
+      arguments (closures, globals, attributes) is read as it is at each call; see `harvest.watching`.
     tag: which sows. Given alone, Oryx's rules hold: everything under the tag is read by name unless planted.
     sites: what to read: patterns of `mechjax.sites`, or a dict from a site name to an int array [k] of layers,
       which may be traced; a traced layer that does not exist reads zeros. The default is every site.

@@ -41,6 +41,7 @@ from mechjax.patching.graddrop import Add
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import NodeSet
 from mechjax.patching.pairs import Pairs
+from mechjax.patching.plans import Plans
 
 KEYS = ('auto', 'closed form', 'in turn')
 
@@ -75,7 +76,7 @@ class AtPStar:
   rows: int = 16
   budget: int = 2**30
   seed: int = 0
-  _plans: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
+  _plans: Plans = dataclasses.field(default_factory=Plans, init=False, repr=False)
 
   def __post_init__(self) -> None:
     sources.check_forward(self.forward)
@@ -164,10 +165,7 @@ class AtPStar:
   # --- inside
 
   def _once(self, what: str, trees: tuple, make: Callable, *args: Any) -> Any:
-    key = (what, budgets.signature(*trees))
-    if key not in self._plans:
-      self._plans[key] = make(*args)
-    return self._plans[key]
+    return self._plans.once(what, trees, (self.forward,), functools.partial(make, *args))
 
   def _inside(self) -> np.ndarray:
     """1 for nodes that lie inside a block, 0 for those on the residual stream or without a layer; [N]."""
@@ -293,7 +291,7 @@ class AtPStar:
       sources.pattern(t.source, self.nodes.layers(self.nodes.grids[n].name)): None
       for n, t in made.items()
     }
-    run = self._once('run', (), lambda: recorded(self._loss, [*writes, *sources_]))
+    run = self._once('run', (mine,), lambda: recorded(self._loss, [*writes, *sources_]))
     base, back = run(params, here.clean, mine)
     ends = [np.asarray(x, np.float64) for x in (base, other)]
     sources.refuse_nan(self.nodes, bad, {'base': ends[0], 'other': ends[1]}, int(rows[0]))

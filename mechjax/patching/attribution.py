@@ -38,6 +38,7 @@ from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import Grid, NodeSet, columns
 from mechjax.patching.pairs import Pairs
+from mechjax.patching.plans import Plans
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class Attribution:
   along: str = 'embed'
   budget: int = 2**30
   seed: int = 0
-  _plans: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
+  _plans: Plans = dataclasses.field(default_factory=Plans, init=False, repr=False)
 
   def __post_init__(self) -> None:
     sources.check_forward(self.forward)
@@ -86,11 +87,10 @@ class Attribution:
       PatchingError: pairs, nodes and metric that do not go together; NaN; one layer of one pair beyond the budget.
     """
     sided, metric, n = sources.sides(pairs, metric, self.how, self.seed, self.nodes)
-    key = budgets.signature(params, sided, metric)
-    if key not in self._plans:
-      pass_of = functools.partial(_pass, self)
-      self._plans[key] = plan(pass_of, self.nodes, self.budget, params, sided, metric)
-    values, base, other = self._plans[key](params, sided, n, metric)
+    pass_of = functools.partial(_pass, self)
+    make = functools.partial(plan, pass_of, self.nodes, self.budget, params, sided, metric)
+    planned = self._plans.once('plan', (params, sided, metric), (self.forward,), make)
+    values, base, other = planned(params, sided, n, metric)
     name = f'integrated gradients ({self.steps})' if self.steps else 'AtP'
     title, there = f'{name} {self.how}: {metric.name}', self.nodes.there(sided.real)
     return Effects(title, self.nodes, values, base, other, there)

@@ -10,13 +10,11 @@ Sharp edge: parameters and prompts are the caller's and are not counted; values 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-
-from mechjax import compat
 
 
 def bytes_of(compiled: Any) -> int:
@@ -54,10 +52,3 @@ def blocks(n: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
   """Indices of each block, filled up with its last one, and how many of them count."""
   for start in range(0, n, size):
     yield np.minimum(np.arange(start, start + size), n - 1), min(size, n - start)
-
-
-def signature(*trees: Any) -> Hashable:
-  """What an executable depends on: structure, shapes, dtypes, where arrays are, and JAX's configuration."""
-  leaves, structure = jax.tree.flatten(trees)
-  avals = tuple((np.shape(x), str(x.dtype), str(getattr(x, 'sharding', ''))) for x in leaves)
-  return structure, avals, compat.trace_context()

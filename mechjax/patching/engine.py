@@ -34,6 +34,7 @@ from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import Grid, Layout, NodeSet, columns
 from mechjax.patching.pairs import Pairs
+from mechjax.patching.plans import Plans
 
 BEHIND = ('final_norm', 'logits')
 """The sites behind all layers."""
@@ -65,7 +66,7 @@ class Sweep:
   at_most: int = 64
   seed: int = 0
   resume: Callable | None = None
-  _plans: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
+  _plans: Plans = dataclasses.field(default_factory=Plans, init=False, repr=False)
 
   def __post_init__(self) -> None:
     sources.check_forward(self.forward)
@@ -83,10 +84,8 @@ class Sweep:
 
   def plan(self, params: Any, sided: Pairs, metric: Metric, cover: Cover, patch: Any) -> Plan:
     """The executables for patches like `patch`, made once for pairs of one shape."""
-    key = budgets.signature(params, sided, metric)
-    if key not in self._plans:
-      self._plans[key] = _plan(self, params, sided, metric, cover, patch)
-    return self._plans[key]
+    make = functools.partial(_plan, self, params, sided, metric, cover, patch)
+    return self._plans.once('plan', (params, sided, metric), (self.forward, self.resume), make)
 
 
 @dataclasses.dataclass(frozen=True)

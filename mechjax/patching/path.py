@@ -42,6 +42,7 @@ from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import Layout, NodeSet, nodes_of
 from mechjax.patching.pairs import Pairs
+from mechjax.patching.plans import Plans
 
 SENDERS = ('embed', 'z', 'attn_out', 'mlp_out')
 """The outputs of components."""
@@ -101,7 +102,7 @@ class Routes:
   how: str = 'noising'
   together: bool = False
   seed: int = 0
-  _kept: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
+  _plans: Plans = dataclasses.field(default_factory=Plans, init=False, repr=False)
 
   def __post_init__(self) -> None:
     sources.check_forward(self.forward)
@@ -130,14 +131,17 @@ class Routes:
     return self.mediators or self.senders[:0]
 
   def _held(self, params: Any, pairs: Pairs) -> _Held:
-    if 'held' not in self._kept:
+    def make() -> _Held:
       infos = harvest.sites_of(self.forward, params, pairs.rows(np.arange(1)).clean)
-      self._kept['held'] = _Held.of(self, infos)
-    return self._kept['held']
+      return _Held.of(self, infos)
+
+    return self._plans.once('held', (), (self.forward,), make)
 
   def _once(self, what: str, f: Callable, *trees: Any) -> Callable:
     """`f`, compiled once for trees of one structure."""
-    return self._kept.setdefault((what, budgets.signature(*trees)), jax.jit(f))
+    # A function of its own, since JAX keeps what one was traced to.
+    make = lambda: jax.jit(lambda *args: f(*args))  # noqa: E731
+    return self._plans.once(what, trees, (self.forward,), make)
 
   def _effects(
     self,

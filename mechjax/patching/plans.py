@@ -1,0 +1,62 @@
+"""What a method has compiled, kept for as long as it is right.
+
+A sweep and an attribution compile once for pairs of one shape, and are called again and again. What they compiled froze
+what the model and the metric read besides their arguments, so each entry goes with a watch over these
+(`harvest.watching`) and is made anew when one of them has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from mechjax import compat
+from mechjax.harvest.watching import Watch
+from mechjax.patching.metrics import Metric
+
+
+class Plans:
+  """The entries of one method."""
+
+  __mechjax_reads__ = ()  # a cache is no part of what a method computes
+
+  def __init__(self) -> None:
+    self._entries: dict[Hashable, tuple[Watch, Any]] = {}
+
+  def once(
+    self, what: str, trees: tuple, reads: tuple[Callable | None, ...], make: Callable[[], Any]
+  ) -> Any:
+    """What `make` returns, made once for arguments of one signature.
+
+    Args:
+      what: a name for it.
+      trees: the arguments that it depends on, by structure, shapes and dtypes; metrics among them are watched.
+      reads: the user's functions that it calls.
+      make: makes it.
+    """
+    key = (what, signature(*trees))
+    known = self._entries.get(key)
+    if known is None or known[0].changed():
+      made = make()
+      metrics = [fn for tree in trees if isinstance(tree, Metric) for fn in _functions(tree)]
+      known = self._entries[key] = Watch(*reads, *metrics), made
+    return known[1]
+
+
+def _functions(metric: Metric) -> Iterator[Callable]:
+  """The functions of a metric and of those that it is made of."""
+  yield metric.fn
+  parts = metric.data if isinstance(metric.data, tuple) else ()
+  for part in parts:
+    if isinstance(part, Metric):
+      yield from _functions(part)
+
+
+def signature(*trees: Any) -> Hashable:
+  """What an executable depends on: structure, shapes, dtypes, where arrays are, and JAX's configuration."""
+  leaves, structure = jax.tree.flatten(trees)
+  avals = tuple((np.shape(x), str(x.dtype), str(getattr(x, 'sharding', ''))) for x in leaves)
+  return structure, avals, compat.trace_context()
