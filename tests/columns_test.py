@@ -102,6 +102,11 @@ def test_a_pattern_that_selects_several_names_has_a_function_for_each():
     'resid_post': ('B', 'T', 'D'),
     'attn_scores': ('B', 'H', 'T', 'S'),
   }
+  columns.check(infos[:1], B, W)
+  with pytest.raises(
+    errors.SiteError, match=r'attn_scores has shape \(2, 1, 6, 4\) where 2 rows of 5'
+  ):
+    columns.check(infos[1:], B, 5)
 
 
 def test_a_site_whose_axes_are_not_known_is_refused():

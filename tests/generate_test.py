@@ -131,10 +131,10 @@ def plain_loop(name, prompts, n, edit):
   return np.asarray(texts[:, len(prompts[0]) :]), reads
 
 
-def test_functions_of_whole_texts_do_what_they_do_in_passes_over_the_text_so_far(name='gemma'):
+def test_functions_of_whole_texts_do_what_they_do_in_passes_over_the_text_so_far():
   prompts = [[5, 3, 8, 1, 9], [2, 7, 0, 4, 6]]
-  out = generated(name, 3, prompts, plants=OF_TEXTS, sites=READ)
-  tokens, reads = plain_loop(name, prompts, 3, OF_TEXTS)
+  out = generated('gemma', 3, prompts, plants=OF_TEXTS, sites=READ)
+  tokens, reads = plain_loop('gemma', prompts, 3, OF_TEXTS)
   np.testing.assert_array_equal(out.tokens, tokens)
   assert out.prompt_mask.all()
   for i, (found, whole) in enumerate(zip(out.reads, reads)):
