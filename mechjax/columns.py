@@ -276,7 +276,7 @@ def at_texts(length_B: jax.Array, least: int, alike: bool, planted: Staged) -> C
 # --- reads ------------------------------------------------------------------------------------------------
 
 
-class Span(NamedTuple):
+class Extent(NamedTuple):
   """Where the tokens of each row are on an axis: from `first` to before `end`, int [B]; `n` are read, ending there."""
 
   first: np.ndarray
@@ -284,7 +284,7 @@ class Span(NamedTuple):
   n: int
 
 
-def real_columns(acts: harvest.Activations, queries: Span, keys: Span) -> harvest.Activations:
+def real_columns(acts: harvest.Activations, queries: Extent, keys: Extent) -> harvest.Activations:
   """Reads with the columns of tokens alone, aligned on the right; NaN (0 where there is none) before shorter rows."""
 
   def cut(name: str, x: jax.Array, lead: int) -> jax.Array:
@@ -296,7 +296,7 @@ def real_columns(acts: harvest.Activations, queries: Span, keys: Span) -> harves
   return acts.map(cut)
 
 
-def _taken(x: jax.Array, rows: int, axis: int, span: Span) -> jax.Array:
+def _taken(x: jax.Array, rows: int, axis: int, span: Extent) -> jax.Array:
   """Along `axis` the last `span.n` columns of each row; rows lie along `rows`."""
   begin_B = span.end - span.n
   if (begin_B == begin_B[0]).all():

@@ -45,7 +45,7 @@ import numpy as np
 
 from mechjax import columns, errors, extras, harvest
 from mechjax import sites as sites_lib
-from mechjax.columns import Span
+from mechjax.columns import Extent
 from mechjax.harvest.staging import join_static, split_static
 
 SMALLEST_BUCKET = 16
@@ -323,7 +323,7 @@ def _in_steps(
   tokens, mask = (jnp.asarray(x) for x in _aligned(rows, T))
   cache = model.new_cache(len(rows), _bucket(T + n_tokens))
   data, static, structure = split_static(columns.staged(plan.plants, [T, 1]))
-  queries, one = Span(T - size_B, np.full_like(size_B, T), longest), np.ones_like(size_B)
+  queries, one = Extent(T - size_B, np.full_like(size_B, T), longest), np.ones_like(size_B)
   for i in range(n_tokens):
     logits, cache, acts = _advance(
       data,
@@ -336,10 +336,10 @@ def _in_steps(
       structure=structure,
       sites=plan.sites,
     )
-    keys = Span(T - size_B, np.full_like(size_B, T + i), longest + i)
+    keys = Extent(T - size_B, np.full_like(size_B, T + i), longest + i)
     token_B = yield logits, columns.real_columns(acts, queries, keys)
     tokens, mask = token_B[:, None], jnp.ones((len(rows), 1), bool)
-    queries = Span(0 * one, one, 1)
+    queries = Extent(0 * one, one, 1)
 
 
 def _in_passes(
@@ -368,8 +368,8 @@ def _in_passes(
       least=least,
       alike=bool((size_B == size_B[0]).all()),
     )
-    queries = Span(0 * size_B, size_B, 1 if i else n)
-    token_B = yield logits, columns.real_columns(acts, queries, Span(0 * size_B, size_B, n))
+    queries = Extent(0 * size_B, size_B, 1 if i else n)
+    token_B = yield logits, columns.real_columns(acts, queries, Extent(0 * size_B, size_B, n))
     texts = texts.at[np.arange(B), size_B].set(token_B)
     size_B = size_B + 1
 
