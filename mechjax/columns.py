@@ -155,6 +155,24 @@ def _identity(constant: Any) -> Any:
 # --- plants -----------------------------------------------------------------------------------------------
 
 
+def check(infos: Iterable[Any], B: int, T: int) -> None:
+  """Checks that sites have the axes that their names say, in a step of B rows and T columns.
+
+  Raises:
+    SiteError: one has others.
+  """
+  for info in infos:
+    axes = axes_of(info.site.name)
+    wanted = {'B': B, 'T': T}
+    if len(info.shape) != len(axes) or any(
+      n != wanted.get(letter, n) for n, letter in zip(info.shape, axes)
+    ):
+      raise errors.SiteError(
+        f'{info.site} has shape {info.shape} where {B} rows of {T} tokens are read, and not [{", ".join(axes)}]',
+        cause='a step that computes other columns than it is given, as one without a cache',
+      )
+
+
 def resolve(plants: Mapping[str, Any], infos: Sequence[Any]) -> dict[str, Any]:
   """Plants with a `Function` for each function; where a pattern selects several names, one for each of them.
 
@@ -179,13 +197,8 @@ def resolve(plants: Mapping[str, Any], infos: Sequence[Any]) -> dict[str, Any]:
     for name, group in by_name.items():
       new: Any = Function(inner, axes_of(name), likes[name])
       new = harvest.At(value.layer, new) if isinstance(value, harvest.At) else new
-      resolved[str(pattern) if len(by_name) == 1 else _pattern(name, group)] = new
+      resolved[str(pattern) if len(by_name) == 1 else ', '.join(map(str, group))] = new
   return resolved
-
-
-def _pattern(name: str, group: Sequence[sites.Site]) -> str:
-  layers = [','.join(map(str, site.path)) for site in group if site.path]
-  return f'{name}.{{{",".join(layers)}}}' if layers else name
 
 
 def functions(plants: Mapping[str, Any]) -> dict[str, Function]:
@@ -263,7 +276,7 @@ def at_texts(length_B: jax.Array, least: int, alike: bool, planted: Staged) -> C
 # --- reads ------------------------------------------------------------------------------------------------
 
 
-class Span(NamedTuple):
+class Extent(NamedTuple):
   """Where the tokens of each row are on an axis: from `first` to before `end`, int [B]; `n` are read, ending there."""
 
   first: np.ndarray
@@ -271,7 +284,7 @@ class Span(NamedTuple):
   n: int
 
 
-def real_columns(acts: harvest.Activations, queries: Span, keys: Span) -> harvest.Activations:
+def real_columns(acts: harvest.Activations, queries: Extent, keys: Extent) -> harvest.Activations:
   """Reads with the columns of tokens alone, aligned on the right; NaN (0 where there is none) before shorter rows."""
 
   def cut(name: str, x: jax.Array, lead: int) -> jax.Array:
@@ -283,7 +296,7 @@ def real_columns(acts: harvest.Activations, queries: Span, keys: Span) -> harves
   return acts.map(cut)
 
 
-def _taken(x: jax.Array, rows: int, axis: int, span: Span) -> jax.Array:
+def _taken(x: jax.Array, rows: int, axis: int, span: Extent) -> jax.Array:
   """Along `axis` the last `span.n` columns of each row; rows lie along `rows`."""
   begin_B = span.end - span.n
   if (begin_B == begin_B[0]).all():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mechjax import columns, errors, harvest
-from mechjax.columns import Function, Span, Staged
+from mechjax.columns import Extent, Function, Staged
 
 B, W, N, D = 2, 6, 3, 4
 RESID = np.random.default_rng(0).standard_normal((B, W, D)).astype(np.float32)
@@ -72,10 +72,12 @@ def test_reads_are_aligned_on_the_right_without_padding_and_nan_before_shorter_r
   run = harvest.reap(lambda x, s: (_sown(x, 'resid_post'), _sown(s, 'attn_scores')), sites='*')
   acts = run(jnp.asarray(RESID), jnp.asarray(SCORES))
   first, end = np.array([1, 2]), np.array([5, 5])
-  cut = columns.real_columns(acts, Span(first, end, 4), Span(first, end, 4))
+  cut = columns.real_columns(acts, Extent(first, end, 4), Extent(first, end, 4))
   assert cut['resid_post'].shape == (B, 4, D)
   assert cut['attn_scores'].shape == (B, N, 4, 4)
-  left = columns.real_columns(acts, Span(0 * end, end - first, 4), Span(0 * end, end - first, 4))
+  left = columns.real_columns(
+    acts, Extent(0 * end, end - first, 4), Extent(0 * end, end - first, 4)
+  )
   for row, (a, b) in enumerate(zip(first, end)):
     n = b - a
     for found, begin in ((cut, a), (left, 0)):
@@ -102,6 +104,11 @@ def test_a_pattern_that_selects_several_names_has_a_function_for_each():
     'resid_post': ('B', 'T', 'D'),
     'attn_scores': ('B', 'H', 'T', 'S'),
   }
+  columns.check(infos[:1], B, W)
+  with pytest.raises(
+    errors.SiteError, match=r'attn_scores has shape \(2, 1, 6, 4\) where 2 rows of 5'
+  ):
+    columns.check(infos[1:], B, 5)
 
 
 def test_a_site_whose_axes_are_not_known_is_refused():

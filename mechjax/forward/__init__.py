@@ -20,7 +20,8 @@ around the loop writes it into the traceback as well.
 
 Sharp edges. The function is taken to have no side effects, as for `jax.jit`; its staged program is kept for as long as
 what it reads is what it was. Inside a jit of your own, give it the model as an argument: iterate(model) on a model from
-outside compiles its parameters in, and warns. Sites inside a while loop come once per iteration, under one name. A tracer kept after its run is a leaked tracer.
+outside compiles its parameters in, and warns. Sites inside a while loop come once per iteration, under one name. A
+tracer kept after its run is a leaked tracer.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ for every layer, in a scan over what differs; everything before and after the la
 Arguments of other shapes are staged again when they come.
 
 Sharp edges. The scan sums in the same order as the loop did, but XLA compiles another program: results agree to
-rounding, not to the bit. The function is taken to have no side effects, as for `jax.jit`. Call it under `jax.jit`: called plainly
-it evaluates equation by equation.
+rounding, not to the bit. The function is taken to have no side effects, as for `jax.jit`. Call it under `jax.jit`:
+called plainly it evaluates equation by equation.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from flax import linen
 
 import mechjax
 from mechjax import harvest, sites
+from mechjax.models import gemma as driver
 from mechjax.weights import fetch
 from mechjax.weights.gguf import GGUFFile
 from patches import gemma
@@ -129,6 +130,15 @@ def read(model, params, tokens):
 
 
 # --- tests
+
+
+def test_a_mask_gives_rows_padded_on_the_left_the_logits_that_they_have_alone(
+  model, params, tokens
+):
+  mask = jnp.pad(jnp.ones(tokens.shape, bool), ((0, 0), (3, 0)))
+  padded = jnp.pad(tokens, ((0, 0), (3, 0)), constant_values=5)
+  found = driver._apply(model, params, padded, mask)[:, 3:]
+  np.testing.assert_allclose(found, driver._apply(model, params, tokens), rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture
