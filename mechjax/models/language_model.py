@@ -7,6 +7,7 @@ object, whatever code computes the forward pass:
     model = mechjax.load('smollm2-135m')              # or a path, or the name under which a hub has it
     tokens = model.tokens('The capital of France is')
     logits = model(tokens)                            # [1, T, V]
+    logits[0, -1, model.token(' Paris')]              # a text that is one token, as an index
     model.text(model.generate('Once upon a time', 20).tokens[0])
 
 The forward pass is our own scan-stacked decoder; `code='tunix'` and the others of `CODES` run the same weights in
@@ -120,7 +121,7 @@ class LanguageModel:
     """Logits, float32 [B, T, V], of tokens, int [B, T]; a MechjaxError for ids that the vocabulary lacks."""
     return self._jitted_apply(self.params, ids.checked(tokens, self.n_vocab))
 
-  def check_arguments(self, tokens: Any) -> None:
+  def check_arguments(self, tokens: Any, **options: Any) -> None:
     """Refuses ids that the vocabulary lacks, before a harvest traces them."""
     ids.checked(tokens, self.n_vocab)
 
