@@ -21,5 +21,10 @@ def first_token(tokenizer: Tokenizer, wanted: int | None = None) -> int | None:
 
   The first token of a context draws attention from all others, and its activations are of another size than theirs;
   it had better be one that nobody trains on.
+
+  Raises:
+    MechjaxError: what is wanted is no token.
   """
+  if wanted is not None:
+    tokenizer.piece(wanted)
   return next((i for i in (wanted, tokenizer.bos, tokenizer.eos) if i is not None), None)

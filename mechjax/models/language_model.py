@@ -7,6 +7,7 @@ object, whatever code computes the forward pass:
     model = mechjax.load('smollm2-135m')              # or a path, or the name under which a hub has it
     tokens = model.tokens('The capital of France is')
     logits = model(tokens)                            # [1, T, V]
+    logits[0, -1, model.token(' Paris')]              # a text that is one token, as an index
     model.text(model.generate('Once upon a time', 20).tokens[0])
 
 The forward pass is our own scan-stacked decoder; `code='tunix'` and the others of `CODES` run the same weights in
@@ -150,7 +151,7 @@ class LanguageModel:
     tokens = ids.checked(tokens, self.n_vocab)
     return self._jitted_apply(self.params, tokens, **self._padding(tokens, mask))
 
-  def check_arguments(self, tokens: Any, mask: Any = None) -> None:
+  def check_arguments(self, tokens: Any, *options: Any, **more: Any) -> None:
     """Refuses ids that the vocabulary lacks, before a harvest traces them."""
     ids.checked(tokens, self.n_vocab)
 

@@ -100,8 +100,8 @@ def _values(tensor: np.ndarray, line: Line, box: Box, dtype: Any) -> np.ndarray:
   values = to_parameter(line, tensor, shape[1:] if line.stacked else shape).reshape(shape)
   if not line.plus:
     return values
-  wide: Any = np.float64 if np.float64 in (values.dtype, dtype) else np.float32
-  return values.astype(wide) + wide(line.plus)
+  wide = np.dtype(np.float64 if np.float64 in (values.dtype, dtype) else np.float32)
+  return values.astype(wide) + wide.type(line.plus)
 
 
 def _devices(target: Any) -> dict[Box, list[Any]]:

@@ -97,5 +97,13 @@ def test_a_damaged_file_is_refused_before_any_model_is_built(tmp_path):
 def test_unknown_names_and_codes_list_the_known_ones():
   with pytest.raises(FetchError, match=r"(?s)'smollm3'.*smollm2-135m"):
     mechjax.load('smollm3')
+  with pytest.raises(FetchError, match=r"(?s)'gpt2'.*the path of.*'openai-community/gpt2'"):
+    mechjax.load('gpt2')
   with pytest.raises(MechjaxError, match=r"(?s)no code called 'torch'.*tunix"):
     mechjax.load('smollm2-135m', code='torch')
+
+
+@pytest.mark.parametrize('dtype', ['int8', 'bool', 'float64'])
+def test_a_dtype_that_cannot_hold_the_numbers_is_refused_before_anything_is_read(dtype):
+  with pytest.raises(MechjaxError, match=f"dtype='?{dtype}"):
+    mechjax.load('smollm2-135m', dtype=dtype)

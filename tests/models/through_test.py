@@ -1,5 +1,7 @@
 """A forward pass that stops at the deepest site asked for: the same numbers for less work."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,3 +98,16 @@ def test_a_fingerprint_tells_one_number_from_another_and_not_one_device_from_eig
   assert len({*marks}) == len(marks)
   model.params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree.unflatten(leaves))
   assert model.fingerprint() not in marks
+
+
+def test_a_deep_copy_is_a_model_of_its_own_also_after_a_harvest():
+  model = loaded('qwen')
+  before = model(TOKENS)
+  read = lambda model: harvest.reap(model, sites='logits')(TOKENS)['logits']  # noqa: E731
+  read(model)
+  other = copy.deepcopy(model)
+  np.testing.assert_array_equal(other(TOKENS), before)
+  other.params = jax.tree.map(lambda x: 1.5 * x, other.params)
+  np.testing.assert_array_equal(model(TOKENS), before)
+  assert float(jnp.abs(other(TOKENS) - before).max()) > 0.1
+  np.testing.assert_allclose(read(other), other(TOKENS), rtol=1e-5, atol=1e-5)

@@ -273,3 +273,17 @@ def test_one_text_is_wanted(tokenizer, wrong):
   for method in (tokenizer.encode, tokenizer.token):
     with pytest.raises(MechjaxError, match='one text is wanted'):
       method(wrong)
+
+
+def test_scored_pieces_begin_with_bos_where_the_header_is_silent_and_lack_no_character_silently():
+  header = {
+    'model': 'llama', 'add_space_prefix': False, 'bos_token_id': 2, 'eos_token_id': 1,
+    'tokens': ['<pad>', '<eos>', '<bos>', 'a'], 'scores': [0.0] * 4, 'token_type': [3, 3, 3, 1],
+  }  # fmt: skip
+  header = {f'tokenizer.ggml.{key}': value for key, value in header.items()}
+  tokenizer = tokenizers.from_gguf(header)
+  assert tokenizer.encode('aa') == [2, 3, 3]
+  assert tokenizer.encode('<bos>a') == [2, 3]
+  assert tokenizers.from_gguf(header | {'tokenizer.ggml.add_bos_token': False}).encode('a') == [3]
+  with pytest.raises(MechjaxError, match="the vocabulary cannot write 'b'"):
+    tokenizer.encode('ab')

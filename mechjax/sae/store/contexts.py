@@ -117,7 +117,7 @@ def pack(
     The contexts.
 
   Raises:
-    SAEError: too few tokens for one context, or a length or a number of none.
+    SAEError: too few tokens for one context, a length or a number of none, or what are no token ids.
   """
   first = [] if bos is None else [bos]
   if length <= len(first) or (most is not None and most < 1):
@@ -177,11 +177,22 @@ def _write(file: BinaryIO, rows: Iterable[list[int]]) -> tuple[int, str]:
   """Returns how many they are, and the checksum of their bytes."""
   n_rows, digest = 0, hashlib.sha256()
   for row in rows:
-    data = np.asarray(row, '<i4').tobytes()
+    data = _ids(row).tobytes()
     digest.update(data)
     file.write(data)
     n_rows += 1
   return n_rows, digest.hexdigest()
+
+
+def _ids(row: list[int]) -> np.ndarray:
+  """A context as it is written; what would be cut or would count from the end of a vocabulary is refused."""
+  ids = np.asarray(row)
+  if ids.dtype.kind not in 'iu' or ids.min() < 0 or ids.max() >= 1 << 31:
+    raise SAEError(
+      f'token ids are integers from 0 on, not {ids.dtype} from {ids.min()} to {ids.max()}',
+      cause='`encode`, `bos` or `eos` gives something else',
+    )
+  return ids.astype('<i4')
 
 
 def _rows(

@@ -134,3 +134,19 @@ def test_contexts_of_nothing_are_refused(tmp_path, wrong):
   kinds = {'length': 4, 'bos': 1, 'eos': 2} | wrong
   with pytest.raises(SAEError, match='contexts of'):
     pack(['5678'], encode, directory=tmp_path, **kinds)
+
+
+@pytest.mark.parametrize(
+  ('ids', 'kinds'),
+  [
+    ([5.5] * 9, {}),
+    ([5, -100] * 9, {}),
+    ([2**31] * 9, {}),
+    ([5] * 9, {'bos': -1}),
+    ([5] * 7, {'eos': -1}),
+  ],
+)
+def test_what_are_no_token_ids_is_refused_and_not_cut_to_some(tmp_path, ids, kinds):
+  kinds = {'bos': None, 'eos': None, 'length': 4} | kinds
+  with pytest.raises(SAEError, match='token ids are integers from 0 on'):
+    pack(['text'], lambda text: ids, directory=tmp_path, **kinds)
