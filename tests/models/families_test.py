@@ -242,6 +242,10 @@ def test_the_layers_that_a_file_lists_as_local_are_local():
   assert config.window == 32768
 
 
+def test_a_partial_rotary_factor_is_ignored_where_transformers_ignores_it():
+  assert families.from_hf(SMOLLM2 | {'partial_rotary_factor': 0.5}) == families.from_hf(SMOLLM2)
+
+
 def test_the_first_gemma_means_the_approximation_when_it_says_gelu():
   sizes = {k: v for k, v in GEMMA_2.items() if 'soft' not in k and 'query' not in k}
   first = sizes | {'model_type': 'gemma', 'hidden_act': 'gelu', 'hidden_activation': None}
@@ -268,9 +272,32 @@ def test_a_setting_that_is_not_computed_is_an_error(change, message):
     families.from_hf(SMOLLM2 | change)
 
 
+def test_a_window_that_is_left_out_is_the_familys_and_null_is_none():
+  without = {k: v for k, v in MISTRAL.items() if k != 'sliding_window'}
+  assert families.from_hf(without) == families.preset('mistral-7b')
+  assert families.from_hf({**MISTRAL, 'sliding_window': None}).local == ()
+  wanted = {'use_sliding_window': True, 'max_window_layers': 20}
+  assert families.from_hf({**QWEN2, **wanted}).local == (False,) * 20 + (True,) * 4
+  assert families.from_hf({**QWEN2, **wanted, 'sliding_window': None}).local == ()
+
+
 @pytest.mark.parametrize(
   ('settings', 'change', 'message'),
   [
+    (QWEN2, {'layer_types': ['sliding_attention'] * 24}, 'local layers and no window'),
+    (GEMMA_2, {'sliding_window': None}, 'local layers and no window'),
+    (GEMMA_2, {'attn_logit_softcapping': 'x'}, "attn_logit_softcapping='x'; a finite number"),
+    (GEMMA_2, {'query_pre_attn_scalar': 0}, 'query_pre_attn_scalar=0; a finite number over 0'),
+    (PYTHIA, {'partial_rotary_factor': 0.5}, 'partial_rotary_factor=0.5'),
+    (PYTHIA, {'use_parallel_residual': 1}, 'use_parallel_residual=1; true or false'),
+    (
+      SMOLLM2,
+      {'partial_rotary_factor': 0.5, 'rope_scaling': {'type': 'linear', 'factor': 2.0}},
+      'partial_rotary',
+    ),
+    (LLAMA_3_2, {'rope_scaling': LLAMA_3_2['rope_scaling'] | {'factor': 0.5}}, 'is no scaling'),
+    (GEMMA_3_SEEING, {'eos_token_id': [1, 262_208]}, r'eos_token_id=\[1, 262208\]; a token id'),
+    (GEMMA_3_SEEING, {'text_config': 5}, 'text_config=5; an object'),
     (GPT2, {'scale_attn_by_inverse_layer_idx': True}, 'scale_attn_by_inverse_layer_idx=True'),
     (GPT2, {'add_cross_attention': True}, 'add_cross_attention=True'),
     (GEMMA_3, {'use_bidirectional_attention': True}, 'use_bidirectional_attention=True'),

@@ -1,0 +1,132 @@
+"""TransformerLens's names select the values that TransformerLens has under them, and others are refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mechjax import harvest, sites
+from mechjax.errors import SiteError
+from mechjax.models import decoder
+from mechjax.models.config import Config
+
+pytestmark = pytest.mark.truth
+
+D, N, H, F, V, L, T = 24, 3, 8, 40, 31, 2, 7
+SIZES = {'n_layers': L, 'd_model': D, 'n_heads': N, 'd_head': H, 'd_mlp': F}
+LEARNED = Config(
+  **SIZES, n_kv_heads=N, n_vocab=V, n_positions=16, norm='layer', positions='learned', activation='gelu', gated=False,
+  qkv_bias=True, o_bias=True, mlp_bias=True, unembed_bias=True,
+)  # fmt: skip
+ROTARY = Config(**SIZES, n_kv_heads=N, n_vocab=V, norm='rms', qkv_bias=True, o_bias=True)
+TOP = {
+  'embed.W_E': 'embed.tokens',
+  'unembed.W_U': 'unembed.kernel',
+  'ln_final.w': 'final_norm.scale',
+}
+BLOCK = {
+  'ln1.w': 'attn_norm.scale', 'ln2.w': 'mlp_norm.scale', 'attn.b_O': 'attn.o_bias', 'attn.W_O': 'attn.o',
+  'mlp.W_in': 'mlp.up', 'mlp.W_out': 'mlp.down',
+}  # fmt: skip
+REFUSED = [
+  'hook_embed',
+  'blocks.0.ln1.hook_normalized',
+  'blocks.1.ln2.hook_normalized',
+  'ln_final.hook_normalized',
+]
+
+
+def theirs(config, params):
+  """The same model in TransformerLens, and all that it caches."""
+  import torch
+  from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+  learned = config.positions == 'learned'
+  settings = {
+    'act_fn': 'gelu' if learned else 'silu',
+    'normalization_type': 'LN' if learned else 'RMS',
+    'positional_embedding_type': 'standard' if learned else 'rotary',
+    'gated_mlp': config.gated,
+    'final_rms': not learned,
+    **({} if learned else {'rotary_dim': H, 'rotary_base': config.rope_base}),
+  }
+  model = HookedTransformer(
+    HookedTransformerConfig(
+      **SIZES, n_ctx=16, d_vocab=V, eps=config.norm_eps, device='cpu', **settings
+    )
+  )
+  state = model.state_dict()
+  for name, value in renamed(config, params).items():
+    assert state[name].shape == value.shape, name
+    state[name] = torch.tensor(np.array(value))
+  model.load_state_dict(state)
+  return model
+
+
+def renamed(config, params):
+  """Our parameters under their names; attention's matrices with heads in front."""
+  leaves = {
+    '.'.join(k.key for k in path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+  names = dict(TOP)
+  if config.positions == 'learned':
+    names |= {
+      'pos_embed.W_pos': 'embed.positions',
+      'unembed.b_U': 'unembed.bias',
+      'ln_final.b': 'final_norm.bias',
+    }
+  found = {name: leaves[leaf] for name, leaf in names.items()}
+  block = dict(BLOCK)
+  if config.norm == 'layer':
+    block |= {'ln1.b': 'attn_norm.bias', 'ln2.b': 'mlp_norm.bias'}
+  if config.mlp_bias:
+    block |= {'mlp.b_in': 'mlp.up_bias', 'mlp.b_out': 'mlp.down_bias'}
+  if config.gated:
+    block |= {'mlp.W_in': 'mlp.up', 'mlp.W_gate': 'mlp.gate'}
+  block |= {f'attn.b_{x.upper()}': f'attn.{x}_bias' for x in 'qkv'}
+  for i in range(L):
+    found |= {f'blocks.{i}.{n}': leaves[f'layers.{leaf}'][i] for n, leaf in block.items()}
+    for x in 'qkv':
+      found[f'blocks.{i}.attn.W_{x.upper()}'] = leaves[f'layers.attn.{x}'][i].transpose(1, 0, 2)
+  return found
+
+
+def scattered(config):
+  """Parameters none of which is what it starts from: gains, biases."""
+  params = decoder.init(jax.random.key(0), config)
+  leaves, tree = jax.tree.flatten(params)
+  r = np.random.default_rng(0)
+  noise = [0.2 * r.standard_normal(x.shape).astype(np.float32) for x in leaves]
+  return jax.tree.unflatten(tree, [x + n for x, n in zip(leaves, noise)])
+
+
+@pytest.mark.parametrize('config', [LEARNED, ROTARY], ids=['learned', 'rotary'])
+def test_every_name_that_is_taken_has_the_value_of_transformer_lens(config):
+  import torch
+
+  params = scattered(config)
+  model = theirs(config, params)
+  tokens = np.random.default_rng(1).integers(0, V, (2, T))
+  with torch.no_grad():
+    _, cache = model.run_with_cache(torch.tensor(tokens))
+  hooks = []
+  for hook in cache:
+    try:
+      sites.parse(hook)
+      hooks.append(hook)
+    except SiteError:
+      pass
+  hooks = [h for h in hooks if h.startswith('blocks.')]
+  assert len(hooks) >= 11 * L
+  found = harvest.reap(decoder.forward, sites=hooks)(params, jnp.asarray(tokens), config)
+  for hook in hooks:
+    want, got = cache[hook].numpy(), np.asarray(found[str(sites.parse(hook))])
+    seen = np.isfinite(want) & (want > -1e4)  # masked scores are as low as each code likes
+    np.testing.assert_allclose(got[seen], want[seen], rtol=1e-4, atol=1e-4, err_msg=hook)
+  everything = harvest.reap(decoder.forward)(params, jnp.asarray(tokens), config)
+  for hook in REFUSED if config is LEARNED else REFUSED[1:]:
+    with pytest.raises(SiteError) as error:
+      sites.parse(hook)
+    site = error.value.mend.split("'")[1]
+    assert np.abs(np.asarray(everything[site]) - cache[hook].numpy()).max() > 0.01, hook
