@@ -131,7 +131,11 @@ def plant(
   blocklist: Iterable[str] = frozenset(),
   exclusive: bool = False,
 ) -> Callable:
-  """Like `harvest` without reading: `(plants, *args) -> f's result`. Sows not planted stay for an outer harvest."""
+  """Like `harvest` without reading: `(plants, *args) -> f's result`.
+
+  An outer harvest sees all sows as they flow on, the planted values included, and may replace them in its turn. With
+  `tag=` alone, as in Oryx, what was planted is gone for it.
+  """
   settings = _settings(tag, None, allowlist, blocklist, exclusive, reading=False)
   staged = stager(f)
 

@@ -145,6 +145,7 @@ class Joint(engine.Sweep):
         )
       return out
 
+    patch.there = self.nodes.there(sided.real)  # type: ignore[attr-defined]
     return patch
 
 

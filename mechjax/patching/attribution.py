@@ -236,9 +236,7 @@ def _integrated(
   def at(total, share):
     def moved(params, inputs):
       x = ends[0] + share.astype(ends[0].dtype) * (ends[1] - ends[0])
-      # Sown again: a planted site is no longer there for the gradient.
-      plant = {atp.along: lambda _: harvest.sow(x, name=atp.along)}
-      return harvest.plant(_loss(atp.forward, metric))(plant, params, inputs)
+      return harvest.plant(_loss(atp.forward, metric))({atp.along: x}, params, inputs)
 
     at_sites = harvest.value_and_grad_at(moved, sites=nodes.sites(), has_aux=True)
     gradients = sources.by_name(nodes, at_sites(params, pairs.clean)[2])
