@@ -8,6 +8,8 @@ reason why, so that supporting a new JAX is a matter of this file and its tests.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -276,3 +278,82 @@ def without_scopes(name_stack: Any, prefix: str) -> Any:
   """A name stack without the named scopes that begin with `prefix` (there is no public way to build one)."""
   kept = [s for s in name_stack.stack if not getattr(s, 'name', '').startswith(prefix)]
   return type(name_stack)(tuple(kept))
+
+
+# --- JAX's state of the thread -----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cell:
+  """One piece of the state that JAX keeps for each thread."""
+
+  name: str
+  get: Callable[[], Any]
+  set: Callable[[Any], None]
+
+  @property
+  def of_trace(self) -> bool:
+    """Whether code that computes with the tracers of a trace needs it; the others are settings."""
+    return self.name in _OF_TRACE
+
+  @property
+  def is_trace(self) -> bool:
+    """Whether it is the trace itself."""
+    return self.name == 'trace_state'
+
+
+_OF_TRACE = {
+  *('trace_state', 'trace_state_strong_ref', 'axis_env_state', 'name_stack'),
+  *('mesh_context_manager', 'abstract_mesh_context_manager', 'check_vma', 'enable_x64'),
+}
+
+
+def thread_state() -> dict[Cell, Any]:
+  """Everything that JAX keeps for this thread: its trace, and what each of its context managers has set.
+
+  Values are compared by identity. They hold traces, so whoever keeps them meets the leak checker. What users of
+  `jax.make_user_context` have set is not among them, except the gate.
+  """
+  from jax._src import config
+
+  return {cell: cell.get() for cell in _cells(len(config.config_states))}
+
+
+def set_thread_state(values: Mapping[Cell, Any]) -> None:
+  """Puts some of `thread_state` back."""
+  for cell, value in values.items():
+    if cell.get() is not value:
+      cell.set(value)
+
+
+@functools.cache
+def _cells(n_states: int) -> tuple[Cell, ...]:
+  """All cells; `n_states` grows when a module that defines more is imported."""
+  del n_states
+  from jax._src import config, core, mesh, sharding_impls
+
+  found = [GATE._obj, *config.config_states.values()]
+  found += [x for module in (config, core, mesh, sharding_impls) for x in vars(module).values()]
+  configs = {id(x): x for x in found if isinstance(x, config.config_ext.Config)}
+  return (_name_stack(), *map(_cell, configs.values()))
+
+
+@functools.cache
+def _name_stack() -> Cell:
+  from jax._src.source_info_util import _source_info_context as names
+
+  return Cell('name_stack', lambda: names.context, lambda value: setattr(names, 'context', value))
+
+
+@functools.cache
+def _cell(state: Any) -> Cell:
+  from jax._src import config
+
+  hook: Any = getattr(state, '_update_thread_local_hook', None)
+
+  def put(value: Any) -> None:
+    state.set_local(value)
+    hook(None if value is config.config_ext.unset else value)
+
+  name = getattr(state, '__name__', None) or state.name
+  return Cell(name, state.get_local, put if hook else state.set_local)

@@ -5,6 +5,9 @@ needs more. Those libraries sit in extras of the package, and a module that want
 `require` inside the function that uses it, so that importing mechjax stays quick and a missing
 library is one clear line instead of an ImportError from the middle of nowhere.
 
+No message says to install mechjax by its name: no package index holds it, so whoever took the name there would be
+installed.
+
 Sharp edge: only the absence of the library itself is reported as a missing extra. A library that is
 installed and fails while importing is a different illness, and its own error comes through.
 """
@@ -38,5 +41,5 @@ def require(module: str, extra: str) -> ModuleType:
     raise errors.MissingExtraError(
       f'{module!r} is not installed',
       cause=f'it belongs to the optional extra {extra!r}',
-      mend=f"pip install 'mechjax[{extra}]'",
+      mend=f"in a checkout of mechjax, pip install -e '.[{extra}]'; from a wheel, its file instead of the dot",
     ) from e

@@ -18,14 +18,17 @@ How. `_drive` is a real generator that steps one greenlet. `next`, `send`, `thro
 "already executing", PEP 479 and the closing of what is dropped are thereby Python's own, not an
 imitation. On top of that comes what greenlets and JAX ask for:
 
-- Order. JAX's current trace, its configuration and flax's module stacks belong to the thread: while
-  the function is suspended inside `with a:`, the loop's body runs inside `a` too (that is why it
-  can compute with the function's tracers). Contexts must then be left in the reverse of the order
-  in which they were entered. So a generator is stepped and closed only in the greenlet that touched
-  it first, and only while no generator started there later is suspended. Nested loops obey this by
-  themselves; `zip` of two does not, and is a `RunError`. The body of an inner loop may yield
-  outward: the inner generator cannot be resumed before the outer one was. Nobody returns before his
-  children are closed.
+- State. JAX's trace, its settings and flax's module stacks belong to the thread. At a yield the loop
+  keeps JAX's trace (and mesh, axes and names), because it has to compute with the function's tracers,
+  but none of the settings that the function has made (`jax.default_matmul_precision`, `jax.disable_jit`
+  …): they are in force exactly while its own frames run. When it stops for good, the loop gets back
+  the state it had, even if it has meanwhile left the trace by an exception and drops the generator late.
+- Order. Other contexts of the function stay open while the loop's body runs, and must be left in the
+  reverse of the order in which they were entered. So a generator is stepped and closed only in the
+  greenlet that touched it first, only while no generator started there later is suspended, and stepped
+  only under the trace in which it stands. Nested loops obey this by themselves; `zip` of two does not,
+  and is a `RunError`. The body of an inner loop may yield outward: the inner generator cannot be
+  resumed before the outer one was. A generator closes its children before it returns.
 - Leaving. `for` gets a handle of its own from `iter`. Break, return, any exception and Ctrl-C drop
   it, which closes the generator right there, although the loop has a name. What is dropped out of
   turn is closed as soon as the later generators have ended.
@@ -33,13 +36,14 @@ imitation. On top of that comes what greenlets and JAX ask for:
   sender and receiver keeps them alive: `jax.checking_leaks()` counts references.
 - `contextvars`. The function runs in a copy of the context in which the generator was first
   touched.
-- `local_context` is for what the loop's body shall not see: left at each yield, entered again
-  after.
+- `local_context` does for any context what is done for JAX's settings: left at each yield, entered
+  again after.
 
 Sharp edges. Without `for`, write `with contextlib.closing(generator)`: a traceback keeps a named
-generator alive, hence suspended, until the contexts around it are gone. One that is dropped in a
-reference cycle is closed when the collector finds it, maybe in the middle of another trace, whose
-state it then upsets. The loop variable outlives the last step: if it is a tracer of a trace that
+generator alive, hence suspended, and the mesh and axis names of the function in force, until the
+exception is dropped. One that is dropped in a reference cycle is closed when the collector finds it; in
+the middle of a trace that began after the yield, that trace goes on unharmed, but returns to the
+function's. The loop variable outlives the last step: if it is a tracer of a trace that
 ends inside the function (a `jit` or `scan` there), the leak checker complains, rightly, unless the
 body ends in `del value`. And JAX caches what it traced: a function jitted inside yields the first
 time only.
@@ -58,6 +62,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import greenlet
 
+from mechjax import compat
 from mechjax.errors import RunError
 
 P = ParamSpec('P')
@@ -96,13 +101,16 @@ class GreenletGenerator(Generator[Y, S, R]):
       RunError: this is not the place or not the time to step this generator.
     """
     child = self._touch()
+    child.check_trace(self._name)
     if value is not None and child.steps.gi_suspended:
       child.mail, value = value, None
     return child.steps.send(value)
 
   def throw(self, *exception: Any) -> Y:  # type: ignore[override]
     """Raises `exception` where the function is suspended; otherwise as `send`."""
-    return self._touch().steps.throw(*exception)
+    child = self._touch()
+    child.check_trace(self._name)
+    return child.steps.throw(*exception)
 
   def close(self) -> Any:
     """Raises GeneratorExit where the function is suspended, so that its contexts are left."""
@@ -179,13 +187,17 @@ class _LoopHandle(GreenletGenerator):
   def __iter__(self) -> Generator:
     return self
 
-  def __next__(self) -> Any:
+  def send(self, value: Any) -> Any:
     try:
-      return self._owner.send(None)
+      return self._owner.send(value)
     except BaseException:  # whose traceback holds this frame, and so this handle
-      if self._child.parent is greenlet.getcurrent():
-        self._abandon()
+      self.close()
       raise
+
+  def close(self) -> None:
+    """Closes the generator: now, or as soon as the later ones have ended."""
+    if self._child.parent is greenlet.getcurrent():
+      self._abandon()
 
 
 def generator(fn: Callable[P, R]) -> Callable[P, GreenletGenerator[Any, Any, R]]:
@@ -215,15 +227,10 @@ def yield_(value: Any) -> Any:
       cause='the function was called directly, or in another thread than the loop (a callback?)',
       mend='loop over it: `for value in GreenletGenerator(fn, *args)`',
     )
-  for stack, _ in reversed(child.contexts):
-    stack.close()
   child.mail = value
   del value
-  try:
+  with _outside_local_contexts(child):
     child.parent.switch()
-  finally:
-    for stack, make in child.contexts:
-      stack.enter_context(make())
   return child.take()
 
 
@@ -273,6 +280,30 @@ def local_context(make: Callable[[], AbstractContextManager]) -> Iterator[None]:
       contexts.remove(entry)
 
 
+@contextlib.contextmanager
+def _outside_local_contexts(child: _Child) -> Iterator[None]:
+  """Leaves the local contexts, latest first, and enters them again afterwards.
+
+  What a context that stays open has set above a local one (in JAX's state, in context variables) is put back then.
+  """
+  if not child.contexts:
+    yield
+    return
+  state, variables = compat.thread_state(), contextvars.copy_context()
+  for stack, _ in reversed(child.contexts):
+    stack.close()
+  state = {cell: value for cell, value in state.items() if cell.get() is not value}
+  covered = {v: value for v, value in variables.items() if v.get(None) is not value}
+  try:
+    yield
+  finally:
+    for stack, make in child.contexts:
+      stack.enter_context(make())
+    compat.set_thread_state(state)
+    for v, value in covered.items():
+      v.set(value)
+
+
 class _Child(greenlet.greenlet):
   """A greenlet, what it and its loop leave for each other, and its place among the others."""
 
@@ -285,6 +316,8 @@ class _Child(greenlet.greenlet):
     self.returned: tuple = ()
     self.abandoned = False
     self.siblings = _children(self.parent)
+    self.outside: dict[compat.Cell, Any] = {}
+    self.inside: dict[compat.Cell, Any] = {}
     self.steps: Any = _drive(self)
 
   def run(self) -> Any:
@@ -304,6 +337,41 @@ class _Child(greenlet.greenlet):
     finally:
       while children:
         children.pop().steps.close()
+
+  def check_trace(self, name: str) -> None:
+    """Raises RunError if the function stands in a trace of its own that the caller has left, or covered by another."""
+    if any(cell.is_trace and cell.get() is not value for cell, value in self.inside.items()):
+      raise RunError(
+        'a generator that is suspended inside a JAX trace was resumed outside of it',
+        where=name,
+        cause='the trace has ended since (an exception that was caught?), or a jit, scan, grad or vmap began',
+        mend='loop over it in the function, and under the transformation, in which it was started',
+      )
+
+  def step(self, error: BaseException | None = None) -> Any:
+    """Runs the function up to its next yield in the state in which it stood, and the loop goes on in its own.
+
+    `inside` is what the function has set and not left; no frame may hold it while the function runs, because
+    a trace that ends there must not be referred to. `outside` is what the loop has in its place.
+    """
+    inside, self.inside = self.inside, {}
+    for cell, value in compat.thread_state().items():
+      if not (cell in inside and inside[cell] is value):  # it is not the function's own
+        self.outside[cell] = value
+    compat.set_thread_state(inside)
+    del inside, cell, value
+    try:
+      return self.switch() if error is None else self.throw(error)
+    finally:
+      del error  # whose traceback holds this frame
+      self.part()
+
+  def part(self) -> None:
+    """Leaves the function in its own state, and the loop with the function's trace unless that has ended."""
+    now = compat.thread_state()
+    self.inside = {c: value for c, value in now.items() if value is not self.outside.get(c, value)}
+    kept = {c: value for c, value in self.outside.items() if self.dead or not c.of_trace}
+    compat.set_thread_state(kept)
 
   def take(self) -> Any:
     mail, self.mail = self.mail, None
@@ -334,21 +402,22 @@ def _drive(child: _Child) -> Generator[Any, Any, Any]:
   """Steps a greenlet; the generator whose manners all others have."""
   child.siblings.append(child)
   try:
-    result = child.switch()
+    result = child.step()
     while not child.dead:
       try:
         yield child.take()
       except BaseException as error:
-        result = child.throw(error)
+        result = child.step(error)
       else:
-        result = child.switch()
+        result = child.step()
     child.returned = (result,)
     return result
   finally:
     if not child.dead:  # Ctrl-C hit this frame rather than the function
       with contextlib.suppress(GeneratorExit):
-        child.throw(GeneratorExit)
+        child.step(GeneratorExit())
     child.call = child.mail = None
+    child.inside = child.outside = {}
     if child in child.siblings:
       child.siblings.remove(child)
     _settle(child.siblings)

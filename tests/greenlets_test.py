@@ -538,6 +538,139 @@ def test_a_local_jax_configuration_is_not_seen_by_the_loop():
   assert loop.value == 'highest'
 
 
+PRECISION = jax.default_matmul_precision, lambda: jax.config.jax_default_matmul_precision
+PROMOTION = jax.numpy_dtype_promotion, lambda: jax.config.jax_numpy_dtype_promotion.value
+
+
+@contextlib.contextmanager
+def variable(value):
+  token = VARIABLE.set(value)
+  try:
+    yield
+  finally:
+    VARIABLE.reset(token)
+
+
+SETTINGS = {
+  'precision': (*PRECISION, ['high', 'highest', 'float32', 'default']),
+  'promotion': (*PROMOTION, ['standard', 'strict', 'standard', 'strict']),
+  'contextvar': (variable, VARIABLE.get, ['a', 'b', 'c', 'd']),
+}
+MANNERS = st.lists(st.sampled_from(['plain', 'local', 'both', 'neither']), min_size=1, max_size=4)
+
+
+def nested(manners, setting, depth=0):
+  """A generator in a generator …, each with a setting of its own, that checks it whenever its frames run."""
+  make, read, values = SETTINGS[setting]
+  around, own = read(), values[depth]
+  with contextlib.ExitStack() as stack:
+    if manners[0] in ('local', 'both'):
+      other = values[(depth + 1) % 4] if manners[0] == 'both' else own
+      stack.enter_context(local_context(lambda: make(other)))
+    if manners[0] in ('plain', 'both'):
+      stack.enter_context(make(own))
+    expected = around if manners[0] == 'neither' else own
+    assert read() == expected
+    if manners[1:]:
+      for item in GreenletGenerator(nested, manners[1:], setting, depth + 1):
+        assert read() == expected
+        yield_(item)
+        assert read() == expected
+    for item in range(2):
+      yield_(item)
+      assert read() == expected
+  assert read() == around
+
+
+@given(manners=MANNERS, setting=st.sampled_from([*SETTINGS]), leave=st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_settings_of_each_generator_are_in_force_exactly_while_its_own_frames_run(
+  manners, setting, leave
+):
+  read = SETTINGS[setting][1]
+  around = read()
+  steps = 0
+  for _ in GreenletGenerator(nested, manners, setting):
+    assert read() == around
+    steps += 1
+    if steps > leave:
+      break
+  assert read() == around
+  assert steps == min(leave + 1, 2 * len(manners))
+
+
+@pytest.mark.parametrize('setting', SETTINGS)
+def test_settings_come_back_when_an_exception_goes_through_nested_generators(setting):
+  read, around = SETTINGS[setting][1], SETTINGS[setting][1]()
+  gen = GreenletGenerator(nested, ['both', 'plain', 'local'], setting)
+  next(gen), next(gen)
+  with pytest.raises(KeyError):
+    gen.throw(KeyError('through'))
+  assert read() == around
+
+
+def test_a_generator_goes_on_under_its_own_settings_after_the_context_of_the_loop_was_left():
+  make, read = PRECISION
+
+  def fn():
+    yield_(read())
+    with make('float32'):
+      yield_(read())
+      yield_(read())
+    yield_(read())
+
+  gen = GreenletGenerator(fn)
+  with make('highest'):
+    seen = [next(gen), next(gen), read()]
+  seen += [read(), next(gen), next(gen), read()]
+  gen.close()
+  assert seen == [
+    'highest',
+    'float32',
+    'highest',
+    None,
+    'float32',
+    'highest',
+    None,
+  ]  # as with `yield`, but the last
+  assert read() is None
+
+
+def test_a_generator_closed_late_leaves_the_state_of_the_one_who_closes_it():
+  """The body's exception holds the loop, so that the function stands in a trace which has ended long ago."""
+  x = jnp.arange(1.0, 4.0)
+
+  def failing(x):
+    return [1 / 0 for _ in iter(lambda: next(gen), None)]
+
+  for function in ('jit', 'scan', 'config', 'nnx grad'):
+    gen = GreenletGenerator(FUNCTIONS[function], x)
+    with pytest.raises(ZeroDivisionError):
+      jax.jit(lambda x: failing(x))(x)
+    with pytest.raises(RunError, match='outside of it'):
+      next(gen)
+    with jax.default_matmul_precision('float32'):
+      gen.close()
+      assert jax.config.jax_default_matmul_precision == 'float32'
+      assert float(x.sum()) == 6
+    assert_nothing_is_left_behind()
+
+
+def test_a_generator_that_stands_in_a_trace_and_is_collected_elsewhere_harms_no_thread():
+  def forget(x):
+    gen = GreenletGenerator(FUNCTIONS['jit'], x)
+    next(gen)
+    box.append(gen)
+    return x
+
+  box = []
+  jax.jit(forget)(jnp.arange(3.0))
+  assert in_thread(lambda: (box.clear(), float(jnp.ones(3).sum()))[1]) == ('gives', 3)
+  assert_nothing_is_left_behind()
+  assert list(GreenletGenerator(count, 2)) == [0, 1]  # which closes the other
+  assert_nothing_is_left_behind()
+
+
 # References.
 
 

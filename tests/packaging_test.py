@@ -1,6 +1,7 @@
 """What is shipped is all there is, and a patch is one module under both of its names."""
 
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,55 @@ def test_importing_mechjax_and_its_patches_loads_no_optional_library(installed):
     f'assert not {optional} & set(sys.modules)',
     installed / 'site',
   )
+
+
+@pytest.fixture(scope='module')
+def beside_a_clone(tmp_path_factory):
+  """The folder that holds a clone, which is called mechjax."""
+  parent = tmp_path_factory.mktemp('parent')
+  shutil.copytree(ROOT / 'mechjax', parent / 'mechjax' / 'mechjax')
+  shutil.copytree(ROOT / 'patches', parent / 'mechjax' / 'patches')
+  shutil.copy(ROOT / '__init__.py', parent / 'mechjax')
+  return parent
+
+
+REAL = """
+import mechjax, importlib.util
+assert mechjax.sites.as_patterns('mlp_out.*'), mechjax.iterate
+assert mechjax.__file__ == {file!r}, mechjax.__file__
+assert importlib.util.find_spec('mechjax.mechjax') is None
+"""
+
+
+@pytest.mark.parametrize('uninstalled', [True, False])
+def test_beside_a_clone_mechjax_is_the_package_and_no_empty_namespace(beside_a_clone, uninstalled):
+  file = beside_a_clone / 'mechjax' / 'mechjax' / '__init__.py'
+  run(REAL.format(file=str(file)), beside_a_clone, uninstalled=uninstalled)
+
+
+def test_a_command_runs_beside_a_clone(beside_a_clone):
+  command = [sys.executable, '-m', 'mechjax.patcher', 'check', '--help']
+  done = subprocess.run(command, cwd=beside_a_clone, capture_output=True, text=True)
+  assert (done.returncode, 'mechjax.patcher check' in done.stdout) == (0, True), done.stderr
+
+
+def test_in_a_clone_mechjax_is_the_package_too(beside_a_clone):
+  file = beside_a_clone / 'mechjax' / 'mechjax' / '__init__.py'
+  run(REAL.format(file=str(file)), beside_a_clone / 'mechjax', uninstalled=True)
+
+
+def test_no_file_says_to_install_mechjax_by_its_name():
+  """The name is free on the package index: whoever took it would be installed."""
+  suffixes = ('.py', '.md', '.ipynb', '.toml', '.txt', '.yml', '')
+  tracked = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True)
+  names = tracked.stdout.split() or [str(p.relative_to(ROOT)) for p in ROOT.glob('[!.]*/**/*')]
+  for name in names:
+    path = ROOT / name
+    if path.suffix in suffixes and path.is_file() and path != pathlib.Path(__file__):
+      text = path.read_text(errors='replace')
+      found = re.search(r'(?<![\w/.])mechjax\[\w', text)
+      found = found or re.search(r"""pip3? install\b[^\n]*[ '"]mechjax(?![-/.\w])""", text)
+      assert not found, f'{name}: {found.group()!r}'
 
 
 def run(code: str, *path: pathlib.Path, uninstalled: bool = False) -> None:

@@ -280,7 +280,7 @@ _BY_FOR: Any = object()
 
 def _items(run: Run) -> Generator[Item, None, None]:
   """Drives a run. No value is referred to while the pass goes on to the next site."""
-  driver = run._driver
+  driver = iter(run._driver)  # of a greenlet, a handle: it can be left out of turn
   reply: list[Any] | None = None
   try:
     while True:
@@ -300,6 +300,8 @@ def _items(run: Run) -> Generator[Item, None, None]:
       yield item
       del item
       run._check_thread()
+      if run._driver is None:  # closed in the body
+        return
       reply = None if run._modified is _NOTHING else [run._modified]
       run._modified = _NOTHING
   finally:

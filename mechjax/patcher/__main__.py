@@ -2,8 +2,8 @@
 python -m mechjax.patcher diff NAME ...        what a shipped patch changes, as a unified diff
 
 NAME is a patch file (`tunix`) or an upstream module (`tunix.models.qwen2.model`). `check` prints a
-table and ends with status 1 if a patch does not apply; an upstream package that is not installed is
-no failure.
+table and ends with status 1 if a patch does not apply. An upstream package that is not installed is
+no failure, nor is one whose version (another than the patch was checked with) lacks the module.
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ class Row:
     patch: the file of the patch, or its name there, and the module that it patches.
     matched, total: how many rules match, of how many.
     errors: why the others do not.
+    absent: what there is not to patch: 'not installed', or 'no such module' in the installed version, which is
+      another than the patch was checked with; '' if upstream is there.
   """
 
   upstream: str
@@ -37,13 +39,11 @@ class Row:
   matched: int
   total: int
   errors: tuple[PatchError, ...] = ()
-  installed: bool = True
+  absent: str = ''
 
   @property
   def status(self) -> str:
-    if not self.installed:
-      return 'not installed'
-    return 'does not apply' if self.errors else 'ok'
+    return self.absent or ('does not apply' if self.errors else 'ok')
 
 
 def shipped(names: Iterable[str] = ()) -> Iterator[tuple[str, Patcher]]:
@@ -92,7 +92,9 @@ def check(file: str, patcher: Patcher) -> Row:
   patch, total = f'{file}: {patcher.module}', len(patcher.rules)
   source = sources.locate(patcher.module)
   if source is None and not version:
-    return Row(upstream, '', patch, 0, total, installed=False)
+    return Row(upstream, '', patch, 0, total, absent='not installed')
+  if source is None and version not in (patcher.checked or ('', ()))[1]:
+    return Row(upstream, version, patch, 0, total, absent='no such module')
   if source is None:
     missing = PatchError(f'{upstream} {version} has no module {patcher.module}')
     return Row(upstream, version, patch, 0, total, (missing,))

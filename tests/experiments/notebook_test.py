@@ -40,14 +40,41 @@ def test_no_outputs_are_stored():
   assert len({cell['id'] for cell in NOTEBOOK['cells']}) == len(NOTEBOOK['cells'])
 
 
-@pytest.mark.parametrize('missing', [True, False])
-def test_the_first_cell_installs_mechjax_only_where_it_is_missing(missing, monkeypatch):
+def first_cell(monkeypatch, source, missing):
+  """Runs the first cell with SOURCE filled in; returns what it says on leaving, and the commands that it ran."""
   calls = []
   monkeypatch.setattr(subprocess, 'run', lambda command, check: calls.append(command))
   if missing:
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  execute(CODE[0], {}, [])
-  assert [c[-1] for c in calls] == (['mechjax[models,upstream]'] if missing else [])
+  assert "SOURCE = ''" in CODE[0]
+  try:
+    execute(CODE[0].replace("SOURCE = ''", f'SOURCE = {source!r}'), {}, [])
+  except SystemExit as left:
+    return str(left), calls
+  return '', calls
+
+
+def test_the_first_cell_does_nothing_where_mechjax_is_there(monkeypatch):
+  assert first_cell(monkeypatch, '', missing=False) == ('', [])
+
+
+def test_the_first_cell_installs_from_what_the_reader_names_and_says_to_restart(
+  monkeypatch, tmp_path
+):
+  wheel = tmp_path / 'mechjax-0.1.0-py3-none-any.whl'
+  wheel.touch()
+  for source in (tmp_path, wheel):
+    said, [command] = first_cell(monkeypatch, str(source), missing=True)
+    assert command[-1] == f'{source}[models,upstream]'
+    assert 'Restart the runtime' in said
+
+
+@pytest.mark.parametrize('source', ['', 'mechjax', '/nowhere/mechjax'])
+def test_the_first_cell_takes_no_name_from_an_index(monkeypatch, tmp_path, source):
+  monkeypatch.chdir(tmp_path)
+  said, calls = first_cell(monkeypatch, source, missing=True)
+  assert calls == []
+  assert 'name a checkout' in said
 
 
 @pytest.mark.optimised

@@ -1,7 +1,10 @@
 """Traced runs against plants under the same transformation, and against edits written into the model by hand."""
 
 import functools
+import gc
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 
 import mechjax
-from mechjax import harvest
+from mechjax import compat, harvest
 from mechjax.harvest import sow
 from tests.forward import toy
 
@@ -279,3 +282,183 @@ def test_a_site_inside_shard_map_is_visited_once():
 
   np.testing.assert_array_equal(looped(jnp.arange(2.0)), [1, 21])
   assert seen == ['h']
+
+
+# --- what is left behind
+
+
+def fail(*_):
+  raise ZeroDivisionError
+
+
+def interrupt(*_):
+  raise KeyboardInterrupt
+
+
+def by_comprehension(forward, x):
+  return [fail(value) for *_, value in forward(x)]
+
+
+def by_ctrl_c(forward, x):
+  return [interrupt(value) for *_, value in forward(x)]
+
+
+def by_generator_expression(forward, x):
+  return sum(fail(value) for *_, value in forward(x))
+
+
+def by_map(forward, x):
+  return list(map(fail, forward(x)))
+
+
+def by_zip(forward, x):
+  return [a for (*_, a), (*_, b) in zip(forward(x), forward(-x))]
+
+
+def by_for_over_zip(forward, x):
+  for _ in zip(forward(x), forward(-x)):
+    pass
+
+
+def by_hand(forward, x):
+  run = forward(x)
+  next(run), next(run)
+  fail(run)
+
+
+def by_nested_runs(forward, x):
+  return [fail(value) for _ in forward(x) for *_, value in forward(x)]
+
+
+def by_nested_runs_by_hand(forward, x):
+  outer, inner = forward(x), forward(x)
+  next(outer), next(inner), next(inner)
+  fail(outer, inner)
+
+
+def in_a_cycle(forward, x):
+  cycle = [forward(x)]
+  next(cycle[0])
+  cycle.append(cycle)
+  fail()
+
+
+def assert_unharmed(before):
+  assert compat.thread_state() == before
+  assert isinstance(jnp.ones(3) + 1, jax.Array)
+  assert not isinstance(jnp.ones(3) + 1, jax.core.Tracer)
+  assert jax.jit(lambda x: x + 1)(1.0) == 2
+  with jax.default_matmul_precision('highest'):
+    pass
+  assert jax.config.jax_default_matmul_precision is None
+
+
+def failing(way, wrap=jax.jit, model='scanned', scan='switch'):
+  """Lets a loop under a transformation fail; returns the exception, with all that its frames hold."""
+  f = toy.MODELS[model][0] if isinstance(model, str) else model
+  params = toy.parameters(layers=2)
+  params = params if model == 'scanned' else toy.layer_list(params)
+  forward = mechjax.iterate(f, 'mlp_out, resid_post', scan=scan)
+  try:
+    wrap(lambda x: way(lambda x: forward(params, x), x))(toy.X)
+  except (ZeroDivisionError, KeyboardInterrupt, mechjax.errors.RunError) as error:
+    return error
+  raise AssertionError('it should fail')
+
+
+def standing():
+  """JAX's state of the thread, with all that is unset set to its default, as JAX leaves it after a trace."""
+  jax.jit(lambda x: x + 1).lower(1.0)
+  jax.vmap(lambda x: x, axis_name='rows')(jnp.ones(1))
+  return compat.thread_state()
+
+
+WAYS = {n: f for n, f in globals().items() if n.startswith(('by_', 'in_a_'))}
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_an_exception_that_leaves_a_loop_leaves_no_trace_behind(way):
+  before = standing()
+  error = failing(WAYS[way])
+  assert jnp.ones(3).sum() == 3  # while the exception keeps the frames of the loop
+  del error
+  gc.collect()
+  assert_unharmed(before)
+
+
+@pytest.mark.parametrize(
+  ('model', 'scan'), [('scanned', 'unroll'), ('checkpointed', 'switch'), ('jitted', 'switch')]
+)
+def test_no_trace_is_left_behind_by_other_models(model, scan):
+  before = standing()
+  failing(by_comprehension, model=model, scan=scan)
+  failing(by_zip, model=model, scan=scan)
+  assert_unharmed(before)
+
+
+@pytest.mark.parametrize(
+  'wrapper', ['grad', 'vmap', 'checkpoint', 'scan', 'grad of jit of vmap', 'vmap of grad']
+)
+def test_no_trace_is_left_behind_under_other_transformations(wrapper):
+  before = standing()
+  failing(by_comprehension, WRAPPERS[wrapper])
+  assert_unharmed(before)
+
+
+def test_the_mesh_and_the_axes_of_the_model_are_not_left_behind():
+  mesh = jax.make_mesh((1,), ('d',), axis_types=(jax.sharding.AxisType.Auto,))
+  spec = jax.sharding.PartitionSpec('d')
+
+  def f(_, x):
+    body = jax.vmap(lambda x: sow(sow(x * 2, name='mlp_out'), name='resid_post'), axis_name='row')
+    return jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=spec)(x)
+
+  before = standing()
+  for way in (by_comprehension, by_hand):
+    failing(way, model=f)
+    assert_unharmed(before)
+
+
+def test_a_run_that_outlives_its_trace_harms_nothing_and_cannot_be_resumed():
+  f, params = toy.MODELS['scanned']
+  kept = []
+
+  @jax.jit
+  def careless(x):
+    kept.append(mechjax.iterate(f, 'mlp_out')(params, x))
+    next(kept[0])
+    return x
+
+  before = standing()
+  careless(toy.X)
+  with pytest.raises(mechjax.errors.RunError, match=r'(?s)outside of it.*trace has ended'):
+    next(kept[0])
+  kept.clear()
+  assert_unharmed(before)
+
+
+def test_a_run_is_not_resumed_inside_a_transformation_that_began_in_the_body():
+  f, params = toy.MODELS['scanned']
+
+  def looped(x):
+    run = mechjax.iterate(f, 'mlp_out')(params, x)
+    next(run)
+    return jax.jit(lambda x: next(run)[2] + x)(x)
+
+  before = standing()
+  with pytest.raises(mechjax.errors.RunError, match=r'(?s)outside of it.*jit, scan, grad'):
+    jax.jit(looped)(toy.X)
+  gc.collect()
+  assert_unharmed(before)
+
+
+def test_a_fresh_process_recovers_from_a_failed_loop():
+  program = """
+import jax, jax.numpy as jnp
+from tests.forward import traced_test as t
+for way in (t.by_comprehension, t.by_zip, t.by_hand):
+  t.failing(way)
+  print(type(jnp.ones(3) + 1).__name__, jax.jit(lambda x: x + 1)(1.0))
+"""
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+  assert done.stdout.splitlines() == ['ArrayImpl 2.0'] * 3, done.stderr

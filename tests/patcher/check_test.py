@@ -63,11 +63,25 @@ def test_a_patch_that_does_not_apply_is_explained_and_the_status_is_one(shipped,
   assert '+x + 5' in out
 
 
-def test_a_module_that_an_installed_package_lost_fails(shipped, capsys):
+def lose_b(shipped):
   (shipped.folder / 'checked_up' / 'b.py').unlink()
   importlib.invalidate_caches()
+
+
+def test_a_module_that_the_checked_version_lost_fails(shipped, capsys):
+  shipped.write(PATCH.replace("'0.1'", f"'0.1', '{pytest.__version__}'"), 'checked_patches.up')
+  lose_b(shipped)
   assert main(['check', 'checked_up.b']) == 1
   assert 'has no module checked_up.b' in capsys.readouterr().out
+
+
+def test_a_module_that_another_version_does_not_have_is_not_there_and_no_failure(shipped, capsys):
+  lose_b(shipped)
+  assert main(['check']) == 0
+  found = rows(capsys.readouterr().out)
+  assert found[2][2:] == ['up:', 'checked_up.a', '2/2', 'ok']
+  assert found[3][2:] == ['up:', 'checked_up.b', '0/1', 'no', 'such', 'module']
+  assert main(['check', 'up.ON_DEMAND']) == 0
 
 
 def test_a_result_that_does_not_compile_fails(shipped, capsys):

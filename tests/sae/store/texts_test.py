@@ -165,5 +165,5 @@ def test_without_the_library_the_extra_is_named(monkeypatch, tmp_path):
   monkeypatch.setitem(__import__('sys').modules, 'datasets', None)
   monkeypatch.setitem(__import__('sys').modules, 'pyarrow.parquet', None)
   for place in ('hf:a/b:c:d', written(tmp_path / 'a.parquet', '')):
-    with pytest.raises(MissingExtraError, match=r'mechjax\[text\]'):
+    with pytest.raises(MissingExtraError, match=r'\.\[text\]'):
       list(texts(place))
