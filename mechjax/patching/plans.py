@@ -45,6 +45,10 @@ class Plans:
       known = self._entries[key] = Watch(*reads, *metrics), made
     return known[1]
 
+  def values(self) -> list[Any]:
+    """All that was made."""
+    return [made for _, made in self._entries.values()]
+
 
 def _functions(metric: Metric) -> Iterator[Callable]:
   """The functions of a metric and of those that it is made of."""
