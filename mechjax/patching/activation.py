@@ -65,7 +65,7 @@ class Exact(engine.Sweep):
       PatchingError: pairs, nodes, metric and file that do not go together; NaN; a single patch beyond the budget.
       MissingExtraError: `progress` without tqdm.
     """
-    sided, n = sources.sides(pairs, self.how, self.seed)
+    sided, metric, n = sources.sides(pairs, metric, self.how, self.seed, self.nodes)
     title = f'exact {self.how}: {metric.name}'
     question = fingerprint(title, self.nodes, self.seed, sided, metric)
     table = self.nodes.table
@@ -86,7 +86,8 @@ class Exact(engine.Sweep):
           self._refuse_nan(effects, nodes)
           ledger.put(nodes[:size], rows[:count], effects)
           advance(size * count)
-    return Effects(title, self.nodes, ledger.values, ledger.base, ledger.other)
+    there = self.nodes.there(sided.real)
+    return Effects(title, self.nodes, ledger.values, ledger.base, ledger.other, there)
 
   def _refuse_nan(self, effects: np.ndarray, nodes: np.ndarray) -> None:
     bad = np.isnan(effects).any(axis=1)
@@ -116,7 +117,7 @@ class Joint(engine.Sweep):
     Raises:
       PatchingError: as `Exact`; also from the function returned.
     """
-    sided, n = sources.sides(pairs, self.how, self.seed)
+    sided, metric, n = sources.sides(pairs, metric, self.how, self.seed, self.nodes)
     plan = self.plan(params, sided, metric, engine.subset, np.zeros(len(self.nodes), bool))
     statistics = plan.statistics(params, sided, n)
     blocks = list(budgets.blocks(n, plan.rows))
@@ -144,6 +145,7 @@ class Joint(engine.Sweep):
         )
       return out
 
+    patch.there = self.nodes.there(sided.real)  # type: ignore[attr-defined]
     return patch
 
 

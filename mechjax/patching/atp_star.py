@@ -78,6 +78,7 @@ class AtPStar:
   _plans: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
   def __post_init__(self) -> None:
+    sources.check_forward(self.forward)
     sources.check_first_order(self.nodes, self.how)
     if self.keys not in KEYS:
       raise PatchingError(f'keys={self.keys!r}', mend=f'one of {", ".join(KEYS)}')
@@ -105,11 +106,12 @@ class AtPStar:
       PatchingError: pairs, nodes and metric that do not go together; NaN; a closed form that does not hold; a model
         without the sites that the fixes need.
     """
-    sided, n = sources.sides(pairs, self.how, self.seed)
-    title = f'{self.name} {self.how}: {metric.name}'
+    sided, metric, n = sources.sides(pairs, metric, self.how, self.seed, self.nodes)
+    title, there = f'{self.name} {self.how}: {metric.name}', self.nodes.there(sided.real)
     if not self.graddrop:
       plan = self._once('plan', (params, sided, metric), self._plan, params, sided, metric)
-      return Effects(title, self.nodes, *plan(params, sided, n, metric))
+      values, base, other = plan(params, sided, n, metric)
+      return Effects(title, self.nodes, values, base, other, there)
 
     layers = self._layers(params, sided)
     values, base, other = np.zeros((len(self.nodes), n)), np.zeros(n), np.zeros(n)
@@ -121,17 +123,18 @@ class AtPStar:
 
       plain, untouched, ends = self._walk(params, sided, metric, rows, layers, add)
       base[rows[:count]], other[rows[:count]] = (x[:count] for x in ends)
+      real = np.asarray(sided.real)[rows]
       found = {
         where: abs(np.asarray(effects, np.float64)) * len(untouched.get(where, ()))
         + np.asarray(total.get(where, 0.0), np.float64)
         for where, effects in plain.items()
       }
       if len(layers) == 1:
-        values[:, rows[:count]] = np.abs(graddrop.by_node(self.nodes, plain))[:, :count]
+        values[:, rows[:count]] = np.abs(graddrop.by_node(self.nodes, plain, real))[:, :count]
       else:
         drops = len(layers) - self._inside()[:, None]
-        values[:, rows[:count]] = graddrop.by_node(self.nodes, found)[:, :count] / drops
-    return Effects(title, self.nodes, values, base, other)
+        values[:, rows[:count]] = graddrop.by_node(self.nodes, found, real)[:, :count] / drops
+    return Effects(title, self.nodes, values, base, other, there)
 
   def by_layer(self, params: Any, pairs: Pairs, metric: Metric) -> np.ndarray:
     """Î_ℓ(n): the effect of every node when the gradient through layer ℓ's writes is dropped.
@@ -141,7 +144,7 @@ class AtPStar:
     Returns:
       float64 [L, N, B], with its sign. Nodes above ℓ have their plain effect, nodes inside it 0.
     """
-    sided, n = sources.sides(pairs, self.how, self.seed)
+    sided, metric, n = sources.sides(pairs, metric, self.how, self.seed, self.nodes)
     layers = self._layers(params, sided)
     out = np.zeros((len(layers), len(self.nodes), n))
     for rows, count in budgets.blocks(n, min(self.rows, n)):
@@ -154,7 +157,8 @@ class AtPStar:
       for where, dropped in untouched.items():
         kept.setdefault(where, {}).update((i, plain[where]) for i in dropped)
       stacked = {where: np.stack([by[i] for i in layers]) for where, by in kept.items()}
-      out[:, :, rows[:count]] = graddrop.by_node(self.nodes, stacked)[..., :count]
+      real = np.asarray(sided.real)[rows]
+      out[:, :, rows[:count]] = graddrop.by_node(self.nodes, stacked, real)[..., :count]
     return out
 
   # --- inside
@@ -326,6 +330,6 @@ def _pass(star: AtPStar, attention: terms.Attention, nodes: NodeSet) -> Callable
       gradient = sources.picked(gradients, term.source, nodes.layers(grid.name))
       products[number] = jax.vmap(term.of)(term.arrays, gradient)
     bad = attribution.unusable(nodes, sources.by_name(nodes, acts), planted, pairs.real)
-    return attribution.by_node(nodes, products), base, other, bad
+    return attribution.by_node(nodes, products, pairs.real), base, other, bad
 
   return run

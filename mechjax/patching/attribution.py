@@ -36,7 +36,7 @@ from mechjax.patching import sources, terms
 from mechjax.patching.effects import Effects
 from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
-from mechjax.patching.nodes import Grid, NodeSet
+from mechjax.patching.nodes import Grid, NodeSet, columns
 from mechjax.patching.pairs import Pairs
 
 
@@ -64,6 +64,7 @@ class Attribution:
   _plans: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
   def __post_init__(self) -> None:
+    sources.check_forward(self.forward)
     sources.check_first_order(self.nodes, self.how)
     if self.steps and self.how not in ('noising', 'denoising', 'resample'):
       raise PatchingError(f'{self.how!r} has no line between two runs', mend='steps=0')
@@ -84,14 +85,15 @@ class Attribution:
     Raises:
       PatchingError: pairs, nodes and metric that do not go together; NaN; one layer of one pair beyond the budget.
     """
-    sided, n = sources.sides(pairs, self.how, self.seed)
+    sided, metric, n = sources.sides(pairs, metric, self.how, self.seed, self.nodes)
     key = budgets.signature(params, sided, metric)
     if key not in self._plans:
       pass_of = functools.partial(_pass, self)
       self._plans[key] = plan(pass_of, self.nodes, self.budget, params, sided, metric)
     values, base, other = self._plans[key](params, sided, n, metric)
     name = f'integrated gradients ({self.steps})' if self.steps else 'AtP'
-    return Effects(f'{name} {self.how}: {metric.name}', self.nodes, values, base, other)
+    title, there = f'{name} {self.how}: {metric.name}', self.nodes.there(sided.real)
+    return Effects(title, self.nodes, values, base, other, there)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +186,7 @@ def _pass(atp: Attribution, nodes: NodeSet) -> Callable:
       term = terms.own(grid.layout, grid.name, new, old, pairs.real)
       products[number] = jax.vmap(term.of)(term.arrays, gradients[grid.name])
     bad = unusable(nodes, values, planted, pairs.real)
-    return by_node(nodes, products), base, other, bad
+    return by_node(nodes, products, pairs.real), base, other, bad
 
   return run
 
@@ -234,9 +236,7 @@ def _integrated(
   def at(total, share):
     def moved(params, inputs):
       x = ends[0] + share.astype(ends[0].dtype) * (ends[1] - ends[0])
-      # Sown again: a planted site is no longer there for the gradient.
-      plant = {atp.along: lambda _: harvest.sow(x, name=atp.along)}
-      return harvest.plant(_loss(atp.forward, metric))(plant, params, inputs)
+      return harvest.plant(_loss(atp.forward, metric))({atp.along: x}, params, inputs)
 
     at_sites = harvest.value_and_grad_at(moved, sites=nodes.sites(), has_aux=True)
     gradients = sources.by_name(nodes, at_sites(params, pairs.clean)[2])
@@ -248,15 +248,16 @@ def _integrated(
   return values, jax.tree.map(lambda x: x / atp.steps, total)
 
 
-def by_node(nodes: NodeSet, products: Mapping[int, jax.Array]) -> jax.Array:
+def by_node(nodes: NodeSet, products: Mapping[int, jax.Array], real: Any) -> jax.Array:
   """Sums products over each node.
 
   Args:
     nodes: N nodes.
     products: by number of the grid, [layers, *the axes of its site], 1 for an axis that is summed already.
+    real: bool [B, T].
 
   Returns:
-    [N, B].
+    [N, B]; 0 where a pair is too short to have a node.
   """
   found, order = [], []
   for number, grid in nodes.used():
@@ -264,11 +265,34 @@ def by_node(nodes: NodeSet, products: Mapping[int, jax.Array]) -> jax.Array:
     layers = [-1 if i is None else i for i in nodes.layers(grid.name)]
     slots = np.searchsorted(layers, nodes.table[mine, 1])
     total = summed(grid, products[number])
-    found.append(total[(slots, *np.maximum(nodes.table[mine, 2:], 0).T)])
+    found.append(gathered(total, slots, nodes.table[mine], jnp.asarray(real)))
     order.append(mine)
   back = np.argsort(np.concatenate(order))
   together = jnp.concatenate(found) if len(found) > 1 else found[0]
   return together if (back == np.arange(len(back))).all() else together[back]
+
+
+def gathered(total: Any, slots: np.ndarray, rows: np.ndarray, real: Any) -> Any:
+  """The products of some nodes of one grid.
+
+  Args:
+    total: [..., layers, heads, positions, neurons, B].
+    slots: of their layers, int [n].
+    rows: of `NodeSet.table`, [n, 5].
+    real: bool [B, T].
+
+  Returns:
+    [..., n, B]; 0 where a pair is too short to have a node.
+  """
+  heads, positions, neurons = rows[:, 2:].T
+  if (positions >= -1).all():
+    return total[(..., slots, *np.maximum((heads, positions, neurons), 0), slice(None))]
+  at = columns(positions, real)
+  there = (at >= 0) | (positions == -1)[:, None]
+  column = lambda x: np.maximum(x, 0)[:, None]  # noqa: E731
+  index = (column(slots), column(heads), at.clip(0), column(neurons), np.arange(len(real)))
+  found = total[(..., *index)]
+  return np.where(there, found, 0) if isinstance(total, np.ndarray) else jnp.where(there, found, 0)
 
 
 def summed(grid: Grid, product: jax.Array) -> jax.Array:

@@ -32,7 +32,10 @@ import numpy as np
 from mechjax.patching.errors import PatchingError
 
 Patch = Callable[[np.ndarray], np.ndarray]
-"""Sets of nodes, bool [M, N] -> what patching all nodes of a set does to each pair, [M, B]."""
+"""Sets of nodes, bool [M, N] -> what patching all nodes of a set does to each pair, [M, B].
+
+Its attribute `there`, if it has one, says in which pairs each node is, bool [N, B]: contributions are means over those.
+"""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -39,6 +39,7 @@ class Effects:
     values: metric of the patched run minus that of the base run, [N, B]. A node that is padding in a pair has 0.
     base: the metric of the run that is changed, [B].
     other: the metric of the run that the values come from, [B].
+    there: in which pairs each node is at a real position, bool [N, B]; None for all. Means are over those pairs.
   """
 
   title: str
@@ -46,14 +47,15 @@ class Effects:
   values: np.ndarray
   base: np.ndarray
   other: np.ndarray
+  there: np.ndarray | None = None
 
   def contribution(self) -> np.ndarray:
-    """Mean over pairs of the absolute effect, [N]."""
-    return np.abs(self.values).mean(axis=1)
+    """Mean over the pairs that have the node of the absolute effect, [N]; 0 where none has it."""
+    return mean_over_pairs(np.abs(self.values), self.there)
 
   def mean(self) -> np.ndarray:
-    """Mean over pairs of the effect, [N]."""
-    return self.values.mean(axis=1)
+    """Mean over the pairs that have the node of the effect, [N]; 0 where none has it."""
+    return mean_over_pairs(self.values, self.there)
 
   def ranking(self) -> np.ndarray:
     """Indices of the nodes, largest contribution first."""
@@ -79,6 +81,13 @@ class Effects:
     mine = (at >= 0) & (at < out.size)
     out[at[mine]] = values[mine]
     return out.reshape(grids[number].shape)
+
+
+def mean_over_pairs(values: np.ndarray, there: np.ndarray | None) -> np.ndarray:
+  """Means over the last axis, of pairs, where `there` (None for everywhere); 0 where it holds nowhere."""
+  if there is None or there.all():
+    return values.mean(axis=-1)
+  return np.where(there, values, 0).sum(axis=-1) / np.maximum(there.sum(axis=-1), 1)
 
 
 def fingerprint(title: str, nodes: NodeSet, seed: int, *trees: Any) -> str:

@@ -32,7 +32,7 @@ from mechjax.patching import budget as budgets
 from mechjax.patching import sources
 from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
-from mechjax.patching.nodes import Grid, Layout, NodeSet
+from mechjax.patching.nodes import Grid, Layout, NodeSet, columns
 from mechjax.patching.pairs import Pairs
 
 BEHIND = ('final_norm', 'logits')
@@ -68,6 +68,7 @@ class Sweep:
   _plans: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
   def __post_init__(self) -> None:
+    sources.check_forward(self.forward)
     if not len(self.nodes):
       raise PatchingError('there are no nodes to patch', cause='a slice or a choice that is empty')
     if self.budget < 1 or self.at_most < 1:
@@ -121,8 +122,8 @@ class Plan:
       PatchingError: NaN.
     """
     here, mine = sided.rows(rows), metric.rows(rows)
-    key = _key(self.sweep.seed, rows)
-    base, other, values, bad, residuals = self.prepare(params, here, mine, statistics, key)
+    keys = _keys(self.sweep.seed, rows)
+    base, other, values, bad, residuals = self.prepare(params, here, mine, statistics, keys)
     base, other = (np.asarray(x, np.float64) for x in (base, other))
     sources.refuse_nan(self.sweep.nodes, bad, {'base': base, 'other': other}, rows[0])
     return Block(self, (params, here, mine, values, residuals), base, other)
@@ -154,8 +155,10 @@ def _plan(
   forward, nodes = sweep.forward, sweep.nodes
   run = _runner(sweep)
 
-  def prepare(params, pairs, metric, statistics, key):
-    other, values = sources.planted(forward, nodes, sweep.how, params, pairs.noise, statistics, key)
+  def prepare(params, pairs, metric, statistics, keys):
+    other, values = sources.planted(
+      forward, nodes, sweep.how, params, pairs.noise, statistics, keys
+    )
     bad = sources.unusable(nodes, values, pairs.real)
     if sweep.resume is None:
       out, residuals = forward(params, pairs.clean), None
@@ -182,7 +185,7 @@ def _plan(
       if sums
       else None
     )
-    first = (params, here, some, statistics, _key(0, index))
+    first = (params, here, some, statistics, _keys(0, index))
     ready = jax.jit(prepare).lower(*first).compile()
     _, _, values, _, residuals = jax.eval_shape(prepare, *first)
     kept = budgets.size_of((values, statistics, residuals))
@@ -221,8 +224,9 @@ def _runner(sweep: Sweep) -> Callable:
   return run
 
 
-def _key(seed: int, rows: np.ndarray) -> jax.Array:
-  return jax.random.fold_in(jax.random.key(seed), int(rows[0]))
+def _keys(seed: int, rows: np.ndarray) -> jax.Array:
+  """A random key for each pair, by its number among all pairs."""
+  return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
 
 
 # --- what a patch covers ----------------------------------------------------------------------------------
@@ -256,11 +260,18 @@ def one_node(nodes: NodeSet, values: sources.Values, row: jax.Array, real: Any) 
 
 def _covered(layout: Layout, row: jax.Array, real: Any) -> jax.Array:
   """Where a node is in a site's value: bool, to be broadcast."""
-  mask = sources.along(layout, real)
-  for letters, i in ((layout.heads, row[2]), (layout.position, row[3]), (layout.neuron, row[4])):
+  mask = sources.along(layout, real & ((row[3] == -1) | _column(row[3], real)))
+  for letters, i in ((layout.heads, row[2]), (layout.neuron, row[4])):
     if letters:
       mask = mask & ((jnp.asarray(layout.index(letters), jnp.int32) == i) | (i < 0))
   return mask
+
+
+def _column(position: Any, real: Any) -> jax.Array:
+  """Where a position of `NodeSet.table` is in each pair: bool [B, T]."""
+  real = jnp.asarray(real)
+  at = columns(jnp.asarray(position, jnp.int32), real)
+  return jnp.arange(real.shape[1], dtype=jnp.int32) == at[:, None]
 
 
 def subset(nodes: NodeSet, values: sources.Values, members: jax.Array, real: Any) -> dict[str, Any]:
@@ -278,7 +289,7 @@ def subset(nodes: NodeSet, values: sources.Values, members: jax.Array, real: Any
   out: dict[str, Any] = {}
   for name, value in values.items():
     layers = nodes.layers(name)
-    mask = covered(nodes, name, layers, members) & sources.along(nodes.layouts[name], real)
+    mask = covered(nodes, name, layers, members, real)
     out |= masked(name, layers, value, mask)
   return out
 
@@ -290,14 +301,15 @@ def masked(name: str, layers: tuple, value: jax.Array, mask: jax.Array) -> dict[
   return {sources.pattern(name, layers): plant}
 
 
-def covered(nodes: NodeSet, name: str, layers: tuple, members: Any) -> jax.Array:
-  """Where chosen nodes are in the values of a site name.
+def covered(nodes: NodeSet, name: str, layers: tuple, members: Any, real: Any) -> jax.Array:
+  """Where chosen nodes are in the values of a site name, padding left out.
 
   Args:
     nodes: N nodes.
     name: of the site.
     layers: the layers of the values, at least those of the nodes.
     members: which nodes, bool [N].
+    real: bool [B, T].
 
   Returns:
     bool [layers, ...], to be broadcast against the values.
@@ -306,25 +318,31 @@ def covered(nodes: NodeSet, name: str, layers: tuple, members: Any) -> jax.Array
   mask = jnp.zeros((len(layers), *[1] * (rank - 1)), bool)
   for number, grid in nodes.used():
     if grid.name == name:
-      mask = mask | _members(nodes, number, grid, layers, jnp.asarray(members))
-  return mask
+      mine = np.flatnonzero(nodes.table[:, 0] == number)
+      ends = np.minimum(nodes.table[mine, 3], -1)
+      for end in np.unique(ends):
+        part = _members(nodes, grid, layers, jnp.asarray(members), mine[ends == end])
+        if end < -1:
+          part = part & sources.along(grid.layout, _column(end, real))
+        mask = mask | part
+  return mask & sources.along(nodes.layouts[name], real)
 
 
 def _members(
-  nodes: NodeSet, number: int, grid: Grid, layers: tuple, members: jax.Array
+  nodes: NodeSet, grid: Grid, layers: tuple, members: jax.Array, mine: np.ndarray
 ) -> jax.Array:
-  """Where the chosen nodes of one grid are in its site's values: bool [layers, ...], to be broadcast."""
-  letters = (grid.layout.heads, grid.layout.position, grid.layout.neuron)
-  each = [
-    axis if indices != (None,) else ''
-    for axis, indices in zip(letters, (grid.heads, grid.positions, grid.neurons))
-  ]
-  mine = np.flatnonzero(nodes.table[:, 0] == number)
+  """Where the chosen among some nodes of one grid are in its site's values: bool [layers, ...], to be broadcast.
+
+  A position that is counted from the end is left to the caller: those nodes are at all positions here.
+  """
   rows = nodes.table[mine]
+  letters = (grid.layout.heads, grid.layout.position, grid.layout.neuron)
+  each = [axis if (rows[:, i] >= 0).all() else '' for i, axis in enumerate(letters, start=2)]
   slots = np.searchsorted([-1 if i is None else i for i in layers], rows[:, 1])
   sizes = [grid.layout.size(axis) if axis else 1 for axis in each]
   chosen = jnp.zeros((len(layers), *sizes), bool)
-  chosen = chosen.at[(slots, *np.maximum(rows[:, 2:], 0).T)].max(members[mine])
+  at = [rows[:, i] if axis else np.zeros(len(rows), int) for i, axis in enumerate(each, start=2)]
+  chosen = chosen.at[(slots, *at)].max(members[mine])
   place = [grid.layout.index(axis) if axis else 0 for axis in each]
   every = np.arange(len(layers)).reshape(-1, *[1] * len(grid.layout.axes))
   return chosen[(every, *place)]

@@ -29,7 +29,7 @@ import numpy as np
 from mechjax import sites
 from mechjax.forward import Backward
 from mechjax.forward.stepped import Stand
-from mechjax.patching.attribution import summed
+from mechjax.patching.attribution import gathered, summed
 from mechjax.patching.nodes import Grid, NodeSet
 from mechjax.patching.terms import Term
 
@@ -139,8 +139,8 @@ def magnitude(total: jax.Array | None, effects: jax.Array, count: int) -> jax.Ar
   return new if total is None else total + new
 
 
-def by_node(nodes: NodeSet, found: Mapping[Where, Any]) -> np.ndarray:
-  """Arrays [..., heads, positions, neurons, B] by (grid, slot) as one, float64 [..., N, B]."""
+def by_node(nodes: NodeSet, found: Mapping[Where, Any], real: np.ndarray) -> np.ndarray:
+  """Arrays [..., heads, positions, neurons, B] by (grid, slot) as one, float64 [..., N, B]; `real` is bool [B, T]."""
   rows: list[Any] = [None] * len(nodes)
   slots = {
     (number, -1 if layer is None else layer): slot
@@ -153,7 +153,8 @@ def by_node(nodes: NodeSet, found: Mapping[Where, Any]) -> np.ndarray:
     groups.setdefault((int(row[0]), slots[int(row[0]), int(row[1])]), []).append(n)
   for where, mine in groups.items():
     array = np.asarray(found[where], np.float64)
-    picked = array[(..., *np.maximum(table[mine, 2:], 0).T, slice(None))]
+    layer = array[..., None, :, :, :, :]
+    picked = gathered(layer, np.zeros(len(mine), int), table[mine], real)
     for i, n in enumerate(mine):
       rows[n] = picked[..., i, :]
   return np.stack(rows, axis=-2)

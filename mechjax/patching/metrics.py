@@ -9,7 +9,8 @@ also says at which positions it reads the logits, so that a sweep need not compu
     metric(logits)                                 # [B], larger = more clean-like
 
 The position is the last real token of each pair unless given, padding never counts. Whether a patch is noising or
-denoising is not the metric's business: `sources.HOW` names it, and the name stands in every result.
+denoising is not the metric's business: `sources.HOW` names it, and the name stands in every result. A metric knows the
+pairs that it was made for, and a method that is given others refuses it; `pairs.rows(i)` goes with `metric.rows(i)`.
 
 Sharp edges: everything is computed in float32 or wider. Nats throughout. An answer of several tokens has a
 log-probability but no logit; `log_probability` takes them, `logit_difference` refuses.
@@ -39,35 +40,72 @@ class Metric:
     fn: (what it reads, data) -> [B].
     data: pytree of arrays with a leading axis of B.
     at: positions whose logits it reads, int [B, A]; None if it reads all that the model returns.
+    made_for: `Pairs.digests` of the pairs it was made for, [B, 2]; None if it was made without.
   """
 
   name: str = dataclasses.field(metadata={'static': True})
   fn: Callable = dataclasses.field(metadata={'static': True})
   data: Any
   at: Any = None
+  made_for: Any = None
 
   def __call__(self, output: Any) -> jax.Array:
     """The metric of every pair, floating point [B], from what the model returns.
 
     Raises:
-      PatchingError: the function returned something else.
+      PatchingError: the function returned something else; logits of another number of pairs.
     """
     return self.of(output if self.at is None else _at(output, self.at))
 
   def of(self, read: Any) -> jax.Array:
     """The same from logits at the positions `at`, [B, A, V]."""
     value = jnp.asarray(self.fn(read, self.data))
-    n = {np.shape(x)[0] for x in jax.tree.leaves((self.data, self.at))} or {value.size}
-    if value.ndim != 1 or value.shape[0] not in n or not jnp.issubdtype(value.dtype, jnp.floating):
+    n = self.sizes or {value.size}
+    if value.ndim != 1 or n != {value.shape[0]} or not jnp.issubdtype(value.dtype, jnp.floating):
       raise PatchingError(
         f'the metric {self.name!r} returned {value.dtype.name}{list(value.shape)}, not one number for each pair',
         mend='reduce over positions and tokens, not over pairs',
       )
     return value
 
+  @property
+  def sizes(self) -> set[int]:
+    """For how many pairs it has data: one number, or none where it has no data."""
+    return {np.shape(x)[0] for x in jax.tree.leaves((self.data, self.at, self.made_for))}
+
   def rows(self, index: Any) -> Metric:
     """The metric of some of the pairs."""
     return jax.tree.map(lambda x: x[index], self)
+
+
+def bound(metric: Metric, pairs: Pairs) -> Metric:
+  """The metric, which knows from now on that it is of these pairs.
+
+  Raises:
+    PatchingError: it is no `Metric`, or that of other pairs.
+  """
+  if not isinstance(metric, Metric):
+    raise PatchingError(
+      f'the metric is a {type(metric).__name__}, not a Metric',
+      mend="custom('its name', lambda output, data: ..., data), or one of mechjax.patching's",
+    )
+  if metric.sizes - {len(pairs)}:
+    raise PatchingError(
+      f'the metric {metric.name!r} is of {sorted(metric.sizes)} pairs, and {len(pairs)} were given',
+      cause='a metric made for all pairs, or for other ones',
+      mend='metric.rows(index) beside pairs.rows(index), or make the metric of these pairs',
+    )
+  known = pairs.digests
+  if metric.made_for is not None and known is not None:
+    other = np.flatnonzero((np.asarray(metric.made_for) != known).any(1))
+    if len(other):
+      raise PatchingError(
+        f'the metric {metric.name!r} was made for other pairs',
+        where=f'pair {other[0]}' + (f' and {len(other) - 1} more' if len(other) > 1 else ''),
+        cause='other prompts, or the same ones in another order: its answers belong to those',
+        mend='make the metric of these pairs, or metric.rows(index) beside pairs.rows(index)',
+      )
+  return dataclasses.replace(metric, made_for=known)
 
 
 def logit_difference(pairs: Pairs, answers: Any, others: Any, positions: Any = None) -> Metric:
@@ -80,7 +118,8 @@ def logit_difference(pairs: Pairs, answers: Any, others: Any, positions: Any = N
     positions: whose logits are read, int [B]; None for the last real position.
 
   Raises:
-    PatchingError: answers of several tokens, or not one for each pair; positions that are padding.
+    PatchingError: answers of several tokens, not one for each pair, or the same as the other; positions that are
+      padding.
   """
   answers, others = (_answers(pairs, x) for x in (answers, others))
   if answers.shape[1] > 1 or others.shape[1] > 1:
@@ -88,8 +127,15 @@ def logit_difference(pairs: Pairs, answers: Any, others: Any, positions: Any = N
       f'answers of {answers.shape[1]} and {others.shape[1]} tokens have no logit',
       mend='log_probability(pairs, answers), or difference(...) of two of them',
     )
-  at = _positions(pairs, positions)
-  return Metric('logit difference', _logit_difference, (answers[:, 0], others[:, 0]), at)
+  same = np.flatnonzero(answers[:, 0] == others[:, 0])
+  if len(same):
+    raise PatchingError(
+      f'answer and other are the same token, {answers[same[0], 0]}, in pairs {same.tolist()}',
+      cause='ids of a tokenizer that puts a BOS in front of every word, or words that begin alike',
+      mend='the id of the first token that differs: model.tokens(word)[0] shows what a word becomes',
+    )
+  at, data = _positions(pairs, positions), (answers[:, 0], others[:, 0])
+  return Metric('logit difference', _logit_difference, data, at, pairs.digests)
 
 
 def log_probability(pairs: Pairs, answers: Any, positions: Any = None) -> Metric:
@@ -110,7 +156,7 @@ def log_probability(pairs: Pairs, answers: Any, positions: Any = None) -> Metric
     positions = (pairs.last - count + 1)[:, None] + np.arange(answers.shape[1])
     positions = np.where(answers >= 0, positions, pairs.last[:, None])
   at = _positions(pairs, positions, answers.shape[1])
-  return Metric('log-probability', _log_probability, answers, at)
+  return Metric('log-probability', _log_probability, answers, at, pairs.digests)
 
 
 def loss(pairs: Pairs, tokens: Any = None) -> Metric:
@@ -124,7 +170,15 @@ def loss(pairs: Pairs, tokens: Any = None) -> Metric:
   predicted = np.asarray(pairs.real)[:, 1:] & np.asarray(pairs.real)[:, :-1]
   if tokens.shape != pairs.real.shape or not predicted.any(1).all():
     raise PatchingError('the loss needs two real tokens in every pair, and token ids [B, T]')
-  return Metric('loss', _loss, (tokens[:, 1:], predicted))
+  wrong = tokens[np.asarray(pairs.real) & (tokens < 0)]
+  if wrong.size:
+    raise PatchingError(
+      f'{wrong[0]} is no token id',
+      cause='ids that another library leaves out of its loss, as -100',
+      mend='pairs.real says which positions count',
+    )
+  data = (np.where(predicted, tokens[:, 1:], 0), predicted)
+  return Metric('loss', _loss, data, None, pairs.digests)
 
 
 def kl_divergence(pairs: Pairs, reference: Any, positions: Any = None) -> Metric:
@@ -141,20 +195,39 @@ def kl_divergence(pairs: Pairs, reference: Any, positions: Any = None) -> Metric
       f'reference logits of shape {jnp.shape(reference)} for pairs {pairs.real.shape}'
     )
   wanted = jax.nn.log_softmax(wide(_at(reference, at)))
-  return Metric('KL to the reference', _kl, wanted[:, 0], at)
+  return Metric('KL to the reference', _kl, wanted[:, 0], at, pairs.digests)
 
 
 def custom(name: str, fn: Callable, data: Any = ()) -> Metric:
-  """A metric of one's own: `fn(output, data) -> [B]`, `data` a pytree of arrays with a leading axis of B."""
+  """A metric of one's own.
+
+  It belongs to as many pairs as its data has rows, and without data to any: which pairs these are is not known, so
+  that nothing can refuse it where it is used with others.
+
+  Args:
+    name: for titles.
+    fn: (what the model returns, data) -> floating point [B].
+    data: pytree of arrays with a leading axis of B.
+  """
+  if not callable(fn):
+    raise PatchingError(f'the function of the metric {name!r} is a {type(fn).__name__}')
   return Metric(name, fn, data)
 
 
 def difference(name: str, left: Metric, right: Metric) -> Metric:
-  """left - right."""
+  """left - right.
+
+  Raises:
+    PatchingError: metrics of different pairs.
+  """
+  known = [m.made_for for m in (left, right) if m.made_for is not None]
+  if len(left.sizes | right.sizes) > 1 or not all(np.array_equal(known[0], k) for k in known):
+    raise PatchingError(f'{left.name!r} and {right.name!r} were made for different pairs')
+  made_for = known[0] if known else None
   if left.at is None or right.at is None:
-    return Metric(name, _Difference(None), (left, right))
+    return Metric(name, _Difference(None), (left, right), None, made_for)
   both = np.concatenate([left.at, right.at], axis=1)
-  return Metric(name, _Difference(left.at.shape[1]), (left, right), both)
+  return Metric(name, _Difference(left.at.shape[1]), (left, right), both, made_for)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,11 +253,27 @@ def wide(x: jax.Array) -> jax.Array:
 
 def _at(logits: jax.Array, positions: Any) -> jax.Array:
   """[B, T, V] at int [B, A]: [B, A, V]."""
+  if jnp.ndim(logits) != 3 or len(logits) != len(positions):
+    raise PatchingError(
+      f'the metric reads the logits of {len(positions)} pairs, and was given {jnp.shape(logits)}',
+      cause='the metric of other pairs, or a model that returns more than logits',
+      mend='metric.rows(index) beside pairs.rows(index); custom(...) for other results',
+    )
   return logits[jnp.arange(logits.shape[0])[:, None], jnp.asarray(positions)]
 
 
 def _token(values: jax.Array, ids: Any) -> jax.Array:
-  """Values [..., V] at ids [...]; NaN where there is no such token."""
+  """Values [..., V] at ids [...]; where there is no such token an error, or NaN if the ids are traced."""
+  if values.shape[:-1] != np.shape(ids):
+    raise PatchingError(
+      f'logits of shape {values.shape} for tokens of shape {np.shape(ids)}',
+      cause='the metric of other pairs, or a model that returns more than logits',
+    )
+  if not isinstance(ids, jax.core.Tracer) and np.size(ids) and np.max(ids) >= values.shape[-1]:
+    raise PatchingError(
+      f'{np.max(ids)} is no token id: the logits have a vocabulary of {values.shape[-1]}',
+      cause='ids of another tokenizer',
+    )
   return jnp.take_along_axis(values, jnp.asarray(ids)[..., None], -1, mode='fill')[..., 0]
 
 
@@ -218,7 +307,11 @@ def _kl(logits: jax.Array, reference: Any) -> jax.Array:
 def _answers(pairs: Pairs, answers: Any) -> np.ndarray:
   ids = np.asarray(answers)
   ids = ids[:, None] if ids.ndim == 1 else ids
-  if ids.ndim != 2 or len(ids) != len(pairs) or ids.dtype.kind not in 'iu' or (ids[:, 0] < 0).any():
+  good = ids.ndim == 2 and len(ids) == len(pairs) and ids.dtype.kind in 'iu'
+  if good:
+    filled = np.maximum.accumulate(ids < 0, axis=1)  # from the first -1 on
+    good = not filled[:, 0].any() and (ids[filled] == -1).all()
+  if not good:
     raise PatchingError(
       f'answers are token ids, one for each of {len(pairs)} pairs; got {ids.dtype} {ids.shape}',
       mend='int [B], or [B, A] with -1 behind short answers',
@@ -234,5 +327,8 @@ def _positions(pairs: Pairs, positions: Any, n: int = 1) -> np.ndarray:
     raise PatchingError(f'positions have shape {at.shape}, not {(len(pairs), n)}')
   inside = (at >= 0) & (at < pairs.real.shape[1])
   if not inside.all() or not np.asarray(pairs.real)[np.arange(len(pairs))[:, None], at].all():
-    raise PatchingError(f'positions {at.tolist()} are not all real positions of their pairs')
+    raise PatchingError(
+      f'positions {at.tolist()} are not all real positions of their pairs',
+      mend='None for the last real one of each pair; pairs.last - 1 for the one before',
+    )
   return at

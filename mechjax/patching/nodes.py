@@ -15,7 +15,8 @@ F neurons. An upstream that lays a site out otherwise is described with `axes={'
 of heads are numbered as one.
 
 Sharp edges: with grouped queries a key or value head serves several query heads; its node covers all of them, and
-its label says which. A node of attn_probs is a head at a query position with all its keys.
+its label says which. A node of attn_probs is a head at a query position with all its keys. A position counted from
+the end is that of each pair: -1 is the last real token of every prompt, however many columns of padding follow it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Node:
 
   Attributes:
     site: name and layer.
-    head, position, neuron: indices.
+    head, position, neuron: indices; a negative position counts from the last real one of each pair, which is -1.
     queries: the query heads that a key or value head serves, where there are several.
   """
 
@@ -106,7 +107,7 @@ class Grid:
     name: of the site.
     layout: of one layer's value.
     layers: their numbers; (None,) for a site without layers.
-    heads, positions, neurons: indices; (None,) for nodes that span the axis.
+    heads, positions, neurons: indices; (None,) for nodes that span the axis. Positions may be negative, as a node's.
     group: query heads for each head.
   """
 
@@ -123,8 +124,8 @@ class Grid:
     return (len(self.layers), len(self.heads), len(self.positions), len(self.neurons))
 
   def columns(self) -> np.ndarray:
-    """Layer, head, position and neuron of every node, int32 [n, 4]; -1 for None."""
-    axes = (self.layers, self.heads, self.positions, self.neurons)
+    """Layer, head, position and neuron of every node, int32 [n, 4]; -1 for None, and positions as `in_table`."""
+    axes = (self.layers, self.heads, [*map(in_table, self.positions)], self.neurons)
     numbers = [np.array([-1 if i is None else i for i in axis], np.int32) for axis in axes]
     return np.stack([x.ravel() for x in np.meshgrid(*numbers, indexing='ij')], axis=1)
 
@@ -177,7 +178,10 @@ class NodeSet:
 
   @functools.cached_property
   def table(self) -> np.ndarray:
-    """Grid, layer, head, position and neuron of every node, int32 [n, 5]; -1 for all of an axis."""
+    """Grid, layer, head, position and neuron of every node, int32 [n, 5]; -1 for all of an axis.
+
+    A position counted from the end is one less there than in a `Node`: -2 is the last of each pair.
+    """
     rows = [np.insert(g.columns(), 0, i, axis=1) for i, g in enumerate(self.grids)]
     return np.concatenate([np.zeros((0, 5), np.int32), *rows])[self.chosen]
 
@@ -199,6 +203,22 @@ class NodeSet:
       for i in self.layers(name)
     ]
 
+  @property
+  def from_the_end(self) -> bool:
+    """Whether some positions are counted from the end of each pair."""
+    return bool((self.table[:, 3] < -1).any())
+
+  def there(self, real: Any) -> np.ndarray:
+    """In which pairs each node is at a real position, bool [N, B].
+
+    Args:
+      real: of the pairs, bool [B, T].
+    """
+    real = np.asarray(real)
+    at = columns(self.table[:, 3], real)
+    real_there = real[np.arange(len(real)), np.maximum(at, 0)] & (at >= 0)
+    return real_there | (self.table[:, 3] == -1)[:, None]
+
   def labels(self, tokens: Sequence[str] | None = None) -> list[str]:
     """A label for each node; with `tokens` also the token at its position."""
     return [node.label(tokens) for node in self]
@@ -206,6 +226,7 @@ class NodeSet:
   def _node(self, row: np.ndarray) -> Node:
     grid = self.grids[row[0]]
     layer, head, position, neuron = (None if i < 0 else int(i) for i in row[1:])
+    position = int(row[3]) + 1 if row[3] < -1 else position
     first = 0 if head is None else head * grid.group
     queries = tuple(range(first, first + grid.group)) if head is not None else ()
     path = () if layer is None else (layer,)
@@ -228,7 +249,7 @@ def nodes_of(
     infos: what `harvest.sites_of(forward, params, inputs)` lists.
     pattern: as in `mechjax.sites`.
     heads: 'each', 'together' or indices, at sites that have heads.
-    positions: the same for positions.
+    positions: the same for positions. A negative index counts from the last real position of each pair.
     neurons: the same for neurons, at sites that have them.
     axes: letters of the axes of sites that are not laid out as `sites.CANONICAL` says.
 
@@ -249,7 +270,7 @@ def nodes_of(
   for name, group in groups.items():
     layout = _layout(name, group, axes or {})
     picked = [
-      _pick(choice, layout.size(letters), name) if letters else (None,)
+      _pick(choice, layout.size(letters), name, letters == layout.position) if letters else (None,)
       for choice, letters in (
         (heads, layout.heads),
         (positions, layout.position),
@@ -299,13 +320,31 @@ def _letters(name: str, axes: Mapping[str, str]) -> str:
   return axes.get(name) or ''.join(re.findall(r'[A-Z]', known))
 
 
-def _pick(choice: Choice, n: int, name: str) -> tuple[int | None, ...]:
+def in_table(position: int | None) -> int:
+  """A position as `NodeSet.table` has it: -1 for all of them, so that what counts from the end begins at -2."""
+  return -1 if position is None else position - (position < 0)
+
+
+def columns(positions: Any, real: Any) -> Any:
+  """The columns of positions of `NodeSet.table` in each pair: int [..., B], negative where there is none.
+
+  Args:
+    positions: int [...], concrete or traced; 'all of them' is in no column.
+    real: of the pairs, bool [B, T].
+  """
+  positions = positions[..., None]
+  lengths = real.sum(1).astype(positions.dtype)
+  return positions + (positions < -1).astype(positions.dtype) * (lengths + 1)
+
+
+def _pick(choice: Choice, n: int, name: str, ends: bool) -> tuple[int | None, ...]:
+  """The indices of a choice among `n`; with `ends` negative ones stay as they are."""
   if isinstance(choice, str):
     if choice not in ('each', 'together'):
       raise PatchingError(f"{choice!r} is not 'each', 'together' or a list of indices")
     return tuple(range(n)) if choice == 'each' else (None,)
-  picked = tuple(int(i) + n if i < 0 else int(i) for i in choice)
-  if not all(0 <= i < n for i in picked):
+  picked = tuple(int(i) + n if i < 0 and not ends else int(i) for i in choice)
+  if not all((-n if ends else 0) <= i < n for i in picked):
     raise PatchingError(f'{name!r} has {n} along this axis, and {list(choice)} were asked for')
   return picked
 

@@ -17,6 +17,7 @@ up to three tokens, which is what an inserted token looks like. `Pairs(...)` its
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,9 +78,33 @@ class Pairs:
     positions = np.arange(self.real.shape[1])
     return np.where(np.asarray(self.real), positions, -1).max(axis=1)
 
+  @property
+  def digests(self) -> np.ndarray | None:
+    """What identifies each pair, whichever side is called clean, uint32 [B, 2]; None where its data is traced."""
+    leaves = jax.tree.leaves(self)
+    if any(isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) for x in leaves):
+      return None
+    sides = [[*map(np.asarray, jax.tree.leaves(side))] for side in (self.clean, self.noise)]
+    rows = []
+    for i, real in enumerate(np.asarray(self.real)):
+      where = np.flatnonzero(real).astype(np.int64).tobytes()
+      rows.append(_digest(*sorted(_of_row(side, i, real) for side in sides), where))
+    return np.frombuffer(b''.join(rows), np.uint32).reshape(-1, 2)
+
   def rows(self, index: Any) -> Pairs:
     """Some of the pairs."""
     return jax.tree.map(lambda x: x[index], self)
+
+
+def _digest(*parts: bytes) -> bytes:
+  return hashlib.blake2b(b''.join(parts), digest_size=8).digest()
+
+
+def _of_row(arrays: Sequence[np.ndarray], i: int, real: np.ndarray) -> bytes:
+  """A digest of one row of some arrays, padding left out; integers of any width are one kind."""
+  rows = [x[i][real] if x.shape[1:2] == real.shape else x[i] for x in arrays]
+  rows = [x.astype(np.int64) if x.dtype.kind in 'iu' else x for x in rows]
+  return _digest(*(repr((x.shape, x.dtype.str)).encode() + x.tobytes() for x in rows))
 
 
 def check(pairs: Pairs) -> None:

@@ -37,7 +37,7 @@ from mechjax import harvest
 from mechjax.patching import attribution, engine, sources, terms
 from mechjax.patching import budget as budgets
 from mechjax.patching.activation import bar
-from mechjax.patching.effects import Effects
+from mechjax.patching.effects import Effects, mean_over_pairs
 from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import Layout, NodeSet, nodes_of
@@ -57,6 +57,7 @@ class PathEffects:
     receivers: R nodes; None if they were taken together.
     values: [S, R, B], with R = 1 for receivers taken together.
     base, other: metrics of the two runs, [B].
+    there: in which pairs sender and receiver are at real positions, bool [S, R, B]; None for all.
   """
 
   title: str
@@ -65,16 +66,18 @@ class PathEffects:
   values: np.ndarray
   base: np.ndarray
   other: np.ndarray
+  there: np.ndarray | None = None
 
   def contribution(self) -> np.ndarray:
-    """Mean over pairs of the absolute effect, [S, R]."""
-    return np.abs(self.values).mean(axis=-1)
+    """Mean over the pairs that have both nodes of the absolute effect, [S, R]; 0 where none has."""
+    return mean_over_pairs(np.abs(self.values), self.there)
 
   def to(self, receiver: int = 0) -> Effects:
     """The effects of all senders through one receiver."""
     name = 'all receivers' if self.receivers is None else str(self.receivers[receiver])
     title, values = f'{self.title}, to {name}', self.values[:, receiver]
-    return Effects(title, self.senders, values, self.base, self.other)
+    there = None if self.there is None else self.there[:, receiver]
+    return Effects(title, self.senders, values, self.base, self.other, there)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,6 +104,7 @@ class Routes:
   _kept: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
   def __post_init__(self) -> None:
+    sources.check_forward(self.forward)
     for what, nodes in (('senders', self.senders), ('receivers', self.receivers)):
       if not len(nodes):
         raise PatchingError(f'there are no {what}', cause='an empty slice or choice')
@@ -135,14 +139,27 @@ class Routes:
     """`f`, compiled once for trees of one structure."""
     return self._kept.setdefault((what, budgets.signature(*trees)), jax.jit(f))
 
-  def _effects(self, method: str, metric: Metric, *arrays: np.ndarray) -> PathEffects:
+  def _effects(
+    self,
+    method: str,
+    metric: Metric,
+    real: np.ndarray,
+    values: np.ndarray,
+    base: np.ndarray,
+    other: np.ndarray,
+  ) -> PathEffects:
     receivers = None if self.together else self.receivers
-    bad = np.argwhere(np.isnan(arrays[0]))
+    bad = np.argwhere(np.isnan(values))
     if len(bad):
       s, r, _ = map(int, bad[0])
       to = 'all receivers' if receivers is None else receivers[r]
       raise PatchingError(f'{method} found NaN', where=f'{self.senders[s]} to {to}')
-    return PathEffects(f'{method} {self.how}: {metric.name}', self.senders, receivers, *arrays)
+    arrive = self.receivers.there(real)
+    if receivers is None:
+      arrive = np.any(arrive, axis=0, keepdims=True)
+    there = self.senders.there(real)[:, None] & arrive
+    title = f'{method} {self.how}: {metric.name}'
+    return PathEffects(title, self.senders, receivers, values, base, other, there)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -176,7 +193,9 @@ class Paths(Routes):
     Raises:
       PatchingError: pairs, nodes and metric that do not go together; NaN; a patch beyond the budget.
     """
-    sided, n = sources.sides(pairs, self.how, self.seed)
+    sided, metric, n = sources.sides(
+      pairs, metric, self.how, self.seed, self.senders, self.receivers, self._free
+    )
     sweep, held = self._sweep, self._held(params, sided)
     cover: engine.Cover = engine.subset if self.together else engine.one_node
     many, lowest, highest = self.receivers.table, sweep.starts, sweep.starts
@@ -202,7 +221,7 @@ class Paths(Routes):
             found = received.effects(many[some], lowest[some[0]])
             values[s][np.ix_(some[:size], rows[:count])] = found[:size, :count]
             advance(size * count)
-    return self._effects('path patching', metric, values, base, other)
+    return self._effects('path patching', metric, sided.real, values, base, other)
 
   @functools.cached_property
   def _sweep(self) -> engine.Sweep:
@@ -243,7 +262,9 @@ class EdgeAttribution(Routes):
     Raises:
       PatchingError: pairs, nodes and metric that do not go together; NaN.
     """
-    sided, n = sources.sides(pairs, self.how, self.seed)
+    sided, metric, n = sources.sides(
+      pairs, metric, self.how, self.seed, self.senders, self.receivers, self._free
+    )
     held = self._held(params, sided)
     many = np.eye(len(self.receivers), dtype=bool)
     if self.together:
@@ -260,7 +281,7 @@ class EdgeAttribution(Routes):
         found = np.asarray(edges(params, here, *known, many[at]), float)
         place = np.ix_(np.arange(len(values)), at[:size], rows[:count])
         values[place] = found[:size, :, :count].swapaxes(0, 1)
-    return self._effects('edge attribution', metric, values, base, other)
+    return self._effects('edge attribution', metric, sided.real, values, base, other)
 
   def _ready(self, held: _Held, params: Any, pairs: Pairs, metric: Metric) -> tuple:
     """Base and planted values, gradients at the receivers, and the metrics of both runs."""
@@ -299,7 +320,7 @@ class EdgeAttribution(Routes):
         number: jax.vmap(term.of)(term.arrays, held.of_senders(slopes, term.source))
         for number, term in made.items()
       }
-      return attribution.by_node(self.senders, products)
+      return attribution.by_node(self.senders, products, pairs.real)
 
     return jax.vmap(one)(many)
 
@@ -369,7 +390,11 @@ class _Held:
       layers, mask = self.nodes.layers(name), sending.get(name, False)
       if name in self.names:
         some = name in _used(free)
-        mask |= ~engine.covered(free, name, layers, np.ones(len(free), bool)) if some else True
+        mask |= (
+          ~engine.covered(free, name, layers, np.ones(len(free), bool), pairs.real)
+          if some
+          else True
+        )
       plants |= engine.masked(name, layers, value, jnp.broadcast_to(mask, value.shape))
     run = harvest.harvest(self.routes.forward, sites=receivers.sites())
     return sources.by_name(receivers, run(plants, params, pairs.clean)[1])
@@ -383,6 +408,5 @@ def _used(nodes: NodeSet) -> dict[str, Layout]:
 def _masks(nodes: NodeSet, within: NodeSet, members: Any, real: Any) -> dict[str, jax.Array]:
   """By site name, where some nodes are in the layers of other ones: bool [layers, ...], to be broadcast."""
   return {
-    name: engine.covered(nodes, name, within.layers(name), members) & sources.along(layout, real)
-    for name, layout in _used(nodes).items()
+    name: engine.covered(nodes, name, within.layers(name), members, real) for name in _used(nodes)
   }

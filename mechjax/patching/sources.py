@@ -18,6 +18,7 @@ a mean counts real tokens only, and a resampled node lives at positions that are
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ import numpy as np
 
 from mechjax import harvest, sites
 from mechjax.patching.errors import PatchingError
+from mechjax.patching.metrics import Metric, bound
 from mechjax.patching.nodes import Layout, NodeSet
 from mechjax.patching.pairs import Pairs, check
 
@@ -44,29 +46,68 @@ Values = dict[str, jax.Array]
 """By site name, [layers, *the site's value]."""
 
 
-def sides(pairs: Pairs, how: str, seed: int) -> tuple[Pairs, int]:
-  """The base as `clean` and where the planted values come from as `noise`; and the number of pairs.
+def sides(
+  pairs: Pairs, metric: Metric, how: str, seed: int, *nodes: NodeSet
+) -> tuple[Pairs, Metric, int]:
+  """What a method works on.
+
+  Args:
+    pairs, metric, how, seed: what it was given.
+    *nodes: all of its node sets.
+
+  Returns:
+    The base as `clean` and where the planted values come from as `noise`; the metric, which knows its pairs; and the
+    number of pairs.
 
   Raises:
-    PatchingError: `how` is not known, or needs several pairs.
+    PatchingError: `how` is not known, needs several pairs, or compares columns in which nodes are not; no metric, or
+      that of other pairs.
   """
   check(pairs)
   if how not in HOW:
     raise PatchingError(f'{how!r} is no way of patching', mend=', '.join(HOW))
-  n = len(pairs)
-  if how in _ACROSS and n < 2:
+  metric, n = bound(metric, pairs), len(pairs)
+  if how in _ACROSS:
+    _check_across(pairs, how, nodes)
+  return _sided(pairs, how, seed), metric, n
+
+
+def _check_across(pairs: Pairs, how: str, nodes: Sequence[NodeSet]) -> None:
+  if len(pairs) < 2:
     raise PatchingError(f'{how!r} needs other prompts to draw on, and there is one pair')
+  uneven = len(set(pairs.last.tolist())) > 1
+  if uneven and any(some.from_the_end for some in nodes):
+    raise PatchingError(
+      f'positions from the end of each pair are different columns here, and {how!r} compares columns',
+      where=f'last positions {pairs.last.tolist()}',
+      mend='pairs of one length, or noising, denoising, zero, which compare a pair with itself',
+    )
+
+
+def _sided(pairs: Pairs, how: str, seed: int) -> Pairs:
   if how == 'noising':
-    return pairs, n
+    return pairs
   if how == 'denoising':
-    return Pairs(pairs.noise, pairs.clean, pairs.real), n
+    return Pairs(pairs.noise, pairs.clean, pairs.real)
   if how != 'resample':
-    return Pairs(pairs.clean, pairs.clean, pairs.real), n
+    return Pairs(pairs.clean, pairs.clean, pairs.real)
+  n = len(pairs)
   order = np.random.default_rng(seed).permutation(n)
   other = np.empty(n, int)
   other[order] = np.roll(order, 1)  # a cycle: nobody draws itself
   drawn = pairs.rows(other)
-  return Pairs(pairs.clean, drawn.clean, np.asarray(pairs.real) & np.asarray(drawn.real)), n
+  return Pairs(pairs.clean, drawn.clean, np.asarray(pairs.real) & np.asarray(drawn.real))
+
+
+def check_forward(forward: Callable) -> None:
+  """Raises PatchingError where a method was given a model instead of its function of (params, inputs)."""
+  if callable(forward) and not callable(getattr(forward, 'apply', None)):
+    return
+  raise PatchingError(
+    f'the first argument is a {type(forward).__name__}, not a function of (params, inputs)',
+    cause='the model itself, whose parameters are inside' if hasattr(forward, 'apply') else None,
+    mend='Exact(model.apply, nodes)(model.params, pairs, metric); the other methods likewise',
+  )
 
 
 def check_first_order(nodes: NodeSet, how: str) -> None:
@@ -123,23 +164,47 @@ def _check_shape(name: str, layout: Layout, shape: tuple[int, ...]) -> None:
 
 
 def planted(
-  forward: Callable, nodes: NodeSet, how: str, params: Any, inputs: Any, statistics: Any, key: Any
+  forward: Callable, nodes: NodeSet, how: str, params: Any, inputs: Any, statistics: Any, keys: Any
 ) -> tuple[Any, Values]:
-  """What the model returns on `inputs`, and the values to plant."""
+  """What the model returns on `inputs`, and the values to plant; `keys` are random, one for each pair."""
   out, values = read(forward, nodes, params, inputs)
   if how == 'zero':
     return out, jax.tree.map(jnp.zeros_like, values)
   if how not in ('mean', 'gaussian'):
     return out, values
   drawn = {}
-  for n, (name, value) in enumerate(values.items()):
-    axis = nodes.layouts[name].axes.index('B') + 1
+  for name, value in values.items():
+    layout = nodes.layouts[name]
+    axis = layout.axes.index('B') + 1
     mean, std = (jnp.expand_dims(s, axis).astype(value.dtype) for s in statistics[name])
-    noise = lambda x, n=n: jax.random.normal(jax.random.fold_in(key, n), x.shape, x.dtype)  # noqa: E731
-    drawn[name] = (
-      jnp.broadcast_to(mean, value.shape) if how == 'mean' else value + std * noise(value)
-    )
+    if how == 'mean':
+      drawn[name] = jnp.broadcast_to(mean, value.shape)
+    else:
+      drawn[name] = value + std * _noise(name, nodes.layers(name), layout, value, keys)
   return out, drawn
+
+
+def _noise(name: str, layers: Sequence[int | None], layout: Layout, like: Any, keys: Any) -> Any:
+  """Normal numbers [layers, *the site's value], a function of pair, site and position alone.
+
+  So they are the same whatever is swept along, in whatever chunks, and when a sweep is resumed.
+  """
+  outer = [a for a in ('B', layout.position) if a]
+  inner = [a for a in layout.axes if a not in outer]
+  shape = [n for a, n in zip(layout.axes, layout.shape) if a in inner]
+  site = zlib.crc32(name.encode())
+
+  def one(layer, key, position):
+    for number in (site, layer, position):
+      key = jax.random.fold_in(key, number)
+    return jax.random.normal(key, shape, like.dtype)
+
+  every = jnp.arange(layout.size(layout.position))
+  one = jax.vmap(jax.vmap(jax.vmap(one, (None, None, 0)), (None, 0, None)), (0, None, None))
+  found = one(jnp.array([-1 if i is None else i for i in layers], jnp.int32), keys, every)
+  found = found.reshape(*found.shape[:2], *[len(every)] * len(layout.position), *shape)
+  order = [*outer, *inner]
+  return found.transpose(0, *(1 + order.index(a) for a in layout.axes))
 
 
 def sums(forward: Callable, nodes: NodeSet, params: Any, inputs: Any, real: Any) -> Any:

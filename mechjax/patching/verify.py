@@ -55,6 +55,7 @@ import numpy as np
 from jax.scipy.special import betainc
 
 from mechjax.patching.baselines import Patch, Search, check_positive, measure
+from mechjax.patching.effects import mean_over_pairs
 from mechjax.patching.errors import PatchingError
 
 # --- how many -----------------------------------------------------------------------------------------------
@@ -123,6 +124,7 @@ class Subsets:
     errors: standard errors of the effects, the larger of Welch's and the pooled one, [U, B].
     inside: how many subsets hold a node, the same number for each.
     count: how many subsets there are: forward passes per pair.
+    there: in which pairs each node is, bool [U, B]; None for all.
   """
 
   nodes: np.ndarray
@@ -130,10 +132,11 @@ class Subsets:
   errors: np.ndarray
   inside: int
   count: int
+  there: np.ndarray | None = None
 
   def contribution(self) -> np.ndarray:
-    """Mean over pairs of the absolute effect, [U]: the paper's subsampling."""
-    return np.abs(self.effects).mean(axis=1)
+    """Mean over the pairs that have the node of the absolute effect, [U]: the paper's subsampling."""
+    return mean_over_pairs(np.abs(self.effects), self.there)
 
   def search(self) -> Search:
     """Subsampling as a search, if the subsets were drawn from all nodes."""
@@ -143,7 +146,8 @@ class Subsets:
   def upper(self, alpha: float = 0.05) -> np.ndarray:
     """U(n) of the module's equation, [U]; for each node taken alone it is too low with probability alpha at most."""
     _check_alpha(alpha, 0.5)
-    return self.contribution() + t_quantile(alpha, self._freedom) * self.errors.mean(axis=1)
+    error = mean_over_pairs(self.errors, self.there)
+    return self.contribution() + t_quantile(alpha, self._freedom) * error
 
   def bound(self, alpha: float = 0.05) -> float:
     """Upper bound on the largest contribution of any of these nodes, too low with probability alpha at most."""
@@ -151,7 +155,7 @@ class Subsets:
 
   def p_values(self, theta: float) -> np.ndarray:
     """For each node the probability, at most, of such effects if its contribution were theta or more, [U]."""
-    room, error = theta - self.contribution(), self.errors.mean(axis=1)
+    room, error = theta - self.contribution(), mean_over_pairs(self.errors, self.there)
     with np.errstate(divide='ignore', invalid='ignore'):  # no error at all: room / 0
       t = np.where(room > 0, room / error, 0.0)
     return np.where(room > 0, t_tail(t, self._freedom), 1.0)
@@ -210,7 +214,8 @@ def sample_subsets(
     held = held + chosen.T.astype(np.float64) @ powers
     free = free + (~chosen).T.astype(np.float64) @ powers
   means, errors = _two_samples(held, inside, free, subsets - inside)
-  return Subsets(nodes, means, errors, inside, subsets)
+  there = getattr(patch, 'there', None)
+  return Subsets(nodes, means, errors, inside, subsets, None if there is None else there[nodes])
 
 
 def _inside(p: float, subsets: int) -> int:
@@ -320,7 +325,8 @@ def verify(
     raise PatchingError(f'{checks} checks among the {len(off)} nodes that are off the path')
   checked = np.random.default_rng([seed, 1]).choice(off, checks, replace=False)
   effects = _measured(patch, np.r_[path, checked], n, measured, batch)
-  contribution = np.abs(effects).mean(axis=1)
+  contribution = mean_over_pairs(np.abs(effects), getattr(patch, 'there', None))
+  contribution[np.isnan(effects).any(axis=1)] = np.nan
   threshold = float(np.sort(contribution[path])[-k])
   found = int((contribution[checked] > threshold).sum())
   missed = count_above(found, checks, len(off), alpha) - found if len(off) else 0

@@ -14,6 +14,7 @@ from mechjax.patching import (
   logit_difference,
   loss,
 )
+from mechjax.patching.metrics import bound
 
 CLEAN = [[5, 8, 2, 7], [5, 9, 2], [1, 6]]
 NOISE = [[5, 7, 2, 7], [5, 3, 2], [2, 6]]
@@ -112,6 +113,52 @@ def test_a_custom_metric_takes_its_data_along():
   close(metric, LOGITS[0, :, 0, 0] * [1, 2, 3])
 
 
+OTHER = Pairs.of([[5, 8, 2, 7], [5, 9, 4], [1, 6]], [[5, 7, 2, 7], [5, 3, 4], [2, 6]])
+MADE = {
+  'logit difference': lambda pairs: logit_difference(pairs, [3, 4, 5], [6, 7, 8]),
+  'log-probability': lambda pairs: log_probability(pairs, [3, 4, 5]),
+  'loss': loss,
+  'KL': lambda pairs: kl_divergence(pairs, LOGITS[1]),
+  'difference': lambda pairs: difference('d', loss(pairs), log_probability(pairs, [3, 4, 5])),
+}
+
+
+@pytest.mark.parametrize('name', MADE)
+def test_a_metric_knows_its_pairs(name):
+  metric, swap = MADE[name](PAIRS), np.array([2, 1, 0])
+  wide = Pairs(PAIRS.clean.astype(np.int64), PAIRS.noise, PAIRS.real)
+  swapped = Pairs(PAIRS.noise, PAIRS.clean, PAIRS.real)
+  for same in (PAIRS, Pairs.of(CLEAN, NOISE, pad=7), wide, swapped, jax.device_put(PAIRS)):
+    assert bound(metric, same).name == metric.name
+  bound(metric.rows(swap), PAIRS.rows(swap))
+  with pytest.raises(PatchingError, match=r'is of \[3\] pairs, and 1 were given'):
+    bound(metric, PAIRS.rows(np.array([2])))
+  with pytest.raises(PatchingError, match=r'made for other pairs\n  where: pair 0 and 1 more'):
+    bound(metric, PAIRS.rows(swap))
+  with pytest.raises(PatchingError, match=r'made for other pairs\n  where: pair 1\n'):
+    bound(metric, OTHER)
+  with pytest.raises(PatchingError, match='different pairs'):
+    difference('both', metric, loss(OTHER))
+  with pytest.raises(PatchingError, match=r'of 3 pairs|of shape \(1, 3, 12\)'):
+    metric(LOGITS[0, :1])
+
+
+def test_what_is_no_metric_says_what_is():
+  for wrong in (lambda out: out[:, -1, 0], LOGITS, None):
+    with pytest.raises(PatchingError, match='not a Metric') as error:
+      bound(wrong, PAIRS)
+    assert "custom('its name'" in error.value.mend
+
+
+def test_a_metric_of_ones_own_is_held_to_the_number_of_its_pairs():
+  weighted = custom('weighted', lambda out, w: out[:, 0, 0] * w, np.ones(2, np.float32))
+  with pytest.raises(PatchingError, match=r'is of \[2\] pairs'):
+    bound(weighted, PAIRS)
+  total = bound(custom('total', lambda out, _: out.sum()[None]), PAIRS)
+  with pytest.raises(PatchingError, match='not one number for each pair'):
+    total(LOGITS[0])
+
+
 @pytest.mark.parametrize(
   ('clean', 'noise', 'message'),
   [
@@ -140,6 +187,13 @@ def test_a_mismatch_names_the_pair():
     (lambda: logit_difference(PAIRS, [[3, 4]] * 3, [1, 2, 3]), 'no logit'),
     (lambda: logit_difference(PAIRS, [3, 4], [1, 2]), 'one for each of 3 pairs'),
     (lambda: logit_difference(PAIRS, [3, 4, -1], [1, 2, 3]), 'token ids'),
+    (lambda: logit_difference(PAIRS, [3, 4, 5], [6, 4, 5]), r'same token, 4, in pairs \[1, 2\]'),
+    (lambda: logit_difference(PAIRS, [3, 4, 5], [6, 7, 8], positions=[-1] * 3), 'not all real'),
+    (lambda: logit_difference(PAIRS, [3, 4, 12], [6, 7, 8])(LOGITS[0]), '12 is no token id'),
+    (lambda: log_probability(PAIRS, [[3, -100], [4, 5], [6, 7]]), 'token ids'),
+    (lambda: log_probability(PAIRS, [[3, 4, 5], [3, -1, 5], [3, 4, 5]]), 'token ids'),
+    (lambda: loss(PAIRS, np.full((B, T), -100)), '-100 is no token id'),
+    (lambda: custom('all', 3), 'function of the metric'),
     (lambda: logit_difference(PAIRS, [3, 4, 5], [1, 2, 3], positions=[3, 3, 3]), 'not all real'),
     (lambda: logit_difference(PAIRS, [3, 4, 5], [1, 2, 3], positions=[3]), 'positions have shape'),
     (lambda: log_probability(PAIRS, [[1, 2, 3]] * 3), 'not all real'),

@@ -99,4 +99,9 @@ def _picked(axis, node, row, size):
   if not position:
     return np.arange(size)
   real = np.flatnonzero(REAL[row])
-  return real if node.position is None else real[real == node.position]
+  if node.position is None:
+    return real
+  at = node.position + (
+    len(real) if node.position < 0 else 0
+  )  # from the end of this pair's own prompts
+  return real[real == at]

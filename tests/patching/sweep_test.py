@@ -10,14 +10,20 @@ import pytest
 from experiments.benchmarks import timing
 from mechjax import harvest
 from mechjax.patching import (
+  AtPStar,
   Attribution,
+  EdgeAttribution,
+  Effects,
   Exact,
+  Joint,
   Pairs,
   PatchingError,
+  Paths,
   budget,
   custom,
   effects,
   log_probability,
+  logit_difference,
   nodes_of,
 )
 from tests.patching import linear
@@ -120,6 +126,100 @@ def test_gaussian_noise_has_the_spread_of_the_values():
   expected = np.sqrt((np.asarray(slope) ** 2 * embedded[:, 2].var(0)).sum(-1))
   np.testing.assert_allclose(drawn.std(0), expected, rtol=0.3)
   np.testing.assert_allclose(drawn.mean(0) / expected, 0, atol=0.4)
+
+
+def test_gaussian_noise_is_one_draw_in_any_chunks_and_when_resumed(tmp_path):
+  nodes, save = linear.nodes('embed, mlp_out.{0,1}', positions=[0, 2]), tmp_path / 'sweep.npz'
+  sweep = Exact(linear.forward, nodes, how='gaussian')
+  whole = sweep(PARAMS, PAIRS, METRIC)
+  two = Exact(linear.forward, nodes, how='gaussian', at_most=1)
+  two(PARAMS, PAIRS.rows(np.arange(2)), METRIC.rows(np.arange(2)))
+  (plan,) = two._plans.values()
+  small = Exact(linear.forward, nodes, how='gaussian', budget=plan.bytes)
+  cut = small(PARAMS, PAIRS, METRIC, save=save)
+  (plan,) = small._plans.values()
+  assert plan.rows < 4
+  assert np.abs(whole.values).min() > 1e-6
+  np.testing.assert_allclose(cut.values, whole.values, rtol=1e-7)
+  with np.load(save) as file:
+    half = {**file, 'done': file['done'] & (np.arange(4) < 2), 'values': file['values']}
+  half['values'][:, 2:] = 0
+  np.savez(save, **half)
+  np.testing.assert_allclose(
+    sweep(PARAMS, PAIRS, METRIC, save=save).values, whole.values, rtol=1e-7
+  )
+  alone = run(nodes[5:6], how='gaussian').values
+  np.testing.assert_allclose(alone, whole.values[5:6], rtol=1e-7)
+  assert np.abs(run(nodes[5:6], how='gaussian', seed=1).values - alone).min() > 1e-6
+
+
+# --- positions counted from the end -----------------------------------------------------------------------
+
+LENGTHS = np.array([5, 4, 5, 2])
+RAGGED = Pairs(PAIRS.clean, PAIRS.noise, np.arange(5) < LENGTHS[:, None])
+LAST = logit_difference(RAGGED, np.arange(4), np.arange(4) + 4)
+
+
+def joint(forward, nodes):
+  def call(params, pairs, metric):
+    values = Joint(forward, nodes)(params, pairs, metric)(np.eye(len(nodes), dtype=bool))
+    return Effects('joint', nodes, values, None, None, nodes.there(pairs.real))
+
+  return call
+
+
+@pytest.mark.parametrize('method', [Exact, joint, Attribution])
+def test_positions_from_the_end_are_those_of_each_pair(method):
+  nodes = linear.nodes('embed, mlp_out.1', positions=[-1, -3])
+  found = method(linear.forward, nodes)(PARAMS, RAGGED, LAST)
+  clean, noise = (
+    harvest.reap(linear.forward, sites='*')(PARAMS, x) for x in (RAGGED.clean, RAGGED.noise)
+  )
+  for node, values in zip(nodes, found.values):
+    site, at = str(node.site), LENGTHS + node.position
+    rows = np.flatnonzero(at >= 0)  # the last pair has no third token from the end
+    value = clean[site].at[rows, at[rows]].set(noise[site][rows, at[rows]])
+    out = harvest.plant(linear.forward)({site: value}, PARAMS, RAGGED.clean)
+    expected = LAST(out) - LAST(linear.forward(PARAMS, RAGGED.clean))
+    np.testing.assert_allclose(values, expected, rtol=1e-9, atol=1e-9)
+    mean = np.abs(values[rows]).mean()
+    np.testing.assert_allclose(found.contribution()[nodes.labels().index(str(node))], mean)
+  assert [node.position for node in nodes] == [-1, -3, -1, -3]
+  assert nodes[0].label([' a', ' b']) == "embed position -1 ' b'"
+
+
+def test_every_method_has_them_where_it_has_the_columns():
+  every, last = linear.nodes('mlp_out.0'), linear.nodes('mlp_out.0', positions=[-1])
+  args, pairs = (PARAMS, RAGGED, LAST), np.arange(4)
+  columns, found = (AtPStar(linear.forward, n).by_layer(*args)[1] for n in (every, last))
+  np.testing.assert_allclose(found[0], columns[LENGTHS - 1, pairs], rtol=1e-9, atol=1e-9)
+  to = linear.nodes('resid_post.2')
+  for routes in (Paths, EdgeAttribution):
+    columns = routes(linear.forward, every, to)(*args).values
+    found = routes(linear.forward, last, linear.nodes('resid_post.2', positions=[-1]))(*args)
+    expected = columns[LENGTHS - 1, LENGTHS - 1, pairs]
+    assert np.abs(expected).min() > 1e-3
+    np.testing.assert_allclose(found.values[0, 0], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_position_that_only_some_pairs_have_is_averaged_over_those():
+  nodes = linear.nodes('embed', positions=[4, 1])
+  found = run(nodes, RAGGED, LAST)
+  there = np.array([[True, False, True, False], [True] * 4])
+  np.testing.assert_array_equal(found.there, there)
+  assert not found.values[~there].any()
+  np.testing.assert_allclose(found.mean(), [found.values[0, [0, 2]].mean(), found.values[1].mean()])
+  paths = Paths(linear.forward, nodes, linear.nodes('resid_post.2', positions=[4]))
+  np.testing.assert_array_equal(paths(PARAMS, RAGGED, LAST).there[:, 0], [there[0]] * 2)
+
+
+def test_columns_of_pairs_are_not_compared_from_the_end():
+  last = linear.nodes('embed', positions=[-1])
+  for how in ('mean', 'resample', 'gaussian'):
+    with pytest.raises(PatchingError, match=f'{how!r} compares columns'):
+      run(last, RAGGED, LAST, how=how)
+  whole = run(linear.nodes('embed', positions=[4]), how='mean')
+  np.testing.assert_allclose(run(last, how='mean').values, whole.values)
 
 
 # --- one executable, any budget ---------------------------------------------------------------------------
@@ -286,6 +386,30 @@ def test_ways_that_mean_nothing_are_refused():
     Attribution(linear.forward, linear.nodes(), how='mean')
   with pytest.raises(PatchingError, match='no line'):
     Attribution(linear.forward, linear.nodes(), how='zero', steps=3)
+
+
+@pytest.mark.parametrize('method', [Exact, Joint, Attribution, AtPStar, Paths])
+def test_a_metric_of_other_pairs_and_what_is_no_function_are_refused(method):
+  nodes = linear.nodes('mlp_out')
+  sets = (nodes, linear.nodes('logits')) if method is Paths else (nodes,)
+  call = method(linear.forward, *sets)
+  some = PAIRS.rows(np.array([2]))
+  with pytest.raises(PatchingError, match=r'is of \[4\] pairs, and 1 were given'):
+    call(PARAMS, some, METRIC)
+  with pytest.raises(PatchingError, match='made for other pairs'):
+    call(PARAMS, PAIRS.rows(np.array([1, 0, 2, 3])), METRIC)
+  with pytest.raises(PatchingError, match=r'a function, not a Metric'):
+    call(PARAMS, PAIRS, lambda logits: logits[:, -1, 0])
+
+  class Model:
+    apply, params = staticmethod(linear.forward), PARAMS
+
+    def __call__(self, tokens):
+      return self.apply(self.params, tokens)
+
+  with pytest.raises(PatchingError, match='a Model, not a function') as error:
+    method(Model(), *sets)
+  assert 'model.apply' in error.value.mend
 
 
 def test_a_metric_that_is_no_number_for_each_pair_is_refused():

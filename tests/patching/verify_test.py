@@ -248,6 +248,22 @@ def test_subsampling_recovers_additive_effects():
   assert search.ranking[0] == np.abs(effects).mean(1).argmax()
 
 
+def test_contributions_are_means_over_the_pairs_that_have_the_node():
+  there = np.ones((12, 4), bool)
+  there[3, 1:] = there[7, :2] = False
+  effects = np.where(there, normal(12, 4), 0)
+  effects[3, 0] = 2.5
+  expected = np.array([np.abs(e[t]).mean() for e, t in zip(effects, there)])
+  patch = additive(effects)
+  patch.there = there
+  found = verify(Search.by(expected, 0), patch, 5, 12)
+  assert found.top.tolist() == np.argsort(-expected)[:5].tolist()
+  np.testing.assert_allclose(found.threshold, np.sort(expected)[-5])
+  sampled = sample_subsets(patch, 12, np.arange(2, 12), subsets=4000, p=0.5)
+  np.testing.assert_allclose(sampled.contribution(), expected[2:], atol=5 * sampled.errors.max())
+  assert (sampled.upper() > expected[2:]).all()
+
+
 @pytest.mark.parametrize('p', [0.1, 0.3, 0.5])
 def test_the_variance_of_an_additive_effect_does_not_depend_on_p(p):
   effects = normal(20)
