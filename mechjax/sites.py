@@ -112,6 +112,11 @@ def parse(text: str | Site) -> Site:
   """
   if isinstance(text, Site):
     return text
+  if not isinstance(text, str):
+    raise SiteError(
+      f'{text!r} is not a site: it is a {type(text).__name__}',
+      mend="write the name as well as the layer, as in 'mlp_out.3'",
+    )
   name, path = _split(_from_lens(text.strip()))
   if not all(re.fullmatch(r'\d+', p) for p in path) or re.search(r'[*?\[{]', name):
     raise SiteError(
@@ -326,7 +331,7 @@ class _Item:
   def within(self, length: int) -> bool:
     """Whether both ends are among `length` layers."""
     first, last = self.ends(length)
-    return 0 <= first and last < length
+    return first >= 0 and last < length
 
 
 @functools.lru_cache(maxsize=4096)

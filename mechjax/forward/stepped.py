@@ -35,6 +35,7 @@ from mechjax.forward.tape import (
 from mechjax.harvest.interpreter import where
 from mechjax.harvest.plans import cut_tangents, tangent_shapes
 from mechjax.harvest.program import ROUND
+from mechjax.harvest.reach import refuse_dead_at
 
 Visit = tuple[sites.Site, Any]
 Steps = Generator[Visit, Any, list]
@@ -179,7 +180,9 @@ class Stepper:
     out = self._held(leaves)
     self._stood.pop(site, None)
     if new is not None:
-      self.layout.program.refuse_moved(self.layout.tag, step.name)
+      program, tag = self.layout.program, self.layout.tag
+      program.refuse_moved(tag, step.name)
+      refuse_dead_at(program, tag, step.name, step.path, self.layout.wanted)
     if new is not None or self.log is not None:
       self._stood[site] = out, new is not None
     if self.log is not None:

@@ -25,6 +25,7 @@ from mechjax.forward.run import taken
 from mechjax.harvest.interpreter import Cell, Frame, Interpreter, Iteration, Keyed, Plan, where
 from mechjax.harvest.plans import cut_tangents, tangent_shapes
 from mechjax.harvest.program import Program, name_and_path
+from mechjax.harvest.reach import refuse_dead_at
 
 SCANS = ('switch', 'unroll')
 
@@ -87,6 +88,7 @@ def _visit(plan: TracedPlan, name: str, path: tuple, leaves: list, tree: Any) ->
   if new is None:
     return list(leaves)
   plan.program.refuse_moved(plan.tag, name)
+  refuse_dead_at(plan.program, plan.tag, name, path, plan.keys)
   plan.replaced[site] += 1
   return jax.tree.leaves(new)
 

@@ -22,20 +22,23 @@ import jax.extend.source_info_util as siu
 from mechjax import sites
 from mechjax.errors import SiteError
 from mechjax.harvest import primitive as prim
-from mechjax.harvest.program import Program, expand_all
+from mechjax.harvest.program import Program, Sown, expand_all
 
 siu.register_exclusion(__file__)  # the mark's source line is its caller's
 
 
 @dataclasses.dataclass(frozen=True)
 class Absence:
-  """The tag of a mark: why its name is not a site here, and how to take a path that has it."""
+  """The tag of a mark: why its name is not a site here (at `layers`, or at all), and how to take a path that has it."""
 
   cause: str
   mend: str
+  layers: tuple[int, ...] = ()
 
 
-def absent(value: Any, *, names: Iterable[str], cause: str, mend: str) -> Any:
+def absent(
+  value: Any, *, names: Iterable[str], cause: str, mend: str, layers: Iterable[int] = ()
+) -> Any:
   """Marks that the code which computed `value` holds no sites of these names.
 
   Args:
@@ -43,13 +46,28 @@ def absent(value: Any, *, names: Iterable[str], cause: str, mend: str) -> Any:
     names: the sites that other code paths have.
     cause: why they are not here.
     mend: how to run a path that has them.
+    layers: where they are not, in a loop that holds these layers and skips them; none for nowhere.
 
   Returns:
     `value`.
   """
+  tag = Absence(cause, mend, tuple(layers))
   for name in names:
-    value = prim.sow(value, tag=Absence(cause, mend), name=name)
+    value = prim.sow(value, tag=tag, name=name)
   return value
+
+
+def skipped(program: Program) -> set[sites.Site]:
+  """The sites of a program's loops that never run."""
+  marks = [m for m in program.sown if isinstance(m.tag, Absence) and m.tag.layers]
+  return {site for mark in marks for site in _of(mark)}
+
+
+def _of(mark: Sown) -> list[sites.Site]:
+  """The sites that are not there, by a mark."""
+  found = expand_all([mark])
+  layers = mark.tag.layers if isinstance(mark.tag, Absence) else ()
+  return [sites.Site(s.name, (*s.path, i)) for s in found for i in layers] or found
 
 
 def explained(request: Any, program: Program) -> SiteError | None:
@@ -57,9 +75,7 @@ def explained(request: Any, program: Program) -> SiteError | None:
   for pattern in sites.as_patterns(request):
     for mark in program.sown:
       reason = mark.tag
-      if isinstance(reason, Absence) and any(
-        sites.matches(pattern, site) for site in expand_all([mark])
-      ):
+      if isinstance(reason, Absence) and any(sites.matches(pattern, s) for s in _of(mark)):
         what = f'no site matches {pattern!r}: this program does not form it'
         return SiteError(what, where=mark.source, cause=reason.cause, mend=reason.mend)
   return None

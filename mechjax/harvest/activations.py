@@ -5,8 +5,12 @@ function would copy it; so `Activations` keeps the arrays as they came, is a pyt
 jit, grad and vmap as it is), and indexes on demand:
 
     acts['mlp_out.5']         one layer
-    acts['mlp_out']           all layers that were asked for, stacked on a leading axis, in order
+    acts['mlp_out']           all layers, stacked on a leading axis, so that acts['mlp_out'][5] is layer 5
+    acts.stacked('mlp_out')   the layers that were asked for, stacked in order, whichever they are
     acts.layers('mlp_out')    which layers those are
+
+A name alone is refused where the layers asked for are not 0, 1, 2, ...: an index into the array would be taken
+for a layer, and JAX takes an index behind the end for the last one.
 """
 
 from __future__ import annotations
@@ -60,6 +64,7 @@ class Activations(Mapping):
 
   def __getitem__(self, site: str | sites.Site) -> Any:
     if isinstance(site, str) and any(e.name == site for e in self._entries):
+      self._check_from_0(site)
       return self.stacked(site)
     wanted = sites.parse(site)
     for entry, value in zip(self._entries, self._values):
@@ -70,6 +75,17 @@ class Activations(Mapping):
       cause=f'nearest: {", ".join(nearest(str(site), map(str, self))) or ", ".join(self)}',
       mend='name it in sites=',
     )
+
+  def _check_from_0(self, name: str) -> None:
+    """Raises SiteError where the indices of `stacked` are not the layers."""
+    layers = [i for i in self.layers(name) if isinstance(i, int)]
+    if layers != list(range(len(layers))):
+      raise SiteError(
+        f'{name!r} was read at the layers {layers}, so that an index into the array of all is no layer',
+        cause='the name alone stands for all layers, of which acts[name][i] is layer i',
+        mend=f'acts[{str(sites.Site(name, (layers[0],)))!r}] for one layer, acts.stacked({name!r}) for the '
+        f'array in the order of acts.layers({name!r})',
+      )
 
   def _layer(self, entry: Entry, value: Any, i: int) -> Any:
     if not entry.stacked:

@@ -28,6 +28,7 @@ from mechjax.harvest import writes as writing
 from mechjax.harvest.interpreter import Interpreter, Keyed
 from mechjax.harvest.plans import HarvestPlan
 from mechjax.harvest.program import Program
+from mechjax.harvest.reach import refuse_dead
 from mechjax.harvest.repeats import refuse_repeats
 from mechjax.harvest.staging import stager
 
@@ -128,7 +129,11 @@ def plant(
   blocklist: Iterable[str] = frozenset(),
   exclusive: bool = False,
 ) -> Callable:
-  """Like `harvest` without reading: `(plants, *args) -> f's result`. Sows not planted stay for an outer harvest."""
+  """Like `harvest` without reading: `(plants, *args) -> f's result`.
+
+  An outer harvest sees all sows as they flow on, the planted values included, and may replace them in its turn. With
+  `tag=` alone, as in Oryx, what was planted is gone for it.
+  """
   settings = _settings(tag, None, allowlist, blocklist, exclusive, reading=False)
   staged = stager(f)
 
@@ -163,13 +168,18 @@ def _call(staged: Callable, s: _Settings, plants: Mapping, args: tuple, kwargs: 
   if s.reading and not s.strict:
     reads, tables = reading.resolve_reads(s.request, program, s.tag)
     reads = [r for r in reads if admit(r.key[1])]
-  refuse_repeats(program, s.tag, frozenset([*(r.key for r in reads), *(k for _, k in writes)]))
+  written = frozenset(k for _, k in writes)
+  read = frozenset(r.key for r in reads)
+  refuse_repeats(program, s.tag, read | written)
+  if written:
+    every = frozenset(w.key for w in program.sown if s.reading and s.strict and admit(w.name))
+    refuse_dead(program, s.tag, written, 'planted', read | every)
   plan = HarvestPlan(
     tag=s.tag,
     read_all=s.reading and s.strict,
     strict=s.strict,
-    read_keys=frozenset(r.key for r in reads),
-    write_keys=frozenset(k for _, k in writes),
+    read_keys=read,
+    write_keys=written,
     allow=s.allow,
     block=s.block,
     exclusive=s.exclusive,

@@ -26,6 +26,7 @@ from mechjax.harvest.activations import Activations
 from mechjax.harvest.interpreter import Cell, Interpreter, Keyed
 from mechjax.harvest.plans import HarvestPlan
 from mechjax.harvest.program import Program
+from mechjax.harvest.reach import refuse_dead
 from mechjax.harvest.reads import Read, assemble, resolve_reads
 from mechjax.harvest.requests import Writing
 from mechjax.harvest.staging import stager
@@ -60,6 +61,7 @@ def value_and_grad_at(
     compiled = program.cache.get(('gradients', plan, has_aux))
     if compiled is None:
       _check(reads)
+      refuse_dead(program, tag, keys, 'differentiated')
       compiled = jax.jit(functools.partial(_pass, program, plan, reads, has_aux))
       program.cache['gradients', plan, has_aux] = compiled
     out, cells, grads = compiled(tables, list(program.consts), dynamic)

@@ -66,18 +66,19 @@ class HarvestPlan(Plan):
   def at_sow(self, frame: Frame, params: dict, leaves: list, preds: list) -> tuple[list, bool]:
     if params['tag'] != self.tag:
       return leaves, False  # another tag under `exclusive`: the sow disappears
-    key = frame.key(params['name'])
+    key, sown = frame.key(params['name']), prim.times_sown(params)
     writing = frame.data.get(('write', key))
     if writing is not None:
       new = writing.apply(leaves, params['tree'], frame.devices)
-      if preds:
-        new = [where(preds[0], n, o) for n, o in zip(new, leaves)]
-      return new, key in self.read_keys
-    if key in self.read_keys or (self.read_all and self.admits(key[1])):
-      return leaves, True
-    if self.strict and self.admits(key[1]) and compat.GATE.value is compat.STAGING:
+      leaves = [where(preds[0], n, o) for n, o in zip(new, leaves)] if preds else new
+    read = key in self.read_keys or (self.read_all and self.admits(key[1]))
+    if self.strict:  # in Oryx what is planted is gone
+      again = writing is None and self.admits(key[1])
+    else:  # unless a planted function has sown the value itself
+      again = prim.times_sown(params) == sown
+    if again and not read and compat.GATE.value is compat.STAGING:
       leaves = prim.sow_p.bind(*leaves, *preds, **params)[: len(leaves)]
-    return leaves, False
+    return leaves, read if writing is None else key in self.read_keys
 
   def at_tangent(self, frame: Frame, params: dict, leaves: list, preds: list) -> list:
     writing = frame.data.get(('write', frame.key(params['name'])))

@@ -61,8 +61,9 @@ def resolve_reads(request: Any, program: Program, tag: Hashable) -> tuple[list[R
 
 def select(request: Any, program: Program, tag: Hashable) -> list[sites.Site]:
   """The sites of a program that patterns select, in the order of the forward pass."""
+  there, skipped = expand_all(live(program, tag)), absence.skipped(program)
   try:
-    return sites.select(request, expand_all(live(program, tag)))
+    return sites.select(request, [s for s in there if s not in skipped] if skipped else there)
   except SiteError as e:
     if explained := absence.explained(request, program):
       raise explained from e

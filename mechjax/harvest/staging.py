@@ -18,6 +18,7 @@ import numpy as np
 
 from mechjax import compat, sites
 from mechjax.errors import HarvestError
+from mechjax.harvest import absence
 from mechjax.harvest import primitive as prim
 from mechjax.harvest.batching import BATCHING_RULES
 from mechjax.harvest.program import Program, Sown, expand_all
@@ -173,7 +174,8 @@ def sites_of(f: Callable, *args: Any, tag: Hashable = prim.TAG, **kwargs: Any) -
   program, _ = stager(f)(args, kwargs)
   sown = [s for s in program.sown if s.tag == tag and not s.backward]
   by_site = {site: s for s in reversed(sown) for site in expand_all([s])}
-  return SiteList(_info(site, by_site[site]) for site in expand_all(sown))
+  skipped = absence.skipped(program)
+  return SiteList(_info(site, by_site[site]) for site in expand_all(sown) if site not in skipped)
 
 
 def _info(site: sites.Site, s: Sown) -> SiteInfo:

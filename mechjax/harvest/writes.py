@@ -243,6 +243,8 @@ def _writing(group: list[_Piece]) -> Writing:
   """Joins the pieces planted at one sow into one table."""
   s = group[0].sown
   scans = len(s.lengths)
+  if len(group) > 1 and not scans:
+    raise HarvestError(f'{s.name!r} is planted twice at one place', where=s.source)
   if len(group) == 1 and group[0].iterations is None and group[0].layer is None:
     p = group[0]
     return Writing(None, p.value, p.mask, (p.fn,) if p.fn else (), 1, scans, False)

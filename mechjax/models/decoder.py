@@ -21,7 +21,8 @@ Sharp edges:
   - A token or a learned position that the table does not have becomes NaN.
   - There is no resid_mid where attention and MLP are parallel or there is no MLP; asking for it says so.
   - A scan that starts later than layer 0 still counts from 0 and skips what lies below, so its sites are numbered right
-    and can be planted. Reading them is refused, because a skipped layer has no value; `unroll=True` reads them.
+    and can be planted; those below an int `start` are no sites. Reading is refused, because a skipped layer has no
+    value; `unroll=True` reads.
 """
 
 from __future__ import annotations
@@ -220,6 +221,8 @@ def resume(
     MechjaxError: if shapes do not fit.
   """
   where, positions = _where(tokens_BxT.shape, config, None, None, None)
+  if isinstance(start, int):
+    x_BxTxD = _begun_at(x_BxTxD, start)
   x_BxTxD = jnp.where(start == 0, _embed(params, tokens_BxT, config, positions), x_BxTxD)
   x_BxTxD, _ = _blocks(
     params,
@@ -320,6 +323,8 @@ def _blocks(
   if unroll:
     return _written_out(body, x_BxTxD, stacks, stretch)
   start, stop = stretch
+  if isinstance(start, int):
+    x_BxTxD = _begun_at(x_BxTxD, start)
   from_the_first = isinstance(start, int) and start == 0
   if from_the_first and stop == config.n_layers:
     return jax.lax.scan(body, x_BxTxD, stacks)
@@ -392,6 +397,15 @@ def _affine(w: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
 def _parallel(x: jax.Array) -> jax.Array:
   cause = 'attention and MLP are parallel: both read resid_pre, and nothing lies between them'
   return harvest.absent(x, names=['resid_mid'], cause=cause, mend='use resid_pre or resid_post')
+
+
+def _begun_at(x: jax.Array, start: int) -> jax.Array:
+  names = [n for n in sites.CANONICAL if n not in ('embed', 'final_norm', 'logits')]
+  cause = f'the pass begins at layer {start}, and the layers below are skipped'
+  mend = 'a layer that runs, or an earlier start'
+  return harvest.absent(
+    x, names=names if start else [], cause=cause, mend=mend, layers=range(start)
+  )
 
 
 def _without_mlp(x: jax.Array) -> jax.Array:

@@ -190,9 +190,9 @@ def test_an_attribute_that_a_backward_pass_does_not_have_is_refused():
   toy.finish(run)
   back = run.backward(jnp.sum)
   for *_, grad in back:
-    with pytest.raises(RunError, match="nearest: modified_grad"):
+    with pytest.raises(RunError, match='nearest: modified_grad'):
       back.modified_gradient = grad
-    with pytest.raises(RunError, match="nearest: modified_grad"):
+    with pytest.raises(RunError, match='nearest: modified_grad'):
       run.modified_gradient = grad
 
 

@@ -106,6 +106,42 @@ def test_what_does_not_fit_is_an_error(plants, error, says):
     harvest.plant(scanned(lambda b: b))(plants, X)
 
 
+@MODELS
+@pytest.mark.parametrize('other', ['mlp_out.{1,2}', 'mlp_out'])
+def test_two_values_at_one_site_are_refused(f, other):
+  n = L if other == 'mlp_out' else 2
+  for plants in ({'mlp_out.2': X, other: jnp.zeros((n, D))}, {'mlp_out.2': abs, other: abs}):
+    with pytest.raises(HarvestError, match='planted twice'):
+      harvest.plant(f)(plants, X)
+
+
+@MODELS
+def test_an_outer_harvest_sees_every_layer_with_the_planted_value_where_there_is_one(f):
+  def inner(x):
+    return harvest.plant(f)({'mlp_out.0': jnp.ones_like, 'mlp_out.3': lambda m: m + 1}, x)
+
+  edit = lambda i, m: np.ones(D) if i == 0 else m + (i == 3)  # noqa: E731
+  want, mlp, post = reference(X, edit)
+  assert [s.site for s in harvest.sites_of(inner, X)] == [s.site for s in harvest.sites_of(f, X)]
+  out, acts = harvest.call_and_reap(inner)(X)
+  close(out, want)
+  close(acts['mlp_out'], mlp)
+  close(acts['resid_post'], post)
+  _, acts, grads = harvest.value_and_grad_at(lambda x: inner(x).sum(), 'mlp_out')(X)
+  close(acts['mlp_out'], mlp)
+  assert jnp.abs(grads['mlp_out']).min() > 0
+
+
+@MODELS
+def test_of_two_harvests_the_outer_one_has_the_last_word(f):
+  def inner(x):
+    return harvest.plant(f)({'mlp_out.2': jnp.ones(D)}, x)
+
+  close(harvest.plant(inner)({'mlp_out.2': X}, X), reference(X, lambda i, m: X if i == 2 else m)[0])
+  double = harvest.plant(inner)({'mlp_out': lambda m: 2 * m}, X)
+  close(double, reference(X, lambda i, m: 2 * np.ones(D) if i == 2 else 2 * m)[0])
+
+
 LIKE = {
   'float32': jnp.float32(1),
   'bfloat16': jnp.bfloat16(1),

@@ -1,5 +1,7 @@
 """Asking by site: the same names in a scan and in a loop, read without copies and without recompiling."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -164,3 +166,21 @@ def test_an_index_into_values_that_were_reshaped_is_an_error():
   with pytest.raises(SiteError, match=r'jax\.tree\.map'):
     reshaped['mlp_out.3']
   assert reshaped.stacked('mlp_out').shape == (L,)
+
+
+@MODELS
+def test_an_index_into_all_layers_is_the_layer_or_an_error(f):
+  _, mlp, _ = reference(X)
+  close(harvest.reap(f, sites='mlp_out.{0,1,2}')(X)['mlp_out'], mlp[:3])
+  for some in ([1, 2, 3], [0, 3], [3]):
+    acts = harvest.reap(f, sites=[f'mlp_out.{i}' for i in some])(X)
+    close(acts.stacked('mlp_out'), mlp[some])
+    assert acts.layers('mlp_out') == some
+    for again in (acts, jax.jit(lambda a: a)(acts)):
+      with pytest.raises(SiteError, match=re.escape(f'read at the layers {some}')) as error:
+        again['mlp_out']
+      assert f"acts['mlp_out.{some[0]}']" in error.value.mend
+  for wrong in (3, slice(1), ('mlp_out', 3)):
+    with pytest.raises(SiteError, match='is not a site') as error:
+      acts[wrong]
+    assert 'mlp_out.3' in error.value.mend

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import mechjax
 from mechjax import errors, harvest
 from mechjax.models import decoder, families
 from tests.models import decoders
@@ -184,10 +185,25 @@ def test_a_scan_that_starts_late_is_planted_by_number_and_refuses_to_be_read():
   c, params = CONFIGS['gemma'], decoders.params('gemma')
   _, acts = reaped('gemma')
   late = functools.partial(decoder.blocks, params, config=c, start=1)
-  edit = {'mlp_post.1': lambda x: 2 * x, 'mlp_post.0': lambda x: 0 * x}
+  edit = {'mlp_post.1': lambda x: 2 * x}
   whole = harvest.harvest(functools.partial(decoder.blocks, params, config=c), sites='resid_post.1')
-  _, expected = whole({'mlp_post.1': edit['mlp_post.1']}, acts['embed'])
+  _, expected = whole(edit, acts['embed'])
   close(harvest.plant(late)(edit, acts['resid_pre.1']), expected['resid_post.1'])
+  listed = {info.site.layer for info in harvest.sites_of(late, acts['resid_pre.1'])}
+  assert listed == {1}
+  number = lambda x, start: decoder.resume(params, TOKENS, x, start, c)  # noqa: E731
+  begun = functools.partial(number, start=1)
+  for f in (late, begun):
+    for site in ('mlp_post.0', 'mlp_post.{0,1}'):
+      with pytest.raises(errors.SiteError, match='no site matches') as error:
+        harvest.plant(f)({site: lambda x: 0 * x}, acts['resid_pre.1'])
+      assert 'begins at layer 1' in error.value.cause
+    with pytest.raises(errors.SiteError, match='begins at layer 1'):
+      harvest.plant(f)({'mlp_post': harvest.At(0, lambda x: 0 * x)}, acts['resid_pre.1'])
+    with pytest.raises(errors.SiteError, match='begins at layer 1'):
+      mechjax.iterate(f, 'mlp_post.0')(acts['resid_pre.1'])
+    visited = {layer for layer, *_ in mechjax.iterate(f, 'mlp_post')(acts['resid_pre.1'])}
+    assert visited == {1}
   with pytest.raises(errors.HarvestError, match='between branches'):
     harvest.reap(late, sites='mlp_post.1')(acts['resid_pre.1'])
   found = harvest.reap(functools.partial(late, unroll=True), sites='mlp_post.1')

@@ -1,0 +1,137 @@
+"""Which sows a program's result depends on.
+
+A model that tags a value and then goes on with another one,
+
+    probs = softmax(scores)
+    harvest.sow(probs, name='attn_probs')        # the result is thrown away
+
+can be read there, but a value put in would change nothing, and the gradient would be 0 everywhere: it looks as if
+the place did not matter. So whoever puts something in, or asks for a gradient, asks here first.
+
+How. Backwards through the staged program, from its results: what leads to a value that is needed is needed. In loops
+until nothing new is found. A primitive that is not known needs all that it is given, so that a sow is called
+dead only where it is.
+
+Sharp edge: what is needed is not always used; a factor of 0 is no dead sow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from jax.extend import core as jex_core
+
+from mechjax import compat
+from mechjax.errors import HarvestError
+from mechjax.harvest import primitive as prim
+from mechjax.harvest.interpreter import label
+from mechjax.harvest.program import Program, make_key, name_and_path, place_of, sub_jaxprs
+
+
+def dead(program: Program, tag: Hashable, read: frozenset = frozenset()) -> frozenset:
+  """Keys of the sows of `tag` that neither the result of a program nor one of the sows `read` depends on."""
+  known = program.cache.get(('dead', tag, read))
+  if known is None:
+    walk = _Walk(program, tag, read)
+    walk.body(program.jaxpr, [True] * len(program.jaxpr.outvars), (), ())
+    keys = {s.key for s in program.sown if s.tag == tag}
+    known = program.cache['dead', tag, read] = frozenset(keys - walk.reaching)
+  return known
+
+
+def refuse_dead(
+  program: Program, tag: Hashable, keys: frozenset, what: str, read: frozenset = frozenset()
+) -> None:
+  """Raises HarvestError where one of the sows `keys` is dead; `what` was to be done there."""
+  lost = dead(program, tag, read) & keys
+  for s in program.sown:
+    if s.tag == tag and s.key in lost:
+      raise HarvestError(
+        f'{label(s.key)} cannot be {what}: nothing that the function returns depends on what was sown',
+        where=s.source,
+        cause='the result of harvest.sow is thrown away, and the function goes on with the old value',
+        mend='x = harvest.sow(x, name=...), and use that x; as it is the site can only be read',
+      )
+
+
+def refuse_dead_at(
+  program: Program, tag: Hashable, name: str, path: Sequence[Any], read: frozenset
+) -> None:
+  """`refuse_dead` of a site that a run stands at and that was modified, by its name with scopes and its path."""
+  *scope, name = name.split('/')
+  _, _, path = make_key((), name, tuple(path))
+  for key in dead(program, tag, read):
+    alike = len(key[2]) == len(path) and all('*' in (a, b) or a == b for a, b in zip(key[2], path))
+    if key[:2] == (tuple(scope), name) and alike:
+      refuse_dead(program, tag, frozenset([key]), 'modified', read)
+
+
+class _Walk:
+  """Gathers the keys of sows that are needed."""
+
+  def __init__(self, program: Program, tag: Hashable, read: frozenset):
+    self.program, self.tag, self.read = program, tag, read
+    self.reaching: set[tuple] = set()
+
+  def body(self, jaxpr: Any, used: Sequence[bool], scope: tuple, path: tuple) -> list[bool]:
+    """Which inputs of a jaxpr are needed for those of its results that are `used`."""
+    jaxpr = compat.raw(jaxpr)
+    needed = {v for v, u in zip(jaxpr.outvars, used) if u and not _literal(v)}
+    for eqn in reversed(jaxpr.eqns):
+      outs = [v in needed for v in eqn.outvars]
+      ins = self._equation(eqn, outs, scope, path)
+      needed.update(v for v, n in zip(eqn.invars, ins) if n and not _literal(v))
+    return [v in needed for v in jaxpr.invars]
+
+  def _equation(self, eqn: Any, outs: list[bool], scope: tuple, path: tuple) -> Sequence[bool]:
+    whole = [any(outs) or bool(eqn.effects)] * len(eqn.invars)
+    if not any(t == self.tag for t, _ in self.program.tags_of(eqn)):
+      return whole
+    scope, path = place_of(eqn, scope, path)
+    if eqn.primitive is prim.sow_p or eqn.primitive is prim.sow_tangent_p:
+      return self._sow(eqn, outs, scope, path)
+    if eqn.primitive.name == 'scan':
+      return self._scan(eqn, outs, scope, (*path, '*'))
+    if eqn.primitive.name == 'while':
+      return self._while(eqn, any(whole), scope, path)
+    ins = list(whole) if eqn.primitive.name == 'cond' else [False] * len(eqn.invars)
+    rule = self.program.jvp_rule(eqn)
+    for sub in [*sub_jaxprs(eqn), *([] if rule is None else [rule])]:
+      n_in, n_out = (len(vs) for vs in (compat.raw(sub).invars, compat.raw(sub).outvars))
+      alike = n_out == len(outs) and n_in <= len(ins)
+      found = self.body(sub, outs if alike else [any(outs)] * n_out, scope, path)
+      if not alike:
+        ins = whole
+      elif n_in:  # operands come last, behind what chooses a branch
+        ins[-n_in:] = [a or b for a, b in zip(ins[-n_in:], found)]
+    return ins
+
+  def _sow(self, eqn: Any, outs: list[bool], scope: tuple, path: tuple) -> list[bool]:
+    name, path = name_and_path(eqn.params['name'], path)
+    key = make_key(scope, name, path)
+    mine = eqn.params['tag'] == self.tag
+    if any(outs) and mine:
+      self.reaching.add(key)
+    return [any(outs) or (mine and key in self.read)] * len(eqn.invars)
+
+  def _scan(self, eqn: Any, outs: list[bool], scope: tuple, path: tuple) -> list[bool]:
+    n_consts, n_carry = compat.scan_split(eqn.params)
+    carry = outs[:n_carry]
+    while True:
+      ins = self.body(eqn.params['jaxpr'], [*carry, *outs[n_carry:]], scope, path)
+      again = [a or b for a, b in zip(carry, ins[n_consts : n_consts + n_carry])]
+      if again == carry:
+        return [*ins[:n_consts], *carry, *ins[n_consts + n_carry :]]
+      carry = again
+
+  def _while(self, eqn: Any, used: bool, scope: tuple, path: tuple) -> list[bool]:
+    names = {name for _, name, _ in self.read}
+    used = used or any(name in names for _, name in self.program.tags_of(eqn))
+    for body in (eqn.params['cond_jaxpr'], eqn.params['body_jaxpr']):
+      self.body(body, [used] * len(compat.raw(body).outvars), scope, path)
+    return [used] * len(eqn.invars)
+
+
+def _literal(v: Any) -> bool:
+  return isinstance(v, jex_core.Literal)
