@@ -198,7 +198,7 @@ def test_a_scan_that_starts_late_is_planted_by_number_and_refuses_to_be_read():
       with pytest.raises(errors.SiteError, match='no site matches') as error:
         harvest.plant(f)({site: lambda x: 0 * x}, acts['resid_pre.1'])
       assert 'begins at layer 1' in error.value.cause
-    with pytest.raises(errors.SiteError, match='begins at layer 1'):
+    with pytest.raises(errors.SiteError, match='mlp_post has layer 1 only'):
       harvest.plant(f)({'mlp_post': harvest.At(0, lambda x: 0 * x)}, acts['resid_pre.1'])
     with pytest.raises(errors.SiteError, match='begins at layer 1'):
       mechjax.iterate(f, 'mlp_post.0')(acts['resid_pre.1'])

@@ -127,7 +127,7 @@ def test_code_that_counts_columns_takes_padding_on_either_side_and_none_between(
     return jnp.zeros((*tokens.shape, 3))
 
   taken: list[str] = []
-  upstream = LanguageModel('upstream', Forward({}, apply, apply, 2, 16), None)
+  upstream = LanguageModel('upstream', Forward({}, apply, apply, 2, 16, 31), None)
   upstream(*padded('right'))
   assert taken == ['no mask']
   upstream(*padded('left'))
