@@ -176,7 +176,8 @@ def bind_jitted(closed: Any, values: Sequence[Any]) -> Sequence[Any]:
   """Calls a jaxpr as `jax.jit` would, without tracing it again (there is no public way)."""
   context = trace_context()
   if context not in _jit_params:
-    example = raw(jax.make_jaxpr(jax.jit(lambda x: x + 1))(0.0)).eqns[0].params
+    with jax.disable_jit(False):
+      example = raw(jax.make_jaxpr(jax.jit(lambda x: x + 1))(0.0)).eqns[0].params
     _jit_params[context] = dict(example)
   p = _jit_params[context]
   n_in, n_out = len(raw(closed).invars), len(raw(closed).outvars)

@@ -73,7 +73,8 @@ def stage(f: Callable, dynamic: list[Any], static: tuple, structure: Any) -> tup
 
   before, prim._staging.names = getattr(prim._staging, 'names', None), []
   try:
-    with compat.staging_gate(), compat.batching_rules(BATCHING_RULES):
+    rolled = jax.disable_jit(False)  # under disable_jit a scan would be staged as a Python loop
+    with rolled, compat.staging_gate(), compat.batching_rules(BATCHING_RULES):
       closed, shape = jax.make_jaxpr(flat, return_shape=True)(*dynamic)
     recorded = prim._staging.names
   except Exception as error:

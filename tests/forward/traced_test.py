@@ -462,3 +462,16 @@ for way in (t.by_comprehension, t.by_zip, t.by_hand):
 """
   done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
   assert done.stdout.splitlines() == ['ArrayImpl 2.0'] * 3, done.stderr
+
+
+@pytest.mark.parametrize('model', ['scanned', 'jitted'])
+def test_disable_jit_changes_nothing(model):
+  """A harvest asks for a program, so that it stages even then; the layers of a scan stay its layers."""
+  f, params = toy.MODELS[model]
+  edit = {'mlp_out.2': EDITS['mlp_out.2']}
+  expected = harvest.plant(f)(edit, params, toy.X)
+  with jax.disable_jit():
+    close(harvest.plant(f)(edit, params, toy.X), expected)
+    close(toy.edited(mechjax.iterate(f, 'mlp_out'), edit, params, toy.X), expected)
+    found = harvest.reap(f, sites='mlp_out.2')(params, toy.X)['mlp_out.2']
+  close(found, harvest.reap(f, sites='mlp_out.2')(params, toy.X)['mlp_out.2'])
