@@ -66,7 +66,7 @@ class HarvestPlan(Plan):
   def at_sow(self, frame: Frame, params: dict, leaves: list, preds: list) -> tuple[list, bool]:
     if params['tag'] != self.tag:
       return leaves, False  # another tag under `exclusive`: the sow disappears
-    key, sown = frame.key(params['name']), prim.times_sown(params)
+    key = frame.key(params['name'])
     writing = frame.data.get(('write', key))
     if writing is not None:
       new = writing.apply(leaves, params['tree'], frame.devices)

@@ -121,11 +121,6 @@ def nest(f: Callable, *, scope: str) -> Callable:
   return nested
 
 
-def times_sown(params: dict) -> int:
-  """How often the name of a sow equation of these parameters has been sown so far, in what is being staged."""
-  return (getattr(_staging, 'names', None) or []).count((params['tag'], params['name']))
-
-
 def _bind(value, pred, *, tag, name, mode):
   leaves, tree = jax.tree.flatten(value)
   recorder = getattr(_staging, 'names', None)

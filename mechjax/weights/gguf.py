@@ -40,6 +40,7 @@ _DEFAULT_ALIGNMENT = 32
 _MAX_DIMS = 4
 _MAX_NESTING = 8
 _PLAIN = {'F32': '<f4', 'F64': '<f8'}
+_LONGEST_STRING = 1 << 20  # bytes; chat templates have some ten thousand
 _CHUNK = 1 << 18  # numbers that are dequantised at a time
 _STRING, _ARRAY = 8, 9
 _SCALARS = {
@@ -146,9 +147,14 @@ class _Cursor:
     return struct.unpack('<Q', self.take(8, what))[0]
 
   def string(self, what: str) -> str:
-    start = self.at
+    start, length = self.at, self.u64(what)
+    if _LONGEST_STRING < length <= self.size - self.at:
+      raise errors.WeightsError(
+        f'{self.path}: {what} at offset {start} is a text of {length} bytes; {_LONGEST_STRING} are read',
+        cause='the header is damaged',
+      )
     try:
-      return self.take(self.u64(what), what).decode()
+      return self.take(length, what).decode()
     except UnicodeDecodeError as e:
       raise errors.WeightsError(
         f'{self.path}: {what} at offset {start} is not UTF-8', cause='the header is damaged'

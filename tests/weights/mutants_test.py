@@ -151,6 +151,11 @@ def test_a_setting_of_a_gemma_header_that_cannot_be_is_named(key, kind, value, m
   refused(gguf_with(tmp_path, setting(key, kind, value), 'gemma3'), message)
 
 
+def test_a_text_as_long_as_the_weights_is_refused_before_it_is_copied(tmp_path):
+  path = gguf_with(tmp_path, setting('general.name', ggufs.STRING, 'x' * (1 << 20) + 'y'))
+  refused(path, 'is a text of 1048577 bytes; 1048576 are read')
+
+
 # --- directories ----------------------------------------------------------------------------------------------
 
 
