@@ -182,10 +182,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
   # Where the file is silent, SentencePiece's models begin with bos.
   adds = {'bos': kind == 'llama', 'eos': False}
   adds = {x: bool(metadata.get(f'tokenizer.ggml.add_{x}_token', adds[x])) for x in adds}
-  ids = {
-    x: _ids(metadata.get(f'tokenizer.ggml.{x}_token_id'), len(tokens), f'{x}_token_id')
-    for x in ('bos', *_GGUF_STOPS)
-  }
+  ids = {x: header.ids(f'tokenizer.ggml.{x}_token_id', len(tokens)) for x in ('bos', *_GGUF_STOPS)}
   stops = [i for x in _GGUF_STOPS for i in ids[x]]
   return Tokenizer(
     split,
@@ -274,24 +271,15 @@ def _ends(directory: Path, described: Mapping[str, Any], n_vocab: int) -> tuple[
   """Every id that a model's files name as an end, the one of `config.json` first."""
   inner = described.get('text_config')
   path = directory / 'generation_config.json'
-  sources = [described, inner if isinstance(inner, Mapping) else {}]
-  sources.append(read_json(path) if path.is_file() else {})
-  sizes = [x.get('vocab_size') for x in sources]
+  sources = {
+    'config.json': described,
+    'the text_config of config.json': inner if isinstance(inner, Mapping) else {},
+    path.name: read_json(path) if path.is_file() else {},
+  }
+  sizes = [x.get('vocab_size') for x in sources.values()]
   limit = max(n_vocab, *(size for size in sizes if isinstance(size, int)), 0)
-  found = [i for x in sources for i in _ids(x.get('eos_token_id'), limit, 'eos_token_id')]
-  return tuple(dict.fromkeys(found))
-
-
-def _ids(found: Any, n_vocab: int, name: str) -> tuple[int, ...]:
-  """What a file says of one or several special tokens: their ids, or nothing."""
-  listed = found if isinstance(found, list | tuple) else [found]
-  ids = tuple(i for i in listed if i is not None)
-  for i in ids:
-    if type(i) is not int or not 0 <= i < n_vocab:
-      raise errors.WeightsError(
-        f'{name} is {i!r:.100}', where=f'ids are integers from 0 to {n_vocab - 1}'
-      )
-  return ids
+  found = [Values(x, name).ids('eos_token_id', limit) for name, x in sources.items()]
+  return tuple(dict.fromkeys(i for ids in found for i in ids))
 
 
 def _sentence_pieces(metadata: Mapping[str, Any]) -> tuple[Callable, Callable]:
