@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mechjax.sae.errors import SAEError
 from mechjax.sae.figures import Report, Totals, report
 from mechjax.sae.gradients import Params
-from mechjax.sae.sums import Batch
+from mechjax.sae.sums import Batch, batches_of, check_batch
 
 if TYPE_CHECKING:
   from mechjax.sae.evaluate import Evaluation
@@ -48,7 +48,7 @@ def compare(
     SAEError: no candidates, or of different models or sites; and as `Evaluation.evaluate`.
     SiteError, HarvestError: sites that are not in the model.
   """
-  judge = _shared(candidates)
+  judge, batches = _shared(candidates), batches_of(batches)
   if means is None:
     if iter(batches) is batches:
       raise SAEError(
@@ -59,6 +59,7 @@ def compare(
   totals: dict[str, Totals] = {}
   drifts: dict[str, float] = {}
   for n, batch in enumerate(batches):
+    check_batch(batch)
     base = judge.base(params, batch, means)
     for name, (own, dictionaries) in candidates.items():
       if n == 0:

@@ -93,6 +93,18 @@ class Evaluation:
   limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
+    if not callable(self.forward) or hasattr(self.forward, 'apply'):
+      raise SAEError(
+        f'the first argument is a {type(self.forward).__name__}, not a function of (params, inputs)',
+        mend='Evaluation(model.apply, saes).evaluate(model.params, dictionaries, batches)',
+      )
+    for site, sae in self.saes.items():
+      if not isinstance(sae, Architecture):
+        raise SAEError(
+          f'{site!r} has a {type(sae).__name__}, not a dictionary',
+          cause='what load returned: a dictionary and its parameters',
+          mend='sae, params = load(...); Evaluation(forward, {site: sae}).evaluate(..., {site: params}, batches)',
+        )
     if not {*self.limits} <= {*self.saes}:
       raise SAEError(
         f'limits for {sorted(self.limits)}, dictionaries that read {sorted(self.saes)}'
@@ -134,7 +146,8 @@ class Evaluation:
   def means(self, params: Any, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
     """The mean of what each dictionary has to say, [E], by the site that it reads; float64."""
     total: dict[str, Spread] = {}
-    for batch in batches:
+    for batch in sums.batches_of(batches):
+      sums.check_batch(batch)
       for site, part in on_host(self._spreads(params, batch)).items():
         total[site] = total[site].merged(part) if site in total else part
     return {site: spread.mean for site, spread in total.items()}

@@ -12,6 +12,7 @@ Sharp edge: a token that is not kept keeps its activation, and is neither predic
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -42,6 +43,30 @@ class Batch:
   targets: Any
   kept: Any
   mask: Any = None
+
+
+def batches_of(batches: Any) -> Iterable[Batch]:
+  """`batches` itself; an SAEError for tokens, one batch or something else that is not gone through."""
+  if isinstance(batches, Batch) or hasattr(batches, 'shape') or not np.iterable(batches):
+    raise _no_batches(batches)
+  return batches
+
+
+def check_batch(batch: Any) -> None:
+  """Raises SAEError for what is no `Batch`."""
+  if not isinstance(batch, Batch):
+    raise _no_batches(batch)
+
+
+def _no_batches(found: Any) -> SAEError:
+  shape = f' of shape {np.shape(found)}' if hasattr(found, 'shape') else ''
+  return SAEError(
+    f'batches are wanted, got {type(found).__name__}{shape}',
+    cause='token ids: which of them count is not said'
+    if not isinstance(found, Batch)
+    else 'one batch instead of several',
+    mend='[mechjax.sae.next_tokens(tokens, kept)], kept False at padding and special tokens',
+  )
 
 
 def next_tokens(tokens: Any, kept: Any, mask: Any = None) -> Batch:

@@ -3,6 +3,7 @@
 import json
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import tokenizers as library
 from hypothesis import example, given
@@ -278,7 +279,8 @@ def test_one_text_is_wanted(tokenizer, wrong):
 def test_scored_pieces_begin_with_bos_where_the_header_is_silent_and_lack_no_character_silently():
   header = {
     'model': 'llama', 'add_space_prefix': False, 'bos_token_id': 2, 'eos_token_id': 1,
-    'tokens': ['<pad>', '<eos>', '<bos>', 'a'], 'scores': [0.0] * 4, 'token_type': [3, 3, 3, 1],
+    'tokens': ['<pad>', '<eos>', '<bos>', 'a'],
+    'scores': np.zeros(4, np.float32), 'token_type': np.array([3, 3, 3, 1], np.int32),
   }  # fmt: skip
   header = {f'tokenizer.ggml.{key}': value for key, value in header.items()}
   tokenizer = tokenizers.from_gguf(header)

@@ -542,3 +542,44 @@ def test_padding_that_is_kept_is_refused():
   kept = np.array([[True, True, False]])
   with pytest.raises(SAEError, match='padding mask'):
     next_tokens(np.zeros((1, 3), int), kept, np.array([[False, True, True]]))
+
+
+@pytest.mark.parametrize(
+  ('batches', 'says'),
+  [
+    (np.zeros((2, T), np.int32), r'got ndarray of shape \(2, 6\)'),
+    ([np.zeros((2, T), np.int32)], r'got ndarray of shape \(2, 6\)'),
+    (next_tokens(*texts()), 'one batch instead of several'),
+    (3, 'got int'),
+  ],
+  ids=['tokens', 'list of tokens', 'one batch', 'number'],
+)
+def test_what_is_no_batch_is_refused_by_name(batches, says):
+  for judge in (speaker().evaluate, lambda params, _, found: speaker().means(params, found)):
+    with pytest.raises(SAEError, match=says):
+      judge(model(), {R0: {}}, batches)
+
+
+def test_a_model_or_a_loaded_pair_in_the_wrong_place_is_refused_by_name():
+  sae = ReLU(d_in=D, width=2 * D, sparsity=0.0)
+  with pytest.raises(SAEError, match=r'model\.apply'):
+    Evaluation(model(), {R0: sae})
+  with pytest.raises(SAEError, match='what load returned'):
+    Evaluation(forward, {R0: (sae, {})})
+
+
+def test_what_the_model_reads_is_seen_by_a_second_evaluation():
+  scale = [1.0]
+
+  def scaled(params, tokens):
+    return forward(params, tokens) * scale[0]
+
+  sae = ReLU(d_in=D, width=M, sparsity=0.0)
+  own = {R0: dictionary(sae, 0)}
+  batches = [next_tokens(*texts())]
+  judge = Evaluation(scaled, {R0: sae})
+  judge.evaluate(model(), own, batches)
+  scale[0] = 2.0
+  found = judge.evaluate(model(), own, batches).loss
+  fresh = Evaluation(lambda p, t: forward(p, t) * 2.0, {R0: sae})
+  assert found == pytest.approx(fresh.evaluate(model(), own, batches).loss, rel=1e-5)
