@@ -23,7 +23,6 @@ Letters: B batch, T query position, S key position.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ import numpy as np
 
 from mechjax import compat, errors, harvest, positionwise, sites
 from mechjax.harvest.requests import checked
+from mechjax.harvest.structure import jaxpr_key
 
 _ONE = jax.tree.structure(0)
 
@@ -120,7 +120,7 @@ class Staged:
     if width not in self.programs.found:
       return None
     own = [self.constants[i] for i in self.programs.slots[width]]
-    return functools.partial(compat.evaluate, self.programs.found[width], own)
+    return lambda value: compat.evaluate(self.programs.found[width], own, value)[0]
 
   def tree_flatten(self) -> tuple[Sequence[Any], _Programs]:
     return self.constants, self.programs
@@ -131,11 +131,12 @@ class Staged:
 
 
 class _Programs:
-  """Programs by width and where the constants of each are; two are equal if they are written alike."""
+  """Programs by width and where the constants of each are; two are equal if they compute the same."""
 
   def __init__(self, axes: tuple[str, ...], found: dict[int, Any], slots: dict[int, tuple]):
     self.axes, self.found, self.slots = axes, found, slots
-    self._key = axes, tuple((w, slots[w], str(program)) for w, program in found.items())
+    keys = ((w, slots[w], jaxpr_key(compat.raw(program))) for w, program in found.items())
+    self._key = axes, tuple(keys)
 
   def __eq__(self, other: object) -> bool:
     return isinstance(other, _Programs) and self._key == other._key

@@ -156,17 +156,9 @@ def make_closed(like: Any, invars: Sequence, outvars: Sequence, eqns: Sequence) 
   return jaxpr if jex_core.ClosedJaxpr is jex_core.Jaxpr else jex_core.ClosedJaxpr(jaxpr, ())
 
 
-def evaluated(jaxpr: Any, values: Sequence[Any]) -> list[Any]:
-  """The outputs of an open jaxpr without constants."""
-  if jex_core.ClosedJaxpr is not jex_core.Jaxpr:
-    jaxpr = jex_core.ClosedJaxpr(jaxpr, ())
-  return jex_core.jaxpr_as_fun(jaxpr)(*values)
-
-
-def evaluate(closed: Any, constants: Sequence[Any], *values: Any) -> Any:
-  """The one result of a program, with other constants in place of its own (jax.extend has no such function)."""
-  (out,) = jax.core.eval_jaxpr(raw(closed), constants, *values)
-  return out
+def evaluate(jaxpr: Any, constants: Sequence[Any], *values: Any) -> list[Any]:
+  """The results of a program, with these constants in place of its own (jax.extend has no such function)."""
+  return jax.core.eval_jaxpr(raw(jaxpr), constants, *values)
 
 
 _jit_params: dict[Any, dict[str, Any]] = {}

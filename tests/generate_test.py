@@ -283,9 +283,23 @@ def test_what_a_function_closes_over_is_read_anew_and_costs_no_compilation():
     np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
     found.append(a)
   np.testing.assert_allclose(found[1] - found[0], np.broadcast_to(v, (1, 2, 16)), rtol=0, atol=1e-3)
-  assert (
-    generate._advance._cache_size() - before <= 2
-  )  # the constant of `steer` may be written out as such
+  # The constant of `steer` may be written out as such.
+  assert generate._advance._cache_size() - before <= 2
+
+
+def test_vectors_inside_of_jitted_functions_are_told_apart():
+  """An array that a jitted function closes over is part of its own program, however it is written out."""
+
+  def edit(scale):
+    w = scale * jnp.arange(2000.0)  # more than are compared by value
+    return jax.jit(lambda x: x + w[:16])
+
+  first, second = (
+    generated('mistral', 1, [[1, 2]], plants={'resid_post.1': edit(scale)}, sites='resid_post.1')
+    for scale in (1.0, 2.0)
+  )
+  a, b = (np.asarray(out.reads[0]['resid_post.1']) for out in (first, second))
+  np.testing.assert_allclose(b - a, np.broadcast_to(np.arange(16.0), a.shape), rtol=0, atol=1e-4)
 
 
 # --- sampling ---------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Planted:
       assert self.fn is not None
       return self.fn(value)
     inputs = [*self.captured, *jax.tree.leaves(value)]
-    return self.program.out_tree.unflatten(compat.evaluated(self.program.jaxpr, inputs))
+    return self.program.out_tree.unflatten(compat.evaluate(self.program.jaxpr, (), *inputs))
 
   @property
   def sown(self) -> set[tuple]:

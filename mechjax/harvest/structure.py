@@ -67,7 +67,7 @@ def program_key(program: Any) -> Any:
   """Equal for programs that compute the same function of their inputs, derivatives included; kept on the program."""
   if 'structure' not in program.cache:
     try:
-      program.cache['structure'] = _jaxpr_key(program.jaxpr, rules=True)
+      program.cache['structure'] = jaxpr_key(program.jaxpr, rules=True)
     except (
       TypeError,
       ValueError,
@@ -125,7 +125,7 @@ def _derivative(eqn: Any) -> Any:
 
 def _value_key(value: Any, rules: bool) -> Any:
   if hasattr(compat.raw(value), 'eqns'):
-    return (_jaxpr_key(compat.raw(value), rules), tuple(map(_array_key, compat.consts(value))))
+    return (jaxpr_key(compat.raw(value), rules), tuple(map(_array_key, compat.consts(value))))
   if isinstance(value, tuple | list):
     return tuple(_value_key(v, rules) for v in value)
   if isinstance(value, dict):
@@ -142,7 +142,8 @@ def _value_key(value: Any, rules: bool) -> Any:
 _known: weakref.WeakKeyDictionary[Any, dict[bool, Any]] = weakref.WeakKeyDictionary()
 
 
-def _jaxpr_key(jaxpr: Any, rules: bool) -> Any:
+def jaxpr_key(jaxpr: Any, rules: bool = False) -> Any:
+  """Equal for open jaxprs that compute the same, custom differentiation rules included if `rules`."""
   known = _known.setdefault(jaxpr, {})
   if rules not in known:
     order = {v: n for n, v in enumerate([*jaxpr.constvars, *jaxpr.invars])}
