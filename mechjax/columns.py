@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import compat, errors, harvest, positionwise, sites
+from mechjax.harvest.program import opened
 from mechjax.harvest.requests import checked
 from mechjax.harvest.structure import jaxpr_key
 
@@ -108,9 +109,10 @@ class Staged:
     found, places = {}, {}
     for width in widths:
       if (program := function.known(width)) is not None:
-        own = {_identity(c): c for c in compat.consts(program)}
-        constants |= own
-        found[width], places[width] = program, [_identity(c) for c in compat.consts(program)]
+        # Without its constants, or whatever keeps the program keeps the arrays of its first use.
+        found[width], own = opened(program)
+        constants |= {_identity(c): c for c in own}
+        places[width] = [_identity(c) for c in own]
     order = list(constants)
     slots = {width: tuple(order.index(c) for c in own) for width, own in places.items()}
     return cls(_Programs(function.axes, found, slots), [jnp.asarray(c) for c in constants.values()])
@@ -120,7 +122,7 @@ class Staged:
     if width not in self.programs.found:
       return None
     own = [self.constants[i] for i in self.programs.slots[width]]
-    return lambda value: compat.evaluate(self.programs.found[width], own, value)[0]
+    return lambda value: compat.evaluate(self.programs.found[width], (), *own, value)[0]
 
   def tree_flatten(self) -> tuple[Sequence[Any], _Programs]:
     return self.constants, self.programs
@@ -131,11 +133,11 @@ class Staged:
 
 
 class _Programs:
-  """Programs by width and where the constants of each are; two are equal if they compute the same."""
+  """Programs by width, constants first among their inputs, and where those are; equal if they compute the same."""
 
   def __init__(self, axes: tuple[str, ...], found: dict[int, Any], slots: dict[int, tuple]):
     self.axes, self.found, self.slots = axes, found, slots
-    keys = ((w, slots[w], jaxpr_key(compat.raw(program))) for w, program in found.items())
+    keys = ((w, slots[w], jaxpr_key(program)) for w, program in found.items())
     self._key = axes, tuple(keys)
 
   def __eq__(self, other: object) -> bool:

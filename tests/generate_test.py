@@ -1,6 +1,8 @@
 """Generation against the uncached forward pass, token by token, with and without interventions."""
 
 import functools
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -300,6 +302,17 @@ def test_vectors_inside_of_jitted_functions_are_told_apart():
   )
   a, b = (np.asarray(out.reads[0]['resid_post.1']) for out in (first, second))
   np.testing.assert_allclose(b - a, np.broadcast_to(np.arange(16.0), a.shape), rtol=0, atol=1e-4)
+
+
+def test_what_a_planted_function_closes_over_dies_with_it():
+  def once(scale):
+    w = scale * jnp.arange(16.0)
+    generated('mistral', 1, [[1, 2]], plants={'resid_post.1': lambda x: x + w})
+    return weakref.ref(w)
+
+  alive = [once(scale) for scale in (1.0, 2.0, 3.0)]
+  gc.collect()
+  assert not any(array() is not None for array in alive)
 
 
 # --- sampling ---------------------------------------------------------------------------------------------
