@@ -40,7 +40,8 @@ class Plans:
     key = (what, signature(*trees))
     known = self._entries.get(key)
     if known is None or known[0].changed():
-      made = make()
+      with jax.disable_jit(False):  # nothing can be compiled ahead of time under disable_jit
+        made = make()
       metrics = [fn for tree in trees if isinstance(tree, Metric) for fn in _functions(tree)]
       known = self._entries[key] = Watch(*reads, *metrics), made
     return known[1]

@@ -1,5 +1,6 @@
 """What was compiled for a model and a metric is not used once they read something else."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -22,6 +23,17 @@ def methods(forward):
 
 def values(method, metric):
   return np.asarray(method(PARAMS, plain.PAIRS, metric).values)
+
+
+@pytest.mark.parametrize('kind', ['Exact', 'AtP'])
+def test_sweeps_and_attributions_run_under_disable_jit(kind):
+  method, metric = (
+    methods(plain.forward('gpt2'))[kind],
+    custom('logit', lambda out, _: out[:, -1, 3]),
+  )
+  with jax.disable_jit():
+    found = values(method, metric)
+  np.testing.assert_allclose(found, values(method, metric), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('kind', ['Exact', 'AtP', 'AtPStar', 'Paths'])
