@@ -15,6 +15,7 @@ import numpy as np
 
 from mechjax import compat
 from mechjax.harvest.watching import Watch
+from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
 
 
@@ -36,12 +37,19 @@ class Plans:
       trees: the arguments that it depends on, by structure, shapes and dtypes; metrics among them are watched.
       reads: the user's functions that it calls.
       make: makes it.
+
+    Raises:
+      PatchingError: under `jax.disable_jit`.
     """
+    if jax.config.jax_disable_jit:
+      raise PatchingError(
+        'sweeps and attributions are compiled ahead of time, and jax.disable_jit is on',
+        mend='debug the model with mechjax.iterate or eagerly=True, and run the sweep outside of disable_jit',
+      )
     key = (what, signature(*trees))
     known = self._entries.get(key)
     if known is None or known[0].changed():
-      with jax.disable_jit(False):  # nothing can be compiled ahead of time under disable_jit
-        made = make()
+      made = make()
       metrics = [fn for tree in trees if isinstance(tree, Metric) for fn in _functions(tree)]
       known = self._entries[key] = Watch(*reads, *metrics), made
     return known[1]
