@@ -106,7 +106,7 @@ def test_settings_without_meaning_are_refused(wrong):
 def test_layers_behind_the_deepest_site_are_not_in_the_compiled_program(layer):
   harvester = Harvester(toys.written_out, PARAMS, [f'resid_post.{layer}'], CONTEXTS)
   tokens = jax.ShapeDtypeStruct((32, 5), jnp.int32)
-  program = harvester._compiled.lower(PARAMS, tokens).compile().as_text()
+  program = jax.jit(harvester._read).lower(PARAMS, tokens).compile().as_text()
   dots = sum(program.count(word) for word in (' dot(', ' custom-call('))
   assert dots == layer + 1
 
