@@ -33,11 +33,21 @@ class Staging(NamedTuple):
   with what a function was traced to before a patch."""
 
   version: int
+  traces: int
 
 
 def staging_gate() -> Any:
   """A context in which sows are staged."""
-  return GATE(Staging(code_version.now()))
+  return GATE(Staging(code_version.now(), _traces))
+
+
+_traces = 0
+
+
+def retrace() -> None:
+  """Has JAX trace jitted functions again when they are staged next, because what they read may have changed."""
+  global _traces
+  _traces += 1
 
 
 def is_staging() -> bool:

@@ -14,6 +14,7 @@ and is compiled. An array is not.
 from __future__ import annotations
 
 import collections
+import threading
 import weakref
 from typing import Any
 
@@ -24,6 +25,7 @@ from mechjax.harvest.structure import program_key
 RECENT = 8
 
 _recent: collections.deque[Program] = collections.deque(maxlen=RECENT)
+_lock = threading.RLock()
 _known: dict[int, weakref.WeakSet[Program]] = {}
 
 
@@ -34,6 +36,11 @@ def shared(program: Program) -> Program:
   """
   if compat.staging_trace() is not None:
     return program
+  with _lock:
+    return _shared(program)
+
+
+def _shared(program: Program) -> Program:
   outline = _outline(program)
   alike = _known.setdefault(hash(outline), weakref.WeakSet())
   for other in alike:

@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 import warnings
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
@@ -31,7 +31,7 @@ from mechjax.harvest import primitive as prim
 from mechjax.harvest.batching import BATCHING_RULES
 from mechjax.harvest.program import Program, Sown, expand_all
 from mechjax.harvest.sharing import shared
-from mechjax.harvest.watching import Watch
+from mechjax.harvest.watching import Watch, alike
 
 LARGE = 64 * 2**20
 """Bytes of constants in somebody else's program that are worth a warning."""
@@ -105,6 +105,7 @@ class _Staged:
 
   program: Program
   captured: list[Any]
+  static: tuple
   statics: Watch
 
 
@@ -117,6 +118,9 @@ class Stager:
     self.f = f
     self._watch: Watch | None = None
     self._staged: dict[Any, _Staged] = {}
+
+  def __reduce__(self) -> tuple:
+    return Stager, (None,)  # a copy of the function is another function
 
   def __call__(self, args: tuple, kwargs: dict) -> tuple[Program, list[Any]]:
     """Returns the program at these arguments and its inputs: what is closed over, then the data leaves.
@@ -132,8 +136,12 @@ class Stager:
     if self._watch is not None and self._watch.changed():
       self._watch = None
       self._staged.clear()
+      compat.retrace()
     known = None if key is None else self._staged.get(key)
-    if known is None or known.statics.changed():
+    if known is not None and (known.statics.changed() or not alike(static, known.static)):
+      known = None
+      compat.retrace()
+    if known is None:
       known = self._stage(key, dynamic, static, structure, _classes(args))
     inputs = [*known.captured, *dynamic]
     if compat.staging_trace() is not None and not compat.is_staging():
@@ -146,8 +154,8 @@ class Stager:
     program, captured = stage(self.f, dynamic, static, structure)
     traced = any(map(_is_tracer, captured))
     program = shared(program)
-    statics = Watch(*classes, *(x for x in static if x is not _DATA))
-    known = _Staged(program, captured, statics)
+    statics = Watch(*classes, *(x for x in static if x is not _DATA), *_auxiliary(structure))
+    known = _Staged(program, captured, static, statics)
     if key is None or traced or statics.traced:
       return known
     # Taken afterwards: what a function itself writes while it is staged, a counter say, is no change.
@@ -205,6 +213,18 @@ def _classes(args: tuple) -> tuple[type, ...]:
   """The user's classes in a module that is its own first argument: their methods are part of the program."""
   bound = args and isinstance(args[0], callables.Bound)
   return Watch(args[0].module).classes if bound else ()
+
+
+def _auxiliary(structure: Any) -> Iterator[Any]:
+  """What the nodes of a pytree hold besides their children: settings, functions."""
+  node = structure.node_data()
+  held = None if node is None else node[1]
+  if isinstance(held, jax.tree_util.PyTreeDef):  # of a module that is its own first argument
+    yield from _auxiliary(held)
+  else:
+    yield held
+  for child in structure.children():
+    yield from _auxiliary(child)
 
 
 _of_classes: weakref.WeakKeyDictionary[type, Stager] = weakref.WeakKeyDictionary()

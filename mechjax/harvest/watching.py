@@ -23,20 +23,33 @@ Sharp edges.
 
 from __future__ import annotations
 
+import array
+import collections
 import contextlib
+import contextvars
+import dataclasses
 import functools
 import operator
 import os
 import sys
 import sysconfig
+import weakref
 from collections.abc import Callable, Iterable, Sequence
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import (
+  BuiltinFunctionType,
+  CodeType,
+  FunctionType,
+  MappingProxyType,
+  MethodType,
+  MethodWrapperType,
+  ModuleType,
+)
 from typing import Any
 
 import jax
 import numpy as np
 
-from mechjax import code_version
+from mechjax import code_version, compat
 
 LIMIT = 200_000
 
@@ -44,6 +57,10 @@ _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 _ATOMS = (*_SCALARS, jax.Array, np.dtype, np.generic, CodeType)
 _OPAQUE = ('jax', 'jaxlib', 'numpy', 'ml_dtypes', 'threading', '_thread', 'logging', 'weakref')
 _MISSING: Any = object()
+_PLAIN = (
+  *(dict, list, tuple, frozenset, set, collections.deque, array.array, MappingProxyType),
+  *(contextvars.ContextVar, weakref.ref),
+)
 _OURS = ('__mechjax_stager__', '__mechjax_version__')
 
 _LIBRARIES = tuple(
@@ -75,10 +92,11 @@ class Watch:
     self._seen: dict[int, Any] = {}
     self._waiting: list[Any] = list(functions)
     self._count = 0
-    while self._waiting and self._count < LIMIT:
-      self._visit(self._waiting.pop())
-    self._seen.clear()
-    self._waiting.clear()
+    self._names: dict[str, None] = {}
+    self._modules: dict[int, tuple[ModuleType, int]] = {}
+    self._walk()
+    for scratch in (self._seen, self._waiting, self._names, self._modules):
+      scratch.clear()
 
   def changed(self) -> bool:
     """Whether anything is not as it was."""
@@ -94,6 +112,20 @@ class Watch:
 
   # --- the walk
 
+  def _walk(self) -> None:
+    """Visits what is waiting, and modules once more whenever another name may be one of theirs."""
+    while self._count < LIMIT:
+      if self._waiting:
+        self._visit(self._waiting.pop())
+        continue
+      n = len(self._names)
+      late = [module for module, known in self._modules.values() if known < n]
+      if not late:
+        return
+      for module in late:
+        self._modules[id(module)] = module, n
+        self._module(module)
+
   def _visit(self, x: Any) -> None:
     if isinstance(x, jax.core.Tracer):
       self.traced = True
@@ -104,7 +136,22 @@ class Watch:
       self._function(x)
     elif isinstance(x, MethodType):
       self._waiting += [x.__self__, x.__func__]
-    elif isinstance(x, dict):
+    elif isinstance(x, BuiltinFunctionType | MethodWrapperType):
+      self._waiting.append(x.__self__)
+    elif isinstance(x, functools.partial):
+      self._waiting += [x.func, *x.args, x.keywords]
+    elif isinstance(x, np.ndarray):
+      self._array(x)
+    elif isinstance(x, type):
+      self._class(x)
+    elif isinstance(x, ModuleType):
+      self._modules.setdefault(id(x), (x, -1))
+    elif not self._container(x) or type(x) not in _PLAIN:
+      self._object(x)
+
+  def _container(self, x: Any) -> bool:
+    """Watches what a container holds, if `x` is one."""
+    if isinstance(x, dict | MappingProxyType):
       self._guard(lambda: [*x.keys(), *x.values()])
     elif isinstance(x, list):
       self._guard(lambda: x)
@@ -113,14 +160,15 @@ class Watch:
       self._waiting += x
     elif isinstance(x, set):
       self._guard(lambda: sorted(x, key=id))
-    elif isinstance(x, functools.partial):
-      self._waiting += [x.func, *x.args, *x.keywords.values()]
-    elif isinstance(x, np.ndarray):
-      self._array(x)
-    elif isinstance(x, type):
-      self._class(x)
-    elif not isinstance(x, ModuleType):
-      self._object(x)
+    elif isinstance(x, collections.deque | array.array):
+      self._guard(lambda: list(x))
+    elif isinstance(x, contextvars.ContextVar):
+      self._guard(lambda: [x.get(_MISSING)])
+    elif isinstance(x, weakref.ref):
+      self._guard(lambda: [x()])
+    else:
+      return False
+    return True
 
   def _guard(self, fetch: Callable[[], Iterable]) -> None:
     now = list(fetch())
@@ -134,25 +182,24 @@ class Watch:
     if _is_library(f.__code__.co_filename):
       return
     space, names = f.__globals__, _names(f.__code__)
+    self._names.update(dict.fromkeys(names))
     own = [name for name in names if name in space]
     self._guard(
       lambda: [f.__code__, f.__defaults__, f.__kwdefaults__, *(space.get(n, _MISSING) for n in own)]
     )
     if f.__dict__:
       self._guard(lambda: [v for name, v in f.__dict__.items() if name not in _OURS])
-    for module in (space[name] for name in own if isinstance(space[name], ModuleType)):
-      self._module(module, names)
+    # Modules that the function itself imports, and the environment.
+    self._waiting += [sys.modules[name] for name in names if name in sys.modules]
+    if 'getenv' in names:
+      self._waiting.append(os.environ)
 
-  def _module(self, module: ModuleType, names: Sequence[str]) -> None:
+  def _module(self, module: ModuleType) -> None:
+    """Watches what the functions met so far may read of a module: whatever they name anywhere."""
     space = module.__dict__
-    used = [name for name in names if name in space]
-    if not used or _is_frozen(module):
-      return
-    self._guard(lambda: [space.get(name, _MISSING) for name in used])
-    for inner in (space[name] for name in used if isinstance(space[name], ModuleType)):
-      if id(inner) not in self._seen:
-        self._seen[id(inner)] = inner
-        self._module(inner, names)
+    used = [name for name in self._names if name in space]
+    if used and not _is_frozen(module):
+      self._guard(lambda: [space.get(name, _MISSING) for name in used])
 
   def _class(self, cls: type) -> None:
     own = [base for base in cls.__mro__ if not _is_library(_file_of(base))]
@@ -183,7 +230,7 @@ class Watch:
     self._count += 1
     if x.dtype == object:
       self._guard(lambda: x.ravel().tolist())
-    elif x.flags.writeable or x.base is not None:
+    else:
       self._arrays.append((x, x.copy()))
 
 
@@ -201,6 +248,9 @@ class Version:
     self.watch = Watch(fn)
     self.memo: dict[Any, Any] = {}
 
+  def __reduce__(self) -> tuple:
+    return Version, (None,)  # a copy of the function is another function
+
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     return self.fn(*args, **kwargs)
 
@@ -210,6 +260,8 @@ def version(fn: Callable) -> Version:
   known = getattr(fn, '__mechjax_version__', None)
   if isinstance(known, Version) and known.fn is fn and not known.watch.changed():
     return known
+  if isinstance(known, Version):
+    compat.retrace()
   made = Version(fn)
   if not made.watch.traced:
     with contextlib.suppress(AttributeError, TypeError):
@@ -251,7 +303,22 @@ def _equal(now: Any, before: Any) -> bool:
     type(now) is type(before)
     and isinstance(now, _SCALARS)
     and (now == before or (now != now and before != before))
+    and (bool(now) or repr(now) == repr(before))  # 0.0 is not -0.0
   )
+
+
+def alike(now: Any, before: Any) -> bool:
+  """Whether two equal static arguments are the same in every part: 2 and 2.0 are equal and give other programs."""
+  if now is before or type(now) is not type(before):
+    return now is before
+  if isinstance(now, _SCALARS):
+    return _equal(now, before)
+  if isinstance(now, tuple | list):
+    return len(now) == len(before) and all(map(alike, now, before))
+  if dataclasses.is_dataclass(now) and not isinstance(now, type):
+    names = [field.name for field in dataclasses.fields(now)]
+    return all(alike(getattr(now, name), getattr(before, name)) for name in names)
+  return True
 
 
 def _same_array(now: np.ndarray, before: np.ndarray) -> bool:
@@ -275,11 +342,13 @@ def _content(cell: Any) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def _names(code: CodeType) -> tuple[str, ...]:
-  """The globals and attributes that some code names, in the functions written in it as well."""
+  """The globals, attributes and modules that some code names or spells, in the functions written in it as well."""
   names = dict.fromkeys(code.co_names)
   for const in code.co_consts:
     if isinstance(const, CodeType):
       names.update(dict.fromkeys(_names(const)))
+    elif isinstance(const, str) and const.isidentifier():  # getattr(settings, 'strength')
+      names[const] = None
   return tuple(names)
 
 

@@ -333,6 +333,8 @@ class LanguageModel:
 class _Rest:
   """What a model is besides its parameters; equal to itself alone."""
 
+  __mechjax_reads__ = ()  # pure functions, and what no forward pass reads
+
   def __init__(self, attributes: dict[str, Any]):
     self.attributes = {k: v for k, v in attributes.items() if k != 'params'}
 

@@ -3,11 +3,20 @@
 The truth is the plain call after the change.
 """
 
+import collections
+import concurrent.futures
+import contextvars
+import copy
+import dataclasses
 import functools
 import gc
 import importlib
+import math
+import os
+import pickle
 import sys
 import textwrap
+import types
 import weakref
 
 import jax
@@ -168,12 +177,77 @@ def closed_over():
   }
 
 
-KINDS = list(closed_over())
+class Named(dict):
+  """A container with attributes of its own."""
+
+  scale = 1.0
+
+
+CONTEXT = contextvars.ContextVar('scale', default=1.0)
+
+
+def in_odd_places():
+  """As `closed_over`, with what is read in places where one seldom looks."""
+  module = types.ModuleType('settings_of_state')
+  module.strength = 1.0
+  module.helper = lambda x: x * module.strength
+  sys.modules['settings_of_state'] = module
+  queue, under, named = collections.deque([1.0]), {'by': 1.0}, Named()
+  view, get, reference = types.MappingProxyType(under), under.get, weakref.ref(named)
+  frozen = np.ones(3, np.float32)
+  frozen.flags.writeable = False
+  stronger = lambda: setattr(module, 'strength', module.strength + 1)  # noqa: E731
+
+  def imports(x):
+    import settings_of_state
+
+    return x * settings_of_state.strength
+
+  def takes(x):
+    from settings_of_state import helper
+
+    return helper(x)
+
+  def thaw():
+    frozen.flags.writeable = True
+    frozen[:] = 4.0
+
+  return {
+    'module imported inside': (imports, stronger),
+    'function imported inside': (takes, stronger),
+    'module closed over': (lambda x: x * module.strength, stronger),
+    'module in a dict': (lambda x, d={'m': module}: x * d['m'].strength, stronger),
+    'getattr': (lambda x: x * getattr(module, 'strength'), stronger),  # noqa: B009
+    'deque': (lambda x: x * queue[0], lambda: queue.__setitem__(0, queue[0] + 1)),
+    'view': (lambda x: x * view['by'], lambda: under.update(by=under['by'] + 1)),
+    'bound builtin': (lambda x: x * get('by'), lambda: under.update(by=under['by'] + 1)),
+    'attribute of a container': (lambda x: x * named.scale, lambda: setattr(named, 'scale', 5.0)),
+    'weak reference': (
+      lambda x: x * reference().scale,
+      lambda: setattr(named, 'scale', named.scale + 1),
+    ),
+    'context variable': (
+      lambda x: x * CONTEXT.get(),
+      lambda: CONTEXT.set(CONTEXT.get() + 1) and None,
+    ),
+    'environment': (
+      lambda x: x * float(os.getenv('SCALE_OF_STATE', '1')),
+      lambda: os.environ.update(SCALE_OF_STATE='3'),
+    ),
+    'frozen array': (lambda x: x * frozen, thaw),
+  }
+
+
+def every_place():
+  return closed_over() | in_odd_places()
+
+
+KINDS = list(every_place())
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_what_a_function_reads_is_seen_when_it_changes(kind):
-  inner, change = closed_over()[kind]
+  inner, change = every_place()[kind]
 
   def f(x):
     return harvest.sow(inner(x), name='logits')
@@ -187,7 +261,7 @@ def test_what_a_function_reads_is_seen_when_it_changes(kind):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_what_a_planted_function_reads_is_seen_when_it_changes(kind):
-  edit, change = closed_over()[kind]
+  edit, change = every_place()[kind]
   planted = harvest.plant(lambda x: harvest.sow(x, name='a') + 1)
   before = planted({'a': edit}, X)
   np.testing.assert_allclose(before, edit(X) + 1, rtol=1e-6, atol=1e-6)
@@ -206,6 +280,86 @@ def test_a_static_argument_is_read_as_it_is():
   by_reap(f, X, config)
   config.scale = 5.0
   np.testing.assert_array_equal(by_reap(f, X, config), X * 5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+  value: object
+
+
+def test_static_arguments_that_are_equal_and_not_alike_are_told_apart():
+  def f(config, x):
+    by = config.value
+    return harvest.sow(x // by if isinstance(by, int) else x / by, name='logits')
+
+  x = jnp.array([3.0, 5.0])
+  for by in (2, 2.0, 2):
+    np.testing.assert_array_equal(
+      by_reap(f, Number(by), x), x // 2 if isinstance(by, int) else x / 2
+    )
+
+
+def test_a_closed_over_zero_has_a_sign():
+  zero = -0.0
+
+  def f(x):
+    return harvest.sow(x + math.copysign(1.0, zero), name='logits')
+
+  for zero in (-0.0, 0.0):  # noqa: B007
+    np.testing.assert_array_equal(by_reap(f, X), f(X))
+
+
+class Scaled(nnx.Module):
+  def __init__(self):
+    self.weight = nnx.Param(jnp.ones(3))
+    self.settings = Settings()
+    self.act = lambda x: x * TABLE['offset'][1]
+
+  def __call__(self, x):
+    return harvest.sow(self.act(x * self.weight[...] * self.settings.inner['shift']), name='logits')
+
+
+def test_what_a_module_holds_besides_arrays_is_read_as_it_is():
+  module, box = Scaled(), {'by': 1.0}
+  partial = jax.tree_util.Partial(lambda w, x: harvest.sow(x * w * box['by'], name='logits'), X)
+  for shift in (1.0, 2.0):
+    module.settings.inner['shift'] = box['by'] = shift
+    TABLE['offset'][1] += 1
+    for way in WAYS:
+      np.testing.assert_allclose(way(module, X), module(X), rtol=1e-6)
+      np.testing.assert_allclose(way(partial, X), X * X * shift, rtol=1e-6)
+      np.testing.assert_allclose(way(lambda p, x: p(x), partial, X), X * X * shift, rtol=1e-6)
+
+
+def test_a_callable_object_can_be_copied_and_pickled_after_a_harvest():
+  model = Callable()
+  by_reap(model, X)
+  by_plant(lambda x: harvest.sow(x, name='logits'), X)
+  harvest.plant(lambda x: harvest.sow(x, name='a'))({'a': model}, X)
+  for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+    other.scale = 5.0
+    np.testing.assert_array_equal(by_reap(other, X), X * 5)
+  np.testing.assert_array_equal(by_reap(model, X), X * 2)
+
+
+class Callable:
+  def __init__(self):
+    self.scale = 2.0
+
+  def __call__(self, x):
+    return harvest.sow(x * self.scale, name='logits')
+
+
+def test_one_function_is_harvested_from_many_threads():
+  def f(x):
+    return harvest.sow(x, name='a') + 1
+
+  def go(k):
+    return harvest.plant(f)({'a': lambda x: x * 0 + k * 1.0}, X)
+
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    for k, found in enumerate(pool.map(go, range(40))):
+      np.testing.assert_array_equal(found, jnp.full_like(X, k + 1))
 
 
 def test_a_sweep_over_a_number_that_a_planted_function_closes_over():

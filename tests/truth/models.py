@@ -41,8 +41,13 @@ CASES = {
   'gpt2': Case(
     'GPT2',
     {
-      **{'vocab_size': 61, 'n_positions': 32, 'n_embd': 24, 'n_layer': 3, 'n_head': 4},
-      **{'bos_token_id': 0, 'eos_token_id': 0},  # 50256 by default, which is refused
+      'vocab_size': 61,
+      'n_positions': 32,
+      'n_embd': 24,
+      'n_layer': 3,
+      'n_head': 4,
+      'bos_token_id': 0,
+      'eos_token_id': 0,  # 50256 by default, which is refused
     },
     'LMHeadModel',
   ),
