@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import importlib
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -47,7 +46,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import errors, files, generate, harvest, precision, sites
+from mechjax import errors, files, fingerprints, generate, harvest, precision, sites
 from mechjax.models import ids, padding, tokenizers
 from mechjax.models.config import Config
 from mechjax.sites import Site
@@ -192,10 +191,7 @@ class LanguageModel:
 
   def fingerprint(self) -> str:
     """What tells these parameters from all others, 16 hexadecimal digits; the same on any devices."""
-    leaves = jax.tree_util.tree_leaves_with_path(self.params)
-    sums = jax.device_get(_sums_of_bits([leaf for _, leaf in leaves]))
-    words = [(jax.tree_util.keystr(path), x.shape, str(x.dtype)) for path, x in leaves]
-    return hashlib.sha256(repr((words, [s.tolist() for s in sums])).encode()).hexdigest()[:16]
+    return fingerprints.of_weights(self.params)
 
   def unembed(self, residual: jax.Array) -> jax.Array:
     """Logits [..., V] that the final norm and the head would read in a residual stream [..., D]."""
@@ -337,19 +333,6 @@ class _Rest:
 
   def __init__(self, attributes: dict[str, Any]):
     self.attributes = {k: v for k, v in attributes.items() if k != 'params'}
-
-
-@jax.jit
-def _sums_of_bits(leaves: list[jax.Array]) -> list[jax.Array]:
-  """Of each array the sum of its bits as integers, plain and weighted by place, modulo 2**32: uint32 [2]."""
-
-  def sums(x: jax.Array) -> jax.Array:
-    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * min(x.dtype.itemsize, 4)}'))
-    flat = bits.reshape(-1).astype(jnp.uint32)
-    odd = 2 * jnp.arange(flat.size, dtype=jnp.uint32) + 1
-    return jnp.stack([jnp.sum(flat, dtype=jnp.uint32), jnp.sum(flat * odd, dtype=jnp.uint32)])
-
-  return [sums(x) for x in leaves]
 
 
 def uncached(apply: Callable[[Any, jax.Array], jax.Array]) -> generate.Model:

@@ -25,13 +25,14 @@ from typing import Any
 
 import numpy as np
 
-from mechjax import extras
+from mechjax import extras, fingerprints
 from mechjax.patching import budget as budgets
 from mechjax.patching import engine, sources
 from mechjax.patching.effects import Effects, Ledger, fingerprint
 from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
 from mechjax.patching.pairs import Pairs
+from mechjax.patching.plans import functions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,17 +68,16 @@ class Exact(engine.Sweep):
     """
     sided, metric, n = sources.sides(pairs, metric, self.how, self.seed, self.nodes)
     title = f'exact {self.how}: {metric.name}'
-    question = fingerprint(title, self.nodes, self.seed, sided, metric)
+    code = fingerprints.of_code(*functions(metric))
+    question = fingerprint(title, self.nodes, self.seed, code, sided, metric)
     table = self.nodes.table
     plan = self.plan(params, sided, metric, engine.one_node, table[0])
     statistics = plan.statistics(params, sided, n)
-    ledger = Ledger(save, question, (len(self.nodes), n), save_every)
+    ledger = Ledger(save, question, params, (len(self.nodes), n), save_every)
     by_layer = np.argsort(self.starts, kind='stable')
     with bar(progress, title, ledger.done.size, int(ledger.done.sum())) as advance, ledger:
       for rows, count in budgets.blocks(n, plan.rows):
         todo = by_layer[~ledger.done[by_layer][:, rows].all(axis=1)]
-        if not len(todo):
-          continue
         block = plan.block(params, sided, metric, statistics, rows)
         ledger.unpatched(rows[:count], block.base[:count], block.other[:count])
         for at, size in budgets.blocks(len(todo), plan.chunk):

@@ -3,13 +3,14 @@
 A sweep may run for hours, so it is a table that fills up: `values` and `done`, node by pair. The table is written
 to a new file that then replaces the old one, so that there is a whole file at every moment; leaving the sweep by
 whatever door (Ctrl-C included) writes it once more. The file carries a fingerprint of the question (nodes, prompts,
-metric, way of patching) and the metric of the unpatched runs, and a sweep that asks something else refuses it.
+metric, way of patching), one of the weights, and the metrics of the unpatched runs; a sweep that asks something else
+refuses it, finished or not.
 
     effects.contribution()     # E|I(n)|, [N]: the absolute value is taken per pair, then the mean
     effects.top(10)            # [(node, contribution), ...]
     effects.grid(0)            # [layers, heads, positions, neurons] for a heat map
 
-Sharp edge: weights are recognised by what they make of the unpatched prompts, not byte by byte.
+Sharp edge: the function that is patched is recognised by what it makes of the unpatched prompts, not by its code.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mechjax import files
+from mechjax import files, fingerprints
 from mechjax.patching.errors import PatchingError
 from mechjax.patching.nodes import Node, NodeSet
 
@@ -90,9 +91,9 @@ def mean_over_pairs(values: np.ndarray, there: np.ndarray | None) -> np.ndarray:
   return np.where(there, values, 0).sum(axis=-1) / np.maximum(there.sum(axis=-1), 1)
 
 
-def fingerprint(title: str, nodes: NodeSet, seed: int, *trees: Any) -> str:
-  """A hash of a question: its title, nodes and data."""
-  digest = hashlib.sha256(repr((title, seed, [g.name for g in nodes.grids])).encode())
+def fingerprint(title: str, nodes: NodeSet, seed: int, code: str, *trees: Any) -> str:
+  """A hash of a question: its title, nodes, data and the fingerprint of its metric's code."""
+  digest = hashlib.sha256(repr((title, seed, code, [g.name for g in nodes.grids])).encode())
   for x in [nodes.table, *jax.tree.leaves(trees)]:
     array = np.ascontiguousarray(x)
     digest.update(repr((array.shape, array.dtype.str)).encode() + array.tobytes())
@@ -109,9 +110,15 @@ class Ledger:
   """
 
   def __init__(
-    self, path: str | os.PathLike | None, question: str, shape: tuple[int, int], every: float
+    self,
+    path: str | os.PathLike | None,
+    question: str,
+    params: Any,
+    shape: tuple[int, int],
+    every: float,
   ):
     self.path, self.question, self.every = None if path is None else Path(path), question, every
+    self.weights = '' if path is None else fingerprints.of_weights(params)
     self.values, self.done = np.zeros(shape), np.zeros(shape, bool)
     self.base, self.other = np.full(shape[1], np.nan), np.full(shape[1], np.nan)
     self._saved = time.monotonic()
@@ -123,6 +130,7 @@ class Ledger:
       with np.load(path) as kept:
         question = str(kept['question'])
         if question == self.question:
+          weights = str(kept['weights'])
           self.values, self.done = kept['values'], kept['done']
           self.base, self.other = kept['base'], kept['other']
     except Exception as e:  # a file that is no archive raises whatever its first bytes suggest
@@ -135,16 +143,22 @@ class Ledger:
         cause='other nodes, prompts, metric, seed or way of patching than before',
         mend='save this sweep elsewhere, or delete the file',
       )
+    if weights != self.weights:
+      raise PatchingError(
+        f'{path} holds the results of other weights',
+        mend='save this sweep elsewhere, or delete the file',
+      )
 
   def unpatched(self, rows: np.ndarray, base: np.ndarray, other: np.ndarray) -> None:
     """Records the metrics of the unpatched runs, or compares them with those of the file."""
-    before = self.base[rows]
-    if not np.isnan(before).any() and not np.allclose(before, base, rtol=1e-3, atol=1e-4):
-      raise PatchingError(
-        f'the unpatched metric is {base.tolist()}, and was {before.tolist()} when {self.path} was saved',
-        cause='other weights, or another model',
-        mend='save this sweep elsewhere, or delete the file',
-      )
+    for now, kept in ((base, self.base), (other, self.other)):
+      before = kept[rows]
+      if not np.isnan(before).any() and not np.allclose(before, now, rtol=1e-3, atol=1e-4):
+        raise PatchingError(
+          f'the unpatched metric is {now.tolist()}, and was {before.tolist()} when {self.path} was saved',
+          cause='another model, or a metric that reads something else',
+          mend='save this sweep elsewhere, or delete the file',
+        )
     self.base[rows], self.other[rows] = base, other
 
   def put(self, nodes: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
@@ -163,6 +177,7 @@ class Ledger:
       np.savez(
         file,
         question=self.question,
+        weights=self.weights,
         values=self.values,
         done=self.done,
         base=self.base,

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax.patching.errors import PatchingError
-from mechjax.patching.pairs import Pairs
+from mechjax.patching.pairs import Pairs, int32
 
 
 @jax.tree_util.register_dataclass
@@ -166,7 +166,7 @@ def loss(pairs: Pairs, tokens: Any = None) -> Metric:
     pairs: the pairs.
     tokens: what is predicted, int [B, T]; None for the clean prompts, in both runs.
   """
-  tokens = np.asarray(pairs.clean if tokens is None else tokens, np.int32)
+  tokens = int32(pairs.clean if tokens is None else tokens, 'the tokens of a loss')
   predicted = np.asarray(pairs.real)[:, 1:] & np.asarray(pairs.real)[:, :-1]
   if tokens.shape != pairs.real.shape or not predicted.any(1).all():
     raise PatchingError('the loss needs two real tokens in every pair, and token ids [B, T]')
@@ -190,9 +190,16 @@ def kl_divergence(pairs: Pairs, reference: Any, positions: Any = None) -> Metric
     positions: as in `logit_difference`.
   """
   at = _positions(pairs, positions)
-  if jnp.ndim(reference) != 3 or reference.shape[:2] != pairs.real.shape:
+  shape, dtype = np.shape(reference), getattr(reference, 'dtype', None)
+  if (
+    len(shape) != 3
+    or shape[:2] != pairs.real.shape
+    or dtype is None
+    or not jnp.issubdtype(dtype, jnp.floating)
+  ):
     raise PatchingError(
-      f'reference logits of shape {jnp.shape(reference)} for pairs {pairs.real.shape}'
+      f'reference logits of shape {shape} and type {dtype or type(reference).__name__} for pairs {pairs.real.shape}',
+      mend='what the model returns for prompts of these pairs: a floating-point array [B, T, V]',
     )
   wanted = jax.nn.log_softmax(wide(_at(reference, at)))
   return Metric('KL to the reference', _kl, wanted[:, 0], at, pairs.digests)
@@ -297,6 +304,11 @@ def _loss(logits: jax.Array, data: Any) -> jax.Array:
 
 def _kl(logits: jax.Array, reference: Any) -> jax.Array:
   log_probs = jax.nn.log_softmax(wide(logits[:, 0]))
+  if log_probs.shape != reference.shape:
+    raise PatchingError(
+      f'the logits have a vocabulary of {log_probs.shape[-1]}, and the reference one of {reference.shape[-1]}',
+      cause='the reference is that of another model',
+    )
   gone = reference == -jnp.inf
   return jnp.where(gone, 0.0, jnp.exp(reference) * (reference - log_probs)).sum(-1)
 
@@ -316,12 +328,12 @@ def _answers(pairs: Pairs, answers: Any) -> np.ndarray:
       f'answers are token ids, one for each of {len(pairs)} pairs; got {ids.dtype} {ids.shape}',
       mend='int [B], or [B, A] with -1 behind short answers',
     )
-  return ids.astype(np.int32)
+  return int32(ids, 'answers')
 
 
 def _positions(pairs: Pairs, positions: Any, n: int = 1) -> np.ndarray:
   """As int [B, n]."""
-  at = np.asarray(pairs.last if positions is None else positions, np.int32)
+  at = int32(pairs.last if positions is None else positions, 'positions')
   at = at[:, None] if at.ndim == 1 else at
   if at.shape != (len(pairs), n):
     raise PatchingError(f'positions have shape {at.shape}, not {(len(pairs), n)}')

@@ -343,9 +343,18 @@ def _pick(choice: Choice, n: int, name: str, ends: bool) -> tuple[int | None, ..
     if choice not in ('each', 'together'):
       raise PatchingError(f"{choice!r} is not 'each', 'together' or a list of indices")
     return tuple(range(n)) if choice == 'each' else (None,)
-  picked = tuple(int(i) + n if i < 0 and not ends else int(i) for i in choice)
+  indices = np.asarray(choice)
+  if indices.ndim != 1 or (indices.size and indices.dtype.kind not in 'iu'):
+    raise PatchingError(
+      f'indices along an axis of {name!r} are a list of integers, got {choice!r}',
+      cause='a mask' if indices.dtype == bool else None,
+      mend='np.flatnonzero(mask) are the indices of a mask; [3] is a list of one',
+    )
+  picked = tuple(int(i) + n if i < 0 and not ends else int(i) for i in indices)
+  if len(set(picked)) < len(picked):
+    raise PatchingError(f'indices along an axis of {name!r} come twice: {indices.tolist()}')
   if not all((-n if ends else 0) <= i < n for i in picked):
-    raise PatchingError(f'{name!r} has {n} along this axis, and {list(choice)} were asked for')
+    raise PatchingError(f'{name!r} has {n} along this axis, and {indices.tolist()} were asked for')
   return picked
 
 

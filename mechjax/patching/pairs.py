@@ -58,6 +58,7 @@ class Pairs:
       PatchingError: no pairs; prompts of a pair that differ in length, are equal, or are shifted against each other.
     """
     clean, noise = ([_ids(p) for p in prompts] for prompts in (clean, noise))
+    pad = int(int32(pad, 'the token id of padding'))
     if not clean or len(clean) != len(noise):
       raise PatchingError(f'{len(clean)} clean and {len(noise)} noise prompts make no pairs')
     for i, (a, b) in enumerate(zip(clean, noise)):
@@ -136,7 +137,19 @@ def _ids(prompt: Sequence[int]) -> np.ndarray:
   ids = np.asarray(prompt)
   if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in 'iu':
     raise PatchingError(f'a prompt is a sequence of token ids, got {prompt!r}')
-  return ids
+  return int32(ids, 'token ids')
+
+
+def int32(values: Any, what: str) -> np.ndarray:
+  """The values as int32; raises PatchingError where that would change them."""
+  array = np.asarray(values)
+  if array.dtype.kind not in 'iu':
+    raise PatchingError(f'{what} are integers, got {array.dtype}', where=f'{array.tolist()}')
+  info = np.iinfo(np.int32)
+  wrong = array[(array < info.min) | (array > info.max)]
+  if wrong.size:
+    raise PatchingError(f'{what} are 32-bit integers, and {wrong[0]} is none')
+  return array.astype(np.int32)
 
 
 def _check(i: int, clean: np.ndarray, noise: np.ndarray) -> None:

@@ -50,7 +50,7 @@ class Plans:
     known = self._entries.get(key)
     if known is None or known[0].changed():
       made = make()
-      metrics = [fn for tree in trees if isinstance(tree, Metric) for fn in _functions(tree)]
+      metrics = [fn for tree in trees if isinstance(tree, Metric) for fn in functions(tree)]
       known = self._entries[key] = Watch(*reads, *metrics), made
     return known[1]
 
@@ -59,13 +59,13 @@ class Plans:
     return [made for _, made in self._entries.values()]
 
 
-def _functions(metric: Metric) -> Iterator[Callable]:
+def functions(metric: Metric) -> Iterator[Callable]:
   """The functions of a metric and of those that it is made of."""
   yield metric.fn
   parts = metric.data if isinstance(metric.data, tuple) else ()
   for part in parts:
     if isinstance(part, Metric):
-      yield from _functions(part)
+      yield from functions(part)
 
 
 def signature(*trees: Any) -> Hashable:

@@ -181,6 +181,10 @@ def test_a_mismatch_names_the_pair():
     Pairs.of([[1, 2], [4, 5]], [[2, 2], [4]])
 
 
+def at(positions):
+  return logit_difference(PAIRS, [3, 4, 5], [6, 7, 8], positions=positions)
+
+
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
@@ -198,6 +202,18 @@ def test_a_mismatch_names_the_pair():
     (lambda: logit_difference(PAIRS, [3, 4, 5], [1, 2, 3], positions=[3]), 'positions have shape'),
     (lambda: log_probability(PAIRS, [[1, 2, 3]] * 3), 'not all real'),
     (lambda: kl_divergence(PAIRS, LOGITS[0, :2]), 'reference logits'),
+    (lambda: kl_divergence(PAIRS, LOGITS[0].tolist()), 'type list'),
+    (lambda: kl_divergence(PAIRS, np.zeros((B, T, V), int)), 'type int64'),
+    (lambda: kl_divergence(PAIRS, LOGITS[1, :, :, :1])(LOGITS[0]), 'of 12, and the reference'),
+    (lambda: at([2.9, 1.2, 1.0]), r'positions are integers, got float64'),
+    (lambda: at([True, False, True]), 'positions are integers, got bool'),
+    (lambda: at([2**32, 0, 0]), '4294967296 is none'),
+    (lambda: logit_difference(PAIRS, [2**32 + 1, 2, 3], [4, 5, 6]), '4294967297 is none'),
+    (lambda: log_probability(PAIRS, [2**32 + 1, 2, 3]), '4294967297 is none'),
+    (lambda: loss(PAIRS, np.ones((B, T))), 'tokens of a loss are integers'),
+    (lambda: loss(PAIRS, np.full((B, T), 2**32 + 1)), '4294967297 is none'),
+    (lambda: Pairs.of([[1, 2**32 + 5]], [[1, 3]]), '4294967301 is none'),
+    (lambda: Pairs.of([[1, 2]], [[1, 3]], pad=2.7), 'padding are integers'),
   ],
 )
 def test_answers_that_do_not_match_are_refused(make, message):

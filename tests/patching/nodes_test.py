@@ -87,6 +87,32 @@ def test_what_does_not_fit_is_refused():
     plain.nodes('gpt2', 'embed') + linear.nodes('embed')
 
 
+@pytest.mark.parametrize('option', ['positions', 'neurons'])
+@pytest.mark.parametrize(
+  ('choice', 'message'),
+  [
+    (np.array([True, False, True, False, False]), 'list of integers(.|\n)*a mask'),
+    ([True, False], 'list of integers'),
+    ([0.7, 1.2], 'list of integers'),
+    (3, 'list of integers'),
+    ([[0, 1]], 'list of integers'),
+    ([1, 1], 'come twice'),
+    (None, 'list of integers'),
+  ],
+)
+def test_indices_that_are_none_are_refused(option, choice, message):
+  with pytest.raises(PatchingError, match=message):
+    linear.nodes('mlp_post', **{option: choice})
+
+
+def test_indices_may_be_of_any_integer_type():
+  for choice in ((0, 2), np.array([0, 2], np.uint8), range(0, 4, 2)):
+    assert [n.position for n in linear.nodes('embed', positions=choice)] == [0, 2]
+  assert not len(linear.nodes('embed', positions=[]))
+  with pytest.raises(PatchingError, match='come twice'):
+    linear.nodes('mlp_post', neurons=[-1, linear.F - 1])
+
+
 def test_effects_become_a_heat_map_and_a_ranking():
   from mechjax.patching import Exact
 

@@ -323,14 +323,27 @@ def test_the_file_of_another_sweep_is_refused(tmp_path):
   with pytest.raises(PatchingError, match='another sweep'):
     Exact(linear.forward, linear.nodes('mlp_out'))(PARAMS, PAIRS, METRIC, save=save)
   kept = save.read_bytes()
-  with np.load(save) as file:
-    half = {**file, 'done': np.zeros_like(file['done'])}
-  np.savez(save, **half)
+  for name in ('embed', 'unembed'):
+    with pytest.raises(PatchingError, match='other weights'):
+      sweep({**PARAMS, name: np.roll(PARAMS[name], 1)}, PAIRS, METRIC, save=save)
+  louder = Exact(lambda p, x: 2 * linear.forward(p, x), linear.nodes('embed'))
   with pytest.raises(PatchingError, match='unpatched metric'):
-    sweep({**PARAMS, 'unembed': 2 * PARAMS['unembed']}, PAIRS, METRIC, save=save)
+    louder(PARAMS, PAIRS, METRIC, save=save)
   save.write_bytes(kept[:100])
   with pytest.raises(PatchingError, match='not the file of a sweep'):
     sweep(PARAMS, PAIRS, METRIC, save=save)
+
+
+def test_the_file_of_another_metric_is_refused_although_it_is_finished(tmp_path):
+  save = tmp_path / 'sweep.npz'
+  sweep = Exact(linear.forward, linear.nodes('embed'))
+  read = lambda scale, token=2: custom('mine', lambda out, _: scale * out[:, -1, token])  # noqa: E731
+  whole = sweep(PARAMS, PAIRS, read(1.0), save=save)
+  np.testing.assert_array_equal(sweep(PARAMS, PAIRS, read(1.0), save=save).values, whole.values)
+  same_unpatched = custom('mine', lambda out, _: out[:, -1, 2] + 0 * out.sum((1, 2)))
+  for other in (read(2.0), read(1.0, 3), same_unpatched):
+    with pytest.raises(PatchingError, match='another sweep'):
+      sweep(PARAMS, PAIRS, other, save=save)
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------
