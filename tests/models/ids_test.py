@@ -139,10 +139,19 @@ def test_prompts_that_are_none_are_refused(given):
     ours_of('gpt2').generate(given, 2)
 
 
-@pytest.mark.parametrize('given', [[1, 2], ['a', 2], [[1.5]], [['a']]])
+@pytest.mark.parametrize('given', [[1, 2], ['a', 2], [[1.5]], [['a']], jnp.array([1, 2])])
 def test_rows_that_are_none_are_refused(given):
-  with pytest.raises(MechjaxError, match='are wanted'):
+  with pytest.raises(MechjaxError, match='are wanted') as error:
     ours_of('gpt2').generate(given, 2)
+  assert '[[1, 2, 3]]' in error.value.mend or 'model.tokens' in error.value.mend
+
+
+@pytest.mark.parametrize('row', [list, tuple, np.array, jnp.array])
+def test_rows_of_ids_have_any_lengths_and_types(row):
+  model = ours_of('gpt2')
+  found = model.generate([row([1, 2, 3]), row([10])], 2, stop=[])
+  alone = [model.generate([ids], 2, stop=[]).tokens[0].tolist() for ids in ([1, 2, 3], [10])]
+  assert found.tokens.tolist() == alone
 
 
 def test_a_stop_is_an_id_or_a_text_of_one_token():
