@@ -80,7 +80,7 @@ def checked(dtype: Any) -> np.dtype:
     MechjaxError: it is none of `DTYPES`; or it is float64, which JAX has not been told to compute in.
   """
   try:
-    found = jnp.dtype(dtype)
+    found = None if dtype is None else jnp.dtype(dtype)  # NumPy takes None for float64
   except TypeError:
     found = None
   if found is None or found.name not in DTYPES:
@@ -89,7 +89,7 @@ def checked(dtype: Any) -> np.dtype:
     )
   if found == jnp.float64 and jnp.zeros(0).dtype != jnp.float64:
     raise errors.MechjaxError(
-      'dtype=float64, and JAX computes in float32',
-      mend="jax.config.update('jax_enable_x64', True) before anything else",
+      f'dtype={"float, which is " if dtype is float else ""}float64, and JAX computes in float32',
+      mend="'float32'; or jax.config.update('jax_enable_x64', True) before anything else",
     )
   return found

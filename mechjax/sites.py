@@ -268,11 +268,18 @@ def select(patterns: str | Site | Iterable[str | Site], available: Sequence[Site
 
 
 def as_patterns(patterns: str | Site | Iterable[str | Site]) -> list[str]:
-  """Normalises what `sites=` may be given to a list of single patterns."""
+  """Normalises what `sites=` may be given to a list of single patterns.
+
+  Raises:
+    SiteError: an empty text, or something else than patterns.
+  """
   if isinstance(patterns, Site):
     return [str(patterns)]
   if isinstance(patterns, str):
-    return [p.strip() for p in re.split(r',(?![^{]*\}|[^\[]*\])', patterns) if p.strip()]
+    found = [p.strip() for p in re.split(r',(?![^{]*\}|[^\[]*\])', patterns) if p.strip()]
+    if not found:
+      raise SiteError(f'{patterns!r} names no site', mend="'*' selects all sites, [] none")
+    return found
   if not isinstance(patterns, Iterable):
     raise SiteError(
       f'sites are selected by patterns, got {type(patterns).__name__} {patterns!r}',
@@ -330,9 +337,12 @@ def _check_alternatives(
       inside = all(i.within(last + 1) for i, last in zip(items, deepest))
       if not (found and inside):
         one = '.'.join([name, *(i.written for i in items)])
-        error = unknown(one, available)
+        error = unknown('.'.join([name, *(f'{{{i.written}}}' for i in items)]), available)
         raise SiteError(
-          error.what, where=f'an alternative of {pattern!r}', cause=error.cause, mend=error.mend
+          f'no site matches {one!r}',
+          where=f'an alternative of {pattern!r}',
+          cause=error.cause,
+          mend=error.mend,
         )
 
 

@@ -135,6 +135,19 @@ def test_an_alternative_in_braces_that_selects_nothing_is_named(pattern, missing
   assert pattern in error.value.where
 
 
+def test_a_range_past_the_last_layer_says_which_layers_there_are():
+  with pytest.raises(SiteError) as error:
+    selected('mlp_out.{0..5}', [Site('mlp_out', (0,)), Site('mlp_out', (1,)), Site('embed')])
+  assert error.value.cause == 'mlp_out has 2 layers, 0 to 1'
+
+
+@pytest.mark.parametrize('empty', ['', ' ', ',', [''], ['embed', '']])
+def test_an_empty_text_is_no_pattern_and_an_empty_list_is_nothing(empty):
+  with pytest.raises(SiteError, match='names no site'):
+    selected(empty)
+  assert selected([]) == []
+
+
 def test_a_range_may_pass_over_layers_that_have_no_such_site():
   sparse = [*MODEL, Site('attn_probs', (1,)), Site('attn_probs', (3,))]
   assert selected('attn_probs.{0..3}', sparse) == ['attn_probs.1', 'attn_probs.3']

@@ -127,11 +127,16 @@ class Stager:
 
     A function may have a method `check_arguments`, which raises where arguments are wrong that can be known only before
     they are traced, as token ids are.
+
+    Raises:
+      HarvestError: integers of NumPy's that JAX would cut to 32 bits.
     """
     check = getattr(self.f, 'check_arguments', None)
     if check is not None:
       check(*args, **kwargs)
     dynamic, static, structure = split_static((args, kwargs))
+    for x in dynamic:
+      _refuse_cut(x)
     key = self._key(dynamic, static, structure)
     if self._watch is not None and self._watch.changed():
       self._watch = None
@@ -193,6 +198,22 @@ def _warn_of_constants(inputs: list[Any]) -> None:
       'that is jitted: jax.jit(lambda model, tokens: ...)(model, tokens)',
       stacklevel=4,
     )
+
+
+def _refuse_cut(x: Any) -> None:
+  """Refuses integers of 64 bits that JAX, which has 32 unless it is told, would wrap around silently."""
+  wide = isinstance(x, np.ndarray | np.generic) and x.dtype.kind in 'iu' and x.dtype.itemsize == 8
+  if not wide or not x.size:
+    return
+  made = np.iinfo(jnp.result_type(x))
+  if made.bits == 64:
+    return
+  for found in (int(x.min()), int(x.max())):
+    if not made.min <= found <= made.max:
+      raise HarvestError(
+        f'an argument of shape {x.shape} and dtype {x.dtype} has {found}, which JAX would cut to {made.dtype}',
+        mend="integers that fit, or jax.config.update('jax_enable_x64', True) before anything else",
+      )
 
 
 def _is_tracer(x: Any) -> bool:

@@ -89,8 +89,9 @@ def forward(
     Logits, float32 [B, T, V].
 
   Raises:
-    MechjaxError: if shapes do not fit, or a text is longer than the table of learned positions.
+    MechjaxError: if tokens are no integers, shapes do not fit, or a text is longer than the table of learned positions.
   """
+  ids.check_kind(tokens_BxT)
   where, positions = _where(tokens_BxT.shape, config, positions, segments, None, _dtype(params))
   x_BxTxD = _embed(params, tokens_BxT, config, positions)
   stretch = (0, config.n_layers)
@@ -118,6 +119,7 @@ def step(
   Raises:
     MechjaxError: as `forward`, or if the cache is full (where its length is known).
   """
+  ids.check_kind(tokens_BxT)
   n_slots = cache.tokens.segment.shape[1]
   if not isinstance(cache.length, jax.core.Tracer) and cache.length + tokens_BxT.shape[1] > n_slots:
     raise errors.MechjaxError(
@@ -151,6 +153,7 @@ def embed(
   segments: jax.Array | None = None,
 ) -> jax.Array:
   """The residual stream before the first layer, [B, T, D]; arguments as in `forward`."""
+  ids.check_kind(tokens_BxT)
   _, positions = _where(tokens_BxT.shape, config, positions, segments, None, _dtype(params))
   return _embed(params, tokens_BxT, config, positions)
 
@@ -222,6 +225,7 @@ def resume(
   Raises:
     MechjaxError: if shapes do not fit.
   """
+  ids.check_kind(tokens_BxT)
   where, positions = _where(tokens_BxT.shape, config, None, segments, None, _dtype(params))
   if isinstance(start, int):
     x_BxTxD = _begun_at(x_BxTxD, start)

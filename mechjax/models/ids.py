@@ -44,14 +44,23 @@ def checked(tokens: Any, n_vocab: int, ndim: int | None = 2) -> Any:
     MechjaxError: something else than integers, another number of axes, or an id that the vocabulary lacks.
   """
   array: Any = tokens if isinstance(tokens, _ARRAYS) else _as_array(tokens)
+  check_kind(array, ndim)
+  if _is_known(array):
+    _check_range(np.asarray(array), n_vocab)
+  return array if array is tokens else array.astype(np.int32)
+
+
+def check_kind(array: Any, ndim: int | None = 2) -> None:
+  """Checks what is known of ids even while they are traced: that they are integers, and how many axes they have.
+
+  Raises:
+    MechjaxError: something else than integers, or another number of axes.
+  """
   if ndim not in (None, array.ndim) or not _is_integer(array.dtype):
     wanted = 'integers' if ndim is None else f'integers of shape {_SHAPES[ndim]}'
     raise errors.MechjaxError(
       f'tokens have shape {array.shape} and dtype {array.dtype}; {wanted} are wanted', mend=_MEND
     )
-  if _is_known(array):
-    _check_range(np.asarray(array), n_vocab)
-  return array if array is tokens else array.astype(np.int32)
 
 
 def _as_array(tokens: Any) -> np.ndarray:

@@ -310,10 +310,16 @@ class LanguageModel:
     """The token ids of each row."""
     if isinstance(prompts, str):
       prompts = [prompts]
-    if not isinstance(prompts, Sequence | np.ndarray | jax.Array) or np.ndim(prompts) == 0:
+    mend = '[[1, 2, 3]] is one row of ids; ids[None] adds the missing axis to an array'
+    if not _is_row(prompts):
       raise errors.MechjaxError(
-        f'prompts are a text, texts, or rows of token ids, not {prompts!r:.100}'
+        f'prompts are a text, texts, or rows of token ids, not {prompts!r:.100}', mend=mend
       )
+    for p in prompts:
+      if not (isinstance(p, str) or _is_row(p)):
+        raise errors.MechjaxError(
+          f'{p!r:.100} is no prompt; texts or rows of token ids are wanted', mend=mend
+        )
     return [
       self.tokenizer.encode(p) if isinstance(p, str) else ids.checked(p, self.n_vocab, ndim=1)
       for p in prompts
@@ -324,6 +330,13 @@ class LanguageModel:
     listed = list(stop) if np.iterable(stop) and not isinstance(stop, str) else [stop]
     found = [self.tokenizer.token(s) if isinstance(s, str) else s for s in listed]
     return tuple(ids.checked(found, self.n_vocab, ndim=1).tolist()) if found else ()
+
+
+def _is_row(x: Any) -> bool:
+  """Whether something has items as a list or an array does; rows in it may differ in length."""
+  if isinstance(x, np.ndarray | jax.Array):
+    return x.ndim > 0
+  return isinstance(x, Sequence) and not isinstance(x, str | bytes)
 
 
 class _Rest:

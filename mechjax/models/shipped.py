@@ -64,6 +64,7 @@ class _Apply:
     self.upstream, self.n_vocab = upstream, n_vocab
 
   def __call__(self, params: Any, tokens: jax.Array, **options: Any) -> jax.Array:
+    ids.check_kind(tokens)
     with local_context(precision.highest):
       logits = self.upstream(params, tokens, **options)
     return ids.nan_without_token(logits, tokens)

@@ -114,3 +114,23 @@ def test_trees_go_in_and_come_out():
   out = harvest.plant(g)({'tree': {'p': X, 'q': (X, 7)}}, batch)
   np.testing.assert_allclose(out['sum'], X * 2)
   assert out['n'] == 7
+
+
+@pytest.mark.parametrize(
+  'given',
+  [
+    np.array([1, 2**32 + 1]),
+    np.array([-(2**31) - 1]),
+    np.array([2**32], np.uint64),
+    np.int64(2**40),
+  ],
+)
+def test_integers_that_jax_would_cut_are_refused_and_those_that_fit_are_not(given):
+  calls = harvest.reap(sown, sites='a'), harvest.call_and_reap(sown, sites='a')
+  for call in (*calls, lambda x: harvest.plant(sown)({'a': X}, x)):
+    with pytest.raises(HarvestError, match=f'dtype {given.dtype} has .* cut to u?int32'):
+      call(given)
+  fits = np.array([-(2**31), 2**31 - 1])
+  np.testing.assert_array_equal(calls[0](fits)['a'], fits)
+  fits = np.array([2**32 - 1], np.uint64)
+  np.testing.assert_array_equal(calls[0](fits)['a'], fits)

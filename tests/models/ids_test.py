@@ -10,7 +10,7 @@ import pytest
 
 from mechjax import harvest, iterate
 from mechjax.errors import MechjaxError
-from mechjax.models import ids, ours, shipped
+from mechjax.models import decoder, ids, ours, shipped
 from mechjax.models.language_model import LanguageModel
 from mechjax.models.tokenizers import Tokenizer
 from mechjax.weights.names import Sizes
@@ -121,6 +121,37 @@ def test_what_are_no_tokens_is_refused_by_a_message_that_says_what_is_wanted(giv
   assert e.value.mend
 
 
+@MODELS
+@pytest.mark.parametrize(
+  ('given', 'message'),
+  [
+    (jnp.ones((1, 2)), r'dtype float32; integers of shape \[B, T\] are wanted'),
+    (jnp.ones((1, 2), bool), 'dtype bool; integers'),
+    (jnp.array([1, 2]), r'shape \(2,\) and dtype int32; integers of shape \[B, T\]'),
+  ],
+)
+def test_what_are_no_tokens_is_refused_by_the_pure_function_too_traced_or_not(
+  model, given, message
+):
+  model = model()
+  for apply in (model.apply, jax.jit(model.apply)):
+    with pytest.raises(MechjaxError, match=message):
+      apply(model.params, given)
+
+
+@pytest.mark.parametrize('given', [jnp.ones((1, 2)), jnp.array([1, 2])])
+def test_every_function_of_the_decoder_refuses_what_are_no_tokens(given):
+  params, config = decoders.params('gpt2'), decoders.CONFIGS['gpt2']
+  calls = (
+    lambda: decoder.embed(params, given, config),
+    lambda: decoder.resume(params, given, jnp.ones((1, 2, config.d_model)), 0, config),
+    lambda: decoder.step(params, given, decoder.new_cache(config, 1, 4), config),
+  )
+  for call in calls:
+    with pytest.raises(MechjaxError, match='are wanted'):
+      call()
+
+
 def test_rows_of_equal_length_are_tokens():
   model = ours_of('gpt2')
   np.testing.assert_array_equal(model(TOKENS.tolist()), model(TOKENS))
@@ -139,10 +170,19 @@ def test_prompts_that_are_none_are_refused(given):
     ours_of('gpt2').generate(given, 2)
 
 
-@pytest.mark.parametrize('given', [[1, 2], ['a', 2], [[1.5]], [['a']]])
+@pytest.mark.parametrize('given', [[1, 2], ['a', 2], [[1.5]], [['a']], jnp.array([1, 2])])
 def test_rows_that_are_none_are_refused(given):
-  with pytest.raises(MechjaxError, match='are wanted'):
+  with pytest.raises(MechjaxError, match='are wanted') as error:
     ours_of('gpt2').generate(given, 2)
+  assert '[[1, 2, 3]]' in error.value.mend or 'model.tokens' in error.value.mend
+
+
+@pytest.mark.parametrize('row', [list, tuple, np.array, jnp.array])
+def test_rows_of_ids_have_any_lengths_and_types(row):
+  model = ours_of('gpt2')
+  found = model.generate([row([1, 2, 3]), row([10])], 2, stop=[])
+  alone = [model.generate([ids], 2, stop=[]).tokens[0].tolist() for ids in ([1, 2, 3], [10])]
+  assert found.tokens.tolist() == alone
 
 
 def test_a_stop_is_an_id_or_a_text_of_one_token():
