@@ -18,8 +18,8 @@ Sharp edges:
     had none is the usual way to break that).
   - A closure made before the patch whose code now has other parameters, or closes over another
     number of variables, keeps its old code.
-  - `importlib.reload` brings back the unpatched code; functions that `gc.freeze` has put out of
-    the collector's sight are not found.
+  - `importlib.reload` (and %autoreload) brings back the unpatched code; the next install starts from
+    the present source. Functions that `gc.freeze` has put out of the collector's sight are not found.
   - `jax.jit` keeps what it has traced: a plain call of a function that it has run before runs as it was, without the
     patch, until `jax.clear_caches()`. Harvests and runs see the patch at once (`code_version`).
 """
@@ -61,7 +61,7 @@ class LiveModule:
   """
 
   def __init__(self, module: ModuleType, source: Source, patches: list[Patch], ground: Composite):
-    self.module, self.source = module, source
+    self.module, self.source, self.spec = module, source, module.__spec__
     self.depths: Counter[Patch] = Counter(patches)
     self.ground = self.now = ground
     self._codes: weakref.WeakKeyDictionary[FunctionType, CodeType] = weakref.WeakKeyDictionary()
@@ -71,6 +71,7 @@ class LiveModule:
 
   def install(self, patch: Patch, running: Running) -> None:
     """Installs a patch; one that is installed already is counted."""
+    self._check_names(composing.compose(self.source, [*dict.fromkeys([*self.depths, patch])]))
     if not self.depths[patch]:
       self._become([*self.depths, patch], running)
     self.depths[patch] += 1
@@ -92,6 +93,42 @@ class LiveModule:
       del self.depths[patch]
     else:
       self.depths[patch] -= 1
+
+  def current(self) -> bool:
+    """Whether the module is the one that is imported, has not been executed again, and runs what it was given."""
+    if sys.modules.get(self.module.__name__) is not self.module:
+      return False
+    given = {*composing.functions(self.now.code).values()}
+    runs = [function.__code__ in given for function in self._codes]
+    return self.module.__spec__ is self.spec and (not self.depths or not runs or any(runs))
+
+  def forget(self) -> None:
+    """Takes away what an execution of the module left of the patches: names, and code of older functions."""
+    ours = {name: value for patch in self.depths for name, value in patch.names.items()}
+    namespace = self.module.__dict__
+    for name in self._injected:
+      if namespace.get(name, _MISSING) is ours.get(name):
+        namespace.pop(name, None)
+    given = {*composing.functions(self.now.code).values()}
+    for function, code in list(self._codes.items()):
+      if function.__code__ in given:
+        function.__code__ = code
+    show(self.source, None)
+    code_version.change()
+
+  def _check_names(self, new: Composite) -> None:
+    """Refuses to patch a function whose own name leads to a function from elsewhere."""
+    old = composing.functions(self.ground.code)
+    lines = self.source.text.split('\n')
+    for key, code in composing.functions(new.code).items():
+      name, line, _ = key
+      if old.get(key) == code or '<' in name or lines[line - 1].lstrip().startswith('@'):
+        continue
+      found: Any = self.module
+      for part in name.split('.'):
+        found = vars(found).get(part) if isinstance(found, ModuleType | type) else None
+      if isinstance(found, FunctionType) and not _leads(found, self.module.__dict__):
+        raise self._not_found(name, line)
 
   def _become(self, patches: list[Patch], running: Running) -> None:
     """Makes the module run exactly these patches, or raises and changes nothing."""
@@ -208,7 +245,7 @@ class Running:
 
 def of(module: ModuleType) -> LiveModule:
   """The record of what is installed on an imported module."""
-  record = _MODULES.get(module.__name__)
+  record = _current(module.__name__)
   if record is None or record.module is not module:
     source = sources.of_module(module)
     record = LiveModule(module, source, [], composing.compose(source, []))
@@ -225,10 +262,18 @@ def adopt(module: ModuleType, source: Source, patches: list[Patch], ground: Comp
 
 def depth(name: str, patch: Patch) -> int:
   """How often a patch is installed on the imported module `name`."""
+  record = _current(name)
+  return 0 if record is None else record.depths[patch]
+
+
+def _current(name: str) -> LiveModule | None:
+  """The record of a module; one from before the module was executed again is forgotten."""
   record = _MODULES.get(name)
-  if record is None or record.module is not sys.modules.get(name):
-    return 0
-  return record.depths[patch]
+  if record is not None and not record.current():
+    del _MODULES[name]
+    record.forget()
+    return None
+  return record
 
 
 def show(source: Source, text: str | None) -> None:
@@ -255,6 +300,24 @@ def injected(module: ModuleType, patches: list[Patch], ours: set[str]) -> dict[s
       if name in ours or name not in module.__dict__:
         out[name] = value
   return out
+
+
+def _leads(found: Any, namespace: dict) -> bool:
+  """Whether `found` is this module's function, or a wrapper that holds it or calls it by a global name."""
+  left, seen = [found], set[int]()
+  while left and len(seen) < 10_000:
+    thing = left.pop()
+    if id(thing) in seen or isinstance(thing, ModuleType | type | CodeType):
+      continue
+    seen.add(id(thing))
+    if not isinstance(thing, FunctionType):
+      left += gc.get_referents(thing)
+      continue
+    if thing.__globals__ is namespace:
+      return True
+    left += [thing.__closure__, vars(thing), thing.__defaults__, thing.__kwdefaults__]
+    left += [thing.__globals__.get(name) for name in thing.__code__.co_names]
+  return False
 
 
 def _put(namespace: dict, name: str, value: Any) -> None:

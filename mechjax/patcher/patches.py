@@ -134,7 +134,12 @@ class Patcher:
     elif live.depth(self.module, self):
       live.of(sys.modules[self.module]).uninstall(self, running)
     else:
-      raise PatchError(f'the patch of {self.module} is not installed, so it cannot be uninstalled')
+      raise PatchError(
+        f'the patch of {self.module} is not installed, so it cannot be uninstalled',
+        cause='never installed, or the module was executed again since (importlib.reload, '
+        '%autoreload), which brought back its unpatched code',
+        mend='install the patch again after a reload',
+      )
 
   def install_on_import(self) -> Patcher:
     """Has the module executed with the patch in it when it is imported.
@@ -288,8 +293,9 @@ class Patchers:
         raise PatchError('these patches are not installed, so they cannot be uninstalled')
       patchers = self._installed.pop()
       running = live.Running(_loaded(patchers))
-      for patcher in reversed(patchers):
-        patcher._uninstall(running)
+      with contextlib.ExitStack() as each:  # in reverse order, and the rest after an error too
+        for patcher in patchers:
+          each.callback(patcher._uninstall, running)
 
   def __enter__(self) -> Patchers:
     return self.install()

@@ -390,6 +390,63 @@ def test_a_patch_is_taken_back_when_the_body_of_the_with_raises(model):
   assert model.plain(0) == 1
 
 
+def test_a_module_that_was_executed_again_is_patched_again(upstream):
+  model = upstream.load('def f(x):\n  return x + 1\n')
+  patch = Patcher(model, {'f': ('x + 1', 'tag(x) + 2')}, names={'tag': lambda x: x})
+  patch.install()
+  before = model.f
+  importlib.reload(model)
+  assert not patch.installed
+  assert (before(0), model.f(0), hasattr(model, 'tag')) == (1, 1, False)
+  with patch:
+    assert model.f(0) == 2
+  assert (model.f(0), hasattr(model, 'tag')) == (1, False)
+
+
+def test_a_reload_takes_up_a_source_that_changed(upstream):
+  model = upstream.load('def f(x):\n  return x + 1\n')
+  patch = Patcher(model, {'f': ('x + 1', 'x + 2')})
+  with patch:
+    pass
+  upstream.write(
+    '# a longer file\n\ndef g():\n  return 0\n\ndef f(x):\n  return x + 1\n', model.__name__
+  )
+  importlib.reload(model)
+  with patch:
+    assert model.f(0) == 2
+  assert model.f(0) == 1
+
+
+def test_a_reload_while_a_patch_is_installed_is_told_at_the_end_and_leaves_nothing(upstream):
+  model = upstream.load('def f(x):\n  return x + 1\n')
+  patch = Patcher(model, {'f': ('x + 1', 'x + 2')})
+  with pytest.raises(PatchError, match='not installed'), patch:
+    importlib.reload(model)
+  with patch:
+    assert model.f(0) == 2
+  assert model.f(0) == 1
+
+
+@pytest.mark.parametrize('installed', [False, True])
+def test_a_name_that_leads_to_a_function_from_elsewhere_is_refused(upstream, installed):
+  model = upstream.load('def f(x):\n  return x + 1\n')
+  patch, f = Patcher(model, {'f': ('x + 1', 'x + 2')}), model.f
+  with patch if installed else contextlib.nullcontext():
+    model.f = lambda x: -1
+    with pytest.raises(PatchError, match='is not what runs'):
+      patch.install()
+  assert (f(0), model.f(0), patch.installed) == (1, -1, False)
+
+
+def test_a_function_that_another_tool_wrapped_is_patched_within(upstream):
+  model = upstream.load('def f(x):\n  return x + 1\n')
+  original = model.f
+  model.f = functools.wraps(original)(lambda x: 10 * original(x))
+  with Patcher(model, {'f': ('x + 1', 'x + 2')}):
+    assert model.f(0) == 20
+  assert model.f(0) == 10
+
+
 def test_methods_inherited_under_another_name_see_the_patch(upstream):
   model = upstream.load('class A:\n  def f(self):\n    return 1\n  g = f\n')
   with Patcher(model, {'A.f': ('1', '2')}):
