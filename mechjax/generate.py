@@ -66,6 +66,14 @@ class Model:
   new_cache: Callable[[int, int], Any]
 
 
+def _is_integer(x: Any) -> bool:
+  return np.ndim(x) == 0 and np.asarray(x).dtype.kind in 'iu'
+
+
+def _is_number(x: Any) -> bool:
+  return _is_integer(x) or (np.ndim(x) == 0 and jnp.issubdtype(np.asarray(x).dtype, jnp.floating))
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling:
   """How a token is chosen from logits.
@@ -85,9 +93,9 @@ class Sampling:
 
   def __post_init__(self) -> None:
     checks = {
-      'temperature': self.temperature >= 0,
-      'top_k': self.top_k is None or self.top_k >= 1,
-      'top_p': self.top_p is None or 0 < self.top_p <= 1,
+      'temperature': _is_number(self.temperature) and self.temperature >= 0,
+      'top_k': self.top_k is None or (_is_integer(self.top_k) and self.top_k >= 1),
+      'top_p': self.top_p is None or (_is_number(self.top_p) and 0 < self.top_p <= 1),
     }
     for name, good in checks.items():
       if not good:
@@ -155,8 +163,10 @@ def generate(
     MissingExtraError: `progress` without tqdm.
   """
   rows = _rows(prompts)
-  if n_tokens < 1:
-    raise errors.MechjaxError(f'n_tokens={n_tokens}; at least 1 is wanted')
+  if not _is_integer(n_tokens) or n_tokens < 1:
+    raise errors.MechjaxError(f'n_tokens={n_tokens!r}; an integer of at least 1 is wanted')
+  if not _is_integer(pad) or not 0 <= pad < 2**31:
+    raise errors.MechjaxError(f'pad={pad!r}; a token id is wanted')
   stop = _stop_ids(stop)
   plan = _plan(model, params, rows, n_tokens, plants or {}, sites)
   steps = (_in_passes if plan.whole else _in_steps)(model, params, rows, n_tokens, plan)

@@ -357,7 +357,17 @@ def test_tokens_are_drawn_as_often_as_the_sampling_says(sampling, expected):
 
 
 @pytest.mark.parametrize(
-  'bad', [{'temperature': -1.0}, {'top_k': 0}, {'top_p': 0.0}, {'top_p': 1.5}]
+  'bad',
+  [
+    {'temperature': -1.0},
+    {'top_k': 0},
+    {'top_p': 0.0},
+    {'top_p': 1.5},
+    {'temperature': 'a'},
+    {'temperature': None},
+    {'top_k': 1.5},
+    {'top_p': '0.5'},
+  ],
 )
 def test_sampling_without_meaning_is_refused(bad):
   with pytest.raises(errors.MechjaxError, match=next(iter(bad))):
@@ -403,7 +413,13 @@ def test_more_tokens_than_learned_positions_are_an_error():
 
 @pytest.mark.parametrize(
   ('prompts', 'n', 'message'),
-  [([], 3, 'prompts of shapes'), ([[1], []], 3, 'at least one'), ([[1]], 0, 'n_tokens=0')],
+  [
+    ([], 3, 'prompts of shapes'),
+    ([[1], []], 3, 'at least one'),
+    ([[1]], 0, 'n_tokens=0'),
+    ([[1]], '3', "n_tokens='3'"),
+    ([[1]], 1.5, 'n_tokens=1.5'),
+  ],
 )
 def test_nothing_to_continue_is_refused(prompts, n, message):
   with pytest.raises(errors.MechjaxError, match=message):

@@ -241,8 +241,18 @@ class LanguageModel:
     """Mean loss of predicting each real token from the real tokens before it, in nats; a scalar.
 
     Every predicted token counts once, whichever its row; the first of each row is not predicted.
+
+    Raises:
+      MechjaxError: no row is known to have a second token, so that nothing is predicted; or as a call.
     """
     tokens = ids.checked(tokens, self.n_vocab)
+    if mask is not None:
+      mask = padding.checked(mask, tokens.shape)
+    if not padding.may_have_two(mask, tokens.shape):
+      raise errors.MechjaxError(
+        f'tokens of shape {tokens.shape} have nothing to predict: no row has two real tokens',
+        mend='a start token before each text, as model.tokens(text, bos=True) puts it',
+      )
     log_probs_BxTxV = self.log_probs(tokens, mask)
     real_BxT = jnp.ones(jnp.shape(tokens), bool) if mask is None else jnp.asarray(mask)
     order_BxT = padding.together(real_BxT)
@@ -257,7 +267,7 @@ class LanguageModel:
     """The mask as a keyword of `apply`, if it is needed."""
     if mask is None:
       return {}
-    padding.check(mask, jnp.shape(tokens))
+    mask = padding.checked(mask, jnp.shape(tokens))
     if self.config is None:
       padding.check_contiguous(mask)
       if padding.stands_behind(mask):  # no token sees it, and not every code can be told of it
@@ -301,6 +311,8 @@ class LanguageModel:
       )
     rows = self._prompts(prompts)
     stop = self.tokenizer.stop_ids if stop is None else self._stops(stop)
+    if np.ndim(pad := options.get('pad', 0)) or pad not in range(self.n_vocab):
+      raise errors.MechjaxError(f'pad={pad!r}; an id from 0 to {self.n_vocab - 1} is wanted')
     sampling = generate.Sampling(temperature, top_k, top_p)
     return generate.generate(
       self._generator, self.params, rows, n_tokens, sampling=sampling, stop=stop, **options

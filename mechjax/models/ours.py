@@ -104,8 +104,7 @@ def _unembed(config: decoder.Config, params: Any, residual: jax.Array) -> jax.Ar
 def _segments(mask: Any, tokens: jax.Array) -> jax.Array | None:
   if mask is None:
     return None
-  padding.check(mask, jnp.shape(tokens))
-  return jnp.asarray(mask)
+  return jnp.asarray(padding.checked(mask, jnp.shape(tokens)))
 
 
 def _resume(

@@ -25,15 +25,20 @@ import numpy as np
 from mechjax import errors
 
 
-def check(mask: Any, shape: tuple[int, ...]) -> None:
-  """Checks that a mask belongs to tokens of this shape, [B, T].
+def checked(mask: Any, shape: tuple[int, ...]) -> Any:
+  """A mask of tokens of this shape, [B, T], as an array; it may be given as nested sequences.
 
   Raises:
     MechjaxError: the mask is not boolean or has another shape, or a row has no real token.
   """
-  if jnp.shape(mask) != shape or jnp.result_type(mask) != jnp.bool_:
+  if not isinstance(mask, jax.Array | np.ndarray):
+    try:
+      mask = np.asarray(mask)
+    except ValueError as e:
+      raise errors.MechjaxError(f'rows of different lengths are no mask: {mask!r:.100}') from e
+  if mask.shape != shape or mask.dtype != jnp.bool_:
     raise errors.MechjaxError(
-      f'the mask has shape {jnp.shape(mask)} and dtype {jnp.result_type(mask)}; '
+      f'the mask has shape {mask.shape} and dtype {mask.dtype}; '
       f'booleans of shape {shape} are wanted, True at real tokens',
       mend='tokens != pad, if no text contains the id of the padding',
     )
@@ -41,6 +46,7 @@ def check(mask: Any, shape: tuple[int, ...]) -> None:
     empty = np.flatnonzero(~np.asarray(mask).any(axis=1))
     if empty.size:
       raise errors.MechjaxError(f'the mask says that row {empty[0]} is padding throughout')
+  return mask
 
 
 def stands_behind(mask: Any) -> bool:
@@ -49,6 +55,13 @@ def stands_behind(mask: Any) -> bool:
     return False
   real = np.asarray(mask)
   return not (real[:, 1:] & ~real[:, :-1]).any()
+
+
+def may_have_two(mask: Any, shape: tuple[int, ...]) -> bool:
+  """Whether some row of tokens [B, T] has two real ones, or a mask that is traced may say so."""
+  if mask is None or isinstance(mask, jax.core.Tracer):
+    return shape[0] > 0 and shape[1] > 1
+  return bool((np.asarray(mask).sum(axis=1) > 1).any())
 
 
 def check_contiguous(mask: Any) -> None:

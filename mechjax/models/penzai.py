@@ -101,7 +101,7 @@ def _apply(
   model: Any, params: dict[str, jax.Array], tokens: jax.Array, mask: Any = None
 ) -> jax.Array:
   if mask is not None:
-    padding.check(mask, tokens.shape)
+    mask = padding.checked(mask, tokens.shape)
     if not padding.stands_behind(mask):
       raise errors.MechjaxError(
         "penzai's attention has no place for padding that stands before tokens, or for a traced mask",

@@ -102,7 +102,7 @@ def causal(
   seen_BxTxT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
   if mask is None:
     return jnp.broadcast_to(jnp.arange(T, dtype=dtype), (B, T)), seen_BxTxT
-  padding.check(mask, tokens.shape)
+  mask = padding.checked(mask, tokens.shape)
   padding.check_contiguous(mask)
   mask_BxT = jnp.asarray(mask)
   return padding.positions(mask_BxT).astype(dtype), seen_BxTxT & mask_BxT[:, None]

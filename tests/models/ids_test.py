@@ -185,6 +185,12 @@ def test_rows_of_ids_have_any_lengths_and_types(row):
   assert found.tokens.tolist() == alone
 
 
+@pytest.mark.parametrize('pad', [-1, V, 10**7, 'a', 1.5, None])
+def test_what_stands_behind_a_stop_is_an_id(pad):
+  with pytest.raises(MechjaxError, match=f'pad={pad!r}'):
+    ours_of('gpt2').generate([[1]], 2, pad=pad)
+
+
 def test_a_stop_is_an_id_or_a_text_of_one_token():
   model = ours_of('gpt2')
   whole = model.generate('abc', 6, stop=()).tokens[0].tolist()

@@ -114,6 +114,23 @@ def test_what_is_no_mask_of_these_tokens_is_refused(change, message):
       call(tokens, wrong)
 
 
+def test_a_mask_may_be_given_as_a_list():
+  own = model('qwen')
+  tokens, mask = padded('left')
+  for call in (own, own.loss, functools.partial(own.apply, own.params)):
+    np.testing.assert_array_equal(call(tokens, mask.tolist()), call(tokens, mask))
+    with pytest.raises(errors.MechjaxError, match='rows of different lengths are no mask'):
+      call(tokens, [[True], [True, True]])
+
+
+@pytest.mark.parametrize(
+  ('tokens', 'mask'), [([[3], [4]], None), ([[3, 4], [5, 6]], [[True, False], [False, True]])]
+)
+def test_a_loss_of_nothing_is_an_error_and_not_nan(tokens, mask):
+  with pytest.raises(errors.MechjaxError, match='nothing to predict'):
+    model('qwen').loss(tokens, mask)
+
+
 def test_a_mask_and_segments_together_are_refused():
   tokens, mask = padded('left')
   own = model('qwen')
