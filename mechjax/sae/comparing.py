@@ -49,6 +49,8 @@ def compare(
     SiteError, HarvestError: sites that are not in the model.
   """
   judge, batches = _shared(candidates), batches_of(batches)
+  for own, dictionaries in candidates.values():
+    own.expect(dictionaries, means)
   if means is None:
     if iter(batches) is batches:
       raise SAEError(

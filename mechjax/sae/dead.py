@@ -42,7 +42,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mechjax.sae import sparse
-from mechjax.sae.errors import expect
+from mechjax.sae.errors import expect, expect_number, expect_whole
 from mechjax.sae.products import product
 
 MOST_TOKENS = 2**30
@@ -80,6 +80,9 @@ class AuxK:
   after_tokens: int = 10_000_000
 
   def __post_init__(self) -> None:
+    expect_number(self, 'alpha')
+    if self.k is not None:
+      expect_whole(self, 'k')
     expect(self, 'alpha', self.alpha >= 0, 'at least 0')
     expect(self, 'k', self.k is None or self.k >= 1, 'at least 1, or None')
     expect_tokens(self)
@@ -196,5 +199,6 @@ def expect_tokens(owner: Any, name: str = 'after_tokens') -> None:
   Raises:
     SAEError: it does not fit into them.
   """
+  expect_whole(owner, name)
   good = 1 <= getattr(owner, name) < MOST_TOKENS
   expect(owner, name, good, f'from 1 to {MOST_TOKENS - 1}')

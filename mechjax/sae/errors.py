@@ -4,6 +4,8 @@ It stands on the floor of the science because nothing below can raise it. Like e
 happened, where, the likely cause and the mend.
 """
 
+import math
+import numbers
 from typing import Any
 
 from mechjax.errors import MechjaxError
@@ -11,6 +13,24 @@ from mechjax.errors import MechjaxError
 
 class SAEError(MechjaxError, ValueError):
   """A dictionary, its settings and its data that do not go together."""
+
+
+def number(value: Any) -> bool:
+  """Whether a setting is a finite number; True and False are none."""
+  return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def expect_whole(owner: Any, *names: str) -> None:
+  """Checks that fields of a dataclass are whole numbers, as `expect`."""
+  for name in names:
+    value = getattr(owner, name)
+    expect(owner, name, number(value) and isinstance(value, numbers.Integral), 'a whole number')
+
+
+def expect_number(owner: Any, *names: str) -> None:
+  """Checks that fields of a dataclass are finite numbers, as `expect`."""
+  for name in names:
+    expect(owner, name, number(getattr(owner, name)), 'a finite number')
 
 
 def expect(owner: Any, name: str, good: bool, wanted: str) -> None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -109,6 +110,11 @@ class Evaluation:
       raise SAEError(
         f'limits for {sorted(self.limits)}, dictionaries that read {sorted(self.saes)}'
       )
+    for site, limit in self.limits.items():
+      if not isinstance(limit, numbers.Real) or not limit > 0:
+        raise SAEError(
+          f'limits[{site!r}]={limit!r} is no length', mend='a positive number, or no limit there'
+        )
     transcoders = {site for site, sae in self.saes.items() if sae.d_out is not None}
     if {*self.targets} != transcoders:
       raise SAEError(
@@ -168,6 +174,28 @@ class Evaluation:
     zero = self._ablated(params, jax.tree.map(jnp.zeros_like, vectors), kept, batch)
     mean = self._ablated(params, vectors, kept, batch)
     return Base(loss, zero, mean, sums.predicted(batch), log_probs, acts, grads, kept)
+
+  def expect(
+    self, dictionaries: Dictionaries | None = None, means: Mapping[str, Any] | None = None
+  ) -> None:
+    """Checks what is given by site.
+
+    Raises:
+      SAEError: dictionaries for other sites than are judged; means that lack a site or have another shape.
+    """
+    if dictionaries is not None and {*dictionaries} != {*self.saes}:
+      raise SAEError(
+        f'parameters for {sorted(dictionaries)}, dictionaries that read {sorted(self.saes)}',
+        mend='{site: parameters}, for each site of the Evaluation and no other',
+      )
+    shapes = {site: None if means is None else np.shape(means.get(site)) for site in self.saes}
+    wrong = {s: shape for s, shape in shapes.items() if shape != (self.saes[s].target_width,)}
+    if means is not None and wrong:
+      raise SAEError(
+        f'means of shapes {wrong}',
+        cause='a site that is lacking, or a mean of something else',
+        mend=f'vectors of widths { {s: self.saes[s].target_width for s in wrong} }, by the site that is read',
+      )
 
   def drift(self, params: Any, dictionaries: Dictionaries, batch: Batch, base: Base) -> float:
     """By how much the loss changes when what the dictionaries say and what they leave out are put back.

@@ -188,6 +188,8 @@ def test_firings_of_a_batch_start_the_count_again():
   [
     (lambda: AuxK(k=0), 'AuxK.k=0 should be at least 1, or None'),
     (lambda: AuxK(alpha=-1), 'alpha=-1 should be'),
+    (lambda: AuxK(alpha=float('inf')), 'alpha=inf should be a finite number'),
+    (lambda: AuxK(k=2.5), 'k=2.5 should be a whole number'),
     (lambda: AuxK(after_tokens=2**31), 'after_tokens=2147483648 should be from 1'),
     (
       lambda: dataclasses.replace(GHOSTS['original'], activation='tanh'),

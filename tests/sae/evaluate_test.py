@@ -367,6 +367,24 @@ def test_a_limit_for_a_site_without_a_dictionary_is_an_error():
     Evaluation(forward, {R0: ReLU(d_in=D, width=4, sparsity=0.0)}, limits={'resid_post.9': 1.0})
 
 
+@pytest.mark.parametrize('limit', [0.0, -1.0, float('nan'), '3'])
+def test_a_limit_that_is_no_length_is_refused(limit):
+  with pytest.raises(SAEError, match='is no length'):
+    Evaluation(forward, {R0: ReLU(d_in=D, width=4, sparsity=0.0)}, limits={R0: limit})
+
+
+def test_what_is_given_for_other_sites_or_in_another_shape_is_refused():
+  sae = ReLU(**SHAPE, sparsity=0.0)
+  own, batches = dictionary(sae), [next_tokens(*texts())]
+  judging = Evaluation(forward, {R0: sae})
+  for given in ({}, {R1: own}, {R0: own, R1: own}):
+    with pytest.raises(SAEError, match='parameters for'):
+      judging.evaluate(model(), given, batches)
+  for means in ({}, {R1: np.zeros(D)}, {R0: np.zeros(1)}, {R0: np.zeros((2, D))}):
+    with pytest.raises(SAEError, match='means of shapes'):
+      judging.evaluate(model(), {R0: own}, batches, means)
+
+
 def test_dictionaries_compared_are_judged_as_each_alone():
   r = np.random.default_rng(1)
   saes = {'few': TopK(d_in=D, width=2 * D, k=2), 'many': ReLU(d_in=D, width=3 * D, sparsity=0.0)}

@@ -4,6 +4,7 @@ Letters as in `mechjax.sae.features`. Activations are small whole numbers where 
 """
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -307,6 +308,36 @@ def test_other_files_are_refused_and_nothing_is_unpickled(found, tmp_path):
   (tmp_path / 'torn.npz').write_bytes(content[: len(content) // 2])
   with pytest.raises(SAEError, match='plain arrays'):
     features.load(tmp_path / 'torn.npz')
+
+
+def test_a_damaged_byte_or_another_set_of_arrays_is_refused_and_nothing_else_is_raised(
+  found, tmp_path
+):
+  found.save(tmp_path / 'f.npz')
+  content = (tmp_path / 'f.npz').read_bytes()
+  r = np.random.default_rng(0)
+  for at in r.integers(0, len(content), 150):
+    damaged = bytearray(content)
+    damaged[at] ^= 1 << int(r.integers(8))
+    (tmp_path / 'd.npz').write_bytes(damaged)
+    with contextlib.suppress(SAEError):
+      features.load(tmp_path / 'd.npz')
+  with np.load(tmp_path / 'f.npz') as file:
+    arrays = dict(file)
+  fewer = {name: a for name, a in arrays.items() if name != 'top.tokens'}
+  scalar = arrays | {'top.tokens': np.int32(1)}
+  for change in (fewer, arrays | {'more': np.zeros(1)}, arrays | {'more.a': np.zeros(1)}, scalar):
+    np.savez(tmp_path / 'c.npz', **change)
+    with pytest.raises(SAEError):
+      features.load(tmp_path / 'c.npz')
+  with pytest.raises(FileNotFoundError):
+    features.load(tmp_path / 'nowhere.npz')
+
+
+@pytest.mark.parametrize('limit', [math.nan, 0.0, -1.0])
+def test_a_limit_that_is_no_length_is_refused(limit):
+  with pytest.raises(SAEError, match='is no length'):
+    collect(limit=limit)
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -47,7 +48,7 @@ from jax import lax
 
 from mechjax.sae import sparse
 from mechjax.sae.dead import AuxK, GhostGrads
-from mechjax.sae.errors import SAEError, expect
+from mechjax.sae.errors import SAEError, expect, expect_whole
 from mechjax.sae.gradients import Params, unit_rows
 from mechjax.sae.products import MATMULS, centred_product, product
 from mechjax.sae.sparse import Sparse
@@ -104,13 +105,18 @@ class Architecture(abc.ABC):
   matmuls: str = 'float32'
 
   def __post_init__(self) -> None:
+    expect_whole(self, 'd_in', 'width', *(['d_out'] if self.d_out is not None else []))
     for name in ('d_in', 'width'):
       expect(self, name, getattr(self, name) >= 1, 'at least 1')
     expect(self, 'd_out', self.d_out is None or self.d_out >= 1, 'at least 1, or None')
     expect(self, 'matmuls', self.matmuls in MATMULS, f'one of {[*MATMULS]}')
     expect(self, 'skip', not self.skip or self.d_out is not None, 'False without d_out')
     p = self.prefixes
-    rises = list(p) == sorted({*p}) and (not p or (p[0] >= 1 and p[-1] == self.width))
+    rises = (
+      all(isinstance(n, numbers.Integral) for n in p)
+      and list(p) == sorted({*p})
+      and (not p or (p[0] >= 1 and p[-1] == self.width))
+    )
     expect(self, 'prefixes', rises, f'increasing and end with width={self.width}, or ()')
 
   # --- what an architecture says --------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from jax import lax
 
 from mechjax.sae.architectures.base import Architecture, Knobs, Outcome, Params
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
-from mechjax.sae.errors import expect
+from mechjax.sae.errors import expect, expect_number, expect_whole
 from mechjax.sae.sparse import Sparse
 
 
@@ -47,6 +47,8 @@ class BatchTopK(Architecture):
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    expect_whole(self, 'k')
+    expect_number(self, 'decay')
     expect(self, 'k', 1 <= self.k <= self.width, f'from 1 to width={self.width}')
     expect(self, 'decay', 0 <= self.decay < 1, 'in [0, 1)')
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from mechjax.sae.architectures.base import Architecture, Knobs, Outcome, Params, total_per_token
-from mechjax.sae.errors import expect
+from mechjax.sae.errors import expect, expect_number
 from mechjax.sae.straight_through import heaviside, jumprelu
 
 
@@ -44,6 +44,7 @@ class JumpReLU(Architecture):
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    expect_number(self, 'sparsity', 'bandwidth', 'initial_threshold')
     expect(self, 'sparsity', self.sparsity >= 0, 'at least 0')
     for name in ('bandwidth', 'initial_threshold'):
       expect(self, name, getattr(self, name) > 0, 'positive')

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from mechjax.sae.architectures.base import Architecture, Knobs, Outcome, Params, total_per_token
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
-from mechjax.sae.errors import expect
+from mechjax.sae.errors import expect, expect_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class ReLU(Architecture):
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    expect_number(self, 'sparsity')
     expect(self, 'sparsity', self.sparsity >= 0, 'at least 0')
 
   def encode(self, params: Params, x: jax.Array) -> jax.Array:

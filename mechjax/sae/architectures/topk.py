@@ -24,7 +24,7 @@ import numpy as np
 
 from mechjax.sae import sparse
 from mechjax.sae.architectures.base import Architecture, Knobs, Outcome, Params
-from mechjax.sae.errors import SAEError, expect
+from mechjax.sae.errors import SAEError, expect, expect_whole
 from mechjax.sae.sparse import Sparse
 
 
@@ -45,6 +45,7 @@ class TopK(Architecture):
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    expect_whole(self, 'k')
     expect(self, 'k', 1 <= self.k <= self.width, f'from 1 to width={self.width}')
 
   def knobs(self, **values: Any) -> dict[str, jax.Array]:

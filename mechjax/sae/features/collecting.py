@@ -64,6 +64,8 @@ def collect(
     SAEError: latents that are not there, or twice; tokens and masks that do not go together; activations that are no
       numbers; no tokens.
   """
+  if not limit > 0:
+    raise SAEError(f'limit={limit} is no length', mend='a positive number, or inf for none')
   chosen = _chosen(sae, latents)
   gathering = _Gathering(sae, params, chosen, settings, seed)
   for tokens, kept in batches:

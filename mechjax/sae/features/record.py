@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -154,11 +153,20 @@ def load(path: str | os.PathLike) -> Features:
   try:
     with np.load(path, allow_pickle=False) as file:
       arrays = dict(file.items())
-  except (ValueError, EOFError, zipfile.BadZipFile) as e:
-    raise SAEError(f'{path} is no .npz of plain arrays: {e}') from e
+  except (FileNotFoundError, IsADirectoryError, PermissionError):
+    raise
+  except Exception as e:  # what is raised on damaged bytes is as varied as the bytes
+    raise SAEError(f'{path} is no .npz of plain arrays: {type(e).__name__}: {e}') from e
   if (found := str(arrays.pop('format', 'none'))) != FORMAT:
     raise SAEError(f'{path} has the format {found!r}, not {FORMAT!r}')
-  return Features(**_nested(arrays))
+  if {*arrays} != (wanted := {*_names()}):
+    raise SAEError(
+      f'{path} lacks {sorted(wanted - {*arrays})} and has {sorted({*arrays} - wanted)} more'
+    )
+  try:
+    return Features(**_nested(arrays))
+  except (TypeError, IndexError, AttributeError) as e:
+    raise SAEError(f'{path} holds arrays of other shapes than features have: {e}') from e
 
 
 _PARTS = {
@@ -169,6 +177,17 @@ _PARTS = {
   'decoder_near': Ranked,
   'encoder_near': Ranked,
 }
+
+
+def _names() -> Iterator[str]:
+  """Of all arrays of a file."""
+  for field in dataclasses.fields(Features):
+    kind = _PARTS.get(field.name)
+    if kind is None:
+      yield field.name
+    else:
+      own = Ranked._fields if kind is Ranked else [f.name for f in dataclasses.fields(Examples)]
+      yield from (f'{field.name}.{name}' for name in own)
 
 
 def _flat(features: Features) -> dict[str, Any]:
