@@ -188,7 +188,7 @@ class Evaluation:
         f'parameters for {sorted(dictionaries)}, dictionaries that read {sorted(self.saes)}',
         mend='{site: parameters}, for each site of the Evaluation and no other',
       )
-    shapes = {site: None if means is None else np.shape(means.get(site)) for site in self.saes}
+    shapes = {site: None if means is None else np.shape(means.get(site, 0.0)) for site in self.saes}
     wrong = {s: shape for s, shape in shapes.items() if shape != (self.saes[s].target_width,)}
     if means is not None and wrong:
       raise SAEError(

@@ -148,6 +148,33 @@ def test_a_config_that_names_two_sites_makes_a_transcoder(tmp_path):
   same(outputs(back, found, x), outputs(sae, params, x))
 
 
+@pytest.mark.parametrize('format', ['gemma_scope', 'gemma_scope_2'])
+def test_a_transcoder_that_would_come_back_as_an_autoencoder_is_refused(format, tmp_path):
+  sae = JumpReLU(d_in=D, d_out=D, width=M, sparsity=0.0)
+  with pytest.raises(SAEError, match='says that it is an autoencoder'):
+    save(tmp_path / 'out', sae, single(sae)[0], format=format)
+  assert not (tmp_path / 'out').exists()
+
+
+@each_format
+def test_what_could_not_be_loaded_is_not_written(format, tmp_path):
+  sae = SAES['jumprelu']
+  params = single(sae)[0]
+  wide = dataclasses.replace(sae, width=M + 1)
+  fewer = {name: value for name, value in params.items() if name != 'b_enc'}
+  for one, wrong in [
+    (wide, params),
+    (sae, fewer),
+    (sae, params | {'more': params['b_enc']}),
+    (sae, params | {'b_enc': np.full(M, np.nan, np.float32)}),
+    (sae, params | {'W_dec': np.full((M, D), 1e300)}),
+    (sae, params | {'log_threshold': np.full(M, np.nan, np.float32)}),
+  ]:
+    with pytest.raises(SAEError, match=r'parameters|NaN or infinity'):
+      save(tmp_path / 'out', one, wrong, format=format)
+  assert not [*tmp_path.iterdir()]
+
+
 # --- folding ----------------------------------------------------------------------------------------------
 
 

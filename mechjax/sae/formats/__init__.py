@@ -32,7 +32,7 @@ from mechjax.errors import WeightsError, nearest
 from mechjax.sae.architectures import Architecture
 from mechjax.sae.errors import SAEError
 from mechjax.sae.formats import dictionary_learning, gemma_scope, metadata, saelens
-from mechjax.sae.formats.conventions import folded
+from mechjax.sae.formats.conventions import expect_parameters, folded
 from mechjax.sae.formats.finding import find
 from mechjax.sae.formats.metadata import Metadata
 from mechjax.sae.gradients import Params
@@ -146,7 +146,8 @@ def save(
     about: what else its config should say, such as the model and the site.
 
   Raises:
-    SAEError: no such format; the format cannot express the dictionary or has no place for what is said about it.
+    SAEError: no such format; the format cannot express the dictionary or has no place for what is said about it;
+      parameters of other names or shapes than the dictionary has, or that are not finite in float32.
     WeightsError: something is in the directory already.
   """
   if format not in _WRITERS:
@@ -158,6 +159,7 @@ def save(
     )
   words = about or {}
   _expect_json(words)
+  expect_parameters(sae, params)
   with new_directory(directory) as scratch:
     _WRITERS[format](scratch, sae, params, words)
 

@@ -210,7 +210,44 @@ def without_unit_scaling(path: Path, arrays: Arrays) -> Arrays:
 
 def on_host(params: Params) -> Arrays:
   """Parameters as float32 of NumPy."""
-  return {name: np.asarray(value).astype(np.float32) for name, value in params.items()}
+  with np.errstate(over='ignore'):  # what is not finite is refused where it is written
+    return {name: np.asarray(value).astype(np.float32) for name, value in params.items()}
+
+
+def expect_parameters(sae: Architecture, params: Params) -> None:
+  """Checks that parameters are those of a dictionary, before they are written.
+
+  Raises:
+    SAEError: another set of names, another shape, NaN, infinity, or numbers too large for float32.
+  """
+  wanted = {name: a.shape for name, a in jax.eval_shape(sae.init, jax.random.key(0)).items()}
+  found = {name: np.shape(value) for name, value in params.items()}
+  if found != wanted:
+    differ = sorted(n for n in {*found, *wanted} if found.get(n) != wanted.get(n))
+    raise SAEError(
+      f'parameters {[(n, found.get(n)) for n in differ]} for a dictionary that has '
+      f'{[(n, wanted.get(n)) for n in differ]}',
+      cause='the parameters of another description, or a stack of dictionaries',
+    )
+  # A threshold of 0 is one of -inf here.
+  arrays = on_host(params)
+  with np.errstate(over='ignore'):
+    expect_finite({n: np.exp(v) if n == 'log_threshold' else v for n, v in arrays.items()})
+
+
+def expect_finite(arrays: Arrays) -> Arrays:
+  """The arrays, which a file is to hold.
+
+  Raises:
+    SAEError: NaN, infinity, or numbers too large for float32.
+  """
+  for name, value in arrays.items():
+    if not _finite(value):
+      raise SAEError(
+        f'{name} holds NaN or infinity, or numbers too large for float32, which no file is written of',
+        cause='a run that diverged, or a b_dec so large that it cannot be moved into the biases',
+      )
+  return arrays
 
 
 def on_device(arrays: Arrays) -> Params:

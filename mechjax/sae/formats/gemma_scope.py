@@ -59,8 +59,7 @@ def read_safetensors(path: Path, transcoder: bool) -> tuple[JumpReLU, Params]:
   file = SafetensorsFile(path)
   found = _renamed(path, {name: file.read(name) for name in file.tensors})
   s = Values(_config(path), f'{path.with_name(CONFIG)}')
-  ends = [s.word(f'hf_hook_point_{end}', None) for end in ('in', 'out')]
-  return _dictionary(path, found, transcoder or (ends[1] is not None and ends[0] != ends[1]))
+  return _dictionary(path, found, transcoder or _ends(s))
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -78,6 +77,7 @@ def write_npz(directory: Path, sae: Architecture, params: Params, about: Mapping
   if sae.skip or about:
     what = f'{sorted(about)}' if about else 'a skip'
     raise SAEError(f'an .npz of Gemma Scope has no place for {what}', mend="format='gemma_scope_2'")
+  _expect_told(sae, False, "format='gemma_scope_2' with the two sites in about=")
   with (directory / NPZ).open('wb') as file:
     np.savez(file, **_arrays(sae, params))  # type: ignore[arg-type]
 
@@ -90,6 +90,11 @@ def write_safetensors(
   Raises:
     SAEError: the format cannot express the dictionary.
   """
+  _expect_told(
+    sae,
+    _ends(Values(dict(about), 'about')),
+    "about={'hf_hook_point_in': ..., 'hf_hook_point_out': ...}, which differ",
+  )
   named = {_small(name): value for name, value in _arrays(sae, params).items()}
   save_safetensors(directory / SAFETENSORS, named)
   words = {'architecture': 'jump_relu', 'affine_connection': sae.skip}
@@ -98,7 +103,27 @@ def write_safetensors(
 
 def _arrays(sae: Architecture, params: Params) -> Arrays:
   jumprelu, arrays = conventions.thresholds(sae, params)
-  return arrays if jumprelu.d_out is not None else conventions.uncentred(arrays)
+  return (
+    arrays
+    if jumprelu.d_out is not None
+    else conventions.expect_finite(conventions.uncentred(arrays))
+  )
+
+
+def _ends(s: Values) -> bool:
+  """Whether a config names two sites."""
+  ends = [s.word(f'hf_hook_point_{end}', None) for end in ('in', 'out')]
+  return ends[1] is not None and ends[0] != ends[1]
+
+
+def _expect_told(sae: Architecture, told: bool, mend: str) -> None:
+  """Refuses what would come back as an autoencoder instead of a transcoder."""
+  if sae.d_out == sae.d_in and not sae.skip and not told:
+    raise SAEError(
+      f'd_in={sae.d_in}, d_out={sae.d_out}, and what is written says that it is an autoencoder',
+      cause='the arrays of both are the same, so only the sites in the config tell them apart',
+      mend=mend,
+    )
 
 
 def _dictionary(path: Path, found: Arrays, transcoder: bool) -> tuple[JumpReLU, Params]:
