@@ -69,6 +69,7 @@ def planted(fn: Callable, sown: Sown, text: str) -> Planted:
     if any(isinstance(x, jax.core.Tracer) for x in made.captured):
       return made
     now.memo[key] = made
+    now.renew()
   return now.memo[key]
 
 

@@ -188,7 +188,7 @@ class Watch:
       lambda: [f.__code__, f.__defaults__, f.__kwdefaults__, *(space.get(n, _MISSING) for n in own)]
     )
     if f.__dict__:
-      self._guard(lambda: [v for name, v in f.__dict__.items() if name not in _OURS])
+      self._guard(functools.partial(_own_attributes, f.__dict__))
     # Modules that the function itself imports, and the environment.
     self._waiting += [sys.modules[name] for name in names if name in sys.modules]
     if 'getenv' in names:
@@ -222,7 +222,7 @@ class Watch:
       self._guard(lambda: [getattr(x, name) for name in names])
       return
     if isinstance(own := getattr(x, '__dict__', None), dict):
-      self._guard(lambda: [*own.keys(), *own.values()])
+      self._guard(functools.partial(_own_attributes, own))
     if slots := _slots(cls):
       self._guard(lambda: [_slot(slot, x) for slot in slots])
 
@@ -247,6 +247,10 @@ class Version:
     self.fn = fn
     self.watch = Watch(fn)
     self.memo: dict[Any, Any] = {}
+
+  def renew(self) -> None:
+    """Watches from now on: what the function itself has written while it was traced is no change."""
+    self.watch = Watch(self.fn)
 
   def __reduce__(self) -> tuple:
     return Version, (None,)  # a copy of the function is another function
@@ -331,6 +335,11 @@ def _same_array(now: np.ndarray, before: np.ndarray) -> bool:
 
 def _attributes(cls: type) -> list[Any]:
   return [*vars(cls).values()]
+
+
+def _own_attributes(attributes: dict[str, Any]) -> list[Any]:
+  """Names and values, less what is kept here on functions and callable objects."""
+  return [x for item in attributes.items() if item[0] not in _OURS for x in item]
 
 
 def _content(cell: Any) -> Any:

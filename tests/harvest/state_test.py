@@ -342,6 +342,23 @@ def test_a_callable_object_can_be_copied_and_pickled_after_a_harvest():
   np.testing.assert_array_equal(by_reap(model, X), X * 2)
 
 
+def test_a_callable_object_is_not_staged_again_for_what_is_kept_on_it():
+  class Counting(Callable):
+    def __init__(self):
+      super().__init__()
+      self.traced = []
+
+    def __call__(self, x):
+      self.traced.append(1)
+      return super().__call__(x)
+
+  model, edit = Counting(), Counting()
+  for _ in range(3):
+    by_reap(model, X)
+    harvest.plant(lambda x: harvest.sow(x, name='a'))({'a': edit}, X)
+  assert len(model.traced) == len(edit.traced) == 1
+
+
 class Callable:
   def __init__(self):
     self.scale = 2.0
