@@ -41,7 +41,10 @@ def unpatched_apply(smollm2):
     module = comparing.executed_again('tunix.models.qwen2.model', patch)
     patch.setitem(sys.modules, 'tunix.models.qwen2.model', module)
     patch.setattr(tunix.shipped, 'patch', lambda name: NoPatch)
-    yield functools.partial(tunix._apply, *tunix._qwen2(shape))
+    upstream = functools.partial(tunix._apply, *tunix._qwen2(shape))
+    yield tunix.shipped._Apply(
+      upstream, shape.n_vocab
+    )  # as precise, and as particular about ids, as ours
 
 
 class NoPatch:
