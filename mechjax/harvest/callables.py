@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 
 from mechjax.errors import HarvestError
 
@@ -32,11 +33,19 @@ class Bound:
     self.leaves, self.structure, self.module = leaves, structure, module
 
   def tree_flatten(self) -> tuple:
-    return self.leaves, self.structure
+    """Arrays are data. Numbers, flags and functions are settings, and stay what they are while a module is traced."""
+    settings = tuple(None if _is_array(x) else (type(x), x) for x in self.leaves)
+    return [x for x in self.leaves if _is_array(x)], (self.structure, settings)
 
   @classmethod
-  def tree_unflatten(cls, structure: Any, leaves: Any) -> Bound:
-    return cls(list(leaves), structure)
+  def tree_unflatten(cls, fixed: tuple, arrays: Any) -> Bound:
+    structure, settings = fixed
+    data = iter(arrays)
+    return cls([next(data) if s is None else s[1] for s in settings], structure)
+
+
+def _is_array(x: Any) -> bool:
+  return isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
 def is_pytree(f: Any) -> bool:

@@ -239,11 +239,11 @@ def _classes(args: tuple) -> tuple[type, ...]:
 def _auxiliary(structure: Any) -> Iterator[Any]:
   """What the nodes of a pytree hold besides their children: settings, functions."""
   node = structure.node_data()
-  held = None if node is None else node[1]
-  if isinstance(held, jax.tree_util.PyTreeDef):  # of a module that is its own first argument
-    yield from _auxiliary(held)
-  else:
-    yield held
+  held: Any = None if node is None else node[1]
+  if node is not None and node[0] is callables.Bound:  # a module that is its own first argument
+    inner, held = held
+    yield from _auxiliary(inner)
+  yield held
   for child in structure.children():
     yield from _auxiliary(child)
 
