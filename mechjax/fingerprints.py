@@ -2,10 +2,12 @@
 
 A result that is kept in a file has to know what it was computed from. Weights are summed up where they are, bit by
 bit, so that no array leaves its device; the sums are integers, and the same on any devices. A function is its bytecode,
-the names and constants that it uses, and the numbers, strings, arrays and functions that it closes over.
+the names and constants that it uses, and the numbers, strings, arrays, containers, functions and objects that it
+closes over; a callable object is its `__call__` and its attributes.
 
 Sharp edges: bytecode belongs to one Python version, so that a user's function has another fingerprint under the next
-one; a function of mechjax itself goes by its name. What a function finds in its module (globals) is not looked into.
+one; functions of mechjax, and objects of mechjax, JAX and NumPy that are no arrays, go by their names. What a function
+finds in its module (globals) is not looked into.
 """
 
 from __future__ import annotations
@@ -62,15 +64,17 @@ def _told(x: Any, seen: tuple[int, ...]) -> Any:
     return repr(x)
   if isinstance(x, tuple | list):
     return [tell(item) for item in x]
-  if isinstance(x, frozenset):
+  if isinstance(x, frozenset | set):
     return sorted(repr(tell(item)) for item in x)
+  if isinstance(x, dict):
+    return [(tell(key), tell(item)) for key, item in x.items()]
   if isinstance(x, types.CodeType):
     return x.co_code, x.co_names, tell(x.co_consts)
   if isinstance(x, functools.partial):
     return tell(x.func), tell(x.args), tell(sorted(x.keywords.items()))
   if isinstance(x, types.MethodType):
     return tell(x.__func__), tell(x.__self__)
-  if isinstance(x, types.FunctionType) and x.__module__.partition('.')[0] != 'mechjax':
+  if isinstance(x, types.FunctionType) and _is_users(x):
     cells = [tell(cell) for cell in _contents(x)]
     return (
       tell(x.__code__),
@@ -82,7 +86,21 @@ def _told(x: Any, seen: tuple[int, ...]) -> Any:
     return x.shape, str(x.dtype), hashlib.sha256(np.asarray(x).tobytes()).hexdigest()
   wrapped = getattr(x, '__wrapped__', None)  # what jax.jit and functools.wraps leave
   kind = x if hasattr(x, '__qualname__') else type(x)
-  return kind.__module__, kind.__qualname__, tell(wrapped)
+  held = None
+  if kind is not x and _is_users(kind):
+    calls = [vars(base)['__call__'] for base in kind.__mro__ if '__call__' in vars(base)]
+    held = calls[:1], dict(getattr(x, '__dict__', {}))
+  return kind.__module__, kind.__qualname__, tell(wrapped), tell(held)
+
+
+def _is_users(x: Any) -> bool:
+  return (x.__module__ or '').partition('.')[0] not in (
+    'mechjax',
+    'jax',
+    'jaxlib',
+    'numpy',
+    'builtins',
+  )
 
 
 def _contents(function: types.FunctionType) -> list[Any]:

@@ -362,7 +362,7 @@ def _describe(group: Sequence[Site]) -> str:
   return f'{len(paths)} layers, {".".join(map(str, paths[0]))} to {".".join(map(str, paths[-1]))}'
 
 
-_INDEX = re.compile(r'-?\d+|\*|\{[-\d.,\s]*\}|\[.*\]')
+_INDEX = re.compile(r'-?\d+(\.\.-?\d+)?|\*|\{[-\d.,\s]*\}|\[.*\]')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,7 +389,8 @@ def _items(glob: str) -> tuple[_Item, ...]:
   if glob == '*':
     return (_Item('*', 0, -1),)
   written = [item.strip() for item in glob.strip('{}').split(',')]
-  if glob.startswith('[') or not all(re.fullmatch(r'-?\d+(\.\.-?\d+)?', w) for w in written):
+  bare = not glob.startswith('{') and not re.fullmatch(r'-?\d+', glob)
+  if bare or not all(re.fullmatch(r'-?\d+(\.\.-?\d+)?', w) for w in written):
     raise SiteError(
       f'{glob!r} is not a choice of layers',
       mend='write {1,2,3} or {1..3} (both ends included), one number, or * for all',

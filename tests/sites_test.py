@@ -153,7 +153,9 @@ def test_a_range_may_pass_over_layers_that_have_no_such_site():
   assert selected('attn_probs.{0..3}', sparse) == ['attn_probs.1', 'attn_probs.3']
 
 
-@pytest.mark.parametrize('index', ['[1-3]', '[13]', '[1,3]', '{1..}', '{1,,2}', '{}', '{1-3}'])
+@pytest.mark.parametrize(
+  'index', ['[1-3]', '[13]', '[1,3]', '{1..}', '{1,,2}', '{}', '{1-3}', '1..3']
+)
 def test_layers_written_in_another_way_are_refused_with_ours(index):
   for select in (selected, lambda pattern: sites.matches(pattern, Site('mlp_out', (1,)))):
     with pytest.raises(SiteError, match=re.escape(f'{index!r} is not a choice')) as error:

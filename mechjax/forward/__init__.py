@@ -62,8 +62,9 @@ def iterate(
   Args:
     f: a function with sows, pure as for `jax.jit` (unless `eagerly`).
     sites: where to stop: patterns of `mechjax.sites`.
-    scan: how a traced run goes through a scan: 'switch' (one body, the loop runs for each layer in its branch) or
-      'unroll' (values may travel from layer to layer).
+    scan: how a traced run goes through a scan: 'switch' (one body, the loop runs for each layer in its branch, and so
+      visits one site at all layers before the next site) or 'unroll' (the order is that of a stepped run, and values
+      may travel from layer to layer).
     eagerly: run `f` as plain Python, without staging.
     keep: keep what `run.backward` needs. Without it a stepped run drops values as soon as it can, and
       `run.backward` first runs forward again.

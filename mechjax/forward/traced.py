@@ -7,6 +7,9 @@ what the same edit written into the model would give.
 Inside a scan there is one body for all layers. With `scan='switch'` the loop is run for every layer, each
 in its branch of a `lax.switch` on the iteration: it sees static layers, name by name. Values cannot travel from layer
 to layer then; with `scan='unroll'` the scan is written out and they can.
+
+Sharp edge: 'name by name' is another order than that of a stepped run, which Python state in the loop (a counter, the
+site before this one) notices; `scan='unroll'` has the order of a stepped run.
 """
 
 from __future__ import annotations
