@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax._src import config, core  # what of them is used here has no public name
+from jax._src.interpreters import partial_eval
 from jax.extend import core as jex_core
 from jax.interpreters import ad, batching
 
@@ -124,8 +126,6 @@ def is_differentiated(x: Any) -> bool:
 
 def trace_context() -> Any:
   """Everything in JAX's configuration that a staged program depends on; part of our cache keys."""
-  from jax._src import config  # no public name
-
   return config.trace_context()
 
 
@@ -205,7 +205,6 @@ def keep_alive(primitive: Any) -> None:
   the last argument in all). An effect would do it publicly, and cost the dispatch fast path. Libraries prune too, to
   ask what a value depends on (flax does, in its scan): they get the true answer.
   """
-  from jax._src.interpreters import partial_eval
 
   def rule(used: Sequence[bool], *rest: Any) -> tuple[list[bool], Any]:
     eqn = rest[-1]
@@ -268,9 +267,6 @@ def staging_trace() -> Any:
   Whether concrete arguments meet a program under construction, and whether a value lies in another one than
   before, has no public answer.
   """
-  from jax._src import core
-  from jax._src.interpreters import partial_eval
-
   trace = core.trace_ctx.trace
   while trace is not None and not isinstance(trace, partial_eval.DynamicJaxprTrace):
     trace = getattr(trace, 'parent_trace', None)
@@ -317,8 +313,6 @@ def thread_state() -> dict[Cell, Any]:
   Values are compared by identity. They hold traces, so whoever keeps them meets the leak checker. What users of
   `jax.make_user_context` have set is not among them, except the gate.
   """
-  from jax._src import config
-
   return {cell: cell.get() for cell in _cells(len(config.config_states))}
 
 
@@ -333,7 +327,7 @@ def set_thread_state(values: Mapping[Cell, Any]) -> None:
 def _cells(n_states: int) -> tuple[Cell, ...]:
   """All cells; `n_states` grows when a module that defines more is imported."""
   del n_states
-  from jax._src import config, core, mesh, sharding_impls
+  from jax._src import mesh, sharding_impls
 
   found = [GATE._obj, *config.config_states.values()]
   found += [x for module in (config, core, mesh, sharding_impls) for x in vars(module).values()]
@@ -350,8 +344,6 @@ def _name_stack() -> Cell:
 
 @functools.cache
 def _cell(state: Any) -> Cell:
-  from jax._src import config
-
   hook: Any = getattr(state, '_update_thread_local_hook', None)
 
   def put(value: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core as jex_core
 
 from mechjax import sites
@@ -220,7 +221,7 @@ class Stepper:
     rows: list[list[Held]] = []
     order = range(step.length)
     for i in reversed(order) if step.reverse else order:
-      values = [*consts, *carry, *self._held([jnp.int32(i)]), *stacks]
+      values = [*consts, *carry, *self._held([jnp.asarray(np.int32(i))]), *stacks]
       carry.clear()
       out = yield from self._tape(step.body, values, (*at, i))
       carry, row = out[: step.n_carry], out[step.n_carry :]

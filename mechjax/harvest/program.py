@@ -8,6 +8,7 @@ jaxpr is walked once and every sow equation becomes a `Sown`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
@@ -69,17 +70,17 @@ class Sown:
   backward: bool
   source: str
 
-  @property
+  @functools.cached_property
   def key(self) -> tuple:
     """Identifies the sow inside its program: scope, name and path with loops of unknown iteration."""
     return make_key(self.scope, self.name, self.path)
 
-  @property
+  @functools.cached_property
   def lengths(self) -> tuple[int, ...]:
     """Lengths of the scans around it."""
     return tuple(p.length for p in self.path if isinstance(p, Loop))
 
-  @property
+  @functools.cached_property
   def device_sizes(self) -> tuple[int, ...]:
     """Sizes of the mesh axes of the shard_maps around it: leading axes of what is read or planted."""
     return tuple(s for p in self.path if isinstance(p, Devices) for s in p.sizes)

@@ -26,7 +26,10 @@ from mechjax.harvest.program import (
 
 def refuse_repeats(program: Program, tag: Hashable, keys: frozenset) -> None:
   """Raises HarvestError if one of `keys` is sown twice where both sows run, and not with mode='clobber'."""
-  _Walk(program, tag, keys).walk(program.jaxpr, (), (), {})
+  fine = program.cache.setdefault(('repeats', tag), set())
+  if keys not in fine:
+    _Walk(program, tag, keys).walk(program.jaxpr, (), (), {})
+    fine.add(keys)
 
 
 class _Walk:

@@ -195,7 +195,8 @@ def fitted(new: Any, old: Any, what: str) -> jax.Array:
         cause='a silent cast would change the computation that follows',
         mend=f'.astype({dtype.name!r}) on the value if that is what you mean',
       )
-    new = jnp.asarray(new, dtype)
+    if not isinstance(new, jax.Array) or got.dtype != dtype or got.weak_type:
+      new = jnp.asarray(new, dtype)
   except (TypeError, OverflowError) as e:
     raise HarvestError(f'{what} the value {new!r}, which is no {dtype.name}') from e
   if new.shape != shape:

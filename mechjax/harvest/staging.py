@@ -49,9 +49,8 @@ def is_dynamic(leaf: Any) -> bool:
 def split_static(tree: Any) -> tuple[list[Any], tuple[Any, ...], Any]:
   """Splits a pytree into its data leaves, its static leaves (None where data), and its structure."""
   leaves, structure = jax.tree.flatten(tree)
-  dynamic = [x for x in leaves if is_dynamic(x)]
-  static = tuple(_DATA if is_dynamic(x) else x for x in leaves)
-  return dynamic, static, structure
+  static = tuple([_DATA if is_dynamic(x) else x for x in leaves])
+  return [x for x, s in zip(leaves, static) if s is _DATA], static, structure
 
 
 _DATA = type('Data', (), {'__repr__': lambda self: '<data>'})()
@@ -136,7 +135,8 @@ class Stager:
       check(*args, **kwargs)
     dynamic, static, structure = split_static((args, kwargs))
     for x in dynamic:
-      _refuse_cut(x)
+      if isinstance(x, np.ndarray | np.generic):
+        _refuse_cut(x)
     key = self._key(dynamic, static, structure)
     if self._watch is not None and self._watch.changed():
       self._watch = None
@@ -200,10 +200,9 @@ def _warn_of_constants(inputs: list[Any]) -> None:
     )
 
 
-def _refuse_cut(x: Any) -> None:
+def _refuse_cut(x: np.ndarray | np.generic) -> None:
   """Refuses integers of 64 bits that JAX, which has 32 unless it is told, would wrap around silently."""
-  wide = isinstance(x, np.ndarray | np.generic) and x.dtype.kind in 'iu' and x.dtype.itemsize == 8
-  if not wide or not x.size:
+  if x.dtype.kind not in 'iu' or x.dtype.itemsize < 8 or not x.size:
     return
   made = np.iinfo(jnp.result_type(x))
   if made.bits == 64:

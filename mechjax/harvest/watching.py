@@ -318,7 +318,7 @@ def alike(now: Any, before: Any) -> bool:
   if isinstance(now, _SCALARS):
     return _equal(now, before)
   if isinstance(now, tuple | list):
-    return len(now) == len(before) and all(map(alike, now, before))
+    return len(now) == len(before) and all(a is b or alike(a, b) for a, b in zip(now, before))
   if dataclasses.is_dataclass(now) and not isinstance(now, type):
     names = [field.name for field in dataclasses.fields(now)]
     return all(alike(getattr(now, name), getattr(before, name)) for name in names)

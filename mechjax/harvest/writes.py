@@ -53,13 +53,16 @@ def resolve_writes(
   plants: Mapping, program: Program, tag: Hashable, admits: Callable[[str], bool]
 ) -> Keyed:
   """The `Writing`s that a dict of plants asks of a program."""
-  sown = list({s.key: s for s in program.sown if s.tag == tag}.values())
+  sown = program.cache.get(('sown', tag))
+  if sown is None:
+    unique = {s.key: s for s in program.sown if s.tag == tag}
+    sown = program.cache['sown', tag] = list(unique.values())
   pieces: dict[tuple, list[_Piece]] = {}
   for name, value in _flat_plants(plants, sown, ()):
     for piece in _pieces(name, value, sown, program, tag):
       if admits(piece.sown.name):
         if piece.fn is not None:
-          piece = dataclasses.replace(piece, fn=planted(piece.fn, piece.sown, name))
+          piece.fn = planted(piece.fn, piece.sown, name)
         pieces.setdefault(piece.sown.key, []).append(piece)
   _refuse_moved(program, tag, pieces)
   return Keyed((('write', key), _writing(group)) for key, group in pieces.items())
@@ -80,7 +83,7 @@ def _flat_plants(plants: Mapping, sown: list[Sown], scope: tuple) -> Iterator[tu
       yield '/'.join([*scope, str(name)]), value
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Piece:
   """One planted value for one sow.
 
