@@ -1,4 +1,4 @@
-"""The equations of METHODS section 2 in NumPy, one token and one latent at a time where that is clearest.
+"""The equations of docs/methods.md, section 4, in NumPy, one token and one latent at a time where that is clearest.
 
 Everything is float64. `case` makes parameters in which every vector is random, so that nothing is hidden by a zero.
 """
