@@ -6,7 +6,9 @@ import types
 
 import pytest
 
+from docs import draw
 from experiments.atp_star import methods
+from tests import layering_test as layering
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = sorted([*ROOT.glob('docs/*.md'), *ROOT.glob('*.md')])
@@ -16,6 +18,7 @@ TEXTS = {
   for path in [*DOCS, *(p for folder in FOLDERS for p in ROOT.glob(f'{folder}/**/*.py'))]
 }
 METHODS = (ROOT / 'docs/methods.md').read_text()
+ROOMS = {layering.room(path) for path in layering.SOURCES}
 SECTIONS = set(re.findall(r'^##+ (\d+(?:\.\d+)?)\b', METHODS, re.MULTILINE))
 
 
@@ -73,3 +76,17 @@ def test_a_file_that_is_named_in_a_document_exists():
       r'`((?:mechjax|patches|experiments|tests|docs)/[\w/.-]+)`', TEXTS[path]
     ):
       assert (ROOT / named).exists(), f'{names(path)}: {named}'
+
+
+def test_every_room_has_its_place_in_the_architecture():
+  text = (ROOT / 'docs/architecture.md').read_text()
+  sections = dict(
+    re.findall(r'^## Floor (\d+)[^\n]*\n(.*?)(?=^## )', text, re.MULTILINE | re.DOTALL)
+  )
+  floors = [{room for room in floor if room in ROOMS} for floor in layering.FLOORS]
+  said = [set(re.findall(r'^- \*\*`(\w+)`\*\*', part, re.MULTILINE)) for part in sections.values()]
+  assert said == floors
+
+
+def test_the_picture_of_the_architecture_shows_the_imports_as_they_are():
+  assert draw.FILE.read_text() == draw.draw(), 'python -m docs.draw makes it again'
