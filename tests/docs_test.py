@@ -1,7 +1,10 @@
 """The documents are true to the code: what is cited exists, and numbers that can be computed are the computed ones."""
 
+import ast
 import pathlib
 import re
+import subprocess
+import sys
 import types
 
 import pytest
@@ -20,6 +23,18 @@ TEXTS = {
 METHODS = (ROOT / 'docs/methods.md').read_text()
 ROOMS = {layering.room(path) for path in layering.SOURCES}
 SECTIONS = set(re.findall(r'^##+ (\d+(?:\.\d+)?)\b', METHODS, re.MULTILINE))
+
+
+RESOLVE = """
+import sys, mechjax
+for name in sys.argv[1:]:
+  found = mechjax
+  try:
+    for part in name.split('.')[1:]:
+      found = getattr(found, part)
+  except AttributeError as e:
+    print(f'{name}: {e}')
+"""
 
 
 def names(path):
@@ -45,6 +60,21 @@ def test_every_section_of_the_methods_that_is_cited_exists():
 def test_no_file_cites_specifications_that_are_not_in_this_repository():
   for path, text in TEXTS.items():
     assert not re.search(r'\b(?:METHODS|DESIGN|FACTS|HOUSE)[\d]*(?:\.md)?,? section', text), path
+
+
+def test_every_name_that_is_written_is_there_after_import_mechjax_alone():
+  """Names in documents, and in the docstrings and messages of modules, looked up by attributes in a fresh process."""
+  texts = [text for path, text in TEXTS.items() if path in DOCS]
+  for path, text in TEXTS.items():
+    if path.suffix == '.py' and 'tests' not in path.parts:
+      nodes = ast.walk(ast.parse(text))
+      texts += [x.value for x in nodes if isinstance(x, ast.Constant) and isinstance(x.value, str)]
+  dotted = re.compile(r'(?<![\w./-])mechjax(?:\.[A-Za-z_]\w*)+')
+  found = sorted({name for text in texts for name in dotted.findall(text)})
+  assert len(found) > 20
+  code = [sys.executable, '-c', RESOLVE, *found]
+  done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True)
+  assert (done.stdout, done.returncode) == ('', 0), done.stderr
 
 
 @pytest.mark.parametrize('path', DOCS, ids=names)

@@ -18,6 +18,14 @@ def test_every_package_is_listed_for_the_wheel():
   assert sorted(listed) == sorted([*found, 'mechjax.patches'])
 
 
+def test_type_checkers_are_told_that_the_package_has_types():
+  shipped = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['setuptools'][
+    'package-data'
+  ]
+  assert 'py.typed' in shipped['mechjax']
+  assert (ROOT / 'mechjax/py.typed').exists()
+
+
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory):
   """The files as a wheel lays them out, and as they lie in a checkout."""

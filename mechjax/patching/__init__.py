@@ -18,6 +18,9 @@ patching, and their names (noising, denoising, ...) stand in the title of every 
 has missed, `baselines` are searches without gradients, `mechjax.viz.patching` draws it all.
 """
 
+from typing import TYPE_CHECKING
+
+from mechjax import lazy
 from mechjax.patching.activation import Exact, Joint
 from mechjax.patching.atp_star import AtPStar
 from mechjax.patching.attribution import Attribution
@@ -65,3 +68,7 @@ __all__ = [
   'nodes_of',
   'recall_cost',
 ]
+
+
+if not TYPE_CHECKING:
+  __getattr__, __dir__ = lazy.package(__name__)
