@@ -97,6 +97,12 @@ class Found:
   seconds: float
   effects: Effects | None = None
 
+  @property
+  def estimate(self) -> Effects:
+    """The effects, of a method that estimates them."""
+    assert self.effects is not None, f'{self.name} estimates no effects'
+    return self.effects
+
 
 def gradient(question: Question, *, qk_fix: bool, graddrop: bool) -> Found:
   """AtP with none, one or both of its fixes."""
