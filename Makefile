@@ -34,7 +34,7 @@ ONE_THREAD := --xla_cpu_multi_thread_eigen=false
 MACHINES := --xla_cpu_max_isa=SSE4_2 --xla_cpu_max_isa=AVX2 $(ONE_THREAD)
 
 # What computes: the other packages handle text, files and syntax trees.
-NUMERIC := $(addprefix tests/,harvest forward stacking models patching sae experiments truth upstream generate_test.py)
+NUMERIC := $(addprefix tests/,harvest forward stacking models patching sae train_sae experiments truth upstream generate_test.py)
 
 test-machines: $(VENV)/test.stamp
 	@for flag in '' $(MACHINES); do \
@@ -51,7 +51,7 @@ test-numeric: $(VENV)/test.stamp
 # Of that what depends on rounding most, where rounding differs most: counts and rankings of latents, trainings, sweeps of
 # patches and their first order. A few minutes on two cores, for .ci/run.
 SHARE := $(addprefix tests/,sae/features_test.py sae/evaluate_test.py sae/step_test.py sae/toy_truth_test.py \
-  patching/engine_test.py patching/atp_star_test.py generate_test.py experiments/train_sae_test.py)
+  patching/engine_test.py patching/atp_star_test.py generate_test.py train_sae/run_test.py)
 
 test-numeric-share: $(VENV)/test.stamp
 	@flags='--xla_cpu_max_isa=SSE4_2 $(ONE_THREAD)'; .ci/knows $(BIN)/python $$flags || flags='$(ONE_THREAD)'; \

@@ -33,6 +33,7 @@ FLOORS = [
   {'weights', 'models', 'generate', 'columns'},
   {'patching', 'sae', 'pursuit', 'steering'},
   {'viz', 'flags'},
+  {'train_sae', 'eval_sae'},
 ]
 OPTIONAL = {
   'gguf',

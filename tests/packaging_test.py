@@ -43,6 +43,18 @@ def test_the_hosted_checks_run_on_every_python_that_is_promised():
   assert 'run: .ci/run' in workflow
 
 
+@pytest.mark.parametrize('command', ['mechjax-train-sae', 'mechjax-eval-sae'])
+def test_a_console_script_is_the_program_with_its_flags_and_its_explanation(command):
+  scripts = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['scripts']
+  module, _, function = scripts[command].partition(':')
+  code = (
+    f'import sys; from {module} import {function}; sys.argv = [{command!r}, "--help"]; {function}()'
+  )
+  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+  assert f'python -m {module}' in done.stdout
+  assert '--run:' in done.stdout, done.stderr
+
+
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory):
   """The files as a wheel lays them out, and as they lie in a checkout."""

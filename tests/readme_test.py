@@ -48,7 +48,7 @@ def assert_same_output(found, promised):
 @pytest.mark.optimised
 @pytest.mark.slow
 def test_the_commands_that_train_a_dictionary_do(tmp_path):
-  (block,) = re.findall(r'```sh\n(python -m experiments.train_sae.*?)```', README, re.DOTALL)
+  (block,) = re.findall(r'```sh\n(python -m mechjax.train_sae.*?)```', README, re.DOTALL)
   run = tmp_path / 'sae'
   env = {**os.environ, 'XLA_FLAGS': ''}  # as users have it: one device
   text = 'anarchism' if shutil.which('apt-get') else 'BUILD_NOTES.md,README.md'

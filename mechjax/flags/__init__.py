@@ -8,7 +8,7 @@ checks them, so that nothing is written down twice and a notebook that builds th
       config = flags.define(Config)
       app.run(lambda argv: train(config.value()))
 
-    python -m experiments.train_sae --site=resid_post.15 --steps=10_000 --learning_rate=3e-4 --config=base.toml
+    python -m mechjax.train_sae --site=resid_post.15 --steps=10_000 --learning_rate=3e-4 --config=base.toml
 
 A field that is a dataclass itself is laid flat: `Config.optimisation.learning_rate` is `--learning_rate`. Two fields of
 one name are an error when flags are defined, so a flag never means two things and none has a long name.

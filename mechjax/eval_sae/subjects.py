@@ -12,15 +12,14 @@ import jax
 import numpy as np
 
 import mechjax
-from experiments import corpora, train_sae
-from experiments.eval_sae.settings import Settings
-from experiments.train_sae import layout
-from mechjax import flags, sae
+from mechjax import flags, sae, train_sae
+from mechjax.eval_sae.settings import Settings
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import store
 from mechjax.sae.errors import SAEError
 from mechjax.sae.gradients import Params
 from mechjax.sae.store import Contexts, contexts
+from mechjax.train_sae import corpora, layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +93,7 @@ def _of_run(home: Path) -> Subjects:
   try:
     config = flags.from_json(train_sae.Settings, (home / layout.CONFIG).read_text())
   except OSError as e:
-    raise SAEError(f'{home} is no run of experiments.train_sae: {e}') from e
+    raise SAEError(f'{home} is no run of mechjax.train_sae: {e}') from e
   stacks = sorted((home / layout.DICTIONARIES).glob(f'*/{layout.ABOUT}'))
   if not stacks:
     raise SAEError(f'{home} has no dictionaries yet', mend='the command of the training goes on')

@@ -27,7 +27,7 @@ class Data:
 
   Attributes:
     text: files, directories or patterns, data sets of a hub (hf:name:configuration:split), Debian packages
-      (debian:name) or names of `experiments.corpora`, separated by commas.
+      (debian:name) or names of `mechjax.train_sae.corpora`, separated by commas.
     text_field: what a text is called in JSONL, Parquet and data sets of a hub.
     context: tokens of a context, with the one that begins it.
     contexts: how many are packed at most, for texts that are longer than the run; by default all.

@@ -1,6 +1,6 @@
 """Evaluates dictionaries: what the model loses by them, what they leave out, and what their latents mean.
 
-  python -m experiments.eval_sae --run=out/sae --dashboard=topk/0
+  python -m mechjax.eval_sae --run=out/sae --dashboard=topk/0
 
 Writes `evaluation.json`, the table and picture of loss against sparsity as `pareto.png` and `evaluation.html`, and for
 each dictionary that --dashboard names a page of its features. Published ones are evaluated by --dictionaries, --model
@@ -16,9 +16,9 @@ import sys
 
 from absl import app
 
-from experiments.eval_sae.report import evaluate
-from experiments.eval_sae.settings import Settings
 from mechjax import errors, flags
+from mechjax.eval_sae.report import evaluate
+from mechjax.eval_sae.settings import Settings
 
 
 def main(argv: list[str], handle: flags.Handle[Settings]) -> None:

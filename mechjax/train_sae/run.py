@@ -34,9 +34,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import mechjax
-from experiments import corpora
-from experiments.train_sae import layout
-from experiments.train_sae.settings import MAY_CHANGE, Settings, kind_of
 from mechjax import files, flags, sae
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import store, training
@@ -44,6 +41,8 @@ from mechjax.sae.errors import SAEError
 from mechjax.sae.store import Contexts, Harvester, Scale, Share, Source, contexts
 from mechjax.sae.training import speed
 from mechjax.sae.training.journal import show
+from mechjax.train_sae import corpora, layout
+from mechjax.train_sae.settings import MAY_CHANGE, Settings, kind_of
 
 
 def run(settings: Settings) -> training.Outcome:

@@ -11,12 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from experiments.eval_sae.settings import Settings
-from experiments.eval_sae.subjects import Subject, Subjects, found, vocabulary
-from mechjax import files, harvest, sites
+from mechjax import extras, files, harvest, sites
 from mechjax.errors import nearest
+from mechjax.eval_sae.settings import Settings
+from mechjax.eval_sae.subjects import Subject, Subjects, found, vocabulary
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import features
 from mechjax.sae.comparing import compare
@@ -124,6 +123,7 @@ def _judged(settings: Settings, subjects: Subjects) -> dict[str, Report]:
     for s in subjects.of
   }
   batches = [next_tokens(*b) for b in subjects.batches(settings.tokens, settings.batch)]
+  tqdm = extras.require('tqdm', 'models').tqdm
   with tqdm(total=len(batches), desc='evaluating', unit='batch') as bar:
     return compare(
       candidates, subjects.model.params, batches, progress=lambda done: bar.update(done - bar.n)
@@ -150,7 +150,7 @@ def _features(
   """Of latents that are ever active, drawn where there are too many."""
   model, site = subjects.model, sites.parse(subjects.site)
   read = jax.jit(harvest.reap(model.through(subjects.site), sites=[subjects.site]))
-  batches = subjects.batches(settings.feature_tokens, settings.batch)
+  batches = [*subjects.batches(settings.feature_tokens, settings.batch)]
   active = np.flatnonzero(report.density > 0)
   if settings.latents and len(active) > settings.latents:
     active = np.sort(
@@ -160,7 +160,9 @@ def _features(
     lambda tokens: read(model.params, tokens)[site],
     subject.sae,
     subject.params,
-    tqdm([*batches], desc=f'features of {subject.name}', unit='batch'),
+    extras.require('tqdm', 'models').tqdm(
+      batches, desc=f'features of {subject.name}', unit='batch'
+    ),
     latents=active,
     unembed=_effects(model, subject),
     limit=subjects.limit,
@@ -222,7 +224,7 @@ def _page(subjects: Subjects, reports: Mapping[str, Report], title: str) -> str:
   points = results(subjects, reports)
   body = [pareto.section(points, title=title)] if points else []
   body.append(page.section('All figures', 'Every dictionary on the same tokens.', figures))
-  return page.page(f'Dictionaries of {title}', lead, body, 'made by experiments.eval_sae')
+  return page.page(f'Dictionaries of {title}', lead, body, 'made by mechjax.eval_sae')
 
 
 def _without_nan(words: Any) -> Any:

@@ -1,6 +1,6 @@
 """Trains sparse autoencoders on the activations of a model: many at once, resumable, on a laptop or a pod.
 
-  python -m experiments.train_sae --run=out/sae --site=resid_post.15 --jumprelu=0.001,0.003 --topk=32 --widths=1536
+  python -m mechjax.train_sae --run=out/sae --site=resid_post.15 --jumprelu=0.001,0.003 --topk=32 --widths=1536
     --steps=1000 --batch=2048
 
 `--help` explains every flag; `--config=file.toml` or `.json` takes them from a file. The same command goes on where an
@@ -18,10 +18,10 @@ import sys
 from absl import app, logging
 from absl import flags as absl_flags
 
-from experiments.train_sae.run import run
-from experiments.train_sae.settings import Settings
 from mechjax import errors, flags
 from mechjax.sae.training.journal import show
+from mechjax.train_sae.run import run
+from mechjax.train_sae.settings import Settings
 
 
 def main(argv: list[str], handle: flags.Handle[Settings]) -> None:

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from experiments import corpora
 from mechjax.errors import FetchError
+from mechjax.train_sae import corpora
 
 FOLDER = 'usr/share/doc/some-package'
 

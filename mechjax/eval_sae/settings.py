@@ -1,6 +1,6 @@
 """What is to be evaluated, and on how much.
 
-Either a whole run of `experiments.train_sae`, on the contexts that it held out, or dictionaries from files or a hub:
+Either a whole run of `mechjax.train_sae`, on the contexts that it held out, or dictionaries from files or a hub:
 
     Settings(run='out/sae')
     Settings(dictionaries=('google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71',), model='...',

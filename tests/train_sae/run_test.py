@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 
 import mechjax
-from experiments.eval_sae import report as evaluating
-from experiments.eval_sae.settings import Settings as Judging
-from experiments.train_sae import Data, Dictionaries, Machine, Settings
-from experiments.train_sae.run import run
 from mechjax import flags, sae
 from mechjax.errors import SiteError
+from mechjax.eval_sae import report as evaluating
+from mechjax.eval_sae.settings import Settings as Judging
 from mechjax.sae import features, store
 from mechjax.sae.errors import SAEError
 from mechjax.sae.store import contexts
 from mechjax.sae.training import Loop, Optimisation
-from tests.experiments import story
+from mechjax.train_sae import Data, Dictionaries, Machine, Settings
+from mechjax.train_sae.run import run
+from tests.train_sae import story
 
 pytestmark = [pytest.mark.slow, pytest.mark.optimised]
 
@@ -242,7 +242,7 @@ def test_every_way_to_treat_dead_latents_is_a_stack(settings):
 def command(settings, path):
   file = path / 'config.json'
   file.write_text(flags.as_json(settings))
-  return [sys.executable, '-m', 'experiments.train_sae', f'--config={file}']
+  return [sys.executable, '-m', 'mechjax.train_sae', f'--config={file}']
 
 
 def test_a_program_that_is_told_to_stop_exits_with_0_and_goes_on_to_the_same_dictionaries(
@@ -270,7 +270,7 @@ def test_a_program_that_is_told_to_stop_exits_with_0_and_goes_on_to_the_same_dic
 
 def test_a_wrong_flag_is_named_with_the_right_one():
   done = subprocess.run(
-    [sys.executable, '-m', 'experiments.train_sae', '--run=x', '--widht=8'],
+    [sys.executable, '-m', 'mechjax.train_sae', '--run=x', '--widht=8'],
     capture_output=True,
     text=True,
     check=False,

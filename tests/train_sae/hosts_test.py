@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.experiments import story
+from tests.train_sae import story
 
 pytestmark = [pytest.mark.slow, pytest.mark.optimised]
 BATCH = WIDTH = 128
@@ -37,7 +37,7 @@ def started(home, text, hosts):
   command = [
     sys.executable,
     '-m',
-    'experiments.train_sae',
+    'mechjax.train_sae',
     f'--run={home}',
     f'--text={text}',
     *FLAGS,

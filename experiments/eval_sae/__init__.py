@@ -1,1 +1,0 @@
-"""Evaluating dictionaries: of a training, or published ones; tables, pictures and dashboards."""
