@@ -183,7 +183,7 @@ class Stepper:
     if new is not None:
       program, tag = self.layout.program, self.layout.tag
       program.refuse_moved(tag, step.name)
-      refuse_dead_at(program, tag, step.name, step.path, self.layout.wanted)
+      refuse_dead_at(program, tag, step.name, step.path, 'modified', self.layout.wanted)
     if new is not None or self.log is not None:
       self._stood[site] = out, new is not None
     if self.log is not None:

@@ -91,7 +91,7 @@ def _visit(plan: TracedPlan, name: str, path: tuple, leaves: list, tree: Any) ->
   if new is None:
     return list(leaves)
   plan.program.refuse_moved(plan.tag, name)
-  refuse_dead_at(plan.program, plan.tag, name, path, plan.keys)
+  refuse_dead_at(plan.program, plan.tag, name, path, 'modified', plan.keys)
   plan.replaced[site] += 1
   return jax.tree.leaves(new)
 

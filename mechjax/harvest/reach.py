@@ -56,15 +56,20 @@ def refuse_dead(
 
 
 def refuse_dead_at(
-  program: Program, tag: Hashable, name: str, path: Sequence[Any], read: frozenset
+  program: Program,
+  tag: Hashable,
+  name: str,
+  path: Sequence[Any],
+  what: str,
+  read: frozenset = frozenset(),
 ) -> None:
-  """`refuse_dead` of a site that a run stands at and that was modified, by its name with scopes and its path."""
+  """`refuse_dead` of a site that a run stands at, by its name with scopes and its path."""
   *scope, name = name.split('/')
   _, _, path = make_key((), name, tuple(path))
   for key in dead(program, tag, read):
     alike = len(key[2]) == len(path) and all('*' in (a, b) or a == b for a, b in zip(key[2], path))
     if key[:2] == (tuple(scope), name) and alike:
-      refuse_dead(program, tag, frozenset([key]), 'modified', read)
+      refuse_dead(program, tag, frozenset([key]), what, read)
 
 
 class _Walk:

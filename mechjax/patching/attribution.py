@@ -176,7 +176,7 @@ def _pass(atp: Attribution, nodes: NodeSet) -> Callable:
     other, planted = planted_run(atp.forward, nodes, atp.how, params, pairs, metric)
     if atp.steps:
       values, gradients = _integrated(atp, nodes, params, pairs, metric)
-      base = metric(atp.forward(params, pairs.clean))
+      base = metric(sources.output(atp.forward, params, pairs.clean))
     else:
       base, *both = base_run(atp.forward, nodes.sites(), params, pairs, metric)
       values, gradients = (sources.by_name(nodes, acts) for acts in both)

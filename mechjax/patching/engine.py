@@ -160,7 +160,7 @@ def _plan(
     )
     bad = sources.unusable(nodes, values, pairs.real)
     if sweep.resume is None:
-      out, residuals = forward(params, pairs.clean), None
+      out, residuals = sources.output(forward, params, pairs.clean), None
     else:
       out, acts = harvest.call_and_reap(forward, sites='resid_pre')(params, pairs.clean)
       residuals = acts.stacked('resid_pre')

@@ -304,7 +304,7 @@ class EdgeAttribution(Routes):
     received, gradients = (sources.by_name(self.receivers, acts) for acts in both)
     if self.together:  # receivers that are all planted do not act on each other
       gradients = jax.grad(patched)(received)
-    other = metric(self.forward(params, pairs.noise))
+    other = metric(sources.output(self.forward, params, pairs.noise))
     return *held.ends(params, pairs), gradients, (base, other)
 
   def _edges(self, held: _Held, params: Any, pairs: Pairs, *known: Any) -> jax.Array:

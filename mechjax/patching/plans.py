@@ -48,7 +48,10 @@ class Plans:
       )
     key = (what, signature(*trees))
     known = self._entries.get(key)
-    if known is None or known[0].changed():
+    if known is not None and known[0].changed():
+      known = None
+      compat.retrace()
+    if known is None:
       made = make()
       metrics = [fn for tree in trees if isinstance(tree, Metric) for fn in functions(tree)]
       known = self._entries[key] = Watch(*reads, *metrics), made

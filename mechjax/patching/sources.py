@@ -118,6 +118,15 @@ def check_first_order(nodes: NodeSet, how: str) -> None:
     raise PatchingError(f'{how!r} is for exact patching', mend='noising, denoising, zero, resample')
 
 
+def output(forward: Callable, params: Any, inputs: Any) -> Any:
+  """What the model returns unpatched, staged as its patched runs are.
+
+  Called plainly, blocks of it that are jitted would be answered from JAX's cache after a change of what they read, and
+  an effect would be the difference of two models.
+  """
+  return harvest.plant(forward)({}, params, inputs)
+
+
 def read(forward: Callable, nodes: NodeSet, params: Any, inputs: Any) -> tuple[Any, Values]:
   """What the model returns, and the values at all sites of the nodes."""
   out, acts = harvest.call_and_reap(forward, sites=nodes.sites())(params, inputs)

@@ -79,6 +79,8 @@ def test_what_is_thrown_away_can_be_read_and_nothing_else(f):
   if f is not in_a_while:  # it has no derivative
     with pytest.raises(HarvestError, match='cannot be differentiated'):
       harvest.value_and_grad_at(lambda x: f(x).sum(), 'a')(X)
+    with pytest.raises(HarvestError, match='cannot be differentiated'):
+      _walk_back(f, X)
   if f is carried_for_nothing:  # where all layers are shown, a change at one is seen at the next
     return
   for run in (lambda x: _loop(f, x), jax.jit(lambda x: _loop(f, x))):
@@ -90,6 +92,12 @@ def _loop(f, x):
   for _, _, value in (run := mechjax.iterate(f)(x)):
     run.modified_value = value + 1
   return run.retval
+
+
+def _walk_back(f, x):
+  for _ in (run := mechjax.iterate(f)(x)):
+    pass
+  return list(run.backward(jnp.sum))
 
 
 def alive_in_a_scan(x):
