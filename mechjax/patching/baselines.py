@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mechjax.patching.effects import mean_over_pairs
 from mechjax.patching.errors import PatchingError
 
 Patch = Callable[[np.ndarray], np.ndarray]
@@ -279,10 +280,13 @@ def _halves(start: int, stop: int) -> list[tuple[int, int]]:
 
 
 def _contributions(patch: Patch, n: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
-  """Mean over pairs of the absolute joint effect of nodes start ... stop - 1."""
+  """Mean of the absolute joint effect of nodes start ... stop - 1, over the pairs that have any of them."""
   starts, stops = np.array(edges).T[..., None]
   at = np.arange(n)
-  return np.abs(measure(patch, (starts <= at) & (at < stops))).mean(axis=1)
+  sets = (starts <= at) & (at < stops)
+  there = getattr(patch, 'there', None)
+  some = None if there is None else sets @ there  # pairs that have any node of the set
+  return mean_over_pairs(np.abs(measure(patch, sets)), some)
 
 
 # --- what everybody checks ----------------------------------------------------------------------------------
@@ -324,7 +328,7 @@ def check_numbers(name: str, values: np.ndarray) -> np.ndarray:
   if values.ndim != 1 or not len(values):
     raise PatchingError(
       f'{name} have shape {values.shape}, not one number for each node',
-      mend='effects on pairs become contributions by np.abs(effects).mean(axis=1)',
+      mend='effects on pairs become contributions by Effects.contribution()',
     )
   bad = np.flatnonzero(~np.isfinite(values))
   if len(bad):

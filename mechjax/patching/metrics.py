@@ -10,7 +10,7 @@ also says at which positions it reads the logits, so that a sweep need not compu
 
 The position is the last real token of each pair unless given, padding never counts. Whether a patch is noising or
 denoising is not the metric's business: `sources.HOW` names it, and the name stands in every result. A metric knows the
-pairs that it was made for, and a method that is given others refuses it; `pairs.rows(i)` goes with `metric.rows(i)`.
+pairs that it was made for (unless it is `custom`), and a method that is given others refuses it; `pairs.rows(i)` goes with `metric.rows(i)`.
 
 Sharp edges: everything is computed in float32 or wider. Nats throughout. An answer of several tokens has a
 log-probability but no logit; `log_probability` takes them, `logit_difference` refuses.
@@ -218,6 +218,12 @@ def custom(name: str, fn: Callable, data: Any = ()) -> Metric:
   """
   if not callable(fn):
     raise PatchingError(f'the function of the metric {name!r} is a {type(fn).__name__}')
+  shapes = [np.shape(x) for x in jax.tree.leaves(data)]
+  if () in shapes or len({shape[0] for shape in shapes}) > 1:
+    raise PatchingError(
+      f'the data of the metric {name!r} have the shapes {shapes}',
+      mend='arrays with a leading axis of pairs; a number belongs into the function',
+    )
   return Metric(name, fn, data)
 
 

@@ -194,7 +194,7 @@ def planted(
 
 
 def _noise(name: str, layers: Sequence[int | None], layout: Layout, like: Any, keys: Any) -> Any:
-  """Normal numbers [layers, *the site's value], a function of pair, site and position alone.
+  """Normal numbers [layers, *the site's value], a function of seed, pair (its row), site, layer and position alone.
 
   So they are the same whatever is swept along, in whatever chunks, and when a sweep is resumed.
   """

@@ -5,7 +5,7 @@
     report.delta_loss, report.recovered_mean, report.sites['resid_post.15'].fvu
 
 `forward(params, inputs) -> logits` has sows; a batch says which token follows which, which ones count and which are
-padding (`sums.next_tokens`; a batch with a mask is run as `forward(params, inputs, mask)`); what the figures are is
+padding (`sums.next_tokens`; a batch with a mask is run as `forward(params, inputs, mask=mask)`); what the figures are is
 said in `figures`. Several sites are spliced at once, and a transcoder with the site that it says:
 `Evaluation(forward, {'mlp_norm.3': sae}, targets={'mlp_norm.3': 'mlp_out.3'})`.
 
@@ -247,7 +247,9 @@ class Evaluation:
     """(params, batch) -> spread of what each dictionary has to say."""
 
     def spreads(params: Any, batch: Batch) -> dict[str, Spread]:
-      acts = harvest.reap(self.forward, sites=self._sites)(params, *sums.arguments(batch))
+      acts = harvest.reap(self.forward, sites=self._sites)(
+        params, batch.inputs, **sums.padding(batch)
+      )
       flat = {site: sums.tokens(acts[sites.parse(site)], batch) for site in self._sites}
       kept = self._kept(flat, batch)
       return {
@@ -262,7 +264,7 @@ class Evaluation:
     """(params, batch) -> sum of losses, log-probabilities, activations, their gradients, and who is kept where."""
 
     def total_loss(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-      log_probs = sums.log_probs(self.forward(params, *sums.arguments(batch)), batch)
+      log_probs = sums.log_probs(self.forward(params, batch.inputs, **sums.padding(batch)), batch)
       return sums.loss(log_probs, batch), log_probs
 
     run = harvest.value_and_grad_at(total_loss, sites=self._sites, has_aux=True)
@@ -337,7 +339,7 @@ class Evaluation:
 
   def _planted(self, plants: dict[str, splice.Planted], params: Any, batch: Batch) -> jax.Array:
     return sums.log_probs(
-      harvest.plant(self.forward)(plants, params, *sums.arguments(batch)), batch
+      harvest.plant(self.forward)(plants, params, batch.inputs, **sums.padding(batch)), batch
     )
 
   def _plants(
@@ -356,7 +358,9 @@ class Evaluation:
       if site not in self.targets
     }
     for site in self._in_order(params, batch):
-      acts = harvest.harvest(self.forward, sites=[site])(plants, params, *sums.arguments(batch))[1]
+      acts = harvest.harvest(self.forward, sites=[site])(
+        plants, params, batch.inputs, **sums.padding(batch)
+      )[1]
       read = acts[sites.parse(site)]
       x = splice.activations(read, kept[site])
       sae, own = self.saes[site], dictionaries[site]
@@ -371,5 +375,8 @@ class Evaluation:
     """The sites that transcoders read, in the order in which a forward pass meets them."""
     if len(self.targets) < 2:
       return [*self.targets]
-    found = [info.site for info in harvest.sites_of(self.forward, params, *sums.arguments(batch))]
+    found = [
+      info.site
+      for info in harvest.sites_of(self.forward, params, batch.inputs, **sums.padding(batch))
+    ]
     return sorted(self.targets, key=lambda site: found.index(sites.parse(site)))

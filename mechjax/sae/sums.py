@@ -90,6 +90,10 @@ def next_tokens(tokens: Any, kept: Any, mask: Any = None) -> Batch:
       f'tokens {tokens.shape} and a mask {kept.dtype} {kept.shape}',
       mend='token ids [B, T], and for each of them a boolean',
     )
+  if tokens.dtype.kind not in 'iu' or (
+    tokens.size and not 0 <= tokens.min() <= tokens.max() < 2**31
+  ):
+    raise SAEError(f'token ids are integers from 0 to 2**31 - 1, got {tokens.dtype}')
   if mask is not None:
     mask = np.asarray(mask)
     if mask.dtype != bool or mask.shape != tokens.shape or (kept & ~mask).any():
@@ -102,9 +106,9 @@ def next_tokens(tokens: Any, kept: Any, mask: Any = None) -> Batch:
   return Batch(tokens, targets, kept, mask)
 
 
-def arguments(batch: Batch) -> tuple[Any, ...]:
-  """What a forward pass is given behind the parameters: the inputs, and the mask if there is one."""
-  return (batch.inputs,) if batch.mask is None else (batch.inputs, batch.mask)
+def padding(batch: Batch) -> dict[str, Any]:
+  """What a forward pass is told besides the inputs: the mask, if there is one."""
+  return {} if batch.mask is None else {'mask': batch.mask}
 
 
 def log_probs(logits: jax.Array, batch: Batch) -> jax.Array:

@@ -57,13 +57,12 @@ def gemma3_shape(file: GGUFFile) -> Gemma3Shape:
       from these sizes alone.
   """
   plain, s = sizes(file, 'gemma3'), header(file, 'gemma3')
-  s.insist('rope.scaling.type', 'none', 'linear')
   shape = Gemma3Shape(
     **plain,
     window=s.integer('attention.sliding_window'),
     local_rope_base=10_000.0,
     global_rope_base=s.number('rope.freq_base'),
-    global_rope_scale=s.number('rope.scaling.factor', 1.0),
+    global_rope_scale=rope_scale(s),
   )
   eps = epsilon(s)
   if not np.isclose(eps, 1e-6):
