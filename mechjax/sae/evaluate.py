@@ -5,8 +5,8 @@
     report.delta_loss, report.recovered_mean, report.sites['resid_post.15'].fvu
 
 `forward(params, inputs) -> logits` has sows; a batch says which token follows which, which ones count and which are
-padding (`sums.next_tokens`; a batch with a mask is run as `forward(params, inputs, mask=mask)`); what the figures are is
-said in `figures`. Several sites are spliced at once, and a transcoder with the site that it says:
+padding (`sums.next_tokens`; a batch with a mask is run as `forward(params, inputs, mask=mask)`); what the figures are
+is said in `figures`. Several sites are spliced at once, and a transcoder with the site that it says:
 `Evaluation(forward, {'mlp_norm.3': sae}, targets={'mlp_norm.3': 'mlp_out.3'})`.
 
 Each batch is four passes through the model, compiled once: as it is, with gradients at the sites; with zero and with

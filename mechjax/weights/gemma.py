@@ -20,7 +20,16 @@ import numpy as np
 
 from mechjax import errors
 from mechjax.weights.gguf import GGUFFile
-from mechjax.weights.names import Sizes, Tensors, epsilon, header, mlp, mlp_kernels, sizes
+from mechjax.weights.names import (
+  Sizes,
+  Tensors,
+  epsilon,
+  header,
+  mlp,
+  mlp_kernels,
+  rope_scale,
+  sizes,
+)
 
 # Of 6 layers, the last is global.
 PERIOD = 6

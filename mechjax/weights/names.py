@@ -124,7 +124,11 @@ def rope_scale(settings: Values) -> float:
     WeightsError: another scaling than a linear one.
   """
   settings.insist('rope.scale_linear', 1.0, 0.0)  # what files of 2023 have instead
-  kind = settings.word('rope.scaling.type', 'linear', known=('none', 'linear'))
+  kind = settings.word('rope.scaling.type', 'linear')
+  if kind not in ('none', 'linear'):
+    raise errors.WeightsError(
+      f'{settings.where}: scales its rotary positions ({kind!r:.100}), which this name map cannot express'
+    )
   factor = settings.number('rope.scaling.factor', 1.0, zero=True)
   return factor if kind == 'linear' and factor else 1.0
 

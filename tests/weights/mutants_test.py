@@ -146,7 +146,7 @@ def test_a_setting_of_a_gguf_header_that_cannot_be_is_named(key, kind, value, me
     ('tokenizer.ggml.scores', None, None, 'scores=None'),
     ('tokenizer.ggml.scores', ggufs.ARRAY, (ggufs.F32, [0.0]), r'\(1 of them\)'),
     ('gemma3.attention.sliding_window', ggufs.U32, 0, 'sliding_window=0; an integer'),
-    ('gemma3.rope.scaling.type', ggufs.STRING, 'yarn', "rope.scaling.type='yarn'"),
+    ('gemma3.rope.scaling.type', ggufs.STRING, 'yarn', r"rotary positions \('yarn'\)"),
   ],
 )
 def test_a_setting_of_a_gemma_header_that_cannot_be_is_named(key, kind, value, message, tmp_path):
@@ -158,8 +158,7 @@ def test_a_text_as_long_as_the_weights_is_copied_once(tmp_path):
   path = gguf_with(tmp_path, setting('tokenizer.huggingface.json', ggufs.STRING, text))
   tracemalloc.start()
   try:
-    with GGUFFile(path) as file:
-      assert file.metadata['tokenizer.huggingface.json'] == text
+    assert GGUFFile(path).metadata['tokenizer.huggingface.json'] == text
     assert tracemalloc.get_traced_memory()[1] < 1.2 * len(text)
   finally:
     tracemalloc.stop()
