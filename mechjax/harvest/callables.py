@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mechjax.errors import HarvestError
+from mechjax.errors import HarvestError, MechjaxError
 
 
 @jax.tree_util.register_pytree_node_class
@@ -51,6 +51,17 @@ def _is_array(x: Any) -> bool:
 def is_pytree(f: Any) -> bool:
   """Whether `f` carries its weights as a pytree does."""
   return not jax.tree_util.all_leaves([f])
+
+
+def refuse_model(f: Any, error: type[MechjaxError], example: str) -> None:
+  """Raises `error` for a model, whose parameters are inside, in place of its function of (params, inputs)."""
+  if callable(f) and not hasattr(f, 'apply'):
+    return
+  raise error(
+    f'the first argument is a {type(f).__name__}, not a function of (params, inputs)',
+    cause='the model itself, whose parameters are inside' if hasattr(f, 'apply') else None,
+    mend=example,
+  )
 
 
 def bound(f: Any) -> Bound:

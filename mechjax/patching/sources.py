@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import harvest, sites
+from mechjax.harvest.callables import refuse_model
 from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric, bound
 from mechjax.patching.nodes import Layout, NodeSet
@@ -101,13 +102,8 @@ def _sided(pairs: Pairs, how: str, seed: int) -> Pairs:
 
 def check_forward(forward: Callable) -> None:
   """Raises PatchingError where a method was given a model instead of its function of (params, inputs)."""
-  if callable(forward) and not callable(getattr(forward, 'apply', None)):
-    return
-  raise PatchingError(
-    f'the first argument is a {type(forward).__name__}, not a function of (params, inputs)',
-    cause='the model itself, whose parameters are inside' if hasattr(forward, 'apply') else None,
-    mend='Exact(model.apply, nodes)(model.params, pairs, metric); the other methods likewise',
-  )
+  example = 'Exact(model.apply, nodes)(model.params, pairs, metric); the other methods likewise'
+  refuse_model(forward, PatchingError, example)
 
 
 def check_first_order(nodes: NodeSet, how: str) -> None:

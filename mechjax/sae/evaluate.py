@@ -34,6 +34,7 @@ import numpy as np
 
 from mechjax import harvest, sites
 from mechjax.harvest import watching
+from mechjax.harvest.callables import refuse_model
 from mechjax.sae import splice, sums
 from mechjax.sae.architectures import Architecture
 from mechjax.sae.comparing import Dictionaries, compare
@@ -94,11 +95,8 @@ class Evaluation:
   limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
-    if not callable(self.forward) or hasattr(self.forward, 'apply'):
-      raise SAEError(
-        f'the first argument is a {type(self.forward).__name__}, not a function of (params, inputs)',
-        mend='Evaluation(model.apply, saes).evaluate(model.params, dictionaries, batches)',
-      )
+    example = 'Evaluation(model.apply, saes).evaluate(model.params, dictionaries, batches)'
+    refuse_model(self.forward, SAEError, example)
     for site, sae in self.saes.items():
       if not isinstance(sae, Architecture):
         raise SAEError(

@@ -26,6 +26,7 @@ from mechjax import compat
 from mechjax.errors import StackingError
 from mechjax.forward.tape import Op, Ref
 from mechjax.harvest import primitive as prim
+from mechjax.harvest.callables import refuse_model
 from mechjax.harvest.program import Program
 from mechjax.harvest.staging import is_dynamic, stager
 from mechjax.harvest.structure import bind
@@ -64,6 +65,7 @@ class Stacked:
 
   def __init__(self, f: Callable, params: Any, args: tuple, kwargs: dict, checkpoint: bool = False):
     """Use `stacked`."""
+    refuse_model(f, StackingError, 'stacked(model.apply, model.params, tokens)')
     self._f, self._checkpoint = f, checkpoint
     self._structure: Any
     leaves, self._structure = jax.tree.flatten_with_path(params)

@@ -15,8 +15,6 @@ from experiments.atp_star import measure as measuring
 from experiments.atp_star import methods, report
 from experiments.atp_star.settings import Settings
 from mechjax import harvest
-from mechjax.models import ours
-from mechjax.models.language_model import LanguageModel
 from mechjax.models.tokenizers import Tokenizer
 from mechjax.patching import Pairs, PatchingError
 from mechjax.patching.baselines import Search
@@ -35,9 +33,7 @@ SETTINGS = Settings(
 
 def tiny(name):
   tokenizer = Tokenizer(lambda text: [], lambda ids: '', decoders.V, None, None)
-  return LanguageModel(
-    'tiny', ours.forward(decoders.params(name), decoders.CONFIGS[name]), tokenizer
-  )
+  return decoders.language_model(name, tokenizer)
 
 
 @pytest.fixture(scope='module')

@@ -9,7 +9,7 @@ import pytest
 
 from mechjax import harvest
 from mechjax.errors import SiteError
-from mechjax.models import decoder, ours
+from mechjax.models import decoder
 from mechjax.models.language_model import Forward, LanguageModel
 from tests.models import decoders
 
@@ -18,7 +18,7 @@ EMBED, FIRST, LAST = 'embed', 'resid_post.0', 'logits'
 
 
 def loaded(name):
-  return LanguageModel(name, ours.forward(decoders.params(name), decoders.CONFIGS[name]), None)
+  return decoders.language_model(name)
 
 
 def layers(forward, params):

@@ -262,6 +262,8 @@ def test_contributions_are_means_over_the_pairs_that_have_the_node():
   sampled = sample_subsets(patch, 12, np.arange(2, 12), subsets=4000, p=0.5)
   np.testing.assert_allclose(sampled.contribution(), expected[2:], atol=5 * sampled.errors.max())
   assert (sampled.upper() > expected[2:]).all()
+  ordered = blocks(patch, 12, 1)
+  assert ordered.ranking.tolist() == np.argsort(-expected).tolist()
 
 
 @pytest.mark.parametrize('p', [0.1, 0.3, 0.5])

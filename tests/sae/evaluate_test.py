@@ -501,6 +501,9 @@ def test_mistakes_are_errors_that_say_what_to_do():
     Evaluation(forward, {'resid_post': sae}).evaluate(model(), {'resid_post': own}, [batch])
   with pytest.raises(SAEError, match='tokens'):
     next_tokens(tokens, kept[:, 1:])
+  for ids in (tokens + 0.5, tokens - 100, tokens.astype(np.int64) + 2**32):
+    with pytest.raises(SAEError, match='token ids are integers from 0'):
+      next_tokens(ids, kept)
   with pytest.raises(SAEError, match='does not say'):
     splice.reconstructed(transcoder, own, kept)
   with pytest.raises(SAEError, match='mask of shape'):
@@ -531,7 +534,7 @@ def test_a_model_without_a_loss_and_masks_without_a_prediction_are_errors():
 
 
 def test_rows_padded_on_the_left_have_the_figures_of_the_rows_alone():
-  def masked(params, tokens, mask=None):
+  def masked(params, tokens, positions=None, mask=None):
     """The model above, of which padding is no part: its means go over real tokens."""
     real = jnp.ones(tokens.shape, bool) if mask is None else mask
     x = jnp.where(real[..., None], params['embed'][tokens], 0)

@@ -7,6 +7,7 @@ import pytest
 
 from mechjax import harvest, sites, stacking
 from mechjax.errors import StackingError
+from tests.models import decoders
 
 L, D, V = 4, 6, 11
 TOKENS = jnp.array([[1, 5, 2, 7], [0, 3, 3, 9]])
@@ -205,3 +206,9 @@ def test_an_equation_between_layers_is_refused_with_its_line():
   with pytest.raises(StackingError, match='sin between two layers') as e:
     stacking.stacked(between, make_params(), TOKENS)
   assert 'function_test.py' in e.value.where
+
+
+def test_a_model_in_place_of_its_function_is_refused_by_name():
+  model = decoders.language_model('gpt2')
+  with pytest.raises(StackingError, match=r'LanguageModel, not a function of \(params, inputs\)'):
+    stacking.stacked(model, model.params, decoders.TOKENS)
