@@ -82,7 +82,7 @@ def walk(search, truth, k):
 
 def test_what_the_model_can_do_is_said_first_and_wrong_pairs_are_left_out(measured, said):
   assert 'answer above the other in 75%' in said[0]
-  assert said[1] == '3 of 4 pairs kept: those where tiny gets the clean prompt right'
+  assert said[1] == '3 of 4 pairs kept: those where attn-only gets the clean prompt right'
   assert measured.figures['ability']['clean_right'] == 0.75
   assert measured.figures['ability_kept']['clean_right'] == 1
   assert [p['clean'] for p in measured.figures['task']['prompts']] == [
