@@ -71,7 +71,7 @@ def intervention(
         mend='replace by a prompt of as many tokens, so that every position has a counterpart',
       )
     others = harvest.reap(model, sites=list(values))(other)
-    return {site: lambda _, site=site: others[site] for site in values}
+    return {site: _instead(others[site]) for site in values}
   makers = {'zero': _zero, 'mean': _mean, 'scale': _scale, 'noise': _noise}
   if kind not in makers:
     raise errors.MechjaxError(
@@ -79,6 +79,10 @@ def intervention(
     )
   change = makers[kind](argument, tokens)
   return {site: lambda value: jax.tree.map(change, value) for site in values}
+
+
+def _instead(value: Any) -> Callable:
+  return lambda _: value
 
 
 def _zero(argument: str, tokens: jax.Array) -> Callable:

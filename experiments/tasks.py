@@ -182,9 +182,9 @@ def build(
       cause='the words that are one token of this tokenizer are used up',
       mend=f'ask for fewer, name more of templates={list(kind.templates)}, or add words to {__name__}',
     )
-  clean, noise, answers, others, prompts = zip(*found)
-  ids = (np.asarray(x, np.int32) for x in (answers, others))
-  return Task(name, kind.question, Pairs.of(clean, noise), *ids, prompts)
+  clean, noise, *ids, prompts = zip(*found)
+  answers, others = (np.asarray(x, np.int32) for x in ids)
+  return Task(name, kind.question, Pairs.of(clean, noise), answers, others, prompts)
 
 
 def ability(model: LanguageModel, task: Task, batch: int = 8) -> dict[str, Any]:
@@ -348,12 +348,13 @@ def _aligned(
     clean, noise = map(tokenizer.encode, texts)
     places = _places(vocabulary, clean, template.text, draft.clean)
     answer, other = vocabulary.id(draft.answer), vocabulary.id(draft.other)
-    if None in (places, answer, other):
+    if places is None or answer is None or other is None:
       continue
     if places == _places(vocabulary, noise, template.text, draft.noise):
-      written = (tuple(tokenizer.join([i]) for i in ids) for ids in (clean, noise))
+      pieces = [tuple(tokenizer.join([i]) for i in ids) for ids in (clean, noise)]
       ends = f' {draft.answer}', f' {draft.other}'
-      yield clean, noise, answer, other, Prompts(name, *texts, *written, places, *ends)
+      written = Prompts(name, texts[0], texts[1], pieces[0], pieces[1], places, *ends)
+      yield clean, noise, answer, other, written
 
 
 def _places(

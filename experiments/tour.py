@@ -105,7 +105,8 @@ def picture(figures: dict[str, Any], path: Path) -> None:
   """Draws the tour as one PNG: the answer above, its making layer by layer below."""
   table, effects = lens_table(figures), figures['knock_out_nats']
   fig = charts.figure(7 + 0.9 * len(figures['tokens']), 2.4 + 0.28 * len(effects))
-  above, below = fig.subfigures(2, 1, height_ratios=[1, 0.15 * len(effects)])
+  ratios = [1, 0.15 * len(effects)]
+  above, below = fig.subfigures(2, 1, height_ratios=ratios, squeeze=False).flat
   charts.bars(
     above.subplots(),
     [visible(t) for t in figures['top']],

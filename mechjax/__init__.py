@@ -1,34 +1,60 @@
 """mechjax: read, change and differentiate anything inside a JAX model that somebody else wrote.
 
-The names below load on first use, so that `import mechjax` is quick and a patch can be declared without
-importing a model.
+Everything loads on first use, `mechjax.sae` as well as `mechjax.load`, so that `import mechjax` is quick and a patch
+can be declared without importing a model.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-_EXPORTS = {
-  'Patcher': 'mechjax.patcher',
-  'iterate': 'mechjax.forward',
-  'load': 'mechjax.models.language_model',
-  'harvest': None,
-  'sites': None,
-}
+from mechjax import lazy
 
-__all__ = sorted(_EXPORTS)
+if TYPE_CHECKING:
+  from mechjax import (
+    errors,
+    flags,
+    forward,
+    generate,
+    harvest,
+    models,
+    patcher,
+    patching,
+    sae,
+    sites,
+    stacking,
+    viz,
+    weights,
+  )
+  from mechjax.forward import iterate
+  from mechjax.models.language_model import load
+  from mechjax.patcher import Patcher
+else:
+  __getattr__, __dir__ = lazy.package(
+    __name__,
+    {
+      'Patcher': 'mechjax.patcher',
+      'iterate': 'mechjax.forward',
+      'load': 'mechjax.models.language_model',
+    },
+  )
+
+__all__ = [
+  'Patcher',
+  'errors',
+  'flags',
+  'forward',
+  'generate',
+  'harvest',
+  'iterate',
+  'load',
+  'models',
+  'patcher',
+  'patching',
+  'sae',
+  'sites',
+  'stacking',
+  'viz',
+  'weights',
+]
 __version__ = '0.1.0'
-
-
-def __getattr__(name: str) -> Any:
-  if name not in _EXPORTS:
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  home = _EXPORTS[name]
-  if home is None:
-    return importlib.import_module(f'{__name__}.{name}')
-  return getattr(importlib.import_module(home), name)
-
-
-def __dir__() -> list[str]:
-  return sorted([*globals(), *_EXPORTS])

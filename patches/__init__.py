@@ -13,6 +13,12 @@ imports no upstream package.
 import importlib.util
 import pkgutil
 import sys
+from typing import TYPE_CHECKING
+
+from mechjax import lazy
+
+if not TYPE_CHECKING:
+  __getattr__, __dir__ = lazy.package(__name__)
 
 
 def _become_an_alias() -> None:

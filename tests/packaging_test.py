@@ -18,6 +18,31 @@ def test_every_package_is_listed_for_the_wheel():
   assert sorted(listed) == sorted([*found, 'mechjax.patches'])
 
 
+def test_type_checkers_are_told_that_the_package_has_types():
+  shipped = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['setuptools'][
+    'package-data'
+  ]
+  assert 'py.typed' in shipped['mechjax']
+  assert (ROOT / 'mechjax/py.typed').exists()
+
+
+def test_the_checks_before_a_commit_are_those_of_make_lint():
+  lint = re.search(r'^lint:[^\n]*\n((?:\t.*\n)+)', (ROOT / 'Makefile').read_text(), re.MULTILINE)
+  commands = [line.strip().replace('$(BIN)', '.venv/bin') for line in lint[1].splitlines()]
+  hooks = (ROOT / '.pre-commit-config.yaml').read_text()
+  assert re.findall(r'entry: (.*)', hooks) == commands
+  assert re.findall(r'repo: (.*)', hooks) == ['local']
+
+
+def test_the_hosted_checks_run_on_every_python_that_is_promised():
+  workflow = (ROOT / '.github/workflows/ci.yml').read_text()
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+  promised = re.findall(r'Python :: (3\.\d+)', '\n'.join(project['classifiers']))
+  assert re.findall(r"'(3\.\d+)'", workflow) == promised
+  assert project['requires-python'] == f'>={promised[0]}'
+  assert 'run: .ci/run' in workflow
+
+
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory):
   """The files as a wheel lays them out, and as they lie in a checkout."""

@@ -1,7 +1,8 @@
 """Methods: ways of guessing which nodes matter, each as the search that it leads to, and what it spends.
 
 A method is judged by the exact patches it saves, so what it costs itself belongs to the bill. One unit serves all: a
-forward pass of one prompt pair. This is the one place that says what is worth how many:
+forward pass of one prompt pair. This is the one place that says what is worth how many (docs/methods.md, section 2.4,
+has the reasons):
 
     a forward pass, whatever is patched in it                          1
     a backward pass                                                    2
@@ -95,6 +96,12 @@ class Found:
   spent: float
   seconds: float
   effects: Effects | None = None
+
+  @property
+  def estimate(self) -> Effects:
+    """The effects, of a method that estimates them."""
+    assert self.effects is not None, f'{self.name} estimates no effects'
+    return self.effects
 
 
 def gradient(question: Question, *, qk_fix: bool, graddrop: bool) -> Found:

@@ -50,13 +50,13 @@ def shown(measured: Measured) -> list[Found]:
 def picture(measured: Measured, path: Path) -> None:
   """Draws everything as one PNG: the truth, what came nearest, and what each method costs."""
   best = shown(measured)[-1:]
-  bands = [(e, maps(e, measured.tokens)) for e in (measured.truth, *(one.effects for one in best))]
+  bands = [(e, maps(e, measured.tokens)) for e in (measured.truth, *(one.estimate for one in best))]
   limit = cuts.common([m for _, band in bands for m in band])
   columns = sum(len(m.columns) for _, band in bands for m in band)
   stacked = columns > _BESIDE
   heights = [1.3, _height(bands[0][1]) * (len(bands) if stacked else 1), 5.4]
   fig = charts.figure(17.4, sum(heights))
-  above, middle, below = fig.subfigures(3, 1, height_ratios=heights)
+  above, middle, below = fig.subfigures(3, 1, height_ratios=heights, squeeze=False).flat
   parts = middle.subfigures(*((len(bands), 1) if stacked else (1, len(bands))), squeeze=False)
   for part, (effects, band) in zip(parts.ravel(), bands):
     part.suptitle(charts.legible(effects.title), fontsize=11, parse_math=False)
@@ -71,7 +71,7 @@ def picture(measured: Measured, path: Path) -> None:
   left, right = below.subfigures(1, 2)
   searches.cost_axes(left.subplots(), _curves(measured), title=measured.truth.title)
   for one in shown(measured)[:1]:
-    searches.estimate_axes(right.subplots(), measured.truth, one.effects, measured.tokens)
+    searches.estimate_axes(right.subplots(), measured.truth, one.estimate, measured.tokens)
   charts.save(fig, path)
 
 
@@ -104,7 +104,7 @@ def document(measured: Measured) -> str:
     *_truth(measured),
     _methods(figures),
     searches.cost_section(_curves(measured), title=truth.title),
-    *(searches.estimate_section(truth, one.effects, tokens) for one in compared),
+    *(searches.estimate_section(truth, one.estimate, tokens) for one in compared),
     *(_missed(figures, key) for key, one in measured.found.items() if one in compared),
     _largest(measured),
   ]
@@ -146,7 +146,7 @@ def _truth(measured: Measured) -> list[str]:
   """For each grid the maps of the truth, and beside them one of the best approximation."""
   truth, tokens, best = measured.truth, measured.tokens, shown(measured)[-1:]
   true = cuts.maps(truth, tokens, VIEW)
-  near = {m.grid: (one.name, m) for one in best for m in maps(one.effects, tokens)}
+  near = {m.grid: (one.name, m) for one in best for m in maps(one.estimate, tokens)}
   limit = cuts.common([*true, *(m for _, m in near.values())])
   sections = []
   for grid in sorted({m.grid for m in true}):

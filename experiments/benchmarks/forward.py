@@ -19,7 +19,6 @@ compiles in half the time of the whole model; another loop body compiles nothing
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -151,14 +150,6 @@ def backward_figures(model: Any, tokens: jax.Array) -> dict[str, Any]:
   }
 
 
-def hlo(f: Callable, *args: Any) -> str:
-  """Optimised HLO without names of scopes, tables of source lines and the name of the module."""
-  text = jax.jit(f).lower(*args).compile().as_text()
-  text = re.sub(r', metadata=\{[^}]*\}', '', text)
-  tables = r'^(FileNames|FunctionNames|FileLocations|StackFrames)\n(.+\n)*\n*'
-  return re.sub(r'^HloModule [^,]*', '', re.sub(tables, '', text, flags=re.MULTILINE))
-
-
 def tiny(params: list[jax.Array], x: jax.Array, edit: Callable = lambda i, v: v) -> jax.Array:
   """Eight layers that compute next to nothing."""
   for i, w in enumerate(params):
@@ -190,8 +181,9 @@ def tiny_figures() -> dict[str, Any]:
     def by_hand(params, x):
       return tiny(params, x, lambda i, v: edit(v) if i == 5 else v)
 
-    plain = hlo(lambda params, x: tiny(params, x), params, x)
-    return hlo(looped, params, x) == hlo(by_hand, params, x) != plain
+    plain = timing.optimised_hlo(lambda params, x: tiny(params, x), params, x)
+    loop, hand = (timing.optimised_hlo(f, params, x) for f in (looped, by_hand))
+    return loop == hand != plain
 
   segment = jax.jit(lambda w, x: x + jnp.tanh(x @ w))
 

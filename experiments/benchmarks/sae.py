@@ -35,6 +35,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ from mechjax.sae import BatchTopK, Gated, JumpReLU, ReLU, TopK, store
 from mechjax.sae.training import Optimisation, Stack, Trainer, fed
 
 D, M, BATCHES, ROUNDS = 768, 6144, (2048, 4096), 9
-SHAPE = {'d_in': D, 'width': M}
+SHAPE: dict[str, Any] = {'d_in': D, 'width': M}
 SAES = {
   'relu': ReLU(**SHAPE, sparsity=1e-2),
   'jumprelu': JumpReLU(**SHAPE, sparsity=1e-3),
@@ -119,7 +120,7 @@ def steps(batch):
 def forward_to_layer():
   """Cost of a pass that is no deeper than it is read, over a whole one."""
   model = mechjax.load('smollm2-135m')
-  tokens = jax.random.randint(jax.random.key(0), (8, 128), 0, model.config.n_vocab)
+  tokens = jax.random.randint(jax.random.key(0), (8, 128), 0, model.n_vocab)
   site = 'resid_post.15'
   read = jax.jit(harvest.reap(model.through(site), sites=[site]))
   whole = jax.jit(model.apply)
@@ -161,7 +162,8 @@ def sharded():
 
 def check_shards():
   """Raises where a mesh gives other losses than one device: 5 steps of every architecture, 64 -> 256."""
-  shape, batch = {'d_in': 64, 'width': 256}, 128
+  batch = 128
+  shape: dict[str, Any] = {'d_in': 64, 'width': 256}
   saes = [
     ReLU(**shape, sparsity=0.1),
     Gated(**shape, sparsity=0.1),
@@ -189,7 +191,7 @@ def check_shards():
 def main(argv):
   if CHECK_SHARDS in argv:
     return check_shards()
-  figures = {}
+  figures: dict[str, Any] = {}
   for batch in BATCHES:
     figures |= steps(batch)
   figures |= pipeline() | forward_to_layer() | sharded()

@@ -28,6 +28,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +90,7 @@ def parallel(n_layers):
 
 def depth_ratios(rounds=3):
   """Compile times against depth and against the unrolled twin, for two kinds of block."""
-  figures = {}
+  figures: dict[str, Any] = {}
   for name, family in (('', parallel), ('_llama', llama)):
     tokens = jax.ShapeDtypeStruct((2, 64), jnp.int32)
     deep, shallow = family(36), family(6)
@@ -259,6 +260,7 @@ def decoding(n_tokens=64, rounds=5):
   model = mechjax.load('smollm2-135m')
   prompt = model.tokens('Once upon a time')
   config, params = model.config, model.params
+  assert config is not None
 
   @functools.partial(jax.jit, donate_argnums=2)
   def step(params, tokens, cache):
@@ -315,7 +317,7 @@ def main(argv):
     tunix_ratios,
     pythia_ratios,
   )
-  figures = {}
+  figures: dict[str, Any] = {}
   for part in parts:
     print(part.__name__, flush=True)
     figures |= part()

@@ -175,7 +175,7 @@ def _trained_as(name: str, stack: training.Stack, scales: dict[str, Scale]) -> d
   """What formats of others have no words for."""
   kind = type(stack.sae).__name__
   particular = name.removeprefix(kind_of(stack.sae)).replace('_', ' ')
-  ((knob, values),) = stack.knobs
+  ((knob, values),) = dict(stack.knobs).items()
   members = [{'knob': knob, 'value': v, 'seed': s} for v, s in zip(values, stack.seeds)]
   limit = scales[stack.reads].limit
   words = {'label': kind + particular, 'members': members}
@@ -397,5 +397,6 @@ def _whole(x: jax.Array) -> np.ndarray:
   """An array from all devices, on this host."""
   if x.is_fully_addressable or x.sharding.is_fully_replicated:
     return np.asarray(x)
+  assert isinstance(x.sharding, NamedSharding)
   everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
   return np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(x))

@@ -134,8 +134,8 @@ class Dictionaries:
       d_out: its width.
       skip: whether transcoders have a skip.
     """
-    shared = {'d_in': d_in, 'd_out': d_out, 'skip': skip, 'prefixes': self.prefixes}
-    shared |= {'matmuls': self.matmuls}
+    shared: dict[str, Any] = {'d_in': d_in, 'd_out': d_out, 'skip': skip}
+    shared |= {'prefixes': self.prefixes, 'matmuls': self.matmuls}
     found = {}
     for kind, knob in _SPARSITY.items():
       for width in self.widths if getattr(self, kind) else ():

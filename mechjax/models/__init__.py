@@ -8,3 +8,10 @@
     our own                `decoder`, one scan over layers, described by `config`, for the families
                            in `families`; `ours` puts files into it
 """
+
+from typing import TYPE_CHECKING
+
+from mechjax import lazy
+
+if not TYPE_CHECKING:
+  __getattr__, __dir__ = lazy.package(__name__)

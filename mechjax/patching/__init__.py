@@ -7,10 +7,10 @@ place. How far the answer moves is the effect of that place. This package asks t
     pairs = Pairs.of(clean_ids, noise_ids)
     metric = logit_difference(pairs, answers, others)
     exact = Exact(forward, nodes)(params, pairs, metric)            the truth: a forward pass per node
-    atp = Attribution(forward, nodes)(params, pairs, metric)        its first-order term: three passes for all
+    atp = Attribution(forward, nodes)(params, pairs, metric)        its first-order term: 2 forward, 1 backward
     star = AtPStar(forward, nodes)(params, pairs, metric)           without AtP's two blind spots
     paths = Paths(forward, senders, receivers)(params, pairs, metric)     along which route
-    cost = recall_cost(Search.by(star.contribution(), 34), exact.contribution())   what trusting it costs
+    cost = recall_cost(Search.by(star.contribution(), 35), exact.contribution())   what trusting it costs
 
 `forward` is any tagged function of (params, inputs): our decoder, or a patched upstream model. Nodes, pairs and
 effects are data; metrics are functions with data; nothing here knows a model. `sources.HOW` lists the ways of
@@ -18,6 +18,9 @@ patching, and their names (noising, denoising, ...) stand in the title of every 
 has missed, `baselines` are searches without gradients, `mechjax.viz.patching` draws it all.
 """
 
+from typing import TYPE_CHECKING
+
+from mechjax import lazy
 from mechjax.patching.activation import Exact, Joint
 from mechjax.patching.atp_star import AtPStar
 from mechjax.patching.attribution import Attribution
@@ -65,3 +68,7 @@ __all__ = [
   'nodes_of',
   'recall_cost',
 ]
+
+
+if not TYPE_CHECKING:
+  __getattr__, __dir__ = lazy.package(__name__)

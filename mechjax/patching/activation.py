@@ -6,10 +6,10 @@ One patch costs one forward pass, and a sweep has thousands, so nothing but the 
     sweep = Exact(forward, nodes, how='noising', budget=2**30)
     effects = sweep(params, pairs, logit_difference(pairs, answers, others), save='heads.npz', progress=True)
 
-I(n) = metric(M(base | do(n <- planted value))) - metric(M(base)), Kramár et al. 2024 (AtP*), equation 1, for each
-pair. A node that spans an axis is replaced along all of it at once. `Joint` patches subsets of nodes instead of single
-ones, which is what searches and bounds are made of (`verify`). Executables are kept in the object, so that the next
-batch of pairs of the same shape compiles nothing.
+I(n) = metric(M(base | do(n <- planted value))) - metric(M(base)), Kramár et al. 2024 (AtP*), equation 1, for each pair
+(docs/methods.md, section 1.1). A node that spans an axis is replaced along all of it at once. `Joint` patches subsets
+of nodes instead of single ones, which is what searches and bounds are made of (`verify`). Executables are kept in the
+object, so that the next batch of pairs of the same shape compiles nothing.
 
 Sharp edge: a metric that becomes NaN under a patch is an error that names the node; what was measured before is in
 the file.

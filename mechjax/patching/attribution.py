@@ -1,7 +1,8 @@
 """Attribution patching (AtP): all nodes at once, to first order.
 
-An exact sweep costs a forward pass for each node. Its first-order term costs two forward passes and one backward
-pass for ALL nodes, because one backward pass gives the gradient at every site (Kramár et al. 2024, equation 2):
+An exact sweep costs a forward pass for each node. Its first-order term costs two forward passes and one backward pass
+for ALL nodes, because one backward pass gives the gradient at every site (Kramár et al. 2024, equation 2;
+docs/methods.md, section 2.1):
 
     Î(n) = sum over the node of (planted value - base value) * d metric / d value
 

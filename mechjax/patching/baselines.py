@@ -5,7 +5,7 @@ order, somebody walks down it and patches each node for real, and the bill is wh
 K have all been seen ("cost of verified 100 % recall of the top K", Kramár et al. 2024, AtP*). `Search` is that and no
 more: an order, and the passes made when each node of it has been measured.
 
-    atp = Search.by(effects.contribution(), spent=3)             # three passes, then one for every node walked
+    atp = Search.by(effects.contribution(), spent=4)             # AtP costs 4; then 1 for every node walked
     costs = recall_cost(atp, truth.contribution())               # [N], for K = 1 ... N
     aggregate(costs) / aggregate(recall_cost(oracle, ...))       # oracle = Search.by(truth.contribution(), spent=0)
 
@@ -13,8 +13,8 @@ The paper's other searches are the ones to beat: a random order, fixed blocks pa
 halves. They need nothing but a way to patch sets of nodes (`Patch`). The fourth, subsampling, is
 `verify.sample_subsets(...).search()`, since the same subsets bound what was missed.
 
-The unit everywhere is one forward pass per prompt pair: patching one set of nodes, on all pairs, costs 1. What a
-backward pass is worth is for the caller to say.
+The unit everywhere is one forward pass per prompt pair: patching one set of nodes, on all pairs, costs 1. What the
+gradient methods cost in this unit is said in docs/methods.md, section 2.4.
 
 Sharp edges: nodes of equal contribution are interchangeable, so the top K may hold whichever of them is seen first;
 equal means equal, and truths that differ by rounding are different. Blocks and halves are cut in the order of the

@@ -1,8 +1,9 @@
 """GradDrop: what each node is worth if the gradient may not pass through one of the layers.
 
 First-order effects cancel: a node acts through the skip connection and through later layers, with opposite signs, and a
-sum near 0 hides both (Kramár et al. 2024, section 3.1.2). So the backward pass is repeated once for every layer ℓ,
-with the gradient through that layer's writes to the residual stream (attn_out and mlp_out) set to zero:
+sum near 0 hides both (Kramár et al. 2024, section 3.1.2; docs/methods.md, section 2.3). So the backward pass is
+repeated once for every layer ℓ, with the gradient through that layer's writes to the residual stream (attn_out and
+mlp_out) set to zero:
 
     c(n) = 1/(L-1) sum_ℓ |Î_ℓ(n)|
 

@@ -1,9 +1,10 @@
 """Path patching: does a node act on another one directly?
 
 A head may matter because a later head reads what it wrote, or because everything in between does. Path patching (Wang
-et al. 2022; Goldowsky-Dill et al. 2023) separates the routes. In one pass the sender has its planted value and every
-other component (heads at 'z', MLPs at 'mlp_out') the value it has in the base run, so that the change travels along the
-residual stream alone; what the receiver gets is noted. In a second pass only that is planted, and the model runs on:
+et al. 2022; Goldowsky-Dill et al. 2023; docs/methods.md, section 3) separates the routes. In one pass the sender has
+its planted value and every other component (heads at 'z', MLPs at 'mlp_out') the value it has in the base run, so that
+the change travels along the residual stream alone; what the receiver gets is noted. In a second pass only that is
+planted, and the model runs on:
 
     paths = Paths(forward, senders=nodes_of(infos, 'z.9', positions=[-1]), receivers=nodes_of(infos, 'q.{10,11}'))
     effects = paths(params, pairs, metric)           # [S, R, B]

@@ -1,8 +1,9 @@
 """Terms: the effect of a node as a linear function of gradients.
 
 Every first-order method multiplies something that does not depend on the gradient by a gradient. For most nodes that is
-(planted - base) at the node's own site. For queries and keys AtP* (Kramár et al. 2024, section 3.1.1) goes through the
-softmax exactly and linearises behind it, so that the gradient is that of the attention probabilities:
+(planted - base) at the node's own site. For queries and keys AtP* (Kramár et al. 2024, section 3.1.1; docs/methods.md,
+section 2.2) goes through the softmax exactly and linearises behind it, so that the gradient is that of the attention
+probabilities:
 
     Î(q_i) = sum_j    g_ij (A_ij(patched q_i) - A_ij)
     Î(k_j) = sum_i,k  g_ik (A_ik(patched k_j) - A_ik)

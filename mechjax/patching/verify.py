@@ -1,7 +1,8 @@
 """What was not measured: how large its effects can be, and how many of them are large.
 
 A ranking proposes, exact patches dispose, and the nodes that nobody got round to are where a false negative hides.
-Two questions can be put to them without measuring each (after the diagnostics of Kramár et al. 2024, AtP*):
+Two questions can be put to them without measuring each (after the diagnostics of Kramár et al. 2024, AtP*;
+docs/methods.md, section 2.6):
 
     result = verify(search, patch, k=20, budget=503, checks=100, subsets=400)
     result.top, result.threshold       # the top 20 of what was measured, and the contribution of the 20th

@@ -16,6 +16,9 @@ at the price of k. Everything here takes arrays and callables and never sees a m
 which dictionaries are published, and no others. `evaluate` says what a dictionary is worth, `figures` in which words.
 """
 
+from typing import TYPE_CHECKING
+
+from mechjax import lazy
 from mechjax.sae.architectures import (
   ARCHITECTURES,
   Architecture,
@@ -64,3 +67,7 @@ __all__ = [
   'read_metadata',
   'save',
 ]
+
+
+if not TYPE_CHECKING:
+  __getattr__, __dir__ = lazy.package(__name__)

@@ -1,6 +1,6 @@
 """Figures: what says how good a dictionary is, and the sums that they are made of.
 
-Of the model, in nats for each predicted token; L is the loss of the model as it is (METHODS section 2):
+Of the model, in nats for each predicted token; L is the loss of the model as it is (docs/methods.md, section 6):
 
     delta_loss          L_spliced - L                                    the primary figure
     recovered_zero      (L_zero - L_spliced) / (L_zero - L)              zero instead of the activations

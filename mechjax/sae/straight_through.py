@@ -3,7 +3,7 @@
 The loss of a JumpReLU dictionary jumps where a pre-activation crosses its threshold, so its derivative with respect
 to the threshold is zero almost everywhere and says nothing. What can be estimated is the derivative of the EXPECTED
 loss, with a kernel K of width eps around the threshold (Rajamanoharan et al. 2024, "Jumping Ahead", section 3 and
-equations 11 and 12; K(u) = 1[|u| < 1/2]):
+equations 11 and 12; docs/methods.md, section 4.3; K(u) = 1[|u| < 1/2]):
 
     H(z - t)          dH/dz := 0                 dH/dt    := -(1/eps) K((z - t)/eps)
     z * H(z - t)      d/dz  := 1[z > t]          d/dt     := -(t/eps) K((z - t)/eps)

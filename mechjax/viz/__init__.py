@@ -5,3 +5,10 @@ looking closely and for sending to a colleague. They take plain numbers and stri
 tokens through `tokens`, so that a blank or a line break can be seen. `patching` and `searches` put them together for
 the results of `mechjax.patching`: heat maps and ranked nodes; what searches cost, and estimates against the truth.
 """
+
+from typing import TYPE_CHECKING
+
+from mechjax import lazy
+
+if not TYPE_CHECKING:
+  __getattr__, __dir__ = lazy.package(__name__)

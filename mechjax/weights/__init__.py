@@ -6,3 +6,10 @@ parameter; for the decoder tables do (`huggingface_tables`, `llama_cpp`, read by
 `matching` holds against a file and `loading` follows into stacked, sharded arrays. `huggingface`
 and `orbax` write as well. Nothing in here knows how a model computes.
 """
+
+from typing import TYPE_CHECKING
+
+from mechjax import lazy
+
+if not TYPE_CHECKING:
+  __getattr__, __dir__ = lazy.package(__name__)

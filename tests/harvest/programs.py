@@ -7,6 +7,7 @@ the first must be what the second says of itself.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +130,7 @@ def _scan(x, body, n, reverse):
   return x + 0.1 * ys.sum()
 
 
-_WRAP = {'plain': lambda f: f, 'jit': jax.jit, 'checkpoint': jax.checkpoint}
+_WRAP: dict[str, Callable] = {'plain': lambda f: f, 'jit': jax.jit, 'checkpoint': jax.checkpoint}
 
 
 def _loop(x, body, n, wrapper):
@@ -175,7 +176,7 @@ def _custom_vjp(x, body):
   return g(x)
 
 
-_BUILD = {
+_BUILD: dict[str, Callable] = {
   'op': lambda x, a, b: jnp.sin(a * x + b),
   'sow': _sow,
   'sow_tree': _sow_tree,

@@ -5,6 +5,7 @@ loops over heads' groups, and in float64.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from tests.upstream.equations import gelu, rotate, silu, soft_cap, softmax
 
 V, T = 31, 9
 
-SMALL = {
+SMALL: dict[str, Any] = {
   'n_layers': 2,
   'd_model': 16,
   'n_heads': 4,
@@ -25,7 +26,7 @@ SMALL = {
   'd_mlp': 20,
   'n_vocab': V,
 }
-_TABLE = {'n_kv_heads': 4, 'n_positions': 24}
+_TABLE: dict[str, Any] = {'n_kv_heads': 4, 'n_positions': 24}
 
 CONFIGS = {
   'gpt2': decoder.Config(**{**switches.GPT2, **SMALL, **_TABLE}),

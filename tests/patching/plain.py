@@ -4,6 +4,8 @@ It shares no code with the decoder, nor with JAX: the equations are those of `te
 a line of NumPy. Rows of the batch are nodes: row n is the run with node n patched.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +59,7 @@ def _logits(config, name, tokens, edit):
 
 def values(name, tokens):
   """Every site's value, by site."""
-  kept = {}
+  kept: dict[str, Any] = {}
   logits(name, tokens, lambda site, value: kept.setdefault(site, value))
   return kept
 

@@ -59,6 +59,7 @@ def done_by(work: Callable[..., None], args: Sequence[Any], moment: float | None
   heard, said = context.Pipe(duplex=False)
   process = context.Process(target=_run, args=(said, work, *args), daemon=True)
   process.start()
+  assert process.pid is not None
   said.close()
   assert heard.poll(_PATIENCE), f'no sign of {work.__name__}'
   process.join(_PATIENCE if moment is None else moment)

@@ -1,7 +1,9 @@
-"""The equations of METHODS section 2 in NumPy, one token and one latent at a time where that is clearest.
+"""The equations of docs/methods.md, section 4, in NumPy, one token and one latent at a time where that is clearest.
 
 Everything is float64. `case` makes parameters in which every vector is random, so that nothing is hidden by a zero.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import numpy as np
 from mechjax.sae import BatchTopK, Gated, JumpReLU, ReLU, TopK
 
 B, D, E, M, K = 24, 6, 5, 16, 3
-SHAPE = {'d_in': D, 'width': M}
+SHAPE: dict[str, Any] = {'d_in': D, 'width': M}
 SAES = {
   'relu': ReLU(**SHAPE, sparsity=0.3),
   'gated': Gated(**SHAPE, sparsity=0.3),

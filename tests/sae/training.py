@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class MadeUp:
 @functools.cache
 def trainer(mesh=None, **optimisation):
   """Three stacks: thresholds, dead latents with a loss, dead latents that are resampled."""
-  shared = {'d_in': D, 'width': M}
+  shared: dict[str, Any] = {'d_in': D, 'width': M}
   stacks = {
     'jump': Stack(
       sae=JumpReLU(**shared, sparsity=1e-2, bandwidth=0.1),

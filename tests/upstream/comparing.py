@@ -21,6 +21,8 @@ def metric_of(f):
 def executed_again(name, monkeypatch):
   """An imported module's file as it lies on the disk, unpatched, executed under another name."""
   spec = importlib.util.spec_from_file_location(f'{name}_unpatched', sys.modules[name].__file__)
+  assert spec is not None
+  assert spec.loader is not None
   module = importlib.util.module_from_spec(spec)
   monkeypatch.setitem(sys.modules, spec.name, module)
   spec.loader.exec_module(module)

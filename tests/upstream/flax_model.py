@@ -87,7 +87,7 @@ class Model:
   module: str
   name: str
   block: str
-  path = ('transformer', 'h')
+  path: tuple[str, ...] = ('transformer', 'h')
   lacks: tuple[str, ...] = ()
   n_heads = 2
   act = staticmethod(gelu_tanh)
@@ -102,7 +102,7 @@ class Model:
     return functools.reduce(lambda tree, key: tree[key], self.path, self.params)
 
   @classmethod
-  def config(cls):
+  def config(cls, upstream):
     raise NotImplementedError
 
   def at(self, name):

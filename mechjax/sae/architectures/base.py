@@ -6,7 +6,7 @@ A dictionary reads activations x and says them as a sparse sum of directions,
 
 An ARCHITECTURE is a frozen dataclass: its fields are the settings, its methods pure functions of a dict of arrays.
 How latents become active and what keeps them few differs from one to the next and is written out in that one's file,
-as in its paper. What they share stands here, as settings that go with any of them:
+as in its paper (docs/methods.md, section 4). What they share stands here, as settings that go with any of them:
 
     d_out      another target than the input: a TRANSCODER, y_hat = f @ W_dec + b_dec, whose encoder sees x itself
                instead of x - b_dec (Dunefsky et al. 2024)

@@ -8,7 +8,7 @@ What the encoder sees. Ours sees x - b_dec, Gemma Scope's sees x. With b standin
     (x - b_dec) @ W_enc + b  =  x @ W_enc + (b - b_dec @ W_enc)                       `uncentred`, `centred`
 
 What the data had been divided by. A dictionary trained on x / C is one for x itself when its latents are multiplied
-by C too (`folded`; METHODS section 2, Lieberum et al. 2024):
+by C too (`folded`; docs/methods.md, section 4.8; Lieberum et al. 2024):
 
     b' = C b        b_dec' = C b_dec        theta' = C theta        matrices as they were
 

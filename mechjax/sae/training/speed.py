@@ -2,8 +2,9 @@
 
 A step of a dense dictionary needs five products of B x D x M (encode, decode, and the gradients of latents, W_dec and
 W_enc), 10 B D M operations; a share of the measured matmul rate says how far from that a run is, on any device
-(METHODS section 2). A gated dictionary decodes twice and needs the gradients of that, a skip transcoder has its own
-small products. For TopK the same dense count is used, so its share can be above 1: that is what being sparse is worth.
+(docs/methods.md, section 5.3). A gated dictionary decodes twice and needs the gradients of that, a skip transcoder has
+its own small products. For TopK the same dense count is used, so its share can be above 1: that is what being sparse is
+worth.
 """
 
 from __future__ import annotations

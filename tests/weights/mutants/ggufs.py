@@ -276,8 +276,8 @@ def change_tensor(r: Any, p: Parts) -> Change:
     info[2] = int([0, 1, 2, 3, 8, 24, 25, 26, 27, 28, 30, 39, 200, 2**31][r.integers(14)])
     plausible = _n_bytes(info) == _n_bytes(old)
   elif what == 'offset':
-    odd = [1, -32, 32, 64, 2**40, other[3] - info[3], 16, 4]
-    info[3] = max(0, info[3] + int(odd[r.integers(len(odd))]))
+    steps = [1, -32, 32, 64, 2**40, other[3] - info[3], 16, 4]
+    info[3] = max(0, info[3] + int(steps[r.integers(len(steps))]))
   elif what == 'drop':
     del p.infos[i]
   elif what == 'repeat':

@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Format:
   """What is needed to try one format: a right file, its changes, writing and loading."""
 
   right: Callable[[], Any]
-  changes: list[Callable[[Any, Any], Change]]
+  changes: Sequence[Callable[[Any, Any], Change]]
   write: Callable[[Any, Path], None]
   load: Callable[[Path], Seen]
   file: str = ''
@@ -110,7 +110,9 @@ def tried(format: Format, seeds: Iterator[int] | range, scratch: Path) -> Iterat
     r = np.random.default_rng(seed)
     parts = copy.deepcopy(whole)
     change = (
-      format.changes[r.integers(len(format.changes))](r, parts) if seed % 4 else Change('bytes')
+      format.changes[int(r.integers(len(format.changes)))](r, parts)
+      if seed % 4
+      else Change('bytes')
     )
     shutil.rmtree(place, ignore_errors=True)
     with contextlib.suppress(OSError):
