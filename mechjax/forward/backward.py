@@ -30,7 +30,7 @@ from mechjax import sites
 from mechjax.forward.segments import Layout
 from mechjax.forward.stepped import Log, Passage, Stand, Step
 from mechjax.forward.tape import Segment
-from mechjax.harvest.structure import bind, equation_key, evaluator, segment_key
+from mechjax.programs.structure import bind, equation_key, evaluator, segment_key
 
 Visit = tuple[sites.Site, Any, Any]
 

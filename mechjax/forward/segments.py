@@ -40,8 +40,7 @@ from mechjax.forward.tape import (
   Tape,
   While,
 )
-from mechjax.harvest import primitive as prim
-from mechjax.harvest.program import (
+from mechjax.programs.program import (
   ROUND,
   Program,
   make_key,
@@ -49,7 +48,8 @@ from mechjax.harvest.program import (
   place_of,
   struct_of,
 )
-from mechjax.harvest.structure import evaluator, segment_key
+from mechjax.programs.structure import evaluator, segment_key
+from mechjax.programs.tag import sow_p, sow_tangent_p
 
 
 class Layout:
@@ -135,7 +135,7 @@ class _Writer:
     return i
 
   def _equation(self, eqn: Any, refs: tuple, scope: tuple, path: tuple, sink: bool) -> Sequence:
-    if eqn.primitive is prim.sow_p or eqn.primitive is prim.sow_tangent_p:
+    if eqn.primitive is sow_p or eqn.primitive is sow_tangent_p:
       return self._sow(eqn, refs, *place_of(eqn, scope, path))
     if not self.layout.holds_wanted(eqn) or eqn.params.get('length') == 0:
       op = Op(eqn, refs, self.fresh(eqn.outvars), place_of(eqn, scope, path)[1])
@@ -161,7 +161,7 @@ class _Writer:
     if not wanted:
       return refs
     full_name = '/'.join([*scope, name])
-    tangent = eqn.primitive is prim.sow_tangent_p
+    tangent = eqn.primitive is sow_tangent_p
     n = len(p['leaves']) if tangent else len(refs) - p['n_preds']
     outs = self.fresh(eqn.outvars[:n])
     if tangent or self.backward:

@@ -25,10 +25,11 @@ import numpy as np
 from mechjax import greenlets, sites
 from mechjax.errors import RunError
 from mechjax.forward.run import taken
-from mechjax.harvest.interpreter import Cell, Frame, Interpreter, Iteration, Keyed, Plan, where
 from mechjax.harvest.plans import cut_tangents, tangent_shapes
-from mechjax.harvest.program import Program, name_and_path
-from mechjax.harvest.reach import refuse_dead_at
+from mechjax.programs.cells import Frame, Iteration, Keyed, Plan, where
+from mechjax.programs.interpreter import Interpreter
+from mechjax.programs.program import Program, name_and_path
+from mechjax.programs.reach import refuse_dead_at
 
 SCANS = ('switch', 'unroll')
 
@@ -73,9 +74,6 @@ class TracedPlan(Plan):
       return leaves
     everywhere = [jnp.broadcast_to(gone, shape) for shape in tangent_shapes(leaves, params)]
     return cut_tangents(leaves, everywhere, preds, params)
-
-  def leave_scan(self, key: tuple, cell: Cell, frame: Frame) -> Any:
-    raise AssertionError('a traced run keeps no cells')
 
 
 def _visit(plan: TracedPlan, name: str, path: tuple, leaves: list, tree: Any) -> list:

@@ -21,19 +21,20 @@ import jax.numpy as jnp
 
 from mechjax import compat
 from mechjax.errors import HarvestError
-from mechjax.harvest import primitive as prim
 from mechjax.harvest.activations import Activations
-from mechjax.harvest.interpreter import Cell, Interpreter, Keyed
 from mechjax.harvest.plans import HarvestPlan
-from mechjax.harvest.program import Program
-from mechjax.harvest.reach import refuse_dead
 from mechjax.harvest.reads import Read, assemble, resolve_reads
 from mechjax.harvest.requests import Writing
-from mechjax.harvest.staging import stager
+from mechjax.programs.cells import Cell, Keyed
+from mechjax.programs.interpreter import Interpreter
+from mechjax.programs.program import Program
+from mechjax.programs.reach import refuse_dead
+from mechjax.programs.staging import stager
+from mechjax.programs.tag import TAG
 
 
 def value_and_grad_at(
-  f: Callable, sites: Any, *, has_aux: bool = False, tag: Hashable = prim.TAG
+  f: Callable, sites: Any, *, has_aux: bool = False, tag: Hashable = TAG
 ) -> Callable[..., tuple[Any, Activations, Activations]]:
   """Transforms `f(*args) -> scalar` into `(*args) -> (scalar, values, gradients)` at sites.
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from mechjax import compat
 from mechjax.errors import HarvestError
-from mechjax.harvest import primitive as prim
-from mechjax.harvest.interpreter import Cell, Frame, Plan, where
+from mechjax.programs.cells import Cell, Frame, Plan, where
+from mechjax.programs.tag import sow_p
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class HarvestPlan(Plan):
     else:  # unless a planted function has sown the value itself
       again = writing is None or not writing.sows(params['tag'], params['name'])
     if again and not read and compat.is_staging():
-      leaves = prim.sow_p.bind(*leaves, *preds, **params)[: len(leaves)]
+      leaves = sow_p.bind(*leaves, *preds, **params)[: len(leaves)]
     return leaves, read if writing is None else key in self.read_keys
 
   def at_tangent(self, frame: Frame, params: dict, leaves: list, preds: list) -> list:

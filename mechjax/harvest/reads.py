@@ -18,9 +18,9 @@ from mechjax import sites
 from mechjax.errors import HarvestError, SiteError
 from mechjax.harvest import absence
 from mechjax.harvest.activations import Activations, Entry
-from mechjax.harvest.interpreter import Keyed, finish, label, where
-from mechjax.harvest.program import Program, Sown, expand, expand_all
 from mechjax.harvest.requests import Reading
+from mechjax.programs.cells import Keyed, finish, label, where
+from mechjax.programs.program import Program, Sown, expand, expand_all
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 
 from mechjax import compat
 from mechjax.errors import HarvestError
-from mechjax.harvest.interpreter import where
+from mechjax.programs.cells import where
 
 
 @jax.tree_util.register_dataclass

@@ -31,20 +31,21 @@ from jax.extend import core as jex_core
 from mechjax import compat
 from mechjax import sites as sites_lib
 from mechjax.errors import HarvestError
-from mechjax.harvest import primitive as prim
 from mechjax.harvest import reads
 from mechjax.harvest.api import run
-from mechjax.harvest.interpreter import Frame, Interpreter, Keyed, Plan
 from mechjax.harvest.plans import HarvestPlan
-from mechjax.harvest.program import (
+from mechjax.harvest.requests import fitted
+from mechjax.programs.cells import Frame, Keyed, Plan
+from mechjax.programs.interpreter import Interpreter
+from mechjax.programs.program import (
   Program,
   make_key,
   name_and_path,
   place_of,
   struct_of,
 )
-from mechjax.harvest.requests import fitted
-from mechjax.harvest.staging import stager
+from mechjax.programs.staging import stager
+from mechjax.programs.tag import TAG, sow, sow_p
 
 _CALLS = (
   'jit',
@@ -123,7 +124,7 @@ class _Layout:
 
   def _equation(self, eqn: Any, refs: tuple, scope: tuple, path: tuple, loop: tuple) -> Sequence:
     inner_scope, inner_path = place_of(eqn, scope, path)
-    if eqn.primitive is prim.sow_p:
+    if eqn.primitive is sow_p:
       return self._sow(eqn, refs, inner_scope, inner_path, loop)
     inside = any(n in self.names for _, n in self.program.tags_of(eqn))
     if inside and eqn.primitive.name in _CALLS:
@@ -208,8 +209,8 @@ def _name(key: tuple) -> str:
 
 def _evaluate(cut: _Cut, inputs: Sequence[Any], captured: Sequence[Any]) -> list[Any]:
   env: dict[Any, Any] = dict(zip(cut.captured, captured))
-  for sow, value in zip(cut.ins, inputs):
-    env.update(zip(sow.outs, jax.tree.leaves(value)))
+  for site, value in zip(cut.ins, inputs):
+    env.update(zip(site.outs, jax.tree.leaves(value)))
   read = lambda r: r.val if isinstance(r, jex_core.Literal) else env[r]  # noqa: E731
   for op in cut.ops:
     source = op.eqn.source_info
@@ -251,7 +252,7 @@ class _Capturer(Interpreter):
   def observe(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
     for v, x in zip(variables, values):
       if v in self.names:
-        prim.sow(x, tag=_CAPTURED, name=self.names[v], mode='clobber')
+        sow(x, tag=_CAPTURED, name=self.names[v], mode='clobber')
 
 
 def _capture(program: Program, cuts: Sequence[_Cut]) -> tuple[Program, list]:
@@ -327,7 +328,7 @@ class Subgraph:
 
 
 def subgraph(
-  f: Callable, inputs: Any, outputs: Any, *, tag: Hashable = prim.TAG
+  f: Callable, inputs: Any, outputs: Any, *, tag: Hashable = TAG
 ) -> Callable[..., Subgraph]:
   """Cuts the function from some sites to others out of `f`.
 

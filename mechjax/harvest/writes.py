@@ -19,10 +19,10 @@ import numpy as np
 from mechjax import sites
 from mechjax.errors import HarvestError
 from mechjax.harvest.functions import planted
-from mechjax.harvest.interpreter import Keyed, label
-from mechjax.harvest.program import Program, Sown, expand
 from mechjax.harvest.reads import check_layers, select, slot_table
 from mechjax.harvest.requests import Writing, fitted
+from mechjax.programs.cells import Keyed, label
+from mechjax.programs.program import Program, Sown, expand
 
 
 @jax.tree_util.register_dataclass

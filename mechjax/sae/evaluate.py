@@ -32,8 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import harvest, sites
-from mechjax.harvest import watching
+from mechjax import harvest, sites, watching
 from mechjax.sae import splice, sums
 from mechjax.sae.architectures import Architecture
 from mechjax.sae.comparing import Dictionaries, compare

@@ -25,10 +25,10 @@ from jax.extend import core as jex_core
 from mechjax import compat
 from mechjax.errors import StackingError
 from mechjax.forward.tape import Op, Ref
-from mechjax.harvest import primitive as prim
-from mechjax.harvest.program import Program
-from mechjax.harvest.staging import is_dynamic, stager
-from mechjax.harvest.structure import bind
+from mechjax.programs.program import Program
+from mechjax.programs.staging import is_dynamic, stager
+from mechjax.programs.structure import bind
+from mechjax.programs.tag import sow, sow_cond, sow_p
 from mechjax.stacking.layers import Layers, find, same_everywhere
 
 
@@ -194,7 +194,7 @@ def _bound(eqn: Any, values: list[Any], in_layer: bool = False) -> list[Any]:
   name_stack = eqn.source_info.name_stack
   if in_layer:
     name_stack = compat.without_scopes(name_stack, 'layer:')
-  if eqn.primitive is not prim.sow_p:
+  if eqn.primitive is not sow_p:
     return bind(eqn, values, name_stack)
   p = eqn.params
   n = len(values) - p['n_preds']
@@ -203,9 +203,9 @@ def _bound(eqn: Any, values: list[Any], in_layer: bool = False) -> list[Any]:
     eqn.source_info.traceback, name_stack=siu.current_name_stack() + name_stack
   ):
     if p['n_preds']:
-      value = prim.sow_cond(value, values[n], **how)
+      value = sow_cond(value, values[n], **how)
     else:
-      value = prim.sow(value, mode=p['mode'], **how)
+      value = sow(value, mode=p['mode'], **how)
   return [*jax.tree.leaves(value), *values[n:]]
 
 

@@ -23,8 +23,8 @@ from jax.extend import core as jex_core
 from mechjax import compat
 from mechjax.errors import StackingError
 from mechjax.forward.tape import Op, Ref
-from mechjax.harvest.program import Program, place_of, sub_jaxprs
-from mechjax.harvest.structure import equation_key
+from mechjax.programs.program import Program, place_of, sub_jaxprs
+from mechjax.programs.structure import equation_key
 
 CALLS = ('jit', 'pjit', 'closed_call', 'core_call')
 

@@ -13,15 +13,15 @@ import jax.extend.source_info_util as siu
 
 from mechjax import compat
 from mechjax.errors import HarvestError
-from mechjax.harvest import primitive as prim
-from mechjax.harvest.interpreter import in_other_branch, label
-from mechjax.harvest.program import (
+from mechjax.programs.cells import in_other_branch, label
+from mechjax.programs.program import (
   Program,
   make_key,
   name_and_path,
   place_of,
   sub_jaxprs,
 )
+from mechjax.programs.tag import sow_p
 
 
 def refuse_repeats(program: Program, tag: Hashable, keys: frozenset) -> None:
@@ -42,7 +42,7 @@ class _Walk:
       if not any(t == self.tag for t, _ in self.program.tags_of(eqn)):
         continue
       here = place_of(eqn, scope, path)
-      if eqn.primitive is prim.sow_p:
+      if eqn.primitive is sow_p:
         self._sow(eqn, *here, seen)
       elif eqn.primitive.name == 'cond':
         branches = [dict(seen) for _ in eqn.params['branches']]

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 
 from mechjax import compat
 from mechjax.errors import HarvestError
-from mechjax.harvest.interpreter import Cell, Frame, Interpreter, Iteration, Keyed, label, where
-from mechjax.harvest.program import ROUND, devices_of
+from mechjax.programs.cells import Cell, Evaluator, Frame, Iteration, Keyed, label, where
+from mechjax.programs.program import ROUND, devices_of
 
 
-def _jit(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+def _jit(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   # Inlined: every harvest runs under a jit of its own. User-given shardings are kept as constraints.
   p = eqn.params
   values = [_constrained(x, s) for x, s in zip(values, p['in_shardings'])]
@@ -44,14 +44,14 @@ def _constrained(x: Any, sharding: Any) -> Any:
   return x
 
 
-def _call(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+def _call(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   return interp.eval(eqn.params['call_jaxpr'], (), values, frame)
 
 
 # --- loops ----------------------------------------------------------------------------------------------
 
 
-def _unrolled(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+def _unrolled(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   """A scan written out: every iteration stands at a static layer."""
   p = eqn.params
   n_consts, n_carry = compat.scan_split(p)
@@ -73,7 +73,7 @@ def _unrolled(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tupl
   return [*carry, *ys], cells
 
 
-def _scan(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+def _scan(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   p = eqn.params
   if interp.plan.unroll_scans and p['length']:
     return _unrolled(interp, eqn, values, frame)
@@ -190,7 +190,7 @@ def _overwritten(kept: Cell, cell: Cell) -> Cell:
   return dataclasses.replace(cell, arrays=[*leaves, cell.pred | kept.pred])
 
 
-def _while(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+def _while(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   p = eqn.params
   in_cond = interp.program.tags_in(p['cond_jaxpr'])
   if in_cond and interp.plan.cares(in_cond):
@@ -233,7 +233,7 @@ def _while(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
 # --- branches -------------------------------------------------------------------------------------------
 
 
-def _cond(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+def _cond(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   index, *operands = values
   branches = eqn.params['branches']
   sown = [_sown_in(interp, b) for b in branches]
@@ -315,7 +315,7 @@ def _sources(branches: list[list]) -> str:
 # --- differentiation rules --------------------------------------------------------------------------------
 
 
-def _checkpoint(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+def _checkpoint(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   p = eqn.params
   if not p['differentiated']:
     body = lambda *xs: interp.eval(p['jaxpr'], (), xs, frame)  # noqa: E731
@@ -325,7 +325,7 @@ def _checkpoint(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tu
   return _recomputation(interp, eqn, values, frame), Keyed()
 
 
-def _recomputation(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> list:
+def _recomputation(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> list:
   """The backward half of a checkpoint: planted again; jax.checkpoint would lose its `differentiated` flag."""
   data, structure = jax.tree.flatten(frame.data)
 
@@ -343,7 +343,7 @@ def _recomputation(interp: Interpreter, eqn: Any, values: list, frame: Frame) ->
   return eqn.primitive.bind(*data, *values, **{**eqn.params, 'jaxpr': compat.raw(closed)})
 
 
-def _custom_jvp(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+def _custom_jvp(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   made = interp.plan.custom(eqn, values)
   if made is not None:
     return made, Keyed()
@@ -363,7 +363,7 @@ def _custom_jvp(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tu
   return _as_written(interp, eqn, primal, values, frame)
 
 
-def _as_written(interp: Interpreter, eqn: Any, primal: Any, values: list, frame: Frame) -> tuple:
+def _as_written(interp: Evaluator, eqn: Any, primal: Any, values: list, frame: Frame) -> tuple:
   """The body in place of the call and its rule; the call, if a plan that decides on the way left all as it was."""
   before = interp.plan.edited
   out, cells = interp.eval(primal, (), values, frame)
@@ -372,7 +372,7 @@ def _as_written(interp: Interpreter, eqn: Any, primal: Any, values: list, frame:
   return out, cells
 
 
-def _with_jvp_rule(interp: Interpreter, eqn: Any, rule: Any, values: list, frame: Frame) -> tuple:
+def _with_jvp_rule(interp: Evaluator, eqn: Any, rule: Any, values: list, frame: Frame) -> tuple:
   """Sows in the rule alone: they exist only while the function is being differentiated.
 
   What is read or planted there is a constant of the rule: its own tangents are ignored, as in Oryx.
@@ -409,7 +409,7 @@ def _with_jvp_rule(interp: Interpreter, eqn: Any, rule: Any, values: list, frame
   return f(*data, *values)
 
 
-def _custom_vjp(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+def _custom_vjp(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   made = interp.plan.custom(eqn, values)
   if made is not None:
     return made, Keyed()
@@ -428,7 +428,7 @@ def _untouched(eqn: Any, values: list) -> list:
 # --- devices ----------------------------------------------------------------------------------------------
 
 
-def _shard_map(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+def _shard_map(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   p = eqn.params
   devices = devices_of(p)
   planted = Keyed((k, d) for k, d in frame.data.items() if _names_in(k, interp, eqn))
@@ -472,21 +472,21 @@ def _spread(cell: Cell, names: tuple[str, ...]) -> Cell:
 # --- helpers ----------------------------------------------------------------------------------------------
 
 
-def _sown_in(interp: Interpreter, jaxpr: Any) -> list:
+def _sown_in(interp: Evaluator, jaxpr: Any) -> list:
   found = interp.program.walk(jaxpr)
   return [s for s in found if interp.plan.cares(frozenset([(s.tag, s.name)]))]
 
 
-def _sows_in(interp: Interpreter, jaxpr: Any) -> list[dict]:
+def _sows_in(interp: Evaluator, jaxpr: Any) -> list[dict]:
   return [{'name': s.name, 'mode': s.mode} for s in _sown_in(interp, jaxpr)]
 
 
-def _names_in(key: Any, interp: Interpreter, eqn: Any) -> bool:
+def _names_in(key: Any, interp: Evaluator, eqn: Any) -> bool:
   _, name, _ = key[1]
   return any(n == name for _, n in interp.program.tags_of(eqn))
 
 
-def _inside(key: Any, interp: Interpreter, eqn: Any, frame: Frame) -> bool:
+def _inside(key: Any, interp: Evaluator, eqn: Any, frame: Frame) -> bool:
   """Whether the data of `key` belongs to a sow inside the scan `eqn` at `frame`."""
   prefix = (*frame.key('')[2], '*')
   return _names_in(key, interp, eqn) and key[1][2][: len(prefix)] == prefix

@@ -24,9 +24,9 @@ from jax.extend import core as jex_core
 
 from mechjax import compat
 from mechjax.errors import HarvestError
-from mechjax.harvest import primitive as prim
-from mechjax.harvest.interpreter import label
-from mechjax.harvest.program import Program, make_key, name_and_path, place_of, sub_jaxprs
+from mechjax.programs.cells import label
+from mechjax.programs.program import Program, make_key, name_and_path, place_of, sub_jaxprs
+from mechjax.programs.tag import sow_p, sow_tangent_p
 
 
 def dead(program: Program, tag: Hashable, read: frozenset = frozenset()) -> frozenset:
@@ -89,7 +89,7 @@ class _Walk:
     if not any(t == self.tag for t, _ in self.program.tags_of(eqn)):
       return whole
     scope, path = place_of(eqn, scope, path)
-    if eqn.primitive is prim.sow_p or eqn.primitive is prim.sow_tangent_p:
+    if eqn.primitive is sow_p or eqn.primitive is sow_tangent_p:
       return self._sow(eqn, outs, scope, path)
     if eqn.primitive.name == 'scan':
       return self._scan(eqn, outs, scope, (*path, '*'))

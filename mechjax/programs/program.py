@@ -20,7 +20,7 @@ from jax.extend import core as jex_core
 
 from mechjax import compat, sites
 from mechjax.errors import HarvestError
-from mechjax.harvest import primitive as prim
+from mechjax.programs.tag import sow_p, sow_tangent_p
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Program:
     return self._equations[id(eqn)][1]
 
   def _find_tags(self, eqn: Any) -> frozenset:
-    if eqn.primitive is prim.sow_p or eqn.primitive is prim.sow_tangent_p:
+    if eqn.primitive is sow_p or eqn.primitive is sow_tangent_p:
       return frozenset([(eqn.params['tag'], name_and_path(eqn.params['name'], ())[0])])
     found: frozenset = frozenset()
     for sub in sub_jaxprs(eqn):
@@ -207,7 +207,7 @@ class Program:
   def walk(self, jaxpr: Any) -> Iterator[Sown]:
     """Every sow in `jaxpr`, in program order."""
     for eqn, *place in self._tagged(jaxpr, (), (), False):
-      if eqn.primitive is prim.sow_p:
+      if eqn.primitive is sow_p:
         yield _sown(eqn, *place)
 
   def refuse_moved(self, tag: Hashable, name: str, source: str | None = None) -> None:
@@ -224,7 +224,7 @@ class Program:
     forward = {(s.tag, s.key) for s in self.sown if not s.backward}
     for eqn, scope, path, backward in self._tagged(self.jaxpr, (), (), False):
       tag, (name, path) = eqn.params['tag'], name_and_path(eqn.params['name'], path)
-      derived = backward or eqn.primitive is prim.sow_tangent_p
+      derived = backward or eqn.primitive is sow_tangent_p
       if derived and (tag, make_key(scope, name, path)) not in forward:
         yield tag, scope, name
 
@@ -234,7 +234,7 @@ class Program:
       if not self.tags_of(eqn):
         continue
       inner_scope, inner_path = place_of(eqn, scope, path)
-      if eqn.primitive is prim.sow_p or eqn.primitive is prim.sow_tangent_p:
+      if eqn.primitive is sow_p or eqn.primitive is sow_tangent_p:
         yield eqn, inner_scope, inner_path, backward
       else:
         for sub, entry in self._bodies(eqn):

@@ -22,7 +22,7 @@ import numpy as np
 from jax.extend import core as jex_core
 
 from mechjax import compat
-from mechjax.harvest.program import struct_of, sub_jaxprs
+from mechjax.programs.program import struct_of, sub_jaxprs
 
 SMALL = 1024
 """Elements up to which two arrays are compared by value."""
