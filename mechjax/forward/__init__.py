@@ -39,9 +39,9 @@ from mechjax.forward import eager, stepped, traced
 from mechjax.forward.backward import Backward
 from mechjax.forward.run import BackwardRun, Run
 from mechjax.forward.segments import Layout
-from mechjax.harvest import reads
+from mechjax.harvest.selecting import live, select
 from mechjax.programs.program import Program, expand
-from mechjax.programs.repeats import refuse_repeats
+from mechjax.programs.repeats import refuse_twice
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG
 
@@ -106,12 +106,11 @@ def _choose(
   """The sites that `patterns` select in a program, and the keys of the sows they stand for."""
   known = program.cache.get(('chosen', patterns, tag))
   if known is None:
-    sown = reads.live(program, tag)
-    reads.refuse_twice(sown)
-    where = reads.select(patterns, program, tag)
+    sown = live(program, tag)
+    where = select(patterns, program, tag)
     chosen = set(where)
     keys = frozenset(s.key for s in sown if any(site in chosen for site in expand(s)))
-    refuse_repeats(program, tag, keys)
+    refuse_twice(program, tag, keys)
     known = program.cache['chosen', patterns, tag] = where, keys
   return known
 

@@ -30,7 +30,7 @@ from mechjax.programs.cells import Keyed
 from mechjax.programs.interpreter import Interpreter
 from mechjax.programs.program import Program
 from mechjax.programs.reach import refuse_dead
-from mechjax.programs.repeats import refuse_repeats
+from mechjax.programs.repeats import refuse_twice
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG
 
@@ -173,7 +173,7 @@ def _call(staged: Callable, s: _Settings, plants: Mapping, args: tuple, kwargs: 
     reads = [r for r in reads if admit(r.key[1])]
   written = frozenset(k for _, k in writes)
   read = frozenset(r.key for r in reads)
-  refuse_repeats(program, s.tag, read | written)
+  refuse_twice(program, s.tag, read | written)
   if written:
     every = frozenset(w.key for w in program.sown if s.reading and s.strict and admit(w.name))
     refuse_dead(program, s.tag, written, 'planted', read | every)

@@ -29,6 +29,7 @@ from mechjax.programs.cells import Cell, Keyed
 from mechjax.programs.interpreter import Interpreter
 from mechjax.programs.program import Program
 from mechjax.programs.reach import refuse_dead
+from mechjax.programs.repeats import refuse_twice
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG
 
@@ -62,6 +63,7 @@ def value_and_grad_at(
     compiled = program.cache.get(('gradients', plan, has_aux))
     if compiled is None:
       _check(reads)
+      refuse_twice(program, tag, keys)
       refuse_dead(program, tag, keys, 'differentiated')
       compiled = jax.jit(functools.partial(_pass, program, plan, reads, has_aux))
       program.cache['gradients', plan, has_aux] = compiled

@@ -16,11 +16,11 @@ import numpy as np
 
 from mechjax import sites
 from mechjax.errors import HarvestError, SiteError
-from mechjax.harvest import absence
 from mechjax.harvest.activations import Activations, Entry
 from mechjax.harvest.requests import Reading
+from mechjax.harvest.selecting import check_layers, live, select, slot_table
 from mechjax.programs.cells import Keyed, finish, label, where
-from mechjax.programs.program import Program, Sown, expand, expand_all
+from mechjax.programs.program import Program, Sown, expand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,17 +32,11 @@ class Read:
   sown: Sown
 
 
-def live(program: Program, tag: Hashable) -> list[Sown]:
-  """The sows of `tag` that a read can meet."""
-  return [s for s in program.sown if s.tag == tag and not s.backward]
-
-
 def resolve_reads(request: Any, program: Program, tag: Hashable) -> tuple[list[Read], Keyed]:
   """What `sites=` asks of a program: how to assemble the answer, and the slot tables."""
   if isinstance(request, Mapping):
     return _traced_reads(request, program, tag)
   sown = live(program, tag)
-  refuse_twice(sown)
   chosen = set(select(request, program, tag))
   reads, tables = [], Keyed()
   groups: dict[Any, int] = {}
@@ -57,39 +51,6 @@ def resolve_reads(request: Any, program: Program, tag: Hashable) -> tuple[list[R
     if s.lengths:
       tables['read', s.key] = _reading(s, mine, wanted, groups)
   return reads, tables
-
-
-def select(request: Any, program: Program, tag: Hashable) -> list[sites.Site]:
-  """The sites of a program that patterns select, in the order of the forward pass."""
-  there, skipped = expand_all(live(program, tag)), absence.skipped(program)
-  try:
-    return sites.select(request, [s for s in there if s not in skipped] if skipped else there)
-  except SiteError as e:
-    if explained := absence.explained(request, program):
-      raise explained from e
-    lost = [n for t, n in program.dropped if t == tag]
-    if not lost:
-      raise
-    raise SiteError(
-      e.what,
-      cause=f'JAX removed the sows of {lost} as dead code: their values do not reach the result of the derivative',
-      mend='harvest inside the derivative: jax.grad(call_and_reap(f), has_aux=True), not reap(jax.grad(f))',
-    ) from e
-
-
-def refuse_twice(sown: Sequence[Sown]) -> None:
-  seen: dict[sites.Site, Sown] = {}
-  for s in sown:
-    for site in expand(s):
-      other = seen.setdefault(site, s)
-      twice = other is not s and s.mode in ('strict', 'append') and s.source != other.source
-      if twice and other.key != s.key:
-        raise HarvestError(
-          f'{site} is sown twice',
-          where=f'{other.source} and {s.source}',
-          cause='two tags of one name, or a loop over layers that is not numbered',
-          mend="rename one of them, or wrap the layer's call in `with sites.layer(i):`",
-        )
 
 
 def _reading(
@@ -132,22 +93,6 @@ def _traced_reads(
         table if s.lengths else table[0], layers.shape[0], len(s.lengths), len(tables), again
       )
   return reads, tables
-
-
-def check_layers(layers: Any, chosen: Sequence[sites.Site], name: str) -> None:
-  """Raises where one of these layers of `name` does not exist, unless they are traced."""
-  if isinstance(layers, jax.core.Tracer):
-    return
-  have = {site.path[-1] for site in chosen if site.path}
-  for i in np.atleast_1d(np.asarray(layers)):
-    if int(i) not in have:
-      raise sites.unknown(f'{name}.{int(i)}', sorted(chosen))
-
-
-def slot_table(layers: jax.Array, indices: Sequence[int]) -> jax.Array:
-  """For each index the position at which it stands in `layers`, or len(layers) where it does not."""
-  hit = layers[None, :] == jnp.asarray(indices, jnp.int32)[:, None]
-  return jnp.where(hit.any(axis=1), hit.argmax(axis=1), layers.shape[0]).astype(jnp.int32)
 
 
 def assemble(reads: Sequence[Read], cells: Keyed, tables: Keyed) -> Activations:

@@ -19,8 +19,8 @@ import numpy as np
 from mechjax import sites
 from mechjax.errors import HarvestError
 from mechjax.harvest.functions import planted
-from mechjax.harvest.reads import check_layers, select, slot_table
 from mechjax.harvest.requests import Writing, fitted
+from mechjax.harvest.selecting import check_layers, select, slot_table
 from mechjax.programs.cells import Keyed, label
 from mechjax.programs.program import Program, Sown, expand
 

@@ -21,6 +21,7 @@ import jax
 from mechjax import compat
 from mechjax.programs.cells import Frame, Keyed, Plan
 from mechjax.programs.interpreter import Interpreter
+from mechjax.programs.primitives import Kind, kind_of
 from mechjax.programs.program import Program, struct_of
 from mechjax.programs.rules import check_branches
 from mechjax.programs.tag import sow_p, sow_tangent_p
@@ -50,7 +51,7 @@ class _UnderPredicate(Plan):
     return {**params, 'n_preds': 1, 'exclusive': (*self.exclusive, *params['exclusive'])}
 
   def custom(self, eqn: Any, values: list) -> list:
-    made = {'custom_jvp_call': _custom_jvp, 'custom_vjp_call': _custom_vjp}[eqn.primitive.name]
+    made = _custom_jvp if kind_of(eqn) is Kind.CUSTOM_JVP else _custom_vjp
     return made(eqn, self.exclusive)(self.pred, *values)
 
 

@@ -28,6 +28,7 @@ from mechjax import compat
 from mechjax.errors import HarvestError
 from mechjax.programs.bundles import SHORTEST, Bundle, schedule
 from mechjax.programs.cells import Cell, Frame, Keyed, Plan, merge
+from mechjax.programs.primitives import kind_of
 from mechjax.programs.program import Program, place_of
 from mechjax.programs.rules import RULES
 from mechjax.programs.tag import sow_p, sow_tangent_p
@@ -125,8 +126,8 @@ class Interpreter:
     return [*out, *preds]
 
   def _rule(self, eqn: Any) -> Any:
-    rule = RULES.get(eqn.primitive.name)
-    if rule is None:
+    kind = kind_of(eqn)
+    if kind is None:
       names = ', '.join(sorted(repr(n) for _, n in self.program.tags_of(eqn)))
       raise HarvestError(
         f'harvest has no rule for the primitive {eqn.primitive.name!r}, which holds the sow of {names}',
@@ -134,4 +135,4 @@ class Interpreter:
         cause='a sow inside a function that JAX hands to a solver or a hidden program',
         mend='move the sow out of that function, or return the value from it and sow the result',
       )
-    return rule
+    return RULES[kind]

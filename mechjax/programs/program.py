@@ -16,30 +16,22 @@ from typing import Any
 import jax
 import jax.extend.source_info_util as siu
 import numpy as np
-from jax.extend import core as jex_core
 
 from mechjax import compat, sites
 from mechjax.errors import HarvestError
+from mechjax.programs.primitives import (
+  ROUND,
+  Body,
+  Devices,
+  Kind,
+  Loop,
+  aligned,
+  bodies,
+  every_eqn,
+  kind_of,
+  sub_jaxprs,
+)
 from mechjax.programs.tag import sow_p, sow_tangent_p
-
-
-@dataclasses.dataclass(frozen=True)
-class Loop:
-  """A scan around a sow, of `length` iterations, which are layers."""
-
-  length: int
-
-
-ROUND = '@'
-"""A while loop around a sow. Its rounds are no layers, so a sow inside is the site that it would be outside."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Devices:
-  """A shard_map around a sow, manual over mesh axes of these names and sizes."""
-
-  names: tuple[str, ...]
-  sizes: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,11 +152,15 @@ class Program:
     ]
     self.cache: dict[Any, Any] = {}
 
+  def pin(self, *objects: Any) -> None:
+    """Keeps objects alive as long as the program, because they are known here by their addresses."""
+    self._pin += objects
+
   def tags_in(self, jaxpr: Any) -> frozenset:
     """The (tag, name) pairs sown anywhere inside `jaxpr`."""
     jaxpr = compat.raw(jaxpr)
     if id(jaxpr) not in self._tags:
-      self._pin.append(jaxpr)
+      self.pin(jaxpr)
       found: set = set()
       for eqn in jaxpr.eqns:
         found |= self.tags_of(eqn)
@@ -192,14 +188,14 @@ class Program:
     None where no rule will run. A rule that calls its own function, as those of `jax.nn` do, is not differentiated
     in its turn.
     """
-    if not self.differentiating or eqn.primitive.name != 'custom_jvp_call':
+    if not self.differentiating or kind_of(eqn) is not Kind.CUSTOM_JVP:
       return None
     if id(eqn) not in self._rules:
       _, jvp = compat.call_subfuns(eqn)
       avals = [struct_of(v.aval) for v in eqn.invars]
       with compat.staging_gate():
         rule = jax.make_jaxpr(lambda *xs: jvp.call_wrapped(*xs))(*avals, *avals)
-      self._pin += [eqn, rule]
+      self.pin(eqn, rule)
       self._rules[id(eqn)] = rule
       self._rules.update((id(e), None) for e in every_eqn(rule))
     return self._rules[id(eqn)]
@@ -237,26 +233,16 @@ class Program:
       if eqn.primitive is sow_p or eqn.primitive is sow_tangent_p:
         yield eqn, inner_scope, inner_path, backward
       else:
-        for sub, entry in self._bodies(eqn):
+        for body in self.bodies(
+          eqn
+        ):  # sows in the test of a while are listed, and refused to whoever wants them
           again = backward or bool(eqn.params.get('differentiated'))
-          yield from self._tagged(sub, inner_scope, inner_path + entry, again)
+          yield from self._tagged(body.jaxpr, inner_scope, inner_path + body.mark, again)
 
-  def _bodies(self, eqn: Any) -> Iterator[tuple[Any, tuple]]:
-    """Sub-jaxprs that hold sows, each with what they add to the path."""
-    name = eqn.primitive.name
-    if name == 'scan':
-      yield eqn.params['jaxpr'], (Loop(eqn.params['length']),)
-    elif name == 'while':
-      yield eqn.params['cond_jaxpr'], (ROUND,)  # listed, and refused by whoever wants it
-      yield eqn.params['body_jaxpr'], (ROUND,)
-    elif name == compat.SHARD_MAP:
-      yield eqn.params['jaxpr'], (devices_of(eqn.params),)
-    else:
-      bodies, rule = sub_jaxprs(eqn), self.jvp_rule(eqn)
-      if rule is not None:
-        bodies = [*bodies, rule]
-      for sub in bodies:
-        yield sub, ()
+  def bodies(self, eqn: Any) -> list[Body]:
+    """The programs that an equation holds, the jvp rule that will run in place of one included."""
+    found, rule = bodies(eqn), self.jvp_rule(eqn)
+    return found if rule is None else [*found, aligned(eqn, rule)]
 
 
 def opened(closed: Any) -> tuple[Any, list[Any]]:
@@ -266,30 +252,6 @@ def opened(closed: Any) -> tuple[Any, list[Any]]:
     return jaxpr, consts
   inputs = [*jaxpr.constvars, *jaxpr.invars]
   return compat.raw(compat.make_closed(jaxpr, inputs, jaxpr.outvars, jaxpr.eqns)), consts
-
-
-def devices_of(params: dict[str, Any]) -> Devices:
-  """The manual mesh axes of a shard_map."""
-  mesh = params['mesh']
-  manual = params.get('newly_manual_axes') or params.get('manual_axes') or mesh.axis_names
-  names = tuple(n for n in mesh.axis_names if n in manual)
-  return Devices(names, tuple(mesh.shape[n] for n in names))
-
-
-def sub_jaxprs(eqn: Any) -> list[Any]:
-  """Every jaxpr among the parameters of `eqn`, hidden ones included."""
-  if not eqn.params:
-    return []
-  found = list(jex_core.jaxprs_in_params(eqn.params))
-  return found or compat.hidden_jaxprs(eqn.params)
-
-
-def every_eqn(jaxpr: Any) -> Iterator[Any]:
-  """Every equation of a jaxpr, however deep."""
-  for eqn in compat.raw(jaxpr).eqns:
-    yield eqn
-    for sub in sub_jaxprs(eqn):
-      yield from every_eqn(sub)
 
 
 def _sown(eqn: Any, scope: tuple, path: tuple, backward: bool) -> Sown:

@@ -25,7 +25,8 @@ from jax.extend import core as jex_core
 from mechjax import compat
 from mechjax.errors import HarvestError
 from mechjax.programs.cells import label
-from mechjax.programs.program import Program, make_key, name_and_path, place_of, sub_jaxprs
+from mechjax.programs.primitives import Body, Kind, kind_of
+from mechjax.programs.program import Program, make_key, name_and_path, place_of
 from mechjax.programs.tag import sow_p, sow_tangent_p
 
 
@@ -85,27 +86,36 @@ class _Walk:
     return [v in needed for v in jaxpr.invars]
 
   def _equation(self, eqn: Any, outs: list[bool], scope: tuple, path: tuple) -> Sequence[bool]:
-    whole = [any(outs) or bool(eqn.effects)] * len(eqn.invars)
+    whole = any(outs) or bool(eqn.effects)
     if not any(t == self.tag for t, _ in self.program.tags_of(eqn)):
-      return whole
+      return [whole] * len(eqn.invars)
     scope, path = place_of(eqn, scope, path)
     if eqn.primitive is sow_p or eqn.primitive is sow_tangent_p:
       return self._sow(eqn, outs, scope, path)
-    if eqn.primitive.name == 'scan':
-      return self._scan(eqn, outs, scope, (*path, '*'))
-    if eqn.primitive.name == 'while':
-      return self._while(eqn, any(whole), scope, path)
-    ins = list(whole) if eqn.primitive.name == 'cond' else [False] * len(eqn.invars)
-    rule = self.program.jvp_rule(eqn)
-    for sub in [*sub_jaxprs(eqn), *([] if rule is None else [rule])]:
-      n_in, n_out = (len(vs) for vs in (compat.raw(sub).invars, compat.raw(sub).outvars))
-      alike = n_out == len(outs) and n_in <= len(ins)
-      found = self.body(sub, outs if alike else [any(outs)] * n_out, scope, path)
-      if not alike:
-        ins = whole
-      elif n_in:  # operands come last, behind what chooses a branch
-        ins[-n_in:] = [a or b for a, b in zip(ins[-n_in:], found)]
+    kind = kind_of(eqn)
+    if kind is Kind.WHILE:  # which of its results the test needs is not followed up
+      names = {name for _, name, _ in self.read}
+      whole = whole or any(name in names for _, name in self.program.tags_of(eqn))
+      outs = [whole] * len(outs)
+    ins = [whole and kind in (Kind.COND, Kind.WHILE)] * len(eqn.invars)
+    for body in self.program.bodies(eqn):
+      found = self._through(body, outs, scope, path)
+      if body.ins is None:
+        ins = [whole] * len(ins)
+      for i, needed in zip(body.ins or (), found):
+        ins[i] = ins[i] or needed
     return ins
+
+  def _through(self, body: Body, outs: list[bool], scope: tuple, path: tuple) -> list[bool]:
+    """Which inputs of a body are needed, in any of its iterations."""
+    used = list(outs) if body.returns else [any(outs)] * len(compat.raw(body.jaxpr).outvars)
+    first, n = body.carry
+    while True:
+      ins = self.body(body.jaxpr, used, scope, path + body.mark)
+      ins[first : first + n] = [u or i for u, i in zip(used, ins[first : first + n])]
+      if ins[first : first + n] == used[:n]:
+        return ins
+      used[:n] = ins[first : first + n]
 
   def _sow(self, eqn: Any, outs: list[bool], scope: tuple, path: tuple) -> list[bool]:
     name, path = name_and_path(eqn.params['name'], path)
@@ -114,23 +124,6 @@ class _Walk:
     if any(outs) and mine:
       self.reaching.add(key)
     return [any(outs) or (mine and key in self.read)] * len(eqn.invars)
-
-  def _scan(self, eqn: Any, outs: list[bool], scope: tuple, path: tuple) -> list[bool]:
-    n_consts, n_carry = compat.scan_split(eqn.params)
-    carry = outs[:n_carry]
-    while True:
-      ins = self.body(eqn.params['jaxpr'], [*carry, *outs[n_carry:]], scope, path)
-      again = [a or b for a, b in zip(carry, ins[n_consts : n_consts + n_carry])]
-      if again == carry:
-        return [*ins[:n_consts], *carry, *ins[n_consts + n_carry :]]
-      carry = again
-
-  def _while(self, eqn: Any, used: bool, scope: tuple, path: tuple) -> list[bool]:
-    names = {name for _, name, _ in self.read}
-    used = used or any(name in names for _, name in self.program.tags_of(eqn))
-    for body in (eqn.params['cond_jaxpr'], eqn.params['body_jaxpr']):
-      self.body(body, [used] * len(compat.raw(body).outvars), scope, path)
-    return [used] * len(eqn.invars)
 
 
 def _literal(v: Any) -> bool:

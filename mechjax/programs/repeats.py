@@ -2,6 +2,9 @@
 
 A reader of `mlp_out.5` must not have to ask which of two values it is, so a strict name sown twice is an error
 before anything runs, naming both lines. Branches of a cond may each sow it, since one of them runs.
+
+There are two ways to sow twice: two equations of one key (two tags on one straight line), and two keys that stand for
+one site (a layer of a scan, and a layer of that number outside it).
 """
 
 from __future__ import annotations
@@ -11,25 +14,43 @@ from typing import Any
 
 import jax.extend.source_info_util as siu
 
-from mechjax import compat
+from mechjax import compat, sites
 from mechjax.errors import HarvestError
 from mechjax.programs.cells import in_other_branch, label
-from mechjax.programs.program import (
-  Program,
-  make_key,
-  name_and_path,
-  place_of,
-  sub_jaxprs,
-)
+from mechjax.programs.primitives import Kind, bodies, kind_of
+from mechjax.programs.program import Program, Sown, expand, make_key, name_and_path, place_of
 from mechjax.programs.tag import sow_p
 
+STRICT = ('strict', 'append')
 
-def refuse_repeats(program: Program, tag: Hashable, keys: frozenset) -> None:
+
+def refuse_twice(program: Program, tag: Hashable, keys: frozenset) -> None:
   """Raises HarvestError if one of `keys` is sown twice where both sows run, and not with mode='clobber'."""
   fine = program.cache.setdefault(('repeats', tag), set())
-  if keys not in fine:
-    _Walk(program, tag, keys).walk(program.jaxpr, (), (), {})
-    fine.add(keys)
+  if keys in fine:
+    return
+  _refuse_one_site(program, tag)
+  _Walk(program, tag, keys).walk(program.jaxpr, (), (), {})
+  fine.add(keys)
+
+
+def _refuse_one_site(program: Program, tag: Hashable) -> None:
+  """Raises where two keys stand for one site."""
+  seen: dict[sites.Site, Sown] = {}
+  for s in program.sown:
+    for site in expand(s) if s.tag == tag and not s.backward else ():
+      other = seen.setdefault(site, s)
+      if other.key != s.key and s.mode in STRICT and s.source != other.source:
+        raise _twice(str(site), other.source, s.source)
+
+
+def _twice(name: str, one: str, other: str) -> HarvestError:
+  return HarvestError(
+    f'{name} is sown twice',
+    where=f'{one} and {other}',
+    cause='two tags of one name, or a loop over layers that is not numbered',
+    mend="rename one of them, wrap the layer's call in `with sites.layer(i):`, or sow with mode='clobber'",
+  )
 
 
 class _Walk:
@@ -41,33 +62,26 @@ class _Walk:
     for eqn in compat.raw(jaxpr).eqns:
       if not any(t == self.tag for t, _ in self.program.tags_of(eqn)):
         continue
-      here = place_of(eqn, scope, path)
+      scope_, path_ = place_of(eqn, scope, path)
       if eqn.primitive is sow_p:
-        self._sow(eqn, *here, seen)
-      elif eqn.primitive.name == 'cond':
-        branches = [dict(seen) for _ in eqn.params['branches']]
-        for branch, mine in zip(eqn.params['branches'], branches):
-          self.walk(branch, *here, mine)
+        self._sow(eqn, scope_, path_, seen)
+      elif kind_of(eqn) is Kind.COND:
+        branches = [dict(seen) for _ in bodies(eqn)]
+        for body, mine in zip(bodies(eqn), branches):
+          self.walk(body.jaxpr, scope_, path_, mine)
         for mine in branches:
           seen.update(mine)
       elif not eqn.params.get('differentiated'):
-        loop = ('*',) if eqn.primitive.name == 'scan' else ()
-        for sub in sub_jaxprs(eqn):
-          self.walk(sub, here[0], here[1] + loop, seen)
+        for body in bodies(eqn):
+          self.walk(body.jaxpr, scope_, path_ + body.mark, seen)
 
   def _sow(self, eqn: Any, scope: tuple, path: tuple, seen: dict) -> None:
     p = eqn.params
     name, path = name_and_path(p['name'], path)
     key = make_key(scope, name, path)
-    if key not in self.keys or p['mode'] not in ('strict', 'append'):
+    if key not in self.keys or p['mode'] not in STRICT:
       return
     if key not in seen or in_other_branch(seen[key].params['exclusive'], p['exclusive']):
       seen[key] = eqn
       return
-    other = seen[key]
-    raise HarvestError(
-      f'{label(key)} is sown twice',
-      where=f'{siu.summarize(other.source_info)} and {siu.summarize(eqn.source_info)}',
-      cause='two tags of one name, or a loop over layers that is not numbered',
-      mend="rename one of them, wrap the layer's call in `with sites.layer(i):`, or sow with mode='clobber'",
-    )
+    raise _twice(label(key), *(siu.summarize(e.source_info) for e in (seen[key], eqn)))

@@ -18,7 +18,8 @@ among its outputs. What a cell costs is decided here (measured figures for XLA o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -27,25 +28,30 @@ import jax.numpy as jnp
 from mechjax import compat
 from mechjax.errors import HarvestError
 from mechjax.programs.cells import Cell, Evaluator, Frame, Iteration, Keyed, label, where
-from mechjax.programs.program import ROUND, devices_of
-
-
-def _jit(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
-  # Inlined: every harvest runs under a jit of its own. User-given shardings are kept as constraints.
-  p = eqn.params
-  values = [_constrained(x, s) for x, s in zip(values, p['in_shardings'])]
-  out, cells = interp.eval(p['jaxpr'], (), values, frame)
-  return [_constrained(x, s) for x, s in zip(out, p['out_shardings'])], cells
-
-
-def _constrained(x: Any, sharding: Any) -> Any:
-  if isinstance(sharding, jax.sharding.Sharding):
-    return jax.lax.with_sharding_constraint(x, sharding)
-  return x
+from mechjax.programs.primitives import (
+  ROUND,
+  Kind,
+  body_of,
+  devices_of,
+  split_scan,
+  split_while,
+)
 
 
 def _call(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
-  return interp.eval(eqn.params['call_jaxpr'], (), values, frame)
+  # Inlined: every harvest runs under a jit of its own. User-given shardings are kept as constraints.
+  p = eqn.params
+  values = _constrained(values, p.get('in_shardings', ()))
+  out, cells = interp.eval(body_of(eqn), (), values, frame)
+  return _constrained(out, p.get('out_shardings', ())), cells
+
+
+def _constrained(values: list, shardings: Sequence[Any]) -> list:
+  constrain = jax.lax.with_sharding_constraint
+  return [
+    constrain(x, s) if isinstance(s, jax.sharding.Sharding) else x
+    for x, s in itertools.zip_longest(values, shardings)
+  ]
 
 
 # --- loops ----------------------------------------------------------------------------------------------
@@ -54,12 +60,8 @@ def _call(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
 def _unrolled(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   """A scan written out: every iteration stands at a static layer."""
   p = eqn.params
-  n_consts, n_carry = compat.scan_split(p)
-  consts, carry, xs = (
-    values[:n_consts],
-    values[n_consts : n_consts + n_carry],
-    values[n_consts + n_carry :],
-  )
+  consts, carry, xs = split_scan(p, values)
+  n_carry = len(carry)
   order = range(p['length'])
   rows: dict[int, list] = {}
   cells = Keyed()
@@ -78,12 +80,8 @@ def _scan(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   if interp.plan.unroll_scans and p['length']:
     return _unrolled(interp, eqn, values, frame)
   interp.plan.check_loop('scan', _sows_in(interp, p['jaxpr']))
-  n_consts, n_carry = compat.scan_split(p)
-  consts, init, xs = (
-    values[:n_consts],
-    values[n_consts : n_consts + n_carry],
-    values[n_consts + n_carry :],
-  )
+  consts, init, xs = split_scan(p, values)
+  n_carry = len(init)
   length = p['length']
   sliced = {k: d for k, d in frame.data.items() if d.scans and _inside(k, interp, eqn, frame)}
   data_xs = Keyed((k, d.per_iteration()) for k, d in sliced.items())
@@ -201,9 +199,7 @@ def _while(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
       mend='compute the value in the body, sow it there, and carry what the condition needs',
     )
   interp.plan.check_loop('while_loop', _sows_in(interp, p['body_jaxpr']))
-  n_cond, n_body = p['cond_nconsts'], p['body_nconsts']
-  cond_consts, body_consts = values[:n_cond], values[n_cond : n_cond + n_body]
-  init = values[n_cond + n_body :]
+  cond_consts, body_consts, init = split_while(p, values)
   here = dataclasses.replace(frame, path=(*frame.path, ROUND))
 
   def step(carry):
@@ -492,19 +488,13 @@ def _inside(key: Any, interp: Evaluator, eqn: Any, frame: Frame) -> bool:
   return _names_in(key, interp, eqn) and key[1][2][: len(prefix)] == prefix
 
 
-RULES: dict[str, Callable] = {
-  'jit': _jit,
-  'pjit': _jit,
-  'closed_call': _call,
-  'core_call': _call,
-  'eval_jaxpr': _call,  # both of these from JAX 0.12
-  'scan': _scan,
-  'while': _while,
-  'cond': _cond,
-  'checkpoint': _checkpoint,
-  'remat': _checkpoint,
-  'remat2': _checkpoint,
-  'custom_jvp_call': _custom_jvp,
-  'custom_vjp_call': _custom_vjp,
-  compat.SHARD_MAP: _shard_map,
+RULES: dict[Kind, Callable] = {
+  Kind.CALL: _call,
+  Kind.SCAN: _scan,
+  Kind.WHILE: _while,
+  Kind.COND: _cond,
+  Kind.CHECKPOINT: _checkpoint,
+  Kind.CUSTOM_JVP: _custom_jvp,
+  Kind.CUSTOM_VJP: _custom_vjp,
+  Kind.SHARD_MAP: _shard_map,
 }
