@@ -39,8 +39,8 @@ from mechjax.harvest.selecting import live, select
 from mechjax.programs.cells import Frame, Keyed, Plan
 from mechjax.programs.interpreter import Interpreter
 from mechjax.programs.line import Line, Op, Origin, Ref, evaluate, read
-from mechjax.programs.primitives import CALLS, Kind, body_of, kind_of
-from mechjax.programs.program import Program, expand, make_key, name_and_path, struct_of
+from mechjax.programs.primitives import CALLS, Kind, Loop, body_of, kind_of
+from mechjax.programs.program import Program, Sown, expand, make_key, name_and_path, struct_of
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG, sow, sow_p
 
@@ -342,13 +342,19 @@ def _plan(program: Program, inputs: Any, outputs: Any, tag: Hashable) -> tuple:
 
 
 def _same_iteration(sown: dict, ins: list, outs: list, many: bool) -> None:
-  scanned = {s.path for s in [*ins, *outs] if sown[s].lengths}
+  scanned = {_iteration(s, sown[s]) for s in [*ins, *outs] if sown[s].lengths}
   if scanned and not many and len(scanned) > 1:
     raise HarvestError(
       f'{outs[0]} and {ins[0]} lie in different iterations of a scan',
       cause='between them stands the rest of the loop',
       mend='plant and reap instead: harvest(f, sites=outputs)({input: value}, *args)',
     )
+
+
+def _iteration(site: sites_lib.Site, sown: Sown) -> tuple[int, ...]:
+  """The iterations of the scans around a site."""
+  around = [p for p in sown.path if isinstance(p, int | Loop)]
+  return tuple(n for n, p in zip(site.path, around) if isinstance(p, Loop))
 
 
 def _captured(

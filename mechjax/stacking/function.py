@@ -7,7 +7,8 @@ Arguments of other shapes are staged again when they come.
 
 Sharp edges. The scan sums in the same order as the loop did, but XLA compiles another program: results agree to
 rounding, not to the bit. The function is taken to have no side effects, as for `jax.jit`. Call it under `jax.jit`:
-called plainly it evaluates equation by equation.
+called plainly it evaluates equation by equation. Layers that lie in one `jax.checkpoint` are checkpointed one by
+one, with its policy.
 """
 
 from __future__ import annotations
