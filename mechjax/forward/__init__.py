@@ -40,7 +40,7 @@ from mechjax.forward.backward import Backward
 from mechjax.forward.run import BackwardRun, Run
 from mechjax.forward.segments import Layout
 from mechjax.harvest.selecting import live, select
-from mechjax.programs.program import Program, expand
+from mechjax.programs.program import Program
 from mechjax.programs.repeats import refuse_twice
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG
@@ -109,7 +109,7 @@ def _choose(
     sown = live(program, tag)
     where = select(patterns, program, tag)
     chosen = set(where)
-    keys = frozenset(s.key for s in sown if any(site in chosen for site in expand(s)))
+    keys = frozenset(s.key for s in sown if any(site in chosen for site in s.all_sites))
     refuse_twice(program, tag, keys)
     known = program.cache['chosen', patterns, tag] = where, keys
   return known

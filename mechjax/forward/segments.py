@@ -38,8 +38,9 @@ from mechjax.forward.tape import (
   While,
 )
 from mechjax.programs.line import Line, Op, Ref, evaluator
-from mechjax.programs.primitives import ROUND, Kind, body_of, kind_of, split_scan
-from mechjax.programs.program import Program, make_key, name_and_path, struct_of
+from mechjax.programs.places import ROUND, TOP, Place, name_and_path
+from mechjax.programs.primitives import Kind, body_of, kind_of, split_scan
+from mechjax.programs.program import Program, struct_of
 from mechjax.programs.structure import segment_key
 from mechjax.programs.tag import sow_tangent_p
 
@@ -57,22 +58,22 @@ class Layout:
 
   def __init__(self, program: Program, tag: Hashable, wanted: frozenset):
     self.program, self.tag, self.wanted = program, tag, wanted
-    self.names = {key[1] for key in wanted}
+    self.names = {key.name for key in wanted}
     self.compiled: dict[Any, Callable] = program.cache.setdefault('segments', {})
     self.backward_keys: dict[int, Any] = {}
     self.n_segments = 0
     self._used: set[Any] = set()
-    self.tape = self.write(program.jaxpr, (), ())
+    self.tape = self.write(program.jaxpr, TOP)
 
   @property
   def n_distinct(self) -> int:
     return len(self._used)
 
-  def write(self, jaxpr: Any, scope: tuple, path: tuple, backward: bool = False) -> Tape:
+  def write(self, jaxpr: Any, place: Place, backward: bool = False) -> Tape:
     """The tape of a jaxpr."""
     writer = _Writer(self, backward)
     ins = writer.fresh(compat.raw(jaxpr).invars)
-    return writer.cut(ins, writer.inline(jaxpr, ins, scope, path))
+    return writer.cut(ins, writer.inline(jaxpr, ins, place))
 
   def holds_wanted(self, eqn: Any) -> bool:
     return any(t == self.tag and n in self.names for t, n in self.program.tags_of(eqn))
@@ -99,10 +100,10 @@ class _Writer(Line):
     """Arrays are lifted to inputs of the segments; scalars stay where they are."""
     return self.constant(literal.val) if np.ndim(literal.val) else literal
 
-  def opens(self, eqn: Any, path: tuple) -> bool:
+  def opens(self, eqn: Any, place: Place) -> bool:
     return self.layout.holds_wanted(eqn) and eqn.params.get('length') != 0
 
-  def open(self, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence[Ref]:
+  def open(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
     kind = kind_of(eqn)
     if kind not in _STEPS:
       raise RunError(
@@ -110,24 +111,23 @@ class _Writer(Line):
         where=siu.summarize(eqn.source_info),
         mend='use harvest.reap or harvest.plant there, or iterate under jax.jit',
       )
-    return _STEPS[kind](self, eqn, refs, scope, path)
+    return _STEPS[kind](self, eqn, refs, place)
 
-  def sow(self, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence[Ref]:
+  def sow(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
     p = eqn.params
-    name, path = name_and_path(p['name'], path)
-    key = make_key(scope, name, path)
+    key = place.key(p['name'])
     wanted = p['tag'] == self.layout.tag and key in self.layout.wanted
     if not wanted:
       return refs
-    full_name = '/'.join([*scope, name])
+    name, path = key.full_name, name_and_path(p['name'], place.path)[1]
     tangent = eqn.primitive is sow_tangent_p
     n = len(p['leaves']) if tangent else len(refs) - p['n_preds']
     outs = self.fresh(eqn.outvars[:n])
     if tangent or self.backward:
       preds = refs[n : n + p['n_preds']]
-      self.steps.append(Echo(full_name, path, p if tangent else None, refs[:n], preds, outs))
+      self.steps.append(Echo(name, path, p if tangent else None, refs[:n], preds, outs))
     else:
-      self.steps.append(Cut(full_name, path, p['tree'], refs[:n], refs[n:], outs))
+      self.steps.append(Cut(name, path, p['tree'], refs[:n], refs[n:], outs))
     return [*outs, *refs[n:]]
 
   def sink(self) -> None:
@@ -211,28 +211,28 @@ def _liveness(steps: list, outs: Sequence[Ref]) -> list[tuple[int, ...]]:
 # --- primitives that hold programs ------------------------------------------------------------------------
 
 
-def _called(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence:
-  return writer.inline(body_of(eqn), refs, scope, path)
+def _called(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
+  return writer.inline(body_of(eqn), refs, place)
 
 
-def _checkpointed(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence:
+def _checkpointed(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   before = writer.backward
   writer.backward = before or eqn.params['differentiated']
-  out = _called(writer, eqn, refs, scope, path)
+  out = _called(writer, eqn, refs, place)
   writer.backward = before
   return out
 
 
-def _custom(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence:
+def _custom(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   enter = Enter(eqn, refs, writer.fresh(eqn.invars))
   writer.steps.append(enter)
-  out = _called(writer, eqn, enter.outs, scope, path)
+  out = _called(writer, eqn, enter.outs, place)
   leave = Leave(tuple(out), writer.fresh(eqn.outvars))
   writer.steps.append(leave)
   return leave.outs
 
 
-def _scanned(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence:
+def _scanned(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   p = eqn.params
   inner = _Writer(writer.layout, writer.backward)
   consts, carry, stacked = split_scan(p, compat.raw(p['jaxpr']).invars)
@@ -240,9 +240,9 @@ def _scanned(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) 
   writer.program.pin(slices)
   fixed = inner.fresh([*consts, *carry])
   index_and_stacks = inner.fresh(slices.invars)
-  xs = inner.inline(slices, index_and_stacks, scope, path)
+  xs = inner.inline(slices, index_and_stacks, place)
   inner.sink()
-  results = inner.inline(p['jaxpr'], [*fixed, *xs], scope, (*path, LOOP))
+  results = inner.inline(p['jaxpr'], [*fixed, *xs], place.within(LOOP))
   tape = inner.cut((*fixed, *index_and_stacks), results)
   outs = writer.fresh(eqn.outvars)
   writer.steps.append(Scan(tape, p['length'], p['reverse'], len(consts), len(carry), refs, outs))
@@ -259,19 +259,19 @@ def _slices_of(xs: list[jax.ShapeDtypeStruct], length: int) -> Any:
   return compat.raw(jax.make_jaxpr(take)(jax.ShapeDtypeStruct((), np.int32), stacks))
 
 
-def _looped(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence:
+def _looped(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   p = eqn.params
   write = functools.partial(writer.layout.write, backward=writer.backward)
-  test = write(p['cond_jaxpr'], scope, (*path, ROUND))
-  body = write(p['body_jaxpr'], scope, (*path, ROUND))
+  test = write(p['cond_jaxpr'], place.within(ROUND))
+  body = write(p['body_jaxpr'], place.within(ROUND))
   step = While(test, body, p['cond_nconsts'], p['body_nconsts'], refs, writer.fresh(eqn.outvars))
   writer.steps.append(step)
   return step.outs
 
 
-def _branched(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence:
+def _branched(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   write = functools.partial(writer.layout.write, backward=writer.backward)
-  tapes = [write(b, scope, path) for b in eqn.params['branches']]
+  tapes = [write(b, place) for b in eqn.params['branches']]
   step = Branch(tapes, refs, writer.fresh(eqn.outvars))
   writer.steps.append(step)
   return step.outs

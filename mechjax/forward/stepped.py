@@ -35,7 +35,7 @@ from mechjax.forward.tape import (
 )
 from mechjax.harvest.plans import cut_tangents, tangent_shapes
 from mechjax.programs.cells import where
-from mechjax.programs.primitives import ROUND
+from mechjax.programs.places import ROUND
 from mechjax.programs.reach import refuse_dead_at
 
 Visit = tuple[sites.Site, Any]

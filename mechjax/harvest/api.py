@@ -170,7 +170,7 @@ def _call(staged: Callable, s: _Settings, plants: Mapping, args: tuple, kwargs: 
   tables = Keyed()
   if s.reading and not s.strict:
     reads, tables = reading.resolve_reads(s.request, program, s.tag)
-    reads = [r for r in reads if admit(r.key[1])]
+    reads = [r for r in reads if admit(r.key.name)]
   written = frozenset(k for _, k in writes)
   read = frozenset(r.key for r in reads)
   refuse_twice(program, s.tag, read | written)

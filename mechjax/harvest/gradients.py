@@ -25,7 +25,7 @@ from mechjax.harvest.activations import Activations
 from mechjax.harvest.plans import HarvestPlan
 from mechjax.harvest.reads import Read, assemble, resolve_reads
 from mechjax.harvest.requests import Writing
-from mechjax.programs.cells import Cell, Keyed
+from mechjax.programs.cells import Cell, DataKey, Keyed
 from mechjax.programs.interpreter import Interpreter
 from mechjax.programs.program import Program
 from mechjax.programs.reach import refuse_dead
@@ -83,7 +83,7 @@ def _pass(
   values: list,
 ) -> tuple:
   def run(deltas: Keyed) -> tuple:
-    taps = Keyed((('write', r.key), _tap(r, tables, deltas[r.key])) for r in reads)
+    taps = Keyed((DataKey('write', r.key), _tap(r, tables, deltas[r.key])) for r in reads)
     out, cells = Interpreter(program, plan).run(values, Keyed({**tables, **taps}))
     out = program.out_tree.unflatten(out)
     return _scalar(out[0] if has_aux else out), (out, cells)
@@ -95,7 +95,7 @@ def _pass(
 
 def _zeros(read: Read, tables: Keyed) -> list[jax.Array]:
   """One zero per value that is read, laid out as the read lays them out."""
-  table = tables.get(('read', read.key))
+  table = tables.get(DataKey('read', read.key))
   lead: tuple[int, ...] = ()
   if table is not None and read.sown.lengths:
     lead = read.sown.lengths if table.table is None else (table.k,)
@@ -104,7 +104,7 @@ def _zeros(read: Read, tables: Keyed) -> list[jax.Array]:
 
 
 def _tap(read: Read, tables: Keyed, zeros: list[jax.Array]) -> Writing:
-  table, scans = tables.get(('read', read.key)), len(read.sown.lengths)
+  table, scans = tables.get(DataKey('read', read.key)), len(read.sown.lengths)
   if table is None or not scans:
     return Writing(None, zeros, None, (), 1, scans, False, tap=True)
   if table.table is None:

@@ -19,15 +19,16 @@ from mechjax.errors import HarvestError, SiteError
 from mechjax.harvest.activations import Activations, Entry
 from mechjax.harvest.requests import Reading
 from mechjax.harvest.selecting import check_layers, live, select, slot_table
-from mechjax.programs.cells import Keyed, finish, label, where
-from mechjax.programs.program import Program, Sown, expand
+from mechjax.programs.cells import DataKey, Keyed, finish, where
+from mechjax.programs.places import Key
+from mechjax.programs.program import Program, Sown
 
 
 @dataclasses.dataclass(frozen=True)
 class Read:
   """How the cells of one key become an entry of `Activations`."""
 
-  key: tuple
+  key: Key
   entry: Entry
   sown: Sown
 
@@ -41,7 +42,7 @@ def resolve_reads(request: Any, program: Program, tag: Hashable) -> tuple[list[R
   reads, tables = [], Keyed()
   groups: dict[Any, int] = {}
   for s in {s.key: s for s in sown}.values():
-    mine = expand(s)
+    mine = s.all_sites
     wanted = [site for site in mine if site in chosen]
     if not wanted:
       continue
@@ -49,12 +50,12 @@ def resolve_reads(request: Any, program: Program, tag: Hashable) -> tuple[list[R
       Read(s.key, Entry(wanted[0].name, tuple(w.path for w in wanted), bool(s.lengths)), s)
     )
     if s.lengths:
-      tables['read', s.key] = _reading(s, mine, wanted, groups)
+      tables[DataKey('read', s.key)] = _reading(s, mine, wanted, groups)
   return reads, tables
 
 
 def _reading(
-  s: Sown, mine: list[sites.Site], wanted: list[sites.Site], groups: dict[Any, int]
+  s: Sown, mine: Sequence[sites.Site], wanted: list[sites.Site], groups: dict[Any, int]
 ) -> Reading:
   if len(wanted) == len(mine):
     return Reading(None, len(mine), len(s.lengths), 0)
@@ -82,14 +83,14 @@ def _traced_reads(
     for s in {
       s.key: s for s in live(program, tag) if s.site_at((0,) * len(s.lengths)).name == name
     }.values():
-      paths = [site.path for site in expand(s)]
+      paths = [site.path for site in s.all_sites]
       if len(paths[0]) != 1:
         raise HarvestError(
           f'{name!r} has no single layer axis', mend='name its sites in full, as in sites=["x.0.3"]'
         )
       table = slot_table(layers, [p[0] for p in paths])
       reads.append(Read(s.key, Entry(name, None, True), s))
-      tables['read', s.key] = Reading(
+      tables[DataKey('read', s.key)] = Reading(
         table if s.lengths else table[0], layers.shape[0], len(s.lengths), len(tables), again
       )
   return reads, tables
@@ -102,11 +103,11 @@ def assemble(reads: Sequence[Read], cells: Keyed, tables: Keyed) -> Activations:
   for r in reads:
     leaves = finish(cells[r.key])
     flat_scans = len(r.sown.lengths)
-    if flat_scans > 1 and tables['read', r.key].table is None:
+    if flat_scans > 1 and tables[DataKey('read', r.key)].table is None:
       leaves = [x.reshape((-1, *x.shape[flat_scans:])) for x in leaves]
     key = r.key if r.entry.paths is not None else r.entry.name
     if r.entry.paths is None and not flat_scans:
-      table = tables['read', r.key]
+      table = tables[DataKey('read', r.key)]
       hit = jnp.arange(table.k) == table.table
       before = values.get(key) or [
         jnp.zeros_like(jnp.broadcast_to(x, (table.k, *x.shape))) for x in leaves
@@ -115,7 +116,7 @@ def assemble(reads: Sequence[Read], cells: Keyed, tables: Keyed) -> Activations:
     shapes = tuple(x.shape for x in leaves)
     entries[key], values[key] = dataclasses.replace(r.entry, shapes=shapes), leaves
   for name, key in {r.entry.name: r.key for r in reads if r.entry.paths is None}.items():
-    values[name] = [_repeated(x, tables['read', key].again) for x in values[name]]
+    values[name] = [_repeated(x, tables[DataKey('read', key)].again) for x in values[name]]
   trees = {r.key if r.entry.paths is not None else r.entry.name: r.sown.tree for r in reads}
   return Activations(list(entries.values()), [trees[k].unflatten(v) for k, v in values.items()])
 
@@ -135,7 +136,7 @@ def by_name(cells: Keyed, program: Program) -> dict:
   out: dict = {}
   for key, cell in cells.items():
     inner = out
-    for scope in key[0]:
+    for scope in key.scope:
       inner = inner.setdefault(scope, {})
-    inner[label(((), *key[1:]))] = trees[key].unflatten(finish(cell))
+    inner[str(key._replace(scope=()))] = trees[key].unflatten(finish(cell))
   return out

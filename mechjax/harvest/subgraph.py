@@ -39,8 +39,9 @@ from mechjax.harvest.selecting import live, select
 from mechjax.programs.cells import Frame, Keyed, Plan
 from mechjax.programs.interpreter import Interpreter
 from mechjax.programs.line import Line, Op, Origin, Ref, evaluate, read
-from mechjax.programs.primitives import CALLS, Kind, Loop, body_of, kind_of
-from mechjax.programs.program import Program, Sown, expand, make_key, name_and_path, struct_of
+from mechjax.programs.places import TOP, Key, Loop, Place
+from mechjax.programs.primitives import CALLS, Kind, body_of, kind_of
+from mechjax.programs.program import Program, Sown, struct_of
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG, sow, sow_p
 
@@ -51,7 +52,7 @@ _CAPTURED = 'mechjax captured'
 class _Sow:
   """A sow of interest: `ins` are the sown values, `outs` what flows on, `avals` their abstract values."""
 
-  key: tuple
+  key: Key
   ins: tuple[Ref, ...]
   outs: tuple[int, ...]
   avals: tuple
@@ -64,47 +65,46 @@ class _Layout(Line):
   def __init__(self, program: Program, ins: frozenset, outs: frozenset):
     super().__init__(program)
     self.ins, self.keys = ins, ins | outs
-    self.names = frozenset(k[1] for k in self.keys)
-    self.sows: dict[tuple, _Sow] = {}
+    self.names = frozenset(k.name for k in self.keys)
+    self.sows: dict[Key, _Sow] = {}
     self.loop: tuple = ()  # the scans around what is being written
-    self.home: dict[tuple, tuple] = {}
-    self._enter(program.jaxpr, (), ())
+    self.home: dict[Key, tuple] = {}
+    self._enter(program.jaxpr, TOP)
 
-  def _enter(self, jaxpr: Any, scope: tuple, path: tuple) -> None:
-    self.inline(jaxpr, self.fresh(compat.raw(jaxpr).invars, scope, path), scope, path)
+  def _enter(self, jaxpr: Any, place: Place) -> None:
+    self.inline(jaxpr, self.fresh(compat.raw(jaxpr).invars, place), place)
 
   def constant(self, array: Any) -> Ref:
     return jex_core.Literal(array, jax.typeof(array))
 
-  def opens(self, eqn: Any, path: tuple) -> bool:
+  def opens(self, eqn: Any, place: Place) -> bool:
     return any(n in self.names for _, n in self.program.tags_of(eqn))
 
-  def open(self, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence[Ref]:
+  def open(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
     if kind_of(eqn) in CALLS:
-      return self.inline(body_of(eqn), refs, scope, path)
+      return self.inline(body_of(eqn), refs, place)
     if kind_of(eqn) is not Kind.SCAN:
       raise HarvestError(
         f'a sub-program cannot be cut out of the primitive {eqn.primitive.name!r}',
         where=siu.summarize(eqn.source_info),
         mend='plant and reap instead: harvest(f, sites=outputs)({input: value}, *args)',
       )
-    outs = self.append(eqn, refs, (scope, path), path)
+    outs = self.append(eqn, refs, place, place)
     before, self.loop = self.loop, (*self.loop, len(self.steps))
-    self._enter(eqn.params['jaxpr'], scope, (*path, '*'))
+    self._enter(eqn.params['jaxpr'], place.within('*'))
     self.loop = before
     return outs
 
-  def sow(self, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence[Ref]:
+  def sow(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
     if eqn.primitive is not sow_p:
-      write = self.open if self.opens(eqn, path) else super().sow
-      return write(eqn, refs, scope, path)
+      write = self.open if self.opens(eqn, place) else super().sow
+      return write(eqn, refs, place)
     p = eqn.params
-    name, path_ = name_and_path(p['name'], path)
-    key = make_key(scope, name, path_)
+    key = place.key(p['name'])
     if key not in self.keys:
       return refs
     n = len(refs) - p['n_preds']
-    outs = self.fresh(eqn.outvars, scope, path)
+    outs = self.fresh(eqn.outvars, place)
     avals = tuple(v.aval for v in eqn.outvars[:n])
     self.sows[key] = _Sow(key, refs[:n], outs[:n], avals, p['tree'])
     self.home[key] = self.loop
@@ -125,7 +125,7 @@ class _Cut:
   origins: tuple[Origin, ...]
 
 
-def _cut(layout: _Layout, ins: Sequence[tuple], outs: Sequence[tuple]) -> _Cut:
+def _cut(layout: _Layout, ins: Sequence[Key], outs: Sequence[Key]) -> _Cut:
   homes = {layout.home[k] for k in [*ins, *outs]}
   if len(homes) > 1:
     raise HarvestError(
@@ -162,8 +162,8 @@ def _cut(layout: _Layout, ins: Sequence[tuple], outs: Sequence[tuple]) -> _Cut:
   )
 
 
-def _name(key: tuple) -> str:
-  return '.'.join([key[1], *map(str, key[2])]).replace('.*', '')
+def _name(key: Key) -> str:
+  return str(key._replace(scope=()))
 
 
 def _evaluate(cut: _Cut, inputs: Sequence[Any], captured: Sequence[Any]) -> list[Any]:
@@ -212,7 +212,7 @@ def _capture(program: Program, cuts: Sequence[_Cut]) -> tuple[Program, list]:
   """The program with a sow on every captured value, and the arrays that it holds."""
   variables = {v.variable for c in cuts for v in c.origins}
   names = {v: f'captured_{n}' for n, v in enumerate(variables)}
-  plan = _CapturePlan(frozenset(k.key[1] for c in cuts for k in c.ins))
+  plan = _CapturePlan(frozenset(k.key.name for c in cuts for k in c.ins))
 
   def interpreted(values):
     return _Capturer(program, plan, names).run(values, Keyed())[0]
@@ -325,7 +325,7 @@ def _plan(program: Program, inputs: Any, outputs: Any, tag: Hashable) -> tuple:
         f'{name} is asked for at {len(mine)} layers, {ins[0].name} at {len(paths)}',
         mend='ask for inputs and outputs at the same layers',
       )
-  sown = {site: s for s in live(program, tag) for site in expand(s)}
+  sown = {site: s for s in live(program, tag) for site in s.all_sites}
   layout = _Layout(program, *(frozenset(sown[s].key for s in ends) for ends in (ins, outs)))
   many = len(paths) > 1
   groups = [[s for s in ins if s.path == p] for p in paths] if many else [ins]
@@ -389,6 +389,6 @@ def _site_of(value: Origin, names: dict, paths: list) -> list[sites_lib.Site]:
   for p in paths:
     index = list(p)
     # a static layer takes one index of the site's path as a loop does
-    path = tuple(q if isinstance(q, int) else index[n] for n, q in enumerate(value.path))
-    sites.append(sites_lib.Site('/'.join([*value.scope, names[value.variable]]), path))
+    path = tuple(q if isinstance(q, int) else index[n] for n, q in enumerate(value.place.path))
+    sites.append(sites_lib.Site('/'.join([*value.place.scope, names[value.variable]]), path))
   return sites

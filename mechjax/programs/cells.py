@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from mechjax import compat
 from mechjax.errors import HarvestError
-from mechjax.programs.program import Program, is_device, make_key, name_and_path
+from mechjax.programs.places import TOP, Devices, Key, Place
+from mechjax.programs.program import Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,36 +36,48 @@ class Frame:
   """Where the interpreter stands.
 
   Attributes:
-    scope: nest scopes, outermost first.
-    path: static layers, `Iteration`s, `ROUND`s, `Devices`.
-    data: values that the plan reads at sows (slot tables, planted values), sliced to this place: key -> `Slot`.
+    place: scopes and path; in the path static layers, `Iteration`s, `ROUND`s and `Devices`.
+    data: what the plan reads at sows (slot tables, planted values), sliced to this place, by `DataKey`.
     backward: inside the recomputation of a checkpoint's backward pass, where sows were met before.
   """
 
-  scope: tuple[str, ...] = ()
-  path: tuple[Any, ...] = ()
+  place: Place = TOP
   data: Keyed = dataclasses.field(default_factory=lambda: Keyed())
   backward: bool = False
 
-  def key(self, name: str) -> tuple:
+  def of(self, eqn: Any) -> Frame:
+    """The frame of an equation."""
+    return dataclasses.replace(self, place=self.place.of(eqn))
+
+  def within(self, *marks: Any, data: Keyed | None = None) -> Frame:
+    """The frame inside what adds these marks to the path, with data sliced to it."""
+    return Frame(self.place.within(*marks), self.data if data is None else data, self.backward)
+
+  def key(self, name: str) -> Key:
     """The key of a sow called `name` standing here; equals `Sown.key`."""
-    name, path = name_and_path(name, self.path)
-    return make_key(self.scope, name, path)
+    return self.place.key(name)
 
   @property
   def depth(self) -> int:
     """How many scans are around this place."""
-    return sum(isinstance(p, Iteration) for p in self.path)
+    return sum(isinstance(p, Iteration) for p in self.place.path)
 
   @property
   def device_names(self) -> tuple[str, ...]:
     """The manual mesh axes around this place."""
-    return tuple(n for p in self.path if is_device(p) for n in p.names)
+    return tuple(n for p in self.place.path if isinstance(p, Devices) for n in p.names)
 
   @property
   def devices(self) -> int:
     """How many manual mesh axes are around this place."""
     return len(self.device_names)
+
+
+class DataKey(NamedTuple):
+  """What a piece of data in a frame is for: what is read at a sow, or what is written there."""
+
+  use: Literal['read', 'write']
+  key: Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +116,38 @@ jax.tree_util.register_pytree_node(
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class AsStack:
+  """A cell leaves a scan as one entry for each iteration."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AsLast:
+  """A cell leaves a scan as what the last iteration left."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class IntoSlot:
+  """A cell leaves a scan in a buffer of `k` slots, of which this iteration fills `at` (none if it is k).
+
+  `at` is equal for all cells of one `group`.
+  """
+
+  k: int
+  at: Any
+  group: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FromSlots:
+  """A cell is a buffer of slots that came out of an inner scan; `hit`, a boolean for each, says which are filled."""
+
+  hit: Any
+
+
+Exit = AsStack | AsLast | IntoSlot | FromSlots
+
+
 class Plan(Protocol):
   """What to do at sows. Subclasses say what they care about; the defaults leave a program as it is."""
 
@@ -118,7 +163,7 @@ class Plan(Protocol):
     """Whether any of these (tag, name) pairs is to be interpreted."""
     raise NotImplementedError
 
-  def wants(self, key: tuple) -> bool:
+  def wants(self, key: Key) -> bool:
     """Whether the sow of this key, of the plan's tag and of a name it cares about, is to be interpreted."""
     return True
 
@@ -147,14 +192,8 @@ class Plan(Protocol):
   strict: bool = False
   """Whether Oryx's rules hold even where nothing is read."""
 
-  def leave_scan(self, key: tuple, cell: Cell, frame: Frame) -> Any:
-    """How a cell leaves the scan whose body is `frame`.
-
-    Returns:
-      'stack'; 'last'; ('slot', k, slot, group) for a buffer of k slots, of which this iteration fills `slot`
-      (none if it is k; equal for all of one group); or ('merge', k, hit) for a buffer of k slots that came out
-      of an inner scan, where hit says which.
-    """
+  def leave_scan(self, key: Key, cell: Cell, frame: Frame) -> Exit:
+    """How a cell leaves the scan whose body is `frame`."""
     raise AssertionError('this plan keeps no cells')
 
   def check_loop(self, name: str, params_of_sows: list[dict]) -> None:
@@ -175,17 +214,17 @@ class Evaluator(Protocol):
 # --- merging cells --------------------------------------------------------------------------------------
 
 
-def merge(cells: Keyed, key: tuple, new: Cell) -> None:
+def merge(cells: Keyed, key: Key, new: Cell) -> None:
   """Adds a cell where the name may have been sown before in the same place."""
   old = cells.get(key)
   cells[key] = new if old is None else _merged(key, old, new)
 
 
-def _merged(key: tuple, old: Cell, new: Cell) -> Cell:
+def _merged(key: Key, old: Cell, new: Cell) -> Cell:
   branches = in_other_branch(old.exclusive, new.exclusive)
   if not branches and {old.mode, new.mode} - {'clobber', 'cond_clobber'}:
     raise HarvestError(
-      f'Variable has already been reaped: {label(key)}',
+      f'Variable has already been reaped: {key}',
       cause='the same strict name is sown twice in one place',
       mend="give the second sow another name, number the layers with sites.layer(i), or sow with mode='clobber'",
     )
@@ -198,13 +237,13 @@ def _merged(key: tuple, old: Cell, new: Cell) -> Cell:
   return Cell(leaves, 0, new.mode, new.exclusive)
 
 
-def _leveled(key: tuple, new: Any, old: Any) -> tuple[Any, Any]:
+def _leveled(key: Key, new: Any, old: Any) -> tuple[Any, Any]:
   """Two values of one name; the one that a vmap has left alone is repeated for every lane."""
   a, b = jnp.shape(new), jnp.shape(old)
   full = max(a, b, key=len)
   if not all(full[len(full) - len(shape) :] == shape for shape in (a, b)):
     raise HarvestError(
-      f'{label(key)} is sown with the shapes {b} and {a}, and only one of them where a predicate holds',
+      f'{key} is sown with the shapes {b} and {a}, and only one of them where a predicate holds',
       mend='give the second sow another name',
     )
   return jnp.broadcast_to(new, full), jnp.broadcast_to(old, full)
@@ -230,9 +269,3 @@ def finish(cell: Cell) -> list[Any]:
   if not cell.n_preds:
     return cell.arrays
   return [where(cell.pred, x, jnp.zeros_like(x)) for x in cell.arrays[:-1]]
-
-
-def label(key: tuple) -> str:
-  """A key as a reader would write it."""
-  scope, name, path = key
-  return '/'.join([*scope, '.'.join([name, *(str(p) for p in path if p != '*')])])

@@ -16,7 +16,6 @@ transformation applied around it.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +28,7 @@ from mechjax.errors import HarvestError
 from mechjax.programs.bundles import SHORTEST, Bundle, schedule
 from mechjax.programs.cells import Cell, Frame, Keyed, Plan, merge
 from mechjax.programs.primitives import kind_of
-from mechjax.programs.program import Program, place_of
+from mechjax.programs.program import Program
 from mechjax.programs.rules import RULES
 from mechjax.programs.tag import sow_p, sow_tangent_p
 
@@ -83,10 +82,7 @@ class Interpreter:
       return False
     if eqn.primitive is not sow_p or eqn.params['tag'] != self.plan.tag:
       return True
-    scope, path = place_of(eqn, frame.scope, frame.path)
-    return self.plan.wants(
-      dataclasses.replace(frame, scope=scope, path=path).key(eqn.params['name'])
-    )
+    return self.plan.wants(frame.of(eqn).key(eqn.params['name']))
 
   def observe(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
     """Called with every value that is made; for those who look for one that is not sown."""
@@ -95,8 +91,7 @@ class Interpreter:
     if not self.concerns(eqn):
       out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
       return out if eqn.primitive.multiple_results else [out]
-    scope, path = place_of(eqn, frame.scope, frame.path)
-    frame = dataclasses.replace(frame, scope=scope, path=path)
+    frame = frame.of(eqn)
     if eqn.primitive is sow_p:
       return self._sow(eqn, values, frame, cells)
     if eqn.primitive is sow_tangent_p:

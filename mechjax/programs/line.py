@@ -6,9 +6,9 @@ every value gets a number, every equation becomes an `Op`, and a call that the w
 holds. Writers differ in what they open and in what they do at a sow; the rest is here.
 
     class Writer(Line):
-      def opens(self, eqn, path): ...     which equations are written out
-      def open(self, eqn, refs, scope, path): ...   how, where it is not by their one body
-      def sow(self, eqn, refs, scope, path): ...    what stands at a sow
+      def opens(self, eqn, place): ...     which equations are written out
+      def open(self, eqn, refs, place): ...   how, where it is not by their one body
+      def sow(self, eqn, refs, place): ...    what stands at a sow
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import jax.extend.source_info_util as siu
 from jax.extend import core as jex_core
 
 from mechjax import compat
+from mechjax.programs.places import TOP, Place
 from mechjax.programs.primitives import body_of
-from mechjax.programs.program import Program, place_of
+from mechjax.programs.program import Program
 from mechjax.programs.tag import sow_p, sow_tangent_p
 
 Ref = Any
@@ -44,8 +45,7 @@ class Origin:
   """Where a value of a line comes from: a variable of some jaxpr, and the place where that jaxpr is called."""
 
   variable: Any
-  scope: tuple
-  path: tuple
+  place: Place
 
 
 class Line:
@@ -64,17 +64,17 @@ class Line:
     self.constants: dict[int, Any] = {}
     self.origins: list[Origin] = []
 
-  def opens(self, eqn: Any, path: tuple) -> bool:
-    """Whether an equation is written out; `path` is where it stands."""
+  def opens(self, eqn: Any, place: Place) -> bool:
+    """Whether an equation, which stands at `place`, is written out."""
     return False
 
-  def open(self, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence[Ref]:
+  def open(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
     """Writes an equation out; returns its results."""
-    return self.inline(body_of(eqn), refs, scope, path)
+    return self.inline(body_of(eqn), refs, place)
 
-  def sow(self, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence[Ref]:
+  def sow(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
     """Writes what stands at a sow, or at the tangent of one; returns what flows on."""
-    return self.append(eqn, refs, (scope, path), path)
+    return self.append(eqn, refs, place, place)
 
   def literal(self, literal: Any) -> Ref:
     """What stands for a literal."""
@@ -89,13 +89,13 @@ class Line:
     self.constants[i] = array
     return i
 
-  def fresh(self, variables: Sequence[Any], scope: tuple = (), path: tuple = ()) -> tuple[int, ...]:
+  def fresh(self, variables: Sequence[Any], place: Place = TOP) -> tuple[int, ...]:
     """New values for these variables of a jaxpr that is called at a place."""
     first = len(self.origins)
-    self.origins += [Origin(v, scope, path) for v in variables]
+    self.origins += [Origin(v, place) for v in variables]
     return tuple(range(first, len(self.origins)))
 
-  def inline(self, jaxpr: Any, ins: Iterable[Ref], scope: tuple, path: tuple) -> list[Ref]:
+  def inline(self, jaxpr: Any, ins: Iterable[Ref], place: Place) -> list[Ref]:
     """Writes out a jaxpr (open or closed) at these inputs; returns its results."""
     consts = [self.constant(c) for c in compat.consts(jaxpr)]
     body = compat.raw(jaxpr)
@@ -103,22 +103,22 @@ class Line:
     read = lambda v: self.literal(v) if isinstance(v, jex_core.Literal) else env[v]  # noqa: E731
     for eqn in body.eqns:
       refs = tuple(map(read, eqn.invars))
-      env.update(zip(eqn.outvars, self._equation(eqn, refs, scope, path)))
+      env.update(zip(eqn.outvars, self._equation(eqn, refs, place)))
     return [read(v) for v in body.outvars]
 
-  def append(self, eqn: Any, refs: tuple, home: tuple, path: tuple) -> tuple[int, ...]:
-    """Writes one operation; `home` is the (scope, path) where its jaxpr is called, `path` its own."""
-    op = Op(eqn, refs, self.fresh(eqn.outvars, *home), path)
+  def append(self, eqn: Any, refs: tuple, home: Place, place: Place) -> tuple[int, ...]:
+    """Writes one operation at `place`; `home` is where its jaxpr is called."""
+    op = Op(eqn, refs, self.fresh(eqn.outvars, home), place.path)
     self.steps.append(op)
     return op.outs
 
-  def _equation(self, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence[Ref]:
-    here = place_of(eqn, scope, path)
+  def _equation(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
+    here = place.of(eqn)
     if eqn.primitive is sow_p or eqn.primitive is sow_tangent_p:
-      return self.sow(eqn, refs, *here)
-    if self.opens(eqn, here[1]):
-      return self.open(eqn, refs, *here)
-    return self.append(eqn, refs, (scope, path), here[1])
+      return self.sow(eqn, refs, here)
+    if self.opens(eqn, here):
+      return self.open(eqn, refs, here)
+    return self.append(eqn, refs, place, here)
 
 
 # --- evaluating -----------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from typing import Any
 from jax.extend import core as jex_core
 
 from mechjax import compat
+from mechjax.programs.places import ROUND, Devices, Loop
 
 
 class Kind(enum.Enum):
@@ -64,26 +65,7 @@ def kind_of(eqn: Any) -> Kind | None:
   return TABLE.get(eqn.primitive.name)
 
 
-# --- what being inside adds to a path -----------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Loop:
-  """A scan around a sow, of `length` iterations, which are layers."""
-
-  length: int
-
-
-ROUND = '@'
-"""A while loop around a sow. Its rounds are no layers, so a sow inside is the site that it would be outside."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Devices:
-  """A shard_map around a sow, manual over mesh axes of these names and sizes."""
-
-  names: tuple[str, ...]
-  sizes: tuple[int, ...]
+# --- bodies -------------------------------------------------------------------------------------------
 
 
 def devices_of(params: dict[str, Any]) -> Devices:
@@ -92,9 +74,6 @@ def devices_of(params: dict[str, Any]) -> Devices:
   manual = params.get('newly_manual_axes') or params.get('manual_axes') or mesh.axis_names
   names = tuple(n for n in mesh.axis_names if n in manual)
   return Devices(names, tuple(mesh.shape[n] for n in names))
-
-
-# --- bodies -------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)

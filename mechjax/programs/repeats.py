@@ -16,9 +16,10 @@ import jax.extend.source_info_util as siu
 
 from mechjax import compat, sites
 from mechjax.errors import HarvestError
-from mechjax.programs.cells import in_other_branch, label
+from mechjax.programs.cells import in_other_branch
+from mechjax.programs.places import TOP, Place
 from mechjax.programs.primitives import Kind, bodies, kind_of
-from mechjax.programs.program import Program, Sown, expand, make_key, name_and_path, place_of
+from mechjax.programs.program import Program, Sown
 from mechjax.programs.tag import sow_p
 
 STRICT = ('strict', 'append')
@@ -30,7 +31,7 @@ def refuse_twice(program: Program, tag: Hashable, keys: frozenset) -> None:
   if keys in fine:
     return
   _refuse_one_site(program, tag)
-  _Walk(program, tag, keys).walk(program.jaxpr, (), (), {})
+  _Walk(program, tag, keys).walk(program.jaxpr, TOP, {})
   fine.add(keys)
 
 
@@ -38,7 +39,7 @@ def _refuse_one_site(program: Program, tag: Hashable) -> None:
   """Raises where two keys stand for one site."""
   seen: dict[sites.Site, Sown] = {}
   for s in program.sown:
-    for site in expand(s) if s.tag == tag and not s.backward else ():
+    for site in s.all_sites if s.tag == tag and not s.backward else ():
       other = seen.setdefault(site, s)
       if other.key != s.key and s.mode in STRICT and s.source != other.source:
         raise _twice(str(site), other.source, s.source)
@@ -57,31 +58,30 @@ class _Walk:
   def __init__(self, program: Program, tag: Hashable, keys: frozenset):
     self.program, self.tag, self.keys = program, tag, keys
 
-  def walk(self, jaxpr: Any, scope: tuple, path: tuple, seen: dict) -> None:
+  def walk(self, jaxpr: Any, place: Place, seen: dict) -> None:
     """Adds the sows of `jaxpr` to `seen`: key -> equation."""
     for eqn in compat.raw(jaxpr).eqns:
       if not any(t == self.tag for t, _ in self.program.tags_of(eqn)):
         continue
-      scope_, path_ = place_of(eqn, scope, path)
+      here = place.of(eqn)
       if eqn.primitive is sow_p:
-        self._sow(eqn, scope_, path_, seen)
+        self._sow(eqn, here, seen)
       elif kind_of(eqn) is Kind.COND:
         branches = [dict(seen) for _ in bodies(eqn)]
         for body, mine in zip(bodies(eqn), branches):
-          self.walk(body.jaxpr, scope_, path_, mine)
+          self.walk(body.jaxpr, here, mine)
         for mine in branches:
           seen.update(mine)
       elif not eqn.params.get('differentiated'):
         for body in bodies(eqn):
-          self.walk(body.jaxpr, scope_, path_ + body.mark, seen)
+          self.walk(body.jaxpr, here.within(*body.mark), seen)
 
-  def _sow(self, eqn: Any, scope: tuple, path: tuple, seen: dict) -> None:
+  def _sow(self, eqn: Any, place: Place, seen: dict) -> None:
     p = eqn.params
-    name, path = name_and_path(p['name'], path)
-    key = make_key(scope, name, path)
+    key = place.key(p['name'])
     if key not in self.keys or p['mode'] not in STRICT:
       return
     if key not in seen or in_other_branch(seen[key].params['exclusive'], p['exclusive']):
       seen[key] = eqn
       return
-    raise _twice(label(key), *(siu.summarize(e.source_info) for e in (seen[key], eqn)))
+    raise _twice(str(key), *(siu.summarize(e.source_info) for e in (seen[key], eqn)))

@@ -3,10 +3,10 @@
 A rule evaluates the held program again under the same plan and emits the primitive anew with the cells
 among its outputs. What a cell costs is decided here (measured figures for XLA on CPU):
 
-  scan        'stack': one more stacked output. 'last': one more carry. Slots: ONE carried buffer of k slots,
+  scan        `AsStack`: one more stacked output. `AsLast`: one more carry. `IntoSlot`: ONE carried buffer of k slots,
               written by `cond` where the slot table says so: no excess memory at any k, and the table is data,
               so that asking for other layers compiles nothing.
-  while       'last' only: the number of iterations is not known. A loop of none leaves what was sown before.
+  while       `AsLast` only: the number of iterations is not known. A loop of none leaves what was sown before.
   cond        every branch must hold the same sows; the cell of the branch that ran comes out.
   checkpoint  cells leave the checkpointed region as outputs; the backward recomputation sows again and is
               planted again, but not reaped again.
@@ -27,9 +27,21 @@ import jax.numpy as jnp
 
 from mechjax import compat
 from mechjax.errors import HarvestError
-from mechjax.programs.cells import Cell, Evaluator, Frame, Iteration, Keyed, label, where
+from mechjax.programs.cells import (
+  AsLast,
+  AsStack,
+  Cell,
+  DataKey,
+  Evaluator,
+  Frame,
+  FromSlots,
+  IntoSlot,
+  Iteration,
+  Keyed,
+  where,
+)
+from mechjax.programs.places import ROUND
 from mechjax.programs.primitives import (
-  ROUND,
   Kind,
   body_of,
   devices_of,
@@ -66,9 +78,8 @@ def _unrolled(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   rows: dict[int, list] = {}
   cells = Keyed()
   for i in reversed(order) if p['reverse'] else order:
-    here = dataclasses.replace(frame, path=(*frame.path, i))
     x = [jax.lax.index_in_dim(a, i, 0, keepdims=False) for a in xs]
-    out, new = interp.eval(p['jaxpr'], (), [*consts, *carry, *x], here)
+    out, new = interp.eval(p['jaxpr'], (), [*consts, *carry, *x], frame.within(i))
     carry, rows[i] = out[:n_carry], out[n_carry:]
     cells.update(new)
   ys = [jnp.stack(column) for column in zip(*(rows[i] for i in order))]
@@ -90,7 +101,7 @@ def _scan(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   def step(carry, x):
     x, data_x, i = x
     data = Keyed({**frame.data, **{k: d.at_iteration(data_x[k]) for k, d in sliced.items()}})
-    here = dataclasses.replace(frame, path=(*frame.path, Iteration(length, i)), data=data)
+    here = frame.within(Iteration(length, i), data=data)
     out, cells = interp.eval(p['jaxpr'], (), [*consts, *carry, *x], here)
     ways = {k: interp.plan.leave_scan(k, c, here) for k, c in cells.items()}
     return out, cells, ways
@@ -104,7 +115,7 @@ def _scan(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
     carry, kept = state
     out, cells, ways = step(carry, x)
     new = _left(ways, kept, cells)
-    stacked = Keyed((k, c.under_axis()) for k, c in cells.items() if ways[k] == 'stack')
+    stacked = Keyed((k, c.under_axis()) for k, c in cells.items() if isinstance(ways[k], AsStack))
     return (out[:n_carry], new), (out[n_carry:], stacked)
 
   (carry, kept), (ys, stacked) = jax.lax.scan(
@@ -135,12 +146,12 @@ def _empty_cells(step: Callable, init: list, xs: Any, length: int, frame: Frame)
 
   empty = Keyed()
   for key, cell in jax.eval_shape(probe).items():
-    if ways[key] == 'stack':
+    if isinstance(ways[key], AsStack):
       continue
-    if ways[key][0] == 'slot':
+    if isinstance(ways[key], IntoSlot):
       cell = cell.under_axis()
       cell = dataclasses.replace(
-        cell, arrays=[compat.stacked(a, (ways[key][1],)) for a in cell.arrays]
+        cell, arrays=[compat.stacked(a, (ways[key].k,)) for a in cell.arrays]
       )
     empty[key] = _zeros(cell, frame)
   return empty
@@ -156,27 +167,27 @@ def _left(ways: dict, kept: Keyed, cells: Keyed) -> Keyed:
   new = Keyed(kept)
   slots: dict[Any, list] = {}
   for key, old in kept.items():
-    if ways[key] == 'last':
+    way = ways[key]
+    if isinstance(way, AsLast):
       new[key] = _overwritten(old, cells[key])
-    elif ways[key][0] == 'merge':
+    elif isinstance(way, FromSlots):
       pairs = zip(cells[key].arrays, old.arrays)
-      new[key] = dataclasses.replace(old, arrays=[where(ways[key][2], a, b) for a, b in pairs])
+      new[key] = dataclasses.replace(old, arrays=[where(way.hit, a, b) for a, b in pairs])
     else:
-      slots.setdefault(ways[key][3], []).append(key)
+      slots.setdefault(way.group, []).append(key)
   for keys in slots.values():
     new.update(_filled(ways[keys[0]], {k: (kept[k], cells[k]) for k in keys}))
   return new
 
 
-def _filled(way: Any, pairs: dict) -> Keyed:
+def _filled(way: IntoSlot, pairs: dict) -> Keyed:
   """Cells of one slot table after one iteration: one branch, because each costs time to compile."""
-  _, k, at, _ = way
 
   def write():
     put = jax.lax.dynamic_update_index_in_dim
-    return [[put(b, a, at, 0) for b, a in zip(o.arrays, c.arrays)] for o, c in pairs.values()]
+    return [[put(b, a, way.at, 0) for b, a in zip(o.arrays, c.arrays)] for o, c in pairs.values()]
 
-  filled = jax.lax.cond(at < k, write, lambda: [old.arrays for old, _ in pairs.values()])
+  filled = jax.lax.cond(way.at < way.k, write, lambda: [old.arrays for old, _ in pairs.values()])
   cells = (old for old, _ in pairs.values())
   return Keyed((key, dataclasses.replace(c, arrays=a)) for key, c, a in zip(pairs, cells, filled))
 
@@ -200,7 +211,7 @@ def _while(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
     )
   interp.plan.check_loop('while_loop', _sows_in(interp, p['body_jaxpr']))
   cond_consts, body_consts, init = split_while(p, values)
-  here = dataclasses.replace(frame, path=(*frame.path, ROUND))
+  here = frame.within(ROUND)
 
   def step(carry):
     return interp.eval(p['body_jaxpr'], (), [*body_consts, *carry], here)
@@ -280,11 +291,11 @@ def check_branches(branches: list[list]) -> None:
     for key, s in table.items():
       if key not in first:
         raise HarvestError(
-          f"Missing sow in branch: '{label(key)}'.",
+          f"Missing sow in branch: '{key}'.",
           where=_sources(branches),
           mend='sow the same names in every branch',
         )
-      _check_same(label(key), first[key], s)
+      _check_same(str(key), first[key], s)
 
 
 def _check_same(name: str, one: Any, other: Any) -> None:
@@ -305,7 +316,7 @@ def _check_same(name: str, one: Any, other: Any) -> None:
 
 
 def _sources(branches: list[list]) -> str:
-  return '; '.join(f'branch {i}: {[label(s.key) for s in b]}' for i, b in enumerate(branches))
+  return '; '.join(f'branch {i}: {[str(s.key) for s in b]}' for i, b in enumerate(branches))
 
 
 # --- differentiation rules --------------------------------------------------------------------------------
@@ -433,11 +444,8 @@ def _shard_map(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple
   found = Keyed()
 
   def body(data, xs):
-    here = dataclasses.replace(
-      frame,
-      path=(*frame.path, devices),
-      data=Keyed({**frame.data, **jax.tree.unflatten(structure, data)}),
-    )
+    planted = jax.tree.unflatten(structure, data)
+    here = frame.within(devices, data=Keyed({**frame.data, **planted}))
     out, cells = interp.eval(p['jaxpr'], (), xs, here)
     found.update(cells)
     return out, cells
@@ -477,15 +485,14 @@ def _sows_in(interp: Evaluator, jaxpr: Any) -> list[dict]:
   return [{'name': s.name, 'mode': s.mode} for s in _sown_in(interp, jaxpr)]
 
 
-def _names_in(key: Any, interp: Evaluator, eqn: Any) -> bool:
-  _, name, _ = key[1]
-  return any(n == name for _, n in interp.program.tags_of(eqn))
+def _names_in(key: DataKey, interp: Evaluator, eqn: Any) -> bool:
+  return any(n == key.key.name for _, n in interp.program.tags_of(eqn))
 
 
-def _inside(key: Any, interp: Evaluator, eqn: Any, frame: Frame) -> bool:
+def _inside(key: DataKey, interp: Evaluator, eqn: Any, frame: Frame) -> bool:
   """Whether the data of `key` belongs to a sow inside the scan `eqn` at `frame`."""
-  prefix = (*frame.key('')[2], '*')
-  return _names_in(key, interp, eqn) and key[1][2][: len(prefix)] == prefix
+  prefix = (*frame.key('').path, '*')
+  return _names_in(key, interp, eqn) and key.key.path[: len(prefix)] == prefix
 
 
 RULES: dict[Kind, Callable] = {

@@ -22,8 +22,9 @@ import numpy as np
 from mechjax import compat
 from mechjax.errors import StackingError
 from mechjax.programs.line import Line, Op, Ref
+from mechjax.programs.places import TOP, Place
 from mechjax.programs.primitives import Kind, kind_of, sub_jaxprs
-from mechjax.programs.program import Program, place_of
+from mechjax.programs.program import Program
 from mechjax.programs.structure import equation_key
 
 
@@ -70,7 +71,7 @@ def find(program: Program) -> Layers:
   """
   line = _Line(program)
   args = line.fresh(program.jaxpr.invars)
-  outs = line.inline(program.jaxpr, args, (), ())
+  outs = line.inline(program.jaxpr, args, TOP)
   before, layers, after = _gathered(line)
   written = [_Written(ops) for ops in layers]
   for n, other in enumerate(written[1:], 1):
@@ -102,17 +103,17 @@ class _Line(Line):
     self.checkpoint: Any = None
     self._marked: dict[int, bool] = {}
 
-  def opens(self, eqn: Any, path: tuple) -> bool:
+  def opens(self, eqn: Any, place: Place) -> bool:
     if kind_of(eqn) is Kind.CALL:
       return bool(self.program.tags_of(eqn)) or self.is_marked(eqn)
-    if kind_of(eqn) is not Kind.CHECKPOINT or path or eqn.params['differentiated']:
+    if kind_of(eqn) is not Kind.CHECKPOINT or place.path or eqn.params['differentiated']:
       return False
     return self.is_marked(eqn)
 
-  def open(self, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence[Ref]:
+  def open(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
     if kind_of(eqn) is Kind.CHECKPOINT:
       self.checkpoint = eqn.params
-    return super().open(eqn, refs, scope, path)
+    return super().open(eqn, refs, place)
 
   def is_marked(self, eqn: Any) -> bool:
     """Whether a layer begins inside `eqn`."""
@@ -121,7 +122,7 @@ class _Line(Line):
   def _holds_mark(self, jaxpr: Any) -> bool:
     if id(jaxpr) not in self._marked:
       self.program.pin(jaxpr)
-      marked = (place_of(e, (), ())[1] or self.is_marked(e) for e in jaxpr.eqns)
+      marked = (TOP.of(e).path or self.is_marked(e) for e in jaxpr.eqns)
       self._marked[id(jaxpr)] = any(marked)
     return self._marked[id(jaxpr)]
 
