@@ -30,8 +30,9 @@ from mechjax import sites
 from mechjax.forward.segments import Layout
 from mechjax.forward.stepped import Log, Passage, Stand, Step
 from mechjax.forward.tape import Segment
-from mechjax.harvest.reach import refuse_dead_at
-from mechjax.harvest.structure import bind, equation_key, evaluator, segment_key
+from mechjax.programs.line import bind, evaluator
+from mechjax.programs.reach import refuse_dead_at
+from mechjax.programs.structure import equation_key, segment_key
 
 Visit = tuple[sites.Site, Any, Any]
 
@@ -137,7 +138,7 @@ class Backward:
 
   def _step(self, entry: Step) -> None:
     if isinstance(entry.what, Segment):
-      key, run = self._key(entry.what), evaluator(entry.what)
+      key, run = self._key(entry.what), evaluator(entry.what.ops, entry.what.ins, entry.what.outs)
     else:
       key, run = (entry.what, len(entry.ins)), entry.run
     self._pull(key, run, entry.ins, entry.arrays, self._take(entry.outs))

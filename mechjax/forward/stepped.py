@@ -33,10 +33,10 @@ from mechjax.forward.tape import (
   Tape,
   While,
 )
-from mechjax.harvest.interpreter import where
 from mechjax.harvest.plans import cut_tangents, tangent_shapes
-from mechjax.harvest.program import ROUND
-from mechjax.harvest.reach import refuse_dead_at
+from mechjax.programs.cells import where
+from mechjax.programs.places import ROUND
+from mechjax.programs.reach import refuse_dead_at
 
 Visit = tuple[sites.Site, Any]
 Steps = Generator[Visit, Any, list]

@@ -2,7 +2,7 @@
 
 A sweep and an attribution compile once for pairs of one shape, and are called again and again. What they compiled froze
 what the model and the metric read besides their arguments, so each entry goes with a watch over these
-(`harvest.watching`) and is made anew when one of them has changed.
+(`mechjax.watching`) and is made anew when one of them has changed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from mechjax import compat
-from mechjax.harvest.watching import Watch
 from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
+from mechjax.watching import Watch
 
 
 class Plans:

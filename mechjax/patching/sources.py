@@ -27,11 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import harvest, sites
-from mechjax.harvest.callables import refuse_model
 from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric, bound
 from mechjax.patching.nodes import Layout, NodeSet
 from mechjax.patching.pairs import Pairs, check
+from mechjax.programs.callables import refuse_model
 
 HOW = {
   'noising': 'noise values into the clean run',

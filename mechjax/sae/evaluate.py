@@ -32,9 +32,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import harvest, sites
-from mechjax.harvest import watching
-from mechjax.harvest.callables import refuse_model
+from mechjax import harvest, sites, watching
+from mechjax.programs.callables import refuse_model
 from mechjax.sae import splice, sums
 from mechjax.sae.architectures import Architecture
 from mechjax.sae.comparing import Dictionaries, compare

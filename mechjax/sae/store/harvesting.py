@@ -24,9 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import harvest, sites
-from mechjax.harvest import watching
-from mechjax.harvest.callables import refuse_model
+from mechjax import harvest, sites, watching
+from mechjax.programs.callables import refuse_model
 from mechjax.sae.errors import SAEError, expect
 from mechjax.sae.store.contexts import Contexts
 from mechjax.sae.store.prefetch import give_up_if_closed

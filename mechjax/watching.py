@@ -68,8 +68,8 @@ _LIBRARIES = tuple(
     os.path.realpath(path) + os.sep
     for path in (
       *(sysconfig.get_path(name) for name in ('stdlib', 'platstdlib')),
-      os.path.dirname(os.path.dirname(__file__)),
-      os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(__file__))), 'patches'),
+      os.path.dirname(__file__),
+      os.path.join(os.path.dirname(os.path.dirname(__file__)), 'patches'),
     )
   }
 )

@@ -16,9 +16,10 @@ transformations:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
@@ -37,8 +38,17 @@ MODES = ('strict', 'append', 'clobber', 'cond_clobber')
 
 siu.register_exclusion(__file__)  # a sow's source line is its caller's
 
-# Names sown while a program is being staged, so that a sow that JAX dropped as dead code can be reported.
 _staging = threading.local()
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[tuple[Hashable, str]]]:
+  """Collects the (tag, name) of every sow that is staged, so that one that JAX drops as dead code can be reported."""
+  before, _staging.names = getattr(_staging, 'names', None), []
+  try:
+    yield _staging.names
+  finally:
+    _staging.names = before
 
 
 def sow(

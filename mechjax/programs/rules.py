@@ -3,10 +3,10 @@
 A rule evaluates the held program again under the same plan and emits the primitive anew with the cells
 among its outputs. What a cell costs is decided here (measured figures for XLA on CPU):
 
-  scan        'stack': one more stacked output. 'last': one more carry. Slots: ONE carried buffer of k slots,
+  scan        `AsStack`: one more stacked output. `AsLast`: one more carry. `IntoSlot`: ONE carried buffer of k slots,
               written by `cond` where the slot table says so: no excess memory at any k, and the table is data,
               so that asking for other layers compiles nothing.
-  while       'last' only: the number of iterations is not known. A loop of none leaves what was sown before.
+  while       `AsLast` only: the number of iterations is not known. A loop of none leaves what was sown before.
   cond        every branch must hold the same sows; the cell of the branch that ran comes out.
   checkpoint  cells leave the checkpointed region as outputs; the backward recomputation sows again and is
               planted again, but not reaped again.
@@ -18,7 +18,8 @@ among its outputs. What a cell costs is decided here (measured figures for XLA o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,64 +27,72 @@ import jax.numpy as jnp
 
 from mechjax import compat
 from mechjax.errors import HarvestError
-from mechjax.harvest.interpreter import Cell, Frame, Interpreter, Iteration, Keyed, label, where
-from mechjax.harvest.program import ROUND, devices_of
+from mechjax.programs.cells import (
+  AsLast,
+  AsStack,
+  Cell,
+  DataKey,
+  Evaluator,
+  Frame,
+  FromSlots,
+  IntoSlot,
+  Iteration,
+  Keyed,
+  where,
+)
+from mechjax.programs.places import ROUND
+from mechjax.programs.primitives import (
+  Kind,
+  body_of,
+  devices_of,
+  split_scan,
+  split_while,
+)
 
 
-def _jit(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+def _call(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   # Inlined: every harvest runs under a jit of its own. User-given shardings are kept as constraints.
   p = eqn.params
-  values = [_constrained(x, s) for x, s in zip(values, p['in_shardings'])]
-  out, cells = interp.eval(p['jaxpr'], (), values, frame)
-  return [_constrained(x, s) for x, s in zip(out, p['out_shardings'])], cells
+  values = _constrained(values, p.get('in_shardings', ()))
+  out, cells = interp.eval(body_of(eqn), (), values, frame)
+  return _constrained(out, p.get('out_shardings', ())), cells
 
 
-def _constrained(x: Any, sharding: Any) -> Any:
-  if isinstance(sharding, jax.sharding.Sharding):
-    return jax.lax.with_sharding_constraint(x, sharding)
-  return x
-
-
-def _call(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
-  return interp.eval(eqn.params['call_jaxpr'], (), values, frame)
+def _constrained(values: list, shardings: Sequence[Any]) -> list:
+  constrain = jax.lax.with_sharding_constraint
+  return [
+    constrain(x, s) if isinstance(s, jax.sharding.Sharding) else x
+    for x, s in itertools.zip_longest(values, shardings)
+  ]
 
 
 # --- loops ----------------------------------------------------------------------------------------------
 
 
-def _unrolled(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+def _unrolled(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   """A scan written out: every iteration stands at a static layer."""
   p = eqn.params
-  n_consts, n_carry = compat.scan_split(p)
-  consts, carry, xs = (
-    values[:n_consts],
-    values[n_consts : n_consts + n_carry],
-    values[n_consts + n_carry :],
-  )
+  consts, carry, xs = split_scan(p, values)
+  n_carry = len(carry)
   order = range(p['length'])
   rows: dict[int, list] = {}
   cells = Keyed()
   for i in reversed(order) if p['reverse'] else order:
-    here = dataclasses.replace(frame, path=(*frame.path, i))
     x = [jax.lax.index_in_dim(a, i, 0, keepdims=False) for a in xs]
-    out, new = interp.eval(p['jaxpr'], (), [*consts, *carry, *x], here)
+    out, new = interp.eval(p['jaxpr'], (), [*consts, *carry, *x], frame.within(i))
     carry, rows[i] = out[:n_carry], out[n_carry:]
     cells.update(new)
   ys = [jnp.stack(column) for column in zip(*(rows[i] for i in order))]
   return [*carry, *ys], cells
 
 
-def _scan(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+def _scan(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   p = eqn.params
   if interp.plan.unroll_scans and p['length']:
     return _unrolled(interp, eqn, values, frame)
   interp.plan.check_loop('scan', _sows_in(interp, p['jaxpr']))
-  n_consts, n_carry = compat.scan_split(p)
-  consts, init, xs = (
-    values[:n_consts],
-    values[n_consts : n_consts + n_carry],
-    values[n_consts + n_carry :],
-  )
+  consts, init, xs = split_scan(p, values)
+  n_carry = len(init)
   length = p['length']
   sliced = {k: d for k, d in frame.data.items() if d.scans and _inside(k, interp, eqn, frame)}
   data_xs = Keyed((k, d.per_iteration()) for k, d in sliced.items())
@@ -92,7 +101,7 @@ def _scan(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
   def step(carry, x):
     x, data_x, i = x
     data = Keyed({**frame.data, **{k: d.at_iteration(data_x[k]) for k, d in sliced.items()}})
-    here = dataclasses.replace(frame, path=(*frame.path, Iteration(length, i)), data=data)
+    here = frame.within(Iteration(length, i), data=data)
     out, cells = interp.eval(p['jaxpr'], (), [*consts, *carry, *x], here)
     ways = {k: interp.plan.leave_scan(k, c, here) for k, c in cells.items()}
     return out, cells, ways
@@ -106,7 +115,7 @@ def _scan(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
     carry, kept = state
     out, cells, ways = step(carry, x)
     new = _left(ways, kept, cells)
-    stacked = Keyed((k, c.under_axis()) for k, c in cells.items() if ways[k] == 'stack')
+    stacked = Keyed((k, c.under_axis()) for k, c in cells.items() if isinstance(ways[k], AsStack))
     return (out[:n_carry], new), (out[n_carry:], stacked)
 
   (carry, kept), (ys, stacked) = jax.lax.scan(
@@ -137,12 +146,12 @@ def _empty_cells(step: Callable, init: list, xs: Any, length: int, frame: Frame)
 
   empty = Keyed()
   for key, cell in jax.eval_shape(probe).items():
-    if ways[key] == 'stack':
+    if isinstance(ways[key], AsStack):
       continue
-    if ways[key][0] == 'slot':
+    if isinstance(ways[key], IntoSlot):
       cell = cell.under_axis()
       cell = dataclasses.replace(
-        cell, arrays=[compat.stacked(a, (ways[key][1],)) for a in cell.arrays]
+        cell, arrays=[compat.stacked(a, (ways[key].k,)) for a in cell.arrays]
       )
     empty[key] = _zeros(cell, frame)
   return empty
@@ -158,27 +167,27 @@ def _left(ways: dict, kept: Keyed, cells: Keyed) -> Keyed:
   new = Keyed(kept)
   slots: dict[Any, list] = {}
   for key, old in kept.items():
-    if ways[key] == 'last':
+    way = ways[key]
+    if isinstance(way, AsLast):
       new[key] = _overwritten(old, cells[key])
-    elif ways[key][0] == 'merge':
+    elif isinstance(way, FromSlots):
       pairs = zip(cells[key].arrays, old.arrays)
-      new[key] = dataclasses.replace(old, arrays=[where(ways[key][2], a, b) for a, b in pairs])
+      new[key] = dataclasses.replace(old, arrays=[where(way.hit, a, b) for a, b in pairs])
     else:
-      slots.setdefault(ways[key][3], []).append(key)
+      slots.setdefault(way.group, []).append(key)
   for keys in slots.values():
     new.update(_filled(ways[keys[0]], {k: (kept[k], cells[k]) for k in keys}))
   return new
 
 
-def _filled(way: Any, pairs: dict) -> Keyed:
+def _filled(way: IntoSlot, pairs: dict) -> Keyed:
   """Cells of one slot table after one iteration: one branch, because each costs time to compile."""
-  _, k, at, _ = way
 
   def write():
     put = jax.lax.dynamic_update_index_in_dim
-    return [[put(b, a, at, 0) for b, a in zip(o.arrays, c.arrays)] for o, c in pairs.values()]
+    return [[put(b, a, way.at, 0) for b, a in zip(o.arrays, c.arrays)] for o, c in pairs.values()]
 
-  filled = jax.lax.cond(at < k, write, lambda: [old.arrays for old, _ in pairs.values()])
+  filled = jax.lax.cond(way.at < way.k, write, lambda: [old.arrays for old, _ in pairs.values()])
   cells = (old for old, _ in pairs.values())
   return Keyed((key, dataclasses.replace(c, arrays=a)) for key, c, a in zip(pairs, cells, filled))
 
@@ -190,7 +199,7 @@ def _overwritten(kept: Cell, cell: Cell) -> Cell:
   return dataclasses.replace(cell, arrays=[*leaves, cell.pred | kept.pred])
 
 
-def _while(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+def _while(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   p = eqn.params
   in_cond = interp.program.tags_in(p['cond_jaxpr'])
   if in_cond and interp.plan.cares(in_cond):
@@ -201,10 +210,8 @@ def _while(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
       mend='compute the value in the body, sow it there, and carry what the condition needs',
     )
   interp.plan.check_loop('while_loop', _sows_in(interp, p['body_jaxpr']))
-  n_cond, n_body = p['cond_nconsts'], p['body_nconsts']
-  cond_consts, body_consts = values[:n_cond], values[n_cond : n_cond + n_body]
-  init = values[n_cond + n_body :]
-  here = dataclasses.replace(frame, path=(*frame.path, ROUND))
+  cond_consts, body_consts, init = split_while(p, values)
+  here = frame.within(ROUND)
 
   def step(carry):
     return interp.eval(p['body_jaxpr'], (), [*body_consts, *carry], here)
@@ -233,7 +240,7 @@ def _while(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
 # --- branches -------------------------------------------------------------------------------------------
 
 
-def _cond(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+def _cond(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   index, *operands = values
   branches = eqn.params['branches']
   sown = [_sown_in(interp, b) for b in branches]
@@ -284,11 +291,11 @@ def check_branches(branches: list[list]) -> None:
     for key, s in table.items():
       if key not in first:
         raise HarvestError(
-          f"Missing sow in branch: '{label(key)}'.",
+          f"Missing sow in branch: '{key}'.",
           where=_sources(branches),
           mend='sow the same names in every branch',
         )
-      _check_same(label(key), first[key], s)
+      _check_same(str(key), first[key], s)
 
 
 def _check_same(name: str, one: Any, other: Any) -> None:
@@ -309,13 +316,13 @@ def _check_same(name: str, one: Any, other: Any) -> None:
 
 
 def _sources(branches: list[list]) -> str:
-  return '; '.join(f'branch {i}: {[label(s.key) for s in b]}' for i, b in enumerate(branches))
+  return '; '.join(f'branch {i}: {[str(s.key) for s in b]}' for i, b in enumerate(branches))
 
 
 # --- differentiation rules --------------------------------------------------------------------------------
 
 
-def _checkpoint(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+def _checkpoint(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   p = eqn.params
   if not p['differentiated']:
     body = lambda *xs: interp.eval(p['jaxpr'], (), xs, frame)  # noqa: E731
@@ -325,7 +332,7 @@ def _checkpoint(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tu
   return _recomputation(interp, eqn, values, frame), Keyed()
 
 
-def _recomputation(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> list:
+def _recomputation(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> list:
   """The backward half of a checkpoint: planted again; jax.checkpoint would lose its `differentiated` flag."""
   data, structure = jax.tree.flatten(frame.data)
 
@@ -343,7 +350,7 @@ def _recomputation(interp: Interpreter, eqn: Any, values: list, frame: Frame) ->
   return eqn.primitive.bind(*data, *values, **{**eqn.params, 'jaxpr': compat.raw(closed)})
 
 
-def _custom_jvp(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+def _custom_jvp(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   made = interp.plan.custom(eqn, values)
   if made is not None:
     return made, Keyed()
@@ -363,7 +370,7 @@ def _custom_jvp(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tu
   return _as_written(interp, eqn, primal, values, frame)
 
 
-def _as_written(interp: Interpreter, eqn: Any, primal: Any, values: list, frame: Frame) -> tuple:
+def _as_written(interp: Evaluator, eqn: Any, primal: Any, values: list, frame: Frame) -> tuple:
   """The body in place of the call and its rule; the call, if a plan that decides on the way left all as it was."""
   before = interp.plan.edited
   out, cells = interp.eval(primal, (), values, frame)
@@ -372,7 +379,7 @@ def _as_written(interp: Interpreter, eqn: Any, primal: Any, values: list, frame:
   return out, cells
 
 
-def _with_jvp_rule(interp: Interpreter, eqn: Any, rule: Any, values: list, frame: Frame) -> tuple:
+def _with_jvp_rule(interp: Evaluator, eqn: Any, rule: Any, values: list, frame: Frame) -> tuple:
   """Sows in the rule alone: they exist only while the function is being differentiated.
 
   What is read or planted there is a constant of the rule: its own tangents are ignored, as in Oryx.
@@ -409,7 +416,7 @@ def _with_jvp_rule(interp: Interpreter, eqn: Any, rule: Any, values: list, frame
   return f(*data, *values)
 
 
-def _custom_vjp(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+def _custom_vjp(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   made = interp.plan.custom(eqn, values)
   if made is not None:
     return made, Keyed()
@@ -428,7 +435,7 @@ def _untouched(eqn: Any, values: list) -> list:
 # --- devices ----------------------------------------------------------------------------------------------
 
 
-def _shard_map(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tuple:
+def _shard_map(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   p = eqn.params
   devices = devices_of(p)
   planted = Keyed((k, d) for k, d in frame.data.items() if _names_in(k, interp, eqn))
@@ -437,11 +444,8 @@ def _shard_map(interp: Interpreter, eqn: Any, values: list, frame: Frame) -> tup
   found = Keyed()
 
   def body(data, xs):
-    here = dataclasses.replace(
-      frame,
-      path=(*frame.path, devices),
-      data=Keyed({**frame.data, **jax.tree.unflatten(structure, data)}),
-    )
+    planted = jax.tree.unflatten(structure, data)
+    here = frame.within(devices, data=Keyed({**frame.data, **planted}))
     out, cells = interp.eval(p['jaxpr'], (), xs, here)
     found.update(cells)
     return out, cells
@@ -472,39 +476,32 @@ def _spread(cell: Cell, names: tuple[str, ...]) -> Cell:
 # --- helpers ----------------------------------------------------------------------------------------------
 
 
-def _sown_in(interp: Interpreter, jaxpr: Any) -> list:
+def _sown_in(interp: Evaluator, jaxpr: Any) -> list:
   found = interp.program.walk(jaxpr)
   return [s for s in found if interp.plan.cares(frozenset([(s.tag, s.name)]))]
 
 
-def _sows_in(interp: Interpreter, jaxpr: Any) -> list[dict]:
+def _sows_in(interp: Evaluator, jaxpr: Any) -> list[dict]:
   return [{'name': s.name, 'mode': s.mode} for s in _sown_in(interp, jaxpr)]
 
 
-def _names_in(key: Any, interp: Interpreter, eqn: Any) -> bool:
-  _, name, _ = key[1]
-  return any(n == name for _, n in interp.program.tags_of(eqn))
+def _names_in(key: DataKey, interp: Evaluator, eqn: Any) -> bool:
+  return any(n == key.key.name for _, n in interp.program.tags_of(eqn))
 
 
-def _inside(key: Any, interp: Interpreter, eqn: Any, frame: Frame) -> bool:
+def _inside(key: DataKey, interp: Evaluator, eqn: Any, frame: Frame) -> bool:
   """Whether the data of `key` belongs to a sow inside the scan `eqn` at `frame`."""
-  prefix = (*frame.key('')[2], '*')
-  return _names_in(key, interp, eqn) and key[1][2][: len(prefix)] == prefix
+  prefix = (*frame.key('').path, '*')
+  return _names_in(key, interp, eqn) and key.key.path[: len(prefix)] == prefix
 
 
-RULES: dict[str, Callable] = {
-  'jit': _jit,
-  'pjit': _jit,
-  'closed_call': _call,
-  'core_call': _call,
-  'eval_jaxpr': _call,  # both of these from JAX 0.12
-  'scan': _scan,
-  'while': _while,
-  'cond': _cond,
-  'checkpoint': _checkpoint,
-  'remat': _checkpoint,
-  'remat2': _checkpoint,
-  'custom_jvp_call': _custom_jvp,
-  'custom_vjp_call': _custom_vjp,
-  compat.SHARD_MAP: _shard_map,
+RULES: dict[Kind, Callable] = {
+  Kind.CALL: _call,
+  Kind.SCAN: _scan,
+  Kind.WHILE: _while,
+  Kind.COND: _cond,
+  Kind.CHECKPOINT: _checkpoint,
+  Kind.CUSTOM_JVP: _custom_jvp,
+  Kind.CUSTOM_VJP: _custom_vjp,
+  Kind.SHARD_MAP: _shard_map,
 }

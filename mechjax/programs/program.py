@@ -16,30 +16,12 @@ from typing import Any
 import jax
 import jax.extend.source_info_util as siu
 import numpy as np
-from jax.extend import core as jex_core
 
 from mechjax import compat, sites
 from mechjax.errors import HarvestError
-from mechjax.harvest import primitive as prim
-
-
-@dataclasses.dataclass(frozen=True)
-class Loop:
-  """A scan around a sow, of `length` iterations, which are layers."""
-
-  length: int
-
-
-ROUND = '@'
-"""A while loop around a sow. Its rounds are no layers, so a sow inside is the site that it would be outside."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Devices:
-  """A shard_map around a sow, manual over mesh axes of these names and sizes."""
-
-  names: tuple[str, ...]
-  sizes: tuple[int, ...]
+from mechjax.programs.places import TOP, Devices, Key, Loop, Place, name_and_path
+from mechjax.programs.primitives import Body, Kind, aligned, bodies, every_eqn, kind_of, sub_jaxprs
+from mechjax.programs.tag import sow_p, sow_tangent_p
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +32,7 @@ class Sown:
     name: the name given to `sow`, without literal layer indices.
     tag: its tag.
     mode: its mode.
-    scope: the `nest` scopes around it.
-    path: what is around it, outermost first: static layers (int), `Loop`s, `ROUND`s and `Devices`.
+    place: what is around it: static layers (int), `Loop`s, `ROUND`s and `Devices`.
     avals: abstract values of the leaves.
     tree: structure of the value.
     exclusive: a pair (id, branch) for each vmapped cond around it whose branches were merged.
@@ -62,8 +43,7 @@ class Sown:
   name: str
   tag: Hashable
   mode: str
-  scope: tuple[str, ...]
-  path: tuple[Any, ...]
+  place: Place
   avals: tuple[Any, ...]
   tree: Any
   exclusive: Any
@@ -71,9 +51,19 @@ class Sown:
   source: str
 
   @functools.cached_property
-  def key(self) -> tuple:
-    """Identifies the sow inside its program: scope, name and path with loops of unknown iteration."""
-    return make_key(self.scope, self.name, self.path)
+  def key(self) -> Key:
+    """Identifies the sow inside its program."""
+    return self.place.key(self.name)
+
+  @functools.cached_property
+  def label(self) -> str:
+    """Its key as a reader would write it."""
+    return str(self.key)
+
+  @property
+  def path(self) -> tuple[Any, ...]:
+    """What is around it, outermost first."""
+    return self.place.path
 
   @functools.cached_property
   def lengths(self) -> tuple[int, ...]:
@@ -85,48 +75,18 @@ class Sown:
     """Sizes of the mesh axes of the shard_maps around it: leading axes of what is read or planted."""
     return tuple(s for p in self.path if isinstance(p, Devices) for s in p.sizes)
 
+  @functools.cached_property
+  def all_sites(self) -> tuple[sites.Site, ...]:
+    """Its sites: one per combination of iterations of the scans around it."""
+    return tuple(self.site_at(tuple(map(int, i))) for i in np.ndindex(*self.lengths))
+
   def site_at(self, iteration: tuple[int, ...]) -> sites.Site:
     """The site of the sow at given iterations of its scans."""
     index = iter(iteration)
     path = [
       p if isinstance(p, int) else next(index) for p in self.path if isinstance(p, int | Loop)
     ]
-    return sites.Site('/'.join([*self.scope, self.name]), tuple(path))
-
-
-def make_key(scope: tuple[str, ...], name: str, path: tuple[Any, ...]) -> tuple:
-  """See `Sown.key`; `path` holds ints, `Loop`s, `ROUND`s, `Devices` or the interpreter's iterations."""
-  layers = (p for p in path if not is_device(p) and p != ROUND)
-  return (scope, name, tuple(p if isinstance(p, int) else '*' for p in layers))
-
-
-def is_device(p: Any) -> bool:
-  return isinstance(p, Devices)
-
-
-def place_of(eqn: Any, scope: tuple, path: tuple) -> tuple[tuple, tuple]:
-  """Extends (scope, path) by the marks in the name stack of `eqn`."""
-  stack = eqn.source_info.name_stack
-  if not stack.stack:
-    return scope, path
-  for kind, value in sites.scopes_of(str(stack)):
-    if kind == 'nest':
-      scope = (*scope, value)
-    else:
-      path = (*path, int(value))
-  return scope, path
-
-
-def name_and_path(name: str, path: tuple) -> tuple[str, tuple]:
-  """A sow named `mlp_out.5` outright is the sow `mlp_out` at layer 5."""
-  if '.' not in name:
-    return name, path
-  stem, *index = name.split('.')
-  while index and not index[0].isdigit():
-    stem = f'{stem}.{index.pop(0)}'
-  if not all(i.isdigit() for i in index):
-    return name, path
-  return stem, (*path, *map(int, index))
+    return sites.Site(self.key.full_name, tuple(path))
 
 
 class Program:
@@ -139,7 +99,7 @@ class Program:
     out_tree: structure of the result.
     sown: every sow in it, in program order.
     dropped: (tag, name) pairs that were sown while staging but are not in the program (dead code).
-    moved: (tag, scope, name) of sows whose tangent, or copy in a backward pass, stands at another key: JAX's
+    moved: (tag, name with scopes) of sows whose tangent, or copy in a backward pass, stands at another key: JAX's
       derivative of a loop moves what every iteration computes alike to the front, but not its tangent.
   """
 
@@ -160,11 +120,15 @@ class Program:
     ]
     self.cache: dict[Any, Any] = {}
 
+  def pin(self, *objects: Any) -> None:
+    """Keeps objects alive as long as the program, because they are known here by their addresses."""
+    self._pin += objects
+
   def tags_in(self, jaxpr: Any) -> frozenset:
     """The (tag, name) pairs sown anywhere inside `jaxpr`."""
     jaxpr = compat.raw(jaxpr)
     if id(jaxpr) not in self._tags:
-      self._pin.append(jaxpr)
+      self.pin(jaxpr)
       found: set = set()
       for eqn in jaxpr.eqns:
         found |= self.tags_of(eqn)
@@ -178,7 +142,7 @@ class Program:
     return self._equations[id(eqn)][1]
 
   def _find_tags(self, eqn: Any) -> frozenset:
-    if eqn.primitive is prim.sow_p or eqn.primitive is prim.sow_tangent_p:
+    if eqn.primitive is sow_p or eqn.primitive is sow_tangent_p:
       return frozenset([(eqn.params['tag'], name_and_path(eqn.params['name'], ())[0])])
     found: frozenset = frozenset()
     for sub in sub_jaxprs(eqn):
@@ -192,27 +156,27 @@ class Program:
     None where no rule will run. A rule that calls its own function, as those of `jax.nn` do, is not differentiated
     in its turn.
     """
-    if not self.differentiating or eqn.primitive.name != 'custom_jvp_call':
+    if not self.differentiating or kind_of(eqn) is not Kind.CUSTOM_JVP:
       return None
     if id(eqn) not in self._rules:
       _, jvp = compat.call_subfuns(eqn)
       avals = [struct_of(v.aval) for v in eqn.invars]
       with compat.staging_gate():
         rule = jax.make_jaxpr(lambda *xs: jvp.call_wrapped(*xs))(*avals, *avals)
-      self._pin += [eqn, rule]
+      self.pin(eqn, rule)
       self._rules[id(eqn)] = rule
       self._rules.update((id(e), None) for e in every_eqn(rule))
     return self._rules[id(eqn)]
 
   def walk(self, jaxpr: Any) -> Iterator[Sown]:
     """Every sow in `jaxpr`, in program order."""
-    for eqn, *place in self._tagged(jaxpr, (), (), False):
-      if eqn.primitive is prim.sow_p:
-        yield _sown(eqn, *place)
+    for eqn, place, backward in self._tagged(jaxpr, TOP, False):
+      if eqn.primitive is sow_p:
+        yield _sown(eqn, place, backward)
 
   def refuse_moved(self, tag: Hashable, name: str, source: str | None = None) -> None:
     """Raises where what is put in at `name` (with its scopes) would not reach its derivative (see `moved`)."""
-    if any(t == tag and '/'.join([*scope, n]) == name for t, scope, n in self.moved):
+    if (tag, name) in self.moved:
       raise HarvestError(
         f'the derivative of a loop was taken, and {name!r} no longer stands where its derivative stands',
         where=source,
@@ -222,41 +186,31 @@ class Program:
 
   def _moved(self) -> Iterator[tuple]:
     forward = {(s.tag, s.key) for s in self.sown if not s.backward}
-    for eqn, scope, path, backward in self._tagged(self.jaxpr, (), (), False):
-      tag, (name, path) = eqn.params['tag'], name_and_path(eqn.params['name'], path)
-      derived = backward or eqn.primitive is prim.sow_tangent_p
-      if derived and (tag, make_key(scope, name, path)) not in forward:
-        yield tag, scope, name
+    for eqn, place, backward in self._tagged(self.jaxpr, TOP, False):
+      tag, key = eqn.params['tag'], place.key(eqn.params['name'])
+      derived = backward or eqn.primitive is sow_tangent_p
+      if derived and (tag, key) not in forward:
+        yield tag, key.full_name
 
-  def _tagged(self, jaxpr: Any, scope: tuple, path: tuple, backward: bool) -> Iterator[tuple]:
-    """Every sow and every tangent of one: (equation, scope, path, whether in a backward pass)."""
+  def _tagged(self, jaxpr: Any, place: Place, backward: bool) -> Iterator[tuple]:
+    """Every sow and every tangent of one: (equation, place, whether in a backward pass)."""
     for eqn in compat.raw(jaxpr).eqns:
       if not self.tags_of(eqn):
         continue
-      inner_scope, inner_path = place_of(eqn, scope, path)
-      if eqn.primitive is prim.sow_p or eqn.primitive is prim.sow_tangent_p:
-        yield eqn, inner_scope, inner_path, backward
+      here = place.of(eqn)
+      if eqn.primitive is sow_p or eqn.primitive is sow_tangent_p:
+        yield eqn, here, backward
       else:
-        for sub, entry in self._bodies(eqn):
+        for body in self.bodies(
+          eqn
+        ):  # sows in the test of a while are listed, and refused to whoever wants them
           again = backward or bool(eqn.params.get('differentiated'))
-          yield from self._tagged(sub, inner_scope, inner_path + entry, again)
+          yield from self._tagged(body.jaxpr, here.within(*body.mark), again)
 
-  def _bodies(self, eqn: Any) -> Iterator[tuple[Any, tuple]]:
-    """Sub-jaxprs that hold sows, each with what they add to the path."""
-    name = eqn.primitive.name
-    if name == 'scan':
-      yield eqn.params['jaxpr'], (Loop(eqn.params['length']),)
-    elif name == 'while':
-      yield eqn.params['cond_jaxpr'], (ROUND,)  # listed, and refused by whoever wants it
-      yield eqn.params['body_jaxpr'], (ROUND,)
-    elif name == compat.SHARD_MAP:
-      yield eqn.params['jaxpr'], (devices_of(eqn.params),)
-    else:
-      bodies, rule = sub_jaxprs(eqn), self.jvp_rule(eqn)
-      if rule is not None:
-        bodies = [*bodies, rule]
-      for sub in bodies:
-        yield sub, ()
+  def bodies(self, eqn: Any) -> list[Body]:
+    """The programs that an equation holds, the jvp rule that will run in place of one included."""
+    found, rule = bodies(eqn), self.jvp_rule(eqn)
+    return found if rule is None else [*found, aligned(eqn, rule)]
 
 
 def opened(closed: Any) -> tuple[Any, list[Any]]:
@@ -268,40 +222,15 @@ def opened(closed: Any) -> tuple[Any, list[Any]]:
   return compat.raw(compat.make_closed(jaxpr, inputs, jaxpr.outvars, jaxpr.eqns)), consts
 
 
-def devices_of(params: dict[str, Any]) -> Devices:
-  """The manual mesh axes of a shard_map."""
-  mesh = params['mesh']
-  manual = params.get('newly_manual_axes') or params.get('manual_axes') or mesh.axis_names
-  names = tuple(n for n in mesh.axis_names if n in manual)
-  return Devices(names, tuple(mesh.shape[n] for n in names))
-
-
-def sub_jaxprs(eqn: Any) -> list[Any]:
-  """Every jaxpr among the parameters of `eqn`, hidden ones included."""
-  if not eqn.params:
-    return []
-  found = list(jex_core.jaxprs_in_params(eqn.params))
-  return found or compat.hidden_jaxprs(eqn.params)
-
-
-def every_eqn(jaxpr: Any) -> Iterator[Any]:
-  """Every equation of a jaxpr, however deep."""
-  for eqn in compat.raw(jaxpr).eqns:
-    yield eqn
-    for sub in sub_jaxprs(eqn):
-      yield from every_eqn(sub)
-
-
-def _sown(eqn: Any, scope: tuple, path: tuple, backward: bool) -> Sown:
+def _sown(eqn: Any, place: Place, backward: bool) -> Sown:
   p = eqn.params
   n = len(eqn.invars) - p['n_preds']
-  name, path = name_and_path(p['name'], path)
+  name, path = name_and_path(p['name'], place.path)
   return Sown(
     name=name,
     tag=p['tag'],
     mode=p['mode'],
-    scope=scope,
-    path=path,
+    place=Place(place.scope, path),
     avals=tuple(v.aval for v in eqn.outvars[:n]),
     tree=p['tree'],
     exclusive=p['exclusive'],
@@ -318,11 +247,6 @@ def struct_of(aval: Any) -> jax.ShapeDtypeStruct:
 def _sharding(aval: Any) -> Any:
   sharding = getattr(aval, 'sharding', None)
   return sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
-
-
-def expand(sown: Sown) -> list[sites.Site]:
-  """Every site of a sow: one per combination of iterations of the scans around it."""
-  return [sown.site_at(tuple(map(int, i))) for i in np.ndindex(*sown.lengths)]
 
 
 def expand_all(sown: Sequence[Sown]) -> list[sites.Site]:

@@ -1,4 +1,4 @@
-"""Staging a function into a `Program`, and listing its sites.
+"""Staging a function into a `Program`.
 
 A function is staged to a jaxpr with the gate of `sow` open. Arrays that it closes over become inputs of the program,
 and so do the arrays of a callable pytree (a model of ours, an nnx or equinox module): it is its own first argument
@@ -17,21 +17,21 @@ import contextlib
 import dataclasses
 import warnings
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import compat, sites
+from mechjax import compat
 from mechjax.errors import HarvestError
-from mechjax.harvest import absence, callables
-from mechjax.harvest import primitive as prim
-from mechjax.harvest.batching import BATCHING_RULES
-from mechjax.harvest.program import Program, Sown, expand_all
-from mechjax.harvest.sharing import shared
-from mechjax.harvest.watching import Watch, alike
+from mechjax.programs import callables
+from mechjax.programs.batching import BATCHING_RULES
+from mechjax.programs.program import Program
+from mechjax.programs.sharing import shared
+from mechjax.programs.tag import recording
+from mechjax.watching import Watch, alike
 
 LARGE = 64 * 2**20
 """Bytes of constants in somebody else's program that are worth a warning."""
@@ -70,12 +70,10 @@ def stage(f: Callable, dynamic: list[Any], static: tuple, structure: Any) -> tup
     args, kwargs = join_static(list(data), static, structure)
     return f(*args, **kwargs)
 
-  before, prim._staging.names = getattr(prim._staging, 'names', None), []
   try:
     rolled = jax.disable_jit(False)  # under disable_jit a scan would be staged as a Python loop
-    with rolled, compat.staging_gate(), compat.batching_rules(BATCHING_RULES):
+    with rolled, compat.staging_gate(), compat.batching_rules(BATCHING_RULES), recording() as sown:
       closed, shape = jax.make_jaxpr(flat, return_shape=True)(*dynamic)
-    recorded = prim._staging.names
   except Exception as error:
     if type(error).__name__ == 'TraceContextError':  # flax.nnx's, which need not be installed
       raise HarvestError(
@@ -84,10 +82,8 @@ def stage(f: Callable, dynamic: list[Any], static: tuple, structure: Any) -> tup
         mend='module.eval(), or a function that takes the state as an argument and returns it',
       ) from error
     raise
-  finally:
-    prim._staging.names = before
   captured = [_own(x) for x in compat.consts(closed)]
-  return Program(closed, jax.tree.structure(shape), differentiating, recorded), captured
+  return Program(closed, jax.tree.structure(shape), differentiating, sown), captured
 
 
 def _own(x: Any) -> Any:
@@ -270,62 +266,3 @@ def stager(f: Callable) -> Callable[[tuple, dict], tuple[Program, list[Any]]]:
   with contextlib.suppress(AttributeError, TypeError):
     f.__mechjax_stager__ = made  # type: ignore[attr-defined]
   return made
-
-
-# --- listing ------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class SiteInfo:
-  """A site of a program: `shape` and `dtype` of one layer's value (a pytree of them for pytrees)."""
-
-  site: sites.Site
-  shape: Any
-  dtype: Any
-  source: str
-
-  def __str__(self):
-    return f'{self.site!s:<20} {self.shape!s:<24} {self.dtype!s:<10} {self.source}'
-
-
-class SiteList(list):
-  """A list of `SiteInfo` that prints as a table with one row per name."""
-
-  def __repr__(self):
-    groups: dict[tuple, list[SiteInfo]] = {}
-    for info in self:
-      groups.setdefault((info.site.name, str(info.shape), str(info.dtype), info.source), []).append(
-        info
-      )
-    rows = [('site', 'layers', 'shape', 'dtype', 'sown at')]
-    for (name, shape, dtype, source), infos in groups.items():
-      layers = str(len(infos)) if infos[0].site.path else '-'
-      rows.append((name, layers, shape, dtype, source))
-    widths = [max(len(r[i]) for r in rows) for i in range(4)]
-    return '\n'.join('  '.join([*(c.ljust(w) for c, w in zip(r, widths)), r[4]]) for r in rows)
-
-
-def sites_of(f: Callable, *args: Any, tag: Hashable = prim.TAG, **kwargs: Any) -> SiteList:
-  """Lists every site of `f` without running it.
-
-  Args:
-    f: a function with sows.
-    *args: its arguments; `jax.ShapeDtypeStruct`s suffice.
-    tag: which sows.
-    **kwargs: its keyword arguments.
-
-  Returns:
-    A list of `SiteInfo` in the order in which the forward pass meets them, layer by layer; its repr is a table.
-  """
-  program, _ = stager(f)(args, kwargs)
-  sown = [s for s in program.sown if s.tag == tag and not s.backward]
-  by_site = {site: s for s in reversed(sown) for site in expand_all([s])}
-  skipped = absence.skipped(program)
-  return SiteList(_info(site, by_site[site]) for site in expand_all(sown) if site not in skipped)
-
-
-def _info(site: sites.Site, s: Sown) -> SiteInfo:
-  shapes = [s.device_sizes + tuple(a.shape) for a in s.avals]
-  dtypes = [a.dtype for a in s.avals]
-  unflatten = s.tree.unflatten
-  return SiteInfo(site, unflatten(shapes), unflatten(dtypes), s.source)

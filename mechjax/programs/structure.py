@@ -13,42 +13,19 @@ staged. Arrays that a program holds count by value if they are small, otherwise 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.extend.source_info_util as siu
 import numpy as np
 from jax.extend import core as jex_core
 
 from mechjax import compat
-from mechjax.harvest.program import struct_of, sub_jaxprs
+from mechjax.programs.line import bind
+from mechjax.programs.primitives import CUSTOM, kind_of, sub_jaxprs
+from mechjax.programs.program import struct_of
 
 SMALL = 1024
 """Elements up to which two arrays are compared by value."""
-
-
-def evaluator(segment: Any) -> Callable:
-  """The function that a segment computes: (*ins) -> list of outs."""
-
-  def run(*values):
-    env = dict(zip(segment.ins, values))
-    for op in segment.ops:
-      ins = [r.val if isinstance(r, jex_core.Literal) else env[r] for r in op.ins]
-      env.update(zip(op.outs, bind(op.eqn, ins)))
-    return [env[o] for o in segment.outs]
-
-  return run
-
-
-def bind(eqn: Any, values: list[Any], name_stack: Any = None) -> list[Any]:
-  """Evaluates one equation, with its source line, named scopes (or those of `name_stack`) and context."""
-  source = eqn.source_info
-  own = source.name_stack if name_stack is None else name_stack
-  name_stack = siu.current_name_stack() + own
-  with siu.user_context(source.traceback, name_stack=name_stack), eqn.ctx.manager:
-    out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
-  return list(out) if eqn.primitive.multiple_results else [out]
 
 
 def segment_key(segment: Any, rules: bool = False) -> Any:
@@ -96,7 +73,7 @@ def _rows(equations: list[tuple], order: dict, rules: bool) -> tuple:
 
 def _params_key(eqn: Any, rules: bool) -> Any:
   p = eqn.params
-  if eqn.primitive.name in ('custom_jvp_call', 'custom_vjp_call'):
+  if kind_of(eqn) in CUSTOM:
     primal = _value_key(sub_jaxprs(eqn)[0], rules)
     # The rules that a rule calls do not count: backward passes are of first order.
     return (primal, _value_key(_derivative(eqn), rules=False)) if rules else primal

@@ -19,8 +19,8 @@ import weakref
 from typing import Any
 
 from mechjax import compat
-from mechjax.harvest.program import Program
-from mechjax.harvest.structure import program_key
+from mechjax.programs.program import Program
+from mechjax.programs.structure import program_key
 
 RECENT = 8
 

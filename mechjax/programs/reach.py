@@ -24,9 +24,10 @@ from jax.extend import core as jex_core
 
 from mechjax import compat
 from mechjax.errors import HarvestError
-from mechjax.harvest import primitive as prim
-from mechjax.harvest.interpreter import label
-from mechjax.harvest.program import Program, make_key, name_and_path, place_of, sub_jaxprs
+from mechjax.programs.places import TOP, Key, Place
+from mechjax.programs.primitives import Body, Kind, kind_of
+from mechjax.programs.program import Program
+from mechjax.programs.tag import sow_p, sow_tangent_p
 
 
 def dead(program: Program, tag: Hashable, read: frozenset = frozenset()) -> frozenset:
@@ -34,7 +35,7 @@ def dead(program: Program, tag: Hashable, read: frozenset = frozenset()) -> froz
   known = program.cache.get(('dead', tag, read))
   if known is None:
     walk = _Walk(program, tag, read)
-    walk.body(program.jaxpr, [True] * len(program.jaxpr.outvars), (), ())
+    walk.body(program.jaxpr, [True] * len(program.jaxpr.outvars), TOP)
     keys = {s.key for s in program.sown if s.tag == tag}
     known = program.cache['dead', tag, read] = frozenset(keys - walk.reaching)
   return known
@@ -48,7 +49,7 @@ def refuse_dead(
   for s in program.sown:
     if s.tag == tag and s.key in lost:
       raise HarvestError(
-        f'{label(s.key)} cannot be {what}: nothing that the function returns depends on what was sown',
+        f'{s.key} cannot be {what}: nothing that the function returns depends on what was sown',
         where=s.source,
         cause='the result of harvest.sow is thrown away, and the function goes on with the old value',
         mend='x = harvest.sow(x, name=...), and use that x; as it is the site can only be read',
@@ -65,10 +66,13 @@ def refuse_dead_at(
 ) -> None:
   """`refuse_dead` of a site that a run stands at, by its name with scopes and its path."""
   *scope, name = name.split('/')
-  _, _, path = make_key((), name, tuple(path))
+  at = Place(tuple(scope), tuple(path)).key(name)
   for key in dead(program, tag, read):
-    alike = len(key[2]) == len(path) and all('*' in (a, b) or a == b for a, b in zip(key[2], path))
-    if key[:2] == (tuple(scope), name) and alike:
+    pairs = list(zip(key.path, at.path))
+    alike = len(key.path) == len(at.path) and all(
+      '*' in pair or len({*pair}) == 1 for pair in pairs
+    )
+    if key.full_name == at.full_name and alike:
       refuse_dead(program, tag, frozenset([key]), what, read)
 
 
@@ -77,65 +81,56 @@ class _Walk:
 
   def __init__(self, program: Program, tag: Hashable, read: frozenset):
     self.program, self.tag, self.read = program, tag, read
-    self.reaching: set[tuple] = set()
+    self.reaching: set[Key] = set()
 
-  def body(self, jaxpr: Any, used: Sequence[bool], scope: tuple, path: tuple) -> list[bool]:
+  def body(self, jaxpr: Any, used: Sequence[bool], place: Place) -> list[bool]:
     """Which inputs of a jaxpr are needed for those of its results that are `used`."""
     jaxpr = compat.raw(jaxpr)
     needed = {v for v, u in zip(jaxpr.outvars, used) if u and not _literal(v)}
     for eqn in reversed(jaxpr.eqns):
       outs = [v in needed for v in eqn.outvars]
-      ins = self._equation(eqn, outs, scope, path)
+      ins = self._equation(eqn, outs, place)
       needed.update(v for v, n in zip(eqn.invars, ins) if n and not _literal(v))
     return [v in needed for v in jaxpr.invars]
 
-  def _equation(self, eqn: Any, outs: list[bool], scope: tuple, path: tuple) -> Sequence[bool]:
-    whole = [any(outs) or bool(eqn.effects)] * len(eqn.invars)
+  def _equation(self, eqn: Any, outs: list[bool], place: Place) -> Sequence[bool]:
+    whole = any(outs) or bool(eqn.effects)
     if not any(t == self.tag for t, _ in self.program.tags_of(eqn)):
-      return whole
-    scope, path = place_of(eqn, scope, path)
-    if eqn.primitive is prim.sow_p or eqn.primitive is prim.sow_tangent_p:
-      return self._sow(eqn, outs, scope, path)
-    if eqn.primitive.name == 'scan':
-      return self._scan(eqn, outs, scope, (*path, '*'))
-    if eqn.primitive.name == 'while':
-      return self._while(eqn, any(whole), scope, path)
-    ins = list(whole) if eqn.primitive.name == 'cond' else [False] * len(eqn.invars)
-    rule = self.program.jvp_rule(eqn)
-    for sub in [*sub_jaxprs(eqn), *([] if rule is None else [rule])]:
-      n_in, n_out = (len(vs) for vs in (compat.raw(sub).invars, compat.raw(sub).outvars))
-      alike = n_out == len(outs) and n_in <= len(ins)
-      found = self.body(sub, outs if alike else [any(outs)] * n_out, scope, path)
-      if not alike:
-        ins = whole
-      elif n_in:  # operands come last, behind what chooses a branch
-        ins[-n_in:] = [a or b for a, b in zip(ins[-n_in:], found)]
+      return [whole] * len(eqn.invars)
+    here = place.of(eqn)
+    if eqn.primitive is sow_p or eqn.primitive is sow_tangent_p:
+      return self._sow(eqn, outs, here)
+    kind = kind_of(eqn)
+    if kind is Kind.WHILE:  # which of its results the test needs is not followed up
+      names = {key.name for key in self.read}
+      whole = whole or any(name in names for _, name in self.program.tags_of(eqn))
+      outs = [whole] * len(outs)
+    ins = [whole and kind in (Kind.COND, Kind.WHILE)] * len(eqn.invars)
+    for body in self.program.bodies(eqn):
+      found = self._through(body, outs, here)
+      if body.ins is None:
+        ins = [whole] * len(ins)
+      for i, needed in zip(body.ins or (), found):
+        ins[i] = ins[i] or needed
     return ins
 
-  def _sow(self, eqn: Any, outs: list[bool], scope: tuple, path: tuple) -> list[bool]:
-    name, path = name_and_path(eqn.params['name'], path)
-    key = make_key(scope, name, path)
+  def _through(self, body: Body, outs: list[bool], place: Place) -> list[bool]:
+    """Which inputs of a body are needed, in any of its iterations."""
+    used = list(outs) if body.returns else [any(outs)] * len(compat.raw(body.jaxpr).outvars)
+    first, n = body.carry
+    while True:
+      ins = self.body(body.jaxpr, used, place.within(*body.mark))
+      ins[first : first + n] = [u or i for u, i in zip(used, ins[first : first + n])]
+      if ins[first : first + n] == used[:n]:
+        return ins
+      used[:n] = ins[first : first + n]
+
+  def _sow(self, eqn: Any, outs: list[bool], place: Place) -> list[bool]:
+    key = place.key(eqn.params['name'])
     mine = eqn.params['tag'] == self.tag
     if any(outs) and mine:
       self.reaching.add(key)
     return [any(outs) or (mine and key in self.read)] * len(eqn.invars)
-
-  def _scan(self, eqn: Any, outs: list[bool], scope: tuple, path: tuple) -> list[bool]:
-    n_consts, n_carry = compat.scan_split(eqn.params)
-    carry = outs[:n_carry]
-    while True:
-      ins = self.body(eqn.params['jaxpr'], [*carry, *outs[n_carry:]], scope, path)
-      again = [a or b for a, b in zip(carry, ins[n_consts : n_consts + n_carry])]
-      if again == carry:
-        return [*ins[:n_consts], *carry, *ins[n_consts + n_carry :]]
-      carry = again
-
-  def _while(self, eqn: Any, used: bool, scope: tuple, path: tuple) -> list[bool]:
-    names = {name for _, name, _ in self.read}
-    used = used or any(name in names for _, name in self.program.tags_of(eqn))
-    for body in (eqn.params['cond_jaxpr'], eqn.params['body_jaxpr']):
-      self.body(body, [used] * len(compat.raw(body).outvars), scope, path)
-    return [used] * len(eqn.invars)
 
 
 def _literal(v: Any) -> bool:

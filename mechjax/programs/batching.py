@@ -19,9 +19,12 @@ from typing import Any
 import jax
 
 from mechjax import compat
-from mechjax.harvest import primitive as prim
-from mechjax.harvest.interpreter import Frame, Interpreter, Keyed, Plan
-from mechjax.harvest.program import Program, struct_of
+from mechjax.programs.cells import Frame, Keyed, Plan
+from mechjax.programs.interpreter import Interpreter
+from mechjax.programs.primitives import Kind, kind_of
+from mechjax.programs.program import Program, struct_of
+from mechjax.programs.rules import check_branches
+from mechjax.programs.tag import sow_p, sow_tangent_p
 
 
 class _UnderPredicate(Plan):
@@ -34,12 +37,12 @@ class _UnderPredicate(Plan):
     return True
 
   def at_sow(self, frame: Frame, params: dict, leaves: list, preds: list) -> tuple[list, bool]:
-    out = prim.sow_p.bind(*leaves, *self._joined(preds), **self._marked(params))
+    out = sow_p.bind(*leaves, *self._joined(preds), **self._marked(params))
     return out[: len(leaves)], False
 
   def at_tangent(self, frame: Frame, params: dict, leaves: list, preds: list) -> list:
     lanes = self.pred  # batched wherever the sow is, which has it as an operand
-    return prim.sow_tangent_p.bind(*leaves, *self._joined(preds), lanes, **self._marked(params))
+    return sow_tangent_p.bind(*leaves, *self._joined(preds), lanes, **self._marked(params))
 
   def _joined(self, preds: list) -> list:
     return [self.pred & preds[0] if preds else self.pred]
@@ -48,7 +51,7 @@ class _UnderPredicate(Plan):
     return {**params, 'n_preds': 1, 'exclusive': (*self.exclusive, *params['exclusive'])}
 
   def custom(self, eqn: Any, values: list) -> list:
-    made = {'custom_jvp_call': _custom_jvp, 'custom_vjp_call': _custom_vjp}[eqn.primitive.name]
+    made = _custom_jvp if kind_of(eqn) is Kind.CUSTOM_JVP else _custom_vjp
     return made(eqn, self.exclusive)(self.pred, *values)
 
 
@@ -121,8 +124,6 @@ def _cond(rule: Callable) -> Callable:
   def batched(axis_data, args, dims, *, branches, **params):
     if dims[0] is None or not _holds_sow(*branches):
       return rule(axis_data, args, dims, branches=branches, **params)
-    from mechjax.harvest.rules import check_branches
-
     check_branches([Program(b, None, False, []).sown for b in branches])
     group = object()
     index = jax.ShapeDtypeStruct((), args[0].dtype)
