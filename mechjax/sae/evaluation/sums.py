@@ -1,7 +1,7 @@
 """Sums: what a batch of tokens is reduced to on the device.
 
 A batch says which token follows which, and which ones count. Everything here takes one, or activations of its tokens,
-and gives sums over those that count, so that batches of any size add up (`figures`).
+and gives sums over those that count, so that batches of any size add up (`metrics`).
 
     log_probs, loss, divergence           of logits [B, T, V]
     tokens, spread, site_totals           of the value of a site
@@ -20,11 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import precision
-from mechjax.sae import splice
-from mechjax.sae.architectures import Architecture
+from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.errors import SAEError
-from mechjax.sae.figures import SiteTotals, Spread
-from mechjax.sae.gradients import Params
+from mechjax.sae.evaluation import splice
+from mechjax.sae.evaluation.metrics import SiteTotals, Spread
 
 
 @jax.tree_util.register_dataclass
