@@ -30,12 +30,10 @@ from absl import app, flags
 
 import mechjax
 from mechjax import errors, harvest
-from mechjax.models import language_model
+from mechjax.models.load import CODES
 
 _MODEL = flags.DEFINE_string('model', 'smollm2-135m', 'A name, or the path of a GGUF file.')
-_CODE = flags.DEFINE_enum(
-  'code', 'tunix', sorted(language_model.CODES), 'Whose code computes the forward pass.'
-)
+_CODE = flags.DEFINE_enum('code', 'tunix', sorted(CODES), 'Whose code computes the forward pass.')
 # Other experiments have flags of the same name; a test process may import several.
 _PROMPT = flags.DEFINE_string(
   'prompt', 'The capital of France is', 'The text to continue.', allow_override=True

@@ -12,7 +12,7 @@ from typing import Any
 _EXPORTS = {
   'Patcher': 'mechjax.patcher',
   'iterate': 'mechjax.forward',
-  'load': 'mechjax.models.language_model',
+  'load': 'mechjax.models.load',
   'harvest': None,
   'sites': None,
 }

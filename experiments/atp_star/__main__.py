@@ -27,7 +27,7 @@ from experiments.atp_star import report
 from experiments.atp_star.measure import measure
 from experiments.atp_star.methods import METHODS
 from experiments.atp_star.settings import HOW, NODES, POSITIONS, Settings
-from mechjax.models import language_model
+from mechjax.models.load import CODES, OURS
 
 # Other experiments have flags of the same name; a test process may import several.
 _MODEL = flags.DEFINE_string(
@@ -35,8 +35,8 @@ _MODEL = flags.DEFINE_string(
 )
 _CODE = flags.DEFINE_enum(
   'code',
-  language_model.OURS,
-  [language_model.OURS, *sorted(language_model.CODES)],
+  OURS,
+  [OURS, *sorted(CODES)],
   'Whose code computes the forward pass.',
   allow_override=True,
 )
