@@ -575,7 +575,10 @@ def test_padding_that_is_kept_is_refused():
   ids=['tokens', 'list of tokens', 'one batch', 'number'],
 )
 def test_what_is_no_batch_is_refused_by_name(batches, says):
-  for judge in (speaker().evaluate, lambda params, _, found: speaker().means(params, found)):
+  for judge in (
+    functools.partial(evaluate, speaker()),
+    lambda params, _, found: speaker().means(params, found),
+  ):
     with pytest.raises(SAEError, match=says):
       judge(model(), {R0: {}}, batches)
 
