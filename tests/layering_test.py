@@ -17,7 +17,17 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [
-  {'code_version', 'compat', 'errors', 'extras', 'files', 'fingerprints', 'precision', 'sites'},
+  {
+    'code_version',
+    'compat',
+    'errors',
+    'extras',
+    'files',
+    'fingerprints',
+    'logits',
+    'precision',
+    'sites',
+  },
   {'harvest', 'greenlets', 'patcher', 'positionwise'},
   {'forward', 'stacking', 'interventions', 'patches'},
   {'weights', 'models', 'generate', 'columns'},

@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import errors, fingerprints, generate, harvest, sites
+from mechjax import errors, fingerprints, generate, harvest, logits, sites
 from mechjax.models import ids, padding, tokenizers
 from mechjax.models.forward_pass import Forward, uncached
 from mechjax.sites import Site
@@ -185,7 +185,7 @@ class LanguageModel:
 
   def log_probs(self, tokens: jax.Array, mask: Any = None) -> jax.Array:
     """Log-probabilities of every next token, in nats, [B, T, V]; arguments as of a call."""
-    return jax.nn.log_softmax(self(tokens, mask))
+    return logits.log_probs(self(tokens, mask))
 
   def loss(self, tokens: jax.Array, mask: Any = None) -> jax.Array:
     """Mean loss of predicting each real token from the real tokens before it, in nats; a scalar.
@@ -203,15 +203,17 @@ class LanguageModel:
         f'tokens of shape {tokens.shape} have nothing to predict: no row has two real tokens',
         mend='a start token before each text, as model.tokens(text, bos=True) puts it',
       )
-    log_probs_BxTxV = self.log_probs(tokens, mask)
     real_BxT = jnp.ones(jnp.shape(tokens), bool) if mask is None else jnp.asarray(mask)
     order_BxT = padding.together(real_BxT)
     texts_BxT, counts_BxT = (
       jnp.take_along_axis(x, order_BxT, axis=1)[:, 1:] for x in (jnp.asarray(tokens), real_BxT)
     )
     rows_Bx1 = jnp.arange(len(order_BxT))[:, None]
-    chosen_BxT = log_probs_BxTxV[rows_Bx1, order_BxT[:, :-1], texts_BxT]
-    return -chosen_BxT.mean(where=counts_BxT)
+    following_BxT = jnp.where(counts_BxT, texts_BxT.astype(jnp.int32), -1)
+    none_BxT = jnp.full(order_BxT.shape, -1, jnp.int32)
+    targets_BxT = none_BxT.at[rows_Bx1, order_BxT[:, :-1]].set(following_BxT)
+    losses_BxT = logits.next_token_loss(self.log_probs(tokens, mask), targets_BxT)
+    return losses_BxT.sum() / counts_BxT.sum(dtype=losses_BxT.dtype)
 
   def _padding(self, tokens: jax.Array, mask: Any) -> dict[str, jax.Array]:
     """The mask as a keyword of `apply`, if it is needed."""

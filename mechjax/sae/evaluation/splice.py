@@ -26,6 +26,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from mechjax import precision
 from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.errors import SAEError
 
@@ -95,12 +96,7 @@ def activations(value: jax.Array, kept: jax.Array) -> jax.Array:
       f'a site of shape {value.shape} and a mask of shape {lead}',
       cause='the mask has one boolean for each token, and the site has no such axes, or something before them',
     )
-  return wide(value).reshape(*lead, -1)
-
-
-def wide(x: jax.Array) -> jax.Array:
-  """In float32, or wider if it was."""
-  return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+  return precision.wide(value).reshape(*lead, -1)
 
 
 def _said(sae: Architecture, params: Params) -> Planted:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mechjax import logits as model_logits
 from mechjax import precision
 from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.errors import SAEError
@@ -115,20 +116,18 @@ def log_probs(logits: jax.Array, batch: Batch) -> jax.Array:
   targets = jnp.asarray(batch.targets)
   if logits.shape[:-1] != targets.shape:
     raise SAEError(f'logits of shape {logits.shape} for targets of shape {targets.shape}')
-  return jax.nn.log_softmax(splice.wide(logits))
+  return model_logits.log_probs(logits)
 
 
 def loss(log_probs: jax.Array, batch: Batch) -> jax.Array:
   """Sum of the negative log-probabilities of the tokens that are predicted."""
-  targets = jnp.asarray(batch.targets)
-  chosen = jnp.take_along_axis(log_probs, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
-  return jnp.sum(jnp.where(targets >= 0, -chosen, 0))
+  return jnp.sum(model_logits.next_token_loss(log_probs, jnp.asarray(batch.targets)))
 
 
 def divergence(p: jax.Array, q: jax.Array, batch: Batch) -> jax.Array:
   """Sum over predictions of KL(p || q), both log-probabilities [B, T, V]; tokens of probability 0 add nothing."""
-  terms = jnp.where(p == -jnp.inf, 0, jnp.exp(p) * (p - q))
-  return jnp.sum(jnp.where(jnp.asarray(batch.targets) >= 0, jnp.sum(terms, -1), 0))
+  each = model_logits.kl_divergence(p, q)
+  return jnp.sum(jnp.where(jnp.asarray(batch.targets) >= 0, each, 0))
 
 
 def predicted(batch: Batch) -> jax.Array:
