@@ -50,7 +50,7 @@ test-numeric: $(VENV)/test.stamp
 
 # Of that what depends on rounding most, where rounding differs most: counts and rankings of latents, trainings, sweeps of
 # patches and their first order. A few minutes on two cores, for .ci/run.
-SHARE := $(addprefix tests/,sae/features_test.py sae/evaluate_test.py sae/step_test.py sae/toy_truth_test.py \
+SHARE := $(addprefix tests/,sae/features_test.py sae/evaluation_test.py sae/step_test.py sae/toy_truth_test.py \
   patching/engine_test.py patching/atp_star_test.py generate_test.py experiments/train_sae_test.py)
 
 test-numeric-share: $(VENV)/test.stamp

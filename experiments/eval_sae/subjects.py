@@ -18,8 +18,8 @@ from experiments.train_sae import layout
 from mechjax import flags, sae
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import store
+from mechjax.sae.architectures import Params
 from mechjax.sae.errors import SAEError
-from mechjax.sae.gradients import Params
 from mechjax.sae.store import Contexts, contexts
 
 

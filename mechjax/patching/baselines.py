@@ -28,6 +28,7 @@ import heapq
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import scipy  # imports scipy.stats, which takes a second, where it is first used
 
 from mechjax.patching.effects import mean_over_pairs
 from mechjax.patching.errors import PatchingError
@@ -186,19 +187,13 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
   a, b = check_numbers('a', a), check_numbers('b', b)
   if len(a) != len(b):
     raise PatchingError(f'{len(a)} values and {len(b)} values have no correlation')
-  ranks = [_ranks(x) for x in (a, b)]
-  x, y = (r - r.mean() for r in ranks)
-  if not (x.any() and y.any()):
+  flat = [name for name, x in (('a', a), ('b', b)) if (x == x[0]).all()]
+  if flat:
     raise PatchingError(
-      f'all {len(a)} values of {"b" if x.any() else "a"} are equal, so they have no ranks',
+      f'all {len(a)} values of {flat[0]} are equal, so they have no ranks',
       cause='scores that are all 0: metric and prompts that no node moves',
     )
-  return float(x @ y / np.sqrt((x @ x) * (y @ y)))
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-  _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-  return (np.cumsum(counts) - (counts - 1) / 2)[which]
+  return float(scipy.stats.spearmanr(a, b).statistic)
 
 
 def _places(search: Search, truth: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ what the model and the metric read besides their arguments, so each entry goes w
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 
 from mechjax import compat
+from mechjax.patching import sources
 from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
 from mechjax.watching import Watch
@@ -60,6 +62,25 @@ class Plans:
   def values(self) -> list[Any]:
     """All that was made."""
     return [made for _, made in self._entries.values()]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Method:
+  """A way of patching a model, with what it has compiled.
+
+  Attributes:
+    forward: (params, inputs) -> what the metric reads, with sows; pure.
+  """
+
+  forward: Callable
+  _plans: Plans = dataclasses.field(default_factory=Plans, init=False, repr=False)
+
+  def __post_init__(self) -> None:
+    sources.check_forward(self.forward)
+
+  def _once(self, what: str, trees: tuple, make: Callable[[], Any], *reads: Callable | None) -> Any:
+    """What `make` returns, made once as by `Plans.once`; `reads` are user functions called besides `forward`."""
+    return self._plans.once(what, trees, (self.forward, *reads), make)
 
 
 def functions(metric: Metric) -> Iterator[Callable]:

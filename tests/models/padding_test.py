@@ -9,7 +9,8 @@ import pytest
 
 from mechjax import errors, harvest
 from mechjax.models import padding
-from mechjax.models.language_model import Forward, LanguageModel
+from mechjax.models.forward_pass import Forward
+from mechjax.models.language_model import LanguageModel
 from tests.models import decoders
 from tests.models.decoders import CONFIGS
 

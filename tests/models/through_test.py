@@ -10,7 +10,8 @@ import pytest
 from mechjax import harvest
 from mechjax.errors import SiteError
 from mechjax.models import decoder
-from mechjax.models.language_model import Forward, LanguageModel
+from mechjax.models.forward_pass import Forward
+from mechjax.models.language_model import LanguageModel
 from tests.models import decoders
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, decoders.V, (2, decoders.T)))

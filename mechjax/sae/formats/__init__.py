@@ -29,13 +29,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mechjax.errors import WeightsError, nearest
-from mechjax.sae.architectures import Architecture
+from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.errors import SAEError
 from mechjax.sae.formats import dictionary_learning, gemma_scope, metadata, saelens
 from mechjax.sae.formats.conventions import expect_parameters, folded
 from mechjax.sae.formats.finding import find
 from mechjax.sae.formats.metadata import Metadata
-from mechjax.sae.gradients import Params
 from mechjax.weights.json_files import read_beside
 from mechjax.weights.safetensors_writing import new_directory
 

@@ -25,11 +25,10 @@ import numpy as np
 
 from mechjax import files
 from mechjax.errors import WeightsError
-from mechjax.sae.architectures import Architecture, JumpReLU
+from mechjax.sae.architectures import Architecture, JumpReLU, Params
 from mechjax.sae.errors import SAEError
 from mechjax.sae.formats import archives, conventions
 from mechjax.sae.formats.conventions import Arrays
-from mechjax.sae.gradients import Params
 from mechjax.weights.json_files import read_beside
 from mechjax.weights.safetensors import SafetensorsFile
 from mechjax.weights.safetensors_writing import save as save_safetensors

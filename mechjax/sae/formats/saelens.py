@@ -27,11 +27,10 @@ from typing import Any
 
 from mechjax import files
 from mechjax.errors import WeightsError
-from mechjax.sae.architectures import Architecture, BatchTopK, Gated, JumpReLU, ReLU, TopK
+from mechjax.sae.architectures import Architecture, BatchTopK, Gated, JumpReLU, Params, ReLU, TopK
 from mechjax.sae.errors import SAEError
 from mechjax.sae.formats import conventions, metadata
 from mechjax.sae.formats.conventions import Arrays
-from mechjax.sae.gradients import Params
 from mechjax.weights.json_files import read_json
 from mechjax.weights.safetensors import SafetensorsFile
 from mechjax.weights.safetensors_writing import save as save_safetensors

@@ -5,9 +5,9 @@ W_dec [M, D] (a latent's direction) has unit length. Renormalising after an upda
 update along the row; an optimiser with moments would go on accumulating it. So that part is taken out of the
 gradient BEFORE Adam sees it (Bricken et al. 2023, "Towards Monosemanticity", appendix on training):
 
-    optimiser = optax.chain(gradients.orthogonal_to_decoder(), optax.adam(rate, b1=0.0))
+    optimiser = optax.chain(unit_rows.orthogonal_to_decoder(), optax.adam(rate, b1=0.0))
     updates, state = optimiser.update(grads, state, params)
-    params = gradients.normalised(optax.apply_updates(params, updates))
+    params = unit_rows.normalised(optax.apply_updates(params, updates))
 
 Both work on one dictionary and on several stacked in front, because a row is always the last axis.
 
@@ -26,6 +26,7 @@ import optax
 from mechjax.sae.errors import SAEError
 
 Params = dict[str, jax.Array]
+"""Parameters of a dictionary by name; see `architectures.base`."""
 
 
 def unit_rows(W: jax.Array) -> jax.Array:
@@ -49,13 +50,6 @@ def projected(grads: Params, params: Params) -> Params:
   rows = unit_rows(params['W_dec'])
   along = jnp.sum(grads['W_dec'] * rows, -1, keepdims=True)
   return {**grads, 'W_dec': grads['W_dec'] - along * rows}
-
-
-def norm(grads: Params) -> jax.Array:
-  """The length of all gradients as one vector, a scalar."""
-  # Rows first: XLA on CPU adds up a matrix row by row at the speed of memory, and all at once number by number.
-  squares = [jnp.sum(jnp.sum(jnp.square(jnp.atleast_2d(g)), 0)) for g in grads.values()]
-  return jnp.sqrt(sum(squares, jnp.zeros((), squares[0].dtype)))
 
 
 def orthogonal_to_decoder() -> optax.GradientTransformation:

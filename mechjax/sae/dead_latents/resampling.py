@@ -29,9 +29,9 @@ import jax.numpy as jnp
 import optax
 
 from mechjax.sae.architectures.base import Architecture
-from mechjax.sae.dead import expect_tokens
+from mechjax.sae.dead_latents.counters import expect_tokens
 from mechjax.sae.errors import expect
-from mechjax.sae.gradients import Params, unit_rows
+from mechjax.sae.ops.unit_rows import Params, unit_rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,12 @@
-"""Evaluation: how good a dictionary is, for the model and for the activations.
+"""The passes through a model that say how good a dictionary is.
 
     judge = Evaluation(forward, {'resid_post.15': sae})
-    report = judge.evaluate(params, {'resid_post.15': sae_params}, batches)
+    report = evaluate(judge, params, {'resid_post.15': sae_params}, batches)
     report.delta_loss, report.recovered_mean, report.sites['resid_post.15'].fvu
 
 `forward(params, inputs) -> logits` has sows; a batch says which token follows which, which ones count and which are
 padding (`sums.next_tokens`; a batch with a mask is run as `forward(params, inputs, mask=mask)`); what the figures are
-is said in `figures`. Several sites are spliced at once, and a transcoder with the site that it says:
+is said in `metrics`. Several sites are spliced at once, and a transcoder with the site that it says:
 `Evaluation(forward, {'mlp_norm.3': sae}, targets={'mlp_norm.3': 'mlp_out.3'})`.
 
 Each batch is four passes through the model, compiled once: as it is, with gradients at the sites; with zero and with
@@ -34,13 +34,14 @@ import numpy as np
 
 from mechjax import harvest, sites, watching
 from mechjax.programs.callables import refuse_model
-from mechjax.sae import splice, sums
-from mechjax.sae.architectures import Architecture
-from mechjax.sae.comparing import Dictionaries, compare
+from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.errors import SAEError
-from mechjax.sae.figures import Report, SiteTotals, Spread, Totals, on_host
-from mechjax.sae.gradients import Params
-from mechjax.sae.sums import Batch
+from mechjax.sae.evaluation import splice, sums
+from mechjax.sae.evaluation.metrics import SiteTotals, Spread, Totals, on_host
+from mechjax.sae.evaluation.sums import Batch
+
+Dictionaries = Mapping[str, Params]
+"""Parameters of dictionaries, by the site that each reads."""
 
 TOLERANCE = 1e-3
 """Nats by which the restored loss may differ."""
@@ -94,14 +95,14 @@ class Evaluation:
   limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
-    example = 'Evaluation(model.apply, saes).evaluate(model.params, dictionaries, batches)'
+    example = 'evaluate(Evaluation(model.apply, saes), model.params, dictionaries, batches)'
     refuse_model(self.forward, SAEError, example)
     for site, sae in self.saes.items():
       if not isinstance(sae, Architecture):
         raise SAEError(
           f'{site!r} has a {type(sae).__name__}, not a dictionary',
           cause='what load returned: a dictionary and its parameters',
-          mend='sae, params = load(...); Evaluation(forward, {site: sae}).evaluate(..., {site: params}, batches)',
+          mend='sae, params = load(...); evaluate(Evaluation(forward, {site: sae}), ..., {site: params}, batches)',
         )
     if not {*self.limits} <= {*self.saes}:
       raise SAEError(
@@ -124,28 +125,6 @@ class Evaluation:
         f'dictionaries that say the sites {said}; one or more are needed, each at its own'
       )
 
-  def evaluate(
-    self,
-    params: Any,
-    dictionaries: Dictionaries,
-    batches: Iterable[Batch],
-    means: Mapping[str, Any] | None = None,
-  ) -> Report:
-    """All figures.
-
-    Args:
-      params: of the model.
-      dictionaries: parameters of each dictionary, by the site that it reads.
-      batches: gone through once, or twice without `means`.
-      means: what mean ablation puts in, by the site that a dictionary reads, [E]; None to measure it.
-
-    Raises:
-      SAEError: the splice is wrong; the model's loss is no number; no tokens; batches that can be gone through only
-        once, without means.
-      SiteError, HarvestError: sites that are not in the model.
-    """
-    return compare({'': (self, dictionaries)}, params, batches, means)['']
-
   def means(self, params: Any, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
     """The mean of what each dictionary has to say, [E], by the site that it reads; float64."""
     total: dict[str, Spread] = {}
@@ -156,7 +135,7 @@ class Evaluation:
     return {site: spread.mean for site, spread in total.items()}
 
   def base(self, params: Any, batch: Batch, means: Mapping[str, Any]) -> Base:
-    """What does not depend on dictionaries; arguments as in `evaluate`.
+    """What does not depend on dictionaries; arguments as in `comparing.evaluate`.
 
     Raises:
       SAEError: the loss of the model is no number.

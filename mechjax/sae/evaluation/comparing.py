@@ -1,5 +1,6 @@
-"""Several dictionaries on the same tokens, with what they share computed once.
+"""Dictionaries judged on batches of tokens: one `Evaluation`, or several with what they share computed once.
 
+    report = evaluate(Evaluation(forward, {site: sae}), params, {site: sae_params}, batches)
     reports = compare({'k 16': (Evaluation(forward, {site: a}), {site: a_params}), 'k 32': (...)}, params, batches)
 
 A sweep has a dozen dictionaries of one site. Three of the four passes of an evaluation, and the backward pass, know
@@ -11,18 +12,36 @@ Sharp edge: means are measured by a pass of their own over all batches, unless t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mechjax.sae.errors import SAEError
-from mechjax.sae.figures import Report, Totals, report
-from mechjax.sae.gradients import Params
-from mechjax.sae.sums import Batch, batches_of, check_batch
+from mechjax.sae.evaluation.metrics import Report, Totals, report
+from mechjax.sae.evaluation.passes import Dictionaries, Evaluation
+from mechjax.sae.evaluation.sums import Batch, batches_of, check_batch
 
-if TYPE_CHECKING:
-  from mechjax.sae.evaluate import Evaluation
 
-Dictionaries = Mapping[str, Params]
-"""Parameters of dictionaries, by the site that each reads."""
+def evaluate(
+  judge: Evaluation,
+  params: Any,
+  dictionaries: Dictionaries,
+  batches: Iterable[Batch],
+  means: Mapping[str, Any] | None = None,
+) -> Report:
+  """All metrics of the dictionaries of one `Evaluation`.
+
+  Args:
+    judge: the dictionaries and where they are in the model.
+    params: of the model.
+    dictionaries: parameters of each dictionary, by the site that it reads.
+    batches: gone through once, or twice without `means`.
+    means: what mean ablation puts in, by the site that a dictionary reads, [E]; None to measure it.
+
+  Raises:
+    SAEError: the splice is wrong; the model's loss is no number; no tokens; batches that can be gone through only
+      once, without means.
+    SiteError, HarvestError: sites that are not in the model.
+  """
+  return compare({'': (judge, dictionaries)}, params, batches, means)['']
 
 
 def compare(
@@ -45,7 +64,7 @@ def compare(
     A report by the same names.
 
   Raises:
-    SAEError: no candidates, or of different models or sites; and as `Evaluation.evaluate`.
+    SAEError: no candidates, or of different models or sites; and as `evaluate`.
     SiteError, HarvestError: sites that are not in the model.
   """
   judge, batches = _shared(candidates), batches_of(batches)

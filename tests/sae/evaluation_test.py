@@ -15,10 +15,12 @@ import pytest
 
 from mechjax import harvest, sites
 from mechjax.errors import SiteError
-from mechjax.sae import BatchTopK, JumpReLU, ReLU, SAEError, TopK, comparing, splice
-from mechjax.sae.evaluate import Evaluation
-from mechjax.sae.figures import Spread, report
-from mechjax.sae.sums import Batch, next_tokens
+from mechjax.sae import BatchTopK, JumpReLU, ReLU, SAEError, TopK
+from mechjax.sae.evaluation import comparing, splice
+from mechjax.sae.evaluation.comparing import evaluate
+from mechjax.sae.evaluation.metrics import Spread, report
+from mechjax.sae.evaluation.passes import Evaluation
+from mechjax.sae.evaluation.sums import Batch, next_tokens
 from tests.sae import plain
 
 V, T, D, F, M, LAYERS = 11, 6, 6, 5, 9, 2
@@ -237,7 +239,7 @@ def test_every_figure_is_that_of_the_definitions(name):
   saes, targets = CASES[name]
   own = {site: dictionary(sae, i) for i, (site, sae) in enumerate(saes.items())}
   tokens, kept = texts()
-  found = judge(name).evaluate(model(), own, [next_tokens(tokens, kept)])
+  found = evaluate(judge(name), model(), own, [next_tokens(tokens, kept)])
   doubled = {site: double(o) for site, o in own.items()}
   compare(found, expected(double(model()), doubled, saes, targets, tokens, kept))
   json.dumps(found.figures())
@@ -263,7 +265,7 @@ def judged(W, b, **options):
   eye = np.eye(D, dtype=np.float32) * W
   matrices = {'W_enc': np.concatenate([eye, -eye], 1), 'W_dec': np.concatenate([eye, -eye])}
   own = {**matrices, 'b_enc': np.zeros(2 * D, np.float32), 'b_dec': np.float32(b)}
-  return speaker().evaluate(model(), {R0: own}, [next_tokens(*texts())], **options)
+  return evaluate(speaker(), model(), {R0: own}, [next_tokens(*texts())], **options)
 
 
 def test_a_perfect_dictionary_loses_nothing():
@@ -316,11 +318,11 @@ def test_blocks_in_any_order_add_up_to_the_whole():
   own = {R0: {name: r.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}}
   many = speaker()
   tokens, kept = texts()
-  whole = many.evaluate(model(), own, [next_tokens(tokens, kept)])
+  whole = evaluate(many, model(), own, [next_tokens(tokens, kept)])
   blocks = cut(tokens, kept)
   wanted = flat(whole)[0]
   for batches in (blocks, blocks[::-1]):
-    found = flat(many.evaluate(model(), own, batches))[0]
+    found = flat(evaluate(many, model(), own, batches))[0]
     for name, value in wanted.items():
       assert found[name] == pytest.approx(value, rel=2e-4, abs=1e-5), name
   means = many.means(model(), blocks)
@@ -350,11 +352,11 @@ def test_a_token_that_is_too_long_keeps_its_activation_and_does_not_count_at_its
   assert (kept & ~short).any()
   targets = {} if said == reads else {reads: said}
   batch = next_tokens(tokens, kept)
-  found = Evaluation(forward, {reads: sae}, targets, {reads: limit}).evaluate(
-    model(), {reads: own}, [batch]
+  found = evaluate(
+    Evaluation(forward, {reads: sae}, targets, {reads: limit}), model(), {reads: own}, [batch]
   )
   fewer = dataclasses.replace(batch, kept=short)
-  alone = Evaluation(forward, {reads: sae}, targets).evaluate(model(), {reads: own}, [fewer])
+  alone = evaluate(Evaluation(forward, {reads: sae}, targets), model(), {reads: own}, [fewer])
   assert found.predicted == alone.predicted
   assert found.sites[reads].tokens == short.sum()
   wanted, other = flat(alone)[0], flat(found)[0]
@@ -379,10 +381,10 @@ def test_what_is_given_for_other_sites_or_in_another_shape_is_refused():
   judging = Evaluation(forward, {R0: sae})
   for given in ({}, {R1: own}, {R0: own, R1: own}):
     with pytest.raises(SAEError, match='parameters for'):
-      judging.evaluate(model(), given, batches)
+      evaluate(judging, model(), given, batches)
   for means in ({}, {R1: np.zeros(D)}, {R0: np.zeros(1)}, {R0: np.zeros((2, D))}):
     with pytest.raises(SAEError, match='means of shapes'):
-      judging.evaluate(model(), {R0: own}, batches, means)
+      evaluate(judging, model(), {R0: own}, batches, means)
 
 
 def test_dictionaries_compared_are_judged_as_each_alone():
@@ -404,7 +406,7 @@ def test_dictionaries_compared_are_judged_as_each_alone():
   found = comparing.compare(candidates, model(), batches, progress=told.append)
   assert told == [1, 2, 3, 4]
   for name, (one, own) in candidates.items():
-    assert flat(found[name]) == flat(one.evaluate(model(), own, batches)), name
+    assert flat(found[name]) == flat(evaluate(one, model(), own, batches)), name
   elsewhere = Evaluation(forward, {O0: saes['few']}), {O0: candidates['few'][1][R0]}
   with pytest.raises(SAEError, match='different sites'):
     comparing.compare(candidates | {'else': elsewhere}, model(), batches)
@@ -431,14 +433,14 @@ def test_what_is_not_kept_counts_for_nothing():
   other = np.where(kept | (np.arange(T) == 0), tokens, (tokens + 5) % V)
   assert (other != tokens).any()
   results = [
-    flat(judge('several sites').evaluate(model(), own, [next_tokens(t, kept)]))[0]
+    flat(evaluate(judge('several sites'), model(), own, [next_tokens(t, kept)]))[0]
     for t in (tokens, other)
   ]
   assert results[0] == pytest.approx(results[1], rel=1e-5, abs=1e-7)
 
 
 def test_densities_make_a_histogram_without_the_dead():
-  site = judge('several sites').evaluate(model(), several(), [next_tokens(*texts())]).sites[O0]
+  site = evaluate(judge('several sites'), model(), several(), [next_tokens(*texts())]).sites[O0]
   counts = site.histogram([-4, -2, -1, 0])
   assert counts.sum() == (site.density > 0).sum() == M - round(M * site.dead_fraction)
   assert counts[2] == (site.density >= 0.1).sum()
@@ -492,13 +494,13 @@ def test_mistakes_are_errors_that_say_what_to_do():
   with pytest.raises(SAEError, match='one or more'):
     Evaluation(forward, {})
   with pytest.raises(SAEError, match='means='):
-    Evaluation(forward, {R0: sae}).evaluate(model(), {R0: own}, iter([batch]))
+    evaluate(Evaluation(forward, {R0: sae}), model(), {R0: own}, iter([batch]))
   with pytest.raises(SAEError, match='no batches'):
-    Evaluation(forward, {R0: sae}).evaluate(model(), {R0: own}, [])
+    evaluate(Evaluation(forward, {R0: sae}), model(), {R0: own}, [])
   with pytest.raises(SiteError, match='resid_post'):
-    Evaluation(forward, {'resid_past.0': sae}).evaluate(model(), {'resid_past.0': own}, [batch])
+    evaluate(Evaluation(forward, {'resid_past.0': sae}), model(), {'resid_past.0': own}, [batch])
   with pytest.raises(SiteError):
-    Evaluation(forward, {'resid_post': sae}).evaluate(model(), {'resid_post': own}, [batch])
+    evaluate(Evaluation(forward, {'resid_post': sae}), model(), {'resid_post': own}, [batch])
   with pytest.raises(SAEError, match='tokens'):
     next_tokens(tokens, kept[:, 1:])
   for ids in (tokens + 0.5, tokens - 100, tokens.astype(np.int64) + 2**32):
@@ -514,20 +516,20 @@ def test_a_dictionary_that_cannot_be_put_back_is_found_before_anything_is_counte
   own = several()
   own[O0]['b_dec'] = np.full(D, np.nan, np.float32)
   with pytest.raises(SAEError, match='moves the loss by nan'):
-    judge('several sites').evaluate(model(), own, [next_tokens(*texts())])
+    evaluate(judge('several sites'), model(), own, [next_tokens(*texts())])
 
 
 def test_a_model_without_a_loss_and_masks_without_a_prediction_are_errors():
   own, (tokens, kept) = several(), texts()
   one, means = judge('several sites'), dict.fromkeys(own, np.zeros(D))
   with pytest.raises(SAEError, match='no token was predicted'):
-    one.evaluate(model(), own, [next_tokens(tokens, np.zeros_like(kept))])
+    evaluate(one, model(), own, [next_tokens(tokens, np.zeros_like(kept))])
   batch = next_tokens(tokens, kept)
   totals = one.totals(model(), own, batch, one.base(model(), batch, means))
   assert report(totals, 0.0).predicted == losses(double(model()), tokens, kept)[0].size
   broken = model() | {'unembed': np.full((D, V), np.inf, np.float32)}
   with pytest.raises(SAEError, match='the loss of the model itself is nan'):
-    one.evaluate(broken, own, [next_tokens(tokens, kept)], means)
+    evaluate(one, broken, own, [next_tokens(tokens, kept)], means)
 
 
 # --- padding ----------------------------------------------------------------------------------------------
@@ -576,7 +578,10 @@ def test_padding_that_is_kept_is_refused():
   ids=['tokens', 'list of tokens', 'one batch', 'number'],
 )
 def test_what_is_no_batch_is_refused_by_name(batches, says):
-  for judge in (speaker().evaluate, lambda params, _, found: speaker().means(params, found)):
+  for judge in (
+    functools.partial(evaluate, speaker()),
+    lambda params, _, found: speaker().means(params, found),
+  ):
     with pytest.raises(SAEError, match=says):
       judge(model(), {R0: {}}, batches)
 
@@ -599,8 +604,8 @@ def test_what_the_model_reads_is_seen_by_a_second_evaluation():
   own = {R0: dictionary(sae, 0)}
   batches = [next_tokens(*texts())]
   judge = Evaluation(scaled, {R0: sae})
-  judge.evaluate(model(), own, batches)
+  evaluate(judge, model(), own, batches)
   scale[0] = 2.0
-  found = judge.evaluate(model(), own, batches).loss
+  found = evaluate(judge, model(), own, batches).loss
   fresh = Evaluation(lambda p, t: forward(p, t) * 2.0, {R0: sae})
-  assert found == pytest.approx(fresh.evaluate(model(), own, batches).loss, rel=1e-5)
+  assert found == pytest.approx(evaluate(fresh, model(), own, batches).loss, rel=1e-5)

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from mechjax.sae import SAEError, gradients
+from mechjax.sae import SAEError
+from mechjax.sae.ops import unit_rows
 
 R = np.random.default_rng(0)
 PARAMS = {'W_dec': R.standard_normal((5, 3)), 'W_enc': R.standard_normal((3, 5))}
@@ -20,18 +21,18 @@ def expected():
 
 
 def test_rows_get_unit_length_and_nothing_else_changes():
-  params = gradients.normalised(jax.tree.map(jnp.asarray, PARAMS))
+  params = unit_rows.normalised(jax.tree.map(jnp.asarray, PARAMS))
   lengths = np.linalg.norm(PARAMS['W_dec'], axis=1, keepdims=True)
   np.testing.assert_allclose(params['W_dec'], PARAMS['W_dec'] / lengths)
   np.testing.assert_array_equal(params['W_enc'], PARAMS['W_enc'])
 
 
 def test_a_row_of_zeros_stays():
-  np.testing.assert_array_equal(gradients.unit_rows(jnp.zeros((2, 3))), np.zeros((2, 3)))
+  np.testing.assert_array_equal(unit_rows.unit_rows(jnp.zeros((2, 3))), np.zeros((2, 3)))
 
 
 def test_the_component_along_a_row_is_taken_out():
-  projected = gradients.projected(GRADS, PARAMS)
+  projected = unit_rows.projected(GRADS, PARAMS)
   np.testing.assert_allclose(projected['W_dec'], expected())
   np.testing.assert_allclose((projected['W_dec'] * PARAMS['W_dec']).sum(1), 0, atol=1e-12)
   np.testing.assert_array_equal(projected['W_enc'], GRADS['W_enc'])
@@ -40,13 +41,13 @@ def test_the_component_along_a_row_is_taken_out():
 def test_a_stack_is_projected_row_by_row():
   stack = lambda tree: jax.tree.map(lambda a: np.stack([a, 3 * a]), tree)  # noqa: E731
   np.testing.assert_allclose(
-    gradients.projected(stack(GRADS), stack(PARAMS))['W_dec'],
+    unit_rows.projected(stack(GRADS), stack(PARAMS))['W_dec'],
     np.stack([expected(), 3 * expected()]),
   )
 
 
 def test_adam_never_sees_what_is_along_a_row():
-  optimiser = optax.chain(gradients.orthogonal_to_decoder(), optax.adam(1e-2, b1=0.0, b2=0.999))
+  optimiser = optax.chain(unit_rows.orthogonal_to_decoder(), optax.adam(1e-2, b1=0.0, b2=0.999))
   state = optimiser.init(PARAMS)
   with jax.numpy_dtype_promotion('standard'):  # optax's Adam raises a float to an integer power
     _, state = jax.jit(optimiser.update)(GRADS, state, PARAMS)
@@ -58,6 +59,6 @@ def test_adam_never_sees_what_is_along_a_row():
 
 
 def test_an_update_without_parameters_is_refused():
-  optimiser = gradients.orthogonal_to_decoder()
+  optimiser = unit_rows.orthogonal_to_decoder()
   with pytest.raises(SAEError, match='there are no parameters'):
     optimiser.update(GRADS, optimiser.init(PARAMS))

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mechjax.sae import AuxK, GhostGrads, SAEError, dead, firings
+from mechjax.sae import AuxK, GhostGrads, SAEError, firings
+from mechjax.sae.dead_latents import counters
 from tests.sae import plain
 from tests.sae.plain import B, D, M
 
@@ -23,18 +24,18 @@ GHOSTS = {
 
 
 def test_tokens_are_counted_since_a_latent_last_fired():
-  since = dead.never_fired(3)
+  since = counters.never_fired(3)
   for fired, expected in (([1, 0, 0], [0, 8, 8]), ([0, 2, 0], [8, 0, 16]), ([1, 1, 0], [0, 0, 24])):
-    since = dead.tokens_since(since, jnp.array(fired), n_tokens=8)
+    since = counters.tokens_since(since, jnp.array(fired), n_tokens=8)
     assert since.tolist() == expected
   assert since.dtype == jnp.int32
 
 
 def test_the_count_does_not_run_over():
-  since = jnp.full(1, dead.MOST_TOKENS - 3, jnp.int32)
+  since = jnp.full(1, counters.MOST_TOKENS - 3, jnp.int32)
   for _ in range(2):
-    since = dead.tokens_since(since, jnp.array([0]), n_tokens=8)
-  assert since.tolist() == [dead.MOST_TOKENS]
+    since = counters.tokens_since(since, jnp.array([0]), n_tokens=8)
+  assert since.tolist() == [counters.MOST_TOKENS]
 
 
 def aux_k(settings, params, x, error, chosen=None):
@@ -178,7 +179,7 @@ def test_firings_of_a_batch_start_the_count_again():
   sae = plain.SAES['topk']
   params, x, _ = plain.case(sae)
   fired = jax.jit(lambda p: firings(sae.loss(p, x)[1].latents))(params)
-  since = dead.tokens_since(dead.never_fired(M), fired, len(x))
+  since = counters.tokens_since(counters.never_fired(M), fired, len(x))
   np.testing.assert_array_equal(since == 0, fired > 0)
   assert fired.sum() <= B * sae.k
 

@@ -15,7 +15,7 @@ A transcoder says another site than it reads, so what it says is computed first 
 are the leading ones of the value, and whatever is behind them is laid end to end: heads [B, T, H, E] become [B, T, HE].
 
 Sharp edges: the arithmetic is float32 and the result has the dtype of the site. A new function is compiled anew;
-build it inside the function that is jitted, as `evaluate` does, and pass parameters as arguments, or they become
+build it inside the function that is jitted, as `passes` does, and pass parameters as arguments, or they become
 constants of the executable.
 """
 
@@ -26,9 +26,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mechjax.sae.architectures import Architecture
+from mechjax import precision
+from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.errors import SAEError
-from mechjax.sae.gradients import Params
 
 Planted = Callable[[jax.Array], jax.Array]
 
@@ -96,12 +96,7 @@ def activations(value: jax.Array, kept: jax.Array) -> jax.Array:
       f'a site of shape {value.shape} and a mask of shape {lead}',
       cause='the mask has one boolean for each token, and the site has no such axes, or something before them',
     )
-  return wide(value).reshape(*lead, -1)
-
-
-def wide(x: jax.Array) -> jax.Array:
-  """In float32, or wider if it was."""
-  return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+  return precision.wide(value).reshape(*lead, -1)
 
 
 def _said(sae: Architecture, params: Params) -> Planted:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechjax.sae import AuxK, Sparse, TopK, firings, sparse
+from mechjax.sae import AuxK, Sparse, TopK, firings
+from mechjax.sae.ops import sparse
 from mechjax.sae.training import Optimisation, Stack, Trainer
 from tests.sae import plain
 

@@ -1,7 +1,7 @@
 """Sums: what a batch of tokens is reduced to on the device.
 
 A batch says which token follows which, and which ones count. Everything here takes one, or activations of its tokens,
-and gives sums over those that count, so that batches of any size add up (`figures`).
+and gives sums over those that count, so that batches of any size add up (`metrics`).
 
     log_probs, loss, divergence           of logits [B, T, V]
     tokens, spread, site_totals           of the value of a site
@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mechjax import logits as model_logits
 from mechjax import precision
-from mechjax.sae import splice
-from mechjax.sae.architectures import Architecture
+from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.errors import SAEError
-from mechjax.sae.figures import SiteTotals, Spread
-from mechjax.sae.gradients import Params
+from mechjax.sae.evaluation import splice
+from mechjax.sae.evaluation.metrics import SiteTotals, Spread
 
 
 @jax.tree_util.register_dataclass
@@ -120,20 +120,18 @@ def log_probs(logits: jax.Array, batch: Batch) -> jax.Array:
   targets = jnp.asarray(batch.targets)
   if logits.shape[:-1] != targets.shape:
     raise SAEError(f'logits of shape {logits.shape} for targets of shape {targets.shape}')
-  return jax.nn.log_softmax(splice.wide(logits))
+  return model_logits.log_probs(logits)
 
 
 def loss(log_probs: jax.Array, batch: Batch) -> jax.Array:
   """Sum of the negative log-probabilities of the tokens that are predicted."""
-  targets = jnp.asarray(batch.targets)
-  chosen = jnp.take_along_axis(log_probs, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
-  return jnp.sum(jnp.where(targets >= 0, -chosen, 0))
+  return jnp.sum(model_logits.next_token_loss(log_probs, jnp.asarray(batch.targets)))
 
 
 def divergence(p: jax.Array, q: jax.Array, batch: Batch) -> jax.Array:
   """Sum over predictions of KL(p || q), both log-probabilities [B, T, V]; tokens of probability 0 add nothing."""
-  terms = jnp.where(p == -jnp.inf, 0, jnp.exp(p) * (p - q))
-  return jnp.sum(jnp.where(jnp.asarray(batch.targets) >= 0, jnp.sum(terms, -1), 0))
+  each = model_logits.kl_divergence(p, q)
+  return jnp.sum(jnp.where(jnp.asarray(batch.targets) >= 0, each, 0))
 
 
 def predicted(batch: Batch) -> jax.Array:

@@ -1,13 +1,7 @@
-"""Dead latents: which latents have stopped firing, and losses that bring them back.
+"""Losses that bring dead latents back.
 
-A latent that never fires gets no gradient and stays as it is. Whether it fires is counted in TOKENS since it last
-did, because steps mean nothing without a batch size:
-
-    since = never_fired(width)
-    since = tokens_since(since, firings(outcome.latents), n_tokens=len(x))      after each step
-    loss, outcome = sae.loss(params, x, dead=since >= after)
-
-Two losses act through the pre-activations of dead latents, on the error that the living ones leave:
+A latent that never fires gets no gradient and stays as it is. Two losses act through the pre-activations of dead
+latents, on the error that the living ones leave:
 
 `AuxK` (Gao et al. 2024, appendix A.2): the k_aux largest dead pre-activations of each token reconstruct the detached
 error e without a bias. With e_hat the reconstruction and var(e) the mean of |e - mean(e)|^2,
@@ -25,44 +19,22 @@ April 2024): dead latents with a smooth activation g reconstruct it, scaled to h
     GhostGrads.rescaled()    exp(min(z, 0)), matched, times the dead fraction: what matches resampling
     either with match_reconstruction=False
 
-Replacing dead latents is `mechjax.sae.resampling`.
-
 Sharp edges: the losses cost nothing while no latent is dead (`lax.cond`), but under vmap both branches are always
-computed; a loop that trains a stack of dictionaries can pass dead=None while none of them has a dead latent. Counts
-stop at 2**30 tokens.
+computed; a loop that trains a stack of dictionaries can pass dead=None while none of them has a dead latent.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mechjax.sae import sparse
+from mechjax.sae.dead_latents.counters import expect_tokens
 from mechjax.sae.errors import expect, expect_number, expect_whole
-from mechjax.sae.products import product
-
-MOST_TOKENS = 2**30
-
-
-def never_fired(width: int) -> jax.Array:
-  """The counters at the start: as if all latents had just fired, int32 [M]."""
-  return jnp.zeros(width, jnp.int32)
-
-
-def tokens_since(since_M: jax.Array, firings_M: jax.Array, n_tokens: int) -> jax.Array:
-  """Tokens since each latent last fired, after another batch.
-
-  Args:
-    since_M: the same before.
-    firings_M: on how many tokens of the batch each latent fired.
-    n_tokens: size of the batch.
-  """
-  waited = jnp.minimum(since_M, MOST_TOKENS - n_tokens) + n_tokens
-  return jnp.where(firings_M > 0, 0, waited).astype(jnp.int32)
+from mechjax.sae.ops import sparse
+from mechjax.sae.ops.matmul import product
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +76,7 @@ class AuxK:
       W_dec: [M, E].
       error_BxE: what living latents leave; a constant.
       reconstruction: the loss it makes; not used.
-      matmuls: the precision of products (`mechjax.sae.products`).
+      matmuls: the precision of products (`mechjax.sae.ops.matmul`).
     """
     width, d = W_dec.shape
     k = min(max(d // 2, 1) if self.k is None else self.k, width)
@@ -191,14 +163,3 @@ class GhostGrads:
 
 def _mean_square(x_BxE: jax.Array) -> jax.Array:
   return jnp.mean(jnp.sum(jnp.square(x_BxE), -1))
-
-
-def expect_tokens(owner: Any, name: str = 'after_tokens') -> None:
-  """Checks a field of a dataclass that is compared with counters.
-
-  Raises:
-    SAEError: it does not fit into them.
-  """
-  expect_whole(owner, name)
-  good = 1 <= getattr(owner, name) < MOST_TOKENS
-  expect(owner, name, good, f'from 1 to {MOST_TOKENS - 1}')

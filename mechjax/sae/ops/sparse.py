@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mechjax.sae.products import dot, operand
+from mechjax.sae.ops.matmul import dot, operand
 
 BLOCK_BYTES = {'cpu': 8 << 20, 'default': 256 << 20}
 ROWS_OF_PRODUCT = 256  # fewer, and reading W_enc anew for each block costs more than the product
@@ -102,7 +102,7 @@ def decoded(
     values_BxK: activations.
     indices_BxK: rows of W_dec.
     W_dec: [M, D].
-    matmuls: the precision of operands (`mechjax.sae.products`).
+    matmuls: the precision of operands (`mechjax.sae.ops.matmul`).
   """
   return gather(values_BxK, indices_BxK, W_dec, matmuls)
 
@@ -140,7 +140,7 @@ def top_pre_activations(
     W_enc: [D, M].
     b_enc_M: biases.
     k: how many.
-    matmuls: the precision of operands (`mechjax.sae.products`).
+    matmuls: the precision of operands (`mechjax.sae.ops.matmul`).
 
   Returns:
     Values [B, K] and indices int32 [B, K].

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mechjax.sae import JumpReLU
-from mechjax.sae.straight_through import heaviside, jumprelu
+from mechjax.sae.ops.straight_through import heaviside, jumprelu
 from tests.sae import plain
 
 pytestmark = pytest.mark.usefixtures('float64')
