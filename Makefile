@@ -17,7 +17,7 @@ NO_TORCH := $(shell $(PYTHON) -c 'import sys; print("" if sys.version_info < (3,
 # Upstreams that cannot live beside tunix (which asks for a newer transformers) have a venv of their own.
 FLAX_MODELS := transformers or penzai or haiku or equinox
 
-.PHONY: demo test test-machines test-newest test-upstream lint format clean
+.PHONY: demo test test-machines test-newest test-upstream environments lint format clean
 .PHONY: test-core test-flax-models test-gemma test-numeric test-numeric-share
 
 demo: $(VENV)/demo.stamp
@@ -50,7 +50,7 @@ test-numeric: $(VENV)/test.stamp
 
 # Of that what depends on rounding most, where rounding differs most: counts and rankings of latents, trainings, sweeps of
 # patches and their first order. A few minutes on two cores, for .ci/run.
-SHARE := $(addprefix tests/,sae/features_test.py sae/evaluate_test.py sae/step_test.py sae/toy_truth_test.py \
+SHARE := $(addprefix tests/,sae/features_test.py sae/evaluation_test.py sae/step_test.py sae/toy_truth_test.py \
   patching/engine_test.py patching/atp_star_test.py generate_test.py train_sae/run_test.py)
 
 test-numeric-share: $(VENV)/test.stamp
@@ -70,6 +70,14 @@ test-upstream:
 	@newer=$$(.ci/newer-python); \
 	if [ -z "$$newer" ]; then echo 'no Python >= 3.12 on this machine: the gemma package not tested'; \
 	else $(MAKE) --no-print-directory VENV=.venv-gemma PYTHON="$$newer" test-gemma; fi
+
+# The environments of the tests of other versions and upstreams, which `.ci/run` makes while the first tests run.
+environments:
+	$(MAKE) --no-print-directory VENV=.venv-upstream .venv-upstream/flax.stamp
+	@newer=$$(.ci/newer-python); test -z "$$newer" || { \
+	  $(MAKE) --no-print-directory VENV=.venv-gemma PYTHON="$$newer" .venv-gemma/gemma.stamp && \
+	  { test "$$newer" = "$(PYTHON)" || \
+	    $(MAKE) --no-print-directory VENV=.venv-newest PYTHON="$$newer" .venv-newest/core.stamp; }; }
 
 # Tests fetch weights that come under terms; to run them is to accept these: https://ai.google.dev/gemma/terms
 test test-core test-gemma test-numeric: export MECHJAX_ACCEPT_GEMMA_TERMS ?= 1

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from tests.layering_test import EDGES, FLOORS, SOURCES, room
 
 FILE = pathlib.Path(__file__).with_name('architecture.svg')
-WIDTH, LEFT, RIGHT, TOP = 960, 76, 20, 20  # of the picture, and of its margins
-HEIGHT, GAP, BOX = 40, 56, 102  # of a box; between floors; width of a box
+WIDTH, LEFT, RIGHT, TOP = 1240, 76, 20, 20  # of the picture, and of its margins
+HEIGHT, GAP, BOX = 40, 52, 99  # of a box; between floors; width of a box
 PASSAGE, PORT = 0.3, 14  # width of an arrow that passes a floor, in boxes; between arrows at a box
 
 STYLE = """

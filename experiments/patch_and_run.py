@@ -19,6 +19,7 @@ Sharp edge: a site that reads a changed one was changed by it already when its t
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -26,23 +27,32 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import app
 
 import mechjax
-from mechjax import errors, harvest
-from mechjax.models import language_model
+from mechjax import errors, flags, harvest
+from mechjax.logits import kl_divergence, log_probs
 
-_MODEL = flags.DEFINE_string('model', 'smollm2-135m', 'A name, or the path of a GGUF file.')
-_CODE = flags.DEFINE_enum(
-  'code', 'tunix', sorted(language_model.CODES), 'Whose code computes the forward pass.'
-)
-# Other experiments have flags of the same name; a test process may import several.
-_PROMPT = flags.DEFINE_string(
-  'prompt', 'The capital of France is', 'The text to continue.', allow_override=True
-)
-_SITES = flags.DEFINE_string('sites', 'mlp_out.0', "Where: patterns such as 'mlp_out.{3..5}, z.7'.")
-_INTERVENTION = flags.DEFINE_string('intervention', 'zero', 'What: see the top of the file.')
-_OUT = flags.DEFINE_string('out', 'out', 'Where to write the figures.', allow_override=True)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """A model, where it is changed, and how.
+
+  Attributes:
+    model: a name, or the path of a GGUF file.
+    code: whose code computes the forward pass.
+    prompt: the text to continue.
+    sites: where the model is changed, as patterns such as 'mlp_out.{3..5}, z.7'.
+    intervention: what is done there: zero, mean, scale=0.5, noise=0.1 or replace=TEXT.
+    out: directory for the figures.
+  """
+
+  model: str = 'smollm2-135m'
+  code: str = 'tunix'
+  prompt: str = 'The capital of France is'
+  sites: str = 'mlp_out.0'
+  intervention: str = 'zero'
+  out: str = 'out'
 
 
 def intervention(
@@ -111,9 +121,9 @@ def _noise(argument: str, tokens: jax.Array) -> Callable:
   return lambda x: x + size * x.std() * jax.random.normal(key, x.shape, x.dtype)
 
 
-def top_tokens(model: Any, log_probs: jax.Array, k: int = 5) -> list[dict[str, Any]]:
-  """The k likeliest next tokens [V] and their probabilities."""
-  best, ids = jax.lax.top_k(log_probs, k)
+def top_tokens(model: Any, log_probs_V: jax.Array, k: int = 5) -> list[dict[str, Any]]:
+  """The k likeliest next tokens and their probabilities."""
+  best, ids = jax.lax.top_k(log_probs_V, k)
   pairs = zip(ids.tolist(), jnp.exp(best).tolist())
   return [{'token': model.text(i), 'probability': p} for i, p in pairs]
 
@@ -124,7 +134,7 @@ def measure(model: Any, prompt: str, sites: str, what: str) -> dict[str, Any]:
   logits, values = harvest.call_and_reap(model, sites=sites)(tokens)
   plants = intervention(what, model, tokens, values)
   changed = harvest.plant(model)(plants, tokens)
-  before, after = (jax.nn.log_softmax(x[0, -1]) for x in (logits, changed))
+  before, after = (log_probs(x[0, -1]) for x in (logits, changed))
   answer = int(before.argmax())
   return {
     'model': model.name,
@@ -136,7 +146,7 @@ def measure(model: Any, prompt: str, sites: str, what: str) -> dict[str, Any]:
     'after': top_tokens(model, after),
     'answer': model.text(answer),
     'answer_nats': float(after[answer] - before[answer]),
-    'kl_nats': float((jnp.exp(before) * (before - after)).sum()),
+    'kl_nats': float(kl_divergence(before, after)),
   }
 
 
@@ -162,18 +172,24 @@ def report(figures: dict[str, Any]) -> str:
   return '\n'.join(lines)
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  model = mechjax.load(_MODEL.value, code=_CODE.value)
-  figures = measure(model, _PROMPT.value, _SITES.value, _INTERVENTION.value)
-  figures['code'] = _CODE.value
-  out = Path(_OUT.value)
+def run(settings: Settings) -> None:
+  """Makes the intervention, prints what it does and writes it."""
+  model = mechjax.load(settings.model, code=settings.code)
+  figures = measure(model, settings.prompt, settings.sites, settings.intervention)
+  figures['code'] = settings.code
+  out = Path(settings.out)
   out.mkdir(parents=True, exist_ok=True)
   (out / 'patch_and_run.json').write_text(json.dumps(figures, indent=2, ensure_ascii=False) + '\n')
   print(report(figures))
   print(f'wrote {out}/patch_and_run.json')
 
 
+def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  run(handle.value())
+
+
 if __name__ == '__main__':
-  app.run(main)
+  settings = flags.define(Settings)
+  app.run(lambda argv: main(argv, settings))

@@ -11,6 +11,7 @@ last layer.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -19,22 +20,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app
 
 import mechjax
+from mechjax import flags
+from mechjax.logits import log_probs
 from mechjax.viz import charts, page, scale
 from mechjax.viz.tokens import visible
-
-_PROMPT = flags.DEFINE_string('prompt', 'The capital of France is', 'The text to continue.')
-_OUT = flags.DEFINE_string('out', 'out', 'Where to write the figures, the picture and the page.')
 
 MODEL = 'smollm2-135m'
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """A tour.
+
+  Attributes:
+    prompt: the text to continue.
+    out: directory for the figures, the picture and the page.
+  """
+
+  prompt: str = 'The capital of France is'
+  out: str = 'out'
+
+
 def top_tokens(model: Any, tokens: jax.Array, k: int = 5) -> tuple[list[int], list[float]]:
   """The k likeliest next tokens and their probabilities."""
-  log_probs, ids = jax.lax.top_k(model.log_probs(tokens)[0, -1], k)
-  return ids.tolist(), jnp.exp(log_probs).tolist()
+  best, ids = jax.lax.top_k(model.log_probs(tokens)[0, -1], k)
+  return ids.tolist(), jnp.exp(best).tolist()
 
 
 def knock_outs(model: Any, tokens: jax.Array, answer: int) -> list[float]:
@@ -42,7 +55,7 @@ def knock_outs(model: Any, tokens: jax.Array, answer: int) -> list[float]:
   forward = mechjax.iterate(model, sites='mlp_out')
 
   def log_prob(logits: jax.Array) -> float:
-    return float(jax.nn.log_softmax(logits[0, -1])[answer])
+    return float(log_probs(logits[0, -1])[answer])
 
   baseline, effects = log_prob(model(tokens)), []
   for knocked in range(model.n_layers):
@@ -171,12 +184,11 @@ def document(figures: dict[str, Any]) -> str:
   )
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  out = Path(_OUT.value)
+def run(settings: Settings) -> None:
+  """Takes the tour, prints it and writes it."""
+  out = Path(settings.out)
   out.mkdir(parents=True, exist_ok=True)
-  figures = measure(mechjax.load(MODEL, code='tunix'), _PROMPT.value)
+  figures = measure(mechjax.load(MODEL, code='tunix'), settings.prompt)
   print(report(figures))
   (out / 'tour.json').write_text(json.dumps(figures, indent=2, ensure_ascii=False) + '\n')
   picture(figures, out / 'tour.png')
@@ -184,5 +196,12 @@ def main(argv: list[str]) -> None:
   print(f'\nwrote {out}/tour.json, {out}/tour.png and {out}/tour.html')
 
 
+def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  run(handle.value())
+
+
 if __name__ == '__main__':
-  app.run(main)
+  settings = flags.define(Settings)
+  app.run(lambda argv: main(argv, settings))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     weights,
   )
   from mechjax.forward import iterate
-  from mechjax.models.language_model import load
+  from mechjax.models.load import load
   from mechjax.patcher import Patcher
 else:
   __getattr__, __dir__ = lazy.package(
@@ -35,7 +35,7 @@ else:
     {
       'Patcher': 'mechjax.patcher',
       'iterate': 'mechjax.forward',
-      'load': 'mechjax.models.language_model',
+      'load': 'mechjax.models.load',
     },
   )
 

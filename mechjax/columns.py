@@ -31,9 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import compat, errors, harvest, positionwise, sites
-from mechjax.harvest.program import opened
 from mechjax.harvest.requests import checked
-from mechjax.harvest.structure import jaxpr_key
+from mechjax.programs.program import opened
+from mechjax.programs.structure import jaxpr_key
 
 _ONE = jax.tree.structure(0)
 

@@ -46,7 +46,7 @@ import numpy as np
 from mechjax import columns, errors, extras, harvest
 from mechjax import sites as sites_lib
 from mechjax.columns import Extent
-from mechjax.harvest.staging import join_static, split_static
+from mechjax.programs.staging import join_static, split_static
 
 SMALLEST_BUCKET = 16
 """Lengths are rounded up to this times a power of two, so that a few programs serve all lengths."""

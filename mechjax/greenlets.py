@@ -56,7 +56,7 @@ import contextvars
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar
 
@@ -271,13 +271,35 @@ def local_context(make: Callable[[], AbstractContextManager]) -> Iterator[None]:
   child = greenlet.getcurrent()
   contexts = child.contexts if isinstance(child, _Child) else []
   with contextlib.ExitStack() as stack:
-    stack.enter_context(make())
-    entry = (stack, make)
-    contexts.append(entry)
+    local = _Local(stack, make)
+    local.enter()
+    contexts.append(local)
     try:
       yield
     finally:
-      contexts.remove(entry)
+      contexts.remove(local)
+
+
+class _Local:
+  """A local context, and what it has set of JAX's state and of context variables."""
+
+  def __init__(self, stack: contextlib.ExitStack, make: Callable[[], AbstractContextManager]):
+    self.stack, self.make = stack, make
+    self.state: dict[compat.Cell, Any] = {}
+    self.variables: dict[contextvars.ContextVar, Any] = {}
+
+  def enter(self) -> None:
+    state, variables = compat.thread_state(), contextvars.copy_context()
+    self.stack.enter_context(self.make())
+    self.state = _changed(state, compat.thread_state())
+    self.variables = _changed(variables, contextvars.copy_context())
+
+
+_NOTHING: Any = object()
+
+
+def _changed(before: Mapping[Any, Any], now: Mapping[Any, Any]) -> dict[Any, Any]:
+  return {key: value for key, value in now.items() if before.get(key, _NOTHING) is not value}
 
 
 @contextlib.contextmanager
@@ -289,19 +311,37 @@ def _outside_local_contexts(child: _Child) -> Iterator[None]:
   if not child.contexts:
     yield
     return
-  state, variables = compat.thread_state(), contextvars.copy_context()
-  for stack, _ in reversed(child.contexts):
-    stack.close()
-  state = {cell: value for cell, value in state.items() if cell.get() is not value}
-  covered = {v: value for v, value in variables.items() if v.get(None) is not value}
+  state: Mapping[compat.Cell, Any] = compat.thread_state()
+  variables: Mapping[contextvars.ContextVar, Any] = contextvars.copy_context()
+  own_state = {c: x for local in child.contexts for c, x in local.state.items()}
+  own_variables = {v: x for local in child.contexts for v, x in local.variables.items()}
+  for local in reversed(child.contexts):
+    local.stack.close()
+  state = _covering(state, own_state, compat.thread_state())
+  variables = _covering(variables, own_variables, contextvars.copy_context())
+  del own_state, own_variables
   try:
     yield
   finally:
-    for stack, make in child.contexts:
-      stack.enter_context(make())
+    for local in child.contexts:
+      local.enter()
     compat.set_thread_state(state)
-    for v, value in covered.items():
+    for v, value in variables.items():
       v.set(value)
+
+
+def _covering(
+  before: Mapping[Any, Any], own: Mapping[Any, Any], without: Mapping[Any, Any]
+) -> dict[Any, Any]:
+  """What others have set above local contexts.
+
+  Args:
+    before: all values while the local contexts are in force.
+    own: the values that they have set.
+    without: all values when they have been left.
+  """
+  changed = own.keys() | _changed(without, before).keys()
+  return {key: before[key] for key in changed if before[key] is not own.get(key, _NOTHING)}
 
 
 class _Child(greenlet.greenlet):
@@ -311,7 +351,7 @@ class _Child(greenlet.greenlet):
     super().__init__()
     self.call: Any = call
     self.gr_context = contextvars.copy_context()
-    self.contexts: list[tuple[contextlib.ExitStack, Callable]] = []
+    self.contexts: list[_Local] = []
     self.mail: Any = None
     self.returned: tuple = ()
     self.abandoned = False

@@ -31,6 +31,7 @@ import numpy as np
 from jax.extend import core as jex_core
 
 from mechjax import compat
+from mechjax.programs.primitives import CALLS, body_of, kind_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +143,8 @@ class _Walk:
   def _equation(self, eqns: Sequence[Any], ins: list) -> list:
     name = eqns[0].primitive.name
     _demand(all(e.primitive.name == name for e in eqns))
-    inner = [next((e.params[k] for k in _BODIES if k in e.params), None) for e in eqns]
-    if name in _CALLS and all(p is not None for p in inner):
-      return self.program(inner, ins)
+    if kind_of(eqns[0]) in CALLS:
+      return self.program([body_of(e) for e in eqns], ins)
     _demand(all(_same_params(e.params, eqns[0].params) for e in eqns))
     if name in _ELEMENTWISE:
       return [self._joined(eqns[0], ins)] * len(eqns[0].outvars)
@@ -328,11 +328,6 @@ _WORDS = (
   'stop_gradient sub tan tanh xor'
 )
 _ELEMENTWISE = frozenset(_WORDS.split())
-_CALL_WORDS = (
-  'jit pjit closed_call core_call checkpoint remat remat2 custom_jvp_call custom_vjp_call'
-)
-_CALLS = frozenset(_CALL_WORDS.split())
-_BODIES = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')
 # Sizes, which the shapes of the results say, and the arithmetic of a scatter, which its name says (see `_same_params`).
 _SIZES = ('shape', 'new_sizes', 'limit_indices', 'slice_sizes', 'sizes', 'update_jaxpr')
 

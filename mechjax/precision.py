@@ -65,9 +65,14 @@ def _is_set() -> bool:
   return jax.config.jax_default_matmul_precision is not None  # type: ignore[attr-defined]
 
 
-def wide(dtype: Any) -> Any:
-  """In what norms, softmax and logits of parameters of a dtype are computed: float32, or float64 for float64."""
-  return jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
+def wide_dtype(dtype: Any) -> np.dtype:
+  """In what norms, softmax and logits of values of a dtype are computed: float32, or the dtype if it is wider."""
+  return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
+
+
+def wide(x: jax.Array) -> jax.Array:
+  """An array of floating point in `wide_dtype`."""
+  return x.astype(wide_dtype(x.dtype))
 
 
 def checked(dtype: Any) -> np.dtype:

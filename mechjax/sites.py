@@ -96,10 +96,9 @@ _LENS_OTHER = {
     'z',
     'is what each head adds to the residual stream in TransformerLens; mechjax tags it before W_O',
   ),
-  'hook_attn_in': ('resid_pre', _COPY),
-  'hook_q_input': ('resid_pre', _COPY),
-  'hook_k_input': ('resid_pre', _COPY),
-  'hook_v_input': ('resid_pre', _COPY),
+  **dict.fromkeys(
+    ('hook_attn_in', 'hook_q_input', 'hook_k_input', 'hook_v_input'), ('resid_pre', _COPY)
+  ),
   'hook_mlp_in': ('resid_mid', _COPY),
   'mlp.hook_pre_linear': (
     'mlp_pre',

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen, nnx
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mechjax.errors import RunError
@@ -583,6 +583,9 @@ def nested(manners, setting, depth=0):
 
 
 @given(manners=MANNERS, setting=st.sampled_from([*SETTINGS]), leave=st.integers(0, 9))
+@example(
+  manners=['plain', 'neither', 'both'], setting='promotion', leave=1
+)  # the outer value again
 @settings(max_examples=60, deadline=None)
 def test_settings_of_each_generator_are_in_force_exactly_while_its_own_frames_run(
   manners, setting, leave

@@ -13,7 +13,7 @@ from mechjax import compat, harvest, precision, sae
 from mechjax.errors import MechjaxError
 from mechjax.models import decoder, shipped
 from mechjax.patching import AtPStar, Pairs, logit_difference, nodes_of
-from mechjax.sae import sums
+from mechjax.sae.evaluation import sums
 from mechjax.weights.names import Sizes
 from tests.models import decoders
 

@@ -36,7 +36,7 @@ class Settings:
     verify: passes that the bounds on what was missed may spend, for each method with a gradient: half for checks
       of nodes drawn at random, half for random subsets; 0 for no bounds.
     budget: bytes that a sweep may use besides parameters and prompts.
-    seed: of everything random but the prompts.
+    seed: of everything random.
   """
 
   nodes: str = 'heads'
@@ -79,3 +79,26 @@ def _check(what: str, name: str, known: Iterable[str]) -> None:
       where=f'known: {list(known)}',
       mend=f'did you mean {near[0]!r}?' if near else None,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+  """A run of the program: a model, a task, and what is to be measured.
+
+  Attributes:
+    model: a name, or the path of a model.
+    code: whose code computes the forward pass.
+    task: key of `tasks.TASKS`.
+    templates: keys of the task's templates; of one template positions can be compared; by default the first.
+    pairs: how many prompt pairs.
+    settings: what is to be measured.
+    out: directory for everything that is written.
+  """
+
+  model: str = 'smollm2-135m'
+  code: str = 'decoder'
+  task: str = 'ioi'
+  templates: tuple[str, ...] = ()
+  pairs: int = 8
+  settings: Settings = Settings()
+  out: str = 'out'

@@ -17,7 +17,8 @@ import sys
 from absl import app
 
 from mechjax import errors, flags
-from mechjax.eval_sae.report import evaluate
+from mechjax.eval_sae import report
+from mechjax.eval_sae.measure import measure
 from mechjax.eval_sae.settings import Settings
 
 
@@ -25,7 +26,7 @@ def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   try:
-    evaluate(handle.value())
+    report.write(measure(handle.value()))
   except errors.MechjaxError as e:
     sys.exit(f'{type(e).__name__}: {e}')
 

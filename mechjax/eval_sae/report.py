@@ -1,28 +1,16 @@
-"""The evaluation from settings to files, for `__main__` and for who wants it in a program of his own."""
+"""The second phase of an evaluation: what `measure` found is written as a table, pictures and pages."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from mechjax import extras, files, harvest, sites
-from mechjax.errors import nearest
-from mechjax.eval_sae.settings import Settings
-from mechjax.eval_sae.subjects import Subject, Subjects, found, vocabulary
-from mechjax.models.language_model import LanguageModel
+from mechjax import files
+from mechjax.eval_sae.measure import Measured
+from mechjax.eval_sae.subjects import Subject, Subjects, vocabulary
 from mechjax.sae import features
-from mechjax.sae.comparing import compare
-from mechjax.sae.errors import SAEError
-from mechjax.sae.evaluate import Evaluation
-from mechjax.sae.figures import Report, SiteReport
-from mechjax.sae.sums import next_tokens
+from mechjax.sae.evaluation import Report, SiteReport
 from mechjax.viz import page, pareto
 from mechjax.viz.dashboard import About, dashboard
 
@@ -39,26 +27,33 @@ COLUMNS = {
 }
 
 
-def evaluate(settings: Settings) -> dict[str, Report]:
-  """Evaluates and writes everything.
+def write(measured: Measured) -> None:
+  """Prints the table, and writes `evaluation.json`, `evaluation.html`, the picture and the pages of features.
 
   Args:
-    settings: of the evaluation.
-
-  Returns:
-    A report for each dictionary, by its name.
-
-  Raises:
-    SAEError: settings that do not go together, with the run or with each other.
-    SiteError, WeightsError, FetchError: a site, dictionary or model that is not to be had.
+    measured: from `measure`.
   """
-  out = Path(settings.out or Path(settings.run) / 'evaluation')
-  subjects = found(settings, out)
-  chosen = _with_dashboard(settings, subjects)
+  subjects, reports, out = measured.subjects, measured.reports, measured.out
   out.mkdir(parents=True, exist_ok=True)
-  reports = _judged(settings, subjects)
   print(table(subjects, reports))
-  words = {
+  files.write_json(out / 'evaluation.json', _without_nan(_metadata(subjects, reports)))
+  title = f'{subjects.model.name}, {subjects.site}'
+  if points := results(subjects, reports):
+    pareto.picture(points, out / 'pareto.png', title=title)
+  (out / 'evaluation.html').write_text(_page(subjects, reports, title))
+  for subject in subjects.of:
+    if subject.name in measured.features:
+      report, seen = reports[subject.name].sites[subjects.site], measured.features[subject.name]
+      path = out / f'features_{subject.name.replace("/", "_")}.html'
+      seen.save(path.with_suffix('.npz'))
+      path.write_text(_dashboard(subjects, subject, report, seen))
+      print(f'wrote {path}')
+  print(f'wrote evaluation.json, evaluation.html and the picture of loss against sparsity to {out}')
+
+
+def _metadata(subjects: Subjects, reports: Mapping[str, Report]) -> dict[str, Any]:
+  """The contents of `evaluation.json`."""
+  return {
     'about': subjects.about,
     'site': subjects.site,
     'target': subjects.target,
@@ -68,20 +63,6 @@ def evaluate(settings: Settings) -> dict[str, Report]:
       for s in subjects.of
     },
   }
-  files.write_json(out / 'evaluation.json', _without_nan(words))
-  title = f'{subjects.model.name}, {subjects.site}'
-  if points := results(subjects, reports):
-    pareto.picture(points, out / 'pareto.png', title=title)
-  (out / 'evaluation.html').write_text(_page(subjects, reports, title))
-  for subject in chosen:
-    report = reports[subject.name].sites[subjects.site]
-    path = out / f'features_{subject.name.replace("/", "_")}.html'
-    seen = _features(settings, subjects, subject, report)
-    seen.save(path.with_suffix('.npz'))
-    path.write_text(_dashboard(subjects, subject, report, seen))
-    print(f'wrote {path}')
-  print(f'wrote evaluation.json, evaluation.html and the picture of loss against sparsity to {out}')
-  return reports
 
 
 def results(subjects: Subjects, reports: Mapping[str, Report]) -> dict[str, list[pareto.Trained]]:
@@ -105,69 +86,17 @@ def table(subjects: Subjects, reports: Mapping[str, Report]) -> str:
     '| dictionary | setting | ' + ' | '.join(COLUMNS) + ' |',
     '|---' * (2 + len(COLUMNS)) + '|',
   ]
-  for s in subjects.of:
-    report = reports[s.name]
-    numbers = [show(report, report.sites[subjects.site]) for show in COLUMNS.values()]
-    lines.append(f'| {s.kind} | {s.setting} | ' + ' | '.join(numbers) + ' |')
+  for s, row in zip(subjects.of, _cells(subjects, reports)):
+    lines.append(f'| {s.kind} | {s.setting} | ' + ' | '.join(row) + ' |')
   return '\n'.join(lines)
 
 
-def _judged(settings: Settings, subjects: Subjects) -> dict[str, Report]:
-  targets = {subjects.site: subjects.target} if subjects.target else {}
-  limits = {subjects.site: subjects.limit} if subjects.limit < math.inf else {}
-  candidates: dict[str, Any] = {
-    s.name: (
-      Evaluation(subjects.model.apply, {subjects.site: s.sae}, targets, limits),
-      {subjects.site: s.params},
-    )
-    for s in subjects.of
-  }
-  batches = [next_tokens(*b) for b in subjects.batches(settings.tokens, settings.batch)]
-  tqdm = extras.require('tqdm', 'models').tqdm
-  with tqdm(total=len(batches), desc='evaluating', unit='batch') as bar:
-    return compare(
-      candidates, subjects.model.params, batches, progress=lambda done: bar.update(done - bar.n)
-    )
-
-
-def _with_dashboard(settings: Settings, subjects: Subjects) -> list[Subject]:
-  if settings.dashboard == ('all',):
-    return subjects.of
-  names = [s.name for s in subjects.of]
-  for name in settings.dashboard:
-    if name not in names:
-      raise SAEError(
-        f'no dictionary {name!r} for a dashboard',
-        where=f'there are {names}',
-        mend=f'perhaps {nearest(name, names)}',
-      )
-  return [s for s in subjects.of if s.name in settings.dashboard]
-
-
-def _features(
-  settings: Settings, subjects: Subjects, subject: Subject, report: SiteReport
-) -> features.Features:
-  """Of latents that are ever active, drawn where there are too many."""
-  model, site = subjects.model, sites.parse(subjects.site)
-  read = jax.jit(harvest.reap(model.through(subjects.site), sites=[subjects.site]))
-  batches = [*subjects.batches(settings.feature_tokens, settings.batch)]
-  active = np.flatnonzero(report.density > 0)
-  if settings.latents and len(active) > settings.latents:
-    active = np.sort(
-      np.random.default_rng(settings.seed).choice(active, settings.latents, replace=False)
-    )
-  return features.collect(
-    lambda tokens: read(model.params, tokens)[site],
-    subject.sae,
-    subject.params,
-    extras.require('tqdm', 'models').tqdm(
-      batches, desc=f'features of {subject.name}', unit='batch'
-    ),
-    latents=active,
-    unembed=_effects(model, subject),
-    limit=subjects.limit,
-    seed=settings.seed,
-  )
+def _cells(subjects: Subjects, reports: Mapping[str, Report]) -> list[list[str]]:
+  """The metrics of each dictionary in the order of `COLUMNS`."""
+  found = [reports[s.name] for s in subjects.of]
+  return [
+    [show(report, report.sites[subjects.site]) for show in COLUMNS.values()] for report in found
+  ]
 
 
 def _dashboard(
@@ -186,35 +115,15 @@ def _dashboard(
   return dashboard(seen, vocabulary(model), title=title, about=about)
 
 
-def _effects(model: LanguageModel, subject: Subject) -> Callable[[jax.Array], jax.Array] | None:
-  """Directions to what one unit of them adds to the logits, up to the final norm's division by the length of all.
-
-  None where what the dictionary says is not as wide as the residual stream.
-  """
-  if subject.sae.target_width != model.d_model:
-    return None
-
-  def effects(directions: jax.Array) -> jax.Array:
-    # The final norm divides a direction by its own root mean square, which is taken back here.
-    lengths = jnp.linalg.norm(directions, axis=-1, keepdims=True) / math.sqrt(model.d_model)
-    return lengths * model.unembed(directions)
-
-  return effects
-
-
 def _page(subjects: Subjects, reports: Mapping[str, Report], title: str) -> str:
   rows = [f'{s.kind} {s.setting}' for s in subjects.of]
-  cells = [
-    [show(reports[s.name], reports[s.name].sites[subjects.site]) for show in COLUMNS.values()]
-    for s in subjects.of
-  ]
   first = next(iter(reports.values()))
   lead = (
     f'{first.predicted:,} predicted tokens. The model has a loss of {first.loss:.4f} nats a token; with zero in '
     f'place of the site {first.loss_zero:.4f}, with its mean {first.loss_mean:.4f}.'
   )
   figures = page.words(
-    cells,
+    _cells(subjects, reports),
     [[0.0] * len(COLUMNS)] * len(rows),
     rows=rows,
     columns=[*COLUMNS],

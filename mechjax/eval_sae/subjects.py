@@ -16,8 +16,8 @@ from mechjax import flags, sae, train_sae
 from mechjax.eval_sae.settings import Settings
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import store
+from mechjax.sae.architectures import Params
 from mechjax.sae.errors import SAEError
-from mechjax.sae.gradients import Params
 from mechjax.sae.store import Contexts, contexts
 from mechjax.train_sae import corpora, layout
 

@@ -39,11 +39,11 @@ from mechjax.forward import eager, stepped, traced
 from mechjax.forward.backward import Backward
 from mechjax.forward.run import BackwardRun, Run
 from mechjax.forward.segments import Layout
-from mechjax.harvest import primitive as prim
-from mechjax.harvest import reads
-from mechjax.harvest.program import Program, expand
-from mechjax.harvest.repeats import refuse_repeats
-from mechjax.harvest.staging import stager
+from mechjax.harvest.selecting import live, select
+from mechjax.programs.program import Program
+from mechjax.programs.repeats import refuse_twice
+from mechjax.programs.staging import stager
+from mechjax.programs.tag import TAG
 
 __all__ = ['Backward', 'BackwardRun', 'Run', 'iterate', 'recorded']
 
@@ -55,7 +55,7 @@ def iterate(
   scan: str = 'switch',
   eagerly: bool = False,
   keep: bool = False,
-  tag: Hashable = prim.TAG,
+  tag: Hashable = TAG,
 ) -> Callable[..., Run]:
   """Turns a function with sows into one that starts runs.
 
@@ -106,18 +106,17 @@ def _choose(
   """The sites that `patterns` select in a program, and the keys of the sows they stand for."""
   known = program.cache.get(('chosen', patterns, tag))
   if known is None:
-    sown = reads.live(program, tag)
-    reads.refuse_twice(sown)
-    where = reads.select(patterns, program, tag)
+    sown = live(program, tag)
+    where = select(patterns, program, tag)
     chosen = set(where)
-    keys = frozenset(s.key for s in sown if any(site in chosen for site in expand(s)))
-    refuse_repeats(program, tag, keys)
+    keys = frozenset(s.key for s in sown if any(site in chosen for site in s.all_sites))
+    refuse_twice(program, tag, keys)
     known = program.cache['chosen', patterns, tag] = where, keys
   return known
 
 
 def recorded(
-  f: Callable, sites: Any = '*', *, tag: Hashable = prim.TAG
+  f: Callable, sites: Any = '*', *, tag: Hashable = TAG
 ) -> Callable[..., tuple[Any, Backward]]:
   """Runs a function once and keeps what going back over it needs, any number of times by `Backward.fork`.
 

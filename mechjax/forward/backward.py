@@ -30,7 +30,9 @@ from mechjax import sites
 from mechjax.forward.segments import Layout
 from mechjax.forward.stepped import Log, Passage, Stand, Step
 from mechjax.forward.tape import Segment
-from mechjax.harvest.structure import bind, equation_key, evaluator, segment_key
+from mechjax.programs.line import bind, evaluator
+from mechjax.programs.reach import refuse_dead_at
+from mechjax.programs.structure import equation_key, segment_key
 
 Visit = tuple[sites.Site, Any, Any]
 
@@ -104,6 +106,9 @@ class Backward:
     found = self._take(entry.outs)
     if not any(map(_smooth, entry.arrays)):
       return
+    if all(g is None for g in found):
+      program, tag = self.layout.program, self.layout.tag
+      refuse_dead_at(program, tag, entry.site.name, entry.site.path, 'differentiated')
     found = [self._zeros(x) if g is None else g for g, x in zip(found, entry.arrays)]
     unflatten = entry.tree.unflatten
     new = yield entry.site, unflatten(entry.arrays), unflatten(found)
@@ -133,7 +138,7 @@ class Backward:
 
   def _step(self, entry: Step) -> None:
     if isinstance(entry.what, Segment):
-      key, run = self._key(entry.what), evaluator(entry.what)
+      key, run = self._key(entry.what), evaluator(entry.what.ops, entry.what.ins, entry.what.outs)
     else:
       key, run = (entry.what, len(entry.ins)), entry.run
     self._pull(key, run, entry.ins, entry.arrays, self._take(entry.outs))

@@ -24,7 +24,7 @@ import jax
 from mechjax import compat, greenlets, sites
 from mechjax.errors import RunError
 from mechjax.forward.run import taken
-from mechjax.harvest.program import name_and_path
+from mechjax.programs.places import name_and_path
 
 
 class _Asked:

@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import jax.extend.source_info_util as siu
 import numpy as np
-from jax.extend import core as jex_core
 
 from mechjax import compat
 from mechjax.errors import RunError
@@ -33,23 +32,17 @@ from mechjax.forward.tape import (
   Echo,
   Enter,
   Leave,
-  Op,
-  Ref,
   Scan,
   Segment,
   Tape,
   While,
 )
-from mechjax.harvest import primitive as prim
-from mechjax.harvest.program import (
-  ROUND,
-  Program,
-  make_key,
-  name_and_path,
-  place_of,
-  struct_of,
-)
-from mechjax.harvest.structure import evaluator, segment_key
+from mechjax.programs.line import Line, Op, Ref, evaluator
+from mechjax.programs.places import ROUND, TOP, Place, name_and_path
+from mechjax.programs.primitives import Kind, body_of, kind_of, split_scan
+from mechjax.programs.program import Program, struct_of
+from mechjax.programs.structure import segment_key
+from mechjax.programs.tag import sow_tangent_p
 
 
 class Layout:
@@ -65,22 +58,22 @@ class Layout:
 
   def __init__(self, program: Program, tag: Hashable, wanted: frozenset):
     self.program, self.tag, self.wanted = program, tag, wanted
-    self.names = {key[1] for key in wanted}
+    self.names = {key.name for key in wanted}
     self.compiled: dict[Any, Callable] = program.cache.setdefault('segments', {})
     self.backward_keys: dict[int, Any] = {}
     self.n_segments = 0
     self._used: set[Any] = set()
-    self.tape = self.write(program.jaxpr, (), ())
+    self.tape = self.write(program.jaxpr, TOP)
 
   @property
   def n_distinct(self) -> int:
     return len(self._used)
 
-  def write(self, jaxpr: Any, scope: tuple, path: tuple, backward: bool = False) -> Tape:
+  def write(self, jaxpr: Any, place: Place, backward: bool = False) -> Tape:
     """The tape of a jaxpr."""
-    writer, body = _Writer(self, backward), compat.raw(jaxpr)
-    ins, consts = writer.fresh(body.invars), map(writer.constant, compat.consts(jaxpr))
-    return writer.cut(ins, writer.inline(body, [*consts, *ins], scope, path))
+    writer = _Writer(self, backward)
+    ins = writer.fresh(compat.raw(jaxpr).invars)
+    return writer.cut(ins, writer.inline(jaxpr, ins, place))
 
   def holds_wanted(self, eqn: Any) -> bool:
     return any(t == self.tag and n in self.names for t, n in self.program.tags_of(eqn))
@@ -89,87 +82,58 @@ class Layout:
     """Gives a segment the executable of its structure."""
     key = segment_key(segment)
     if key not in self.compiled:
-      self.compiled[key] = jax.jit(evaluator(segment))
+      self.compiled[key] = jax.jit(evaluator(segment.ops, segment.ins, segment.outs))
     segment.run = self.compiled[key]
     self.n_segments += 1
     self._used.add(key)
 
 
-class _Writer:
-  """Writes one tape."""
+class _Writer(Line):
+  """Writes one tape; `backward` in the recomputation of a checkpoint, where sites were met before."""
 
   def __init__(self, layout: Layout, backward: bool = False):
-    self.layout = layout
-    self.backward = backward  # in the recomputation of a checkpoint, where sites were met before
-    self.count = 0
-    self.steps: list[Any] = []
+    super().__init__(layout.program)
+    self.layout, self.backward = layout, backward
     self.sunk: dict[int, Op] = {}
-    self.constants: dict[int, Any] = {}
 
-  def fresh(self, variables: Sequence[Any]) -> tuple[int, ...]:
-    ids = tuple(range(self.count, self.count + len(variables)))
-    self.count += len(variables)
-    return ids
-
-  def inline(
-    self, jaxpr: Any, ins: Iterable, scope: tuple, path: tuple, sink: bool = False
-  ) -> list[Ref]:
-    """Writes out the equations of `jaxpr`; sunk ones move into the segments that use them."""
-    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], ins))
-    read = lambda v: self._literal(v) if isinstance(v, jex_core.Literal) else env[v]  # noqa: E731
-    for eqn in jaxpr.eqns:
-      refs = tuple(read(v) for v in eqn.invars)
-      env.update(zip(eqn.outvars, self._equation(eqn, refs, scope, path, sink)))
-    return [read(v) for v in jaxpr.outvars]
-
-  def _literal(self, literal: Any) -> Ref:
+  def literal(self, literal: Any) -> Ref:
     """Arrays are lifted to inputs of the segments; scalars stay where they are."""
     return self.constant(literal.val) if np.ndim(literal.val) else literal
 
-  def constant(self, array: Any) -> int:
-    known = [i for i, x in self.constants.items() if x is array]
-    if known:
-      return known[0]
-    (i,) = self.fresh([array])
-    self.constants[i] = array
-    return i
+  def opens(self, eqn: Any, place: Place) -> bool:
+    return self.layout.holds_wanted(eqn) and eqn.params.get('length') != 0
 
-  def _equation(self, eqn: Any, refs: tuple, scope: tuple, path: tuple, sink: bool) -> Sequence:
-    if eqn.primitive is prim.sow_p or eqn.primitive is prim.sow_tangent_p:
-      return self._sow(eqn, refs, *place_of(eqn, scope, path))
-    if not self.layout.holds_wanted(eqn) or eqn.params.get('length') == 0:
-      op = Op(eqn, refs, self.fresh(eqn.outvars), place_of(eqn, scope, path)[1])
-      if sink:
-        self.sunk.update((o, op) for o in op.outs)
-      else:
-        self.steps.append(op)
-      return op.outs
-    write = _STEPS.get(eqn.primitive.name)
-    if write is None:
+  def open(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
+    kind = kind_of(eqn)
+    if kind not in _STEPS:
       raise RunError(
         f'a run cannot step into the primitive {eqn.primitive.name!r}, which holds wanted sites',
         where=siu.summarize(eqn.source_info),
         mend='use harvest.reap or harvest.plant there, or iterate under jax.jit',
       )
-    return write(self, eqn, refs, *place_of(eqn, scope, path))
+    return _STEPS[kind](self, eqn, refs, place)
 
-  def _sow(self, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence:
+  def sow(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
     p = eqn.params
-    name, path = name_and_path(p['name'], path)
-    key = make_key(scope, name, path)
+    key = place.key(p['name'])
     wanted = p['tag'] == self.layout.tag and key in self.layout.wanted
     if not wanted:
       return refs
-    full_name = '/'.join([*scope, name])
-    tangent = eqn.primitive is prim.sow_tangent_p
+    name, path = key.full_name, name_and_path(p['name'], place.path)[1]
+    tangent = eqn.primitive is sow_tangent_p
     n = len(p['leaves']) if tangent else len(refs) - p['n_preds']
     outs = self.fresh(eqn.outvars[:n])
     if tangent or self.backward:
       preds = refs[n : n + p['n_preds']]
-      self.steps.append(Echo(full_name, path, p if tangent else None, refs[:n], preds, outs))
+      self.steps.append(Echo(name, path, p if tangent else None, refs[:n], preds, outs))
     else:
-      self.steps.append(Cut(full_name, path, p['tree'], refs[:n], refs[n:], outs))
+      self.steps.append(Cut(name, path, p['tree'], refs[:n], refs[n:], outs))
     return [*outs, *refs[n:]]
+
+  def sink(self) -> None:
+    """Takes the operations written so far off the line, to be moved into the segments that use them."""
+    self.sunk.update((o, op) for op in self.steps for o in op.outs)
+    self.steps.clear()
 
   # --- from equations to segments
 
@@ -247,44 +211,42 @@ def _liveness(steps: list, outs: Sequence[Ref]) -> list[tuple[int, ...]]:
 # --- primitives that hold programs ------------------------------------------------------------------------
 
 
-def _called(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence:
-  body = eqn.params['jaxpr' if 'jaxpr' in eqn.params else 'call_jaxpr']
-  consts = map(writer.constant, compat.consts(body))
-  return writer.inline(compat.raw(body), [*consts, *refs], scope, path)
+def _called(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
+  return writer.inline(body_of(eqn), refs, place)
 
 
-def _checkpointed(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence:
+def _checkpointed(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   before = writer.backward
   writer.backward = before or eqn.params['differentiated']
-  out = _called(writer, eqn, refs, scope, path)
+  out = _called(writer, eqn, refs, place)
   writer.backward = before
   return out
 
 
-def _custom(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence:
+def _custom(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   enter = Enter(eqn, refs, writer.fresh(eqn.invars))
   writer.steps.append(enter)
-  out = _called(writer, eqn, enter.outs, scope, path)
+  out = _called(writer, eqn, enter.outs, place)
   leave = Leave(tuple(out), writer.fresh(eqn.outvars))
   writer.steps.append(leave)
   return leave.outs
 
 
-def _scanned(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence:
+def _scanned(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   p = eqn.params
-  n_consts, n_carry = compat.scan_split(p)
-  inner, body = _Writer(writer.layout, writer.backward), compat.raw(p['jaxpr'])
-  consts = [inner.constant(c) for c in compat.consts(p['jaxpr'])]
-  slices = _slices_of([struct_of(v.aval) for v in body.invars[n_consts + n_carry :]], p['length'])
-  writer.layout.program._pin.append(slices)
-  fixed = inner.fresh(body.invars[: n_consts + n_carry])
+  inner = _Writer(writer.layout, writer.backward)
+  consts, carry, stacked = split_scan(p, compat.raw(p['jaxpr']).invars)
+  slices = _slices_of([struct_of(v.aval) for v in stacked], p['length'])
+  writer.program.pin(slices)
+  fixed = inner.fresh([*consts, *carry])
   index_and_stacks = inner.fresh(slices.invars)
-  xs = inner.inline(slices, index_and_stacks, scope, path, sink=True)
-  outs = inner.inline(body, [*consts, *fixed, *xs], scope, (*path, LOOP))
-  tape = inner.cut((*fixed, *index_and_stacks), outs)
-  step = Scan(tape, p['length'], p['reverse'], n_consts, n_carry, refs, writer.fresh(eqn.outvars))
-  writer.steps.append(step)
-  return step.outs
+  xs = inner.inline(slices, index_and_stacks, place)
+  inner.sink()
+  results = inner.inline(p['jaxpr'], [*fixed, *xs], place.within(LOOP))
+  tape = inner.cut((*fixed, *index_and_stacks), results)
+  outs = writer.fresh(eqn.outvars)
+  writer.steps.append(Scan(tape, p['length'], p['reverse'], len(consts), len(carry), refs, outs))
+  return outs
 
 
 def _slices_of(xs: list[jax.ShapeDtypeStruct], length: int) -> Any:
@@ -297,35 +259,30 @@ def _slices_of(xs: list[jax.ShapeDtypeStruct], length: int) -> Any:
   return compat.raw(jax.make_jaxpr(take)(jax.ShapeDtypeStruct((), np.int32), stacks))
 
 
-def _looped(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence:
+def _looped(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   p = eqn.params
   write = functools.partial(writer.layout.write, backward=writer.backward)
-  test = write(p['cond_jaxpr'], scope, (*path, ROUND))
-  body = write(p['body_jaxpr'], scope, (*path, ROUND))
+  test = write(p['cond_jaxpr'], place.within(ROUND))
+  body = write(p['body_jaxpr'], place.within(ROUND))
   step = While(test, body, p['cond_nconsts'], p['body_nconsts'], refs, writer.fresh(eqn.outvars))
   writer.steps.append(step)
   return step.outs
 
 
-def _branched(writer: _Writer, eqn: Any, refs: tuple, scope: tuple, path: tuple) -> Sequence:
+def _branched(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   write = functools.partial(writer.layout.write, backward=writer.backward)
-  tapes = [write(b, scope, path) for b in eqn.params['branches']]
+  tapes = [write(b, place) for b in eqn.params['branches']]
   step = Branch(tapes, refs, writer.fresh(eqn.outvars))
   writer.steps.append(step)
   return step.outs
 
 
-_STEPS: dict[str, Callable] = {
-  'jit': _called,
-  'pjit': _called,
-  'closed_call': _called,
-  'core_call': _called,
-  'checkpoint': _checkpointed,
-  'remat': _checkpointed,
-  'remat2': _checkpointed,
-  'custom_jvp_call': _custom,
-  'custom_vjp_call': _custom,
-  'scan': _scanned,
-  'while': _looped,
-  'cond': _branched,
+_STEPS: dict[Kind | None, Callable] = {
+  Kind.CALL: _called,
+  Kind.CHECKPOINT: _checkpointed,
+  Kind.CUSTOM_JVP: _custom,
+  Kind.CUSTOM_VJP: _custom,
+  Kind.SCAN: _scanned,
+  Kind.WHILE: _looped,
+  Kind.COND: _branched,
 }

@@ -33,10 +33,10 @@ from mechjax.forward.tape import (
   Tape,
   While,
 )
-from mechjax.harvest.interpreter import where
 from mechjax.harvest.plans import cut_tangents, tangent_shapes
-from mechjax.harvest.program import ROUND
-from mechjax.harvest.reach import refuse_dead_at
+from mechjax.programs.cells import where
+from mechjax.programs.places import ROUND
+from mechjax.programs.reach import refuse_dead_at
 
 Visit = tuple[sites.Site, Any]
 Steps = Generator[Visit, Any, list]
@@ -183,7 +183,7 @@ class Stepper:
     if new is not None:
       program, tag = self.layout.program, self.layout.tag
       program.refuse_moved(tag, step.name)
-      refuse_dead_at(program, tag, step.name, step.path, self.layout.wanted)
+      refuse_dead_at(program, tag, step.name, step.path, 'modified', self.layout.wanted)
     if new is not None or self.log is not None:
       self._stood[site] = out, new is not None
     if self.log is not None:

@@ -11,21 +11,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-Ref = Any
-"""A value of the tape (an int) or a `Literal` of the program."""
+from mechjax.programs.line import Op, Ref
 
 LOOP = '*'
 """In the path of a cut: the iteration of a scan, which is a layer. That of a while loop, which is none, is `ROUND`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Op:
-  """One equation with its operands renamed to values of the tape; `path` is the layer it belongs to."""
-
-  eqn: Any
-  ins: tuple[Ref, ...]
-  outs: tuple[int, ...]
-  path: tuple
 
 
 @dataclasses.dataclass

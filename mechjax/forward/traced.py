@@ -25,10 +25,12 @@ import numpy as np
 from mechjax import greenlets, sites
 from mechjax.errors import RunError
 from mechjax.forward.run import taken
-from mechjax.harvest.interpreter import Cell, Frame, Interpreter, Iteration, Keyed, Plan, where
 from mechjax.harvest.plans import cut_tangents, tangent_shapes
-from mechjax.harvest.program import Program, name_and_path
-from mechjax.harvest.reach import refuse_dead_at
+from mechjax.programs.cells import Frame, Iteration, Keyed, Plan, where
+from mechjax.programs.interpreter import Interpreter
+from mechjax.programs.places import name_and_path
+from mechjax.programs.program import Program
+from mechjax.programs.reach import refuse_dead_at
 
 SCANS = ('switch', 'unroll')
 
@@ -38,7 +40,7 @@ class TracedPlan(Plan):
 
   def __init__(self, program: Program, tag: Any, keys: frozenset, chosen: frozenset, scan: str):
     self.program, self.tag, self.keys, self.chosen = program, tag, keys, chosen
-    self.names = {k[1] for k in keys}
+    self.names = {k.name for k in keys}
     self.unroll_scans = scan == 'unroll'
     self.needs_iteration = not self.unroll_scans
     self.replaced: collections.Counter[sites.Site] = collections.Counter()
@@ -74,9 +76,6 @@ class TracedPlan(Plan):
     everywhere = [jnp.broadcast_to(gone, shape) for shape in tangent_shapes(leaves, params)]
     return cut_tangents(leaves, everywhere, preds, params)
 
-  def leave_scan(self, key: tuple, cell: Cell, frame: Frame) -> Any:
-    raise AssertionError('a traced run keeps no cells')
-
 
 def _visit(plan: TracedPlan, name: str, path: tuple, leaves: list, tree: Any) -> list:
   """Hands one site to the loop; switches on the first iteration of `path` that is traced."""
@@ -91,15 +90,15 @@ def _visit(plan: TracedPlan, name: str, path: tuple, leaves: list, tree: Any) ->
   if new is None:
     return list(leaves)
   plan.program.refuse_moved(plan.tag, name)
-  refuse_dead_at(plan.program, plan.tag, name, path, plan.keys)
+  refuse_dead_at(plan.program, plan.tag, name, path, 'modified', plan.keys)
   plan.replaced[site] += 1
   return jax.tree.leaves(new)
 
 
 def _place(frame: Frame, params: dict) -> tuple[str, tuple]:
   """The name, with its scopes, and the path of a sow at `frame`."""
-  name, path = name_and_path(params['name'], frame.path)
-  return '/'.join([*frame.scope, name]), path
+  name = params['name']
+  return frame.key(name).full_name, name_and_path(name, frame.place.path)[1]
 
 
 def _replaced(plan: TracedPlan, name: str, path: tuple) -> Any:

@@ -36,11 +36,11 @@ from mechjax.harvest.absence import absent
 from mechjax.harvest.activations import Activations
 from mechjax.harvest.api import call_and_reap, harvest, plant, reap
 from mechjax.harvest.gradients import value_and_grad_at
+from mechjax.harvest.listing import SiteInfo, sites_of
 from mechjax.harvest.oryx import install_as_oryx
-from mechjax.harvest.primitive import TAG, nest, sow, sow_cond, sow_p
-from mechjax.harvest.staging import SiteInfo, sites_of
 from mechjax.harvest.subgraph import Subgraph, subgraph
 from mechjax.harvest.writes import At, Masked
+from mechjax.programs.tag import TAG, nest, sow, sow_cond, sow_p
 
 __all__ = [
   'TAG',

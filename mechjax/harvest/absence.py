@@ -21,8 +21,8 @@ import jax.extend.source_info_util as siu
 
 from mechjax import sites
 from mechjax.errors import SiteError
-from mechjax.harvest import primitive as prim
-from mechjax.harvest.program import Program, Sown, expand_all
+from mechjax.programs.program import Program, Sown, expand_all
+from mechjax.programs.tag import sow
 
 siu.register_exclusion(__file__)  # the mark's source line is its caller's
 
@@ -53,7 +53,7 @@ def absent(
   """
   tag = Absence(cause, mend, tuple(layers))
   for name in names:
-    value = prim.sow(value, tag=tag, name=name)
+    value = sow(value, tag=tag, name=name)
   return value
 
 

@@ -23,15 +23,16 @@ from typing import Any
 import jax
 
 from mechjax.errors import HarvestError
-from mechjax.harvest import primitive as prim
 from mechjax.harvest import reads as reading
 from mechjax.harvest import writes as writing
-from mechjax.harvest.interpreter import Interpreter, Keyed
 from mechjax.harvest.plans import HarvestPlan
-from mechjax.harvest.program import Program
-from mechjax.harvest.reach import refuse_dead
-from mechjax.harvest.repeats import refuse_repeats
-from mechjax.harvest.staging import stager
+from mechjax.programs.cells import Keyed
+from mechjax.programs.interpreter import Interpreter
+from mechjax.programs.program import Program
+from mechjax.programs.reach import refuse_dead
+from mechjax.programs.repeats import refuse_twice
+from mechjax.programs.staging import stager
+from mechjax.programs.tag import TAG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class _Settings:
 def _settings(tag, sites, allowlist, blocklist, exclusive, reading=True) -> _Settings:
   strict = tag is not None and sites is None
   return _Settings(
-    tag=prim.TAG if tag is None else tag,
+    tag=TAG if tag is None else tag,
     request=None if strict else ('*' if sites is None else sites),
     strict=strict,
     allow=None if allowlist is None else frozenset(allowlist),
@@ -73,7 +74,7 @@ def harvest(
 
   Args:
     f: a function with sows, without side effects, or a callable pytree such as a model. What it reads besides its
-      arguments (closures, globals, attributes) is read as it is at each call; see `harvest.watching`.
+      arguments (closures, globals, attributes) is read as it is at each call; see `mechjax.watching`.
     tag: which sows. Given alone, Oryx's rules hold: everything under the tag is read by name unless planted.
     sites: what to read: patterns of `mechjax.sites`, or a dict from a site name to an int array [k] of layers,
       which may be traced; a traced layer that does not exist reads zeros. The default is every site.
@@ -169,10 +170,10 @@ def _call(staged: Callable, s: _Settings, plants: Mapping, args: tuple, kwargs: 
   tables = Keyed()
   if s.reading and not s.strict:
     reads, tables = reading.resolve_reads(s.request, program, s.tag)
-    reads = [r for r in reads if admit(r.key[1])]
+    reads = [r for r in reads if admit(r.key.name)]
   written = frozenset(k for _, k in writes)
   read = frozenset(r.key for r in reads)
-  refuse_repeats(program, s.tag, read | written)
+  refuse_twice(program, s.tag, read | written)
   if written:
     every = frozenset(w.key for w in program.sown if s.reading and s.strict and admit(w.name))
     refuse_dead(program, s.tag, written, 'planted', read | every)

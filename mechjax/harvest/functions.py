@@ -19,10 +19,10 @@ import jax
 
 from mechjax import compat
 from mechjax.errors import HarvestError
-from mechjax.harvest.program import Program, Sown, struct_of
-from mechjax.harvest.sharing import shared
-from mechjax.harvest.staging import split_static, stage
-from mechjax.harvest.watching import version
+from mechjax.programs.program import Program, Sown, struct_of
+from mechjax.programs.sharing import shared
+from mechjax.programs.staging import split_static, stage
+from mechjax.watching import version
 
 
 @jax.tree_util.register_pytree_node_class

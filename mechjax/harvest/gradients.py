@@ -21,19 +21,21 @@ import jax.numpy as jnp
 
 from mechjax import compat
 from mechjax.errors import HarvestError
-from mechjax.harvest import primitive as prim
 from mechjax.harvest.activations import Activations
-from mechjax.harvest.interpreter import Cell, Interpreter, Keyed
 from mechjax.harvest.plans import HarvestPlan
-from mechjax.harvest.program import Program
-from mechjax.harvest.reach import refuse_dead
 from mechjax.harvest.reads import Read, assemble, resolve_reads
 from mechjax.harvest.requests import Writing
-from mechjax.harvest.staging import stager
+from mechjax.programs.cells import Cell, DataKey, Keyed
+from mechjax.programs.interpreter import Interpreter
+from mechjax.programs.program import Program
+from mechjax.programs.reach import refuse_dead
+from mechjax.programs.repeats import refuse_twice
+from mechjax.programs.staging import stager
+from mechjax.programs.tag import TAG
 
 
 def value_and_grad_at(
-  f: Callable, sites: Any, *, has_aux: bool = False, tag: Hashable = prim.TAG
+  f: Callable, sites: Any, *, has_aux: bool = False, tag: Hashable = TAG
 ) -> Callable[..., tuple[Any, Activations, Activations]]:
   """Transforms `f(*args) -> scalar` into `(*args) -> (scalar, values, gradients)` at sites.
 
@@ -61,6 +63,7 @@ def value_and_grad_at(
     compiled = program.cache.get(('gradients', plan, has_aux))
     if compiled is None:
       _check(reads)
+      refuse_twice(program, tag, keys)
       refuse_dead(program, tag, keys, 'differentiated')
       compiled = jax.jit(functools.partial(_pass, program, plan, reads, has_aux))
       program.cache['gradients', plan, has_aux] = compiled
@@ -80,7 +83,7 @@ def _pass(
   values: list,
 ) -> tuple:
   def run(deltas: Keyed) -> tuple:
-    taps = Keyed((('write', r.key), _tap(r, tables, deltas[r.key])) for r in reads)
+    taps = Keyed((DataKey('write', r.key), _tap(r, tables, deltas[r.key])) for r in reads)
     out, cells = Interpreter(program, plan).run(values, Keyed({**tables, **taps}))
     out = program.out_tree.unflatten(out)
     return _scalar(out[0] if has_aux else out), (out, cells)
@@ -92,7 +95,7 @@ def _pass(
 
 def _zeros(read: Read, tables: Keyed) -> list[jax.Array]:
   """One zero per value that is read, laid out as the read lays them out."""
-  table = tables.get(('read', read.key))
+  table = tables.get(DataKey('read', read.key))
   lead: tuple[int, ...] = ()
   if table is not None and read.sown.lengths:
     lead = read.sown.lengths if table.table is None else (table.k,)
@@ -101,7 +104,7 @@ def _zeros(read: Read, tables: Keyed) -> list[jax.Array]:
 
 
 def _tap(read: Read, tables: Keyed, zeros: list[jax.Array]) -> Writing:
-  table, scans = tables.get(('read', read.key)), len(read.sown.lengths)
+  table, scans = tables.get(DataKey('read', read.key)), len(read.sown.lengths)
   if table is None or not scans:
     return Writing(None, zeros, None, (), 1, scans, False, tap=True)
   if table.table is None:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mechjax import compat
 from mechjax.errors import HarvestError
-from mechjax.harvest import primitive as prim
-from mechjax.harvest.interpreter import Cell, Frame, Plan, where
+from mechjax.programs.cells import AsLast, AsStack, Cell, DataKey, Exit, Frame, Plan, where
+from mechjax.programs.places import Key
+from mechjax.programs.tag import sow_p
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,35 +53,35 @@ class HarvestPlan(Plan):
     return name not in self.block and (self.allow is None or name in self.allow)
 
   def cares(self, tags: frozenset) -> bool:
-    names = {k[1] for k in self.read_keys | self.write_keys}
+    names = {k.name for k in self.read_keys | self.write_keys}
     return any((self.strict or n in names) if t == self.tag else self.exclusive for t, n in tags)
 
-  def wants(self, key: tuple) -> bool:
+  def wants(self, key: Key) -> bool:
     return self.strict or key in self.read_keys or key in self.write_keys
 
   def edits(self, tags: frozenset) -> bool:
-    names = {k[1] for k in self.write_keys}
+    names = {k.name for k in self.write_keys}
     return any(t == self.tag and n in names for t, n in tags)
 
   def at_sow(self, frame: Frame, params: dict, leaves: list, preds: list) -> tuple[list, bool]:
     if params['tag'] != self.tag:
       return leaves, False  # another tag under `exclusive`: the sow disappears
     key = frame.key(params['name'])
-    writing = frame.data.get(('write', key))
+    writing = frame.data.get(DataKey('write', key))
     if writing is not None:
       new = writing.apply(leaves, params['tree'], frame.devices)
       leaves = [where(preds[0], n, o) for n, o in zip(new, leaves)] if preds else new
-    read = key in self.read_keys or (self.read_all and self.admits(key[1]))
+    read = key in self.read_keys or (self.read_all and self.admits(key.name))
     if self.strict:  # in Oryx what is planted is gone
-      again = writing is None and self.admits(key[1])
+      again = writing is None and self.admits(key.name)
     else:  # unless a planted function has sown the value itself
       again = writing is None or not writing.sows(params['tag'], params['name'])
     if again and not read and compat.is_staging():
-      leaves = prim.sow_p.bind(*leaves, *preds, **params)[: len(leaves)]
+      leaves = sow_p.bind(*leaves, *preds, **params)[: len(leaves)]
     return leaves, read if writing is None else key in self.read_keys
 
   def at_tangent(self, frame: Frame, params: dict, leaves: list, preds: list) -> list:
-    writing = frame.data.get(('write', frame.key(params['name'])))
+    writing = frame.data.get(DataKey('write', frame.key(params['name'])))
     if params['tag'] != self.tag or writing is None or writing.tap:
       return leaves
     if writing.whole and not preds:
@@ -91,11 +91,11 @@ class HarvestPlan(Plan):
       leaves, writing.replaced(shapes, params['leaves'], frame.devices), preds, params
     )
 
-  def leave_scan(self, key: tuple, cell: Cell, frame: Frame) -> Any:
-    reading = frame.data.get(('read', key))
+  def leave_scan(self, key: Key, cell: Cell, frame: Frame) -> Exit:
+    reading = frame.data.get(DataKey('read', key))
     if reading is not None:
       return reading.way()
-    return 'stack' if cell.mode == 'append' else 'last'
+    return AsStack() if cell.mode == 'append' else AsLast()
 
   def check_loop(self, name: str, params_of_sows: list[dict]) -> None:
     for p in params_of_sows:

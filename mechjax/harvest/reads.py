@@ -16,25 +16,21 @@ import numpy as np
 
 from mechjax import sites
 from mechjax.errors import HarvestError, SiteError
-from mechjax.harvest import absence
 from mechjax.harvest.activations import Activations, Entry
-from mechjax.harvest.interpreter import Keyed, finish, label, where
-from mechjax.harvest.program import Program, Sown, expand, expand_all
 from mechjax.harvest.requests import Reading
+from mechjax.harvest.selecting import check_layers, live, select, slot_table
+from mechjax.programs.cells import DataKey, Keyed, finish, where
+from mechjax.programs.places import Key
+from mechjax.programs.program import Program, Sown
 
 
 @dataclasses.dataclass(frozen=True)
 class Read:
   """How the cells of one key become an entry of `Activations`."""
 
-  key: tuple
+  key: Key
   entry: Entry
   sown: Sown
-
-
-def live(program: Program, tag: Hashable) -> list[Sown]:
-  """The sows of `tag` that a read can meet."""
-  return [s for s in program.sown if s.tag == tag and not s.backward]
 
 
 def resolve_reads(request: Any, program: Program, tag: Hashable) -> tuple[list[Read], Keyed]:
@@ -42,12 +38,11 @@ def resolve_reads(request: Any, program: Program, tag: Hashable) -> tuple[list[R
   if isinstance(request, Mapping):
     return _traced_reads(request, program, tag)
   sown = live(program, tag)
-  refuse_twice(sown)
   chosen = set(select(request, program, tag))
   reads, tables = [], Keyed()
   groups: dict[Any, int] = {}
   for s in {s.key: s for s in sown}.values():
-    mine = expand(s)
+    mine = s.all_sites
     wanted = [site for site in mine if site in chosen]
     if not wanted:
       continue
@@ -55,45 +50,12 @@ def resolve_reads(request: Any, program: Program, tag: Hashable) -> tuple[list[R
       Read(s.key, Entry(wanted[0].name, tuple(w.path for w in wanted), bool(s.lengths)), s)
     )
     if s.lengths:
-      tables['read', s.key] = _reading(s, mine, wanted, groups)
+      tables[DataKey('read', s.key)] = _reading(s, mine, wanted, groups)
   return reads, tables
 
 
-def select(request: Any, program: Program, tag: Hashable) -> list[sites.Site]:
-  """The sites of a program that patterns select, in the order of the forward pass."""
-  there, skipped = expand_all(live(program, tag)), absence.skipped(program)
-  try:
-    return sites.select(request, [s for s in there if s not in skipped] if skipped else there)
-  except SiteError as e:
-    if explained := absence.explained(request, program):
-      raise explained from e
-    lost = [n for t, n in program.dropped if t == tag]
-    if not lost:
-      raise
-    raise SiteError(
-      e.what,
-      cause=f'JAX removed the sows of {lost} as dead code: their values do not reach the result of the derivative',
-      mend='harvest inside the derivative: jax.grad(call_and_reap(f), has_aux=True), not reap(jax.grad(f))',
-    ) from e
-
-
-def refuse_twice(sown: Sequence[Sown]) -> None:
-  seen: dict[sites.Site, Sown] = {}
-  for s in sown:
-    for site in expand(s):
-      other = seen.setdefault(site, s)
-      twice = other is not s and s.mode in ('strict', 'append') and s.source != other.source
-      if twice and other.key != s.key:
-        raise HarvestError(
-          f'{site} is sown twice',
-          where=f'{other.source} and {s.source}',
-          cause='two tags of one name, or a loop over layers that is not numbered',
-          mend="rename one of them, or wrap the layer's call in `with sites.layer(i):`",
-        )
-
-
 def _reading(
-  s: Sown, mine: list[sites.Site], wanted: list[sites.Site], groups: dict[Any, int]
+  s: Sown, mine: Sequence[sites.Site], wanted: list[sites.Site], groups: dict[Any, int]
 ) -> Reading:
   if len(wanted) == len(mine):
     return Reading(None, len(mine), len(s.lengths), 0)
@@ -121,33 +83,17 @@ def _traced_reads(
     for s in {
       s.key: s for s in live(program, tag) if s.site_at((0,) * len(s.lengths)).name == name
     }.values():
-      paths = [site.path for site in expand(s)]
+      paths = [site.path for site in s.all_sites]
       if len(paths[0]) != 1:
         raise HarvestError(
           f'{name!r} has no single layer axis', mend='name its sites in full, as in sites=["x.0.3"]'
         )
       table = slot_table(layers, [p[0] for p in paths])
       reads.append(Read(s.key, Entry(name, None, True), s))
-      tables['read', s.key] = Reading(
+      tables[DataKey('read', s.key)] = Reading(
         table if s.lengths else table[0], layers.shape[0], len(s.lengths), len(tables), again
       )
   return reads, tables
-
-
-def check_layers(layers: Any, chosen: Sequence[sites.Site], name: str) -> None:
-  """Raises where one of these layers of `name` does not exist, unless they are traced."""
-  if isinstance(layers, jax.core.Tracer):
-    return
-  have = {site.path[-1] for site in chosen if site.path}
-  for i in np.atleast_1d(np.asarray(layers)):
-    if int(i) not in have:
-      raise sites.unknown(f'{name}.{int(i)}', sorted(chosen))
-
-
-def slot_table(layers: jax.Array, indices: Sequence[int]) -> jax.Array:
-  """For each index the position at which it stands in `layers`, or len(layers) where it does not."""
-  hit = layers[None, :] == jnp.asarray(indices, jnp.int32)[:, None]
-  return jnp.where(hit.any(axis=1), hit.argmax(axis=1), layers.shape[0]).astype(jnp.int32)
 
 
 def assemble(reads: Sequence[Read], cells: Keyed, tables: Keyed) -> Activations:
@@ -157,11 +103,11 @@ def assemble(reads: Sequence[Read], cells: Keyed, tables: Keyed) -> Activations:
   for r in reads:
     leaves = finish(cells[r.key])
     flat_scans = len(r.sown.lengths)
-    if flat_scans > 1 and tables['read', r.key].table is None:
+    if flat_scans > 1 and tables[DataKey('read', r.key)].table is None:
       leaves = [x.reshape((-1, *x.shape[flat_scans:])) for x in leaves]
     key = r.key if r.entry.paths is not None else r.entry.name
     if r.entry.paths is None and not flat_scans:
-      table = tables['read', r.key]
+      table = tables[DataKey('read', r.key)]
       hit = jnp.arange(table.k) == table.table
       before = values.get(key) or [
         jnp.zeros_like(jnp.broadcast_to(x, (table.k, *x.shape))) for x in leaves
@@ -170,7 +116,7 @@ def assemble(reads: Sequence[Read], cells: Keyed, tables: Keyed) -> Activations:
     shapes = tuple(x.shape for x in leaves)
     entries[key], values[key] = dataclasses.replace(r.entry, shapes=shapes), leaves
   for name, key in {r.entry.name: r.key for r in reads if r.entry.paths is None}.items():
-    values[name] = [_repeated(x, tables['read', key].again) for x in values[name]]
+    values[name] = [_repeated(x, tables[DataKey('read', key)].again) for x in values[name]]
   trees = {r.key if r.entry.paths is not None else r.entry.name: r.sown.tree for r in reads}
   return Activations(list(entries.values()), [trees[k].unflatten(v) for k, v in values.items()])
 
@@ -190,7 +136,7 @@ def by_name(cells: Keyed, program: Program) -> dict:
   out: dict = {}
   for key, cell in cells.items():
     inner = out
-    for scope in key[0]:
+    for scope in key.scope:
       inner = inner.setdefault(scope, {})
-    inner[label(((), *key[1:]))] = trees[key].unflatten(finish(cell))
+    inner[str(key._replace(scope=()))] = trees[key].unflatten(finish(cell))
   return out

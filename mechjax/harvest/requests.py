@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 
 from mechjax import compat
 from mechjax.errors import HarvestError
-from mechjax.harvest.interpreter import where
+from mechjax.programs.cells import AsStack, Exit, FromSlots, IntoSlot, where
 
 
 @jax.tree_util.register_dataclass
@@ -47,14 +47,14 @@ class Reading:
   def specs(self, names: tuple[str, ...]) -> list[PartitionSpec]:
     return [PartitionSpec() for _ in jax.tree.leaves(self)]
 
-  def way(self) -> Any:
+  def way(self) -> Exit:
     """How the cell leaves the scan that has just been entered down to `self` (see `Plan.leave_scan`)."""
     if self.table is None:
-      return 'stack'
+      return AsStack()
     if self.scans == 0:
-      return ('slot', self.k, self.table, self.group)
+      return IntoSlot(self.k, self.table, self.group)
     hit = (self.table.reshape(-1, 1) == jnp.arange(self.k)).any(axis=0)
-    return ('merge', self.k, hit)
+    return FromSlots(hit)
 
 
 @jax.tree_util.register_dataclass

@@ -31,127 +31,83 @@ from jax.extend import core as jex_core
 from mechjax import compat
 from mechjax import sites as sites_lib
 from mechjax.errors import HarvestError
-from mechjax.harvest import primitive as prim
 from mechjax.harvest import reads
 from mechjax.harvest.api import run
-from mechjax.harvest.interpreter import Frame, Interpreter, Keyed, Plan
 from mechjax.harvest.plans import HarvestPlan
-from mechjax.harvest.program import (
-  Program,
-  make_key,
-  name_and_path,
-  place_of,
-  struct_of,
-)
 from mechjax.harvest.requests import fitted
-from mechjax.harvest.staging import stager
+from mechjax.harvest.selecting import live, select
+from mechjax.programs.cells import Frame, Keyed, Plan
+from mechjax.programs.interpreter import Interpreter
+from mechjax.programs.line import Line, Op, Origin, Ref, evaluate, read
+from mechjax.programs.places import TOP, Key, Loop, Place
+from mechjax.programs.primitives import CALLS, Kind, body_of, kind_of
+from mechjax.programs.program import Program, Sown, struct_of
+from mechjax.programs.staging import stager
+from mechjax.programs.tag import TAG, sow, sow_p
 
-_CALLS = (
-  'jit',
-  'pjit',
-  'closed_call',
-  'core_call',
-  'eval_jaxpr',
-  'checkpoint',
-  'remat',
-  'remat2',
-  'custom_jvp_call',
-  'custom_vjp_call',
-)
 _CAPTURED = 'mechjax captured'
 
 
 @dataclasses.dataclass(frozen=True)
-class _Value:
-  """A value of the layout: a variable of some jaxpr, at one place where that jaxpr is called."""
-
-  variable: Any
-  scope: tuple
-  path: tuple
-  number: int
-
-  @property
-  def place(self) -> tuple[tuple, tuple]:
-    return self.scope, self.path
-
-
-@dataclasses.dataclass(frozen=True)
-class _Op:
-  eqn: Any
-  ins: tuple
-  outs: tuple[_Value, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class _Sow:
-  """A sow of interest: `ins` are the sown values, `outs` what flows on."""
+  """A sow of interest: `ins` are the sown values, `outs` what flows on, `avals` their abstract values."""
 
-  key: tuple
-  ins: tuple
-  outs: tuple[_Value, ...]
+  key: Key
+  ins: tuple[Ref, ...]
+  outs: tuple[int, ...]
+  avals: tuple
   tree: Any
 
 
-class _Layout:
-  """A program written out as operations, with the sows of interest where they stand."""
+class _Layout(Line):
+  """A program written out, with the sows of interest where they stand."""
 
   def __init__(self, program: Program, ins: frozenset, outs: frozenset):
-    self.program, self.ins, self.keys = program, ins, ins | outs
-    self.names = frozenset(k[1] for k in self.keys)
-    self.ops: list[_Op] = []
-    self.sows: dict[tuple, _Sow] = {}
-    self.home: dict[tuple, tuple] = {}
-    self._inline(program.jaxpr, None, (), (), ())
+    super().__init__(program)
+    self.ins, self.keys = ins, ins | outs
+    self.names = frozenset(k.name for k in self.keys)
+    self.sows: dict[Key, _Sow] = {}
+    self.loop: tuple = ()  # the scans around what is being written
+    self.home: dict[Key, tuple] = {}
+    self._enter(program.jaxpr, TOP)
 
-  def _values(self, variables: Sequence[Any], scope: tuple, path: tuple) -> tuple[_Value, ...]:
-    first = len(self.ops) + len(self.sows)
-    return tuple(_Value(v, scope, path, first) for v in variables)
+  def _enter(self, jaxpr: Any, place: Place) -> None:
+    self.inline(jaxpr, self.fresh(compat.raw(jaxpr).invars, place), place)
 
-  def _inline(
-    self, jaxpr: Any, ins: Sequence | None, scope: tuple, path: tuple, loop: tuple
-  ) -> list:
-    consts = [jex_core.Literal(c, jax.typeof(c)) for c in compat.consts(jaxpr)]
-    jaxpr = compat.raw(jaxpr)
-    variables = [*jaxpr.constvars, *jaxpr.invars]
-    values = self._values(variables, scope, path) if ins is None else [*consts, *ins]
-    env = dict(zip(variables, values))
-    read = lambda v: v if isinstance(v, jex_core.Literal) else env[v]  # noqa: E731
-    for eqn in jaxpr.eqns:
-      refs = tuple(read(v) for v in eqn.invars)
-      env.update(zip(eqn.outvars, self._equation(eqn, refs, scope, path, loop)))
-    return [read(v) for v in jaxpr.outvars]
+  def constant(self, array: Any) -> Ref:
+    return jex_core.Literal(array, jax.typeof(array))
 
-  def _equation(self, eqn: Any, refs: tuple, scope: tuple, path: tuple, loop: tuple) -> Sequence:
-    inner_scope, inner_path = place_of(eqn, scope, path)
-    if eqn.primitive is prim.sow_p:
-      return self._sow(eqn, refs, inner_scope, inner_path, loop)
-    inside = any(n in self.names for _, n in self.program.tags_of(eqn))
-    if inside and eqn.primitive.name in _CALLS:
-      body = eqn.params['call_jaxpr' if 'call_jaxpr' in eqn.params else 'jaxpr']
-      return self._inline(body, refs, inner_scope, inner_path, loop)
-    op = _Op(eqn, refs, self._values(eqn.outvars, scope, path))
-    self.ops.append(op)
-    if inside and eqn.primitive.name == 'scan':
-      body = eqn.params['jaxpr']
-      self._inline(body, None, inner_scope, (*inner_path, '*'), (*loop, len(self.ops)))
-    elif inside:
+  def opens(self, eqn: Any, place: Place) -> bool:
+    return any(n in self.names for _, n in self.program.tags_of(eqn))
+
+  def open(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
+    if kind_of(eqn) in CALLS:
+      return self.inline(body_of(eqn), refs, place)
+    if kind_of(eqn) is not Kind.SCAN:
       raise HarvestError(
         f'a sub-program cannot be cut out of the primitive {eqn.primitive.name!r}',
         where=siu.summarize(eqn.source_info),
         mend='plant and reap instead: harvest(f, sites=outputs)({input: value}, *args)',
       )
-    return op.outs
+    outs = self.append(eqn, refs, place, place)
+    before, self.loop = self.loop, (*self.loop, len(self.steps))
+    self._enter(eqn.params['jaxpr'], place.within('*'))
+    self.loop = before
+    return outs
 
-  def _sow(self, eqn: Any, refs: tuple, scope: tuple, path: tuple, loop: tuple) -> Sequence:
+  def sow(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
+    if eqn.primitive is not sow_p:
+      write = self.open if self.opens(eqn, place) else super().sow
+      return write(eqn, refs, place)
     p = eqn.params
-    name, path_ = name_and_path(p['name'], path)
-    key = make_key(scope, name, path_)
+    key = place.key(p['name'])
     if key not in self.keys:
       return refs
-    outs = self._values(eqn.outvars, scope, path)
     n = len(refs) - p['n_preds']
-    self.sows[key] = _Sow(key, refs[:n], outs[:n], p['tree'])
-    self.home[key] = loop
+    outs = self.fresh(eqn.outvars, place)
+    avals = tuple(v.aval for v in eqn.outvars[:n])
+    self.sows[key] = _Sow(key, refs[:n], outs[:n], avals, p['tree'])
+    self.home[key] = self.loop
     return outs if key in self.ins else refs  # a sow that is only an output is the identity
 
 
@@ -162,13 +118,14 @@ class _Layout:
 class _Cut:
   """The operations between sites, and what they need besides."""
 
-  ops: tuple[_Op, ...]
+  ops: tuple[Op, ...]
   ins: tuple[_Sow, ...]
   outs: tuple[_Sow, ...]
-  captured: tuple[_Value, ...]
+  captured: tuple[int, ...]
+  origins: tuple[Origin, ...]
 
 
-def _cut(layout: _Layout, ins: Sequence[tuple], outs: Sequence[tuple]) -> _Cut:
+def _cut(layout: _Layout, ins: Sequence[Key], outs: Sequence[Key]) -> _Cut:
   homes = {layout.home[k] for k in [*ins, *outs]}
   if len(homes) > 1:
     raise HarvestError(
@@ -177,11 +134,11 @@ def _cut(layout: _Layout, ins: Sequence[tuple], outs: Sequence[tuple]) -> _Cut:
     )
   reached = {v for k in ins for v in layout.sows[k].outs}
   ops = []
-  for op in layout.ops:
-    if any(r in reached for r in op.ins if isinstance(r, _Value)):
+  for op in layout.steps:
+    if any(r in reached for r in op.ins if isinstance(r, int)):
       reached.update(op.outs)
       ops.append(op)
-  needed = {r for k in outs for r in layout.sows[k].ins if isinstance(r, _Value)}
+  needed = {r for k in outs for r in layout.sows[k].ins if isinstance(r, int)}
   for k in outs:
     if not any(r in reached for r in layout.sows[k].ins):
       raise HarvestError(
@@ -189,35 +146,32 @@ def _cut(layout: _Layout, ins: Sequence[tuple], outs: Sequence[tuple]) -> _Cut:
         cause='the outputs come before the inputs, or at another layer of a scan',
         mend='name sites in the order of the forward pass, at one layer',
       )
-  kept: list[_Op] = []
+  kept: list[Op] = []
   for op in reversed(ops):
     if any(o in needed for o in op.outs):
       kept.append(op)
-      needed.update(r for r in op.ins if isinstance(r, _Value))
+      needed.update(r for r in op.ins if isinstance(r, int))
   made = {o for op in kept for o in op.outs} | {v for k in ins for v in layout.sows[k].outs}
-  captured = tuple(sorted(needed - made, key=lambda v: v.number))
-  sows = layout.sows
+  captured = tuple(sorted(needed - made))
   return _Cut(
-    tuple(reversed(kept)), tuple(sows[k] for k in ins), tuple(sows[k] for k in outs), captured
+    tuple(reversed(kept)),
+    tuple(layout.sows[k] for k in ins),
+    tuple(layout.sows[k] for k in outs),
+    captured,
+    tuple(layout.origins[v] for v in captured),
   )
 
 
-def _name(key: tuple) -> str:
-  return '.'.join([key[1], *map(str, key[2])]).replace('.*', '')
+def _name(key: Key) -> str:
+  return str(key._replace(scope=()))
 
 
 def _evaluate(cut: _Cut, inputs: Sequence[Any], captured: Sequence[Any]) -> list[Any]:
-  env: dict[Any, Any] = dict(zip(cut.captured, captured))
-  for sow, value in zip(cut.ins, inputs):
-    env.update(zip(sow.outs, jax.tree.leaves(value)))
-  read = lambda r: r.val if isinstance(r, jex_core.Literal) else env[r]  # noqa: E731
-  for op in cut.ops:
-    source = op.eqn.source_info
-    with siu.user_context(source.traceback, name_stack=source.name_stack), op.eqn.ctx.manager:
-      params = op.eqn.primitive.get_bind_params(op.eqn.params)
-      out = op.eqn.primitive.bind(*map(read, op.ins), **params)
-    env.update(zip(op.outs, out if op.eqn.primitive.multiple_results else [out]))
-  return [s.tree.unflatten([read(r) for r in s.ins]) for s in cut.outs]
+  values: dict[int, Any] = dict(zip(cut.captured, captured))
+  for site, value in zip(cut.ins, inputs):
+    values.update(zip(site.outs, jax.tree.leaves(value)))
+  evaluate(cut.ops, values)
+  return [s.tree.unflatten([read(values, r) for r in s.ins]) for s in cut.outs]
 
 
 # --- capturing --------------------------------------------------------------------------------------------
@@ -251,14 +205,14 @@ class _Capturer(Interpreter):
   def observe(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
     for v, x in zip(variables, values):
       if v in self.names:
-        prim.sow(x, tag=_CAPTURED, name=self.names[v], mode='clobber')
+        sow(x, tag=_CAPTURED, name=self.names[v], mode='clobber')
 
 
 def _capture(program: Program, cuts: Sequence[_Cut]) -> tuple[Program, list]:
   """The program with a sow on every captured value, and the arrays that it holds."""
-  variables = {v.variable for c in cuts for v in c.captured}
+  variables = {v.variable for c in cuts for v in c.origins}
   names = {v: f'captured_{n}' for n, v in enumerate(variables)}
-  plan = _CapturePlan(frozenset(k.key[1] for c in cuts for k in c.ins))
+  plan = _CapturePlan(frozenset(k.key.name for c in cuts for k in c.ins))
 
   def interpreted(values):
     return _Capturer(program, plan, names).run(values, Keyed())[0]
@@ -312,9 +266,7 @@ class Subgraph:
     lead = () if n_layers is None else (n_layers,)
     if tree != sow.tree:
       raise HarvestError(f'a value of structure {tree} for {_name(sow.key)}, which has {sow.tree}')
-    old = [
-      jax.ShapeDtypeStruct((*lead, *v.variable.aval.shape), v.variable.aval.dtype) for v in sow.outs
-    ]
+    old = [jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype) for a in sow.avals]
     what = f'the value for {_name(sow.key)} has'
     return jax.tree.unflatten(tree, [fitted(x, o, what) for x, o in zip(leaves, old)])
 
@@ -327,7 +279,7 @@ class Subgraph:
 
 
 def subgraph(
-  f: Callable, inputs: Any, outputs: Any, *, tag: Hashable = prim.TAG
+  f: Callable, inputs: Any, outputs: Any, *, tag: Hashable = TAG
 ) -> Callable[..., Subgraph]:
   """Cuts the function from some sites to others out of `f`.
 
@@ -364,7 +316,7 @@ def _plain(patterns: Any) -> Iterator[str]:
 
 
 def _plan(program: Program, inputs: Any, outputs: Any, tag: Hashable) -> tuple:
-  ins, outs = (reads.select(p, program, tag) for p in (inputs, outputs))
+  ins, outs = (select(p, program, tag) for p in (inputs, outputs))
   paths = sorted({s.path for s in ins})
   for name in {s.name for s in [*ins, *outs]}:
     mine = sorted(s.path for s in [*ins, *outs] if s.name == name)
@@ -373,7 +325,7 @@ def _plan(program: Program, inputs: Any, outputs: Any, tag: Hashable) -> tuple:
         f'{name} is asked for at {len(mine)} layers, {ins[0].name} at {len(paths)}',
         mend='ask for inputs and outputs at the same layers',
       )
-  sown = {site: s for s in reads.live(program, tag) for site in reads.expand(s)}
+  sown = {site: s for s in live(program, tag) for site in s.all_sites}
   layout = _Layout(program, *(frozenset(sown[s].key for s in ends) for ends in (ins, outs)))
   many = len(paths) > 1
   groups = [[s for s in ins if s.path == p] for p in paths] if many else [ins]
@@ -390,7 +342,7 @@ def _plan(program: Program, inputs: Any, outputs: Any, tag: Hashable) -> tuple:
 
 
 def _same_iteration(sown: dict, ins: list, outs: list, many: bool) -> None:
-  scanned = {s.path for s in [*ins, *outs] if sown[s].lengths}
+  scanned = {_iteration(s, sown[s]) for s in [*ins, *outs] if sown[s].lengths}
   if scanned and not many and len(scanned) > 1:
     raise HarvestError(
       f'{outs[0]} and {ins[0]} lie in different iterations of a scan',
@@ -399,13 +351,19 @@ def _same_iteration(sown: dict, ins: list, outs: list, many: bool) -> None:
     )
 
 
+def _iteration(site: sites_lib.Site, sown: Sown) -> tuple[int, ...]:
+  """The iterations of the scans around a site."""
+  around = [p for p in sown.path if isinstance(p, int | Loop)]
+  return tuple(n for n, p in zip(site.path, around) if isinstance(p, Loop))
+
+
 def _captured(
   capturing: tuple[Program, list], cuts: Sequence[_Cut], paths: list, values: list
 ) -> list:
   """The captured values at these arguments: for each cut, one array per captured value."""
   program, held = capturing
   names = program.cache['names']
-  wanted = [[_site_of(v, names, p) for v in c.captured] for c, p in _with_paths(cuts, paths)]
+  wanted = [[_site_of(v, names, p) for v in c.origins] for c, p in _with_paths(cuts, paths)]
   sites = list(dict.fromkeys(s for row in wanted for group in row for s in group))
   if not sites:
     return [[] for _ in cuts]
@@ -425,12 +383,12 @@ def _with_paths(cuts: Sequence[_Cut], paths: list) -> Iterator[tuple[_Cut, list]
     yield from ((c, [p]) for c, p in zip(cuts, paths))
 
 
-def _site_of(value: _Value, names: dict, paths: list) -> list[sites_lib.Site]:
+def _site_of(value: Origin, names: dict, paths: list) -> list[sites_lib.Site]:
   """Where a captured value is sown: once for each layer asked for, with loops at that iteration."""
   sites = []
   for p in paths:
     index = list(p)
     # a static layer takes one index of the site's path as a loop does
-    path = tuple(q if isinstance(q, int) else index[n] for n, q in enumerate(value.path))
-    sites.append(sites_lib.Site('/'.join([*value.scope, names[value.variable]]), path))
+    path = tuple(q if isinstance(q, int) else index[n] for n, q in enumerate(value.place.path))
+    sites.append(sites_lib.Site('/'.join([*value.place.scope, names[value.variable]]), path))
   return sites

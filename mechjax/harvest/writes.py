@@ -19,10 +19,11 @@ import numpy as np
 from mechjax import sites
 from mechjax.errors import HarvestError
 from mechjax.harvest.functions import planted
-from mechjax.harvest.interpreter import Keyed, label
-from mechjax.harvest.program import Program, Sown, expand
-from mechjax.harvest.reads import check_layers, select, slot_table
 from mechjax.harvest.requests import Writing, fitted
+from mechjax.harvest.selecting import check_layers, select, slot_table
+from mechjax.programs.cells import DataKey, Keyed
+from mechjax.programs.places import Key
+from mechjax.programs.program import Program, Sown
 
 
 @jax.tree_util.register_dataclass
@@ -57,7 +58,7 @@ def resolve_writes(
   if sown is None:
     unique = {s.key: s for s in program.sown if s.tag == tag}
     sown = program.cache['sown', tag] = list(unique.values())
-  pieces: dict[tuple, list[_Piece]] = {}
+  pieces: dict[Key, list[_Piece]] = {}
   for name, value in _flat_plants(plants, sown, ()):
     for piece in _pieces(name, value, sown, program, tag):
       if admits(piece.sown.name):
@@ -65,17 +66,18 @@ def resolve_writes(
           piece.fn = planted(piece.fn, piece.sown, name)
         pieces.setdefault(piece.sown.key, []).append(piece)
   _refuse_moved(program, tag, pieces)
-  return Keyed((('write', key), _writing(group)) for key, group in pieces.items())
+  return Keyed((DataKey('write', key), _writing(group)) for key, group in pieces.items())
 
 
-def _refuse_moved(program: Program, tag: Hashable, planted: Mapping[tuple, list[_Piece]]) -> None:
-  for (scope, name, _), (piece, *_) in planted.items():
-    program.refuse_moved(tag, '/'.join([*scope, name]), piece.sown.source)
+def _refuse_moved(program: Program, tag: Hashable, planted: Mapping[Key, list[_Piece]]) -> None:
+  for key, (piece, *_) in planted.items():
+    program.refuse_moved(tag, key.full_name, piece.sown.source)
 
 
 def _flat_plants(plants: Mapping, sown: list[Sown], scope: tuple) -> Iterator[tuple[str, Any]]:
   """The plants with nested dicts, which stand for nest scopes, written out: 'scope/name'."""
-  scopes = {s.scope[len(scope)] for s in sown if s.scope[: len(scope)] == scope != s.scope}
+  around = [s.place.scope for s in sown]
+  scopes = {s[len(scope)] for s in around if s[: len(scope)] == scope != s}
   for name, value in plants.items():
     if name in scopes:
       yield from _flat_plants(value, sown, (*scope, name))
@@ -111,7 +113,7 @@ def _pieces(
   if isinstance(value, At):
     yield from _traced_pieces(text, value, sown, program, tag)
     return
-  exact = [s for s in sown if label(s.key) == text]
+  exact = [s for s in sown if s.label == text]
   once = [s for s in exact if not s.lengths or s.mode in ('clobber', 'cond_clobber')]
   if exact and len(once) == len(exact):
     for s in exact:
@@ -121,7 +123,7 @@ def _pieces(
   single = len(chosen) == 1 and bool(sites.names_layers(text) or not chosen[0].path)
   at = {site: i for i, site in enumerate(chosen)}
   for s in sown:
-    mine = expand(s)
+    mine = s.all_sites
     hits = [(i, at[site]) for i, site in enumerate(mine) if site in at]
     if hits:
       yield _partial(s, value, text, hits, len(chosen), single)
@@ -176,7 +178,7 @@ def _traced_pieces(
   check_layers(at.layer, list(chosen), text)
   _check_distinct(at.layer, text)
   for s in sown:
-    if not any(site in chosen for site in expand(s)):
+    if not any(site in chosen for site in s.all_sites):
       continue
     lead = layers.shape + s.device_sizes
     leaves = [] if fn else _fitted(value, s, lead, text)
@@ -297,7 +299,7 @@ def _joined(group: list[_Piece]) -> _Piece:
 
 
 def _traced_writing(p: _Piece, scans: int) -> Writing:
-  paths = [site.path for site in expand(p.sown)]
+  paths = [site.path for site in p.sown.all_sites]
   if len(paths[0]) != 1:
     raise HarvestError(f'{p.sown.name!r} has no single layer axis', where=p.sown.source)
   table, k = slot_table(p.layer, [q[0] for q in paths]), p.layer.shape[0]

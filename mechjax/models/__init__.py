@@ -1,6 +1,6 @@
 """Language models: weights, a forward pass, a tokenizer and sites, held as one object.
 
-`language_model` is that object and how to load one; `tokenizers` turns text into tokens and back,
+`language_model` is that object and `load` makes one; `tokenizers` turns text into tokens and back,
 `greedy` does it for SentencePiece's. Two ways lead to a forward pass:
 
     somebody else's code   `tunix`, `transformers`, `penzai` and `gemma` each drive one code base,

@@ -205,7 +205,7 @@ def _scores(q_BxTxNxH: jax.Array, k_BxSxKxH: jax.Array, config: Config) -> jax.A
   B, T, N, H = q_BxTxNxH.shape
   S, K = k_BxSxKxH.shape[1:3]
   q_BxTxKxGxH = q_BxTxNxH.reshape(B, T, K, N // K, H)
-  wide = precision.wide(q_BxTxNxH.dtype)
+  wide = precision.wide_dtype(q_BxTxNxH.dtype)
   scores = precision.einsum(
     'btkgh,bskh->bkgts', q_BxTxKxGxH, k_BxSxKxH, preferred_element_type=wide
   )

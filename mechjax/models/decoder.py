@@ -254,7 +254,7 @@ def unembed(params: dict[str, Any], x: jax.Array, config: Config) -> jax.Array:
     equation, kernel = '...d,vd->...v', params['embed']['tokens']
   else:
     kernel = params['unembed']['kernel']
-  wide = precision.wide(x.dtype)
+  wide = precision.wide_dtype(x.dtype)
   logits = precision.einsum(equation, x, kernel, preferred_element_type=wide)
   if config.unembed_bias:
     logits += params['unembed']['bias'].astype(wide)

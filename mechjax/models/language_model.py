@@ -10,9 +10,6 @@ object, whatever code computes the forward pass:
     logits[0, -1, model.token(' Paris')]              # a text that is one token, as an index
     model.text(model.generate('Once upon a time', 20).tokens[0])
 
-The forward pass is our own scan-stacked decoder; `code='tunix'` and the others of `CODES` run the same weights in
-somebody else's classes instead, unmodified but for the tags.
-
 `model.apply(params, tokens)` is the pure function underneath, tagged at every site of
 `mechjax.sites`: give it to jit, grad, vmap, reap or iterate. `model(tokens)` is the same, jitted,
 with `model.params` passed as an argument rather than baked into the program. The model is a pytree of its
@@ -35,64 +32,17 @@ Sharp edges: inside of a traced program a token id that the vocabulary lacks can
 from __future__ import annotations
 
 import copy
-import dataclasses
-import importlib
-import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import errors, files, fingerprints, generate, harvest, precision, sites
+from mechjax import errors, fingerprints, generate, harvest, logits, sites
 from mechjax.models import ids, padding, tokenizers
-from mechjax.models.config import Config
+from mechjax.models.forward_pass import Forward, uncached
 from mechjax.sites import Site
-from mechjax.weights import fetch, hub
-from mechjax.weights.gguf import GGUFFile
-
-OURS = 'decoder'
-
-# The upstream codes that can compute the forward pass, by the name `load` takes, and the module that drives each.
-CODES = {
-  'gemma': 'mechjax.models.gemma',
-  'penzai': 'mechjax.models.penzai',
-  'transformers': 'mechjax.models.transformers',
-  'tunix': 'mechjax.models.tunix',
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Forward:
-  """A forward pass as pure functions, which is what a module that drives a code base returns.
-
-  Attributes:
-    params: pytree of arrays.
-    apply: (params, tokens [B, T], mask=None) -> logits float32 [B, T, V].
-    unembed: (params, residual [..., D]) -> logits [..., V], by the model's own final norm and head.
-    n_layers: number of blocks.
-    d_model: D.
-    n_vocab: V, the ids that the embedding has rows for; some may have no text in the tokenizer.
-    config: the description of our own decoder; None for upstream codes.
-    generator: a step with a cache; None where the code has none that we drive.
-    resume: (params, tokens [B, T], residual [B, T, D], start, at, mask=None) -> logits of a pass that begins at layer
-      `start`, whose residual stream is known, at columns `at` or all; None where the code cannot.
-    stretch: (params, tokens [B, T], stop, mask) -> the residual stream before layer `stop`, [B, T, D], by the layers
-      below alone; None where the code writes its layers out, so that a compiler leaves out what nobody reads.
-  """
-
-  params: Any
-  apply: Callable[..., jax.Array]
-  unembed: Callable[[Any, jax.Array], jax.Array]
-  n_layers: int
-  d_model: int
-  n_vocab: int
-  config: Config | None = None
-  generator: generate.Model | None = None
-  resume: Callable[..., jax.Array] | None = None
-  stretch: Callable[[Any, jax.Array, int, Any], jax.Array] | None = None
 
 
 @jax.tree_util.register_pytree_node_class
@@ -114,7 +64,7 @@ class LanguageModel:
   __mechjax_reads__ = ('params', 'apply')
 
   def __init__(self, name: str, forward: Forward, tokenizer: tokenizers.Tokenizer):
-    """Joins the parts; use `load`."""
+    """Joins the parts; use `mechjax.load`."""
     self.name, self.tokenizer, self.config = name, tokenizer, forward.config
     self._generator = forward.generator or uncached(forward.apply)
     self.params, self.apply, self.resume = forward.params, forward.apply, forward.resume
@@ -235,7 +185,7 @@ class LanguageModel:
 
   def log_probs(self, tokens: jax.Array, mask: Any = None) -> jax.Array:
     """Log-probabilities of every next token, in nats, [B, T, V]; arguments as of a call."""
-    return jax.nn.log_softmax(self(tokens, mask))
+    return logits.log_probs(self(tokens, mask))
 
   def loss(self, tokens: jax.Array, mask: Any = None) -> jax.Array:
     """Mean loss of predicting each real token from the real tokens before it, in nats; a scalar.
@@ -253,15 +203,17 @@ class LanguageModel:
         f'tokens of shape {tokens.shape} have nothing to predict: no row has two real tokens',
         mend='a start token before each text, as model.tokens(text, bos=True) puts it',
       )
-    log_probs_BxTxV = self.log_probs(tokens, mask)
     real_BxT = jnp.ones(jnp.shape(tokens), bool) if mask is None else jnp.asarray(mask)
     order_BxT = padding.together(real_BxT)
     texts_BxT, counts_BxT = (
       jnp.take_along_axis(x, order_BxT, axis=1)[:, 1:] for x in (jnp.asarray(tokens), real_BxT)
     )
     rows_Bx1 = jnp.arange(len(order_BxT))[:, None]
-    chosen_BxT = log_probs_BxTxV[rows_Bx1, order_BxT[:, :-1], texts_BxT]
-    return -chosen_BxT.mean(where=counts_BxT)
+    following_BxT = jnp.where(counts_BxT, texts_BxT.astype(jnp.int32), -1)
+    none_BxT = jnp.full(order_BxT.shape, -1, jnp.int32)
+    targets_BxT = none_BxT.at[rows_Bx1, order_BxT[:, :-1]].set(following_BxT)
+    losses_BxT = logits.next_token_loss(self.log_probs(tokens, mask), targets_BxT)
+    return losses_BxT.sum() / counts_BxT.sum(dtype=losses_BxT.dtype)
 
   def _padding(self, tokens: jax.Array, mask: Any) -> dict[str, jax.Array]:
     """The mask as a keyword of `apply`, if it is needed."""
@@ -358,89 +310,3 @@ class _Rest:
 
   def __init__(self, attributes: dict[str, Any]):
     self.attributes = {k: v for k, v in attributes.items() if k != 'params'}
-
-
-def uncached(apply: Callable[[Any, jax.Array], jax.Array]) -> generate.Model:
-  """Generation by any causal forward pass: every step runs the whole text so far.
-
-  Rows are moved to the left, so that padding lies behind what is read and is never seen.
-
-  Args:
-    apply: (params, tokens [B, T]) -> logits [B, T, V].
-  """
-
-  def step(params: Any, tokens: jax.Array, mask: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-    texts, lengths = cache
-    order = jnp.argsort(~mask, axis=1, stable=True)  # the tokens of each row, then its padding
-    new, n_new = jnp.take_along_axis(tokens, order, axis=1), mask.sum(axis=1)
-    put = jax.vmap(lambda row, x, at: jax.lax.dynamic_update_slice(row, x, (at,)))
-    texts, lengths = put(texts, new, lengths), lengths + n_new
-    logits = apply(params, texts)
-    last = jnp.take_along_axis(logits, lengths[:, None, None] - 1, axis=1)
-    return last, (texts, lengths)
-
-  def new_cache(rows: int, slots: int) -> Any:
-    return jnp.zeros((rows, slots), jnp.int32), jnp.zeros(rows, jnp.int32)
-
-  return generate.Model(step, new_cache)
-
-
-def load(
-  name_or_path: str | os.PathLike[str],
-  code: str = OURS,
-  *,
-  accept_terms: bool = False,
-  dtype: Any = jnp.float32,
-  mesh: jax.sharding.Mesh | None = None,
-) -> LanguageModel:
-  """Loads a language model.
-
-  Args:
-    name_or_path: a name in `mechjax.weights.fetch.SOURCES`, fetched on first use; the path of a GGUF file, of a
-      directory with config.json, tokenizer.json and safetensors, or of an Orbax checkpoint; or
-      'organisation/model' on a hub.
-    code: whose forward pass computes it: our own decoder, or a key of `CODES`, which read GGUF files.
-    accept_terms: whether you accept the terms of weights that come under any, as Gemma's do; an
-      environment variable that the error names does the same.
-    dtype: of the parameters, and of the computation (norms, softmax and logits are float32 at least); one of
-      `mechjax.precision.DTYPES`.
-    mesh: devices to spread the parameters over, by the rules of `mechjax.models.sharding`.
-
-  Returns:
-    The model, every site tagged, its parameters on the mesh or on the default device.
-
-  Raises:
-    FetchError: the model is neither cached nor to be had, its terms have not been accepted, or
-      there is no file at the path.
-    WeightsError: the file is damaged, or not of an architecture that `code` can compute.
-    MissingExtraError: an optional library is not installed.
-    MechjaxError: `code` is unknown, or cannot do what was asked; a dtype that parameters cannot have.
-  """
-  if code != OURS and code not in CODES:
-    raise errors.MechjaxError(f'no code called {code!r}', where=f'known: {[OURS, *sorted(CODES)]}')
-  dtype = precision.checked(dtype)
-  path = _find(name_or_path, accept_terms)
-  if code == OURS:
-    forward, tokenizer = importlib.import_module('mechjax.models.ours').load(path, dtype, mesh)
-    return LanguageModel(str(name_or_path), forward, tokenizer)
-  if path.is_dir() or mesh is not None or dtype != jnp.float32:
-    raise errors.MechjaxError(
-      f'code={code!r} takes GGUF files, in float32 on one device',
-      mend='leave code= out: our own decoder reads directories, takes a dtype and a mesh',
-    )
-  file = GGUFFile(path)
-  forward = importlib.import_module(CODES[code]).forward(file)
-  return LanguageModel(str(name_or_path), forward, tokenizers.from_gguf(file.metadata))
-
-
-def _find(name_or_path: str | os.PathLike[str], accept_terms: bool) -> Path:
-  """A path is what has a suffix, a separator or a file behind it; the rest are names."""
-  path = Path(name_or_path).expanduser()
-  if files.there(path):
-    return path
-  text = os.fspath(name_or_path)
-  if hub.is_name(text) and path.suffix != '.gguf':
-    return hub.directory_of(text)
-  if path.suffix == '.gguf' or os.sep in text:
-    raise errors.FetchError(f'there is no file {path}', where=f'working directory {Path.cwd()}')
-  return fetch.path_of(text, accept_terms)

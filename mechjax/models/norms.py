@@ -35,14 +35,14 @@ def norm(x: jax.Array, p: dict[str, jax.Array] | None, config: Config) -> jax.Ar
 
 def rms(x: jax.Array, scale: jax.Array, config: Config) -> jax.Array:
   """x / sqrt(mean(x^2) + eps) * scale."""
-  wide = x.astype(precision.wide(x.dtype))
+  wide = precision.wide(x)
   wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + config.norm_eps)
   return (wide * _gain(scale, config, wide.dtype)).astype(x.dtype)
 
 
 def layer(x: jax.Array, p: dict[str, jax.Array], config: Config) -> jax.Array:
   """(x - mean) / sqrt(variance + eps) * scale + bias."""
-  wide = x.astype(precision.wide(x.dtype))
+  wide = precision.wide(x)
   wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
   wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + config.norm_eps)
   return (wide * _gain(p['scale'], config, wide.dtype) + p['bias'].astype(wide.dtype)).astype(

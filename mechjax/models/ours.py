@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from mechjax import errors, generate
 from mechjax.models import decoder, families, ids, padding, sharding, tokenizers
-from mechjax.models.language_model import Forward
+from mechjax.models.forward_pass import Forward
 from mechjax.weights import huggingface, llama_cpp, orbax
 from mechjax.weights.gguf import GGUFFile
 

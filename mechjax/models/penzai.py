@@ -18,7 +18,7 @@ import jax
 
 from mechjax import errors, extras
 from mechjax.models import padding, shipped
-from mechjax.models.language_model import Forward
+from mechjax.models.forward_pass import Forward
 from mechjax.weights import llamas, names
 from mechjax.weights.gguf import GGUFFile
 

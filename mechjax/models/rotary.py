@@ -53,7 +53,7 @@ def _stretched(per_position: np.ndarray, s: Llama3Scaling) -> np.ndarray:
 
 def angles(config: Config, positions_BxT: jax.Array, local: bool, dtype: Any) -> Angles:
   """The angles at these positions, for a model of a dtype."""
-  wide = precision.wide(dtype)
+  wide = precision.wide_dtype(dtype)
   per_position_J = frequencies(config, local).astype(wide)
   angle_BxTxJ = positions_BxT[..., None].astype(wide) * per_position_J
   return Angles(jnp.cos(angle_BxTxJ), jnp.sin(angle_BxTxJ))

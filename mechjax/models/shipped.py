@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from mechjax import precision
 from mechjax.greenlets import local_context
 from mechjax.models import ids, padding
-from mechjax.models.language_model import Forward
+from mechjax.models.forward_pass import Forward
 from mechjax.weights.names import Sizes
 
 

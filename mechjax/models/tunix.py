@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from mechjax import errors, extras
 from mechjax.models import shipped
-from mechjax.models.language_model import Forward
+from mechjax.models.forward_pass import Forward
 from mechjax.weights import gemma, names
 from mechjax.weights.gguf import GGUFFile
 

@@ -22,13 +22,13 @@ From a rule to running code, one file for each step:
     live, defining   into a module that is imported: objects stay, what they run is exchanged
     hook        into a module as it is imported
     drift, check   what to say when upstream has moved on, and finding out before it matters
-    patches     `Patcher` and `Patchers`, all that a patch file needs; a table of what holds when
+    patcher     `Patcher` and `Patchers`, all that a patch file needs; a table of what holds when
 
 Importing this package or a file of patches changes nothing; only `install` does. Nothing here knows
 about JAX, and one consequence is sharp: `jax.jit` keeps the program it traced before a patch came
 or went, for a function and arguments it has seen. Install first, or call `jax.clear_caches()`.
 """
 
-from mechjax.patcher.patches import Patcher, Patchers
+from mechjax.patcher.patcher import Patcher, Patchers
 
 __all__ = ['Patcher', 'Patchers']

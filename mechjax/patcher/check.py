@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from mechjax.errors import PatchError, nearest
 from mechjax.patcher import composing, drift, rewriting, sources
-from mechjax.patcher.patches import Patcher, Patchers
+from mechjax.patcher.patcher import Patcher, Patchers
 
 PACKAGES = ('mechjax.patches', 'patches')
 

@@ -68,8 +68,10 @@ class Exact(engine.Sweep):
     """
     sided, metric, n = sources.sides(pairs, metric, self.how, self.seed, self.nodes)
     title = f'exact {self.how}: {metric.name}'
-    code = fingerprints.of_code(*functions(metric))
-    question = fingerprint(title, self.nodes, self.seed, code, sided, metric)
+    question = ''
+    if save is not None:
+      code = fingerprints.of_code(*functions(metric))
+      question = fingerprint(title, self.nodes, self.seed, code, sided, metric)
     table = self.nodes.table
     plan = self.plan(params, sided, metric, engine.one_node, table[0])
     statistics = plan.statistics(params, sided, n)

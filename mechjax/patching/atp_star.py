@@ -41,17 +41,17 @@ from mechjax.patching.graddrop import Add
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import NodeSet
 from mechjax.patching.pairs import Pairs
-from mechjax.patching.plans import Plans
+from mechjax.patching.plans import Method
 
 KEYS = ('auto', 'closed form', 'in turn')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AtPStar:
+class AtPStar(Method):
   """AtP with the QK fix, GradDrop, or both.
 
   Attributes:
-    forward: (params, inputs) -> what the metric reads, with sows; pure.
+    forward: as in `Method`.
     nodes: which nodes.
     how: one of `sources.HOW` that needs no statistics: noising, denoising, zero or resample.
     qk_fix: whether query and key nodes go through the softmax exactly.
@@ -65,7 +65,6 @@ class AtPStar:
     seed: of 'resample'.
   """
 
-  forward: Callable
   nodes: NodeSet
   how: str = 'noising'
   qk_fix: bool = True
@@ -76,10 +75,9 @@ class AtPStar:
   rows: int = 16
   budget: int = 2**30
   seed: int = 0
-  _plans: Plans = dataclasses.field(default_factory=Plans, init=False, repr=False)
 
   def __post_init__(self) -> None:
-    sources.check_forward(self.forward)
+    super().__post_init__()
     sources.check_first_order(self.nodes, self.how)
     if self.keys not in KEYS:
       raise PatchingError(f'keys={self.keys!r}', mend=f'one of {", ".join(KEYS)}')
@@ -110,7 +108,8 @@ class AtPStar:
     sided, metric, n = sources.sides(pairs, metric, self.how, self.seed, self.nodes)
     title, there = f'{self.name} {self.how}: {metric.name}', self.nodes.there(sided.real)
     if not self.graddrop:
-      plan = self._once('plan', (params, sided, metric), self._plan, params, sided, metric)
+      trees = (params, sided, metric)
+      plan = self._once('plan', trees, functools.partial(self._plan, *trees))
       values, base, other = plan(params, sided, n, metric)
       return Effects(title, self.nodes, values, base, other, there)
 
@@ -164,9 +163,6 @@ class AtPStar:
 
   # --- inside
 
-  def _once(self, what: str, trees: tuple, make: Callable, *args: Any) -> Any:
-    return self._plans.once(what, trees, (self.forward,), functools.partial(make, *args))
-
   def _inside(self) -> np.ndarray:
     """1 for nodes that lie inside a block, 0 for those on the residual stream or without a layer; [N]."""
     stream = ('resid_pre', 'resid_mid', 'resid_post')
@@ -198,7 +194,7 @@ class AtPStar:
 
   def _attention(self, params: Any, sided: Pairs) -> terms.Attention:
     """How the QK fix treats this model; looks whether the closed form of keys holds."""
-    return self._once('attention', (params, sided), self._look, params, sided)
+    return self._once('attention', (params, sided), lambda: self._look(params, sided))
 
   def _look(self, params: Any, sided: Pairs) -> terms.Attention:
     turn = terms.Attention(self.forward, self.axes, False)
@@ -283,7 +279,7 @@ class AtPStar:
     """One block of pairs: what `graddrop.walk` returns, and the metrics of both runs."""
     attention = self._attention(params, sided)
     here, mine = sided.rows(rows), metric.rows(rows)
-    prepare = self._once('prepare', (params, here, mine), self._prepare, attention)
+    prepare = self._once('prepare', (params, here, mine), lambda: self._prepare(attention))
     made, other, bad = prepare(params, here, mine)
     tagged = {site.name for site in self._sites(params, sided)}
     writes = [f'{name}.*' for name in graddrop.WRITES if name in tagged]

@@ -39,15 +39,15 @@ from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import Grid, NodeSet, columns
 from mechjax.patching.pairs import Pairs
-from mechjax.patching.plans import Plans
+from mechjax.patching.plans import Method
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Attribution:
+class Attribution(Method):
   """Attribution of a metric to a node set.
 
   Attributes:
-    forward: (params, inputs) -> what the metric reads, with sows; pure.
+    forward: as in `Method`.
     nodes: which nodes.
     how: one of `sources.HOW` that needs no statistics: noising, denoising, zero or resample.
     steps: of integrated gradients; 0 for the gradient at the base run, which is AtP.
@@ -56,17 +56,15 @@ class Attribution:
     seed: of 'resample'.
   """
 
-  forward: Callable
   nodes: NodeSet
   how: str = 'noising'
   steps: int = 0
   along: str = 'embed'
   budget: int = 2**30
   seed: int = 0
-  _plans: Plans = dataclasses.field(default_factory=Plans, init=False, repr=False)
 
   def __post_init__(self) -> None:
-    sources.check_forward(self.forward)
+    super().__post_init__()
     sources.check_first_order(self.nodes, self.how)
     if self.steps and self.how not in ('noising', 'denoising', 'resample'):
       raise PatchingError(f'{self.how!r} has no line between two runs', mend='steps=0')
@@ -90,7 +88,7 @@ class Attribution:
     sided, metric, n = sources.sides(pairs, metric, self.how, self.seed, self.nodes)
     pass_of = functools.partial(_pass, self)
     make = functools.partial(plan, pass_of, self.nodes, self.budget, params, sided, metric)
-    planned = self._plans.once('plan', (params, sided, metric), (self.forward,), make)
+    planned = self._once('plan', (params, sided, metric), make)
     values, base, other = planned(params, sided, n, metric)
     name = f'integrated gradients ({self.steps})' if self.steps else 'AtP'
     title, there = f'{name} {self.how}: {metric.name}', self.nodes.there(sided.real)
@@ -177,7 +175,7 @@ def _pass(atp: Attribution, nodes: NodeSet) -> Callable:
     other, planted = planted_run(atp.forward, nodes, atp.how, params, pairs, metric)
     if atp.steps:
       values, gradients = _integrated(atp, nodes, params, pairs, metric)
-      base = metric(atp.forward(params, pairs.clean))
+      base = metric(sources.output(atp.forward, params, pairs.clean))
     else:
       base, *both = base_run(atp.forward, nodes.sites(), params, pairs, metric)
       values, gradients = (sources.by_name(nodes, acts) for acts in both)

@@ -28,7 +28,9 @@ import heapq
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import scipy  # imports scipy.stats, which takes a second, where it is first used
 
+from mechjax.patching.effects import mean_over_pairs
 from mechjax.patching.errors import PatchingError
 
 Patch = Callable[[np.ndarray], np.ndarray]
@@ -185,19 +187,13 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
   a, b = check_numbers('a', a), check_numbers('b', b)
   if len(a) != len(b):
     raise PatchingError(f'{len(a)} values and {len(b)} values have no correlation')
-  ranks = [_ranks(x) for x in (a, b)]
-  x, y = (r - r.mean() for r in ranks)
-  if not (x.any() and y.any()):
+  flat = [name for name, x in (('a', a), ('b', b)) if (x == x[0]).all()]
+  if flat:
     raise PatchingError(
-      f'all {len(a)} values of {"b" if x.any() else "a"} are equal, so they have no ranks',
+      f'all {len(a)} values of {flat[0]} are equal, so they have no ranks',
       cause='scores that are all 0: metric and prompts that no node moves',
     )
-  return float(x @ y / np.sqrt((x @ x) * (y @ y)))
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-  _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-  return (np.cumsum(counts) - (counts - 1) / 2)[which]
+  return float(scipy.stats.spearmanr(a, b).statistic)
 
 
 def _places(search: Search, truth: np.ndarray) -> np.ndarray:
@@ -279,10 +275,13 @@ def _halves(start: int, stop: int) -> list[tuple[int, int]]:
 
 
 def _contributions(patch: Patch, n: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
-  """Mean over pairs of the absolute joint effect of nodes start ... stop - 1."""
+  """Mean of the absolute joint effect of nodes start ... stop - 1, over the pairs that have any of them."""
   starts, stops = np.array(edges).T[..., None]
   at = np.arange(n)
-  return np.abs(measure(patch, (starts <= at) & (at < stops))).mean(axis=1)
+  sets = (starts <= at) & (at < stops)
+  there = getattr(patch, 'there', None)
+  some = None if there is None else sets @ there  # pairs that have any node of the set
+  return mean_over_pairs(np.abs(measure(patch, sets)), some)
 
 
 # --- what everybody checks ----------------------------------------------------------------------------------
@@ -324,7 +323,7 @@ def check_numbers(name: str, values: np.ndarray) -> np.ndarray:
   if values.ndim != 1 or not len(values):
     raise PatchingError(
       f'{name} have shape {values.shape}, not one number for each node',
-      mend='effects on pairs become contributions by np.abs(effects).mean(axis=1)',
+      mend='effects on pairs become contributions by Effects.contribution()',
     )
   bad = np.flatnonzero(~np.isfinite(values))
   if len(bad):

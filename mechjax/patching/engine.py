@@ -34,7 +34,7 @@ from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import Grid, Layout, NodeSet, columns
 from mechjax.patching.pairs import Pairs
-from mechjax.patching.plans import Plans
+from mechjax.patching.plans import Method
 
 BEHIND = ('final_norm', 'logits')
 """The sites behind all layers."""
@@ -46,11 +46,11 @@ Cover = Callable[[NodeSet, sources.Values, jax.Array, Any], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Sweep:
+class Sweep(Method):
   """What is patched, and with what.
 
   Attributes:
-    forward: (params, inputs) -> what the metric reads, with sows; pure.
+    forward: as in `Method`.
     nodes: which nodes.
     how: what is planted into which run, one of `sources.HOW`.
     budget: bytes that the sweep may use besides parameters and prompts.
@@ -59,17 +59,15 @@ class Sweep:
     resume: how `forward` begins in the middle (see above), or None.
   """
 
-  forward: Callable
   nodes: NodeSet
   how: str = 'noising'
   budget: int = 2**30
   at_most: int = 64
   seed: int = 0
   resume: Callable | None = None
-  _plans: Plans = dataclasses.field(default_factory=Plans, init=False, repr=False)
 
   def __post_init__(self) -> None:
-    sources.check_forward(self.forward)
+    super().__post_init__()
     if not len(self.nodes):
       raise PatchingError('there are no nodes to patch', cause='a slice or a choice that is empty')
     if self.budget < 1 or self.at_most < 1:
@@ -85,7 +83,7 @@ class Sweep:
   def plan(self, params: Any, sided: Pairs, metric: Metric, cover: Cover, patch: Any) -> Plan:
     """The executables for patches like `patch`, made once for pairs of one shape."""
     make = functools.partial(_plan, self, params, sided, metric, cover, patch)
-    return self._plans.once('plan', (params, sided, metric), (self.forward, self.resume), make)
+    return self._once('plan', (params, sided, metric), make, self.resume)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +158,7 @@ def _plan(
     )
     bad = sources.unusable(nodes, values, pairs.real)
     if sweep.resume is None:
-      out, residuals = forward(params, pairs.clean), None
+      out, residuals = sources.output(forward, params, pairs.clean), None
     else:
       out, acts = harvest.call_and_reap(forward, sites='resid_pre')(params, pairs.clean)
       residuals = acts.stacked('resid_pre')

@@ -9,8 +9,9 @@ also says at which positions it reads the logits, so that a sweep need not compu
     metric(logits)                                 # [B], larger = more clean-like
 
 The position is the last real token of each pair unless given, padding never counts. Whether a patch is noising or
-denoising is not the metric's business: `sources.HOW` names it, and the name stands in every result. A metric knows the
-pairs that it was made for, and a method that is given others refuses it; `pairs.rows(i)` goes with `metric.rows(i)`.
+denoising is not the metric's business: `sources.HOW` names it, and the name stands in every result. Unless it is
+`custom`, a metric knows the pairs that it was made for, and a method that is given others refuses it; `pairs.rows(i)`
+goes with `metric.rows(i)`.
 
 Sharp edges: everything is computed in float32 or wider. Nats throughout. An answer of several tokens has a
 log-probability but no logit; `log_probability` takes them, `logit_difference` refuses.
@@ -26,6 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mechjax import precision
+from mechjax.logits import kl_divergence as kl
+from mechjax.logits import log_probs, next_token_loss
 from mechjax.patching.errors import PatchingError
 from mechjax.patching.pairs import Pairs, int32
 
@@ -201,7 +205,7 @@ def kl_divergence(pairs: Pairs, reference: Any, positions: Any = None) -> Metric
       f'reference logits of shape {shape} and type {dtype or type(reference).__name__} for pairs {pairs.real.shape}',
       mend='what the model returns for prompts of these pairs: a floating-point array [B, T, V]',
     )
-  wanted = jax.nn.log_softmax(wide(_at(reference, at)))
+  wanted = log_probs(_at(reference, at))
   return Metric('KL to the reference', _kl, wanted[:, 0], at, pairs.digests)
 
 
@@ -218,6 +222,12 @@ def custom(name: str, fn: Callable, data: Any = ()) -> Metric:
   """
   if not callable(fn):
     raise PatchingError(f'the function of the metric {name!r} is a {type(fn).__name__}')
+  shapes = [np.shape(x) for x in jax.tree.leaves(data)]
+  if () in shapes or len({shape[0] for shape in shapes}) > 1:
+    raise PatchingError(
+      f'the data of the metric {name!r} have the shapes {shapes}',
+      mend='arrays with a leading axis of pairs; a number belongs into the function',
+    )
   return Metric(name, fn, data)
 
 
@@ -253,11 +263,6 @@ class _Difference:
 # --- what is computed -------------------------------------------------------------------------------------
 
 
-def wide(x: jax.Array) -> jax.Array:
-  """The array in float32 or wider."""
-  return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
-
-
 def _at(logits: jax.Array, positions: Any) -> jax.Array:
   """[B, T, V] at int [B, A]: [B, A, V]."""
   if jnp.ndim(logits) != 3 or len(logits) != len(positions):
@@ -271,6 +276,12 @@ def _at(logits: jax.Array, positions: Any) -> jax.Array:
 
 def _token(values: jax.Array, ids: Any) -> jax.Array:
   """Values [..., V] at ids [...]; where there is no such token an error, or NaN if the ids are traced."""
+  _check_ids(values, ids)
+  return jnp.take_along_axis(values, jnp.asarray(ids)[..., None], -1, mode='fill')[..., 0]
+
+
+def _check_ids(values: jax.Array, ids: Any) -> None:
+  """Refuses ids [...] that values [..., V] lack, unless they are traced."""
   if values.shape[:-1] != np.shape(ids):
     raise PatchingError(
       f'logits of shape {values.shape} for tokens of shape {np.shape(ids)}',
@@ -281,36 +292,35 @@ def _token(values: jax.Array, ids: Any) -> jax.Array:
       f'{np.max(ids)} is no token id: the logits have a vocabulary of {values.shape[-1]}',
       cause='ids of another tokenizer',
     )
-  return jnp.take_along_axis(values, jnp.asarray(ids)[..., None], -1, mode='fill')[..., 0]
 
 
 def _logit_difference(logits: jax.Array, data: Any) -> jax.Array:
   answers, others = data
-  logits = wide(logits[:, 0])
+  logits = precision.wide(logits[:, 0])
   return _token(logits, answers) - _token(logits, others)
 
 
 def _log_probability(logits: jax.Array, answers: Any) -> jax.Array:
-  log_probs = _token(jax.nn.log_softmax(wide(logits)), jnp.maximum(answers, 0))
-  return jnp.where(jnp.asarray(answers) >= 0, log_probs, 0.0).sum(1)
+  found = _token(log_probs(logits), jnp.maximum(answers, 0))
+  return jnp.where(jnp.asarray(answers) >= 0, found, 0.0).sum(1)
 
 
 def _loss(logits: jax.Array, data: Any) -> jax.Array:
   tokens, predicted = data
-  log_probs = _token(jax.nn.log_softmax(wide(logits[:, :-1])), tokens)
-  total = jnp.where(jnp.asarray(predicted), log_probs, 0.0).sum(1)
-  return -total / jnp.asarray(predicted).sum(1).astype(total.dtype)
+  found = log_probs(logits[:, :-1])
+  _check_ids(found, tokens)
+  total = next_token_loss(found, jnp.where(jnp.asarray(predicted), tokens, -1)).sum(1)
+  return total / jnp.asarray(predicted).sum(1).astype(total.dtype)
 
 
 def _kl(logits: jax.Array, reference: Any) -> jax.Array:
-  log_probs = jax.nn.log_softmax(wide(logits[:, 0]))
-  if log_probs.shape != reference.shape:
+  found = log_probs(logits[:, 0])
+  if found.shape != reference.shape:
     raise PatchingError(
-      f'the logits have a vocabulary of {log_probs.shape[-1]}, and the reference one of {reference.shape[-1]}',
+      f'the logits have a vocabulary of {found.shape[-1]}, and the reference one of {reference.shape[-1]}',
       cause='the reference is that of another model',
     )
-  gone = reference == -jnp.inf
-  return jnp.where(gone, 0.0, jnp.exp(reference) * (reference - log_probs)).sum(-1)
+  return kl(jnp.asarray(reference), found)
 
 
 # --- checks -----------------------------------------------------------------------------------------------

@@ -64,7 +64,8 @@ class Node:
       parts.append(f'neuron {self.neuron}')
     if self.position is not None:
       parts.append(f'position {self.position}')
-      parts += [repr(tokens[self.position])] if tokens is not None else []
+      # A position from the end is another column in each pair.
+      parts += [repr(tokens[self.position])] if tokens is not None and self.position >= 0 else []
     return ' '.join(parts)
 
   __str__ = label
@@ -225,8 +226,8 @@ class NodeSet:
 
   def _node(self, row: np.ndarray) -> Node:
     grid = self.grids[row[0]]
-    layer, head, position, neuron = (None if i < 0 else int(i) for i in row[1:])
-    position = int(row[3]) + 1 if row[3] < -1 else position
+    layer, head, _, neuron = (None if i < 0 else int(i) for i in row[1:])
+    position = _out_of_table(int(row[3]))
     first = 0 if head is None else head * grid.group
     queries = tuple(range(first, first + grid.group)) if head is not None else ()
     path = () if layer is None else (layer,)
@@ -323,6 +324,11 @@ def _letters(name: str, axes: Mapping[str, str]) -> str:
 def in_table(position: int | None) -> int:
   """A position as `NodeSet.table` has it: -1 for all of them, so that what counts from the end begins at -2."""
   return -1 if position is None else position - (position < 0)
+
+
+def _out_of_table(position: int) -> int | None:
+  """The inverse of `in_table`."""
+  return None if position == -1 else position + (position < 0)
 
 
 def columns(positions: Any, real: Any) -> Any:

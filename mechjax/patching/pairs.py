@@ -85,6 +85,7 @@ class Pairs:
     leaves = jax.tree.leaves(self)
     if any(isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) for x in leaves):
       return None
+    check(self)
     sides = [[*map(np.asarray, jax.tree.leaves(side))] for side in (self.clean, self.noise)]
     rows = []
     for i, real in enumerate(np.asarray(self.real)):
@@ -144,7 +145,7 @@ def int32(values: Any, what: str) -> np.ndarray:
   """The values as int32; raises PatchingError where that would change them."""
   array = np.asarray(values)
   if array.dtype.kind not in 'iu':
-    raise PatchingError(f'{what} are integers, got {array.dtype}', where=f'{array.tolist()}')
+    raise PatchingError(f'{what} are integers, got {array.dtype}', where=f'{array.tolist()!r:.100}')
   info = np.iinfo(np.int32)
   wrong = array[(array < info.min) | (array > info.max)]
   if wrong.size:

@@ -43,7 +43,7 @@ from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import Layout, NodeSet, nodes_of
 from mechjax.patching.pairs import Pairs
-from mechjax.patching.plans import Plans
+from mechjax.patching.plans import Method
 
 SENDERS = ('embed', 'z', 'attn_out', 'mlp_out')
 """The outputs of components."""
@@ -83,11 +83,11 @@ class PathEffects:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Routes:
+class Routes(Method):
   """What path patching and edge attribution are asked.
 
   Attributes:
-    forward: (params, inputs) -> what the metric reads, with sows; pure.
+    forward: as in `Method`.
     senders: nodes of `SENDERS`.
     receivers: nodes of inputs.
     mediators: nodes of 'z' ('attn_out' where there is none) and 'mlp_out' that are not held.
@@ -96,17 +96,15 @@ class Routes:
     seed: of 'resample'.
   """
 
-  forward: Callable
   senders: NodeSet
   receivers: NodeSet
   mediators: NodeSet | None = None
   how: str = 'noising'
   together: bool = False
   seed: int = 0
-  _plans: Plans = dataclasses.field(default_factory=Plans, init=False, repr=False)
 
   def __post_init__(self) -> None:
-    sources.check_forward(self.forward)
+    super().__post_init__()
     for what, nodes in (('senders', self.senders), ('receivers', self.receivers)):
       if not len(nodes):
         raise PatchingError(f'there are no {what}', cause='an empty slice or choice')
@@ -136,13 +134,12 @@ class Routes:
       infos = harvest.sites_of(self.forward, params, pairs.rows(np.arange(1)).clean)
       return _Held.of(self, infos)
 
-    return self._plans.once('held', (), (self.forward,), make)
+    return self._once('held', (), make)
 
-  def _once(self, what: str, f: Callable, *trees: Any) -> Callable:
+  def _compiled(self, what: str, f: Callable, *trees: Any) -> Callable:
     """`f`, compiled once for trees of one structure."""
     # A function of its own, since JAX keeps what one was traced to.
-    make = lambda: jax.jit(lambda *args: f(*args))  # noqa: E731
-    return self._plans.once(what, trees, (self.forward,), make)
+    return self._once(what, trees, lambda: jax.jit(lambda *args: f(*args)))
 
   def _effects(
     self,
@@ -215,8 +212,8 @@ class Paths(Routes):
       for rows, count in budgets.blocks(n, plan.rows):
         block, here = plan.block(params, sided, metric, None, rows), sided.rows(rows)
         base[rows[:count]], other[rows[:count]] = block.base[:count], block.other[:count]
-        ends = self._once('ends', held.ends, params, here)(params, here)
-        send = self._once('send', held.send, params, here)
+        ends = self._compiled('ends', held.ends, params, here)(params, here)
+        send = self._compiled('send', held.send, params, here)
         for s, row in enumerate(self.senders.table):
           received = block.planting(send(params, here, *ends, np.arange(len(values)) == s))
           above = np.flatnonzero(highest >= row[1])
@@ -278,10 +275,10 @@ class EdgeAttribution(Routes):
     base, other = np.zeros(n), np.zeros(n)
     for rows, count in budgets.blocks(n, min(self.rows, n)):
       here, mine = sided.rows(rows), metric.rows(rows)
-      ready = self._once('ready', functools.partial(self._ready, held), params, here, mine)
+      ready = self._compiled('ready', functools.partial(self._ready, held), params, here, mine)
       *known, metrics = ready(params, here, mine)
       base[rows[:count]], other[rows[:count]] = (np.asarray(x, float)[:count] for x in metrics)
-      edges = self._once('edges', functools.partial(self._edges, held), params, here)
+      edges = self._compiled('edges', functools.partial(self._edges, held), params, here)
       for at, size in budgets.blocks(len(many), min(self.chunk, len(many))):
         found = np.asarray(edges(params, here, *known, many[at]), float)
         place = np.ix_(np.arange(len(values)), at[:size], rows[:count])
@@ -305,7 +302,7 @@ class EdgeAttribution(Routes):
     received, gradients = (sources.by_name(self.receivers, acts) for acts in both)
     if self.together:  # receivers that are all planted do not act on each other
       gradients = jax.grad(patched)(received)
-    other = metric(self.forward(params, pairs.noise))
+    other = metric(sources.output(self.forward, params, pairs.noise))
     return *held.ends(params, pairs), gradients, (base, other)
 
   def _edges(self, held: _Held, params: Any, pairs: Pairs, *known: Any) -> jax.Array:

@@ -2,11 +2,12 @@
 
 A sweep and an attribution compile once for pairs of one shape, and are called again and again. What they compiled froze
 what the model and the metric read besides their arguments, so each entry goes with a watch over these
-(`harvest.watching`) and is made anew when one of them has changed.
+(`mechjax.watching`) and is made anew when one of them has changed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
@@ -14,9 +15,10 @@ import jax
 import numpy as np
 
 from mechjax import compat
-from mechjax.harvest.watching import Watch
+from mechjax.patching import sources
 from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
+from mechjax.watching import Watch
 
 
 class Plans:
@@ -48,7 +50,10 @@ class Plans:
       )
     key = (what, signature(*trees))
     known = self._entries.get(key)
-    if known is None or known[0].changed():
+    if known is not None and known[0].changed():
+      known = None
+      compat.retrace()
+    if known is None:
       made = make()
       metrics = [fn for tree in trees if isinstance(tree, Metric) for fn in functions(tree)]
       known = self._entries[key] = Watch(*reads, *metrics), made
@@ -57,6 +62,25 @@ class Plans:
   def values(self) -> list[Any]:
     """All that was made."""
     return [made for _, made in self._entries.values()]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Method:
+  """A way of patching a model, with what it has compiled.
+
+  Attributes:
+    forward: (params, inputs) -> what the metric reads, with sows; pure.
+  """
+
+  forward: Callable
+  _plans: Plans = dataclasses.field(default_factory=Plans, init=False, repr=False)
+
+  def __post_init__(self) -> None:
+    sources.check_forward(self.forward)
+
+  def _once(self, what: str, trees: tuple, make: Callable[[], Any], *reads: Callable | None) -> Any:
+    """What `make` returns, made once as by `Plans.once`; `reads` are user functions called besides `forward`."""
+    return self._plans.once(what, trees, (self.forward, *reads), make)
 
 
 def functions(metric: Metric) -> Iterator[Callable]:

@@ -31,6 +31,7 @@ from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric, bound
 from mechjax.patching.nodes import Layout, NodeSet
 from mechjax.patching.pairs import Pairs, check
+from mechjax.programs.callables import refuse_model
 
 HOW = {
   'noising': 'noise values into the clean run',
@@ -101,13 +102,8 @@ def _sided(pairs: Pairs, how: str, seed: int) -> Pairs:
 
 def check_forward(forward: Callable) -> None:
   """Raises PatchingError where a method was given a model instead of its function of (params, inputs)."""
-  if callable(forward) and not callable(getattr(forward, 'apply', None)):
-    return
-  raise PatchingError(
-    f'the first argument is a {type(forward).__name__}, not a function of (params, inputs)',
-    cause='the model itself, whose parameters are inside' if hasattr(forward, 'apply') else None,
-    mend='Exact(model.apply, nodes)(model.params, pairs, metric); the other methods likewise',
-  )
+  example = 'Exact(model.apply, nodes)(model.params, pairs, metric); the other methods likewise'
+  refuse_model(forward, PatchingError, example)
 
 
 def check_first_order(nodes: NodeSet, how: str) -> None:
@@ -116,6 +112,15 @@ def check_first_order(nodes: NodeSet, how: str) -> None:
     raise PatchingError('there are no nodes to attribute to', cause='an empty slice or choice')
   if how in ('mean', 'gaussian'):
     raise PatchingError(f'{how!r} is for exact patching', mend='noising, denoising, zero, resample')
+
+
+def output(forward: Callable, params: Any, inputs: Any) -> Any:
+  """What the model returns unpatched, staged as its patched runs are.
+
+  Called plainly, blocks of it that are jitted would be answered from JAX's cache after a change of what they read, and
+  an effect would be the difference of two models.
+  """
+  return harvest.plant(forward)({}, params, inputs)
 
 
 def read(forward: Callable, nodes: NodeSet, params: Any, inputs: Any) -> tuple[Any, Values]:
@@ -185,7 +190,7 @@ def planted(
 
 
 def _noise(name: str, layers: Sequence[int | None], layout: Layout, like: Any, keys: Any) -> Any:
-  """Normal numbers [layers, *the site's value], a function of pair, site and position alone.
+  """Normal numbers [layers, *the site's value], a function of seed, pair (its row), site, layer and position alone.
 
   So they are the same whatever is swept along, in whatever chunks, and when a sweep is resumed.
   """

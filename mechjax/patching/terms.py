@@ -37,7 +37,6 @@ from jax.scipy.special import logsumexp
 
 from mechjax import harvest, precision
 from mechjax.patching import sources
-from mechjax.patching.metrics import wide
 from mechjax.patching.nodes import Grid, Layout, NodeSet
 
 FIXED = ('q', 'k')
@@ -236,4 +235,4 @@ def flat(x: jax.Array, axes: str) -> jax.Array:
   heads = ''.join(a for a in axes if a in 'HKG')
   x = x.transpose([axes.index(a) for a in f'B{heads}TS'])
   x = x.reshape(x.shape[0], -1, *x.shape[-2:])
-  return wide(x)
+  return precision.wide(x)

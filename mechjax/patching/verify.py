@@ -46,14 +46,11 @@ from m = 4 on, and 20 % became up to 33 %. The two bounds hold with 1 - alpha ea
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
-from jax.scipy.special import betainc
+import scipy  # imports scipy.stats, which takes a second, where it is first used
 
 from mechjax.patching.baselines import Patch, Search, check_positive, measure
 from mechjax.patching.effects import mean_over_pairs
@@ -79,12 +76,12 @@ def fraction_above(found: int, checked: int, alpha: float = 0.05) -> float:
   _check_sample(found, checked, checked, alpha)
   if found == checked:
     return 1.0
-  # P(X <= x) = I_{1-p}(m - x, x + 1), which falls with p.
-  return _crossing(lambda p: _beta(checked - found, found + 1, 1 - p), alpha, 0.0, 1.0)
+  # P(X <= x) = I_{1-p}(m - x, x + 1): the chance that a beta variable lies above p.
+  return float(scipy.stats.beta.isf(alpha, found + 1, checked - found))
 
 
 def count_above(found: int, checked: int, total: int, alpha: float = 0.05) -> int:
-  """Upper bound on how many of `total` nodes belong to a set, of which a random sample is known; exact.
+  """Upper bound on how many of `total` nodes belong to a set, of which a random sample is known.
 
   Args:
     found: how many of the sample belong to the set.
@@ -93,17 +90,16 @@ def count_above(found: int, checked: int, total: int, alpha: float = 0.05) -> in
     alpha: probability that the bound is too low, at most.
 
   Returns:
-    The largest D with P(Hypergeometric(total, D, checked) <= found) > alpha; those found are among them.
+    The largest D with P(Hypergeometric(total, D, checked) <= found) > alpha, up to rounding; it counts those found.
 
   Raises:
     PatchingError: numbers that are no sample; alpha outside (0, 1).
   """
   _check_sample(found, checked, total, alpha)
-  samples = math.comb(total, checked)
 
   def likely(count: int) -> bool:
-    few = sum(math.comb(count, i) * math.comb(total - count, checked - i) for i in range(found + 1))
-    return few / samples > alpha  # integers, so the quotient is rounded once
+    # SciPy errs by 1e-11; a probability that equals alpha must not pass for a larger one.
+    return scipy.stats.hypergeom.cdf(found, total, count, checked) > alpha * (1 + 1e-9)
 
   low, high = found, total - checked + found
   while low < high:  # likely(low) holds throughout
@@ -148,7 +144,7 @@ class Subsets:
     """U(n) of the module's equation, [U]; for each node taken alone it is too low with probability alpha at most."""
     _check_alpha(alpha, 0.5)
     error = mean_over_pairs(self.errors, self.there)
-    return self.contribution() + t_quantile(alpha, self._freedom) * error
+    return self.contribution() + scipy.stats.t.isf(alpha, self._freedom) * error
 
   def bound(self, alpha: float = 0.05) -> float:
     """Upper bound on the largest contribution of any of these nodes, too low with probability alpha at most."""
@@ -159,7 +155,7 @@ class Subsets:
     room, error = theta - self.contribution(), mean_over_pairs(self.errors, self.there)
     with np.errstate(divide='ignore', invalid='ignore'):  # no error at all: room / 0
       t = np.where(room > 0, room / error, 0.0)
-    return np.where(room > 0, t_tail(t, self._freedom), 1.0)
+    return np.where(room > 0, scipy.stats.t.sf(t, self._freedom), 1.0)
 
   def p_value(self, theta: float) -> float:
     """The same for "some node has a contribution of theta or more": `bound(alpha) < theta` where it is below alpha."""
@@ -374,34 +370,7 @@ def _measured(
   return effects
 
 
-# --- Student's t --------------------------------------------------------------------------------------------
-
-
-def t_tail(t: np.ndarray | float, freedom: float) -> np.ndarray:
-  """P(T > t) for t >= 0: half of I_x(ν/2, 1/2) at x = ν / (ν + t²), I the regularised incomplete beta function."""
-  return 0.5 * _beta(freedom / 2, 0.5, freedom / (freedom + np.square(t)))
-
-
-@functools.lru_cache(maxsize=256)
-def t_quantile(alpha: float, freedom: float) -> float:
-  """The t that Student's T exceeds with probability alpha, for alpha up to 1/2."""
-  high = 1.0
-  while t_tail(high, freedom) > alpha:
-    high *= 2
-  return _crossing(lambda t: t_tail(t, freedom), alpha, 0.0, high)
-
-
-def _crossing(falling: Callable, level: float, low: float, high: float) -> float:
-  """Where a falling function crosses a level, by bisection."""
-  while low < (middle := (low + high) / 2) < high:
-    low, high = (middle, high) if falling(middle) > level else (low, middle)
-  return high
-
-
-def _beta(a: float, b: float, x: np.ndarray | float) -> np.ndarray:
-  """The regularised incomplete beta function in float64."""
-  with jax.enable_x64(True):
-    return np.asarray(betainc(np.float64(a), np.float64(b), np.asarray(x, np.float64)))
+# --- checks ------------------------------------------------------------------------------------------------
 
 
 def _check_alpha(alpha: float, below: float = 1.0) -> None:

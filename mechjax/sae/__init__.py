@@ -8,12 +8,13 @@ An architecture is a description with pure functions; parameters are a dict of a
     f = sae.encode(params, x)                                                           [B, 6144]
     x_hat = sae.decode(params, f)
     sae, params = load('google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71')
-    report = Evaluation(forward, {'resid_post.20': sae}).evaluate(model_params, {'resid_post.20': params}, batches)
+    report = evaluate(Evaluation(forward, {'resid_post.20': sae}), model_params, {'resid_post.20': params}, batches)
 
-`architectures.base` says what they share, and how several train at once; `gradients` what an update must do
-beside; `dead` and `resampling` what becomes of latents that stop firing; `sparse` how k active latents are computed
-at the price of k. Everything here takes arrays and callables and never sees a model; `formats` sees files, those in
-which dictionaries are published, and no others. `evaluate` says what a dictionary is worth, `figures` in which words.
+`architectures.base` says what they share, and how several train at once; `ops` has the array operations beneath them,
+such as those that compute k active latents at the price of k; `dead_latents` what becomes of latents that stop firing.
+`store` keeps activations on disk, `training` trains on them, `evaluation` measures how good a dictionary is, `features`
+collects what its latents mean. Everything here takes arrays and callables and never sees a model; `formats` sees files,
+those in which dictionaries are published, and no others.
 """
 
 from typing import TYPE_CHECKING
@@ -27,18 +28,16 @@ from mechjax.sae.architectures import (
   JumpReLU,
   Knobs,
   Outcome,
+  Params,
   ReLU,
   TopK,
   architecture,
 )
-from mechjax.sae.dead import AuxK, GhostGrads
+from mechjax.sae.dead_latents import AuxK, GhostGrads, Resampling, forgotten
 from mechjax.sae.errors import SAEError
-from mechjax.sae.evaluate import Evaluation
+from mechjax.sae.evaluation import Evaluation, compare, evaluate, next_tokens
 from mechjax.sae.formats import Metadata, folded, load, read_metadata, save
-from mechjax.sae.gradients import Params
-from mechjax.sae.resampling import Resampling, forgotten
-from mechjax.sae.sparse import Sparse, firings
-from mechjax.sae.sums import next_tokens
+from mechjax.sae.ops.sparse import Sparse, firings
 
 __all__ = [
   'ARCHITECTURES',
@@ -59,6 +58,8 @@ __all__ = [
   'Sparse',
   'TopK',
   'architecture',
+  'compare',
+  'evaluate',
   'firings',
   'folded',
   'forgotten',

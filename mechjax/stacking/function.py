@@ -7,7 +7,8 @@ Arguments of other shapes are staged again when they come.
 
 Sharp edges. The scan sums in the same order as the loop did, but XLA compiles another program: results agree to
 rounding, not to the bit. The function is taken to have no side effects, as for `jax.jit`. Call it under `jax.jit`:
-called plainly it evaluates equation by equation.
+called plainly it evaluates equation by equation. Layers that lie in one `jax.checkpoint` are checkpointed one by
+one, with its policy.
 """
 
 from __future__ import annotations
@@ -20,15 +21,14 @@ import jax
 import jax.extend.source_info_util as siu
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jex_core
 
 from mechjax import compat
 from mechjax.errors import StackingError
-from mechjax.forward.tape import Op, Ref
-from mechjax.harvest import primitive as prim
-from mechjax.harvest.program import Program
-from mechjax.harvest.staging import is_dynamic, stager
-from mechjax.harvest.structure import bind
+from mechjax.programs.callables import refuse_model
+from mechjax.programs.line import Ref, bind, evaluate, read
+from mechjax.programs.program import Program
+from mechjax.programs.staging import is_dynamic, stager
+from mechjax.programs.tag import sow, sow_cond, sow_p
 from mechjax.stacking.layers import Layers, find, same_everywhere
 
 
@@ -64,6 +64,7 @@ class Stacked:
 
   def __init__(self, f: Callable, params: Any, args: tuple, kwargs: dict, checkpoint: bool = False):
     """Use `stacked`."""
+    refuse_model(f, StackingError, 'stacked(model.apply, model.params, tokens)')
     self._f, self._checkpoint = f, checkpoint
     self._structure: Any
     leaves, self._structure = jax.tree.flatten_with_path(params)
@@ -105,8 +106,9 @@ class Stacked:
     program, inputs = stager(self._f)((self._tree_of_avals(), *args), kwargs)
     found = _layers_of(program)
     first, end = program.n_captured, program.n_captured + len(self._paths)
-    values = {**found.constants, **dict(zip(found.args, inputs))}
-    given = _Given(values, dict(zip(found.args[first:end], self._homes)), params)
+    homes = dict(zip(found.args[first:end], self._homes))
+    known = {r: x for r, x in zip(found.args, inputs) if r not in homes}
+    given = _Given({**found.constants, **known}, homes, params)
     return program.out_tree.unflatten(_evaluated(found, given, self._checkpoint))
 
   def _tree_of_avals(self) -> Any:
@@ -136,23 +138,17 @@ def _leaf(params: Mapping[str, jax.Array], home: Home) -> jax.Array:
   return params[name] if layer is None else params[name][layer]
 
 
-class _Given:
-  """What a program is given: values, and parameters that are looked up when they are asked for."""
+class _Given(dict[int, Any]):
+  """The values of a program by number; parameters are looked up when they are asked for."""
 
   def __init__(
     self, values: dict[int, Any], homes: dict[int, Home], params: Mapping[str, jax.Array]
   ):
-    self.values, self.homes, self.params = values, homes, params
+    super().__init__(values)
+    self.homes, self.params = homes, params
 
-  def __getitem__(self, ref: Ref) -> Any:
-    if isinstance(ref, jex_core.Literal):
-      return ref.val
-    home = self.homes.get(ref)
-    return self.values[ref] if home is None else _leaf(self.params, home)
-
-  def run(self, ops: list[Op]) -> None:
-    for op in ops:
-      self.values.update(zip(op.outs, _bound(op.eqn, [self[r] for r in op.ins])))
+  def __missing__(self, ref: int) -> Any:
+    return _leaf(self.params, self.homes[ref])
 
   def column(self, refs: list[Ref]) -> Any:
     """What the layers take, stacked; no copy where the parameters lie so."""
@@ -160,41 +156,45 @@ class _Given:
     if homes[0] is not None and homes == [(homes[0][0], i) for i in range(len(refs))]:
       return self.params[homes[0][0]]
     if any(isinstance(r, int) for r in refs):
-      return jnp.stack([self[r] for r in refs])
+      return jnp.stack([read(self, r) for r in refs])
     return jnp.asarray(np.stack([r.val for r in refs]), refs[0].aval.dtype)
 
 
 def _evaluated(found: Layers, given: _Given, checkpoint: bool) -> list[Any]:
-  given.run(found.before)
+  evaluate(found.before, given, _bound)
   columns = {k: refs for k, refs in enumerate(found.operands) if k not in found.carried}
-  shared = {k: given[refs[0]] for k, refs in columns.items() if same_everywhere(refs)}
+  shared = {k: read(given, refs[0]) for k, refs in columns.items() if same_everywhere(refs)}
   own = [k for k in columns if k not in shared]
+  made = len(found.operands)
 
   def layer(carry: list, xs: list) -> tuple[list, list]:
-    taken = {**shared, **dict(zip(found.carried, carry)), **dict(zip(own, xs))}
-    made: list[Any] = []
-    for eqn, wires in found.body:
-      values = [taken[n] if kind == 'taken' else made[n] for kind, n in wires]
-      made += _bound(eqn, values, in_layer=True)
-    return [made[p] for p in found.carried.values()], [made[p] for p in found.kept]
+    values = {**shared, **dict(zip(found.carried, carry)), **dict(zip(own, xs))}
+    evaluate(found.body, values, _bound_in_layer)
+    return [values[made + p] for p in found.carried.values()], [
+      values[made + p] for p in found.kept
+    ]
 
-  if checkpoint:
-    layer = jax.checkpoint(layer, prevent_cse=False)
-  first = [given[found.operands[k][0]] for k in found.carried]
+  if checkpoint or found.checkpoint:
+    policy = None if checkpoint else found.checkpoint['policy']
+    layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
+  first = [read(given, found.operands[k][0]) for k in found.carried]
   last, kept = jax.lax.scan(layer, first, [given.column(columns[k]) for k in own], found.depth)
   for p, rows in zip(found.kept, kept):
-    given.values.update({made[p]: rows[i] for i, made in enumerate(found.results)})
-  given.values.update(zip((found.results[-1][p] for p in found.carried.values()), last))
-  given.run(found.after)
-  return [given[r] for r in found.outs]
+    given.update({results[p]: rows[i] for i, results in enumerate(found.results)})
+  given.update(zip((found.results[-1][p] for p in found.carried.values()), last))
+  evaluate(found.after, given, _bound)
+  return [read(given, r) for r in found.outs]
 
 
-def _bound(eqn: Any, values: list[Any], in_layer: bool = False) -> list[Any]:
-  """Evaluates one equation; a sow as the code around it has asked, and without the mark of layer 0 in the scan."""
-  name_stack = eqn.source_info.name_stack
-  if in_layer:
-    name_stack = compat.without_scopes(name_stack, 'layer:')
-  if eqn.primitive is not prim.sow_p:
+def _bound_in_layer(eqn: Any, values: list[Any]) -> list[Any]:
+  """Evaluates an equation of layer 0 in the scan, without the mark of layer 0."""
+  return _bound(eqn, values, compat.without_scopes(eqn.source_info.name_stack, 'layer:'))
+
+
+def _bound(eqn: Any, values: list[Any], name_stack: Any = None) -> list[Any]:
+  """Evaluates one equation; a sow as the code around it has asked."""
+  name_stack = eqn.source_info.name_stack if name_stack is None else name_stack
+  if eqn.primitive is not sow_p:
     return bind(eqn, values, name_stack)
   p = eqn.params
   n = len(values) - p['n_preds']
@@ -203,9 +203,9 @@ def _bound(eqn: Any, values: list[Any], in_layer: bool = False) -> list[Any]:
     eqn.source_info.traceback, name_stack=siu.current_name_stack() + name_stack
   ):
     if p['n_preds']:
-      value = prim.sow_cond(value, values[n], **how)
+      value = sow_cond(value, values[n], **how)
     else:
-      value = prim.sow(value, mode=p['mode'], **how)
+      value = sow(value, mode=p['mode'], **how)
   return [*jax.tree.leaves(value), *values[n:]]
 
 

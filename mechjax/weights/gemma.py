@@ -20,7 +20,16 @@ import numpy as np
 
 from mechjax import errors
 from mechjax.weights.gguf import GGUFFile
-from mechjax.weights.names import Sizes, Tensors, epsilon, header, mlp, mlp_kernels, sizes
+from mechjax.weights.names import (
+  Sizes,
+  Tensors,
+  epsilon,
+  header,
+  mlp,
+  mlp_kernels,
+  rope_scale,
+  sizes,
+)
 
 # Of 6 layers, the last is global.
 PERIOD = 6
@@ -57,13 +66,12 @@ def gemma3_shape(file: GGUFFile) -> Gemma3Shape:
       from these sizes alone.
   """
   plain, s = sizes(file, 'gemma3'), header(file, 'gemma3')
-  s.insist('rope.scaling.type', 'none', 'linear')
   shape = Gemma3Shape(
     **plain,
     window=s.integer('attention.sliding_window'),
     local_rope_base=10_000.0,
     global_rope_base=s.number('rope.freq_base'),
-    global_rope_scale=s.number('rope.scaling.factor', 1.0),
+    global_rope_scale=rope_scale(s),
   )
   eps = epsilon(s)
   if not np.isclose(eps, 1e-6):

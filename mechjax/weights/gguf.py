@@ -40,7 +40,6 @@ _DEFAULT_ALIGNMENT = 32
 _MAX_DIMS = 4
 _MAX_NESTING = 8
 _PLAIN = {'F32': '<f4', 'F64': '<f8'}
-_LONGEST_STRING = 1 << 20  # bytes; chat templates have some ten thousand
 _CHUNK = 1 << 18  # numbers that are dequantised at a time
 _STRING, _ARRAY = 8, 9
 _SCALARS = {
@@ -148,17 +147,18 @@ class _Cursor:
 
   def string(self, what: str) -> str:
     start, length = self.at, self.u64(what)
-    if _LONGEST_STRING < length <= self.size - self.at:
-      raise errors.WeightsError(
-        f'{self.path}: {what} at offset {start} is a text of {length} bytes; {_LONGEST_STRING} are read',
-        cause='the header is damaged',
-      )
+    if length > self.size - self.at:
+      raise truncated(self.path, what, self.at, length, self.size)
     try:
-      return self.take(length, what).decode()
+      # Decoded in place: a whole tokenizer.json may be a value.
+      with memoryview(self.data) as data, data[self.at : self.at + length] as part:
+        text = str(part, 'utf-8')
     except UnicodeDecodeError as e:
       raise errors.WeightsError(
         f'{self.path}: {what} at offset {start} is not UTF-8', cause='the header is damaged'
       ) from e
+    self.at += length
+    return text
 
   def value(self, kind: int, what: str, nesting: int = 0) -> Any:
     if kind == _STRING:

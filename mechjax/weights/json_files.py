@@ -60,6 +60,12 @@ def content(path: Path) -> bytes:
     raise errors.WeightsError(f'{path} cannot be read: {e.strerror}') from e
 
 
+def read_beside(path: Path, name: str) -> dict[str, Any]:
+  """The JSON object in the file of this name beside another; empty if there is none."""
+  beside = path.with_name(name)
+  return read_json(beside) if beside.is_file() else {}
+
+
 def parse_json(path: Path, text: bytes, what: str) -> dict[str, Any]:
   """A JSON object from somebody else.
 

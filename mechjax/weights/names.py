@@ -87,12 +87,12 @@ def sizes(file: GGUFFile, architecture: str) -> dict[str, int]:
   n_heads, d_model = s.integer('attention.head_count'), s.integer('embedding_length')
   d_head = s.integer('attention.key_length', d_model // n_heads)
   tokens = vocabulary.tokens(file.metadata, f'{file.path}')
-  for key, only in {
-    'attention.value_length': d_head,
-    'rope.dimension_count': d_head,
-    'vocab_size': len(tokens),
-  }.items():
-    s.insist(key, only)
+  for key in ('attention.value_length', 'rope.dimension_count'):
+    s.insist(key, d_head)
+  if (n_vocab := s.integer('vocab_size', len(tokens))) != len(tokens):
+    raise errors.WeightsError(
+      f'{s.where} has vocab_size={n_vocab}, and the header lists {len(tokens)} tokens'
+    )
   return {
     # A model has a tensor for each layer, so the file bounds what a damaged number can ask for.
     'n_layers': s.integer('block_count', most=len(file.tensors)),
@@ -117,6 +117,22 @@ def epsilon(settings: Values) -> float:
   return float(str(np.float32(settings.number('attention.layer_norm_rms_epsilon', zero=True))))
 
 
+def rope_scale(settings: Values) -> float:
+  """What positions are divided by. A factor without a type is linear, and 'none' ignores the factor, as in llama.cpp.
+
+  Raises:
+    WeightsError: another scaling than a linear one.
+  """
+  settings.insist('rope.scale_linear', 1.0, 0.0)  # what files of 2023 have instead
+  kind = settings.word('rope.scaling.type', 'linear')
+  if kind not in ('none', 'linear'):
+    raise errors.WeightsError(
+      f'{settings.where}: scales its rotary positions ({kind!r:.100}), which this name map cannot express'
+    )
+  factor = settings.number('rope.scaling.factor', 1.0, zero=True)
+  return factor if kind == 'linear' and factor else 1.0
+
+
 def llama_shape(file: GGUFFile) -> LlamaShape:
   """Reads the sizes out of a llama-architecture GGUF header.
 
@@ -132,9 +148,9 @@ def llama_shape(file: GGUFFile) -> LlamaShape:
   """
   plain = sizes(file, 'llama')
   s = header(file, 'llama')
-  if (scaling := s.word('rope.scaling.type', 'none')) != 'none':
+  if (scale := rope_scale(s)) != 1:
     raise errors.WeightsError(
-      f'{file.path} scales its rotary positions ({scaling!r}), which this name map cannot express'
+      f'{file.path} scales its rotary positions (by {scale:g}), which this name map cannot express'
     )
   s.insist('expert_count', 0)
   return LlamaShape(

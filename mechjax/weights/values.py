@@ -15,7 +15,6 @@ int32.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -135,7 +134,7 @@ class Values:
       )
     if not good(value):
       raise errors.WeightsError(
-        f'{self.where} has {key}={_shown(value)}; {wanted} is wanted',
+        f'{self.where} has {key}={value!r:.100}; {wanted} is wanted',
         cause='a damaged file, or one written by hand',
       )
     return value
@@ -153,9 +152,3 @@ def _is_integer(value: Any) -> bool:
 
 def _is_words(value: Any) -> bool:
   return isinstance(value, list) and all(isinstance(word, str) for word in value)
-
-
-def _shown(value: Any) -> str:
-  if isinstance(value, float) and not math.isfinite(value):
-    return str(value)
-  return f'{value!r:.100}'

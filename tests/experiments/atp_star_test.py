@@ -5,18 +5,15 @@ import json
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
+from absl import flags as absl_flags
 
 import mechjax
 from experiments import tasks
 from experiments.atp_star import __main__ as program
 from experiments.atp_star import measure as measuring
 from experiments.atp_star import methods, report
-from experiments.atp_star.settings import Settings
-from mechjax import harvest
-from mechjax.models import ours
-from mechjax.models.language_model import LanguageModel
+from experiments.atp_star.settings import Program, Settings
+from mechjax import flags, harvest
 from mechjax.models.tokenizers import Tokenizer
 from mechjax.patching import Pairs, PatchingError
 from mechjax.patching.baselines import Search
@@ -35,9 +32,7 @@ SETTINGS = Settings(
 
 def tiny(name):
   tokenizer = Tokenizer(lambda text: [], lambda ids: '', decoders.V, None, None)
-  return LanguageModel(
-    'tiny', ours.forward(decoders.params(name), decoders.CONFIGS[name]), tokenizer
-  )
+  return decoders.language_model(name, tokenizer)
 
 
 @pytest.fixture(scope='module')
@@ -86,7 +81,7 @@ def walk(search, truth, k):
 
 def test_what_the_model_can_do_is_said_first_and_wrong_pairs_are_left_out(measured, said):
   assert 'answer above the other in 75%' in said[0]
-  assert said[1] == '3 of 4 pairs kept: those where tiny gets the clean prompt right'
+  assert said[1] == '3 of 4 pairs kept: those where attn-only gets the clean prompt right'
   assert measured.figures['ability']['clean_right'] == 0.75
   assert measured.figures['ability_kept']['clean_right'] == 1
   assert [p['clean'] for p in measured.figures['task']['prompts']] == [
@@ -246,6 +241,14 @@ def test_a_sweep_is_taken_up_again(model, task, measured, saved):
   np.testing.assert_array_equal(truth.values, measured.truth.values)
 
 
+def parsed(**given):
+  """The program's flags, as a command line gives them."""
+  values = absl_flags.FlagValues()
+  handle = flags.define(Program, flag_values=values)
+  values(['atp_star', *(f'--{name}={value}' for name, value in given.items())])
+  return handle
+
+
 def test_the_program_measures_what_the_flags_ask_for_and_writes_it(
   model, task, measured, tmp_path, monkeypatch, capsys
 ):
@@ -255,12 +258,11 @@ def test_the_program_measures_what_the_flags_ask_for_and_writes_it(
   monkeypatch.setattr(program, 'measure', lambda *a, **k: asked.append((a, k)) or measured)
   monkeypatch.setattr('sys.argv', ['atp_star', "--task=it's"])
   out = tmp_path / 'deep' / 'out'
-  with flagsaver.as_parsed(
+  program.main(['atp_star'], parsed(
     model='here', code='tunix', task='toy', templates='a,b', pairs='4', seed='5', nodes='neurons',
     layers='0,1', positions='last', how='denoising', methods='atp,random', ks='2,4', joint='30',
     verify='50', budget='123', out=str(out),
-  ):  # fmt: skip
-    program.main(['atp_star'])
+  ))  # fmt: skip
   load, build, ((*given, settings), options) = asked
   assert load == (('here',), {'code': 'tunix'})
   assert build == ('toy', model, 4, 5, ['a', 'b'])
@@ -306,6 +308,5 @@ def test_the_page_says_what_the_model_can_do_and_escapes_every_token(measured):
 
 
 def test_flags_that_are_no_numbers_are_refused():
-  with pytest.raises(flags.IllegalFlagValueError, match='10,30,100'):
-    with flagsaver.as_parsed(ks='10,many'):
-      pass
+  with pytest.raises(absl_flags.IllegalFlagValueError, match='ks=10,many'):
+    parsed(ks='10,many')

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 import mechjax
 from experiments import patch_and_run
@@ -84,10 +83,9 @@ def test_what_does_not_fit_is_refused(smollm2):
 
 def test_main_prints_and_saves(smollm2, tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(mechjax, 'load', lambda name, code: smollm2, raising=False)
-  flags = {'sites': 'attn_scores.2', 'intervention': 'scale=0.9', 'out': str(tmp_path)}
-  flags |= {'model': 'smollm2-135m', 'code': 'tunix', 'prompt': PROMPT}
-  with flagsaver.as_parsed(**flags):
-    patch_and_run.main(['patch_and_run'])
+  asked = {'sites': 'attn_scores.2', 'intervention': 'scale=0.9', 'out': str(tmp_path)}
+  asked |= {'model': 'smollm2-135m', 'code': 'tunix', 'prompt': PROMPT}
+  patch_and_run.run(patch_and_run.Settings(**asked))
   figures = json.loads((tmp_path / 'patch_and_run.json').read_text())
   assert figures['code'] == 'tunix'
   assert figures['sites'] == ['attn_scores.2']

@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 import mechjax
 from experiments import tour
@@ -52,8 +51,7 @@ def test_the_program_writes_figures_picture_and_page(
 ):
   monkeypatch.setattr(mechjax, 'load', lambda name, code: smollm2, raising=False)
   monkeypatch.setattr(tour, 'measure', lambda model, prompt: figures)
-  with flagsaver.as_parsed(prompt=PROMPT, out=str(tmp_path / 'deep' / 'out')):
-    tour.main(['tour'])
+  tour.run(tour.Settings(prompt=PROMPT, out=str(tmp_path / 'deep' / 'out')))
   out = tmp_path / 'deep' / 'out'
   assert json.loads((out / 'tour.json').read_text()) == figures
   assert (out / 'tour.png').stat().st_size > 50_000

@@ -29,10 +29,11 @@ import mechjax
 from experiments.benchmarks import timing
 from mechjax import harvest, sites
 from mechjax.errors import HarvestError, SiteError
-from mechjax.harvest.program import Program
 from mechjax.models import ours
 from mechjax.models.language_model import LanguageModel
 from mechjax.patcher import Patcher
+from mechjax.programs import staging
+from mechjax.programs.program import Program
 from tests.models import decoders
 
 X = jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)
@@ -435,7 +436,7 @@ def test_a_patch_is_seen_after_an_error_that_asked_for_it(tmp_path, monkeypatch)
 
 def test_weights_of_a_model_are_no_part_of_its_program():
   model = tiny()
-  program, inputs = harvest.staging.stager(model)((TOKENS,), {})
+  program, inputs = staging.stager(model)((TOKENS,), {})
   assert program.n_captured == 0
   assert len(inputs) == len(jax.tree.leaves(model.params)) + 1
   text = jax.jit(lambda model, t: by_iterate(model, t)).lower(model, TOKENS).as_text()
@@ -503,7 +504,7 @@ def test_programs_and_what_they_close_over_die_with_their_function():
 
 
 def test_large_weights_that_would_be_compiled_in_are_warned_of(monkeypatch):
-  monkeypatch.setattr(harvest.staging, 'LARGE', 1000)
+  monkeypatch.setattr(staging, 'LARGE', 1000)
   model = tiny()
   with pytest.warns(UserWarning, match='take the model'):
     jax.jit(lambda tokens: by_iterate(model, tokens))(TOKENS)

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax.models import decoder, switches
+from mechjax.models import decoder, ours, switches
+from mechjax.models.language_model import LanguageModel
 from tests.upstream.equations import gelu, rotate, silu, soft_cap, softmax
 
 V, T = 31, 9
@@ -59,6 +60,11 @@ def params(name, dtype='float32'):
     return jnp.asarray(centre + 0.3 * random.standard_normal(shape.shape), dtype)
 
   return jax.tree_util.tree_map_with_path(filled, decoder.shapes(CONFIGS[name]))
+
+
+def language_model(name, tokenizer=None):
+  """A whole model of these parameters."""
+  return LanguageModel(name, ours.forward(params(name), CONFIGS[name]), tokenizer)
 
 
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (2, T)), jnp.int32)

@@ -30,8 +30,7 @@ TOKENIZER = Tokenizer(
 
 @functools.cache
 def ours_of(name):
-  forward = ours.forward(decoders.params(name), decoders.CONFIGS[name])
-  return LanguageModel(name, forward, TOKENIZER)
+  return decoders.language_model(name, TOKENIZER)
 
 
 @functools.cache

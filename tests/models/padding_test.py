@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mechjax import errors, harvest
-from mechjax.models import ours, padding
-from mechjax.models.language_model import Forward, LanguageModel
+from mechjax.models import padding
+from mechjax.models.forward_pass import Forward
+from mechjax.models.language_model import LanguageModel
 from tests.models import decoders
 from tests.models.decoders import CONFIGS
 
@@ -20,7 +21,7 @@ WIDTH = 8
 
 @functools.cache
 def model(name):
-  return LanguageModel(name, ours.forward(decoders.params(name), CONFIGS[name]), None)
+  return decoders.language_model(name)
 
 
 def padded(side):

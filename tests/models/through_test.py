@@ -9,8 +9,9 @@ import pytest
 
 from mechjax import harvest
 from mechjax.errors import SiteError
-from mechjax.models import decoder, ours
-from mechjax.models.language_model import Forward, LanguageModel
+from mechjax.models import decoder
+from mechjax.models.forward_pass import Forward
+from mechjax.models.language_model import LanguageModel
 from tests.models import decoders
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, decoders.V, (2, decoders.T)))
@@ -18,7 +19,7 @@ EMBED, FIRST, LAST = 'embed', 'resid_post.0', 'logits'
 
 
 def loaded(name):
-  return LanguageModel(name, ours.forward(decoders.params(name), decoders.CONFIGS[name]), None)
+  return decoders.language_model(name)
 
 
 def layers(forward, params):

@@ -32,6 +32,18 @@ def log_softmax(x):
 LOG_PROBS = log_softmax(LOGITS)
 
 
+def test_data_without_an_axis_of_pairs_are_refused_by_name():
+  for data in (3, (np.ones(3), np.ones(2))):
+    with pytest.raises(PatchingError, match="data of the metric 'own' have the shapes"):
+      custom('own', lambda out, _: out[:, -1, 0], data)
+
+
+def test_pairs_made_by_hand_with_rows_missing_are_refused_by_name():
+  short = Pairs(PAIRS.clean[:2], PAIRS.noise[:2], PAIRS.real)
+  with pytest.raises(PatchingError, match='share no leading axis of pairs'):
+    logit_difference(short, [1, 2, 3], [4, 5, 6])
+
+
 def close(metric, expected):
   for call in (metric, jax.jit(lambda out: metric(out))):
     np.testing.assert_allclose(call(LOGITS[0]), expected, rtol=1e-5, atol=1e-5)

@@ -31,6 +31,8 @@ def test_a_key_head_says_which_query_heads_it_serves():
   assert (node.head, node.position, node.queries) == (1, 3, (2, 3))
   label = node.label(['The', ' cat', ' sat', ' on', ' it'])
   assert label == "k.1 head 1 (of queries 2, 3) position 3 ' on'"
+  last = plain.nodes('mistral', 'z.1', positions=[-1])[0]
+  assert last.label(['The', ' cat', '<pad>', '<pad>', '<pad>']) == 'z.1 head 0 position -1'
   assert plain.nodes('gpt2', 'k.1')[0].queries == ()
 
 

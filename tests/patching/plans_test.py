@@ -16,16 +16,23 @@ def methods(forward):
   return {
     'Exact': Exact(forward, NODES),
     'AtP': Attribution(forward, NODES),
+    'integrated': Attribution(forward, NODES, steps=2),
     'AtPStar': AtPStar(forward, NODES),
     'Paths': Paths(forward, NODES, plain.nodes('gpt2', 'final_norm'), together=True),
   }
 
 
+KINDS = pytest.mark.parametrize('kind', ['Exact', 'AtP', 'integrated', 'AtPStar', 'Paths'])
+
+
 def values(method, metric):
-  return np.asarray(method(PARAMS, plain.PAIRS, metric).values)
+  """Effects, and behind them the metrics of the unpatched runs."""
+  found = method(PARAMS, plain.PAIRS, metric)
+  ends = np.ravel(np.stack([found.base, found.other]))
+  return np.concatenate([np.ravel(found.values), ends])
 
 
-@pytest.mark.parametrize('kind', ['Exact', 'AtP', 'AtPStar', 'Paths'])
+@KINDS
 def test_disable_jit_is_refused_by_name(kind):
   method, metric = (
     methods(plain.forward('gpt2'))[kind],
@@ -35,13 +42,17 @@ def test_disable_jit_is_refused_by_name(kind):
     values(method, metric)
 
 
-@pytest.mark.parametrize('kind', ['Exact', 'AtP', 'AtPStar', 'Paths'])
+@KINDS
 def test_a_change_of_what_model_and_metric_read_is_seen(kind):
   scale, token = [1.0], [3]
   model = plain.forward('gpt2')
 
+  @jax.jit
+  def scaled(x):
+    return x * scale[0]
+
   def forward(params, tokens):
-    return model(params, tokens) * scale[0]
+    return scaled(model(params, tokens))
 
   def logit(out, _):
     return out[:, -1, token[0]]

@@ -26,8 +26,6 @@ from mechjax.patching.verify import (
   count_above,
   fraction_above,
   sample_subsets,
-  t_quantile,
-  t_tail,
   verify,
 )
 
@@ -262,6 +260,8 @@ def test_contributions_are_means_over_the_pairs_that_have_the_node():
   sampled = sample_subsets(patch, 12, np.arange(2, 12), subsets=4000, p=0.5)
   np.testing.assert_allclose(sampled.contribution(), expected[2:], atol=5 * sampled.errors.max())
   assert (sampled.upper() > expected[2:]).all()
+  ordered = blocks(patch, 12, 1)
+  assert ordered.ranking.tolist() == np.argsort(-expected).tolist()
 
 
 @pytest.mark.parametrize('p', [0.1, 0.3, 0.5])
@@ -489,6 +489,12 @@ def test_where_everything_was_measured_nothing_is_missed():
 # --- Student's t ---------------------------------------------------------------------------------------------
 
 
+def with_freedom(freedom):
+  """One node of effect 0 and standard error 1, whose bound is the quantile itself."""
+  count = 2 * (int(freedom) + 1)
+  return Subsets(np.arange(1), np.zeros((1, 1)), np.ones((1, 1)), count // 2, count)
+
+
 @pytest.mark.parametrize(
   ('alpha', 'freedom', 'published'),
   [
@@ -503,15 +509,16 @@ def test_where_everything_was_measured_nothing_is_missed():
   ],
 )
 def test_quantiles_are_those_of_the_tables(alpha, freedom, published):
-  assert round(t_quantile(alpha, freedom), 3) == published
+  assert round(with_freedom(freedom).bound(alpha), 3) == published
 
 
 @pytest.mark.parametrize('alpha', [0.45, 0.1, 1e-3, 1e-9])
 def test_one_and_two_degrees_of_freedom_have_a_formula(alpha):
-  assert t_quantile(alpha, 1) == pytest.approx(1 / math.tan(math.pi * alpha), rel=1e-9)
+  one = 1 / math.tan(math.pi * alpha)
+  assert with_freedom(1).bound(alpha) == pytest.approx(one, rel=1e-9)
   two = (1 - 2 * alpha) / math.sqrt(2 * alpha * (1 - alpha))
-  assert t_quantile(alpha, 2) == pytest.approx(two, rel=1e-9)
-  np.testing.assert_allclose(t_tail(np.array([two, two]), 2), alpha, rtol=1e-9)
+  assert with_freedom(2).bound(alpha) == pytest.approx(two, rel=1e-9)
+  np.testing.assert_allclose(with_freedom(2).p_values(two), alpha, rtol=1e-9)
 
 
 # --- what goes wrong -----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from mechjax.sae import (
   firings,
 )
 from mechjax.sae.architectures.batch_topk import kth_largest
-from mechjax.sae.products import centred_product
+from mechjax.sae.ops.matmul import centred_product
 from tests.sae import plain
 from tests.sae.plain import SAES, B, D, E, M, case
 

@@ -19,11 +19,11 @@ from mechjax.sae import (
   Resampling,
   SAEError,
   TopK,
-  dead,
   firings,
-  gradients,
 )
-from mechjax.sae.products import product
+from mechjax.sae.dead_latents import counters
+from mechjax.sae.ops import unit_rows
+from mechjax.sae.ops.matmul import product
 from mechjax.sae.training.optimisation import Optimisation
 from mechjax.sae.training.stacks import Stack
 from mechjax.sae.training.step import NEVER, Trainer
@@ -96,7 +96,7 @@ def alone(stack, data):
   """Every member by itself: a plain loop with optax's own Adam."""
   sae = stack.sae
   rate = lambda count: SETTINGS.learning_rate * SETTINGS.rate(count)  # noqa: E731
-  optimiser = optax.chain(gradients.orthogonal_to_decoder(), optax.adam(rate, b1=0.0, eps=1e-2))
+  optimiser = optax.chain(unit_rows.orthogonal_to_decoder(), optax.adam(rate, b1=0.0, eps=1e-2))
 
   @jax.jit
   def update(params, state, since, step, knobs, x, y):
@@ -107,12 +107,12 @@ def alone(stack, data):
     (loss, outcome), grads = gradient(params, x, y, knobs, since >= stack.after_tokens)
     with jax.numpy_dtype_promotion('standard'):
       updates, state = optimiser.update(grads, state, params)
-    params = gradients.normalised(optax.apply_updates(params, updates))
+    params = unit_rows.normalised(optax.apply_updates(params, updates))
     params = sae.observe(params, outcome.latents)
-    return params, state, dead.tokens_since(since, firings(outcome.latents), B), loss
+    return params, state, counters.tokens_since(since, firings(outcome.latents), B), loss
 
   for n, seed in enumerate(stack.seeds):
-    params, since, losses = sae.init(jax.random.key(seed)), dead.never_fired(M), []
+    params, since, losses = sae.init(jax.random.key(seed)), counters.never_fired(M), []
     state, knobs = optimiser.init(params), stack.member(n).knobs()
     for step, batch in enumerate(data):
       y = batch['y'] if stack.writes else None
@@ -282,7 +282,7 @@ def test_dead_latents_are_resampled_when_it_is_time_and_the_rate_falls():
     lengths = np.linalg.norm(params['W_enc'], axis=0)
     np.testing.assert_allclose(lengths[which], 0.2 * lengths[~which].mean(), rtol=1e-4)
     rows, inputs = params['W_dec'][which], data[2]['x'] - params['b_dec']
-    cosines = rows @ np.asarray(gradients.unit_rows(inputs)).T
+    cosines = rows @ np.asarray(unit_rows.unit_rows(inputs)).T
     np.testing.assert_allclose(cosines.max(1, initial=1 if not which.any() else -1), 1, atol=1e-5)
 
 

@@ -23,7 +23,9 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from mechjax.sae import AuxK, BatchTopK, Gated, JumpReLU, ReLU, TopK, dead, firings, gradients
+from mechjax.sae import AuxK, BatchTopK, Gated, JumpReLU, ReLU, TopK, firings
+from mechjax.sae.dead_latents import counters
+from mechjax.sae.ops import unit_rows
 
 pytestmark = pytest.mark.optimised
 
@@ -72,9 +74,9 @@ def truths():
   """Both truths, [2, N, D], with E|x|^2 = 1."""
   with jax.numpy_dtype_promotion('standard'):  # optax's Adam raises a float to an integer power
     W = superposition(jax.random.key(0))
-    cosines = gradients.unit_rows(W) @ gradients.unit_rows(W).T
+    cosines = unit_rows.unit_rows(W) @ unit_rows.unit_rows(W).T
     assert (jnp.sum(cosines < -0.9, 1) == 1).mean() > 0.3, 'antipodal pairs'
-    both = jnp.stack([W, gradients.unit_rows(jax.random.normal(jax.random.key(1), (N, D)))])
+    both = jnp.stack([W, unit_rows.unit_rows(jax.random.normal(jax.random.key(1), (N, D)))])
     x = features(jax.random.key(2), 4096) @ both
     return both / jnp.sqrt(jnp.mean(jnp.sum(x**2, -1), -1))[:, None, None]
 
@@ -82,7 +84,7 @@ def truths():
 def learned(sae, truth, other):
   """The parameters of a dictionary of x = f @ truth, or of y = f @ other, and its L0 at the end."""
   rate = optax.cosine_decay_schedule(1e-2, STEPS)
-  optimiser = optax.chain(gradients.orthogonal_to_decoder(), optax.adam(rate, b1=0.0, b2=0.999))
+  optimiser = optax.chain(unit_rows.orthogonal_to_decoder(), optax.adam(rate, b1=0.0, b2=0.999))
   after_tokens = sae.revival.after_tokens if sae.revival else 1
   full = sae.knobs()
 
@@ -96,13 +98,13 @@ def learned(sae, truth, other):
     gradient = jax.grad(sae.loss, has_aux=True)
     grads, outcome = gradient(params, x, y, knobs, since >= after_tokens)
     updates, state = optimiser.update(grads, state, params)
-    params = gradients.normalised(optax.apply_updates(params, updates))
+    params = unit_rows.normalised(optax.apply_updates(params, updates))
     fired = firings(outcome.latents)
-    since = dead.tokens_since(since, fired, B)
+    since = counters.tokens_since(since, fired, B)
     return (sae.observe(params, outcome.latents), state, since), fired.sum() / B
 
   params = sae.init(jax.random.key(3))
-  start = params, optimiser.init(params), dead.never_fired(M)
+  start = params, optimiser.init(params), counters.never_fired(M)
   numbered = jax.random.split(jax.random.key(4), STEPS), jnp.arange(STEPS)
   (params, *_), l0 = jax.lax.scan(step, start, numbered)
   return params, l0[-1]
@@ -110,7 +112,7 @@ def learned(sae, truth, other):
 
 def pairs(found, truth):
   """Cosines of found directions with true ones, [2, N, ...]."""
-  return jnp.einsum('tnd,tmd->tnm', gradients.unit_rows(truth), gradients.unit_rows(found))
+  return jnp.einsum('tnd,tmd->tnm', unit_rows.unit_rows(truth), unit_rows.unit_rows(found))
 
 
 @pytest.mark.parametrize('name', SAES)

@@ -7,6 +7,7 @@ import pytest
 
 from mechjax import harvest, sites, stacking
 from mechjax.errors import StackingError
+from tests.models import decoders
 
 L, D, V = 4, 6, 11
 TOKENS = jnp.array([[1, 5, 2, 7], [0, 3, 3, 9]])
@@ -55,6 +56,7 @@ VARIANTS = {
   'jitted block': lambda p, t: model(p, t, wrap=jax.jit),
   'checkpointed block': lambda p, t: model(p, t, wrap=jax.checkpoint),
   'jitted model': jax.jit(model),
+  'checkpointed model': jax.checkpoint(model),
   'a number of its own in each layer': lambda p, t: model(p, t, scale=lambda i: 0.1 * (i + 1)),
   'an array of its own in each layer': lambda p, t: model(
     p, t, scale=lambda i: jnp.arange(4.0) + i
@@ -148,6 +150,24 @@ def test_checkpointing_changes_what_is_kept_and_not_what_comes_out():
   assert names[0] < names[1]
 
 
+@pytest.mark.parametrize('policy', [None, jax.checkpoint_policies.dots_saveable])
+def test_layers_in_one_checkpoint_are_checkpointed_one_by_one(policy):
+  params = make_params()
+  flat = stacking.stacked(jax.checkpoint(model, policy=policy), params, TOKENS)
+  text = str(jax.make_jaxpr(flat)(flat.params, TOKENS))
+  assert text.count('prevent_cse=False') == 1
+  assert ('policy=None' in text) is (policy is None)
+
+
+def test_layers_inside_a_branch_are_not_said_to_lack_a_mark():
+  def branching(params, tokens):
+    return jax.lax.cond(tokens[0, 0] > 0, model, model, params, tokens)
+
+  with pytest.raises(StackingError, match="inside the primitive 'cond'") as e:
+    stacking.stacked(branching, make_params(), TOKENS)
+  assert 'function_test.py' in e.value.where
+
+
 def test_it_can_be_mapped_and_jitted():
   params = make_params()
   flat = stacking.stacked(model, params, TOKENS[:1])
@@ -205,3 +225,9 @@ def test_an_equation_between_layers_is_refused_with_its_line():
   with pytest.raises(StackingError, match='sin between two layers') as e:
     stacking.stacked(between, make_params(), TOKENS)
   assert 'function_test.py' in e.value.where
+
+
+def test_a_model_in_place_of_its_function_is_refused_by_name():
+  model = decoders.language_model('gpt2')
+  with pytest.raises(StackingError, match=r'LanguageModel, not a function of \(params, inputs\)'):
+    stacking.stacked(model, model.params, decoders.TOKENS)

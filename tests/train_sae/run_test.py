@@ -18,7 +18,8 @@ import pytest
 import mechjax
 from mechjax import flags, sae
 from mechjax.errors import SiteError
-from mechjax.eval_sae import report as evaluating
+from mechjax.eval_sae import report as evaluation_report
+from mechjax.eval_sae.measure import measure
 from mechjax.eval_sae.settings import Settings as Judging
 from mechjax.sae import features, store
 from mechjax.sae.errors import SAEError
@@ -289,7 +290,9 @@ def test_a_run_is_evaluated_with_a_table_a_picture_and_a_page_of_features(
   asked = Judging(
     run=settings.run, tokens=600, batch=4, dashboard=('topk/0',), latents=20, feature_tokens=600
   )
-  reports = evaluating.evaluate(asked)
+  measured = measure(asked)
+  evaluation_report.write(measured)
+  reports = measured.reports
   out = Path(settings.run) / 'evaluation'
   assert [*reports] == ['jumprelu/0', 'jumprelu/1', 'topk/0']
   l0 = reports['topk/0'].sites['resid_post.0'].l0
@@ -305,7 +308,7 @@ def test_a_run_is_evaluated_with_a_table_a_picture_and_a_page_of_features(
   assert 'story.txt, held out' in features_page
   assert len(features.load(out / 'features_topk_0.npz').latents) == 20
   with pytest.raises(SAEError, match="no dictionary 'topk/3'"):
-    evaluating.evaluate(dataclasses.replace(asked, dashboard=('topk/3',)))
+    measure(dataclasses.replace(asked, dashboard=('topk/3',)))
 
 
 def test_a_published_dictionary_is_evaluated_without_its_run(settings, trained, text, tmp_path):
@@ -319,6 +322,6 @@ def test_a_published_dictionary_is_evaluated_without_its_run(settings, trained, 
     batch=4,
     out=str(tmp_path),
   )
-  (report,) = evaluating.evaluate(asked).values()
+  (report,) = measure(asked).reports.values()
   assert report.sites['resid_post.0'].fvu < 1
   assert jax.tree.all(jax.tree.map(np.isfinite, report.figures()['sites']))

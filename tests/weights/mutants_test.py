@@ -4,11 +4,13 @@ A small share of what `python -m tests.weights.mutants` tries, and single change
 """
 
 import json
+import tracemalloc
 
 import pytest
 
 from mechjax.errors import WeightsError
 from mechjax.models import ours
+from mechjax.weights.gguf import GGUFFile
 from tests.weights.mutants import directories, ggufs
 from tests.weights.mutants.judge import Change, Seen, verdict
 from tests.weights.mutants.running import FORMATS, tried
@@ -144,16 +146,22 @@ def test_a_setting_of_a_gguf_header_that_cannot_be_is_named(key, kind, value, me
     ('tokenizer.ggml.scores', None, None, 'scores=None'),
     ('tokenizer.ggml.scores', ggufs.ARRAY, (ggufs.F32, [0.0]), r'\(1 of them\)'),
     ('gemma3.attention.sliding_window', ggufs.U32, 0, 'sliding_window=0; an integer'),
-    ('gemma3.rope.scaling.type', ggufs.STRING, 'yarn', "rope.scaling.type='yarn'"),
+    ('gemma3.rope.scaling.type', ggufs.STRING, 'yarn', r"rotary positions \('yarn'\)"),
   ],
 )
 def test_a_setting_of_a_gemma_header_that_cannot_be_is_named(key, kind, value, message, tmp_path):
   refused(gguf_with(tmp_path, setting(key, kind, value), 'gemma3'), message)
 
 
-def test_a_text_as_long_as_the_weights_is_refused_before_it_is_copied(tmp_path):
-  path = gguf_with(tmp_path, setting('general.name', ggufs.STRING, 'x' * (1 << 20) + 'y'))
-  refused(path, 'is a text of 1048577 bytes; 1048576 are read')
+def test_a_text_as_long_as_the_weights_is_copied_once(tmp_path):
+  text = 'x' * (1 << 22)
+  path = gguf_with(tmp_path, setting('tokenizer.huggingface.json', ggufs.STRING, text))
+  tracemalloc.start()
+  try:
+    assert GGUFFile(path).metadata['tokenizer.huggingface.json'] == text
+    assert tracemalloc.get_traced_memory()[1] < 1.2 * len(text)
+  finally:
+    tracemalloc.stop()
 
 
 # --- directories ----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import pytest
 from mechjax.errors import WeightsError
 from mechjax.weights import names
 from mechjax.weights.gguf import GGUFFile
+from mechjax.weights.values import Values
 
 D, F, N, K, H, V, L = 12, 10, 3, 1, 4, 7, 2
 SHAPES = {
@@ -129,3 +130,22 @@ def test_other_architectures_and_rotary_schemes_are_refused(tmp_path):
     names.llama_shape(written(tmp_path, architecture='gemma3'))
   with pytest.raises(WeightsError, match=r"scales its rotary positions .'yarn'"):
     names.llama_shape(written(tmp_path, rope_scaling=gguf.RopeScalingType.YARN))
+
+
+@pytest.mark.parametrize(
+  ('settings', 'scale'),
+  [
+    ({}, 1.0),
+    ({'rope.scaling.factor': 8.0}, 8.0),  # llama.cpp scales linearly where no type is given
+    ({'rope.scaling.factor': 8.0, 'rope.scaling.type': 'linear'}, 8.0),
+    ({'rope.scaling.factor': 8.0, 'rope.scaling.type': 'none'}, 1.0),
+    ({'rope.scaling.factor': 0.0}, 1.0),
+  ],
+)
+def test_positions_are_divided_by_what_llama_cpp_divides_them(settings, scale):
+  assert names.rope_scale(Values(settings, 'a header')) == scale
+
+
+def test_the_scale_of_older_files_is_refused():
+  with pytest.raises(WeightsError, match=r'rope\.scale_linear=4\.0'):
+    names.rope_scale(Values({'rope.scale_linear': 4.0}, 'a header'))

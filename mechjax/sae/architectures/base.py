@@ -13,7 +13,7 @@ as in its paper (docs/methods.md, section 4). What they share stands here, as se
     skip       a SKIP TRANSCODER adds x @ W_skip, zero at first (Paulo et al. 2025)
     prefixes   a MATRYOSHKA dictionary: the first m latents alone have to reconstruct too, for each m in prefixes,
                and the losses add up (Bussmann et al. 2025)
-    revival    a loss for dead latents (`mechjax.sae.dead`)
+    revival    a loss for dead latents (`mechjax.sae.dead_latents`)
 
 Parameters: W_enc [D, M], W_dec [M, E] with rows of unit length, b_dec [E], W_skip [D, E] where there is one, and
 the architecture's own vectors [M], named in its `PER_LATENT`. Names are those of published files where there are any.
@@ -39,19 +39,18 @@ import abc
 import dataclasses
 import numbers
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mechjax.sae import sparse
-from mechjax.sae.dead import AuxK, GhostGrads
 from mechjax.sae.errors import SAEError, expect, expect_whole
-from mechjax.sae.gradients import Params, unit_rows
-from mechjax.sae.products import MATMULS, centred_product, product
-from mechjax.sae.sparse import Sparse
+from mechjax.sae.ops import sparse
+from mechjax.sae.ops.matmul import MATMULS, centred_product, product
+from mechjax.sae.ops.sparse import Sparse
+from mechjax.sae.ops.unit_rows import Params, unit_rows
 
 Knobs = Mapping[str, jax.Array]
 
@@ -73,6 +72,25 @@ class Outcome:
   error: jax.Array
 
 
+class Revival(Protocol):
+  """A loss that acts on dead latents; `mechjax.sae.dead_latents` has them."""
+
+  @property
+  def after_tokens(self) -> int:
+    """Tokens without firing after which a latent is dead."""
+
+  def loss(
+    self,
+    dead_M: jax.Array,
+    z_BxM: jax.Array,
+    W_dec: jax.Array,
+    error_BxE: jax.Array,
+    reconstruction: jax.Array,
+    matmuls: str = 'float32',
+  ) -> jax.Array:
+    """The weighted loss, a scalar; for arguments see `AuxK.loss`."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture(abc.ABC):
   """A dictionary's settings, and pure functions of its parameters.
@@ -85,7 +103,7 @@ class Architecture(abc.ABC):
     prefixes: how many of the first latents have to reconstruct alone, increasing, the last being `width`; empty for
       all of them only.
     revival: a loss for dead latents, or None.
-    matmuls: 'float32', or 'bfloat16' for products of rounded operands (`mechjax.sae.products`).
+    matmuls: 'float32', or 'bfloat16' for products of rounded operands (`mechjax.sae.ops.matmul`).
 
   Raises:
     SAEError: settings that do not describe a dictionary; the message holds the value.
@@ -101,7 +119,7 @@ class Architecture(abc.ABC):
   d_out: int | None = None
   skip: bool = False
   prefixes: tuple[int, ...] = ()
-  revival: AuxK | GhostGrads | None = None
+  revival: Revival | None = None
   matmuls: str = 'float32'
 
   def __post_init__(self) -> None:

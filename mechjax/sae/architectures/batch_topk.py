@@ -26,7 +26,7 @@ from jax import lax
 from mechjax.sae.architectures.base import Architecture, Knobs, Outcome, Params
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
 from mechjax.sae.errors import expect, expect_number, expect_whole
-from mechjax.sae.sparse import Sparse
+from mechjax.sae.ops.sparse import Sparse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from mechjax.sae.architectures.base import Architecture, Knobs, Outcome, Params, total_per_token
 from mechjax.sae.errors import expect, expect_number
-from mechjax.sae.straight_through import heaviside, jumprelu
+from mechjax.sae.ops.straight_through import heaviside, jumprelu
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@
 As in that paper's code a pre-activation among the k largest that is negative counts as 0.
 
 Because k is much smaller than M, `sparse=True` computes the decoder and the whole backward pass on the k latents only
-(`mechjax.sae.sparse`): the same values and gradients.
+(`mechjax.sae.ops.sparse`): the same values and gradients.
 
 k is data up to the field `k`, which is how many latents are sorted out: `knobs(k=[8, 16, 32])` for a description
 with k=32 trains three dictionaries, each at the price of the largest.
@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax.sae import sparse
 from mechjax.sae.architectures.base import Architecture, Knobs, Outcome, Params
 from mechjax.sae.errors import SAEError, expect, expect_whole
-from mechjax.sae.sparse import Sparse
+from mechjax.sae.ops import sparse
+from mechjax.sae.ops.sparse import Sparse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

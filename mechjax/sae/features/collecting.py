@@ -21,15 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax.sae import splice
-from mechjax.sae.architectures import Architecture
+from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.errors import SAEError
+from mechjax.sae.evaluation import splice
 from mechjax.sae.features import directions, keeping, selection
 from mechjax.sae.features.directions import Ranked
 from mechjax.sae.features.keeping import Best
 from mechjax.sae.features.record import EDGES, Examples, Features
 from mechjax.sae.features.selection import Settings
-from mechjax.sae.gradients import Params
 
 _AT_ONCE = 4096  # windows fetched by one call
 _DEFAULT = Settings()

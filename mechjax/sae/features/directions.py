@@ -22,6 +22,7 @@ from jax import lax
 
 from mechjax import precision
 from mechjax.sae.errors import SAEError
+from mechjax.sae.ops.unit_rows import unit_rows
 
 CHUNK = 256
 
@@ -107,8 +108,7 @@ def _extremes(logits_kxV: jax.Array, n: int) -> tuple[tuple[jax.Array, jax.Array
 
 @partial(jax.jit, static_argnames='n')
 def _nearest(vectors_MxE: jax.Array, rows_L: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
-  length_Mx1 = jnp.linalg.norm(vectors_MxE, axis=-1, keepdims=True)
-  unit_MxE = vectors_MxE / jnp.where(length_Mx1 > 0, length_Mx1, 1)
+  unit_MxE = unit_rows(vectors_MxE)
 
   def one(row: jax.Array) -> tuple[jax.Array, jax.Array]:
     cosine_M = precision.matmul(unit_MxE, unit_MxE[row]).at[row].set(-jnp.inf)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mechjax import files
 from mechjax.sae.errors import SAEError, expect
 from mechjax.sae.features.directions import Ranked
 from mechjax.sae.features.selection import OCTAVES, PER_OCTAVE
@@ -136,8 +138,8 @@ class Features:
     return int(found[0])
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes an .npz file; `load` reads it."""
-    with open(path, 'wb') as file:
+    """Writes an .npz file, whole or not at all; `load` reads it."""
+    with files.whole(Path(path)) as file:
       np.savez_compressed(file, format=FORMAT, **_flat(self))
 
 

@@ -27,9 +27,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mechjax.sae.architectures import Architecture
+from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.errors import expect
-from mechjax.sae.gradients import Params
 
 OCTAVES = range(-20, 20)
 """Exponents of the activations that the histogram tells apart; what is beyond counts at its ends."""

@@ -29,14 +29,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mechjax.errors import WeightsError, nearest
-from mechjax.sae.architectures import Architecture
+from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.errors import SAEError
 from mechjax.sae.formats import dictionary_learning, gemma_scope, metadata, saelens
 from mechjax.sae.formats.conventions import expect_parameters, folded
 from mechjax.sae.formats.finding import find
 from mechjax.sae.formats.metadata import Metadata
-from mechjax.sae.gradients import Params
-from mechjax.weights.json_files import read_json
+from mechjax.weights.json_files import read_beside
 from mechjax.weights.safetensors_writing import new_directory
 
 
@@ -88,7 +87,7 @@ def load(place: str | os.PathLike[str], transcoder: bool = False) -> Loaded:
 
 
 def read_metadata(place: str | os.PathLike[str]) -> Metadata:
-  """What the files of a dictionary say of it, without its arrays.
+  """What the files of a dictionary say of it. Its arrays are not read, but fetched with the rest from a hub.
 
   Args:
     place: as for `load`.
@@ -124,8 +123,8 @@ def _read(file: Path, transcoder: bool) -> tuple[Architecture, Params]:
 def _metadata(file: Path) -> Metadata:
   if file.suffix == '.npz':
     return Metadata()
-  config = file.with_name(saelens.CONFIG if file.name == saelens.WEIGHTS else gemma_scope.CONFIG)
-  return metadata.of(read_json(config) if config.is_file() else {}, f'{config}')
+  name = saelens.CONFIG if file.name == saelens.WEIGHTS else gemma_scope.CONFIG
+  return metadata.of(read_beside(file, name), f'{file.with_name(name)}')
 
 
 def save(

@@ -32,9 +32,8 @@ import ml_dtypes
 import numpy as np
 
 from mechjax.errors import WeightsError
-from mechjax.sae.architectures import Architecture, JumpReLU
+from mechjax.sae.architectures import Architecture, JumpReLU, Params
 from mechjax.sae.errors import SAEError
-from mechjax.sae.gradients import Params
 
 Arrays = dict[str, np.ndarray]
 BIASES = ('b_enc', 'b_gate', 'b_mag')

@@ -26,10 +26,9 @@ from typing import Any
 import numpy as np
 
 from mechjax.errors import WeightsError, nearest
-from mechjax.sae.architectures import Architecture, BatchTopK, Gated, JumpReLU, ReLU, TopK
+from mechjax.sae.architectures import Architecture, BatchTopK, Gated, JumpReLU, Params, ReLU, TopK
 from mechjax.sae.formats import conventions, torch_zip
 from mechjax.sae.formats.conventions import Arrays
-from mechjax.sae.gradients import Params
 from mechjax.weights.json_files import read_json
 
 WEIGHTS, CONFIG = 'ae.pt', 'config.json'

@@ -25,12 +25,11 @@ import numpy as np
 
 from mechjax import files
 from mechjax.errors import WeightsError
-from mechjax.sae.architectures import Architecture, JumpReLU
+from mechjax.sae.architectures import Architecture, JumpReLU, Params
 from mechjax.sae.errors import SAEError
 from mechjax.sae.formats import archives, conventions
 from mechjax.sae.formats.conventions import Arrays
-from mechjax.sae.gradients import Params
-from mechjax.weights.json_files import read_json
+from mechjax.weights.json_files import read_beside
 from mechjax.weights.safetensors import SafetensorsFile
 from mechjax.weights.safetensors_writing import save as save_safetensors
 from mechjax.weights.values import Values
@@ -58,14 +57,8 @@ def read_safetensors(path: Path, transcoder: bool) -> tuple[JumpReLU, Params]:
   """A dictionary of Gemma Scope 2; arguments and errors as `read_npz`."""
   file = SafetensorsFile(path)
   found = _renamed(path, {name: file.read(name) for name in file.tensors})
-  s = Values(_config(path), f'{path.with_name(CONFIG)}')
+  s = Values(read_beside(path, CONFIG), f'{path.with_name(CONFIG)}')
   return _dictionary(path, found, transcoder or _ends(s))
-
-
-def _config(path: Path) -> dict[str, Any]:
-  """What the `config.json` beside a file says; nothing where there is none."""
-  beside = path.with_name(CONFIG)
-  return read_json(beside) if beside.is_file() else {}
 
 
 def write_npz(directory: Path, sae: Architecture, params: Params, about: Mapping[str, Any]) -> None:
@@ -90,6 +83,9 @@ def write_safetensors(
   Raises:
     SAEError: the format cannot express the dictionary.
   """
+  for key, said in about.items():
+    if key.startswith('hf_hook_point') and not isinstance(said, str):
+      raise SAEError(f'about has {key}={said!r:.100}; the name of a place is wanted')
   _expect_told(
     sae,
     _ends(Values(dict(about), 'about')),

@@ -27,11 +27,10 @@ from typing import Any
 
 from mechjax import files
 from mechjax.errors import WeightsError
-from mechjax.sae.architectures import Architecture, BatchTopK, Gated, JumpReLU, ReLU, TopK
+from mechjax.sae.architectures import Architecture, BatchTopK, Gated, JumpReLU, Params, ReLU, TopK
 from mechjax.sae.errors import SAEError
 from mechjax.sae.formats import conventions, metadata
 from mechjax.sae.formats.conventions import Arrays
-from mechjax.sae.gradients import Params
 from mechjax.weights.json_files import read_json
 from mechjax.weights.safetensors import SafetensorsFile
 from mechjax.weights.safetensors_writing import save as save_safetensors
@@ -176,9 +175,16 @@ def _dictionary(
 
 def _architecture(s: Values) -> str:
   """Its name; before SAELens 6 a config could leave it out, and TopK was an activation function."""
-  name = s.word('architecture', 'standard', known=[*_VECTORS, *_TRANSCODERS])
-  older = s.word('activation_fn_str', 'relu', known=('relu', 'topk'))
-  function = s.word('activation_fn', older, known=('relu', 'topk'))
+  name = s.word('architecture', 'standard')
+  function = s.word('activation_fn', s.word('activation_fn_str', 'relu'))
+  for what, found, known in (
+    ('architecture', name, [*_VECTORS, *_TRANSCODERS]),
+    ('activation function', function, ['relu', 'topk']),
+  ):
+    if found not in known:
+      raise WeightsError(
+        f'{s.where} is of {what} {found!r:.100}, which mechjax has not', mend=f'known: {known}'
+      )
   return 'topk' if function == 'topk' and name == 'standard' else name
 
 

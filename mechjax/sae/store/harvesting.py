@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import harvest, sites
-from mechjax.harvest import watching
+from mechjax import harvest, sites, watching
+from mechjax.programs.callables import refuse_model
 from mechjax.sae.errors import SAEError, expect
 from mechjax.sae.store.contexts import Contexts
 from mechjax.sae.store.prefetch import give_up_if_closed
@@ -61,6 +61,7 @@ class Harvester:
   placement: jax.sharding.Sharding | None = None
 
   def __post_init__(self) -> None:
+    refuse_model(self.forward, SAEError, 'Harvester(model.apply, model.params, sites, contexts)')
     expect(self, 'batch', self.batch >= 1, 'at least 1')
     expect(self, 'sites', len({*self.sites}) == len(self.sites) > 0, 'one or more, each once')
 

@@ -4,7 +4,7 @@ Three things change with the step, and all are factors or rates that a compiled 
 
     learning rate      rises along a cosine from `warm_up_from` of it, is constant, and falls linearly to zero
     sparsity           the coefficient of the penalty rises linearly from 0, so that latents first learn to reconstruct
-    optimiser          Adam, on gradients that know of unit rows (`mechjax.sae.gradients`)
+    optimiser          Adam, on gradients that know of unit rows (`mechjax.sae.ops.unit_rows`)
 
 (Rajamanoharan et al. 2024 and Lieberum et al. 2024, "Gemma Scope", whose constants are the defaults.) With b1 = 0,
 as there, Adam's first moment is the gradient itself and is not kept: a third of the memory of training less.
@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mechjax.sae import gradients
 from mechjax.sae.errors import expect
+from mechjax.sae.ops import unit_rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class Optimisation:
       adam = optax.scale_by_rms(
         decay=self.b2, eps=self.eps, eps_in_sqrt=False, bias_correction=True
       )
-    return _promoting(optax.chain(gradients.orthogonal_to_decoder(), adam))
+    return _promoting(optax.chain(unit_rows.orthogonal_to_decoder(), adam))
 
 
 def _promoting(inner: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mechjax.sae.architectures import Architecture
-from mechjax.sae.products import dot
+from mechjax.sae.ops.matmul import dot
 
 
 def needed(saes: Iterable[Architecture], batch: int) -> float:

@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 
 from mechjax.sae.architectures import Architecture
-from mechjax.sae.dead import expect_tokens
+from mechjax.sae.dead_latents.counters import expect_tokens
+from mechjax.sae.dead_latents.resampling import Resampling
 from mechjax.sae.errors import SAEError, expect
-from mechjax.sae.resampling import Resampling
 
 Values = tuple[tuple[str, tuple[float, ...]], ...]
 

@@ -45,11 +45,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mechjax.sae import dead, gradients
+from mechjax.sae.architectures import Params
 from mechjax.sae.architectures.base import Knobs, squared
-from mechjax.sae.gradients import Params
-from mechjax.sae.resampling import Resampling, forgotten
-from mechjax.sae.sparse import firings
+from mechjax.sae.dead_latents import counters
+from mechjax.sae.dead_latents.resampling import Resampling, forgotten
+from mechjax.sae.ops import unit_rows
+from mechjax.sae.ops.sparse import firings
 from mechjax.sae.training import placement
 from mechjax.sae.training.optimisation import Optimisation
 from mechjax.sae.training.stacks import Stack
@@ -182,7 +183,7 @@ class Trainer:
     def members(stack: Stack) -> Members:
       centre = centres.get(stack.writes or stack.reads)
       params = jax.vmap(lambda key: stack.sae.init(key, centre))(stack.keys())
-      since = jnp.tile(dead.never_fired(stack.sae.width), (stack.members, 1))
+      since = jnp.tile(counters.never_fired(stack.sae.width), (stack.members, 1))
       never = jnp.full(stack.members, NEVER, jnp.int32)
       return Members(params, jax.vmap(self._optimiser.init)(params), since, never)
 
@@ -220,7 +221,7 @@ class Trainer:
       loss = jax.value_and_grad(sae.loss, has_aux=True)
       (total, outcome), grads = loss(params, x, y, knobs, since >= stack.after_tokens)
       fired = firings(outcome.latents)
-      since = dead.tokens_since(since, fired, len(x))
+      since = counters.tokens_since(since, fired, len(x))
       observed = sae.observe(params, outcome.latents)
       figures = {
         'loss': total,
@@ -233,7 +234,7 @@ class Trainer:
 
     seen = lax.map(one, (members.params, members.since, self._knobs(stack, step)))
     # Within the loop XLA would transpose the gradient of a sparse encoder twice, for the norm and for the result.
-    norms = jax.vmap(gradients.norm)(seen.grads)
+    norms = jax.vmap(_norm)(seen.grads)
     return dataclasses.replace(seen, figures=seen.figures | {'grad_norm': norms})
 
   def _advanced(
@@ -251,7 +252,7 @@ class Trainer:
       own = stack.resampling.rate(step - member.resampled_at) if stack.resampling else 1.0
       updates, optimiser = self._optimiser.update(seen.grads, member.optimiser, member.params)
       params = jax.tree.map(lambda p, u: p - rate * own * u, member.params, updates)
-      params = gradients.normalised(params) | seen.observed
+      params = unit_rows.normalised(params) | seen.observed
       return Members(params, optimiser, seen.since, member.resampled_at)
 
     after = jax.vmap(one)(members, seen)
@@ -303,6 +304,13 @@ class Trainer:
 def _inputs(stack: Stack, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
   """What a stack reads, and the target if it is another."""
   return batch[stack.reads], batch[stack.writes] if stack.writes else None
+
+
+def _norm(grads: Params) -> jax.Array:
+  """The length of all gradients as one vector, a scalar."""
+  # Rows first: XLA on CPU adds up a matrix row by row at the speed of memory, and all at once number by number.
+  squares = [jnp.sum(jnp.sum(jnp.square(jnp.atleast_2d(g)), 0)) for g in grads.values()]
+  return jnp.sqrt(sum(squares, jnp.zeros((), squares[0].dtype)))
 
 
 def _finite(figures: Mapping[str, Mapping[str, jax.Array]]) -> jax.Array:

@@ -9,6 +9,7 @@ from mechjax import harvest
 from mechjax.errors import SiteError
 from mechjax.sae import SAEError
 from mechjax.sae.store import Contexts, Harvester
+from tests.models import decoders
 from tests.sae.store import toys
 
 PARAMS = toys.params()
@@ -124,3 +125,9 @@ def test_a_pass_that_is_spread_over_devices_gives_the_same_rows():
   tokens = jax.device_put(np.zeros((8, CONTEXTS.length), np.int32), rows)
   (found,) = spread._compiled(spread.params, tokens).values()
   assert len({shard.device for shard in found.addressable_shards}) == 8
+
+
+def test_a_model_in_place_of_its_function_is_refused_by_name():
+  model = decoders.language_model('gpt2')
+  with pytest.raises(SAEError, match=r'LanguageModel, not a function of \(params, inputs\)'):
+    Harvester(model, model.params, ['resid_post.0'], CONTEXTS)

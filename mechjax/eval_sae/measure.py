@@ -1,0 +1,133 @@
+"""The first phase of an evaluation: everything that `report` writes is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax import extras, harvest, sites
+from mechjax.errors import nearest
+from mechjax.eval_sae.settings import Settings
+from mechjax.eval_sae.subjects import Subject, Subjects, found
+from mechjax.models.language_model import LanguageModel
+from mechjax.sae import features
+from mechjax.sae.errors import SAEError
+from mechjax.sae.evaluation import Evaluation, Report, SiteReport, compare, next_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  """Results of an evaluation.
+
+  Attributes:
+    subjects: what was evaluated.
+    reports: metrics of each dictionary, by its name.
+    features: what latents mean, by the names of the dictionaries that get a dashboard.
+    out: directory for what is written.
+  """
+
+  subjects: Subjects
+  reports: dict[str, Report]
+  features: dict[str, features.Features]
+  out: Path
+
+
+def measure(settings: Settings) -> Measured:
+  """Evaluates every dictionary, and collects features of those that get a dashboard.
+
+  Args:
+    settings: of the evaluation.
+
+  Raises:
+    SAEError: settings that do not go together, with the run or with each other.
+    SiteError, WeightsError, FetchError: a site, dictionary or model that is not to be had.
+  """
+  out = Path(settings.out or Path(settings.run) / 'evaluation')
+  subjects = found(settings, out)
+  chosen = _with_dashboard(settings, subjects)
+  reports = _judged(settings, subjects)
+  seen = {
+    s.name: _features(settings, subjects, s, reports[s.name].sites[subjects.site]) for s in chosen
+  }
+  return Measured(subjects, reports, seen, out)
+
+
+def _judged(settings: Settings, subjects: Subjects) -> dict[str, Report]:
+  targets = {subjects.site: subjects.target} if subjects.target else {}
+  limits = {subjects.site: subjects.limit} if subjects.limit < math.inf else {}
+  candidates: dict[str, Any] = {
+    s.name: (
+      Evaluation(subjects.model.apply, {subjects.site: s.sae}, targets, limits),
+      {subjects.site: s.params},
+    )
+    for s in subjects.of
+  }
+  batches = [next_tokens(*b) for b in subjects.batches(settings.tokens, settings.batch)]
+  tqdm = extras.require('tqdm', 'models').tqdm
+  with tqdm(total=len(batches), desc='evaluating', unit='batch') as bar:
+    return compare(
+      candidates, subjects.model.params, batches, progress=lambda done: bar.update(done - bar.n)
+    )
+
+
+def _with_dashboard(settings: Settings, subjects: Subjects) -> list[Subject]:
+  if settings.dashboard == ('all',):
+    return subjects.of
+  names = [s.name for s in subjects.of]
+  for name in settings.dashboard:
+    if name not in names:
+      raise SAEError(
+        f'no dictionary {name!r} for a dashboard',
+        where=f'there are {names}',
+        mend=f'perhaps {nearest(name, names)}',
+      )
+  return [s for s in subjects.of if s.name in settings.dashboard]
+
+
+def _features(
+  settings: Settings, subjects: Subjects, subject: Subject, report: SiteReport
+) -> features.Features:
+  """Of latents that are ever active, drawn where there are too many."""
+  model, site = subjects.model, sites.parse(subjects.site)
+  read = jax.jit(harvest.reap(model.through(subjects.site), sites=[subjects.site]))
+  batches = subjects.batches(settings.feature_tokens, settings.batch)
+  active = np.flatnonzero(report.density > 0)
+  if settings.latents and len(active) > settings.latents:
+    active = np.sort(
+      np.random.default_rng(settings.seed).choice(active, settings.latents, replace=False)
+    )
+  return features.collect(
+    lambda tokens: read(model.params, tokens)[site],
+    subject.sae,
+    subject.params,
+    extras.require('tqdm', 'models').tqdm(
+      [*batches], desc=f'features of {subject.name}', unit='batch'
+    ),
+    latents=active,
+    unembed=_effects(model, subject),
+    limit=subjects.limit,
+    seed=settings.seed,
+  )
+
+
+def _effects(model: LanguageModel, subject: Subject) -> Callable[[jax.Array], jax.Array] | None:
+  """Directions to what one unit of them adds to the logits, up to the final norm's division by the length of all.
+
+  None where what the dictionary says is not as wide as the residual stream.
+  """
+  if subject.sae.target_width != model.d_model:
+    return None
+
+  def effects(directions: jax.Array) -> jax.Array:
+    # The final norm divides a direction by its own root mean square, which is taken back here.
+    lengths = jnp.linalg.norm(directions, axis=-1, keepdims=True) / math.sqrt(model.d_model)
+    return lengths * model.unembed(directions)
+
+  return effects

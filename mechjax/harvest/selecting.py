@@ -1,0 +1,58 @@
+"""From patterns to the sites of a program, and from layers to slots.
+
+Every request by the name of a site is resolved here: what is read (`reads`), what is planted (`writes`), what is cut
+out (`subgraph`), where a run stops (`mechjax.forward`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax import sites
+from mechjax.errors import SiteError
+from mechjax.harvest import absence
+from mechjax.programs.program import Program, Sown, expand_all
+
+
+def live(program: Program, tag: Hashable) -> list[Sown]:
+  """The sows of `tag` that a read can meet."""
+  return [s for s in program.sown if s.tag == tag and not s.backward]
+
+
+def select(request: Any, program: Program, tag: Hashable) -> list[sites.Site]:
+  """The sites of a program that patterns select, in the order of the forward pass."""
+  there, skipped = expand_all(live(program, tag)), absence.skipped(program)
+  try:
+    return sites.select(request, [s for s in there if s not in skipped] if skipped else there)
+  except SiteError as e:
+    if explained := absence.explained(request, program):
+      raise explained from e
+    lost = [n for t, n in program.dropped if t == tag]
+    if not lost:
+      raise
+    raise SiteError(
+      e.what,
+      cause=f'JAX removed the sows of {lost} as dead code: their values do not reach the result of the derivative',
+      mend='harvest inside the derivative: jax.grad(call_and_reap(f), has_aux=True), not reap(jax.grad(f))',
+    ) from e
+
+
+def check_layers(layers: Any, chosen: Sequence[sites.Site], name: str) -> None:
+  """Raises where one of these layers of `name` does not exist, unless they are traced."""
+  if isinstance(layers, jax.core.Tracer):
+    return
+  have = {site.path[-1] for site in chosen if site.path}
+  for i in np.atleast_1d(np.asarray(layers)):
+    if int(i) not in have:
+      raise sites.unknown(f'{name}.{int(i)}', sorted(chosen))
+
+
+def slot_table(layers: jax.Array, indices: Sequence[int]) -> jax.Array:
+  """For each index the position at which it stands in `layers`, or len(layers) where it does not."""
+  hit = layers[None, :] == jnp.asarray(indices, jnp.int32)[:, None]
+  return jnp.where(hit.any(axis=1), hit.argmax(axis=1), layers.shape[0]).astype(jnp.int32)

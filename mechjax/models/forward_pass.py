@@ -1,0 +1,73 @@
+"""A forward pass as pure functions: what a module that runs a model hands to `LanguageModel`.
+
+Our own decoder (`ours`) and the upstream codes (`shipped` and its neighbours) each return a `Forward`. Code without a
+cache generates through `uncached`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mechjax import generate
+from mechjax.models.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+  """A forward pass as pure functions, which is what a module that drives a code base returns.
+
+  Attributes:
+    params: pytree of arrays.
+    apply: (params, tokens [B, T], mask=None) -> logits float32 [B, T, V].
+    unembed: (params, residual [..., D]) -> logits [..., V], by the model's own final norm and head.
+    n_layers: number of blocks.
+    d_model: D.
+    n_vocab: V, the ids that the embedding has rows for; some may have no text in the tokenizer.
+    config: the description of our own decoder; None for upstream codes.
+    generator: a step with a cache; None where the code has none that we drive.
+    resume: (params, tokens [B, T], residual [B, T, D], start, at, mask=None) -> logits of a pass that begins at layer
+      `start`, whose residual stream is known, at columns `at` or all; None where the code cannot.
+    stretch: (params, tokens [B, T], stop, mask) -> the residual stream before layer `stop`, [B, T, D], by the layers
+      below alone; None where the code writes its layers out, so that a compiler leaves out what nobody reads.
+  """
+
+  params: Any
+  apply: Callable[..., jax.Array]
+  unembed: Callable[[Any, jax.Array], jax.Array]
+  n_layers: int
+  d_model: int
+  n_vocab: int
+  config: Config | None = None
+  generator: generate.Model | None = None
+  resume: Callable[..., jax.Array] | None = None
+  stretch: Callable[[Any, jax.Array, int, Any], jax.Array] | None = None
+
+
+def uncached(apply: Callable[[Any, jax.Array], jax.Array]) -> generate.Model:
+  """Generation by any causal forward pass: every step runs the whole text so far.
+
+  Rows are moved to the left, so that padding lies behind what is read and is never seen.
+
+  Args:
+    apply: (params, tokens [B, T]) -> logits [B, T, V].
+  """
+
+  def step(params: Any, tokens: jax.Array, mask: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    texts, lengths = cache
+    order = jnp.argsort(~mask, axis=1, stable=True)  # the tokens of each row, then its padding
+    new, n_new = jnp.take_along_axis(tokens, order, axis=1), mask.sum(axis=1)
+    put = jax.vmap(lambda row, x, at: jax.lax.dynamic_update_slice(row, x, (at,)))
+    texts, lengths = put(texts, new, lengths), lengths + n_new
+    logits = apply(params, texts)
+    last = jnp.take_along_axis(logits, lengths[:, None, None] - 1, axis=1)
+    return last, (texts, lengths)
+
+  def new_cache(rows: int, slots: int) -> Any:
+    return jnp.zeros((rows, slots), jnp.int32), jnp.zeros(rows, jnp.int32)
+
+  return generate.Model(step, new_cache)

@@ -1,0 +1,95 @@
+"""Loads a language model by name or path, with our own decoder or an upstream code as its forward pass.
+
+    model = mechjax.load('smollm2-135m')
+    model = mechjax.load('smollm2-135m', code='tunix')
+
+The forward pass is our own scan-stacked decoder; the others of `CODES` run the same weights in upstream classes
+instead, unmodified but for the tags. They are imported on use, since each needs an optional library.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mechjax import errors, files, precision
+from mechjax.models import ours, tokenizers
+from mechjax.models.language_model import LanguageModel
+from mechjax.weights import fetch, hub
+from mechjax.weights.gguf import GGUFFile
+
+OURS = 'decoder'
+
+# The upstream codes that can compute the forward pass, by the name `load` takes, and the module that drives each.
+CODES = {
+  'gemma': 'mechjax.models.gemma',
+  'penzai': 'mechjax.models.penzai',
+  'transformers': 'mechjax.models.transformers',
+  'tunix': 'mechjax.models.tunix',
+}
+
+
+def load(
+  name_or_path: str | os.PathLike[str],
+  code: str = OURS,
+  *,
+  accept_terms: bool = False,
+  dtype: Any = jnp.float32,
+  mesh: jax.sharding.Mesh | None = None,
+) -> LanguageModel:
+  """Loads a language model.
+
+  Args:
+    name_or_path: a name in `mechjax.weights.fetch.SOURCES`, fetched on first use; the path of a GGUF file, of a
+      directory with config.json, tokenizer.json and safetensors, or of an Orbax checkpoint; or
+      'organisation/model' on a hub.
+    code: whose forward pass computes it: our own decoder, or a key of `CODES`, which read GGUF files.
+    accept_terms: whether you accept the terms of weights that come under any, as Gemma's do; an
+      environment variable that the error names does the same.
+    dtype: of the parameters, and of the computation (norms, softmax and logits are float32 at least); one of
+      `mechjax.precision.DTYPES`.
+    mesh: devices to spread the parameters over, by the rules of `mechjax.models.sharding`.
+
+  Returns:
+    The model, every site tagged, its parameters on the mesh or on the default device.
+
+  Raises:
+    FetchError: the model is neither cached nor to be had, its terms have not been accepted, or
+      there is no file at the path.
+    WeightsError: the file is damaged, or not of an architecture that `code` can compute.
+    MissingExtraError: an optional library is not installed.
+    MechjaxError: `code` is unknown, or cannot do what was asked; a dtype that parameters cannot have.
+  """
+  if code != OURS and code not in CODES:
+    raise errors.MechjaxError(f'no code called {code!r}', where=f'known: {[OURS, *sorted(CODES)]}')
+  dtype = precision.checked(dtype)
+  path = _find(name_or_path, accept_terms)
+  if code == OURS:
+    forward, tokenizer = ours.load(path, dtype, mesh)
+    return LanguageModel(str(name_or_path), forward, tokenizer)
+  if path.is_dir() or mesh is not None or dtype != jnp.float32:
+    raise errors.MechjaxError(
+      f'code={code!r} takes GGUF files, in float32 on one device',
+      mend='leave code= out: our own decoder reads directories, takes a dtype and a mesh',
+    )
+  file = GGUFFile(path)
+  forward = importlib.import_module(CODES[code]).forward(file)
+  return LanguageModel(str(name_or_path), forward, tokenizers.from_gguf(file.metadata))
+
+
+def _find(name_or_path: str | os.PathLike[str], accept_terms: bool) -> Path:
+  """A path is what has a suffix, a separator or a file behind it; the rest are names."""
+  path = Path(name_or_path).expanduser()
+  if files.there(path):
+    return path
+  text = os.fspath(name_or_path)
+  if hub.is_name(text) and path.suffix != '.gguf':
+    return hub.directory_of(text)
+  if path.suffix == '.gguf' or os.sep in text:
+    raise errors.FetchError(f'there is no file {path}', where=f'working directory {Path.cwd()}')
+  return fetch.path_of(text, accept_terms)

@@ -1,0 +1,260 @@
+"""What a staged program is: a jaxpr whose tags can be listed and validated before anything runs.
+
+Everything that harvest promises about errors rests on knowing, before anything runs, every tag in the
+program: its name, where it stands (layers, scans, branches), its shape and the line that sowed it. The
+jaxpr is walked once and every sow equation becomes a `Sown`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.extend.source_info_util as siu
+import numpy as np
+
+from mechjax import compat, sites
+from mechjax.errors import HarvestError
+from mechjax.programs.places import TOP, Devices, Key, Loop, Place, name_and_path
+from mechjax.programs.primitives import Body, Kind, aligned, bodies, every_eqn, kind_of, sub_jaxprs
+from mechjax.programs.tag import sow_p, sow_tangent_p
+
+
+@dataclasses.dataclass(frozen=True)
+class Sown:
+  """One sow equation as the walk met it.
+
+  Attributes:
+    name: the name given to `sow`, without literal layer indices.
+    tag: its tag.
+    mode: its mode.
+    place: what is around it: static layers (int), `Loop`s, `ROUND`s and `Devices`.
+    avals: abstract values of the leaves.
+    tree: structure of the value.
+    exclusive: a pair (id, branch) for each vmapped cond around it whose branches were merged.
+    backward: whether it stands in the recomputation of a checkpoint's backward pass.
+    source: file:line of the sow.
+  """
+
+  name: str
+  tag: Hashable
+  mode: str
+  place: Place
+  avals: tuple[Any, ...]
+  tree: Any
+  exclusive: Any
+  backward: bool
+  source: str
+
+  @functools.cached_property
+  def key(self) -> Key:
+    """Identifies the sow inside its program."""
+    return self.place.key(self.name)
+
+  @functools.cached_property
+  def label(self) -> str:
+    """Its key as a reader would write it."""
+    return str(self.key)
+
+  @property
+  def path(self) -> tuple[Any, ...]:
+    """What is around it, outermost first."""
+    return self.place.path
+
+  @functools.cached_property
+  def lengths(self) -> tuple[int, ...]:
+    """Lengths of the scans around it."""
+    return tuple(p.length for p in self.path if isinstance(p, Loop))
+
+  @functools.cached_property
+  def device_sizes(self) -> tuple[int, ...]:
+    """Sizes of the mesh axes of the shard_maps around it: leading axes of what is read or planted."""
+    return tuple(s for p in self.path if isinstance(p, Devices) for s in p.sizes)
+
+  @functools.cached_property
+  def all_sites(self) -> tuple[sites.Site, ...]:
+    """Its sites: one per combination of iterations of the scans around it."""
+    return tuple(self.site_at(tuple(map(int, i))) for i in np.ndindex(*self.lengths))
+
+  def site_at(self, iteration: tuple[int, ...]) -> sites.Site:
+    """The site of the sow at given iterations of its scans."""
+    index = iter(iteration)
+    path = [
+      p if isinstance(p, int) else next(index) for p in self.path if isinstance(p, int | Loop)
+    ]
+    return sites.Site(self.key.full_name, tuple(path))
+
+
+class Program:
+  """A staged function.
+
+  Attributes:
+    jaxpr: the open jaxpr. Arrays that the function closes over are its first inputs (`opened`), so that a program
+      holds no weights and serves others of the same shapes.
+    n_captured: how many they are.
+    out_tree: structure of the result.
+    sown: every sow in it, in program order.
+    dropped: (tag, name) pairs that were sown while staging but are not in the program (dead code).
+    moved: (tag, name with scopes) of sows whose tangent, or copy in a backward pass, stands at another key: JAX's
+      derivative of a loop moves what every iteration computes alike to the front, but not its tangent.
+  """
+
+  def __init__(self, closed: Any, out_tree: Any, differentiating: bool, recorded: list):
+    self.jaxpr, captured = opened(closed)
+    self.n_captured = len(captured)
+    self.out_tree = out_tree
+    self.differentiating = differentiating
+    self._tags: dict[int, frozenset] = {}
+    self._equations: dict[int, tuple[Any, frozenset]] = {}
+    self._rules: dict[int, Any] = {}
+    self._pin: list[Any] = []
+    self.sown = list(self.walk(self.jaxpr))
+    self.moved = frozenset(self._moved())
+    present = {(s.tag, s.name) for s in self.sown}
+    self.dropped = [
+      (t, n) for t, n in dict.fromkeys(recorded) if (t, name_and_path(n, ())[0]) not in present
+    ]
+    self.cache: dict[Any, Any] = {}
+
+  def pin(self, *objects: Any) -> None:
+    """Keeps objects alive as long as the program, because they are known here by their addresses."""
+    self._pin += objects
+
+  def tags_in(self, jaxpr: Any) -> frozenset:
+    """The (tag, name) pairs sown anywhere inside `jaxpr`."""
+    jaxpr = compat.raw(jaxpr)
+    if id(jaxpr) not in self._tags:
+      self.pin(jaxpr)
+      found: set = set()
+      for eqn in jaxpr.eqns:
+        found |= self.tags_of(eqn)
+      self._tags[id(jaxpr)] = frozenset(found)
+    return self._tags[id(jaxpr)]
+
+  def tags_of(self, eqn: Any) -> frozenset:
+    """The (tag, name) pairs sown by `eqn` or anywhere inside it."""
+    if id(eqn) not in self._equations:
+      self._equations[id(eqn)] = (eqn, self._find_tags(eqn))
+    return self._equations[id(eqn)][1]
+
+  def _find_tags(self, eqn: Any) -> frozenset:
+    if eqn.primitive is sow_p or eqn.primitive is sow_tangent_p:
+      return frozenset([(eqn.params['tag'], name_and_path(eqn.params['name'], ())[0])])
+    found: frozenset = frozenset()
+    for sub in sub_jaxprs(eqn):
+      found |= self.tags_in(sub)
+    rule = self.jvp_rule(eqn)
+    return found if rule is None else found | self.tags_in(rule)
+
+  def jvp_rule(self, eqn: Any) -> Any:
+    """The jvp rule that will run in place of `eqn`, staged: (*primals, *tangents) -> (*primals, *tangents).
+
+    None where no rule will run. A rule that calls its own function, as those of `jax.nn` do, is not differentiated
+    in its turn.
+    """
+    if not self.differentiating or kind_of(eqn) is not Kind.CUSTOM_JVP:
+      return None
+    if id(eqn) not in self._rules:
+      _, jvp = compat.call_subfuns(eqn)
+      avals = [struct_of(v.aval) for v in eqn.invars]
+      with compat.staging_gate():
+        rule = jax.make_jaxpr(lambda *xs: jvp.call_wrapped(*xs))(*avals, *avals)
+      self.pin(eqn, rule)
+      self._rules[id(eqn)] = rule
+      self._rules.update((id(e), None) for e in every_eqn(rule))
+    return self._rules[id(eqn)]
+
+  def walk(self, jaxpr: Any) -> Iterator[Sown]:
+    """Every sow in `jaxpr`, in program order."""
+    for eqn, place, backward in self._tagged(jaxpr, TOP, False):
+      if eqn.primitive is sow_p:
+        yield _sown(eqn, place, backward)
+
+  def refuse_moved(self, tag: Hashable, name: str, source: str | None = None) -> None:
+    """Raises where what is put in at `name` (with its scopes) would not reach its derivative (see `moved`)."""
+    if (tag, name) in self.moved:
+      raise HarvestError(
+        f'the derivative of a loop was taken, and {name!r} no longer stands where its derivative stands',
+        where=source,
+        cause='the value is the same in every iteration, so JAX computes it once, in front of the loop',
+        mend='put the derivative outside: jax.grad(plant(f)) instead of plant(jax.grad(f))',
+      )
+
+  def _moved(self) -> Iterator[tuple]:
+    forward = {(s.tag, s.key) for s in self.sown if not s.backward}
+    for eqn, place, backward in self._tagged(self.jaxpr, TOP, False):
+      tag, key = eqn.params['tag'], place.key(eqn.params['name'])
+      derived = backward or eqn.primitive is sow_tangent_p
+      if derived and (tag, key) not in forward:
+        yield tag, key.full_name
+
+  def _tagged(self, jaxpr: Any, place: Place, backward: bool) -> Iterator[tuple]:
+    """Every sow and every tangent of one: (equation, place, whether in a backward pass)."""
+    for eqn in compat.raw(jaxpr).eqns:
+      if not self.tags_of(eqn):
+        continue
+      here = place.of(eqn)
+      if eqn.primitive is sow_p or eqn.primitive is sow_tangent_p:
+        yield eqn, here, backward
+      else:
+        for body in self.bodies(
+          eqn
+        ):  # sows in the test of a while are listed, and refused to whoever wants them
+          again = backward or bool(eqn.params.get('differentiated'))
+          yield from self._tagged(body.jaxpr, here.within(*body.mark), again)
+
+  def bodies(self, eqn: Any) -> list[Body]:
+    """The programs that an equation holds, the jvp rule that will run in place of one included."""
+    found, rule = bodies(eqn), self.jvp_rule(eqn)
+    return found if rule is None else [*found, aligned(eqn, rule)]
+
+
+def opened(closed: Any) -> tuple[Any, list[Any]]:
+  """A program whose constants have become its first inputs, and the values of these."""
+  jaxpr, consts = compat.raw(closed), list(compat.consts(closed))
+  if not consts:
+    return jaxpr, consts
+  inputs = [*jaxpr.constvars, *jaxpr.invars]
+  return compat.raw(compat.make_closed(jaxpr, inputs, jaxpr.outvars, jaxpr.eqns)), consts
+
+
+def _sown(eqn: Any, place: Place, backward: bool) -> Sown:
+  p = eqn.params
+  n = len(eqn.invars) - p['n_preds']
+  name, path = name_and_path(p['name'], place.path)
+  return Sown(
+    name=name,
+    tag=p['tag'],
+    mode=p['mode'],
+    place=Place(place.scope, path),
+    avals=tuple(v.aval for v in eqn.outvars[:n]),
+    tree=p['tree'],
+    exclusive=p['exclusive'],
+    backward=backward,
+    source=siu.summarize(eqn.source_info),
+  )
+
+
+def struct_of(aval: Any) -> jax.ShapeDtypeStruct:
+  weak = getattr(aval, 'weak_type', False)
+  return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak, sharding=_sharding(aval))
+
+
+def _sharding(aval: Any) -> Any:
+  sharding = getattr(aval, 'sharding', None)
+  return sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
+
+
+def expand_all(sown: Sequence[Sown]) -> list[sites.Site]:
+  """Every site of a program in the order of the forward pass: layer by layer inside a scan."""
+  order: dict[sites.Site, None] = {}
+  for lengths, run in itertools.groupby(sown, key=lambda s: s.lengths):
+    group = list(run)
+    for i in np.ndindex(*lengths):
+      for s in group:
+        order[s.site_at(tuple(map(int, i)))] = None
+  return list(order)

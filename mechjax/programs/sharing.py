@@ -1,0 +1,72 @@
+"""Giving a function that is staged again the program it had, so that nothing is compiled again.
+
+A program holds no weights (what a function closes over are inputs), so two programs of equal structure, with their sows
+on the same lines, are the same program, and whatever was compiled for one serves the other: a function whose
+closed-over weights were replaced, the same lambda made anew in every round of a loop.
+
+Programs live on the functions they belong to. Here they are known weakly, and only the last `RECENT` are held, so
+that a loop that makes its function anew finds the program of the round before.
+
+Sharp edges. A Python number that a function closes over is part of the structure: another value is another program,
+and is compiled. An array is not.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+import weakref
+from typing import Any
+
+from mechjax import compat
+from mechjax.programs.program import Program
+from mechjax.programs.structure import program_key
+
+RECENT = 8
+
+_recent: collections.deque[Program] = collections.deque(maxlen=RECENT)
+_lock = threading.RLock()
+_known: dict[int, weakref.WeakSet[Program]] = {}
+
+
+def shared(program: Program) -> Program:
+  """A living program with the structure of `program`, or `program` itself.
+
+  Inside somebody else's trace nothing is compiled here, and to look for one would cost more than it saves.
+  """
+  if compat.staging_trace() is not None:
+    return program
+  with _lock:
+    return _shared(program)
+
+
+def _shared(program: Program) -> Program:
+  outline = _outline(program)
+  alike = _known.setdefault(hash(outline), weakref.WeakSet())
+  for other in alike:
+    if _outline(other) == outline and program_key(other) == program_key(program):
+      program = other
+      break
+  alike.add(program)
+  if program in _recent:
+    _recent.remove(program)
+  _recent.append(program)
+  for key in [key for key, programs in _known.items() if not programs]:
+    del _known[key]
+  return program
+
+
+def _outline(program: Program) -> Any:
+  """What is cheap to compare."""
+  jaxpr = program.jaxpr
+  sown = tuple((s.tag, s.mode, s.key, s.path, s.backward, s.source) for s in program.sown)
+  return (
+    program.n_captured,
+    tuple(str(v.aval) for v in jaxpr.invars),
+    program.out_tree,
+    program.differentiating,
+    sown,
+    tuple(program.dropped),
+    program.moved,
+    tuple(str(eqn.source_info.name_stack) for eqn in jaxpr.eqns),
+  )

@@ -1,0 +1,268 @@
+"""Staging a function into a `Program`.
+
+A function is staged to a jaxpr with the gate of `sow` open. Arrays that it closes over become inputs of the program,
+and so do the arrays of a callable pytree (a model of ours, an nnx or equinox module): it is its own first argument
+(`callables`). Python scalars other than floats stay static while staging, so that `f(x, axis=1)` or
+`for _ in range(n)` keep working.
+
+What was staged is kept per argument structure, static leaves, abstract values and JAX configuration, and is used again
+as long as everything else that the function reads is what it was (`watching`). A function that is staged again, or
+another one made by the same line of code, is given the program it had if the new one has the same structure
+(`sharing`): then nothing is compiled again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax import compat
+from mechjax.errors import HarvestError
+from mechjax.programs import callables
+from mechjax.programs.batching import BATCHING_RULES
+from mechjax.programs.program import Program
+from mechjax.programs.sharing import shared
+from mechjax.programs.tag import recording
+from mechjax.watching import Watch, alike
+
+LARGE = 64 * 2**20
+"""Bytes of constants in somebody else's program that are worth a warning."""
+
+
+def is_dynamic(leaf: Any) -> bool:
+  """Whether a leaf of the arguments is data; what is not is static."""
+  if isinstance(leaf, np.ndarray | np.generic):
+    return leaf.dtype.kind not in 'OSU'  # Python objects and strings
+  return isinstance(leaf, jax.Array | float | complex | jax.ShapeDtypeStruct) or hasattr(
+    leaf, '__jax_array__'
+  )
+
+
+def split_static(tree: Any) -> tuple[list[Any], tuple[Any, ...], Any]:
+  """Splits a pytree into its data leaves, its static leaves (None where data), and its structure."""
+  leaves, structure = jax.tree.flatten(tree)
+  static = tuple([_DATA if is_dynamic(x) else x for x in leaves])
+  return [x for x, s in zip(leaves, static) if s is _DATA], static, structure
+
+
+_DATA = type('Data', (), {'__repr__': lambda self: '<data>'})()
+
+
+def join_static(dynamic: list[Any], static: tuple[Any, ...], structure: Any) -> Any:
+  """Inverse of `split_static`."""
+  data = iter(dynamic)
+  return jax.tree.unflatten(structure, [next(data) if x is _DATA else x for x in static])
+
+
+def stage(f: Callable, dynamic: list[Any], static: tuple, structure: Any) -> tuple[Program, list]:
+  """Stages `f` at the given arguments, with the gate of `sow` open; returns what it closes over as well."""
+  differentiating = any(compat.is_differentiated(x) for x in dynamic)
+
+  def flat(*data):
+    args, kwargs = join_static(list(data), static, structure)
+    return f(*args, **kwargs)
+
+  try:
+    rolled = jax.disable_jit(False)  # under disable_jit a scan would be staged as a Python loop
+    with rolled, compat.staging_gate(), compat.batching_rules(BATCHING_RULES), recording() as sown:
+      closed, shape = jax.make_jaxpr(flat, return_shape=True)(*dynamic)
+  except Exception as error:
+    if type(error).__name__ == 'TraceContextError':  # flax.nnx's, which need not be installed
+      raise HarvestError(
+        'the function changes the state of an nnx module that it closes over',
+        cause='Dropout that counts its draws, BatchNorm in training; a harvest would lose the change',
+        mend='module.eval(), or a function that takes the state as an argument and returns it',
+      ) from error
+    raise
+  captured = [_own(x) for x in compat.consts(closed)]
+  return Program(closed, jax.tree.structure(shape), differentiating, sown), captured
+
+
+def _own(x: Any) -> Any:
+  """A captured array; one of NumPy's is copied, because its owner can write into it."""
+  if isinstance(x, jax.Array):
+    return x
+  with jax.ensure_compile_time_eval():
+    return jnp.array(np.array(x), x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Staged:
+  """A program, the values that its function closes over, and a watch over its static arguments."""
+
+  program: Program
+  captured: list[Any]
+  static: tuple
+  statics: Watch
+
+
+class Stager:
+  """The staged programs of one function, each used as long as what the function reads is what it was."""
+
+  __mechjax_reads__ = ('f',)
+
+  def __init__(self, f: Callable):
+    self.f = f
+    self._watch: Watch | None = None
+    self._staged: dict[Any, _Staged] = {}
+
+  def __reduce__(self) -> tuple:
+    return Stager, (None,)  # a copy of the function is another function
+
+  def __call__(self, args: tuple, kwargs: dict) -> tuple[Program, list[Any]]:
+    """Returns the program at these arguments and its inputs: what is closed over, then the data leaves.
+
+    A function may have a method `check_arguments`, which raises where arguments are wrong that can be known only before
+    they are traced, as token ids are.
+
+    Raises:
+      HarvestError: integers of NumPy's that JAX would cut to 32 bits.
+    """
+    check = getattr(self.f, 'check_arguments', None)
+    if check is not None:
+      check(*args, **kwargs)
+    dynamic, static, structure = split_static((args, kwargs))
+    for x in dynamic:
+      if isinstance(x, np.ndarray | np.generic):
+        _refuse_cut(x)
+    key = self._key(dynamic, static, structure)
+    if self._watch is not None and self._watch.changed():
+      self._watch = None
+      self._staged.clear()
+      compat.retrace()
+    known = None if key is None else self._staged.get(key)
+    if known is not None and (known.statics.changed() or not alike(static, known.static)):
+      known = None
+      compat.retrace()
+    if known is None:
+      known = self._stage(key, dynamic, static, structure, _classes(args))
+    inputs = [*known.captured, *dynamic]
+    if compat.staging_trace() is not None and not compat.is_staging():
+      _warn_of_constants(inputs)
+    return known.program, inputs
+
+  def _stage(
+    self, key: Any, dynamic: list, static: tuple, structure: Any, classes: tuple[type, ...]
+  ) -> _Staged:
+    program, captured = stage(self.f, dynamic, static, structure)
+    traced = any(map(_is_tracer, captured))
+    program = shared(program)
+    statics = Watch(*classes, *(x for x in static if x is not _DATA), *_auxiliary(structure))
+    known = _Staged(program, captured, static, statics)
+    if key is None or traced or statics.traced:
+      return known
+    # Taken afterwards: what a function itself writes while it is staged, a counter say, is no change.
+    if self._watch is None or self._watch.changed():
+      self._watch = Watch(self.f)
+    if not self._watch.traced:
+      self._staged[key] = known
+    return known
+
+  def _key(self, dynamic, static, structure):
+    differentiating = any(compat.is_differentiated(x) for x in dynamic)
+    avals = tuple(_aval_key(x) for x in dynamic)
+    try:
+      typed = tuple((type(s), s) for s in static)  # 1 and True are equal
+      key = (typed, structure, avals, differentiating, compat.trace_context())
+      hash(key)
+    except TypeError as e:
+      if any(s is not _DATA and getattr(s, '__hash__', None) is None for s in static):
+        bad = next(s for s in static if s is not _DATA and getattr(s, '__hash__', None) is None)
+        raise HarvestError(
+          f'an argument of type {type(bad).__name__} is neither an array of numbers nor hashable',
+          mend='pass a pytree of arrays, or close over the object',
+        ) from e
+      return None
+    return key
+
+
+def _warn_of_constants(inputs: list[Any]) -> None:
+  """Warns of concrete arrays that somebody else's program, which is being traced, is about to hold."""
+  size = sum(x.nbytes for x in inputs if isinstance(x, jax.Array) and not _is_tracer(x))
+  if size >= LARGE:
+    warnings.warn(
+      f'{size / 2**20:.0f} MiB of weights become constants of the jit around this call: they are compiled in, and '
+      'a later change of them is not seen. Hint: take the model (or its parameters) as an argument of the function '
+      'that is jitted: jax.jit(lambda model, tokens: ...)(model, tokens)',
+      stacklevel=4,
+    )
+
+
+def _refuse_cut(x: np.ndarray | np.generic) -> None:
+  """Refuses integers of 64 bits that JAX, which has 32 unless it is told, would wrap around silently."""
+  if x.dtype.kind not in 'iu' or x.dtype.itemsize < 8 or not x.size:
+    return
+  made = np.iinfo(jnp.result_type(x))
+  if made.bits == 64:
+    return
+  for found in (int(x.min()), int(x.max())):
+    if not made.min <= found <= made.max:
+      raise HarvestError(
+        f'an argument of shape {x.shape} and dtype {x.dtype} has {found}, which JAX would cut to {made.dtype}',
+        mend="integers that fit, or jax.config.update('jax_enable_x64', True) before anything else",
+      )
+
+
+def _is_tracer(x: Any) -> bool:
+  return isinstance(x, jax.core.Tracer)
+
+
+def _aval_key(x: Any) -> Any:
+  if isinstance(x, float | complex):
+    return type(x)
+  if isinstance(x, np.ndarray | np.generic):
+    return (x.shape, x.dtype)
+  if isinstance(x, jax.ShapeDtypeStruct):
+    return (x.shape, x.dtype, getattr(x, 'weak_type', False), x.sharding)
+  return jax.typeof(x)
+
+
+def _classes(args: tuple) -> tuple[type, ...]:
+  """The user's classes in a module that is its own first argument: their methods are part of the program."""
+  bound = args and isinstance(args[0], callables.Bound)
+  return Watch(args[0].module).classes if bound else ()
+
+
+def _auxiliary(structure: Any) -> Iterator[Any]:
+  """What the nodes of a pytree hold besides their children: settings, functions."""
+  node = structure.node_data()
+  held: Any = None if node is None else node[1]
+  if node is not None and node[0] is callables.Bound:  # a module that is its own first argument
+    inner, held = held
+    yield from _auxiliary(inner)
+  yield held
+  for child in structure.children():
+    yield from _auxiliary(child)
+
+
+_of_classes: weakref.WeakKeyDictionary[type, Stager] = weakref.WeakKeyDictionary()
+
+
+def stager(f: Callable) -> Callable[[tuple, dict], tuple[Program, list[Any]]]:
+  """Stages `f`: (args, kwargs) -> (program, its inputs). Programs are kept on `f` and live exactly as long."""
+  if callables.is_pytree(f):
+    own = _of_classes.setdefault(type(f), Stager(callables.call))
+    check = getattr(f, 'check_arguments', None)
+
+    def staged(args: tuple, kwargs: dict) -> tuple[Program, list[Any]]:
+      if check is not None:
+        check(*args, **kwargs)
+      return own((callables.bound(f), *args), kwargs)
+
+    return staged
+  kept = getattr(f, '__mechjax_stager__', None)
+  if isinstance(kept, Stager) and kept.f is f:
+    return kept
+  made = Stager(f)
+  # A builtin or a bound method takes no attribute: cached while the caller keeps the transformed function.
+  with contextlib.suppress(AttributeError, TypeError):
+    f.__mechjax_stager__ = made  # type: ignore[attr-defined]
+  return made

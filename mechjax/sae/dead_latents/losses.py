@@ -1,0 +1,165 @@
+"""Losses that bring dead latents back.
+
+A latent that never fires gets no gradient and stays as it is. Two losses act through the pre-activations of dead
+latents, on the error that the living ones leave:
+
+`AuxK` (Gao et al. 2024, appendix A.2): the k_aux largest dead pre-activations of each token reconstruct the detached
+error e without a bias. With e_hat the reconstruction and var(e) the mean of |e - mean(e)|^2,
+
+    alpha mean|e - e_hat|^2 / var(e)
+
+`GhostGrads` (Jermyn & Templeton 2024, "Ghost grads"; and the improvements in Google DeepMind's progress update of
+April 2024): dead latents with a smooth activation g reconstruct it, scaled to half of its length.
+
+    e_hat = g(z_dead) @ W_dec        s = |e| / (2 |e_hat|) for each token, detached
+    ghost = mean|e - s e_hat|^2      times the reconstruction loss over itself, detached (`match_reconstruction`)
+                                     times the dead fraction (`by_dead_fraction`)
+
+    GhostGrads.original()    exp(z), matched                        the loss jumps when the first latent dies
+    GhostGrads.rescaled()    exp(min(z, 0)), matched, times the dead fraction: what matches resampling
+    either with match_reconstruction=False
+
+Sharp edges: the losses cost nothing while no latent is dead (`lax.cond`), but under vmap both branches are always
+computed; a loop that trains a stack of dictionaries can pass dead=None while none of them has a dead latent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mechjax.sae.dead_latents.counters import expect_tokens
+from mechjax.sae.errors import expect, expect_number, expect_whole
+from mechjax.sae.ops import sparse
+from mechjax.sae.ops.matmul import product
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AuxK:
+  """The largest dead latents reconstruct the error.
+
+  Attributes:
+    alpha: weight of the loss.
+    k: how many dead latents a token has; None for half the width of what is reconstructed.
+    after_tokens: without firing, and a latent is dead.
+  """
+
+  alpha: float = 1 / 32
+  k: int | None = None
+  after_tokens: int = 10_000_000
+
+  def __post_init__(self) -> None:
+    expect_number(self, 'alpha')
+    if self.k is not None:
+      expect_whole(self, 'k')
+    expect(self, 'alpha', self.alpha >= 0, 'at least 0')
+    expect(self, 'k', self.k is None or self.k >= 1, 'at least 1, or None')
+    expect_tokens(self)
+
+  def loss(
+    self,
+    dead_M: jax.Array,
+    z_BxM: jax.Array,
+    W_dec: jax.Array,
+    error_BxE: jax.Array,
+    reconstruction: jax.Array,
+    matmuls: str = 'float32',
+  ) -> jax.Array:
+    """The weighted loss.
+
+    Args:
+      dead_M: bool.
+      z_BxM: pre-activations.
+      W_dec: [M, E].
+      error_BxE: what living latents leave; a constant.
+      reconstruction: the loss it makes; not used.
+      matmuls: the precision of products (`mechjax.sae.ops.matmul`).
+    """
+    width, d = W_dec.shape
+    k = min(max(d // 2, 1) if self.k is None else self.k, width)
+    values, indices = sparse.top(jnp.where(dead_M, z_BxM, -jnp.inf), k)
+    e_hat = product(sparse.scattered(jax.nn.relu(values), indices, width), W_dec, matmuls)
+    variance = _mean_square(error_BxE - jnp.mean(error_BxE, 0))
+    left = _mean_square(error_BxE - e_hat)
+    return jnp.where(variance > 0, self.alpha * left / jnp.where(variance > 0, variance, 1), 0)
+
+
+EXPONENTS = {'exp': lambda z: z, 'exp_of_negative': lambda z: jnp.minimum(z, 0)}
+"""What exp is taken of, by the name of the activation."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GhostGrads:
+  """All dead latents reconstruct the error, through a smooth activation.
+
+  Attributes:
+    activation: of dead latents, 'exp' or 'exp_of_negative', which is exp(min(z, 0)).
+    match_reconstruction: whether the loss is scaled to the size of the reconstruction loss.
+    by_dead_fraction: whether it is multiplied by the fraction of dead latents.
+    after_tokens: without firing, and a latent is dead.
+  """
+
+  activation: str
+  match_reconstruction: bool
+  by_dead_fraction: bool
+  after_tokens: int = 10_000_000
+
+  def __post_init__(self) -> None:
+    expect(self, 'activation', self.activation in EXPONENTS, f'one of {[*EXPONENTS]}')
+    expect_tokens(self)
+
+  @classmethod
+  def original(cls, after_tokens: int = 10_000_000) -> GhostGrads:
+    """As first published."""
+    return cls(
+      activation='exp', match_reconstruction=True, by_dead_fraction=False, after_tokens=after_tokens
+    )
+
+  @classmethod
+  def rescaled(
+    cls, after_tokens: int = 10_000_000, match_reconstruction: bool = True
+  ) -> GhostGrads:
+    """With a bounded activation, multiplied by the dead fraction."""
+    return cls(
+      activation='exp_of_negative',
+      match_reconstruction=match_reconstruction,
+      by_dead_fraction=True,
+      after_tokens=after_tokens,
+    )
+
+  def loss(
+    self,
+    dead_M: jax.Array,
+    z_BxM: jax.Array,
+    W_dec: jax.Array,
+    error_BxE: jax.Array,
+    reconstruction: jax.Array,
+    matmuls: str = 'float32',
+  ) -> jax.Array:
+    """The loss; arguments as in `AuxK.loss`, `reconstruction` a constant."""
+    e_hat = product(self._ghosts(dead_M, z_BxM), W_dec, matmuls)
+    length = jnp.linalg.norm(lax.stop_gradient(e_hat), axis=-1, keepdims=True)
+    half = jnp.linalg.norm(error_BxE, axis=-1, keepdims=True) / 2
+    total = _mean_square(error_BxE - e_hat * half / jnp.where(length > 0, length, 1))
+    if self.match_reconstruction:
+      fixed = lax.stop_gradient(total)
+      total = total * reconstruction / jnp.where(fixed > 0, fixed, 1)
+    return total * jnp.mean(dead_M, dtype=total.dtype) if self.by_dead_fraction else total
+
+  def _ghosts(self, dead_M: jax.Array, z_BxM: jax.Array) -> jax.Array:
+    """The activations of dead latents, each token's divided by its largest one.
+
+    A constant factor of a token goes through s e_hat unchanged, so the loss and its gradient are those of the
+    activations themselves, whose exp overflows float32 at a pre-activation of 88 and vanishes at one of -104.
+    """
+    exponents = EXPONENTS[self.activation](jnp.where(dead_M, z_BxM, 0))
+    largest = jnp.max(exponents, -1, keepdims=True, where=dead_M, initial=-jnp.inf)
+    largest = lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0))
+    return jnp.where(dead_M, jnp.exp(jnp.where(dead_M, exponents - largest, 0)), 0)
+
+
+def _mean_square(x_BxE: jax.Array) -> jax.Array:
+  return jnp.mean(jnp.sum(jnp.square(x_BxE), -1))

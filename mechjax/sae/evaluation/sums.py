@@ -1,0 +1,200 @@
+"""Sums: what a batch of tokens is reduced to on the device.
+
+A batch says which token follows which, and which ones count. Everything here takes one, or activations of its tokens,
+and gives sums over those that count, so that batches of any size add up (`metrics`).
+
+    log_probs, loss, divergence           of logits [B, T, V]
+    tokens, spread, site_totals           of the value of a site
+
+Sharp edge: a token that is not kept keeps its activation, and is neither predicted nor predicted from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax import logits as model_logits
+from mechjax import precision
+from mechjax.sae.architectures import Architecture, Params
+from mechjax.sae.errors import SAEError
+from mechjax.sae.evaluation import splice
+from mechjax.sae.evaluation.metrics import SiteTotals, Spread
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """Some tokens.
+
+  Attributes:
+    inputs: what the model takes.
+    targets: which token follows each, int [B, T]; -1 where none is to be predicted.
+    kept: which tokens count and are spliced, bool [B, T].
+    mask: which tokens are real and not padding, bool [B, T], which the model is told as `mask=`; None if all are.
+  """
+
+  inputs: Any
+  targets: Any
+  kept: Any
+  mask: Any = None
+
+
+def batches_of(batches: Any) -> Iterable[Batch]:
+  """`batches` itself; an SAEError for tokens, one batch or something else that is not gone through."""
+  if isinstance(batches, Batch) or hasattr(batches, 'shape') or not np.iterable(batches):
+    raise _no_batches(batches)
+  return batches
+
+
+def check_batch(batch: Any) -> None:
+  """Raises SAEError for what is no `Batch`."""
+  if not isinstance(batch, Batch):
+    raise _no_batches(batch)
+
+
+def _no_batches(found: Any) -> SAEError:
+  shape = f' of shape {np.shape(found)}' if hasattr(found, 'shape') else ''
+  return SAEError(
+    f'batches are wanted, got {type(found).__name__}{shape}',
+    cause='token ids: which of them count is not said'
+    if not isinstance(found, Batch)
+    else 'one batch instead of several',
+    mend='[mechjax.sae.next_tokens(tokens, kept)], kept False at padding and special tokens',
+  )
+
+
+def next_tokens(tokens: Any, kept: Any, mask: Any = None) -> Batch:
+  """A batch for a language model.
+
+  Args:
+    tokens: ids, int [B, T], which are the inputs too.
+    kept: False at padding and at special tokens, bool [B, T].
+    mask: False at padding, bool [B, T]. `kept` does not tell the model what is padding, since it sees special tokens;
+      rows padded on the left are wrong without.
+
+  Returns:
+    The batch; predicted is each kept token that follows a kept one.
+
+  Raises:
+    SAEError: shapes that differ, or padding that is kept.
+  """
+  tokens, kept = np.asarray(tokens), np.asarray(kept)
+  if tokens.shape != kept.shape or tokens.ndim != 2 or kept.dtype != bool:
+    raise SAEError(
+      f'tokens {tokens.shape} and a mask {kept.dtype} {kept.shape}',
+      mend='token ids [B, T], and for each of them a boolean',
+    )
+  if tokens.dtype.kind not in 'iu' or (
+    tokens.size and not 0 <= tokens.min() <= tokens.max() < 2**31
+  ):
+    raise SAEError(f'token ids are integers from 0 to 2**31 - 1, got {tokens.dtype}')
+  if mask is not None:
+    mask = np.asarray(mask)
+    if mask.dtype != bool or mask.shape != tokens.shape or (kept & ~mask).any():
+      raise SAEError(
+        f'a padding mask {mask.dtype} {mask.shape} for tokens {tokens.shape}',
+        mend='one boolean for each token, True wherever kept is',
+      )
+  targets = np.full(tokens.shape, -1, np.int32)
+  targets[:, :-1] = np.where(kept[:, 1:] & kept[:, :-1], tokens[:, 1:], -1)
+  return Batch(tokens, targets, kept, mask)
+
+
+def padding(batch: Batch) -> dict[str, Any]:
+  """What a forward pass is told besides the inputs: the mask, if there is one."""
+  return {} if batch.mask is None else {'mask': batch.mask}
+
+
+def log_probs(logits: jax.Array, batch: Batch) -> jax.Array:
+  """Log-probabilities [B, T, V], in float32 or wider.
+
+  Raises:
+    SAEError: logits of other tokens than the batch has.
+  """
+  targets = jnp.asarray(batch.targets)
+  if logits.shape[:-1] != targets.shape:
+    raise SAEError(f'logits of shape {logits.shape} for targets of shape {targets.shape}')
+  return model_logits.log_probs(logits)
+
+
+def loss(log_probs: jax.Array, batch: Batch) -> jax.Array:
+  """Sum of the negative log-probabilities of the tokens that are predicted."""
+  return jnp.sum(model_logits.next_token_loss(log_probs, jnp.asarray(batch.targets)))
+
+
+def divergence(p: jax.Array, q: jax.Array, batch: Batch) -> jax.Array:
+  """Sum over predictions of KL(p || q), both log-probabilities [B, T, V]; tokens of probability 0 add nothing."""
+  each = model_logits.kl_divergence(p, q)
+  return jnp.sum(jnp.where(jnp.asarray(batch.targets) >= 0, each, 0))
+
+
+def predicted(batch: Batch) -> jax.Array:
+  """How many tokens are predicted."""
+  return jnp.sum(jnp.asarray(batch.targets) >= 0, dtype=jnp.int32)
+
+
+def tokens(value: jax.Array, batch: Batch) -> jax.Array:
+  """Activations of all tokens, float32 [N, D], from the value of a site."""
+  x = splice.activations(value, jnp.asarray(batch.kept))
+  return x.reshape(-1, x.shape[-1])
+
+
+def spread(y_NxE: jax.Array, batch: Batch) -> Spread:
+  """Of the activations of the tokens that are kept."""
+  kept_Nx1 = jnp.asarray(batch.kept).reshape(-1, 1)
+  count = jnp.sum(kept_Nx1, dtype=jnp.int32)
+  mean_E = jnp.sum(jnp.where(kept_Nx1, y_NxE, 0), 0) / jnp.maximum(count, 1).astype(y_NxE.dtype)
+  return Spread(count, mean_E, jnp.sum(jnp.where(kept_Nx1, jnp.square(y_NxE - mean_E), 0)))
+
+
+def site_totals(
+  sae: Architecture,
+  params: Params,
+  x_NxD: jax.Array,
+  y_NxE: jax.Array,
+  g_NxE: jax.Array,
+  batch: Batch,
+) -> SiteTotals:
+  """What a dictionary says of the tokens that are kept.
+
+  Args:
+    sae: the dictionary.
+    params: its parameters.
+    x_NxD: what it reads.
+    y_NxE: what it should say.
+    g_NxE: gradient of the loss with respect to that.
+    batch: of the tokens.
+  """
+  kept_N = jnp.asarray(batch.kept).reshape(-1)
+  f_NxM = sae.encode(params, x_NxD)
+  y_hat_NxE = sae.decode(params, f_NxM, x_NxD)
+  ratio_N, has_N = _uniformity(f_NxM * precision.matmul(g_NxE, params['W_dec'].T))
+
+  def total(per_token_N: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(kept_N, per_token_N, 0))
+
+  return SiteTotals(
+    spread=spread(y_NxE, batch),
+    error=total(jnp.sum(jnp.square(y_NxE - y_hat_NxE), -1)),
+    norm=total(jnp.sum(jnp.square(y_hat_NxE), -1)),
+    overlap=total(jnp.sum(y_NxE * y_hat_NxE, -1)),
+    firings=jnp.sum((f_NxM > 0) & kept_N[:, None], 0, dtype=jnp.int32),
+    uniformity=total(jnp.where(has_N, ratio_N, 0)),
+    attributed=jnp.sum(has_N & kept_N, dtype=jnp.int32),
+  )
+
+
+def _uniformity(a_NxM: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """exp(entropy(|a| / sum |a|)) / |a|_0 of each token, and whether it has one, [N]."""
+  size = jnp.abs(a_NxM)
+  total = jnp.sum(size, -1, keepdims=True)
+  share = size / jnp.where(total > 0, total, 1)
+  entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0), -1)
+  n_active = jnp.sum(share > 0, -1)
+  return jnp.exp(entropy) / jnp.maximum(n_active, 1).astype(entropy.dtype), n_active > 0
