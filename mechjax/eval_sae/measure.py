@@ -52,6 +52,9 @@ def measure(settings: Settings) -> Measured:
   out = Path(settings.out or Path(settings.run) / 'evaluation')
   subjects = found(settings, out)
   chosen = _with_dashboard(settings, subjects)
+  out.mkdir(
+    parents=True, exist_ok=True
+  )  # what cannot be written is refused before hours of computing
   reports = _judged(settings, subjects)
   seen = {
     s.name: _features(settings, subjects, s, reports[s.name].sites[subjects.site]) for s in chosen

@@ -34,7 +34,6 @@ def write(measured: Measured) -> None:
     measured: from `measure`.
   """
   subjects, reports, out = measured.subjects, measured.reports, measured.out
-  out.mkdir(parents=True, exist_ok=True)
   print(table(subjects, reports))
   files.write_json(out / 'evaluation.json', _without_nan(_metadata(subjects, reports)))
   title = f'{subjects.model.name}, {subjects.site}'

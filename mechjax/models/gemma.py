@@ -21,6 +21,7 @@ from mechjax import errors, extras
 from mechjax.models import shipped
 from mechjax.models.forward_pass import Forward
 from mechjax.weights import gemma as weights
+from mechjax.weights import upstream
 from mechjax.weights.gguf import GGUFFile
 
 
@@ -39,7 +40,7 @@ def forward(file: GGUFFile) -> Forward:
   """
   shape = weights.gemma3_shape(file)
   model = _transformer(shape)
-  params = weights.linen_gemma3(file, shape, jax.device_put)
+  params = upstream.linen_gemma3(file, shape, jax.device_put)
   return shipped.forward(shape, params, _apply, _unembed, model)
 
 

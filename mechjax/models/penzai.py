@@ -19,7 +19,7 @@ import jax
 from mechjax import errors, extras
 from mechjax.models import padding, shipped
 from mechjax.models.forward_pass import Forward
-from mechjax.weights import llamas, names
+from mechjax.weights import names, upstream
 from mechjax.weights.gguf import GGUFFile
 
 _HEADS = ('head_groups', 'query_heads', 'projection')
@@ -58,7 +58,7 @@ def forward(file: GGUFFile) -> Forward:
       mend="load it with code='tunix' or code='transformers'",
     )
   model = _model(shape)
-  params = llamas.penzai_llama(file, shape, jax.device_put)
+  params = upstream.penzai_llama(file, shape, jax.device_put)
   return shipped.forward(shape, params, _apply, _unembed, model)
 
 

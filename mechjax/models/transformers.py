@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from mechjax import extras
 from mechjax.models import shipped
 from mechjax.models.forward_pass import Forward
-from mechjax.weights import llamas, names
+from mechjax.weights import names, upstream
 from mechjax.weights.gguf import GGUFFile
 
 _UPSTREAM = 'transformers.models.llama.modeling_flax_llama'
@@ -45,7 +45,7 @@ def forward(file: GGUFFile) -> Forward:
   patches = shipped.patch('transformers_flax')
   patches.LLAMA.install()
   patches.LLAMA_CORRECTIONS.install()
-  params = llamas.flax_llama(file, shape, jax.device_put)
+  params = upstream.flax_llama(file, shape, jax.device_put)
   return shipped.forward(shape, params, _apply, _unembed, shape)
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from mechjax import errors, extras
 from mechjax.models import shipped
 from mechjax.models.forward_pass import Forward
-from mechjax.weights import gemma, names
+from mechjax.weights import gemma, names, upstream
 from mechjax.weights.gguf import GGUFFile
 
 
@@ -88,8 +88,8 @@ def _structure(cls: Any, config: Any) -> tuple[Any, Any]:
 
 # By architecture: the sizes of a file, the structure for them, and the parameters of the file.
 _FAMILIES: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
-  'gemma3': (gemma.gemma3_shape, _gemma3, gemma.tunix_gemma3),
-  'llama': (names.llama_shape, _qwen2, names.tunix_qwen2),
+  'gemma3': (gemma.gemma3_shape, _gemma3, upstream.tunix_gemma3),
+  'llama': (names.llama_shape, _qwen2, upstream.tunix_qwen2),
 }
 
 

@@ -23,7 +23,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -99,9 +99,7 @@ def file_shape(line: Line, shape: tuple[int, ...]) -> tuple[int, ...]:
   Returns:
     The shape; that of the whole tensor where the parameter is a part of one.
   """
-  left, right = _parse(line.axes)
-  sizes = _sizes(right, shape)
-  return tuple(math.prod(_size(axis, sizes) for axis in group) for group in left)
+  return whole_shape(line, _sizes(_parse(line.axes)[1], shape))
 
 
 def row_axis(line: Line) -> int | None:
@@ -129,8 +127,24 @@ def to_parameter(line: Line, tensor: np.ndarray, shape: tuple[int, ...]) -> np.n
   Returns:
     An array of that shape.
   """
-  part, order = _split(line, tensor, shape)
-  return part.transpose(order).reshape(shape)
+  return arranged(line, tensor, _sizes(_parse(line.axes)[1], shape))
+
+
+def arranged(line: Line, tensor: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
+  """A parameter (one layer of it) out of the tensor that holds it, from the sizes of lettered axes.
+
+  Args:
+    line: of the parameter.
+    tensor: in the shape that `whole_shape` says.
+    sizes: of the axes, by letter.
+  """
+  part, order = _split(line, tensor, sizes)
+  return part.transpose(order).reshape(_shape(_parse(line.axes)[1], sizes))
+
+
+def whole_shape(line: Line, sizes: Mapping[str, int]) -> tuple[int, ...]:
+  """The shape that a tensor has in the file, from the sizes of lettered axes."""
+  return _shape(_parse(line.axes)[0], sizes)
 
 
 def place(line: Line, parameter: np.ndarray, tensor: np.ndarray) -> None:
@@ -141,7 +155,7 @@ def place(line: Line, parameter: np.ndarray, tensor: np.ndarray) -> None:
     parameter: its values.
     tensor: contiguous, in the shape that `file_shape` says; other parts of it are left alone.
   """
-  part, order = _split(line, tensor, parameter.shape)
+  part, order = _split(line, tensor, _sizes(_parse(line.axes)[1], parameter.shape))
   flat = part.transpose(order)
   flat[...] = (
     parameter.reshape(flat.shape) - line.plus if line.plus else parameter.reshape(flat.shape)
@@ -149,11 +163,10 @@ def place(line: Line, parameter: np.ndarray, tensor: np.ndarray) -> None:
 
 
 def _split(
-  line: Line, tensor: np.ndarray, shape: tuple[int, ...]
+  line: Line, tensor: np.ndarray, sizes: Mapping[str, int]
 ) -> tuple[np.ndarray, tuple[int, ...]]:
   """The tensor with every axis by itself, and the order in which the parameter has them."""
   left, right = _parse(line.axes)
-  sizes = _sizes(right, shape)
   axes = _flat(left)
   whole = tensor.reshape([_size(axis, sizes) for axis in axes])
   part = whole[tuple(int(a.split('/')[0]) if '/' in a else slice(None) for a in axes)]
@@ -185,5 +198,9 @@ def _sizes(groups: Axes, shape: tuple[int, ...]) -> dict[str, int]:
   return sizes
 
 
-def _size(axis: str, sizes: dict[str, int]) -> int:
+def _shape(groups: Axes, sizes: Mapping[str, int]) -> tuple[int, ...]:
+  return tuple(math.prod(_size(axis, sizes) for axis in group) for group in groups)
+
+
+def _size(axis: str, sizes: Mapping[str, int]) -> int:
   return sizes[axis] if axis in sizes else int(axis.split('/')[-1])

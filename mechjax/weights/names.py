@@ -1,23 +1,11 @@
-"""What each code base calls each tensor, and in which layout it wants it.
+"""What the header of a GGUF file says of a model, and its tensors, each handed out with its shape checked.
 
-The same weights have other names, other axes and even another order of rows in every
-implementation, and a mistake in any of them yields a model that still speaks, only worse. So each
-map is written out as the tree that the implementation expects, one line per parameter, every shape
-stated and compared, and it must use every tensor of the file: a bias or a table of rotary
-frequencies that the map does not know is an error, never silently left out.
-
-The trap worth knowing: llama-family GGUF files interleave the two halves of each rotary pair in
-the rows of attn_q and attn_k. Implementations that rotate halves (all the JAX ones) need
-`unpermute`.
-
-Shapes: D model, F mlp, N query heads, K key-value heads, H per head, V vocabulary.
+`upstream` and `llama_cpp` say where each tensor belongs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -159,106 +147,6 @@ def llama_shape(file: GGUFFile) -> LlamaShape:
     norm_eps=epsilon(s),
     tied='output.weight' not in file.tensors,
   )
-
-
-def unpermute(w: np.ndarray, n_heads: int) -> np.ndarray:
-  """Undoes GGUF's interleaving of rotary pairs.
-
-  Args:
-    w: [n_heads * H, D], row 2j + s of a head being row j + s * H/2 of the original.
-    n_heads: how many heads the rows hold.
-
-  Returns:
-    The rows in the order in which the two halves of a head are rotated against each other.
-  """
-  return w.reshape(n_heads, w.shape[0] // n_heads // 2, 2, -1).swapaxes(1, 2).reshape(w.shape)
-
-
-def tunix_qwen2(
-  file: GGUFFile, shape: LlamaShape, put: Callable[[Any], Any] = lambda tree: tree
-) -> dict[str, Any]:
-  """The parameters of google-tunix's Qwen2 class, from a llama-architecture file.
-
-  A llama is a Qwen2 whose query, key and value biases are zero.
-
-  Args:
-    file: an open file.
-    shape: its sizes, from `llama_shape`.
-    put: applied to each part of the tree as soon as it is read, such as `jax.device_put`, so that
-      the
-      host never holds the whole model beside the device.
-
-  Returns:
-    Nested dict of float32 arrays in the structure of the class's pure state.
-
-  Raises:
-    WeightsError: a tensor is missing, has another shape, or is one that the map does not know.
-  """
-  D, V = shape.d_model, shape.n_vocab
-  tensors = Tensors(file)
-  params: dict[str, Any] = {
-    'embedder': put({'input_embedding': tensors.take('token_embd.weight', V, D)}),
-    'layers': {i: put(_tunix_layer(tensors, f'blk.{i}', shape)) for i in range(shape.n_layers)},
-    'final_norm': put({'w': tensors.take('output_norm.weight', D)}),
-  }
-  if not shape.tied:
-    params['lm_head'] = put({'w': tensors.take('output.weight', V, D).T})
-  tensors.check_all_taken()
-  return params
-
-
-def _tunix_layer(tensors: Tensors, blk: str, shape: LlamaShape) -> dict[str, Any]:
-  D, N, K, H = shape.d_model, shape.n_heads, shape.n_kv_heads, shape.d_head
-  take = tensors.take
-  query, key, value = qkv(tensors, blk, shape)
-  return {
-    'input_layernorm': {'w': take(f'{blk}.attn_norm.weight', D)},
-    'attn': {
-      'q_proj': {'w': _to_heads(query, N)},
-      'k_proj': {'w': _to_heads(key, K)},
-      'v_proj': {'w': _to_heads(value, K)},
-      'o_proj': {'w': take(f'{blk}.attn_output.weight', D, N * H).T.reshape(N, H, D)},
-      'q_bias': np.zeros(N * H, np.float32),
-      'k_bias': np.zeros(K * H, np.float32),
-      'v_bias': np.zeros(K * H, np.float32),
-    },
-    'post_attention_layernorm': {'w': take(f'{blk}.ffn_norm.weight', D)},
-    'mlp': mlp_kernels(*mlp(tensors, blk, shape)),
-  }
-
-
-def qkv(tensors: Tensors, blk: str, shape: LlamaShape) -> tuple[np.ndarray, ...]:
-  """A llama's query, key and value weights, [heads * H, D], rotary halves apart."""
-  D, N, K, H = shape.d_model, shape.n_heads, shape.n_kv_heads, shape.d_head
-  return (
-    unpermute(tensors.take(f'{blk}.attn_q.weight', N * H, D), N),
-    unpermute(tensors.take(f'{blk}.attn_k.weight', K * H, D), K),
-    tensors.take(f'{blk}.attn_v.weight', K * H, D),
-  )
-
-
-def mlp(tensors: Tensors, blk: str, shape: Sizes) -> tuple[np.ndarray, ...]:
-  """Gate [F, D], up [F, D] and down [D, F] of a block."""
-  D, F = shape.d_model, shape.d_mlp
-  return (
-    tensors.take(f'{blk}.ffn_gate.weight', F, D),
-    tensors.take(f'{blk}.ffn_up.weight', F, D),
-    tensors.take(f'{blk}.ffn_down.weight', D, F),
-  )
-
-
-def mlp_kernels(gate_FxD: np.ndarray, up_FxD: np.ndarray, down_DxF: np.ndarray) -> dict[str, Any]:
-  """The MLP of a block as google-tunix's and transformers' classes have it."""
-  return {
-    'gate_proj': {'kernel': gate_FxD.T},
-    'up_proj': {'kernel': up_FxD.T},
-    'down_proj': {'kernel': down_DxF.T},
-  }
-
-
-def _to_heads(w: np.ndarray, n_heads: int) -> np.ndarray:
-  """[heads * H, D], applied to a column, as [D, heads, H], contracted with a row."""
-  return w.T.reshape(w.shape[1], n_heads, -1)
 
 
 class Tensors:

@@ -11,7 +11,7 @@ import pytest
 from mechjax.errors import WeightsError
 from mechjax.models import families, parameters
 from mechjax.models.config import Llama3Scaling
-from mechjax.weights import gemma, huggingface, llama_cpp, names
+from mechjax.weights import gemma, huggingface, llama_cpp, names, upstream
 from mechjax.weights.gguf import GGUFFile
 
 D, F, N, K, H, V, L = 12, 10, 3, 1, 4, 7, 2
@@ -86,8 +86,8 @@ def test_a_llama_has_the_weights_that_upstream_code_is_given(tmp_path):
   file = written(tmp_path, 'llama', LLAMA)
   config, params = read(file)
   assert config.tied
-  upstream = names.tunix_qwen2(file, names.llama_shape(file))
-  layers = [upstream['layers'][i] for i in range(L)]
+  tree = upstream.tunix_qwen2(file, names.llama_shape(file))
+  layers = [tree['layers'][i] for i in range(L)]
   for ours, theirs in {
     'attn_norm.scale': 'input_layernorm.w',
     'attn.q': 'attn.q_proj.w',
@@ -101,9 +101,9 @@ def test_a_llama_has_the_weights_that_upstream_code_is_given(tmp_path):
   }.items():
     part, leaf = ours.split('.')
     np.testing.assert_array_equal(params['layers'][part][leaf], stacked(layers, theirs))
-  embedding = upstream['embedder']['input_embedding']
+  embedding = tree['embedder']['input_embedding']
   np.testing.assert_array_equal(params['embed']['tokens'], embedding)
-  np.testing.assert_array_equal(params['final_norm']['scale'], upstream['final_norm']['w'])
+  np.testing.assert_array_equal(params['final_norm']['scale'], tree['final_norm']['w'])
 
 
 def test_a_gemma_has_the_weights_that_upstream_code_is_given(tmp_path):
@@ -111,8 +111,8 @@ def test_a_gemma_has_the_weights_that_upstream_code_is_given(tmp_path):
   config, params = read(file)
   assert (config.norm_offset, config.window, config.rope_base) == (1.0, 8, 5000.0)
   assert (config.rope_local_base, config.qk_norm, config.post_norms) == (10_000.0, True, True)
-  upstream = gemma.tunix_gemma3(file, gemma.gemma3_shape(file))
-  layers = [upstream['layers'][i] for i in range(L)]
+  tree = upstream.tunix_gemma3(file, gemma.gemma3_shape(file))
+  layers = [tree['layers'][i] for i in range(L)]
   for ours, theirs in {
     'attn_norm.scale': 'pre_attention_norm.scale',
     'attn.q': 'attn.q_einsum.w',
@@ -133,7 +133,7 @@ def test_a_gemma_has_the_weights_that_upstream_code_is_given(tmp_path):
   kv = stacked(layers, 'attn.kv_einsum.w')
   for i, leaf in enumerate('kv'):
     np.testing.assert_array_equal(params['layers']['attn'][leaf], kv[:, i].swapaxes(1, 2))
-  np.testing.assert_array_equal(params['final_norm']['scale'], upstream['final_norm']['scale'])
+  np.testing.assert_array_equal(params['final_norm']['scale'], tree['final_norm']['scale'])
 
 
 @pytest.mark.parametrize(('architecture', 'layer'), [('llama', LLAMA), ('gemma3', GEMMA3)])

@@ -1,4 +1,4 @@
-"""Name maps against a small file whose every number says where it has to go."""
+"""Sizes and constants from the header of a small file."""
 
 import gguf
 import numpy as np
@@ -53,76 +53,9 @@ def written(path, architecture='llama', shapes=SHAPES, rope_scaling=None) -> GGU
   return GGUFFile(path / 'tiny.gguf')
 
 
-def assert_close(found, expected):
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
 def test_sizes_and_constants_come_from_the_header(tmp_path):
   shape = names.llama_shape(written(tmp_path))
   assert shape == names.LlamaShape(L, D, F, N, K, H, V, 5000.0, 1e-5, tied=True)
-
-
-def test_unpermute_undoes_the_interleaving_row_by_row():
-  """Row 2j + s of a head, in the file, is row j + s * H/2 of the head."""
-  original = np.arange(2 * 8 * 3).reshape(2 * 8, 3)
-  interleaved = np.empty_like(original)
-  for head in range(2):
-    for j in range(4):
-      for s in range(2):
-        interleaved[head * 8 + 2 * j + s] = original[head * 8 + j + s * 4]
-  np.testing.assert_array_equal(names.unpermute(interleaved, 2), original)
-
-
-def test_every_projection_computes_what_the_file_says(tmp_path):
-  """The tree's arrays, contracted as tunix contracts them, equal x @ W.T with the file's rows."""
-  file = written(tmp_path)
-  params = names.tunix_qwen2(file, names.llama_shape(file))
-  x = np.random.default_rng(1).normal(size=D).astype(np.float32)
-  for i in range(L):
-    layer, blk = params['layers'][i], f'blk.{i}'
-    q = names.unpermute(file.read(f'{blk}.attn_q.weight'), N) @ x
-    k = names.unpermute(file.read(f'{blk}.attn_k.weight'), K) @ x
-    v = file.read(f'{blk}.attn_v.weight') @ x
-    attn = layer['attn']
-    for name, expected, n in [('q_proj', q, N), ('k_proj', k, K), ('v_proj', v, K)]:
-      found = np.einsum('d,dnh->nh', x, attn[name]['w'])
-      assert_close(found, expected.reshape(n, H))
-    z = np.random.default_rng(2).normal(size=N * H).astype(np.float32)
-    found = np.einsum('nh,nhd->d', z.reshape(N, H), attn['o_proj']['w'])
-    assert_close(found, file.read(f'{blk}.attn_output.weight') @ z)
-    gate = x @ layer['mlp']['gate_proj']['kernel']
-    assert_close(gate, file.read(f'{blk}.ffn_gate.weight') @ x)
-    down = gate @ layer['mlp']['down_proj']['kernel']
-    assert_close(down, file.read(f'{blk}.ffn_down.weight') @ gate)
-    assert not any(attn[bias].any() for bias in ('q_bias', 'k_bias', 'v_bias'))
-
-
-def test_an_untied_head_is_read_and_a_tied_one_is_not_invented(tmp_path):
-  tied = written(tmp_path)
-  assert 'lm_head' not in names.tunix_qwen2(tied, names.llama_shape(tied))
-  untied = written(tmp_path, shapes={**SHAPES, 'output.weight': (V, D)})
-  params = names.tunix_qwen2(untied, names.llama_shape(untied))
-  np.testing.assert_array_equal(params['lm_head']['w'], untied.read('output.weight').T)
-
-
-def test_a_missing_tensor_is_named(tmp_path):
-  file = written(tmp_path, shapes={k: v for k, v in SHAPES.items() if k != 'blk.1.attn_v.weight'})
-  with pytest.raises(WeightsError, match=r"no tensor 'blk\.1\.attn_v\.weight'"):
-    names.tunix_qwen2(file, names.llama_shape(file))
-
-
-def test_a_tensor_that_the_map_does_not_use_is_an_error(tmp_path):
-  file = written(tmp_path, shapes={**SHAPES, 'blk.0.attn_q.bias': (N * H,)})
-  with pytest.raises(WeightsError, match=r"does not use: \['blk\.0\.attn_q\.bias'\]"):
-    names.tunix_qwen2(file, names.llama_shape(file))
-
-
-def test_a_wrong_shape_names_both_shapes(tmp_path):
-  file = written(tmp_path, shapes={**SHAPES, 'blk.0.ffn_up.weight': (F, D + 1)})
-  with pytest.raises(
-    WeightsError, match=r"'blk\.0\.ffn_up\.weight' has shape \(10, 13\), expected"
-  ):
-    names.tunix_qwen2(file, names.llama_shape(file))
 
 
 def test_other_architectures_and_rotary_schemes_are_refused(tmp_path):
