@@ -119,11 +119,6 @@ def hidden_jaxprs(params: dict[str, Any]) -> list[Any]:
   return found
 
 
-def is_differentiated(x: Any) -> bool:
-  """Whether `x` carries a tangent right now (JVPTracer; LinearizeTracer has no public name)."""
-  return isinstance(x, ad.JVPTracer) or type(x).__name__ == 'LinearizeTracer'
-
-
 def trace_context() -> Any:
   """Everything in JAX's configuration that a staged program depends on; part of our cache keys."""
   return config.trace_context()
@@ -198,6 +193,32 @@ def call_subfuns(eqn: Any) -> tuple[Any, ...]:
   return eqn.primitive.get_bind_params(eqn.params)['subfuns']
 
 
+# --- JAX's partial evaluation ---------------------------------------------------------------------------
+#
+# JAX means to do without general partial evaluation, the machinery behind `linearize`, `vjp` and `checkpoint` that
+# splits a program into what is known now and what is computed later. What of ours rests on it stands here, one
+# function each:
+#
+#   keep_alive         a table of pruning rules. Without it: an effect on `sow_p`, the public way, which turns off the
+#                      dispatch fast path while a harvest stages and keeps more residuals of a checkpoint; or no rule
+#                      at all, if nothing is pruned before the compiler prunes.
+#   staging_trace      the class of the trace that builds a program. Without it: whatever class takes its place.
+#   is_differentiated  the class of the tracers of `linearize`. Without it: JVP tracers alone.
+#   is_recomputed      the parameter of a checkpoint that says that it is the half which a derivative computes again.
+#                      Without it a staged program holds no such half and nothing is sown twice: `Sown.backward`, the
+#                      recomputation in `rules`, and the `Echo` of a stepped run that is no tangent can go.
+
+
+def is_differentiated(x: Any) -> bool:
+  """Whether `x` carries a tangent right now (JVPTracer; LinearizeTracer has no public name)."""
+  return isinstance(x, ad.JVPTracer) or type(x).__name__ == 'LinearizeTracer'
+
+
+def is_recomputed(eqn: Any) -> bool:
+  """Whether an equation is the half of a checkpoint that a derivative computes again."""
+  return bool(eqn.params.get('differentiated'))
+
+
 def keep_alive(primitive: Any) -> None:
   """Keeps equations of `primitive` when JAX prunes what a result does not need.
 
@@ -224,6 +245,18 @@ def _asked_by_jax() -> bool:
 
 
 _PRUNING = ('jax._src.interpreters.partial_eval', 'jax._src.util', 'jax._src.weakref_lru')
+
+
+def staging_trace() -> Any:
+  """The trace that is building a program right now (inside jit, scan, checkpoint), or None.
+
+  Whether concrete arguments meet a program under construction, and whether a value lies in another one than
+  before, has no public answer.
+  """
+  trace = core.trace_ctx.trace
+  while trace is not None and not isinstance(trace, partial_eval.DynamicJaxprTrace):
+    trace = getattr(trace, 'parent_trace', None)
+  return trace
 
 
 # --- batching of control flow ---------------------------------------------------------------------------
@@ -258,19 +291,7 @@ while_p = jex_core.primitives.while_p
 SHARD_MAP = 'shard_map'  # by name: jax.extend exports no shard_map_p
 
 
-# --- where tracing stands -----------------------------------------------------------------------------------
-
-
-def staging_trace() -> Any:
-  """The trace that is building a program right now (inside jit, scan, checkpoint), or None.
-
-  Whether concrete arguments meet a program under construction, and whether a value lies in another one than
-  before, has no public answer.
-  """
-  trace = core.trace_ctx.trace
-  while trace is not None and not isinstance(trace, partial_eval.DynamicJaxprTrace):
-    trace = getattr(trace, 'parent_trace', None)
-  return trace
+# --- name stacks ------------------------------------------------------------------------------------------
 
 
 def without_scopes(name_stack: Any, prefix: str) -> Any:

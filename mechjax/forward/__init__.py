@@ -40,12 +40,16 @@ from mechjax.forward.backward import Backward
 from mechjax.forward.run import BackwardRun, Run
 from mechjax.forward.segments import Layout
 from mechjax.harvest.selecting import live, select
-from mechjax.programs.program import Program
+from mechjax.programs.program import Kept, Program
 from mechjax.programs.repeats import refuse_twice
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG
 
 __all__ = ['Backward', 'BackwardRun', 'Run', 'iterate', 'recorded']
+
+
+_CHOSEN: Kept[tuple[list[sites_lib.Site], frozenset]] = Kept()
+_LAYOUTS: Kept[Layout] = Kept()
 
 
 def iterate(
@@ -104,14 +108,14 @@ def _choose(
   program: Program, patterns: tuple[str, ...], tag: Hashable
 ) -> tuple[list[sites_lib.Site], frozenset]:
   """The sites that `patterns` select in a program, and the keys of the sows they stand for."""
-  known = program.cache.get(('chosen', patterns, tag))
+  known = _CHOSEN.of(program).get((patterns, tag))
   if known is None:
     sown = live(program, tag)
     where = select(patterns, program, tag)
     chosen = set(where)
     keys = frozenset(s.key for s in sown if any(site in chosen for site in s.all_sites))
     refuse_twice(program, tag, keys)
-    known = program.cache['chosen', patterns, tag] = where, keys
+    known = _CHOSEN.of(program)[patterns, tag] = where, keys
   return known
 
 
@@ -146,9 +150,9 @@ def recorded(
 
 
 def _layout(program: Program, tag: Hashable, keys: frozenset) -> Layout:
-  layout = program.cache.get(('layout', tag, keys))
+  layout = _LAYOUTS.of(program).get((tag, keys))
   if layout is None:
-    layout = program.cache['layout', tag, keys] = Layout(program, tag, keys)
+    layout = _LAYOUTS.of(program)[tag, keys] = Layout(program, tag, keys)
   return layout
 
 

@@ -40,9 +40,11 @@ from mechjax.forward.tape import (
 from mechjax.programs.line import Line, Op, Ref, evaluator
 from mechjax.programs.places import ROUND, TOP, Place, name_and_path
 from mechjax.programs.primitives import Kind, body_of, kind_of, split_scan
-from mechjax.programs.program import Program, struct_of
+from mechjax.programs.program import Kept, Program, struct_of
 from mechjax.programs.structure import segment_key
 from mechjax.programs.tag import sow_tangent_p
+
+_COMPILED: Kept[Callable] = Kept()
 
 
 class Layout:
@@ -59,7 +61,7 @@ class Layout:
   def __init__(self, program: Program, tag: Hashable, wanted: frozenset):
     self.program, self.tag, self.wanted = program, tag, wanted
     self.names = {key.name for key in wanted}
-    self.compiled: dict[Any, Callable] = program.cache.setdefault('segments', {})
+    self.compiled = _COMPILED.of(program)
     self.backward_keys: dict[int, Any] = {}
     self.n_segments = 0
     self._used: set[Any] = set()
@@ -217,7 +219,7 @@ def _called(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
 
 def _checkpointed(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   before = writer.backward
-  writer.backward = before or eqn.params['differentiated']
+  writer.backward = before or compat.is_recomputed(eqn)
   out = _called(writer, eqn, refs, place)
   writer.backward = before
   return out

@@ -14,11 +14,11 @@ JAX does still works around it: jit it, differentiate it, vmap it, shard it.
     acts = harvest.reap(model, sites='mlp_out.{0,2}')(x)         acts['mlp_out.2']
     y = harvest.plant(model)({'mlp_out.1': jnp.zeros_like(x)}, x)
 
-How it works. The function is staged to a jaxpr with the tags in it (`staging`), and staged again when something that
-it reads has changed (`watching`). The jaxpr is walked so that every tag is known by name, layer, shape and source line
-(`program`), the request is resolved against that list (`reads`, `writes`, `plans`), and the jaxpr is evaluated again
-by ONE interpreter (`interpreter`, `rules`) that does something at the tags and nothing anywhere else. `gradients` and
-`subgraph` are clients of the same machinery. The semantics of tags, modes and names are those of Oryx
+How it works. The machine room is `mechjax.programs`: the function is staged to a jaxpr with the tags in it, and staged
+again when something that it reads has changed (`mechjax.watching`); the jaxpr is walked so that every tag is known by
+name, layer, shape and source line. Here the request is resolved against that list (`selecting`, `reads`, `writes`,
+`plans`), and the jaxpr is evaluated again by ONE interpreter that does something at the tags and nothing anywhere else.
+`gradients` and `subgraph` are clients of the same machinery. The semantics of tags, modes and names are those of Oryx
 (oryx.core.interpreters.harvest), whose last release cannot run on current JAX.
 
 Sharp edges.

@@ -28,7 +28,7 @@ from mechjax.harvest import writes as writing
 from mechjax.harvest.plans import HarvestPlan
 from mechjax.programs.cells import Keyed
 from mechjax.programs.interpreter import Interpreter
-from mechjax.programs.program import Program
+from mechjax.programs.program import Kept, Program
 from mechjax.programs.reach import refuse_dead
 from mechjax.programs.repeats import refuse_twice
 from mechjax.programs.staging import stager
@@ -214,14 +214,18 @@ def _refuse_devices(program: Program, tag: Hashable) -> None:
       )
 
 
+_COMPILED: Kept[Callable] = Kept()
+
+
 def run(program: Program, plan: Any, data: Keyed, values: list[Any]) -> tuple[Any, Keyed]:
   """Interprets a program under a plan, compiled; the executable is kept with the program."""
-  compiled = program.cache.get(plan)
+  known = _COMPILED.of(program)
+  compiled = known.get(plan)
   if compiled is None:
 
     def interpreted(data, values):
       out, cells = Interpreter(program, plan).run(values, data)
       return program.out_tree.unflatten(out), cells
 
-    compiled = program.cache[plan] = jax.jit(interpreted)
+    compiled = known[plan] = jax.jit(interpreted)
   return compiled(data, values)

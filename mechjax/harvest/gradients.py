@@ -27,11 +27,13 @@ from mechjax.harvest.reads import Read, assemble, resolve_reads
 from mechjax.harvest.requests import Writing
 from mechjax.programs.cells import Cell, DataKey, Keyed
 from mechjax.programs.interpreter import Interpreter
-from mechjax.programs.program import Program
+from mechjax.programs.program import Kept, Program
 from mechjax.programs.reach import refuse_dead
 from mechjax.programs.repeats import refuse_twice
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG
+
+_COMPILED: Kept[Callable] = Kept()
 
 
 def value_and_grad_at(
@@ -60,13 +62,14 @@ def value_and_grad_at(
     reads, tables = resolve_reads(sites, program, tag)
     keys = frozenset(r.key for r in reads)
     plan = HarvestPlan(tag=tag, read_keys=keys, write_keys=keys)
-    compiled = program.cache.get(('gradients', plan, has_aux))
+    known = _COMPILED.of(program)
+    compiled = known.get((plan, has_aux))
     if compiled is None:
       _check(reads)
       refuse_twice(program, tag, keys)
       refuse_dead(program, tag, keys, 'differentiated')
       compiled = jax.jit(functools.partial(_pass, program, plan, reads, has_aux))
-      program.cache['gradients', plan, has_aux] = compiled
+      known[plan, has_aux] = compiled
     out, cells, grads = compiled(tables, values)
     return out, assemble(reads, cells, tables), assemble(reads, grads, tables)
 

@@ -41,11 +41,12 @@ from mechjax.programs.interpreter import Interpreter
 from mechjax.programs.line import Line, Op, Origin, Ref, evaluate, read
 from mechjax.programs.places import TOP, Key, Loop, Place
 from mechjax.programs.primitives import CALLS, Kind, body_of, kind_of
-from mechjax.programs.program import Program, Sown, struct_of
+from mechjax.programs.program import Kept, Program, Sown, struct_of
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG, sow, sow_p
 
 _CAPTURED = 'mechjax captured'
+_PLANS: Kept[tuple] = Kept()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _cut(layout: _Layout, ins: Sequence[Key], outs: Sequence[Key]) -> _Cut:
   for k in outs:
     if not any(r in reached for r in layout.sows[k].ins):
       raise HarvestError(
-        f'{_name(k)} does not depend on {", ".join(map(_name, ins))}',
+        f'{k} does not depend on {", ".join(map(str, ins))}',
         cause='the outputs come before the inputs, or at another layer of a scan',
         mend='name sites in the order of the forward pass, at one layer',
       )
@@ -160,10 +161,6 @@ def _cut(layout: _Layout, ins: Sequence[Key], outs: Sequence[Key]) -> _Cut:
     captured,
     tuple(layout.origins[v] for v in captured),
   )
-
-
-def _name(key: Key) -> str:
-  return str(key._replace(scope=()))
 
 
 def _evaluate(cut: _Cut, inputs: Sequence[Any], captured: Sequence[Any]) -> list[Any]:
@@ -208,8 +205,8 @@ class _Capturer(Interpreter):
         sow(x, tag=_CAPTURED, name=self.names[v], mode='clobber')
 
 
-def _capture(program: Program, cuts: Sequence[_Cut]) -> tuple[Program, list]:
-  """The program with a sow on every captured value, and the arrays that it holds."""
+def _capture(program: Program, cuts: Sequence[_Cut]) -> tuple[Program, list, dict[Any, str]]:
+  """The program with a sow on every captured value, the arrays that it holds, and the names of the variables."""
   variables = {v.variable for c in cuts for v in c.origins}
   names = {v: f'captured_{n}' for n, v in enumerate(variables)}
   plan = _CapturePlan(frozenset(k.key.name for c in cuts for k in c.ins))
@@ -220,8 +217,7 @@ def _capture(program: Program, cuts: Sequence[_Cut]) -> tuple[Program, list]:
   with compat.staging_gate():
     closed = jax.make_jaxpr(interpreted)([struct_of(v.aval) for v in program.jaxpr.invars])
   made = Program(closed, program.out_tree, False, [])
-  made.cache['names'] = names
-  return made, list(compat.consts(closed))
+  return made, list(compat.consts(closed)), names
 
 
 # --- the public side ----------------------------------------------------------------------------------------
@@ -265,9 +261,9 @@ class Subgraph:
     leaves, tree = jax.tree.flatten(value)
     lead = () if n_layers is None else (n_layers,)
     if tree != sow.tree:
-      raise HarvestError(f'a value of structure {tree} for {_name(sow.key)}, which has {sow.tree}')
+      raise HarvestError(f'a value of structure {tree} for {sow.key}, which has {sow.tree}')
     old = [jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype) for a in sow.avals]
-    what = f'the value for {_name(sow.key)} has'
+    what = f'the value for {sow.key} has'
     return jax.tree.unflatten(tree, [fitted(x, o, what) for x, o in zip(leaves, old)])
 
   def tree_flatten(self) -> tuple:
@@ -300,10 +296,10 @@ def subgraph(
 
   def at(*args: Any, **kwargs: Any) -> Subgraph:
     program, values = staged(args, kwargs)
-    key = ('subgraph', tuple(_plain(inputs)), tuple(_plain(outputs)), tag)
-    known = program.cache.get(key)
+    key = (tuple(_plain(inputs)), tuple(_plain(outputs)), tag)
+    known = _PLANS.of(program).get(key)
     if known is None:
-      known = program.cache[key] = _plan(program, inputs, outputs, tag)
+      known = _PLANS.of(program)[key] = _plan(program, inputs, outputs, tag)
     cuts, n_layers, stacked, capturing, requests = known
     captured = _captured(capturing, cuts, requests, values)
     return Subgraph((cuts, n_layers, stacked), captured)
@@ -358,11 +354,10 @@ def _iteration(site: sites_lib.Site, sown: Sown) -> tuple[int, ...]:
 
 
 def _captured(
-  capturing: tuple[Program, list], cuts: Sequence[_Cut], paths: list, values: list
+  capturing: tuple[Program, list, dict], cuts: Sequence[_Cut], paths: list, values: list
 ) -> list:
   """The captured values at these arguments: for each cut, one array per captured value."""
-  program, held = capturing
-  names = program.cache['names']
+  program, held, names = capturing
   wanted = [[_site_of(v, names, p) for v in c.origins] for c, p in _with_paths(cuts, paths)]
   sites = list(dict.fromkeys(s for row in wanted for group in row for s in group))
   if not sites:

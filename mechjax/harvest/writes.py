@@ -23,7 +23,7 @@ from mechjax.harvest.requests import Writing, fitted
 from mechjax.harvest.selecting import check_layers, select, slot_table
 from mechjax.programs.cells import DataKey, Keyed
 from mechjax.programs.places import Key
-from mechjax.programs.program import Program, Sown
+from mechjax.programs.program import Kept, Program, Sown
 
 
 @jax.tree_util.register_dataclass
@@ -50,14 +50,17 @@ class At:
   value: Any
 
 
+_SOWN: Kept[list[Sown]] = Kept()
+
+
 def resolve_writes(
   plants: Mapping, program: Program, tag: Hashable, admits: Callable[[str], bool]
 ) -> Keyed:
   """The `Writing`s that a dict of plants asks of a program."""
-  sown = program.cache.get(('sown', tag))
+  sown = _SOWN.of(program).get(tag)
   if sown is None:
     unique = {s.key: s for s in program.sown if s.tag == tag}
-    sown = program.cache['sown', tag] = list(unique.values())
+    sown = _SOWN.of(program)[tag] = list(unique.values())
   pieces: dict[Key, list[_Piece]] = {}
   for name, value in _flat_plants(plants, sown, ()):
     for piece in _pieces(name, value, sown, program, tag):

@@ -28,9 +28,11 @@ from mechjax.errors import HarvestError
 from mechjax.programs.bundles import SHORTEST, Bundle, schedule
 from mechjax.programs.cells import Cell, Frame, Keyed, Plan, merge
 from mechjax.programs.primitives import kind_of
-from mechjax.programs.program import Program
+from mechjax.programs.program import Kept, Program
 from mechjax.programs.rules import RULES
 from mechjax.programs.tag import sow_p, sow_tangent_p
+
+_SCHEDULES: Kept[list[Any]] = Kept()
 
 
 class Interpreter:
@@ -72,10 +74,11 @@ class Interpreter:
     if frame.depth or not self.bundles or len(jaxpr.eqns) < SHORTEST:
       return jaxpr.eqns
     concerned = [self._wanted(eqn, frame) for eqn in jaxpr.eqns]
-    key = ('bundles', id(jaxpr), tuple(i for i, one in enumerate(concerned) if one))
-    if key not in self.program.cache:
-      self.program.cache[key] = schedule(jaxpr, concerned)
-    return self.program.cache[key]
+    key = (id(jaxpr), tuple(i for i, one in enumerate(concerned) if one))
+    known = _SCHEDULES.of(self.program)
+    if key not in known:
+      known[key] = schedule(jaxpr, concerned)
+    return known[key]
 
   def _wanted(self, eqn: Any, frame: Frame) -> bool:
     if not self.concerns(eqn):

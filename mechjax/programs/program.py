@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.extend.source_info_util as siu
@@ -118,7 +118,7 @@ class Program:
     self.dropped = [
       (t, n) for t, n in dict.fromkeys(recorded) if (t, name_and_path(n, ())[0]) not in present
     ]
-    self.cache: dict[Any, Any] = {}
+    self.kept: dict[Kept, dict] = {}
 
   def pin(self, *objects: Any) -> None:
     """Keeps objects alive as long as the program, because they are known here by their addresses."""
@@ -204,13 +204,27 @@ class Program:
         for body in self.bodies(
           eqn
         ):  # sows in the test of a while are listed, and refused to whoever wants them
-          again = backward or bool(eqn.params.get('differentiated'))
+          again = backward or compat.is_recomputed(eqn)
           yield from self._tagged(body.jaxpr, here.within(*body.mark), again)
 
   def bodies(self, eqn: Any) -> list[Body]:
     """The programs that an equation holds, the jvp rule that will run in place of one included."""
     found, rule = bodies(eqn), self.jvp_rule(eqn)
     return found if rule is None else [*found, aligned(eqn, rule)]
+
+
+T = TypeVar('T')
+
+
+class Kept(Generic[T]):
+  """One kind of thing that is worked out for a program and lives as long as it does.
+
+  `_DEAD: Kept[frozenset] = Kept()` is declared where the thing is made; `_DEAD.of(program)` holds it by whatever key.
+  """
+
+  def of(self, program: Program) -> dict[Any, T]:
+    """The things of this kind that are known of a program."""
+    return program.kept.setdefault(self, {})
 
 
 def opened(closed: Any) -> tuple[Any, list[Any]]:

@@ -26,18 +26,20 @@ from mechjax import compat
 from mechjax.errors import HarvestError
 from mechjax.programs.places import TOP, Key, Place
 from mechjax.programs.primitives import Body, Kind, kind_of
-from mechjax.programs.program import Program
+from mechjax.programs.program import Kept, Program
 from mechjax.programs.tag import sow_p, sow_tangent_p
+
+_DEAD: Kept[frozenset] = Kept()
 
 
 def dead(program: Program, tag: Hashable, read: frozenset = frozenset()) -> frozenset:
   """Keys of the sows of `tag` that neither the result of a program nor one of the sows `read` depends on."""
-  known = program.cache.get(('dead', tag, read))
+  known = _DEAD.of(program).get((tag, read))
   if known is None:
     walk = _Walk(program, tag, read)
     walk.body(program.jaxpr, [True] * len(program.jaxpr.outvars), TOP)
     keys = {s.key for s in program.sown if s.tag == tag}
-    known = program.cache['dead', tag, read] = frozenset(keys - walk.reaching)
+    known = _DEAD.of(program)[tag, read] = frozenset(keys - walk.reaching)
   return known
 
 

@@ -19,15 +19,16 @@ from mechjax.errors import HarvestError
 from mechjax.programs.cells import in_other_branch
 from mechjax.programs.places import TOP, Place
 from mechjax.programs.primitives import Kind, bodies, kind_of
-from mechjax.programs.program import Program, Sown
+from mechjax.programs.program import Kept, Program, Sown
 from mechjax.programs.tag import sow_p
 
 STRICT = ('strict', 'append')
+_FINE: Kept[set[frozenset]] = Kept()
 
 
 def refuse_twice(program: Program, tag: Hashable, keys: frozenset) -> None:
   """Raises HarvestError if one of `keys` is sown twice where both sows run, and not with mode='clobber'."""
-  fine = program.cache.setdefault(('repeats', tag), set())
+  fine = _FINE.of(program).setdefault(tag, set())
   if keys in fine:
     return
   _refuse_one_site(program, tag)
@@ -72,7 +73,7 @@ class _Walk:
           self.walk(body.jaxpr, here, mine)
         for mine in branches:
           seen.update(mine)
-      elif not eqn.params.get('differentiated'):
+      elif not compat.is_recomputed(eqn):
         for body in bodies(eqn):
           self.walk(body.jaxpr, here.within(*body.mark), seen)
 

@@ -324,7 +324,7 @@ def _sources(branches: list[list]) -> str:
 
 def _checkpoint(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   p = eqn.params
-  if not p['differentiated']:
+  if not compat.is_recomputed(eqn):
     body = lambda *xs: interp.eval(p['jaxpr'], (), xs, frame)  # noqa: E731
     return jax.checkpoint(body, prevent_cse=p['prevent_cse'], policy=p['policy'])(*values)
   if not interp.plan.edits(interp.program.tags_of(eqn)):

@@ -22,7 +22,7 @@ from jax.extend import core as jex_core
 from mechjax import compat
 from mechjax.programs.line import bind
 from mechjax.programs.primitives import CUSTOM, kind_of, sub_jaxprs
-from mechjax.programs.program import struct_of
+from mechjax.programs.program import Kept, struct_of
 
 SMALL = 1024
 """Elements up to which two arrays are compared by value."""
@@ -40,17 +40,21 @@ def segment_key(segment: Any, rules: bool = False) -> Any:
   return _Hashed((rows, tuple(order[o] for o in segment.outs), len(segment.ins)))
 
 
+_KEY: Kept[Any] = Kept()
+
+
 def program_key(program: Any) -> Any:
   """Equal for programs that compute the same function of their inputs, derivatives included; kept on the program."""
-  if 'structure' not in program.cache:
+  known = _KEY.of(program)
+  if not known:
     try:
-      program.cache['structure'] = jaxpr_key(program.jaxpr, rules=True)
+      known[()] = jaxpr_key(program.jaxpr, rules=True)
     except (
       TypeError,
       ValueError,
     ):  # a custom rule that cannot be staged by itself, as some under a vmap
-      program.cache['structure'] = _Same(program.jaxpr)
-  return program.cache['structure']
+      known[()] = _Same(program.jaxpr)
+  return known[()]
 
 
 def equation_key(eqn: Any, rules: bool = False) -> Any:

@@ -26,7 +26,7 @@ from mechjax import compat
 from mechjax.errors import StackingError
 from mechjax.programs.callables import refuse_model
 from mechjax.programs.line import Ref, bind, evaluate, read
-from mechjax.programs.program import Program
+from mechjax.programs.program import Kept, Program
 from mechjax.programs.staging import is_dynamic, stager
 from mechjax.programs.tag import sow, sow_cond, sow_p
 from mechjax.stacking.layers import Layers, find, same_everywhere
@@ -209,10 +209,14 @@ def _bound(eqn: Any, values: list[Any], name_stack: Any = None) -> list[Any]:
   return [*jax.tree.leaves(value), *values[n:]]
 
 
+_LAYERS: Kept[Layers] = Kept()
+
+
 def _layers_of(program: Program) -> Layers:
-  if 'layers' not in program.cache:
-    program.cache['layers'] = find(program)
-  return program.cache['layers']
+  known = _LAYERS.of(program)
+  if not known:
+    known[()] = find(program)
+  return known[()]
 
 
 def _name(path: tuple) -> str:

@@ -106,7 +106,7 @@ class _Line(Line):
   def opens(self, eqn: Any, place: Place) -> bool:
     if kind_of(eqn) is Kind.CALL:
       return bool(self.program.tags_of(eqn)) or self.is_marked(eqn)
-    if kind_of(eqn) is not Kind.CHECKPOINT or place.path or eqn.params['differentiated']:
+    if kind_of(eqn) is not Kind.CHECKPOINT or place.path or compat.is_recomputed(eqn):
       return False
     return self.is_marked(eqn)
 
