@@ -9,6 +9,8 @@ import pytest
 from experiments import corpora
 from mechjax.errors import FetchError
 
+pytestmark = pytest.mark.slow
+
 FOLDER = 'usr/share/doc/some-package'
 
 

@@ -21,6 +21,8 @@ from mechjax.sae.figures import Spread, report
 from mechjax.sae.sums import Batch, next_tokens
 from tests.sae import plain
 
+pytestmark = pytest.mark.slow
+
 V, T, D, F, M, LAYERS = 11, 6, 6, 5, 9, 2
 R0, R1, N0, N1, O0, O1 = (
   f'{name}.{i}' for name in ('resid_post', 'mlp_norm', 'mlp_out') for i in range(LAYERS)

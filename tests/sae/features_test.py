@@ -16,6 +16,8 @@ import pytest
 from mechjax.sae import ReLU, SAEError, TopK, features
 from mechjax.sae.features import EDGES, Settings
 
+pytestmark = pytest.mark.slow
+
 V, T, D, M = 13, 12, 5, 8
 SAE = ReLU(d_in=D, width=M, sparsity=0.0)
 SETTINGS = Settings(

@@ -25,7 +25,7 @@ import pytest
 
 from mechjax.sae import AuxK, BatchTopK, Gated, JumpReLU, ReLU, TopK, dead, firings, gradients
 
-pytestmark = pytest.mark.optimised
+pytestmark = [pytest.mark.optimised, pytest.mark.slow]
 
 N, D, B, M, STEPS = 48, 32, 256, 64, 1200
 SHAPE = {'d_in': D, 'width': M}
