@@ -370,7 +370,7 @@ def test_a_limit_for_a_site_without_a_dictionary_is_an_error():
 
 
 @pytest.mark.parametrize('limit', [0.0, -1.0, float('nan'), '3'])
-def test_a_limit_that_is_no_length_is_refused(limit):
+def test_a_limit_that_is_not_a_length_is_refused(limit):
   with pytest.raises(SAEError, match='is no length'):
     Evaluation(forward, {R0: ReLU(d_in=D, width=4, sparsity=0.0)}, limits={R0: limit})
 
