@@ -27,8 +27,8 @@ test: $(VENV)/test.stamp
 	$(QUICK_PYTEST) -m 'not (optimised or $(FLAX_MODELS) or gemma $(NO_TORCH))'
 	$(PYTEST) -m 'optimised and not ($(FLAX_MODELS) or gemma $(NO_TORCH))'
 
-# Another processor rounds otherwise, and what follows from a near tie or from many steps of training then comes out
-# otherwise. XLA makes one machine compute like others: with the vectors, and without the fused multiply-add, of older
+# Another processor rounds differently, and what follows from a near tie or from many steps of training then comes out
+# differently. XLA makes one machine compute like others: with the vectors, and without the fused multiply-add, of older
 # processors, and with one thread for each operation.
 ONE_THREAD := --xla_cpu_multi_thread_eigen=false
 MACHINES := --xla_cpu_max_isa=SSE4_2 --xla_cpu_max_isa=AVX2 $(ONE_THREAD)
@@ -48,10 +48,13 @@ test-numeric: $(VENV)/test.stamp
 	$(QUICK_PYTEST) $(NUMERIC) -m 'not (optimised or $(FLAX_MODELS) or gemma $(NO_TORCH))'
 	$(PYTEST) $(NUMERIC) -m 'optimised and not ($(FLAX_MODELS) or gemma $(NO_TORCH))'
 
-# Of that what depends on rounding most, where rounding differs most: counts and rankings of latents, trainings, sweeps of
-# patches and their first order. A few minutes on two cores, for .ci/run.
+# The part of it that depends most on rounding, where rounding differs most: counts and rankings of latents, trainings,
+# sweeps of patches and their first order. A few minutes on two cores, for .ci/run.
 SHARE := $(addprefix tests/,sae/features_test.py sae/evaluation_test.py sae/step_test.py sae/toy_truth_test.py \
-  patching/engine_test.py patching/atp_star_test.py generate_test.py train_sae/run_test.py)
+  patching/engine_test.py patching/atp_star_test.py generate_test.py \
+  $(addprefix train_sae/run_test.py::, \
+    test_what_is_written_is_what_was_trained_for_activations_as_they_are \
+    test_a_run_is_evaluated_with_a_table_a_picture_and_a_page_of_features))
 
 test-numeric-share: $(VENV)/test.stamp
 	@flags='--xla_cpu_max_isa=SSE4_2 $(ONE_THREAD)'; .ci/knows $(BIN)/python $$flags || flags='$(ONE_THREAD)'; \

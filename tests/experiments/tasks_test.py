@@ -13,6 +13,8 @@ from experiments import tasks
 from mechjax.models.tokenizers import Tokenizer
 from mechjax.patching import PatchingError
 
+pytestmark = pytest.mark.slow
+
 ABILITIES = {'ioi': 0.9, 'ioi_abc': 0.9, 'capitals': 0.9, 'induction': 0.85, 'agreement': 0.85}
 CHANGED = {'ioi': 1, 'ioi_abc': 3, 'capitals': 1, 'induction': 1, 'agreement': 1}
 TEMPLATES = [(name, t) for name, kind in tasks.TASKS.items() for t in kind.templates]

@@ -35,7 +35,7 @@ def score_matrix_bytes(T):
 def test_a_pass_holds_two_score_matrices_and_a_mask(T):
   matrices = temporary_bytes(T) / score_matrix_bytes(T)
   assert matrices < 2.5  # a third one would show
-  # Below this attention forms less than it did: then this test is to say the new, smaller figure.
+  # If this fails, attention needs less memory: lower both bounds.
   assert matrices > 2
 
 

@@ -15,7 +15,7 @@ from mechjax.weights import huggingface, llama_cpp, orbax
 from mechjax.weights.fetch import path_of
 from mechjax.weights.gguf import GGUFFile
 
-pytestmark = pytest.mark.optimised
+pytestmark = [pytest.mark.optimised, pytest.mark.slow]
 
 TEXTS = ['The capital of France is', 'One fish, two fish, red fish, blue']
 

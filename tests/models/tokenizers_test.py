@@ -199,12 +199,10 @@ def test_pieces_of_a_text_keep_their_spaces_and_whole_texts_are_as_they_were(tmp
   text = made.decode(ids[1:], skip_special_tokens=False)
   assert tokenizer.decode(ids) == text
   for cut in range(1, len(ids)):
-    before, behind = ids[:cut], ids[cut:]
-    if '\ufffd' not in tokenizer.decode(before) + tokenizer.decode(
-      behind
-    ):  # not within a character
+    before, behind = tokenizer.decode(ids[:cut]), tokenizer.decode(ids[cut:])
+    if '\ufffd' not in before + behind:  # not within a character
       lead = tokenizer.lead if cut == 1 else ''
-      assert tokenizer.decode(before) + tokenizer.decode(behind).removeprefix(lead) == text
+      assert before + behind.removeprefix(lead) == text
   assert [tokenizer.decode([i]) for i in ids if WORDS[i : i + 1] == ['▁a']] == [' a'] * (
     kind is not like_gpt2 and ids.count(WORDS.index('▁a'))
   )

@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_refused():
     (None, 'list of integers'),
   ],
 )
-def test_indices_that_are_none_are_refused(option, choice, message):
+def test_invalid_indices_are_refused(option, choice, message):
   with pytest.raises(PatchingError, match=message):
     linear.nodes('mlp_post', **{option: choice})
 

@@ -55,19 +55,16 @@ def unrolled(x):
 
 
 DEAD = {
-  f.__name__: f
-  for f in (
-    thrown_away,
-    used_elsewhere,
-    jax.jit(thrown_away),
-    in_a_scan,
-    carried_for_nothing,
-    in_a_branch,
-    in_a_while,
-    unrolled,
-  )
+  'thrown away': thrown_away,
+  'thrown away in jit': jax.jit(thrown_away),
+  'used elsewhere': used_elsewhere,
+  'in a scan': in_a_scan,
+  'carried for nothing': carried_for_nothing,
+  'in a branch': in_a_branch,
+  'in a while': in_a_while,
+  'unrolled': unrolled,
 }
-MODELS = pytest.mark.parametrize('f', DEAD.values(), ids=[*map(str, range(len(DEAD)))])
+MODELS = pytest.mark.parametrize('f', DEAD.values(), ids=DEAD)
 
 
 @MODELS

@@ -23,6 +23,8 @@ from mechjax.sae.evaluation.passes import Evaluation
 from mechjax.sae.evaluation.sums import Batch, next_tokens
 from tests.sae import plain
 
+pytestmark = pytest.mark.slow
+
 V, T, D, F, M, LAYERS = 11, 6, 6, 5, 9, 2
 R0, R1, N0, N1, O0, O1 = (
   f'{name}.{i}' for name in ('resid_post', 'mlp_norm', 'mlp_out') for i in range(LAYERS)
@@ -370,7 +372,7 @@ def test_a_limit_for_a_site_without_a_dictionary_is_an_error():
 
 
 @pytest.mark.parametrize('limit', [0.0, -1.0, float('nan'), '3'])
-def test_a_limit_that_is_no_length_is_refused(limit):
+def test_a_limit_that_is_not_a_length_is_refused(limit):
   with pytest.raises(SAEError, match='is no length'):
     Evaluation(forward, {R0: ReLU(d_in=D, width=4, sparsity=0.0)}, limits={R0: limit})
 

@@ -68,6 +68,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(
   same(outcome.state, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_finished_is_not_trained_again(tmp_path, undisturbed):
   trained(tmp_path)
   told = []
@@ -113,6 +114,7 @@ def test_a_run_that_is_killed_at_twenty_moments_ends_with_the_same_bits(tmp_path
   same(there, trained(tmp_path / 'other', save_every=300, steps=LONG).state)
 
 
+@pytest.mark.slow
 def test_a_number_that_is_none_stops_the_run_and_leaves_its_checkpoints(tmp_path, undisturbed):
   spoilt = 5  # buckets of four batches, of which the order is that of their numbers
   with pytest.raises(
@@ -181,6 +183,7 @@ def test_the_objective_is_the_loss_with_the_sparsity_coefficient_that_is_still_t
     assert objective(one, Step(done, metrics, {})) == pytest.approx(wanted, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_what_decides_which_is_best_counts_the_whole_sparsity_coefficient(tmp_path):
   """While the coefficient is small so is the loss, and the first checkpoint would be the best for ever."""
   told = {}

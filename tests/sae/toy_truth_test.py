@@ -27,7 +27,7 @@ from mechjax.sae import AuxK, BatchTopK, Gated, JumpReLU, ReLU, TopK, firings
 from mechjax.sae.dead_latents import counters
 from mechjax.sae.ops import unit_rows
 
-pytestmark = pytest.mark.optimised
+pytestmark = [pytest.mark.optimised, pytest.mark.slow]
 
 N, D, B, M, STEPS = 48, 32, 256, 64, 1200
 SHAPE = {'d_in': D, 'width': M}

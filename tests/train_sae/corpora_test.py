@@ -9,6 +9,8 @@ import pytest
 from mechjax.errors import FetchError
 from mechjax.train_sae import corpora
 
+pytestmark = pytest.mark.slow
+
 FOLDER = 'usr/share/doc/some-package'
 
 

@@ -22,6 +22,8 @@ from mechjax.viz.dashboard import About, dashboard
 from mechjax.viz.dashboard.payload import as_json, payload
 from mechjax.viz.logs import ChartError
 
+pytestmark = pytest.mark.slow
+
 BROWSER = next(
   filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None
 )

@@ -13,6 +13,8 @@ from mechjax.viz.logs import ChartError, Even
 from mechjax.viz.pareto import Trained
 from tests.viz.viz_test import Reader
 
+pytestmark = pytest.mark.slow
+
 NASTY = '<b>&"$x_1$'
 RESULTS = {
   'TopK': [Trained(64, 0.11, 'k = 64'), Trained(16, 0.42, 'k = 16'), Trained(32, 0.21, NASTY)],

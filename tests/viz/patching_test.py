@@ -19,6 +19,8 @@ from mechjax.viz.logs import ChartError
 from mechjax.viz.patching import View
 from tests.patching import linear
 
+pytestmark = pytest.mark.slow
+
 L, H, K, T, B = 3, 4, 2, 5, 3
 TOKENS = ['<b>', ' $x$', ' Mary', '"&', ' Mary']
 SHAPES = {

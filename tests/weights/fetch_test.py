@@ -13,6 +13,8 @@ import pytest
 from mechjax.errors import FetchError, WeightsError
 from mechjax.weights import fetch
 
+pytestmark = pytest.mark.slow
+
 CONTENT = b'GGUF and then some' * 1000
 GOOD = hashlib.sha256(CONTENT).hexdigest()
 

@@ -25,6 +25,8 @@ from mechjax.weights import orbax, shards
 from mechjax.weights.gguf import GGUFFile
 from mechjax.weights.safetensors import SafetensorsFile
 
+pytestmark = pytest.mark.slow
+
 # Python's own bookkeeping for a few kilobytes of header.
 ALLOWANCE = 4 << 20
 LARGE = st.sampled_from([0, 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1])

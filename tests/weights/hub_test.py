@@ -18,6 +18,7 @@ FILES = {
   'pytorch_model.bin': b'\x80\x04N.',
   'README.md': b'hello',
 }
+pytestmark = pytest.mark.slow
 PROGRAM = """
 import sys
 from mechjax import errors

@@ -12,6 +12,8 @@ from mechjax.errors import WeightsError
 from mechjax.models import families, parameters
 from mechjax.weights import huggingface
 
+pytestmark = pytest.mark.slow
+
 D, N, K, H, F, V, P, L = 12, 3, 1, 4, 10, 7, 9, 2
 LLAMA = {
   'hidden_size': D,

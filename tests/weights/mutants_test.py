@@ -15,6 +15,8 @@ from tests.weights.mutants import directories, ggufs
 from tests.weights.mutants.judge import Change, Seen, verdict
 from tests.weights.mutants.running import FORMATS, tried
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize('name', FORMATS)
 def test_no_mutant_is_accepted_for_what_it_is_not(name, tmp_path):

@@ -146,7 +146,7 @@ def test_contexts_of_nothing_are_refused(tmp_path, wrong):
     ([5] * 7, {'eos': -1}),
   ],
 )
-def test_what_are_no_token_ids_is_refused_and_not_cut_to_some(tmp_path, ids, kinds):
+def test_invalid_ids_are_refused_and_not_cut_to_some(tmp_path, ids, kinds):
   kinds = {'bos': None, 'eos': None, 'length': 4} | kinds
   with pytest.raises(SAEError, match='token ids are integers from 0 on'):
     pack(['text'], lambda text: ids, directory=tmp_path, **kinds)

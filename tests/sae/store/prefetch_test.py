@@ -71,7 +71,7 @@ def test_waiting_is_measured_for_a_slow_producer():
   assert slow.waited / slow.elapsed > 0.8
 
 
-def test_the_time_of_a_slow_user_is_no_waiting(monkeypatch):
+def test_the_time_of_a_slow_user_is_not_counted_as_waiting(monkeypatch):
   """By a clock that the user alone moves on, because another thread may be late on a busy machine."""
   clock = types.SimpleNamespace(now=0.0)
   monkeypatch.setattr(prefetch, 'time', types.SimpleNamespace(perf_counter=lambda: clock.now))

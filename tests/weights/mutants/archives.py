@@ -80,7 +80,7 @@ def change_member(r: Any, p: Parts) -> Change:
     plausible = member[0] == 'threshold'  # one for all latents
   else:
     p.members.append([f'w{member[0][1:]}' if member[0].startswith('W') else member[0], *member[1:]])
-  return Change(f'{how} {member[0]} {other[0]}', plausible)
+  return Change(f'{how} {member[0]} {other[0]}', plausible, weights=plausible)
 
 
 def change_header(r: Any, p: Parts) -> Change:
@@ -137,7 +137,7 @@ def change_header(r: Any, p: Parts) -> Change:
     changed[at] = int(r.integers(256))
     member[1] = bytes(changed)
     plausible = b'>f4' in member[1]  # one letter spells another header
-  return Change(f'{how} of {member[0]}: {member[1][10:90]!r}', plausible)
+  return Change(f'{how} of {member[0]}: {member[1][10:90]!r}', plausible, weights=plausible)
 
 
 CHANGES = [change_values, change_member, change_header]

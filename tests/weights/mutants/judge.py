@@ -13,11 +13,22 @@ import dataclasses
 import math
 from typing import Any
 
+from mechjax.models.config import Config
+from mechjax.sae import TopK
+
 # Fields of a Config that shapes of tensors do not determine.
 FREE = {
   'norm_eps', 'rope_base', 'rope_local_base', 'rope_scale', 'rope_scaling', 'rope_fraction', 'activation',
   'attn_softcap', 'logit_softcap', 'window', 'local', 'query_scale', 'tied',
 }  # fmt: skip
+
+# Fields that are whole numbers or flags, of decoders and of dictionaries.
+PLAIN = {
+  field.name: {'int': int, 'bool': bool}[field.type]
+  for described in (Config, TopK)
+  for field in dataclasses.fields(described)
+  if field.type in ('int', 'bool')
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +67,14 @@ def verdict(change: Change, right: Seen, found: Seen) -> str:
     return f'accepted {odd}'
   if found == right:
     return 'equal'
-  if change.plausible:
-    return 'undetectable'
   fields = {k for k in right.config if right.config[k] != found.config.get(k)}
   if not fields <= FREE:
     return f'accepted with other {sorted(fields - FREE)}'
   if found.weights != right.weights and not change.weights:
     return 'accepted with other weights'
-  return 'undetectable' if change.weights or fields or found.tokens != right.tokens else 'equal'
+  if change.plausible or change.weights or fields or found.tokens != right.tokens:
+    return 'undetectable'
+  return 'equal'
 
 
 def insane(found: Seen) -> str:
@@ -71,7 +82,6 @@ def insane(found: Seen) -> str:
   for name, value in found.config.items():
     if isinstance(value, float) and not math.isfinite(value):
       return f'{name}={value}'
-    wanted = {'n': int, 'd': int, 't': bool}.get(name[0]) if name[1] in '_i' else None
-    if wanted and value is not None and type(value) is not wanted:
+    if name in PLAIN and type(value) is not PLAIN[name]:
       return f'{name}={value!r}'
   return ''
