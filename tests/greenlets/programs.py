@@ -90,7 +90,8 @@ def linen_model(x):
 
 
 def nested_greenlets(x):
-  for value in (loop := GreenletGenerator(jax.jit(lambda x: edited(x)), x)):
+  loop: GreenletGenerator = GreenletGenerator(jax.jit(lambda x: edited(x)), x)
+  for value in loop:
     yield_(value)
   return loop.value
 
@@ -118,12 +119,13 @@ def assert_nothing_is_left_behind():
   assert float(x.sum()) == 3
   assert float(jax.jit(lambda x: x.sum() + 1)(x)) == 4
   assert jax.grad(lambda x: (x**2).sum())(x).tolist() == [0, 2, 4]
-  assert float(jax.lax.scan(lambda c, x: (c + x, c), 0.0, x)[0]) == 3
-  assert jax.config.jax_default_matmul_precision is None
+  assert float(jax.lax.scan(lambda c, x: (c + x, c), jnp.zeros(()), x)[0]) == 3
+  assert jax.config.jax_default_matmul_precision is None  # type: ignore[attr-defined]
   assert 'scope' not in str(jax.make_jaxpr(jnp.sin)(1.0).eqns[0].source_info.name_stack)
   assert linen.Dense(3).parent is None
   assert set(linen.Dense(3).init(jax.random.key(0), x)['params']) == {'kernel', 'bias'}
   model = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+  assert model.bias is not None
   model.bias[...] += 1  # an error, were a trace still open
   assert float(nnx.jit(lambda model, x: model(x).sum())(model, 0 * x)) == 3
   assert list(GreenletGenerator(count, 2)) == [0, 1]
