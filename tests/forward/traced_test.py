@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import pathlib
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from mechjax import compat, harvest
 from mechjax.harvest import sow
 from tests.forward import toy
 
+ROOT = pathlib.Path(__file__).parents[2]
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
 
 EDITS = {'mlp_out.2': lambda v: v * 0, 'resid_post.1': lambda v: v + 1}
@@ -460,7 +462,8 @@ for way in (t.by_comprehension, t.by_zip, t.by_hand):
   t.failing(way)
   print(type(jnp.ones(3) + 1).__name__, jax.jit(lambda x: x + 1)(1.0))
 """
-  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+  command = [sys.executable, '-c', program]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert done.stdout.splitlines() == ['ArrayImpl 2.0'] * 3, done.stderr
 
 

@@ -287,13 +287,18 @@ def test_threads_see_old_or_new_code_and_nothing_between(upstream):
     while not done.is_set():
       seen.add(model.f(1))
 
-  with concurrent.futures.ThreadPoolExecutor(4) as pool:
-    calls = [pool.submit(call) for _ in range(3)]
-    for _ in range(20):
-      with patcher:
-        pass
-    done.set()
-    [c.result() for c in calls]
+  interval = sys.getswitchinterval()
+  sys.setswitchinterval(1e-4)  # threads take turns more often, so that more lies between two turns
+  try:
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+      calls = [pool.submit(call) for _ in range(3)]
+      for _ in range(20):
+        with patcher:
+          pass
+      done.set()
+      [c.result() for c in calls]
+  finally:
+    sys.setswitchinterval(interval)
   assert seen <= {(1, 1), (-1, -1)}
   assert model.f(1) == (1, 1)
 
