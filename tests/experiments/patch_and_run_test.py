@@ -17,6 +17,12 @@ PROMPT, OTHER = 'The capital of France is', 'The capital of Italy is'
 SITES = ['mlp_out.3', 'mlp_out.4']
 
 
+@pytest.fixture(scope='module')
+def model():
+  """Our code of it, which scans its layers and so compiles sooner than upstream's."""
+  return mechjax.load('smollm2-135m')
+
+
 def by_hand(model, change, prompt=PROMPT):
   """Log-probabilities after the prompt when a loop makes the change at the sites."""
   for layer, _, value in (run := mechjax.iterate(model, sites=SITES)(model.tokens(prompt))):
@@ -32,53 +38,53 @@ def by_hand(model, change, prompt=PROMPT):
     ('scale=0.5', lambda layer, x: x / 2),
   ],
 )
-def test_an_intervention_equals_the_same_change_in_a_loop(smollm2, what, change):
-  figures = patch_and_run.measure(smollm2, PROMPT, 'mlp_out.{3,4}', what)
-  before, after = smollm2.log_probs(smollm2.tokens(PROMPT))[0, -1], by_hand(smollm2, change)
+def test_an_intervention_equals_the_same_change_in_a_loop(model, what, change):
+  figures = patch_and_run.measure(model, PROMPT, 'mlp_out.{3,4}', what)
+  before, after = model.log_probs(model.tokens(PROMPT))[0, -1], by_hand(model, change)
   paris = int(before.argmax())
   assert figures['sites'] == SITES
   assert figures['answer'] == figures['before'][0]['token'] == ' Paris'
   assert figures['answer_nats'] == pytest.approx(float(after[paris] - before[paris]), abs=1e-3)
   kl = float((jnp.exp(before) * (before - after)).sum())
   assert figures['kl_nats'] == pytest.approx(kl, abs=1e-3)
-  assert figures['after'][0]['token'] == smollm2.text(int(after.argmax()))
+  assert figures['after'][0]['token'] == model.text(int(after.argmax()))
 
 
-def test_replacing_puts_in_what_another_prompt_has_there(smollm2):
+def test_replacing_puts_in_what_another_prompt_has_there(model):
   values = {}
-  for layer, _, value in mechjax.iterate(smollm2, sites=SITES)(smollm2.tokens(OTHER)):
+  for layer, _, value in mechjax.iterate(model, sites=SITES)(model.tokens(OTHER)):
     values[layer] = value
-  after = by_hand(smollm2, lambda layer, x: values[layer])
-  figures = patch_and_run.measure(smollm2, PROMPT, 'mlp_out.{3,4}', f'replace={OTHER}')
-  before = smollm2.log_probs(smollm2.tokens(PROMPT))[0, -1]
+  after = by_hand(model, lambda layer, x: values[layer])
+  figures = patch_and_run.measure(model, PROMPT, 'mlp_out.{3,4}', f'replace={OTHER}')
+  before = model.log_probs(model.tokens(PROMPT))[0, -1]
   paris = int(before.argmax())
   assert figures['answer_nats'] == pytest.approx(float(after[paris] - before[paris]), abs=1e-3)
 
 
-def test_replacing_the_whole_stream_gives_the_other_prompts_answer(smollm2):
-  figures = patch_and_run.measure(smollm2, PROMPT, 'resid_post.29', f'replace={OTHER}')
-  expected = jnp.exp(smollm2.log_probs(smollm2.tokens(OTHER))[0, -1]).max()
+def test_replacing_the_whole_stream_gives_the_other_prompts_answer(model):
+  figures = patch_and_run.measure(model, PROMPT, 'resid_post.29', f'replace={OTHER}')
+  expected = jnp.exp(model.log_probs(model.tokens(OTHER))[0, -1]).max()
   assert figures['after'][0]['token'] == ' Rome'
   assert figures['after'][0]['probability'] == pytest.approx(float(expected), abs=1e-4)
 
 
-def test_noise_grows_with_its_size(smollm2):
+def test_noise_grows_with_its_size(model):
   kl = [
-    patch_and_run.measure(smollm2, PROMPT, 'resid_post.5', f'noise={size}')['kl_nats']
+    patch_and_run.measure(model, PROMPT, 'resid_post.5', f'noise={size}')['kl_nats']
     for size in (0, 0.01, 1)
   ]
   assert kl[0] == pytest.approx(0, abs=1e-5)
   assert 0 < kl[1] < kl[2]
 
 
-def test_what_does_not_fit_is_refused(smollm2):
+def test_what_does_not_fit_is_refused(model):
   for what, message in [('invert', 'zero, mean'), ('replace=Rome', '1 tokens')]:
     with pytest.raises(MechjaxError, match=message):
-      patch_and_run.measure(smollm2, PROMPT, 'mlp_out.3', what)
+      patch_and_run.measure(model, PROMPT, 'mlp_out.3', what)
   with pytest.raises(MechjaxError, match='needs'):
-    patch_and_run.measure(smollm2, PROMPT, 'attn_probs.3', 'mean')
+    patch_and_run.measure(model, PROMPT, 'attn_probs.3', 'mean')
   with pytest.raises(SiteError, match='mlp_out'):
-    patch_and_run.measure(smollm2, PROMPT, 'mlp_outt.3', 'zero')
+    patch_and_run.measure(model, PROMPT, 'mlp_outt.3', 'zero')
 
 
 def test_main_prints_and_saves(smollm2, tmp_path, capsys, monkeypatch):

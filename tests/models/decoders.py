@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from mechjax.models import decoder, ours, switches
 from mechjax.models.language_model import LanguageModel
@@ -159,7 +160,7 @@ def _mixed(c, at):
 
 
 def _exact_gelu(x):
-  return np.asarray(jax.scipy.special.ndtr(x)) * x
+  return scipy.special.ndtr(x) * x
 
 
 def _layer(c, p, local):

@@ -13,6 +13,7 @@ from mechjax.models.forward_pass import Forward
 from mechjax.models.language_model import LanguageModel
 from tests.models import decoders
 from tests.models.decoders import CONFIGS
+from tests.patching import plain
 
 FAMILIES = pytest.mark.parametrize('name', CONFIGS)
 ROWS = [[5, 3, 8, 1, 9, 2, 2], [2, 7], [4, 4, 6, 1, 30]]
@@ -35,13 +36,13 @@ def padded(side):
 
 @functools.cache
 def alone(name):
-  """(logits [T, V], log-probabilities [T, V]) of each row without padding."""
-  logits = [np.asarray(model(name)(jnp.asarray([row]))[0], np.float64) for row in ROWS]
+  """(logits [T, V], log-probabilities [T, V]) of each row without padding, by the equations in NumPy."""
+  logits = [plain.logits(name, np.array([row]))[0] for row in ROWS]
   return [(x, x - np.log(np.exp(x).sum(-1, keepdims=True))) for x in logits]
 
 
 def close(found, wanted):
-  np.testing.assert_allclose(found, wanted, rtol=0, atol=3e-5)
+  np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4)  # a mistake is of the order of 1
 
 
 @FAMILIES
@@ -60,7 +61,7 @@ def test_every_row_has_the_logits_that_it_has_alone(name, side):
 def test_the_loss_counts_the_predicted_tokens_of_every_row_and_no_padding(name):
   costs = [-p[t, row[t + 1]] for row, (_, p) in zip(ROWS, alone(name)) for t in range(len(row) - 1)]
   for side in ('left', 'right', 'both'):
-    assert float(model(name).loss(*padded(side))) == pytest.approx(np.mean(costs), abs=3e-5)
+    assert float(model(name).loss(*padded(side))) == pytest.approx(np.mean(costs), abs=2e-4)
 
 
 def test_padding_between_the_tokens_of_a_row_changes_nothing_either():
@@ -82,8 +83,7 @@ def test_a_resumed_pass_and_a_short_one_have_what_the_row_alone_has(name):
   whole = own.resume(own.params, tokens, middle, jnp.int32(1), None, mask)
   ends = own.resume(own.params, tokens, middle, jnp.int32(1), last, mask)
   for i, (row, (expected, _)) in enumerate(zip(ROWS, alone(name))):
-    read = short(own.params, jnp.asarray([row]))['resid_post.0'][0]
-    close(middle[i][mask[i]], read)
+    close(middle[i][mask[i]], plain.values(name, np.array([row]))['resid_post.0'][0])
     close(whole[i][mask[i]], expected)
     close(ends[i, 0], expected[-1])
 

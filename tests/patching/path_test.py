@@ -1,6 +1,5 @@
 """Path patching is two hand-written passes in NumPy, and edge attribution is its derivative."""
 
-import dataclasses
 import functools
 import itertools
 import operator
@@ -25,17 +24,9 @@ from mechjax.patching import (
 from tests.models import decoders
 from tests.patching import plain
 
+pytestmark = pytest.mark.slow
 METRIC = logit_difference(plain.PAIRS, plain.ANSWERS, plain.OTHERS)
 CLEAN, NOISE, T = plain.CLEAN, plain.NOISE, plain.T
-
-
-@pytest.fixture(scope='module', autouse=True)
-def parallel():
-  """Parallel blocks with an activation that NumPy has."""
-  with pytest.MonkeyPatch.context() as patch:
-    config = dataclasses.replace(decoders.CONFIGS['neox'], activation='gelu_tanh')
-    patch.setitem(decoders.CONFIGS, 'parallel', config)
-    yield
 
 
 # --- the truth --------------------------------------------------------------------------------------------
@@ -159,7 +150,7 @@ WHOLE = {'heads': 'together', 'positions': 'together'}
       True,
     ),
     (
-      'parallel',
+      'neox',
       'denoising',
       {'z.0': SOME, 'embed, attn_out': ALONG},
       {'v.1': ALONG, 'mlp_norm': SOME},

@@ -38,11 +38,7 @@ def nodes(name, pattern, **options):
 
 def logits(name, tokens, edit=lambda site, value: value):
   """Logits [B, T, V] of a forward pass in which `edit(site, value)` stands at every site."""
-  with jax.enable_x64(True):  # the exact gelu of the equations is JAX's
-    return _logits(decoders.CONFIGS[name], name, tokens, edit)
-
-
-def _logits(config, name, tokens, edit):
+  config = decoders.CONFIGS[name]
   tree = jax.tree.map(lambda x: np.asarray(x, np.float64), decoders.params(name))
   x = edit('embed', decoders._embedding(config, tree, tokens))
   for i in range(config.n_layers):
@@ -103,7 +99,6 @@ def _picked(axis, node, row, size):
   real = np.flatnonzero(REAL[row])
   if node.position is None:
     return real
-  at = node.position + (
-    len(real) if node.position < 0 else 0
-  )  # from the end of this pair's own prompts
+  # Negative ones count from the end of this pair's own prompts.
+  at = node.position + (len(real) if node.position < 0 else 0)
   return real[real == at]

@@ -5,11 +5,15 @@ import numpy as np
 import pytest
 
 from mechjax.patching import AtPStar, Attribution, Exact, PatchingError, Paths, custom
-from tests.models import decoders
-from tests.patching import plain
+from tests.patching import linear
 
-PARAMS = decoders.params('gpt2')
-NODES = plain.nodes('gpt2', 'mlp_out')
+NODES = linear.nodes('mlp_out', positions=[0, 3])
+
+
+@pytest.fixture(autouse=True)
+def wide():
+  with jax.enable_x64(True):
+    yield
 
 
 def methods(forward):
@@ -18,7 +22,7 @@ def methods(forward):
     'AtP': Attribution(forward, NODES),
     'integrated': Attribution(forward, NODES, steps=2),
     'AtPStar': AtPStar(forward, NODES),
-    'Paths': Paths(forward, NODES, plain.nodes('gpt2', 'final_norm'), together=True),
+    'Paths': Paths(forward, NODES, linear.nodes('resid_post.2', positions=[4]), together=True),
   }
 
 
@@ -27,17 +31,15 @@ KINDS = pytest.mark.parametrize('kind', ['Exact', 'AtP', 'integrated', 'AtPStar'
 
 def values(method, metric):
   """Effects, and behind them the metrics of the unpatched runs."""
-  found = method(PARAMS, plain.PAIRS, metric)
+  found = method(linear.PARAMS, linear.PAIRS, metric)
   ends = np.ravel(np.stack([found.base, found.other]))
   return np.concatenate([np.ravel(found.values), ends])
 
 
 @KINDS
 def test_disable_jit_is_refused_by_name(kind):
-  method, metric = (
-    methods(plain.forward('gpt2'))[kind],
-    custom('logit', lambda out, _: out[:, -1, 3]),
-  )
+  method = methods(linear.forward)[kind]
+  metric = custom('logit', lambda out, _: out[:, -1, 3])
   with jax.disable_jit(), pytest.raises(PatchingError, match='disable_jit is on'):
     values(method, metric)
 
@@ -45,14 +47,13 @@ def test_disable_jit_is_refused_by_name(kind):
 @KINDS
 def test_a_change_of_what_model_and_metric_read_is_seen(kind):
   scale, token = [1.0], [3]
-  model = plain.forward('gpt2')
 
   @jax.jit
   def scaled(x):
     return x * scale[0]
 
   def forward(params, tokens):
-    return scaled(model(params, tokens))
+    return scaled(linear.forward(params, tokens))
 
   def logit(out, _):
     return out[:, -1, token[0]]

@@ -211,7 +211,9 @@ def test_streamed_activations_train_as_well(settings, tmp_path):
 def test_a_skip_transcoder_reads_one_site_and_says_another(settings, tmp_path):
   changes = {'site': 'mlp_norm.0', 'target': 'mlp_out.0', 'skip': True}
   only = dataclasses.replace(settings.dictionaries, jumprelu=(1e-3,), topk=())
-  outcome = run(elsewhere(settings, tmp_path / 'run', dictionaries=only, **changes))
+  few = dataclasses.replace(settings.optimisation, steps=10)
+  own = elsewhere(settings, tmp_path / 'run', dictionaries=only, optimisation=few, **changes)
+  outcome = run(own)
   one, params = sae.load(tmp_path / 'run/dictionaries/jumprelu/0')
   assert (one.d_out, one.skip) == (576, True)
   assert np.asarray(params['W_skip']).any()
@@ -250,7 +252,8 @@ def test_a_program_that_is_told_to_stop_exits_with_0_and_goes_on_to_the_same_dic
   settings, trained, tmp_path, capsys
 ):
   """The same device count as here: what is compiled for eight devices is what was compiled for eight."""
-  own = elsewhere(settings, tmp_path / 'run')
+  shared = dataclasses.replace(settings.data, activation_dir=f'{settings.run}/activations')
+  own = elsewhere(settings, tmp_path / 'run', data=shared)
   program = subprocess.Popen(command(own, tmp_path), stdout=subprocess.PIPE, text=True)
   for line in program.stdout:
     if line.startswith('step 5/'):

@@ -24,6 +24,7 @@ from tests.upstream import equations
 from tests.upstream.penzai_test import array
 from tests.weights.names_test import written
 
+pytestmark = pytest.mark.slow
 TEXT = 'When Mary and John went to the store, John gave a drink to'
 MARKS = {'tunix': 'upstream', 'transformers': 'transformers', 'penzai': 'penzai'}
 CODES = ['decoder']
@@ -110,19 +111,22 @@ def test_every_canonical_site_is_tagged_in_the_order_it_is_met(model):
   assert [str(site) for site in model.sites()] == ['embed', *layers, 'final_norm', 'logits']
 
 
-def test_every_site_follows_from_its_neighbours(model, code, truth):
-  tokens = model.tokens(TEXT)
-  acts = harvest.reap(model, sites='*')(tokens)
+@pytest.fixture(scope='module')
+def acts(model):
+  """The values of every site."""
+  return harvest.reap(model, sites='*')(model.tokens(TEXT))
+
+
+def test_every_site_follows_from_its_neighbours(model, acts, code, truth):
   if code == 'penzai':
     acts = {site: array(value) for site, value in acts.items()}
-  truth.check(acts, tokens)
+  truth.check(acts, model.tokens(TEXT))
 
 
-def test_what_the_head_reads_at_the_last_layer_is_the_logits(model):
-  tokens = model.tokens(TEXT)
-  last = harvest.reap(model, sites='resid_post.29')(tokens)['resid_post.29']
-  (residual,) = jax.tree.leaves(last)
-  np.testing.assert_allclose(model.unembed(residual), model(tokens), rtol=1e-4, atol=1e-4)
+def test_what_the_head_reads_at_the_last_layer_is_the_logits(model, acts):
+  (residual,) = jax.tree.leaves(acts['resid_post.29'])
+  logits = model(model.tokens(TEXT))
+  np.testing.assert_allclose(model.unembed(residual), logits, rtol=1e-4, atol=1e-4)
   assert model.unembed(residual[0, -1]).shape == (49152,)
 
 
