@@ -184,7 +184,7 @@ def test_positions_from_the_end_are_those_of_each_pair(method):
     mean = np.abs(values[rows]).mean()
     np.testing.assert_allclose(found.contribution()[nodes.labels().index(str(node))], mean)
   assert [node.position for node in nodes] == [-1, -3, -1, -3]
-  assert nodes[0].label([' a', ' b']) == "embed position -1 ' b'"
+  assert nodes[0].label([' a', ' b']) == 'embed position -1'  # of each pair another token
 
 
 def test_every_method_has_them_where_it_has_the_columns():
