@@ -6,6 +6,8 @@ import pytest
 
 from mechjax import logits
 
+FLOAT16 = pytest.param(jnp.float16, marks=pytest.mark.float16, id='float16')
+
 V = 7
 RANDOM = np.random.default_rng(0)
 P, Q = (RANDOM.normal(size=(2, 3, V)) * 3 for _ in range(2))
@@ -16,7 +18,7 @@ def plain(x):
   return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
-@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, FLOAT16, jnp.float32])
 def test_log_probabilities_are_those_of_the_rounded_logits_in_float32(dtype):
   rounded = jnp.asarray(P, dtype)
   found = logits.log_probs(rounded)

@@ -12,6 +12,8 @@ from mechjax.sae.store import Contexts, Harvester
 from tests.models import decoders
 from tests.sae.store import toys
 
+FLOAT16 = pytest.param('float16', marks=pytest.mark.float16, id='float16')
+
 PARAMS = toys.params()
 CONTEXTS = toys.contexts()
 SITE = 'resid_post.2'
@@ -51,7 +53,7 @@ def test_widths_are_known_without_computing_and_heads_are_laid_end_to_end(harves
   assert harvester.widths == {SITE: toys.D, 'z.1': toys.H * toys.E}
 
 
-@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+@pytest.mark.parametrize('dtype', ['bfloat16', FLOAT16])
 def test_activations_are_rounded_to_the_dtype_that_is_asked_for(dtype):
   dtype = jnp.dtype(dtype)
   harvester = Harvester(toys.scanned, PARAMS, [SITE], CONTEXTS, batch=20, dtype=dtype)
@@ -72,6 +74,7 @@ def test_activations_that_are_not_finite_are_an_error_with_site_and_context():
     harvester.rows(np.arange(6), 0, 100)
 
 
+@pytest.mark.float16
 def test_activations_beyond_a_short_dtype_are_an_error_and_not_infinite():
   def forward(scale, tokens):
     return harvest.sow(jnp.full((*tokens.shape, 3), scale), name='big')

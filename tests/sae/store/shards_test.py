@@ -15,6 +15,8 @@ from mechjax.sae.store import Harvester, Share, Stored, plan, write
 from mechjax.sae.store.order import Order
 from tests.sae.store import toys
 
+FLOAT16 = pytest.param('float16', marks=pytest.mark.float16, id='float16')
+
 CONTEXTS = toys.contexts(n=30)
 SITES = ['resid_post.2', 'z.0']
 HARVESTER = Harvester(toys.scanned, toys.params(), SITES, CONTEXTS, batch=8)
@@ -66,7 +68,7 @@ def copy(written, tmp_path):
 # --- what is read is what was harvested -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', FLOAT16])
 def test_what_is_read_is_what_was_harvested(tmp_path, dtype):
   harvester = dataclasses.replace(HARVESTER, dtype=jnp.dtype(dtype))
   about = plan(harvester, shard_rows=ROWS, model='toy', seed=3)
