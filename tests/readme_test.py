@@ -47,8 +47,8 @@ def assert_same_output(found, promised):
 
 # The last of two flags is obeyed: what is written is parsed, and what costs minutes is done in part.
 LESS = {
-  'experiments.train_sae': ['--contexts=800'],
-  'experiments.eval_sae': ['--tokens=512', '--latents=10'],
+  'mechjax.train_sae': ['--contexts=800'],
+  'mechjax.eval_sae': ['--tokens=512', '--latents=10'],
 }
 
 

@@ -34,6 +34,8 @@ from mechjax.weights import huggingface, vocabulary
 from mechjax.weights.json_files import read_json
 from mechjax.weights.values import Values
 
+_MOST_UNUSED = 10_000  # ids without a token, beside as many as there are tokens; files have few
+
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
@@ -216,7 +218,7 @@ def from_huggingface(directory: str | os.PathLike[str], described: Mapping[str, 
   join = _joining(backend)
   before, behind = _around(backend, directory)
   split = lambda text: backend.encode(text, add_special_tokens=False).ids  # noqa: E731
-  n_vocab = 1 + max(backend.get_vocab().values(), default=-1)
+  n_vocab = _size(backend.get_vocab(), directory)
   stops = _ends(Path(directory), described, n_vocab)
   return Tokenizer(
     split=split,
@@ -228,6 +230,18 @@ def from_huggingface(directory: str | os.PathLike[str], described: Mapping[str, 
     closing=behind,
     lead=_taken_off(join(split('a')), backend.decode(split('a'), skip_special_tokens=False)),
   )
+
+
+def _size(vocab: Mapping[str, int], directory: str | os.PathLike[str]) -> int:
+  """One more than the largest id."""
+  last = max(vocab, key=lambda text: vocab[text], default='')
+  n_vocab = 1 + vocab.get(last, -1)
+  if n_vocab > 2 * len(vocab) + _MOST_UNUSED:
+    raise errors.WeightsError(
+      f'{directory}: tokenizer.json gives {last!r:.100} the id {n_vocab - 1}, and has {len(vocab)} tokens',
+      cause='a damaged file',
+    )
+  return n_vocab
 
 
 def _joining(backend: Any) -> Callable[[list[int]], str]:

@@ -141,6 +141,14 @@ def finished(made, template):
   return made
 
 
+def test_an_id_far_beyond_the_number_of_tokens_is_refused(tmp_path):
+  made = json.loads(like_gpt2().to_str())
+  made['model']['vocab']['Ġb'] = 10**9
+  (tmp_path / 'tokenizer.json').write_text(json.dumps(made))  # the library would write every hole
+  with pytest.raises(WeightsError, match="gives 'Ġb' the id 1000000000, and has 2"):
+    tokenizers.from_huggingface(tmp_path, {})
+
+
 def read(directory, made, described=(), **files):
   made.save(str(directory / 'tokenizer.json'))
   for name, content in files.items():

@@ -109,7 +109,7 @@ def test_a_run_that_is_killed_at_ten_moments_ends_with_the_same_bits(tmp_path):
     assert not killing.done_by(child, args, moment)
   first = [int(line) for line in (home / 'lives').read_text().split()]
   assert first == sorted(first)
-  assert first[-1] > 30  # most lives wrote a checkpoint, and the next went on from it
+  assert first[-1] > first[0]  # a life went on from the checkpoint of one before
   there = trained(home, save_every=300, steps=LONG).state
   same(there, trained(tmp_path / 'other', save_every=300, steps=LONG).state)
 

@@ -112,4 +112,5 @@ def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.
     for start in range(0, len(rows), step):
       some = rows[start : start + step]
       some[...] = np.frombuffer(file.read(some.nbytes), dtype).reshape(some.shape)
-    return array
+    # Bytes of another machine's order are turned where they lie.
+    return array if dtype.isnative else array.byteswap(inplace=True).view(dtype.newbyteorder('='))
