@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mechjax.sae.architectures.base import squared
 from mechjax.sae.dead_latents.counters import expect_tokens
 from mechjax.sae.errors import expect, expect_number, expect_whole
 from mechjax.sae.ops import sparse
@@ -82,8 +83,8 @@ class AuxK:
     k = min(max(d // 2, 1) if self.k is None else self.k, width)
     values, indices = sparse.top(jnp.where(dead_M, z_BxM, -jnp.inf), k)
     e_hat = product(sparse.scattered(jax.nn.relu(values), indices, width), W_dec, matmuls)
-    variance = _mean_square(error_BxE - jnp.mean(error_BxE, 0))
-    left = _mean_square(error_BxE - e_hat)
+    variance = squared(error_BxE - jnp.mean(error_BxE, 0))
+    left = squared(error_BxE - e_hat)
     return jnp.where(variance > 0, self.alpha * left / jnp.where(variance > 0, variance, 1), 0)
 
 
@@ -143,7 +144,7 @@ class GhostGrads:
     e_hat = product(self._ghosts(dead_M, z_BxM), W_dec, matmuls)
     length = jnp.linalg.norm(lax.stop_gradient(e_hat), axis=-1, keepdims=True)
     half = jnp.linalg.norm(error_BxE, axis=-1, keepdims=True) / 2
-    total = _mean_square(error_BxE - e_hat * half / jnp.where(length > 0, length, 1))
+    total = squared(error_BxE - e_hat * half / jnp.where(length > 0, length, 1))
     if self.match_reconstruction:
       fixed = lax.stop_gradient(total)
       total = total * reconstruction / jnp.where(fixed > 0, fixed, 1)
@@ -159,7 +160,3 @@ class GhostGrads:
     largest = jnp.max(exponents, -1, keepdims=True, where=dead_M, initial=-jnp.inf)
     largest = lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0))
     return jnp.where(dead_M, jnp.exp(jnp.where(dead_M, exponents - largest, 0)), 0)
-
-
-def _mean_square(x_BxE: jax.Array) -> jax.Array:
-  return jnp.mean(jnp.sum(jnp.square(x_BxE), -1))
