@@ -286,9 +286,8 @@ class Jitted:
   def __call__(self, *args: Any) -> Any:
     if self._watch is not None and not self._watch.changed():
       return self._jitted(*args)
-    self._jitted = jax.jit(
-      lambda *args: self.f(*args)
-    )  # another function: JAX keeps what one was traced to
+    # Another function, because JAX keeps what one was traced to.
+    self._jitted = jax.jit(lambda *args: self.f(*args))
     out = self._jitted(*args)
     self._watch = Watch(*self.reads)
     return out

@@ -52,9 +52,7 @@ def measure(settings: Settings) -> Measured:
   out = Path(settings.out or Path(settings.run) / 'evaluation')
   subjects = found(settings, out)
   chosen = _with_dashboard(settings, subjects)
-  out.mkdir(
-    parents=True, exist_ok=True
-  )  # what cannot be written is refused before hours of computing
+  out.mkdir(parents=True, exist_ok=True)  # before hours of computing, not after
   reports = _judged(settings, subjects)
   seen = {
     s.name: _features(settings, subjects, s, reports[s.name].sites[subjects.site]) for s in chosen

@@ -201,9 +201,8 @@ class Program:
       if eqn.primitive is sow_p or eqn.primitive is sow_tangent_p:
         yield eqn, here, backward
       else:
-        for body in self.bodies(
-          eqn
-        ):  # sows in the test of a while are listed, and refused to whoever wants them
+        # Sows in the test of a while are listed, and refused where they are wanted.
+        for body in self.bodies(eqn):
           again = backward or compat.is_recomputed(eqn)
           yield from self._tagged(body.jaxpr, here.within(*body.mark), again)
 

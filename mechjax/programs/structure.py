@@ -49,10 +49,7 @@ def program_key(program: Any) -> Any:
   if not known:
     try:
       known[()] = jaxpr_key(program.jaxpr, rules=True)
-    except (
-      TypeError,
-      ValueError,
-    ):  # a custom rule that cannot be staged by itself, as some under a vmap
+    except (TypeError, ValueError):  # a custom rule that cannot be staged alone, as under a vmap
       known[()] = _Same(program.jaxpr)
   return known[()]
 
