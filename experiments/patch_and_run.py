@@ -78,14 +78,14 @@ def intervention(
     if other.shape != tokens.shape:
       raise errors.MechjaxError(
         f'{argument!r} has {other.shape[1]} tokens, the prompt has {tokens.shape[1]}',
-        mend='replace by a prompt of as many tokens, so that every position has a counterpart',
+        hint='replace by a prompt of as many tokens, so that every position has a counterpart',
       )
     others = harvest.reap(model, sites=list(values))(other)
     return {site: _instead(others[site]) for site in values}
   makers = {'zero': _zero, 'mean': _mean, 'scale': _scale, 'noise': _noise}
   if kind not in makers:
     raise errors.MechjaxError(
-      f'unknown intervention {text!r}', mend=f'one of {", ".join([*makers, "replace"])}'
+      f'unknown intervention {text!r}', hint=f'one of {", ".join([*makers, "replace"])}'
     )
   change = makers[kind](argument, tokens)
   return {site: lambda value: jax.tree.map(change, value) for site in values}
@@ -104,7 +104,7 @@ def _mean(argument: str, tokens: jax.Array) -> Callable:
     if x.shape[:2] != tokens.shape:
       raise errors.MechjaxError(
         f'the mean over positions needs [1, T, …], not {x.shape}',
-        mend='choose sites whose second axis is the position, such as resid_post or z',
+        hint='choose sites whose second axis is the position, such as resid_post or z',
       )
     return jnp.broadcast_to(x.mean(1, keepdims=True), x.shape)
 

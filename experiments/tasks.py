@@ -137,7 +137,7 @@ class Task:
       raise PatchingError(
         f'positions mean different things in the pairs of {self.name!r}',
         where=f'templates {sorted({p.template for p in self.prompts})}',
-        mend='build the task from one template, or label each pair by its own `places`',
+        hint='build the task from one template, or label each pair by its own `places`',
       )
     return self.prompts[0].places
 
@@ -180,7 +180,7 @@ def build(
       f'{n} pairs of {name!r} were asked for, and there are {len(found)}',
       where=f'{model.name}, templates {names}',
       cause='the words that are one token of this tokenizer are used up',
-      mend=f'ask for fewer, name more of templates={list(kind.templates)}, or add words to {__name__}',
+      hint=f'ask for fewer, name more of templates={list(kind.templates)}, or add words to {__name__}',
     )
   clean, noise, *ids, prompts = zip(*found)
   answers, others = (np.asarray(x, np.int32) for x in ids)
@@ -239,7 +239,7 @@ def keep(model: LanguageModel, task: Task, batch: int = 8) -> Task:
     raise PatchingError(
       f'{model.name} gets none of {len(task)} pairs of {task.name!r} right',
       cause='it cannot do this task',
-      mend='another model, or other templates',
+      hint='another model, or other templates',
     )
   count = (
     f'{right.sum()} of {len(task)} pairs kept: those where {model.name} gets the clean prompt right'
@@ -254,7 +254,7 @@ def _one_of(known: Mapping[str, Any], name: str, what: str) -> Any:
     raise PatchingError(
       f'there is no {what} called {name!r}',
       where=f'known: {list(known)}',
-      mend=f'did you mean {near[0]!r}?' if near else None,
+      hint=f'did you mean {near[0]!r}?' if near else None,
     )
   return known[name]
 

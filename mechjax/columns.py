@@ -47,7 +47,7 @@ def axes_of(name: str) -> tuple[str, ...]:
   if name not in sites.CANONICAL:
     raise errors.SiteError(
       f'which axes of {name!r} are positions is not known, so it cannot be read or planted in a generation',
-      mend='name it as in mechjax.sites.CANONICAL: ' + ', '.join(sites.CANONICAL),
+      hint='name it as in mechjax.sites.CANONICAL: ' + ', '.join(sites.CANONICAL),
     )
   return tuple(sites.CANONICAL[name][1:].partition(']')[0].split(', '))
 

@@ -1,7 +1,7 @@
 """The exceptions a user of mechjax can meet.
 
 Researchers publish what this library prints, so an error is a feature: it says WHAT happened (with the
-offending value), WHERE (site, layer, file, line), the LIKELY CAUSE and the MEND. Every error raised on
+offending value), WHERE (site, layer, file, line), the LIKELY CAUSE and the HINT. Every error raised on
 purpose is a `MechjaxError` and carries those four parts as attributes, so that a notebook can show them
 and a test can read them. Each class also derives from the builtin exception a caller would expect, so
 `except ValueError` keeps working.
@@ -20,7 +20,7 @@ class MechjaxError(Exception):
     what: what happened, with the offending value.
     where: site, layer, file and line; None if the call itself is the place.
     cause: the likely cause; None if `what` says it already.
-    mend: what to do about it.
+    hint: what to do about it.
   """
 
   def __init__(
@@ -29,24 +29,24 @@ class MechjaxError(Exception):
     *,
     where: str | None = None,
     cause: str | None = None,
-    mend: str | None = None,
+    hint: str | None = None,
   ):
-    self.what, self.where, self.cause, self.mend = what, where, cause, mend
+    self.what, self.where, self.cause, self.hint = what, where, cause, hint
     parts = [what]
     if where:
       parts.append(f'  where: {where}')
     if cause:
       parts.append(f'  likely cause: {cause}')
-    if mend:
-      parts.append(f'  mend: {mend}')
+    if hint:
+      parts.append(f'  hint: {hint}')
     super().__init__('\n'.join(parts))
 
   def __reduce__(self):
-    return _rebuild, (type(self), self.what, self.where, self.cause, self.mend)
+    return _rebuild, (type(self), self.what, self.where, self.cause, self.hint)
 
 
-def _rebuild(cls, what, where, cause, mend):
-  return cls(what, where=where, cause=cause, mend=mend)
+def _rebuild(cls, what, where, cause, hint):
+  return cls(what, where=where, cause=cause, hint=hint)
 
 
 class SiteError(MechjaxError, ValueError):
@@ -78,7 +78,7 @@ class FetchError(MechjaxError, OSError):
 
 
 class MissingExtraError(MechjaxError, ImportError):
-  """An optional library that is not installed; the mend names the extra."""
+  """An optional library that is not installed; the hint names the extra."""
 
 
 def nearest(name: str, candidates: Iterable[str], n: int = 5) -> list[str]:

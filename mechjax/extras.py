@@ -41,5 +41,5 @@ def require(module: str, extra: str) -> ModuleType:
     raise errors.MissingExtraError(
       f'{module!r} is not installed',
       cause=f'it belongs to the optional extra {extra!r}',
-      mend=f"in a checkout of mechjax, pip install -e '.[{extra}]'; from a wheel, its file instead of the dot",
+      hint=f"in a checkout of mechjax, pip install -e '.[{extra}]'; from a wheel, its file instead of the dot",
     ) from e

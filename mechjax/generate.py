@@ -100,7 +100,7 @@ class Sampling:
     for name, good in checks.items():
       if not good:
         raise errors.MechjaxError(
-          f'{name}={getattr(self, name)!r}', mend='temperature >= 0, top_k >= 1, 0 < top_p <= 1'
+          f'{name}={getattr(self, name)!r}', hint='temperature >= 0, top_k >= 1, 0 < top_p <= 1'
         )
 
 
@@ -199,7 +199,7 @@ def _rows(prompts: Sequence[Sequence[int]] | np.ndarray) -> list[np.ndarray]:
     raise errors.MechjaxError(
       f'prompts of shapes {[row.shape for row in rows]} and dtypes {sorted({str(r.dtype) for r in rows})}; '
       'each is a sequence of at least one token id',
-      mend='[[1, 2, 3]] is one prompt; a model without a start token cannot begin with nothing',
+      hint='[[1, 2, 3]] is one prompt; a model without a start token cannot begin with nothing',
     )
   return rows
 
@@ -217,7 +217,7 @@ def _stop_ids(stop: int | Collection[int]) -> tuple[int, ...]:
   if ids.size and (ids.ndim != 1 or ids.dtype.kind not in 'iu' or ids.min() < 0):
     raise errors.MechjaxError(
       f'stop={stop!r:.100}; token ids are wanted',
-      mend='tokenizer.token(text) is the id of a text of one token; model.generate takes such texts',
+      hint='tokenizer.token(text) is the id of a text of one token; model.generate takes such texts',
     )
   return tuple(ids.tolist())
 
@@ -317,7 +317,7 @@ def _check_lengths(
     raise errors.HarvestError(
       f'an array is planted at {arrays[0]!r} and {n_tokens} tokens are wanted',
       cause='an array fits texts of one length, and every token makes the text longer',
-      mend='plant a function of the value, or generate one token',
+      hint='plant a function of the value, or generate one token',
     )
   if len({*sizes}) == 1:
     return
@@ -327,7 +327,7 @@ def _check_lengths(
       f'prompts of {min(sizes)} to {max(sizes)} tokens, and what is planted at {[*arrays, *mixing][0]!r} may take '
       'one row to another',
       cause='rows of different length have no common columns; a function must be proven to keep rows apart',
-      mend='generate from prompts of one length at a time',
+      hint='generate from prompts of one length at a time',
     )
 
 

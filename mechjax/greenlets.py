@@ -133,7 +133,7 @@ class GreenletGenerator(Generator[Y, S, R]):
         'there is no value: the function has not returned',
         where=self._name,
         cause='it was left early, it raised, it has more to yield, or it never ran',
-        mend='read `value` after a loop that ran to its end',
+        hint='read `value` after a loop that ran to its end',
       )
     return self._child.returned[0]
 
@@ -172,7 +172,7 @@ class GreenletGenerator(Generator[Y, S, R]):
       raise RunError(
         'nobody waits for a reply: the function is not suspended at a yield',
         where=self._name,
-        mend='set `reply` inside the body of the loop',
+        hint='set `reply` inside the body of the loop',
       )
     return self._child
 
@@ -225,7 +225,7 @@ def yield_(value: Any) -> Any:
     raise RunError(
       f'yield_ of a {type(value).__name__}, but no loop to yield to',
       cause='the function was called directly, or in another thread than the loop (a callback?)',
-      mend='loop over it: `for value in GreenletGenerator(fn, *args)`',
+      hint='loop over it: `for value in GreenletGenerator(fn, *args)`',
     )
   child.mail = value
   del value
@@ -371,7 +371,7 @@ class _Child(greenlet.greenlet):
           'a function returned while a generator that it started was still suspended',
           where=_describe(self.call),
           cause='it was stepped by hand and is kept alive elsewhere, its contexts still open',
-          mend='loop over it with `for`, or inside `with contextlib.closing(…)`',
+          hint='loop over it with `for`, or inside `with contextlib.closing(…)`',
         )
       return result
     finally:
@@ -385,7 +385,7 @@ class _Child(greenlet.greenlet):
         'a generator that is suspended inside a JAX trace was resumed outside of it',
         where=name,
         cause='the trace has ended since (an exception that was caught?), or a jit, scan, grad or vmap began',
-        mend='loop over it in the function, and under the transformation, in which it was started',
+        hint='loop over it in the function, and under the transformation, in which it was started',
       )
 
   def step(self, error: BaseException | None = None) -> Any:
@@ -426,7 +426,7 @@ class _Child(greenlet.greenlet):
         'a generator was used from another thread, or another greenlet, than it was started in',
         where=name,
         cause='it was handed to a worker thread, or to a function which another loop drives',
-        mend='create it, iterate over it and close it in one place',
+        hint='create it, iterate over it and close it in one place',
       )
     _settle(self.siblings)
     if self.steps.gi_suspended and self.siblings[-1] is not self:
@@ -434,7 +434,7 @@ class _Child(greenlet.greenlet):
         'a generator was resumed or closed while a later one is still suspended',
         where=name,
         cause='two are stepped in turns (zip?), which would mix up the contexts they hold open',
-        mend='nest the loops, or close the later generator first',
+        hint='nest the loops, or close the later generator first',
       )
 
 

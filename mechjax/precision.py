@@ -90,11 +90,11 @@ def checked(dtype: Any) -> np.dtype:
     found = None
   if found is None or found.name not in DTYPES:
     raise errors.MechjaxError(
-      f'dtype={dtype!r} for parameters', mend=f'one of {", ".join(DTYPES)}: integers would be zeros'
+      f'dtype={dtype!r} for parameters', hint=f'one of {", ".join(DTYPES)}: integers would be zeros'
     )
   if found == jnp.float64 and jnp.zeros(0).dtype != jnp.float64:
     raise errors.MechjaxError(
       f'dtype={"float, which is " if dtype is float else ""}float64, and JAX computes in float32',
-      mend="'float32'; or jax.config.update('jax_enable_x64', True) before anything else",
+      hint="'float32'; or jax.config.update('jax_enable_x64', True) before anything else",
     )
   return found

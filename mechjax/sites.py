@@ -153,13 +153,13 @@ def parse(text: str | Site) -> Site:
   if not isinstance(text, str):
     raise SiteError(
       f'{text!r} is not a site: it is a {type(text).__name__}',
-      mend="write the name as well as the layer, as in 'mlp_out.3'",
+      hint="write the name as well as the layer, as in 'mlp_out.3'",
     )
   name, path = _split(_from_lens(text.strip()))
   if not all(re.fullmatch(r'\d+', p) for p in path) or re.search(r'[*?\[{]', name):
     raise SiteError(
       f'{text!r} is a pattern where one site is expected',
-      mend="name one site and one layer, as in 'mlp_out.5'",
+      hint="name one site and one layer, as in 'mlp_out.5'",
     )
   return Site(name, tuple(map(int, path)))
 
@@ -185,7 +185,7 @@ def layer(index: int) -> Iterator[None]:
     raise SiteError(
       f'sites.layer needs a Python int, got {type(index).__name__}',
       cause='a traced layer index, as in the body of a scan',
-      mend='leave sites.layer out there: the iteration of the scan is the layer',
+      hint='leave sites.layer out there: the iteration of the scan is the layer',
     ) from e
   if index < 0:
     raise SiteError(f'sites.layer counts from 0, got {index}')
@@ -277,12 +277,12 @@ def as_patterns(patterns: str | Site | Iterable[str | Site]) -> list[str]:
   if isinstance(patterns, str):
     found = [p.strip() for p in re.split(r',(?![^{]*\}|[^\[]*\])', patterns) if p.strip()]
     if not found:
-      raise SiteError(f'{patterns!r} names no site', mend="'*' selects all sites, [] none")
+      raise SiteError(f'{patterns!r} names no site', hint="'*' selects all sites, [] none")
     return found
   if not isinstance(patterns, Iterable):
     raise SiteError(
       f'sites are selected by patterns, got {type(patterns).__name__} {patterns!r}',
-      mend="write the name as well as the layer, as in 'mlp_out.3'",
+      hint="write the name as well as the layer, as in 'mlp_out.3'",
     )
   return [q for p in patterns for q in as_patterns(p)]
 
@@ -306,20 +306,20 @@ def unknown(pattern: str, available: Sequence[Site]) -> SiteError:
     return SiteError(
       f'no site matches {pattern!r}: the program has no sites at all',
       cause='the model is not instrumented, or its patch was not installed before the model ran',
-      mend='install the patch of the code base first (for example mechjax.patches.tunix.PATCHER.install())',
+      hint='install the patch of the code base first (for example mechjax.patches.tunix.PATCHER.install())',
     )
   name, path = _split(_from_lens(pattern))
   names = _by_name(available)
   same = [n for n in names if _name_matches(name, n)]
   if same and path:
     have = '; '.join(f'{n} has {_describe(names[n])}' for n in same[:5])
-    return SiteError(f'no site matches {pattern!r}', cause=have, mend='ask for a layer that exists')
+    return SiteError(f'no site matches {pattern!r}', cause=have, hint='ask for a layer that exists')
   close = nearest(name, names) or list(names)[:8]
   listing = ', '.join(f'{n} ({_describe(names[n])})' for n in close)
   return SiteError(
     f'no site matches {pattern!r}',
     cause=f'nearest: {listing}',
-    mend='harvest.sites_of(f, *args) lists every site of a program',
+    hint='harvest.sites_of(f, *args) lists every site of a program',
   )
 
 
@@ -341,7 +341,7 @@ def _check_alternatives(
           f'no site matches {one!r}',
           where=f'an alternative of {pattern!r}',
           cause=error.cause,
-          mend=error.mend,
+          hint=error.hint,
         )
 
 
@@ -392,7 +392,7 @@ def _items(glob: str) -> tuple[_Item, ...]:
   if bare or not all(re.fullmatch(r'-?\d+(\.\.-?\d+)?', w) for w in written):
     raise SiteError(
       f'{glob!r} is not a choice of layers',
-      mend='write {1,2,3} or {1..3} (both ends included), one number, or * for all',
+      hint='write {1,2,3} or {1..3} (both ends included), one number, or * for all',
     )
   ends = [w.split('..') for w in written]
   return tuple(_Item(w, int(e[0]), int(e[-1])) for w, e in zip(written, ends))
@@ -444,11 +444,11 @@ def _from_lens(text: str) -> str:
   raise SiteError(
     f'{text!r} is not a TransformerLens name that mechjax knows',
     cause=f'nearest: {", ".join(nearest(hook, _LENS_BLOCK)) or "none"}',
-    mend='use a canonical name: ' + ', '.join(CANONICAL),
+    hint='use a canonical name: ' + ', '.join(CANONICAL),
   )
 
 
 def _other_value(hook: str, ours: str, difference: str) -> SiteError:
   return SiteError(
-    f'{hook!r} {difference}', mend=f'write {ours!r} if that is the value that you want'
+    f'{hook!r} {difference}', hint=f'write {ours!r} if that is the value that you want'
   )

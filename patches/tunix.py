@@ -113,7 +113,7 @@ QWEN2 = _patcher(
           qkv.transpose(0, 2, 1, 3),
           names=('attn_scores', 'attn_probs'),
           cause='the flash attention of tunix never forms the scores (use_flash_attention=True)',
-          mend='build the model with ModelConfig(use_flash_attention=False)',
+          hint='build the model with ModelConfig(use_flash_attention=False)',
         )
         """,
       ),

@@ -1,4 +1,4 @@
-"""Errors say what, where, the likely cause and the mend, whole, alone and after a journey between processes."""
+"""Errors say what, where, the likely cause and the hint, whole, alone and after a journey between processes."""
 
 import copy
 import pickle
@@ -13,17 +13,17 @@ KINDS = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(
 
 def test_all_four_parts_are_printed_in_order():
   error = MechjaxError(
-    'mlp_out.9 is not there', where='model.py:3', cause='it has 4 layers', mend='ask for one'
+    'mlp_out.9 is not there', where='model.py:3', cause='it has 4 layers', hint='ask for one'
   )
   assert str(error).splitlines() == [
     'mlp_out.9 is not there',
     '  where: model.py:3',
     '  likely cause: it has 4 layers',
-    '  mend: ask for one',
+    '  hint: ask for one',
   ]
 
 
-@pytest.mark.parametrize('part', ['where', 'cause', 'mend'])
+@pytest.mark.parametrize('part', ['where', 'cause', 'hint'])
 def test_a_part_that_is_not_known_is_left_out(part):
   assert str(MechjaxError('what')) == 'what'
   error = MechjaxError('what', **{part: 'x'})
@@ -33,11 +33,11 @@ def test_a_part_that_is_not_known_is_left_out(part):
 
 @pytest.mark.parametrize('kind', KINDS, ids=lambda k: k.__name__)
 def test_every_kind_keeps_its_parts_through_pickle_and_copy(kind):
-  error = kind('what', where='here', cause='why', mend='how')
+  error = kind('what', where='here', cause='why', hint='how')
   for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
     assert type(twin) is kind
     assert str(twin) == str(error)
-    assert (twin.what, twin.where, twin.cause, twin.mend) == ('what', 'here', 'why', 'how')
+    assert (twin.what, twin.where, twin.cause, twin.hint) == ('what', 'here', 'why', 'how')
 
 
 BUILTINS = {

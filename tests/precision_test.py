@@ -178,4 +178,4 @@ def test_a_dtype_that_is_float64_under_another_name_says_so():
     precision.checked(None)
   with pytest.raises(MechjaxError, match='dtype=float, which is float64') as error:
     precision.checked(float)
-  assert 'float32' in error.value.mend
+  assert 'float32' in error.value.hint

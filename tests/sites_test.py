@@ -160,7 +160,7 @@ def test_layers_written_in_another_way_are_refused_with_ours(index):
   for select in (selected, lambda pattern: sites.matches(pattern, Site('mlp_out', (1,)))):
     with pytest.raises(SiteError, match=re.escape(f'{index!r} is not a choice')) as error:
       select(f'mlp_out.{index}')
-    assert '{1..3}' in error.value.mend
+    assert '{1..3}' in error.value.hint
 
 
 def test_the_last_layer_is_that_of_its_own_name():
@@ -228,7 +228,7 @@ def test_a_hook_that_means_another_value_is_refused_with_ours(hook, difference, 
   for use in (sites.parse, selected, lambda h: sites.matches(h, Site('embed'))):
     with pytest.raises(SiteError, match=difference) as error:
       use(hook)
-    assert f'write {ours!r} if' in error.value.mend
+    assert f'write {ours!r} if' in error.value.hint
   assert (
     str(sites.parse(ours.replace('{0,3}', '0').replace('*', '0'))).split('.')[0] in sites.CANONICAL
   )
@@ -262,7 +262,7 @@ def test_what_selects_nothing_says_what_there_is(pattern, cause):
 def test_a_program_without_sites_says_that_its_patch_is_missing():
   with pytest.raises(SiteError, match='no sites at all') as error:
     selected('mlp_out', [])
-  assert 'install' in error.value.mend
+  assert 'install' in error.value.hint
 
 
 def test_a_number_is_not_a_site():
@@ -302,7 +302,7 @@ def test_a_traced_layer_says_that_the_scan_counts():
 
   with pytest.raises(SiteError) as error:
     jax.lax.scan(body, 0.0, jnp.arange(2))
-  assert 'iteration of the scan is the layer' in error.value.mend
+  assert 'iteration of the scan is the layer' in error.value.hint
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def measure(
   say(task.selection)
   question = ask(model, task, settings)
   if len(question.nodes) < max(settings.ks):
-    raise PatchingError(f'K {max(settings.ks)} of {len(question.nodes)} nodes', mend='smaller ks')
+    raise PatchingError(f'K {max(settings.ks)} of {len(question.nodes)} nodes', hint='smaller ks')
   say(f'{len(question.nodes):,} nodes on {len(task)} pairs of {len(task.columns)} tokens')
   truth, cost = sweep(question, save, progress)
   say(f'exact: {cost["patches"]:,} patches in {cost["seconds"]:.1f} s')

@@ -63,11 +63,11 @@ class Settings:
     for name, least in (('joint', 20), ('verify', 40)):
       if (number := getattr(self, name)) and number < least:
         raise PatchingError(
-          f'{name} is {number}', cause='too few subsets to compare', mend=f'{least} or more'
+          f'{name} is {number}', cause='too few subsets to compare', hint=f'{least} or more'
         )
     if self.nodes == 'neurons' and not self.layers:
       raise PatchingError(
-        'the neurons of all layers are too many for an exact sweep', mend="layers='2,14,27'"
+        'the neurons of all layers are too many for an exact sweep', hint="layers='2,14,27'"
       )
 
 
@@ -77,7 +77,7 @@ def _check(what: str, name: str, known: Iterable[str]) -> None:
     raise PatchingError(
       f'there is no {what} called {name!r}',
       where=f'known: {list(known)}',
-      mend=f'did you mean {near[0]!r}?' if near else None,
+      hint=f'did you mean {near[0]!r}?' if near else None,
     )
 
 

@@ -87,7 +87,7 @@ def _with_dashboard(settings: Settings, subjects: Subjects) -> list[Subject]:
       raise SAEError(
         f'no dictionary {name!r} for a dashboard',
         where=f'there are {names}',
-        mend=f'perhaps {nearest(name, names)}',
+        hint=f'perhaps {nearest(name, names)}',
       )
   return [s for s in subjects.of if s.name in settings.dashboard]
 

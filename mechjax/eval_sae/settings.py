@@ -55,12 +55,12 @@ class Settings:
   def __post_init__(self) -> None:
     if bool(self.run) == bool(self.dictionaries):
       raise SAEError(
-        f'run={self.run!r} and dictionaries={list(self.dictionaries)}', mend='give one of the two'
+        f'run={self.run!r} and dictionaries={list(self.dictionaries)}', hint='give one of the two'
       )
     if self.dictionaries and not (self.site and self.out):
       raise SAEError(
         f'site={self.site!r} and out={self.out!r} for dictionaries that are not of a run',
-        mend='--site=resid_post.20 --out=out/evaluation',
+        hint='--site=resid_post.20 --out=out/evaluation',
       )
     for name in ('tokens', 'batch', 'feature_tokens'):
       expect(self, name, getattr(self, name) >= 1, 'at least 1')

@@ -96,7 +96,7 @@ def _of_run(home: Path) -> Subjects:
     raise SAEError(f'{home} is no run of mechjax.train_sae: {e}') from e
   stacks = sorted((home / layout.DICTIONARIES).glob(f'*/{layout.ABOUT}'))
   if not stacks:
-    raise SAEError(f'{home} has no dictionaries yet', mend='the command of the training goes on')
+    raise SAEError(f'{home} has no dictionaries yet', hint='the command of the training goes on')
   rows = contexts.read(home / layout.TOKENS).split(config.data.held_out_every)[1]
   model = mechjax.load(config.model, code=config.code)
   of = [one for about in stacks for one in _trained(about)]

@@ -92,7 +92,7 @@ def _expect_one_each(config_class: type, own: Iterable[Leaf]) -> None:
       raise FlagsError(
         f'one flag --{leaf.name} for two things: {names[leaf.name]} and {leaf.dotted}',
         where=f'{config_class.__module__}.{config_class.__qualname__}',
-        mend='give one of them another name',
+        hint='give one of them another name',
       )
     names[leaf.name] = leaf.dotted
 

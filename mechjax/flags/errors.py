@@ -1,6 +1,6 @@
 """The one exception of this package.
 
-Like every `MechjaxError` it says what happened, where, the likely cause and the mend. What absl finds on the command
+Like every `MechjaxError` it says what happened, where, the likely cause and the hint. What absl finds on the command
 line itself, such as a flag that does not exist, and what a config says about its own values are left as they are.
 """
 

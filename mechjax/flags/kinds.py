@@ -204,20 +204,20 @@ _SCALARS = {
 SUPPORTED = 'bool, int, float, str, Path, Literal, Enum, tuples of these, each perhaps None'
 
 
-def kind_of(hint: Any) -> Kind | None:
+def kind_of(annotation: Any) -> Kind | None:
   """What a field takes.
 
   Args:
-    hint: the type that it is annotated with, resolved.
+    annotation: the type of the field, resolved.
 
   Returns:
     Its kind, or None if there is none; `SUPPORTED` says for what there is.
   """
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  origin, args = typing.get_origin(annotation), typing.get_args(annotation)
   if origin is Literal:
     return Choice(tuple((value, value) for value in args))
-  if isinstance(hint, type) and issubclass(hint, enum.Enum):
-    return Choice(tuple(hint.__members__.items()))
+  if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+    return Choice(tuple(annotation.__members__.items()))
   if origin in (typing.Union, types.UnionType):
     others = [arg for arg in args if arg is not type(None)]
     kind = kind_of(others[0]) if len(others) == 1 else None
@@ -228,4 +228,4 @@ def kind_of(hint: Any) -> Kind | None:
     if any(kind is None or isinstance(kind, Several) for kind in members):
       return None
     return Several(tuple(kind for kind in members if kind is not None), endless)
-  return _SCALARS.get(hint)
+  return _SCALARS.get(annotation)

@@ -84,10 +84,10 @@ def built(config_class: type, values: Mapping[Names, Any]) -> Any:
     Whatever its `__post_init__` does.
   """
   arguments = {}
-  for field, hint in _fields(config_class):
-    if dataclasses.is_dataclass(hint):
+  for field, annotation in _fields(config_class):
+    if dataclasses.is_dataclass(annotation):
       below = {path[1:]: value for path, value in values.items() if path[0] == field.name}
-      arguments[field.name] = built(typing.cast(type, hint), below)
+      arguments[field.name] = built(typing.cast(type, annotation), below)
     else:
       arguments[field.name] = values[field.name,]
   return config_class(**arguments)
@@ -99,21 +99,21 @@ def _leaves(config_class: type, defaults: Any, path: Names) -> Iterator[Leaf]:
       f'{".".join(path) or "defaults"} holds {defaults!r:.200}, not a {config_class.__name__}'
     )
   explanations = _explanations(config_class)
-  for field, hint in _fields(config_class):
+  for field, annotation in _fields(config_class):
     own, default = (*path, field.name), _default(field, defaults)
-    if dataclasses.is_dataclass(hint):
-      yield from _leaves(typing.cast(type, hint), default, own)
+    if dataclasses.is_dataclass(annotation):
+      yield from _leaves(typing.cast(type, annotation), default, own)
       continue
     where = f'{config_class.__module__}.{config_class.__qualname__}.{field.name}'
-    if (kind := kind_of(hint)) is None:
+    if (kind := kind_of(annotation)) is None:
       raise FlagsError(
-        f'no flag can hold a {hint}', where=where, mend=f'one of {SUPPORTED}, or a dataclass'
+        f'no flag can hold a {annotation}', where=where, hint=f'one of {SUPPORTED}, or a dataclass'
       )
     if field.name not in explanations:
       raise FlagsError(
         f'the field {field.name!r} is not explained',
         where=where,
-        mend="say under 'Attributes:' in the docstring of its class what it is for",
+        hint="say under 'Attributes:' in the docstring of its class what it is for",
       )
     yield Leaf(own, kind, explanations[field.name], default)
 

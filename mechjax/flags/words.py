@@ -117,7 +117,7 @@ def read(path: str | os.PathLike[str], own: Iterable[Leaf]) -> dict[Names, Any]:
   """
   suffix = os.path.splitext(path)[1]
   if suffix not in _FORMATS:
-    raise FlagsError(f'{path} is no config', mend=f'its name ends with {" or ".join(_FORMATS)}')
+    raise FlagsError(f'{path} is no config', hint=f'its name ends with {" or ".join(_FORMATS)}')
   try:
     with open(path, encoding='utf-8') as file:
       text = file.read()
@@ -181,7 +181,7 @@ def _walk(
       raise FlagsError(
         f'no field {".".join(own)!r:.100}',
         where=f'{where}',
-        mend=f'perhaps {", ".join(close)}' if close else f'there are {", ".join(known.values())}',
+        hint=f'perhaps {", ".join(close)}' if close else f'there are {", ".join(known.values())}',
       )
 
 

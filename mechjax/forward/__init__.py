@@ -83,7 +83,7 @@ def iterate(
     RunError: for an unknown `scan`.
   """
   if scan not in traced.SCANS:
-    raise RunError(f'unknown scan={scan!r}', mend=f'one of {traced.SCANS}')
+    raise RunError(f'unknown scan={scan!r}', hint=f'one of {traced.SCANS}')
   patterns = tuple(sites_lib.as_patterns(sites))
   staged = None if eagerly else stager(f)
 

@@ -58,7 +58,7 @@ class _Tap:
       raise RunError(
         f'the site {site} lies in code that JAX traces and caches even in an eager run',
         cause='jax.checkpoint (remat), or another function that stages what it calls',
-        mend='iterate without eagerly=True, or without the checkpoint',
+        hint='iterate without eagerly=True, or without the checkpoint',
       )
     asked.met.append(site)
     batched = isinstance(pred, jax.core.Tracer)

@@ -57,7 +57,7 @@ class _Exact:
     return RunError(
       f'{name!r} {what} of a run, so that setting it would change nothing',
       cause=f'nearest: {", ".join(nearest(name, settable)) or ", ".join(settable)}',
-      mend=f'{" or ".join(settable)} = ... in the body of the loop',
+      hint=f'{" or ".join(settable)} = ... in the body of the loop',
     )
 
 
@@ -118,7 +118,7 @@ class Run(_Exact, Generator[Item, Any, Any]):
     if self._loop is not None or self._driver is None:
       raise RunError(
         f'this run was iterated before; it is {self._state()}',
-        mend='start a new one: run = forward(...)',
+        hint='start a new one: run = forward(...)',
       )
     self._loop = _BY_FOR
     return _items(self)
@@ -162,7 +162,7 @@ class Run(_Exact, Generator[Item, Any, Any]):
       self._loop = _items(weakref.proxy(self))  # no cycle: dropping the run closes the pass
     if self._loop is _BY_FOR:
       raise RunError(
-        'this run is being iterated by a for loop', mend='use run.modified_value in it'
+        'this run is being iterated by a for loop', hint='use run.modified_value in it'
       )
     return self._loop
 
@@ -185,13 +185,13 @@ class Run(_Exact, Generator[Item, Any, Any]):
       raise RunError(
         'modified_value was set while the run stands at no site',
         where=self._state(),
-        mend='set it in the body of the loop, before the next iteration',
+        hint='set it in the body of the loop, before the next iteration',
       )
     if self._modified is not _NOTHING:
       raise RunError(
         f'modified_value was set twice at {self.site}',
         cause='two edits of one site',
-        mend='compute the final value first, then set it once',
+        hint='compute the final value first, then set it once',
       )
     self._modified = fit(value, self._shown, f'modified_value at {self.site} has')
 
@@ -202,7 +202,7 @@ class Run(_Exact, Generator[Item, Any, Any]):
       raise RunError(
         f'retval is not there yet: the run is {self._state()}',
         cause='the loop was left by break or an exception' if self._driver is None else None,
-        mend='read it after the loop has ended',
+        hint='read it after the loop has ended',
       )
     return self._retval
 
@@ -227,7 +227,7 @@ class Run(_Exact, Generator[Item, Any, Any]):
     if self._backward is None:
       raise RunError(
         f'a run that is {self._kind} has no backward pass of its own',
-        mend='use jax.grad around the loop, or pass concrete arrays for a stepped run',
+        hint='use jax.grad around the loop, or pass concrete arrays for a stepped run',
       )
     self._check_thread()
     self._gradients = BackwardRun(self._backward(metric, self.retval))
@@ -247,7 +247,7 @@ class Run(_Exact, Generator[Item, Any, Any]):
       raise RunError(
         'modified_grad was used outside a backward pass',
         where=self._state(),
-        mend='for layer, name, value, grad in run.backward(metric): ...',
+        hint='for layer, name, value, grad in run.backward(metric): ...',
       )
     return self._gradients
 
@@ -259,7 +259,7 @@ class Run(_Exact, Generator[Item, Any, Any]):
         'a run was used from another thread than the one that started it',
         where=self._state(),
         cause="JAX's trace state belongs to a thread",
-        mend='start a run of its own in each thread',
+        hint='start a run of its own in each thread',
       )
 
   def _state(self) -> str:
@@ -340,7 +340,7 @@ class BackwardRun(_Exact):
     """Yields (layer, name, value, gradient); values and gradients have the same shapes."""
     if self._started:
       raise RunError(
-        'this backward pass was iterated before', mend='call run.backward(metric) again'
+        'this backward pass was iterated before', hint='call run.backward(metric) again'
       )
     self._started = True
     return self._items()
@@ -374,7 +374,7 @@ class BackwardRun(_Exact):
     if self._shown is _NOTHING:
       raise RunError(
         'modified_grad was set while the backward pass stands at no site',
-        mend='set it in the body of the loop over run.backward(metric)',
+        hint='set it in the body of the loop over run.backward(metric)',
       )
     if self._modified is not _NOTHING:
       raise RunError(f'modified_grad was set twice at {self.site}')

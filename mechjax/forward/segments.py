@@ -111,7 +111,7 @@ class _Writer(Line):
       raise RunError(
         f'a run cannot step into the primitive {eqn.primitive.name!r}, which holds wanted sites',
         where=siu.summarize(eqn.source_info),
-        mend='use harvest.reap or harvest.plant there, or iterate under jax.jit',
+        hint='use harvest.reap or harvest.plant there, or iterate under jax.jit',
       )
     return _STEPS[kind](self, eqn, refs, place)
 

@@ -65,7 +65,7 @@ class TracedPlan(Plan):
     if _replaced(self, name, path) is not None:
       raise RunError(
         f'{name!r} was replaced, and is computed again in the backward half of a checkpoint inside the run',
-        mend='take the derivative outside: jax.grad of a function that iterates',
+        hint='take the derivative outside: jax.grad of a function that iterates',
       )
     return leaves, False
 

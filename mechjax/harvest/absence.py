@@ -4,7 +4,7 @@ Some code never forms a value that other code for the same equation does: a flas
 holds no attention probabilities. A request for them would end in "no site matches", which is true
 and helps nobody. So the code path that lacks a site says so where it runs:
 
-    out = harvest.absent(kernel(q, k, v), names=['attn_probs'], cause='…', mend='…')
+    out = harvest.absent(kernel(q, k, v), names=['attn_probs'], cause='…', hint='…')
 
 The mark is a sow under a tag of its own kind, hence free outside a harvest, invisible to every
 request, and right in jitted, checkpointed and scanned code. A request that would be refused and
@@ -32,12 +32,12 @@ class Absence:
   """The tag of a mark: why its name is not a site here (at `layers`, or at all), and how to take a path that has it."""
 
   cause: str
-  mend: str
+  hint: str
   layers: tuple[int, ...] = ()
 
 
 def absent(
-  value: Any, *, names: Iterable[str], cause: str, mend: str, layers: Iterable[int] = ()
+  value: Any, *, names: Iterable[str], cause: str, hint: str, layers: Iterable[int] = ()
 ) -> Any:
   """Marks that the code which computed `value` holds no sites of these names.
 
@@ -45,13 +45,13 @@ def absent(
     value: a pytree of arrays that flows on to the result.
     names: the sites that other code paths have.
     cause: why they are not here.
-    mend: how to run a path that has them.
+    hint: how to run a path that has them.
     layers: where they are not, in a loop that holds these layers and skips them; none for nowhere.
 
   Returns:
     `value`.
   """
-  tag = Absence(cause, mend, tuple(layers))
+  tag = Absence(cause, hint, tuple(layers))
   for name in names:
     value = sow(value, tag=tag, name=name)
   return value
@@ -77,5 +77,5 @@ def explained(request: Any, program: Program) -> SiteError | None:
       reason = mark.tag
       if isinstance(reason, Absence) and any(sites.matches(pattern, s) for s in _of(mark)):
         what = f'no site matches {pattern!r}: this program does not form it'
-        return SiteError(what, where=mark.source, cause=reason.cause, mend=reason.mend)
+        return SiteError(what, where=mark.source, cause=reason.cause, hint=reason.hint)
   return None

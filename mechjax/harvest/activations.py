@@ -50,7 +50,7 @@ class Entry:
       raise SiteError(
         f'{self.name!r} was read with shape {self.shapes} and now has {[jnp.shape(x) for x in leaves]}',
         cause='the values were changed by jax.tree.map, so it is not known which axis holds the layers',
-        mend=f'take {self.name!r} layer by layer before changing it, or as a whole with .stacked({self.name!r})',
+        hint=f'take {self.name!r} layer by layer before changing it, or as a whole with .stacked({self.name!r})',
       )
     return axis
 
@@ -73,7 +73,7 @@ class Activations(Mapping):
     raise SiteError(
       f'{site} was not asked for',
       cause=f'nearest: {", ".join(nearest(str(site), map(str, self))) or ", ".join(self)}',
-      mend='name it in sites=',
+      hint='name it in sites=',
     )
 
   def _check_from_0(self, name: str) -> None:
@@ -83,7 +83,7 @@ class Activations(Mapping):
       raise SiteError(
         f'{name!r} was read at the layers {layers}, so that an index into the array of all is no layer',
         cause='the name alone stands for all layers, of which acts[name][i] is layer i',
-        mend=f'acts[{str(sites.Site(name, (layers[0],)))!r}] for one layer, acts.stacked({name!r}) for the '
+        hint=f'acts[{str(sites.Site(name, (layers[0],)))!r}] for one layer, acts.stacked({name!r}) for the '
         f'array in the order of acts.layers({name!r})',
       )
 
@@ -109,7 +109,7 @@ class Activations(Mapping):
       raise SiteError(
         f'the values of {name!r} do not stack: {[[x.shape for x in xs] for xs in rows]}',
         cause='one name for values of several shapes, as jax.lax.map(batch_size=...) has when a rest remains',
-        mend=f'take them one by one: acts[{str(next(iter(self)))!r}], and acts[sites.Site({name!r})] without a layer',
+        hint=f'take them one by one: acts[{str(next(iter(self)))!r}], and acts[sites.Site({name!r})] without a layer',
       )
     joined = [jnp.concatenate(xs, axis=axes[0]) for xs in zip(*rows)]
     return jax.tree.unflatten(jax.tree.structure(found[0][1]), joined)

@@ -199,7 +199,7 @@ def _refuse_dropped(program: Program, tag: Hashable) -> None:
     raise HarvestError(
       f'the sow of {", ".join(lost)} was met while staging but is not in the program',
       cause='JAX removed it as dead code: inside a derivative, a value that does not reach the result',
-      mend='harvest inside the derivative: jax.grad(call_and_reap(f), has_aux=True), not reap(jax.grad(f))',
+      hint='harvest inside the derivative: jax.grad(call_and_reap(f), has_aux=True), not reap(jax.grad(f))',
     )
 
 
@@ -210,7 +210,7 @@ def _refuse_devices(program: Program, tag: Hashable) -> None:
         'Detected sow calls inside a shard_map. This is not currently supported.',
         where=sown.source,
         cause='a tag alone does not say how the devices of several mesh axes are laid out',
-        mend='ask by site (sites=...): values then carry one leading axis per mesh axis',
+        hint='ask by site (sites=...): values then carry one leading axis per mesh axis',
       )
 
 

@@ -129,6 +129,6 @@ def _scalar(out: Any) -> jax.Array:
   if jnp.shape(out) != () or not jnp.issubdtype(jnp.result_type(out), jnp.floating):
     raise HarvestError(
       f'the function must return a floating-point scalar, got {jax.tree.map(jax.typeof, out)}',
-      mend='reduce its result to the metric of interest, for example a logit difference',
+      hint='reduce its result to the metric of interest, for example a logit difference',
     )
   return out

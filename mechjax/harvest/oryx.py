@@ -27,7 +27,7 @@ def install_as_oryx() -> None:
     raise HarvestError(
       'the real oryx is imported already',
       where=str(getattr(real, '__file__', None)),
-      mend='call install_as_oryx() before anything imports oryx',
+      hint='call install_as_oryx() before anything imports oryx',
     )
   ours = importlib.import_module('mechjax.harvest')
   parent = None

@@ -102,7 +102,7 @@ class HarvestPlan(Plan):
       if name == 'scan' and self.read_all and p['mode'] == 'strict' and self.admits(p['name']):
         raise HarvestError(
           f"Cannot use strict mode for '{p['name']}' inside `scan`.",
-          mend="ask by site (sites='*'), where the iteration is the layer, or sow with mode='append'",
+          hint="ask by site (sites='*'), where the iteration is the layer, or sow with mode='append'",
         )
       if name == 'while_loop' and p['mode'] in ('strict', 'append'):
         raise HarvestError(

@@ -75,7 +75,7 @@ def _traced_reads(
     if {site.name for site in chosen} != {name}:
       raise SiteError(
         f'{name!r} is a pattern where one name is expected',
-        mend=f'name them one by one, as in {{{chosen[0].name!r}: layers}}',
+        hint=f'name them one by one, as in {{{chosen[0].name!r}: layers}}',
       )
     check_layers(layers, chosen, name)
     layers = jnp.atleast_1d(jnp.asarray(layers, jnp.int32))
@@ -86,7 +86,7 @@ def _traced_reads(
       paths = [site.path for site in s.all_sites]
       if len(paths[0]) != 1:
         raise HarvestError(
-          f'{name!r} has no single layer axis', mend='name its sites in full, as in sites=["x.0.3"]'
+          f'{name!r} has no single layer axis', hint='name its sites in full, as in sites=["x.0.3"]'
         )
       table = slot_table(layers, [p[0] for p in paths])
       reads.append(Read(s.key, Entry(name, None, True), s))

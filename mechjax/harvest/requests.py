@@ -126,7 +126,7 @@ class Writing:
     if self.fns:
       raise HarvestError(
         'a site cannot be planted through a function inside a derivative',
-        mend='put the derivative outside: jax.grad(plant(f)) instead of plant(jax.grad(f))',
+        hint='put the derivative outside: jax.grad(plant(f)) instead of plant(jax.grad(f))',
       )
     everywhere = [jnp.ones(jnp.shape(self.leaves[i]), bool) for i in leaves]
     planted = dataclasses.replace(self, leaves=everywhere)
@@ -173,7 +173,7 @@ def checked(fn: Callable, values: Sequence[Any], tree: Any) -> list[Any]:
     raise HarvestError(
       f'the function planted at a site returned the structure {structure}, the site has {tree}',
       cause='a function without a return statement returns None',
-      mend='return a value of the same structure as the one received',
+      hint='return a value of the same structure as the one received',
     )
   return [fitted(o, v, 'the function planted at a site returned') for o, v in zip(out, values)]
 
@@ -193,7 +193,7 @@ def fitted(new: Any, old: Any, what: str) -> jax.Array:
       raise HarvestError(
         f'{what} dtype {got.dtype.name}, the site has {dtype.name}',
         cause='a silent cast would change the computation that follows',
-        mend=f'.astype({dtype.name!r}) on the value if that is what you mean',
+        hint=f'.astype({dtype.name!r}) on the value if that is what you mean',
       )
     if not isinstance(new, jax.Array) or got.dtype != dtype or got.weak_type:
       new = jnp.asarray(new, dtype)
@@ -203,6 +203,6 @@ def fitted(new: Any, old: Any, what: str) -> jax.Array:
     raise HarvestError(
       f'{what} shape {new.shape}, the site has {shape}',
       cause='values are planted whole; nothing is broadcast',
-      mend='jnp.broadcast_to the value, or plant only part of it with harvest.Masked',
+      hint='jnp.broadcast_to the value, or plant only part of it with harvest.Masked',
     )
   return new

@@ -38,7 +38,7 @@ def select(request: Any, program: Program, tag: Hashable) -> list[sites.Site]:
     raise SiteError(
       e.what,
       cause=f'JAX removed the sows of {lost} as dead code: their values do not reach the result of the derivative',
-      mend='harvest inside the derivative: jax.grad(call_and_reap(f), has_aux=True), not reap(jax.grad(f))',
+      hint='harvest inside the derivative: jax.grad(call_and_reap(f), has_aux=True), not reap(jax.grad(f))',
     ) from e
 
 

@@ -88,7 +88,7 @@ class _Layout(Line):
       raise HarvestError(
         f'a sub-program cannot be cut out of the primitive {eqn.primitive.name!r}',
         where=siu.summarize(eqn.source_info),
-        mend='plant and reap instead: harvest(f, sites=outputs)({input: value}, *args)',
+        hint='plant and reap instead: harvest(f, sites=outputs)({input: value}, *args)',
       )
     outs = self.append(eqn, refs, place, place)
     before, self.loop = self.loop, (*self.loop, len(self.steps))
@@ -131,7 +131,7 @@ def _cut(layout: _Layout, ins: Sequence[Key], outs: Sequence[Key]) -> _Cut:
   if len(homes) > 1:
     raise HarvestError(
       'the inputs and outputs of a sub-program lie in different loops',
-      mend='plant and reap instead: harvest(f, sites=outputs)({input: value}, *args)',
+      hint='plant and reap instead: harvest(f, sites=outputs)({input: value}, *args)',
     )
   reached = {v for k in ins for v in layout.sows[k].outs}
   ops = []
@@ -145,7 +145,7 @@ def _cut(layout: _Layout, ins: Sequence[Key], outs: Sequence[Key]) -> _Cut:
       raise HarvestError(
         f'{k} does not depend on {", ".join(map(str, ins))}',
         cause='the outputs come before the inputs, or at another layer of a scan',
-        mend='name sites in the order of the forward pass, at one layer',
+        hint='name sites in the order of the forward pass, at one layer',
       )
   kept: list[Op] = []
   for op in reversed(ops):
@@ -319,7 +319,7 @@ def _plan(program: Program, inputs: Any, outputs: Any, tag: Hashable) -> tuple:
     if mine != paths and len(paths) > 1:
       raise HarvestError(
         f'{name} is asked for at {len(mine)} layers, {ins[0].name} at {len(paths)}',
-        mend='ask for inputs and outputs at the same layers',
+        hint='ask for inputs and outputs at the same layers',
       )
   sown = {site: s for s in live(program, tag) for site in s.all_sites}
   layout = _Layout(program, *(frozenset(sown[s].key for s in ends) for ends in (ins, outs)))
@@ -343,7 +343,7 @@ def _same_iteration(sown: dict, ins: list, outs: list, many: bool) -> None:
     raise HarvestError(
       f'{outs[0]} and {ins[0]} lie in different iterations of a scan',
       cause='between them stands the rest of the loop',
-      mend='plant and reap instead: harvest(f, sites=outputs)({input: value}, *args)',
+      hint='plant and reap instead: harvest(f, sites=outputs)({input: value}, *args)',
     )
 
 

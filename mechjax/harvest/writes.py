@@ -137,7 +137,7 @@ def _split_value(value: Any) -> tuple[Any, Any, Callable | None]:
     inner, _, fn = _split_value(value.value)
     if fn is not None:
       raise HarvestError(
-        'Masked takes a value, not a function', mend='use jnp.where inside the function'
+        'Masked takes a value, not a function', hint='use jnp.where inside the function'
       )
     return inner, value.mask, None
   if callable(value) and not hasattr(value, 'shape'):
@@ -219,7 +219,7 @@ def _fitted(value: Any, s: Sown, lead: tuple, text: str) -> list[jax.Array]:
     if lead[: len(lead) - len(s.device_sizes)]:
       cause = f'{text!r} selects {lead[0]} layers, so the value needs a leading axis over them'
     raise HarvestError(
-      e.what, where=f'{text} sown at {s.source}', cause=cause, mend=e.mend
+      e.what, where=f'{text} sown at {s.source}', cause=cause, hint=e.hint
     ) from None
 
 
@@ -235,7 +235,7 @@ def _fit_mask(mask: Any, s: Sown, lead: tuple, text: str) -> jax.Array | None:
   mask = jnp.asarray(mask)
   if mask.dtype != jnp.bool_:
     raise HarvestError(
-      f'the mask planted at {text!r} has dtype {mask.dtype.name}, not bool', mend='mask != 0'
+      f'the mask planted at {text!r} has dtype {mask.dtype.name}, not bool', hint='mask != 0'
     )
   shapes = {tuple(a.shape) for a in s.avals}
   try:
@@ -246,7 +246,7 @@ def _fit_mask(mask: Any, s: Sown, lead: tuple, text: str) -> jax.Array | None:
     raise HarvestError(
       f'the mask planted at {text!r} has shape {mask.shape}, the site has {[a.shape for a in s.avals]}',
       where=s.source,
-      mend='give a mask that broadcasts to the value',
+      hint='give a mask that broadcasts to the value',
     ) from None
 
 
@@ -265,7 +265,7 @@ def _writing(group: list[_Piece]) -> Writing:
       f'{s.name!r} is planted in several ways at once',
       where=s.source,
       cause='values, masked values, functions and traced layers cannot be mixed for one site name',
-      mend='plant one kind, or nest two plants: plant(plant(f))',
+      hint='plant one kind, or nest two plants: plant(plant(f))',
     )
   if group[0].layer is not None:
     return _traced_writing(group[0], scans)

@@ -44,7 +44,7 @@ class Llama3Scaling:
     if not ordered or not 1 <= self.factor < math.inf or self.original_length < 1:
       raise errors.MechjaxError(
         f'{self} is no scaling',
-        mend='0 < low_frequency < high_frequency, factor >= 1, original_length >= 1',
+        hint='0 < low_frequency < high_frequency, factor >= 1, original_length >= 1',
       )
 
 

@@ -124,7 +124,7 @@ def step(
   if not isinstance(cache.length, jax.core.Tracer) and cache.length + tokens_BxT.shape[1] > n_slots:
     raise errors.MechjaxError(
       f'{tokens_BxT.shape[1]} tokens do not fit behind {cache.length} in a cache of {n_slots}',
-      mend='new_cache(config, batch, n_slots) with as many slots as there will be tokens',
+      hint='new_cache(config, batch, n_slots) with as many slots as there will be tokens',
     )
   where, positions = _where(tokens_BxT.shape, config, positions, segments, cache, _dtype(params))
   x_BxTxD = _embed(params, tokens_BxT, config, positions)
@@ -412,19 +412,19 @@ def _affine(w: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
 
 def _parallel(x: jax.Array) -> jax.Array:
   cause = 'attention and MLP are parallel: both read resid_pre, and nothing lies between them'
-  return harvest.absent(x, names=['resid_mid'], cause=cause, mend='use resid_pre or resid_post')
+  return harvest.absent(x, names=['resid_mid'], cause=cause, hint='use resid_pre or resid_post')
 
 
 def _begun_at(x: jax.Array, start: int) -> jax.Array:
   names = [n for n in sites.CANONICAL if n not in ('embed', 'final_norm', 'logits')]
   cause = f'the pass begins at layer {start}, and the layers below are skipped'
-  mend = 'a layer that runs, or an earlier start'
+  hint = 'a layer that runs, or an earlier start'
   return harvest.absent(
-    x, names=names if start else [], cause=cause, mend=mend, layers=range(start)
+    x, names=names if start else [], cause=cause, hint=hint, layers=range(start)
   )
 
 
 def _without_mlp(x: jax.Array) -> jax.Array:
   names = [n for n in sites.CANONICAL if n.startswith('mlp_') or n == 'resid_mid']
   cause = 'this is a model of attention alone'
-  return harvest.absent(x, names=names, cause=cause, mend='use attn_out or resid_post')
+  return harvest.absent(x, names=names, cause=cause, hint='use attn_out or resid_post')

@@ -39,7 +39,7 @@ def preset(name: str, **changes: Any) -> Config:
   if name not in PRESETS:
     close = errors.nearest(name, PRESETS)
     raise errors.MechjaxError(
-      f'no model called {name!r}', mend=f'nearest: {close or sorted(PRESETS)}'
+      f'no model called {name!r}', hint=f'nearest: {close or sorted(PRESETS)}'
     )
   return dataclasses.replace(PRESETS[name], **changes)
 

@@ -49,7 +49,7 @@ def _transformer(shape: weights.Gemma3Shape) -> Any:
   if sys.version_info < (3, 12):
     raise errors.MissingExtraError(
       'the gemma package wants Python 3.12 or newer',
-      mend="run this with a newer Python, or load the weights with code='tunix' or with our decoder",
+      hint="run this with a newer Python, or load the weights with code='tunix' or with our decoder",
     )
   nn = extras.require('gemma.gm', 'gemma').nn
   shipped.patch('gemma').PATCHER.install()

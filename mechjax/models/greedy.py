@@ -77,7 +77,7 @@ class Greedy:
     except KeyError as e:
       raise errors.MechjaxError(
         f'the vocabulary cannot write {piece!r}: it has neither the piece nor its bytes',
-        mend='remove or replace it',
+        hint='remove or replace it',
       ) from e
 
   def _merged(self, text: str) -> Iterator[str]:

@@ -90,7 +90,7 @@ def _config(s: Values, reader: Callable[[Values], dict[str, Any]]) -> Config:
   except errors.WeightsError:
     raise
   except errors.MechjaxError as e:
-    raise errors.WeightsError(f'{s.where} describes no decoder: {e.what}', mend=e.mend) from e
+    raise errors.WeightsError(f'{s.where} describes no decoder: {e.what}', hint=e.hint) from e
 
 
 def _text_part(s: Values) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def check_kind(array: Any, ndim: int | None = 2) -> None:
   if ndim not in (None, array.ndim) or not _is_integer(array.dtype):
     wanted = 'integers' if ndim is None else f'integers of shape {_SHAPES[ndim]}'
     raise errors.MechjaxError(
-      f'tokens have shape {array.shape} and dtype {array.dtype}; {wanted} are wanted', mend=_MEND
+      f'tokens have shape {array.shape} and dtype {array.dtype}; {wanted} are wanted', hint=_MEND
     )
 
 
@@ -69,10 +69,10 @@ def _as_array(tokens: Any) -> np.ndarray:
   except ValueError as e:
     raise errors.MechjaxError(
       f'rows of different lengths are no array of tokens: {tokens!r:.100}',
-      mend='give rows one by one; model.generate takes prompts of any lengths',
+      hint='give rows one by one; model.generate takes prompts of any lengths',
     ) from e
   if array.dtype.kind in 'OSU':
-    raise errors.MechjaxError(f'token ids are wanted, not {tokens!r:.100}', mend=_MEND)
+    raise errors.MechjaxError(f'token ids are wanted, not {tokens!r:.100}', hint=_MEND)
   return array
 
 

@@ -201,7 +201,7 @@ class LanguageModel:
     if not padding.may_have_two(mask, tokens.shape):
       raise errors.MechjaxError(
         f'tokens of shape {tokens.shape} have nothing to predict: no row has two real tokens',
-        mend='a start token before each text, as model.tokens(text, bos=True) puts it',
+        hint='a start token before each text, as model.tokens(text, bos=True) puts it',
       )
     real_BxT = jnp.ones(jnp.shape(tokens), bool) if mask is None else jnp.asarray(mask)
     order_BxT = padding.together(real_BxT)
@@ -259,7 +259,7 @@ class LanguageModel:
     if self.config is None and (options.get('plants') or options.get('sites')):
       raise errors.MechjaxError(
         'upstream codes generate without a cache, and where a site stands in their steps differs',
-        mend=f'load the model without code=, for interventions at every step of our own decoder: {self.name}',
+        hint=f'load the model without code=, for interventions at every step of our own decoder: {self.name}',
       )
     rows = self._prompts(prompts)
     stop = self.tokenizer.stop_ids if stop is None else self._stops(stop)
@@ -274,15 +274,15 @@ class LanguageModel:
     """The token ids of each row."""
     if isinstance(prompts, str):
       prompts = [prompts]
-    mend = '[[1, 2, 3]] is one row of ids; ids[None] adds the missing axis to an array'
+    hint = '[[1, 2, 3]] is one row of ids; ids[None] adds the missing axis to an array'
     if not _is_row(prompts):
       raise errors.MechjaxError(
-        f'prompts are a text, texts, or rows of token ids, not {prompts!r:.100}', mend=mend
+        f'prompts are a text, texts, or rows of token ids, not {prompts!r:.100}', hint=hint
       )
     for p in prompts:
       if not (isinstance(p, str) or _is_row(p)):
         raise errors.MechjaxError(
-          f'{p!r:.100} is no prompt; texts or rows of token ids are wanted', mend=mend
+          f'{p!r:.100} is no prompt; texts or rows of token ids are wanted', hint=hint
         )
     return [
       self.tokenizer.encode(p) if isinstance(p, str) else ids.checked(p, self.n_vocab, ndim=1)

@@ -75,7 +75,7 @@ def load(
   if path.is_dir() or mesh is not None or dtype != jnp.float32:
     raise errors.MechjaxError(
       f'code={code!r} takes GGUF files, in float32 on one device',
-      mend='leave code= out: our own decoder reads directories, takes a dtype and a mesh',
+      hint='leave code= out: our own decoder reads directories, takes a dtype and a mesh',
     )
   file = GGUFFile(path)
   forward = importlib.import_module(CODES[code]).forward(file)

@@ -87,7 +87,7 @@ class _Apply:
       if options.get('segments') is not None:
         raise errors.MechjaxError(
           'both mask= and segments= are given',
-          mend='segments alone: 0 is padding, and equal numbers are one text',
+          hint='segments alone: 0 is padding, and equal numbers are one text',
         )
       options['segments'] = _segments(mask, tokens)
     return decoder.forward(params, tokens, self.config, **options)

@@ -40,7 +40,7 @@ def checked(mask: Any, shape: tuple[int, ...]) -> Any:
     raise errors.MechjaxError(
       f'the mask has shape {mask.shape} and dtype {mask.dtype}; '
       f'booleans of shape {shape} are wanted, True at real tokens',
-      mend='tokens != pad, if no text contains the id of the padding',
+      hint='tokens != pad, if no text contains the id of the padding',
     )
   if not isinstance(mask, jax.core.Tracer):
     empty = np.flatnonzero(~np.asarray(mask).any(axis=1))
@@ -77,7 +77,7 @@ def check_contiguous(mask: Any) -> None:
   if (begins > 1).any():
     raise errors.MechjaxError(
       f'row {np.flatnonzero(begins > 1)[0]} of the mask has padding between its tokens',
-      mend='move the tokens of each row together, or load the model without code=',
+      hint='move the tokens of each row together, or load the model without code=',
     )
 
 

@@ -55,7 +55,7 @@ def forward(file: GGUFFile) -> Forward:
     raise errors.WeightsError(
       f'{file.path} has {shape.n_heads} heads and {shape.n_kv_heads} key-value heads',
       cause='penzai names the axes of heads otherwise where they are not grouped',
-      mend="load it with code='tunix' or code='transformers'",
+      hint="load it with code='tunix' or code='transformers'",
     )
   model = _model(shape)
   params = upstream.penzai_llama(file, shape, jax.device_put)
@@ -105,7 +105,7 @@ def _apply(
     if not padding.stands_behind(mask):
       raise errors.MechjaxError(
         "penzai's attention has no place for padding that stands before tokens, or for a traced mask",
-        mend='pad on the right, or load the model without code=',
+        hint='pad on the right, or load the model without code=',
       )
   pz = extras.require('penzai.pz', 'flax-models')
   with jax.numpy_dtype_promotion('standard'):

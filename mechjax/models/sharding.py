@@ -106,5 +106,5 @@ def _check(mesh: Mesh) -> None:
     raise errors.MechjaxError(
       f'the mesh has axes of the types {mesh.axis_types}',
       cause='the decoder leaves the placing of activations to XLA',
-      mend='jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,) * n)',
+      hint='jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,) * n)',
     )

@@ -103,7 +103,7 @@ class Tokenizer:
       raise errors.MechjaxError(
         f'{text!r} is {len(ids)} tokens: {pieces}',
         cause='a word without the space before it, or a rare one',
-        mend="' Paris' with its space, or one of the pieces; tokens(text) gives all ids",
+        hint="' Paris' with its space, or one of the pieces; tokens(text) gives all ids",
       )
     if pieces[0] != text:
       raise errors.MechjaxError(
@@ -150,7 +150,7 @@ def _check_text(text: Any) -> None:
   if not isinstance(text, str):
     raise errors.MechjaxError(
       f'one text is wanted, not {text!r:.100}',
-      mend='tokenise texts one by one; model.generate takes several',
+      hint='tokenise texts one by one; model.generate takes several',
     )
 
 
@@ -327,7 +327,7 @@ def _refuse(text: str, writable: bytes) -> None:
     f'the vocabulary cannot write {char!r} (U+{ord(char):04X})',
     where=f'character {at} of the text',
     cause='a control character or an unassigned code point, for whose bytes there is no token',
-    mend='remove or replace it',
+    hint='remove or replace it',
   )
 
 

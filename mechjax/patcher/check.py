@@ -59,7 +59,7 @@ def shipped(names: Iterable[str] = ()) -> Iterator[tuple[str, Patcher]]:
   known = {name for file, p in every for name in _names(file, p)}
   for name in sorted(wanted - known):
     near = ', '.join(nearest(name, known)) or ', '.join(sorted(known))
-    raise PatchError(f'there is no shipped patch {name!r}', mend=f'the nearest are {near}')
+    raise PatchError(f'there is no shipped patch {name!r}', hint=f'the nearest are {near}')
   for file, patcher in every:
     if not wanted or wanted & _names(file, patcher):
       yield file, patcher

@@ -96,7 +96,7 @@ def _check_names(
     raise PatchError(
       f'the replacement uses {name!r}, which is a variable in {member}',
       where=f'{source.filename}:{variables[name]}',
-      mend='give it another name in names= and in the rules',
+      hint='give it another name in names= and in the rules',
     )
 
 
@@ -134,7 +134,7 @@ def _compiled(source: Source, tree: ast.Module) -> CodeType:
     raise PatchError(
       f'{source.module} does not compile with the patch: {error.msg}',
       where=f'{source.filename}:{error.lineno}',
-      mend='`print(PATCHER.diff())` shows the patched text',
+      hint='`print(PATCHER.diff())` shows the patched text',
     ) from None
 
 

@@ -49,7 +49,7 @@ def _defining(source: Source, statement: ast.stmt) -> PatchError:
     f'the patch of {source.module} changes what runs while the module or a class is defined',
     where=f'{source.filename}:{statement.lineno}',
     cause='a decorator, a default, a parameter, a class attribute or a module-level statement',
-    mend='call install_on_import() before anything imports the module; in place, only the bodies '
+    hint='call install_on_import() before anything imports the module; in place, only the bodies '
     'of functions and module-level assignments can change',
   )
 

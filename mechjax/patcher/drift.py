@@ -32,7 +32,7 @@ def explained(
   rule: Rule,
   checked: Checked | None,
 ) -> PatchError:
-  """Adds to an error about a rule what helps to mend it.
+  """Adds the nearest code, the versions and a hint to an error about a rule.
 
   Args:
     error: what was wrong.
@@ -44,7 +44,7 @@ def explained(
   Returns:
     An error of the same class.
   """
-  where, cause, mend = error.where, error.cause, error.mend
+  where, cause, hint = error.where, error.cause, error.hint
   if isinstance(error, MatchError) and error.matches == 0:
     near = _nearest(source, tree, member, rule)
     where = (
@@ -52,12 +52,12 @@ def explained(
     )
     cause = cause or 'upstream changed this code'
     elsewhere = _elsewhere(source, tree, member, rule)
-    mend = mend or 'change the rule to what upstream says now'
-    mend = f'{mend}; as it is, it matches in {", ".join(elsewhere)}' if elsewhere else mend
+    hint = hint or 'change the rule to what upstream says now'
+    hint = f'{hint}; as it is, it matches in {", ".join(elsewhere)}' if elsewhere else hint
   if checked:
     cause = f'{cause or "upstream changed this code"}; {versions(checked)}'
   what = f'{source.module}: {error.what}'
-  new = type(error)(what, where=where, cause=cause, mend=mend)
+  new = type(error)(what, where=where, cause=cause, hint=hint)
   if isinstance(error, MatchError) and isinstance(new, MatchError):
     new.matches = error.matches
   return new
@@ -71,12 +71,12 @@ def versions(checked: Checked) -> str:
 
 def no_module(name: str, checked: Checked | None) -> PatchError:
   """What to say of a module that is not there; it may be the name of something inside one."""
-  cause, mend = versions(checked) if checked else None, 'install the upstream package'
+  cause, hint = versions(checked) if checked else None, 'install the upstream package'
   holder, _, last = name.rpartition('.')
   while holder and sources.locate(holder) is None:
     holder, _, last = holder.rpartition('.')
   if not holder:
-    return PatchError(f'there is no module {name}', cause=cause, mend=mend)
+    return PatchError(f'there is no module {name}', cause=cause, hint=hint)
   thing = getattr(sys.modules.get(holder), last, None)
   home = getattr(thing, '__module__', None)
   if not isinstance(home, str):
@@ -86,7 +86,7 @@ def no_module(name: str, checked: Checked | None) -> PatchError:
   return PatchError(
     f'{name} is not a module: {last} is defined in the module {home}',
     cause=cause,
-    mend=f'the module comes first and what is in it second: Patcher({home!r}, {{{member!r}: …}})',
+    hint=f'the module comes first and what is in it second: Patcher({home!r}, {{{member!r}: …}})',
   )
 
 

@@ -88,7 +88,7 @@ class LiveModule:
         raise PatchError(
           f'a patch of {self.module.__name__} cannot be taken away from under the others',
           cause=f'one that was installed after it builds on it: {error.what}',
-          mend='uninstall the patches in the reverse order of installing them',
+          hint='uninstall the patches in the reverse order of installing them',
         ) from error
       del self.depths[patch]
     else:
@@ -190,7 +190,7 @@ class LiveModule:
       where=f'{self.source.filename}:{line}',
       cause='the file changed after it was imported, another tool replaced the function, or its '
       'definition was never executed',
-      mend='restart, and call install_on_import() before anything imports the module',
+      hint='restart, and call install_on_import() before anything imports the module',
     )
 
   def _bind(self, names: dict[str, Any], statements: list[ast.stmt], flags: int) -> bool:
@@ -295,7 +295,7 @@ def injected(module: ModuleType, patches: list[Patch], ours: set[str]) -> dict[s
         raise PatchError(
           f'{name!r} already means {bound!r} in {module.__name__}; the patch means {value!r} by it',
           where=str(module.__file__),
-          mend=f'use another name: names={{{"my_" + name!r}: …}}',
+          hint=f'use another name: names={{{"my_" + name!r}: …}}',
         )
       if name in ours or name not in module.__dict__:
         out[name] = value
@@ -342,5 +342,5 @@ def _other_closure(source: Source, function: FunctionType, code: CodeType) -> Pa
     cause='the rule brings in or removes super() or __class__'
     if '__class__' in {*old, *new}
     else None,
-    mend='write super(Class, self), or call install_on_import() before anything imports the module',
+    hint='write super(Class, self), or call install_on_import() before anything imports the module',
   )

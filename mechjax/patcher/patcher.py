@@ -138,7 +138,7 @@ class Patcher:
         f'the patch of {self.module} is not installed, so it cannot be uninstalled',
         cause='never installed, or the module was executed again since (importlib.reload, '
         '%autoreload), which brought back its unpatched code',
-        mend='install the patch again after a reload',
+        hint='install the patch again after a reload',
       )
 
   def install_on_import(self) -> Patcher:
@@ -151,7 +151,7 @@ class Patcher:
       if self.module in sys.modules:
         raise PatchError(
           f'{self.module} is already imported, so it is too late for install_on_import()',
-          mend='call it before anything imports the module, or call install(): it patches in place',
+          hint='call it before anything imports the module, or call install(): it patches in place',
         )
       self.source()
       hook.wait(self.module, self)

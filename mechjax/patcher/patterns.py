@@ -108,7 +108,7 @@ class Rule:
       raise PatchError(
         f'the replacement uses {", ".join(unknown)}, which the code to find does not bind',
         where=f'rule {self.before!r} -> {self.after!r}',
-        mend='use the same name, with the same number of dollars, on both sides',
+        hint='use the same name, with the same number of dollars, on both sides',
       )
     object.__setattr__(self, 'pattern', pattern)
     object.__setattr__(self, 'template', template)
@@ -133,7 +133,7 @@ def rules(entries: Iterable) -> tuple[Rule, ...]:
     if not isinstance(entry, tuple | list) or len(entry) not in (2, 3):
       raise PatchError(
         f'{entry!r} is not a rule',
-        mend='write (before, after) or (before, after, count), or a flat list before, after, …',
+        hint='write (before, after) or (before, after, count), or a flat list before, after, …',
       )
   return tuple(Rule(*entry) for entry in entries)
 
@@ -200,7 +200,7 @@ def _misplaced(hole: str, text: str) -> PatchError:
   return PatchError(
     f'{hole} stands where exactly one expression is needed',
     where=f'rule\n{textwrap.indent(text, "    ")}',
-    mend=f'write {hole[1:]}; two dollars are for arguments, elements, parameters and statements',
+    hint=f'write {hole[1:]}; two dollars are for arguments, elements, parameters and statements',
   )
 
 
@@ -214,7 +214,7 @@ def _unparsable(text: str, error: SyntaxError) -> PatchError:
   return PatchError(
     f'not Python: {decode(error.msg)}',
     where='rule\n' + '\n'.join('    ' + line for line in shown),
-    mend='a compound statement needs its body: put `$$body` on the next line, indented'
+    hint='a compound statement needs its body: put `$$body` on the next line, indented'
     if compound
     else 'a rule is complete Python, an expression or whole statements, plus $name and $$name',
   )

@@ -89,7 +89,7 @@ def apply(source: Source, tree: ast.Module, member: str, rule: Rule) -> Applied:
     raise MatchError(
       f'matches of {rule.before!r} overlap, so they cannot all be replaced',
       where=f'{member or "module level"}, {source.filename}:{overlap[0]} and {overlap[1]}',
-      mend='write more of the surrounding code into the rule',
+      hint='write more of the surrounding code into the rule',
       matches=len(matches),
     )
   said = tuple({k: _text(v) for k, v in m.bindings.items()} for m in matches)
@@ -101,13 +101,13 @@ def apply(source: Source, tree: ast.Module, member: str, rule: Rule) -> Applied:
 def _wrong_count(source: Source, member: str, rule: Rule, matches: list[Match]) -> MatchError:
   where = ', '.join(f'{source.filename}:{m.nodes[0].lineno}' for m in matches)
   said = f'matches {len(matches)} times, not {rule.count},' if matches else 'does not match'
-  mend = (
+  hint = (
     f"write more of the surrounding code into the rule, or state {len(matches)} or 'all' as count"
   )
   return MatchError(
     f'{rule.before!r} {said} in {member or "the statements of the module"}',
     where=where or source.filename,
-    mend=mend if matches else None,
+    hint=hint if matches else None,
     matches=len(matches),
   )
 

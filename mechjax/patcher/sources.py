@@ -165,7 +165,7 @@ def members(source: Source, tree: ast.Module, path: str) -> list[tuple[list, int
       f'{source.module} has no member {path!r}',
       where=source.filename,
       cause='upstream renamed, moved or removed it',
-      mend=f'the nearest are {", ".join(map(repr, near))}' if near else None,
+      hint=f'the nearest are {", ".join(map(repr, near))}' if near else None,
     )
   return places
 

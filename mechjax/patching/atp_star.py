@@ -80,7 +80,7 @@ class AtPStar(Method):
     super().__post_init__()
     sources.check_first_order(self.nodes, self.how)
     if self.keys not in KEYS:
-      raise PatchingError(f'keys={self.keys!r}', mend=f'one of {", ".join(KEYS)}')
+      raise PatchingError(f'keys={self.keys!r}', hint=f'one of {", ".join(KEYS)}')
     if self.chunk < 1 or self.rows < 1:
       raise PatchingError(f'chunk {self.chunk} and rows {self.rows} must be positive')
 
@@ -177,7 +177,7 @@ class AtPStar(Method):
       raise PatchingError(
         'GradDrop needs the writes to the residual stream',
         cause=f'none of {", ".join(graddrop.WRITES)} is tagged at a layer of this model',
-        mend='graddrop=False, or tag them',
+        hint='graddrop=False, or tag them',
       )
     return layers
 
@@ -208,7 +208,7 @@ class AtPStar(Method):
       raise PatchingError(
         'the QK fix needs the attention probabilities',
         cause='attn_probs is not tagged at every layer where there are query or key nodes',
-        mend='qk_fix=False, or tag them',
+        hint='qk_fix=False, or tag them',
       )
     if 'k' not in names or self.keys == 'in turn':
       return turn
@@ -233,7 +233,7 @@ class AtPStar(Method):
         cause=f'attn_probs differs from softmax(attn_scores) by {worst:.2g}'
         if scored
         else 'attn_scores is not tagged',
-        mend="keys='in turn', or 'auto', which chooses",
+        hint="keys='in turn', or 'auto', which chooses",
       )
     return turn
 

@@ -67,7 +67,7 @@ class Attribution(Method):
     super().__post_init__()
     sources.check_first_order(self.nodes, self.how)
     if self.steps and self.how not in ('noising', 'denoising', 'resample'):
-      raise PatchingError(f'{self.how!r} has no line between two runs', mend='steps=0')
+      raise PatchingError(f'{self.how!r} has no line between two runs', hint='steps=0')
     if self.steps < 0:
       raise PatchingError(f'{self.steps} steps')
 
@@ -164,7 +164,7 @@ def plan(
       return Plan(nodes, 1, parts)
   raise PatchingError(
     f'one layer of one pair does not fit into the budget of {budget:,} bytes',
-    mend='a larger budget=, a forward with checkpointed layers, or fewer sites at a time',
+    hint='a larger budget=, a forward with checkpointed layers, or fewer sites at a time',
   )
 
 

@@ -304,7 +304,7 @@ def measure(patch: Patch, members: np.ndarray) -> np.ndarray:
   if effects.ndim != 2 or len(effects) != len(members) or not effects.shape[1]:
     raise PatchingError(
       f'patching {len(members)} sets gave effects of shape {effects.shape}',
-      mend=f'one row for each set and one number for each pair: [{len(members)}, B]',
+      hint=f'one row for each set and one number for each pair: [{len(members)}, B]',
     )
   bad = np.argwhere(~np.isfinite(effects))
   if len(bad):
@@ -323,7 +323,7 @@ def check_numbers(name: str, values: np.ndarray) -> np.ndarray:
   if values.ndim != 1 or not len(values):
     raise PatchingError(
       f'{name} have shape {values.shape}, not one number for each node',
-      mend='effects on pairs become contributions by Effects.contribution()',
+      hint='effects on pairs become contributions by Effects.contribution()',
     )
   bad = np.flatnonzero(~np.isfinite(values))
   if len(bad):
@@ -334,7 +334,7 @@ def check_numbers(name: str, values: np.ndarray) -> np.ndarray:
 def _ks(ks: Sequence[int] | np.ndarray, n: int) -> np.ndarray:
   ks = np.asarray(ks, np.int64)
   if not ((ks >= 1) & (ks <= n)).all():
-    raise PatchingError(f'K {ks.tolist()} of {n} nodes', mend=f'K is one of 1 ... {n}')
+    raise PatchingError(f'K {ks.tolist()} of {n} nodes', hint=f'K is one of 1 ... {n}')
   return ks
 
 

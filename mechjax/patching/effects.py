@@ -135,18 +135,18 @@ class Ledger:
           self.base, self.other = kept['base'], kept['other']
     except Exception as e:  # a file that is no archive raises whatever its first bytes suggest
       raise PatchingError(
-        f'{path} is not the file of a sweep: {e}', mend='delete it, or save elsewhere'
+        f'{path} is not the file of a sweep: {e}', hint='delete it, or save elsewhere'
       ) from e
     if question != self.question:
       raise PatchingError(
         f'{path} holds the results of another sweep',
         cause='other nodes, prompts, metric, seed or way of patching than before',
-        mend='save this sweep elsewhere, or delete the file',
+        hint='save this sweep elsewhere, or delete the file',
       )
     if weights != self.weights:
       raise PatchingError(
         f'{path} holds the results of other weights',
-        mend='save this sweep elsewhere, or delete the file',
+        hint='save this sweep elsewhere, or delete the file',
       )
 
   def unpatched(self, rows: np.ndarray, base: np.ndarray, other: np.ndarray) -> None:
@@ -158,7 +158,7 @@ class Ledger:
         raise PatchingError(
           f'the unpatched metric is {now.tolist()}, and was {before.tolist()} when {self.path} was saved',
           cause='another model, or a metric that reads something else',
-          mend='save this sweep elsewhere, or delete the file',
+          hint='save this sweep elsewhere, or delete the file',
         )
     self.base[rows], self.other[rows] = base, other
 

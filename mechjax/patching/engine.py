@@ -198,7 +198,7 @@ def _plan(
     if rows == 1:
       raise PatchingError(
         f'one patch of one pair needs {need:,} bytes, the budget is {sweep.budget:,}',
-        mend='a larger budget=, shorter prompts, or nodes of fewer sites and layers at a time',
+        hint='a larger budget=, shorter prompts, or nodes of fewer sites and layers at a time',
       )
     rows = -(-rows // 2)
 

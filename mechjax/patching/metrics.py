@@ -68,7 +68,7 @@ class Metric:
     if value.ndim != 1 or n != {value.shape[0]} or not jnp.issubdtype(value.dtype, jnp.floating):
       raise PatchingError(
         f'the metric {self.name!r} returned {value.dtype.name}{list(value.shape)}, not one number for each pair',
-        mend='reduce over positions and tokens, not over pairs',
+        hint='reduce over positions and tokens, not over pairs',
       )
     return value
 
@@ -91,13 +91,13 @@ def bound(metric: Metric, pairs: Pairs) -> Metric:
   if not isinstance(metric, Metric):
     raise PatchingError(
       f'the metric is a {type(metric).__name__}, not a Metric',
-      mend="custom('its name', lambda output, data: ..., data), or one of mechjax.patching's",
+      hint="custom('its name', lambda output, data: ..., data), or one of mechjax.patching's",
     )
   if metric.sizes - {len(pairs)}:
     raise PatchingError(
       f'the metric {metric.name!r} is of {sorted(metric.sizes)} pairs, and {len(pairs)} were given',
       cause='a metric made for all pairs, or for other ones',
-      mend='metric.rows(index) beside pairs.rows(index), or make the metric of these pairs',
+      hint='metric.rows(index) beside pairs.rows(index), or make the metric of these pairs',
     )
   known = pairs.digests
   if metric.made_for is not None and known is not None:
@@ -107,7 +107,7 @@ def bound(metric: Metric, pairs: Pairs) -> Metric:
         f'the metric {metric.name!r} was made for other pairs',
         where=f'pair {other[0]}' + (f' and {len(other) - 1} more' if len(other) > 1 else ''),
         cause='other prompts, or the same ones in another order: its answers belong to those',
-        mend='make the metric of these pairs, or metric.rows(index) beside pairs.rows(index)',
+        hint='make the metric of these pairs, or metric.rows(index) beside pairs.rows(index)',
       )
   return dataclasses.replace(metric, made_for=known)
 
@@ -129,14 +129,14 @@ def logit_difference(pairs: Pairs, answers: Any, others: Any, positions: Any = N
   if answers.shape[1] > 1 or others.shape[1] > 1:
     raise PatchingError(
       f'answers of {answers.shape[1]} and {others.shape[1]} tokens have no logit',
-      mend='log_probability(pairs, answers), or difference(...) of two of them',
+      hint='log_probability(pairs, answers), or difference(...) of two of them',
     )
   same = np.flatnonzero(answers[:, 0] == others[:, 0])
   if len(same):
     raise PatchingError(
       f'answer and other are the same token, {answers[same[0], 0]}, in pairs {same.tolist()}',
       cause='ids of a tokenizer that puts a BOS in front of every word, or words that begin alike',
-      mend='the id of the first token that differs: model.tokens(word)[0] shows what a word becomes',
+      hint='the id of the first token that differs: model.tokens(word)[0] shows what a word becomes',
     )
   at, data = _positions(pairs, positions), (answers[:, 0], others[:, 0])
   return Metric('logit difference', _logit_difference, data, at, pairs.digests)
@@ -179,7 +179,7 @@ def loss(pairs: Pairs, tokens: Any = None) -> Metric:
     raise PatchingError(
       f'{wrong[0]} is no token id',
       cause='ids that another library leaves out of its loss, as -100',
-      mend='pairs.real says which positions count',
+      hint='pairs.real says which positions count',
     )
   data = (np.where(predicted, tokens[:, 1:], 0), predicted)
   return Metric('loss', _loss, data, None, pairs.digests)
@@ -203,7 +203,7 @@ def kl_divergence(pairs: Pairs, reference: Any, positions: Any = None) -> Metric
   ):
     raise PatchingError(
       f'reference logits of shape {shape} and type {dtype or type(reference).__name__} for pairs {pairs.real.shape}',
-      mend='what the model returns for prompts of these pairs: a floating-point array [B, T, V]',
+      hint='what the model returns for prompts of these pairs: a floating-point array [B, T, V]',
     )
   wanted = log_probs(_at(reference, at))
   return Metric('KL to the reference', _kl, wanted[:, 0], at, pairs.digests)
@@ -226,7 +226,7 @@ def custom(name: str, fn: Callable, data: Any = ()) -> Metric:
   if () in shapes or len({shape[0] for shape in shapes}) > 1:
     raise PatchingError(
       f'the data of the metric {name!r} have the shapes {shapes}',
-      mend='arrays with a leading axis of pairs; a number belongs into the function',
+      hint='arrays with a leading axis of pairs; a number belongs into the function',
     )
   return Metric(name, fn, data)
 
@@ -269,7 +269,7 @@ def _at(logits: jax.Array, positions: Any) -> jax.Array:
     raise PatchingError(
       f'the metric reads the logits of {len(positions)} pairs, and was given {jnp.shape(logits)}',
       cause='the metric of other pairs, or a model that returns more than logits',
-      mend='metric.rows(index) beside pairs.rows(index); custom(...) for other results',
+      hint='metric.rows(index) beside pairs.rows(index); custom(...) for other results',
     )
   return logits[jnp.arange(logits.shape[0])[:, None], jnp.asarray(positions)]
 
@@ -336,7 +336,7 @@ def _answers(pairs: Pairs, answers: Any) -> np.ndarray:
   if not good:
     raise PatchingError(
       f'answers are token ids, one for each of {len(pairs)} pairs; got {ids.dtype} {ids.shape}',
-      mend='int [B], or [B, A] with -1 behind short answers',
+      hint='int [B], or [B, A] with -1 behind short answers',
     )
   return int32(ids, 'answers')
 
@@ -351,6 +351,6 @@ def _positions(pairs: Pairs, positions: Any, n: int = 1) -> np.ndarray:
   if not inside.all() or not np.asarray(pairs.real)[np.arange(len(pairs))[:, None], at].all():
     raise PatchingError(
       f'positions {at.tolist()} are not all real positions of their pairs',
-      mend='None for the last real one of each pair; pairs.last - 1 for the one before',
+      hint='None for the last real one of each pair; pairs.last - 1 for the one before',
     )
   return at

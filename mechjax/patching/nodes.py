@@ -293,14 +293,14 @@ def _layout(name: str, infos: Sequence[Any], axes: Mapping[str, str]) -> Layout:
     raise PatchingError(
       f'the layers of {name!r} cannot be swept as one: shapes {sorted(shapes)}',
       where=infos[0].source,
-      mend='one node set for each shape; loops inside loops cannot be swept',
+      hint='one node set for each shape; loops inside loops cannot be swept',
     )
   (shape,) = shapes
   if len(letters) != len(shape) or len(set(letters)) < len(letters) or 'B' not in letters:
     raise PatchingError(
       f'{name!r} has shape {shape}, and axes {letters!r} do not describe it',
       where=infos[0].source,
-      mend=f"say what its axes are: axes={{{name!r}: 'BT...'}}",
+      hint=f"say what its axes are: axes={{{name!r}: 'BT...'}}",
     )
   return Layout(letters, tuple(shape))
 
@@ -354,7 +354,7 @@ def _pick(choice: Choice, n: int, name: str, ends: bool) -> tuple[int | None, ..
     raise PatchingError(
       f'indices along an axis of {name!r} are a list of integers, got {choice!r}',
       cause='a mask' if indices.dtype == bool else None,
-      mend='np.flatnonzero(mask) are the indices of a mask; [3] is a list of one',
+      hint='np.flatnonzero(mask) are the indices of a mask; [3] is a list of one',
     )
   picked = tuple(int(i) + n if i < 0 and not ends else int(i) for i in indices)
   if len(set(picked)) < len(picked):
@@ -366,4 +366,4 @@ def _pick(choice: Choice, n: int, name: str, ends: bool) -> tuple[int | None, ..
 
 def _check_used(choice: Choice, what: str, used: bool) -> None:
   if choice != 'together' and not used:
-    raise PatchingError(f'none of these sites has {what}', mend='mlp_pre and mlp_post have neurons')
+    raise PatchingError(f'none of these sites has {what}', hint='mlp_pre and mlp_post have neurons')

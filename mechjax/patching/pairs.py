@@ -116,7 +116,7 @@ def check(pairs: Pairs) -> None:
     raise PatchingError(
       f'the clean prompts have shape {clean}, the noise prompts {noise}',
       cause='prompts of different length',
-      mend='Pairs.of(clean, noise) names the pair',
+      hint='Pairs.of(clean, noise) names the pair',
     )
   shapes = [np.shape(x) for x in jax.tree.leaves((pairs.clean, pairs.real))]
   if len(np.shape(pairs.real)) != 2 or any(s[:1] != shapes[-1][:1] for s in shapes):
@@ -130,7 +130,7 @@ def check(pairs: Pairs) -> None:
       f'the prompts of pair {wrong[0]} do not begin in column 0, or have padding between their tokens',
       where=f'real: {real[wrong[0]].astype(int).tolist()}',
       cause='the model is run without a mask, so that padding before a token would be taken for text',
-      mend='pad on the right, as Pairs.of does',
+      hint='pad on the right, as Pairs.of does',
     )
 
 
@@ -160,7 +160,7 @@ def _check(i: int, clean: np.ndarray, noise: np.ndarray) -> None:
       f'the prompts have {len(clean)} and {len(noise)} tokens',
       where=where,
       cause='a word that is one token here and several there',
-      mend='choose words of equally many tokens, so that every position has its partner',
+      hint='choose words of equally many tokens, so that every position has its partner',
     )
   differing = int((clean != noise).sum())
   if not differing:
@@ -172,5 +172,5 @@ def _check(i: int, clean: np.ndarray, noise: np.ndarray) -> None:
           f'the prompts differ in {differing} tokens, but in {(a != b).sum()} when moved by {n}',
           where=where,
           cause='a token inserted in one of them: positions mean different things',
-          mend='align them, or make Pairs(clean, noise, real) yourself if that is meant',
+          hint='align them, or make Pairs(clean, noise, real) yourself if that is meant',
         )

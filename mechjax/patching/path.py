@@ -110,18 +110,18 @@ class Routes(Method):
         raise PatchingError(f'there are no {what}', cause='an empty slice or choice')
     if self.how in ('mean', 'gaussian'):
       raise PatchingError(
-        f'{self.how!r} is for exact patching', mend='noising, denoising, zero, resample'
+        f'{self.how!r} is for exact patching', hint='noising, denoising, zero, resample'
       )
     odd = [name for name in _used(self.senders) if name not in SENDERS]
     if odd:
       cause = 'only outputs of components send; what lies inside one is held with it'
-      raise PatchingError(f'{", ".join(odd)} cannot send', cause=cause, mend=', '.join(SENDERS))
+      raise PatchingError(f'{", ".join(odd)} cannot send', cause=cause, hint=', '.join(SENDERS))
     odd = [name for name in _used(self.receivers) if name in SENDERS]
     if odd:
       raise PatchingError(
         f'{", ".join(odd)} cannot receive',
         cause='the outputs of components are held; what receives is an input',
-        mend='q, k, v; mlp_norm or mlp_pre; resid_pre, resid_mid, resid_post; final_norm, logits',
+        hint='q, k, v; mlp_norm or mlp_pre; resid_pre, resid_mid, resid_post; final_norm, logits',
       )
 
   @property
@@ -253,7 +253,7 @@ class EdgeAttribution(Routes):
         raise PatchingError(
           f'{name} at layers {", ".join(map(str, both))} is a sender, and {other} acts through it',
           cause='all senders have values of their own at once, and nothing passes through those',
-          mend='other layers, or Paths, which is exact',
+          hint='other layers, or Paths, which is exact',
         )
 
   def __call__(self, params: Any, pairs: Pairs, metric: Metric) -> PathEffects:
@@ -346,10 +346,10 @@ class _Held:
     there = {info.site.name for info in infos}
     names = [n for n in ('z' if 'z' in there else 'attn_out', 'mlp_out') if n in there]
     if not names:
-      raise PatchingError('this model has no components that could be held', mend='tag z, mlp_out')
+      raise PatchingError('this model has no components that could be held', hint='tag z, mlp_out')
     odd = [name for name in _used(routes._free) if name not in names]
     if odd:
-      raise PatchingError(f'{", ".join(odd)} cannot mediate', mend=f'nodes of {", ".join(names)}')
+      raise PatchingError(f'{", ".join(odd)} cannot mediate', hint=f'nodes of {", ".join(names)}')
     layouts = {**routes._free.layouts, **routes.senders.layouts}
     axes = {name: layout.axes for name, layout in layouts.items()}
     found = nodes_of(infos, names, heads='together', positions='together', axes=axes)

@@ -46,7 +46,7 @@ class Plans:
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
       raise PatchingError(
         'sweeps and attributions are compiled ahead of time, and jax.disable_jit is on',
-        mend='debug the model with mechjax.iterate or eagerly=True, and run the sweep outside of disable_jit',
+        hint='debug the model with mechjax.iterate or eagerly=True, and run the sweep outside of disable_jit',
       )
     key = (what, signature(*trees))
     known = self._entries.get(key)

@@ -66,7 +66,7 @@ def sides(
   """
   check(pairs)
   if how not in HOW:
-    raise PatchingError(f'{how!r} is no way of patching', mend=', '.join(HOW))
+    raise PatchingError(f'{how!r} is no way of patching', hint=', '.join(HOW))
   metric, n = bound(metric, pairs), len(pairs)
   if how in _ACROSS:
     _check_across(pairs, how, nodes)
@@ -81,7 +81,7 @@ def _check_across(pairs: Pairs, how: str, nodes: Sequence[NodeSet]) -> None:
     raise PatchingError(
       f'positions from the end of each pair are different columns here, and {how!r} compares columns',
       where=f'last positions {pairs.last.tolist()}',
-      mend='pairs of one length, or noising, denoising, zero, which compare a pair with itself',
+      hint='pairs of one length, or noising, denoising, zero, which compare a pair with itself',
     )
 
 
@@ -111,7 +111,7 @@ def check_first_order(nodes: NodeSet, how: str) -> None:
   if not len(nodes):
     raise PatchingError('there are no nodes to attribute to', cause='an empty slice or choice')
   if how in ('mean', 'gaussian'):
-    raise PatchingError(f'{how!r} is for exact patching', mend='noising, denoising, zero, resample')
+    raise PatchingError(f'{how!r} is for exact patching', hint='noising, denoising, zero, resample')
 
 
 def output(forward: Callable, params: Any, inputs: Any) -> Any:
@@ -164,7 +164,7 @@ def _check_shape(name: str, layout: Layout, shape: tuple[int, ...]) -> None:
     raise PatchingError(
       f'{name!r} has shape {shape}, the nodes were made for {layout.shape}',
       cause='prompts of another length than those given to harvest.sites_of',
-      mend='make the nodes anew for these prompts',
+      hint='make the nodes anew for these prompts',
     )
 
 

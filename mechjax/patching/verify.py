@@ -222,7 +222,7 @@ def _inside(p: float, subsets: int) -> int:
     raise PatchingError(
       f'with p={p} a node is in {inside} of {subsets} subsets',
       cause='p is a probability, and a variance needs 2 subsets with a node and 2 without',
-      mend='more subsets=, or another p=',
+      hint='more subsets=, or another p=',
     )
   return inside
 
@@ -344,7 +344,7 @@ def _path(search: Search, k: int, budget: float) -> np.ndarray:
     n = len(search)
     raise PatchingError(
       f'a budget of {budget} passes measures {len(path)} nodes, and the top {k} are wanted',
-      mend=f'a budget of {search.passes[k - 1]:g} or more' if k <= n else f'k of at most {n}',
+      hint=f'a budget of {search.passes[k - 1]:g} or more' if k <= n else f'k of at most {n}',
     )
   return path
 
@@ -378,7 +378,7 @@ def _check_alpha(alpha: float, below: float = 1.0) -> None:
     raise PatchingError(
       f'alpha is {alpha}: it must lie between 0 and {below:g}',
       cause='a confidence in its place' if alpha < 1 else None,
-      mend='alpha=0.05 for a confidence of 95 %',
+      hint='alpha=0.05 for a confidence of 95 %',
     )
 
 

@@ -60,7 +60,7 @@ def refuse_model(f: Any, error: type[MechjaxError], example: str) -> None:
   raise error(
     f'the first argument is a {type(f).__name__}, not a function of (params, inputs)',
     cause='the model itself, whose parameters are inside' if hasattr(f, 'apply') else None,
-    mend=example,
+    hint=example,
   )
 
 
@@ -87,6 +87,6 @@ def call(f: Bound, *args: Any, **kwargs: Any) -> Any:
       f'{type(module).__name__} changes its own state when it is called: '
       f'{", ".join(changed[:5]) or "its structure"}',
       cause='Dropout that counts its draws, BatchNorm in training, a cache; a harvest would lose the change',
-      mend='model.eval(), or a function that takes the state as an argument and returns it',
+      hint='model.eval(), or a function that takes the state as an argument and returns it',
     )
   return out

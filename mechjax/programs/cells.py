@@ -226,7 +226,7 @@ def _merged(key: Key, old: Cell, new: Cell) -> Cell:
     raise HarvestError(
       f'Variable has already been reaped: {key}',
       cause='the same strict name is sown twice in one place',
-      mend="give the second sow another name, number the layers with sites.layer(i), or sow with mode='clobber'",
+      hint="give the second sow another name, number the layers with sites.layer(i), or sow with mode='clobber'",
     )
   if not new.n_preds:
     return new
@@ -244,7 +244,7 @@ def _leveled(key: Key, new: Any, old: Any) -> tuple[Any, Any]:
   if not all(full[len(full) - len(shape) :] == shape for shape in (a, b)):
     raise HarvestError(
       f'{key} is sown with the shapes {b} and {a}, and only one of them where a predicate holds',
-      mend='give the second sow another name',
+      hint='give the second sow another name',
     )
   return jnp.broadcast_to(new, full), jnp.broadcast_to(old, full)
 

@@ -131,6 +131,6 @@ class Interpreter:
         f'harvest has no rule for the primitive {eqn.primitive.name!r}, which holds the sow of {names}',
         where=siu.summarize(eqn.source_info),
         cause='a sow inside a function that JAX hands to a solver or a hidden program',
-        mend='move the sow out of that function, or return the value from it and sow the result',
+        hint='move the sow out of that function, or return the value from it and sow the result',
       )
     return RULES[kind]

@@ -181,7 +181,7 @@ class Program:
         f'the derivative of a loop was taken, and {name!r} no longer stands where its derivative stands',
         where=source,
         cause='the value is the same in every iteration, so JAX computes it once, in front of the loop',
-        mend='put the derivative outside: jax.grad(plant(f)) instead of plant(jax.grad(f))',
+        hint='put the derivative outside: jax.grad(plant(f)) instead of plant(jax.grad(f))',
       )
 
   def _moved(self) -> Iterator[tuple]:

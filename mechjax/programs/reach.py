@@ -54,7 +54,7 @@ def refuse_dead(
         f'{s.key} cannot be {what}: nothing that the function returns depends on what was sown',
         where=s.source,
         cause='the result of harvest.sow is thrown away, and the function goes on with the old value',
-        mend='x = harvest.sow(x, name=...), and use that x; as it is the site can only be read',
+        hint='x = harvest.sow(x, name=...), and use that x; as it is the site can only be read',
       )
 
 

@@ -51,7 +51,7 @@ def _twice(name: str, one: str, other: str) -> HarvestError:
     f'{name} is sown twice',
     where=f'{one} and {other}',
     cause='two tags of one name, or a loop over layers that is not numbered',
-    mend="rename one of them, wrap the layer's call in `with sites.layer(i):`, or sow with mode='clobber'",
+    hint="rename one of them, wrap the layer's call in `with sites.layer(i):`, or sow with mode='clobber'",
   )
 
 

@@ -207,7 +207,7 @@ def _while(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
     raise HarvestError(
       f'the sow of {names} stands in the condition of a while loop',
       cause='JAX evaluates the condition once more than the body, and nothing can leave it',
-      mend='compute the value in the body, sow it there, and carry what the condition needs',
+      hint='compute the value in the body, sow it there, and carry what the condition needs',
     )
   interp.plan.check_loop('while_loop', _sows_in(interp, p['body_jaxpr']))
   cond_consts, body_consts, init = split_while(p, values)
@@ -286,14 +286,14 @@ def check_branches(branches: list[list]) -> None:
       raise HarvestError(
         'Mismatching number of `sow`s between branches.',
         where=_sources(branches),
-        mend='sow the same names in every branch',
+        hint='sow the same names in every branch',
       )
     for key, s in table.items():
       if key not in first:
         raise HarvestError(
           f"Missing sow in branch: '{key}'.",
           where=_sources(branches),
-          mend='sow the same names in every branch',
+          hint='sow the same names in every branch',
         )
       _check_same(str(key), first[key], s)
 
@@ -311,7 +311,7 @@ def _check_same(name: str, one: Any, other: Any) -> None:
       raise HarvestError(
         f"Mismatched {what} between branches: '{name}'.",
         where=f'{one.source} sows {a}, {other.source} sows {b}',
-        mend='sow values of one shape and dtype under one name, in one mode',
+        hint='sow values of one shape and dtype under one name, in one mode',
       )
 
 

@@ -79,7 +79,7 @@ def stage(f: Callable, dynamic: list[Any], static: tuple, structure: Any) -> tup
       raise HarvestError(
         'the function changes the state of an nnx module that it closes over',
         cause='Dropout that counts its draws, BatchNorm in training; a harvest would lose the change',
-        mend='module.eval(), or a function that takes the state as an argument and returns it',
+        hint='module.eval(), or a function that takes the state as an argument and returns it',
       ) from error
     raise
   captured = [_own(x) for x in compat.consts(closed)]
@@ -178,7 +178,7 @@ class Stager:
         bad = next(s for s in static if s is not _DATA and getattr(s, '__hash__', None) is None)
         raise HarvestError(
           f'an argument of type {type(bad).__name__} is neither an array of numbers nor hashable',
-          mend='pass a pytree of arrays, or close over the object',
+          hint='pass a pytree of arrays, or close over the object',
         ) from e
       return None
     return key
@@ -207,7 +207,7 @@ def _refuse_cut(x: np.ndarray | np.generic) -> None:
     if not made.min <= found <= made.max:
       raise HarvestError(
         f'an argument of shape {x.shape} and dtype {x.dtype} has {found}, which JAX would cut to {made.dtype}',
-        mend="integers that fit, or jax.config.update('jax_enable_x64', True) before anything else",
+        hint="integers that fit, or jax.config.update('jax_enable_x64', True) before anything else",
       )
 
 

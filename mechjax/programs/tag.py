@@ -82,7 +82,7 @@ def sow(
     return value
   if mode not in MODES[:3]:
     hint = 'use sow_cond for cond_clobber' if mode == 'cond_clobber' else f'one of {MODES[:3]}'
-    raise HarvestError(f'sow of {name!r}: unknown mode {mode!r}', mend=hint)
+    raise HarvestError(f'sow of {name!r}: unknown mode {mode!r}', hint=hint)
   if not isinstance(gate, compat.Staging):
     return gate.tap(value, tag=tag, name=name)
   return _bind(value, None, tag=tag, name=name, mode=mode)
@@ -114,7 +114,7 @@ def sow_cond(
   if compat.GATE.value is None:
     return value
   if mode != 'cond_clobber':
-    raise HarvestError(f'sow_cond of {name!r}: unknown mode {mode!r}', mend="only 'cond_clobber'")
+    raise HarvestError(f'sow_cond of {name!r}: unknown mode {mode!r}', hint="only 'cond_clobber'")
   if not compat.is_staging():
     return compat.GATE.value.tap(value, tag=tag, name=name, pred=pred)
   return _bind(value, jnp.asarray(pred), tag=tag, name=name, mode=mode)

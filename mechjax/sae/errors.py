@@ -1,7 +1,7 @@
 """The one exception of this package, and the check that every setting passes.
 
 It stands on the floor of the science because nothing below can raise it. Like every `MechjaxError` it says what
-happened, where, the likely cause and the mend.
+happened, where, the likely cause and the hint.
 """
 
 import math

@@ -142,7 +142,7 @@ def _gathered(line: _Line) -> tuple[list[Op], list[list[Op]], list[Op]]:
         raise StackingError(
           f'{op.eqn.primitive.name} between two layers takes what a layer gave',
           where=siu.summarize(op.eqn.source_info),
-          mend='put it inside `with sites.layer(i):`',
+          hint='put it inside `with sites.layer(i):`',
         )
       before.append(op)
       continue
@@ -171,7 +171,7 @@ def _no_layers(line: _Line) -> StackingError:
   return StackingError(
     'no equation of the program lies in a layer',
     cause='nothing in the model says which layer it is',
-    mend='call each block under `with sites.layer(i):`, as the shipped patches do',
+    hint='call each block under `with sites.layer(i):`, as the shipped patches do',
   )
 
 

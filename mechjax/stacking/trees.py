@@ -25,7 +25,7 @@ def stack(layers: Sequence[Any]) -> Any:
     StackingError: there is no layer, or two differ in structure, shape or dtype; says which and where.
   """
   if not layers:
-    raise StackingError('there are no layers to stack', mend='give at least one tree of parameters')
+    raise StackingError('there are no layers to stack', hint='give at least one tree of parameters')
   first, structure = jax.tree.flatten_with_path(layers[0])
   columns: list[list[Any]] = [[x] for _, x in first]
   for n, layer in enumerate(layers[1:], 1):
@@ -65,7 +65,7 @@ def depth(stacked: Any) -> int:
   if len(found) != 1 or () in found:
     raise StackingError(
       f'the leaves have no common leading axis of layers: {dict(list(sizes.items())[:8])}',
-      mend='stack(layers) makes such a tree',
+      hint='stack(layers) makes such a tree',
     )
   return found.pop()[0]
 

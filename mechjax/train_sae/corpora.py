@@ -110,5 +110,5 @@ def _unavailable(name: str, reason: str) -> errors.FetchError:
     f'the text of the Debian package {name!r} could not be fetched',
     where=reason,
     cause='no network, no such package in this release, or a machine that is not Debian',
-    mend='give files of your own: text, JSONL, Parquet, or a data set of a hub (hf:name:configuration:split)',
+    hint='give files of your own: text, JSONL, Parquet, or a data set of a hub (hf:name:configuration:split)',
   )

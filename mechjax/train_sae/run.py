@@ -199,7 +199,7 @@ def _mesh(settings: Settings) -> Mesh:
   if used > n or (jax.process_count() > 1 and used != n):
     raise SAEError(
       f'a mesh of mesh_data={data} times mesh_model={model} devices, and there are {n}',
-      mend='sizes whose product is the number of devices',
+      hint='sizes whose product is the number of devices',
     )
   if jax.local_device_count() % model and jax.process_count() > 1:
     raise SAEError(
@@ -224,7 +224,7 @@ def _claim(home: Path, settings: Settings) -> None:
     raise SAEError(
       f'{home} is a run with other settings: ' + '; '.join(changed),
       cause='values are those of the run, then those that were asked for',
-      mend='another --run, or the settings that it was started with',
+      hint='another --run, or the settings that it was started with',
     )
 
 
@@ -238,7 +238,7 @@ def _expect_same_model(home: Path, fingerprint: str) -> None:
     raise SAEError(
       f'the parameters have the fingerprint {fingerprint}, and {home} was started with {path.read_text()}',
       cause='another model under the same name or path',
-      mend='another --run, or the model that it was started with',
+      hint='another --run, or the model that it was started with',
     )
 
 

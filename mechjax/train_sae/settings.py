@@ -116,7 +116,7 @@ class Dictionaries:
     if not any(getattr(self, name) for name in _SPARSITY):
       raise SAEError(
         'no dictionaries are asked for',
-        mend='give one of ' + ', '.join(f'--{n}=...' for n in _SPARSITY),
+        hint='give one of ' + ', '.join(f'--{n}=...' for n in _SPARSITY),
       )
     for name in ('widths', 'seeds', 'revival'):
       values = getattr(self, name)
@@ -221,7 +221,7 @@ class Machine:
     expect(self, 'process', 0 <= self.process < self.processes, f'below processes={self.processes}')
     if self.processes > 1 and not self.coordinator:
       raise SAEError(
-        f'processes={self.processes} and no coordinator', mend='--coordinator=host:port'
+        f'processes={self.processes} and no coordinator', hint='--coordinator=host:port'
       )
 
 
@@ -275,7 +275,7 @@ class Settings:
     data, processes = self.data, self.machine.processes
     if data.streams % processes:
       raise SAEError(
-        f'streams={data.streams} for processes={processes}', mend=f'--streams={processes}'
+        f'streams={data.streams} for processes={processes}', hint=f'--streams={processes}'
       )
     expect(self, 'batch', self.batch % data.streams == 0, f'divisible by streams={data.streams}')
     rows = self.batch // data.streams
@@ -283,7 +283,7 @@ class Settings:
       raise SAEError(
         f'shard_tokens={data.shard_tokens} times shards_per_bucket={data.shards_per_bucket} is no multiple of the '
         f'{rows} tokens that a stream gives to a batch',
-        mend=f'--shard_tokens={-(-data.shard_tokens // rows) * rows}',
+        hint=f'--shard_tokens={-(-data.shard_tokens // rows) * rows}',
       )
 
   @property

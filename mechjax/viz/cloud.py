@@ -130,7 +130,7 @@ def _checked(truth: Numbers, estimate: Numbers) -> tuple[np.ndarray, np.ndarray,
   if not np.isfinite(both).all() or (both < 0).any() or not both.any():
     raise ChartError(
       'magnitudes cannot be drawn if some are negative or missing, or all are zero',
-      mend='give absolute values of what was measured',
+      hint='give absolute values of what was measured',
     )
   low = max(both[both > 0].min(), both.max() * 1e-6)
   rounded = logs.number(float(f'{low:.1e}'))

@@ -227,12 +227,12 @@ def _checked(name: str, points: Points, even: bool) -> tuple[np.ndarray, np.ndar
         f'{axis} is {values[bad[0]]} in {name!r}',
         where=f'point {bad[0]} of {len(values)}',
         cause='an axis has no room for what was never reached, and a logarithmic one has no zero',
-        mend='leave the point out',
+        hint='leave the point out',
       )
   falls = np.flatnonzero(np.diff(xs) < 0)
   if falls.size:
     a, b = xs[falls[0]], xs[falls[0] + 1]
-    raise ChartError(f'x goes from {a:g} to {b:g} in {name!r}', mend='sort the points by x')
+    raise ChartError(f'x goes from {a:g} to {b:g} in {name!r}', hint='sort the points by x')
   return xs, ys
 
 

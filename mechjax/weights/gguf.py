@@ -103,7 +103,7 @@ class GGUFFile:
       raise errors.WeightsError(
         f'{self.path}: tensor {name!r} has quantisation {info.kind}, which cannot be dequantised',
         where=f'{info.n_bytes} bytes at offset {info.offset}',
-        mend='convert the file to F16, Q8_0 or one of the Q4 and Q5 kinds',
+        hint='convert the file to F16, Q8_0 or one of the Q4 and Q5 kinds',
       ) from e
 
   def value(self, key: str) -> Any:
@@ -316,7 +316,7 @@ def _read_tensor_info(cursor: _Cursor, index: int) -> TensorInfo:
       f'{cursor.path}: tensor {name!r} has unknown quantisation {kind_id}',
       where=f'offset {kind_at}',
       cause='the file is damaged, or newer than the installed gguf package',
-      mend='compare the checksum of the file, then pip install --upgrade gguf',
+      hint='compare the checksum of the file, then pip install --upgrade gguf',
     ) from e
   block, block_bytes = package.GGML_QUANT_SIZES[kind]
   if shape and shape[-1] % block:

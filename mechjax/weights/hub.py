@@ -51,7 +51,7 @@ def directory_of(name: str, revision: str | None = None) -> Path:
   if not _NAME.fullmatch(name):
     raise errors.FetchError(
       f'{name!r} is neither a directory nor the name of a published model',
-      mend="names are of the form 'organisation/model'",
+      hint="names are of the form 'organisation/model'",
     )
   try:
     found = library.snapshot_download(name, revision=revision, allow_patterns=list(_FILES))
@@ -60,7 +60,7 @@ def directory_of(name: str, revision: str | None = None) -> Path:
       f'{name!r} ({revision or "main branch"}) is neither in the cache nor to be had: '
       f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}',
       cause='no such model, no access to it, or no network',
-      mend='compare the name; log in with `hf auth login` if the model asks for it; without a '
+      hint='compare the name; log in with `hf auth login` if the model asks for it; without a '
       "network, copy the model's directory here and give its path",
     ) from e
   return Path(found)

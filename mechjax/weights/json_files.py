@@ -50,7 +50,7 @@ def content(path: Path) -> bytes:
   """
   if not path.is_file():
     raise errors.WeightsError(
-      f'no {path.name} in {path.parent}', mend='give the directory of a whole checkpoint'
+      f'no {path.name} in {path.parent}', hint='give the directory of a whole checkpoint'
     )
   if path.stat().st_size > _MAX_BYTES:
     raise errors.WeightsError(f'{path} has {path.stat().st_size} bytes; {_MAX_BYTES} are read')

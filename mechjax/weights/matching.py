@@ -119,7 +119,7 @@ def _complain(
       where=f'{len(reader.tensors)} tensors in the file',
       cause='the file is of another model than the config, or of a variant of the architecture; '
       'leaving something out would compute something else',
-      mend='compare config and file; a part of a sharded checkpoint is read through its index',
+      hint='compare config and file; a part of a sharded checkpoint is read through its index',
     )
 
 

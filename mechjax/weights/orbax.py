@@ -60,7 +60,7 @@ def write(directory: str | os.PathLike[str], params: Any, config: Mapping[str, A
   path = Path(directory).absolute()
   if path.exists():
     raise errors.WeightsError(
-      f'{path} is there already', mend='give another directory, or remove this one'
+      f'{path} is there already', hint='give another directory, or remove this one'
     )
   chunked = jax.tree_util.tree_map_with_path(_save_args, params)
   items = {

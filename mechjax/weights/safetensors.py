@@ -107,7 +107,7 @@ def refuse_pickle(path: Path) -> None:
     raise errors.WeightsError(
       f'{path} is a pickle, which mechjax never reads',
       cause='unpickling runs whatever program the author of the file put inside',
-      mend='convert it where you trust it: load the model in PyTorch and call '
+      hint='convert it where you trust it: load the model in PyTorch and call '
       'model.save_pretrained(directory, safe_serialization=True); many hubs have done so already, '
       'look for model.safetensors',
     )

@@ -110,7 +110,7 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
   path = Path(path)
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise errors.WeightsError(
-      f'{path} is there already', mend='give another directory, or remove this one'
+      f'{path} is there already', hint='give another directory, or remove this one'
     )
   path.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix='.partial-', dir=path.parent) as scratch:

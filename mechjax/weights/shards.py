@@ -52,7 +52,7 @@ class SafetensorsShards:
       raise errors.WeightsError(
         f'{self.path} names {len(absent)} files that are not there: {absent}',
         cause='a checkpoint of which only a part was downloaded',
-        mend='fetch the rest into the same directory',
+        hint='fetch the rest into the same directory',
       )
     files = {name: SafetensorsFile(self.path.parent / name) for name in names}
     wrong = [t for t, file in where.items() if t not in files[file].tensors]
@@ -101,7 +101,7 @@ def _inside(directory: Path) -> Path:
   raise errors.WeightsError(
     f'no checkpoint in {directory}: neither {INDEX} nor {SINGLE}',
     where=f'safetensors files there: {[p.name for p in others]}',
-    mend='give the path of the file that you mean',
+    hint='give the path of the file that you mean',
   )
 
 

@@ -119,5 +119,5 @@ def truncated(path: Path, what: str, offset: int, wanted: int, size: int) -> err
     f'{path} is truncated: {what} takes {wanted} bytes at offset {offset}, '
     f'the file has {size} bytes',
     cause='a download or copy that stopped early, or a damaged length in the header',
-    mend='delete the file and fetch it again',
+    hint='delete the file and fetch it again',
   )

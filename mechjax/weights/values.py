@@ -117,7 +117,7 @@ class Values:
       raise errors.WeightsError(
         f'{self.where} has settings that are not understood: {unknown!r:.500}',
         cause='a variant of the family that this decoder does not compute, or a newer transformers',
-        mend='if they change nothing, remove them from the dict; otherwise use upstream code',
+        hint='if they change nothing, remove them from the dict; otherwise use upstream code',
       )
 
   def _take(

@@ -199,7 +199,7 @@ def test_a_tokenizer_that_fits_no_word_gives_no_pairs(name):
 def test_what_is_not_there_is_named(model):
   with pytest.raises(PatchingError, match="no task called 'capital'") as e:
     tasks.build('capital', model, 4)
-  assert "'capitals'" in e.value.mend
+  assert "'capitals'" in e.value.hint
   with pytest.raises(PatchingError, match="no template of 'ioi' called 'where'"):
     tasks.build('ioi', model, 4, templates=['where'])
   for n, templates in ((0, None), (4, [])):

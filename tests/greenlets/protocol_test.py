@@ -206,7 +206,7 @@ def test_the_repr_says_where_it_stands():
 def test_yielding_without_a_loop_says_how_to_loop():
   with pytest.raises(RunError, match='no loop to yield to') as info:
     yield_(1)
-  assert 'GreenletGenerator' in info.value.mend
+  assert 'GreenletGenerator' in info.value.hint
   with pytest.raises(RunError):
     yield_from([1])
 

@@ -85,7 +85,7 @@ def test_what_is_neither_data_nor_hashable_is_an_error_that_names_its_type(bad):
   for call in (harvest.reap(g), lambda *args: harvest.plant(g)({'a': X}, *args)):
     with pytest.raises(HarvestError, match=type(leaf).__name__) as error:
       call(X, bad)
-    assert 'close over' in error.value.mend
+    assert 'close over' in error.value.hint
 
 
 def test_methods_partials_and_builtins_have_no_attribute_to_cache_on():

@@ -179,8 +179,8 @@ def test_an_index_into_all_layers_is_the_layer_or_an_error(f):
     for again in (acts, jax.jit(lambda a: a)(acts)):
       with pytest.raises(SiteError, match=re.escape(f'read at the layers {some}')) as error:
         again['mlp_out']
-      assert f"acts['mlp_out.{some[0]}']" in error.value.mend
+      assert f"acts['mlp_out.{some[0]}']" in error.value.hint
   for wrong in (3, slice(1), ('mlp_out', 3)):
     with pytest.raises(SiteError, match='is not a site') as error:
       acts[wrong]
-    assert 'mlp_out.3' in error.value.mend
+    assert 'mlp_out.3' in error.value.hint

@@ -117,7 +117,7 @@ def test_a_position_that_the_table_lacks_is_nan_and_not_one_from_its_end():
 def test_what_is_not_a_token_is_refused_by_a_message_that_says_what_is_wanted(given, message):
   with pytest.raises(MechjaxError, match=message) as e:
     ours_of('gpt2')(given)
-  assert e.value.mend
+  assert e.value.hint
 
 
 @MODELS
@@ -173,7 +173,7 @@ def test_invalid_prompts_are_refused(given):
 def test_invalid_rows_are_refused(given):
   with pytest.raises(MechjaxError, match='are wanted') as error:
     ours_of('gpt2').generate(given, 2)
-  assert '[[1, 2, 3]]' in error.value.mend or 'model.tokens' in error.value.mend
+  assert '[[1, 2, 3]]' in error.value.hint or 'model.tokens' in error.value.hint
 
 
 @pytest.mark.parametrize('row', [list, tuple, np.array, jnp.array])

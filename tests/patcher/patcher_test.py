@@ -136,7 +136,7 @@ def test_a_class_is_not_a_module_and_the_error_says_where_it_is_defined(upstream
   for name, member in [('exporting_up.C', 'C'), (f'{home}.C.f', 'C.f')]:
     with pytest.raises(PatchError, match=f'{name} is not a module') as caught:
       Patcher(name, f=('1', '2')).install()
-    assert f"Patcher('{home}', {{'{member}': …}})" in caught.value.mend
+    assert f"Patcher('{home}', {{'{member}': …}})" in caught.value.hint
 
 
 def test_a_missing_module_is_our_error_and_a_missing_dependency_upstreams(upstream):

@@ -159,7 +159,7 @@ def test_what_is_no_metric_says_what_is():
   for wrong in (lambda out: out[:, -1, 0], LOGITS, None):
     with pytest.raises(PatchingError, match='not a Metric') as error:
       bound(wrong, PAIRS)
-    assert "custom('its name'" in error.value.mend
+    assert "custom('its name'" in error.value.hint
 
 
 def test_a_metric_of_ones_own_is_held_to_the_number_of_its_pairs():

@@ -368,10 +368,10 @@ def site(pattern):
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'senders': 'q.0, z.0'}, r'q cannot send(.|\n)*mend: embed, z, attn_out, mlp_out'),
-    ({'receivers': 'q.1, mlp_out.1'}, r'mlp_out cannot receive(.|\n)*mend: q, k, v; mlp_norm'),
+    ({'senders': 'q.0, z.0'}, r'q cannot send(.|\n)*hint: embed, z, attn_out, mlp_out'),
+    ({'receivers': 'q.1, mlp_out.1'}, r'mlp_out cannot receive(.|\n)*hint: q, k, v; mlp_norm'),
     ({'receivers': 'embed'}, 'embed cannot receive'),
-    ({'how': 'mean'}, r"'mean' is for exact patching(.|\n)*mend: noising"),
+    ({'how': 'mean'}, r"'mean' is for exact patching(.|\n)*hint: noising"),
   ],
 )
 def test_what_cannot_be_asked_is_refused(options, message):
@@ -394,7 +394,7 @@ def test_mediators_are_components_that_are_held():
   for method in (Paths, EdgeAttribution):
     routes = method(model(tagged=['z', 'attn_out']), site('z.0'), site('q.2'), site('attn_out.1'))
     with pytest.raises(
-      PatchingError, match=r'attn_out cannot mediate(.|\n)*mend: nodes of z, mlp_out'
+      PatchingError, match=r'attn_out cannot mediate(.|\n)*hint: nodes of z, mlp_out'
     ):
       routes(PARAMS, plain.PAIRS, METRIC)
 
@@ -404,7 +404,7 @@ def test_a_model_without_components_is_refused():
     x = harvest.sow(jnp.asarray(params['embed'])[tokens], name='embed')
     return harvest.sow(x @ params['unembed'], name='logits')
 
-  with pytest.raises(PatchingError, match=r'no components(.|\n)*mend: tag z, mlp_out'):
+  with pytest.raises(PatchingError, match=r'no components(.|\n)*hint: tag z, mlp_out'):
     Paths(bare, some(bare, 'embed'), some(bare, 'logits'))(PARAMS, plain.PAIRS, METRIC)
 
 
@@ -418,7 +418,7 @@ def test_a_model_without_components_is_refused():
 )
 def test_nothing_passes_through_a_sender_of_edge_attribution(senders, mediators, message):
   mediators = None if mediators is None else site(mediators)
-  with pytest.raises(PatchingError, match=rf'{message} through it(.|\n)*mend: other layers, or Pa'):
+  with pytest.raises(PatchingError, match=rf'{message} through it(.|\n)*hint: other layers, or Pa'):
     EdgeAttribution(model(), site(senders), site('logits'), mediators)
 
 

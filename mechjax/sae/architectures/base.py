@@ -177,7 +177,7 @@ class Architecture(abc.ABC):
       SAEError: the latents are not chosen by thresholds.
     """
     raise SAEError(
-      f'{type(self).__name__} chooses latents by rank and has no thresholds', mend='BatchTopK has'
+      f'{type(self).__name__} chooses latents by rank and has no thresholds', hint='BatchTopK has'
     )
 
   def observe(self, params: Params, latents: jax.Array | Sparse) -> Params:
@@ -347,7 +347,7 @@ class Architecture(abc.ABC):
     if not self.skip:
       return params['b_dec']
     if x is None:
-      raise SAEError('a skip transcoder decodes latents and the input', mend='decode(params, f, x)')
+      raise SAEError('a skip transcoder decodes latents and the input', hint='decode(params, f, x)')
     return params['b_dec'] + product(x, params['W_skip'], self.matmuls)
 
   def _target(self, params: Params, x: jax.Array, y: jax.Array | None) -> jax.Array:
@@ -355,7 +355,7 @@ class Architecture(abc.ABC):
       raise SAEError(
         f'd_out={self.d_out} and {"no target" if y is None else "a target"}',
         cause='a transcoder has a target, an autoencoder has none',
-        mend='loss(params, x, y) with d_out set, loss(params, x) without',
+        hint='loss(params, x, y) with d_out set, loss(params, x) without',
       )
     if y is None:
       return x

@@ -53,7 +53,7 @@ class TopK(Architecture):
     if most > self.k:
       raise SAEError(
         f'k={values["k"]} as data for a TopK that sorts out k={self.k} latents',
-        mend=f'describe it with k={most}',
+        hint=f'describe it with k={most}',
       )
     return super().knobs(**values)
 

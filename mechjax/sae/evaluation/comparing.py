@@ -74,7 +74,7 @@ def compare(
     if iter(batches) is batches:
       raise SAEError(
         'batches that can be gone through only once, and no means to ablate to',
-        mend='give a list or another iterable that starts again, or means=',
+        hint='give a list or another iterable that starts again, or means=',
       )
     means = judge.means(params, batches)
   totals: dict[str, Totals] = {}
@@ -104,7 +104,7 @@ def _shared(candidates: Mapping[str, tuple[Evaluation, Dictionaries]]) -> Evalua
       raise SAEError(
         f'dictionaries of {_where(judge)} are compared with those of {_where(first)}',
         cause='different sites, limits or models, whose activations and ablations are not the same',
-        mend='compare those of each apart',
+        hint='compare those of each apart',
       )
   return first
 

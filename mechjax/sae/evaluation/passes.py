@@ -102,7 +102,7 @@ class Evaluation:
         raise SAEError(
           f'{site!r} has a {type(sae).__name__}, not a dictionary',
           cause='what load returned: a dictionary and its parameters',
-          mend='sae, params = load(...); evaluate(Evaluation(forward, {site: sae}), ..., {site: params}, batches)',
+          hint='sae, params = load(...); evaluate(Evaluation(forward, {site: sae}), ..., {site: params}, batches)',
         )
     if not {*self.limits} <= {*self.saes}:
       raise SAEError(
@@ -111,13 +111,13 @@ class Evaluation:
     for site, limit in self.limits.items():
       if not isinstance(limit, numbers.Real) or not limit > 0:
         raise SAEError(
-          f'limits[{site!r}]={limit!r} is no length', mend='a positive number, or no limit there'
+          f'limits[{site!r}]={limit!r} is no length', hint='a positive number, or no limit there'
         )
     transcoders = {site for site, sae in self.saes.items() if sae.d_out is not None}
     if {*self.targets} != transcoders:
       raise SAEError(
         f'targets for {sorted(self.targets)}, transcoders at {sorted(transcoders)}',
-        mend='name the site that each transcoder says, and no other',
+        hint='name the site that each transcoder says, and no other',
       )
     said = [self._target(site) for site in self.saes]
     if not said or len({*map(sites.parse, said)}) < len(said):
@@ -162,7 +162,7 @@ class Evaluation:
     if dictionaries is not None and {*dictionaries} != {*self.saes}:
       raise SAEError(
         f'parameters for {sorted(dictionaries)}, dictionaries that read {sorted(self.saes)}',
-        mend='{site: parameters}, for each site of the Evaluation and no other',
+        hint='{site: parameters}, for each site of the Evaluation and no other',
       )
     shapes = {site: None if means is None else np.shape(means.get(site, 0.0)) for site in self.saes}
     wrong = {s: shape for s, shape in shapes.items() if shape != (self.saes[s].target_width,)}
@@ -170,7 +170,7 @@ class Evaluation:
       raise SAEError(
         f'means of shapes {wrong}',
         cause='a site that is lacking, or a mean of something else',
-        mend=f'vectors of widths { {s: self.saes[s].target_width for s in wrong} }, by the site that is read',
+        hint=f'vectors of widths { {s: self.saes[s].target_width for s in wrong} }, by the site that is read',
       )
 
   def drift(self, params: Any, dictionaries: Dictionaries, batch: Batch, base: Base) -> float:
@@ -187,7 +187,7 @@ class Evaluation:
         where=f'{[*self.saes]}',
         cause='reconstructions that are no numbers or so large that rounding eats the activation: a dictionary for '
         'another site, or one that was trained on normalised activations and not folded',
-        mend='mechjax.sae.formats.folded(sae, params, scale)',
+        hint='mechjax.sae.formats.folded(sae, params, scale)',
       )
     return drift
 

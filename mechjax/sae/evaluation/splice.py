@@ -103,6 +103,6 @@ def _said(sae: Architecture, params: Params) -> Planted:
   if sae.d_out is not None:
     raise SAEError(
       'a transcoder does not say the site that it reads',
-      mend='compute what it says, and plant given(y_hat, kept) at its target',
+      hint='compute what it says, and plant given(y_hat, kept) at its target',
     )
   return lambda x: sae.decode(params, sae.encode(params, x))

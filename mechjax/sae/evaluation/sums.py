@@ -65,7 +65,7 @@ def _no_batches(found: Any) -> SAEError:
     cause='token ids: which of them count is not said'
     if not isinstance(found, Batch)
     else 'one batch instead of several',
-    mend='[mechjax.sae.next_tokens(tokens, kept)], kept False at padding and special tokens',
+    hint='[mechjax.sae.next_tokens(tokens, kept)], kept False at padding and special tokens',
   )
 
 
@@ -88,7 +88,7 @@ def next_tokens(tokens: Any, kept: Any, mask: Any = None) -> Batch:
   if tokens.shape != kept.shape or tokens.ndim != 2 or kept.dtype != bool:
     raise SAEError(
       f'tokens {tokens.shape} and a mask {kept.dtype} {kept.shape}',
-      mend='token ids [B, T], and for each of them a boolean',
+      hint='token ids [B, T], and for each of them a boolean',
     )
   if tokens.dtype.kind not in 'iu' or (
     tokens.size and not 0 <= tokens.min() <= tokens.max() < 2**31
@@ -99,7 +99,7 @@ def next_tokens(tokens: Any, kept: Any, mask: Any = None) -> Batch:
     if mask.dtype != bool or mask.shape != tokens.shape or (kept & ~mask).any():
       raise SAEError(
         f'a padding mask {mask.dtype} {mask.shape} for tokens {tokens.shape}',
-        mend='one boolean for each token, True wherever kept is',
+        hint='one boolean for each token, True wherever kept is',
       )
   targets = np.full(tokens.shape, -1, np.int32)
   targets[:, :-1] = np.where(kept[:, 1:] & kept[:, :-1], tokens[:, 1:], -1)

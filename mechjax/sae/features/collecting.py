@@ -64,7 +64,7 @@ def collect(
       numbers; no tokens.
   """
   if not limit > 0:
-    raise SAEError(f'limit={limit} is no length', mend='a positive number, or inf for none')
+    raise SAEError(f'limit={limit} is no length', hint='a positive number, or inf for none')
   chosen = _chosen(sae, latents)
   gathering = _Gathering(sae, params, chosen, settings, seed)
   for tokens, kept in batches:
@@ -187,7 +187,7 @@ def _chosen(sae: Architecture, latents: Any) -> np.ndarray:
     return np.arange(sae.width)
   chosen = np.asarray(latents)
   if chosen.ndim != 1 or not chosen.size or not np.issubdtype(chosen.dtype, np.integer):
-    raise SAEError(f'latents of shape {chosen.shape} and {chosen.dtype}', mend='numbers [L]')
+    raise SAEError(f'latents of shape {chosen.shape} and {chosen.dtype}', hint='numbers [L]')
   strangers = chosen[(chosen < 0) | (chosen >= sae.width)]
   if strangers.size:
     raise SAEError(f'latent {strangers[0]} of a dictionary with width={sae.width}')
@@ -203,6 +203,6 @@ def _checked(tokens: Any, kept: Any) -> tuple[np.ndarray, np.ndarray]:
   if tokens.shape != kept.shape or tokens.ndim != 2 or not ids or kept.dtype != bool:
     raise SAEError(
       f'tokens {tokens.dtype} {tokens.shape} and a mask {kept.dtype} {kept.shape}',
-      mend='token ids [B, T], and for each of them a boolean',
+      hint='token ids [B, T], and for each of them a boolean',
     )
   return tokens, kept

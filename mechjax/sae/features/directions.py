@@ -85,7 +85,7 @@ def _logits(unembed: Callable[[jax.Array], jax.Array], directions: jax.Array) ->
   if logits.ndim != 2 or len(logits) != len(directions):
     raise SAEError(
       f'unembed makes {logits.shape} of directions {directions.shape}',
-      mend='logits [k, V] of directions [k, E]',
+      hint='logits [k, V] of directions [k, E]',
     )
   if not jnp.isfinite(logits).all():
     raise SAEError(

@@ -154,7 +154,7 @@ def save(
       f'mechjax does not write the format {format!r}',
       where=f'it writes {[*_WRITERS]}',
       cause='files of dictionary-learning are pickles' if format == 'dictionary_learning' else None,
-      mend=f'perhaps {nearest(format, _WRITERS) or "sae_lens"}',
+      hint=f'perhaps {nearest(format, _WRITERS) or "sae_lens"}',
     )
   words = about or {}
   _expect_json(words)
@@ -169,7 +169,7 @@ def _expect_json(about: Mapping[str, Any]) -> None:
   except (TypeError, ValueError) as e:
     raise SAEError(
       f'about={about!r:.200} cannot be said in JSON: {e}',
-      mend='texts, finite numbers, lists and dicts',
+      hint='texts, finite numbers, lists and dicts',
     ) from e
 
 
@@ -181,7 +181,7 @@ def _weights(directory: Path) -> Path:
       f'{directory} holds {there or "none"} of {[*_MARKS]}, and one of them makes a dictionary',
       where=f'it holds {sorted(os.listdir(directory))[:10]}',
       cause='the directory of many dictionaries, or of something else',
-      mend='give the directory of one dictionary, or the file itself',
+      hint='give the directory of one dictionary, or the file itself',
     )
   return directory / there[0]
 

@@ -59,7 +59,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
     raise WeightsError(
       f'{path} ({size} bytes) cannot be read: {type(e).__name__}: {e!s:.200}',
       cause='a download or copy that stopped early, a damaged file, or one of another kind',
-      mend='delete the file and fetch it again',
+      hint='delete the file and fetch it again',
     ) from e
 
 

@@ -62,7 +62,7 @@ def folded(
   if (target_scale is None) != (sae.d_out is None):
     raise SAEError(
       f'target_scale={target_scale} for a dictionary with d_out={sae.d_out}',
-      mend='give the scale of the targets of a transcoder, and of nothing else',
+      hint='give the scale of the targets of a transcoder, and of nothing else',
     )
   latents = scale if target_scale is None else target_scale
   if not (0 < scale < np.inf and 0 < latents < np.inf):
@@ -202,7 +202,7 @@ def without_unit_scaling(path: Path, arrays: Arrays) -> Arrays:
   if not np.array_equal(factor, np.ones_like(factor)):
     raise WeightsError(
       f'{path}: latents are rescaled by a scaling_factor, which mechjax has no place for',
-      mend='multiply the rows of W_dec by it',
+      hint='multiply the rows of W_dec by it',
     )
   return {name: value for name, value in arrays.items() if name != 'scaling_factor'}
 

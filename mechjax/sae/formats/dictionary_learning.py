@@ -69,7 +69,7 @@ def read(directory: Path) -> tuple[Architecture, Params]:
     raise WeightsError(
       f'{config}: trainer.dict_class={kind!r:.50} is none that mechjax knows',
       where=f'it knows {[*_NAMES]}',
-      mend=f'perhaps {nearest(str(kind), _NAMES)}',
+      hint=f'perhaps {nearest(str(kind), _NAMES)}',
     )
   found = torch_zip.read(path)
   counts: Arrays = {n: found.pop(n) for n in ('k', 'group_sizes') if n in found}

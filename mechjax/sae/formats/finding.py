@@ -43,7 +43,7 @@ def find(place: str | os.PathLike[str], files: tuple[str, ...]) -> Path:
     raise WeightsError(
       f'{os.fspath(place)!r} is neither there nor the name of a published dictionary',
       where=f'the working directory is {Path.cwd()}',
-      mend="give a directory, or 'organisation/repository/folder'",
+      hint="give a directory, or 'organisation/repository/folder'",
     )
   library = extras.require('huggingface_hub', 'models')
   folder = match['folder'].removeprefix('/')
@@ -54,12 +54,12 @@ def find(place: str | os.PathLike[str], files: tuple[str, ...]) -> Path:
     raise FetchError(
       f'{os.fspath(place)!r} is no path, and no hub gives it: {type(e).__name__}: {e!s:.200}',
       cause='a wrong path or name, no access, or no network',
-      mend="without a network, copy the dictionary's folder here and give its path",
+      hint="without a network, copy the dictionary's folder here and give its path",
     ) from e
   found = Path(root) / folder
   if not found.is_dir():
     raise FetchError(
       f'{match["repository"]} has no folder {folder!r} with one of {[*files]}',
-      mend='look at the files of the repository on its page; the whole folder has to be given',
+      hint='look at the files of the repository on its page; the whole folder has to be given',
     )
   return found

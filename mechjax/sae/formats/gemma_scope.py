@@ -69,7 +69,7 @@ def write_npz(directory: Path, sae: Architecture, params: Params, about: Mapping
   """
   if sae.skip or about:
     what = f'{sorted(about)}' if about else 'a skip'
-    raise SAEError(f'an .npz of Gemma Scope has no place for {what}', mend="format='gemma_scope_2'")
+    raise SAEError(f'an .npz of Gemma Scope has no place for {what}', hint="format='gemma_scope_2'")
   _expect_told(sae, False, "format='gemma_scope_2' with the two sites in about=")
   with (directory / NPZ).open('wb') as file:
     np.savez(file, **_arrays(sae, params))  # type: ignore[arg-type]
@@ -112,13 +112,13 @@ def _ends(s: Values) -> bool:
   return ends[1] is not None and ends[0] != ends[1]
 
 
-def _expect_told(sae: Architecture, told: bool, mend: str) -> None:
+def _expect_told(sae: Architecture, told: bool, hint: str) -> None:
   """Refuses what would come back as an autoencoder instead of a transcoder."""
   if sae.d_out == sae.d_in and not sae.skip and not told:
     raise SAEError(
       f'd_in={sae.d_in}, d_out={sae.d_out}, and what is written says that it is an autoencoder',
       cause='the arrays of both are the same, so only the sites in the config tell them apart',
-      mend=mend,
+      hint=hint,
     )
 
 

@@ -93,7 +93,7 @@ def _sees_centred(s: Values, transcoder: bool) -> bool:
     raise WeightsError(
       f'{s.where}: a transcoder with apply_b_dec_to_input true, or without that setting, which means the same',
       cause='b_dec is a bias of the output and has its width; SAELens refuses such a config too',
-      mend='if the encoder was trained on the input as it is, write "apply_b_dec_to_input": false',
+      hint='if the encoder was trained on the input as it is, write "apply_b_dec_to_input": false',
     )
   return centred
 
@@ -183,7 +183,7 @@ def _architecture(s: Values) -> str:
   ):
     if found not in known:
       raise WeightsError(
-        f'{s.where} is of {what} {found!r:.100}, which mechjax has not', mend=f'known: {known}'
+        f'{s.where} is of {what} {found!r:.100}, which mechjax has not', hint=f'known: {known}'
       )
   return 'topk' if function == 'topk' and name == 'standard' else name
 
@@ -213,8 +213,8 @@ _NORMALISATIONS = {
 def _refuse_rescaling(s: Values) -> None:
   how = metadata.normalisation(s)
   if how not in (None, 'none'):
-    cause, mend = _NORMALISATIONS.get(how, ('a normalisation that mechjax does not know', None))
-    raise WeightsError(f'{s.where}: normalize_activations={how!r:.50}', cause=cause, mend=mend)
+    cause, hint = _NORMALISATIONS.get(how, ('a normalisation that mechjax does not know', None))
+    raise WeightsError(f'{s.where}: normalize_activations={how!r:.50}', cause=cause, hint=hint)
   if s.flag('finetuning_scaling_factor', False):
     raise WeightsError(
       f'{s.where}: latents are rescaled by a finetuning_scaling_factor, which mechjax has no place for'

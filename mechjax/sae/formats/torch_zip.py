@@ -266,7 +266,7 @@ class _Machine:
       f'{self.path}: its pickle {what}',
       where='data.pkl inside the file',
       cause='a damaged file, one made to run code, or something else than a dict of tensors',
-      mend='where you trust it, load it with PyTorch and save the tensors as safetensors',
+      hint='where you trust it, load it with PyTorch and save the tensors as safetensors',
     )
 
 

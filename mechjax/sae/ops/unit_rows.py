@@ -63,7 +63,7 @@ def orthogonal_to_decoder() -> optax.GradientTransformation:
     if params is None:
       raise SAEError(
         'the gradient is projected against the decoder, and there are no parameters',
-        mend='optimiser.update(grads, state, params)',
+        hint='optimiser.update(grads, state, params)',
       )
     return projected(grads, params)
 

@@ -73,7 +73,7 @@ class Streamed:
     if not self.per_epoch:
       raise SAEError(
         f'a bucket of {self.bucket_rows} activations, and the contexts have {self._order(0).total}',
-        mend='smaller buckets, or more text',
+        hint='smaller buckets, or more text',
       )
 
   @property
@@ -120,7 +120,7 @@ def bucket_of(source: Source, share: Share, turn: int) -> int:
   turns = source.per_epoch // share.hosts
   if not turns:
     raise SAEError(
-      f'{source.per_epoch} buckets for {share.hosts} hosts', mend='smaller buckets, or more text'
+      f'{source.per_epoch} buckets for {share.hosts} hosts', hint='smaller buckets, or more text'
     )
   epoch, n = divmod(turn, turns)
   return epoch * source.per_epoch + n * share.hosts + share.host
@@ -148,7 +148,7 @@ def batches_per_bucket(source: Source, rows: int) -> int:
     raise SAEError(
       f'buckets of {source.bucket_rows} activations are no multiple of {rows}',
       cause='the rows of a batch on one host',
-      mend=f'buckets of {max(1, n) * rows}',
+      hint=f'buckets of {max(1, n) * rows}',
     )
   return n
 

@@ -153,13 +153,13 @@ def read(directory: str | os.PathLike[str]) -> Contexts:
     special, digest = tuple(map(int, about['special'])), str(about['sha256'])
   except (OSError, ValueError, KeyError, TypeError) as e:
     raise SAEError(
-      f'{directory} holds no contexts: {type(e).__name__}: {e}', mend='pack them again'
+      f'{directory} holds no contexts: {type(e).__name__}: {e}', hint='pack them again'
     ) from e
   if size != 4 * shape[0] * shape[1]:
     raise SAEError(
       f'{directory / ROWS} has {size} bytes and should have {4 * shape[0] * shape[1]}',
       cause='a copy that stopped early',
-      mend='pack the contexts again',
+      hint='pack the contexts again',
     )
   with (directory / ROWS).open('rb') as whole:
     found = hashlib.file_digest(whole, 'sha256').hexdigest()
@@ -167,7 +167,7 @@ def read(directory: str | os.PathLike[str]) -> Contexts:
     raise SAEError(
       f'{directory / ROWS} has another checksum than when it was written',
       cause='a rotten disk, or somebody else wrote there',
-      mend='pack the contexts again',
+      hint='pack the contexts again',
     )
   file = np.memmap(directory / ROWS, '<i4', 'r', shape=shape)
   return Contexts(file, np.arange(shape[0]), special, digest)

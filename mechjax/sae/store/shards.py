@@ -175,7 +175,7 @@ class Stored:
     if not 1 <= shards_per_bucket <= about.shards:
       raise SAEError(
         f'buckets of {shards_per_bucket} shards, and {directory} has {about.shards}',
-        mend=f'from 1 to {about.shards}',
+        hint=f'from 1 to {about.shards}',
       )
     missing = [s for s in range(about.shards) if not _record(stored.directory, s).exists()]
     if missing:
@@ -183,7 +183,7 @@ class Stored:
         f'{len(missing)} of {about.shards} shards are not written yet',
         where=f'{directory}, the first of them number {missing[0]}',
         cause='a writer that was stopped, or still runs',
-        mend='run it again, it goes on',
+        hint='run it again, it goes on',
       )
     return stored
 
@@ -225,7 +225,7 @@ class Stored:
             f'shard {shard} of {", ".join(torn)} is not what was written',
             where=f'{self.directory}',
             cause='a torn write, a rotten disk, or somebody else wrote there',
-            mend='run the writer again: it writes what is not whole anew',
+            hint='run the writer again: it writes what is not whole anew',
           )
     return bucket
 
@@ -330,7 +330,7 @@ def _expect_same(directory: Path, about: About) -> None:
     differences = '; '.join(f'{n}: there {found[n]}, wanted {wanted[n]}' for n in changed)
     raise SAEError(
       f'{directory} holds other activations: {differences}',
-      mend='another directory, or delete this one',
+      hint='another directory, or delete this one',
     )
 
 
@@ -351,7 +351,7 @@ def _expect_room(directory: Path, about: About, n_shards: int) -> None:
     raise SAEError(
       f'{n_shards} shards need {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB left',
       where=f'{directory}; {SPARE / 1e9:.2f} GB are to stay free',
-      mend='fewer activations, a shorter dtype, another disk, or activations streamed instead of stored',
+      hint='fewer activations, a shorter dtype, another disk, or activations streamed instead of stored',
     )
 
 
@@ -370,5 +370,5 @@ def _array(path: Path, about: About, width: int) -> Any:
     return ts.open(spec | {'metadata': metadata}, open=True, create=True).result()
   except ValueError as e:
     raise SAEError(
-      f'{path} is not the array that {ABOUT} describes: {e!s:.300}', mend='delete the directory'
+      f'{path} is not the array that {ABOUT} describes: {e!s:.300}', hint='delete the directory'
     ) from e

@@ -61,7 +61,7 @@ def texts(*places: str | os.PathLike[str], field: str = 'text') -> Iterator[str]
           raise SAEError(
             f'{field!r} is {text!r:.60}, not a text',
             where=f'{where}, text {number}',
-            mend='name another field',
+            hint='name another field',
           )
         if text.strip():
           yield text
@@ -93,14 +93,14 @@ def _files(place: str) -> list[Path]:
       f'no texts at {place!r}',
       where=f'working directory {Path.cwd()}',
       cause='no such file, or a directory without files of a known kind',
-      mend=f'known are {[*_READERS]}, each also with .gz',
+      hint=f'known are {[*_READERS]}, each also with .gz',
     )
   for path in found:
     if _kind(path) not in _READERS:
       raise SAEError(
         f'{path} is of no kind of text that mechjax knows',
         where=f'known are {[*_READERS]}',
-        mend=f'give it the name of one of them, perhaps {(nearest(_kind(path), _READERS) or [".txt"])[0]}',
+        hint=f'give it the name of one of them, perhaps {(nearest(_kind(path), _READERS) or [".txt"])[0]}',
       )
   return found
 
@@ -157,7 +157,7 @@ def _from_hub(place: str, field: str) -> Iterator[str]:
   if len(rest) != 2:
     raise SAEError(
       f'{place!r} does not name a data set',
-      mend=f'{HUB}name:configuration:split, as {HUB}allenai/c4:en:train',
+      hint=f'{HUB}name:configuration:split, as {HUB}allenai/c4:en:train',
     )
   configuration, split = rest
   try:
@@ -168,7 +168,7 @@ def _from_hub(place: str, field: str) -> Iterator[str]:
     raise SAEError(
       f'{place!r} cannot be read: {type(e).__name__}: {e!s:.200}',
       cause='no network, no such data set, configuration or split, or a column of another name',
-      mend='files of your own do as well',
+      hint='files of your own do as well',
     ) from e
 
 

@@ -96,7 +96,7 @@ class Checkpoints:
         f'the checkpoint of step {step} cannot be restored: {type(e).__name__}: {e!s:.300}',
         where=f'{self.directory / str(step)}',
         cause='files that are damaged or missing, or dictionaries of another shape',
-        mend=f'move that directory away to go on from {there[:-1] or "the start"}',
+        hint=f'move that directory away to go on from {there[:-1] or "the start"}',
       ) from e
 
   def wait(self) -> None:

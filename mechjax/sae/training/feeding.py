@@ -56,7 +56,7 @@ def fed(
   if batch % streams or streams % hosts:
     raise SAEError(
       f'a batch of {batch} tokens from {streams} streams on {hosts} hosts',
-      mend='as many streams as hosts or a multiple of that, and a batch that is a multiple of them',
+      hint='as many streams as hosts or a multiple of that, and a batch that is a multiple of them',
     )
   own = [
     batches(

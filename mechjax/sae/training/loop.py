@@ -205,7 +205,7 @@ def _not_finite(step: _Step, state: State, dump: Path) -> SAEError:
     f'step {number} gave numbers that are not finite: {", ".join(bad)}',
     where=f'batch number {number}; it and the state before it are in {where}',
     cause='a learning rate that is too high, or activations far from those that the scale was measured on',
-    mend='a lower learning rate, from the last checkpoint, which was not touched',
+    hint='a lower learning rate, from the last checkpoint, which was not touched',
   )
 
 

@@ -38,7 +38,7 @@ def mesh_of(mesh: Mesh | None) -> Mesh:
   if {*mesh.axis_names} != {*AXES} or any(kind is not AxisType.Auto for kind in mesh.axis_types):
     raise SAEError(
       f'a mesh with axes {mesh.axis_names} of types {mesh.axis_types}',
-      mend=f'jax.make_mesh((1, 8), {AXES}, (jax.sharding.AxisType.Auto,) * 2)',
+      hint=f'jax.make_mesh((1, 8), {AXES}, (jax.sharding.AxisType.Auto,) * 2)',
     )
   return mesh
 
@@ -68,7 +68,7 @@ def of_members(sae: Architecture, members: Any, mesh: Mesh) -> Any:
     raise SAEError(
       f'width={sae.width} of {type(sae).__name__} is not divisible by {shards} devices',
       where=f'axis model of the mesh {dict(mesh.shape)}',
-      mend=f'a width of {-(-sae.width // shards) * shards}, or another mesh',
+      hint=f'a width of {-(-sae.width // shards) * shards}, or another mesh',
     )
   specs = {name: PartitionSpec(None, 'model') for name in ('since', *sae.PER_LATENT)}
   specs['W_enc'] = PartitionSpec(None, None, 'model')

@@ -109,5 +109,5 @@ class Stack:
       raise SAEError(
         f'latents are dead after {revival.after_tokens} tokens for {type(revival).__name__} '
         f'and after {resampling.after_tokens} for resampling',
-        mend='give both the same after_tokens',
+        hint='give both the same after_tokens',
       )
