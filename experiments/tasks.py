@@ -9,7 +9,7 @@ before the first patch:
     task = build('ioi', model, 32)
     print(ability(model, task)['text'])
     task = keep(model, task)                     # the pairs it gets right; task.selection counts them
-    Exact(model.apply, nodes)(model.params, task.pairs, task.metric())
+    ActivationPatching(model.apply, nodes)(model.params, task.pairs, task.metric())
 
 A template is a text with slots, and every word put into a slot is one token (words that are several in this tokenizer
 are left out). So all pairs of one template are equally long, their positions mean the same, and `task.columns` names

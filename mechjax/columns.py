@@ -239,15 +239,15 @@ def at_tokens(mask_BxT: jax.Array, planted: Staged) -> Callable:
   return function
 
 
-def at_texts(length_B: jax.Array, least: int, alike: bool, planted: Staged) -> Callable:
+def at_texts(length_B: jax.Array, min_length: int, alike: bool, planted: Staged) -> Callable:
   """A function of whole texts, of values that are padded on the right.
 
   Args:
     length_B: tokens of each row, int32 [B].
-    least: no row has fewer.
+    min_length: no row has fewer.
     alike: whether all rows have equally many, and the function sees them together. Else it is called for each row with
       all rows cut to that row's length, and the row is taken from the result.
-    planted: the function, staged from `least` to the width of the values.
+    planted: the function, staged from `min_length` to the width of the values.
   """
   axes = [i for i, letter in enumerate(planted.programs.axes) if letter in 'TS']
 
@@ -265,11 +265,11 @@ def at_texts(length_B: jax.Array, least: int, alike: bool, planted: Staged) -> C
     return changed
 
   def function(x: jax.Array) -> jax.Array:
-    branches = [branch(width) for width in range(least, x.shape[axes[0]] + 1)]
+    branches = [branch(width) for width in range(min_length, x.shape[axes[0]] + 1)]
     if alike:
-      return jax.lax.switch(length_B[0] - least, branches, x)
+      return jax.lax.switch(length_B[0] - min_length, branches, x)
     return jax.lax.map(
-      lambda row: jax.lax.switch(length_B[row] - least, branches, x)[row],
+      lambda row: jax.lax.switch(length_B[row] - min_length, branches, x)[row],
       jnp.arange(len(x), dtype=jnp.int32),
     )
 

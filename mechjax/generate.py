@@ -376,8 +376,8 @@ def _in_passes(
   texts, staged = jnp.asarray(ids), functools.cache(functools.partial(_staged, plan))
   for i in range(n_tokens):
     n = int(size_B.max())
-    W, least = (n, n) if plan.exact else (_bucket(n), _least(int(size_B.min())))
-    data, static, structure = staged(least, W)
+    W, min_length = (n, n) if plan.exact else (_bucket(n), _shortest_bucket(int(size_B.min())))
+    data, static, structure = staged(min_length, W)
     logits, _, acts = _advance(
       data,
       params,
@@ -388,7 +388,7 @@ def _in_passes(
       static=static,
       structure=structure,
       sites=plan.sites,
-      least=least,
+      min_length=min_length,
       alike=bool((size_B == size_B[0]).all()),
     )
     queries = Extent(0 * size_B, size_B, 1 if i else n)
@@ -397,18 +397,18 @@ def _in_passes(
     size_B = size_B + 1
 
 
-def _staged(plan: _Plan, least: int, most: int) -> tuple[list[Any], tuple, Any]:
-  return split_static(columns.staged(plan.plants, range(least, most + 1)))
+def _staged(plan: _Plan, min_length: int, max_length: int) -> tuple[list[Any], tuple, Any]:
+  return split_static(columns.staged(plan.plants, range(min_length, max_length + 1)))
 
 
-def _least(n: int) -> int:
+def _shortest_bucket(n: int) -> int:
   """The shortest length in the bucket of `n`."""
   return 1 if n <= SMALLEST_BUCKET else _bucket(n) // 2 + 1
 
 
 @functools.partial(
   jax.jit,
-  static_argnames=('step', 'static', 'structure', 'sites', 'least', 'alike'),
+  static_argnames=('step', 'static', 'structure', 'sites', 'min_length', 'alike'),
   donate_argnames=('cache',),
 )
 def _advance(
@@ -422,26 +422,26 @@ def _advance(
   static: tuple,
   structure: Any,
   sites: tuple[str, ...],
-  least: int | None = None,
+  min_length: int | None = None,
   alike: bool = True,
 ) -> tuple[jax.Array, Any, Any]:
   """The logits at the last token of each row, [B, V], the cache, and what was read.
 
-  Without `least` rows are aligned on the right, and functions act on each position by itself. Else they are aligned on
-  the left, none has fewer tokens, and functions see texts.
+  Without `min_length` rows are aligned on the right, and functions act on each position by itself. Else they are
+  aligned on the left, none has fewer tokens, and functions see texts.
   """
   plants = join_static(data, static, structure)
-  if least is None:
+  if min_length is None:
     make = functools.partial(columns.at_tokens, mask_BxT)
   else:
     length_B = mask_BxT.sum(1, dtype=jnp.int32)
-    make = functools.partial(columns.at_texts, length_B, least, alike)
+    make = functools.partial(columns.at_texts, length_B, min_length, alike)
   # A function of its own, so that what is kept for it, with functions of this trace, goes with it.
   fresh = lambda *args: step(*args)  # noqa: E731
   harvested = harvest.harvest(fresh, sites=sites) if plants or sites else _unharvested(step)
   args = (columns.with_functions(plants, make), params, tokens_BxT, mask_BxT, cache)
   (logits, cache), acts = harvested(*args)
-  last = logits[:, -1] if least is None else logits[jnp.arange(len(logits)), length_B - 1]
+  last = logits[:, -1] if min_length is None else logits[jnp.arange(len(logits)), length_B - 1]
   return last, cache, acts
 
 

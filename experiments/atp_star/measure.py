@@ -37,7 +37,14 @@ from experiments.atp_star.methods import AT_ONCE, METHODS, Found, Question, dist
 from experiments.atp_star.settings import NODES, Settings
 from mechjax import harvest
 from mechjax.models.language_model import LanguageModel
-from mechjax.patching import Effects, Exact, NodeSet, PatchingError, baselines, nodes_of
+from mechjax.patching import (
+  ActivationPatching,
+  Effects,
+  NodeSet,
+  PatchingError,
+  baselines,
+  nodes_of,
+)
 from mechjax.patching import verify as verification
 
 CURVE = 1000
@@ -145,7 +152,7 @@ def ask(model: LanguageModel, task: tasks.Task, settings: Settings) -> Question:
     neurons='each' if settings.nodes == 'neurons' else 'together',
   )  # fmt: skip
   joint = settings.joint or max(20, len(nodes) // 10)
-  return Question(model, task, nodes, settings.how, settings.budget, joint, settings.seed)
+  return Question(model, task, nodes, settings.mode, settings.budget, joint, settings.seed)
 
 
 def sweep(
@@ -153,7 +160,9 @@ def sweep(
 ) -> tuple[Effects, dict[str, Any]]:
   """The exact effects, and what they cost this time: patches and seconds."""
   model, nodes = question.model, question.nodes
-  exact = Exact(model.apply, nodes, question.how, question.budget, resume=model.resume)
+  exact = ActivationPatching(
+    model.apply, nodes, question.mode, question.budget, resume=model.resume
+  )
   before = _saved(save)
   start = time.perf_counter()
   truth = exact(model.params, question.task.pairs, question.metric, save=save, progress=progress)
@@ -170,7 +179,7 @@ def _saved(path: str | os.PathLike | None) -> int:
   try:
     with np.load(path) as kept:
       return int(kept['done'].sum())
-  except Exception:  # no sweep's file: Exact refuses it, and says why
+  except Exception:  # no sweep's file: ActivationPatching refuses it, and says why
     return 0
 
 
@@ -207,7 +216,7 @@ def missed(
   truth: Effects,
   k: int,
   tokens: tuple[str, ...],
-  most: int = 20,
+  limit: int = 20,
 ) -> list[dict[str, Any]]:
   """The nodes of the true top k that a method places worst, and which methods have them among their first k."""
   return [
@@ -224,7 +233,7 @@ def missed(
         if other.effects is not None and other.search.place[m.node] < k
       ],
     }
-    for m in baselines.false_negatives(one.search, truth.contribution(), k)[:most]
+    for m in baselines.false_negatives(one.search, truth.contribution(), k)[:limit]
   ]
 
 
@@ -271,9 +280,9 @@ def bounds(question: Question, one: Found, truth: Effects, settings: Settings) -
     'spent': result.spent,
     'threshold': result.threshold,
     'found': result.found,
-    'missed_at_most': result.missed,
+    'missed_bound': result.missed,
     'missed': int((true[left] > result.threshold).sum()),
-    'largest_at_most': result.bound,
+    'largest_bound': result.bound,
     'largest': float(true[left].max(initial=0.0)),
   }
 

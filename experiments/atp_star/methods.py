@@ -33,12 +33,12 @@ import numpy as np
 
 from experiments.tasks import Task
 from mechjax.models.language_model import LanguageModel
-from mechjax.patching import Effects, Joint, Metric, NodeSet, baselines, terms, verify
+from mechjax.patching import Effects, Metric, NodeSet, SubsetPatching, baselines, terms, verify
 from mechjax.patching.atp_star import AtPStar
 from mechjax.patching.baselines import Patch, Search
 
 AT_ONCE = 32
-"""Joint patches that are run side by side."""
+"""Subset patches that are run side by side."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Question:
     model: the model.
     task: made for it.
     nodes: N nodes.
-    how: one of 'noising' and 'denoising'.
+    mode: one of 'noising' and 'denoising'.
     budget: bytes that a method may use besides parameters and prompts.
     joint: joint patches that a search without gradients may spend.
     seed: of everything random.
@@ -58,7 +58,7 @@ class Question:
   model: LanguageModel
   task: Task
   nodes: NodeSet
-  how: str
+  mode: str
   budget: int
   joint: int
   seed: int
@@ -71,8 +71,8 @@ class Question:
   def patch(self) -> Patch:
     """Patches sets of nodes as one."""
     model = self.model
-    sweep = Joint(
-      model.apply, self.nodes, self.how, self.budget, at_most=AT_ONCE, resume=model.resume
+    sweep = SubsetPatching(
+      model.apply, self.nodes, self.mode, self.budget, max_batch=AT_ONCE, resume=model.resume
     )
     return sweep(model.params, self.task.pairs, self.metric)
 
@@ -108,7 +108,7 @@ def gradient(question: Question, *, qk_fix: bool, graddrop: bool) -> Found:
   """AtP with none, one or both of its fixes."""
   model, nodes = question.model, question.nodes
   method = AtPStar(
-    model.apply, nodes, question.how, qk_fix, graddrop, budget=question.budget, seed=question.seed
+    model.apply, nodes, question.mode, qk_fix, graddrop, budget=question.budget, seed=question.seed
   )
   run = lambda: method(model.params, question.task.pairs, question.metric)  # noqa: E731
   run()  # compiles

@@ -122,7 +122,7 @@ def title(figures: dict[str, Any]) -> str:
   layers = f' of layers {settings["layers"]}' if settings['layers'] else ''
   return (
     f'{figures["task"]["name"]}: {settings["nodes"]}{layers} of {figures["model"]}, '
-    f'{settings["how"]}, {figures["nodes"]["count"]:,} nodes'
+    f'{settings["mode"]}, {figures["nodes"]["count"]:,} nodes'
   )
 
 
@@ -263,8 +263,8 @@ def _bounds(figures: dict[str, Any]) -> str:
   rows = [
     (
       one['name'],
-      [f'{v["spent"]:,.0f}', f'{v["threshold"]:.4g}', f'{v["missed_at_most"]:,}', f'{v["missed"]:,}',
-       f'{v["largest_at_most"]:.4g}', f'{v["largest"]:.4g}'],
+      [f'{v["spent"]:,.0f}', f'{v["threshold"]:.4g}', f'{v["missed_bound"]:,}', f'{v["missed"]:,}',
+       f'{v["largest_bound"]:.4g}', f'{v["largest"]:.4g}'],
       [0] * 6,
     )
     for one in judged

@@ -16,7 +16,7 @@ from mechjax.patching import PatchingError
 
 NODES = {'heads': 'q, k, v, z', 'layers': 'attn_out, mlp_out', 'neurons': 'mlp_post'}
 POSITIONS = ('reached', 'each', 'last', 'together')
-HOW = ('noising', 'denoising')
+MODES = ('noising', 'denoising')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Settings:
     layers: which, as in a site pattern: '2,14,27' or '0..3'; '' for all.
     positions: a node for each position that the change reaches ('reached'), for 'each', for the 'last' alone, or
       one for all 'together'.
-    how: 'noising' or 'denoising'.
+    mode: 'noising' or 'denoising'.
     methods: keys of `METHODS`.
     ks: for which K the cost of verified recall is told.
     joint: joint patches that each search without gradients may spend; None for a tenth of the nodes, at least 20.
@@ -42,7 +42,7 @@ class Settings:
   nodes: str = 'heads'
   layers: str = ''
   positions: str = 'reached'
-  how: str = 'noising'
+  mode: str = 'noising'
   methods: tuple[str, ...] = tuple(METHODS)
   ks: tuple[int, ...] = (10, 30, 100)
   joint: int | None = None
@@ -53,17 +53,17 @@ class Settings:
   def __post_init__(self) -> None:
     _check('set of nodes', self.nodes, NODES)
     _check('choice of positions', self.positions, POSITIONS)
-    _check('way of patching', self.how, HOW)
+    _check('mode', self.mode, MODES)
     for name in self.methods:
       _check('method', name, METHODS)
     if not self.methods or not self.ks:
       raise PatchingError(f'methods {list(self.methods)} and ks {list(self.ks)} ask for nothing')
     if min(self.ks) < 1 or list(self.ks) != sorted(set(self.ks)):
       raise PatchingError(f'ks {list(self.ks)} must be positive and rise')
-    for name, least in (('joint', 20), ('verify', 40)):
-      if (number := getattr(self, name)) and number < least:
+    for name, minimum in (('joint', 20), ('verify', 40)):
+      if (number := getattr(self, name)) and number < minimum:
         raise PatchingError(
-          f'{name} is {number}', cause='too few subsets to compare', hint=f'{least} or more'
+          f'{name} is {number}', cause='too few subsets to compare', hint=f'{minimum} or more'
         )
     if self.nodes == 'neurons' and not self.layers:
       raise PatchingError(

@@ -32,7 +32,14 @@ import mechjax
 from experiments.benchmarks import timing
 from mechjax import harvest
 from mechjax.models import decoder
-from mechjax.patching import AtPStar, Attribution, Exact, Pairs, logit_difference, nodes_of
+from mechjax.patching import (
+  ActivationPatching,
+  AtPStar,
+  Attribution,
+  Pairs,
+  logit_difference,
+  nodes_of,
+)
 
 CLEAN = 'When the two of them went to the store, Mary and John gave a'
 NOISE = 'When the two of them went to the store, Anna and John gave a'
@@ -122,7 +129,9 @@ def sweeps(model, pairs, metric, infos):
   tokens = np.repeat(pairs.clean, PATCHES, axis=0)
 
   def sweep(nodes, **options):
-    exact = Exact(model.apply, nodes, **{'at_most': PATCHES, 'resume': model.resume} | options)
+    exact = ActivationPatching(
+      model.apply, nodes, **{'max_batch': PATCHES, 'resume': model.resume} | options
+    )
     return exact, lambda: exact(model.params, pairs, metric).values
 
   compiled = []
@@ -137,7 +146,7 @@ def sweeps(model, pairs, metric, infos):
   calls = {'prefix': sweep(chosen)[1], 'whole': sweep(chosen, resume=None)[1]}
   calls['plain'] = lambda: [batch(model.params, tokens) for _ in range(model.n_layers)]
   times = timing.interleaved(calls, rounds=3)
-  bounded, run = sweep(chosen, budget=BUDGET, at_most=len(chosen))
+  bounded, run = sweep(chosen, budget=BUDGET, max_batch=len(chosen))
   run()
   peak = timing.peak_memory(run)
   (plan,) = bounded._plans.values()

@@ -130,7 +130,7 @@ def _published(settings: Settings, out: Path) -> Subjects:
     bos=layout.first_token(tokenizer),
     eos=tokenizer.eos,
     directory=out / layout.TOKENS,
-    most=1 + max(settings.tokens, settings.feature_tokens) // settings.context,
+    max_contexts=1 + max(settings.tokens, settings.feature_tokens) // settings.context,
   )
   about = ', '.join(settings.dictionaries)
   return Subjects(model, settings.site, settings.target, rows, of, about, settings.text)

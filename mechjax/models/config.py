@@ -133,8 +133,8 @@ class Config:
       self._check(not isinstance(value, float) or math.isfinite(value), field.name, 'finite')
     for name in ('n_layers', 'd_model', 'n_heads', 'n_kv_heads', 'd_head', 'n_vocab'):
       self._check(getattr(self, name) >= 1, name, 'at least 1')
-    for name, least in (('d_mlp', 0), ('n_positions', 0), ('norm_eps', 0.0)):
-      self._check(getattr(self, name) >= least, name, f'at least {least}')
+    for name, minimum in (('d_mlp', 0), ('n_positions', 0), ('norm_eps', 0.0)):
+      self._check(getattr(self, name) >= minimum, name, f'at least {minimum}')
     self._check(self.n_heads % self.n_kv_heads == 0, 'n_kv_heads', f'a divisor of {self.n_heads}')
     self._check(self.norm in NORMS, 'norm', f'one of {NORMS}')
     self._check(self.activation in ACTIVATIONS, 'activation', f'one of {ACTIVATIONS}')

@@ -105,7 +105,7 @@ def _gpt2(s: Values) -> dict[str, Any]:
   D, N = s.integer('n_embd'), s.integer('n_head')
   return {
     **switches.GPT2,
-    'n_layers': s.integer('n_layer', most=_MOST_LAYERS),
+    'n_layers': s.integer('n_layer', maximum=_MOST_LAYERS),
     'd_model': D,
     'n_heads': N,
     'n_kv_heads': N,
@@ -170,7 +170,7 @@ def _qwen_layers(s: Values, n_layers: int) -> dict[str, Any]:
   window = s.or_null(s.integer, 'sliding_window', 4096)
   if not s.flag('use_sliding_window', False):
     window = None
-  first_local = s.integer('max_window_layers', 28, least=0)
+  first_local = s.integer('max_window_layers', 28, minimum=0)
   return _windows(
     s, window, tuple(window is not None and i >= first_local for i in range(n_layers))
   )
@@ -222,7 +222,7 @@ def _sizes(s: Values, n_kv_heads: int | None = None, d_head: int | None = None) 
   D, N = s.integer('hidden_size'), s.integer('num_attention_heads')
   H = s.integer('head_dim', d_head)
   return {
-    'n_layers': s.integer('num_hidden_layers', most=_MOST_LAYERS),
+    'n_layers': s.integer('num_hidden_layers', maximum=_MOST_LAYERS),
     'd_model': D,
     'n_heads': N,
     'n_kv_heads': s.or_null(s.integer, 'num_key_value_heads', n_kv_heads) or N,

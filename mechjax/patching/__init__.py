@@ -6,14 +6,14 @@ place. How far the answer moves is the effect of that place. This package asks t
     nodes = nodes_of(harvest.sites_of(forward, params, pairs.clean), 'q, k, v, z, mlp_out')
     pairs = Pairs.of(clean_ids, noise_ids)
     metric = logit_difference(pairs, answers, others)
-    exact = Exact(forward, nodes)(params, pairs, metric)            the truth: a forward pass per node
+    exact = ActivationPatching(forward, nodes)(params, pairs, metric)            the truth: a forward pass per node
     atp = Attribution(forward, nodes)(params, pairs, metric)        its first-order term: 2 forward, 1 backward
     star = AtPStar(forward, nodes)(params, pairs, metric)           without AtP's two blind spots
-    paths = Paths(forward, senders, receivers)(params, pairs, metric)     along which route
+    paths = PathPatching(forward, senders, receivers)(params, pairs, metric)     along which route
     cost = recall_cost(Search.by(star.contribution(), 35), exact.contribution())   what trusting it costs
 
 `forward` is any tagged function of (params, inputs): our decoder, or a patched upstream model. Nodes, pairs and
-effects are data; metrics are functions with data; nothing here knows a model. `sources.HOW` lists the ways of
+effects are data; metrics are functions with data; nothing here knows a model. `sources.MODES` lists the ways of
 patching, and their names (noising, denoising, ...) stand in the title of every result. `verify` bounds what a ranking
 has missed, `baselines` are searches without gradients, `mechjax.viz.patching` draws it all.
 """
@@ -21,7 +21,7 @@ has missed, `baselines` are searches without gradients, `mechjax.viz.patching` d
 from typing import TYPE_CHECKING
 
 from mechjax import lazy
-from mechjax.patching.activation import Exact, Joint
+from mechjax.patching.activation import ActivationPatching, SubsetPatching
 from mechjax.patching.atp_star import AtPStar
 from mechjax.patching.attribution import Attribution
 from mechjax.patching.baselines import Search, recall_cost
@@ -38,18 +38,17 @@ from mechjax.patching.metrics import (
 )
 from mechjax.patching.nodes import Grid, Layout, Node, NodeSet, nodes_of
 from mechjax.patching.pairs import Pairs
-from mechjax.patching.path import EdgeAttribution, PathEffects, Paths
-from mechjax.patching.sources import HOW
+from mechjax.patching.path import EdgeAttributionPatching, PathEffects, PathPatching
+from mechjax.patching.sources import MODES
 
 __all__ = [
-  'HOW',
+  'MODES',
+  'ActivationPatching',
   'AtPStar',
   'Attribution',
-  'EdgeAttribution',
+  'EdgeAttributionPatching',
   'Effects',
-  'Exact',
   'Grid',
-  'Joint',
   'Layout',
   'Metric',
   'Node',
@@ -57,8 +56,9 @@ __all__ = [
   'Pairs',
   'PatchingError',
   'PathEffects',
-  'Paths',
+  'PathPatching',
   'Search',
+  'SubsetPatching',
   'custom',
   'difference',
   'kl_divergence',

@@ -3,13 +3,13 @@
 One patch costs one forward pass, and a sweep has thousands, so nothing but the pass itself may cost anything: see
 `engine`, which runs them, and begins each at its own layer where the model can.
 
-    sweep = Exact(forward, nodes, how='noising', budget=2**30)
+    sweep = ActivationPatching(forward, nodes, mode='noising', budget=2**30)
     effects = sweep(params, pairs, logit_difference(pairs, answers, others), save='heads.npz', progress=True)
 
 I(n) = metric(M(base | do(n <- planted value))) - metric(M(base)), Kramár et al. 2024 (AtP*), equation 1, for each pair
-(docs/methods.md, section 1.1). A node that spans an axis is replaced along all of it at once. `Joint` patches subsets
-of nodes instead of single ones, which is what searches and bounds are made of (`verify`). Executables are kept in the
-object, so that the next batch of pairs of the same shape compiles nothing.
+(docs/methods.md, section 1.1). A node that spans an axis is replaced along all of it at once. `SubsetPatching` patches
+subsets of nodes instead of single ones, which is what searches and bounds are made of (`verify`). Executables are kept
+in the object, so that the next batch of pairs of the same shape compiles nothing.
 
 Sharp edge: a metric that becomes NaN under a patch is an error that names the node; what was measured before is in
 the file.
@@ -36,7 +36,7 @@ from mechjax.patching.plans import functions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Exact(engine.Sweep):
+class ActivationPatching(engine.Sweep):
   """An exact sweep over a node set; for its attributes see `engine.Sweep`."""
 
   def __call__(
@@ -66,8 +66,8 @@ class Exact(engine.Sweep):
       PatchingError: pairs, nodes, metric and file that do not go together; NaN; a single patch beyond the budget.
       MissingExtraError: `progress` without tqdm.
     """
-    sided, metric, n = sources.sides(pairs, metric, self.how, self.seed, self.nodes)
-    title = f'exact {self.how}: {metric.name}'
+    sided, metric, n = sources.sides(pairs, metric, self.mode, self.seed, self.nodes)
+    title = f'exact {self.mode}: {metric.name}'
     question = ''
     if save is not None:
       code = fingerprints.of_code(*functions(metric))
@@ -99,7 +99,7 @@ class Exact(engine.Sweep):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Joint(engine.Sweep):
+class SubsetPatching(engine.Sweep):
   """Patches subsets of a node set jointly; for its attributes see `engine.Sweep`."""
 
   def __call__(
@@ -117,9 +117,9 @@ class Joint(engine.Sweep):
       M forward passes for each pair.
 
     Raises:
-      PatchingError: as `Exact`; also from the function returned.
+      PatchingError: as `ActivationPatching`; also from the function returned.
     """
-    sided, metric, n = sources.sides(pairs, metric, self.how, self.seed, self.nodes)
+    sided, metric, n = sources.sides(pairs, metric, self.mode, self.seed, self.nodes)
     plan = self.plan(params, sided, metric, engine.subset, np.zeros(len(self.nodes), bool))
     statistics = plan.statistics(params, sided, n)
     blocks = list(budgets.blocks(n, plan.rows))

@@ -15,9 +15,9 @@ backward passes more; the paper recommends both for single pairs. `by_layer` sho
 Dividing by L - 1 is right for what lies inside a block, because dropping the block itself leaves exactly 0. The
 embedding and the residual stream lie in no block, so their sum is divided by L.
 
-Sharp edges: a first-order score of a whole residual vector is not AtP*; exact patching is cheap there, use `Exact`.
-With a single layer there is nothing to drop, and GradDrop gives the absolute value. GradDrop keeps the values
-between sites of `rows` pairs at a time, and `chunk` gradients.
+Sharp edges: a first-order score of a whole residual vector is not AtP*; exact patching is cheap there, use
+`ActivationPatching`. With a single layer there is nothing to drop, and GradDrop gives the absolute value. GradDrop
+keeps the values between sites of `rows` pairs at a time, and `chunk` gradients.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class AtPStar(Method):
   Attributes:
     forward: as in `Method`.
     nodes: which nodes.
-    how: one of `sources.HOW` that needs no statistics: noising, denoising, zero or resample.
+    mode: one of `sources.MODES` that needs no statistics: noising, denoising, zero or resample.
     qk_fix: whether query and key nodes go through the softmax exactly.
     graddrop: whether gradients are dropped layer by layer.
     keys: how patched keys are computed: in closed form, which holds where attention is a plain softmax of
@@ -66,7 +66,7 @@ class AtPStar(Method):
   """
 
   nodes: NodeSet
-  how: str = 'noising'
+  mode: str = 'noising'
   qk_fix: bool = True
   graddrop: bool = True
   keys: str = 'auto'
@@ -78,7 +78,7 @@ class AtPStar(Method):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    sources.check_first_order(self.nodes, self.how)
+    sources.check_first_order(self.nodes, self.mode)
     if self.keys not in KEYS:
       raise PatchingError(f'keys={self.keys!r}', hint=f'one of {", ".join(KEYS)}')
     if self.chunk < 1 or self.rows < 1:
@@ -105,8 +105,8 @@ class AtPStar(Method):
       PatchingError: pairs, nodes and metric that do not go together; NaN; a closed form that does not hold; a model
         without the sites that the fixes need.
     """
-    sided, metric, n = sources.sides(pairs, metric, self.how, self.seed, self.nodes)
-    title, there = f'{self.name} {self.how}: {metric.name}', self.nodes.there(sided.real)
+    sided, metric, n = sources.sides(pairs, metric, self.mode, self.seed, self.nodes)
+    title, there = f'{self.name} {self.mode}: {metric.name}', self.nodes.there(sided.real)
     if not self.graddrop:
       trees = (params, sided, metric)
       plan = self._once('plan', trees, functools.partial(self._plan, *trees))
@@ -144,7 +144,7 @@ class AtPStar(Method):
     Returns:
       float64 [L, N, B], with its sign. Nodes above ℓ have their plain effect, nodes inside it 0.
     """
-    sided, metric, n = sources.sides(pairs, metric, self.how, self.seed, self.nodes)
+    sided, metric, n = sources.sides(pairs, metric, self.mode, self.seed, self.nodes)
     layers = self._layers(params, sided)
     out = np.zeros((len(layers), len(self.nodes), n))
     for rows, count in budgets.blocks(n, min(self.rows, n)):
@@ -220,7 +220,7 @@ class AtPStar(Method):
       @jax.jit
       def probe(params, pair):
         planted = sources.planted(
-          self.forward, self.nodes, self.how, params, pair.noise, None, None
+          self.forward, self.nodes, self.mode, params, pair.noise, None, None
         )
         return terms.is_plain_softmax(turn, self.nodes, params, pair.clean, planted[1])
 
@@ -300,7 +300,9 @@ class AtPStar(Method):
   def _prepare(self, attention: terms.Attention) -> Callable:
     def run(params: Any, pairs: Pairs, metric: Metric) -> tuple:
       nodes = self.nodes
-      other, planted = attribution.planted_run(self.forward, nodes, self.how, params, pairs, metric)
+      other, planted = attribution.planted_run(
+        self.forward, nodes, self.mode, params, pairs, metric
+      )
       acts = harvest.reap(self.forward, sites=self._wanted(nodes, attention))(params, pairs.clean)
       made = self._terms(nodes, attention, params, pairs, planted, acts)
       bad = attribution.unusable(nodes, sources.by_name(nodes, acts), planted, pairs.real)
@@ -314,7 +316,7 @@ def _pass(star: AtPStar, attention: terms.Attention, nodes: NodeSet) -> Callable
   forward = star.forward
 
   def run(params: Any, pairs: Pairs, metric: Metric) -> tuple:
-    other, planted = attribution.planted_run(forward, nodes, star.how, params, pairs, metric)
+    other, planted = attribution.planted_run(forward, nodes, star.mode, params, pairs, metric)
     wanted = star._wanted(nodes, attention)
     base, acts, gradients = attribution.base_run(forward, wanted, params, pairs, metric)
     made = star._terms(nodes, attention, params, pairs, planted, acts)

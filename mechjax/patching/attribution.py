@@ -49,7 +49,7 @@ class Attribution(Method):
   Attributes:
     forward: as in `Method`.
     nodes: which nodes.
-    how: one of `sources.HOW` that needs no statistics: noising, denoising, zero or resample.
+    mode: one of `sources.MODES` that needs no statistics: noising, denoising, zero or resample.
     steps: of integrated gradients; 0 for the gradient at the base run, which is AtP.
     along: the site whose values the steps move along.
     budget: bytes that may be used besides parameters and prompts.
@@ -57,7 +57,7 @@ class Attribution(Method):
   """
 
   nodes: NodeSet
-  how: str = 'noising'
+  mode: str = 'noising'
   steps: int = 0
   along: str = 'embed'
   budget: int = 2**30
@@ -65,9 +65,9 @@ class Attribution(Method):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    sources.check_first_order(self.nodes, self.how)
-    if self.steps and self.how not in ('noising', 'denoising', 'resample'):
-      raise PatchingError(f'{self.how!r} has no line between two runs', hint='steps=0')
+    sources.check_first_order(self.nodes, self.mode)
+    if self.steps and self.mode not in ('noising', 'denoising', 'resample'):
+      raise PatchingError(f'{self.mode!r} has no line between two runs', hint='steps=0')
     if self.steps < 0:
       raise PatchingError(f'{self.steps} steps')
 
@@ -85,13 +85,13 @@ class Attribution(Method):
     Raises:
       PatchingError: pairs, nodes and metric that do not go together; NaN; one layer of one pair beyond the budget.
     """
-    sided, metric, n = sources.sides(pairs, metric, self.how, self.seed, self.nodes)
+    sided, metric, n = sources.sides(pairs, metric, self.mode, self.seed, self.nodes)
     pass_of = functools.partial(_pass, self)
     make = functools.partial(plan, pass_of, self.nodes, self.budget, params, sided, metric)
     planned = self._once('plan', (params, sided, metric), make)
     values, base, other = planned(params, sided, n, metric)
     name = f'integrated gradients ({self.steps})' if self.steps else 'AtP'
-    title, there = f'{name} {self.how}: {metric.name}', self.nodes.there(sided.real)
+    title, there = f'{name} {self.mode}: {metric.name}', self.nodes.there(sided.real)
     return Effects(title, self.nodes, values, base, other, there)
 
 
@@ -172,7 +172,7 @@ def _pass(atp: Attribution, nodes: NodeSet) -> Callable:
   """(params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN)."""
 
   def run(params: Any, pairs: Pairs, metric: Metric) -> tuple:
-    other, planted = planted_run(atp.forward, nodes, atp.how, params, pairs, metric)
+    other, planted = planted_run(atp.forward, nodes, atp.mode, params, pairs, metric)
     if atp.steps:
       values, gradients = _integrated(atp, nodes, params, pairs, metric)
       base = metric(sources.output(atp.forward, params, pairs.clean))
@@ -191,10 +191,10 @@ def _pass(atp: Attribution, nodes: NodeSet) -> Callable:
 
 
 def planted_run(
-  forward: Callable, nodes: NodeSet, how: str, params: Any, pairs: Pairs, metric: Metric
+  forward: Callable, nodes: NodeSet, mode: str, params: Any, pairs: Pairs, metric: Metric
 ) -> tuple[jax.Array, sources.Values]:
   """The forward pass that gives the planted values: its metric [B], and the values."""
-  out, planted = sources.planted(forward, nodes, how, params, pairs.noise, None, None)
+  out, planted = sources.planted(forward, nodes, mode, params, pairs.noise, None, None)
   return metric(out), planted
 
 

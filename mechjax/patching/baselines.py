@@ -100,7 +100,7 @@ def recall_cost(
 
   Args:
     search: N nodes.
-    truth: their contributions, for example of `Exact`, [N].
+    truth: their contributions, for example of `ActivationPatching`, [N].
     ks: which K; all of 1 ... N by default.
 
   Returns:

@@ -52,17 +52,17 @@ class Sweep(Method):
   Attributes:
     forward: as in `Method`.
     nodes: which nodes.
-    how: what is planted into which run, one of `sources.HOW`.
+    mode: what is planted into which run, one of `sources.MODES`.
     budget: bytes that the sweep may use besides parameters and prompts.
-    at_most: how many patches are run at once if memory allows.
+    max_batch: how many patches are run at once if memory allows.
     seed: of 'resample' and 'gaussian'.
     resume: how `forward` begins in the middle (see above), or None.
   """
 
   nodes: NodeSet
-  how: str = 'noising'
+  mode: str = 'noising'
   budget: int = 2**30
-  at_most: int = 64
+  max_batch: int = 64
   seed: int = 0
   resume: Callable | None = None
 
@@ -70,8 +70,8 @@ class Sweep(Method):
     super().__post_init__()
     if not len(self.nodes):
       raise PatchingError('there are no nodes to patch', cause='a slice or a choice that is empty')
-    if self.budget < 1 or self.at_most < 1:
-      raise PatchingError(f'budget {self.budget} and at_most {self.at_most} must be positive')
+    if self.budget < 1 or self.max_batch < 1:
+      raise PatchingError(f'budget {self.budget} and max_batch {self.max_batch} must be positive')
 
   @functools.cached_property
   def starts(self) -> np.ndarray:
@@ -154,7 +154,7 @@ def _plan(
 
   def prepare(params, pairs, metric, statistics, keys):
     other, values = sources.planted(
-      forward, nodes, sweep.how, params, pairs.noise, statistics, keys
+      forward, nodes, sweep.mode, params, pairs.noise, statistics, keys
     )
     bad = sources.unusable(nodes, values, pairs.real)
     if sweep.resume is None:
@@ -171,7 +171,7 @@ def _plan(
 
     return jax.vmap(one)(patches)
 
-  across = sweep.how in ('mean', 'gaussian')
+  across = sweep.mode in ('mean', 'gaussian')
   sums = jax.jit(lambda p, x, real: sources.sums(forward, nodes, p, x, real)) if across else None
   rows = len(sided)
   while True:
@@ -190,7 +190,7 @@ def _plan(
     patches = lambda n: np.repeat(np.asarray(patch)[None], n, 0)  # noqa: E731
     make = lambda n: jax.jit(step).lower(*args, patches(n)).compile()  # noqa: E731
     chunk, compiled, need = budgets.largest(
-      make, min(sweep.at_most, len(nodes)), sweep.budget - kept
+      make, min(sweep.max_batch, len(nodes)), sweep.budget - kept
     )
     need = max(need + kept, budgets.bytes_of(ready))
     if need <= sweep.budget:

@@ -9,7 +9,7 @@ also says at which positions it reads the logits, so that a sweep need not compu
     metric(logits)                                 # [B], larger = more clean-like
 
 The position is the last real token of each pair unless given, padding never counts. Whether a patch is noising or
-denoising is not the metric's business: `sources.HOW` names it, and the name stands in every result. Unless it is
+denoising is not the metric's business: `sources.MODES` names it, and the name stands in every result. Unless it is
 `custom`, a metric knows the pairs that it was made for, and a method that is given others refuses it; `pairs.rows(i)`
 goes with `metric.rows(i)`.
 

@@ -6,16 +6,16 @@ its planted value and every other component (heads at 'z', MLPs at 'mlp_out') th
 the change travels along the residual stream alone; what the receiver gets is noted. In a second pass only that is
 planted, and the model runs on:
 
-    paths = Paths(forward, senders=nodes_of(infos, 'z.9', positions=[-1]), receivers=nodes_of(infos, 'q.{10,11}'))
-    effects = paths(params, pairs, metric)           # [S, R, B]
+    senders, receivers = nodes_of(infos, 'z.9', positions=[-1]), nodes_of(infos, 'q.{10,11}')
+    effects = PathPatching(forward, senders, receivers)(params, pairs, metric)           # [S, R, B]
 
 `mediators` are components that are not held: the change may also travel through them. The effect through a mediator is
 the difference between a run with and one without it. Receivers are inputs: q, k, v of later heads, 'mlp_norm' or
 'mlp_pre' of an MLP, the residual stream, 'final_norm', 'logits'; they are taken one by one or, `together`, as one.
 
-`EdgeAttribution` is the first-order version, for all senders and receivers at once: with g the gradient of the metric
-at the receiver,  Î(s -> r) = g · (d received / d sender) · (planted - base),  at the cost of one backward pass through
-the held model for each receiver, whatever the number of senders (attribution of edges, Syed et al. 2023).
+`EdgeAttributionPatching` is the first-order version, for all senders and receivers at once: with g the gradient of the
+metric at the receiver,  Î(s -> r) = g · (d received / d sender) · (planted - base),  at the cost of one backward pass
+through the held model for each receiver, whatever the number of senders (attribution of edges, Syed et al. 2023).
 
 Sharp edges: where a model has no 'z', attention is held at 'attn_out'. A sender acts on its own layer too, where the
 architecture has a route (a head on the MLP of its layer). A receiver below its sender has effect 0, which is not
@@ -91,7 +91,7 @@ class Routes(Method):
     senders: nodes of `SENDERS`.
     receivers: nodes of inputs.
     mediators: nodes of 'z' ('attn_out' where there is none) and 'mlp_out' that are not held.
-    how: one of `sources.HOW` that needs no statistics: noising, denoising, zero or resample.
+    mode: one of `sources.MODES` that needs no statistics: noising, denoising, zero or resample.
     together: whether all receivers are patched at once.
     seed: of 'resample'.
   """
@@ -99,7 +99,7 @@ class Routes(Method):
   senders: NodeSet
   receivers: NodeSet
   mediators: NodeSet | None = None
-  how: str = 'noising'
+  mode: str = 'noising'
   together: bool = False
   seed: int = 0
 
@@ -108,9 +108,9 @@ class Routes(Method):
     for what, nodes in (('senders', self.senders), ('receivers', self.receivers)):
       if not len(nodes):
         raise PatchingError(f'there are no {what}', cause='an empty slice or choice')
-    if self.how in ('mean', 'gaussian'):
+    if self.mode in ('mean', 'gaussian'):
       raise PatchingError(
-        f'{self.how!r} is for exact patching', hint='noising, denoising, zero, resample'
+        f'{self.mode!r} is for exact patching', hint='noising, denoising, zero, resample'
       )
     odd = [name for name in _used(self.senders) if name not in SENDERS]
     if odd:
@@ -160,22 +160,22 @@ class Routes(Method):
     if receivers is None:
       arrive = np.any(arrive, axis=0, keepdims=True)
     there = self.senders.there(real)[:, None] & arrive
-    title = f'{method} {self.how}: {metric.name}'
+    title = f'{method} {self.mode}: {metric.name}'
     return PathEffects(title, self.senders, receivers, values, base, other, there)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Paths(Routes):
+class PathPatching(Routes):
   """Path patching from senders to receivers; for its other attributes see `Routes`.
 
   Attributes:
     budget: bytes that may be used besides parameters and prompts.
-    at_most: how many receivers are patched at once if memory allows.
+    max_batch: how many receivers are patched at once if memory allows.
     resume: how `forward` begins in the middle, as in `engine`.
   """
 
   budget: int = 2**30
-  at_most: int = 64
+  max_batch: int = 64
   resume: Callable | None = None
 
   def __call__(
@@ -196,7 +196,7 @@ class Paths(Routes):
       PatchingError: pairs, nodes and metric that do not go together; NaN; a patch beyond the budget.
     """
     sided, metric, n = sources.sides(
-      pairs, metric, self.how, self.seed, self.senders, self.receivers, self._free
+      pairs, metric, self.mode, self.seed, self.senders, self.receivers, self._free
     )
     sweep, held = self._sweep, self._held(params, sided)
     cover: engine.Cover = engine.subset if self.together else engine.one_node
@@ -227,12 +227,18 @@ class Paths(Routes):
 
   @functools.cached_property
   def _sweep(self) -> engine.Sweep:
-    options = (self.how, self.budget, 1 if self.together else self.at_most, self.seed, self.resume)
+    options = (
+      self.mode,
+      self.budget,
+      1 if self.together else self.max_batch,
+      self.seed,
+      self.resume,
+    )
     return engine.Sweep(self.forward, self.receivers, *options)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class EdgeAttribution(Routes):
+class EdgeAttributionPatching(Routes):
   """Path patching to first order; for its other attributes see `Routes`.
 
   Attributes:
@@ -253,19 +259,19 @@ class EdgeAttribution(Routes):
         raise PatchingError(
           f'{name} at layers {", ".join(map(str, both))} is a sender, and {other} acts through it',
           cause='all senders have values of their own at once, and nothing passes through those',
-          hint='other layers, or Paths, which is exact',
+          hint='other layers, or PathPatching, which is exact',
         )
 
   def __call__(self, params: Any, pairs: Pairs, metric: Metric) -> PathEffects:
     """The first-order effect of every sender through every receiver on every pair.
 
-    Args, Returns: as for `Paths`.
+    Args, Returns: as for `PathPatching`.
 
     Raises:
       PatchingError: pairs, nodes and metric that do not go together; NaN.
     """
     sided, metric, n = sources.sides(
-      pairs, metric, self.how, self.seed, self.senders, self.receivers, self._free
+      pairs, metric, self.mode, self.seed, self.senders, self.receivers, self._free
     )
     held = self._held(params, sided)
     many = np.eye(len(self.receivers), dtype=bool)
@@ -363,9 +369,9 @@ class _Held:
 
   def ends(self, params: Any, pairs: Pairs) -> tuple[sources.Values, sources.Values]:
     """Values of senders and components in the base run, and what takes their place."""
-    forward, how = self.routes.forward, self.routes.how
+    forward, mode = self.routes.forward, self.routes.mode
     _, base = sources.read(forward, self.nodes, params, pairs.clean)
-    return base, sources.planted(forward, self.nodes, how, params, pairs.noise, None, None)[1]
+    return base, sources.planted(forward, self.nodes, mode, params, pairs.noise, None, None)[1]
 
   def send(
     self, params: Any, pairs: Pairs, base: sources.Values, planted: sources.Values, members: Any

@@ -1,7 +1,7 @@
 """What is planted: the values that take the place of a node's own.
 
 Every method needs the same two things of a prompt pair: the run that is changed (the base) and the values that are
-put into it. `HOW` names the choices, and the name stands in the title of every result:
+put into it. `MODES` names the choices, and the name stands in the title of every result:
 
     noising     noise values into the clean run: what breaks it
     denoising   clean values into the noise run: what mends it
@@ -33,7 +33,7 @@ from mechjax.patching.nodes import Layout, NodeSet
 from mechjax.patching.pairs import Pairs, check
 from mechjax.programs.callables import refuse_model
 
-HOW = {
+MODES = {
   'noising': 'noise values into the clean run',
   'denoising': 'clean values into the noise run',
   'zero': 'zeros into the clean run',
@@ -48,12 +48,12 @@ Values = dict[str, jax.Array]
 
 
 def sides(
-  pairs: Pairs, metric: Metric, how: str, seed: int, *nodes: NodeSet
+  pairs: Pairs, metric: Metric, mode: str, seed: int, *nodes: NodeSet
 ) -> tuple[Pairs, Metric, int]:
   """What a method works on.
 
   Args:
-    pairs, metric, how, seed: what it was given.
+    pairs, metric, mode, seed: what it was given.
     *nodes: all of its node sets.
 
   Returns:
@@ -61,36 +61,36 @@ def sides(
     number of pairs.
 
   Raises:
-    PatchingError: `how` is not known, needs several pairs, or compares columns in which nodes are not; no metric, or
+    PatchingError: `mode` is not known, needs several pairs, or compares columns in which nodes are not; no metric, or
       that of other pairs.
   """
   check(pairs)
-  if how not in HOW:
-    raise PatchingError(f'{how!r} is no way of patching', hint=', '.join(HOW))
+  if mode not in MODES:
+    raise PatchingError(f'{mode!r} is not a mode of patching', hint=', '.join(MODES))
   metric, n = bound(metric, pairs), len(pairs)
-  if how in _ACROSS:
-    _check_across(pairs, how, nodes)
-  return _sided(pairs, how, seed), metric, n
+  if mode in _ACROSS:
+    _check_across(pairs, mode, nodes)
+  return _sided(pairs, mode, seed), metric, n
 
 
-def _check_across(pairs: Pairs, how: str, nodes: Sequence[NodeSet]) -> None:
+def _check_across(pairs: Pairs, mode: str, nodes: Sequence[NodeSet]) -> None:
   if len(pairs) < 2:
-    raise PatchingError(f'{how!r} needs other prompts to draw on, and there is one pair')
+    raise PatchingError(f'{mode!r} needs other prompts to draw on, and there is one pair')
   uneven = len(set(pairs.last.tolist())) > 1
   if uneven and any(some.from_the_end for some in nodes):
     raise PatchingError(
-      f'positions from the end of each pair are different columns here, and {how!r} compares columns',
+      f'positions from the end of each pair are different columns here, and {mode!r} compares columns',
       where=f'last positions {pairs.last.tolist()}',
       hint='pairs of one length, or noising, denoising, zero, which compare a pair with itself',
     )
 
 
-def _sided(pairs: Pairs, how: str, seed: int) -> Pairs:
-  if how == 'noising':
+def _sided(pairs: Pairs, mode: str, seed: int) -> Pairs:
+  if mode == 'noising':
     return pairs
-  if how == 'denoising':
+  if mode == 'denoising':
     return Pairs(pairs.noise, pairs.clean, pairs.real)
-  if how != 'resample':
+  if mode != 'resample':
     return Pairs(pairs.clean, pairs.clean, pairs.real)
   n = len(pairs)
   order = np.random.default_rng(seed).permutation(n)
@@ -102,16 +102,18 @@ def _sided(pairs: Pairs, how: str, seed: int) -> Pairs:
 
 def check_forward(forward: Callable) -> None:
   """Raises PatchingError where a method was given a model instead of its function of (params, inputs)."""
-  example = 'Exact(model.apply, nodes)(model.params, pairs, metric); the other methods likewise'
+  example = 'ActivationPatching(model.apply, nodes)(model.params, pairs, metric); the other methods likewise'
   refuse_model(forward, PatchingError, example)
 
 
-def check_first_order(nodes: NodeSet, how: str) -> None:
+def check_first_order(nodes: NodeSet, mode: str) -> None:
   """Raises PatchingError unless effects of these nodes can be estimated from gradients."""
   if not len(nodes):
     raise PatchingError('there are no nodes to attribute to', cause='an empty slice or choice')
-  if how in ('mean', 'gaussian'):
-    raise PatchingError(f'{how!r} is for exact patching', hint='noising, denoising, zero, resample')
+  if mode in ('mean', 'gaussian'):
+    raise PatchingError(
+      f'{mode!r} is for exact patching', hint='noising, denoising, zero, resample'
+    )
 
 
 def output(forward: Callable, params: Any, inputs: Any) -> Any:
@@ -169,20 +171,20 @@ def _check_shape(name: str, layout: Layout, shape: tuple[int, ...]) -> None:
 
 
 def planted(
-  forward: Callable, nodes: NodeSet, how: str, params: Any, inputs: Any, statistics: Any, keys: Any
+  forward: Callable, nodes: NodeSet, mode: str, params: Any, inputs: Any, statistics: Any, keys: Any
 ) -> tuple[Any, Values]:
   """What the model returns on `inputs`, and the values to plant; `keys` are random, one for each pair."""
   out, values = read(forward, nodes, params, inputs)
-  if how == 'zero':
+  if mode == 'zero':
     return out, jax.tree.map(jnp.zeros_like, values)
-  if how not in ('mean', 'gaussian'):
+  if mode not in ('mean', 'gaussian'):
     return out, values
   drawn = {}
   for name, value in values.items():
     layout = nodes.layouts[name]
     axis = layout.axes.index('B') + 1
     mean, std = (jnp.expand_dims(s, axis).astype(value.dtype) for s in statistics[name])
-    if how == 'mean':
+    if mode == 'mean':
       drawn[name] = jnp.broadcast_to(mean, value.shape)
     else:
       drawn[name] = value + std * _noise(name, nodes.layers(name), layout, value, keys)

@@ -71,7 +71,7 @@ def run(settings: Settings) -> training.Outcome:
   _expect_writable(settings, stacks)
   trainer = training.Trainer(stacks, settings.optimisation, mesh)
   source = _source(settings, harvester, home, fingerprint)
-  scales = _scales(home / layout.SCALES, source, settings.data.longest)
+  scales = _scales(home / layout.SCALES, source, settings.data.max_norm_ratio)
   outcome = _train(settings, trainer, source, scales, home)
   if outcome.finished:
     export(settings, trainer, outcome.state, scales, home / layout.DICTIONARIES)
@@ -292,7 +292,7 @@ def _contexts(settings: Settings, model: LanguageModel, directory: Path) -> Cont
         bos=bos,
         eos=tokenizer.eos,
         directory=directory,
-        most=data.contexts,
+        max_contexts=data.contexts,
       )
   return contexts.read(directory)
 
@@ -306,7 +306,7 @@ def _source(settings: Settings, harvester: Harvester, home: Path, fingerprint: s
     harvester,
     shard_rows=data.shard_tokens,
     model=f'{settings.model} by {settings.code}, {fingerprint}',
-    most=data.activation_tokens,
+    max_rows=data.activation_tokens,
   )
 
   show(f'{about.rows:,} activations, {about.bytes / 1e9:.2f} GB in {directory}')
@@ -320,11 +320,11 @@ def _source(settings: Settings, harvester: Harvester, home: Path, fingerprint: s
   return store.Stored.open(directory, shards_per_bucket=data.shards_per_bucket, seed=settings.seed)
 
 
-def _scales(path: Path, source: Source, longest: float) -> dict[str, Scale]:
+def _scales(path: Path, source: Source, max_norm_ratio: float) -> dict[str, Scale]:
   """Measured on the first bucket, once; the same for all hosts."""
   with _first():
     if not path.exists():
-      found = store.measured(source.bucket(0), longest)
+      found = store.measured(source.bucket(0), max_norm_ratio)
       arrays: dict[str, Any] = {}
       for site, scale in found.items():
         arrays |= {f'{site}/{f.name}': getattr(scale, f.name) for f in dataclasses.fields(scale)}

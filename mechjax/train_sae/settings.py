@@ -37,8 +37,9 @@ class Data:
     activation_tokens: activations to be written at most; by default all that the text gives.
     activation_dtype: of the activations, on disk and in memory.
     activation_dir: where they are written, for several runs to share; by default in the directory of the run.
-    longest: in median lengths, how long an activation may be to count in training and evaluation; 0 for any. Models
-      let attention rest on a few tokens that are a hundred times as long as others and would decide every number.
+    max_norm_ratio: in median lengths, how long an activation may be to count in training and evaluation; 0 for any.
+      Models let attention rest on a few tokens that are a hundred times as long as others and would decide every
+      number.
     shard_tokens: activations of one file.
     shards_per_bucket: how many files are shuffled together; streamed, a bucket has as many activations.
     streams: of how many streams of files a batch is made; several hosts need as many or a multiple of that, and one
@@ -56,7 +57,7 @@ class Data:
   activation_tokens: int | None = None
   activation_dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
   activation_dir: str = ''
-  longest: float = 10.0
+  max_norm_ratio: float = 10.0
   shard_tokens: int = 65_536
   shards_per_bucket: int = 4
   streams: int = 1
@@ -67,7 +68,12 @@ class Data:
       expect(self, name, getattr(self, name) >= 1, 'at least 1')
     for name in ('context', 'held_out_every'):
       expect(self, name, getattr(self, name) >= 2, 'at least 2')
-    expect(self, 'longest', self.longest == 0 or self.longest >= 1, '0, or at least 1')
+    expect(
+      self,
+      'max_norm_ratio',
+      self.max_norm_ratio == 0 or self.max_norm_ratio >= 1,
+      '0, or at least 1',
+    )
     expect(self, 'contexts', self.contexts is None or self.contexts >= 2, 'at least 2, or None')
 
 

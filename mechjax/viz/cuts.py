@@ -281,5 +281,5 @@ def _behind(grid: Grid, behind: Sequence[str], tokens: Tokens, over: str) -> tup
       fixed.append(f'{_axis(grid, axis)} {_labels(grid, axis, tokens)[0]}')
     elif own[at] and axis in ('head', 'position'):
       fixed.append(f'(all {axis}s together)')
-  how = 'largest of' if over == 'max' else 'sum over'
-  return fixed, f'{how} {" x ".join(counts)}' if counts else ''
+  reduction = 'largest of' if over == 'max' else 'sum over'
+  return fixed, f'{reduction} {" x ".join(counts)}' if counts else ''

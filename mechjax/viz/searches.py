@@ -76,7 +76,9 @@ def cost_section(costs: Mapping[str, Points], *, title: str, oracle: Points | No
   return page.section('The cost of verified recall', text, body)
 
 
-def missed(truth: Effects, estimate: Effects, among: int = _AMONG, most: int = 10) -> list[int]:
+def missed(
+  truth: Effects, estimate: Effects, among: int = _AMONG, max_nodes: int = 10
+) -> list[int]:
   """Nodes of large contribution of which the estimate is less than a tenth, largest first.
 
   A node that contributes less than a thousandth of the largest is not one of them.
@@ -85,7 +87,7 @@ def missed(truth: Effects, estimate: Effects, among: int = _AMONG, most: int = 1
     truth: exact effects, N nodes.
     estimate: their estimates, of the same nodes.
     among: how many of the largest are looked at.
-    most: how many are returned at most.
+    max_nodes: largest number that is returned.
 
   Returns:
     Their indices.
@@ -96,7 +98,7 @@ def missed(truth: Effects, estimate: Effects, among: int = _AMONG, most: int = 1
   true, guess = _contributions(truth, estimate)
   order = truth.ranking()[:among]
   order = order[true[order] >= true.max() / 1000]
-  return order[guess[order] < true[order] / 10][:most].tolist()
+  return order[guess[order] < true[order] / 10][:max_nodes].tolist()
 
 
 def estimate_axes(

@@ -83,7 +83,7 @@ def sizes(file: GGUFFile, architecture: str) -> dict[str, int]:
     )
   return {
     # A model has a tensor for each layer, so the file bounds what a damaged number can ask for.
-    'n_layers': s.integer('block_count', most=len(file.tensors)),
+    'n_layers': s.integer('block_count', maximum=len(file.tensors)),
     'd_model': d_model,
     'd_mlp': s.integer('feed_forward_length'),
     'n_heads': n_heads,

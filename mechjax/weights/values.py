@@ -44,13 +44,13 @@ class Values:
     self.left = dict(found)
     self.where = where
 
-  def integer(self, key: str, *default: Any, least: int = 1, most: int = LARGEST) -> Any:
-    """An integer from `least` to `most`."""
-    wanted = f'an integer from {least} to {most}'
-    return self._take(key, default, lambda v: _is_integer(v) and least <= v <= most, wanted)
+  def integer(self, key: str, *default: Any, minimum: int = 1, maximum: int = LARGEST) -> Any:
+    """An integer from `minimum` to `maximum`."""
+    wanted = f'an integer from {minimum} to {maximum}'
+    return self._take(key, default, lambda v: _is_integer(v) and minimum <= v <= maximum, wanted)
 
-  def number(self, key: str, *default: Any, least: float = 0.0, zero: bool = False) -> Any:
-    """A finite number over `least`, as a float; `zero` allows `least` itself.
+  def number(self, key: str, *default: Any, minimum: float = 0.0, zero: bool = False) -> Any:
+    """A finite number over `minimum`, as a float; `zero` allows `minimum` itself.
 
     Raises:
       WeightsError: as all getters: it is missing and has no default, or is something else.
@@ -59,9 +59,9 @@ class Values:
     def good(value: Any) -> bool:
       if not (_is_integer(value) or isinstance(value, float)):
         return False
-      return (least <= value if zero else least < value) and value <= _LARGEST_NUMBER
+      return (minimum <= value if zero else minimum < value) and value <= _LARGEST_NUMBER
 
-    wanted = f'a finite number {"from" if zero else "over"} {least:g}{" on" if zero else ""}'
+    wanted = f'a finite number {"from" if zero else "over"} {minimum:g}{" on" if zero else ""}'
     value = self._take(key, default, good, wanted)
     return float(value) if _is_integer(value) else value
 

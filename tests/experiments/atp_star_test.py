@@ -183,8 +183,8 @@ def test_bounds_hold_of_what_is_true(measured):
   for key in ('atp', 'atp_star'):
     bounds = measured.figures['methods'][key]['verified']
     assert (bounds['path'], bounds['checks'], bounds['subsets']) == (20, 20, 20)
-    assert bounds['missed'] <= bounds['missed_at_most']
-    assert bounds['largest'] <= bounds['largest_at_most']
+    assert bounds['missed'] <= bounds['missed_bound']
+    assert bounds['largest'] <= bounds['largest_bound']
   assert 'verified' not in measured.figures['methods']['random']
 
 
@@ -214,7 +214,7 @@ def test_nodes_are_those_asked_for(task, settings, shape):
     ({'methods': ('atp', 'atp_kq')}, r"no method called 'atp_kq'[\s\S]*known: \['atp', 'atp_qk'"),
     ({'nodes': 'head'}, r"no set of nodes called 'head'[\s\S]*mean 'heads'"),
     ({'positions': 'first'}, r"'first'[\s\S]*'reached', 'each', 'last', 'together'"),
-    ({'how': 'zero'}, r"'zero'[\s\S]*'noising', 'denoising'"),
+    ({'mode': 'zero'}, r"'zero'[\s\S]*'noising', 'denoising'"),
     ({'nodes': 'neurons'}, "neurons of all layers[\\s\\S]*layers='2,14,27'"),
     ({'ks': (10, 3)}, r'ks \[10, 3\]'),
     ({'methods': ()}, r'methods \[\]'),
@@ -260,7 +260,7 @@ def test_the_program_measures_what_the_flags_ask_for_and_writes_it(
   out = tmp_path / 'deep' / 'out'
   program.main(['atp_star'], parsed(
     model='here', code='tunix', task='toy', templates='a,b', pairs='4', seed='5', nodes='neurons',
-    layers='0,1', positions='last', how='denoising', methods='atp,random', ks='2,4', joint='30',
+    layers='0,1', positions='last', mode='denoising', methods='atp,random', ks='2,4', joint='30',
     verify='50', budget='123', out=str(out),
   ))  # fmt: skip
   load, build, ((*given, settings), options) = asked

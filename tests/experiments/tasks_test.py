@@ -96,10 +96,10 @@ def test_the_noise_prompt_asks_for_the_other_answer(model):
     assert (p.answer, p.other) == (' are', ' is')
 
 
-@pytest.mark.parametrize(('name', 'least'), ABILITIES.items())
-def test_smollm2_can_do_the_task_before_anything_is_patched(model, name, least):
+@pytest.mark.parametrize(('name', 'minimum'), ABILITIES.items())
+def test_smollm2_can_do_the_task_before_anything_is_patched(model, name, minimum):
   figures = tasks.ability(model, tasks.build(name, model, 8))
-  assert figures['clean_right'] >= least
+  assert figures['clean_right'] >= minimum
   assert figures['clean_difference'] > 1
   assert figures['noise_difference'] < (
     figures['clean_difference'] - 1 if name == 'ioi_abc' else -1

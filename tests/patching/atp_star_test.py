@@ -12,8 +12,8 @@ import pytest
 
 from mechjax import harvest, sites
 from mechjax.patching import (
+  ActivationPatching,
   Attribution,
-  Exact,
   Pairs,
   PatchingError,
   custom,
@@ -56,10 +56,10 @@ SIDES = {
 class Truth:
   """The effects of nodes on one pair, to first order behind the softmax of queries and keys, in NumPy and float64."""
 
-  def __init__(self, nodes, row, how='noising'):
-    self.nodes, self.row, self.base = nodes, row, SIDES[how][0][[row]]
+  def __init__(self, nodes, row, mode='noising'):
+    self.nodes, self.row, self.base = nodes, row, SIDES[mode][0][[row]]
     self.values = plain.values('deep', self.base)
-    other = SIDES[how][1]
+    other = SIDES[mode][1]
     planted = None if other is None else plain.values('deep', other[[row]])
     self.moves = self._through_the_softmax(
       {site: self._move(site, planted) for site in dict.fromkeys(self._sites())}
@@ -116,18 +116,18 @@ def close(found, expected):
 
 
 @pytest.mark.parametrize(
-  ('keys', 'how', 'q', 'k'),
+  ('keys', 'mode', 'q', 'k'),
   [('closed form', 'denoising', 'positions', 'heads'), ('in turn', 'zero', 'heads', 'positions')],
 )
-def test_queries_and_keys_go_through_the_softmax_exactly(keys, how, q, k):
+def test_queries_and_keys_go_through_the_softmax_exactly(keys, mode, q, k):
   """Each alone, and all heads of a position or all positions of a head."""
   nodes = plain.nodes('deep', 'q, k')
   nodes += plain.nodes('deep', 'q', **{q: 'together'}) + plain.nodes('deep', 'k', **{k: 'together'})
-  star = AtPStar(plain.forward('deep'), nodes, how, graddrop=False, keys=keys)
+  star = AtPStar(plain.forward('deep'), nodes, mode, graddrop=False, keys=keys)
   effects = star(decoders.params('deep'), plain.PAIRS, METRIC)
-  assert effects.title == f'AtP+QK {how}: logit difference'
+  assert effects.title == f'AtP+QK {mode}: logit difference'
   for row in range(2):
-    close(effects.values[:, row], Truth(nodes, row, how).effects())
+    close(effects.values[:, row], Truth(nodes, row, mode).effects())
 
 
 def test_a_dropped_layer_is_a_frozen_one():
@@ -214,7 +214,7 @@ def same(effects, exact):
 def test_the_fix_is_exact_where_all_behind_the_softmax_is_linear(model, truth, in_closed_form):
   """Keys take the closed form only if the model's own probabilities show that it holds; values need no fix."""
   star = fixed(**model)
-  same(star(*ARGS), method(Exact, **truth)(*ARGS))
+  same(star(*ARGS), method(ActivationPatching, **truth)(*ARGS))
   assert star._attention(*ARGS[:2]).softmax == in_closed_form
 
 
@@ -233,7 +233,11 @@ def test_the_closed_form_is_refused_where_it_does_not_hold():
 def test_a_saturated_head_is_missed_by_atp_and_found_by_the_fix():
   saturated = WEIGHTS | {'q': 1000 * WEIGHTS['q']}
   args = saturated, plain.PAIRS, METRIC
-  exact, atp, nodes = method(Exact)(*args), method(Attribution)(*args), method(Exact).nodes
+  exact, atp, nodes = (
+    method(ActivationPatching)(*args),
+    method(Attribution)(*args),
+    method(ActivationPatching).nodes,
+  )
   through = [node.site.name in ('q', 'k') for node in nodes]
   assert np.abs(exact.values[through]).max() > 1
   np.testing.assert_allclose(atp.values[through], 0, atol=1e-3)
@@ -355,8 +359,8 @@ def test_what_cannot_be_answered_is_refused():
   nodes = star().nodes
   for options, message in (
     ({'keys': 'fast'}, "keys='fast'"),
-    ({'how': 'mean'}, "'mean' is for exact patching"),
-    ({'how': 'gaussian'}, "'gaussian' is for exact patching"),
+    ({'mode': 'mean'}, "'mean' is for exact patching"),
+    ({'mode': 'gaussian'}, "'gaussian' is for exact patching"),
     ({'chunk': 0}, 'chunk 0'),
     ({'rows': 0}, 'rows 0'),
   ):

@@ -11,10 +11,10 @@ from experiments.benchmarks import timing
 from mechjax import harvest
 from mechjax.models import decoder
 from mechjax.patching import (
-  Exact,
-  Joint,
+  ActivationPatching,
   Pairs,
   PatchingError,
+  SubsetPatching,
   budget,
   custom,
   log_probability,
@@ -96,7 +96,7 @@ def test_passes_that_begin_in_the_middle_equal_an_edit_by_hand_at_every_site(nam
   if few:
     nodes = nodes[[node.site.name not in ('final_norm', 'logits') for node in nodes]]
   asked = set()
-  exact = Exact(plain.forward(name), nodes, at_most=7, resume=resume_of(name, asked))
+  exact = ActivationPatching(plain.forward(name), nodes, max_batch=7, resume=resume_of(name, asked))
   effects = exact(decoders.params(name), plain.PAIRS, metric)
   compare(effects.values, name, nodes, np.eye(len(nodes), dtype=bool), truth)
   assert asked == {few}
@@ -113,7 +113,7 @@ def test_subsets_are_patched_at_once():
     + some('mlp_post.1', neurons=[0, 5], positions='together')
     + some('embed, mlp_out, logits', positions=[2, -1])
   )
-  joint = Joint(plain.forward('gpt2'), nodes, at_most=9, resume=resume_of('gpt2'))
+  joint = SubsetPatching(plain.forward('gpt2'), nodes, max_batch=9, resume=resume_of('gpt2'))
   patch = joint(decoders.params('gpt2'), plain.PAIRS, METRIC)
   random = np.random.default_rng(0)
   subsets = np.concatenate(
@@ -188,7 +188,7 @@ EVERYTHING = custom('everything', lambda out, weights: (out * weights).sum((1, 2
 def whole():
   """What patching each node of the small model does, without beginning in the middle; and how often XLA was asked."""
   with timing.compilations() as seen:
-    exact = Exact(forward, small(PATTERN))
+    exact = ActivationPatching(forward, small(PATTERN))
     effects = exact(PARAMS, PAIRS, EVERYTHING)
   (plan,) = exact._plans.values()
   return effects, plan, seen
@@ -198,7 +198,7 @@ def whole():
 def test_a_metric_that_reads_everything_gets_everything_and_one_executable_serves_all_layers():
   expected, _, plain_sweep = whole()
   assert np.abs(expected.values).max() > 1
-  exact = Exact(forward, small(PATTERN), at_most=7, resume=resume)
+  exact = ActivationPatching(forward, small(PATTERN), max_batch=7, resume=resume)
   with timing.compilations() as first:
     found = exact(PARAMS, PAIRS, EVERYTHING)
   np.testing.assert_allclose(found.values, expected.values, rtol=1e-9, atol=1e-9)
@@ -212,7 +212,7 @@ def test_a_metric_that_reads_everything_gets_everything_and_one_executable_serve
 def test_subsets_are_patched_in_blocks_of_pairs_where_they_do_not_all_fit():
   expected, plan, _ = whole()
   room = budget.bytes_of(plan.prepare) - 1  # too little for the unpatched runs of all pairs
-  joint = Joint(forward, small(PATTERN), at_most=2, budget=room)
+  joint = SubsetPatching(forward, small(PATTERN), max_batch=2, budget=room)
   patch = joint(PARAMS, PAIRS, EVERYTHING)
   (plan,) = joint._plans.values()
   assert plan.rows < len(PAIRS)

@@ -116,10 +116,12 @@ def test_indices_may_be_of_any_integer_type():
 
 
 def test_effects_become_a_heat_map_and_a_ranking():
-  from mechjax.patching import Exact
+  from mechjax.patching import ActivationPatching
 
   nodes = linear.nodes('mlp_out')
-  effects = Exact(linear.forward, nodes[2:])(linear.PARAMS32, linear.PAIRS, linear.METRIC)
+  effects = ActivationPatching(linear.forward, nodes[2:])(
+    linear.PARAMS32, linear.PAIRS, linear.METRIC
+  )
   grid = effects.grid()
   assert grid.shape == (3, 1, 5, 1)
   assert np.isnan(grid.ravel()).tolist() == [True, True] + [False] * 13

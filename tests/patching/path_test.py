@@ -13,10 +13,10 @@ from experiments.benchmarks import timing
 from mechjax import harvest
 from mechjax.models import decoder
 from mechjax.patching import (
-  EdgeAttribution,
+  EdgeAttributionPatching,
   Effects,
   PatchingError,
-  Paths,
+  PathPatching,
   custom,
   logit_difference,
   nodes_of,
@@ -131,7 +131,7 @@ WHOLE = {'heads': 'together', 'positions': 'together'}
 
 
 @pytest.mark.parametrize(
-  ('name', 'how', 'senders', 'receivers', 'mediated', 'resumed'),
+  ('name', 'mode', 'senders', 'receivers', 'mediated', 'resumed'),
   [
     (
       'gpt2',
@@ -159,7 +159,7 @@ WHOLE = {'heads': 'together', 'positions': 'together'}
     ),
   ],
 )
-def test_path_patching_equals_two_passes_by_hand(name, how, senders, receivers, mediated, resumed):
+def test_path_patching_equals_two_passes_by_hand(name, mode, senders, receivers, mediated, resumed):
   some = functools.partial(plain.nodes, name)
   senders, receivers = (
     functools.reduce(operator.add, (some(pattern, **options) for pattern, options in x.items()))
@@ -167,10 +167,12 @@ def test_path_patching_equals_two_passes_by_hand(name, how, senders, receivers, 
   )
   mediators = some('mlp_out.0') + some('z.1', heads=[2]) if mediated else None
   resume = functools.partial(_resume, name) if resumed else None
-  paths = Paths(plain.forward(name), senders, receivers, mediators, how, at_most=9, resume=resume)
+  paths = PathPatching(
+    plain.forward(name), senders, receivers, mediators, mode, max_batch=9, resume=resume
+  )
   effects = paths(decoders.params(name), plain.PAIRS, METRIC)
-  assert effects.title == f'path patching {how}: logit difference'
-  sides = {'noising': (CLEAN, NOISE), 'denoising': (NOISE, CLEAN)}[how]
+  assert effects.title == f'path patching {mode}: logit difference'
+  sides = {'noising': (CLEAN, NOISE), 'denoising': (NOISE, CLEAN)}[mode]
   truth = functools.partial(
     by_hand,
     functools.partial(plain.logits, name),
@@ -267,7 +269,7 @@ def test_receivers_together_are_patched_at_once_and_attention_may_be_held_at_its
   senders = some(forward, 'attn_out.{0,1}, embed', positions='together')
   receivers = some(forward, 'mlp_norm.{0,2}', positions='together')
   mediators = some(forward, 'attn_out.1')
-  paths = Paths(forward, senders, receivers, mediators, together=True)
+  paths = PathPatching(forward, senders, receivers, mediators, together=True)
   effects = paths(PARAMS, plain.PAIRS, METRIC)
   without = functools.partial(
     by_hand, run, senders, receivers, together=True, held=('attn_out', 'mlp_out')
@@ -291,10 +293,10 @@ def single(params, tokens):
 @pytest.mark.usefixtures('wide')
 def test_pairs_that_do_not_fit_at_once_are_taken_one_after_the_other():
   senders, receivers = some(single, 'embed, mlp_out'), some(single, 'logits', positions=[-1, -2])
-  whole = Paths(single, senders, receivers, how='denoising')
+  whole = PathPatching(single, senders, receivers, mode='denoising')
   expected = whole(PARAMS, plain.PAIRS, METRIC)
   (plan,) = whole._sweep._plans.values()
-  small = Paths(single, senders, receivers, how='denoising', budget=plan.bytes - 1)
+  small = PathPatching(single, senders, receivers, mode='denoising', budget=plan.bytes - 1)
   found = small(PARAMS, plain.PAIRS, METRIC)
   (plan,) = small._sweep._plans.values()
   assert plan.rows == 1
@@ -312,7 +314,7 @@ def test_pairs_that_do_not_fit_at_once_are_taken_one_after_the_other():
 def edges():
   """Edge attribution on the small model."""
   forward = model()
-  method = EdgeAttribution(forward, *ends(forward), mediators_of(forward), chunk=3)
+  method = EdgeAttributionPatching(forward, *ends(forward), mediators_of(forward), chunk=3)
   return method(PARAMS, plain.PAIRS, METRIC)
 
 
@@ -331,7 +333,7 @@ def test_on_a_linear_model_edge_attribution_is_exact():
   every = some(forward, 'embed, z, mlp_out, q', positions='together')
   senders = every[[node.site.name in ('embed', 'z') and node.site.layer != 1 for node in every]]
   receivers = some(forward, 'v.{1,2}, resid_pre.2', positions=[0, 2, 3])
-  linear = EdgeAttribution(forward, senders, receivers, how='zero', together=True, rows=1)
+  linear = EdgeAttributionPatching(forward, senders, receivers, mode='zero', together=True, rows=1)
   found = linear(PARAMS, plain.PAIRS, METRIC)
   straight = functools.partial(run, bent=False)
   truth = functools.partial(by_hand, straight, senders, receivers, together=True, other=None)
@@ -371,19 +373,19 @@ def site(pattern):
     ({'senders': 'q.0, z.0'}, r'q cannot send(.|\n)*hint: embed, z, attn_out, mlp_out'),
     ({'receivers': 'q.1, mlp_out.1'}, r'mlp_out cannot receive(.|\n)*hint: q, k, v; mlp_norm'),
     ({'receivers': 'embed'}, 'embed cannot receive'),
-    ({'how': 'mean'}, r"'mean' is for exact patching(.|\n)*hint: noising"),
+    ({'mode': 'mean'}, r"'mean' is for exact patching(.|\n)*hint: noising"),
   ],
 )
 def test_what_cannot_be_asked_is_refused(options, message):
   sets = {'senders': 'z.0', 'receivers': 'q.1', **options}
-  sets = {k: site(v) if k != 'how' else v for k, v in sets.items()}
-  for method in (Paths, EdgeAttribution):
+  sets = {k: site(v) if k != 'mode' else v for k, v in sets.items()}
+  for method in (PathPatching, EdgeAttributionPatching):
     with pytest.raises(PatchingError, match=message):
       method(model(), **sets)
 
 
 def test_empty_sets_are_refused():
-  for method in (Paths, EdgeAttribution):
+  for method in (PathPatching, EdgeAttributionPatching):
     with pytest.raises(PatchingError, match='no senders'):
       method(model(), site('z')[:0], site('q'))
     with pytest.raises(PatchingError, match='no receivers'):
@@ -391,7 +393,7 @@ def test_empty_sets_are_refused():
 
 
 def test_mediators_are_components_that_are_held():
-  for method in (Paths, EdgeAttribution):
+  for method in (PathPatching, EdgeAttributionPatching):
     routes = method(model(tagged=['z', 'attn_out']), site('z.0'), site('q.2'), site('attn_out.1'))
     with pytest.raises(
       PatchingError, match=r'attn_out cannot mediate(.|\n)*hint: nodes of z, mlp_out'
@@ -405,7 +407,7 @@ def test_a_model_without_components_is_refused():
     return harvest.sow(x @ params['unembed'], name='logits')
 
   with pytest.raises(PatchingError, match=r'no components(.|\n)*hint: tag z, mlp_out'):
-    Paths(bare, some(bare, 'embed'), some(bare, 'logits'))(PARAMS, plain.PAIRS, METRIC)
+    PathPatching(bare, some(bare, 'embed'), some(bare, 'logits'))(PARAMS, plain.PAIRS, METRIC)
 
 
 @pytest.mark.parametrize(
@@ -419,7 +421,7 @@ def test_a_model_without_components_is_refused():
 def test_nothing_passes_through_a_sender_of_edge_attribution(senders, mediators, message):
   mediators = None if mediators is None else site(mediators)
   with pytest.raises(PatchingError, match=rf'{message} through it(.|\n)*hint: other layers, or Pa'):
-    EdgeAttribution(model(), site(senders), site('logits'), mediators)
+    EdgeAttributionPatching(model(), site(senders), site('logits'), mediators)
 
 
 @pytest.mark.usefixtures('wide')
@@ -429,4 +431,4 @@ def test_nan_under_a_patch_names_the_path():
   metric = custom('moved', lambda *both: jnp.where(moved(*both), jnp.nan, 0.0), clean)
   senders, receivers = some(single, 'mlp_out', positions=[2]), some(single, 'logits')
   with pytest.raises(PatchingError, match='NaN\n  where: mlp_out position 2 to logits position 2'):
-    Paths(single, senders, receivers, how='zero')(PARAMS, plain.PAIRS, metric)
+    PathPatching(single, senders, receivers, mode='zero')(PARAMS, plain.PAIRS, metric)

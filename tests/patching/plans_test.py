@@ -4,7 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from mechjax.patching import AtPStar, Attribution, Exact, PatchingError, Paths, custom
+from mechjax.patching import (
+  ActivationPatching,
+  AtPStar,
+  Attribution,
+  PatchingError,
+  PathPatching,
+  custom,
+)
 from tests.patching import linear
 
 NODES = linear.nodes('mlp_out', positions=[0, 3])
@@ -18,15 +25,19 @@ def wide():
 
 def methods(forward):
   return {
-    'Exact': Exact(forward, NODES),
+    'ActivationPatching': ActivationPatching(forward, NODES),
     'AtP': Attribution(forward, NODES),
     'integrated': Attribution(forward, NODES, steps=2),
     'AtPStar': AtPStar(forward, NODES),
-    'Paths': Paths(forward, NODES, linear.nodes('resid_post.2', positions=[4]), together=True),
+    'PathPatching': PathPatching(
+      forward, NODES, linear.nodes('resid_post.2', positions=[4]), together=True
+    ),
   }
 
 
-KINDS = pytest.mark.parametrize('kind', ['Exact', 'AtP', 'integrated', 'AtPStar', 'Paths'])
+KINDS = pytest.mark.parametrize(
+  'kind', ['ActivationPatching', 'AtP', 'integrated', 'AtPStar', 'PathPatching']
+)
 
 
 def values(method, metric):

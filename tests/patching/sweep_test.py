@@ -10,15 +10,15 @@ import pytest
 from experiments.benchmarks import timing
 from mechjax import harvest
 from mechjax.patching import (
+  ActivationPatching,
   AtPStar,
   Attribution,
-  EdgeAttribution,
+  EdgeAttributionPatching,
   Effects,
-  Exact,
-  Joint,
   Pairs,
   PatchingError,
-  Paths,
+  PathPatching,
+  SubsetPatching,
   budget,
   custom,
   effects,
@@ -39,19 +39,22 @@ def wide():
 
 
 def run(nodes=None, pairs=PAIRS, metric=METRIC, **options):
-  return Exact(linear.forward, nodes or linear.nodes(), **options)(PARAMS, pairs, metric)
+  return ActivationPatching(linear.forward, nodes or linear.nodes(), **options)(
+    PARAMS, pairs, metric
+  )
 
 
 # --- first order ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-  ('how', 'steps'), [('noising', 0), ('denoising', 0), ('zero', 0), ('resample', 0), ('noising', 3)]
+  ('mode', 'steps'),
+  [('noising', 0), ('denoising', 0), ('zero', 0), ('resample', 0), ('noising', 3)],
 )
-def test_on_a_linear_model_atp_and_integrated_gradients_are_exact(how, steps):
+def test_on_a_linear_model_atp_and_integrated_gradients_are_exact(mode, steps):
   nodes = linear.nodes() + linear.nodes('mlp_post.1', neurons='each', positions='together')
-  atp = Attribution(linear.forward, nodes, how=how, steps=steps)(PARAMS, PAIRS, METRIC)
-  exact = run(nodes, how=how)
+  atp = Attribution(linear.forward, nodes, mode=mode, steps=steps)(PARAMS, PAIRS, METRIC)
+  exact = run(nodes, mode=mode)
   assert np.abs(exact.values).max() > 1
   np.testing.assert_allclose(atp.values, exact.values, rtol=1e-9, atol=1e-9)
 
@@ -76,29 +79,29 @@ def test_the_absolute_value_is_taken_per_pair():
 # --- ways of patching -------------------------------------------------------------------------------------
 
 
-def by_hand(how, layer, position):
+def by_hand(mode, layer, position):
   """The effect of patching mlp_out by hand."""
   tokens = PAIRS.clean
   acts = harvest.reap(linear.forward, sites='mlp_out')(PARAMS, tokens)['mlp_out'][layer]
-  new = {'zero': jnp.zeros_like(acts), 'mean': jnp.broadcast_to(acts.mean(0), acts.shape)}[how]
+  new = {'zero': jnp.zeros_like(acts), 'mean': jnp.broadcast_to(acts.mean(0), acts.shape)}[mode]
   value = acts.at[:, position].set(new[:, position])
   out = harvest.plant(linear.forward)({f'mlp_out.{layer}': value}, PARAMS, tokens)
   return METRIC(out) - METRIC(linear.forward(PARAMS, tokens))
 
 
-@pytest.mark.parametrize('how', ['zero', 'mean'])
-def test_zero_and_mean_ablation_equal_the_edit_by_hand(how):
+@pytest.mark.parametrize('mode', ['zero', 'mean'])
+def test_zero_and_mean_ablation_equal_the_edit_by_hand(mode):
   nodes = linear.nodes('mlp_out', positions=[0, 3])
-  for measured in (run(nodes, how=how), run(nodes, how=how, budget=60_000)):
-    assert measured.title == f'exact {how}: logit difference'
+  for measured in (run(nodes, mode=mode), run(nodes, mode=mode, budget=60_000)):
+    assert measured.title == f'exact {mode}: logit difference'
     for node, values in zip(nodes, measured.values):
-      expected = by_hand(how, node.site.layer, node.position)
+      expected = by_hand(mode, node.site.layer, node.position)
       np.testing.assert_allclose(values, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_resampling_draws_another_pair_and_the_seed_says_which():
   nodes = linear.nodes('embed', positions='together')
-  first, again = run(nodes, how='resample', seed=3), run(nodes, how='resample', seed=3)
+  first, again = run(nodes, mode='resample', seed=3), run(nodes, mode='resample', seed=3)
   np.testing.assert_array_equal(first.values, again.values)
   # All of the embedding is replaced: this is the other prompt's own metric.
   ends = first.base + first.values[0]
@@ -117,7 +120,7 @@ def test_resampling_draws_another_pair_and_the_seed_says_which():
 def test_gaussian_noise_has_the_spread_of_the_values():
   many = np.tile(np.arange(4), 100)
   nodes = linear.nodes('embed', positions=[2])
-  drawn = run(nodes, PAIRS.rows(many), METRIC.rows(many), how='gaussian').values[0].reshape(100, 4)
+  drawn = run(nodes, PAIRS.rows(many), METRIC.rows(many), mode='gaussian').values[0].reshape(100, 4)
   embedded = PARAMS['embed'][PAIRS.clean]
   slope = jax.grad(
     lambda e: METRIC(harvest.plant(linear.forward)({'embed': e}, PARAMS, PAIRS.clean)).sum()
@@ -129,12 +132,12 @@ def test_gaussian_noise_has_the_spread_of_the_values():
 
 def test_gaussian_noise_is_one_draw_in_any_chunks_and_when_resumed(tmp_path):
   nodes, save = linear.nodes('embed, mlp_out.{0,1}', positions=[0, 2]), tmp_path / 'sweep.npz'
-  sweep = Exact(linear.forward, nodes, how='gaussian')
+  sweep = ActivationPatching(linear.forward, nodes, mode='gaussian')
   whole = sweep(PARAMS, PAIRS, METRIC)
-  two = Exact(linear.forward, nodes, how='gaussian', at_most=1)
+  two = ActivationPatching(linear.forward, nodes, mode='gaussian', max_batch=1)
   two(PARAMS, PAIRS.rows(np.arange(2)), METRIC.rows(np.arange(2)))
   (plan,) = two._plans.values()
-  small = Exact(linear.forward, nodes, how='gaussian', budget=plan.bytes)
+  small = ActivationPatching(linear.forward, nodes, mode='gaussian', budget=plan.bytes)
   cut = small(PARAMS, PAIRS, METRIC, save=save)
   (plan,) = small._plans.values()
   assert plan.rows < 4
@@ -147,9 +150,9 @@ def test_gaussian_noise_is_one_draw_in_any_chunks_and_when_resumed(tmp_path):
   np.testing.assert_allclose(
     sweep(PARAMS, PAIRS, METRIC, save=save).values, whole.values, rtol=1e-7, atol=1e-9
   )
-  alone = run(nodes[5:6], how='gaussian').values
+  alone = run(nodes[5:6], mode='gaussian').values
   np.testing.assert_allclose(alone, whole.values[5:6], rtol=1e-7, atol=1e-9)
-  assert np.abs(run(nodes[5:6], how='gaussian', seed=1).values - alone).min() > 1e-6
+  assert np.abs(run(nodes[5:6], mode='gaussian', seed=1).values - alone).min() > 1e-6
 
 
 # --- positions counted from the end -----------------------------------------------------------------------
@@ -161,13 +164,13 @@ LAST = logit_difference(RAGGED, np.arange(4), np.arange(4) + 4)
 
 def joint(forward, nodes):
   def call(params, pairs, metric):
-    values = Joint(forward, nodes)(params, pairs, metric)(np.eye(len(nodes), dtype=bool))
+    values = SubsetPatching(forward, nodes)(params, pairs, metric)(np.eye(len(nodes), dtype=bool))
     return Effects('joint', nodes, values, None, None, nodes.there(pairs.real))
 
   return call
 
 
-@pytest.mark.parametrize('method', [Exact, joint, Attribution])
+@pytest.mark.parametrize('method', [ActivationPatching, joint, Attribution])
 def test_positions_from_the_end_are_those_of_each_pair(method):
   nodes = linear.nodes('embed, mlp_out.1', positions=[-1, -3])
   found = method(linear.forward, nodes)(PARAMS, RAGGED, LAST)
@@ -193,7 +196,7 @@ def test_every_method_has_them_where_it_has_the_columns():
   columns, found = (AtPStar(linear.forward, n).by_layer(*args)[1] for n in (every, last))
   np.testing.assert_allclose(found[0], columns[LENGTHS - 1, pairs], rtol=1e-9, atol=1e-9)
   to = linear.nodes('resid_post.2')
-  for routes in (Paths, EdgeAttribution):
+  for routes in (PathPatching, EdgeAttributionPatching):
     columns = routes(linear.forward, every, to)(*args).values
     found = routes(linear.forward, last, linear.nodes('resid_post.2', positions=[-1]))(*args)
     expected = columns[LENGTHS - 1, LENGTHS - 1, pairs]
@@ -208,17 +211,17 @@ def test_a_position_that_only_some_pairs_have_is_averaged_over_those():
   np.testing.assert_array_equal(found.there, there)
   assert not found.values[~there].any()
   np.testing.assert_allclose(found.mean(), [found.values[0, [0, 2]].mean(), found.values[1].mean()])
-  paths = Paths(linear.forward, nodes, linear.nodes('resid_post.2', positions=[4]))
+  paths = PathPatching(linear.forward, nodes, linear.nodes('resid_post.2', positions=[4]))
   np.testing.assert_array_equal(paths(PARAMS, RAGGED, LAST).there[:, 0], [there[0]] * 2)
 
 
 def test_columns_of_pairs_are_not_compared_from_the_end():
   last = linear.nodes('embed', positions=[-1])
-  for how in ('mean', 'resample', 'gaussian'):
-    with pytest.raises(PatchingError, match=f'{how!r} compares columns'):
-      run(last, RAGGED, LAST, how=how)
-  whole = run(linear.nodes('embed', positions=[4]), how='mean')
-  np.testing.assert_allclose(run(last, how='mean').values, whole.values)
+  for mode in ('mean', 'resample', 'gaussian'):
+    with pytest.raises(PatchingError, match=f'{mode!r} compares columns'):
+      run(last, RAGGED, LAST, mode=mode)
+  whole = run(linear.nodes('embed', positions=[4]), mode='mean')
+  np.testing.assert_allclose(run(last, mode='mean').values, whole.values)
 
 
 # --- one executable, any budget ---------------------------------------------------------------------------
@@ -226,9 +229,9 @@ def test_columns_of_pairs_are_not_compared_from_the_end():
 
 def test_a_sweep_compiles_once_whatever_is_patched():
   nodes = linear.nodes('embed, mlp_out, resid_post, mlp_post')
-  sweep = Exact(linear.forward, nodes, at_most=7)
+  sweep = ActivationPatching(linear.forward, nodes, max_batch=7)
   with timing.compilations() as one:
-    Exact(linear.forward, nodes[:7], at_most=7)(PARAMS, PAIRS, METRIC)
+    ActivationPatching(linear.forward, nodes[:7], max_batch=7)(PARAMS, PAIRS, METRIC)
   with timing.compilations() as all_of_them:
     sweep(PARAMS, PAIRS, METRIC)
   assert all_of_them.count <= one.count
@@ -240,13 +243,13 @@ def test_a_sweep_compiles_once_whatever_is_patched():
 
 def test_a_small_budget_gives_smaller_chunks_and_the_same_effects():
   nodes = linear.nodes()
-  whole = Exact(linear.forward, nodes)
+  whole = ActivationPatching(linear.forward, nodes)
   expected = whole(PARAMS, PAIRS, METRIC).values
   (plan,) = whole._plans.values()
   assert (plan.rows, plan.chunk) == (4, min(64, len(nodes)))
   seen = set()
   for room in (plan.bytes // 2, plan.bytes // 8, plan.bytes // 16):
-    small = Exact(linear.forward, nodes, budget=room)
+    small = ActivationPatching(linear.forward, nodes, budget=room)
     np.testing.assert_allclose(small(PARAMS, PAIRS, METRIC).values, expected, rtol=1e-9, atol=1e-9)
     (fitted,) = small._plans.values()
     assert fitted.bytes <= room
@@ -296,7 +299,7 @@ def interrupt_after(monkeypatch, n, kind):
 
 @pytest.mark.parametrize('kind', [KeyboardInterrupt, Interrupted])
 def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch, kind):
-  sweep = Exact(linear.forward, linear.nodes(), at_most=5)
+  sweep = ActivationPatching(linear.forward, linear.nodes(), max_batch=5)
   whole, save = sweep(PARAMS, PAIRS, METRIC), tmp_path / 'deep' / 'sweep.npz'
   with monkeypatch.context() as patch:
     interrupt_after(patch, 4, kind)
@@ -316,15 +319,15 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch, kind):
 
 def test_the_file_of_another_sweep_is_refused(tmp_path):
   save = tmp_path / 'sweep.npz'
-  sweep = Exact(linear.forward, linear.nodes('embed'))
+  sweep = ActivationPatching(linear.forward, linear.nodes('embed'))
   sweep(PARAMS, PAIRS, METRIC, save=save)
   with pytest.raises(PatchingError, match='another sweep'):
-    Exact(linear.forward, linear.nodes('mlp_out'))(PARAMS, PAIRS, METRIC, save=save)
+    ActivationPatching(linear.forward, linear.nodes('mlp_out'))(PARAMS, PAIRS, METRIC, save=save)
   kept = save.read_bytes()
   for name in ('embed', 'unembed'):
     with pytest.raises(PatchingError, match='other weights'):
       sweep({**PARAMS, name: np.roll(PARAMS[name], 1)}, PAIRS, METRIC, save=save)
-  louder = Exact(lambda p, x: 2 * linear.forward(p, x), linear.nodes('embed'))
+  louder = ActivationPatching(lambda p, x: 2 * linear.forward(p, x), linear.nodes('embed'))
   with pytest.raises(PatchingError, match='unpatched metric'):
     louder(PARAMS, PAIRS, METRIC, save=save)
   save.write_bytes(kept[:100])
@@ -341,7 +344,7 @@ def test_pairs_that_are_known_are_compared_although_others_of_their_block_are_no
 
 def test_the_file_of_another_metric_is_refused_although_it_is_finished(tmp_path):
   save = tmp_path / 'sweep.npz'
-  sweep = Exact(linear.forward, linear.nodes('embed'))
+  sweep = ActivationPatching(linear.forward, linear.nodes('embed'))
   read = lambda scale, token=2: custom('mine', lambda out, _: scale * out[:, -1, token])  # noqa: E731
   whole = sweep(PARAMS, PAIRS, read(1.0), save=save)
   np.testing.assert_array_equal(sweep(PARAMS, PAIRS, read(1.0), save=save).values, whole.values)
@@ -355,12 +358,12 @@ def test_the_file_of_another_metric_is_refused_although_it_is_finished(tmp_path)
 
 
 def test_an_empty_node_set_is_refused():
-  for method in (Exact, Attribution):
+  for method in (ActivationPatching, Attribution):
     with pytest.raises(PatchingError, match='no nodes'):
       method(linear.forward, linear.nodes()[:0])
 
 
-@pytest.mark.parametrize('method', [Exact, Attribution])
+@pytest.mark.parametrize('method', [ActivationPatching, Attribution])
 def test_nan_in_activations_names_the_layer_and_in_the_metric_the_pair(method):
   sweep = method(linear.forward, linear.nodes('mlp_out.1, resid_post', positions=[0]))
   broken = {**PARAMS, 'down': PARAMS['down'] * np.array([1, np.nan, 1])[:, None, None]}
@@ -379,14 +382,14 @@ def test_nan_under_a_patch_names_the_node():
   nodes = nodes_of(harvest.sites_of(positive, PARAMS, PAIRS.clean), 'embed')[3:]
   metric = custom('sum', lambda out, _: out.sum((1, 2)))
   with pytest.raises(PatchingError, match=r'patched run is NaN\n  where: embed position 3'):
-    Exact(positive, nodes, how='zero')(PARAMS, PAIRS, metric)
+    ActivationPatching(positive, nodes, mode='zero')(PARAMS, PAIRS, metric)
 
 
 def test_prompts_of_another_length_are_refused():
   shorter = Pairs(PAIRS.clean[:, :3], PAIRS.noise[:, :3], PAIRS.real[:, :3])
   params = {**PARAMS, 'mix': PARAMS['mix'][:3, :3]}
   metric = custom('first', lambda out, _: out[:, -1, 0])
-  for method in (Exact, Attribution):
+  for method in (ActivationPatching, Attribution):
     with pytest.raises(PatchingError, match='nodes were made for'):
       method(linear.forward, linear.nodes())(params, shorter, metric)
   uneven = Pairs(PAIRS.clean, PAIRS.noise[:, :4], PAIRS.real)
@@ -406,20 +409,22 @@ def test_padding_before_a_token_is_refused_because_the_model_would_read_it(gap):
 
 def test_ways_that_mean_nothing_are_refused():
   with pytest.raises(PatchingError, match="'noise' is no way"):
-    run(how='noise')
+    run(mode='noise')
   single = PAIRS.rows(np.arange(1))
   with pytest.raises(PatchingError, match='one pair'):
-    run(pairs=single, metric=METRIC.rows(np.arange(1)), how='mean')
+    run(pairs=single, metric=METRIC.rows(np.arange(1)), mode='mean')
   with pytest.raises(PatchingError, match='exact patching'):
-    Attribution(linear.forward, linear.nodes(), how='mean')
+    Attribution(linear.forward, linear.nodes(), mode='mean')
   with pytest.raises(PatchingError, match='no line'):
-    Attribution(linear.forward, linear.nodes(), how='zero', steps=3)
+    Attribution(linear.forward, linear.nodes(), mode='zero', steps=3)
 
 
-@pytest.mark.parametrize('method', [Exact, Joint, Attribution, AtPStar, Paths])
+@pytest.mark.parametrize(
+  'method', [ActivationPatching, SubsetPatching, Attribution, AtPStar, PathPatching]
+)
 def test_a_metric_of_other_pairs_and_what_is_no_function_are_refused(method):
   nodes = linear.nodes('mlp_out')
-  sets = (nodes, linear.nodes('logits')) if method is Paths else (nodes,)
+  sets = (nodes, linear.nodes('logits')) if method is PathPatching else (nodes,)
   call = method(linear.forward, *sets)
   some = PAIRS.rows(np.array([2]))
   with pytest.raises(PatchingError, match=r'is of \[4\] pairs, and 1 were given'):

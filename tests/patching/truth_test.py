@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mechjax.patching import Attribution, Exact, logit_difference
+from mechjax.patching import ActivationPatching, Attribution, logit_difference
 from tests.models import decoders
 from tests.patching import plain
 
@@ -53,7 +53,7 @@ def compare(effects, expectations, tolerance):
 def test_exact_patching_equals_a_hand_written_edit_at_every_site(name):
   expected = truths(name, every(name), plain.effects)
   for unroll in ways(name):
-    exact = Exact(plain.forward(name, unroll=unroll), every(name))
+    exact = ActivationPatching(plain.forward(name, unroll=unroll), every(name))
     effects = exact(decoders.params(name), plain.PAIRS, METRIC)
     assert np.abs(effects.values).max() > 0.1
     compare(effects, expected, 2e-4)
@@ -62,7 +62,7 @@ def test_exact_patching_equals_a_hand_written_edit_at_every_site(name):
 @pytest.mark.parametrize('name', ['gpt2', 'gemma'])
 def test_denoising_is_the_same_edit_the_other_way_round(name):
   nodes = plain.nodes(name, 'z, resid_post, k.0', heads='together', positions=[0, -1])
-  effects = Exact(plain.forward(name), nodes, how='denoising')(
+  effects = ActivationPatching(plain.forward(name), nodes, mode='denoising')(
     decoders.params(name), plain.PAIRS, METRIC
   )
   truth = functools.partial(plain.effects, base=plain.NOISE, other=plain.CLEAN)
@@ -88,7 +88,10 @@ def test_atp_is_the_derivative_of_exact_patching_at_every_node(name):
 def test_nodes_that_span_positions_are_patched_and_attributed_as_one(name):
   nodes = plain.nodes(name, 'q, v, mlp_post.1', positions='together', neurons='each')
   args = (decoders.params(name), plain.PAIRS, METRIC)
-  exact, atp = Exact(plain.forward(name), nodes), Attribution(plain.forward(name), nodes)
+  exact, atp = (
+    ActivationPatching(plain.forward(name), nodes),
+    Attribution(plain.forward(name), nodes),
+  )
   compare(exact(*args), truths(name, nodes, plain.effects), 2e-4)
   compare(atp(*args), truths(name, nodes, slope), 5e-4)
 
@@ -98,5 +101,5 @@ def test_the_same_holds_in_float64():
   with jax.enable_x64(True):
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), decoders.params('gpt2'))
     nodes = plain.nodes('gpt2', 'z.0, mlp_post.1', neurons=[0, 7])
-    effects = Exact(plain.forward('gpt2'), nodes)(params, plain.PAIRS, METRIC)
+    effects = ActivationPatching(plain.forward('gpt2'), nodes)(params, plain.PAIRS, METRIC)
   compare(effects, truths('gpt2', nodes, plain.effects), 1e-5)

@@ -10,7 +10,7 @@ import mechjax
 from mechjax import harvest
 from mechjax.models import ours, shipped, tunix
 from mechjax.models.language_model import LanguageModel
-from mechjax.patching import AtPStar, Exact, Pairs, logit_difference, nodes_of
+from mechjax.patching import ActivationPatching, AtPStar, Pairs, logit_difference, nodes_of
 from mechjax.weights import fetch, names
 from mechjax.weights.gguf import GGUFFile
 
@@ -55,6 +55,6 @@ def test_our_decoder_and_tunix_agree_on_every_node(ours_cut, tunix_cut):
     assert np.abs(here.values).max() > 0.2
     np.testing.assert_allclose(here.values, there.values, rtol=0, atol=1e-5)
   some = np.arange(7, len(nodes), 53)
-  here = Exact(ours_cut.apply, nodes[some], resume=ours_cut.resume)(*question)
-  there = Exact(tunix_cut.apply, theirs[some], at_most=4)(*again)
+  here = ActivationPatching(ours_cut.apply, nodes[some], resume=ours_cut.resume)(*question)
+  there = ActivationPatching(tunix_cut.apply, theirs[some], max_batch=4)(*again)
   np.testing.assert_allclose(here.values, there.values, rtol=0, atol=1e-5)

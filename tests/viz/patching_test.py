@@ -417,7 +417,7 @@ def test_missed_nodes_are_those_that_the_estimate_hides():
   truth.values[noise] *= 1e-6
   estimate.values[noise] = 0.0
   assert searches.missed(truth, estimate, among=20) == [hidden[1], hidden[0]]
-  assert searches.missed(truth, estimate, most=1) == [hidden[1]]
+  assert searches.missed(truth, estimate, max_nodes=1) == [hidden[1]]
   content = searches.estimate_section(truth, estimate, TOKENS)
   listed = re.findall(r'<li[^>]*>([^<]*)</li>', content)
   labels = truth.nodes[hidden[[1, 0, 2]]].labels(TOKENS)

@@ -49,11 +49,11 @@ class TopK(Architecture):
     expect(self, 'k', 1 <= self.k <= self.width, f'from 1 to width={self.width}')
 
   def knobs(self, **values: Any) -> dict[str, jax.Array]:
-    most = np.max(values.get('k', self.k))
-    if most > self.k:
+    largest = np.max(values.get('k', self.k))
+    if largest > self.k:
       raise SAEError(
         f'k={values["k"]} as data for a TopK that sorts out k={self.k} latents',
-        hint=f'describe it with k={most}',
+        hint=f'describe it with k={largest}',
       )
     return super().knobs(**values)
 

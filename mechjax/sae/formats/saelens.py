@@ -169,7 +169,7 @@ def _dictionary(
   if s.flag('rescale_acts_by_decoder_norm', False):
     arrays = conventions.unit_rows(arrays)
   older = Values(s.part('activation_fn_kwargs', {}), f'{s.where}, activation_fn_kwargs')
-  k = (s if 'k' in s.left else older).integer('k', most=shape['width'])
+  k = (s if 'k' in s.left else older).integer('k', maximum=shape['width'])
   return TopK(**shape, k=k), conventions.on_device(arrays)
 
 

@@ -147,7 +147,7 @@ def top_pre_activations(
   """
   x_BxD, W_enc = operand(x_BxD - centre_D, matmuls), operand(W_enc, matmuls)
   row = lambda x: top(dot(x, W_enc) + b_enc_M, k)  # noqa: E731
-  return _by_rows(row, (x_BxD,), b_enc_M.nbytes, at_least=ROWS_OF_PRODUCT)
+  return _by_rows(row, (x_BxD,), b_enc_M.nbytes, min_rows=ROWS_OF_PRODUCT)
 
 
 def _top_fwd(x_BxD, centre_D, W_enc, b_enc_M, k, matmuls):
@@ -201,15 +201,15 @@ def _named(indices_BxK, W):
   return indices_BxK.shape[1] * W.shape[1] * W.dtype.itemsize
 
 
-def _by_rows(row, rows, n_bytes_of_row, at_least=1):
+def _by_rows(row, rows, n_bytes_of_row, min_rows=1):
   """A function of one token for all tokens, in blocks whose intermediate results fit into `BLOCK_BYTES`."""
 
-  def at_most(n_bytes):
-    fitting = max(at_least, n_bytes // n_bytes_of_row)
+  def capped(n_bytes):
+    fitting = max(min_rows, n_bytes // n_bytes_of_row)
     size = 1 << (fitting.bit_length() - 1)  # batches are powers of two, and no remainder is left
     return lambda *rows: lax.map(lambda r: row(*r), rows, batch_size=min(size, len(rows[0])))
 
-  kernels = {name: at_most(n_bytes) for name, n_bytes in BLOCK_BYTES.items()}
+  kernels = {name: capped(n_bytes) for name, n_bytes in BLOCK_BYTES.items()}
   return lax.platform_dependent(*rows, **kernels)
 
 

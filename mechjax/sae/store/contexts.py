@@ -99,7 +99,7 @@ def pack(
   eos: int | None,
   special: Iterable[int] = (),
   directory: str | os.PathLike[str],
-  most: int | None = None,
+  max_contexts: int | None = None,
 ) -> Contexts:
   """Writes the contexts of some texts.
 
@@ -111,7 +111,7 @@ def pack(
     eos: what closes a text; None for nothing.
     special: more ids whose activations are not wanted.
     directory: where; it may hold the contexts of an earlier call, which are replaced when the new ones are there.
-    most: contexts at most; texts beyond are not looked at.
+    max_contexts: largest number of contexts; texts beyond are not looked at.
 
   Returns:
     The contexts.
@@ -120,14 +120,14 @@ def pack(
     SAEError: too few tokens for one context, a length or a number of none, or what are no token ids.
   """
   first = [] if bos is None else [bos]
-  if length <= len(first) or (most is not None and most < 1):
+  if length <= len(first) or (max_contexts is not None and max_contexts < 1):
     raise SAEError(
-      f'contexts of {length} tokens, {len(first)} of which begin them, and at most {most} contexts'
+      f'contexts of {length} tokens, {len(first)} of which begin them, and at most {max_contexts} contexts'
     )
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   files.sweep(directory, {ROWS, ABOUT})
-  rows = itertools.islice(_rows(texts, encode, first, eos, length), most)
+  rows = itertools.islice(_rows(texts, encode, first, eos, length), max_contexts)
   with files.whole(directory / ROWS) as file:
     n_rows, digest = _write(file, rows)
     if not n_rows:

@@ -7,7 +7,7 @@ model; files of dictionaries have it folded in (`formats.folded`). The mean is w
 Many models let attention rest on a few tokens, whose activations are a hundred times as long as all others (Sun et al.
 2024, "Massive activations in large language models"). Special tokens are left out anyway, but delimiters become such
 tokens too: at layer 15 of SmolLM2-135M one token of 4,000 has more than half of E|x|^2. They decide C, every loss
-that they are in and every FVU, so activations beyond `longest` times the median length do not count, as
+that they are in and every FVU, so activations beyond `max_norm_ratio` times the median length do not count, as
 dictionary-learning does it too; what is as long as that is told by `Scale.limit`.
 """
 
@@ -39,18 +39,18 @@ class Scale:
   limit: float = np.inf
 
 
-def measured(rows: Rows, longest: float = 0.0) -> dict[str, Scale]:
+def measured(rows: Rows, max_norm_ratio: float = 0.0) -> dict[str, Scale]:
   """The scale of each site.
 
   Args:
     rows: activations by site, [n, D], of the same tokens.
-    longest: in median lengths, how long an activation may be to count; 0 for any.
+    max_norm_ratio: in median lengths, how long an activation may be to count; 0 for any.
 
   Raises:
     SAEError: there are none, all are zero, some are not finite, or too few count.
   """
   limits = {
-    site: longest * float(np.median(_lengths(x))) if longest and len(x) else np.inf
+    site: max_norm_ratio * float(np.median(_lengths(x))) if max_norm_ratio and len(x) else np.inf
     for site, x in rows.items()
   }
   count = counting(rows, limits)

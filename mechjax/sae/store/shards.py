@@ -87,7 +87,7 @@ class About:
 
 
 def plan(
-  harvester: Harvester, *, shard_rows: int, model: str, seed: int = 0, most: int | None = None
+  harvester: Harvester, *, shard_rows: int, model: str, seed: int = 0, max_rows: int | None = None
 ) -> About:
   """What `write` would write, without running the model.
 
@@ -96,13 +96,13 @@ def plan(
     shard_rows: activations of a shard.
     model: what tells this model from others, such as its name and a digest.
     seed: decides the order of the contexts.
-    most: activations at most.
+    max_rows: largest number of activations.
 
   Raises:
     SAEError: not one full shard.
   """
   total = int(harvester.contexts.counts().sum())
-  wanted = total if most is None else min(total, most)
+  wanted = total if max_rows is None else min(total, max_rows)
   n_shards = wanted // shard_rows if shard_rows >= 1 else 0
   if not n_shards:
     raise SAEError(f'{wanted} activations do not fill a shard of {shard_rows}')

@@ -33,10 +33,14 @@ def by_hand(lists, length, bos, eos):
 
 
 @settings(max_examples=60, deadline=None)
-@given(lists=TOKENS, length=st.integers(2, 9), bos=ID, eos=ID, most=st.none() | st.integers(1, 4))
-def test_packing_is_one_token_after_the_other(tmp_path_factory, lists, length, bos, eos, most):
-  wanted = by_hand(lists, length, bos, eos)[:most]
-  kinds = {'length': length, 'bos': bos, 'eos': eos, 'most': most}
+@given(
+  lists=TOKENS, length=st.integers(2, 9), bos=ID, eos=ID, max_contexts=st.none() | st.integers(1, 4)
+)
+def test_packing_is_one_token_after_the_other(
+  tmp_path_factory, lists, length, bos, eos, max_contexts
+):
+  wanted = by_hand(lists, length, bos, eos)[:max_contexts]
+  kinds = {'length': length, 'bos': bos, 'eos': eos, 'max_contexts': max_contexts}
   directory = tmp_path_factory.mktemp('packed')
   if not wanted:
     with pytest.raises(SAEError, match='fewer than the'):
@@ -80,7 +84,7 @@ def test_texts_beyond_the_last_context_are_not_looked_at(tmp_path):
     while True:
       yield '5678'
 
-  packed = pack(endless(), encode, length=3, bos=None, eos=None, directory=tmp_path, most=2)
+  packed = pack(endless(), encode, length=3, bos=None, eos=None, directory=tmp_path, max_contexts=2)
   assert packed.tokens(slice(None)).tolist() == [[5, 6, 7], [8, 5, 6]]
 
 
@@ -129,7 +133,9 @@ def test_a_missing_or_garbled_description_is_one_clear_error(packed, tmp_path, a
     contexts.read(tmp_path / 'packed')
 
 
-@pytest.mark.parametrize('wrong', [{'length': 1}, {'length': 0}, {'most': 0}, {'most': -1}])
+@pytest.mark.parametrize(
+  'wrong', [{'length': 1}, {'length': 0}, {'max_contexts': 0}, {'max_contexts': -1}]
+)
 def test_contexts_of_nothing_are_refused(tmp_path, wrong):
   kinds = {'length': 4, 'bos': 1, 'eos': 2} | wrong
   with pytest.raises(SAEError, match='contexts of'):

@@ -46,7 +46,7 @@ def test_what_is_too_long_at_any_site_decides_nothing():
   x, y = rng.standard_normal((2, 999, 5)).astype(np.float32)
   x[17] *= 400
   y[[3, 500]] *= 100
-  found = measured({'x': x, 'y': y}, longest=10)
+  found = measured({'x': x, 'y': y}, max_norm_ratio=10)
   ordinary = np.delete(np.arange(999), [3, 17, 500])
   for site, all_ in (('x', x), ('y', y)):
     alone = measured({site: all_[ordinary]})[site]

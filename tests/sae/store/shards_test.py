@@ -83,8 +83,8 @@ def test_the_plan_has_full_shards_only_and_knows_their_size():
   total = int(CONTEXTS.counts().sum())
   assert (ABOUT.rows, ABOUT.shards) == (total // ROWS * ROWS, total // ROWS)
   assert ABOUT.shard_bytes == ROWS * (toys.D + toys.H * toys.E) * 4
-  assert plan(HARVESTER, shard_rows=ROWS, model='toy', most=25).rows == 20
-  for wrong in ({'shard_rows': total + 1}, {'shard_rows': 0}, {'shard_rows': 5, 'most': 4}):
+  assert plan(HARVESTER, shard_rows=ROWS, model='toy', max_rows=25).rows == 20
+  for wrong in ({'shard_rows': total + 1}, {'shard_rows': 0}, {'shard_rows': 5, 'max_rows': 4}):
     with pytest.raises(SAEError, match='do not fill a shard'):
       plan(HARVESTER, model='toy', **wrong)
 
