@@ -156,18 +156,18 @@ def _norm(value: Any) -> float:
   return float(jnp.sqrt(jnp.mean(flat**2, where=flat > -1e30)))
 
 
-def report(figures: dict[str, Any]) -> str:
+def report(metrics: dict[str, Any]) -> str:
   """The figures as lines of text."""
   lines = [
-    f'{figures["prompt"]!r} in {figures["model"]}, '
-    f'{figures["intervention"]} at {", ".join(figures["sites"])}',
+    f'{metrics["prompt"]!r} in {metrics["model"]}, '
+    f'{metrics["intervention"]} at {", ".join(metrics["sites"])}',
     f'{"before":>26}   after',
   ]
-  for one, other in zip(figures['before'], figures['after']):
+  for one, other in zip(metrics['before'], metrics['after']):
     left = f'{one["token"]!r:>18} {one["probability"]:.3f}'
     lines.append(f'{left:>26}   {other["probability"]:.3f} {other["token"]!r}')
   lines.append(
-    f'{figures["answer"]!r} {figures["answer_nats"]:+.3f} nats, KL {figures["kl_nats"]:.3f} nats'
+    f'{metrics["answer"]!r} {metrics["answer_nats"]:+.3f} nats, KL {metrics["kl_nats"]:.3f} nats'
   )
   return '\n'.join(lines)
 
@@ -175,12 +175,12 @@ def report(figures: dict[str, Any]) -> str:
 def run(settings: Settings) -> None:
   """Makes the intervention, prints what it does and writes it."""
   model = mechjax.load(settings.model, code=settings.code)
-  figures = measure(model, settings.prompt, settings.sites, settings.intervention)
-  figures['code'] = settings.code
+  metrics = measure(model, settings.prompt, settings.sites, settings.intervention)
+  metrics['code'] = settings.code
   out = Path(settings.out)
   out.mkdir(parents=True, exist_ok=True)
-  (out / 'patch_and_run.json').write_text(json.dumps(figures, indent=2, ensure_ascii=False) + '\n')
-  print(report(figures))
+  (out / 'patch_and_run.json').write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + '\n')
+  print(report(metrics))
   print(f'wrote {out}/patch_and_run.json')
 
 

@@ -205,7 +205,7 @@ def ability(model: LanguageModel, task: Task, batch: int = 8) -> dict[str, Any]:
     text: all of this in a line.
   """
   difference, log_prob, top = _measured(model, task, 'clean', batch)
-  figures = {
+  metrics = {
     'pairs': len(task),
     'clean_right': float((difference > 0).mean()),
     'clean_top': float(top.mean()),
@@ -216,8 +216,8 @@ def ability(model: LanguageModel, task: Task, batch: int = 8) -> dict[str, Any]:
   line = (
     '{name}: {pairs} pairs, answer above the other in {clean_right:.0%}, likeliest token in {clean_top:.0%}, '
     'probability {probability:.2f}, logit difference {clean_difference:+.2f} clean, {noise_difference:+.2f} noise'
-  ).format(name=task.name, **figures)
-  return figures | {'text': f'{line} ({task.selection})' if task.selection else line}
+  ).format(name=task.name, **metrics)
+  return metrics | {'text': f'{line} ({task.selection})' if task.selection else line}
 
 
 def keep(model: LanguageModel, task: Task, batch: int = 8) -> Task:

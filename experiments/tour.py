@@ -92,39 +92,39 @@ def measure(model: Any, prompt: str) -> dict[str, Any]:
   }
 
 
-def report(figures: dict[str, Any]) -> str:
+def report(metrics: dict[str, Any]) -> str:
   """The figures as lines of text."""
-  lines = [f'{figures["prompt"]!r} continues with']
-  lines += [f'  {p:.3f}  {t!r}' for t, p in zip(figures['top'], figures['top_probabilities'])]
-  lines += ['', f'layer  {"without its MLP":>16}  logit lens   rank of {figures["answer"]!r}']
-  for i, effect in enumerate(figures['knock_out_nats']):
-    word, rank = figures['lens'][i][-1], figures['lens_answer_rank'][i]
+  lines = [f'{metrics["prompt"]!r} continues with']
+  lines += [f'  {p:.3f}  {t!r}' for t, p in zip(metrics['top'], metrics['top_probabilities'])]
+  lines += ['', f'layer  {"without its MLP":>16}  logit lens   rank of {metrics["answer"]!r}']
+  for i, effect in enumerate(metrics['knock_out_nats']):
+    word, rank = metrics['lens'][i][-1], metrics['lens_answer_rank'][i]
     lines.append(f'{i:5}  {effect:+11.3f} nats  {word!r:<12} {rank}')
   return '\n'.join(lines)
 
 
-def lens_table(figures: dict[str, Any]) -> dict[str, Any]:
+def lens_table(metrics: dict[str, Any]) -> dict[str, Any]:
   """The logit lens as a table of words: a column for each position, and the rank of the answer."""
-  ranks = figures['lens_answer_rank']
+  ranks = metrics['lens_answer_rank']
   return {
-    'cells': [[*map(visible, row), f'{rank:,}'] for row, rank in zip(figures['lens'], ranks)],
-    'weights': [[*row, 0.0] for row in figures['lens_probabilities']],
+    'cells': [[*map(visible, row), f'{rank:,}'] for row, rank in zip(metrics['lens'], ranks)],
+    'weights': [[*row, 0.0] for row in metrics['lens_probabilities']],
     'rows': [str(i) for i in range(len(ranks))],
-    'columns': [*map(visible, figures['tokens']), f'rank of {visible(figures["answer"])}'],
+    'columns': [*map(visible, metrics['tokens']), f'rank of {visible(metrics["answer"])}'],
   }
 
 
-def picture(figures: dict[str, Any], path: Path) -> None:
+def picture(metrics: dict[str, Any], path: Path) -> None:
   """Draws the tour as one PNG: the answer above, its making layer by layer below."""
-  table, effects = lens_table(figures), figures['knock_out_nats']
-  fig = charts.figure(7 + 0.9 * len(figures['tokens']), 2.4 + 0.28 * len(effects))
+  table, effects = lens_table(metrics), metrics['knock_out_nats']
+  fig = charts.figure(7 + 0.9 * len(metrics['tokens']), 2.4 + 0.28 * len(effects))
   ratios = [1, 0.15 * len(effects)]
   above, below = fig.subfigures(2, 1, height_ratios=ratios, squeeze=False).flat
   charts.bars(
     above.subplots(),
-    [visible(t) for t in figures['top']],
-    figures['top_probabilities'],
-    title=f'“{figures["prompt"]}” continues with …',
+    [visible(t) for t in metrics['top']],
+    metrics['top_probabilities'],
+    title=f'“{metrics["prompt"]}” continues with …',
     xlabel='probability of the next token (␣ is a space)',
     number='{:.3f}',
   )
@@ -141,7 +141,7 @@ def picture(figures: dict[str, Any], path: Path) -> None:
     right,
     table['rows'],
     effects,
-    title=f'Knock-out: {visible(figures["answer"])} without one MLP',
+    title=f'Knock-out: {visible(metrics["answer"])} without one MLP',
     xlabel='change of log-probability, nats\n(output zeroed at the last position; hatched: cut)',
     number='{:.3f}',
     limit=scale.limit(effects),
@@ -149,19 +149,19 @@ def picture(figures: dict[str, Any], path: Path) -> None:
   charts.save(fig, path)
 
 
-def document(figures: dict[str, Any]) -> str:
+def document(metrics: dict[str, Any]) -> str:
   """Writes the tour as one HTML page."""
-  table, effects = lens_table(figures), figures['knock_out_nats']
-  answer = visible(figures['answer'])
+  table, effects = lens_table(metrics), metrics['knock_out_nats']
+  answer = visible(metrics['answer'])
   next_token = page.bars(
-    [visible(t) for t in figures['top']], figures['top_probabilities'], unit='probability'
+    [visible(t) for t in metrics['top']], metrics['top_probabilities'], unit='probability'
   )
   lens = page.words(**table, corner='layer', unit='colour: probability of the token shown')
   unit = 'change of log-probability in nats, by layer; a hatched bar is cut'
   mlps = page.bars(table['rows'], effects, unit=unit, limit=scale.limit(effects))
   return page.page(
-    f'“{figures["prompt"]}” continues with “{figures["answer"].strip()}”',
-    f'{figures["model"]}, in unmodified upstream code, read and changed while it runs. '
+    f'“{metrics["prompt"]}” continues with “{metrics["answer"].strip()}”',
+    f'{metrics["model"]}, in unmodified upstream code, read and changed while it runs. '
     'In tokens, ␣ is a space.',
     [
       page.section('The next token', 'The five likeliest continuations.', next_token),
@@ -180,7 +180,7 @@ def document(figures: dict[str, Any]) -> str:
         mlps,
       ),
     ],
-    footer=f'python -m experiments.tour --prompt={shlex.quote(figures["prompt"])}',
+    footer=f'python -m experiments.tour --prompt={shlex.quote(metrics["prompt"])}',
   )
 
 
@@ -188,11 +188,11 @@ def run(settings: Settings) -> None:
   """Takes the tour, prints it and writes it."""
   out = Path(settings.out)
   out.mkdir(parents=True, exist_ok=True)
-  figures = measure(mechjax.load(MODEL, code='tunix'), settings.prompt)
-  print(report(figures))
-  (out / 'tour.json').write_text(json.dumps(figures, indent=2, ensure_ascii=False) + '\n')
-  picture(figures, out / 'tour.png')
-  (out / 'tour.html').write_text(document(figures))
+  metrics = measure(mechjax.load(MODEL, code='tunix'), settings.prompt)
+  print(report(metrics))
+  (out / 'tour.json').write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + '\n')
+  picture(metrics, out / 'tour.png')
+  (out / 'tour.html').write_text(document(metrics))
   print(f'\nwrote {out}/tour.json, {out}/tour.png and {out}/tour.html')
 
 

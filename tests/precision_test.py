@@ -67,10 +67,10 @@ def test_products_of_bfloat16_are_left_alone():
 
 SAES = [
   sae.ReLU(d_in=6, width=12, sparsity=0.1),
-  sae.TopK(d_in=6, width=12, k=2, revival=sae.AuxK(k=3, after_tokens=10)),
+  sae.TopK(d_in=6, width=12, k=2, aux_loss=sae.AuxK(k=3, after_tokens=10)),
   sae.BatchTopK(d_in=6, width=12, k=2, prefixes=(4, 12)),
   sae.JumpReLU(d_in=6, width=12, sparsity=0.1, d_out=5, skip=True),
-  sae.Gated(d_in=6, width=12, sparsity=0.1, revival=sae.GhostGrads.original(10)),
+  sae.Gated(d_in=6, width=12, sparsity=0.1, aux_loss=sae.GhostGrads.original(10)),
 ]
 
 

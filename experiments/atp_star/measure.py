@@ -59,13 +59,13 @@ class Measured:
   """What came out.
 
   Attributes:
-    figures: everything as plain numbers and strings.
+    metrics: everything as plain numbers and strings.
     truth: the exact effects.
     found: what each method made of the question, by its key.
     tokens: what stands at each position.
   """
 
-  figures: dict[str, Any]
+  metrics: dict[str, Any]
   truth: Effects
   found: dict[str, Found]
   tokens: tuple[str, ...]
@@ -110,7 +110,7 @@ def measure(
   for name in distinct(question, settings.methods):
     found[name] = one = METHODS[name](question)
     say(f'{one.name}: {one.spent:g} passes per pair, {one.seconds:.2f} s')
-  figures = {
+  metrics = {
     'model': model.name,
     'versions': versions(),
     'settings': _plain(dataclasses.asdict(settings)),
@@ -129,9 +129,9 @@ def measure(
   if settings.verify:
     for name, one in found.items():
       if one.effects is not None:
-        figures['methods'][name]['verified'] = bounds(question, one, truth, settings)
+        metrics['methods'][name]['verified'] = bounds(question, one, truth, settings)
         say(f'{one.name}: bounds done')
-  return Measured(figures, truth, found, task.columns)
+  return Measured(metrics, truth, found, task.columns)
 
 
 # --- what is asked, and the truth -------------------------------------------------------------------

@@ -26,9 +26,9 @@ VIEW = View('contribution')
 _ROWS, _PROMPTS, _BESIDE = 40, 10, 16
 
 
-def text(figures: dict[str, Any]) -> str:
+def text(metrics: dict[str, Any]) -> str:
   """How the methods compare, as lines of text."""
-  heads, rows = _compared(figures)
+  heads, rows = _compared(metrics)
   lines = [['', *heads], *([name, *cells] for name, cells, _ in rows)]
   widths = [max(map(len, column)) for column in zip(*lines)]
   return '\n'.join(
@@ -38,7 +38,7 @@ def text(figures: dict[str, Any]) -> str:
 
 def shown(measured: Measured) -> list[Found]:
   """Plain AtP, or the first method that estimates effects, and the best of the others; none if there is none."""
-  judged = measured.figures['methods']
+  judged = measured.metrics['methods']
   estimates = [key for key, one in measured.found.items() if one.effects is not None]
   others = sorted(estimates[1:], key=lambda key: judged[key]['aggregate'])
   return [measured.found[key] for key in [*estimates[:1], *others[:1]]]
@@ -63,7 +63,7 @@ def picture(measured: Measured, path: Path) -> None:
     axes = part.subplots(1, len(band), width_ratios=[len(m.columns) for m in band], squeeze=False)
     images = [patching.draw(ax, m, limit) for ax, m in zip(axes[0], band)]
   beyond = any((m.values > limit).any() for _, band in bands for m in band)
-  words = [title(measured.figures), *textwrap.wrap(measured.figures['ability_kept']['text'], 160)]
+  words = [title(measured.metrics), *textwrap.wrap(measured.metrics['ability_kept']['text'], 160)]
   above.suptitle('\n'.join(map(charts.legible, words)), fontsize=11, parse_math=False)
   scale = above.add_gridspec(1, 3)[1]
   unit, extend = bands[0][1][0].unit, 'max' if beyond else 'neither'
@@ -88,7 +88,7 @@ def _height(band: Sequence[cuts.Map]) -> float:
 
 
 def _curves(measured: Measured) -> dict[str, tuple]:
-  curve = measured.figures['curve']
+  curve = measured.metrics['curve']
   return {measured.found[key].name: (curve['k'], costs) for key, costs in curve['costs'].items()}
 
 
@@ -97,37 +97,37 @@ def _curves(measured: Measured) -> dict[str, tuple]:
 
 def document(measured: Measured) -> str:
   """Writes everything as one HTML page."""
-  figures, truth, tokens = measured.figures, measured.truth, measured.tokens
+  metrics, truth, tokens = measured.metrics, measured.truth, measured.tokens
   compared = shown(measured)
   sections = [
-    _ability(figures),
+    _ability(metrics),
     *_truth(measured),
-    _methods(figures),
+    _methods(metrics),
     searches.cost_section(_curves(measured), title=truth.title),
     *(searches.estimate_section(truth, one.estimate, tokens) for one in compared),
-    *(_missed(figures, key) for key, one in measured.found.items() if one in compared),
+    *(_missed(metrics, key) for key, one in measured.found.items() if one in compared),
     _largest(measured),
   ]
-  if any('verified' in one for one in figures['methods'].values()):
-    sections.append(_bounds(figures))
-  versions = ', '.join(f'{name} {version}' for name, version in figures['versions'].items())
+  if any('verified' in one for one in metrics['methods'].values()):
+    sections.append(_bounds(metrics))
+  versions = ', '.join(f'{name} {version}' for name, version in metrics['versions'].items())
   return page.page(
-    title(figures), figures['task']['question'], sections,
-    footer=f'{figures.get("command", "experiments.atp_star")} ({versions})',
+    title(metrics), metrics['task']['question'], sections,
+    footer=f'{metrics.get("command", "experiments.atp_star")} ({versions})',
   )  # fmt: skip
 
 
-def title(figures: dict[str, Any]) -> str:
-  settings = figures['settings']
+def title(metrics: dict[str, Any]) -> str:
+  settings = metrics['settings']
   layers = f' of layers {settings["layers"]}' if settings['layers'] else ''
   return (
-    f'{figures["task"]["name"]}: {settings["nodes"]}{layers} of {figures["model"]}, '
-    f'{settings["mode"]}, {figures["nodes"]["count"]:,} nodes'
+    f'{metrics["task"]["name"]}: {settings["nodes"]}{layers} of {metrics["model"]}, '
+    f'{settings["mode"]}, {metrics["nodes"]["count"]:,} nodes'
   )
 
 
-def _ability(figures: dict[str, Any]) -> str:
-  able, task = figures['ability'], figures['task']
+def _ability(metrics: dict[str, Any]) -> str:
+  able, task = metrics['ability'], metrics['task']
   prompts = task['prompts'][:_PROMPTS]
   which = 'The pairs' if len(prompts) == task['pairs'] else f'The first {len(prompts)} of them'
   words = (
@@ -166,9 +166,9 @@ def _captioned(name: str, shown: cuts.Map) -> cuts.Map:
   return dataclasses.replace(shown, behind=f'{name}: {shown.behind}' if shown.behind else name)
 
 
-def _compared(figures: dict[str, Any]) -> tuple[list[str], list[tuple]]:
+def _compared(metrics: dict[str, Any]) -> tuple[list[str], list[tuple]]:
   """Heads of columns, and of each method (and the oracle) its name, its cells and how good each of them is."""
-  ks = figures['settings']['ks']
+  ks = metrics['settings']['ks']
   heads = [
     'passes',
     'seconds',
@@ -178,7 +178,7 @@ def _compared(figures: dict[str, Any]) -> tuple[list[str], list[tuple]]:
     f'missed of {ks[-1]}',
   ]
   rows = []
-  for one in figures['methods'].values():
+  for one in metrics['methods'].values():
     cells = [
       f'{one["passes"]:,.0f}', f'{one["seconds"]:.2f}', f'{one["spearman"]:.3f}',
       *(f'{cost:,.0f}' for cost in one['costs']), f'{one["aggregate"]:,.1f}', f'{one["missed"][-1]}',
@@ -188,32 +188,32 @@ def _compared(figures: dict[str, Any]) -> tuple[list[str], list[tuple]]:
       1 / one['aggregate_over_oracle'], 1 - one['missed'][-1] / ks[-1],
     ]  # fmt: skip
     rows.append((one['name'], cells, good))
-  some = next(iter(figures['methods'].values()))
+  some = next(iter(metrics['methods'].values()))
   oracle = some['aggregate'] / some['aggregate_over_oracle']
   cells = ['0', '', '1', *(f'{k:,}' for k in ks), f'{oracle:,.1f}', '0']
   return heads, [*rows, ('oracle', cells, [0, 0, *[1] * (len(ks) + 3)])]
 
 
-def _methods(figures: dict[str, Any]) -> str:
-  heads, rows = _compared(figures)
-  ks, n = figures['settings']['ks'], figures['nodes']['count']
+def _methods(metrics: dict[str, Any]) -> str:
+  heads, rows = _compared(metrics)
+  ks, n = metrics['settings']['ks'], metrics['nodes']['count']
   words = (
     f'Passes are forward passes per pair that the ranking costs; a backward pass counts as two, and the exact '
     f'sweep costs {n:,}. Seconds are for all pairs, without compilation. Spearman is the rank correlation with the '
     f'truth. Then the passes, those of the ranking included, until the true top {", ".join(map(str, ks))} have '
-    f'been patched; the same for all K up to {figures["curve"]["k"][-1]:,}, a geometric mean with weights 1/K; and '
+    f'been patched; the same for all K up to {metrics["curve"]["k"][-1]:,}, a geometric mean with weights 1/K; and '
     f'how many of the true top {ks[-1]} are not among the first {ks[-1]} of the method. The oracle knows the truth. '
-    f'Searches without gradients were given {figures["joint"]:,} joint patches each.'
+    f'Searches without gradients were given {metrics["joint"]:,} joint patches each.'
   )
-  same = [name for name in figures['settings']['methods'] if name not in figures['methods']]
+  same = [name for name in metrics['settings']['methods'] if name not in metrics['methods']]
   if same:
     words += f' With no queries or keys among the nodes, {" and ".join(same)} would be the same as without the fix.'
   unit = 'colour: the correlation, the passes of the oracle over those of the method, the share not missed'
   return page.section('The methods', words, _table('', heads, rows, unit))
 
 
-def _missed(figures: dict[str, Any], key: str) -> str:
-  one, k = figures['methods'][key], figures['settings']['ks'][-1]
+def _missed(metrics: dict[str, Any], key: str) -> str:
+  one, k = metrics['methods'][key], metrics['settings']['ks'][-1]
   nodes, count = one['false_negatives'], one['missed'][-1]
   heading = f'What {one["name"]} missed'
   words = f'{count or "None"} of the true top {k} are not among the first {k} of {one["name"]}. '
@@ -235,7 +235,7 @@ def _missed(figures: dict[str, Any], key: str) -> str:
 
 def _largest(measured: Measured) -> str:
   names = {key: one.name for key, one in measured.found.items() if one.effects is not None}
-  nodes = measured.figures['top'][:_ROWS]
+  nodes = measured.metrics['top'][:_ROWS]
   rows = []
   for rank, top in enumerate(nodes, 1):
     places = [top['places'][key] for key in names]
@@ -251,9 +251,9 @@ def _largest(measured: Measured) -> str:
   return page.section('Where the largest nodes are found', words, table)
 
 
-def _bounds(figures: dict[str, Any]) -> str:
-  judged = [one for one in figures['methods'].values() if 'verified' in one]
-  one, k = judged[0]['verified'], figures['settings']['ks'][-1]
+def _bounds(metrics: dict[str, Any]) -> str:
+  judged = [one for one in metrics['methods'].values() if 'verified' in one]
+  one, k = judged[0]['verified'], metrics['settings']['ks'][-1]
   words = (
     f'What can be said without the truth. The first {one["path"]:,} nodes of each method are patched; the threshold '
     f'is contribution number {k} among them. {one["checks"]:,} nodes drawn from the others are patched, and '

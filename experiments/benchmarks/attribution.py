@@ -167,8 +167,8 @@ def main(argv):
   del argv
   model = mechjax.load('smollm2-135m')
   pairs, metric, infos = question(model)
-  figures = attribution(model, pairs, metric, infos) | sweeps(model, pairs, metric, infos)
-  timing.report('attribution', figures, TARGETS)
+  metrics = attribution(model, pairs, metric, infos) | sweeps(model, pairs, metric, infos)
+  timing.report('attribution', metrics, TARGETS)
 
 
 if __name__ == '__main__':

@@ -223,13 +223,13 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   model = mechjax.load('smollm2-135m', code='tunix')
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, 49000, (1, 128)))
-  figures = {
+  metrics = {
     **forward_figures(model, tokens),
     **backward_figures(model, tokens),
     **tiny_figures(),
     **memory_figures(model, tokens),
   }
-  timing.report('Iterating over a forward pass of SmolLM2-135M, 1x128 tokens', figures, TARGETS)
+  timing.report('Iterating over a forward pass of SmolLM2-135M, 1x128 tokens', metrics, TARGETS)
 
 
 if __name__ == '__main__':

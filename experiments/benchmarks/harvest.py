@@ -180,7 +180,7 @@ def main(argv):
   w, x = weights(WIDTH), jax.random.normal(jax.random.key(1), (BATCH, WIDTH))
   small_w, small_x = weights(16), jnp.ones((4, 16))
   excess, runtime, recompiles = reading(w, x)
-  figures = {
+  metrics = {
     'hlo_identical': hlo_identical(small_w, small_x),
     'dispatch_ratio': dispatch(),
     'trace_ratio': staging(small_w, small_x),
@@ -188,7 +188,7 @@ def main(argv):
     'read_runtime_ratio': runtime,
     'relayer_recompiles': recompiles,
   }
-  timing.report('harvest', figures, TARGETS)
+  timing.report('harvest', metrics, TARGETS)
 
 
 if __name__ == '__main__':

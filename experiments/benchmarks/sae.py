@@ -46,7 +46,7 @@ import mechjax
 from experiments.benchmarks import timing
 from mechjax import harvest, precision
 from mechjax.sae import BatchTopK, Gated, JumpReLU, ReLU, TopK, store
-from mechjax.sae.training import Optimisation, Stack, Trainer, fed
+from mechjax.sae.training import Ensemble, Optimisation, Trainer, fed
 
 D, M, BATCHES, ROUNDS = 768, 6144, (2048, 4096), 9
 SHAPE: dict[str, Any] = {'d_in': D, 'width': M}
@@ -70,7 +70,7 @@ CHECK_SHARDS = 'check_shards'
 
 def stepping(sae, x) -> Callable:
   """A call that makes the next step of a training."""
-  trainer = Trainer({'a': Stack(sae=sae, reads='x')}, Optimisation(steps=10_000))
+  trainer = Trainer({'a': Ensemble(sae=sae, reads='x')}, Optimisation(steps=10_000))
   state = trainer.init()
 
   def step():
@@ -106,15 +106,15 @@ def steps(batch):
     }
 
   bare = 4 * batch * D * M
-  figures = {
+  metrics = {
     name: over('bare', name, SAES[name].operations_per_token * batch / bare)
     for name in ('relu', 'jumprelu', 'gated')
   }
-  figures['topk_speedup_over_dense'] = over('topk_dense', 'topk')
-  figures['topk_speedup_over_10BDM'] = over('bare', 'topk', 10 / 4)
-  figures['topk_speedup_over_12BDM'] = over('bare', 'topk', 12 / 4)
+  metrics['topk_speedup_over_dense'] = over('topk_dense', 'topk')
+  metrics['topk_speedup_over_10BDM'] = over('bare', 'topk', 10 / 4)
+  metrics['topk_speedup_over_12BDM'] = over('bare', 'topk', 12 / 4)
   rate = {f'gigaflops_{batch}': 1e-9 * bare / statistics.median(seconds['bare'])}
-  return rate | {f'{n}_{batch}{how}': v for n, found in figures.items() for how, v in found.items()}
+  return rate | {f'{n}_{batch}{how}': v for n, found in metrics.items() for how, v in found.items()}
 
 
 def forward_to_layer():
@@ -137,7 +137,7 @@ def pipeline():
   forward = lambda table, tokens: harvest.sow(table[tokens], name='x')  # noqa: E731
   contexts = store.Contexts(tokens, np.arange(len(tokens)), (), 'made up')
   harvester = store.Harvester(forward, jnp.asarray(table), ['x'], contexts)
-  trainer = Trainer({'a': Stack(sae=SAES['relu'], reads='x')}, Optimisation(steps=10_000))
+  trainer = Trainer({'a': Ensemble(sae=SAES['relu'], reads='x')}, Optimisation(steps=10_000))
   state = trainer.init()
   with tempfile.TemporaryDirectory() as directory:
     store.write(directory, harvester, store.plan(harvester, shard_rows=shard, model='made up'))
@@ -171,15 +171,15 @@ def check_shards():
     TopK(**shape, k=8),
     BatchTopK(**shape, k=8),
   ]
-  stacks = {type(sae).__name__: Stack(sae=sae, reads='x', seeds=(0, 1)) for sae in saes}
+  ensembles = {type(sae).__name__: Ensemble(sae=sae, reads='x', seeds=(0, 1)) for sae in saes}
   data = jax.random.normal(jax.random.key(0), (5, batch, 64)) / 8
 
   def losses(mesh):
-    trainer = Trainer(stacks, Optimisation(steps=100, sparsity_warm_up_steps=2, eps=1e-4), mesh)
+    trainer = Trainer(ensembles, Optimisation(steps=100, sparsity_warm_up_steps=2, eps=1e-4), mesh)
     state, seen = trainer.init(), []
     for x in data:
       state, metrics = trainer.step(state, {'x': jax.device_put(x, trainer.batch_sharding)})
-      seen.append({name: figures['loss'] for name, figures in metrics.stacks.items()})
+      seen.append({name: own['loss'] for name, own in metrics.ensembles.items()})
     return jax.tree.map(np.asarray, seen)
 
   expected = losses(None)
@@ -191,12 +191,12 @@ def check_shards():
 def main(argv):
   if CHECK_SHARDS in argv:
     return check_shards()
-  figures: dict[str, Any] = {}
+  metrics: dict[str, Any] = {}
   for batch in BATCHES:
-    figures |= steps(batch)
-  figures |= pipeline() | forward_to_layer() | sharded()
-  figures['load'] = os.getloadavg()[0]
-  return timing.report('sae', figures, TARGETS)
+    metrics |= steps(batch)
+  metrics |= pipeline() | forward_to_layer() | sharded()
+  metrics['load'] = os.getloadavg()[0]
+  return timing.report('sae', metrics, TARGETS)
 
 
 if __name__ == '__main__':

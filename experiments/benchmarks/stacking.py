@@ -90,7 +90,7 @@ def parallel(n_layers):
 
 def depth_ratios(rounds=3):
   """Compile times against depth and against the unrolled twin, for two kinds of block."""
-  figures: dict[str, Any] = {}
+  metrics: dict[str, Any] = {}
   for name, family in (('', parallel), ('_llama', llama)):
     tokens = jax.ShapeDtypeStruct((2, 64), jnp.int32)
     deep, shallow = family(36), family(6)
@@ -103,27 +103,27 @@ def depth_ratios(rounds=3):
       'unrolled grad': compiling(gradient(unrolled), shapes, tokens),
     }
     times = timing.interleaved(calls, rounds, warmup=0)
-    figures |= {
+    metrics |= {
       f'compile_36_over_6{name}': times.ratio('stacked 36', 'stacked 6'),
       f'unrolled_over_stacked_36_forward{name}': times.ratio('unrolled 36', 'stacked 36'),
       f'unrolled_over_stacked_36_grad{name}': times.ratio('unrolled grad', 'stacked grad'),
     }
-  return figures
+  return metrics
 
 
 def pythia_ratios():
   config = families.preset('pythia-12b')
   params = decoder.shapes(config)
   tokens = jax.ShapeDtypeStruct((1, 512), jnp.int32)
-  figures = {}
+  metrics = {}
   for name, form in (('forward', lambda f: f), ('grad', gradient)):
     calls = {
       kind: compiling(form(model_of(config, unroll=kind == 'unrolled')), params, tokens)
       for kind in ('stacked', 'unrolled')
     }
     times = timing.interleaved(calls, 1, warmup=0)
-    figures[f'pythia_12b_unrolled_over_stacked_{name}'] = times.ratio('unrolled', 'stacked')
-  return figures
+    metrics[f'pythia_12b_unrolled_over_stacked_{name}'] = times.ratio('unrolled', 'stacked')
+  return metrics
 
 
 def tunix_ratios(rounds=3):
@@ -317,11 +317,11 @@ def main(argv):
     tunix_ratios,
     pythia_ratios,
   )
-  figures: dict[str, Any] = {}
+  metrics: dict[str, Any] = {}
   for part in parts:
     print(part.__name__, flush=True)
-    figures |= part()
-  timing.report('stacking', figures, TARGETS)
+    metrics |= part()
+  timing.report('stacking', metrics, TARGETS)
 
 
 if __name__ == '__main__':

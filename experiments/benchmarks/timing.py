@@ -137,11 +137,11 @@ def optimised_hlo(f: Callable, *args: Any) -> str:
 
 
 def report(
-  title: str, figures: Mapping[str, Any], targets: Mapping[str, str] | None = None
+  title: str, metrics: Mapping[str, Any], targets: Mapping[str, str] | None = None
 ) -> None:
   """Prints a table of figures (with what was promised, where something was) and the line `RESULT {json}`."""
   print(title)
-  for name, value in figures.items():
+  for name, value in metrics.items():
     shown = f'{value:.3f}' if isinstance(value, float) else str(value)
     print(f'  {name:<40} {shown:>12}   {(targets or {}).get(name, "")}'.rstrip())
-  print('RESULT ' + json.dumps(dict(figures)), flush=True)
+  print('RESULT ' + json.dumps(dict(metrics)), flush=True)

@@ -58,7 +58,7 @@ def _metadata(subjects: Subjects, reports: Mapping[str, Report]) -> dict[str, An
     'target': subjects.target,
     'limit': subjects.limit,
     'dictionaries': {
-      s.name: {'kind': s.kind, 'setting': s.setting, **reports[s.name].figures()}
+      s.name: {'kind': s.kind, 'setting': s.setting, **reports[s.name].metrics()}
       for s in subjects.of
     },
   }
@@ -121,7 +121,7 @@ def _page(subjects: Subjects, reports: Mapping[str, Report], title: str) -> str:
     f'{first.predicted:,} predicted tokens. The model has a loss of {first.loss:.4f} nats a token; with zero in '
     f'place of the site {first.loss_zero:.4f}, with its mean {first.loss_mean:.4f}.'
   )
-  figures = page.words(
+  metrics = page.words(
     _cells(subjects, reports),
     [[0.0] * len(COLUMNS)] * len(rows),
     rows=rows,
@@ -131,7 +131,7 @@ def _page(subjects: Subjects, reports: Mapping[str, Report], title: str) -> str:
   )
   points = results(subjects, reports)
   body = [pareto.section(points, title=title)] if points else []
-  body.append(page.section('All figures', 'Every dictionary on the same tokens.', figures))
+  body.append(page.section('All figures', 'Every dictionary on the same tokens.', metrics))
   return page.page(f'Dictionaries of {title}', lead, body, 'made by mechjax.eval_sae')
 
 

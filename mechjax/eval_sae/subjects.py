@@ -94,23 +94,23 @@ def _of_run(home: Path) -> Subjects:
     config = flags.from_json(train_sae.Settings, (home / layout.CONFIG).read_text())
   except OSError as e:
     raise SAEError(f'{home} is no run of mechjax.train_sae: {e}') from e
-  stacks = sorted((home / layout.DICTIONARIES).glob(f'*/{layout.ABOUT}'))
-  if not stacks:
+  ensembles = sorted((home / layout.DICTIONARIES).glob(f'*/{layout.ABOUT}'))
+  if not ensembles:
     raise SAEError(f'{home} has no dictionaries yet', hint='the command of the training goes on')
   rows = contexts.read(home / layout.TOKENS).split(config.data.held_out_every)[1]
   model = mechjax.load(config.model, code=config.code)
-  of = [one for about in stacks for one in _trained(about)]
-  limit = min(json.loads(about.read_text()).get('limit', math.inf) for about in stacks)
+  of = [one for about in ensembles for one in _trained(about)]
+  limit = min(json.loads(about.read_text()).get('limit', math.inf) for about in ensembles)
   text = f'{config.data.text}, held out'
   return Subjects(model, config.site, config.target, rows, of, f'run {home.name}', text, limit)
 
 
 def _trained(about: Path) -> Iterator[Subject]:
-  """The dictionaries of a stack."""
+  """The dictionaries of an ensemble."""
   words = json.loads(about.read_text())
   for n, member in enumerate(words['members']):
     one, params = sae.load(about.parent / str(n))
-    setting = f'{member["knob"]} {member["value"]:g}'
+    setting = f'{member["hparam"]} {member["value"]:g}'
     if len({m['seed'] for m in words['members']}) > 1:
       setting += f', seed {member["seed"]}'
     yield Subject(f'{about.parent.name}/{n}', words['label'], setting, one, params)

@@ -13,7 +13,7 @@ CHECKPOINTS = 'checkpoints'
 DUMP = 'dump'
 DICTIONARIES = 'dictionaries'
 ABOUT = 'trained_as.json'
-"""Beside the dictionaries of a stack: what each was trained as, which formats of others have no words for."""
+"""Beside the dictionaries of an ensemble: what each was trained as, which formats of others have no words for."""
 
 
 def first_token(tokenizer: Tokenizer, wanted: int | None = None) -> int | None:

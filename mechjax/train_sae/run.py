@@ -45,7 +45,7 @@ from mechjax.train_sae import corpora, layout
 from mechjax.train_sae.settings import MAY_CHANGE, Settings, kind_of
 
 
-def run(settings: Settings) -> training.Outcome:
+def run(settings: Settings) -> training.TrainingResult:
   """Trains, from wherever an earlier call with these settings got to.
 
   Args:
@@ -67,9 +67,9 @@ def run(settings: Settings) -> training.Outcome:
   fingerprint = model.fingerprint()
   _expect_same_model(home, fingerprint)
   harvester = _harvester(settings, model, home)
-  stacks = _stacks(settings, harvester)
-  _expect_writable(settings, stacks)
-  trainer = training.Trainer(stacks, settings.optimisation, mesh)
+  ensembles = _ensembles(settings, harvester)
+  _expect_writable(settings, ensembles)
+  trainer = training.Trainer(ensembles, settings.optimisation, mesh)
   source = _source(settings, harvester, home, fingerprint)
   scales = _scales(home / layout.SCALES, source, settings.data.max_norm_ratio)
   outcome = _train(settings, trainer, source, scales, home)
@@ -84,7 +84,7 @@ def _train(
   source: Source,
   scales: dict[str, Scale],
   home: Path,
-) -> training.Outcome:
+) -> training.TrainingResult:
   def feed(position: int) -> Any:
     return training.fed(
       source,
@@ -117,35 +117,35 @@ def export(
 
   Args:
     settings: of the run.
-    trainer: whose stacks they are.
+    trainer: whose ensembles they are.
     state: the last.
     scales: of each site.
     directory: where; what is there already is left.
   """
-  for name, stack in trainer.stacks.items():
-    members = jax.tree.map(_whole, state.stacks[name].params)
+  for name, ensemble in trainer.ensembles.items():
+    members = jax.tree.map(_whole, state.ensembles[name].params)
     if jax.process_index():
       continue
     (directory / name).mkdir(parents=True, exist_ok=True)
-    files.write_json(directory / name / layout.ABOUT, _trained_as(name, stack, scales))
-    for n in range(stack.members):
+    files.write_json(directory / name / layout.ABOUT, _trained_as(name, ensemble, scales))
+    for n in range(ensemble.members):
       if not (directory / name / str(n)).exists():
         one = {key: x[n] for key, x in members.items()}
-        _write(settings, stack, n, one, scales, directory / name / str(n))
+        _write(settings, ensemble, n, one, scales, directory / name / str(n))
 
 
 def _write(
   settings: Settings,
-  stack: training.Stack,
+  ensemble: training.Ensemble,
   n: int,
   params: sae.Params,
   scales: dict[str, Scale],
   place: Path,
 ) -> None:
-  target = scales[stack.writes].scale if stack.writes else None
-  one = stack.member(n)
-  folded = sae.folded(one, params, scales[stack.reads].scale, target)
-  about = {'model': settings.model, 'reads': stack.reads, 'writes': stack.writes}
+  target = scales[ensemble.writes].scale if ensemble.writes else None
+  one = ensemble.member(n)
+  folded = sae.folded(one, params, scales[ensemble.reads].scale, target)
+  about = {'model': settings.model, 'reads': ensemble.reads, 'writes': ensemble.writes}
   sae.save(place, one, folded, format=settings.format, about=_words(settings, about))
 
 
@@ -154,29 +154,29 @@ def _words(settings: Settings, about: dict[str, Any]) -> dict[str, Any] | None:
   return None if settings.format == 'gemma_scope' else {'mechjax': about}
 
 
-def _expect_writable(settings: Settings, stacks: dict[str, training.Stack]) -> None:
+def _expect_writable(settings: Settings, ensembles: dict[str, training.Ensemble]) -> None:
   """Writes a tiny dictionary of each kind to nowhere: better now than when the training is over.
 
   Raises:
     SAEError: the format cannot express it.
   """
-  for stack in stacks.values():
-    fewer: dict[str, Any] = {'k': 1} if 'k' in stack.sae.DATA else {}
-    d_out = None if stack.sae.d_out is None else 2
-    tiny = dataclasses.replace(stack.sae, d_in=2, d_out=d_out, width=2, prefixes=(), **fewer)
+  for ensemble in ensembles.values():
+    fewer: dict[str, Any] = {'k': 1} if 'k' in ensemble.sae.TRACED else {}
+    d_out = None if ensemble.sae.d_out is None else 2
+    tiny = dataclasses.replace(ensemble.sae, d_in=2, d_out=d_out, width=2, prefixes=(), **fewer)
     with tempfile.TemporaryDirectory() as scratch:
       params = tiny.init(jax.random.key(0))
       words = _words(settings, {})
       sae.save(Path(scratch) / 'tiny', tiny, params, format=settings.format, about=words)
 
 
-def _trained_as(name: str, stack: training.Stack, scales: dict[str, Scale]) -> dict[str, Any]:
+def _trained_as(name: str, ensemble: training.Ensemble, scales: dict[str, Scale]) -> dict[str, Any]:
   """What formats of others have no words for."""
-  kind = type(stack.sae).__name__
-  particular = name.removeprefix(kind_of(stack.sae)).replace('_', ' ')
-  ((knob, values),) = dict(stack.knobs).items()
-  members = [{'knob': knob, 'value': v, 'seed': s} for v, s in zip(values, stack.seeds)]
-  limit = scales[stack.reads].limit
+  kind = type(ensemble.sae).__name__
+  particular = name.removeprefix(kind_of(ensemble.sae)).replace('_', ' ')
+  ((hparam, values),) = dict(ensemble.hparams).items()
+  members = [{'hparam': hparam, 'value': v, 'seed': s} for v, s in zip(values, ensemble.seeds)]
+  limit = scales[ensemble.reads].limit
   words = {'label': kind + particular, 'members': members}
   return words | ({'limit': limit} if limit < np.inf else {})
 
@@ -339,10 +339,10 @@ def _scales(path: Path, source: Source, max_norm_ratio: float) -> dict[str, Scal
     }
 
 
-def _stacks(settings: Settings, harvester: Harvester) -> dict[str, training.Stack]:
+def _ensembles(settings: Settings, harvester: Harvester) -> dict[str, training.Ensemble]:
   widths, target = harvester.widths, settings.target
   d_out = widths[target] if target else None
-  return settings.dictionaries.stacks(
+  return settings.dictionaries.ensembles(
     widths[settings.site], settings.site, target, d_out, settings.skip
   )
 
@@ -351,7 +351,7 @@ def _journal(
   settings: Settings, trainer: training.Trainer, home: Path, kept: training.Checkpoints
 ) -> training.Journal:
   done = kept.steps[-1] if kept.steps else 0
-  saes = [stack.sae for stack in trainer.stacks.values() for _ in range(stack.members)]
+  saes = [ensemble.sae for ensemble in trainer.ensembles.values() for _ in range(ensemble.members)]
   widest = max(saes, key=lambda sae: sae.width)
   per_device = max(1, settings.batch // trainer.mesh.shape['data'])
   width = widest.width // trainer.mesh.shape['model']

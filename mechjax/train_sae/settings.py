@@ -5,8 +5,8 @@ architecture, each with the sparsities that it is to have:
 
     Dictionaries(jumprelu=(1e-3, 2e-3), topk=(32, 64), widths=(2304, 4608))
 
-All of them train together on one stream of activations: those that differ in numbers only as one stack, one stack for
-each architecture, width and way to treat dead latents.
+All of them train together on one stream of activations: those that differ in numbers only as one ensemble, one ensemble
+for each architecture, width and way to treat dead latents.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from mechjax.sae import ARCHITECTURES, Architecture, AuxK, GhostGrads, Resampling, architecture
 from mechjax.sae.errors import SAEError, expect
-from mechjax.sae.training import Loop, Optimisation, Stack
+from mechjax.sae.training import Ensemble, Loop, Optimisation
 
-Revival = Literal['none', 'auxk', 'ghost_original', 'ghost', 'ghost_unmatched', 'resampling']
+DeadLatents = Literal['none', 'auxk', 'ghost_original', 'ghost', 'ghost_unmatched', 'resampling']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,10 +91,10 @@ class Dictionaries:
     seeds: of the initial parameters; every dictionary is trained with each.
     prefixes: of Matryoshka dictionaries: how many of the first latents have to reconstruct alone, the last being
       the width.
-    revival: what becomes of dead latents: none, auxk, ghost_original, ghost (rescaled by the dead fraction),
+    dead_latents: what becomes of dead latents: none, auxk, ghost_original, ghost (rescaled by the dead fraction),
       ghost_unmatched (without the factor of the reconstruction loss), resampling; with several, every dictionary is
       trained with each.
-    dead_after: tokens without firing, after which a latent is dead.
+    dead_after_tokens: tokens without firing, after which a latent is dead.
     resample_every: steps between two resamplings.
     rewarm_steps: until the learning rate is what it was before a resampling.
     matmuls: operands of matrix products, float32 or bfloat16; parameters, latents and sums are float32 in any case.
@@ -110,8 +110,8 @@ class Dictionaries:
   widths: tuple[int, ...] = (4_096,)
   seeds: tuple[int, ...] = (0,)
   prefixes: tuple[int, ...] = ()
-  revival: tuple[Revival, ...] = ('none',)
-  dead_after: int = 10_000_000
+  dead_latents: tuple[DeadLatents, ...] = ('none',)
+  dead_after_tokens: int = 10_000_000
   resample_every: int = 5_000
   rewarm_steps: int = 1_000
   matmuls: Literal['float32', 'bfloat16'] = 'float32'
@@ -124,14 +124,14 @@ class Dictionaries:
         'no dictionaries are asked for',
         hint='give one of ' + ', '.join(f'--{n}=...' for n in _SPARSITY),
       )
-    for name in ('widths', 'seeds', 'revival'):
+    for name in ('widths', 'seeds', 'dead_latents'):
       values = getattr(self, name)
       expect(self, name, len({*values}) == len(values) > 0, 'one or more, each once')
 
-  def stacks(
+  def ensembles(
     self, d_in: int, site: str, target: str | None, d_out: int | None, skip: bool
-  ) -> dict[str, Stack]:
-    """All stacks, by a name that says what is particular to each.
+  ) -> dict[str, Ensemble]:
+    """All ensembles, by a name that says what is particular to each.
 
     Args:
       d_in: width of the site that is read.
@@ -143,49 +143,55 @@ class Dictionaries:
     shared: dict[str, Any] = {'d_in': d_in, 'd_out': d_out, 'skip': skip}
     shared |= {'prefixes': self.prefixes, 'matmuls': self.matmuls}
     found = {}
-    for kind, knob in _SPARSITY.items():
+    for kind, hparam in _SPARSITY.items():
       for width in self.widths if getattr(self, kind) else ():
-        for revival in self.revival:
+        for dead_latents in self.dead_latents:
           parts = [
             kind,
             *([str(width)] * (len(self.widths) > 1)),
-            *([revival] * (len(self.revival) > 1)),
+            *([dead_latents] * (len(self.dead_latents) > 1)),
           ]
-          found['_'.join(parts)] = self._stack(
-            kind, knob, revival, site, target, shared | {'width': width}
+          found['_'.join(parts)] = self._ensemble(
+            kind, hparam, dead_latents, site, target, shared | {'width': width}
           )
     return found
 
-  def _stack(
-    self, kind: str, knob: str, revival: str, site: str, target: str | None, shared: dict[str, Any]
-  ) -> Stack:
+  def _ensemble(
+    self,
+    kind: str,
+    hparam: str,
+    dead_latents: str,
+    site: str,
+    target: str | None,
+    shared: dict[str, Any],
+  ) -> Ensemble:
     values = getattr(self, kind)
-    own: dict[str, Any] = {knob: max(values)}
+    own: dict[str, Any] = {hparam: max(values)}
     if kind == 'jumprelu':
       own |= {'bandwidth': self.bandwidth, 'initial_threshold': self.initial_threshold}
-    sae = architecture(kind)(**shared, **own, revival=self._loss(revival))
+    sae = architecture(kind)(**shared, **own, aux_loss=self._loss(dead_latents))
     resampling = None
-    if revival == 'resampling':
-      resampling = Resampling(after_tokens=self.dead_after, rewarm_steps=self.rewarm_steps)
-    return Stack(
+    if dead_latents == 'resampling':
+      resampling = Resampling(after_tokens=self.dead_after_tokens, rewarm_steps=self.rewarm_steps)
+    return Ensemble(
       sae=sae,
       reads=site,
       writes=target,
       seeds=tuple(seed for seed in self.seeds for _ in values),
-      knobs={knob: values * len(self.seeds)},
-      dead_after=self.dead_after,
+      hparams={hparam: values * len(self.seeds)},
+      dead_after_tokens=self.dead_after_tokens,
       resampling=resampling,
       resample_every=self.resample_every if resampling else 0,
     )
 
-  def _loss(self, revival: str) -> AuxK | GhostGrads | None:
-    after = self.dead_after
-    if revival == 'auxk':
+  def _loss(self, dead_latents: str) -> AuxK | GhostGrads | None:
+    after = self.dead_after_tokens
+    if dead_latents == 'auxk':
       return AuxK(after_tokens=after)
-    if revival == 'ghost_original':
+    if dead_latents == 'ghost_original':
       return GhostGrads.original(after)
-    if revival in ('ghost', 'ghost_unmatched'):
-      return GhostGrads.rescaled(after, match_reconstruction=revival == 'ghost')
+    if dead_latents in ('ghost', 'ghost_unmatched'):
+      return GhostGrads.rescaled(after, match_reconstruction=dead_latents == 'ghost')
     return None
 
 

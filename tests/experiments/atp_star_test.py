@@ -82,9 +82,9 @@ def walk(search, truth, k):
 def test_what_the_model_can_do_is_said_first_and_wrong_pairs_are_left_out(measured, said):
   assert 'answer above the other in 75%' in said[0]
   assert said[1] == '3 of 4 pairs kept: those where attn-only gets the clean prompt right'
-  assert measured.figures['ability']['clean_right'] == 0.75
-  assert measured.figures['ability_kept']['clean_right'] == 1
-  assert [p['clean'] for p in measured.figures['task']['prompts']] == [
+  assert measured.metrics['ability']['clean_right'] == 0.75
+  assert measured.metrics['ability_kept']['clean_right'] == 1
+  assert [p['clean'] for p in measured.metrics['task']['prompts']] == [
     f'<b>clean {i}' for i in (0, 2, 3)
   ]
 
@@ -116,11 +116,11 @@ def test_positions_that_the_change_does_not_reach_do_nothing_and_are_left_out(
 
 
 def test_costs_are_those_of_walking_down_each_ranking(measured):
-  true, figures = measured.truth.contribution(), measured.figures
-  assert list(measured.found) == list(SETTINGS.methods) == list(figures['methods'])
-  assert figures['curve']['k'] == list(range(1, HEADS + 1))
+  true, metrics = measured.truth.contribution(), measured.metrics
+  assert list(measured.found) == list(SETTINGS.methods) == list(metrics['methods'])
+  assert metrics['curve']['k'] == list(range(1, HEADS + 1))
   for key, one in measured.found.items():
-    judged, curve = figures['methods'][key], figures['curve']['costs'][key]
+    judged, curve = metrics['methods'][key], metrics['curve']['costs'][key]
     assert judged['costs'] == [walk(one.search, true, k) for k in (3, 10)] == [curve[2], curve[9]]
     assert all(k <= cost <= HEADS + one.spent for k, cost in enumerate(curve, 1))
     tops = [(set(np.argsort(-true)[:k]), set(one.search.ranking[:k])) for k in (3, 10)]
@@ -171,7 +171,7 @@ def test_a_false_negative_names_the_methods_that_have_it(measured):
     if one.effects is not None
   }
   assert set(tops) == {'AtP', 'AtP*'}
-  missed = measured.figures['methods']['random']['false_negatives']
+  missed = measured.metrics['methods']['random']['false_negatives']
   assert missed
   for m in missed:
     assert m['label'] == measured.truth.nodes[m['node']].label(PLACES)
@@ -181,15 +181,15 @@ def test_a_false_negative_names_the_methods_that_have_it(measured):
 
 def test_bounds_hold_of_what_is_true(measured):
   for key in ('atp', 'atp_star'):
-    bounds = measured.figures['methods'][key]['verified']
+    bounds = measured.metrics['methods'][key]['verified']
     assert (bounds['path'], bounds['checks'], bounds['subsets']) == (20, 20, 20)
     assert bounds['missed'] <= bounds['missed_bound']
     assert bounds['largest'] <= bounds['largest_bound']
-  assert 'verified' not in measured.figures['methods']['random']
+  assert 'verified' not in measured.metrics['methods']['random']
 
 
 def test_figures_survive_json(measured):
-  assert json.loads(json.dumps(measured.figures)) == measured.figures
+  assert json.loads(json.dumps(measured.metrics)) == measured.metrics
 
 
 @pytest.mark.parametrize(
@@ -236,8 +236,8 @@ def test_fewer_nodes_than_the_largest_k_are_refused_before_the_sweep(model, task
 def test_a_sweep_is_taken_up_again(model, task, measured, saved):
   question = measuring.ask(model, task.rows([0, 2, 3]), SETTINGS)
   truth, cost = measuring.sweep(question, saved, progress=False)
-  assert (measured.figures['truth']['saved_before'], cost['saved_before']) == (0, 3 * HEADS)
-  assert (measured.figures['truth']['patches'], cost['patches']) == (3 * HEADS, 0)
+  assert (measured.metrics['truth']['saved_before'], cost['saved_before']) == (0, 3 * HEADS)
+  assert (measured.metrics['truth']['patches'], cost['patches']) == (3 * HEADS, 0)
   np.testing.assert_array_equal(truth.values, measured.truth.values)
 
 
@@ -271,9 +271,9 @@ def test_the_program_measures_what_the_flags_ask_for_and_writes_it(
     'neurons', '0,1', 'last', 'denoising', ('atp', 'random'), (2, 4), 30, 50, 123, 5
   )
   assert options == {'save': out / 'atp_star.npz', 'progress': True}
-  figures = json.loads((out / 'atp_star.json').read_text())
-  assert figures['command'] == """python -m experiments.atp_star '--task=it'"'"'s'"""
-  assert figures == measured.figures
+  metrics = json.loads((out / 'atp_star.json').read_text())
+  assert metrics['command'] == """python -m experiments.atp_star '--task=it'"'"'s'"""
+  assert metrics == measured.metrics
   assert (out / 'atp_star.png').stat().st_size > 50_000
   assert (out / 'atp_star.html').read_text() == report.document(measured)
   printed = capsys.readouterr().out
@@ -282,11 +282,11 @@ def test_the_program_measures_what_the_flags_ask_for_and_writes_it(
 
 
 def test_a_report_needs_no_method_with_estimates(measured, tmp_path):
-  judged = {'random': measured.figures['methods']['random']}
-  curve = measured.figures['curve']
+  judged = {'random': measured.metrics['methods']['random']}
+  curve = measured.metrics['curve']
   curve = curve | {'costs': {'random': curve['costs']['random']}}
-  figures = measured.figures | {'methods': judged, 'curve': curve}
-  alone = dataclasses.replace(measured, figures=figures, found={'random': measured.found['random']})
+  metrics = measured.metrics | {'methods': judged, 'curve': curve}
+  alone = dataclasses.replace(measured, metrics=metrics, found={'random': measured.found['random']})
   report.picture(alone, tmp_path / 'alone.png')
   assert (tmp_path / 'alone.png').stat().st_size > 50_000
   page = report.document(alone)

@@ -39,15 +39,15 @@ def by_hand(model, change, prompt=PROMPT):
   ],
 )
 def test_an_intervention_equals_the_same_change_in_a_loop(model, what, change):
-  figures = patch_and_run.measure(model, PROMPT, 'mlp_out.{3,4}', what)
+  metrics = patch_and_run.measure(model, PROMPT, 'mlp_out.{3,4}', what)
   before, after = model.log_probs(model.tokens(PROMPT))[0, -1], by_hand(model, change)
   paris = int(before.argmax())
-  assert figures['sites'] == SITES
-  assert figures['answer'] == figures['before'][0]['token'] == ' Paris'
-  assert figures['answer_nats'] == pytest.approx(float(after[paris] - before[paris]), abs=1e-3)
+  assert metrics['sites'] == SITES
+  assert metrics['answer'] == metrics['before'][0]['token'] == ' Paris'
+  assert metrics['answer_nats'] == pytest.approx(float(after[paris] - before[paris]), abs=1e-3)
   kl = float((jnp.exp(before) * (before - after)).sum())
-  assert figures['kl_nats'] == pytest.approx(kl, abs=1e-3)
-  assert figures['after'][0]['token'] == model.text(int(after.argmax()))
+  assert metrics['kl_nats'] == pytest.approx(kl, abs=1e-3)
+  assert metrics['after'][0]['token'] == model.text(int(after.argmax()))
 
 
 def test_replacing_puts_in_what_another_prompt_has_there(model):
@@ -55,17 +55,17 @@ def test_replacing_puts_in_what_another_prompt_has_there(model):
   for layer, _, value in mechjax.iterate(model, sites=SITES)(model.tokens(OTHER)):
     values[layer] = value
   after = by_hand(model, lambda layer, x: values[layer])
-  figures = patch_and_run.measure(model, PROMPT, 'mlp_out.{3,4}', f'replace={OTHER}')
+  metrics = patch_and_run.measure(model, PROMPT, 'mlp_out.{3,4}', f'replace={OTHER}')
   before = model.log_probs(model.tokens(PROMPT))[0, -1]
   paris = int(before.argmax())
-  assert figures['answer_nats'] == pytest.approx(float(after[paris] - before[paris]), abs=1e-3)
+  assert metrics['answer_nats'] == pytest.approx(float(after[paris] - before[paris]), abs=1e-3)
 
 
 def test_replacing_the_whole_stream_gives_the_other_prompts_answer(model):
-  figures = patch_and_run.measure(model, PROMPT, 'resid_post.29', f'replace={OTHER}')
+  metrics = patch_and_run.measure(model, PROMPT, 'resid_post.29', f'replace={OTHER}')
   expected = jnp.exp(model.log_probs(model.tokens(OTHER))[0, -1]).max()
-  assert figures['after'][0]['token'] == ' Rome'
-  assert figures['after'][0]['probability'] == pytest.approx(float(expected), abs=1e-4)
+  assert metrics['after'][0]['token'] == ' Rome'
+  assert metrics['after'][0]['probability'] == pytest.approx(float(expected), abs=1e-4)
 
 
 def test_noise_grows_with_its_size(model):
@@ -92,8 +92,8 @@ def test_main_prints_and_saves(smollm2, tmp_path, capsys, monkeypatch):
   asked = {'sites': 'attn_scores.2', 'intervention': 'scale=0.9', 'out': str(tmp_path)}
   asked |= {'model': 'smollm2-135m', 'code': 'tunix', 'prompt': PROMPT}
   patch_and_run.run(patch_and_run.Settings(**asked))
-  figures = json.loads((tmp_path / 'patch_and_run.json').read_text())
-  assert figures['code'] == 'tunix'
-  assert figures['sites'] == ['attn_scores.2']
-  assert np.isfinite(figures['norms']['attn_scores.2'])
+  metrics = json.loads((tmp_path / 'patch_and_run.json').read_text())
+  assert metrics['code'] == 'tunix'
+  assert metrics['sites'] == ['attn_scores.2']
+  assert np.isfinite(metrics['norms']['attn_scores.2'])
   assert "' Paris'" in capsys.readouterr().out

@@ -98,13 +98,13 @@ def test_the_noise_prompt_asks_for_the_other_answer(model):
 
 @pytest.mark.parametrize(('name', 'minimum'), ABILITIES.items())
 def test_smollm2_can_do_the_task_before_anything_is_patched(model, name, minimum):
-  figures = tasks.ability(model, tasks.build(name, model, 8))
-  assert figures['clean_right'] >= minimum
-  assert figures['clean_difference'] > 1
-  assert figures['noise_difference'] < (
-    figures['clean_difference'] - 1 if name == 'ioi_abc' else -1
+  metrics = tasks.ability(model, tasks.build(name, model, 8))
+  assert metrics['clean_right'] >= minimum
+  assert metrics['clean_difference'] > 1
+  assert metrics['noise_difference'] < (
+    metrics['clean_difference'] - 1 if name == 'ioi_abc' else -1
   )
-  assert figures['text'].startswith(f'{name}: 8 pairs')
+  assert metrics['text'].startswith(f'{name}: 8 pairs')
 
 
 def test_abilities_are_those_of_each_prompt_alone_whatever_the_batch_and_the_padding(model):
@@ -112,11 +112,11 @@ def test_abilities_are_those_of_each_prompt_alone_whatever_the_batch_and_the_pad
   assert not task.pairs.real.all()
   alone = np.stack([model.log_probs(model.tokens(p.clean))[0, -1] for p in task.prompts])
   answer, other = (alone[np.arange(5), ids] for ids in (task.answers, task.others))
-  figures = tasks.ability(model, task, batch=3)
-  assert figures['clean_difference'] == pytest.approx((answer - other).mean(), abs=1e-3)
-  assert figures['probability'] == pytest.approx(np.exp(answer).mean(), abs=1e-4)
-  assert figures['clean_top'] == pytest.approx((alone.argmax(-1) == task.answers).mean())
-  assert figures['clean_right'] == (answer > other).mean()
+  metrics = tasks.ability(model, task, batch=3)
+  assert metrics['clean_difference'] == pytest.approx((answer - other).mean(), abs=1e-3)
+  assert metrics['probability'] == pytest.approx(np.exp(answer).mean(), abs=1e-4)
+  assert metrics['clean_top'] == pytest.approx((alone.argmax(-1) == task.answers).mean())
+  assert metrics['clean_right'] == (answer > other).mean()
 
 
 def test_the_metric_is_the_difference_of_two_logits(model):

@@ -219,11 +219,13 @@ def test_a_stack_under_vmap_is_each_dictionary_by_itself(name, values):
   x = cases[0][1]
   stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[params for params, *_ in cases])
   gradient = jax.value_and_grad(lambda *args: sae.loss(*args)[0])
-  loss, grads = jax.jit(jax.vmap(gradient, (0, None, None, 0)))(stack, x, None, sae.knobs(**values))
-  (knob, settings), *_ = values.items()
+  loss, grads = jax.jit(jax.vmap(gradient, (0, None, None, 0)))(
+    stack, x, None, sae.hparams(**values)
+  )
+  (hparam, settings), *_ = values.items()
   alone = jax.jit(gradient)
   for n, value in enumerate(settings):
-    expected, expected_grads = alone(cases[n][0], x, None, sae.knobs(**{knob: value}))
+    expected, expected_grads = alone(cases[n][0], x, None, sae.hparams(**{hparam: value}))
     np.testing.assert_allclose(loss[n], expected, rtol=1e-10)
     for p in grads:
       np.testing.assert_allclose(grads[p][n], expected_grads[p], rtol=1e-8, atol=1e-10, err_msg=p)
@@ -235,7 +237,7 @@ def test_a_stack_under_vmap_is_each_dictionary_by_itself(name, values):
 def test_a_setting_as_data_is_that_setting(name, values):
   sae = SAES[name]
   params, x, _ = case(sae)
-  as_data = jax.jit(lambda p: sae.loss(p, x, knobs=sae.knobs(**values)))(params)
+  as_data = jax.jit(lambda p: sae.loss(p, x, hparams=sae.hparams(**values)))(params)
   alone = dataclasses.replace(sae, **values)
   expected = plain.parts(alone, plain.on_host(params), np.asarray(x), None, k=values.get('k'))
   jax.tree.map(np.testing.assert_allclose, as_data[1].parts, expected)
@@ -246,7 +248,7 @@ def test_other_coefficients_compile_nothing():
   params, x, _ = case(sae)
   traced = []
   loss = jax.jit(lambda *args: traced.append(1) or sae.loss(*args)[0])
-  values = [loss(params, x, None, sae.knobs(sparsity=s)) for s in (0.0, 1.0, 2.0)]
+  values = [loss(params, x, None, sae.hparams(sparsity=s)) for s in (0.0, 1.0, 2.0)]
   assert len(traced) == 1
   np.testing.assert_allclose(values[2] - values[1], values[1] - values[0])
 
@@ -315,9 +317,9 @@ def test_batch_topk_learns_nothing_about_its_threshold():
     (lambda: ReLU(d_in=D, width=M, sparsity='0.1'), "sparsity='0.1' should be a finite number"),
     (lambda: JumpReLU(d_in=D, width=M, sparsity=np.inf), 'sparsity=inf should be a finite number'),
     (lambda: BatchTopK(d_in=D, width=M, k=2, decay=1), r'decay=1 should be in \[0, 1\)'),
-    (lambda: SAES['topk'].knobs(k=4), 'k=4 .* sorts out k=3'),
-    (lambda: SAES['topk'].knobs(k=[1, 0]), 'k=0 should be'),
-    (lambda: SAES['relu'].knobs(width=3), r"\['width'\] of ReLU are not data"),
+    (lambda: SAES['topk'].hparams(k=4), 'k=4 .* sorts out k=3'),
+    (lambda: SAES['topk'].hparams(k=[1, 0]), 'k=0 should be'),
+    (lambda: SAES['relu'].hparams(width=3), r"\['width'\] of ReLU are not data"),
     (lambda: architecture('topkk'), "no architecture 'topkk'"),
   ],
 )

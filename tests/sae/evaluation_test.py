@@ -194,12 +194,12 @@ def expected(p, own, saes, targets, tokens, kept):
 
 
 def compare(found, wanted, rtol=2e-4, atol=2e-5):
-  figures = found.figures()
-  assert figures.pop('splice_drift') < 1e-5
-  both = figures.pop('sites'), wanted.pop('sites')
-  assert {*figures} == {*wanted}
+  metrics = found.metrics()
+  assert metrics.pop('splice_drift') < 1e-5
+  both = metrics.pop('sites'), wanted.pop('sites')
+  assert {*metrics} == {*wanted}
   for name, value in wanted.items():
-    np.testing.assert_allclose(figures[name], value, rtol, atol, err_msg=name)
+    np.testing.assert_allclose(metrics[name], value, rtol, atol, err_msg=name)
   for site, values in both[1].items():
     density = values.pop('density')
     np.testing.assert_allclose(found.sites[site].density, density, rtol=1e-12)
@@ -244,7 +244,7 @@ def test_every_figure_is_that_of_the_definitions(name):
   found = evaluate(judge(name), model(), own, [next_tokens(tokens, kept)])
   doubled = {site: double(o) for site, o in own.items()}
   compare(found, expected(double(model()), doubled, saes, targets, tokens, kept))
-  json.dumps(found.figures())
+  json.dumps(found.metrics())
 
 
 # --- what must come out -----------------------------------------------------------------------------------
@@ -308,10 +308,10 @@ def cut(tokens, kept):
 
 
 def flat(found):
-  figures = found.figures()
-  drift = figures.pop('splice_drift')
-  own = {f'{s} {k}': v for s, values in figures.pop('sites').items() for k, v in values.items()}
-  return figures | own, drift
+  metrics = found.metrics()
+  drift = metrics.pop('splice_drift')
+  own = {f'{s} {k}': v for s, values in metrics.pop('sites').items() for k, v in values.items()}
+  return metrics | own, drift
 
 
 def test_blocks_in_any_order_add_up_to_the_whole():

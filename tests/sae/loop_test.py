@@ -39,12 +39,12 @@ def same(a, b):
 
 def test_the_state_of_every_kind_moves(undisturbed):
   start = trainer().init()
-  for name, stack in undisturbed.stacks.items():
-    for key, x in stack.params.items():
-      assert (np.asarray(x) != np.asarray(start.stacks[name].params[key])).any(), (name, key)
-  # Of one stack alone it may be that every latent fired in the last batch.
-  assert any(np.asarray(stack.since).any() for stack in undisturbed.stacks.values())
-  assert (np.asarray(undisturbed.stacks['batch'].resampled_at) > 0).all()
+  for name, ensemble in undisturbed.ensembles.items():
+    for key, x in ensemble.params.items():
+      assert (np.asarray(x) != np.asarray(start.ensembles[name].params[key])).any(), (name, key)
+  # Of one ensemble alone it may be that every latent fired in the last batch.
+  assert any(np.asarray(ensemble.since).any() for ensemble in undisturbed.ensembles.values())
+  assert (np.asarray(undisturbed.ensembles['batch'].resampled_at) > 0).all()
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -128,7 +128,7 @@ def test_a_number_that_is_none_stops_the_run_and_leaves_its_checkpoints(tmp_path
     last = {name: x for name, x in arrays.items() if 'state' in name}
   assert int(last["['state'].step"]) == 20
   assert all(np.isfinite(x).all() for x in last.values())
-  assert 'nan' in (dump / 'figures.json').read_text()
+  assert 'nan' in (dump / 'metrics.json').read_text()
   with Checkpoints(tmp_path / 'checkpoints') as kept:
     assert kept.steps[-1] == 14
   same(trained(tmp_path).state, undisturbed)
@@ -175,8 +175,8 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
 
 
 def test_the_objective_is_the_loss_with_the_sparsity_coefficient_that_is_still_to_come():
-  figures = {'a': {'loss': jnp.array([1.0, 2.0]), 'sparsity': jnp.array([0.2, 0.4])}}
-  metrics = Metrics(figures, jnp.float32(0), jnp.asarray(True))
+  metrics = {'a': {'loss': jnp.array([1.0, 2.0]), 'sparsity': jnp.array([0.2, 0.4])}}
+  metrics = Metrics(metrics, jnp.float32(0), jnp.asarray(True))
   one = trainer(sparsity_warm_up_steps=20)
   for done, factor in ((6, 0.25), (21, 1), (50, 1)):
     wanted = np.mean([1 + 0.2 * (1 / factor - 1), 2 + 0.4 * (1 / factor - 1)])
@@ -187,7 +187,7 @@ def test_the_objective_is_the_loss_with_the_sparsity_coefficient_that_is_still_t
 def test_what_decides_which_is_best_counts_the_whole_sparsity_coefficient(tmp_path):
   """While the coefficient is small so is the loss, and the first checkpoint would be the best for ever."""
   told = {}
-  trained(tmp_path, lambda r: told.setdefault(r.step, r.figures), save_every=5)
+  trained(tmp_path, lambda r: told.setdefault(r.step, r.metrics), save_every=5)
   with Checkpoints(tmp_path / 'checkpoints') as kept:
     objectives = {s: kept._manager.metrics(s)[OBJECTIVE] for s in kept.steps}
   for step, found in objectives.items():

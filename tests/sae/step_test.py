@@ -24,8 +24,8 @@ from mechjax.sae import (
 from mechjax.sae.dead_latents import counters
 from mechjax.sae.ops import unit_rows
 from mechjax.sae.ops.matmul import product
+from mechjax.sae.training.ensembles import Ensemble
 from mechjax.sae.training.optimisation import Optimisation
-from mechjax.sae.training.stacks import Stack
 from mechjax.sae.training.step import NEVER, Trainer
 
 B, D, M, STEPS = 32, 8, 16, 4
@@ -38,19 +38,19 @@ SETTINGS = Optimisation(
   decay_steps=18,
   eps=1e-2,  # or the first steps of Adam are the signs of gradients that cancel to rounding errors
 )
-STACKS = {
-  'relu': Stack(sae=ReLU(**SHAPE, sparsity=1.0), reads='x', seeds=(3, 4), knobs={'sparsity': (0.1, 0.3)}),
-  'gated': Stack(sae=Gated(**SHAPE, sparsity=0.1, d_out=6, skip=True, prefixes=(4, M)), reads='x', writes='y'),
-  'jumprelu': Stack(
-    sae=JumpReLU(**SHAPE, sparsity=0.1, bandwidth=0.1), reads='x', seeds=(3, 3), knobs={'sparsity': (0, 1)}
+ENSEMBLES = {
+  'relu': Ensemble(sae=ReLU(**SHAPE, sparsity=1.0), reads='x', seeds=(3, 4), hparams={'sparsity': (0.1, 0.3)}),
+  'gated': Ensemble(sae=Gated(**SHAPE, sparsity=0.1, d_out=6, skip=True, prefixes=(4, M)), reads='x', writes='y'),
+  'jumprelu': Ensemble(
+    sae=JumpReLU(**SHAPE, sparsity=0.1, bandwidth=0.1), reads='x', seeds=(3, 3), hparams={'sparsity': (0, 1)}
   ),
-  'batch_topk': Stack(sae=BatchTopK(**SHAPE, k=3), reads='x', seeds=(1, 2), knobs={'k': (2, 3)}),
-  'topk': Stack(
-    sae=TopK(**SHAPE, k=3, revival=AuxK(alpha=1.0, k=2, after_tokens=2 * B)),
-    reads='x', seeds=(1, 1), knobs={'k': (1, 3)},
+  'batch_topk': Ensemble(sae=BatchTopK(**SHAPE, k=3), reads='x', seeds=(1, 2), hparams={'k': (2, 3)}),
+  'topk': Ensemble(
+    sae=TopK(**SHAPE, k=3, aux_loss=AuxK(alpha=1.0, k=2, after_tokens=2 * B)),
+    reads='x', seeds=(1, 1), hparams={'k': (1, 3)},
   ),
 }  # fmt: skip
-MESHES = {(2, 4): [*STACKS], (4, 2): ['relu'], (8, 1): ['batch_topk']}
+MESHES = {(2, 4): [*ENSEMBLES], (4, 2): ['relu'], (8, 1): ['batch_topk']}
 
 
 def batches(n=STEPS, seed=0):
@@ -66,14 +66,14 @@ def trained(trainer, state=None, data=None):
   state, seen = trainer.init() if state is None else state, []
   for batch in data or batches():
     state, metrics = trainer.step(state, batch)
-    seen.append(metrics.stacks)
+    seen.append(metrics.ensembles)
   return state, on_host(seen)
 
 
 @functools.cache
 def together():
-  """All stacks trained on one device: the state before and after, and the figures."""
-  trainer = Trainer(STACKS, SETTINGS)
+  """All ensembles trained on one device: the state before and after, and the figures."""
+  trainer = Trainer(ENSEMBLES, SETTINGS)
   start = on_host(trainer.init())
   state, seen = trained(trainer)
   return start, on_host(state), seen
@@ -92,42 +92,49 @@ def close(one, other, **tolerance):
   jax.tree.map(functools.partial(np.testing.assert_allclose, **tolerance), one, other)
 
 
-def alone(stack, data):
+def alone(ensemble, data):
   """Every member by itself: a plain loop with optax's own Adam."""
-  sae = stack.sae
+  sae = ensemble.sae
   rate = lambda count: SETTINGS.learning_rate * SETTINGS.rate(count)  # noqa: E731
   optimiser = optax.chain(unit_rows.orthogonal_to_decoder(), optax.adam(rate, b1=0.0, eps=1e-2))
 
   @jax.jit
-  def update(params, state, since, step, knobs, x, y):
-    if 'sparsity' in knobs:
+  def update(params, state, tokens_since_fired, step, hparams, x, y):
+    if 'sparsity' in hparams:
       warm = jnp.minimum(step / SETTINGS.sparsity_warm_up_steps, 1)
-      knobs = {'sparsity': knobs['sparsity'].astype(jnp.float32) * warm}
+      hparams = {'sparsity': hparams['sparsity'].astype(jnp.float32) * warm}
     gradient = jax.value_and_grad(sae.loss, has_aux=True)
-    (loss, outcome), grads = gradient(params, x, y, knobs, since >= stack.after_tokens)
+    (loss, outcome), grads = gradient(
+      params, x, y, hparams, tokens_since_fired >= ensemble.after_tokens
+    )
     with jax.numpy_dtype_promotion('standard'):
       updates, state = optimiser.update(grads, state, params)
     params = unit_rows.normalised(optax.apply_updates(params, updates))
     params = sae.observe(params, outcome.latents)
-    return params, state, counters.tokens_since(since, firings(outcome.latents), B), loss
+    return (
+      params,
+      state,
+      counters.tokens_since(tokens_since_fired, firings(outcome.latents), B),
+      loss,
+    )
 
-  for n, seed in enumerate(stack.seeds):
-    params, since, losses = sae.init(jax.random.key(seed)), counters.never_fired(M), []
-    state, knobs = optimiser.init(params), stack.member(n).knobs()
+  for n, seed in enumerate(ensemble.seeds):
+    params, tokens_since_fired, losses = sae.init(jax.random.key(seed)), counters.never_fired(M), []
+    state, hparams = optimiser.init(params), ensemble.member(n).hparams()
     for step, batch in enumerate(data):
-      y = batch['y'] if stack.writes else None
-      arrays = jnp.int32(step), knobs, batch['x'], y
-      params, state, since, loss = update(params, state, since, *arrays)
+      y = batch['y'] if ensemble.writes else None
+      arrays = jnp.int32(step), hparams, batch['x'], y
+      params, state, tokens_since_fired, loss = update(params, state, tokens_since_fired, *arrays)
       losses.append(loss)
-    yield params, since, losses
+    yield params, tokens_since_fired, losses
 
 
-@pytest.mark.parametrize('name', STACKS)
+@pytest.mark.parametrize('name', ENSEMBLES)
 def test_every_member_is_what_it_would_be_alone(name):
   _, state, seen = together()
-  for n, (params, since, losses) in enumerate(alone(STACKS[name], [*batches()])):
-    close(jax.tree.map(lambda a: a[n], state.stacks[name].params), params)
-    np.testing.assert_array_equal(state.stacks[name].since[n], since)
+  for n, (params, tokens_since_fired, losses) in enumerate(alone(ENSEMBLES[name], [*batches()])):
+    close(jax.tree.map(lambda a: a[n], state.ensembles[name].params), params)
+    np.testing.assert_array_equal(state.ensembles[name].tokens_since_fired[n], tokens_since_fired)
     np.testing.assert_allclose([s[name]['loss'][n] for s in seen], losses, rtol=1e-5)
   assert state.step == STEPS
   assert state.ok
@@ -146,24 +153,24 @@ def test_the_loss_for_dead_latents_begins_with_the_first_of_them():
 
 @pytest.mark.parametrize('shape', MESHES, ids=str)
 def test_every_mesh_gives_what_one_device_gives(shape):
-  start, expected, figures = together()
+  start, expected, metrics = together()
   names = MESHES[shape]
-  trainer = Trainer({name: STACKS[name] for name in names}, SETTINGS, mesh_of(*shape))
-  start = dataclasses.replace(start, stacks={name: start.stacks[name] for name in names})
+  trainer = Trainer({name: ENSEMBLES[name] for name in names}, SETTINGS, mesh_of(*shape))
+  start = dataclasses.replace(start, ensembles={name: start.ensembles[name] for name in names})
   state, seen = trained(trainer, jax.device_put(start, trainer.shardings))
   for name in names:
-    close([s[name] for s in seen], [s[name] for s in figures])
-    close(state.stacks[name], expected.stacks[name])
+    close([s[name] for s in seen], [s[name] for s in metrics])
+    close(state.ensembles[name], expected.ensembles[name])
   assert jax.tree.map(lambda a: a.sharding, state) == trainer.shardings
-  W_dec = state.stacks[names[0]].params['W_dec']
+  W_dec = state.ensembles[names[0]].params['W_dec']
   assert W_dec.addressable_shards[0].data.shape == (2, M // shape[1], D)
 
 
 def test_a_training_begins_alike_on_every_mesh():
-  one, eight = (Trainer({'a': STACKS['relu']}, SETTINGS, mesh) for mesh in (None, mesh_of(2, 4)))
+  one, eight = (Trainer({'a': ENSEMBLES['relu']}, SETTINGS, mesh) for mesh in (None, mesh_of(2, 4)))
   state = eight.init({'x': np.arange(D, dtype=np.float32)})
   close(state, one.init({'x': np.arange(D, dtype=np.float32)}))
-  np.testing.assert_array_equal(state.stacks['a'].params['b_dec'][1], np.arange(D))
+  np.testing.assert_array_equal(state.ensembles['a'].params['b_dec'][1], np.arange(D))
   assert jax.tree.map(lambda a: a.sharding, state) == eight.shardings
 
 
@@ -175,7 +182,7 @@ def mesh_of(n_data, n_model):
 # --- one step after another -------------------------------------------------------------------------------
 
 
-RESAMPLED = Stack(
+RESAMPLED = Ensemble(
   sae=TopK(**SHAPE, k=1, sparse=False),
   reads='x',
   seeds=(1, 2, 2),
@@ -187,7 +194,7 @@ RESAMPLED = Stack(
 @functools.cache
 def small():
   """A trainer for tests of what all trainings have."""
-  other = Stack(sae=ReLU(**SHAPE, d_out=6, sparsity=0.0), reads='x', writes='y')
+  other = Ensemble(sae=ReLU(**SHAPE, d_out=6, sparsity=0.0), reads='x', writes='y')
   return Trainer({'a': RESAMPLED, 'b': other}, SETTINGS)
 
 
@@ -219,20 +226,20 @@ def test_a_number_that_is_none_changes_nothing_then_and_later():
   for n, batch in enumerate([None, *good[2:]]):
     if n:
       state, metrics = small().step(state, batch)
-      assert np.isfinite(metrics.stacks['a']['loss']).all()
+      assert np.isfinite(metrics.ensembles['a']['loss']).all()
       assert not metrics.ok
     assert not state.ok
     assert (state.bad_step, state.step) == (2, 2)
-    equal(state.stacks, before.stacks)
+    equal(state.ensembles, before.ensembles)
 
 
-def test_one_bad_stack_holds_all_of_them():
+def test_one_bad_ensemble_holds_all_of_them():
   trainer, (batch,) = small(), batches(1)
   start = on_host(trainer.init())
   state, metrics = trainer.step(trainer.init(), batch | {'y': batch['y'] * jnp.inf})
-  assert np.isfinite(metrics.stacks['a']['loss']).all()
+  assert np.isfinite(metrics.ensembles['a']['loss']).all()
   assert (state.ok, state.bad_step) == (False, 0)
-  equal(state.stacks, start.stacks)
+  equal(state.ensembles, start.ensembles)
 
 
 def test_figures_are_what_they_say():
@@ -240,7 +247,7 @@ def test_figures_are_what_they_say():
   start = on_host(trainer.init())
   x, sae = np.asarray(batch['x']), RESAMPLED.sae
   _, metrics = trainer.step(trainer.init(), batch)
-  params = jax.tree.map(lambda a: jnp.asarray(a[1]), start.stacks['a'].params)
+  params = jax.tree.map(lambda a: jnp.asarray(a[1]), start.ensembles['a'].params)
   (loss, outcome), grads = jax.value_and_grad(sae.loss, has_aux=True)(params, batch['x'])
   f = sae.encode(params, batch['x'])
   error = np.sum(np.square(x - sae.decode(params, f)))
@@ -253,7 +260,7 @@ def test_figures_are_what_they_say():
     'dead': 0,
     'grad_norm': length,
   }
-  close({name: values[1] for name, values in metrics.stacks['a'].items()}, expected)
+  close({name: values[1] for name, values in metrics.ensembles['a'].items()}, expected)
   np.testing.assert_allclose(
     metrics.rate, SETTINGS.learning_rate * SETTINGS.warm_up_from, rtol=1e-6
   )
@@ -264,16 +271,16 @@ def test_figures_are_what_they_say():
 
 def test_dead_latents_are_resampled_when_it_is_time_and_the_rate_falls():
   data = [*batches(4)]
-  before = on_host(trained(small(), data=data[:2])[0]).stacks['a']
+  before = on_host(trained(small(), data=data[:2])[0]).ensembles['a']
   state, _ = trained(small(), data=data[:3])
-  after = on_host(state).stacks['a']
-  was_dead = before.since >= B  # two batches without firing, and then a third
+  after = on_host(state).ensembles['a']
+  was_dead = before.tokens_since_fired >= B  # two batches without firing, and then a third
   still = np.array(
     [(np.asarray(RESAMPLED.sae.encode(p, data[2]['x'])) == 0).all(0) for p in members(before)]
   )
   dead_now = was_dead & still
   assert dead_now.any(1).any()
-  np.testing.assert_array_equal(after.since[dead_now], 0)
+  np.testing.assert_array_equal(after.tokens_since_fired[dead_now], 0)
   np.testing.assert_array_equal(after.resampled_at, np.where(dead_now.any(1), 3, NEVER))
   nu = after.optimiser[1].nu
   np.testing.assert_array_equal((nu['W_dec'] == 0).all(-1)[dead_now], True)
@@ -286,13 +293,15 @@ def test_dead_latents_are_resampled_when_it_is_time_and_the_rate_falls():
     np.testing.assert_allclose(cosines.max(1, initial=1 if not which.any() else -1), 1, atol=1e-5)
 
 
-def members(stack):
+def members(ensemble):
   """The parameters of each member."""
-  return [{n: v[i] for n, v in stack.params.items()} for i in range(len(stack.since))]
+  return [
+    {n: v[i] for n, v in ensemble.params.items()} for i in range(len(ensemble.tokens_since_fired))
+  ]
 
 
 def test_equal_seeds_draw_equal_inputs_and_others_do_not():
-  after = on_host(trained(small(), data=batches(3))[0]).stacks['a']
+  after = on_host(trained(small(), data=batches(3))[0]).ensembles['a']
   one, two, three = members(after)
   equal(two, three)
   assert np.abs(one['W_dec'] - two['W_dec']).max() > 0.1
@@ -303,12 +312,12 @@ def test_a_member_that_was_resampled_learns_slowly_for_a_while():
   state, _ = trained(small(), data=data[:3])
   before = on_host(state)
   after = on_host(small().step(state, data[3])[0])
-  bias = lambda s: s.stacks['a'].params['b_dec']  # noqa: E731
-  resampled = before.stacks['a'].resampled_at == 3
+  bias = lambda s: s.ensembles['a'].params['b_dec']  # noqa: E731
+  resampled = before.ensembles['a'].resampled_at == 3
   assert resampled.any()
   rate = SETTINGS.learning_rate * SETTINGS.rate(3) * np.where(resampled, 0.1, 1)
   # What Adam remembers tells the gradient, and that the step it took at a rate of 1.
-  old, new = (s.stacks['a'].optimiser[1].nu['b_dec'].astype(float) for s in (before, after))
+  old, new = (s.ensembles['a'].optimiser[1].nu['b_dec'].astype(float) for s in (before, after))
   gradient = np.sqrt((new - SETTINGS.b2 * old) / (1 - SETTINGS.b2))
   step = gradient / (np.sqrt(new / (1 - SETTINGS.b2**4)) + SETTINGS.eps)
   moved = np.abs(bias(after) - bias(before))
@@ -332,8 +341,10 @@ def test_losses_for_dead_latents_are_computed_for_members_with_dead_latents_only
       jax.debug.callback(lambda which: ran.append(which.sum()), dead_M)
       return super().loss(dead_M, *args)
 
-  sae = dataclasses.replace(STACKS['topk'].sae, revival=Counted(alpha=1.0, k=2, after_tokens=2 * B))
-  _, seen = trained(Trainer({'a': dataclasses.replace(STACKS['topk'], sae=sae)}, SETTINGS))
+  sae = dataclasses.replace(
+    ENSEMBLES['topk'].sae, aux_loss=Counted(alpha=1.0, k=2, after_tokens=2 * B)
+  )
+  _, seen = trained(Trainer({'a': dataclasses.replace(ENSEMBLES['topk'], sae=sae)}, SETTINGS))
   jax.effects_barrier()
   fractions = np.array([s['a']['dead'] for s in seen[:-1]]).reshape(-1)  # they matter a step later
   assert (fractions == 0).any()
@@ -354,7 +365,7 @@ def products(jaxpr):
 
 @pytest.mark.parametrize('name', ['gated', 'jumprelu', 'topk'])
 def test_all_products_can_have_bfloat16_operands_and_float32_sums(name):
-  sae = STACKS[name].sae
+  sae = ENSEMBLES[name].sae
   rounded = dataclasses.replace(sae, matmuls='bfloat16')
   params, batch = sae.init(jax.random.key(0)), next(batches(1))
   x, y = batch['x'], batch['y'] if sae.d_out else None
@@ -393,38 +404,38 @@ def test_products_are_exact_where_bfloat16_is():
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'reads': ''}, "Stack.reads='' should be the name of a site"),
+    ({'reads': ''}, "Ensemble.reads='' should be the name of a site"),
     ({'writes': 'y'}, "writes='y' should be None without d_out"),
     ({'seeds': ()}, r'seeds=\(\) should be one or more'),
     ({'seeds': (1, 2, -1)}, r'seeds=\(1, 2, -1\) should be .* from 0'),
-    ({'knobs': {'k': (1, 2)}}, r'k=\(1, 2\) for a stack with 3 seeds'),
-    ({'knobs': {'k': (1, 1, 2)}}, 'k=.* sorts out k=1'),
-    ({'knobs': {'width': (1, 1, 2)}}, r"\['width'\] of TopK are not data"),
-    ({'dead_after': 0}, 'dead_after=0 should be from 1'),
+    ({'hparams': {'k': (1, 2)}}, r'k=\(1, 2\) for an ensemble with 3 seeds'),
+    ({'hparams': {'k': (1, 1, 2)}}, 'k=.* sorts out k=1'),
+    ({'hparams': {'width': (1, 1, 2)}}, r"\['width'\] of TopK are not data"),
+    ({'dead_after_tokens': 0}, 'dead_after_tokens=0 should be from 1'),
     ({'resample_every': 0}, 'resample_every=0 should be positive'),
     ({'resampling': None}, 'resample_every=3 should be 0'),
     (
-      {'sae': dataclasses.replace(RESAMPLED.sae, revival=AuxK(after_tokens=5))},
+      {'sae': dataclasses.replace(RESAMPLED.sae, aux_loss=AuxK(after_tokens=5))},
       'after 5 tokens for AuxK and after 64 for resampling',
     ),
   ],
 )
-def test_stacks_that_do_not_fit_together_are_refused(change, message):
+def test_ensembles_that_do_not_fit_together_are_refused(change, message):
   with pytest.raises(SAEError, match=message):
     dataclasses.replace(RESAMPLED, **change)
 
 
 def test_a_transcoder_without_a_target_is_refused():
   with pytest.raises(SAEError, match='writes=None should be the site of the target'):
-    dataclasses.replace(STACKS['gated'], writes=None)
+    dataclasses.replace(ENSEMBLES['gated'], writes=None)
 
 
-def test_a_stack_can_be_hashed_and_describes_its_members():
-  stack = STACKS['relu']
-  assert hash(stack) == hash(dataclasses.replace(stack, knobs={'sparsity': [0.1, 0.3]}))
-  assert [stack.member(n).sparsity for n in range(2)] == [0.1, 0.3]
-  assert STACKS['topk'].after_tokens == RESAMPLED.after_tokens == 2 * B
-  assert stack.after_tokens == stack.dead_after
+def test_an_ensemble_can_be_hashed_and_describes_its_members():
+  ensemble = ENSEMBLES['relu']
+  assert hash(ensemble) == hash(dataclasses.replace(ensemble, hparams={'sparsity': [0.1, 0.3]}))
+  assert [ensemble.member(n).sparsity for n in range(2)] == [0.1, 0.3]
+  assert ENSEMBLES['topk'].after_tokens == RESAMPLED.after_tokens == 2 * B
+  assert ensemble.after_tokens == ensemble.dead_after_tokens
 
 
 @pytest.mark.parametrize(
@@ -440,7 +451,7 @@ def test_meshes_and_batches_that_do_not_fit_are_refused(shape, batch, message):
   given = {n: v for n, v in (next(batches(1)) | batch).items() if v is not None}
 
   def attempt():
-    trainer = Trainer({'a': STACKS['relu']}, SETTINGS, mesh_of(*shape))
+    trainer = Trainer({'a': ENSEMBLES['relu']}, SETTINGS, mesh_of(*shape))
     trainer.step(jax.eval_shape(lambda: trainer._begin({})), given)
 
   with pytest.raises(SAEError, match=message):
@@ -448,7 +459,7 @@ def test_meshes_and_batches_that_do_not_fit_are_refused(shape, batch, message):
 
 
 def test_sites_of_different_lengths_are_refused():
-  trainer, batch = Trainer({'a': STACKS['gated']}, SETTINGS), next(batches(1))
+  trainer, batch = Trainer({'a': ENSEMBLES['gated']}, SETTINGS), next(batches(1))
   with pytest.raises(SAEError, match=r'different numbers of tokens, \[8, 32\]'):
     trainer.step(None, batch | {'y': batch['y'][:8]})
 
@@ -457,7 +468,7 @@ def test_other_axes_of_a_mesh_are_refused():
   for names, kind in ((('data', 'tensor'), 'Auto'), (('data', 'model'), 'Explicit')):
     mesh = jax.make_mesh((2, 4), names, (getattr(jax.sharding.AxisType, kind),) * 2)
     with pytest.raises(SAEError, match=r'a mesh with axes .*\n.*make_mesh'):
-      Trainer({'a': STACKS['relu']}, SETTINGS, mesh)
+      Trainer({'a': ENSEMBLES['relu']}, SETTINGS, mesh)
 
 
 def test_a_centre_of_another_width_is_refused():

@@ -37,7 +37,7 @@ SAES = {
   'gated': Gated(**SHAPE, sparsity=0.8),
   'jumprelu': JumpReLU(**SHAPE, sparsity=0.06, bandwidth=0.05),
   'topk': TopK(**SHAPE, k=2),
-  'batch topk': BatchTopK(**SHAPE, k=2, revival=AuxK(alpha=1 / 4, k=2, after_tokens=4 * B)),
+  'batch topk': BatchTopK(**SHAPE, k=2, aux_loss=AuxK(alpha=1 / 4, k=2, after_tokens=4 * B)),
   'matryoshka': TopK(**SHAPE, k=2, prefixes=(N, M)),
   'transcoder': ReLU(**OTHER, sparsity=0.4),
   'skip transcoder': TopK(**OTHER, k=2, skip=True),
@@ -85,23 +85,23 @@ def learned(sae, truth, other):
   """The parameters of a dictionary of x = f @ truth, or of y = f @ other, and its L0 at the end."""
   rate = optax.cosine_decay_schedule(1e-2, STEPS)
   optimiser = optax.chain(unit_rows.orthogonal_to_decoder(), optax.adam(rate, b1=0.0, b2=0.999))
-  after_tokens = sae.revival.after_tokens if sae.revival else 1
-  full = sae.knobs()
+  after_tokens = sae.aux_loss.after_tokens if sae.aux_loss else 1
+  full = sae.hparams()
 
   def step(carry, key_and_step):
-    params, state, since = carry
+    params, state, tokens_since_fired = carry
     key, n = key_and_step
     f = features(key, B)
     x, y = f @ truth, f @ other if sae.d_out else None
     warm_up = jnp.minimum(1, n / (0.2 * STEPS))
-    knobs = {name: v * warm_up if name == 'sparsity' else v for name, v in full.items()}
+    hparams = {name: v * warm_up if name == 'sparsity' else v for name, v in full.items()}
     gradient = jax.grad(sae.loss, has_aux=True)
-    grads, outcome = gradient(params, x, y, knobs, since >= after_tokens)
+    grads, outcome = gradient(params, x, y, hparams, tokens_since_fired >= after_tokens)
     updates, state = optimiser.update(grads, state, params)
     params = unit_rows.normalised(optax.apply_updates(params, updates))
     fired = firings(outcome.latents)
-    since = counters.tokens_since(since, fired, B)
-    return (sae.observe(params, outcome.latents), state, since), fired.sum() / B
+    tokens_since_fired = counters.tokens_since(tokens_since_fired, fired, B)
+    return (sae.observe(params, outcome.latents), state, tokens_since_fired), fired.sum() / B
 
   params = sae.init(jax.random.key(3))
   start = params, optimiser.init(params), counters.never_fired(M)

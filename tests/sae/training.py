@@ -9,7 +9,7 @@ import numpy as np
 
 from mechjax.sae import AuxK, BatchTopK, JumpReLU, Resampling, TopK
 from mechjax.sae.store import Scale
-from mechjax.sae.training import Checkpoints, Loop, Optimisation, Stack, Trainer, fed, train
+from mechjax.sae.training import Checkpoints, Ensemble, Loop, Optimisation, Trainer, fed, train
 
 D, M, B, STEPS = 8, 24, 16, 60
 SCALES = {'x': Scale(1.0, np.linspace(-0.1, 0.1, D, dtype=np.float32))}
@@ -39,17 +39,17 @@ class MadeUp:
 
 @functools.cache
 def trainer(mesh=None, **optimisation):
-  """Three stacks: thresholds, dead latents with a loss, dead latents that are resampled."""
+  """Three ensembles: thresholds, dead latents with a loss, dead latents that are resampled."""
   shared: dict[str, Any] = {'d_in': D, 'width': M}
-  stacks = {
-    'jump': Stack(
+  ensembles = {
+    'jump': Ensemble(
       sae=JumpReLU(**shared, sparsity=1e-2, bandwidth=0.1),
       reads='x',
       seeds=(0, 1),
-      knobs={'sparsity': (1e-2, 3e-2)},
+      hparams={'sparsity': (1e-2, 3e-2)},
     ),
-    'topk': Stack(sae=TopK(**shared, k=3, revival=AuxK(k=2, after_tokens=2 * B)), reads='x'),
-    'batch': Stack(
+    'topk': Ensemble(sae=TopK(**shared, k=3, aux_loss=AuxK(k=2, after_tokens=2 * B)), reads='x'),
+    'batch': Ensemble(
       sae=BatchTopK(**shared, k=2),
       reads='x',
       resampling=Resampling(after_tokens=3 * B, rewarm_steps=5),
@@ -57,7 +57,7 @@ def trainer(mesh=None, **optimisation):
     ),
   }
   settings = {'warm_up_steps': 5, 'sparsity_warm_up_steps': 20, 'learning_rate': 1e-2}
-  return Trainer(stacks, Optimisation(**{'steps': STEPS, **settings, **optimisation}), mesh)
+  return Trainer(ensembles, Optimisation(**{'steps': STEPS, **settings, **optimisation}), mesh)
 
 
 def trained(home, report=lambda r: None, source=MadeUp(), save_every=7, **optimisation):

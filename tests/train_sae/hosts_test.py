@@ -16,9 +16,10 @@ from tests.train_sae import story
 pytestmark = [pytest.mark.slow, pytest.mark.optimised]
 BATCH = WIDTH = 128
 FLAGS = shlex.split(f"""
-  --site=resid_post.0 --context=32 --batch={BATCH} --widths={WIDTH} --jumprelu=0.001,0.01 --topk=8 --dead_after=2000
-  --steps=24 --learning_rate=3e-3 --warm_up_steps=5 --sparsity_warm_up_steps=10 --activation_tokens=4096
-  --shard_tokens=512 --shards_per_bucket=2 --streams=2 --mesh_model=2 --log_every=4 --save_every=4
+  --site=resid_post.0 --context=32 --batch={BATCH} --widths={WIDTH} --jumprelu=0.001,0.01 --topk=8
+  --dead_after_tokens=2000 --steps=24 --learning_rate=3e-3 --warm_up_steps=5 --sparsity_warm_up_steps=10
+  --activation_tokens=4096 --shard_tokens=512 --shards_per_bucket=2 --streams=2 --mesh_model=2 --log_every=4
+  --save_every=4
 """)
 PATIENCE_S = 240
 
@@ -60,7 +61,7 @@ def finished(processes):
   return said[0]
 
 
-def figures(home):
+def metrics(home):
   """What was told of each step."""
   lines = [json.loads(line) for line in (home / 'metrics.jsonl').read_text().splitlines()]
   return {line['step']: {k: line[k] for k in ('jumprelu', 'topk')} for line in lines}
@@ -70,11 +71,11 @@ def close(found, wanted):
   """Counts may differ by a latent or two just at a threshold: sums over hosts are rounded in another order."""
   assert [*found] == [*wanted] == [*range(4, 25, 4)]
   units = {'l0': 2 / BATCH, 'dead': 2 / WIDTH}
-  for step, stacks in wanted.items():
-    for stack, own in stacks.items():
+  for step, ensembles in wanted.items():
+    for ensemble, own in ensembles.items():
       for name, values in own.items():
         np.testing.assert_allclose(
-          found[step][stack][name],
+          found[step][ensemble][name],
           values,
           rtol=2e-3,
           atol=units.get(name, 1e-5),
@@ -86,7 +87,7 @@ def close(found, wanted):
 def alone(text, tmp_path_factory):
   home = tmp_path_factory.mktemp('alone') / 'run'
   finished(started(home, text, 1))
-  return figures(home)
+  return metrics(home)
 
 
 def test_two_hosts_go_on_after_one_of_them_has_died_with_the_losses_of_one(alone, text, tmp_path):
@@ -104,5 +105,5 @@ def test_two_hosts_go_on_after_one_of_them_has_died_with_the_losses_of_one(alone
   said = finished(started(home, text, 2))
   assert 'step 4/' not in said  # it went on, and did not begin again
   assert 'step 24/' in said
-  close(figures(home), alone)  # of both lives
+  close(metrics(home), alone)  # of both lives
   assert len([*home.glob('dictionaries/*/*/*.safetensors')]) == 3

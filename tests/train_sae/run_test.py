@@ -51,7 +51,7 @@ def settings(text, tmp_path_factory):
     run=str(tmp_path_factory.mktemp('runs') / 'first'),
     site='resid_post.0',
     batch=128,
-    dictionaries=Dictionaries(jumprelu=(1e-3, 1e-2), topk=(8,), widths=(128,), dead_after=2_000),
+    dictionaries=Dictionaries(jumprelu=(1e-3, 1e-2), topk=(8,), widths=(128,), dead_after_tokens=2_000),
     optimisation=Optimisation(
       steps=40, learning_rate=3e-3, warm_up_steps=5, sparsity_warm_up_steps=10
     ),
@@ -101,7 +101,7 @@ def test_what_is_written_is_what_was_trained_for_activations_as_they_are(setting
   np.testing.assert_allclose(
     scale, np.sqrt(np.square(source.bucket(0)['resid_post.0']).sum(1).mean()), rtol=1e-5
   )
-  for name, members in trained.state.stacks.items():
+  for name, members in trained.state.ensembles.items():
     limit = json.loads((home / 'dictionaries' / name / 'trained_as.json').read_text())['limit']
     lengths = np.linalg.norm(source.bucket(0)['resid_post.0'], axis=1)
     assert limit == pytest.approx(10 * np.median(lengths), rel=1e-5)
@@ -220,23 +220,23 @@ def test_a_skip_transcoder_reads_one_site_and_says_another(settings, tmp_path):
   assert outcome.finished
 
 
-def test_every_way_to_treat_dead_latents_is_a_stack(settings):
+def test_every_way_to_treat_dead_latents_is_an_ensemble(settings):
   every = dataclasses.replace(
     settings.dictionaries,
     jumprelu=(),
     gated=(1e-2,),
-    revival=('none', 'auxk', 'ghost', 'resampling'),
+    dead_latents=('none', 'auxk', 'ghost', 'resampling'),
   )
-  stacks = every.stacks(8, 'x', None, None, False)
-  assert [*stacks] == [
-    f'{kind}_{revival}'
+  ensembles = every.ensembles(8, 'x', None, None, False)
+  assert [*ensembles] == [
+    f'{kind}_{dead_latents}'
     for kind in ('gated', 'topk')
-    for revival in ('none', 'auxk', 'ghost', 'resampling')
+    for dead_latents in ('none', 'auxk', 'ghost', 'resampling')
   ]
-  assert stacks['topk_resampling'].resample_every == 5_000
-  assert {stack.sae.matmuls for stack in stacks.values()} == {'float32'}
-  rounded = dataclasses.replace(every, matmuls='bfloat16').stacks(8, 'x', None, None, False)
-  assert {stack.sae.matmuls for stack in rounded.values()} == {'bfloat16'}
+  assert ensembles['topk_resampling'].resample_every == 5_000
+  assert {ensemble.sae.matmuls for ensemble in ensembles.values()} == {'float32'}
+  rounded = dataclasses.replace(every, matmuls='bfloat16').ensembles(8, 'x', None, None, False)
+  assert {ensemble.sae.matmuls for ensemble in rounded.values()} == {'bfloat16'}
 
 
 # --- real processes ---------------------------------------------------------------------------------------
@@ -327,4 +327,4 @@ def test_a_published_dictionary_is_evaluated_without_its_run(settings, trained, 
   )
   (report,) = measure(asked).reports.values()
   assert report.sites['resid_post.0'].fvu < 1
-  assert jax.tree.all(jax.tree.map(np.isfinite, report.figures()['sites']))
+  assert jax.tree.all(jax.tree.map(np.isfinite, report.metrics()['sites']))

@@ -8,7 +8,7 @@ One file each. Transcoders, skip transcoders and Matryoshka dictionaries are set
 """
 
 from mechjax.errors import nearest
-from mechjax.sae.architectures.base import Architecture, Knobs, Outcome, Params
+from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Params
 from mechjax.sae.architectures.batch_topk import BatchTopK
 from mechjax.sae.architectures.gated import Gated
 from mechjax.sae.architectures.jumprelu import JumpReLU
@@ -45,9 +45,9 @@ __all__ = [
   'Architecture',
   'BatchTopK',
   'Gated',
+  'HParams',
   'JumpReLU',
-  'Knobs',
-  'Outcome',
+  'LossOutput',
   'Params',
   'ReLU',
   'TopK',

@@ -13,17 +13,17 @@ as in its paper (docs/methods.md, section 4). What they share stands here, as se
     skip       a SKIP TRANSCODER adds x @ W_skip, zero at first (Paulo et al. 2025)
     prefixes   a MATRYOSHKA dictionary: the first m latents alone have to reconstruct too, for each m in prefixes,
                and the losses add up (Bussmann et al. 2025)
-    revival    a loss for dead latents (`mechjax.sae.dead_latents`)
+    aux_loss   a loss for dead latents (`mechjax.sae.dead_latents`)
 
 Parameters: W_enc [D, M], W_dec [M, E] with rows of unit length, b_dec [E], W_skip [D, E] where there is one, and
 the architecture's own vectors [M], named in its `PER_LATENT`. Names are those of published files where there are any.
 
-Static and data. The fields are static: they are hashed, and another value compiles anew. Those in `DATA` (the
-sparsity coefficient, or k) may also be given as arrays through `knobs`, without recompiling; several dictionaries of
+Static and data. The fields are static: they are hashed, and another value compiles anew. Those in `TRACED` (the
+sparsity coefficient, or k) may also be given as arrays through `hparams`, without recompiling; several dictionaries of
 one shape train together by
 
-    knobs = sae.knobs(sparsity=[1e-3, 3e-3])
-    jax.vmap(sae.loss, in_axes=(0, None, None, 0))(params, x, None, knobs)
+    hparams = sae.hparams(sparsity=[1e-3, 3e-3])
+    jax.vmap(sae.loss, in_axes=(0, None, None, 0))(params, x, None, hparams)
 
 To add an architecture: one file with a subclass that implements the abstract methods, one line in the registry.
 
@@ -52,12 +52,12 @@ from mechjax.sae.ops.matmul import MATMULS, centred_product, product
 from mechjax.sae.ops.sparse import Sparse
 from mechjax.sae.ops.unit_rows import Params, unit_rows
 
-Knobs = Mapping[str, jax.Array]
+HParams = Mapping[str, jax.Array]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class LossOutput:
   """What a loss knows beside its value. Parts that a caller does not use cost nothing under jit.
 
   Attributes:
@@ -72,7 +72,7 @@ class Outcome:
   error: jax.Array
 
 
-class Revival(Protocol):
+class AuxLoss(Protocol):
   """A loss that acts on dead latents; `mechjax.sae.dead_latents` has them."""
 
   @property
@@ -102,14 +102,14 @@ class Architecture(abc.ABC):
     skip: whether x @ W_skip is added to the reconstruction; needs `d_out`.
     prefixes: how many of the first latents have to reconstruct alone, increasing, the last being `width`; empty for
       all of them only.
-    revival: a loss for dead latents, or None.
+    aux_loss: a loss for dead latents, or None.
     matmuls: 'float32', or 'bfloat16' for products of rounded operands (`mechjax.sae.ops.matmul`).
 
   Raises:
     SAEError: settings that do not describe a dictionary; the message holds the value.
   """
 
-  DATA: ClassVar[tuple[str, ...]]
+  TRACED: ClassVar[tuple[str, ...]]
   PER_LATENT: ClassVar[Mapping[str, float]]
   OBSERVED: ClassVar[tuple[str, ...]] = ()
   DECODER_PRODUCTS: ClassVar[int] = 3
@@ -119,7 +119,7 @@ class Architecture(abc.ABC):
   d_out: int | None = None
   skip: bool = False
   prefixes: tuple[int, ...] = ()
-  revival: Revival | None = None
+  aux_loss: AuxLoss | None = None
   matmuls: str = 'float32'
 
   def __post_init__(self) -> None:
@@ -154,17 +154,17 @@ class Architecture(abc.ABC):
     params: Params,
     x: jax.Array,
     y: jax.Array | None = None,
-    knobs: Knobs | None = None,
+    hparams: HParams | None = None,
     dead: jax.Array | None = None,
-  ) -> tuple[jax.Array, Outcome]:
+  ) -> tuple[jax.Array, LossOutput]:
     """What training minimises.
 
     Args:
       params: the parameters.
       x: activations, [B, D].
       y: what is reconstructed, [B, E]; None for x.
-      knobs: see `knobs`; None for the settings.
-      dead: which latents are dead, bool [M]; None to leave `revival` out.
+      hparams: see `hparams`; None for the settings.
+      dead: which latents are dead, bool [M]; None to leave `aux_loss` out.
 
     Returns:
       The loss, and what it is made of.
@@ -231,28 +231,28 @@ class Architecture(abc.ABC):
       params['W_skip'] = jnp.zeros((self.d_in, E), jnp.float32)
     return params
 
-  def knobs(self, **values: Any) -> dict[str, jax.Array]:
+  def hparams(self, **values: Any) -> dict[str, jax.Array]:
     """The settings that are data, as arrays: those of this description, or others.
 
     Args:
-      **values: numbers, or lists of numbers with one for each dictionary of a stack.
+      **values: numbers, or lists of numbers with one for each dictionary of an ensemble.
 
     Raises:
       SAEError: a setting that is static, or a value out of range.
     """
-    if unknown := sorted({*values} - {*self.DATA}):
+    if unknown := sorted({*values} - {*self.TRACED}):
       raise SAEError(
-        f'{unknown} of {type(self).__name__} are not data', cause=f'data are {[*self.DATA]}'
+        f'{unknown} of {type(self).__name__} are not data', cause=f'data are {[*self.TRACED]}'
       )
-    given = {name: np.asarray(values.get(name, getattr(self, name))) for name in self.DATA}
+    given = {name: np.asarray(values.get(name, getattr(self, name))) for name in self.TRACED}
     for name, array in given.items():
       for value in array.reshape(-1).tolist():
         dataclasses.replace(self, **{name: value})  # checks it
     return {name: jnp.asarray(array) for name, array in given.items()}
 
-  def knob(self, knobs: Knobs | None, name: str, dtype: Any) -> jax.Array:
+  def hparam(self, hparams: HParams | None, name: str, dtype: Any) -> jax.Array:
     """One of the settings that are data."""
-    return jnp.asarray(getattr(self, name) if knobs is None else knobs[name], dtype)
+    return jnp.asarray(getattr(self, name) if hparams is None else hparams[name], dtype)
 
   def pre_activations(self, params: Params, x: jax.Array) -> jax.Array:
     """(x - b_dec) @ W_enc + b_enc, or x @ W_enc + b_enc in a transcoder, [..., M]."""
@@ -313,7 +313,7 @@ class Architecture(abc.ABC):
     error: jax.Array,
     z: Callable[[], jax.Array],
     dead: jax.Array | None,
-  ) -> tuple[jax.Array, Outcome]:
+  ) -> tuple[jax.Array, LossOutput]:
     """The end of every loss: the part of dead latents, and the sum.
 
     Args:
@@ -325,17 +325,17 @@ class Architecture(abc.ABC):
       dead: bool [M], or None.
     """
     aux = jnp.zeros((), error.dtype)
-    if self.revival is not None and dead is not None:
-      revival = self.revival
+    if self.aux_loss is not None and dead is not None:
+      aux_loss = self.aux_loss
       fixed, reconstruction = lax.stop_gradient((error, parts['reconstruction']))
       aux = lax.cond(
         dead.any(),
-        lambda: revival.loss(dead, z(), params['W_dec'], fixed, reconstruction, self.matmuls),
+        lambda: aux_loss.loss(dead, z(), params['W_dec'], fixed, reconstruction, self.matmuls),
         lambda: aux,
       )
     parts = {**parts, 'aux': aux}
     total = sum(parts.values(), jnp.zeros((), error.dtype))
-    return total, Outcome(parts, latents, error)
+    return total, LossOutput(parts, latents, error)
 
   def _product(self, latents: jax.Array | Sparse, W_dec: jax.Array) -> jax.Array:
     if isinstance(latents, Sparse):
@@ -372,7 +372,7 @@ class Architecture(abc.ABC):
     if found != wanted:
       raise SAEError(
         f'W_enc and W_dec have shapes {found}, not {wanted}',
-        cause='the parameters of another description, or a stack of dictionaries outside of vmap',
+        cause='the parameters of another description, or an ensemble of dictionaries outside of vmap',
       )
 
 

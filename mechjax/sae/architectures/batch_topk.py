@@ -2,7 +2,7 @@
 
     training    f = z * 1[z >= the (B k)-th largest of ReLU(z) in the batch]
     afterwards  f = z * H(z - threshold),  threshold = running mean of the smallest activation of each batch
-    L = |x - x_hat|^2        (+ AuxK for dead latents: `revival=AuxK()`)
+    L = |x - x_hat|^2        (+ AuxK for dead latents: `aux_loss=AuxK()`)
 
 (Bussmann et al. 2024, "BatchTopK sparse autoencoders"). What a token's latents are must not depend on its neighbours
 once the dictionary is used, hence the threshold; a saved BatchTopK is a JumpReLU with that threshold for all latents.
@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mechjax.sae.architectures.base import Architecture, Knobs, Outcome, Params
+from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Params
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
 from mechjax.sae.errors import expect, expect_number, expect_whole
 from mechjax.sae.ops.sparse import Sparse
@@ -38,7 +38,7 @@ class BatchTopK(Architecture):
     decay: of the running mean of the threshold, for each step.
   """
 
-  DATA = ('k',)
+  TRACED = ('k',)
   PER_LATENT = {'b_enc': 0.0}  # noqa: RUF012
   OBSERVED = ('threshold',)
 
@@ -64,12 +64,12 @@ class BatchTopK(Architecture):
     params: Params,
     x: jax.Array,
     y: jax.Array | None = None,
-    knobs: Knobs | None = None,
+    hparams: HParams | None = None,
     dead: jax.Array | None = None,
-  ) -> tuple[jax.Array, Outcome]:
+  ) -> tuple[jax.Array, LossOutput]:
     z = self.pre_activations(params, x)
     positive = jax.nn.relu(z)
-    n_active = len(x) * self.knob(knobs, 'k', jnp.int32)
+    n_active = len(x) * self.hparam(hparams, 'k', jnp.int32)
     f = jnp.where(positive >= kth_largest(lax.stop_gradient(positive), n_active), positive, 0)
     reconstruction, error = self.reconstruction(params, f, x, y)
     parts = {'reconstruction': reconstruction, 'sparsity': jnp.zeros((), error.dtype)}

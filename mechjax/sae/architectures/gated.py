@@ -21,7 +21,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mechjax.sae.architectures.base import Architecture, Knobs, Outcome, Params, total_per_token
+from mechjax.sae.architectures.base import (
+  Architecture,
+  HParams,
+  LossOutput,
+  Params,
+  total_per_token,
+)
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
 from mechjax.sae.errors import expect, expect_number
 
@@ -34,7 +40,7 @@ class Gated(Architecture):
     sparsity: coefficient of the penalty; may be data.
   """
 
-  DATA = ('sparsity',)
+  TRACED = ('sparsity',)
   PER_LATENT = {'b_gate': 0.0, 'r_mag': 0.0, 'b_mag': 0.0}  # noqa: RUF012
   DECODER_PRODUCTS = 5  # both activations are decoded and get a gradient; the decoder has one
 
@@ -53,15 +59,15 @@ class Gated(Architecture):
     params: Params,
     x: jax.Array,
     y: jax.Array | None = None,
-    knobs: Knobs | None = None,
+    hparams: HParams | None = None,
     dead: jax.Array | None = None,
-  ) -> tuple[jax.Array, Outcome]:
+  ) -> tuple[jax.Array, LossOutput]:
     pi, f = self._gate_and_latents(params, x)
     gate = jax.nn.relu(pi)
     frozen = params | {name: lax.stop_gradient(params[name]) for name in self._decoder(params)}
     reconstruction, error = self.reconstruction(params, f, x, y)
     gate_loss, _ = self.reconstruction(frozen, gate, x, y)
-    sparsity = self.knob(knobs, 'sparsity', f.dtype) * total_per_token(gate)
+    sparsity = self.hparam(hparams, 'sparsity', f.dtype) * total_per_token(gate)
     parts = {'reconstruction': reconstruction, 'sparsity': sparsity, 'gate': gate_loss}
     return self.outcome(params, parts, f, error, lambda: pi, dead)
 

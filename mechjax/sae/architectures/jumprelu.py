@@ -19,7 +19,13 @@ import math
 import jax
 import jax.numpy as jnp
 
-from mechjax.sae.architectures.base import Architecture, Knobs, Outcome, Params, total_per_token
+from mechjax.sae.architectures.base import (
+  Architecture,
+  HParams,
+  LossOutput,
+  Params,
+  total_per_token,
+)
 from mechjax.sae.errors import expect, expect_number
 from mechjax.sae.ops.straight_through import heaviside, jumprelu
 
@@ -35,7 +41,7 @@ class JumpReLU(Architecture):
       training of a few thousand steps has to begin near where it should end.
   """
 
-  DATA = ('sparsity',)
+  TRACED = ('sparsity',)
   PER_LATENT = {'b_enc': 0.0, 'log_threshold': math.log(1e-3)}  # noqa: RUF012
 
   sparsity: float
@@ -60,15 +66,15 @@ class JumpReLU(Architecture):
     params: Params,
     x: jax.Array,
     y: jax.Array | None = None,
-    knobs: Knobs | None = None,
+    hparams: HParams | None = None,
     dead: jax.Array | None = None,
-  ) -> tuple[jax.Array, Outcome]:
+  ) -> tuple[jax.Array, LossOutput]:
     z = self.pre_activations(params, x)
     theta = self.threshold(params)
     f = jumprelu(z, theta, self.bandwidth)
     reconstruction, error = self.reconstruction(params, f, x, y)
     n_active = total_per_token(heaviside(z, theta, self.bandwidth))
-    sparsity = self.knob(knobs, 'sparsity', f.dtype) * n_active
+    sparsity = self.hparam(hparams, 'sparsity', f.dtype) * n_active
     parts = {'reconstruction': reconstruction, 'sparsity': sparsity}
     return self.outcome(params, parts, f, error, lambda: z, dead)
 

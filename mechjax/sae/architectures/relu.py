@@ -14,7 +14,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mechjax.sae.architectures.base import Architecture, Knobs, Outcome, Params, total_per_token
+from mechjax.sae.architectures.base import (
+  Architecture,
+  HParams,
+  LossOutput,
+  Params,
+  total_per_token,
+)
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
 from mechjax.sae.errors import expect, expect_number
 
@@ -27,7 +33,7 @@ class ReLU(Architecture):
     sparsity: coefficient of the penalty; may be data.
   """
 
-  DATA = ('sparsity',)
+  TRACED = ('sparsity',)
   PER_LATENT = {'b_enc': 0.0}  # noqa: RUF012
 
   sparsity: float
@@ -45,13 +51,13 @@ class ReLU(Architecture):
     params: Params,
     x: jax.Array,
     y: jax.Array | None = None,
-    knobs: Knobs | None = None,
+    hparams: HParams | None = None,
     dead: jax.Array | None = None,
-  ) -> tuple[jax.Array, Outcome]:
+  ) -> tuple[jax.Array, LossOutput]:
     z = self.pre_activations(params, x)
     f = jax.nn.relu(z)
     reconstruction, error = self.reconstruction(params, f, x, y)
-    sparsity = self.knob(knobs, 'sparsity', f.dtype) * total_per_token(f)
+    sparsity = self.hparam(hparams, 'sparsity', f.dtype) * total_per_token(f)
     parts = {'reconstruction': reconstruction, 'sparsity': sparsity}
     return self.outcome(params, parts, f, error, lambda: z, dead)
 

@@ -1,7 +1,7 @@
 """TopK: of each token the k largest latents, and no penalty.
 
     f = TopK(ReLU((x - b_dec) @ W_enc + b_enc))
-    L = |x - x_hat|^2        (+ AuxK for dead latents: `revival=AuxK()`)
+    L = |x - x_hat|^2        (+ AuxK for dead latents: `aux_loss=AuxK()`)
 
 (Gao et al. 2024, "Scaling and evaluating sparse autoencoders", equations 3 and 4). L0 is set instead of bargained for.
 As in that paper's code a pre-activation among the k largest that is negative counts as 0.
@@ -9,7 +9,7 @@ As in that paper's code a pre-activation among the k largest that is negative co
 Because k is much smaller than M, `sparse=True` computes the decoder and the whole backward pass on the k latents only
 (`mechjax.sae.ops.sparse`): the same values and gradients.
 
-k is data up to the field `k`, which is how many latents are sorted out: `knobs(k=[8, 16, 32])` for a description
+k is data up to the field `k`, which is how many latents are sorted out: `hparams(k=[8, 16, 32])` for a description
 with k=32 trains three dictionaries, each at the price of the largest.
 """
 
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax.sae.architectures.base import Architecture, Knobs, Outcome, Params
+from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Params
 from mechjax.sae.errors import SAEError, expect, expect_whole
 from mechjax.sae.ops import sparse
 from mechjax.sae.ops.sparse import Sparse
@@ -37,7 +37,7 @@ class TopK(Architecture):
     sparse: whether decoder and backward pass are computed on the chosen latents only; not over several devices.
   """
 
-  DATA = ('k',)
+  TRACED = ('k',)
   PER_LATENT = {'b_enc': 0.0}  # noqa: RUF012
 
   k: int
@@ -48,14 +48,14 @@ class TopK(Architecture):
     expect_whole(self, 'k')
     expect(self, 'k', 1 <= self.k <= self.width, f'from 1 to width={self.width}')
 
-  def knobs(self, **values: Any) -> dict[str, jax.Array]:
+  def hparams(self, **values: Any) -> dict[str, jax.Array]:
     largest = np.max(values.get('k', self.k))
     if largest > self.k:
       raise SAEError(
         f'k={values["k"]} as data for a TopK that sorts out k={self.k} latents',
         hint=f'describe it with k={largest}',
       )
-    return super().knobs(**values)
+    return super().hparams(**values)
 
   def encode(self, params: Params, x: jax.Array) -> jax.Array:
     values, indices = sparse.top(self.pre_activations(params, x), self.k)
@@ -66,10 +66,10 @@ class TopK(Architecture):
     params: Params,
     x: jax.Array,
     y: jax.Array | None = None,
-    knobs: Knobs | None = None,
+    hparams: HParams | None = None,
     dead: jax.Array | None = None,
-  ) -> tuple[jax.Array, Outcome]:
-    chosen = self.chosen(params, x, knobs)
+  ) -> tuple[jax.Array, LossOutput]:
+    chosen = self.chosen(params, x, hparams)
     f = chosen if self.sparse else chosen.dense()
     reconstruction, error = self.reconstruction(params, f, x, y)
     parts = {'reconstruction': reconstruction, 'sparsity': jnp.zeros((), error.dtype)}
@@ -78,7 +78,7 @@ class TopK(Architecture):
   def for_shards(self) -> TopK:
     return dataclasses.replace(self, sparse=False)
 
-  def chosen(self, params: Params, x: jax.Array, knobs: Knobs | None = None) -> Sparse:
+  def chosen(self, params: Params, x: jax.Array, hparams: HParams | None = None) -> Sparse:
     """The k largest latents of each token of x, [B, D]."""
     if self.sparse:
       centre = params['b_dec'] if self.d_out is None else jnp.zeros(self.d_in, x.dtype)
@@ -88,5 +88,5 @@ class TopK(Architecture):
       )
     else:
       values, indices = sparse.top(self.pre_activations(params, x), self.k)
-    wanted = jnp.arange(self.k, dtype=jnp.int32) < self.knob(knobs, 'k', jnp.int32)
+    wanted = jnp.arange(self.k, dtype=jnp.int32) < self.hparam(hparams, 'k', jnp.int32)
     return Sparse(jnp.where(wanted, jax.nn.relu(values), 0), indices, self.width)

@@ -2,9 +2,9 @@
 
 Tokens are counted rather than steps, because a number of steps means nothing without the batch size:
 
-    since = never_fired(width)
-    since = tokens_since(since, firings(outcome.latents), n_tokens=len(x))      after each step
-    loss, outcome = sae.loss(params, x, dead=since >= after_tokens)
+    tokens_since_fired = never_fired(width)
+    tokens_since_fired = tokens_since(tokens_since_fired, firings(outcome.latents), n_tokens=len(x))   after each step
+    loss, outcome = sae.loss(params, x, dead=tokens_since_fired >= after_tokens)
 
 Sharp edge: counts stop at 2**30 tokens.
 """

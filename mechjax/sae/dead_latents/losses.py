@@ -20,7 +20,7 @@ April 2024): dead latents with a smooth activation g reconstruct it, scaled to h
     either with match_reconstruction=False
 
 Sharp edges: the losses cost nothing while no latent is dead (`lax.cond`), but under vmap both branches are always
-computed; a loop that trains a stack of dictionaries can pass dead=None while none of them has a dead latent.
+computed; a loop that trains an ensemble of dictionaries can pass dead=None while none of them has a dead latent.
 """
 
 from __future__ import annotations

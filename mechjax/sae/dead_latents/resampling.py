@@ -6,7 +6,7 @@ becomes the direction of what should have been reconstructed there, its encoder 
 the optimiser forgets it (Bricken et al. 2023, appendix on resampling). The learning rate then falls to a tenth and
 returns along a cosine, because Adam without memory takes full steps:
 
-    dead = since >= settings.after_tokens
+    dead = tokens_since_fired >= settings.after_tokens
     params = settings.resampled(sae, params, key, x, outcome.error, dead)
     state = forgotten(optimiser, state, sae, params, dead)
     rate = schedule(step) * settings.rate(step - step_of_last_resampling)

@@ -141,7 +141,7 @@ class SiteReport:
     """How many of the latents that are not dead have a log10 of the density between edges, int [len(edges) - 1]."""
     return np.histogram(np.log10(self.density[self.density > 0]), edges)[0]
 
-  def figures(self) -> dict[str, float]:
+  def metrics(self) -> dict[str, float]:
     """Everything but the densities, for JSON."""
     return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != 'density'}
 
@@ -174,13 +174,13 @@ class Report:
     """Of what mean ablation costs, the part that is saved."""
     return _ratio(self.loss_mean - self.loss_spliced, self.loss_mean - self.loss)
 
-  def figures(self) -> dict[str, Any]:
+  def metrics(self) -> dict[str, Any]:
     """All numbers, for JSON."""
     own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != 'sites'}
     named = {
       name: getattr(self, name) for name in ('delta_loss', 'recovered_zero', 'recovered_mean')
     }
-    return own | named | {'sites': {name: site.figures() for name, site in self.sites.items()}}
+    return own | named | {'sites': {name: site.metrics() for name, site in self.sites.items()}}
 
 
 def report(totals: Totals, splice_drift: float) -> Report:

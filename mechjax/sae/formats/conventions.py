@@ -226,7 +226,7 @@ def expect_parameters(sae: Architecture, params: Params) -> None:
     raise SAEError(
       f'parameters {[(n, found.get(n)) for n in differ]} for a dictionary that has '
       f'{[(n, wanted.get(n)) for n in differ]}',
-      cause='the parameters of another description, or a stack of dictionaries',
+      cause='the parameters of another description, or an ensemble of dictionaries',
     )
   # A threshold of 0 is one of -inf here.
   arrays = on_host(params)

@@ -4,7 +4,7 @@
       train(..., report=journal.write)
 
 `metrics.jsonl` has one object a report: {"step": 50, "tokens": 204800, "jump": {"l0": [33.1, 20.4], ...}, ...}, with a
-list for the members of each stack. The screen shows the same in short:
+list for the members of each ensemble. The screen shows the same in short:
 
     step 1,000/5,000  4.1 M tokens  52,310 tokens/s  matmul 0.83  wait 0.01 | jump loss 0.21 l0 33/20 fvu 0.12 dead 0.02
 
@@ -112,20 +112,20 @@ class Journal:
       'wait': report.wait,
       'learning_rate': report.rate,
       **{
-        stack: {name: np.asarray(x, float).tolist() for name, x in own.items()}
-        for stack, own in report.figures.items()
+        ensemble: {name: np.asarray(x, float).tolist() for name, x in own.items()}
+        for ensemble, own in report.metrics.items()
       },
     }
 
   def _line(self, report: Report, words: Mapping[str, Any]) -> str:
-    stacks = ' | '.join(
-      f'{stack} ' + ' '.join(f'{name} {_short(own[name])}' for name in SHOWN)
-      for stack, own in report.figures.items()
+    ensembles = ' | '.join(
+      f'{ensemble} ' + ' '.join(f'{name} {_short(own[name])}' for name in SHOWN)
+      for ensemble, own in report.metrics.items()
     )
     return (
       f'step {report.step:,}/{self._steps:,}  {words["tokens"] / 1e6:.1f} M tokens  '
       f'{words["tokens_per_second"]:,.0f} tokens/s  matmul {words["matmul_share"]:.2f}  '
-      f'wait {report.wait:.2f} | {stacks}'
+      f'wait {report.wait:.2f} | {ensembles}'
     )
 
 

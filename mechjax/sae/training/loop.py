@@ -8,7 +8,7 @@ so what continues is what would have been: the same parameters, bit for bit, on 
 A run ends
 
     when all steps are made         the last state is saved
-    when it is asked to stop        SIGTERM or Ctrl-C: the state is saved, `Outcome.finished` is False
+    when it is asked to stop        SIGTERM or Ctrl-C: the state is saved, `TrainingResult.finished` is False
     when a number is not finite     the batch and the state before it are written to `dump`, and an error says which
                                     step it was; checkpoints stay as they are
     when it is killed               at any moment; the newest whole checkpoint is where it goes on
@@ -64,21 +64,21 @@ class Report:
 
   Attributes:
     step: how many updates were made.
-    figures: of the last of them: by stack and by name, one number for each member.
+    metrics: of the last of them: by ensemble and by name, one number for each member.
     rate: its learning rate.
     steps_per_second: since the last report.
     wait: share of that time in which the step waited for its batch.
   """
 
   step: int
-  figures: dict[str, dict[str, np.ndarray]]
+  metrics: dict[str, dict[str, np.ndarray]]
   rate: float
   steps_per_second: float
   wait: float
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
   """How a run ended.
 
   Attributes:
@@ -98,7 +98,7 @@ def train(
   loop: Loop,
   report: Callable[[Report], None],
   dump: Path,
-) -> Outcome:
+) -> TrainingResult:
   """Trains to the end, from wherever an earlier call got to.
 
   Args:
@@ -134,7 +134,7 @@ def train(
       if saving and last:
         checkpoints.save(done, state, objective=objective(trainer, last))
   checkpoints.wait()
-  return Outcome(state, done == steps)
+  return TrainingResult(state, done == steps)
 
 
 def shapes(trainer: Trainer) -> Any:
@@ -177,27 +177,27 @@ class _Pending:
 def objective(trainer: Trainer, step: _Step) -> float:
   """Mean over members of the loss as it will be when the sparsity coefficient has risen."""
   factor = float(trainer.optimisation.sparsity(max(step.done - 1, 1)))
-  figures = jax.device_get(step.metrics.stacks)
-  losses = [own['loss'] + own['sparsity'] * (1 / factor - 1) for own in figures.values()]
+  metrics = jax.device_get(step.metrics.ensembles)
+  losses = [own['loss'] + own['sparsity'] * (1 / factor - 1) for own in metrics.values()]
   return float(np.mean(np.concatenate(losses)))
 
 
 def _not_finite(step: _Step, state: State, dump: Path) -> SAEError:
   """The error for the first step whose numbers are not; writes what it came of."""
   number = step.done - 1
-  figures = jax.device_get(step.metrics.stacks)
+  metrics = jax.device_get(step.metrics.ensembles)
   where = dump / f'step_{number}_of_process_{jax.process_index()}'
   where.mkdir(parents=True, exist_ok=True)
-  words = {stack: {name: str(x) for name, x in own.items()} for stack, own in figures.items()}
-  files.write_json(where / 'figures.json', words)
+  words = {ensemble: {name: str(x) for name, x in own.items()} for ensemble, own in metrics.items()}
+  files.write_json(where / 'metrics.json', words)
   arrays: dict[str, Any] = {}
   for path, x in jax.tree_util.tree_leaves_with_path({'batch': step.batch, 'state': state}):
     arrays |= _of_this_process(jax.tree_util.keystr(path), x)
   with files.whole(where / 'arrays.npz') as file:
     np.savez(file, **arrays)
   bad = [
-    f'{stack}.{name} {x.tolist()}'
-    for stack, own in figures.items()
+    f'{ensemble}.{name} {x.tolist()}'
+    for ensemble, own in metrics.items()
     for name, x in own.items()
     if not np.isfinite(x).all()
   ]
@@ -234,11 +234,15 @@ class _Clock:
     self._last = done, time.perf_counter(), batches.waited
 
   def report(self, step: _Step) -> Report:
-    done, figures, rate = step.done, jax.device_get(step.metrics.stacks), float(step.metrics.rate)
+    done, metrics, rate = (
+      step.done,
+      jax.device_get(step.metrics.ensembles),
+      float(step.metrics.rate),
+    )
     before, since, waited = self._last
     now = time.perf_counter()
     self._last = done, now, self._batches.waited
     seconds = now - since
     return Report(
-      done, figures, rate, (done - before) / seconds, (self._batches.waited - waited) / seconds
+      done, metrics, rate, (done - before) / seconds, (self._batches.waited - waited) / seconds
     )

@@ -11,7 +11,7 @@ as there, Adam's first moment is the gradient itself and is not kept: a third of
 
 Steps are counted from 0: `rate(n)` is what the update after n others is made with.
 
-Sharp edges: `optimiser` leaves the learning rate out, because members of a stack may have different ones after
+Sharp edges: `optimiser` leaves the learning rate out, because members of an ensemble may have different ones after
 resampling; its updates are subtracted by `rate` times them. Optax raises floats to integer powers, so its update
 runs under the standard promotion whatever is set outside.
 """

@@ -49,7 +49,7 @@ def of_batch(mesh: Mesh) -> NamedSharding:
 
 
 def of_members(sae: Architecture, members: Any, mesh: Mesh) -> Any:
-  """Of the state of a stack.
+  """Of the state of an ensemble.
 
   Args:
     sae: its description.
@@ -70,7 +70,7 @@ def of_members(sae: Architecture, members: Any, mesh: Mesh) -> Any:
       where=f'axis model of the mesh {dict(mesh.shape)}',
       hint=f'a width of {-(-sae.width // shards) * shards}, or another mesh',
     )
-  specs = {name: PartitionSpec(None, 'model') for name in ('since', *sae.PER_LATENT)}
+  specs = {name: PartitionSpec(None, 'model') for name in ('tokens_since_fired', *sae.PER_LATENT)}
   specs['W_enc'] = PartitionSpec(None, None, 'model')
   specs['W_dec'] = PartitionSpec(None, 'model', None)
 

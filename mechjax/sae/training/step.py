@@ -1,6 +1,6 @@
 """One step of training: from a state and a batch to the next state and what there is to report.
 
-    trainer = Trainer({'jump': Stack(...), 'topk': Stack(...)}, Optimisation(steps=100_000), mesh)
+    trainer = Trainer({'jump': Ensemble(...), 'topk': Ensemble(...)}, Optimisation(steps=100_000), mesh)
     state = trainer.init()
     state, metrics = trainer.step(state, {'resid_post.5': x})           x: [B, D]; the old state is gone
 
@@ -9,7 +9,7 @@ the next. Nothing is sent to the host, so a loop may run ahead of the device; me
 to know. All randomness comes from a member's seed and the number of the step: a state that was saved
 continues to the same numbers.
 
-What happens, for each stack:
+What happens, for each ensemble:
 
     loss and gradients of each member, its latents counted
     if all of them are finite:   optimiser, unit rows, thresholds and counters; at times resampling
@@ -29,7 +29,7 @@ for dead latents cost nothing while a member has none; and sparse kernels stay w
     Gated       1.46    1.62    1.57
     TopK        0.58    0.85    0.56
 
-Sharp edges. Use the state that comes back; the one that went in is deleted. Members of a stack share a batch size.
+Sharp edges. Use the state that comes back; the one that went in is deleted. Members of an ensemble share a batch size.
 Counters go on through resampling only for latents that live. On several devices TopK is computed densely.
 """
 
@@ -46,14 +46,14 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mechjax.sae.architectures import Params
-from mechjax.sae.architectures.base import Knobs, squared
+from mechjax.sae.architectures.base import HParams, squared
 from mechjax.sae.dead_latents import counters
 from mechjax.sae.dead_latents.resampling import Resampling, forgotten
 from mechjax.sae.ops import unit_rows
 from mechjax.sae.ops.sparse import firings
 from mechjax.sae.training import placement
+from mechjax.sae.training.ensembles import Ensemble
 from mechjax.sae.training.optimisation import Optimisation
-from mechjax.sae.training.stacks import Stack
 
 Batch = Mapping[str, jax.Array]
 NEVER = -(2**30)
@@ -62,18 +62,18 @@ NEVER = -(2**30)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Members:
-  """The dictionaries of a stack; every array has a leading axis N.
+  """The dictionaries of an ensemble; every array has a leading axis N.
 
   Attributes:
     params: their parameters.
     optimiser: what the optimiser remembers.
-    since: tokens since each latent last fired, int32 [N, M].
+    tokens_since_fired: tokens since each latent last fired, int32 [N, M].
     resampled_at: how many steps had been made when latents were last resampled, int32 [N]; `NEVER` at first.
   """
 
   params: Params
   optimiser: Any
-  since: jax.Array
+  tokens_since_fired: jax.Array
   resampled_at: jax.Array
 
 
@@ -86,13 +86,13 @@ class State:
     step: how many updates were made, int32.
     ok: whether all numbers were finite so far, bool.
     bad_step: the step at which they were not, int32; -1 while `ok`.
-    stacks: by name.
+    ensembles: by name.
   """
 
   step: jax.Array
   ok: jax.Array
   bad_step: jax.Array
-  stacks: dict[str, Members]
+  ensembles: dict[str, Members]
 
 
 @jax.tree_util.register_dataclass
@@ -101,13 +101,13 @@ class Metrics:
   """What a step tells.
 
   Attributes:
-    stacks: by name, and by name of the figure, [N]: 'loss' and its parts, 'l0' (active latents of a token), 'fvu'
+    ensembles: by name, and by name of the figure, [N]: 'loss' and its parts, 'l0' (active latents of a token), 'fvu'
       (squared error over squared distance from the mean of the batch), 'dead' (fraction of latents), 'grad_norm'.
     rate: the learning rate of this step, before a factor of resampling.
     ok: as in the state.
   """
 
-  stacks: dict[str, dict[str, jax.Array]]
+  ensembles: dict[str, dict[str, jax.Array]]
   rate: jax.Array
   ok: jax.Array
 
@@ -119,15 +119,15 @@ class _Seen:
 
   grads: Params
   observed: Params
-  since: jax.Array
-  figures: dict[str, jax.Array]
+  tokens_since_fired: jax.Array
+  metrics: dict[str, jax.Array]
 
 
 class Trainer:
-  """Trains stacks of dictionaries, each batch once for all.
+  """Trains ensembles of dictionaries, each batch once for all.
 
   Attributes:
-    stacks: by name, as they are computed.
+    ensembles: by name, as they are computed.
     optimisation: the settings.
     mesh: the devices, with axes `data` and `model`.
     shardings: a `State` of shardings.
@@ -138,14 +138,14 @@ class Trainer:
   """
 
   def __init__(
-    self, stacks: Mapping[str, Stack], optimisation: Optimisation, mesh: Mesh | None = None
+    self, ensembles: Mapping[str, Ensemble], optimisation: Optimisation, mesh: Mesh | None = None
   ):
     self.mesh = placement.mesh_of(mesh)
-    self.stacks = {name: self._placed(stack) for name, stack in stacks.items()}
+    self.ensembles = {name: self._placed(ensemble) for name, ensemble in ensembles.items()}
     self.optimisation = optimisation
     self.batch_sharding = placement.of_batch(self.mesh)
     self._optimiser = optimisation.optimiser()
-    self._sites = {site for s in stacks.values() for site in (s.reads, s.writes) if site}
+    self._sites = {site for s in ensembles.values() for site in (s.reads, s.writes) if site}
     whole = NamedSharding(self.mesh, PartitionSpec())
     self.shardings = self._placed_state(whole)
     self._jitted_begin = jax.jit(self._begin, out_shardings=self.shardings)
@@ -180,66 +180,72 @@ class Trainer:
   # --- what is compiled -----------------------------------------------------------------------------------
 
   def _begin(self, centres: Mapping[str, jax.Array]) -> State:
-    def members(stack: Stack) -> Members:
-      centre = centres.get(stack.writes or stack.reads)
-      params = jax.vmap(lambda key: stack.sae.init(key, centre))(stack.keys())
-      since = jnp.tile(counters.never_fired(stack.sae.width), (stack.members, 1))
-      never = jnp.full(stack.members, NEVER, jnp.int32)
-      return Members(params, jax.vmap(self._optimiser.init)(params), since, never)
+    def members(ensemble: Ensemble) -> Members:
+      centre = centres.get(ensemble.writes or ensemble.reads)
+      params = jax.vmap(lambda key: ensemble.sae.init(key, centre))(ensemble.keys())
+      tokens_since_fired = jnp.tile(counters.never_fired(ensemble.sae.width), (ensemble.members, 1))
+      never = jnp.full(ensemble.members, NEVER, jnp.int32)
+      return Members(params, jax.vmap(self._optimiser.init)(params), tokens_since_fired, never)
 
     step, ok, bad_step = jnp.int32(0), jnp.asarray(True), jnp.int32(-1)
-    return State(step, ok, bad_step, {name: members(stack) for name, stack in self.stacks.items()})
+    return State(
+      step, ok, bad_step, {name: members(ensemble) for name, ensemble in self.ensembles.items()}
+    )
 
   def _step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
     seen = {
-      name: self._seen(stack, state.stacks[name], state.step, batch)
-      for name, stack in self.stacks.items()
+      name: self._seen(ensemble, state.ensembles[name], state.step, batch)
+      for name, ensemble in self.ensembles.items()
     }
-    figures = {name: one.figures for name, one in seen.items()}
-    ok = state.ok & _finite(figures)
+    metrics = {name: one.metrics for name, one in seen.items()}
+    ok = state.ok & _finite(metrics)
     rate = self.optimisation.learning_rate * self.optimisation.rate(state.step)
 
     def advanced() -> dict[str, Members]:
       return {
-        name: self._advanced(stack, state.stacks[name], seen[name], rate, state.step, batch)
-        for name, stack in self.stacks.items()
+        name: self._advanced(ensemble, state.ensembles[name], seen[name], rate, state.step, batch)
+        for name, ensemble in self.ensembles.items()
       }
 
-    stacks = lax.cond(ok, advanced, lambda: state.stacks)
+    ensembles = lax.cond(ok, advanced, lambda: state.ensembles)
     step = jnp.where(ok, state.step + 1, state.step)
     bad_step = jnp.where(state.ok & ~ok, state.step, state.bad_step)
-    return State(step, ok, bad_step, stacks), Metrics(figures, rate, ok)
+    return State(step, ok, bad_step, ensembles), Metrics(metrics, rate, ok)
 
-  def _seen(self, stack: Stack, members: Members, step: jax.Array, batch: Batch) -> _Seen:
+  def _seen(self, ensemble: Ensemble, members: Members, step: jax.Array, batch: Batch) -> _Seen:
     """Gradients and figures of every member, one after the other."""
-    sae, (x, y) = stack.sae, _inputs(stack, batch)
+    sae, (x, y) = ensemble.sae, _inputs(ensemble, batch)
     target = x if y is None else y
     variance = squared(target - jnp.mean(target, 0))
 
-    def one(member: tuple[Params, jax.Array, Knobs]) -> _Seen:
-      params, since, knobs = member
+    def one(member: tuple[Params, jax.Array, HParams]) -> _Seen:
+      params, tokens_since_fired, hparams = member
       loss = jax.value_and_grad(sae.loss, has_aux=True)
-      (total, outcome), grads = loss(params, x, y, knobs, since >= stack.after_tokens)
+      (total, outcome), grads = loss(
+        params, x, y, hparams, tokens_since_fired >= ensemble.after_tokens
+      )
       fired = firings(outcome.latents)
-      since = counters.tokens_since(since, fired, len(x))
+      tokens_since_fired = counters.tokens_since(tokens_since_fired, fired, len(x))
       observed = sae.observe(params, outcome.latents)
-      figures = {
+      metrics = {
         'loss': total,
         **outcome.parts,
         'l0': jnp.sum(fired) / len(x),
         'fvu': squared(outcome.error) / variance,
-        'dead': jnp.mean(since >= stack.after_tokens, dtype=jnp.float32),
+        'dead': jnp.mean(tokens_since_fired >= ensemble.after_tokens, dtype=jnp.float32),
       }
-      return _Seen(grads, {name: observed[name] for name in sae.OBSERVED}, since, figures)
+      return _Seen(
+        grads, {name: observed[name] for name in sae.OBSERVED}, tokens_since_fired, metrics
+      )
 
-    seen = lax.map(one, (members.params, members.since, self._knobs(stack, step)))
+    seen = lax.map(one, (members.params, members.tokens_since_fired, self._hparams(ensemble, step)))
     # Within the loop XLA would transpose the gradient of a sparse encoder twice, for the norm and for the result.
     norms = jax.vmap(_norm)(seen.grads)
-    return dataclasses.replace(seen, figures=seen.figures | {'grad_norm': norms})
+    return dataclasses.replace(seen, metrics=seen.metrics | {'grad_norm': norms})
 
   def _advanced(
     self,
-    stack: Stack,
+    ensemble: Ensemble,
     members: Members,
     seen: _Seen,
     rate: jax.Array,
@@ -249,61 +255,66 @@ class Trainer:
     """The members after an update; resampled where it is time."""
 
     def one(member: Members, seen: _Seen) -> Members:
-      own = stack.resampling.rate(step - member.resampled_at) if stack.resampling else 1.0
+      own = ensemble.resampling.rate(step - member.resampled_at) if ensemble.resampling else 1.0
       updates, optimiser = self._optimiser.update(seen.grads, member.optimiser, member.params)
       params = jax.tree.map(lambda p, u: p - rate * own * u, member.params, updates)
       params = unit_rows.normalised(params) | seen.observed
-      return Members(params, optimiser, seen.since, member.resampled_at)
+      return Members(params, optimiser, seen.tokens_since_fired, member.resampled_at)
 
     after = jax.vmap(one)(members, seen)
-    if stack.resampling is None:
+    if ensemble.resampling is None:
       return after
     done = step + 1
-    resample = partial(self._resampled, stack, stack.resampling, done, batch)
-    return lax.cond(done % stack.resample_every == 0, resample, lambda same: same, after)
+    resample = partial(self._resampled, ensemble, ensemble.resampling, done, batch)
+    return lax.cond(done % ensemble.resample_every == 0, resample, lambda same: same, after)
 
   def _resampled(
-    self, stack: Stack, resampling: Resampling, done: jax.Array, batch: Batch, members: Members
+    self,
+    ensemble: Ensemble,
+    resampling: Resampling,
+    done: jax.Array,
+    batch: Batch,
+    members: Members,
   ) -> Members:
     """The members with new latents for dead ones, drawn from a batch; `done` steps have been made."""
-    sae, (x, y) = stack.sae, _inputs(stack, batch)
+    sae, (x, y) = ensemble.sae, _inputs(ensemble, batch)
 
-    def one(args: tuple[Members, jax.Array, Knobs]) -> Members:
-      member, key, knobs = args
-      which = member.since >= stack.after_tokens
-      _, outcome = sae.loss(member.params, x, y, knobs)
+    def one(args: tuple[Members, jax.Array, HParams]) -> Members:
+      member, key, hparams = args
+      which = member.tokens_since_fired >= ensemble.after_tokens
+      _, outcome = sae.loss(member.params, x, y, hparams)
       key = jax.random.fold_in(key, done)
       params = resampling.resampled(sae, member.params, key, x, outcome.error, which, y)
       optimiser = forgotten(self._optimiser, member.optimiser, sae, params, which)
       at = jnp.where(which.any(), done, member.resampled_at)
-      return Members(params, optimiser, jnp.where(which, 0, member.since), at)
+      return Members(params, optimiser, jnp.where(which, 0, member.tokens_since_fired), at)
 
-    return lax.map(one, (members, stack.keys(), self._knobs(stack, done)))
+    return lax.map(one, (members, ensemble.keys(), self._hparams(ensemble, done)))
 
-  def _knobs(self, stack: Stack, step: jax.Array) -> Knobs:
+  def _hparams(self, ensemble: Ensemble, step: jax.Array) -> HParams:
     """The settings that are data, [N], with the sparsity coefficient on its way up."""
-    knobs = stack.data()
-    if 'sparsity' in knobs:
-      knobs['sparsity'] = jnp.float32(knobs['sparsity']) * self.optimisation.sparsity(step)
-    return knobs
+    hparams = ensemble.data()
+    if 'sparsity' in hparams:
+      hparams['sparsity'] = jnp.float32(hparams['sparsity']) * self.optimisation.sparsity(step)
+    return hparams
 
   def _placed_state(self, whole: NamedSharding) -> Any:
     shapes = jax.eval_shape(self._begin, {})
-    stacks = {
-      name: placement.of_members(stack.sae, shapes.stacks[name], self.mesh)
-      for name, stack in self.stacks.items()
+    ensembles = {
+      name: placement.of_members(ensemble.sae, shapes.ensembles[name], self.mesh)
+      for name, ensemble in self.ensembles.items()
     }
-    return dataclasses.replace(jax.tree.map(lambda _: whole, shapes), stacks=stacks)
+    return dataclasses.replace(jax.tree.map(lambda _: whole, shapes), ensembles=ensembles)
 
-  def _placed(self, stack: Stack) -> Stack:
+  def _placed(self, ensemble: Ensemble) -> Ensemble:
     if self.mesh.size == 1:
-      return stack
-    return dataclasses.replace(stack, sae=stack.sae.for_shards())
+      return ensemble
+    return dataclasses.replace(ensemble, sae=ensemble.sae.for_shards())
 
 
-def _inputs(stack: Stack, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
-  """What a stack reads, and the target if it is another."""
-  return batch[stack.reads], batch[stack.writes] if stack.writes else None
+def _inputs(ensemble: Ensemble, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+  """What an ensemble reads, and the target if it is another."""
+  return batch[ensemble.reads], batch[ensemble.writes] if ensemble.writes else None
 
 
 def _norm(grads: Params) -> jax.Array:
@@ -313,7 +324,7 @@ def _norm(grads: Params) -> jax.Array:
   return jnp.sqrt(sum(squares, jnp.zeros((), squares[0].dtype)))
 
 
-def _finite(figures: Mapping[str, Mapping[str, jax.Array]]) -> jax.Array:
+def _finite(metrics: Mapping[str, Mapping[str, jax.Array]]) -> jax.Array:
   """Whether all losses and gradients are."""
-  tested = [own[name] for own in figures.values() for name in ('loss', 'grad_norm')]
+  tested = [own[name] for own in metrics.values() for name in ('loss', 'grad_norm')]
   return jnp.isfinite(jnp.concatenate(tested)).all()

@@ -24,18 +24,18 @@ GHOSTS = {
 
 
 def test_tokens_are_counted_since_a_latent_last_fired():
-  since = counters.never_fired(3)
+  tokens_since_fired = counters.never_fired(3)
   for fired, expected in (([1, 0, 0], [0, 8, 8]), ([0, 2, 0], [8, 0, 16]), ([1, 1, 0], [0, 0, 24])):
-    since = counters.tokens_since(since, jnp.array(fired), n_tokens=8)
-    assert since.tolist() == expected
-  assert since.dtype == jnp.int32
+    tokens_since_fired = counters.tokens_since(tokens_since_fired, jnp.array(fired), n_tokens=8)
+    assert tokens_since_fired.tolist() == expected
+  assert tokens_since_fired.dtype == jnp.int32
 
 
 def test_the_count_does_not_run_over():
-  since = jnp.full(1, counters.MOST_TOKENS - 3, jnp.int32)
+  tokens_since_fired = jnp.full(1, counters.MOST_TOKENS - 3, jnp.int32)
   for _ in range(2):
-    since = counters.tokens_since(since, jnp.array([0]), n_tokens=8)
-  assert since.tolist() == [counters.MOST_TOKENS]
+    tokens_since_fired = counters.tokens_since(tokens_since_fired, jnp.array([0]), n_tokens=8)
+  assert tokens_since_fired.tolist() == [counters.MOST_TOKENS]
 
 
 def aux_k(settings, params, x, error, chosen=None):
@@ -78,21 +78,21 @@ def expected_aux(settings, p, x, fixed):
 
 
 @pytest.mark.parametrize(
-  'revival',
+  'aux_loss',
   [AuxK(), AuxK(alpha=0.5, k=2), AuxK(k=100), *GHOSTS.values()],
   ids=['auxk', 'auxk 2', 'auxk all', *GHOSTS],
 )
-def test_the_loss_of_dead_latents_and_its_gradient_are_those_of_the_equations(revival):
-  sae = dataclasses.replace(plain.SAES['relu'], revival=revival)
+def test_the_loss_of_dead_latents_and_its_gradient_are_those_of_the_equations(aux_loss):
+  sae = dataclasses.replace(plain.SAES['relu'], aux_loss=aux_loss)
   params, x, _ = plain.case(sae)
   aux = lambda p: sae.loss(p, x, dead=jnp.asarray(DEAD))[1].parts['aux']  # noqa: E731
   value, grads = jax.jit(jax.value_and_grad(aux))(params)
   p, x = plain.on_host(params), np.asarray(x)
-  np.testing.assert_allclose(value, expected_aux(revival, p, x, p), rtol=1e-10)
+  np.testing.assert_allclose(value, expected_aux(aux_loss, p, x, p), rtol=1e-10)
   r = np.random.default_rng(1)
   for moved in p:
     direction = {n: r.standard_normal(v.shape) * (n == moved) for n, v in p.items()}
-    slope = plain.slope(lambda q: expected_aux(revival, q, x, p), p, direction)
+    slope = plain.slope(lambda q: expected_aux(aux_loss, q, x, p), p, direction)
     np.testing.assert_allclose(
       np.sum(grads[moved] * direction[moved]), slope, rtol=1e-6, atol=1e-9, err_msg=moved
     )
@@ -102,13 +102,13 @@ def test_a_matched_loss_is_as_large_as_the_reconstruction_loss():
   sae = plain.SAES['relu']
   params, x, _ = plain.case(sae)
   for settings, factor in ((GHOSTS['original'], 1.0), (GHOSTS['rescaled'], DEAD.mean())):
-    sae = dataclasses.replace(sae, revival=settings)
+    sae = dataclasses.replace(sae, aux_loss=settings)
     parts = jax.jit(lambda p: sae.loss(p, x, dead=jnp.asarray(DEAD))[1].parts)(params)
     np.testing.assert_allclose(parts['aux'], parts['reconstruction'] * factor)
 
 
 @pytest.mark.parametrize(
-  ('name', 'revival'),
+  ('name', 'aux_loss'),
   [
     ('relu', AuxK()),
     ('gated', AuxK()),
@@ -117,8 +117,8 @@ def test_a_matched_loss_is_as_large_as_the_reconstruction_loss():
     ('batch_topk', GHOSTS['rescaled']),
   ],
 )
-def test_living_latents_hear_nothing_of_it_and_dead_ones_do(name, revival):
-  sae = dataclasses.replace(plain.SAES[name], revival=revival)
+def test_living_latents_hear_nothing_of_it_and_dead_ones_do(name, aux_loss):
+  sae = dataclasses.replace(plain.SAES[name], aux_loss=aux_loss)
   params, x, _ = plain.case(sae)
   aux = lambda p: sae.loss(p, x, dead=jnp.asarray(DEAD))[1].parts['aux']  # noqa: E731
   grads = jax.jit(jax.grad(aux))(params)
@@ -128,9 +128,9 @@ def test_living_latents_hear_nothing_of_it_and_dead_ones_do(name, revival):
     assert (by_latent[DEAD] > 0).mean() > 0.5
 
 
-@pytest.mark.parametrize('revival', [AuxK(), GHOSTS['rescaled']], ids=['auxk', 'ghosts'])
-def test_where_no_latent_is_dead_nothing_is_added(revival):
-  sae = dataclasses.replace(plain.SAES['gated'], revival=revival)
+@pytest.mark.parametrize('aux_loss', [AuxK(), GHOSTS['rescaled']], ids=['auxk', 'ghosts'])
+def test_where_no_latent_is_dead_nothing_is_added(aux_loss):
+  sae = dataclasses.replace(plain.SAES['gated'], aux_loss=aux_loss)
   params, x, _ = plain.case(sae)
   gradient = jax.jit(jax.value_and_grad(lambda p, dead: sae.loss(p, x, dead=dead)[0]))
   none = gradient(params, jnp.zeros(M, bool))
@@ -141,8 +141,8 @@ def test_where_no_latent_is_dead_nothing_is_added(revival):
 
 def test_a_perfect_reconstruction_divides_by_nothing():
   x = jnp.zeros((B, D))
-  for revival in (AuxK(), *GHOSTS.values()):
-    loss = lambda W: revival.loss(jnp.asarray(DEAD), x @ W.T, W, x, jnp.zeros(()))  # noqa: E731
+  for aux_loss in (AuxK(), *GHOSTS.values()):
+    loss = lambda W: aux_loss.loss(jnp.asarray(DEAD), x @ W.T, W, x, jnp.zeros(()))  # noqa: E731
     gradient = jax.jit(jax.grad(loss))
     assert np.isfinite(gradient(jnp.zeros((M, D)))).all()
 
@@ -181,8 +181,8 @@ def test_firings_of_a_batch_start_the_count_again():
   sae = plain.SAES['topk']
   params, x, _ = plain.case(sae)
   fired = jax.jit(lambda p: firings(sae.loss(p, x)[1].latents))(params)
-  since = counters.tokens_since(counters.never_fired(M), fired, len(x))
-  np.testing.assert_array_equal(since == 0, fired > 0)
+  tokens_since_fired = counters.tokens_since(counters.never_fired(M), fired, len(x))
+  np.testing.assert_array_equal(tokens_since_fired == 0, fired > 0)
   assert fired.sum() <= B * sae.k
 
 

@@ -107,7 +107,7 @@ def test_derivatives_are_those_of_the_dense_products(seed, n, k, m):
   'setting',
   [
     {},
-    {'prefixes': (2, 7, plain.M), 'revival': AuxK(k=2)},
+    {'prefixes': (2, 7, plain.M), 'aux_loss': AuxK(k=2)},
     {'d_out': plain.E, 'skip': True},
   ],
   ids=['autoencoder', 'matryoshka with auxk', 'skip transcoder'],
@@ -116,10 +116,10 @@ def test_the_sparse_path_equals_the_dense_one(setting):
   sae = dataclasses.replace(plain.SAES['topk'], **setting)
   params, x, y = plain.case(sae)
   dead = jnp.arange(plain.M) % 3 == 0
-  knobs = sae.knobs(k=2)
+  hparams = sae.hparams(k=2)
 
   def results(sae):
-    loss = jax.value_and_grad(lambda p, x: sae.loss(p, x, y, knobs, dead)[0], argnums=(0, 1))
+    loss = jax.value_and_grad(lambda p, x: sae.loss(p, x, y, hparams, dead)[0], argnums=(0, 1))
     return jax.jit(loss)(params, x)
 
   jax.tree.map(

@@ -1,17 +1,18 @@
 """Stacks: dictionaries of one shape that train together on the same activations.
 
 A sweep over sparsity coefficients, or over seeds, is many dictionaries that differ in numbers only. Trained
-together they share every batch (whose activations cost as much as a step does) and one compiled step. A stack
+together they share every batch (whose activations cost as much as a step does) and one compiled step. A ensemble
 is such a group; a training has any number of them, of any architectures and sites, by name:
 
-    {'jump': Stack(sae=JumpReLU(d_in=768, width=6144, sparsity=1e-3), reads='resid_post.5', seeds=(0, 0, 0),
-                   knobs={'sparsity': (5e-4, 1e-3, 2e-3)}),
-     'topk': Stack(sae=TopK(d_in=768, width=6144, k=64), reads='resid_post.5', seeds=(0, 1), knobs={'k': (32, 64)}),
-     'mlp':  Stack(sae=ReLU(d_in=768, d_out=768, width=6144, sparsity=1e-3), reads='mlp_in.5', writes='mlp_out.5')}
+    {'jump': Ensemble(sae=JumpReLU(d_in=768, width=6144, sparsity=1e-3), reads='resid_post.5', seeds=(0, 0, 0),
+                       hparams={'sparsity': (5e-4, 1e-3, 2e-3)}),
+     'topk': Ensemble(sae=TopK(d_in=768, width=6144, k=64), reads='resid_post.5', seeds=(0, 1),
+                      hparams={'k': (32, 64)}),
+     'mlp':  Ensemble(sae=ReLU(d_in=768, d_out=768, width=6144, sparsity=1e-3), reads='mlp_in.5', writes='mlp_out.5')}
 
 Each member equals what it would be if it were trained alone with its seed and its values; `member` describes it.
 
-Sharp edge: what counts as dead is one number of tokens for the whole stack. A loss for dead latents and resampling
+Sharp edge: what counts as dead is one number of tokens for the whole ensemble. A loss for dead latents and resampling
 bring their own; where both are there, they have to agree.
 """
 
@@ -33,7 +34,7 @@ Values = tuple[tuple[str, tuple[float, ...]], ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stack:
+class Ensemble:
   """Dictionaries of one shape.
 
   Attributes:
@@ -41,9 +42,9 @@ class Stack:
     reads: the site of their input, a key of every batch.
     writes: the site that a transcoder reconstructs; None for an autoencoder.
     seeds: one for each member.
-    knobs: settings of `sae` that are data, with a value for each member; kept as sorted pairs, so that a stack can be
-      hashed. The others have the value of `sae`.
-    dead_after: tokens without firing, after which a latent is called dead where nothing else says so.
+    hparams: settings of `sae` that are data, with a value for each member; kept as sorted pairs, so that an ensemble
+      can be hashed. The others have the value of `sae`.
+    dead_after_tokens: tokens without firing, after which a latent is called dead where nothing else says so.
     resampling: how dead latents are replaced, or None.
     resample_every: after how many steps; 0 without `resampling`.
 
@@ -55,14 +56,14 @@ class Stack:
   reads: str
   writes: str | None = None
   seeds: tuple[int, ...] = (0,)
-  knobs: Mapping[str, tuple[float, ...]] | Values = ()
-  dead_after: int = 10_000_000
+  hparams: Mapping[str, tuple[float, ...]] | Values = ()
+  dead_after_tokens: int = 10_000_000
   resampling: Resampling | None = None
   resample_every: int = 0
 
   def __post_init__(self) -> None:
-    pairs = sorted((name, tuple(values)) for name, values in dict(self.knobs).items())
-    object.__setattr__(self, 'knobs', tuple(pairs))
+    pairs = sorted((name, tuple(values)) for name, values in dict(self.hparams).items())
+    object.__setattr__(self, 'hparams', tuple(pairs))
     expect(self, 'reads', bool(self.reads), 'the name of a site')
     transcodes = self.sae.d_out is not None
     wanted = 'the site of the target' if transcodes else 'None without d_out'
@@ -71,9 +72,9 @@ class Stack:
     expect(self, 'seeds', good, 'one or more from 0 to 2**32 - 1')
     for name, values in pairs:
       if len(values) != self.members:
-        raise SAEError(f'{name}={values} for a stack with {self.members} seeds {self.seeds}')
-    self.sae.knobs(**dict(pairs))  # checks them
-    expect_tokens(self, 'dead_after')
+        raise SAEError(f'{name}={values} for an ensemble with {self.members} seeds {self.seeds}')
+    self.sae.hparams(**dict(pairs))  # checks them
+    expect_tokens(self, 'dead_after_tokens')
     every = self.resample_every > 0 if self.resampling else self.resample_every == 0
     expect(self, 'resample_every', every, f'{"positive" if self.resampling else "0"}')
     self._check_tokens()
@@ -86,28 +87,28 @@ class Stack:
   @property
   def after_tokens(self) -> int:
     """Tokens without firing, after which a latent is dead."""
-    asked = [part.after_tokens for part in (self.sae.revival, self.resampling) if part]
-    return asked[0] if asked else self.dead_after
+    asked = [part.after_tokens for part in (self.sae.aux_loss, self.resampling) if part]
+    return asked[0] if asked else self.dead_after_tokens
 
   def member(self, n: int) -> Architecture:
     """The description of one dictionary, with its own settings."""
-    own: dict[str, Any] = {name: values[n] for name, values in dict(self.knobs).items()}
+    own: dict[str, Any] = {name: values[n] for name, values in dict(self.hparams).items()}
     return dataclasses.replace(self.sae, **own)
 
   def data(self) -> dict[str, jax.Array]:
     """Every setting that is data, [N]."""
-    knobs = self.sae.knobs(**dict(self.knobs))
-    return {name: jnp.broadcast_to(value, self.members) for name, value in knobs.items()}
+    hparams = self.sae.hparams(**dict(self.hparams))
+    return {name: jnp.broadcast_to(value, self.members) for name, value in hparams.items()}
 
   def keys(self) -> jax.Array:
     """A random key for each member, [N]."""
     return jnp.stack([jax.random.key(seed) for seed in self.seeds])
 
   def _check_tokens(self) -> None:
-    revival, resampling = self.sae.revival, self.resampling
-    if revival and resampling and revival.after_tokens != resampling.after_tokens:
+    aux_loss, resampling = self.sae.aux_loss, self.resampling
+    if aux_loss and resampling and aux_loss.after_tokens != resampling.after_tokens:
       raise SAEError(
-        f'latents are dead after {revival.after_tokens} tokens for {type(revival).__name__} '
+        f'latents are dead after {aux_loss.after_tokens} tokens for {type(aux_loss).__name__} '
         f'and after {resampling.after_tokens} for resampling',
         hint='give both the same after_tokens',
       )
