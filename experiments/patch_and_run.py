@@ -84,9 +84,7 @@ def intervention(
     return {site: _instead(others[site]) for site in values}
   makers = {'zero': _zero, 'mean': _mean, 'scale': _scale, 'noise': _noise}
   if kind not in makers:
-    raise errors.MechjaxError(
-      f'unknown intervention {text!r}', hint=f'one of {", ".join([*makers, "replace"])}'
-    )
+    raise errors.unknown(errors.MechjaxError, 'intervention', kind, [*makers, 'replace'])
   change = makers[kind](argument, tokens)
   return {site: lambda value: jax.tree.map(change, value) for site in values}
 

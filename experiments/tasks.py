@@ -250,12 +250,7 @@ def keep(model: LanguageModel, task: Task, batch: int = 8) -> Task:
 
 def _one_of(known: Mapping[str, Any], name: str, what: str) -> Any:
   if name not in known:
-    near = errors.nearest(name, known)
-    raise PatchingError(
-      f'there is no {what} called {name!r}',
-      where=f'known: {list(known)}',
-      hint=f'did you mean {near[0]!r}?' if near else None,
-    )
+    raise errors.unknown(PatchingError, what, name, known)
   return known[name]
 
 

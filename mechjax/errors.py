@@ -1,10 +1,23 @@
-"""The exceptions a user of mechjax can meet.
+"""All exceptions of mechjax, and the error for a name that is not known.
 
-Researchers publish what this library prints, so an error is a feature: it says WHAT happened (with the
-offending value), WHERE (site, layer, file, line), the LIKELY CAUSE and the HINT. Every error raised on
-purpose is a `MechjaxError` and carries those four parts as attributes, so that a notebook can show them
-and a test can read them. Each class also derives from the builtin exception a caller would expect, so
-`except ValueError` keeps working.
+    MechjaxError
+      SiteError            ValueError     a site that does not exist, or a name that cannot be read as one
+      HarvestError         ValueError     a tagged program that cannot be read or written as asked
+      RunError             RuntimeError   a run used in an order that has no meaning
+      PatchError           ValueError     a pattern that does not apply to the upstream code it was written for
+        MatchError                        a rule that matched another number of times than it says
+      StackingError        ValueError     layers that do not fit into one scan
+      WeightsError         ValueError     a weights file that is damaged, of an unknown kind, or not the one asked for
+      FetchError           OSError        a file that is not cached and cannot be downloaded
+      MissingExtraError    ImportError    an optional library that is not installed
+      FlagsError           ValueError     a dataclass that cannot become flags, or a config that does not describe one
+      PatchingError        ValueError     prompt pairs, nodes, metrics or results that do not fit together
+      SAEError             ValueError     a dictionary, its settings and its data that do not fit together
+
+Researchers publish what this library prints, so an error is a feature: it says WHAT happened (with the offending
+value), WHERE (site, layer, file, line), the LIKELY CAUSE and a HINT. Every error that is raised on purpose is a
+`MechjaxError` and has these four parts as attributes, so that a notebook can show them and a test can read them. Each
+class also derives from the builtin exception of the table, so `except ValueError` keeps working.
 """
 
 from __future__ import annotations
@@ -42,7 +55,8 @@ class MechjaxError(Exception):
     super().__init__('\n'.join(parts))
 
   def __reduce__(self):
-    return _rebuild, (type(self), self.what, self.where, self.cause, self.hint)
+    parts = (type(self), self.what, self.where, self.cause, self.hint)
+    return _rebuild, parts, self.__dict__
 
 
 def _rebuild(cls, what, where, cause, hint):
@@ -50,7 +64,7 @@ def _rebuild(cls, what, where, cause, hint):
 
 
 class SiteError(MechjaxError, ValueError):
-  """A site that is not there, or a name that cannot be read as one."""
+  """A site that does not exist, or a name that cannot be read as one."""
 
 
 class HarvestError(MechjaxError, ValueError):
@@ -65,6 +79,18 @@ class PatchError(MechjaxError, ValueError):
   """A pattern that does not apply to the upstream code it was written for."""
 
 
+class MatchError(PatchError):
+  """A rule that matched another number of times than it says.
+
+  Attributes:
+    matches: how many times it matched.
+  """
+
+  def __init__(self, *args, matches: int = 0, **kwargs):
+    super().__init__(*args, **kwargs)
+    self.matches = matches
+
+
 class StackingError(MechjaxError, ValueError):
   """Layers that do not fit into one scan."""
 
@@ -74,11 +100,50 @@ class WeightsError(MechjaxError, ValueError):
 
 
 class FetchError(MechjaxError, OSError):
-  """A file that is neither cached nor to be had."""
+  """A file that is not cached and cannot be downloaded."""
 
 
 class MissingExtraError(MechjaxError, ImportError):
   """An optional library that is not installed; the hint names the extra."""
+
+
+class FlagsError(MechjaxError, ValueError):
+  """A dataclass that cannot become flags, or a file or text that does not describe one."""
+
+
+class PatchingError(MechjaxError, ValueError):
+  """Prompt pairs, nodes, metrics or results that do not fit together."""
+
+
+class SAEError(MechjaxError, ValueError):
+  """A dictionary, its settings and its data that do not fit together."""
+
+
+def unknown(
+  error: type[MechjaxError],
+  what: str,
+  name: object,
+  known: Iterable[str],
+  *,
+  where: str | None = None,
+  cause: str | None = None,
+) -> MechjaxError:
+  """The error for a name that is not among those that are known.
+
+  Args:
+    error: its class.
+    what: the kind of thing that is named, for example 'architecture'.
+    name: the name that was given.
+    known: the names that exist.
+    where, cause: as in `MechjaxError`.
+
+  Returns:
+    An error that lists the nearest of the known names, or all of them if none is near.
+  """
+  names = [*known]
+  near = nearest(str(name), names)
+  hint = f'did you mean {" or ".join(map(repr, near))}?' if near else f'known: {", ".join(names)}'
+  return error(f'unknown {what} {name!r:.100}', where=where, cause=cause, hint=hint)
 
 
 def nearest(name: str, candidates: Iterable[str], n: int = 5) -> list[str]:

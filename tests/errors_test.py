@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 
@@ -49,6 +50,10 @@ BUILTINS = {
   errors.WeightsError: ValueError,
   errors.FetchError: OSError,
   errors.MissingExtraError: ImportError,
+  errors.MatchError: errors.PatchError,
+  errors.FlagsError: ValueError,
+  errors.PatchingError: ValueError,
+  errors.SAEError: ValueError,
 }
 
 
@@ -58,6 +63,28 @@ def test_each_is_also_what_python_would_have_raised(kind):
   with pytest.raises(BUILTINS.get(kind, Exception), match='what'):
     raise kind('what')
   assert kind is MechjaxError or kind in BUILTINS
+
+
+def test_the_table_at_the_head_names_every_kind_with_its_builtin():
+  rows = [line.split() for line in errors.__doc__.splitlines() if re.match(r' +\w+Error', line)]
+  assert [row[0] for row in rows] == [kind.__name__ for kind in KINDS]
+  for name, builtin, *_ in rows[1:]:
+    kind = getattr(errors, name)
+    if BUILTINS[kind] is not errors.PatchError:
+      assert BUILTINS[kind].__name__ == builtin
+
+
+def test_what_a_kind_holds_besides_its_parts_survives_pickle():
+  assert pickle.loads(pickle.dumps(errors.MatchError('what', matches=3))).matches == 3
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_or_with_all():
+  near = errors.unknown(errors.SAEError, 'architecture', 'topkk', ['topk', 'relu'], where='a.json')
+  assert isinstance(near, errors.SAEError)
+  assert near.what == "unknown architecture 'topkk'"
+  assert near.hint == "did you mean 'topk'?"
+  assert near.where == 'a.json'
+  assert errors.unknown(errors.SAEError, 'x', 'zz', ['topk', 'relu']).hint == ('known: topk, relu')
 
 
 @pytest.mark.parametrize(

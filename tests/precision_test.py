@@ -53,7 +53,7 @@ def test_products_of_the_decoder_ask_for_all_digits(name):
   check_exact(products(jax.grad(lambda p, t: run(p, t).sum()), params, tokens))
   cache = decoder.new_cache(config, 2, 9)
   check_exact(products(lambda p, t, c: decoder.step(p, t, c, config), params, tokens, cache))
-  check_exact(products(lambda p, t: decoder.resume(p, t, x, 1, config), params, tokens))
+  check_exact(products(lambda p, t: decoder.forward_from(p, t, x, 1, config), params, tokens))
   check_exact(products(lambda p: decoder.unembed(p, x, config), params))
   check_exact(products(harvest.reap(run, sites='*'), params, tokens))
 

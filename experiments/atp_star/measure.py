@@ -161,7 +161,7 @@ def sweep(
   """The exact effects, and what they cost this time: patches and seconds."""
   model, nodes = question.model, question.nodes
   exact = ActivationPatching(
-    model.apply, nodes, question.mode, question.budget, resume=model.resume
+    model.apply, nodes, question.mode, question.budget, forward_from=model.forward_from
   )
   before = _saved(save)
   start = time.perf_counter()

@@ -72,7 +72,12 @@ class Question:
     """Patches sets of nodes as one."""
     model = self.model
     sweep = SubsetPatching(
-      model.apply, self.nodes, self.mode, self.budget, max_batch=AT_ONCE, resume=model.resume
+      model.apply,
+      self.nodes,
+      self.mode,
+      self.budget,
+      max_batch=AT_ONCE,
+      forward_from=model.forward_from,
     )
     return sweep(model.params, self.task.pairs, self.metric)
 

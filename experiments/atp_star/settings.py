@@ -73,12 +73,7 @@ class Settings:
 
 def _check(what: str, name: str, known: Iterable[str]) -> None:
   if name not in known:
-    near = errors.nearest(name, known)
-    raise PatchingError(
-      f'there is no {what} called {name!r}',
-      where=f'known: {list(known)}',
-      hint=f'did you mean {near[0]!r}?' if near else None,
-    )
+    raise errors.unknown(PatchingError, what, name, known)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -130,7 +130,7 @@ def sweeps(model, pairs, metric, infos):
 
   def sweep(nodes, **options):
     exact = ActivationPatching(
-      model.apply, nodes, **{'max_batch': PATCHES, 'resume': model.resume} | options
+      model.apply, nodes, **{'max_batch': PATCHES, 'forward_from': model.forward_from} | options
     )
     return exact, lambda: exact(model.params, pairs, metric).values
 
@@ -143,7 +143,7 @@ def sweeps(model, pairs, metric, infos):
     with timing.compilations() as seen:
       sweep(nodes)[1]()
     compiled.append(seen.count)
-  calls = {'prefix': sweep(chosen)[1], 'whole': sweep(chosen, resume=None)[1]}
+  calls = {'prefix': sweep(chosen)[1], 'whole': sweep(chosen, forward_from=None)[1]}
   calls['plain'] = lambda: [batch(model.params, tokens) for _ in range(model.n_layers)]
   times = timing.interleaved(calls, rounds=3)
   bounded, run = sweep(chosen, budget=BUDGET, max_batch=len(chosen))

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import extras, harvest, sites
-from mechjax.errors import nearest
+from mechjax.errors import SAEError, unknown
 from mechjax.eval_sae.settings import Settings
 from mechjax.eval_sae.subjects import Subject, Subjects, found
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import features
-from mechjax.sae.errors import SAEError
 from mechjax.sae.evaluation import Evaluation, Report, SiteReport, compare, next_tokens
 
 
@@ -84,11 +83,7 @@ def _with_dashboard(settings: Settings, subjects: Subjects) -> list[Subject]:
   names = [s.name for s in subjects.of]
   for name in settings.dashboard:
     if name not in names:
-      raise SAEError(
-        f'no dictionary {name!r} for a dashboard',
-        where=f'there are {names}',
-        hint=f'perhaps {nearest(name, names)}',
-      )
+      raise unknown(SAEError, 'dictionary', name, names, where='--dashboard')
   return [s for s in subjects.of if s.name in settings.dashboard]
 
 
@@ -97,7 +92,7 @@ def _features(
 ) -> features.Features:
   """Of latents that are ever active, drawn where there are too many."""
   model, site = subjects.model, sites.parse(subjects.site)
-  read = jax.jit(harvest.reap(model.through(subjects.site), sites=[subjects.site]))
+  read = jax.jit(harvest.reap(model.truncated_at(subjects.site), sites=[subjects.site]))
   batches = subjects.batches(settings.feature_tokens, settings.batch)
   active = np.flatnonzero(report.density > 0)
   if settings.latents and len(active) > settings.latents:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from mechjax.sae.errors import SAEError, expect
+from mechjax.errors import SAEError
+from mechjax.sae.checks import expect
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,11 @@ import numpy as np
 
 import mechjax
 from mechjax import flags, sae, train_sae
+from mechjax.errors import SAEError
 from mechjax.eval_sae.settings import Settings
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import store
 from mechjax.sae.architectures import Params
-from mechjax.sae.errors import SAEError
 from mechjax.sae.store import Contexts, contexts
 from mechjax.train_sae import corpora, layout
 

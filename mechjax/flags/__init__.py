@@ -31,8 +31,8 @@ text 'none' does where a field may be None. Paths are relative to the working di
 with a comma is no member of a tuple on the command line, but is in a file.
 """
 
+from mechjax.errors import FlagsError
 from mechjax.flags.defining import Handle, define
-from mechjax.flags.errors import FlagsError
 from mechjax.flags.words import as_json, differences, from_json
 
 __all__ = ['FlagsError', 'Handle', 'as_json', 'define', 'differences', 'from_json']

@@ -13,8 +13,8 @@ from typing import Any, Generic, TypeVar
 
 from absl import flags
 
+from mechjax.errors import FlagsError
 from mechjax.flags import words
-from mechjax.flags.errors import FlagsError
 from mechjax.flags.kinds import Kind, Maybe, Several, kind_of
 from mechjax.flags.leaves import REQUIRED, Leaf, leaves
 

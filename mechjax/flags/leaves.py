@@ -20,7 +20,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mechjax.flags.errors import FlagsError
+from mechjax.errors import FlagsError
 from mechjax.flags.kinds import SUPPORTED, Kind, kind_of
 
 Names = tuple[str, ...]

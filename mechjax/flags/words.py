@@ -19,8 +19,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from mechjax.errors import nearest
-from mechjax.flags.errors import FlagsError
+from mechjax.errors import FlagsError, nearest
 from mechjax.flags.kinds import NONE
 from mechjax.flags.leaves import REQUIRED, Leaf, Names, built, leaves, values_of
 

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 
 from mechjax import compat
 from mechjax import sites as sites_lib
-from mechjax.errors import RunError
+from mechjax.errors import RunError, unknown
 from mechjax.forward import eager, stepped, traced
 from mechjax.forward.backward import Backward
 from mechjax.forward.run import BackwardRun, Run
@@ -83,7 +83,7 @@ def iterate(
     RunError: for an unknown `scan`.
   """
   if scan not in traced.SCANS:
-    raise RunError(f'unknown scan={scan!r}', hint=f'one of {traced.SCANS}')
+    raise unknown(RunError, 'scan', scan, traced.SCANS)
   patterns = tuple(sites_lib.as_patterns(sites))
   staged = None if eagerly else stager(f)
 

@@ -6,8 +6,8 @@ What differs between families is a `Config`; what differs between the layers of 
 attention) is data that is scanned along with the parameters.
 
     logits = forward(params, tokens, config)          = unembed(blocks(embed(tokens)))
-    x = blocks(params, x, config, start=7, stop=12)   a stretch of layers, from a residual stream to a residual stream
-    logits = resume(params, tokens, x, l, config)     the rest of a pass whose layers below a traced l are known
+    x = blocks(params, x, config, start=7, stop=12)   a span of layers, from a residual stream to a residual stream
+    logits = forward_from(params, tokens, x, l, config)     the rest of a pass whose layers below a traced l are known
     logits, cache = step(params, tokens, cache, config)
 
 All are pure and tagged at every site of `mechjax.sites`. Computation is in the dtype of the parameters; norms,
@@ -47,9 +47,9 @@ __all__ = [
   'blocks',
   'embed',
   'forward',
+  'forward_from',
   'init',
   'new_cache',
-  'resume',
   'shapes',
   'step',
   'unembed',
@@ -94,8 +94,8 @@ def forward(
   ids.check_kind(tokens_BxT)
   where, positions = _where(tokens_BxT.shape, config, positions, segments, None, _dtype(params))
   x_BxTxD = _embed(params, tokens_BxT, config, positions)
-  stretch = (0, config.n_layers)
-  x_BxTxD, _ = _blocks(params, x_BxTxD, config, where, None, stretch, checkpoint, unroll)
+  span = (0, config.n_layers)
+  x_BxTxD, _ = _blocks(params, x_BxTxD, config, where, None, span, checkpoint, unroll)
   return unembed(params, x_BxTxD, config)
 
 
@@ -128,8 +128,8 @@ def step(
     )
   where, positions = _where(tokens_BxT.shape, config, positions, segments, cache, _dtype(params))
   x_BxTxD = _embed(params, tokens_BxT, config, positions)
-  stretch = (0, config.n_layers)
-  x_BxTxD, new_LxBxTxKxH = _blocks(params, x_BxTxD, config, where, cache.kv, stretch, False, unroll)
+  span = (0, config.n_layers)
+  x_BxTxD, new_LxBxTxKxH = _blocks(params, x_BxTxD, config, where, cache.kv, span, False, unroll)
   update = jax.lax.dynamic_update_slice_in_dim
   kv = KV(*(update(old, x, cache.length, axis=2) for old, x in zip(cache.kv, new_LxBxTxKxH)))
   cache = Cache(kv, where.keys, cache.length + tokens_BxT.shape[1])
@@ -170,7 +170,7 @@ def blocks(
   checkpoint: bool = False,
   unroll: bool = False,
 ) -> jax.Array:
-  """Runs a stretch of layers.
+  """Runs a span of layers.
 
   Args:
     params: of the whole model.
@@ -184,18 +184,18 @@ def blocks(
     The residual stream leaving layer `stop - 1`, [B, T, D].
 
   Raises:
-    MechjaxError: if there is no such stretch, or shapes do not fit.
+    MechjaxError: if there is no such span, or shapes do not fit.
   """
   stop = config.n_layers if stop is None else stop
   if not 0 <= start <= stop <= config.n_layers:
     raise errors.MechjaxError(
-      f'there is no stretch from layer {start} to {stop} of {config.n_layers}'
+      f'there is no span of layers from layer {start} to {stop} of {config.n_layers}'
     )
   where, _ = _where(x_BxTxD.shape[:2], config, positions, segments, None, _dtype(params))
   return _blocks(params, x_BxTxD, config, where, None, (start, stop), checkpoint, unroll)[0]
 
 
-def resume(
+def forward_from(
   params: dict[str, Any],
   tokens_BxT: jax.Array,
   x_BxTxD: jax.Array,
@@ -316,13 +316,13 @@ def _blocks(
   config: Config,
   where: Where,
   cached: KV | None,
-  stretch: tuple[Any, int],
+  span: tuple[Any, int],
   checkpoint: bool,
   unroll: bool,
 ) -> tuple[jax.Array, Any]:
-  """Layers from stretch[0] to before stretch[1]; the keys and values [L, B, T, K, H] if there is a cache.
+  """Layers from span[0] to before span[1]; the keys and values [L, B, T, K, H] if there is a cache.
 
-  A cache goes with all layers; the first layer of a stretch may be traced if there is no cache.
+  A cache goes with all layers; the first layer of a span may be traced if there is no cache.
   """
   mixed = any(config.local) and not all(config.local)
   kinds = np.array(config.local) if mixed else None
@@ -336,8 +336,8 @@ def _blocks(
     body = jax.checkpoint(body, prevent_cse=unroll)
   stacks = (params['layers'], kinds, cached)
   if unroll:
-    return _written_out(body, x_BxTxD, stacks, stretch)
-  start, stop = stretch
+    return _written_out(body, x_BxTxD, stacks, span)
+  start, stop = span
   if isinstance(start, int):
     x_BxTxD = _begun_at(x_BxTxD, start)
   from_the_first = isinstance(start, int) and start == 0
@@ -354,9 +354,9 @@ def _blocks(
   return jax.lax.scan(known, x_BxTxD, jnp.arange(stop, dtype=jnp.int32))
 
 
-def _written_out(body: Any, x: jax.Array, stacks: Any, stretch: tuple[int, int]) -> tuple[Any, Any]:
+def _written_out(body: Any, x: jax.Array, stacks: Any, span: tuple[int, int]) -> tuple[Any, Any]:
   news = []
-  for i in range(*stretch):
+  for i in range(*span):
     with sites.layer(i):
       x, new = body(x, jax.tree.map(lambda a, i=i: a[i], stacks))
     news.append(new)

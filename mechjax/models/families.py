@@ -37,10 +37,7 @@ def preset(name: str, **changes: Any) -> Config:
     MechjaxError: if there is no such model; lists the nearest names.
   """
   if name not in PRESETS:
-    close = errors.nearest(name, PRESETS)
-    raise errors.MechjaxError(
-      f'no model called {name!r}', hint=f'nearest: {close or sorted(PRESETS)}'
-    )
+    raise errors.unknown(errors.MechjaxError, 'model', name, sorted(PRESETS))
   return dataclasses.replace(PRESETS[name], **changes)
 
 

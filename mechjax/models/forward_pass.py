@@ -30,10 +30,10 @@ class Forward:
     n_vocab: V, the ids that the embedding has rows for; some may have no text in the tokenizer.
     config: the description of our own decoder; None for upstream codes.
     generator: a step with a cache; None where the code has none that we drive.
-    resume: (params, tokens [B, T], residual [B, T, D], start, at, mask=None) -> logits of a pass that begins at layer
-      `start`, whose residual stream is known, at columns `at` or all; None where the code cannot.
-    stretch: (params, tokens [B, T], stop, mask) -> the residual stream before layer `stop`, [B, T, D], by the layers
-      below alone; None where the code writes its layers out, so that a compiler leaves out what nobody reads.
+    forward_from: (params, tokens [B, T], residual [B, T, D], start, at, mask=None) -> logits of a pass that begins at
+      layer `start`, whose residual stream is known, at columns `at` or all; None where the code cannot.
+    forward_until: (params, tokens [B, T], stop, mask) -> the residual stream before layer `stop`, [B, T, D], by the
+      layers below alone; None where the code writes its layers out, so that a compiler leaves out what nobody reads.
   """
 
   params: Any
@@ -44,8 +44,8 @@ class Forward:
   n_vocab: int
   config: Config | None = None
   generator: generate.Model | None = None
-  resume: Callable[..., jax.Array] | None = None
-  stretch: Callable[[Any, jax.Array, int, Any], jax.Array] | None = None
+  forward_from: Callable[..., jax.Array] | None = None
+  forward_until: Callable[[Any, jax.Array, int, Any], jax.Array] | None = None
 
 
 def uncached(apply: Callable[[Any, jax.Array], jax.Array]) -> generate.Model:

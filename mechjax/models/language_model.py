@@ -58,7 +58,7 @@ class LanguageModel:
     d_model: width of the residual stream.
     n_vocab: number of token ids.
     config: the description of our own decoder; None for upstream codes.
-    resume: how a pass begins in the middle, for `patching`, see `Forward`; None for upstream codes.
+    forward_from: how a pass begins in the middle, for `patching`, see `Forward`; None for upstream codes.
   """
 
   __mechjax_reads__ = ('params', 'apply')
@@ -67,9 +67,9 @@ class LanguageModel:
     """Joins the parts; use `mechjax.load`."""
     self.name, self.tokenizer, self.config = name, tokenizer, forward.config
     self._generator = forward.generator or uncached(forward.apply)
-    self.params, self.apply, self.resume = forward.params, forward.apply, forward.resume
+    self.params, self.apply, self.forward_from = forward.params, forward.apply, forward.forward_from
     self.n_layers, self.d_model, self.n_vocab = forward.n_layers, forward.d_model, forward.n_vocab
-    self._stretch = forward.stretch
+    self._forward_until = forward.forward_until
     self._jitted_apply = jax.jit(forward.apply)
     self._jitted_unembed = jax.jit(forward.unembed)
     self._rest = _Rest(vars(self))
@@ -114,7 +114,9 @@ class LanguageModel:
     """Every site, in the order in which the forward pass meets them."""
     return [info.site for info in harvest.sites_of(self, jnp.zeros((1, 1), jnp.int32))]
 
-  def through(self, wanted: str | Site | Iterable[str | Site]) -> Callable[[Any, jax.Array], Any]:
+  def truncated_at(
+    self, wanted: str | Site | Iterable[str | Site]
+  ) -> Callable[[Any, jax.Array], Any]:
     """A forward pass that is no deeper than some sites, for who reads them and not the logits.
 
     Args:
@@ -129,13 +131,13 @@ class LanguageModel:
     """
     chosen = sites.select(wanted, self.sites())
     behind_the_layers = any(not site.path and site.name != 'embed' for site in chosen)
-    stretch = self._stretch
-    if stretch is None or behind_the_layers:
+    forward_until = self._forward_until
+    if forward_until is None or behind_the_layers:
       return self.apply
     stop = 1 + max((site.path[0] for site in chosen if site.path), default=-1)
 
     def short(params: Any, tokens: jax.Array, mask: Any = None) -> jax.Array:
-      return stretch(params, tokens, stop, mask)
+      return forward_until(params, tokens, stop, mask)
 
     return short
 

@@ -71,8 +71,8 @@ def forward(params: Mapping[str, Any], config: decoder.Config) -> Forward:
     n_vocab=config.n_vocab,
     config=config,
     generator=_generator(config, params['embed']['tokens'].dtype),
-    resume=functools.partial(_resume, config),
-    stretch=functools.partial(_stretch, config),
+    forward_from=functools.partial(_forward_from, config),
+    forward_until=functools.partial(_forward_until, config),
   )
 
 
@@ -107,7 +107,7 @@ def _segments(mask: Any, tokens: jax.Array) -> jax.Array | None:
   return jnp.asarray(padding.checked(mask, jnp.shape(tokens)))
 
 
-def _resume(
+def _forward_from(
   config: decoder.Config,
   params: Any,
   tokens: jax.Array,
@@ -117,10 +117,10 @@ def _resume(
   mask: Any = None,
 ) -> jax.Array:
   segments = _segments(mask, tokens)
-  return decoder.resume(params, tokens, residual, start, config, at=at, segments=segments)
+  return decoder.forward_from(params, tokens, residual, start, config, at=at, segments=segments)
 
 
-def _stretch(
+def _forward_until(
   config: decoder.Config, params: Any, tokens: jax.Array, stop: int, mask: Any = None
 ) -> jax.Array:
   segments = _segments(mask, tokens)

@@ -12,7 +12,7 @@ import pkgutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from mechjax.errors import PatchError, nearest
+from mechjax.errors import PatchError, unknown
 from mechjax.patcher import composing, drift, rewriting, sources
 from mechjax.patcher.patcher import Patcher, Patchers
 
@@ -58,8 +58,7 @@ def shipped(names: Iterable[str] = ()) -> Iterator[tuple[str, Patcher]]:
   wanted, every = set(names), list(_every())
   known = {name for file, p in every for name in _names(file, p)}
   for name in sorted(wanted - known):
-    near = ', '.join(nearest(name, known)) or ', '.join(sorted(known))
-    raise PatchError(f'there is no shipped patch {name!r}', hint=f'the nearest are {near}')
+    raise unknown(PatchError, 'shipped patch', name, sorted(known))
   for file, patcher in every:
     if not wanted or wanted & _names(file, patcher):
       yield file, patcher

@@ -14,10 +14,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from mechjax.errors import PatchError
+from mechjax.errors import MatchError, PatchError
 from mechjax.patcher import matching, patterns, sources
 from mechjax.patcher.patterns import Rule
-from mechjax.patcher.rewriting import MatchError
 from mechjax.patcher.sources import Source
 
 Checked = tuple[str, tuple[str, ...]]

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mechjax.errors import PatchError
+from mechjax.errors import MatchError, PatchError
 from mechjax.patcher import matching, patterns
 from mechjax.patcher.matching import Match, Parameter
 from mechjax.patcher.patterns import Rule
@@ -52,14 +52,6 @@ class Applied:
   rule: Rule
   lines: tuple[int, ...]
   bindings: tuple[dict[str, str], ...]
-
-
-class MatchError(PatchError):
-  """A rule that matched another number of times than it says."""
-
-  def __init__(self, *args, matches: int = 0, **kwargs):
-    super().__init__(*args, **kwargs)
-    self.matches = matches
 
 
 def find(source: Source, tree: ast.Module, member: str, rule: Rule) -> list[Match]:

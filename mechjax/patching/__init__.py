@@ -21,12 +21,12 @@ has missed, `baselines` are searches without gradients, `mechjax.viz.patching` d
 from typing import TYPE_CHECKING
 
 from mechjax import lazy
+from mechjax.errors import PatchingError
 from mechjax.patching.activation import ActivationPatching, SubsetPatching
 from mechjax.patching.atp_star import AtPStar
 from mechjax.patching.attribution import Attribution
 from mechjax.patching.baselines import Search, recall_cost
 from mechjax.patching.effects import Effects
-from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import (
   Metric,
   custom,

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 
 from mechjax import extras, fingerprints
+from mechjax.errors import PatchingError
 from mechjax.patching import budget as budgets
 from mechjax.patching import engine, sources
 from mechjax.patching.effects import Effects, Ledger, fingerprint
-from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
 from mechjax.patching.pairs import Pairs
 from mechjax.patching.plans import functions

@@ -32,11 +32,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import harvest, sites
+from mechjax.errors import PatchingError
 from mechjax.forward import recorded
 from mechjax.patching import attribution, graddrop, sources, terms
 from mechjax.patching import budget as budgets
 from mechjax.patching.effects import Effects
-from mechjax.patching.errors import PatchingError
 from mechjax.patching.graddrop import Add
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import NodeSet

@@ -32,10 +32,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import harvest
+from mechjax.errors import PatchingError
 from mechjax.patching import budget as budgets
 from mechjax.patching import sources, terms
 from mechjax.patching.effects import Effects
-from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import Grid, NodeSet, columns
 from mechjax.patching.pairs import Pairs

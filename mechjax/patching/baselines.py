@@ -30,8 +30,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import scipy  # imports scipy.stats, which takes a second, where it is first used
 
+from mechjax.errors import PatchingError
 from mechjax.patching.effects import mean_over_pairs
-from mechjax.patching.errors import PatchingError
 
 Patch = Callable[[np.ndarray], np.ndarray]
 """Sets of nodes, bool [M, N] -> what patching all nodes of a set does to each pair, [M, B].

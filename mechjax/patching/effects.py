@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from mechjax import files, fingerprints
-from mechjax.patching.errors import PatchingError
+from mechjax.errors import PatchingError
 from mechjax.patching.nodes import Node, NodeSet
 
 
@@ -123,9 +123,9 @@ class Ledger:
     self.base, self.other = np.full(shape[1], np.nan), np.full(shape[1], np.nan)
     self._saved = time.monotonic()
     if self.path is not None and self.path.exists():
-      self._resume(self.path)
+      self._forward_from(self.path)
 
-  def _resume(self, path: Path) -> None:
+  def _forward_from(self, path: Path) -> None:
     try:
       with np.load(path) as kept:
         question = str(kept['question'])

@@ -4,13 +4,14 @@ A patch is data. It is a row of `NodeSet.table` (one node) or a boolean for ever
 `cover` turns it into plants. Site, layer, head and position are traced, so that ONE executable does a whole sweep,
 a chunk of patches at a time through vmap. How many patches and pairs make a chunk is what the compiler says will fit.
 
-A patch at layer l changes nothing below l. A model that can begin a pass in the middle says how, with `resume`:
+A patch at layer l changes nothing below l. A model that can begin a pass in the middle says how, with `forward_from`:
 
-    resume(params, inputs, residual, start, at) -> logits at the positions `at` ([B, A, V]), or all ([B, T, V]) if None
+    forward_from(params, inputs, residual, start, at) -> logits at positions `at` ([B, A, V]), or all ([B, T, V]) if
+    None
 
 where `residual` is 'resid_pre' of layer `start` in the base run (not used where start is 0, when `inputs` are read from
 the beginning). Patches are then taken layer by layer, each chunk begins at its lowest layer, and only the logits that
-the metric reads are computed. `mechjax.load(name).resume` is such a function.
+the metric reads are computed. `mechjax.load(name).forward_from` is such a function.
 
 Sharp edges: padding is never patched. Sites of one sweep share an executable, so each costs every patch a select
 per layer; sweep neurons apart from heads if that matters.
@@ -28,9 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import harvest
+from mechjax.errors import PatchingError
 from mechjax.patching import budget as budgets
 from mechjax.patching import sources
-from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import Grid, Layout, NodeSet, columns
 from mechjax.patching.pairs import Pairs
@@ -56,7 +57,7 @@ class Sweep(Method):
     budget: bytes that the sweep may use besides parameters and prompts.
     max_batch: how many patches are run at once if memory allows.
     seed: of 'resample' and 'gaussian'.
-    resume: how `forward` begins in the middle (see above), or None.
+    forward_from: how `forward` begins in the middle (see above), or None.
   """
 
   nodes: NodeSet
@@ -64,7 +65,7 @@ class Sweep(Method):
   budget: int = 2**30
   max_batch: int = 64
   seed: int = 0
-  resume: Callable | None = None
+  forward_from: Callable | None = None
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -83,7 +84,7 @@ class Sweep(Method):
   def plan(self, params: Any, sided: Pairs, metric: Metric, cover: Cover, patch: Any) -> Plan:
     """The executables for patches like `patch`, made once for pairs of one shape."""
     make = functools.partial(_plan, self, params, sided, metric, cover, patch)
-    return self._once('plan', (params, sided, metric), make, self.resume)
+    return self._once('plan', (params, sided, metric), make, self.forward_from)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +158,7 @@ def _plan(
       forward, nodes, sweep.mode, params, pairs.noise, statistics, keys
     )
     bad = sources.unusable(nodes, values, pairs.real)
-    if sweep.resume is None:
+    if sweep.forward_from is None:
       out, residuals = sources.output(forward, params, pairs.clean), None
     else:
       out, acts = harvest.call_and_reap(forward, sites='resid_pre')(params, pairs.clean)
@@ -205,10 +206,10 @@ def _plan(
 
 def _runner(sweep: Sweep) -> Callable:
   """(params, inputs, metric, plants, residuals, start) -> the metric of the patched run."""
-  if sweep.resume is None:
+  if sweep.forward_from is None:
     planted = harvest.plant(sweep.forward)
     return lambda params, inputs, metric, plants, *_: metric(planted(plants, params, inputs))
-  resumed = harvest.plant(sweep.resume)
+  resumed = harvest.plant(sweep.forward_from)
   # What lies behind all layers is patched at all positions, so that all of them have to be there.
   behind = any(s.name in BEHIND for s in sweep.nodes.sites())
 

@@ -28,9 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import precision
+from mechjax.errors import PatchingError
 from mechjax.logits import kl_divergence as kl
 from mechjax.logits import log_probs, next_token_loss
-from mechjax.patching.errors import PatchingError
 from mechjax.patching.pairs import Pairs, int32
 
 

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from mechjax import sites
-from mechjax.patching.errors import PatchingError
+from mechjax.errors import PatchingError
 
 Choice = str | Sequence[int]
 """'each' (a node for every index), 'together' (one node for all), or a node for each of some indices."""

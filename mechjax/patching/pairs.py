@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mechjax.patching.errors import PatchingError
+from mechjax.errors import PatchingError
 
 
 @jax.tree_util.register_dataclass

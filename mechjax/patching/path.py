@@ -35,11 +35,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import harvest
+from mechjax.errors import PatchingError
 from mechjax.patching import attribution, engine, sources, terms
 from mechjax.patching import budget as budgets
 from mechjax.patching.activation import bar
 from mechjax.patching.effects import Effects, mean_over_pairs
-from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import Layout, NodeSet, nodes_of
 from mechjax.patching.pairs import Pairs
@@ -171,12 +171,12 @@ class PathPatching(Routes):
   Attributes:
     budget: bytes that may be used besides parameters and prompts.
     max_batch: how many receivers are patched at once if memory allows.
-    resume: how `forward` begins in the middle, as in `engine`.
+    forward_from: how `forward` begins in the middle, as in `engine`.
   """
 
   budget: int = 2**30
   max_batch: int = 64
-  resume: Callable | None = None
+  forward_from: Callable | None = None
 
   def __call__(
     self, params: Any, pairs: Pairs, metric: Metric, *, progress: bool = False
@@ -232,7 +232,7 @@ class PathPatching(Routes):
       self.budget,
       1 if self.together else self.max_batch,
       self.seed,
-      self.resume,
+      self.forward_from,
     )
     return engine.Sweep(self.forward, self.receivers, *options)
 

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from mechjax import compat
+from mechjax.errors import PatchingError
 from mechjax.patching import sources
-from mechjax.patching.errors import PatchingError
 from mechjax.patching.metrics import Metric
 from mechjax.watching import Watch
 

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import harvest, sites
-from mechjax.patching.errors import PatchingError
+from mechjax.errors import PatchingError, unknown
 from mechjax.patching.metrics import Metric, bound
 from mechjax.patching.nodes import Layout, NodeSet
 from mechjax.patching.pairs import Pairs, check
@@ -66,7 +66,7 @@ def sides(
   """
   check(pairs)
   if mode not in MODES:
-    raise PatchingError(f'{mode!r} is not a mode of patching', hint=', '.join(MODES))
+    raise unknown(PatchingError, 'mode of patching', mode, MODES)
   metric, n = bound(metric, pairs), len(pairs)
   if mode in _ACROSS:
     _check_across(pairs, mode, nodes)

@@ -52,9 +52,9 @@ from typing import Any
 import numpy as np
 import scipy  # imports scipy.stats, which takes a second, where it is first used
 
+from mechjax.errors import PatchingError
 from mechjax.patching.baselines import Patch, Search, check_positive, measure
 from mechjax.patching.effects import mean_over_pairs
-from mechjax.patching.errors import PatchingError
 
 # --- how many -----------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ those in which dictionaries are published, and no others.
 from typing import TYPE_CHECKING
 
 from mechjax import lazy
+from mechjax.errors import SAEError
 from mechjax.sae.architectures import (
   ARCHITECTURES,
   Architecture,
@@ -34,7 +35,6 @@ from mechjax.sae.architectures import (
   architecture,
 )
 from mechjax.sae.dead_latents import AuxK, GhostGrads, Resampling, forgotten
-from mechjax.sae.errors import SAEError
 from mechjax.sae.evaluation import Evaluation, compare, evaluate, next_tokens
 from mechjax.sae.formats import Metadata, folded, load, read_metadata, save
 from mechjax.sae.ops.sparse import Sparse, firings

@@ -35,9 +35,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import mechjax
 from mechjax import files, flags, sae
+from mechjax.errors import SAEError
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import store, training
-from mechjax.sae.errors import SAEError
 from mechjax.sae.store import Contexts, Harvester, Scale, Share, Source, contexts
 from mechjax.sae.training import speed
 from mechjax.sae.training.journal import show
@@ -255,7 +255,7 @@ def _harvester(settings: Settings, model: LanguageModel, home: Path) -> Harveste
   rows = _contexts(settings, model, home / layout.TOKENS).split(settings.data.held_out_every)[0]
   params, placement = _spread(settings, model.params)
   return Harvester(
-    model.through(settings.sites),
+    model.truncated_at(settings.sites),
     params,
     settings.sites,
     rows,

@@ -14,8 +14,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from mechjax.errors import SAEError
 from mechjax.sae import ARCHITECTURES, Architecture, AuxK, GhostGrads, Resampling, architecture
-from mechjax.sae.errors import SAEError, expect
+from mechjax.sae.checks import expect
 from mechjax.sae.training import Ensemble, Loop, Optimisation
 
 DeadLatents = Literal['none', 'auxk', 'ghost_original', 'ghost', 'ghost_unmatched', 'resampling']

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from mechjax.patching import Effects, Grid, PatchingError
+from mechjax.errors import PatchingError, unknown
+from mechjax.patching import Effects, Grid
 from mechjax.viz import scale
 from mechjax.viz.tokens import visible
 
@@ -75,7 +76,7 @@ class View:
         f'{self.quantity!r} is neither mean nor contribution', hint='give values= with that name'
       )
     if self.cut not in (None, *(known := [cut for group in _CUTS for cut in group])):
-      raise PatchingError(f'{self.cut!r} is no cut', hint=' or '.join(known))
+      raise unknown(PatchingError, 'cut', self.cut, known)
     if self.over not in ('max', 'sum'):
       raise PatchingError(f'{self.over!r} is neither max nor sum')
     if (self.limit is not None and not self.limit > 0) or self.k < 1:

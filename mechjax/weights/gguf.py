@@ -119,10 +119,10 @@ class GGUFFile:
       WeightsError: the header has no such key.
     """
     if key not in self.metadata:
-      raise errors.WeightsError(
-        f'{self.path} has no metadata {key!r}',
-        where=f'{len(self.metadata)} keys; the nearest: {errors.nearest(key, self.metadata)}',
-        cause='the file is of another architecture than the one asked for',
+      cause = 'the file is of another architecture than the one asked for'
+      where = f'{self.path}, {len(self.metadata)} keys'
+      raise errors.unknown(
+        errors.WeightsError, 'metadata', key, self.metadata, where=where, cause=cause
       )
     return self.metadata[key]
 

@@ -105,10 +105,10 @@ def info_of(reader: Reader, name: str) -> TensorInfo:
   """A tensor's description; a WeightsError that names the nearest if there is none."""
   info = reader.tensors.get(name)
   if info is None:
-    raise errors.WeightsError(
-      f'no tensor {name!r} in {reader.path}',
-      where=f'{len(reader.tensors)} tensors; the nearest: {errors.nearest(name, reader.tensors)}',
-      cause='the file is of another architecture than the name map, or is one part of several',
+    cause = 'the file is of another architecture than the name map, or is one part of several'
+    where = f'{reader.path}, {len(reader.tensors)} tensors'
+    raise errors.unknown(
+      errors.WeightsError, 'tensor', name, reader.tensors, where=where, cause=cause
     )
   return info
 

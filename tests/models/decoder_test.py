@@ -191,7 +191,7 @@ def test_a_scan_that_starts_late_is_planted_by_number_and_refuses_to_be_read():
   close(harvest.plant(late)(edit, acts['resid_pre.1']), expected['resid_post.1'])
   listed = {info.site.layer for info in harvest.sites_of(late, acts['resid_pre.1'])}
   assert listed == {1}
-  number = lambda x, start: decoder.resume(params, TOKENS, x, start, c)  # noqa: E731
+  number = lambda x, start: decoder.forward_from(params, TOKENS, x, start, c)  # noqa: E731
   begun = functools.partial(number, start=1)
   for f in (late, begun):
     for site in ('mlp_post.0', 'mlp_post.{0,1}'):
@@ -215,7 +215,7 @@ def test_a_pass_resumed_at_any_layer_equals_the_whole_pass(name):
   c, params = CONFIGS[name], decoders.params(name)
   edit = {'attn_out.1': lambda x: 0.5 * x, 'embed': lambda x: 1.1 * x}
   whole = harvest.plant(lambda tokens: decoder.forward(params, tokens, c))
-  resumed = harvest.plant(lambda *a: decoder.resume(params, *a[:3], c, at=a[3]))
+  resumed = harvest.plant(lambda *a: decoder.forward_from(params, *a[:3], c, at=a[3]))
   expected, (_, acts) = decoders.logits(params, TOKENS, name), reaped(name)
   at = jnp.array([[8, 0], [3, 3]])
   gathered = lambda x: x[jnp.arange(2)[:, None], at]  # noqa: E731
@@ -231,7 +231,7 @@ def test_a_pass_resumed_at_any_layer_equals_the_whole_pass(name):
 @pytest.mark.parametrize(('start', 'stop'), [(-1, 2), (2, 1), (0, 3)])
 def test_a_stretch_that_is_not_there_is_refused(start, stop):
   x = jnp.ones((1, 2, 16))
-  with pytest.raises(errors.MechjaxError, match='no stretch'):
+  with pytest.raises(errors.MechjaxError, match='no span'):
     decoder.blocks(decoders.params('qwen'), x, CONFIGS['qwen'], start=start, stop=stop)
 
 

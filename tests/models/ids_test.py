@@ -143,7 +143,7 @@ def test_every_function_of_the_decoder_refuses_what_is_not_a_token(given):
   params, config = decoders.params('gpt2'), decoders.CONFIGS['gpt2']
   calls = (
     lambda: decoder.embed(params, given, config),
-    lambda: decoder.resume(params, given, jnp.ones((1, 2, config.d_model)), 0, config),
+    lambda: decoder.forward_from(params, given, jnp.ones((1, 2, config.d_model)), 0, config),
     lambda: decoder.step(params, given, decoder.new_cache(config, 1, 4), config),
   )
   for call in calls:

@@ -77,11 +77,11 @@ def test_padding_between_the_tokens_of_a_row_changes_nothing_either():
 def test_a_resumed_pass_and_a_short_one_have_what_the_row_alone_has(name):
   tokens, mask = padded('left')
   own = model(name)
-  short = harvest.reap(own.through('resid_post.0'), sites='resid_post.0')
+  short = harvest.reap(own.truncated_at('resid_post.0'), sites='resid_post.0')
   middle = short(own.params, tokens, mask)['resid_post.0']
   last = jnp.full((len(ROWS), 1), WIDTH - 1)
-  whole = own.resume(own.params, tokens, middle, jnp.int32(1), None, mask)
-  ends = own.resume(own.params, tokens, middle, jnp.int32(1), last, mask)
+  whole = own.forward_from(own.params, tokens, middle, jnp.int32(1), None, mask)
+  ends = own.forward_from(own.params, tokens, middle, jnp.int32(1), last, mask)
   for i, (row, (expected, _)) in enumerate(zip(ROWS, alone(name))):
     close(middle[i][mask[i]], plain.values(name, np.array([row]))['resid_post.0'][0])
     close(whole[i][mask[i]], expected)

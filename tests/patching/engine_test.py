@@ -69,15 +69,15 @@ def compare(values, name, nodes, subsets, metric=plain.logit_difference):
     )
 
 
-def resume_of(name, asked=None):
+def forward_from_of(name, asked=None):
   """How a decoder begins in the middle; `asked` gathers whether it was told which logits are wanted."""
 
-  def resume(params, tokens, residual, start, at):
+  def forward_from(params, tokens, residual, start, at):
     if asked is not None:
       asked.add(at is not None)
-    return decoder.resume(params, tokens, residual, start, decoders.CONFIGS[name], at=at)
+    return decoder.forward_from(params, tokens, residual, start, decoders.CONFIGS[name], at=at)
 
-  return resume
+  return forward_from
 
 
 # --- decoders ---------------------------------------------------------------------------------------------
@@ -96,7 +96,9 @@ def test_passes_that_begin_in_the_middle_equal_an_edit_by_hand_at_every_site(nam
   if few:
     nodes = nodes[[node.site.name not in ('final_norm', 'logits') for node in nodes]]
   asked = set()
-  exact = ActivationPatching(plain.forward(name), nodes, max_batch=7, resume=resume_of(name, asked))
+  exact = ActivationPatching(
+    plain.forward(name), nodes, max_batch=7, forward_from=forward_from_of(name, asked)
+  )
   effects = exact(decoders.params(name), plain.PAIRS, metric)
   compare(effects.values, name, nodes, np.eye(len(nodes), dtype=bool), truth)
   assert asked == {few}
@@ -113,7 +115,9 @@ def test_subsets_are_patched_at_once():
     + some('mlp_post.1', neurons=[0, 5], positions='together')
     + some('embed, mlp_out, logits', positions=[2, -1])
   )
-  joint = SubsetPatching(plain.forward('gpt2'), nodes, max_batch=9, resume=resume_of('gpt2'))
+  joint = SubsetPatching(
+    plain.forward('gpt2'), nodes, max_batch=9, forward_from=forward_from_of('gpt2')
+  )
   patch = joint(decoders.params('gpt2'), plain.PAIRS, METRIC)
   random = np.random.default_rng(0)
   subsets = np.concatenate(
@@ -153,7 +157,7 @@ def forward(params, tokens):
   )
 
 
-def resume(params, tokens, x, start, at):
+def forward_from(params, tokens, x, start, at):
   def body(x, step):
     number, *w = step
     return jax.lax.cond(number >= start, lambda x: layer(params, x, w), lambda x: x, x), None
@@ -198,7 +202,7 @@ def whole():
 def test_a_metric_that_reads_everything_gets_everything_and_one_executable_serves_all_layers():
   expected, _, plain_sweep = whole()
   assert np.abs(expected.values).max() > 1
-  exact = ActivationPatching(forward, small(PATTERN), max_batch=7, resume=resume)
+  exact = ActivationPatching(forward, small(PATTERN), max_batch=7, forward_from=forward_from)
   with timing.compilations() as first:
     found = exact(PARAMS, PAIRS, EVERYTHING)
   np.testing.assert_allclose(found.values, expected.values, rtol=1e-9, atol=1e-9)

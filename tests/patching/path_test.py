@@ -166,9 +166,9 @@ def test_path_patching_equals_two_passes_by_hand(name, mode, senders, receivers,
     for x in (senders, receivers)
   )
   mediators = some('mlp_out.0') + some('z.1', heads=[2]) if mediated else None
-  resume = functools.partial(_resume, name) if resumed else None
+  forward_from = functools.partial(_forward_from, name) if resumed else None
   paths = PathPatching(
-    plain.forward(name), senders, receivers, mediators, mode, max_batch=9, resume=resume
+    plain.forward(name), senders, receivers, mediators, mode, max_batch=9, forward_from=forward_from
   )
   effects = paths(decoders.params(name), plain.PAIRS, METRIC)
   assert effects.title == f'path patching {mode}: logit difference'
@@ -189,8 +189,8 @@ def test_path_patching_equals_two_passes_by_hand(name, mode, senders, receivers,
   np.testing.assert_allclose(truth(0)[below], 0, atol=1e-12)
 
 
-def _resume(name, params, tokens, residual, start, at):
-  return decoder.resume(params, tokens, residual, start, decoders.CONFIGS[name], at=at)
+def _forward_from(name, params, tokens, residual, start, at):
+  return decoder.forward_from(params, tokens, residual, start, decoders.CONFIGS[name], at=at)
 
 
 # --- a small model ----------------------------------------------------------------------------------------

@@ -55,6 +55,8 @@ def test_our_decoder_and_tunix_agree_on_every_node(ours_cut, tunix_cut):
     assert np.abs(here.values).max() > 0.2
     np.testing.assert_allclose(here.values, there.values, rtol=0, atol=1e-5)
   some = np.arange(7, len(nodes), 53)
-  here = ActivationPatching(ours_cut.apply, nodes[some], resume=ours_cut.resume)(*question)
+  here = ActivationPatching(ours_cut.apply, nodes[some], forward_from=ours_cut.forward_from)(
+    *question
+  )
   there = ActivationPatching(tunix_cut.apply, theirs[some], max_batch=4)(*again)
   np.testing.assert_allclose(here.values, there.values, rtol=0, atol=1e-5)

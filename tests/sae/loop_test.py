@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mechjax.errors import MissingExtraError
-from mechjax.sae.errors import SAEError
+from mechjax.errors import MissingExtraError, SAEError
 from mechjax.sae.store import Scale, Share, batches
 from mechjax.sae.training import Checkpoints, Journal, TensorBoard, WandB, fed, scaled
 from mechjax.sae.training.checkpoints import OBJECTIVE

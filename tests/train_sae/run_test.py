@@ -17,12 +17,11 @@ import pytest
 
 import mechjax
 from mechjax import flags, sae
-from mechjax.errors import SiteError
+from mechjax.errors import SAEError, SiteError
 from mechjax.eval_sae import report as evaluation_report
 from mechjax.eval_sae.measure import measure
 from mechjax.eval_sae.settings import Settings as Judging
 from mechjax.sae import features, store
-from mechjax.sae.errors import SAEError
 from mechjax.sae.store import contexts
 from mechjax.sae.training import Loop, Optimisation
 from mechjax.train_sae import Data, Dictionaries, Machine, Settings

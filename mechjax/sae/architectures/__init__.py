@@ -7,14 +7,13 @@ One file each. Transcoders, skip transcoders and Matryoshka dictionaries are set
     BatchTopK(d_in=768, width=6144, k=32, prefixes=(768, 3072, 6144))         a Matryoshka dictionary
 """
 
-from mechjax.errors import nearest
+from mechjax.errors import SAEError, unknown
 from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Params
 from mechjax.sae.architectures.batch_topk import BatchTopK
 from mechjax.sae.architectures.gated import Gated
 from mechjax.sae.architectures.jumprelu import JumpReLU
 from mechjax.sae.architectures.relu import ReLU
 from mechjax.sae.architectures.topk import TopK
-from mechjax.sae.errors import SAEError
 
 ARCHITECTURES: dict[str, type[Architecture]] = {
   'relu': ReLU,
@@ -32,11 +31,7 @@ def architecture(name: str) -> type[Architecture]:
     SAEError: there is none; the message lists those that there are.
   """
   if name not in ARCHITECTURES:
-    raise SAEError(
-      f'no architecture {name!r}',
-      where=f'there are {[*ARCHITECTURES]}',
-      hint=f'perhaps {nearest(name, ARCHITECTURES)}',
-    )
+    raise unknown(SAEError, 'architecture', name, ARCHITECTURES)
   return ARCHITECTURES[name]
 
 

@@ -46,7 +46,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mechjax.sae.errors import SAEError, expect, expect_whole
+from mechjax.errors import SAEError
+from mechjax.sae.checks import expect, expect_whole
 from mechjax.sae.ops import sparse
 from mechjax.sae.ops.matmul import MATMULS, centred_product, product
 from mechjax.sae.ops.sparse import Sparse

@@ -25,7 +25,7 @@ from jax import lax
 
 from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Params
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
-from mechjax.sae.errors import expect, expect_number, expect_whole
+from mechjax.sae.checks import expect, expect_number, expect_whole
 from mechjax.sae.ops.sparse import Sparse
 
 

@@ -26,7 +26,7 @@ from mechjax.sae.architectures.base import (
   Params,
   total_per_token,
 )
-from mechjax.sae.errors import expect, expect_number
+from mechjax.sae.checks import expect, expect_number
 from mechjax.sae.ops.straight_through import heaviside, jumprelu
 
 

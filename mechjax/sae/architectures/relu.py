@@ -22,7 +22,7 @@ from mechjax.sae.architectures.base import (
   total_per_token,
 )
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
-from mechjax.sae.errors import expect, expect_number
+from mechjax.sae.checks import expect, expect_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mechjax.errors import SAEError
 from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Params
-from mechjax.sae.errors import SAEError, expect, expect_whole
+from mechjax.sae.checks import expect, expect_whole
 from mechjax.sae.ops import sparse
 from mechjax.sae.ops.sparse import Sparse
 

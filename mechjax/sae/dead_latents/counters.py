@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mechjax.sae.errors import expect, expect_whole
+from mechjax.sae.checks import expect, expect_whole
 
 MOST_TOKENS = 2**30
 

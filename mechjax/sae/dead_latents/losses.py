@@ -32,8 +32,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from mechjax.sae.architectures.base import squared
+from mechjax.sae.checks import expect, expect_number, expect_whole
 from mechjax.sae.dead_latents.counters import expect_tokens
-from mechjax.sae.errors import expect, expect_number, expect_whole
 from mechjax.sae.ops import sparse
 from mechjax.sae.ops.matmul import product
 

@@ -29,8 +29,8 @@ import jax.numpy as jnp
 import optax
 
 from mechjax.sae.architectures.base import Architecture
+from mechjax.sae.checks import expect
 from mechjax.sae.dead_latents.counters import expect_tokens
-from mechjax.sae.errors import expect
 from mechjax.sae.ops.unit_rows import Params, unit_rows
 
 

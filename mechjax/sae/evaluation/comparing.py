@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from mechjax.sae.errors import SAEError
+from mechjax.errors import SAEError
 from mechjax.sae.evaluation.metrics import Report, Totals, report
 from mechjax.sae.evaluation.passes import Dictionaries, Evaluation
 from mechjax.sae.evaluation.sums import Batch, batches_of, check_batch

@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax.sae.errors import SAEError
+from mechjax.errors import SAEError
 
 KINDS = ('spliced', 'zero', 'mean')
 """What the model is made to go on with."""

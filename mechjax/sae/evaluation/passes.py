@@ -33,9 +33,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import harvest, sites, watching
+from mechjax.errors import SAEError
 from mechjax.programs.callables import refuse_model
 from mechjax.sae.architectures import Architecture, Params
-from mechjax.sae.errors import SAEError
 from mechjax.sae.evaluation import splice, sums
 from mechjax.sae.evaluation.metrics import SiteTotals, Spread, Totals, on_host
 from mechjax.sae.evaluation.sums import Batch

@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 
 from mechjax import precision
+from mechjax.errors import SAEError
 from mechjax.sae.architectures import Architecture, Params
-from mechjax.sae.errors import SAEError
 
 Planted = Callable[[jax.Array], jax.Array]
 

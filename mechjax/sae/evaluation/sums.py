@@ -21,8 +21,8 @@ import numpy as np
 
 from mechjax import logits as model_logits
 from mechjax import precision
+from mechjax.errors import SAEError
 from mechjax.sae.architectures import Architecture, Params
-from mechjax.sae.errors import SAEError
 from mechjax.sae.evaluation import splice
 from mechjax.sae.evaluation.metrics import SiteTotals, Spread
 

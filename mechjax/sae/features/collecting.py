@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mechjax.errors import SAEError
 from mechjax.sae.architectures import Architecture, Params
-from mechjax.sae.errors import SAEError
 from mechjax.sae.evaluation import splice
 from mechjax.sae.features import directions, keeping, selection
 from mechjax.sae.features.directions import Ranked

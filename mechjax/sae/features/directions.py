@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 
 from mechjax import precision
-from mechjax.sae.errors import SAEError
+from mechjax.errors import SAEError
 from mechjax.sae.ops.unit_rows import unit_rows
 
 CHUNK = 256

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from mechjax import files
-from mechjax.sae.errors import SAEError, expect
+from mechjax.errors import SAEError
+from mechjax.sae.checks import expect
 from mechjax.sae.features.directions import Ranked
 from mechjax.sae.features.selection import OCTAVES, PER_OCTAVE
 

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mechjax.sae.architectures import Architecture, Params
-from mechjax.sae.errors import expect
+from mechjax.sae.checks import expect
 
 OCTAVES = range(-20, 20)
 """Exponents of the activations that the histogram tells apart; what is beyond counts at its ends."""

@@ -28,9 +28,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mechjax.errors import WeightsError, nearest
+from mechjax.errors import SAEError, WeightsError, unknown
 from mechjax.sae.architectures import Architecture, Params
-from mechjax.sae.errors import SAEError
 from mechjax.sae.formats import dictionary_learning, gemma_scope, metadata, saelens
 from mechjax.sae.formats.conventions import expect_parameters, folded
 from mechjax.sae.formats.finding import find
@@ -150,12 +149,8 @@ def save(
     WeightsError: something is in the directory already.
   """
   if format not in _WRITERS:
-    raise SAEError(
-      f'mechjax does not write the format {format!r}',
-      where=f'it writes {[*_WRITERS]}',
-      cause='files of dictionary-learning are pickles' if format == 'dictionary_learning' else None,
-      hint=f'perhaps {nearest(format, _WRITERS) or "sae_lens"}',
-    )
+    cause = 'files of dictionary-learning are pickles' if format == 'dictionary_learning' else None
+    raise unknown(SAEError, 'format to write', format, _WRITERS, cause=cause)
   words = about or {}
   _expect_json(words)
   expect_parameters(sae, params)

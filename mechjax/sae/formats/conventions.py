@@ -31,9 +31,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from mechjax.errors import WeightsError
+from mechjax.errors import SAEError, WeightsError
 from mechjax.sae.architectures import Architecture, JumpReLU, Params
-from mechjax.sae.errors import SAEError
 
 Arrays = dict[str, np.ndarray]
 BIASES = ('b_enc', 'b_gate', 'b_mag')

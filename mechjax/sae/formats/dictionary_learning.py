@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from mechjax.errors import WeightsError, nearest
+from mechjax.errors import WeightsError, unknown
 from mechjax.sae.architectures import Architecture, BatchTopK, Gated, JumpReLU, Params, ReLU, TopK
 from mechjax.sae.formats import conventions, torch_zip
 from mechjax.sae.formats.conventions import Arrays
@@ -66,11 +66,7 @@ def read(directory: Path) -> tuple[Architecture, Params]:
   trainer = read_json(config).get('trainer')
   kind = trainer.get('dict_class') if isinstance(trainer, dict) else None
   if not isinstance(kind, str) or kind not in _NAMES:
-    raise WeightsError(
-      f'{config}: trainer.dict_class={kind!r:.50} is none that mechjax knows',
-      where=f'it knows {[*_NAMES]}',
-      hint=f'perhaps {nearest(str(kind), _NAMES)}',
-    )
+    raise unknown(WeightsError, 'trainer.dict_class', kind, _NAMES, where=str(config))
   found = torch_zip.read(path)
   counts: Arrays = {n: found.pop(n) for n in ('k', 'group_sizes') if n in found}
   if kind == 'AutoEncoderTopK':

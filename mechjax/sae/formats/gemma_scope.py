@@ -24,9 +24,8 @@ from typing import Any
 import numpy as np
 
 from mechjax import files
-from mechjax.errors import WeightsError
+from mechjax.errors import SAEError, WeightsError
 from mechjax.sae.architectures import Architecture, JumpReLU, Params
-from mechjax.sae.errors import SAEError
 from mechjax.sae.formats import archives, conventions
 from mechjax.sae.formats.conventions import Arrays
 from mechjax.weights.json_files import read_beside

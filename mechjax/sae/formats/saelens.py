@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from mechjax import files
-from mechjax.errors import WeightsError
+from mechjax.errors import SAEError, WeightsError
 from mechjax.sae.architectures import Architecture, BatchTopK, Gated, JumpReLU, Params, ReLU, TopK
-from mechjax.sae.errors import SAEError
 from mechjax.sae.formats import conventions, metadata
 from mechjax.sae.formats.conventions import Arrays
 from mechjax.weights.json_files import read_json

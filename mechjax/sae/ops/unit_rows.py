@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mechjax.sae.errors import SAEError
+from mechjax.errors import SAEError
 
 Params = dict[str, jax.Array]
 """Parameters of a dictionary by name; see `architectures.base`."""

@@ -26,7 +26,8 @@ from typing import Protocol
 
 import numpy as np
 
-from mechjax.sae.errors import SAEError, expect
+from mechjax.errors import SAEError
+from mechjax.sae.checks import expect
 from mechjax.sae.store.harvesting import Harvester, Rows
 from mechjax.sae.store.order import Order
 from mechjax.sae.store.prefetch import Prefetch
@@ -104,26 +105,26 @@ class Share:
   """Which part of all batches is this host's.
 
   Attributes:
-    host: number of this host.
-    hosts: how many there are.
+    index: which of the processes (or streams of batches) this is, from 0.
+    count: number of processes (or streams).
   """
 
-  host: int = 0
-  hosts: int = 1
+  index: int = 0
+  count: int = 1
 
   def __post_init__(self) -> None:
-    expect(self, 'host', 0 <= self.host < self.hosts, f'from 0 to before hosts={self.hosts}')
+    expect(self, 'index', 0 <= self.index < self.count, f'from 0 to before count={self.count}')
 
 
 def bucket_of(source: Source, share: Share, turn: int) -> int:
   """The number of the bucket that a host takes at its turn: every host another, whole epochs only."""
-  turns = source.per_epoch // share.hosts
+  turns = source.per_epoch // share.count
   if not turns:
     raise SAEError(
-      f'{source.per_epoch} buckets for {share.hosts} hosts', hint='smaller buckets, or more text'
+      f'{source.per_epoch} buckets for {share.count} hosts', hint='smaller buckets, or more text'
     )
   epoch, n = divmod(turn, turns)
-  return epoch * source.per_epoch + n * share.hosts + share.host
+  return epoch * source.per_epoch + n * share.count + share.index
 
 
 def buckets(source: Source, share: Share, turn: int) -> Iterator[tuple[int, Rows]]:

@@ -29,7 +29,7 @@ from typing import BinaryIO
 import numpy as np
 
 from mechjax import files
-from mechjax.sae.errors import SAEError
+from mechjax.errors import SAEError
 
 ROWS, ABOUT = 'contexts.bin', 'contexts.json'
 _BLOCK = 1 << 16

@@ -5,7 +5,7 @@
 
 `forward(params, tokens)` is any function with sows. What it computes beyond the deepest site asked for is cut away by
 the compiler where layers are written out; a model whose layers are scanned should be given as a function that stops
-there (`LanguageModel.through`).
+there (`LanguageModel.truncated_at`).
 
 Whatever a site has behind its axes of rows and tokens is laid end to end: heads [B, T, H, E] become HE.
 
@@ -25,8 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import harvest, sites, watching
+from mechjax.errors import SAEError
 from mechjax.programs.callables import refuse_model
-from mechjax.sae.errors import SAEError, expect
+from mechjax.sae.checks import expect
 from mechjax.sae.store.contexts import Contexts
 from mechjax.sae.store.prefetch import give_up_if_closed
 

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-from mechjax.sae.errors import SAEError
+from mechjax.errors import SAEError
 
 T = TypeVar('T')
 _POLL_SECONDS = 0.05

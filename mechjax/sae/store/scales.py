@@ -18,7 +18,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mechjax.sae.errors import SAEError
+from mechjax.errors import SAEError
 from mechjax.sae.store.harvesting import Rows
 
 _BLOCK = 14

@@ -37,7 +37,7 @@ import numpy as np
 import tensorstore as ts
 
 from mechjax import files
-from mechjax.sae.errors import SAEError
+from mechjax.errors import SAEError
 from mechjax.sae.store.buckets import Share
 from mechjax.sae.store.harvesting import Harvester, Rows
 from mechjax.sae.store.order import Order
@@ -132,7 +132,7 @@ def write(
     SAEError: the directory holds other activations, or the disk has too little room.
   """
   directory = Path(directory)
-  own = range(share.host, about.shards, share.hosts)
+  own = range(share.index, about.shards, share.count)
   missing = _missing(directory, about, own)
   done = len(own) - len(missing)
   _expect_room(directory, about, len(missing))
@@ -318,7 +318,7 @@ def _missing(directory: Path, about: About, own: Sequence[int]) -> list[int]:
 def _claim(directory: Path, about: About, share: Share) -> dict[str, Any]:
   """The arrays of the directory, which is made if need be."""
   (directory / CHECKED).mkdir(parents=True, exist_ok=True)
-  if share.host == 0 and not (directory / ABOUT).exists():
+  if share.index == 0 and not (directory / ABOUT).exists():
     files.write_json(directory / ABOUT, dataclasses.asdict(about))
   return {site: _array(directory / site, about, width) for site, width in about.widths.items()}
 

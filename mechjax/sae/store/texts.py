@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from mechjax import extras
-from mechjax.errors import MechjaxError, nearest
-from mechjax.sae.errors import SAEError
+from mechjax.errors import MechjaxError, SAEError, nearest
 
 PLAIN = ('.txt', '.md', '.rst', '.tex', '.py')
 HUB = 'hf:'

@@ -17,7 +17,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mechjax.sae.errors import SAEError, expect
+from mechjax.errors import SAEError
+from mechjax.sae.checks import expect
 
 OBJECTIVE = 'objective'
 

@@ -25,10 +25,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mechjax.errors import SAEError
 from mechjax.sae.architectures import Architecture
+from mechjax.sae.checks import expect
 from mechjax.sae.dead_latents.counters import expect_tokens
 from mechjax.sae.dead_latents.resampling import Resampling
-from mechjax.sae.errors import SAEError, expect
 
 Values = tuple[tuple[str, tuple[float, ...]], ...]
 

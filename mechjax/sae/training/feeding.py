@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from mechjax.sae.errors import SAEError
+from mechjax.errors import SAEError
 from mechjax.sae.store import Prefetch, Scale, Share, Source, batches
 from mechjax.sae.store.harvesting import Rows
 from mechjax.sae.store.scales import counting

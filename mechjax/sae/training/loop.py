@@ -31,7 +31,8 @@ import jax
 import numpy as np
 
 from mechjax import files
-from mechjax.sae.errors import SAEError, expect
+from mechjax.errors import SAEError
+from mechjax.sae.checks import expect
 from mechjax.sae.store import Prefetch
 from mechjax.sae.training.checkpoints import Checkpoints
 from mechjax.sae.training.feeding import Fed

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mechjax.sae.errors import expect
+from mechjax.sae.checks import expect
 from mechjax.sae.ops import unit_rows
 
 

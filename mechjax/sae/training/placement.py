@@ -21,8 +21,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mechjax.errors import SAEError
 from mechjax.sae.architectures import Architecture
-from mechjax.sae.errors import SAEError
 
 AXES = ('data', 'model')
 

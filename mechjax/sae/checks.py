@@ -1,18 +1,10 @@
-"""The one exception of this package, and the check that every setting passes.
-
-It stands on the floor of the science because nothing below can raise it. Like every `MechjaxError` it says what
-happened, where, the likely cause and the hint.
-"""
+"""Checks of the settings of dictionaries and of their training: each raises an SAEError that holds the value."""
 
 import math
 import numbers
 from typing import Any
 
-from mechjax.errors import MechjaxError
-
-
-class SAEError(MechjaxError, ValueError):
-  """A dictionary, its settings and its data that do not go together."""
+from mechjax.errors import SAEError
 
 
 def number(value: Any) -> bool:
