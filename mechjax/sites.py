@@ -37,17 +37,35 @@ import jax
 from mechjax import compat
 from mechjax.errors import SiteError, nearest
 
-# B batch, T query position, S key position, D model width, H heads, K key-value heads, E head width, F neurons.
+LETTERS: dict[str, str] = {
+  'B': 'prompts of a batch; tokens of a batch, where a dictionary sees them one by one',
+  'T': 'positions; positions of queries, where there are those of keys too',
+  'S': 'positions of keys',
+  'L': 'layers',
+  'D': 'model width; width of what a dictionary reads',
+  'E': 'width of what a dictionary reconstructs',
+  'N': 'query heads',
+  'K': 'key-value heads',
+  'G': 'query heads of each key-value head',
+  'H': 'head width',
+  'J': 'pairs of a head that rotary turns',
+  'F': 'neurons',
+  'V': 'vocabulary',
+  'M': 'latents',
+  'A': 'active latents of a token',
+}
+"""The one key of axis letters: in shapes ([B, T, D]), in suffixes of names (x_BxTxD), and in `axes=` of nodes."""
+
 CANONICAL: dict[str, str] = {
   'embed': '[B, T, D] token (and position) embeddings',
   'resid_pre': '[B, T, D] residual stream entering the layer',
   'attn_norm': '[B, T, D] normalised input of the attention',
-  'q': '[B, T, H, E] queries after rotary: what the dot product sees',
-  'k': '[B, S, K, E] keys after rotary: what the dot product sees',
-  'v': '[B, S, K, E] values',
-  'attn_scores': '[B, H, T, S] scaled, soft-capped, masked: what the softmax sees',
-  'attn_probs': '[B, H, T, S] attention probabilities',
-  'z': '[B, T, H, E] head outputs before W_O',
+  'q': '[B, T, N, H] queries after rotary: what the dot product sees',
+  'k': '[B, S, K, H] keys after rotary: what the dot product sees',
+  'v': '[B, S, K, H] values',
+  'attn_scores': '[B, N, T, S] scaled, soft-capped, masked: what the softmax sees',
+  'attn_probs': '[B, N, T, S] attention probabilities',
+  'z': '[B, T, N, H] head outputs before W_O',
   'attn_out': '[B, T, D] what the attention adds to the residual stream',
   'resid_mid': '[B, T, D] residual stream between attention and MLP',
   'mlp_norm': '[B, T, D] normalised input of the MLP',

@@ -2,7 +2,7 @@
 
 This is the family that Gemma Scope was trained on, and its three sites are exactly these:
 
-    attention output   z: head outputs [B, T, H, E] before W_O; z.reshape(B, T, H * E) concatenates
+    attention output   z: head outputs [B, T, N, H] before W_O; z.reshape(B, T, N * H) concatenates
     MLP output         mlp_out: after post_ffw_norm, what is added to the residual stream
     residual stream    resid_post: after the MLP was added
 
@@ -12,8 +12,8 @@ What a name means where upstream leaves a choice:
   - attn_scores are soft-capped and masked, by the causal mask and, in local layers, the window.
   - embed is scaled by sqrt(D), as the first block reads it; images are merged in.
 
-Upstream holds scores and probabilities as [B, T, H, S]; the tags turn them to the canonical
-[B, H, T, S] and back, which compiles to nothing.
+Upstream holds scores and probabilities as [B, T, N, S]; the tags turn them to the canonical
+[B, N, T, S] and back, which compiles to nothing.
 
 Sharp edges: upstream flattens all batch axes of the tokens into B, so the sites of tokens [T] have
 B = 1. With `return_last_only`, logits are [B, V] and the other sites keep all positions. With a KV

@@ -5,7 +5,7 @@ attn_probs, z and attn_out. Haiku has no loop over layers of its own: put `with 
 around the call of a block in yours, or in a patch of the model, since two attentions without layers
 have the same names. Under `hk.experimental.layer_stack` the scan counts the layers.
 
-Axes: any leading axes; scores and probabilities [..., H, T, S], the rest [..., T, H, E].
+Axes: any leading axes; scores and probabilities [..., N, T, S], the rest [..., T, N, H].
 """
 
 from mechjax import harvest

@@ -11,8 +11,8 @@ What a name means where upstream leaves a choice:
   - embed of the Gemmas is scaled by sqrt(D), as the first block reads it.
 
 Upstream holds scores and probabilities of Qwen2 as [B, K, H/K, T, S], query heads grouped by the
-key-value head that they share, and those of the Gemmas as [B, T, H, S]. The tags turn both to the
-canonical [B, H, T, S] and back, which compiles to nothing.
+key-value head that they share, and those of the Gemmas as [B, T, N, S]. The tags turn both to the
+canonical [B, N, T, S] and back, which compiles to nothing.
 
 Sharp edges: with a KV cache, q, k and v are what this call's dot product sees, cached positions
 included. A changed k or v is written back to the cache, except in Qwen2, which keeps the cache apart

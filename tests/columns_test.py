@@ -102,7 +102,7 @@ def test_a_pattern_that_selects_several_names_has_a_function_for_each():
   found = columns.functions(columns.resolve({'*': jnp.zeros_like}, infos))
   assert {k: v.axes for k, v in found.items()} == {
     'resid_post': ('B', 'T', 'D'),
-    'attn_scores': ('B', 'H', 'T', 'S'),
+    'attn_scores': ('B', 'N', 'T', 'S'),
   }
   columns.check(infos[:1], B, W)
   with pytest.raises(

@@ -49,7 +49,7 @@ def norm(x):
 
 
 def rotary(x):
-  """x [T, H, E]: rotates pairs by position."""
+  """x [T, N, H]: rotates pairs by position."""
   half = x.shape[-1] // 2
   angle = jnp.arange(x.shape[0])[:, None] / 1e4 ** (jnp.arange(half) / half)
   sin, cos = jnp.sin(angle)[:, None], jnp.cos(angle)[:, None]

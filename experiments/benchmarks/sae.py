@@ -83,9 +83,9 @@ def stepping(sae, x) -> Callable:
 
 def bare_products(batch) -> Callable:
   """A call that computes an encoder's and a decoder's product, 4 BDM operations, one after the other."""
-  of_x, of_W, of_f = jax.random.split(jax.random.key(1), 3)
+  of_x, of_weights, of_f = jax.random.split(jax.random.key(1), 3)
   x, f = jax.random.normal(of_x, (batch, D)), jax.random.normal(of_f, (batch, M))
-  W_enc = jax.random.normal(of_W, (D, M))
+  W_enc = jax.random.normal(of_weights, (D, M))
   W_dec = jnp.array(W_enc.T)
   product = jax.jit(precision.matmul)
   return lambda: (jax.block_until_ready(product(x, W_enc)), product(f, W_dec))

@@ -113,6 +113,6 @@ def _unembed(graphdef: Any, state: Any, params: Any, residual: jax.Array) -> jax
   module = _merge(graphdef, state, params)
   normed = module.final_norm(residual)
   # lm_head is an einsum over [B, T, D]; a residual may have any leading axes.
-  flat_1xNxD = normed.reshape(1, -1, normed.shape[-1])
+  flat_1xTxD = normed.reshape(1, -1, normed.shape[-1])
   decode = module.lm_head if hasattr(module, 'lm_head') else module.embedder.decode
-  return decode(flat_1xNxD).reshape(*residual.shape[:-1], -1)
+  return decode(flat_1xTxD).reshape(*residual.shape[:-1], -1)

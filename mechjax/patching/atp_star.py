@@ -32,14 +32,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import harvest, sites
-from mechjax.errors import PatchingError
+from mechjax.errors import PatchingError, unknown
 from mechjax.forward import recorded
 from mechjax.patching import attribution, graddrop, sources, terms
 from mechjax.patching import budget as budgets
 from mechjax.patching.effects import Effects
 from mechjax.patching.graddrop import Add
 from mechjax.patching.metrics import Metric
-from mechjax.patching.nodes import NodeSet
+from mechjax.patching.nodes import NodeSet, check_letters
 from mechjax.patching.pairs import Pairs
 from mechjax.patching.plans import Method
 
@@ -70,7 +70,7 @@ class AtPStar(Method):
   qk_fix: bool = True
   graddrop: bool = True
   keys: str = 'auto'
-  axes: str = 'BHTS'
+  axes: str = 'BNTS'
   chunk: int = 10
   rows: int = 16
   budget: int = 2**30
@@ -80,7 +80,8 @@ class AtPStar(Method):
     super().__post_init__()
     sources.check_first_order(self.nodes, self.mode)
     if self.keys not in KEYS:
-      raise PatchingError(f'keys={self.keys!r}', hint=f'one of {", ".join(KEYS)}')
+      raise unknown(PatchingError, 'keys', self.keys, KEYS)
+    check_letters('attn_probs', self.axes)
     if self.chunk < 1 or self.rows < 1:
       raise PatchingError(f'chunk {self.chunk} and rows {self.rows} must be positive')
 

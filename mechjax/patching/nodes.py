@@ -10,9 +10,9 @@ head, position, neuron; -1 for all of that axis), and a set of nodes is a few gr
     both = heads + mlps
     both[:100], both[ranking[:30]], both.labels(['The', ' cat', ' sat'])
 
-Which axis is which is read in `sites.CANONICAL`, as letters: H, K, G heads; T positions (S where there is no T);
-F neurons. An upstream that lays a site out otherwise is described with `axes={'attn_scores': 'BKGTS'}`; several axes
-of heads are numbered as one.
+Which axis is which is read in `sites.CANONICAL`, as letters of `sites.LETTERS`: N, K, G heads; T positions (S where
+there is no T); F neurons. An upstream that lays a site out otherwise is described with `axes={'attn_scores': 'BKGTS'}`;
+several axes of heads are numbered as one.
 
 Sharp edges: with grouped queries a key or value head serves several query heads; its node covers all of them, and
 its label says which. A node of attn_probs is a head at a query position with all its keys. A position counted from
@@ -81,7 +81,7 @@ class Layout:
   @property
   def heads(self) -> str:
     """The letters of the axes of heads."""
-    return ''.join(a for a in self.axes if a in 'HKG')
+    return ''.join(a for a in self.axes if a in 'NKG')
 
   @property
   def position(self) -> str:
@@ -317,8 +317,22 @@ def _query_heads(infos: Sequence[Any], axes: Mapping[str, str]) -> int:
 
 
 def _letters(name: str, axes: Mapping[str, str]) -> str:
+  if name in axes:
+    check_letters(name, axes[name])
+    return axes[name]
   known = sites.CANONICAL.get(name, '').partition(']')[0]
-  return axes.get(name) or ''.join(re.findall(r'[A-Z]', known))
+  return ''.join(re.findall(r'[A-Z]', known))
+
+
+def check_letters(name: str, letters: str) -> None:
+  """Refuses letters without a meaning, and H, the width of heads, where there are no heads to be nodes."""
+  unknown = sorted({*letters} - {*sites.LETTERS})
+  if unknown or ('H' in letters and not {*letters} & {*'NKG'}):
+    raise PatchingError(
+      f'axes={{{name!r}: {letters!r}}}: '
+      + (f'unknown {unknown}' if unknown else 'H without heads'),
+      hint='; '.join(f'{letter} {meaning}' for letter, meaning in sites.LETTERS.items()),
+    )
 
 
 def in_table(position: int | None) -> int:

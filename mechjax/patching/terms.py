@@ -217,13 +217,13 @@ class _Product:
       each = precision.einsum('jbnts,bnts->bnj', arrays, g)
     return self._laid(each)
 
-  def _laid(self, each_BxNxP: jax.Array) -> jax.Array:
+  def _laid(self, each: jax.Array) -> jax.Array:
     """[B, N, P] on the axes of the site; the query heads of a key head are added up."""
     layout = self.layout
     heads = [layout.size(letter) for letter in layout.heads]
     n = int(np.prod(heads))
-    B, N, P = each_BxNxP.shape
-    each = each_BxNxP.reshape(B, n, N // n, P).sum(2).reshape(B, *heads, P)
+    B, N, P = each.shape
+    each = each.reshape(B, n, N // n, P).sum(2).reshape(B, *heads, P)
     have = f'B{layout.heads}{layout.position}'
     order = [a for a in layout.axes if a in have]
     each = each.transpose([have.index(a) for a in order])
@@ -232,7 +232,7 @@ class _Product:
 
 def flat(x: jax.Array, axes: str) -> jax.Array:
   """Attention probabilities or scores as [B, N, T, S], float32 or wider."""
-  heads = ''.join(a for a in axes if a in 'HKG')
+  heads = ''.join(a for a in axes if a in 'NKG')
   x = x.transpose([axes.index(a) for a in f'B{heads}TS'])
   x = x.reshape(x.shape[0], -1, *x.shape[-2:])
   return precision.wide(x)

@@ -192,8 +192,8 @@ def method(kind, sink=False, scored=True, tagged=True, **options):
   """`kind` of a model's queries, keys and values, kept for the sake of its executables."""
   forward = functools.partial(attention, sink=sink, scored=scored, tagged=tagged)
   infos = harvest.sites_of(forward, WEIGHTS, plain.CLEAN)
-  options |= {'axes': 'TBSH'} if kind is AtPStar else {}
-  laid = {'attn_scores': 'TBSH', 'attn_probs': 'TBSH'}
+  options |= {'axes': 'TBSN'} if kind is AtPStar else {}
+  laid = {'attn_scores': 'TBSN', 'attn_probs': 'TBSN'}
   return kind(forward, nodes_of(infos, 'q, k, v', axes=laid), **options)
 
 
@@ -358,7 +358,7 @@ def test_nan_is_refused_with_its_layer(options):
 def test_what_cannot_be_answered_is_refused():
   nodes = star().nodes
   for options, message in (
-    ({'keys': 'fast'}, "keys='fast'"),
+    ({'keys': 'fast'}, "unknown keys 'fast'"),
     ({'mode': 'mean'}, "'mean' is for exact patching"),
     ({'mode': 'gaussian'}, "'gaussian' is for exact patching"),
     ({'chunk': 0}, 'chunk 0'),

@@ -127,3 +127,13 @@ def test_effects_become_a_heat_map_and_a_ranking():
   assert np.isnan(grid.ravel()).tolist() == [True, True] + [False] * 13
   node, best = effects.top(1)[0]
   assert grid[node.site.layer, 0, node.position, 0] == best == np.nanmax(grid)
+
+
+@pytest.mark.parametrize(
+  ('axes', 'message'),
+  [('BHTS', 'H without heads'), ('BNTQ', r"unknown \['Q'\]"), ('bnts', 'unknown')],
+)
+def test_letters_that_mean_another_axis_are_refused(axes, message):
+  infos = [info('attn_probs', (2, 4, 5, 5), layer) for layer in range(2)]
+  with pytest.raises(PatchingError, match=rf'{message}(.|\n)*N query heads'):
+    nodes_of(infos, 'attn_probs', axes={'attn_probs': axes})

@@ -89,7 +89,7 @@ def effects(name, chosen, row, share=1.0, base=CLEAN, other=NOISE):
 
 
 def _picked(axis, node, row, size):
-  if axis in 'HK' and node.head is not None:
+  if axis in 'NK' and node.head is not None:
     return [node.head]
   if axis == 'F' and node.neuron is not None:
     return [node.neuron]

@@ -55,10 +55,10 @@ def rms_norm(x, scale):
   return scale * x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
 
 
-def turn(x_BxTxNxE, angle_TxJ):
+def turn(x_BxTxNxH, angle_TxJ):
   """Rotates the halves of the last axis against each other."""
   J = angle_TxJ.shape[-1]
-  z = (x_BxTxNxE[..., :J] + 1j * x_BxTxNxE[..., J:]) * np.exp(1j * angle_TxJ)[:, None]
+  z = (x_BxTxNxH[..., :J] + 1j * x_BxTxNxH[..., J:]) * np.exp(1j * angle_TxJ)[:, None]
   return np.concatenate([z.real, z.imag], -1)
 
 

@@ -30,7 +30,7 @@ To add an architecture: one file with a subclass that implements the abstract me
 Sharp edges. Losses are means over tokens of sums over d, and the published coefficients mean that E|x|^2 = 1. The
 initial W_enc is the transpose of W_dec, except in a transcoder, where the two read and write different spaces.
 
-Letters in shapes: B tokens, D width of x, E width of the target (D unless `d_out`), M latents, K active ones.
+Letters in shapes: B tokens, D width of x, E width of the target (D unless `d_out`), M latents, A active ones.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ other, so these are plain functions for `harvest.plant`, at as many sites at onc
 
 A transcoder says another site than it reads, so what it says is computed first and planted there with `given`.
 `kept` tells the tokens that a dictionary is responsible for; at all others (padding, BOS) the value stays. Its axes
-are the leading ones of the value, and whatever is behind them is laid end to end: heads [B, T, H, E] become [B, T, HE].
+are the leading ones of the value, and whatever is behind them is laid end to end: heads [B, T, N, H] become [B, T, NH].
 
 Sharp edges: the arithmetic is float32 and the result has the dtype of the site. A new function is compiled anew;
 build it inside the function that is jitted, as `passes` does, and pass parameters as arguments, or they become

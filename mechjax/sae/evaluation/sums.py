@@ -145,20 +145,20 @@ def tokens(value: jax.Array, batch: Batch) -> jax.Array:
   return x.reshape(-1, x.shape[-1])
 
 
-def spread(y_NxE: jax.Array, batch: Batch) -> Spread:
+def spread(y_BxE: jax.Array, batch: Batch) -> Spread:
   """Of the activations of the tokens that are kept."""
-  kept_Nx1 = jnp.asarray(batch.kept).reshape(-1, 1)
-  count = jnp.sum(kept_Nx1, dtype=jnp.int32)
-  mean_E = jnp.sum(jnp.where(kept_Nx1, y_NxE, 0), 0) / jnp.maximum(count, 1).astype(y_NxE.dtype)
-  return Spread(count, mean_E, jnp.sum(jnp.where(kept_Nx1, jnp.square(y_NxE - mean_E), 0)))
+  kept_Bx1 = jnp.asarray(batch.kept).reshape(-1, 1)
+  count = jnp.sum(kept_Bx1, dtype=jnp.int32)
+  mean_E = jnp.sum(jnp.where(kept_Bx1, y_BxE, 0), 0) / jnp.maximum(count, 1).astype(y_BxE.dtype)
+  return Spread(count, mean_E, jnp.sum(jnp.where(kept_Bx1, jnp.square(y_BxE - mean_E), 0)))
 
 
 def site_totals(
   sae: Architecture,
   params: Params,
-  x_NxD: jax.Array,
-  y_NxE: jax.Array,
-  g_NxE: jax.Array,
+  x_BxD: jax.Array,
+  y_BxE: jax.Array,
+  g_BxE: jax.Array,
   batch: Batch,
 ) -> SiteTotals:
   """What a dictionary says of the tokens that are kept.
@@ -166,33 +166,33 @@ def site_totals(
   Args:
     sae: the dictionary.
     params: its parameters.
-    x_NxD: what it reads.
-    y_NxE: what it should say.
-    g_NxE: gradient of the loss with respect to that.
+    x_BxD: what it reads.
+    y_BxE: what it should say.
+    g_BxE: gradient of the loss with respect to that.
     batch: of the tokens.
   """
-  kept_N = jnp.asarray(batch.kept).reshape(-1)
-  f_NxM = sae.encode(params, x_NxD)
-  y_hat_NxE = sae.decode(params, f_NxM, x_NxD)
-  ratio_N, has_N = _uniformity(f_NxM * precision.matmul(g_NxE, params['W_dec'].T))
+  kept_B = jnp.asarray(batch.kept).reshape(-1)
+  f_BxM = sae.encode(params, x_BxD)
+  y_hat_BxE = sae.decode(params, f_BxM, x_BxD)
+  ratio_B, has_B = _uniformity(f_BxM * precision.matmul(g_BxE, params['W_dec'].T))
 
-  def total(per_token_N: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.where(kept_N, per_token_N, 0))
+  def total(per_token_B: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(kept_B, per_token_B, 0))
 
   return SiteTotals(
-    spread=spread(y_NxE, batch),
-    error=total(jnp.sum(jnp.square(y_NxE - y_hat_NxE), -1)),
-    norm=total(jnp.sum(jnp.square(y_hat_NxE), -1)),
-    overlap=total(jnp.sum(y_NxE * y_hat_NxE, -1)),
-    firings=jnp.sum((f_NxM > 0) & kept_N[:, None], 0, dtype=jnp.int32),
-    uniformity=total(jnp.where(has_N, ratio_N, 0)),
-    attributed=jnp.sum(has_N & kept_N, dtype=jnp.int32),
+    spread=spread(y_BxE, batch),
+    error=total(jnp.sum(jnp.square(y_BxE - y_hat_BxE), -1)),
+    norm=total(jnp.sum(jnp.square(y_hat_BxE), -1)),
+    overlap=total(jnp.sum(y_BxE * y_hat_BxE, -1)),
+    firings=jnp.sum((f_BxM > 0) & kept_B[:, None], 0, dtype=jnp.int32),
+    uniformity=total(jnp.where(has_B, ratio_B, 0)),
+    attributed=jnp.sum(has_B & kept_B, dtype=jnp.int32),
   )
 
 
-def _uniformity(a_NxM: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _uniformity(a_BxM: jax.Array) -> tuple[jax.Array, jax.Array]:
   """exp(entropy(|a| / sum |a|)) / |a|_0 of each token, and whether it has one, [N]."""
-  size = jnp.abs(a_NxM)
+  size = jnp.abs(a_BxM)
   total = jnp.sum(size, -1, keepdims=True)
   share = size / jnp.where(total > 0, total, 1)
   entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0), -1)

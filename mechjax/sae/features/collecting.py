@@ -116,7 +116,7 @@ class _Gathering:
   def add(self, tokens: np.ndarray, kept: np.ndarray, x: jax.Array) -> None:
     """Takes in a batch: tokens and mask [B, T], and what the dictionary reads [B, T, D]."""
     first = self.n_sequences
-    f_LxBxT, found = selection.select(
+    f_MxBxT, found = selection.select(
       self.sae, self.settings, self.params, x, kept, self.latents.astype(np.int32),
       np.uint32(first % 2**32), self.seed,
     )  # fmt: skip
@@ -124,7 +124,7 @@ class _Gathering:
       raise SAEError(
         'activations that are no numbers', where=f'sequences {first} to {first + len(tokens) - 1}'
       )
-    batch = _Batch(self.settings, f_LxBxT, np.where(kept, tokens, -1).astype(np.int32), first)
+    batch = _Batch(self.settings, f_MxBxT, np.where(kept, tokens, -1).astype(np.int32), first)
     self.histogram += np.asarray(found.histogram)
     # First the top, whose largest activation says what a level is.
     for best, candidates, rank in (
@@ -160,7 +160,7 @@ class _Batch:
   """What windows are cut from: activations on the device [L, B, T], tokens [B, T], the first sequence's number."""
 
   settings: Settings
-  f_LxBxT: jax.Array
+  f_MxBxT: jax.Array
   tokens: np.ndarray
   first: int
 
@@ -179,7 +179,7 @@ class _Batch:
     """Around up to `_AT_ONCE` tokens; filled up to that number, so that one program serves all."""
     n = at.shape[1]
     filled = np.pad(at, ((0, 0), (0, _AT_ONCE - n)))
-    return np.asarray(selection.windows(self.settings, self.f_LxBxT, *filled))[:n]
+    return np.asarray(selection.windows(self.settings, self.f_MxBxT, *filled))[:n]
 
 
 def _chosen(sae: Architecture, latents: Any) -> np.ndarray:

@@ -107,7 +107,7 @@ def _extremes(logits_kxV: jax.Array, n: int) -> tuple[tuple[jax.Array, jax.Array
 
 
 @partial(jax.jit, static_argnames='n')
-def _nearest(vectors_MxE: jax.Array, rows_L: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
+def _nearest(vectors_MxE: jax.Array, rows: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
   unit_MxE = unit_rows(vectors_MxE)
 
   def one(row: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -115,5 +115,5 @@ def _nearest(vectors_MxE: jax.Array, rows_L: jax.Array, n: int) -> tuple[jax.Arr
     cosine, index = lax.top_k(cosine_M, max(n, 1))
     return index, cosine
 
-  index, cosine = lax.map(one, rows_L, batch_size=CHUNK)  # which fails on arrays without elements
+  index, cosine = lax.map(one, rows, batch_size=CHUNK)  # which fails on arrays without elements
   return index[:, :n], cosine[:, :n]

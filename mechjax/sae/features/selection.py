@@ -132,9 +132,9 @@ def select(
   Returns:
     Activations [L, B, T], 0 where a token does not count, to stay on the device; and the selection.
   """
-  f_NxM = sae.encode(params, x.reshape(-1, x.shape[-1]))
-  f_LxN = jnp.where(kept.reshape(-1), f_NxM.T[latents], 0).astype(jnp.float32)
-  f_LxBxT = f_LxN.reshape(-1, *kept.shape)
+  all_BxM = sae.encode(params, x.reshape(-1, x.shape[-1]))
+  f_MxB = jnp.where(kept.reshape(-1), all_BxM.T[latents], 0).astype(jnp.float32)
+  f_MxBxT = f_MxB.reshape(-1, *kept.shape)
   tickets_BxT = _tickets(first, kept.shape, seed)
 
   def one(latent_and_f: tuple[jax.Array, jax.Array]) -> tuple:
@@ -146,20 +146,20 @@ def select(
       _drawn(f_BxT.reshape(-1), priority, settings),
     )
 
-  parts = lax.map(one, (latents, f_LxBxT), batch_size=settings.chunk)
-  finite = jnp.all(jnp.isfinite(x) | ~kept[..., None]) & jnp.all(jnp.isfinite(f_LxBxT))
-  return f_LxBxT, Selection(finite, *parts)
+  parts = lax.map(one, (latents, f_MxBxT), batch_size=settings.chunk)
+  finite = jnp.all(jnp.isfinite(x) | ~kept[..., None]) & jnp.all(jnp.isfinite(f_MxBxT))
+  return f_MxBxT, Selection(finite, *parts)
 
 
 @partial(jax.jit, static_argnames='settings')
 def windows(
-  settings: Settings, f_LxBxT: jax.Array, row: jax.Array, sequence: jax.Array, position: jax.Array
+  settings: Settings, f_MxBxT: jax.Array, row: jax.Array, sequence: jax.Array, position: jax.Array
 ) -> jax.Array:
   """Activations around tokens, 0 beyond the ends of their sequences.
 
   Args:
     settings: how wide a window is.
-    f_LxBxT: from `select`.
+    f_MxBxT: from `select`.
     row: of the latents, int [C].
     sequence: within the batch, int [C].
     position: within the sequence, int [C].
@@ -168,9 +168,9 @@ def windows(
     [C, W].
   """
   reach = jnp.arange(-settings.before, settings.after + 1, dtype=position.dtype)
-  at_CxW = position[:, None] + reach
-  inside = (at_CxW >= 0) & (at_CxW < f_LxBxT.shape[-1])
-  found = f_LxBxT[row[:, None], sequence[:, None], jnp.where(inside, at_CxW, 0)]
+  at = position[:, None] + reach
+  inside = (at >= 0) & (at < f_MxBxT.shape[-1])
+  found = f_MxBxT[row[:, None], sequence[:, None], jnp.where(inside, at, 0)]
   return jnp.where(inside, found, 0)
 
 
@@ -183,11 +183,11 @@ def _bits(value: jax.Array) -> jax.Array:
   return lax.bitcast_convert_type(value, jnp.int32)
 
 
-def _histogram(f_N: jax.Array) -> jax.Array:
+def _histogram(f_B: jax.Array) -> jax.Array:
   bins = len(OCTAVES) * PER_OCTAVE
   lowest = (OCTAVES.start + _BIAS) * PER_OCTAVE
-  own = jnp.clip((_bits(f_N) >> _PART) - lowest, 0, bins - 1)
-  return jnp.zeros(bins, jnp.int32).at[own].add((f_N > 0).astype(jnp.int32))
+  own = jnp.clip((_bits(f_B) >> _PART) - lowest, 0, bins - 1)
+  return jnp.zeros(bins, jnp.int32).at[own].add((f_B > 0).astype(jnp.int32))
 
 
 def _peaks(f_BxT: jax.Array, radius: int) -> jax.Array:
@@ -212,20 +212,20 @@ def _later(f_BxT: jax.Array, step: int) -> jax.Array:
   return jnp.pad(f_BxT, ((0, 0), (step, 0)))[:, : f_BxT.shape[-1]]
 
 
-def _drawn(f_N: jax.Array, priority_N: jax.Array, settings: Settings) -> Candidates:
-  octaves = octave(f_N)
+def _drawn(f_B: jax.Array, priority_B: jax.Array, settings: Settings) -> Candidates:
+  octaves = octave(f_B)
   level = jnp.minimum(octaves.max() - octaves, settings.levels - 1)
-  key = jnp.where(f_N > 0, priority_N, 0)
+  key = jnp.where(f_B > 0, priority_B, 0)
   parts = [
-    _best(jnp.where(level == n, key, 0), f_N, settings.per_level) for n in range(settings.levels)
+    _best(jnp.where(level == n, key, 0), f_B, settings.per_level) for n in range(settings.levels)
   ]
   return Candidates(*(jnp.concatenate(arrays) for arrays in zip(*parts)))
 
 
-def _best(key_N: jax.Array, f_N: jax.Array, n: int) -> Candidates:
-  key, place = lax.top_k(key_N, min(n, len(key_N)))
+def _best(key_B: jax.Array, f_B: jax.Array, n: int) -> Candidates:
+  key, place = lax.top_k(key_B, min(n, len(key_B)))
   missing = n - len(key)
-  return Candidates(*(jnp.pad(array, (0, missing)) for array in (key, f_N[place], place)))
+  return Candidates(*(jnp.pad(array, (0, missing)) for array in (key, f_B[place], place)))
 
 
 # --- priorities -------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Latents of which few are active: their values and where they stand, and matrix products that cost only those.
 
 A dictionary of M latents with k active ones does M/k times too much in a dense decoder. Here the active ones are
-values [B, K] and indices [B, K], and a training step touches only the rows of W_dec and the columns of W_enc that
+values [B, A] and indices [B, A], and a training step touches only the rows of W_dec and the columns of W_enc that
 they name (Gao et al. 2024, "Scaling and evaluating sparse autoencoders", appendix on kernels):
 
     decode                x_hat_b = sum_j values_bj W_dec[indices_bj]
@@ -45,8 +45,8 @@ class Sparse:
   """Latents of B tokens, up to K of them active.
 
   Attributes:
-    values: activations, [B, K]; 0 for an entry that is not there.
-    indices: which latents, int [B, K], without repetition within a token.
+    values: activations, [B, A]; 0 for an entry that is not there.
+    indices: which latents, int [B, A], without repetition within a token.
     width: M, how many latents there are.
   """
 
@@ -74,7 +74,7 @@ def firings(latents: jax.Array | Sparse) -> jax.Array:
 
 
 def top(z_BxM: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-  """The k largest numbers of each row, largest first, and where they stand; [..., K] each.
+  """The k largest numbers of each row, largest first, and where they stand; [..., k] each.
 
   XLA on CPU knows a sort that is cut to k by the shape of the cut, and takes many times as long where what follows
   cuts on; hence the barrier.
@@ -83,10 +83,10 @@ def top(z_BxM: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   return values, indices
 
 
-def scattered(values_BxK: jax.Array, indices_BxK: jax.Array, width: int) -> jax.Array:
+def scattered(values_BxA: jax.Array, indices_BxA: jax.Array, width: int) -> jax.Array:
   """Values at their indices, zeros elsewhere, [..., M]; indices do not repeat within a row."""
-  zeros = jnp.zeros((*values_BxK.shape[:-1], width), values_BxK.dtype)
-  return jnp.put_along_axis(zeros, indices_BxK, values_BxK, -1, inplace=False)
+  zeros = jnp.zeros((*values_BxA.shape[:-1], width), values_BxA.dtype)
+  return jnp.put_along_axis(zeros, indices_BxA, values_BxA, -1, inplace=False)
 
 
 # --- decoder ----------------------------------------------------------------------------------------------
@@ -94,27 +94,27 @@ def scattered(values_BxK: jax.Array, indices_BxK: jax.Array, width: int) -> jax.
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def decoded(
-  values_BxK: jax.Array, indices_BxK: jax.Array, W_dec: jax.Array, matmuls: str = 'float32'
+  values_BxA: jax.Array, indices_BxA: jax.Array, W_dec: jax.Array, matmuls: str = 'float32'
 ) -> jax.Array:
   """values @ W_dec[indices]: the product of the sparse latents and the decoder, [B, D].
 
   Args:
-    values_BxK: activations.
-    indices_BxK: rows of W_dec.
+    values_BxA: activations.
+    indices_BxA: rows of W_dec.
     W_dec: [M, D].
     matmuls: the precision of operands (`mechjax.sae.ops.matmul`).
   """
-  return gather(values_BxK, indices_BxK, W_dec, matmuls)
+  return gather(values_BxA, indices_BxA, W_dec, matmuls)
 
 
-def _decoded_fwd(values_BxK, indices_BxK, W_dec, matmuls):
-  return gather(values_BxK, indices_BxK, W_dec, matmuls), (values_BxK, indices_BxK, W_dec)
+def _decoded_fwd(values_BxA, indices_BxA, W_dec, matmuls):
+  return gather(values_BxA, indices_BxA, W_dec, matmuls), (values_BxA, indices_BxA, W_dec)
 
 
 def _decoded_bwd(matmuls, kept, g_BxD):
-  values_BxK, indices_BxK, W_dec = kept
-  d_W_dec = scatter(values_BxK, indices_BxK, g_BxD, len(W_dec))
-  return dots(g_BxD, indices_BxK, W_dec, matmuls), None, d_W_dec
+  values_BxA, indices_BxA, W_dec = kept
+  d_W_dec = scatter(values_BxA, indices_BxA, g_BxD, len(W_dec))
+  return dots(g_BxD, indices_BxA, W_dec, matmuls), None, d_W_dec
 
 
 decoded.defvjp(_decoded_fwd, _decoded_bwd)
@@ -143,7 +143,7 @@ def top_pre_activations(
     matmuls: the precision of operands (`mechjax.sae.ops.matmul`).
 
   Returns:
-    Values [B, K] and indices int32 [B, K].
+    Values [B, A] and indices int32 [B, A].
   """
   x_BxD, W_enc = operand(x_BxD - centre_D, matmuls), operand(W_enc, matmuls)
   row = lambda x: top(dot(x, W_enc) + b_enc_M, k)  # noqa: E731
@@ -156,11 +156,11 @@ def _top_fwd(x_BxD, centre_D, W_enc, b_enc_M, k, matmuls):
 
 
 def _top_bwd(k, matmuls, kept, cotangents):
-  x_BxD, centre_D, W_enc, indices_BxK = kept
-  g_BxK, _ = cotangents
-  d_W_enc = scatter(g_BxK, indices_BxK, x_BxD - centre_D, W_enc.shape[1]).T
-  d_b_enc_M = jnp.zeros(W_enc.shape[1], g_BxK.dtype).at[indices_BxK].add(g_BxK)
-  d_x_BxD = gather(g_BxK, indices_BxK, W_enc.T, matmuls)  # left out where nobody asks
+  x_BxD, centre_D, W_enc, indices_BxA = kept
+  g_BxA, _ = cotangents
+  d_W_enc = scatter(g_BxA, indices_BxA, x_BxD - centre_D, W_enc.shape[1]).T
+  d_b_enc_M = jnp.zeros(W_enc.shape[1], g_BxA.dtype).at[indices_BxA].add(g_BxA)
+  d_x_BxD = gather(g_BxA, indices_BxA, W_enc.T, matmuls)  # left out where nobody asks
   d_centre_D = -dot(operand(W_enc, matmuls), operand(d_b_enc_M, matmuls))
   return d_x_BxD, d_centre_D, d_W_enc, d_b_enc_M
 
@@ -172,33 +172,33 @@ top_pre_activations.defvjp(_top_fwd, _top_bwd)
 
 
 def gather(
-  values_BxK: jax.Array, indices_BxK: jax.Array, W: jax.Array, matmuls: str = 'float32'
+  values_BxA: jax.Array, indices_BxA: jax.Array, W: jax.Array, matmuls: str = 'float32'
 ) -> jax.Array:
   """sum_j values_bj W[indices_bj], [B, D]."""
-  W, values_BxK = operand(W, matmuls), operand(values_BxK, matmuls)
-  return _by_rows(lambda v, i: dot(v, W[i]), (values_BxK, indices_BxK), _named(indices_BxK, W))
+  W, values_BxA = operand(W, matmuls), operand(values_BxA, matmuls)
+  return _by_rows(lambda v, i: dot(v, W[i]), (values_BxA, indices_BxA), _named(indices_BxA, W))
 
 
 def dots(
-  g_BxD: jax.Array, indices_BxK: jax.Array, W: jax.Array, matmuls: str = 'float32'
+  g_BxD: jax.Array, indices_BxA: jax.Array, W: jax.Array, matmuls: str = 'float32'
 ) -> jax.Array:
-  """g_b . W[indices_bj], [B, K]."""
+  """g_b . W[indices_bj], [B, A]."""
   W, g_BxD = operand(W, matmuls), operand(g_BxD, matmuls)
-  return _by_rows(lambda g, i: dot(W[i], g), (g_BxD, indices_BxK), _named(indices_BxK, W))
+  return _by_rows(lambda g, i: dot(W[i], g), (g_BxD, indices_BxA), _named(indices_BxA, W))
 
 
 def scatter(
-  values_BxK: jax.Array, indices_BxK: jax.Array, g_BxD: jax.Array, width: int
+  values_BxA: jax.Array, indices_BxA: jax.Array, g_BxD: jax.Array, width: int
 ) -> jax.Array:
   """For each of `width` rows i the sum over (b, j) with indices_bj = i of values_bj g_b, [M, D]."""
   other = functools.partial(scatter_at_once, width=width)
   cpu = functools.partial(scatter_one_by_one, width=width)
-  return lax.platform_dependent(values_BxK, indices_BxK, g_BxD, cpu=cpu, default=other)
+  return lax.platform_dependent(values_BxA, indices_BxA, g_BxD, cpu=cpu, default=other)
 
 
-def _named(indices_BxK, W):
+def _named(indices_BxA, W):
   """How many bytes the rows of W take that a token names."""
-  return indices_BxK.shape[1] * W.shape[1] * W.dtype.itemsize
+  return indices_BxA.shape[1] * W.shape[1] * W.dtype.itemsize
 
 
 def _by_rows(row, rows, n_bytes_of_row, min_rows=1):
@@ -213,15 +213,15 @@ def _by_rows(row, rows, n_bytes_of_row, min_rows=1):
   return lax.platform_dependent(*rows, **kernels)
 
 
-def scatter_at_once(values_BxK, indices_BxK, g_BxD, width):
+def scatter_at_once(values_BxA, indices_BxA, g_BxD, width):
   zeros = jnp.zeros((width, g_BxD.shape[1]), g_BxD.dtype)
-  return zeros.at[indices_BxK].add(values_BxK[:, :, None] * g_BxD[:, None])
+  return zeros.at[indices_BxA].add(values_BxA[:, :, None] * g_BxD[:, None])
 
 
 @functools.partial(jax.custom_batching.sequential_vmap)
-def _one_by_one(values_BxK, indices_BxK, g_BxD, zeros_MxD):
-  k = values_BxK.shape[1]
-  values, indices = values_BxK.reshape(-1), indices_BxK.reshape(-1)
+def _one_by_one(values_BxA, indices_BxA, g_BxD, zeros_MxD):
+  k = values_BxA.shape[1]
+  values, indices = values_BxA.reshape(-1), indices_BxA.reshape(-1)
 
   def add(n, total):
     at = indices[n]
@@ -233,8 +233,8 @@ def _one_by_one(values_BxK, indices_BxK, g_BxD, zeros_MxD):
   return lax.fori_loop(0, values.size, add, zeros_MxD)
 
 
-def scatter_one_by_one(values_BxK, indices_BxK, g_BxD, width):
+def scatter_one_by_one(values_BxA, indices_BxA, g_BxD, width):
   # False, which XLA does not know: constant zeros of two scatters would be one array, made early and copied twice.
-  never = (indices_BxK[0, 0] < 0) & (values_BxK[0, 0] > 0)
+  never = (indices_BxA[0, 0] < 0) & (values_BxA[0, 0] > 0)
   zeros = jnp.broadcast_to(never.astype(g_BxD.dtype), (width, g_BxD.shape[1]))
-  return _one_by_one(values_BxK, indices_BxK, g_BxD, zeros)
+  return _one_by_one(values_BxA, indices_BxA, g_BxD, zeros)

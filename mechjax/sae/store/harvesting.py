@@ -7,7 +7,7 @@
 the compiler where layers are written out; a model whose layers are scanned should be given as a function that stops
 there (`LanguageModel.truncated_at`).
 
-Whatever a site has behind its axes of rows and tokens is laid end to end: heads [B, T, H, E] become HE.
+Whatever a site has behind its axes of rows and tokens is laid end to end: heads [B, T, N, H] become NH.
 
 Sharp edge: the last batch is filled up with contexts that are in it already, and what comes of them is thrown away,
 because another shape would compile again.

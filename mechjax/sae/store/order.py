@@ -31,16 +31,16 @@ class Order:
   ends: np.ndarray
 
   @classmethod
-  def of(cls, counts_N: np.ndarray, seed: int, epoch: int) -> Order:
+  def of(cls, counts: np.ndarray, seed: int, epoch: int) -> Order:
     """The order of an epoch.
 
     Args:
-      counts_N: how many activations each context has (`Contexts.counts`).
+      counts: how many activations each context has (`Contexts.counts`).
       seed: with the epoch it decides the permutation.
       epoch: from 0.
     """
-    order = np.random.default_rng((seed, epoch)).permutation(len(counts_N))
-    return cls(order, np.cumsum(counts_N[order]))
+    order = np.random.default_rng((seed, epoch)).permutation(len(counts))
+    return cls(order, np.cumsum(counts[order]))
 
   @property
   def total(self) -> int:
