@@ -6,7 +6,9 @@ that runs an upstream which cannot bear it says so itself with
 `jax.numpy_dtype_promotion('standard')`.
 """
 
+import collections
 import os
+import pathlib
 
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
@@ -22,6 +24,32 @@ luck = not os.environ.get('CI')
 hypothesis.settings.register_profile('mechjax', deadline=None, derandomize=not luck)
 hypothesis.settings.load_profile('mechjax')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
+
+
+READ_PROGRAMS = {'programs', 'harvest', 'forward', 'greenlets', 'stacking'}
+"""Rooms that depend on how JAX stages and writes programs, which changes with its version."""
+
+
+def pytest_addoption(parser):
+  text = 'only the first and the last case of each parametrised test, except in rooms that read the programs of JAX'
+  parser.addoption('--few', action='store_true', help=text)
+
+
+def pytest_collection_modifyitems(config, items):
+  if not config.getoption('few'):
+    return
+  cases = collections.defaultdict(list)
+  for item in items:
+    cases[item.path, item.function].append(item)
+  rooms = pathlib.Path(__file__).parent
+  dropped = {
+    item
+    for (path, _), group in cases.items()
+    if not READ_PROGRAMS & {*path.relative_to(rooms).parts}
+    for item in group[1:-1]
+  }
+  config.hook.pytest_deselected(items=[*dropped])
+  items[:] = [item for item in items if item not in dropped]
 
 
 def pytest_runtest_setup(item):
