@@ -1,4 +1,4 @@
-"""Writing values: each way of planting equals the same edit in plain numpy, and nothing that does not fit runs."""
+"""Each way to plant equals the same edit in plain NumPy, and a plant that does not fit raises."""
 
 import jax
 import jax.numpy as jnp
