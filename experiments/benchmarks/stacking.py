@@ -11,10 +11,10 @@ Compile times include tracing, lowering and compiling a new function.
   compile_36_over_6                  the decoder's forward at 36 layers over 6
   unrolled_over_stacked_36_*         its layers unrolled over scanned, forward and gradient: parallel blocks, and
                                      those of Llama (*_llama)
-  pythia_12b_unrolled_over_stacked_* the same at the shape of Pythia-12B, compiled from shapes without weights
+  pythia_12b_unrolled_over_stacked_* the same at Pythia-12B's shape, from shapes alone
   tunix_stacked_over_unrolled_*      upstream's own loop of 30 layers put under a scan by `stacked`, over the loop
-  read_excess_activations            compiled temp + output bytes of reading one layer, minus those of the plain forward
-                                     and the requested bytes, in units of one activation
+  read_excess_activations            compiled temp + output bytes of reading one layer, less those of the plain forward
+                                     and the bytes asked for, in units of one activation
   read_runtime_ratio                 seconds of that read over the plain forward
   read_all_sites_compile_ratio       compile time of reading every site of one layer over that of the plain forward
   relayer_recompiles                 compilations when other layers are read, and when a traced layer is written

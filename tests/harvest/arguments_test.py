@@ -1,4 +1,4 @@
-"""Arguments of a harvested function: data, static values, trees of both, and those that are refused."""
+"""What a harvested function may be called with: data, static values, trees of both, and what is refused."""
 
 import jax
 import jax.numpy as jnp

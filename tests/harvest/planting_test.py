@@ -1,4 +1,4 @@
-"""Each way to plant equals the same edit in plain NumPy, and a plant that does not fit raises."""
+"""Writing values: each way of planting equals the same edit in plain numpy, and nothing that does not fit runs."""
 
 import jax
 import jax.numpy as jnp

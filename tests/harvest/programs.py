@@ -2,8 +2,8 @@
 
 A program is a nested tuple of steps on a vector. `build` turns it into a function with sows, using jit, scan,
 cond, while, checkpoint, vmap, grad and custom derivatives; `Plainly` runs the same description with Python
-loops and branches, lane by lane, and records (and edits) every tagged value itself. The results of mechjax for
-the first must equal the records of the second.
+loops and branches, lane by lane, and writes down (and edits) every tagged value by itself. What mechjax says of
+the first must be what the second says of itself.
 """
 
 import dataclasses
@@ -200,7 +200,7 @@ _BUILD: dict[str, Callable] = {
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """The place that plain Python has reached: scopes, layer indices, lanes of the vmaps around it."""
+  """Where plain Python stands: scopes, layer indices, lanes of the vmaps around it."""
 
   scope: tuple = ()
   path: tuple = ()
@@ -211,7 +211,7 @@ class Place:
 
 
 class Plainly:
-  """Runs a program step by step. `seen[site][lanes]` is the sown value; `edits[site]` replaces it.
+  """Runs a program step by step. `seen[site][lanes]` is what was sown; `edits[site]` what is used instead.
 
   An edit takes the value and the lanes. `xp` is numpy, or jax.numpy where a derivative is needed.
   """

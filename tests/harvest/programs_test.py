@@ -1,4 +1,4 @@
-"""Random programs: reads, plants and derivatives of harvest equal those of plain Python, step by step."""
+"""Random programs: what harvest reads, plants and differentiates equals what plain Python does step by step."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def differentiable(body):
 
 
 def expected(plain, zeros):
-  """Expected values of a read: the sown values, zeros where a site was never reached."""
+  """What a read must give: the sown values, zeros where a site was never met."""
   return {s: gathered(plain.seen[s], z) if s in plain.seen else z for s, z in zeros.items()}
 
 

@@ -1,4 +1,4 @@
-"""Values that a function reads are part of it: weights, closures, globals, attributes, patches, planted functions.
+"""What a function reads is part of it: weights, closures, globals, attributes, patches, planted functions.
 
 The truth is the plain call after the change.
 """
@@ -188,7 +188,7 @@ CONTEXT = contextvars.ContextVar('scale', default=1.0)
 
 
 def in_odd_places():
-  """Like `closed_over`, with values in unusual places."""
+  """As `closed_over`, with what is read in places where one seldom looks."""
   module = types.ModuleType('settings_of_state')
   module.strength = 1.0
   module.helper = lambda x: x * module.strength
@@ -248,7 +248,7 @@ KINDS = list(every_place())
 
 @pytest.fixture
 def restored(monkeypatch):
-  """Restores state that outlives a test."""
+  """What outlives a test begins as it began."""
   monkeypatch.setattr(Settings, 'scale', 1.0)
   monkeypatch.setenv('SCALE_OF_STATE', '1')
 

@@ -1,7 +1,7 @@
 """Every primitive in the table, with a tagged loop inside it, under everything that mechjax does with programs.
 
-The truth is the same loop written by hand, without the primitive and without tags. Unsupported cases are refused by
-an error that names the primitive; `REFUSED` lists them.
+The truth is the same loop written by hand, without the primitive and without tags. What cannot be done is refused by
+an error that names the primitive; which these are stands in `REFUSED`.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""A change without effect is refused: planted values or requested gradients where a sow's result is not used."""
+"""A change that cannot act is refused: values put in, or gradients asked for, where a sow's result is thrown away."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def thrown_away(x):
 
 
 def used_elsewhere(x):
-  """The sown value leads to another value, which is not used either."""
+  """What is sown leads to another value, which is thrown away as well."""
   jnp.sin(harvest.sow(x, name='a')).sum()
   return x
 

@@ -41,7 +41,7 @@ def test_the_state_of_every_kind_moves(undisturbed):
   for name, ensemble in undisturbed.ensembles.items():
     for key, x in ensemble.params.items():
       assert (np.asarray(x) != np.asarray(start.ensembles[name].params[key])).any(), (name, key)
-  # In a single ensemble every latent may have fired in the last batch.
+  # Of one ensemble alone it may be that every latent fired in the last batch.
   assert any(np.asarray(ensemble.since).any() for ensemble in undisturbed.ensembles.values())
   assert (np.asarray(undisturbed.ensembles['batch'].resampled_at) > 0).all()
 

@@ -64,7 +64,7 @@ def randomised(theirs):
   return theirs
 
 
-def check_equal(sae, params, theirs, x):
+def expect_equal(sae, params, theirs, x):
   """Asserts equal reconstructions; returns the latents of both, some of which are active and some not."""
   import torch
 
@@ -86,7 +86,7 @@ def test_sae_lens_reads_what_we_write(name, tmp_path):
   about = {'model_name': 'gpt2', 'hook_name': 'blocks.5.hook_resid_pre'}
   save(tmp_path / 'ours', sae, params, format='sae_lens', about=about)
   theirs = sae_lens.SAE.load_from_disk(tmp_path / 'ours')
-  np.testing.assert_allclose(*check_equal(sae, params, theirs, inputs()), rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(*expect_equal(sae, params, theirs, inputs()), rtol=1e-5, atol=1e-5)
   assert theirs.cfg.metadata.hook_name == 'blocks.5.hook_resid_pre'
   assert (theirs.cfg.d_in, theirs.cfg.d_sae) == (D, M)
 
@@ -101,7 +101,7 @@ def test_we_read_what_sae_lens_writes(name, changes, tmp_path):
   theirs = randomised(kind(config(d_in=D, d_sae=M, **changes)))
   theirs.save_model(tmp_path / 'theirs')
   sae, params = load(tmp_path / 'theirs')
-  f, f_of_theirs = check_equal(sae, params, theirs, inputs())
+  f, f_of_theirs = expect_equal(sae, params, theirs, inputs())
   np.testing.assert_allclose(f, f_of_theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -120,7 +120,7 @@ def test_we_read_what_sae_lens_saves_after_training_batch_topk(name, rescale, tm
   trained.save_inference_model(tmp_path / 'theirs')
   theirs = sae_lens.SAE.load_from_disk(tmp_path / 'theirs')
   sae, params = load(tmp_path / 'theirs')
-  np.testing.assert_allclose(*check_equal(sae, params, theirs, inputs()), rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(*expect_equal(sae, params, theirs, inputs()), rtol=1e-5, atol=1e-5)
 
 
 def test_folding_is_that_of_sae_lens_up_to_the_scale_of_latents(tmp_path):
@@ -131,5 +131,5 @@ def test_folding_is_that_of_sae_lens_up_to_the_scale_of_latents(tmp_path):
   save(tmp_path / 'normalised', sae, params, format='sae_lens')
   theirs = sae_lens.SAE.load_from_disk(tmp_path / 'normalised')
   theirs.fold_activation_norm_scaling_factor(1 / scale)
-  found = check_equal(sae, folded(sae, params, scale), theirs, scale * inputs())
+  found = expect_equal(sae, folded(sae, params, scale), theirs, scale * inputs())
   np.testing.assert_allclose(found[0], scale * found[1], rtol=1e-5, atol=1e-5)

@@ -25,7 +25,7 @@ ABOUT = plan(HARVESTER, shard_rows=ROWS, model='toy')
 
 
 def wanted(harvester=HARVESTER, about=ABOUT):
-  """The expected content of a directory, by one call of the harvester."""
+  """Everything that a directory should hold, by one call of the harvester."""
   order = Order.of(CONTEXTS.counts(), about.seed, 0)
   return harvester.rows(order.contexts, 0, about.rows)
 
