@@ -1,5 +1,5 @@
-# Everything from a fresh machine with git, make and Python >= 3.11 with pip. Each set of packages leaves
-# a stamp in its venv, so a second run installs nothing until pyproject.toml changes.
+# All targets work on a new machine with git, make and Python >= 3.11 with pip. Each set of packages leaves a stamp
+# file in its venv, so a second run installs nothing until pyproject.toml changes.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,14 +7,14 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-# Most tests compile for longer than they compute. Those marked `optimised` compute, under XLA's own settings. Both obey
-# the XLA_FLAGS of the environment.
+# Most tests compile for longer than they compute. Those marked `optimised` compute for longer and run under XLA's own
+# settings. Both obey the XLA_FLAGS of the environment.
 QUICK_PYTEST = XLA_FLAGS="$$XLA_FLAGS $$(.ci/quick-compilation $(BIN)/python)" $(PYTEST)
 
-# The truth tests want the small CPU build of PyTorch, which there is for Python 3.11.
+# The truth tests need the small CPU build of PyTorch, which exists for Python 3.11.
 NO_TORCH := $(shell $(PYTHON) -c 'import sys; print("" if sys.version_info < (3, 12) else "or truth")')
 
-# Upstreams that cannot live beside tunix (which asks for a newer transformers) have a venv of their own.
+# Upstreams that cannot be installed together with tunix (which needs a newer transformers) have a separate venv.
 FLAX_MODELS := transformers or penzai or haiku or equinox
 
 .PHONY: demo test test-machines test-newest test-upstream environments lint format clean
@@ -27,13 +27,13 @@ test: $(VENV)/test.stamp
 	$(QUICK_PYTEST) -m 'not (optimised or $(FLAX_MODELS) or gemma $(NO_TORCH))'
 	$(PYTEST) -m 'optimised and not ($(FLAX_MODELS) or gemma $(NO_TORCH))'
 
-# Another processor rounds differently, and what follows from a near tie or from many steps of training then comes out
-# differently. XLA makes one machine compute like others: with the vectors, and without the fused multiply-add, of older
-# processors, and with one thread for each operation.
+# Another processor rounds differently, and the results of a near tie or of many steps of training then differ. XLA can
+# make one machine compute like others: with the vectors of older processors, without fused multiply-add, and with one
+# thread per operation.
 ONE_THREAD := --xla_cpu_multi_thread_eigen=false
 MACHINES := --xla_cpu_max_isa=SSE4_2 --xla_cpu_max_isa=AVX2 $(ONE_THREAD)
 
-# What computes: the other packages handle text, files and syntax trees.
+# Tests of numeric code. The other packages handle text, files and syntax trees.
 NUMERIC := $(addprefix tests/,programs harvest forward stacking models patching sae train_sae experiments truth upstream generate_test.py)
 
 test-machines: $(VENV)/test.stamp
@@ -48,8 +48,8 @@ test-numeric: $(VENV)/test.stamp
 	$(QUICK_PYTEST) $(NUMERIC) -m 'not (optimised or $(FLAX_MODELS) or gemma $(NO_TORCH))'
 	$(PYTEST) $(NUMERIC) -m 'optimised and not ($(FLAX_MODELS) or gemma $(NO_TORCH))'
 
-# The part of it that depends most on rounding, where rounding differs most: counts and rankings of latents, trainings,
-# sweeps of patches and their first order. A few minutes on two cores, for .ci/run.
+# The tests that depend most on rounding, on the processor that rounds most differently: counts and rankings of latents,
+# trainings, sweeps of patches and their first order. A few minutes on two cores, for .ci/run.
 SHARE := $(addprefix tests/,sae/features_test.py sae/evaluation_test.py sae/step_test.py sae/toy_truth_test.py \
   patching/engine_test.py patching/atp_star_test.py generate_test.py \
   $(addprefix train_sae/run_test.py::, \
@@ -60,21 +60,21 @@ test-numeric-share: $(VENV)/test.stamp
 	@flags='--xla_cpu_max_isa=SSE4_2 $(ONE_THREAD)'; .ci/knows $(BIN)/python $$flags || flags='$(ONE_THREAD)'; \
 	echo "XLA_FLAGS=$$flags"; XLA_FLAGS="$$flags" $(MAKE) --no-print-directory test-numeric NUMERIC='$(SHARE)'
 
-# What needs no upstream package, where pip finds the newest JAX.
+# Tests that need no upstream package, in a venv for which pip finds the newest JAX.
 test-newest:
 	@newer=$$(.ci/newer-python); \
 	if [ -z "$$newer" ]; then echo 'no Python >= 3.12 on this machine: core tests on the newest JAX not run'; \
 	elif [ "$$newer" = "$(PYTHON)" ]; then echo 'make test runs on Python >= 3.12 here'; \
 	else $(MAKE) --no-print-directory VENV=.venv-newest PYTHON="$$newer" test-core; fi
 
-# Google's gemma package wants Python >= 3.12 and 3.6 GB of disk.
+# Google's gemma package needs Python >= 3.12 and 3.6 GB of disk.
 test-upstream:
 	$(MAKE) --no-print-directory VENV=.venv-upstream test-flax-models
 	@newer=$$(.ci/newer-python); \
 	if [ -z "$$newer" ]; then echo 'no Python >= 3.12 on this machine: the gemma package not tested'; \
 	else $(MAKE) --no-print-directory VENV=.venv-gemma PYTHON="$$newer" test-gemma; fi
 
-# The environments of the tests of other versions and upstreams, which `.ci/run` makes while the first tests run.
+# The venvs for tests of other versions and upstreams. `.ci/run` creates them while the first tests run.
 environments:
 	$(MAKE) --no-print-directory VENV=.venv-upstream .venv-upstream/flax.stamp
 	@newer=$$(.ci/newer-python); test -z "$$newer" || { \
@@ -82,7 +82,7 @@ environments:
 	  { test "$$newer" = "$(PYTHON)" || \
 	    $(MAKE) --no-print-directory VENV=.venv-newest PYTHON="$$newer" .venv-newest/core.stamp; }; }
 
-# Tests fetch weights that come under terms; to run them is to accept these: https://ai.google.dev/gemma/terms
+# Tests download weights under terms of use; running them accepts these: https://ai.google.dev/gemma/terms
 test test-core test-gemma test-numeric: export MECHJAX_ACCEPT_GEMMA_TERMS ?= 1
 
 test-core: $(VENV)/core.stamp
@@ -115,7 +115,7 @@ $(VENV)/%.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[$(EXTRAS)]'
 	touch $@
 
-# Some distributions ship venv without the pip to put into it; then the pip of $(PYTHON) installs it.
+# Some distributions ship venv without the pip to install into it; then the pip of $(PYTHON) installs one.
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mechjax needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV) || { \

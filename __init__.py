@@ -1,8 +1,8 @@
-"""Not the package, which is the folder mechjax beside this file; not part of the wheel either.
+"""Imports the real package, which is the folder mechjax next to this file. This file is not part of the wheel.
 
-A clone is a folder called mechjax that holds another. From the parent of the clone (a notebook beside it, say)
-Python's `import mechjax` finds the outer one, and would take it for an empty namespace package, even where mechjax is
-installed as an editable package. It finds this file instead, which hands it the real package.
+A clone is a folder called mechjax that holds another. From the parent of the clone (for example in a notebook next to
+it) Python's `import mechjax` finds the outer one, and would take it for an empty namespace package, even if mechjax is
+installed as an editable package. It finds this file instead, which replaces itself by the real package.
 """
 
 import importlib.util

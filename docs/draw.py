@@ -1,4 +1,4 @@
-"""Draws docs/architecture.svg: the floors, the rooms on them, and which room imports which.
+"""Draws docs/architecture.svg: the floors, the rooms on them, and the imports between rooms.
 
     python -m docs.draw
 
@@ -6,7 +6,7 @@ The picture is made from the imports themselves, by the reader of `tests/layerin
 `tests/docs_test.py` compares it with the file. Two kinds of arrows are left out: those to the lowest floor, which
 every room may use, and those that follow from others (viz uses forward through patching).
 
-The file has its own background and colours for light and dark, and no script.
+The file has its own background, colours for light and dark mode, and no script.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from collections.abc import Mapping, Sequence
 from tests.layering_test import EDGES, FLOORS, SOURCES, room
 
 FILE = pathlib.Path(__file__).with_name('architecture.svg')
-WIDTH, LEFT, RIGHT, TOP = 1240, 76, 20, 20  # of the picture, and of its margins
-HEIGHT, GAP, BOX = 40, 52, 99  # of a box; between floors; width of a box
-PASSAGE, PORT = 0.3, 14  # width of an arrow that passes a floor, in boxes; between arrows at a box
+WIDTH, LEFT, RIGHT, TOP = 1240, 76, 20, 20  # width of the picture, and of its margins
+HEIGHT, GAP, BOX = 40, 52, 99  # height of a box; distance between floors; width of a box
+PASSAGE, PORT = (
+  0.3,
+  14,
+)  # width of an arrow that crosses a floor, in boxes; distance of arrows at a box
 
 STYLE = """
   svg { color-scheme: light dark; --paper: #fdfdfc; --ink: #1c2733; --faint: #5d6874; --band: #f0f2f4; --box: #ffffff;
@@ -37,15 +40,15 @@ STYLE = """
 
 Point = tuple[float, float]
 Node = str | tuple[str, str, int]
-"""A room, or the place where an arrow (user, used) passes a floor."""
+"""A room, or the point where an arrow (user, used) crosses a floor, with the floor's number."""
 
 
 def draw() -> str:
   """The picture, as SVG."""
   rooms = {room(path) for path in SOURCES} - {''}
   floors = [sorted(floor & rooms) for floor in FLOORS if floor & rooms]
-  arrows = sorted(without_implied({e for e in EDGES if e[1] not in floors[0]}))
-  ways = {arrow: passed(arrow, floors) for arrow in arrows}
+  arrows = sorted(reduce_edges({e for e in EDGES if e[1] not in floors[0]}))
+  ways = {arrow: crossings(arrow, floors) for arrow in arrows}
   at = places(floors, ways)
   height = 2 * TOP + len(floors) * (HEIGHT + GAP) - GAP + 24
   bands = [_band(number, at[floor[0]][1]) for number, floor in enumerate(floors)]
@@ -68,7 +71,7 @@ def draw() -> str:
   )
 
 
-def without_implied(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
+def reduce_edges(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
   """The edges that do not follow from others: the transitive reduction of a graph without circles."""
 
   def reached(start: str, left: set[tuple[str, str]]) -> set[str]:
@@ -78,8 +81,8 @@ def without_implied(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
   return {(user, used) for user, used in edges if used not in reached(user, edges - {(user, used)})}
 
 
-def passed(arrow: tuple[str, str], floors: Sequence[list[str]]) -> list[Node]:
-  """Where an arrow passes the floors between its ends, from the upper end down."""
+def crossings(arrow: tuple[str, str], floors: Sequence[list[str]]) -> list[Node]:
+  """The points where an arrow crosses the floors between its ends, from the upper end down."""
   upper, lower = (next(n for n, f in enumerate(floors) if name in f) for name in arrow)
   return [(*arrow, n) for n in range(upper - 1, lower, -1)]
 
@@ -87,7 +90,7 @@ def passed(arrow: tuple[str, str], floors: Sequence[list[str]]) -> list[Node]:
 def places(
   floors: Sequence[list[str]], ways: Mapping[tuple[str, str], list[Node]]
 ) -> dict[Node, Point]:
-  """The centre of every node; what uses something stands above it, as far as there is space."""
+  """The centre of every node. A room stands above the rooms that it uses, as far as there is space."""
   below: dict[Node, list[Node]] = {}
   for (user, used), way in ways.items():
     for node, lower in itertools.pairwise([user, *way, used]):
@@ -111,7 +114,7 @@ def places(
 def ports(
   arrows: Sequence[tuple[str, str]], at: Mapping[Node, Point]
 ) -> dict[tuple[str, str], tuple[Point, Point]]:
-  """Where each arrow leaves and where it arrives, side by side along the edge of a box."""
+  """The start and the end of each arrow. Arrows lie side by side along the edge of a box."""
   edges: dict[tuple[str, float], list[tuple[float, tuple[str, str], int]]] = {}
   for arrow in arrows:
     (x, y), (to, below) = at[arrow[0]], at[arrow[1]]

@@ -1,1 +1,1 @@
-"""Experiments: one question a file, absl main kept short, run as `python -m experiments.NAME`."""
+"""Experiments: one question per file, with a short absl main, run as `python -m experiments.NAME`."""

@@ -1,12 +1,11 @@
-"""A tour: what does a small language model know about a sentence, and where does it come from?
+"""A tour: the next token of a sentence in a small language model, and the layers that it comes from.
 
   python -m experiments.tour --prompt='The capital of France is' --out=out
 
 Runs SmolLM2-135M inside the unmodified google-tunix Qwen2 class and writes `tour.json`, `tour.png`
-and `tour.html`. Cost: about a quarter of a minute on two CPU cores once the model is cached, 1.5
-GB of memory. Expected: ' Paris' leads with probability 0.77; without the MLP of layer 0 it is lost
-(-14.9 nats), without that of layer 29 it loses 2.0 nats; the logit lens reads it first after the
-last layer.
+and `tour.html`. Cost: about 15 seconds on two CPU cores once the model is cached, 1.5 GB of memory.
+Expected: ' Paris' leads with probability 0.77. It loses 14.9 nats without the MLP of layer 0, and
+2.0 nats without that of layer 29. The logit lens shows it first after the last layer.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ MODEL = 'smollm2-135m'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """A tour.
+  """Settings of a tour.
 
   Attributes:
     prompt: the text to continue.
-    out: directory for the figures, the picture and the page.
+    out: directory for the metrics, the picture and the page.
   """
 
   prompt: str = 'The capital of France is'
@@ -45,13 +44,13 @@ class Settings:
 
 
 def top_tokens(model: Any, tokens: jax.Array, k: int = 5) -> tuple[list[int], list[float]]:
-  """The k likeliest next tokens and their probabilities."""
+  """The k most likely next tokens and their probabilities."""
   best, ids = jax.lax.top_k(model.log_probs(tokens)[0, -1], k)
   return ids.tolist(), jnp.exp(best).tolist()
 
 
 def knock_outs(model: Any, tokens: jax.Array, answer: int) -> list[float]:
-  """What silencing each layer's MLP at the last position does to the answer, in nats."""
+  """Changes of the answer's log-probability when one layer's MLP outputs zero at the last position, in nats."""
   forward = mechjax.iterate(model, sites='mlp_out')
 
   def log_prob(logits: jax.Array) -> float:
@@ -74,7 +73,7 @@ def logit_lens(model: Any, tokens: jax.Array) -> np.ndarray:
 
 
 def measure(model: Any, prompt: str) -> dict[str, Any]:
-  """All figures of the tour, as plain numbers and strings, ready for JSON."""
+  """Measures all metrics of the tour, as plain numbers and strings for JSON."""
   tokens = model.tokens(prompt)
   ids, probs = top_tokens(model, tokens)
   lens_LxTxV = logit_lens(model, tokens)
@@ -93,7 +92,7 @@ def measure(model: Any, prompt: str) -> dict[str, Any]:
 
 
 def report(metrics: dict[str, Any]) -> str:
-  """The figures as lines of text."""
+  """The metrics as lines of text."""
   lines = [f'{metrics["prompt"]!r} continues with']
   lines += [f'  {p:.3f}  {t!r}' for t, p in zip(metrics['top'], metrics['top_probabilities'])]
   lines += ['', f'layer  {"without its MLP":>16}  logit lens   rank of {metrics["answer"]!r}']
@@ -114,8 +113,8 @@ def lens_table(metrics: dict[str, Any]) -> dict[str, Any]:
   }
 
 
-def picture(metrics: dict[str, Any], path: Path) -> None:
-  """Draws the tour as one PNG: the answer above, its making layer by layer below."""
+def draw(metrics: dict[str, Any], path: Path) -> None:
+  """Draws the tour as one PNG: the answer above, and below it how it forms layer by layer."""
   table, effects = lens_table(metrics), metrics['knock_out_nats']
   fig = charts.figure(7 + 0.9 * len(metrics['tokens']), 2.4 + 0.28 * len(effects))
   ratios = [1, 0.15 * len(effects)]
@@ -164,19 +163,19 @@ def document(metrics: dict[str, Any]) -> str:
     f'{metrics["model"]}, in unmodified upstream code, read and changed while it runs. '
     'In tokens, ␣ is a space.',
     [
-      page.section('The next token', 'The five likeliest continuations.', next_token),
+      page.section('The next token', 'The five most likely continuations.', next_token),
       page.section(
         'Logit lens',
-        'What the final norm and the unembedding read in the residual stream after each layer, at '
-        'each position of the prompt: the likeliest next token, in stronger colour where it is '
-        f'surer. Point at a cell for its probability. The last column is the rank of {answer} '
-        'among all tokens at the last position.',
+        'The final norm and the unembedding, applied to the residual stream after each layer at '
+        'each position of the prompt: the most likely next token. Stronger colour means higher '
+        f'probability; point at a cell to see it. The last column is the rank of {answer} among '
+        'all tokens at the last position.',
         lens,
       ),
       page.section(
         'Which MLPs matter',
-        f'How the log-probability of {answer} changes when the MLP of one layer writes nothing at '
-        'the last position. Bars to the left: the answer needs that layer.',
+        f'Change of the log-probability of {answer} when the MLP of one layer outputs zero at the '
+        'last position. A bar to the left means that the answer needs that layer.',
         mlps,
       ),
     ],
@@ -191,7 +190,7 @@ def run(settings: Settings) -> None:
   metrics = measure(mechjax.load(MODEL, code='tunix'), settings.prompt)
   print(report(metrics))
   (out / 'tour.json').write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + '\n')
-  picture(metrics, out / 'tour.png')
+  draw(metrics, out / 'tour.png')
   (out / 'tour.html').write_text(document(metrics))
   print(f'\nwrote {out}/tour.json, {out}/tour.png and {out}/tour.html')
 

@@ -1,8 +1,8 @@
-"""What every test runs under: eight CPU devices and strict promotion; pyproject adds our warnings.
+"""Settings of all tests: eight CPU devices and strict promotion; pyproject adds our warnings.
 
 The device count must be in the environment before JAX starts, so it is set while pytest imports
 this file. Strict dtype promotion is on for our code and for the upstream code driven by it; a test
-that runs an upstream which cannot bear it says so itself with
+that runs an upstream which does not support it turns it off with
 `jax.numpy_dtype_promotion('standard')`.
 """
 
@@ -18,8 +18,8 @@ import hypothesis
 import jax
 import pytest
 
-# How long an example takes says something of the machine and of what else runs there, and nothing of the code.
-# Continuous integration tries the same examples every time, so that it stops at changes and not at luck.
+# The time of an example depends on the machine and its load, and says nothing about the code.
+# Continuous integration tries the same examples every time, so that it fails at changes and not by chance.
 luck = not os.environ.get('CI')
 hypothesis.settings.register_profile('mechjax', deadline=None, derandomize=not luck)
 hypothesis.settings.load_profile('mechjax')
@@ -59,7 +59,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope='session')
 def smollm2():
-  """The default model, fetched like the demo fetches it."""
+  """The default model, downloaded as in the demo."""
   import mechjax
 
   return mechjax.load('smollm2-135m', code='tunix')

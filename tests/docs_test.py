@@ -1,4 +1,4 @@
-"""The documents are true to the code: what is cited exists, and numbers that can be computed are the computed ones."""
+"""The documents agree with the code: citations exist, and numbers that can be computed equal the computed ones."""
 
 import ast
 import pathlib

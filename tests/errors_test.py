@@ -1,4 +1,4 @@
-"""Errors say what, where, the likely cause and the hint, whole, alone and after a journey between processes."""
+"""Errors state what, where, the likely cause and the hint, all or in part, also after pickling."""
 
 import copy
 import pickle

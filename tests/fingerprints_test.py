@@ -1,4 +1,4 @@
-"""A fingerprint of code tells functions apart by what they compute, and knows one that is made anew."""
+"""Fingerprints of code differ between functions that compute different things, and are equal for a new copy."""
 
 import functools
 

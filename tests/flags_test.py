@@ -1,4 +1,4 @@
-"""A dataclass is a command line, and a file: every value comes back, and every mistake has a name."""
+"""A dataclass becomes a command line and a file: every value is read back, and every mistake is named."""
 
 import dataclasses
 import enum
@@ -25,7 +25,7 @@ class Way(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimisation:
-  """How it is trained.
+  """Settings of a training.
 
   Attributes:
     steps: how many.
@@ -43,7 +43,7 @@ class Optimisation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Base:
-  """What all have.
+  """Settings that all configs have.
 
   Attributes:
     seed: of everything random.

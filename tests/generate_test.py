@@ -51,7 +51,7 @@ def forward(name, params, tokens, mask):
 
 
 def check_greedy(out, logits):
-  """Asserts that each generated token is the likeliest after the text before it, up to rounding of the logits."""
+  """Asserts that each generated token is the most likely after the text before it, up to rounding of the logits."""
   for row, prompt in enumerate(PROMPTS):
     for i, token in enumerate(out.tokens[row]):
       after = np.asarray(logits[row, len(prompt) + i - 1])
@@ -121,14 +121,14 @@ READ = 'logits, k.1, attn_probs.0, resid_post.1'
 
 
 def assert_clear(reads):
-  """That rounding decides no token: at every step the best is ahead of the next by more."""
+  """Asserts that rounding decides no token: at every step the best logit leads by more."""
   for acts in reads:
     last = np.sort(np.asarray(acts['logits'])[:, -1])
     assert (last[:, -1] - last[:, -2]).min() > 1e-3
 
 
 def plain_loop(name, prompts, n, edit):
-  """Tokens, and what is read of every whole text: one harvested pass after the other, one length after the other."""
+  """Tokens, and the reads of every whole text: one harvested pass per length."""
   run = harvest.harvest(
     functools.partial(decoder.forward, config=decoders.CONFIGS[name]), sites=READ
   )

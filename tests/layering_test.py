@@ -1,11 +1,11 @@
-"""The house has floors (BUILD_NOTES.md says why), and imports only go down.
+"""The code stands on floors (docs/architecture.md), and imports only go down.
 
 Read with `ast` from every module of mechjax/ and patches/, so imports inside functions count as
-well. On one floor modules may use each other as long as nobody goes round in a circle. Three rules
-beyond the floors: the science (`SCIENCE`) takes callables and arrays and never sees a model or a
-weights file, patches touch nothing above the patcher, and an optional library is never imported
-when a module is. One folder of the science is about files and nothing else: dictionaries are
-published as safetensors and JSON, and a second reader of these beside `mechjax.weights` would be a
+well. On one floor modules may use each other as long as there is no circle of imports. Three rules
+go beyond the floors: the science (`SCIENCE`) takes callables and arrays and never a model or a
+weights file, patches use nothing above the patcher, and an optional library is never imported
+together with a module. One folder of the science handles files and nothing else: dictionaries are
+published as safetensors and JSON, and a second reader of these besides `mechjax.weights` would be a
 second place for the same mistakes.
 """
 

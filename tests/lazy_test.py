@@ -1,4 +1,4 @@
-"""What a package has is what its folder and its table say, and nothing is imported before it is named."""
+"""A package has the names of its folder and its table, and imports nothing before it is named."""
 
 import importlib
 import sys

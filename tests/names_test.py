@@ -1,4 +1,4 @@
-"""Names follow one rule each: a public class has one name, a function is a verb, a check is called check."""
+"""Rules for names: no public class name occurs twice, a function is a verb, a check is called check."""
 
 import ast
 import collections
@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = [*(ROOT / 'mechjax').rglob('*.py')]
 NO_PARTICIPLES = {'embed', 'unembed', 'seed', 'feed', 'speed', 'need'}
-"""Words that end like a participle and are none."""
+"""Verbs that end like a participle."""
 
 
 def functions(tree: ast.AST) -> list[str]:

@@ -1,4 +1,4 @@
-"""Every product of float32 asks for all digits, in its own parameters; the user's setting overrules that."""
+"""Every product of float32 requests full precision in its own parameters; the user's setting overrules it."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ NAMES = ['gpt2', 'gemma']
 
 
 def products(f, *args):
-  """(what is multiplied, with which precision) of every product in the program of a function."""
+  """(operands, precision) of every product in the program of a function."""
 
   def walk(jaxpr):
     for eqn in compat.raw(jaxpr).eqns:
@@ -149,7 +149,7 @@ def test_the_users_own_setting_overrules_it():
   assert HIGHEST not in {asked for _, asked in found}
 
 
-# --- float64, and what is no number for parameters ----------------------------------------------------------
+# --- float64, and dtypes that parameters cannot have --------------------------------------------------------
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -1,4 +1,4 @@
-"""Prose that a reader from any country understands at first reading: patterns that stopped readers do not come back.
+"""Prose that a reader from any country understands at the first reading: patterns of unclear prose are refused.
 
 Docstrings, comments and messages of `mechjax`, `patches` and `experiments`, and every page of Markdown. A first line of
 a docstring is a noun phrase or a verb in the third person. CONTRIBUTING.md gives the rules with examples.

@@ -1,4 +1,4 @@
-"""The README is true: its code runs and prints what it says, its commands and files exist."""
+"""The README is correct: its code runs and prints the stated output, its commands and files exist."""
 
 import contextlib
 import io
@@ -35,7 +35,7 @@ def test_the_code_prints_what_its_comments_say(smollm2, monkeypatch, block):
 
 
 def assert_same_output(found, promised):
-  """The same words and whole numbers; decimals up to one in the last place, because rounding is of the machine."""
+  """Asserts equal words and whole numbers; decimals up to one in the last place, as machines round differently."""
   decimal = r'-?\d+\.\d+'
   assert [re.sub(decimal, '#', line) for line in found] == [
     re.sub(decimal, '#', line) for line in promised
@@ -45,7 +45,7 @@ def assert_same_output(found, promised):
     assert abs(float(number) - float(other)) <= 1.01 * 10.0 ** -len(other.partition('.')[2]), number
 
 
-# The last of two flags is obeyed: what is written is parsed, and what costs minutes is done in part.
+# The last of two equal flags is obeyed: all written flags are parsed, and only a part of the work is done.
 LESS = {
   'mechjax.train_sae': ['--contexts=800'],
   'mechjax.eval_sae': ['--tokens=512', '--latents=10'],

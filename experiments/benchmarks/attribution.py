@@ -1,4 +1,4 @@
-"""What attribution and exact sweeps cost, on real weights: SmolLM2-135M, one prompt pair of 16 tokens.
+"""Cost of attribution and of exact sweeps, on real weights: SmolLM2-135M, one prompt pair of 16 tokens.
 
     python -m experiments.benchmarks.attribution        about five minutes on two cores
 
@@ -7,18 +7,17 @@ sweep_forwards_per_patch <= 0.6; sweep_peak_within_budget true; recompiles_in_sw
 
   atp_over_2f1b              AtP for every head (q, k, v, z) and MLP at every position, over two forwards and a backward
                              (to the embeddings) of the same jitted model
-  atp_neurons_over_2f1b      the same for every neuron of every layer at every position
+  atp_neurons_over_2f1b      the same for each neuron of every layer at every position
   atp_star_qk_over_2f1b      with the QK fix
-  graddrop_over_L_backwards  AtP+GradDrop of the same nodes, everything included, over L times one backward
+  graddrop_over_L_backwards  AtP with GradDrop of the same nodes, everything included, over L times one backward
   graddrop_first_call_s      seconds of its first call, compilation included
-  sweep_forwards_per_patch   an exact patch of one head at one position, begun at its own layer, over one prompt in
-                             a batch of plain forwards of the same size that computes the same logits difference;
-                             16 patches in each of the 30 layers
-  sweep_without_prefix       the same without beginning at the patched layer
-  sweep_peak_bytes           what a sweep that would like 480 patches at once adds to the memory of the process, beside
-                             the 32 MiB that it was given
-  sweep_planned_bytes        what the compiler says that it needs, kept values included
-  recompiles_in_sweep        how often the patched pass is compiled in a sweep over all layers and sites
+  sweep_forwards_per_patch   an exact patch of one head at one position, started at the head's own layer, over one
+                             prompt in a batch of plain forwards of the same size that computes the same logit
+                             difference; 16 patches in each of the 30 layers
+  sweep_without_prefix       the same, with every pass started at the first layer
+  sweep_peak_bytes           memory that a sweep of 480 patches adds to the process under a budget of 32 MiB
+  sweep_planned_bytes        memory that the compiler reports for it, kept values included
+  recompiles_in_sweep        number of compilations of the patched pass in a sweep over all layers and sites
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ TARGETS = {
 
 
 def question(model):
-  """A pair, its metric, and the sites."""
+  """The prompt pair, its metric, and the sites of the model."""
   clean, noise = (model.tokenizer.encode(text) for text in (CLEAN, NOISE))
   pairs = Pairs.of([clean], [noise])
   answers = [model.token(' book')], [model.token(' kiss')]
@@ -97,9 +96,9 @@ def attribution(model, pairs, metric, infos):
   calls = {
     name: lambda m=method: m(model.params, pairs, metric).values for name, method in methods.items()
   }
-  first = timing.once(calls['graddrop'])
+  first = timing.time_once(calls['graddrop'])
   calls['2f1b'], calls['forward'] = plain_passes(model, pairs, metric)
-  times = timing.interleaved(calls, rounds=7)
+  times = timing.interleave(calls, rounds=7)
   backward = times.median('2f1b') - 2 * times.median('forward')
   return {
     'seconds_2f1b': times.median('2f1b'),
@@ -139,13 +138,13 @@ def sweeps(model, pairs, metric, infos):
     chosen[:PATCHES],
     chosen[:PATCHES],
     chosen,
-  ):  # the first also compiles what all share
+  ):  # the first sweep also compiles the functions that all sweeps share
     with timing.compilations() as seen:
       sweep(nodes)[1]()
     compiled.append(seen.count)
   calls = {'prefix': sweep(chosen)[1], 'whole': sweep(chosen, forward_from=None)[1]}
   calls['plain'] = lambda: [batch(model.params, tokens) for _ in range(model.n_layers)]
-  times = timing.interleaved(calls, rounds=3)
+  times = timing.interleave(calls, rounds=3)
   bounded, run = sweep(chosen, budget=BUDGET, max_batch=len(chosen))
   run()
   peak = timing.peak_memory(run)

@@ -1,20 +1,20 @@
-"""What does it cost to iterate over a forward pass?
+"""Cost of iterating over a forward pass.
 
   python -m experiments.benchmarks.forward
 
-SmolLM2-135M in unmodified google-tunix code, 1x128 tokens. Every figure is a ratio of two things measured in turns
+SmolLM2-135M in unmodified google-tunix code, 1x128 tokens. Every metric is a ratio of two calls measured alternately
 in this process. Cost: about three minutes on two CPU cores, 3 GB of memory. Expected: a stepped pass over every
-residual site takes about as long as the jitted forward, with all 453 sites about 1.2 times as long; the first pass
-compiles in half the time of the whole model; another loop body compiles nothing.
+residual site takes about as long as the jitted forward, and with all 453 sites about 1.2 times as long; the first pass
+compiles in half the time of the whole model; another loop body causes no compilation.
 
   stepped_over_jit                       a pass that yields every resid_post, over the jitted forward
   stepped_all_over_jit                   a pass that yields every site
   reap_all_over_jit                      the same values as results of one jitted program, for comparison
-  first_pass_over_jit_compile            first pass less a later one, over tracing and compiling the jitted forward
-  backward_over_jit_grad                 pass and run.backward, over jit(grad) at the same sites
-  first_backward_over_jit_grad_compile   the first of these less a later one, over compiling jit(grad)
-  overhead_us_per_site                   a tiny model's pass less one call for each segment, per site
-  peak_memory_over_eager                 rise of resident memory in a stepped pass, over the eager forward's
+  first_pass_over_jit_compile            first pass minus a later one, over tracing and compiling the jitted forward
+  backward_over_jit_grad                 a pass and run.backward, over jit(grad) at the same sites
+  first_backward_over_jit_grad_compile   the first of these minus a later one, over compiling jit(grad)
+  overhead_us_per_site                   pass of a tiny model minus one call per segment, in microseconds per site
+  peak_memory_over_eager                 rise of resident memory in a stepped pass, over that of the eager forward
 """
 
 from __future__ import annotations
@@ -49,40 +49,40 @@ def metric(logits: jax.Array) -> jax.Array:
   return jax.nn.log_softmax(logits[0, -1])[42]
 
 
-def passed(run: Any) -> jax.Array:
-  """A pass to its end."""
+def finish(run: Any) -> jax.Array:
+  """Runs a pass to its end."""
   for *_, value in run:
     del value
   return run.retval
 
 
 def fresh(f: Callable) -> Callable:
-  """The same function under a name that JAX and mechjax have not met: nothing of it is cached."""
+  """A copy of a function that neither JAX nor mechjax has cached anything for."""
   return lambda *args: f(*args)
 
 
-def forward_figures(model: Any, tokens: jax.Array) -> dict[str, Any]:
-  """Stepped passes against the jitted forward."""
+def forward_metrics(model: Any, tokens: jax.Array) -> dict[str, Any]:
+  """Compares stepped passes with the jitted forward."""
   jitted = jax.jit(model.apply)
   some = mechjax.iterate(model.apply, 'resid_post')
   every = mechjax.iterate(model.apply)
   reap = harvest.call_and_reap(model.apply, sites='*')
-  times = timing.interleaved(
+  times = timing.interleave(
     {
       'jit': lambda: jitted(model.params, tokens),
-      'some': lambda: passed(some(model.params, tokens)),
-      'every': lambda: passed(every(model.params, tokens)),
+      'some': lambda: finish(some(model.params, tokens)),
+      'every': lambda: finish(every(model.params, tokens)),
       'reap': lambda: jax.tree.leaves(reap(model.params, tokens)),
     },
     rounds=15,
   )
-  firsts = timing.interleaved(
+  firsts = timing.interleave(
     {
       'compile': lambda: jax.jit(fresh(model.apply)).lower(model.params, tokens).compile() and None,
-      'first': lambda: passed(
+      'first': lambda: finish(
         mechjax.iterate(fresh(model.apply), 'resid_post')(model.params, tokens)
       ),
-      'later': lambda: passed(some(model.params, tokens)),
+      'later': lambda: finish(some(model.params, tokens)),
     },
     rounds=5,
     warmup=0,
@@ -106,8 +106,8 @@ def forward_figures(model: Any, tokens: jax.Array) -> dict[str, Any]:
   }
 
 
-def backward_figures(model: Any, tokens: jax.Array) -> dict[str, Any]:
-  """run.backward against one jitted gradient with respect to the same values."""
+def backward_metrics(model: Any, tokens: jax.Array) -> dict[str, Any]:
+  """Compares run.backward with one jitted gradient with respect to the same values."""
   forward = mechjax.iterate(model.apply, 'resid_post', keep=True)
   zeros = [jnp.zeros((1, tokens.shape[1], model.d_model))] * model.n_layers
 
@@ -118,18 +118,18 @@ def backward_figures(model: Any, tokens: jax.Array) -> dict[str, Any]:
     return metric(harvest.plant(model.apply)(plants, params, tokens))
 
   def back(forward):
-    passed(run := forward(model.params, tokens))
+    finish(run := forward(model.params, tokens))
     return [grad for *_, grad in run.backward(metric)]
 
   gradient = jax.jit(jax.grad(at))
-  times = timing.interleaved(
+  times = timing.interleave(
     {
       'grad': lambda: gradient(zeros, model.params, tokens),
       'back': lambda: back(forward),
     },
     rounds=9,
   )
-  firsts = timing.interleaved(
+  firsts = timing.interleave(
     {
       'compile': lambda: (
         jax.jit(fresh(jax.grad(at))).lower(zeros, model.params, tokens).compile() and None
@@ -159,8 +159,8 @@ def tiny(params: list[jax.Array], x: jax.Array, edit: Callable = lambda i, v: v)
   return x
 
 
-def tiny_figures() -> dict[str, Any]:
-  """Compiled edits against the same by hand, and what a site costs in Python."""
+def tiny_metrics() -> dict[str, Any]:
+  """Compares compiled edits with edits written by hand, and measures the cost of a site in Python."""
   params, x = [jnp.eye(16)] * 8, jnp.ones((4, 16))
   direction = jnp.ones(16) / 4
   edits = [
@@ -193,24 +193,22 @@ def tiny_figures() -> dict[str, Any]:
       y = segment(w, y)
     return y
 
-  times = timing.interleaved(
-    {'run': lambda: passed(forward(params, x)), 'calls': calls}, rounds=101
-  )
+  times = timing.interleave({'run': lambda: finish(forward(params, x)), 'calls': calls}, rounds=101)
   overhead = (times.median('run') - times.median('calls')) / len(params)
   return {'traced_hlo_identical': all(map(same, edits)), 'overhead_us_per_site': overhead * 1e6}
 
 
-def memory_figures(model: Any, tokens: jax.Array) -> dict[str, Any]:
-  """Peaks of a stepped pass and of the forward run operation by operation, both warm."""
+def memory_metrics(model: Any, tokens: jax.Array) -> dict[str, Any]:
+  """Peak memory of a stepped pass and of the forward run operation by operation, both warm."""
   forward = mechjax.iterate(model.apply, 'resid_post')
   jitted = jax.jit(model.apply)
   calls = {
-    'stepped': lambda: passed(forward(model.params, tokens)),
+    'stepped': lambda: finish(forward(model.params, tokens)),
     'eager': lambda: model.apply(model.params, tokens),
     'jit': lambda: jitted(model.params, tokens),
   }
   for call in calls.values():
-    timing.once(call)
+    timing.time_once(call)
   peaks = {n: np.median([timing.peak_memory(c) for _ in range(5)]) for n, c in calls.items()}
   return {
     'peak_memory_over_eager': float(peaks['stepped'] / peaks['eager']),
@@ -224,10 +222,10 @@ def main(argv: list[str]) -> None:
   model = mechjax.load('smollm2-135m', code='tunix')
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, 49000, (1, 128)))
   metrics = {
-    **forward_figures(model, tokens),
-    **backward_figures(model, tokens),
-    **tiny_figures(),
-    **memory_figures(model, tokens),
+    **forward_metrics(model, tokens),
+    **backward_metrics(model, tokens),
+    **tiny_metrics(),
+    **memory_metrics(model, tokens),
   }
   timing.report('Iterating over a forward pass of SmolLM2-135M, 1x128 tokens', metrics, TARGETS)
 

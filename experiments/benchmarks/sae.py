@@ -1,4 +1,4 @@
-"""What a training step of a dictionary costs beside the matrix products that it cannot do without.
+"""Cost of a training step of a dictionary, compared with the matrix products that it cannot avoid.
 
     python -m experiments.benchmarks.sae        about five minutes on two cores, 3 GB
 
@@ -6,24 +6,24 @@ Expected: relu_*, jumprelu_* >= 0.85; gated_* >= 0.80; topk_speedup_over_dense_*
 forward_to_layer_ratio <= 0.55; sharded_equal true.
 
 d 768 -> 6144, float32, batches of 2048 and 4096 tokens (the * of a name). The whole step is timed: loss, gradients,
-optimiser, unit rows, counters, figures. What it cannot do without are products of B x D x M, 2 BDM operations each:
+optimiser, unit rows, counters, metrics. It cannot avoid these products of B x D x M, 2 BDM operations each:
 
     relu, jumprelu, dense topk   encode, decode, and the gradients of f, W_dec and W_enc              10 BDM
     gated                        encode once, decode f and ReLU(pi), the gradients of f and ReLU(pi),
                                  W_dec once (it is frozen for ReLU(pi)), W_enc once                   14 BDM
 
-The rate is that of two bare products measured in the same round, x @ W_enc and f @ W_dec.
+The rate is that of two bare products that are measured in the same round, x @ W_enc and f @ W_dec.
 
   relu_*, jumprelu_*, gated_*      seconds of those products at the rate, over seconds of the step
   topk_speedup_over_dense_*        seconds of the step of TopK with k = 32 computed densely, over sparsely
-  topk_speedup_over_10BDM_*        seconds of 10 BDM at the rate over seconds of the sparse step; a dense step without
-                                   anything but its products
-  topk_speedup_over_12BDM_*        the same with the gradient of the input, as others count
-  *_of_minima                      the same of the fastest step and the fastest products, for a machine in use
+  topk_speedup_over_10BDM_*        seconds of 10 BDM at the rate, the products of a dense step and nothing else, over
+                                   seconds of the sparse step
+  topk_speedup_over_12BDM_*        the same with the gradient of the input, as other authors count
+  *_of_minima                      the same for the fastest step and the fastest products, for a machine in use
   gigaflops_*                      the rate
-  pipeline_wait                    share of the time in which a step waits for its batch, fed from disk
+  pipeline_wait                    share of the time in which a step waits for its batch, which comes from disk
   forward_to_layer_ratio           reading resid_post.15 of SmolLM2's 30 layers over a forward pass, 8 x 128 tokens
-  sharded_equal                    whether 8 devices give what one gives: 2 x 4, 4 x 2 and 8 x 1, every architecture
+  sharded_equal                    whether 8 devices (2 x 4, 4 x 2, 8 x 1) give the losses of one, every architecture
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ CHECK_SHARDS = 'check_shards'
 
 
 def stepping(sae, x) -> Callable:
-  """A call that makes the next step of a training."""
+  """A call that takes the next step of a training."""
   trainer = Trainer({'a': Ensemble(sae=sae, reads='x')}, Optimisation(steps=10_000))
   state = trainer.init()
 
@@ -95,7 +95,7 @@ def steps(batch):
   """Shares and speed-ups at one size of batch."""
   x = jax.random.normal(jax.random.key(0), (batch, D)) / np.sqrt(D)
   calls = {name: stepping(sae, x) for name, sae in SAES.items()} | {'bare': bare_products(batch)}
-  seconds = timing.interleaved(calls, rounds=ROUNDS, warmup=2).seconds
+  seconds = timing.interleave(calls, rounds=ROUNDS, warmup=2).seconds
 
   def over(numerator, denominator, factor=1.0):
     """Median ratio within rounds, and the ratio of the minima."""
@@ -114,26 +114,27 @@ def steps(batch):
   metrics['topk_speedup_over_10BDM'] = over('bare', 'topk', 10 / 4)
   metrics['topk_speedup_over_12BDM'] = over('bare', 'topk', 12 / 4)
   rate = {f'gigaflops_{batch}': 1e-9 * bare / statistics.median(seconds['bare'])}
-  return rate | {f'{n}_{batch}{how}': v for n, found in metrics.items() for how, v in found.items()}
+  named = {f'{n}_{batch}{suffix}': v for n, both in metrics.items() for suffix, v in both.items()}
+  return rate | named
 
 
 def forward_to_layer():
-  """Cost of a pass that is no deeper than it is read, over a whole one."""
+  """Cost of a pass that ends at the layer that is read, over that of a whole pass."""
   model = mechjax.load('smollm2-135m')
   tokens = jax.random.randint(jax.random.key(0), (8, 128), 0, model.n_vocab)
   site = 'resid_post.15'
   read = jax.jit(harvest.reap(model.truncated_at(site), sites=[site]))
   whole = jax.jit(model.apply)
   calls = {'read': lambda: read(model.params, tokens), 'whole': lambda: whole(model.params, tokens)}
-  return {'forward_to_layer_ratio': timing.interleaved(calls, rounds=ROUNDS).ratio('read', 'whole')}
+  return {'forward_to_layer_ratio': timing.interleave(calls, rounds=ROUNDS).ratio('read', 'whole')}
 
 
 def pipeline():
-  """Share of the time in which a ReLU dictionary waits for its batches, read from disk and shuffled."""
-  batch, words, shard = BATCHES[0], 4096, 8192
+  """Share of the time in which a ReLU dictionary waits for its batches, which are read from disk and shuffled."""
+  batch, n_vocab, shard = BATCHES[0], 4096, 8192
   rng = np.random.default_rng(0)
-  table = rng.standard_normal((words, D)).astype(np.float32) / np.sqrt(D)
-  tokens = rng.integers(0, words, (16 * shard // 128, 128), np.int32)
+  table = rng.standard_normal((n_vocab, D)).astype(np.float32) / np.sqrt(D)
+  tokens = rng.integers(0, n_vocab, (16 * shard // 128, 128), np.int32)
   forward = lambda table, tokens: harvest.sow(table[tokens], name='x')  # noqa: E731
   contexts = store.Contexts(tokens, np.arange(len(tokens)), (), 'made up')
   harvester = store.Harvester(forward, jnp.asarray(table), ['x'], contexts)
@@ -146,14 +147,14 @@ def pipeline():
     kept = {'batch': batch, 'streams': 1, 'seed': 0, 'position': 0}
     with fed(source, scales, trainer.batch_sharding, **kept) as batches:
       for n, (_, rows) in zip(range(28), batches):
-        if n == 4:  # what comes before is compiled meanwhile
+        if n == 4:  # the steps before this one include compilation
           waited, began = batches.waited, time.perf_counter()
         state, _ = jax.block_until_ready(trainer.step(state, rows))
       return {'pipeline_wait': (batches.waited - waited) / (time.perf_counter() - began)}
 
 
-def sharded():
-  """Asks a process with eight devices."""
+def compare_meshes():
+  """Whether a process with eight devices finds that meshes give the losses of one device."""
   flags = '--xla_force_host_platform_device_count=8'
   command = [sys.executable, '-m', 'experiments.benchmarks.sae', CHECK_SHARDS]
   done = subprocess.run(command, env=os.environ | {'XLA_FLAGS': flags}, check=False)
@@ -161,7 +162,7 @@ def sharded():
 
 
 def check_shards():
-  """Raises where a mesh gives other losses than one device: 5 steps of every architecture, 64 -> 256."""
+  """Raises if a mesh gives other losses than one device: 5 steps of every architecture, 64 -> 256."""
   batch = 128
   shape: dict[str, Any] = {'d_in': 64, 'width': 256}
   saes = [
@@ -194,7 +195,7 @@ def main(argv):
   metrics: dict[str, Any] = {}
   for batch in BATCHES:
     metrics |= steps(batch)
-  metrics |= pipeline() | forward_to_layer() | sharded()
+  metrics |= pipeline() | forward_to_layer() | compare_meshes()
   metrics['load'] = os.getloadavg()[0]
   return timing.report('sae', metrics, TARGETS)
 

@@ -1,4 +1,4 @@
-"""What stacking buys: compile time flat in depth, reads that cost what was asked, one executable for all layers.
+"""Gain from stacking: compile time flat in depth, reads that cost what was requested, one executable for all layers.
 
     python -m experiments.benchmarks.stacking        about ten minutes on two cores, 4 GB
 
@@ -6,20 +6,20 @@ Expected: compile_36_over_6 <= 1.2; unrolled_over_stacked_36_forward >= 4; unrol
 read_excess_activations <= 0.1; read_runtime_ratio <= 1.05; read_all_sites_compile_ratio <= 1.2; relayer_recompiles 0;
 forward_over_hand_written <= 1.02; load_peak_over_params <= 1.3.
 
-Compile times are those of tracing, lowering and compiling a fresh function.
+Compile times include tracing, lowering and compiling a new function.
 
   compile_36_over_6                  the decoder's forward at 36 layers over 6
-  unrolled_over_stacked_36_*         its layers written out over scanned, forward and gradient: parallel blocks, and
-                                     Llama's (*_llama)
+  unrolled_over_stacked_36_*         its layers unrolled over scanned, forward and gradient: parallel blocks, and
+                                     those of Llama (*_llama)
   pythia_12b_unrolled_over_stacked_* the same at Pythia-12B's shape, from shapes alone
   tunix_stacked_over_unrolled_*      upstream's own loop of 30 layers put under a scan by `stacked`, over the loop
   read_excess_activations            compiled temp + output bytes of reading one layer, less those of the plain forward
                                      and the bytes asked for, in units of one activation
   read_runtime_ratio                 seconds of that read over the plain forward
   read_all_sites_compile_ratio       compile time of reading every site of one layer over that of the plain forward
-  relayer_recompiles                 compilations when other layers are read, and written at a traced layer
+  relayer_recompiles                 compilations when other layers are read, and when a traced layer is written
   forward_over_hand_written          seconds of the tagged decoder over the same model written here without tags
-  decode_tokens_per_s                SmolLM2, greedy, one text; and a bare loop over the same step, written here
+  decode_tokens_per_s                SmolLM2, greedy, one text; also for a bare loop over the same step, written here
   load_peak_over_params              peak memory of loading SmolLM2 over the size of its parameters
 """
 
@@ -69,7 +69,7 @@ def llama(n_layers, d_model=256):
 
 
 def compiling(f, *args):
-  """A call that traces, lowers and compiles `f`, which JAX must not know yet."""
+  """A call that traces, lowers and compiles a copy of `f` for which JAX has cached nothing."""
   return lambda: jax.jit(lambda *xs: f(*xs)).lower(*args).compile() and None
 
 
@@ -82,14 +82,14 @@ def gradient(f):
 
 
 def parallel(n_layers):
-  """A parallel block as in GPT-NeoX, small."""
+  """A small model with parallel blocks, as in GPT-NeoX."""
   return families.preset(
     'pythia-70m', n_layers=n_layers, d_model=256, n_heads=4, n_kv_heads=4, d_mlp=1024, n_vocab=1024
   )
 
 
 def depth_ratios(rounds=3):
-  """Compile times against depth and against the unrolled twin, for two kinds of block."""
+  """Compile times by depth and over those of the unrolled model, for two kinds of block."""
   metrics: dict[str, Any] = {}
   for name, family in (('', parallel), ('_llama', llama)):
     tokens = jax.ShapeDtypeStruct((2, 64), jnp.int32)
@@ -102,7 +102,7 @@ def depth_ratios(rounds=3):
       'stacked grad': compiling(gradient(stacked), shapes, tokens),
       'unrolled grad': compiling(gradient(unrolled), shapes, tokens),
     }
-    times = timing.interleaved(calls, rounds, warmup=0)
+    times = timing.interleave(calls, rounds, warmup=0)
     metrics |= {
       f'compile_36_over_6{name}': times.ratio('stacked 36', 'stacked 6'),
       f'unrolled_over_stacked_36_forward{name}': times.ratio('unrolled 36', 'stacked 36'),
@@ -121,13 +121,13 @@ def pythia_ratios():
       kind: compiling(form(model_of(config, unroll=kind == 'unrolled')), params, tokens)
       for kind in ('stacked', 'unrolled')
     }
-    times = timing.interleaved(calls, 1, warmup=0)
+    times = timing.interleave(calls, 1, warmup=0)
     metrics[f'pythia_12b_unrolled_over_stacked_{name}'] = times.ratio('unrolled', 'stacked')
   return metrics
 
 
 def tunix_ratios(rounds=3):
-  """Somebody else's loop against the same loop put under a scan."""
+  """Compile times of upstream's loop put under a scan, over those of the loop."""
   model = mechjax.load('smollm2-135m', code='tunix')
   tokens = jnp.ones((1, 128), jnp.int32)
   flat = stacking.stacked(model.apply, model.params, tokens)
@@ -137,7 +137,7 @@ def tunix_ratios(rounds=3):
     'loop grad': compiling(gradient(model.apply), model.params, tokens),
     'scan grad': compiling(gradient(flat), flat.params, tokens),
   }
-  times = timing.interleaved(calls, rounds, warmup=0)
+  times = timing.interleave(calls, rounds, warmup=0)
   return {
     'tunix_stacked_over_unrolled_forward': times.ratio('scan', 'loop'),
     'tunix_stacked_over_unrolled_grad': times.ratio('scan grad', 'loop grad'),
@@ -148,7 +148,7 @@ def tunix_ratios(rounds=3):
 
 
 def reading():
-  """Bytes, seconds and compilations of reading one layer."""
+  """Bytes, seconds and number of compilations of reading one layer."""
   config = llama(36)
   params = decoder.init(jax.random.key(0), config)
   tokens = jnp.ones((2, 256), jnp.int32)
@@ -162,10 +162,10 @@ def reading():
   plain = jax.jit(model).lower(params, tokens).compile()
   one = jax.jit(read).lower(params, tokens, layers).compile()
   size = lambda c: (m := c.memory_analysis()).temp_size_in_bytes + m.output_size_in_bytes  # noqa: E731
-  times = timing.interleaved(
+  times = timing.interleave(
     {'plain': lambda: plain(params, tokens), 'read': lambda: one(params, tokens, layers)}, 15
   )
-  compile_times = timing.interleaved(
+  compile_times = timing.interleave(
     {
       'plain': compiling(model, params, tokens),
       'read': compiling(harvest.call_and_reap(model, sites='*.7'), params, tokens),
@@ -182,7 +182,7 @@ def reading():
 
 
 def relayer_recompiles(model, params, tokens):
-  """Other layers to read, and another traced layer to write."""
+  """Number of compilations when other layers are read and another traced layer is written."""
   new = jnp.zeros((2, 256, 256))
   write = jax.jit(
     lambda layer: harvest.plant(model)({'mlp_out': harvest.At(layer, new)}, params, tokens)
@@ -201,7 +201,7 @@ def relayer_recompiles(model, params, tokens):
 
 
 def by_hand(config):
-  """A Llama without tags, as one would write it for itself."""
+  """A Llama without tags, as it would be written without mechjax."""
   D, H = config.d_model, config.d_head
 
   def rms(x, scale):
@@ -246,7 +246,7 @@ def hand_written_ratio():
   ours, theirs = jax.jit(model_of(config)), jax.jit(by_hand(config))
   difference = float(jnp.abs(ours(params, tokens) - theirs(params, tokens)).max())
   assert difference < 1e-3, difference
-  times = timing.interleaved(
+  times = timing.interleave(
     {'ours': lambda: ours(params, tokens), 'hand': lambda: theirs(params, tokens)}, 25
   )
   return {'forward_over_hand_written': times.ratio('ours', 'hand')}
@@ -274,7 +274,7 @@ def decoding(n_tokens=64, rounds=5):
     return token
 
   calls = {'ours': lambda: model.generate(prompt, n_tokens, stop=()).tokens, 'bare': bare}
-  times = timing.interleaved(calls, rounds)
+  times = timing.interleave(calls, rounds)
   return {
     'decode_tokens_per_s': n_tokens / times.median('ours'),
     'decode_tokens_per_s_bare_loop': n_tokens / times.median('bare'),
@@ -283,7 +283,7 @@ def decoding(n_tokens=64, rounds=5):
 
 
 def load_peak():
-  """Measured in a process of its own, whose high-water mark nothing else has raised."""
+  """Peak memory of loading, measured in a new process, where nothing else has raised the peak."""
   out = subprocess.run(
     [sys.executable, '-c', _LOAD], capture_output=True, text=True, check=True
   ).stdout

@@ -1,18 +1,18 @@
-"""Measuring on a machine that others use too.
+"""Measurements on a machine with other load.
 
-A time alone says little: the same program takes 1.5 times as long when a neighbour compiles. Every figure of the
-benchmarks is therefore a RATIO of two things measured in one process, in turns (A B A B ...), so that whatever
-slows one slows the other. `interleaved` takes the turns; a ratio is the median over rounds of the ratio within a
-round, which a load that comes and goes cannot move.
+A time alone says little: the same program takes 1.5 times as long while another process compiles. Every metric of the
+benchmarks is therefore a RATIO of two calls that are measured in one process alternately (A B A B ...), so that any
+load slows both. `interleave` makes the calls; a ratio is the median over rounds of the ratio within a round, which a
+temporary load does not change.
 
-    times = interleaved({'jit': lambda: jitted(x), 'run': lambda: iterate_all(x)})
+    times = interleave({'jit': lambda: jitted(x), 'run': lambda: iterate_all(x)})
     times.ratio('run', 'jit')
 
-Also here: `once` (a first call, whose compilation is the point), `compilations` (how often XLA was asked),
-`peak_memory` (what a call adds to the process at its highest) and `report` (a table, then the line that scripts read).
+Also here: `time_once` (for a first call, which compiles), `compilations` (counts compilations by XLA),
+`peak_memory` (peak of the memory that a call adds) and `report` (a table, then one line for scripts to parse).
 
-Sharp edges. JAX returns before it has computed; everything here blocks on the result. `peak_memory` needs Linux, and
-sees the allocator's pages, so the call should have run once before.
+Sharp edges. JAX returns before it has computed; every function here blocks on the result. `peak_memory` needs Linux,
+and it sees the allocator's pages, so the call should have run once before.
 """
 
 from __future__ import annotations
@@ -49,37 +49,37 @@ class Times:
     return statistics.median(a / b for a, b in zip(self.seconds[name], self.seconds[over]))
 
 
-def once(call: Callable[[], Any]) -> float:
-  """Seconds of one call, result computed."""
+def time_once(call: Callable[[], Any]) -> float:
+  """Seconds of one call, until its result is computed."""
   start = time.perf_counter()
   jax.block_until_ready(call())
   return time.perf_counter() - start
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int = 9, warmup: int = 1) -> Times:
-  """Times several calls in turns.
+def interleave(calls: Mapping[str, Callable[[], Any]], rounds: int = 9, warmup: int = 1) -> Times:
+  """Times several calls alternately.
 
   Args:
-    calls: name -> a function without arguments, whose result is waited for.
-    rounds: how often each is timed.
-    warmup: how often each is called before.
+    calls: name -> a function without arguments. Each call is timed until its result is computed.
+    rounds: number of timed calls of each function.
+    warmup: number of calls of each function before these.
 
   Returns:
     The seconds of every call.
   """
   for _ in range(warmup):
     for call in calls.values():
-      once(call)
+      time_once(call)
   seconds: dict[str, list[float]] = {name: [] for name in calls}
   names = list(calls)
   for n in range(rounds):
     gc.collect()
-    gc.disable()  # as in timeit: what one call leaves behind is not collected on the time of another
+    gc.disable()  # as in timeit: the garbage of one call is not collected during another
     try:
       for name in (
         names if n % 2 == 0 else reversed(names)
-      ):  # none always follows the same neighbour
-        seconds[name].append(once(calls[name]))
+      ):  # no call always follows the same other call
+        seconds[name].append(time_once(calls[name]))
     finally:
       gc.enable()
   return Times(seconds)
@@ -87,7 +87,7 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int = 9, warmup:
 
 @dataclasses.dataclass
 class Compilations:
-  """How often XLA compiled while it was watched, and for how long."""
+  """Number and total seconds of the compilations by XLA in a block."""
 
   count: int = 0
   seconds: float = 0.0
@@ -108,14 +108,14 @@ def compilations() -> Iterator[Compilations]:
   try:
     yield seen
   finally:
-    watching = False  # listeners cannot be taken off by public names; this one falls silent
+    watching = False  # no public function removes a listener; this one ignores further events
 
 
 def peak_memory(call: Callable[[], Any]) -> int:
-  """Bytes by which the resident memory of this process rises, at its highest, while `call` runs."""
+  """Peak, in bytes, of the rise of this process's resident memory while `call` runs."""
   gc.collect()
-  ctypes.CDLL(None).malloc_trim(0)  # or what was freed before is used again, and nothing rises
-  Path('/proc/self/clear_refs').write_text('5')  # the high-water mark starts again from here
+  ctypes.CDLL(None).malloc_trim(0)  # otherwise the call reuses freed memory, and no rise is seen
+  Path('/proc/self/clear_refs').write_text('5')  # resets the peak to the present value
   before = _status('VmRSS')
   jax.block_until_ready(call())
   return _status('VmHWM') - before
@@ -128,7 +128,7 @@ def _status(field: str) -> int:
 
 
 def optimised_hlo(f: Callable, *args: Any) -> str:
-  """Optimised HLO without what names source lines: scopes, their tables, and the name of the module."""
+  """Optimised HLO without references to the source: scopes, their tables, and the name of the module."""
   text = re.sub(r', metadata=\{[^}]*\}', '', jax.jit(f).lower(*args).compile().as_text() or '')
   tables = r'^(FileNames|FunctionNames|FileLocations|StackFrames)\n(.+\n)*\n*'
   text = re.sub(r'^HloModule [^,]*', '', re.sub(tables, '', text, flags=re.MULTILINE))
@@ -139,7 +139,7 @@ def optimised_hlo(f: Callable, *args: Any) -> str:
 def report(
   title: str, metrics: Mapping[str, Any], targets: Mapping[str, str] | None = None
 ) -> None:
-  """Prints a table of figures (with what was promised, where something was) and the line `RESULT {json}`."""
+  """Prints a table of metrics, with their targets where there are any, and the line `RESULT {json}`."""
   print(title)
   for name, value in metrics.items():
     shown = f'{value:.3f}' if isinstance(value, float) else str(value)

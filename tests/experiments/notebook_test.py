@@ -1,7 +1,7 @@
-"""The notebook: stored without outputs, ready for Colab, and every cell does what its text says.
+"""The notebook is stored without outputs, works on Colab, and every cell does what its text says.
 
-Cells are executed one after the other in one namespace, as a kernel would; what the last line of a cell evaluates to is
-displayed, as a kernel would, by its HTML representation if it has one.
+Cells are executed one after the other in one namespace, as in a kernel. The value of the last line of a cell is
+displayed, as in a kernel, by its HTML representation if it has one.
 """
 
 import ast
@@ -41,7 +41,7 @@ def test_no_outputs_are_stored():
 
 
 def first_cell(monkeypatch, source, missing):
-  """Runs the first cell with SOURCE filled in; returns what it says on leaving, and the commands that it ran."""
+  """Runs the first cell with SOURCE filled in; returns the message of its exit, and the commands that it ran."""
   calls = []
   monkeypatch.setattr(subprocess, 'run', lambda command, check: calls.append(command))
   if missing:

@@ -1,4 +1,4 @@
-"""patch_and_run's figures, against interventions made by iterating, and what it writes."""
+"""Metrics of patch_and_run, against interventions made by iterating, and the files that it writes."""
 
 import json
 
@@ -19,7 +19,7 @@ SITES = ['mlp_out.3', 'mlp_out.4']
 
 @pytest.fixture(scope='module')
 def model():
-  """Our code of it, which scans its layers and so compiles sooner than upstream's."""
+  """The model in our own code, which scans its layers and so compiles faster than upstream's."""
   return mechjax.load('smollm2-135m')
 
 

@@ -1,4 +1,4 @@
-"""Tasks: every pair aligned and single-token for any tokenizer, the same for a seed, and what SmolLM2 can do."""
+"""Tasks: all pairs are aligned and single-token for any tokenizer, equal for equal seeds, and SmolLM2 solves some."""
 
 import dataclasses
 import re
@@ -26,7 +26,7 @@ def model():
 
 
 def toy(several=(), bos=0):
-  """A tokenizer of its own making: a token for each word with its space, two for the words in `several`."""
+  """A made-up tokenizer: one token for each word with its space, two for the words in `several`."""
   texts = ['<s>', *(f' {a}{b}{c}' for a in 'bdfgk' for b in 'aeiou' for c in 'lmnprst')]
 
   def pieces(text):

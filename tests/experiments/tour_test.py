@@ -1,4 +1,4 @@
-"""The tour's figures, against interventions made another way, and what it writes."""
+"""Metrics of the tour, against interventions made another way, and the files that it writes."""
 
 import json
 

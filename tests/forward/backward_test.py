@@ -1,4 +1,4 @@
-"""Backward passes against jax.grad: of planting at each site, of the model written by hand, by stop_gradient."""
+"""Backward passes against jax.grad: of plants at each site, of the model written by hand, with stop_gradient."""
 
 import functools
 

@@ -1,6 +1,6 @@
 """Runs over functions that take derivatives, and loops around custom derivatives.
 
-The truth is the derivative of the planted function: what the loop puts in is a constant, so its tangents are zero and
+The truth is the derivative of the planted function: a value from the loop is a constant, so its tangents are zero and
 its recomputation in a checkpoint is itself.
 """
 

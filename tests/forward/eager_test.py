@@ -1,4 +1,4 @@
-"""Eager runs: models that cannot be staged, the same values as stepped runs, and no cache that remembers."""
+"""Eager runs: models that cannot be staged, the same values as stepped runs, and no stale caches."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The run object: what it says about itself, every misuse, and every way of leaving it."""
+"""The run object: its representation, every misuse, and every way to leave the loop."""
 
 import contextlib
 import os
@@ -31,7 +31,7 @@ def start():
 
 
 def usable():
-  """A whole pass, a traced one and a plain call give what they should."""
+  """Asserts that a whole pass, a traced one and a plain call give correct results."""
   plain = F(PARAMS, toy.X)
   assert jax.jit(lambda x: x + 1)(1) == 2
   np.testing.assert_allclose(toy.finish(start()), plain, rtol=1e-5, atol=1e-6)

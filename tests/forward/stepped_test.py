@@ -1,4 +1,4 @@
-"""Stepped runs against harvest, plain calls and NumPy: what they show, what they leave, what they compile."""
+"""Stepped runs against harvest, plain calls and NumPy: their values, their memory, their compilations."""
 
 import functools
 import gc

@@ -1,4 +1,4 @@
-"""Small residual networks, written the ways upstream code is written, and edits to make in them."""
+"""Small residual networks, written in the styles of upstream code, and edits of their values."""
 
 import jax
 import jax.numpy as jnp

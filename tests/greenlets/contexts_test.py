@@ -1,4 +1,4 @@
-"""Context variables, JAX's settings and local contexts: each in force while the frames run that set it."""
+"""Context variables, JAX's settings and local contexts are in force exactly while the frames that set them run."""
 
 from __future__ import annotations
 

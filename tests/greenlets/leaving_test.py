@@ -1,4 +1,4 @@
-"""Leaving under JAX and flax: what was open is closed, and tracing goes on as if nothing had been."""
+"""Leaving a loop under JAX and flax: open contexts are closed, and later traces are not affected."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_a_body_may_trace_differentiate_and_scan_with_the_values_of_the_loop():
 
 
 def test_a_generator_closed_late_leaves_the_state_of_the_one_who_closes_it():
-  """The body's exception holds the loop, so that the function stands in a trace which has ended long ago."""
+  """The body's exception holds the loop, so that the function is suspended in a trace which has ended."""
   x = jnp.arange(1.0, 4.0)
 
   def failing(x):

@@ -1,4 +1,4 @@
-"""One child runs at a time, in one thread, and the later one ends first."""
+"""One child runs at a time, in one thread, and the one that started later ends first."""
 
 from __future__ import annotations
 

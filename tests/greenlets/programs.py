@@ -1,4 +1,4 @@
-"""Small functions that yield, by themselves and inside JAX and flax, and how to see what was left behind."""
+"""Small functions that yield, alone and inside JAX and flax, and an assertion that no state is left behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def count(n):
 
 
 def outcome(step, *args):
-  """What a step does, in a form that can be compared."""
+  """The outcome of a step, in a form that can be compared."""
   try:
     return 'gives', step(*args)
   except BaseException as error:

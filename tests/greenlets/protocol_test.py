@@ -1,4 +1,4 @@
-"""Greenlet generators do what ordinary ones do: the same small programs, written with `yield` and with `yield_`."""
+"""Greenlet generators behave like ordinary ones: the same small programs, with `yield` and with `yield_`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is sent either way, and what a generator holds, is kept alive by nothing else."""
+"""Values that are sent in either direction, and values that a generator holds, are kept alive by nothing else."""
 
 from __future__ import annotations
 

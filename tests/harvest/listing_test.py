@@ -1,4 +1,4 @@
-"""The listing of a program: every site with its shape, dtype, layers and source line, and nothing runs."""
+"""The listing of a program has every site with its shape, dtype, layers and source line, and runs nothing."""
 
 import inspect
 import re

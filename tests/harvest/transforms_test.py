@@ -1,4 +1,4 @@
-"""Every primitive that holds a program, and every transformation: harvested inside and outside, against plain numpy."""
+"""Every primitive that holds a program, and every transformation, harvested inside and outside, against NumPy."""
 
 import jax
 import jax.extend.source_info_util as siu

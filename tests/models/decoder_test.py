@@ -1,4 +1,4 @@
-"""The decoder: every site follows from its neighbours, and every way of running it gives the same."""
+"""The decoder: every site follows from its neighbours, and all ways to run it give equal results."""
 
 import functools
 
@@ -39,7 +39,7 @@ def gradient(params, name, **options):
   return -jnp.take_along_axis(log_probs[:, :-1], TOKENS[:, 1:, None], -1).mean()
 
 
-# --- what is computed -------------------------------------------------------------------------------------
+# --- values -----------------------------------------------------------------------------------------------
 
 
 @FAMILIES

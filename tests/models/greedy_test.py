@@ -1,4 +1,4 @@
-"""Greedy merging against its definition, carried out without a heap; the library itself is asked in
+"""Greedy merging against its definition, computed without a heap; it is compared with the library itself in
 tests/upstream/gemma_test.py, with Gemma's vocabulary."""
 
 import itertools

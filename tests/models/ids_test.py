@@ -1,4 +1,4 @@
-"""Token ids that a vocabulary lacks: an error where they are known, NaN where they are not, in every code."""
+"""Token ids that a vocabulary lacks: an error where ids are concrete, NaN where they are traced, in every code."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ def ours_of(name):
 
 @functools.cache
 def upstream():
-  """Code of somebody else, whose lookup takes the nearest row that there is."""
+  """Upstream code whose lookup takes the nearest row that there is."""
 
   def apply(params, tokens):
     x = harvest.sow(params.at[tokens].get(mode='clip'), name='embed')
@@ -82,7 +82,7 @@ def test_the_row_of_an_id_that_the_vocabulary_lacks_is_nan_while_tracing(model):
     logits = apply(model.params, tokens)
     np.testing.assert_array_equal(logits[0], apply(model.params, TOKENS)[0])
     assert np.isnan(logits[1]).all()
-    assert np.isnan(loss(tokens))  # an answer only, and no input
+    assert np.isnan(loss(tokens))  # an output only, and not an input
 
 
 @pytest.mark.parametrize('dtype', ['int8', 'uint32'])
@@ -186,7 +186,7 @@ def test_rows_of_ids_have_any_lengths_and_types(row):
 
 
 def assert_clear(texts):
-  """That rounding decides no token of what was generated: the best is ahead by more."""
+  """Asserts that rounding decides no generated token: the best logit leads by more."""
   for acts in (acts for text in texts for acts in text.reads):
     last = np.sort(np.asarray(acts['logits'])[:, -1])
     assert (last[:, -1] - last[:, -2]).min() > 1e-3

@@ -1,4 +1,4 @@
-"""One object for a model: its parts belong together, and its errors say what was given."""
+"""One object for a model: its parts belong together, and its errors state the given values."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def test_a_batch_is_computed_row_by_row_and_causally(smollm2):
   together = smollm2(jnp.concatenate([first, second]))
   np.testing.assert_allclose(together[0], smollm2(first)[0], atol=1e-3)
   np.testing.assert_allclose(together[1], smollm2(second)[0], atol=1e-3)
-  # Both begin with 'The capital of', and what comes later is not seen.
+  # Both begin with 'The capital of', and later tokens are not seen.
   np.testing.assert_allclose(together[0, :3], together[1, :3], atol=1e-3)
 
 

@@ -1,7 +1,7 @@
-"""What a long prompt costs: the compiler's own count of bytes, which needs no memory and no time to run.
+"""Memory of a long prompt, by the compiler's own count of bytes, which needs no memory and no run.
 
-Every layer forms its scores and probabilities, float32 [B, N, T, S], although nobody reads them: two matrices and a
-mask at a time. That grows with the square of the prompt and is nearly all that a long one costs.
+Every layer forms its scores and probabilities, float32 [B, N, T, S], even if they are not read: two matrices and a
+mask at a time. This grows with the square of the prompt and is nearly all of the memory of a long one.
 """
 
 import functools
@@ -20,7 +20,7 @@ LENGTHS = (2048, 4096)
 
 @functools.cache
 def temporary_bytes(T):
-  """Of a forward pass that reads no site."""
+  """Bytes of a forward pass that reads no site."""
   forward = functools.partial(decoder.forward, config=CONFIG)
   tokens = jax.ShapeDtypeStruct((B, T), jnp.int32)
   compiled = jax.jit(forward).lower(decoder.shapes(CONFIG), tokens).compile()
@@ -41,5 +41,5 @@ def test_a_pass_holds_two_score_matrices_and_a_mask(T):
 
 def test_twice_the_prompt_costs_four_times_the_memory():
   short, long = map(temporary_bytes, LENGTHS)
-  # Of the rest of a pass, which grows with the length alone, a hundredth is left at these lengths.
+  # The rest of a pass grows with the length alone and is a hundredth of the total at these lengths.
   assert math.isclose(long / short, 4, rel_tol=0.02)

@@ -1,4 +1,4 @@
-"""Our own decoder on real weights: equal to upstream's classes, generating, from directories, on a mesh."""
+"""Our own decoder on real weights: against upstream's classes, in generation, from directories, on a mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ def test_what_changes_one_forward_pass_changes_every_step(ours):
   edit = {'resid_post.20': lambda x: x.at[..., :].set(0)}
   out = ours.generate(TEXTS[0], 3, plants=edit, sites='resid_post.20')
   text = np.concatenate([ours.tokens(TEXTS[0]), out.tokens], axis=1)
-  # The model is causal and the edit is of each position by itself: one pass has what each step had.
+  # The model is causal and the edit acts on each position separately: one pass has the values of every step.
   logits = np.asarray(harvest.plant(ours.apply)(edit, ours.params, text))[0, -4:-1]
   np.testing.assert_allclose(logits[[0, 1, 2], out.tokens[0]], logits.max(-1), atol=1e-3)
   assert [r['resid_post.20'].shape[1] for r in out.reads][1:] == [1, 1]

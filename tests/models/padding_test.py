@@ -1,4 +1,4 @@
-"""What a masked batch has at real tokens is what each row has alone, in every family and by every way in."""
+"""Values of a masked batch at real tokens equal those of each row alone, in every family and by every entry point."""
 
 import functools
 

@@ -94,7 +94,7 @@ TEMPLATES = [None, '<s> $A', '$A </s>', '<s> $A </s>']
 
 
 def like_llama(template=None):
-  """Pieces that begin with their space, a space before every text, and a decoder that takes that one off."""
+  """Pieces that begin with their space, a space before every text, and a decoder that removes that space."""
   merges = [('▁', 'a'), ('▁', 'b')]
   model = library.models.BPE(
     dict(zip(WORDS, range(999))), merges, unk_token='<unk>', byte_fallback=True
@@ -111,7 +111,7 @@ def like_llama(template=None):
 
 
 def like_t5(template=None):
-  """Pieces with scores; the space before a text belongs to how it is cut."""
+  """Pieces with scores; the space before a text is part of the pre-tokenizer."""
   pieces = [(word, -float(i)) for i, word in enumerate(WORDS)]
   made = library.Tokenizer(library.models.Unigram(pieces, unk_id=0, byte_fallback=True))
   made.pre_tokenizer = library.pre_tokenizers.Metaspace()

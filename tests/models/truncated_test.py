@@ -1,4 +1,4 @@
-"""A forward pass that stops at the deepest site asked for: the same numbers for less work."""
+"""A forward pass that stops at the deepest requested site: the same numbers for less work."""
 
 import copy
 

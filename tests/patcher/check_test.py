@@ -1,4 +1,4 @@
-"""`python -m mechjax.patcher` tells what applies to what is installed."""
+"""`python -m mechjax.patcher` reports which patches apply to the installed packages."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""Small upstream packages, written for one test and forgotten after it."""
+"""Small upstream packages, written for one test and removed after it."""
 
 import importlib
 import itertools

@@ -1,4 +1,4 @@
-"""Debuggers look at upstream's file, at upstream's line numbers, and see the patched text there."""
+"""Debuggers open upstream's file, at upstream's line numbers, and show the patched text there."""
 
 import contextlib
 import inspect
@@ -48,7 +48,7 @@ def sow(x):
 
 @pytest.fixture(params=['in place', 'on import'])
 def patched(request, upstream):
-  """The module with both rules in it, by either mode."""
+  """The module with both rules in it, patched by either mode."""
   name = upstream.write(MODEL)
   patcher = Patcher(name, {'Block.__call__': [WRAP, SOW]}, names={'scope': scope, 'sow': sow})
   if request.param == 'in place':

@@ -1,4 +1,4 @@
-"""When upstream moved on, the error finds what the rule was about."""
+"""When upstream has changed, the error shows the code that the rule was written for."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""On import: the module is executed with the patch in it, once, and looks like any other."""
+"""Patches on import: the module is executed once, with the patch in it, and looks like any other module."""
 
 import importlib
 import importlib.metadata

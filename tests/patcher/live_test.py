@@ -1,4 +1,4 @@
-"""In place: objects stay, what they run changes, and everything comes back."""
+"""Patches in place: objects stay, the code that they run changes, and everything is restored."""
 
 import concurrent.futures
 import contextlib
@@ -288,7 +288,7 @@ def test_threads_see_old_or_new_code_and_nothing_between(upstream):
       seen.add(model.f(1))
 
   interval = sys.getswitchinterval()
-  sys.setswitchinterval(1e-4)  # threads take turns more often, so that more lies between two turns
+  sys.setswitchinterval(1e-4)  # threads switch more often, so that more switches occur
   try:
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
       calls = [pool.submit(call) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""The patcher as its users meet it: reading, counting, composing, pickling, showing."""
+"""The patcher as its users see it: reading, counting, composing, pickling, showing."""
 
 import collections
 import copy

@@ -1,4 +1,4 @@
-"""Rules are read as they are written, and a rule that makes no sense says why."""
+"""Rules are read as they are written, and the error for a senseless rule gives the reason."""
 
 import ast
 

@@ -1,4 +1,4 @@
-"""What holds for any code: generated functions, patterns cut out of them, there and back again."""
+"""Properties that hold for any code: generated functions, patterns cut out of them, replacements and back."""
 
 import ast
 import string

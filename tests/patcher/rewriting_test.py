@@ -1,4 +1,4 @@
-"""Replacements: the right code, as often as it says, shown for people and for debuggers."""
+"""Replacements: the right code, the stated number of times, shown for people and for debuggers."""
 
 import ast
 import textwrap

@@ -2,8 +2,8 @@
 
 Every k-th module is taken, so that the run is the same each time and short. For each function a run
 of its own statements is made into a pattern, as text, and must be found exactly where it stands;
-the function is then patched, and the text to be read and the text to be debugged must both say what
-the tree says.
+the function is then patched, and the text for readers and the text for debuggers must both agree
+with the tree.
 """
 
 import ast

@@ -39,7 +39,7 @@ def deep():
 
 
 def placed(nodes):
-  """The layer of each node, -1 for none; and whether it lies inside of it, not on the residual stream."""
+  """The layer of each node, -1 for none; and whether it lies inside the layer, not on the residual stream."""
   layers = np.array([-1 if node.site.layer is None else node.site.layer for node in nodes])
   return layers, (layers >= 0) & [not node.site.name.startswith('resid') for node in nodes]
 
@@ -54,7 +54,7 @@ SIDES = {
 
 
 class Truth:
-  """The effects of nodes on one pair, to first order behind the softmax of queries and keys, in NumPy and float64."""
+  """The effects of nodes on one pair, to first order after the softmax of queries and keys, in NumPy and float64."""
 
   def __init__(self, nodes, row, mode='noising'):
     self.nodes, self.row, self.base = nodes, row, SIDES[mode][0][[row]]
@@ -69,7 +69,7 @@ class Truth:
     return np.array([str(node.site) for node in self.nodes])
 
   def _move(self, site, planted):
-    """Where and which way the nodes of a site move, [N, ...]; 0 for the other nodes."""
+    """Displacement of the nodes of a site, [N, ...]; 0 for the other nodes."""
     change = (0 if planted is None else planted[site][0]) - self.values[site][0]
     moves = np.zeros((len(self.nodes), *change.shape))
     for n in np.flatnonzero(self._sites() == site):
@@ -91,7 +91,7 @@ class Truth:
     return moves
 
   def _run(self, moves, share, frozen):
-    """Every site, [N, ...], of runs in which each node moves by a share of its way."""
+    """Every site, [N, ...], of runs in which each node moves by a share of its displacement."""
     kept, n = {}, len(self.nodes)
 
     def edit(site, value):
@@ -103,7 +103,7 @@ class Truth:
     return kept
 
   def effects(self, frozen=(), h=1e-5):
-    """How fast the metric changes as each node begins to move while frozen sites keep their values, [N]."""
+    """Derivative of the metric as each node begins to move while frozen sites keep their values, [N]."""
     frozen = {site: self.values[site] for site in frozen}
     runs = (self._run(self.moves, share, frozen)['logits'] for share in (h, -h))
     up, down = (plain.logit_difference(logits, self.row) for logits in runs)
@@ -131,7 +131,7 @@ def test_queries_and_keys_go_through_the_softmax_exactly(keys, mode, q, k):
 
 
 def test_a_dropped_layer_is_a_frozen_one():
-  """That it passes no gradient on is the same as that it writes what it wrote before."""
+  """A layer that passes no gradient equals a layer that writes the same values as before."""
   nodes = plain.nodes('deep', 'embed, resid_mid, q, k, v, attn_out, mlp_{post,out}')
   layers, inside = placed(nodes)
   star = AtPStar(plain.forward('deep'), nodes, chunk=2)
@@ -167,7 +167,7 @@ SINK, UNSCORED, UNTAGGED = {'sink': True}, {'scored': False}, {'tagged': False}
 
 
 def attention(params, tokens, sink=False, scored=True, tagged=True):
-  """One layer, behind whose softmax everything is linear. With a sink, probabilities do not add up to 1."""
+  """One layer, linear after the softmax. With a sink, probabilities do not add up to 1."""
 
   def sown(x, name):  # with axes in an order of its own
     return jnp.einsum('tbsh->bhts', harvest.sow(jnp.einsum('bhts->tbsh', x), name=name))
@@ -278,7 +278,7 @@ def star(n_layers=L, unroll=False, **options):
 
 @functools.cache
 def stopped():
-  """The effects at each site where no gradient passes what layer l writes: L dicts of [B, T]."""
+  """The effects at each site when no gradient passes the outputs of layer l: L dicts of [B, T]."""
   forward = functools.partial(writing, unroll=True)
 
   def stop(name, here, x):
@@ -330,7 +330,7 @@ def test_with_one_layer_there_is_nothing_to_drop():
 
 
 def test_routes_that_cancel_are_missed_by_atp_and_found_by_graddrop():
-  """The last layer takes back, to first order, all that the first brings."""
+  """The last layer cancels, to first order, the whole contribution of the first."""
   one, none = np.eye(D), np.zeros((D, D))
   layers = np.float32([[one, none], [none, none], [-one, none]])
   params = {'tokens': np.float32(2 * np.eye(decoders.V)[:, [1] * D]), 'layers': layers}

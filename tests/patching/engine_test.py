@@ -1,4 +1,4 @@
-"""Passes that begin in the middle and patches of whole subsets give what an edit by hand gives."""
+"""Passes that begin in the middle and patches of whole subsets equal edits by hand."""
 
 import functools
 
@@ -70,7 +70,7 @@ def compare(values, name, nodes, subsets, metric=plain.logit_difference):
 
 
 def forward_from_of(name, asked=None):
-  """How a decoder begins in the middle; `asked` gathers whether it was told which logits are wanted."""
+  """A decoder's pass that begins in the middle; `asked` collects whether the wanted logits were given."""
 
   def forward_from(params, tokens, residual, start, at):
     if asked is not None:
@@ -92,7 +92,7 @@ def forward_from_of(name, asked=None):
 )
 def test_passes_that_begin_in_the_middle_equal_an_edit_by_hand_at_every_site(name, metric, truth):
   nodes = plain.nodes(name, '*')
-  few = metric is not METRIC  # only without nodes behind all layers are some logits enough
+  few = metric is not METRIC  # only without nodes after all layers are some logits enough
   if few:
     nodes = nodes[[node.site.name not in ('final_norm', 'logits') for node in nodes]]
   asked = set()
@@ -150,7 +150,7 @@ def unembed(params, x):
 
 
 def forward(params, tokens):
-  """The model of `linear`, bent."""
+  """The model of `linear`, made nonlinear."""
   body = lambda x, w: (layer(params, x, w), None)  # noqa: E731
   return unembed(
     params, jax.lax.scan(body, embed(params, tokens), (params['up'], params['down']))[0]
@@ -190,7 +190,7 @@ EVERYTHING = custom('everything', lambda out, weights: (out * weights).sum((1, 2
 
 @functools.cache
 def whole():
-  """What patching each node of the small model does, without beginning in the middle; and how often XLA was asked."""
+  """Effects of patching each node of the small model from the first layer; and the number of compilations."""
   with timing.compilations() as seen:
     exact = ActivationPatching(forward, small(PATTERN))
     effects = exact(PARAMS, PAIRS, EVERYTHING)

@@ -1,4 +1,4 @@
-"""Node sets: what they count, cut, name and cover."""
+"""Node sets: their numbers, cuts, names and coverage."""
 
 import hypothesis
 import hypothesis.strategies as st

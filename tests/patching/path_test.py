@@ -33,7 +33,7 @@ CLEAN, NOISE, T = plain.CLEAN, plain.NOISE, plain.T
 
 
 def places(nodes, row):
-  """The site of each node, and where in its value the node is."""
+  """The site of each node, and the index of the node in its value."""
   found = []
   for node in nodes:
     layout = nodes.layouts[node.site.name]
@@ -62,7 +62,7 @@ def by_hand(
   base=CLEAN,
   other=NOISE,
 ):
-  """The effects on one pair of moving senders by `share` of the way, [S, R]; all of them in one batch.
+  """The effects on one pair when senders move by `share` of the way, [S, R]; all of them in one batch.
 
   `run(tokens, edit)` returns logits, with `edit(site, value)` in place of every value; without `other` zeros are
   planted.
@@ -359,7 +359,7 @@ def test_the_effects_through_one_receiver_are_effects_of_the_senders():
     np.testing.assert_allclose(side, expected)
 
 
-# --- what goes wrong --------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------
 
 
 @functools.cache

@@ -66,7 +66,7 @@ def logit_difference(out, row):
 
 
 def effects(name, chosen, row, share=1.0, base=CLEAN, other=NOISE):
-  """The effect on one pair of moving each node of one site by `share` of the way, [N]; all nodes in one batch."""
+  """The effect on one pair when each node of one site moves by `share` of the way, [N]; all nodes in one batch."""
   node = chosen[0]
   site, axes = str(node.site), chosen.layouts[node.site.name].axes
   there = values(name, other[row : row + 1])[site]

@@ -1,4 +1,4 @@
-"""Sweeps: one executable, any budget, nothing lost, and every way of patching."""
+"""Sweeps: one executable, any budget, nothing lost, and every mode of patching."""
 
 import dataclasses
 
@@ -76,7 +76,7 @@ def test_the_absolute_value_is_taken_per_pair():
   assert (atp.contribution() > np.abs(atp.mean()) + 1e-3).any()
 
 
-# --- ways of patching -------------------------------------------------------------------------------------
+# --- modes of patching ------------------------------------------------------------------------------------
 
 
 def by_hand(mode, layer, position):
@@ -354,7 +354,7 @@ def test_the_file_of_another_metric_is_refused_although_it_is_finished(tmp_path)
       sweep(PARAMS, PAIRS, other, save=save)
 
 
-# --- what goes wrong --------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------
 
 
 def test_an_empty_node_set_is_refused():

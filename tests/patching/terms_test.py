@@ -36,7 +36,7 @@ def random(n, *shape, scale=1.0):
 
 
 def seen(T):
-  """Causal masks [N, T, T]: of a text that fills the row, and of ever shorter ones padded on the right."""
+  """Causal masks [N, T, T]: of a text that fills the row, and of shorter and shorter ones padded on the right."""
   lengths = np.maximum(T - np.arange(N), 1)
   return np.tri(T, dtype=bool) & (np.arange(T) < lengths[:, None, None])
 
@@ -110,7 +110,7 @@ def test_keys_that_do_not_change_have_no_effect_at_all():
 
 
 def test_a_row_that_sees_nothing_has_no_effect():
-  """Where padding sees no key, every score is the mask's."""
+  """Padding that sees no key has the mask's value for every score."""
   lost = np.arange(5)[:, None] >= 3
   for mask in (added, least):
     s, p, g = (random(n, N, 5, 5).astype(np.float32) for n in range(3))

@@ -1,4 +1,4 @@
-"""The same question put to our decoder and to patched upstream code has the same answer."""
+"""Patching gives the same effects on our decoder and on patched upstream code."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Every architecture against its equations in NumPy, with each of the settings that all share."""
+"""Every architecture against its equations in NumPy, with each of the shared settings."""
 
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ def dense(latents):
   return latents.dense() if isinstance(latents, Sparse) else latents
 
 
-@functools.cache  # compiling is what takes the time, and several tests look at one result
+@functools.cache  # compilation takes most of the time, and several tests look at one result
 def results(name, setting):
   """An architecture with a setting, its data, and loss, outcome, gradients and reconstruction; on the host."""
   sae = dataclasses.replace(SAES[name], **SETTINGS[setting])
@@ -80,7 +80,7 @@ def test_the_latents_and_the_error_are_those_of_the_loss(name, setting):
 @each_setting
 @each
 def test_the_gradient_is_that_of_finite_differences(name, setting):
-  """Thresholds apart, whose derivative is not one: they are held still here and have tests of their own."""
+  """Thresholds are fixed here, since they have a pseudo-derivative; they have separate tests."""
   sae, params, x, y, _, _, _, _, grads, _ = results(name, setting)
   r = np.random.default_rng(1)
 
@@ -294,7 +294,7 @@ def test_batch_topk_learns_nothing_about_its_threshold():
   assert grads['threshold'] == 0
 
 
-# --- what is refused --------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

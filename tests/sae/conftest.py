@@ -1,4 +1,4 @@
-"""Double precision, for the tests that ask for it."""
+"""Double precision, for tests that request it."""
 
 import jax
 import pytest

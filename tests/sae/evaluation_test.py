@@ -1,4 +1,4 @@
-"""Every figure against a computation in NumPy: a model of two layers, changed by hand where a dictionary is spliced.
+"""Every metric against a computation in NumPy: a model of two layers, changed by hand where a dictionary is spliced.
 
 The model's gradient is taken by finite differences, its losses token by token. Letters as in `mechjax.sae`.
 """
@@ -61,7 +61,7 @@ def by_hand(p, tokens, change=None):
     so_far = np.cumsum(x, 1) / np.arange(1, tokens.shape[1] + 1)[:, None]
     h = site(f'mlp_norm.{i}', x + so_far @ p['mix'][i])
     y = site(f'mlp_out.{i}', np.tanh(h @ p['in'][i]) @ p['out'][i])
-    x = site(f'resid_post.{i}', site(f'z.{i}', x + y))  # heads end to end
+    x = site(f'resid_post.{i}', site(f'z.{i}', x + y))  # heads flattened
   return x @ p['unembed'], seen
 
 
@@ -103,7 +103,7 @@ def double(params):
   return {k: np.asarray(v, np.float64) for k, v in params.items()}
 
 
-# --- the figures, one after the other ---------------------------------------------------------------------
+# --- the metrics, one after the other ---------------------------------------------------------------------
 
 
 def log_probs(logits):
@@ -153,7 +153,7 @@ def uniformity(f, own, g):
 
 
 def expected(p, own, saes, targets, tokens, kept):
-  """All figures of dictionaries whose sites are given in the order of the forward pass."""
+  """All metrics of dictionaries whose sites are given in the order of the forward pass."""
   _, seen = by_hand(p, tokens)
   result, change = {'sites': {}}, {}
   for site, sae in saes.items():
@@ -247,7 +247,7 @@ def test_every_figure_is_that_of_the_definitions(name):
   json.dumps(found.metrics())
 
 
-# --- what must come out -----------------------------------------------------------------------------------
+# --- known results ----------------------------------------------------------------------------------------
 
 
 def several():
@@ -263,7 +263,7 @@ def speaker():
 
 
 def judged(W, b, **options):
-  """Judges a dictionary that says x where W is 1, and b where it is 0."""
+  """Judges a dictionary that reconstructs x where W is 1, and b where it is 0."""
   eye = np.eye(D, dtype=np.float32) * W
   matrices = {'W_enc': np.concatenate([eye, -eye], 1), 'W_dec': np.concatenate([eye, -eye])}
   own = {**matrices, 'b_enc': np.zeros(2 * D, np.float32), 'b_dec': np.float32(b)}
@@ -480,7 +480,7 @@ def test_a_site_in_half_precision_is_restored_to_the_last_bit():
   assert (jax.jit(splice.reconstructed(sae, own, kept))(value) != value).any()
 
 
-# --- mistakes ---------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------
 
 
 def test_mistakes_are_errors_that_say_what_to_do():
@@ -539,7 +539,7 @@ def test_a_model_without_a_loss_and_masks_without_a_prediction_are_errors():
 
 def test_rows_padded_on_the_left_have_the_figures_of_the_rows_alone():
   def masked(params, tokens, positions=None, mask=None):
-    """The model above, of which padding is no part: its means go over real tokens."""
+    """The model above without padding: its means are over real tokens."""
     real = jnp.ones(tokens.shape, bool) if mask is None else mask
     x = jnp.where(real[..., None], params['embed'][tokens], 0)
     so_far = jnp.cumsum(x, 1) / jnp.maximum(jnp.cumsum(real, 1), 1).astype(x.dtype)[..., None]

@@ -1,4 +1,4 @@
-"""What is said of latents, against loops in NumPy over every token, and the draw against probability.
+"""Records of latents against loops in NumPy over every token, and the draw of examples against probability.
 
 Letters as in `mechjax.sae.features`. Activations are small whole numbers where ties matter.
 """
@@ -282,7 +282,7 @@ def test_a_direction_of_length_zero_is_near_none():
   vectors = np.array([[1, 0], [0, 0], [1, 1]], np.float32)
   ranked = features.nearest(vectors, [0, 1], 5)
   assert ranked.ids[0].tolist() == [2, 1]
-  # A cosine is a sum of products of lengths up to 1, so what rounding leaves of a 0 is measured against 1.
+  # A cosine is a sum of products of lengths up to 1, so the rounding error of a 0 is measured against 1.
   np.testing.assert_allclose(ranked.values, [[0.5**0.5, 0], [0, 0]], rtol=0, atol=1e-6)
 
 
@@ -344,7 +344,7 @@ def test_a_limit_that_is_not_a_length_is_refused(limit):
     collect(limit=limit)
 
 
-# --- mistakes ---------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Dictionaries in other people's files: what comes back is the same function, and what is wrong is an error."""
+"""Dictionaries in published formats: a dictionary that is read back is the same function, and damage is an error."""
 
 import dataclasses
 import io
@@ -54,7 +54,7 @@ def outputs(sae, params, x):
   p = {name: np.asarray(value, float) for name, value in params.items()}
   x = np.asarray(x, float)
   f = plain.latents(sae, p, x)[0]
-  if isinstance(sae, BatchTopK):  # the plain twin has what is active in training
+  if isinstance(sae, BatchTopK):  # the plain twin has the latents that are active in training
     z = plain.encoder(sae, p, x) + p['b_enc']
     f = np.maximum(z, 0) * (z > p['threshold'])
   return f, plain.decode(sae, p, f, x)
@@ -432,7 +432,7 @@ def linear(p):
 
 
 def as_learned(name, p):
-  """The class of dictionary-learning, its tensors, and how many b_dec its encoder does not subtract."""
+  """The class of dictionary-learning, its tensors, and the multiple of b_dec that its encoder does not subtract."""
   k = {'k': np.int32(3)}
   match name:
     case 'relu':

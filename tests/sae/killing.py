@@ -1,11 +1,11 @@
-"""Killing a process at any moment, again and again, until what it does is done.
+"""Kills a process at any moment, repeatedly, until its work is done.
 
     kills = run_until_done(harvest_all, (directory,), moments=np.random.default_rng(0).uniform(0, 0.5, 20))
 
-The process is a real one and the signal is SIGKILL, which nobody can catch. Its work is a function of a module that a
-new process can import, called as `work(begun, *args)`; it calls `begun()` when that begins which is to be disturbed.
-The moments count from there: what is killed is then the work and not the imports. Processes are forked from a server
-that has JAX and mechjax imported already and has not started a backend, so that a new one is there at once.
+The process is a real one and the signal is SIGKILL, which cannot be caught. Its work is a function of a module that a
+new process can import, called as `work(begun, *args)`; it calls `begun()` when the part to be disturbed begins.
+The moments count from there, so that the work is killed and not the imports. Processes are forked from a server
+that has JAX and mechjax imported already and has not started a backend, so that a new one starts at once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def run_until_done(work: Callable[..., None], args: Sequence[Any], moments: Sequ
       are left out.
 
   Returns:
-    How many processes were killed at their work.
+    The number of processes that were killed at their work.
 
   Raises:
     AssertionError: a process failed by itself.

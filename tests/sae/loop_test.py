@@ -1,4 +1,4 @@
-"""However a run is interrupted, it ends where it would have ended; and what goes wrong is said and spoils nothing."""
+"""A run that is interrupted in any way ends as if it had not been; errors are reported and damage nothing."""
 
 import json
 import os
@@ -81,7 +81,7 @@ LONG = 1_000
 def child(begun, home, cache):
   """Trains slowly; its work has begun with the first report, or at once in one life of five.
 
-  Which step a life first told of is noted, because one that began again would end with the same bits too.
+  The first reported step of each life is recorded, because a life that began again would end with the same bits too.
   """
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
@@ -108,7 +108,7 @@ def test_a_run_that_is_killed_at_ten_moments_ends_with_the_same_bits(tmp_path):
     assert not killing.done_by(child, args, moment)
   first = [int(line) for line in (home / 'lives').read_text().split()]
   assert first == sorted(first)
-  assert first[-1] > first[0]  # a life went on from the checkpoint of one before
+  assert first[-1] > first[0]  # a life resumed from the checkpoint of an earlier one
   there = trained(home, save_every=300, steps=LONG).state
   same(there, trained(tmp_path / 'other', save_every=300, steps=LONG).state)
 
@@ -184,7 +184,7 @@ def test_the_objective_is_the_loss_with_the_sparsity_coefficient_that_is_still_t
 
 @pytest.mark.slow
 def test_what_decides_which_is_best_counts_the_whole_sparsity_coefficient(tmp_path):
-  """While the coefficient is small so is the loss, and the first checkpoint would be the best for ever."""
+  """The loss is small while the coefficient is, and the first checkpoint would be the best for ever."""
   told = {}
   trained(tmp_path, lambda r: told.setdefault(r.step, r.metrics), save_every=5)
   with Checkpoints(tmp_path / 'checkpoints') as kept:
@@ -221,7 +221,7 @@ def test_an_activation_that_is_too_long_gives_its_place_to_another_at_every_site
     scaled({'x': x[1:2], 'y': x[1:2]}, scales)
 
 
-# --- what is told -----------------------------------------------------------------------------------------
+# --- reports ----------------------------------------------------------------------------------------------
 
 
 def told(step, l0):

@@ -54,7 +54,7 @@ def encoder(sae, p, x):
 
 
 def latents(sae, p, x, k=K):
-  """What is active in training, [B, M], and what the penalty sees."""
+  """Active latents in training, [B, M], and the input of the penalty."""
   a = encoder(sae, p, x)
   if isinstance(sae, Gated):
     pi = a + p['b_gate']
@@ -112,7 +112,7 @@ def slope(function, params, direction, h=1e-6):
 
 
 def scattered(sae, r):
-  """Parameters none of which is what it is at first, float32, with thresholds where they matter."""
+  """Parameters that all differ from their initial values, float32, with thresholds where they matter."""
   D, M, E = sae.d_in, sae.width, sae.target_width
   shapes = {'W_enc': (D, M), 'W_dec': (M, E), 'b_dec': (E,)}
   shapes |= dict.fromkeys(sae.PER_LATENT, (M,)) | ({'W_skip': (D, E)} if sae.skip else {})

@@ -72,7 +72,7 @@ def trained(trainer, state=None, data=None):
 
 @functools.cache
 def together():
-  """All ensembles trained on one device: the state before and after, and the figures."""
+  """All ensembles trained on one device: the state before and after, and the metrics."""
   trainer = Trainer(ENSEMBLES, SETTINGS)
   start = on_host(trainer.init())
   state, seen = trained(trainer)
@@ -316,7 +316,7 @@ def test_a_member_that_was_resampled_learns_slowly_for_a_while():
   resampled = before.ensembles['a'].resampled_at == 3
   assert resampled.any()
   rate = SETTINGS.learning_rate * SETTINGS.rate(3) * np.where(resampled, 0.1, 1)
-  # What Adam remembers tells the gradient, and that the step it took at a rate of 1.
+  # Adam's moments determine the gradient, and this determines the step at a rate of 1.
   old, new = (s.ensembles['a'].optimiser[1].nu['b_dec'].astype(float) for s in (before, after))
   gradient = np.sqrt((new - SETTINGS.b2 * old) / (1 - SETTINGS.b2))
   step = gradient / (np.sqrt(new / (1 - SETTINGS.b2**4)) + SETTINGS.eps)
@@ -324,7 +324,7 @@ def test_a_member_that_was_resampled_learns_slowly_for_a_while():
   np.testing.assert_allclose(moved, rate[:, None] * step, rtol=2e-2, atol=1e-7)
 
 
-# --- what is compiled -------------------------------------------------------------------------------------
+# --- the compiled program ---------------------------------------------------------------------------------
 
 
 def test_a_training_compiles_one_step():
@@ -398,7 +398,7 @@ def test_products_are_exact_where_bfloat16_is():
   np.testing.assert_allclose(db, np.einsum('nbi,nbj->ij', a, g), rtol=1e-6, atol=1e-4)
 
 
-# --- what is refused --------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

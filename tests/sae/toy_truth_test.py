@@ -1,4 +1,4 @@
-"""Dictionaries whose truth is known: every architecture has to find the features that the data were made of.
+"""Dictionaries with a known truth: every architecture has to find the features that the data were made of.
 
 Activations are sparse features times directions, x = f @ truth; 48 features in 32 dimensions, each active with
 probability 0.04 and then uniform in [0, 1]. Two truths are learned side by side, under vmap:
@@ -9,8 +9,9 @@ probability 0.04 and then uniform in [0, 1]. Two truths are learned side by side
 
 The measure is the mean over true features of the largest cosine similarity with a row of the decoder (MMCS, Sharkey
 et al. 2022), at least 0.95. A transcoder reads x = f @ truth and has to find the other truth in y = f @ other. With a
-skip, rows of the decoder are what a feature has beyond the linear map, and many maps do as well; what has a truth is
-what the whole does to a single feature, which no linear map can get right for 48 features in 32 dimensions.
+skip, rows of the decoder are the effect of a feature beyond the linear map, and many maps are equally good; the
+truth is the effect of the whole on a single feature, which no linear map can reproduce for 48 features in 32
+dimensions.
 
 Settings for all: 64 latents, 1,200 steps of 256 tokens, Adam(b1=0) at 1e-2 with a cosine decay, sparsity coefficient
 from 0 in the first fifth, E|x|^2 = 1, seed 0.

@@ -39,7 +39,7 @@ class MadeUp:
 
 @functools.cache
 def trainer(mesh=None, **optimisation):
-  """Three ensembles: thresholds, dead latents with a loss, dead latents that are resampled."""
+  """Three ensembles: thresholds, dead latents with an auxiliary loss, dead latents that are resampled."""
   shared: dict[str, Any] = {'d_in': D, 'width': M}
   ensembles = {
     'jump': Ensemble(
@@ -61,7 +61,7 @@ def trainer(mesh=None, **optimisation):
 
 
 def trained(home, report=lambda r: None, source=MadeUp(), save_every=7, **optimisation):
-  """What a run in this directory ends with."""
+  """The result of a run in this directory."""
   one = trainer(**optimisation)
   feed = functools.partial(feed_of, one, source)
   with Checkpoints(Path(home) / 'checkpoints', last=2, best=1) as kept:

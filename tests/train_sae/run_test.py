@@ -1,4 +1,4 @@
-"""The binary that trains and the one that evaluates, on SmolLM2's first layer and a page of text."""
+"""The program that trains and the one that evaluates, on SmolLM2's first layer and a page of text."""
 
 import copy
 import dataclasses
@@ -250,7 +250,7 @@ def command(settings, path):
 def test_a_program_that_is_told_to_stop_exits_with_0_and_goes_on_to_the_same_dictionaries(
   settings, trained, tmp_path, capsys
 ):
-  """The same device count as here: what is compiled for eight devices is what was compiled for eight."""
+  """Uses the device count of this process, so that programs compiled for eight devices are found again."""
   shared = dataclasses.replace(settings.data, activation_dir=f'{settings.run}/activations')
   own = elsewhere(settings, tmp_path / 'run', data=shared)
   program = subprocess.Popen(command(own, tmp_path), stdout=subprocess.PIPE, text=True)
@@ -266,7 +266,7 @@ def test_a_program_that_is_told_to_stop_exits_with_0_and_goes_on_to_the_same_dic
   capsys.readouterr()
   assert run(own).finished
   first = int(re.search(r'step (\d+)/40', capsys.readouterr().out)[1])
-  assert first == 5 * (stopped_at // 5 + 1)  # it went on, and did not begin again
+  assert first == 5 * (stopped_at // 5 + 1)  # it resumed, and did not begin again
   assert [line['step'] for line in metrics(own.run)] == [*range(5, 41, 5)]
   assert dictionaries(own.run) == dictionaries(settings.run)
 

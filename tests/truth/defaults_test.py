@@ -1,4 +1,4 @@
-"""What a config.json leaves out has the default of transformers' own config class, in every family."""
+"""Settings that a config.json leaves out have the defaults of transformers' own config class, in every family."""
 
 import importlib
 import json
@@ -43,7 +43,7 @@ def class_of(family):
 
 
 def written_out(config):
-  """What transformers writes of a config: every setting, those that were left out too."""
+  """The config that transformers writes: every setting, also those that were left out."""
   return json.loads(json.dumps(config.to_dict()))
 
 

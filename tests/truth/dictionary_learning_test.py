@@ -1,6 +1,6 @@
-"""We read what the published dictionary-learning saves, with equal latents and reconstructions.
+"""We read the files of the published dictionary-learning, with equal latents and reconstructions.
 
-Its classes are run out of its wheel, fetched without what it depends on: the package asks for a whole laboratory of
+Its classes are run out of its wheel, fetched without its dependencies: the package depends on a whole laboratory of
 interpretability, of which its dictionaries need PyTorch and einops. It imports one name of nnsight when it is imported
 itself, and never uses it here.
 """

@@ -1,6 +1,6 @@
 """Tiny random PyTorch models of transformers, one or two for each family, saved as checkpoints.
 
-They are as small as lets every feature show: more query heads than key-value heads, heads that do not multiply to the
+They are small but show every feature: more query heads than key-value heads, heads that do not multiply to the
 width, windows shorter than the texts, caps low enough to bend, norms and biases that are not the identity.
 """
 
@@ -115,7 +115,7 @@ def saved(case: Case, directory: pathlib.Path):
   model = code._from_config(config, attn_implementation='eager').eval()
   with torch.no_grad():
     for parameter in model.parameters():
-      # Larger than a fresh model's, so that softmax, caps and norms are far from linear.
+      # Larger than those of a new model, so that softmax, caps and norms are far from linear.
       parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.25))
   model.save_pretrained(directory)
   return model

@@ -1,4 +1,4 @@
-"""The published SAELens reads what we write and we read what it writes, with equal latents and reconstructions.
+"""The published SAELens reads our files and we read its files, with equal latents and reconstructions.
 
 Nothing of SAELens is written again here: its classes compute the truth, from their own parameters or from our files.
 """
@@ -52,7 +52,7 @@ def parameters(sae):
 
 
 def randomised(theirs):
-  """One of theirs, with parameters that are none of those it starts from."""
+  """A dictionary of SAELens whose parameters all differ from their initial values."""
   import torch
 
   torch.manual_seed(0)
@@ -65,7 +65,7 @@ def randomised(theirs):
 
 
 def expect_equal(sae, params, theirs, x):
-  """Of reconstructions; returns the latents of both, some of which are active and some not."""
+  """Asserts equal reconstructions; returns the latents of both, some of which are active and some not."""
   import torch
 
   f = sae.encode(params, x)

@@ -1,4 +1,4 @@
-"""TransformerLens's names select the values that TransformerLens has under them, and others are refused."""
+"""TransformerLens's names select the values that they have in TransformerLens, and others are refused."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ REFUSED = [
 
 
 def theirs(config, params):
-  """The same model in TransformerLens, and all that it caches."""
+  """The same model in TransformerLens, and all values of its cache."""
   import torch
   from transformer_lens import HookedTransformer, HookedTransformerConfig
 
@@ -93,7 +93,7 @@ def renamed(config, params):
 
 
 def scattered(config):
-  """Parameters none of which is what it starts from: gains, biases."""
+  """Parameters that all differ from their initial values: gains, biases."""
   params = decoder.init(jax.random.key(0), config)
   leaves, tree = jax.tree.flatten(params)
   r = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What the tests of several upstreams compare in the same way."""
+"""Comparisons that the tests of several upstreams share."""
 
 import importlib.util
 import sys
@@ -37,7 +37,7 @@ def same(acts, others):
 
 
 def same_cached(acts, found, start, stop):
-  """Asserts that a cached pass over positions `start` to `stop` found what the whole pass did."""
+  """Asserts that a cached pass over positions `start` to `stop` has the values of the whole pass."""
   assert list(found) == list(acts)
   for site, whole in acts.items():
     value = found[site]

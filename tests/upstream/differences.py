@@ -8,7 +8,7 @@ from mechjax import harvest
 
 
 def check(f, gradients, args, step=2e-3):
-  """Asserts that gradients at sites are what nudging each site along a random direction shows.
+  """Asserts that gradients at sites agree with finite differences along a random direction at each site.
 
   Args:
     f: function with sows, of `args`, that returns a scalar.

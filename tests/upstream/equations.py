@@ -1,7 +1,7 @@
 """A transformer block in NumPy, one equation for each canonical site: the truth for upstream tests.
 
-Each equation takes the values of the sites before it and gives its own. With what a harvest read in
-place of "the values before", they verify every site from its neighbours; with what they gave
+Each equation takes the values of the sites before it and returns its own. With the values of a harvest in
+place of "the values before", they verify every site from its neighbours; with the values that they returned
 themselves, they are a forward pass that shares no code with the one under test.
 """
 

@@ -1,4 +1,4 @@
-"""The README's lesson on a codebase that we have not seen does what it says, from its own text."""
+"""The README's lesson on a codebase that we have not seen works as printed."""
 
 import contextlib
 import importlib

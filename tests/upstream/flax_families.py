@@ -1,6 +1,6 @@
 """transformers' Flax classes: how each is built tiny, and the equation of each of its sites.
 
-See `flax_model` for what an equation is given. Families inherit from those they were copied from.
+See `flax_model` for the arguments of an equation. Families inherit from those they were copied from.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
-"""What a tiny random model of one of transformers' Flax classes is, and the equations common to most.
+"""A tiny random model of one of transformers' Flax classes, and the equations common to most.
 
 An equation takes the sites before it out of a harvest, and the parameters, and computes the site in
-NumPy: what a name means in an architecture, written down a second time. The architectures are in
+NumPy: a second, independent definition of each name in an architecture. The architectures are in
 `flax_families`.
 """
 

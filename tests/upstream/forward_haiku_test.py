@@ -1,4 +1,4 @@
-"""Iterating over a haiku model: its own frames and parameters are as they were, however the loop is left."""
+"""Iterating over a haiku model: its frames and parameters are unchanged, however the loop ends."""
 
 import importlib
 

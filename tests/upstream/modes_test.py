@@ -1,4 +1,4 @@
-"""Every shipped patch can be had as its modules are imported too, and the command line finds it in order."""
+"""Every shipped patch can also be installed on import, and the command line reports it as valid."""
 
 import subprocess
 import sys

@@ -1,8 +1,8 @@
 """The tests that an upstream package ships pass with its patch installed and no harvest around.
 
-Few wheels ship any, so a test looks for them first. They run in a process of their own, since each
-upstream has its own idea of how pytest and JAX are set up. Some fail without the patch too (they
-want packages that the wheel does not ask for, or another JAX); what fails is therefore run again
+Few wheels ship tests, so a test looks for them first. They run in a separate process, since each
+upstream has its own settings for pytest and JAX. Some fail without the patch too (they
+need packages that the wheel does not depend on, or another JAX); tests that fail are therefore run again
 without the patch, and must fail there.
 """
 

@@ -3,7 +3,7 @@
 Each family runs as a tiny random model that has everything the family has (grouped heads, local and
 global layers, soft caps, post-norms), and Gemma 3 with its real weights too. The truths are
 upstream's file executed without the patch, the equations in NumPy, and finite differences. The real
-weights come under terms: whoever runs this accepts them by MECHJAX_ACCEPT_GEMMA_TERMS=1.
+weights come under terms; MECHJAX_ACCEPT_GEMMA_TERMS=1 accepts them.
 """
 
 import dataclasses
@@ -143,7 +143,7 @@ def gemma2_config(module):
 
 
 def gemma2_of_full_heads_config(module):
-  """As many key-value heads as queries, which upstream stores and computes otherwise."""
+  """A config with as many key-value heads as queries, which upstream stores and computes differently."""
   return gemma2_config(module) | {'num_kv_heads': N}
 
 
@@ -189,7 +189,7 @@ FAMILIES = [
 ]
 
 
-# What costs most is done once for each file upstream; the others differ in how heads are stored.
+# The most expensive tests run once for each file upstream; the others differ in the storage of heads.
 thorough = pytest.mark.parametrize(
   'family', [f for f in FAMILIES if f.id in ('qwen2', 'llama3', 'gemma2', 'gemma3')], indirect=True
 )

@@ -1,4 +1,4 @@
-"""The dashboard as a browser shows it: what is on the page is what was collected, whatever the tokens contain.
+"""The dashboard as a browser shows it: the page shows the collected data, whatever the tokens contain.
 
 Tests with a browser run wherever there is a Chromium or Chrome.
 """
@@ -158,7 +158,7 @@ def browse(tmp_path):
 
 
 def plain(piece):
-  """As the script shows it."""
+  """A piece as the script shows it."""
   signs = {'\n': '↵', '\u202e': '\\u{202e}', '\u2028': '\\u{2028}', '\ud800': '\\u{d800}'}
   return ''.join(signs.get(c, c) for c in piece)
 

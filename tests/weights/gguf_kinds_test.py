@@ -1,4 +1,4 @@
-"""Every quantisation that is promised, against the package's quantiser or the format's own loops.
+"""Every supported quantisation, against the package's quantiser or the format's own loops.
 
 The package can undo the K kinds but not make them, and comparing it with itself would prove
 nothing, so they are decoded here once more, number by number, as the format describes them.

@@ -1,4 +1,4 @@
-"""A hub of our own on this machine: what it has, what it has not, and when it is gone."""
+"""A local hub: files that it has, files that it lacks, and a hub that is offline."""
 
 import hashlib
 import http.server

@@ -1,4 +1,4 @@
-"""Stacking, casting and sharding against NumPy; what is read how often; what is in memory."""
+"""Stacking, casting and sharding against NumPy; the number of reads; the memory."""
 
 import collections
 import subprocess

@@ -1,6 +1,6 @@
-"""Slightly wrong files of every format are refused, or make no difference, or could not be found out.
+"""Slightly wrong files of every format are refused, or make no difference, or cannot be detected.
 
-A small share of what `python -m tests.weights.mutants` tries, and single changes whose errors say what is wanted.
+A small share of the cases of `python -m tests.weights.mutants`, and single changes whose errors state the expected.
 """
 
 import json

@@ -131,7 +131,7 @@ def test_chunks_that_promise_more_than_the_array_are_refused(tmp_path):
 
 
 def test_numbers_that_are_gone_are_no_zeros(tmp_path):
-  """Orbax's files without OCDBT: a chunk is a file."""
+  """Uses Orbax's files without OCDBT, in which a chunk is a file."""
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
     checkpointer.save(tmp_path / 'x', args=ocp.args.PyTreeSave(parameters()))
   (tmp_path / 'x' / 'embed.tokens' / '0.0').unlink()

@@ -1,4 +1,4 @@
-"""Layouts of upstream code: every number of a small file where its equation looks for it."""
+"""Layouts of upstream code: every number of a small file is at the place that its equation reads."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Getters of settings: what each takes, what it refuses, and what the error says."""
+"""Getters of settings: the values that each accepts and refuses, and its error."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Resampling writes what it says, where it says, and the optimiser forgets just that."""
+"""Resampling writes the stated values in the stated places, and resets the optimiser's state of these alone."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def resampled(sae):
 
 
 def rows_of(directions, among):
-  """Which of the rows of `among` has each direction."""
+  """Index of the row of `among` that has each direction."""
   unit = among / np.linalg.norm(among, axis=1, keepdims=True)
   cosines = (directions / np.linalg.norm(directions, axis=1, keepdims=True)) @ unit.T
   np.testing.assert_allclose(cosines.max(1), 1)

@@ -1,4 +1,4 @@
-"""Batches from any position, by any host: each activation at most once an epoch, and never two histories."""
+"""Batches from any position, on any host: each activation at most once per epoch, and the same order every time."""
 
 import dataclasses
 import itertools
@@ -17,7 +17,7 @@ BUCKET, ROWS = 12, 4
 
 
 class Numbers(Harvester):
-  """Instead of activations the number of each, [n, 1]: which one it is can then be read off."""
+  """A source whose activations are their own numbers, [n, 1], so that each can be identified."""
 
   @property
   def widths(self):

@@ -1,4 +1,4 @@
-"""Packing against the plainest packing that there is, and files that are never half."""
+"""Packing against the simplest packing, and files that are complete or absent."""
 
 import json
 
@@ -23,7 +23,7 @@ def texts_of(lists):
 
 
 def by_hand(lists, length, bos, eos):
-  """One token after the other into rows."""
+  """Packs one token after the other into rows."""
   stream = [t for ids in lists for t in [*ids, *([] if eos is None else [eos])]]
   room, rows = length - (bos is not None), []
   while len(stream) >= room:

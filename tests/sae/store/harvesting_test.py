@@ -50,7 +50,7 @@ def test_contexts_without_activations_give_no_rows(harvester, numbers):
 
 
 def test_widths_are_known_without_computing_and_heads_are_laid_end_to_end(harvester):
-  assert harvester.widths == {SITE: toys.D, 'z.1': toys.H * toys.E}
+  assert harvester.widths == {SITE: toys.D, 'z.1': toys.N * toys.H}
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', FLOAT16])

@@ -1,6 +1,6 @@
-"""A writer that is killed at any moment and started again writes the bytes of one that was left alone.
+"""A writer that is killed at any moment and started again writes the same bytes as an undisturbed one.
 
-The activations are computed in NumPy, because what is disturbed is the disk and compiling takes a second for each life.
+The activations are computed in NumPy, because the test is of the disk and compilation takes a second for each life.
 """
 
 import time

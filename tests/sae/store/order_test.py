@@ -1,4 +1,4 @@
-"""Arithmetic of places against the list of all places."""
+"""Arithmetic of positions against the list of all positions."""
 
 import numpy as np
 from hypothesis import given

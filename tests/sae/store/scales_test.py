@@ -1,4 +1,4 @@
-"""The one number that a site is divided by."""
+"""Normalisation constants of sites."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""What is read is what was harvested, whatever happened to the directory in between."""
+"""Activations that are read equal those that were harvested, whatever happened to the directory in between."""
 
 import collections
 import dataclasses
@@ -65,7 +65,7 @@ def copy(written, tmp_path):
   return tmp_path / 'copy'
 
 
-# --- what is read is what was harvested -------------------------------------------------------------------
+# --- values that are read are those that were harvested ---------------------------------------------------
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', FLOAT16])
@@ -82,7 +82,7 @@ def test_what_is_read_is_what_was_harvested(tmp_path, dtype):
 def test_the_plan_has_full_shards_only_and_knows_their_size():
   total = int(CONTEXTS.counts().sum())
   assert (ABOUT.rows, ABOUT.shards) == (total // ROWS * ROWS, total // ROWS)
-  assert ABOUT.shard_bytes == ROWS * (toys.D + toys.H * toys.E) * 4
+  assert ABOUT.shard_bytes == ROWS * (toys.D + toys.N * toys.H) * 4
   assert plan(HARVESTER, shard_rows=ROWS, model='toy', max_rows=25).rows == 20
   for wrong in ({'shard_rows': total + 1}, {'shard_rows': 0}, {'shard_rows': 5, 'max_rows': 4}):
     with pytest.raises(SAEError, match='do not fill a shard'):
@@ -130,7 +130,7 @@ def test_progress_counts_up_from_what_is_there(copy):
   assert calls == [(n - 2, n), (n - 1, n), (n, n)]
 
 
-# --- what is damaged is found and mended ------------------------------------------------------------------
+# --- damage is found and repaired -------------------------------------------------------------------------
 
 
 def half(path):
@@ -206,7 +206,7 @@ def test_buckets_of_no_shards_or_of_too_many_are_refused(written, n):
     Stored.open(written, shards_per_bucket=n)
 
 
-# --- what would spoil it is refused -----------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""A model small enough to be computed by hand, in three ways: scanned, written out, and in NumPy.
+"""A model small enough to be computed by hand, in three forms: scanned, unrolled, and in NumPy.
 
-Letters: B rows, T tokens, D width, L layers, H heads of E.
+Letters: B rows, T tokens, D width, L layers, N heads of H.
 """
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from mechjax import harvest, sites
 from mechjax.sae.store.contexts import Contexts
 
-V, D, L, H, E = 11, 6, 4, 3, 2
+V, D, L, N, H = 11, 6, 4, 3, 2
 BOS = 0
 
 
@@ -24,7 +24,7 @@ def params(seed=0):
 
 def block(x, w):
   x = harvest.sow(jnp.tanh(x @ w), name='resid_post')
-  harvest.sow(x.reshape(*x.shape[:2], H, E), name='z')
+  harvest.sow(x.reshape(*x.shape[:2], N, H), name='z')
   harvest.sow(x.sum((-2, -1)), name='of_a_row')
   return x
 

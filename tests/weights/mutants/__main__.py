@@ -1,4 +1,4 @@
-"""Tries thousands of mutants of every format and reports what came of them; `--help` says how."""
+"""Tries thousands of mutants of every format and reports the results; see `--help`."""
 
 import argparse
 import collections

@@ -43,7 +43,7 @@ class Parts:
 
 
 def right() -> Parts:
-  """A checkpoint of a llama that is as it should be."""
+  """A valid checkpoint of a llama."""
   vocab = tokenizer()['model']['vocab']
   config = {
     'model_type': 'llama', 'architectures': ['LlamaForCausalLM'], 'vocab_size': len(vocab), 'hidden_size': D,
@@ -119,7 +119,7 @@ def tokenizer() -> dict[str, Any]:
 
 # --- changes ---------------------------------------------------------------------------------------------
 
-# No tensor has a trace of these: numbers, and flags and words that both have a meaning.
+# No tensor depends on these: numbers, and flags and words of which several values are valid.
 NUMBERS = {'rms_norm_eps', 'rope_theta', 'factor', 'low_freq_factor', 'high_freq_factor'}
 COUNTS = {'original_max_position_embeddings'}
 IDS = {'bos_token_id', 'eos_token_id'}
@@ -139,7 +139,7 @@ UNUSED = {
 
 
 def _places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-  """Every value in nested objects and lists; of long ones a few."""
+  """Every value in nested objects and lists; only a few of long ones."""
   items = (
     list(tree.items())
     if isinstance(tree, dict)
@@ -193,7 +193,7 @@ def change_config(r: Any, p: Parts) -> Change:
       parent[key + 's'] = old
   else:
     parent[key] = value
-  # `tie_word_embeddings` false asks for a tensor that is not there; a null is a key that is not there.
+  # `tie_word_embeddings` false needs a tensor that does not exist; a null equals a missing key.
   gone = how == 'drop' or (how != 'rename' and value is None)
   possible = how in ('replace', 'slightly') and _possible(key, value, n_vocab)
   possible |= key == 'head_dim' and gone  # width / heads, here the same
@@ -204,7 +204,7 @@ def change_config(r: Any, p: Parts) -> Change:
 
 
 def change_text(r: Any, p: Parts) -> Change:
-  """JSON that says a thing twice, ends early, or is no JSON."""
+  """Changes JSON text: a key twice, an early end, or invalid JSON."""
   files = ['config.json', 'model.safetensors.index.json', *p.shards]
   name = files[r.integers(len(files))]
   tree = {'config.json': p.config, 'model.safetensors.index.json': p.index}.get(name) or p.shards[

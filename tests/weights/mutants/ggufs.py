@@ -103,7 +103,7 @@ def sentence_pieces() -> list[tuple[str, int, Any]]:
 
 
 def right(architecture: str) -> Parts:
-  """A file that is as it should be."""
+  """A valid file."""
   vocabulary = byte_level() if architecture == 'llama' else sentence_pieces()
   (V,) = [len(value[1]) for key, _, value in vocabulary if key.endswith('tokens')]
   a = architecture
@@ -161,7 +161,7 @@ def laid_out(pairs: list[Any], wanted: dict[str, tuple[tuple[int, ...], str]]) -
 # --- changes ---------------------------------------------------------------------------------------------
 
 
-# llama.cpp has defaults for these, and no tensor has a trace of them.
+# llama.cpp has defaults for these, and no tensor depends on them.
 FREE = ('rms_epsilon', 'freq_base', 'token_id', 'context_length', 'sliding_window')
 DEFAULTS = ('freq_base', 'head_count_kv', 'key_length', 'token_id', 'add_bos_token')
 
@@ -298,7 +298,7 @@ def _n_bytes(info: list[Any]) -> int | None:
 
 
 def change_frame(r: Any, p: Parts) -> Change:
-  """What stands around: alignment, number of tensors, bytes appended or missing between header and data."""
+  """Changes the frame: alignment, number of tensors, bytes appended or missing between header and data."""
   what = ['alignment', 'count', 'append', 'gap', 'cut'][r.integers(5)]
   if what == 'alignment':
     kind, value = [*ODD, (U32, 8), (U32, 64), (U32, 33), (U32, 4096), (10, 2**62)][

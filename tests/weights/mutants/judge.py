@@ -1,10 +1,10 @@
-"""What came of a changed file, and the one list of changes that nobody could find out.
+"""Verdicts on changed files, and the one list of changes that no reader can detect.
 
 Undetectable is:
   - a number of a weight, where the file has no checksum (GGUF, safetensors), or where the checksum was made anew;
-  - a setting that no tensor has a trace of (epsilon, rotary base, window, cap, flag), replaced by another value of
+  - a setting that no tensor depends on (epsilon, rotary base, window, cap, flag), replaced by another value of
     its type that some model could have, or left out where the format has a default;
-  - a tensor that is said to be of another kind of the same size (F16, BF16), or that has changed its name with another
+  - a tensor that is declared to be of another kind of the same size (F16, BF16), or that has swapped its name with one
     of its shape;
   - a token, score, kind of token, merge or special token replaced by another one that could be there.
 """
@@ -48,7 +48,7 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-  """What was loaded: everything that decides what a model computes.
+  """Loaded content: everything that determines the outputs of a model.
 
   Attributes:
     config: fields of its description.
@@ -78,7 +78,7 @@ def verdict(change: Change, right: Seen, found: Seen) -> str:
 
 
 def insane(found: Seen) -> str:
-  """A value that no model has, however it came about."""
+  """A value that no model can have, whatever its cause."""
   for name, value in found.config.items():
     if isinstance(value, float) and not math.isfinite(value):
       return f'{name}={value}'

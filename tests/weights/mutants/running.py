@@ -1,4 +1,4 @@
-"""Making a mutant, loading it under a clock and a scale, and saying what came of it."""
+"""Makes a mutant, loads it while time and memory are measured, and reports the verdict."""
 
 import contextlib
 import copy
@@ -31,7 +31,7 @@ TEXTS = ('the hand and the thin', ' the', '</s>an', 'x\n1é')
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-  """What is needed to try one format: a right file, its changes, writing and loading."""
+  """The parts needed to try one format: a right file, its changes, writing and loading."""
 
   right: Callable[[], Any]
   changes: Sequence[Callable[[Any, Any], Change]]
@@ -149,7 +149,7 @@ def _damage(r: Any, place: Path) -> Change:
 
 
 def _text(path: Path, content: bytes) -> int:
-  """Where the header of a file ends, in which one letter can spell another setting or name."""
+  """The end of the header of a file, in which one letter can spell another setting or name."""
   if path.suffix == '.safetensors':
     return 8 + int.from_bytes(content[:8], 'little')
   if path.suffix == '.gguf':
