@@ -57,25 +57,27 @@ def absent(
   return value
 
 
-def skipped(program: Program) -> set[sites.Site]:
+def find_skipped(program: Program) -> set[sites.Site]:
   """The sites of a program's loops that never run."""
   marks = [m for m in program.sown if isinstance(m.tag, Absence) and m.tag.layers]
-  return {site for mark in marks for site in _of(mark)}
+  return {site for mark in marks for site in _absent_sites(mark)}
 
 
-def _of(mark: Sown) -> list[sites.Site]:
+def _absent_sites(mark: Sown) -> list[sites.Site]:
   """The sites that are not there, by a mark."""
   found = expand_all([mark])
   layers = mark.tag.layers if isinstance(mark.tag, Absence) else ()
   return [sites.Site(s.name, (*s.path, i)) for s in found for i in layers] or found
 
 
-def explained(request: Any, program: Program) -> SiteError | None:
+def explain(request: Any, program: Program) -> SiteError | None:
   """The error for a request that names a marked site of the program, if it does."""
   for pattern in sites.as_patterns(request):
     for mark in program.sown:
       reason = mark.tag
-      if isinstance(reason, Absence) and any(sites.matches(pattern, s) for s in _of(mark)):
+      if isinstance(reason, Absence) and any(
+        sites.matches(pattern, s) for s in _absent_sites(mark)
+      ):
         what = f'no site matches {pattern!r}: this program does not form it'
         return SiteError(what, where=mark.source, cause=reason.cause, hint=reason.hint)
   return None

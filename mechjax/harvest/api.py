@@ -28,9 +28,9 @@ from mechjax.harvest import writes as writing
 from mechjax.harvest.plans import HarvestPlan
 from mechjax.programs.cells import Keyed
 from mechjax.programs.interpreter import Interpreter
-from mechjax.programs.program import Kept, Program
-from mechjax.programs.reach import refuse_dead
-from mechjax.programs.repeats import refuse_twice
+from mechjax.programs.program import Program, ProgramCache
+from mechjax.programs.reach import check_not_dead
+from mechjax.programs.repeats import check_sown_once
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG
 
@@ -96,10 +96,10 @@ def harvest(
   staged = stager(f)
 
   @functools.wraps(f)
-  def harvested(plants: Mapping, *args, **kwargs):
+  def run_harvest(plants: Mapping, *args, **kwargs):
     return _call(staged, settings, plants, args, kwargs)
 
-  return _hide(harvested)
+  return _hide(run_harvest)
 
 
 def call_and_reap(f: Callable, **options: Any) -> Callable:
@@ -107,10 +107,10 @@ def call_and_reap(f: Callable, **options: Any) -> Callable:
   harvested = harvest(f, **options)
 
   @functools.wraps(f)
-  def reaped(*args, **kwargs):
+  def run_reap(*args, **kwargs):
     return harvested({}, *args, **kwargs)
 
-  return _hide(reaped)
+  return _hide(run_reap)
 
 
 def reap(f: Callable, **options: Any) -> Callable:
@@ -118,10 +118,10 @@ def reap(f: Callable, **options: Any) -> Callable:
   reaped = call_and_reap(f, **options)
 
   @functools.wraps(f)
-  def only(*args, **kwargs):
+  def run_reap(*args, **kwargs):
     return reaped(*args, **kwargs)[1]
 
-  return _hide(only)
+  return _hide(run_reap)
 
 
 def plant(
@@ -141,10 +141,10 @@ def plant(
   staged = stager(f)
 
   @functools.wraps(f)
-  def planted(plants: Mapping, *args, **kwargs):
+  def run_plant(plants: Mapping, *args, **kwargs):
     return _call(staged, settings, plants, args, kwargs)[0]
 
-  return _hide(planted)
+  return _hide(run_plant)
 
 
 def _hide(f: Callable) -> Callable:
@@ -161,9 +161,9 @@ def _call(staged: Callable, s: _Settings, plants: Mapping, args: tuple, kwargs: 
     )
   program, values = staged(args, kwargs)
   if s.strict:
-    _refuse_devices(program, s.tag)
+    _check_devices(program, s.tag)
     if s.reading:
-      _refuse_dropped(program, s.tag)
+      _check_dropped(program, s.tag)
   admit = HarvestPlan(s.tag, allow=s.allow, block=s.block).admits
   writes = writing.resolve_writes(plants, program, s.tag, admit)
   reads: list[reading.Read] = []
@@ -173,10 +173,10 @@ def _call(staged: Callable, s: _Settings, plants: Mapping, args: tuple, kwargs: 
     reads = [r for r in reads if admit(r.key.name)]
   written = frozenset(k for _, k in writes)
   read = frozenset(r.key for r in reads)
-  refuse_twice(program, s.tag, read | written)
+  check_sown_once(program, s.tag, read | written)
   if written:
     every = frozenset(w.key for w in program.sown if s.reading and s.strict and admit(w.name))
-    refuse_dead(program, s.tag, written, 'planted', read | every)
+    check_not_dead(program, s.tag, written, 'planted', read | every)
   plan = HarvestPlan(
     tag=s.tag,
     read_all=s.reading and s.strict,
@@ -193,7 +193,7 @@ def _call(staged: Callable, s: _Settings, plants: Mapping, args: tuple, kwargs: 
   return out, reading.assemble(reads, cells, tables)
 
 
-def _refuse_dropped(program: Program, tag: Hashable) -> None:
+def _check_dropped(program: Program, tag: Hashable) -> None:
   lost = [repr(n) for t, n in program.dropped if t == tag]
   if lost:
     raise HarvestError(
@@ -203,7 +203,7 @@ def _refuse_dropped(program: Program, tag: Hashable) -> None:
     )
 
 
-def _refuse_devices(program: Program, tag: Hashable) -> None:
+def _check_devices(program: Program, tag: Hashable) -> None:
   for sown in program.sown:
     if sown.tag == tag and len(sown.device_sizes) > 1:
       raise HarvestError(
@@ -214,7 +214,7 @@ def _refuse_devices(program: Program, tag: Hashable) -> None:
       )
 
 
-_COMPILED: Kept[Callable] = Kept()
+_COMPILED: ProgramCache[Callable] = ProgramCache()
 
 
 def run(program: Program, plan: Any, data: Keyed, values: list[Any]) -> tuple[Any, Keyed]:
@@ -223,9 +223,9 @@ def run(program: Program, plan: Any, data: Keyed, values: list[Any]) -> tuple[An
   compiled = known.get(plan)
   if compiled is None:
 
-    def interpreted(data, values):
+    def interpret(data, values):
       out, cells = Interpreter(program, plan).run(values, data)
       return program.out_tree.unflatten(out), cells
 
-    compiled = known[plan] = jax.jit(interpreted)
+    compiled = known[plan] = jax.jit(interpret)
   return compiled(data, values)

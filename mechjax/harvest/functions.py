@@ -20,7 +20,7 @@ import jax
 from mechjax import compat
 from mechjax.errors import HarvestError
 from mechjax.programs.program import Program, Sown, struct_of
-from mechjax.programs.sharing import shared
+from mechjax.programs.sharing import share
 from mechjax.programs.staging import split_static, stage
 from mechjax.watching import version
 
@@ -58,14 +58,14 @@ class Planted:
     return cls(list(captured), *parts)
 
 
-def planted(fn: Callable, sown: Sown, text: str) -> Planted:
+def stage_planted(fn: Callable, sown: Sown, text: str) -> Planted:
   """`fn` as something to plant at `sown`, which is called `text`."""
   now = version(fn)
   if sown.device_sizes:
     return Planted([], None, now)
   key = (sown.avals, sown.tree, compat.trace_context())
   if key not in now.memo:
-    made = _staged(fn, sown, text)
+    made = _stage(fn, sown, text)
     if any(isinstance(x, jax.core.Tracer) for x in made.captured):
       return made
     now.memo[key] = made
@@ -73,7 +73,7 @@ def planted(fn: Callable, sown: Sown, text: str) -> Planted:
   return now.memo[key]
 
 
-def _staged(fn: Callable, sown: Sown, text: str) -> Planted:
+def _stage(fn: Callable, sown: Sown, text: str) -> Planted:
   value = sown.tree.unflatten([struct_of(a) for a in sown.avals])
   try:
     program, captured = stage(fn, *split_static(((value,), {})))
@@ -83,4 +83,4 @@ def _staged(fn: Callable, sown: Sown, text: str) -> Planted:
     raise HarvestError(
       f'the function planted at {text!r} returned something that is no array: {error}'
     ) from error
-  return Planted(captured, shared(program))
+  return Planted(captured, share(program))

@@ -27,13 +27,13 @@ from mechjax.harvest.reads import Read, assemble, resolve_reads
 from mechjax.harvest.requests import Writing
 from mechjax.programs.cells import Cell, DataKey, Keyed
 from mechjax.programs.interpreter import Interpreter
-from mechjax.programs.program import Kept, Program
-from mechjax.programs.reach import refuse_dead
-from mechjax.programs.repeats import refuse_twice
+from mechjax.programs.program import Program, ProgramCache
+from mechjax.programs.reach import check_not_dead
+from mechjax.programs.repeats import check_sown_once
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG
 
-_COMPILED: Kept[Callable] = Kept()
+_COMPILED: ProgramCache[Callable] = ProgramCache()
 
 
 def value_and_grad_at(
@@ -65,10 +65,10 @@ def value_and_grad_at(
     known = _COMPILED.of(program)
     compiled = known.get((plan, has_aux))
     if compiled is None:
-      _check(reads)
-      refuse_twice(program, tag, keys)
-      refuse_dead(program, tag, keys, 'differentiated')
-      compiled = jax.jit(functools.partial(_pass, program, plan, reads, has_aux))
+      _check_inexact(reads)
+      check_sown_once(program, tag, keys)
+      check_not_dead(program, tag, keys, 'differentiated')
+      compiled = jax.jit(functools.partial(_run_passes, program, plan, reads, has_aux))
       known[plan, has_aux] = compiled
     out, cells, grads = compiled(tables, values)
     return out, assemble(reads, cells, tables), assemble(reads, grads, tables)
@@ -77,7 +77,7 @@ def value_and_grad_at(
   return at_sites
 
 
-def _pass(
+def _run_passes(
   program: Program,
   plan: HarvestPlan,
   reads: list[Read],
@@ -115,7 +115,7 @@ def _tap(read: Read, tables: Keyed, zeros: list[jax.Array]) -> Writing:
   return Writing(table.table, zeros, None, (), table.k, scans, False, tap=True)
 
 
-def _check(reads: list[Read]) -> None:
+def _check_inexact(reads: list[Read]) -> None:
   for r in reads:
     for a in r.sown.avals:
       if not jnp.issubdtype(a.dtype, jnp.inexact):

@@ -58,7 +58,7 @@ def sites_of(f: Callable, *args: Any, tag: Hashable = TAG, **kwargs: Any) -> Sit
   program, _ = stager(f)(args, kwargs)
   sown = [s for s in program.sown if s.tag == tag and not s.backward]
   by_site = {site: s for s in reversed(sown) for site in expand_all([s])}
-  skipped = absence.skipped(program)
+  skipped = absence.find_skipped(program)
   return SiteList(_info(site, by_site[site]) for site in expand_all(sown) if site not in skipped)
 
 

@@ -88,13 +88,13 @@ class HarvestPlan(Plan):
       return [jnp.zeros_like(t) for t in leaves]
     shapes = tangent_shapes(leaves, params)
     return cut_tangents(
-      leaves, writing.replaced(shapes, params['leaves'], frame.devices), preds, params
+      leaves, writing.mark_replaced(shapes, params['leaves'], frame.devices), preds, params
     )
 
   def leave_scan(self, key: Key, cell: Cell, frame: Frame) -> Exit:
     reading = frame.data.get(DataKey('read', key))
     if reading is not None:
-      return reading.way()
+      return reading.choose_exit()
     return AsStack() if cell.mode == 'append' else AsLast()
 
   def check_loop(self, name: str, params_of_sows: list[dict]) -> None:

@@ -47,7 +47,7 @@ class Reading:
   def specs(self, names: tuple[str, ...]) -> list[PartitionSpec]:
     return [PartitionSpec() for _ in jax.tree.leaves(self)]
 
-  def way(self) -> Exit:
+  def choose_exit(self) -> Exit:
     """How the cell leaves the scan that has just been entered down to `self` (see `Plan.leave_scan`)."""
     if self.table is None:
       return AsStack()
@@ -105,13 +105,13 @@ class Writing:
     if self.fns:
       return self._by_function(values, tree)
     if self.table is None:
-      return [self._masked(x, p, self.mask, devices) for x, p in zip(values, self.leaves)]
+      return [self._mask(x, p, self.mask, devices) for x, p in zip(values, self.leaves)]
     slot = jnp.minimum(self.table, self.k - 1)
     pick = lambda a: jax.lax.dynamic_index_in_dim(a, slot, 0, keepdims=False)  # noqa: E731
     mask = None if self.mask is None else pick(self.mask)
     wanted = self.table < self.k
     return [
-      where(wanted, self._masked(x, pick(p), mask, devices), x) for x, p in zip(values, self.leaves)
+      where(wanted, self._mask(x, pick(p), mask, devices), x) for x, p in zip(values, self.leaves)
     ]
 
   @property
@@ -119,7 +119,7 @@ class Writing:
     """Whether the value is replaced outright, so that nothing of it (nor of its tangent) remains."""
     return self.table is None and self.mask is None and not self.fns
 
-  def replaced(
+  def mark_replaced(
     self, shapes: Sequence[tuple], leaves: Sequence[int], devices: int = 0
   ) -> list[jax.Array]:
     """Where the leaves numbered `leaves`, of these shapes, are replaced: booleans."""
@@ -137,15 +137,15 @@ class Writing:
     return any((tag, name) in fn.sown for fn in self.fns)
 
   def _by_function(self, values: Sequence[Any], tree: Any) -> list[Any]:
-    def through(fn):
-      return lambda: checked(fn, values, tree)
+    def run(fn):
+      return lambda: apply_function(fn, values, tree)
 
     if self.table is None:
-      return through(self.fns[0])()
+      return run(self.fns[0])()
     keep = lambda: list(values)  # noqa: E731
-    return jax.lax.switch(self.table, [*(through(fn) for fn in self.fns), keep])
+    return jax.lax.switch(self.table, [*(run(fn) for fn in self.fns), keep])
 
-  def _masked(self, value: Any, planted: Any, mask: Any, devices: int) -> Any:
+  def _mask(self, value: Any, planted: Any, mask: Any, devices: int) -> Any:
     planted = jnp.reshape(planted, planted.shape[devices:]) if devices else planted
     if self.tap:
       return tap(value, planted)
@@ -166,7 +166,7 @@ def tap(value: jax.Array, delta: jax.Array) -> jax.Array:
 tap.defvjp(lambda value, delta: (value, None), lambda _, ct: (ct, ct))
 
 
-def checked(fn: Callable, values: Sequence[Any], tree: Any) -> list[Any]:
+def apply_function(fn: Callable, values: Sequence[Any], tree: Any) -> list[Any]:
   """Applies a user's function to a site's value and insists on structure, shape and dtype."""
   out, structure = jax.tree.flatten(fn(tree.unflatten(values)))
   if structure != tree:
@@ -175,21 +175,21 @@ def checked(fn: Callable, values: Sequence[Any], tree: Any) -> list[Any]:
       cause='a function without a return statement returns None',
       hint='return a value of the same structure as the one received',
     )
-  return [fitted(o, v, 'the function planted at a site returned') for o, v in zip(out, values)]
+  return [fit_array(o, v, 'the function planted at a site returned') for o, v in zip(out, values)]
 
 
-def _kind(dtype: Any) -> int:
+def _kind_rank(dtype: Any) -> int:
   """Scalars adapt to dtypes of their own kind or a wider one: bool, integer, real, complex."""
   kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
   return next((i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind)), -1)
 
 
-def fitted(new: Any, old: Any, what: str) -> jax.Array:
+def fit_array(new: Any, old: Any, what: str) -> jax.Array:
   """`new` as an array of exactly the shape and dtype of `old` (weakly typed scalars adapt)."""
   shape, dtype = jnp.shape(old), jnp.result_type(old)
   try:
     got = jax.typeof(new)
-    if got.dtype != dtype and not (got.weak_type and _kind(got.dtype) <= _kind(dtype)):
+    if got.dtype != dtype and not (got.weak_type and _kind_rank(got.dtype) <= _kind_rank(dtype)):
       raise HarvestError(
         f'{what} dtype {got.dtype.name}, the site has {dtype.name}',
         cause='a silent cast would change the computation that follows',

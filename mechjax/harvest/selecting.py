@@ -19,18 +19,18 @@ from mechjax.harvest import absence
 from mechjax.programs.program import Program, Sown, expand_all
 
 
-def live(program: Program, tag: Hashable) -> list[Sown]:
+def find_live(program: Program, tag: Hashable) -> list[Sown]:
   """The sows of `tag` that a read can meet."""
   return [s for s in program.sown if s.tag == tag and not s.backward]
 
 
 def select(request: Any, program: Program, tag: Hashable) -> list[sites.Site]:
   """The sites of a program that patterns select, in the order of the forward pass."""
-  there, skipped = expand_all(live(program, tag)), absence.skipped(program)
+  there, skipped = expand_all(find_live(program, tag)), absence.find_skipped(program)
   try:
     return sites.select(request, [s for s in there if s not in skipped] if skipped else there)
   except SiteError as e:
-    if explained := absence.explained(request, program):
+    if explained := absence.explain(request, program):
       raise explained from e
     lost = [n for t, n in program.dropped if t == tag]
     if not lost:

@@ -34,19 +34,19 @@ from mechjax.errors import HarvestError
 from mechjax.harvest import reads
 from mechjax.harvest.api import run
 from mechjax.harvest.plans import HarvestPlan
-from mechjax.harvest.requests import fitted
-from mechjax.harvest.selecting import live, select
+from mechjax.harvest.requests import fit_array
+from mechjax.harvest.selecting import find_live, select
 from mechjax.programs.cells import Frame, Keyed, Plan
 from mechjax.programs.interpreter import Interpreter
 from mechjax.programs.line import Line, Op, Origin, Ref, evaluate, read
-from mechjax.programs.places import TOP, Key, Loop, Place
-from mechjax.programs.primitives import CALLS, Kind, body_of, kind_of
-from mechjax.programs.program import Kept, Program, Sown, struct_of
+from mechjax.programs.places import TOP, Key, Place, ScanLoop
+from mechjax.programs.primitives import CALLS, PrimitiveKind, body_of, kind_of
+from mechjax.programs.program import Program, ProgramCache, Sown, struct_of
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG, sow, sow_p
 
 _CAPTURED = 'mechjax captured'
-_PLANS: Kept[tuple] = Kept()
+_PLANS: ProgramCache[tuple] = ProgramCache()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class _Layout(Line):
   def open(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
     if kind_of(eqn) in CALLS:
       return self.inline(body_of(eqn), refs, place)
-    if kind_of(eqn) is not Kind.SCAN:
+    if kind_of(eqn) is not PrimitiveKind.SCAN:
       raise HarvestError(
         f'a sub-program cannot be cut out of the primitive {eqn.primitive.name!r}',
         where=siu.summarize(eqn.source_info),
@@ -211,11 +211,11 @@ def _capture(program: Program, cuts: Sequence[_Cut]) -> tuple[Program, list, dic
   names = {v: f'captured_{n}' for n, v in enumerate(variables)}
   plan = _CapturePlan(frozenset(k.key.name for c in cuts for k in c.ins))
 
-  def interpreted(values):
+  def interpret(values):
     return _Capturer(program, plan, names).run(values, Keyed())[0]
 
   with compat.staging_gate():
-    closed = jax.make_jaxpr(interpreted)([struct_of(v.aval) for v in program.jaxpr.invars])
+    closed = jax.make_jaxpr(interpret)([struct_of(v.aval) for v in program.jaxpr.invars])
   made = Program(closed, program.out_tree, False, [])
   return made, list(compat.consts(closed)), names
 
@@ -243,7 +243,7 @@ class Subgraph:
     cuts, n_layers, stacked = self._parts
     if len(values) != len(cuts[0].ins):
       raise HarvestError(f'{len(values)} values for {len(cuts[0].ins)} inputs of a sub-program')
-    values = tuple(self._checked(s, v, n_layers) for s, v in zip(cuts[0].ins, values))
+    values = tuple(self._check(s, v, n_layers) for s, v in zip(cuts[0].ins, values))
     if n_layers is None:
       outs = _evaluate(cuts[0], values, self._captured[0])
     elif stacked:
@@ -257,14 +257,14 @@ class Subgraph:
     return outs[0] if len(outs) == 1 else tuple(outs)
 
   @staticmethod
-  def _checked(sow: _Sow, value: Any, n_layers: int | None) -> Any:
+  def _check(sow: _Sow, value: Any, n_layers: int | None) -> Any:
     leaves, tree = jax.tree.flatten(value)
     lead = () if n_layers is None else (n_layers,)
     if tree != sow.tree:
       raise HarvestError(f'a value of structure {tree} for {sow.key}, which has {sow.tree}')
     old = [jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype) for a in sow.avals]
     what = f'the value for {sow.key} has'
-    return jax.tree.unflatten(tree, [fitted(x, o, what) for x, o in zip(leaves, old)])
+    return jax.tree.unflatten(tree, [fit_array(x, o, what) for x, o in zip(leaves, old)])
 
   def tree_flatten(self) -> tuple:
     return (self._captured,), self._parts
@@ -296,22 +296,22 @@ def subgraph(
 
   def at(*args: Any, **kwargs: Any) -> Subgraph:
     program, values = staged(args, kwargs)
-    key = (tuple(_plain(inputs)), tuple(_plain(outputs)), tag)
+    key = (tuple(_patterns(inputs)), tuple(_patterns(outputs)), tag)
     known = _PLANS.of(program).get(key)
     if known is None:
-      known = _PLANS.of(program)[key] = _plan(program, inputs, outputs, tag)
+      known = _PLANS.of(program)[key] = _make_plan(program, inputs, outputs, tag)
     cuts, n_layers, stacked, capturing, requests = known
-    captured = _captured(capturing, cuts, requests, values)
+    captured = _capture_values(capturing, cuts, requests, values)
     return Subgraph((cuts, n_layers, stacked), captured)
 
   return at
 
 
-def _plain(patterns: Any) -> Iterator[str]:
+def _patterns(patterns: Any) -> Iterator[str]:
   yield from sites_lib.as_patterns(patterns)
 
 
-def _plan(program: Program, inputs: Any, outputs: Any, tag: Hashable) -> tuple:
+def _make_plan(program: Program, inputs: Any, outputs: Any, tag: Hashable) -> tuple:
   ins, outs = (select(p, program, tag) for p in (inputs, outputs))
   paths = sorted({s.path for s in ins})
   for name in {s.name for s in [*ins, *outs]}:
@@ -321,7 +321,7 @@ def _plan(program: Program, inputs: Any, outputs: Any, tag: Hashable) -> tuple:
         f'{name} is asked for at {len(mine)} layers, {ins[0].name} at {len(paths)}',
         hint='ask for inputs and outputs at the same layers',
       )
-  sown = {site: s for s in live(program, tag) for site in s.all_sites}
+  sown = {site: s for s in find_live(program, tag) for site in s.all_sites}
   layout = _Layout(program, *(frozenset(sown[s].key for s in ends) for ends in (ins, outs)))
   many = len(paths) > 1
   groups = [[s for s in ins if s.path == p] for p in paths] if many else [ins]
@@ -329,7 +329,7 @@ def _plan(program: Program, inputs: Any, outputs: Any, tag: Hashable) -> tuple:
   pairs = [
     (tuple(sown[s].key for s in a), tuple(sown[s].key for s in b)) for a, b in zip(groups, ends)
   ]
-  _same_iteration(sown, ins, outs, many)
+  _check_same_iteration(sown, ins, outs, many)
   cuts = {pair: _cut(layout, *pair) for pair in pairs}
   stacked = len(cuts) == 1
   used = tuple(cuts.values()) if stacked else tuple(cuts[pair] for pair in pairs)
@@ -337,7 +337,7 @@ def _plan(program: Program, inputs: Any, outputs: Any, tag: Hashable) -> tuple:
   return used, len(paths) if many else None, stacked, capturing, paths
 
 
-def _same_iteration(sown: dict, ins: list, outs: list, many: bool) -> None:
+def _check_same_iteration(sown: dict, ins: list, outs: list, many: bool) -> None:
   scanned = {_iteration(s, sown[s]) for s in [*ins, *outs] if sown[s].lengths}
   if scanned and not many and len(scanned) > 1:
     raise HarvestError(
@@ -349,16 +349,16 @@ def _same_iteration(sown: dict, ins: list, outs: list, many: bool) -> None:
 
 def _iteration(site: sites_lib.Site, sown: Sown) -> tuple[int, ...]:
   """The iterations of the scans around a site."""
-  around = [p for p in sown.path if isinstance(p, int | Loop)]
-  return tuple(n for n, p in zip(site.path, around) if isinstance(p, Loop))
+  around = [p for p in sown.path if isinstance(p, int | ScanLoop)]
+  return tuple(n for n, p in zip(site.path, around) if isinstance(p, ScanLoop))
 
 
-def _captured(
+def _capture_values(
   capturing: tuple[Program, list, dict], cuts: Sequence[_Cut], paths: list, values: list
 ) -> list:
   """The captured values at these arguments: for each cut, one array per captured value."""
   program, held, names = capturing
-  wanted = [[_site_of(v, names, p) for v in c.origins] for c, p in _with_paths(cuts, paths)]
+  wanted = [[_site_of(v, names, p) for v in c.origins] for c, p in _pair_with_paths(cuts, paths)]
   sites = list(dict.fromkeys(s for row in wanted for group in row for s in group))
   if not sites:
     return [[] for _ in cuts]
@@ -371,7 +371,7 @@ def _captured(
   ]
 
 
-def _with_paths(cuts: Sequence[_Cut], paths: list) -> Iterator[tuple[_Cut, list]]:
+def _pair_with_paths(cuts: Sequence[_Cut], paths: list) -> Iterator[tuple[_Cut, list]]:
   if len(cuts) == 1:
     yield cuts[0], paths
   else:

@@ -19,7 +19,7 @@ from jax.extend import core as jex_core
 
 from mechjax import compat
 
-SHORTEST = 8  # equations; a call costs about as much to bind as this many
+MIN_LENGTH = 8  # equations; a call costs about as much to bind as this many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ def schedule(jaxpr: Any, concerned: Sequence[bool]) -> list[Any]:
   last = _last_uses(jaxpr)
   items: list[Any] = []
   for run in runs:
-    if len(run) < SHORTEST:
+    if len(run) < MIN_LENGTH:
       items += [jaxpr.eqns[i] for i in run]
     else:
       items.append(_bundle(jaxpr, run, last))

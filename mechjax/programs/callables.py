@@ -53,7 +53,7 @@ def is_pytree(f: Any) -> bool:
   return not jax.tree_util.all_leaves([f])
 
 
-def refuse_model(f: Any, error: type[MechjaxError], example: str) -> None:
+def check_function(f: Any, error: type[MechjaxError], example: str) -> None:
   """Raises `error` for a model, whose parameters are inside, in place of its function of (params, inputs)."""
   if callable(f) and not hasattr(f, 'apply'):
     return
@@ -64,7 +64,7 @@ def refuse_model(f: Any, error: type[MechjaxError], example: str) -> None:
   )
 
 
-def bound(f: Any) -> Bound:
+def flatten(f: Any) -> Bound:
   """`f` as it is now, flattened."""
   leaves, structure = jax.tree.flatten(f)
   return Bound(leaves, structure, f)

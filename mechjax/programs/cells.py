@@ -91,7 +91,7 @@ class Cell:
   lead: int = 0
   """How many leading axes scans have added."""
 
-  def under_axis(self) -> Cell:
+  def add_axis(self) -> Cell:
     """The cell with one more leading axis (its arrays are not touched)."""
     return dataclasses.replace(self, lead=self.lead + 1)
 
@@ -217,10 +217,10 @@ class Evaluator(Protocol):
 def merge(cells: Keyed, key: Key, new: Cell) -> None:
   """Adds a cell where the name may have been sown before in the same place."""
   old = cells.get(key)
-  cells[key] = new if old is None else _merged(key, old, new)
+  cells[key] = new if old is None else _combine(key, old, new)
 
 
-def _merged(key: Key, old: Cell, new: Cell) -> Cell:
+def _combine(key: Key, old: Cell, new: Cell) -> Cell:
   branches = in_other_branch(old.exclusive, new.exclusive)
   if not branches and {old.mode, new.mode} - {'clobber', 'cond_clobber'}:
     raise HarvestError(
@@ -230,14 +230,14 @@ def _merged(key: Key, old: Cell, new: Cell) -> Cell:
     )
   if not new.n_preds:
     return new
-  pairs = [_leveled(key, n, o) for n, o in zip(new.arrays[:-1], old.arrays)]
+  pairs = [_broadcast_alike(key, n, o) for n, o in zip(new.arrays[:-1], old.arrays)]
   leaves = [where(new.pred, n, o) for n, o in pairs]
   if old.n_preds:
     return Cell([*leaves, new.pred | old.pred], 1, new.mode, new.exclusive)
   return Cell(leaves, 0, new.mode, new.exclusive)
 
 
-def _leveled(key: Key, new: Any, old: Any) -> tuple[Any, Any]:
+def _broadcast_alike(key: Key, new: Any, old: Any) -> tuple[Any, Any]:
   """Two values of one name; the one that a vmap has left alone is repeated for every lane."""
   a, b = jnp.shape(new), jnp.shape(old)
   full = max(a, b, key=len)

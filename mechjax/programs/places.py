@@ -3,7 +3,7 @@
 A place is the `nest` scopes around it and a path: what lies around it, outermost first. In a path stand
 
   an int      a layer that is written out (`sites.layer`), or an iteration that is known
-  `Loop`      a scan, whose iterations are layers (the interpreter puts its `Iteration` there)
+  `ScanLoop`      a scan, whose iterations are layers (the interpreter puts its `Iteration` there)
   `ROUND`     a while loop, whose rounds are no layers
   `Devices`   a shard_map
 
@@ -20,7 +20,7 @@ from mechjax import sites
 
 
 @dataclasses.dataclass(frozen=True)
-class Loop:
+class ScanLoop:
   """A scan around a sow, of `length` iterations, which are layers."""
 
   length: int

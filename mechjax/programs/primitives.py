@@ -23,10 +23,10 @@ from typing import Any
 from jax.extend import core as jex_core
 
 from mechjax import compat
-from mechjax.programs.places import ROUND, Devices, Loop
+from mechjax.programs.places import ROUND, Devices, ScanLoop
 
 
-class Kind(enum.Enum):
+class PrimitiveKind(enum.Enum):
   """How a primitive treats the programs that it holds."""
 
   CALL = enum.auto()
@@ -39,28 +39,28 @@ class Kind(enum.Enum):
   SHARD_MAP = enum.auto()
 
 
-TABLE: dict[str, Kind] = {
-  'jit': Kind.CALL,
-  'call': Kind.CALL,
-  'closed_call': Kind.CALL,
-  'eval_jaxpr': Kind.CALL,  # from JAX 0.12, in place of the two above
-  'remat2': Kind.CHECKPOINT,
-  'custom_jvp_call': Kind.CUSTOM_JVP,
-  'custom_vjp_call': Kind.CUSTOM_VJP,
-  'scan': Kind.SCAN,
-  'while': Kind.WHILE,
-  'cond': Kind.COND,
-  compat.SHARD_MAP: Kind.SHARD_MAP,
+TABLE: dict[str, PrimitiveKind] = {
+  'jit': PrimitiveKind.CALL,
+  'call': PrimitiveKind.CALL,
+  'closed_call': PrimitiveKind.CALL,
+  'eval_jaxpr': PrimitiveKind.CALL,  # from JAX 0.12, in place of the two above
+  'remat2': PrimitiveKind.CHECKPOINT,
+  'custom_jvp_call': PrimitiveKind.CUSTOM_JVP,
+  'custom_vjp_call': PrimitiveKind.CUSTOM_VJP,
+  'scan': PrimitiveKind.SCAN,
+  'while': PrimitiveKind.WHILE,
+  'cond': PrimitiveKind.COND,
+  compat.SHARD_MAP: PrimitiveKind.SHARD_MAP,
 }
 
-CUSTOM = frozenset({Kind.CUSTOM_JVP, Kind.CUSTOM_VJP})
+CUSTOM = frozenset({PrimitiveKind.CUSTOM_JVP, PrimitiveKind.CUSTOM_VJP})
 """Functions with a derivative rule of their own."""
 
-CALLS = CUSTOM | {Kind.CALL, Kind.CHECKPOINT}
+CALLS = CUSTOM | {PrimitiveKind.CALL, PrimitiveKind.CHECKPOINT}
 """Kinds with one body, which runs once, takes all the operands and gives all the results."""
 
 
-def kind_of(eqn: Any) -> Kind | None:
+def kind_of(eqn: Any) -> PrimitiveKind | None:
   """The kind of an equation; None if its primitive is not in the table."""
   return TABLE.get(eqn.primitive.name)
 
@@ -84,7 +84,7 @@ class Body:
     jaxpr: the program; its constants may be missing.
     ins: which operands of the equation are its inputs, in order; None where that is not known.
     returns: whether its results are those of the equation, one by one.
-    mark: what it adds to the path of a sow inside: a `Loop`, `ROUND`, `Devices` or nothing.
+    mark: what it adds to the path of a sow inside: a `ScanLoop`, `ROUND`, `Devices` or nothing.
     carry: (first, number) of the inputs that are its own first results in the next iteration.
   """
 
@@ -99,19 +99,19 @@ def bodies(eqn: Any) -> list[Body]:
   """The programs that an equation holds, in the order in which they run."""
   kind, p = kind_of(eqn), eqn.params
   everything = tuple(range(len(eqn.invars)))
-  if kind is Kind.SCAN:
-    return [Body(p['jaxpr'], everything, True, (Loop(p['length']),), compat.scan_split(p))]
-  if kind is Kind.WHILE:
+  if kind is PrimitiveKind.SCAN:
+    return [Body(p['jaxpr'], everything, True, (ScanLoop(p['length']),), compat.scan_split(p))]
+  if kind is PrimitiveKind.WHILE:
     test, body, carry = split_while(p, everything)
     return [
       Body(p['cond_jaxpr'], (*test, *carry), False, (ROUND,)),
       Body(p['body_jaxpr'], (*body, *carry), True, (ROUND,), (len(body), len(carry))),
     ]
-  mark = (devices_of(p),) if kind is Kind.SHARD_MAP else ()
-  return [aligned(eqn, sub, mark) for sub in sub_jaxprs(eqn)]
+  mark = (devices_of(p),) if kind is PrimitiveKind.SHARD_MAP else ()
+  return [align(eqn, sub, mark) for sub in sub_jaxprs(eqn)]
 
 
-def aligned(eqn: Any, jaxpr: Any, mark: tuple = ()) -> Body:
+def align(eqn: Any, jaxpr: Any, mark: tuple = ()) -> Body:
   """A body whose operands come last, behind what chooses a branch, if their numbers agree."""
   n_in, n_out = len(compat.raw(jaxpr).invars), len(compat.raw(jaxpr).outvars)
   first = len(eqn.invars) - n_in

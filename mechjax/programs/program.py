@@ -19,8 +19,16 @@ import numpy as np
 
 from mechjax import compat, sites
 from mechjax.errors import HarvestError
-from mechjax.programs.places import TOP, Devices, Key, Loop, Place, name_and_path
-from mechjax.programs.primitives import Body, Kind, aligned, bodies, every_eqn, kind_of, sub_jaxprs
+from mechjax.programs.places import TOP, Devices, Key, Place, ScanLoop, name_and_path
+from mechjax.programs.primitives import (
+  Body,
+  PrimitiveKind,
+  align,
+  bodies,
+  every_eqn,
+  kind_of,
+  sub_jaxprs,
+)
 from mechjax.programs.tag import sow_p, sow_tangent_p
 
 
@@ -32,7 +40,7 @@ class Sown:
     name: the name given to `sow`, without literal layer indices.
     tag: its tag.
     mode: its mode.
-    place: what is around it: static layers (int), `Loop`s, `ROUND`s and `Devices`.
+    place: what is around it: static layers (int), `ScanLoop`s, `ROUND`s and `Devices`.
     avals: abstract values of the leaves.
     tree: structure of the value.
     exclusive: a pair (id, branch) for each vmapped cond around it whose branches were merged.
@@ -68,7 +76,7 @@ class Sown:
   @functools.cached_property
   def lengths(self) -> tuple[int, ...]:
     """Lengths of the scans around it."""
-    return tuple(p.length for p in self.path if isinstance(p, Loop))
+    return tuple(p.length for p in self.path if isinstance(p, ScanLoop))
 
   @functools.cached_property
   def device_sizes(self) -> tuple[int, ...]:
@@ -84,7 +92,7 @@ class Sown:
     """The site of the sow at given iterations of its scans."""
     index = iter(iteration)
     path = [
-      p if isinstance(p, int) else next(index) for p in self.path if isinstance(p, int | Loop)
+      p if isinstance(p, int) else next(index) for p in self.path if isinstance(p, int | ScanLoop)
     ]
     return sites.Site(self.key.full_name, tuple(path))
 
@@ -93,7 +101,7 @@ class Program:
   """A staged function.
 
   Attributes:
-    jaxpr: the open jaxpr. Arrays that the function closes over are its first inputs (`opened`), so that a program
+    jaxpr: the open jaxpr. Arrays that the function closes over are its first inputs (`open_jaxpr`), so that a program
       holds no weights and serves others of the same shapes.
     n_captured: how many they are.
     out_tree: structure of the result.
@@ -104,7 +112,7 @@ class Program:
   """
 
   def __init__(self, closed: Any, out_tree: Any, differentiating: bool, recorded: list):
-    self.jaxpr, captured = opened(closed)
+    self.jaxpr, captured = open_jaxpr(closed)
     self.n_captured = len(captured)
     self.out_tree = out_tree
     self.differentiating = differentiating
@@ -113,12 +121,12 @@ class Program:
     self._rules: dict[int, Any] = {}
     self._pin: list[Any] = []
     self.sown = list(self.walk(self.jaxpr))
-    self.moved = frozenset(self._moved())
+    self.moved = frozenset(self._find_moved())
     present = {(s.tag, s.name) for s in self.sown}
     self.dropped = [
       (t, n) for t, n in dict.fromkeys(recorded) if (t, name_and_path(n, ())[0]) not in present
     ]
-    self.kept: dict[Kept, dict] = {}
+    self.caches: dict[ProgramCache, dict] = {}
 
   def pin(self, *objects: Any) -> None:
     """Keeps objects alive as long as the program, because they are known here by their addresses."""
@@ -156,7 +164,7 @@ class Program:
     None where no rule will run. A rule that calls its own function, as those of `jax.nn` do, is not differentiated
     in its turn.
     """
-    if not self.differentiating or kind_of(eqn) is not Kind.CUSTOM_JVP:
+    if not self.differentiating or kind_of(eqn) is not PrimitiveKind.CUSTOM_JVP:
       return None
     if id(eqn) not in self._rules:
       _, jvp = compat.call_subfuns(eqn)
@@ -170,11 +178,11 @@ class Program:
 
   def walk(self, jaxpr: Any) -> Iterator[Sown]:
     """Every sow in `jaxpr`, in program order."""
-    for eqn, place, backward in self._tagged(jaxpr, TOP, False):
+    for eqn, place, backward in self._walk_tags(jaxpr, TOP, False):
       if eqn.primitive is sow_p:
-        yield _sown(eqn, place, backward)
+        yield _describe_sow(eqn, place, backward)
 
-  def refuse_moved(self, tag: Hashable, name: str, source: str | None = None) -> None:
+  def check_not_moved(self, tag: Hashable, name: str, source: str | None = None) -> None:
     """Raises where what is put in at `name` (with its scopes) would not reach its derivative (see `moved`)."""
     if (tag, name) in self.moved:
       raise HarvestError(
@@ -184,15 +192,15 @@ class Program:
         hint='put the derivative outside: jax.grad(plant(f)) instead of plant(jax.grad(f))',
       )
 
-  def _moved(self) -> Iterator[tuple]:
+  def _find_moved(self) -> Iterator[tuple]:
     forward = {(s.tag, s.key) for s in self.sown if not s.backward}
-    for eqn, place, backward in self._tagged(self.jaxpr, TOP, False):
+    for eqn, place, backward in self._walk_tags(self.jaxpr, TOP, False):
       tag, key = eqn.params['tag'], place.key(eqn.params['name'])
       derived = backward or eqn.primitive is sow_tangent_p
       if derived and (tag, key) not in forward:
         yield tag, key.full_name
 
-  def _tagged(self, jaxpr: Any, place: Place, backward: bool) -> Iterator[tuple]:
+  def _walk_tags(self, jaxpr: Any, place: Place, backward: bool) -> Iterator[tuple]:
     """Every sow and every tangent of one: (equation, place, whether in a backward pass)."""
     for eqn in compat.raw(jaxpr).eqns:
       if not self.tags_of(eqn):
@@ -204,29 +212,30 @@ class Program:
         # Sows in the test of a while are listed, and refused where they are wanted.
         for body in self.bodies(eqn):
           again = backward or compat.is_recomputed(eqn)
-          yield from self._tagged(body.jaxpr, here.within(*body.mark), again)
+          yield from self._walk_tags(body.jaxpr, here.within(*body.mark), again)
 
   def bodies(self, eqn: Any) -> list[Body]:
     """The programs that an equation holds, the jvp rule that will run in place of one included."""
     found, rule = bodies(eqn), self.jvp_rule(eqn)
-    return found if rule is None else [*found, aligned(eqn, rule)]
+    return found if rule is None else [*found, align(eqn, rule)]
 
 
 T = TypeVar('T')
 
 
-class Kept(Generic[T]):
+class ProgramCache(Generic[T]):
   """One kind of thing that is worked out for a program and lives as long as it does.
 
-  `_DEAD: Kept[frozenset] = Kept()` is declared where the thing is made; `_DEAD.of(program)` holds it by whatever key.
+  `_DEAD: ProgramCache[frozenset] = ProgramCache()` is declared where the thing is made; `_DEAD.of(program)`
+  holds it by any key.
   """
 
   def of(self, program: Program) -> dict[Any, T]:
     """The things of this kind that are known of a program."""
-    return program.kept.setdefault(self, {})
+    return program.caches.setdefault(self, {})
 
 
-def opened(closed: Any) -> tuple[Any, list[Any]]:
+def open_jaxpr(closed: Any) -> tuple[Any, list[Any]]:
   """A program whose constants have become its first inputs, and the values of these."""
   jaxpr, consts = compat.raw(closed), list(compat.consts(closed))
   if not consts:
@@ -235,7 +244,7 @@ def opened(closed: Any) -> tuple[Any, list[Any]]:
   return compat.raw(compat.make_closed(jaxpr, inputs, jaxpr.outvars, jaxpr.eqns)), consts
 
 
-def _sown(eqn: Any, place: Place, backward: bool) -> Sown:
+def _describe_sow(eqn: Any, place: Place, backward: bool) -> Sown:
   p = eqn.params
   n = len(eqn.invars) - p['n_preds']
   name, path = name_and_path(p['name'], place.path)

@@ -29,7 +29,7 @@ _lock = threading.RLock()
 _known: dict[int, weakref.WeakSet[Program]] = {}
 
 
-def shared(program: Program) -> Program:
+def share(program: Program) -> Program:
   """A living program with the structure of `program`, or `program` itself.
 
   Inside somebody else's trace nothing is compiled here, and to look for one would cost more than it saves.
@@ -37,10 +37,10 @@ def shared(program: Program) -> Program:
   if compat.staging_trace() is not None:
     return program
   with _lock:
-    return _shared(program)
+    return _share(program)
 
 
-def _shared(program: Program) -> Program:
+def _share(program: Program) -> Program:
   outline = _outline(program)
   alike = _known.setdefault(hash(outline), weakref.WeakSet())
   for other in alike:

@@ -29,8 +29,8 @@ from mechjax.errors import HarvestError
 from mechjax.programs import callables
 from mechjax.programs.batching import BATCHING_RULES
 from mechjax.programs.program import Program
-from mechjax.programs.sharing import shared
-from mechjax.programs.tag import recording
+from mechjax.programs.sharing import share
+from mechjax.programs.tag import record_sows
 from mechjax.watching import Watch, alike
 
 LARGE = 64 * 2**20
@@ -72,7 +72,12 @@ def stage(f: Callable, dynamic: list[Any], static: tuple, structure: Any) -> tup
 
   try:
     rolled = jax.disable_jit(False)  # under disable_jit a scan would be staged as a Python loop
-    with rolled, compat.staging_gate(), compat.batching_rules(BATCHING_RULES), recording() as sown:
+    with (
+      rolled,
+      compat.staging_gate(),
+      compat.batching_rules(BATCHING_RULES),
+      record_sows() as sown,
+    ):
       closed, shape = jax.make_jaxpr(flat, return_shape=True)(*dynamic)
   except Exception as error:
     if type(error).__name__ == 'TraceContextError':  # flax.nnx's, which need not be installed
@@ -132,7 +137,7 @@ class Stager:
     dynamic, static, structure = split_static((args, kwargs))
     for x in dynamic:
       if isinstance(x, np.ndarray | np.generic):
-        _refuse_cut(x)
+        _check_fits(x)
     key = self._key(dynamic, static, structure)
     if self._watch is not None and self._watch.changed():
       self._watch = None
@@ -154,7 +159,7 @@ class Stager:
   ) -> _Staged:
     program, captured = stage(self.f, dynamic, static, structure)
     traced = any(map(_is_tracer, captured))
-    program = shared(program)
+    program = share(program)
     statics = Watch(*classes, *(x for x in static if x is not _DATA), *_auxiliary(structure))
     known = _Staged(program, captured, static, statics)
     if key is None or traced or statics.traced:
@@ -196,7 +201,7 @@ def _warn_of_constants(inputs: list[Any]) -> None:
     )
 
 
-def _refuse_cut(x: np.ndarray | np.generic) -> None:
+def _check_fits(x: np.ndarray | np.generic) -> None:
   """Refuses integers of 64 bits that JAX, which has 32 unless it is told, would wrap around silently."""
   if x.dtype.kind not in 'iu' or x.dtype.itemsize < 8 or not x.size:
     return
@@ -252,12 +257,12 @@ def stager(f: Callable) -> Callable[[tuple, dict], tuple[Program, list[Any]]]:
     own = _of_classes.setdefault(type(f), Stager(callables.call))
     check = getattr(f, 'check_arguments', None)
 
-    def staged(args: tuple, kwargs: dict) -> tuple[Program, list[Any]]:
+    def stage_module(args: tuple, kwargs: dict) -> tuple[Program, list[Any]]:
       if check is not None:
         check(*args, **kwargs)
-      return own((callables.bound(f), *args), kwargs)
+      return own((callables.flatten(f), *args), kwargs)
 
-    return staged
+    return stage_module
   kept = getattr(f, '__mechjax_stager__', None)
   if isinstance(kept, Stager) and kept.f is f:
     return kept

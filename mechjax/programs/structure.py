@@ -22,7 +22,7 @@ from jax.extend import core as jex_core
 from mechjax import compat
 from mechjax.programs.line import bind
 from mechjax.programs.primitives import CUSTOM, kind_of, sub_jaxprs
-from mechjax.programs.program import Kept, struct_of
+from mechjax.programs.program import ProgramCache, struct_of
 
 SMALL = 1024
 """Elements up to which two arrays are compared by value."""
@@ -40,7 +40,7 @@ def segment_key(segment: Any, rules: bool = False) -> Any:
   return _Hashed((rows, tuple(order[o] for o in segment.outs), len(segment.ins)))
 
 
-_KEY: Kept[Any] = Kept()
+_KEY: ProgramCache[Any] = ProgramCache()
 
 
 def program_key(program: Any) -> Any:

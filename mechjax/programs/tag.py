@@ -42,7 +42,7 @@ _staging = threading.local()
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[list[tuple[Hashable, str]]]:
+def record_sows() -> Iterator[list[tuple[Hashable, str]]]:
   """Collects the (tag, name) of every sow that is staged, so that one that JAX drops as dead code can be reported."""
   before, _staging.names = getattr(_staging, 'names', None), []
   try:
@@ -124,11 +124,11 @@ def nest(f: Callable, *, scope: str) -> Callable:
   """Gives the sows of `f` a scope: what `f` sows as 'x' is reaped as {scope: {'x': ...}}."""
 
   @functools.wraps(f)
-  def nested(*args, **kwargs):
+  def in_scope(*args, **kwargs):
     with jax.named_scope(f'nest:{scope}'):
       return f(*args, **kwargs)
 
-  return nested
+  return in_scope
 
 
 def _bind(value, pred, *, tag, name, mode):
@@ -209,7 +209,7 @@ def _tangent_jvp(primals, tangents, *, leaves, **params):
   return bind(*primals), bind(*ts, *primals[n:])
 
 
-def _at_front(operands, dims):
+def _move_to_front(operands, dims):
   size = next(x.shape[d] for x, d in zip(operands, dims) if d is not None)
   return [batching.bdim_at_front(x, d, size) for x, d in zip(operands, dims)]
 
@@ -221,16 +221,16 @@ def _put_back(out, dims):
 
 
 def _batch(operands, dims, **params):
-  return _put_back(sow_p.bind(*_at_front(operands, dims), **params), dims)
+  return _put_back(sow_p.bind(*_move_to_front(operands, dims), **params), dims)
 
 
 def _tangent_batch(operands, dims, *, leaves, extra, **params):
   n = len(leaves)
   extra = tuple(e + 1 for e in extra)
   if any(d is not None for d in dims[n:]):
-    operands = _at_front(operands, dims)
+    operands = _move_to_front(operands, dims)
   else:
-    operands, extra = [*_at_front(operands[:n], dims[:n]), *operands[n:]], (0, *extra)
+    operands, extra = [*_move_to_front(operands[:n], dims[:n]), *operands[n:]], (0, *extra)
   return _put_back(sow_tangent_p.bind(*operands, leaves=leaves, extra=extra, **params), dims[:n])
 
 

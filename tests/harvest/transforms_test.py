@@ -171,7 +171,7 @@ def test_the_iteration_of_a_loop_is_the_layer(f, steps):
   out, acts = harvest.call_and_reap(f)(X)
   close(out, want)
   close(acts['a'], a)
-  close(harvest.reap(f, sites='a.{1,3}')(X).stacked('a'), a[[1, 3]])
+  close(harvest.reap(f, sites='a.{1,3}')(X).stack('a'), a[[1, 3]])
   edited, a = by_hand(X, steps, lambda i, a: V if i == 2 else a)
   out, acts = harvest.harvest(f, sites='a.3')({'a.2': V}, X)
   close(out, edited)
