@@ -1,13 +1,13 @@
-"""Remembering which lane a sow belongs to when vmap turns control flow into arithmetic.
+"""Predicates of the lanes that a sow belongs to, for when vmap turns control flow into arithmetic.
 
-Under vmap a cond with a batched predicate becomes "run every branch, then select", and a while loop "run
+Under vmap a cond with a batched predicate becomes "run every branch, then select", and a while loop becomes "run
 until all lanes are done, freeze the finished ones". A value sown inside then exists for lanes that never
-took that branch, or were finished long ago, and reading it would be silently wrong. Only the batching
-rule knows the lanes, so while a program is staged the sows inside a cond or a while that is being batched
-are given the predicate under which they run. A read merges by it; lanes that never sowed read zero.
+took that branch, or that finished long ago, and reading it would be silently wrong. Only the batching
+rule knows the lanes. So, while a program is staged, the sows inside a cond or a while that is being batched
+are given the predicate under which they run. A read merges by that predicate; lanes that never sowed read zero.
 
-A call with a derivative rule of its own keeps the rule. The predicate becomes one more operand of the call,
-and the sows that the rule makes, whenever JAX comes to run it, are given the predicate as well.
+A call with its own derivative rule keeps the rule. The predicate becomes one more operand of the call,
+and the sows that the rule makes, whenever JAX runs it, are given the predicate as well.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _UnderPredicate(Plan):
     return out[: len(leaves)], False
 
   def at_tangent(self, frame: Frame, params: dict, leaves: list, preds: list) -> list:
-    lanes = self.pred  # batched wherever the sow is, which has it as an operand
+    lanes = self.pred  # batched wherever the sow is, because it is an operand of the sow
     return sow_tangent_p.bind(*leaves, *self._join_predicates(preds), lanes, **self._mark(params))
 
   def _join_predicates(self, preds: list) -> list:
@@ -94,7 +94,7 @@ def _as_function(eqn: Any) -> Callable:
 
 
 def _call_under(pred: Any, exclusive: Any, f: Callable, *args: Any) -> Any:
-  """`f(*args)`, with its sows under a predicate."""
+  """Computes `f(*args)` with its sows under a predicate."""
   closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
   program = Program(closed, jax.tree.structure(shape), False, [])
   values = [*compat.consts(closed), *jax.tree.leaves(args)]
@@ -103,7 +103,7 @@ def _call_under(pred: Any, exclusive: Any, f: Callable, *args: Any) -> Any:
 
 
 def _add_predicate(jaxpr: Any, pred_of: Callable, n_extra: int, extra: list, exclusive: Any) -> Any:
-  """A jaxpr that takes `n_extra` more operands first, from which `pred_of` makes the predicate of its sows."""
+  """Prepends `n_extra` operands to a jaxpr; `pred_of` makes the predicate of its sows from them."""
 
   def body(*xs):
     plan = _UnderPredicate(pred_of(xs), exclusive)
@@ -131,7 +131,7 @@ def _cond(rule: Callable) -> Callable:
       _add_predicate(b, lambda xs, i=i: xs[0] == i, 1, [index], ((group, i),))
       for i, b in enumerate(branches)
     )
-    # The index goes in twice: to choose the branch, and as an operand that the predicates are made of.
+    # The index is passed twice: to choose the branch, and as an operand that the predicates are computed from.
     return rule(axis_data, [args[0], *args], [dims[0], *dims], branches=marked, **params)
 
   return batch

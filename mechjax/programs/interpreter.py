@@ -1,14 +1,14 @@
 """The one interpreter of tagged programs.
 
-Every way of looking at a model evaluates its staged jaxpr again, equation by equation, and differs only
-in what it does at a sow. That difference is a `Plan`; everything else is here and in `rules`:
+Every way to inspect a model evaluates its staged jaxpr again, equation by equation. The ways differ only
+in their action at a sow. That action is a `Plan`; everything else is here and in `rules`:
 
-  - an equation with nothing of interest inside is bound again untouched, with its source line, named
-    scopes and context, so that what is compiled is what upstream wrote;
-  - a sow is handed to the plan, which may change the value and may keep it in a `Cell`;
-  - a primitive that holds other programs has a rule (see `rules`) that evaluates them again and brings the
-    cells out: stacked, last, or in the slots that were asked for;
-  - a primitive that holds a wanted sow and has no rule is an error that names both. Nothing is dropped.
+  - An equation with nothing of interest inside is bound again unchanged, with its source line, named
+    scopes and context, so that the compiled code is the one that upstream wrote.
+  - A sow is passed to the plan, which may change the value and may keep it in a `Cell`.
+  - A primitive that holds other programs has a rule (see `rules`) that evaluates them again and returns
+    their cells: stacked, last, or in the requested slots.
+  - A primitive that holds a wanted sow and has no rule is an error that names both. Nothing is dropped.
 
 Because cells are returned, not written into Python state, the interpreter composes with every JAX
 transformation applied around it.
@@ -70,7 +70,7 @@ class Interpreter:
     return [v.val if isinstance(v, jex_core.Literal) else env[v] for v in jaxpr.outvars], cells
 
   def _schedule(self, jaxpr: Any, frame: Frame) -> Sequence[Any]:
-    """The equations of `jaxpr`; on the straight line of a program, runs that nobody asks about as bundles."""
+    """Lists the equations of `jaxpr`; on the straight line of a program, runs without a wanted sow are bundles."""
     if frame.depth or not self.bundles or len(jaxpr.eqns) < MIN_LENGTH:
       return jaxpr.eqns
     concerned = [self._is_wanted(eqn, frame) for eqn in jaxpr.eqns]
@@ -88,7 +88,7 @@ class Interpreter:
     return self.plan.wants(frame.of(eqn).key(eqn.params['name']))
 
   def observe(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
-    """Called with every value that is made; for those who look for one that is not sown."""
+    """Receives every computed value; a hook for subclasses that look for values that are not sown."""
 
   def _evaluate_equation(self, eqn: Any, values: list, frame: Frame, cells: Keyed) -> Sequence[Any]:
     if not self.concerns(eqn):
@@ -130,7 +130,7 @@ class Interpreter:
       raise HarvestError(
         f'harvest has no rule for the primitive {eqn.primitive.name!r}, which holds the sow of {names}',
         where=siu.summarize(eqn.source_info),
-        cause='a sow inside a function that JAX hands to a solver or a hidden program',
+        cause='a sow inside a function that JAX passes to a solver or a hidden program',
         hint='move the sow out of that function, or return the value from it and sow the result',
       )
     return RULES[kind]

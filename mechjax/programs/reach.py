@@ -1,18 +1,18 @@
-"""Which sows a program's result depends on.
+"""Sows that the result of a program depends on.
 
-A model that tags a value and then goes on with another one,
+A model that tags a value and then continues with another one,
 
     probs = softmax(scores)
     harvest.sow(probs, name='attn_probs')        # the result is thrown away
 
-can be read there, but a value put in would change nothing, and the gradient would be 0 everywhere: it looks as if
-the place did not matter. So whoever puts something in, or asks for a gradient, asks here first.
+can be read there, but a planted value would change nothing, and the gradient would be 0 everywhere: it looks as if
+the place did not matter. So every transformation that plants a value or takes a gradient checks here first.
 
-How. Backwards through the staged program, from its results: what leads to a value that is needed is needed. In loops
-until nothing new is found. A primitive that is not known needs all that it is given, so that a sow is called
-dead only where it is.
+How. Backwards through the staged program, from its results: an operand of a needed value is needed. In loops this
+is repeated until nothing new is found. An unknown primitive needs all of its operands, so that a sow is only called
+dead if it is.
 
-Sharp edge: what is needed is not always used; a factor of 0 is no dead sow.
+Sharp edge: a needed value is not always used; a sow that is multiplied by 0 does not count as dead.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DEAD: ProgramCache[frozenset] = ProgramCache()
 
 
 def find_dead(program: Program, tag: Hashable, read: frozenset = frozenset()) -> frozenset:
-  """Keys of the sows of `tag` that neither the result of a program nor one of the sows `read` depends on."""
+  """Finds the keys of the sows of `tag` that neither the result of a program nor one of the sows `read` depends on."""
   known = _DEAD.of(program).get((tag, read))
   if known is None:
     walk = _Walk(program, tag, read)
@@ -46,15 +46,15 @@ def find_dead(program: Program, tag: Hashable, read: frozenset = frozenset()) ->
 def check_not_dead(
   program: Program, tag: Hashable, keys: frozenset, what: str, read: frozenset = frozenset()
 ) -> None:
-  """Raises HarvestError where one of the sows `keys` is dead; `what` was to be done there."""
+  """Raises HarvestError if one of the sows `keys` is dead; `what` is the participle of the intended operation."""
   lost = find_dead(program, tag, read) & keys
   for s in program.sown:
     if s.tag == tag and s.key in lost:
       raise HarvestError(
-        f'{s.key} cannot be {what}: nothing that the function returns depends on what was sown',
+        f'{s.key} cannot be {what}: nothing that the function returns depends on the sown value',
         where=s.source,
-        cause='the result of harvest.sow is thrown away, and the function goes on with the old value',
-        hint='x = harvest.sow(x, name=...), and use that x; as it is the site can only be read',
+        cause='the result of harvest.sow is thrown away, and the function continues with the old value',
+        hint='write x = harvest.sow(x, name=...) and use that x; without it the site can only be read',
       )
 
 
@@ -66,7 +66,7 @@ def check_not_dead_at(
   what: str,
   read: frozenset = frozenset(),
 ) -> None:
-  """`check_not_dead` of a site that a run stands at, by its name with scopes and its path."""
+  """Raises like `check_not_dead` for the site of a run, given by its name with scopes and its path."""
   *scope, name = name.split('/')
   at = Place(tuple(scope), tuple(path)).key(name)
   for key in find_dead(program, tag, read):
@@ -79,14 +79,14 @@ def check_not_dead_at(
 
 
 class _Walk:
-  """Gathers the keys of sows that are needed."""
+  """Collector of the keys of needed sows."""
 
   def __init__(self, program: Program, tag: Hashable, read: frozenset):
     self.program, self.tag, self.read = program, tag, read
     self.reaching: set[Key] = set()
 
   def walk(self, jaxpr: Any, used: Sequence[bool], place: Place) -> list[bool]:
-    """Which inputs of a jaxpr are needed for those of its results that are `used`."""
+    """Returns which inputs of a jaxpr are needed for those of its results that are `used`."""
     jaxpr = compat.raw(jaxpr)
     needed = {v for v, u in zip(jaxpr.outvars, used) if u and not _is_literal(v)}
     for eqn in reversed(jaxpr.eqns):
@@ -103,7 +103,7 @@ class _Walk:
     if eqn.primitive is sow_p or eqn.primitive is sow_tangent_p:
       return self._walk_sow(eqn, outs, here)
     kind = kind_of(eqn)
-    if kind is PrimitiveKind.WHILE:  # which of its results the test needs is not followed up
+    if kind is PrimitiveKind.WHILE:  # the results that its condition needs are not traced back
       names = {key.name for key in self.read}
       whole = whole or any(name in names for _, name in self.program.tags_of(eqn))
       outs = [whole] * len(outs)
@@ -117,7 +117,7 @@ class _Walk:
     return ins
 
   def _walk_body(self, body: Body, outs: list[bool], place: Place) -> list[bool]:
-    """Which inputs of a body are needed, in any of its iterations."""
+    """Returns which inputs of a body are needed, in any of its iterations."""
     used = list(outs) if body.returns else [any(outs)] * len(compat.raw(body.jaxpr).outvars)
     first, n = body.carry
     while True:

@@ -1,9 +1,9 @@
-"""Refusing a strict name that is sown twice in one place.
+"""Check that no strict name is sown twice in one place.
 
-A reader of `mlp_out.5` must not have to ask which of two values it is, so a strict name sown twice is an error
-before anything runs, naming both lines. Branches of a cond may each sow it, since one of them runs.
+A reader of `mlp_out.5` must not have to ask which of two values it is. So a strict name that is sown twice is an error
+before anything runs, and the error names both lines. Branches of a cond may each sow it, since only one of them runs.
 
-There are two ways to sow twice: two equations of one key (two tags on one straight line), and two keys that stand for
+There are two ways to sow twice: two equations of one key (two tags on one straight line), and two keys of
 one site (a layer of a scan, and a layer of that number outside it).
 """
 
@@ -27,7 +27,7 @@ _FINE: ProgramCache[set[frozenset]] = ProgramCache()
 
 
 def check_sown_once(program: Program, tag: Hashable, keys: frozenset) -> None:
-  """Raises HarvestError if one of `keys` is sown twice where both sows run, and not with mode='clobber'."""
+  """Raises HarvestError if one of `keys` is sown twice, both sows run, and the mode is not 'clobber'."""
   fine = _FINE.of(program).setdefault(tag, set())
   if keys in fine:
     return
@@ -37,7 +37,7 @@ def check_sown_once(program: Program, tag: Hashable, keys: frozenset) -> None:
 
 
 def _check_one_key_per_site(program: Program, tag: Hashable) -> None:
-  """Raises where two keys stand for one site."""
+  """Raises if two keys have one site."""
   seen: dict[sites.Site, Sown] = {}
   for s in program.sown:
     for site in s.all_sites if s.tag == tag and not s.backward else ():
@@ -50,7 +50,7 @@ def _sown_twice(name: str, one: str, other: str) -> HarvestError:
   return HarvestError(
     f'{name} is sown twice',
     where=f'{one} and {other}',
-    cause='two tags of one name, or a loop over layers that is not numbered',
+    cause='two tags with one name, or a loop over layers without layer numbers',
     hint="rename one of them, wrap the layer's call in `with sites.layer(i):`, or sow with mode='clobber'",
   )
 

@@ -1,18 +1,18 @@
-"""How the interpreter passes through primitives that hold other programs.
+"""Rules by which the interpreter passes through primitives that hold other programs.
 
-A rule evaluates the held program again under the same plan and emits the primitive anew with the cells
-among its outputs. What a cell costs is decided here (measured figures for XLA on CPU):
+A rule evaluates the held program again under the same plan and binds the primitive anew with the cells
+among its outputs. The rules determine the cost of a cell (measured for XLA on CPU):
 
   scan        `AsStack`: one more stacked output. `AsLast`: one more carry. `IntoSlot`: ONE carried buffer of k slots,
               written by `cond` where the slot table says so: no excess memory at any k, and the table is data,
-              so that asking for other layers compiles nothing.
-  while       `AsLast` only: the number of iterations is not known. A loop of none leaves what was sown before.
-  cond        every branch must hold the same sows; the cell of the branch that ran comes out.
-  checkpoint  cells leave the checkpointed region as outputs; the backward recomputation sows again and is
+              so that a request for other layers compiles nothing.
+  while       `AsLast` only: the number of iterations is not known. A loop without iterations leaves the earlier value.
+  cond        Every branch must hold the same sows; the cell of the branch that ran is returned.
+  checkpoint  Cells leave the checkpointed region as outputs; the backward recomputation sows again and is
               planted again, but not reaped again.
-  custom_jvp, custom_vjp   a read leaves the custom rule in force; a changed value makes it void, because it is
+  custom_jvp, custom_vjp   A read leaves the custom rule in force. A changed value makes the rule void, because it is
               the derivative of another function: the changed body is differentiated as written.
-  shard_map   a sow inside is per device: read and planted values carry one leading axis per manual mesh axis.
+  shard_map   A sow inside is per device: read and planted values have one leading axis per manual mesh axis.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from mechjax.programs.primitives import (
 
 
 def _call(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
-  # Inlined: every harvest runs under a jit of its own. User-given shardings are kept as constraints.
+  # Inlined, because every harvest runs under its own jit. Shardings given by the user are kept as constraints.
   p = eqn.params
   values = _constrain(values, p.get('in_shardings', ()))
   out, cells = interp.eval(body_of(eqn), (), values, frame)
@@ -70,7 +70,7 @@ def _constrain(values: list, shardings: Sequence[Any]) -> list:
 
 
 def _unroll(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
-  """A scan written out: every iteration stands at a static layer."""
+  """Writes out a scan: every iteration is at a static layer."""
   p = eqn.params
   consts, carry, xs = split_scan(p, values)
   n_carry = len(carry)
@@ -131,7 +131,7 @@ def _scan(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
 
 
 def _empty_cells(step: Callable, init: list, xs: Any, length: int, frame: Frame) -> Keyed:
-  """Zeros for every cell that is carried through a scan."""
+  """Makes zeros for every cell that is carried through a scan."""
   exits: dict = {}
 
   def first(x):
@@ -139,7 +139,7 @@ def _empty_cells(step: Callable, init: list, xs: Any, length: int, frame: Frame)
       return jnp.zeros(x.shape[1:], x.dtype)
     return jax.lax.dynamic_index_in_dim(x, 0, 0, keepdims=False)
 
-  def probe():  # closes over its operands: as arguments they would lose what varies over which device
+  def probe():  # a closure: as arguments, its operands would lose the mesh axes that they vary over
     _, cells, found = step(init, jax.tree.map(first, xs))
     exits.update(found)
     return cells
@@ -158,12 +158,12 @@ def _empty_cells(step: Callable, init: list, xs: Any, length: int, frame: Frame)
 
 
 def _zeros(cells: Any, frame: Frame) -> Any:
-  """Zeros of these shapes to carry through a loop at `frame`."""
+  """Makes zeros of these shapes to carry through a loop at `frame`."""
   return jax.tree.map(lambda a: compat.zeros_like(a, frame.device_names), cells)
 
 
 def _update_carried(exits: dict, kept: Keyed, cells: Keyed) -> Keyed:
-  """The carried cells after one iteration of a scan (see `Plan.leave_scan`)."""
+  """Returns the carried cells after one iteration of a scan (see `Plan.leave_scan`)."""
   new = Keyed(kept)
   slots: dict[Any, list] = {}
   for key, old in kept.items():
@@ -181,7 +181,7 @@ def _update_carried(exits: dict, kept: Keyed, cells: Keyed) -> Keyed:
 
 
 def _fill(way: IntoSlot, pairs: dict) -> Keyed:
-  """Cells of one slot table after one iteration: one branch, because each costs time to compile."""
+  """Updates the cells of one slot table in one branch, because each branch costs time to compile."""
 
   def write():
     put = jax.lax.dynamic_update_index_in_dim
@@ -205,9 +205,9 @@ def _while(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   if in_cond and interp.plan.cares(in_cond):
     names = ', '.join(sorted(repr(n) for _, n in in_cond))
     raise HarvestError(
-      f'the sow of {names} stands in the condition of a while loop',
-      cause='JAX evaluates the condition once more than the body, and nothing can leave it',
-      hint='compute the value in the body, sow it there, and carry what the condition needs',
+      f'the sow of {names} is in the condition of a while loop',
+      cause='JAX evaluates the condition once more than the body, and no value can leave it',
+      hint='compute the value in the body, sow it there, and carry the values that the condition needs',
     )
   interp.plan.check_loop('while_loop', _list_sows(interp, p['body_jaxpr']))
   cond_consts, body_consts, init = split_while(p, values)
@@ -226,7 +226,7 @@ def _while(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
     carry, kept = state
     out, cells = step(carry)
     running = test(carry)
-    if jnp.ndim(running):  # a vmapped while: finished lanes stay as they are
+    if jnp.ndim(running):  # a vmapped while: finished lanes stay unchanged
       out = [where(running, new, old) for new, old in zip(out, carry)]
     return out, Keyed((k, _overwrite(c, cells[k])) for k, c in kept.items())
 
@@ -257,7 +257,7 @@ def _cond(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
 
 
 def _make_alike(branches: list[Callable], operands: list) -> list[Callable]:
-  """Branches whose cells agree on having a predicate, where only some of them hold a cond that was vmapped."""
+  """Gives the cells of all branches a predicate if those of one have it, because it holds a cond that was vmapped."""
   shapes = [jax.eval_shape(lambda b=b: b(*operands)[1]) for b in branches]
   predicated = {k: c for cells in shapes for k, c in cells.items() if c.n_preds}
 
@@ -333,7 +333,7 @@ def _checkpoint(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tupl
 
 
 def _bind_recomputation(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> list:
-  """The backward half of a checkpoint: planted again; jax.checkpoint would lose its `differentiated` flag."""
+  """Binds the backward half of a checkpoint, planted again; jax.checkpoint would lose its `differentiated` flag."""
   data, structure = jax.tree.flatten(frame.data)
 
   def body(*xs):
@@ -365,13 +365,13 @@ def _custom_jvp(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tupl
   if interp.plan.cares(only):
     raise HarvestError(
       f'{sorted(n for _, n in only)} is sown in the rule of a custom_jvp whose function is planted into',
-      cause='the rule is the derivative of the function as it was, so it does not run',
+      cause='the rule is the derivative of the unchanged function, so it does not run',
     )
   return _evaluate_body(interp, eqn, primal, values, frame)
 
 
 def _evaluate_body(interp: Evaluator, eqn: Any, primal: Any, values: list, frame: Frame) -> tuple:
-  """The body in place of the call and its rule; the call, if a plan that decides on the way left all as it was."""
+  """Replaces the call and its rule by the body, unless a plan that decides at each sow has changed nothing."""
   before = interp.plan.edited
   out, cells = interp.eval(primal, (), values, frame)
   if before is not None and interp.plan.edited == before:
@@ -380,9 +380,9 @@ def _evaluate_body(interp: Evaluator, eqn: Any, primal: Any, values: list, frame
 
 
 def _rebuild_jvp_rule(interp: Evaluator, eqn: Any, rule: Any, values: list, frame: Frame) -> tuple:
-  """Sows in the rule alone: they exist only while the function is being differentiated.
+  """Makes the call again with the sows that only its rule holds, which exist only under differentiation.
 
-  What is read or planted there is a constant of the rule: its own tangents are ignored, as in Oryx.
+  A value that is read or planted there is a constant of the rule: its own tangents are ignored, as in Oryx.
   """
   primal = eqn.params['call_jaxpr']
   data, structure = jax.tree.flatten(frame.data)
@@ -468,7 +468,7 @@ def _shard_map(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple
 
 
 def _spread(cell: Cell, names: tuple[str, ...]) -> Cell:
-  """The out_specs of a cell: its device axes stand after the axes of the scans inside the shard_map."""
+  """Makes the out_specs of a cell: its device axes come after the axes of the scans inside the shard_map."""
   spec = jax.sharding.PartitionSpec(*[None] * cell.lead, *names)
   return dataclasses.replace(cell, arrays=[spec for _ in cell.arrays])
 
