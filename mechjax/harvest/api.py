@@ -1,12 +1,12 @@
-"""reap, plant, harvest: Oryx's entry points, driven by requests.
+"""reap, plant, harvest: the entry points of Oryx, driven by requests.
 
     reap(f, sites='mlp_out.{3,7}')(x)          the values at two sites, by name
     call_and_reap(f, sites='*')(x)             the result as well
     plant(f)({'mlp_out.5': value}, x)          the result with a value replaced
     harvest(f, sites='logits')(plants, x)      both
 
-With `sites=` (or without either) the answer is an `Activations`. With `tag=` alone the rules are Oryx's:
-everything under the tag, a dict by name, and the modes decide what loops do.
+With `sites=` (or without `sites=` and `tag=`) the result is an `Activations`. With `tag=` alone the rules are those of
+Oryx: everything under the tag, a dict by name, and the modes determine the behaviour in loops.
 
 A harvest always runs compiled: the staged program is interpreted once under `jax.jit`, per structure of the
 request and not per choice of layers, and the executable is kept with the staged program. Arrays that the function or a
@@ -37,7 +37,7 @@ from mechjax.programs.tag import TAG
 
 @dataclasses.dataclass(frozen=True)
 class _Settings:
-  """What a transformation was called with."""
+  """Arguments of a transformation."""
 
   tag: Hashable
   request: Any
@@ -70,22 +70,22 @@ def harvest(
   blocklist: Iterable[str] = frozenset(),
   exclusive: bool = False,
 ) -> Callable:
-  """Transforms `f(*args)` into `(plants, *args) -> (f's result, what was read)`.
+  """Transforms `f(*args)` into `(plants, *args) -> (result of f, values that were read)`.
 
   Args:
-    f: a function with sows, without side effects, or a callable pytree such as a model. What it reads besides its
-      arguments (closures, globals, attributes) is read as it is at each call; see `mechjax.watching`.
-    tag: which sows. Given alone, Oryx's rules hold: everything under the tag is read by name unless planted.
-    sites: what to read: patterns of `mechjax.sites`, or a dict from a site name to an int array [k] of layers,
+    f: a function with sows, without side effects, or a callable pytree such as a model. Everything else that it reads
+      (closures, globals, attributes) is read in its present state at each call; see `mechjax.watching`.
+    tag: tag of the sows. Given alone, the rules of Oryx hold: everything under the tag is read by name unless planted.
+    sites: sites to read: patterns of `mechjax.sites`, or a dict from a site name to an int array [k] of layers,
       which may be traced; a traced layer that does not exist reads zeros. The default is every site.
     allowlist: names that may be read or planted; None for all.
-    blocklist: names that are left alone.
+    blocklist: names that are neither read nor planted.
     exclusive: whether sows of other tags disappear.
 
   Returns:
     The transformed function. `plants` maps sites to values of exactly the site's shape and dtype, to `Masked`
-    values, to `At` (a traced layer), or to functions of the value. What is planted and read is read as it
-    flows on.
+    values, to `At` (a traced layer), or to functions of the value. A site that is both planted and read returns the
+    value that flows on.
 
   Raises:
     SiteError, HarvestError: when called, before anything runs: unknown names, layers that do not exist, shapes
@@ -103,7 +103,7 @@ def harvest(
 
 
 def call_and_reap(f: Callable, **options: Any) -> Callable:
-  """Like `harvest` without plants: `(*args) -> (f's result, what was read)`. Options as in `harvest`."""
+  """Transforms `f` like `harvest` without plants: `(*args) -> (result of f, values)`. Options as in `harvest`."""
   harvested = harvest(f, **options)
 
   @functools.wraps(f)
@@ -114,7 +114,7 @@ def call_and_reap(f: Callable, **options: Any) -> Callable:
 
 
 def reap(f: Callable, **options: Any) -> Callable:
-  """Like `call_and_reap`, without the result: what f's result alone needs is not computed."""
+  """Transforms `f` like `call_and_reap`, without the result: values that only the result needs are not computed."""
   reaped = call_and_reap(f, **options)
 
   @functools.wraps(f)
@@ -132,10 +132,10 @@ def plant(
   blocklist: Iterable[str] = frozenset(),
   exclusive: bool = False,
 ) -> Callable:
-  """Like `harvest` without reading: `(plants, *args) -> f's result`.
+  """Transforms `f` like `harvest` without reading: `(plants, *args) -> result of f`.
 
-  An outer harvest sees all sows as they flow on, the planted values included, and may replace them in its turn. With
-  `tag=` alone, as in Oryx, what was planted is gone for it.
+  An outer harvest sees the values of all sows that flow on, including planted ones, and may replace them again. With
+  `tag=` alone, as in Oryx, planted sows are invisible to it.
   """
   settings = _settings(tag, None, allowlist, blocklist, exclusive, reading=False)
   staged = stager(f)
@@ -148,7 +148,7 @@ def plant(
 
 
 def _hide(f: Callable) -> Callable:
-  """functools.wraps copies attributes: the stager of the wrapped function is not the wrapper's."""
+  """Removes the stager that functools.wraps copied: the wrapper must not use the stager of the wrapped function."""
   vars(f).pop('__mechjax_stager__', None)
   return f
 
@@ -197,7 +197,7 @@ def _check_dropped(program: Program, tag: Hashable) -> None:
   lost = [repr(n) for t, n in program.dropped if t == tag]
   if lost:
     raise HarvestError(
-      f'the sow of {", ".join(lost)} was met while staging but is not in the program',
+      f'the sow of {", ".join(lost)} was staged but is not in the program',
       cause='JAX removed it as dead code: inside a derivative, a value that does not reach the result',
       hint='harvest inside the derivative: jax.grad(call_and_reap(f), has_aux=True), not reap(jax.grad(f))',
     )
@@ -209,8 +209,8 @@ def _check_devices(program: Program, tag: Hashable) -> None:
       raise HarvestError(
         'Detected sow calls inside a shard_map. This is not currently supported.',
         where=sown.source,
-        cause='a tag alone does not say how the devices of several mesh axes are laid out',
-        hint='ask by site (sites=...): values then carry one leading axis per mesh axis',
+        cause='a tag alone does not determine the layout of the devices of several mesh axes',
+        hint='ask by site (sites=...): values then have one leading axis per mesh axis',
       )
 
 
@@ -218,7 +218,7 @@ _COMPILED: ProgramCache[Callable] = ProgramCache()
 
 
 def run(program: Program, plan: Any, data: Keyed, values: list[Any]) -> tuple[Any, Keyed]:
-  """Interprets a program under a plan, compiled; the executable is kept with the program."""
+  """Interprets a program under a plan, compiled; the executable is cached with the program."""
   known = _COMPILED.of(program)
   compiled = known.get(plan)
   if compiled is None:

@@ -1,13 +1,13 @@
-"""Gradients at sites: how much a scalar would change if the value there did.
+"""Gradients of a scalar with respect to the values at sites.
 
     value, acts, grads = harvest.value_and_grad_at(loss, sites='resid_post.*')(tokens)
 
-One forward and one backward pass give the values and the gradients at all the sites asked for. At each a tap
-(`requests.tap`) stands between the value and what follows: an identity whose backward rule also sends the cotangent
-to a zero. The forward pass is untouched, no parameter is differentiated, and a checkpointed body stays so. Inside a
-scan the zeros are scanned over when all layers are asked for; otherwise k slots collect the gradients of k layers.
+One forward and one backward pass give the values and the gradients at all requested sites. At each site a tap
+(`requests.tap`) is between the value and its uses: an identity whose backward rule also sends the cotangent
+to a zero. The forward pass is unchanged, no parameter is differentiated, and a checkpointed body stays checkpointed.
+Inside a scan the zeros are scanned over if all layers are requested; else k slots collect the gradients of k layers.
 
-This is what attribution patching is made of: (noise - clean) * gradient, Kramár et al. 2024 (AtP*), equation 2.
+Attribution patching is computed from these: (noise - clean) * gradient, Kramár et al. 2024 (AtP*), equation 2.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def value_and_grad_at(
 
   Args:
     f: a function with sows that returns a floating-point scalar, or (scalar, aux) with `has_aux`.
-    sites: which sites, as in `harvest`.
-    has_aux: whether `f` returns something besides; the first result is then (scalar, aux).
-    tag: which sows.
+    sites: the sites, as in `harvest`.
+    has_aux: whether `f` returns (scalar, aux); the first result is then this pair.
+    tag: tag of the sows.
 
   Returns:
-    The transformed function. `values` and `gradients` have the same sites and shapes. The gradient is that of
-    planting: d f / d value with everything before the site held fixed and everything after it recomputed.
+    The transformed function. `values` and `gradients` have the same sites and shapes. The gradient is the
+    gradient of planting: d f / d value with everything before the site held fixed and everything after it recomputed.
 
   Raises:
     SiteError, HarvestError: when called: unknown sites; a site of integers; a result that is not a scalar.
@@ -97,7 +97,7 @@ def _run_passes(
 
 
 def _zeros(read: Read, tables: Keyed) -> list[jax.Array]:
-  """One zero per value that is read, laid out as the read lays them out."""
+  """Makes one zero for each value that is read, in the layout of the read."""
   table = tables.get(DataKey('read', read.key))
   lead: tuple[int, ...] = ()
   if table is not None and read.sown.lengths:

@@ -1,7 +1,7 @@
-"""From `sites=...` to slot tables, and from the cells that came out to the answer.
+"""Resolution of `sites=...` to slot tables, and assembly of the answer from the returned cells.
 
-A request is resolved against the staged program before anything runs: which sows it means, which iterations of
-their scans, and where the answer to each stands.
+A request is resolved against the staged program before anything runs: the sows that it means, the iterations of
+their scans, and the position of each in the answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mechjax.programs.program import Program, Sown
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-  """How the cells of one key become an entry of `Activations`."""
+  """Recipe that turns the cells of one key into an entry of `Activations`."""
 
   key: Key
   entry: ReadSite
@@ -34,7 +34,7 @@ class Read:
 
 
 def resolve_reads(request: Any, program: Program, tag: Hashable) -> tuple[list[Read], Keyed]:
-  """What `sites=` asks of a program: how to assemble the answer, and the slot tables."""
+  """Resolves `sites=` against a program; returns the reads from which the answer is assembled, and the slot tables."""
   if isinstance(request, Mapping):
     return _resolve_traced(request, program, tag)
   sown = find_live(program, tag)
@@ -68,7 +68,7 @@ def _make_reading(
 def _resolve_traced(
   request: Mapping[str, Any], program: Program, tag: Hashable
 ) -> tuple[list[Read], Keyed]:
-  """`sites={'mlp_out': layers}` with an int array [k], traced or not."""
+  """Resolves `sites={'mlp_out': layers}` with an int array [k], traced or not."""
   reads, tables = [], Keyed()
   for name, layers in request.items():
     chosen = select(name, program, tag)
@@ -97,7 +97,7 @@ def _resolve_traced(
 
 
 def assemble(reads: Sequence[Read], cells: Keyed, tables: Keyed) -> Activations:
-  """The answer to a request from the cells that came out."""
+  """Assembles the answer to a request from the returned cells."""
   entries: dict[Any, ReadSite] = {}
   values: dict[Any, list] = {}
   for r in reads:
@@ -122,7 +122,7 @@ def assemble(reads: Sequence[Read], cells: Keyed, tables: Keyed) -> Activations:
 
 
 def _repeat(slots: jax.Array, again: jax.Array) -> jax.Array:
-  """Slots with those of a layer that was named before taken from there."""
+  """Copies the slot of a layer that is named twice from its first occurrence."""
   if len(again) == 1:
     return slots
   return jax.lax.cond(
@@ -131,7 +131,7 @@ def _repeat(slots: jax.Array, again: jax.Array) -> jax.Array:
 
 
 def by_name(cells: Keyed, program: Program) -> dict:
-  """Oryx's answer: nested dicts by scope, then values by name."""
+  """Returns the answer in the form of Oryx: nested dicts by scope, then values by name."""
   trees = {s.key: s.tree for s in program.sown}
   out: dict = {}
   for key, cell in cells.items():

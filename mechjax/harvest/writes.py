@@ -1,8 +1,8 @@
-"""From a dict of plants to what replaces each value.
+"""Resolution of a dict of plants to the replacement of each value.
 
-How a key is read, for a site with layers: a key that names one layer takes a value of the site's own shape; any
-other key (a bare name, a glob) takes one with a leading axis over the layers it selects, in order. A function is
-applied at every layer selected. `At(layer, value)` lets the layer be traced. Nothing is broadcast and nothing is
+For a site with layers, a key that names one layer takes a value of the site's own shape. Any
+other key (a bare name, a glob) takes one with a leading axis over the layers that it selects, in order. A function is
+applied at every selected layer. `At(layer, value)` allows a traced layer. Nothing is broadcast and nothing is
 cast: a value that does not fit is an error before anything runs.
 """
 
@@ -29,7 +29,7 @@ from mechjax.programs.program import Program, ProgramCache, Sown
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Masked:
-  """A planted value used only where `mask` (boolean, broadcastable to the site's value) holds."""
+  """A planted value that is used only where `mask` (boolean, broadcastable to the value of the site) holds."""
 
   value: Any
   mask: Any
@@ -41,9 +41,9 @@ class At:
   """A planted value (or `Masked`, or a function) at a layer that may be traced.
 
   Attributes:
-    layer: an integer, or int array [k]. A traced layer that does not exist plants nothing; of two that are equal the
+    layer: an integer, or int array [k]. A traced layer that does not exist plants nothing; of two equal layers the
       first one counts.
-    value: for an integer, of the site's own shape; for an array, with a leading axis of k.
+    value: for an integer layer, of the site's own shape; for an array, with a leading axis of k.
   """
 
   layer: Any
@@ -56,7 +56,7 @@ _SOWN: ProgramCache[list[Sown]] = ProgramCache()
 def resolve_writes(
   plants: Mapping, program: Program, tag: Hashable, admits: Callable[[str], bool]
 ) -> Keyed:
-  """The `Writing`s that a dict of plants asks of a program."""
+  """Resolves a dict of plants against a program; returns the `Writing` of each planted sow."""
   sown = _SOWN.of(program).get(tag)
   if sown is None:
     unique = {s.key: s for s in program.sown if s.tag == tag}
@@ -78,7 +78,7 @@ def _check_not_moved(program: Program, tag: Hashable, planted: Mapping[Key, list
 
 
 def _flatten_plants(plants: Mapping, sown: list[Sown], scope: tuple) -> Iterator[tuple[str, Any]]:
-  """The plants with nested dicts, which stand for nest scopes, written out: 'scope/name'."""
+  """Flattens nested dicts, which stand for nest scopes, to names of the form 'scope/name'."""
   around = [s.place.scope for s in sown]
   scopes = {s[len(scope)] for s in around if s[: len(scope)] == scope != s}
   for name, value in plants.items():
@@ -95,7 +95,7 @@ class _Piece:
   Attributes:
     sown: the sow.
     iterations: flat indices of the scans' iterations, or None for all of them.
-    value: planted leaves: with a leading axis over `iterations`, or over the scans (`stacked`), or neither.
+    value: planted leaves, with a leading axis over `iterations`, or over the scans (`stacked`), or without one.
     mask: like `value`, or None.
     fn: a function instead of a value.
     layer: traced layers [k] instead of `iterations`.
@@ -246,7 +246,7 @@ def _fit_mask(mask: Any, s: Sown, lead: tuple, text: str) -> jax.Array | None:
     raise HarvestError(
       f'the mask planted at {text!r} has shape {mask.shape}, the site has {[a.shape for a in s.avals]}',
       where=s.source,
-      hint='give a mask that broadcasts to the value',
+      hint='pass a mask that broadcasts to the value',
     ) from None
 
 
