@@ -68,7 +68,7 @@ class _Layout(Line):
     self.ins, self.keys = ins, ins | outs
     self.names = frozenset(k.name for k in self.keys)
     self.sows: dict[Key, _Sow] = {}
-    self.loop: tuple = ()  # the scans around what is being written
+    self.loop: tuple = ()  # the scans around the current position
     self.home: dict[Key, tuple] = {}
     self._enter(program.jaxpr, TOP)
 

@@ -46,15 +46,15 @@ class Frame:
   backward: bool = False
 
   def of(self, eqn: Any) -> Frame:
-    """The frame of an equation."""
+    """Returns the frame of an equation."""
     return dataclasses.replace(self, place=self.place.of(eqn))
 
   def within(self, *marks: Any, data: Keyed | None = None) -> Frame:
-    """The frame inside what adds these marks to the path, with data sliced to it."""
+    """Returns the frame with these marks added to the path, and with data sliced to it."""
     return Frame(self.place.within(*marks), self.data if data is None else data, self.backward)
 
   def key(self, name: str) -> Key:
-    """The key of a sow named `name` at this place; equals `Sown.key`."""
+    """Returns the key of a sow named `name` at this place; equals `Sown.key`."""
     return self.place.key(name)
 
   @property

@@ -167,27 +167,31 @@ def _update_carried(exits: dict, kept: Keyed, cells: Keyed) -> Keyed:
   new = Keyed(kept)
   slots: dict[Any, list] = {}
   for key, old in kept.items():
-    way = exits[key]
-    if isinstance(way, AsLast):
+    exit_mode = exits[key]
+    if isinstance(exit_mode, AsLast):
       new[key] = _overwrite(old, cells[key])
-    elif isinstance(way, FromSlots):
+    elif isinstance(exit_mode, FromSlots):
       pairs = zip(cells[key].arrays, old.arrays)
-      new[key] = dataclasses.replace(old, arrays=[where(way.hit, a, b) for a, b in pairs])
+      new[key] = dataclasses.replace(old, arrays=[where(exit_mode.hit, a, b) for a, b in pairs])
     else:
-      slots.setdefault(way.group, []).append(key)
+      slots.setdefault(exit_mode.group, []).append(key)
   for keys in slots.values():
     new.update(_fill(exits[keys[0]], {k: (kept[k], cells[k]) for k in keys}))
   return new
 
 
-def _fill(way: IntoSlot, pairs: dict) -> Keyed:
+def _fill(exit_mode: IntoSlot, pairs: dict) -> Keyed:
   """Updates the cells of one slot table in one branch, because each branch costs time to compile."""
 
   def write():
     put = jax.lax.dynamic_update_index_in_dim
-    return [[put(b, a, way.at, 0) for b, a in zip(o.arrays, c.arrays)] for o, c in pairs.values()]
+    return [
+      [put(b, a, exit_mode.at, 0) for b, a in zip(o.arrays, c.arrays)] for o, c in pairs.values()
+    ]
 
-  filled = jax.lax.cond(way.at < way.k, write, lambda: [old.arrays for old, _ in pairs.values()])
+  filled = jax.lax.cond(
+    exit_mode.at < exit_mode.k, write, lambda: [old.arrays for old, _ in pairs.values()]
+  )
   cells = (old for old, _ in pairs.values())
   return Keyed((key, dataclasses.replace(c, arrays=a)) for key, c, a in zip(pairs, cells, filled))
 
