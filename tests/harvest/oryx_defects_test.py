@@ -1,4 +1,4 @@
-"""What Oryx 0.2.9 gets wrong, each as a test that its behaviour would fail."""
+"""Defects of Oryx 0.2.9, each as a test that its behaviour would fail."""
 
 import jax
 import jax.numpy as jnp

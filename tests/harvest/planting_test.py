@@ -1,4 +1,4 @@
-"""Writing values: each way of planting equals the same edit in plain numpy, and nothing that does not fit runs."""
+"""Writing values: each way of planting equals the same edit in plain numpy, and values that do not fit are refused."""
 
 import jax
 import jax.numpy as jnp

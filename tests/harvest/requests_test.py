@@ -1,4 +1,4 @@
-"""Asking by site: the same names in a scan and in a loop, read without copies and without recompiling."""
+"""Requests by site: the same names in a scan and in a loop, read without copies and without recompiling."""
 
 import re
 
