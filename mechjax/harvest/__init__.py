@@ -1,9 +1,9 @@
 """Reading and writing tagged values inside a JAX program.
 
-A model is a function, and a function hides its intermediate values. `sow` tags them without changing the
-function; a harvest then turns `f(x)` into a function that also returns the tagged values (`reap`), or that
-uses others in their place (`plant`), or both. Because the result is again a plain JAX function, every JAX
-transformation still applies to it: jit, grad, vmap, sharding.
+A model is a function, and a function hides its intermediate values. `sow` tags them without changing the function; a
+harvest then turns `f(x)` into a function that also returns the tagged values (`reap`), or that uses others in their
+place (`plant`), or both. Because the result is again a plain JAX function, every JAX transformation still applies to
+it: jit, grad, vmap, sharding.
 
     def model(x):
       for i, w in enumerate(weights):
@@ -17,8 +17,8 @@ transformation still applies to it: jit, grad, vmap, sharding.
 How it works. The machinery is in `mechjax.programs`: the function is staged to a jaxpr with the tags in it, and staged
 again when something that it reads has changed (`mechjax.watching`); the jaxpr is walked so that every tag is known by
 name, layer, shape and source line. Here the request is resolved against that list (`selecting`, `reads`, `writes`,
-`plans`), and the jaxpr is evaluated again by ONE interpreter that acts at the tags and nowhere else.
-`gradients` and `subgraph` are clients of the same machinery. The semantics of tags, modes and names are those of Oryx
+`plans`), and the jaxpr is evaluated again by ONE interpreter that acts at the tags and nowhere else. `gradients` and
+`subgraph` are clients of the same machinery. The semantics of tags, modes and names are those of Oryx
 (oryx.core.interpreters.harvest), whose last release cannot run on current JAX.
 
 Sharp edges.

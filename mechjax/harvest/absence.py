@@ -1,14 +1,13 @@
 """Reasons for sites that a program does not have.
 
-Some code never computes a value that other code for the same equation does: a flash attention kernel
-holds no attention probabilities. A request for them would end in "no site matches", which is true
-and does not help. So the code path that lacks a site gives the reason where it runs:
+Some code never computes a value that other code for the same equation does: a flash attention kernel holds no attention
+probabilities. A request for them would end in "no site matches", which is true and does not help. So the code path that
+lacks a site gives the reason where it runs:
 
     out = harvest.absent(kernel(q, k, v), names=['attn_probs'], cause='…', hint='…')
 
-The mark is a sow under a tag of its own kind. It is therefore free outside a harvest, invisible to every
-request, and correct in jitted, checkpointed and scanned code. A refused request that
-names a marked site is refused with the reason.
+The mark is a sow under a tag of its own kind. It is therefore free outside a harvest, invisible to every request, and
+correct in jitted, checkpointed and scanned code. A refused request that names a marked site is refused with the reason.
 """
 
 from __future__ import annotations

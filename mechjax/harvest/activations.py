@@ -1,16 +1,16 @@
 """Results of a request: values by site, without copies of arrays that were read as a whole.
 
-A scan returns k layers of a site as one array with a leading axis of k. Splitting it inside a compiled
-function would copy it. So `Activations` keeps the arrays as they are, is a pytree (it passes through
-jit, grad and vmap unchanged), and indexes on demand:
+A scan returns k layers of a site as one array with a leading axis of k. Splitting it inside a compiled function would
+copy it. So `Activations` keeps the arrays as they are, is a pytree (it passes through jit, grad and vmap unchanged),
+and indexes on demand:
 
     acts['mlp_out.5']         one layer
     acts['mlp_out']           all layers, stacked on a leading axis, so that acts['mlp_out'][5] is layer 5
     acts.stack('mlp_out')     the requested layers, stacked in order, whichever they are
     acts.layers('mlp_out')    the numbers of these layers
 
-A name alone is refused if the requested layers are not 0, 1, 2, ...: an index into the array would be taken
-for a layer, and JAX clamps an index past the end to the last one.
+A name alone is refused if the requested layers are not 0, 1, 2, ...: an index into the array would be taken for a
+layer, and JAX clamps an index past the end to the last one.
 """
 
 from __future__ import annotations

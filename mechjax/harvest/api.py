@@ -8,9 +8,9 @@
 With `sites=` (or without `sites=` and `tag=`) the result is an `Activations`. With `tag=` alone the rules are those of
 Oryx: everything under the tag, a dict by name, and the modes determine the behaviour in loops.
 
-A harvest always runs compiled: the staged program is interpreted once under `jax.jit`, per structure of the
-request and not per choice of layers, and the executable is kept with the staged program. Arrays that the function or a
-planted function closes over are arguments of it, so other arrays compile nothing.
+A harvest always runs compiled: the staged program is interpreted once under `jax.jit`, per structure of the request and
+not per choice of layers, and the executable is kept with the staged program. Arrays that the function or a planted
+function closes over are arguments of it, so other arrays compile nothing.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     value, acts, grads = harvest.value_and_grad_at(loss, sites='resid_post.*')(tokens)
 
 One forward and one backward pass give the values and the gradients at all requested sites. At each site a tap
-(`requests.tap`) is between the value and its uses: an identity whose backward rule also sends the cotangent
-to a zero. The forward pass is unchanged, no parameter is differentiated, and a checkpointed body stays checkpointed.
-Inside a scan the zeros are scanned over if all layers are requested; else k slots collect the gradients of k layers.
+(`requests.tap`) is between the value and its uses: an identity whose backward rule also sends the cotangent to a zero.
+The forward pass is unchanged, no parameter is differentiated, and a checkpointed body stays checkpointed. Inside a scan
+the zeros are scanned over if all layers are requested; else k slots collect the gradients of k layers.
 
 Attribution patching is computed from these: (noise - clean) * gradient, Kramár et al. 2024 (AtP*), equation 2.
 """

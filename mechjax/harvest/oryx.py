@@ -1,8 +1,8 @@
 """Compatibility with code written for Oryx.
 
 Oryx's last release cannot be imported on current JAX, but code that contains `from oryx.core.interpreters import
-harvest` is still in use. After `install_as_oryx()` such an import gives `mechjax.harvest`, which has the same
-names, arguments, modes and results. Where the two differ, mechjax raises an error that Oryx does not (BUILD_NOTES).
+harvest` is still in use. After `install_as_oryx()` such an import gives `mechjax.harvest`, which has the same names,
+arguments, modes and results. Where the two differ, mechjax raises an error that Oryx does not (BUILD_NOTES).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Resolution of `sites=...` to slot tables, and assembly of the answer from the returned cells.
 
-A request is resolved against the staged program before anything runs: the sows that it means, the iterations of
-their scans, and the position of each in the answer.
+A request is resolved against the staged program before anything runs: the sows that it means, the iterations of their
+scans, and the position of each in the answer.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The data of a request: slot tables and planted values.
 
-Layers are data wherever they can be. A read of k layers inside a scan is a *slot table*, one integer per
-iteration: the slot that this iteration fills, or k for none. A write is the same table read in the other direction:
-the slot whose value replaces the value of this iteration, or k for none. The tables are run-time arguments, so one
-executable serves every choice of k layers, and a traced layer index sweeps all layers.
+Layers are data wherever they can be. A read of k layers inside a scan is a *slot table*, one integer per iteration: the
+slot that this iteration fills, or k for none. A write is the same table read in the other direction: the slot whose
+value replaces the value of this iteration, or k for none. The tables are run-time arguments, so one executable serves
+every choice of k layers, and a traced layer index sweeps all layers.
 
 These objects are in `Frame.data` and are sliced when the interpreter enters scans.
 """

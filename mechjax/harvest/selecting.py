@@ -1,7 +1,7 @@
 """Selection of the sites of a program by patterns, and of slots by layers.
 
-Every request by the name of a site is resolved here: reads (`reads`), plants (`writes`), cuts
-(`subgraph`), and the sites where a run stops (`mechjax.forward`).
+Every request by the name of a site is resolved here: reads (`reads`), plants (`writes`), cuts (`subgraph`), and the
+sites where a run stops (`mechjax.forward`).
 """
 
 from __future__ import annotations

@@ -3,18 +3,17 @@
     cut = harvest.subgraph(model, inputs='q.5', outputs='attn_probs.5')(tokens)
     probs = cut(patched_q)
 
-For its QK fix AtP* needs the attention probabilities at another query, exactly, for whatever
-attention the model has: soft-capped, windowed, grouped, with sinks. Rewriting attention for each model would be wrong
-sooner or later; the staged program already holds the function. So the equations between the sites are cut out of
-it, and every other value that they need (the keys, the masks) is captured from the run at the given arguments.
+For its QK fix AtP* needs the attention probabilities at another query, exactly, for whatever attention the model has:
+soft-capped, windowed, grouped, with sinks. Rewriting attention for each model would be wrong sooner or later; the
+staged program already holds the function. So the equations between the sites are cut out of it, and every other value
+that they need (the keys, the masks) is captured from the run at the given arguments.
 
 How. The program is written out from the inputs to the outputs (calls are inlined; in a scan, the body that holds both).
-The equations that depend on the inputs and lead to the outputs are the sub-program. The other values that they read
-are captured: the program is staged once more with a sow on each such value, and reaped.
+The equations that depend on the inputs and lead to the outputs are the sub-program. The other values that they read are
+captured: the program is staged once more with a sow on each such value, and reaped.
 
-A `Subgraph` is a pytree (its captured values), so it can be passed to jit and vmap. For several layers, it
-takes and returns values with a leading axis of layers, vmapped in a scan and sequentially in an unrolled
-model.
+A `Subgraph` is a pytree (its captured values), so it can be passed to jit and vmap. For several layers, it takes and
+returns values with a leading axis of layers, vmapped in a scan and sequentially in an unrolled model.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Resolution of a dict of plants to the replacement of each value.
 
-For a site with layers, a key that names one layer takes a value of the site's own shape. Any
-other key (a bare name, a glob) takes one with a leading axis over the layers that it selects, in order. A function is
-applied at every selected layer. `At(layer, value)` allows a traced layer. Nothing is broadcast and nothing is
-cast: a value that does not fit is an error before anything runs.
+For a site with layers, a key that names one layer takes a value of the site's own shape. Any other key (a bare name, a
+glob) takes one with a leading axis over the layers that it selects, in order. A function is applied at every selected
+layer. `At(layer, value)` allows a traced layer. Nothing is broadcast and nothing is cast: a value that does not fit is
+an error before anything runs.
 """
 
 from __future__ import annotations

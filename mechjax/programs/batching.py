@@ -1,13 +1,13 @@
 """Predicates of the lanes that a sow belongs to, for when vmap turns control flow into arithmetic.
 
-Under vmap a cond with a batched predicate becomes "run every branch, then select", and a while loop becomes "run
-until all lanes are done, freeze the finished ones". A value sown inside then exists for lanes that never
-took that branch, or that finished long ago, and reading it would be silently wrong. Only the batching
-rule knows the lanes. So, while a program is staged, the sows inside a cond or a while that is being batched
-are given the predicate under which they run. A read merges by that predicate; lanes that never sowed read zero.
+Under vmap a cond with a batched predicate becomes "run every branch, then select", and a while loop becomes "run until
+all lanes are done, freeze the finished ones". A value sown inside then exists for lanes that never took that branch, or
+that finished long ago, and reading it would be silently wrong. Only the batching rule knows the lanes. So, while a
+program is staged, the sows inside a cond or a while that is being batched are given the predicate under which they run.
+A read merges by that predicate; lanes that never sowed read zero.
 
-A call with its own derivative rule keeps the rule. The predicate becomes one more operand of the call,
-and the sows that the rule makes, whenever JAX runs it, are given the predicate as well.
+A call with its own derivative rule keeps the rule. The predicate becomes one more operand of the call, and the sows
+that the rule makes, whenever JAX runs it, are given the predicate as well.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Bundles: runs of equations that no request concerns, bound as one call.
 
 Evaluating a staged program again costs about as much as staging it did, because JAX binds every equation anew. In an
-unrolled model of thousands of equations a request concerns a handful. The equations between them are therefore cut
-out once as jaxprs of their own and bound as single jitted calls, which XLA inlines again. Staging a reap then costs
-little more than staging the model.
+unrolled model of thousands of equations a request concerns a handful. The equations between them are therefore cut out
+once as jaxprs of their own and bound as single jitted calls, which XLA inlines again. Staging a reap then costs little
+more than staging the model.
 
-Only the straight line of a program is bundled. Inside loops JAX decides equation by equation what to hoist and what
-to keep for the backward pass, and there the number of equations does not grow with depth anyway.
+Only the straight line of a program is bundled. Inside loops JAX decides equation by equation what to hoist and what to
+keep for the backward pass, and there the number of equations does not grow with depth anyway.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ weights. Staged as functions, they would freeze the weights. Staged as `call(mod
 like any others: new values need no new program, a jit around the call does not compile them in, and they can be
 differentiated.
 
-Sharp edges. A module that changes its own state while it runs (Dropout that counts its draws, BatchNorm in training)
-is refused, because the change would be lost. An nnx module is flattened at every call, which costs about five
-microseconds for each array.
+Sharp edges. A module that changes its own state while it runs (Dropout that counts its draws, BatchNorm in training) is
+refused, because the change would be lost. An nnx module is flattened at every call, which costs about five microseconds
+for each array.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The one interpreter of tagged programs.
 
-Every way to inspect a model evaluates its staged jaxpr again, equation by equation. The ways differ only
-in their action at a sow. That action is a `Plan`; everything else is here and in `rules`:
+Every way to inspect a model evaluates its staged jaxpr again, equation by equation. The ways differ only in their
+action at a sow. That action is a `Plan`; everything else is here and in `rules`:
 
   - An equation with nothing of interest inside is bound again unchanged, with its source line, named
     scopes and context, so that the compiled code is the one that upstream wrote.
@@ -10,8 +10,8 @@ in their action at a sow. That action is a `Plan`; everything else is here and i
     their cells: stacked, last, or in the requested slots.
   - A primitive that holds a wanted sow and has no rule is an error that names both. Nothing is dropped.
 
-Because cells are returned, not written into Python state, the interpreter composes with every JAX
-transformation applied around it.
+Because cells are returned, not written into Python state, the interpreter composes with every JAX transformation
+applied around it.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """The primitives that hold programs, in one table.
 
 An equation such as `jit`, `scan` or `cond` holds programs of its own. Code that walks, evaluates, cuts or compares
-programs needs to know which primitives these are, which operands their programs take, which results they give, and
-how being inside one changes the place of a sow. All of that is in `TABLE` and in `bodies`. A new JAX primitive that
-behaves like one of the kinds is one more line of `TABLE`.
+programs needs to know which primitives these are, which operands their programs take, which results they give, and how
+being inside one changes the place of a sow. All of that is in `TABLE` and in `bodies`. A new JAX primitive that behaves
+like one of the kinds is one more line of `TABLE`.
 
-The treatment of a kind is up to the clients: `rules` evaluates all kinds, `forward.segments` steps into
-most of them, `harvest.subgraph` and `stacking.layers` write out those that are mere calls. Each refuses the rest with
-an error that names the primitive.
+The treatment of a kind is up to the clients: `rules` evaluates all kinds, `forward.segments` steps into most of them,
+`harvest.subgraph` and `stacking.layers` write out those that are mere calls. Each refuses the rest with an error that
+names the primitive.
 
 Sharp edge. A primitive that is not in the table may hold programs as well (solvers do). They are found, and their
 operands are matched by number.

@@ -1,8 +1,8 @@
 """Staged programs: jaxprs whose tags can be listed and validated before anything runs.
 
-The promises of harvest about errors rest on knowing every tag of the program before anything runs: its
-name, its place (layers, scans, branches), its shape and the line that sowed it. The
-jaxpr is walked once, and every sow equation becomes a `Sown`.
+The promises of harvest about errors rest on knowing every tag of the program before anything runs: its name, its place
+(layers, scans, branches), its shape and the line that sowed it. The jaxpr is walked once, and every sow equation
+becomes a `Sown`.
 """
 
 from __future__ import annotations

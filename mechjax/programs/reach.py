@@ -5,12 +5,12 @@ A model that tags a value and then continues with another one,
     probs = softmax(scores)
     harvest.sow(probs, name='attn_probs')        # the result is thrown away
 
-can be read there, but a planted value would change nothing, and the gradient would be 0 everywhere: it looks as if
-the place did not matter. So every transformation that plants a value or takes a gradient checks here first.
+can be read there, but a planted value would change nothing, and the gradient would be 0 everywhere: it looks as if the
+place did not matter. So every transformation that plants a value or takes a gradient checks here first.
 
-How. Backwards through the staged program, from its results: an operand of a needed value is needed. In loops this
-is repeated until nothing new is found. An unknown primitive needs all of its operands, so that a sow is only called
-dead if it is.
+How. Backwards through the staged program, from its results: an operand of a needed value is needed. In loops this is
+repeated until nothing new is found. An unknown primitive needs all of its operands, so that a sow is only called dead
+if it is.
 
 Sharp edge: a needed value is not always used; a sow that is multiplied by 0 does not count as dead.
 """

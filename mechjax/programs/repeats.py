@@ -3,8 +3,8 @@
 A reader of `mlp_out.5` must not have to ask which of two values it is. So a strict name that is sown twice is an error
 before anything runs, and the error names both lines. Branches of a cond may each sow it, since only one of them runs.
 
-There are two ways to sow twice: two equations of one key (two tags on one straight line), and two keys of
-one site (a layer of a scan, and a layer of that number outside it).
+There are two ways to sow twice: two equations of one key (two tags on one straight line), and two keys of one site (a
+layer of a scan, and a layer of that number outside it).
 """
 
 from __future__ import annotations

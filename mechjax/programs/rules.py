@@ -1,7 +1,7 @@
 """Rules by which the interpreter passes through primitives that hold other programs.
 
-A rule evaluates the held program again under the same plan and binds the primitive anew with the cells
-among its outputs. The rules determine the cost of a cell (measured for XLA on CPU):
+A rule evaluates the held program again under the same plan and binds the primitive anew with the cells among its
+outputs. The rules determine the cost of a cell (measured for XLA on CPU):
 
   scan        `AsStack`: one more stacked output. `AsLast`: one more carry. `IntoSlot`: ONE carried buffer of k slots,
               written by `cond` where the slot table says so: no excess memory at any k, and the table is data,

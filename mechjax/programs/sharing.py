@@ -1,14 +1,14 @@
 """Sharing of programs: a function that is staged again gets its earlier program, so that nothing is compiled again.
 
-A program holds no weights (the arrays that a function closes over are inputs). So two programs of equal structure,
-with their sows on the same lines, are the same program, and everything compiled for one serves the other. Examples are
-a function whose closed-over weights were replaced, and the same lambda made anew in every iteration of a loop.
+A program holds no weights (the arrays that a function closes over are inputs). So two programs of equal structure, with
+their sows on the same lines, are the same program, and everything compiled for one serves the other. Examples are a
+function whose closed-over weights were replaced, and the same lambda made anew in every iteration of a loop.
 
 Programs are stored on the functions that they belong to. The table here holds weak references, and only the last
 `RECENT` programs are kept alive, so that a loop that makes its function anew finds the program of the last iteration.
 
-Sharp edges. A Python number that a function closes over is part of the structure: another value is another program
-and is compiled. An array is not part of it.
+Sharp edges. A Python number that a function closes over is part of the structure: another value is another program and
+is compiled. An array is not part of it.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Staging a function into a `Program`.
 
-A function is staged to a jaxpr with the gate of `sow` open. Arrays that it closes over become inputs of the program.
-So do the arrays of a callable pytree (a mechjax model, an nnx or equinox module), which is its own first argument
-(`callables`). Python scalars other than floats stay static during staging, so that `f(x, axis=1)` or
-`for _ in range(n)` keep working.
+A function is staged to a jaxpr with the gate of `sow` open. Arrays that it closes over become inputs of the program. So
+do the arrays of a callable pytree (a mechjax model, an nnx or equinox module), which is its own first argument
+(`callables`). Python scalars other than floats stay static during staging, so that `f(x, axis=1)` or `for _ in
+range(n)` keep working.
 
-A staged program is cached by argument structure, static leaves, abstract values and JAX configuration, and is reused
-as long as everything else that the function reads is unchanged (`watching`). A function that is staged again, or
-another one made by the same line of code, gets its earlier program if the new one has the same structure
-(`sharing`): then nothing is compiled again.
+A staged program is cached by argument structure, static leaves, abstract values and JAX configuration, and is reused as
+long as everything else that the function reads is unchanged (`watching`). A function that is staged again, or another
+one made by the same line of code, gets its earlier program if the new one has the same structure (`sharing`): then
+nothing is compiled again.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Equality of two segments as programs.
 
-Upstream code loops over its layers in Python, so its program holds every layer again, with other names. Two
-segments share one executable if they are equal up to the names of variables: the same primitives with the same
-parameters on the same abstract values, wired the same way. The key for this comparison is computed here, from the
-equations down through every program they hold.
+Upstream code loops over its layers in Python, so its program holds every layer again, with other names. Two segments
+share one executable if they are equal up to the names of variables: the same primitives with the same parameters on the
+same abstract values, wired the same way. The key for this comparison is computed here, from the equations down through
+every program they hold.
 
-Sharp edges. Two functions with one primal may have different custom derivatives. While nothing is
-differentiated they are equal; backwards (`rules=True`) they are distinguished by the staged computations of their
-rules. Arrays that a program holds count by value if they are small, otherwise by identity.
+Sharp edges. Two functions with one primal may have different custom derivatives. While nothing is differentiated they
+are equal; backwards (`rules=True`) they are distinguished by the staged computations of their rules. Arrays that a
+program holds count by value if they are small, otherwise by identity.
 """
 
 from __future__ import annotations

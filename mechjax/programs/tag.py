@@ -1,11 +1,10 @@
 """The one tag: `sow` marks a value, is the identity, and costs nothing outside a harvest.
 
-Outside a harvest `sow` returns the very object it was given: no equation, no effect, the same compiled
-program, the same dispatch. Whether a harvest is active is a JAX user context (`compat.GATE`), which is part of
-every trace-cache key; a plain call before or after a harvest can therefore never meet a tagged program.
+Outside a harvest `sow` returns the very object it was given: no equation, no effect, the same compiled program, the
+same dispatch. Whether a harvest is active is a JAX user context (`compat.GATE`), which is part of every trace-cache
+key; a plain call before or after a harvest can therefore never meet a tagged program.
 
-While a harvest stages a program, `sow` binds the primitive `sow_p`, an identity that survives JAX's
-transformations:
+While a harvest stages a program, `sow` binds the primitive `sow_p`, an identity that survives JAX's transformations:
 
     vmap    the batch axis moves to the front of every leaf, so that a sown pytree has one batch axis, and back again
     jvp     the primal is sown again; the tangent passes through `sow_tangent_p`, an identity that the
