@@ -518,7 +518,7 @@ def test_programs_and_what_they_close_over_die_with_their_function():
 def test_large_weights_that_would_be_compiled_in_are_warned_of(monkeypatch):
   monkeypatch.setattr(staging, 'LARGE', 1000)
   model = tiny()
-  with pytest.warns(UserWarning, match='take the model'):
+  with pytest.warns(UserWarning, match='pass the model'):
     jax.jit(lambda tokens: by_iterate(model, tokens))(TOKENS)
 
 
