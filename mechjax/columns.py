@@ -31,8 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import compat, errors, harvest, positionwise, sites
-from mechjax.harvest.requests import checked
-from mechjax.programs.program import opened
+from mechjax.harvest.requests import apply_function
+from mechjax.programs.program import open_jaxpr
 from mechjax.programs.structure import jaxpr_key
 
 _ONE = jax.tree.structure(0)
@@ -72,7 +72,7 @@ class Function:
     """The function at a text of `width` tokens, staged; an error of the function's own is raised."""
     if width not in self.programs:
       positions = [i for i, letter in enumerate(self.axes) if letter in 'TS']
-      whole = lambda x: checked(self.fn, [x], _ONE)[0]  # noqa: E731
+      whole = lambda x: apply_function(self.fn, [x], _ONE)[0]  # noqa: E731
       self.programs[width] = positionwise.stage(whole, self.like, positions, width)
     return self.programs[width]
 
@@ -110,7 +110,7 @@ class Staged:
     for width in widths:
       if (program := function.known(width)) is not None:
         # Without its constants, or whatever keeps the program keeps the arrays of its first use.
-        found[width], own = opened(program)
+        found[width], own = open_jaxpr(program)
         constants |= {_identity(c): c for c in own}
         places[width] = [_identity(c) for c in own]
     order = list(constants)

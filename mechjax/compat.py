@@ -304,7 +304,7 @@ def without_scopes(name_stack: Any, prefix: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Cell:
+class ThreadStateCell:
   """One piece of the state that JAX keeps for each thread."""
 
   name: str
@@ -328,7 +328,7 @@ _OF_TRACE = {
 }
 
 
-def thread_state() -> dict[Cell, Any]:
+def thread_state() -> dict[ThreadStateCell, Any]:
   """Everything that JAX keeps for this thread: its trace, and what each of its context managers has set.
 
   Values are compared by identity. They hold traces, so whoever keeps them meets the leak checker. What users of
@@ -337,7 +337,7 @@ def thread_state() -> dict[Cell, Any]:
   return {cell: cell.get() for cell in _cells(len(config.config_states))}
 
 
-def set_thread_state(values: Mapping[Cell, Any]) -> None:
+def set_thread_state(values: Mapping[ThreadStateCell, Any]) -> None:
   """Puts some of `thread_state` back."""
   for cell, value in values.items():
     if cell.get() is not value:
@@ -345,7 +345,7 @@ def set_thread_state(values: Mapping[Cell, Any]) -> None:
 
 
 @functools.cache
-def _cells(n_states: int) -> tuple[Cell, ...]:
+def _cells(n_states: int) -> tuple[ThreadStateCell, ...]:
   """All cells; `n_states` grows when a module that defines more is imported."""
   del n_states
   from jax._src import mesh, sharding_impls
@@ -357,14 +357,16 @@ def _cells(n_states: int) -> tuple[Cell, ...]:
 
 
 @functools.cache
-def _name_stack() -> Cell:
+def _name_stack() -> ThreadStateCell:
   from jax._src.source_info_util import _source_info_context as names
 
-  return Cell('name_stack', lambda: names.context, lambda value: setattr(names, 'context', value))
+  return ThreadStateCell(
+    'name_stack', lambda: names.context, lambda value: setattr(names, 'context', value)
+  )
 
 
 @functools.cache
-def _cell(state: Any) -> Cell:
+def _cell(state: Any) -> ThreadStateCell:
   hook: Any = getattr(state, '_update_thread_local_hook', None)
 
   def put(value: Any) -> None:
@@ -372,4 +374,4 @@ def _cell(state: Any) -> Cell:
     hook(None if value is config.config_ext.unset else value)
 
   name = getattr(state, '__name__', None) or state.name
-  return Cell(name, state.get_local, put if hook else state.set_local)
+  return ThreadStateCell(name, state.get_local, put if hook else state.set_local)

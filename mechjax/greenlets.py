@@ -285,7 +285,7 @@ class _Local:
 
   def __init__(self, stack: contextlib.ExitStack, make: Callable[[], AbstractContextManager]):
     self.stack, self.make = stack, make
-    self.state: dict[compat.Cell, Any] = {}
+    self.state: dict[compat.ThreadStateCell, Any] = {}
     self.variables: dict[contextvars.ContextVar, Any] = {}
 
   def enter(self) -> None:
@@ -311,7 +311,7 @@ def _outside_local_contexts(child: _Child) -> Iterator[None]:
   if not child.contexts:
     yield
     return
-  state: Mapping[compat.Cell, Any] = compat.thread_state()
+  state: Mapping[compat.ThreadStateCell, Any] = compat.thread_state()
   variables: Mapping[contextvars.ContextVar, Any] = contextvars.copy_context()
   own_state = {c: x for local in child.contexts for c, x in local.state.items()}
   own_variables = {v: x for local in child.contexts for v, x in local.variables.items()}
@@ -356,8 +356,8 @@ class _Child(greenlet.greenlet):
     self.returned: tuple = ()
     self.abandoned = False
     self.siblings = _children(self.parent)
-    self.outside: dict[compat.Cell, Any] = {}
-    self.inside: dict[compat.Cell, Any] = {}
+    self.outside: dict[compat.ThreadStateCell, Any] = {}
+    self.inside: dict[compat.ThreadStateCell, Any] = {}
     self.steps: Any = _drive(self)
 
   def run(self) -> Any:

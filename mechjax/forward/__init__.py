@@ -39,17 +39,17 @@ from mechjax.forward import eager, stepped, traced
 from mechjax.forward.backward import Backward
 from mechjax.forward.run import BackwardRun, Run
 from mechjax.forward.segments import Layout
-from mechjax.harvest.selecting import live, select
-from mechjax.programs.program import Kept, Program
-from mechjax.programs.repeats import refuse_twice
+from mechjax.harvest.selecting import find_live, select
+from mechjax.programs.program import Program, ProgramCache
+from mechjax.programs.repeats import check_sown_once
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG
 
 __all__ = ['Backward', 'BackwardRun', 'Run', 'iterate', 'recorded']
 
 
-_CHOSEN: Kept[tuple[list[sites_lib.Site], frozenset]] = Kept()
-_LAYOUTS: Kept[Layout] = Kept()
+_CHOSEN: ProgramCache[tuple[list[sites_lib.Site], frozenset]] = ProgramCache()
+_LAYOUTS: ProgramCache[Layout] = ProgramCache()
 
 
 def iterate(
@@ -110,11 +110,11 @@ def _choose(
   """The sites that `patterns` select in a program, and the keys of the sows they stand for."""
   known = _CHOSEN.of(program).get((patterns, tag))
   if known is None:
-    sown = live(program, tag)
+    sown = find_live(program, tag)
     where = select(patterns, program, tag)
     chosen = set(where)
     keys = frozenset(s.key for s in sown if any(site in chosen for site in s.all_sites))
-    refuse_twice(program, tag, keys)
+    check_sown_once(program, tag, keys)
     known = _CHOSEN.of(program)[patterns, tag] = where, keys
   return known
 

@@ -31,7 +31,7 @@ from mechjax.forward.segments import Layout
 from mechjax.forward.stepped import Log, Passage, Stand, Step
 from mechjax.forward.tape import Segment
 from mechjax.programs.line import bind, evaluator
-from mechjax.programs.reach import refuse_dead_at
+from mechjax.programs.reach import check_not_dead_at
 from mechjax.programs.structure import equation_key, segment_key
 
 Visit = tuple[sites.Site, Any, Any]
@@ -108,7 +108,7 @@ class Backward:
       return
     if all(g is None for g in found):
       program, tag = self.layout.program, self.layout.tag
-      refuse_dead_at(program, tag, entry.site.name, entry.site.path, 'differentiated')
+      check_not_dead_at(program, tag, entry.site.name, entry.site.path, 'differentiated')
     found = [self._zeros(x) if g is None else g for g, x in zip(found, entry.arrays)]
     unflatten = entry.tree.unflatten
     new = yield entry.site, unflatten(entry.arrays), unflatten(found)

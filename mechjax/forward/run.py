@@ -26,7 +26,7 @@ import jax
 
 from mechjax import sites
 from mechjax.errors import HarvestError, RunError, nearest
-from mechjax.harvest.requests import fitted
+from mechjax.harvest.requests import fit_array
 
 _NOTHING: Any = object()
 
@@ -389,7 +389,7 @@ def fit(new: Any, old: Any, what: str) -> Any:
       f'{what} the structure {tree}, the site has {jax.tree.structure(old)}',
       cause='a function without a return statement gives None',
     )
-  return jax.tree.map(lambda n, o: fitted(n, o, what), new, old)
+  return jax.tree.map(lambda n, o: fit_array(n, o, what), new, old)
 
 
 def _shape_of(value: Any) -> Any:

@@ -39,12 +39,12 @@ from mechjax.forward.tape import (
 )
 from mechjax.programs.line import Line, Op, Ref, evaluator
 from mechjax.programs.places import ROUND, TOP, Place, name_and_path
-from mechjax.programs.primitives import Kind, body_of, kind_of, split_scan
-from mechjax.programs.program import Kept, Program, struct_of
+from mechjax.programs.primitives import PrimitiveKind, body_of, kind_of, split_scan
+from mechjax.programs.program import Program, ProgramCache, struct_of
 from mechjax.programs.structure import segment_key
 from mechjax.programs.tag import sow_tangent_p
 
-_COMPILED: Kept[Callable] = Kept()
+_COMPILED: ProgramCache[Callable] = ProgramCache()
 
 
 class Layout:
@@ -279,12 +279,12 @@ def _branched(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   return step.outs
 
 
-_STEPS: dict[Kind | None, Callable] = {
-  Kind.CALL: _called,
-  Kind.CHECKPOINT: _checkpointed,
-  Kind.CUSTOM_JVP: _custom,
-  Kind.CUSTOM_VJP: _custom,
-  Kind.SCAN: _scanned,
-  Kind.WHILE: _looped,
-  Kind.COND: _branched,
+_STEPS: dict[PrimitiveKind | None, Callable] = {
+  PrimitiveKind.CALL: _called,
+  PrimitiveKind.CHECKPOINT: _checkpointed,
+  PrimitiveKind.CUSTOM_JVP: _custom,
+  PrimitiveKind.CUSTOM_VJP: _custom,
+  PrimitiveKind.SCAN: _scanned,
+  PrimitiveKind.WHILE: _looped,
+  PrimitiveKind.COND: _branched,
 }

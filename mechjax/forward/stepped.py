@@ -36,7 +36,7 @@ from mechjax.forward.tape import (
 from mechjax.harvest.plans import cut_tangents, tangent_shapes
 from mechjax.programs.cells import where
 from mechjax.programs.places import ROUND
-from mechjax.programs.reach import refuse_dead_at
+from mechjax.programs.reach import check_not_dead_at
 
 Visit = tuple[sites.Site, Any]
 Steps = Generator[Visit, Any, list]
@@ -182,8 +182,8 @@ class Stepper:
     self._stood.pop(site, None)
     if new is not None:
       program, tag = self.layout.program, self.layout.tag
-      program.refuse_moved(tag, step.name)
-      refuse_dead_at(program, tag, step.name, step.path, 'modified', self.layout.wanted)
+      program.check_not_moved(tag, step.name)
+      check_not_dead_at(program, tag, step.name, step.path, 'modified', self.layout.wanted)
     if new is not None or self.log is not None:
       self._stood[site] = out, new is not None
     if self.log is not None:

@@ -30,7 +30,7 @@ from mechjax.programs.cells import Frame, Iteration, Keyed, Plan, where
 from mechjax.programs.interpreter import Interpreter
 from mechjax.programs.places import name_and_path
 from mechjax.programs.program import Program
-from mechjax.programs.reach import refuse_dead_at
+from mechjax.programs.reach import check_not_dead_at
 
 SCANS = ('switch', 'unroll')
 
@@ -89,8 +89,8 @@ def _visit(plan: TracedPlan, name: str, path: tuple, leaves: list, tree: Any) ->
   new = taken(greenlets.yield_((site, tree.unflatten(leaves))))
   if new is None:
     return list(leaves)
-  plan.program.refuse_moved(plan.tag, name)
-  refuse_dead_at(plan.program, plan.tag, name, path, 'modified', plan.keys)
+  plan.program.check_not_moved(plan.tag, name)
+  check_not_dead_at(plan.program, plan.tag, name, path, 'modified', plan.keys)
   plan.replaced[site] += 1
   return jax.tree.leaves(new)
 

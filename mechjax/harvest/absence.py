@@ -1,14 +1,13 @@
-"""Saying why a site is not there.
+"""Reasons for sites that a program does not have.
 
-Some code never forms a value that other code for the same equation does: a flash attention kernel
-holds no attention probabilities. A request for them would end in "no site matches", which is true
-and helps nobody. So the code path that lacks a site says so where it runs:
+Some code never computes a value that other code for the same equation does: a flash attention kernel holds no attention
+probabilities. A request for them would end in "no site matches", which is true and does not help. So the code path that
+lacks a site gives the reason where it runs:
 
     out = harvest.absent(kernel(q, k, v), names=['attn_probs'], cause='…', hint='…')
 
-The mark is a sow under a tag of its own kind, hence free outside a harvest, invisible to every
-request, and right in jitted, checkpointed and scanned code. A request that would be refused and
-asks for a marked name is refused with the reason.
+The mark is a sow under a tag of its own kind. It is therefore free outside a harvest, invisible to every request, and
+correct in jitted, checkpointed and scanned code. A refused request that names a marked site is refused with the reason.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from mechjax.errors import SiteError
 from mechjax.programs.program import Program, Sown, expand_all
 from mechjax.programs.tag import sow
 
-siu.register_exclusion(__file__)  # the mark's source line is its caller's
+siu.register_exclusion(__file__)  # the source line of a mark is the line of its caller
 
 
 @dataclasses.dataclass(frozen=True)
 class Absence:
-  """The tag of a mark: why its name is not a site here (at `layers`, or at all), and how to take a path that has it."""
+  """Tag of a mark: why its name is not a site (at `layers`, or at all), and how to run a path that has it."""
 
   cause: str
   hint: str
@@ -39,14 +38,14 @@ class Absence:
 def absent(
   value: Any, *, names: Iterable[str], cause: str, hint: str, layers: Iterable[int] = ()
 ) -> Any:
-  """Marks that the code which computed `value` holds no sites of these names.
+  """Marks the code that computed `value` as having no sites of these names.
 
   Args:
     value: a pytree of arrays that flows on to the result.
     names: the sites that other code paths have.
-    cause: why they are not here.
+    cause: the reason why this code path does not have them.
     hint: how to run a path that has them.
-    layers: where they are not, in a loop that holds these layers and skips them; none for nowhere.
+    layers: the layers that lack them, in a loop that holds these layers and skips them; empty for all.
 
   Returns:
     `value`.
@@ -57,25 +56,27 @@ def absent(
   return value
 
 
-def skipped(program: Program) -> set[sites.Site]:
-  """The sites of a program's loops that never run."""
+def find_skipped(program: Program) -> set[sites.Site]:
+  """Finds the sites that the loops of a program skip."""
   marks = [m for m in program.sown if isinstance(m.tag, Absence) and m.tag.layers]
-  return {site for mark in marks for site in _of(mark)}
+  return {site for mark in marks for site in _absent_sites(mark)}
 
 
-def _of(mark: Sown) -> list[sites.Site]:
-  """The sites that are not there, by a mark."""
+def _absent_sites(mark: Sown) -> list[sites.Site]:
+  """Lists the sites that are absent according to a mark."""
   found = expand_all([mark])
   layers = mark.tag.layers if isinstance(mark.tag, Absence) else ()
   return [sites.Site(s.name, (*s.path, i)) for s in found for i in layers] or found
 
 
-def explained(request: Any, program: Program) -> SiteError | None:
-  """The error for a request that names a marked site of the program, if it does."""
+def explain(request: Any, program: Program) -> SiteError | None:
+  """Returns the error for a request that names a marked site of the program; None for other requests."""
   for pattern in sites.as_patterns(request):
     for mark in program.sown:
       reason = mark.tag
-      if isinstance(reason, Absence) and any(sites.matches(pattern, s) for s in _of(mark)):
-        what = f'no site matches {pattern!r}: this program does not form it'
+      if isinstance(reason, Absence) and any(
+        sites.matches(pattern, s) for s in _absent_sites(mark)
+      ):
+        what = f'no site matches {pattern!r}: this program does not compute it'
         return SiteError(what, where=mark.source, cause=reason.cause, hint=reason.hint)
   return None

@@ -1,16 +1,16 @@
-"""reap, plant, harvest: Oryx's entry points, driven by requests.
+"""reap, plant, harvest: the entry points of Oryx, driven by requests.
 
     reap(f, sites='mlp_out.{3,7}')(x)          the values at two sites, by name
     call_and_reap(f, sites='*')(x)             the result as well
     plant(f)({'mlp_out.5': value}, x)          the result with a value replaced
     harvest(f, sites='logits')(plants, x)      both
 
-With `sites=` (or without either) the answer is an `Activations`. With `tag=` alone the rules are Oryx's:
-everything under the tag, a dict by name, and the modes decide what loops do.
+With `sites=` (or without `sites=` and `tag=`) the result is an `Activations`. With `tag=` alone the rules are those of
+Oryx: everything under the tag, a dict by name, and the modes determine the behaviour in loops.
 
-A harvest always runs compiled: the staged program is interpreted once under `jax.jit`, per structure of the
-request and not per choice of layers, and the executable is kept with the staged program. Arrays that the function or a
-planted function closes over are arguments of it, so other arrays compile nothing.
+A harvest always runs compiled: the staged program is interpreted once under `jax.jit`, per structure of the request and
+not per choice of layers, and the executable is kept with the staged program. Arrays that the function or a planted
+function closes over are arguments of it, so other arrays compile nothing.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from mechjax.harvest import writes as writing
 from mechjax.harvest.plans import HarvestPlan
 from mechjax.programs.cells import Keyed
 from mechjax.programs.interpreter import Interpreter
-from mechjax.programs.program import Kept, Program
-from mechjax.programs.reach import refuse_dead
-from mechjax.programs.repeats import refuse_twice
+from mechjax.programs.program import Program, ProgramCache
+from mechjax.programs.reach import check_not_dead
+from mechjax.programs.repeats import check_sown_once
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG
 
 
 @dataclasses.dataclass(frozen=True)
 class _Settings:
-  """What a transformation was called with."""
+  """Arguments of a transformation."""
 
   tag: Hashable
   request: Any
@@ -70,22 +70,22 @@ def harvest(
   blocklist: Iterable[str] = frozenset(),
   exclusive: bool = False,
 ) -> Callable:
-  """Transforms `f(*args)` into `(plants, *args) -> (f's result, what was read)`.
+  """Transforms `f(*args)` into `(plants, *args) -> (result of f, values that were read)`.
 
   Args:
-    f: a function with sows, without side effects, or a callable pytree such as a model. What it reads besides its
-      arguments (closures, globals, attributes) is read as it is at each call; see `mechjax.watching`.
-    tag: which sows. Given alone, Oryx's rules hold: everything under the tag is read by name unless planted.
-    sites: what to read: patterns of `mechjax.sites`, or a dict from a site name to an int array [k] of layers,
+    f: a function with sows, without side effects, or a callable pytree such as a model. Everything else that it reads
+      (closures, globals, attributes) is read in its present state at each call; see `mechjax.watching`.
+    tag: tag of the sows. Given alone, the rules of Oryx hold: everything under the tag is read by name unless planted.
+    sites: sites to read: patterns of `mechjax.sites`, or a dict from a site name to an int array [k] of layers,
       which may be traced; a traced layer that does not exist reads zeros. The default is every site.
     allowlist: names that may be read or planted; None for all.
-    blocklist: names that are left alone.
+    blocklist: names that are neither read nor planted.
     exclusive: whether sows of other tags disappear.
 
   Returns:
     The transformed function. `plants` maps sites to values of exactly the site's shape and dtype, to `Masked`
-    values, to `At` (a traced layer), or to functions of the value. What is planted and read is read as it
-    flows on.
+    values, to `At` (a traced layer), or to functions of the value. A site that is both planted and read returns the
+    value that flows on.
 
   Raises:
     SiteError, HarvestError: when called, before anything runs: unknown names, layers that do not exist, shapes
@@ -96,32 +96,32 @@ def harvest(
   staged = stager(f)
 
   @functools.wraps(f)
-  def harvested(plants: Mapping, *args, **kwargs):
+  def run_harvest(plants: Mapping, *args, **kwargs):
     return _call(staged, settings, plants, args, kwargs)
 
-  return _hide(harvested)
+  return _hide(run_harvest)
 
 
 def call_and_reap(f: Callable, **options: Any) -> Callable:
-  """Like `harvest` without plants: `(*args) -> (f's result, what was read)`. Options as in `harvest`."""
+  """Transforms `f` like `harvest` without plants: `(*args) -> (result of f, values)`. Options as in `harvest`."""
   harvested = harvest(f, **options)
 
   @functools.wraps(f)
-  def reaped(*args, **kwargs):
+  def run_reap(*args, **kwargs):
     return harvested({}, *args, **kwargs)
 
-  return _hide(reaped)
+  return _hide(run_reap)
 
 
 def reap(f: Callable, **options: Any) -> Callable:
-  """Like `call_and_reap`, without the result: what f's result alone needs is not computed."""
+  """Transforms `f` like `call_and_reap`, without the result: values that only the result needs are not computed."""
   reaped = call_and_reap(f, **options)
 
   @functools.wraps(f)
-  def only(*args, **kwargs):
+  def run_reap(*args, **kwargs):
     return reaped(*args, **kwargs)[1]
 
-  return _hide(only)
+  return _hide(run_reap)
 
 
 def plant(
@@ -132,23 +132,23 @@ def plant(
   blocklist: Iterable[str] = frozenset(),
   exclusive: bool = False,
 ) -> Callable:
-  """Like `harvest` without reading: `(plants, *args) -> f's result`.
+  """Transforms `f` like `harvest` without reading: `(plants, *args) -> result of f`.
 
-  An outer harvest sees all sows as they flow on, the planted values included, and may replace them in its turn. With
-  `tag=` alone, as in Oryx, what was planted is gone for it.
+  An outer harvest sees the values of all sows that flow on, including planted ones, and may replace them again. With
+  `tag=` alone, as in Oryx, planted sows are invisible to it.
   """
   settings = _settings(tag, None, allowlist, blocklist, exclusive, reading=False)
   staged = stager(f)
 
   @functools.wraps(f)
-  def planted(plants: Mapping, *args, **kwargs):
+  def run_plant(plants: Mapping, *args, **kwargs):
     return _call(staged, settings, plants, args, kwargs)[0]
 
-  return _hide(planted)
+  return _hide(run_plant)
 
 
 def _hide(f: Callable) -> Callable:
-  """functools.wraps copies attributes: the stager of the wrapped function is not the wrapper's."""
+  """Removes the stager that functools.wraps copied: the wrapper must not use the stager of the wrapped function."""
   vars(f).pop('__mechjax_stager__', None)
   return f
 
@@ -161,9 +161,9 @@ def _call(staged: Callable, s: _Settings, plants: Mapping, args: tuple, kwargs: 
     )
   program, values = staged(args, kwargs)
   if s.strict:
-    _refuse_devices(program, s.tag)
+    _check_devices(program, s.tag)
     if s.reading:
-      _refuse_dropped(program, s.tag)
+      _check_dropped(program, s.tag)
   admit = HarvestPlan(s.tag, allow=s.allow, block=s.block).admits
   writes = writing.resolve_writes(plants, program, s.tag, admit)
   reads: list[reading.Read] = []
@@ -173,10 +173,10 @@ def _call(staged: Callable, s: _Settings, plants: Mapping, args: tuple, kwargs: 
     reads = [r for r in reads if admit(r.key.name)]
   written = frozenset(k for _, k in writes)
   read = frozenset(r.key for r in reads)
-  refuse_twice(program, s.tag, read | written)
+  check_sown_once(program, s.tag, read | written)
   if written:
     every = frozenset(w.key for w in program.sown if s.reading and s.strict and admit(w.name))
-    refuse_dead(program, s.tag, written, 'planted', read | every)
+    check_not_dead(program, s.tag, written, 'planted', read | every)
   plan = HarvestPlan(
     tag=s.tag,
     read_all=s.reading and s.strict,
@@ -193,39 +193,39 @@ def _call(staged: Callable, s: _Settings, plants: Mapping, args: tuple, kwargs: 
   return out, reading.assemble(reads, cells, tables)
 
 
-def _refuse_dropped(program: Program, tag: Hashable) -> None:
+def _check_dropped(program: Program, tag: Hashable) -> None:
   lost = [repr(n) for t, n in program.dropped if t == tag]
   if lost:
     raise HarvestError(
-      f'the sow of {", ".join(lost)} was met while staging but is not in the program',
+      f'the sow of {", ".join(lost)} was staged but is not in the program',
       cause='JAX removed it as dead code: inside a derivative, a value that does not reach the result',
       hint='harvest inside the derivative: jax.grad(call_and_reap(f), has_aux=True), not reap(jax.grad(f))',
     )
 
 
-def _refuse_devices(program: Program, tag: Hashable) -> None:
+def _check_devices(program: Program, tag: Hashable) -> None:
   for sown in program.sown:
     if sown.tag == tag and len(sown.device_sizes) > 1:
       raise HarvestError(
         'Detected sow calls inside a shard_map. This is not currently supported.',
         where=sown.source,
-        cause='a tag alone does not say how the devices of several mesh axes are laid out',
-        hint='ask by site (sites=...): values then carry one leading axis per mesh axis',
+        cause='a tag alone does not determine the layout of the devices of several mesh axes',
+        hint='ask by site (sites=...): values then have one leading axis per mesh axis',
       )
 
 
-_COMPILED: Kept[Callable] = Kept()
+_COMPILED: ProgramCache[Callable] = ProgramCache()
 
 
 def run(program: Program, plan: Any, data: Keyed, values: list[Any]) -> tuple[Any, Keyed]:
-  """Interprets a program under a plan, compiled; the executable is kept with the program."""
+  """Interprets a program under a plan, compiled; the executable is cached with the program."""
   known = _COMPILED.of(program)
   compiled = known.get(plan)
   if compiled is None:
 
-    def interpreted(data, values):
+    def interpret(data, values):
       out, cells = Interpreter(program, plan).run(values, data)
       return program.out_tree.unflatten(out), cells
 
-    compiled = known[plan] = jax.jit(interpreted)
+    compiled = known[plan] = jax.jit(interpret)
   return compiled(data, values)

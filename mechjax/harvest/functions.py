@@ -1,13 +1,13 @@
-"""Functions that are planted: staged like models, so that what they close over is data.
+"""Planted functions: staged like models, so that the arrays that they close over are data.
 
     for strength in strengths:
       harvest.plant(model)({'resid_post.5': lambda x: x + strength * v}, tokens)
 
-A planted function is staged at the shape of the value that it is given. The arrays it closes over become inputs of the
-executable, so another `v` compiles nothing and is not kept alive; another Python number is another program.
+A planted function is staged at the shape of the value that it receives. The arrays that it closes over become inputs of
+the executable, so another `v` compiles nothing and is not kept alive; another Python number is another program.
 
 Sharp edges. Inside a shard_map a function may use the names of mesh axes, which only exist there: such a function is
-traced in place, and what it closes over is part of the executable.
+traced in place, and the arrays that it closes over are part of the executable.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import jax
 from mechjax import compat
 from mechjax.errors import HarvestError
 from mechjax.programs.program import Program, Sown, struct_of
-from mechjax.programs.sharing import shared
+from mechjax.programs.sharing import share
 from mechjax.programs.staging import split_static, stage
 from mechjax.watching import version
 
 
 @jax.tree_util.register_pytree_node_class
 class Planted:
-  """A function of a site's value; a pytree of what it closes over.
+  """A function of the value of a site; a pytree of the arrays that it closes over.
 
   Attributes:
     captured: the arrays that it closes over.
-    program: the program of (captured, value); None if it is traced in place.
-    fn: the function then.
+    program: the program of (captured, value); None if the function is traced in place.
+    fn: the function if it is traced in place.
   """
 
   def __init__(self, captured: list[Any], program: Program | None, fn: Callable | None = None):
@@ -47,7 +47,7 @@ class Planted:
 
   @property
   def sown(self) -> set[tuple]:
-    """The (tag, name) of each value that the function sows; not known of one that is traced in place."""
+    """The (tag, name) of each value that the function sows; empty for a function that is traced in place."""
     return set() if self.program is None else {(s.tag, s.name) for s in self.program.sown}
 
   def tree_flatten(self) -> tuple:
@@ -58,14 +58,14 @@ class Planted:
     return cls(list(captured), *parts)
 
 
-def planted(fn: Callable, sown: Sown, text: str) -> Planted:
-  """`fn` as something to plant at `sown`, which is called `text`."""
+def stage_planted(fn: Callable, sown: Sown, text: str) -> Planted:
+  """Stages `fn` for planting at `sown`, which the request names `text`."""
   now = version(fn)
   if sown.device_sizes:
     return Planted([], None, now)
   key = (sown.avals, sown.tree, compat.trace_context())
   if key not in now.memo:
-    made = _staged(fn, sown, text)
+    made = _stage(fn, sown, text)
     if any(isinstance(x, jax.core.Tracer) for x in made.captured):
       return made
     now.memo[key] = made
@@ -73,7 +73,7 @@ def planted(fn: Callable, sown: Sown, text: str) -> Planted:
   return now.memo[key]
 
 
-def _staged(fn: Callable, sown: Sown, text: str) -> Planted:
+def _stage(fn: Callable, sown: Sown, text: str) -> Planted:
   value = sown.tree.unflatten([struct_of(a) for a in sown.avals])
   try:
     program, captured = stage(fn, *split_static(((value,), {})))
@@ -81,6 +81,6 @@ def _staged(fn: Callable, sown: Sown, text: str) -> Planted:
     if 'valid JAX type' not in str(error):
       raise
     raise HarvestError(
-      f'the function planted at {text!r} returned something that is no array: {error}'
+      f'the function planted at {text!r} returned something that is not an array: {error}'
     ) from error
-  return Planted(captured, shared(program))
+  return Planted(captured, share(program))

@@ -1,13 +1,13 @@
-"""Gradients at sites: how much a scalar would change if the value there did.
+"""Gradients of a scalar with respect to the values at sites.
 
     value, acts, grads = harvest.value_and_grad_at(loss, sites='resid_post.*')(tokens)
 
-One forward and one backward pass give the values and the gradients at all the sites asked for. At each a tap
-(`requests.tap`) stands between the value and what follows: an identity whose backward rule also sends the cotangent
-to a zero. The forward pass is untouched, no parameter is differentiated, and a checkpointed body stays so. Inside a
-scan the zeros are scanned over when all layers are asked for; otherwise k slots collect the gradients of k layers.
+One forward and one backward pass give the values and the gradients at all requested sites. At each site a tap
+(`requests.tap`) is between the value and its uses: an identity whose backward rule also sends the cotangent to a zero.
+The forward pass is unchanged, no parameter is differentiated, and a checkpointed body stays checkpointed. Inside a scan
+the zeros are scanned over if all layers are requested; else k slots collect the gradients of k layers.
 
-This is what attribution patching is made of: (noise - clean) * gradient, Kramár et al. 2024 (AtP*), equation 2.
+Attribution patching is computed from these: (noise - clean) * gradient, Kramár et al. 2024 (AtP*), equation 2.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from mechjax.harvest.reads import Read, assemble, resolve_reads
 from mechjax.harvest.requests import Writing
 from mechjax.programs.cells import Cell, DataKey, Keyed
 from mechjax.programs.interpreter import Interpreter
-from mechjax.programs.program import Kept, Program
-from mechjax.programs.reach import refuse_dead
-from mechjax.programs.repeats import refuse_twice
+from mechjax.programs.program import Program, ProgramCache
+from mechjax.programs.reach import check_not_dead
+from mechjax.programs.repeats import check_sown_once
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG
 
-_COMPILED: Kept[Callable] = Kept()
+_COMPILED: ProgramCache[Callable] = ProgramCache()
 
 
 def value_and_grad_at(
@@ -43,13 +43,13 @@ def value_and_grad_at(
 
   Args:
     f: a function with sows that returns a floating-point scalar, or (scalar, aux) with `has_aux`.
-    sites: which sites, as in `harvest`.
-    has_aux: whether `f` returns something besides; the first result is then (scalar, aux).
-    tag: which sows.
+    sites: the sites, as in `harvest`.
+    has_aux: whether `f` returns (scalar, aux); the first result is then this pair.
+    tag: tag of the sows.
 
   Returns:
-    The transformed function. `values` and `gradients` have the same sites and shapes. The gradient is that of
-    planting: d f / d value with everything before the site held fixed and everything after it recomputed.
+    The transformed function. `values` and `gradients` have the same sites and shapes. The gradient is the
+    gradient of planting: d f / d value with everything before the site held fixed and everything after it recomputed.
 
   Raises:
     SiteError, HarvestError: when called: unknown sites; a site of integers; a result that is not a scalar.
@@ -65,10 +65,10 @@ def value_and_grad_at(
     known = _COMPILED.of(program)
     compiled = known.get((plan, has_aux))
     if compiled is None:
-      _check(reads)
-      refuse_twice(program, tag, keys)
-      refuse_dead(program, tag, keys, 'differentiated')
-      compiled = jax.jit(functools.partial(_pass, program, plan, reads, has_aux))
+      _check_inexact(reads)
+      check_sown_once(program, tag, keys)
+      check_not_dead(program, tag, keys, 'differentiated')
+      compiled = jax.jit(functools.partial(_run_passes, program, plan, reads, has_aux))
       known[plan, has_aux] = compiled
     out, cells, grads = compiled(tables, values)
     return out, assemble(reads, cells, tables), assemble(reads, grads, tables)
@@ -77,7 +77,7 @@ def value_and_grad_at(
   return at_sites
 
 
-def _pass(
+def _run_passes(
   program: Program,
   plan: HarvestPlan,
   reads: list[Read],
@@ -97,7 +97,7 @@ def _pass(
 
 
 def _zeros(read: Read, tables: Keyed) -> list[jax.Array]:
-  """One zero per value that is read, laid out as the read lays them out."""
+  """Makes one zero for each value that is read, in the layout of the read."""
   table = tables.get(DataKey('read', read.key))
   lead: tuple[int, ...] = ()
   if table is not None and read.sown.lengths:
@@ -115,7 +115,7 @@ def _tap(read: Read, tables: Keyed, zeros: list[jax.Array]) -> Writing:
   return Writing(table.table, zeros, None, (), table.k, scans, False, tap=True)
 
 
-def _check(reads: list[Read]) -> None:
+def _check_inexact(reads: list[Read]) -> None:
   for r in reads:
     for a in r.sown.avals:
       if not jnp.issubdtype(a.dtype, jnp.inexact):

@@ -1,4 +1,4 @@
-"""Listing the sites of a program: names, layers, shapes, dtypes and source lines, and nothing runs."""
+"""Lists of the sites of a program: names, layers, shapes, dtypes and source lines; nothing runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mechjax.programs.tag import TAG
 
 @dataclasses.dataclass(frozen=True)
 class SiteInfo:
-  """A site of a program: `shape` and `dtype` of one layer's value (a pytree of them for pytrees)."""
+  """A site of a program: `shape` and `dtype` of the value of one layer (pytrees of them if the value is a pytree)."""
 
   site: sites.Site
   shape: Any
@@ -49,7 +49,7 @@ def sites_of(f: Callable, *args: Any, tag: Hashable = TAG, **kwargs: Any) -> Sit
   Args:
     f: a function with sows.
     *args: its arguments; `jax.ShapeDtypeStruct`s suffice.
-    tag: which sows.
+    tag: tag of the sows.
     **kwargs: its keyword arguments.
 
   Returns:
@@ -58,7 +58,7 @@ def sites_of(f: Callable, *args: Any, tag: Hashable = TAG, **kwargs: Any) -> Sit
   program, _ = stager(f)(args, kwargs)
   sown = [s for s in program.sown if s.tag == tag and not s.backward]
   by_site = {site: s for s in reversed(sown) for site in expand_all([s])}
-  skipped = absence.skipped(program)
+  skipped = absence.find_skipped(program)
   return SiteList(_info(site, by_site[site]) for site in expand_all(sown) if site not in skipped)
 
 

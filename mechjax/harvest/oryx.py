@@ -1,8 +1,8 @@
-"""Running code written for Oryx on this harvest.
+"""Compatibility with code written for Oryx.
 
-Oryx's last release cannot be imported on current JAX, but code that says `from oryx.core.interpreters import
-harvest` is still around. After `install_as_oryx()` such an import gives `mechjax.harvest`, which has the same
-names, arguments, modes and answers. Where the two differ, ours raises an error that Oryx does not (BUILD_NOTES).
+Oryx's last release cannot be imported on current JAX, but code that contains `from oryx.core.interpreters import
+harvest` is still in use. After `install_as_oryx()` such an import gives `mechjax.harvest`, which has the same names,
+arguments, modes and results. Where the two differ, mechjax raises an error that Oryx does not (BUILD_NOTES).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def install_as_oryx() -> None:
   parent = None
   for name in _PATH:
     module = sys.modules.get(name) or types.ModuleType(name, __doc__)
-    module.__path__ = []  # a package, of which nothing else can be imported
+    module.__path__ = []  # a package without other importable modules
     module.__mechjax__ = True  # type: ignore[attr-defined]
     sys.modules[name] = module
     if parent is not None:

@@ -1,8 +1,8 @@
-"""What a harvest does at each sow: the static half of a request.
+"""The static half of a request: the action of a harvest at each sow.
 
-The other half, slot tables and planted values, is data (`requests`); `reads` and `writes` resolve both from what
-the user wrote. Oryx's way of asking (a tag, and everything under it, under the rules of its modes) and requests by
-site end as the same plan.
+The other half, slot tables and planted values, is data (`requests`); `reads` and `writes` resolve both from the
+arguments of the user. Requests in the style of Oryx (a tag and everything under it, under the rules of its modes) and
+requests by site end as the same plan.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class HarvestPlan(Plan):
 
   Attributes:
     tag: the tag that is harvested.
-    read_all: Oryx's way: every sow of the tag that is allowed and not planted.
-    strict: Oryx's rules hold for every sow of the tag (it was named explicitly).
+    read_all: whether to read, as Oryx does, every sow of the tag that is allowed and not planted.
+    strict: whether the rules of Oryx hold for every sow of the tag (the tag was given explicitly).
     read_keys: keys of sows that are read.
     write_keys: keys of sows that are written.
-    allow: names allowed, or None for all.
-    block: names refused.
-    exclusive: drop the sows of other tags.
+    allow: allowed names, or None for all.
+    block: blocked names.
+    exclusive: whether to drop the sows of other tags.
   """
 
   tag: Hashable
@@ -49,7 +49,7 @@ class HarvestPlan(Plan):
     return self.read_all or bool(self.read_keys)
 
   def admits(self, name: str) -> bool:
-    """Whether the allowlist and the blocklist let a name through."""
+    """Whether the allowlist and the blocklist admit a name."""
     return name not in self.block and (self.allow is None or name in self.allow)
 
   def cares(self, tags: frozenset) -> bool:
@@ -72,9 +72,9 @@ class HarvestPlan(Plan):
       new = writing.apply(leaves, params['tree'], frame.devices)
       leaves = [where(preds[0], n, o) for n, o in zip(new, leaves)] if preds else new
     read = key in self.read_keys or (self.read_all and self.admits(key.name))
-    if self.strict:  # in Oryx what is planted is gone
+    if self.strict:  # in Oryx a planted sow disappears
       again = writing is None and self.admits(key.name)
-    else:  # unless a planted function has sown the value itself
+    else:  # it is sown again, unless a planted function has sown the value itself
       again = writing is None or not writing.sows(params['tag'], params['name'])
     if again and not read and compat.is_staging():
       leaves = sow_p.bind(*leaves, *preds, **params)[: len(leaves)]
@@ -88,13 +88,13 @@ class HarvestPlan(Plan):
       return [jnp.zeros_like(t) for t in leaves]
     shapes = tangent_shapes(leaves, params)
     return cut_tangents(
-      leaves, writing.replaced(shapes, params['leaves'], frame.devices), preds, params
+      leaves, writing.mark_replaced(shapes, params['leaves'], frame.devices), preds, params
     )
 
   def leave_scan(self, key: Key, cell: Cell, frame: Frame) -> Exit:
     reading = frame.data.get(DataKey('read', key))
     if reading is not None:
-      return reading.way()
+      return reading.choose_exit()
     return AsStack() if cell.mode == 'append' else AsLast()
 
   def check_loop(self, name: str, params_of_sows: list[dict]) -> None:
@@ -107,22 +107,22 @@ class HarvestPlan(Plan):
       if name == 'while_loop' and p['mode'] in ('strict', 'append'):
         raise HarvestError(
           f"Must use clobber or cond_clobber mode for '{p['name']}' inside of a `while_loop`.",
-          cause='the number of iterations is not known, so there is no place for each value',
+          cause='the number of iterations is not known, so there is no room for a value of each',
         )
 
 
 def tangent_shapes(tangents: list, params: dict) -> list[tuple[int, ...]]:
-  """The shapes of the leaves that these are the tangents of."""
+  """Returns the shapes of the leaves that belong to these tangents."""
   extra = params['extra']
   return [tuple(n for i, n in enumerate(t.shape) if i not in extra) for t in tangents]
 
 
 def cut_tangents(tangents: list, gone: list, preds: list, params: dict) -> list:
-  """The tangents of a sow's leaves, zero where `gone` says that the value was replaced.
+  """Sets the tangents of the leaves of a sow to zero where `gone` says that the value was replaced.
 
   Args:
     tangents: operands of a `sow_tangent`.
-    gone: for each a boolean of the leaf's shape.
+    gone: for each tangent a boolean of the shape of the leaf.
     preds: the sow's predicates; nothing was replaced where they do not hold.
     params: parameters of the `sow_tangent`.
   """

@@ -1,7 +1,7 @@
-"""From `sites=...` to slot tables, and from the cells that came out to the answer.
+"""Resolution of `sites=...` to slot tables, and assembly of the answer from the returned cells.
 
-A request is resolved against the staged program before anything runs: which sows it means, which iterations of
-their scans, and where the answer to each stands.
+A request is resolved against the staged program before anything runs: the sows that it means, the iterations of their
+scans, and the position of each in the answer.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 
 from mechjax import sites
 from mechjax.errors import HarvestError, SiteError
-from mechjax.harvest.activations import Activations, Entry
+from mechjax.harvest.activations import Activations, ReadSite
 from mechjax.harvest.requests import Reading
-from mechjax.harvest.selecting import check_layers, live, select, slot_table
+from mechjax.harvest.selecting import check_layers, find_live, select, slot_table
 from mechjax.programs.cells import DataKey, Keyed, finish, where
 from mechjax.programs.places import Key
 from mechjax.programs.program import Program, Sown
@@ -26,18 +26,18 @@ from mechjax.programs.program import Program, Sown
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-  """How the cells of one key become an entry of `Activations`."""
+  """Recipe that turns the cells of one key into an entry of `Activations`."""
 
   key: Key
-  entry: Entry
+  entry: ReadSite
   sown: Sown
 
 
 def resolve_reads(request: Any, program: Program, tag: Hashable) -> tuple[list[Read], Keyed]:
-  """What `sites=` asks of a program: how to assemble the answer, and the slot tables."""
+  """Resolves `sites=` against a program; returns the reads from which the answer is assembled, and the slot tables."""
   if isinstance(request, Mapping):
-    return _traced_reads(request, program, tag)
-  sown = live(program, tag)
+    return _resolve_traced(request, program, tag)
+  sown = find_live(program, tag)
   chosen = set(select(request, program, tag))
   reads, tables = [], Keyed()
   groups: dict[Any, int] = {}
@@ -47,14 +47,14 @@ def resolve_reads(request: Any, program: Program, tag: Hashable) -> tuple[list[R
     if not wanted:
       continue
     reads.append(
-      Read(s.key, Entry(wanted[0].name, tuple(w.path for w in wanted), bool(s.lengths)), s)
+      Read(s.key, ReadSite(wanted[0].name, tuple(w.path for w in wanted), bool(s.lengths)), s)
     )
     if s.lengths:
-      tables[DataKey('read', s.key)] = _reading(s, mine, wanted, groups)
+      tables[DataKey('read', s.key)] = _make_reading(s, mine, wanted, groups)
   return reads, tables
 
 
-def _reading(
+def _make_reading(
   s: Sown, mine: Sequence[sites.Site], wanted: list[sites.Site], groups: dict[Any, int]
 ) -> Reading:
   if len(wanted) == len(mine):
@@ -65,10 +65,10 @@ def _reading(
   return Reading(table.reshape(s.lengths), len(wanted), len(s.lengths), group)
 
 
-def _traced_reads(
+def _resolve_traced(
   request: Mapping[str, Any], program: Program, tag: Hashable
 ) -> tuple[list[Read], Keyed]:
-  """`sites={'mlp_out': layers}` with an int array [k], traced or not."""
+  """Resolves `sites={'mlp_out': layers}` with an int array [k], traced or not."""
   reads, tables = [], Keyed()
   for name, layers in request.items():
     chosen = select(name, program, tag)
@@ -81,7 +81,7 @@ def _traced_reads(
     layers = jnp.atleast_1d(jnp.asarray(layers, jnp.int32))
     again = (layers[:, None] == layers).argmax(axis=1)
     for s in {
-      s.key: s for s in live(program, tag) if s.site_at((0,) * len(s.lengths)).name == name
+      s.key: s for s in find_live(program, tag) if s.site_at((0,) * len(s.lengths)).name == name
     }.values():
       paths = [site.path for site in s.all_sites]
       if len(paths[0]) != 1:
@@ -89,7 +89,7 @@ def _traced_reads(
           f'{name!r} has no single layer axis', hint='name its sites in full, as in sites=["x.0.3"]'
         )
       table = slot_table(layers, [p[0] for p in paths])
-      reads.append(Read(s.key, Entry(name, None, True), s))
+      reads.append(Read(s.key, ReadSite(name, None, True), s))
       tables[DataKey('read', s.key)] = Reading(
         table if s.lengths else table[0], layers.shape[0], len(s.lengths), len(tables), again
       )
@@ -97,8 +97,8 @@ def _traced_reads(
 
 
 def assemble(reads: Sequence[Read], cells: Keyed, tables: Keyed) -> Activations:
-  """The answer to a request from the cells that came out."""
-  entries: dict[Any, Entry] = {}
+  """Assembles the answer to a request from the returned cells."""
+  entries: dict[Any, ReadSite] = {}
   values: dict[Any, list] = {}
   for r in reads:
     leaves = finish(cells[r.key])
@@ -116,13 +116,13 @@ def assemble(reads: Sequence[Read], cells: Keyed, tables: Keyed) -> Activations:
     shapes = tuple(x.shape for x in leaves)
     entries[key], values[key] = dataclasses.replace(r.entry, shapes=shapes), leaves
   for name, key in {r.entry.name: r.key for r in reads if r.entry.paths is None}.items():
-    values[name] = [_repeated(x, tables[DataKey('read', key)].again) for x in values[name]]
+    values[name] = [_repeat(x, tables[DataKey('read', key)].again) for x in values[name]]
   trees = {r.key if r.entry.paths is not None else r.entry.name: r.sown.tree for r in reads}
   return Activations(list(entries.values()), [trees[k].unflatten(v) for k, v in values.items()])
 
 
-def _repeated(slots: jax.Array, again: jax.Array) -> jax.Array:
-  """Slots with those of a layer that was named before taken from there."""
+def _repeat(slots: jax.Array, again: jax.Array) -> jax.Array:
+  """Copies the slot of a layer that is named twice from its first occurrence."""
   if len(again) == 1:
     return slots
   return jax.lax.cond(
@@ -131,7 +131,7 @@ def _repeated(slots: jax.Array, again: jax.Array) -> jax.Array:
 
 
 def by_name(cells: Keyed, program: Program) -> dict:
-  """Oryx's answer: nested dicts by scope, then values by name."""
+  """Returns the answer in the form of Oryx: nested dicts by scope, then values by name."""
   trees = {s.key: s.tree for s in program.sown}
   out: dict = {}
   for key, cell in cells.items():

@@ -1,11 +1,11 @@
-"""What a harvest asks of a program: which sites are read, which are written, and how.
+"""The data of a request: slot tables and planted values.
 
-Layers are data wherever they can be. A read of k layers inside a scan is a *slot table*, one integer per
-iteration: the slot that this iteration fills, or k for none. A write is the same table read the other way:
-the slot whose value replaces this iteration's, or k for none. The tables are run-time arguments, so one
-executable serves every choice of k layers, and a traced layer index sweeps all layers.
+Layers are data wherever they can be. A read of k layers inside a scan is a *slot table*, one integer per iteration: the
+slot that this iteration fills, or k for none. A write is the same table read in the other direction: the slot whose
+value replaces the value of this iteration, or k for none. The tables are run-time arguments, so one executable serves
+every choice of k layers, and a traced layer index sweeps all layers.
 
-These objects ride in `Frame.data` and are sliced as the interpreter enters scans.
+These objects are in `Frame.data` and are sliced when the interpreter enters scans.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from mechjax.programs.cells import AsStack, Exit, FromSlots, IntoSlot, where
 class Reading:
   """The slot table of a read: `table` int32 [*scans], `k` slots. Without a table every iteration is stacked.
 
-  Reads of one `group` have equal tables, so that one branch writes them all. `again` int [k], where layers may be
-  traced: the slot of what is wanted at each place, another one's where a layer is named twice.
+  Reads of one `group` have equal tables, so that one branch writes them all. `again`, int [k], is given if layers may
+  be traced: the slot of the first occurrence of each requested layer.
   """
 
   table: Any
@@ -47,8 +47,8 @@ class Reading:
   def specs(self, names: tuple[str, ...]) -> list[PartitionSpec]:
     return [PartitionSpec() for _ in jax.tree.leaves(self)]
 
-  def way(self) -> Exit:
-    """How the cell leaves the scan that has just been entered down to `self` (see `Plan.leave_scan`)."""
+  def choose_exit(self) -> Exit:
+    """Chooses how the cell leaves the scan whose slice of the table is `self` (see `Plan.leave_scan`)."""
     if self.table is None:
       return AsStack()
     if self.scans == 0:
@@ -60,18 +60,18 @@ class Reading:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Writing:
-  """What replaces a value.
+  """Replacement of the value at a sow.
 
   Attributes:
-    table: int32 slots [*scans], or None: then `leaves` have one leading axis per scan if `stacked`, else they
+    table: int32 slots [*scans], or None: then `leaves` have one leading axis per scan if `stacked`, otherwise they
       are the value for every iteration.
     leaves: planted leaves, with a leading axis of k slots under a table; empty for a function.
     mask: None, or a boolean broadcastable to each leaf (its leading axes as in `leaves`).
     fns: functions of the value (`functions.Planted`), one per slot; empty where leaves are planted.
     k: number of slots.
-    scans: scans still to be entered.
+    scans: number of scans that remain to be entered.
     stacked: see `table`.
-    tap: nothing is replaced; `leaves` are zeros that receive the gradient at the site.
+    tap: whether nothing is replaced; `leaves` are then zeros that receive the gradient at the site.
   """
 
   table: Any
@@ -101,28 +101,28 @@ class Writing:
     ]
 
   def apply(self, values: Sequence[Any], tree: Any, devices: int = 0) -> list[Any]:
-    """The value that flows on in place of `values`."""
+    """Returns the value that flows on in place of `values`."""
     if self.fns:
       return self._by_function(values, tree)
     if self.table is None:
-      return [self._masked(x, p, self.mask, devices) for x, p in zip(values, self.leaves)]
+      return [self._mask(x, p, self.mask, devices) for x, p in zip(values, self.leaves)]
     slot = jnp.minimum(self.table, self.k - 1)
     pick = lambda a: jax.lax.dynamic_index_in_dim(a, slot, 0, keepdims=False)  # noqa: E731
     mask = None if self.mask is None else pick(self.mask)
     wanted = self.table < self.k
     return [
-      where(wanted, self._masked(x, pick(p), mask, devices), x) for x, p in zip(values, self.leaves)
+      where(wanted, self._mask(x, pick(p), mask, devices), x) for x, p in zip(values, self.leaves)
     ]
 
   @property
   def whole(self) -> bool:
-    """Whether the value is replaced outright, so that nothing of it (nor of its tangent) remains."""
+    """Whether the value is replaced completely, so that neither it nor its tangent has an effect."""
     return self.table is None and self.mask is None and not self.fns
 
-  def replaced(
+  def mark_replaced(
     self, shapes: Sequence[tuple], leaves: Sequence[int], devices: int = 0
   ) -> list[jax.Array]:
-    """Where the leaves numbered `leaves`, of these shapes, are replaced: booleans."""
+    """Returns booleans that mark where the leaves numbered `leaves`, of these shapes, are replaced."""
     if self.fns:
       raise HarvestError(
         'a site cannot be planted through a function inside a derivative',
@@ -133,19 +133,19 @@ class Writing:
     return planted.apply([jnp.zeros(s, bool) for s in shapes], None, devices)
 
   def sows(self, tag: Hashable, name: str) -> bool:
-    """Whether a planted function sows a value of this name itself."""
+    """Whether a planted function itself sows a value of this name."""
     return any((tag, name) in fn.sown for fn in self.fns)
 
   def _by_function(self, values: Sequence[Any], tree: Any) -> list[Any]:
-    def through(fn):
-      return lambda: checked(fn, values, tree)
+    def run(fn):
+      return lambda: apply_function(fn, values, tree)
 
     if self.table is None:
-      return through(self.fns[0])()
+      return run(self.fns[0])()
     keep = lambda: list(values)  # noqa: E731
-    return jax.lax.switch(self.table, [*(through(fn) for fn in self.fns), keep])
+    return jax.lax.switch(self.table, [*(run(fn) for fn in self.fns), keep])
 
-  def _masked(self, value: Any, planted: Any, mask: Any, devices: int) -> Any:
+  def _mask(self, value: Any, planted: Any, mask: Any, devices: int) -> Any:
     planted = jnp.reshape(planted, planted.shape[devices:]) if devices else planted
     if self.tap:
       return tap(value, planted)
@@ -159,15 +159,15 @@ class Writing:
 
 @jax.custom_vjp
 def tap(value: jax.Array, delta: jax.Array) -> jax.Array:
-  """`value`; in the backward pass its cotangent is also that of `delta`. Costs the forward pass nothing."""
+  """Returns `value`; in the backward pass `delta` receives the same cotangent. Free in the forward pass."""
   return value
 
 
 tap.defvjp(lambda value, delta: (value, None), lambda _, ct: (ct, ct))
 
 
-def checked(fn: Callable, values: Sequence[Any], tree: Any) -> list[Any]:
-  """Applies a user's function to a site's value and insists on structure, shape and dtype."""
+def apply_function(fn: Callable, values: Sequence[Any], tree: Any) -> list[Any]:
+  """Applies a user's function to the value of a site, and checks the structure, shape and dtype of its result."""
   out, structure = jax.tree.flatten(fn(tree.unflatten(values)))
   if structure != tree:
     raise HarvestError(
@@ -175,34 +175,36 @@ def checked(fn: Callable, values: Sequence[Any], tree: Any) -> list[Any]:
       cause='a function without a return statement returns None',
       hint='return a value of the same structure as the one received',
     )
-  return [fitted(o, v, 'the function planted at a site returned') for o, v in zip(out, values)]
+  return [fit_array(o, v, 'the function planted at a site returned') for o, v in zip(out, values)]
 
 
-def _kind(dtype: Any) -> int:
-  """Scalars adapt to dtypes of their own kind or a wider one: bool, integer, real, complex."""
+def _kind_rank(dtype: Any) -> int:
+  """Rank of a dtype; scalars adapt to dtypes of their own or a higher rank: bool, integer, real, complex."""
   kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
   return next((i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind)), -1)
 
 
-def fitted(new: Any, old: Any, what: str) -> jax.Array:
-  """`new` as an array of exactly the shape and dtype of `old` (weakly typed scalars adapt)."""
+def fit_array(new: Any, old: Any, what: str) -> jax.Array:
+  """Returns `new` as an array of exactly the shape and dtype of `old` (weakly typed scalars adapt)."""
   shape, dtype = jnp.shape(old), jnp.result_type(old)
   try:
     got = jax.typeof(new)
-    if got.dtype != dtype and not (got.weak_type and _kind(got.dtype) <= _kind(dtype)):
+    if got.dtype != dtype and not (got.weak_type and _kind_rank(got.dtype) <= _kind_rank(dtype)):
       raise HarvestError(
         f'{what} dtype {got.dtype.name}, the site has {dtype.name}',
         cause='a silent cast would change the computation that follows',
-        hint=f'.astype({dtype.name!r}) on the value if that is what you mean',
+        hint=f'use .astype({dtype.name!r}) on the value if the cast is intended',
       )
     if not isinstance(new, jax.Array) or got.dtype != dtype or got.weak_type:
       new = jnp.asarray(new, dtype)
   except (TypeError, OverflowError) as e:
-    raise HarvestError(f'{what} the value {new!r}, which is no {dtype.name}') from e
+    raise HarvestError(
+      f'{what} the value {new!r}, which cannot be converted to {dtype.name}'
+    ) from e
   if new.shape != shape:
     raise HarvestError(
       f'{what} shape {new.shape}, the site has {shape}',
-      cause='values are planted whole; nothing is broadcast',
-      hint='jnp.broadcast_to the value, or plant only part of it with harvest.Masked',
+      cause='values are planted as a whole; nothing is broadcast',
+      hint='use jnp.broadcast_to on the value, or plant only part of it with harvest.Masked',
     )
   return new

@@ -1,7 +1,7 @@
-"""From patterns to the sites of a program, and from layers to slots.
+"""Selection of the sites of a program by patterns, and of slots by layers.
 
-Every request by the name of a site is resolved here: what is read (`reads`), what is planted (`writes`), what is cut
-out (`subgraph`), where a run stops (`mechjax.forward`).
+Every request by the name of a site is resolved here: reads (`reads`), plants (`writes`), cuts (`subgraph`), and the
+sites where a run stops (`mechjax.forward`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from mechjax.harvest import absence
 from mechjax.programs.program import Program, Sown, expand_all
 
 
-def live(program: Program, tag: Hashable) -> list[Sown]:
-  """The sows of `tag` that a read can meet."""
+def find_live(program: Program, tag: Hashable) -> list[Sown]:
+  """Finds the sows of `tag` that can be read."""
   return [s for s in program.sown if s.tag == tag and not s.backward]
 
 
 def select(request: Any, program: Program, tag: Hashable) -> list[sites.Site]:
-  """The sites of a program that patterns select, in the order of the forward pass."""
-  there, skipped = expand_all(live(program, tag)), absence.skipped(program)
+  """Selects the sites of a program by patterns, in the order of the forward pass."""
+  there, skipped = expand_all(find_live(program, tag)), absence.find_skipped(program)
   try:
     return sites.select(request, [s for s in there if s not in skipped] if skipped else there)
   except SiteError as e:
-    if explained := absence.explained(request, program):
+    if explained := absence.explain(request, program):
       raise explained from e
     lost = [n for t, n in program.dropped if t == tag]
     if not lost:
@@ -43,7 +43,7 @@ def select(request: Any, program: Program, tag: Hashable) -> list[sites.Site]:
 
 
 def check_layers(layers: Any, chosen: Sequence[sites.Site], name: str) -> None:
-  """Raises where one of these layers of `name` does not exist, unless they are traced."""
+  """Raises if one of these layers of `name` does not exist, unless they are traced."""
   if isinstance(layers, jax.core.Tracer):
     return
   have = {site.path[-1] for site in chosen if site.path}
@@ -53,6 +53,6 @@ def check_layers(layers: Any, chosen: Sequence[sites.Site], name: str) -> None:
 
 
 def slot_table(layers: jax.Array, indices: Sequence[int]) -> jax.Array:
-  """For each index the position at which it stands in `layers`, or len(layers) where it does not."""
+  """Returns the position of each index in `layers`, or len(layers) for an index that is not in it."""
   hit = layers[None, :] == jnp.asarray(indices, jnp.int32)[:, None]
   return jnp.where(hit.any(axis=1), hit.argmax(axis=1), layers.shape[0]).astype(jnp.int32)

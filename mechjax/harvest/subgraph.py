@@ -3,18 +3,17 @@
     cut = harvest.subgraph(model, inputs='q.5', outputs='attn_probs.5')(tokens)
     probs = cut(patched_q)
 
-What AtP* needs for its QK fix is "the attention probabilities, had the query been another", exactly, for whatever
-attention the model has: soft-capped, windowed, grouped, with sinks. Rewriting attention for each would be wrong
-sooner or later; the staged program already holds the function. So the equations between the sites are cut out of
-it, and every other value they need (the keys, the masks) is captured from the run at the given arguments.
+For its QK fix AtP* needs the attention probabilities at another query, exactly, for whatever attention the model has:
+soft-capped, windowed, grouped, with sinks. Rewriting attention for each model would be wrong sooner or later; the
+staged program already holds the function. So the equations between the sites are cut out of it, and every other value
+that they need (the keys, the masks) is captured from the run at the given arguments.
 
-How. The program is laid out from the inputs to the outputs (calls written out; in a scan, the body that holds both).
-The equations that depend on the inputs and lead to the outputs are the sub-program. What they read beyond
-that is captured: the program is staged once more with a sow on each such value, and reaped.
+How. The program is written out from the inputs to the outputs (calls are inlined; in a scan, the body that holds both).
+The equations that depend on the inputs and lead to the outputs are the sub-program. The other values that they read are
+captured: the program is staged once more with a sow on each such value, and reaped.
 
-A `Subgraph` is a pytree (its captured values), so it can be passed to jit and vmap. Asked for several layers, it
-takes and returns values with a leading axis of layers, vmapped in a scan and one after the other in an unrolled
-model.
+A `Subgraph` is a pytree (its captured values), so it can be passed to jit and vmap. For several layers, it takes and
+returns values with a leading axis of layers, vmapped in a scan and sequentially in an unrolled model.
 """
 
 from __future__ import annotations
@@ -34,24 +33,24 @@ from mechjax.errors import HarvestError
 from mechjax.harvest import reads
 from mechjax.harvest.api import run
 from mechjax.harvest.plans import HarvestPlan
-from mechjax.harvest.requests import fitted
-from mechjax.harvest.selecting import live, select
+from mechjax.harvest.requests import fit_array
+from mechjax.harvest.selecting import find_live, select
 from mechjax.programs.cells import Frame, Keyed, Plan
 from mechjax.programs.interpreter import Interpreter
 from mechjax.programs.line import Line, Op, Origin, Ref, evaluate, read
-from mechjax.programs.places import TOP, Key, Loop, Place
-from mechjax.programs.primitives import CALLS, Kind, body_of, kind_of
-from mechjax.programs.program import Kept, Program, Sown, struct_of
+from mechjax.programs.places import TOP, Key, Place, ScanLoop
+from mechjax.programs.primitives import CALLS, PrimitiveKind, body_of, kind_of
+from mechjax.programs.program import Program, ProgramCache, Sown, struct_of
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG, sow, sow_p
 
 _CAPTURED = 'mechjax captured'
-_PLANS: Kept[tuple] = Kept()
+_PLANS: ProgramCache[tuple] = ProgramCache()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sow:
-  """A sow of interest: `ins` are the sown values, `outs` what flows on, `avals` their abstract values."""
+  """A sow of interest: `ins` are the sown values, `outs` the values that flow on, `avals` their abstract values."""
 
   key: Key
   ins: tuple[Ref, ...]
@@ -61,14 +60,14 @@ class _Sow:
 
 
 class _Layout(Line):
-  """A program written out, with the sows of interest where they stand."""
+  """A program written out, with the sows of interest at their places."""
 
   def __init__(self, program: Program, ins: frozenset, outs: frozenset):
     super().__init__(program)
     self.ins, self.keys = ins, ins | outs
     self.names = frozenset(k.name for k in self.keys)
     self.sows: dict[Key, _Sow] = {}
-    self.loop: tuple = ()  # the scans around what is being written
+    self.loop: tuple = ()  # the scans around the current position
     self.home: dict[Key, tuple] = {}
     self._enter(program.jaxpr, TOP)
 
@@ -84,7 +83,7 @@ class _Layout(Line):
   def open(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
     if kind_of(eqn) in CALLS:
       return self.inline(body_of(eqn), refs, place)
-    if kind_of(eqn) is not Kind.SCAN:
+    if kind_of(eqn) is not PrimitiveKind.SCAN:
       raise HarvestError(
         f'a sub-program cannot be cut out of the primitive {eqn.primitive.name!r}',
         where=siu.summarize(eqn.source_info),
@@ -117,7 +116,7 @@ class _Layout(Line):
 
 @dataclasses.dataclass(frozen=True)
 class _Cut:
-  """The operations between sites, and what they need besides."""
+  """The operations between sites, and the other values that they need."""
 
   ops: tuple[Op, ...]
   ins: tuple[_Sow, ...]
@@ -144,7 +143,7 @@ def _cut(layout: _Layout, ins: Sequence[Key], outs: Sequence[Key]) -> _Cut:
     if not any(r in reached for r in layout.sows[k].ins):
       raise HarvestError(
         f'{k} does not depend on {", ".join(map(str, ins))}',
-        cause='the outputs come before the inputs, or at another layer of a scan',
+        cause='the outputs come before the inputs, or are at another layer of a scan',
         hint='name sites in the order of the forward pass, at one layer',
       )
   kept: list[Op] = []
@@ -175,7 +174,7 @@ def _evaluate(cut: _Cut, inputs: Sequence[Any], captured: Sequence[Any]) -> list
 
 
 class _CapturePlan(Plan):
-  """Enters whatever holds a site of the cut and sows the captured values; leaves the sites as they are."""
+  """Plan that enters everything that holds a site of the cut, and leaves the sites unchanged."""
 
   def __init__(self, names: frozenset):
     self.names = names
@@ -191,7 +190,7 @@ class _CapturePlan(Plan):
 
 
 class _Capturer(Interpreter):
-  """Sows every captured variable as it is made."""
+  """Interpreter that sows every captured variable when it is computed."""
 
   bundles = False
 
@@ -206,16 +205,16 @@ class _Capturer(Interpreter):
 
 
 def _capture(program: Program, cuts: Sequence[_Cut]) -> tuple[Program, list, dict[Any, str]]:
-  """The program with a sow on every captured value, the arrays that it holds, and the names of the variables."""
+  """Returns the program with a sow on every captured value, the arrays it holds, and the names of the variables."""
   variables = {v.variable for c in cuts for v in c.origins}
   names = {v: f'captured_{n}' for n, v in enumerate(variables)}
   plan = _CapturePlan(frozenset(k.key.name for c in cuts for k in c.ins))
 
-  def interpreted(values):
+  def interpret(values):
     return _Capturer(program, plan, names).run(values, Keyed())[0]
 
   with compat.staging_gate():
-    closed = jax.make_jaxpr(interpreted)([struct_of(v.aval) for v in program.jaxpr.invars])
+    closed = jax.make_jaxpr(interpret)([struct_of(v.aval) for v in program.jaxpr.invars])
   made = Program(closed, program.out_tree, False, [])
   return made, list(compat.consts(closed)), names
 
@@ -225,25 +224,25 @@ def _capture(program: Program, cuts: Sequence[_Cut]) -> tuple[Program, list, dic
 
 @jax.tree_util.register_pytree_node_class
 class Subgraph:
-  """A function from the inputs' values to the outputs'; see `subgraph`. A pytree of its captured values."""
+  """A function from the values of the inputs to those of the outputs; a pytree of its captured values."""
 
   def __init__(self, parts: tuple, captured: Sequence[Sequence[Any]]):
     self._parts, self._captured = parts, captured
 
   def __call__(self, *values: Any) -> Any:
-    """The outputs at other values of the inputs.
+    """Computes the outputs at other values of the inputs.
 
     Args:
       *values: one per input site name, in the order of `inputs`; with a leading axis of layers if several were
-        asked for.
+        requested.
 
     Returns:
-      The output, or a tuple of them, laid out likewise.
+      The output, or a tuple of them, in the same layout.
     """
     cuts, n_layers, stacked = self._parts
     if len(values) != len(cuts[0].ins):
       raise HarvestError(f'{len(values)} values for {len(cuts[0].ins)} inputs of a sub-program')
-    values = tuple(self._checked(s, v, n_layers) for s, v in zip(cuts[0].ins, values))
+    values = tuple(self._check(s, v, n_layers) for s, v in zip(cuts[0].ins, values))
     if n_layers is None:
       outs = _evaluate(cuts[0], values, self._captured[0])
     elif stacked:
@@ -257,14 +256,14 @@ class Subgraph:
     return outs[0] if len(outs) == 1 else tuple(outs)
 
   @staticmethod
-  def _checked(sow: _Sow, value: Any, n_layers: int | None) -> Any:
+  def _check(sow: _Sow, value: Any, n_layers: int | None) -> Any:
     leaves, tree = jax.tree.flatten(value)
     lead = () if n_layers is None else (n_layers,)
     if tree != sow.tree:
       raise HarvestError(f'a value of structure {tree} for {sow.key}, which has {sow.tree}')
     old = [jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype) for a in sow.avals]
     what = f'the value for {sow.key} has'
-    return jax.tree.unflatten(tree, [fitted(x, o, what) for x, o in zip(leaves, old)])
+    return jax.tree.unflatten(tree, [fit_array(x, o, what) for x, o in zip(leaves, old)])
 
   def tree_flatten(self) -> tuple:
     return (self._captured,), self._parts
@@ -283,10 +282,10 @@ def subgraph(
     f: a function with sows.
     inputs: sites whose values the cut takes, as patterns; every name at the same layers.
     outputs: sites whose values it returns, at those layers.
-    tag: which sows.
+    tag: tag of the sows.
 
   Returns:
-    `(*args) -> Subgraph`: what the cut needs besides is captured from the run at these arguments.
+    `(*args) -> Subgraph`: the other values that the cut needs are captured from the run at these arguments.
 
   Raises:
     SiteError: unknown sites.
@@ -296,32 +295,32 @@ def subgraph(
 
   def at(*args: Any, **kwargs: Any) -> Subgraph:
     program, values = staged(args, kwargs)
-    key = (tuple(_plain(inputs)), tuple(_plain(outputs)), tag)
+    key = (tuple(_patterns(inputs)), tuple(_patterns(outputs)), tag)
     known = _PLANS.of(program).get(key)
     if known is None:
-      known = _PLANS.of(program)[key] = _plan(program, inputs, outputs, tag)
+      known = _PLANS.of(program)[key] = _make_plan(program, inputs, outputs, tag)
     cuts, n_layers, stacked, capturing, requests = known
-    captured = _captured(capturing, cuts, requests, values)
+    captured = _capture_values(capturing, cuts, requests, values)
     return Subgraph((cuts, n_layers, stacked), captured)
 
   return at
 
 
-def _plain(patterns: Any) -> Iterator[str]:
+def _patterns(patterns: Any) -> Iterator[str]:
   yield from sites_lib.as_patterns(patterns)
 
 
-def _plan(program: Program, inputs: Any, outputs: Any, tag: Hashable) -> tuple:
+def _make_plan(program: Program, inputs: Any, outputs: Any, tag: Hashable) -> tuple:
   ins, outs = (select(p, program, tag) for p in (inputs, outputs))
   paths = sorted({s.path for s in ins})
   for name in {s.name for s in [*ins, *outs]}:
     mine = sorted(s.path for s in [*ins, *outs] if s.name == name)
     if mine != paths and len(paths) > 1:
       raise HarvestError(
-        f'{name} is asked for at {len(mine)} layers, {ins[0].name} at {len(paths)}',
-        hint='ask for inputs and outputs at the same layers',
+        f'{name} is requested at {len(mine)} layers, {ins[0].name} at {len(paths)}',
+        hint='request inputs and outputs at the same layers',
       )
-  sown = {site: s for s in live(program, tag) for site in s.all_sites}
+  sown = {site: s for s in find_live(program, tag) for site in s.all_sites}
   layout = _Layout(program, *(frozenset(sown[s].key for s in ends) for ends in (ins, outs)))
   many = len(paths) > 1
   groups = [[s for s in ins if s.path == p] for p in paths] if many else [ins]
@@ -329,7 +328,7 @@ def _plan(program: Program, inputs: Any, outputs: Any, tag: Hashable) -> tuple:
   pairs = [
     (tuple(sown[s].key for s in a), tuple(sown[s].key for s in b)) for a, b in zip(groups, ends)
   ]
-  _same_iteration(sown, ins, outs, many)
+  _check_same_iteration(sown, ins, outs, many)
   cuts = {pair: _cut(layout, *pair) for pair in pairs}
   stacked = len(cuts) == 1
   used = tuple(cuts.values()) if stacked else tuple(cuts[pair] for pair in pairs)
@@ -337,28 +336,28 @@ def _plan(program: Program, inputs: Any, outputs: Any, tag: Hashable) -> tuple:
   return used, len(paths) if many else None, stacked, capturing, paths
 
 
-def _same_iteration(sown: dict, ins: list, outs: list, many: bool) -> None:
+def _check_same_iteration(sown: dict, ins: list, outs: list, many: bool) -> None:
   scanned = {_iteration(s, sown[s]) for s in [*ins, *outs] if sown[s].lengths}
   if scanned and not many and len(scanned) > 1:
     raise HarvestError(
       f'{outs[0]} and {ins[0]} lie in different iterations of a scan',
-      cause='between them stands the rest of the loop',
+      cause='the rest of the loop is between them',
       hint='plant and reap instead: harvest(f, sites=outputs)({input: value}, *args)',
     )
 
 
 def _iteration(site: sites_lib.Site, sown: Sown) -> tuple[int, ...]:
-  """The iterations of the scans around a site."""
-  around = [p for p in sown.path if isinstance(p, int | Loop)]
-  return tuple(n for n, p in zip(site.path, around) if isinstance(p, Loop))
+  """Returns the iterations of the scans around a site."""
+  around = [p for p in sown.path if isinstance(p, int | ScanLoop)]
+  return tuple(n for n, p in zip(site.path, around) if isinstance(p, ScanLoop))
 
 
-def _captured(
+def _capture_values(
   capturing: tuple[Program, list, dict], cuts: Sequence[_Cut], paths: list, values: list
 ) -> list:
-  """The captured values at these arguments: for each cut, one array per captured value."""
+  """Computes the captured values at these arguments: for each cut, one array per captured value."""
   program, held, names = capturing
-  wanted = [[_site_of(v, names, p) for v in c.origins] for c, p in _with_paths(cuts, paths)]
+  wanted = [[_site_of(v, names, p) for v in c.origins] for c, p in _pair_with_paths(cuts, paths)]
   sites = list(dict.fromkeys(s for row in wanted for group in row for s in group))
   if not sites:
     return [[] for _ in cuts]
@@ -371,7 +370,7 @@ def _captured(
   ]
 
 
-def _with_paths(cuts: Sequence[_Cut], paths: list) -> Iterator[tuple[_Cut, list]]:
+def _pair_with_paths(cuts: Sequence[_Cut], paths: list) -> Iterator[tuple[_Cut, list]]:
   if len(cuts) == 1:
     yield cuts[0], paths
   else:
@@ -379,11 +378,11 @@ def _with_paths(cuts: Sequence[_Cut], paths: list) -> Iterator[tuple[_Cut, list]
 
 
 def _site_of(value: Origin, names: dict, paths: list) -> list[sites_lib.Site]:
-  """Where a captured value is sown: once for each layer asked for, with loops at that iteration."""
+  """Lists the sites at which a captured value is sown: one per requested layer, with loops at that iteration."""
   sites = []
   for p in paths:
     index = list(p)
-    # a static layer takes one index of the site's path as a loop does
+    # a static layer consumes one index of the path of the site, as a loop does
     path = tuple(q if isinstance(q, int) else index[n] for n, q in enumerate(value.place.path))
     sites.append(sites_lib.Site('/'.join([*value.place.scope, names[value.variable]]), path))
   return sites

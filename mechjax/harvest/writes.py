@@ -1,9 +1,9 @@
-"""From a dict of plants to what replaces each value.
+"""Resolution of a dict of plants to the replacement of each value.
 
-How a key is read, for a site with layers: a key that names one layer takes a value of the site's own shape; any
-other key (a bare name, a glob) takes one with a leading axis over the layers it selects, in order. A function is
-applied at every layer selected. `At(layer, value)` lets the layer be traced. Nothing is broadcast and nothing is
-cast: a value that does not fit is an error before anything runs.
+For a site with layers, a key that names one layer takes a value of the site's own shape. Any other key (a bare name, a
+glob) takes one with a leading axis over the layers that it selects, in order. A function is applied at every selected
+layer. `At(layer, value)` allows a traced layer. Nothing is broadcast and nothing is cast: a value that does not fit is
+an error before anything runs.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import numpy as np
 
 from mechjax import sites
 from mechjax.errors import HarvestError
-from mechjax.harvest.functions import planted
-from mechjax.harvest.requests import Writing, fitted
+from mechjax.harvest.functions import stage_planted
+from mechjax.harvest.requests import Writing, fit_array
 from mechjax.harvest.selecting import check_layers, select, slot_table
 from mechjax.programs.cells import DataKey, Keyed
 from mechjax.programs.places import Key
-from mechjax.programs.program import Kept, Program, Sown
+from mechjax.programs.program import Program, ProgramCache, Sown
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Masked:
-  """A planted value used only where `mask` (boolean, broadcastable to the site's value) holds."""
+  """A planted value that is used only where `mask` (boolean, broadcastable to the value of the site) holds."""
 
   value: Any
   mask: Any
@@ -41,49 +41,49 @@ class At:
   """A planted value (or `Masked`, or a function) at a layer that may be traced.
 
   Attributes:
-    layer: an integer, or int array [k]. A traced layer that does not exist plants nothing; of two that are equal the
+    layer: an integer, or int array [k]. A traced layer that does not exist plants nothing; of two equal layers the
       first one counts.
-    value: for an integer, of the site's own shape; for an array, with a leading axis of k.
+    value: for an integer layer, of the site's own shape; for an array, with a leading axis of k.
   """
 
   layer: Any
   value: Any
 
 
-_SOWN: Kept[list[Sown]] = Kept()
+_SOWN: ProgramCache[list[Sown]] = ProgramCache()
 
 
 def resolve_writes(
   plants: Mapping, program: Program, tag: Hashable, admits: Callable[[str], bool]
 ) -> Keyed:
-  """The `Writing`s that a dict of plants asks of a program."""
+  """Resolves a dict of plants against a program; returns the `Writing` of each planted sow."""
   sown = _SOWN.of(program).get(tag)
   if sown is None:
     unique = {s.key: s for s in program.sown if s.tag == tag}
     sown = _SOWN.of(program)[tag] = list(unique.values())
   pieces: dict[Key, list[_Piece]] = {}
-  for name, value in _flat_plants(plants, sown, ()):
-    for piece in _pieces(name, value, sown, program, tag):
+  for name, value in _flatten_plants(plants, sown, ()):
+    for piece in _make_pieces(name, value, sown, program, tag):
       if admits(piece.sown.name):
         if piece.fn is not None:
-          piece.fn = planted(piece.fn, piece.sown, name)
+          piece.fn = stage_planted(piece.fn, piece.sown, name)
         pieces.setdefault(piece.sown.key, []).append(piece)
-  _refuse_moved(program, tag, pieces)
-  return Keyed((DataKey('write', key), _writing(group)) for key, group in pieces.items())
+  _check_not_moved(program, tag, pieces)
+  return Keyed((DataKey('write', key), _make_writing(group)) for key, group in pieces.items())
 
 
-def _refuse_moved(program: Program, tag: Hashable, planted: Mapping[Key, list[_Piece]]) -> None:
+def _check_not_moved(program: Program, tag: Hashable, planted: Mapping[Key, list[_Piece]]) -> None:
   for key, (piece, *_) in planted.items():
-    program.refuse_moved(tag, key.full_name, piece.sown.source)
+    program.check_not_moved(tag, key.full_name, piece.sown.source)
 
 
-def _flat_plants(plants: Mapping, sown: list[Sown], scope: tuple) -> Iterator[tuple[str, Any]]:
-  """The plants with nested dicts, which stand for nest scopes, written out: 'scope/name'."""
+def _flatten_plants(plants: Mapping, sown: list[Sown], scope: tuple) -> Iterator[tuple[str, Any]]:
+  """Flattens nested dicts, which stand for nest scopes, to names of the form 'scope/name'."""
   around = [s.place.scope for s in sown]
   scopes = {s[len(scope)] for s in around if s[: len(scope)] == scope != s}
   for name, value in plants.items():
     if name in scopes:
-      yield from _flat_plants(value, sown, (*scope, name))
+      yield from _flatten_plants(value, sown, (*scope, name))
     else:
       yield '/'.join([*scope, str(name)]), value
 
@@ -95,7 +95,7 @@ class _Piece:
   Attributes:
     sown: the sow.
     iterations: flat indices of the scans' iterations, or None for all of them.
-    value: planted leaves: with a leading axis over `iterations`, or over the scans (`stacked`), or neither.
+    value: planted leaves, with a leading axis over `iterations`, or over the scans (`stacked`), or without one.
     mask: like `value`, or None.
     fn: a function instead of a value.
     layer: traced layers [k] instead of `iterations`.
@@ -110,17 +110,17 @@ class _Piece:
   stacked: bool = False
 
 
-def _pieces(
+def _make_pieces(
   text: str, value: Any, sown: list[Sown], program: Program, tag: Hashable
 ) -> Iterator[_Piece]:
   if isinstance(value, At):
-    yield from _traced_pieces(text, value, sown, program, tag)
+    yield from _make_traced_pieces(text, value, sown, program, tag)
     return
   exact = [s for s in sown if s.label == text]
   once = [s for s in exact if not s.lengths or s.mode in ('clobber', 'cond_clobber')]
   if exact and len(once) == len(exact):
     for s in exact:
-      yield _whole(s, value, text)
+      yield _make_whole(s, value, text)
     return
   chosen = select(text, program, tag)
   single = len(chosen) == 1 and bool(sites.names_layers(text) or not chosen[0].path)
@@ -129,7 +129,7 @@ def _pieces(
     mine = s.all_sites
     hits = [(i, at[site]) for i, site in enumerate(mine) if site in at]
     if hits:
-      yield _partial(s, value, text, hits, len(chosen), single)
+      yield _make_partial(s, value, text, hits, len(chosen), single)
 
 
 def _split_value(value: Any) -> tuple[Any, Any, Callable | None]:
@@ -145,21 +145,21 @@ def _split_value(value: Any) -> tuple[Any, Any, Callable | None]:
   return value, None, None
 
 
-def _whole(s: Sown, value: Any, text: str) -> _Piece:
+def _make_whole(s: Sown, value: Any, text: str) -> _Piece:
   value, mask, fn = _split_value(value)
   if fn is not None:
     return _Piece(s, None, [], None, fn)
-  leaves = _fitted(value, s, s.device_sizes, text)
+  leaves = _fit(value, s, s.device_sizes, text)
   return _Piece(s, None, leaves, _fit_mask(mask, s, s.device_sizes, text), None)
 
 
-def _partial(s: Sown, value: Any, text: str, hits: list, n: int, single: bool) -> _Piece:
+def _make_partial(s: Sown, value: Any, text: str, hits: list, n: int, single: bool) -> _Piece:
   value, mask, fn = _split_value(value)
   iterations = tuple(i for i, _ in hits)
   if fn is not None:
     return _Piece(s, iterations, [], None, fn)
   lead = () if single else (n,)
-  leaves = _fitted(value, s, lead + s.device_sizes, text)
+  leaves = _fit(value, s, lead + s.device_sizes, text)
   mask = _fit_mask(mask, s, lead + s.device_sizes, text)
   if single:
     pick = lambda x: x[None]  # noqa: E731
@@ -172,7 +172,7 @@ def _partial(s: Sown, value: Any, text: str, hits: list, n: int, single: bool) -
   return _Piece(s, iterations, [pick(x) for x in leaves], mask, None)
 
 
-def _traced_pieces(
+def _make_traced_pieces(
   text: str, at: At, sown: list[Sown], program: Program, tag: Hashable
 ) -> Iterator[_Piece]:
   chosen = set(select(text, program, tag))
@@ -184,7 +184,7 @@ def _traced_pieces(
     if not any(site in chosen for site in s.all_sites):
       continue
     lead = layers.shape + s.device_sizes
-    leaves = [] if fn else _fitted(value, s, lead, text)
+    leaves = [] if fn else _fit(value, s, lead, text)
     mask_ = _fit_mask(mask, s, lead, text)
     up = (lambda x: x[None]) if layers.ndim == 0 else (lambda x: x)
     yield _Piece(
@@ -204,7 +204,7 @@ def _check_distinct(layers: Any, name: str) -> None:
     raise HarvestError(f'{name!r} is planted twice at one layer: {np.asarray(layers).tolist()}')
 
 
-def _fitted(value: Any, s: Sown, lead: tuple, text: str) -> list[jax.Array]:
+def _fit(value: Any, s: Sown, lead: tuple, text: str) -> list[jax.Array]:
   leaves, tree = jax.tree.flatten(value)
   if tree != s.tree:
     raise HarvestError(
@@ -226,7 +226,7 @@ def _fitted(value: Any, s: Sown, lead: tuple, text: str) -> list[jax.Array]:
 def _fit_leaf(x: Any, old: Any, text: str) -> jax.Array:
   if isinstance(x, float) and x.is_integer() and jnp.issubdtype(old.dtype, jnp.integer):
     x = int(x)
-  return fitted(x, old, f'the value planted at {text!r} has')
+  return fit_array(x, old, f'the value planted at {text!r} has')
 
 
 def _fit_mask(mask: Any, s: Sown, lead: tuple, text: str) -> jax.Array | None:
@@ -246,11 +246,11 @@ def _fit_mask(mask: Any, s: Sown, lead: tuple, text: str) -> jax.Array | None:
     raise HarvestError(
       f'the mask planted at {text!r} has shape {mask.shape}, the site has {[a.shape for a in s.avals]}',
       where=s.source,
-      hint='give a mask that broadcasts to the value',
+      hint='pass a mask that broadcasts to the value',
     ) from None
 
 
-def _writing(group: list[_Piece]) -> Writing:
+def _make_writing(group: list[_Piece]) -> Writing:
   """Joins the pieces planted at one sow into one table."""
   s = group[0].sown
   scans = len(s.lengths)
@@ -268,7 +268,7 @@ def _writing(group: list[_Piece]) -> Writing:
       hint='plant one kind, or nest two plants: plant(plant(f))',
     )
   if group[0].layer is not None:
-    return _traced_writing(group[0], scans)
+    return _make_traced_writing(group[0], scans)
   taken = [i for p in group for i in p.iterations or ()]
   if len(set(taken)) < len(taken):
     raise HarvestError(f'{s.name!r} is planted twice at one layer', where=s.source)
@@ -277,7 +277,7 @@ def _writing(group: list[_Piece]) -> Writing:
   total = int(np.prod(s.lengths, dtype=int))
   if not fns and taken == list(range(total)) and scans:
     unflat = lambda x: x.reshape((*s.lengths, *x.shape[1:]))  # noqa: E731
-    (p,) = group if len(group) == 1 else (_joined(group),)
+    (p,) = group if len(group) == 1 else (_join(group),)
     mask = None if p.mask is None else unflat(p.mask)
     return Writing(None, [unflat(x) for x in p.value], mask, (), 1, scans, True)
   if not scans:
@@ -291,17 +291,17 @@ def _writing(group: list[_Piece]) -> Writing:
     for i in p.iterations or ():
       table[i] = n if fns else slot
       slot += 1
-  joined = _joined(group)
+  joined = _join(group)
   return Writing(table.reshape(s.lengths), joined.value, joined.mask, fns, k, scans, False)
 
 
-def _joined(group: list[_Piece]) -> _Piece:
+def _join(group: list[_Piece]) -> _Piece:
   values = [jnp.concatenate(xs) for xs in zip(*(p.value for p in group))]
   mask = None if group[0].mask is None else jnp.concatenate([p.mask for p in group])
   return dataclasses.replace(group[0], value=values, mask=mask)
 
 
-def _traced_writing(p: _Piece, scans: int) -> Writing:
+def _make_traced_writing(p: _Piece, scans: int) -> Writing:
   paths = [site.path for site in p.sown.all_sites]
   if len(paths[0]) != 1:
     raise HarvestError(f'{p.sown.name!r} has no single layer axis', where=p.sown.source)

@@ -162,7 +162,7 @@ def _plan(
       out, residuals = sources.output(forward, params, pairs.clean), None
     else:
       out, acts = harvest.call_and_reap(forward, sites='resid_pre')(params, pairs.clean)
-      residuals = acts.stacked('resid_pre')
+      residuals = acts.stack('resid_pre')
     return metric(out), metric(other), values, bad, residuals
 
   def step(params, pairs, metric, values, residuals, start, patches):

@@ -31,7 +31,7 @@ from mechjax.errors import PatchingError, unknown
 from mechjax.patching.metrics import Metric, bound
 from mechjax.patching.nodes import Layout, NodeSet
 from mechjax.patching.pairs import Pairs, check
-from mechjax.programs.callables import refuse_model
+from mechjax.programs.callables import check_function
 
 MODES = {
   'noising': 'noise values into the clean run',
@@ -103,7 +103,7 @@ def _sided(pairs: Pairs, mode: str, seed: int) -> Pairs:
 def check_forward(forward: Callable) -> None:
   """Raises PatchingError where a method was given a model instead of its function of (params, inputs)."""
   example = 'ActivationPatching(model.apply, nodes)(model.params, pairs, metric); the other methods likewise'
-  refuse_model(forward, PatchingError, example)
+  check_function(forward, PatchingError, example)
 
 
 def check_first_order(nodes: NodeSet, mode: str) -> None:
@@ -144,7 +144,7 @@ def by_name(nodes: NodeSet, acts: Any) -> Values:
 
 def picked(acts: Any, name: str, layers: Sequence[int | None]) -> jax.Array:
   """The values of a site at these layers, [layers, ...], of activations that may hold more layers."""
-  values = acts.stacked(name)
+  values = acts.stack(name)
   if tuple(layers) == (None,):
     return values[None]
   have = acts.layers(name)

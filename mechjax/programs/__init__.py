@@ -1,15 +1,15 @@
-"""The machine room: everything that knows staged programs (jaxprs), and nothing that knows why somebody wants one.
+"""Staged programs (jaxprs): staging, walking, evaluating and comparing them, independently of their use.
 
-`harvest`, `forward` and `stacking` are its clients. They decide what is read, replaced, stepped through or put under
-a scan; here is how a program is staged, walked, evaluated and compared.
+`harvest`, `forward` and `stacking` are the clients. They decide which values are read or replaced, where a run stops,
+and what is put under a scan.
 
   tag            `sow`: the mark on a value
   primitives     the one table of primitives that hold programs
   program        a staged function and the sows in it
   staging        from a function to a program, with `callables` (models) and `sharing` (programs of equal structure)
-  cells, interpreter, rules, bundles   evaluating a program again, with something done at its sows
+  cells, interpreter, rules, bundles   evaluate a program again and act at its sows
   batching       what vmap does to a sow in a loop or a branch
   line           a program written out as one line of operations
-  structure      when two parts of a program are equal
-  reach, repeats   sows that nothing depends on, names that are sown twice
+  structure      equality of programs and of their parts
+  reach, repeats   sows that no result depends on, names that are sown twice
 """

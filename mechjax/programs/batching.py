@@ -1,13 +1,13 @@
-"""Remembering which lane a sow belongs to when vmap turns control flow into arithmetic.
+"""Predicates of the lanes that a sow belongs to, for when vmap turns control flow into arithmetic.
 
-Under vmap a cond with a batched predicate becomes "run every branch, then select", and a while loop "run
-until all lanes are done, freeze the finished ones". A value sown inside then exists for lanes that never
-took that branch, or were finished long ago, and reading it would be silently wrong. Only the batching
-rule knows the lanes, so while a program is staged the sows inside a cond or a while that is being batched
-are given the predicate under which they run. A read merges by it; lanes that never sowed read zero.
+Under vmap a cond with a batched predicate becomes "run every branch, then select", and a while loop becomes "run until
+all lanes are done, freeze the finished ones". A value sown inside then exists for lanes that never took that branch, or
+that finished long ago, and reading it would be silently wrong. Only the batching rule knows the lanes. So, while a
+program is staged, the sows inside a cond or a while that is being batched are given the predicate under which they run.
+A read merges by that predicate; lanes that never sowed read zero.
 
-A call with a derivative rule of its own keeps the rule. The predicate becomes one more operand of the call,
-and the sows that the rule makes, whenever JAX comes to run it, are given the predicate as well.
+A call with its own derivative rule keeps the rule. The predicate becomes one more operand of the call, and the sows
+that the rule makes, whenever JAX runs it, are given the predicate as well.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import jax
 from mechjax import compat
 from mechjax.programs.cells import Frame, Keyed, Plan
 from mechjax.programs.interpreter import Interpreter
-from mechjax.programs.primitives import Kind, kind_of
+from mechjax.programs.primitives import PrimitiveKind, kind_of
 from mechjax.programs.program import Program, struct_of
 from mechjax.programs.rules import check_branches
 from mechjax.programs.tag import sow_p, sow_tangent_p
@@ -37,64 +37,64 @@ class _UnderPredicate(Plan):
     return True
 
   def at_sow(self, frame: Frame, params: dict, leaves: list, preds: list) -> tuple[list, bool]:
-    out = sow_p.bind(*leaves, *self._joined(preds), **self._marked(params))
+    out = sow_p.bind(*leaves, *self._join_predicates(preds), **self._mark(params))
     return out[: len(leaves)], False
 
   def at_tangent(self, frame: Frame, params: dict, leaves: list, preds: list) -> list:
-    lanes = self.pred  # batched wherever the sow is, which has it as an operand
-    return sow_tangent_p.bind(*leaves, *self._joined(preds), lanes, **self._marked(params))
+    lanes = self.pred  # batched wherever the sow is, because it is an operand of the sow
+    return sow_tangent_p.bind(*leaves, *self._join_predicates(preds), lanes, **self._mark(params))
 
-  def _joined(self, preds: list) -> list:
+  def _join_predicates(self, preds: list) -> list:
     return [self.pred & preds[0] if preds else self.pred]
 
-  def _marked(self, params: dict) -> dict:
+  def _mark(self, params: dict) -> dict:
     return {**params, 'n_preds': 1, 'exclusive': (*self.exclusive, *params['exclusive'])}
 
   def custom(self, eqn: Any, values: list) -> list:
-    made = _custom_jvp if kind_of(eqn) is Kind.CUSTOM_JVP else _custom_vjp
+    made = _custom_jvp if kind_of(eqn) is PrimitiveKind.CUSTOM_JVP else _custom_vjp
     return made(eqn, self.exclusive)(self.pred, *values)
 
 
 def _custom_jvp(eqn: Any, exclusive: Any) -> Callable:
-  call = _call_of(eqn)
+  call = _as_function(eqn)
 
   @jax.custom_jvp
   def f(pred, *xs):
-    return _under(pred, exclusive, jax.extend.core.jaxpr_as_fun(eqn.params['call_jaxpr']), *xs)
+    return _call_under(pred, exclusive, jax.extend.core.jaxpr_as_fun(eqn.params['call_jaxpr']), *xs)
 
   @f.defjvp
   def rule(primals, tangents):
     (pred, *xs), (_, *ts) = primals, tangents
-    return _under(pred, exclusive, lambda xs, ts: jax.jvp(call, xs, ts), xs, ts)
+    return _call_under(pred, exclusive, lambda xs, ts: jax.jvp(call, xs, ts), xs, ts)
 
   return f
 
 
 def _custom_vjp(eqn: Any, exclusive: Any) -> Callable:
-  call = _call_of(eqn)
+  call = _as_function(eqn)
 
   @jax.custom_vjp
   def f(pred, *xs):
-    return _under(pred, exclusive, jax.extend.core.jaxpr_as_fun(eqn.params['call_jaxpr']), *xs)
+    return _call_under(pred, exclusive, jax.extend.core.jaxpr_as_fun(eqn.params['call_jaxpr']), *xs)
 
   def forward(pred, *xs):
-    out, vjp = _under(pred, exclusive, lambda *xs: jax.vjp(call, *xs), *xs)
+    out, vjp = _call_under(pred, exclusive, lambda *xs: jax.vjp(call, *xs), *xs)
     return out, (pred, vjp)
 
   def backward(residuals, cts):
     pred, vjp = residuals
-    return None, *_under(pred, exclusive, lambda vjp, cts: vjp(cts), vjp, cts)
+    return None, *_call_under(pred, exclusive, lambda vjp, cts: vjp(cts), vjp, cts)
 
   f.defvjp(forward, backward)
   return f
 
 
-def _call_of(eqn: Any) -> Callable:
+def _as_function(eqn: Any) -> Callable:
   return lambda *xs: eqn.primitive.bind(*xs, **eqn.primitive.get_bind_params(eqn.params))
 
 
-def _under(pred: Any, exclusive: Any, f: Callable, *args: Any) -> Any:
-  """`f(*args)`, with its sows under a predicate."""
+def _call_under(pred: Any, exclusive: Any, f: Callable, *args: Any) -> Any:
+  """Computes `f(*args)` with its sows under a predicate."""
   closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
   program = Program(closed, jax.tree.structure(shape), False, [])
   values = [*compat.consts(closed), *jax.tree.leaves(args)]
@@ -102,8 +102,8 @@ def _under(pred: Any, exclusive: Any, f: Callable, *args: Any) -> Any:
   return program.out_tree.unflatten(out)
 
 
-def _predicated(jaxpr: Any, pred_of: Callable, n_extra: int, extra: list, exclusive: Any) -> Any:
-  """A jaxpr that takes `n_extra` more operands first, from which `pred_of` makes the predicate of its sows."""
+def _add_predicate(jaxpr: Any, pred_of: Callable, n_extra: int, extra: list, exclusive: Any) -> Any:
+  """Prepends `n_extra` operands to a jaxpr; `pred_of` makes the predicate of its sows from them."""
 
   def body(*xs):
     plan = _UnderPredicate(pred_of(xs), exclusive)
@@ -121,37 +121,37 @@ def _holds_sow(*jaxprs: Any) -> bool:
 
 def _cond(rule: Callable) -> Callable:
   @functools.wraps(rule)
-  def batched(axis_data, args, dims, *, branches, **params):
+  def batch(axis_data, args, dims, *, branches, **params):
     if dims[0] is None or not _holds_sow(*branches):
       return rule(axis_data, args, dims, branches=branches, **params)
     check_branches([Program(b, None, False, []).sown for b in branches])
     group = object()
     index = jax.ShapeDtypeStruct((), args[0].dtype)
     marked = tuple(
-      _predicated(b, lambda xs, i=i: xs[0] == i, 1, [index], ((group, i),))
+      _add_predicate(b, lambda xs, i=i: xs[0] == i, 1, [index], ((group, i),))
       for i, b in enumerate(branches)
     )
-    # The index goes in twice: to choose the branch, and as an operand that the predicates are made of.
+    # The index is passed twice: to choose the branch, and as an operand that the predicates are computed from.
     return rule(axis_data, [args[0], *args], [dims[0], *dims], branches=marked, **params)
 
-  return batched
+  return batch
 
 
 def _while(rule: Callable) -> Callable:
   @functools.wraps(rule)
-  def batched(axis_data, args, dims, cond_nconsts, cond_jaxpr, body_nconsts, body_jaxpr):
+  def batch(axis_data, args, dims, cond_nconsts, cond_jaxpr, body_nconsts, body_jaxpr):
     if not _holds_sow(body_jaxpr):
       return rule(axis_data, args, dims, cond_nconsts, cond_jaxpr, body_nconsts, body_jaxpr)
     n = cond_nconsts
     cond_fun = jax.extend.core.jaxpr_as_fun(cond_jaxpr)
     running = lambda xs: cond_fun(*xs[:n], *xs[n + body_nconsts :])[0]  # noqa: E731
     extra = [struct_of(v.aval) for v in compat.raw(cond_jaxpr).invars[:n]]
-    marked = _predicated(body_jaxpr, running, n, extra, ())
+    marked = _add_predicate(body_jaxpr, running, n, extra, ())
     # The constants of the condition become constants of the body too: args are cond, cond, body, carry.
     args, dims = [*args[:n], *args], [*dims[:n], *dims]
     return rule(axis_data, args, dims, n, cond_jaxpr, n + body_nconsts, marked)
 
-  return batched
+  return batch
 
 
 BATCHING_RULES = {compat.cond_p: _cond, compat.while_p: _while}

@@ -1,12 +1,12 @@
-"""Runs of equations that nobody asks about, bound as one call.
+"""Bundles: runs of equations that no request concerns, bound as one call.
 
-Evaluating a staged program again costs about as much as staging it did: JAX binds every equation anew. In an
-unrolled model of thousands of equations a request concerns a handful; what lies between them is therefore cut out as
-jaxprs of their own, once, and bound as single jitted calls, which XLA inlines again. Staging a reap then costs little
+Evaluating a staged program again costs about as much as staging it did, because JAX binds every equation anew. In an
+unrolled model of thousands of equations a request concerns a handful. The equations between them are therefore cut out
+once as jaxprs of their own and bound as single jitted calls, which XLA inlines again. Staging a reap then costs little
 more than staging the model.
 
-Only the straight line of a program is bundled: inside loops JAX decides by single equations what to hoist and what
-to keep for the backward pass, and there the number of equations does not grow with depth anyway.
+Only the straight line of a program is bundled. Inside loops JAX decides equation by equation what to hoist and what to
+keep for the backward pass, and there the number of equations does not grow with depth anyway.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jax.extend import core as jex_core
 
 from mechjax import compat
 
-SHORTEST = 8  # equations; a call costs about as much to bind as this many
+MIN_LENGTH = 8  # equations; binding one call costs about as much as binding this many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Bundle:
 
 
 def schedule(jaxpr: Any, concerned: Sequence[bool]) -> list[Any]:
-  """The equations of a jaxpr in order, with runs that are not `concerned` replaced by `Bundle`s."""
+  """Lists the equations of a jaxpr in order, with runs that are not `concerned` replaced by `Bundle`s."""
   runs: list[list[int]] = [[]]
   for i, (eqn, one) in enumerate(zip(jaxpr.eqns, concerned)):
     if one or eqn.effects:
@@ -45,7 +45,7 @@ def schedule(jaxpr: Any, concerned: Sequence[bool]) -> list[Any]:
   last = _last_uses(jaxpr)
   items: list[Any] = []
   for run in runs:
-    if len(run) < SHORTEST:
+    if len(run) < MIN_LENGTH:
       items += [jaxpr.eqns[i] for i in run]
     else:
       items.append(_bundle(jaxpr, run, last))

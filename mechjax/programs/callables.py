@@ -1,12 +1,13 @@
-"""Models that are callable pytrees are their own first argument.
+"""Callable pytrees (models), which are staged as their own first argument.
 
-An nnx or equinox module, a `jax.tree_util.Partial` and our own `LanguageModel` are functions that carry their weights.
-Staged as functions they would freeze them; staged as `call(module, *args)` the weights are inputs like any others: new
-values need no new program, a jit around it does not compile them in, and a derivative with respect to them is there.
+An nnx or equinox module, a `jax.tree_util.Partial` and mechjax's `LanguageModel` are functions that carry their
+weights. Staged as functions, they would freeze the weights. Staged as `call(module, *args)`, the weights are inputs
+like any others: new values need no new program, a jit around the call does not compile them in, and they can be
+differentiated.
 
-Sharp edges. A module that changes its own state while it runs (Dropout that counts its draws, BatchNorm in training)
-is refused, because the change would be lost. An nnx module is flattened at every call, about five microseconds an
-array.
+Sharp edges. A module that changes its own state while it runs (Dropout that counts its draws, BatchNorm in training) is
+refused, because the change would be lost. An nnx module is flattened at every call, which costs about five microseconds
+for each array.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ class Bound:
   Attributes:
     leaves: its leaves.
     structure: its structure.
-    module: what was flattened; None once it went through JAX.
+    module: the object that was flattened; None after a pass through JAX.
   """
 
   def __init__(self, leaves: list[Any], structure: Any, module: Any = None):
     self.leaves, self.structure, self.module = leaves, structure, module
 
   def tree_flatten(self) -> tuple:
-    """Arrays are data. Numbers, flags and functions are settings, and stay what they are while a module is traced."""
+    """Arrays are data. Numbers, flags and functions are settings: a trace does not change them."""
     settings = tuple(None if _is_array(x) else (type(x), x) for x in self.leaves)
     return [x for x in self.leaves if _is_array(x)], (self.structure, settings)
 
@@ -49,29 +50,29 @@ def _is_array(x: Any) -> bool:
 
 
 def is_pytree(f: Any) -> bool:
-  """Whether `f` carries its weights as a pytree does."""
+  """Whether `f` is a pytree that carries its weights, rather than a plain function."""
   return not jax.tree_util.all_leaves([f])
 
 
-def refuse_model(f: Any, error: type[MechjaxError], example: str) -> None:
-  """Raises `error` for a model, whose parameters are inside, in place of its function of (params, inputs)."""
+def check_function(f: Any, error: type[MechjaxError], example: str) -> None:
+  """Raises `error` if `f` is a model, which holds its parameters, rather than a function of (params, inputs)."""
   if callable(f) and not hasattr(f, 'apply'):
     return
   raise error(
     f'the first argument is a {type(f).__name__}, not a function of (params, inputs)',
-    cause='the model itself, whose parameters are inside' if hasattr(f, 'apply') else None,
+    cause='it is the model itself, which holds its parameters' if hasattr(f, 'apply') else None,
     hint=example,
   )
 
 
-def bound(f: Any) -> Bound:
-  """`f` as it is now, flattened."""
+def flatten(f: Any) -> Bound:
+  """Flattens `f` in its present state."""
   leaves, structure = jax.tree.flatten(f)
   return Bound(leaves, structure, f)
 
 
 def call(f: Bound, *args: Any, **kwargs: Any) -> Any:
-  """Calls the module that `f` stands for.
+  """Calls the module that was flattened to `f`.
 
   Raises:
     HarvestError: the module has changed its own state.

@@ -1,11 +1,11 @@
-"""What rides through an evaluation of a program: where it stands, what it keeps, and what it asks at a sow.
+"""State of an evaluation of a program: its place, the values it keeps, and its plan for sows.
 
-The interpreter and its rules share these types and nothing else, so that neither has to know the other.
+The interpreter and its rules share these types and nothing else, so neither depends on the other.
 
-  Frame       where the evaluation stands, and the data that a plan reads there
+  Frame       the place of the evaluation, and the data that a plan reads there
   Cell        a value on its way out of the program; `merge`, `where` and `finish` work on cells
-  Plan        what to do at a sow; every way of looking at a model is one
-  Evaluator   what a rule may ask of the interpreter
+  Plan        the action at a sow; every way to inspect a model is a plan
+  Evaluator   the part of the interpreter that a rule may use
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mechjax.programs.program import Program
 
 @dataclasses.dataclass(frozen=True)
 class Iteration:
-  """Where a scan stands: `index` is traced, or None where no plan needs it."""
+  """Position in a scan: `index` is traced, or None where no plan needs it."""
 
   length: int
   index: Any
@@ -33,12 +33,12 @@ class Iteration:
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-  """Where the interpreter stands.
+  """Position of the interpreter in a program.
 
   Attributes:
-    place: scopes and path; in the path static layers, `Iteration`s, `ROUND`s and `Devices`.
-    data: what the plan reads at sows (slot tables, planted values), sliced to this place, by `DataKey`.
-    backward: inside the recomputation of a checkpoint's backward pass, where sows were met before.
+    place: scopes and path; the path holds static layers, `Iteration`s, `ROUND`s and `Devices`.
+    data: slot tables and planted values that the plan reads at sows, sliced to this place, by `DataKey`.
+    backward: whether this is the recomputation in a checkpoint's backward pass, where sows occur a second time.
   """
 
   place: Place = TOP
@@ -46,35 +46,35 @@ class Frame:
   backward: bool = False
 
   def of(self, eqn: Any) -> Frame:
-    """The frame of an equation."""
+    """Returns the frame of an equation."""
     return dataclasses.replace(self, place=self.place.of(eqn))
 
   def within(self, *marks: Any, data: Keyed | None = None) -> Frame:
-    """The frame inside what adds these marks to the path, with data sliced to it."""
+    """Returns the frame with these marks added to the path, and with data sliced to it."""
     return Frame(self.place.within(*marks), self.data if data is None else data, self.backward)
 
   def key(self, name: str) -> Key:
-    """The key of a sow called `name` standing here; equals `Sown.key`."""
+    """Returns the key of a sow named `name` at this place; equals `Sown.key`."""
     return self.place.key(name)
 
   @property
   def depth(self) -> int:
-    """How many scans are around this place."""
+    """Number of scans around this place."""
     return sum(isinstance(p, Iteration) for p in self.place.path)
 
   @property
   def device_names(self) -> tuple[str, ...]:
-    """The manual mesh axes around this place."""
+    """Names of the manual mesh axes around this place."""
     return tuple(n for p in self.place.path if isinstance(p, Devices) for n in p.names)
 
   @property
   def devices(self) -> int:
-    """How many manual mesh axes are around this place."""
+    """Number of manual mesh axes around this place."""
     return len(self.device_names)
 
 
 class DataKey(NamedTuple):
-  """What a piece of data in a frame is for: what is read at a sow, or what is written there."""
+  """Key of a piece of data in a frame: the sow, and whether the data serves a read or a write."""
 
   use: Literal['read', 'write']
   key: Key
@@ -82,17 +82,17 @@ class DataKey(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A value on its way out of the program: leaves, then `n_preds` predicates saying where it holds."""
+  """A value on its way out of the program: leaves, then `n_preds` predicates of where it is valid."""
 
   arrays: list[Any]
   n_preds: int
   mode: str
   exclusive: tuple = ()
   lead: int = 0
-  """How many leading axes scans have added."""
+  """Number of leading axes that scans have added."""
 
-  def under_axis(self) -> Cell:
-    """The cell with one more leading axis (its arrays are not touched)."""
+  def add_axis(self) -> Cell:
+    """Counts one more leading axis; the arrays stay as they are."""
     return dataclasses.replace(self, lead=self.lead + 1)
 
   @property
@@ -100,12 +100,12 @@ class Cell:
     return self.arrays[-1] if self.n_preds else None
 
   def where(self, pred: Any) -> Cell:
-    """The cell, without a predicate so far, with this one."""
+    """Adds a predicate to a cell that has none."""
     return dataclasses.replace(self, arrays=[*self.arrays, pred], n_preds=1)
 
 
 class Keyed(dict):
-  """A dict of `Cell`s or of plan data, as a pytree that keeps its order (the keys do not sort)."""
+  """A dict of `Cell`s or of plan data, as a pytree that keeps its order (the keys cannot be sorted)."""
 
 
 jax.tree_util.register_dataclass(
@@ -118,17 +118,17 @@ jax.tree_util.register_pytree_node(
 
 @dataclasses.dataclass(frozen=True)
 class AsStack:
-  """A cell leaves a scan as one entry for each iteration."""
+  """A cell leaves a scan with one entry for each iteration."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AsLast:
-  """A cell leaves a scan as what the last iteration left."""
+  """A cell leaves a scan with the value of the last iteration."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class IntoSlot:
-  """A cell leaves a scan in a buffer of `k` slots, of which this iteration fills `at` (none if it is k).
+  """A cell leaves a scan in a buffer of `k` slots, of which this iteration fills slot `at`, or no slot if `at` is k.
 
   `at` is equal for all cells of one `group`.
   """
@@ -140,7 +140,7 @@ class IntoSlot:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FromSlots:
-  """A cell is a buffer of slots that came out of an inner scan; `hit`, a boolean for each, says which are filled."""
+  """A cell is a buffer of slots from an inner scan; `hit`, one boolean per slot, says which slots are filled."""
 
   hit: Any
 
@@ -149,7 +149,7 @@ Exit = AsStack | AsLast | IntoSlot | FromSlots
 
 
 class Plan(Protocol):
-  """What to do at sows. Subclasses say what they care about; the defaults leave a program as it is."""
+  """Actions at sows. Subclasses define which sows they care about; the defaults leave a program unchanged."""
 
   tag: Any = None
 
@@ -157,18 +157,18 @@ class Plan(Protocol):
   """Whether frames must carry the traced index of every scan."""
 
   unroll_scans: bool = False
-  """Whether scans that hold wanted sows are written out iteration by iteration."""
+  """Whether scans that hold wanted sows are unrolled."""
 
   def cares(self, tags: frozenset) -> bool:
-    """Whether any of these (tag, name) pairs is to be interpreted."""
+    """Whether any of these (tag, name) pairs must be interpreted."""
     raise NotImplementedError
 
   def wants(self, key: Key) -> bool:
-    """Whether the sow of this key, of the plan's tag and of a name it cares about, is to be interpreted."""
+    """Whether the sow of this key must be interpreted; its tag and name are among those that the plan cares about."""
     return True
 
   def at_sow(self, frame: Frame, params: dict, leaves: list, preds: list) -> tuple[list, bool]:
-    """Returns the value that flows on (possibly changed) and whether it is to be kept in a cell."""
+    """Returns the value that flows on (possibly changed) and whether to keep it in a cell."""
     raise NotImplementedError
 
   def at_tangent(self, frame: Frame, params: dict, leaves: list, preds: list) -> list:
@@ -176,33 +176,33 @@ class Plan(Protocol):
     return leaves
 
   def edits(self, tags: frozenset) -> bool:
-    """Whether any of these sows may be changed, which makes custom differentiation rules around them void."""
+    """Whether any of these sows may be changed, which voids the custom differentiation rules around them."""
     return False
 
   def custom(self, eqn: Any, values: list) -> list | None:
-    """Binds a custom_jvp or custom_vjp call in the plan's own way; None for that of `rules`."""
+    """Binds a custom_jvp or custom_vjp call as the plan needs it; None leaves the call to `rules`."""
     return None
 
   edited: int | None = None
-  """How many values a plan that decides on the way has changed; None where `edits` is the last word."""
+  """Number of values changed so far, by a plan that decides at each sow; None where `edits` decides beforehand."""
 
   reads: bool = False
-  """Whether any cell can come out."""
+  """Whether the plan can keep cells."""
 
   strict: bool = False
-  """Whether Oryx's rules hold even where nothing is read."""
+  """Whether Oryx's rules apply even where nothing is read."""
 
   def leave_scan(self, key: Key, cell: Cell, frame: Frame) -> Exit:
-    """How a cell leaves the scan whose body is `frame`."""
+    """Returns the mode in which a cell leaves the scan whose body is `frame`."""
     raise AssertionError('this plan keeps no cells')
 
   def check_loop(self, name: str, params_of_sows: list[dict]) -> None:
-    """Raises where the modes of sows do not fit the loop called `name`."""
+    """Raises if the modes of the sows do not fit the loop primitive `name`."""
     return
 
 
 class Evaluator(Protocol):
-  """The interpreter, as its rules see it."""
+  """Interface of the interpreter for its rules."""
 
   program: Program
   plan: Plan
@@ -215,12 +215,12 @@ class Evaluator(Protocol):
 
 
 def merge(cells: Keyed, key: Key, new: Cell) -> None:
-  """Adds a cell where the name may have been sown before in the same place."""
+  """Adds a cell for a name that may have been sown before at the same place."""
   old = cells.get(key)
-  cells[key] = new if old is None else _merged(key, old, new)
+  cells[key] = new if old is None else _combine(key, old, new)
 
 
-def _merged(key: Key, old: Cell, new: Cell) -> Cell:
+def _combine(key: Key, old: Cell, new: Cell) -> Cell:
   branches = in_other_branch(old.exclusive, new.exclusive)
   if not branches and {old.mode, new.mode} - {'clobber', 'cond_clobber'}:
     raise HarvestError(
@@ -230,15 +230,15 @@ def _merged(key: Key, old: Cell, new: Cell) -> Cell:
     )
   if not new.n_preds:
     return new
-  pairs = [_leveled(key, n, o) for n, o in zip(new.arrays[:-1], old.arrays)]
+  pairs = [_broadcast_alike(key, n, o) for n, o in zip(new.arrays[:-1], old.arrays)]
   leaves = [where(new.pred, n, o) for n, o in pairs]
   if old.n_preds:
     return Cell([*leaves, new.pred | old.pred], 1, new.mode, new.exclusive)
   return Cell(leaves, 0, new.mode, new.exclusive)
 
 
-def _leveled(key: Key, new: Any, old: Any) -> tuple[Any, Any]:
-  """Two values of one name; the one that a vmap has left alone is repeated for every lane."""
+def _broadcast_alike(key: Key, new: Any, old: Any) -> tuple[Any, Any]:
+  """Broadcasts two values of one name; a value without a batch axis is repeated for every lane of the vmap."""
   a, b = jnp.shape(new), jnp.shape(old)
   full = max(a, b, key=len)
   if not all(full[len(full) - len(shape) :] == shape for shape in (a, b)):
@@ -250,12 +250,12 @@ def _leveled(key: Key, new: Any, old: Any) -> tuple[Any, Any]:
 
 
 def in_other_branch(one: tuple, other: tuple) -> bool:
-  """Whether two sows stand in different branches of one vmapped cond."""
+  """Whether two sows are in different branches of one vmapped cond."""
   return any(a is b and i != j for a, i in one for b, j in other)
 
 
 def where(pred: Any, new: Any, old: Any) -> Any:
-  """Selects by a predicate of the leading axes (a scalar, or one per vmapped lane)."""
+  """Selects by a predicate over the leading axes (a scalar, or one per vmapped lane)."""
   new = compat.placed_like(new, old)
   if jnp.ndim(pred) == 0:
     return jax.lax.select(pred, new, old)
@@ -265,7 +265,7 @@ def where(pred: Any, new: Any, old: Any) -> Any:
 
 
 def finish(cell: Cell) -> list[Any]:
-  """The leaves of a cell; zeros where its predicate never held."""
+  """Returns the leaves of a cell; zeros where its predicate never held."""
   if not cell.n_preds:
     return cell.arrays
   return [where(cell.pred, x, jnp.zeros_like(x)) for x in cell.arrays[:-1]]

@@ -1,17 +1,17 @@
 """The one interpreter of tagged programs.
 
-Every way of looking at a model evaluates its staged jaxpr again, equation by equation, and differs only
-in what it does at a sow. That difference is a `Plan`; everything else is here and in `rules`:
+Every way to inspect a model evaluates its staged jaxpr again, equation by equation. The ways differ only in their
+action at a sow. That action is a `Plan`; everything else is here and in `rules`:
 
-  - an equation with nothing of interest inside is bound again untouched, with its source line, named
-    scopes and context, so that what is compiled is what upstream wrote;
-  - a sow is handed to the plan, which may change the value and may keep it in a `Cell`;
-  - a primitive that holds other programs has a rule (see `rules`) that evaluates them again and brings the
-    cells out: stacked, last, or in the slots that were asked for;
-  - a primitive that holds a wanted sow and has no rule is an error that names both. Nothing is dropped.
+  - An equation with nothing of interest inside is bound again unchanged, with its source line, named
+    scopes and context, so that the compiled code is the one that upstream wrote.
+  - A sow is passed to the plan, which may change the value and may keep it in a `Cell`.
+  - A primitive that holds other programs has a rule (see `rules`) that evaluates them again and returns
+    their cells: stacked, last, or in the requested slots.
+  - A primitive that holds a wanted sow and has no rule is an error that names both. Nothing is dropped.
 
-Because cells are returned, not written into Python state, the interpreter composes with every JAX
-transformation applied around it.
+Because cells are returned, not written into Python state, the interpreter composes with every JAX transformation
+applied around it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from jax.extend import core as jex_core
 
 from mechjax import compat
 from mechjax.errors import HarvestError
-from mechjax.programs.bundles import SHORTEST, Bundle, schedule
+from mechjax.programs.bundles import MIN_LENGTH, Bundle, schedule
 from mechjax.programs.cells import Cell, Frame, Keyed, Plan, merge
 from mechjax.programs.primitives import kind_of
-from mechjax.programs.program import Kept, Program
+from mechjax.programs.program import Program, ProgramCache
 from mechjax.programs.rules import RULES
 from mechjax.programs.tag import sow_p, sow_tangent_p
 
-_SCHEDULES: Kept[list[Any]] = Kept()
+_SCHEDULES: ProgramCache[list[Any]] = ProgramCache()
 
 
 class Interpreter:
@@ -64,23 +64,23 @@ class Interpreter:
       source = eqn.source_info
       name_stack = siu.current_name_stack() + source.name_stack
       with siu.user_context(source.traceback, name_stack=name_stack), eqn.ctx.manager:
-        out = self._equation(eqn, values, frame, cells)
+        out = self._evaluate_equation(eqn, values, frame, cells)
       self.observe(eqn.outvars, out)
       env.update(zip(eqn.outvars, out))
     return [v.val if isinstance(v, jex_core.Literal) else env[v] for v in jaxpr.outvars], cells
 
   def _schedule(self, jaxpr: Any, frame: Frame) -> Sequence[Any]:
-    """The equations of `jaxpr`; on the straight line of a program, runs that nobody asks about as bundles."""
-    if frame.depth or not self.bundles or len(jaxpr.eqns) < SHORTEST:
+    """Lists the equations of `jaxpr`; on the straight line of a program, runs without a wanted sow are bundles."""
+    if frame.depth or not self.bundles or len(jaxpr.eqns) < MIN_LENGTH:
       return jaxpr.eqns
-    concerned = [self._wanted(eqn, frame) for eqn in jaxpr.eqns]
+    concerned = [self._is_wanted(eqn, frame) for eqn in jaxpr.eqns]
     key = (id(jaxpr), tuple(i for i, one in enumerate(concerned) if one))
     known = _SCHEDULES.of(self.program)
     if key not in known:
       known[key] = schedule(jaxpr, concerned)
     return known[key]
 
-  def _wanted(self, eqn: Any, frame: Frame) -> bool:
+  def _is_wanted(self, eqn: Any, frame: Frame) -> bool:
     if not self.concerns(eqn):
       return False
     if eqn.primitive is not sow_p or eqn.params['tag'] != self.plan.tag:
@@ -88,19 +88,19 @@ class Interpreter:
     return self.plan.wants(frame.of(eqn).key(eqn.params['name']))
 
   def observe(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
-    """Called with every value that is made; for those who look for one that is not sown."""
+    """Receives every computed value; a hook for subclasses that look for values that are not sown."""
 
-  def _equation(self, eqn: Any, values: list, frame: Frame, cells: Keyed) -> Sequence[Any]:
+  def _evaluate_equation(self, eqn: Any, values: list, frame: Frame, cells: Keyed) -> Sequence[Any]:
     if not self.concerns(eqn):
       out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
       return out if eqn.primitive.multiple_results else [out]
     frame = frame.of(eqn)
     if eqn.primitive is sow_p:
-      return self._sow(eqn, values, frame, cells)
+      return self._evaluate_sow(eqn, values, frame, cells)
     if eqn.primitive is sow_tangent_p:
       n = len(eqn.params['leaves'])
       return self.plan.at_tangent(frame, eqn.params, values[:n], values[n:-1])
-    out, inner = self._rule(eqn)(self, eqn, values, frame)
+    out, inner = self._find_rule(eqn)(self, eqn, values, frame)
     for key, cell in inner.items():
       merge(cells, key, cell)
     return out
@@ -112,7 +112,7 @@ class Interpreter:
     tags = self.program.tags_of(eqn)
     return bool(tags) and self.plan.cares(tags)
 
-  def _sow(self, eqn: Any, values: list, frame: Frame, cells: Keyed) -> list:
+  def _evaluate_sow(self, eqn: Any, values: list, frame: Frame, cells: Keyed) -> list:
     p = eqn.params
     n = len(values) - p['n_preds']
     leaves, preds = values[:n], values[n:]
@@ -123,14 +123,14 @@ class Interpreter:
       merge(cells, frame.key(p['name']), Cell(arrays, len(preds), p['mode'], p['exclusive']))
     return [*out, *preds]
 
-  def _rule(self, eqn: Any) -> Any:
+  def _find_rule(self, eqn: Any) -> Any:
     kind = kind_of(eqn)
     if kind is None:
       names = ', '.join(sorted(repr(n) for _, n in self.program.tags_of(eqn)))
       raise HarvestError(
         f'harvest has no rule for the primitive {eqn.primitive.name!r}, which holds the sow of {names}',
         where=siu.summarize(eqn.source_info),
-        cause='a sow inside a function that JAX hands to a solver or a hidden program',
+        cause='a sow inside a function that JAX passes to a solver or a hidden program',
         hint='move the sow out of that function, or return the value from it and sow the result',
       )
     return RULES[kind]

@@ -1,14 +1,14 @@
 """A program written out as one line of operations on numbered values, and the loop that evaluates them.
 
-A staged program is a tree: calls, loops and branches hold programs of their own. Whoever wants to cut it at its sites,
-to take the part from one site to another, or to find the layers that repeat, wants it flat. A `Line` writes it out:
-every value gets a number, every equation becomes an `Op`, and a call that the writer opens is replaced by what it
-holds. Writers differ in what they open and in what they do at a sow; the rest is here.
+A staged program is a tree: calls, loops and branches hold programs of their own. Cutting it at its sites, taking the
+part from one site to another, and finding the layers that repeat all need it flat. A `Line` writes it out: every value
+gets a number, every equation becomes an `Op`, and a call that the writer opens is replaced by its contents. Writers
+differ in the calls that they open and in their action at a sow; the rest is here.
 
     class Writer(Line):
-      def opens(self, eqn, place): ...     which equations are written out
-      def open(self, eqn, refs, place): ...   how, where it is not by their one body
-      def sow(self, eqn, refs, place): ...    what stands at a sow
+      def opens(self, eqn, place): ...     whether an equation is written out
+      def open(self, eqn, refs, place): ...   writes out an equation that is not a call of one body
+      def sow(self, eqn, refs, place): ...    writes a sow
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Ref = Any
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-  """One equation with its operands renamed to values of the line; `path` is the layer it belongs to."""
+  """One equation with its operands renamed to values of the line; `path` is the layer that it belongs to."""
 
   eqn: Any
   ins: tuple[Ref, ...]
@@ -42,20 +42,20 @@ class Op:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-  """Where a value of a line comes from: a variable of some jaxpr, and the place where that jaxpr is called."""
+  """Origin of a value of a line: a variable of some jaxpr, and the place where that jaxpr is called."""
 
   variable: Any
   place: Place
 
 
 class Line:
-  """Writes a program out.
+  """Writer of a program as a line.
 
   Attributes:
     program: the program.
-    steps: the operations in order, and whatever else a writer puts between them.
-    constants: arrays that the program holds, by value.
-    origins: where each value comes from, by its number.
+    steps: the operations in order, and the other entries that a writer puts between them.
+    constants: arrays that the program holds, by the number of their value.
+    origins: the origin of each value, by its number.
   """
 
   def __init__(self, program: Program):
@@ -65,7 +65,7 @@ class Line:
     self.origins: list[Origin] = []
 
   def opens(self, eqn: Any, place: Place) -> bool:
-    """Whether an equation, which stands at `place`, is written out."""
+    """Whether to write out an equation at `place`."""
     return False
 
   def open(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
@@ -73,15 +73,15 @@ class Line:
     return self.inline(body_of(eqn), refs, place)
 
   def sow(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
-    """Writes what stands at a sow, or at the tangent of one; returns what flows on."""
+    """Writes a sow, or the tangent of one; returns the values that flow on."""
     return self.append(eqn, refs, place, place)
 
   def literal(self, literal: Any) -> Ref:
-    """What stands for a literal."""
+    """Returns the reference to a literal."""
     return literal
 
   def constant(self, array: Any) -> Ref:
-    """What stands for an array that the program holds."""
+    """Returns the reference to an array that the program holds."""
     known = [i for i, x in self.constants.items() if x is array]
     if known:
       return known[0]
@@ -90,7 +90,7 @@ class Line:
     return i
 
   def fresh(self, variables: Sequence[Any], place: Place = TOP) -> tuple[int, ...]:
-    """New values for these variables of a jaxpr that is called at a place."""
+    """Adds values for these variables of a jaxpr that is called at a place; returns their numbers."""
     first = len(self.origins)
     self.origins += [Origin(v, place) for v in variables]
     return tuple(range(first, len(self.origins)))
@@ -107,7 +107,7 @@ class Line:
     return [read(v) for v in body.outvars]
 
   def append(self, eqn: Any, refs: tuple, home: Place, place: Place) -> tuple[int, ...]:
-    """Writes one operation at `place`; `home` is where its jaxpr is called."""
+    """Writes one operation at `place`; `home` is the place where its jaxpr is called."""
     op = Op(eqn, refs, self.fresh(eqn.outvars, home), place.path)
     self.steps.append(op)
     return op.outs
@@ -135,18 +135,18 @@ def bind(eqn: Any, values: Sequence[Any], name_stack: Any = None) -> list[Any]:
 
 
 def read(values: Any, ref: Ref) -> Any:
-  """The value that a reference stands for."""
+  """Returns the value of a reference."""
   return ref.val if isinstance(ref, jex_core.Literal) else values[ref]
 
 
 def evaluate(ops: Iterable[Op], values: dict[int, Any], bind: Callable = bind) -> None:
-  """Adds to `values` what the operations make; `bind(eqn, operands)` evaluates one of them."""
+  """Adds the results of the operations to `values`; `bind(eqn, operands)` evaluates one operation."""
   for op in ops:
     values.update(zip(op.outs, bind(op.eqn, [read(values, r) for r in op.ins])))
 
 
 def evaluator(ops: Sequence[Op], ins: Sequence[int], outs: Sequence[Ref]) -> Callable:
-  """The function that operations compute: (*ins) -> list of outs."""
+  """Makes the function that operations compute: (*ins) -> list of outs."""
 
   def run(*inputs: Any) -> list[Any]:
     values = dict(zip(ins, inputs))

@@ -1,14 +1,14 @@
-"""Where something stands in a program, and the key that a sow has there.
+"""The place of something in a program, and the key of a sow at a place.
 
-A place is the `nest` scopes around it and a path: what lies around it, outermost first. In a path stand
+A place is the `nest` scopes around it and a path: the layers and loops around it, outermost first. A path holds
 
-  an int      a layer that is written out (`sites.layer`), or an iteration that is known
-  `Loop`      a scan, whose iterations are layers (the interpreter puts its `Iteration` there)
-  `ROUND`     a while loop, whose rounds are no layers
-  `Devices`   a shard_map
+  an int       a layer that is written out (`sites.layer`), or an iteration that is known
+  `ScanLoop`   a scan, whose iterations are layers (the interpreter puts its `Iteration` there)
+  `ROUND`      a while loop, whose iterations are not layers
+  `Devices`    a shard_map
 
-The key of a sow is its place and its name without what does not tell sites apart: it is the same in every iteration
-of a scan, and inside a while loop or a shard_map it is what it would be outside.
+The key of a sow is its place and its name, without the parts that do not distinguish sites: it is the same in every
+iteration of a scan, and inside a while loop or a shard_map it is the key that it would have outside.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mechjax import sites
 
 
 @dataclasses.dataclass(frozen=True)
-class Loop:
+class ScanLoop:
   """A scan around a sow, of `length` iterations, which are layers."""
 
   length: int
 
 
 ROUND = '@'
-"""A while loop around a sow. Its rounds are no layers, so a sow inside is the site that it would be outside."""
+"""A while loop around a sow. Its iterations are not layers, so a sow inside is the site that it would be outside."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Devices:
   sizes: tuple[int, ...]
 
 
-# Both are tuples, because a plan full of keys is hashed at every call.
+# Both are tuples, because a plan that holds many keys is hashed at every call.
 
 
 class Key(NamedTuple):
-  """Identifies a sow inside its program.
+  """Identifier of a sow inside its program.
 
   Attributes:
     scope: the `nest` scopes around it.
@@ -64,13 +64,13 @@ class Key(NamedTuple):
 
 
 class Place(NamedTuple):
-  """Scopes and path; see above."""
+  """Scopes and path; see the docstring of the module."""
 
   scope: tuple[str, ...] = ()
   path: tuple[Any, ...] = ()
 
   def of(self, eqn: Any) -> Place:
-    """The place of an equation of a program that stands here: with the marks in its name stack."""
+    """Returns the place of an equation of a program at this place: the marks of its name stack are added."""
     scope, path = self
     stack = eqn.source_info.name_stack
     if not stack.stack:
@@ -83,22 +83,22 @@ class Place(NamedTuple):
     return Place(scope, path)
 
   def within(self, *marks: Any) -> Place:
-    """The place inside what adds these marks to the path."""
+    """Returns the place with these marks added to the path."""
     return Place(self.scope, (*self.path, *marks))
 
   def key(self, name: str) -> Key:
-    """The key of a sow called `name` that stands here."""
+    """Returns the key of a sow named `name` at this place."""
     name, path = name_and_path(name, self.path)
     layers = (p for p in path if not isinstance(p, Devices) and p != ROUND)
     return Key(self.scope, name, tuple(p if isinstance(p, int) else '*' for p in layers))
 
 
 TOP = Place()
-"""Where a program begins."""
+"""The place of a program as a whole."""
 
 
 def name_and_path(name: str, path: tuple) -> tuple[str, tuple]:
-  """A sow named `mlp_out.5` outright is the sow `mlp_out` at layer 5."""
+  """Moves literal layers from a name to the path: a sow named `mlp_out.5` is the sow `mlp_out` at layer 5."""
   if '.' not in name:
     return name, path
   stem, *index = name.split('.')

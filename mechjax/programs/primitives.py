@@ -1,16 +1,16 @@
-"""The primitives that hold programs: one table, which everybody here reads.
+"""The primitives that hold programs, in one table.
 
-An equation such as `jit`, `scan` or `cond` holds programs of its own. Whoever walks, evaluates, cuts or compares
-programs has to know which these are, which operands they take, which results they give, and what being inside means
-for the place of a sow. All of that stands in `TABLE` and in `bodies`. A new primitive of JAX's that behaves like one of
-the kinds is one more line of `TABLE`.
+An equation such as `jit`, `scan` or `cond` holds programs of its own. Code that walks, evaluates, cuts or compares
+programs needs to know which primitives these are, which operands their programs take, which results they give, and how
+being inside one changes the place of a sow. All of that is in `TABLE` and in `bodies`. A new JAX primitive that behaves
+like one of the kinds is one more line of `TABLE`.
 
-What is done with a kind is the business of the clients: `rules` evaluates all of them, `forward.segments` steps into
-most, `harvest.subgraph` and `stacking.layers` write out those that are mere calls. Each refuses the rest by an error
-that names the primitive.
+The treatment of a kind is up to the clients: `rules` evaluates all kinds, `forward.segments` steps into most of them,
+`harvest.subgraph` and `stacking.layers` write out those that are mere calls. Each refuses the rest with an error that
+names the primitive.
 
 Sharp edge. A primitive that is not in the table may hold programs as well (solvers do). They are found, and their
-operands are told by their number.
+operands are matched by number.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Any
 from jax.extend import core as jex_core
 
 from mechjax import compat
-from mechjax.programs.places import ROUND, Devices, Loop
+from mechjax.programs.places import ROUND, Devices, ScanLoop
 
 
-class Kind(enum.Enum):
-  """How a primitive treats the programs that it holds."""
+class PrimitiveKind(enum.Enum):
+  """Treatment of the programs that a primitive holds."""
 
   CALL = enum.auto()
   CHECKPOINT = enum.auto()
@@ -39,29 +39,29 @@ class Kind(enum.Enum):
   SHARD_MAP = enum.auto()
 
 
-TABLE: dict[str, Kind] = {
-  'jit': Kind.CALL,
-  'call': Kind.CALL,
-  'closed_call': Kind.CALL,
-  'eval_jaxpr': Kind.CALL,  # from JAX 0.12, in place of the two above
-  'remat2': Kind.CHECKPOINT,
-  'custom_jvp_call': Kind.CUSTOM_JVP,
-  'custom_vjp_call': Kind.CUSTOM_VJP,
-  'scan': Kind.SCAN,
-  'while': Kind.WHILE,
-  'cond': Kind.COND,
-  compat.SHARD_MAP: Kind.SHARD_MAP,
+TABLE: dict[str, PrimitiveKind] = {
+  'jit': PrimitiveKind.CALL,
+  'call': PrimitiveKind.CALL,
+  'closed_call': PrimitiveKind.CALL,
+  'eval_jaxpr': PrimitiveKind.CALL,  # from JAX 0.12, in place of the two above
+  'remat2': PrimitiveKind.CHECKPOINT,
+  'custom_jvp_call': PrimitiveKind.CUSTOM_JVP,
+  'custom_vjp_call': PrimitiveKind.CUSTOM_VJP,
+  'scan': PrimitiveKind.SCAN,
+  'while': PrimitiveKind.WHILE,
+  'cond': PrimitiveKind.COND,
+  compat.SHARD_MAP: PrimitiveKind.SHARD_MAP,
 }
 
-CUSTOM = frozenset({Kind.CUSTOM_JVP, Kind.CUSTOM_VJP})
-"""Functions with a derivative rule of their own."""
+CUSTOM = frozenset({PrimitiveKind.CUSTOM_JVP, PrimitiveKind.CUSTOM_VJP})
+"""Functions with their own derivative rule."""
 
-CALLS = CUSTOM | {Kind.CALL, Kind.CHECKPOINT}
-"""Kinds with one body, which runs once, takes all the operands and gives all the results."""
+CALLS = CUSTOM | {PrimitiveKind.CALL, PrimitiveKind.CHECKPOINT}
+"""Kinds with one body, which runs once, takes all operands and returns all results."""
 
 
-def kind_of(eqn: Any) -> Kind | None:
-  """The kind of an equation; None if its primitive is not in the table."""
+def kind_of(eqn: Any) -> PrimitiveKind | None:
+  """Returns the kind of an equation, or None if its primitive is not in the table."""
   return TABLE.get(eqn.primitive.name)
 
 
@@ -69,7 +69,7 @@ def kind_of(eqn: Any) -> Kind | None:
 
 
 def devices_of(params: dict[str, Any]) -> Devices:
-  """The manual mesh axes of a shard_map."""
+  """Returns the manual mesh axes of a shard_map."""
   mesh = params['mesh']
   manual = params.get('newly_manual_axes') or params.get('manual_axes') or mesh.axis_names
   names = tuple(n for n in mesh.axis_names if n in manual)
@@ -82,10 +82,10 @@ class Body:
 
   Attributes:
     jaxpr: the program; its constants may be missing.
-    ins: which operands of the equation are its inputs, in order; None where that is not known.
+    ins: indices of the operands of the equation that are its inputs, in order; None if unknown.
     returns: whether its results are those of the equation, one by one.
-    mark: what it adds to the path of a sow inside: a `Loop`, `ROUND`, `Devices` or nothing.
-    carry: (first, number) of the inputs that are its own first results in the next iteration.
+    mark: its addition to the path of a sow inside: a `ScanLoop`, `ROUND`, `Devices` or nothing.
+    carry: (first, number) of the inputs that are its first results of the previous iteration.
   """
 
   jaxpr: Any
@@ -96,23 +96,23 @@ class Body:
 
 
 def bodies(eqn: Any) -> list[Body]:
-  """The programs that an equation holds, in the order in which they run."""
+  """Lists the programs that an equation holds, in the order in which they run."""
   kind, p = kind_of(eqn), eqn.params
   everything = tuple(range(len(eqn.invars)))
-  if kind is Kind.SCAN:
-    return [Body(p['jaxpr'], everything, True, (Loop(p['length']),), compat.scan_split(p))]
-  if kind is Kind.WHILE:
+  if kind is PrimitiveKind.SCAN:
+    return [Body(p['jaxpr'], everything, True, (ScanLoop(p['length']),), compat.scan_split(p))]
+  if kind is PrimitiveKind.WHILE:
     test, body, carry = split_while(p, everything)
     return [
       Body(p['cond_jaxpr'], (*test, *carry), False, (ROUND,)),
       Body(p['body_jaxpr'], (*body, *carry), True, (ROUND,), (len(body), len(carry))),
     ]
-  mark = (devices_of(p),) if kind is Kind.SHARD_MAP else ()
-  return [aligned(eqn, sub, mark) for sub in sub_jaxprs(eqn)]
+  mark = (devices_of(p),) if kind is PrimitiveKind.SHARD_MAP else ()
+  return [align(eqn, sub, mark) for sub in sub_jaxprs(eqn)]
 
 
-def aligned(eqn: Any, jaxpr: Any, mark: tuple = ()) -> Body:
-  """A body whose operands come last, behind what chooses a branch, if their numbers agree."""
+def align(eqn: Any, jaxpr: Any, mark: tuple = ()) -> Body:
+  """Makes a body whose operands come last, after the index of a branch, if the numbers of values agree."""
   n_in, n_out = len(compat.raw(jaxpr).invars), len(compat.raw(jaxpr).outvars)
   first = len(eqn.invars) - n_in
   alike = n_out == len(eqn.outvars) and first >= 0
@@ -120,13 +120,13 @@ def aligned(eqn: Any, jaxpr: Any, mark: tuple = ()) -> Body:
 
 
 def body_of(eqn: Any) -> Any:
-  """The program of an equation of one of `CALLS`, with its constants."""
+  """Returns the program of an equation of one of `CALLS`, with its constants."""
   p = eqn.params
   return p['call_jaxpr'] if 'call_jaxpr' in p else p['jaxpr']
 
 
 def sub_jaxprs(eqn: Any) -> list[Any]:
-  """Every jaxpr among the parameters of `eqn`, hidden ones included; without their constants."""
+  """Lists every jaxpr among the parameters of `eqn`, hidden ones included, without their constants."""
   if not eqn.params:
     return []
   found = list(jex_core.jaxprs_in_params(eqn.params))
@@ -134,7 +134,7 @@ def sub_jaxprs(eqn: Any) -> list[Any]:
 
 
 def every_eqn(jaxpr: Any) -> Iterator[Any]:
-  """Every equation of a jaxpr, however deep."""
+  """Iterates over every equation of a jaxpr, at any depth."""
   for eqn in compat.raw(jaxpr).eqns:
     yield eqn
     for sub in sub_jaxprs(eqn):
@@ -142,14 +142,14 @@ def every_eqn(jaxpr: Any) -> Iterator[Any]:
 
 
 def split_scan(params: dict[str, Any], operands: Sequence) -> tuple[Any, Any, Any]:
-  """What a scan is given: constants, what it carries first, and what it scans over."""
+  """Splits the operands of a scan: constants, initial carry, and scanned inputs."""
   n_consts, n_carry = compat.scan_split(params)
   n = n_consts + n_carry
   return operands[:n_consts], operands[n_consts:n], operands[n:]
 
 
 def split_while(params: dict[str, Any], operands: Sequence) -> tuple[Any, Any, Any]:
-  """What a while loop is given: constants of its test, constants of its body, and what it carries first."""
+  """Splits the operands of a while loop: constants of its test, constants of its body, and initial carry."""
   n_test = params['cond_nconsts']
   n = n_test + params['body_nconsts']
   return operands[:n_test], operands[n_test:n], operands[n:]

@@ -1,8 +1,8 @@
-"""What a staged program is: a jaxpr whose tags can be listed and validated before anything runs.
+"""Staged programs: jaxprs whose tags can be listed and validated before anything runs.
 
-Everything that harvest promises about errors rests on knowing, before anything runs, every tag in the
-program: its name, where it stands (layers, scans, branches), its shape and the line that sowed it. The
-jaxpr is walked once and every sow equation becomes a `Sown`.
+The promises of harvest about errors rest on knowing every tag of the program before anything runs: its name, its place
+(layers, scans, branches), its shape and the line that sowed it. The jaxpr is walked once, and every sow equation
+becomes a `Sown`.
 """
 
 from __future__ import annotations
@@ -19,24 +19,32 @@ import numpy as np
 
 from mechjax import compat, sites
 from mechjax.errors import HarvestError
-from mechjax.programs.places import TOP, Devices, Key, Loop, Place, name_and_path
-from mechjax.programs.primitives import Body, Kind, aligned, bodies, every_eqn, kind_of, sub_jaxprs
+from mechjax.programs.places import TOP, Devices, Key, Place, ScanLoop, name_and_path
+from mechjax.programs.primitives import (
+  Body,
+  PrimitiveKind,
+  align,
+  bodies,
+  every_eqn,
+  kind_of,
+  sub_jaxprs,
+)
 from mechjax.programs.tag import sow_p, sow_tangent_p
 
 
 @dataclasses.dataclass(frozen=True)
 class Sown:
-  """One sow equation as the walk met it.
+  """Record of one sow equation.
 
   Attributes:
     name: the name given to `sow`, without literal layer indices.
     tag: its tag.
     mode: its mode.
-    place: what is around it: static layers (int), `Loop`s, `ROUND`s and `Devices`.
+    place: the static layers (int), `ScanLoop`s, `ROUND`s and `Devices` around it.
     avals: abstract values of the leaves.
     tree: structure of the value.
     exclusive: a pair (id, branch) for each vmapped cond around it whose branches were merged.
-    backward: whether it stands in the recomputation of a checkpoint's backward pass.
+    backward: whether it is in the recomputation of a checkpoint's backward pass.
     source: file:line of the sow.
   """
 
@@ -52,27 +60,27 @@ class Sown:
 
   @functools.cached_property
   def key(self) -> Key:
-    """Identifies the sow inside its program."""
+    """Identifier of the sow inside its program."""
     return self.place.key(self.name)
 
   @functools.cached_property
   def label(self) -> str:
-    """Its key as a reader would write it."""
+    """Its key as a user would write it."""
     return str(self.key)
 
   @property
   def path(self) -> tuple[Any, ...]:
-    """What is around it, outermost first."""
+    """Layers, loops and shard_maps around it, outermost first."""
     return self.place.path
 
   @functools.cached_property
   def lengths(self) -> tuple[int, ...]:
     """Lengths of the scans around it."""
-    return tuple(p.length for p in self.path if isinstance(p, Loop))
+    return tuple(p.length for p in self.path if isinstance(p, ScanLoop))
 
   @functools.cached_property
   def device_sizes(self) -> tuple[int, ...]:
-    """Sizes of the mesh axes of the shard_maps around it: leading axes of what is read or planted."""
+    """Sizes of the mesh axes of the shard_maps around it: leading axes of the values that are read or planted."""
     return tuple(s for p in self.path if isinstance(p, Devices) for s in p.sizes)
 
   @functools.cached_property
@@ -81,10 +89,10 @@ class Sown:
     return tuple(self.site_at(tuple(map(int, i))) for i in np.ndindex(*self.lengths))
 
   def site_at(self, iteration: tuple[int, ...]) -> sites.Site:
-    """The site of the sow at given iterations of its scans."""
+    """Returns the site of the sow at given iterations of its scans."""
     index = iter(iteration)
     path = [
-      p if isinstance(p, int) else next(index) for p in self.path if isinstance(p, int | Loop)
+      p if isinstance(p, int) else next(index) for p in self.path if isinstance(p, int | ScanLoop)
     ]
     return sites.Site(self.key.full_name, tuple(path))
 
@@ -93,18 +101,18 @@ class Program:
   """A staged function.
 
   Attributes:
-    jaxpr: the open jaxpr. Arrays that the function closes over are its first inputs (`opened`), so that a program
-      holds no weights and serves others of the same shapes.
-    n_captured: how many they are.
+    jaxpr: the open jaxpr. Arrays that the function closes over are its first inputs (`open_jaxpr`), so that a program
+      holds no weights and serves other arrays of the same shapes.
+    n_captured: number of these inputs.
     out_tree: structure of the result.
     sown: every sow in it, in program order.
     dropped: (tag, name) pairs that were sown while staging but are not in the program (dead code).
-    moved: (tag, name with scopes) of sows whose tangent, or copy in a backward pass, stands at another key: JAX's
-      derivative of a loop moves what every iteration computes alike to the front, but not its tangent.
+    moved: (tag, name with scopes) of sows whose tangent, or copy in a backward pass, is at another key: in the
+      derivative of a loop, JAX hoists values that are the same in every iteration, but not their tangents.
   """
 
   def __init__(self, closed: Any, out_tree: Any, differentiating: bool, recorded: list):
-    self.jaxpr, captured = opened(closed)
+    self.jaxpr, captured = open_jaxpr(closed)
     self.n_captured = len(captured)
     self.out_tree = out_tree
     self.differentiating = differentiating
@@ -113,19 +121,19 @@ class Program:
     self._rules: dict[int, Any] = {}
     self._pin: list[Any] = []
     self.sown = list(self.walk(self.jaxpr))
-    self.moved = frozenset(self._moved())
+    self.moved = frozenset(self._find_moved())
     present = {(s.tag, s.name) for s in self.sown}
     self.dropped = [
       (t, n) for t, n in dict.fromkeys(recorded) if (t, name_and_path(n, ())[0]) not in present
     ]
-    self.kept: dict[Kept, dict] = {}
+    self.caches: dict[ProgramCache, dict] = {}
 
   def pin(self, *objects: Any) -> None:
-    """Keeps objects alive as long as the program, because they are known here by their addresses."""
+    """Keeps objects alive as long as the program, because tables of the program use their addresses as keys."""
     self._pin += objects
 
   def tags_in(self, jaxpr: Any) -> frozenset:
-    """The (tag, name) pairs sown anywhere inside `jaxpr`."""
+    """Returns the (tag, name) pairs sown anywhere inside `jaxpr`."""
     jaxpr = compat.raw(jaxpr)
     if id(jaxpr) not in self._tags:
       self.pin(jaxpr)
@@ -136,7 +144,7 @@ class Program:
     return self._tags[id(jaxpr)]
 
   def tags_of(self, eqn: Any) -> frozenset:
-    """The (tag, name) pairs sown by `eqn` or anywhere inside it."""
+    """Returns the (tag, name) pairs sown by `eqn` or anywhere inside it."""
     if id(eqn) not in self._equations:
       self._equations[id(eqn)] = (eqn, self._find_tags(eqn))
     return self._equations[id(eqn)][1]
@@ -151,12 +159,12 @@ class Program:
     return found if rule is None else found | self.tags_in(rule)
 
   def jvp_rule(self, eqn: Any) -> Any:
-    """The jvp rule that will run in place of `eqn`, staged: (*primals, *tangents) -> (*primals, *tangents).
+    """Returns the staged jvp rule that will run in place of `eqn`: (*primals, *tangents) -> (*primals, *tangents).
 
-    None where no rule will run. A rule that calls its own function, as those of `jax.nn` do, is not differentiated
-    in its turn.
+    None where no rule will run. A rule that calls its own function, as the rules of `jax.nn` do, is not differentiated
+    again.
     """
-    if not self.differentiating or kind_of(eqn) is not Kind.CUSTOM_JVP:
+    if not self.differentiating or kind_of(eqn) is not PrimitiveKind.CUSTOM_JVP:
       return None
     if id(eqn) not in self._rules:
       _, jvp = compat.call_subfuns(eqn)
@@ -169,31 +177,31 @@ class Program:
     return self._rules[id(eqn)]
 
   def walk(self, jaxpr: Any) -> Iterator[Sown]:
-    """Every sow in `jaxpr`, in program order."""
-    for eqn, place, backward in self._tagged(jaxpr, TOP, False):
+    """Iterates over every sow in `jaxpr`, in program order."""
+    for eqn, place, backward in self._walk_tags(jaxpr, TOP, False):
       if eqn.primitive is sow_p:
-        yield _sown(eqn, place, backward)
+        yield _describe_sow(eqn, place, backward)
 
-  def refuse_moved(self, tag: Hashable, name: str, source: str | None = None) -> None:
-    """Raises where what is put in at `name` (with its scopes) would not reach its derivative (see `moved`)."""
+  def check_not_moved(self, tag: Hashable, name: str, source: str | None = None) -> None:
+    """Raises if a value planted at `name` (with its scopes) would not reach its derivative (see `moved`)."""
     if (tag, name) in self.moved:
       raise HarvestError(
-        f'the derivative of a loop was taken, and {name!r} no longer stands where its derivative stands',
+        f'the derivative of a loop was taken, and {name!r} is no longer at the place of its derivative',
         where=source,
-        cause='the value is the same in every iteration, so JAX computes it once, in front of the loop',
+        cause='the value is the same in every iteration, so JAX computes it once, before the loop',
         hint='put the derivative outside: jax.grad(plant(f)) instead of plant(jax.grad(f))',
       )
 
-  def _moved(self) -> Iterator[tuple]:
+  def _find_moved(self) -> Iterator[tuple]:
     forward = {(s.tag, s.key) for s in self.sown if not s.backward}
-    for eqn, place, backward in self._tagged(self.jaxpr, TOP, False):
+    for eqn, place, backward in self._walk_tags(self.jaxpr, TOP, False):
       tag, key = eqn.params['tag'], place.key(eqn.params['name'])
       derived = backward or eqn.primitive is sow_tangent_p
       if derived and (tag, key) not in forward:
         yield tag, key.full_name
 
-  def _tagged(self, jaxpr: Any, place: Place, backward: bool) -> Iterator[tuple]:
-    """Every sow and every tangent of one: (equation, place, whether in a backward pass)."""
+  def _walk_tags(self, jaxpr: Any, place: Place, backward: bool) -> Iterator[tuple]:
+    """Iterates over sows and their tangents: (equation, place, whether in a backward pass)."""
     for eqn in compat.raw(jaxpr).eqns:
       if not self.tags_of(eqn):
         continue
@@ -201,33 +209,34 @@ class Program:
       if eqn.primitive is sow_p or eqn.primitive is sow_tangent_p:
         yield eqn, here, backward
       else:
-        # Sows in the test of a while are listed, and refused where they are wanted.
+        # Sows in the condition of a while loop are listed here, and refused by the rule if they are wanted.
         for body in self.bodies(eqn):
           again = backward or compat.is_recomputed(eqn)
-          yield from self._tagged(body.jaxpr, here.within(*body.mark), again)
+          yield from self._walk_tags(body.jaxpr, here.within(*body.mark), again)
 
   def bodies(self, eqn: Any) -> list[Body]:
-    """The programs that an equation holds, the jvp rule that will run in place of one included."""
+    """Lists the programs that an equation holds, including the jvp rule that will run in place of one."""
     found, rule = bodies(eqn), self.jvp_rule(eqn)
-    return found if rule is None else [*found, aligned(eqn, rule)]
+    return found if rule is None else [*found, align(eqn, rule)]
 
 
 T = TypeVar('T')
 
 
-class Kept(Generic[T]):
-  """One kind of thing that is worked out for a program and lives as long as it does.
+class ProgramCache(Generic[T]):
+  """Results of one kind that are computed for a program and live as long as it.
 
-  `_DEAD: Kept[frozenset] = Kept()` is declared where the thing is made; `_DEAD.of(program)` holds it by whatever key.
+  `_DEAD: ProgramCache[frozenset] = ProgramCache()` is declared in the module that computes them; `_DEAD.of(program)`
+  is a dict of them, with any keys.
   """
 
   def of(self, program: Program) -> dict[Any, T]:
-    """The things of this kind that are known of a program."""
-    return program.kept.setdefault(self, {})
+    """Returns the dict of the results that are known of a program."""
+    return program.caches.setdefault(self, {})
 
 
-def opened(closed: Any) -> tuple[Any, list[Any]]:
-  """A program whose constants have become its first inputs, and the values of these."""
+def open_jaxpr(closed: Any) -> tuple[Any, list[Any]]:
+  """Turns the constants of a program into its first inputs; returns the open jaxpr and their values."""
   jaxpr, consts = compat.raw(closed), list(compat.consts(closed))
   if not consts:
     return jaxpr, consts
@@ -235,7 +244,7 @@ def opened(closed: Any) -> tuple[Any, list[Any]]:
   return compat.raw(compat.make_closed(jaxpr, inputs, jaxpr.outvars, jaxpr.eqns)), consts
 
 
-def _sown(eqn: Any, place: Place, backward: bool) -> Sown:
+def _describe_sow(eqn: Any, place: Place, backward: bool) -> Sown:
   p = eqn.params
   n = len(eqn.invars) - p['n_preds']
   name, path = name_and_path(p['name'], place.path)
@@ -263,7 +272,7 @@ def _sharding(aval: Any) -> Any:
 
 
 def expand_all(sown: Sequence[Sown]) -> list[sites.Site]:
-  """Every site of a program in the order of the forward pass: layer by layer inside a scan."""
+  """Lists every site of a program in the order of the forward pass: layer by layer inside a scan."""
   order: dict[sites.Site, None] = {}
   for lengths, run in itertools.groupby(sown, key=lambda s: s.lengths):
     group = list(run)

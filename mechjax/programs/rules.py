@@ -1,18 +1,18 @@
-"""How the interpreter passes through primitives that hold other programs.
+"""Rules by which the interpreter passes through primitives that hold other programs.
 
-A rule evaluates the held program again under the same plan and emits the primitive anew with the cells
-among its outputs. What a cell costs is decided here (measured figures for XLA on CPU):
+A rule evaluates the held program again under the same plan and binds the primitive anew with the cells among its
+outputs. The rules determine the cost of a cell (measured for XLA on CPU):
 
   scan        `AsStack`: one more stacked output. `AsLast`: one more carry. `IntoSlot`: ONE carried buffer of k slots,
               written by `cond` where the slot table says so: no excess memory at any k, and the table is data,
-              so that asking for other layers compiles nothing.
-  while       `AsLast` only: the number of iterations is not known. A loop of none leaves what was sown before.
-  cond        every branch must hold the same sows; the cell of the branch that ran comes out.
-  checkpoint  cells leave the checkpointed region as outputs; the backward recomputation sows again and is
+              so that a request for other layers compiles nothing.
+  while       `AsLast` only: the number of iterations is not known. A loop without iterations leaves the earlier value.
+  cond        Every branch must hold the same sows; the cell of the branch that ran is returned.
+  checkpoint  Cells leave the checkpointed region as outputs; the backward recomputation sows again and is
               planted again, but not reaped again.
-  custom_jvp, custom_vjp   a read leaves the custom rule in force; a changed value makes it void, because it is
+  custom_jvp, custom_vjp   A read leaves the custom rule in force. A changed value makes the rule void, because it is
               the derivative of another function: the changed body is differentiated as written.
-  shard_map   a sow inside is per device: read and planted values carry one leading axis per manual mesh axis.
+  shard_map   A sow inside is per device: read and planted values have one leading axis per manual mesh axis.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from mechjax.programs.cells import (
 )
 from mechjax.programs.places import ROUND
 from mechjax.programs.primitives import (
-  Kind,
+  PrimitiveKind,
   body_of,
   devices_of,
   split_scan,
@@ -51,14 +51,14 @@ from mechjax.programs.primitives import (
 
 
 def _call(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
-  # Inlined: every harvest runs under a jit of its own. User-given shardings are kept as constraints.
+  # Inlined, because every harvest runs under its own jit. Shardings given by the user are kept as constraints.
   p = eqn.params
-  values = _constrained(values, p.get('in_shardings', ()))
+  values = _constrain(values, p.get('in_shardings', ()))
   out, cells = interp.eval(body_of(eqn), (), values, frame)
-  return _constrained(out, p.get('out_shardings', ())), cells
+  return _constrain(out, p.get('out_shardings', ())), cells
 
 
-def _constrained(values: list, shardings: Sequence[Any]) -> list:
+def _constrain(values: list, shardings: Sequence[Any]) -> list:
   constrain = jax.lax.with_sharding_constraint
   return [
     constrain(x, s) if isinstance(s, jax.sharding.Sharding) else x
@@ -69,8 +69,8 @@ def _constrained(values: list, shardings: Sequence[Any]) -> list:
 # --- loops ----------------------------------------------------------------------------------------------
 
 
-def _unrolled(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
-  """A scan written out: every iteration stands at a static layer."""
+def _unroll(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
+  """Writes out a scan: every iteration is at a static layer."""
   p = eqn.params
   consts, carry, xs = split_scan(p, values)
   n_carry = len(carry)
@@ -89,8 +89,8 @@ def _unrolled(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
 def _scan(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   p = eqn.params
   if interp.plan.unroll_scans and p['length']:
-    return _unrolled(interp, eqn, values, frame)
-  interp.plan.check_loop('scan', _sows_in(interp, p['jaxpr']))
+    return _unroll(interp, eqn, values, frame)
+  interp.plan.check_loop('scan', _list_sows(interp, p['jaxpr']))
   consts, init, xs = split_scan(p, values)
   n_carry = len(init)
   length = p['length']
@@ -103,8 +103,8 @@ def _scan(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
     data = Keyed({**frame.data, **{k: d.at_iteration(data_x[k]) for k, d in sliced.items()}})
     here = frame.within(Iteration(length, i), data=data)
     out, cells = interp.eval(p['jaxpr'], (), [*consts, *carry, *x], here)
-    ways = {k: interp.plan.leave_scan(k, c, here) for k, c in cells.items()}
-    return out, cells, ways
+    exits = {k: interp.plan.leave_scan(k, c, here) for k, c in cells.items()}
+    return out, cells, exits
 
   if interp.plan.reads:
     kept = _empty_cells(step, init, (xs, data_xs, steps), length, frame)
@@ -113,9 +113,9 @@ def _scan(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
 
   def body(state, x):
     carry, kept = state
-    out, cells, ways = step(carry, x)
-    new = _left(ways, kept, cells)
-    stacked = Keyed((k, c.under_axis()) for k, c in cells.items() if isinstance(ways[k], AsStack))
+    out, cells, exits = step(carry, x)
+    new = _update_carried(exits, kept, cells)
+    stacked = Keyed((k, c.add_axis()) for k, c in cells.items() if isinstance(exits[k], AsStack))
     return (out[:n_carry], new), (out[n_carry:], stacked)
 
   (carry, kept), (ys, stacked) = jax.lax.scan(
@@ -131,68 +131,72 @@ def _scan(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
 
 
 def _empty_cells(step: Callable, init: list, xs: Any, length: int, frame: Frame) -> Keyed:
-  """Zeros for every cell that is carried through a scan."""
-  ways: dict = {}
+  """Makes zeros for every cell that is carried through a scan."""
+  exits: dict = {}
 
   def first(x):
     if not length:
       return jnp.zeros(x.shape[1:], x.dtype)
     return jax.lax.dynamic_index_in_dim(x, 0, 0, keepdims=False)
 
-  def probe():  # closes over its operands: as arguments they would lose what varies over which device
+  def probe():  # a closure: as arguments, its operands would lose the mesh axes that they vary over
     _, cells, found = step(init, jax.tree.map(first, xs))
-    ways.update(found)
+    exits.update(found)
     return cells
 
   empty = Keyed()
   for key, cell in jax.eval_shape(probe).items():
-    if isinstance(ways[key], AsStack):
+    if isinstance(exits[key], AsStack):
       continue
-    if isinstance(ways[key], IntoSlot):
-      cell = cell.under_axis()
+    if isinstance(exits[key], IntoSlot):
+      cell = cell.add_axis()
       cell = dataclasses.replace(
-        cell, arrays=[compat.stacked(a, (ways[key].k,)) for a in cell.arrays]
+        cell, arrays=[compat.stacked(a, (exits[key].k,)) for a in cell.arrays]
       )
     empty[key] = _zeros(cell, frame)
   return empty
 
 
 def _zeros(cells: Any, frame: Frame) -> Any:
-  """Zeros of these shapes to carry through a loop at `frame`."""
+  """Makes zeros of these shapes to carry through a loop at `frame`."""
   return jax.tree.map(lambda a: compat.zeros_like(a, frame.device_names), cells)
 
 
-def _left(ways: dict, kept: Keyed, cells: Keyed) -> Keyed:
-  """The carried cells after one iteration of a scan (see `Plan.leave_scan`)."""
+def _update_carried(exits: dict, kept: Keyed, cells: Keyed) -> Keyed:
+  """Returns the carried cells after one iteration of a scan (see `Plan.leave_scan`)."""
   new = Keyed(kept)
   slots: dict[Any, list] = {}
   for key, old in kept.items():
-    way = ways[key]
-    if isinstance(way, AsLast):
-      new[key] = _overwritten(old, cells[key])
-    elif isinstance(way, FromSlots):
+    exit_mode = exits[key]
+    if isinstance(exit_mode, AsLast):
+      new[key] = _overwrite(old, cells[key])
+    elif isinstance(exit_mode, FromSlots):
       pairs = zip(cells[key].arrays, old.arrays)
-      new[key] = dataclasses.replace(old, arrays=[where(way.hit, a, b) for a, b in pairs])
+      new[key] = dataclasses.replace(old, arrays=[where(exit_mode.hit, a, b) for a, b in pairs])
     else:
-      slots.setdefault(way.group, []).append(key)
+      slots.setdefault(exit_mode.group, []).append(key)
   for keys in slots.values():
-    new.update(_filled(ways[keys[0]], {k: (kept[k], cells[k]) for k in keys}))
+    new.update(_fill(exits[keys[0]], {k: (kept[k], cells[k]) for k in keys}))
   return new
 
 
-def _filled(way: IntoSlot, pairs: dict) -> Keyed:
-  """Cells of one slot table after one iteration: one branch, because each costs time to compile."""
+def _fill(exit_mode: IntoSlot, pairs: dict) -> Keyed:
+  """Updates the cells of one slot table in one branch, because each branch costs time to compile."""
 
   def write():
     put = jax.lax.dynamic_update_index_in_dim
-    return [[put(b, a, way.at, 0) for b, a in zip(o.arrays, c.arrays)] for o, c in pairs.values()]
+    return [
+      [put(b, a, exit_mode.at, 0) for b, a in zip(o.arrays, c.arrays)] for o, c in pairs.values()
+    ]
 
-  filled = jax.lax.cond(way.at < way.k, write, lambda: [old.arrays for old, _ in pairs.values()])
+  filled = jax.lax.cond(
+    exit_mode.at < exit_mode.k, write, lambda: [old.arrays for old, _ in pairs.values()]
+  )
   cells = (old for old, _ in pairs.values())
   return Keyed((key, dataclasses.replace(c, arrays=a)) for key, c, a in zip(pairs, cells, filled))
 
 
-def _overwritten(kept: Cell, cell: Cell) -> Cell:
+def _overwrite(kept: Cell, cell: Cell) -> Cell:
   if not cell.n_preds:
     return cell
   leaves = [where(cell.pred, new, old) for new, old in zip(cell.arrays[:-1], kept.arrays)]
@@ -205,11 +209,11 @@ def _while(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   if in_cond and interp.plan.cares(in_cond):
     names = ', '.join(sorted(repr(n) for _, n in in_cond))
     raise HarvestError(
-      f'the sow of {names} stands in the condition of a while loop',
-      cause='JAX evaluates the condition once more than the body, and nothing can leave it',
-      hint='compute the value in the body, sow it there, and carry what the condition needs',
+      f'the sow of {names} is in the condition of a while loop',
+      cause='JAX evaluates the condition once more than the body, and no value can leave it',
+      hint='compute the value in the body, sow it there, and carry the values that the condition needs',
     )
-  interp.plan.check_loop('while_loop', _sows_in(interp, p['body_jaxpr']))
+  interp.plan.check_loop('while_loop', _list_sows(interp, p['body_jaxpr']))
   cond_consts, body_consts, init = split_while(p, values)
   here = frame.within(ROUND)
 
@@ -226,9 +230,9 @@ def _while(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
     carry, kept = state
     out, cells = step(carry)
     running = test(carry)
-    if jnp.ndim(running):  # a vmapped while: finished lanes stay as they are
+    if jnp.ndim(running):  # a vmapped while: finished lanes stay unchanged
       out = [where(running, new, old) for new, old in zip(out, carry)]
-    return out, Keyed((k, _overwritten(c, cells[k])) for k, c in kept.items())
+    return out, Keyed((k, _overwrite(c, cells[k])) for k, c in kept.items())
 
   out, kept = jax.lax.while_loop(lambda state: jnp.any(test(state[0])), body, (init, kept))
   if kept:
@@ -243,7 +247,7 @@ def _while(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
 def _cond(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   index, *operands = values
   branches = eqn.params['branches']
-  sown = [_sown_in(interp, b) for b in branches]
+  sown = [_list_sown(interp, b) for b in branches]
   if interp.plan.reads or interp.plan.strict:
     check_branches(sown)
 
@@ -252,12 +256,12 @@ def _cond(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
 
   bodies = [branch(b) for b in branches]
   if interp.plan.reads and any(s.exclusive for b in sown for s in b):
-    bodies = _alike(bodies, operands)
+    bodies = _make_alike(bodies, operands)
   return jax.lax.switch(index, bodies, *operands)
 
 
-def _alike(branches: list[Callable], operands: list) -> list[Callable]:
-  """Branches whose cells agree on having a predicate, where only some of them hold a cond that was vmapped."""
+def _make_alike(branches: list[Callable], operands: list) -> list[Callable]:
+  """Gives the cells of all branches a predicate if those of one have it, because it holds a cond that was vmapped."""
   shapes = [jax.eval_shape(lambda b=b: b(*operands)[1]) for b in branches]
   predicated = {k: c for cells in shapes for k, c in cells.items() if c.n_preds}
 
@@ -328,12 +332,12 @@ def _checkpoint(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tupl
     body = lambda *xs: interp.eval(p['jaxpr'], (), xs, frame)  # noqa: E731
     return jax.checkpoint(body, prevent_cse=p['prevent_cse'], policy=p['policy'])(*values)
   if not interp.plan.edits(interp.program.tags_of(eqn)):
-    return _untouched(eqn, values), Keyed()
-  return _recomputation(interp, eqn, values, frame), Keyed()
+    return _bind_untouched(eqn, values), Keyed()
+  return _bind_recomputation(interp, eqn, values, frame), Keyed()
 
 
-def _recomputation(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> list:
-  """The backward half of a checkpoint: planted again; jax.checkpoint would lose its `differentiated` flag."""
+def _bind_recomputation(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> list:
+  """Binds the backward half of a checkpoint, planted again; jax.checkpoint would lose its `differentiated` flag."""
   data, structure = jax.tree.flatten(frame.data)
 
   def body(*xs):
@@ -360,29 +364,29 @@ def _custom_jvp(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tupl
   primal = eqn.params['call_jaxpr']
   in_primal = interp.program.tags_in(primal)
   if not interp.plan.edits(in_primal):
-    return _with_jvp_rule(interp, eqn, rule, values, frame)
+    return _rebuild_jvp_rule(interp, eqn, rule, values, frame)
   only = interp.program.tags_in(rule) - in_primal
   if interp.plan.cares(only):
     raise HarvestError(
       f'{sorted(n for _, n in only)} is sown in the rule of a custom_jvp whose function is planted into',
-      cause='the rule is the derivative of the function as it was, so it does not run',
+      cause='the rule is the derivative of the unchanged function, so it does not run',
     )
-  return _as_written(interp, eqn, primal, values, frame)
+  return _evaluate_body(interp, eqn, primal, values, frame)
 
 
-def _as_written(interp: Evaluator, eqn: Any, primal: Any, values: list, frame: Frame) -> tuple:
-  """The body in place of the call and its rule; the call, if a plan that decides on the way left all as it was."""
+def _evaluate_body(interp: Evaluator, eqn: Any, primal: Any, values: list, frame: Frame) -> tuple:
+  """Replaces the call and its rule by the body, unless a plan that decides at each sow has changed nothing."""
   before = interp.plan.edited
   out, cells = interp.eval(primal, (), values, frame)
   if before is not None and interp.plan.edited == before:
-    return _untouched(eqn, values), cells
+    return _bind_untouched(eqn, values), cells
   return out, cells
 
 
-def _with_jvp_rule(interp: Evaluator, eqn: Any, rule: Any, values: list, frame: Frame) -> tuple:
-  """Sows in the rule alone: they exist only while the function is being differentiated.
+def _rebuild_jvp_rule(interp: Evaluator, eqn: Any, rule: Any, values: list, frame: Frame) -> tuple:
+  """Makes the call again with the sows that only its rule holds, which exist only under differentiation.
 
-  What is read or planted there is a constant of the rule: its own tangents are ignored, as in Oryx.
+  A value that is read or planted there is a constant of the rule: its own tangents are ignored, as in Oryx.
   """
   primal = eqn.params['call_jaxpr']
   data, structure = jax.tree.flatten(frame.data)
@@ -422,13 +426,13 @@ def _custom_vjp(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tupl
     return made, Keyed()
   primal = eqn.params['call_jaxpr']
   if interp.plan.edits(interp.program.tags_in(primal)):
-    return _as_written(interp, eqn, primal, values, frame)
-  out = _untouched(eqn, values)
+    return _evaluate_body(interp, eqn, primal, values, frame)
+  out = _bind_untouched(eqn, values)
   cells = interp.eval(primal, (), values, frame)[1] if interp.plan.reads else Keyed()
   return out, cells
 
 
-def _untouched(eqn: Any, values: list) -> list:
+def _bind_untouched(eqn: Any, values: list) -> list:
   return eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
 
 
@@ -450,7 +454,7 @@ def _shard_map(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple
     found.update(cells)
     return out, cells
 
-  def mapped(f, out_specs):
+  def map_devices(f, out_specs):
     return jax.shard_map(
       f,
       mesh=p['mesh'],
@@ -462,13 +466,13 @@ def _shard_map(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple
 
   out_specs = list(p['out_specs'])
   if interp.plan.reads:
-    jax.eval_shape(mapped(lambda d, xs: body(d, xs)[0], out_specs), data, values)
+    jax.eval_shape(map_devices(lambda d, xs: body(d, xs)[0], out_specs), data, values)
   cell_specs = Keyed((k, _spread(c, devices.names)) for k, c in found.items())
-  return mapped(body, (out_specs, cell_specs))(data, values)
+  return map_devices(body, (out_specs, cell_specs))(data, values)
 
 
 def _spread(cell: Cell, names: tuple[str, ...]) -> Cell:
-  """The out_specs of a cell: its device axes stand after the axes of the scans inside the shard_map."""
+  """Makes the out_specs of a cell: its device axes come after the axes of the scans inside the shard_map."""
   spec = jax.sharding.PartitionSpec(*[None] * cell.lead, *names)
   return dataclasses.replace(cell, arrays=[spec for _ in cell.arrays])
 
@@ -476,13 +480,13 @@ def _spread(cell: Cell, names: tuple[str, ...]) -> Cell:
 # --- helpers ----------------------------------------------------------------------------------------------
 
 
-def _sown_in(interp: Evaluator, jaxpr: Any) -> list:
+def _list_sown(interp: Evaluator, jaxpr: Any) -> list:
   found = interp.program.walk(jaxpr)
   return [s for s in found if interp.plan.cares(frozenset([(s.tag, s.name)]))]
 
 
-def _sows_in(interp: Evaluator, jaxpr: Any) -> list[dict]:
-  return [{'name': s.name, 'mode': s.mode} for s in _sown_in(interp, jaxpr)]
+def _list_sows(interp: Evaluator, jaxpr: Any) -> list[dict]:
+  return [{'name': s.name, 'mode': s.mode} for s in _list_sown(interp, jaxpr)]
 
 
 def _names_in(key: DataKey, interp: Evaluator, eqn: Any) -> bool:
@@ -495,13 +499,13 @@ def _inside(key: DataKey, interp: Evaluator, eqn: Any, frame: Frame) -> bool:
   return _names_in(key, interp, eqn) and key.key.path[: len(prefix)] == prefix
 
 
-RULES: dict[Kind, Callable] = {
-  Kind.CALL: _call,
-  Kind.SCAN: _scan,
-  Kind.WHILE: _while,
-  Kind.COND: _cond,
-  Kind.CHECKPOINT: _checkpoint,
-  Kind.CUSTOM_JVP: _custom_jvp,
-  Kind.CUSTOM_VJP: _custom_vjp,
-  Kind.SHARD_MAP: _shard_map,
+RULES: dict[PrimitiveKind, Callable] = {
+  PrimitiveKind.CALL: _call,
+  PrimitiveKind.SCAN: _scan,
+  PrimitiveKind.WHILE: _while,
+  PrimitiveKind.COND: _cond,
+  PrimitiveKind.CHECKPOINT: _checkpoint,
+  PrimitiveKind.CUSTOM_JVP: _custom_jvp,
+  PrimitiveKind.CUSTOM_VJP: _custom_vjp,
+  PrimitiveKind.SHARD_MAP: _shard_map,
 }

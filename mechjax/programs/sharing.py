@@ -1,14 +1,14 @@
-"""Giving a function that is staged again the program it had, so that nothing is compiled again.
+"""Sharing of programs: a function that is staged again gets its earlier program, so that nothing is compiled again.
 
-A program holds no weights (what a function closes over are inputs), so two programs of equal structure, with their sows
-on the same lines, are the same program, and whatever was compiled for one serves the other: a function whose
-closed-over weights were replaced, the same lambda made anew in every round of a loop.
+A program holds no weights (the arrays that a function closes over are inputs). So two programs of equal structure, with
+their sows on the same lines, are the same program, and everything compiled for one serves the other. Examples are a
+function whose closed-over weights were replaced, and the same lambda made anew in every iteration of a loop.
 
-Programs live on the functions they belong to. Here they are known weakly, and only the last `RECENT` are held, so
-that a loop that makes its function anew finds the program of the round before.
+Programs are stored on the functions that they belong to. The table here holds weak references, and only the last
+`RECENT` programs are kept alive, so that a loop that makes its function anew finds the program of the last iteration.
 
-Sharp edges. A Python number that a function closes over is part of the structure: another value is another program,
-and is compiled. An array is not.
+Sharp edges. A Python number that a function closes over is part of the structure: another value is another program and
+is compiled. An array is not part of it.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _lock = threading.RLock()
 _known: dict[int, weakref.WeakSet[Program]] = {}
 
 
-def shared(program: Program) -> Program:
-  """A living program with the structure of `program`, or `program` itself.
+def share(program: Program) -> Program:
+  """Finds a live program with the structure of `program`, or returns `program` itself.
 
-  Inside somebody else's trace nothing is compiled here, and to look for one would cost more than it saves.
+  Inside the trace of a caller nothing is compiled here, and the search would cost more than it saves.
   """
   if compat.staging_trace() is not None:
     return program
   with _lock:
-    return _shared(program)
+    return _share(program)
 
 
-def _shared(program: Program) -> Program:
+def _share(program: Program) -> Program:
   outline = _outline(program)
   alike = _known.setdefault(hash(outline), weakref.WeakSet())
   for other in alike:
@@ -57,7 +57,7 @@ def _shared(program: Program) -> Program:
 
 
 def _outline(program: Program) -> Any:
-  """What is cheap to compare."""
+  """Parts of a program that are cheap to compare."""
   jaxpr = program.jaxpr
   sown = tuple((s.tag, s.mode, s.key, s.path, s.backward, s.source) for s in program.sown)
   return (

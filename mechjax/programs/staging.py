@@ -1,14 +1,14 @@
 """Staging a function into a `Program`.
 
-A function is staged to a jaxpr with the gate of `sow` open. Arrays that it closes over become inputs of the program,
-and so do the arrays of a callable pytree (a model of ours, an nnx or equinox module): it is its own first argument
-(`callables`). Python scalars other than floats stay static while staging, so that `f(x, axis=1)` or
-`for _ in range(n)` keep working.
+A function is staged to a jaxpr with the gate of `sow` open. Arrays that it closes over become inputs of the program. So
+do the arrays of a callable pytree (a mechjax model, an nnx or equinox module), which is its own first argument
+(`callables`). Python scalars other than floats stay static during staging, so that `f(x, axis=1)` or `for _ in
+range(n)` keep working.
 
-What was staged is kept per argument structure, static leaves, abstract values and JAX configuration, and is used again
-as long as everything else that the function reads is what it was (`watching`). A function that is staged again, or
-another one made by the same line of code, is given the program it had if the new one has the same structure
-(`sharing`): then nothing is compiled again.
+A staged program is cached by argument structure, static leaves, abstract values and JAX configuration, and is reused as
+long as everything else that the function reads is unchanged (`watching`). A function that is staged again, or another
+one made by the same line of code, gets its earlier program if the new one has the same structure (`sharing`): then
+nothing is compiled again.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from mechjax.errors import HarvestError
 from mechjax.programs import callables
 from mechjax.programs.batching import BATCHING_RULES
 from mechjax.programs.program import Program
-from mechjax.programs.sharing import shared
-from mechjax.programs.tag import recording
+from mechjax.programs.sharing import share
+from mechjax.programs.tag import record_sows
 from mechjax.watching import Watch, alike
 
 LARGE = 64 * 2**20
-"""Bytes of constants in somebody else's program that are worth a warning."""
+"""Bytes of constants in the program of a caller from which on a warning is given."""
 
 
 def is_dynamic(leaf: Any) -> bool:
-  """Whether a leaf of the arguments is data; what is not is static."""
+  """Whether a leaf of the arguments is data; other leaves are static."""
   if isinstance(leaf, np.ndarray | np.generic):
     return leaf.dtype.kind not in 'OSU'  # Python objects and strings
   return isinstance(leaf, jax.Array | float | complex | jax.ShapeDtypeStruct) or hasattr(
@@ -63,7 +63,7 @@ def join_static(dynamic: list[Any], static: tuple[Any, ...], structure: Any) -> 
 
 
 def stage(f: Callable, dynamic: list[Any], static: tuple, structure: Any) -> tuple[Program, list]:
-  """Stages `f` at the given arguments, with the gate of `sow` open; returns what it closes over as well."""
+  """Stages `f` at the given arguments, with the gate of `sow` open; returns the arrays it closes over as well."""
   differentiating = any(compat.is_differentiated(x) for x in dynamic)
 
   def flat(*data):
@@ -72,10 +72,15 @@ def stage(f: Callable, dynamic: list[Any], static: tuple, structure: Any) -> tup
 
   try:
     rolled = jax.disable_jit(False)  # under disable_jit a scan would be staged as a Python loop
-    with rolled, compat.staging_gate(), compat.batching_rules(BATCHING_RULES), recording() as sown:
+    with (
+      rolled,
+      compat.staging_gate(),
+      compat.batching_rules(BATCHING_RULES),
+      record_sows() as sown,
+    ):
       closed, shape = jax.make_jaxpr(flat, return_shape=True)(*dynamic)
   except Exception as error:
-    if type(error).__name__ == 'TraceContextError':  # flax.nnx's, which need not be installed
+    if type(error).__name__ == 'TraceContextError':  # of flax.nnx, which need not be installed
       raise HarvestError(
         'the function changes the state of an nnx module that it closes over',
         cause='Dropout that counts its draws, BatchNorm in training; a harvest would lose the change',
@@ -87,7 +92,7 @@ def stage(f: Callable, dynamic: list[Any], static: tuple, structure: Any) -> tup
 
 
 def _own(x: Any) -> Any:
-  """A captured array; one of NumPy's is copied, because its owner can write into it."""
+  """Returns a captured array; a NumPy array is copied, because its owner can write into it."""
   if isinstance(x, jax.Array):
     return x
   with jax.ensure_compile_time_eval():
@@ -105,7 +110,7 @@ class _Staged:
 
 
 class Stager:
-  """The staged programs of one function, each used as long as what the function reads is what it was."""
+  """Staged programs of one function, each used as long as everything that the function reads is unchanged."""
 
   __mechjax_reads__ = ('f',)
 
@@ -118,13 +123,13 @@ class Stager:
     return Stager, (None,)  # a copy of the function is another function
 
   def __call__(self, args: tuple, kwargs: dict) -> tuple[Program, list[Any]]:
-    """Returns the program at these arguments and its inputs: what is closed over, then the data leaves.
+    """Returns the program at these arguments and its inputs: the arrays that are closed over, then the data leaves.
 
-    A function may have a method `check_arguments`, which raises where arguments are wrong that can be known only before
-    they are traced, as token ids are.
+    A function may have a method `check_arguments`, which checks values that are known only before tracing, such as
+    token ids, and raises if they are wrong.
 
     Raises:
-      HarvestError: integers of NumPy's that JAX would cut to 32 bits.
+      HarvestError: NumPy integers that JAX would truncate to 32 bits.
     """
     check = getattr(self.f, 'check_arguments', None)
     if check is not None:
@@ -132,7 +137,7 @@ class Stager:
     dynamic, static, structure = split_static((args, kwargs))
     for x in dynamic:
       if isinstance(x, np.ndarray | np.generic):
-        _refuse_cut(x)
+        _check_fits(x)
     key = self._key(dynamic, static, structure)
     if self._watch is not None and self._watch.changed():
       self._watch = None
@@ -154,12 +159,12 @@ class Stager:
   ) -> _Staged:
     program, captured = stage(self.f, dynamic, static, structure)
     traced = any(map(_is_tracer, captured))
-    program = shared(program)
+    program = share(program)
     statics = Watch(*classes, *(x for x in static if x is not _DATA), *_auxiliary(structure))
     known = _Staged(program, captured, static, statics)
     if key is None or traced or statics.traced:
       return known
-    # Taken afterwards: what a function itself writes while it is staged, a counter say, is no change.
+    # Taken afterwards: what the function itself writes during staging, for example a counter, does not count.
     if self._watch is None or self._watch.changed():
       self._watch = Watch(self.f)
     if not self._watch.traced:
@@ -185,19 +190,19 @@ class Stager:
 
 
 def _warn_of_constants(inputs: list[Any]) -> None:
-  """Warns of concrete arrays that somebody else's program, which is being traced, is about to hold."""
+  """Warns of concrete arrays that are about to become constants of a program that the caller is tracing."""
   size = sum(x.nbytes for x in inputs if isinstance(x, jax.Array) and not _is_tracer(x))
   if size >= LARGE:
     warnings.warn(
       f'{size / 2**20:.0f} MiB of weights become constants of the jit around this call: they are compiled in, and '
-      'a later change of them is not seen. Hint: take the model (or its parameters) as an argument of the function '
+      'later changes to them have no effect. Hint: pass the model (or its parameters) as an argument of the function '
       'that is jitted: jax.jit(lambda model, tokens: ...)(model, tokens)',
       stacklevel=4,
     )
 
 
-def _refuse_cut(x: np.ndarray | np.generic) -> None:
-  """Refuses integers of 64 bits that JAX, which has 32 unless it is told, would wrap around silently."""
+def _check_fits(x: np.ndarray | np.generic) -> None:
+  """Raises for 64-bit integers that JAX, which has 32 bits by default, would wrap around silently."""
   if x.dtype.kind not in 'iu' or x.dtype.itemsize < 8 or not x.size:
     return
   made = np.iinfo(jnp.result_type(x))
@@ -206,8 +211,8 @@ def _refuse_cut(x: np.ndarray | np.generic) -> None:
   for found in (int(x.min()), int(x.max())):
     if not made.min <= found <= made.max:
       raise HarvestError(
-        f'an argument of shape {x.shape} and dtype {x.dtype} has {found}, which JAX would cut to {made.dtype}',
-        hint="integers that fit, or jax.config.update('jax_enable_x64', True) before anything else",
+        f'an argument of shape {x.shape} and dtype {x.dtype} has {found}, which JAX would truncate to {made.dtype}',
+        hint="pass integers that fit, or call jax.config.update('jax_enable_x64', True) before anything else",
       )
 
 
@@ -226,13 +231,13 @@ def _aval_key(x: Any) -> Any:
 
 
 def _classes(args: tuple) -> tuple[type, ...]:
-  """The user's classes in a module that is its own first argument: their methods are part of the program."""
+  """User-defined classes in a module that is its own first argument: their methods are part of the program."""
   bound = args and isinstance(args[0], callables.Bound)
   return Watch(args[0].module).classes if bound else ()
 
 
 def _auxiliary(structure: Any) -> Iterator[Any]:
-  """What the nodes of a pytree hold besides their children: settings, functions."""
+  """Auxiliary data of the nodes of a pytree: settings, functions."""
   node = structure.node_data()
   held: Any = None if node is None else node[1]
   if node is not None and node[0] is callables.Bound:  # a module that is its own first argument
@@ -247,22 +252,22 @@ _of_classes: weakref.WeakKeyDictionary[type, Stager] = weakref.WeakKeyDictionary
 
 
 def stager(f: Callable) -> Callable[[tuple, dict], tuple[Program, list[Any]]]:
-  """Stages `f`: (args, kwargs) -> (program, its inputs). Programs are kept on `f` and live exactly as long."""
+  """Makes the stager of `f`: (args, kwargs) -> (program, its inputs). Programs are stored on `f` and live as long."""
   if callables.is_pytree(f):
     own = _of_classes.setdefault(type(f), Stager(callables.call))
     check = getattr(f, 'check_arguments', None)
 
-    def staged(args: tuple, kwargs: dict) -> tuple[Program, list[Any]]:
+    def stage_module(args: tuple, kwargs: dict) -> tuple[Program, list[Any]]:
       if check is not None:
         check(*args, **kwargs)
-      return own((callables.bound(f), *args), kwargs)
+      return own((callables.flatten(f), *args), kwargs)
 
-    return staged
+    return stage_module
   kept = getattr(f, '__mechjax_stager__', None)
   if isinstance(kept, Stager) and kept.f is f:
     return kept
   made = Stager(f)
-  # A builtin or a bound method takes no attribute: cached while the caller keeps the transformed function.
+  # A builtin or a bound method takes no attribute: its programs live as long as the transformed function.
   with contextlib.suppress(AttributeError, TypeError):
     f.__mechjax_stager__ = made  # type: ignore[attr-defined]
   return made

@@ -1,13 +1,13 @@
-"""When two segments are the same program.
+"""Equality of two segments as programs.
 
-Upstream code loops over its layers in Python, so its program holds every layer again, with other names. Two
-segments share one executable if they are equal up to the names of variables: the same primitives with the same
-parameters on the same abstract values, wired the same way. Such a key is computed here, from the equations down
-through every program they hold.
+Upstream code loops over its layers in Python, so its program holds every layer again, with other names. Two segments
+share one executable if they are equal up to the names of variables: the same primitives with the same parameters on the
+same abstract values, wired the same way. The key for this comparison is computed here, from the equations down through
+every program they hold.
 
-Sharp edges. Two functions with one primal may have different custom derivatives: while nothing is
-differentiated they are one, backwards (`rules=True`) they are told apart by what their rules compute,
-staged. Arrays that a program holds count by value if they are small, otherwise by identity.
+Sharp edges. Two functions with one primal may have different custom derivatives. While nothing is differentiated they
+are equal; backwards (`rules=True`) they are distinguished by the staged computations of their rules. Arrays that a
+program holds count by value if they are small, otherwise by identity.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from jax.extend import core as jex_core
 from mechjax import compat
 from mechjax.programs.line import bind
 from mechjax.programs.primitives import CUSTOM, kind_of, sub_jaxprs
-from mechjax.programs.program import Kept, struct_of
+from mechjax.programs.program import ProgramCache, struct_of
 
 SMALL = 1024
-"""Elements up to which two arrays are compared by value."""
+"""Number of elements up to which two arrays are compared by value."""
 
 
 def segment_key(segment: Any, rules: bool = False) -> Any:
-  """Equal for segments that compute the same function of their inputs.
+  """Returns a key that is equal for segments that compute the same function of their inputs.
 
   Args:
     segment: the segment.
@@ -40,11 +40,11 @@ def segment_key(segment: Any, rules: bool = False) -> Any:
   return _Hashed((rows, tuple(order[o] for o in segment.outs), len(segment.ins)))
 
 
-_KEY: Kept[Any] = Kept()
+_KEY: ProgramCache[Any] = ProgramCache()
 
 
 def program_key(program: Any) -> Any:
-  """Equal for programs that compute the same function of their inputs, derivatives included; kept on the program."""
+  """Returns a key that is equal for programs that compute the same function and the same derivatives; cached."""
   known = _KEY.of(program)
   if not known:
     try:
@@ -55,14 +55,14 @@ def program_key(program: Any) -> Any:
 
 
 def equation_key(eqn: Any, rules: bool = False) -> Any:
-  """Equal for equations that do the same to the same kinds of values."""
+  """Returns a key that is equal for equations that do the same to the same kinds of values."""
   ins = tuple(v.aval for v in eqn.invars)
   outs = tuple(v.aval for v in eqn.outvars)
   return (eqn.primitive, _params_key(eqn, rules), ins, outs, eqn.ctx)
 
 
 def _rows(equations: list[tuple], order: dict, rules: bool) -> tuple:
-  """The equations with their operands numbered; extends `order` by what they define."""
+  """Returns the equations with numbered operands; extends `order` by the variables that they define."""
   rows = []
   for eqn, ins, outs in equations:
     wires = tuple(_literal_key(r) if isinstance(r, jex_core.Literal) else order[r] for r in ins)
@@ -82,7 +82,7 @@ def _params_key(eqn: Any, rules: bool) -> Any:
 
 
 def _derivative(eqn: Any) -> Any:
-  """The staged vector-Jacobian product of a function with a custom rule: what the rule means."""
+  """Stages the vector-Jacobian product of a function with a custom rule, which is the meaning of the rule."""
   ins = [struct_of(v.aval) for v in eqn.invars]
   outs = [struct_of(v.aval) for v in eqn.outvars]
   live = [i for i, x in enumerate(ins) if np.issubdtype(x.dtype, np.inexact)]
@@ -121,7 +121,7 @@ _known: weakref.WeakKeyDictionary[Any, dict[bool, Any]] = weakref.WeakKeyDiction
 
 
 def jaxpr_key(jaxpr: Any, rules: bool = False) -> Any:
-  """Equal for open jaxprs that compute the same, custom differentiation rules included if `rules`."""
+  """Returns a key that is equal for open jaxprs that compute the same, custom derivatives included if `rules`."""
   known = _known.setdefault(jaxpr, {})
   if rules not in known:
     order = {v: n for n, v in enumerate([*jaxpr.constvars, *jaxpr.invars])}
@@ -147,7 +147,7 @@ def _array_key(value: Any) -> Any:
 
 
 class _Same:
-  """Equal to itself alone; keeps its object alive, so that no other can get its address."""
+  """Key that is equal only to itself; keeps its object alive, so that no other object can get its address."""
 
   def __init__(self, value: Any):
     self.value = value
@@ -160,7 +160,7 @@ class _Same:
 
 
 class _Hashed:
-  """A deep key that is hashed once."""
+  """Deep key that is hashed once."""
 
   def __init__(self, key: Any):
     self.key, self.hash = key, hash(key)

@@ -1,13 +1,12 @@
-"""The one tag: `sow` marks a value, is the identity, and costs nothing until somebody asks.
+"""The one tag: `sow` marks a value, is the identity, and costs nothing outside a harvest.
 
-Outside a harvest `sow` returns the very object it was given: no equation, no effect, the same compiled
-program, the same dispatch. Whether somebody asks is a JAX user context (`compat.GATE`), which is part of
-every trace-cache key; a plain call before or after a harvest can therefore never meet a tagged program.
+Outside a harvest `sow` returns the very object it was given: no equation, no effect, the same compiled program, the
+same dispatch. Whether a harvest is active is a JAX user context (`compat.GATE`), which is part of every trace-cache
+key; a plain call before or after a harvest can therefore never meet a tagged program.
 
-While a harvest stages a program, `sow` binds the primitive `sow_p`, an identity that survives JAX's
-transformations:
+While a harvest stages a program, `sow` binds the primitive `sow_p`, an identity that survives JAX's transformations:
 
-    vmap    the batch axis goes to the front of every leaf, so that a sown pytree has one batch axis, and back
+    vmap    the batch axis moves to the front of every leaf, so that a sown pytree has one batch axis, and back again
     jvp     the primal is sown again; the tangent passes through `sow_tangent_p`, an identity that the
             interpreter turns into zero where the primal was planted, so that plant(grad(f)) equals
             grad(plant(f))
@@ -36,14 +35,14 @@ TAG = 'mechjax'
 
 MODES = ('strict', 'append', 'clobber', 'cond_clobber')
 
-siu.register_exclusion(__file__)  # a sow's source line is its caller's
+siu.register_exclusion(__file__)  # the source line of a sow is the line of its caller
 
 _staging = threading.local()
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[list[tuple[Hashable, str]]]:
-  """Collects the (tag, name) of every sow that is staged, so that one that JAX drops as dead code can be reported."""
+def record_sows() -> Iterator[list[tuple[Hashable, str]]]:
+  """Collects the (tag, name) of every staged sow, so that sows that JAX drops as dead code can be reported."""
   before, _staging.names = getattr(_staging, 'names', None), []
   try:
     yield _staging.names
@@ -63,15 +62,15 @@ def sow(
 
   Args:
     value: a pytree of arrays.
-    tag: which harvests see it; any hashable.
-    name: what it is called. A canonical name of `mechjax.sites` where one fits. The layer is not part of
+    tag: the harvests of this tag see the value; any hashable.
+    name: its name; a canonical name of `mechjax.sites` where one fits. The layer is not part of
       the name (see `mechjax.sites`).
-    mode: what a second sow of the same name in the same place means: 'strict' an error, 'clobber' the last
-      one wins, 'append' (inside a scan) one entry per iteration.
+    mode: the meaning of a second sow of the same name in the same place: 'strict' is an error, with 'clobber' the
+      last one wins, 'append' (inside a scan) gives one entry per iteration.
     key: ignored; accepted because Oryx accepts it.
 
   Returns:
-    `value`, or what a harvest planted in its place.
+    `value`, or the value that a harvest planted in its place.
 
   Raises:
     HarvestError: for an unknown mode.
@@ -97,7 +96,7 @@ def sow_cond(
   mode: str = 'cond_clobber',
   key: Any = None,
 ) -> Any:
-  """Like `sow`, but only where `pred` holds: in a loop, the last value sown under a true predicate.
+  """Tags a value like `sow`, but only where `pred` holds: in a loop, the last value sown under a true predicate.
 
   Args:
     value: a pytree of arrays.
@@ -108,7 +107,7 @@ def sow_cond(
     key: ignored.
 
   Returns:
-    `value`, or what a harvest planted in its place.
+    `value`, or the value that a harvest planted in its place.
   """
   del key
   if compat.GATE.value is None:
@@ -121,14 +120,14 @@ def sow_cond(
 
 
 def nest(f: Callable, *, scope: str) -> Callable:
-  """Gives the sows of `f` a scope: what `f` sows as 'x' is reaped as {scope: {'x': ...}}."""
+  """Gives the sows of `f` a scope: a value that `f` sows as 'x' is reaped as {scope: {'x': ...}}."""
 
   @functools.wraps(f)
-  def nested(*args, **kwargs):
+  def in_scope(*args, **kwargs):
     with jax.named_scope(f'nest:{scope}'):
       return f(*args, **kwargs)
 
-  return nested
+  return in_scope
 
 
 def _bind(value, pred, *, tag, name, mode):
@@ -150,15 +149,15 @@ def _bind(value, pred, *, tag, name, mode):
 
 
 sow_p = jex_core.Primitive('sow')
-"""Operands: the leaves, then `n_preds` boolean predicates. `exclusive` holds (id, branch) pairs where the branches of a
+"""Operands: the leaves, then `n_preds` boolean predicates. `exclusive` holds (id, branch) pairs if the branches of a
 vmapped cond were merged into one straight line."""
 sow_p.multiple_results = True
 
 sow_tangent_p = jex_core.Primitive('sow_tangent')
 """The tangent (or, transposed, the cotangent) of the leaves `leaves` of a sow.
 
-Operands: the tangents; then, of the primal, its predicates and a scalar that is batched wherever it is. `extra` are the
-leading axes that the tangents have alone, as in a Jacobian.
+Operands: the tangents; then the predicates of the primal, and a scalar that is batched wherever the primal is.
+`extra` are the leading axes that only the tangents have, as in a Jacobian.
 """
 sow_tangent_p.multiple_results = True
 
@@ -209,28 +208,28 @@ def _tangent_jvp(primals, tangents, *, leaves, **params):
   return bind(*primals), bind(*ts, *primals[n:])
 
 
-def _at_front(operands, dims):
+def _move_to_front(operands, dims):
   size = next(x.shape[d] for x, d in zip(operands, dims) if d is not None)
   return [batching.bdim_at_front(x, d, size) for x, d in zip(operands, dims)]
 
 
 def _put_back(out, dims):
-  """Batch axes where they were: the rule of a custom derivative may be traced without the sow, and must agree."""
+  """Moves batch axes back: the rule of a custom derivative may be traced without the sow, and must agree."""
   moved = [x if d is None else jnp.moveaxis(x, 0, d) for x, d in zip(out, dims)]
   return moved, [d or 0 for d in dims]
 
 
 def _batch(operands, dims, **params):
-  return _put_back(sow_p.bind(*_at_front(operands, dims), **params), dims)
+  return _put_back(sow_p.bind(*_move_to_front(operands, dims), **params), dims)
 
 
 def _tangent_batch(operands, dims, *, leaves, extra, **params):
   n = len(leaves)
   extra = tuple(e + 1 for e in extra)
   if any(d is not None for d in dims[n:]):
-    operands = _at_front(operands, dims)
+    operands = _move_to_front(operands, dims)
   else:
-    operands, extra = [*_at_front(operands[:n], dims[:n]), *operands[n:]], (0, *extra)
+    operands, extra = [*_move_to_front(operands[:n], dims[:n]), *operands[n:]], (0, *extra)
   return _put_back(sow_tangent_p.bind(*operands, leaves=leaves, extra=extra, **params), dims[:n])
 
 

@@ -24,9 +24,9 @@ import numpy as np
 
 from mechjax import compat
 from mechjax.errors import StackingError
-from mechjax.programs.callables import refuse_model
+from mechjax.programs.callables import check_function
 from mechjax.programs.line import Ref, bind, evaluate, read
-from mechjax.programs.program import Kept, Program
+from mechjax.programs.program import Program, ProgramCache
 from mechjax.programs.staging import is_dynamic, stager
 from mechjax.programs.tag import sow, sow_cond, sow_p
 from mechjax.stacking.layers import Layers, find, same_everywhere
@@ -64,7 +64,7 @@ class Stacked:
 
   def __init__(self, f: Callable, params: Any, args: tuple, kwargs: dict, checkpoint: bool = False):
     """Use `stacked`."""
-    refuse_model(f, StackingError, 'stacked(model.apply, model.params, tokens)')
+    check_function(f, StackingError, 'stacked(model.apply, model.params, tokens)')
     self._f, self._checkpoint = f, checkpoint
     self._structure: Any
     leaves, self._structure = jax.tree.flatten_with_path(params)
@@ -209,7 +209,7 @@ def _bound(eqn: Any, values: list[Any], name_stack: Any = None) -> list[Any]:
   return [*jax.tree.leaves(value), *values[n:]]
 
 
-_LAYERS: Kept[Layers] = Kept()
+_LAYERS: ProgramCache[Layers] = ProgramCache()
 
 
 def _layers_of(program: Program) -> Layers:

@@ -23,7 +23,7 @@ from mechjax import compat
 from mechjax.errors import StackingError
 from mechjax.programs.line import Line, Op, Ref
 from mechjax.programs.places import TOP, Place
-from mechjax.programs.primitives import Kind, kind_of, sub_jaxprs
+from mechjax.programs.primitives import PrimitiveKind, kind_of, sub_jaxprs
 from mechjax.programs.program import Program
 from mechjax.programs.structure import equation_key
 
@@ -104,14 +104,14 @@ class _Line(Line):
     self._marked: dict[int, bool] = {}
 
   def opens(self, eqn: Any, place: Place) -> bool:
-    if kind_of(eqn) is Kind.CALL:
+    if kind_of(eqn) is PrimitiveKind.CALL:
       return bool(self.program.tags_of(eqn)) or self.is_marked(eqn)
-    if kind_of(eqn) is not Kind.CHECKPOINT or place.path or compat.is_recomputed(eqn):
+    if kind_of(eqn) is not PrimitiveKind.CHECKPOINT or place.path or compat.is_recomputed(eqn):
       return False
     return self.is_marked(eqn)
 
   def open(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
-    if kind_of(eqn) is Kind.CHECKPOINT:
+    if kind_of(eqn) is PrimitiveKind.CHECKPOINT:
       self.checkpoint = eqn.params
     return super().open(eqn, refs, place)
 

@@ -1,4 +1,4 @@
-"""What a harvested function may be called with: data, static values, trees of both, and what is refused."""
+"""Arguments of a harvested function: data, static values, trees of both, and arguments that are refused."""
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +128,7 @@ def test_trees_go_in_and_come_out():
 def test_integers_that_jax_would_cut_are_refused_and_those_that_fit_are_not(given):
   calls = harvest.reap(sown, sites='a'), harvest.call_and_reap(sown, sites='a')
   for call in (*calls, lambda x: harvest.plant(sown)({'a': X}, x)):
-    with pytest.raises(HarvestError, match=f'dtype {given.dtype} has .* cut to u?int32'):
+    with pytest.raises(HarvestError, match=f'dtype {given.dtype} has .* truncate to u?int32'):
       call(given)
   fits = np.array([-(2**31), 2**31 - 1])
   np.testing.assert_array_equal(calls[0](fits)['a'], fits)

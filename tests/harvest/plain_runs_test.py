@@ -1,4 +1,4 @@
-"""Free when unused, and never remembered: a plain run before or after any harvest is the untagged program."""
+"""Free when unused, and without traces: a plain run before or after any harvest is the untagged program."""
 
 import jax
 import jax.numpy as jnp

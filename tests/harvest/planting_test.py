@@ -1,4 +1,4 @@
-"""Writing values: each way of planting equals the same edit in plain numpy, and nothing that does not fit runs."""
+"""Writing values: each way of planting equals the same edit in plain numpy, and values that do not fit are refused."""
 
 import jax
 import jax.numpy as jnp
@@ -191,11 +191,11 @@ def test_a_scalar_takes_the_dtype_of_its_site_where_nothing_is_lost(site, value,
     ('float32', jnp.bfloat16(2), 'dtype bfloat16'),
     ('bfloat16', np.float32(2), 'dtype float32'),
     ('int32', 1.5, 'dtype float32'),
-    ('int32', 2**40, '1099511627776, which is no int32'),
+    ('int32', 2**40, '1099511627776, which cannot be converted to int32'),
     ('int32', np.uint8(3), 'dtype uint8'),
-    ('uint8', -1, 'no uint8'),
+    ('uint8', -1, 'converted to uint8'),
     ('bool', 1, 'dtype int32'),
-    ('float32', 'one', "'one', which is no float32"),
+    ('float32', 'one', "'one', which cannot be converted to float32"),
     ('float32', None, 'structure'),
     ('float32', [1.0], 'structure'),
   ],

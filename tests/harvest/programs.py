@@ -1,9 +1,9 @@
-"""Random small programs, each of which can be run twice: built of JAX's primitives, and in plain Python.
+"""Random small programs, each of which can run in two forms: as JAX primitives, and in plain Python.
 
 A program is a nested tuple of steps on a vector. `build` turns it into a function with sows, using jit, scan,
 cond, while, checkpoint, vmap, grad and custom derivatives; `Plainly` runs the same description with Python
-loops and branches, lane by lane, and writes down (and edits) every tagged value by itself. What mechjax says of
-the first must be what the second says of itself.
+loops and branches, lane by lane, and records (and edits) every tagged value itself. The result of mechjax on
+the first form must equal the record of the second.
 """
 
 import dataclasses
@@ -200,7 +200,7 @@ _BUILD: dict[str, Callable] = {
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Where plain Python stands: scopes, layer indices, lanes of the vmaps around it."""
+  """Position of plain Python: scopes, layer indices, lanes of the vmaps around it."""
 
   scope: tuple = ()
   path: tuple = ()
@@ -211,7 +211,7 @@ class Place:
 
 
 class Plainly:
-  """Runs a program step by step. `seen[site][lanes]` is what was sown; `edits[site]` what is used instead.
+  """Runs a program step by step. `seen[site][lanes]` is the sown value; `edits[site]` gives its replacement.
 
   An edit takes the value and the lanes. `xp` is numpy, or jax.numpy where a derivative is needed.
   """
@@ -295,7 +295,7 @@ setattr(Plainly, 'while', Plainly._while)
 
 
 def gathered(lanes, like):
-  """The values of one site over all lanes, with the axes that vmap puts in front; zeros where a lane never sowed."""
+  """The values of one site over all lanes, with the axes that vmap adds in front; zeros where a lane never sowed."""
   out = jax.tree.map(np.zeros_like, like)
   for lane, value in lanes.items():
     for array, leaf in zip(jax.tree.leaves(out), jax.tree.leaves(value)):

@@ -1,4 +1,4 @@
-"""Random programs: what harvest reads, plants and differentiates equals what plain Python does step by step."""
+"""Random programs: reads, plants and derivatives of harvest equal the steps of plain Python."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def differentiable(body):
 
 
 def expected(plain, zeros):
-  """What a read must give: the sown values, zeros where a site was never met."""
+  """Expected result of a read: the sown values, zeros where a site never ran."""
   return {s: gathered(plain.seen[s], z) if s in plain.seen else z for s, z in zeros.items()}
 
 
@@ -140,7 +140,7 @@ def test_vmap_outside_and_inside_equal_plain_python_lane_by_lane(body, seed, out
       close(jax.tree.map(lambda a, lane=lane: a[lane], acts[site]), truth[site], site)
 
 
-# Found by longer runs of the above, kept as they were found.
+# Found by longer runs of the test above, kept unchanged.
 ONCE_WRONG = {
   'scoped plant': (('jit', (('sow', 's0', False),)), ('nest', (('sow', 's1', False),))),
   'custom rule': (('custom_jvp', (('sow', 's0', False),)),),

@@ -165,7 +165,7 @@ def test_an_index_into_values_that_were_reshaped_is_an_error():
   reshaped = jax.tree.map(lambda a: a[..., 0], acts)
   with pytest.raises(SiteError, match=r'jax\.tree\.map'):
     reshaped['mlp_out.3']
-  assert reshaped.stacked('mlp_out').shape == (L,)
+  assert reshaped.stack('mlp_out').shape == (L,)
 
 
 @MODELS
@@ -174,7 +174,7 @@ def test_an_index_into_all_layers_is_the_layer_or_an_error(f):
   close(harvest.reap(f, sites='mlp_out.{0,1,2}')(X)['mlp_out'], mlp[:3])
   for some in ([1, 2, 3], [0, 3], [3]):
     acts = harvest.reap(f, sites=[f'mlp_out.{i}' for i in some])(X)
-    close(acts.stacked('mlp_out'), mlp[some])
+    close(acts.stack('mlp_out'), mlp[some])
     assert acts.layers('mlp_out') == some
     for again in (acts, jax.jit(lambda a: a)(acts)):
       with pytest.raises(SiteError, match=re.escape(f'read at the layers {some}')) as error:

@@ -1,4 +1,4 @@
-"""What a function reads is part of it: weights, closures, globals, attributes, patches, planted functions.
+"""Everything that a function reads is part of it: weights, closures, globals, attributes, patches, planted functions.
 
 The truth is the plain call after the change.
 """
@@ -188,7 +188,7 @@ CONTEXT = contextvars.ContextVar('scale', default=1.0)
 
 
 def in_odd_places():
-  """As `closed_over`, with what is read in places where one seldom looks."""
+  """Functions like `closed_over`, which read from places that are easily forgotten."""
   module = types.ModuleType('settings_of_state')
   module.strength = 1.0
   module.helper = lambda x: x * module.strength
@@ -248,7 +248,7 @@ KINDS = list(every_place())
 
 @pytest.fixture
 def restored(monkeypatch):
-  """What outlives a test begins as it began."""
+  """Restores state that outlives a test."""
   monkeypatch.setattr(Settings, 'scale', 1.0)
   monkeypatch.setenv('SCALE_OF_STATE', '1')
 
@@ -518,7 +518,7 @@ def test_programs_and_what_they_close_over_die_with_their_function():
 def test_large_weights_that_would_be_compiled_in_are_warned_of(monkeypatch):
   monkeypatch.setattr(staging, 'LARGE', 1000)
   model = tiny()
-  with pytest.warns(UserWarning, match='take the model'):
+  with pytest.warns(UserWarning, match='pass the model'):
     jax.jit(lambda tokens: by_iterate(model, tokens))(TOKENS)
 
 

@@ -68,7 +68,7 @@ HELD = {
   'linearize': lambda f: lambda x: jax.linearize(f, x)[0],
   'jvp': lambda f: lambda x: jax.jvp(f, (x,), (jnp.ones_like(x),))[0],
   'vjp': lambda f: lambda x: jax.vjp(f, x)[0],
-  'custom_linear_solve beside it': lambda f: (
+  'custom_linear_solve next to it': lambda f: (
     lambda x: jax.lax.custom_linear_solve(
       lambda y: 2.0 * y, 2.0 * f(x), lambda _, b: b / 2.0, lambda _, b: b / 2.0
     )
@@ -171,7 +171,7 @@ def test_the_iteration_of_a_loop_is_the_layer(f, steps):
   out, acts = harvest.call_and_reap(f)(X)
   close(out, want)
   close(acts['a'], a)
-  close(harvest.reap(f, sites='a.{1,3}')(X).stacked('a'), a[[1, 3]])
+  close(harvest.reap(f, sites='a.{1,3}')(X).stack('a'), a[[1, 3]])
   edited, a = by_hand(X, steps, lambda i, a: V if i == 2 else a)
   out, acts = harvest.harvest(f, sites='a.3')({'a.2': V}, X)
   close(out, edited)
@@ -194,7 +194,9 @@ def test_a_while_loop_keeps_the_last_value(predicated):
   out, acts = harvest.call_and_reap(f)(X, jnp.int32(4))
   close(out, x)
   close(acts['a'], seen[1 if predicated else 3])
-  close(harvest.reap(f)(X, jnp.int32(0))['a'], 0 * X)  # which is what a loop of no iterations sowed
+  close(
+    harvest.reap(f)(X, jnp.int32(0))['a'], 0 * X
+  )  # the value that a loop without iterations leaves
 
 
 def test_a_loop_of_no_iterations_leaves_what_was_sown_before():
@@ -280,7 +282,7 @@ def test_linear_functions_are_transposed_inside_a_harvest_only():
 
 
 def test_a_value_that_every_iteration_shares():
-  """The derivative of a loop computes it once, in front of the loop; its derivative stays inside."""
+  """The derivative of a loop computes it once, before the loop; its derivative stays inside."""
 
   def f(w, wrap=lambda body: body):
     body = wrap(lambda x: jnp.sin(x) * sown(jnp.cos(w)))
@@ -404,7 +406,7 @@ def test_a_strict_name_sown_twice_names_both_lines():
 
 
 def scopes(jaxpr):
-  """Named scope and source line of each primitive; a jit's are also those of what it holds."""
+  """Named scope and source line of each primitive; those of a jit also hold for the equations inside."""
   found = {}
 
   def walk(jaxpr, outer):

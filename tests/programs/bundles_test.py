@@ -1,4 +1,4 @@
-"""Runs of untouched equations bound as one call change nothing but the time it takes to stage."""
+"""Bundles of untouched equations change nothing but the time that staging takes."""
 
 import re
 

@@ -1,7 +1,7 @@
 """Every primitive in the table, with a tagged loop inside it, under everything that mechjax does with programs.
 
-The truth is the same loop written by hand, without the primitive and without tags. What cannot be done is refused by
-an error that names the primitive; which these are stands in `REFUSED`.
+The truth is the same loop written by hand, without the primitive and without tags. Impossible combinations are refused
+by an error that names the primitive; `REFUSED` lists them.
 """
 
 import jax
@@ -38,7 +38,7 @@ def tagged(ws, x, mode='strict'):
 
 
 def bound(name):
-  """Calls a primitive that JAX itself binds only in passing."""
+  """Calls a primitive that JAX itself binds only for a moment."""
 
   def held(ws, x):
     primitive = getattr(jex_core.primitives, name)
@@ -98,7 +98,7 @@ REFUSED = {
 
 
 class Held:
-  """A model whose layers lie inside a primitive."""
+  """A model whose layers are inside a primitive."""
 
   def __init__(self, name):
     self.name = name
@@ -109,7 +109,7 @@ class Held:
     return self.model(WS, x)
 
   def value(self, x):
-    """A value as it is planted: inside a shard_map there is an axis of devices."""
+    """A value in the layout for planting: inside a shard_map there is an axis of devices."""
     return x[None] if self.name == 'shard_map' else x
 
 

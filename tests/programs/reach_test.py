@@ -1,4 +1,4 @@
-"""A change that cannot act is refused: values put in, or gradients asked for, where a sow's result is thrown away."""
+"""A change without effect is refused: values planted, or gradients taken, where the result of a sow is thrown away."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def thrown_away(x):
 
 
 def used_elsewhere(x):
-  """What is sown leads to another value, which is thrown away as well."""
+  """A sown value that leads to another value, which is thrown away as well."""
   jnp.sin(harvest.sow(x, name='a')).sum()
   return x
 
@@ -28,7 +28,7 @@ def in_a_scan(x):
 
 
 def carried_for_nothing(x):
-  """A carry that feeds itself alone."""
+  """A carry that feeds only itself."""
   body = lambda c, w: ((c[0] * w, harvest.sow(c[1] + w, name='a')), None)  # noqa: E731
   return jax.lax.scan(body, (x, x), X)[0][0]
 
@@ -130,7 +130,7 @@ def test_a_value_acts_where_another_site_that_is_read_depends_on_it():
 
 
 def test_a_derivative_that_needs_no_value_is_still_changed_by_planting():
-  """The gradient of a linear function does not hold the value, but what was planted has no gradient."""
+  """The gradient of a linear function does not hold the value, but a planted value has no gradient."""
   gradient = jax.grad(lambda x: (3 * harvest.sow(2 * x, name='a')).sum())
   close(gradient(X), [6.0] * 4)
   close(harvest.plant(gradient)({'a': X}, X), [0.0] * 4)

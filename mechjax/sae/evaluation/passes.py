@@ -34,7 +34,7 @@ import numpy as np
 
 from mechjax import harvest, sites, watching
 from mechjax.errors import SAEError
-from mechjax.programs.callables import refuse_model
+from mechjax.programs.callables import check_function
 from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.evaluation import splice, sums
 from mechjax.sae.evaluation.metrics import SiteTotals, Spread, Totals, on_host
@@ -96,7 +96,7 @@ class Evaluation:
 
   def __post_init__(self) -> None:
     example = 'evaluate(Evaluation(model.apply, saes), model.params, dictionaries, batches)'
-    refuse_model(self.forward, SAEError, example)
+    check_function(self.forward, SAEError, example)
     for site, sae in self.saes.items():
       if not isinstance(sae, Architecture):
         raise SAEError(

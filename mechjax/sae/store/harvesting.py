@@ -26,7 +26,7 @@ import numpy as np
 
 from mechjax import harvest, sites, watching
 from mechjax.errors import SAEError
-from mechjax.programs.callables import refuse_model
+from mechjax.programs.callables import check_function
 from mechjax.sae.checks import expect
 from mechjax.sae.store.contexts import Contexts
 from mechjax.sae.store.prefetch import give_up_if_closed
@@ -62,7 +62,7 @@ class Harvester:
   placement: jax.sharding.Sharding | None = None
 
   def __post_init__(self) -> None:
-    refuse_model(self.forward, SAEError, 'Harvester(model.apply, model.params, sites, contexts)')
+    check_function(self.forward, SAEError, 'Harvester(model.apply, model.params, sites, contexts)')
     expect(self, 'batch', self.batch >= 1, 'at least 1')
     expect(self, 'sites', len({*self.sites}) == len(self.sites) > 0, 'one or more, each once')
 
