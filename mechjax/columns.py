@@ -5,9 +5,9 @@ that was written for one forward pass over a text knows nothing of that, and mus
 `x.mean(1)` goes over tokens, and the keys at a query are those of tokens. So
 
   - a function that is proven to act on each position by itself (`positionwise`) is applied to whatever columns are
-    computed, and its result is taken at tokens (`at_tokens`);
+    computed, and its result is taken at tokens (`map_tokens`);
   - any other sees exactly the text so far: whole texts are computed, and of a value the columns that are tokens, in
-    order, are cut out, given to it and put back (`at_texts`). Every length has its own branch, so that lengths within
+    order, are cut out, given to it and put back (`map_texts`). Every length has its own branch, so that lengths within
     a bucket share one program;
   - of what is read, the columns that are no tokens are cut off; where rows differ in length, they are NaN.
 
@@ -68,7 +68,7 @@ class Function:
   like: Any
   programs: dict[int, Any] = dataclasses.field(default_factory=dict)
 
-  def program(self, width: int) -> Any:
+  def stage(self, width: int) -> Any:
     """The function at a text of `width` tokens, staged; an error of the function's own is raised."""
     if width not in self.programs:
       positions = [i for i, letter in enumerate(self.axes) if letter in 'TS']
@@ -76,10 +76,10 @@ class Function:
       self.programs[width] = positionwise.stage(whole, self.like, positions, width)
     return self.programs[width]
 
-  def known(self, width: int) -> Any:
+  def try_stage(self, width: int) -> Any:
     """`program`, or None where the function cannot take this width, as that of a text that does not occur."""
     try:
-      return self.program(width)
+      return self.stage(width)
     except Exception:
       return None
 
@@ -87,12 +87,12 @@ class Function:
     """Whether it is proven to be one function of a position at all these widths; keys are never seen one by one."""
     if 'S' in self.axes:
       return False
-    found = [self.known(w) for w in sorted({*widths}, reverse=True)]
+    found = [self.try_stage(w) for w in sorted({*widths}, reverse=True)]
     return None not in found and positionwise.maps(found, self.axes.index('T'))
 
   def keeps_rows_apart(self, widths: Iterable[int]) -> bool:
     """Whether it is proven that no row of its result depends on another row."""
-    return all(positionwise.maps([self.program(w)], 0, alike=False) for w in widths)
+    return all(positionwise.maps([self.stage(w)], 0, alike=False) for w in widths)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -108,7 +108,7 @@ class Staged:
     constants: dict[Any, Any] = {}
     found, places = {}, {}
     for width in widths:
-      if (program := function.known(width)) is not None:
+      if (program := function.try_stage(width)) is not None:
         # Without its constants, or whatever keeps the program keeps the arrays of its first use.
         found[width], own = opened(program)
         constants |= {_identity(c): c for c in own}
@@ -210,7 +210,7 @@ def functions(plants: Mapping[str, Any]) -> dict[str, Function]:
   return {k: v for k, v in inner.items() if isinstance(v, Function)}
 
 
-def staged(plants: Mapping[str, Any], widths: Collection[int]) -> dict[str, Any]:
+def stage(plants: Mapping[str, Any], widths: Collection[int]) -> dict[str, Any]:
   """Resolved plants with every function staged at these widths."""
 
   def one(value: Any) -> Any:
@@ -227,7 +227,7 @@ def with_functions(plants: Any, make: Callable[[Staged], Callable]) -> Any:
   return jax.tree.map(lambda x: make(x) if is_staged(x) else x, plants, is_leaf=is_staged)
 
 
-def at_tokens(mask_BxT: jax.Array, planted: Staged) -> Callable:
+def map_tokens(mask_BxT: jax.Array, planted: Staged) -> Callable:
   """A function of each position by itself, of values whose columns may be padding, which keeps its own value."""
 
   def function(x: jax.Array) -> jax.Array:
@@ -239,7 +239,7 @@ def at_tokens(mask_BxT: jax.Array, planted: Staged) -> Callable:
   return function
 
 
-def at_texts(length_B: jax.Array, min_length: int, alike: bool, planted: Staged) -> Callable:
+def map_texts(length_B: jax.Array, min_length: int, alike: bool, planted: Staged) -> Callable:
   """A function of whole texts, of values that are padded on the right.
 
   Args:
@@ -256,13 +256,13 @@ def at_texts(length_B: jax.Array, min_length: int, alike: bool, planted: Staged)
     if through is None:
       return lambda x: x  # no text of this length occurs
 
-    def changed(x: jax.Array) -> jax.Array:
+    def apply(x: jax.Array) -> jax.Array:
       cut = x
       for axis in axes:
         cut = jax.lax.slice_in_dim(cut, 0, width, axis=axis)
       return jax.lax.dynamic_update_slice(x, through(cut), (0,) * x.ndim)
 
-    return changed
+    return apply
 
   def function(x: jax.Array) -> jax.Array:
     branches = [branch(width) for width in range(min_length, x.shape[axes[0]] + 1)]
@@ -293,13 +293,13 @@ def real_columns(acts: harvest.Activations, queries: Extent, keys: Extent) -> ha
   def cut(name: str, x: jax.Array, lead: int) -> jax.Array:
     for axis, letter in enumerate(axes_of(name)):
       if letter in 'TS':
-        x = _taken(x, lead, lead + axis, queries if letter == 'T' else keys)
+        x = _take_columns(x, lead, lead + axis, queries if letter == 'T' else keys)
     return x
 
   return acts.map(cut)
 
 
-def _taken(x: jax.Array, rows: int, axis: int, span: Extent) -> jax.Array:
+def _take_columns(x: jax.Array, rows: int, axis: int, span: Extent) -> jax.Array:
   """Along `axis` the last `span.n` columns of each row; rows lie along `rows`."""
   begin_B = span.end - span.n
   if (begin_B == begin_B[0]).all():

@@ -58,7 +58,7 @@ def is_staging() -> bool:
 
 
 @contextlib.contextmanager
-def rekeyed_gate(layer: int) -> Iterator[None]:
+def rekey_gate(layer: int) -> Iterator[None]:
   """Gives each layer its own trace-cache key in eager runs, so that a shared jitted block taps in every layer."""
   tap = GATE.value
   if tap is None or isinstance(tap, Staging):
@@ -130,7 +130,7 @@ def zeros_like(aval: Any, varying: tuple[str, ...] = ()) -> jax.Array:
   return jax.lax.pcast(zeros, varying, to='varying') if varying else zeros
 
 
-def placed_like(x: Any, other: Any) -> Any:
+def reshard_like(x: Any, other: Any) -> Any:
   """`x` on the sharding of `other`, an array of its shape, where the mesh is explicit and arrays must agree on it."""
   sharding = _explicit(jax.typeof(other))
   if sharding is None or jax.typeof(x).sharding == sharding:
@@ -145,7 +145,7 @@ def _explicit(aval: Any) -> Any:
   return sharding if jax.sharding.AxisType.Explicit in types else None
 
 
-def stacked(aval: Any, lead: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+def prepend_axes(aval: Any, lead: tuple[int, ...]) -> jax.ShapeDtypeStruct:
   """An abstract value with leading axes, which are not sharded."""
   sharding = getattr(aval, 'sharding', None)
   if isinstance(sharding, jax.sharding.NamedSharding):
@@ -229,14 +229,14 @@ def keep_alive(primitive: Any) -> None:
 
   def rule(used: Sequence[bool], *rest: Any) -> tuple[list[bool], Any]:
     eqn = rest[-1]
-    if any(used) or _asked_by_jax():
+    if any(used) or _is_called_by_jax():
       return [True] * len(eqn.invars), eqn
     return [False] * len(eqn.invars), None
 
   partial_eval.dce_rules[primitive] = rule
 
 
-def _asked_by_jax() -> bool:
+def _is_called_by_jax() -> bool:
   """Whether the pruning that runs right now was called from inside JAX."""
   frame: Any = sys._getframe(2)
   while frame is not None and frame.f_globals.get('__name__', '').startswith(_PRUNING):

@@ -28,7 +28,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     scratch.unlink(missing_ok=True)
 
 
-def there(path: Path) -> bool:
+def exists(path: Path) -> bool:
   """Whether a path exists; a name that no file system can hold (300 letters) does not."""
   try:
     return path.exists()
@@ -48,7 +48,7 @@ def sweep(directory: Path, names: Collection[str]) -> None:
       scratch.unlink(missing_ok=True)
 
 
-def write_json(path: Path, words: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
   """An object of JSON as a whole file."""
   with whole(path) as file:
-    file.write(json.dumps(words, indent=2, allow_nan=False).encode())
+    file.write(json.dumps(value, indent=2, allow_nan=False).encode())

@@ -27,13 +27,13 @@ def of_weights(params: Any) -> str:
   """What tells these parameters from all others, 16 hexadecimal digits; the same on any devices."""
   leaves = jax.tree_util.tree_leaves_with_path(params)
   sums = jax.device_get(_sums_of_bits([leaf for _, leaf in leaves]))
-  words = [(jax.tree_util.keystr(path), np.shape(x), str(x.dtype)) for path, x in leaves]
-  return hashlib.sha256(repr((words, [s.tolist() for s in sums])).encode()).hexdigest()[:16]
+  metadata = [(jax.tree_util.keystr(path), np.shape(x), str(x.dtype)) for path, x in leaves]
+  return hashlib.sha256(repr((metadata, [s.tolist() for s in sums])).encode()).hexdigest()[:16]
 
 
 def of_code(*functions: Callable) -> str:
   """What tells these functions from others, 16 hexadecimal digits."""
-  return hashlib.sha256(repr([_told(f, ()) for f in functions]).encode()).hexdigest()[:16]
+  return hashlib.sha256(repr([_describe(f, ()) for f in functions]).encode()).hexdigest()[:16]
 
 
 @jax.jit
@@ -55,32 +55,32 @@ def _sums_of_bits(leaves: list[jax.Array]) -> list[jax.Array]:
   return [sums(x) for x in leaves]
 
 
-def _told(x: Any, seen: tuple[int, ...]) -> Any:
+def _describe(x: Any, seen: tuple[int, ...]) -> Any:
   """What is told of a function or of what it closes over, free of addresses; `seen` ends circles."""
   if id(x) in seen:
     return 'again'
-  tell = functools.partial(_told, seen=(*seen, id(x)))
+  describe = functools.partial(_describe, seen=(*seen, id(x)))
   if isinstance(x, str | bytes | int | float | complex | None):
     return repr(x)
   if isinstance(x, tuple | list):
-    return [tell(item) for item in x]
+    return [describe(item) for item in x]
   if isinstance(x, frozenset | set):
-    return sorted(repr(tell(item)) for item in x)
+    return sorted(repr(describe(item)) for item in x)
   if isinstance(x, dict):
-    return [(tell(key), tell(item)) for key, item in x.items()]
+    return [(describe(key), describe(item)) for key, item in x.items()]
   if isinstance(x, types.CodeType):
-    return x.co_code, x.co_names, tell(x.co_consts)
+    return x.co_code, x.co_names, describe(x.co_consts)
   if isinstance(x, functools.partial):
-    return tell(x.func), tell(x.args), tell(sorted(x.keywords.items()))
+    return describe(x.func), describe(x.args), describe(sorted(x.keywords.items()))
   if isinstance(x, types.MethodType):
-    return tell(x.__func__), tell(x.__self__)
+    return describe(x.__func__), describe(x.__self__)
   if isinstance(x, types.FunctionType) and _is_users(x):
-    cells = [tell(cell) for cell in _contents(x)]
+    cells = [describe(cell) for cell in _contents(x)]
     return (
-      tell(x.__code__),
+      describe(x.__code__),
       cells,
-      tell(x.__defaults__),
-      tell(sorted((x.__kwdefaults__ or {}).items())),
+      describe(x.__defaults__),
+      describe(sorted((x.__kwdefaults__ or {}).items())),
     )
   if isinstance(x, np.ndarray | np.generic | jax.Array) and not isinstance(x, jax.core.Tracer):
     return x.shape, str(x.dtype), hashlib.sha256(np.asarray(x).tobytes()).hexdigest()
@@ -90,7 +90,7 @@ def _told(x: Any, seen: tuple[int, ...]) -> Any:
   if kind is not x and _is_users(kind):
     calls = [vars(base)['__call__'] for base in kind.__mro__ if '__call__' in vars(base)]
     held = calls[:1], dict(getattr(x, '__dict__', {}))
-  return kind.__module__, kind.__qualname__, tell(wrapped), tell(held)
+  return kind.__module__, kind.__qualname__, describe(wrapped), describe(held)
 
 
 def _is_users(x: Any) -> bool:

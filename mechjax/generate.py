@@ -162,14 +162,14 @@ def generate(
       that may mix rows, or an array; an array and more than one token.
     MissingExtraError: `progress` without tqdm.
   """
-  rows = _rows(prompts)
+  rows = _check_prompts(prompts)
   if not _is_integer(n_tokens) or n_tokens < 1:
     raise errors.MechjaxError(f'n_tokens={n_tokens!r}; an integer of at least 1 is wanted')
   if not _is_integer(pad) or not 0 <= pad < 2**31:
     raise errors.MechjaxError(f'pad={pad!r}; a token id is wanted')
   stop = _stop_ids(stop)
   plan = _plan(model, params, rows, n_tokens, plants or {}, sites)
-  steps = (_in_passes if plan.whole else _in_steps)(model, params, rows, n_tokens, plan)
+  steps = (_run_passes if plan.whole else _run_steps)(model, params, rows, n_tokens, plan)
   B, token_B = len(rows), None
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(B))
   chosen, reads, running = [], [], np.ones(B, bool)
@@ -185,15 +185,15 @@ def generate(
         if not running.any():
           break
   found = np.stack([np.asarray(t) for t in chosen], axis=1)
-  _refuse_nan(found)
-  _, mask_BxT = _aligned(rows, max(map(len, rows)))
-  return Generation(*_ended(found, stop, pad), mask_BxT, reads)
+  _check_not_nan(found)
+  _, mask_BxT = _align(rows, max(map(len, rows)))
+  return Generation(*_pad_after_stop(found, stop, pad), mask_BxT, reads)
 
 
 # --- prompts and results ------------------------------------------------------------------------------------
 
 
-def _rows(prompts: Sequence[Sequence[int]] | np.ndarray) -> list[np.ndarray]:
+def _check_prompts(prompts: Sequence[Sequence[int]] | np.ndarray) -> list[np.ndarray]:
   rows = [np.asarray(prompt) for prompt in prompts]
   if not rows or any(row.ndim != 1 or not row.size or row.dtype.kind not in 'iu' for row in rows):
     raise errors.MechjaxError(
@@ -204,7 +204,7 @@ def _rows(prompts: Sequence[Sequence[int]] | np.ndarray) -> list[np.ndarray]:
   return rows
 
 
-def _aligned(rows: Sequence[np.ndarray], T: int) -> tuple[np.ndarray, np.ndarray]:
+def _align(rows: Sequence[np.ndarray], T: int) -> tuple[np.ndarray, np.ndarray]:
   """Prompts aligned on the right in T columns, and which columns are tokens."""
   tokens, mask = np.zeros((len(rows), T), np.int32), np.zeros((len(rows), T), bool)
   for row, onto, where in zip(rows, tokens, mask):
@@ -229,14 +229,16 @@ def _bucket(n: int) -> int:
   return size
 
 
-def _ended(tokens: np.ndarray, stop: Collection[int], pad: int) -> tuple[np.ndarray, np.ndarray]:
+def _pad_after_stop(
+  tokens: np.ndarray, stop: Collection[int], pad: int
+) -> tuple[np.ndarray, np.ndarray]:
   """Tokens with padding behind the first stop token of each row, and how many there are before."""
   stops = np.isin(tokens, list(stop)).astype(int)
   kept: np.ndarray = np.cumsum(stops, axis=1) - stops == 0  # no stop token strictly before
   return np.where(kept, tokens, pad).astype(np.int32), kept.sum(axis=1)
 
 
-def _refuse_nan(tokens: np.ndarray) -> None:
+def _check_not_nan(tokens: np.ndarray) -> None:
   """`_choose` gives -1 where the logits were not numbers."""
   if (tokens < 0).any():
     row, at = np.argwhere(tokens < 0)[0]
@@ -289,7 +291,7 @@ def _plan(
     return _Plan({}, (), whole=False, exact=False)
   sizes = [len(row) for row in rows]
   T = _bucket(max(sizes))
-  tokens, mask = (jnp.asarray(x) for x in _aligned(rows, T))
+  tokens, mask = (jnp.asarray(x) for x in _align(rows, T))
   cache = jax.eval_shape(lambda: model.new_cache(len(rows), T))
   infos = harvest.sites_of(model.step, params, tokens, mask, cache)
   chosen = {*sites_lib.select([*patterns, *map(str, plants)], [i.site for i in infos])}
@@ -301,7 +303,7 @@ def _plan(
   _check_lengths(functions, arrays, sizes, n_tokens, lengths)
   for function in functions.values():
     for width in lengths:
-      function.program(width)  # its own errors come before anything runs
+      function.stage(width)  # its own errors come before anything runs
   stepwise = all(f.acts_on_each_position([*lengths, T, 1]) for f in functions.values())
   return _Plan(resolved, patterns, whole=bool(arrays) or not stepwise, exact=bool(arrays))
 
@@ -337,16 +339,16 @@ _Steps = Generator[tuple[jax.Array, harvest.Activations], Any, None]
 """Logits [B, V] and reads of each step; the tokens that were chosen, int [B], are sent."""
 
 
-def _in_steps(
+def _run_steps(
   model: Model, params: Any, rows: Sequence[np.ndarray], n_tokens: int, plan: _Plan
 ) -> _Steps:
   """With a cache: the prompts, then token by token."""
   size_B = np.array([len(row) for row in rows])
-  longest, T = int(size_B.max()), _bucket(size_B.max())
-  tokens, mask = (jnp.asarray(x) for x in _aligned(rows, T))
+  max_size, T = int(size_B.max()), _bucket(size_B.max())
+  tokens, mask = (jnp.asarray(x) for x in _align(rows, T))
   cache = model.new_cache(len(rows), _bucket(T + n_tokens))
-  data, static, structure = split_static(columns.staged(plan.plants, [T, 1]))
-  queries, one = Extent(T - size_B, np.full_like(size_B, T), longest), np.ones_like(size_B)
+  data, static, structure = split_static(columns.stage(plan.plants, [T, 1]))
+  queries, one = Extent(T - size_B, np.full_like(size_B, T), max_size), np.ones_like(size_B)
   for i in range(n_tokens):
     logits, cache, acts = _advance(
       data,
@@ -359,13 +361,13 @@ def _in_steps(
       structure=structure,
       sites=plan.sites,
     )
-    keys = Extent(T - size_B, np.full_like(size_B, T + i), longest + i)
+    keys = Extent(T - size_B, np.full_like(size_B, T + i), max_size + i)
     token_B = yield logits, columns.real_columns(acts, queries, keys)
     tokens, mask = token_B[:, None], jnp.ones((len(rows), 1), bool)
     queries = Extent(0 * one, one, 1)
 
 
-def _in_passes(
+def _run_passes(
   model: Model, params: Any, rows: Sequence[np.ndarray], n_tokens: int, plan: _Plan
 ) -> _Steps:
   """Without: all texts so far, padded on the right, at every step."""
@@ -373,7 +375,7 @@ def _in_passes(
   ids = np.zeros((B, _bucket(size_B.max() + n_tokens)), np.int32)
   for row, onto in zip(rows, ids):
     onto[: row.size] = row
-  texts, staged = jnp.asarray(ids), functools.cache(functools.partial(_staged, plan))
+  texts, staged = jnp.asarray(ids), functools.cache(functools.partial(_stage, plan))
   for i in range(n_tokens):
     n = int(size_B.max())
     W, min_length = (n, n) if plan.exact else (_bucket(n), _shortest_bucket(int(size_B.min())))
@@ -397,8 +399,8 @@ def _in_passes(
     size_B = size_B + 1
 
 
-def _staged(plan: _Plan, min_length: int, max_length: int) -> tuple[list[Any], tuple, Any]:
-  return split_static(columns.staged(plan.plants, range(min_length, max_length + 1)))
+def _stage(plan: _Plan, min_length: int, max_length: int) -> tuple[list[Any], tuple, Any]:
+  return split_static(columns.stage(plan.plants, range(min_length, max_length + 1)))
 
 
 def _shortest_bucket(n: int) -> int:
@@ -432,20 +434,20 @@ def _advance(
   """
   plants = join_static(data, static, structure)
   if min_length is None:
-    make = functools.partial(columns.at_tokens, mask_BxT)
+    make = functools.partial(columns.map_tokens, mask_BxT)
   else:
     length_B = mask_BxT.sum(1, dtype=jnp.int32)
-    make = functools.partial(columns.at_texts, length_B, min_length, alike)
+    make = functools.partial(columns.map_texts, length_B, min_length, alike)
   # A function of its own, so that what is kept for it, with functions of this trace, goes with it.
   fresh = lambda *args: step(*args)  # noqa: E731
-  harvested = harvest.harvest(fresh, sites=sites) if plants or sites else _unharvested(step)
+  harvested = harvest.harvest(fresh, sites=sites) if plants or sites else _without_harvest(step)
   args = (columns.with_functions(plants, make), params, tokens_BxT, mask_BxT, cache)
   (logits, cache), acts = harvested(*args)
   last = logits[:, -1] if min_length is None else logits[jnp.arange(len(logits)), length_B - 1]
   return last, cache, acts
 
 
-def _unharvested(step: Callable) -> Callable:
+def _without_harvest(step: Callable) -> Callable:
   return lambda plants, *args: (step(*args), harvest.Activations([], []))
 
 
@@ -455,22 +457,22 @@ def _choose(logits_BxV: jax.Array, keys: jax.Array, i: int, sampling: Sampling) 
   if sampling.temperature == 0:
     token_B = logits_BxV.argmax(-1)
   else:
-    kept_BxV = restricted(logits_BxV.astype(jnp.float32) / sampling.temperature, sampling)
+    kept_BxV = restrict(logits_BxV.astype(jnp.float32) / sampling.temperature, sampling)
     key_B = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
     token_B = jax.vmap(jax.random.categorical)(key_B, kept_BxV)
   return jnp.where(jnp.isnan(logits_BxV).any(-1), -1, token_B.astype(jnp.int32))
 
 
-def restricted(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
+def restrict(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
   """Logits, float32 [B, V], with -inf at tokens that top_k and then top_p exclude."""
   if sampling.top_k is not None:
     k = min(sampling.top_k, logits_BxV.shape[-1])
-    least_Bx1 = jax.lax.top_k(logits_BxV, k)[0][:, -1:]
-    logits_BxV = jnp.where(logits_BxV < least_Bx1, -jnp.inf, logits_BxV)
+    threshold_Bx1 = jax.lax.top_k(logits_BxV, k)[0][:, -1:]
+    logits_BxV = jnp.where(logits_BxV < threshold_Bx1, -jnp.inf, logits_BxV)
   if sampling.top_p is not None:
     sorted_BxV = jnp.sort(logits_BxV, axis=-1, descending=True)
     probs_BxV = jax.nn.softmax(sorted_BxV)
     needed_BxV = jnp.cumsum(probs_BxV, axis=-1) - probs_BxV < sampling.top_p
-    least_Bx1 = jnp.min(jnp.where(needed_BxV, sorted_BxV, jnp.inf), axis=-1, keepdims=True)
-    logits_BxV = jnp.where(logits_BxV < least_Bx1, -jnp.inf, logits_BxV)
+    threshold_Bx1 = jnp.min(jnp.where(needed_BxV, sorted_BxV, jnp.inf), axis=-1, keepdims=True)
+    logits_BxV = jnp.where(logits_BxV < threshold_Bx1, -jnp.inf, logits_BxV)
   return logits_BxV

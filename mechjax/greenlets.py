@@ -156,7 +156,7 @@ class GreenletGenerator(Generator[Y, S, R]):
     if child is not None and child.steps.gi_suspended and not sys.is_finalizing():
       child.abandoned = True
       if child.parent is greenlet.getcurrent():
-        _settle(child.siblings)
+        _close_abandoned(child.siblings)
 
   __del__ = _abandon
 
@@ -164,7 +164,7 @@ class GreenletGenerator(Generator[Y, S, R]):
     """The child, born at the first touch; the caller is the one to drive it and it is its turn."""
     if self._child is None:
       self._child = _Child(self.__dict__.pop('_call'))
-    self._child.check_turn(self._name)
+    self._child.check_order(self._name)
     return self._child
 
   def _suspended(self) -> _Child:
@@ -229,7 +229,7 @@ def yield_(value: Any) -> Any:
     )
   child.mail = value
   del value
-  with _outside_local_contexts(child):
+  with _leave_local_contexts(child):
     child.parent.switch()
   return child.take()
 
@@ -291,19 +291,19 @@ class _Local:
   def enter(self) -> None:
     state, variables = compat.thread_state(), contextvars.copy_context()
     self.stack.enter_context(self.make())
-    self.state = _changed(state, compat.thread_state())
-    self.variables = _changed(variables, contextvars.copy_context())
+    self.state = _diff(state, compat.thread_state())
+    self.variables = _diff(variables, contextvars.copy_context())
 
 
 _NOTHING: Any = object()
 
 
-def _changed(before: Mapping[Any, Any], now: Mapping[Any, Any]) -> dict[Any, Any]:
+def _diff(before: Mapping[Any, Any], now: Mapping[Any, Any]) -> dict[Any, Any]:
   return {key: value for key, value in now.items() if before.get(key, _NOTHING) is not value}
 
 
 @contextlib.contextmanager
-def _outside_local_contexts(child: _Child) -> Iterator[None]:
+def _leave_local_contexts(child: _Child) -> Iterator[None]:
   """Leaves the local contexts, latest first, and enters them again afterwards.
 
   What a context that stays open has set above a local one (in JAX's state, in context variables) is put back then.
@@ -317,8 +317,8 @@ def _outside_local_contexts(child: _Child) -> Iterator[None]:
   own_variables = {v: x for local in child.contexts for v, x in local.variables.items()}
   for local in reversed(child.contexts):
     local.stack.close()
-  state = _covering(state, own_state, compat.thread_state())
-  variables = _covering(variables, own_variables, contextvars.copy_context())
+  state = _overrides(state, own_state, compat.thread_state())
+  variables = _overrides(variables, own_variables, contextvars.copy_context())
   del own_state, own_variables
   try:
     yield
@@ -330,7 +330,7 @@ def _outside_local_contexts(child: _Child) -> Iterator[None]:
       v.set(value)
 
 
-def _covering(
+def _overrides(
   before: Mapping[Any, Any], own: Mapping[Any, Any], without: Mapping[Any, Any]
 ) -> dict[Any, Any]:
   """What others have set above local contexts.
@@ -340,7 +340,7 @@ def _covering(
     own: the values that they have set.
     without: all values when they have been left.
   """
-  changed = own.keys() | _changed(without, before).keys()
+  changed = own.keys() | _diff(without, before).keys()
   return {key: before[key] for key in changed if before[key] is not own.get(key, _NOTHING)}
 
 
@@ -365,7 +365,7 @@ class _Child(greenlet.greenlet):
     children = _children(self)
     try:
       result = self.call()
-      _settle(children)
+      _close_abandoned(children)
       if children:
         raise RunError(
           'a function returned while a generator that it started was still suspended',
@@ -404,9 +404,9 @@ class _Child(greenlet.greenlet):
       return self.switch() if error is None else self.throw(error)
     finally:
       del error  # whose traceback holds this frame
-      self.part()
+      self.save_state()
 
-  def part(self) -> None:
+  def save_state(self) -> None:
     """Leaves the function in its own state, and the loop with the function's trace unless that has ended."""
     now = compat.thread_state()
     self.inside = {c: value for c, value in now.items() if value is not self.outside.get(c, value)}
@@ -417,7 +417,7 @@ class _Child(greenlet.greenlet):
     mail, self.mail = self.mail, None
     return mail
 
-  def check_turn(self, name: str) -> None:
+  def check_order(self, name: str) -> None:
     """Raises RunError unless the caller drives this child, and it is the latest of its siblings."""
     if self.dead or self.steps.gi_running:
       return
@@ -428,7 +428,7 @@ class _Child(greenlet.greenlet):
         cause='it was handed to a worker thread, or to a function which another loop drives',
         hint='create it, iterate over it and close it in one place',
       )
-    _settle(self.siblings)
+    _close_abandoned(self.siblings)
     if self.steps.gi_suspended and self.siblings[-1] is not self:
       raise RunError(
         'a generator was resumed or closed while a later one is still suspended',
@@ -460,7 +460,7 @@ def _drive(child: _Child) -> Generator[Any, Any, Any]:
     child.inside = child.outside = {}
     if child in child.siblings:
       child.siblings.remove(child)
-    _settle(child.siblings)
+    _close_abandoned(child.siblings)
 
 
 def _children(parent: Any) -> list[_Child]:
@@ -468,7 +468,7 @@ def _children(parent: Any) -> list[_Child]:
   return vars(parent).setdefault('_mechjax_children', [])
 
 
-def _settle(siblings: list[_Child]) -> None:
+def _close_abandoned(siblings: list[_Child]) -> None:
   """Closes the abandoned ones whose turn it is; what they raise on their way out surfaces here."""
   while siblings and (siblings[-1].abandoned or siblings[-1].dead):
     siblings.pop().steps.close()

@@ -42,9 +42,9 @@ def package(
       return importlib.import_module(module)
     raise AttributeError(f'module {name!r} has no attribute {attribute!r}')
 
-  def listed() -> list[str]:
+  def list_names() -> list[str]:
     itself = sys.modules[name]
     modules = (found.name for found in pkgutil.iter_modules(itself.__path__))
     return sorted({*vars(itself), *homes, *(m for m in modules if not m.startswith('_'))})
 
-  return get, listed
+  return get, list_names

@@ -75,7 +75,7 @@ def wide(x: jax.Array) -> jax.Array:
   return x.astype(wide_dtype(x.dtype))
 
 
-def checked(dtype: Any) -> np.dtype:
+def check_dtype(dtype: Any) -> np.dtype:
   """A dtype for parameters.
 
   Args:

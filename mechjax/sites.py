@@ -209,7 +209,7 @@ def layer(index: int) -> Iterator[None]:
     raise SiteError(f'sites.layer counts from 0, got {index}')
   token = _path.set((*_path.get(), index))
   try:
-    with jax.named_scope(f'layer:{index}'), compat.rekeyed_gate(index):
+    with jax.named_scope(f'layer:{index}'), compat.rekey_gate(index):
       yield
   finally:
     _path.reset(token)
@@ -226,7 +226,7 @@ def scopes_of(name_stack: str) -> tuple[tuple[str, str], ...]:
 
   The backward half of a checkpoint carries its scopes twice, as transpose(jvp(layer:1))/jvp(layer:1); they count once.
   """
-  groups = [(g, tuple(_marks(g))) for g in _outermost(name_stack)]
+  groups = [(g, tuple(_marks(g))) for g in _split_outermost(name_stack)]
   again = {
     n + 1
     for n, ((group, marks), (after, following)) in enumerate(itertools.pairwise(groups))
@@ -240,7 +240,7 @@ def _marks(scopes: str) -> Iterator[tuple[str, str]]:
     yield (layer, index) if layer else (nest, name)
 
 
-def _outermost(name_stack: str) -> list[str]:
+def _split_outermost(name_stack: str) -> list[str]:
   """Splits at the slashes that are in no parentheses."""
   groups, depth = [''], 0
   for c in name_stack:
@@ -277,7 +277,7 @@ def select(patterns: str | Site | Iterable[str | Site], available: Sequence[Site
       if _name_matches(name_glob, s.name) and _path_matches(globs, s.path, top[s.name])
     ]
     if not hits:
-      raise unknown(pattern, available)
+      raise no_site(pattern, available)
     if '{' in pattern:
       _check_alternatives(pattern, hits, available, top)
     chosen.update(hits)
@@ -318,7 +318,7 @@ def names_layers(pattern: str) -> bool:
   return bool(_split(_from_lens(pattern))[1])
 
 
-def unknown(pattern: str, available: Sequence[Site]) -> SiteError:
+def no_site(pattern: str, available: Sequence[Site]) -> SiteError:
   """The error for a pattern that selects nothing."""
   if not available:
     return SiteError(
@@ -351,10 +351,10 @@ def _check_alternatives(
     mine = [s for s in hits if fnmatch.fnmatchcase(s.name, name)]
     for items in itertools.product(*map(_items, globs)):
       found = any(_path_matches(tuple((i,) for i in items), s.path, top[s.name]) for s in mine)
-      inside = all(i.within(last + 1) for i, last in zip(items, deepest))
+      inside = all(i.is_within(last + 1) for i, last in zip(items, deepest))
       if not (found and inside):
         one = '.'.join([name, *(i.written for i in items)])
-        error = unknown('.'.join([name, *(f'{{{i.written}}}' for i in items)]), available)
+        error = no_site('.'.join([name, *(f'{{{i.written}}}' for i in items)]), available)
         raise SiteError(
           f'no site matches {one!r}',
           where=f'an alternative of {pattern!r}',
@@ -394,7 +394,7 @@ class _Item:
     first, last = ((i + length if i < 0 else i) for i in (self.first, self.last))
     return first, last
 
-  def within(self, length: int) -> bool:
+  def is_within(self, length: int) -> bool:
     """Whether both ends are among `length` layers."""
     first, last = self.ends(length)
     return first >= 0 and last < length

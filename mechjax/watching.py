@@ -6,7 +6,7 @@ the next call to see it. So with every photograph goes a `Watch`: the objects th
 compared before the photograph is used again.
 
     watch = Watch(f)
-    watch.changed()      # whether anything that `f` reads is another object, another number, another array
+    watch.has_changed()      # whether anything that `f` reads is another object, another number, another array
 
 How. From the function the walk follows closures, defaults, the globals that its code names (and the attributes that it
 names of modules), bound objects and their attributes, containers, and so on into the functions found there. Numbers and
@@ -98,14 +98,14 @@ class Watch:
     for scratch in (self._seen, self._waiting, self._names, self._modules):
       scratch.clear()
 
-  def changed(self) -> bool:
+  def has_changed(self) -> bool:
     """Whether anything is not as it was."""
     if self._patches != code_version.now() or self._count >= LIMIT:
       return True
     for fetch, before in self._guards:
       now = fetch()
       if len(now) != len(before) or not (
-        all(map(operator.is_, now, before)) or all(map(_equal, now, before))
+        all(map(operator.is_, now, before)) or all(map(_is_equal, now, before))
       ):
         return True
     return not all(_same_array(now, before) for now, before in self._arrays)
@@ -124,7 +124,7 @@ class Watch:
         return
       for module in late:
         self._modules[id(module)] = module, n
-        self._module(module)
+        self._visit_module(module)
 
   def _visit(self, x: Any) -> None:
     if isinstance(x, jax.core.Tracer):
@@ -133,7 +133,7 @@ class Watch:
       return
     self._seen[id(x)] = x
     if isinstance(x, FunctionType):
-      self._function(x)
+      self._visit_function(x)
     elif isinstance(x, MethodType):
       self._waiting += [x.__self__, x.__func__]
     elif isinstance(x, BuiltinFunctionType | MethodWrapperType):
@@ -141,15 +141,15 @@ class Watch:
     elif isinstance(x, functools.partial):
       self._waiting += [x.func, *x.args, x.keywords]
     elif isinstance(x, np.ndarray):
-      self._array(x)
+      self._visit_array(x)
     elif isinstance(x, type):
-      self._class(x)
+      self._visit_class(x)
     elif isinstance(x, ModuleType):
       self._modules.setdefault(id(x), (x, -1))
-    elif not self._container(x) or type(x) not in _PLAIN:
-      self._object(x)
+    elif not self._visit_container(x) or type(x) not in _PLAIN:
+      self._visit_object(x)
 
-  def _container(self, x: Any) -> bool:
+  def _visit_container(self, x: Any) -> bool:
     """Watches what a container holds, if `x` is one."""
     if isinstance(x, dict | MappingProxyType):
       self._guard(lambda: [*x.keys(), *x.values()])
@@ -176,7 +176,7 @@ class Watch:
     self._count += len(now)
     self._waiting += now
 
-  def _function(self, f: FunctionType) -> None:
+  def _visit_function(self, f: FunctionType) -> None:
     if cells := f.__closure__ or ():
       self._guard(lambda: [_content(cell) for cell in cells])
     if _is_library(f.__code__.co_filename):
@@ -194,20 +194,20 @@ class Watch:
     if 'getenv' in names:
       self._waiting.append(os.environ)
 
-  def _module(self, module: ModuleType) -> None:
+  def _visit_module(self, module: ModuleType) -> None:
     """Watches what the functions met so far may read of a module: whatever they name anywhere."""
     space = module.__dict__
     used = [name for name in self._names if name in space]
     if used and not _is_frozen(module):
       self._guard(lambda: [space.get(name, _MISSING) for name in used])
 
-  def _class(self, cls: type) -> None:
+  def _visit_class(self, cls: type) -> None:
     own = [base for base in cls.__mro__ if not _is_library(_file_of(base))]
     self.classes += (cls,) if own else ()
     for base in own:
       self._guard(functools.partial(_attributes, base))
 
-  def _object(self, x: Any) -> None:
+  def _visit_object(self, x: Any) -> None:
     cls = type(x)
     if (wrapped := getattr(x, '__wrapped__', None)) is not None:
       self._waiting.append(wrapped)
@@ -226,7 +226,7 @@ class Watch:
     if slots := _slots(cls):
       self._guard(lambda: [_slot(slot, x) for slot in slots])
 
-  def _array(self, x: np.ndarray) -> None:
+  def _visit_array(self, x: np.ndarray) -> None:
     self._count += 1
     if x.dtype == object:
       self._guard(lambda: x.ravel().tolist())
@@ -262,7 +262,7 @@ class Version:
 def version(fn: Callable) -> Version:
   """The `Version` of `fn`: the same object as long as nothing that `fn` reads has changed."""
   known = getattr(fn, '__mechjax_version__', None)
-  if isinstance(known, Version) and known.fn is fn and not known.watch.changed():
+  if isinstance(known, Version) and known.fn is fn and not known.watch.has_changed():
     return known
   if isinstance(known, Version):
     compat.retrace()
@@ -284,7 +284,7 @@ class Jitted:
     self._jitted: Any = None
 
   def __call__(self, *args: Any) -> Any:
-    if self._watch is not None and not self._watch.changed():
+    if self._watch is not None and not self._watch.has_changed():
       return self._jitted(*args)
     # Another function, because JAX keeps what one was traced to.
     self._jitted = jax.jit(lambda *args: self.f(*args))
@@ -298,7 +298,7 @@ def jit(f: Callable, *reads: Callable) -> Jitted:
   return Jitted(f, reads)
 
 
-def _equal(now: Any, before: Any) -> bool:
+def _is_equal(now: Any, before: Any) -> bool:
   """Whether a value counts as what it was."""
   if now is before:
     return True
@@ -310,17 +310,17 @@ def _equal(now: Any, before: Any) -> bool:
   )
 
 
-def alike(now: Any, before: Any) -> bool:
+def is_alike(now: Any, before: Any) -> bool:
   """Whether two equal static arguments are the same in every part: 2 and 2.0 are equal and give other programs."""
   if now is before or type(now) is not type(before):
     return now is before
   if isinstance(now, _SCALARS):
-    return _equal(now, before)
+    return _is_equal(now, before)
   if isinstance(now, tuple | list):
-    return len(now) == len(before) and all(a is b or alike(a, b) for a, b in zip(now, before))
+    return len(now) == len(before) and all(a is b or is_alike(a, b) for a, b in zip(now, before))
   if dataclasses.is_dataclass(now) and not isinstance(now, type):
     names = [field.name for field in dataclasses.fields(now)]
-    return all(alike(getattr(now, name), getattr(before, name)) for name in names)
+    return all(is_alike(getattr(now, name), getattr(before, name)) for name in names)
   return True
 
 

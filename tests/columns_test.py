@@ -29,7 +29,7 @@ def staged(fn, name, x, widths):
 def test_a_function_of_texts_sees_their_columns_and_changes_no_others(name, x, fn, lengths):
   planted = staged(fn, name, x, range(1, W + 1))
   alike = len({*lengths}) == 1
-  found = jax.jit(lambda n: columns.at_texts(n, 1, alike, planted)(jnp.asarray(x)))(
+  found = jax.jit(lambda n: columns.map_texts(n, 1, alike, planted)(jnp.asarray(x)))(
     jnp.asarray(lengths, jnp.int32)
   )
   for row, n in enumerate(lengths):
@@ -47,7 +47,7 @@ def test_a_function_that_fails_at_other_lengths_is_only_asked_at_those_that_occu
 
   function = Function(fn, columns.axes_of('resid_post'), RESID)
   planted = Staged.of(function, range(1, W + 1))
-  found = columns.at_texts(jnp.full(B, 4, jnp.int32), 1, True, planted)(jnp.asarray(RESID))
+  found = columns.map_texts(jnp.full(B, 4, jnp.int32), 1, True, planted)(jnp.asarray(RESID))
   np.testing.assert_array_equal(found[:, :4], 2 * RESID[:, :4])
   with pytest.raises(ValueError, match='5 positions'):
     function.program(5)

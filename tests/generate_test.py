@@ -194,7 +194,7 @@ def test_what_is_read_of_one_prompt_has_its_columns_and_no_others():
 
 def way(plants, prompts=PROMPTS[:1], n=6):
   """Whether whole texts are computed at every step."""
-  rows = generate._rows(prompts)
+  rows = generate._check_prompts(prompts)
   return generate._plan(model('qwen'), decoders.params('qwen'), rows, n, plants, ()).whole
 
 

@@ -38,18 +38,18 @@ from mechjax.errors import RunError, unknown
 from mechjax.forward import eager, stepped, traced
 from mechjax.forward.backward import Backward
 from mechjax.forward.run import BackwardRun, Run
-from mechjax.forward.segments import Layout
+from mechjax.forward.segments import SegmentLayout
 from mechjax.harvest.selecting import live, select
 from mechjax.programs.program import Kept, Program
 from mechjax.programs.repeats import refuse_twice
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG
 
-__all__ = ['Backward', 'BackwardRun', 'Run', 'iterate', 'recorded']
+__all__ = ['Backward', 'BackwardRun', 'Run', 'iterate', 'record']
 
 
 _CHOSEN: Kept[tuple[list[sites_lib.Site], frozenset]] = Kept()
-_LAYOUTS: Kept[Layout] = Kept()
+_LAYOUTS: Kept[SegmentLayout] = Kept()
 
 
 def iterate(
@@ -95,7 +95,7 @@ def iterate(
     if compat.staging_trace() or any(map(_is_tracer, values)):
       plan = traced.TracedPlan(program, tag, keys, frozenset(where), scan)
       return Run(traced.start(plan, values), where, 'traced')
-    return _stepped(program, values, tag, where, keys, keep)
+    return _start_stepped(program, values, tag, where, keys, keep)
 
   return start
 
@@ -119,7 +119,7 @@ def _choose(
   return known
 
 
-def recorded(
+def record(
   f: Callable, sites: Any = '*', *, tag: Hashable = TAG
 ) -> Callable[..., tuple[Any, Backward]]:
   """Runs a function once and keeps what going back over it needs, any number of times by `Backward.fork`.
@@ -149,10 +149,10 @@ def recorded(
   return run
 
 
-def _layout(program: Program, tag: Hashable, keys: frozenset) -> Layout:
+def _layout(program: Program, tag: Hashable, keys: frozenset) -> SegmentLayout:
   layout = _LAYOUTS.of(program).get((tag, keys))
   if layout is None:
-    layout = _LAYOUTS.of(program)[tag, keys] = Layout(program, tag, keys)
+    layout = _LAYOUTS.of(program)[tag, keys] = SegmentLayout(program, tag, keys)
   return layout
 
 
@@ -160,7 +160,7 @@ def _arrays(args: list) -> list:
   return [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in args]
 
 
-def _stepped(
+def _start_stepped(
   program: Program, args: list, tag: Hashable, where: list, keys: frozenset, keep: bool
 ) -> Run:
   layout, args = _layout(program, tag, keys), _arrays(args)

@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 
 from mechjax import sites
-from mechjax.forward.segments import Layout
-from mechjax.forward.stepped import Log, Passage, Stand, Step
+from mechjax.forward.segments import SegmentLayout
+from mechjax.forward.stepped import Boundary, Log, SiteVisit, Step
 from mechjax.forward.tape import Segment
 from mechjax.programs.line import bind, evaluator
 from mechjax.programs.reach import refuse_dead_at
@@ -38,7 +38,7 @@ Visit = tuple[sites.Site, Any, Any]
 
 
 @dataclasses.dataclass
-class _Inside:
+class _CustomBody:
   """The body of a custom derivative that is being walked: the gradients of its results, and whether it was changed."""
 
   grads: list[Any]
@@ -53,12 +53,12 @@ class Backward:
     left: how many entries of the log are still ahead.
   """
 
-  def __init__(self, layout: Layout, log: Log):
+  def __init__(self, layout: SegmentLayout, log: Log):
     self.layout, self.entries = layout, log.entries
     self.lanes: int | None = None
     self.grads: dict[int, Any] = {}
-    self.insides: list[_Inside] = []
-    self.active = _active(log)
+    self.insides: list[_CustomBody] = []
+    self.active = _find_active(log)
     self._outs = log.outs
 
   @property
@@ -76,7 +76,7 @@ class Backward:
     many = lambda g: None if g is None else jnp.broadcast_to(g, (lanes, *g.shape))  # noqa: E731
     other.lanes, other.entries = lanes, list(self.entries)
     other.grads = {n: many(g) for n, g in self.grads.items()}
-    other.insides = [_Inside([many(g) for g in i.grads], i.changed) for i in self.insides]
+    other.insides = [_CustomBody([many(g) for g in i.grads], i.changed) for i in self.insides]
     return other
 
   def walk(self, until: int = 0) -> Generator[Visit, Any, None]:
@@ -87,24 +87,24 @@ class Backward:
     """
     while self.left > until:
       entry = self.entries.pop()
-      if isinstance(entry, Stand):
-        yield from self._stand(entry)
-      elif isinstance(entry, Passage):
+      if isinstance(entry, SiteVisit):
+        yield from self._visit(entry)
+      elif isinstance(entry, Boundary):
         self._enter(entry) if entry.eqn is not None else self._leave(entry)
       else:
         self._step(entry)
 
   def _give(self, numbers: Sequence[int], arrays: Sequence[Any], grads: Sequence[Any]) -> None:
     for number, x, g in zip(numbers, arrays, grads):
-      if g is not None and number in self.active and _smooth(x):
+      if g is not None and number in self.active and _is_inexact(x):
         self.grads[number] = self.grads[number] + g if number in self.grads else g
 
   def _take(self, numbers: Sequence[int]) -> list[Any]:
     return [self.grads.pop(n, None) for n in numbers]
 
-  def _stand(self, entry: Stand) -> Generator[Visit, Any, None]:
+  def _visit(self, entry: SiteVisit) -> Generator[Visit, Any, None]:
     found = self._take(entry.outs)
-    if not any(map(_smooth, entry.arrays)):
+    if not any(map(_is_inexact, entry.arrays)):
       return
     if all(g is None for g in found):
       program, tag = self.layout.program, self.layout.tag
@@ -122,12 +122,12 @@ class Backward:
     lead = () if self.lanes is None else (self.lanes,)
     return jnp.zeros((*lead, *x.shape), x.dtype)
 
-  def _leave(self, entry: Passage) -> None:
+  def _leave(self, entry: Boundary) -> None:
     grads = self._take(entry.outs)
-    self.insides.append(_Inside(grads))
+    self.insides.append(_CustomBody(grads))
     self._give(entry.ins, entry.arrays, grads)
 
-  def _enter(self, entry: Passage) -> None:
+  def _enter(self, entry: Boundary) -> None:
     inside, grads = self.insides.pop(), self._take(entry.outs)
     if inside.changed:
       self._give(entry.ins, entry.arrays, grads)
@@ -138,12 +138,15 @@ class Backward:
 
   def _step(self, entry: Step) -> None:
     if isinstance(entry.what, Segment):
-      key, run = self._key(entry.what), evaluator(entry.what.ops, entry.what.ins, entry.what.outs)
+      key, run = (
+        self._structure(entry.what),
+        evaluator(entry.what.ops, entry.what.ins, entry.what.outs),
+      )
     else:
       key, run = (entry.what, len(entry.ins)), entry.run
     self._pull(key, run, entry.ins, entry.arrays, self._take(entry.outs))
 
-  def _key(self, segment: Segment) -> Any:
+  def _structure(self, segment: Segment) -> Any:
     """The structure of a segment, found once: a walk with many lanes is repeated, and would mostly find keys."""
     keys = self.layout.backward_keys
     if id(segment) not in keys:
@@ -156,7 +159,7 @@ class Backward:
     """Gives the inputs of `run` their share of the gradients of its outputs."""
     given = tuple(g is not None for g in grads)
     wanted = tuple(
-      n for n, (i, x) in enumerate(zip(ins, arrays)) if i in self.active and _smooth(x)
+      n for n, (i, x) in enumerate(zip(ins, arrays)) if i in self.active and _is_inexact(x)
     )
     if not any(given) or not wanted:
       return
@@ -186,14 +189,14 @@ def _derivative(
   return vjp
 
 
-def _active(log: Log) -> set[int]:
+def _find_active(log: Log) -> set[int]:
   """The numbers of values that depend on a site."""
   active: set[int] = set()
   for e in log.entries:
-    if isinstance(e, Stand) or any(i in active for i in e.ins):
+    if isinstance(e, SiteVisit) or any(i in active for i in e.ins):
       active.update(e.outs)
   return active
 
 
-def _smooth(x: Any) -> bool:
+def _is_inexact(x: Any) -> bool:
   return jnp.issubdtype(x.dtype, jnp.inexact)

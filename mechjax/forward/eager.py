@@ -23,11 +23,11 @@ import jax
 
 from mechjax import compat, greenlets, sites
 from mechjax.errors import RunError
-from mechjax.forward.run import taken
+from mechjax.forward.run import take_reply
 from mechjax.programs.places import name_and_path
 
 
-class _Asked:
+class _Request:
   """What one eager run asks for, and the sites it met."""
 
   def __init__(self, tag: Hashable, patterns: tuple[str, ...]):
@@ -39,7 +39,7 @@ class _Asked:
     return any(sites.matches(p, site) for p in self.patterns)
 
 
-_asked: contextvars.ContextVar[_Asked] = contextvars.ContextVar('mechjax_eager_run')
+_request: contextvars.ContextVar[_Request] = contextvars.ContextVar('mechjax_eager_run')
 
 
 class _Tap:
@@ -50,21 +50,21 @@ class _Tap:
 
   def tap(self, value: Any, *, tag: Hashable, name: str, pred: Any = True) -> Any:
     """Called by `sow`: hands the value to the loop of the run that this code belongs to."""
-    asked = _asked.get()
+    request = _request.get()
     site = sites.Site(*name_and_path(name, sites.current_path()))
-    if tag != asked.tag:
+    if tag != request.tag:
       return value
-    if compat.staging_trace() is not asked.trace:
+    if compat.staging_trace() is not request.trace:
       raise RunError(
         f'the site {site} lies in code that JAX traces and caches even in an eager run',
         cause='jax.checkpoint (remat), or another function that stages what it calls',
         hint='iterate without eagerly=True, or without the checkpoint',
       )
-    asked.met.append(site)
+    request.met.append(site)
     batched = isinstance(pred, jax.core.Tracer)
-    if not asked.wants(site) or not (batched or pred):
+    if not request.wants(site) or not (batched or pred):
       return value
-    new = taken(greenlets.yield_((site, value)))
+    new = take_reply(greenlets.yield_((site, value)))
     if new is None or not batched:
       return value if new is None else new
     return jax.tree.map(lambda n, o: jax.numpy.where(pred, n, o), new, value)
@@ -79,12 +79,12 @@ def start(
   """A generator of (site, value) over `f` as it runs."""
 
   def run():
-    asked = _Asked(tag, patterns)
-    _asked.set(asked)
+    request = _Request(tag, patterns)
+    _request.set(request)
     with greenlets.local_context(jax.disable_jit):  # closed while the loop's body runs
       with greenlets.local_context(lambda: compat.GATE(_TAP)):
         out = f(*args, **kwargs)
-    sites.select(patterns, asked.met)
+    sites.select(patterns, request.met)
     return out
 
   return greenlets.GreenletGenerator(run)

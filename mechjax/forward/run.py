@@ -6,7 +6,7 @@
     logits = run.retval
 
 A run does not know how its values are made. It drives a generator of (site, value) that takes back a reply (see
-`taken`); stepped, traced and eager runs differ only in that generator. What it adds is manners: it can be
+`take_reply`); stepped, traced and eager runs differ only in that generator. What it adds is manners: it can be
 iterated once, what is put in must fit, and every misuse is an error that says where the run stands.
 
 Leaving. A `for` loop holds the only reference to the generator, so break, return, an exception or Ctrl-C close
@@ -33,7 +33,7 @@ _NOTHING: Any = object()
 Item = tuple[int | tuple[int, ...] | None, str, Any]
 
 
-class _Exact:
+class _FixedAttributes:
   """An object that has the attributes of its `__slots__` and no others.
 
   `run.modified = value` would otherwise change nothing and say nothing.
@@ -61,7 +61,7 @@ class _Exact:
     )
 
 
-class Run(_Exact, Generator[Item, Any, Any]):
+class Run(_FixedAttributes, Generator[Item, Any, Any]):
   """One forward pass.
 
   Iterating yields (layer, name, value); layer is None for sites without layers and a tuple in nested scans.
@@ -128,14 +128,14 @@ class Run(_Exact, Generator[Item, Any, Any]):
 
   def send(self, value: Any) -> Item:
     """Like `next`, with `value` (unless None) flowing on from the site shown last."""
-    loop = self._by_hand()
+    loop = self._loop_by_hand()
     if value is not None:
       self.modified_value = value
     return next(loop)
 
   def throw(self, *exception: Any) -> Item:
     """Raises an exception inside the forward pass, at the site shown last."""
-    return self._by_hand().throw(*exception)
+    return self._loop_by_hand().throw(*exception)
 
   def close(self) -> None:
     """Abandons the pass. What it held is released and JAX's state is as before it."""
@@ -154,7 +154,7 @@ class Run(_Exact, Generator[Item, Any, Any]):
       error.add_note(f'raised in the loop over {self!r}')
     self.close()
 
-  def _by_hand(self) -> Any:
+  def _loop_by_hand(self) -> Any:
     self._check_thread()
     if self._loop is None:
       if self._driver is None:
@@ -236,13 +236,13 @@ class Run(_Exact, Generator[Item, Any, Any]):
   @property
   def modified_grad(self) -> Any:
     """The gradient that flows on from the site that `run.backward` shows."""
-    return self._going_back().modified_grad
+    return self._backward_run().modified_grad
 
   @modified_grad.setter
   def modified_grad(self, grad: Any) -> None:
-    self._going_back().modified_grad = grad
+    self._backward_run().modified_grad = grad
 
-  def _going_back(self) -> BackwardRun:
+  def _backward_run(self) -> BackwardRun:
     if self._gradients is None:
       raise RunError(
         'modified_grad was used outside a backward pass',
@@ -310,7 +310,7 @@ def _items(run: Run) -> Generator[Item, None, None]:
       run._finish()
 
 
-def taken(reply: list[Any] | None) -> Any:
+def take_reply(reply: list[Any] | None) -> Any:
   """What a loop replied: None, or the value that is to flow on.
 
   A value travels in a list and is taken out of it, so that the frames between loop and model do not hold it while the
@@ -319,7 +319,7 @@ def taken(reply: list[Any] | None) -> Any:
   return reply.pop() if reply else None
 
 
-class BackwardRun(_Exact):
+class BackwardRun(_FixedAttributes):
   """The gradients of a run as something to iterate over, last site first; see `Run.backward`.
 
   Attributes:

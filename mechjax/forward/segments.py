@@ -47,7 +47,7 @@ from mechjax.programs.tag import sow_tangent_p
 _COMPILED: Kept[Callable] = Kept()
 
 
-class Layout:
+class SegmentLayout:
   """The tape of a program for one choice of sows, and its compiled segments.
 
   Attributes:
@@ -93,7 +93,7 @@ class Layout:
 class _Writer(Line):
   """Writes one tape; `backward` in the recomputation of a checkpoint, where sites were met before."""
 
-  def __init__(self, layout: Layout, backward: bool = False):
+  def __init__(self, layout: SegmentLayout, backward: bool = False):
     super().__init__(layout.program)
     self.layout, self.backward = layout, backward
     self.sunk: dict[int, Op] = {}
@@ -160,7 +160,7 @@ class _Writer(Line):
 
     for step in self.steps:
       if not isinstance(step, Op):
-        close(needs(step))
+        close(inputs_of(step))
         steps.append(step)
         continue
       if ops and ops[-1].path != step.path:
@@ -177,19 +177,19 @@ class _Writer(Line):
     """The sunk equations that `refs` need, in order."""
     ops: dict[int, Op] = {}
 
-    def need(r: Any) -> None:
+    def add(r: Any) -> None:
       op = self.sunk.get(r) if isinstance(r, int) else None
       if op is not None and id(op) not in ops:
         for q in op.ins:
-          need(q)
+          add(q)
         ops[id(op)] = op
 
     for r in refs:
-      need(r)
+      add(r)
     return list(ops.values())
 
 
-def needs(step: Any) -> tuple[Ref, ...]:
+def inputs_of(step: Any) -> tuple[Ref, ...]:
   """What a step that is not a segment takes."""
   return (*step.ins, *step.preds) if isinstance(step, Cut | Echo) else step.ins
 
@@ -204,7 +204,7 @@ def _liveness(steps: list, outs: Sequence[Ref]) -> list[tuple[int, ...]]:
       step.outs = tuple(o for op in step.ops for o in op.outs if o in live)
       used = [r for op in step.ops for r in op.ins if isinstance(r, int) and r not in inside]
       step.ins = tuple(dict.fromkeys(used))
-    taken = {r for r in needs(step) if isinstance(r, int)}
+    taken = {r for r in inputs_of(step) if isinstance(r, int)}
     dead.append(tuple({*taken, *step.outs} - live))
     live = (live - set(step.outs)) | taken
   return dead[::-1]
@@ -213,28 +213,28 @@ def _liveness(steps: list, outs: Sequence[Ref]) -> list[tuple[int, ...]]:
 # --- primitives that hold programs ------------------------------------------------------------------------
 
 
-def _called(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
+def _write_call(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   return writer.inline(body_of(eqn), refs, place)
 
 
-def _checkpointed(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
+def _write_checkpoint(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   before = writer.backward
   writer.backward = before or compat.is_recomputed(eqn)
-  out = _called(writer, eqn, refs, place)
+  out = _write_call(writer, eqn, refs, place)
   writer.backward = before
   return out
 
 
-def _custom(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
+def _write_custom(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   enter = Enter(eqn, refs, writer.fresh(eqn.invars))
   writer.steps.append(enter)
-  out = _called(writer, eqn, enter.outs, place)
+  out = _write_call(writer, eqn, enter.outs, place)
   leave = Leave(tuple(out), writer.fresh(eqn.outvars))
   writer.steps.append(leave)
   return leave.outs
 
 
-def _scanned(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
+def _write_scan(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   p = eqn.params
   inner = _Writer(writer.layout, writer.backward)
   consts, carry, stacked = split_scan(p, compat.raw(p['jaxpr']).invars)
@@ -261,7 +261,7 @@ def _slices_of(xs: list[jax.ShapeDtypeStruct], length: int) -> Any:
   return compat.raw(jax.make_jaxpr(take)(jax.ShapeDtypeStruct((), np.int32), stacks))
 
 
-def _looped(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
+def _write_while(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   p = eqn.params
   write = functools.partial(writer.layout.write, backward=writer.backward)
   test = write(p['cond_jaxpr'], place.within(ROUND))
@@ -271,7 +271,7 @@ def _looped(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   return step.outs
 
 
-def _branched(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
+def _write_cond(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   write = functools.partial(writer.layout.write, backward=writer.backward)
   tapes = [write(b, place) for b in eqn.params['branches']]
   step = Branch(tapes, refs, writer.fresh(eqn.outvars))
@@ -280,11 +280,11 @@ def _branched(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
 
 
 _STEPS: dict[Kind | None, Callable] = {
-  Kind.CALL: _called,
-  Kind.CHECKPOINT: _checkpointed,
-  Kind.CUSTOM_JVP: _custom,
-  Kind.CUSTOM_VJP: _custom,
-  Kind.SCAN: _scanned,
-  Kind.WHILE: _looped,
-  Kind.COND: _branched,
+  Kind.CALL: _write_call,
+  Kind.CHECKPOINT: _write_checkpoint,
+  Kind.CUSTOM_JVP: _write_custom,
+  Kind.CUSTOM_VJP: _write_custom,
+  Kind.SCAN: _write_scan,
+  Kind.WHILE: _write_while,
+  Kind.COND: _write_cond,
 }

@@ -24,7 +24,7 @@ import numpy as np
 
 from mechjax import greenlets, sites
 from mechjax.errors import RunError
-from mechjax.forward.run import taken
+from mechjax.forward.run import take_reply
 from mechjax.harvest.plans import cut_tangents, tangent_shapes
 from mechjax.programs.cells import Frame, Iteration, Keyed, Plan, where
 from mechjax.programs.interpreter import Interpreter
@@ -62,7 +62,7 @@ class TracedPlan(Plan):
     if not frame.backward:
       new = _visit(self, name, path, leaves, params['tree'])
       return [where(preds[0], n, x) if preds else n for n, x in zip(new, leaves)], False
-    if _replaced(self, name, path) is not None:
+    if _where_replaced(self, name, path) is not None:
       raise RunError(
         f'{name!r} was replaced, and is computed again in the backward half of a checkpoint inside the run',
         hint='take the derivative outside: jax.grad of a function that iterates',
@@ -70,7 +70,7 @@ class TracedPlan(Plan):
     return leaves, False
 
   def at_tangent(self, frame: Frame, params: dict, leaves: list, preds: list) -> list:
-    gone = _replaced(self, *_place(frame, params)) if params['tag'] == self.tag else None
+    gone = _where_replaced(self, *_place(frame, params)) if params['tag'] == self.tag else None
     if gone is None:
       return leaves
     everywhere = [jnp.broadcast_to(gone, shape) for shape in tangent_shapes(leaves, params)]
@@ -81,12 +81,14 @@ def _visit(plan: TracedPlan, name: str, path: tuple, leaves: list, tree: Any) ->
   """Hands one site to the loop; switches on the first iteration of `path` that is traced."""
   for n, p in enumerate(path):
     if isinstance(p, Iteration):
-      branches = [_layer(plan, name, (*path[:n], i, *path[n + 1 :]), tree) for i in range(p.length)]
+      branches = [
+        _layer_branch(plan, name, (*path[:n], i, *path[n + 1 :]), tree) for i in range(p.length)
+      ]
       return jax.lax.switch(p.index, branches, leaves)
   site = sites.Site(name, tuple(p for p in path if isinstance(p, int)))
   if site not in plan.chosen:
     return list(leaves)
-  new = taken(greenlets.yield_((site, tree.unflatten(leaves))))
+  new = take_reply(greenlets.yield_((site, tree.unflatten(leaves))))
   if new is None:
     return list(leaves)
   plan.program.refuse_moved(plan.tag, name)
@@ -101,7 +103,7 @@ def _place(frame: Frame, params: dict) -> tuple[str, tuple]:
   return frame.key(name).full_name, name_and_path(name, frame.place.path)[1]
 
 
-def _replaced(plan: TracedPlan, name: str, path: tuple) -> Any:
+def _where_replaced(plan: TracedPlan, name: str, path: tuple) -> Any:
   """Where the loop has replaced this site: None for nowhere, or a boolean that follows the iterations in `path`."""
   scans = [p for p in path if isinstance(p, Iteration)]
   table = np.zeros([p.length for p in scans], bool)
@@ -112,7 +114,7 @@ def _replaced(plan: TracedPlan, name: str, path: tuple) -> Any:
   return jnp.asarray(table)[tuple(p.index for p in scans)] if table.any() else None
 
 
-def _layer(plan: TracedPlan, name: str, path: tuple, tree: Any) -> Callable[[list], list]:
+def _layer_branch(plan: TracedPlan, name: str, path: tuple, tree: Any) -> Callable[[list], list]:
   """One branch of a switch over the layers of a scan.
 
   A function of its own each time, because JAX keeps what a function traced to and the loop has to be asked. Its

@@ -1,6 +1,6 @@
 """Somebody else's model with its layers under one scan.
 
-`stacked(f, params, *args)` stages f once, finds its layers (see `layers`) and returns a function of stacked parameters
+`stack(f, params, *args)` stages f once, finds its layers (see `layers`) and returns a function of stacked parameters
 with the same results and the same sites, whose compile time does not grow with depth. The equations of layer 0 run
 for every layer, in a scan over what differs; everything before and after the layers stays as upstream wrote it.
 Arguments of other shapes are staged again when they come.
@@ -29,12 +29,10 @@ from mechjax.programs.line import Ref, bind, evaluate, read
 from mechjax.programs.program import Kept, Program
 from mechjax.programs.staging import is_dynamic, stager
 from mechjax.programs.tag import sow, sow_cond, sow_p
-from mechjax.stacking.layers import Layers, find, same_everywhere
+from mechjax.stacking.layers import Layers, find, is_shared
 
 
-def stacked(
-  f: Callable, params: Any, *args: Any, checkpoint: bool = False, **kwargs: Any
-) -> Stacked:
+def stack(f: Callable, params: Any, *args: Any, checkpoint: bool = False, **kwargs: Any) -> Stacked:
   """Puts the repeated layers of a model under one scan.
 
   Args:
@@ -54,7 +52,7 @@ def stacked(
 
 
 class Stacked:
-  """A model whose layers run under one scan: `stacked(stacked.params, *args)`.
+  """A model whose layers run under one scan: `flat(flat.params, *args)`.
 
   Attributes:
     params: parameters by name; those of the layers, with a '*' in place of the layer in their name, have a leading
@@ -63,8 +61,8 @@ class Stacked:
   """
 
   def __init__(self, f: Callable, params: Any, args: tuple, kwargs: dict, checkpoint: bool = False):
-    """Use `stacked`."""
-    refuse_model(f, StackingError, 'stacked(model.apply, model.params, tokens)')
+    """Use `stack`."""
+    refuse_model(f, StackingError, 'stack(model.apply, model.params, tokens)')
     self._f, self._checkpoint = f, checkpoint
     self._structure: Any
     leaves, self._structure = jax.tree.flatten_with_path(params)
@@ -75,7 +73,7 @@ class Stacked:
     program, _ = stager(f)((self._tree_of_avals(), *args), kwargs)
     found = _layers_of(program)
     self.n_layers = found.depth
-    self._columns = self._stacks(found, program.n_captured)
+    self._columns = self._group_params(found, program.n_captured)
     homes = {
       n: (name, i if len(column) > 1 else None)
       for name, column in self._columns.items()
@@ -108,13 +106,13 @@ class Stacked:
     first, end = program.n_captured, program.n_captured + len(self._paths)
     homes = dict(zip(found.args[first:end], self._homes))
     known = {r: x for r, x in zip(found.args, inputs) if r not in homes}
-    given = _Given({**found.constants, **known}, homes, params)
-    return program.out_tree.unflatten(_evaluated(found, given, self._checkpoint))
+    given = _Values({**found.constants, **known}, homes, params)
+    return program.out_tree.unflatten(_evaluate(found, given, self._checkpoint))
 
   def _tree_of_avals(self) -> Any:
     return jax.tree.unflatten(self._structure, self._avals)
 
-  def _stacks(self, found: Layers, first: int) -> dict[str, list[int]]:
+  def _group_params(self, found: Layers, first: int) -> dict[str, list[int]]:
     """The parameters that are stacked together: name -> their numbers, layer by layer."""
     numbers = {r: n for n, r in enumerate(found.args[first : first + len(self._paths)])}
     columns: dict[str, list[int]] = {}
@@ -123,7 +121,7 @@ class Stacked:
       column = [numbers[r] for r in refs if isinstance(r, int) and r in numbers]
       if len(set(column)) == found.depth > 1 and taken.isdisjoint(column):
         taken.update(column)
-        name = _common([self._paths[n] for n in column])
+        name = _common_name([self._paths[n] for n in column])
         columns[name if name not in columns else f'{name} ({len(columns)})'] = column
     columns.update({_name(path): [n] for n, path in enumerate(self._paths) if n not in taken})
     return columns
@@ -138,7 +136,7 @@ def _leaf(params: Mapping[str, jax.Array], home: Home) -> jax.Array:
   return params[name] if layer is None else params[name][layer]
 
 
-class _Given(dict[int, Any]):
+class _Values(dict[int, Any]):
   """The values of a program by number; parameters are looked up when they are asked for."""
 
   def __init__(
@@ -160,16 +158,16 @@ class _Given(dict[int, Any]):
     return jnp.asarray(np.stack([r.val for r in refs]), refs[0].aval.dtype)
 
 
-def _evaluated(found: Layers, given: _Given, checkpoint: bool) -> list[Any]:
-  evaluate(found.before, given, _bound)
+def _evaluate(found: Layers, given: _Values, checkpoint: bool) -> list[Any]:
+  evaluate(found.before, given, _bind)
   columns = {k: refs for k, refs in enumerate(found.operands) if k not in found.carried}
-  shared = {k: read(given, refs[0]) for k, refs in columns.items() if same_everywhere(refs)}
+  shared = {k: read(given, refs[0]) for k, refs in columns.items() if is_shared(refs)}
   own = [k for k in columns if k not in shared]
   made = len(found.operands)
 
   def layer(carry: list, xs: list) -> tuple[list, list]:
     values = {**shared, **dict(zip(found.carried, carry)), **dict(zip(own, xs))}
-    evaluate(found.body, values, _bound_in_layer)
+    evaluate(found.body, values, _bind_in_layer)
     return [values[made + p] for p in found.carried.values()], [
       values[made + p] for p in found.kept
     ]
@@ -182,30 +180,30 @@ def _evaluated(found: Layers, given: _Given, checkpoint: bool) -> list[Any]:
   for p, rows in zip(found.kept, kept):
     given.update({results[p]: rows[i] for i, results in enumerate(found.results)})
   given.update(zip((found.results[-1][p] for p in found.carried.values()), last))
-  evaluate(found.after, given, _bound)
+  evaluate(found.after, given, _bind)
   return [read(given, r) for r in found.outs]
 
 
-def _bound_in_layer(eqn: Any, values: list[Any]) -> list[Any]:
+def _bind_in_layer(eqn: Any, values: list[Any]) -> list[Any]:
   """Evaluates an equation of layer 0 in the scan, without the mark of layer 0."""
-  return _bound(eqn, values, compat.without_scopes(eqn.source_info.name_stack, 'layer:'))
+  return _bind(eqn, values, compat.without_scopes(eqn.source_info.name_stack, 'layer:'))
 
 
-def _bound(eqn: Any, values: list[Any], name_stack: Any = None) -> list[Any]:
+def _bind(eqn: Any, values: list[Any], name_stack: Any = None) -> list[Any]:
   """Evaluates one equation; a sow as the code around it has asked."""
   name_stack = eqn.source_info.name_stack if name_stack is None else name_stack
   if eqn.primitive is not sow_p:
     return bind(eqn, values, name_stack)
   p = eqn.params
   n = len(values) - p['n_preds']
-  value, how = p['tree'].unflatten(values[:n]), {'tag': p['tag'], 'name': p['name']}
+  value, options = p['tree'].unflatten(values[:n]), {'tag': p['tag'], 'name': p['name']}
   with siu.user_context(
     eqn.source_info.traceback, name_stack=siu.current_name_stack() + name_stack
   ):
     if p['n_preds']:
-      value = sow_cond(value, values[n], **how)
+      value = sow_cond(value, values[n], **options)
     else:
-      value = sow(value, mode=p['mode'], **how)
+      value = sow(value, mode=p['mode'], **options)
   return [*jax.tree.leaves(value), *values[n:]]
 
 
@@ -229,7 +227,7 @@ def _part(key: Any) -> str:
   )
 
 
-def _common(paths: list[tuple]) -> str:
+def _common_name(paths: list[tuple]) -> str:
   """The name that parameters of all layers share, '*' where they differ: `layers.*.q.w`, `block_*/q`."""
   pieces = zip(*(re.split(r'(\d+)', _name(path)) for path in paths))
   return ''.join(piece[0] if len(set(piece)) == 1 else '*' for piece in pieces)

@@ -72,18 +72,18 @@ def find(program: Program) -> Layers:
   line = _Line(program)
   args = line.fresh(program.jaxpr.invars)
   outs = line.inline(program.jaxpr, args, TOP)
-  before, layers, after = _gathered(line)
-  written = [_Written(ops) for ops in layers]
+  before, layers, after = _split(line)
+  written = [_Layer(ops) for ops in layers]
   for n, other in enumerate(written[1:], 1):
     _check_same(written[0], other, n)
   operands = [list(column) for column in zip(*(w.operands for w in written))]
-  carried = _carried(operands, written)
+  carried = _find_carried(operands, written)
   used = {r for refs in (outs, *(op.ins for op in after)) for r in refs if isinstance(r, int)}
   passed_on = {written[-1].results[p] for p in carried.values()}
   return Layers(
     args=args,
     before=before,
-    body=written[0].renumbered(),
+    body=written[0].renumber(),
     operands=operands,
     carried=carried,
     results=[w.results for w in written],
@@ -127,12 +127,12 @@ class _Line(Line):
     return self._marked[id(jaxpr)]
 
 
-def _gathered(line: _Line) -> tuple[list[Op], list[list[Op]], list[Op]]:
+def _split(line: _Line) -> tuple[list[Op], list[list[Op]], list[Op]]:
   """Splits the line into what comes before the layers, the layers, and what comes after."""
   ops = line.steps
   marked = [n for n, op in enumerate(ops) if op.path]
   if not marked:
-    raise _no_layers(line)
+    raise _no_layers_error(line)
   before, after = ops[: marked[0]], ops[marked[-1] + 1 :]
   layers: list[list[Op]] = []
   made: set[int] = set()
@@ -160,7 +160,7 @@ def _gathered(line: _Line) -> tuple[list[Op], list[list[Op]], list[Op]]:
   return before, layers, after
 
 
-def _no_layers(line: _Line) -> StackingError:
+def _no_layers_error(line: _Line) -> StackingError:
   holder = next((op.eqn for op in line.steps if line.is_marked(op.eqn)), None)
   if holder is not None:
     return StackingError(
@@ -175,7 +175,7 @@ def _no_layers(line: _Line) -> StackingError:
   )
 
 
-class _Written:
+class _Layer:
   """One layer up to the names of variables and the values of scalars.
 
   Attributes:
@@ -207,7 +207,7 @@ class _Written:
         self.operands.append(r)
       self.rows.append((equation_key(op.eqn, rules=True), tuple(wires)))
 
-  def renumbered(self) -> list[Op]:
+  def renumber(self) -> list[Op]:
     """The equations with values numbered from 0: the operands, then the results."""
     first = {'taken': 0, 'made': len(self.operands)}
     return [
@@ -221,7 +221,7 @@ class _Written:
     ]
 
 
-def _check_same(first: _Written, other: _Written, n: int) -> None:
+def _check_same(first: _Layer, other: _Layer, n: int) -> None:
   if first.rows == other.rows:
     return
   pairs = zip(first.rows, other.rows)
@@ -237,7 +237,7 @@ def _check_same(first: _Written, other: _Written, n: int) -> None:
   )
 
 
-def _carried(operands: list[list[Ref]], written: list[_Written]) -> dict[int, int]:
+def _find_carried(operands: list[list[Ref]], written: list[_Layer]) -> dict[int, int]:
   """Which operands are what the last layer gave: operand -> the place of that result."""
   whose = {r: (n, p) for n, w in enumerate(written) for r, p in w.made.items()}
   carried = {}
@@ -249,12 +249,12 @@ def _carried(operands: list[list[Ref]], written: list[_Written]) -> dict[int, in
     wanted = [None, *((n, place) for n in range(len(written) - 1))]
     for n, (source, want) in enumerate(zip(sources, wanted)):
       if source != want:
-        raise _reaching_back(n, source, column[n], written[n])
+        raise _reaching_back_error(n, source, column[n], written[n])
     carried[k] = place
   return carried
 
 
-def _reaching_back(n: int, source: tuple | None, ref: Ref, layer: _Written) -> StackingError:
+def _reaching_back_error(n: int, source: tuple | None, ref: Ref, layer: _Layer) -> StackingError:
   user = next(op for op in layer.ops if ref in op.ins)
   of = 'from outside the layers' if source is None else f'of layer {source[0]}'
   return StackingError(
@@ -264,7 +264,7 @@ def _reaching_back(n: int, source: tuple | None, ref: Ref, layer: _Written) -> S
   )
 
 
-def same_everywhere(column: Sequence[Ref]) -> bool:
+def is_shared(column: Sequence[Ref]) -> bool:
   """Whether an operand is one value for all layers."""
   first = column[0]
   if isinstance(first, int):

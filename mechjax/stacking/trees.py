@@ -12,7 +12,7 @@ from mechjax import sites
 from mechjax.errors import StackingError
 
 
-def stack(layers: Sequence[Any]) -> Any:
+def stack_params(layers: Sequence[Any]) -> Any:
   """Stacks the parameters of identical layers.
 
   Args:
@@ -48,8 +48,8 @@ def stack(layers: Sequence[Any]) -> Any:
   return jax.tree.unflatten(structure, [jnp.stack(c) for c in columns])
 
 
-def unstack(stacked: Any) -> list[Any]:
-  """The inverse of `stack`: one pytree for each layer.
+def unstack_params(stacked: Any) -> list[Any]:
+  """The inverse of `stack_params`: one pytree for each layer.
 
   Raises:
     StackingError: the leaves do not share a leading axis.
@@ -65,7 +65,7 @@ def depth(stacked: Any) -> int:
   if len(found) != 1 or () in found:
     raise StackingError(
       f'the leaves have no common leading axis of layers: {dict(list(sizes.items())[:8])}',
-      hint='stack(layers) makes such a tree',
+      hint='stack_params(layers) makes such a tree',
     )
   return found.pop()[0]
 
@@ -96,7 +96,7 @@ def scan_layers(
   n = depth(stacked)
   body = jax.checkpoint(block, prevent_cse=unroll) if checkpoint else block
   if unroll:
-    for i, params in enumerate(unstack(stacked)):
+    for i, params in enumerate(unstack_params(stacked)):
       with sites.layer(i):
         x = body(params, x)
     return x
