@@ -3,9 +3,9 @@
     __getattr__, __dir__ = lazy.package(__name__)
 
 After `import mechjax` alone, `mechjax.viz.patching` and `mechjax.sae.store` exist, and nothing is imported for them
-until they are named. Python asks `__getattr__` of a package for an attribute that it does not have (PEP 562).
+until they are used. Python calls `__getattr__` of a package for an attribute that it does not have (PEP 562).
 
-A package writes this line under `if not TYPE_CHECKING`: a type checker takes a `__getattr__` to mean that every name
+A package writes this line under `if not TYPE_CHECKING`: with a `__getattr__` a type checker assumes that every name
 exists, and would no longer report a misspelt one.
 """
 
@@ -25,12 +25,12 @@ def package(
   """The `__getattr__` and the `__dir__` of a package.
 
   Args:
-    name: of the package, `__name__`.
+    name: name of the package, `__name__`.
     elsewhere: names that other modules define, each with its module.
 
   Returns:
-    Two functions: the first gives a submodule or one of these names, and raises AttributeError for any other; the
-    second lists what there is.
+    Two functions: the first returns a submodule or one of these names, and raises AttributeError for any other name;
+    the second lists all names.
   """
   homes = dict(elsewhere or {})
 

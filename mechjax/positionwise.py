@@ -1,22 +1,22 @@
-"""Proof that a function acts on each position by itself: along an axis it only maps.
+"""Proof that a function acts on each position by itself, that is, only maps along an axis.
 
-A generation keeps what it has read in a cache and runs one position at a time. A function of a site's value may be
-applied in such a step if what it does to a position depends on nothing but the value there: `x + direction` may,
-`x - x.mean(1, keepdims=True)` and `x.at[:, 3].set(0)` may not. What a function does is known once it is staged, so the
-question has an answer that needs neither a promise of the caller nor a numerical trial:
+A generation caches keys and values and runs one position at a time. A function of a site's value may be applied in
+such a step if its result at a position depends only on the value there: `x + direction` may, and
+`x - x.mean(1, keepdims=True)` and `x.at[:, 3].set(0)` may not. The staged program of a function decides this question,
+without a promise by the caller and without a numerical trial:
 
     traces = [stage(f, x, (axis,), width) for width in (8, 7, 1)]
     maps(traces, axis)              True if f is, at all these widths, one function of one position
 
-The staged programs are walked together. Of every value is known along which of its axes the positions lie, or that
-it does not depend on the argument; every primitive that keeps positions apart has a rule, and what has none is not
-proven. Programs of different widths must be equal but for the width, so that a function that looks at its shape is
-not proven either.
+The staged programs are walked together. The state of a value is the axis along which its positions lie, or that it
+does not depend on the argument. Every primitive that keeps positions apart has a rule; a function with any other
+primitive is not proven. Programs of different widths must be equal but for the width, so that a function that uses its
+argument's shape is not proven either.
 
-`maps(traces, axis, alike=False)` asks less: positions (or rows of a batch) are kept apart, though each may be treated
+`maps(traces, axis, alike=False)` proves less: positions (or rows of a batch) are kept apart, though each may be treated
 in its own way.
 
-Sharp edge: not proven does not mean not true.
+Sharp edge: a function that is not proven to map may still do so.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mechjax.programs.primitives import CALLS, body_of, kind_of
 
 @dataclasses.dataclass(frozen=True)
 class Along:
-  """What is at index i of `axis` depends on the argument at position i alone."""
+  """A value whose slice at index i of `axis` depends on the argument at position i alone."""
 
   axis: int
 
@@ -53,7 +53,7 @@ class _NotProven(Exception):
 
 
 def stage(f: Callable, like: Any, axes: Sequence[int], width: int) -> Any:
-  """The program of `f` at a value like `like` (an array or its shape and dtype) with `width` positions on `axes`."""
+  """Stages `f` at a value like `like` (an array or its shape and dtype) with `width` positions on `axes`."""
   shape = tuple(width if i in axes else n for i, n in enumerate(like.shape))
   return jax.make_jaxpr(f)(jax.ShapeDtypeStruct(shape, like.dtype))
 
@@ -62,9 +62,9 @@ def maps(traces: Sequence[Any], axis: int, *, alike: bool = True) -> bool:
   """Whether a function keeps positions apart.
 
   Args:
-    traces: its program at one or more widths, the largest first and that at least 2, from `stage`.
-    axis: of the positions, in the argument and in the result.
-    alike: whether all positions must be treated alike, so that the function may be given any of them.
+    traces: programs of the function at one or more widths, from `stage`, the largest first, which is at least 2.
+    axis: axis of the positions, in the argument and in the result.
+    alike: whether all positions must be treated alike, so that the function may be applied to any of them.
   """
   walk = _Walk(alike, [t.in_avals[0].shape[axis] for t in traces])
   try:
@@ -80,12 +80,12 @@ def _check(condition: Any) -> None:
 
 
 class _Walk:
-  """The programs of one function at several widths, walked together; the first is the one that rules look at."""
+  """The programs of one function at several widths, walked together; rules use the first."""
 
   def __init__(self, alike: bool, widths: Sequence[int]):
     self.alike, self.widths = alike, widths
     assert widths[0] >= 2, (
-      f'{widths} do not begin with a width at which an axis is told from one of size 1'
+      f'{widths} do not begin with a width at which an axis differs from one of size 1'
     )
 
   def is_along(self, state: Along | Free, axis: int) -> bool:
@@ -133,7 +133,7 @@ class _Walk:
     return [read(atoms) for atoms in _together([r.outvars for r in raws])]
 
   def _check_shapes(self, avals: Sequence[Any], state: Along | Free) -> None:
-    """Values of one place in all programs: equal but for the width."""
+    """Checks that the values of one place in all programs have equal types but for the width."""
     loose = {state.axis} if isinstance(state, Along) else state.flat
     for aval, width in zip(avals, self.widths):
       _check(aval.dtype == avals[0].dtype and len(aval.shape) == len(avals[0].shape))
@@ -159,7 +159,7 @@ class _Walk:
     return [_flat(v.aval.shape) for v in eqns[0].outvars]
 
   def _join(self, eqn: Any, ins: list) -> Along | Free:
-    """The state of something computed element by element."""
+    """The state of the result of an elementwise operation."""
     axes = {s.axis for s in ins if isinstance(s, Along)}
     shaped = [s for s, a in zip(ins, eqn.invars) if a.aval.shape]
     if axes:
@@ -196,7 +196,7 @@ def _reshape(walk: _Walk, eqns: Sequence[Any], ins: list) -> list:
 
 
 def _without(axes_of: Callable[[dict], Sequence[int]]) -> Callable:
-  """For primitives that take axes away: reductions, squeeze."""
+  """Rule of primitives that remove axes: reductions, squeeze."""
 
   def rule(walk: _Walk, eqns: Sequence[Any], ins: list) -> list:
     gone, axis = axes_of(eqns[0].params), ins[0].axis
@@ -207,7 +207,7 @@ def _without(axes_of: Callable[[dict], Sequence[int]]) -> Callable:
 
 
 def _across(axes_of: Callable[[Any], Sequence[int]]) -> Callable:
-  """For primitives that work along other axes and leave all axes where they are: sort, cumsum, concatenate."""
+  """Rule of primitives that work along other axes and leave all axes in place: sort, cumsum, concatenate."""
 
   def rule(walk: _Walk, eqns: Sequence[Any], ins: list) -> list:
     state = walk._join(eqns[0], ins)
@@ -230,7 +230,7 @@ def _pad(walk: _Walk, eqns: Sequence[Any], ins: list) -> list:
 
 
 def _slice(walk: _Walk, eqns: Sequence[Any], ins: list) -> list:
-  """The result has all positions (`_check_shapes`), so a step of 1 is all there is to see to."""
+  """Checks only the start and the stride: `_check_shapes` ensures that the result has all positions."""
   axis, strides = ins[0].axis, eqns[0].params['strides']
   _check(eqns[0].params['start_indices'][axis] == 0 and (not strides or strides[axis] == 1))
   return [ins[0]]
@@ -239,7 +239,7 @@ def _slice(walk: _Walk, eqns: Sequence[Any], ins: list) -> list:
 def _dynamic_slice(walk: _Walk, eqns: Sequence[Any], ins: list) -> list:
   _check(isinstance(ins[0], Along) and all(isinstance(s, Free) for s in ins[1:]))
   _check_fixed(eqns, ins)
-  return [ins[0]]  # of full width, so that it cannot begin elsewhere than at 0
+  return [ins[0]]  # of full width, so that it can only begin at 0
 
 
 def _dynamic_update_slice(walk: _Walk, eqns: Sequence[Any], ins: list) -> list:
@@ -343,7 +343,7 @@ def _together(lists: Sequence[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
 
 
 def _check_fixed(eqns: Sequence[Any], ins: list, loose: Mapping[int, int] | None = None) -> None:
-  """Demands that what does not depend on the argument has one shape in all programs, but for an axis by operand."""
+  """Checks that operands without positions have one shape in all programs, but for the axis in `loose`, by operand."""
   for i, (atoms, state) in enumerate(zip(_together([e.invars for e in eqns]), ins)):
     free = (loose or {}).get(i)
     shapes = {tuple(n for j, n in enumerate(a.aval.shape) if j != free) for a in atoms}
@@ -355,7 +355,7 @@ def _shapes(eqn: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _flat(shape: Sequence[int]) -> Free:
-  """A value of which no more is known than its shape."""
+  """The state of a value of which only the shape is known."""
   return Free(frozenset(i for i, n in enumerate(shape) if n == 1))
 
 
@@ -375,5 +375,5 @@ def _is_equal(a: Any, b: Any) -> bool:
     return same and np.asarray(a).tobytes() == np.asarray(b).tobytes()
   try:
     return type(a) is type(b) and bool(a == b or (a != a and b != b))
-  except Exception:  # something of JAX's that does not compare
+  except Exception:  # an object of JAX that cannot be compared
     return False

@@ -106,12 +106,13 @@ def test_a_pattern_that_selects_several_names_has_a_function_for_each():
   }
   columns.check(infos[:1], B, W)
   with pytest.raises(
-    errors.SiteError, match=r'attn_scores has shape \(2, 1, 6, 4\) where 2 rows of 5'
+    errors.SiteError,
+    match=r'attn_scores has shape \(2, 1, 6, 4\) and not \[B, N, T, S\] in a step of 2 rows of 5',
   ):
     columns.check(infos[1:], B, 5)
 
 
 def test_a_site_whose_axes_are_not_known_is_refused():
   infos = harvest.sites_of(lambda x: _sown(x, 'mine'), RESID)
-  with pytest.raises(errors.SiteError, match="which axes of 'mine' are positions"):
+  with pytest.raises(errors.SiteError, match="the axes of 'mine' are not known"):
     columns.resolve({'mine': jnp.zeros_like}, infos)

@@ -1,19 +1,19 @@
-"""Going back over a stepped run: the gradient of a scalar at every site, last site first.
+"""Backward pass over a stepped run: the gradient of a scalar at every site, last site first.
 
-The segments that ran forward are differentiated one at a time, in reverse, each distinct one compiled once, so
-that the time to compile does not grow with depth. Each recomputes its own inside, so what has to be kept of the forward
-pass are the values between segments. Only values that depend on a site are differentiated; parameters never are.
+The segments of the forward pass are differentiated one at a time, in reverse, each distinct one compiled once, so
+that compile time does not grow with depth. Each recomputes its own intermediate values, so only the values between
+segments are kept of the forward pass. Only values that depend on a site are differentiated; parameters never are.
 
-The gradient at a site is that of planting: what the scalar does if the value there changes. A value that the
-loop replaced is a constant of the run, so its gradient is reported and none flows on to what was computed
-before. A custom_jvp or custom_vjp function whose inside was visited keeps its rule for what lies before it, unless
-something inside was replaced or given another gradient: then its body is differentiated as written.
+The gradient at a site is that of planting: the change of the scalar if the value there changes. A value that the
+loop replaced is a constant of the run, so its gradient is reported and is not propagated to earlier values.
+A custom_jvp or custom_vjp function with visited sites inside keeps its rule for earlier values, unless a value inside
+was replaced or received another gradient: then its body is differentiated as written.
 
-Many gradients at once. `fork` continues a walk from where it stands with a stack of gradients instead of one: from then
-on they go through the same segments side by side, so that backward passes which differ only in what happens to the
-gradient on its way share their forward pass, and start where they part.
+Many gradients at once. `fork` continues a backward pass from its current entry with a stack of gradients instead of
+one: from there they go through the same segments side by side, so that backward passes which differ only in their
+changes to the gradient share their forward pass, and begin where they differ.
 
-Sharp edges. Sites of integers have no gradient and are passed over.
+Sharp edges. Sites of integers have no gradient and are skipped.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ Visit = tuple[sites.Site, Any, Any]
 
 @dataclasses.dataclass
 class _CustomBody:
-  """The body of a custom derivative that is being walked: the gradients of its results, and whether it was changed."""
+  """A custom derivative's body in the backward pass: the gradients of its results, and whether a value was changed."""
 
   grads: list[Any]
   changed: bool = False
 
 
 class Backward:
-  """One walk back over a log, which is used up: what is behind is released.
+  """One backward pass over a log, which is consumed: entries that were processed are released.
 
   Attributes:
-    lanes: how many gradients are carried side by side, as a leading axis; None for one, without that axis.
-    left: how many entries of the log are still ahead.
+    lanes: number of gradients side by side, as a leading axis; None for one gradient without that axis.
+    left: number of log entries that remain.
   """
 
   def __init__(self, layout: SegmentLayout, log: Log):
@@ -66,12 +66,12 @@ class Backward:
     return len(self.entries)
 
   def start(self, cotangents: Sequence[Any]) -> None:
-    """Takes the gradient at each flat result of the run."""
+    """Sets the gradient at each flat result of the run."""
     outs = self._outs
     self._give([x.number for x in outs], [x.array for x in outs], cotangents)
 
   def fork(self, lanes: int) -> Backward:
-    """Another walk from here, with `lanes` copies of every gradient; this one can go on as well."""
+    """Copies this backward pass at its current entry, with `lanes` copies of every gradient; both can continue."""
     other = copy.copy(self)
     many = lambda g: None if g is None else jnp.broadcast_to(g, (lanes, *g.shape))  # noqa: E731
     other.lanes, other.entries = lanes, list(self.entries)
@@ -80,10 +80,10 @@ class Backward:
     return other
 
   def walk(self, until: int = 0) -> Generator[Visit, Any, None]:
-    """Yields (site, value, gradient), receives None or the gradient that is to flow on.
+    """Yields (site, value, gradient), receives None or the gradient to propagate instead.
 
     Args:
-      until: how many entries of the log to leave ahead.
+      until: number of log entries at which to stop.
     """
     while self.left > until:
       entry = self.entries.pop()
@@ -147,7 +147,7 @@ class Backward:
     self._pull(key, run, entry.ins, entry.arrays, self._take(entry.outs))
 
   def _structure(self, segment: Segment) -> Any:
-    """The structure of a segment, found once: a walk with many lanes is repeated, and would mostly find keys."""
+    """The structure of a segment, cached: repeated passes with many lanes would spend most of their time on it."""
     keys = self.layout.backward_keys
     if id(segment) not in keys:
       keys[id(segment)] = segment_key(segment, rules=True)
@@ -156,7 +156,7 @@ class Backward:
   def _pull(
     self, key: Any, run: Callable, ins: Sequence[int], arrays: list[Any], grads: list[Any]
   ) -> None:
-    """Gives the inputs of `run` their share of the gradients of its outputs."""
+    """Propagates the gradients of the outputs of `run` to its inputs."""
     given = tuple(g is not None for g in grads)
     wanted = tuple(
       n for n, (i, x) in enumerate(zip(ins, arrays)) if i in self.active and _is_inexact(x)
@@ -174,7 +174,7 @@ class Backward:
 def _derivative(
   run: Callable, given: tuple[bool, ...], wanted: tuple[int, ...], many: bool
 ) -> Callable:
-  """(inputs, gradients of the given outputs) -> gradients of the wanted inputs; `many` stacked ones if so."""
+  """Makes (inputs, gradients of the given outputs) -> gradients of the wanted inputs; batched if `many`."""
 
   def vjp(arrays, grads):
     def some(*live):

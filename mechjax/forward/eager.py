@@ -1,16 +1,15 @@
-"""Runs without staging, for models whose Python depends on the data.
+"""Runs without staging, for models whose Python code depends on the data.
 
-`if x.sum() > 0:` cannot be staged. With `eagerly=True` the model simply runs, in a greenlet and under
-`jax.disable_jit`, and every `sow` is a tap that stops it: values are concrete inside jitted blocks, scans, while
+`if x.sum() > 0:` cannot be staged. With `eagerly=True` the model runs as it is, in a greenlet and under
+`jax.disable_jit`, and every `sow` is a tap that suspends it: values are concrete inside jitted blocks, scans, while
 loops and conds too.
 
-JAX caches what it traces, and a trace through a tap would replay one run's edits in the next. Nothing is traced
-here, so all eager runs share one key (the gate of `sow`) and each reuses the compiled operations of the last; plain
-calls have another key. What JAX traces even so (the inside of `jax.checkpoint`) is refused at the tap, before it
-is cached.
+JAX caches its traces, and a trace through a tap would repeat the edits of one run in the next. Nothing is traced in an
+eager run, so all eager runs share one key (the gate of `sow`) and reuse compiled operations; plain calls have another
+key. Code that JAX traces even so (the inside of `jax.checkpoint`) is an error at the tap, before it is cached.
 
-Sharp edges. Operation by operation is slow: this is for models that cannot be staged. Iterations of a scan have no
-layer number. Which sites there are is known at the end, so a pattern that matched nothing is an error then.
+Sharp edges. Execution operation by operation is slow: this is for models that cannot be staged. Iterations of a scan
+have no layer number. The sites are known only at the end, so a pattern that matched nothing is an error then.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from mechjax.programs.places import name_and_path
 
 
 class _Request:
-  """What one eager run asks for, and the sites it met."""
+  """The sites that one eager run requests, and the sites that it has met."""
 
   def __init__(self, tag: Hashable, patterns: tuple[str, ...]):
     self.tag, self.patterns = tag, patterns
@@ -43,13 +42,13 @@ _request: contextvars.ContextVar[_Request] = contextvars.ContextVar('mechjax_eag
 
 
 class _Tap:
-  """What `sow` finds in its gate during every eager run."""
+  """The value of the gate of `sow` during every eager run."""
 
   def at_layer(self, index: int) -> _Tap:
     return self
 
   def tap(self, value: Any, *, tag: Hashable, name: str, pred: Any = True) -> Any:
-    """Called by `sow`: hands the value to the loop of the run that this code belongs to."""
+    """Called by `sow`: yields the value to the loop of the current run."""
     request = _request.get()
     site = sites.Site(*name_and_path(name, sites.current_path()))
     if tag != request.tag:
@@ -76,7 +75,7 @@ _TAP = _Tap()
 def start(
   f: Callable, tag: Hashable, patterns: tuple[str, ...], args: tuple, kwargs: dict
 ) -> greenlets.GreenletGenerator:
-  """A generator of (site, value) over `f` as it runs."""
+  """Starts a generator of (site, value) over `f` as it runs."""
 
   def run():
     request = _Request(tag, patterns)

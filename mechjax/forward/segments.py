@@ -1,12 +1,12 @@
-"""Cutting a staged program into segments between the sites somebody wants to stand at.
+"""Division of a staged program into segments between the sites at which a run stops.
 
-A `for` loop over activations wants concrete values at every site, and a forward pass as fast as if nobody
-looked. So the staged program is laid out as one straight line (what `jit`, `checkpoint` and custom derivatives hold
-is written out where it is called), and cut at the sites. What lies between two cuts is a `Segment`, compiled once
-per distinct structure: equal up to the names of variables, with arrays lifted to inputs. Segments end where layers
-end as well, whether or not somebody stands there, so that layers in between are equal too. A model of thirty
-unrolled layers then has a handful of distinct segments, and compile time does not grow with depth; and since the
-loop's body is not part of any segment, changing it compiles nothing.
+A `for` loop over activations needs concrete values at every site, and a forward pass as fast as without the
+loop. So the staged program is written as one straight line (the programs inside `jit`, `checkpoint` and custom
+derivatives are inlined), and cut at the sites. The equations between two cuts are a `Segment`, compiled once per
+distinct structure: equal up to the names of variables, with arrays lifted to inputs. Segments also end where layers
+end, whether or not a run stops there, so that the layers in between are equal too. A model of thirty unrolled layers
+then has a handful of distinct segments, and compile time does not grow with depth; and since the loop's body is not
+part of any segment, changing it compiles nothing.
 
 Scans, while loops and conds that hold wanted sites keep their body as a `Tape` of its own, which is
 stepped iteration by iteration; a scan's per-layer slices are taken inside the segments that use them, so that no
@@ -53,9 +53,9 @@ class SegmentLayout:
   Attributes:
     tape: the whole program.
     compiled: structure -> executable; shared by all layouts of the program.
-    n_segments: how many segments the tapes hold.
-    n_distinct: how many different ones.
-    backward_keys: structures under which derivatives of segments are kept, by id of the segment.
+    n_segments: number of segments in all tapes.
+    n_distinct: number of distinct segments.
+    backward_keys: structures of segments for the cache of their derivatives, by id of the segment.
   """
 
   def __init__(self, program: Program, tag: Hashable, wanted: frozenset):
@@ -72,7 +72,7 @@ class SegmentLayout:
     return len(self._used)
 
   def write(self, jaxpr: Any, place: Place, backward: bool = False) -> Tape:
-    """The tape of a jaxpr."""
+    """Writes the tape of a jaxpr."""
     writer = _Writer(self, backward)
     ins = writer.fresh(compat.raw(jaxpr).invars)
     return writer.cut(ins, writer.inline(jaxpr, ins, place))
@@ -81,7 +81,7 @@ class SegmentLayout:
     return any(t == self.tag and n in self.names for t, n in self.program.tags_of(eqn))
 
   def finish(self, segment: Segment) -> None:
-    """Gives a segment the executable of its structure."""
+    """Assigns a segment the executable of its structure."""
     key = segment_key(segment)
     if key not in self.compiled:
       self.compiled[key] = jax.jit(evaluator(segment.ops, segment.ins, segment.outs))
@@ -91,7 +91,7 @@ class SegmentLayout:
 
 
 class _Writer(Line):
-  """Writes one tape; `backward` in the recomputation of a checkpoint, where sites were met before."""
+  """Writer of one tape; `backward` in the recomputation of a checkpoint, where sites occur a second time."""
 
   def __init__(self, layout: SegmentLayout, backward: bool = False):
     super().__init__(layout.program)
@@ -99,7 +99,7 @@ class _Writer(Line):
     self.sunk: dict[int, Op] = {}
 
   def literal(self, literal: Any) -> Ref:
-    """Arrays are lifted to inputs of the segments; scalars stay where they are."""
+    """Lifts arrays to inputs of the segments; scalars stay in the equations."""
     return self.constant(literal.val) if np.ndim(literal.val) else literal
 
   def opens(self, eqn: Any, place: Place) -> bool:
@@ -133,7 +133,7 @@ class _Writer(Line):
     return [*outs, *refs[n:]]
 
   def sink(self) -> None:
-    """Takes the operations written so far off the line, to be moved into the segments that use them."""
+    """Removes the operations written so far from the line, to move them into the segments that use them."""
     self.sunk.update((o, op) for op in self.steps for o in op.outs)
     self.steps.clear()
 
@@ -147,9 +147,8 @@ class _Writer(Line):
     def close(refs: Sequence[Ref]) -> None:
       own = [*self._sunk_for(r for op in ops for r in op.ins), *ops]
       surfaced = self._sunk_for(refs)
-      for (
-        op
-      ) in surfaced:  # a slice that leaves the segments (a sown slice, say) is computed once, here
+      # A slice that leaves the segments (a sown slice, for example) is computed once, here.
+      for op in surfaced:
         for o in op.outs:
           self.sunk.pop(o, None)
       known = set(map(id, own))
@@ -190,12 +189,12 @@ class _Writer(Line):
 
 
 def inputs_of(step: Any) -> tuple[Ref, ...]:
-  """What a step that is not a segment takes."""
+  """Inputs of a step that is not a segment."""
   return (*step.ins, *step.preds) if isinstance(step, Cut | Echo) else step.ins
 
 
 def _liveness(steps: list, outs: Sequence[Ref]) -> list[tuple[int, ...]]:
-  """Sets what segments take and give; returns what dies after each step."""
+  """Sets the inputs and outputs of segments; returns the values that are dead after each step."""
   live = {r for r in outs if isinstance(r, int)}
   dead: list[tuple[int, ...]] = []
   for step in reversed(steps):
@@ -252,7 +251,7 @@ def _write_scan(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequenc
 
 
 def _slices_of(xs: list[jax.ShapeDtypeStruct], length: int) -> Any:
-  """The jaxpr (index, stacks) -> one slice of each stack."""
+  """Makes the jaxpr (index, stacks) -> one slice of each stack."""
 
   def take(i, stacks):
     return [jax.lax.dynamic_index_in_dim(s, i, 0, keepdims=False) for s in stacks]

@@ -1,9 +1,9 @@
-"""Running a tape: one compiled segment after the other, standing at every wanted site.
+"""Execution of a tape: one compiled segment after the other, with a stop at every wanted site.
 
-A stepped run keeps no state but its own: it is a Python generator over concrete arrays. Two of them can be
-zipped in lock-step, nested, or left half-way; the loop's body may print, plot, call scikit-learn or drop into a
-debugger. A value is dropped as soon as nothing later needs it; what the loop put in stays with the run, which
-needs it to go backwards (`backward`).
+A stepped run has no global state: it is a Python generator over concrete arrays. Two runs can be zipped in
+lock-step, nested, or left half-way; the loop's body may print, plot, call scikit-learn or enter a debugger.
+A value is dropped as soon as no later step needs it; values that the loop put in stay with the run, which
+needs them for its backward pass (`backward`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Held:
 
 @dataclasses.dataclass
 class Step:
-  """A log entry: `run(*arrays)`, which computes what `what` says, gave the values `outs` from `ins`."""
+  """A log entry: `run(*arrays)`, identified by `what`, computed the values `outs` from `ins`."""
 
   run: Callable
   what: Any
@@ -63,7 +63,7 @@ class Step:
 
 @dataclasses.dataclass
 class SiteVisit:
-  """A log entry: at a site, values `ins` flowed on as `outs`, which are `arrays`."""
+  """A log entry: at a site, values `ins` became `outs`, which are `arrays`."""
 
   site: sites.Site
   tree: Any
@@ -84,7 +84,7 @@ class Boundary:
 
 
 class Log:
-  """What a run did, for its backward pass. Values are numbered as they are made."""
+  """Record of a run, for its backward pass. Values are numbered in the order in which they are made."""
 
   def __init__(self) -> None:
     self.entries: list[Step | SiteVisit | Boundary] = []
@@ -105,11 +105,11 @@ class Stepper:
   """One pass over a layout.
 
   Attributes:
-    replaced: at each site visited so far, None or the value that the loop put in.
-    log: what was done; None unless a backward pass was announced.
+    replaced: for each site visited so far, None or the value that the loop put in.
+    log: record of the run; None unless it is kept for a backward pass.
 
   Args:
-    again: what an earlier pass has `replaced`; this one then repeats it, without standing anywhere.
+    again: `replaced` of an earlier pass; this pass then repeats it, without stopping.
   """
 
   def __init__(
@@ -277,6 +277,6 @@ def _numbers(held: Sequence[Held]) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=65536)
 def _site(name: str, path: tuple, at: tuple[int, ...]) -> sites.Site:
-  """The site of a cut whose scans stand at the iterations `at`."""
+  """The site of a cut in the iterations `at` of its scans."""
   index = iter(at)
   return sites.Site(name, tuple(next(index) if p == LOOP else p for p in path if p != ROUND))

@@ -1,15 +1,15 @@
 """Runs whose values are tracers: the loop runs once, while JAX traces.
 
 Under jit, grad or vmap the staged program is evaluated again by the harvest interpreter, in a greenlet; at each
-wanted site it stops and hands the tracer to the loop, whose arithmetic is traced in place. What is compiled is
-what the same edit written into the model would give.
+wanted site it stops and yields the tracer to the loop, whose arithmetic is traced in place. The compiled program is
+the one that the same edit in the source of the model would give.
 
 Inside a scan there is one body for all layers. With `scan='switch'` the loop is run for every layer, each
-in its branch of a `lax.switch` on the iteration: it sees static layers, name by name. Values cannot travel from layer
-to layer then; with `scan='unroll'` the scan is written out and they can.
+in its branch of a `lax.switch` on the iteration: it sees static layers, one site name after the other. Values cannot be
+carried from layer to layer in this mode; with `scan='unroll'` the scan is unrolled and they can.
 
-Sharp edge: 'name by name' is another order than that of a stepped run, which Python state in the loop (a counter, the
-site before this one) notices; `scan='unroll'` has the order of a stepped run.
+Sharp edge: 'switch' has another order than a stepped run, which affects Python state in the loop (a counter, the
+previous site); `scan='unroll'` has the order of a stepped run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SCANS = ('switch', 'unroll')
 
 
 class TracedPlan(Plan):
-  """Stops at every wanted site."""
+  """Plan that stops at every wanted site."""
 
   def __init__(self, program: Program, tag: Any, keys: frozenset, chosen: frozenset, scan: str):
     self.program, self.tag, self.keys, self.chosen = program, tag, keys, chosen
@@ -64,7 +64,7 @@ class TracedPlan(Plan):
       return [where(preds[0], n, x) if preds else n for n, x in zip(new, leaves)], False
     if _where_replaced(self, name, path) is not None:
       raise RunError(
-        f'{name!r} was replaced, and is computed again in the backward half of a checkpoint inside the run',
+        f'{name!r} was replaced, and is recomputed in the backward half of a checkpoint inside the run',
         hint='take the derivative outside: jax.grad of a function that iterates',
       )
     return leaves, False
@@ -78,7 +78,7 @@ class TracedPlan(Plan):
 
 
 def _visit(plan: TracedPlan, name: str, path: tuple, leaves: list, tree: Any) -> list:
-  """Hands one site to the loop; switches on the first iteration of `path` that is traced."""
+  """Yields one site to the loop; switches on the first iteration of `path` that is traced."""
   for n, p in enumerate(path):
     if isinstance(p, Iteration):
       branches = [
@@ -104,7 +104,7 @@ def _place(frame: Frame, params: dict) -> tuple[str, tuple]:
 
 
 def _where_replaced(plan: TracedPlan, name: str, path: tuple) -> Any:
-  """Where the loop has replaced this site: None for nowhere, or a boolean that follows the iterations in `path`."""
+  """Whether the loop has replaced this site: None for no iteration, or a boolean that depends on those in `path`."""
   scans = [p for p in path if isinstance(p, Iteration)]
   table = np.zeros([p.length for p in scans], bool)
   for at in np.ndindex(table.shape):
@@ -115,10 +115,10 @@ def _where_replaced(plan: TracedPlan, name: str, path: tuple) -> Any:
 
 
 def _layer_branch(plan: TracedPlan, name: str, path: tuple, tree: Any) -> Callable[[list], list]:
-  """One branch of a switch over the layers of a scan.
+  """Makes one branch of a switch over the layers of a scan.
 
-  A function of its own each time, because JAX keeps what a function traced to and the loop has to be asked. Its
-  name is what JAX prints about a tracer that was kept when the branch had ended (it may hold no spaces).
+  The branch is a new function each time, because JAX caches the trace of a function and the loop has to run. JAX
+  prints its name in errors about a tracer that is kept after the branch has ended (a name has no spaces).
   """
 
   def branch(leaves: list) -> list:
@@ -130,7 +130,7 @@ def _layer_branch(plan: TracedPlan, name: str, path: tuple, tree: Any) -> Callab
 
 
 def start(plan: TracedPlan, values: list) -> greenlets.GreenletGenerator:
-  """A generator of (site, value) over a program at traced arguments."""
+  """Starts a generator of (site, value) over a program at traced arguments."""
 
   def run():
     program = plan.program
