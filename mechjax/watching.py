@@ -311,7 +311,7 @@ def _is_equal(now: Any, before: Any) -> bool:
 
 
 def is_alike(now: Any, before: Any) -> bool:
-  """Whether two equal static arguments agree in type everywhere: 2 and 2.0 are equal, and give different programs."""
+  """Whether two equal static arguments are alike in every part: 2 and 2.0 are equal, but give different programs."""
   if now is before or type(now) is not type(before):
     return now is before
   if isinstance(now, _SCALARS):

@@ -1,4 +1,4 @@
-"""What a function is given, and what is read, against slices and loops in NumPy."""
+"""Inputs of planted functions, and reads, against slices and loops in NumPy."""
 
 import jax
 import jax.numpy as jnp

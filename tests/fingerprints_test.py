@@ -1,4 +1,4 @@
-"""A fingerprint of code tells functions apart by what they compute, and knows one that is made anew."""
+"""A fingerprint of code distinguishes functions by what they compute, and is equal if one is defined again."""
 
 import functools
 

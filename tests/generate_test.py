@@ -121,7 +121,7 @@ READ = 'logits, k.1, attn_probs.0, resid_post.1'
 
 
 def assert_clear(reads):
-  """That rounding decides no token: at every step the best is ahead of the next by more."""
+  """Asserts that rounding decides no token: at every step the best logit exceeds the next by more."""
   for acts in reads:
     last = np.sort(np.asarray(acts['logits'])[:, -1])
     assert (last[:, -1] - last[:, -2]).min() > 1e-3

@@ -1,12 +1,12 @@
-"""The house has floors (BUILD_NOTES.md says why), and imports only go down.
+"""The package has floors (BUILD_NOTES.md says why), and imports only go down.
 
-Read with `ast` from every module of mechjax/ and patches/, so imports inside functions count as
-well. On one floor modules may use each other as long as nobody goes round in a circle. Three rules
-beyond the floors: the science (`SCIENCE`) takes callables and arrays and never sees a model or a
-weights file, patches touch nothing above the patcher, and an optional library is never imported
-when a module is. One folder of the science is about files and nothing else: dictionaries are
-published as safetensors and JSON, and a second reader of these beside `mechjax.weights` would be a
-second place for the same mistakes.
+Imports are read with `ast` from every module of mechjax/ and patches/, so imports inside functions
+count as well. Modules of one floor may import each other as long as there is no cycle. Three rules
+beyond the floors: the science (`SCIENCE`) takes callables and arrays and never a model or a weights
+file, patches import nothing above the patcher, and an optional library is never imported when a
+module is. One folder of the science is about files only: dictionaries are published as safetensors
+and JSON, and a second reader of these next to `mechjax.weights` would be a second place for the
+same mistakes.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""What a package has is what its folder and its table say, and nothing is imported before it is named."""
+"""A package has the names of its folder and of its table, and imports nothing before it is used."""
 
 import importlib
 import sys

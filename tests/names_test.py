@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = [*(ROOT / 'mechjax').rglob('*.py')]
 NO_PARTICIPLES = {'embed', 'unembed', 'seed', 'feed', 'speed', 'need'}
-"""Words that end like a participle and are none."""
+"""Words that end like a participle but are verbs or nouns."""
 
 
 def functions(tree: ast.AST) -> list[str]:

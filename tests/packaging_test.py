@@ -1,4 +1,4 @@
-"""What is shipped is all there is, and a patch is one module under both of its names."""
+"""The wheel is complete, and a patch is one module under both of its names."""
 
 import pathlib
 import re
@@ -126,7 +126,7 @@ def test_in_a_clone_mechjax_is_the_package_too(beside_a_clone):
 
 
 def test_no_file_says_to_install_mechjax_by_its_name():
-  """The name is free on the package index: whoever took it would be installed."""
+  """The name is free on the package index: a package of another author could take it and would be installed."""
   suffixes = ('.py', '.md', '.ipynb', '.toml', '.txt', '.yml', '')
   tracked = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True)
   names = tracked.stdout.split() or [str(p.relative_to(ROOT)) for p in ROOT.glob('[!.]*/**/*')]

@@ -1,4 +1,4 @@
-"""What is proven to act on each position by itself does so, and what does not is never proven."""
+"""Functions that are proven to act on each position by itself do so, and others are never proven."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Every product of float32 asks for all digits, in its own parameters; the user's setting overrules that."""
+"""Every product of float32 requests full precision, in its own parameters; the user's setting overrides that."""
 
 import dataclasses
 import functools
@@ -149,7 +149,7 @@ def test_the_users_own_setting_overrules_it():
   assert HIGHEST not in {asked for _, asked in found}
 
 
-# --- float64, and what is no number for parameters ----------------------------------------------------------
+# --- float64, and dtypes that parameters cannot have --------------------------------------------------------
 
 
 @pytest.mark.parametrize('name', NAMES)

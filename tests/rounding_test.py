@@ -1,7 +1,7 @@
 """No test compares with a 0 relatively: a sum that is 0 on one processor is 1e-8 on another, and 1e-8 is far from 0.
 
-A tolerance relative to 0 is none. What rounding leaves of a 0 is measured against what was added up, so the test has
-to say how much that was: `atol=` of `assert_allclose`, `abs=` of `approx`, `abs_tol=` of `isclose`. An exact 0, of a
+A tolerance relative to 0 is no tolerance. The rounding error of a sum that is 0 is relative to its terms, so the test
+has to give an absolute one: `atol=` of `assert_allclose`, `abs=` of `approx`, `abs_tol=` of `isclose`. An exact 0, of a
 mask or a product with 0, is for `assert_array_equal`.
 """
 

@@ -83,7 +83,7 @@ class Backward:
     """Yields (site, value, gradient), receives None or the gradient to propagate instead.
 
     Args:
-      until: number of log entries at which to stop.
+      until: number of log entries to leave unprocessed.
     """
     while self.left > until:
       entry = self.entries.pop()

@@ -1,4 +1,4 @@
-"""Leaving under JAX and flax: what was open is closed, and tracing goes on as if nothing had been."""
+"""Leaving under JAX and flax: open contexts are closed, and tracing continues as before."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def count(n):
 
 
 def outcome(step, *args):
-  """What a step does, in a form that can be compared."""
+  """Result of a step in a form that can be compared."""
   try:
     return 'gives', step(*args)
   except BaseException as error:

@@ -1,4 +1,4 @@
-"""What is sent either way, and what a generator holds, is kept alive by nothing else."""
+"""References: values that pass in either direction are kept alive only by the function and the loop."""
 
 from __future__ import annotations
 
