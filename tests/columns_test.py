@@ -50,7 +50,7 @@ def test_a_function_that_fails_at_other_lengths_is_only_asked_at_those_that_occu
   found = columns.map_texts(jnp.full(B, 4, jnp.int32), 1, True, planted)(jnp.asarray(RESID))
   np.testing.assert_array_equal(found[:, :4], 2 * RESID[:, :4])
   with pytest.raises(ValueError, match='5 positions'):
-    function.program(5)
+    function.stage(5)
 
 
 def test_staged_functions_are_one_program_where_they_differ_in_arrays_alone():
