@@ -1,6 +1,6 @@
-"""mechjax: read, change and differentiate anything inside a JAX model that somebody else wrote.
+"""mechjax: read, change and differentiate any value inside an existing JAX model.
 
-Everything loads on first use, `mechjax.sae` as well as `mechjax.load`, so that `import mechjax` is quick and a patch
+All names load on first use, `mechjax.sae` as well as `mechjax.load`, so that `import mechjax` is quick and a patch
 can be declared without importing a model.
 """
 

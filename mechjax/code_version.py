@@ -1,8 +1,8 @@
-"""Which code functions run now: a number that changes whenever a patch is installed or taken back.
+"""Version of the code that functions run: a number that changes whenever a patch is installed or removed.
 
-A patch in place exchanges what functions run and leaves the functions what they are. Whoever keeps something that
-was made from their code (a staged program, what JAX has traced) keeps this number with it, and makes it anew when
-the number is another one. The patcher counts; it needs no JAX, and so neither does this file.
+A patch in place exchanges the code of functions and keeps the function objects. A cache of something that was made
+from their code (a staged program, a trace of JAX) stores this number with it, and makes the entry again when the
+number differs. The patcher changes the number; it works without JAX, and so does this file.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ _now = 0
 
 
 def now() -> int:
-  """The number that stands for the code that functions run at this moment."""
+  """The version number of the code that functions run at this moment."""
   return _now
 
 
 def change() -> None:
-  """Records that functions run other code from now on."""
+  """Takes a new number, because functions run other code from now on."""
   global _now
   _now = next(_numbers)

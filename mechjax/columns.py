@@ -1,21 +1,21 @@
-"""The columns of a batch that are tokens: what a planted function sees of a generation, and what a read holds.
+"""Columns of a batch that are tokens: the input of a planted function in a generation, and the values of a read.
 
 A generation pads: prompts to a bucket of lengths, rows to each other, a cache to the slots that it may need. A function
-that was written for one forward pass over a text knows nothing of that, and must not: `x.at[:, 3]` is the fourth token,
-`x.mean(1)` goes over tokens, and the keys at a query are those of tokens. So
+that was written for one forward pass over a text must not see the padding: `x.at[:, 3]` is the fourth token,
+`x.mean(1)` is a mean over tokens, and the keys at a query are those of tokens. So
 
-  - a function that is proven to act on each position by itself (`positionwise`) is applied to whatever columns are
-    computed, and its result is taken at tokens (`at_tokens`);
-  - any other sees exactly the text so far: whole texts are computed, and of a value the columns that are tokens, in
-    order, are cut out, given to it and put back (`at_texts`). Every length has its own branch, so that lengths within
-    a bucket share one program;
-  - of what is read, the columns that are no tokens are cut off; where rows differ in length, they are NaN.
+  - a function that is proven to act on each position by itself (`positionwise`) is applied to all columns that are
+    computed, and its result is used at tokens (`map_tokens`);
+  - any other function sees exactly the text so far: whole texts are computed, and the columns of a value that are
+    tokens, in order, are cut out, passed to the function and put back (`map_texts`). Every length has its own branch,
+    so that lengths within a bucket share one program;
+  - reads are cut to the columns that are tokens; where rows differ in length, the other columns are NaN.
 
-Which axes of a site are positions is what `mechjax.sites.CANONICAL` says: T queries, S keys.
+`mechjax.sites.CANONICAL` defines which axes of a site are positions: T queries, S keys.
 
-A function is staged before anything is compiled, and what is compiled has its program and takes the arrays that it
-closes over as arguments: a function that is made anew, or that closes over another vector, finds the program again,
-and a changed number is never a stale one.
+A function is staged before anything is compiled. The compiled program contains the staged function and takes the
+arrays that it closes over as arguments: a function that is defined again, or that closes over another vector, reuses
+the program, and a changed value is never stale.
 
 Letters: B batch, T query position, S key position.
 """
@@ -39,14 +39,14 @@ _ONE = jax.tree.structure(0)
 
 
 def axes_of(name: str) -> tuple[str, ...]:
-  """The letters of a site's axes.
+  """Letters of a site's axes.
 
   Raises:
-    SiteError: a site of another name than those of `sites.CANONICAL`.
+    SiteError: the name is not in `sites.CANONICAL`.
   """
   if name not in sites.CANONICAL:
     raise errors.SiteError(
-      f'which axes of {name!r} are positions is not known, so it cannot be read or planted in a generation',
+      f'the axes of {name!r} are not known, so it cannot be read or planted in a generation',
       hint='name it as in mechjax.sites.CANONICAL: ' + ', '.join(sites.CANONICAL),
     )
   return tuple(sites.CANONICAL[name][1:].partition(']')[0].split(', '))
@@ -60,7 +60,7 @@ class Function:
     fn: the function.
     axes: letters of the axes of its argument.
     like: a value of the site, of any width.
-    programs: what has been staged, by width.
+    programs: the staged programs, by width.
   """
 
   fn: Callable
@@ -68,48 +68,48 @@ class Function:
   like: Any
   programs: dict[int, Any] = dataclasses.field(default_factory=dict)
 
-  def program(self, width: int) -> Any:
-    """The function at a text of `width` tokens, staged; an error of the function's own is raised."""
+  def stage(self, width: int) -> Any:
+    """Stages the function for a text of `width` tokens; raises the function's own errors."""
     if width not in self.programs:
       positions = [i for i, letter in enumerate(self.axes) if letter in 'TS']
       whole = lambda x: apply_function(self.fn, [x], _ONE)[0]  # noqa: E731
       self.programs[width] = positionwise.stage(whole, self.like, positions, width)
     return self.programs[width]
 
-  def known(self, width: int) -> Any:
-    """`program`, or None where the function cannot take this width, as that of a text that does not occur."""
+  def try_stage(self, width: int) -> Any:
+    """Like `stage`; None where the function does not accept this width, as for a text that does not occur."""
     try:
-      return self.program(width)
+      return self.stage(width)
     except Exception:
       return None
 
   def acts_on_each_position(self, widths: Iterable[int]) -> bool:
-    """Whether it is proven to be one function of a position at all these widths; keys are never seen one by one."""
+    """Whether it is proven to be one function of a position at all these widths; False for axes of keys."""
     if 'S' in self.axes:
       return False
-    found = [self.known(w) for w in sorted({*widths}, reverse=True)]
+    found = [self.try_stage(w) for w in sorted({*widths}, reverse=True)]
     return None not in found and positionwise.maps(found, self.axes.index('T'))
 
   def keeps_rows_apart(self, widths: Iterable[int]) -> bool:
-    """Whether it is proven that no row of its result depends on another row."""
-    return all(positionwise.maps([self.program(w)], 0, alike=False) for w in widths)
+    """Whether it is proven that no row of the result depends on another row."""
+    return all(positionwise.maps([self.stage(w)], 0, alike=False) for w in widths)
 
 
 @jax.tree_util.register_pytree_node_class
 class Staged:
-  """A `Function` as programs by width: a pytree of the arrays that it closes over, equal where the programs are."""
+  """A `Function` as programs by width: a pytree of the arrays that it closes over, with the programs as structure."""
 
   def __init__(self, programs: _Programs, constants: Sequence[Any]):
     self.programs, self.constants = programs, constants
 
   @classmethod
   def of(cls, function: Function, widths: Iterable[int]) -> Staged:
-    """Staged at some widths; at those that it cannot take it is missing."""
+    """Stages a function at some widths; widths that it does not accept are left out."""
     constants: dict[Any, Any] = {}
     found, places = {}, {}
     for width in widths:
-      if (program := function.known(width)) is not None:
-        # Without its constants, or whatever keeps the program keeps the arrays of its first use.
+      if (program := function.try_stage(width)) is not None:
+        # Without its constants: otherwise a cache of the program would keep the arrays of its first use.
         found[width], own = open_jaxpr(program)
         constants |= {_identity(c): c for c in own}
         places[width] = [_identity(c) for c in own]
@@ -118,7 +118,7 @@ class Staged:
     return cls(_Programs(function.axes, found, slots), [jnp.asarray(c) for c in constants.values()])
 
   def at(self, width: int) -> Callable | None:
-    """The function of values of this width; None if it cannot take them."""
+    """The function for values of this width; None if it does not accept them."""
     if width not in self.programs.found:
       return None
     own = [self.constants[i] for i in self.programs.slots[width]]
@@ -133,7 +133,7 @@ class Staged:
 
 
 class _Programs:
-  """Programs by width, constants first among their inputs, and where those are; equal if they compute the same."""
+  """Programs by width, constants first among their inputs, and the constants' slots; equal if they compute the same."""
 
   def __init__(self, axes: tuple[str, ...], found: dict[int, Any], slots: dict[int, tuple]):
     self.axes, self.found, self.slots = axes, found, slots
@@ -148,7 +148,7 @@ class _Programs:
 
 
 def _identity(constant: Any) -> Any:
-  """What tells one array from another: itself where it cannot change, else what is in it."""
+  """Identity of an array: the object if it is immutable, else its content."""
   if isinstance(constant, jax.Array):
     return id(constant)
   array = np.asarray(constant)
@@ -159,10 +159,10 @@ def _identity(constant: Any) -> Any:
 
 
 def check(infos: Iterable[Any], B: int, T: int) -> None:
-  """Checks that sites have the axes that their names say, in a step of B rows and T columns.
+  """Checks that sites have the axes of `sites.CANONICAL`, in a step of B rows and T columns.
 
   Raises:
-    SiteError: one has others.
+    SiteError: a site has other axes.
   """
   for info in infos:
     axes = axes_of(info.site.name)
@@ -171,20 +171,20 @@ def check(infos: Iterable[Any], B: int, T: int) -> None:
       n != wanted.get(letter, n) for n, letter in zip(info.shape, axes)
     ):
       raise errors.SiteError(
-        f'{info.site} has shape {info.shape} where {B} rows of {T} tokens are read, and not [{", ".join(axes)}]',
-        cause='a step that computes other columns than it is given, as one without a cache',
+        f'{info.site} has shape {info.shape} and not [{", ".join(axes)}] in a step of {B} rows of {T} tokens',
+        cause='the step computes other columns than those of its tokens, for example because it has no cache',
       )
 
 
 def resolve(plants: Mapping[str, Any], infos: Sequence[Any]) -> dict[str, Any]:
-  """Plants with a `Function` for each function; where a pattern selects several names, one for each of them.
+  """Replaces each function among plants by a `Function`, one for each site name that its pattern selects.
 
   Args:
-    plants: as `harvest.plant` takes them.
+    plants: interventions, as for `harvest.plant`.
     infos: `harvest.sites_of` the step.
 
   Raises:
-    SiteError: a site that is not there, or whose axes are not known.
+    SiteError: a site does not exist, or its axes are not known.
   """
   likes = {i.site.name: jax.ShapeDtypeStruct(i.shape, i.dtype) for i in infos}
   available = [i.site for i in infos]
@@ -205,13 +205,13 @@ def resolve(plants: Mapping[str, Any], infos: Sequence[Any]) -> dict[str, Any]:
 
 
 def functions(plants: Mapping[str, Any]) -> dict[str, Function]:
-  """The functions among resolved plants, by the pattern of each."""
+  """Functions among resolved plants, by pattern."""
   inner = {k: v.value if isinstance(v, harvest.At) else v for k, v in plants.items()}
   return {k: v for k, v in inner.items() if isinstance(v, Function)}
 
 
-def staged(plants: Mapping[str, Any], widths: Collection[int]) -> dict[str, Any]:
-  """Resolved plants with every function staged at these widths."""
+def stage(plants: Mapping[str, Any], widths: Collection[int]) -> dict[str, Any]:
+  """Stages every function among resolved plants at these widths."""
 
   def one(value: Any) -> Any:
     if isinstance(value, harvest.At):
@@ -222,13 +222,13 @@ def staged(plants: Mapping[str, Any], widths: Collection[int]) -> dict[str, Any]
 
 
 def with_functions(plants: Any, make: Callable[[Staged], Callable]) -> Any:
-  """Plants with functions of a value made of what is staged."""
+  """Replaces each `Staged` among plants by a function of a value, made by `make`."""
   is_staged = lambda x: isinstance(x, Staged)  # noqa: E731
   return jax.tree.map(lambda x: make(x) if is_staged(x) else x, plants, is_leaf=is_staged)
 
 
-def at_tokens(mask_BxT: jax.Array, planted: Staged) -> Callable:
-  """A function of each position by itself, of values whose columns may be padding, which keeps its own value."""
+def map_tokens(mask_BxT: jax.Array, planted: Staged) -> Callable:
+  """Makes a function that maps `planted` over the positions of a value; padding keeps its value."""
 
   def function(x: jax.Array) -> jax.Array:
     through = planted.at(x.shape[1])
@@ -239,14 +239,14 @@ def at_tokens(mask_BxT: jax.Array, planted: Staged) -> Callable:
   return function
 
 
-def at_texts(length_B: jax.Array, min_length: int, alike: bool, planted: Staged) -> Callable:
-  """A function of whole texts, of values that are padded on the right.
+def map_texts(length_B: jax.Array, min_length: int, alike: bool, planted: Staged) -> Callable:
+  """Makes a function that applies `planted` to whole texts, for values that are padded on the right.
 
   Args:
     length_B: tokens of each row, int32 [B].
-    min_length: no row has fewer.
-    alike: whether all rows have equally many, and the function sees them together. Else it is called for each row with
-      all rows cut to that row's length, and the row is taken from the result.
+    min_length: the smallest possible length.
+    alike: whether all rows have the same length, so that the function sees them together. Otherwise it is called for
+      each row with all rows cut to that row's length, and the row is taken from the result.
     planted: the function, staged from `min_length` to the width of the values.
   """
   axes = [i for i, letter in enumerate(planted.programs.axes) if letter in 'TS']
@@ -256,13 +256,13 @@ def at_texts(length_B: jax.Array, min_length: int, alike: bool, planted: Staged)
     if through is None:
       return lambda x: x  # no text of this length occurs
 
-    def changed(x: jax.Array) -> jax.Array:
+    def apply(x: jax.Array) -> jax.Array:
       cut = x
       for axis in axes:
         cut = jax.lax.slice_in_dim(cut, 0, width, axis=axis)
       return jax.lax.dynamic_update_slice(x, through(cut), (0,) * x.ndim)
 
-    return changed
+    return apply
 
   def function(x: jax.Array) -> jax.Array:
     branches = [branch(width) for width in range(min_length, x.shape[axes[0]] + 1)]
@@ -280,7 +280,7 @@ def at_texts(length_B: jax.Array, min_length: int, alike: bool, planted: Staged)
 
 
 class Extent(NamedTuple):
-  """Where the tokens of each row are on an axis: from `first` to before `end`, int [B]; `n` are read, ending there."""
+  """Tokens of each row on an axis: from `first` to before `end`, int [B]; the `n` columns before `end` are read."""
 
   first: np.ndarray
   end: np.ndarray
@@ -288,19 +288,19 @@ class Extent(NamedTuple):
 
 
 def real_columns(acts: harvest.Activations, queries: Extent, keys: Extent) -> harvest.Activations:
-  """Reads with the columns of tokens alone, aligned on the right; NaN (0 where there is none) before shorter rows."""
+  """Cuts reads to the columns of tokens, aligned on the right; NaN (0 in dtypes without NaN) before shorter rows."""
 
   def cut(name: str, x: jax.Array, lead: int) -> jax.Array:
     for axis, letter in enumerate(axes_of(name)):
       if letter in 'TS':
-        x = _taken(x, lead, lead + axis, queries if letter == 'T' else keys)
+        x = _take_columns(x, lead, lead + axis, queries if letter == 'T' else keys)
     return x
 
   return acts.map(cut)
 
 
-def _taken(x: jax.Array, rows: int, axis: int, span: Extent) -> jax.Array:
-  """Along `axis` the last `span.n` columns of each row; rows lie along `rows`."""
+def _take_columns(x: jax.Array, rows: int, axis: int, span: Extent) -> jax.Array:
+  """Takes the `span.n` columns of each row before `span.end` along `axis`; rows lie along the axis `rows`."""
   begin_B = span.end - span.n
   if (begin_B == begin_B[0]).all():
     x = (

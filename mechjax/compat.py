@@ -1,8 +1,8 @@
-"""Every difference between the supported JAX versions, and every private JAX name, and nothing else.
+"""All differences between the supported JAX versions and all private JAX names, and nothing else.
 
-mechjax reads programs that JAX staged, so it lives closer to JAX's internals than most libraries, and
-those internals move with every release. Whatever is version-dependent or not public stands here with the
-reason why, so that supporting a new JAX is a matter of this file and its tests.
+mechjax reads programs that JAX staged, so it depends on JAX's internals more than most libraries do, and those
+internals change with every release. All code that is version-dependent or uses a private name is here, with the
+reason, so that supporting a new JAX is a matter of this file and its tests.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax._src import config, core  # what of them is used here has no public name
+from jax._src import config, core  # the parts used here have no public name
 from jax._src.interpreters import partial_eval
 from jax.extend import core as jex_core
 from jax.interpreters import ad, batching
 
 from mechjax import code_version
 
-# The gate of `sow`: None when nobody asks (sow returns its value untouched), `Staging` while a harvest
-# stages a program, a tap of a run in eager runs. A user context is part of every jit and trace cache key, so a plain
-# call before or after a harvest never meets the tagged program. (An effect, Oryx's way, turns off the C++
+# The gate of `sow`: None outside of a harvest (sow returns its value untouched), `Staging` while a harvest
+# stages a program, a tap in eager runs. A user context is part of every jit and trace cache key, so a plain
+# call before or after a harvest never runs the tagged program. (An effect, which Oryx uses, disables the C++
 # dispatch fast path and doubles checkpoint residuals.)
 GATE = jax.make_user_context(None)
 
 
 class Staging(NamedTuple):
-  """The gate while a program is staged. It carries `code_version.now()`, so that JAX's trace caches do not answer
-  with what a function was traced to before a patch."""
+  """The gate while a program is staged. It carries `code_version.now()`, so that JAX's trace caches do not return
+  the trace of a function from before a patch."""
 
   version: int
   traces: int
@@ -47,7 +47,7 @@ _traces = 0
 
 
 def retrace() -> None:
-  """Has JAX trace jitted functions again when they are staged next, because what they read may have changed."""
+  """Makes JAX trace jitted functions again when they are staged next, because the values they read may have changed."""
   global _traces
   _traces += 1
 
@@ -58,8 +58,8 @@ def is_staging() -> bool:
 
 
 @contextlib.contextmanager
-def rekeyed_gate(layer: int) -> Iterator[None]:
-  """Gives each layer its own trace-cache key in eager runs, so that a shared jitted block taps in every layer."""
+def rekey_gate(layer: int) -> Iterator[None]:
+  """Gives each layer its own trace-cache key in eager runs, so that a shared jitted block is tapped in every layer."""
   tap = GATE.value
   if tap is None or isinstance(tap, Staging):
     yield
@@ -90,7 +90,7 @@ def scan_split(params: dict[str, Any]) -> tuple[int, int]:
 
 
 def hidden_jaxprs(params: dict[str, Any]) -> list[Any]:
-  """Jaxprs that a primitive holds where `jaxprs_in_params` does not look.
+  """Jaxprs that a primitive holds in places that `jaxprs_in_params` does not search.
 
   custom_linear_solve keeps a named tuple of jaxprs; hi-primitives (custom_root from 0.12) an object `_prim`
   whose params hold them.
@@ -130,8 +130,8 @@ def zeros_like(aval: Any, varying: tuple[str, ...] = ()) -> jax.Array:
   return jax.lax.pcast(zeros, varying, to='varying') if varying else zeros
 
 
-def placed_like(x: Any, other: Any) -> Any:
-  """`x` on the sharding of `other`, an array of its shape, where the mesh is explicit and arrays must agree on it."""
+def reshard_like(x: Any, other: Any) -> Any:
+  """Puts `x` on the sharding of `other`, an array of its shape, where the mesh is explicit and the two must agree."""
   sharding = _explicit(jax.typeof(other))
   if sharding is None or jax.typeof(x).sharding == sharding:
     return x
@@ -139,14 +139,14 @@ def placed_like(x: Any, other: Any) -> Any:
 
 
 def _explicit(aval: Any) -> Any:
-  """The sharding of an abstract value where it is part of its type (elsewhere it is the compiler's business)."""
+  """The sharding of an abstract value where it is part of its type; None where the compiler chooses it."""
   sharding = getattr(aval, 'sharding', None)
   types = () if sharding is None else getattr(sharding.mesh, 'axis_types', ())
   return sharding if jax.sharding.AxisType.Explicit in types else None
 
 
-def stacked(aval: Any, lead: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-  """An abstract value with leading axes, which are not sharded."""
+def prepend_axes(aval: Any, lead: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+  """Adds leading axes, which are not sharded, to an abstract value."""
   sharding = getattr(aval, 'sharding', None)
   if isinstance(sharding, jax.sharding.NamedSharding):
     spec = jax.sharding.PartitionSpec(*[None] * len(lead), *sharding.spec)
@@ -155,14 +155,14 @@ def stacked(aval: Any, lead: tuple[int, ...]) -> jax.ShapeDtypeStruct:
 
 
 def make_closed(like: Any, invars: Sequence, outvars: Sequence, eqns: Sequence) -> Any:
-  """A program of some of the equations of `like`: a ClosedJaxpr on 0.10, a Jaxpr later."""
+  """Makes a program from some of the equations of `like`: a ClosedJaxpr on 0.10, a Jaxpr later."""
   info = like.debug_info._replace(arg_names=None, result_paths=None)
   jaxpr = jex_core.Jaxpr((), list(invars), list(outvars), list(eqns), debug_info=info)
   return jaxpr if jex_core.ClosedJaxpr is jex_core.Jaxpr else jex_core.ClosedJaxpr(jaxpr, ())
 
 
 def evaluate(jaxpr: Any, constants: Sequence[Any], *values: Any) -> list[Any]:
-  """The results of a program, with these constants in place of its own (jax.extend has no such function)."""
+  """Evaluates a program with the given constants in place of its own (jax.extend has no such function)."""
   return jax.core.eval_jaxpr(raw(jaxpr), constants, *values)
 
 
@@ -195,18 +195,18 @@ def call_subfuns(eqn: Any) -> tuple[Any, ...]:
 
 # --- JAX's partial evaluation ---------------------------------------------------------------------------
 #
-# JAX means to do without general partial evaluation, the machinery behind `linearize`, `vjp` and `checkpoint` that
-# splits a program into what is known now and what is computed later. What of ours rests on it stands here, one
-# function each:
+# JAX plans to remove general partial evaluation, the machinery behind `linearize`, `vjp` and `checkpoint` that splits
+# a program into a part that is known now and a part that is computed later. The functions of mechjax that rely on it
+# are here, with their replacement if it is removed:
 #
-#   keep_alive         a table of pruning rules. Without it: an effect on `sow_p`, the public way, which turns off the
+#   keep_alive         a table of pruning rules. Without it: an effect on `sow_p`, the public way, which disables the
 #                      dispatch fast path while a harvest stages and keeps more residuals of a checkpoint; or no rule
 #                      at all, if nothing is pruned before the compiler prunes.
-#   staging_trace      the class of the trace that builds a program. Without it: whatever class takes its place.
+#   staging_trace      the class of the trace that builds a program. Without it: the class that replaces it.
 #   is_differentiated  the class of the tracers of `linearize`. Without it: JVP tracers alone.
-#   is_recomputed      the parameter of a checkpoint that says that it is the half which a derivative computes again.
-#                      Without it a staged program holds no such half and nothing is sown twice: `Sown.backward`, the
-#                      recomputation in `rules`, and the `Echo` of a stepped run that is no tangent can go.
+#   is_recomputed      the parameter of a checkpoint that marks the half which a derivative recomputes. Without it a
+#                      staged program has no such half and nothing is sown twice: `Sown.backward`, the recomputation
+#                      in `rules`, and the `Echo` of a stepped run that is not a tangent can be removed.
 
 
 def is_differentiated(x: Any) -> bool:
@@ -215,29 +215,29 @@ def is_differentiated(x: Any) -> bool:
 
 
 def is_recomputed(eqn: Any) -> bool:
-  """Whether an equation is the half of a checkpoint that a derivative computes again."""
+  """Whether an equation is the half of a checkpoint that a derivative recomputes."""
   return bool(eqn.params.get('differentiated'))
 
 
 def keep_alive(primitive: Any) -> None:
-  """Keeps equations of `primitive` when JAX prunes what a result does not need.
+  """Keeps equations of `primitive` when JAX prunes equations that no result needs.
 
   There is no public registry of pruning rules, and their signature differs between versions (the equation is
-  the last argument in all). An effect would do it publicly, and cost the dispatch fast path. Libraries prune too, to
-  ask what a value depends on (flax does, in its scan): they get the true answer.
+  the last argument in all). An effect would do this publicly, at the cost of the dispatch fast path. Libraries prune
+  as well, to find out what a value depends on (flax does, in its scan): they get the true answer.
   """
 
   def rule(used: Sequence[bool], *rest: Any) -> tuple[list[bool], Any]:
     eqn = rest[-1]
-    if any(used) or _asked_by_jax():
+    if any(used) or _is_called_by_jax():
       return [True] * len(eqn.invars), eqn
     return [False] * len(eqn.invars), None
 
   partial_eval.dce_rules[primitive] = rule
 
 
-def _asked_by_jax() -> bool:
-  """Whether the pruning that runs right now was called from inside JAX."""
+def _is_called_by_jax() -> bool:
+  """Whether the pruning that is running was called from inside JAX."""
   frame: Any = sys._getframe(2)
   while frame is not None and frame.f_globals.get('__name__', '').startswith(_PRUNING):
     frame = frame.f_back
@@ -248,10 +248,10 @@ _PRUNING = ('jax._src.interpreters.partial_eval', 'jax._src.util', 'jax._src.wea
 
 
 def staging_trace() -> Any:
-  """The trace that is building a program right now (inside jit, scan, checkpoint), or None.
+  """The trace that is building a program at present (inside jit, scan, checkpoint), or None.
 
-  Whether concrete arguments meet a program under construction, and whether a value lies in another one than
-  before, has no public answer.
+  There is no public way to find out whether a program is under construction around concrete arguments, or whether it
+  is the same program as before.
   """
   trace = core.trace_ctx.trace
   while trace is not None and not isinstance(trace, partial_eval.DynamicJaxprTrace):
@@ -268,11 +268,11 @@ _batching_lock = threading.RLock()
 def batching_rules(overrides: Mapping[Any, Callable[[Callable], Callable]]) -> Iterator[None]:
   """Wraps the vmap rules of some primitives while a harvest stages a program.
 
-  A vmapped cond becomes a select and a vmapped while freezes finished lanes; both forget which lanes a
-  value inside belongs to, which only the batching rule knows. There is no public hook for it.
+  A vmapped cond becomes a select and a vmapped while freezes finished lanes; in both the information which lanes a
+  value inside belongs to exists only in the batching rule. There is no public hook for it.
 
   Args:
-    overrides: primitive -> function from JAX's rule to the rule to use meanwhile.
+    overrides: primitive -> function from JAX's rule to the rule to use instead.
   """
   table = batching.fancy_primitive_batchers
   with _batching_lock:
@@ -313,12 +313,12 @@ class ThreadStateCell:
 
   @property
   def of_trace(self) -> bool:
-    """Whether code that computes with the tracers of a trace needs it; the others are settings."""
+    """Whether code that computes with the tracers of a trace needs this cell; the other cells are settings."""
     return self.name in _OF_TRACE
 
   @property
   def is_trace(self) -> bool:
-    """Whether it is the trace itself."""
+    """Whether the cell holds the trace itself."""
     return self.name == 'trace_state'
 
 
@@ -329,16 +329,16 @@ _OF_TRACE = {
 
 
 def thread_state() -> dict[ThreadStateCell, Any]:
-  """Everything that JAX keeps for this thread: its trace, and what each of its context managers has set.
+  """JAX's whole state of this thread: its trace, and the settings of all its context managers.
 
-  Values are compared by identity. They hold traces, so whoever keeps them meets the leak checker. What users of
-  `jax.make_user_context` have set is not among them, except the gate.
+  Values are compared by identity. They hold traces, so the leak checker reports code that keeps them. Contexts of
+  `jax.make_user_context` are not included, except the gate.
   """
   return {cell: cell.get() for cell in _cells(len(config.config_states))}
 
 
 def set_thread_state(values: Mapping[ThreadStateCell, Any]) -> None:
-  """Puts some of `thread_state` back."""
+  """Restores some values of `thread_state`."""
   for cell, value in values.items():
     if cell.get() is not value:
       cell.set(value)
@@ -346,7 +346,7 @@ def set_thread_state(values: Mapping[ThreadStateCell, Any]) -> None:
 
 @functools.cache
 def _cells(n_states: int) -> tuple[ThreadStateCell, ...]:
-  """All cells; `n_states` grows when a module that defines more is imported."""
+  """All cells; `n_states` grows when a module that defines more cells is imported."""
   del n_states
   from jax._src import mesh, sharding_impls
 

@@ -5,7 +5,7 @@
       HarvestError         ValueError     a tagged program that cannot be read or written as asked
       RunError             RuntimeError   a run used in an order that has no meaning
       PatchError           ValueError     a pattern that does not apply to the upstream code it was written for
-        MatchError                        a rule that matched another number of times than it says
+        MatchError                        a rule that did not match as many times as it states
       StackingError        ValueError     layers that do not fit into one scan
       WeightsError         ValueError     a weights file that is damaged, of an unknown kind, or not the one asked for
       FetchError           OSError        a file that is not cached and cannot be downloaded
@@ -16,8 +16,8 @@
 
 Researchers publish what this library prints, so an error is a feature: it says WHAT happened (with the offending
 value), WHERE (site, layer, file, line), the LIKELY CAUSE and a HINT. Every error that is raised on purpose is a
-`MechjaxError` and has these four parts as attributes, so that a notebook can show them and a test can read them. Each
-class also derives from the builtin exception of the table, so `except ValueError` keeps working.
+`MechjaxError` with these four parts as attributes, so that a notebook can show them and a test can read them. Each
+class also derives from the builtin exception in the table, so `except ValueError` keeps working.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class MechjaxError(Exception):
   """Base of all errors raised on purpose.
 
   Attributes:
-    what: what happened, with the offending value.
+    what: the problem, with the offending value.
     where: site, layer, file and line; None if the call itself is the place.
-    cause: the likely cause; None if `what` says it already.
-    hint: what to do about it.
+    cause: the likely cause; None if `what` states it already.
+    hint: a way to fix the problem.
   """
 
   def __init__(
@@ -80,10 +80,10 @@ class PatchError(MechjaxError, ValueError):
 
 
 class MatchError(PatchError):
-  """A rule that matched another number of times than it says.
+  """A rule that did not match as many times as it states.
 
   Attributes:
-    matches: how many times it matched.
+    matches: number of matches.
   """
 
   def __init__(self, *args, matches: int = 0, **kwargs):
@@ -131,7 +131,7 @@ def unknown(
   """The error for a name that is not among those that are known.
 
   Args:
-    error: its class.
+    error: class of the error.
     what: the kind of thing that is named, for example 'architecture'.
     name: the name that was given.
     known: the names that exist.

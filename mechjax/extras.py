@@ -1,15 +1,15 @@
-"""Optional libraries, loaded when they are asked for.
+"""Optional libraries, imported when they are needed.
 
-Reading activations needs JAX; reading a GGUF file, drawing a picture or running somebody's model
-needs more. Those libraries sit in extras of the package, and a module that wants one calls
-`require` inside the function that uses it, so that importing mechjax stays quick and a missing
-library is one clear line instead of an ImportError from the middle of nowhere.
+Reading activations needs JAX; reading a GGUF file, drawing a picture or running an upstream model
+needs more. Those libraries are extras of the package, and a module that needs one calls `require`
+inside the function that uses it, so that importing mechjax stays quick and a missing library is
+reported in one clear line instead of by an ImportError without context.
 
-No message says to install mechjax by its name: no package index holds it, so whoever took the name there would be
-installed.
+No message says to install mechjax by its name: mechjax is not on a package index, so a package of
+another author with that name would be installed.
 
 Sharp edge: only the absence of the library itself is reported as a missing extra. A library that is
-installed and fails while importing is a different illness, and its own error comes through.
+installed and fails while importing raises its own error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def require(module: str, extra: str) -> ModuleType:
 
   Args:
     module: dotted name of the module.
-    extra: the extra of mechjax that brings it.
+    extra: the extra of mechjax that includes it.
 
   Returns:
     The module.

@@ -1,7 +1,7 @@
-"""Files that are whole or not there.
+"""Files that are complete or do not exist.
 
-A file is written beside its place, brought to the disk and renamed, so that a process that is killed leaves the old
-one or the new one and never half of either. What it may leave is the scratch file, whose name begins with a dot.
+A file is written under a scratch name in the same directory, flushed to the disk and renamed, so that a process that
+is killed leaves the old file or the new one, never a part. It may leave the scratch file, whose name begins with a dot.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-  """A file to write, which gets its name when the block ends and not if it raises."""
+  """Opens a file for writing, which gets its name when the block ends without an exception."""
   scratch = path.with_name(f'.{path.name}.{os.getpid()}')
   try:
     with scratch.open('wb') as file:
@@ -28,8 +28,8 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     scratch.unlink(missing_ok=True)
 
 
-def there(path: Path) -> bool:
-  """Whether a path exists; a name that no file system can hold (300 letters) does not."""
+def exists(path: Path) -> bool:
+  """Whether a path exists; False for a name that no file system can hold (300 letters)."""
   try:
     return path.exists()
   except OSError:
@@ -37,18 +37,18 @@ def there(path: Path) -> bool:
 
 
 def sweep(directory: Path, names: Collection[str]) -> None:
-  """Removes what processes that were killed left of files; for who alone writes these files.
+  """Removes scratch files that killed processes left; only for the sole writer of these files.
 
   Args:
-    directory: where.
-    names: of the files.
+    directory: directory of the files.
+    names: names of the files.
   """
   for scratch in directory.glob('.*'):
     if scratch.name.removeprefix('.').rpartition('.')[0] in names:
       scratch.unlink(missing_ok=True)
 
 
-def write_json(path: Path, words: Any) -> None:
-  """An object of JSON as a whole file."""
+def write_json(path: Path, value: Any) -> None:
+  """Writes a JSON value as a `whole` file."""
   with whole(path) as file:
-    file.write(json.dumps(words, indent=2, allow_nan=False).encode())
+    file.write(json.dumps(value, indent=2, allow_nan=False).encode())

@@ -1,13 +1,13 @@
-"""Fingerprints: short digests that tell weights from other weights, and a function from another function.
+"""Fingerprints: short digests that distinguish weights from other weights, and a function from another function.
 
-A result that is kept in a file has to know what it was computed from. Weights are summed up where they are, bit by
-bit, so that no array leaves its device; the sums are integers, and the same on any devices. A function is its bytecode,
-the names and constants that it uses, and the numbers, strings, arrays, containers, functions and objects that it
-closes over; a callable object is its `__call__` and its attributes.
+A result in a file has to record what it was computed from. The bits of weights are summed on their devices, so that no
+array is copied to the host; the sums are integers, and the same on any devices. The fingerprint of a function covers
+its bytecode, the names and constants that it uses, and the numbers, strings, arrays, containers, functions and objects
+that it closes over; that of a callable object covers its `__call__` and its attributes.
 
-Sharp edges: bytecode belongs to one Python version, so that a user's function has another fingerprint under the next
-one; functions of mechjax, and objects of mechjax, JAX and NumPy that are no arrays, go by their names. What a function
-finds in its module (globals) is not looked into.
+Sharp edges: bytecode depends on the Python version, so a user's function has another fingerprint under another version;
+functions of mechjax, and objects of mechjax, JAX and NumPy other than arrays, are identified by name. Values that a
+function reads from its module (globals) are not included.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ import numpy as np
 
 
 def of_weights(params: Any) -> str:
-  """What tells these parameters from all others, 16 hexadecimal digits; the same on any devices."""
+  """Fingerprint of parameters, 16 hexadecimal digits; the same on any devices."""
   leaves = jax.tree_util.tree_leaves_with_path(params)
   sums = jax.device_get(_sums_of_bits([leaf for _, leaf in leaves]))
-  words = [(jax.tree_util.keystr(path), np.shape(x), str(x.dtype)) for path, x in leaves]
-  return hashlib.sha256(repr((words, [s.tolist() for s in sums])).encode()).hexdigest()[:16]
+  metadata = [(jax.tree_util.keystr(path), np.shape(x), str(x.dtype)) for path, x in leaves]
+  return hashlib.sha256(repr((metadata, [s.tolist() for s in sums])).encode()).hexdigest()[:16]
 
 
 def of_code(*functions: Callable) -> str:
-  """What tells these functions from others, 16 hexadecimal digits."""
-  return hashlib.sha256(repr([_told(f, ()) for f in functions]).encode()).hexdigest()[:16]
+  """Fingerprint of functions, 16 hexadecimal digits."""
+  return hashlib.sha256(repr([_describe(f, ()) for f in functions]).encode()).hexdigest()[:16]
 
 
 @jax.jit
 def _sums_of_bits(leaves: list[jax.Array]) -> list[jax.Array]:
-  """Of each array the sum of its bits as integers, plain and weighted by place, modulo 2**32: uint32 [2]."""
+  """Sums of the bits of each array as integers, plain and weighted by place, modulo 2**32: uint32 [2]."""
 
   def sums(x: jax.Array) -> jax.Array:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -55,42 +55,42 @@ def _sums_of_bits(leaves: list[jax.Array]) -> list[jax.Array]:
   return [sums(x) for x in leaves]
 
 
-def _told(x: Any, seen: tuple[int, ...]) -> Any:
-  """What is told of a function or of what it closes over, free of addresses; `seen` ends circles."""
+def _describe(x: Any, seen: tuple[int, ...]) -> Any:
+  """Description of a function or of a value that it closes over, without addresses; `seen` ends cycles."""
   if id(x) in seen:
     return 'again'
-  tell = functools.partial(_told, seen=(*seen, id(x)))
+  describe = functools.partial(_describe, seen=(*seen, id(x)))
   if isinstance(x, str | bytes | int | float | complex | None):
     return repr(x)
   if isinstance(x, tuple | list):
-    return [tell(item) for item in x]
+    return [describe(item) for item in x]
   if isinstance(x, frozenset | set):
-    return sorted(repr(tell(item)) for item in x)
+    return sorted(repr(describe(item)) for item in x)
   if isinstance(x, dict):
-    return [(tell(key), tell(item)) for key, item in x.items()]
+    return [(describe(key), describe(item)) for key, item in x.items()]
   if isinstance(x, types.CodeType):
-    return x.co_code, x.co_names, tell(x.co_consts)
+    return x.co_code, x.co_names, describe(x.co_consts)
   if isinstance(x, functools.partial):
-    return tell(x.func), tell(x.args), tell(sorted(x.keywords.items()))
+    return describe(x.func), describe(x.args), describe(sorted(x.keywords.items()))
   if isinstance(x, types.MethodType):
-    return tell(x.__func__), tell(x.__self__)
+    return describe(x.__func__), describe(x.__self__)
   if isinstance(x, types.FunctionType) and _is_users(x):
-    cells = [tell(cell) for cell in _contents(x)]
+    cells = [describe(cell) for cell in _contents(x)]
     return (
-      tell(x.__code__),
+      describe(x.__code__),
       cells,
-      tell(x.__defaults__),
-      tell(sorted((x.__kwdefaults__ or {}).items())),
+      describe(x.__defaults__),
+      describe(sorted((x.__kwdefaults__ or {}).items())),
     )
   if isinstance(x, np.ndarray | np.generic | jax.Array) and not isinstance(x, jax.core.Tracer):
     return x.shape, str(x.dtype), hashlib.sha256(np.asarray(x).tobytes()).hexdigest()
-  wrapped = getattr(x, '__wrapped__', None)  # what jax.jit and functools.wraps leave
+  wrapped = getattr(x, '__wrapped__', None)  # set by jax.jit and functools.wraps
   kind = x if hasattr(x, '__qualname__') else type(x)
   held = None
   if kind is not x and _is_users(kind):
     calls = [vars(base)['__call__'] for base in kind.__mro__ if '__call__' in vars(base)]
     held = calls[:1], dict(getattr(x, '__dict__', {}))
-  return kind.__module__, kind.__qualname__, tell(wrapped), tell(held)
+  return kind.__module__, kind.__qualname__, describe(wrapped), describe(held)
 
 
 def _is_users(x: Any) -> bool:
@@ -104,7 +104,7 @@ def _is_users(x: Any) -> bool:
 
 
 def _contents(function: types.FunctionType) -> list[Any]:
-  """What the function closes over; a cell that is still empty has nothing to tell."""
+  """Values that the function closes over; None for a cell that is still empty."""
   found = []
   for cell in function.__closure__ or ():
     try:

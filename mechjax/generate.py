@@ -1,34 +1,34 @@
-"""Generation: one token after the other, with everything that a harvest can read or change.
+"""Generation: one token after the other, with all reads and interventions of a harvest.
 
-What a model does over many steps is what one asks about in the end: does steering change the text, when does a
-feature fire, does a head that was knocked out in one forward pass matter for the answer. So an intervention written
-for one pass works here unchanged:
+Many questions are about the behaviour of a model over several steps: does steering change the text, when does a
+feature fire, does a head that was ablated in one forward pass matter for the answer. So an intervention written for
+one pass works in a generation unchanged:
 
     edit = {'resid_post.7': lambda x: x + direction}
     logits = harvest.plant(forward)(edit, params, tokens)                  one pass
     out = generate(model, params, prompts, 40, plants=edit, sites='mlp_post.7')
 
-The promise, for greedy choices: token i of a row is `argmax(plant(forward)(edit, params, text)[:, -1])`, where `text`
-is the row's prompt and its tokens before i, without any padding; if all prompts have one length, the rows together.
+The guarantee, for greedy choices: token i of a row is `argmax(plant(forward)(edit, params, text)[:, -1])`, where `text`
+is the row's prompt and its tokens before i, without padding; if all prompts have one length, all rows together.
 
 A function that is proven to act on each position by itself (`positionwise`) is run with a cache: the prompts in one
-pass and every further token in a step of width 1. With any other, such as `x.at[:, 3].set(v)`, `x - x.mean(1)` or
-anything at 'k', 'v', 'attn_scores' and 'attn_probs', every step is a pass over the whole text so far, and the function
-sees exactly its columns (`columns`). For SmolLM2-135M on two cores such a step takes 1.9 times the processor time of
-one with the cache while the text has up to 16 tokens, and grows with the text as a pass does.
+pass and every further token in a step of width 1. With any other function, such as `x.at[:, 3].set(v)`, `x - x.mean(1)`
+or a function at 'k', 'v', 'attn_scores' and 'attn_probs', every step is a pass over the whole text so far, and the
+function sees exactly its columns (`columns`). For SmolLM2-135M on two cores such a step takes 1.9 times the processor
+time of one with the cache for texts of up to 16 tokens, and grows with the text as a pass does.
 
 Programs are compiled once for a bucket of lengths and a choice of plants and sites; arrays that a function closes over
 are arguments. Prompts of different lengths are aligned on the right in `Generation.prompt_mask` and in what is read, so
 that `value[:, -1]` is the last token of every row.
 
-It takes functions and arrays: whose model it is, `Model` does not say.
+`Model` consists of functions, and params are arrays: generation does not depend on the library of the model.
 
 Letters: B prompts, T columns of the longest prompt, V vocabulary, n tokens generated.
 
 Sharp edges:
   - Where prompts differ in length, a function must be proven to keep rows apart, because they have no common columns.
-  - A plant given as an array fits texts of one length, which is to say one token.
-  - A function is staged for every length of text that occurs, a millisecond or so each.
+  - A plant that is an array fits texts of one length, so only one token can be generated with it.
+  - A function is staged for every length of text that occurs, about a millisecond each.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ SMALLEST_BUCKET = 16
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """What can generate.
+  """A model that can generate.
 
   Attributes:
     step: pure function (params, tokens int [B, T], mask bool [B, T], cache) -> (logits [B, T, V], cache); a token
-      whose mask is False is padding, which nothing sees.
+      whose mask is False is padding, which has no influence on other positions.
     new_cache: (number of rows, number of slots) -> an empty cache.
   """
 
@@ -76,15 +76,15 @@ def _is_number(x: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How a token is chosen from logits.
+  """Settings of the choice of a token from logits.
 
   Attributes:
-    temperature: by which logits are divided; 0 takes the most likely token.
-    top_k: only the k most likely tokens (more where some are equally likely); None for all.
+    temperature: divisor of the logits; 0 takes the most likely token.
+    top_k: only the k most likely tokens (more if some are equally likely); None for all.
     top_p: only the most likely tokens that together have this probability, at least one; None for all.
 
   Raises:
-    MechjaxError: for a value that has no meaning.
+    MechjaxError: a value is out of range.
   """
 
   temperature: float = 0.0
@@ -106,15 +106,15 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-  """What was generated.
+  """Result of a generation.
 
   Attributes:
-    tokens: int32 [B, n]; `pad` behind a stop token.
-    lengths: tokens of each row, its stop token included, int [B].
+    tokens: generated tokens, int32 [B, n]; `pad` after a stop token.
+    lengths: number of generated tokens of each row, its stop token included, int [B].
     prompt_mask: which columns of the prompts, aligned on the right, are tokens and not padding, bool [B, T].
-    reads: what `sites` asked for: of the prompts, [B, T, …], then of each token, [B, 1, …], n in all. The values of
-      step i are those that chose tokens[:, i]. Axes of keys have the tokens of the text so far. Where prompts differ in
-      length, what lies before the shorter ones is NaN.
+    reads: values of `sites`: of the prompts, [B, T, …], then of each token, [B, 1, …], n in all. The values of step i
+      are those from which tokens[:, i] was chosen. Axes of keys have the tokens of the text so far. Where prompts
+      differ in length, the columns before the shorter ones are NaN.
   """
 
   tokens: np.ndarray
@@ -140,36 +140,36 @@ def generate(
   """Continues prompts.
 
   Args:
-    model: see `Model`; its functions are the keys under which compiled programs are kept.
+    model: the model; its functions are the keys of the cache of compiled programs.
     params: the first argument of `model.step`.
     prompts: token ids, one sequence for each row, of any lengths but 0.
-    n_tokens: how many tokens to generate at most.
-    sampling: how tokens are chosen.
+    n_tokens: maximum number of tokens to generate.
+    sampling: settings of the choice of tokens.
     stop: ids of tokens after which a row is finished; generation ends when all rows are.
-    pad: what stands in the result behind a stop token.
-    seed: of the sampling. A row's choices depend on the seed, the row's number and the step alone.
-    plants: interventions, as for `harvest.plant`, made at every step; functions see whole texts, as said above.
-    sites: what to read at every step, as for `harvest.reap`; nothing by default.
+    pad: token id in the result after a stop token.
+    seed: seed of the sampling. A row's choices depend only on the seed, the row's number and the step.
+    plants: interventions, as for `harvest.plant`, made at every step; functions see whole texts, as described above.
+    sites: sites to read at every step, as for `harvest.reap`; none by default.
     progress: whether to show a progress bar (needs tqdm).
 
   Returns:
-    The tokens, and what was read.
+    The tokens and the reads.
 
   Raises:
-    MechjaxError: an empty prompt, something else than ids, or logits that are not numbers, as behind the last learned
+    MechjaxError: an empty prompt, a prompt that is not made of ids, or NaN logits, for example after the last learned
       position.
-    SiteError, HarvestError: a plant or a site that does not fit the model; prompts of different length and a function
-      that may mix rows, or an array; an array and more than one token.
+    SiteError, HarvestError: a plant or a site that does not fit the model; prompts of different length with a function
+      that may mix rows, or with an array; an array with more than one token.
     MissingExtraError: `progress` without tqdm.
   """
-  rows = _rows(prompts)
+  rows = _check_prompts(prompts)
   if not _is_integer(n_tokens) or n_tokens < 1:
-    raise errors.MechjaxError(f'n_tokens={n_tokens!r}; an integer of at least 1 is wanted')
+    raise errors.MechjaxError(f'n_tokens={n_tokens!r}; expected an integer of at least 1')
   if not _is_integer(pad) or not 0 <= pad < 2**31:
-    raise errors.MechjaxError(f'pad={pad!r}; a token id is wanted')
+    raise errors.MechjaxError(f'pad={pad!r}; expected a token id')
   stop = _stop_ids(stop)
   plan = _plan(model, params, rows, n_tokens, plants or {}, sites)
-  steps = (_in_passes if plan.whole else _in_steps)(model, params, rows, n_tokens, plan)
+  steps = (_run_passes if plan.whole else _run_steps)(model, params, rows, n_tokens, plan)
   B, token_B = len(rows), None
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(B))
   chosen, reads, running = [], [], np.ones(B, bool)
@@ -185,27 +185,27 @@ def generate(
         if not running.any():
           break
   found = np.stack([np.asarray(t) for t in chosen], axis=1)
-  _refuse_nan(found)
-  _, mask_BxT = _aligned(rows, max(map(len, rows)))
-  return Generation(*_ended(found, stop, pad), mask_BxT, reads)
+  _check_not_nan(found)
+  _, mask_BxT = _align(rows, max(map(len, rows)))
+  return Generation(*_pad_after_stop(found, stop, pad), mask_BxT, reads)
 
 
 # --- prompts and results ------------------------------------------------------------------------------------
 
 
-def _rows(prompts: Sequence[Sequence[int]] | np.ndarray) -> list[np.ndarray]:
+def _check_prompts(prompts: Sequence[Sequence[int]] | np.ndarray) -> list[np.ndarray]:
   rows = [np.asarray(prompt) for prompt in prompts]
   if not rows or any(row.ndim != 1 or not row.size or row.dtype.kind not in 'iu' for row in rows):
     raise errors.MechjaxError(
       f'prompts of shapes {[row.shape for row in rows]} and dtypes {sorted({str(r.dtype) for r in rows})}; '
-      'each is a sequence of at least one token id',
-      hint='[[1, 2, 3]] is one prompt; a model without a start token cannot begin with nothing',
+      'each must be a sequence of at least one token id',
+      hint='[[1, 2, 3]] is one prompt; a model without a start token cannot continue an empty text',
     )
   return rows
 
 
-def _aligned(rows: Sequence[np.ndarray], T: int) -> tuple[np.ndarray, np.ndarray]:
-  """Prompts aligned on the right in T columns, and which columns are tokens."""
+def _align(rows: Sequence[np.ndarray], T: int) -> tuple[np.ndarray, np.ndarray]:
+  """Aligns prompts on the right in T columns; returns the tokens, and a mask of the columns that are tokens."""
   tokens, mask = np.zeros((len(rows), T), np.int32), np.zeros((len(rows), T), bool)
   for row, onto, where in zip(rows, tokens, mask):
     onto[T - row.size :], where[T - row.size :] = row, True
@@ -216,7 +216,7 @@ def _stop_ids(stop: int | Collection[int]) -> tuple[int, ...]:
   ids = np.atleast_1d(np.asarray(list(stop) if isinstance(stop, set | frozenset) else stop))
   if ids.size and (ids.ndim != 1 or ids.dtype.kind not in 'iu' or ids.min() < 0):
     raise errors.MechjaxError(
-      f'stop={stop!r:.100}; token ids are wanted',
+      f'stop={stop!r:.100}; expected token ids',
       hint='tokenizer.token(text) is the id of a text of one token; model.generate takes such texts',
     )
   return tuple(ids.tolist())
@@ -229,21 +229,23 @@ def _bucket(n: int) -> int:
   return size
 
 
-def _ended(tokens: np.ndarray, stop: Collection[int], pad: int) -> tuple[np.ndarray, np.ndarray]:
-  """Tokens with padding behind the first stop token of each row, and how many there are before."""
+def _pad_after_stop(
+  tokens: np.ndarray, stop: Collection[int], pad: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Pads after the first stop token of each row; returns the tokens and their number, the stop token included."""
   stops = np.isin(tokens, list(stop)).astype(int)
   kept: np.ndarray = np.cumsum(stops, axis=1) - stops == 0  # no stop token strictly before
   return np.where(kept, tokens, pad).astype(np.int32), kept.sum(axis=1)
 
 
-def _refuse_nan(tokens: np.ndarray) -> None:
-  """`_choose` gives -1 where the logits were not numbers."""
+def _check_not_nan(tokens: np.ndarray) -> None:
+  """Checks for -1, which `_choose` returns where logits are NaN."""
   if (tokens < 0).any():
     row, at = np.argwhere(tokens < 0)[0]
     raise errors.MechjaxError(
-      f'the logits of generated token {at} of row {row} are not numbers',
-      cause='prompt and generated tokens are more than the learned positions of the model, a prompt '
-      'has a token that the model has not, or an intervention overflowed',
+      f'the logits of generated token {at} of row {row} are NaN',
+      cause='the text is longer than the learned positions of the model, a prompt has a token outside of '
+      'the vocabulary, or an intervention overflowed',
     )
 
 
@@ -256,18 +258,18 @@ def _bar(total: int, wanted: bool) -> Iterator[Callable[[], Any]]:
     yield bar.update
 
 
-# --- which way to run ---------------------------------------------------------------------------------------
+# --- planning -----------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-  """How a generation runs.
+  """Execution plan of a generation.
 
   Attributes:
-    plants: resolved (`columns.resolve`).
-    sites: patterns of what is read.
+    plants: resolved plants (`columns.resolve`).
+    sites: patterns of the sites that are read.
     whole: whether every step is a pass over whole texts.
-    exact: whether passes are exactly as long as the text, for arrays that are planted.
+    exact: whether passes are exactly as long as the text, as planted arrays require.
   """
 
   plants: dict[str, Any]
@@ -289,7 +291,7 @@ def _plan(
     return _Plan({}, (), whole=False, exact=False)
   sizes = [len(row) for row in rows]
   T = _bucket(max(sizes))
-  tokens, mask = (jnp.asarray(x) for x in _aligned(rows, T))
+  tokens, mask = (jnp.asarray(x) for x in _align(rows, T))
   cache = jax.eval_shape(lambda: model.new_cache(len(rows), T))
   infos = harvest.sites_of(model.step, params, tokens, mask, cache)
   chosen = {*sites_lib.select([*patterns, *map(str, plants)], [i.site for i in infos])}
@@ -301,7 +303,7 @@ def _plan(
   _check_lengths(functions, arrays, sizes, n_tokens, lengths)
   for function in functions.values():
     for width in lengths:
-      function.program(width)  # its own errors come before anything runs
+      function.stage(width)  # its own errors come before anything runs
   stepwise = all(f.acts_on_each_position([*lengths, T, 1]) for f in functions.values())
   return _Plan(resolved, patterns, whole=bool(arrays) or not stepwise, exact=bool(arrays))
 
@@ -315,7 +317,7 @@ def _check_lengths(
 ) -> None:
   if arrays and n_tokens > 1:
     raise errors.HarvestError(
-      f'an array is planted at {arrays[0]!r} and {n_tokens} tokens are wanted',
+      f'an array is planted at {arrays[0]!r}, and n_tokens={n_tokens}',
       cause='an array fits texts of one length, and every token makes the text longer',
       hint='plant a function of the value, or generate one token',
     )
@@ -324,8 +326,7 @@ def _check_lengths(
   mixing = [k for k, f in functions.items() if not f.keeps_rows_apart(lengths)]
   if arrays or mixing:
     raise errors.HarvestError(
-      f'prompts of {min(sizes)} to {max(sizes)} tokens, and what is planted at {[*arrays, *mixing][0]!r} may take '
-      'one row to another',
+      f'prompts of {min(sizes)} to {max(sizes)} tokens, and the plant at {[*arrays, *mixing][0]!r} may mix rows',
       cause='rows of different length have no common columns; a function must be proven to keep rows apart',
       hint='generate from prompts of one length at a time',
     )
@@ -334,19 +335,19 @@ def _check_lengths(
 # --- running ------------------------------------------------------------------------------------------------
 
 _Steps = Generator[tuple[jax.Array, harvest.Activations], Any, None]
-"""Logits [B, V] and reads of each step; the tokens that were chosen, int [B], are sent."""
+"""Yields logits [B, V] and reads of each step; receives the chosen tokens, int [B]."""
 
 
-def _in_steps(
+def _run_steps(
   model: Model, params: Any, rows: Sequence[np.ndarray], n_tokens: int, plan: _Plan
 ) -> _Steps:
-  """With a cache: the prompts, then token by token."""
+  """Runs with a cache: the prompts, then token by token."""
   size_B = np.array([len(row) for row in rows])
-  longest, T = int(size_B.max()), _bucket(size_B.max())
-  tokens, mask = (jnp.asarray(x) for x in _aligned(rows, T))
+  max_size, T = int(size_B.max()), _bucket(size_B.max())
+  tokens, mask = (jnp.asarray(x) for x in _align(rows, T))
   cache = model.new_cache(len(rows), _bucket(T + n_tokens))
-  data, static, structure = split_static(columns.staged(plan.plants, [T, 1]))
-  queries, one = Extent(T - size_B, np.full_like(size_B, T), longest), np.ones_like(size_B)
+  data, static, structure = split_static(columns.stage(plan.plants, [T, 1]))
+  queries, one = Extent(T - size_B, np.full_like(size_B, T), max_size), np.ones_like(size_B)
   for i in range(n_tokens):
     logits, cache, acts = _advance(
       data,
@@ -359,21 +360,21 @@ def _in_steps(
       structure=structure,
       sites=plan.sites,
     )
-    keys = Extent(T - size_B, np.full_like(size_B, T + i), longest + i)
+    keys = Extent(T - size_B, np.full_like(size_B, T + i), max_size + i)
     token_B = yield logits, columns.real_columns(acts, queries, keys)
     tokens, mask = token_B[:, None], jnp.ones((len(rows), 1), bool)
     queries = Extent(0 * one, one, 1)
 
 
-def _in_passes(
+def _run_passes(
   model: Model, params: Any, rows: Sequence[np.ndarray], n_tokens: int, plan: _Plan
 ) -> _Steps:
-  """Without: all texts so far, padded on the right, at every step."""
+  """Runs without a cache: all texts so far, padded on the right, at every step."""
   B, size_B = len(rows), np.array([len(row) for row in rows])
   ids = np.zeros((B, _bucket(size_B.max() + n_tokens)), np.int32)
   for row, onto in zip(rows, ids):
     onto[: row.size] = row
-  texts, staged = jnp.asarray(ids), functools.cache(functools.partial(_staged, plan))
+  texts, staged = jnp.asarray(ids), functools.cache(functools.partial(_stage, plan))
   for i in range(n_tokens):
     n = int(size_B.max())
     W, min_length = (n, n) if plan.exact else (_bucket(n), _shortest_bucket(int(size_B.min())))
@@ -397,8 +398,8 @@ def _in_passes(
     size_B = size_B + 1
 
 
-def _staged(plan: _Plan, min_length: int, max_length: int) -> tuple[list[Any], tuple, Any]:
-  return split_static(columns.staged(plan.plants, range(min_length, max_length + 1)))
+def _stage(plan: _Plan, min_length: int, max_length: int) -> tuple[list[Any], tuple, Any]:
+  return split_static(columns.stage(plan.plants, range(min_length, max_length + 1)))
 
 
 def _shortest_bucket(n: int) -> int:
@@ -425,52 +426,52 @@ def _advance(
   min_length: int | None = None,
   alike: bool = True,
 ) -> tuple[jax.Array, Any, Any]:
-  """The logits at the last token of each row, [B, V], the cache, and what was read.
+  """Runs one step; returns the logits at the last token of each row, [B, V], the cache, and the reads.
 
-  Without `min_length` rows are aligned on the right, and functions act on each position by itself. Else they are
-  aligned on the left, none has fewer tokens, and functions see texts.
+  Without `min_length` rows are aligned on the right, and functions act on each position by itself. Otherwise rows are
+  aligned on the left and have at least `min_length` tokens, and functions see texts.
   """
   plants = join_static(data, static, structure)
   if min_length is None:
-    make = functools.partial(columns.at_tokens, mask_BxT)
+    make = functools.partial(columns.map_tokens, mask_BxT)
   else:
     length_B = mask_BxT.sum(1, dtype=jnp.int32)
-    make = functools.partial(columns.at_texts, length_B, min_length, alike)
-  # A function of its own, so that what is kept for it, with functions of this trace, goes with it.
+    make = functools.partial(columns.map_texts, length_B, min_length, alike)
+  # A new function object, so that its cache entries, which hold functions of this trace, are dropped with it.
   fresh = lambda *args: step(*args)  # noqa: E731
-  harvested = harvest.harvest(fresh, sites=sites) if plants or sites else _unharvested(step)
+  harvested = harvest.harvest(fresh, sites=sites) if plants or sites else _without_harvest(step)
   args = (columns.with_functions(plants, make), params, tokens_BxT, mask_BxT, cache)
   (logits, cache), acts = harvested(*args)
   last = logits[:, -1] if min_length is None else logits[jnp.arange(len(logits)), length_B - 1]
   return last, cache, acts
 
 
-def _unharvested(step: Callable) -> Callable:
+def _without_harvest(step: Callable) -> Callable:
   return lambda plants, *args: (step(*args), harvest.Activations([], []))
 
 
 @functools.partial(jax.jit, static_argnames=('sampling',))
 def _choose(logits_BxV: jax.Array, keys: jax.Array, i: int, sampling: Sampling) -> jax.Array:
-  """The next token of each row, int32 [B]; -1 where a logit is not a number."""
+  """Chooses the next token of each row, int32 [B]; -1 where a logit is NaN."""
   if sampling.temperature == 0:
     token_B = logits_BxV.argmax(-1)
   else:
-    kept_BxV = restricted(logits_BxV.astype(jnp.float32) / sampling.temperature, sampling)
+    kept_BxV = restrict(logits_BxV.astype(jnp.float32) / sampling.temperature, sampling)
     key_B = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
     token_B = jax.vmap(jax.random.categorical)(key_B, kept_BxV)
   return jnp.where(jnp.isnan(logits_BxV).any(-1), -1, token_B.astype(jnp.int32))
 
 
-def restricted(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
-  """Logits, float32 [B, V], with -inf at tokens that top_k and then top_p exclude."""
+def restrict(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
+  """Sets logits, float32 [B, V], to -inf at tokens that top_k and then top_p exclude."""
   if sampling.top_k is not None:
     k = min(sampling.top_k, logits_BxV.shape[-1])
-    least_Bx1 = jax.lax.top_k(logits_BxV, k)[0][:, -1:]
-    logits_BxV = jnp.where(logits_BxV < least_Bx1, -jnp.inf, logits_BxV)
+    threshold_Bx1 = jax.lax.top_k(logits_BxV, k)[0][:, -1:]
+    logits_BxV = jnp.where(logits_BxV < threshold_Bx1, -jnp.inf, logits_BxV)
   if sampling.top_p is not None:
     sorted_BxV = jnp.sort(logits_BxV, axis=-1, descending=True)
     probs_BxV = jax.nn.softmax(sorted_BxV)
     needed_BxV = jnp.cumsum(probs_BxV, axis=-1) - probs_BxV < sampling.top_p
-    least_Bx1 = jnp.min(jnp.where(needed_BxV, sorted_BxV, jnp.inf), axis=-1, keepdims=True)
-    logits_BxV = jnp.where(logits_BxV < least_Bx1, -jnp.inf, logits_BxV)
+    threshold_Bx1 = jnp.min(jnp.where(needed_BxV, sorted_BxV, jnp.inf), axis=-1, keepdims=True)
+    logits_BxV = jnp.where(logits_BxV < threshold_Bx1, -jnp.inf, logits_BxV)
   return logits_BxV

@@ -1,9 +1,9 @@
 """Loops over the inside of a function: `yield_` from any depth, driven as an ordinary generator.
 
-Why. `for layer, name, value in run` puts the researcher's code between two lines of somebody else's
+Why. `for layer, name, value in run` puts the researcher's code between two lines of an upstream
 model. Python's own `yield` cannot do that: it suspends one frame, and between the model and the
-loop lie dozens that never heard of us (modules, decorators, `jax.jit`, C++). A greenlet suspends
-the whole stack at once, so a greenlet with a generator's manners is all we need:
+loop lie dozens of frames of other code (modules, decorators, `jax.jit`, C++). A greenlet suspends
+the whole stack at once, so a greenlet with the interface of a generator is enough:
 
     def model(x):
       hidden = jnp.sin(x)
@@ -15,37 +15,36 @@ the whole stack at once, so a greenlet with a generator's manners is all we need
     result = loop.value
 
 How. `_drive` is a real generator that steps one greenlet. `next`, `send`, `throw`, `close`,
-"already executing", PEP 479 and the closing of what is dropped are thereby Python's own, not an
-imitation. On top of that comes what greenlets and JAX ask for:
+"already executing", PEP 479 and the closing of dropped generators are therefore Python's own, not
+an imitation. Greenlets and JAX require the following in addition:
 
 - State. JAX's trace, its settings and flax's module stacks belong to the thread. At a yield the loop
   keeps JAX's trace (and mesh, axes and names), because it has to compute with the function's tracers,
   but none of the settings that the function has made (`jax.default_matmul_precision`, `jax.disable_jit`
-  …): they are in force exactly while its own frames run. When it stops for good, the loop gets back
-  the state it had, even if it has meanwhile left the trace by an exception and drops the generator late.
+  …): they are in force exactly while its own frames run. When it ends, the loop gets back the state
+  that it had, even if it has meanwhile left the trace by an exception and drops the generator late.
 - Order. Other contexts of the function stay open while the loop's body runs, and must be left in the
   reverse of the order in which they were entered. So a generator is stepped and closed only in the
-  greenlet that touched it first, only while no generator started there later is suspended, and stepped
-  only under the trace in which it stands. Nested loops obey this by themselves; `zip` of two does not,
-  and is a `RunError`. The body of an inner loop may yield outward: the inner generator cannot be
-  resumed before the outer one was. A generator closes its children before it returns.
+  greenlet that first used it, only while no generator started there later is suspended, and stepped
+  only under the trace in which it is suspended. Nested loops obey this by themselves; `zip` of two
+  does not, and is a `RunError`. The body of an inner loop may yield to the outer one: the inner
+  generator cannot be resumed before the outer one is. A generator closes its children before it returns.
 - Leaving. `for` gets a handle of its own from `iter`. Break, return, any exception and Ctrl-C drop
-  it, which closes the generator right there, although the loop has a name. What is dropped out of
-  turn is closed as soon as the later generators have ended.
+  it, which closes the generator right there, even if a variable names it. A generator that is dropped
+  while later ones are suspended is closed as soon as those have ended.
 - References. Values pass through a slot that is emptied when they are taken, so no frame between
   sender and receiver keeps them alive: `jax.checking_leaks()` counts references.
-- `contextvars`. The function runs in a copy of the context in which the generator was first
-  touched.
-- `local_context` does for any context what is done for JAX's settings: left at each yield, entered
-  again after.
+- `contextvars`. The function runs in a copy of the context in which the generator was first used.
+- `local_context` treats any context as JAX's settings are treated: it is left at each yield and
+  entered again afterwards.
 
 Sharp edges. Without `for`, write `with contextlib.closing(generator)`: a traceback keeps a named
 generator alive, hence suspended, and the mesh and axis names of the function in force, until the
-exception is dropped. One that is dropped in a reference cycle is closed when the collector finds it; in
-the middle of a trace that began after the yield, that trace goes on unharmed, but returns to the
-function's. The loop variable outlives the last step: if it is a tracer of a trace that
+exception is dropped. A generator that is dropped in a reference cycle is closed when the collector
+finds it; if that happens during a trace that began after the yield, that trace continues correctly, but
+returns to the function's. The loop variable outlives the last step: if it is a tracer of a trace that
 ends inside the function (a `jit` or `scan` there), the leak checker complains, rightly, unless the
-body ends in `del value`. And JAX caches what it traced: a function jitted inside yields the first
+body ends in `del value`. JAX caches what it has traced: a function jitted inside yields the first
 time only.
 """
 
@@ -72,13 +71,13 @@ R = TypeVar('R')
 
 
 class GreenletGenerator(Generator[Y, S, R]):
-  """A function run in a greenlet of its own, as a generator of what it gives to `yield_`.
+  """A function run in a greenlet of its own, as a generator of the values that it passes to `yield_`.
 
-  `next`, `send`, `throw` and `close` do what they do for a generator written with `yield`. Unlike
-  that it is closed when a `for` loop over it is left, and it knows `reply` and `value`.
+  `next`, `send`, `throw` and `close` behave as for a generator written with `yield`. Unlike such a
+  generator it is closed when a `for` loop over it is left, and it has a `reply` and a `value`.
 
   Args:
-    fn: called with the other arguments at the first step.
+    fn: the function, called with the other arguments at the first step.
   """
 
   _child: _Child | None = None
@@ -95,10 +94,10 @@ class GreenletGenerator(Generator[Y, S, R]):
     """Resumes the function, in which `yield_` returns `value` (or the reply, if `value` is None).
 
     Returns:
-      what the function yields next.
+      The next value that the function yields.
     Raises:
-      StopIteration: the function has returned; carries what it returned.
-      RunError: this is not the place or not the time to step this generator.
+      StopIteration: the function has returned; carries the returned value.
+      RunError: the generator cannot be stepped here (another thread, greenlet or trace) or now (a later one is open).
     """
     child = self._touch()
     child.check_trace(self._name)
@@ -107,13 +106,13 @@ class GreenletGenerator(Generator[Y, S, R]):
     return child.steps.send(value)
 
   def throw(self, *exception: Any) -> Y:  # type: ignore[override]
-    """Raises `exception` where the function is suspended; otherwise as `send`."""
+    """Raises `exception` where the function is suspended; otherwise like `send`."""
     child = self._touch()
     child.check_trace(self._name)
     return child.steps.throw(*exception)
 
   def close(self) -> Any:
-    """Raises GeneratorExit where the function is suspended, so that its contexts are left."""
+    """Raises GeneratorExit where the function is suspended, so that it leaves its contexts."""
     return self._touch().steps.close()
 
   @property
@@ -123,10 +122,10 @@ class GreenletGenerator(Generator[Y, S, R]):
 
   @property
   def value(self) -> R:
-    """What the function returned.
+    """The value that the function returned.
 
     Raises:
-      RunError: it did not return, or not yet.
+      RunError: the function has not returned.
     """
     if self._child is None or not self._child.returned:
       raise RunError(
@@ -139,38 +138,38 @@ class GreenletGenerator(Generator[Y, S, R]):
 
   @property
   def reply(self) -> Any:
-    """What the `yield_` at which the function stands will return, unless `send` says otherwise."""
-    return self._suspended().mail
+    """The value that the current `yield_` will return, unless `send` passes another."""
+    return self._get_suspended().mail
 
   @reply.setter
   def reply(self, value: Any) -> None:
-    self._suspended().mail = value
+    self._get_suspended().mail = value
 
   def __repr__(self) -> str:
     state = 'GEN_CREATED' if self._child is None else inspect.getgeneratorstate(self._child.steps)
     return f'<GreenletGenerator {self._name}: {state[4:].lower()}>'
 
   def _abandon(self) -> None:
-    """Closes the child now if it is its turn; otherwise its siblings will when it is."""
+    """Closes the child now if it is the latest of its siblings; otherwise when the later ones have ended."""
     child = self._child
     if child is not None and child.steps.gi_suspended and not sys.is_finalizing():
       child.abandoned = True
       if child.parent is greenlet.getcurrent():
-        _settle(child.siblings)
+        _close_abandoned(child.siblings)
 
   __del__ = _abandon
 
   def _touch(self) -> _Child:
-    """The child, born at the first touch; the caller is the one to drive it and it is its turn."""
+    """The child, made at first use; checks that the caller drives it and that it is the latest of its siblings."""
     if self._child is None:
       self._child = _Child(self.__dict__.pop('_call'))
-    self._child.check_turn(self._name)
+    self._child.check_order(self._name)
     return self._child
 
-  def _suspended(self) -> _Child:
+  def _get_suspended(self) -> _Child:
     if self._child is None or not self._child.steps.gi_suspended:
       raise RunError(
-        'nobody waits for a reply: the function is not suspended at a yield',
+        'a reply was read or set while the function is not suspended at a yield',
         where=self._name,
         hint='set `reply` inside the body of the loop',
       )
@@ -178,7 +177,7 @@ class GreenletGenerator(Generator[Y, S, R]):
 
 
 class _LoopHandle(GreenletGenerator):
-  """A second handle on a child, held by nothing but a `for` statement."""
+  """A second handle on a child, held only by a `for` statement."""
 
   def __init__(self, owner: GreenletGenerator):
     self._owner, self._name = owner, owner._name
@@ -201,7 +200,7 @@ class _LoopHandle(GreenletGenerator):
 
 
 def generator(fn: Callable[P, R]) -> Callable[P, GreenletGenerator[Any, Any, R]]:
-  """Decorates a function that calls `yield_`, itself or below: calling it gives a generator."""
+  """Decorates a function that calls `yield_`, directly or at any depth: calling it gives a generator."""
 
   @functools.wraps(fn)
   def start(*args: P.args, **kwargs: P.kwargs) -> GreenletGenerator[Any, Any, R]:
@@ -214,22 +213,22 @@ def yield_(value: Any) -> Any:
   """Yields `value` to the loop over the innermost `GreenletGenerator` running in this thread.
 
   Args:
-    value: anything; nothing here refers to it any more when the loop has it.
+    value: any object; this module keeps no reference to it once the loop has it.
   Returns:
-    what was sent, or set as `reply`; None if nothing was. What was thrown in is raised.
+    The value that was sent or set as `reply`, None by default. An exception that was thrown in is raised.
   Raises:
     RunError: no such loop drives the caller.
   """
   child = greenlet.getcurrent()
   if not isinstance(child, _Child):
     raise RunError(
-      f'yield_ of a {type(value).__name__}, but no loop to yield to',
+      f'yield_ of a {type(value).__name__} outside of a loop over a GreenletGenerator',
       cause='the function was called directly, or in another thread than the loop (a callback?)',
       hint='loop over it: `for value in GreenletGenerator(fn, *args)`',
     )
   child.mail = value
   del value
-  with _outside_local_contexts(child):
+  with _leave_local_contexts(child):
     child.parent.switch()
   return child.take()
 
@@ -238,9 +237,9 @@ def yield_from(iterable: Iterable) -> Any:
   """Yields all of `iterable` as `yield from` does, with sends and throws passed on to it.
 
   Args:
-    iterable: a generator of any kind, or anything that can be iterated over.
+    iterable: a generator of any kind, or another iterable.
   Returns:
-    the value with which a generator returned; None for other iterables.
+    The return value of a generator; None for other iterables.
   """
 
   def delegate() -> Generator:
@@ -263,10 +262,10 @@ def yield_from(iterable: Iterable) -> Any:
 
 @contextlib.contextmanager
 def local_context(make: Callable[[], AbstractContextManager]) -> Iterator[None]:
-  """Enters `make()` for the function alone: left whenever it yields, entered anew when it goes on.
+  """Enters `make()` for the function alone: leaves it at each yield, and enters a new one when the function resumes.
 
   Args:
-    make: makes a fresh context manager each time. Outside of a greenlet it is called once.
+    make: returns a new context manager at each call. Outside of a greenlet it is called once.
   """
   child = greenlet.getcurrent()
   contexts = child.contexts if isinstance(child, _Child) else []
@@ -281,7 +280,7 @@ def local_context(make: Callable[[], AbstractContextManager]) -> Iterator[None]:
 
 
 class _Local:
-  """A local context, and what it has set of JAX's state and of context variables."""
+  """A local context, and the parts of JAX's state and the context variables that it has set."""
 
   def __init__(self, stack: contextlib.ExitStack, make: Callable[[], AbstractContextManager]):
     self.stack, self.make = stack, make
@@ -291,22 +290,23 @@ class _Local:
   def enter(self) -> None:
     state, variables = compat.thread_state(), contextvars.copy_context()
     self.stack.enter_context(self.make())
-    self.state = _changed(state, compat.thread_state())
-    self.variables = _changed(variables, contextvars.copy_context())
+    self.state = _diff(state, compat.thread_state())
+    self.variables = _diff(variables, contextvars.copy_context())
 
 
 _NOTHING: Any = object()
 
 
-def _changed(before: Mapping[Any, Any], now: Mapping[Any, Any]) -> dict[Any, Any]:
+def _diff(before: Mapping[Any, Any], now: Mapping[Any, Any]) -> dict[Any, Any]:
   return {key: value for key, value in now.items() if before.get(key, _NOTHING) is not value}
 
 
 @contextlib.contextmanager
-def _outside_local_contexts(child: _Child) -> Iterator[None]:
+def _leave_local_contexts(child: _Child) -> Iterator[None]:
   """Leaves the local contexts, latest first, and enters them again afterwards.
 
-  What a context that stays open has set above a local one (in JAX's state, in context variables) is put back then.
+  Values that a context which stays open has set on top of a local one (in JAX's state, in context variables) are
+  then restored.
   """
   if not child.contexts:
     yield
@@ -317,8 +317,8 @@ def _outside_local_contexts(child: _Child) -> Iterator[None]:
   own_variables = {v: x for local in child.contexts for v, x in local.variables.items()}
   for local in reversed(child.contexts):
     local.stack.close()
-  state = _covering(state, own_state, compat.thread_state())
-  variables = _covering(variables, own_variables, contextvars.copy_context())
+  state = _overrides(state, own_state, compat.thread_state())
+  variables = _overrides(variables, own_variables, contextvars.copy_context())
   del own_state, own_variables
   try:
     yield
@@ -330,22 +330,22 @@ def _outside_local_contexts(child: _Child) -> Iterator[None]:
       v.set(value)
 
 
-def _covering(
+def _overrides(
   before: Mapping[Any, Any], own: Mapping[Any, Any], without: Mapping[Any, Any]
 ) -> dict[Any, Any]:
-  """What others have set above local contexts.
+  """Values that other contexts have set on top of local contexts.
 
   Args:
     before: all values while the local contexts are in force.
-    own: the values that they have set.
-    without: all values when they have been left.
+    own: the values that the local contexts have set.
+    without: all values once the local contexts have been left.
   """
-  changed = own.keys() | _changed(without, before).keys()
+  changed = own.keys() | _diff(without, before).keys()
   return {key: before[key] for key in changed if before[key] is not own.get(key, _NOTHING)}
 
 
 class _Child(greenlet.greenlet):
-  """A greenlet, what it and its loop leave for each other, and its place among the others."""
+  """A greenlet, the values that it and its loop pass to each other, and its place among its siblings."""
 
   def __init__(self, call: Callable[[], Any]):
     super().__init__()
@@ -361,16 +361,16 @@ class _Child(greenlet.greenlet):
     self.steps: Any = _drive(self)
 
   def run(self) -> Any:
-    """The greenlet's own code: the call, and then no return before the children are closed."""
+    """Calls the function, and closes the children before it returns."""
     children = _children(self)
     try:
       result = self.call()
-      _settle(children)
+      _close_abandoned(children)
       if children:
         raise RunError(
           'a function returned while a generator that it started was still suspended',
           where=_describe(self.call),
-          cause='it was stepped by hand and is kept alive elsewhere, its contexts still open',
+          cause='the generator was stepped by hand and is kept alive elsewhere, with its contexts still open',
           hint='loop over it with `for`, or inside `with contextlib.closing(…)`',
         )
       return result
@@ -379,7 +379,7 @@ class _Child(greenlet.greenlet):
         children.pop().steps.close()
 
   def check_trace(self, name: str) -> None:
-    """Raises RunError if the function stands in a trace of its own that the caller has left, or covered by another."""
+    """Raises RunError if the caller has left the trace that the function is in, or has begun another on top of it."""
     if any(cell.is_trace and cell.get() is not value for cell, value in self.inside.items()):
       raise RunError(
         'a generator that is suspended inside a JAX trace was resumed outside of it',
@@ -389,10 +389,10 @@ class _Child(greenlet.greenlet):
       )
 
   def step(self, error: BaseException | None = None) -> Any:
-    """Runs the function up to its next yield in the state in which it stood, and the loop goes on in its own.
+    """Runs the function up to its next yield in its own state; the loop then continues in its own.
 
-    `inside` is what the function has set and not left; no frame may hold it while the function runs, because
-    a trace that ends there must not be referred to. `outside` is what the loop has in its place.
+    `inside` is the state that the function has set and not left; no frame may hold it while the function runs,
+    because nothing may refer to a trace that ends there. `outside` is the loop's state in its place.
     """
     inside, self.inside = self.inside, {}
     for cell, value in compat.thread_state().items():
@@ -404,10 +404,10 @@ class _Child(greenlet.greenlet):
       return self.switch() if error is None else self.throw(error)
     finally:
       del error  # whose traceback holds this frame
-      self.part()
+      self.save_state()
 
-  def part(self) -> None:
-    """Leaves the function in its own state, and the loop with the function's trace unless that has ended."""
+  def save_state(self) -> None:
+    """Saves the function's state and restores the loop's, but for the function's trace unless that has ended."""
     now = compat.thread_state()
     self.inside = {c: value for c, value in now.items() if value is not self.outside.get(c, value)}
     kept = {c: value for c, value in self.outside.items() if self.dead or not c.of_trace}
@@ -417,7 +417,7 @@ class _Child(greenlet.greenlet):
     mail, self.mail = self.mail, None
     return mail
 
-  def check_turn(self, name: str) -> None:
+  def check_order(self, name: str) -> None:
     """Raises RunError unless the caller drives this child, and it is the latest of its siblings."""
     if self.dead or self.steps.gi_running:
       return
@@ -425,21 +425,21 @@ class _Child(greenlet.greenlet):
       raise RunError(
         'a generator was used from another thread, or another greenlet, than it was started in',
         where=name,
-        cause='it was handed to a worker thread, or to a function which another loop drives',
+        cause='it was passed to a worker thread, or to a function that another loop drives',
         hint='create it, iterate over it and close it in one place',
       )
-    _settle(self.siblings)
+    _close_abandoned(self.siblings)
     if self.steps.gi_suspended and self.siblings[-1] is not self:
       raise RunError(
         'a generator was resumed or closed while a later one is still suspended',
         where=name,
-        cause='two are stepped in turns (zip?), which would mix up the contexts they hold open',
+        cause='two are stepped alternately (zip?), which would mix up the contexts they hold open',
         hint='nest the loops, or close the later generator first',
       )
 
 
 def _drive(child: _Child) -> Generator[Any, Any, Any]:
-  """Steps a greenlet; the generator whose manners all others have."""
+  """Steps a greenlet: the Python generator behind each `GreenletGenerator`."""
   child.siblings.append(child)
   try:
     result = child.step()
@@ -460,7 +460,7 @@ def _drive(child: _Child) -> Generator[Any, Any, Any]:
     child.inside = child.outside = {}
     if child in child.siblings:
       child.siblings.remove(child)
-    _settle(child.siblings)
+    _close_abandoned(child.siblings)
 
 
 def _children(parent: Any) -> list[_Child]:
@@ -468,8 +468,8 @@ def _children(parent: Any) -> list[_Child]:
   return vars(parent).setdefault('_mechjax_children', [])
 
 
-def _settle(siblings: list[_Child]) -> None:
-  """Closes the abandoned ones whose turn it is; what they raise on their way out surfaces here."""
+def _close_abandoned(siblings: list[_Child]) -> None:
+  """Closes abandoned children, latest first, up to one that is not; exceptions that they raise surface here."""
   while siblings and (siblings[-1].abandoned or siblings[-1].dead):
     siblings.pop().steps.close()
 

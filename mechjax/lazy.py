@@ -3,9 +3,9 @@
     __getattr__, __dir__ = lazy.package(__name__)
 
 After `import mechjax` alone, `mechjax.viz.patching` and `mechjax.sae.store` exist, and nothing is imported for them
-until they are named. Python asks `__getattr__` of a package for an attribute that it does not have (PEP 562).
+until they are used. Python calls `__getattr__` of a package for an attribute that it does not have (PEP 562).
 
-A package writes this line under `if not TYPE_CHECKING`: a type checker takes a `__getattr__` to mean that every name
+A package writes this line under `if not TYPE_CHECKING`: with a `__getattr__` a type checker assumes that every name
 exists, and would no longer report a misspelt one.
 """
 
@@ -25,12 +25,12 @@ def package(
   """The `__getattr__` and the `__dir__` of a package.
 
   Args:
-    name: of the package, `__name__`.
+    name: name of the package, `__name__`.
     elsewhere: names that other modules define, each with its module.
 
   Returns:
-    Two functions: the first gives a submodule or one of these names, and raises AttributeError for any other; the
-    second lists what there is.
+    Two functions: the first returns a submodule or one of these names, and raises AttributeError for any other name;
+    the second lists all names.
   """
   homes = dict(elsewhere or {})
 
@@ -42,9 +42,9 @@ def package(
       return importlib.import_module(module)
     raise AttributeError(f'module {name!r} has no attribute {attribute!r}')
 
-  def listed() -> list[str]:
+  def list_names() -> list[str]:
     itself = sys.modules[name]
     modules = (found.name for found in pkgutil.iter_modules(itself.__path__))
     return sorted({*vars(itself), *homes, *(m for m in modules if not m.startswith('_'))})
 
-  return get, listed
+  return get, list_names

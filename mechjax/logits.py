@@ -1,7 +1,7 @@
 """Log-probabilities, next-token losses and KL divergences of logits.
 
-A model, the metrics of patching and the evaluation of dictionaries all use these, so that a loss is the same number
-wherever it is computed. Everything is in nats, in float32 or wider, and works under jit, grad and vmap.
+Models, the metrics of patching and the evaluation of dictionaries all use these functions, so that a loss is the same
+number wherever it is computed. All results are in nats, in float32 or wider, and work under jit, grad and vmap.
 
 Letters in shapes: V vocabulary; the axes before it are arbitrary.
 """
@@ -24,10 +24,10 @@ def next_token_loss(log_probs: jax.Array, targets: jax.Array) -> jax.Array:
 
   Args:
     log_probs: [..., V].
-    targets: ids of the tokens that follow, int [...]; -1 where none is predicted.
+    targets: ids of the tokens that follow, int [...]; -1 where no token is predicted.
 
   Returns:
-    [...]; 0 where none is predicted, NaN for an id that the vocabulary lacks.
+    Losses [...]; 0 where no token is predicted, NaN for an id outside the vocabulary.
   """
   ids = jnp.maximum(targets, 0)[..., None]
   chosen = jnp.take_along_axis(log_probs, ids, -1, mode='fill')[..., 0]
@@ -35,5 +35,5 @@ def next_token_loss(log_probs: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def kl_divergence(p: jax.Array, q: jax.Array) -> jax.Array:
-  """KL(p || q), [...], of log-probabilities [..., V]; tokens of probability 0 under p add nothing."""
+  """KL(p || q), [...], of log-probabilities [..., V]; tokens of probability 0 under p contribute 0."""
   return jnp.sum(jnp.where(p == -jnp.inf, 0, jnp.exp(p) * (p - q)), -1)

@@ -1,19 +1,19 @@
-"""How precisely numbers are multiplied, and what they are added up in.
+"""Precision of matrix products, and the dtype of norms, softmax and logits.
 
-JAX's default for a product of float32 matrices is what the device is fastest at: passes of bfloat16 on a TPU, TF32 on
+JAX's default for a product of float32 matrices is the fastest mode of the device: passes of bfloat16 on a TPU, TF32 on
 a GPU, either of which keeps a tenth of the digits. Effects of patches are differences of nearly equal logits, so all
-products of float32 here ask for all digits, in their own parameters: a harvest or a gradient that goes over the program
-again asks for the same.
+products of float32 in mechjax request full precision, as a parameter of the product: a harvest or a gradient of the
+program keeps it.
 
-    einsum('btd,dnh->btnh', h, w)        float32: HIGHEST; bfloat16: as ever, there is nothing to gain
+    einsum('btd,dnh->btnh', h, w)        float32: HIGHEST; bfloat16: the default, which loses nothing
 
-Whoever wants speed says so with JAX's own setting, which counts wherever it is set:
+To trade precision for speed, set JAX's own option, which takes precedence wherever it is set:
 
     jax.config.update('jax_default_matmul_precision', 'tensorfloat32')
 
-`wide` is the other half: norms, softmax and logits are computed in float32, or in float64 where the parameters are.
+`wide` converts to the dtype of norms, softmax and logits: float32, or float64 where the parameters are float64.
 
-Sharp edges: on a CPU the setting changes no number. What a user's own code multiplies is the user's business.
+Sharp edges: on a CPU the setting changes no result. Products in a user's own code are left as they are.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ import numpy as np
 from mechjax import errors
 
 DTYPES = ('float64', 'float32', 'bfloat16', 'float16')
-"""What parameters can be made of."""
+"""Dtypes that parameters can have."""
 
 
 def of(*operands: Any) -> jax.lax.Precision | None:
-  """The precision to ask for in a product of some arrays; None to leave it to JAX's setting."""
+  """The precision to request for a product of some arrays; None to leave it to JAX's setting."""
   if _is_set():
     return None
   exact = any(jnp.dtype(x.dtype).itemsize >= 4 for x in operands)
@@ -41,18 +41,18 @@ def of(*operands: Any) -> jax.lax.Precision | None:
 
 
 def einsum(equation: str, *operands: jax.Array, **options: Any) -> jax.Array:
-  """`jnp.einsum`."""
+  """`jnp.einsum` at the precision `of` its operands."""
   return jnp.einsum(equation, *operands, precision=of(*operands), **options)
 
 
 def matmul(a: jax.Array, b: jax.Array, **options: Any) -> jax.Array:
-  """`jnp.matmul`."""
+  """`jnp.matmul` at the precision `of` its operands."""
   return jnp.matmul(a, b, precision=of(a, b), **options)
 
 
 @contextlib.contextmanager
 def highest() -> Iterator[None]:
-  """The same for products in somebody else's code that says nothing of their precision, while it is traced."""
+  """Requests full precision for products in upstream code that sets no precision, while it is traced."""
   if _is_set():
     yield
   else:
@@ -66,23 +66,23 @@ def _is_set() -> bool:
 
 
 def wide_dtype(dtype: Any) -> np.dtype:
-  """In what norms, softmax and logits of values of a dtype are computed: float32, or the dtype if it is wider."""
+  """Dtype of norms, softmax and logits of values of a dtype: float32, or the dtype if it is wider."""
   return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
 
 
 def wide(x: jax.Array) -> jax.Array:
-  """An array of floating point in `wide_dtype`."""
+  """Converts a floating-point array to its `wide_dtype`."""
   return x.astype(wide_dtype(x.dtype))
 
 
-def checked(dtype: Any) -> np.dtype:
-  """A dtype for parameters.
+def check_dtype(dtype: Any) -> np.dtype:
+  """Checks a dtype for parameters, and returns it as a NumPy dtype.
 
   Args:
-    dtype: what a user asks for.
+    dtype: the dtype that the user asked for.
 
   Raises:
-    MechjaxError: it is none of `DTYPES`; or it is float64, which JAX has not been told to compute in.
+    MechjaxError: the dtype is not in `DTYPES`; or it is float64, and x64 is not enabled in JAX.
   """
   try:
     found = None if dtype is None else jnp.dtype(dtype)  # NumPy takes None for float64

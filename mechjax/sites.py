@@ -1,24 +1,24 @@
-"""The vocabulary of sites: how places inside a model are named, written, parsed and selected.
+"""The vocabulary of sites: the names, notation, parsing and selection of places inside a model.
 
 A researcher moves between models and papers, so the same place must have the same name everywhere. A
 *site* is a name and a path of layer indices, printed `mlp_out.5`, or `logits` where there is no layer.
-The name comes from the tag (`harvest.sow(x, name='mlp_out')`); the layer comes from where the tag runs:
-the iteration inside a scan, or `with sites.layer(i):` around the call in a Python loop. It never comes
-from Python state inside the block, because a block that is jitted or checkpointed is traced once for all
-of its layers; `layer` therefore writes a named scope, which JAX records in the equation that encloses
-the block and which is right in every case.
+The name comes from the tag (`harvest.sow(x, name='mlp_out')`); the layer comes from the place where the
+tag runs: the iteration inside a scan, or `with sites.layer(i):` around the call in a Python loop. It never
+comes from Python state inside the block, because a block that is jitted or checkpointed is traced once for
+all of its layers; `layer` therefore writes a named scope, which JAX records in the equation that encloses
+the block and which is correct in every case.
 
-Selecting is done with patterns, separated by commas or given as a list:
+Sites are selected by patterns, separated by commas or given as a list:
 
     mlp_out.5            one layer               mlp_out.{3,7}   two layers
     mlp_out, mlp_out.*   every layer             mlp_out.{4..7}  a range, both ends included
     *.5                  everything at layer 5   mlp_out.-1      the last layer
     attn_*.0             name globs              *               every site
 
-TransformerLens names (`blocks.5.hook_mlp_out`, `blocks.*.attn.hook_z`) are accepted wherever a pattern
-is, where they mean the value that is tagged here; a name that means another value is an error that says
-how the two differ. A pattern that selects nothing is an error that lists the nearest names. Braces are short for
-several patterns, so each alternative must select something, and a range must lie within the layers of the program.
+TransformerLens names (`blocks.5.hook_mlp_out`, `blocks.*.attn.hook_z`) are accepted as patterns if they
+mean the value that is tagged here; a name that means another value is an error that states the difference.
+A pattern that selects nothing is an error that lists the nearest names. Braces are short for several
+patterns, so each alternative must select something, and a range must lie within the layers of the program.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from mechjax import compat
 from mechjax.errors import SiteError, nearest
 
 LETTERS: dict[str, str] = {
-  'B': 'prompts of a batch; tokens of a batch, where a dictionary sees them one by one',
-  'T': 'positions; positions of queries, where there are those of keys too',
+  'B': 'prompts of a batch; tokens of a batch, where a dictionary encodes them one by one',
+  'T': 'positions; positions of queries, where there are also positions of keys',
   'S': 'positions of keys',
   'L': 'layers',
-  'D': 'model width; width of what a dictionary reads',
-  'E': 'width of what a dictionary reconstructs',
+  'D': 'model width; width of the input of a dictionary',
+  'E': 'width of the output of a dictionary',
   'N': 'query heads',
   'K': 'key-value heads',
   'G': 'query heads of each key-value head',
   'H': 'head width',
-  'J': 'pairs of a head that rotary turns',
+  'J': 'pairs of a head that rotary rotates',
   'F': 'neurons',
   'V': 'vocabulary',
   'M': 'latents',
   'A': 'active latents of a token',
 }
-"""The one key of axis letters: in shapes ([B, T, D]), in suffixes of names (x_BxTxD), and in `axes=` of nodes."""
+"""The key of axis letters: in shapes ([B, T, D]), in suffixes of names (x_BxTxD), and in `axes=` of nodes."""
 
 CANONICAL: dict[str, str] = {
   'embed': '[B, T, D] token (and position) embeddings',
@@ -76,7 +76,7 @@ CANONICAL: dict[str, str] = {
   'final_norm': '[B, T, D] normalised final residual stream',
   'logits': '[B, T, V] next-token logits',
 }
-"""Canonical names in the order a forward pass meets them, with their axes. An upstream that names its
+"""Canonical names in the order of a forward pass, with their axes. An upstream library that names its
 axes keeps them (penzai's grouped heads); its patch says so."""
 
 _LENS_BLOCK = {
@@ -102,7 +102,7 @@ _COPY = 'is in TransformerLens a copy of the residual stream for each head or fo
 _SCALE = (
   'is the root mean square that a norm divides by in TransformerLens; mechjax tags what comes out'
 )
-# Hooks that mean a value which is not tagged here: the nearest site of ours, and how it differs.
+# Hooks for a value that is not tagged here: the nearest site of mechjax, and the difference.
 _LENS_OTHER = {
   'ln1.hook_normalized': ('attn_norm', _WITHOUT_GAIN),
   'ln2.hook_normalized': ('mlp_norm', _WITHOUT_GAIN),
@@ -126,7 +126,7 @@ _LENS_OTHER = {
 _LENS_OTHER_TOP = {
   'hook_embed': (
     'embed',
-    'is WITHOUT learned positions in TransformerLens; mechjax tags the sum, which is the same where there are none',
+    'is WITHOUT learned positions in TransformerLens; mechjax tags the sum, the same in models without them',
   ),
   'hook_pos_embed': (
     'embed',
@@ -142,7 +142,7 @@ class Site:
   """A place inside a model: `Site('mlp_out', (5,))` is `mlp_out.5`.
 
   Attributes:
-    name: what is tagged.
+    name: name of the tagged value.
     path: layer indices from the outermost loop to the innermost; empty where there is no layer.
   """
 
@@ -151,7 +151,7 @@ class Site:
 
   @property
   def layer(self) -> int | tuple[int, ...] | None:
-    """The layer index; None without a layer, a tuple in nested scans."""
+    """The layer index; None without a layer, and a tuple in nested scans."""
     if len(self.path) == 1:
       return self.path[0]
     return self.path or None
@@ -161,10 +161,10 @@ class Site:
 
 
 def parse(text: str | Site) -> Site:
-  """Reads one concrete site: `mlp_out.5`, `logits`, or a TransformerLens name.
+  """Parses one concrete site: `mlp_out.5`, `logits`, or a TransformerLens name.
 
   Raises:
-    SiteError: if `text` is a pattern that may select several sites.
+    SiteError: `text` is a pattern that may select several sites.
   """
   if isinstance(text, Site):
     return text
@@ -192,10 +192,10 @@ _SCOPE = re.compile(
 
 @contextlib.contextmanager
 def layer(index: int) -> Iterator[None]:
-  """Numbers the sows of one layer: wrap it around the block's call in a Python loop over layers.
+  """Sets the layer of the sows inside: wrap it around the call of the block in a Python loop over layers.
 
   Args:
-    index: the layer, a Python int (inside a scan the iteration is the layer; do not wrap there).
+    index: the layer, a Python int (inside a scan the iteration is the layer, and needs no `layer`).
   """
   try:
     index = index.__index__()
@@ -209,14 +209,14 @@ def layer(index: int) -> Iterator[None]:
     raise SiteError(f'sites.layer counts from 0, got {index}')
   token = _path.set((*_path.get(), index))
   try:
-    with jax.named_scope(f'layer:{index}'), compat.rekeyed_gate(index):
+    with jax.named_scope(f'layer:{index}'), compat.rekey_gate(index):
       yield
   finally:
     _path.reset(token)
 
 
 def current_path() -> tuple[int, ...]:
-  """The layer indices of the `layer` blocks being executed by Python right now."""
+  """The layer indices of the `layer` blocks that Python is executing at present."""
   return _path.get()
 
 
@@ -224,9 +224,9 @@ def current_path() -> tuple[int, ...]:
 def scopes_of(name_stack: str) -> tuple[tuple[str, str], ...]:
   """The `layer:i` and `nest:scope` marks of an equation's name stack, outermost first.
 
-  The backward half of a checkpoint carries its scopes twice, as transpose(jvp(layer:1))/jvp(layer:1); they count once.
+  The backward half of a checkpoint has its scopes twice, as transpose(jvp(layer:1))/jvp(layer:1); they count once.
   """
-  groups = [(g, tuple(_marks(g))) for g in _outermost(name_stack)]
+  groups = [(g, tuple(_marks(g))) for g in _split_outermost(name_stack)]
   again = {
     n + 1
     for n, ((group, marks), (after, following)) in enumerate(itertools.pairwise(groups))
@@ -240,8 +240,8 @@ def _marks(scopes: str) -> Iterator[tuple[str, str]]:
     yield (layer, index) if layer else (nest, name)
 
 
-def _outermost(name_stack: str) -> list[str]:
-  """Splits at the slashes that are in no parentheses."""
+def _split_outermost(name_stack: str) -> list[str]:
+  """Splits at the slashes outside of parentheses."""
   groups, depth = [''], 0
   for c in name_stack:
     depth += (c == '(') - (c == ')')
@@ -263,8 +263,8 @@ def select(patterns: str | Site | Iterable[str | Site], available: Sequence[Site
     available: every site of the program.
 
   Raises:
-    SiteError: if a pattern, or an alternative in braces, selects nothing; lists the nearest names and where there
-      are sites at all.
+    SiteError: a pattern, or an alternative in braces, selects nothing; the error lists the nearest names and their
+      layers.
   """
   chosen: set[Site] = set()
   top = {name: max(s.path for s in group) for name, group in _by_name(available).items()}
@@ -277,7 +277,7 @@ def select(patterns: str | Site | Iterable[str | Site], available: Sequence[Site
       if _name_matches(name_glob, s.name) and _path_matches(globs, s.path, top[s.name])
     ]
     if not hits:
-      raise unknown(pattern, available)
+      raise no_site(pattern, available)
     if '{' in pattern:
       _check_alternatives(pattern, hits, available, top)
     chosen.update(hits)
@@ -285,10 +285,10 @@ def select(patterns: str | Site | Iterable[str | Site], available: Sequence[Site
 
 
 def as_patterns(patterns: str | Site | Iterable[str | Site]) -> list[str]:
-  """Normalises what `sites=` may be given to a list of single patterns.
+  """Normalises the values that `sites=` accepts to a list of single patterns.
 
   Raises:
-    SiteError: an empty text, or something else than patterns.
+    SiteError: `patterns` is an empty text, or not made of patterns.
   """
   if isinstance(patterns, Site):
     return [str(patterns)]
@@ -306,7 +306,7 @@ def as_patterns(patterns: str | Site | Iterable[str | Site]) -> list[str]:
 
 
 def matches(pattern: str, site: Site) -> bool:
-  """Whether one pattern selects one site, where the other layers are not known (so -1 is nobody's layer)."""
+  """Whether one pattern selects one site, without knowledge of the other layers (so -1 matches no layer)."""
   name, path = _split(_from_lens(pattern))
   return _name_matches(name, site.name) and _path_matches(
     tuple(map(_items, path)), site.path, (10**9,) * len(site.path)
@@ -314,11 +314,11 @@ def matches(pattern: str, site: Site) -> bool:
 
 
 def names_layers(pattern: str) -> bool:
-  """Whether a pattern says which layers it means."""
+  """Whether a pattern specifies layers."""
   return bool(_split(_from_lens(pattern))[1])
 
 
-def unknown(pattern: str, available: Sequence[Site]) -> SiteError:
+def no_site(pattern: str, available: Sequence[Site]) -> SiteError:
   """The error for a pattern that selects nothing."""
   if not available:
     return SiteError(
@@ -344,17 +344,17 @@ def unknown(pattern: str, available: Sequence[Site]) -> SiteError:
 def _check_alternatives(
   pattern: str, hits: Sequence[Site], available: Sequence[Site], top: dict[str, tuple[int, ...]]
 ) -> None:
-  """Raises SiteError unless each alternative in braces selects some of `hits`, within the layers there are."""
+  """Raises SiteError unless each alternative in braces selects some of `hits`, within the layers of the program."""
   names, globs = _split(_from_lens(pattern))
   deepest = [max(axis) for axis in zip(*(s.path for s in available if len(s.path) == len(globs)))]
   for name in _alternatives(names):
     mine = [s for s in hits if fnmatch.fnmatchcase(s.name, name)]
     for items in itertools.product(*map(_items, globs)):
       found = any(_path_matches(tuple((i,) for i in items), s.path, top[s.name]) for s in mine)
-      inside = all(i.within(last + 1) for i, last in zip(items, deepest))
+      inside = all(i.is_within(last + 1) for i, last in zip(items, deepest))
       if not (found and inside):
         one = '.'.join([name, *(i.written for i in items)])
-        error = unknown('.'.join([name, *(f'{{{i.written}}}' for i in items)]), available)
+        error = no_site('.'.join([name, *(f'{{{i.written}}}' for i in items)]), available)
         raise SiteError(
           f'no site matches {one!r}',
           where=f'an alternative of {pattern!r}',
@@ -384,7 +384,7 @@ _INDEX = re.compile(r'-?\d+(\.\.-?\d+)?|\*|\{[-\d.,\s]*\}|\[.*\]')
 
 @dataclasses.dataclass(frozen=True)
 class _Item:
-  """One alternative of an index: `first` to `last`, both included; negative ones count from the end."""
+  """One alternative of an index: `first` to `last`, both included; negative numbers count from the end."""
 
   written: str
   first: int
@@ -394,15 +394,15 @@ class _Item:
     first, last = ((i + length if i < 0 else i) for i in (self.first, self.last))
     return first, last
 
-  def within(self, length: int) -> bool:
-    """Whether both ends are among `length` layers."""
+  def is_within(self, length: int) -> bool:
+    """Whether both ends lie within `length` layers."""
     first, last = self.ends(length)
     return first >= 0 and last < length
 
 
 @functools.lru_cache(maxsize=4096)
 def _items(glob: str) -> tuple[_Item, ...]:
-  """The alternatives of one index of a pattern."""
+  """Parses the alternatives of one index of a pattern."""
   if glob == '*':
     return (_Item('*', 0, -1),)
   written = [item.strip() for item in glob.strip('{}').split(',')]
@@ -417,7 +417,7 @@ def _items(glob: str) -> tuple[_Item, ...]:
 
 
 def _split(text: str) -> tuple[str, tuple[str, ...]]:
-  """Splits `name.index.index` (dots inside braces do not count)."""
+  """Splits `name.index.index`; dots inside braces do not count."""
   parts = re.split(r'\.(?!\.)(?<!\.\.)(?![^{]*\})', text)
   n = len(parts)
   while n > 1 and _INDEX.fullmatch(parts[n - 1]):

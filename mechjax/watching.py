@@ -1,24 +1,24 @@
-"""What a function reads besides its arguments, and whether that has changed.
+"""Values that a function reads besides its arguments, and whether they have changed.
 
-A staged program is a photograph: what the function closed over, the globals it named, the attributes of the objects it
-used are frozen in it. A researcher changes such things all the time (`model.params = …`, `strength = 3.0`) and expects
-the next call to see it. So with every photograph goes a `Watch`: the objects that were there, held by identity, to be
-compared before the photograph is used again.
+A staged program is a snapshot: the values that the function closes over, the globals that it names and the attributes
+of the objects that it uses are constants in it. A researcher changes such values all the time (`model.params = …`,
+`strength = 3.0`) and expects the next call to see the change. So every staged program has a `Watch`: the objects that
+were read, held by identity, which are compared before the program is used again.
 
     watch = Watch(f)
-    watch.changed()      # whether anything that `f` reads is another object, another number, another array
+    watch.has_changed()      # whether anything that `f` reads is another object, another number, another array
 
 How. From the function the walk follows closures, defaults, the globals that its code names (and the attributes that it
-names of modules), bound objects and their attributes, containers, and so on into the functions found there. Numbers and
-strings count by value, NumPy arrays by their content, everything else by identity; JAX arrays cannot be written.
-To compare costs about 30 nanoseconds a value.
+names of modules), bound objects and their attributes, containers, and recursively the functions found there. Numbers
+and strings are compared by value, NumPy arrays by their content, everything else by identity; JAX arrays are immutable.
+A comparison costs about 30 nanoseconds per value.
 
 Sharp edges.
-  - Of installed packages, of the standard library and of mechjax only closures are followed, not globals: what
-    a patch changes there is counted by `code_version`, what somebody assigns there by hand is not seen.
-  - Of an object that has `__mechjax_reads__`, a tuple of attribute names, only these count.
+  - In installed packages, the standard library and mechjax only closures are followed, not globals: the changes that
+    a patch makes there are counted by `code_version`, an assignment made there by hand is not noticed.
+  - Of an object that has `__mechjax_reads__`, a tuple of attribute names, only these attributes are compared.
   - Beyond `LIMIT` values nothing is compared, and the function counts as changed at every call.
-  - Files, random generators and other state that is no Python attribute is not seen, as by `jax.jit`.
+  - Files, random generators and other state outside of Python attributes are not noticed, as with `jax.jit`.
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ _LIBRARIES = tuple(
 
 
 class Watch:
-  """The values that some functions read besides their arguments, as they were when this was made.
+  """The values that some functions read besides their arguments, as they were when the watch was made.
 
   Attributes:
-    traced: whether a tracer is among them; what was staged with one is not to be kept.
-    classes: the user's classes among them.
+    traced: whether a tracer is among the values; a program that was staged with one must not be cached.
+    classes: the user's classes among the values.
   """
 
   def __init__(self, *functions: Any):
@@ -98,14 +98,14 @@ class Watch:
     for scratch in (self._seen, self._waiting, self._names, self._modules):
       scratch.clear()
 
-  def changed(self) -> bool:
-    """Whether anything is not as it was."""
+  def has_changed(self) -> bool:
+    """Whether any value differs from what it was."""
     if self._patches != code_version.now() or self._count >= LIMIT:
       return True
     for fetch, before in self._guards:
       now = fetch()
       if len(now) != len(before) or not (
-        all(map(operator.is_, now, before)) or all(map(_equal, now, before))
+        all(map(operator.is_, now, before)) or all(map(_is_equal, now, before))
       ):
         return True
     return not all(_same_array(now, before) for now, before in self._arrays)
@@ -113,7 +113,7 @@ class Watch:
   # --- the walk
 
   def _walk(self) -> None:
-    """Visits what is waiting, and modules once more whenever another name may be one of theirs."""
+    """Visits the waiting values, and modules once more whenever a new name may be one of their attributes."""
     while self._count < LIMIT:
       if self._waiting:
         self._visit(self._waiting.pop())
@@ -124,7 +124,7 @@ class Watch:
         return
       for module in late:
         self._modules[id(module)] = module, n
-        self._module(module)
+        self._visit_module(module)
 
   def _visit(self, x: Any) -> None:
     if isinstance(x, jax.core.Tracer):
@@ -133,7 +133,7 @@ class Watch:
       return
     self._seen[id(x)] = x
     if isinstance(x, FunctionType):
-      self._function(x)
+      self._visit_function(x)
     elif isinstance(x, MethodType):
       self._waiting += [x.__self__, x.__func__]
     elif isinstance(x, BuiltinFunctionType | MethodWrapperType):
@@ -141,16 +141,16 @@ class Watch:
     elif isinstance(x, functools.partial):
       self._waiting += [x.func, *x.args, x.keywords]
     elif isinstance(x, np.ndarray):
-      self._array(x)
+      self._visit_array(x)
     elif isinstance(x, type):
-      self._class(x)
+      self._visit_class(x)
     elif isinstance(x, ModuleType):
       self._modules.setdefault(id(x), (x, -1))
-    elif not self._container(x) or type(x) not in _PLAIN:
-      self._object(x)
+    elif not self._visit_container(x) or type(x) not in _PLAIN:
+      self._visit_object(x)
 
-  def _container(self, x: Any) -> bool:
-    """Watches what a container holds, if `x` is one."""
+  def _visit_container(self, x: Any) -> bool:
+    """Watches the items of `x`; False if `x` is not a container."""
     if isinstance(x, dict | MappingProxyType):
       self._guard(lambda: [*x.keys(), *x.values()])
     elif isinstance(x, list):
@@ -176,7 +176,7 @@ class Watch:
     self._count += len(now)
     self._waiting += now
 
-  def _function(self, f: FunctionType) -> None:
+  def _visit_function(self, f: FunctionType) -> None:
     if cells := f.__closure__ or ():
       self._guard(lambda: [_content(cell) for cell in cells])
     if _is_library(f.__code__.co_filename):
@@ -194,20 +194,20 @@ class Watch:
     if 'getenv' in names:
       self._waiting.append(os.environ)
 
-  def _module(self, module: ModuleType) -> None:
-    """Watches what the functions met so far may read of a module: whatever they name anywhere."""
+  def _visit_module(self, module: ModuleType) -> None:
+    """Watches the attributes of a module that the functions visited so far may read: all names in their code."""
     space = module.__dict__
     used = [name for name in self._names if name in space]
     if used and not _is_frozen(module):
       self._guard(lambda: [space.get(name, _MISSING) for name in used])
 
-  def _class(self, cls: type) -> None:
+  def _visit_class(self, cls: type) -> None:
     own = [base for base in cls.__mro__ if not _is_library(_file_of(base))]
     self.classes += (cls,) if own else ()
     for base in own:
       self._guard(functools.partial(_attributes, base))
 
-  def _object(self, x: Any) -> None:
+  def _visit_object(self, x: Any) -> None:
     cls = type(x)
     if (wrapped := getattr(x, '__wrapped__', None)) is not None:
       self._waiting.append(wrapped)
@@ -226,7 +226,7 @@ class Watch:
     if slots := _slots(cls):
       self._guard(lambda: [_slot(slot, x) for slot in slots])
 
-  def _array(self, x: np.ndarray) -> None:
+  def _visit_array(self, x: np.ndarray) -> None:
     self._count += 1
     if x.dtype == object:
       self._guard(lambda: x.ravel().tolist())
@@ -235,12 +235,12 @@ class Watch:
 
 
 class Version:
-  """A function as it is now: equal to itself alone, so that a compiler keeps nothing of how it was before.
+  """A function as it is now: equal only to itself, so that a compiler reuses nothing of an earlier version.
 
   Attributes:
     fn: the function.
-    watch: a watch over it.
-    memo: what somebody made of the function as it is now.
+    watch: the watch over the function.
+    memo: cache of results that callers derive from this version of the function.
   """
 
   def __init__(self, fn: Callable):
@@ -249,7 +249,7 @@ class Version:
     self.memo: dict[Any, Any] = {}
 
   def renew(self) -> None:
-    """Watches from now on: what the function itself has written while it was traced is no change."""
+    """Restarts the watch: values that the function itself wrote while it was traced do not count as changes."""
     self.watch = Watch(self.fn)
 
   def __reduce__(self) -> tuple:
@@ -262,7 +262,7 @@ class Version:
 def version(fn: Callable) -> Version:
   """The `Version` of `fn`: the same object as long as nothing that `fn` reads has changed."""
   known = getattr(fn, '__mechjax_version__', None)
-  if isinstance(known, Version) and known.fn is fn and not known.watch.changed():
+  if isinstance(known, Version) and known.fn is fn and not known.watch.has_changed():
     return known
   if isinstance(known, Version):
     compat.retrace()
@@ -274,7 +274,7 @@ def version(fn: Callable) -> Version:
 
 
 class Jitted:
-  """`jax.jit(f)` that is compiled anew when something that `reads` read has changed; see `jit`."""
+  """`jax.jit(f)` that is compiled again when a value that the functions `reads` read has changed; see `jit`."""
 
   __mechjax_reads__ = ('f', 'reads')
 
@@ -284,9 +284,9 @@ class Jitted:
     self._jitted: Any = None
 
   def __call__(self, *args: Any) -> Any:
-    if self._watch is not None and not self._watch.changed():
+    if self._watch is not None and not self._watch.has_changed():
       return self._jitted(*args)
-    # Another function, because JAX keeps what one was traced to.
+    # A new function object, because JAX caches the trace of a function.
     self._jitted = jax.jit(lambda *args: self.f(*args))
     out = self._jitted(*args)
     self._watch = Watch(*self.reads)
@@ -294,12 +294,12 @@ class Jitted:
 
 
 def jit(f: Callable, *reads: Callable) -> Jitted:
-  """Compiles `f`, which calls the user's functions `reads`, and notices when what they read has changed."""
+  """Compiles `f`, which calls the user's functions `reads`; compiles it again when a value that they read changes."""
   return Jitted(f, reads)
 
 
-def _equal(now: Any, before: Any) -> bool:
-  """Whether a value counts as what it was."""
+def _is_equal(now: Any, before: Any) -> bool:
+  """Whether a value counts as unchanged."""
   if now is before:
     return True
   return (
@@ -310,22 +310,22 @@ def _equal(now: Any, before: Any) -> bool:
   )
 
 
-def alike(now: Any, before: Any) -> bool:
-  """Whether two equal static arguments are the same in every part: 2 and 2.0 are equal and give other programs."""
+def is_alike(now: Any, before: Any) -> bool:
+  """Whether two equal static arguments are alike in every part: 2 and 2.0 are equal, but give different programs."""
   if now is before or type(now) is not type(before):
     return now is before
   if isinstance(now, _SCALARS):
-    return _equal(now, before)
+    return _is_equal(now, before)
   if isinstance(now, tuple | list):
-    return len(now) == len(before) and all(a is b or alike(a, b) for a, b in zip(now, before))
+    return len(now) == len(before) and all(a is b or is_alike(a, b) for a, b in zip(now, before))
   if dataclasses.is_dataclass(now) and not isinstance(now, type):
     names = [field.name for field in dataclasses.fields(now)]
-    return all(alike(getattr(now, name), getattr(before, name)) for name in names)
+    return all(is_alike(getattr(now, name), getattr(before, name)) for name in names)
   return True
 
 
 def _same_array(now: np.ndarray, before: np.ndarray) -> bool:
-  """Whether two arrays agree bit for bit."""
+  """Whether two arrays are equal bit for bit."""
   if now.shape != before.shape or now.dtype != before.dtype:
     return False
   a, b = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (now, before))
@@ -337,7 +337,7 @@ def _attributes(cls: type) -> list[Any]:
 
 
 def _own_attributes(attributes: dict[str, Any]) -> list[Any]:
-  """Names and values, less what is kept here on functions and callable objects."""
+  """Names and values, without the attributes that mechjax sets on functions and callable objects."""
   return [x for item in attributes.items() if item[0] not in _OURS for x in item]
 
 
@@ -350,7 +350,7 @@ def _content(cell: Any) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def _names(code: CodeType) -> tuple[str, ...]:
-  """The globals, attributes and modules that some code names or spells, in the functions written in it as well."""
+  """Globals, attributes and modules that some code names or contains as a string, nested functions included."""
   names = dict.fromkeys(code.co_names)
   for const in code.co_consts:
     if isinstance(const, CodeType):
@@ -368,13 +368,13 @@ def _is_library(filename: str) -> bool:
 
 
 def _is_frozen(module: ModuleType) -> bool:
-  """Whether a module belongs to JAX, NumPy or mechjax, whose functions nobody exchanges."""
+  """Whether a module belongs to JAX, NumPy or mechjax, whose functions are taken to be constant."""
   return module.__name__.partition('.')[0] in ('mechjax', *_OPAQUE)
 
 
 def _file_of(cls: type) -> str:
   module = sys.modules.get(cls.__module__)
-  # A builtin has no file; what was typed into a notebook has none either, and is the user's.
+  # A builtin has no file. A class typed into a notebook has none either, and is the user's.
   builtin = cls.__module__ in sys.builtin_module_names
   return '<frozen>' if builtin else getattr(module, '__file__', None) or '<typed>'
 

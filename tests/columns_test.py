@@ -29,7 +29,7 @@ def staged(fn, name, x, widths):
 def test_a_function_of_texts_sees_their_columns_and_changes_no_others(name, x, fn, lengths):
   planted = staged(fn, name, x, range(1, W + 1))
   alike = len({*lengths}) == 1
-  found = jax.jit(lambda n: columns.at_texts(n, 1, alike, planted)(jnp.asarray(x)))(
+  found = jax.jit(lambda n: columns.map_texts(n, 1, alike, planted)(jnp.asarray(x)))(
     jnp.asarray(lengths, jnp.int32)
   )
   for row, n in enumerate(lengths):
@@ -47,10 +47,10 @@ def test_a_function_that_fails_at_other_lengths_is_only_asked_at_those_that_occu
 
   function = Function(fn, columns.axes_of('resid_post'), RESID)
   planted = Staged.of(function, range(1, W + 1))
-  found = columns.at_texts(jnp.full(B, 4, jnp.int32), 1, True, planted)(jnp.asarray(RESID))
+  found = columns.map_texts(jnp.full(B, 4, jnp.int32), 1, True, planted)(jnp.asarray(RESID))
   np.testing.assert_array_equal(found[:, :4], 2 * RESID[:, :4])
   with pytest.raises(ValueError, match='5 positions'):
-    function.program(5)
+    function.stage(5)
 
 
 def test_staged_functions_are_one_program_where_they_differ_in_arrays_alone():
@@ -106,12 +106,13 @@ def test_a_pattern_that_selects_several_names_has_a_function_for_each():
   }
   columns.check(infos[:1], B, W)
   with pytest.raises(
-    errors.SiteError, match=r'attn_scores has shape \(2, 1, 6, 4\) where 2 rows of 5'
+    errors.SiteError,
+    match=r'attn_scores has shape \(2, 1, 6, 4\) and not \[B, N, T, S\] in a step of 2 rows of 5',
   ):
     columns.check(infos[1:], B, 5)
 
 
 def test_a_site_whose_axes_are_not_known_is_refused():
   infos = harvest.sites_of(lambda x: _sown(x, 'mine'), RESID)
-  with pytest.raises(errors.SiteError, match="which axes of 'mine' are positions"):
+  with pytest.raises(errors.SiteError, match="the axes of 'mine' are not known"):
     columns.resolve({'mine': jnp.zeros_like}, infos)

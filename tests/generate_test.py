@@ -194,7 +194,7 @@ def test_what_is_read_of_one_prompt_has_its_columns_and_no_others():
 
 def way(plants, prompts=PROMPTS[:1], n=6):
   """Whether whole texts are computed at every step."""
-  rows = generate._rows(prompts)
+  rows = generate._check_prompts(prompts)
   return generate._plan(model('qwen'), decoders.params('qwen'), rows, n, plants, ()).whole
 
 
@@ -236,8 +236,8 @@ def test_a_function_that_spoils_padding_spoils_no_token():
       1,
       "3 to 5 tokens, and what is planted at 'resid_post.0'",
     ),
-    ({'resid_post.0': lambda x: x.at[1].set(x[0])}, 1, 'may take one row to another'),
-    ({'resid_post.0': jnp.ones((2, 5, 16))}, 1, 'may take one row to another'),
+    ({'resid_post.0': lambda x: x.at[1].set(x[0])}, 1, 'may mix rows'),
+    ({'resid_post.0': jnp.ones((2, 5, 16))}, 1, 'may mix rows'),
     ({'resid_post.0': jnp.ones((2, 5, 16))}, 2, 'an array is planted'),
     (
       {'resid_post.0': lambda x: x[:, 0]},
@@ -418,7 +418,7 @@ def test_progress_counts_the_tokens(monkeypatch):
 def test_more_tokens_than_learned_positions_are_an_error():
   assert decoders.CONFIGS['gpt2'].n_positions == 24
   assert generated('gpt2', 20).tokens.shape == (3, 20)
-  with pytest.raises(errors.MechjaxError, match='generated token 20 of row 0 are not numbers'):
+  with pytest.raises(errors.MechjaxError, match='generated token 20 of row 0 are NaN'):
     generated('gpt2', 21)
 
 

@@ -170,12 +170,12 @@ def test_only_floating_dtypes_make_parameters(dtype):
 
 def test_float64_without_64_bits_is_an_error_and_not_float32():
   with pytest.raises(MechjaxError, match=r'(?s)float64.*jax_enable_x64'):
-    precision.checked(np.float64)
+    precision.check_dtype(np.float64)
 
 
 def test_a_dtype_that_is_float64_under_another_name_says_so():
   with pytest.raises(MechjaxError, match='dtype=None for parameters'):
-    precision.checked(None)
+    precision.check_dtype(None)
   with pytest.raises(MechjaxError, match='dtype=float, which is float64') as error:
-    precision.checked(float)
+    precision.check_dtype(float)
   assert 'float32' in error.value.hint

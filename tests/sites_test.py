@@ -1,4 +1,4 @@
-"""The vocabulary of sites: what is written is what is read back, and a pattern selects what brute force selects."""
+"""The vocabulary of sites: a printed site parses back to itself, and a pattern selects the sites of a brute force."""
 
 import itertools
 import re

@@ -12,7 +12,7 @@ Compile times include tracing, lowering and compiling a new function.
   unrolled_over_stacked_36_*         its layers unrolled over scanned, forward and gradient: parallel blocks, and
                                      those of Llama (*_llama)
   pythia_12b_unrolled_over_stacked_* the same at Pythia-12B's shape, from shapes alone
-  tunix_stacked_over_unrolled_*      upstream's own loop of 30 layers put under a scan by `stacked`, over the loop
+  tunix_stacked_over_unrolled_*      upstream's own loop of 30 layers put under a scan by `stack`, over the loop
   read_excess_activations            compiled temp + output bytes of reading one layer, less those of the plain forward
                                      and the bytes asked for, in units of one activation
   read_runtime_ratio                 seconds of that read over the plain forward
@@ -130,7 +130,7 @@ def tunix_ratios(rounds=3):
   """Compile times of upstream's loop put under a scan, over those of the loop."""
   model = mechjax.load('smollm2-135m', code='tunix')
   tokens = jnp.ones((1, 128), jnp.int32)
-  flat = stacking.stacked(model.apply, model.params, tokens)
+  flat = stacking.stack(model.apply, model.params, tokens)
   calls = {
     'loop': compiling(model.apply, model.params, tokens),
     'scan': compiling(flat, flat.params, tokens),

@@ -1,4 +1,4 @@
-"""Forward passes you can iterate over.
+"""Forward passes that can be iterated over.
 
     forward = mechjax.iterate(model, sites='mlp_out.*, resid_post.*')
     for layer, name, value in (run := forward(tokens)):
@@ -6,22 +6,22 @@
         run.modified_value = value.at[:, -1].set(0)
     logits = run.retval
 
-The loop is ordinary Python, on the notebook's side of somebody else's model. It reads the same everywhere; what
-drives it depends on the arguments:
+The loop is ordinary Python in the notebook, and the model stays as it is upstream. The code of a loop is always the
+same; the kind of run depends on the arguments:
 
   stepped   concrete arrays. The staged program runs in compiled segments, cut at the sites (`segments`,
-            `stepped`); values are concrete: print them, plot them, set a breakpoint. Another body compiles nothing.
-            `run.backward` gives the gradients (`backward`).
+            `stepped`); values are concrete: print them, plot them, set a breakpoint. Changing the body compiles
+            nothing. `run.backward` gives the gradients (`backward`).
   traced    tracers, under jit, grad, vmap: the loop runs once, at trace time, in a greenlet (`traced`).
-  eager     `eagerly=True`: nothing is staged (`eager`), for models whose Python depends on the data.
+  eager     `eagerly=True`: nothing is staged (`eager`), for models whose Python code depends on the data.
 
 An exception in the loop's body closes the run, and `repr(run)` says at which site; `with forward(tokens) as run:`
 around the loop writes it into the traceback as well.
 
-Sharp edges. The function is taken to have no side effects, as for `jax.jit`; its staged program is kept for as long as
-what it reads is what it was. Inside a jit of your own, give it the model as an argument: iterate(model) on a model from
-outside compiles its parameters in, and warns. Sites inside a while loop come once per iteration, under one name. A
-tracer kept after its run is a leaked tracer.
+Sharp edges. The function is assumed to have no side effects, as for `jax.jit`; its staged program is cached as long as
+the values that it reads do not change. Inside a jit of your own, pass the model as an argument: iterate(model) on a
+model from outside makes its parameters constants of the program, and warns. Sites inside a while loop are visited once
+per iteration, under one name. A tracer kept after its run is a leaked tracer.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from mechjax.errors import RunError, unknown
 from mechjax.forward import eager, stepped, traced
 from mechjax.forward.backward import Backward
 from mechjax.forward.run import BackwardRun, Run
-from mechjax.forward.segments import Layout
+from mechjax.forward.segments import SegmentLayout
 from mechjax.harvest.selecting import find_live, select
 from mechjax.programs.program import Program, ProgramCache
 from mechjax.programs.repeats import check_sown_once
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG
 
-__all__ = ['Backward', 'BackwardRun', 'Run', 'iterate', 'recorded']
+__all__ = ['Backward', 'BackwardRun', 'Run', 'iterate', 'record']
 
 
 _CHOSEN: ProgramCache[tuple[list[sites_lib.Site], frozenset]] = ProgramCache()
-_LAYOUTS: ProgramCache[Layout] = ProgramCache()
+_LAYOUTS: ProgramCache[SegmentLayout] = ProgramCache()
 
 
 def iterate(
@@ -65,22 +65,22 @@ def iterate(
 
   Args:
     f: a function with sows, pure as for `jax.jit` (unless `eagerly`).
-    sites: where to stop: patterns of `mechjax.sites`.
-    scan: how a traced run goes through a scan: 'switch' (one body, the loop runs for each layer in its branch, and so
+    sites: sites at which to stop: patterns of `mechjax.sites`.
+    scan: treatment of a scan in a traced run: 'switch' (one body, the loop runs for each layer in its branch, and so
       visits one site at all layers before the next site) or 'unroll' (the order is that of a stepped run, and values
-      may travel from layer to layer).
+      may be carried from layer to layer).
     eagerly: run `f` as plain Python, without staging.
-    keep: keep what `run.backward` needs. Without it a stepped run drops values as soon as it can, and
-      `run.backward` first runs forward again.
-    tag: which sows.
+    keep: keep the values that `run.backward` needs. Without it a stepped run drops values as soon as it can, and
+      `run.backward` first repeats the forward pass.
+    tag: tag of the sows.
 
   Returns:
     `(*args, **kwargs) -> Run`.
 
   Raises:
-    SiteError: when a run is started, if a pattern selects nothing (an eager run: when it ends).
-    HarvestError: when a run is started, if a strict name is sown twice in one place.
-    RunError: for an unknown `scan`.
+    SiteError: when a run is started, a pattern selects nothing (in an eager run: when it ends).
+    HarvestError: when a run is started, a strict name is sown twice in one place.
+    RunError: `scan` is unknown.
   """
   if scan not in traced.SCANS:
     raise unknown(RunError, 'scan', scan, traced.SCANS)
@@ -95,7 +95,7 @@ def iterate(
     if compat.staging_trace() or any(map(_is_tracer, values)):
       plan = traced.TracedPlan(program, tag, keys, frozenset(where), scan)
       return Run(traced.start(plan, values), where, 'traced')
-    return _stepped(program, values, tag, where, keys, keep)
+    return _start_stepped(program, values, tag, where, keys, keep)
 
   return start
 
@@ -107,7 +107,7 @@ def _is_tracer(x: Any) -> bool:
 def _choose(
   program: Program, patterns: tuple[str, ...], tag: Hashable
 ) -> tuple[list[sites_lib.Site], frozenset]:
-  """The sites that `patterns` select in a program, and the keys of the sows they stand for."""
+  """The sites that `patterns` select in a program, and the keys of their sows."""
   known = _CHOSEN.of(program).get((patterns, tag))
   if known is None:
     sown = find_live(program, tag)
@@ -119,18 +119,19 @@ def _choose(
   return known
 
 
-def recorded(
+def record(
   f: Callable, sites: Any = '*', *, tag: Hashable = TAG
 ) -> Callable[..., tuple[Any, Backward]]:
-  """Runs a function once and keeps what going back over it needs, any number of times by `Backward.fork`.
+  """Records one run of a function for backward passes over it, several of them by `Backward.fork`.
 
   Args:
-    f: as for `iterate`.
-    sites: where walks back stop.
-    tag: which sows.
+    f: the function, as for `iterate`.
+    sites: sites at which backward passes stop.
+    tag: tag of the sows.
 
   Returns:
-    `(*args, **kwargs) -> (what f returned, a walk)`; give the walk its gradients with `start`. Arguments are concrete.
+    `(*args, **kwargs) -> (result of f, Backward)` for concrete arguments; `Backward.start` takes the gradients of the
+    result.
   """
   patterns = tuple(sites_lib.as_patterns(sites))
   staged = stager(f)
@@ -149,10 +150,10 @@ def recorded(
   return run
 
 
-def _layout(program: Program, tag: Hashable, keys: frozenset) -> Layout:
+def _layout(program: Program, tag: Hashable, keys: frozenset) -> SegmentLayout:
   layout = _LAYOUTS.of(program).get((tag, keys))
   if layout is None:
-    layout = _LAYOUTS.of(program)[tag, keys] = Layout(program, tag, keys)
+    layout = _LAYOUTS.of(program)[tag, keys] = SegmentLayout(program, tag, keys)
   return layout
 
 
@@ -160,7 +161,7 @@ def _arrays(args: list) -> list:
   return [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in args]
 
 
-def _stepped(
+def _start_stepped(
   program: Program, args: list, tag: Hashable, where: list, keys: frozenset, keep: bool
 ) -> Run:
   layout, args = _layout(program, tag, keys), _arrays(args)
@@ -172,7 +173,7 @@ def _stepped(
     if log is None:
       log = stepped.Log()
       for _ in stepped.Stepper(layout, chosen, log, again=first.replaced).run(args):
-        raise AssertionError('a run that is repeated stands nowhere')
+        raise AssertionError('a repeated run must not stop at a site')
     walk = Backward(layout, log)
     walk.start(jax.tree.leaves(jax.grad(metric, allow_int=True)(out)))
     return walk.walk()

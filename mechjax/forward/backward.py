@@ -1,19 +1,19 @@
-"""Going back over a stepped run: the gradient of a scalar at every site, last site first.
+"""Backward pass over a stepped run: the gradient of a scalar at every site, last site first.
 
-The segments that ran forward are differentiated one at a time, in reverse, each distinct one compiled once, so
-that the time to compile does not grow with depth. Each recomputes its own inside, so what has to be kept of the forward
-pass are the values between segments. Only values that depend on a site are differentiated; parameters never are.
+The segments of the forward pass are differentiated one at a time, in reverse, each distinct one compiled once, so
+that compile time does not grow with depth. Each recomputes its own intermediate values, so only the values between
+segments are kept of the forward pass. Only values that depend on a site are differentiated; parameters never are.
 
-The gradient at a site is that of planting: what the scalar does if the value there changes. A value that the
-loop replaced is a constant of the run, so its gradient is reported and none flows on to what was computed
-before. A custom_jvp or custom_vjp function whose inside was visited keeps its rule for what lies before it, unless
-something inside was replaced or given another gradient: then its body is differentiated as written.
+The gradient at a site is that of planting: the change of the scalar if the value there changes. A value that the
+loop replaced is a constant of the run, so its gradient is reported and is not propagated to earlier values.
+A custom_jvp or custom_vjp function with visited sites inside keeps its rule for earlier values, unless a value inside
+was replaced or received another gradient: then its body is differentiated as written.
 
-Many gradients at once. `fork` continues a walk from where it stands with a stack of gradients instead of one: from then
-on they go through the same segments side by side, so that backward passes which differ only in what happens to the
-gradient on its way share their forward pass, and start where they part.
+Many gradients at once. `fork` continues a backward pass from its current entry with a stack of gradients instead of
+one: from there they go through the same segments side by side, so that backward passes which differ only in their
+changes to the gradient share their forward pass, and begin where they differ.
 
-Sharp edges. Sites of integers have no gradient and are passed over.
+Sharp edges. Sites of integers have no gradient and are skipped.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 
 from mechjax import sites
-from mechjax.forward.segments import Layout
-from mechjax.forward.stepped import Log, Passage, Stand, Step
+from mechjax.forward.segments import SegmentLayout
+from mechjax.forward.stepped import Boundary, Log, SiteVisit, Step
 from mechjax.forward.tape import Segment
 from mechjax.programs.line import bind, evaluator
 from mechjax.programs.reach import check_not_dead_at
@@ -38,27 +38,27 @@ Visit = tuple[sites.Site, Any, Any]
 
 
 @dataclasses.dataclass
-class _Inside:
-  """The body of a custom derivative that is being walked: the gradients of its results, and whether it was changed."""
+class _CustomBody:
+  """A custom derivative's body in the backward pass: the gradients of its results, and whether a value was changed."""
 
   grads: list[Any]
   changed: bool = False
 
 
 class Backward:
-  """One walk back over a log, which is used up: what is behind is released.
+  """One backward pass over a log, which is consumed: entries that were processed are released.
 
   Attributes:
-    lanes: how many gradients are carried side by side, as a leading axis; None for one, without that axis.
-    left: how many entries of the log are still ahead.
+    lanes: number of gradients side by side, as a leading axis; None for one gradient without that axis.
+    left: number of log entries that remain.
   """
 
-  def __init__(self, layout: Layout, log: Log):
+  def __init__(self, layout: SegmentLayout, log: Log):
     self.layout, self.entries = layout, log.entries
     self.lanes: int | None = None
     self.grads: dict[int, Any] = {}
-    self.insides: list[_Inside] = []
-    self.active = _active(log)
+    self.insides: list[_CustomBody] = []
+    self.active = _find_active(log)
     self._outs = log.outs
 
   @property
@@ -66,45 +66,45 @@ class Backward:
     return len(self.entries)
 
   def start(self, cotangents: Sequence[Any]) -> None:
-    """Takes the gradient at each flat result of the run."""
+    """Sets the gradient at each flat result of the run."""
     outs = self._outs
     self._give([x.number for x in outs], [x.array for x in outs], cotangents)
 
   def fork(self, lanes: int) -> Backward:
-    """Another walk from here, with `lanes` copies of every gradient; this one can go on as well."""
+    """Copies this backward pass at its current entry, with `lanes` copies of every gradient; both can continue."""
     other = copy.copy(self)
     many = lambda g: None if g is None else jnp.broadcast_to(g, (lanes, *g.shape))  # noqa: E731
     other.lanes, other.entries = lanes, list(self.entries)
     other.grads = {n: many(g) for n, g in self.grads.items()}
-    other.insides = [_Inside([many(g) for g in i.grads], i.changed) for i in self.insides]
+    other.insides = [_CustomBody([many(g) for g in i.grads], i.changed) for i in self.insides]
     return other
 
   def walk(self, until: int = 0) -> Generator[Visit, Any, None]:
-    """Yields (site, value, gradient), receives None or the gradient that is to flow on.
+    """Yields (site, value, gradient), receives None or the gradient to propagate instead.
 
     Args:
-      until: how many entries of the log to leave ahead.
+      until: number of log entries to leave unprocessed.
     """
     while self.left > until:
       entry = self.entries.pop()
-      if isinstance(entry, Stand):
-        yield from self._stand(entry)
-      elif isinstance(entry, Passage):
+      if isinstance(entry, SiteVisit):
+        yield from self._visit(entry)
+      elif isinstance(entry, Boundary):
         self._enter(entry) if entry.eqn is not None else self._leave(entry)
       else:
         self._step(entry)
 
   def _give(self, numbers: Sequence[int], arrays: Sequence[Any], grads: Sequence[Any]) -> None:
     for number, x, g in zip(numbers, arrays, grads):
-      if g is not None and number in self.active and _smooth(x):
+      if g is not None and number in self.active and _is_inexact(x):
         self.grads[number] = self.grads[number] + g if number in self.grads else g
 
   def _take(self, numbers: Sequence[int]) -> list[Any]:
     return [self.grads.pop(n, None) for n in numbers]
 
-  def _stand(self, entry: Stand) -> Generator[Visit, Any, None]:
+  def _visit(self, entry: SiteVisit) -> Generator[Visit, Any, None]:
     found = self._take(entry.outs)
-    if not any(map(_smooth, entry.arrays)):
+    if not any(map(_is_inexact, entry.arrays)):
       return
     if all(g is None for g in found):
       program, tag = self.layout.program, self.layout.tag
@@ -122,12 +122,12 @@ class Backward:
     lead = () if self.lanes is None else (self.lanes,)
     return jnp.zeros((*lead, *x.shape), x.dtype)
 
-  def _leave(self, entry: Passage) -> None:
+  def _leave(self, entry: Boundary) -> None:
     grads = self._take(entry.outs)
-    self.insides.append(_Inside(grads))
+    self.insides.append(_CustomBody(grads))
     self._give(entry.ins, entry.arrays, grads)
 
-  def _enter(self, entry: Passage) -> None:
+  def _enter(self, entry: Boundary) -> None:
     inside, grads = self.insides.pop(), self._take(entry.outs)
     if inside.changed:
       self._give(entry.ins, entry.arrays, grads)
@@ -138,13 +138,16 @@ class Backward:
 
   def _step(self, entry: Step) -> None:
     if isinstance(entry.what, Segment):
-      key, run = self._key(entry.what), evaluator(entry.what.ops, entry.what.ins, entry.what.outs)
+      key, run = (
+        self._structure(entry.what),
+        evaluator(entry.what.ops, entry.what.ins, entry.what.outs),
+      )
     else:
       key, run = (entry.what, len(entry.ins)), entry.run
     self._pull(key, run, entry.ins, entry.arrays, self._take(entry.outs))
 
-  def _key(self, segment: Segment) -> Any:
-    """The structure of a segment, found once: a walk with many lanes is repeated, and would mostly find keys."""
+  def _structure(self, segment: Segment) -> Any:
+    """The structure of a segment, cached: repeated passes with many lanes would spend most of their time on it."""
     keys = self.layout.backward_keys
     if id(segment) not in keys:
       keys[id(segment)] = segment_key(segment, rules=True)
@@ -153,10 +156,10 @@ class Backward:
   def _pull(
     self, key: Any, run: Callable, ins: Sequence[int], arrays: list[Any], grads: list[Any]
   ) -> None:
-    """Gives the inputs of `run` their share of the gradients of its outputs."""
+    """Propagates the gradients of the outputs of `run` to its inputs."""
     given = tuple(g is not None for g in grads)
     wanted = tuple(
-      n for n, (i, x) in enumerate(zip(ins, arrays)) if i in self.active and _smooth(x)
+      n for n, (i, x) in enumerate(zip(ins, arrays)) if i in self.active and _is_inexact(x)
     )
     if not any(given) or not wanted:
       return
@@ -171,7 +174,7 @@ class Backward:
 def _derivative(
   run: Callable, given: tuple[bool, ...], wanted: tuple[int, ...], many: bool
 ) -> Callable:
-  """(inputs, gradients of the given outputs) -> gradients of the wanted inputs; `many` stacked ones if so."""
+  """Makes (inputs, gradients of the given outputs) -> gradients of the wanted inputs; batched if `many`."""
 
   def vjp(arrays, grads):
     def some(*live):
@@ -186,14 +189,14 @@ def _derivative(
   return vjp
 
 
-def _active(log: Log) -> set[int]:
+def _find_active(log: Log) -> set[int]:
   """The numbers of values that depend on a site."""
   active: set[int] = set()
   for e in log.entries:
-    if isinstance(e, Stand) or any(i in active for i in e.ins):
+    if isinstance(e, SiteVisit) or any(i in active for i in e.ins):
       active.update(e.outs)
   return active
 
 
-def _smooth(x: Any) -> bool:
+def _is_inexact(x: Any) -> bool:
   return jnp.issubdtype(x.dtype, jnp.inexact)

@@ -1,16 +1,15 @@
-"""Runs without staging, for models whose Python depends on the data.
+"""Runs without staging, for models whose Python code depends on the data.
 
-`if x.sum() > 0:` cannot be staged. With `eagerly=True` the model simply runs, in a greenlet and under
-`jax.disable_jit`, and every `sow` is a tap that stops it: values are concrete inside jitted blocks, scans, while
+`if x.sum() > 0:` cannot be staged. With `eagerly=True` the model runs as it is, in a greenlet and under
+`jax.disable_jit`, and every `sow` is a tap that suspends it: values are concrete inside jitted blocks, scans, while
 loops and conds too.
 
-JAX caches what it traces, and a trace through a tap would replay one run's edits in the next. Nothing is traced
-here, so all eager runs share one key (the gate of `sow`) and each reuses the compiled operations of the last; plain
-calls have another key. What JAX traces even so (the inside of `jax.checkpoint`) is refused at the tap, before it
-is cached.
+JAX caches its traces, and a trace through a tap would repeat the edits of one run in the next. Nothing is traced in an
+eager run, so all eager runs share one key (the gate of `sow`) and reuse compiled operations; plain calls have another
+key. Code that JAX traces even so (the inside of `jax.checkpoint`) is an error at the tap, before it is cached.
 
-Sharp edges. Operation by operation is slow: this is for models that cannot be staged. Iterations of a scan have no
-layer number. Which sites there are is known at the end, so a pattern that matched nothing is an error then.
+Sharp edges. Execution operation by operation is slow: this is for models that cannot be staged. Iterations of a scan
+have no layer number. The sites are known only at the end, so a pattern that matched nothing is an error then.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ import jax
 
 from mechjax import compat, greenlets, sites
 from mechjax.errors import RunError
-from mechjax.forward.run import taken
+from mechjax.forward.run import take_reply
 from mechjax.programs.places import name_and_path
 
 
-class _Asked:
-  """What one eager run asks for, and the sites it met."""
+class _Request:
+  """The sites that one eager run requests, and the sites that it has met."""
 
   def __init__(self, tag: Hashable, patterns: tuple[str, ...]):
     self.tag, self.patterns = tag, patterns
@@ -39,32 +38,32 @@ class _Asked:
     return any(sites.matches(p, site) for p in self.patterns)
 
 
-_asked: contextvars.ContextVar[_Asked] = contextvars.ContextVar('mechjax_eager_run')
+_request: contextvars.ContextVar[_Request] = contextvars.ContextVar('mechjax_eager_run')
 
 
 class _Tap:
-  """What `sow` finds in its gate during every eager run."""
+  """The value of the gate of `sow` during every eager run."""
 
   def at_layer(self, index: int) -> _Tap:
     return self
 
   def tap(self, value: Any, *, tag: Hashable, name: str, pred: Any = True) -> Any:
-    """Called by `sow`: hands the value to the loop of the run that this code belongs to."""
-    asked = _asked.get()
+    """Called by `sow`: yields the value to the loop of the current run."""
+    request = _request.get()
     site = sites.Site(*name_and_path(name, sites.current_path()))
-    if tag != asked.tag:
+    if tag != request.tag:
       return value
-    if compat.staging_trace() is not asked.trace:
+    if compat.staging_trace() is not request.trace:
       raise RunError(
         f'the site {site} lies in code that JAX traces and caches even in an eager run',
         cause='jax.checkpoint (remat), or another function that stages what it calls',
         hint='iterate without eagerly=True, or without the checkpoint',
       )
-    asked.met.append(site)
+    request.met.append(site)
     batched = isinstance(pred, jax.core.Tracer)
-    if not asked.wants(site) or not (batched or pred):
+    if not request.wants(site) or not (batched or pred):
       return value
-    new = taken(greenlets.yield_((site, value)))
+    new = take_reply(greenlets.yield_((site, value)))
     if new is None or not batched:
       return value if new is None else new
     return jax.tree.map(lambda n, o: jax.numpy.where(pred, n, o), new, value)
@@ -76,15 +75,15 @@ _TAP = _Tap()
 def start(
   f: Callable, tag: Hashable, patterns: tuple[str, ...], args: tuple, kwargs: dict
 ) -> greenlets.GreenletGenerator:
-  """A generator of (site, value) over `f` as it runs."""
+  """Starts a generator of (site, value) over `f` as it runs."""
 
   def run():
-    asked = _Asked(tag, patterns)
-    _asked.set(asked)
+    request = _Request(tag, patterns)
+    _request.set(request)
     with greenlets.local_context(jax.disable_jit):  # closed while the loop's body runs
       with greenlets.local_context(lambda: compat.GATE(_TAP)):
         out = f(*args, **kwargs)
-    sites.select(patterns, asked.met)
+    sites.select(patterns, request.met)
     return out
 
   return greenlets.GreenletGenerator(run)

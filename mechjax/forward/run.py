@@ -1,17 +1,17 @@
-"""The run: a forward pass as something to iterate over.
+"""Runs: forward passes that a loop iterates over.
 
     for layer, name, value in (run := forward(tokens)):
       if name == 'mlp_out' and layer == 5:
         run.modified_value = value.at[:, -1].set(0)
     logits = run.retval
 
-A run does not know how its values are made. It drives a generator of (site, value) that takes back a reply (see
-`taken`); stepped, traced and eager runs differ only in that generator. What it adds is manners: it can be
-iterated once, what is put in must fit, and every misuse is an error that says where the run stands.
+A run does not depend on how its values are computed. It drives a generator of (site, value) that receives a reply
+(see `take_reply`); stepped, traced and eager runs differ only in that generator. The run adds checks: it can be
+iterated once, a new value must fit, and every misuse is an error that states the site at which the run stands.
 
 Leaving. A `for` loop holds the only reference to the generator, so break, return, an exception or Ctrl-C close
-it there and then. An exception in the body carries the body's line, but Python does not tell an iterator why it
-is left: `with forward(tokens) as run:` around the loop adds the site to the traceback, and `run` shows it anyway.
+it immediately. An exception in the body has the body's line, but Python does not inform an iterator why it is
+left: `with forward(tokens) as run:` around the loop adds the site to the traceback; `repr(run)` shows it in any case.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _NOTHING: Any = object()
 Item = tuple[int | tuple[int, ...] | None, str, Any]
 
 
-class _Exact:
+class _FixedAttributes:
   """An object that has the attributes of its `__slots__` and no others.
 
-  `run.modified = value` would otherwise change nothing and say nothing.
+  Otherwise `run.modified = value` would change nothing, without an error.
   """
 
   __slots__ = ()
@@ -61,16 +61,16 @@ class _Exact:
     )
 
 
-class Run(_Exact, Generator[Item, Any, Any]):
+class Run(_FixedAttributes, Generator[Item, Any, Any]):
   """One forward pass.
 
   Iterating yields (layer, name, value); layer is None for sites without layers and a tuple in nested scans.
 
   Attributes:
-    sites: the sites it stops at, in order; None where that is not known beforehand (eager runs).
-    site: the site it stands at; None before the first and after the last.
-    segments: how many compiled segments a stepped run goes through; None for other runs.
-    distinct_segments: how many of them had to be compiled.
+    sites: the sites at which it stops, in order; None if they are not known beforehand (eager runs).
+    site: the current site; None before the first and after the last.
+    segments: number of compiled segments of a stepped run; None for other runs.
+    distinct_segments: number of distinct ones, which are compiled.
   """
 
   __slots__ = (
@@ -127,18 +127,18 @@ class Run(_Exact, Generator[Item, Any, Any]):
     return self.send(None)
 
   def send(self, value: Any) -> Item:
-    """Like `next`, with `value` (unless None) flowing on from the site shown last."""
-    loop = self._by_hand()
+    """Like `next`, with `value` (unless None) as the new value of the current site."""
+    loop = self._loop_by_hand()
     if value is not None:
       self.modified_value = value
     return next(loop)
 
   def throw(self, *exception: Any) -> Item:
-    """Raises an exception inside the forward pass, at the site shown last."""
-    return self._by_hand().throw(*exception)
+    """Raises an exception inside the forward pass, at the current site."""
+    return self._loop_by_hand().throw(*exception)
 
   def close(self) -> None:
-    """Abandons the pass. What it held is released and JAX's state is as before it."""
+    """Abandons the pass, releases its values and restores JAX's state."""
     if self._loop is not None and self._loop is not _BY_FOR:
       self._loop.close()
     elif self._driver is not None:
@@ -154,7 +154,7 @@ class Run(_Exact, Generator[Item, Any, Any]):
       error.add_note(f'raised in the loop over {self!r}')
     self.close()
 
-  def _by_hand(self) -> Any:
+  def _loop_by_hand(self) -> Any:
     self._check_thread()
     if self._loop is None:
       if self._driver is None:
@@ -169,11 +169,11 @@ class Run(_Exact, Generator[Item, Any, Any]):
   def _finish(self) -> None:
     self._driver, self._shown, self._modified = None, _NOTHING, _NOTHING
 
-  # --- what the loop's body says
+  # --- values
 
   @property
   def modified_value(self) -> Any:
-    """What flows on from this site instead of the value; set it in the loop's body, at most once per site."""
+    """New value of the current site, in place of the one shown; set it in the loop's body, at most once per site."""
     if self._modified is _NOTHING:
       raise RunError('modified_value was not set at this site', where=self._state())
     return self._modified
@@ -183,7 +183,7 @@ class Run(_Exact, Generator[Item, Any, Any]):
     self._check_thread()
     if self._shown is _NOTHING:
       raise RunError(
-        'modified_value was set while the run stands at no site',
+        'modified_value was set while the run does not stand at a site',
         where=self._state(),
         hint='set it in the body of the loop, before the next iteration',
       )
@@ -197,32 +197,32 @@ class Run(_Exact, Generator[Item, Any, Any]):
 
   @property
   def retval(self) -> Any:
-    """What the function returned; there once the loop has ended."""
+    """Result of the function; available once the loop has ended."""
     if self._retval is _NOTHING:
       raise RunError(
-        f'retval is not there yet: the run is {self._state()}',
+        f'retval is not available: the run is {self._state()}',
         cause='the loop was left by break or an exception' if self._driver is None else None,
         hint='read it after the loop has ended',
       )
     return self._retval
 
-  # --- going back
+  # --- backward pass
 
   def backward(self, metric: Callable[[Any], Any]) -> BackwardRun:
     """Iterates over the gradients of `metric(retval)`, from the last site to the first.
 
         for layer, name, value, grad in run.backward(metric):
-          run.modified_grad = ...          # what flows on to earlier sites
+          run.modified_grad = ...          # the gradient to propagate to earlier sites instead
 
     Args:
-      metric: from what the function returned to a scalar.
+      metric: function of the result of the model; returns a scalar.
 
     Returns:
       A `BackwardRun`. Parameters are not differentiated. Where the loop replaced a value, the gradient at the
-      replacement is reported and none flows on, unless modified_grad says so.
+      replacement is reported and is not propagated, unless modified_grad is set.
 
     Raises:
-      RunError: unless the run is stepped and has ended.
+      RunError: the run is not stepped, or has not ended.
     """
     if self._backward is None:
       raise RunError(
@@ -235,14 +235,14 @@ class Run(_Exact, Generator[Item, Any, Any]):
 
   @property
   def modified_grad(self) -> Any:
-    """The gradient that flows on from the site that `run.backward` shows."""
-    return self._going_back().modified_grad
+    """Gradient to propagate from the current site of `run.backward` in place of the one shown."""
+    return self._backward_run().modified_grad
 
   @modified_grad.setter
   def modified_grad(self, grad: Any) -> None:
-    self._going_back().modified_grad = grad
+    self._backward_run().modified_grad = grad
 
-  def _going_back(self) -> BackwardRun:
+  def _backward_run(self) -> BackwardRun:
     if self._gradients is None:
       raise RunError(
         'modified_grad was used outside a backward pass',
@@ -251,7 +251,7 @@ class Run(_Exact, Generator[Item, Any, Any]):
       )
     return self._gradients
 
-  # --- where it stands
+  # --- state
 
   def _check_thread(self) -> None:
     if threading.get_ident() != self._thread:
@@ -267,7 +267,7 @@ class Run(_Exact, Generator[Item, Any, Any]):
       return f'finished after {self._visited} sites'
     if self._driver is None:
       return f'closed at {self.site}' if self.site else 'closed before its first site'
-    return f'standing at {self.site}' if self.site else 'not started'
+    return f'stopped at {self.site}' if self.site else 'not started'
 
   def __repr__(self) -> str:
     total = '' if self.sites is None else f' of {len(self.sites)}'
@@ -275,12 +275,14 @@ class Run(_Exact, Generator[Item, Any, Any]):
 
 
 _BY_FOR: Any = object()
-"""In place of the generator of a run that a for loop iterates: the loop alone holds it, so that leaving closes it."""
+"""Stands for the generator of a run that a for loop iterates: only the loop holds it, so that leaving closes it."""
 
 
 def _items(run: Run) -> Generator[Item, None, None]:
-  """Drives a run. No value is referred to while the pass goes on to the next site."""
-  driver = iter(run._driver)  # of a greenlet, a handle: it can be left out of turn
+  """Drives a run. It holds no reference to a value while the pass continues to the next site."""
+  driver = iter(
+    run._driver
+  )  # for a greenlet, a handle: it can be closed while later generators are suspended
   reply: list[Any] | None = None
   try:
     while True:
@@ -310,20 +312,20 @@ def _items(run: Run) -> Generator[Item, None, None]:
       run._finish()
 
 
-def taken(reply: list[Any] | None) -> Any:
-  """What a loop replied: None, or the value that is to flow on.
+def take_reply(reply: list[Any] | None) -> Any:
+  """Takes the reply of a loop: None, or the new value.
 
-  A value travels in a list and is taken out of it, so that the frames between loop and model do not hold it while the
-  pass goes on (JAX's leak checker counts them).
+  A value is passed in a list and taken out of it, so that the frames between loop and model do not hold it while the
+  pass continues (JAX's leak checker counts references).
   """
   return reply.pop() if reply else None
 
 
-class BackwardRun(_Exact):
-  """The gradients of a run as something to iterate over, last site first; see `Run.backward`.
+class BackwardRun(_FixedAttributes):
+  """Iterable over the gradients of a run, last site first; see `Run.backward`.
 
   Attributes:
-    site: the site it stands at.
+    site: the current site.
   """
 
   __slots__ = ('_driver', '_modified', '_shown', '_started', 'site')
@@ -364,7 +366,7 @@ class BackwardRun(_Exact):
 
   @property
   def modified_grad(self) -> Any:
-    """The gradient that flows on instead of the one shown; set it at most once per site."""
+    """Gradient to propagate in place of the one shown; set it at most once per site."""
     if self._modified is _NOTHING:
       raise RunError('modified_grad was not set at this site')
     return self._modified
@@ -373,7 +375,7 @@ class BackwardRun(_Exact):
   def modified_grad(self, grad: Any) -> None:
     if self._shown is _NOTHING:
       raise RunError(
-        'modified_grad was set while the backward pass stands at no site',
+        'modified_grad was set while the backward pass does not stand at a site',
         hint='set it in the body of the loop over run.backward(metric)',
       )
     if self._modified is not _NOTHING:
@@ -382,7 +384,7 @@ class BackwardRun(_Exact):
 
 
 def fit(new: Any, old: Any, what: str) -> Any:
-  """`new` with leaves of exactly the shapes and dtypes of `old`, or an error that says what differs."""
+  """Returns `new` with leaves of exactly the shapes and dtypes of `old`; raises an error that states the difference."""
   tree: Any = jax.tree.structure(new)
   if tree != jax.tree.structure(old):
     raise HarvestError(
@@ -393,7 +395,9 @@ def fit(new: Any, old: Any, what: str) -> Any:
 
 
 def _shape_of(value: Any) -> Any:
-  if isinstance(value, jax.Array):  # nearly always; a run of hundreds of sites feels the difference
+  if isinstance(
+    value, jax.Array
+  ):  # the usual case, and measurably faster in a run of hundreds of sites
     return jax.ShapeDtypeStruct(value.shape, value.dtype)
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(jax.numpy.shape(x), jax.numpy.result_type(x)), value

@@ -1,12 +1,12 @@
-"""Cutting a staged program into segments between the sites somebody wants to stand at.
+"""Division of a staged program into segments between the sites at which a run stops.
 
-A `for` loop over activations wants concrete values at every site, and a forward pass as fast as if nobody
-looked. So the staged program is laid out as one straight line (what `jit`, `checkpoint` and custom derivatives hold
-is written out where it is called), and cut at the sites. What lies between two cuts is a `Segment`, compiled once
-per distinct structure: equal up to the names of variables, with arrays lifted to inputs. Segments end where layers
-end as well, whether or not somebody stands there, so that layers in between are equal too. A model of thirty
-unrolled layers then has a handful of distinct segments, and compile time does not grow with depth; and since the
-loop's body is not part of any segment, changing it compiles nothing.
+A `for` loop over activations needs concrete values at every site, and a forward pass as fast as without the
+loop. So the staged program is written as one straight line (the programs inside `jit`, `checkpoint` and custom
+derivatives are inlined), and cut at the sites. The equations between two cuts are a `Segment`, compiled once per
+distinct structure: equal up to the names of variables, with arrays lifted to inputs. Segments also end where layers
+end, whether or not a run stops there, so that the layers in between are equal too. A model of thirty unrolled layers
+then has a handful of distinct segments, and compile time does not grow with depth; and since the loop's body is not
+part of any segment, changing it compiles nothing.
 
 Scans, while loops and conds that hold wanted sites keep their body as a `Tape` of its own, which is
 stepped iteration by iteration; a scan's per-layer slices are taken inside the segments that use them, so that no
@@ -47,15 +47,15 @@ from mechjax.programs.tag import sow_tangent_p
 _COMPILED: ProgramCache[Callable] = ProgramCache()
 
 
-class Layout:
+class SegmentLayout:
   """The tape of a program for one choice of sows, and its compiled segments.
 
   Attributes:
     tape: the whole program.
     compiled: structure -> executable; shared by all layouts of the program.
-    n_segments: how many segments the tapes hold.
-    n_distinct: how many different ones.
-    backward_keys: structures under which derivatives of segments are kept, by id of the segment.
+    n_segments: number of segments in all tapes.
+    n_distinct: number of distinct segments.
+    backward_keys: structures of segments for the cache of their derivatives, by id of the segment.
   """
 
   def __init__(self, program: Program, tag: Hashable, wanted: frozenset):
@@ -72,7 +72,7 @@ class Layout:
     return len(self._used)
 
   def write(self, jaxpr: Any, place: Place, backward: bool = False) -> Tape:
-    """The tape of a jaxpr."""
+    """Writes the tape of a jaxpr."""
     writer = _Writer(self, backward)
     ins = writer.fresh(compat.raw(jaxpr).invars)
     return writer.cut(ins, writer.inline(jaxpr, ins, place))
@@ -81,7 +81,7 @@ class Layout:
     return any(t == self.tag and n in self.names for t, n in self.program.tags_of(eqn))
 
   def finish(self, segment: Segment) -> None:
-    """Gives a segment the executable of its structure."""
+    """Assigns a segment the executable of its structure."""
     key = segment_key(segment)
     if key not in self.compiled:
       self.compiled[key] = jax.jit(evaluator(segment.ops, segment.ins, segment.outs))
@@ -91,15 +91,15 @@ class Layout:
 
 
 class _Writer(Line):
-  """Writes one tape; `backward` in the recomputation of a checkpoint, where sites were met before."""
+  """Writer of one tape; `backward` in the recomputation of a checkpoint, where sites occur a second time."""
 
-  def __init__(self, layout: Layout, backward: bool = False):
+  def __init__(self, layout: SegmentLayout, backward: bool = False):
     super().__init__(layout.program)
     self.layout, self.backward = layout, backward
     self.sunk: dict[int, Op] = {}
 
   def literal(self, literal: Any) -> Ref:
-    """Arrays are lifted to inputs of the segments; scalars stay where they are."""
+    """Lifts arrays to inputs of the segments; scalars stay in the equations."""
     return self.constant(literal.val) if np.ndim(literal.val) else literal
 
   def opens(self, eqn: Any, place: Place) -> bool:
@@ -133,7 +133,7 @@ class _Writer(Line):
     return [*outs, *refs[n:]]
 
   def sink(self) -> None:
-    """Takes the operations written so far off the line, to be moved into the segments that use them."""
+    """Removes the operations written so far from the line, to move them into the segments that use them."""
     self.sunk.update((o, op) for op in self.steps for o in op.outs)
     self.steps.clear()
 
@@ -147,9 +147,8 @@ class _Writer(Line):
     def close(refs: Sequence[Ref]) -> None:
       own = [*self._sunk_for(r for op in ops for r in op.ins), *ops]
       surfaced = self._sunk_for(refs)
-      for (
-        op
-      ) in surfaced:  # a slice that leaves the segments (a sown slice, say) is computed once, here
+      # A slice that leaves the segments (a sown slice, for example) is computed once, here.
+      for op in surfaced:
         for o in op.outs:
           self.sunk.pop(o, None)
       known = set(map(id, own))
@@ -160,7 +159,7 @@ class _Writer(Line):
 
     for step in self.steps:
       if not isinstance(step, Op):
-        close(needs(step))
+        close(inputs_of(step))
         steps.append(step)
         continue
       if ops and ops[-1].path != step.path:
@@ -177,64 +176,64 @@ class _Writer(Line):
     """The sunk equations that `refs` need, in order."""
     ops: dict[int, Op] = {}
 
-    def need(r: Any) -> None:
+    def add(r: Any) -> None:
       op = self.sunk.get(r) if isinstance(r, int) else None
       if op is not None and id(op) not in ops:
         for q in op.ins:
-          need(q)
+          add(q)
         ops[id(op)] = op
 
     for r in refs:
-      need(r)
+      add(r)
     return list(ops.values())
 
 
-def needs(step: Any) -> tuple[Ref, ...]:
-  """What a step that is not a segment takes."""
+def inputs_of(step: Any) -> tuple[Ref, ...]:
+  """Inputs of a step that is not a segment."""
   return (*step.ins, *step.preds) if isinstance(step, Cut | Echo) else step.ins
 
 
 def _liveness(steps: list, outs: Sequence[Ref]) -> list[tuple[int, ...]]:
-  """Sets what segments take and give; returns what dies after each step."""
-  live = {r for r in outs if isinstance(r, int)}
+  """Sets the inputs and outputs of segments; returns the values that are dead after each step."""
+  find_live = {r for r in outs if isinstance(r, int)}
   dead: list[tuple[int, ...]] = []
   for step in reversed(steps):
     if isinstance(step, Segment):
       inside = {o for op in step.ops for o in op.outs}
-      step.outs = tuple(o for op in step.ops for o in op.outs if o in live)
+      step.outs = tuple(o for op in step.ops for o in op.outs if o in find_live)
       used = [r for op in step.ops for r in op.ins if isinstance(r, int) and r not in inside]
       step.ins = tuple(dict.fromkeys(used))
-    taken = {r for r in needs(step) if isinstance(r, int)}
-    dead.append(tuple({*taken, *step.outs} - live))
-    live = (live - set(step.outs)) | taken
+    taken = {r for r in inputs_of(step) if isinstance(r, int)}
+    dead.append(tuple({*taken, *step.outs} - find_live))
+    find_live = (find_live - set(step.outs)) | taken
   return dead[::-1]
 
 
 # --- primitives that hold programs ------------------------------------------------------------------------
 
 
-def _called(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
+def _write_call(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   return writer.inline(body_of(eqn), refs, place)
 
 
-def _checkpointed(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
+def _write_checkpoint(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   before = writer.backward
   writer.backward = before or compat.is_recomputed(eqn)
-  out = _called(writer, eqn, refs, place)
+  out = _write_call(writer, eqn, refs, place)
   writer.backward = before
   return out
 
 
-def _custom(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
+def _write_custom(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   enter = Enter(eqn, refs, writer.fresh(eqn.invars))
   writer.steps.append(enter)
-  out = _called(writer, eqn, enter.outs, place)
+  out = _write_call(writer, eqn, enter.outs, place)
   leave = Leave(tuple(out), writer.fresh(eqn.outvars))
   writer.steps.append(leave)
   return leave.outs
 
 
-def _scanned(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
+def _write_scan(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   p = eqn.params
   inner = _Writer(writer.layout, writer.backward)
   consts, carry, stacked = split_scan(p, compat.raw(p['jaxpr']).invars)
@@ -252,7 +251,7 @@ def _scanned(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
 
 
 def _slices_of(xs: list[jax.ShapeDtypeStruct], length: int) -> Any:
-  """The jaxpr (index, stacks) -> one slice of each stack."""
+  """Makes the jaxpr (index, stacks) -> one slice of each stack."""
 
   def take(i, stacks):
     return [jax.lax.dynamic_index_in_dim(s, i, 0, keepdims=False) for s in stacks]
@@ -261,7 +260,7 @@ def _slices_of(xs: list[jax.ShapeDtypeStruct], length: int) -> Any:
   return compat.raw(jax.make_jaxpr(take)(jax.ShapeDtypeStruct((), np.int32), stacks))
 
 
-def _looped(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
+def _write_while(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   p = eqn.params
   write = functools.partial(writer.layout.write, backward=writer.backward)
   test = write(p['cond_jaxpr'], place.within(ROUND))
@@ -271,7 +270,7 @@ def _looped(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   return step.outs
 
 
-def _branched(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
+def _write_cond(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
   write = functools.partial(writer.layout.write, backward=writer.backward)
   tapes = [write(b, place) for b in eqn.params['branches']]
   step = Branch(tapes, refs, writer.fresh(eqn.outvars))
@@ -280,11 +279,11 @@ def _branched(writer: _Writer, eqn: Any, refs: tuple, place: Place) -> Sequence:
 
 
 _STEPS: dict[PrimitiveKind | None, Callable] = {
-  PrimitiveKind.CALL: _called,
-  PrimitiveKind.CHECKPOINT: _checkpointed,
-  PrimitiveKind.CUSTOM_JVP: _custom,
-  PrimitiveKind.CUSTOM_VJP: _custom,
-  PrimitiveKind.SCAN: _scanned,
-  PrimitiveKind.WHILE: _looped,
-  PrimitiveKind.COND: _branched,
+  PrimitiveKind.CALL: _write_call,
+  PrimitiveKind.CHECKPOINT: _write_checkpoint,
+  PrimitiveKind.CUSTOM_JVP: _write_custom,
+  PrimitiveKind.CUSTOM_VJP: _write_custom,
+  PrimitiveKind.SCAN: _write_scan,
+  PrimitiveKind.WHILE: _write_while,
+  PrimitiveKind.COND: _write_cond,
 }

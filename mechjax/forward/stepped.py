@@ -1,9 +1,9 @@
-"""Running a tape: one compiled segment after the other, standing at every wanted site.
+"""Execution of a tape: one compiled segment after the other, with a stop at every wanted site.
 
-A stepped run keeps no state but its own: it is a Python generator over concrete arrays. Two of them can be
-zipped in lock-step, nested, or left half-way; the loop's body may print, plot, call scikit-learn or drop into a
-debugger. A value is dropped as soon as nothing later needs it; what the loop put in stays with the run, which
-needs it to go backwards (`backward`).
+A stepped run has no global state: it is a Python generator over concrete arrays. Two runs can be zipped in
+lock-step, nested, or left half-way; the loop's body may print, plot, call scikit-learn or enter a debugger.
+A value is dropped as soon as no later step needs it; values that the loop put in stay with the run, which
+needs them for its backward pass (`backward`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 from jax.extend import core as jex_core
 
 from mechjax import sites
-from mechjax.forward.run import taken
-from mechjax.forward.segments import Layout, needs
+from mechjax.forward.run import take_reply
+from mechjax.forward.segments import SegmentLayout, inputs_of
 from mechjax.forward.tape import (
   LOOP,
   Branch,
@@ -52,7 +52,7 @@ class Held:
 
 @dataclasses.dataclass
 class Step:
-  """A log entry: `run(*arrays)`, which computes what `what` says, gave the values `outs` from `ins`."""
+  """A log entry: `run(*arrays)`, identified by `what`, computed the values `outs` from `ins`."""
 
   run: Callable
   what: Any
@@ -62,8 +62,8 @@ class Step:
 
 
 @dataclasses.dataclass
-class Stand:
-  """A log entry: at a site, values `ins` flowed on as `outs`, which are `arrays`."""
+class SiteVisit:
+  """A log entry: at a site, values `ins` became `outs`, which are `arrays`."""
 
   site: sites.Site
   tree: Any
@@ -74,7 +74,7 @@ class Stand:
 
 
 @dataclasses.dataclass
-class Passage:
+class Boundary:
   """A log entry: into the body of a custom derivative (`eqn` is the call), or out of it (None)."""
 
   eqn: Any
@@ -84,14 +84,14 @@ class Passage:
 
 
 class Log:
-  """What a run did, for its backward pass. Values are numbered as they are made."""
+  """Record of a run, for its backward pass. Values are numbered in the order in which they are made."""
 
   def __init__(self) -> None:
-    self.entries: list[Step | Stand | Passage] = []
+    self.entries: list[Step | SiteVisit | Boundary] = []
     self.outs: list[Held] = []
     self.count = 0
 
-  def held(self, arrays: Sequence[Any]) -> list[Held]:
+  def hold(self, arrays: Sequence[Any]) -> list[Held]:
     first = self.count
     self.count += len(arrays)
     return [Held(x, first + n) for n, x in enumerate(arrays)]
@@ -105,16 +105,16 @@ class Stepper:
   """One pass over a layout.
 
   Attributes:
-    replaced: at each site visited so far, None or the value that the loop put in.
-    log: what was done; None unless a backward pass was announced.
+    replaced: for each site visited so far, None or the value that the loop put in.
+    log: record of the run; None unless it is kept for a backward pass.
 
   Args:
-    again: what an earlier pass has `replaced`; this one then repeats it, without standing anywhere.
+    again: `replaced` of an earlier pass; this pass then repeats it, without stopping.
   """
 
   def __init__(
     self,
-    layout: Layout,
+    layout: SegmentLayout,
     chosen: frozenset[sites.Site],
     log: Log | None = None,
     again: Sequence[Any] | None = None,
@@ -127,30 +127,30 @@ class Stepper:
   def run(self, args: Sequence[Any]) -> Steps:
     """Yields (site, value), receives replies; returns the result."""
     program = self.layout.program
-    out = yield from self._tape(self.layout.tape, self._held(args), ())
+    out = yield from self._run_tape(self.layout.tape, self._hold(args), ())
     self._stood.clear()
     if self.log is not None:
       self.log.outs = out
     return program.out_tree.unflatten([x.array for x in out])
 
-  def _held(self, arrays: Sequence[Any]) -> list[Held]:
-    return [Held(x) for x in arrays] if self.log is None else self.log.held(arrays)
+  def _hold(self, arrays: Sequence[Any]) -> list[Held]:
+    return [Held(x) for x in arrays] if self.log is None else self.log.hold(arrays)
 
   def _read(self, env: dict[int, Held], refs: Sequence[Any]) -> list[Held]:
-    return [self._held([_value(r)])[0] if isinstance(r, jex_core.Literal) else env[r] for r in refs]
+    return [self._hold([_value(r)])[0] if isinstance(r, jex_core.Literal) else env[r] for r in refs]
 
-  def _tape(self, tape: Tape, values: list[Held], at: tuple[int, ...]) -> Steps:
+  def _run_tape(self, tape: Tape, values: list[Held], at: tuple[int, ...]) -> Steps:
     env = dict(zip(tape.ins, values))
-    env.update(zip(tape.constants, self._held([*tape.constants.values()])))
+    env.update(zip(tape.constants, self._hold([*tape.constants.values()])))
     values.clear()  # so that a value is held by `env` alone
     for step, dead in zip(tape.steps, tape.dead):
-      held = self._read(env, needs(step))
+      held = self._read(env, inputs_of(step))
       if isinstance(step, Segment):
         out = self._call(step.run, step, held)
       else:
         for d in dead:
           env.pop(d, None)
-        out = yield from _WALKS[type(step)](self, step, held, at)
+        out = yield from _RUNS[type(step)](self, step, held, at)
       env.update(zip(step.outs, out))
       del held, out
       for d in dead:
@@ -159,26 +159,26 @@ class Stepper:
 
   def _call(self, run: Callable, what: Any, held: list[Held]) -> list[Held]:
     arrays = [x.array for x in held]
-    out = self._held(run(*arrays))
+    out = self._hold(run(*arrays))
     if self.log is not None:
       self.log.entries.append(Step(run, what, _numbers(held), _numbers(out), arrays))
     return out
 
-  def _cut(self, step: Cut, held: list[Held], at: tuple[int, ...]) -> Steps:
+  def _run_cut(self, step: Cut, held: list[Held], at: tuple[int, ...]) -> Steps:
     site = _site(step.name, step.path, at)
     n = len(step.ins)
     held, preds = held[:n], [x.array for x in held[n:]]
     if site not in self.chosen or not all(p.any() for p in preds):
       return held
     if self.again is None:
-      new = taken((yield site, step.tree.unflatten([x.array for x in held])))
+      new = take_reply((yield site, step.tree.unflatten([x.array for x in held])))
     else:
       new = next(self.again)
     self.replaced.append(new)
     leaves = [x.array for x in held] if new is None else jax.tree.leaves(new)
     for p in preds if new is not None else ():
       leaves = [where(p, x, old.array) for x, old in zip(leaves, held)]
-    out = self._held(leaves)
+    out = self._hold(leaves)
     self._stood.pop(site, None)
     if new is not None:
       program, tag = self.layout.program, self.layout.tag
@@ -188,11 +188,11 @@ class Stepper:
       self._stood[site] = out, new is not None
     if self.log is not None:
       self.log.entries.append(
-        Stand(site, step.tree, _numbers(held), _numbers(out), leaves, new is not None)
+        SiteVisit(site, step.tree, _numbers(held), _numbers(out), leaves, new is not None)
       )
     return out
 
-  def _echo(self, step: Echo, held: list[Held], at: tuple[int, ...]) -> Steps:
+  def _run_echo(self, step: Echo, held: list[Held], at: tuple[int, ...]) -> Steps:
     n = len(step.ins)
     site = _site(step.name, step.path, at)
     again, replaced = self._stood.get(site, (held[:n], False))
@@ -200,30 +200,30 @@ class Stepper:
       return again
     if not replaced:
       return held[:n]
-    cut = functools.partial(_cut_off, step.tangent)
+    cut = functools.partial(_cut_tangents, step.tangent)
     return self._call(cut, ('tangent', n, step.tangent['extra']), held)
     yield  # like the others, a generator
 
-  def _passage(self, step: Enter | Leave, held: list[Held], at: tuple[int, ...]) -> Steps:
+  def _run_boundary(self, step: Enter | Leave, held: list[Held], at: tuple[int, ...]) -> Steps:
     if self.log is None:
       return held
     arrays = [x.array for x in held]
-    out = self.log.held(arrays)
+    out = self.log.hold(arrays)
     eqn = step.eqn if isinstance(step, Enter) else None
-    self.log.entries.append(Passage(eqn, _numbers(held), _numbers(out), arrays))
+    self.log.entries.append(Boundary(eqn, _numbers(held), _numbers(out), arrays))
     return out
     yield  # like the others, a generator
 
-  def _scan(self, step: Scan, held: list[Held], at: tuple[int, ...]) -> Steps:
+  def _run_scan(self, step: Scan, held: list[Held], at: tuple[int, ...]) -> Steps:
     n = step.n_consts + step.n_carry
     consts, carry, stacks = held[: step.n_consts], held[step.n_consts : n], held[n:]
     held.clear()
     rows: list[list[Held]] = []
     order = range(step.length)
     for i in reversed(order) if step.reverse else order:
-      values = [*consts, *carry, *self._held([jnp.asarray(np.int32(i))]), *stacks]
+      values = [*consts, *carry, *self._hold([jnp.asarray(np.int32(i))]), *stacks]
       carry.clear()
-      out = yield from self._tape(step.body, values, (*at, i))
+      out = yield from self._run_tape(step.body, values, (*at, i))
       carry, row = out[: step.n_carry], out[step.n_carry :]
       rows.append(row)
       del out
@@ -231,31 +231,31 @@ class Stepper:
       rows.reverse()
     return [*carry, *(self._call(_stack, _stack, list(c))[0] for c in zip(*rows))]
 
-  def _while(self, step: While, held: list[Held], at: tuple[int, ...]) -> Steps:
+  def _run_while(self, step: While, held: list[Held], at: tuple[int, ...]) -> Steps:
     n = step.n_test + step.n_body
     test_consts, body_consts, carry = held[: step.n_test], held[step.n_test : n], held[n:]
     held.clear()
     while True:
-      (go,) = yield from self._tape(step.test, [*test_consts, *carry], at)
-      if not go.array:
+      (predicate,) = yield from self._run_tape(step.test, [*test_consts, *carry], at)
+      if not predicate.array:
         return carry
       values = [*body_consts, *carry]
       carry.clear()
-      carry = yield from self._tape(step.body, values, at)
+      carry = yield from self._run_tape(step.body, values, at)
 
-  def _branch(self, step: Branch, held: list[Held], at: tuple[int, ...]) -> Steps:
+  def _run_branch(self, step: Branch, held: list[Held], at: tuple[int, ...]) -> Steps:
     index = min(max(int(held.pop(0).array), 0), len(step.branches) - 1)
-    return (yield from self._tape(step.branches[index], held, at))
+    return (yield from self._run_tape(step.branches[index], held, at))
 
 
-_WALKS: dict[type, Callable] = {
-  Cut: Stepper._cut,
-  Echo: Stepper._echo,
-  Enter: Stepper._passage,
-  Leave: Stepper._passage,
-  Scan: Stepper._scan,
-  While: Stepper._while,
-  Branch: Stepper._branch,
+_RUNS: dict[type, Callable] = {
+  Cut: Stepper._run_cut,
+  Echo: Stepper._run_echo,
+  Enter: Stepper._run_boundary,
+  Leave: Stepper._run_boundary,
+  Scan: Stepper._run_scan,
+  While: Stepper._run_while,
+  Branch: Stepper._run_branch,
 }
 
 
@@ -264,7 +264,7 @@ def _stack(*rows: jax.Array) -> list[jax.Array]:
   return [jnp.stack(rows)]
 
 
-def _cut_off(params: dict, *operands: Any) -> list[Any]:
+def _cut_tangents(params: dict, *operands: Any) -> list[Any]:
   n = len(params['leaves'])
   tangents, preds = list(operands[:n]), list(operands[n:])
   everywhere = [jnp.ones(shape, bool) for shape in tangent_shapes(tangents, params)]
@@ -277,6 +277,6 @@ def _numbers(held: Sequence[Held]) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=65536)
 def _site(name: str, path: tuple, at: tuple[int, ...]) -> sites.Site:
-  """The site of a cut whose scans stand at the iterations `at`."""
+  """The site of a cut in the iterations `at` of its scans."""
   index = iter(at)
   return sites.Site(name, tuple(next(index) if p == LOOP else p for p in path if p != ROUND))

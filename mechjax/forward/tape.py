@@ -1,8 +1,8 @@
-"""What a stepped run runs: a tape of compiled segments and places to stand.
+"""The program of a stepped run: a tape of compiled segments and of cuts at sites.
 
-A tape is a program laid out as one straight line. Its values are numbered; each step names the values it takes
-and the values it gives. Loops and branches that hold wanted sites are steps with tapes of their own.
-`segments` writes tapes, `stepped` runs them, `backward` differentiates what was run.
+A tape is a program written as one straight line. Its values are numbered; each step lists the numbers of its inputs
+and of its outputs. Loops and branches that hold wanted sites are steps with tapes of their own.
+`segments` writes tapes, `stepped` runs them, `backward` differentiates a run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from mechjax.programs.line import Op, Ref
 
 LOOP = '*'
-"""In the path of a cut: the iteration of a scan, which is a layer. That of a while loop, which is none, is `ROUND`."""
+"""In the path of a cut: the iteration of a scan, which is a layer. `ROUND` is that of a while loop, which is not."""
 
 
 @dataclasses.dataclass
@@ -23,7 +23,7 @@ class Segment:
 
   Attributes:
     ops: the equations.
-    ins: values that come from outside.
+    ins: values from outside.
     outs: values that are used later.
     run: (*ins) -> list of outs; compiled, and shared by all segments of one structure.
   """
@@ -36,15 +36,15 @@ class Segment:
 
 @dataclasses.dataclass
 class Cut:
-  """A site to stand at.
+  """A site at which a run stops.
 
   Attributes:
-    name: of the site, with its scopes.
+    name: name of the site, with its scopes.
     path: static layers, `LOOP`s and `ROUND`s.
     tree: structure of the value.
-    ins: its leaves.
-    preds: where it was sown (`sow_cond`); empty if everywhere.
-    outs: what flows on.
+    ins: leaves of the value.
+    preds: masks of the places where it was sown (`sow_cond`); empty if everywhere.
+    outs: leaves of the value after the stop.
   """
 
   name: str
@@ -57,18 +57,18 @@ class Cut:
 
 @dataclasses.dataclass
 class Echo:
-  """Where a value that was put in at an earlier `Cut` counts once more.
+  """A second place at which a value that replaced that of an earlier `Cut` has an effect.
 
-  That is in the derivative of a function which the run itself differentiates: in the tangent of the site, which
-  becomes zero, and in the backward half of a checkpoint, where the site is computed again.
+  This occurs in the derivative of a function that the run itself differentiates: in the tangent of the site, which
+  becomes zero, and in the backward half of a checkpoint, where the site is recomputed.
 
   Attributes:
-    name: of the site, with its scopes.
-    path: as for `Cut`.
+    name: name of the site, with its scopes.
+    path: path, as for `Cut`.
     tangent: parameters of the `sow_tangent`; None in a backward half.
-    ins: what would flow on if nothing was put in.
-    preds: where it was sown.
-    outs: what flows on.
+    ins: values if nothing was replaced.
+    preds: masks of the places where the site was sown.
+    outs: values after the replacement.
   """
 
   name: str
@@ -81,7 +81,7 @@ class Echo:
 
 @dataclasses.dataclass
 class Scan:
-  """A scan stepped iteration by iteration. The body takes (consts, carry, index, stacked xs)."""
+  """A scan that is stepped iteration by iteration. The body takes (consts, carry, index, stacked xs)."""
 
   body: Tape
   length: int
@@ -94,7 +94,7 @@ class Scan:
 
 @dataclasses.dataclass
 class While:
-  """A while loop stepped on its concrete predicate."""
+  """A while loop that is stepped on its concrete predicate."""
 
   test: Tape
   body: Tape
@@ -106,7 +106,7 @@ class While:
 
 @dataclasses.dataclass
 class Branch:
-  """A cond stepped on its concrete index."""
+  """A cond that is stepped on its concrete index."""
 
   branches: list[Tape]
   ins: tuple[Ref, ...]
@@ -115,11 +115,11 @@ class Branch:
 
 @dataclasses.dataclass
 class Enter:
-  """Where the body of a custom_jvp or custom_vjp function begins: `ins` flow on as `outs`.
+  """Beginning of the body of a custom_jvp or custom_vjp function: `ins` become `outs`.
 
   Attributes:
-    eqn: the call, whose rule holds backwards as long as nothing inside was changed.
-    ins: its operands.
+    eqn: the call, whose rule applies in the backward pass unless a value inside was changed.
+    ins: operands of the call.
     outs: the same values inside.
   """
 
@@ -130,7 +130,7 @@ class Enter:
 
 @dataclasses.dataclass
 class Leave:
-  """Where the body that was entered last ends: `ins` flow on as `outs`."""
+  """End of the body that was entered last: `ins` become `outs`."""
 
   ins: tuple[Ref, ...]
   outs: tuple[int, ...]
@@ -141,11 +141,11 @@ class Tape:
   """A straight line of steps from `ins` to `outs`.
 
   Attributes:
-    ins: values that come from outside.
-    outs: values that leave.
-    steps: what happens, in order.
-    dead: for each step, the values nobody needs after it.
-    constants: arrays that the program holds, by value.
+    ins: input values.
+    outs: output values.
+    steps: the steps, in order.
+    dead: for each step, the values that are not used after it.
+    constants: arrays that the program holds, by number of the value.
   """
 
   ins: tuple[int, ...]

@@ -1,15 +1,15 @@
 """Runs whose values are tracers: the loop runs once, while JAX traces.
 
 Under jit, grad or vmap the staged program is evaluated again by the harvest interpreter, in a greenlet; at each
-wanted site it stops and hands the tracer to the loop, whose arithmetic is traced in place. What is compiled is
-what the same edit written into the model would give.
+wanted site it stops and yields the tracer to the loop, whose arithmetic is traced in place. The compiled program is
+the one that the same edit in the source of the model would give.
 
 Inside a scan there is one body for all layers. With `scan='switch'` the loop is run for every layer, each
-in its branch of a `lax.switch` on the iteration: it sees static layers, name by name. Values cannot travel from layer
-to layer then; with `scan='unroll'` the scan is written out and they can.
+in its branch of a `lax.switch` on the iteration: it sees static layers, one site name after the other. Values cannot be
+carried from layer to layer in this mode; with `scan='unroll'` the scan is unrolled and they can.
 
-Sharp edge: 'name by name' is another order than that of a stepped run, which Python state in the loop (a counter, the
-site before this one) notices; `scan='unroll'` has the order of a stepped run.
+Sharp edge: 'switch' has another order than a stepped run, which affects Python state in the loop (a counter, the
+previous site); `scan='unroll'` has the order of a stepped run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 
 from mechjax import greenlets, sites
 from mechjax.errors import RunError
-from mechjax.forward.run import taken
+from mechjax.forward.run import take_reply
 from mechjax.harvest.plans import cut_tangents, tangent_shapes
 from mechjax.programs.cells import Frame, Iteration, Keyed, Plan, where
 from mechjax.programs.interpreter import Interpreter
@@ -36,7 +36,7 @@ SCANS = ('switch', 'unroll')
 
 
 class TracedPlan(Plan):
-  """Stops at every wanted site."""
+  """Plan that stops at every wanted site."""
 
   def __init__(self, program: Program, tag: Any, keys: frozenset, chosen: frozenset, scan: str):
     self.program, self.tag, self.keys, self.chosen = program, tag, keys, chosen
@@ -62,15 +62,15 @@ class TracedPlan(Plan):
     if not frame.backward:
       new = _visit(self, name, path, leaves, params['tree'])
       return [where(preds[0], n, x) if preds else n for n, x in zip(new, leaves)], False
-    if _replaced(self, name, path) is not None:
+    if _where_replaced(self, name, path) is not None:
       raise RunError(
-        f'{name!r} was replaced, and is computed again in the backward half of a checkpoint inside the run',
+        f'{name!r} was replaced, and is recomputed in the backward half of a checkpoint inside the run',
         hint='take the derivative outside: jax.grad of a function that iterates',
       )
     return leaves, False
 
   def at_tangent(self, frame: Frame, params: dict, leaves: list, preds: list) -> list:
-    gone = _replaced(self, *_place(frame, params)) if params['tag'] == self.tag else None
+    gone = _where_replaced(self, *_place(frame, params)) if params['tag'] == self.tag else None
     if gone is None:
       return leaves
     everywhere = [jnp.broadcast_to(gone, shape) for shape in tangent_shapes(leaves, params)]
@@ -78,15 +78,17 @@ class TracedPlan(Plan):
 
 
 def _visit(plan: TracedPlan, name: str, path: tuple, leaves: list, tree: Any) -> list:
-  """Hands one site to the loop; switches on the first iteration of `path` that is traced."""
+  """Yields one site to the loop; switches on the first iteration of `path` that is traced."""
   for n, p in enumerate(path):
     if isinstance(p, Iteration):
-      branches = [_layer(plan, name, (*path[:n], i, *path[n + 1 :]), tree) for i in range(p.length)]
+      branches = [
+        _layer_branch(plan, name, (*path[:n], i, *path[n + 1 :]), tree) for i in range(p.length)
+      ]
       return jax.lax.switch(p.index, branches, leaves)
   site = sites.Site(name, tuple(p for p in path if isinstance(p, int)))
   if site not in plan.chosen:
     return list(leaves)
-  new = taken(greenlets.yield_((site, tree.unflatten(leaves))))
+  new = take_reply(greenlets.yield_((site, tree.unflatten(leaves))))
   if new is None:
     return list(leaves)
   plan.program.check_not_moved(plan.tag, name)
@@ -101,8 +103,8 @@ def _place(frame: Frame, params: dict) -> tuple[str, tuple]:
   return frame.key(name).full_name, name_and_path(name, frame.place.path)[1]
 
 
-def _replaced(plan: TracedPlan, name: str, path: tuple) -> Any:
-  """Where the loop has replaced this site: None for nowhere, or a boolean that follows the iterations in `path`."""
+def _where_replaced(plan: TracedPlan, name: str, path: tuple) -> Any:
+  """Whether the loop has replaced this site: None for no iteration, or a boolean that depends on those in `path`."""
   scans = [p for p in path if isinstance(p, Iteration)]
   table = np.zeros([p.length for p in scans], bool)
   for at in np.ndindex(table.shape):
@@ -112,11 +114,11 @@ def _replaced(plan: TracedPlan, name: str, path: tuple) -> Any:
   return jnp.asarray(table)[tuple(p.index for p in scans)] if table.any() else None
 
 
-def _layer(plan: TracedPlan, name: str, path: tuple, tree: Any) -> Callable[[list], list]:
-  """One branch of a switch over the layers of a scan.
+def _layer_branch(plan: TracedPlan, name: str, path: tuple, tree: Any) -> Callable[[list], list]:
+  """Makes one branch of a switch over the layers of a scan.
 
-  A function of its own each time, because JAX keeps what a function traced to and the loop has to be asked. Its
-  name is what JAX prints about a tracer that was kept when the branch had ended (it may hold no spaces).
+  The branch is a new function each time, because JAX caches the trace of a function and the loop has to run. JAX
+  prints its name in errors about a tracer that is kept after the branch has ended (a name has no spaces).
   """
 
   def branch(leaves: list) -> list:
@@ -128,7 +130,7 @@ def _layer(plan: TracedPlan, name: str, path: tuple, tree: Any) -> Callable[[lis
 
 
 def start(plan: TracedPlan, values: list) -> greenlets.GreenletGenerator:
-  """A generator of (site, value) over a program at traced arguments."""
+  """Starts a generator of (site, value) over a program at traced arguments."""
 
   def run():
     program = plan.program

@@ -103,7 +103,7 @@ def _zeros(read: Read, tables: Keyed) -> list[jax.Array]:
   if table is not None and read.sown.lengths:
     lead = read.sown.lengths if table.table is None else (table.k,)
   lead += read.sown.device_sizes
-  return [compat.zeros_like(compat.stacked(a, lead)) for a in read.sown.avals]
+  return [compat.zeros_like(compat.prepend_axes(a, lead)) for a in read.sown.avals]
 
 
 def _tap(read: Read, tables: Keyed, zeros: list[jax.Array]) -> Writing:

@@ -131,5 +131,5 @@ def cut_tangents(tangents: list, gone: list, preds: list, params: dict) -> list:
   extra = params['extra']
   gone = [jnp.broadcast_to(jnp.expand_dims(g, extra), t.shape) for g, t in zip(gone, tangents)]
   return [
-    jax.lax.select(compat.placed_like(g, t), jnp.zeros_like(t), t) for g, t in zip(gone, tangents)
+    jax.lax.select(compat.reshard_like(g, t), jnp.zeros_like(t), t) for g, t in zip(gone, tangents)
   ]

@@ -149,11 +149,11 @@ class Writing:
     planted = jnp.reshape(planted, planted.shape[devices:]) if devices else planted
     if self.tap:
       return tap(value, planted)
-    planted = compat.placed_like(planted, value)
+    planted = compat.reshard_like(planted, value)
     if mask is None:
       return planted
     mask = jnp.reshape(mask, mask.shape[devices:]) if devices else mask
-    mask = compat.placed_like(jnp.broadcast_to(mask, value.shape), value)
+    mask = compat.reshard_like(jnp.broadcast_to(mask, value.shape), value)
     return jax.lax.select(mask, planted, value)
 
 

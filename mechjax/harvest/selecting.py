@@ -49,7 +49,7 @@ def check_layers(layers: Any, chosen: Sequence[sites.Site], name: str) -> None:
   have = {site.path[-1] for site in chosen if site.path}
   for i in np.atleast_1d(np.asarray(layers)):
     if int(i) not in have:
-      raise sites.unknown(f'{name}.{int(i)}', sorted(chosen))
+      raise sites.no_site(f'{name}.{int(i)}', sorted(chosen))
 
 
 def slot_table(layers: jax.Array, indices: Sequence[int]) -> jax.Array:

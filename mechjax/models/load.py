@@ -67,7 +67,7 @@ def load(
   """
   if code != OURS and code not in CODES:
     raise errors.MechjaxError(f'no code called {code!r}', where=f'known: {[OURS, *sorted(CODES)]}')
-  dtype = precision.checked(dtype)
+  dtype = precision.check_dtype(dtype)
   path = _find(name_or_path, accept_terms)
   if code == OURS:
     forward, tokenizer = ours.load(path, dtype, mesh)
@@ -85,7 +85,7 @@ def load(
 def _find(name_or_path: str | os.PathLike[str], accept_terms: bool) -> Path:
   """A path is what has a suffix, a separator or a file behind it; the rest are names."""
   path = Path(name_or_path).expanduser()
-  if files.there(path):
+  if files.exists(path):
     return path
   text = os.fspath(name_or_path)
   if hub.is_name(text) and path.suffix != '.gguf':

@@ -32,7 +32,7 @@ def shapes(config: Config, dtype: Any = jnp.float32) -> dict[str, Any]:
   Raises:
     MechjaxError: a dtype that parameters cannot have.
   """
-  c, dtype = config, precision.checked(dtype)
+  c, dtype = config, precision.check_dtype(dtype)
   tree: dict[str, Any] = {
     'embed': {'tokens': (c.n_vocab, c.d_model)},
     'layers': jax.tree.map(lambda size: (c.n_layers, *size), _layer(c), is_leaf=_is_size),

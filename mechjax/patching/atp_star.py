@@ -33,7 +33,7 @@ import numpy as np
 
 from mechjax import harvest, sites
 from mechjax.errors import PatchingError, unknown
-from mechjax.forward import recorded
+from mechjax.forward import record
 from mechjax.patching import attribution, graddrop, sources, terms
 from mechjax.patching import budget as budgets
 from mechjax.patching.effects import Effects
@@ -288,7 +288,7 @@ class AtPStar(Method):
       sources.pattern(t.source, self.nodes.layers(self.nodes.grids[n].name)): None
       for n, t in made.items()
     }
-    run = self._once('run', (mine,), lambda: recorded(self._loss, [*writes, *sources_]))
+    run = self._once('run', (mine,), lambda: record(self._loss, [*writes, *sources_]))
     base, back = run(params, here.clean, mine)
     ends = [np.asarray(x, np.float64) for x in (base, other)]
     sources.refuse_nan(self.nodes, bad, {'base': ends[0], 'other': ends[1]}, int(rows[0]))

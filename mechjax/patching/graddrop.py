@@ -29,7 +29,7 @@ import numpy as np
 
 from mechjax import precision, sites
 from mechjax.forward import Backward
-from mechjax.forward.stepped import Stand
+from mechjax.forward.stepped import SiteVisit
 from mechjax.patching.attribution import gathered, summed
 from mechjax.patching.nodes import Grid, NodeSet
 from mechjax.patching.terms import Term
@@ -100,7 +100,7 @@ def _reach(back: Backward, group: Sequence[int]) -> int:
   """How many entries of the log are left when a walk back comes to the writes of a group of layers."""
   for n in range(back.left, 0, -1):
     entry = back.entries[n - 1]
-    if isinstance(entry, Stand) and entry.site.name in WRITES and entry.site.layer in group:
+    if isinstance(entry, SiteVisit) and entry.site.name in WRITES and entry.site.layer in group:
       return n
   raise AssertionError(f'no writes at layers {group}')
 

@@ -50,7 +50,7 @@ class Plans:
       )
     key = (what, signature(*trees))
     known = self._entries.get(key)
-    if known is not None and known[0].changed():
+    if known is not None and known[0].has_changed():
       known = None
       compat.retrace()
     if known is None:

@@ -255,12 +255,12 @@ def in_other_branch(one: tuple, other: tuple) -> bool:
 
 
 def where(pred: Any, new: Any, old: Any) -> Any:
-  """Selects by a predicate over the leading axes (a scalar, or one per vmapped lane)."""
-  new = compat.placed_like(new, old)
+  """Selects by a predicate of the leading axes (a scalar, or one per vmapped lane)."""
+  new = compat.reshard_like(new, old)
   if jnp.ndim(pred) == 0:
     return jax.lax.select(pred, new, old)
   pred = pred.reshape(pred.shape + (1,) * (jnp.ndim(new) - pred.ndim))
-  pred = compat.placed_like(jnp.broadcast_to(pred, jnp.shape(new)), old)
+  pred = compat.reshard_like(jnp.broadcast_to(pred, jnp.shape(new)), old)
   return jax.lax.select(pred, jnp.asarray(new), jnp.asarray(old))
 
 

@@ -151,7 +151,7 @@ def _empty_cells(step: Callable, init: list, xs: Any, length: int, frame: Frame)
     if isinstance(exits[key], IntoSlot):
       cell = cell.add_axis()
       cell = dataclasses.replace(
-        cell, arrays=[compat.stacked(a, (exits[key].k,)) for a in cell.arrays]
+        cell, arrays=[compat.prepend_axes(a, (exits[key].k,)) for a in cell.arrays]
       )
     empty[key] = _zeros(cell, frame)
   return empty

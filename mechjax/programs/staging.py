@@ -31,7 +31,7 @@ from mechjax.programs.batching import BATCHING_RULES
 from mechjax.programs.program import Program
 from mechjax.programs.sharing import share
 from mechjax.programs.tag import record_sows
-from mechjax.watching import Watch, alike
+from mechjax.watching import Watch, is_alike
 
 LARGE = 64 * 2**20
 """Bytes of constants in the program of a caller from which on a warning is given."""
@@ -139,12 +139,12 @@ class Stager:
       if isinstance(x, np.ndarray | np.generic):
         _check_fits(x)
     key = self._key(dynamic, static, structure)
-    if self._watch is not None and self._watch.changed():
+    if self._watch is not None and self._watch.has_changed():
       self._watch = None
       self._staged.clear()
       compat.retrace()
     known = None if key is None else self._staged.get(key)
-    if known is not None and (known.statics.changed() or not alike(static, known.static)):
+    if known is not None and (known.statics.has_changed() or not is_alike(static, known.static)):
       known = None
       compat.retrace()
     if known is None:
@@ -164,8 +164,8 @@ class Stager:
     known = _Staged(program, captured, static, statics)
     if key is None or traced or statics.traced:
       return known
-    # Taken afterwards: what the function itself writes during staging, for example a counter, does not count.
-    if self._watch is None or self._watch.changed():
+    # Taken afterwards: what a function itself writes while it is staged, a counter say, is no change.
+    if self._watch is None or self._watch.has_changed():
       self._watch = Watch(self.f)
     if not self._watch.traced:
       self._staged[key] = known

@@ -1,13 +1,13 @@
-"""Finding the layers of a staged program: the equations that repeat, and how each layer hangs on the last.
+"""Layers of a staged program: the equations that repeat, and the values that pass from layer to layer.
 
-A loop over layers in Python leaves no loop in the program, but `sites.layer(i)` around each call leaves its mark on
-the equations. The program is laid out as one line, the marked equations are gathered by layer, and the layers are
-compared: they must be one program up to the names of variables and the values of scalars. What a layer takes is then
-one of three things: what the last layer gave (carried), something that is the same for all layers (shared), or
-something of its own (its parameters, stacked).
+A Python loop over layers leaves no loop in the program, but `sites.layer(i)` around each call marks the equations of
+the layer. The program is written as one line, the marked equations are grouped by layer, and the layers are compared:
+they must be one program up to the names of variables and the values of scalars. An operand of a layer is then one of
+three things: a result of the previous layer (carried), a value that is the same for all layers (shared), or a value of
+its own (its parameters, stacked).
 
-Sharp edges. Layers of two kinds (local and global attention in turn) are refused, as is a layer that takes what came
-out of another than the last one.
+Sharp edges. Layers of two kinds (alternating local and global attention) are an error, as is a layer that takes a
+result of another layer than the previous one.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ class Layers:
   """A program with its repeated layers.
 
   Attributes:
-    args: the inputs of the program: what its function closes over, then its arguments.
-    before: the equations that come before the layers.
-    body: the equations of a layer; values are numbered: what it takes, then what it makes.
-    operands: what each layer takes, [operand][layer].
-    carried: operand -> which value that the layer before it made.
-    results: what each layer makes, [layer][value].
-    kept: values that are used after the layers, other than what the last layer passes on.
-    after: the equations that come after the layers.
-    outs: what the program returns.
+    args: inputs of the program: the values that its function closes over, then its arguments.
+    before: equations before the layers.
+    body: equations of a layer; values are numbered, first the operands, then the results.
+    operands: operands of each layer, [operand][layer].
+    carried: operand -> number of the result of the previous layer.
+    results: results of each layer, [layer][value].
+    kept: results that are used after the layers, other than the carried ones of the last layer.
+    after: equations after the layers.
+    outs: outputs of the program.
     constants: values of arrays that the program holds.
-    checkpoint: parameters of the checkpoint around the layers, if there is one.
+    checkpoint: parameters of the checkpoint around the layers; None without one.
   """
 
   args: tuple[int, ...]
@@ -64,26 +64,26 @@ class Layers:
 
 
 def find(program: Program) -> Layers:
-  """The layers of a program.
+  """Finds the layers of a program.
 
   Raises:
-    StackingError: no layer is marked, or the layers do not fit into one scan; says where.
+    StackingError: no layer is marked, or the layers do not fit into one scan; the error says where.
   """
   line = _Line(program)
   args = line.fresh(program.jaxpr.invars)
   outs = line.inline(program.jaxpr, args, TOP)
-  before, layers, after = _gathered(line)
-  written = [_Written(ops) for ops in layers]
+  before, layers, after = _split(line)
+  written = [_Layer(ops) for ops in layers]
   for n, other in enumerate(written[1:], 1):
     _check_same(written[0], other, n)
   operands = [list(column) for column in zip(*(w.operands for w in written))]
-  carried = _carried(operands, written)
+  carried = _find_carried(operands, written)
   used = {r for refs in (outs, *(op.ins for op in after)) for r in refs if isinstance(r, int)}
   passed_on = {written[-1].results[p] for p in carried.values()}
   return Layers(
     args=args,
     before=before,
-    body=written[0].renumbered(),
+    body=written[0].renumber(),
     operands=operands,
     carried=carried,
     results=[w.results for w in written],
@@ -96,7 +96,7 @@ def find(program: Program) -> Layers:
 
 
 class _Line(Line):
-  """A program written out, with the calls that hold marks or sows opened, and a checkpoint that holds the layers."""
+  """A program as one line, with the calls that hold marks or sows inlined, and a checkpoint that holds the layers."""
 
   def __init__(self, program: Program):
     super().__init__(program)
@@ -127,12 +127,12 @@ class _Line(Line):
     return self._marked[id(jaxpr)]
 
 
-def _gathered(line: _Line) -> tuple[list[Op], list[list[Op]], list[Op]]:
-  """Splits the line into what comes before the layers, the layers, and what comes after."""
+def _split(line: _Line) -> tuple[list[Op], list[list[Op]], list[Op]]:
+  """Splits the line into the operations before the layers, the layers, and the operations after them."""
   ops = line.steps
   marked = [n for n, op in enumerate(ops) if op.path]
   if not marked:
-    raise _no_layers(line)
+    raise _no_layers_error(line)
   before, after = ops[: marked[0]], ops[marked[-1] + 1 :]
   layers: list[list[Op]] = []
   made: set[int] = set()
@@ -140,7 +140,7 @@ def _gathered(line: _Line) -> tuple[list[Op], list[list[Op]], list[Op]]:
     if not op.path:
       if any(r in made for r in op.ins if isinstance(r, int)):
         raise StackingError(
-          f'{op.eqn.primitive.name} between two layers takes what a layer gave',
+          f'{op.eqn.primitive.name} between two layers takes the result of a layer',
           where=siu.summarize(op.eqn.source_info),
           hint='put it inside `with sites.layer(i):`',
         )
@@ -160,7 +160,7 @@ def _gathered(line: _Line) -> tuple[list[Op], list[list[Op]], list[Op]]:
   return before, layers, after
 
 
-def _no_layers(line: _Line) -> StackingError:
+def _no_layers_error(line: _Line) -> StackingError:
   holder = next((op.eqn for op in line.steps if line.is_marked(op.eqn)), None)
   if holder is not None:
     return StackingError(
@@ -170,18 +170,18 @@ def _no_layers(line: _Line) -> StackingError:
     )
   return StackingError(
     'no equation of the program lies in a layer',
-    cause='nothing in the model says which layer it is',
+    cause='the model does not mark its layers',
     hint='call each block under `with sites.layer(i):`, as the shipped patches do',
   )
 
 
-class _Written:
+class _Layer:
   """One layer up to the names of variables and the values of scalars.
 
   Attributes:
-    rows: an equation's key and where each of its operands comes from.
-    operands: what comes from outside, in the order of first use; literals each time they occur.
-    results: all values it makes.
+    rows: for each equation its key, and the source of each of its operands.
+    operands: values from outside, in the order of first use; literals each time they occur.
+    results: all values that the layer computes.
     made: value -> its place in `results`.
   """
 
@@ -207,8 +207,8 @@ class _Written:
         self.operands.append(r)
       self.rows.append((equation_key(op.eqn, rules=True), tuple(wires)))
 
-  def renumbered(self) -> list[Op]:
-    """The equations with values numbered from 0: the operands, then the results."""
+  def renumber(self) -> list[Op]:
+    """Numbers the values of the equations from 0: the operands, then the results."""
     first = {'taken': 0, 'made': len(self.operands)}
     return [
       Op(
@@ -221,7 +221,7 @@ class _Written:
     ]
 
 
-def _check_same(first: _Written, other: _Written, n: int) -> None:
+def _check_same(first: _Layer, other: _Layer, n: int) -> None:
   if first.rows == other.rows:
     return
   pairs = zip(first.rows, other.rows)
@@ -237,8 +237,8 @@ def _check_same(first: _Written, other: _Written, n: int) -> None:
   )
 
 
-def _carried(operands: list[list[Ref]], written: list[_Written]) -> dict[int, int]:
-  """Which operands are what the last layer gave: operand -> the place of that result."""
+def _find_carried(operands: list[list[Ref]], written: list[_Layer]) -> dict[int, int]:
+  """Finds the operands that are results of the previous layer: operand -> the place of that result."""
   whose = {r: (n, p) for n, w in enumerate(written) for r, p in w.made.items()}
   carried = {}
   for k, column in enumerate(operands):
@@ -249,23 +249,23 @@ def _carried(operands: list[list[Ref]], written: list[_Written]) -> dict[int, in
     wanted = [None, *((n, place) for n in range(len(written) - 1))]
     for n, (source, want) in enumerate(zip(sources, wanted)):
       if source != want:
-        raise _reaching_back(n, source, column[n], written[n])
+        raise _reaching_back_error(n, source, column[n], written[n])
     carried[k] = place
   return carried
 
 
-def _reaching_back(n: int, source: tuple | None, ref: Ref, layer: _Written) -> StackingError:
+def _reaching_back_error(n: int, source: tuple | None, ref: Ref, layer: _Layer) -> StackingError:
   user = next(op for op in layer.ops if ref in op.ins)
   of = 'from outside the layers' if source is None else f'of layer {source[0]}'
   return StackingError(
-    f'layer {n} takes a value {of}, where the others take one of the layer before',
+    f'layer {n} takes a value {of}, where the others take one of the previous layer',
     where=siu.summarize(user.eqn.source_info),
-    cause='in a scan a layer sees what comes from outside, and what the layer before it gave',
+    cause='in a scan a layer can take values from outside, and results of the previous layer',
   )
 
 
-def same_everywhere(column: Sequence[Ref]) -> bool:
-  """Whether an operand is one value for all layers."""
+def is_shared(column: Sequence[Ref]) -> bool:
+  """Whether an operand is the same value for all layers."""
   first = column[0]
   if isinstance(first, int):
     return all(r is first or (isinstance(r, int) and r == first) for r in column)

@@ -1,4 +1,4 @@
-"""Per-layer parameters as one tree, and a block of your own scanned over it."""
+"""Parameters of all layers as one tree, and a scan of your own block over it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mechjax import sites
 from mechjax.errors import StackingError
 
 
-def stack(layers: Sequence[Any]) -> Any:
+def stack_params(layers: Sequence[Any]) -> Any:
   """Stacks the parameters of identical layers.
 
   Args:
@@ -22,7 +22,7 @@ def stack(layers: Sequence[Any]) -> Any:
     One pytree whose leaves have a leading axis of layers.
 
   Raises:
-    StackingError: there is no layer, or two differ in structure, shape or dtype; says which and where.
+    StackingError: there is no layer, or two layers differ in structure, shape or dtype; the error says which and where.
   """
   if not layers:
     raise StackingError('there are no layers to stack', hint='give at least one tree of parameters')
@@ -48,8 +48,8 @@ def stack(layers: Sequence[Any]) -> Any:
   return jax.tree.unflatten(structure, [jnp.stack(c) for c in columns])
 
 
-def unstack(stacked: Any) -> list[Any]:
-  """The inverse of `stack`: one pytree for each layer.
+def unstack_params(stacked: Any) -> list[Any]:
+  """Inverts `stack_params`: returns one pytree for each layer.
 
   Raises:
     StackingError: the leaves do not share a leading axis.
@@ -59,13 +59,13 @@ def unstack(stacked: Any) -> list[Any]:
 
 
 def depth(stacked: Any) -> int:
-  """The length of the leading axis that all leaves share."""
+  """Length of the leading axis that all leaves share."""
   sizes = {jax.tree_util.keystr(p): jnp.shape(x)[:1] for p, x in jax.tree.leaves_with_path(stacked)}
   found = set(sizes.values())
   if len(found) != 1 or () in found:
     raise StackingError(
       f'the leaves have no common leading axis of layers: {dict(list(sizes.items())[:8])}',
-      hint='stack(layers) makes such a tree',
+      hint='stack_params(layers) makes such a tree',
     )
   return found.pop()[0]
 
@@ -84,19 +84,19 @@ def scan_layers(
     block: (parameters of one layer, x) -> x, of one structure, shape and dtype; may sow: the iteration is the layer.
     stacked: parameters with a leading axis of layers.
     x: a pytree of arrays.
-    checkpoint: keep only the x of every layer for the backward pass, and compute the rest again.
+    checkpoint: keep only the x of every layer for the backward pass, and recompute the other values.
     unroll: a Python loop over the layers instead, with the same sites (for comparison: compile time grows with depth).
 
   Returns:
     x after the last layer.
 
   Raises:
-    StackingError: the leaves of `stacked` share no leading axis.
+    StackingError: the leaves of `stacked` do not share a leading axis.
   """
   n = depth(stacked)
   body = jax.checkpoint(block, prevent_cse=unroll) if checkpoint else block
   if unroll:
-    for i, params in enumerate(unstack(stacked)):
+    for i, params in enumerate(unstack_params(stacked)):
       with sites.layer(i):
         x = body(params, x)
     return x

@@ -29,7 +29,7 @@ def is_name(text: str) -> bool:
   Returns:
     True if a hub may have it.
   """
-  return bool(_NAME.fullmatch(text)) and not files.there(Path(text))
+  return bool(_NAME.fullmatch(text)) and not files.exists(Path(text))
 
 
 def directory_of(name: str, revision: str | None = None) -> Path:

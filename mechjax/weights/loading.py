@@ -54,7 +54,7 @@ def load(reader: Reader, table: Table, shapes: Any) -> Any:
   leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)
   targets = {leaf_name(path): target for path, target in leaves}
   for dtype in {target.dtype for target in targets.values()}:
-    precision.checked(dtype)
+    precision.check_dtype(dtype)
   found = match(reader, table, targets)
   # The largest tensors first, while little else is in memory.
   order = sorted(targets, key=lambda leaf: -_one(found[leaf][0], targets[leaf].shape))

@@ -48,9 +48,7 @@ def test_the_repr_says_where_it_stands():
   assert repr(run) == '<stepped run, not started; 0 of 5 sites visited>'
   assert [str(s) for s in run.sites] == [f'mlp_out.{i}' for i in range(5)]
   for layer, _, _ in run:
-    assert (
-      repr(run) == f'<stepped run, standing at mlp_out.{layer}; {layer + 1} of 5 sites visited>'
-    )
+    assert repr(run) == f'<stepped run, stopped at mlp_out.{layer}; {layer + 1} of 5 sites visited>'
     assert run.site == sites.Site('mlp_out', (layer,))
   assert repr(run) == '<stepped run, finished after 5 sites; 5 of 5 sites visited>'
   assert run.site is None
@@ -86,7 +84,7 @@ def test_the_result_is_not_there_before_the_end():
   with pytest.raises(RunError, match='the run is not started'):
     _ = run.retval
   for layer, _, _ in run:
-    with pytest.raises(RunError, match=f'the run is standing at mlp_out.{layer}'):
+    with pytest.raises(RunError, match=f'the run is stopped at mlp_out.{layer}'):
       _ = run.retval
     if layer == 3:
       break
@@ -154,7 +152,7 @@ def test_what_does_not_fit_is_refused_at_the_line_that_set_it(value, message):
 
 def test_a_value_is_modified_once_and_only_at_a_site():
   run = start()
-  with pytest.raises(RunError, match=r'stands at no site(.|\n)*not started'):
+  with pytest.raises(RunError, match=r'does not stand at a site(.|\n)*not started'):
     run.modified_value = toy.X
   for *_, value in run:
     with pytest.raises(RunError, match='was not set'):
@@ -163,7 +161,7 @@ def test_a_value_is_modified_once_and_only_at_a_site():
     assert run.modified_value is value
     with pytest.raises(RunError, match=r'set twice at mlp_out\.\d'):
       run.modified_value = value
-  with pytest.raises(RunError, match=r'stands at no site(.|\n)*finished'):
+  with pytest.raises(RunError, match=r'does not stand at a site(.|\n)*finished'):
     run.modified_value = toy.X
 
 
@@ -209,7 +207,7 @@ def test_misuse_of_a_backward_pass():
     run.modified_grad = grad
     with pytest.raises(RunError, match='set twice'):
       run.modified_grad = grad
-  with pytest.raises(RunError, match='stands at no site'):
+  with pytest.raises(RunError, match='does not stand at a site'):
     run.modified_grad = toy.X
   with pytest.raises(RunError, match='iterated before'):
     list(back)

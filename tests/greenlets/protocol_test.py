@@ -189,10 +189,10 @@ def test_the_value_of_an_unfinished_generator_is_an_error_that_names_the_functio
 
 def test_a_reply_that_nobody_waits_for_is_an_error():
   gen = GreenletGenerator(count, 1)
-  with pytest.raises(RunError, match='nobody waits'):
+  with pytest.raises(RunError, match='a reply was read or set'):
     gen.reply = 1
   assert list(gen) == [0]
-  with pytest.raises(RunError, match='nobody waits'):
+  with pytest.raises(RunError, match='a reply was read or set'):
     gen.reply = 1
 
 

@@ -162,7 +162,7 @@ def differentiated(f):
 
 
 def stacked(f):
-  flat = stacking.stacked(f.model, WS, X)
+  flat = stacking.stack(f.model, WS, X)
   assert flat.n_layers == 2
   close(jax.jit(flat)(flat.params, X), by_hand()[0])
   close(jax.grad(flat, argnums=1)(flat.params, X), jax.grad(lambda x: by_hand(x=x)[0])(X))

@@ -72,7 +72,7 @@ def close(a, b):
 @pytest.mark.parametrize('name', VARIANTS)
 def test_results_gradients_and_sites_are_those_of_the_loop(name):
   f, params = VARIANTS[name], make_params()
-  flat = stacking.stacked(f, params, TOKENS)
+  flat = stacking.stack(f, params, TOKENS)
   assert flat.n_layers == L
   close(jax.jit(flat)(flat.params, TOKENS), f(params, TOKENS))
 
@@ -93,7 +93,7 @@ def test_results_gradients_and_sites_are_those_of_the_loop(name):
 
 def test_the_layer_is_in_the_program_once():
   params = make_params()
-  flat = stacking.stacked(model, params, TOKENS)
+  flat = stacking.stack(model, params, TOKENS)
   text = str(jax.make_jaxpr(flat)(flat.params, TOKENS))
   assert text.count(' exp') == str(
     jax.make_jaxpr(lambda p: model(p, TOKENS))(make_params(1))
@@ -104,7 +104,7 @@ def test_the_layer_is_in_the_program_once():
 
 def test_parameters_come_back_and_others_go_in():
   params = make_params()
-  flat = stacking.stacked(model, params, TOKENS)
+  flat = stacking.stack(model, params, TOKENS)
   jax.tree.map(np.testing.assert_array_equal, flat.unstack(flat.params), params)
   doubled = jax.tree.map(lambda x: 2 * x, params)
   close(flat(flat.stack(doubled), TOKENS), model(doubled, TOKENS))
@@ -124,7 +124,7 @@ def test_parameters_in_a_flat_dict_keep_names_of_their_own(name):
     layers = [{'q': at(i, 'q'), 'mlp': {'w': at(i, 'w'), 'b': at(i, 'b')}} for i in range(L)]
     return model({**params, 'layers': layers}, tokens)
 
-  flat = stacking.stacked(unflat, params, TOKENS)
+  flat = stacking.stack(unflat, params, TOKENS)
   assert set(flat.params) == {'embed', 'norm', *(name.format('*', k) for k in layers[0])}
   close(flat(flat.params, TOKENS), model(nested, TOKENS))
   jax.tree.map(np.testing.assert_array_equal, flat.unstack(flat.params), params)
@@ -132,13 +132,13 @@ def test_parameters_in_a_flat_dict_keep_names_of_their_own(name):
 
 def test_arguments_of_other_shapes_are_staged_again():
   params = make_params()
-  flat = stacking.stacked(model, params, jax.ShapeDtypeStruct((1, 2), jnp.int32))
+  flat = stacking.stack(model, params, jax.ShapeDtypeStruct((1, 2), jnp.int32))
   close(flat(flat.params, TOKENS), model(params, TOKENS))
 
 
 def test_checkpointing_changes_what_is_kept_and_not_what_comes_out():
   params = make_params()
-  plain, kept = (stacking.stacked(model, params, TOKENS, checkpoint=c) for c in (False, True))
+  plain, kept = (stacking.stack(model, params, TOKENS, checkpoint=c) for c in (False, True))
 
   def gradient(f):
     return jax.jit(jax.grad(lambda p: (f(p, TOKENS)['logits'] ** 2).mean()))
@@ -153,7 +153,7 @@ def test_checkpointing_changes_what_is_kept_and_not_what_comes_out():
 @pytest.mark.parametrize('policy', [None, jax.checkpoint_policies.dots_saveable])
 def test_layers_in_one_checkpoint_are_checkpointed_one_by_one(policy):
   params = make_params()
-  flat = stacking.stacked(jax.checkpoint(model, policy=policy), params, TOKENS)
+  flat = stacking.stack(jax.checkpoint(model, policy=policy), params, TOKENS)
   text = str(jax.make_jaxpr(flat)(flat.params, TOKENS))
   assert text.count('prevent_cse=False') == 1
   assert ('policy=None' in text) is (policy is None)
@@ -164,13 +164,13 @@ def test_layers_inside_a_branch_are_not_said_to_lack_a_mark():
     return jax.lax.cond(tokens[0, 0] > 0, model, model, params, tokens)
 
   with pytest.raises(StackingError, match="inside the primitive 'cond'") as e:
-    stacking.stacked(branching, make_params(), TOKENS)
+    stacking.stack(branching, make_params(), TOKENS)
   assert 'function_test.py' in e.value.where
 
 
 def test_it_can_be_mapped_and_jitted():
   params = make_params()
-  flat = stacking.stacked(model, params, TOKENS[:1])
+  flat = stacking.stack(model, params, TOKENS[:1])
   mapped = jax.jit(jax.vmap(flat, in_axes=(None, 0)))(flat.params, TOKENS[:, None])
   close(mapped['logits'][:, 0], model(params, TOKENS)['logits'])
 
@@ -180,7 +180,7 @@ def test_a_model_without_marks_says_what_to_do():
     return params['embed'][tokens].sum()
 
   with pytest.raises(StackingError, match=r'sites.layer\(i\)'):
-    stacking.stacked(unmarked, make_params(), TOKENS)
+    stacking.stack(unmarked, make_params(), TOKENS)
 
 
 def test_layers_of_two_kinds_are_named_with_their_lines():
@@ -194,7 +194,7 @@ def test_layers_of_two_kinds_are_named_with_their_lines():
   with pytest.raises(
     StackingError, match=r'layer 1 is another program than layer 0.*sin.*cos'
   ) as e:
-    stacking.stacked(alternating, make_params(), TOKENS)
+    stacking.stack(alternating, make_params(), TOKENS)
   assert 'function_test.py' in e.value.where
 
 
@@ -210,7 +210,7 @@ def test_a_layer_that_reaches_back_further_is_refused():
     return x
 
   with pytest.raises(StackingError, match='layer 2 takes a value of layer 0'):
-    stacking.stacked(skipping, make_params(), TOKENS)
+    stacking.stack(skipping, make_params(), TOKENS)
 
 
 def test_an_equation_between_layers_is_refused_with_its_line():
@@ -223,11 +223,11 @@ def test_an_equation_between_layers_is_refused_with_its_line():
     return x
 
   with pytest.raises(StackingError, match='sin between two layers') as e:
-    stacking.stacked(between, make_params(), TOKENS)
+    stacking.stack(between, make_params(), TOKENS)
   assert 'function_test.py' in e.value.where
 
 
 def test_a_model_in_place_of_its_function_is_refused_by_name():
   model = decoders.language_model('gpt2')
   with pytest.raises(StackingError, match=r'LanguageModel, not a function of \(params, inputs\)'):
-    stacking.stacked(model, model.params, decoders.TOKENS)
+    stacking.stack(model, model.params, decoders.TOKENS)

@@ -17,7 +17,7 @@ def model():
 
 def test_logits_sites_and_writes_are_those_of_the_loop(model):
   tokens = model.tokens('The capital of France is')
-  flat = stacking.stacked(model.apply, model.params, tokens)
+  flat = stacking.stack(model.apply, model.params, tokens)
   assert flat.n_layers == model.n_layers == 30
   logits = jax.jit(flat)(flat.params, tokens)
   np.testing.assert_allclose(logits, model(tokens), atol=1e-4)

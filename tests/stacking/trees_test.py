@@ -32,7 +32,7 @@ X = jnp.arange(6.0).reshape(2, 3) / 5
 @given(st.integers(1, 5), hnp.array_shapes(max_dims=3, max_side=3))
 def test_unstack_undoes_stack(n, shape):
   trees = [{'a': np.full(shape, i, np.float32), 'b': (np.int32(i),)} for i in range(n)]
-  again = stacking.unstack(stacking.stack(trees))
+  again = stacking.unstack_params(stacking.stack_params(trees))
   assert len(again) == n
   jax.tree.map(np.testing.assert_array_equal, again, trees)
 
@@ -40,7 +40,7 @@ def test_unstack_undoes_stack(n, shape):
 @pytest.mark.parametrize('checkpoint', [False, True])
 @pytest.mark.parametrize('n', [1, 4])
 def test_a_scan_over_layers_is_the_loop_over_them(n, checkpoint):
-  stacked = stacking.stack(layers(n))
+  stacked = stacking.stack_params(layers(n))
 
   def loss(stacked, unroll):
     x = stacking.scan_layers(block, stacked, X, checkpoint=checkpoint, unroll=unroll)
@@ -59,7 +59,7 @@ def test_a_scan_over_layers_is_the_loop_over_them(n, checkpoint):
 
 
 def test_the_sites_of_the_scan_are_those_of_the_loop():
-  stacked = stacking.stack(layers(3))
+  stacked = stacking.stack_params(layers(3))
   read = [
     harvest.reap(lambda p, u=u: stacking.scan_layers(block, p, X, unroll=u), sites='*')(stacked)
     for u in (False, True)
@@ -76,18 +76,18 @@ def test_a_layer_of_another_shape_is_named():
   with pytest.raises(
     StackingError, match=r"\['b'\] has shape \(4,\) .* in layer 2, \(3,\) .* in layer 0"
   ):
-    stacking.stack(trees)
+    stacking.stack_params(trees)
 
 
 def test_a_layer_of_another_structure_is_named():
   trees = layers(3)
   del trees[1]['b']
   with pytest.raises(StackingError, match='layer 1 has the structure'):
-    stacking.stack(trees)
+    stacking.stack_params(trees)
 
 
 def test_no_layers_and_no_common_axis_are_errors():
   with pytest.raises(StackingError, match='no layers'):
-    stacking.stack([])
+    stacking.stack_params([])
   with pytest.raises(StackingError, match='no common leading axis'):
-    stacking.unstack({'a': jnp.zeros(3), 'b': jnp.zeros(2)})
+    stacking.unstack_params({'a': jnp.zeros(3), 'b': jnp.zeros(2)})

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mechjax import extras
 from mechjax.errors import FetchError, WeightsError
-from mechjax.files import there
+from mechjax.files import exists
 
 _NAME = re.compile(r'(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(?P<folder>(?:/[\w-][\w.=-]*)*)')
 
@@ -36,7 +36,7 @@ def find(place: str | os.PathLike[str], files: tuple[str, ...]) -> Path:
     MissingExtraError: a hub is asked for and `huggingface_hub` is not installed.
   """
   path = Path(place).expanduser()
-  if there(path):
+  if exists(path):
     return path
   match = _NAME.fullmatch(os.fspath(place))
   if match is None:

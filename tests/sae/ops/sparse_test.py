@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mechjax.sae import AuxK, Sparse, TopK, firings
 from mechjax.sae.ops import sparse
-from mechjax.sae.training import Optimisation, Ensemble, Trainer
+from mechjax.sae.training import Ensemble, Optimisation, Trainer
 from tests.sae import plain
 
 pytestmark = pytest.mark.usefixtures('float64')
@@ -142,7 +142,9 @@ def test_a_sparse_step_holds_no_dense_gradient_and_sorts_no_row():
 def test_a_training_step_holds_both_gradients_and_one_of_them_transposed():
   """XLA might add zeros that two scatters share, and the gradient transposed again for its norm."""
   d, m = 256, 2048
-  trainer = Trainer({'a': Ensemble(sae=TopK(d_in=d, width=m, k=2), reads='x')}, Optimisation(steps=9))
+  trainer = Trainer(
+    {'a': Ensemble(sae=TopK(d_in=d, width=m, k=2), reads='x')}, Optimisation(steps=9)
+  )
   x = jnp.zeros((16, d), jnp.float32)
   step = jax.jit(trainer.step).lower(trainer.init(), {'x': x}).compile()
   assert step.memory_analysis().temp_size_in_bytes < 3.5 * 4 * d * m
