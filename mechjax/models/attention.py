@@ -68,7 +68,7 @@ class Cache:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Where:
+class PassContext:
   """What all layers of a forward pass share.
 
   Attributes:
@@ -106,13 +106,13 @@ def number(
   if segments.shape != shape:
     raise errors.MechjaxError(f'segments have shape {segments.shape}, the tokens {shape}')
   segment_BxT = segments.astype(jnp.int32)
-  order = _matches(segment_BxT, segment_BxT, earlier=True)
+  order = _count_matches(segment_BxT, segment_BxT, earlier=True)
   if cache is not None:
-    order += _matches(segment_BxT, cache.tokens.segment, earlier=False)
+    order += _count_matches(segment_BxT, cache.tokens.segment, earlier=False)
   return Tokens(segment_BxT, order)
 
 
-def _matches(segment_BxT: jax.Array, others_BxS: jax.Array, earlier: bool) -> jax.Array:
+def _count_matches(segment_BxT: jax.Array, others_BxS: jax.Array, earlier: bool) -> jax.Array:
   """For each token, how many of the others are of its segment."""
   same_BxTxS = segment_BxT[:, :, None] == others_BxS[:, None]
   if earlier:
@@ -133,7 +133,7 @@ def attend(
   p: dict[str, Any],
   h_BxTxD: jax.Array,
   config: Config,
-  where: Where,
+  context: PassContext,
   local: jax.Array | bool,
   cached: KV | None,
 ) -> tuple[jax.Array, KV]:
@@ -143,7 +143,7 @@ def attend(
     p: one layer's 'attn'.
     h_BxTxD: the normalised residual stream.
     config: the description.
-    where: see `Where`.
+    context: see `PassContext`.
     local: whether the layer is local, which a scan may know only as data.
     cached: the layer's cache, or None.
 
@@ -155,18 +155,18 @@ def attend(
   v = _project(p, 'v', h_BxTxD)
   if config.qk_norm:
     q, k = (rms(x, p[n], config) for x, n in ((q, 'q_norm'), (k, 'k_norm')))
-  if where.angles is not None:
-    angles = _of_kind(local, where.angles)
-    q, k = rotary.turn(q, angles), rotary.turn(k, angles)
+  if context.angles is not None:
+    angles = _select_kind(local, context.angles)
+    q, k = rotary.rotate(q, angles), rotary.rotate(k, angles)
   new = KV(k, v)
   if cached is not None:
-    k, v = (_appended(old, x, where.slot) for old, x in zip(cached, new))
+    k, v = (_append(old, x, context.slot) for old, x in zip(cached, new))
   q_BxTxNxH = harvest.sow(q, name='q')
   k_BxSxKxH = harvest.sow(k, name='k')
   v_BxSxKxH = harvest.sow(v, name='v')
 
   scores_BxNxTxS = _scores(q_BxTxNxH, k_BxSxKxH, config)
-  seen_BxTxS = visible(where.queries, where.keys, _window(config, local))
+  seen_BxTxS = visible(context.queries, context.keys, _window(config, local))
   # Added, not selected: what is added leaves nothing behind for the backward pass.
   scores_BxNxTxS += jnp.where(seen_BxTxS, 0.0, MASKED)[:, None]
   scores_BxNxTxS = harvest.sow(scores_BxNxTxS, name='attn_scores')
@@ -183,7 +183,7 @@ def _project(p: dict[str, Any], name: str, h_BxTxD: jax.Array) -> jax.Array:
   return out_BxTxNxH if bias is None else out_BxTxNxH + bias
 
 
-def _of_kind(local: jax.Array | bool, both: tuple[Any, Any]) -> Any:
+def _select_kind(local: jax.Array | bool, both: tuple[Any, Any]) -> Any:
   """The second of two things in local layers, the first in the others."""
   if isinstance(local, bool):
     return both[local]
@@ -196,7 +196,7 @@ def _window(config: Config, local: jax.Array | bool) -> jax.Array | int | None:
   return jnp.where(local, config.window or 0, jnp.iinfo(jnp.int32).max)
 
 
-def _appended(cache_BxSxKxH: jax.Array, x_BxTxKxH: jax.Array, slot: Any) -> jax.Array:
+def _append(cache_BxSxKxH: jax.Array, x_BxTxKxH: jax.Array, slot: Any) -> jax.Array:
   return jax.lax.dynamic_update_slice_in_dim(cache_BxSxKxH, x_BxTxKxH, slot, axis=1)
 
 

@@ -167,8 +167,8 @@ class Config:
     if self.tied:
       self._check(not self.unembed_bias, 'unembed_bias', 'False where the embedding is tied')
 
-  def _check(self, good: bool, name: str, wanted: str) -> None:
-    if not good:
+  def _check(self, is_good: bool, name: str, wanted: str) -> None:
+    if not is_good:
       raise errors.MechjaxError(f'{name}={getattr(self, name)!r} should be {wanted}')
 
   @property

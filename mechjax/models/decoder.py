@@ -35,7 +35,7 @@ import numpy as np
 
 from mechjax import errors, harvest, precision, sites
 from mechjax.models import ids, rotary
-from mechjax.models.attention import KV, Cache, Tokens, Where, attend, number, soft_cap
+from mechjax.models.attention import KV, Cache, PassContext, Tokens, attend, number, soft_cap
 from mechjax.models.config import Config, Llama3Scaling
 from mechjax.models.norms import norm
 from mechjax.models.parameters import init, shapes
@@ -92,10 +92,12 @@ def forward(
     MechjaxError: if tokens are no integers, shapes do not fit, or a text is longer than the table of learned positions.
   """
   ids.check_kind(tokens_BxT)
-  where, positions = _where(tokens_BxT.shape, config, positions, segments, None, _dtype(params))
+  context, positions = _pass_context(
+    tokens_BxT.shape, config, positions, segments, None, _dtype(params)
+  )
   x_BxTxD = _embed(params, tokens_BxT, config, positions)
   span = (0, config.n_layers)
-  x_BxTxD, _ = _blocks(params, x_BxTxD, config, where, None, span, checkpoint, unroll)
+  x_BxTxD, _ = _blocks(params, x_BxTxD, config, context, None, span, checkpoint, unroll)
   return unembed(params, x_BxTxD, config)
 
 
@@ -126,13 +128,15 @@ def step(
       f'{tokens_BxT.shape[1]} tokens do not fit behind {cache.length} in a cache of {n_slots}',
       hint='new_cache(config, batch, n_slots) with as many slots as there will be tokens',
     )
-  where, positions = _where(tokens_BxT.shape, config, positions, segments, cache, _dtype(params))
+  context, positions = _pass_context(
+    tokens_BxT.shape, config, positions, segments, cache, _dtype(params)
+  )
   x_BxTxD = _embed(params, tokens_BxT, config, positions)
   span = (0, config.n_layers)
-  x_BxTxD, new_LxBxTxKxH = _blocks(params, x_BxTxD, config, where, cache.kv, span, False, unroll)
+  x_BxTxD, new_LxBxTxKxH = _blocks(params, x_BxTxD, config, context, cache.kv, span, False, unroll)
   update = jax.lax.dynamic_update_slice_in_dim
   kv = KV(*(update(old, x, cache.length, axis=2) for old, x in zip(cache.kv, new_LxBxTxKxH)))
-  cache = Cache(kv, where.keys, cache.length + tokens_BxT.shape[1])
+  cache = Cache(kv, context.keys, cache.length + tokens_BxT.shape[1])
   return unembed(params, x_BxTxD, config), cache
 
 
@@ -154,7 +158,7 @@ def embed(
 ) -> jax.Array:
   """The residual stream before the first layer, [B, T, D]; arguments as in `forward`."""
   ids.check_kind(tokens_BxT)
-  _, positions = _where(tokens_BxT.shape, config, positions, segments, None, _dtype(params))
+  _, positions = _pass_context(tokens_BxT.shape, config, positions, segments, None, _dtype(params))
   return _embed(params, tokens_BxT, config, positions)
 
 
@@ -191,8 +195,8 @@ def blocks(
     raise errors.MechjaxError(
       f'there is no span of layers from layer {start} to {stop} of {config.n_layers}'
     )
-  where, _ = _where(x_BxTxD.shape[:2], config, positions, segments, None, _dtype(params))
-  return _blocks(params, x_BxTxD, config, where, None, (start, stop), checkpoint, unroll)[0]
+  context, _ = _pass_context(x_BxTxD.shape[:2], config, positions, segments, None, _dtype(params))
+  return _blocks(params, x_BxTxD, config, context, None, (start, stop), checkpoint, unroll)[0]
 
 
 def forward_from(
@@ -226,15 +230,15 @@ def forward_from(
     MechjaxError: if shapes do not fit.
   """
   ids.check_kind(tokens_BxT)
-  where, positions = _where(tokens_BxT.shape, config, None, segments, None, _dtype(params))
+  context, positions = _pass_context(tokens_BxT.shape, config, None, segments, None, _dtype(params))
   if isinstance(start, int):
-    x_BxTxD = _begun_at(x_BxTxD, start)
+    x_BxTxD = _without_layers_below(x_BxTxD, start)
   x_BxTxD = jnp.where(start == 0, _embed(params, tokens_BxT, config, positions), x_BxTxD)
   x_BxTxD, _ = _blocks(
     params,
     x_BxTxD,
     config,
-    where,
+    context,
     None,
     (jnp.asarray(start, jnp.int32), config.n_layers),
     False,
@@ -268,14 +272,14 @@ def _dtype(params: dict[str, Any]) -> Any:
   return jax.tree.leaves(params['layers'])[0].dtype
 
 
-def _where(
+def _pass_context(
   shape: tuple[int, ...],
   config: Config,
   positions: jax.Array | None,
   segments: jax.Array | None,
   cache: Cache | None,
   dtype: Any,
-) -> tuple[Where, jax.Array]:
+) -> tuple[PassContext, jax.Array]:
   """What all layers share, and the positions, [B, T] or [1, T]."""
   queries = keys = number(segments, shape, cache)
   slot = None
@@ -292,21 +296,21 @@ def _where(
   elif positions.shape not in (shape, (1, shape[1])):
     raise errors.MechjaxError(f'positions have shape {positions.shape}, the tokens {shape}')
   if config.positions != 'rotary':
-    return Where(queries, keys, slot, None), positions
+    return PassContext(queries, keys, slot, None), positions
   kinds = (
     rotary.angles(config, positions, False, dtype),
     rotary.angles(config, positions, True, dtype),
   )
-  return Where(queries, keys, slot, kinds), positions
+  return PassContext(queries, keys, slot, kinds), positions
 
 
 def _embed(
   params: dict[str, Any], tokens_BxT: jax.Array, config: Config, positions: jax.Array
 ) -> jax.Array:
   table = params['embed']
-  x_BxTxD = jnp.take(table['tokens'], ids.unwrapped(tokens_BxT), axis=0) * config.embed_scale
+  x_BxTxD = jnp.take(table['tokens'], ids.replace_negative(tokens_BxT), axis=0) * config.embed_scale
   if config.positions == 'learned':
-    x_BxTxD += jnp.take(table['positions'], ids.unwrapped(positions), axis=0)
+    x_BxTxD += jnp.take(table['positions'], ids.replace_negative(positions), axis=0)
   return harvest.sow(x_BxTxD, name='embed')
 
 
@@ -314,7 +318,7 @@ def _blocks(
   params: dict[str, Any],
   x_BxTxD: jax.Array,
   config: Config,
-  where: Where,
+  context: PassContext,
   cached: KV | None,
   span: tuple[Any, int],
   checkpoint: bool,
@@ -329,17 +333,17 @@ def _blocks(
 
   def body(x, layer):
     p, kind, kv = layer
-    x, new = _layer(p, x, config, where, any(config.local) if kind is None else kind, kv)
+    x, new = _layer(p, x, config, context, any(config.local) if kind is None else kind, kv)
     return x, None if kv is None else new
 
   if checkpoint:
     body = jax.checkpoint(body, prevent_cse=unroll)
   stacks = (params['layers'], kinds, cached)
   if unroll:
-    return _written_out(body, x_BxTxD, stacks, span)
+    return _unroll(body, x_BxTxD, stacks, span)
   start, stop = span
   if isinstance(start, int):
-    x_BxTxD = _begun_at(x_BxTxD, start)
+    x_BxTxD = _without_layers_below(x_BxTxD, start)
   from_the_first = isinstance(start, int) and start == 0
   if from_the_first and stop == config.n_layers:
     return jax.lax.scan(body, x_BxTxD, stacks)
@@ -348,13 +352,13 @@ def _blocks(
   if from_the_first:
     return jax.lax.scan(layer, x_BxTxD, jnp.arange(stop))
 
-  def known(x, i):
+  def run_or_skip(x, i):
     return jax.lax.cond(i >= start, lambda x: layer(x, i)[0], lambda x: x, x), None
 
-  return jax.lax.scan(known, x_BxTxD, jnp.arange(stop, dtype=jnp.int32))
+  return jax.lax.scan(run_or_skip, x_BxTxD, jnp.arange(stop, dtype=jnp.int32))
 
 
-def _written_out(body: Any, x: jax.Array, stacks: Any, span: tuple[int, int]) -> tuple[Any, Any]:
+def _unroll(body: Any, x: jax.Array, stacks: Any, span: tuple[int, int]) -> tuple[Any, Any]:
   news = []
   for i in range(*span):
     with sites.layer(i):
@@ -367,20 +371,20 @@ def _layer(
   p: dict[str, Any],
   x_BxTxD: jax.Array,
   config: Config,
-  where: Where,
+  context: PassContext,
   local: jax.Array | bool,
   cached: KV | None,
 ) -> tuple[jax.Array, KV]:
   """One block: the residual stream it leaves, and the keys and values of these tokens."""
   x_BxTxD = harvest.sow(x_BxTxD, name='resid_pre')
   h_BxTxD = harvest.sow(norm(x_BxTxD, p.get('attn_norm'), config), name='attn_norm')
-  attn_out_BxTxD, new = attend(p['attn'], h_BxTxD, config, where, local, cached)
+  attn_out_BxTxD, new = attend(p['attn'], h_BxTxD, config, context, local, cached)
   attn_out_BxTxD = norm(attn_out_BxTxD, p.get('attn_post_norm'), config)
   attn_out_BxTxD = harvest.sow(attn_out_BxTxD, name='attn_out')
   if not config.d_mlp:
-    return harvest.sow(_without_mlp(x_BxTxD + attn_out_BxTxD), name='resid_post'), new
+    return harvest.sow(_without_mlp_sites(x_BxTxD + attn_out_BxTxD), name='resid_post'), new
   if config.parallel:
-    mlp_out_BxTxD = _mlp(p, _parallel(x_BxTxD), config)
+    mlp_out_BxTxD = _mlp(p, _without_resid_mid(x_BxTxD), config)
     return harvest.sow(x_BxTxD + attn_out_BxTxD + mlp_out_BxTxD, name='resid_post'), new
   x_BxTxD = harvest.sow(x_BxTxD + attn_out_BxTxD, name='resid_mid')
   return harvest.sow(x_BxTxD + _mlp(p, x_BxTxD, config), name='resid_post'), new
@@ -410,12 +414,12 @@ def _affine(w: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
 # --- sites that are not there -----------------------------------------------------------------------------
 
 
-def _parallel(x: jax.Array) -> jax.Array:
+def _without_resid_mid(x: jax.Array) -> jax.Array:
   cause = 'attention and MLP are parallel: both read resid_pre, and nothing lies between them'
   return harvest.absent(x, names=['resid_mid'], cause=cause, hint='use resid_pre or resid_post')
 
 
-def _begun_at(x: jax.Array, start: int) -> jax.Array:
+def _without_layers_below(x: jax.Array, start: int) -> jax.Array:
   names = [n for n in sites.CANONICAL if n not in ('embed', 'final_norm', 'logits')]
   cause = f'the pass begins at layer {start}, and the layers below are skipped'
   hint = 'a layer that runs, or an earlier start'
@@ -424,7 +428,7 @@ def _begun_at(x: jax.Array, start: int) -> jax.Array:
   )
 
 
-def _without_mlp(x: jax.Array) -> jax.Array:
+def _without_mlp_sites(x: jax.Array) -> jax.Array:
   names = [n for n in sites.CANONICAL if n.startswith('mlp_') or n == 'resid_mid']
   cause = 'this is a model of attention alone'
   return harvest.absent(x, names=names, cause=cause, hint='use attn_out or resid_post')

@@ -95,7 +95,7 @@ def _gemma2(L: int, D: int, *sizes: int, scalar: int) -> Config:
     attn_softcap=50.0,
     logit_softcap=30.0,
     window=4096,
-    local=switches.alternating(L, 2),
+    local=switches.local_layers(L, 2),
   )
 
 
@@ -109,7 +109,7 @@ def _gemma3(L: int, D: int, *sizes: int, window: int, rope_scale: float = 1.0) -
     rope_scale=rope_scale,
     query_scale=256**-0.5,
     window=window,
-    local=switches.alternating(L, 6),
+    local=switches.local_layers(L, 6),
   )
 
 

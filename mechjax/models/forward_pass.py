@@ -1,7 +1,7 @@
 """A forward pass as pure functions: what a module that runs a model hands to `LanguageModel`.
 
 Our own decoder (`ours`) and the upstream codes (`shipped` and its neighbours) each return a `Forward`. Code without a
-cache generates through `uncached`.
+cache generates through `without_cache`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Forward:
   forward_until: Callable[[Any, jax.Array, int, Any], jax.Array] | None = None
 
 
-def uncached(apply: Callable[[Any, jax.Array], jax.Array]) -> generate.Model:
+def without_cache(apply: Callable[[Any, jax.Array], jax.Array]) -> generate.Model:
   """Generation by any causal forward pass: every step runs the whole text so far.
 
   Rows are moved to the left, so that padding lies behind what is read and is never seen.

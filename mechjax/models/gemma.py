@@ -74,7 +74,7 @@ def _transformer(shape: weights.Gemma3Shape) -> Any:
 
 
 def _apply(model: Any, params: Any, tokens: jax.Array, mask: Any = None) -> jax.Array:
-  positions_BxT, causal_BxTxT = shipped.causal(tokens, mask)
+  positions_BxT, causal_BxTxT = shipped.causal_mask(tokens, mask)
   with jax.numpy_dtype_promotion('standard'):
     out = model.apply(
       {'params': params}, tokens, positions=positions_BxT, attention_mask=causal_BxTxT

@@ -51,7 +51,7 @@ class Greedy:
         self._special[piece] = i
       elif kind == NORMAL:
         self._normal[piece] = float(score), i
-    self._cut = _longest_of(self._special)
+    self._cut = _match_any(self._special)
 
   def encode(self, text: str) -> list[int]:
     """The ids of a text; a MechjaxError if the vocabulary lacks a character and its bytes."""
@@ -61,15 +61,15 @@ class Greedy:
       if i % 2:
         ids.append(self._special[stretch])
       else:
-        for piece in self._merged(stretch):
-          ids.extend(self._ids_of(piece))
+        for piece in self._merge(stretch):
+          ids.extend(self._encode_piece(piece))
     return ids
 
   def decode(self, ids: Iterable[int]) -> str:
     """The text of ids."""
     return b''.join(self._bytes_of[i] for i in ids).decode(errors='replace')
 
-  def _ids_of(self, piece: str) -> list[int]:
+  def _encode_piece(self, piece: str) -> list[int]:
     if piece in self._normal:
       return [self._normal[piece][1]]
     try:
@@ -80,7 +80,7 @@ class Greedy:
         hint='remove or replace it',
       ) from e
 
-  def _merged(self, text: str) -> Iterator[str]:
+  def _merge(self, text: str) -> Iterator[str]:
     """The pieces of a stretch without special pieces.
 
     A symbol is named by where its first character stands; `after` and `before` link the living.
@@ -112,7 +112,7 @@ class Greedy:
     return (symbol for symbol in symbols if symbol)
 
 
-def _longest_of(words: Iterable[str]) -> re.Pattern[str]:
+def _match_any(words: Iterable[str]) -> re.Pattern[str]:
   """Matches any of the words, the longest first; sorted by first letter, as there are thousands."""
   by_letter: dict[str, list[str]] = {}
   for word in sorted(words, key=len, reverse=True):

@@ -4,7 +4,7 @@ An index that a table does not have is an error in Python and none in JAX: -1 an
 positions without a label) read the end of the vocabulary, 60,000 is NaN in one code base and the last token in
 another, and 1.5 is cut to 1. Every one of them gives numbers that look right.
 
-    checked([[504, 3575]], n_vocab)        int32 [1, 2]; an error for ids that are none
+    check_ids([[504, 3575]], n_vocab)      int32 [1, 2]; an error for ids that are none
     nan_without_token(logits, tokens)      the same inside of a traced program, which cannot raise
 
 Ids on the host or on devices of this host are checked by value, which waits for them and costs some microseconds. Ids
@@ -26,10 +26,10 @@ from mechjax import errors
 
 _ARRAYS = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
 _SHAPES = {1: '[T]', 2: '[B, T]'}
-_MEND = 'model.tokens(text) makes them; tokens[None] adds a missing batch axis'
+_HINT = 'model.tokens(text) makes them; tokens[None] adds a missing batch axis'
 
 
-def checked(tokens: Any, n_vocab: int, ndim: int | None = 2) -> Any:
+def check_ids(tokens: Any, n_vocab: int, ndim: int | None = 2) -> Any:
   """Token ids as an array.
 
   Args:
@@ -59,7 +59,7 @@ def check_kind(array: Any, ndim: int | None = 2) -> None:
   if ndim not in (None, array.ndim) or not _is_integer(array.dtype):
     wanted = 'integers' if ndim is None else f'integers of shape {_SHAPES[ndim]}'
     raise errors.MechjaxError(
-      f'tokens have shape {array.shape} and dtype {array.dtype}; {wanted} are wanted', hint=_MEND
+      f'tokens have shape {array.shape} and dtype {array.dtype}; {wanted} are wanted', hint=_HINT
     )
 
 
@@ -72,7 +72,7 @@ def _as_array(tokens: Any) -> np.ndarray:
       hint='give rows one by one; model.generate takes prompts of any lengths',
     ) from e
   if array.dtype.kind in 'OSU':
-    raise errors.MechjaxError(f'token ids are wanted, not {tokens!r:.100}', hint=_MEND)
+    raise errors.MechjaxError(f'token ids are wanted, not {tokens!r:.100}', hint=_HINT)
   return array
 
 
@@ -101,11 +101,11 @@ def _check_range(array: np.ndarray, n_vocab: int) -> None:
 
 def nan_without_token(logits_BxTxV: jax.Array, tokens_BxT: jax.Array) -> jax.Array:
   """Logits, with NaN in every row that holds an id that the vocabulary lacks."""
-  known_B = (unwrapped(tokens_BxT) < logits_BxTxV.shape[-1]).all(-1)
+  known_B = (replace_negative(tokens_BxT) < logits_BxTxV.shape[-1]).all(-1)
   return jnp.where(known_B[:, None, None], logits_BxTxV, jnp.nan)
 
 
-def unwrapped(tokens: jax.Array) -> jax.Array:
+def replace_negative(tokens: jax.Array) -> jax.Array:
   """Ids, negative ones made too large: an index from the end is no token, and `jnp.take` gives NaN for those."""
   signed = tokens if tokens.dtype.itemsize > 4 else tokens.astype(jnp.int32)
   return jnp.where(signed < 0, jnp.iinfo(signed.dtype).max, signed)

@@ -41,7 +41,7 @@ import numpy as np
 
 from mechjax import errors, fingerprints, generate, harvest, logits, sites
 from mechjax.models import ids, padding, tokenizers
-from mechjax.models.forward_pass import Forward, uncached
+from mechjax.models.forward_pass import Forward, without_cache
 from mechjax.sites import Site
 
 
@@ -66,7 +66,7 @@ class LanguageModel:
   def __init__(self, name: str, forward: Forward, tokenizer: tokenizers.Tokenizer):
     """Joins the parts; use `mechjax.load`."""
     self.name, self.tokenizer, self.config = name, tokenizer, forward.config
-    self._generator = forward.generator or uncached(forward.apply)
+    self._generator = forward.generator or without_cache(forward.apply)
     self.params, self.apply, self.forward_from = forward.params, forward.apply, forward.forward_from
     self.n_layers, self.d_model, self.n_vocab = forward.n_layers, forward.d_model, forward.n_vocab
     self._forward_until = forward.forward_until
@@ -97,12 +97,12 @@ class LanguageModel:
       MechjaxError: tokens or a mask of another shape or dtype, ids that the vocabulary lacks, a row that is padding
         throughout; for upstream codes, padding between the tokens of a row, or (penzai) before them.
     """
-    tokens = ids.checked(tokens, self.n_vocab)
-    return self._jitted_apply(self.params, tokens, **self._padding(tokens, mask))
+    tokens = ids.check_ids(tokens, self.n_vocab)
+    return self._jitted_apply(self.params, tokens, **self._mask_option(tokens, mask))
 
   def check_arguments(self, tokens: Any, *options: Any, **more: Any) -> None:
     """Refuses ids that the vocabulary lacks, before a harvest traces them."""
-    ids.checked(tokens, self.n_vocab)
+    ids.check_ids(tokens, self.n_vocab)
 
   def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
     """A model with arrays of its own; programs take them as arguments and hold none, so both may call the same."""
@@ -114,7 +114,7 @@ class LanguageModel:
     """Every site, in the order in which the forward pass meets them."""
     return [info.site for info in harvest.sites_of(self, jnp.zeros((1, 1), jnp.int32))]
 
-  def truncated_at(
+  def truncate_at(
     self, wanted: str | Site | Iterable[str | Site]
   ) -> Callable[[Any, jax.Array], Any]:
     """A forward pass that is no deeper than some sites, for who reads them and not the logits.
@@ -179,7 +179,7 @@ class LanguageModel:
     Raises:
       MechjaxError: more than one sequence, something else than ids, or an id without a text.
     """
-    array = np.asarray(ids.checked(tokens, self.n_vocab, ndim=None))
+    array = np.asarray(ids.check_ids(tokens, self.n_vocab, ndim=None))
     if array.ndim > 1 and array.size != array.shape[-1]:
       raise errors.MechjaxError(f'token ids of shape {array.shape} are more than one sequence')
     found = array.reshape(-1).tolist()
@@ -197,16 +197,16 @@ class LanguageModel:
     Raises:
       MechjaxError: no row is known to have a second token, so that nothing is predicted; or as a call.
     """
-    tokens = ids.checked(tokens, self.n_vocab)
+    tokens = ids.check_ids(tokens, self.n_vocab)
     if mask is not None:
-      mask = padding.checked(mask, tokens.shape)
+      mask = padding.check_mask(mask, tokens.shape)
     if not padding.may_have_two(mask, tokens.shape):
       raise errors.MechjaxError(
         f'tokens of shape {tokens.shape} have nothing to predict: no row has two real tokens',
         hint='a start token before each text, as model.tokens(text, bos=True) puts it',
       )
     real_BxT = jnp.ones(jnp.shape(tokens), bool) if mask is None else jnp.asarray(mask)
-    order_BxT = padding.together(real_BxT)
+    order_BxT = padding.tokens_first(real_BxT)
     texts_BxT, counts_BxT = (
       jnp.take_along_axis(x, order_BxT, axis=1)[:, 1:] for x in (jnp.asarray(tokens), real_BxT)
     )
@@ -217,14 +217,14 @@ class LanguageModel:
     losses_BxT = logits.next_token_loss(self.log_probs(tokens, mask), targets_BxT)
     return losses_BxT.sum() / counts_BxT.sum(dtype=losses_BxT.dtype)
 
-  def _padding(self, tokens: jax.Array, mask: Any) -> dict[str, jax.Array]:
+  def _mask_option(self, tokens: jax.Array, mask: Any) -> dict[str, jax.Array]:
     """The mask as a keyword of `apply`, if it is needed."""
     if mask is None:
       return {}
-    mask = padding.checked(mask, jnp.shape(tokens))
+    mask = padding.check_mask(mask, jnp.shape(tokens))
     if self.config is None:
       padding.check_contiguous(mask)
-      if padding.stands_behind(mask):  # no token sees it, and not every code can be told of it
+      if padding.is_right_padded(mask):  # no token sees it, and not every code can be told of it
         return {}
     return {'mask': jnp.asarray(mask)}
 
@@ -263,8 +263,8 @@ class LanguageModel:
         'upstream codes generate without a cache, and where a site stands in their steps differs',
         hint=f'load the model without code=, for interventions at every step of our own decoder: {self.name}',
       )
-    rows = self._prompts(prompts)
-    stop = self.tokenizer.stop_ids if stop is None else self._stops(stop)
+    rows = self._encode_prompts(prompts)
+    stop = self.tokenizer.stop_ids if stop is None else self._encode_stops(stop)
     if np.ndim(pad := options.get('pad', 0)) or pad not in range(self.n_vocab):
       raise errors.MechjaxError(f'pad={pad!r}; an id from 0 to {self.n_vocab - 1} is wanted')
     sampling = generate.Sampling(temperature, top_k, top_p)
@@ -272,7 +272,7 @@ class LanguageModel:
       self._generator, self.params, rows, n_tokens, sampling=sampling, stop=stop, **options
     )
 
-  def _prompts(self, prompts: Any) -> list[Any]:
+  def _encode_prompts(self, prompts: Any) -> list[Any]:
     """The token ids of each row."""
     if isinstance(prompts, str):
       prompts = [prompts]
@@ -287,15 +287,15 @@ class LanguageModel:
           f'{p!r:.100} is no prompt; texts or rows of token ids are wanted', hint=hint
         )
     return [
-      self.tokenizer.encode(p) if isinstance(p, str) else ids.checked(p, self.n_vocab, ndim=1)
+      self.tokenizer.encode(p) if isinstance(p, str) else ids.check_ids(p, self.n_vocab, ndim=1)
       for p in prompts
     ]
 
-  def _stops(self, stop: Any) -> tuple[int, ...]:
+  def _encode_stops(self, stop: Any) -> tuple[int, ...]:
     """The ids of stop tokens that are given by ids, texts or both."""
     listed = list(stop) if np.iterable(stop) and not isinstance(stop, str) else [stop]
     found = [self.tokenizer.token(s) if isinstance(s, str) else s for s in listed]
-    return tuple(ids.checked(found, self.n_vocab, ndim=1).tolist()) if found else ()
+    return tuple(ids.check_ids(found, self.n_vocab, ndim=1).tolist()) if found else ()
 
 
 def _is_row(x: Any) -> bool:

@@ -44,17 +44,17 @@ def load(
     read: Callable[[Any], Any] = functools.partial(llama_cpp.read, file)
     tokenizer = tokenizers.from_gguf(file.metadata)
   else:
-    described, read = _directory(path)
+    described, read = _open_directory(path)
     tokenizer = tokenizers.from_huggingface(path, described)
   config = families.from_hf(described)
   if mesh is None:
     params = read(decoder.shapes(config, dtype))
   else:
-    params = read(sharding.sharded_shapes(config, mesh, dtype))
+    params = read(sharding.shard_shapes(config, mesh, dtype))
   return forward(params, config), tokenizer
 
 
-def _directory(path: Path) -> tuple[dict[str, Any], Callable[[Any], Any]]:
+def _open_directory(path: Path) -> tuple[dict[str, Any], Callable[[Any], Any]]:
   if orbax.is_checkpoint(path):
     return orbax.config(path), functools.partial(orbax.read, path)
   return huggingface.config(path), functools.partial(huggingface.read, path)
@@ -94,7 +94,7 @@ class _Apply:
 
   def check_arguments(self, params: Any, tokens: jax.Array, **options: Any) -> None:
     """Refuses ids that the vocabulary lacks, before a harvest traces them."""
-    ids.checked(tokens, self.config.n_vocab)
+    ids.check_ids(tokens, self.config.n_vocab)
 
 
 def _unembed(config: decoder.Config, params: Any, residual: jax.Array) -> jax.Array:
@@ -104,7 +104,7 @@ def _unembed(config: decoder.Config, params: Any, residual: jax.Array) -> jax.Ar
 def _segments(mask: Any, tokens: jax.Array) -> jax.Array | None:
   if mask is None:
     return None
-  return jnp.asarray(padding.checked(mask, jnp.shape(tokens)))
+  return jnp.asarray(padding.check_mask(mask, jnp.shape(tokens)))
 
 
 def _forward_from(

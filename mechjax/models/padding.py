@@ -25,7 +25,7 @@ import numpy as np
 from mechjax import errors
 
 
-def checked(mask: Any, shape: tuple[int, ...]) -> Any:
+def check_mask(mask: Any, shape: tuple[int, ...]) -> Any:
   """A mask of tokens of this shape, [B, T], as an array; it may be given as nested sequences.
 
   Raises:
@@ -49,7 +49,7 @@ def checked(mask: Any, shape: tuple[int, ...]) -> Any:
   return mask
 
 
-def stands_behind(mask: Any) -> bool:
+def is_right_padded(mask: Any) -> bool:
   """Whether all padding is known to stand behind the real tokens, where no token of a causal model sees it."""
   if isinstance(mask, jax.core.Tracer):
     return False
@@ -87,6 +87,6 @@ def positions(mask_BxT: jax.Array) -> jax.Array:
   return count_BxT - mask_BxT.astype(jnp.int32)
 
 
-def together(mask_BxT: jax.Array) -> jax.Array:
+def tokens_first(mask_BxT: jax.Array) -> jax.Array:
   """Columns of each row in the order: real tokens first, then padding; int [B, T]."""
   return jnp.argsort(~mask_BxT, axis=1, stable=True)

@@ -109,7 +109,7 @@ def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> dict[str, 
   leaves, tree = jax.tree_util.tree_flatten_with_path(shapes(config, dtype))
   keys = jax.random.split(key, len(leaves))
   filled = [
-    _filled(k, _names(path), leaf, config) for k, (path, leaf) in zip(keys, leaves, strict=True)
+    _initialise(k, _names(path), leaf, config) for k, (path, leaf) in zip(keys, leaves, strict=True)
   ]
   return jax.tree.unflatten(tree, filled)
 
@@ -118,7 +118,7 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
   return tuple(k.key for k in path)
 
 
-def _filled(
+def _initialise(
   key: jax.Array, names: tuple[str, ...], leaf: jax.ShapeDtypeStruct, c: Config
 ) -> jax.Array:
   if names[-1].endswith('bias'):

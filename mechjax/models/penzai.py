@@ -82,7 +82,7 @@ def _model(shape: names.LlamaShape) -> Any:
   return common.build_llamalike_transformer(config, init_base_rng=None, name='model')
 
 
-def _bound(model: Any, params: dict[str, jax.Array]) -> Any:
+def _bind(model: Any, params: dict[str, jax.Array]) -> Any:
   """The tree with parameters in its slots."""
   pz = extras.require('penzai.pz', 'flax-models')
   arrays = {'lm_head.weights': params['embedder.embeddings'], **params}
@@ -101,20 +101,20 @@ def _apply(
   model: Any, params: dict[str, jax.Array], tokens: jax.Array, mask: Any = None
 ) -> jax.Array:
   if mask is not None:
-    mask = padding.checked(mask, tokens.shape)
-    if not padding.stands_behind(mask):
+    mask = padding.check_mask(mask, tokens.shape)
+    if not padding.is_right_padded(mask):
       raise errors.MechjaxError(
         "penzai's attention has no place for padding that stands before tokens, or for a traced mask",
         hint='pad on the right, or load the model without code=',
       )
   pz = extras.require('penzai.pz', 'flax-models')
   with jax.numpy_dtype_promotion('standard'):
-    logits = _bound(model, params)(pz.nx.wrap(tokens).tag('batch', 'seq'))
+    logits = _bind(model, params)(pz.nx.wrap(tokens).tag('batch', 'seq'))
   return logits.unwrap('batch', 'seq', 'vocabulary')
 
 
 def _unembed(model: Any, params: dict[str, jax.Array], residual: jax.Array) -> jax.Array:
   pz = extras.require('penzai.pz', 'flax-models')
-  norm, head = _bound(model, params).body.sublayers[-2:]
+  norm, head = _bind(model, params).body.sublayers[-2:]
   x = pz.nx.wrap(residual.reshape(-1, residual.shape[-1])).tag('row', 'embedding')
   return head(norm(x)).unwrap('row', 'vocabulary').reshape(*residual.shape[:-1], -1)

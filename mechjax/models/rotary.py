@@ -40,14 +40,14 @@ def frequencies(config: Config, local: bool) -> np.ndarray:
     return per_position
   per_position = per_position / config.rope_scale
   if config.rope_scaling is not None:
-    per_position = _stretched(per_position, config.rope_scaling)
+    per_position = _scale_llama3(per_position, config.rope_scaling)
   return per_position
 
 
-def _stretched(per_position: np.ndarray, s: Llama3Scaling) -> np.ndarray:
+def _scale_llama3(per_position: np.ndarray, s: Llama3Scaling) -> np.ndarray:
   """Llama 3: short waves stay, long ones are stretched, those between are interpolated."""
-  turns = s.original_length * per_position / (2 * math.pi)
-  kept = np.clip((turns - s.low_frequency) / (s.high_frequency - s.low_frequency), 0, 1)
+  rotations = s.original_length * per_position / (2 * math.pi)
+  kept = np.clip((rotations - s.low_frequency) / (s.high_frequency - s.low_frequency), 0, 1)
   return kept * per_position + (1 - kept) * per_position / s.factor
 
 
@@ -59,11 +59,11 @@ def angles(config: Config, positions_BxT: jax.Array, local: bool, dtype: Any) ->
   return Angles(jnp.cos(angle_BxTxJ), jnp.sin(angle_BxTxJ))
 
 
-def turn(x_BxTxNxH: jax.Array, angles: Angles) -> jax.Array:
+def rotate(x_BxTxNxH: jax.Array, angles: Angles) -> jax.Array:
   """Turns every head by the angle of its position."""
   J = angles.cos.shape[-1]
   cos, sin = angles.cos[:, :, None], angles.sin[:, :, None]
   x = x_BxTxNxH.astype(cos.dtype)
   one, other, rest = x[..., :J], x[..., J : 2 * J], x[..., 2 * J :]
-  turned = [one * cos - other * sin, other * cos + one * sin, rest]
-  return jnp.concatenate(turned, axis=-1).astype(x_BxTxNxH.dtype)
+  rotated = [one * cos - other * sin, other * cos + one * sin, rest]
+  return jnp.concatenate(rotated, axis=-1).astype(x_BxTxNxH.dtype)

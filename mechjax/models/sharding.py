@@ -56,7 +56,7 @@ _AXES: dict[str, tuple[str, ...]] = {
 }
 
 
-def sharded_shapes(
+def shard_shapes(
   config: Config, mesh: Mesh, dtype: Any = jnp.float32, rules: Mapping[str, str] = RULES
 ) -> dict[str, Any]:
   """The parameters of a decoder, as shapes that know where they live; loaders read them shard by shard.
@@ -73,27 +73,27 @@ def sharded_shapes(
   Raises:
     MechjaxError: if the mesh's axes are not of the type Auto.
   """
-  _check(mesh)
+  _check_mesh(mesh)
 
-  def placed(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     names = [k.key for k in path]
     stacked = names[0] == 'layers'
     axes = _AXES.get('.'.join(names[1:] if stacked else names), ())
     spec = (*(None,) * stacked, *(rules.get(a) for a in axes))
     return jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, _fitting(spec, leaf.shape, mesh))
+      leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, _fit(spec, leaf.shape, mesh))
     )
 
-  return jax.tree_util.tree_map_with_path(placed, shapes(config, dtype))
+  return jax.tree_util.tree_map_with_path(place, shapes(config, dtype))
 
 
-def batch(tokens: jax.Array, mesh: Mesh, rules: Mapping[str, str] = RULES) -> jax.Array:
+def shard_batch(tokens: jax.Array, mesh: Mesh, rules: Mapping[str, str] = RULES) -> jax.Array:
   """Tokens, int [B, T], spread by rows over the mesh."""
-  spec = _fitting((rules.get('batch'), None), jnp.shape(tokens), mesh)
+  spec = _fit((rules.get('batch'), None), jnp.shape(tokens), mesh)
   return jax.device_put(tokens, NamedSharding(mesh, spec))
 
 
-def _fitting(spec: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def _fit(spec: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
   """The spec without axes that the mesh has not, or that do not divide evenly."""
   fits = [
     a if a in mesh.shape and size % mesh.shape[a] == 0 else None for a, size in zip(spec, shape)
@@ -101,7 +101,7 @@ def _fitting(spec: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -
   return PartitionSpec(*fits)
 
 
-def _check(mesh: Mesh) -> None:
+def _check_mesh(mesh: Mesh) -> None:
   if any(kind is not AxisType.Auto for kind in mesh.axis_types):
     raise errors.MechjaxError(
       f'the mesh has axes of the types {mesh.axis_types}',

@@ -71,7 +71,7 @@ class _Apply:
 
   def check_arguments(self, params: Any, tokens: jax.Array, **options: Any) -> None:
     """Refuses ids that the vocabulary lacks, before a harvest traces them: upstream's sites have values for them."""
-    ids.checked(tokens, self.n_vocab)
+    ids.check_ids(tokens, self.n_vocab)
 
 
 def _unembed(upstream: Callable, params: Any, residual: jax.Array) -> jax.Array:
@@ -90,7 +90,7 @@ def google_sizes(shape: Sizes) -> dict[str, int]:
   }
 
 
-def causal(
+def causal_mask(
   tokens: jax.Array, mask: Any = None, dtype: Any = jnp.int32
 ) -> tuple[jax.Array, jax.Array]:
   """Positions [B, T] of tokens in their texts, and which columns each one sees, bool [B, T, T].
@@ -102,7 +102,7 @@ def causal(
   seen_BxTxT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
   if mask is None:
     return jnp.broadcast_to(jnp.arange(T, dtype=dtype), (B, T)), seen_BxTxT
-  mask = padding.checked(mask, tokens.shape)
+  mask = padding.check_mask(mask, tokens.shape)
   padding.check_contiguous(mask)
   mask_BxT = jnp.asarray(mask)
   return padding.positions(mask_BxT).astype(dtype), seen_BxTxT & mask_BxT[:, None]

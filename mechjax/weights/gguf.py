@@ -32,7 +32,14 @@ from typing import Any
 import numpy as np
 
 from mechjax import errors, extras
-from mechjax.weights.tensors import ALL, TensorInfo, give_back, info_of, mapped, truncated
+from mechjax.weights.tensors import (
+  ALL,
+  TensorInfo,
+  info_of,
+  map_file,
+  release_pages,
+  truncation_error,
+)
 
 MAGIC = b'GGUF'
 VERSIONS = (2, 3)
@@ -68,7 +75,7 @@ class GGUFFile:
       FileNotFoundError: there is no such file.
     """
     self.path = Path(path)
-    self._bytes = mapped(self.path)
+    self._bytes = map_file(self.path)
     cursor = _Cursor(self.path, self._bytes)
     n_tensors, n_pairs = _read_preamble(cursor)
     self.metadata = _read_metadata(cursor, n_pairs)
@@ -92,13 +99,13 @@ class GGUFFile:
     if rows != ALL and len(info.shape) == 1:
       return self.read(name)[rows]  # A vector may be packed, and its packs are not to be cut.
     if rows != ALL:
-      info = _some_rows(info, rows)
-    give_back(self._bytes)
+      info = _select_rows(info, rows)
+    release_pages(self._bytes)
     raw = np.frombuffer(self._bytes, np.uint8, info.n_bytes, info.offset)
     if info.kind in _PLAIN:
       return raw.view(_PLAIN[info.kind]).reshape(info.shape)
     try:
-      return _dequantised(raw, info)
+      return _dequantise(raw, info)
     except NotImplementedError as e:
       raise errors.WeightsError(
         f'{self.path}: tensor {name!r} has quantisation {info.kind}, which cannot be dequantised',
@@ -135,7 +142,7 @@ class _Cursor:
 
   def take(self, n_bytes: int, what: str) -> bytes:
     if n_bytes > self.size - self.at:
-      raise truncated(self.path, what, self.at, n_bytes, self.size)
+      raise truncation_error(self.path, what, self.at, n_bytes, self.size)
     self.at += n_bytes
     return self.data[self.at - n_bytes : self.at]
 
@@ -148,7 +155,7 @@ class _Cursor:
   def string(self, what: str) -> str:
     start, length = self.at, self.u64(what)
     if length > self.size - self.at:
-      raise truncated(self.path, what, self.at, length, self.size)
+      raise truncation_error(self.path, what, self.at, length, self.size)
     try:
       # Decoded in place: a whole tokenizer.json may be a value.
       with memoryview(self.data) as data, data[self.at : self.at + length] as part:
@@ -190,7 +197,7 @@ class _Cursor:
     return np.frombuffer(self.take(dtype.itemsize * count, what), dtype)
 
 
-def _some_rows(info: TensorInfo, rows: slice) -> TensorInfo:
+def _select_rows(info: TensorInfo, rows: slice) -> TensorInfo:
   """The description of some rows of a tensor of two axes or more; rows are packed one by one."""
   start, stop, _ = rows.indices(info.shape[0])
   row_bytes = info.n_bytes // info.shape[0]
@@ -202,7 +209,7 @@ def _some_rows(info: TensorInfo, rows: slice) -> TensorInfo:
   )
 
 
-def _dequantised(raw: np.ndarray, info: TensorInfo) -> np.ndarray:
+def _dequantise(raw: np.ndarray, info: TensorInfo) -> np.ndarray:
   """All blocks of a tensor, some thousand at a time: the arithmetic takes several copies of what it is given."""
   package = extras.require('gguf', 'models')
   kind = package.GGMLQuantizationType[info.kind]
@@ -262,19 +269,19 @@ def _read_tensor_infos(cursor: _Cursor, n_tensors: int, metadata: dict) -> dict[
     raise errors.WeightsError(
       f'{cursor.path}: general.alignment is {alignment!r:.100}, not a power of two'
     )
-  base = _rounded(cursor.at, alignment)
-  placed = {name: _placed(cursor, info, base) for name, info in relative.items()}
-  _check_filled(cursor, placed.values(), alignment)
-  return placed
+  base = _round_up(cursor.at, alignment)
+  tensors = {name: _place(cursor, info, base) for name, info in relative.items()}
+  _check_filled(cursor, tensors.values(), alignment)
+  return tensors
 
 
-def _rounded(at: int, alignment: int) -> int:
+def _round_up(at: int, alignment: int) -> int:
   return -(-at // alignment) * alignment
 
 
 def _check_filled(cursor: _Cursor, infos: Iterable[TensorInfo], alignment: int) -> None:
   """Tensors follow each other in the order of the header, each at the next aligned offset."""
-  end, at = cursor.at, _rounded(cursor.at, alignment)
+  end, at = cursor.at, _round_up(cursor.at, alignment)
   for info in infos:
     if info.offset != at:
       raise errors.WeightsError(
@@ -282,7 +289,7 @@ def _check_filled(cursor: _Cursor, infos: Iterable[TensorInfo], alignment: int) 
         where=f'{info.kind}, shape {info.shape}; general.alignment is {alignment}',
         cause='the header is damaged: the format leaves no gap and no overlap',
       )
-    end, at = info.offset + info.n_bytes, _rounded(info.offset + info.n_bytes, alignment)
+    end, at = info.offset + info.n_bytes, _round_up(info.offset + info.n_bytes, alignment)
   if not end <= cursor.size <= at:
     raise errors.WeightsError(
       f'{cursor.path}: the last tensor ends at offset {end}, the file has {cursor.size} bytes',
@@ -329,10 +336,10 @@ def _read_tensor_info(cursor: _Cursor, index: int) -> TensorInfo:
   return TensorInfo(name, shape, kind.name, cursor.u64(what), n_bytes)
 
 
-def _placed(cursor: _Cursor, info: TensorInfo, base: int) -> TensorInfo:
+def _place(cursor: _Cursor, info: TensorInfo, base: int) -> TensorInfo:
   """The same tensor at its absolute offset, known to lie inside the file."""
   offset = base + info.offset
   if offset + info.n_bytes > cursor.size:
     what = f'tensor {info.name!r} ({info.kind}, shape {info.shape})'
-    raise truncated(cursor.path, what, offset, info.n_bytes, cursor.size)
+    raise truncation_error(cursor.path, what, offset, info.n_bytes, cursor.size)
   return dataclasses.replace(info, offset=offset)

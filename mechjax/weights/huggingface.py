@@ -31,8 +31,8 @@ import numpy as np
 from mechjax import errors, extras
 from mechjax.weights import loading, matching, safetensors_writing, shards
 from mechjax.weights.huggingface_tables import TABLES
-from mechjax.weights.json_files import content, read_json
-from mechjax.weights.layouts import Line, Table, place
+from mechjax.weights.json_files import read_bytes, read_json
+from mechjax.weights.layouts import Table, TensorLine, place
 
 
 def config(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -103,14 +103,14 @@ def write(
     (scratch / 'config.json').write_text(json.dumps(described, indent=2))
 
 
-def _entries(table: Table, leaves: Mapping[str, Any]) -> dict[str, safetensors_writing.Entry]:
+def _entries(table: Table, leaves: Mapping[str, Any]) -> dict[str, safetensors_writing.TensorEntry]:
   """The tensors of a checkpoint, each made of the parameters that share it."""
-  lines = matching.active(table, leaves)
+  lines = matching.select_lines(table, leaves)
   shared = collections.defaultdict(list)
   for line in table.lines:
     shared[line.name].append(line)
   split = [
-    name for name, them in shared.items() if 0 < sum(x.leaf in leaves for x in them) < len(them)
+    name for name, parts in shared.items() if 0 < sum(x.leaf in leaves for x in parts) < len(parts)
   ]
   if odd := [leaf for leaf in leaves if leaf not in lines] + split:
     raise errors.WeightsError(
@@ -118,21 +118,23 @@ def _entries(table: Table, leaves: Mapping[str, Any]) -> dict[str, safetensors_w
       cause='the parameters are of another family than model_type says',
     )
   entries = {}
-  for name, them in shared.items():
-    if them[0].leaf in leaves:
-      first = leaves[them[0].leaf]
-      shape = matching.tensor_shape(them[0], first)
-      for i in range(first.shape[0] if them[0].stacked else 1):
-        make = functools.partial(_made, them, leaves, shape, i)
-        entries[name.format(i)] = safetensors_writing.Entry(shape, np.dtype(first.dtype), make)
+  for name, parts in shared.items():
+    if parts[0].leaf in leaves:
+      first = leaves[parts[0].leaf]
+      shape = matching.tensor_shape(parts[0], first)
+      for i in range(first.shape[0] if parts[0].stacked else 1):
+        make = functools.partial(_make_tensor, parts, leaves, shape, i)
+        entries[name.format(i)] = safetensors_writing.TensorEntry(
+          shape, np.dtype(first.dtype), make
+        )
   return entries
 
 
-def _made(
-  them: list[Line], leaves: Mapping[str, Any], shape: tuple[int, ...], layer: int
+def _make_tensor(
+  parts: list[TensorLine], leaves: Mapping[str, Any], shape: tuple[int, ...], layer: int
 ) -> np.ndarray:
-  tensor = np.empty(shape, leaves[them[0].leaf].dtype)
-  for line in them:
+  tensor = np.empty(shape, leaves[parts[0].leaf].dtype)
+  for line in parts:
     leaf = leaves[line.leaf]
     place(line, np.asarray(leaf[layer] if line.stacked else leaf), tensor)
   return tensor
@@ -173,7 +175,7 @@ def tokenizer(directory: str | os.PathLike[str]) -> Any:
   """
   library = extras.require('tokenizers', 'models')
   path = Path(directory) / 'tokenizer.json'
-  text = content(path)
+  text = read_bytes(path)
   try:
     return library.Tokenizer.from_buffer(text)
   except Exception as e:  # The library raises plain Exceptions.

@@ -33,10 +33,10 @@ def read_json(path: Path) -> dict[str, Any]:
   Raises:
     WeightsError: there is no such file, or it is damaged.
   """
-  return parse_json(path, content(path), 'the file')
+  return parse_json(path, read_bytes(path), 'the file')
 
 
-def content(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
   """The bytes of a file of JSON.
 
   Args:
@@ -60,7 +60,7 @@ def content(path: Path) -> bytes:
     raise errors.WeightsError(f'{path} cannot be read: {e.strerror}') from e
 
 
-def read_beside(path: Path, name: str) -> dict[str, Any]:
+def read_sibling(path: Path, name: str) -> dict[str, Any]:
   """The JSON object in the file of this name beside another; empty if there is none."""
   beside = path.with_name(name)
   return read_json(beside) if beside.is_file() else {}
@@ -82,7 +82,10 @@ def parse_json(path: Path, text: bytes, what: str) -> dict[str, Any]:
   """
   try:
     found = json.loads(
-      text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+      text,
+      object_pairs_hook=_check_unique,
+      parse_constant=_check_constant,
+      parse_float=_check_finite,
     )
   except (ValueError, RecursionError) as e:
     raise errors.WeightsError(
@@ -93,7 +96,7 @@ def parse_json(path: Path, text: bytes, what: str) -> dict[str, Any]:
   return found
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _check_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   found = dict(pairs)
   if len(found) != len(pairs):
     often = collections.Counter(key for key, _ in pairs).most_common(1)
@@ -101,12 +104,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   return found
 
 
-def _finite(text: str) -> float:
+def _check_finite(text: str) -> float:
   value = float(text)
   if math.isinf(value):
     raise ValueError(f'{text:.50} is larger than any number')
   return value
 
 
-def _no_constant(name: str) -> Any:
+def _check_constant(name: str) -> Any:
   raise ValueError(f'{name} is not a number of JSON')

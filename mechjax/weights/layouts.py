@@ -31,7 +31,7 @@ Axes = tuple[tuple[str, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
+class TensorLine:
   """Where one parameter is in a file.
 
   Attributes:
@@ -63,18 +63,18 @@ class Table:
     unused: globs of tensors that files hold and that parameters do not depend on.
   """
 
-  lines: tuple[Line, ...]
+  lines: tuple[TensorLine, ...]
   aliases: tuple[tuple[str, str], ...] = ()
   copies: tuple[tuple[str, str], ...] = ()
   unused: tuple[str, ...] = ()
 
-  def spellings(self, name: str) -> list[str]:
+  def list_names(self, name: str) -> list[str]:
     """The names under which a tensor may be found, as it is written first."""
     others = [new + name.removeprefix(old) for old, new in self.aliases if name.startswith(old)]
     return [name, *others]
 
 
-def lines(text: str) -> tuple[Line, ...]:
+def lines(text: str) -> tuple[TensorLine, ...]:
   """Reads a table written as text.
 
   Args:
@@ -86,10 +86,10 @@ def lines(text: str) -> tuple[Line, ...]:
   """
   rows = [row.split(None, 2) for row in text.strip().splitlines()]
   split = [(leaf, name, rest.partition('|')) for leaf, name, rest in rows]
-  return tuple(Line(leaf, name, r[0].strip(), float(r[2] or 0)) for leaf, name, r in split)
+  return tuple(TensorLine(leaf, name, r[0].strip(), float(r[2] or 0)) for leaf, name, r in split)
 
 
-def file_shape(line: Line, shape: tuple[int, ...]) -> tuple[int, ...]:
+def file_shape(line: TensorLine, shape: tuple[int, ...]) -> tuple[int, ...]:
   """The shape that a tensor has in the file.
 
   Args:
@@ -102,7 +102,7 @@ def file_shape(line: Line, shape: tuple[int, ...]) -> tuple[int, ...]:
   return whole_shape(line, _sizes(_parse(line.axes)[1], shape))
 
 
-def row_axis(line: Line) -> int | None:
+def row_axis(line: TensorLine) -> int | None:
   """The axis of the parameter that is the tensor's first, so that rows can be read by themselves.
 
   Args:
@@ -116,7 +116,7 @@ def row_axis(line: Line) -> int | None:
   return right.index(first) if len(first) == 1 and first in right else None
 
 
-def to_parameter(line: Line, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def to_parameter(line: TensorLine, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
   """A parameter (one layer of it) out of the tensor that holds it.
 
   Args:
@@ -127,10 +127,10 @@ def to_parameter(line: Line, tensor: np.ndarray, shape: tuple[int, ...]) -> np.n
   Returns:
     An array of that shape.
   """
-  return arranged(line, tensor, _sizes(_parse(line.axes)[1], shape))
+  return arrange(line, tensor, _sizes(_parse(line.axes)[1], shape))
 
 
-def arranged(line: Line, tensor: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
+def arrange(line: TensorLine, tensor: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
   """A parameter (one layer of it) out of the tensor that holds it, from the sizes of lettered axes.
 
   Args:
@@ -142,12 +142,12 @@ def arranged(line: Line, tensor: np.ndarray, sizes: Mapping[str, int]) -> np.nda
   return part.transpose(order).reshape(_shape(_parse(line.axes)[1], sizes))
 
 
-def whole_shape(line: Line, sizes: Mapping[str, int]) -> tuple[int, ...]:
+def whole_shape(line: TensorLine, sizes: Mapping[str, int]) -> tuple[int, ...]:
   """The shape that a tensor has in the file, from the sizes of lettered axes."""
   return _shape(_parse(line.axes)[0], sizes)
 
 
-def place(line: Line, parameter: np.ndarray, tensor: np.ndarray) -> None:
+def place(line: TensorLine, parameter: np.ndarray, tensor: np.ndarray) -> None:
   """Writes a parameter (one layer of it) where it belongs in a tensor; undoes `to_parameter`.
 
   Args:
@@ -163,15 +163,15 @@ def place(line: Line, parameter: np.ndarray, tensor: np.ndarray) -> None:
 
 
 def _split(
-  line: Line, tensor: np.ndarray, sizes: Mapping[str, int]
+  line: TensorLine, tensor: np.ndarray, sizes: Mapping[str, int]
 ) -> tuple[np.ndarray, tuple[int, ...]]:
   """The tensor with every axis by itself, and the order in which the parameter has them."""
   left, right = _parse(line.axes)
-  axes = _flat(left)
+  axes = _flatten(left)
   whole = tensor.reshape([_size(axis, sizes) for axis in axes])
   part = whole[tuple(int(a.split('/')[0]) if '/' in a else slice(None) for a in axes)]
   kept = [axis for axis in axes if '/' not in axis]
-  return part, tuple(kept.index(axis) for axis in _flat(right))
+  return part, tuple(kept.index(axis) for axis in _flatten(right))
 
 
 @functools.cache
@@ -185,7 +185,7 @@ def _groups(side: str) -> Axes:
   return tuple(tuple(group.split()) if group else (single,) for group, single in found)
 
 
-def _flat(groups: Iterable[tuple[str, ...]]) -> list[str]:
+def _flatten(groups: Iterable[tuple[str, ...]]) -> list[str]:
   return [axis for group in groups for axis in group]
 
 

@@ -82,7 +82,7 @@ def config(file: GGUFFile) -> dict[str, Any]:
   Raises:
     WeightsError: the architecture is not known here, or is a variant of one that is.
   """
-  return {**_of(file)[1](file), **_special_tokens(file)}
+  return {**_find_architecture(file)[1](file), **_special_tokens(file)}
 
 
 def read(file: GGUFFile, shapes: Any) -> Any:
@@ -100,10 +100,10 @@ def read(file: GGUFFile, shapes: Any) -> Any:
     WeightsError: the architecture is not known here, or tensors are missing, left over or of
       another shape.
   """
-  return loading.load(file, _of(file)[0], shapes)
+  return loading.load(file, _find_architecture(file)[0], shapes)
 
 
-def _of(file: GGUFFile) -> tuple[Table, Callable[[GGUFFile], dict[str, Any]]]:
+def _find_architecture(file: GGUFFile) -> tuple[Table, Callable[[GGUFFile], dict[str, Any]]]:
   architecture = file.value('general.architecture')
   if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
     raise errors.WeightsError(
@@ -121,7 +121,7 @@ def _llama(file: GGUFFile) -> dict[str, Any]:
     'hidden_act': 'silu',
     'rms_norm_eps': s.norm_eps,
     'rope_theta': s.rope_base,
-    'rope_scaling': _stretched(file, s) if _STRETCH in file.tensors else None,
+    'rope_scaling': _llama3_scaling(file, s) if _STRETCH in file.tensors else None,
     'max_position_embeddings': names.header(file, 'llama').integer('context_length'),
     'attention_bias': False,
     'mlp_bias': False,
@@ -129,7 +129,7 @@ def _llama(file: GGUFFile) -> dict[str, Any]:
   }
 
 
-def _stretched(file: GGUFFile, s: names.LlamaShape) -> dict[str, Any]:
+def _llama3_scaling(file: GGUFFile, s: names.LlamaShape) -> dict[str, Any]:
   """The settings of Llama 3 that give a file's factors; the header does not hold them."""
   found = file.read(_STRETCH)
   factor, low, high, length = float(found.max()), 1.0, 4.0, 8192

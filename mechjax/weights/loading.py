@@ -23,9 +23,9 @@ import jax
 import numpy as np
 
 from mechjax import precision
-from mechjax.weights.layouts import Line, Table, row_axis, to_parameter
+from mechjax.weights.layouts import Table, TensorLine, row_axis, to_parameter
 from mechjax.weights.matching import leaf_name, match
-from mechjax.weights.tensors import Reader, aligned
+from mechjax.weights.tensors import Reader, allocate_aligned
 
 # How many numbers of a tensor are in memory at a time, beside the parameters.
 _PIECE = 1 << 22
@@ -57,31 +57,33 @@ def load(reader: Reader, table: Table, shapes: Any) -> Any:
     precision.checked(dtype)
   found = match(reader, table, targets)
   # The largest tensors first, while little else is in memory.
-  order = sorted(targets, key=lambda leaf: -_one(found[leaf][0], targets[leaf].shape))
-  arrays = {leaf: _filled(reader, *found[leaf], targets[leaf]) for leaf in order}
+  order = sorted(targets, key=lambda leaf: -_tensor_size(found[leaf][0], targets[leaf].shape))
+  arrays = {leaf: _fill(reader, *found[leaf], targets[leaf]) for leaf in order}
   return jax.tree.unflatten(treedef, [arrays[leaf] for leaf in targets])
 
 
-def _one(line: Line, shape: tuple[int, ...]) -> int:
+def _tensor_size(line: TensorLine, shape: tuple[int, ...]) -> int:
   """How many numbers a tensor of the parameter has."""
   return math.prod(shape[1:] if line.stacked else shape)
 
 
-def _filled(reader: Reader, line: Line, names: list[str], target: Any) -> jax.Array:
+def _fill(reader: Reader, line: TensorLine, names: list[str], target: Any) -> jax.Array:
   """One parameter, read piece by piece into the buffers of its shards."""
   devices = _devices(target)
-  buffers: dict[Box, Any] = {box: aligned(_extent(box), target.dtype) for box in devices}
+  buffers: dict[Box, Any] = {box: allocate_aligned(_extent(box), target.dtype) for box in devices}
   for layer, name in enumerate(names):
     for rows, box in _pieces(line, target, layer, reader.tensors[name].together):
-      overlaps = [(b, both) for b in buffers if (both := _common(b, box)) is not None]
+      overlaps = [(b, both) for b in buffers if (both := _intersect(b, box)) is not None]
       if overlaps:
         values = _values(reader.read(name, rows), line, box, target.dtype)
         for b, both in overlaps:
-          buffers[b][_within(both, b)] = values[_within(both, box)]
-  return _handed_over(buffers, devices, target)
+          buffers[b][_relative_index(both, b)] = values[_relative_index(both, box)]
+  return _assemble(buffers, devices, target)
 
 
-def _pieces(line: Line, target: Any, layer: int, together: int) -> Iterator[tuple[slice, Box]]:
+def _pieces(
+  line: TensorLine, target: Any, layer: int, together: int
+) -> Iterator[tuple[slice, Box]]:
   """Rows of a tensor, and the box of the parameter that they fill; few enough to be held at a time."""
   shape = target.shape[1:] if line.stacked else target.shape
   lead = ((layer, layer + 1),) if line.stacked else ()
@@ -95,7 +97,7 @@ def _pieces(line: Line, target: Any, layer: int, together: int) -> Iterator[tupl
     yield slice(*rows), (*lead, *(rows if i == axis else (0, n) for i, n in enumerate(shape)))
 
 
-def _values(tensor: np.ndarray, line: Line, box: Box, dtype: Any) -> np.ndarray:
+def _values(tensor: np.ndarray, line: TensorLine, box: Box, dtype: Any) -> np.ndarray:
   shape = _extent(box)
   values = to_parameter(line, tensor, shape[1:] if line.stacked else shape).reshape(shape)
   if not line.plus:
@@ -120,18 +122,18 @@ def _extent(box: Box) -> tuple[int, ...]:
   return tuple(stop - start for start, stop in box)
 
 
-def _common(a: Box, b: Box) -> Box | None:
+def _intersect(a: Box, b: Box) -> Box | None:
   """Where two boxes overlap; None if nowhere."""
   both = tuple((max(x[0], y[0]), min(x[1], y[1])) for x, y in zip(a, b))
   return both if all(start < stop for start, stop in both) else None
 
 
-def _within(box: Box, outer: Box) -> tuple[slice, ...]:
+def _relative_index(box: Box, outer: Box) -> tuple[slice, ...]:
   """A box as an index of an array that holds `outer`."""
   return tuple(slice(start - o, stop - o) for (start, stop), (o, _) in zip(box, outer))
 
 
-def _handed_over(
+def _assemble(
   buffers: dict[Box, np.ndarray], devices: dict[Box, list[Any]], target: Any
 ) -> jax.Array:
   """The array made of the buffers, which belong to JAX from here on."""

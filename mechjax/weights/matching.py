@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from mechjax import errors
-from mechjax.weights.layouts import Line, Table, file_shape
+from mechjax.weights.layouts import Table, TensorLine, file_shape
 from mechjax.weights.tensors import Reader
 
 
@@ -31,19 +31,19 @@ def leaf_name(path: Iterable[Any]) -> str:
   return '.'.join(str(key.key) for key in path)
 
 
-def active(table: Table, targets: Mapping[str, Any]) -> dict[str, Line]:
+def select_lines(table: Table, targets: Mapping[str, Any]) -> dict[str, TensorLine]:
   """The line of each parameter; those of parameters that the model has not are left out."""
   return {line.leaf: line for line in table.lines if line.leaf in targets}
 
 
-def tensor_shape(line: Line, target: Any) -> tuple[int, ...]:
+def tensor_shape(line: TensorLine, target: Any) -> tuple[int, ...]:
   """The shape that a parameter's tensor, or each of them, should have in a file."""
   return file_shape(line, target.shape[1:] if line.stacked else target.shape)
 
 
 def match(
   reader: Reader, table: Table, targets: Mapping[str, Any]
-) -> dict[str, tuple[Line, list[str]]]:
+) -> dict[str, tuple[TensorLine, list[str]]]:
   """Holds a map against a file.
 
   Args:
@@ -57,27 +57,29 @@ def match(
   Raises:
     WeightsError: they do not fit; everything that is wrong is named.
   """
-  lines, known = active(table, targets), reader.tensors
+  lines, known = select_lines(table, targets), reader.tensors
   _check_count(reader, lines, targets)
   wrong, missing, found = [], [], {}
   for leaf, line in lines.items():
     expected = tensor_shape(line, targets[leaf])
     written = [line.name.format(i) for i in range(targets[leaf].shape[0] if line.stacked else 1)]
-    names = [next((s for s in table.spellings(n) if s in known), None) for n in written]
+    names = [next((s for s in table.list_names(n) if s in known), None) for n in written]
     missing += [w for w, name in zip(written, names) if name is None]
     present = [known[name] for name in names if name is not None]
     wrong += [(t.name, f'{t.shape}, expected {expected}') for t in present if t.shape != expected]
     wrong += [(t.name, f'holds {t.kind}') for t in present if not _is_float(t.kind)]
     found[leaf] = (line, [t.name for t in present])
   used = {name for _, names in found.values() for name in names}
-  copies = {s for name, _ in table.copies for s in table.spellings(name)}
-  extra = [n for n in known if n not in used | copies and not _unused(table, n)]
-  _complain(reader, missing, wrong, extra, [leaf for leaf in targets if leaf not in lines])
+  copies = {s for name, _ in table.copies for s in table.list_names(name)}
+  extra = [n for n in known if n not in used | copies and not _is_unused(table, n)]
+  _check_tensors(reader, missing, wrong, extra, [leaf for leaf in targets if leaf not in lines])
   _check_copies(reader, table, used)
   return found
 
 
-def _check_count(reader: Reader, lines: Mapping[str, Line], targets: Mapping[str, Any]) -> None:
+def _check_count(
+  reader: Reader, lines: Mapping[str, TensorLine], targets: Mapping[str, Any]
+) -> None:
   """Every layer has a tensor, so a file bounds the layers before their names are written out."""
   layers = max((targets[leaf].shape[0] for leaf, line in lines.items() if line.stacked), default=0)
   if layers > len(reader.tensors):
@@ -92,11 +94,11 @@ def _is_float(kind: str) -> bool:
   return not re.fullmatch(r'BOOL|[IU]\d+', kind)
 
 
-def _unused(table: Table, name: str) -> bool:
+def _is_unused(table: Table, name: str) -> bool:
   return any(fnmatch.fnmatchcase(name, glob) for glob in table.unused)
 
 
-def _complain(
+def _check_tensors(
   reader: Reader,
   missing: list[str],
   wrong: list[tuple[str, str]],
@@ -107,9 +109,9 @@ def _complain(
   for name, why in wrong:
     alike[why].append(name)
   parts = {
-    'missing': shortened(missing),
-    'of another shape or kind': [f'{n} {why}' for why, ns in alike.items() for n in shortened(ns)],
-    'left over': shortened(extra),
+    'missing': shorten(missing),
+    'of another shape or kind': [f'{n} {why}' for why, ns in alike.items() for n in shorten(ns)],
+    'left over': shorten(extra),
     'parameters that the name map does not know': unmapped,
   }
   if any(parts.values()):
@@ -123,7 +125,7 @@ def _complain(
     )
 
 
-def shortened(names: Iterable[str]) -> list[str]:
+def shorten(names: Iterable[str]) -> list[str]:
   """Names that differ in their layer alone, as one: 'blk.{0-2,5}.attn_q.weight'."""
   layers: dict[str, list[int]] = collections.defaultdict(list)
   for name in names:
@@ -149,7 +151,7 @@ def _check_copies(reader: Reader, table: Table, used: Collection[str]) -> None:
   """Raises a WeightsError if a tensor that should repeat another one holds something else."""
   for pair in table.copies:
     copy, original = (
-      next((s for s in table.spellings(n) if s in reader.tensors), '') for n in pair
+      next((s for s in table.list_names(n) if s in reader.tensors), '') for n in pair
     )
     if copy and copy not in used and original and not _equal(reader, copy, original):
       raise errors.WeightsError(

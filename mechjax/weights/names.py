@@ -76,7 +76,7 @@ def sizes(file: GGUFFile, architecture: str) -> dict[str, int]:
   d_head = s.integer('attention.key_length', d_model // n_heads)
   tokens = vocabulary.tokens(file.metadata, f'{file.path}')
   for key in ('attention.value_length', 'rope.dimension_count'):
-    s.insist(key, d_head)
+    s.check_supported(key, d_head)
   if (n_vocab := s.integer('vocab_size', len(tokens))) != len(tokens):
     raise errors.WeightsError(
       f'{s.where} has vocab_size={n_vocab}, and the header lists {len(tokens)} tokens'
@@ -111,8 +111,8 @@ def rope_scale(settings: Values) -> float:
   Raises:
     WeightsError: another scaling than a linear one.
   """
-  settings.insist('rope.scale_linear', 1.0, 0.0)  # what files of 2023 have instead
-  kind = settings.word('rope.scaling.type', 'linear')
+  settings.check_supported('rope.scale_linear', 1.0, 0.0)  # what files of 2023 have instead
+  kind = settings.string('rope.scaling.type', 'linear')
   if kind not in ('none', 'linear'):
     raise errors.WeightsError(
       f'{settings.where}: scales its rotary positions ({kind!r:.100}), which this name map cannot express'
@@ -140,7 +140,7 @@ def llama_shape(file: GGUFFile) -> LlamaShape:
     raise errors.WeightsError(
       f'{file.path} scales its rotary positions (by {scale:g}), which this name map cannot express'
     )
-  s.insist('expert_count', 0)
+  s.check_supported('expert_count', 0)
   return LlamaShape(
     **plain,
     rope_base=s.number('rope.freq_base', 10_000.0),

@@ -31,7 +31,7 @@ import numpy as np
 from mechjax import errors
 from mechjax.weights import loading
 from mechjax.weights.json_files import read_json
-from mechjax.weights.layouts import Line, Table
+from mechjax.weights.layouts import Table, TensorLine
 from mechjax.weights.matching import leaf_name
 from mechjax.weights.safetensors_writing import KINDS
 from mechjax.weights.tensors import ALL, TensorInfo, info_of
@@ -118,7 +118,7 @@ def read(directory: str | os.PathLike[str], shapes: Any) -> Any:
   """
   leaves = [(leaf_name(p), s) for p, s in jax.tree_util.tree_leaves_with_path(shapes)]
   letters = [' '.join(f'a{i}' for i in range(len(s.shape))) for _, s in leaves]
-  same = Table(tuple(Line(name, name, axes) for (name, _), axes in zip(leaves, letters)))
+  same = Table(tuple(TensorLine(name, name, axes) for (name, _), axes in zip(leaves, letters)))
   return loading.load(OrbaxCheckpoint(directory), same, shapes)
 
 
@@ -146,7 +146,7 @@ class OrbaxCheckpoint:
         f'no Orbax checkpoint in {root}: neither it nor {PARAMS} in it has a file _METADATA',
         cause='an interrupted save leaves a directory under another name',
       )
-    self._stores = _opened(self.path)
+    self._stores = _open(self.path)
     self.tensors = {name: _info(self.path, name, store) for name, store in self._stores.items()}
 
   def read(self, name: str, rows: slice = ALL) -> np.ndarray:
@@ -167,10 +167,10 @@ class OrbaxCheckpoint:
       store = self._stores[name]
       return (store if rows == ALL else store[rows]).read().result()
     except ValueError as e:
-      raise _damaged(self.path, f'array {name!r}', e) from e
+      raise _read_error(self.path, f'array {name!r}', e) from e
 
 
-def _opened(path: Path) -> dict[str, Any]:
+def _open(path: Path) -> dict[str, Any]:
   import tensorstore as ts  # Takes half a second.
 
   base: dict[str, Any] = {'driver': 'file', 'path': f'{path}/'}
@@ -188,17 +188,17 @@ def _opened(path: Path) -> dict[str, Any]:
     opening = {n: ts.open(s, open=True, read=True, context=context) for n, s in specs.items()}
     return {name: store.result() for name, store in opening.items()}
   except ValueError as e:
-    raise _damaged(path, 'the checkpoint', e) from e
+    raise _read_error(path, 'the checkpoint', e) from e
 
 
 def _info(path: Path, name: str, store: Any) -> TensorInfo:
   """Describes an array, whose chunks are never larger than itself."""
   dtype, chunk = np.dtype(store.dtype.numpy_dtype), store.chunk_layout.read_chunk.shape or ()
   if dtype not in KINDS or any(c > max(n, 1) for c, n in zip(chunk, store.shape)):
-    raise _damaged(path, f'array {name!r}', f'{dtype}, shape {store.shape} in chunks of {chunk}')
+    raise _read_error(path, f'array {name!r}', f'{dtype}, shape {store.shape} in chunks of {chunk}')
   n_bytes = math.prod(store.shape) * dtype.itemsize
   return TensorInfo(name, store.shape, KINDS[dtype], 0, n_bytes, together=chunk[0] if chunk else 1)
 
 
-def _damaged(path: Path, what: str, why: object) -> errors.WeightsError:
+def _read_error(path: Path, what: str, why: object) -> errors.WeightsError:
   return errors.WeightsError(f'{path}: {what} cannot be read: {why}', cause='a damaged checkpoint')

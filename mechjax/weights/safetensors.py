@@ -28,7 +28,14 @@ import numpy as np
 
 from mechjax import errors
 from mechjax.weights.json_files import parse_json
-from mechjax.weights.tensors import ALL, TensorInfo, give_back, info_of, mapped, truncated
+from mechjax.weights.tensors import (
+  ALL,
+  TensorInfo,
+  info_of,
+  map_file,
+  release_pages,
+  truncation_error,
+)
 
 DTYPES: dict[str, np.dtype] = {
   'F64': np.dtype('<f8'),
@@ -73,8 +80,8 @@ class SafetensorsFile:
       FileNotFoundError: there is no such file.
     """
     self.path = Path(path)
-    refuse_pickle(self.path)
-    self._bytes = mapped(self.path)
+    check_not_pickle(self.path)
+    self._bytes = map_file(self.path)
     start, header = _header(self.path, self._bytes)
     self.metadata: dict[str, str] = _metadata(self.path, header.pop('__metadata__', {}))
     infos = [_info(self.path, name, entry, start) for name, entry in header.items()]
@@ -96,12 +103,12 @@ class SafetensorsFile:
       WeightsError: there is no such tensor.
     """
     info = info_of(self, name)
-    give_back(self._bytes)
+    release_pages(self._bytes)
     whole: np.ndarray = np.ndarray(info.shape, DTYPES[info.kind], self._bytes, info.offset)
     return whole if rows == ALL else whole[rows]
 
 
-def refuse_pickle(path: Path) -> None:
+def check_not_pickle(path: Path) -> None:
   """Raises a WeightsError if a path names a file that only unpickling can read."""
   if path.suffix in PICKLES:
     raise errors.WeightsError(
@@ -116,7 +123,7 @@ def refuse_pickle(path: Path) -> None:
 def _header(path: Path, data: Any) -> tuple[int, dict[str, Any]]:
   """Offset of the first tensor, and the header as JSON."""
   if len(data) < 8:
-    raise truncated(path, 'the length of the header', 0, 8, len(data))
+    raise truncation_error(path, 'the length of the header', 0, 8, len(data))
   (length,) = struct.unpack('<Q', data[:8])
   if length > _MAX_HEADER:
     raise errors.WeightsError(
@@ -125,7 +132,7 @@ def _header(path: Path, data: Any) -> tuple[int, dict[str, Any]]:
       where='offset 0',
     )
   if 8 + length > len(data):
-    raise truncated(path, 'the header', 8, length, len(data))
+    raise truncation_error(path, 'the header', 8, length, len(data))
   return 8 + length, parse_json(path, data[8 : 8 + length], 'the header')
 
 
@@ -138,24 +145,24 @@ def _metadata(path: Path, found: Any) -> dict[str, str]:
 def _info(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
   """Checks one entry of the header by itself."""
   if not isinstance(entry, dict) or sorted(entry) != ['data_offsets', 'dtype', 'shape']:
-    raise _damaged(path, name, f'is described by {entry!r:.200}')
+    raise _header_error(path, name, f'is described by {entry!r:.200}')
   kind, shape, offsets = entry['dtype'], entry['shape'], entry['data_offsets']
   if not isinstance(kind, str) or kind not in DTYPES:
-    raise _damaged(path, name, f'has dtype {kind!r:.50}; known are {sorted(DTYPES)}')
-  if not _naturals(shape) or len(shape) > _MAX_AXES:
-    raise _damaged(path, name, f'has shape {shape!r:.200}')
-  if not _naturals(offsets) or len(offsets) != 2:
-    raise _damaged(path, name, f'has data_offsets {offsets!r:.200}')
+    raise _header_error(path, name, f'has dtype {kind!r:.50}; known are {sorted(DTYPES)}')
+  if not _is_naturals(shape) or len(shape) > _MAX_AXES:
+    raise _header_error(path, name, f'has shape {shape!r:.200}')
+  if not _is_naturals(offsets) or len(offsets) != 2:
+    raise _header_error(path, name, f'has data_offsets {offsets!r:.200}')
   n_bytes = math.prod(shape) * DTYPES[kind].itemsize
   if offsets[1] - offsets[0] != n_bytes:
     between = f'between offsets {offsets[0]} and {offsets[1]}'
-    raise _damaged(
+    raise _header_error(
       path, name, f'({kind}, shape {shape}) takes {n_bytes} bytes, not those {between}'
     )
   return TensorInfo(name, tuple(shape), kind, start + offsets[0], n_bytes)
 
 
-def _naturals(numbers: Any) -> bool:
+def _is_naturals(numbers: Any) -> bool:
   return isinstance(numbers, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
 
 
@@ -163,10 +170,12 @@ def _check_filled(path: Path, infos: list[TensorInfo], at: int, size: int) -> No
   """Tensors follow each other without gap or overlap up to the end of the file."""
   for info in infos:
     if info.offset != at:
-      raise _damaged(path, info.name, f'begins at offset {info.offset}, where {at} should come')
+      raise _header_error(
+        path, info.name, f'begins at offset {info.offset}, where {at} should come'
+      )
     if info.n_bytes > size - at:
       what = f'tensor {info.name!r} ({info.kind}, shape {info.shape})'
-      raise truncated(path, what, at, info.n_bytes, size)
+      raise truncation_error(path, what, at, info.n_bytes, size)
     at += info.n_bytes
   if at != size:
     raise errors.WeightsError(
@@ -175,5 +184,5 @@ def _check_filled(path: Path, infos: list[TensorInfo], at: int, size: int) -> No
     )
 
 
-def _damaged(path: Path, name: str, what: str) -> errors.WeightsError:
+def _header_error(path: Path, name: str, what: str) -> errors.WeightsError:
   return errors.WeightsError(f'{path}: tensor {name!r} {what}', cause='the header is damaged')

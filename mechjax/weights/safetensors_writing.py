@@ -1,7 +1,7 @@
 """Writing safetensors, one tensor at a time, and whole or not at all.
 
 A model is handed on as safetensors because everybody reads them. The numbers are made while they
-are written: an `Entry` knows shape and dtype beforehand and its values when asked, so the header
+are written: an `TensorEntry` knows shape and dtype beforehand and its values when asked, so the header
 can stand first and the host holds one tensor, however large the model. And nobody ever finds half
 a checkpoint: files arrive under their names by one rename, directories too.
 
@@ -35,7 +35,7 @@ KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class TensorEntry:
   """A tensor that is going to be written.
 
   Attributes:
@@ -65,14 +65,14 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
     WeightsError: a dtype that the format does not have.
   """
   entries = {
-    name: Entry(a.shape, np.dtype(a.dtype), functools.partial(np.asarray, a))
+    name: TensorEntry(a.shape, np.dtype(a.dtype), functools.partial(np.asarray, a))
     for name, a in arrays.items()
   }
-  with _renamed(Path(path)) as scratch:
+  with _rename_at_end(Path(path)) as scratch:
     _write(scratch, entries)
 
 
-def write_checkpoint(directory: Path, entries: Mapping[str, Entry], shard_bytes: int) -> None:
+def write_checkpoint(directory: Path, entries: Mapping[str, TensorEntry], shard_bytes: int) -> None:
   """Writes tensors as transformers does: one file, or several and an index.
 
   Args:
@@ -80,7 +80,7 @@ def write_checkpoint(directory: Path, entries: Mapping[str, Entry], shard_bytes:
     entries: by name.
     shard_bytes: how large a file may become, unless a single tensor is larger.
   """
-  shards = _shards(entries, shard_bytes)
+  shards = _split_into_shards(entries, shard_bytes)
   if len(shards) == 1:
     _write(directory / SINGLE, entries)
     return
@@ -121,14 +121,14 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _renamed(path: Path) -> Iterator[Path]:
+def _rename_at_end(path: Path) -> Iterator[Path]:
   path.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix='.partial-', dir=path.parent) as scratch:
     yield Path(scratch) / path.name
     os.replace(Path(scratch) / path.name, path)
 
 
-def _shards(entries: Mapping[str, Entry], shard_bytes: int) -> list[list[str]]:
+def _split_into_shards(entries: Mapping[str, TensorEntry], shard_bytes: int) -> list[list[str]]:
   shards: list[list[str]] = [[]]
   room = shard_bytes
   for name, entry in entries.items():
@@ -140,7 +140,7 @@ def _shards(entries: Mapping[str, Entry], shard_bytes: int) -> list[list[str]]:
   return shards
 
 
-def _write(path: Path, entries: Mapping[str, Entry]) -> None:
+def _write(path: Path, entries: Mapping[str, TensorEntry]) -> None:
   """The file: length of the header, header, numbers. Wide dtypes come first, so that all are aligned."""
   if odd := {n: str(e.dtype) for n, e in entries.items() if e.dtype not in KINDS}:
     raise errors.WeightsError(f'safetensors have no dtype for {odd}', where=f'known: {[*DTYPES]}')

@@ -20,11 +20,11 @@ import numpy as np
 
 from mechjax import errors
 from mechjax.weights.json_files import read_json
-from mechjax.weights.safetensors import PICKLES, SafetensorsFile, refuse_pickle
+from mechjax.weights.safetensors import PICKLES, SafetensorsFile, check_not_pickle
 from mechjax.weights.tensors import ALL, info_of
 
 # Of a file, in bytes, on every file system in use.
-_LONGEST_NAME = 255
+_MAX_NAME_BYTES = 255
 INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
 
 
@@ -85,11 +85,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> SafetensorsFile | Safetenso
   """
   path = Path(path)
   if path.is_dir():
-    path = _inside(path)
+    path = _find_file(path)
   return SafetensorsShards(path) if path.suffix == '.json' else SafetensorsFile(path)
 
 
-def _inside(directory: Path) -> Path:
+def _find_file(directory: Path) -> Path:
   for name in (INDEX, SINGLE):
     if (directory / name).is_file():
       return directory / name
@@ -97,7 +97,7 @@ def _inside(directory: Path) -> Path:
   if len(others) == 1:
     return others[0]
   for pickle in sorted(p for p in directory.iterdir() if p.suffix in PICKLES):
-    refuse_pickle(pickle)
+    check_not_pickle(pickle)
   raise errors.WeightsError(
     f'no checkpoint in {directory}: neither {INDEX} nor {SINGLE}',
     where=f'safetensors files there: {[p.name for p in others]}',
@@ -122,5 +122,5 @@ def _is_plain(name: Any) -> bool:
     and name.endswith('.safetensors')
     and Path(name).name == name
     and name.isprintable()
-    and len(name.encode()) <= _LONGEST_NAME
+    and len(name.encode()) <= _MAX_NAME_BYTES
   )

@@ -69,7 +69,7 @@ class Reader(Protocol):
     """One tensor, or some of its rows; may share memory with the file, and is then read-only."""
 
 
-def mapped(path: Path) -> bytes | mmap.mmap:
+def map_file(path: Path) -> bytes | mmap.mmap:
   """The bytes of a file, not read before they are looked at.
 
   Raises:
@@ -87,13 +87,13 @@ def mapped(path: Path) -> bytes | mmap.mmap:
     raise errors.WeightsError(f'{path} cannot be opened: {e.strerror}') from e
 
 
-def give_back(data: bytes | mmap.mmap) -> None:
+def release_pages(data: bytes | mmap.mmap) -> None:
   """Lets go of the pages that have been looked at, where the operating system can."""
   if isinstance(data, mmap.mmap) and hasattr(mmap, 'MADV_DONTNEED'):
     data.madvise(mmap.MADV_DONTNEED)
 
 
-def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def allocate_aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
   """An array to be filled, which a device of the CPU can take over without a copy."""
   n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
   raw = np.empty(n_bytes + _ALIGNMENT, np.uint8)
@@ -113,7 +113,9 @@ def info_of(reader: Reader, name: str) -> TensorInfo:
   return info
 
 
-def truncated(path: Path, what: str, offset: int, wanted: int, size: int) -> errors.WeightsError:
+def truncation_error(
+  path: Path, what: str, offset: int, wanted: int, size: int
+) -> errors.WeightsError:
   """The error for bytes that should be in the file and are not."""
   return errors.WeightsError(
     f'{path} is truncated: {what} takes {wanted} bytes at offset {offset}, '

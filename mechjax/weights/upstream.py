@@ -29,7 +29,7 @@ import numpy as np
 
 from mechjax.weights.gemma import Gemma3Shape
 from mechjax.weights.gguf import GGUFFile
-from mechjax.weights.layouts import Line, arranged, lines, whole_shape
+from mechjax.weights.layouts import TensorLine, arrange, lines, whole_shape
 from mechjax.weights.names import LlamaShape, Sizes, Tensors
 
 _UNEMBED, _ZEROS = 'output.weight', 'zeros'
@@ -113,11 +113,11 @@ Put = Callable[[Any], Any]
 """Applied to each parameter as soon as it is read, such as `jax.device_put`, so that the host never holds them all."""
 
 
-def _same(array: Any) -> Any:
+def _identity(array: Any) -> Any:
   return array
 
 
-def tunix_qwen2(file: GGUFFile, shape: LlamaShape, put: Put = _same) -> dict[str, Any]:
+def tunix_qwen2(file: GGUFFile, shape: LlamaShape, put: Put = _identity) -> dict[str, Any]:
   """The parameters of google-tunix's Qwen2 class, from a llama-architecture file.
 
   Args:
@@ -131,18 +131,18 @@ def tunix_qwen2(file: GGUFFile, shape: LlamaShape, put: Put = _same) -> dict[str
   Raises:
     WeightsError: a tensor is missing, has another shape, or is one that the table does not know.
   """
-  return _nested(_read(file, _TUNIX_QWEN2, shape, put), int)
+  return _nest(_read(file, _TUNIX_QWEN2, shape, put), int)
 
 
-def flax_llama(file: GGUFFile, shape: LlamaShape, put: Put = _same) -> dict[str, Any]:
+def flax_llama(file: GGUFFile, shape: LlamaShape, put: Put = _identity) -> dict[str, Any]:
   """The parameters of transformers' FlaxLlamaForCausalLM: nested dict as in linen's collection 'params'.
 
   Args, Raises: as `tunix_qwen2`.
   """
-  return _nested(_read(file, _FLAX_LLAMA, shape, put), str)
+  return _nest(_read(file, _FLAX_LLAMA, shape, put), str)
 
 
-def penzai_llama(file: GGUFFile, shape: LlamaShape, put: Put = _same) -> dict[str, Any]:
+def penzai_llama(file: GGUFFile, shape: LlamaShape, put: Put = _identity) -> dict[str, Any]:
   """The parameters of penzai's llama-like transformer, by labels without the model's name.
 
   Args, Raises: as `tunix_qwen2`.
@@ -150,23 +150,23 @@ def penzai_llama(file: GGUFFile, shape: LlamaShape, put: Put = _same) -> dict[st
   return _read(file, _PENZAI_LLAMA, shape, put)
 
 
-def tunix_gemma3(file: GGUFFile, shape: Gemma3Shape, put: Put = _same) -> dict[str, Any]:
+def tunix_gemma3(file: GGUFFile, shape: Gemma3Shape, put: Put = _identity) -> dict[str, Any]:
   """The parameters of google-tunix's Gemma3 class: nested dict in the structure of its pure state.
 
   Args, Raises: as `tunix_qwen2`.
   """
-  return _nested(_read(file, _TUNIX_GEMMA3, shape, put), int)
+  return _nest(_read(file, _TUNIX_GEMMA3, shape, put), int)
 
 
-def linen_gemma3(file: GGUFFile, shape: Gemma3Shape, put: Put = _same) -> dict[str, Any]:
+def linen_gemma3(file: GGUFFile, shape: Gemma3Shape, put: Put = _identity) -> dict[str, Any]:
   """The parameters of the gemma package's Transformer, built with `transpose_gating_einsum`: nested dict.
 
   Args, Raises: as `tunix_qwen2`.
   """
-  return _nested(_read(file, _LINEN_GEMMA3, shape, put), str)
+  return _nest(_read(file, _LINEN_GEMMA3, shape, put), str)
 
 
-def _read(file: GGUFFile, table: Sequence[Line], shape: Sizes, put: Put) -> dict[str, Any]:
+def _read(file: GGUFFile, table: Sequence[TensorLine], shape: Sizes, put: Put) -> dict[str, Any]:
   """Every parameter of a table, by its path."""
   tensors, params = Tensors(file), {}
   letters = {
@@ -184,15 +184,17 @@ def _read(file: GGUFFile, table: Sequence[Line], shape: Sizes, put: Put) -> dict
   return params
 
 
-def _parameter(tensors: Tensors, line: Line, layer: int, letters: dict[str, int]) -> np.ndarray:
+def _parameter(
+  tensors: Tensors, line: TensorLine, layer: int, letters: dict[str, int]
+) -> np.ndarray:
   whole = whole_shape(line, letters)
   if line.name == _ZEROS:
     return np.zeros(whole, np.float32)
-  array = arranged(line, tensors.take(line.name.format(layer), *whole), letters)
+  array = arrange(line, tensors.take(line.name.format(layer), *whole), letters)
   return array + np.float32(line.plus) if line.plus else array
 
 
-def _nested(params: dict[str, Any], layer: Callable[[str], Any]) -> dict[str, Any]:
+def _nest(params: dict[str, Any], layer: Callable[[str], Any]) -> dict[str, Any]:
   """A tree from dotted paths; `layer` makes keys of numbers."""
   tree: dict[Any, Any] = {}
   for path, array in params.items():

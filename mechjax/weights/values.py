@@ -20,9 +20,9 @@ from typing import Any
 
 from mechjax import errors
 
-LARGEST = 2**31 - 1
+MAX_INT = 2**31 - 1
 # The largest float32, in which settings are computed.
-_LARGEST_NUMBER = 3.4e38
+_MAX_NUMBER = 3.4e38
 
 
 class Values:
@@ -44,7 +44,7 @@ class Values:
     self.left = dict(found)
     self.where = where
 
-  def integer(self, key: str, *default: Any, minimum: int = 1, maximum: int = LARGEST) -> Any:
+  def integer(self, key: str, *default: Any, minimum: int = 1, maximum: int = MAX_INT) -> Any:
     """An integer from `minimum` to `maximum`."""
     wanted = f'an integer from {minimum} to {maximum}'
     return self._take(key, default, lambda v: _is_integer(v) and minimum <= v <= maximum, wanted)
@@ -56,43 +56,43 @@ class Values:
       WeightsError: as all getters: it is missing and has no default, or is something else.
     """
 
-    def good(value: Any) -> bool:
+    def is_good(value: Any) -> bool:
       if not (_is_integer(value) or isinstance(value, float)):
         return False
-      return (minimum <= value if zero else minimum < value) and value <= _LARGEST_NUMBER
+      return (minimum <= value if zero else minimum < value) and value <= _MAX_NUMBER
 
     wanted = f'a finite number {"from" if zero else "over"} {minimum:g}{" on" if zero else ""}'
-    value = self._take(key, default, good, wanted)
+    value = self._take(key, default, is_good, wanted)
     return float(value) if _is_integer(value) else value
 
   def flag(self, key: str, *default: Any) -> Any:
     """True or false."""
     return self._take(key, default, lambda v: isinstance(v, bool), 'true or false')
 
-  def word(self, key: str, *default: Any, known: Collection[str] = ()) -> Any:
+  def string(self, key: str, *default: Any, known: Collection[str] = ()) -> Any:
     """A text, one of `known` if there are any."""
     wanted = f'one of {sorted(known)}' if known else 'a text'
     return self._take(
       key, default, lambda v: isinstance(v, str) and (not known or v in known), wanted
     )
 
-  def words(self, key: str, *default: Any) -> Any:
+  def strings(self, key: str, *default: Any) -> Any:
     """A list of texts."""
-    return self._take(key, default, _is_words, 'a list of texts')
+    return self._take(key, default, _is_strings, 'a list of texts')
 
-  def part(self, key: str, *default: Any) -> Any:
+  def mapping(self, key: str, *default: Any) -> Any:
     """An object inside the description."""
     return self._take(key, default, lambda v: isinstance(v, Mapping), 'an object')
 
   def ids(self, key: str, n_vocab: int) -> tuple[int, ...]:
     """Token ids: one, a list of them, or none where the key is missing or null."""
 
-    def good(value: Any) -> bool:
+    def is_good(value: Any) -> bool:
       several = value if isinstance(value, list) else [value]
       return all(_is_integer(i) and 0 <= i < n_vocab for i in several)
 
     wanted = f'a token id from 0 to {n_vocab - 1}, or a list of them'
-    found = self._take(key, ([],), good, wanted)
+    found = self._take(key, ([],), is_good, wanted)
     return tuple(found if isinstance(found, list) else [found])
 
   def or_null(self, getter: Callable[..., Any], key: str, default: Any) -> Any:
@@ -101,7 +101,7 @@ class Values:
       return self.left.pop(key)
     return getter(key, default)
 
-  def insist(self, key: str, *allowed: Any) -> None:
+  def check_supported(self, key: str, *allowed: Any) -> None:
     """Refuses a value that is not computed here; a key that is missing is fine."""
     value = self.left.pop(key, allowed[0])
     if not any(_same(value, a) for a in allowed):
@@ -110,7 +110,7 @@ class Values:
         cause=f'this decoder computes {key} in {allowed} only',
       )
 
-  def finish(self, harmless: Collection[str] = ()) -> None:
+  def check_all_taken(self, harmless: Collection[str] = ()) -> None:
     """Refuses values that have not been taken, are not null and are not known to be harmless."""
     unknown = {k: v for k, v in self.left.items() if v is not None and k not in harmless}
     if unknown:
@@ -121,7 +121,7 @@ class Values:
       )
 
   def _take(
-    self, key: str, default: tuple[Any, ...], good: Callable[[Any], bool], wanted: str
+    self, key: str, default: tuple[Any, ...], is_good: Callable[[Any], bool], wanted: str
   ) -> Any:
     value = self.left.pop(key, None)
     if value is None and default:
@@ -132,7 +132,7 @@ class Values:
         where=f'the nearest: {near}' if (near := errors.nearest(key, self.left)) else None,
         cause='the file describes another architecture than the one asked for',
       )
-    if not good(value):
+    if not is_good(value):
       raise errors.WeightsError(
         f'{self.where} has {key}={value!r:.100}; {wanted} is wanted',
         cause='a damaged file, or one written by hand',
@@ -150,5 +150,5 @@ def _is_integer(value: Any) -> bool:
   return type(value) is int
 
 
-def _is_words(value: Any) -> bool:
-  return isinstance(value, list) and all(isinstance(word, str) for word in value)
+def _is_strings(value: Any) -> bool:
+  return isinstance(value, list) and all(isinstance(string, str) for string in value)

@@ -39,7 +39,7 @@ def tokens(metadata: Mapping[str, Any], where: str = 'the GGUF header') -> list[
   """
   found = metadata.get('tokenizer.ggml.tokens')
   if not isinstance(found, list) or not found or not all(isinstance(t, str) for t in found):
-    raise _wrong(where, 'tokens', found, 'a list of texts')
+    raise _header_error(where, 'tokens', found, 'a list of texts')
   if len(set(found)) != len(found):
     twice = collections.Counter(found).most_common(1)[0][0]
     raise WeightsError(f'{where}: token {twice!r:.100} occurs twice', cause='a damaged header')
@@ -51,7 +51,7 @@ def kinds(metadata: Mapping[str, Any], where: str = 'the GGUF header') -> list[i
   texts, found = tokens(metadata, where), metadata.get('tokenizer.ggml.token_type')
   numbers = _numbers(found, 'iu', len(texts))
   if numbers is None or not set(numbers) <= set(KINDS):
-    raise _wrong(where, 'token_type', found, f'{len(texts)} integers from 1 to 6')
+    raise _header_error(where, 'token_type', found, f'{len(texts)} integers from 1 to 6')
   for text, kind in zip(texts, numbers):
     if kind == _BYTE and not re.fullmatch(r'<0x[0-9A-Fa-f]{2}>', text):
       raise WeightsError(f'{where}: token {text!r:.100} is a byte and not written as one (<0x0A>)')
@@ -63,7 +63,7 @@ def scores(metadata: Mapping[str, Any], where: str = 'the GGUF header') -> list[
   texts, found = tokens(metadata, where), metadata.get('tokenizer.ggml.scores')
   numbers = _numbers(found, 'f', len(texts))
   if numbers is None or not all(map(math.isfinite, numbers)):
-    raise _wrong(where, 'scores', found, f'{len(texts)} finite numbers')
+    raise _header_error(where, 'scores', found, f'{len(texts)} finite numbers')
   return numbers
 
 
@@ -71,7 +71,7 @@ def merges(metadata: Mapping[str, Any], where: str = 'the GGUF header') -> list[
   """The pairs of tokens that merge, the first first; errors as `tokens`, or what is no such pair."""
   known, found = set(tokens(metadata, where)), metadata.get('tokenizer.ggml.merges')
   if not isinstance(found, list) or not all(isinstance(m, str) for m in found):
-    raise _wrong(where, 'merges', found, 'a list of texts')
+    raise _header_error(where, 'merges', found, 'a list of texts')
   pairs: list[tuple[str, str]] = []
   for i, merge in enumerate(found):
     left, space, right = merge.partition(' ')
@@ -86,11 +86,11 @@ def merges(metadata: Mapping[str, Any], where: str = 'the GGUF header') -> list[
 
 def _numbers(found: Any, letters: str, length: int) -> list[Any] | None:
   """An array of a header as a list; None if it is none, of another dtype or of another length."""
-  good = isinstance(found, np.ndarray) and found.dtype.kind in letters and len(found) == length
-  return found.tolist() if good else None
+  is_good = isinstance(found, np.ndarray) and found.dtype.kind in letters and len(found) == length
+  return found.tolist() if is_good else None
 
 
-def _wrong(where: str, key: str, found: Any, wanted: str) -> WeightsError:
+def _header_error(where: str, key: str, found: Any, wanted: str) -> WeightsError:
   n = f' ({len(found)} of them)' if isinstance(found, Sequence | np.ndarray) else ''
   return WeightsError(
     f'{where} has tokenizer.ggml.{key}={found!r:.100}{n}; {wanted} are wanted',

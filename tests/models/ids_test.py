@@ -257,4 +257,4 @@ def test_reading_sites_of_somebody_elses_code_refuses_known_ids_that_the_vocabul
 def test_the_check_waits_for_no_other_host(monkeypatch):
   tokens = TOKENS.at[0, 0].set(-1)
   monkeypatch.setattr(type(tokens), 'is_fully_addressable', property(lambda _: False))
-  assert ids.checked(tokens, V) is tokens  # although an id here is wrong
+  assert ids.check_ids(tokens, V) is tokens  # although an id here is wrong

@@ -77,7 +77,7 @@ def test_padding_between_the_tokens_of_a_row_changes_nothing_either():
 def test_a_resumed_pass_and_a_short_one_have_what_the_row_alone_has(name):
   tokens, mask = padded('left')
   own = model(name)
-  short = harvest.reap(own.truncated_at('resid_post.0'), sites='resid_post.0')
+  short = harvest.reap(own.truncate_at('resid_post.0'), sites='resid_post.0')
   middle = short(own.params, tokens, mask)['resid_post.0']
   last = jnp.full((len(ROWS), 1), WIDTH - 1)
   whole = own.forward_from(own.params, tokens, middle, jnp.int32(1), None, mask)
@@ -159,4 +159,4 @@ def test_code_that_counts_columns_takes_padding_on_either_side_and_none_between(
 def test_positions_count_real_tokens_and_padding_goes_last():
   mask = jnp.asarray([[0, 1, 1, 0, 1], [1, 1, 0, 0, 0]], bool)
   assert padding.positions(mask)[0][mask[0]].tolist() == [0, 1, 2]
-  assert padding.together(mask).tolist() == [[1, 2, 4, 0, 3], [0, 1, 2, 3, 4]]
+  assert padding.tokens_first(mask).tolist() == [[1, 2, 4, 0, 3], [0, 1, 2, 3, 4]]

@@ -84,8 +84,8 @@ def test_an_interrupted_directory_never_gets_its_name(tmp_path):
   def fails():
     raise KeyboardInterrupt
 
-  entries = {'a': writing.Entry((2,), np.dtype('f4'), lambda: np.ones(2, np.float32))}
-  entries['b'] = writing.Entry((2,), np.dtype('f4'), fails)
+  entries = {'a': writing.TensorEntry((2,), np.dtype('f4'), lambda: np.ones(2, np.float32))}
+  entries['b'] = writing.TensorEntry((2,), np.dtype('f4'), fails)
   with pytest.raises(KeyboardInterrupt), writing.new_directory(tmp_path / 'new') as scratch:
     writing.write_checkpoint(scratch, entries, 10**9)
   assert list(tmp_path.iterdir()) == []
