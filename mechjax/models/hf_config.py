@@ -1,15 +1,15 @@
-"""From the config.json of a Hugging Face model to a `Config`.
+"""Conversion of the config.json of a Hugging Face model to a `Config`.
 
-A config.json is a heap of settings, of which some decide what is computed, some how a model was trained, and some
-nothing. Whoever reads only what he knows gets wrong numbers from a setting that he does not; so every key is either
-read, known to be harmless, or an error, and every value is read by a getter of `mechjax.weights.values`, which refuses
-another type. Both ways of writing rotary settings are read: `rope_theta` with `rope_scaling`, and `rope_parameters`,
-which transformers writes from version 5 on. What a file leaves out has the default that transformers gives the family,
-sizes excepted, which every published file has.
+Some settings of a config.json decide what is computed, some describe the training, and some have no effect. A reader
+that ignores unknown keys computes wrong numbers if one of them matters; so every key is either read, known to be
+harmless, or an error, and every value is read by a getter of `mechjax.weights.values`, which rejects other types. Both
+forms of rotary settings are read: `rope_theta` with `rope_scaling`, and `rope_parameters`, which transformers writes
+from version 5 on. A missing setting has the default of transformers for the family, except for sizes, which every
+published file states.
 
-Sharp edges: files of the first Gemma say "gelu" and mean the tanh approximation, which is what the model was trained
-with; with them "gelu" is read so. Only GPT-NeoX turns a part of a head; the other families of transformers ignore a
-`partial_rotary_factor`, and so does this.
+Sharp edges: files of the first Gemma say "gelu" and mean the tanh approximation, which the model was trained with;
+"gelu" in these files is read as such. Only GPT-NeoX rotates a part of a head; the other families of transformers
+ignore a `partial_rotary_factor`, and so does this reader.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ ACTIVATIONS = {
   'relu': 'relu',
 }
 
-# More layers than any model has; a bound on what a number in a file can allocate.
+# More layers than any model has: a bound on the memory that a number in a file can allocate.
 _MAX_LAYERS = 10_000
 _TOKEN_IDS = ('bos_token_id', 'eos_token_id')
 
-# What has no influence on the logits of a text: provenance, training, generation, and hints to transformers itself.
+# Settings without influence on the logits of a text: provenance, training, generation, and hints to transformers.
 # fmt: off
 _HARMLESS = frozenset({
   '_name_or_path', 'architectures', 'model_type', 'transformers_version', 'torch_dtype', 'dtype',
@@ -62,8 +62,8 @@ def from_hf(settings: Mapping[str, Any]) -> Config:
     The description of the model.
 
   Raises:
-    WeightsError: an unknown model_type; a setting that is missing, unknown, of another type or out of range, or not
-      computed here.
+    WeightsError: an unknown model_type; a setting that is missing, unknown, of another type, out of range, or not
+      supported here.
   """
   family = settings.get('model_type')
   if family not in [*READERS, 'gemma3']:
@@ -90,11 +90,13 @@ def _config(s: Values, reader: Callable[[Values], dict[str, Any]]) -> Config:
   except errors.WeightsError:
     raise
   except errors.MechjaxError as e:
-    raise errors.WeightsError(f'{s.where} describes no decoder: {e.what}', hint=e.hint) from e
+    raise errors.WeightsError(
+      f'{s.where} does not describe a decoder: {e.what}', hint=e.hint
+    ) from e
 
 
 def _text_part(s: Values) -> dict[str, Any]:
-  """The text model of a Gemma 3 that also sees; nested configs are written without what is default."""
+  """Settings of the text model of a multimodal Gemma 3; nested configs are written without default values."""
   defaults = {'vocab_size': 262_208, 'num_attention_heads': 8}
   return {**defaults, **s.mapping('text_config'), 'model_type': 'gemma3_text'}
 
@@ -123,7 +125,7 @@ def _gpt_neox(s: Values) -> dict[str, Any]:
   bias = s.flag('attention_bias', True)
   fraction = s.number('rotary_pct', 0.25)
   base = s.number('rotary_emb_base', 10_000.0)
-  # Other names of the same two, which transformers writes and does not read.
+  # Other names of the same two settings, which transformers writes and does not read.
   s.check_supported('partial_rotary_factor', fraction)
   s.check_supported('rope_theta', base)
   fields = {
@@ -166,7 +168,7 @@ def _qwen3(s: Values) -> dict[str, Any]:
 
 
 def _qwen_layers(s: Values, n_layers: int) -> dict[str, Any]:
-  """Windows are used where a second setting says so; of layers, those from a third on."""
+  """Windows, if `use_sliding_window` is true, in the layers from `max_window_layers` on."""
   window = s.or_null(s.integer, 'sliding_window', 4096)
   if not s.flag('use_sliding_window', False):
     window = None
@@ -194,7 +196,7 @@ def _gemma3(s: Values) -> dict[str, Any]:
   activation = _gemma_activation(s)
   base = s.number('rope_theta', 1_000_000.0)
   local_base = s.number('rope_local_base_freq', 10_000.0)
-  # From version 5 on: one set of rotary settings for each kind of layer.
+  # From version 5 of transformers on: one set of rotary settings for each kind of layer.
   both = Values(s.mapping('rope_parameters', {}), f'{s.where}, rope_parameters')
   s.left['rope_parameters'] = both.mapping('full_attention', None)
   local_rope = Values(both.mapping('sliding_attention', {}), both.where)
@@ -210,7 +212,7 @@ def _gemma3(s: Values) -> dict[str, Any]:
   return fields | {'activation': activation} | _windows(s, window, local)
 
 
-# --- what families share ----------------------------------------------------------------------------------
+# --- shared by the families -------------------------------------------------------------------------------
 
 
 def _activation(s: Values, key: str, default: str) -> str:
@@ -218,7 +220,7 @@ def _activation(s: Values, key: str, default: str) -> str:
 
 
 def _sizes(s: Values, n_kv_heads: int | None = None, d_head: int | None = None) -> dict[str, Any]:
-  """Sizes; a family may have key-value heads and a head width that its files leave out."""
+  """Sizes, with the family's defaults for key-value heads and head width that its files may leave out."""
   D, N = s.integer('hidden_size'), s.integer('num_attention_heads')
   H = s.integer('head_dim', d_head)
   return {
@@ -233,10 +235,10 @@ def _sizes(s: Values, n_kv_heads: int | None = None, d_head: int | None = None) 
 
 
 def _head_width(s: Values, D: int, N: int) -> int:
-  """The width of a head where the file does not say it."""
+  """The width of a head if the file does not state it."""
   if D % N:
     raise errors.WeightsError(
-      f'{s.where} divides a width of {D} among {N} heads, which does not come out even',
+      f'{s.where} divides a width of {D} among {N} heads, which leaves a remainder',
       cause='a damaged file, or one without its head_dim',
     )
   return D // N
@@ -271,13 +273,13 @@ def _gemma_fields(
 
 
 def _gemma_activation(s: Values) -> str:
-  """Gemma's files have one of two keys, or both; the newer one counts."""
+  """The activation of a Gemma, whose files have one of two keys or both; the newer key takes precedence."""
   older = _activation(s, 'hidden_act', 'gelu_pytorch_tanh')
   return _activation(s, 'hidden_activation', 'gelu_pytorch_tanh' if older == 'gelu_tanh' else older)
 
 
 def _caps_and_scale(s: Values, attn_cap: Any, logit_cap: Any) -> dict[str, Any]:
-  """Caps that a file has as null are off; where it leaves them out, the family's own hold."""
+  """Soft caps and query scale; a cap that is null is off, and a missing cap has the family's default."""
   return {
     'attn_softcap': s.or_null(s.number, 'attn_logit_softcapping', attn_cap),
     'logit_softcap': s.or_null(s.number, 'final_logit_softcapping', logit_cap),
@@ -286,7 +288,7 @@ def _caps_and_scale(s: Values, attn_cap: Any, logit_cap: Any) -> dict[str, Any]:
 
 
 def _windows(s: Values, window: int | None, local: tuple[bool, ...]) -> dict[str, Any]:
-  """Which layers are local: as the file lists them, or by the family's rule."""
+  """Window and local layers, as listed in the file, or by the family's rule."""
   kinds = s.strings('layer_types', None)
   if kinds is not None:
     if set(kinds) - {'sliding_attention', 'full_attention'} or len(kinds) != len(local):
@@ -294,7 +296,7 @@ def _windows(s: Values, window: int | None, local: tuple[bool, ...]) -> dict[str
     local = tuple(kind == 'sliding_attention' for kind in kinds)
   if any(local) and window is None:
     raise errors.WeightsError(
-      f'{s.where} has local layers and no window for them',
+      f'{s.where} has local layers without a window',
       where=f'layers {[i for i, here in enumerate(local) if here][:8]}',
       cause='sliding_window is null, or use_sliding_window is false',
     )
@@ -302,12 +304,12 @@ def _windows(s: Values, window: int | None, local: tuple[bool, ...]) -> dict[str
 
 
 def _rope(s: Values, base: float, fraction: float | None = None) -> dict[str, Any]:
-  """Rotary settings in either way of writing them.
+  """Rotary settings, in either form.
 
   Args:
     s: the settings.
-    base: of the wavelengths, where the rotary settings have none.
-    fraction: part of a head that is turned, where they do not say it; None for a family that turns all of it.
+    base: default base of the wavelengths.
+    fraction: default fraction of a head that is rotated; None for a family that rotates whole heads.
   """
   newer = s.mapping('rope_parameters', {})
   rope = Values(newer or s.mapping('rope_scaling', {}), f'{s.where}, rotary settings')

@@ -1,8 +1,8 @@
-"""Our own decoder behind a `LanguageModel`: weights from anywhere, one pure function.
+"""Our own decoder behind a `LanguageModel`: weights from several formats, one pure function.
 
-A model is a GGUF file, a directory as HuggingFace publishes them, or an Orbax checkpoint that was written here. All
-three describe themselves in the words of `config.json`, become a `Config` and a tree of
-stacked, possibly sharded arrays, and run in `decoder`.
+A model is a GGUF file, a directory in HuggingFace's layout, or an Orbax checkpoint that mechjax wrote. All three are
+described by the settings of a `config.json`, become a `Config` and a tree of stacked, possibly sharded arrays, and run
+in `decoder`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def load(
   Args:
     path: a GGUF file, or a directory with `config.json` and safetensors or with an Orbax checkpoint.
     dtype: of the parameters: one of `mechjax.precision.DTYPES`.
-    mesh: where to put them, by the rules of `sharding`; None for the default device.
+    mesh: devices for the parameters, by the rules of `sharding`; None for the default device.
 
   Returns:
     Its forward pass and tokenizer.
@@ -87,13 +87,13 @@ class _Apply:
       if options.get('segments') is not None:
         raise errors.MechjaxError(
           'both mask= and segments= are given',
-          hint='segments alone: 0 is padding, and equal numbers are one text',
+          hint='give segments= only: 0 is padding, and equal numbers are one text',
         )
       options['segments'] = _segments(mask, tokens)
     return decoder.forward(params, tokens, self.config, **options)
 
   def check_arguments(self, params: Any, tokens: jax.Array, **options: Any) -> None:
-    """Refuses ids that the vocabulary lacks, before a harvest traces them."""
+    """Rejects ids outside the vocabulary, before a harvest traces them."""
     ids.check_ids(tokens, self.config.n_vocab)
 
 

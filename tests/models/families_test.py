@@ -295,7 +295,11 @@ def test_a_window_that_is_left_out_is_the_familys_and_null_is_none():
       {'partial_rotary_factor': 0.5, 'rope_scaling': {'type': 'linear', 'factor': 2.0}},
       'partial_rotary',
     ),
-    (LLAMA_3_2, {'rope_scaling': LLAMA_3_2['rope_scaling'] | {'factor': 0.5}}, 'is no scaling'),
+    (
+      LLAMA_3_2,
+      {'rope_scaling': LLAMA_3_2['rope_scaling'] | {'factor': 0.5}},
+      'does not describe a scaling',
+    ),
     (GEMMA_3_SEEING, {'eos_token_id': [1, 262_208]}, r'eos_token_id=\[1, 262208\]; a token id'),
     (GEMMA_3_SEEING, {'text_config': 5}, 'text_config=5; an object'),
     (GPT2, {'scale_attn_by_inverse_layer_idx': True}, 'scale_attn_by_inverse_layer_idx=True'),

@@ -70,7 +70,7 @@ def test_text_takes_one_sequence_in_any_shape_and_refuses_two(smollm2):
 
 @pytest.mark.parametrize('tokens', [jnp.zeros(3, jnp.int32), jnp.zeros((1, 3))])
 def test_tokens_of_a_wrong_shape_or_dtype_are_refused(smollm2, tokens):
-  with pytest.raises(MechjaxError, match=r'integers of shape \[B, T\] are wanted'):
+  with pytest.raises(MechjaxError, match=r'expected integers of shape \[B, T\]'):
     smollm2(tokens)
 
 

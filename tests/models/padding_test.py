@@ -103,7 +103,7 @@ def test_a_mask_reaches_the_pass_through_a_harvest_and_through_jit():
     (lambda mask: mask.astype(int), 'dtype int'),
     (lambda mask: mask[:, 1:], r'shape \(3, 7\)'),
     (lambda mask: mask[:1], r'shape \(1, 8\)'),
-    (lambda mask: mask & np.array([[True], [False], [True]]), 'row 1 is padding throughout'),
+    (lambda mask: mask & np.array([[True], [False], [True]]), 'row 1 of the mask is padding only'),
   ],
 )
 def test_what_is_no_mask_of_these_tokens_is_refused(change, message):
@@ -120,7 +120,7 @@ def test_a_mask_may_be_given_as_a_list():
   tokens, mask = padded('left')
   for call in (own, own.loss, functools.partial(own.apply, own.params)):
     np.testing.assert_array_equal(call(tokens, mask.tolist()), call(tokens, mask))
-    with pytest.raises(errors.MechjaxError, match='rows of different lengths are no mask'):
+    with pytest.raises(errors.MechjaxError, match='rows of different lengths do not form a mask'):
       call(tokens, [[True], [True, True]])
 
 

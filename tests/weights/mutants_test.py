@@ -114,7 +114,7 @@ V = len(directories.tokenizer()['model']['vocab']) - 1  # without a third specia
 @pytest.mark.parametrize(
   ('key', 'kind', 'value', 'message'),
   [
-    ('llama.block_count', ggufs.U32, 1_000_000, r'block_count=1000000; an integer from 1 to 29 is wanted'),
+    ('llama.block_count', ggufs.U32, 1_000_000, r'block_count=1000000; expected an integer from 1 to 29'),
     ('llama.attention.head_count', ggufs.U32, 0, r'attention.head_count=0; an integer from 1'),
     ('llama.attention.head_count', ggufs.STRING, '4', r"attention.head_count='4'; an integer"),
     ('llama.attention.layer_norm_rms_epsilon', ggufs.F32, INF, r'epsilon=inf; a finite number'),
@@ -180,7 +180,7 @@ def test_a_text_as_long_as_the_weights_is_copied_once(tmp_path):
     ({'rope_theta': '32'}, "rope_theta='32'; a finite number over 0"),
     ({'rope_theta': 10**400}, 'rope_theta=1000'),
     ({'rms_norm_eps': -1e-5}, 'rms_norm_eps=-1e-05; a finite number from 0 on'),
-    ({'tie_word_embeddings': 'false'}, "tie_word_embeddings='false'; true or false is wanted"),
+    ({'tie_word_embeddings': 'false'}, "tie_word_embeddings='false'; expected true or false"),
     ({'attention_bias': 0}, 'attention_bias=0; true or false'),
     ({'hidden_act': ['silu']}, r"hidden_act=\['silu'\]; one of"),
     ({'rope_scaling': 'linear'}, "rope_scaling='linear'; an object"),
@@ -188,7 +188,10 @@ def test_a_text_as_long_as_the_weights_is_copied_once(tmp_path):
     ({'eos_token_id': 'x'}, "eos_token_id='x'; a token id from 0 to 264, or a list"),
     ({'eos_token_id': [1, 265]}, r'eos_token_id=\[1, 265\]; a token id'),
     ({'eos_token_id': True}, 'eos_token_id=True; a token id'),
-    ({'num_key_value_heads': 3}, 'describes no decoder: n_kv_heads=3 should be a divisor of 4'),
+    (
+      {'num_key_value_heads': 3},
+      'does not describe a decoder: n_kv_heads=3 should be a divisor of 4',
+    ),
     ({'head_dim': None, 'num_attention_heads': 3}, 'a width of 64 among 3 heads'),
   ],
 )

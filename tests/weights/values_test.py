@@ -29,7 +29,7 @@ RIGHT = {
 @pytest.mark.parametrize('getter', WRONG)
 def test_a_value_of_another_kind_is_an_error_with_file_key_value_and_what_is_wanted(getter):
   for value in WRONG[getter]:
-    with pytest.raises(WeightsError, match=r'(?s)some file has key=.*is wanted'):
+    with pytest.raises(WeightsError, match=r'(?s)some file has key=.*expected'):
       getattr(Values({'key': value}, 'some file'), getter)('key')
   for value in RIGHT[getter]:
     s = Values({'key': value}, 'some file')
@@ -66,7 +66,7 @@ def test_what_is_no_token_of_the_vocabulary_is_refused(value):
 
 def test_a_word_is_one_of_those_that_are_known_and_a_setting_one_that_is_computed():
   s = Values({'a': 'x', 'b': 1, 'c': [1], 'd': 2}, 'some file')
-  with pytest.raises(WeightsError, match=r"a='x'; one of \['y', 'z'\]"):
+  with pytest.raises(WeightsError, match=r"a='x'; expected one of \['y', 'z'\]"):
     s.string('a', known=('z', 'y'))
   for key, allowed in (('b', True), ('c', 1)):
     with pytest.raises(WeightsError, match=f'{key}='):
@@ -81,5 +81,5 @@ def test_what_was_not_taken_and_is_not_harmless_is_an_error():
   s.check_all_taken({'a', 'b'})
   with pytest.raises(WeightsError, match=r"not understood: \{'b': 2\}"):
     s.check_all_taken({'a'})
-  with pytest.raises(WeightsError, match=r'some file is \[1\]; an object is wanted'):
+  with pytest.raises(WeightsError, match=r'some file is \[1\]; expected an object'):
     Values([1], 'some file')
