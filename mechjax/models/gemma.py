@@ -35,7 +35,7 @@ def forward(file: GGUFFile) -> Forward:
     Its parameters and pure functions.
 
   Raises:
-    WeightsError: the file is of another architecture.
+    WeightsError: the file has another architecture.
     MissingExtraError: the gemma package is not installed, or this Python is too old for it.
   """
   shape = weights.gemma3_shape(file)

@@ -67,9 +67,8 @@ def from_hf(settings: Mapping[str, Any]) -> Config:
   """
   family = settings.get('model_type')
   if family not in [*READERS, 'gemma3']:
-    raise errors.WeightsError(
-      f'a config.json of model_type {family!r:.100}', cause=f'known: {sorted(READERS)}'
-    )
+    known = sorted([*READERS, 'gemma3'])
+    raise errors.unknown(errors.WeightsError, 'model_type', family, known, where='config.json')
   s = Values(settings, f'the config.json of a {family}')
   if family == 'gemma3':
     config = from_hf(_text_part(s))

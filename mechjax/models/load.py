@@ -66,7 +66,7 @@ def load(
     MechjaxError: `code` is unknown, or does not support the file, dtype or mesh; a dtype that parameters cannot have.
   """
   if code != OURS and code not in CODES:
-    raise errors.MechjaxError(f'no code called {code!r}', where=f'known: {[OURS, *sorted(CODES)]}')
+    raise errors.unknown(errors.MechjaxError, 'code', code, [OURS, *sorted(CODES)])
   dtype = precision.checked(dtype)
   path = _find(name_or_path, accept_terms)
   if code == OURS:

@@ -36,14 +36,13 @@ def forward(file: GGUFFile) -> Forward:
     Its parameters and pure functions.
 
   Raises:
-    WeightsError: the file is of another architecture, or a variant that the class cannot compute.
+    WeightsError: the file has another architecture, or a variant that the class cannot compute.
     MissingExtraError: google-tunix is not installed.
   """
   architecture = file.value('general.architecture')
   if architecture not in _FAMILIES:
-    raise errors.WeightsError(
-      f'{file.path} has architecture {architecture!r}', where=f'known: {sorted(_FAMILIES)}'
-    )
+    known, where = sorted(_FAMILIES), f'{file.path}'
+    raise errors.unknown(errors.WeightsError, 'architecture', architecture, known, where=where)
   shape_of, structure_of, params_of = _FAMILIES[architecture]
   shape = shape_of(file)
   structure, params = structure_of(shape), params_of(file, shape, jax.device_put)

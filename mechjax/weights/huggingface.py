@@ -1,18 +1,18 @@
-"""Checkpoints in the layout of HuggingFace's transformers, to the decoder's parameters and back.
+"""Checkpoints in the layout of HuggingFace's transformers, read into the decoder's parameters and written.
 
 Nearly every open model is published as a directory with `config.json`, `tokenizer.json` and
-safetensors, so this is the layout in which mechjax reads models and hands them on.
+safetensors, so mechjax reads and publishes models in this layout.
 
     described = huggingface.config(directory)
     params = huggingface.read(directory, decoder.shapes(families.from_hf(described)))
     huggingface.write(elsewhere, params, described)
 
-`huggingface_tables` says which tensor is which parameter, for both directions. `config.json` is
-passed on as it is: it is the vocabulary in which models are described here, whatever they came
-from, and `mechjax.models` turns it into a decoder's config.
+`huggingface_tables` maps tensors to parameters, for both directions. `config.json` is returned
+unchanged: its settings describe models of every format here, and `mechjax.models` converts them to
+a decoder's config.
 
-Sharp edge: nothing of Python is ever taken from such a directory. A model that needs its own code
-("trust_remote_code") is one whose `model_type` no table knows.
+Sharp edge: no Python code of such a directory is ever run. A model that needs its own code
+("trust_remote_code") has a `model_type` without a table.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from mechjax.weights.layouts import Table, TensorLine, place
 
 
 def config(directory: str | os.PathLike[str]) -> dict[str, Any]:
-  """What `config.json` says.
+  """The settings in `config.json`.
 
   Args:
     directory: of the checkpoint.
 
   Returns:
-    The object, as it is.
+    The JSON object, unchanged.
 
   Raises:
-    WeightsError: there is none, or it is damaged.
+    WeightsError: there is no such file, or it is damaged.
   """
   return read_json(Path(directory) / 'config.json')
 
@@ -59,13 +59,13 @@ def read(
     directory: of the checkpoint.
     shapes: of the parameters, as `decoder.shapes(config)` gives them: a tree of
       jax.ShapeDtypeStruct, whose dtypes and shardings are those of the result.
-    described: what to take for `config.json`; None reads it.
+    described: settings to use instead of those in `config.json`; None reads the file.
 
   Returns:
     The tree of arrays, stacked over layers.
 
   Raises:
-    WeightsError: a file is damaged, the family is not known, or tensors are missing, left over or
+    WeightsError: a file is damaged, the family is unknown, or tensors are missing, left over or
       of another shape.
   """
   table = table_of(config(directory) if described is None else described)
@@ -82,15 +82,15 @@ def write(
 
   Args:
     directory: new or empty. It appears when everything is written.
-    params: the tree of arrays, whole on this host; their dtypes are those of the file.
-    described: what becomes `config.json`; its `model_type` decides names and layouts.
-    shard_bytes: how large a file may become.
+    params: the tree of arrays, whole on this host; the file has their dtypes.
+    described: settings for `config.json`; its `model_type` decides names and layouts.
+    shard_bytes: maximum size of a file.
 
   Raises:
-    WeightsError: the family is not known, has no place for some of the parameters or needs others,
-      or the directory is there already.
+    WeightsError: the family is unknown, does not have some of the parameters or needs others, or
+      the directory exists already.
   """
-  described = dict(described.get('text_config', described))  # Of what also sees, the text model.
+  described = dict(described.get('text_config', described))  # The text model of a multimodal model.
   leaves = {
     matching.leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
   }
@@ -104,7 +104,7 @@ def write(
 
 
 def _entries(table: Table, leaves: Mapping[str, Any]) -> dict[str, safetensors_writing.TensorEntry]:
-  """The tensors of a checkpoint, each made of the parameters that share it."""
+  """The tensors of a checkpoint, each made from the parameters that share it."""
   lines = matching.select_lines(table, leaves)
   shared = collections.defaultdict(list)
   for line in table.lines:
@@ -114,8 +114,8 @@ def _entries(table: Table, leaves: Mapping[str, Any]) -> dict[str, safetensors_w
   ]
   if odd := [leaf for leaf in leaves if leaf not in lines] + split:
     raise errors.WeightsError(
-      f'the family has no place for these, or lacks parts of them: {odd}',
-      cause='the parameters are of another family than model_type says',
+      f'the family does not have these parameters, or needs others that share their tensors: {odd}',
+      cause='the parameters belong to another family than model_type',
     )
   entries = {}
   for name, parts in shared.items():
@@ -150,18 +150,16 @@ def table_of(described: Mapping[str, Any]) -> Table:
     The table.
 
   Raises:
-    WeightsError: there is none for it.
+    WeightsError: there is no table for it.
   """
   family = described.get('model_type')
   if not isinstance(family, str) or family not in TABLES:
-    raise errors.WeightsError(
-      f'no name map for model_type {family!r:.100}', where=f'known: {sorted(TABLES)}'
-    )
+    raise errors.unknown(errors.WeightsError, 'model_type', family, sorted(TABLES))
   return TABLES[family]
 
 
 def tokenizer(directory: str | os.PathLike[str]) -> Any:
-  """The tokenizer of `tokenizer.json`.
+  """The tokenizer in `tokenizer.json`.
 
   Args:
     directory: of the checkpoint.
@@ -170,7 +168,7 @@ def tokenizer(directory: str | os.PathLike[str]) -> Any:
     A `tokenizers.Tokenizer`.
 
   Raises:
-    WeightsError: there is none, or the library cannot read it.
+    WeightsError: there is no such file, or the library cannot read it.
     MissingExtraError: the `tokenizers` library is not installed.
   """
   library = extras.require('tokenizers', 'models')

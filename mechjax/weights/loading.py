@@ -1,15 +1,15 @@
-"""From files into stacked, sharded arrays, with room for one model and not for two.
+"""Loading of files into stacked, sharded arrays, in little more memory than one model takes.
 
-A checkpoint has a tensor for each layer, the decoder one array for all layers, and the obvious way
-from one to the other (read everything, stack, convert, send to the devices) holds the model three
-times over. `load` knows the final arrays beforehand, shape, dtype and sharding, so it makes the
-buffer of every shard that lives on this host, fills it layer by layer, and hands it to the device.
-On CPU the device takes the buffer as it is. What is in memory besides is a piece of one tensor.
+A checkpoint has a tensor for each layer, the decoder one array for all layers, and the obvious
+conversion (read everything, stack, convert, send to the devices) holds the model three times in
+memory. `load` knows the shape, dtype and sharding of the final arrays beforehand, so it allocates
+the buffer of every shard on this host, fills it layer by layer, and passes it to the device. A CPU
+device takes the buffer without a copy. The only other memory in use is a piece of one tensor.
 
-`matching` holds the map against the file before the first byte is read.
+`matching` compares the map with the file before the first byte is read.
 
-Sharp edge: a host fills the shards of its own devices only, so every process of a group calls
-`load`, as it would `jax.make_array_from_callback`.
+Sharp edge: a host fills only the shards of its own devices, so every process of a group calls
+`load`, as with `jax.make_array_from_callback`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mechjax.weights.layouts import Table, TensorLine, row_axis, to_parameter
 from mechjax.weights.matching import leaf_name, match
 from mechjax.weights.tensors import Reader, allocate_aligned
 
-# How many numbers of a tensor are in memory at a time, beside the parameters.
+# Maximum number of elements of a tensor in memory at a time, in addition to the parameters.
 _PIECE = 1 << 22
 
 # A part of an array: start and stop along every axis.
@@ -39,16 +39,16 @@ def load(reader: Reader, table: Table, shapes: Any) -> Any:
 
   Args:
     reader: an open file.
-    table: which tensor is which parameter.
-    shapes: tree of nested dicts of jax.ShapeDtypeStruct, as `decoder.shapes` gives it. The dtype
-      of each is what is made of the file's numbers; its sharding, if it has one, is where they go.
+    table: the map from tensors to parameters.
+    shapes: tree of nested dicts of jax.ShapeDtypeStruct, as `decoder.shapes` returns it. The file's
+      numbers are converted to its dtypes, and placed by its shardings, if it has any.
 
   Returns:
     The same tree, of arrays.
 
   Raises:
-    WeightsError: tensors are missing, left over or of another shape than the parameters; all of
-      them are named.
+    WeightsError: tensors are missing, left over or of another shape than the parameters; the error
+      names all of them.
     MechjaxError: a dtype that parameters cannot have.
   """
   leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)
@@ -63,7 +63,7 @@ def load(reader: Reader, table: Table, shapes: Any) -> Any:
 
 
 def _tensor_size(line: TensorLine, shape: tuple[int, ...]) -> int:
-  """How many numbers a tensor of the parameter has."""
+  """Number of elements of a tensor of the parameter."""
   return math.prod(shape[1:] if line.stacked else shape)
 
 
@@ -84,7 +84,7 @@ def _fill(reader: Reader, line: TensorLine, names: list[str], target: Any) -> ja
 def _pieces(
   line: TensorLine, target: Any, layer: int, together: int
 ) -> Iterator[tuple[slice, Box]]:
-  """Rows of a tensor, and the box of the parameter that they fill; few enough to be held at a time."""
+  """Slices of the rows of a tensor, each with its box in the parameter and small enough for memory."""
   shape = target.shape[1:] if line.stacked else target.shape
   lead = ((layer, layer + 1),) if line.stacked else ()
   axis = row_axis(line)
@@ -107,7 +107,7 @@ def _values(tensor: np.ndarray, line: TensorLine, box: Box, dtype: Any) -> np.nd
 
 
 def _devices(target: Any) -> dict[Box, list[Any]]:
-  """The box of each distinct shard on this host, and the devices that hold it."""
+  """The devices of each distinct shard on this host, by the box of the shard."""
   if target.sharding is None:
     return {tuple((0, size) for size in target.shape): [None]}
   devices: dict[Box, list[Any]] = collections.defaultdict(list)
@@ -123,7 +123,7 @@ def _extent(box: Box) -> tuple[int, ...]:
 
 
 def _intersect(a: Box, b: Box) -> Box | None:
-  """Where two boxes overlap; None if nowhere."""
+  """The overlap of two boxes; None if they are disjoint."""
   both = tuple((max(x[0], y[0]), min(x[1], y[1])) for x, y in zip(a, b))
   return both if all(start < stop for start, stop in both) else None
 
@@ -136,7 +136,7 @@ def _relative_index(box: Box, outer: Box) -> tuple[slice, ...]:
 def _assemble(
   buffers: dict[Box, np.ndarray], devices: dict[Box, list[Any]], target: Any
 ) -> jax.Array:
-  """The array made of the buffers, which belong to JAX from here on."""
+  """The array that consists of the buffers, which belong to JAX from now on."""
   pieces = [jax.device_put(buffers[box], where) for box in devices for where in devices[box]]
   jax.block_until_ready(pieces)
   if target.sharding is None:

@@ -257,14 +257,14 @@ def test_the_first_gemma_means_the_approximation_when_it_says_gelu():
   ('change', 'message'),
   [
     ({'model_type': 'mamba'}, "model_type 'mamba'"),
-    ({'quantization_config': {'bits': 4}}, r"not understood: \{'quantization_config'"),
+    ({'quantization_config': {'bits': 4}}, r"unknown settings: \{'quantization_config'"),
     ({'hidden_act': 'xielu'}, "hidden_act='xielu'"),
     ({'rope_interleaved': True}, 'rope_interleaved=True'),
     ({'rope_scaling': {'rope_type': 'yarn', 'factor': 4.0}}, "type 'yarn'"),
-    ({'rope_scaling': {'type': 'linear', 'factor': 4.0, 'beta': 1}}, r"not understood: \{'beta'"),
+    ({'rope_scaling': {'type': 'linear', 'factor': 4.0, 'beta': 1}}, r"unknown settings: \{'beta'"),
     ({'hidden_size': None}, "has no 'hidden_size'"),
     ({'is_encoder_decoder': True}, 'is_encoder_decoder=True'),
-    ({'layer_types': ['full_attention'] * 30}, 'not understood'),
+    ({'layer_types': ['full_attention'] * 30}, 'unknown settings'),
   ],
 )
 def test_a_setting_that_is_not_computed_is_an_error(change, message):

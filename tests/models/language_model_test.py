@@ -99,7 +99,7 @@ def test_unknown_names_and_codes_list_the_known_ones():
     mechjax.load('smollm3')
   with pytest.raises(FetchError, match=r"(?s)'gpt2'.*the path of.*'openai-community/gpt2'"):
     mechjax.load('gpt2')
-  with pytest.raises(MechjaxError, match=r"(?s)no code called 'torch'.*tunix"):
+  with pytest.raises(MechjaxError, match=r"(?s)unknown code 'torch'.*tunix"):
     mechjax.load('smollm2-135m', code='torch')
 
 

@@ -153,7 +153,7 @@ def test_gemma_comes_under_its_terms(monkeypatch):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-  with pytest.raises(FetchError, match=r"(?s)no model called 'smol'.*smollm2-135m"):
+  with pytest.raises(FetchError, match=r"(?s)unknown model 'smol'.*smollm2-135m"):
     fetch.path_of('smol')
 
 

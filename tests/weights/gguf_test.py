@@ -143,7 +143,7 @@ def test_a_row_that_is_no_multiple_of_the_block_is_an_error(scratch, content):
 
 def test_a_tensor_without_elements_is_an_error(scratch, content):
   at = kind_offset(content, 'Q4_1.weight') - 16
-  with pytest.raises(WeightsError, match=rf'(?s)shape \(6, 0\), which holds nothing.*offset {at}'):
+  with pytest.raises(WeightsError, match=rf'(?s)shape \(6, 0\), which is empty.*offset {at}'):
     opened(scratch, content[:at] + struct.pack('<Q', 0) + content[at + 8 :])
 
 

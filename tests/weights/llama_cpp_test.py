@@ -150,7 +150,7 @@ def test_what_came_as_gguf_goes_out_as_safetensors(tmp_path, architecture, layer
 
 
 def test_another_architecture_is_named(tmp_path):
-  with pytest.raises(WeightsError, match=r"(?s)architecture 'mamba'.*\['gemma3', 'llama'\]"):
+  with pytest.raises(WeightsError, match=r"(?s)architecture 'mamba'.*llama"):
     llama_cpp.config(written(tmp_path, 'mamba', LLAMA))
 
 

@@ -193,7 +193,7 @@ def test_one_error_names_all_that_is_wrong():
   with pytest.raises(WeightsError) as e:
     loading.load(Arrays(arrays), TABLE, shapes(tree=tree))
   assert e.value.what.splitlines() == [
-    'somewhere does not hold the parameters that were asked for',
+    'somewhere does not have the parameters of the model',
     '  missing (2): embed.weight, h.{1-2}.q',
     '  of another shape or kind (2): h.{0-1}.up (8, 16), expected (16, 8), h.3.norm holds I32',
     '  left over (1): h.{0-1,3}.b',

@@ -90,7 +90,7 @@ def offset(i, to):
   ids=['another', 'overlap', 'unaligned', 'order', 'gap'],
 )
 def test_gguf_tensors_lie_one_behind_the_other(changed, tmp_path):
-  refused(gguf_with(tmp_path, changed), r'begins at offset \d+, where \d+ should come|truncated')
+  refused(gguf_with(tmp_path, changed), r'begins at offset \d+, expected \d+|truncated')
 
 
 def test_nothing_follows_the_last_gguf_tensor(tmp_path):
@@ -127,13 +127,13 @@ V = len(directories.tokenizer()['model']['vocab']) - 1  # without a third specia
     ('tokenizer.ggml.eos_token_id', ggufs.STRING, '1', r"eos_token_id='1'; a token id"),
     ('tokenizer.ggml.eos_token_id', ggufs.U32, 10**6, r'eos_token_id=1000000; a token id'),
     ('tokenizer.ggml.eot_token_id', ggufs.U32, 10**6, r'eot_token_id=1000000; a token id'),
-    ('tokenizer.ggml.bos_token_id', None, None, r'asks for bos at every text'),
+    ('tokenizer.ggml.bos_token_id', None, None, r'adds bos to every text'),
     ('tokenizer.ggml.add_bos_token', ggufs.STRING, 'false', r"add_bos_token='false'; true or false"),
-    ('tokenizer.ggml.tokens', None, None, r'tokens=None; a list of texts'),
+    ('tokenizer.ggml.tokens', None, None, r'tokens=None; expected a list of strings'),
     ('tokenizer.ggml.token_type', None, None, rf'token_type=None; {V} integers'),
     ('tokenizer.ggml.token_type', ggufs.ARRAY, (5, [1, 1]), r'\(2 of them\)'),
-    ('tokenizer.ggml.merges', None, None, r'merges=None; a list of texts'),
-    ('tokenizer.ggml.merges', ggufs.ARRAY, (8, ['th']), r"merge 0 is 'th'; two tokens with a space"),
+    ('tokenizer.ggml.merges', None, None, r'merges=None; expected a list of strings'),
+    ('tokenizer.ggml.merges', ggufs.ARRAY, (8, ['th']), r"merge 0 is 'th'; expected two tokens"),
     ('tokenizer.ggml.merges', ggufs.ARRAY, (8, ['t q']), r"merge 0 is 't q'"),
     ('tokenizer.ggml.pre', ggufs.ARRAY, (8, ['smollm']), r'tokenizer.ggml.pre='),
   ],
@@ -207,7 +207,7 @@ def test_a_number_beyond_all_numbers_is_not_json(text, tmp_path):
   parts = directories.right()
   parts.text['config.json'] = json.dumps(parts.config).replace('1e-05', text)
   parts.write(tmp_path)
-  refused(tmp_path, 'config.json: the file is not JSON as it should be')
+  refused(tmp_path, 'config.json: the file is not valid JSON')
 
 
 @pytest.mark.parametrize(
@@ -217,4 +217,4 @@ def test_a_shard_with_a_name_that_no_file_has_is_refused(name, tmp_path):
   parts = directories.right()
   parts.index['weight_map']['model.norm.weight'] = name
   parts.write(tmp_path)
-  refused(tmp_path, 'does not give a file beside the index for each tensor')
+  refused(tmp_path, 'does not map each tensor to a file')

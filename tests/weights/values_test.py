@@ -79,7 +79,7 @@ def test_a_word_is_one_of_those_that_are_known_and_a_setting_one_that_is_compute
 def test_what_was_not_taken_and_is_not_harmless_is_an_error():
   s = Values({'a': 1, 'b': 2, 'c': None}, 'some file')
   s.check_all_taken({'a', 'b'})
-  with pytest.raises(WeightsError, match=r"not understood: \{'b': 2\}"):
+  with pytest.raises(WeightsError, match=r"unknown settings: \{'b': 2\}"):
     s.check_all_taken({'a'})
   with pytest.raises(WeightsError, match=r'some file is \[1\]; expected an object'):
     Values([1], 'some file')
