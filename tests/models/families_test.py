@@ -286,10 +286,18 @@ def test_a_window_that_is_left_out_is_the_familys_and_null_is_none():
   [
     (QWEN2, {'layer_types': ['sliding_attention'] * 24}, 'local layers and no window'),
     (GEMMA_2, {'sliding_window': None}, 'local layers and no window'),
-    (GEMMA_2, {'attn_logit_softcapping': 'x'}, "attn_logit_softcapping='x'; a finite number"),
-    (GEMMA_2, {'query_pre_attn_scalar': 0}, 'query_pre_attn_scalar=0; a finite number over 0'),
+    (
+      GEMMA_2,
+      {'attn_logit_softcapping': 'x'},
+      "attn_logit_softcapping='x'; expected a finite number",
+    ),
+    (
+      GEMMA_2,
+      {'query_pre_attn_scalar': 0},
+      'query_pre_attn_scalar=0; expected a finite number over 0',
+    ),
     (PYTHIA, {'partial_rotary_factor': 0.5}, 'partial_rotary_factor=0.5'),
-    (PYTHIA, {'use_parallel_residual': 1}, 'use_parallel_residual=1; true or false'),
+    (PYTHIA, {'use_parallel_residual': 1}, 'use_parallel_residual=1; expected true or false'),
     (
       SMOLLM2,
       {'partial_rotary_factor': 0.5, 'rope_scaling': {'type': 'linear', 'factor': 2.0}},
@@ -300,8 +308,12 @@ def test_a_window_that_is_left_out_is_the_familys_and_null_is_none():
       {'rope_scaling': LLAMA_3_2['rope_scaling'] | {'factor': 0.5}},
       'does not describe a scaling',
     ),
-    (GEMMA_3_SEEING, {'eos_token_id': [1, 262_208]}, r'eos_token_id=\[1, 262208\]; a token id'),
-    (GEMMA_3_SEEING, {'text_config': 5}, 'text_config=5; an object'),
+    (
+      GEMMA_3_SEEING,
+      {'eos_token_id': [1, 262_208]},
+      r'eos_token_id=\[1, 262208\]; expected a token id',
+    ),
+    (GEMMA_3_SEEING, {'text_config': 5}, 'text_config=5; expected an object'),
     (GPT2, {'scale_attn_by_inverse_layer_idx': True}, 'scale_attn_by_inverse_layer_idx=True'),
     (GPT2, {'add_cross_attention': True}, 'add_cross_attention=True'),
     (GEMMA_3, {'use_bidirectional_attention': True}, 'use_bidirectional_attention=True'),
