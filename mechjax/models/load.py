@@ -83,7 +83,7 @@ def load(
 
 
 def _find(name_or_path: str | os.PathLike[str], accept_terms: bool) -> Path:
-  """The path of a model; a text that is not an existing path, a .gguf path or a hub's name is a name in `SOURCES`."""
+  """Path of a model: an existing path, the cached directory of a model on a hub, or the file of a name in `SOURCES`."""
   path = Path(name_or_path).expanduser()
   if files.there(path):
     return path

@@ -181,7 +181,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
       "('llama') without add_space_prefix",
     )
   tokens = metadata['tokenizer.ggml.tokens']
-  # By default, texts of SentencePiece models begin with bos.
+  # Without a setting in the file, texts of SentencePiece models begin with bos.
   adds = {'bos': kind == 'llama', 'eos': False}
   adds = {x: bool(metadata.get(f'tokenizer.ggml.add_{x}_token', adds[x])) for x in adds}
   ids = {x: header.ids(f'tokenizer.ggml.{x}_token_id', len(tokens)) for x in ('bos', *_GGUF_STOPS)}

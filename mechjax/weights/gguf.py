@@ -15,7 +15,7 @@ which the inventors of the format maintain.
 
 Sharp edges: shapes are given slowest axis first, as in NumPy (GGUF writes them in reverse), so a
 linear layer is [out, in]. The file stays memory mapped as long as the object exists. Only
-little-endian files of versions 2 and 3 are read; others are hardly ever found.
+little-endian files of versions 2 and 3 are read, the only ones in use.
 """
 
 from __future__ import annotations

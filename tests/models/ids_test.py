@@ -35,7 +35,7 @@ def ours_of(name):
 
 @functools.cache
 def upstream():
-  """Code of somebody else, whose lookup takes the nearest row that there is."""
+  """Upstream code, whose lookup takes the nearest existing row."""
 
   def apply(params, tokens):
     x = harvest.sow(params.at[tokens].get(mode='clip'), name='embed')
@@ -189,7 +189,7 @@ def test_rows_of_ids_have_any_lengths_and_types(row):
 
 
 def assert_clear(texts):
-  """That rounding decides no token of what was generated: the best is ahead by more."""
+  """Checks that rounding does not decide a generated token: the best token leads by more."""
   for acts in (acts for text in texts for acts in text.reads):
     last = np.sort(np.asarray(acts['logits'])[:, -1])
     assert (last[:, -1] - last[:, -2]).min() > 1e-3

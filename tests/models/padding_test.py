@@ -1,4 +1,4 @@
-"""What a masked batch has at real tokens is what each row has alone, in every family and by every way in."""
+"""A masked batch has the values of each row alone at real tokens, in every family and through every entry point."""
 
 import functools
 

@@ -206,7 +206,7 @@ def test_an_interrupt_ends_pip_and_leaves_nothing_behind(tmp_path):
 
 
 def ended(process: int) -> bool:
-  """Whether it has gone; one that was killed may lie about for a moment until somebody asks what became of it."""
+  """Whether a process has ended; a killed process may remain for a moment until its parent waits for it."""
   try:
     os.kill(process, 0)
   except ProcessLookupError:

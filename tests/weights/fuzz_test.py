@@ -1,8 +1,8 @@
-"""Files of random and of slightly wrong bytes: an error of ours, soon, and without much memory.
+"""Files of random and of slightly wrong bytes give a WeightsError, quickly and without much memory.
 
-Three readers, each given files that are right but for a few bytes, cut, or invented by somebody who
-knows the format: headers that promise more than there is. Whatever happens, it is a WeightsError or
-a tensor of the size that the header says.
+Three readers, each with files that are right except for a few bytes, truncated, or written on purpose
+with headers that promise more than the file has. The result is always a WeightsError or a tensor of
+the size in the header.
 """
 
 import contextlib

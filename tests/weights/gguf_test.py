@@ -87,7 +87,7 @@ def test_a_file_cut_anywhere_names_the_file_and_an_offset_inside_it(scratch, con
 
 
 def GGUFFile_end(content: bytes) -> int:
-  """Where the last tensor ends; what follows is padding, and nobody misses it."""
+  """Offset of the end of the last tensor; the bytes after it are padding, which may be missing."""
   return content.rindex(quantised(KINDS[-1]).tobytes()) + quantised(KINDS[-1]).nbytes
 
 

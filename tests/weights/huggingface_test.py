@@ -53,7 +53,7 @@ def random_parameters(described, dtype=np.float32):
 
 
 def linear(x, weight, bias=0.0):
-  """As torch.nn.Linear."""
+  """The linear layer of torch.nn.Linear."""
   return x @ weight.T + bias
 
 

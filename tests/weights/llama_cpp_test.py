@@ -161,7 +161,7 @@ def test_biases_of_a_variant_are_not_left_out(tmp_path):
 
 
 def llama3_factor(i, factor) -> float:
-  """By which the wavelength of rotary pair i grows, as the paper's code says it."""
+  """Factor of the wavelength of rotary pair i, as in the paper's code."""
   wavelength = 2 * math.pi * 5000.0 ** (2 * i / 16)
   if wavelength < 8192 / 4:
     return 1.0

@@ -103,7 +103,7 @@ def test_a_directory_that_holds_something_is_not_written_over(tmp_path):
 DAMAGED = {
   'a dtype that is not known': ({'x': entry('F12')}, b'8' * 8, "'x' has dtype 'F12'"),
   'a negative size': ({'x': entry(shape=(-2, -1))}, b'8' * 8, r"'x' has shape \[-2, -1\]"),
-  'a size that is no integer': ({'x': entry(shape=(2.0,))}, b'8' * 8, r"'x' has shape \[2.0\]"),
+  'a size that is not an integer': ({'x': entry(shape=(2.0,))}, b'8' * 8, r"'x' has shape \[2.0\]"),
   'a true size': ({'x': entry(shape=(True, 2))}, b'8' * 8, "'x' has shape"),
   'bytes that do not fit the shape': (
     {'x': entry(shape=(3,))},

@@ -44,7 +44,7 @@ def header(descr: Any, shape: Any, fortran: Any = False) -> bytes:
 
 
 def change_values(r: Any, p: Parts) -> Change:
-  """Numbers of an array; what is no number must be refused."""
+  """Changes numbers of an array; a value that is not a number must be rejected."""
   member = p.members[r.integers(len(p.members))]
   values = np.frombuffer(member[2], np.float32).copy()
   odd = [float('nan'), float('inf'), -float('inf'), 0.0, -1.0, 3e38]

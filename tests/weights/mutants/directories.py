@@ -43,7 +43,7 @@ class Parts:
 
 
 def right() -> Parts:
-  """A checkpoint of a llama that is as it should be."""
+  """A correct checkpoint of a llama."""
   vocab = tokenizer()['model']['vocab']
   config = {
     'model_type': 'llama', 'architectures': ['LlamaForCausalLM'], 'vocab_size': len(vocab), 'hidden_size': D,
@@ -204,7 +204,7 @@ def change_config(r: Any, p: Parts) -> Change:
 
 
 def change_text(r: Any, p: Parts) -> Change:
-  """JSON that says a thing twice, ends early, or is no JSON."""
+  """Changes JSON so that a key occurs twice, the text ends early, or it is not valid JSON."""
   files = ['config.json', 'model.safetensors.index.json', *p.shards]
   name = files[r.integers(len(files))]
   tree = {'config.json': p.config, 'model.safetensors.index.json': p.index}.get(name) or p.shards[

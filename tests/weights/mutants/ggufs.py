@@ -103,7 +103,7 @@ def sentence_pieces() -> list[tuple[str, int, Any]]:
 
 
 def right(architecture: str) -> Parts:
-  """A file that is as it should be."""
+  """A correct file."""
   vocabulary = byte_level() if architecture == 'llama' else sentence_pieces()
   (V,) = [len(value[1]) for key, _, value in vocabulary if key.endswith('tokens')]
   a = architecture
@@ -298,7 +298,7 @@ def _n_bytes(info: list[Any]) -> int | None:
 
 
 def change_frame(r: Any, p: Parts) -> Change:
-  """What stands around: alignment, number of tensors, bytes appended or missing between header and data."""
+  """Changes alignment, number of tensors, or bytes that are appended or missing between header and data."""
   what = ['alignment', 'count', 'append', 'gap', 'cut'][r.integers(5)]
   if what == 'alignment':
     kind, value = [*ODD, (U32, 8), (U32, 64), (U32, 33), (U32, 4096), (10, 2**62)][

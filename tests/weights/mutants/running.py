@@ -31,7 +31,7 @@ TEXTS = ('the hand and the thin', ' the', '</s>an', 'x\n1é')
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-  """What is needed to try one format: a right file, its changes, writing and loading."""
+  """The parts of a trial of one format: a correct file, its changes, writing and loading."""
 
   right: Callable[[], Any]
   changes: Sequence[Callable[[Any, Any], Change]]
@@ -149,7 +149,7 @@ def _damage(r: Any, place: Path) -> Change:
 
 
 def _text(path: Path, content: bytes) -> int:
-  """Where the header of a file ends, in which one letter can spell another setting or name."""
+  """Offset of the end of the header, in which one letter can make another setting or name."""
   if path.suffix == '.safetensors':
     return 8 + int.from_bytes(content[:8], 'little')
   if path.suffix == '.gguf':
