@@ -112,10 +112,10 @@ class Greedy:
     return (symbol for symbol in symbols if symbol)
 
 
-def _match_any(words: Iterable[str]) -> re.Pattern[str]:
-  """A pattern that matches any of the words, longest first; grouped by first letter, as there are thousands."""
+def _match_any(pieces: Iterable[str]) -> re.Pattern[str]:
+  """A pattern that matches any of the pieces, longest first; grouped by first letter, as there are thousands."""
   by_letter: dict[str, list[str]] = {}
-  for word in sorted(words, key=len, reverse=True):
-    by_letter.setdefault(word[0], []).append(re.escape(word[1:]))
+  for piece in sorted(pieces, key=len, reverse=True):
+    by_letter.setdefault(piece[0], []).append(re.escape(piece[1:]))
   branches = [f'{re.escape(letter)}(?:{"|".join(rest)})' for letter, rest in by_letter.items()]
   return re.compile(f'({"|".join(branches)})' if branches else '((?!))')
