@@ -123,7 +123,7 @@ def forward_to_layer():
   model = mechjax.load('smollm2-135m')
   tokens = jax.random.randint(jax.random.key(0), (8, 128), 0, model.n_vocab)
   site = 'resid_post.15'
-  read = jax.jit(harvest.reap(model.truncated_at(site), sites=[site]))
+  read = jax.jit(harvest.reap(model.truncate_at(site), sites=[site]))
   whole = jax.jit(model.apply)
   calls = {'read': lambda: read(model.params, tokens), 'whole': lambda: whole(model.params, tokens)}
   return {'forward_to_layer_ratio': timing.interleave(calls, rounds=ROUNDS).ratio('read', 'whole')}

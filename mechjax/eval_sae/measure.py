@@ -92,7 +92,7 @@ def _features(
 ) -> features.Features:
   """Of latents that are ever active, drawn where there are too many."""
   model, site = subjects.model, sites.parse(subjects.site)
-  read = jax.jit(harvest.reap(model.truncated_at(subjects.site), sites=[subjects.site]))
+  read = jax.jit(harvest.reap(model.truncate_at(subjects.site), sites=[subjects.site]))
   batches = subjects.batches(settings.feature_tokens, settings.batch)
   active = np.flatnonzero(report.density > 0)
   if settings.latents and len(active) > settings.latents:

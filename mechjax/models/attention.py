@@ -1,18 +1,18 @@
-"""Attention: who sees whom, and the weighted sum over what is seen.
+"""Attention: the mask of visible keys, and the weighted sum of their values.
 
 Padding, packing several texts into a row, sliding windows and the cache of a generation are four reasons why a
-query does not see a key. All are decided by two integers per token: its segment, and its order in it (how many
-tokens of the same segment come before). A query sees a key if the segments are equal and
+query does not see a key. Two integers per token decide all four: its segment, and its order in the segment (the
+number of tokens of the same segment before it). A query sees a key if the segments are equal and
 0 <= order of query - order of key < window. So a window is a number, which may differ from layer to layer inside
-one scan, and padding may stand anywhere, even between a prompt and what is generated.
+one scan, and padding may stand anywhere, even between a prompt and the generated tokens.
 
-The order is counted and not taken from `positions`: those say where rotary and learned embeddings place a token,
-and changing them for an experiment must not let a token see its future.
+The order is counted and not taken from `positions`: these place a token in rotary and learned embeddings, and
+changing them for an experiment must not let a token see its future.
 
 Letters: B batch, T query, S key, D model, N query heads, K key-value heads, G = N/K, H head, L layers.
 
 Sharp edges: a masked score is MASKED and not -inf, so that differences of scores stay finite. Padding is a segment
-of its own and sees itself; what is computed there means nothing.
+of its own and sees itself; the values computed there are meaningless.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from mechjax.models.config import Config
 from mechjax.models.norms import rms
 
 MASKED = -1e30
-"""The score of a key that is not seen."""
+"""Score of a key that is not visible."""
 
 
 class Tokens(NamedTuple):
-  """Which text each token belongs to, and how many of that text come before it: int32 [B, T].
+  """Segment (text) of each token, and the number of tokens of that segment before it: int32 [B, T].
 
-  Where all rows are of one text, there are no segments, and B is 1.
+  If every row is a single text, `segment` is None, and B is 1.
   """
 
   segment: Any
@@ -52,13 +52,13 @@ class KV(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-  """What a generation keeps of the tokens it has read.
+  """Keys and values of the tokens that a generation has read.
 
   Attributes:
-    kv: of all layers, [L, B, S, K, H], as they were before any intervention at 'k' and 'v' (one that is planted is
-      applied anew at every step).
-    tokens: the segment and order of what each slot holds; segment 0 where it is empty.
-    length: how many of the S slots are taken, int32 scalar.
+    kv: of all layers, [L, B, S, K, H], as they were before any intervention at 'k' and 'v' (a planted intervention
+      is applied again at every step).
+    tokens: segment and order of the token in each slot; segment 0 where a slot is empty.
+    length: number of the S slots that are in use, int32 scalar.
   """
 
   kv: KV
@@ -68,13 +68,13 @@ class Cache:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Where:
-  """What all layers of a forward pass share.
+class PassContext:
+  """Inputs that all layers of a forward pass share.
 
   Attributes:
-    queries, keys: their tokens; the same unless there is a cache.
-    slot: where in the cache the keys of this call belong; None without a cache.
-    angles: rotary angles of global layers, then of local ones; None without rotary positions.
+    queries, keys: tokens of the queries and of the keys; the same unless there is a cache.
+    slot: first slot of the cache for the keys of this call; None without a cache.
+    angles: rotary angles of global layers, then of local layers; None without rotary positions.
   """
 
   queries: Tokens
@@ -89,9 +89,9 @@ def number(
   """Numbers the tokens of a call.
 
   Args:
-    segments: int or bool [B, T]; 0 or False is padding. None if every token is of one text.
+    segments: int or bool [B, T]; 0 or False is padding. None if every row is a single text.
     shape: (B, T).
-    cache: what was read before, if anything.
+    cache: the tokens that were read before, if any.
 
   Returns:
     See `Tokens`.
@@ -106,14 +106,14 @@ def number(
   if segments.shape != shape:
     raise errors.MechjaxError(f'segments have shape {segments.shape}, the tokens {shape}')
   segment_BxT = segments.astype(jnp.int32)
-  order = _matches(segment_BxT, segment_BxT, earlier=True)
+  order = _count_matches(segment_BxT, segment_BxT, earlier=True)
   if cache is not None:
-    order += _matches(segment_BxT, cache.tokens.segment, earlier=False)
+    order += _count_matches(segment_BxT, cache.tokens.segment, earlier=False)
   return Tokens(segment_BxT, order)
 
 
-def _matches(segment_BxT: jax.Array, others_BxS: jax.Array, earlier: bool) -> jax.Array:
-  """For each token, how many of the others are of its segment."""
+def _count_matches(segment_BxT: jax.Array, others_BxS: jax.Array, earlier: bool) -> jax.Array:
+  """Number of the other tokens that have the segment of each token."""
   same_BxTxS = segment_BxT[:, :, None] == others_BxS[:, None]
   if earlier:
     same_BxTxS &= jnp.tri(same_BxTxS.shape[1], k=-1, dtype=bool)
@@ -121,7 +121,7 @@ def _matches(segment_BxT: jax.Array, others_BxS: jax.Array, earlier: bool) -> ja
 
 
 def visible(queries: Tokens, keys: Tokens, window: jax.Array | int | None) -> jax.Array:
-  """Which keys each query sees: bool [B, T, S]."""
+  """Attention mask, bool [B, T, S]: True where a query sees a key."""
   distance_BxTxS = queries.order[:, :, None] - keys.order[:, None]
   seen_BxTxS = distance_BxTxS >= 0
   if queries.segment is not None and keys.segment is not None:
@@ -133,7 +133,7 @@ def attend(
   p: dict[str, Any],
   h_BxTxD: jax.Array,
   config: Config,
-  where: Where,
+  context: PassContext,
   local: jax.Array | bool,
   cached: KV | None,
 ) -> tuple[jax.Array, KV]:
@@ -143,31 +143,31 @@ def attend(
     p: one layer's 'attn'.
     h_BxTxD: the normalised residual stream.
     config: the description.
-    where: see `Where`.
-    local: whether the layer is local, which a scan may know only as data.
+    context: see `PassContext`.
+    local: whether the layer is local; inside a scan, a traced boolean.
     cached: the layer's cache, or None.
 
   Returns:
-    What the heads write together, [B, T, D], and the keys and values of these tokens.
+    The sum of the heads' outputs, [B, T, D], and the keys and values of these tokens.
   """
   q = _project(p, 'q', h_BxTxD)
   k = _project(p, 'k', h_BxTxD)
   v = _project(p, 'v', h_BxTxD)
   if config.qk_norm:
     q, k = (rms(x, p[n], config) for x, n in ((q, 'q_norm'), (k, 'k_norm')))
-  if where.angles is not None:
-    angles = _of_kind(local, where.angles)
-    q, k = rotary.turn(q, angles), rotary.turn(k, angles)
+  if context.angles is not None:
+    angles = _select_kind(local, context.angles)
+    q, k = rotary.rotate(q, angles), rotary.rotate(k, angles)
   new = KV(k, v)
   if cached is not None:
-    k, v = (_appended(old, x, where.slot) for old, x in zip(cached, new))
+    k, v = (_append(old, x, context.slot) for old, x in zip(cached, new))
   q_BxTxNxH = harvest.sow(q, name='q')
   k_BxSxKxH = harvest.sow(k, name='k')
   v_BxSxKxH = harvest.sow(v, name='v')
 
   scores_BxNxTxS = _scores(q_BxTxNxH, k_BxSxKxH, config)
-  seen_BxTxS = visible(where.queries, where.keys, _window(config, local))
-  # Added, not selected: what is added leaves nothing behind for the backward pass.
+  seen_BxTxS = visible(context.queries, context.keys, _window(config, local))
+  # Added, not selected: an addition saves no residuals for the backward pass.
   scores_BxNxTxS += jnp.where(seen_BxTxS, 0.0, MASKED)[:, None]
   scores_BxNxTxS = harvest.sow(scores_BxNxTxS, name='attn_scores')
   probs_BxNxTxS = jax.nn.softmax(scores_BxNxTxS, axis=-1).astype(v.dtype)
@@ -183,8 +183,8 @@ def _project(p: dict[str, Any], name: str, h_BxTxD: jax.Array) -> jax.Array:
   return out_BxTxNxH if bias is None else out_BxTxNxH + bias
 
 
-def _of_kind(local: jax.Array | bool, both: tuple[Any, Any]) -> Any:
-  """The second of two things in local layers, the first in the others."""
+def _select_kind(local: jax.Array | bool, both: tuple[Any, Any]) -> Any:
+  """The second element of a pair in local layers, the first in global layers."""
   if isinstance(local, bool):
     return both[local]
   return jax.tree.map(lambda g, l: jax.lax.select(local, l, g), *both)
@@ -196,12 +196,12 @@ def _window(config: Config, local: jax.Array | bool) -> jax.Array | int | None:
   return jnp.where(local, config.window or 0, jnp.iinfo(jnp.int32).max)
 
 
-def _appended(cache_BxSxKxH: jax.Array, x_BxTxKxH: jax.Array, slot: Any) -> jax.Array:
+def _append(cache_BxSxKxH: jax.Array, x_BxTxKxH: jax.Array, slot: Any) -> jax.Array:
   return jax.lax.dynamic_update_slice_in_dim(cache_BxSxKxH, x_BxTxKxH, slot, axis=1)
 
 
 def _scores(q_BxTxNxH: jax.Array, k_BxSxKxH: jax.Array, config: Config) -> jax.Array:
-  """Scaled and capped scores, float32 (or float64) [B, N, T, S]; heads of a group lie side by side."""
+  """Scaled and capped scores, float32 (or float64) [B, N, T, S]; heads of a group are adjacent."""
   B, T, N, H = q_BxTxNxH.shape
   S, K = k_BxSxKxH.shape[1:3]
   q_BxTxKxGxH = q_BxTxNxH.reshape(B, T, K, N // K, H)
@@ -214,7 +214,7 @@ def _scores(q_BxTxNxH: jax.Array, k_BxSxKxH: jax.Array, config: Config) -> jax.A
 
 
 def _mix(probs_BxNxTxS: jax.Array, v_BxSxKxH: jax.Array) -> jax.Array:
-  """The values each head sees, weighted: [B, T, N, H]."""
+  """Weighted sum of the values that each head sees: [B, T, N, H]."""
   B, N, T, S = probs_BxNxTxS.shape
   K, H = v_BxSxKxH.shape[2:]
   probs_BxKxGxTxS = probs_BxNxTxS.reshape(B, K, N // K, T, S)
@@ -222,5 +222,5 @@ def _mix(probs_BxNxTxS: jax.Array, v_BxSxKxH: jax.Array) -> jax.Array:
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
-  """cap * tanh(x / cap): nearly x where small, never beyond the cap."""
+  """cap * tanh(x / cap): close to x for small x, and bounded by the cap; `x` itself without a cap."""
   return x if cap is None else cap * jnp.tanh(x / cap)

@@ -1,14 +1,14 @@
-"""What a decoder is: one frozen description for every family, checked when it is made.
+"""The description of a decoder: one frozen dataclass for every family, checked when it is made.
 
-GPT-2, Pythia, Llama, Qwen, Mistral and Gemma are one computation with switches. The switches stand here, each
+GPT-2, Pythia, Llama, Qwen, Mistral and Gemma are one computation with switches. The switches are defined here, each
 with its meaning, so that the equations in `decoder` can be read without knowing the families, and a family
 (`families`) is a value and not a class. The description is hashable: it is a static argument of `jax.jit`, and two
-equal ones share a compilation.
+equal descriptions share a compilation.
 
 Letters in shapes: L layers, V vocabulary, D model, N query heads, K key-value heads, H head, F neurons, P positions.
 
-Sharp edges: a description says nothing of dtypes, which are the parameters' own. A combination that no family has
-is allowed wherever the equations have a meaning for it.
+Sharp edges: a description does not hold a dtype; parameters have their own. A combination that no family has is
+allowed wherever the equations are defined for it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ ACTIVATIONS = ('gelu', 'gelu_tanh', 'silu', 'relu')
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Scaling:
-  """How Llama 3.1 and later stretch the rotary wavelengths.
+  """Scaling of the rotary wavelengths in Llama 3.1 and later.
 
   Attributes:
-    factor: by which the longest wavelengths grow.
-    low_frequency: wavelengths over `original_length / low_frequency` grow by `factor`.
+    factor: multiplies the longest wavelengths.
+    low_frequency: wavelengths over `original_length / low_frequency` are multiplied by `factor`.
     high_frequency: wavelengths under `original_length / high_frequency` stay; those in between are interpolated.
-    original_length: positions that the model was first trained on.
+    original_length: number of positions that the model was first trained on.
   """
 
   factor: float
@@ -43,8 +43,8 @@ class Llama3Scaling:
     ordered = 0 < self.low_frequency < self.high_frequency < math.inf
     if not ordered or not 1 <= self.factor < math.inf or self.original_length < 1:
       raise errors.MechjaxError(
-        f'{self} is no scaling',
-        hint='0 < low_frequency < high_frequency, factor >= 1, original_length >= 1',
+        f'{self} does not describe a scaling',
+        hint='use 0 < low_frequency < high_frequency, factor >= 1 and original_length >= 1',
       )
 
 
@@ -59,32 +59,32 @@ class Config:
     n_kv_heads: K, key-value heads; query head n reads key-value head n // (N/K).
     d_head: H.
     d_mlp: F; 0 for a model of attention alone.
-    n_vocab: V, as many as the embedding has rows.
-    n_positions: P, rows of the table of learned positions; 0 where there is none.
+    n_vocab: V, the number of rows of the embedding.
+    n_positions: P, rows of the table of learned positions; 0 without learned positions.
     norm: 'rms', 'layer' (mean removed, with a bias) or 'none'.
     norm_eps: added to the variance.
-    norm_offset: added to every norm's scale: 1 where files store scales around zero, as Gemma's.
+    norm_offset: added to every norm's scale: 1 for files that store scales around zero, such as Gemma's.
     positions: 'rotary', 'learned' (added to the embedding) or 'none'.
     rope_base: base of the rotary wavelengths.
-    rope_local_base: the same in local layers; None if they are like the others.
-    rope_fraction: part of a head that is turned; the rest is left as it is.
-    rope_scale: by which positions are divided, except in local layers that have a base of their own.
-    rope_scaling: Llama 3's stretching of the wavelengths.
+    rope_local_base: the same in local layers; None if it is the same as in global layers.
+    rope_fraction: fraction of a head that is rotated; the rest is unchanged.
+    rope_scale: divisor of the positions, except in local layers that have a base of their own.
+    rope_scaling: Llama 3's scaling of the wavelengths.
     activation: 'gelu' (exact), 'gelu_tanh' (approximated), 'silu' or 'relu'.
     gated: whether the neurons are activation(gate) * up instead of activation(up).
     parallel: whether attention and MLP read the same residual stream, as in GPT-NeoX.
     qk_norm: whether queries and keys pass through an RMS norm per head, before rotary.
     qkv_bias: whether queries, keys and values have biases.
-    o_bias: whether the output of the attention has one.
+    o_bias: whether the output of the attention has a bias.
     mlp_bias: whether the matrices of the MLP have biases.
-    post_norms: whether what attention and MLP add is normalised before it is added, as in Gemma 2.
+    post_norms: whether the outputs of attention and MLP are normalised before they are added, as in Gemma 2.
     tied: whether the unembedding is the embedding.
     final_norm: whether there is a norm before the unembedding.
     unembed_bias: whether the logits have a bias.
     attn_softcap: c in c * tanh(scores / c); None for no cap.
     logit_softcap: the same for logits.
-    window: how many positions a local layer sees, its own included; None if there are no local layers.
-    local: which layers are local, L booleans; empty for none.
+    window: number of positions that a local layer sees, the token's own included; None without local layers.
+    local: whether each layer is local, L booleans; empty if all are global.
     embed_scale: factor of the token embeddings.
     query_scale: factor of the attention scores; None for H ** -0.5.
 
@@ -153,7 +153,7 @@ class Config:
     self._check(self.rope_scale > 0, 'rope_scale', 'positive')
     self._check(self.rope_base > 0, 'rope_base', 'positive')
     if self.positions == 'rotary':
-      self._check(self.d_rotary % 2 == 0, 'rope_fraction', f'such that {self.d_rotary} were even')
+      self._check(self.d_rotary % 2 == 0, 'rope_fraction', f'such that {self.d_rotary} is even')
 
   def _check_layers(self) -> None:
     self._check(len(self.local) in (0, self.n_layers), 'local', f'of length {self.n_layers}, or ()')
@@ -167,16 +167,16 @@ class Config:
     if self.tied:
       self._check(not self.unembed_bias, 'unembed_bias', 'False where the embedding is tied')
 
-  def _check(self, good: bool, name: str, wanted: str) -> None:
-    if not good:
+  def _check(self, is_good: bool, name: str, wanted: str) -> None:
+    if not is_good:
       raise errors.MechjaxError(f'{name}={getattr(self, name)!r} should be {wanted}')
 
   @property
   def d_rotary(self) -> int:
-    """How many numbers of a head are turned."""
+    """Number of dimensions of a head that are rotated."""
     return int(self.d_head * self.rope_fraction)
 
   @property
   def score_scale(self) -> float:
-    """What dot products of queries and keys are multiplied by."""
+    """Factor of the dot products of queries and keys."""
     return self.d_head**-0.5 if self.query_scale is None else self.query_scale

@@ -1,28 +1,28 @@
 """One decoder for the GPT-2, GPT-NeoX, Llama, Qwen, Mistral and Gemma families, scanned over its layers.
 
-Upstream code is run for fidelity; this is for speed. The layers are one `lax.scan` over stacked parameters, so that
+Upstream code is run for fidelity; this decoder is for speed. The layers are one `lax.scan` over stacked parameters, so
 compile time does not grow with depth, a read of k layers costs k activations, and one executable sweeps all layers.
-What differs between families is a `Config`; what differs between the layers of one model (Gemma's local and global
-attention) is data that is scanned along with the parameters.
+A `Config` holds the differences between families; the differences between the layers of one model (Gemma's local and
+global attention) are data that is scanned along with the parameters.
 
     logits = forward(params, tokens, config)          = unembed(blocks(embed(tokens)))
     x = blocks(params, x, config, start=7, stop=12)   a span of layers, from a residual stream to a residual stream
-    logits = forward_from(params, tokens, x, l, config)     the rest of a pass whose layers below a traced l are known
+    logits = forward_from(params, tokens, x, l, config)     the rest of a pass from layer l, which may be traced
     logits, cache = step(params, tokens, cache, config)
 
 All are pure and tagged at every site of `mechjax.sites`. Computation is in the dtype of the parameters; norms,
-softmax and logits are float32 at least (`mechjax.precision`). `unroll=True` writes the layers out, for tests and for
+softmax and logits are at least float32 (`mechjax.precision`). `unroll=True` unrolls the layers, for tests and for
 loops that carry values from layer to layer.
 
 Letters: B batch, T position, D model, V vocabulary, L layers; the others are in `config` and `attention`.
 
 Sharp edges:
   - With a cache, k, v, attn_scores and attn_probs span all slots of the cache, empty ones included.
-  - A token or a learned position that the table does not have, a negative one too, becomes NaN.
-  - There is no resid_mid where attention and MLP are parallel or there is no MLP; asking for it says so.
-  - A scan that starts later than layer 0 still counts from 0 and skips what lies below, so its sites are numbered right
-    and can be planted; those below an int `start` are no sites. Reading is refused, because a skipped layer has no
-    value; `unroll=True` reads.
+  - A token or a learned position outside its table, negative ones included, becomes NaN.
+  - There is no resid_mid if attention and MLP are parallel or there is no MLP; the error for a request says so.
+  - A scan that starts later than layer 0 still counts from 0 and skips the layers below, so its sites have the right
+    numbers and can be planted; the sites below an int `start` do not exist. Reading is an error, because a skipped
+    layer has no value; use `unroll=True` to read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import numpy as np
 
 from mechjax import errors, harvest, precision, sites
 from mechjax.models import ids, rotary
-from mechjax.models.attention import KV, Cache, Tokens, Where, attend, number, soft_cap
+from mechjax.models.attention import KV, Cache, PassContext, Tokens, attend, number, soft_cap
 from mechjax.models.config import Config, Llama3Scaling
 from mechjax.models.norms import norm
 from mechjax.models.parameters import init, shapes
@@ -79,23 +79,26 @@ def forward(
     params: as `shapes` describes them.
     tokens_BxT: token ids, int [B, T].
     config: the description.
-    positions: where rotary or learned embeddings place each token, int [B, T]; by default its order in its segment.
+    positions: position of each token in rotary or learned embeddings, int [B, T]; by default its order in its segment.
     segments: int or bool [B, T]: a token sees tokens of its own segment only, and 0 or False is padding. A padding
       mask is one such array, the numbering of texts packed into one row another.
-    checkpoint: whether the backward pass computes layers again instead of keeping their insides.
-    unroll: whether the layers are written out instead of scanned.
+    checkpoint: whether the backward pass recomputes layers instead of saving their intermediate values.
+    unroll: whether the layers are unrolled instead of scanned.
 
   Returns:
     Logits, float32 [B, T, V].
 
   Raises:
-    MechjaxError: if tokens are no integers, shapes do not fit, or a text is longer than the table of learned positions.
+    MechjaxError: if tokens are not integers, shapes do not fit, or a text is longer than the table of learned
+      positions.
   """
   ids.check_kind(tokens_BxT)
-  where, positions = _where(tokens_BxT.shape, config, positions, segments, None, _dtype(params))
+  context, positions = _pass_context(
+    tokens_BxT.shape, config, positions, segments, None, _dtype(params)
+  )
   x_BxTxD = _embed(params, tokens_BxT, config, positions)
   span = (0, config.n_layers)
-  x_BxTxD, _ = _blocks(params, x_BxTxD, config, where, None, span, checkpoint, unroll)
+  x_BxTxD, _ = _blocks(params, x_BxTxD, config, context, None, span, checkpoint, unroll)
   return unembed(params, x_BxTxD, config)
 
 
@@ -109,12 +112,12 @@ def step(
   segments: jax.Array | None = None,
   unroll: bool = False,
 ) -> tuple[jax.Array, Cache]:
-  """Next-token logits of tokens that follow what is in a cache.
+  """Next-token logits of tokens that follow those in a cache.
 
-  Args: as `forward`; positions and orders go on from the cache. `cache` comes from `new_cache` or an earlier step.
+  Args: as `forward`; positions and orders continue from the cache. `cache` comes from `new_cache` or an earlier step.
 
   Returns:
-    Logits, float32 [B, T, V], and the cache with these tokens in it. A cache that is not used again can be donated.
+    Logits, float32 [B, T, V], and the cache with these tokens added. A cache that is not used again can be donated.
 
   Raises:
     MechjaxError: as `forward`, or if the cache is full (where its length is known).
@@ -123,16 +126,18 @@ def step(
   n_slots = cache.tokens.segment.shape[1]
   if not isinstance(cache.length, jax.core.Tracer) and cache.length + tokens_BxT.shape[1] > n_slots:
     raise errors.MechjaxError(
-      f'{tokens_BxT.shape[1]} tokens do not fit behind {cache.length} in a cache of {n_slots}',
-      hint='new_cache(config, batch, n_slots) with as many slots as there will be tokens',
+      f'{tokens_BxT.shape[1]} tokens do not fit after {cache.length} in a cache of {n_slots}',
+      hint='call new_cache(config, batch, n_slots) with as many slots as there will be tokens',
     )
-  where, positions = _where(tokens_BxT.shape, config, positions, segments, cache, _dtype(params))
+  context, positions = _pass_context(
+    tokens_BxT.shape, config, positions, segments, cache, _dtype(params)
+  )
   x_BxTxD = _embed(params, tokens_BxT, config, positions)
   span = (0, config.n_layers)
-  x_BxTxD, new_LxBxTxKxH = _blocks(params, x_BxTxD, config, where, cache.kv, span, False, unroll)
+  x_BxTxD, new_LxBxTxKxH = _blocks(params, x_BxTxD, config, context, cache.kv, span, False, unroll)
   update = jax.lax.dynamic_update_slice_in_dim
   kv = KV(*(update(old, x, cache.length, axis=2) for old, x in zip(cache.kv, new_LxBxTxKxH)))
-  cache = Cache(kv, where.keys, cache.length + tokens_BxT.shape[1])
+  cache = Cache(kv, context.keys, cache.length + tokens_BxT.shape[1])
   return unembed(params, x_BxTxD, config), cache
 
 
@@ -154,7 +159,7 @@ def embed(
 ) -> jax.Array:
   """The residual stream before the first layer, [B, T, D]; arguments as in `forward`."""
   ids.check_kind(tokens_BxT)
-  _, positions = _where(tokens_BxT.shape, config, positions, segments, None, _dtype(params))
+  _, positions = _pass_context(tokens_BxT.shape, config, positions, segments, None, _dtype(params))
   return _embed(params, tokens_BxT, config, positions)
 
 
@@ -177,7 +182,7 @@ def blocks(
     x_BxTxD: the residual stream entering layer `start`.
     config: the description.
     start: the first layer, an int.
-    stop: the layer before which to stop; None for the end.
+    stop: one more than the last layer; None for all remaining layers.
     positions, segments, checkpoint, unroll: as in `forward`.
 
   Returns:
@@ -191,8 +196,8 @@ def blocks(
     raise errors.MechjaxError(
       f'there is no span of layers from layer {start} to {stop} of {config.n_layers}'
     )
-  where, _ = _where(x_BxTxD.shape[:2], config, positions, segments, None, _dtype(params))
-  return _blocks(params, x_BxTxD, config, where, None, (start, stop), checkpoint, unroll)[0]
+  context, _ = _pass_context(x_BxTxD.shape[:2], config, positions, segments, None, _dtype(params))
+  return _blocks(params, x_BxTxD, config, context, None, (start, stop), checkpoint, unroll)[0]
 
 
 def forward_from(
@@ -207,16 +212,16 @@ def forward_from(
 ) -> jax.Array:
   """Next-token logits of a pass whose residual stream is known up to a layer.
 
-  A sweep of patches runs the same prompts thousands of times, and below the patched layer nothing changes: there it
-  starts here, at half the cost on average, with one executable for all layers.
+  A sweep of patches runs the same prompts thousands of times, and nothing changes below the patched layer. Starting at
+  that layer halves the cost on average, with one executable for all layers.
 
   Args:
     params: of the whole model.
     tokens_BxT: token ids, int [B, T].
-    x_BxTxD: the residual stream entering layer `start`; not used where that is 0, when the tokens are embedded.
-    start: the layer to begin with, an integer that may be traced. Layers below are skipped.
+    x_BxTxD: the residual stream entering layer `start`; not used if `start` is 0, where the tokens are embedded.
+    start: the first layer, an integer that may be traced. Layers below are skipped.
     config: the description.
-    at: columns whose logits are wanted, int [B, A]; None for all.
+    at: columns whose logits are computed, int [B, A]; None for all.
     segments: as in `forward`.
 
   Returns:
@@ -226,15 +231,15 @@ def forward_from(
     MechjaxError: if shapes do not fit.
   """
   ids.check_kind(tokens_BxT)
-  where, positions = _where(tokens_BxT.shape, config, None, segments, None, _dtype(params))
+  context, positions = _pass_context(tokens_BxT.shape, config, None, segments, None, _dtype(params))
   if isinstance(start, int):
-    x_BxTxD = _begun_at(x_BxTxD, start)
+    x_BxTxD = _without_layers_below(x_BxTxD, start)
   x_BxTxD = jnp.where(start == 0, _embed(params, tokens_BxT, config, positions), x_BxTxD)
   x_BxTxD, _ = _blocks(
     params,
     x_BxTxD,
     config,
-    where,
+    context,
     None,
     (jnp.asarray(start, jnp.int32), config.n_layers),
     False,
@@ -246,7 +251,7 @@ def forward_from(
 
 
 def unembed(params: dict[str, Any], x: jax.Array, config: Config) -> jax.Array:
-  """Logits, float32 [..., V], that the final norm and the head read in a residual stream [..., D]."""
+  """Logits, float32 [..., V], of a residual stream [..., D], by the final norm and the head."""
   if config.final_norm:
     x = harvest.sow(norm(x, params['final_norm'], config), name='final_norm')
   equation, kernel = '...d,dv->...v', None
@@ -268,22 +273,22 @@ def _dtype(params: dict[str, Any]) -> Any:
   return jax.tree.leaves(params['layers'])[0].dtype
 
 
-def _where(
+def _pass_context(
   shape: tuple[int, ...],
   config: Config,
   positions: jax.Array | None,
   segments: jax.Array | None,
   cache: Cache | None,
   dtype: Any,
-) -> tuple[Where, jax.Array]:
-  """What all layers share, and the positions, [B, T] or [1, T]."""
+) -> tuple[PassContext, jax.Array]:
+  """The context that all layers share, and the positions, [B, T] or [1, T]."""
   queries = keys = number(segments, shape, cache)
   slot = None
   if cache is not None:
     slot, update = cache.length, jax.lax.dynamic_update_slice_in_dim
     keys = Tokens(*(update(old, new, slot, axis=1) for old, new in zip(cache.tokens, queries)))
   if positions is None:
-    # Padding stands at 0: more of it than there are learned positions would be NaN, and NaN times nothing is NaN.
+    # Padding has position 0: beyond the table of learned positions it would be NaN, and NaN times 0 is NaN.
     positions = queries.order
     if segments is not None:
       positions = jnp.where(queries.segment > 0, positions, 0)
@@ -292,21 +297,21 @@ def _where(
   elif positions.shape not in (shape, (1, shape[1])):
     raise errors.MechjaxError(f'positions have shape {positions.shape}, the tokens {shape}')
   if config.positions != 'rotary':
-    return Where(queries, keys, slot, None), positions
+    return PassContext(queries, keys, slot, None), positions
   kinds = (
     rotary.angles(config, positions, False, dtype),
     rotary.angles(config, positions, True, dtype),
   )
-  return Where(queries, keys, slot, kinds), positions
+  return PassContext(queries, keys, slot, kinds), positions
 
 
 def _embed(
   params: dict[str, Any], tokens_BxT: jax.Array, config: Config, positions: jax.Array
 ) -> jax.Array:
   table = params['embed']
-  x_BxTxD = jnp.take(table['tokens'], ids.unwrapped(tokens_BxT), axis=0) * config.embed_scale
+  x_BxTxD = jnp.take(table['tokens'], ids.replace_negative(tokens_BxT), axis=0) * config.embed_scale
   if config.positions == 'learned':
-    x_BxTxD += jnp.take(table['positions'], ids.unwrapped(positions), axis=0)
+    x_BxTxD += jnp.take(table['positions'], ids.replace_negative(positions), axis=0)
   return harvest.sow(x_BxTxD, name='embed')
 
 
@@ -314,32 +319,32 @@ def _blocks(
   params: dict[str, Any],
   x_BxTxD: jax.Array,
   config: Config,
-  where: Where,
+  context: PassContext,
   cached: KV | None,
   span: tuple[Any, int],
   checkpoint: bool,
   unroll: bool,
 ) -> tuple[jax.Array, Any]:
-  """Layers from span[0] to before span[1]; the keys and values [L, B, T, K, H] if there is a cache.
+  """Layers span[0] to span[1] - 1; with a cache, also their keys and values [L, B, T, K, H].
 
-  A cache goes with all layers; the first layer of a span may be traced if there is no cache.
+  A cache needs a span of all layers; without a cache, the first layer of a span may be traced.
   """
   mixed = any(config.local) and not all(config.local)
   kinds = np.array(config.local) if mixed else None
 
   def body(x, layer):
     p, kind, kv = layer
-    x, new = _layer(p, x, config, where, any(config.local) if kind is None else kind, kv)
+    x, new = _layer(p, x, config, context, any(config.local) if kind is None else kind, kv)
     return x, None if kv is None else new
 
   if checkpoint:
     body = jax.checkpoint(body, prevent_cse=unroll)
   stacks = (params['layers'], kinds, cached)
   if unroll:
-    return _written_out(body, x_BxTxD, stacks, span)
+    return _unroll(body, x_BxTxD, stacks, span)
   start, stop = span
   if isinstance(start, int):
-    x_BxTxD = _begun_at(x_BxTxD, start)
+    x_BxTxD = _without_layers_below(x_BxTxD, start)
   from_the_first = isinstance(start, int) and start == 0
   if from_the_first and stop == config.n_layers:
     return jax.lax.scan(body, x_BxTxD, stacks)
@@ -348,13 +353,13 @@ def _blocks(
   if from_the_first:
     return jax.lax.scan(layer, x_BxTxD, jnp.arange(stop))
 
-  def known(x, i):
+  def run_or_skip(x, i):
     return jax.lax.cond(i >= start, lambda x: layer(x, i)[0], lambda x: x, x), None
 
-  return jax.lax.scan(known, x_BxTxD, jnp.arange(stop, dtype=jnp.int32))
+  return jax.lax.scan(run_or_skip, x_BxTxD, jnp.arange(stop, dtype=jnp.int32))
 
 
-def _written_out(body: Any, x: jax.Array, stacks: Any, span: tuple[int, int]) -> tuple[Any, Any]:
+def _unroll(body: Any, x: jax.Array, stacks: Any, span: tuple[int, int]) -> tuple[Any, Any]:
   news = []
   for i in range(*span):
     with sites.layer(i):
@@ -367,27 +372,27 @@ def _layer(
   p: dict[str, Any],
   x_BxTxD: jax.Array,
   config: Config,
-  where: Where,
+  context: PassContext,
   local: jax.Array | bool,
   cached: KV | None,
 ) -> tuple[jax.Array, KV]:
-  """One block: the residual stream it leaves, and the keys and values of these tokens."""
+  """One block: the residual stream after it, and the keys and values of these tokens."""
   x_BxTxD = harvest.sow(x_BxTxD, name='resid_pre')
   h_BxTxD = harvest.sow(norm(x_BxTxD, p.get('attn_norm'), config), name='attn_norm')
-  attn_out_BxTxD, new = attend(p['attn'], h_BxTxD, config, where, local, cached)
+  attn_out_BxTxD, new = attend(p['attn'], h_BxTxD, config, context, local, cached)
   attn_out_BxTxD = norm(attn_out_BxTxD, p.get('attn_post_norm'), config)
   attn_out_BxTxD = harvest.sow(attn_out_BxTxD, name='attn_out')
   if not config.d_mlp:
-    return harvest.sow(_without_mlp(x_BxTxD + attn_out_BxTxD), name='resid_post'), new
+    return harvest.sow(_without_mlp_sites(x_BxTxD + attn_out_BxTxD), name='resid_post'), new
   if config.parallel:
-    mlp_out_BxTxD = _mlp(p, _parallel(x_BxTxD), config)
+    mlp_out_BxTxD = _mlp(p, _without_resid_mid(x_BxTxD), config)
     return harvest.sow(x_BxTxD + attn_out_BxTxD + mlp_out_BxTxD, name='resid_post'), new
   x_BxTxD = harvest.sow(x_BxTxD + attn_out_BxTxD, name='resid_mid')
   return harvest.sow(x_BxTxD + _mlp(p, x_BxTxD, config), name='resid_post'), new
 
 
 def _mlp(p: dict[str, Any], x_BxTxD: jax.Array, config: Config) -> jax.Array:
-  """What the MLP adds to the residual stream."""
+  """The output of the MLP, which is added to the residual stream."""
   h_BxTxD = harvest.sow(norm(x_BxTxD, p.get('mlp_norm'), config), name='mlp_norm')
   w = p['mlp']
   act = ACTIVATIONS[config.activation]
@@ -407,24 +412,24 @@ def _affine(w: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
   return out if bias is None else out + bias
 
 
-# --- sites that are not there -----------------------------------------------------------------------------
+# --- absent sites -----------------------------------------------------------------------------------------
 
 
-def _parallel(x: jax.Array) -> jax.Array:
+def _without_resid_mid(x: jax.Array) -> jax.Array:
   cause = 'attention and MLP are parallel: both read resid_pre, and nothing lies between them'
   return harvest.absent(x, names=['resid_mid'], cause=cause, hint='use resid_pre or resid_post')
 
 
-def _begun_at(x: jax.Array, start: int) -> jax.Array:
+def _without_layers_below(x: jax.Array, start: int) -> jax.Array:
   names = [n for n in sites.CANONICAL if n not in ('embed', 'final_norm', 'logits')]
   cause = f'the pass begins at layer {start}, and the layers below are skipped'
-  hint = 'a layer that runs, or an earlier start'
+  hint = 'use a layer that runs, or an earlier start'
   return harvest.absent(
     x, names=names if start else [], cause=cause, hint=hint, layers=range(start)
   )
 
 
-def _without_mlp(x: jax.Array) -> jax.Array:
+def _without_mlp_sites(x: jax.Array) -> jax.Array:
   names = [n for n in sites.CANONICAL if n.startswith('mlp_') or n == 'resid_mid']
-  cause = 'this is a model of attention alone'
+  cause = 'this is an attention-only model'
   return harvest.absent(x, names=names, cause=cause, hint='use attn_out or resid_post')

@@ -1,13 +1,13 @@
-"""Descriptions of public models, by the names they are known by.
+"""Descriptions of public models, keyed by their usual names.
 
-A benchmark, a compile-time measurement or a page of arithmetic needs the sizes of a model and not its weights. They
-are here, and the model of a checkpoint is described by its own config.json (`from_hf`) instead.
+A benchmark, a compile-time measurement or a page of arithmetic needs the sizes of a model and not its weights. These
+sizes are here; the model of a checkpoint is described by its own config.json (`from_hf`) instead.
 
     config = families.preset('gemma-2-2b')
     params = decoder.shapes(config, jnp.bfloat16)      # 5 GB that need not exist
 
-Sharp edges: Qwen2.5 has the sizes of Qwen2 and is not listed again. The toys are TransformerLens's, with layer
-norms of their own (not folded).
+Sharp edges: Qwen2.5 has the sizes of Qwen2 and is not listed again. The toy models are TransformerLens's, with
+unfolded layer norms.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def preset(name: str, **changes: Any) -> Config:
 
   Args:
     name: a key of `PRESETS`.
-    **changes: fields of `Config` to have otherwise, such as `n_layers=2`.
+    **changes: fields of `Config` to replace, such as `n_layers=2`.
 
   Returns:
     The description.
 
   Raises:
-    MechjaxError: if there is no such model; lists the nearest names.
+    MechjaxError: the model is unknown; the message lists the nearest names.
   """
   if name not in PRESETS:
     raise errors.unknown(errors.MechjaxError, 'model', name, sorted(PRESETS))
@@ -95,7 +95,7 @@ def _gemma2(L: int, D: int, *sizes: int, scalar: int) -> Config:
     attn_softcap=50.0,
     logit_softcap=30.0,
     window=4096,
-    local=switches.alternating(L, 2),
+    local=switches.local_layers(L, 2),
   )
 
 
@@ -109,7 +109,7 @@ def _gemma3(L: int, D: int, *sizes: int, window: int, rope_scale: float = 1.0) -
     rope_scale=rope_scale,
     query_scale=256**-0.5,
     window=window,
-    local=switches.alternating(L, 6),
+    local=switches.local_layers(L, 6),
   )
 
 

@@ -1,7 +1,7 @@
-"""A forward pass as pure functions: what a module that runs a model hands to `LanguageModel`.
+"""A forward pass as pure functions: the interface between the modules that run a model and `LanguageModel`.
 
-Our own decoder (`ours`) and the upstream codes (`shipped` and its neighbours) each return a `Forward`. Code without a
-cache generates through `uncached`.
+Our own decoder (`ours`) and the upstream codes (`shipped` and the modules that use it) each return a `Forward`. Code
+without a cache generates through `without_cache`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mechjax.models.config import Config
 
 @dataclasses.dataclass(frozen=True)
 class Forward:
-  """A forward pass as pure functions, which is what a module that drives a code base returns.
+  """A forward pass as pure functions; every module that drives a code base returns one.
 
   Attributes:
     params: pytree of arrays.
@@ -27,13 +27,14 @@ class Forward:
     unembed: (params, residual [..., D]) -> logits [..., V], by the model's own final norm and head.
     n_layers: number of blocks.
     d_model: D.
-    n_vocab: V, the ids that the embedding has rows for; some may have no text in the tokenizer.
+    n_vocab: V, the number of rows of the embedding; some ids may have no text in the tokenizer.
     config: the description of our own decoder; None for upstream codes.
-    generator: a step with a cache; None where the code has none that we drive.
+    generator: a step with a cache; None if the code does not have one that we drive.
     forward_from: (params, tokens [B, T], residual [B, T, D], start, at, mask=None) -> logits of a pass that begins at
-      layer `start`, whose residual stream is known, at columns `at` or all; None where the code cannot.
-    forward_until: (params, tokens [B, T], stop, mask) -> the residual stream before layer `stop`, [B, T, D], by the
-      layers below alone; None where the code writes its layers out, so that a compiler leaves out what nobody reads.
+      layer `start`, whose residual stream is known, at columns `at` or all; None if the code does not support it.
+    forward_until: (params, tokens [B, T], stop, mask) -> the residual stream before layer `stop`, [B, T, D], computed
+      by the layers below alone; None if the code unrolls its layers, so that a compiler removes layers that are not
+      read.
   """
 
   params: Any
@@ -48,10 +49,10 @@ class Forward:
   forward_until: Callable[[Any, jax.Array, int, Any], jax.Array] | None = None
 
 
-def uncached(apply: Callable[[Any, jax.Array], jax.Array]) -> generate.Model:
+def without_cache(apply: Callable[[Any, jax.Array], jax.Array]) -> generate.Model:
   """Generation by any causal forward pass: every step runs the whole text so far.
 
-  Rows are moved to the left, so that padding lies behind what is read and is never seen.
+  Rows are moved to the left, so that padding comes after the tokens and is never seen.
 
   Args:
     apply: (params, tokens [B, T]) -> logits [B, T, V].

@@ -1,12 +1,12 @@
 """Gemma 3 inside the unmodified classes of Google's gemma package (linen).
 
 Gemma Scope's dictionaries were trained on activations of this code's family, so its own numbers are
-the ones to compare with. The package's public `gm.nn.Transformer` is given the sizes that the file
-states, and `apply` is linen's, with the positions and the causal mask handed in: upstream would
-otherwise derive them from the tokens and take every id 0 for padding, which other code does not.
+the ones to compare with. The package's public `gm.nn.Transformer` is built with the sizes of the
+file, and `apply` is linen's, with the positions and the causal mask passed in: upstream would
+otherwise derive them from the tokens and treat every id 0 as padding, which other code does not.
 
 Sharp edges: upstream adds integer positions to floats, so it is traced under standard dtype
-promotion whatever the caller has set. It is imported within seconds, because it imports TensorFlow.
+promotion, whatever the caller has set. Its import takes seconds, because it imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def forward(file: GGUFFile) -> Forward:
     Its parameters and pure functions.
 
   Raises:
-    WeightsError: the file is of another architecture.
+    WeightsError: the file has another architecture.
     MissingExtraError: the gemma package is not installed, or this Python is too old for it.
   """
   shape = weights.gemma3_shape(file)
@@ -48,7 +48,7 @@ def _transformer(shape: weights.Gemma3Shape) -> Any:
   """The instrumented linen module, without parameters."""
   if sys.version_info < (3, 12):
     raise errors.MissingExtraError(
-      'the gemma package wants Python 3.12 or newer',
+      'the gemma package needs Python 3.12 or newer',
       hint="run this with a newer Python, or load the weights with code='tunix' or with our decoder",
     )
   nn = extras.require('gemma.gm', 'gemma').nn
@@ -74,7 +74,7 @@ def _transformer(shape: weights.Gemma3Shape) -> Any:
 
 
 def _apply(model: Any, params: Any, tokens: jax.Array, mask: Any = None) -> jax.Array:
-  positions_BxT, causal_BxTxT = shipped.causal(tokens, mask)
+  positions_BxT, causal_BxTxT = shipped.causal_mask(tokens, mask)
   with jax.numpy_dtype_promotion('standard'):
     out = model.apply(
       {'params': params}, tokens, positions=positions_BxT, attention_mask=causal_BxTxT

@@ -1,15 +1,15 @@
-"""SentencePiece's way of cutting text: merge the best-scored neighbours until nothing merges.
+"""SentencePiece tokenisation: merges the best-scored neighbours until nothing merges.
 
-A GGUF file of this kind carries pieces with scores and no list of merges, which the `tokenizers`
-library would need; deriving the list gives half a million rules and, where rules tie, another
-order than SentencePiece's. The algorithm itself is short. Text becomes single characters, a space
-being written U+2581; of all neighbours whose union is a piece, the union with the highest score
-wins, the leftmost of equals; a character that is no piece becomes the tokens of its UTF-8 bytes.
-Special pieces (control tokens, runs of newlines and spaces, HTML tags) are cut out beforehand,
+A GGUF file of this kind holds pieces with scores but not the list of merges that the `tokenizers`
+library would need; deriving the list gives half a million rules and, for tied rules, another
+order than SentencePiece's. The algorithm itself is short. Text becomes single characters, with a
+space written as U+2581; of all neighbours whose union is a piece, the union with the highest score
+is merged, the leftmost of equals; a character without a piece becomes the tokens of its UTF-8 bytes.
+Special pieces (control tokens, runs of newlines and spaces, HTML tags) are split off beforehand,
 longest first, and never merge.
 
 Sharp edges: a special token spelled out in a text becomes that token, as elsewhere in mechjax.
-U+2581 in a text is a space afterwards. Ids that end inside a character decode to U+FFFD there.
+U+2581 in a text decodes to a space. Ids that end inside a character decode to U+FFFD there.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
 class Greedy:
-  """Pieces, their scores, and the cutting of text into them."""
+  """Tokeniser over pieces with scores."""
 
   def __init__(self, pieces: Sequence[str], scores: Iterable[float], kinds: Iterable[int]):
-    """Takes a vocabulary.
+    """Makes a tokeniser from a vocabulary.
 
     Args:
-      pieces: the text of each token, spaces written U+2581, bytes '<0x0A>'.
-      scores: of each token; higher merges earlier.
-      kinds: of each token.
+      pieces: text of each token, with spaces written as U+2581 and bytes as '<0x0A>'.
+      scores: score of each token; a higher score merges earlier.
+      kinds: kind of each token.
     """
     self._bytes_of: list[bytes] = []
     self._normal: dict[str, tuple[float, int]] = {}
@@ -51,25 +51,25 @@ class Greedy:
         self._special[piece] = i
       elif kind == NORMAL:
         self._normal[piece] = float(score), i
-    self._cut = _longest_of(self._special)
+    self._cut = _match_any(self._special)
 
   def encode(self, text: str) -> list[int]:
     """The ids of a text; a MechjaxError if the vocabulary lacks a character and its bytes."""
     ids: list[int] = []
-    # The pattern is one group, so `split` gives ordinary and special stretches in turn.
-    for i, stretch in enumerate(self._cut.split(text.replace(' ', SPACE))):
+    # The pattern is one group, so `split` alternates between ordinary and special text.
+    for i, part in enumerate(self._cut.split(text.replace(' ', SPACE))):
       if i % 2:
-        ids.append(self._special[stretch])
+        ids.append(self._special[part])
       else:
-        for piece in self._merged(stretch):
-          ids.extend(self._ids_of(piece))
+        for piece in self._merge(part):
+          ids.extend(self._encode_piece(piece))
     return ids
 
   def decode(self, ids: Iterable[int]) -> str:
     """The text of ids."""
     return b''.join(self._bytes_of[i] for i in ids).decode(errors='replace')
 
-  def _ids_of(self, piece: str) -> list[int]:
+  def _encode_piece(self, piece: str) -> list[int]:
     if piece in self._normal:
       return [self._normal[piece][1]]
     try:
@@ -80,10 +80,10 @@ class Greedy:
         hint='remove or replace it',
       ) from e
 
-  def _merged(self, text: str) -> Iterator[str]:
-    """The pieces of a stretch without special pieces.
+  def _merge(self, text: str) -> Iterator[str]:
+    """The pieces of a text without special pieces.
 
-    A symbol is named by where its first character stands; `after` and `before` link the living.
+    The index of a symbol is that of its first character; `after` and `before` link the remaining symbols.
     """
     symbols: list[str] = list(text)
     n = len(symbols)
@@ -112,10 +112,10 @@ class Greedy:
     return (symbol for symbol in symbols if symbol)
 
 
-def _longest_of(words: Iterable[str]) -> re.Pattern[str]:
-  """Matches any of the words, the longest first; sorted by first letter, as there are thousands."""
+def _match_any(pieces: Iterable[str]) -> re.Pattern[str]:
+  """A pattern that matches any of the pieces, longest first; grouped by first letter, as there are thousands."""
   by_letter: dict[str, list[str]] = {}
-  for word in sorted(words, key=len, reverse=True):
-    by_letter.setdefault(word[0], []).append(re.escape(word[1:]))
+  for piece in sorted(pieces, key=len, reverse=True):
+    by_letter.setdefault(piece[0], []).append(re.escape(piece[1:]))
   branches = [f'{re.escape(letter)}(?:{"|".join(rest)})' for letter, rest in by_letter.items()]
   return re.compile(f'({"|".join(branches)})' if branches else '((?!))')

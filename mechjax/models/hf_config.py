@@ -1,15 +1,15 @@
-"""From the config.json of a Hugging Face model to a `Config`.
+"""Conversion of the config.json of a Hugging Face model to a `Config`.
 
-A config.json is a heap of settings, of which some decide what is computed, some how a model was trained, and some
-nothing. Whoever reads only what he knows gets wrong numbers from a setting that he does not; so every key is either
-read, known to be harmless, or an error, and every value is read by a getter of `mechjax.weights.values`, which refuses
-another type. Both ways of writing rotary settings are read: `rope_theta` with `rope_scaling`, and `rope_parameters`,
-which transformers writes from version 5 on. What a file leaves out has the default that transformers gives the family,
-sizes excepted, which every published file has.
+Some settings of a config.json decide what is computed, some describe the training, and some have no effect. A reader
+that ignores unknown keys computes wrong numbers if one of them matters; so every key is either read, known to be
+harmless, or an error, and every value is read by a getter of `mechjax.weights.values`, which rejects other types. Both
+forms of rotary settings are read: `rope_theta` with `rope_scaling`, and `rope_parameters`, which transformers writes
+from version 5 on. A missing setting has the default of transformers for the family, except for sizes, which every
+published file states.
 
-Sharp edges: files of the first Gemma say "gelu" and mean the tanh approximation, which is what the model was trained
-with; with them "gelu" is read so. Only GPT-NeoX turns a part of a head; the other families of transformers ignore a
-`partial_rotary_factor`, and so does this.
+Sharp edges: files of the first Gemma say "gelu" and mean the tanh approximation, which the model was trained with;
+"gelu" in these files is read as such. Only GPT-NeoX rotates a part of a head; the other families of transformers
+ignore a `partial_rotary_factor`, and so does this reader.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ ACTIVATIONS = {
   'relu': 'relu',
 }
 
-# More layers than any model has; a bound on what a number in a file can allocate.
-_MOST_LAYERS = 10_000
+# More layers than any model has: a bound on the memory that a number in a file can allocate.
+_MAX_LAYERS = 10_000
 _TOKEN_IDS = ('bos_token_id', 'eos_token_id')
 
-# What has no influence on the logits of a text: provenance, training, generation, and hints to transformers itself.
+# Settings without influence on the logits of a text: provenance, training, generation, and hints to transformers.
 # fmt: off
 _HARMLESS = frozenset({
   '_name_or_path', 'architectures', 'model_type', 'transformers_version', 'torch_dtype', 'dtype',
@@ -62,25 +62,24 @@ def from_hf(settings: Mapping[str, Any]) -> Config:
     The description of the model.
 
   Raises:
-    WeightsError: an unknown model_type; a setting that is missing, unknown, of another type or out of range, or not
-      computed here.
+    WeightsError: an unknown model_type; a setting that is missing, unknown, of another type, out of range, or not
+      supported here.
   """
   family = settings.get('model_type')
   if family not in [*READERS, 'gemma3']:
-    raise errors.WeightsError(
-      f'a config.json of model_type {family!r:.100}', cause=f'known: {sorted(READERS)}'
-    )
+    known = sorted([*READERS, 'gemma3'])
+    raise errors.unknown(errors.WeightsError, 'model_type', family, known, where='config.json')
   s = Values(settings, f'the config.json of a {family}')
   if family == 'gemma3':
     config = from_hf(_text_part(s))
   else:
-    s.insist('is_encoder_decoder', False)
-    s.insist('add_cross_attention', False)
+    s.check_supported('is_encoder_decoder', False)
+    s.check_supported('add_cross_attention', False)
     config = _config(s, READERS[family])
   for key in _TOKEN_IDS:
     s.ids(key, config.n_vocab)
   if family != 'gemma3':
-    s.finish(_HARMLESS)
+    s.check_all_taken(_HARMLESS)
   return config
 
 
@@ -90,26 +89,28 @@ def _config(s: Values, reader: Callable[[Values], dict[str, Any]]) -> Config:
   except errors.WeightsError:
     raise
   except errors.MechjaxError as e:
-    raise errors.WeightsError(f'{s.where} describes no decoder: {e.what}', hint=e.hint) from e
+    raise errors.WeightsError(
+      f'{s.where} does not describe a decoder: {e.what}', hint=e.hint
+    ) from e
 
 
 def _text_part(s: Values) -> dict[str, Any]:
-  """The text model of a Gemma 3 that also sees; nested configs are written without what is default."""
+  """Settings of the text model of a multimodal Gemma 3; nested configs are written without default values."""
   defaults = {'vocab_size': 262_208, 'num_attention_heads': 8}
-  return {**defaults, **s.part('text_config'), 'model_type': 'gemma3_text'}
+  return {**defaults, **s.mapping('text_config'), 'model_type': 'gemma3_text'}
 
 
 def _gpt2(s: Values) -> dict[str, Any]:
-  s.insist('scale_attn_weights', True)
-  s.insist('scale_attn_by_inverse_layer_idx', False)
+  s.check_supported('scale_attn_weights', True)
+  s.check_supported('scale_attn_by_inverse_layer_idx', False)
   D, N = s.integer('n_embd'), s.integer('n_head')
   return {
     **switches.GPT2,
-    'n_layers': s.integer('n_layer', maximum=_MOST_LAYERS),
+    'n_layers': s.integer('n_layer', maximum=_MAX_LAYERS),
     'd_model': D,
     'n_heads': N,
     'n_kv_heads': N,
-    'd_head': _share(s, D, N),
+    'd_head': _head_width(s, D, N),
     'd_mlp': s.integer('n_inner', 4 * D),
     'n_vocab': s.integer('vocab_size'),
     'n_positions': s.integer('n_positions'),
@@ -123,9 +124,9 @@ def _gpt_neox(s: Values) -> dict[str, Any]:
   bias = s.flag('attention_bias', True)
   fraction = s.number('rotary_pct', 0.25)
   base = s.number('rotary_emb_base', 10_000.0)
-  # Other names of the same two, which transformers writes and does not read.
-  s.insist('partial_rotary_factor', fraction)
-  s.insist('rope_theta', base)
+  # Other names of the same two settings, which transformers writes and does not read.
+  s.check_supported('partial_rotary_factor', fraction)
+  s.check_supported('rope_theta', base)
   fields = {
     **switches.GPT_NEOX,
     **_sizes(s),
@@ -140,14 +141,14 @@ def _gpt_neox(s: Values) -> dict[str, Any]:
 
 
 def _llama(s: Values) -> dict[str, Any]:
-  s.insist('rope_interleaved', False, None)
+  s.check_supported('rope_interleaved', False, None)
   bias = s.flag('attention_bias', False)
   extra = {'qkv_bias': bias, 'o_bias': bias, 'mlp_bias': s.flag('mlp_bias', False)}
-  return _like_llama(s, switches.LLAMA) | extra
+  return _llama_fields(s, switches.LLAMA) | extra
 
 
 def _mistral(s: Values) -> dict[str, Any]:
-  fields = _like_llama(s, switches.MISTRAL, n_kv_heads=8)
+  fields = _llama_fields(s, switches.MISTRAL, n_kv_heads=8)
   window = s.or_null(s.integer, 'sliding_window', 4096)
   if window is None:
     return fields
@@ -155,18 +156,18 @@ def _mistral(s: Values) -> dict[str, Any]:
 
 
 def _qwen2(s: Values) -> dict[str, Any]:
-  fields = _like_llama(s, switches.QWEN2, n_kv_heads=32)
+  fields = _llama_fields(s, switches.QWEN2, n_kv_heads=32)
   return fields | _qwen_layers(s, fields['n_layers'])
 
 
 def _qwen3(s: Values) -> dict[str, Any]:
   bias = s.flag('attention_bias', False)
-  fields = _like_llama(s, switches.QWEN3, n_kv_heads=32, d_head=128)
+  fields = _llama_fields(s, switches.QWEN3, n_kv_heads=32, d_head=128)
   return fields | {'qkv_bias': bias, 'o_bias': bias} | _qwen_layers(s, fields['n_layers'])
 
 
 def _qwen_layers(s: Values, n_layers: int) -> dict[str, Any]:
-  """Windows are used where a second setting says so; of layers, those from a third on."""
+  """Windows, if `use_sliding_window` is true, in the layers from `max_window_layers` on."""
   window = s.or_null(s.integer, 'sliding_window', 4096)
   if not s.flag('use_sliding_window', False):
     window = None
@@ -178,15 +179,15 @@ def _qwen_layers(s: Values, n_layers: int) -> dict[str, Any]:
 
 def _gemma(s: Values) -> dict[str, Any]:
   activation = _gemma_activation(s)
-  fields = _of_gemma(s, switches.GEMMA, 16)
+  fields = _gemma_fields(s, switches.GEMMA, 16)
   return fields | {'activation': 'gelu_tanh' if activation == 'gelu' else activation}
 
 
 def _gemma2(s: Values) -> dict[str, Any]:
   activation = _gemma_activation(s)
-  fields = _of_gemma(s, switches.GEMMA2, 4) | _capped_and_scaled(s, 50.0, 30.0)
+  fields = _gemma_fields(s, switches.GEMMA2, 4) | _caps_and_scale(s, 50.0, 30.0)
   window = s.or_null(s.integer, 'sliding_window', 4096)
-  local = switches.alternating(fields['n_layers'], 2)
+  local = switches.local_layers(fields['n_layers'], 2)
   return fields | {'activation': activation} | _windows(s, window, local)
 
 
@@ -194,55 +195,55 @@ def _gemma3(s: Values) -> dict[str, Any]:
   activation = _gemma_activation(s)
   base = s.number('rope_theta', 1_000_000.0)
   local_base = s.number('rope_local_base_freq', 10_000.0)
-  # From version 5 on: one set of rotary settings for each kind of layer.
-  both = Values(s.part('rope_parameters', {}), f'{s.where}, rope_parameters')
-  s.left['rope_parameters'] = both.part('full_attention', None)
-  local_rope = Values(both.part('sliding_attention', {}), both.where)
+  # From version 5 of transformers on: one set of rotary settings for each kind of layer.
+  both = Values(s.mapping('rope_parameters', {}), f'{s.where}, rope_parameters')
+  s.left['rope_parameters'] = both.mapping('full_attention', None)
+  local_rope = Values(both.mapping('sliding_attention', {}), both.where)
   for unused in (both, local_rope):
-    unused.insist('rope_type', 'default')
-  both.insist('rope_theta', None)
-  both.finish()
-  fields = _of_gemma(s, switches.GEMMA3, 4, base) | _capped_and_scaled(s, None, None)
+    unused.check_supported('rope_type', 'default')
+  both.check_supported('rope_theta', None)
+  both.check_all_taken()
+  fields = _gemma_fields(s, switches.GEMMA3, 4, base) | _caps_and_scale(s, None, None)
   fields['rope_local_base'] = local_rope.number('rope_theta', local_base)
-  local_rope.finish()
+  local_rope.check_all_taken()
   window = s.or_null(s.integer, 'sliding_window', 4096)
-  local = switches.alternating(fields['n_layers'], s.integer('sliding_window_pattern', 6))
+  local = switches.local_layers(fields['n_layers'], s.integer('sliding_window_pattern', 6))
   return fields | {'activation': activation} | _windows(s, window, local)
 
 
-# --- what families share ----------------------------------------------------------------------------------
+# --- shared by the families -------------------------------------------------------------------------------
 
 
 def _activation(s: Values, key: str, default: str) -> str:
-  return ACTIVATIONS[s.word(key, default, known=ACTIVATIONS)]
+  return ACTIVATIONS[s.string(key, default, known=ACTIVATIONS)]
 
 
 def _sizes(s: Values, n_kv_heads: int | None = None, d_head: int | None = None) -> dict[str, Any]:
-  """Sizes; a family may have key-value heads and a head width that its files leave out."""
+  """Sizes, with the family's defaults for key-value heads and head width that its files may leave out."""
   D, N = s.integer('hidden_size'), s.integer('num_attention_heads')
   H = s.integer('head_dim', d_head)
   return {
-    'n_layers': s.integer('num_hidden_layers', maximum=_MOST_LAYERS),
+    'n_layers': s.integer('num_hidden_layers', maximum=_MAX_LAYERS),
     'd_model': D,
     'n_heads': N,
     'n_kv_heads': s.or_null(s.integer, 'num_key_value_heads', n_kv_heads) or N,
-    'd_head': _share(s, D, N) if H is None else H,
+    'd_head': _head_width(s, D, N) if H is None else H,
     'd_mlp': s.integer('intermediate_size'),
     'n_vocab': s.integer('vocab_size'),
   }
 
 
-def _share(s: Values, D: int, N: int) -> int:
-  """The width of a head where the file does not say it."""
+def _head_width(s: Values, D: int, N: int) -> int:
+  """The width of a head if the file does not state it."""
   if D % N:
     raise errors.WeightsError(
-      f'{s.where} divides a width of {D} among {N} heads, which does not come out even',
+      f'{s.where} divides a width of {D} among {N} heads, which leaves a remainder',
       cause='a damaged file, or one without its head_dim',
     )
   return D // N
 
 
-def _like_llama(
+def _llama_fields(
   s: Values,
   family: dict[str, Any],
   *,
@@ -261,23 +262,23 @@ def _like_llama(
   return fields | _rope(s, s.number('rope_theta', base))
 
 
-def _of_gemma(
+def _gemma_fields(
   s: Values, family: dict[str, Any], n_kv_heads: int, base: float = 10_000.0
 ) -> dict[str, Any]:
-  s.insist('use_bidirectional_attention', None, False)
+  s.check_supported('use_bidirectional_attention', None, False)
   bias = s.flag('attention_bias', False)
-  fields = _like_llama(s, family, base=base, n_kv_heads=n_kv_heads, d_head=256, tied=True)
+  fields = _llama_fields(s, family, base=base, n_kv_heads=n_kv_heads, d_head=256, tied=True)
   return fields | {'qkv_bias': bias, 'o_bias': bias, 'embed_scale': fields['d_model'] ** 0.5}
 
 
 def _gemma_activation(s: Values) -> str:
-  """Gemma's files have one of two keys, or both; the newer one counts."""
+  """The activation of a Gemma, whose files have one of two keys or both; the newer key takes precedence."""
   older = _activation(s, 'hidden_act', 'gelu_pytorch_tanh')
   return _activation(s, 'hidden_activation', 'gelu_pytorch_tanh' if older == 'gelu_tanh' else older)
 
 
-def _capped_and_scaled(s: Values, attn_cap: Any, logit_cap: Any) -> dict[str, Any]:
-  """Caps that a file has as null are off; where it leaves them out, the family's own hold."""
+def _caps_and_scale(s: Values, attn_cap: Any, logit_cap: Any) -> dict[str, Any]:
+  """Soft caps and query scale; a cap that is null is off, and a missing cap has the family's default."""
   return {
     'attn_softcap': s.or_null(s.number, 'attn_logit_softcapping', attn_cap),
     'logit_softcap': s.or_null(s.number, 'final_logit_softcapping', logit_cap),
@@ -286,15 +287,15 @@ def _capped_and_scaled(s: Values, attn_cap: Any, logit_cap: Any) -> dict[str, An
 
 
 def _windows(s: Values, window: int | None, local: tuple[bool, ...]) -> dict[str, Any]:
-  """Which layers are local: as the file lists them, or by the family's rule."""
-  kinds = s.words('layer_types', None)
+  """Window and local layers, as listed in the file, or by the family's rule."""
+  kinds = s.strings('layer_types', None)
   if kinds is not None:
     if set(kinds) - {'sliding_attention', 'full_attention'} or len(kinds) != len(local):
       raise errors.WeightsError(f'{s.where} has layer_types={kinds!r:.200} for {len(local)} layers')
     local = tuple(kind == 'sliding_attention' for kind in kinds)
   if any(local) and window is None:
     raise errors.WeightsError(
-      f'{s.where} has local layers and no window for them',
+      f'{s.where} has local layers without a window',
       where=f'layers {[i for i, here in enumerate(local) if here][:8]}',
       cause='sliding_window is null, or use_sliding_window is false',
     )
@@ -302,16 +303,16 @@ def _windows(s: Values, window: int | None, local: tuple[bool, ...]) -> dict[str
 
 
 def _rope(s: Values, base: float, fraction: float | None = None) -> dict[str, Any]:
-  """Rotary settings in either way of writing them.
+  """Rotary settings, in either form.
 
   Args:
     s: the settings.
-    base: of the wavelengths, where the rotary settings have none.
-    fraction: part of a head that is turned, where they do not say it; None for a family that turns all of it.
+    base: default base of the wavelengths.
+    fraction: default fraction of a head that is rotated; None for a family that rotates whole heads.
   """
-  newer = s.part('rope_parameters', {})
-  rope = Values(newer or s.part('rope_scaling', {}), f'{s.where}, rotary settings')
-  kind = rope.word('rope_type', rope.word('type', 'default'))
+  newer = s.mapping('rope_parameters', {})
+  rope = Values(newer or s.mapping('rope_scaling', {}), f'{s.where}, rotary settings')
+  kind = rope.string('rope_type', rope.string('type', 'default'))
   fields: dict[str, Any] = {'rope_base': rope.number('rope_theta', base)}
   if fraction is not None:
     fields['rope_fraction'] = rope.number('partial_rotary_factor', fraction)
@@ -332,7 +333,7 @@ def _rope(s: Values, base: float, fraction: float | None = None) -> dict[str, An
   if kind == 'default':
     for settings in (s, rope):
       settings.left.pop('partial_rotary_factor', None)
-  rope.finish()
+  rope.check_all_taken()
   return fields
 
 

@@ -1,15 +1,15 @@
 """Token ids, checked before a model reads them.
 
-An index that a table does not have is an error in Python and none in JAX: -1 and -100 (what other libraries write at
-positions without a label) read the end of the vocabulary, 60,000 is NaN in one code base and the last token in
-another, and 1.5 is cut to 1. Every one of them gives numbers that look right.
+An index out of range is an error in Python but not in JAX: -1 and -100 (the label that other libraries use for ignored
+positions) read the end of the vocabulary, 60,000 is NaN in one code base and the last token in another, and 1.5 is
+truncated to 1. Each of them gives numbers that look right.
 
-    checked([[504, 3575]], n_vocab)        int32 [1, 2]; an error for ids that are none
-    nan_without_token(logits, tokens)      the same inside of a traced program, which cannot raise
+    check_ids([[504, 3575]], n_vocab)      int32 [1, 2]; an error for invalid ids
+    nan_without_token(logits, tokens)      the same inside a traced program, which cannot raise
 
 Ids on the host or on devices of this host are checked by value, which waits for them and costs some microseconds. Ids
-that are being traced, or lie on devices of other hosts, are not known yet; a row that turns out to hold a wrong one has
-NaN for logits, in every code base.
+that are traced, or that are on devices of other hosts, are not known yet; a row that turns out to hold an invalid id
+has NaN logits, in every code base.
 
 Letters: B batch, T position, V vocabulary.
 """
@@ -26,22 +26,22 @@ from mechjax import errors
 
 _ARRAYS = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
 _SHAPES = {1: '[T]', 2: '[B, T]'}
-_MEND = 'model.tokens(text) makes them; tokens[None] adds a missing batch axis'
+_HINT = 'use model.tokens(text) to make them; tokens[None] adds a missing batch axis'
 
 
-def checked(tokens: Any, n_vocab: int, ndim: int | None = 2) -> Any:
-  """Token ids as an array.
+def check_ids(tokens: Any, n_vocab: int, ndim: int | None = 2) -> Any:
+  """Checks token ids, and returns them as an array.
 
   Args:
     tokens: array or nested sequences of integers.
     n_vocab: V; ids are from 0 to V - 1.
-    ndim: how many axes they should have; None for any.
+    ndim: required number of axes; None for any.
 
   Returns:
-    The array itself, if it is one; a NumPy array, int32, otherwise.
+    The array itself, if `tokens` is one; a NumPy array, int32, otherwise.
 
   Raises:
-    MechjaxError: something else than integers, another number of axes, or an id that the vocabulary lacks.
+    MechjaxError: the values are not integers, have another number of axes, or are not in the vocabulary.
   """
   array: Any = tokens if isinstance(tokens, _ARRAYS) else _as_array(tokens)
   check_kind(array, ndim)
@@ -51,15 +51,15 @@ def checked(tokens: Any, n_vocab: int, ndim: int | None = 2) -> Any:
 
 
 def check_kind(array: Any, ndim: int | None = 2) -> None:
-  """Checks what is known of ids even while they are traced: that they are integers, and how many axes they have.
+  """Checks the dtype of ids and their number of axes, which are known even while they are traced.
 
   Raises:
-    MechjaxError: something else than integers, or another number of axes.
+    MechjaxError: the values are not integers, or have another number of axes.
   """
   if ndim not in (None, array.ndim) or not _is_integer(array.dtype):
     wanted = 'integers' if ndim is None else f'integers of shape {_SHAPES[ndim]}'
     raise errors.MechjaxError(
-      f'tokens have shape {array.shape} and dtype {array.dtype}; {wanted} are wanted', hint=_MEND
+      f'tokens have shape {array.shape} and dtype {array.dtype}; expected {wanted}', hint=_HINT
     )
 
 
@@ -68,11 +68,11 @@ def _as_array(tokens: Any) -> np.ndarray:
     array = np.asarray(tokens)
   except ValueError as e:
     raise errors.MechjaxError(
-      f'rows of different lengths are no array of tokens: {tokens!r:.100}',
-      hint='give rows one by one; model.generate takes prompts of any lengths',
+      f'rows of different lengths do not form an array of tokens: {tokens!r:.100}',
+      hint='pass rows one by one; model.generate takes prompts of any lengths',
     ) from e
   if array.dtype.kind in 'OSU':
-    raise errors.MechjaxError(f'token ids are wanted, not {tokens!r:.100}', hint=_MEND)
+    raise errors.MechjaxError(f'expected token ids, not {tokens!r:.100}', hint=_HINT)
   return array
 
 
@@ -87,7 +87,7 @@ def _is_known(array: Any) -> bool:
 
 
 def _check_range(array: np.ndarray, n_vocab: int) -> None:
-  # Seen as unsigned, a negative number is a large one, so that one comparison finds both.
+  # As an unsigned integer, a negative number is a large one, so one comparison finds both.
   if not array.size or array.view(f'u{array.dtype.itemsize}').max() < n_vocab:
     return
   wrong = (array < 0) | (array >= n_vocab)
@@ -95,17 +95,17 @@ def _check_range(array: np.ndarray, n_vocab: int) -> None:
   raise errors.MechjaxError(
     f'token id {array[at]} is not in the vocabulary',
     where=f'index {at} of ids of shape {array.shape}; the model has ids from 0 to {n_vocab - 1}',
-    cause='the ids of another tokenizer, or -100 and the like, which mark positions without a label',
+    cause='ids of another tokenizer, or a label such as -100, which marks ignored positions',
   )
 
 
 def nan_without_token(logits_BxTxV: jax.Array, tokens_BxT: jax.Array) -> jax.Array:
-  """Logits, with NaN in every row that holds an id that the vocabulary lacks."""
-  known_B = (unwrapped(tokens_BxT) < logits_BxTxV.shape[-1]).all(-1)
+  """Logits, with NaN in every row that holds an id outside the vocabulary."""
+  known_B = (replace_negative(tokens_BxT) < logits_BxTxV.shape[-1]).all(-1)
   return jnp.where(known_B[:, None, None], logits_BxTxV, jnp.nan)
 
 
-def unwrapped(tokens: jax.Array) -> jax.Array:
-  """Ids, negative ones made too large: an index from the end is no token, and `jnp.take` gives NaN for those."""
+def replace_negative(tokens: jax.Array) -> jax.Array:
+  """Ids, with the largest integer in place of negative ones: `jnp.take` gives NaN for it and does not wrap around."""
   signed = tokens if tokens.dtype.itemsize > 4 else tokens.astype(jnp.int32)
   return jnp.where(signed < 0, jnp.iinfo(signed.dtype).max, signed)

@@ -1,8 +1,8 @@
 """One object for a language model: weights, forward pass, tokenizer and sites.
 
-Every experiment needs the same four things, and needs them to belong together: a tokenizer from
-another file or a loss that counts other tokens shifts results quietly. `load` returns them as one
-object, whatever code computes the forward pass:
+Every experiment needs the same four things, and they must belong together: a tokenizer from
+another file or a loss that counts other tokens changes results without an error. `load` returns
+them as one object, whatever code computes the forward pass:
 
     model = mechjax.load('smollm2-135m')              # or a path, or the name under which a hub has it
     tokens = model.tokens('The capital of France is')
@@ -17,16 +17,16 @@ parameters: inside a `jit`, `grad` or `vmap` of your own, take it as an argument
 
     jax.jit(lambda model, tokens: model.loss(tokens))(model, tokens)
 
-or half a gigabyte of parameters is compiled in as constants, and a later change of them is not seen.
+or half a gigabyte of parameters is compiled in as constants, and a later change of them has no effect.
 
-Rows of different length are padded to one, on either side, and `mask` (bool [B, T], True at real tokens) says which
-columns are real: `model(tokens, mask)`, `model.loss(tokens, mask)`, `model.apply(params, tokens, mask)`. What real
-tokens have is then what the row alone has. Without a mask every column is taken for text (`models/padding.py`).
+Rows of different lengths are padded to one length, on either side, and `mask` (bool [B, T], True at real tokens) marks
+the real columns: `model(tokens, mask)`, `model.loss(tokens, mask)`, `model.apply(params, tokens, mask)`. The values at
+real tokens are then those of the row alone. Without a mask every column is text (`models/padding.py`).
 
 Letters in shapes: B batch, T position, D model, V vocabulary.
 
-Sharp edges: inside of a traced program a token id that the vocabulary lacks cannot raise; its row of logits is NaN
-(`ids`). Losses are means over positions 1 to T-1, in nats.
+Sharp edges: inside a traced program a token id outside the vocabulary cannot raise; its row of logits is NaN (`ids`).
+Losses are means over positions 1 to T-1, in nats.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ import numpy as np
 
 from mechjax import errors, fingerprints, generate, harvest, logits, sites
 from mechjax.models import ids, padding, tokenizers
-from mechjax.models.forward_pass import Forward, uncached
+from mechjax.models.forward_pass import Forward, without_cache
 from mechjax.sites import Site
 
 
@@ -50,7 +50,7 @@ class LanguageModel:
   """Weights, forward pass, tokenizer and sites; a pytree of its parameters.
 
   Attributes:
-    name: what was loaded.
+    name: name or path of the model.
     params: pytree of arrays; `apply` takes it, or any changed copy.
     apply: pure function (params, tokens [B, T], mask=None) -> logits float32 [B, T, V].
     tokenizer: text to token ids and back.
@@ -58,7 +58,7 @@ class LanguageModel:
     d_model: width of the residual stream.
     n_vocab: number of token ids.
     config: the description of our own decoder; None for upstream codes.
-    forward_from: how a pass begins in the middle, for `patching`, see `Forward`; None for upstream codes.
+    forward_from: a pass that begins at a layer, for `patching`, see `Forward`; None for upstream codes.
   """
 
   __mechjax_reads__ = ('params', 'apply')
@@ -66,7 +66,7 @@ class LanguageModel:
   def __init__(self, name: str, forward: Forward, tokenizer: tokenizers.Tokenizer):
     """Joins the parts; use `mechjax.load`."""
     self.name, self.tokenizer, self.config = name, tokenizer, forward.config
-    self._generator = forward.generator or uncached(forward.apply)
+    self._generator = forward.generator or without_cache(forward.apply)
     self.params, self.apply, self.forward_from = forward.params, forward.apply, forward.forward_from
     self.n_layers, self.d_model, self.n_vocab = forward.n_layers, forward.d_model, forward.n_vocab
     self._forward_until = forward.forward_until
@@ -94,18 +94,18 @@ class LanguageModel:
       mask: True at real tokens, bool [B, T]; None if there is no padding.
 
     Raises:
-      MechjaxError: tokens or a mask of another shape or dtype, ids that the vocabulary lacks, a row that is padding
-        throughout; for upstream codes, padding between the tokens of a row, or (penzai) before them.
+      MechjaxError: tokens or a mask of another shape or dtype, ids outside the vocabulary, a row of padding only; for
+        upstream codes, padding between the tokens of a row, or (penzai) before them.
     """
-    tokens = ids.checked(tokens, self.n_vocab)
-    return self._jitted_apply(self.params, tokens, **self._padding(tokens, mask))
+    tokens = ids.check_ids(tokens, self.n_vocab)
+    return self._jitted_apply(self.params, tokens, **self._mask_option(tokens, mask))
 
   def check_arguments(self, tokens: Any, *options: Any, **more: Any) -> None:
-    """Refuses ids that the vocabulary lacks, before a harvest traces them."""
-    ids.checked(tokens, self.n_vocab)
+    """Rejects ids outside the vocabulary, before a harvest traces them."""
+    ids.check_ids(tokens, self.n_vocab)
 
   def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
-    """A model with arrays of its own; programs take them as arguments and hold none, so both may call the same."""
+    """A model with arrays of its own; the compiled programs take arrays as arguments, so both models share them."""
     other = copy.copy(self)
     other.params = copy.deepcopy(self.params, memo)
     return other
@@ -114,25 +114,25 @@ class LanguageModel:
     """Every site, in the order in which the forward pass meets them."""
     return [info.site for info in harvest.sites_of(self, jnp.zeros((1, 1), jnp.int32))]
 
-  def truncated_at(
+  def truncate_at(
     self, wanted: str | Site | Iterable[str | Site]
   ) -> Callable[[Any, jax.Array], Any]:
-    """A forward pass that is no deeper than some sites, for who reads them and not the logits.
+    """Makes a forward pass that ends after the last of some sites, for reading these sites without logits.
 
     Args:
       wanted: sites or patterns, as everywhere.
 
     Returns:
       A pure function (params, tokens [B, T], mask=None) with the sows of every layer that it runs: to be reaped,
-      planted or iterated, and not for its result.
+      planted or iterated. Its result has no use.
 
     Raises:
-      SiteError: a pattern that selects nothing.
+      SiteError: a pattern that does not select a site.
     """
     chosen = sites.select(wanted, self.sites())
-    behind_the_layers = any(not site.path and site.name != 'embed' for site in chosen)
+    after_the_layers = any(not site.path and site.name != 'embed' for site in chosen)
     forward_until = self._forward_until
-    if forward_until is None or behind_the_layers:
+    if forward_until is None or after_the_layers:
       return self.apply
     stop = 1 + max((site.path[0] for site in chosen if site.path), default=-1)
 
@@ -142,11 +142,11 @@ class LanguageModel:
     return short
 
   def fingerprint(self) -> str:
-    """What tells these parameters from all others, 16 hexadecimal digits; the same on any devices."""
+    """Fingerprint of the parameters, 16 hexadecimal digits; the same on any devices."""
     return fingerprints.of_weights(self.params)
 
   def unembed(self, residual: jax.Array) -> jax.Array:
-    """Logits [..., V] that the final norm and the head would read in a residual stream [..., D]."""
+    """Logits [..., V] of a residual stream [..., D], by the final norm and the head."""
     return self._jitted_unembed(self.params, residual)
 
   def tokens(self, text: str, bos: bool | None = None) -> jax.Array:
@@ -154,7 +154,7 @@ class LanguageModel:
 
     Args:
       text: one text.
-      bos: whether the token that begins a sequence leads them; None where the model expects it.
+      bos: whether the beginning-of-sequence token comes first; None adds it if the model expects it.
     """
     return jnp.asarray(self.tokenizer.encode(text, bos), jnp.int32)[None]
 
@@ -162,10 +162,10 @@ class LanguageModel:
     """The id of a text that is one token, such as ' Paris': the index of an answer among the logits.
 
     Args:
-      text: with the space before it, if it stands behind other words.
+      text: with the space before it, if it follows other words.
 
     Raises:
-      MechjaxError: it is several tokens or none; the message has the pieces.
+      MechjaxError: the text is several tokens or none; the message lists the pieces.
     """
     return self.tokenizer.token(text)
 
@@ -174,39 +174,39 @@ class LanguageModel:
 
     Args:
       tokens: a whole text as `tokens` gives it, or a piece of one, which keeps the space before its first word. Special
-        tokens are written out, the one that begins a whole text only if it is given as a single id.
+        tokens are written out; the beginning-of-sequence token only if it is given as a single id.
 
     Raises:
-      MechjaxError: more than one sequence, something else than ids, or an id without a text.
+      MechjaxError: more than one sequence, values that are not ids, or an id without a text.
     """
-    array = np.asarray(ids.checked(tokens, self.n_vocab, ndim=None))
+    array = np.asarray(ids.check_ids(tokens, self.n_vocab, ndim=None))
     if array.ndim > 1 and array.size != array.shape[-1]:
       raise errors.MechjaxError(f'token ids of shape {array.shape} are more than one sequence')
     found = array.reshape(-1).tolist()
     return self.tokenizer.decode(found) if array.ndim else self.tokenizer.piece(found[0])
 
   def log_probs(self, tokens: jax.Array, mask: Any = None) -> jax.Array:
-    """Log-probabilities of every next token, in nats, [B, T, V]; arguments as of a call."""
+    """Log-probabilities of every next token, in nats, [B, T, V]; arguments as in a call."""
     return logits.log_probs(self(tokens, mask))
 
   def loss(self, tokens: jax.Array, mask: Any = None) -> jax.Array:
     """Mean loss of predicting each real token from the real tokens before it, in nats; a scalar.
 
-    Every predicted token counts once, whichever its row; the first of each row is not predicted.
+    Every predicted token has the same weight, in any row; the first token of each row is not predicted.
 
     Raises:
-      MechjaxError: no row is known to have a second token, so that nothing is predicted; or as a call.
+      MechjaxError: no row has a second token, as far as is known, so there is nothing to predict; or as in a call.
     """
-    tokens = ids.checked(tokens, self.n_vocab)
+    tokens = ids.check_ids(tokens, self.n_vocab)
     if mask is not None:
-      mask = padding.checked(mask, tokens.shape)
+      mask = padding.check_mask(mask, tokens.shape)
     if not padding.may_have_two(mask, tokens.shape):
       raise errors.MechjaxError(
         f'tokens of shape {tokens.shape} have nothing to predict: no row has two real tokens',
-        hint='a start token before each text, as model.tokens(text, bos=True) puts it',
+        hint='put a start token before each text, as model.tokens(text, bos=True) does',
       )
     real_BxT = jnp.ones(jnp.shape(tokens), bool) if mask is None else jnp.asarray(mask)
-    order_BxT = padding.together(real_BxT)
+    order_BxT = padding.tokens_first(real_BxT)
     texts_BxT, counts_BxT = (
       jnp.take_along_axis(x, order_BxT, axis=1)[:, 1:] for x in (jnp.asarray(tokens), real_BxT)
     )
@@ -217,14 +217,14 @@ class LanguageModel:
     losses_BxT = logits.next_token_loss(self.log_probs(tokens, mask), targets_BxT)
     return losses_BxT.sum() / counts_BxT.sum(dtype=losses_BxT.dtype)
 
-  def _padding(self, tokens: jax.Array, mask: Any) -> dict[str, jax.Array]:
+  def _mask_option(self, tokens: jax.Array, mask: Any) -> dict[str, jax.Array]:
     """The mask as a keyword of `apply`, if it is needed."""
     if mask is None:
       return {}
-    mask = padding.checked(mask, jnp.shape(tokens))
+    mask = padding.check_mask(mask, jnp.shape(tokens))
     if self.config is None:
       padding.check_contiguous(mask)
-      if padding.stands_behind(mask):  # no token sees it, and not every code can be told of it
+      if padding.is_right_padded(mask):  # no token sees it, and not every code accepts a mask
         return {}
     return {'mask': jnp.asarray(mask)}
 
@@ -243,36 +243,36 @@ class LanguageModel:
 
     Args:
       prompts: a text, texts, or token ids of each row; of any lengths.
-      n_tokens: how many tokens to generate at most.
+      n_tokens: maximum number of tokens to generate.
       temperature: 0 takes the likeliest token.
       top_k: only the k likeliest tokens.
       top_p: only the likeliest tokens that together have this probability.
-      stop: tokens that end a row, by their ids or by texts that are one token each; by default all that the model's
-        files name as ends of a text or a turn.
+      stop: tokens that end a row, as ids or as texts of one token each; by default all tokens that the model's files
+        name as the end of a text or a turn.
       **options: seed, pad, plants, sites, progress: see `mechjax.generate.generate`.
 
     Returns:
-      Tokens, lengths, and what was read; `model.text(out.tokens[0])` is the text of the first row.
+      Tokens, lengths, and the values at `sites`; `model.text(out.tokens[0])` is the text of the first row.
 
     Raises:
-      MechjaxError: prompts that are neither texts nor ids of the vocabulary, a stop text of several tokens, an option
-        without meaning; or, for upstream codes, interventions.
+      MechjaxError: prompts that are neither texts nor ids of the vocabulary, a stop text of several tokens, an invalid
+        option; or, for upstream codes, interventions.
     """
     if self.config is None and (options.get('plants') or options.get('sites')):
       raise errors.MechjaxError(
-        'upstream codes generate without a cache, and where a site stands in their steps differs',
-        hint=f'load the model without code=, for interventions at every step of our own decoder: {self.name}',
+        'upstream codes generate without a cache, and the positions of a site differ from step to step',
+        hint=f'load {self.name} without code=, for interventions at every step of our own decoder',
       )
-    rows = self._prompts(prompts)
-    stop = self.tokenizer.stop_ids if stop is None else self._stops(stop)
+    rows = self._encode_prompts(prompts)
+    stop = self.tokenizer.stop_ids if stop is None else self._encode_stops(stop)
     if np.ndim(pad := options.get('pad', 0)) or pad not in range(self.n_vocab):
-      raise errors.MechjaxError(f'pad={pad!r}; an id from 0 to {self.n_vocab - 1} is wanted')
+      raise errors.MechjaxError(f'pad={pad!r}; expected an id from 0 to {self.n_vocab - 1}')
     sampling = generate.Sampling(temperature, top_k, top_p)
     return generate.generate(
       self._generator, self.params, rows, n_tokens, sampling=sampling, stop=stop, **options
     )
 
-  def _prompts(self, prompts: Any) -> list[Any]:
+  def _encode_prompts(self, prompts: Any) -> list[Any]:
     """The token ids of each row."""
     if isinstance(prompts, str):
       prompts = [prompts]
@@ -284,31 +284,31 @@ class LanguageModel:
     for p in prompts:
       if not (isinstance(p, str) or _is_row(p)):
         raise errors.MechjaxError(
-          f'{p!r:.100} is no prompt; texts or rows of token ids are wanted', hint=hint
+          f'{p!r:.100} is not a prompt; expected texts or rows of token ids', hint=hint
         )
     return [
-      self.tokenizer.encode(p) if isinstance(p, str) else ids.checked(p, self.n_vocab, ndim=1)
+      self.tokenizer.encode(p) if isinstance(p, str) else ids.check_ids(p, self.n_vocab, ndim=1)
       for p in prompts
     ]
 
-  def _stops(self, stop: Any) -> tuple[int, ...]:
-    """The ids of stop tokens that are given by ids, texts or both."""
+  def _encode_stops(self, stop: Any) -> tuple[int, ...]:
+    """The ids of stop tokens that are given as ids, texts or both."""
     listed = list(stop) if np.iterable(stop) and not isinstance(stop, str) else [stop]
     found = [self.tokenizer.token(s) if isinstance(s, str) else s for s in listed]
-    return tuple(ids.checked(found, self.n_vocab, ndim=1).tolist()) if found else ()
+    return tuple(ids.check_ids(found, self.n_vocab, ndim=1).tolist()) if found else ()
 
 
 def _is_row(x: Any) -> bool:
-  """Whether something has items as a list or an array does; rows in it may differ in length."""
+  """Whether a value has items, as a list or an array does; rows in it may differ in length."""
   if isinstance(x, np.ndarray | jax.Array):
     return x.ndim > 0
   return isinstance(x, Sequence) and not isinstance(x, str | bytes)
 
 
 class _Rest:
-  """What a model is besides its parameters; equal to itself alone."""
+  """The attributes of a model besides its parameters; equal only to itself."""
 
-  __mechjax_reads__ = ()  # pure functions, and what no forward pass reads
+  __mechjax_reads__ = ()  # pure functions, and attributes that no forward pass reads
 
   def __init__(self, attributes: dict[str, Any]):
     self.attributes = {k: v for k, v in attributes.items() if k != 'params'}

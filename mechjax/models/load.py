@@ -3,8 +3,8 @@
     model = mechjax.load('smollm2-135m')
     model = mechjax.load('smollm2-135m', code='tunix')
 
-The forward pass is our own scan-stacked decoder; the others of `CODES` run the same weights in upstream classes
-instead, unmodified but for the tags. They are imported on use, since each needs an optional library.
+The forward pass is our own scan-stacked decoder; those of `CODES` run the same weights in upstream classes instead,
+unmodified except for the tags. They are imported on use, since each needs an optional library.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mechjax.weights.gguf import GGUFFile
 
 OURS = 'decoder'
 
-# The upstream codes that can compute the forward pass, by the name `load` takes, and the module that drives each.
+# The upstream codes that can compute the forward pass, by the name that `load` takes; the module that drives each.
 CODES = {
   'gemma': 'mechjax.models.gemma',
   'penzai': 'mechjax.models.penzai',
@@ -48,25 +48,25 @@ def load(
     name_or_path: a name in `mechjax.weights.fetch.SOURCES`, fetched on first use; the path of a GGUF file, of a
       directory with config.json, tokenizer.json and safetensors, or of an Orbax checkpoint; or
       'organisation/model' on a hub.
-    code: whose forward pass computes it: our own decoder, or a key of `CODES`, which read GGUF files.
-    accept_terms: whether you accept the terms of weights that come under any, as Gemma's do; an
+    code: the forward pass: our own decoder, or a key of `CODES`, which read GGUF files.
+    accept_terms: whether you accept the terms of weights that have any, such as Gemma's; an
       environment variable that the error names does the same.
-    dtype: of the parameters, and of the computation (norms, softmax and logits are float32 at least); one of
+    dtype: of the parameters, and of the computation (norms, softmax and logits are at least float32); one of
       `mechjax.precision.DTYPES`.
-    mesh: devices to spread the parameters over, by the rules of `mechjax.models.sharding`.
+    mesh: devices to shard the parameters over, by the rules of `mechjax.models.sharding`.
 
   Returns:
     The model, every site tagged, its parameters on the mesh or on the default device.
 
   Raises:
-    FetchError: the model is neither cached nor to be had, its terms have not been accepted, or
-      there is no file at the path.
+    FetchError: the model is not cached and cannot be downloaded, its terms have not been accepted,
+      or there is no file at the path.
     WeightsError: the file is damaged, or not of an architecture that `code` can compute.
     MissingExtraError: an optional library is not installed.
-    MechjaxError: `code` is unknown, or cannot do what was asked; a dtype that parameters cannot have.
+    MechjaxError: `code` is unknown, or does not support the file, dtype or mesh; a dtype that parameters cannot have.
   """
   if code != OURS and code not in CODES:
-    raise errors.MechjaxError(f'no code called {code!r}', where=f'known: {[OURS, *sorted(CODES)]}')
+    raise errors.unknown(errors.MechjaxError, 'code', code, [OURS, *sorted(CODES)])
   dtype = precision.check_dtype(dtype)
   path = _find(name_or_path, accept_terms)
   if code == OURS:
@@ -75,7 +75,7 @@ def load(
   if path.is_dir() or mesh is not None or dtype != jnp.float32:
     raise errors.MechjaxError(
       f'code={code!r} takes GGUF files, in float32 on one device',
-      hint='leave code= out: our own decoder reads directories, takes a dtype and a mesh',
+      hint='leave code= out: our own decoder reads directories, and takes a dtype and a mesh',
     )
   file = GGUFFile(path)
   forward = importlib.import_module(CODES[code]).forward(file)
@@ -83,7 +83,7 @@ def load(
 
 
 def _find(name_or_path: str | os.PathLike[str], accept_terms: bool) -> Path:
-  """A path is what has a suffix, a separator or a file behind it; the rest are names."""
+  """Path of a model: an existing path, the cached directory of a model on a hub, or the file of a name in `SOURCES`."""
   path = Path(name_or_path).expanduser()
   if files.exists(path):
     return path

@@ -1,9 +1,9 @@
 """The norms of a decoder: LayerNorm and RMSNorm.
 
-Both are computed in float32, or float64 in a model of float64, and scaled before they are rounded: the sum of a
-thousand bfloat16 squares is not to be had in bfloat16.
+Both are computed in float32, or float64 in a model of float64, and scaled before they are rounded: bfloat16 cannot
+represent the sum of a thousand bfloat16 squares.
 
-Sharp edge: the scale is what the file holds plus `config.norm_offset`, which is 1 for Gemma.
+Sharp edge: the scale is the file's value plus `config.norm_offset`, which is 1 for Gemma.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mechjax.models.config import Config
 
 
 def norm(x: jax.Array, p: dict[str, jax.Array] | None, config: Config) -> jax.Array:
-  """The norm that `config` describes over the last axis; `x` itself where there is none.
+  """Applies the norm of `config` over the last axis; returns `x` itself if there is no norm.
 
   Args:
     x: [..., D].

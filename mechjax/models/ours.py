@@ -1,8 +1,8 @@
-"""Our own decoder behind a `LanguageModel`: weights from anywhere, one pure function.
+"""Our own decoder behind a `LanguageModel`: weights from several formats, one pure function.
 
-A model is a GGUF file, a directory as HuggingFace publishes them, or an Orbax checkpoint that was written here. All
-three describe themselves in the words of `config.json`, become a `Config` and a tree of
-stacked, possibly sharded arrays, and run in `decoder`.
+A model is a GGUF file, a directory in HuggingFace's layout, or an Orbax checkpoint that mechjax wrote. All three are
+described by the settings of a `config.json`, become a `Config` and a tree of stacked, possibly sharded arrays, and run
+in `decoder`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def load(
   Args:
     path: a GGUF file, or a directory with `config.json` and safetensors or with an Orbax checkpoint.
     dtype: of the parameters: one of `mechjax.precision.DTYPES`.
-    mesh: where to put them, by the rules of `sharding`; None for the default device.
+    mesh: devices for the parameters, by the rules of `sharding`; None for the default device.
 
   Returns:
     Its forward pass and tokenizer.
@@ -44,17 +44,17 @@ def load(
     read: Callable[[Any], Any] = functools.partial(llama_cpp.read, file)
     tokenizer = tokenizers.from_gguf(file.metadata)
   else:
-    described, read = _directory(path)
+    described, read = _open_directory(path)
     tokenizer = tokenizers.from_huggingface(path, described)
   config = families.from_hf(described)
   if mesh is None:
     params = read(decoder.shapes(config, dtype))
   else:
-    params = read(sharding.sharded_shapes(config, mesh, dtype))
+    params = read(sharding.shard_shapes(config, mesh, dtype))
   return forward(params, config), tokenizer
 
 
-def _directory(path: Path) -> tuple[dict[str, Any], Callable[[Any], Any]]:
+def _open_directory(path: Path) -> tuple[dict[str, Any], Callable[[Any], Any]]:
   if orbax.is_checkpoint(path):
     return orbax.config(path), functools.partial(orbax.read, path)
   return huggingface.config(path), functools.partial(huggingface.read, path)
@@ -87,14 +87,14 @@ class _Apply:
       if options.get('segments') is not None:
         raise errors.MechjaxError(
           'both mask= and segments= are given',
-          hint='segments alone: 0 is padding, and equal numbers are one text',
+          hint='give segments= only: 0 is padding, and equal numbers are one text',
         )
       options['segments'] = _segments(mask, tokens)
     return decoder.forward(params, tokens, self.config, **options)
 
   def check_arguments(self, params: Any, tokens: jax.Array, **options: Any) -> None:
-    """Refuses ids that the vocabulary lacks, before a harvest traces them."""
-    ids.checked(tokens, self.config.n_vocab)
+    """Rejects ids outside the vocabulary, before a harvest traces them."""
+    ids.check_ids(tokens, self.config.n_vocab)
 
 
 def _unembed(config: decoder.Config, params: Any, residual: jax.Array) -> jax.Array:
@@ -104,7 +104,7 @@ def _unembed(config: decoder.Config, params: Any, residual: jax.Array) -> jax.Ar
 def _segments(mask: Any, tokens: jax.Array) -> jax.Array | None:
   if mask is None:
     return None
-  return jnp.asarray(padding.checked(mask, jnp.shape(tokens)))
+  return jnp.asarray(padding.check_mask(mask, jnp.shape(tokens)))
 
 
 def _forward_from(

@@ -1,17 +1,16 @@
-"""Padding: which columns of a batch are tokens, and which only make its rows equally long.
+"""Padding: masks that mark the real tokens of a batch, whose rows are padded to one length.
 
-A model that is not told takes padding for text. On the left it shifts every position and is seen by every token, and
-the logits of the real tokens are wrong by several nats; on the right no real token of a causal model sees it, but a
-loss that counts it is wrong. Padding cannot be recognised by its token id, so everything that runs a model takes
+Without a mask, a model treats padding as text. Left padding shifts every position and is seen by every token, and the
+logits of the real tokens are wrong by several nats; right padding is not seen by a real token of a causal model, but a
+loss that counts it is wrong. Padding cannot be recognised by its token id, so every function that runs a model takes
 
     mask    bool [B, T], True at real tokens
 
-and the truth is the row alone: what a masked batch has at real tokens is what each row has without padding.
+and the reference is the row alone: the values of a masked batch at real tokens are those of each row without padding.
 
 Letters: B batch, T position.
 
-Sharp edges: values at padding mean nothing (they are finite). A mask that is traced is checked for its shape and dtype
-alone.
+Sharp edges: values at padding are finite and meaningless. Only the shape and dtype of a traced mask are checked.
 """
 
 from __future__ import annotations
@@ -25,32 +24,34 @@ import numpy as np
 from mechjax import errors
 
 
-def checked(mask: Any, shape: tuple[int, ...]) -> Any:
-  """A mask of tokens of this shape, [B, T], as an array; it may be given as nested sequences.
+def check_mask(mask: Any, shape: tuple[int, ...]) -> Any:
+  """Checks a mask of tokens of this shape, [B, T], and returns it as an array; nested sequences are converted.
 
   Raises:
-    MechjaxError: the mask is not boolean or has another shape, or a row has no real token.
+    MechjaxError: the mask is not boolean or has another shape, or a row does not have a real token.
   """
   if not isinstance(mask, jax.Array | np.ndarray):
     try:
       mask = np.asarray(mask)
     except ValueError as e:
-      raise errors.MechjaxError(f'rows of different lengths are no mask: {mask!r:.100}') from e
+      raise errors.MechjaxError(
+        f'rows of different lengths do not form a mask: {mask!r:.100}'
+      ) from e
   if mask.shape != shape or mask.dtype != jnp.bool_:
     raise errors.MechjaxError(
       f'the mask has shape {mask.shape} and dtype {mask.dtype}; '
-      f'booleans of shape {shape} are wanted, True at real tokens',
-      hint='tokens != pad, if no text contains the id of the padding',
+      f'expected booleans of shape {shape}, True at real tokens',
+      hint='use tokens != pad, if no text contains the id of the padding',
     )
   if not isinstance(mask, jax.core.Tracer):
     empty = np.flatnonzero(~np.asarray(mask).any(axis=1))
     if empty.size:
-      raise errors.MechjaxError(f'the mask says that row {empty[0]} is padding throughout')
+      raise errors.MechjaxError(f'row {empty[0]} of the mask is padding only')
   return mask
 
 
-def stands_behind(mask: Any) -> bool:
-  """Whether all padding is known to stand behind the real tokens, where no token of a causal model sees it."""
+def is_right_padded(mask: Any) -> bool:
+  """Whether all padding is known to follow the real tokens, so that no token of a causal model sees it."""
   if isinstance(mask, jax.core.Tracer):
     return False
   real = np.asarray(mask)
@@ -58,17 +59,17 @@ def stands_behind(mask: Any) -> bool:
 
 
 def may_have_two(mask: Any, shape: tuple[int, ...]) -> bool:
-  """Whether some row of tokens [B, T] has two real ones, or a mask that is traced may say so."""
+  """Whether some row of tokens [B, T] has two real tokens, or may have them if the mask is traced."""
   if mask is None or isinstance(mask, jax.core.Tracer):
     return shape[0] > 0 and shape[1] > 1
   return bool((np.asarray(mask).sum(axis=1) > 1).any())
 
 
 def check_contiguous(mask: Any) -> None:
-  """For code that numbers or windows its keys by column: no padding between the tokens of a row.
+  """Checks that a row has no padding between its tokens, for code that numbers or windows its keys by column.
 
   Raises:
-    MechjaxError: there is some, as far as it is known.
+    MechjaxError: there is padding between tokens, as far as the mask is known.
   """
   if isinstance(mask, jax.core.Tracer):
     return
@@ -82,11 +83,11 @@ def check_contiguous(mask: Any) -> None:
 
 
 def positions(mask_BxT: jax.Array) -> jax.Array:
-  """How many real tokens stand before each column, int32 [B, T]; a token's position, if the column is one."""
+  """Number of real tokens before each column, int32 [B, T]: at a real token, its position."""
   count_BxT = jnp.cumsum(mask_BxT.astype(jnp.int32), axis=1)
   return count_BxT - mask_BxT.astype(jnp.int32)
 
 
-def together(mask_BxT: jax.Array) -> jax.Array:
+def tokens_first(mask_BxT: jax.Array) -> jax.Array:
   """Columns of each row in the order: real tokens first, then padding; int [B, T]."""
   return jnp.argsort(~mask_BxT, axis=1, stable=True)

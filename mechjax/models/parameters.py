@@ -1,8 +1,8 @@
-"""The tree of a decoder's parameters: which arrays there are and what shapes they have.
+"""The tree of a decoder's parameters: its arrays and their shapes.
 
-Loaders, initialisation and sharding need the tree before there are any arrays in it. It is written down once,
-as shapes, from the description alone; whoever fills it is checked against it. Every leaf under 'layers' has a
-leading axis of L, because the layers are scanned. Matrices stand inputs first: [D, N, H], [N, H, D], [D, F], [F, D].
+Loaders, initialisation and sharding need the tree before its arrays exist. It is written once, as shapes, from the
+description alone, and the arrays are checked against it. Every leaf under 'layers' has a leading axis of L, because the
+layers are scanned. The input axes of matrices come first: [D, N, H], [N, H, D], [D, F], [F, D].
 
 Letters: see `config`.
 """
@@ -93,10 +93,10 @@ def _mlp(c: Config) -> dict[str, Any]:
 
 
 def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> dict[str, Any]:
-  """Random parameters under which activations neither grow nor vanish.
+  """Random parameters that keep the scale of activations from layer to layer.
 
-  Matrices are normal with variance 1 / inputs, embeddings with variance 1 / D (before `embed_scale`), norms the
-  identity, biases zero.
+  Matrices are normal with variance 1 / inputs, embeddings with variance 1 / D (before `embed_scale`); norms are the
+  identity, and biases zero.
 
   Args:
     key: a key of `jax.random`.
@@ -109,7 +109,7 @@ def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> dict[str, 
   leaves, tree = jax.tree_util.tree_flatten_with_path(shapes(config, dtype))
   keys = jax.random.split(key, len(leaves))
   filled = [
-    _filled(k, _names(path), leaf, config) for k, (path, leaf) in zip(keys, leaves, strict=True)
+    _initialise(k, _names(path), leaf, config) for k, (path, leaf) in zip(keys, leaves, strict=True)
   ]
   return jax.tree.unflatten(tree, filled)
 
@@ -118,7 +118,7 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
   return tuple(k.key for k in path)
 
 
-def _filled(
+def _initialise(
   key: jax.Array, names: tuple[str, ...], leaf: jax.ShapeDtypeStruct, c: Config
 ) -> jax.Array:
   if names[-1].endswith('bias'):

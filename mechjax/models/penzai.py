@@ -1,11 +1,11 @@
 """SmolLM2 and other llamas inside penzai's llama-like transformer.
 
-A penzai model is a tree of layers with slots for parameters. The tree is built once without any,
-and a pure function fills the slots with whatever arrays it is given, at trace time. Tokens go in
-and logits come out as plain arrays; what is read and planted at the sites are upstream's
-NamedArrays, whose axes have names ('batch', 'seq', 'embedding', …).
+A penzai model is a tree of layers with slots for parameters. The tree is built once without
+parameters, and a pure function fills the slots with the arrays that it receives, at trace time.
+Tokens and logits are plain arrays; the values that are read and planted at the sites are
+upstream's NamedArrays, whose axes have names ('batch', 'seq', 'embedding', …).
 
-Sharp edges: penzai divides integer positions, so it runs under standard dtype promotion whatever
+Sharp edges: penzai divides integer positions, so it runs under standard dtype promotion, whatever
 the caller has set. It can tie embedding and unembedding only together with Gemma's scaling of the
 embedding, so the head is a layer of its own that shares the array.
 """
@@ -47,14 +47,14 @@ def forward(file: GGUFFile) -> Forward:
     Its parameters and pure functions.
 
   Raises:
-    WeightsError: the file is not a plain llama, or one without groups of heads.
+    WeightsError: the file is not a plain llama, or its heads are not grouped.
     MissingExtraError: penzai is not installed.
   """
   shape = names.llama_shape(file)
   if shape.n_kv_heads in (1, shape.n_heads):
     raise errors.WeightsError(
       f'{file.path} has {shape.n_heads} heads and {shape.n_kv_heads} key-value heads',
-      cause='penzai names the axes of heads otherwise where they are not grouped',
+      cause='penzai uses other axis names for heads that are not grouped',
       hint="load it with code='tunix' or code='transformers'",
     )
   model = _model(shape)
@@ -63,7 +63,7 @@ def forward(file: GGUFFile) -> Forward:
 
 
 def _model(shape: names.LlamaShape) -> Any:
-  """The instrumented tree, its slots empty."""
+  """The instrumented tree, with empty slots."""
   common = extras.require('penzai.models.transformer.variants.llamalike_common', 'flax-models')
   shipped.patch('penzai').PATCHER.install()
   config = common.LlamalikeTransformerConfig(
@@ -82,7 +82,7 @@ def _model(shape: names.LlamaShape) -> Any:
   return common.build_llamalike_transformer(config, init_base_rng=None, name='model')
 
 
-def _bound(model: Any, params: dict[str, jax.Array]) -> Any:
+def _bind(model: Any, params: dict[str, jax.Array]) -> Any:
   """The tree with parameters in its slots."""
   pz = extras.require('penzai.pz', 'flax-models')
   arrays = {'lm_head.weights': params['embedder.embeddings'], **params}
@@ -101,20 +101,20 @@ def _apply(
   model: Any, params: dict[str, jax.Array], tokens: jax.Array, mask: Any = None
 ) -> jax.Array:
   if mask is not None:
-    mask = padding.checked(mask, tokens.shape)
-    if not padding.stands_behind(mask):
+    mask = padding.check_mask(mask, tokens.shape)
+    if not padding.is_right_padded(mask):
       raise errors.MechjaxError(
-        "penzai's attention has no place for padding that stands before tokens, or for a traced mask",
+        "penzai's attention does not support padding before tokens, or a traced mask",
         hint='pad on the right, or load the model without code=',
       )
   pz = extras.require('penzai.pz', 'flax-models')
   with jax.numpy_dtype_promotion('standard'):
-    logits = _bound(model, params)(pz.nx.wrap(tokens).tag('batch', 'seq'))
+    logits = _bind(model, params)(pz.nx.wrap(tokens).tag('batch', 'seq'))
   return logits.unwrap('batch', 'seq', 'vocabulary')
 
 
 def _unembed(model: Any, params: dict[str, jax.Array], residual: jax.Array) -> jax.Array:
   pz = extras.require('penzai.pz', 'flax-models')
-  norm, head = _bound(model, params).body.sublayers[-2:]
+  norm, head = _bind(model, params).body.sublayers[-2:]
   x = pz.nx.wrap(residual.reshape(-1, residual.shape[-1])).tag('row', 'embedding')
   return head(norm(x)).unwrap('row', 'vocabulary').reshape(*residual.shape[:-1], -1)

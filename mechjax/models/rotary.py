@@ -1,13 +1,13 @@
-"""Rotary positions: each pair of numbers in a head is turned by an angle that grows with the position.
+"""Rotary positions: each pair of dimensions in a head is rotated by an angle that grows with the position.
 
-Pair j of a head is (x[j], x[j + J]): its halves lie apart, as in every file that transformers writes. The angles are
+Pair j of a head is (x[j], x[j + J]): its halves are J apart, as in every file that transformers writes. The angles are
 the same for all layers of a kind, so they are computed once per forward pass, outside the scan over layers, and a
-layer picks its kind's.
+layer selects those of its kind.
 
-Letters: B batch, T position, N heads, H head, J = (turned part of H) / 2.
+Letters: B batch, T position, N heads, H head, J = (rotated part of H) / 2.
 
-Sharp edges: angles and turning are float32 whatever the model's dtype, unless that is float64; in float32 a position
-beyond 2**24 is rounded.
+Sharp edges: angles and rotations are float32 for every dtype of the model except float64; in float32 a position beyond
+2**24 is rounded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mechjax.models.config import Config, Llama3Scaling
 
 
 class Angles(NamedTuple):
-  """Cosine and sine of every angle, float32 (or float64) [B, T, J]; B is 1 where all rows have the same positions."""
+  """Cosine and sine of every angle, float32 (or float64) [B, T, J]; B is 1 if all rows have the same positions."""
 
   cos: jax.Array
   sin: jax.Array
@@ -40,14 +40,14 @@ def frequencies(config: Config, local: bool) -> np.ndarray:
     return per_position
   per_position = per_position / config.rope_scale
   if config.rope_scaling is not None:
-    per_position = _stretched(per_position, config.rope_scaling)
+    per_position = _scale_llama3(per_position, config.rope_scaling)
   return per_position
 
 
-def _stretched(per_position: np.ndarray, s: Llama3Scaling) -> np.ndarray:
-  """Llama 3: short waves stay, long ones are stretched, those between are interpolated."""
-  turns = s.original_length * per_position / (2 * math.pi)
-  kept = np.clip((turns - s.low_frequency) / (s.high_frequency - s.low_frequency), 0, 1)
+def _scale_llama3(per_position: np.ndarray, s: Llama3Scaling) -> np.ndarray:
+  """Llama 3's scaling: short waves stay, long waves become longer, and those between are interpolated."""
+  rotations = s.original_length * per_position / (2 * math.pi)
+  kept = np.clip((rotations - s.low_frequency) / (s.high_frequency - s.low_frequency), 0, 1)
   return kept * per_position + (1 - kept) * per_position / s.factor
 
 
@@ -59,11 +59,11 @@ def angles(config: Config, positions_BxT: jax.Array, local: bool, dtype: Any) ->
   return Angles(jnp.cos(angle_BxTxJ), jnp.sin(angle_BxTxJ))
 
 
-def turn(x_BxTxNxH: jax.Array, angles: Angles) -> jax.Array:
-  """Turns every head by the angle of its position."""
+def rotate(x_BxTxNxH: jax.Array, angles: Angles) -> jax.Array:
+  """Rotates every head by the angles of its position."""
   J = angles.cos.shape[-1]
   cos, sin = angles.cos[:, :, None], angles.sin[:, :, None]
   x = x_BxTxNxH.astype(cos.dtype)
   one, other, rest = x[..., :J], x[..., J : 2 * J], x[..., 2 * J :]
-  turned = [one * cos - other * sin, other * cos + one * sin, rest]
-  return jnp.concatenate(turned, axis=-1).astype(x_BxTxNxH.dtype)
+  rotated = [one * cos - other * sin, other * cos + one * sin, rest]
+  return jnp.concatenate(rotated, axis=-1).astype(x_BxTxNxH.dtype)

@@ -1,10 +1,10 @@
-"""What the modules that drive somebody else's code have in common.
+"""Code that the modules for upstream code bases share.
 
-Each of them puts the weights of a file into upstream's own classes and hands back pure functions:
-`forward(file)` returns a `Forward`. Here is what they would otherwise each write again.
+Each of these modules loads the weights of a file into upstream's own classes and returns pure
+functions: `forward(file)` returns a `Forward`. This module holds their common parts.
 
-The patch of a code base is found wherever mechjax runs from: an installed mechjax has its patches as
-`mechjax.patches`, a checkout that was never installed has the same files as `patches`.
+The patch of a code base is found from an installation and from a checkout: an installed mechjax has its
+patches as `mechjax.patches`, a checkout that was never installed has the same files as `patches`.
 
 Letters in shapes: B batch, T position.
 
@@ -43,9 +43,10 @@ def patch(name: str) -> ModuleType:
 def forward(
   shape: Sizes, params: Any, apply: Callable, unembed: Callable, *structure: Any
 ) -> Forward:
-  """A forward pass, from functions of upstream's structure and the arguments that `Forward` says.
+  """A forward pass, from functions of upstream's structure and the arguments in `Forward`.
 
-  Products in it are as precise as our own (`mechjax.precision`), and a row with an id that the vocabulary lacks is NaN.
+  Its matrix products are as precise as our own (`mechjax.precision`), and a row with an id outside the vocabulary is
+  NaN.
   """
   return Forward(
     params=params,
@@ -70,8 +71,8 @@ class _Apply:
     return ids.nan_without_token(logits, tokens)
 
   def check_arguments(self, params: Any, tokens: jax.Array, **options: Any) -> None:
-    """Refuses ids that the vocabulary lacks, before a harvest traces them: upstream's sites have values for them."""
-    ids.checked(tokens, self.n_vocab)
+    """Rejects ids outside the vocabulary before a harvest traces them, since upstream's sites have values for them."""
+    ids.check_ids(tokens, self.n_vocab)
 
 
 def _unembed(upstream: Callable, params: Any, residual: jax.Array) -> jax.Array:
@@ -80,7 +81,7 @@ def _unembed(upstream: Callable, params: Any, residual: jax.Array) -> jax.Array:
 
 
 def google_sizes(shape: Sizes) -> dict[str, int]:
-  """The sizes as the configurations of google-tunix and of the gemma package call them."""
+  """The sizes, under the names in the configurations of google-tunix and of the gemma package."""
   return {
     'embed_dim': shape.d_model,
     'hidden_dim': shape.d_mlp,
@@ -90,10 +91,10 @@ def google_sizes(shape: Sizes) -> dict[str, int]:
   }
 
 
-def causal(
+def causal_mask(
   tokens: jax.Array, mask: Any = None, dtype: Any = jnp.int32
 ) -> tuple[jax.Array, jax.Array]:
-  """Positions [B, T] of tokens in their texts, and which columns each one sees, bool [B, T, T].
+  """Positions [B, T] of tokens in their texts, and the mask of columns that each token sees, bool [B, T, T].
 
   Raises:
     MechjaxError: the mask does not fit, or a row has padding between its tokens.
@@ -102,7 +103,7 @@ def causal(
   seen_BxTxT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
   if mask is None:
     return jnp.broadcast_to(jnp.arange(T, dtype=dtype), (B, T)), seen_BxTxT
-  mask = padding.checked(mask, tokens.shape)
+  mask = padding.check_mask(mask, tokens.shape)
   padding.check_contiguous(mask)
   mask_BxT = jnp.asarray(mask)
   return padding.positions(mask_BxT).astype(dtype), seen_BxTxT & mask_BxT[:, None]

@@ -1,7 +1,7 @@
-"""What makes a family: the fields of a `Config` that all its models share.
+"""Model families: the fields of a `Config` that all models of a family share.
 
-Both the public presets and the reading of a config.json start from these and add sizes, so a family is defined in
-one place. Everything not named here has the default of `Config`.
+Both the public presets and the reader of config.json start from these and add sizes, so a family is defined in one
+place. Fields that are not named here have the default of `Config`.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ TOY = {
   'activation': 'gelu',
   'unembed_bias': True,
 }
-"""The one- and two-layer models of TransformerLens, as they were trained (its layer norms not folded)."""
+"""The one- and two-layer models of TransformerLens, as they were trained (with unfolded layer norms)."""
 
 
-def alternating(n_layers: int, period: int) -> tuple[bool, ...]:
-  """Which layers are local where every `period`-th is global."""
+def local_layers(n_layers: int, period: int) -> tuple[bool, ...]:
+  """Whether each layer is local, in a model whose every `period`-th layer is global."""
   return tuple((i + 1) % period != 0 for i in range(n_layers))

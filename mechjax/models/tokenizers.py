@@ -1,22 +1,22 @@
-"""Tokenizers, built from the vocabulary that travels with the weights.
+"""Tokenizers, built from the vocabulary in the files of the weights.
 
-A tokenizer downloaded apart from its weights can be the wrong one, and nothing crashes when it is.
+A tokenizer downloaded apart from its weights can be the wrong one, and nothing crashes if it is.
 A published directory holds `tokenizer.json`, which the `tokenizers` library runs as it is. GGUF
-files carry vocabulary, merges and special tokens in their header; of those, two kinds are read:
-byte-level BPE, whose merging is done by the `tokenizers` library (what is decided here is how text
-is cut before it, which the header only names: "smollm", "gpt-2"), and the scored pieces of
+files hold vocabulary, merges and special tokens in their header; two kinds of these are read:
+byte-level BPE, which the `tokenizers` library merges (this module decides how text is split
+beforehand, for which the header has only a name: "smollm", "gpt-2"), and the scored pieces of
 SentencePiece, which `greedy` merges.
 
-A file's own settings for training batches (truncation, padding) are switched off: a text is never cut and never
-padded by a setting that nobody sees.
+A file's own settings for training batches (truncation, padding) are switched off, so that no hidden setting truncates
+or pads a text.
 
 Sharp edges: some vocabularies lack a few bytes (SmolLM2's six control characters and the
-unassigned planes of Unicode), which the library drops without a word; here such a text is an
-error. Special tokens written out in a text ("<|im_start|>") become those tokens, and decoding
-writes them out again, so that any text survives the round trip. Tokenizers in the manner of SentencePiece put a space
-before every text; it is taken off again where ids begin with `bos` and therefore are a whole text, and kept where they
-are a piece of one, since there it is the space between two words. A pre-tokenizer whose name is not
-in the table below is an error, because guessing it gives plausible tokens that the model never
+unassigned planes of Unicode), which the library drops silently; here such a text is an error.
+Special tokens written out in a text ("<|im_start|>") become those tokens, and decoding writes them
+out again, so that any text survives the round trip. Tokenizers in the manner of SentencePiece put a space
+before every text; decoding removes it from ids that begin with `bos` and are therefore a whole text, and keeps it in
+ids that are a piece of a text, where it is the space between two words. A pre-tokenizer whose name is
+not in the table below is an error, because guessing it gives plausible tokens that the model never
 saw.
 """
 
@@ -34,7 +34,7 @@ from mechjax.weights import huggingface, vocabulary
 from mechjax.weights.json_files import read_json
 from mechjax.weights.values import Values
 
-_MOST_UNUSED = 10_000  # ids without a token, beside as many as there are tokens; files have few
+_MAX_UNUSED = 10_000  # ids without a token, in addition to the number of tokens; files have few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +42,15 @@ class Tokenizer:
   """Text to token ids and back; use `from_gguf` or `from_huggingface` to make one.
 
   Attributes:
-    split: a text to its ids, without special tokens around it.
-    join: ids to the text that they add behind other text, special tokens written out.
+    split: converts a text to its ids, without special tokens around it.
+    join: converts ids to the text that they append to other text, with special tokens written out.
     n_vocab: number of tokens; ids are below it.
     bos: id of the token that begins a sequence, or None if the model was trained without one.
     eos: id of the token that ends a text, or None.
-    stop_ids: all ids after which a model has finished, `eos` among them: ends of a text, of a turn, of a message.
-    closing: ids that the file puts behind every text; empty for nearly all models.
-    lead: what `join` writes before a whole text and is no part of it: a space for tokenizers in the manner of
-      SentencePiece, whose `split` puts one there.
+    stop_ids: all ids after which a model has finished, including `eos`: ends of a text, of a turn, of a message.
+    closing: ids that the file appends to every text; empty for nearly all models.
+    lead: text that `join` adds before a whole text: a space for tokenizers in the manner of SentencePiece, whose
+      `split` adds one there.
   """
 
   split: Callable[[str], list[int]]
@@ -67,43 +67,43 @@ class Tokenizer:
 
     Args:
       text: any text.
-      bos: whether `bos` leads them; None where the model expects it. A text that begins with that token, written
-        out, gets no second one.
+      bos: whether `bos` comes first; None adds it if the model expects it. A text that begins with that token,
+        written out, does not get a second one.
 
     Returns:
       The ids.
 
     Raises:
-      MechjaxError: the vocabulary has no token for a byte of the text; `text` is none; `bos=True` without a `bos`.
+      MechjaxError: the vocabulary lacks a byte of the text; `text` is not a string; `bos=True` without a `bos`.
     """
     _check_text(text)
     if bos and self.bos is None:
-      raise errors.MechjaxError('bos=True, and this tokenizer begins a text with no token')
+      raise errors.MechjaxError('bos=True, but this tokenizer does not begin a text with a token')
     ids = [*self.split(text), *self.closing]
     if self.bos is None or bos is False or ids[:1] == [self.bos]:
       return ids
     return [self.bos, *ids]
 
   def token(self, text: str) -> int:
-    """The id of the one token that a text is, behind other text: ' Paris' is a word with its space.
+    """The id of a text that is one token after other text, such as ' Paris', a word with its space.
 
     Args:
       text: a text that is one token. `join([token(text)])` is the text again.
 
     Returns:
-      Its id, without any `bos`.
+      Its id, without `bos`.
 
     Raises:
-      MechjaxError: it is several tokens or none; the message has the pieces.
+      MechjaxError: the text is several tokens or none; the message lists the pieces.
     """
     _check_text(text)
-    ids = self._continuing(text)
+    ids = self._encode_continuation(text)
     pieces = [self.join([i]) for i in ids]
     if len(ids) != 1:
       raise errors.MechjaxError(
         f'{text!r} is {len(ids)} tokens: {pieces}',
         cause='a word without the space before it, or a rare one',
-        hint="' Paris' with its space, or one of the pieces; tokens(text) gives all ids",
+        hint="use ' Paris' with its space, or one of the pieces; tokens(text) gives all ids",
       )
     if pieces[0] != text:
       raise errors.MechjaxError(
@@ -111,18 +111,18 @@ class Tokenizer:
       )
     return ids[0]
 
-  def _continuing(self, text: str) -> list[int]:
-    """The ids of a text that stands behind other text, and so gets no space that is not its own."""
+  def _encode_continuation(self, text: str) -> list[int]:
+    """The ids of a text that follows other text, without an added space."""
     if self.lead:
-      # A line break merges with nothing.
+      # A line break does not merge with other characters.
       before, both = self.split('\n'), self.split('\n' + text)
       if both[: len(before)] == before:
         return both[len(before) :]
     return self.split(text)
 
   def piece(self, i: int) -> str:
-    """Text of one id, as it adds to the text before it; `bos` is written out."""
-    return self.join([self._known(i)])
+    """The text that one id appends to the text before it; `bos` is written out."""
+    return self.join([self._check_id(i)])
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text of token ids; special tokens are written out, except a leading `bos`.
@@ -131,17 +131,17 @@ class Tokenizer:
       ids: a whole text, which begins with `bos`, or a piece of one, which keeps the space before its first word.
 
     Raises:
-      MechjaxError: an id that is no integer, or that has no token.
+      MechjaxError: an id that is not an integer, or that does not have a token.
     """
-    ids = [self._known(i) for i in ids]
+    ids = [self._check_id(i) for i in ids]
     if ids and ids[0] == self.bos:
       return self.join(ids[1:]).removeprefix(self.lead)
     return self.join(ids)
 
-  def _known(self, i: Any) -> int:
+  def _check_id(self, i: Any) -> int:
     if isinstance(i, bool) or not hasattr(i, '__index__') or not 0 <= int(i) < self.n_vocab:
       raise errors.MechjaxError(
-        f'{i!r} is no token id', where=f'the tokenizer has ids from 0 to {self.n_vocab - 1}'
+        f'{i!r} is not a token id', where=f'the tokenizer has ids from 0 to {self.n_vocab - 1}'
       )
     return int(i)
 
@@ -149,7 +149,7 @@ class Tokenizer:
 def _check_text(text: Any) -> None:
   if not isinstance(text, str):
     raise errors.MechjaxError(
-      f'one text is wanted, not {text!r:.100}',
+      f'expected one text, not {text!r:.100}',
       hint='tokenise texts one by one; model.generate takes several',
     )
 
@@ -164,24 +164,24 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     The tokenizer.
 
   Raises:
-    WeightsError: the header describes none, or one of a kind that is not known here.
+    WeightsError: the header does not describe a tokenizer, or describes one of an unknown kind.
     MissingExtraError: the `tokenizers` library is needed and not installed.
   """
   header = Values(metadata, 'the GGUF header')
-  kind, pre = (header.word(f'tokenizer.ggml.{key}', '') for key in ('model', 'pre'))
+  kind, pre = (header.string(f'tokenizer.ggml.{key}', '') for key in ('model', 'pre'))
   if kind == 'gpt2' and pre in _PRE_TOKENIZERS:
     split, join = _byte_level(metadata, _PRE_TOKENIZERS[pre])
   elif kind == 'llama' and header.flag('tokenizer.ggml.add_space_prefix', True) is False:
     split, join = _sentence_pieces(metadata)
   else:
     raise errors.WeightsError(
-      f'a tokenizer of kind {kind!r}, cut by {pre!r}, is not known',
+      f'unknown tokenizer: kind {kind!r}, pre-tokenizer {pre!r}',
       where='tokenizer.ggml.model and tokenizer.ggml.pre in the GGUF header',
-      cause=f"known are byte-level BPE ('gpt2') with {sorted(_PRE_TOKENIZERS)}, and SentencePiece "
+      cause=f"known: byte-level BPE ('gpt2') with {sorted(_PRE_TOKENIZERS)}, and SentencePiece "
       "('llama') without add_space_prefix",
     )
   tokens = metadata['tokenizer.ggml.tokens']
-  # Where the file is silent, SentencePiece's models begin with bos.
+  # Without a setting in the file, texts of SentencePiece models begin with bos.
   adds = {'bos': kind == 'llama', 'eos': False}
   adds = {x: bool(metadata.get(f'tokenizer.ggml.add_{x}_token', adds[x])) for x in adds}
   ids = {x: header.ids(f'tokenizer.ggml.{x}_token_id', len(tokens)) for x in ('bos', *_GGUF_STOPS)}
@@ -201,25 +201,25 @@ def from_huggingface(directory: str | os.PathLike[str], described: Mapping[str, 
   """The tokenizer in a directory's `tokenizer.json`.
 
   Args:
-    directory: of the checkpoint; a `generation_config.json` in it names more ends of a text.
-    described: its `config.json`, which names the end of a text.
+    directory: of the checkpoint; a `generation_config.json` in it may name more end-of-text tokens.
+    described: its `config.json`, which names the end-of-text token.
 
   Returns:
-    The tokenizer. What it puts before every text is `bos`, and what it puts behind, `closing`.
+    The tokenizer. The token that the file puts before every text is `bos`, and those after it are `closing`.
 
   Raises:
     WeightsError: there is no such file, it is damaged, or it puts more than one token before a text.
     MissingExtraError: the `tokenizers` library is not installed.
   """
   backend = huggingface.tokenizer(directory)
-  # Settings for the batches of a training, which would cut and pad texts here.
+  # Settings for training batches, which would truncate and pad texts here.
   backend.no_truncation()
   backend.no_padding()
-  join = _joining(backend)
-  before, behind = _around(backend, directory)
+  join = _make_join(backend)
+  before, after = _find_special_tokens(backend, directory)
   split = lambda text: backend.encode(text, add_special_tokens=False).ids  # noqa: E731
   n_vocab = _size(backend.get_vocab(), directory)
-  stops = _ends(Path(directory), described, n_vocab)
+  stops = _read_stop_ids(Path(directory), described, n_vocab)
   return Tokenizer(
     split=split,
     join=join,
@@ -227,8 +227,8 @@ def from_huggingface(directory: str | os.PathLike[str], described: Mapping[str, 
     bos=before[0] if before else None,
     eos=stops[0] if stops else None,
     stop_ids=stops,
-    closing=behind,
-    lead=_taken_off(join(split('a')), backend.decode(split('a'), skip_special_tokens=False)),
+    closing=after,
+    lead=_find_lead(join(split('a')), backend.decode(split('a'), skip_special_tokens=False)),
   )
 
 
@@ -236,7 +236,7 @@ def _size(vocab: Mapping[str, int], directory: str | os.PathLike[str]) -> int:
   """One more than the largest id."""
   last = max(vocab, key=lambda text: vocab[text], default='')
   n_vocab = 1 + vocab.get(last, -1)
-  if n_vocab > 2 * len(vocab) + _MOST_UNUSED:
+  if n_vocab > 2 * len(vocab) + _MAX_UNUSED:
     raise errors.WeightsError(
       f'{directory}: tokenizer.json gives {last!r:.100} the id {n_vocab - 1}, and has {len(vocab)} tokens',
       cause='a damaged file',
@@ -244,8 +244,8 @@ def _size(vocab: Mapping[str, int], directory: str | os.PathLike[str]) -> int:
   return n_vocab
 
 
-def _joining(backend: Any) -> Callable[[list[int]], str]:
-  """Ids to the text that they add behind other text: decoders take the first space off, and only that."""
+def _make_join(backend: Any) -> Callable[[list[int]], str]:
+  """Makes `Tokenizer.join` by decoding ids after other text, since decoders remove only the first space."""
   decode = lambda ids: backend.decode(ids, skip_special_tokens=False)  # noqa: E731
   other = backend.encode('a', add_special_tokens=False).ids
   text = decode(other)
@@ -257,32 +257,32 @@ def _joining(backend: Any) -> Callable[[list[int]], str]:
   return join
 
 
-def _taken_off(piece: str, whole: str) -> str:
-  """What a decoder takes off a text at its beginning."""
+def _find_lead(piece: str, whole: str) -> str:
+  """The beginning of a text that a decoder removes."""
   return piece.removesuffix(whole) if piece.endswith(whole) else ''
 
 
-def _around(
+def _find_special_tokens(
   backend: Any, directory: str | os.PathLike[str]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """The special tokens before and behind every text, as the file's post-processor puts them."""
+  """The special tokens that the file's post-processor puts before and after every text."""
   split = lambda text: backend.encode(text, add_special_tokens=False).ids  # noqa: E731
   text = next((t for t in ('a', *backend.get_vocab()) if split(t)), '')
   plain = split(text)
   whole = backend.encode(text).ids
   starts = range(len(whole) - len(plain) + 1)
   at = next((i for i in starts if plain and whole[i : i + len(plain)] == plain), len(whole))
-  before, behind = tuple(whole[:at]), tuple(whole[at + len(plain) :])
+  before, after = tuple(whole[:at]), tuple(whole[at + len(plain) :])
   if len(before) > 1:
     raise errors.WeightsError(
       f'{directory}: tokenizer.json puts {len(before)} tokens before every text: {before}',
-      cause='a model of another kind than those that continue a text',
+      cause='the model is not one that continues a text',
     )
-  return before, behind
+  return before, after
 
 
-def _ends(directory: Path, described: Mapping[str, Any], n_vocab: int) -> tuple[int, ...]:
-  """Every id that a model's files name as an end, the one of `config.json` first."""
+def _read_stop_ids(directory: Path, described: Mapping[str, Any], n_vocab: int) -> tuple[int, ...]:
+  """Every end-of-text id in a model's files, that of `config.json` first."""
   inner = described.get('text_config')
   path = directory / 'generation_config.json'
   sources = {
@@ -314,27 +314,28 @@ def _byte_level(metadata: Mapping[str, Any], cut: Callable) -> tuple[Callable, C
   writable = bytes(b for b, letter in enumerate(_byte_letters()) if letter in vocab)
 
   def split(text: str) -> list[int]:
-    if text.encode().translate(None, writable):
-      _refuse(text, writable)
+    _check_writable(text, writable)
     return backend.encode(text, add_special_tokens=False).ids
 
   return split, lambda ids: backend.decode(ids, skip_special_tokens=False)
 
 
-def _refuse(text: str, writable: bytes) -> None:
+def _check_writable(text: str, writable: bytes) -> None:
+  if not text.encode().translate(None, writable):
+    return
   at, char = next((i, c) for i, c in enumerate(text) if c.encode().translate(None, writable))
   raise errors.MechjaxError(
     f'the vocabulary cannot write {char!r} (U+{ord(char):04X})',
     where=f'character {at} of the text',
-    cause='a control character or an unassigned code point, for whose bytes there is no token',
+    cause='a control character or an unassigned code point, whose bytes have no token',
     hint='remove or replace it',
   )
 
 
 def _byte_letters() -> list[str]:
-  """The letter that stands for each byte in a byte-level vocabulary.
+  """The character that represents each byte in a byte-level vocabulary.
 
-  Printable bytes of Latin-1 stand for themselves, the others are numbered from U+0100 on.
+  Printable bytes of Latin-1 represent themselves; the others are numbered from U+0100 on.
   """
   printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
   spare = iter(range(256, 512))
@@ -346,11 +347,11 @@ def _gpt2(pre: Any) -> list:
 
 
 def _smollm(pre: Any) -> list:
-  # Digits come one by one, so that numbers of any length are spelled alike.
+  # Digits are split one by one, so that numbers of any length are tokenised alike.
   return [pre.Digits(individual_digits=True), *_gpt2(pre)]
 
 
-# What a header calls the ends of a text, of a turn and of a message.
+# Names of the tokens for the end of a text, of a turn and of a message in a header.
 _GGUF_STOPS = ('eos', 'eot', 'eom')
 
 _PRE_TOKENIZERS: dict[str, Callable[[Any], list]] = {'gpt-2': _gpt2, 'smollm': _smollm}

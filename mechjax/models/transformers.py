@@ -1,14 +1,14 @@
 """SmolLM2 and other llamas inside FlaxLlama of transformers 4.57.
 
-Where implementations that share no code agree on every logit of the same weights, they are probably
-right, so the default model can be loaded into this one too. Upstream's class has a rotary base and
-an unembedding of its own, whatever its configuration says; the patch `LLAMA_CORRECTIONS` has it
-obey. Base and tying are in the configuration of each module, nothing is global, and two loaded
-models with different bases are both right.
+Implementations that share no code and agree on every logit of the same weights are probably
+right, so the default model can be loaded into this one too. Upstream's class has a fixed rotary
+base and an untied unembedding, whatever its configuration says; the patch `LLAMA_CORRECTIONS` makes
+it follow the configuration. Base and tying are in the configuration of each module, nothing is
+global, and two loaded models with different bases are both right.
 
-Sharp edges: upstream joins integer and boolean masks, so it runs under standard dtype promotion
-whatever the caller has set. `LLAMA_CORRECTIONS` stays installed too, and changes what a FlaxLlama of
-your own computes in the same process, if its configuration asks for another base or for tying.
+Sharp edges: upstream combines integer and boolean masks, so it runs under standard dtype promotion,
+whatever the caller has set. `LLAMA_CORRECTIONS` stays installed too, and changes the results of
+your own FlaxLlama in the same process, if its configuration has another base or is tied.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def forward(file: GGUFFile) -> Forward:
 
 
 def _module(shape: names.LlamaShape, n_positions: int) -> Any:
-  """The linen module. Each layer makes a mask and a rotary table of all positions: no more than needed."""
+  """The linen module, with as few positions as possible: each layer makes a mask and a rotary table of them all."""
   upstream = extras.require(_UPSTREAM, 'flax-models')
   config = upstream.LlamaConfig(
     vocab_size=shape.n_vocab,
@@ -68,7 +68,7 @@ def _module(shape: names.LlamaShape, n_positions: int) -> Any:
 
 
 def _apply(shape: names.LlamaShape, params: Any, tokens: jax.Array, mask: Any = None) -> jax.Array:
-  positions_BxT, _ = shipped.causal(tokens, mask)
+  positions_BxT, _ = shipped.causal_mask(tokens, mask)
   mask_BxT = jnp.ones(tokens.shape, jnp.int32) if mask is None else jnp.asarray(mask, jnp.int32)
   module = _module(shape, tokens.shape[1])
   with jax.numpy_dtype_promotion('standard'):

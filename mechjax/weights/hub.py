@@ -1,12 +1,12 @@
-"""Checkpoints by the name under which a hub publishes them.
+"""Checkpoints on a hub, by their published names.
 
 `directory_of('organisation/model')` is the directory of a model's safetensors and JSON files,
-downloaded by `huggingface_hub` if they are not in its cache already. Everything that library can
-be told (another hub, a cache elsewhere, a token, never to use the network) it is told the usual
-way, by its environment variables; without a network, what is in the cache is used.
+downloaded by `huggingface_hub` if they are not in its cache already. The library is configured as
+usual, by its environment variables (another hub, another cache, a token, offline mode); without a
+network, the files in the cache are used.
 
-Sharp edge: only safetensors and JSON are asked for. A model that is published as pickles alone
-gives a directory without a checkpoint, and the error that says so.
+Sharp edge: only safetensors and JSON files are downloaded. A model that is published as pickles
+only gives a directory without a checkpoint, and an error that says so.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _NAME = re.compile(r'[\w.-]+/[\w.-]+')
 
 
 def is_name(text: str) -> bool:
-  """Whether a text is of the form 'organisation/model', and no path that exists.
+  """Whether a text has the form 'organisation/model', and is not an existing path.
 
   Args:
-    text: what a user gave.
+    text: the text that a user gave.
 
   Returns:
     True if a hub may have it.
@@ -43,8 +43,8 @@ def directory_of(name: str, revision: str | None = None) -> Path:
     A directory in the cache of `huggingface_hub`.
 
   Raises:
-    FetchError: it is not in the cache, and no hub that can be reached has it or gives it to this
-      user.
+    FetchError: it is not in the cache, and cannot be downloaded: the hub is not reachable, does not
+      have it, or does not give this user access.
     MissingExtraError: `huggingface_hub` is not installed.
   """
   library = extras.require('huggingface_hub', 'models')
@@ -55,12 +55,12 @@ def directory_of(name: str, revision: str | None = None) -> Path:
     )
   try:
     found = library.snapshot_download(name, revision=revision, allow_patterns=list(_FILES))
-  except Exception as e:  # Its errors are those of three HTTP libraries, its own, and OSError.
+  except Exception as e:  # It raises errors of three HTTP libraries, its own errors, and OSError.
     raise errors.FetchError(
-      f'{name!r} ({revision or "main branch"}) is neither in the cache nor to be had: '
+      f'{name!r} ({revision or "main branch"}) is not in the cache and cannot be downloaded: '
       f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}',
       cause='no such model, no access to it, or no network',
-      hint='compare the name; log in with `hf auth login` if the model asks for it; without a '
+      hint='check the name; log in with `hf auth login` if the model asks for it; without a '
       "network, copy the model's directory here and give its path",
     ) from e
   return Path(found)

@@ -1,18 +1,18 @@
-"""Checkpoints in the layout of HuggingFace's transformers, to the decoder's parameters and back.
+"""Checkpoints in the layout of HuggingFace's transformers, read into the decoder's parameters and written.
 
 Nearly every open model is published as a directory with `config.json`, `tokenizer.json` and
-safetensors, so this is the layout in which mechjax reads models and hands them on.
+safetensors, so mechjax reads and publishes models in this layout.
 
     described = huggingface.config(directory)
     params = huggingface.read(directory, decoder.shapes(families.from_hf(described)))
     huggingface.write(elsewhere, params, described)
 
-`huggingface_tables` says which tensor is which parameter, for both directions. `config.json` is
-passed on as it is: it is the vocabulary in which models are described here, whatever they came
-from, and `mechjax.models` turns it into a decoder's config.
+`huggingface_tables` maps tensors to parameters, for both directions. `config.json` is returned
+unchanged: its settings describe models of every format here, and `mechjax.models` converts them to
+a decoder's config.
 
-Sharp edge: nothing of Python is ever taken from such a directory. A model that needs its own code
-("trust_remote_code") is one whose `model_type` no table knows.
+Sharp edge: no Python code of such a directory is ever run. A model that needs its own code
+("trust_remote_code") has a `model_type` without a table.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ import numpy as np
 from mechjax import errors, extras
 from mechjax.weights import loading, matching, safetensors_writing, shards
 from mechjax.weights.huggingface_tables import TABLES
-from mechjax.weights.json_files import content, read_json
-from mechjax.weights.layouts import Line, Table, place
+from mechjax.weights.json_files import read_bytes, read_json
+from mechjax.weights.layouts import Table, TensorLine, place
 
 
 def config(directory: str | os.PathLike[str]) -> dict[str, Any]:
-  """What `config.json` says.
+  """The settings in `config.json`.
 
   Args:
     directory: of the checkpoint.
 
   Returns:
-    The object, as it is.
+    The JSON object, unchanged.
 
   Raises:
-    WeightsError: there is none, or it is damaged.
+    WeightsError: there is no such file, or it is damaged.
   """
   return read_json(Path(directory) / 'config.json')
 
@@ -59,13 +59,13 @@ def read(
     directory: of the checkpoint.
     shapes: of the parameters, as `decoder.shapes(config)` gives them: a tree of
       jax.ShapeDtypeStruct, whose dtypes and shardings are those of the result.
-    described: what to take for `config.json`; None reads it.
+    described: settings to use instead of those in `config.json`; None reads the file.
 
   Returns:
     The tree of arrays, stacked over layers.
 
   Raises:
-    WeightsError: a file is damaged, the family is not known, or tensors are missing, left over or
+    WeightsError: a file is damaged, the family is unknown, or tensors are missing, left over or
       of another shape.
   """
   table = table_of(config(directory) if described is None else described)
@@ -82,15 +82,15 @@ def write(
 
   Args:
     directory: new or empty. It appears when everything is written.
-    params: the tree of arrays, whole on this host; their dtypes are those of the file.
-    described: what becomes `config.json`; its `model_type` decides names and layouts.
-    shard_bytes: how large a file may become.
+    params: the tree of arrays, whole on this host; the file has their dtypes.
+    described: settings for `config.json`; its `model_type` decides names and layouts.
+    shard_bytes: maximum size of a file.
 
   Raises:
-    WeightsError: the family is not known, has no place for some of the parameters or needs others,
-      or the directory is there already.
+    WeightsError: the family is unknown, does not have some of the parameters or needs others, or
+      the directory exists already.
   """
-  described = dict(described.get('text_config', described))  # Of what also sees, the text model.
+  described = dict(described.get('text_config', described))  # The text model of a multimodal model.
   leaves = {
     matching.leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
   }
@@ -103,36 +103,38 @@ def write(
     (scratch / 'config.json').write_text(json.dumps(described, indent=2))
 
 
-def _entries(table: Table, leaves: Mapping[str, Any]) -> dict[str, safetensors_writing.Entry]:
-  """The tensors of a checkpoint, each made of the parameters that share it."""
-  lines = matching.active(table, leaves)
+def _entries(table: Table, leaves: Mapping[str, Any]) -> dict[str, safetensors_writing.TensorEntry]:
+  """The tensors of a checkpoint, each made from the parameters that share it."""
+  lines = matching.select_lines(table, leaves)
   shared = collections.defaultdict(list)
   for line in table.lines:
     shared[line.name].append(line)
   split = [
-    name for name, them in shared.items() if 0 < sum(x.leaf in leaves for x in them) < len(them)
+    name for name, parts in shared.items() if 0 < sum(x.leaf in leaves for x in parts) < len(parts)
   ]
   if odd := [leaf for leaf in leaves if leaf not in lines] + split:
     raise errors.WeightsError(
-      f'the family has no place for these, or lacks parts of them: {odd}',
-      cause='the parameters are of another family than model_type says',
+      f'the family does not have these parameters, or needs others that share their tensors: {odd}',
+      cause='the parameters belong to another family than model_type',
     )
   entries = {}
-  for name, them in shared.items():
-    if them[0].leaf in leaves:
-      first = leaves[them[0].leaf]
-      shape = matching.tensor_shape(them[0], first)
-      for i in range(first.shape[0] if them[0].stacked else 1):
-        make = functools.partial(_made, them, leaves, shape, i)
-        entries[name.format(i)] = safetensors_writing.Entry(shape, np.dtype(first.dtype), make)
+  for name, parts in shared.items():
+    if parts[0].leaf in leaves:
+      first = leaves[parts[0].leaf]
+      shape = matching.tensor_shape(parts[0], first)
+      for i in range(first.shape[0] if parts[0].stacked else 1):
+        make = functools.partial(_make_tensor, parts, leaves, shape, i)
+        entries[name.format(i)] = safetensors_writing.TensorEntry(
+          shape, np.dtype(first.dtype), make
+        )
   return entries
 
 
-def _made(
-  them: list[Line], leaves: Mapping[str, Any], shape: tuple[int, ...], layer: int
+def _make_tensor(
+  parts: list[TensorLine], leaves: Mapping[str, Any], shape: tuple[int, ...], layer: int
 ) -> np.ndarray:
-  tensor = np.empty(shape, leaves[them[0].leaf].dtype)
-  for line in them:
+  tensor = np.empty(shape, leaves[parts[0].leaf].dtype)
+  for line in parts:
     leaf = leaves[line.leaf]
     place(line, np.asarray(leaf[layer] if line.stacked else leaf), tensor)
   return tensor
@@ -148,18 +150,16 @@ def table_of(described: Mapping[str, Any]) -> Table:
     The table.
 
   Raises:
-    WeightsError: there is none for it.
+    WeightsError: there is no table for it.
   """
   family = described.get('model_type')
   if not isinstance(family, str) or family not in TABLES:
-    raise errors.WeightsError(
-      f'no name map for model_type {family!r:.100}', where=f'known: {sorted(TABLES)}'
-    )
+    raise errors.unknown(errors.WeightsError, 'model_type', family, sorted(TABLES))
   return TABLES[family]
 
 
 def tokenizer(directory: str | os.PathLike[str]) -> Any:
-  """The tokenizer of `tokenizer.json`.
+  """The tokenizer in `tokenizer.json`.
 
   Args:
     directory: of the checkpoint.
@@ -168,12 +168,12 @@ def tokenizer(directory: str | os.PathLike[str]) -> Any:
     A `tokenizers.Tokenizer`.
 
   Raises:
-    WeightsError: there is none, or the library cannot read it.
+    WeightsError: there is no such file, or the library cannot read it.
     MissingExtraError: the `tokenizers` library is not installed.
   """
   library = extras.require('tokenizers', 'models')
   path = Path(directory) / 'tokenizer.json'
-  text = content(path)
+  text = read_bytes(path)
   try:
     return library.Tokenizer.from_buffer(text)
   except Exception as e:  # The library raises plain Exceptions.

@@ -1,11 +1,11 @@
-"""Where HuggingFace's transformers keep each parameter of the decoder, family by family.
+"""Name maps for the checkpoints of HuggingFace's transformers, one for each family.
 
-The names are those of the PyTorch classes. What to look out for: a linear layer is stored
-[outputs, inputs], but GPT-2's "Conv1D" [inputs, outputs]; GPT-2 has all queries before all keys,
-GPT-NeoX the query, key and value of each head side by side; and `post_attention_layernorm` is the
-norm before the MLP everywhere but in Gemma 2 and 3, where it is applied to what attention wrote.
+The names are those of the PyTorch classes. Differences between families: a linear layer is stored
+as [outputs, inputs], but GPT-2's "Conv1D" as [inputs, outputs]; GPT-2 has all queries before all
+keys, GPT-NeoX the query, key and value of each head side by side; and `post_attention_layernorm` is
+the norm before the MLP, except in Gemma 2 and 3, where it is applied to the output of attention.
 
-See `layouts` for how a line is read. Axes: V vocabulary, P positions, D model, N query heads, K
+`layouts` defines the format of a line. Axes: V vocabulary, P positions, D model, N query heads, K
 key-value heads, H per head, F mlp.
 """
 
@@ -108,8 +108,8 @@ LLAMA = Table(
   unused=_FREQUENCIES,
 )
 
-# Gemma 2 and 3. The multimodal checkpoints of Gemma 3 hold the text model beside an image encoder,
-# which text alone never reaches.
+# Gemma 2 and 3. The multimodal checkpoints of Gemma 3 hold the text model and an image encoder,
+# which a text does not use.
 GEMMA = Table(
   lines(_LLAMA_LINES)
   + lines("""
@@ -133,7 +133,7 @@ GEMMA = Table(
   ),
 )
 
-# By the `model_type` of config.json.
+# Keyed by the `model_type` of config.json.
 TABLES = {
   'gpt2': GPT2,
   'gpt_neox': NEOX,

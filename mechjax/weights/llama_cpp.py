@@ -1,19 +1,19 @@
-"""GGUF files, as llama.cpp names what is in them, to the decoder's parameters.
+"""GGUF files with llama.cpp's names, read into the decoder's parameters.
 
-A quantised file is the quickest way to a real model: one download, and the tokenizer is inside.
-`config` says what the header says in the vocabulary of HuggingFace's `config.json`, so that there
-is one way on from there, and what was read from a GGUF file can be written as safetensors.
+A quantised file is the quickest way to a real model: one download, which includes the tokenizer.
+`config` converts the header to the settings of HuggingFace's `config.json`, so that the rest of the
+code is shared, and a model that was read from a GGUF file can be written as safetensors.
 
     file = GGUFFile(path)
     described = llama_cpp.config(file)
     params = llama_cpp.read(file, decoder.shapes(families.from_hf(described)))
 
-Two things were done to the numbers when the file was made, and the tables undo them. In llamas the
-halves of each rotary pair were put side by side; leave them there and the model still speaks, with
-twice the loss. In Gemma 3 one was added to the norms' weights, so that every reader multiplies
-alike; the decoder adds the one itself.
+The conversion to GGUF changes two kinds of tensors, and the tables undo it. In llamas the halves of
+each rotary pair are put side by side; read without the inverse, the model still produces text, with
+twice the loss. In Gemma 3, 1 is added to the norms' weights, so that every reader multiplies alike;
+the decoder adds the 1 itself.
 
-Sharp edge: everything is dequantised, so a file of 4 bits takes eight times its size in float32.
+Sharp edge: every tensor is dequantised, so a 4-bit file takes eight times its size in float32.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mechjax.weights.gguf import GGUFFile
 from mechjax.weights.layouts import Table, lines
 from mechjax.weights.values import Values
 
-# Factors of the rotary wavelengths: a constant of the model, which `config` turns into settings.
+# Factors of the rotary wavelengths: a constant of the model, which `config` converts to settings.
 _STRETCH = 'rope_freqs.weight'
 
 _SHARED = """
@@ -71,18 +71,18 @@ GEMMA3 = Table(
 
 
 def config(file: GGUFFile) -> dict[str, Any]:
-  """What the header says, in the words of HuggingFace's `config.json`.
+  """The header, converted to the settings of HuggingFace's `config.json`.
 
   Args:
     file: an open file.
 
   Returns:
-    Such an object, with every value that the family's equations depend on.
+    The settings, with every value that the family's equations depend on.
 
   Raises:
-    WeightsError: the architecture is not known here, or is a variant of one that is.
+    WeightsError: the architecture is unknown, or is a variant that is not supported.
   """
-  return {**_of(file)[1](file), **_special_tokens(file)}
+  return {**_find_architecture(file)[1](file), **_special_tokens(file)}
 
 
 def read(file: GGUFFile, shapes: Any) -> Any:
@@ -97,19 +97,17 @@ def read(file: GGUFFile, shapes: Any) -> Any:
     The tree of arrays, stacked over layers.
 
   Raises:
-    WeightsError: the architecture is not known here, or tensors are missing, left over or of
-      another shape.
+    WeightsError: the architecture is unknown, or tensors are missing, left over or of another
+      shape.
   """
-  return loading.load(file, _of(file)[0], shapes)
+  return loading.load(file, _find_architecture(file)[0], shapes)
 
 
-def _of(file: GGUFFile) -> tuple[Table, Callable[[GGUFFile], dict[str, Any]]]:
+def _find_architecture(file: GGUFFile) -> tuple[Table, Callable[[GGUFFile], dict[str, Any]]]:
   architecture = file.value('general.architecture')
   if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
-    raise errors.WeightsError(
-      f'{file.path} has architecture {architecture!r:.100}',
-      where=f'known: {sorted(_ARCHITECTURES)}',
-    )
+    known, where = sorted(_ARCHITECTURES), f'{file.path}'
+    raise errors.unknown(errors.WeightsError, 'architecture', architecture, known, where=where)
   return _ARCHITECTURES[architecture]
 
 
@@ -121,7 +119,7 @@ def _llama(file: GGUFFile) -> dict[str, Any]:
     'hidden_act': 'silu',
     'rms_norm_eps': s.norm_eps,
     'rope_theta': s.rope_base,
-    'rope_scaling': _stretched(file, s) if _STRETCH in file.tensors else None,
+    'rope_scaling': _llama3_scaling(file, s) if _STRETCH in file.tensors else None,
     'max_position_embeddings': names.header(file, 'llama').integer('context_length'),
     'attention_bias': False,
     'mlp_bias': False,
@@ -129,8 +127,8 @@ def _llama(file: GGUFFile) -> dict[str, Any]:
   }
 
 
-def _stretched(file: GGUFFile, s: names.LlamaShape) -> dict[str, Any]:
-  """The settings of Llama 3 that give a file's factors; the header does not hold them."""
+def _llama3_scaling(file: GGUFFile, s: names.LlamaShape) -> dict[str, Any]:
+  """Llama 3's rotary settings, derived from a file's factors, since the header does not have them."""
   found = file.read(_STRETCH)
   factor, low, high, length = float(found.max()), 1.0, 4.0, 8192
   waves = 2 * np.pi * s.rope_base ** (np.arange(0, s.d_head, 2) / s.d_head)
@@ -138,7 +136,7 @@ def _stretched(file: GGUFFile, s: names.LlamaShape) -> dict[str, Any]:
   expected = 1 / ((1 - kept) / factor + kept)
   if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-4):
     raise errors.WeightsError(
-      f'{file.path} stretches its rotary wavelengths in a way that Llama 3 does not: {found}'
+      f'{file.path} has factors of rotary wavelengths that are not those of Llama 3: {found}'
     )
   return {
     'rope_type': 'llama3',
@@ -193,7 +191,7 @@ def _special_tokens(file: GGUFFile) -> dict[str, Any]:
   for x in ('bos', 'eos'):
     if header.flag(f'tokenizer.ggml.add_{x}_token', False) and not ids[x]:
       raise errors.WeightsError(
-        f'{file.path} asks for {x} at every text and has no tokenizer.ggml.{x}_token_id'
+        f'{file.path} adds {x} to every text, but has no tokenizer.ggml.{x}_token_id'
       )
   return {f'{x}_token_id': ids[x][0] for x in ('bos', 'eos') if ids[x]}
 

@@ -1,6 +1,6 @@
-"""What the header of a GGUF file says of a model, and its tensors, each handed out with its shape checked.
+"""The sizes of a model in the header of a GGUF file, and access to its tensors with a check of each shape.
 
-`upstream` and `llama_cpp` say where each tensor belongs.
+`upstream` and `llama_cpp` map the tensors to parameters.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LlamaShape(Sizes):
   Attributes:
     rope_base: base of the rotary frequencies.
     norm_eps: added to the mean square in the norms.
-    tied: the embedding is the unembedding too.
+    tied: whether the unembedding is the embedding.
   """
 
   rope_base: float
@@ -54,17 +54,17 @@ class LlamaShape(Sizes):
 
 
 def sizes(file: GGUFFile, architecture: str) -> dict[str, int]:
-  """Reads the sizes out of a GGUF header.
+  """Reads the sizes in a GGUF header.
 
   Args:
     file: an open file.
-    architecture: the only one that the map reads.
+    architecture: the only architecture that the map supports.
 
   Returns:
     The fields of `Sizes`, by name.
 
   Raises:
-    WeightsError: another architecture; a size that is missing, no integer, or larger than the file allows.
+    WeightsError: another architecture; a size that is missing, not an integer, or larger than the file allows.
   """
   found = file.value('general.architecture')
   if found != architecture:
@@ -76,13 +76,13 @@ def sizes(file: GGUFFile, architecture: str) -> dict[str, int]:
   d_head = s.integer('attention.key_length', d_model // n_heads)
   tokens = vocabulary.tokens(file.metadata, f'{file.path}')
   for key in ('attention.value_length', 'rope.dimension_count'):
-    s.insist(key, d_head)
+    s.check_supported(key, d_head)
   if (n_vocab := s.integer('vocab_size', len(tokens))) != len(tokens):
     raise errors.WeightsError(
-      f'{s.where} has vocab_size={n_vocab}, and the header lists {len(tokens)} tokens'
+      f'{s.where} has vocab_size={n_vocab}, but the header lists {len(tokens)} tokens'
     )
   return {
-    # A model has a tensor for each layer, so the file bounds what a damaged number can ask for.
+    # A model has a tensor for each layer, so the file bounds the effect of a damaged number.
     'n_layers': s.integer('block_count', maximum=len(file.tensors)),
     'd_model': d_model,
     'd_mlp': s.integer('feed_forward_length'),
@@ -94,35 +94,35 @@ def sizes(file: GGUFFile, architecture: str) -> dict[str, int]:
 
 
 def header(file: GGUFFile, architecture: str) -> Values:
-  """The settings of a GGUF header that are the architecture's own, by their names without it."""
+  """The settings of an architecture in a GGUF header, by their names without the architecture."""
   prefix = f'{architecture}.'
   own = {k.removeprefix(prefix): v for k, v in file.metadata.items() if k.startswith(prefix)}
   return Values(own, f'{file.path}, metadata {prefix}*')
 
 
 def epsilon(settings: Values) -> float:
-  """What a norm adds to the mean square: stored as float32, and meant as the shortest decimal."""
+  """The epsilon of the norms: the shortest decimal of the float32 in the file."""
   return float(str(np.float32(settings.number('attention.layer_norm_rms_epsilon', zero=True))))
 
 
 def rope_scale(settings: Values) -> float:
-  """What positions are divided by. A factor without a type is linear, and 'none' ignores the factor, as in llama.cpp.
+  """The divisor of positions. A factor without a type is linear, and 'none' ignores the factor, as in llama.cpp.
 
   Raises:
-    WeightsError: another scaling than a linear one.
+    WeightsError: the scaling is not linear.
   """
-  settings.insist('rope.scale_linear', 1.0, 0.0)  # what files of 2023 have instead
-  kind = settings.word('rope.scaling.type', 'linear')
+  settings.check_supported('rope.scale_linear', 1.0, 0.0)  # the name of the factor in files of 2023
+  kind = settings.string('rope.scaling.type', 'linear')
   if kind not in ('none', 'linear'):
     raise errors.WeightsError(
-      f'{settings.where}: scales its rotary positions ({kind!r:.100}), which this name map cannot express'
+      f'{settings.where} has a scaling of rotary positions ({kind!r:.100}) that this name map does not support'
     )
   factor = settings.number('rope.scaling.factor', 1.0, zero=True)
   return factor if kind == 'linear' and factor else 1.0
 
 
 def llama_shape(file: GGUFFile) -> LlamaShape:
-  """Reads the sizes out of a llama-architecture GGUF header.
+  """Reads the sizes in a llama-architecture GGUF header.
 
   Args:
     file: an open file.
@@ -138,9 +138,9 @@ def llama_shape(file: GGUFFile) -> LlamaShape:
   s = header(file, 'llama')
   if (scale := rope_scale(s)) != 1:
     raise errors.WeightsError(
-      f'{file.path} scales its rotary positions (by {scale:g}), which this name map cannot express'
+      f'{file.path} has a scaling of rotary positions (by {scale:g}) that this name map does not support'
     )
-  s.insist('expert_count', 0)
+  s.check_supported('expert_count', 0)
   return LlamaShape(
     **plain,
     rope_base=s.number('rope.freq_base', 10_000.0),
@@ -150,14 +150,14 @@ def llama_shape(file: GGUFFile) -> LlamaShape:
 
 
 class Tensors:
-  """Hands out the tensors of a file, checks their shapes, and remembers which were taken."""
+  """Reads the tensors of a file, checks their shapes, and records which were taken."""
 
   def __init__(self, file: GGUFFile):
-    """Starts with none taken."""
+    """Starts with no tensor taken."""
     self.file, self.taken = file, set[str]()
 
   def take(self, name: str, *shape: int) -> np.ndarray:
-    """A tensor in float32; a WeightsError unless it is there and has this shape."""
+    """Reads a tensor as float32; a WeightsError if it is missing or has another shape."""
     info = self.file.tensors.get(name)
     if info is not None and info.shape != shape:
       raise errors.WeightsError(
@@ -173,5 +173,5 @@ class Tensors:
     if left := [name for name in self.file.tensors if name not in self.taken]:
       raise errors.WeightsError(
         f'{self.file.path} has {len(left)} tensors that this name map does not use: {left[:8]}',
-        cause='a variant of the architecture; leaving them out would compute something else',
+        cause='a variant of the architecture; a model without them would compute something else',
       )

@@ -1,16 +1,16 @@
-"""Safetensors, read tensor by tensor and believed only as far as they can be checked.
+"""Safetensors files, read tensor by tensor, with a complete check of the header.
 
-The format was made so that weights can be shared without running anybody's code: a length, a JSON
-header, numbers. Here the header is held against the size of the file before a byte of tensors is
-looked at: every interval has the size that shape and dtype say, and together they fill the file
-without gap or overlap, so that a damaged header is an error and never a model.
+The format was made so that weights can be shared without running foreign code: a length, a JSON
+header, numbers. Here the header is compared with the size of the file before a byte of tensors is
+read: every interval has the size of its shape and dtype, and together they fill the file without
+gap or overlap, so that a damaged header is an error and never a model.
 
     file = SafetensorsFile('model.safetensors')
     file.tensors['model.norm.weight'].shape     (576,)
-    file.read('model.norm.weight')              as it is stored, without a copy
+    file.read('model.norm.weight')              in the stored dtype, without a copy
 
-Checkpoints of other kinds (`.bin`, `.pt`, `.pth`, `.ckpt`) are pickles. Reading one runs whatever
-program its author put inside, so mechjax never does, and the error says how to convert it.
+Checkpoints of other kinds (`.bin`, `.pt`, `.pth`, `.ckpt`) are pickles. Reading one runs any
+program that its author put inside, so mechjax never does, and the error says how to convert it.
 
 Sharp edge: arrays are read-only views of the file, in the dtype of the file.
 """
@@ -28,7 +28,14 @@ import numpy as np
 
 from mechjax import errors
 from mechjax.weights.json_files import parse_json
-from mechjax.weights.tensors import ALL, TensorInfo, give_back, info_of, mapped, truncated
+from mechjax.weights.tensors import (
+  ALL,
+  TensorInfo,
+  info_of,
+  map_file,
+  release_pages,
+  truncation_error,
+)
 
 DTYPES: dict[str, np.dtype] = {
   'F64': np.dtype('<f8'),
@@ -47,7 +54,7 @@ DTYPES: dict[str, np.dtype] = {
   'U8': np.dtype('u1'),
   'BOOL': np.dtype('?'),
 }
-# What the format allows; also a bound on what parsing JSON can allocate.
+# The limit of the format; also a bound on the memory that parsing JSON can allocate.
 _MAX_HEADER = 100_000_000
 _MAX_AXES = 32
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
@@ -57,9 +64,9 @@ class SafetensorsFile:
   """An open file whose header has been checked.
 
   Attributes:
-    path: where it is.
-    metadata: the header's strings.
-    tensors: name to `TensorInfo`, in the order of their bytes.
+    path: of the file.
+    metadata: the strings in the header.
+    tensors: `TensorInfo` of each tensor, by name, in the order of their bytes.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
@@ -73,8 +80,8 @@ class SafetensorsFile:
       FileNotFoundError: there is no such file.
     """
     self.path = Path(path)
-    refuse_pickle(self.path)
-    self._bytes = mapped(self.path)
+    check_not_pickle(self.path)
+    self._bytes = map_file(self.path)
     start, header = _header(self.path, self._bytes)
     self.metadata: dict[str, str] = _metadata(self.path, header.pop('__metadata__', {}))
     infos = [_info(self.path, name, entry, start) for name, entry in header.items()]
@@ -83,49 +90,49 @@ class SafetensorsFile:
     self.tensors = {info.name: info for info in infos}
 
   def read(self, name: str, rows: slice = ALL) -> np.ndarray:
-    """One tensor.
+    """Reads a tensor.
 
     Args:
       name: of the tensor.
-      rows: which of its first axis.
+      rows: slice of its first axis.
 
     Returns:
-      A read-only array in its own shape and dtype, which shares the file's memory.
+      A read-only array in the stored shape and dtype, which shares memory with the file.
 
     Raises:
       WeightsError: there is no such tensor.
     """
     info = info_of(self, name)
-    give_back(self._bytes)
+    release_pages(self._bytes)
     whole: np.ndarray = np.ndarray(info.shape, DTYPES[info.kind], self._bytes, info.offset)
     return whole if rows == ALL else whole[rows]
 
 
-def refuse_pickle(path: Path) -> None:
+def check_not_pickle(path: Path) -> None:
   """Raises a WeightsError if a path names a file that only unpickling can read."""
   if path.suffix in PICKLES:
     raise errors.WeightsError(
       f'{path} is a pickle, which mechjax never reads',
-      cause='unpickling runs whatever program the author of the file put inside',
-      hint='convert it where you trust it: load the model in PyTorch and call '
-      'model.save_pretrained(directory, safe_serialization=True); many hubs have done so already, '
-      'look for model.safetensors',
+      cause='unpickling runs any program that the author of the file put inside',
+      hint='if you trust the file, load the model in PyTorch and call '
+      'model.save_pretrained(directory, safe_serialization=True); many models are published as '
+      'model.safetensors too',
     )
 
 
 def _header(path: Path, data: Any) -> tuple[int, dict[str, Any]]:
   """Offset of the first tensor, and the header as JSON."""
   if len(data) < 8:
-    raise truncated(path, 'the length of the header', 0, 8, len(data))
+    raise truncation_error(path, 'the length of the header', 0, 8, len(data))
   (length,) = struct.unpack('<Q', data[:8])
   if length > _MAX_HEADER:
     raise errors.WeightsError(
-      f'{path} is not a safetensors file: its header would take {length} bytes, and the format '
+      f'{path} is not a safetensors file: its header would take {length} bytes, but the format '
       f'allows {_MAX_HEADER}',
       where='offset 0',
     )
   if 8 + length > len(data):
-    raise truncated(path, 'the header', 8, length, len(data))
+    raise truncation_error(path, 'the header', 8, length, len(data))
   return 8 + length, parse_json(path, data[8 : 8 + length], 'the header')
 
 
@@ -136,44 +143,44 @@ def _metadata(path: Path, found: Any) -> dict[str, str]:
 
 
 def _info(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
-  """Checks one entry of the header by itself."""
+  """Checks one entry of the header, without comparing it with others."""
   if not isinstance(entry, dict) or sorted(entry) != ['data_offsets', 'dtype', 'shape']:
-    raise _damaged(path, name, f'is described by {entry!r:.200}')
+    raise _header_error(path, name, f'is described by {entry!r:.200}')
   kind, shape, offsets = entry['dtype'], entry['shape'], entry['data_offsets']
   if not isinstance(kind, str) or kind not in DTYPES:
-    raise _damaged(path, name, f'has dtype {kind!r:.50}; known are {sorted(DTYPES)}')
-  if not _naturals(shape) or len(shape) > _MAX_AXES:
-    raise _damaged(path, name, f'has shape {shape!r:.200}')
-  if not _naturals(offsets) or len(offsets) != 2:
-    raise _damaged(path, name, f'has data_offsets {offsets!r:.200}')
+    raise _header_error(path, name, f'has dtype {kind!r:.50}; known are {sorted(DTYPES)}')
+  if not _is_naturals(shape) or len(shape) > _MAX_AXES:
+    raise _header_error(path, name, f'has shape {shape!r:.200}')
+  if not _is_naturals(offsets) or len(offsets) != 2:
+    raise _header_error(path, name, f'has data_offsets {offsets!r:.200}')
   n_bytes = math.prod(shape) * DTYPES[kind].itemsize
   if offsets[1] - offsets[0] != n_bytes:
     between = f'between offsets {offsets[0]} and {offsets[1]}'
-    raise _damaged(
-      path, name, f'({kind}, shape {shape}) takes {n_bytes} bytes, not those {between}'
+    raise _header_error(
+      path, name, f'({kind}, shape {shape}) takes {n_bytes} bytes, not the bytes {between}'
     )
   return TensorInfo(name, tuple(shape), kind, start + offsets[0], n_bytes)
 
 
-def _naturals(numbers: Any) -> bool:
+def _is_naturals(numbers: Any) -> bool:
   return isinstance(numbers, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
 
 
 def _check_filled(path: Path, infos: list[TensorInfo], at: int, size: int) -> None:
-  """Tensors follow each other without gap or overlap up to the end of the file."""
+  """Checks that tensors follow each other without gap or overlap up to the end of the file."""
   for info in infos:
     if info.offset != at:
-      raise _damaged(path, info.name, f'begins at offset {info.offset}, where {at} should come')
+      raise _header_error(path, info.name, f'begins at offset {info.offset}, expected {at}')
     if info.n_bytes > size - at:
       what = f'tensor {info.name!r} ({info.kind}, shape {info.shape})'
-      raise truncated(path, what, at, info.n_bytes, size)
+      raise truncation_error(path, what, at, info.n_bytes, size)
     at += info.n_bytes
   if at != size:
     raise errors.WeightsError(
       f'{path}: the last tensor ends at offset {at}, the file has {size} bytes',
-      cause='the header is of another file, or something was appended',
+      cause='the header belongs to another file, or data was appended',
     )
 
 
-def _damaged(path: Path, name: str, what: str) -> errors.WeightsError:
+def _header_error(path: Path, name: str, what: str) -> errors.WeightsError:
   return errors.WeightsError(f'{path}: tensor {name!r} {what}', cause='the header is damaged')

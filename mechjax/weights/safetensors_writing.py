@@ -1,14 +1,15 @@
-"""Writing safetensors, one tensor at a time, and whole or not at all.
+"""Writing of safetensors, one tensor at a time, and never a partial file.
 
-A model is handed on as safetensors because everybody reads them. The numbers are made while they
-are written: an `Entry` knows shape and dtype beforehand and its values when asked, so the header
-can stand first and the host holds one tensor, however large the model. And nobody ever finds half
-a checkpoint: files arrive under their names by one rename, directories too.
+A model is published as safetensors because every library reads them. The values are computed while
+they are written: a `TensorEntry` knows its shape and dtype beforehand and makes its values when
+asked, so the header can be written first, and the host holds one tensor at a time, however large
+the model. A partial checkpoint is never visible: files and directories get their names by one
+rename.
 
     save('directions.safetensors', {'resid_post.12': direction})
 
 Sharp edge: a directory that is written must be new or empty; an existing checkpoint is never
-overwritten, because that could not be one step.
+overwritten, because that would not be atomic.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-  """A tensor that is going to be written.
+class TensorEntry:
+  """A tensor to be written.
 
   Attributes:
-    shape: of it.
-    dtype: of it.
-    make: gives it, when its turn comes.
+    shape: shape of the tensor.
+    dtype: dtype of the tensor.
+    make: returns its values; called when the tensor is written.
   """
 
   shape: tuple[int, ...]
@@ -50,37 +51,37 @@ class Entry:
 
   @property
   def n_bytes(self) -> int:
-    """How many bytes it takes."""
+    """Size of the tensor in bytes."""
     return math.prod(self.shape) * self.dtype.itemsize
 
 
 def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
-  """Writes arrays into one file, replacing it if it is there.
+  """Writes arrays into one file, and replaces it if it exists.
 
   Args:
     path: of the file.
-    arrays: by name; of NumPy or JAX.
+    arrays: NumPy or JAX arrays, by name.
 
   Raises:
     WeightsError: a dtype that the format does not have.
   """
   entries = {
-    name: Entry(a.shape, np.dtype(a.dtype), functools.partial(np.asarray, a))
+    name: TensorEntry(a.shape, np.dtype(a.dtype), functools.partial(np.asarray, a))
     for name, a in arrays.items()
   }
-  with _renamed(Path(path)) as scratch:
+  with _rename_at_end(Path(path)) as scratch:
     _write(scratch, entries)
 
 
-def write_checkpoint(directory: Path, entries: Mapping[str, Entry], shard_bytes: int) -> None:
+def write_checkpoint(directory: Path, entries: Mapping[str, TensorEntry], shard_bytes: int) -> None:
   """Writes tensors as transformers does: one file, or several and an index.
 
   Args:
-    directory: where they go; use it within `new_directory`.
-    entries: by name.
-    shard_bytes: how large a file may become, unless a single tensor is larger.
+    directory: for the files; use it within `new_directory`.
+    entries: the tensors, by name.
+    shard_bytes: maximum size of a file, unless a single tensor is larger.
   """
-  shards = _shards(entries, shard_bytes)
+  shards = _split_into_shards(entries, shard_bytes)
   if len(shards) == 1:
     _write(directory / SINGLE, entries)
     return
@@ -96,21 +97,21 @@ def write_checkpoint(directory: Path, entries: Mapping[str, Entry], shard_bytes:
 
 @contextlib.contextmanager
 def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-  """A directory to be filled, which gets its name when everything in it is written.
+  """A new directory, which gets its name when everything in it is written.
 
   Args:
-    path: its name; nothing or an empty directory may be there.
+    path: of the directory; it must not exist, or be empty.
 
   Yields:
-    A scratch directory beside it, which vanishes if the block fails.
+    A scratch directory next to it, which is removed if the block fails.
 
   Raises:
-    WeightsError: something is there already.
+    WeightsError: the path exists and is not an empty directory.
   """
   path = Path(path)
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise errors.WeightsError(
-      f'{path} is there already', hint='give another directory, or remove this one'
+      f'{path} exists already', hint='give another directory, or remove this one'
     )
   path.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix='.partial-', dir=path.parent) as scratch:
@@ -121,14 +122,14 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _renamed(path: Path) -> Iterator[Path]:
+def _rename_at_end(path: Path) -> Iterator[Path]:
   path.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix='.partial-', dir=path.parent) as scratch:
     yield Path(scratch) / path.name
     os.replace(Path(scratch) / path.name, path)
 
 
-def _shards(entries: Mapping[str, Entry], shard_bytes: int) -> list[list[str]]:
+def _split_into_shards(entries: Mapping[str, TensorEntry], shard_bytes: int) -> list[list[str]]:
   shards: list[list[str]] = [[]]
   room = shard_bytes
   for name, entry in entries.items():
@@ -140,10 +141,12 @@ def _shards(entries: Mapping[str, Entry], shard_bytes: int) -> list[list[str]]:
   return shards
 
 
-def _write(path: Path, entries: Mapping[str, Entry]) -> None:
-  """The file: length of the header, header, numbers. Wide dtypes come first, so that all are aligned."""
+def _write(path: Path, entries: Mapping[str, TensorEntry]) -> None:
+  """Writes the file: length of the header, header, numbers. Wide dtypes come first, so that all are aligned."""
   if odd := {n: str(e.dtype) for n, e in entries.items() if e.dtype not in KINDS}:
-    raise errors.WeightsError(f'safetensors have no dtype for {odd}', where=f'known: {[*DTYPES]}')
+    raise errors.WeightsError(
+      f'safetensors do not support the dtypes of {odd}', where=f'supported: {[*DTYPES]}'
+    )
   ordered = sorted(entries.items(), key=lambda item: -item[1].dtype.itemsize)
   header: dict[str, object] = {'__metadata__': {'format': 'pt'}}
   at = 0

@@ -1,10 +1,10 @@
 """A checkpoint in a directory: one safetensors file, or several and an index.
 
-Large models are published in pieces, and a piece read for the whole is a model with layers missing.
-`open_checkpoint` takes whatever a directory has, and several files behave as one.
+Large models are published in shards, and a shard read as the whole is a model with missing layers.
+`open_checkpoint` opens the checkpoint of a directory, and several files behave as one.
 
     file = open_checkpoint(directory)
-    file.tensors, file.read(name)              as of a SafetensorsFile
+    file.tensors, file.read(name)              as in a SafetensorsFile
 
 Sharp edge: index and files must agree about every tensor, in both directions.
 """
@@ -20,27 +20,27 @@ import numpy as np
 
 from mechjax import errors
 from mechjax.weights.json_files import read_json
-from mechjax.weights.safetensors import PICKLES, SafetensorsFile, refuse_pickle
+from mechjax.weights.safetensors import PICKLES, SafetensorsFile, check_not_pickle
 from mechjax.weights.tensors import ALL, info_of
 
-# Of a file, in bytes, on every file system in use.
-_LONGEST_NAME = 255
+# Maximum length of a file name on common file systems.
+_MAX_NAME_BYTES = 255
 INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
 
 
 class SafetensorsShards:
-  """Several files and the index that says which tensor is in which.
+  """Several files, and the index that maps each tensor to its file.
 
   Attributes:
     path: of the index.
-    tensors: name to `TensorInfo`; offsets are in the tensor's own file.
+    tensors: `TensorInfo` of each tensor, by name; offsets are in the tensor's own file.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
-    """Opens an index and every file it names.
+    """Opens an index and every file that it names.
 
     Args:
-      path: of the index, whose files lie beside it.
+      path: of the index; its files are in the same directory.
 
     Raises:
       WeightsError: the index is damaged, or it and the files do not agree.
@@ -50,9 +50,9 @@ class SafetensorsShards:
     names = sorted(set(where.values()))
     if absent := [name for name in names if not (self.path.parent / name).is_file()]:
       raise errors.WeightsError(
-        f'{self.path} names {len(absent)} files that are not there: {absent}',
-        cause='a checkpoint of which only a part was downloaded',
-        hint='fetch the rest into the same directory',
+        f'{self.path} names {len(absent)} files that do not exist: {absent}',
+        cause='only a part of the checkpoint was downloaded',
+        hint='download the rest into the same directory',
       )
     files = {name: SafetensorsFile(self.path.parent / name) for name in names}
     wrong = [t for t, file in where.items() if t not in files[file].tensors]
@@ -60,19 +60,19 @@ class SafetensorsShards:
     if wrong:
       raise errors.WeightsError(
         f'{self.path} and its files do not agree about {sorted(set(wrong))}',
-        cause='files of several checkpoints in one directory',
+        cause='the directory has files of several checkpoints',
       )
     self._files = {tensor: files[name] for tensor, name in where.items()}
     self.tensors = {tensor: file.tensors[tensor] for tensor, file in self._files.items()}
 
   def read(self, name: str, rows: slice = ALL) -> np.ndarray:
-    """One tensor, as `SafetensorsFile.read`."""
+    """Reads a tensor, as `SafetensorsFile.read` does."""
     info_of(self, name)
     return self._files[name].read(name, rows)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> SafetensorsFile | SafetensorsShards:
-  """Opens a safetensors file, an index, or the one or the other in a directory.
+  """Opens a safetensors file, an index, or a directory that has one of the two.
 
   Args:
     path: of the file or directory.
@@ -81,15 +81,15 @@ def open_checkpoint(path: str | os.PathLike[str]) -> SafetensorsFile | Safetenso
     A reader.
 
   Raises:
-    WeightsError: there is none, or what is there is damaged.
+    WeightsError: there is no checkpoint, or it is damaged.
   """
   path = Path(path)
   if path.is_dir():
-    path = _inside(path)
+    path = _find_file(path)
   return SafetensorsShards(path) if path.suffix == '.json' else SafetensorsFile(path)
 
 
-def _inside(directory: Path) -> Path:
+def _find_file(directory: Path) -> Path:
   for name in (INDEX, SINGLE):
     if (directory / name).is_file():
       return directory / name
@@ -97,11 +97,11 @@ def _inside(directory: Path) -> Path:
   if len(others) == 1:
     return others[0]
   for pickle in sorted(p for p in directory.iterdir() if p.suffix in PICKLES):
-    refuse_pickle(pickle)
+    check_not_pickle(pickle)
   raise errors.WeightsError(
     f'no checkpoint in {directory}: neither {INDEX} nor {SINGLE}',
-    where=f'safetensors files there: {[p.name for p in others]}',
-    hint='give the path of the file that you mean',
+    where=f'safetensors files in it: {[p.name for p in others]}',
+    hint='give the path of one file',
   )
 
 
@@ -109,18 +109,18 @@ def _weight_map(path: Path) -> Mapping[str, str]:
   found = read_json(path).get('weight_map')
   if not isinstance(found, dict) or not found or not all(_is_plain(v) for v in found.values()):
     raise errors.WeightsError(
-      f'{path}: weight_map does not give a file beside the index for each tensor',
-      cause='the index is damaged, or one of a checkpoint of another kind',
+      f"{path}: weight_map does not map each tensor to a file in the index's directory",
+      cause='the index is damaged, or belongs to a checkpoint of another kind',
     )
   return found
 
 
 def _is_plain(name: Any) -> bool:
-  """Whether a name stays in its directory, and is a safetensors file."""
+  """Whether a name is that of a safetensors file in the same directory."""
   return (
     isinstance(name, str)
     and name.endswith('.safetensors')
     and Path(name).name == name
     and name.isprintable()
-    and len(name.encode()) <= _LONGEST_NAME
+    and len(name.encode()) <= _MAX_NAME_BYTES
   )

@@ -1,14 +1,13 @@
-"""Tensors in files: what every reader of weights promises, and the mapped bytes it stands on.
+"""Tensors in files: the interface of all readers of weights, and memory-mapped files.
 
-A loader should not care in which format somebody published a model. All it needs is which tensors
-there are, in which shapes, and the values of one of them when its turn comes; a `Reader` is that
-and nothing more. The formats' files are mapped into memory, not read: a loader that wants a slice
-of a tensor touches the pages of the slice, and a host that holds an eighth of a model reads an
-eighth of the file.
+A loader should not depend on the format of a published model. It needs only the names and shapes of
+the tensors, and the values of one tensor at a time; a `Reader` provides exactly this. Files are
+mapped into memory, not read: a loader that needs a slice of a tensor touches only the pages of the
+slice, and a host that holds an eighth of a model reads an eighth of the file.
 
-Sharp edge: mapped pages count as memory of the process until they are given back, so each `read`
-first gives back all pages that earlier ones touched. Arrays handed out before stay valid; their
-pages come back from the page cache when they are looked at.
+Sharp edge: mapped pages count as memory of the process until they are released, so each `read`
+first releases all pages that earlier calls touched. Arrays that were returned before stay valid;
+their pages return from the page cache when they are accessed.
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ import numpy as np
 from mechjax import errors
 
 ALL = slice(None)
-# XLA on CPU takes a host buffer as it is if it is aligned to this many bytes.
+# XLA on CPU uses a host buffer without a copy if it is aligned to this many bytes.
 _ALIGNMENT = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-  """Where one tensor lies.
+  """Location and layout of one tensor in a file.
 
   Attributes:
     name: its name in the file.
     shape: slowest axis first.
-    kind: how its numbers are stored, in the words of the format: 'Q4_1', 'BF16', 'F32'.
+    kind: storage type of its numbers, as the format names it: 'Q4_1', 'BF16', 'F32'.
     offset: of its first byte in the file.
-    n_bytes: how many bytes it takes in the file.
-    together: how many rows are stored as one, so that reading one costs as much as reading all.
+    n_bytes: its size in the file, in bytes.
+    together: number of rows in a chunk; reading one row of a chunk costs as much as reading all.
   """
 
   name: str
@@ -52,33 +51,33 @@ class TensorInfo:
 
 
 class Reader(Protocol):
-  """An open file, or several that belong together, whose headers have been checked.
+  """An open file, or several files of one checkpoint, whose headers have been checked.
 
   Attributes:
-    path: what was opened.
-    tensors: name to `TensorInfo`.
+    path: of the file, index or directory that was opened.
+    tensors: `TensorInfo` of each tensor, by name.
   """
 
   path: Path
 
   @property
   def tensors(self) -> Mapping[str, TensorInfo]:
-    """Every tensor by its name."""
+    """The `TensorInfo` of every tensor, by name."""
 
   def read(self, name: str, rows: slice = ALL) -> np.ndarray:
-    """One tensor, or some of its rows; may share memory with the file, and is then read-only."""
+    """Reads a tensor, or some of its rows; the array may share memory with the file, and is then read-only."""
 
 
-def mapped(path: Path) -> bytes | mmap.mmap:
-  """The bytes of a file, not read before they are looked at.
+def map_file(path: Path) -> bytes | mmap.mmap:
+  """Maps a file into memory; its bytes are read when they are accessed.
 
   Raises:
     FileNotFoundError: there is no such file.
-    WeightsError: it is there and cannot be opened: a directory, or no permission.
+    WeightsError: it exists but cannot be opened: it is a directory, or there is no permission.
   """
   try:
     with path.open('rb') as f:
-      # An empty file cannot be mapped, and whoever parses it says better what is wrong with it.
+      # An empty file cannot be mapped, and the error of its parser is clearer.
       empty = os.fstat(f.fileno()).st_size == 0
       return b'' if empty else mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
   except FileNotFoundError:
@@ -87,14 +86,14 @@ def mapped(path: Path) -> bytes | mmap.mmap:
     raise errors.WeightsError(f'{path} cannot be opened: {e.strerror}') from e
 
 
-def give_back(data: bytes | mmap.mmap) -> None:
-  """Lets go of the pages that have been looked at, where the operating system can."""
+def release_pages(data: bytes | mmap.mmap) -> None:
+  """Releases the pages that have been accessed, if the operating system supports it."""
   if isinstance(data, mmap.mmap) and hasattr(mmap, 'MADV_DONTNEED'):
     data.madvise(mmap.MADV_DONTNEED)
 
 
-def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-  """An array to be filled, which a device of the CPU can take over without a copy."""
+def allocate_aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+  """Allocates an uninitialised array that a CPU device can use without a copy."""
   n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
   raw = np.empty(n_bytes + _ALIGNMENT, np.uint8)
   start = -raw.ctypes.data % _ALIGNMENT
@@ -102,10 +101,10 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def info_of(reader: Reader, name: str) -> TensorInfo:
-  """A tensor's description; a WeightsError that names the nearest if there is none."""
+  """The description of a tensor; a WeightsError that lists the nearest names if there is no such tensor."""
   info = reader.tensors.get(name)
   if info is None:
-    cause = 'the file is of another architecture than the name map, or is one part of several'
+    cause = 'the file has another architecture than the name map, or is one shard of several'
     where = f'{reader.path}, {len(reader.tensors)} tensors'
     raise errors.unknown(
       errors.WeightsError, 'tensor', name, reader.tensors, where=where, cause=cause
@@ -113,11 +112,13 @@ def info_of(reader: Reader, name: str) -> TensorInfo:
   return info
 
 
-def truncated(path: Path, what: str, offset: int, wanted: int, size: int) -> errors.WeightsError:
-  """The error for bytes that should be in the file and are not."""
+def truncation_error(
+  path: Path, what: str, offset: int, wanted: int, size: int
+) -> errors.WeightsError:
+  """The error for bytes that are missing at the end of a file."""
   return errors.WeightsError(
     f'{path} is truncated: {what} takes {wanted} bytes at offset {offset}, '
     f'the file has {size} bytes',
     cause='a download or copy that stopped early, or a damaged length in the header',
-    hint='delete the file and fetch it again',
+    hint='delete the file and download it again',
   )

@@ -1,22 +1,22 @@
 """GGUF files in the layouts of other code: google-tunix, transformers' Flax classes, penzai, Google's gemma package.
 
 The same weights have other names, other axes and even another order of rows in every implementation, and a mistake in
-any of them yields a model that still speaks, only worse. So each layout is a table (`layouts`), with the shape of every
-tensor checked, and it must use every tensor of the file: a bias or a table of rotary frequencies that it does not know
-is an error, never silently left out.
+any of them gives a model that still produces text, only worse. So each layout is a table (`layouts`), with the shape of
+every tensor checked, and it must use every tensor of the file: a bias or a table of rotary frequencies that it does not
+have is an error, never silently ignored.
 
     params = tunix_qwen2(file, llama_shape(file), jax.device_put)
 
-Where two lines name one parameter, their tensors are stacked. A line with `zeros` in place of a tensor is an array of
-zeros: a llama is a Qwen2 whose query, key and value biases are zero. A tied unembedding is left out of the tree, and
-the code that runs it takes the embedding.
+If two lines name one parameter, their tensors are stacked. A line with `zeros` in place of a tensor is an array of
+zeros: a llama is a Qwen2 whose query, key and value biases are zero. A tied unembedding is not in the tree, and the
+code that runs it uses the embedding.
 
 Sharp edges: llama-family GGUF files have the two halves of each rotary pair side by side in the rows of attn_q and
-attn_k (`J 2`); the JAX implementations rotate halves (`2 J`). Gemma's converter leaves these rows as they are, and adds
-one to the weights of norms, which the JAX implementations add themselves.
+attn_k (`J 2`); the JAX implementations rotate halves (`2 J`). Gemma's converter does not change these rows, but adds 1
+to the weights of norms, which the JAX implementations add themselves.
 
-Letters in shapes: D model, F mlp, N query heads, K key-value heads, G query heads of each of these, H per head, J half
-of it, V vocabulary.
+Letters in shapes: D model, F mlp, N query heads, K key-value heads, G query heads per key-value head, H per head,
+J = H / 2, V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np
 
 from mechjax.weights.gemma import Gemma3Shape
 from mechjax.weights.gguf import GGUFFile
-from mechjax.weights.layouts import Line, arranged, lines, whole_shape
+from mechjax.weights.layouts import TensorLine, arrange, lines, whole_shape
 from mechjax.weights.names import LlamaShape, Sizes, Tensors
 
 _UNEMBED, _ZEROS = 'output.weight', 'zeros'
@@ -110,14 +110,14 @@ _LINEN_GEMMA3 = lines(_GEMMA3.replace('LAYER', 'layer_{}')) + lines("""
 """)
 
 Put = Callable[[Any], Any]
-"""Applied to each parameter as soon as it is read, such as `jax.device_put`, so that the host never holds them all."""
+"""Function applied to each parameter once it is read, such as `jax.device_put`, so that the host never holds all."""
 
 
-def _same(array: Any) -> Any:
+def _identity(array: Any) -> Any:
   return array
 
 
-def tunix_qwen2(file: GGUFFile, shape: LlamaShape, put: Put = _same) -> dict[str, Any]:
+def tunix_qwen2(file: GGUFFile, shape: LlamaShape, put: Put = _identity) -> dict[str, Any]:
   """The parameters of google-tunix's Qwen2 class, from a llama-architecture file.
 
   Args:
@@ -129,20 +129,20 @@ def tunix_qwen2(file: GGUFFile, shape: LlamaShape, put: Put = _same) -> dict[str
     Nested dict of float32 arrays in the structure of the class's pure state.
 
   Raises:
-    WeightsError: a tensor is missing, has another shape, or is one that the table does not know.
+    WeightsError: a tensor is missing, has another shape, or is not in the table.
   """
-  return _nested(_read(file, _TUNIX_QWEN2, shape, put), int)
+  return _nest(_read(file, _TUNIX_QWEN2, shape, put), int)
 
 
-def flax_llama(file: GGUFFile, shape: LlamaShape, put: Put = _same) -> dict[str, Any]:
+def flax_llama(file: GGUFFile, shape: LlamaShape, put: Put = _identity) -> dict[str, Any]:
   """The parameters of transformers' FlaxLlamaForCausalLM: nested dict as in linen's collection 'params'.
 
   Args, Raises: as `tunix_qwen2`.
   """
-  return _nested(_read(file, _FLAX_LLAMA, shape, put), str)
+  return _nest(_read(file, _FLAX_LLAMA, shape, put), str)
 
 
-def penzai_llama(file: GGUFFile, shape: LlamaShape, put: Put = _same) -> dict[str, Any]:
+def penzai_llama(file: GGUFFile, shape: LlamaShape, put: Put = _identity) -> dict[str, Any]:
   """The parameters of penzai's llama-like transformer, by labels without the model's name.
 
   Args, Raises: as `tunix_qwen2`.
@@ -150,24 +150,24 @@ def penzai_llama(file: GGUFFile, shape: LlamaShape, put: Put = _same) -> dict[st
   return _read(file, _PENZAI_LLAMA, shape, put)
 
 
-def tunix_gemma3(file: GGUFFile, shape: Gemma3Shape, put: Put = _same) -> dict[str, Any]:
+def tunix_gemma3(file: GGUFFile, shape: Gemma3Shape, put: Put = _identity) -> dict[str, Any]:
   """The parameters of google-tunix's Gemma3 class: nested dict in the structure of its pure state.
 
   Args, Raises: as `tunix_qwen2`.
   """
-  return _nested(_read(file, _TUNIX_GEMMA3, shape, put), int)
+  return _nest(_read(file, _TUNIX_GEMMA3, shape, put), int)
 
 
-def linen_gemma3(file: GGUFFile, shape: Gemma3Shape, put: Put = _same) -> dict[str, Any]:
+def linen_gemma3(file: GGUFFile, shape: Gemma3Shape, put: Put = _identity) -> dict[str, Any]:
   """The parameters of the gemma package's Transformer, built with `transpose_gating_einsum`: nested dict.
 
   Args, Raises: as `tunix_qwen2`.
   """
-  return _nested(_read(file, _LINEN_GEMMA3, shape, put), str)
+  return _nest(_read(file, _LINEN_GEMMA3, shape, put), str)
 
 
-def _read(file: GGUFFile, table: Sequence[Line], shape: Sizes, put: Put) -> dict[str, Any]:
-  """Every parameter of a table, by its path."""
+def _read(file: GGUFFile, table: Sequence[TensorLine], shape: Sizes, put: Put) -> dict[str, Any]:
+  """Reads every parameter of a table, by its path."""
   tensors, params = Tensors(file), {}
   letters = {
     'D': shape.d_model, 'F': shape.d_mlp, 'N': shape.n_heads, 'K': shape.n_kv_heads,
@@ -184,16 +184,18 @@ def _read(file: GGUFFile, table: Sequence[Line], shape: Sizes, put: Put) -> dict
   return params
 
 
-def _parameter(tensors: Tensors, line: Line, layer: int, letters: dict[str, int]) -> np.ndarray:
+def _parameter(
+  tensors: Tensors, line: TensorLine, layer: int, letters: dict[str, int]
+) -> np.ndarray:
   whole = whole_shape(line, letters)
   if line.name == _ZEROS:
     return np.zeros(whole, np.float32)
-  array = arranged(line, tensors.take(line.name.format(layer), *whole), letters)
+  array = arrange(line, tensors.take(line.name.format(layer), *whole), letters)
   return array + np.float32(line.plus) if line.plus else array
 
 
-def _nested(params: dict[str, Any], layer: Callable[[str], Any]) -> dict[str, Any]:
-  """A tree from dotted paths; `layer` makes keys of numbers."""
+def _nest(params: dict[str, Any], layer: Callable[[str], Any]) -> dict[str, Any]:
+  """Makes a tree from dotted paths; `layer` converts numbers to keys."""
   tree: dict[Any, Any] = {}
   for path, array in params.items():
     *above, last = (layer(key) if key.isdigit() else key for key in path.split('.'))

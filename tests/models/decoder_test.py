@@ -153,7 +153,7 @@ def test_an_intervention_on_keys_is_not_written_into_the_cache():
 
 def test_a_full_cache_is_refused():
   c, params = CONFIGS['qwen'], decoders.params('qwen')
-  with pytest.raises(errors.MechjaxError, match='9 tokens do not fit behind 0 in a cache of 8'):
+  with pytest.raises(errors.MechjaxError, match='9 tokens do not fit after 0 in a cache of 8'):
     decoder.step(params, TOKENS, decoder.new_cache(c, 2, 8), c)
 
 
@@ -345,5 +345,5 @@ def test_a_description_of_no_decoder_is_refused(change, message):
 
 
 def test_a_scaling_that_bends_nothing_is_refused():
-  with pytest.raises(errors.MechjaxError, match='is no scaling'):
+  with pytest.raises(errors.MechjaxError, match='does not describe a scaling'):
     decoder.Llama3Scaling(8.0, 4.0, 1.0, 8192)

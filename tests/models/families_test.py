@@ -257,14 +257,14 @@ def test_the_first_gemma_means_the_approximation_when_it_says_gelu():
   ('change', 'message'),
   [
     ({'model_type': 'mamba'}, "model_type 'mamba'"),
-    ({'quantization_config': {'bits': 4}}, r"not understood: \{'quantization_config'"),
+    ({'quantization_config': {'bits': 4}}, r"unknown settings: \{'quantization_config'"),
     ({'hidden_act': 'xielu'}, "hidden_act='xielu'"),
     ({'rope_interleaved': True}, 'rope_interleaved=True'),
     ({'rope_scaling': {'rope_type': 'yarn', 'factor': 4.0}}, "type 'yarn'"),
-    ({'rope_scaling': {'type': 'linear', 'factor': 4.0, 'beta': 1}}, r"not understood: \{'beta'"),
+    ({'rope_scaling': {'type': 'linear', 'factor': 4.0, 'beta': 1}}, r"unknown settings: \{'beta'"),
     ({'hidden_size': None}, "has no 'hidden_size'"),
     ({'is_encoder_decoder': True}, 'is_encoder_decoder=True'),
-    ({'layer_types': ['full_attention'] * 30}, 'not understood'),
+    ({'layer_types': ['full_attention'] * 30}, 'unknown settings'),
   ],
 )
 def test_a_setting_that_is_not_computed_is_an_error(change, message):
@@ -286,18 +286,34 @@ def test_a_window_that_is_left_out_is_the_familys_and_null_is_none():
   [
     (QWEN2, {'layer_types': ['sliding_attention'] * 24}, 'local layers and no window'),
     (GEMMA_2, {'sliding_window': None}, 'local layers and no window'),
-    (GEMMA_2, {'attn_logit_softcapping': 'x'}, "attn_logit_softcapping='x'; a finite number"),
-    (GEMMA_2, {'query_pre_attn_scalar': 0}, 'query_pre_attn_scalar=0; a finite number over 0'),
+    (
+      GEMMA_2,
+      {'attn_logit_softcapping': 'x'},
+      "attn_logit_softcapping='x'; expected a finite number",
+    ),
+    (
+      GEMMA_2,
+      {'query_pre_attn_scalar': 0},
+      'query_pre_attn_scalar=0; expected a finite number over 0',
+    ),
     (PYTHIA, {'partial_rotary_factor': 0.5}, 'partial_rotary_factor=0.5'),
-    (PYTHIA, {'use_parallel_residual': 1}, 'use_parallel_residual=1; true or false'),
+    (PYTHIA, {'use_parallel_residual': 1}, 'use_parallel_residual=1; expected true or false'),
     (
       SMOLLM2,
       {'partial_rotary_factor': 0.5, 'rope_scaling': {'type': 'linear', 'factor': 2.0}},
       'partial_rotary',
     ),
-    (LLAMA_3_2, {'rope_scaling': LLAMA_3_2['rope_scaling'] | {'factor': 0.5}}, 'is no scaling'),
-    (GEMMA_3_SEEING, {'eos_token_id': [1, 262_208]}, r'eos_token_id=\[1, 262208\]; a token id'),
-    (GEMMA_3_SEEING, {'text_config': 5}, 'text_config=5; an object'),
+    (
+      LLAMA_3_2,
+      {'rope_scaling': LLAMA_3_2['rope_scaling'] | {'factor': 0.5}},
+      'does not describe a scaling',
+    ),
+    (
+      GEMMA_3_SEEING,
+      {'eos_token_id': [1, 262_208]},
+      r'eos_token_id=\[1, 262208\]; expected a token id',
+    ),
+    (GEMMA_3_SEEING, {'text_config': 5}, 'text_config=5; expected an object'),
     (GPT2, {'scale_attn_by_inverse_layer_idx': True}, 'scale_attn_by_inverse_layer_idx=True'),
     (GPT2, {'add_cross_attention': True}, 'add_cross_attention=True'),
     (GEMMA_3, {'use_bidirectional_attention': True}, 'use_bidirectional_attention=True'),

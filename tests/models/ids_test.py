@@ -35,7 +35,7 @@ def ours_of(name):
 
 @functools.cache
 def upstream():
-  """Upstream code whose lookup takes the nearest row that there is."""
+  """Upstream code, whose lookup takes the nearest existing row."""
 
   def apply(params, tokens):
     x = harvest.sow(params.at[tokens].get(mode='clip'), name='embed')
@@ -103,12 +103,15 @@ def test_a_position_that_the_table_lacks_is_nan_and_not_one_from_its_end():
 @pytest.mark.parametrize(
   ('given', 'message'),
   [
-    ('text', "token ids are wanted, not 'text'"),
-    (None, 'token ids are wanted, not None'),
-    ([['a']], 'token ids are wanted'),
-    ([[1, 2], [3]], r'rows of different lengths are no array of tokens: \[\[1, 2\], \[3\]\]'),
-    ([[1.5]], r'dtype float64; integers of shape \[B, T\] are wanted'),
-    (jnp.ones((1, 2)), r'dtype float32; integers of shape \[B, T\] are wanted'),
+    ('text', "expected token ids, not 'text'"),
+    (None, 'expected token ids, not None'),
+    ([['a']], 'expected token ids'),
+    (
+      [[1, 2], [3]],
+      r'rows of different lengths do not form an array of tokens: \[\[1, 2\], \[3\]\]',
+    ),
+    ([[1.5]], r'dtype float64; expected integers of shape \[B, T\]'),
+    (jnp.ones((1, 2)), r'dtype float32; expected integers of shape \[B, T\]'),
     ([[True]], 'dtype bool'),
     ([1, 2], r'shape \(2,\)'),
     (5, r'shape \(\)'),
@@ -124,7 +127,7 @@ def test_what_is_not_a_token_is_refused_by_a_message_that_says_what_is_wanted(gi
 @pytest.mark.parametrize(
   ('given', 'message'),
   [
-    (jnp.ones((1, 2)), r'dtype float32; integers of shape \[B, T\] are wanted'),
+    (jnp.ones((1, 2)), r'dtype float32; expected integers of shape \[B, T\]'),
     (jnp.ones((1, 2), bool), 'dtype bool; integers'),
     (jnp.array([1, 2]), r'shape \(2,\) and dtype int32; integers of shape \[B, T\]'),
   ],
@@ -147,7 +150,7 @@ def test_every_function_of_the_decoder_refuses_what_is_not_a_token(given):
     lambda: decoder.step(params, given, decoder.new_cache(config, 1, 4), config),
   )
   for call in calls:
-    with pytest.raises(MechjaxError, match='are wanted'):
+    with pytest.raises(MechjaxError, match='expected'):
       call()
 
 
@@ -159,7 +162,7 @@ def test_rows_of_equal_length_are_tokens():
 
 @pytest.mark.parametrize('given', ['abc', 1.5, [1.5], None, [True]])
 def test_invalid_ids_have_no_text(given):
-  with pytest.raises(MechjaxError, match='are wanted'):
+  with pytest.raises(MechjaxError, match='expected'):
     ours_of('gpt2').text(given)
 
 
@@ -171,7 +174,7 @@ def test_invalid_prompts_are_refused(given):
 
 @pytest.mark.parametrize('given', [[1, 2], ['a', 2], [[1.5]], [['a']], jnp.array([1, 2])])
 def test_invalid_rows_are_refused(given):
-  with pytest.raises(MechjaxError, match='are wanted') as error:
+  with pytest.raises(MechjaxError, match='expected') as error:
     ours_of('gpt2').generate(given, 2)
   assert '[[1, 2, 3]]' in error.value.hint or 'model.tokens' in error.value.hint
 
@@ -186,7 +189,7 @@ def test_rows_of_ids_have_any_lengths_and_types(row):
 
 
 def assert_clear(texts):
-  """Asserts that rounding decides no generated token: the best logit leads by more."""
+  """Checks that rounding does not decide a generated token: the best token leads by more."""
   for acts in (acts for text in texts for acts in text.reads):
     last = np.sort(np.asarray(acts['logits'])[:, -1])
     assert (last[:, -1] - last[:, -2]).min() > 1e-3
@@ -257,4 +260,4 @@ def test_reading_sites_of_somebody_elses_code_refuses_known_ids_that_the_vocabul
 def test_the_check_waits_for_no_other_host(monkeypatch):
   tokens = TOKENS.at[0, 0].set(-1)
   monkeypatch.setattr(type(tokens), 'is_fully_addressable', property(lambda _: False))
-  assert ids.checked(tokens, V) is tokens  # although an id here is wrong
+  assert ids.check_ids(tokens, V) is tokens  # although an id here is wrong

@@ -70,7 +70,7 @@ def test_text_takes_one_sequence_in_any_shape_and_refuses_two(smollm2):
 
 @pytest.mark.parametrize('tokens', [jnp.zeros(3, jnp.int32), jnp.zeros((1, 3))])
 def test_tokens_of_a_wrong_shape_or_dtype_are_refused(smollm2, tokens):
-  with pytest.raises(MechjaxError, match=r'integers of shape \[B, T\] are wanted'):
+  with pytest.raises(MechjaxError, match=r'expected integers of shape \[B, T\]'):
     smollm2(tokens)
 
 
@@ -99,7 +99,7 @@ def test_unknown_names_and_codes_list_the_known_ones():
     mechjax.load('smollm3')
   with pytest.raises(FetchError, match=r"(?s)'gpt2'.*the path of.*'openai-community/gpt2'"):
     mechjax.load('gpt2')
-  with pytest.raises(MechjaxError, match=r"(?s)no code called 'torch'.*tunix"):
+  with pytest.raises(MechjaxError, match=r"(?s)unknown code 'torch'.*tunix"):
     mechjax.load('smollm2-135m', code='torch')
 
 

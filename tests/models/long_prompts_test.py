@@ -1,7 +1,7 @@
-"""Memory of a long prompt, by the compiler's own count of bytes, which needs no memory and no run.
+"""Memory of a long prompt: the compiler's own count of bytes, which needs no memory and no time to run.
 
-Every layer forms its scores and probabilities, float32 [B, N, T, S], even if they are not read: two matrices and a
-mask at a time. This grows with the square of the prompt and is nearly all of the memory of a long one.
+Every layer makes its scores and probabilities, float32 [B, N, T, S], even if they are not read: two matrices and a
+mask at a time. They grow with the square of the prompt and are nearly the whole cost of a long one.
 """
 
 import functools
@@ -20,7 +20,7 @@ LENGTHS = (2048, 4096)
 
 @functools.cache
 def temporary_bytes(T):
-  """Bytes of a forward pass that reads no site."""
+  """Temporary bytes of a forward pass without reads."""
   forward = functools.partial(decoder.forward, config=CONFIG)
   tokens = jax.ShapeDtypeStruct((B, T), jnp.int32)
   compiled = jax.jit(forward).lower(decoder.shapes(CONFIG), tokens).compile()

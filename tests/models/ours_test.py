@@ -92,7 +92,7 @@ def test_on_a_mesh_every_device_holds_its_part_and_the_logits_are_the_same(ours)
   q = model.params['layers']['attn']['q']  # 9 heads do not divide by 2: held whole
   assert q.sharding.is_fully_replicated
   tokens = jnp.tile(ours.tokens(TEXTS[0]), (8, 1))
-  placed = sharding.batch(tokens, mesh)
+  placed = sharding.shard_batch(tokens, mesh)
   assert placed.sharding.shard_shape(placed.shape) == (2, 5)
   np.testing.assert_allclose(model(placed), ours(tokens), atol=1e-3)
   np.testing.assert_allclose(model(tokens), ours(tokens), atol=1e-3)
@@ -101,7 +101,7 @@ def test_on_a_mesh_every_device_holds_its_part_and_the_logits_are_the_same(ours)
 def test_a_mesh_with_explicit_axes_is_refused(ours):
   mesh = jax.make_mesh((8,), ('tensor',), axis_types=(AxisType.Explicit,))
   with pytest.raises(MechjaxError, match='axis_types'):
-    sharding.sharded_shapes(ours.config, mesh)
+    sharding.shard_shapes(ours.config, mesh)
 
 
 def test_bfloat16_is_close_and_half_the_size(ours):
@@ -118,7 +118,7 @@ def test_bfloat16_is_close_and_half_the_size(ours):
 def test_parameters_have_the_axes_that_the_rules_know(ours):
   shapes = jax.tree_util.tree_leaves_with_path(decoder.shapes(ours.config))
   mesh = jax.make_mesh((2,), ('tensor',), axis_types=(AxisType.Auto,))
-  placed = jax.tree.leaves(sharding.sharded_shapes(ours.config, mesh))
+  placed = jax.tree.leaves(sharding.shard_shapes(ours.config, mesh))
   split = {jax.tree_util.keystr(p) for (p, _), s in zip(shapes, placed) if any(s.sharding.spec)}
   assert split == {
     "['embed']['tokens']",

@@ -1,4 +1,4 @@
-"""Values of a masked batch at real tokens equal those of each row alone, in every family and by every entry point."""
+"""A masked batch has the values of each row alone at real tokens, in every family and through every entry point."""
 
 import functools
 
@@ -77,7 +77,7 @@ def test_padding_between_the_tokens_of_a_row_changes_nothing_either():
 def test_a_resumed_pass_and_a_short_one_have_what_the_row_alone_has(name):
   tokens, mask = padded('left')
   own = model(name)
-  short = harvest.reap(own.truncated_at('resid_post.0'), sites='resid_post.0')
+  short = harvest.reap(own.truncate_at('resid_post.0'), sites='resid_post.0')
   middle = short(own.params, tokens, mask)['resid_post.0']
   last = jnp.full((len(ROWS), 1), WIDTH - 1)
   whole = own.forward_from(own.params, tokens, middle, jnp.int32(1), None, mask)
@@ -103,7 +103,7 @@ def test_a_mask_reaches_the_pass_through_a_harvest_and_through_jit():
     (lambda mask: mask.astype(int), 'dtype int'),
     (lambda mask: mask[:, 1:], r'shape \(3, 7\)'),
     (lambda mask: mask[:1], r'shape \(1, 8\)'),
-    (lambda mask: mask & np.array([[True], [False], [True]]), 'row 1 is padding throughout'),
+    (lambda mask: mask & np.array([[True], [False], [True]]), 'row 1 of the mask is padding only'),
   ],
 )
 def test_what_is_no_mask_of_these_tokens_is_refused(change, message):
@@ -120,7 +120,7 @@ def test_a_mask_may_be_given_as_a_list():
   tokens, mask = padded('left')
   for call in (own, own.loss, functools.partial(own.apply, own.params)):
     np.testing.assert_array_equal(call(tokens, mask.tolist()), call(tokens, mask))
-    with pytest.raises(errors.MechjaxError, match='rows of different lengths are no mask'):
+    with pytest.raises(errors.MechjaxError, match='rows of different lengths do not form a mask'):
       call(tokens, [[True], [True, True]])
 
 
@@ -159,4 +159,4 @@ def test_code_that_counts_columns_takes_padding_on_either_side_and_none_between(
 def test_positions_count_real_tokens_and_padding_goes_last():
   mask = jnp.asarray([[0, 1, 1, 0, 1], [1, 1, 0, 0, 0]], bool)
   assert padding.positions(mask)[0][mask[0]].tolist() == [0, 1, 2]
-  assert padding.together(mask).tolist() == [[1, 2, 4, 0, 3], [0, 1, 2, 3, 4]]
+  assert padding.tokens_first(mask).tolist() == [[1, 2, 4, 0, 3], [0, 1, 2, 3, 4]]

@@ -178,7 +178,7 @@ def test_a_beginning_is_there_or_not_as_the_caller_says(tmp_path):
   tokenizer = read(tmp_path, like_gpt2('<s> $A'))
   assert tokenizer.encode('a', bos=True) == tokenizer.encode('a') == [BOS, *tokenizer.split('a')]
   assert tokenizer.encode('a', bos=False) == tokenizer.split('a')
-  with pytest.raises(MechjaxError, match='begins a text with no token'):
+  with pytest.raises(MechjaxError, match='does not begin a text with a token'):
     read(tmp_path, like_gpt2()).encode('a', bos=True)
 
 
@@ -271,14 +271,14 @@ def test_a_header_says_whether_texts_are_closed(metadata, tokenizer):
 
 @pytest.mark.parametrize('wrong', [-1, 49152, 1.5, True, 'a'])
 def test_what_is_no_token_has_no_text(tokenizer, wrong):
-  with pytest.raises(MechjaxError, match=f'{wrong!r} is no token id'):
+  with pytest.raises(MechjaxError, match=f'{wrong!r} is not a token id'):
     tokenizer.decode([5, wrong])
 
 
 @pytest.mark.parametrize('wrong', [['a', 'b'], 5, None, b'a'])
 def test_one_text_is_wanted(tokenizer, wrong):
   for method in (tokenizer.encode, tokenizer.token):
-    with pytest.raises(MechjaxError, match='one text is wanted'):
+    with pytest.raises(MechjaxError, match='expected one text'):
       method(wrong)
 
 

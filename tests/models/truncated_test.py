@@ -43,7 +43,7 @@ def test_what_is_read_is_what_the_whole_pass_gives(name, wanted):
   model = loaded(name)
   short, whole = (
     jax.jit(harvest.reap(f, sites=wanted))(model.params, TOKENS)
-    for f in (model.truncated_at(wanted), model.apply)
+    for f in (model.truncate_at(wanted), model.apply)
   )
   assert {*short} == {*whole}
   for site in whole:
@@ -54,8 +54,8 @@ def test_it_runs_the_layers_that_are_needed_and_no_others():
   model = loaded('qwen')
   needed = {EMBED: 0, FIRST: 1, 'resid_post.1, q.0': 2, 'resid_pre.1': 2}
   for wanted, n in needed.items():
-    assert sum(layers(model.truncated_at(wanted), model.params)) == n, wanted
-  assert model.truncated_at(LAST) == model.apply == model.truncated_at([FIRST, 'final_norm'])
+    assert sum(layers(model.truncate_at(wanted), model.params)) == n, wanted
+  assert model.truncate_at(LAST) == model.apply == model.truncate_at([FIRST, 'final_norm'])
 
 
 def test_what_is_changed_on_the_way_is_changed():
@@ -63,14 +63,14 @@ def test_what_is_changed_on_the_way_is_changed():
   edit = {'mlp_out.0': jnp.zeros_like}
   short, whole = (
     harvest.reap(harvest.plant(f), sites='resid_post.1')(edit, model.params, TOKENS)
-    for f in (model.truncated_at('resid_post.1'), model.apply)
+    for f in (model.truncate_at('resid_post.1'), model.apply)
   )
   np.testing.assert_allclose(short['resid_post.1'], whole['resid_post.1'], rtol=1e-6, atol=1e-6)
 
 
 def test_a_site_that_is_not_there_is_an_error():
   with pytest.raises(SiteError, match='resid_post'):
-    loaded('qwen').truncated_at('resid_post.7')
+    loaded('qwen').truncate_at('resid_post.7')
 
 
 def test_code_that_writes_its_layers_out_is_left_to_the_compiler():
@@ -78,7 +78,7 @@ def test_code_that_writes_its_layers_out_is_left_to_the_compiler():
   params = decoders.params('qwen')
   apply = lambda params, tokens: decoder.forward(params, tokens, config, unroll=True)  # noqa: E731
   upstream = LanguageModel('upstream', Forward(params, apply, decoder.unembed, 2, 16, 31), None)
-  assert upstream.truncated_at(FIRST) is apply
+  assert upstream.truncate_at(FIRST) is apply
 
 
 def test_a_fingerprint_tells_one_number_from_another_and_not_one_device_from_eight():

@@ -258,11 +258,11 @@ def test_topk_before_sae_lens_6_and_with_long_decoder_rows_is_read(tmp_path):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'apply_b_dec_to_input': 'false'}, "apply_b_dec_to_input='false'; true or false"),
-    ({'d_in': True}, 'd_in=True; an integer'),
-    ({'finetuning_scaling_factor': 'x'}, "finetuning_scaling_factor='x'; true or false"),
-    ({'metadata': {'prepend_bos': 'yes'}}, "prepend_bos='yes'; true or false"),
-    ({'metadata': [1]}, r'metadata=\[1\]; an object'),
+    ({'apply_b_dec_to_input': 'false'}, "apply_b_dec_to_input='false'; expected true or false"),
+    ({'d_in': True}, 'd_in=True; expected an integer'),
+    ({'finetuning_scaling_factor': 'x'}, "finetuning_scaling_factor='x'; expected true or false"),
+    ({'metadata': {'prepend_bos': 'yes'}}, "prepend_bos='yes'; expected true or false"),
+    ({'metadata': [1]}, r'metadata=\[1\]; expected an object'),
     ({'normalize_activations': 'layer_norm'}, 'layer_norm'),
     ({'normalize_activations': 'expected_average_only_in'}, 'expected_average_only_in'),
     ({'architecture': 'temporal'}, 'temporal'),

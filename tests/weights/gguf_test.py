@@ -87,7 +87,7 @@ def test_a_file_cut_anywhere_names_the_file_and_an_offset_inside_it(scratch, con
 
 
 def GGUFFile_end(content: bytes) -> int:
-  """The end of the last tensor; the rest of the file is padding, which may be missing."""
+  """Offset of the end of the last tensor; the bytes after it are padding, which may be missing."""
   return content.rindex(quantised(KINDS[-1]).tobytes()) + quantised(KINDS[-1]).nbytes
 
 
@@ -143,7 +143,7 @@ def test_a_row_that_is_no_multiple_of_the_block_is_an_error(scratch, content):
 
 def test_a_tensor_without_elements_is_an_error(scratch, content):
   at = kind_offset(content, 'Q4_1.weight') - 16
-  with pytest.raises(WeightsError, match=rf'(?s)shape \(6, 0\), which holds nothing.*offset {at}'):
+  with pytest.raises(WeightsError, match=rf'(?s)shape \(6, 0\), which is empty.*offset {at}'):
     opened(scratch, content[:at] + struct.pack('<Q', 0) + content[at + 8 :])
 
 

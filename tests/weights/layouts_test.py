@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechjax.weights import huggingface_tables, layouts, llama_cpp
-from mechjax.weights.layouts import Line
+from mechjax.weights.layouts import TensorLine
 
 D, N, K, H, F, V = 6, 4, 2, 8, 10, 12
 AXES = {
@@ -35,7 +35,7 @@ def numbered(shape) -> np.ndarray:
 @pytest.mark.parametrize('axes', AXES)
 def test_a_line_is_the_numpy_it_stands_for(axes):
   expected, in_file, shape = AXES[axes]
-  line = Line('leaf', 'tensor', axes)
+  line = TensorLine('leaf', 'tensor', axes)
   assert layouts.file_shape(line, shape) == in_file
   tensor = numbered(in_file)
   np.testing.assert_array_equal(layouts.to_parameter(line, tensor, shape), expected(tensor))
@@ -43,7 +43,7 @@ def test_a_line_is_the_numpy_it_stands_for(axes):
 
 def test_rotary_pairs_come_apart_into_halves():
   """Row 2j + s of a head in the file is row j + s * H/2 of the parameter."""
-  line = Line('q', 'attn_q', '(N J 2) D -> D N (2 J)')
+  line = TensorLine('q', 'attn_q', '(N J 2) D -> D N (2 J)')
   tensor = numbered((N * H, D))
   found = layouts.to_parameter(line, tensor, (D, N, H))
   for head in range(N):
@@ -83,4 +83,4 @@ def test_no_table_has_a_parameter_twice(name):
 
 def test_rows_can_be_read_alone_where_the_first_axis_stands_alone():
   axes = {'V D': 0, 'V D -> D V': 1, 'D (N H) -> N H D': 2, '(N H) D -> D N H': None, 'D': 0}
-  assert {a: layouts.row_axis(Line('', '', a)) for a in axes} == axes
+  assert {a: layouts.row_axis(TensorLine('', '', a)) for a in axes} == axes

@@ -150,7 +150,7 @@ def test_what_came_as_gguf_goes_out_as_safetensors(tmp_path, architecture, layer
 
 
 def test_another_architecture_is_named(tmp_path):
-  with pytest.raises(WeightsError, match=r"(?s)architecture 'mamba'.*\['gemma3', 'llama'\]"):
+  with pytest.raises(WeightsError, match=r"(?s)architecture 'mamba'.*llama"):
     llama_cpp.config(written(tmp_path, 'mamba', LLAMA))
 
 
@@ -161,7 +161,7 @@ def test_biases_of_a_variant_are_not_left_out(tmp_path):
 
 
 def llama3_factor(i, factor) -> float:
-  """The factor by which the wavelength of rotary pair i grows, as in the paper's code."""
+  """Factor of the wavelength of rotary pair i, as in the paper's code."""
   wavelength = 2 * math.pi * 5000.0 ** (2 * i / 16)
   if wavelength < 8192 / 4:
     return 1.0

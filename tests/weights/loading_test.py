@@ -157,7 +157,7 @@ def test_a_host_reads_no_layer_that_it_does_not_hold():
   target = jax.ShapeDtypeStruct((L, D, N, H), jnp.float32, sharding=HalfHere(jax.devices()[0]))
   boxes = loading._devices(target)
   assert list(boxes) == [((0, 2), (0, D), (0, N), (0, H))]
-  line = matching.active(TABLE, {'layers.q': target})['layers.q']
+  line = matching.select_lines(TABLE, {'layers.q': target})['layers.q']
   pieces = [box for i in range(L) for _, box in loading._pieces(line, target, i, 1)]
   assert sum(loading._common(box, next(iter(boxes))) is not None for box in pieces) == 2
 
@@ -193,7 +193,7 @@ def test_one_error_names_all_that_is_wrong():
   with pytest.raises(WeightsError) as e:
     loading.load(Arrays(arrays), TABLE, shapes(tree=tree))
   assert e.value.what.splitlines() == [
-    'somewhere does not hold the parameters that were asked for',
+    'somewhere does not have the parameters of the model',
     '  missing (2): embed.weight, h.{1-2}.q',
     '  of another shape or kind (2): h.{0-1}.up (8, 16), expected (16, 8), h.3.norm holds I32',
     '  left over (1): h.{0-1,3}.b',
@@ -220,7 +220,7 @@ def test_a_repeated_unembedding_is_passed_over_and_another_one_is_not():
 
 @given(st.sets(st.integers(0, 99), min_size=1))
 def test_shortened_names_stand_for_those_that_were_there(layers):
-  (short,) = matching.shortened(f'h.{i}.ln_1.weight' for i in layers)
+  (short,) = matching.shorten(f'h.{i}.ln_1.weight' for i in layers)
   numbers = short.removeprefix('h.').removesuffix('.ln_1.weight').strip('{}')
   found = []
   for run in numbers.split(','):

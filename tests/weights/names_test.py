@@ -61,7 +61,7 @@ def test_sizes_and_constants_come_from_the_header(tmp_path):
 def test_other_architectures_and_rotary_schemes_are_refused(tmp_path):
   with pytest.raises(WeightsError, match="architecture 'gemma3'"):
     names.llama_shape(written(tmp_path, architecture='gemma3'))
-  with pytest.raises(WeightsError, match=r"scales its rotary positions .'yarn'"):
+  with pytest.raises(WeightsError, match=r"scaling of rotary positions .'yarn'"):
     names.llama_shape(written(tmp_path, rope_scaling=gguf.RopeScalingType.YARN))
 
 

@@ -107,7 +107,7 @@ def test_one_error_names_all_that_does_not_fit(written):
 
 
 def test_a_checkpoint_is_never_written_over(written):
-  with pytest.raises(WeightsError, match='is there already'):
+  with pytest.raises(WeightsError, match='exists already'):
     orbax.write(written, parameters(), CONFIG)
 
 

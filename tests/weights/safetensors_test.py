@@ -84,8 +84,8 @@ def test_an_interrupted_directory_never_gets_its_name(tmp_path):
   def fails():
     raise KeyboardInterrupt
 
-  entries = {'a': writing.Entry((2,), np.dtype('f4'), lambda: np.ones(2, np.float32))}
-  entries['b'] = writing.Entry((2,), np.dtype('f4'), fails)
+  entries = {'a': writing.TensorEntry((2,), np.dtype('f4'), lambda: np.ones(2, np.float32))}
+  entries['b'] = writing.TensorEntry((2,), np.dtype('f4'), fails)
   with pytest.raises(KeyboardInterrupt), writing.new_directory(tmp_path / 'new') as scratch:
     writing.write_checkpoint(scratch, entries, 10**9)
   assert list(tmp_path.iterdir()) == []
@@ -94,7 +94,7 @@ def test_an_interrupted_directory_never_gets_its_name(tmp_path):
 def test_a_directory_that_holds_something_is_not_written_over(tmp_path):
   (tmp_path / 'mine').touch()
   with (
-    pytest.raises(WeightsError, match='is there already'),
+    pytest.raises(WeightsError, match='exists already'),
     writing.new_directory(tmp_path),
   ):
     raise AssertionError
@@ -103,12 +103,12 @@ def test_a_directory_that_holds_something_is_not_written_over(tmp_path):
 DAMAGED = {
   'a dtype that is not known': ({'x': entry('F12')}, b'8' * 8, "'x' has dtype 'F12'"),
   'a negative size': ({'x': entry(shape=(-2, -1))}, b'8' * 8, r"'x' has shape \[-2, -1\]"),
-  'a size that is no integer': ({'x': entry(shape=(2.0,))}, b'8' * 8, r"'x' has shape \[2.0\]"),
+  'a size that is not an integer': ({'x': entry(shape=(2.0,))}, b'8' * 8, r"'x' has shape \[2.0\]"),
   'a true size': ({'x': entry(shape=(True, 2))}, b'8' * 8, "'x' has shape"),
   'bytes that do not fit the shape': (
     {'x': entry(shape=(3,))},
     b'8' * 8,
-    "'x' .* takes 12 bytes, not those between offsets 0 and 8",
+    "'x' .* takes 12 bytes, not the bytes between offsets 0 and 8",
   ),
   'an end before the beginning': ({'x': entry(offsets=(8, 0))}, b'8' * 8, 'takes 8 bytes, not'),
   'three offsets': ({'x': entry(offsets=(0, 8, 9))}, b'8' * 8, 'data_offsets'),
@@ -123,7 +123,7 @@ DAMAGED = {
   'no JSON': (b'{"x"', b'', 'the header is not JSON'),
   'no UTF-8': (b'\xff\xfe\xfd', b'', 'the header is not JSON'),
   'a name twice': (b'{"x": 1, "x": 2}', b'', "'x' occurs 2 times"),
-  'NaN': (b'{"x": NaN}', b'', 'NaN is not a number of JSON'),
+  'NaN': (b'{"x": NaN}', b'', 'NaN is not a JSON number'),
   'deep brackets': (b'[' * 100_000, b'', 'the header is not JSON'),
   'a number of many digits': (b'{"x": ' + b'9' * 9999 + b'}', b'', 'the header is not JSON'),
 }
@@ -194,7 +194,7 @@ def test_files_that_are_not_there_are_all_named(tmp_path):
   sharded(tmp_path, WHERE)
   (tmp_path / 'a.safetensors').unlink()
   (tmp_path / 'b.safetensors').unlink()
-  with pytest.raises(WeightsError, match=r"2 files that are not there: \['a.*', 'b.*'\]"):
+  with pytest.raises(WeightsError, match=r"2 files that do not exist: \['a.*', 'b.*'\]"):
     shards.open_checkpoint(tmp_path)
 
 
@@ -209,7 +209,7 @@ def test_an_index_that_disagrees_with_its_files_names_the_tensors(tmp_path):
 @pytest.mark.parametrize('name', ['../a.safetensors', '/etc/a.safetensors', 'a.bin', 3, None])
 def test_an_index_that_points_elsewhere_is_refused(tmp_path, name):
   (tmp_path / shards.INDEX).write_text(json.dumps({'weight_map': {'x': name}}))
-  with pytest.raises(WeightsError, match='weight_map does not give a file beside the index'):
+  with pytest.raises(WeightsError, match='weight_map does not map each tensor to a file'):
     shards.open_checkpoint(tmp_path)
 
 

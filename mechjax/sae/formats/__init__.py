@@ -34,7 +34,7 @@ from mechjax.sae.formats import dictionary_learning, gemma_scope, metadata, sael
 from mechjax.sae.formats.conventions import expect_parameters, folded
 from mechjax.sae.formats.finding import find
 from mechjax.sae.formats.metadata import Metadata
-from mechjax.weights.json_files import read_beside
+from mechjax.weights.json_files import read_sibling
 from mechjax.weights.safetensors_writing import new_directory
 
 
@@ -123,7 +123,7 @@ def _metadata(file: Path) -> Metadata:
   if file.suffix == '.npz':
     return Metadata()
   name = saelens.CONFIG if file.name == saelens.WEIGHTS else gemma_scope.CONFIG
-  return metadata.of(read_beside(file, name), f'{file.with_name(name)}')
+  return metadata.of(read_sibling(file, name), f'{file.with_name(name)}')
 
 
 def save(

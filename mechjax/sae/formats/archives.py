@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from mechjax.errors import MechjaxError, WeightsError
-from mechjax.weights.tensors import aligned
+from mechjax.weights.tensors import allocate_aligned
 
 # Weights hardly compress. The format itself allows a thousand.
 _MOST_EXPANSION = 20
@@ -106,7 +106,7 @@ def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.
         f'{path}: {member.filename!r:.100} is {dtype} {shape} and has {left} bytes',
         cause='objects, which only unpickling can read' if dtype.hasobject else 'a damaged header',
       )
-    array = aligned(shape, dtype)
+    array = allocate_aligned(shape, dtype)
     rows = np.atleast_1d(array.T if fortran else array)
     step = max(1, _CHUNK * len(rows) // max(1, n_bytes))
     for start in range(0, len(rows), step):

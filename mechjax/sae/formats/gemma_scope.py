@@ -28,7 +28,7 @@ from mechjax.errors import SAEError, WeightsError
 from mechjax.sae.architectures import Architecture, JumpReLU, Params
 from mechjax.sae.formats import archives, conventions
 from mechjax.sae.formats.conventions import Arrays
-from mechjax.weights.json_files import read_beside
+from mechjax.weights.json_files import read_sibling
 from mechjax.weights.safetensors import SafetensorsFile
 from mechjax.weights.safetensors_writing import save as save_safetensors
 from mechjax.weights.values import Values
@@ -56,7 +56,7 @@ def read_safetensors(path: Path, transcoder: bool) -> tuple[JumpReLU, Params]:
   """A dictionary of Gemma Scope 2; arguments and errors as `read_npz`."""
   file = SafetensorsFile(path)
   found = _renamed(path, {name: file.read(name) for name in file.tensors})
-  s = Values(read_beside(path, CONFIG), f'{path.with_name(CONFIG)}')
+  s = Values(read_sibling(path, CONFIG), f'{path.with_name(CONFIG)}')
   return _dictionary(path, found, transcoder or _ends(s))
 
 
@@ -107,7 +107,7 @@ def _arrays(sae: Architecture, params: Params) -> Arrays:
 
 def _ends(s: Values) -> bool:
   """Whether a config names two sites."""
-  ends = [s.word(f'hf_hook_point_{end}', None) for end in ('in', 'out')]
+  ends = [s.string(f'hf_hook_point_{end}', None) for end in ('in', 'out')]
   return ends[1] is not None and ends[0] != ends[1]
 
 

@@ -67,10 +67,10 @@ def of(config: Mapping[str, Any], where: str) -> Metadata:
     WeightsError: a setting of another type.
   """
   whole = Values(config, where)
-  parts = [whole.part(name, {}) for name in _PARTS]
+  parts = [whole.mapping(name, {}) for name in _PARTS]
   s = Values({k: v for part in (whole.left, *parts) for k, v in part.items()}, where)
   texts = {
-    field: next((text for name in names if (text := s.word(name, None)) is not None), None)
+    field: next((text for name in names if (text := s.string(name, None)) is not None), None)
     for field, names in _NAMES.items()
   }
   return Metadata(
@@ -87,4 +87,4 @@ def normalisation(s: Values) -> str | None:
   found = s.left.get('normalize_activations')
   if isinstance(found, bool):
     s.left['normalize_activations'] = 'expected_average_only_in' if found else 'none'
-  return s.word('normalize_activations', None)
+  return s.string('normalize_activations', None)

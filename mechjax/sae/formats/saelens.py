@@ -167,15 +167,15 @@ def _dictionary(
     return ReLU(**shape, sparsity=0.0), conventions.on_device(arrays)
   if s.flag('rescale_acts_by_decoder_norm', False):
     arrays = conventions.unit_rows(arrays)
-  older = Values(s.part('activation_fn_kwargs', {}), f'{s.where}, activation_fn_kwargs')
+  older = Values(s.mapping('activation_fn_kwargs', {}), f'{s.where}, activation_fn_kwargs')
   k = (s if 'k' in s.left else older).integer('k', maximum=shape['width'])
   return TopK(**shape, k=k), conventions.on_device(arrays)
 
 
 def _architecture(s: Values) -> str:
   """Its name; before SAELens 6 a config could leave it out, and TopK was an activation function."""
-  name = s.word('architecture', 'standard')
-  function = s.word('activation_fn', s.word('activation_fn_str', 'relu'))
+  name = s.string('architecture', 'standard')
+  function = s.string('activation_fn', s.string('activation_fn_str', 'relu'))
   for what, found, known in (
     ('architecture', name, [*_VECTORS, *_TRANSCODERS]),
     ('activation function', function, ['relu', 'topk']),

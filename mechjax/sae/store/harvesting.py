@@ -5,7 +5,7 @@
 
 `forward(params, tokens)` is any function with sows. What it computes beyond the deepest site asked for is cut away by
 the compiler where layers are written out; a model whose layers are scanned should be given as a function that stops
-there (`LanguageModel.truncated_at`).
+there (`LanguageModel.truncate_at`).
 
 Whatever a site has behind its axes of rows and tokens is laid end to end: heads [B, T, N, H] become NH.
 

@@ -22,10 +22,10 @@ def main() -> int:
       seeds = range(arguments.seed, arguments.seed + arguments.mutants)
       found = list(tried(FORMATS[name], seeds, Path(scratch)))
     outcomes = collections.Counter('FAILED' if t.failed else t.outcome for t in found)
-    most = max(found, key=lambda t: t.memory)
+    largest = max(found, key=lambda t: t.memory)
     print(f'{name}: {len(found)} mutants, {dict(outcomes)}')
     print(
-      f'  at most {most.memory} bytes traced ({most.allowed:.2f} of the file), '
+      f'  at most {largest.memory} bytes traced ({largest.allowed:.2f} of the file), '
       f'{max(t.seconds for t in found):.2f} s; {sum(t.seconds for t in found):.0f} s in all; '
       f'largest the process has been: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB'
     )

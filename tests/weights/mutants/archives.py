@@ -44,7 +44,7 @@ def header(descr: Any, shape: Any, fortran: Any = False) -> bytes:
 
 
 def change_values(r: Any, p: Parts) -> Change:
-  """Changes numbers of an array; a value that is not a number must be refused."""
+  """Changes numbers of an array; a value that is not a number must be rejected."""
   member = p.members[r.integers(len(p.members))]
   values = np.frombuffer(member[2], np.float32).copy()
   odd = [float('nan'), float('inf'), -float('inf'), 0.0, -1.0, 3e38]
@@ -57,39 +57,39 @@ def change_values(r: Any, p: Parts) -> Change:
 def change_member(r: Any, p: Parts) -> Change:
   i, j = (int(r.integers(len(p.members))) for _ in range(2))
   member, other = p.members[i], p.members[j]
-  how = ['drop', 'repeat', 'rename', 'swap', 'add', 'empty', 'scalar', 'capital'][r.integers(8)]
+  mode = ['drop', 'repeat', 'rename', 'swap', 'add', 'empty', 'scalar', 'capital'][r.integers(8)]
   plausible = False
-  if how == 'drop':
+  if mode == 'drop':
     del p.members[i]
-  elif how == 'repeat':
+  elif mode == 'repeat':
     second = list(member)
     second[2] = bytes(len(member[2])) if r.integers(2) else member[2]
     p.members.insert(j, second)
-  elif how == 'rename':
+  elif mode == 'rename':
     member[0] = [member[0] + 's', '', member[0].lower(), '../x', other[0]][r.integers(5)]
     plausible = member[0].lower() == member[0]
-  elif how == 'swap':
+  elif mode == 'swap':
     member[0], other[0] = other[0], member[0]
     plausible = len(member[2]) == len(other[2]) and member[1] == other[1]
-  elif how == 'add':
+  elif mode == 'add':
     p.members.insert(j, ['more', member[1], member[2]])
-  elif how == 'empty':
+  elif mode == 'empty':
     member[2] = b''
-  elif how == 'scalar':
+  elif mode == 'scalar':
     member[1], member[2] = header('<f4', ()), member[2][:4]
     plausible = member[0] == 'threshold'  # one for all latents
   else:
     p.members.append([f'w{member[0][1:]}' if member[0].startswith('W') else member[0], *member[1:]])
-  return Change(f'{how} {member[0]} {other[0]}', plausible, weights=plausible)
+  return Change(f'{mode} {member[0]} {other[0]}', plausible, weights=plausible)
 
 
 def change_header(r: Any, p: Parts) -> Change:
   member = p.members[r.integers(len(p.members))]
   n = len(member[2]) // 4
   shape = {'W_enc': (D, M), 'W_dec': (M, D)}.get(member[0], (n,))
-  how = ['descr', 'shape', 'fortran', 'bytes', 'version'][r.integers(5)]
+  mode = ['descr', 'shape', 'fortran', 'bytes', 'version'][r.integers(5)]
   plausible = False
-  if how == 'descr':
+  if mode == 'descr':
     odd = [
       '<f8',
       '<f2',
@@ -108,7 +108,7 @@ def change_header(r: Any, p: Parts) -> Change:
     descr = odd[r.integers(len(odd))]
     member[1] = header(descr, shape)
     plausible = descr == '>f4'  # every byte order is a number
-  elif how == 'shape':
+  elif mode == 'shape':
     odd = [
       shape[::-1],
       (*shape, 1),
@@ -127,17 +127,17 @@ def change_header(r: Any, p: Parts) -> Change:
     new = odd[r.integers(len(odd))]
     member[1] = header('<f4', new)
     plausible = new == shape
-  elif how == 'fortran':
+  elif mode == 'fortran':
     order = [True, 'x', 1, None][r.integers(4)]
     member[1] = header('<f4', shape, order)
     plausible = order is True
   else:
     changed = bytearray(member[1])
-    at = int(r.integers(8)) if how == 'version' else int(r.integers(len(changed)))
+    at = int(r.integers(8)) if mode == 'version' else int(r.integers(len(changed)))
     changed[at] = int(r.integers(256))
     member[1] = bytes(changed)
     plausible = b'>f4' in member[1]  # one letter spells another header
-  return Change(f'{how} of {member[0]}: {member[1][10:90]!r}', plausible, weights=plausible)
+  return Change(f'{mode} of {member[0]}: {member[1][10:90]!r}', plausible, weights=plausible)
 
 
 CHANGES = [change_values, change_member, change_header]

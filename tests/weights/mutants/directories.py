@@ -43,7 +43,7 @@ class Parts:
 
 
 def right() -> Parts:
-  """A valid checkpoint of a llama."""
+  """A correct checkpoint of a llama."""
   vocab = tokenizer()['model']['vocab']
   config = {
     'model_type': 'llama', 'architectures': ['LlamaForCausalLM'], 'vocab_size': len(vocab), 'hidden_size': D,
@@ -182,29 +182,29 @@ def change_config(r: Any, p: Parts) -> Change:
   parent, key = _parent(p.config, path), path[-1]
   old, value = parent[key], copy.deepcopy(ODD[r.integers(len(ODD))])
   n_vocab = p.config['vocab_size'] if type(p.config['vocab_size']) is int else 0
-  how = ['replace', 'replace', 'drop', 'rename', 'slightly', 'slightly'][r.integers(6)]
-  if how == 'slightly' and type(old) in (int, float):
+  mode = ['replace', 'replace', 'drop', 'rename', 'slightly', 'slightly'][r.integers(6)]
+  if mode == 'slightly' and type(old) in (int, float):
     value = [old + 1, old * 2, old - 1, str(old), float(old)][r.integers(5)]
-  elif how == 'slightly':
+  elif mode == 'slightly':
     value = not old if isinstance(old, bool) else [old] if isinstance(old, str) else 'relu'
-  if how in ('drop', 'rename'):
+  if mode in ('drop', 'rename'):
     del parent[key]
-    if how == 'rename':
+    if mode == 'rename':
       parent[key + 's'] = old
   else:
     parent[key] = value
-  # `tie_word_embeddings` false needs a tensor that does not exist; a null equals a missing key.
-  gone = how == 'drop' or (how != 'rename' and value is None)
-  possible = how in ('replace', 'slightly') and _possible(key, value, n_vocab)
+  # `tie_word_embeddings` false asks for a tensor that is not there; a null is a key that is not there.
+  gone = mode == 'drop' or (mode != 'rename' and value is None)
+  possible = mode in ('replace', 'slightly') and _possible(key, value, n_vocab)
   possible |= key == 'head_dim' and gone  # width / heads, here the same
   possible |= key == 'hidden_act' and value == 'relu'
   return Change(
-    f'config {path}: {how} {old!r:.40} -> {value!r:.60}', possible or (gone and key in DEFAULTS)
+    f'config {path}: {mode} {old!r:.40} -> {value!r:.60}', possible or (gone and key in DEFAULTS)
   )
 
 
 def change_text(r: Any, p: Parts) -> Change:
-  """Changes JSON text: a key twice, an early end, or invalid JSON."""
+  """Changes JSON so that a key occurs twice, the text ends early, or it is not valid JSON."""
   files = ['config.json', 'model.safetensors.index.json', *p.shards]
   name = files[r.integers(len(files))]
   tree = {'config.json': p.config, 'model.safetensors.index.json': p.index}.get(name) or p.shards[
@@ -212,17 +212,17 @@ def change_text(r: Any, p: Parts) -> Change:
   ][0]
   text = json.dumps(tree)
   key = list(tree)[r.integers(len(tree))]
-  how = ['twice', 'cut', 'deep', 'infinite'][r.integers(4)]
-  if how == 'twice':
+  mode = ['twice', 'cut', 'deep', 'infinite'][r.integers(4)]
+  if mode == 'twice':
     text = text[:-1] + f', {json.dumps(key)}: {json.dumps(tree[key])}}}'
-  elif how == 'cut':
+  elif mode == 'cut':
     text = text[: r.integers(len(text))]
-  elif how == 'deep':
+  elif mode == 'deep':
     text = '[' * 100_000
   else:
     text = text[:-1] + ', "rope_theta_of_nobody": 1e999}'
   p.text[name] = text
-  return Change(f'{how} {key!r} in {name}')
+  return Change(f'{mode} {key!r} in {name}')
 
 
 def change_index(r: Any, p: Parts) -> Change:
@@ -239,19 +239,19 @@ def change_index(r: Any, p: Parts) -> Change:
     *files,
     *ODD,
   ]
-  how = ['replace', 'drop', 'rename', 'add', 'map'][r.integers(5)]
+  mode = ['replace', 'drop', 'rename', 'add', 'map'][r.integers(5)]
   value = odd[r.integers(len(odd))]
-  if how == 'replace':
+  if mode == 'replace':
     where[name] = value
-  elif how == 'drop':
+  elif mode == 'drop':
     del where[name]
-  elif how == 'rename':
+  elif mode == 'rename':
     where[name + 's'] = where.pop(name)
-  elif how == 'add':
+  elif mode == 'add':
     where['more'] = value
   else:
     p.index['weight_map'] = ODD[r.integers(len(ODD))]
-  return Change(f'index: {how} {name} {value!r:.40}')
+  return Change(f'index: {mode} {name} {value!r:.40}')
 
 
 def change_tensor(r: Any, p: Parts) -> Change:
@@ -261,20 +261,20 @@ def change_tensor(r: Any, p: Parts) -> Change:
   name, other = (names[r.integers(len(names))] for _ in range(2))
   entry, second = header[name], header[other]
   old = copy.deepcopy(entry)
-  how = ['name', 'swap', 'dtype', 'shape', 'offsets', 'field', 'drop', 'metadata', 'data'][
+  mode = ['name', 'swap', 'dtype', 'shape', 'offsets', 'field', 'drop', 'metadata', 'data'][
     r.integers(9)
   ]
   plausible = weights = False
-  if how == 'name':
+  if mode == 'name':
     header[name + 's'] = header.pop(name)
-  elif how == 'swap':
+  elif mode == 'swap':
     header[name], header[other] = second, entry
     plausible = entry['shape'] == second['shape']
-  elif how == 'dtype':
+  elif mode == 'dtype':
     entry['dtype'] = ['F16', 'BF16', 'F64', 'I32', 'U32', 'F8_E4M3', 'x', 1, None, 'BOOL'][
       r.integers(10)
     ]
-  elif how == 'shape':
+  elif mode == 'shape':
     shape = entry['shape']
     odd = [
       shape[::-1],
@@ -290,7 +290,7 @@ def change_tensor(r: Any, p: Parts) -> Change:
     ]
     entry['shape'] = odd[r.integers(len(odd))]
     plausible = entry['shape'] == shape
-  elif how == 'offsets':
+  elif mode == 'offsets':
     a, b = entry['data_offsets']
     odd = [
       [a + 4, b + 4],
@@ -305,11 +305,11 @@ def change_tensor(r: Any, p: Parts) -> Change:
       [a, 2**63],
     ]
     entry['data_offsets'] = odd[r.integers(len(odd))]
-  elif how == 'field':
+  elif mode == 'field':
     entry['more'] = 1
-  elif how == 'drop':
+  elif mode == 'drop':
     del header[name]
-  elif how == 'metadata':
+  elif mode == 'metadata':
     header['__metadata__'] = ODD[r.integers(len(ODD))]
   else:
     weights = [True, False][r.integers(2)]
@@ -318,7 +318,7 @@ def change_tensor(r: Any, p: Parts) -> Change:
     else:
       del data[int(r.integers(len(data))) :]
   return Change(
-    f'{file} {how} of {name} {old} with {other}: {header.get(name)}'[:200],
+    f'{file} {mode} of {name} {old} with {other}: {header.get(name)}'[:200],
     plausible,
     weights or plausible,
   )
@@ -330,14 +330,14 @@ def change_tokenizer(r: Any, p: Parts) -> Change:
   path = places[r.integers(len(places))]
   parent, key = _parent(p.tokenizer, path), path[-1]
   old = parent[key]
-  how = ['replace', 'drop', 'slightly'][r.integers(3)]
-  if how == 'drop':
+  mode = ['replace', 'drop', 'slightly'][r.integers(3)]
+  if mode == 'drop':
     del parent[key]
-  elif how == 'replace':
+  elif mode == 'replace':
     parent[key] = copy.deepcopy(ODD[r.integers(len(ODD))])
   else:
     parent[key] = old + 1 if type(old) is int else not old if isinstance(old, bool) else f'{old}x'
-  return Change(f'tokenizer {path}: {how} {old!r:.40}', plausible=True)
+  return Change(f'tokenizer {path}: {mode} {old!r:.40}', plausible=True)
 
 
 CHANGES = [

@@ -89,10 +89,10 @@ def byte_level() -> list[tuple[str, int, Any]]:
 
 
 def sentence_pieces() -> list[tuple[str, int, Any]]:
-  words = ['t', 'h', 'e', 'th', 'the', '\u2581', '\u2581the', 'in', 'i', 'n', 'an']
-  tokens = ['<s>', '</s>', *(f'<0x{b:02X}>' for b in range(256)), *words]
-  kinds = [3, 3] + [6] * 256 + [1] * len(words)
-  scores = [0.0] * 258 + [-float(i) for i in range(len(words))]
+  pieces = ['t', 'h', 'e', 'th', 'the', '\u2581', '\u2581the', 'in', 'i', 'n', 'an']
+  tokens = ['<s>', '</s>', *(f'<0x{b:02X}>' for b in range(256)), *pieces]
+  kinds = [3, 3] + [6] * 256 + [1] * len(pieces)
+  scores = [0.0] * 258 + [-float(i) for i in range(len(pieces))]
   return [
     ('tokenizer.ggml.model', STRING, 'llama'),
     ('tokenizer.ggml.add_space_prefix', BOOL, False),
@@ -103,7 +103,7 @@ def sentence_pieces() -> list[tuple[str, int, Any]]:
 
 
 def right(architecture: str) -> Parts:
-  """A valid file."""
+  """A correct file."""
   vocabulary = byte_level() if architecture == 'llama' else sentence_pieces()
   (V,) = [len(value[1]) for key, _, value in vocabulary if key.endswith('tokens')]
   a = architecture
@@ -221,19 +221,19 @@ def change_array(r: Any, p: Parts) -> Change:
   i = arrays[r.integers(len(arrays))]
   key, _, (of, items) = p.pairs[i]
   items, at = list(items), int(r.integers(len(items)))
-  how = ['drop', 'repeat', 'swap', 'empty', 'half', 'replace', 'type'][r.integers(7)]
-  if how == 'drop':
+  mode = ['drop', 'repeat', 'swap', 'empty', 'half', 'replace', 'type'][r.integers(7)]
+  if mode == 'drop':
     del items[at]
-  elif how == 'repeat':
+  elif mode == 'repeat':
     items.insert(at, items[r.integers(len(items))])
-  elif how == 'swap':
+  elif mode == 'swap':
     other = int(r.integers(len(items)))
     items[at], items[other] = items[other], items[at]
-  elif how == 'empty':
+  elif mode == 'empty':
     items = []
-  elif how == 'half':
+  elif mode == 'half':
     items = items[: len(items) // 2]
-  elif how == 'replace':
+  elif mode == 'replace':
     odd: dict[int, list[Any]] = {STRING: ['', 'x y', 'aaa', 'th'], 5: [-1, 0, 7, 2**31 - 1]}
     choices = odd.get(of, [float('nan'), float('inf'), 1e30])
     items[at] = choices[r.integers(len(choices))]
@@ -242,9 +242,11 @@ def change_array(r: Any, p: Parts) -> Change:
   p.pairs[i] = (key, ARRAY, (of, items))
   # Merges have no other list to agree with in number; the order of all lists is the writer's; a token may be called
   # anything, and its score is any number.
-  honest = how == 'swap' or (key.endswith('merges') and how in ('drop', 'half', 'repeat', 'empty'))
-  named = how == 'replace' and (key.endswith('tokens') or items[at] == 1e30)
-  return Change(f'{how} in {key} at {at}', plausible=honest or named)
+  honest = mode == 'swap' or (
+    key.endswith('merges') and mode in ('drop', 'half', 'repeat', 'empty')
+  )
+  named = mode == 'replace' and (key.endswith('tokens') or items[at] == 1e30)
+  return Change(f'{mode} in {key} at {at}', plausible=honest or named)
 
 
 def change_tensor(r: Any, p: Parts) -> Change:
@@ -298,7 +300,7 @@ def _n_bytes(info: list[Any]) -> int | None:
 
 
 def change_frame(r: Any, p: Parts) -> Change:
-  """Changes the frame: alignment, number of tensors, bytes appended or missing between header and data."""
+  """Changes alignment, number of tensors, or bytes that are appended or missing between header and data."""
   what = ['alignment', 'count', 'append', 'gap', 'cut'][r.integers(5)]
   if what == 'alignment':
     kind, value = [*ODD, (U32, 8), (U32, 64), (U32, 33), (U32, 4096), (10, 2**62)][

@@ -1,12 +1,12 @@
-"""Verdicts on changed files, and the one list of changes that no reader can detect.
+"""The result of loading a changed file, and the one list of changes that cannot be detected.
 
-Undetectable is:
-  - a number of a weight, where the file has no checksum (GGUF, safetensors), or where the checksum was made anew;
-  - a setting that no tensor depends on (epsilon, rotary base, window, cap, flag), replaced by another value of
-    its type that some model could have, or left out where the format has a default;
-  - a tensor that is declared to be of another kind of the same size (F16, BF16), or that has swapped its name with one
-    of its shape;
-  - a token, score, kind of token, merge or special token replaced by another one that could be there.
+Undetectable changes are:
+  - a number of a weight, if the file has no checksum (GGUF, safetensors), or if the checksum was computed again;
+  - a setting without a trace in a tensor (epsilon, rotary base, window, cap, flag), replaced by another value of its
+    type that some model could have, or left out if the format has a default;
+  - a tensor declared as another kind of the same size (F16, BF16), or one that has exchanged its name with another of
+    its shape;
+  - a token, score, kind of token, merge or special token replaced by another valid one.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-  """Loaded content: everything that determines the outputs of a model.
+  """A loaded model: everything that decides the result of its computation.
 
   Attributes:
     config: fields of its description.

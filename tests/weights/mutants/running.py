@@ -31,7 +31,7 @@ TEXTS = ('the hand and the thin', ' the', '</s>an', 'x\n1é')
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-  """The parts needed to try one format: a right file, its changes, writing and loading."""
+  """The parts of a trial of one format: a correct file, its changes, writing and loading."""
 
   right: Callable[[], Any]
   changes: Sequence[Callable[[Any, Any], Change]]
@@ -129,14 +129,14 @@ def _damage(r: Any, place: Path) -> Change:
   path = files[r.integers(len(files))]
   found = bytearray(path.read_bytes())
   at = int(r.integers(min(len(found), [400, 8000, len(found)][r.integers(3)])))
-  how = ['bit', 'byte', 'number', 'cut', 'insert'][r.integers(5)]
-  if how == 'bit':
+  mode = ['bit', 'byte', 'number', 'cut', 'insert'][r.integers(5)]
+  if mode == 'bit':
     found[at] ^= 1 << int(r.integers(8))
-  elif how == 'byte':
+  elif mode == 'byte':
     found[at] = int(r.integers(256))
-  elif how == 'number':
+  elif mode == 'number':
     found[at : at + 8] = int([0, 1, 2**31, 2**62, 2**64 - 1][r.integers(5)]).to_bytes(8, 'little')
-  elif how == 'cut':
+  elif mode == 'cut':
     del found[at:]
   else:
     found[at:at] = r.bytes(int(r.integers(1, 9)))
@@ -144,12 +144,12 @@ def _damage(r: Any, place: Path) -> Change:
   path.write_bytes(found)
   text = path.suffix == '.json' or found[: _text(path, before)] != before[: _text(path, before)]
   return Change(
-    f'{how} at {at} of {path.name}', plausible=text and how in ('bit', 'byte'), weights=not text
+    f'{mode} at {at} of {path.name}', plausible=text and mode in ('bit', 'byte'), weights=not text
   )
 
 
 def _text(path: Path, content: bytes) -> int:
-  """The end of the header of a file, in which one letter can spell another setting or name."""
+  """Offset of the end of the header, in which one letter can make another setting or name."""
   if path.suffix == '.safetensors':
     return 8 + int.from_bytes(content[:8], 'little')
   if path.suffix == '.gguf':
