@@ -81,7 +81,7 @@ def intervention(
         hint='replace by a prompt of as many tokens, so that every position has a counterpart',
       )
     others = harvest.reap(model, sites=list(values))(other)
-    return {site: _instead(others[site]) for site in values}
+    return {site: _replace(others[site]) for site in values}
   makers = {'zero': _zero, 'mean': _mean, 'scale': _scale, 'noise': _noise}
   if kind not in makers:
     raise errors.unknown(errors.MechjaxError, 'intervention', kind, [*makers, 'replace'])
@@ -89,7 +89,7 @@ def intervention(
   return {site: lambda value: jax.tree.map(change, value) for site in values}
 
 
-def _instead(value: Any) -> Callable:
+def _replace(value: Any) -> Callable:
   return lambda _: value
 
 

@@ -171,7 +171,7 @@ def build(
     raise PatchingError(f'{n} pairs of {name!r} from templates {names} are no task')
   vocabulary = Vocabulary(model.tokenizer)
   streams = [
-    _aligned(vocabulary, t, template, np.random.default_rng(seed))
+    _align(vocabulary, t, template, np.random.default_rng(seed))
     for t, template in zip(names, chosen)
   ]
   found = list(itertools.islice(itertools.chain.from_iterable(zip(*streams)), n))
@@ -204,13 +204,13 @@ def ability(model: LanguageModel, task: Task, batch: int = 8) -> dict[str, Any]:
     probability: mean probability of the answer after the clean prompts.
     text: all of this in a line.
   """
-  difference, log_prob, top = _measured(model, task, 'clean', batch)
+  difference, log_prob, top = _measure(model, task, 'clean', batch)
   metrics = {
     'pairs': len(task),
     'clean_right': float((difference > 0).mean()),
     'clean_top': float(top.mean()),
     'clean_difference': float(difference.mean()),
-    'noise_difference': float(_measured(model, task, 'noise', batch)[0].mean()),
+    'noise_difference': float(_measure(model, task, 'noise', batch)[0].mean()),
     'probability': float(np.exp(log_prob).mean()),
   }
   line = (
@@ -234,7 +234,7 @@ def keep(model: LanguageModel, task: Task, batch: int = 8) -> Task:
   Raises:
     PatchingError: there are none.
   """
-  right = _measured(model, task, 'clean', batch)[0] > 0
+  right = _measure(model, task, 'clean', batch)[0] > 0
   if not right.any():
     raise PatchingError(
       f'{model.name} gets none of {len(task)} pairs of {task.name!r} right',
@@ -257,7 +257,7 @@ def _one_of(known: Mapping[str, Any], name: str, what: str) -> Any:
 # --- what the model says --------------------------------------------------------------------------
 
 
-def _measured(model: LanguageModel, task: Task, side: str, batch: int) -> tuple[np.ndarray, ...]:
+def _measure(model: LanguageModel, task: Task, side: str, batch: int) -> tuple[np.ndarray, ...]:
   """After the prompts of one side, [B] each: logit difference, log-probability of the answer, whether it leads."""
   metrics = (
     task.metric(),
@@ -320,12 +320,12 @@ class Vocabulary:
     except errors.MechjaxError:
       return None
 
-  def known(self, words: str) -> list[list[str]]:
+  def select_known(self, words: str) -> list[list[str]]:
     """Those groups, 'key/keys door/doors', all of whose words are one token."""
     groups = [group.split('/') for group in words.split()]
     return [group for group in groups if None not in map(self.id, group)]
 
-  def drawn(self, rng: np.random.Generator) -> Iterator[str]:
+  def draw(self, rng: np.random.Generator) -> Iterator[str]:
     """Every token that looks like a word in small letters, once, in random order."""
     for i in rng.permutation(self.tokenizer.n_vocab):
       text = self.tokenizer.join([int(i)])
@@ -333,7 +333,7 @@ class Vocabulary:
         yield text[1:]
 
 
-def _aligned(
+def _align(
   vocabulary: Vocabulary, name: str, template: Template, rng: np.random.Generator
 ) -> Iterator[tuple]:
   """(clean ids, noise ids, answer, other, Prompts) of every draft whose prompts are aligned in this tokenizer."""
@@ -364,7 +364,7 @@ def _places(
   return None if slots else tuple(places)
 
 
-def _shuffled(rng: np.random.Generator, *pools: Sequence) -> Iterator[tuple]:
+def _shuffle(rng: np.random.Generator, *pools: Sequence) -> Iterator[tuple]:
   """Every combination of one element from each pool, once, in random order."""
   sizes = [len(pool) for pool in pools]
   for i in rng.permutation(math.prod(sizes)):
@@ -377,10 +377,10 @@ def _shuffled(rng: np.random.Generator, *pools: Sequence) -> Iterator[tuple]:
 def _gifts(rng: np.random.Generator, vocabulary: Vocabulary, three: bool) -> Iterator[Draft]:
   """A and B, then B, so that A is the answer; as noise A and B, then A, or `three` other names."""
   names, rooms, things = (
-    [word for (word,) in vocabulary.known(words)] for words in (NAMES, ROOMS, THINGS)
+    [word for (word,) in vocabulary.select_known(words)] for words in (NAMES, ROOMS, THINGS)
   )
   enough = len(names) >= 5 and rooms and things
-  for a, b in _shuffled(rng, names, names) if enough else ():
+  for a, b in _shuffle(rng, names, names) if enough else ():
     if a != b:
       around = {'place': str(rng.choice(rooms)), 'thing': str(rng.choice(things))}
       rest = [name for name in names if name not in (a, b)]
@@ -391,16 +391,16 @@ def _gifts(rng: np.random.Generator, vocabulary: Vocabulary, three: bool) -> Ite
 
 def _countries(rng: np.random.Generator, vocabulary: Vocabulary) -> Iterator[Draft]:
   """Every country once; as noise another one."""
-  known = vocabulary.known(CAPITALS)
+  known = vocabulary.select_known(CAPITALS)
   for i in rng.permutation(len(known)) if len(known) > 1 else ():
     country, capital = known[i]
     elsewhere, its_capital = known[(i + rng.integers(1, len(known))) % len(known)]
     yield Draft({'country': country}, {'country': elsewhere}, capital, its_capital)
 
 
-def _repeated(rng: np.random.Generator, vocabulary: Vocabulary, hidden: str) -> Iterator[Draft]:
+def _repeat(rng: np.random.Generator, vocabulary: Vocabulary, hidden: str) -> Iterator[Draft]:
   """Eight random words, some said again: the answer is the one in the slot `hidden`; as noise it is a ninth."""
-  words = vocabulary.drawn(rng)
+  words = vocabulary.draw(rng)
   while len(nine := list(itertools.islice(words, 9))) == 9:
     clean = dict(zip('abcdefgh', nine))
     yield Draft(clean, clean | {hidden: nine[8]}, clean[hidden], nine[8])
@@ -408,8 +408,8 @@ def _repeated(rng: np.random.Generator, vocabulary: Vocabulary, hidden: str) -> 
 
 def _subjects(rng: np.random.Generator, vocabulary: Vocabulary, plural: bool) -> Iterator[Draft]:
   """A subject and a neighbour of the other number; as noise the subject has the neighbour's number."""
-  pools = (vocabulary.known(words) for words in (SUBJECTS, RELATIONS, NEIGHBOURS))
-  for subject, (near,), neighbour in _shuffled(rng, *pools):
+  pools = (vocabulary.select_known(words) for words in (SUBJECTS, RELATIONS, NEIGHBOURS))
+  for subject, (near,), neighbour in _shuffle(rng, *pools):
     around = {'near': near, 'neighbour': neighbour[not plural]}
     clean, noise = ({'subject': subject[number]} | around for number in (plural, not plural))
     yield Draft(clean, noise, *(('are', 'is') if plural else ('is', 'are')))
@@ -484,8 +484,8 @@ TASKS: dict[str, Kind] = {
     'Which random word came after the last one before, when in noise it was another: logit of the one minus that of '
     'the other.',
     {
-      'twice': Template(TWICE, functools.partial(_repeated, hidden='h')),
-      'once': Template(ONCE, functools.partial(_repeated, hidden='e')),
+      'twice': Template(TWICE, functools.partial(_repeat, hidden='h')),
+      'once': Template(ONCE, functools.partial(_repeat, hidden='e')),
     },
   ),
   'agreement': Kind(

@@ -33,7 +33,7 @@ import jax
 import numpy as np
 
 from experiments import tasks
-from experiments.atp_star.methods import AT_ONCE, METHODS, Found, Question, distinct
+from experiments.atp_star.methods import AT_ONCE, METHODS, MethodResult, Question, drop_duplicates
 from experiments.atp_star.settings import NODES, Settings
 from mechjax import harvest
 from mechjax.models.language_model import LanguageModel
@@ -55,7 +55,7 @@ _LISTED = 100
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Measured:
+class Measurement:
   """What came out.
 
   Attributes:
@@ -67,7 +67,7 @@ class Measured:
 
   metrics: dict[str, Any]
   truth: Effects
-  found: dict[str, Found]
+  found: dict[str, MethodResult]
   tokens: tuple[str, ...]
 
 
@@ -78,8 +78,8 @@ def measure(
   *,
   save: str | os.PathLike | None = None,
   progress: bool = False,
-  say: Callable[[str], Any] = print,
-) -> Measured:
+  log: Callable[[str], Any] = print,
+) -> Measurement:
   """Measures everything.
 
   Args:
@@ -88,7 +88,7 @@ def measure(
     settings: what is to be measured.
     save: a file that the exact sweep is saved to and resumed from.
     progress: whether to show its progress.
-    say: is told what has been found so far, a line at a time.
+    log: is called with what has been found so far, a line at a time.
 
   Returns:
     The figures, and what they were made of.
@@ -97,41 +97,41 @@ def measure(
     PatchingError: a model that gets no pair right; fewer nodes than the largest K; what patching raises.
   """
   able = tasks.ability(model, task)
-  say(able['text'])
+  log(able['text'])
   task = tasks.keep(model, task)
-  say(task.selection)
+  log(task.selection)
   question = ask(model, task, settings)
   if len(question.nodes) < max(settings.ks):
     raise PatchingError(f'K {max(settings.ks)} of {len(question.nodes)} nodes', hint='smaller ks')
-  say(f'{len(question.nodes):,} nodes on {len(task)} pairs of {len(task.columns)} tokens')
+  log(f'{len(question.nodes):,} nodes on {len(task)} pairs of {len(task.columns)} tokens')
   truth, cost = sweep(question, save, progress)
-  say(f'exact: {cost["patches"]:,} patches in {cost["seconds"]:.1f} s')
+  log(f'exact: {cost["patches"]:,} patches in {cost["seconds"]:.1f} s')
   found = {}
-  for name in distinct(question, settings.methods):
+  for name in drop_duplicates(question, settings.methods):
     found[name] = one = METHODS[name](question)
-    say(f'{one.name}: {one.spent:g} passes per pair, {one.seconds:.2f} s')
+    log(f'{one.name}: {one.spent:g} passes per pair, {one.seconds:.2f} s')
   metrics = {
     'model': model.name,
     'versions': versions(),
     'settings': _plain(dataclasses.asdict(settings)),
-    'task': described(task),
+    'task': describe(task),
     'ability': able,
     'ability_kept': tasks.ability(model, task),
-    'nodes': counted(question.nodes),
+    'nodes': count_nodes(question.nodes),
     'joint': question.joint,
     'truth': {'title': truth.title, **cost, 'base': truth.base.tolist(), 'other': truth.other.tolist()},
-    'top': listed(truth, found, task.columns),
+    'top': list_largest(truth, found, task.columns),
     'curve': curve(truth, found),
     'methods': {
-      name: judged(one, found, truth, settings, task.columns) for name, one in found.items()
+      name: judge(one, found, truth, settings, task.columns) for name, one in found.items()
     },
   }  # fmt: skip
   if settings.verify:
     for name, one in found.items():
       if one.effects is not None:
         metrics['methods'][name]['verified'] = bounds(question, one, truth, settings)
-        say(f'{one.name}: bounds done')
-  return Measured(metrics, truth, found, task.columns)
+        log(f'{one.name}: bounds done')
+  return Measurement(metrics, truth, found, task.columns)
 
 
 # --- what is asked, and the truth -------------------------------------------------------------------
@@ -163,7 +163,7 @@ def sweep(
   exact = ActivationPatching(
     model.apply, nodes, question.mode, question.budget, forward_from=model.forward_from
   )
-  before = _saved(save)
+  before = _count_saved(save)
   start = time.perf_counter()
   truth = exact(model.params, question.task.pairs, question.metric, save=save, progress=progress)
   return truth, {
@@ -173,7 +173,7 @@ def sweep(
   }
 
 
-def _saved(path: str | os.PathLike | None) -> int:
+def _count_saved(path: str | os.PathLike | None) -> int:
   if path is None or not os.path.exists(path):
     return 0
   try:
@@ -186,9 +186,9 @@ def _saved(path: str | os.PathLike | None) -> int:
 # --- how good the methods are -----------------------------------------------------------------------
 
 
-def judged(
-  one: Found,
-  found: dict[str, Found],
+def judge(
+  one: MethodResult,
+  found: dict[str, MethodResult],
   truth: Effects,
   settings: Settings,
   tokens: tuple[str, ...],
@@ -206,13 +206,13 @@ def judged(
     'aggregate': baselines.aggregate(costs[every - 1], every),
     'aggregate_over_oracle': baselines.aggregate(costs[every - 1] / every, every),
     'missed': [len(baselines.false_negatives(one.search, true, k)) for k in ks],
-    'false_negatives': missed(one, found, truth, max(ks), tokens),
+    'false_negatives': list_missed(one, found, truth, max(ks), tokens),
   }
 
 
-def missed(
-  one: Found,
-  found: dict[str, Found],
+def list_missed(
+  one: MethodResult,
+  found: dict[str, MethodResult],
   truth: Effects,
   k: int,
   tokens: tuple[str, ...],
@@ -237,7 +237,7 @@ def missed(
   ]
 
 
-def curve(truth: Effects, found: dict[str, Found]) -> dict[str, Any]:
+def curve(truth: Effects, found: dict[str, MethodResult]) -> dict[str, Any]:
   """The cost of verified recall for every K up to `CURVE`."""
   true = truth.contribution()
   ks = np.arange(1, min(CURVE, len(true)) + 1)
@@ -245,8 +245,8 @@ def curve(truth: Effects, found: dict[str, Found]) -> dict[str, Any]:
   return {'k': ks.tolist(), 'costs': costs}
 
 
-def listed(
-  truth: Effects, found: dict[str, Found], tokens: tuple[str, ...]
+def list_largest(
+  truth: Effects, found: dict[str, MethodResult], tokens: tuple[str, ...]
 ) -> list[dict[str, Any]]:
   """The largest nodes, and at which place each method has them."""
   mean = truth.mean()
@@ -261,7 +261,9 @@ def listed(
   ]
 
 
-def bounds(question: Question, one: Found, truth: Effects, settings: Settings) -> dict[str, Any]:
+def bounds(
+  question: Question, one: MethodResult, truth: Effects, settings: Settings
+) -> dict[str, Any]:
   """What can be said of the nodes that a method has not got round to, and what is true of them."""
   true, k = truth.contribution(), max(settings.ks)
   n = len(true)
@@ -269,7 +271,7 @@ def bounds(question: Question, one: Found, truth: Effects, settings: Settings) -
   checks = min(settings.verify // 2, n - path)
   subsets = settings.verify - settings.verify // 2
   result = verification.verify(
-    one.search, known(truth, question.patch), k, float(one.search.passes[path - 1]),
+    one.search, look_up(truth, question.patch), k, float(one.search.passes[path - 1]),
     checks=checks, subsets=subsets, seed=question.seed, batch=AT_ONCE,
   )  # fmt: skip
   left = np.isnan(result.effects).any(axis=1)
@@ -287,7 +289,7 @@ def bounds(question: Question, one: Found, truth: Effects, settings: Settings) -
   }
 
 
-def known(truth: Effects, patch: baselines.Patch) -> baselines.Patch:
+def look_up(truth: Effects, patch: baselines.Patch) -> baselines.Patch:
   """`patch`, but for single nodes, whose effects are looked up."""
 
   def run(members: np.ndarray) -> np.ndarray:
@@ -304,7 +306,7 @@ def known(truth: Effects, patch: baselines.Patch) -> baselines.Patch:
 # --- what else a reader has to know -----------------------------------------------------------------
 
 
-def described(task: tasks.Task) -> dict[str, Any]:
+def describe(task: tasks.Task) -> dict[str, Any]:
   """A task in words."""
   return {
     'name': task.name,
@@ -316,9 +318,9 @@ def described(task: tasks.Task) -> dict[str, Any]:
   }
 
 
-def counted(nodes: NodeSet) -> dict[str, Any]:
+def count_nodes(nodes: NodeSet) -> dict[str, Any]:
   """How many nodes there are, in all and at each site."""
-  sites = {g.name: int((nodes.table[:, 0] == number).sum()) for number, g in nodes.used()}
+  sites = {g.name: int((nodes.table[:, 0] == number).sum()) for number, g in nodes.grids_in_use()}
   return {'count': len(nodes), 'sites': sites}
 
 

@@ -83,7 +83,7 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Found:
+class MethodResult:
   """What a method made of a question.
 
   Attributes:
@@ -109,7 +109,7 @@ class Found:
     return self.effects
 
 
-def gradient(question: Question, *, qk_fix: bool, graddrop: bool) -> Found:
+def gradient(question: Question, *, qk_fix: bool, graddrop: bool) -> MethodResult:
   """AtP with none, one or both of its fixes."""
   model, nodes = question.model, question.nodes
   method = AtPStar(
@@ -117,10 +117,10 @@ def gradient(question: Question, *, qk_fix: bool, graddrop: bool) -> Found:
   )
   run = lambda: method(model.params, question.task.pairs, question.metric)  # noqa: E731
   run()  # compiles
-  effects, seconds = _timed(run)
+  effects, seconds = _time_call(run)
   spent = passes(question, qk_fix=qk_fix, graddrop=graddrop)
   scores = effects.contribution()
-  return Found(method.name, Search.by(scores, spent), scores, spent, seconds, effects)
+  return MethodResult(method.name, Search.by(scores, spent), scores, spent, seconds, effects)
 
 
 def passes(question: Question, *, qk_fix: bool, graddrop: bool) -> float:
@@ -130,27 +130,29 @@ def passes(question: Question, *, qk_fix: bool, graddrop: bool) -> float:
 
 def has_attention(question: Question) -> bool:
   """Whether there are queries or keys among the nodes, for the QK fix to fix."""
-  return any(grid.name in terms.FIXED for _, grid in question.nodes.used())
+  return any(grid.name in terms.FIXED for _, grid in question.nodes.grids_in_use())
 
 
-def random_order(question: Question) -> Found:
+def random_order(question: Question) -> MethodResult:
   """Nodes as they come."""
   search = baselines.random_order(len(question.nodes), question.seed)
-  return Found('random order', search, -search.place, 0, 0.0)
+  return MethodResult('random order', search, -search.place, 0, 0.0)
 
 
-def joint(question: Question, name: str, search: Callable[[Question, Patch], Search]) -> Found:
+def joint(
+  question: Question, name: str, search: Callable[[Question, Patch], Search]
+) -> MethodResult:
   """A search by joint patches."""
   spent = 0
   patch = question.patch  # compiled before the clock runs
 
-  def counted(members: np.ndarray) -> np.ndarray:
+  def count(members: np.ndarray) -> np.ndarray:
     nonlocal spent
     spent += len(members)
     return patch(members)
 
-  found, seconds = _timed(lambda: search(question, counted))
-  return Found(name, found, -found.place, spent, seconds)
+  found, seconds = _time_call(lambda: search(question, count))
+  return MethodResult(name, found, -found.place, spent, seconds)
 
 
 def _subsampling(question: Question, patch: Patch) -> Search:
@@ -168,13 +170,13 @@ def _hierarchical(question: Question, patch: Patch) -> Search:
   return baselines.hierarchical(patch, n, joint=question.joint, at_once=AT_ONCE // 2)
 
 
-def _timed(run: Callable) -> tuple:
+def _time_call(run: Callable) -> tuple:
   start = time.perf_counter()
   out = run()
   return out, time.perf_counter() - start
 
 
-METHODS: dict[str, Callable[[Question], Found]] = {
+METHODS: dict[str, Callable[[Question], MethodResult]] = {
   'atp': functools.partial(gradient, qk_fix=False, graddrop=False),
   'atp_qk': functools.partial(gradient, qk_fix=True, graddrop=False),
   'atp_graddrop': functools.partial(gradient, qk_fix=False, graddrop=True),
@@ -189,6 +191,6 @@ WITHOUT_FIX = {'atp_qk': 'atp', 'atp_star': 'atp_graddrop'}
 """What a method comes to where there are no queries or keys for the QK fix."""
 
 
-def distinct(question: Question, names: Sequence[str]) -> list[str]:
+def drop_duplicates(question: Question, names: Sequence[str]) -> list[str]:
   """Keys of `METHODS`, without those that come to another of them for these nodes."""
   return [n for n in names if has_attention(question) or WITHOUT_FIX.get(n) not in names]

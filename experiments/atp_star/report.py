@@ -16,19 +16,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.atp_star.measure import Measured
-from experiments.atp_star.methods import Found
+from experiments.atp_star.measure import Measurement
+from experiments.atp_star.methods import MethodResult
 from mechjax.patching import Effects
 from mechjax.viz import charts, cuts, page, patching, searches
 from mechjax.viz.cuts import View
 
 VIEW = View('contribution')
-_ROWS, _PROMPTS, _BESIDE = 40, 10, 16
+_ROWS, _PROMPTS, _MAX_COLUMNS = 40, 10, 16
 
 
 def text(metrics: dict[str, Any]) -> str:
   """How the methods compare, as lines of text."""
-  heads, rows = _compared(metrics)
+  heads, rows = _compare(metrics)
   lines = [['', *heads], *([name, *cells] for name, cells, _ in rows)]
   widths = [max(map(len, column)) for column in zip(*lines)]
   return '\n'.join(
@@ -36,7 +36,7 @@ def text(metrics: dict[str, Any]) -> str:
   )
 
 
-def shown(measured: Measured) -> list[Found]:
+def select_shown(measured: Measurement) -> list[MethodResult]:
   """Plain AtP, or the first method that estimates effects, and the best of the others; none if there is none."""
   judged = measured.metrics['methods']
   estimates = [key for key, one in measured.found.items() if one.effects is not None]
@@ -47,13 +47,13 @@ def shown(measured: Measured) -> list[Found]:
 # --- the picture --------------------------------------------------------------------------------------
 
 
-def picture(measured: Measured, path: Path) -> None:
+def picture(measured: Measurement, path: Path) -> None:
   """Draws everything as one PNG: the truth, what came nearest, and what each method costs."""
-  best = shown(measured)[-1:]
+  best = select_shown(measured)[-1:]
   bands = [(e, maps(e, measured.tokens)) for e in (measured.truth, *(one.estimate for one in best))]
   limit = cuts.common([m for _, band in bands for m in band])
   columns = sum(len(m.columns) for _, band in bands for m in band)
-  stacked = columns > _BESIDE
+  stacked = columns > _MAX_COLUMNS
   heights = [1.3, _height(bands[0][1]) * (len(bands) if stacked else 1), 5.4]
   fig = charts.figure(17.4, sum(heights))
   above, middle, below = fig.subfigures(3, 1, height_ratios=heights, squeeze=False).flat
@@ -70,7 +70,7 @@ def picture(measured: Measured, path: Path) -> None:
   charts.colour_scale(above.add_subplot(scale), images[0], unit, extend=extend)
   left, right = below.subfigures(1, 2)
   searches.cost_axes(left.subplots(), _curves(measured), title=measured.truth.title)
-  for one in shown(measured)[:1]:
+  for one in select_shown(measured)[:1]:
     searches.estimate_axes(right.subplots(), measured.truth, one.estimate, measured.tokens)
   charts.save(fig, path)
 
@@ -87,7 +87,7 @@ def _height(band: Sequence[cuts.Map]) -> float:
   return 1.2 + 0.15 * rows + 0.07 * label
 
 
-def _curves(measured: Measured) -> dict[str, tuple]:
+def _curves(measured: Measurement) -> dict[str, tuple]:
   curve = measured.metrics['curve']
   return {measured.found[key].name: (curve['k'], costs) for key, costs in curve['costs'].items()}
 
@@ -95,17 +95,17 @@ def _curves(measured: Measured) -> dict[str, tuple]:
 # --- the page -----------------------------------------------------------------------------------------
 
 
-def document(measured: Measured) -> str:
+def document(measured: Measurement) -> str:
   """Writes everything as one HTML page."""
   metrics, truth, tokens = measured.metrics, measured.truth, measured.tokens
-  compared = shown(measured)
+  compared = select_shown(measured)
   sections = [
     _ability(metrics),
     *_truth(measured),
     _methods(metrics),
     searches.cost_section(_curves(measured), title=truth.title),
     *(searches.estimate_section(truth, one.estimate, tokens) for one in compared),
-    *(_missed(metrics, key) for key, one in measured.found.items() if one in compared),
+    *(_false_negatives(metrics, key) for key, one in measured.found.items() if one in compared),
     _largest(measured),
   ]
   if any('verified' in one for one in metrics['methods'].values()):
@@ -142,9 +142,9 @@ def _ability(metrics: dict[str, Any]) -> str:
   return page.section('What the model can do', words, _table('', heads, rows, ''))
 
 
-def _truth(measured: Measured) -> list[str]:
+def _truth(measured: Measurement) -> list[str]:
   """For each grid the maps of the truth, and beside them one of the best approximation."""
-  truth, tokens, best = measured.truth, measured.tokens, shown(measured)[-1:]
+  truth, tokens, best = measured.truth, measured.tokens, select_shown(measured)[-1:]
   true = cuts.maps(truth, tokens, VIEW)
   near = {m.grid: (one.name, m) for one in best for m in maps(one.estimate, tokens)}
   limit = cuts.common([*true, *(m for _, m in near.values())])
@@ -156,17 +156,17 @@ def _truth(measured: Measured) -> list[str]:
     words = f'{truth.title}. Point at a cell for its number and the node behind it.'
     if beyond:
       words += f' Framed: beyond the colours, {beyond} of the cells.'
-    body = page.beside(patching.table(_captioned(name, m), limit) for name, m in both)
+    body = page.beside(patching.table(_caption(name, m), limit) for name, m in both)
     legend = page.ramp(limit, signed=False, unit=mine[0][1].unit)
     sections.append(page.section(f'The truth: {mine[0][1].name}', words, body + legend))
   return sections
 
 
-def _captioned(name: str, shown: cuts.Map) -> cuts.Map:
+def _caption(name: str, shown: cuts.Map) -> cuts.Map:
   return dataclasses.replace(shown, behind=f'{name}: {shown.behind}' if shown.behind else name)
 
 
-def _compared(metrics: dict[str, Any]) -> tuple[list[str], list[tuple]]:
+def _compare(metrics: dict[str, Any]) -> tuple[list[str], list[tuple]]:
   """Heads of columns, and of each method (and the oracle) its name, its cells and how good each of them is."""
   ks = metrics['settings']['ks']
   heads = [
@@ -195,7 +195,7 @@ def _compared(metrics: dict[str, Any]) -> tuple[list[str], list[tuple]]:
 
 
 def _methods(metrics: dict[str, Any]) -> str:
-  heads, rows = _compared(metrics)
+  heads, rows = _compare(metrics)
   ks, n = metrics['settings']['ks'], metrics['nodes']['count']
   words = (
     f'Passes are forward passes per pair that the ranking costs; a backward pass counts as two, and the exact '
@@ -212,7 +212,7 @@ def _methods(metrics: dict[str, Any]) -> str:
   return page.section('The methods', words, _table('', heads, rows, unit))
 
 
-def _missed(metrics: dict[str, Any], key: str) -> str:
+def _false_negatives(metrics: dict[str, Any], key: str) -> str:
   one, k = metrics['methods'][key], metrics['settings']['ks'][-1]
   nodes, count = one['false_negatives'], one['missed'][-1]
   heading = f'What {one["name"]} missed'
@@ -233,7 +233,7 @@ def _missed(metrics: dict[str, Any], key: str) -> str:
   return page.section(heading, words, table)
 
 
-def _largest(measured: Measured) -> str:
+def _largest(measured: Measurement) -> str:
   names = {key: one.name for key, one in measured.found.items() if one.effects is not None}
   nodes = measured.metrics['top'][:_ROWS]
   rows = []

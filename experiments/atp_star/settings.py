@@ -51,11 +51,11 @@ class Settings:
   seed: int = 0
 
   def __post_init__(self) -> None:
-    _check('set of nodes', self.nodes, NODES)
-    _check('choice of positions', self.positions, POSITIONS)
-    _check('mode', self.mode, MODES)
+    _check_known('set of nodes', self.nodes, NODES)
+    _check_known('choice of positions', self.positions, POSITIONS)
+    _check_known('mode', self.mode, MODES)
     for name in self.methods:
-      _check('method', name, METHODS)
+      _check_known('method', name, METHODS)
     if not self.methods or not self.ks:
       raise PatchingError(f'methods {list(self.methods)} and ks {list(self.ks)} ask for nothing')
     if min(self.ks) < 1 or list(self.ks) != sorted(set(self.ks)):
@@ -71,7 +71,7 @@ class Settings:
       )
 
 
-def _check(what: str, name: str, known: Iterable[str]) -> None:
+def _check_known(what: str, name: str, known: Iterable[str]) -> None:
   if name not in known:
     raise errors.unknown(PatchingError, what, name, known)
 

@@ -36,7 +36,7 @@ from mechjax.patching.metrics import (
   logit_difference,
   loss,
 )
-from mechjax.patching.nodes import Grid, Layout, Node, NodeSet, nodes_of
+from mechjax.patching.nodes import AxisLayout, Grid, Node, NodeSet, nodes_of
 from mechjax.patching.pairs import Pairs
 from mechjax.patching.path import EdgeAttributionPatching, PathEffects, PathPatching
 from mechjax.patching.sources import MODES
@@ -46,10 +46,10 @@ __all__ = [
   'ActivationPatching',
   'AtPStar',
   'Attribution',
+  'AxisLayout',
   'EdgeAttributionPatching',
   'Effects',
   'Grid',
-  'Layout',
   'Metric',
   'Node',
   'NodeSet',

@@ -66,14 +66,14 @@ class ActivationPatching(engine.Sweep):
       PatchingError: pairs, nodes, metric and file that do not go together; NaN; a single patch beyond the budget.
       MissingExtraError: `progress` without tqdm.
     """
-    sided, metric, n = sources.sides(pairs, metric, self.mode, self.seed, self.nodes)
+    sided, metric, n = sources.choose_sides(pairs, metric, self.mode, self.seed, self.nodes)
     title = f'exact {self.mode}: {metric.name}'
     question = ''
     if save is not None:
       code = fingerprints.of_code(*functions(metric))
       question = fingerprint(title, self.nodes, self.seed, code, sided, metric)
     table = self.nodes.table
-    plan = self.plan(params, sided, metric, engine.one_node, table[0])
+    plan = self.plan(params, sided, metric, engine.plant_node, table[0])
     statistics = plan.statistics(params, sided, n)
     ledger = Ledger(save, question, params, (len(self.nodes), n), save_every)
     by_layer = np.argsort(self.starts, kind='stable')
@@ -81,17 +81,17 @@ class ActivationPatching(engine.Sweep):
       for rows, count in budgets.blocks(n, plan.rows):
         todo = by_layer[~ledger.done[by_layer][:, rows].all(axis=1)]
         block = plan.block(params, sided, metric, statistics, rows)
-        ledger.unpatched(rows[:count], block.base[:count], block.other[:count])
+        ledger.record_unpatched(rows[:count], block.base[:count], block.other[:count])
         for at, size in budgets.blocks(len(todo), plan.chunk):
           nodes = todo[at]
           effects = block.effects(table[nodes], self.starts[nodes[0]])[:size, :count]
-          self._refuse_nan(effects, nodes)
+          self._check_no_nan(effects, nodes)
           ledger.put(nodes[:size], rows[:count], effects)
           advance(size * count)
     there = self.nodes.there(sided.real)
     return Effects(title, self.nodes, ledger.values, ledger.base, ledger.other, there)
 
-  def _refuse_nan(self, effects: np.ndarray, nodes: np.ndarray) -> None:
+  def _check_no_nan(self, effects: np.ndarray, nodes: np.ndarray) -> None:
     bad = np.isnan(effects).any(axis=1)
     if bad.any():
       node = self.nodes[int(nodes[bad.argmax()])]
@@ -119,8 +119,8 @@ class SubsetPatching(engine.Sweep):
     Raises:
       PatchingError: as `ActivationPatching`; also from the function returned.
     """
-    sided, metric, n = sources.sides(pairs, metric, self.mode, self.seed, self.nodes)
-    plan = self.plan(params, sided, metric, engine.subset, np.zeros(len(self.nodes), bool))
+    sided, metric, n = sources.choose_sides(pairs, metric, self.mode, self.seed, self.nodes)
+    plan = self.plan(params, sided, metric, engine.plant_subset, np.zeros(len(self.nodes), bool))
     statistics = plan.statistics(params, sided, n)
     blocks = list(budgets.blocks(n, plan.rows))
     kept = plan.block(params, sided, metric, statistics, blocks[0][0])  # the only one, as a rule

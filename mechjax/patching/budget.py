@@ -28,24 +28,24 @@ def size_of(tree: Any) -> int:
   return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def largest(make: Callable[[int], Any], first: int, room: int) -> tuple[int, Any, int]:
-  """The executable for as many things as fit into `room` bytes, found by compiling.
+def find_largest(make: Callable[[int], Any], first: int, limit: int) -> tuple[int, Any, int]:
+  """The executable for as many things as fit into `limit` bytes, found by compiling.
 
   Args:
     make: number of things -> executable.
     first: the number wished for.
-    room: bytes.
+    limit: bytes.
 
   Returns:
-    The number, its executable, and its bytes; more than `room` only if the number is 1.
+    The number, its executable, and its bytes; more than `limit` only if the number is 1.
   """
   n = first
   while True:
     compiled = make(n)
     need = bytes_of(compiled)
-    if need <= room or n == 1:
+    if need <= limit or n == 1:
       return n, compiled, need
-    n = max(1, min(n - 1, int(0.95 * n * max(room, 0) / need)))
+    n = max(1, min(n - 1, int(0.95 * n * max(limit, 0) / need)))
 
 
 def blocks(n: int, size: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -123,9 +123,9 @@ class Ledger:
     self.base, self.other = np.full(shape[1], np.nan), np.full(shape[1], np.nan)
     self._saved = time.monotonic()
     if self.path is not None and self.path.exists():
-      self._forward_from(self.path)
+      self._load(self.path)
 
-  def _forward_from(self, path: Path) -> None:
+  def _load(self, path: Path) -> None:
     try:
       with np.load(path) as kept:
         question = str(kept['question'])
@@ -149,7 +149,7 @@ class Ledger:
         hint='save this sweep elsewhere, or delete the file',
       )
 
-  def unpatched(self, rows: np.ndarray, base: np.ndarray, other: np.ndarray) -> None:
+  def record_unpatched(self, rows: np.ndarray, base: np.ndarray, other: np.ndarray) -> None:
     """Records the metrics of the unpatched runs, or compares them with those of the file."""
     for now, kept in ((base, self.base), (other, self.other)):
       before = kept[rows]

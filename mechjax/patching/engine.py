@@ -33,7 +33,7 @@ from mechjax.errors import PatchingError
 from mechjax.patching import budget as budgets
 from mechjax.patching import sources
 from mechjax.patching.metrics import Metric
-from mechjax.patching.nodes import Grid, Layout, NodeSet, columns
+from mechjax.patching.nodes import AxisLayout, Grid, NodeSet, columns
 from mechjax.patching.pairs import Pairs
 from mechjax.patching.plans import Method
 
@@ -43,7 +43,7 @@ BEHIND = ('final_norm', 'logits')
 _LAST = np.iinfo(np.int32).max
 
 Cover = Callable[[NodeSet, sources.Values, jax.Array, Any], dict[str, Any]]
-"""(nodes, values, patch, real) -> what to plant; see `one_node` and `subset`."""
+"""(nodes, values, patch, real) -> what to plant; see `plant_node` and `plant_subset`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,14 +81,16 @@ class Sweep(Method):
     table = self.nodes.table
     return np.where(table[:, 1] < 0, np.array(ends)[table[:, 0]], table[:, 1])
 
-  def plan(self, params: Any, sided: Pairs, metric: Metric, cover: Cover, patch: Any) -> Plan:
+  def plan(
+    self, params: Any, sided: Pairs, metric: Metric, cover: Cover, patch: Any
+  ) -> PatchingPlan:
     """The executables for patches like `patch`, made once for pairs of one shape."""
     make = functools.partial(_plan, self, params, sided, metric, cover, patch)
-    return self._once('plan', (params, sided, metric), make, self.forward_from)
+    return self._make_once('plan', (params, sided, metric), make, self.forward_from)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PatchingPlan:
   """The executables of a sweep, for `rows` pairs and `chunk` patches at a time, and the bytes they need."""
 
   sweep: Sweep
@@ -123,7 +125,7 @@ class Plan:
     keys = _keys(self.sweep.seed, rows)
     base, other, values, bad, residuals = self.prepare(params, here, mine, statistics, keys)
     base, other = (np.asarray(x, np.float64) for x in (base, other))
-    sources.refuse_nan(self.sweep.nodes, bad, {'base': base, 'other': other}, rows[0])
+    sources.check_no_nan(self.sweep.nodes, bad, {'base': base, 'other': other}, rows[0])
     return Block(self, (params, here, mine, values, residuals), base, other)
 
 
@@ -131,7 +133,7 @@ class Plan:
 class Block:
   """Some pairs, run unpatched; `base` and `other` are the metrics of the two runs, [rows]."""
 
-  plan: Plan
+  plan: PatchingPlan
   args: tuple
   base: np.ndarray
   other: np.ndarray
@@ -141,7 +143,7 @@ class Block:
     patched = np.asarray(self.plan.step(*self.args, np.int32(start), patches), np.float64)
     return patched - self.base
 
-  def planting(self, values: sources.Values) -> Block:
+  def with_values(self, values: sources.Values) -> Block:
     """The same pairs with other values to plant."""
     params, here, mine, _, residuals = self.args
     return dataclasses.replace(self, args=(params, here, mine, values, residuals))
@@ -149,17 +151,17 @@ class Block:
 
 def _plan(
   sweep: Sweep, params: Any, sided: Pairs, metric: Metric, cover: Cover, patch: Any
-) -> Plan:
+) -> PatchingPlan:
   forward, nodes = sweep.forward, sweep.nodes
   run = _runner(sweep)
 
   def prepare(params, pairs, metric, statistics, keys):
-    other, values = sources.planted(
+    other, values = sources.make_planted(
       forward, nodes, sweep.mode, params, pairs.noise, statistics, keys
     )
-    bad = sources.unusable(nodes, values, pairs.real)
+    bad = sources.find_nan(nodes, values, pairs.real)
     if sweep.forward_from is None:
-      out, residuals = sources.output(forward, params, pairs.clean), None
+      out, residuals = sources.run_unpatched(forward, params, pairs.clean), None
     else:
       out, acts = harvest.call_and_reap(forward, sites='resid_pre')(params, pairs.clean)
       residuals = acts.stacked('resid_pre')
@@ -190,12 +192,12 @@ def _plan(
     args = (params, here, some, values, residuals, np.int32(0))
     patches = lambda n: np.repeat(np.asarray(patch)[None], n, 0)  # noqa: E731
     make = lambda n: jax.jit(step).lower(*args, patches(n)).compile()  # noqa: E731
-    chunk, compiled, need = budgets.largest(
+    chunk, compiled, need = budgets.find_largest(
       make, min(sweep.max_batch, len(nodes)), sweep.budget - kept
     )
     need = max(need + kept, budgets.bytes_of(ready))
     if need <= sweep.budget:
-      return Plan(sweep, rows, chunk, ready, compiled, need, sums)
+      return PatchingPlan(sweep, rows, chunk, ready, compiled, need, sums)
     if rows == 1:
       raise PatchingError(
         f'one patch of one pair needs {need:,} bytes, the budget is {sweep.budget:,}',
@@ -230,7 +232,7 @@ def _keys(seed: int, rows: np.ndarray) -> jax.Array:
 # --- what a patch covers ----------------------------------------------------------------------------------
 
 
-def one_node(nodes: NodeSet, values: sources.Values, row: jax.Array, real: Any) -> dict[str, Any]:
+def plant_node(nodes: NodeSet, values: sources.Values, row: jax.Array, real: Any) -> dict[str, Any]:
   """What to plant so that one node is patched.
 
   Args:
@@ -246,7 +248,7 @@ def one_node(nodes: NodeSet, values: sources.Values, row: jax.Array, real: Any) 
   for name, value in values.items():
     layers = nodes.layers(name)
     here = jnp.asarray([g.name == name for g in nodes.grids])[row[0]]
-    mask = _covered(nodes.layouts[name], row, real) & here
+    mask = _node_mask(nodes.layouts[name], row, real) & here
     if layers == (None,):
       out[name] = harvest.Masked(value[0], mask)
     else:
@@ -256,9 +258,9 @@ def one_node(nodes: NodeSet, values: sources.Values, row: jax.Array, real: Any) 
   return out
 
 
-def _covered(layout: Layout, row: jax.Array, real: Any) -> jax.Array:
+def _node_mask(layout: AxisLayout, row: jax.Array, real: Any) -> jax.Array:
   """Where a node is in a site's value: bool, to be broadcast."""
-  mask = sources.along(layout, real & ((row[3] == -1) | _column(row[3], real)))
+  mask = sources.broadcast_real(layout, real & ((row[3] == -1) | _column(row[3], real)))
   for letters, i in ((layout.heads, row[2]), (layout.neuron, row[4])):
     if letters:
       mask = mask & ((jnp.asarray(layout.index(letters), jnp.int32) == i) | (i < 0))
@@ -272,7 +274,9 @@ def _column(position: Any, real: Any) -> jax.Array:
   return jnp.arange(real.shape[1], dtype=jnp.int32) == at[:, None]
 
 
-def subset(nodes: NodeSet, values: sources.Values, members: jax.Array, real: Any) -> dict[str, Any]:
+def plant_subset(
+  nodes: NodeSet, values: sources.Values, members: jax.Array, real: Any
+) -> dict[str, Any]:
   """What to plant so that a subset of the nodes is patched jointly.
 
   Args:
@@ -287,19 +291,19 @@ def subset(nodes: NodeSet, values: sources.Values, members: jax.Array, real: Any
   out: dict[str, Any] = {}
   for name, value in values.items():
     layers = nodes.layers(name)
-    mask = covered(nodes, name, layers, members, real)
-    out |= masked(name, layers, value, mask)
+    mask = mask_of(nodes, name, layers, members, real)
+    out |= plant_masked(name, layers, value, mask)
   return out
 
 
-def masked(name: str, layers: tuple, value: jax.Array, mask: jax.Array) -> dict[str, Any]:
+def plant_masked(name: str, layers: tuple, value: jax.Array, mask: jax.Array) -> dict[str, Any]:
   """What to plant so that a site has `value` where `mask` holds, both [layers, ...]."""
   one = len(layers) == 1  # a key of one layer takes no axis of layers
   plant = harvest.Masked(value[0], mask[0]) if one else harvest.Masked(value, mask)
   return {sources.pattern(name, layers): plant}
 
 
-def covered(nodes: NodeSet, name: str, layers: tuple, members: Any, real: Any) -> jax.Array:
+def mask_of(nodes: NodeSet, name: str, layers: tuple, members: Any, real: Any) -> jax.Array:
   """Where chosen nodes are in the values of a site name, padding left out.
 
   Args:
@@ -314,16 +318,16 @@ def covered(nodes: NodeSet, name: str, layers: tuple, members: Any, real: Any) -
   """
   rank = 1 + len(nodes.layouts[name].axes)
   mask = jnp.zeros((len(layers), *[1] * (rank - 1)), bool)
-  for number, grid in nodes.used():
+  for number, grid in nodes.grids_in_use():
     if grid.name == name:
       mine = np.flatnonzero(nodes.table[:, 0] == number)
       ends = np.minimum(nodes.table[mine, 3], -1)
       for end in np.unique(ends):
         part = _members(nodes, grid, layers, jnp.asarray(members), mine[ends == end])
         if end < -1:
-          part = part & sources.along(grid.layout, _column(end, real))
+          part = part & sources.broadcast_real(grid.layout, _column(end, real))
         mask = mask | part
-  return mask & sources.along(nodes.layouts[name], real)
+  return mask & sources.broadcast_real(nodes.layouts[name], real)
 
 
 def _members(

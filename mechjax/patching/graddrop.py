@@ -30,7 +30,7 @@ import numpy as np
 from mechjax import precision, sites
 from mechjax.forward import Backward
 from mechjax.forward.stepped import Stand
-from mechjax.patching.attribution import gathered, summed
+from mechjax.patching.attribution import gather, sum_spans
 from mechjax.patching.nodes import Grid, NodeSet
 from mechjax.patching.terms import Term
 
@@ -69,7 +69,7 @@ def walk(
   plain: dict[Where, jax.Array] = {}
   untouched: dict[Where, list[int]] = {}
 
-  def plainly(until: int) -> None:
+  def walk_plainly(until: int) -> None:
     for site, _, gradient in back.walk(until):
       for where, term, grid in readers(site):
         plain[where] = _effect(term, grid, where[1], gradient)
@@ -78,7 +78,7 @@ def walk(
   while first > 0:
     first, last = max(first - chunk, 0), first
     group = list(layers[first:last])
-    plainly(_reach(back, group))
+    walk_plainly(_reach(back, group))
     for where in plain:  # these lie above all layers of the group
       untouched.setdefault(where, []).extend(group)
     fork, reply = back.fork(chunk).walk(), None
@@ -89,10 +89,10 @@ def walk(
         break
       reply = None
       if site.name in WRITES and site.layer in group:
-        reply = gradients = _dropped(gradients, group.index(site.layer))
+        reply = gradients = _drop(gradients, group.index(site.layer))
       for where, term, grid in readers(site):
         add(where, group, _effects(term, grid, where[1], gradients))
-  plainly(0)
+  walk_plainly(0)
   return plain, untouched
 
 
@@ -108,7 +108,7 @@ def _reach(back: Backward, group: Sequence[int]) -> int:
 def _readers(nodes: NodeSet, terms: Mapping[int, Term]) -> Callable:
   """site -> the (where, term, grid) that read the gradient there."""
   found: dict[sites.Site, list] = {}
-  for number, grid in nodes.used():
+  for number, grid in nodes.grids_in_use():
     for slot, layer in enumerate(nodes.layers(grid.name)):
       source = sites.Site(terms[number].source, () if layer is None else (layer,))
       found.setdefault(source, []).append(((number, slot), terms[number], grid))
@@ -119,7 +119,7 @@ def _readers(nodes: NodeSet, terms: Mapping[int, Term]) -> Callable:
 def _effects(term: Term, grid: Grid, slot: int, gradients: jax.Array) -> jax.Array:
   """Of one layer's nodes, for each of some gradients: [gradients, heads, positions, neurons, B]."""
   arrays = jax.tree.map(lambda x: x[slot], term.arrays)
-  return summed(grid, jax.vmap(lambda g: term.of(arrays, g))(gradients))
+  return sum_spans(grid, jax.vmap(lambda g: term.of(arrays, g))(gradients))
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -128,12 +128,12 @@ def _effect(term: Term, grid: Grid, slot: int, gradient: jax.Array) -> jax.Array
 
 
 @jax.jit
-def _dropped(gradients: jax.Array, lane: int) -> jax.Array:
+def _drop(gradients: jax.Array, lane: int) -> jax.Array:
   return gradients.at[lane].set(0)
 
 
 @jax.jit
-def magnitude(total: jax.Array | None, effects: jax.Array, count: int) -> jax.Array:
+def add_magnitude(total: jax.Array | None, effects: jax.Array, count: int) -> jax.Array:
   """`total` (None for nothing yet) and the absolute values of the first `count` effects, added up."""
   there = (jnp.arange(len(effects)) < count).astype(effects.dtype)
   new = precision.einsum('d,d...->...', there, jnp.abs(effects))
@@ -145,7 +145,7 @@ def by_node(nodes: NodeSet, found: Mapping[Where, Any], real: np.ndarray) -> np.
   rows: list[Any] = [None] * len(nodes)
   slots = {
     (number, -1 if layer is None else layer): slot
-    for number, grid in nodes.used()
+    for number, grid in nodes.grids_in_use()
     for slot, layer in enumerate(nodes.layers(grid.name))
   }
   table = nodes.table
@@ -155,7 +155,7 @@ def by_node(nodes: NodeSet, found: Mapping[Where, Any], real: np.ndarray) -> np.
   for where, mine in groups.items():
     array = np.asarray(found[where], np.float64)
     layer = array[..., None, :, :, :, :]
-    picked = gathered(layer, np.zeros(len(mine), int), table[mine], real)
+    picked = gather(layer, np.zeros(len(mine), int), table[mine], real)
     for i, n in enumerate(mine):
       rows[n] = picked[..., i, :]
   return np.stack(rows, axis=-2)

@@ -82,7 +82,7 @@ class Metric:
     return jax.tree.map(lambda x: x[index], self)
 
 
-def bound(metric: Metric, pairs: Pairs) -> Metric:
+def bind(metric: Metric, pairs: Pairs) -> Metric:
   """The metric, which knows from now on that it is of these pairs.
 
   Raises:

@@ -72,7 +72,7 @@ class Node:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class AxisLayout:
   """How a site's value is laid out: `axes` are letters, one for each axis of `shape`."""
 
   axes: str
@@ -113,7 +113,7 @@ class Grid:
   """
 
   name: str
-  layout: Layout
+  layout: AxisLayout
   layers: tuple[int | None, ...]
   heads: tuple[int | None, ...]
   positions: tuple[int | None, ...]
@@ -125,8 +125,8 @@ class Grid:
     return (len(self.layers), len(self.heads), len(self.positions), len(self.neurons))
 
   def columns(self) -> np.ndarray:
-    """Layer, head, position and neuron of every node, int32 [n, 4]; -1 for None, and positions as `in_table`."""
-    axes = (self.layers, self.heads, [*map(in_table, self.positions)], self.neurons)
+    """Layer, head, position and neuron of every node, int32 [n, 4]; -1 for None, and positions as `to_table`."""
+    axes = (self.layers, self.heads, [*map(to_table, self.positions)], self.neurons)
     numbers = [np.array([-1 if i is None else i for i in axis], np.int32) for axis in axes]
     return np.stack([x.ravel() for x in np.meshgrid(*numbers, indexing='ij')], axis=1)
 
@@ -173,7 +173,7 @@ class NodeSet:
     return NodeSet(self.grids + other.grids, np.concatenate([self.chosen, other.chosen + offset]))
 
   @property
-  def layouts(self) -> dict[str, Layout]:
+  def layouts(self) -> dict[str, AxisLayout]:
     """The layout of every site name."""
     return {g.name: g.layout for g in self.grids}
 
@@ -186,7 +186,7 @@ class NodeSet:
     rows = [np.insert(g.columns(), 0, i, axis=1) for i, g in enumerate(self.grids)]
     return np.concatenate([np.zeros((0, 5), np.int32), *rows])[self.chosen]
 
-  def used(self) -> list[tuple[int, Grid]]:
+  def grids_in_use(self) -> list[tuple[int, Grid]]:
     """The grids of which nodes are chosen, with their numbers."""
     return [(n, g) for n, g in enumerate(self.grids) if (self.table[:, 0] == n).any()]
 
@@ -227,7 +227,7 @@ class NodeSet:
   def _node(self, row: np.ndarray) -> Node:
     grid = self.grids[row[0]]
     layer, head, _, neuron = (None if i < 0 else int(i) for i in row[1:])
-    position = _out_of_table(int(row[3]))
+    position = _from_table(int(row[3]))
     first = 0 if head is None else head * grid.group
     queries = tuple(range(first, first + grid.group)) if head is not None else ()
     path = () if layer is None else (layer,)
@@ -286,7 +286,7 @@ def nodes_of(
   return NodeSet.whole(grids)
 
 
-def _layout(name: str, infos: Sequence[Any], axes: Mapping[str, str]) -> Layout:
+def _layout(name: str, infos: Sequence[Any], axes: Mapping[str, str]) -> AxisLayout:
   shapes = {info.shape for info in infos}
   letters = _letters(name, axes)
   if len(shapes) != 1 or any(len(info.site.path) > 1 for info in infos):
@@ -302,7 +302,7 @@ def _layout(name: str, infos: Sequence[Any], axes: Mapping[str, str]) -> Layout:
       where=infos[0].source,
       hint=f"say what its axes are: axes={{{name!r}: 'BT...'}}",
     )
-  return Layout(letters, tuple(shape))
+  return AxisLayout(letters, tuple(shape))
 
 
 def _query_heads(infos: Sequence[Any], axes: Mapping[str, str]) -> int:
@@ -311,7 +311,7 @@ def _query_heads(infos: Sequence[Any], axes: Mapping[str, str]) -> int:
     if info.site.name in ('q', 'z', 'attn_probs', 'attn_scores'):
       letters = _letters(info.site.name, axes)
       if len(letters) == len(info.shape):  # a site that is not asked for may be laid out oddly
-        layout = Layout(letters, tuple(info.shape))
+        layout = AxisLayout(letters, tuple(info.shape))
         return layout.size(layout.heads) if layout.heads else 0
   return 0
 
@@ -335,13 +335,13 @@ def check_letters(name: str, letters: str) -> None:
     )
 
 
-def in_table(position: int | None) -> int:
+def to_table(position: int | None) -> int:
   """A position as `NodeSet.table` has it: -1 for all of them, so that what counts from the end begins at -2."""
   return -1 if position is None else position - (position < 0)
 
 
-def _out_of_table(position: int) -> int | None:
-  """The inverse of `in_table`."""
+def _from_table(position: int) -> int | None:
+  """The inverse of `to_table`."""
   return None if position == -1 else position + (position < 0)
 
 

@@ -90,7 +90,7 @@ class Pairs:
     rows = []
     for i, real in enumerate(np.asarray(self.real)):
       where = np.flatnonzero(real).astype(np.int64).tobytes()
-      rows.append(_digest(*sorted(_of_row(side, i, real) for side in sides), where))
+      rows.append(_digest(*sorted(_digest_row(side, i, real) for side in sides), where))
     return np.frombuffer(b''.join(rows), np.uint32).reshape(-1, 2)
 
   def rows(self, index: Any) -> Pairs:
@@ -102,7 +102,7 @@ def _digest(*parts: bytes) -> bytes:
   return hashlib.blake2b(b''.join(parts), digest_size=8).digest()
 
 
-def _of_row(arrays: Sequence[np.ndarray], i: int, real: np.ndarray) -> bytes:
+def _digest_row(arrays: Sequence[np.ndarray], i: int, real: np.ndarray) -> bytes:
   """A digest of one row of some arrays, padding left out; integers of any width are one kind."""
   rows = [x[i][real] if x.shape[1:2] == real.shape else x[i] for x in arrays]
   rows = [x.astype(np.int64) if x.dtype.kind in 'iu' else x for x in rows]

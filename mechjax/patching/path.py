@@ -41,7 +41,7 @@ from mechjax.patching import budget as budgets
 from mechjax.patching.activation import bar
 from mechjax.patching.effects import Effects, mean_over_pairs
 from mechjax.patching.metrics import Metric
-from mechjax.patching.nodes import Layout, NodeSet, nodes_of
+from mechjax.patching.nodes import AxisLayout, NodeSet, nodes_of
 from mechjax.patching.pairs import Pairs
 from mechjax.patching.plans import Method
 
@@ -112,11 +112,11 @@ class Routes(Method):
       raise PatchingError(
         f'{self.mode!r} is for exact patching', hint='noising, denoising, zero, resample'
       )
-    odd = [name for name in _used(self.senders) if name not in SENDERS]
+    odd = [name for name in _layouts_in_use(self.senders) if name not in SENDERS]
     if odd:
       cause = 'only outputs of components send; what lies inside one is held with it'
       raise PatchingError(f'{", ".join(odd)} cannot send', cause=cause, hint=', '.join(SENDERS))
-    odd = [name for name in _used(self.receivers) if name in SENDERS]
+    odd = [name for name in _layouts_in_use(self.receivers) if name in SENDERS]
     if odd:
       raise PatchingError(
         f'{", ".join(odd)} cannot receive',
@@ -129,17 +129,17 @@ class Routes(Method):
     """The mediators, or no nodes."""
     return self.mediators or self.senders[:0]
 
-  def _held(self, params: Any, pairs: Pairs) -> _Held:
+  def _hold(self, params: Any, pairs: Pairs) -> _Held:
     def make() -> _Held:
       infos = harvest.sites_of(self.forward, params, pairs.rows(np.arange(1)).clean)
       return _Held.of(self, infos)
 
-    return self._once('held', (), make)
+    return self._make_once('held', (), make)
 
-  def _compiled(self, what: str, f: Callable, *trees: Any) -> Callable:
+  def _compile(self, what: str, f: Callable, *trees: Any) -> Callable:
     """`f`, compiled once for trees of one structure."""
     # A function of its own, since JAX keeps what one was traced to.
-    return self._once(what, trees, lambda: jax.jit(lambda *args: f(*args)))
+    return self._make_once(what, trees, lambda: jax.jit(lambda *args: f(*args)))
 
   def _effects(
     self,
@@ -195,11 +195,11 @@ class PathPatching(Routes):
     Raises:
       PatchingError: pairs, nodes and metric that do not go together; NaN; a patch beyond the budget.
     """
-    sided, metric, n = sources.sides(
+    sided, metric, n = sources.choose_sides(
       pairs, metric, self.mode, self.seed, self.senders, self.receivers, self._free
     )
-    sweep, held = self._sweep, self._held(params, sided)
-    cover: engine.Cover = engine.subset if self.together else engine.one_node
+    sweep, held = self._sweep, self._hold(params, sided)
+    cover: engine.Cover = engine.plant_subset if self.together else engine.plant_node
     many, lowest, highest = self.receivers.table, sweep.starts, sweep.starts
     if self.together:
       many = np.ones((1, len(self.receivers)), bool)
@@ -212,10 +212,10 @@ class PathPatching(Routes):
       for rows, count in budgets.blocks(n, plan.rows):
         block, here = plan.block(params, sided, metric, None, rows), sided.rows(rows)
         base[rows[:count]], other[rows[:count]] = block.base[:count], block.other[:count]
-        ends = self._compiled('ends', held.ends, params, here)(params, here)
-        send = self._compiled('send', held.send, params, here)
+        ends = self._compile('ends', held.read_ends, params, here)(params, here)
+        send = self._compile('send', held.send, params, here)
         for s, row in enumerate(self.senders.table):
-          received = block.planting(send(params, here, *ends, np.arange(len(values)) == s))
+          received = block.with_values(send(params, here, *ends, np.arange(len(values)) == s))
           above = np.flatnonzero(highest >= row[1])
           order = above[np.argsort(lowest[above], kind='stable')]
           for at, size in budgets.blocks(len(order), plan.chunk):
@@ -251,7 +251,7 @@ class EdgeAttributionPatching(Routes):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    through = [(name, name, self._free) for name in _used(self.senders)]
+    through = [(name, name, self._free) for name in _layouts_in_use(self.senders)]
     through += [('attn_out', 'z', nodes) for nodes in (self._free, self.senders)]
     for name, other, nodes in through:
       both = set(self.senders.layers(name)) & set(nodes.layers(other))
@@ -270,10 +270,10 @@ class EdgeAttributionPatching(Routes):
     Raises:
       PatchingError: pairs, nodes and metric that do not go together; NaN.
     """
-    sided, metric, n = sources.sides(
+    sided, metric, n = sources.choose_sides(
       pairs, metric, self.mode, self.seed, self.senders, self.receivers, self._free
     )
-    held = self._held(params, sided)
+    held = self._hold(params, sided)
     many = np.eye(len(self.receivers), dtype=bool)
     if self.together:
       many = np.ones((1, len(many)), bool)
@@ -281,45 +281,45 @@ class EdgeAttributionPatching(Routes):
     base, other = np.zeros(n), np.zeros(n)
     for rows, count in budgets.blocks(n, min(self.rows, n)):
       here, mine = sided.rows(rows), metric.rows(rows)
-      ready = self._compiled('ready', functools.partial(self._ready, held), params, here, mine)
+      ready = self._compile('ready', functools.partial(self._prepare, held), params, here, mine)
       *known, metrics = ready(params, here, mine)
       base[rows[:count]], other[rows[:count]] = (np.asarray(x, float)[:count] for x in metrics)
-      edges = self._compiled('edges', functools.partial(self._edges, held), params, here)
+      edges = self._compile('edges', functools.partial(self._attribute, held), params, here)
       for at, size in budgets.blocks(len(many), min(self.chunk, len(many))):
         found = np.asarray(edges(params, here, *known, many[at]), float)
         place = np.ix_(np.arange(len(values)), at[:size], rows[:count])
         values[place] = found[:size, :, :count].swapaxes(0, 1)
     return self._effects('edge attribution', metric, sided.real, values, base, other)
 
-  def _ready(self, held: _Held, params: Any, pairs: Pairs, metric: Metric) -> tuple:
+  def _prepare(self, held: _Held, params: Any, pairs: Pairs, metric: Metric) -> tuple:
     """Base and planted values, gradients at the receivers, and the metrics of both runs."""
 
     def loss(params, inputs):
       each = metric(self.forward(params, inputs))
       return each.sum(), each
 
-    def patched(received):
+    def patch(received):
       every = jnp.ones(len(self.receivers), bool)
-      plants = engine.subset(self.receivers, received, every, pairs.real)
+      plants = engine.plant_subset(self.receivers, received, every, pairs.real)
       return metric(harvest.plant(self.forward)(plants, params, pairs.clean)).sum()
 
     at_sites = harvest.value_and_grad_at(loss, sites=self.receivers.sites(), has_aux=True)
     (_, base), *both = at_sites(params, pairs.clean)
     received, gradients = (sources.by_name(self.receivers, acts) for acts in both)
     if self.together:  # receivers that are all planted do not act on each other
-      gradients = jax.grad(patched)(received)
-    other = metric(sources.output(self.forward, params, pairs.noise))
-    return *held.ends(params, pairs), gradients, (base, other)
+      gradients = jax.grad(patch)(received)
+    other = metric(sources.run_unpatched(self.forward, params, pairs.noise))
+    return *held.read_ends(params, pairs), gradients, (base, other)
 
-  def _edges(self, held: _Held, params: Any, pairs: Pairs, *known: Any) -> jax.Array:
+  def _attribute(self, held: _Held, params: Any, pairs: Pairs, *known: Any) -> jax.Array:
     """The effects through M subsets of the receivers, [M, S, B]."""
     base, planted, gradients, many = known
-    zeros = {name: jnp.zeros_like(base[name]) for name in _used(self.senders)}
-    back = jax.vjp(lambda moved: held.moved(params, pairs, base, moved), zeros)[1]
+    zeros = {name: jnp.zeros_like(base[name]) for name in _layouts_in_use(self.senders)}
+    back = jax.vjp(lambda moved: held.move(params, pairs, base, moved), zeros)[1]
     made = {}
-    for number, grid in self.senders.used():
+    for number, grid in self.senders.grids_in_use():
       new, old = (held.of_senders(x, grid.name) for x in (planted, base))
-      made[number] = terms.own(grid.layout, grid.name, new, old, pairs.real)
+      made[number] = terms.linear_term(grid.layout, grid.name, new, old, pairs.real)
 
     def one(members):
       masks = _masks(self.receivers, self.receivers, members, pairs.real)
@@ -353,7 +353,7 @@ class _Held:
     names = [n for n in ('z' if 'z' in there else 'attn_out', 'mlp_out') if n in there]
     if not names:
       raise PatchingError('this model has no components that could be held', hint='tag z, mlp_out')
-    odd = [name for name in _used(routes._free) if name not in names]
+    odd = [name for name in _layouts_in_use(routes._free) if name not in names]
     if odd:
       raise PatchingError(f'{", ".join(odd)} cannot mediate', hint=f'nodes of {", ".join(names)}')
     layouts = {**routes._free.layouts, **routes.senders.layouts}
@@ -367,11 +367,11 @@ class _Held:
     have = self.nodes.layers(name)
     return values[name][np.array([have.index(i) for i in self.routes.senders.layers(name)])]
 
-  def ends(self, params: Any, pairs: Pairs) -> tuple[sources.Values, sources.Values]:
+  def read_ends(self, params: Any, pairs: Pairs) -> tuple[sources.Values, sources.Values]:
     """Values of senders and components in the base run, and what takes their place."""
     forward, mode = self.routes.forward, self.routes.mode
     _, base = sources.read(forward, self.nodes, params, pairs.clean)
-    return base, sources.planted(forward, self.nodes, mode, params, pairs.noise, None, None)[1]
+    return base, sources.make_planted(forward, self.nodes, mode, params, pairs.noise, None, None)[1]
 
   def send(
     self, params: Any, pairs: Pairs, base: sources.Values, planted: sources.Values, members: Any
@@ -379,17 +379,17 @@ class _Held:
     """What the receivers get if some senders, bool [S], have their planted values."""
     masks = _masks(self.routes.senders, self.nodes, members, pairs.real)
     values = {name: jnp.where(mask, planted[name], base[name]) for name, mask in masks.items()}
-    return self._received(params, pairs, {**base, **values}, masks)
+    return self._receive(params, pairs, {**base, **values}, masks)
 
-  def moved(
+  def move(
     self, params: Any, pairs: Pairs, base: sources.Values, moved: sources.Values
   ) -> sources.Values:
     """What the receivers get if the senders' values are moved; for derivatives at 0."""
     values = {name: base[name] + by for name, by in moved.items()}
     outside = {name: True for name in moved if name not in self.names}
-    return self._received(params, pairs, {**base, **values}, outside)
+    return self._receive(params, pairs, {**base, **values}, outside)
 
-  def _received(
+  def _receive(
     self, params: Any, pairs: Pairs, values: sources.Values, sending: Mapping[str, Any]
   ) -> sources.Values:
     plants: dict[str, Any] = {}
@@ -397,24 +397,25 @@ class _Held:
     for name, value in values.items():
       layers, mask = self.nodes.layers(name), sending.get(name, False)
       if name in self.names:
-        some = name in _used(free)
+        some = name in _layouts_in_use(free)
         mask |= (
-          ~engine.covered(free, name, layers, np.ones(len(free), bool), pairs.real)
+          ~engine.mask_of(free, name, layers, np.ones(len(free), bool), pairs.real)
           if some
           else True
         )
-      plants |= engine.masked(name, layers, value, jnp.broadcast_to(mask, value.shape))
+      plants |= engine.plant_masked(name, layers, value, jnp.broadcast_to(mask, value.shape))
     run = harvest.harvest(self.routes.forward, sites=receivers.sites())
     return sources.by_name(receivers, run(plants, params, pairs.clean)[1])
 
 
-def _used(nodes: NodeSet) -> dict[str, Layout]:
+def _layouts_in_use(nodes: NodeSet) -> dict[str, AxisLayout]:
   """The layouts of the sites at which there are nodes."""
-  return {grid.name: grid.layout for _, grid in nodes.used()}
+  return {grid.name: grid.layout for _, grid in nodes.grids_in_use()}
 
 
 def _masks(nodes: NodeSet, within: NodeSet, members: Any, real: Any) -> dict[str, jax.Array]:
   """By site name, where some nodes are in the layers of other ones: bool [layers, ...], to be broadcast."""
   return {
-    name: engine.covered(nodes, name, within.layers(name), members, real) for name in _used(nodes)
+    name: engine.mask_of(nodes, name, within.layers(name), members, real)
+    for name in _layouts_in_use(nodes)
   }

@@ -29,7 +29,7 @@ class Plans:
   def __init__(self) -> None:
     self._entries: dict[Hashable, tuple[Watch, Any]] = {}
 
-  def once(
+  def make_once(
     self, what: str, trees: tuple, reads: tuple[Callable | None, ...], make: Callable[[], Any]
   ) -> Any:
     """What `make` returns, made once for arguments of one signature.
@@ -78,9 +78,11 @@ class Method:
   def __post_init__(self) -> None:
     sources.check_forward(self.forward)
 
-  def _once(self, what: str, trees: tuple, make: Callable[[], Any], *reads: Callable | None) -> Any:
-    """What `make` returns, made once as by `Plans.once`; `reads` are user functions called besides `forward`."""
-    return self._plans.once(what, trees, (self.forward, *reads), make)
+  def _make_once(
+    self, what: str, trees: tuple, make: Callable[[], Any], *reads: Callable | None
+  ) -> Any:
+    """What `make` returns, made once as by `Plans.make_once`; `reads` are user functions called besides `forward`."""
+    return self._plans.make_once(what, trees, (self.forward, *reads), make)
 
 
 def functions(metric: Metric) -> Iterator[Callable]:

@@ -28,8 +28,8 @@ import numpy as np
 
 from mechjax import harvest, sites
 from mechjax.errors import PatchingError, unknown
-from mechjax.patching.metrics import Metric, bound
-from mechjax.patching.nodes import Layout, NodeSet
+from mechjax.patching.metrics import Metric, bind
+from mechjax.patching.nodes import AxisLayout, NodeSet
 from mechjax.patching.pairs import Pairs, check
 from mechjax.programs.callables import refuse_model
 
@@ -47,7 +47,7 @@ Values = dict[str, jax.Array]
 """By site name, [layers, *the site's value]."""
 
 
-def sides(
+def choose_sides(
   pairs: Pairs, metric: Metric, mode: str, seed: int, *nodes: NodeSet
 ) -> tuple[Pairs, Metric, int]:
   """What a method works on.
@@ -67,10 +67,10 @@ def sides(
   check(pairs)
   if mode not in MODES:
     raise unknown(PatchingError, 'mode of patching', mode, MODES)
-  metric, n = bound(metric, pairs), len(pairs)
+  metric, n = bind(metric, pairs), len(pairs)
   if mode in _ACROSS:
     _check_across(pairs, mode, nodes)
-  return _sided(pairs, mode, seed), metric, n
+  return _assign_sides(pairs, mode, seed), metric, n
 
 
 def _check_across(pairs: Pairs, mode: str, nodes: Sequence[NodeSet]) -> None:
@@ -85,7 +85,7 @@ def _check_across(pairs: Pairs, mode: str, nodes: Sequence[NodeSet]) -> None:
     )
 
 
-def _sided(pairs: Pairs, mode: str, seed: int) -> Pairs:
+def _assign_sides(pairs: Pairs, mode: str, seed: int) -> Pairs:
   if mode == 'noising':
     return pairs
   if mode == 'denoising':
@@ -116,7 +116,7 @@ def check_first_order(nodes: NodeSet, mode: str) -> None:
     )
 
 
-def output(forward: Callable, params: Any, inputs: Any) -> Any:
+def run_unpatched(forward: Callable, params: Any, inputs: Any) -> Any:
   """What the model returns unpatched, staged as its patched runs are.
 
   Called plainly, blocks of it that are jitted would be answered from JAX's cache after a change of what they read, and
@@ -137,12 +137,12 @@ def by_name(nodes: NodeSet, acts: Any) -> Values:
   for name, layout in nodes.layouts.items():
     layers = nodes.layers(name)
     if layers:
-      values[name] = picked(acts, name, layers)
+      values[name] = pick(acts, name, layers)
       _check_shape(name, layout, values[name].shape[1:])
   return values
 
 
-def picked(acts: Any, name: str, layers: Sequence[int | None]) -> jax.Array:
+def pick(acts: Any, name: str, layers: Sequence[int | None]) -> jax.Array:
   """The values of a site at these layers, [layers, ...], of activations that may hold more layers."""
   values = acts.stacked(name)
   if tuple(layers) == (None,):
@@ -156,7 +156,7 @@ def pattern(name: str, layers: Sequence[int | None]) -> str:
   return name if tuple(layers) == (None,) else f'{name}.{{{",".join(map(str, layers))}}}'
 
 
-def _check_shape(name: str, layout: Layout, shape: tuple[int, ...]) -> None:
+def _check_shape(name: str, layout: AxisLayout, shape: tuple[int, ...]) -> None:
   b = layout.axes.index('B')
   if len(shape) != len(layout.shape) or shape != (
     *layout.shape[:b],
@@ -170,7 +170,7 @@ def _check_shape(name: str, layout: Layout, shape: tuple[int, ...]) -> None:
     )
 
 
-def planted(
+def make_planted(
   forward: Callable, nodes: NodeSet, mode: str, params: Any, inputs: Any, statistics: Any, keys: Any
 ) -> tuple[Any, Values]:
   """What the model returns on `inputs`, and the values to plant; `keys` are random, one for each pair."""
@@ -191,7 +191,9 @@ def planted(
   return out, drawn
 
 
-def _noise(name: str, layers: Sequence[int | None], layout: Layout, like: Any, keys: Any) -> Any:
+def _noise(
+  name: str, layers: Sequence[int | None], layout: AxisLayout, like: Any, keys: Any
+) -> Any:
   """Normal numbers [layers, *the site's value], a function of seed, pair (its row), site, layer and position alone.
 
   So they are the same whatever is swept along, in whatever chunks, and when a sweep is resumed.
@@ -220,7 +222,7 @@ def sums(forward: Callable, nodes: NodeSet, params: Any, inputs: Any, real: Any)
   out = {}
   for name, value in values.items():
     layout = nodes.layouts[name]
-    there = along(layout, real)[None]
+    there = broadcast_real(layout, real)[None]
     value, axis = jnp.where(there, value, jnp.zeros_like(value)), layout.axes.index('B') + 1
     count = jnp.broadcast_to(there, value.shape).sum(axis, dtype=value.dtype)
     out[name] = (count, value.sum(axis), (value**2).sum(axis))
@@ -237,7 +239,7 @@ def statistics(total: Any) -> Any:
   return {name: of(*s) for name, s in total.items()}
 
 
-def along(layout: Layout, real: Any) -> jax.Array:
+def broadcast_real(layout: AxisLayout, real: Any) -> jax.Array:
   """`real` [B, T], laid out to broadcast against a site's value."""
   real, t = jnp.asarray(real), layout.position
   if not t:
@@ -250,15 +252,17 @@ def along(layout: Layout, real: Any) -> jax.Array:
   )
 
 
-def unusable(nodes: NodeSet, values: Values, real: Any) -> Values:
+def find_nan(nodes: NodeSet, values: Values, real: Any) -> Values:
   """Which layers of each site hold a NaN at a real position: bool [layers]."""
   return {
-    name: (jnp.isnan(x) & along(nodes.layouts[name], real)).any(axis=tuple(range(1, x.ndim)))
+    name: (jnp.isnan(x) & broadcast_real(nodes.layouts[name], real)).any(
+      axis=tuple(range(1, x.ndim))
+    )
     for name, x in values.items()
   }
 
 
-def refuse_nan(nodes: NodeSet, bad: Values, metrics: dict[str, Any], first: int) -> None:
+def check_no_nan(nodes: NodeSet, bad: Values, metrics: dict[str, Any], first: int) -> None:
   """Raises PatchingError if a site or a metric is NaN; `first` is the number of the first pair."""
   order = {name: i for i, name in enumerate(dict.fromkeys([*sites.CANONICAL, *bad]))}
   hits = [

@@ -37,7 +37,7 @@ from jax.scipy.special import logsumexp
 
 from mechjax import harvest, precision
 from mechjax.patching import sources
-from mechjax.patching.nodes import Grid, Layout, NodeSet
+from mechjax.patching.nodes import AxisLayout, Grid, NodeSet
 
 FIXED = ('q', 'k')
 """The sites whose nodes go through the softmax."""
@@ -62,13 +62,15 @@ class Term:
 # --- what does not depend on the gradient -----------------------------------------------------------------
 
 
-def own(layout: Layout, name: str, planted: jax.Array, base: jax.Array, real: Any) -> Term:
+def linear_term(
+  layout: AxisLayout, name: str, planted: jax.Array, base: jax.Array, real: Any
+) -> Term:
   """The term of nodes that are linearised where they are; values are [layers, ...]."""
-  there = sources.along(layout, real)[None]
-  return Term(name, _own, jnp.where((planted != base) & there, planted - base, 0))
+  there = sources.broadcast_real(layout, real)[None]
+  return Term(name, _multiply, jnp.where((planted != base) & there, planted - base, 0))
 
 
-def _own(moved: jax.Array, gradient: jax.Array) -> jax.Array:
+def _multiply(moved: jax.Array, gradient: jax.Array) -> jax.Array:
   return jnp.where(moved == 0, jnp.zeros_like(moved), moved * gradient)
 
 
@@ -101,10 +103,10 @@ class Attention:
     self, grid: Grid, layers: tuple, planted: jax.Array, acts: Any, params: Any, pairs: Any
   ) -> Term:
     """The term of query or key nodes; `planted` is [layers, ...], `acts` holds the base run."""
-    probs = self._flat(sources.picked(acts, 'attn_probs', layers))
+    probs = self._flatten(sources.pick(acts, 'attn_probs', layers))
     to = lambda site: self._cut(grid.name, site, layers, params, pairs.clean)  # noqa: E731
-    base = sources.picked(acts, grid.name, layers)
-    there = sources.along(grid.layout, pairs.real)[None]
+    base = sources.pick(acts, grid.name, layers)
+    there = sources.broadcast_real(grid.layout, pairs.real)[None]
     product = _Product(grid.layout, self.axes)
     if grid.name == 'q':
       moved = to('attn_probs')(jnp.where(there, planted, base)) - probs
@@ -113,20 +115,24 @@ class Attention:
       moved = to('attn_probs')(jnp.where(there, planted, base)) - probs
       return Term('attn_probs', dataclasses.replace(product, kind='all keys'), moved)
     if self.softmax:
-      scores = self._flat(sources.picked(acts, 'attn_scores', layers))
-      arrays = closed_form(scores, to('attn_scores')(jnp.where(there, planted, base)), probs)
+      scores = self._flatten(sources.pick(acts, 'attn_scores', layers))
+      arrays = prepare_closed_form(
+        scores, to('attn_scores')(jnp.where(there, planted, base)), probs
+      )
       return Term('attn_probs', dataclasses.replace(product, kind='keys'), arrays)
-    moved = self._in_turn(grid.layout, to('attn_probs'), planted, base, there) - probs[:, None]
-    return Term('attn_probs', dataclasses.replace(product, kind='keys in turn'), moved)
+    moved = (
+      self._patch_each_key(grid.layout, to('attn_probs'), planted, base, there) - probs[:, None]
+    )
+    return Term('attn_probs', dataclasses.replace(product, kind='keys one by one'), moved)
 
-  def _in_turn(self, layout, cut, planted, base, there) -> jax.Array:
+  def _patch_each_key(self, layout, cut, planted, base, there) -> jax.Array:
     """Probabilities with each key patched alone: [layers, S, B, N, T, S]."""
     place = jnp.asarray(layout.index(layout.position))
     one = lambda j: cut(jnp.where(there & (place == j), planted, base))  # noqa: E731
     return jax.lax.map(one, jnp.arange(layout.size(layout.position))).swapaxes(0, 1)
 
-  def _flat(self, x: jax.Array) -> jax.Array:
-    return jax.vmap(lambda y: flat(y, self.axes))(x)
+  def _flatten(self, x: jax.Array) -> jax.Array:
+    return jax.vmap(lambda y: flatten(y, self.axes))(x)
 
   def _cut(self, source: str, to: str, layers: tuple, params: Any, inputs: Any) -> Callable:
     """From the values of one site to those of another, [layers, ...] to [layers, B, N, T, S]."""
@@ -134,11 +140,11 @@ class Attention:
       self.forward, inputs=sources.pattern(source, layers), outputs=sources.pattern(to, layers)
     )(params, inputs)
     if len(layers) > 1:
-      return lambda x: self._flat(cut(x))
-    return lambda x: self._flat(cut(x[0])[None])
+      return lambda x: self._flatten(cut(x))
+    return lambda x: self._flatten(cut(x[0])[None])
 
 
-def is_plain_softmax(
+def softmax_error(
   attention: Attention, nodes: NodeSet, params: Any, clean: Any, planted: sources.Values
 ) -> tuple[jax.Array, jax.Array]:
   """How far attn_probs is from a softmax of attn_scores, at the base keys and at the planted ones.
@@ -150,17 +156,17 @@ def is_plain_softmax(
   wanted = [sources.pattern(name, layers) for name in ('k', 'attn_scores', 'attn_probs')]
   acts = harvest.reap(attention.forward, sites=wanted)(params, clean)
   worst = jnp.zeros((), jnp.float32)
-  for keys in (sources.picked(acts, 'k', layers), planted['k']):
+  for keys in (sources.pick(acts, 'k', layers), planted['k']):
     scores, probs = (
       attention._cut('k', to, layers, params, clean)(keys) for to in ('attn_scores', 'attn_probs')
     )
     apart = jnp.abs(jax.nn.softmax(scores).astype(probs.dtype) - probs)
     worst = jnp.maximum(worst, apart.max().astype(jnp.float32))
-  dtypes = [sources.picked(acts, name, layers).dtype for name in ('attn_probs', 'attn_scores')]
+  dtypes = [sources.pick(acts, name, layers).dtype for name in ('attn_probs', 'attn_scores')]
   return worst, jnp.asarray(max(jnp.finfo(d).eps for d in dtypes), jnp.float32)
 
 
-def closed_form(scores: jax.Array, patched: jax.Array, probs: jax.Array) -> tuple:
+def prepare_closed_form(scores: jax.Array, patched: jax.Array, probs: jax.Array) -> tuple:
   """What the closed form needs of each key of plain softmax attention.
 
   Args:
@@ -174,23 +180,23 @@ def closed_form(scores: jax.Array, patched: jax.Array, probs: jax.Array) -> tupl
   """
   scores, patched = scores.astype(probs.dtype), patched.astype(probs.dtype)
   change = jnp.where(patched == scores, jnp.zeros_like(scores), patched - scores)
-  most = jnp.arange(scores.shape[-1]) == scores.argmax(-1, keepdims=True)
-  rest = jnp.where(most, -jnp.inf, scores)
+  top = jnp.arange(scores.shape[-1]) == scores.argmax(-1, keepdims=True)
+  rest = jnp.where(top, -jnp.inf, scores)
   total, without = (logsumexp(x, axis=-1, keepdims=True) for x in (scores, rest))
   alone = without == -jnp.inf  # no other key is seen
-  x = scores - jnp.where(most, without, total + jnp.log1p(-probs))
+  x = scores - jnp.where(top, without, total + jnp.log1p(-probs))
   # Each from the side where it is small.
   up = jax.nn.sigmoid(x + change) - jax.nn.sigmoid(x)
   down = jax.nn.sigmoid(-x) - jax.nn.sigmoid(-x - change)
-  return jnp.where(x > 0, down, up), probs, jnp.exp(rest - jnp.where(alone, 0, without)), most
+  return jnp.where(x > 0, down, up), probs, jnp.exp(rest - jnp.where(alone, 0, without)), top
 
 
 def key_effects(arrays: tuple, gradient: jax.Array) -> jax.Array:
-  """Î(k_j) from `closed_form` and the gradient at the probabilities: [..., T, S] -> [..., S]."""
-  moved, probs, shares, most = arrays
+  """Î(k_j) from `prepare_closed_form` and the gradient at the probabilities: [..., T, S] -> [..., S]."""
+  moved, probs, shares, top = arrays
   weighted = probs * gradient
   others = (weighted.sum(-1, keepdims=True) - weighted) / (1 - probs)
-  mean = jnp.where(most, (shares * gradient).sum(-1, keepdims=True), others)
+  mean = jnp.where(top, (shares * gradient).sum(-1, keepdims=True), others)
   return (moved * (gradient - mean)).sum(-2)
 
 
@@ -201,12 +207,12 @@ def key_effects(arrays: tuple, gradient: jax.Array) -> jax.Array:
 class _Product:
   """Multiplies by the gradient at attn_probs, and lays the result out like the site."""
 
-  layout: Layout
+  layout: AxisLayout
   axes: str
   kind: str = ''
 
   def __call__(self, arrays: Any, gradient: jax.Array) -> jax.Array:
-    g = flat(gradient, self.axes)
+    g = flatten(gradient, self.axes)
     if self.kind == 'queries':
       each = (arrays * g).sum(-1)
     elif self.kind == 'all keys':
@@ -215,9 +221,9 @@ class _Product:
       each = key_effects(arrays, g)
     else:
       each = precision.einsum('jbnts,bnts->bnj', arrays, g)
-    return self._laid(each)
+    return self._lay_out(each)
 
-  def _laid(self, each: jax.Array) -> jax.Array:
+  def _lay_out(self, each: jax.Array) -> jax.Array:
     """[B, N, P] on the axes of the site; the query heads of a key head are added up."""
     layout = self.layout
     heads = [layout.size(letter) for letter in layout.heads]
@@ -230,7 +236,7 @@ class _Product:
     return each.reshape([each.shape[order.index(a)] if a in order else 1 for a in layout.axes])
 
 
-def flat(x: jax.Array, axes: str) -> jax.Array:
+def flatten(x: jax.Array, axes: str) -> jax.Array:
   """Attention probabilities or scores as [B, N, T, S], float32 or wider."""
   heads = ''.join(a for a in axes if a in 'NKG')
   x = x.transpose([axes.index(a) for a in f'B{heads}TS'])

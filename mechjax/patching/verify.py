@@ -140,7 +140,7 @@ class Subsets:
     ranking = self.nodes[np.argsort(-self.contribution(), kind='stable')]
     return Search(ranking, self.count + np.arange(1, len(ranking) + 1))
 
-  def upper(self, alpha: float = 0.05) -> np.ndarray:
+  def upper_bounds(self, alpha: float = 0.05) -> np.ndarray:
     """U(n) of the module's equation, [U]; for each node taken alone it is too low with probability alpha at most."""
     _check_alpha(alpha, 0.5)
     error = mean_over_pairs(self.errors, self.there)
@@ -148,7 +148,7 @@ class Subsets:
 
   def bound(self, alpha: float = 0.05) -> float:
     """Upper bound on the largest contribution of any of these nodes, too low with probability alpha at most."""
-    return float(self.upper(alpha).max())
+    return float(self.upper_bounds(alpha).max())
 
   def p_values(self, theta: float) -> np.ndarray:
     """For each node the probability, at most, of such effects if its contribution were theta or more, [U]."""
@@ -202,7 +202,7 @@ def sample_subsets(
     raise PatchingError('there are no nodes to make subsets of', cause='all have been measured')
   inside = _inside(p, subsets)
   origin, held, free = None, 0.0, 0.0  # sums over the subsets with and without each node, [2, U, B]
-  for chosen in _subsets(len(nodes), inside, subsets, batch, seed):
+  for chosen in _draw_subsets(len(nodes), inside, subsets, batch, seed):
     members = np.zeros((len(chosen), n), bool)
     members[:, nodes] = chosen
     effects = measure(patch, members)
@@ -227,7 +227,9 @@ def _inside(p: float, subsets: int) -> int:
   return inside
 
 
-def _subsets(nodes: int, inside: int, count: int, batch: int, seed: int) -> Iterator[np.ndarray]:
+def _draw_subsets(
+  nodes: int, inside: int, count: int, batch: int, seed: int
+) -> Iterator[np.ndarray]:
   """Random subsets bool [batch, nodes], `count` in all; each node is in `inside` of them."""
   random = np.random.default_rng(seed)
   wanted = np.full(nodes, inside)
@@ -321,7 +323,7 @@ def verify(
   if not 0 <= checks <= len(off):
     raise PatchingError(f'{checks} checks among the {len(off)} nodes that are off the path')
   checked = np.random.default_rng([seed, 1]).choice(off, checks, replace=False)
-  effects = _measured(patch, np.r_[path, checked], n, measured, batch)
+  effects = _measure_missing(patch, np.r_[path, checked], n, measured, batch)
   contribution = mean_over_pairs(np.abs(effects), getattr(patch, 'there', None))
   contribution[np.isnan(effects).any(axis=1)] = np.nan
   threshold = float(np.sort(contribution[path])[-k])
@@ -349,7 +351,7 @@ def _path(search: Search, k: int, budget: float) -> np.ndarray:
   return path
 
 
-def _measured(
+def _measure_missing(
   patch: Patch, nodes: np.ndarray, n: int, before: np.ndarray | None, batch: int
 ) -> np.ndarray:
   """Effects [N, B] in which those of `nodes` are known; only what was not known before is patched."""

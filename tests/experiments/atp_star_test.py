@@ -66,7 +66,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def measured(model, task, said, saved):
-  return measuring.measure(model, task, SETTINGS, save=saved, say=said.append)
+  return measuring.measure(model, task, SETTINGS, save=saved, log=said.append)
 
 
 def walk(search, truth, k):
@@ -129,8 +129,8 @@ def test_costs_are_those_of_walking_down_each_ranking(measured):
 
 def test_the_truth_itself_would_be_a_perfect_method(measured):
   true = measured.truth.contribution()
-  oracle = methods.Found('oracle', Search.by(true, 0), true, 0, 0.0, measured.truth)
-  judged = measuring.judged(oracle, {}, measured.truth, SETTINGS, measured.tokens)
+  oracle = methods.MethodResult('oracle', Search.by(true, 0), true, 0, 0.0, measured.truth)
+  judged = measuring.judge(oracle, {}, measured.truth, SETTINGS, measured.tokens)
   assert judged['spearman'] == pytest.approx(1)
   assert judged['costs'] == [3, 10]
   assert judged['aggregate_over_oracle'] == pytest.approx(1)
@@ -157,10 +157,10 @@ def test_methods_are_charged_what_the_convention_says(model, task, measured):
 
 def test_methods_that_come_to_the_same_are_measured_once(model, task):
   layers = measuring.ask(tiny('qwen'), task, Settings(nodes='layers'))
-  assert methods.distinct(layers, ('atp', 'atp_qk', 'random')) == ['atp', 'random']
-  assert methods.distinct(layers, ('atp_qk', 'atp_star')) == ['atp_qk', 'atp_star']
+  assert methods.drop_duplicates(layers, ('atp', 'atp_qk', 'random')) == ['atp', 'random']
+  assert methods.drop_duplicates(layers, ('atp_qk', 'atp_star')) == ['atp_qk', 'atp_star']
   heads = measuring.ask(model, task, Settings())
-  assert methods.distinct(heads, ('atp', 'atp_qk')) == ['atp', 'atp_qk']
+  assert methods.drop_duplicates(heads, ('atp', 'atp_qk')) == ['atp', 'atp_qk']
 
 
 def test_a_false_negative_names_the_methods_that_have_it(measured):
@@ -230,7 +230,7 @@ def test_settings_without_meaning_are_refused_with_what_is_known(options, messag
 def test_fewer_nodes_than_the_largest_k_are_refused_before_the_sweep(model, task):
   settings = Settings(layers='1', positions='last', ks=(5, 17))
   with pytest.raises(PatchingError, match='K 17 of 16 nodes'):
-    measuring.measure(model, task, settings, say=lambda line: None)
+    measuring.measure(model, task, settings, log=lambda line: None)
 
 
 def test_a_sweep_is_taken_up_again(model, task, measured, saved):

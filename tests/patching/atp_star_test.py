@@ -117,7 +117,10 @@ def close(found, expected):
 
 @pytest.mark.parametrize(
   ('keys', 'mode', 'q', 'k'),
-  [('closed form', 'denoising', 'positions', 'heads'), ('in turn', 'zero', 'heads', 'positions')],
+  [
+    ('closed form', 'denoising', 'positions', 'heads'),
+    ('sequential', 'zero', 'heads', 'positions'),
+  ],
 )
 def test_queries_and_keys_go_through_the_softmax_exactly(keys, mode, q, k):
   """Each alone, and all heads of a position or all positions of a head."""

@@ -28,7 +28,9 @@ def brute_force(scores, patched, gradient):
 
 @jax.jit
 def closed(scores, patched, gradient):
-  return terms.key_effects(terms.closed_form(scores, patched, jax.nn.softmax(scores)), gradient)
+  return terms.key_effects(
+    terms.prepare_closed_form(scores, patched, jax.nn.softmax(scores)), gradient
+  )
 
 
 def random(n, *shape, scale=1.0):

@@ -259,7 +259,7 @@ def test_contributions_are_means_over_the_pairs_that_have_the_node():
   np.testing.assert_allclose(found.threshold, np.sort(expected)[-5])
   sampled = sample_subsets(patch, 12, np.arange(2, 12), subsets=4000, p=0.5)
   np.testing.assert_allclose(sampled.contribution(), expected[2:], atol=5 * sampled.errors.max())
-  assert (sampled.upper() > expected[2:]).all()
+  assert (sampled.upper_bounds() > expected[2:]).all()
   ordered = blocks(patch, 12, 1)
   assert ordered.ranking.tolist() == np.argsort(-expected).tolist()
 
@@ -293,7 +293,7 @@ def coverage(patch, truth, **options):
   for seed in range(RUNS):
     sampled = sample_subsets(patch, len(truth), seed=seed, **options)
     held[0] += [sampled.bound(alpha) >= truth.max() for alpha in ALPHAS]
-    held[1] += [sampled.upper(alpha)[0] >= truth[0] for alpha in ALPHAS]
+    held[1] += [sampled.upper_bounds(alpha)[0] >= truth[0] for alpha in ALPHAS]
     slack += sampled.bound() / truth.max() / RUNS
   return held / RUNS, slack
 
@@ -357,7 +357,7 @@ def test_with_interactions_the_bound_holds_for_the_effect_in_company(p):
 @pytest.mark.parametrize('alpha', [1e-6, 0.05, 0.4])
 def test_bounds_and_p_values_are_two_sides_of_one_statement(alpha):
   sampled = sample_subsets(additive(normal(9, 3)), 9, subsets=30, p=0.5)
-  one_by_one = [sampled.p_values(upper)[i] for i, upper in enumerate(sampled.upper(alpha))]
+  one_by_one = [sampled.p_values(upper)[i] for i, upper in enumerate(sampled.upper_bounds(alpha))]
   assert one_by_one == pytest.approx([alpha] * 9, rel=1e-9)
   assert sampled.p_value(sampled.bound(alpha)) == pytest.approx(alpha, rel=1e-9)
 
@@ -375,7 +375,7 @@ def test_suspects_hold_every_large_node():
 
 def test_effects_without_error_are_their_own_bound():
   flat = Subsets(np.arange(2), np.array([[1.0, -3], [0, 0]]), np.zeros((2, 2)), 5, 10)
-  assert (flat.upper() == [2, 0]).all()
+  assert (flat.upper_bounds() == [2, 0]).all()
   assert (flat.p_values(1.5) == [1, 0]).all()
   assert flat.p_value(2.5) == 0
 
