@@ -1,23 +1,23 @@
 """AtP*: attribution patching without its two blind spots (Kramár et al. 2024).
 
-AtP multiplies a change by a gradient, and misses nodes in two ways. Where attention is saturated the softmax is flat:
-the gradient of a query or key is nearly 0 although replacing it moves the attention elsewhere. The QK fix goes through
-the softmax exactly (`terms`). Where a node acts through two routes that cancel, the sum is nearly 0 although each is
-large. GradDrop takes the routes apart by dropping one layer's gradient at a time (`graddrop`).
+AtP multiplies a change by a gradient, and misses nodes in two ways. If attention is saturated the softmax is flat: the
+gradient of a query or key is nearly 0 although replacing it moves the attention elsewhere. The QK fix computes the
+softmax exactly (`terms`). If a node acts through two routes that cancel, the sum is nearly 0 although each route is
+large. GradDrop separates the routes by dropping one layer's gradient at a time (`graddrop`).
 
     star = AtPStar(forward, nodes, qk_fix=True, graddrop=False)
     effects = star(params, pairs, metric)
 
-With `qk_fix` alone effects keep their sign and cost hardly more than AtP; the paper recommends this over distributions
-of prompts. With `graddrop` an effect is the mean over dropped layers of its absolute value, and costs about L/2
-backward passes more; the paper recommends both for single pairs. `by_layer` shows what each dropped layer does.
+With `qk_fix` alone effects keep their sign and cost hardly more than AtP; the paper recommends this for distributions
+of prompts. With `graddrop` an effect is the mean over dropped layers of its absolute value, and costs about L/2 more
+backward passes; the paper recommends both for single pairs. `by_layer` gives the effects for each dropped layer.
 
-Dividing by L - 1 is right for what lies inside a block, because dropping the block itself leaves exactly 0. The
+The division by L - 1 is right for nodes inside a block, because dropping the block itself leaves exactly 0. The
 embedding and the residual stream lie in no block, so their sum is divided by L.
 
 Sharp edges: a first-order score of a whole residual vector is not AtP*; exact patching is cheap there, use
 `ActivationPatching`. With a single layer there is nothing to drop, and GradDrop gives the absolute value. GradDrop
-keeps the values between sites of `rows` pairs at a time, and `chunk` gradients.
+keeps the values between sites for `rows` pairs at a time, and `chunk` gradients.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ class AtPStar(Method):
 
   Attributes:
     forward: as in `Method`.
-    nodes: which nodes.
+    nodes: N nodes.
     mode: one of `sources.MODES` that needs no statistics: noising, denoising, zero or resample.
-    qk_fix: whether query and key nodes go through the softmax exactly.
+    qk_fix: whether the softmax is computed exactly for query and key nodes.
     graddrop: whether gradients are dropped layer by layer.
-    keys: how patched keys are computed: in closed form, which holds where attention is a plain softmax of
-      'attn_scores'; each in turn, which holds always; or the first where a run shows that it holds ('auto').
+    keys: method for patched keys. 'closed form' is right if attention is a plain softmax of 'attn_scores',
+      'sequential' patches one key after the other and is always right, 'auto' takes the first if a run confirms it.
     axes: letters of attn_probs and attn_scores, as in `nodes_of`.
-    chunk: how many dropped layers go side by side.
-    rows: how many pairs at a time under GradDrop.
+    chunk: number of dropped layers that are processed side by side.
+    rows: number of pairs at a time under GradDrop.
     budget: bytes that may be used besides parameters and prompts without GradDrop.
-    seed: of 'resample'.
+    seed: seed of 'resample'.
   """
 
   nodes: NodeSet
@@ -87,23 +87,23 @@ class AtPStar(Method):
 
   @property
   def name(self) -> str:
-    """Of the method."""
+    """Name of the method."""
     names = {(1, 1): 'AtP*', (1, 0): 'AtP+QK', (0, 1): 'AtP+GradDrop', (0, 0): 'AtP'}
     return names[int(self.qk_fix), int(self.graddrop)]
 
   def __call__(self, params: Any, pairs: Pairs, metric: Metric) -> Effects:
-    """Attributes to every node on every pair.
+    """Estimates the effect of every node on every pair.
 
     Args:
-      params: given to `forward`.
+      params: first argument of `forward`.
       pairs: B pairs.
-      metric: a number for each.
+      metric: gives one number for each pair.
 
     Returns:
-      The effects, [N, B]; not negative with GradDrop.
+      The effects, [N, B]; never negative with GradDrop.
 
     Raises:
-      PatchingError: pairs, nodes and metric that do not go together; NaN; a closed form that does not hold; a model
+      PatchingError: pairs, nodes and metric that do not fit together; NaN; a closed form that does not hold; a model
         without the sites that the fixes need.
     """
     sided, metric, n = sources.choose_sides(pairs, metric, self.mode, self.seed, self.nodes)
@@ -140,10 +140,10 @@ class AtPStar(Method):
   def by_layer(self, params: Any, pairs: Pairs, metric: Metric) -> np.ndarray:
     """Î_ℓ(n): the effect of every node when the gradient through layer ℓ's writes is dropped.
 
-    Args: as for calling.
+    Args: as in `__call__`.
 
     Returns:
-      float64 [L, N, B], with its sign. Nodes above ℓ have their plain effect, nodes inside it 0.
+      float64 [L, N, B], signed. Nodes above layer ℓ have their plain effect, nodes inside it 0.
     """
     sided, metric, n = sources.choose_sides(pairs, metric, self.mode, self.seed, self.nodes)
     layers = self._layers(params, sided)
@@ -162,7 +162,7 @@ class AtPStar(Method):
       out[:, :, rows[:count]] = graddrop.by_node(self.nodes, stacked, real)[..., :count]
     return out
 
-  # --- inside
+  # --- internals
 
   def _lie_inside(self) -> np.ndarray:
     """1 for nodes that lie inside a block, 0 for those on the residual stream or without a layer; [N]."""
@@ -178,7 +178,7 @@ class AtPStar(Method):
       raise PatchingError(
         'GradDrop needs the writes to the residual stream',
         cause=f'none of {", ".join(graddrop.WRITES)} is tagged at a layer of this model',
-        hint='graddrop=False, or tag them',
+        hint='pass graddrop=False, or tag them',
       )
     return layers
 
@@ -194,7 +194,7 @@ class AtPStar(Method):
     return [(n, name) for n, name in used if self.qk_fix and name in terms.FIXED]
 
   def _attention(self, params: Any, sided: Pairs) -> terms.Attention:
-    """How the QK fix treats this model; looks whether the closed form of keys holds."""
+    """Treatment of this model's attention by the QK fix; a run tests whether the closed form of keys holds."""
     return self._make_once(
       'attention', (params, sided), lambda: self._choose_attention(params, sided)
     )
@@ -210,8 +210,8 @@ class AtPStar(Method):
     if not all(is_tagged('attn_probs', name) for name in names):
       raise PatchingError(
         'the QK fix needs the attention probabilities',
-        cause='attn_probs is not tagged at every layer where there are query or key nodes',
-        hint='qk_fix=False, or tag them',
+        cause='attn_probs is not tagged at every layer that has query or key nodes',
+        hint='pass qk_fix=False, or tag attn_probs',
       )
     if 'k' not in names or self.keys == 'sequential':
       return sequential
@@ -236,7 +236,7 @@ class AtPStar(Method):
         cause=f'attn_probs differs from softmax(attn_scores) by {worst:.2g}'
         if scored
         else 'attn_scores is not tagged',
-        hint="keys='sequential', or 'auto', which chooses",
+        hint="pass keys='sequential', or 'auto', which chooses between the two",
       )
     return sequential
 
@@ -254,7 +254,7 @@ class AtPStar(Method):
     planted: Any,
     acts: Any,
   ) -> dict[int, terms.Term]:
-    """By number of the grid; `acts` holds the base run at the nodes and at what the attention reads."""
+    """Terms by number of the grid; `acts` is the base run at the nodes and at the sites that the attention reads."""
     fixed, made = dict(self._grids_to_fix()), {}
     for number, grid in nodes.grids_in_use():
       layers = nodes.layers(grid.name)
@@ -281,7 +281,7 @@ class AtPStar(Method):
     layers: list,
     add: Add,
   ) -> tuple[dict, dict, list[np.ndarray]]:
-    """One block of pairs: what `graddrop.walk` returns, and the metrics of both runs."""
+    """Processes one block of pairs: the results of `graddrop.walk`, and the metrics of both runs."""
     attention = self._attention(params, sided)
     here, mine = sided.rows(rows), metric.rows(rows)
     prepare = self._make_once('prepare', (params, here, mine), lambda: self._prepare(attention))
@@ -317,7 +317,7 @@ class AtPStar(Method):
 
 
 def _pass(star: AtPStar, attention: terms.Attention, nodes: NodeSet) -> Callable:
-  """(params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN)."""
+  """A function (params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN)."""
   forward = star.forward
 
   def run(params: Any, pairs: Pairs, metric: Metric) -> tuple:

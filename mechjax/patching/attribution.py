@@ -9,15 +9,15 @@ docs/methods.md, section 2.1):
     effects = Attribution(forward, nodes)(params, pairs, metric)
     effects.contribution()        # the absolute value is taken per pair, then the mean
 
-Pairs do not interact, so the sum of their metrics has the gradient of each. With `steps` the gradient is the mean
-over midpoints of the line between the two runs' values at `along` (integrated gradients; the planted-minus-base
-values stay those of the ends), which costs `steps` forward and backward passes and follows the metric where it
-bends. Memory is bounded by blocks of pairs first and, where one pair is too large, by parts of the layers, each
-part at the cost of its own passes; a `forward` with checkpointed layers needs less.
+Pairs do not interact, so the gradient of the sum of their metrics holds the gradient of each. With `steps` the
+gradient is the mean over midpoints of the line between the two runs' values at `along` (integrated gradients; the
+planted-minus-base values stay those of the ends). That costs `steps` forward and backward passes, and follows the
+metric where it is not linear. Memory is bounded by blocks of pairs first. If one pair is too large, the layers are
+processed in parts, each at the cost of its own passes; a `forward` with checkpointed layers needs less memory.
 
-Sharp edges: first order fails where attention saturates or effects cancel: AtP* mends both. A value that is equal
-in both runs has effect 0, whatever its gradient, even where it is infinite (masked scores). `along` must have no
-layer, and stands for where the prompts enter.
+Sharp edges: first order fails where attention saturates or effects cancel: AtP* handles both. A value that is equal
+in both runs has effect 0 whatever its gradient, even an infinite one (masked scores). `along` must be a site without
+a layer, through which the whole prompt enters the model.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Attribution(Method):
 
   Attributes:
     forward: as in `Method`.
-    nodes: which nodes.
+    nodes: N nodes.
     mode: one of `sources.MODES` that needs no statistics: noising, denoising, zero or resample.
-    steps: of integrated gradients; 0 for the gradient at the base run, which is AtP.
-    along: the site whose values the steps move along.
+    steps: number of steps of integrated gradients; 0 for the gradient at the base run, which is AtP.
+    along: site whose values the steps move from one run to the other.
     budget: bytes that may be used besides parameters and prompts.
-    seed: of 'resample'.
+    seed: seed of 'resample'.
   """
 
   nodes: NodeSet
@@ -69,21 +69,21 @@ class Attribution(Method):
     if self.steps and self.mode not in ('noising', 'denoising', 'resample'):
       raise PatchingError(f'{self.mode!r} has no line between two runs', hint='steps=0')
     if self.steps < 0:
-      raise PatchingError(f'{self.steps} steps')
+      raise PatchingError(f'steps is {self.steps}: it must be 0 or more')
 
   def __call__(self, params: Any, pairs: Pairs, metric: Metric) -> Effects:
-    """Attributes to every node on every pair.
+    """Estimates the effect of every node on every pair.
 
     Args:
-      params: given to `forward`.
+      params: first argument of `forward`.
       pairs: B pairs.
-      metric: a number for each.
+      metric: gives one number for each pair.
 
     Returns:
       The first-order effects, [N, B].
 
     Raises:
-      PatchingError: pairs, nodes and metric that do not go together; NaN; one layer of one pair beyond the budget.
+      PatchingError: pairs, nodes and metric that do not fit together; NaN; one layer of one pair beyond the budget.
     """
     sided, metric, n = sources.choose_sides(pairs, metric, self.mode, self.seed, self.nodes)
     pass_of = functools.partial(_pass, self)
@@ -97,7 +97,7 @@ class Attribution(Method):
 
 @dataclasses.dataclass(frozen=True)
 class AttributionPlan:
-  """How many pairs at a time, and the parts of a node set: which nodes, and their executable."""
+  """Number of pairs at a time, and the parts of a node set: the nodes of each, and their executable."""
 
   nodes: NodeSet
   rows: int
@@ -106,7 +106,7 @@ class AttributionPlan:
   def __call__(
     self, params: Any, sided: Pairs, n: int, metric: Metric
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Effects [N, n], and the metrics of the base run and of the other one, [n]."""
+    """Effects [N, n], and the metrics of the base run and of the other run, [n]."""
     values, base, other = np.zeros((len(self.nodes), n)), np.zeros(n), np.zeros(n)
     for index, count in budgets.blocks(n, self.rows):
       here, mine = sided.rows(index), metric.rows(index)
@@ -128,13 +128,13 @@ def plan(
   sided: Pairs,
   metric: Metric,
 ) -> AttributionPlan:
-  """Blocks of pairs, and if one pair is too large parts of the layers, that fit into a budget.
+  """Finds blocks of pairs, or parts of the layers if one pair is too large, that fit into a budget.
 
   Args:
     pass_of: nodes -> (params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN).
-    nodes: all of them.
+    nodes: all nodes.
     budget: bytes.
-    params, sided, metric: what will be given.
+    params, sided, metric: the arguments of the later calls, or others of their shapes.
 
   Raises:
     PatchingError: one layer of one pair is beyond the budget.
@@ -164,12 +164,12 @@ def plan(
       return AttributionPlan(nodes, 1, parts)
   raise PatchingError(
     f'one layer of one pair does not fit into the budget of {budget:,} bytes',
-    hint='a larger budget=, a forward with checkpointed layers, or fewer sites at a time',
+    hint='pass a larger budget=, a forward with checkpointed layers, or fewer sites at a time',
   )
 
 
 def _pass(atp: Attribution, nodes: NodeSet) -> Callable:
-  """(params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN)."""
+  """A function (params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN)."""
 
   def run(params: Any, pairs: Pairs, metric: Metric) -> tuple:
     other, planted = run_other(atp.forward, nodes, atp.mode, params, pairs, metric)
@@ -193,7 +193,7 @@ def _pass(atp: Attribution, nodes: NodeSet) -> Callable:
 def run_other(
   forward: Callable, nodes: NodeSet, mode: str, params: Any, pairs: Pairs, metric: Metric
 ) -> tuple[jax.Array, sources.Values]:
-  """The forward pass that gives the planted values: its metric [B], and the values."""
+  """Runs the forward pass that gives the planted values: its metric [B], and the values."""
   out, planted = sources.make_planted(forward, nodes, mode, params, pairs.noise, None, None)
   return metric(out), planted
 
@@ -201,7 +201,7 @@ def run_other(
 def run_base(
   forward: Callable, sites: Any, params: Any, pairs: Pairs, metric: Metric
 ) -> tuple[jax.Array, Any, Any]:
-  """The forward and the backward pass at the base: the metric [B], and values and its gradients at sites."""
+  """Runs forward and backward pass at the base: the metric [B], and values and gradients of the metric at sites."""
   at_sites = harvest.value_and_grad_at(_loss(forward, metric), sites=sites, has_aux=True)
   (_, base), values, gradients = at_sites(params, pairs.clean)
   return base, values, gradients
@@ -218,7 +218,7 @@ def _loss(forward: Callable, metric: Metric) -> Callable:
 def find_nan(
   nodes: NodeSet, values: sources.Values, planted: sources.Values, real: Any
 ) -> dict[str, jax.Array]:
-  """Which layers of each site hold a NaN in either run: bool [layers]."""
+  """Finds the layers of each site that hold a NaN in either run: bool [layers]."""
   sides = (sources.find_nan(nodes, side, real) for side in (values, planted))
   return jax.tree.map(jnp.logical_or, *sides)
 
@@ -226,7 +226,7 @@ def find_nan(
 def _integrate(
   atp: Attribution, nodes: NodeSet, params: Any, pairs: Pairs, metric: Metric
 ) -> tuple[sources.Values, sources.Values]:
-  """Values of the base run, and gradients averaged over the line between the runs."""
+  """Values of the base run, and the mean of the gradients over the line between the runs."""
   ends = [
     harvest.reap(atp.forward, sites=atp.along)(params, x)[atp.along]
     for x in (pairs.clean, pairs.noise)
@@ -252,7 +252,7 @@ def by_node(nodes: NodeSet, products: Mapping[int, jax.Array], real: Any) -> jax
 
   Args:
     nodes: N nodes.
-    products: by number of the grid, [layers, *the axes of its site], 1 for an axis that is summed already.
+    products: by number of the grid, [layers, *axes of its site], with size 1 for an axis that is summed already.
     real: bool [B, T].
 
   Returns:
@@ -272,12 +272,12 @@ def by_node(nodes: NodeSet, products: Mapping[int, jax.Array], real: Any) -> jax
 
 
 def gather(total: Any, slots: np.ndarray, rows: np.ndarray, real: Any) -> Any:
-  """The products of some nodes of one grid.
+  """Selects the products of some nodes of one grid.
 
   Args:
     total: [..., layers, heads, positions, neurons, B].
-    slots: of their layers, int [n].
-    rows: of `NodeSet.table`, [n, 5].
+    slots: index of each node's layer in `total`, int [n].
+    rows: the nodes' rows of `NodeSet.table`, [n, 5].
     real: bool [B, T].
 
   Returns:
@@ -295,7 +295,7 @@ def gather(total: Any, slots: np.ndarray, rows: np.ndarray, real: Any) -> Any:
 
 
 def sum_spans(grid: Grid, product: jax.Array) -> jax.Array:
-  """[layers, heads, positions, neurons, B], with 1 for an axis over which the nodes of a grid span."""
+  """Sums over the axes that the nodes of a grid span, to size 1: [layers, heads, positions, neurons, B]."""
   layout = grid.layout
   axes = (layout.heads, layout.position, layout.neuron)
   indices = (grid.heads, grid.positions, grid.neurons)

@@ -1,19 +1,19 @@
-"""What is planted: the values that take the place of a node's own.
+"""Sources of planted values: the values that replace those of a node.
 
-Every method needs the same two things of a prompt pair: the run that is changed (the base) and the values that are
-put into it. `MODES` names the choices, and the name stands in the title of every result:
+Every method needs the same two parts of a prompt pair: the run that is changed (the base) and the values that are
+planted into it. `MODES` names the choices, and the title of every result contains the name:
 
-    noising     noise values into the clean run: what breaks it
-    denoising   clean values into the noise run: what mends it
+    noising     noise values into the clean run: which nodes break it
+    denoising   clean values into the noise run: which nodes restore it
     zero        zeros into the clean run
     mean        the mean over all clean prompts, at each position, into the clean run
     resample    values of another, randomly chosen clean prompt into the clean run
     gaussian    the clean value plus noise of its standard deviation over the clean prompts, into the clean run
 
-The values of a site are kept as [layers, ...] with the layers that the nodes need, so that a traced layer picks one.
+The values of a site are kept as [layers, ...] with the layers that the nodes need, so that a traced layer selects one.
 
-Sharp edges: mean, resample and gaussian compare positions across pairs, which should therefore have one template;
-a mean counts real tokens only, and a resampled node lives at positions that are real in both prompts.
+Sharp edges: mean, resample and gaussian compare positions across pairs, which should therefore share one template;
+a mean counts real tokens only, and a resampled node is patched only at positions that are real in both prompts.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ MODES = {
 _ACROSS = ('mean', 'resample', 'gaussian')
 
 Values = dict[str, jax.Array]
-"""By site name, [layers, *the site's value]."""
+"""Arrays [layers, *shape of the site's value], by site name."""
 
 
 def choose_sides(
   pairs: Pairs, metric: Metric, mode: str, seed: int, *nodes: NodeSet
 ) -> tuple[Pairs, Metric, int]:
-  """What a method works on.
+  """Chooses the base run and the run that planted values come from, and checks the arguments of a method.
 
   Args:
-    pairs, metric, mode, seed: what it was given.
+    pairs, metric, mode, seed: arguments of the method.
     *nodes: all of its node sets.
 
   Returns:
-    The base as `clean` and where the planted values come from as `noise`; the metric, which knows its pairs; and the
-    number of pairs.
+    Pairs with the base as `clean` and the source of the planted values as `noise`; the metric, bound to its pairs; and
+    the number of pairs.
 
   Raises:
-    PatchingError: `mode` is not known, needs several pairs, or compares columns in which nodes are not; no metric, or
-      that of other pairs.
+    PatchingError: `mode` is unknown, needs several pairs, or compares columns although nodes count positions from the
+      end; `metric` is not a metric, or was made for other pairs.
   """
   check(pairs)
   if mode not in MODES:
@@ -75,13 +75,13 @@ def choose_sides(
 
 def _check_across(pairs: Pairs, mode: str, nodes: Sequence[NodeSet]) -> None:
   if len(pairs) < 2:
-    raise PatchingError(f'{mode!r} needs other prompts to draw on, and there is one pair')
+    raise PatchingError(f'{mode!r} needs other prompts, and there is only one pair')
   uneven = len(set(pairs.last.tolist())) > 1
   if uneven and any(some.from_the_end for some in nodes):
     raise PatchingError(
       f'positions from the end of each pair are different columns here, and {mode!r} compares columns',
       where=f'last positions {pairs.last.tolist()}',
-      hint='pairs of one length, or noising, denoising, zero, which compare a pair with itself',
+      hint='use pairs of one length, or noising, denoising or zero, which compare a pair with itself',
     )
 
 
@@ -95,13 +95,13 @@ def _assign_sides(pairs: Pairs, mode: str, seed: int) -> Pairs:
   n = len(pairs)
   order = np.random.default_rng(seed).permutation(n)
   other = np.empty(n, int)
-  other[order] = np.roll(order, 1)  # a cycle: nobody draws itself
+  other[order] = np.roll(order, 1)  # a cycle: no pair draws itself
   drawn = pairs.rows(other)
   return Pairs(pairs.clean, drawn.clean, np.asarray(pairs.real) & np.asarray(drawn.real))
 
 
 def check_forward(forward: Callable) -> None:
-  """Raises PatchingError where a method was given a model instead of its function of (params, inputs)."""
+  """Raises PatchingError if a method was given a model instead of a function of (params, inputs)."""
   example = 'ActivationPatching(model.apply, nodes)(model.params, pairs, metric); the other methods likewise'
   refuse_model(forward, PatchingError, example)
 
@@ -117,16 +117,16 @@ def check_first_order(nodes: NodeSet, mode: str) -> None:
 
 
 def run_unpatched(forward: Callable, params: Any, inputs: Any) -> Any:
-  """What the model returns unpatched, staged as its patched runs are.
+  """Runs the model unpatched, staged in the same way as its patched runs.
 
-  Called plainly, blocks of it that are jitted would be answered from JAX's cache after a change of what they read, and
-  an effect would be the difference of two models.
+  A plain call would take jitted blocks from JAX's cache even after a change of values that they read, and an effect
+  would be the difference of two models.
   """
   return harvest.plant(forward)({}, params, inputs)
 
 
 def read(forward: Callable, nodes: NodeSet, params: Any, inputs: Any) -> tuple[Any, Values]:
-  """What the model returns, and the values at all sites of the nodes."""
+  """Runs the model: its output, and the values at all sites of the nodes."""
   out, acts = harvest.call_and_reap(forward, sites=nodes.sites())(params, inputs)
   return out, by_name(nodes, acts)
 
@@ -143,7 +143,7 @@ def by_name(nodes: NodeSet, acts: Any) -> Values:
 
 
 def pick(acts: Any, name: str, layers: Sequence[int | None]) -> jax.Array:
-  """The values of a site at these layers, [layers, ...], of activations that may hold more layers."""
+  """Selects the values of a site at these layers, [layers, ...], from activations that may have more layers."""
   values = acts.stacked(name)
   if tuple(layers) == (None,):
     return values[None]
@@ -152,7 +152,7 @@ def pick(acts: Any, name: str, layers: Sequence[int | None]) -> jax.Array:
 
 
 def pattern(name: str, layers: Sequence[int | None]) -> str:
-  """The sites of a name at these layers."""
+  """Site pattern of a name at these layers."""
   return name if tuple(layers) == (None,) else f'{name}.{{{",".join(map(str, layers))}}}'
 
 
@@ -166,14 +166,14 @@ def _check_shape(name: str, layout: AxisLayout, shape: tuple[int, ...]) -> None:
     raise PatchingError(
       f'{name!r} has shape {shape}, the nodes were made for {layout.shape}',
       cause='prompts of another length than those given to harvest.sites_of',
-      hint='make the nodes anew for these prompts',
+      hint='make new nodes for these prompts',
     )
 
 
 def make_planted(
   forward: Callable, nodes: NodeSet, mode: str, params: Any, inputs: Any, statistics: Any, keys: Any
 ) -> tuple[Any, Values]:
-  """What the model returns on `inputs`, and the values to plant; `keys` are random, one for each pair."""
+  """Makes the values to plant, with the output of the model on `inputs`; `keys` are random, one for each pair."""
   out, values = read(forward, nodes, params, inputs)
   if mode == 'zero':
     return out, jax.tree.map(jnp.zeros_like, values)
@@ -194,9 +194,9 @@ def make_planted(
 def _noise(
   name: str, layers: Sequence[int | None], layout: AxisLayout, like: Any, keys: Any
 ) -> Any:
-  """Normal numbers [layers, *the site's value], a function of seed, pair (its row), site, layer and position alone.
+  """Normal numbers [layers, *shape of the value] that depend on seed, pair (its row), site, layer and position alone.
 
-  So they are the same whatever is swept along, in whatever chunks, and when a sweep is resumed.
+  So they do not change with the other nodes of a sweep or with its chunks, nor when a sweep is resumed.
   """
   outer = [a for a in ('B', layout.position) if a]
   inner = [a for a in layout.axes if a not in outer]
@@ -217,7 +217,7 @@ def _noise(
 
 
 def sums(forward: Callable, nodes: NodeSet, params: Any, inputs: Any, real: Any) -> Any:
-  """By site name, the sums over pairs of 1, x and x**2 at real positions."""
+  """Sums over pairs of 1, x and x**2 at real positions, by site name."""
   _, values = read(forward, nodes, params, inputs)
   out = {}
   for name, value in values.items():
@@ -230,7 +230,7 @@ def sums(forward: Callable, nodes: NodeSet, params: Any, inputs: Any, real: Any)
 
 
 def statistics(total: Any) -> Any:
-  """Mean and standard deviation from `sums`; 0 where nothing is real."""
+  """Mean and standard deviation from `sums`; 0 at positions that are real in no pair."""
 
   def of(count, x, x2):
     mean = x / jnp.maximum(count, 1)
@@ -240,7 +240,7 @@ def statistics(total: Any) -> Any:
 
 
 def broadcast_real(layout: AxisLayout, real: Any) -> jax.Array:
-  """`real` [B, T], laid out to broadcast against a site's value."""
+  """Reshapes `real` [B, T] so that it broadcasts against a site's value."""
   real, t = jnp.asarray(real), layout.position
   if not t:
     return jnp.ones((1,) * len(layout.axes), bool)
@@ -253,7 +253,7 @@ def broadcast_real(layout: AxisLayout, real: Any) -> jax.Array:
 
 
 def find_nan(nodes: NodeSet, values: Values, real: Any) -> Values:
-  """Which layers of each site hold a NaN at a real position: bool [layers]."""
+  """Finds the layers of each site that hold a NaN at a real position: bool [layers]."""
   return {
     name: (jnp.isnan(x) & broadcast_real(nodes.layouts[name], real)).any(
       axis=tuple(range(1, x.ndim))
@@ -271,7 +271,7 @@ def check_no_nan(nodes: NodeSet, bad: Values, metrics: dict[str, Any], first: in
     for layer, hit in zip(nodes.layers(name), np.asarray(bad.get(name, ())))
     if hit
   ]
-  if hits:  # the first that a forward pass meets
+  if hits:  # the first site in the order of a forward pass
     *_, name, layer = min(hits)
     raise PatchingError(
       'the activations contain NaN',

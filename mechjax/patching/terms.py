@@ -1,27 +1,27 @@
 """Terms: the effect of a node as a linear function of gradients.
 
-Every first-order method multiplies something that does not depend on the gradient by a gradient. For most nodes that is
-(planted - base) at the node's own site. For queries and keys AtP* (Kramár et al. 2024, section 3.1.1; docs/methods.md,
-section 2.2) goes through the softmax exactly and linearises behind it, so that the gradient is that of the attention
-probabilities:
+Every first-order method multiplies a factor that does not depend on the gradient by a gradient. For most nodes the
+factor is (planted - base) at the node's own site. For queries and keys AtP* (Kramár et al. 2024, section 3.1.1;
+docs/methods.md, section 2.2) computes the softmax exactly and linearises after it, so that the gradient is that at the
+attention probabilities:
 
     Î(q_i) = sum_j    g_ij (A_ij(patched q_i) - A_ij)
     Î(k_j) = sum_i,k  g_ik (A_ik(patched k_j) - A_ik)
 
-A is cut out of the model (`harvest.subgraph`), so it may be soft-capped, windowed or grouped. A query touches its own
-row alone, hence one evaluation with all patched queries serves every query node. A key touches a column of scores s;
-where A is a plain softmax of s, all T keys cost one evaluation and O(T²) arithmetic. The other keys keep their shares
-of what is left, so that they matter by their mean gradient ḡ_ij = sum_{k≠j} g_ik A_ik / (1 - A_ij) alone. With Δ_ij
+A is cut out of the model (`harvest.subgraph`), so it may be soft-capped, windowed or grouped. A query affects only its
+own row, so one evaluation with all patched queries serves every query node. A key affects a column of scores s; if A is
+a plain softmax of s, all T keys cost one evaluation and O(T²) arithmetic. The other keys keep their shares of the
+remaining probability, so only their mean gradient ḡ_ij = sum_{k≠j} g_ik A_ik / (1 - A_ij) matters. With Δ_ij
 the change of s_ij, x_ij = s_ij - logsumexp_{k≠j} s_ik and the patched probability p_ij = sigmoid(x_ij + Δ_ij),
 
     Î(k_j) = sum_i  (p_ij - A_ij) (g_ij - ḡ_ij)
 
-Where it is not, every key is patched in turn: O(T³). Both are here, and must agree.
+If A is not a plain softmax, the keys are patched one after the other: O(T³). Both methods are here, and must agree.
 
 Only the most probable key of a row can have A near 1, where 1 - A is rounding noise or 0, and there the fix matters
-most. So for that key what belongs to the others is computed without it, from their scores.
+most. So for that key the shares of the others are computed without it, from their scores.
 
-Sharp edge: O(T³) also in memory where keys are patched in turn.
+Sharp edge: keys that are patched one after the other take O(T³) memory too.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from mechjax.patching import sources
 from mechjax.patching.nodes import AxisLayout, Grid, NodeSet
 
 FIXED = ('q', 'k')
-"""The sites whose nodes go through the softmax."""
+"""Sites whose nodes act through the softmax."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Term:
-  """The effects of the nodes of one grid.
+  """Effects of the nodes of one grid.
 
   Attributes:
     source: name of the site whose gradient is read.
-    of: (arrays of one layer, gradient there) -> products on the axes of the grid's site, 1 for an axis that is summed.
+    of: (arrays of one layer, gradient) -> products on the axes of the grid's site, of size 1 for an axis summed here.
     arrays: pytree with a leading axis of layers.
   """
 
@@ -59,13 +59,13 @@ class Term:
   arrays: Any
 
 
-# --- what does not depend on the gradient -----------------------------------------------------------------
+# --- factors that do not depend on the gradient -----------------------------------------------------------
 
 
 def linear_term(
   layout: AxisLayout, name: str, planted: jax.Array, base: jax.Array, real: Any
 ) -> Term:
-  """The term of nodes that are linearised where they are; values are [layers, ...]."""
+  """Term of nodes that are linearised at their own site; values are [layers, ...]."""
   there = sources.broadcast_real(layout, real)[None]
   return Term(name, _multiply, jnp.where((planted != base) & there, planted - base, 0))
 
@@ -76,10 +76,10 @@ def _multiply(moved: jax.Array, gradient: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-  """What the QK fix needs to know of a model.
+  """Description of a model's attention for the QK fix.
 
   Attributes:
-    forward: (params, inputs) -> anything, with sows.
+    forward: (params, inputs) -> anything, with tagged sites.
     axes: letters of the axes of attn_probs (and attn_scores).
     softmax: whether the probabilities are a plain softmax of attn_scores, so that keys have the closed form.
   """
@@ -89,7 +89,7 @@ class Attention:
   softmax: bool
 
   def reads(self, nodes: NodeSet) -> list[str]:
-    """Patterns of the sites that terms read besides those of the nodes."""
+    """Patterns of the sites that the terms read besides those of the nodes."""
     patterns = []
     for name in FIXED:
       layers = nodes.layers(name)
@@ -102,7 +102,7 @@ class Attention:
   def term(
     self, grid: Grid, layers: tuple, planted: jax.Array, acts: Any, params: Any, pairs: Any
   ) -> Term:
-    """The term of query or key nodes; `planted` is [layers, ...], `acts` holds the base run."""
+    """Term of query or key nodes; `planted` is [layers, ...], `acts` are the activations of the base run."""
     probs = self._flatten(sources.pick(acts, 'attn_probs', layers))
     to = lambda site: self._cut(grid.name, site, layers, params, pairs.clean)  # noqa: E731
     base = sources.pick(acts, grid.name, layers)
@@ -126,7 +126,7 @@ class Attention:
     return Term('attn_probs', dataclasses.replace(product, kind='keys one by one'), moved)
 
   def _patch_each_key(self, layout, cut, planted, base, there) -> jax.Array:
-    """Probabilities with each key patched alone: [layers, S, B, N, T, S]."""
+    """Computes the probabilities with each key patched alone: [layers, S, B, N, T, S]."""
     place = jnp.asarray(layout.index(layout.position))
     one = lambda j: cut(jnp.where(there & (place == j), planted, base))  # noqa: E731
     return jax.lax.map(one, jnp.arange(layout.size(layout.position))).swapaxes(0, 1)
@@ -135,7 +135,7 @@ class Attention:
     return jax.vmap(lambda y: flatten(y, self.axes))(x)
 
   def _cut(self, source: str, to: str, layers: tuple, params: Any, inputs: Any) -> Callable:
-    """From the values of one site to those of another, [layers, ...] to [layers, B, N, T, S]."""
+    """Cuts out the function from the values of one site, [layers, ...], to another's, [layers, B, N, T, S]."""
     cut = harvest.subgraph(
       self.forward, inputs=sources.pattern(source, layers), outputs=sources.pattern(to, layers)
     )(params, inputs)
@@ -147,10 +147,10 @@ class Attention:
 def softmax_error(
   attention: Attention, nodes: NodeSet, params: Any, clean: Any, planted: sources.Values
 ) -> tuple[jax.Array, jax.Array]:
-  """How far attn_probs is from a softmax of attn_scores, at the base keys and at the planted ones.
+  """Distance of attn_probs from a softmax of attn_scores, at the base keys and at the planted keys.
 
   Returns:
-    The largest difference, and the rounding of the coarser of the two dtypes.
+    The largest difference, and the rounding error of the coarser of the two dtypes.
   """
   layers = nodes.layers('k')
   wanted = [sources.pattern(name, layers) for name in ('k', 'attn_scores', 'attn_probs')]
@@ -167,7 +167,7 @@ def softmax_error(
 
 
 def prepare_closed_form(scores: jax.Array, patched: jax.Array, probs: jax.Array) -> tuple:
-  """What the closed form needs of each key of plain softmax attention.
+  """Computes the arrays that the closed form needs for each key of plain softmax attention.
 
   Args:
     scores: s, [..., T, S].
@@ -175,8 +175,8 @@ def prepare_closed_form(scores: jax.Array, patched: jax.Array, probs: jax.Array)
     probs: A = softmax(s), [..., T, S].
 
   Returns:
-    p - A; A; the shares of the others without the most probable key, 0 at that key itself; and which key that is. Each
-    [..., T, S]; see the top of the file.
+    p - A; A; the shares of the keys without the most probable one, 0 at that key itself; and a mask of that key. Each
+    is [..., T, S]; see the docstring of the module.
   """
   scores, patched = scores.astype(probs.dtype), patched.astype(probs.dtype)
   change = jnp.where(patched == scores, jnp.zeros_like(scores), patched - scores)
@@ -185,7 +185,7 @@ def prepare_closed_form(scores: jax.Array, patched: jax.Array, probs: jax.Array)
   total, without = (logsumexp(x, axis=-1, keepdims=True) for x in (scores, rest))
   alone = without == -jnp.inf  # no other key is seen
   x = scores - jnp.where(top, without, total + jnp.log1p(-probs))
-  # Each from the side where it is small.
+  # Each difference is computed on the side where the sigmoid is small.
   up = jax.nn.sigmoid(x + change) - jax.nn.sigmoid(x)
   down = jax.nn.sigmoid(-x) - jax.nn.sigmoid(-x - change)
   return jnp.where(x > 0, down, up), probs, jnp.exp(rest - jnp.where(alone, 0, without)), top
@@ -200,12 +200,12 @@ def key_effects(arrays: tuple, gradient: jax.Array) -> jax.Array:
   return (moved * (gradient - mean)).sum(-2)
 
 
-# --- what does --------------------------------------------------------------------------------------------
+# --- products with the gradient ---------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class _Product:
-  """Multiplies by the gradient at attn_probs, and lays the result out like the site."""
+  """Product with the gradient at attn_probs, on the axes of the site."""
 
   layout: AxisLayout
   axes: str
@@ -224,7 +224,7 @@ class _Product:
     return self._lay_out(each)
 
   def _lay_out(self, each: jax.Array) -> jax.Array:
-    """[B, N, P] on the axes of the site; the query heads of a key head are added up."""
+    """Puts [B, N, P] on the axes of the site; the query heads of a key head are added up."""
     layout = self.layout
     heads = [layout.size(letter) for letter in layout.heads]
     n = int(np.prod(heads))
@@ -237,7 +237,7 @@ class _Product:
 
 
 def flatten(x: jax.Array, axes: str) -> jax.Array:
-  """Attention probabilities or scores as [B, N, T, S], float32 or wider."""
+  """Reshapes attention probabilities or scores to [B, N, T, S], float32 or wider."""
   heads = ''.join(a for a in axes if a in 'NKG')
   x = x.transpose([axes.index(a) for a in f'B{heads}TS'])
   x = x.reshape(x.shape[0], -1, *x.shape[-2:])
