@@ -1,22 +1,22 @@
-"""Measuring: the truth by an exact sweep, and how far each method is from it.
+"""Measurements: the truth from an exact sweep, and the distance of each method from it.
 
-First comes what the model can do at all: a place where a wrong answer is made says nothing about where a right one
-comes from, so pairs that the model gets wrong are left out, and counted. Then every node is patched, which takes
-nearly all of the time and is saved as it goes; then the methods, each judged in five ways:
+The first step is the ability of the model: the place where a wrong answer is made is not evidence about the origin of a
+right one, so pairs that the model gets wrong are left out, and counted. Then every node is patched, which takes
+nearly all of the time and is saved while it runs; then come the methods, each judged in five ways:
 
     spearman      rank correlation of its scores with the true contributions, over all nodes
-    costs         forward passes per pair until the true top K have been patched, for the K asked for
+    costs         forward passes per pair until the true top K have been patched, for the chosen K
     aggregate     the same for all K up to `CURVE` as one number: geometric mean with weights 1/K
-    missed        how many of the true top K are not among its own top K; `false_negatives` names them
-    verified      what random checks and random subsets say of the nodes that it has not got round to
+    missed        number of nodes of the true top K that are not in its own top K; `false_negatives` names them
+    verified      bounds, from random checks and random subsets, on the nodes that it has not reached
 
     measured = measure(model, tasks.build('ioi', model, 8), Settings(nodes='heads'), save='truth.npz')
-    measured.figures                          # plain numbers and strings, ready for JSON
+    measured.metrics                          # plain numbers and strings, ready for JSON
 
-Sharp edges: before the first token that differs both runs of a causal model are equal, and no patch does anything.
-Those positions are left out (positions='reached') unless all are asked for ('each'), which costs the searches without
-gradients more than it costs the others. Where queries and keys are not among the nodes, the QK fix has nothing to
-fix. Effects below the rounding of a forward pass (about 1e-5 logits) are ranked as they come.
+Sharp edges: before the first token that differs both runs of a causal model are equal, and no patch has an effect.
+Those positions are left out (positions='reached') unless all are requested ('each'), which costs the searches without
+gradients more than it costs the others. If queries and keys are not among the nodes, the QK fix has nothing to
+fix. Effects below the rounding of a forward pass (about 1e-5 logits) have an arbitrary order.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ from mechjax.patching import (
 from mechjax.patching import verify as verification
 
 CURVE = 1000
-"""The largest K that curves and aggregates go to, if there are so many nodes."""
+"""Maximum K of curves and aggregates, if there are that many nodes."""
 
 _LISTED = 100
-"""How many of the largest nodes are listed."""
+"""Number of the largest nodes that are listed."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measurement:
-  """What came out.
+  """Results of a run.
 
   Attributes:
-    metrics: everything as plain numbers and strings.
+    metrics: all results as plain numbers and strings.
     truth: the exact effects.
-    found: what each method made of the question, by its key.
-    tokens: what stands at each position.
+    found: result of each method, by its key.
+    tokens: token or slot name at each position.
   """
 
   metrics: dict[str, Any]
@@ -80,21 +80,21 @@ def measure(
   progress: bool = False,
   log: Callable[[str], Any] = print,
 ) -> Measurement:
-  """Measures everything.
+  """Measures the truth and every method.
 
   Args:
     model: the model.
-    task: made for it, from one template.
-    settings: what is to be measured.
-    save: a file that the exact sweep is saved to and resumed from.
-    progress: whether to show its progress.
-    log: is called with what has been found so far, a line at a time.
+    task: a task made for it, from one template.
+    settings: the settings of the measurement.
+    save: file that the exact sweep is saved to and resumed from.
+    progress: whether to show the progress of the sweep.
+    log: called with each result as a line of text.
 
   Returns:
-    The figures, and what they were made of.
+    The metrics, and the data that they were computed from.
 
   Raises:
-    PatchingError: a model that gets no pair right; fewer nodes than the largest K; what patching raises.
+    PatchingError: a model that gets no pair right; fewer nodes than the largest K; the errors of patching.
   """
   able = tasks.ability(model, task)
   log(able['text'])
@@ -134,16 +134,16 @@ def measure(
   return Measurement(metrics, truth, found, task.columns)
 
 
-# --- what is asked, and the truth -------------------------------------------------------------------
+# --- the question and the truth ---------------------------------------------------------------------
 
 
 def ask(model: LanguageModel, task: tasks.Task, settings: Settings) -> Question:
-  """The question that settings put to a task."""
+  """Makes the question that the settings describe for a task."""
   infos = harvest.sites_of(model.apply, model.params, task.pairs.clean)
   names = NODES[settings.nodes]
   if settings.layers:
     names = ', '.join(f'{name}.{{{settings.layers}}}' for name in names.split(', '))
-  length = len(task.columns)  # an error where positions mean different things
+  length = len(task.columns)  # raises if positions mean different things
   reached = int((task.pairs.clean != task.pairs.noise).any(axis=0).argmax())
   positions = {'reached': range(reached, length), 'last': [length - 1]}
   nodes = nodes_of(
@@ -158,7 +158,7 @@ def ask(model: LanguageModel, task: tasks.Task, settings: Settings) -> Question:
 def sweep(
   question: Question, save: str | os.PathLike | None, progress: bool
 ) -> tuple[Effects, dict[str, Any]]:
-  """The exact effects, and what they cost this time: patches and seconds."""
+  """Measures the exact effects, and the cost of this run: patches and seconds."""
   model, nodes = question.model, question.nodes
   exact = ActivationPatching(
     model.apply, nodes, question.mode, question.budget, forward_from=model.forward_from
@@ -179,11 +179,11 @@ def _count_saved(path: str | os.PathLike | None) -> int:
   try:
     with np.load(path) as kept:
       return int(kept['done'].sum())
-  except Exception:  # no sweep's file: ActivationPatching refuses it, and says why
+  except Exception:  # not the file of a sweep: ActivationPatching refuses it with a reason
     return 0
 
 
-# --- how good the methods are -----------------------------------------------------------------------
+# --- quality of the methods -------------------------------------------------------------------------
 
 
 def judge(
@@ -193,7 +193,7 @@ def judge(
   settings: Settings,
   tokens: tuple[str, ...],
 ) -> dict[str, Any]:
-  """The figures of one method."""
+  """Computes the metrics of one method."""
   true, ks = truth.contribution(), settings.ks
   every = np.arange(1, min(CURVE, len(true)) + 1)
   costs = baselines.recall_cost(one.search, true)
@@ -218,7 +218,7 @@ def list_missed(
   tokens: tuple[str, ...],
   limit: int = 20,
 ) -> list[dict[str, Any]]:
-  """The nodes of the true top k that a method places worst, and which methods have them among their first k."""
+  """Lists the nodes of the true top k that a method places worst, and the methods with them in their first k."""
   return [
     {
       'node': m.node,
@@ -238,7 +238,7 @@ def list_missed(
 
 
 def curve(truth: Effects, found: dict[str, MethodResult]) -> dict[str, Any]:
-  """The cost of verified recall for every K up to `CURVE`."""
+  """Cost of verified recall for every K up to `CURVE`."""
   true = truth.contribution()
   ks = np.arange(1, min(CURVE, len(true)) + 1)
   costs = {key: baselines.recall_cost(one.search, true, ks).tolist() for key, one in found.items()}
@@ -248,7 +248,7 @@ def curve(truth: Effects, found: dict[str, MethodResult]) -> dict[str, Any]:
 def list_largest(
   truth: Effects, found: dict[str, MethodResult], tokens: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-  """The largest nodes, and at which place each method has them."""
+  """Lists the largest nodes, with the place of each in the ranking of every method."""
   mean = truth.mean()
   return [
     {
@@ -264,7 +264,7 @@ def list_largest(
 def bounds(
   question: Question, one: MethodResult, truth: Effects, settings: Settings
 ) -> dict[str, Any]:
-  """What can be said of the nodes that a method has not got round to, and what is true of them."""
+  """Bounds on the nodes that a method has not reached, and the true values."""
   true, k = truth.contribution(), max(settings.ks)
   n = len(true)
   path = min(2 * k, n)
@@ -290,7 +290,7 @@ def bounds(
 
 
 def look_up(truth: Effects, patch: baselines.Patch) -> baselines.Patch:
-  """`patch`, but for single nodes, whose effects are looked up."""
+  """A version of `patch` that looks up the effects of single nodes in the truth."""
 
   def run(members: np.ndarray) -> np.ndarray:
     single = members.sum(axis=1) == 1
@@ -303,11 +303,11 @@ def look_up(truth: Effects, patch: baselines.Patch) -> baselines.Patch:
   return run
 
 
-# --- what else a reader has to know -----------------------------------------------------------------
+# --- context for the reader -------------------------------------------------------------------------
 
 
 def describe(task: tasks.Task) -> dict[str, Any]:
-  """A task in words."""
+  """Describes a task in words."""
   return {
     'name': task.name,
     'question': task.question,
@@ -319,13 +319,13 @@ def describe(task: tasks.Task) -> dict[str, Any]:
 
 
 def count_nodes(nodes: NodeSet) -> dict[str, Any]:
-  """How many nodes there are, in all and at each site."""
+  """Counts the nodes, in total and at each site."""
   sites = {g.name: int((nodes.table[:, 0] == number).sum()) for number, g in nodes.grids_in_use()}
   return {'count': len(nodes), 'sites': sites}
 
 
 def versions() -> dict[str, Any]:
-  """What it was measured with."""
+  """Versions of the software, and the device."""
   device = jax.devices()[0]
   return {
     'python': platform.python_version(),
@@ -336,7 +336,7 @@ def versions() -> dict[str, Any]:
 
 
 def _plain(tree: Any) -> Any:
-  """Tuples as lists, as JSON has them."""
+  """A copy with tuples as lists, as in JSON."""
   if isinstance(tree, dict):
     return {key: _plain(value) for key, value in tree.items()}
   return [_plain(x) for x in tree] if isinstance(tree, (list, tuple)) else tree

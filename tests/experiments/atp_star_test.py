@@ -290,8 +290,8 @@ def test_a_report_needs_no_method_with_estimates(measured, tmp_path):
   report.picture(alone, tmp_path / 'alone.png')
   assert (tmp_path / 'alone.png').stat().st_size > 50_000
   page = report.document(alone)
-  assert 'Where the largest nodes are found' in page
-  assert 'What random order missed' not in page
+  assert 'Places of the largest nodes' in page
+  assert 'Nodes missed by random order' not in page
 
 
 def test_the_page_says_what_the_model_can_do_and_escapes_every_token(measured):
@@ -302,8 +302,8 @@ def test_the_page_says_what_the_model_can_do_and_escapes_every_token(measured):
   assert '&lt;b&gt;clean 2' in page
   assert 'Who is &lt;it&gt;?' in page
   assert '<b>clean' not in page
-  assert page.index('What the model can do') < page.index('The truth: q')
-  for name in ('AtP*', 'hierarchical', 'Bounds on what was missed', 'What AtP missed'):
+  assert page.index('Ability of the model') < page.index('The truth: q')
+  for name in ('AtP*', 'hierarchical', 'Bounds on the missed nodes', 'Nodes missed by AtP'):
     assert name in page
 
 
