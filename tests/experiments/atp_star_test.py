@@ -1,4 +1,4 @@
-"""AtP* on a task, with a tiny random decoder: the figures against slower ways to the same, and what is written."""
+"""AtP* on a task, with a tiny random decoder: the metrics against slower computations, and the files written."""
 
 import dataclasses
 import json
@@ -70,7 +70,7 @@ def measured(model, task, said, saved):
 
 
 def walk(search, truth, k):
-  """What has been spent when the true top k have been met, one node after the other."""
+  """Passes made when the true top k have been measured, one node after the other."""
   wanted = set(np.argsort(-truth)[:k].tolist())
   for node, passes in zip(search.ranking, search.passes):
     wanted -= {int(node)}

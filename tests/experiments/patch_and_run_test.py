@@ -1,4 +1,4 @@
-"""patch_and_run's figures, against interventions made by iterating, and what it writes."""
+"""patch_and_run's metrics, against interventions made by iterating, and the file that it writes."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What was compiled for a model and a metric is not used once they read something else."""
+"""Executables for a model and a metric are not used after a change of values that these read."""
 
 import jax
 import numpy as np
@@ -41,7 +41,7 @@ KINDS = pytest.mark.parametrize(
 
 
 def values(method, metric):
-  """Effects, and behind them the metrics of the unpatched runs."""
+  """Effects, followed by the metrics of the unpatched runs."""
   found = method(linear.PARAMS, linear.PAIRS, metric)
   ends = np.ravel(np.stack([found.base, found.other]))
   return np.concatenate([np.ravel(found.values), ends])

@@ -1,4 +1,4 @@
-"""Sweeps: one executable, any budget, nothing lost, and every way of patching."""
+"""Sweeps: one executable, any budget, no lost results, and every mode of patching."""
 
 import dataclasses
 

@@ -112,7 +112,7 @@ def test_keys_that_do_not_change_have_no_effect_at_all():
 
 
 def test_a_row_that_sees_nothing_has_no_effect():
-  """Where padding sees no key, every score is the mask's."""
+  """In rows of padding that see no key, every score is that of the mask."""
   lost = np.arange(5)[:, None] >= 3
   for mask in (added, least):
     s, p, g = (random(n, N, 5, 5).astype(np.float32) for n in range(3))

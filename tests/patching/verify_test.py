@@ -1,4 +1,4 @@
-"""Searches and what they missed: against brute force, counting by hand, enumeration and simulation."""
+"""Searches and the nodes they missed: against brute force, counting by hand, enumeration and simulation."""
 
 import itertools
 import math
@@ -66,7 +66,7 @@ def searches(draw, most=8):
 
 
 def cheapest(search, truth, k):
-  """Of all sets that may call themselves the top k, the one that is complete first."""
+  """The first complete one of all sets that can be the top k."""
   best = sorted(truth)[::-1][:k]
   tops = [
     s for s in itertools.combinations(range(len(truth)), k) if sorted(truth[[*s]])[::-1] == best
@@ -288,7 +288,7 @@ def additive(effects, noise=0.0):
 
 
 def coverage(patch, truth, **options):
-  """How often the bounds hold for each alpha: [largest contribution, the first node's own]; and how far they are."""
+  """Share of runs in which the bounds hold for each alpha: [largest contribution, first node's own]; and the slack."""
   held, slack = np.zeros((2, len(ALPHAS))), 0.0
   for seed in range(RUNS):
     sampled = sample_subsets(patch, len(truth), seed=seed, **options)
@@ -319,7 +319,7 @@ def test_the_bound_is_as_tight_as_it_says_for_one_pair_and_one_large_node():
 
 @pytest.mark.parametrize('sign', [1, -1])
 def test_the_bound_holds_where_a_large_companion_is_seldom_met(sign):
-  """In a third of the draws no subset holds both nodes, and the variance of those with the first is then 0."""
+  """No subset holds both nodes in a third of the draws, and the variance of those with the first is then 0."""
   effects = np.array([1.0, sign])
   held, _ = coverage(additive(effects), np.abs(effects), subsets=100, p=0.1)
   assert (held >= LEAST).all()
@@ -384,7 +384,7 @@ def test_effects_without_error_are_their_own_bound():
 
 
 def test_the_count_is_exact_by_enumeration():
-  """For each population the bound is too low with at most alpha, and one less would not be."""
+  """The bound is too low with at most alpha for each population, and a bound lower by one is not."""
   for total, checked, alpha in itertools.product((1, 4, 7), (0, 1, 3, 4), (0.05, 0.21, 0.5)):
     if checked > total:
       continue
