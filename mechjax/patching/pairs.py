@@ -11,7 +11,7 @@ Prompts of one pair have equal length; different pairs may differ, and are padde
 of a causal model attends to the padding. `real` marks the real positions: nodes and metrics use no others.
 
 Sharp edge: the check for a shift is a heuristic. It refuses a pair that agrees better when one prompt is moved by
-up to three tokens, which is what an inserted token looks like. `Pairs(...)` itself does not look for shifts.
+up to three tokens, the typical sign of an inserted token. `Pairs(...)` itself does not look for shifts.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ def test_bounds_hold_of_what_is_true(measured):
   assert 'verified' not in measured.metrics['methods']['random']
 
 
-def test_figures_survive_json(measured):
+def test_metrics_survive_json(measured):
   assert json.loads(json.dumps(measured.metrics)) == measured.metrics
 
 

@@ -110,8 +110,7 @@ def test_keys_that_do_not_change_have_no_effect_at_all():
     masked = mask(s, seen(5))
     np.testing.assert_array_equal(closed(masked, masked, g), 0)
 
-
-def test_a_row_that_sees_nothing_has_no_effect():
+  """Scores are those of the mask in rows of padding that see no key."""
   """In rows of padding that see no key, every score is that of the mask."""
   lost = np.arange(5)[:, None] >= 3
   for mask in (added, least):
