@@ -1,11 +1,11 @@
-"""Patch and run: a model in somebody else's code, changed at some sites; what does it say now?
+"""Patch and run: a model in upstream code, changed at some sites, and its predictions before and after.
 
   python -m experiments.patch_and_run --code=tunix --sites='mlp_out.0' --intervention=zero
 
-Installs the patch of the code base, runs the prompt plain and with the intervention at every
-selected site, prints both continuations and writes `patch_and_run.json`. Cost: a quarter of a
-minute on two CPU cores once the model is cached. Expected of the line above: ' Paris' at 0.77
-loses 11.5 nats and no word leads, because everything in SmolLM2 builds on its first MLP.
+Installs the patch of the code base, runs the prompt without and with the intervention at every
+selected site, prints both predictions and writes `patch_and_run.json`. Cost: 15 seconds on two
+CPU cores once the model is cached. Expected from the line above: ' Paris' at 0.77 loses
+11.5 nats and no word is likely, because all later layers of SmolLM2 depend on its first MLP.
 
 Interventions, each applied to the whole value of a site:
 
@@ -14,7 +14,8 @@ Interventions, each applied to the whole value of a site:
     noise=0.1        plus normal noise, in units of the site's own standard deviation
     replace=TEXT     the value at the same site for another prompt of as many tokens
 
-Sharp edge: a site that reads a changed one was changed by it already when its turn comes.
+Sharp edge: an intervention acts on the value in the changed run, so a later site already contains the
+effects of the earlier ones.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ from mechjax.logits import kl_divergence, log_probs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """A model, where it is changed, and how.
+  """A model, the sites where it is changed, and the intervention.
 
   Attributes:
-    model: a name, or the path of a GGUF file.
-    code: whose code computes the forward pass.
-    prompt: the text to continue.
-    sites: where the model is changed, as patterns such as 'mlp_out.{3..5}, z.7'.
-    intervention: what is done there: zero, mean, scale=0.5, noise=0.1 or replace=TEXT.
-    out: directory for the figures.
+    model: name of a model, or path of a GGUF file.
+    code: code base that computes the forward pass.
+    prompt: text to continue.
+    sites: sites where the model is changed, as patterns such as 'mlp_out.{3..5}, z.7'.
+    intervention: zero, mean, scale=0.5, noise=0.1 or replace=TEXT.
+    out: directory for the metrics.
   """
 
   model: str = 'smollm2-135m'
@@ -58,13 +59,13 @@ class Settings:
 def intervention(
   text: str, model: Any, tokens: jax.Array, values: Any
 ) -> dict[str, Callable[[Any], Any]]:
-  """What to plant at each site.
+  """Makes the plants of an intervention.
 
   Args:
-    text: an intervention, as the flag takes it.
-    model: the model, and `tokens` [1, T] its prompt.
-    tokens: see `model`.
-    values: what the sites hold for the prompt, by site.
+    text: an intervention, as in the flag.
+    model: the model.
+    tokens: the prompt, [1, T].
+    values: values of the sites for the prompt, by site.
 
   Returns:
     A function of the value, by site.
@@ -78,10 +79,10 @@ def intervention(
     if other.shape != tokens.shape:
       raise errors.MechjaxError(
         f'{argument!r} has {other.shape[1]} tokens, the prompt has {tokens.shape[1]}',
-        hint='replace by a prompt of as many tokens, so that every position has a counterpart',
+        hint='use a prompt of as many tokens, so that every position has a counterpart',
       )
     others = harvest.reap(model, sites=list(values))(other)
-    return {site: _instead(others[site]) for site in values}
+    return {site: _replace(others[site]) for site in values}
   makers = {'zero': _zero, 'mean': _mean, 'scale': _scale, 'noise': _noise}
   if kind not in makers:
     raise errors.unknown(errors.MechjaxError, 'intervention', kind, [*makers, 'replace'])
@@ -89,7 +90,7 @@ def intervention(
   return {site: lambda value: jax.tree.map(change, value) for site in values}
 
 
-def _instead(value: Any) -> Callable:
+def _replace(value: Any) -> Callable:
   return lambda _: value
 
 
@@ -127,7 +128,7 @@ def top_tokens(model: Any, log_probs_V: jax.Array, k: int = 5) -> list[dict[str,
 
 
 def measure(model: Any, prompt: str, sites: str, what: str) -> dict[str, Any]:
-  """All figures, as plain numbers and strings, ready for JSON."""
+  """Measures the intervention: plain numbers and strings, ready for JSON."""
   tokens = model.tokens(prompt)
   logits, values = harvest.call_and_reap(model, sites=sites)(tokens)
   plants = intervention(what, model, tokens, values)
@@ -149,13 +150,13 @@ def measure(model: Any, prompt: str, sites: str, what: str) -> dict[str, Any]:
 
 
 def _norm(value: Any) -> float:
-  """The root mean square of what a site holds; masked scores are left out."""
+  """Root mean square of a site's value; masked scores are left out."""
   flat = jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(value)])
   return float(jnp.sqrt(jnp.mean(flat**2, where=flat > -1e30)))
 
 
 def report(metrics: dict[str, Any]) -> str:
-  """The figures as lines of text."""
+  """The metrics as lines of text."""
   lines = [
     f'{metrics["prompt"]!r} in {metrics["model"]}, '
     f'{metrics["intervention"]} at {", ".join(metrics["sites"])}',
@@ -171,7 +172,7 @@ def report(metrics: dict[str, Any]) -> str:
 
 
 def run(settings: Settings) -> None:
-  """Makes the intervention, prints what it does and writes it."""
+  """Makes the intervention, prints its effect and writes the metrics."""
   model = mechjax.load(settings.model, code=settings.code)
   metrics = measure(model, settings.prompt, settings.sites, settings.intervention)
   metrics['code'] = settings.code

@@ -1,9 +1,8 @@
-"""Tasks: prompt pairs for asking a small model where it finds an answer, checked before anything is patched.
+"""Tasks: prompt pairs that show where a small model finds an answer, checked before the first patch.
 
-A sweep over a thousand places means as much as its prompts do. Two things spoil them without a word: prompts whose
-tokens are not aligned, and a question that the model cannot answer in the first place. So a task is made for the
-tokenizer of the model that will read it, every pair is checked, and `ability` says in numbers what the model can do
-before the first patch:
+A sweep over a thousand places is only as meaningful as its prompts. Two faults go unnoticed: prompts whose tokens are
+not aligned, and a question that the model cannot answer at all. So a task is made for the tokenizer of the model that
+will read it, every pair is checked, and `ability` measures how well the model answers before the first patch:
 
     model = mechjax.load('smollm2-135m')
     task = build('ioi', model, 32)
@@ -11,10 +10,10 @@ before the first patch:
     task = keep(model, task)                     # the pairs it gets right; task.selection counts them
     ActivationPatching(model.apply, nodes)(model.params, task.pairs, task.metric())
 
-A template is a text with slots, and every word put into a slot is one token (words that are several in this tokenizer
-are left out). So all pairs of one template are equally long, their positions mean the same, and `task.columns` names
-them. Means over prompts and plots by position need that, which is why a task uses one template unless `templates=`
-names more. The first template of each task, with what its noise prompts change:
+A template is a text with slots, and every word put into a slot is one token (words of several tokens in this tokenizer
+are left out). So all pairs of one template are equally long, their positions have the same meaning, and `task.columns`
+names them. Means over prompts and plots by position need that, so a task uses one template unless `templates=`
+names more. The first template of each task, with the change in its noise prompts:
 
     ioi        When {io} and {s1} came to the {place}, {s2} gave a {thing} to   s2: s1's name becomes io's
     ioi_abc    the same                                                         io, s1, s2: three other names
@@ -22,15 +21,15 @@ names more. The first template of each task, with what its noise prompts change:
     induction  {a} {b} {c} {d} {e} {f} {g} {h} {a} {b} {c} {d} {e} {f} {g}      h: another word
     agreement  The {subject} {near} the {neighbour}                             subject: singular, not plural
 
-In all but 'ioi_abc' one token changes, and the noise prompt has an answer of its own: it is the `other`, so that the
-metric changes its sign. 'ioi_abc' leaves no answer, and the metric near zero.
+In all tasks but 'ioi_abc' one token changes, and the noise prompt has an answer of its own, the `other`, so that the
+metric changes its sign. The noise prompts of 'ioi_abc' have no answer, and their metric is near zero.
 
-Sharp edges: no two pairs of a task share a clean prompt, so 'capitals' has no more pairs than countries whose words
-fit (54 for SmolLM2, 80 for Gemma 3). Beating one other answer is easier than leading: `ability` gives both shares. A
-mean over clean prompts keeps what all of them share: the number of the subject in 'agreement', which
-`templates=('plural', 'singular')` balances without moving a position; the order of the names in 'ioi', where
-`templates=('when', 'swapped')` lets them change places. SmolLM2's tokenizer begins with no token of its own, so that
-there the first word stands at position 0, which models use unlike any other.
+Sharp edges: no two pairs of a task share a clean prompt, so 'capitals' has at most as many pairs as countries whose
+words fit (54 for SmolLM2, 80 for Gemma 3). To be above one other answer is easier than to be the top token: `ability`
+gives both shares. A mean over clean prompts keeps the features that all of them share: the number of the subject in
+'agreement', which `templates=('plural', 'singular')` balances without moving a position; the order of the names in
+'ioi', where `templates=('when', 'swapped')` lets them change places. SmolLM2's tokenizer adds no token at the
+beginning, so the first word is at position 0, which models use differently from all others.
 """
 
 from __future__ import annotations
@@ -71,9 +70,9 @@ class Prompts:
     noise: text of the noise prompt.
     clean_tokens: text of each of its tokens, a leading special token written out.
     noise_tokens: the same of the noise prompt.
-    places: what stands at each position: a token, or the name of a slot, as '{io}'.
+    places: token or name of a slot, as '{io}', at each position.
     answer: text of the answer.
-    other: text of what it is compared with.
+    other: text of the answer that it is compared with.
   """
 
   template: str
@@ -92,12 +91,12 @@ class Task:
 
   Attributes:
     name: key of `TASKS`.
-    question: what is asked, what differs between clean and noise, and by which number it is judged.
+    question: the question, the difference between clean and noise, and the metric, in words.
     pairs: the token ids.
     answers: token ids of the right answers to the clean prompts, int [B].
-    others: token ids of what they are compared with, int [B].
-    prompts: the pairs in words, B of them.
-    selection: which pairs have been left out, in a sentence; '' if none.
+    others: token ids of the answers that they are compared with, int [B].
+    prompts: the B pairs in words.
+    selection: a sentence on the pairs that have been left out; '' if all are present.
   """
 
   name: str
@@ -116,7 +115,7 @@ class Task:
     return logit_difference(self.pairs, self.answers, self.others)
 
   def rows(self, index: Any) -> Task:
-    """Some of the pairs; `index` is a slice, an array of indices or a mask."""
+    """The task with some of its pairs; `index` is a slice, an array of indices or a mask."""
     at = np.arange(len(self))[index]
     return dataclasses.replace(
       self,
@@ -128,7 +127,7 @@ class Task:
 
   @property
   def columns(self) -> tuple[str, ...]:
-    """What stands at each position of every pair: a token, or the name of a slot.
+    """Token or name of a slot at each position, the same for every pair.
 
     Raises:
       PatchingError: the pairs come from templates in which positions mean different things.
@@ -153,10 +152,10 @@ def build(
 
   Args:
     name: key of `TASKS`.
-    model: whose tokenizer reads the prompts; no forward pass is run.
-    n: how many pairs, no two with the same clean prompt.
-    seed: the same one gives the same pairs, and a larger n more of them.
-    templates: keys of `TASKS[name].templates`, which take turns with the same words; None for the first alone.
+    model: model with the tokenizer of the prompts; no forward pass is run.
+    n: number of pairs, no two with the same clean prompt.
+    seed: the same seed gives the same pairs, and a larger n more of them.
+    templates: keys of `TASKS[name].templates`, which alternate with the same words; None for the first alone.
 
   Returns:
     The task, every pair aligned token by token, every answer one token.
@@ -168,19 +167,19 @@ def build(
   names = list(kind.templates)[:1] if templates is None else list(templates)
   chosen = [_one_of(kind.templates, t, f'template of {name!r}') for t in names]
   if n < 1 or not chosen:
-    raise PatchingError(f'{n} pairs of {name!r} from templates {names} are no task')
+    raise PatchingError(f'{n} pairs of {name!r} from templates {names} are not a task')
   vocabulary = Vocabulary(model.tokenizer)
   streams = [
-    _aligned(vocabulary, t, template, np.random.default_rng(seed))
+    _align(vocabulary, t, template, np.random.default_rng(seed))
     for t, template in zip(names, chosen)
   ]
   found = list(itertools.islice(itertools.chain.from_iterable(zip(*streams)), n))
   if len(found) < n:
     raise PatchingError(
-      f'{n} pairs of {name!r} were asked for, and there are {len(found)}',
+      f'{n} pairs of {name!r} were requested, and there are {len(found)}',
       where=f'{model.name}, templates {names}',
-      cause='the words that are one token of this tokenizer are used up',
-      hint=f'ask for fewer, name more of templates={list(kind.templates)}, or add words to {__name__}',
+      cause='all words that are one token of this tokenizer have been used',
+      hint=f'request fewer, pass more of templates={list(kind.templates)}, or add words to {__name__}',
     )
   clean, noise, *ids, prompts = zip(*found)
   answers, others = (np.asarray(x, np.int32) for x in ids)
@@ -188,29 +187,29 @@ def build(
 
 
 def ability(model: LanguageModel, task: Task, batch: int = 8) -> dict[str, Any]:
-  """What a model does with the prompts of a task as they are.
+  """Ability of a model on the unpatched prompts of a task.
 
   Args:
     model: the model.
-    task: made for it.
+    task: a task made for it.
     batch: prompts in one forward pass.
 
   Returns:
     pairs: B.
     clean_right: share of clean prompts after which the answer is likelier than the other.
-    clean_top: share of them after which it is the likeliest token.
+    clean_top: share of clean prompts after which the answer is the likeliest token.
     clean_difference: mean logit of the answer minus that of the other.
     noise_difference: the same after the noise prompts.
     probability: mean probability of the answer after the clean prompts.
-    text: all of this in a line.
+    text: all of these in a line.
   """
-  difference, log_prob, top = _measured(model, task, 'clean', batch)
+  difference, log_prob, top = _measure(model, task, 'clean', batch)
   metrics = {
     'pairs': len(task),
     'clean_right': float((difference > 0).mean()),
     'clean_top': float(top.mean()),
     'clean_difference': float(difference.mean()),
-    'noise_difference': float(_measured(model, task, 'noise', batch)[0].mean()),
+    'noise_difference': float(_measure(model, task, 'noise', batch)[0].mean()),
     'probability': float(np.exp(log_prob).mean()),
   }
   line = (
@@ -221,20 +220,20 @@ def ability(model: LanguageModel, task: Task, batch: int = 8) -> dict[str, Any]:
 
 
 def keep(model: LanguageModel, task: Task, batch: int = 8) -> Task:
-  """The pairs a model gets right: after the clean prompt the answer is likelier than the other.
+  """Keeps the pairs that a model gets right: after the clean prompt the answer is likelier than the other.
 
   Args:
     model: the model.
-    task: made for it.
+    task: a task made for it.
     batch: prompts in one forward pass.
 
   Returns:
-    The task with these pairs; `selection` says how many they are of how many.
+    The task with these pairs; `selection` states their number and the number of all pairs.
 
   Raises:
-    PatchingError: there are none.
+    PatchingError: the model gets no pair right.
   """
-  right = _measured(model, task, 'clean', batch)[0] > 0
+  right = _measure(model, task, 'clean', batch)[0] > 0
   if not right.any():
     raise PatchingError(
       f'{model.name} gets none of {len(task)} pairs of {task.name!r} right',
@@ -254,11 +253,11 @@ def _one_of(known: Mapping[str, Any], name: str, what: str) -> Any:
   return known[name]
 
 
-# --- what the model says --------------------------------------------------------------------------
+# --- answers of the model -------------------------------------------------------------------------
 
 
-def _measured(model: LanguageModel, task: Task, side: str, batch: int) -> tuple[np.ndarray, ...]:
-  """After the prompts of one side, [B] each: logit difference, log-probability of the answer, whether it leads."""
+def _measure(model: LanguageModel, task: Task, side: str, batch: int) -> tuple[np.ndarray, ...]:
+  """Measures, after the prompts of one side, logit difference, log-probability, and top answers: [B] each."""
   metrics = (
     task.metric(),
     log_probability(task.pairs, task.answers),
@@ -283,7 +282,7 @@ def _leads(logits_BxTxV: jax.Array, data: Any) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-  """Words for the slots of a template in both prompts, and the two answers; none with the space before it."""
+  """Words for the slots of a template in both prompts, and the two answers, all without the space before them."""
 
   clean: Mapping[str, str]
   noise: Mapping[str, str]
@@ -293,7 +292,7 @@ class Draft:
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-  """A text with slots, each after a space, and what fills them: (random numbers, vocabulary) -> drafts."""
+  """A text with slots, each after a space, and a function that fills them: (generator, vocabulary) -> drafts."""
 
   text: str
   drafts: Callable[[np.random.Generator, Vocabulary], Iterator[Draft]]
@@ -308,35 +307,35 @@ class Kind:
 
 
 class Vocabulary:
-  """Which words are one token of a tokenizer, with the space before them."""
+  """The words that are one token of a tokenizer, with the space before them."""
 
   def __init__(self, tokenizer: Tokenizer):
     self.tokenizer = tokenizer
 
   def id(self, word: str) -> int | None:
-    """The token of a word; None if it is several."""
+    """The token of a word; None if the word is several tokens."""
     try:
       return self.tokenizer.token(f' {word}')
     except errors.MechjaxError:
       return None
 
-  def known(self, words: str) -> list[list[str]]:
-    """Those groups, 'key/keys door/doors', all of whose words are one token."""
+  def select_known(self, words: str) -> list[list[str]]:
+    """Selects the groups, as in 'key/keys door/doors', in which every word is one token."""
     groups = [group.split('/') for group in words.split()]
     return [group for group in groups if None not in map(self.id, group)]
 
-  def drawn(self, rng: np.random.Generator) -> Iterator[str]:
-    """Every token that looks like a word in small letters, once, in random order."""
+  def draw(self, rng: np.random.Generator) -> Iterator[str]:
+    """Draws every token that is a word of lower-case letters, once, in random order."""
     for i in rng.permutation(self.tokenizer.n_vocab):
       text = self.tokenizer.join([int(i)])
       if re.fullmatch(' [a-z]{3,}', text) and self.id(text[1:]) == i:
         yield text[1:]
 
 
-def _aligned(
+def _align(
   vocabulary: Vocabulary, name: str, template: Template, rng: np.random.Generator
 ) -> Iterator[tuple]:
-  """(clean ids, noise ids, answer, other, Prompts) of every draft whose prompts are aligned in this tokenizer."""
+  """Yields (clean ids, noise ids, answer, other, Prompts) of every draft with aligned prompts in this tokenizer."""
   tokenizer = vocabulary.tokenizer
   for draft in template.drafts(rng, vocabulary):
     texts = [template.text.format(**words) for words in (draft.clean, draft.noise)]
@@ -355,7 +354,7 @@ def _aligned(
 def _places(
   vocabulary: Vocabulary, ids: Sequence[int], text: str, words: Mapping[str, str]
 ) -> tuple[str, ...] | None:
-  """What stands at each position, a token or the name of a slot; None unless every word is its own token."""
+  """Token or name of a slot at each position; None unless every word is one token."""
   slots = [slot for _, slot, _, _ in string.Formatter().parse(text) if slot]
   places = []
   for i in ids:
@@ -364,8 +363,8 @@ def _places(
   return None if slots else tuple(places)
 
 
-def _shuffled(rng: np.random.Generator, *pools: Sequence) -> Iterator[tuple]:
-  """Every combination of one element from each pool, once, in random order."""
+def _shuffle(rng: np.random.Generator, *pools: Sequence) -> Iterator[tuple]:
+  """Yields every combination of one element from each pool, once, in random order."""
   sizes = [len(pool) for pool in pools]
   for i in rng.permutation(math.prod(sizes)):
     yield tuple(pool[j] for pool, j in zip(pools, np.unravel_index(i, sizes)))
@@ -375,12 +374,12 @@ def _shuffled(rng: np.random.Generator, *pools: Sequence) -> Iterator[tuple]:
 
 
 def _gifts(rng: np.random.Generator, vocabulary: Vocabulary, three: bool) -> Iterator[Draft]:
-  """A and B, then B, so that A is the answer; as noise A and B, then A, or `three` other names."""
+  """A and B, then B, so that A is the answer; the noise has A and B, then A, or `three` other names."""
   names, rooms, things = (
-    [word for (word,) in vocabulary.known(words)] for words in (NAMES, ROOMS, THINGS)
+    [word for (word,) in vocabulary.select_known(words)] for words in (NAMES, ROOMS, THINGS)
   )
   enough = len(names) >= 5 and rooms and things
-  for a, b in _shuffled(rng, names, names) if enough else ():
+  for a, b in _shuffle(rng, names, names) if enough else ():
     if a != b:
       around = {'place': str(rng.choice(rooms)), 'thing': str(rng.choice(things))}
       rest = [name for name in names if name not in (a, b)]
@@ -390,26 +389,26 @@ def _gifts(rng: np.random.Generator, vocabulary: Vocabulary, three: bool) -> Ite
 
 
 def _countries(rng: np.random.Generator, vocabulary: Vocabulary) -> Iterator[Draft]:
-  """Every country once; as noise another one."""
-  known = vocabulary.known(CAPITALS)
+  """Every country once; the noise has another country."""
+  known = vocabulary.select_known(CAPITALS)
   for i in rng.permutation(len(known)) if len(known) > 1 else ():
     country, capital = known[i]
     elsewhere, its_capital = known[(i + rng.integers(1, len(known))) % len(known)]
     yield Draft({'country': country}, {'country': elsewhere}, capital, its_capital)
 
 
-def _repeated(rng: np.random.Generator, vocabulary: Vocabulary, hidden: str) -> Iterator[Draft]:
-  """Eight random words, some said again: the answer is the one in the slot `hidden`; as noise it is a ninth."""
-  words = vocabulary.drawn(rng)
+def _repeat(rng: np.random.Generator, vocabulary: Vocabulary, hidden: str) -> Iterator[Draft]:
+  """Eight random words, some repeated: the answer is the word in the slot `hidden`; the noise has a ninth there."""
+  words = vocabulary.draw(rng)
   while len(nine := list(itertools.islice(words, 9))) == 9:
     clean = dict(zip('abcdefgh', nine))
     yield Draft(clean, clean | {hidden: nine[8]}, clean[hidden], nine[8])
 
 
 def _subjects(rng: np.random.Generator, vocabulary: Vocabulary, plural: bool) -> Iterator[Draft]:
-  """A subject and a neighbour of the other number; as noise the subject has the neighbour's number."""
-  pools = (vocabulary.known(words) for words in (SUBJECTS, RELATIONS, NEIGHBOURS))
-  for subject, (near,), neighbour in _shuffled(rng, *pools):
+  """A subject and a neighbour of the other number; in the noise the subject has the neighbour's number."""
+  pools = (vocabulary.select_known(words) for words in (SUBJECTS, RELATIONS, NEIGHBOURS))
+  for subject, (near,), neighbour in _shuffle(rng, *pools):
     around = {'near': near, 'neighbour': neighbour[not plural]}
     clean, noise = ({'subject': subject[number]} | around for number in (plural, not plural))
     yield Draft(clean, noise, *(('are', 'is') if plural else ('is', 'are')))
@@ -423,7 +422,7 @@ Richard Lisa James Jessica Edward Hannah Joseph
 ROOMS = 'garden library market school station harbor river office bridge museum castle church hotel theater beach'
 THINGS = 'book letter key picture map ball ticket flower basket coin gift candle blanket hat cup card lamp pencil'
 
-# Countries and other lands, none whose name says its capital, nor with a capital of two words or in dispute.
+# Countries and regions whose name does not contain the capital, and whose capital is one word and undisputed.
 CAPITALS = """
 France/Paris Italy/Rome Germany/Berlin Spain/Madrid Portugal/Lisbon Austria/Vienna Greece/Athens Poland/Warsaw
 Hungary/Budapest Ireland/Dublin Scotland/Edinburgh England/London Wales/Cardiff Norway/Oslo Sweden/Stockholm
@@ -463,34 +462,34 @@ CLAUSE = 'The {subject} that we saw {near} the {neighbour}'
 
 TASKS: dict[str, Kind] = {
   'ioi': Kind(
-    'Which of two people is given something, when in noise it is the other one who gives: logit of the receiver '
+    'Which of two people receives something? In the noise the other person is the giver. Metric: logit of the receiver '
     'minus that of the giver, both of the clean prompt.',
     {k: Template(text, functools.partial(_gifts, three=False)) for k, text in GIFTS.items()},
   ),
   'ioi_abc': Kind(
-    'Which of two people is given something, when noise speaks of three others: logit of the receiver minus that of '
-    'the giver, both of the clean prompt.',
+    'Which of two people receives something? The noise names three other people. Metric: logit of the receiver minus '
+    'that of the giver, both of the clean prompt.',
     {k: Template(text, functools.partial(_gifts, three=True)) for k, text in GIFTS.items()},
   ),
   'capitals': Kind(
-    'What is the capital of a country, when noise names another country: logit of the right capital minus that of '
-    "the other country's.",
+    'What is the capital of a country? The noise names another country. Metric: logit of the right capital minus that '
+    "of the other country's.",
     {
       'is': Template('The capital of {country} is', _countries),
       'city': Template('The capital of {country} is the city of', _countries),
     },
   ),
   'induction': Kind(
-    'Which random word came after the last one before, when in noise it was another: logit of the one minus that of '
-    'the other.',
+    'Which random word followed the last word at its first occurrence? In the noise it is another word. Metric: logit '
+    'of the one word minus that of the other.',
     {
-      'twice': Template(TWICE, functools.partial(_repeated, hidden='h')),
-      'once': Template(ONCE, functools.partial(_repeated, hidden='e')),
+      'twice': Template(TWICE, functools.partial(_repeat, hidden='h')),
+      'once': Template(ONCE, functools.partial(_repeat, hidden='e')),
     },
   ),
   'agreement': Kind(
-    'Does "is" or "are" follow its subject past a noun of the other number, when noise changes the number of the '
-    'subject: logit of the right form minus that of the wrong one.',
+    'Does "is" or "are" agree with its subject, after a noun of the other number? The noise changes the number of the '
+    'subject. Metric: logit of the right form minus that of the wrong one.',
     {
       'plural': Template(NEAR, functools.partial(_subjects, plural=True)),
       'singular': Template(NEAR, functools.partial(_subjects, plural=False)),

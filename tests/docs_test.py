@@ -95,7 +95,7 @@ def test_links_of_the_documents_lead_to_files_and_headings(path):
 def test_the_costs_of_the_gradient_methods_are_those_that_searches_are_charged():
   """On 30 layers, with queries among the nodes."""
   grid = types.SimpleNamespace(name='q')
-  nodes = types.SimpleNamespace(used=lambda: [(0, grid)])
+  nodes = types.SimpleNamespace(grids_in_use=lambda: [(0, grid)])
   question = types.SimpleNamespace(nodes=nodes, model=types.SimpleNamespace(n_layers=30))
   fixes = [(False, False), (True, False), (False, True), (True, True)]
   costs = [methods.passes(question, qk_fix=q, graddrop=g) for q, g in fixes]

@@ -1,15 +1,15 @@
-"""AtP* on a task: where a model finds its answer, and which method finds that out for how much.
+"""AtP* on a task: the places where a model finds its answer, and the cost of each method that locates them.
 
   python -m experiments.atp_star --task=capitals --pairs=2 --nodes=layers --out=out
 
-Prints what the model can do on the task, leaves out the pairs it gets wrong, patches every node (the truth), lets
-every method guess it, and writes `atp_star.json`, `atp_star.png` and `atp_star.html`. The exact sweep is saved to
-`atp_star.npz` as it goes: the same command takes it up again, Ctrl-C or not.
+Prints the ability of the model on the task, leaves out the pairs it gets wrong, patches every node (the truth), runs
+every method that estimates the truth, and writes `atp_star.json`, `atp_star.png` and `atp_star.html`. The exact sweep
+is saved to `atp_star.npz` while it runs: the same command resumes it after an interruption.
 
 Cost of the line above, on two CPU cores: 240 patches in ten seconds, a minute with all methods, 2 GB of memory.
-Expected: the largest are the MLP of layer 0 at the country and the attention of layer 23 at the last position, more
-than 15 logits each; AtP has a rank correlation of 0.98 with the truth, and its top 10 are verified after 20 passes. A
-whole run on heads has thousands of nodes for each pair: README.md has the commands, what they cost and what came out.
+Expected: the largest nodes are the MLP of layer 0 at the country and the attention of layer 23 at the last position,
+more than 15 logits each; AtP has a rank correlation of 0.98 with the truth, and its top 10 are verified after 20
+passes. A full run on heads has thousands of nodes for each pair: README.md has the commands, costs and results.
 """
 
 from __future__ import annotations

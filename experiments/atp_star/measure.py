@@ -1,22 +1,22 @@
-"""Measuring: the truth by an exact sweep, and how far each method is from it.
+"""Measurements: the truth from an exact sweep, and the distance of each method from it.
 
-First comes what the model can do at all: a place where a wrong answer is made says nothing about where a right one
-comes from, so pairs that the model gets wrong are left out, and counted. Then every node is patched, which takes
-nearly all of the time and is saved as it goes; then the methods, each judged in five ways:
+The first step is the ability of the model: the place where a wrong answer is made is not evidence about the origin of a
+right one, so pairs that the model gets wrong are left out, and counted. Then every node is patched, which takes
+nearly all of the time and is saved while it runs; then come the methods, each judged in five ways:
 
     spearman      rank correlation of its scores with the true contributions, over all nodes
-    costs         forward passes per pair until the true top K have been patched, for the K asked for
+    costs         forward passes per pair until the true top K have been patched, for the chosen K
     aggregate     the same for all K up to `CURVE` as one number: geometric mean with weights 1/K
-    missed        how many of the true top K are not among its own top K; `false_negatives` names them
-    verified      what random checks and random subsets say of the nodes that it has not got round to
+    missed        number of nodes of the true top K that are not in its own top K; `false_negatives` names them
+    verified      bounds, from random checks and random subsets, on the nodes that it has not reached
 
     measured = measure(model, tasks.build('ioi', model, 8), Settings(nodes='heads'), save='truth.npz')
-    measured.figures                          # plain numbers and strings, ready for JSON
+    measured.metrics                          # plain numbers and strings, ready for JSON
 
-Sharp edges: before the first token that differs both runs of a causal model are equal, and no patch does anything.
-Those positions are left out (positions='reached') unless all are asked for ('each'), which costs the searches without
-gradients more than it costs the others. Where queries and keys are not among the nodes, the QK fix has nothing to
-fix. Effects below the rounding of a forward pass (about 1e-5 logits) are ranked as they come.
+Sharp edges: before the first token that differs both runs of a causal model are equal, and no patch has an effect.
+Those positions are left out (positions='reached') unless all are requested ('each'), which costs the searches without
+gradients more than it costs the others. If queries and keys are not among the nodes, the QK fix has nothing to
+fix. Effects below the rounding of a forward pass (about 1e-5 logits) have an arbitrary order.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import jax
 import numpy as np
 
 from experiments import tasks
-from experiments.atp_star.methods import AT_ONCE, METHODS, Found, Question, distinct
+from experiments.atp_star.methods import AT_ONCE, METHODS, MethodResult, Question, drop_duplicates
 from experiments.atp_star.settings import NODES, Settings
 from mechjax import harvest
 from mechjax.models.language_model import LanguageModel
@@ -48,26 +48,26 @@ from mechjax.patching import (
 from mechjax.patching import verify as verification
 
 CURVE = 1000
-"""The largest K that curves and aggregates go to, if there are so many nodes."""
+"""Maximum K of curves and aggregates, if there are that many nodes."""
 
 _LISTED = 100
-"""How many of the largest nodes are listed."""
+"""Number of the largest nodes that are listed."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Measured:
-  """What came out.
+class Measurement:
+  """Results of a run.
 
   Attributes:
-    metrics: everything as plain numbers and strings.
+    metrics: all results as plain numbers and strings.
     truth: the exact effects.
-    found: what each method made of the question, by its key.
-    tokens: what stands at each position.
+    found: result of each method, by its key.
+    tokens: token or slot name at each position.
   """
 
   metrics: dict[str, Any]
   truth: Effects
-  found: dict[str, Found]
+  found: dict[str, MethodResult]
   tokens: tuple[str, ...]
 
 
@@ -78,72 +78,72 @@ def measure(
   *,
   save: str | os.PathLike | None = None,
   progress: bool = False,
-  say: Callable[[str], Any] = print,
-) -> Measured:
-  """Measures everything.
+  log: Callable[[str], Any] = print,
+) -> Measurement:
+  """Measures the truth and every method.
 
   Args:
     model: the model.
-    task: made for it, from one template.
-    settings: what is to be measured.
-    save: a file that the exact sweep is saved to and resumed from.
-    progress: whether to show its progress.
-    say: is told what has been found so far, a line at a time.
+    task: a task made for it, from one template.
+    settings: the settings of the measurement.
+    save: file that the exact sweep is saved to and resumed from.
+    progress: whether to show the progress of the sweep.
+    log: called with each result as a line of text.
 
   Returns:
-    The figures, and what they were made of.
+    The metrics, and the data that they were computed from.
 
   Raises:
-    PatchingError: a model that gets no pair right; fewer nodes than the largest K; what patching raises.
+    PatchingError: a model that gets no pair right; fewer nodes than the largest K; the errors of patching.
   """
   able = tasks.ability(model, task)
-  say(able['text'])
+  log(able['text'])
   task = tasks.keep(model, task)
-  say(task.selection)
+  log(task.selection)
   question = ask(model, task, settings)
   if len(question.nodes) < max(settings.ks):
     raise PatchingError(f'K {max(settings.ks)} of {len(question.nodes)} nodes', hint='smaller ks')
-  say(f'{len(question.nodes):,} nodes on {len(task)} pairs of {len(task.columns)} tokens')
+  log(f'{len(question.nodes):,} nodes on {len(task)} pairs of {len(task.columns)} tokens')
   truth, cost = sweep(question, save, progress)
-  say(f'exact: {cost["patches"]:,} patches in {cost["seconds"]:.1f} s')
+  log(f'exact: {cost["patches"]:,} patches in {cost["seconds"]:.1f} s')
   found = {}
-  for name in distinct(question, settings.methods):
+  for name in drop_duplicates(question, settings.methods):
     found[name] = one = METHODS[name](question)
-    say(f'{one.name}: {one.spent:g} passes per pair, {one.seconds:.2f} s')
+    log(f'{one.name}: {one.spent:g} passes per pair, {one.seconds:.2f} s')
   metrics = {
     'model': model.name,
     'versions': versions(),
     'settings': _plain(dataclasses.asdict(settings)),
-    'task': described(task),
+    'task': describe(task),
     'ability': able,
     'ability_kept': tasks.ability(model, task),
-    'nodes': counted(question.nodes),
+    'nodes': count_nodes(question.nodes),
     'joint': question.joint,
     'truth': {'title': truth.title, **cost, 'base': truth.base.tolist(), 'other': truth.other.tolist()},
-    'top': listed(truth, found, task.columns),
+    'top': list_largest(truth, found, task.columns),
     'curve': curve(truth, found),
     'methods': {
-      name: judged(one, found, truth, settings, task.columns) for name, one in found.items()
+      name: judge(one, found, truth, settings, task.columns) for name, one in found.items()
     },
   }  # fmt: skip
   if settings.verify:
     for name, one in found.items():
       if one.effects is not None:
         metrics['methods'][name]['verified'] = bounds(question, one, truth, settings)
-        say(f'{one.name}: bounds done')
-  return Measured(metrics, truth, found, task.columns)
+        log(f'{one.name}: bounds done')
+  return Measurement(metrics, truth, found, task.columns)
 
 
-# --- what is asked, and the truth -------------------------------------------------------------------
+# --- the question and the truth ---------------------------------------------------------------------
 
 
 def ask(model: LanguageModel, task: tasks.Task, settings: Settings) -> Question:
-  """The question that settings put to a task."""
+  """Makes the question that the settings describe for a task."""
   infos = harvest.sites_of(model.apply, model.params, task.pairs.clean)
   names = NODES[settings.nodes]
   if settings.layers:
     names = ', '.join(f'{name}.{{{settings.layers}}}' for name in names.split(', '))
-  length = len(task.columns)  # an error where positions mean different things
+  length = len(task.columns)  # raises if positions mean different things
   reached = int((task.pairs.clean != task.pairs.noise).any(axis=0).argmax())
   positions = {'reached': range(reached, length), 'last': [length - 1]}
   nodes = nodes_of(
@@ -158,12 +158,12 @@ def ask(model: LanguageModel, task: tasks.Task, settings: Settings) -> Question:
 def sweep(
   question: Question, save: str | os.PathLike | None, progress: bool
 ) -> tuple[Effects, dict[str, Any]]:
-  """The exact effects, and what they cost this time: patches and seconds."""
+  """Measures the exact effects, and the cost of this run: patches and seconds."""
   model, nodes = question.model, question.nodes
   exact = ActivationPatching(
     model.apply, nodes, question.mode, question.budget, forward_from=model.forward_from
   )
-  before = _saved(save)
+  before = _count_saved(save)
   start = time.perf_counter()
   truth = exact(model.params, question.task.pairs, question.metric, save=save, progress=progress)
   return truth, {
@@ -173,27 +173,27 @@ def sweep(
   }
 
 
-def _saved(path: str | os.PathLike | None) -> int:
+def _count_saved(path: str | os.PathLike | None) -> int:
   if path is None or not os.path.exists(path):
     return 0
   try:
     with np.load(path) as kept:
       return int(kept['done'].sum())
-  except Exception:  # no sweep's file: ActivationPatching refuses it, and says why
+  except Exception:  # not the file of a sweep: ActivationPatching refuses it with a reason
     return 0
 
 
-# --- how good the methods are -----------------------------------------------------------------------
+# --- quality of the methods -------------------------------------------------------------------------
 
 
-def judged(
-  one: Found,
-  found: dict[str, Found],
+def judge(
+  one: MethodResult,
+  found: dict[str, MethodResult],
   truth: Effects,
   settings: Settings,
   tokens: tuple[str, ...],
 ) -> dict[str, Any]:
-  """The figures of one method."""
+  """Computes the metrics of one method."""
   true, ks = truth.contribution(), settings.ks
   every = np.arange(1, min(CURVE, len(true)) + 1)
   costs = baselines.recall_cost(one.search, true)
@@ -206,19 +206,19 @@ def judged(
     'aggregate': baselines.aggregate(costs[every - 1], every),
     'aggregate_over_oracle': baselines.aggregate(costs[every - 1] / every, every),
     'missed': [len(baselines.false_negatives(one.search, true, k)) for k in ks],
-    'false_negatives': missed(one, found, truth, max(ks), tokens),
+    'false_negatives': list_missed(one, found, truth, max(ks), tokens),
   }
 
 
-def missed(
-  one: Found,
-  found: dict[str, Found],
+def list_missed(
+  one: MethodResult,
+  found: dict[str, MethodResult],
   truth: Effects,
   k: int,
   tokens: tuple[str, ...],
   limit: int = 20,
 ) -> list[dict[str, Any]]:
-  """The nodes of the true top k that a method places worst, and which methods have them among their first k."""
+  """Lists the nodes of the true top k that a method places worst, and the methods with them in their first k."""
   return [
     {
       'node': m.node,
@@ -237,18 +237,18 @@ def missed(
   ]
 
 
-def curve(truth: Effects, found: dict[str, Found]) -> dict[str, Any]:
-  """The cost of verified recall for every K up to `CURVE`."""
+def curve(truth: Effects, found: dict[str, MethodResult]) -> dict[str, Any]:
+  """Cost of verified recall for every K up to `CURVE`."""
   true = truth.contribution()
   ks = np.arange(1, min(CURVE, len(true)) + 1)
   costs = {key: baselines.recall_cost(one.search, true, ks).tolist() for key, one in found.items()}
   return {'k': ks.tolist(), 'costs': costs}
 
 
-def listed(
-  truth: Effects, found: dict[str, Found], tokens: tuple[str, ...]
+def list_largest(
+  truth: Effects, found: dict[str, MethodResult], tokens: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-  """The largest nodes, and at which place each method has them."""
+  """Lists the largest nodes, with the place of each in the ranking of every method."""
   mean = truth.mean()
   return [
     {
@@ -261,15 +261,17 @@ def listed(
   ]
 
 
-def bounds(question: Question, one: Found, truth: Effects, settings: Settings) -> dict[str, Any]:
-  """What can be said of the nodes that a method has not got round to, and what is true of them."""
+def bounds(
+  question: Question, one: MethodResult, truth: Effects, settings: Settings
+) -> dict[str, Any]:
+  """Bounds on the nodes that a method has not reached, and the true values."""
   true, k = truth.contribution(), max(settings.ks)
   n = len(true)
   path = min(2 * k, n)
   checks = min(settings.verify // 2, n - path)
   subsets = settings.verify - settings.verify // 2
   result = verification.verify(
-    one.search, known(truth, question.patch), k, float(one.search.passes[path - 1]),
+    one.search, look_up(truth, question.patch), k, float(one.search.passes[path - 1]),
     checks=checks, subsets=subsets, seed=question.seed, batch=AT_ONCE,
   )  # fmt: skip
   left = np.isnan(result.effects).any(axis=1)
@@ -287,8 +289,8 @@ def bounds(question: Question, one: Found, truth: Effects, settings: Settings) -
   }
 
 
-def known(truth: Effects, patch: baselines.Patch) -> baselines.Patch:
-  """`patch`, but for single nodes, whose effects are looked up."""
+def look_up(truth: Effects, patch: baselines.Patch) -> baselines.Patch:
+  """A version of `patch` that looks up the effects of single nodes in the truth."""
 
   def run(members: np.ndarray) -> np.ndarray:
     single = members.sum(axis=1) == 1
@@ -301,11 +303,11 @@ def known(truth: Effects, patch: baselines.Patch) -> baselines.Patch:
   return run
 
 
-# --- what else a reader has to know -----------------------------------------------------------------
+# --- context for the reader -------------------------------------------------------------------------
 
 
-def described(task: tasks.Task) -> dict[str, Any]:
-  """A task in words."""
+def describe(task: tasks.Task) -> dict[str, Any]:
+  """Describes a task in words."""
   return {
     'name': task.name,
     'question': task.question,
@@ -316,14 +318,14 @@ def described(task: tasks.Task) -> dict[str, Any]:
   }
 
 
-def counted(nodes: NodeSet) -> dict[str, Any]:
-  """How many nodes there are, in all and at each site."""
-  sites = {g.name: int((nodes.table[:, 0] == number).sum()) for number, g in nodes.used()}
+def count_nodes(nodes: NodeSet) -> dict[str, Any]:
+  """Counts the nodes, in total and at each site."""
+  sites = {g.name: int((nodes.table[:, 0] == number).sum()) for number, g in nodes.grids_in_use()}
   return {'count': len(nodes), 'sites': sites}
 
 
 def versions() -> dict[str, Any]:
-  """What it was measured with."""
+  """Versions of the software, and the device."""
   device = jax.devices()[0]
   return {
     'python': platform.python_version(),
@@ -334,7 +336,7 @@ def versions() -> dict[str, Any]:
 
 
 def _plain(tree: Any) -> Any:
-  """Tuples as lists, as JSON has them."""
+  """A copy with tuples as lists, as in JSON."""
   if isinstance(tree, dict):
     return {key: _plain(value) for key, value in tree.items()}
   return [_plain(x) for x in tree] if isinstance(tree, (list, tuple)) else tree

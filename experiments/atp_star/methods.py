@@ -1,25 +1,24 @@
-"""Methods: ways of guessing which nodes matter, each as the search that it leads to, and what it spends.
+"""Methods: estimates of which nodes matter, each as the search that it leads to, with its cost.
 
-A method is judged by the exact patches it saves, so what it costs itself belongs to the bill. One unit serves all: a
-forward pass of one prompt pair. This is the one place that says what is worth how many (docs/methods.md, section 2.4,
-has the reasons):
+A method is judged by the exact patches it saves, so its own cost counts too. The unit of all costs is a forward pass of
+one prompt pair. The costs are defined here and nowhere else (docs/methods.md, section 2.4, has the reasons):
 
     a forward pass, whatever is patched in it                          1
     a backward pass                                                    2
     AtP: two forward passes and a backward one                         4
     the QK fix: the attention once more, counted as a whole pass     + 1    where there are query or key nodes
-    GradDrop: every layer dropped in turn, L/2 backward passes       + L
-    a set of nodes patched as one                                      1
+    GradDrop: one layer dropped at a time, L/2 backward passes       + L
+    a set of nodes patched jointly                                     1
     the exact sweep of N nodes                                         N
 
-Passes that begin in the middle, and logits that are never computed, make each of these cheaper and change no count:
-`seconds` says what the clock says.
+Passes that begin in the middle, and logits that are never computed, make each of these cheaper but change no count;
+`seconds` is measured time.
 
-Subsampling, blocks and the hierarchy need no gradient but joint patches, and more of them always help. So that they
-can be compared, each is given the same number, `Question.joint`: subsampling as so many random subsets, with a tenth
-of the nodes in each; blocks as so many blocks of neighbours; the hierarchy as so many halves (a few more, because
-it is asked for several at a time), after which the sets that are left are walked a node at a time, largest effect
-first. None of them therefore ever spends more than N + joint.
+Subsampling, blocks and the hierarchy need joint patches instead of gradients, and more of them always help. To make
+them comparable, each has the same number, `Question.joint`: subsampling uses that many random subsets, with a tenth
+of the nodes in each; blocks that many blocks of neighbours; the hierarchy that many halves (a few more, because
+several are patched at a time), after which the nodes of the sets that are left are patched one by one, largest effect
+first. So none of them spends more than N + joint.
 """
 
 from __future__ import annotations
@@ -38,21 +37,21 @@ from mechjax.patching.atp_star import AtPStar
 from mechjax.patching.baselines import Patch, Search
 
 AT_ONCE = 32
-"""Subset patches that are run side by side."""
+"""Number of subset patches that run side by side."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Question:
-  """What every method is asked: which of the nodes matter for a task.
+  """The question for every method: which of the nodes matter for a task.
 
   Attributes:
     model: the model.
-    task: made for it.
+    task: a task made for it.
     nodes: N nodes.
-    mode: one of 'noising' and 'denoising'.
+    mode: 'noising' or 'denoising'.
     budget: bytes that a method may use besides parameters and prompts.
     joint: joint patches that a search without gradients may spend.
-    seed: of everything random.
+    seed: seed of all random numbers.
   """
 
   model: LanguageModel
@@ -69,7 +68,7 @@ class Question:
 
   @functools.cached_property
   def patch(self) -> Patch:
-    """Patches sets of nodes as one."""
+    """Patches sets of nodes jointly."""
     model = self.model
     sweep = SubsetPatching(
       model.apply,
@@ -83,16 +82,16 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Found:
-  """What a method made of a question.
+class MethodResult:
+  """Answer of a method to a question.
 
   Attributes:
-    name: of the method.
-    search: the order in which it would have nodes patched, and what has been spent by then.
-    scores: by which it ranks them, [N].
-    spent: forward passes per pair behind the ranking.
-    seconds: that the ranking took, all pairs together, compilation left out.
-    effects: what it holds for the effects, if it estimates them.
+    name: name of the method.
+    search: the order in which it proposes to patch the nodes, and the passes spent at each.
+    scores: scores that it ranks the nodes by, [N].
+    spent: cost of the ranking, in forward passes per pair.
+    seconds: time of the ranking for all pairs together, without compilation.
+    effects: its estimates of the effects; None if it has no estimates.
   """
 
   name: str
@@ -104,53 +103,55 @@ class Found:
 
   @property
   def estimate(self) -> Effects:
-    """The effects, of a method that estimates them."""
+    """Estimated effects, of a method that estimates them."""
     assert self.effects is not None, f'{self.name} estimates no effects'
     return self.effects
 
 
-def gradient(question: Question, *, qk_fix: bool, graddrop: bool) -> Found:
-  """AtP with none, one or both of its fixes."""
+def gradient(question: Question, *, qk_fix: bool, graddrop: bool) -> MethodResult:
+  """AtP without fixes, or with one or both of them."""
   model, nodes = question.model, question.nodes
   method = AtPStar(
     model.apply, nodes, question.mode, qk_fix, graddrop, budget=question.budget, seed=question.seed
   )
   run = lambda: method(model.params, question.task.pairs, question.metric)  # noqa: E731
   run()  # compiles
-  effects, seconds = _timed(run)
+  effects, seconds = _time_call(run)
   spent = passes(question, qk_fix=qk_fix, graddrop=graddrop)
   scores = effects.contribution()
-  return Found(method.name, Search.by(scores, spent), scores, spent, seconds, effects)
+  return MethodResult(method.name, Search.by(scores, spent), scores, spent, seconds, effects)
 
 
 def passes(question: Question, *, qk_fix: bool, graddrop: bool) -> float:
-  """What `gradient` costs, in forward passes per pair."""
+  """Cost of `gradient`, in forward passes per pair."""
   return 4 + (qk_fix and has_attention(question)) + graddrop * question.model.n_layers
 
 
 def has_attention(question: Question) -> bool:
-  """Whether there are queries or keys among the nodes, for the QK fix to fix."""
-  return any(grid.name in terms.FIXED for _, grid in question.nodes.used())
+  """Whether there are queries or keys among the nodes, to which the QK fix applies."""
+  return any(grid.name in terms.FIXED for _, grid in question.nodes.grids_in_use())
 
 
-def random_order(question: Question) -> Found:
-  """Nodes as they come."""
+def random_order(question: Question) -> MethodResult:
+  """Nodes in random order."""
   search = baselines.random_order(len(question.nodes), question.seed)
-  return Found('random order', search, -search.place, 0, 0.0)
+  return MethodResult('random order', search, -search.place, 0, 0.0)
 
 
-def joint(question: Question, name: str, search: Callable[[Question, Patch], Search]) -> Found:
-  """A search by joint patches."""
+def joint(
+  question: Question, name: str, search: Callable[[Question, Patch], Search]
+) -> MethodResult:
+  """Result of a search by joint patches."""
   spent = 0
-  patch = question.patch  # compiled before the clock runs
+  patch = question.patch  # compiles before the measured time begins
 
-  def counted(members: np.ndarray) -> np.ndarray:
+  def count(members: np.ndarray) -> np.ndarray:
     nonlocal spent
     spent += len(members)
     return patch(members)
 
-  found, seconds = _timed(lambda: search(question, counted))
-  return Found(name, found, -found.place, spent, seconds)
+  found, seconds = _time_call(lambda: search(question, count))
+  return MethodResult(name, found, -found.place, spent, seconds)
 
 
 def _subsampling(question: Question, patch: Patch) -> Search:
@@ -168,13 +169,13 @@ def _hierarchical(question: Question, patch: Patch) -> Search:
   return baselines.hierarchical(patch, n, joint=question.joint, at_once=AT_ONCE // 2)
 
 
-def _timed(run: Callable) -> tuple:
+def _time_call(run: Callable) -> tuple:
   start = time.perf_counter()
   out = run()
   return out, time.perf_counter() - start
 
 
-METHODS: dict[str, Callable[[Question], Found]] = {
+METHODS: dict[str, Callable[[Question], MethodResult]] = {
   'atp': functools.partial(gradient, qk_fix=False, graddrop=False),
   'atp_qk': functools.partial(gradient, qk_fix=True, graddrop=False),
   'atp_graddrop': functools.partial(gradient, qk_fix=False, graddrop=True),
@@ -186,9 +187,9 @@ METHODS: dict[str, Callable[[Question], Found]] = {
 }
 
 WITHOUT_FIX = {'atp_qk': 'atp', 'atp_star': 'atp_graddrop'}
-"""What a method comes to where there are no queries or keys for the QK fix."""
+"""Equivalent of each method if there are no queries or keys for the QK fix."""
 
 
-def distinct(question: Question, names: Sequence[str]) -> list[str]:
-  """Keys of `METHODS`, without those that come to another of them for these nodes."""
+def drop_duplicates(question: Question, names: Sequence[str]) -> list[str]:
+  """Removes keys of `METHODS` that are equivalent to another given key for these nodes."""
   return [n for n in names if has_attention(question) or WITHOUT_FIX.get(n) not in names]

@@ -1,11 +1,11 @@
-"""Reports: what was measured as lines of text, as one picture and as one page.
+"""Reports: the results as lines of text, as one picture and as one page.
 
-All three begin with what the model can do, because the rest means nothing without it. Then the truth, then how the
-methods compare, then single nodes: what plain AtP missed, and which of its fixes found it. Pictures show plain AtP
-and the best of the other methods that estimate effects, best by what verified recall costs over all K.
+Picture and page begin with the ability of the model, because the rest is meaningless without it. Then come the truth,
+the comparison of the methods, and single nodes: those that plain AtP missed, and the fixes that found them. Pictures
+show plain AtP and the best of the other methods that estimate effects, by the cost of verified recall over all K.
 
-Everything is shown as contributions, the mean over pairs of the magnitude: that is what methods are ranked by, and
-GradDrop has no sign. The list of the largest nodes gives the signed mean as well.
+All values are contributions, the mean over pairs of the magnitude: methods are ranked by them, and GradDrop has no
+sign. The list of the largest nodes gives the signed mean as well.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.atp_star.measure import Measured
-from experiments.atp_star.methods import Found
+from experiments.atp_star.measure import Measurement
+from experiments.atp_star.methods import MethodResult
 from mechjax.patching import Effects
 from mechjax.viz import charts, cuts, page, patching, searches
 from mechjax.viz.cuts import View
 
 VIEW = View('contribution')
-_ROWS, _PROMPTS, _BESIDE = 40, 10, 16
+_ROWS, _PROMPTS, _MAX_COLUMNS = 40, 10, 16
 
 
 def text(metrics: dict[str, Any]) -> str:
-  """How the methods compare, as lines of text."""
-  heads, rows = _compared(metrics)
+  """Comparison of the methods, as lines of text."""
+  heads, rows = _compare(metrics)
   lines = [['', *heads], *([name, *cells] for name, cells, _ in rows)]
   widths = [max(map(len, column)) for column in zip(*lines)]
   return '\n'.join(
@@ -36,8 +36,8 @@ def text(metrics: dict[str, Any]) -> str:
   )
 
 
-def shown(measured: Measured) -> list[Found]:
-  """Plain AtP, or the first method that estimates effects, and the best of the others; none if there is none."""
+def select_shown(measured: Measurement) -> list[MethodResult]:
+  """Selects plain AtP, or the first method that estimates effects, and the best other one; fewer if there are fewer."""
   judged = measured.metrics['methods']
   estimates = [key for key, one in measured.found.items() if one.effects is not None]
   others = sorted(estimates[1:], key=lambda key: judged[key]['aggregate'])
@@ -47,13 +47,13 @@ def shown(measured: Measured) -> list[Found]:
 # --- the picture --------------------------------------------------------------------------------------
 
 
-def picture(measured: Measured, path: Path) -> None:
-  """Draws everything as one PNG: the truth, what came nearest, and what each method costs."""
-  best = shown(measured)[-1:]
+def picture(measured: Measurement, path: Path) -> None:
+  """Draws the results as one PNG: the truth, the best approximation, and the cost of each method."""
+  best = select_shown(measured)[-1:]
   bands = [(e, maps(e, measured.tokens)) for e in (measured.truth, *(one.estimate for one in best))]
   limit = cuts.common([m for _, band in bands for m in band])
   columns = sum(len(m.columns) for _, band in bands for m in band)
-  stacked = columns > _BESIDE
+  stacked = columns > _MAX_COLUMNS
   heights = [1.3, _height(bands[0][1]) * (len(bands) if stacked else 1), 5.4]
   fig = charts.figure(17.4, sum(heights))
   above, middle, below = fig.subfigures(3, 1, height_ratios=heights, squeeze=False).flat
@@ -70,7 +70,7 @@ def picture(measured: Measured, path: Path) -> None:
   charts.colour_scale(above.add_subplot(scale), images[0], unit, extend=extend)
   left, right = below.subfigures(1, 2)
   searches.cost_axes(left.subplots(), _curves(measured), title=measured.truth.title)
-  for one in shown(measured)[:1]:
+  for one in select_shown(measured)[:1]:
     searches.estimate_axes(right.subplots(), measured.truth, one.estimate, measured.tokens)
   charts.save(fig, path)
 
@@ -87,7 +87,7 @@ def _height(band: Sequence[cuts.Map]) -> float:
   return 1.2 + 0.15 * rows + 0.07 * label
 
 
-def _curves(measured: Measured) -> dict[str, tuple]:
+def _curves(measured: Measurement) -> dict[str, tuple]:
   curve = measured.metrics['curve']
   return {measured.found[key].name: (curve['k'], costs) for key, costs in curve['costs'].items()}
 
@@ -95,17 +95,17 @@ def _curves(measured: Measured) -> dict[str, tuple]:
 # --- the page -----------------------------------------------------------------------------------------
 
 
-def document(measured: Measured) -> str:
-  """Writes everything as one HTML page."""
+def document(measured: Measurement) -> str:
+  """Writes the results as one HTML page."""
   metrics, truth, tokens = measured.metrics, measured.truth, measured.tokens
-  compared = shown(measured)
+  compared = select_shown(measured)
   sections = [
     _ability(metrics),
     *_truth(measured),
     _methods(metrics),
     searches.cost_section(_curves(measured), title=truth.title),
     *(searches.estimate_section(truth, one.estimate, tokens) for one in compared),
-    *(_missed(metrics, key) for key, one in measured.found.items() if one in compared),
+    *(_false_negatives(metrics, key) for key, one in measured.found.items() if one in compared),
     _largest(measured),
   ]
   if any('verified' in one for one in metrics['methods'].values()):
@@ -131,7 +131,7 @@ def _ability(metrics: dict[str, Any]) -> str:
   prompts = task['prompts'][:_PROMPTS]
   which = 'The pairs' if len(prompts) == task['pairs'] else f'The first {len(prompts)} of them'
   words = (
-    f'Before anything is patched: {able["text"]}. {task["selection"]}; all that follows is about these. '
+    f'Before any patch: {able["text"]}. {task["selection"]}; all further results are for these. '
     f'{which}:'
   )
   heads = ['prompt', 'answer', 'compared with']
@@ -139,12 +139,12 @@ def _ability(metrics: dict[str, Any]) -> str:
   for i, p in enumerate(prompts, 1):
     rows.append((f'{i} clean', [p['clean'], p['answer'], p['other']], [0, 0, 0]))
     rows.append((f'{i} noise', [p['noise'], '', ''], [0, 0, 0]))
-  return page.section('What the model can do', words, _table('', heads, rows, ''))
+  return page.section('Ability of the model', words, _table('', heads, rows, ''))
 
 
-def _truth(measured: Measured) -> list[str]:
-  """For each grid the maps of the truth, and beside them one of the best approximation."""
-  truth, tokens, best = measured.truth, measured.tokens, shown(measured)[-1:]
+def _truth(measured: Measurement) -> list[str]:
+  """Maps of the truth for each grid, next to a map of the best approximation."""
+  truth, tokens, best = measured.truth, measured.tokens, select_shown(measured)[-1:]
   true = cuts.maps(truth, tokens, VIEW)
   near = {m.grid: (one.name, m) for one in best for m in maps(one.estimate, tokens)}
   limit = cuts.common([*true, *(m for _, m in near.values())])
@@ -153,21 +153,21 @@ def _truth(measured: Measured) -> list[str]:
     mine = [('exact', m) for m in true if m.grid == grid]
     both = [*mine, *([near[grid]] if grid in near else [])]
     beyond = sum(int((m.values > limit).sum()) for _, m in both)
-    words = f'{truth.title}. Point at a cell for its number and the node behind it.'
+    words = f'{truth.title}. Point at a cell for its number and its node.'
     if beyond:
-      words += f' Framed: beyond the colours, {beyond} of the cells.'
-    body = page.beside(patching.table(_captioned(name, m), limit) for name, m in both)
+      words += f' Framed: outside the colour scale, {beyond} of the cells.'
+    body = page.beside(patching.table(_caption(name, m), limit) for name, m in both)
     legend = page.ramp(limit, signed=False, unit=mine[0][1].unit)
     sections.append(page.section(f'The truth: {mine[0][1].name}', words, body + legend))
   return sections
 
 
-def _captioned(name: str, shown: cuts.Map) -> cuts.Map:
+def _caption(name: str, shown: cuts.Map) -> cuts.Map:
   return dataclasses.replace(shown, behind=f'{name}: {shown.behind}' if shown.behind else name)
 
 
-def _compared(metrics: dict[str, Any]) -> tuple[list[str], list[tuple]]:
-  """Heads of columns, and of each method (and the oracle) its name, its cells and how good each of them is."""
+def _compare(metrics: dict[str, Any]) -> tuple[list[str], list[tuple]]:
+  """Column heads, and for each method (and the oracle) its name, its cells and the quality of each cell."""
   ks = metrics['settings']['ks']
   heads = [
     'passes',
@@ -195,45 +195,46 @@ def _compared(metrics: dict[str, Any]) -> tuple[list[str], list[tuple]]:
 
 
 def _methods(metrics: dict[str, Any]) -> str:
-  heads, rows = _compared(metrics)
+  heads, rows = _compare(metrics)
   ks, n = metrics['settings']['ks'], metrics['nodes']['count']
   words = (
-    f'Passes are forward passes per pair that the ranking costs; a backward pass counts as two, and the exact '
+    f'Passes are the cost of the ranking in forward passes per pair; a backward pass counts as two, and the exact '
     f'sweep costs {n:,}. Seconds are for all pairs, without compilation. Spearman is the rank correlation with the '
-    f'truth. Then the passes, those of the ranking included, until the true top {", ".join(map(str, ks))} have '
-    f'been patched; the same for all K up to {metrics["curve"]["k"][-1]:,}, a geometric mean with weights 1/K; and '
-    f'how many of the true top {ks[-1]} are not among the first {ks[-1]} of the method. The oracle knows the truth. '
-    f'Searches without gradients were given {metrics["joint"]:,} joint patches each.'
+    f'truth. The next columns are the passes, including those of the ranking, until the true top '
+    f'{", ".join(map(str, ks))} have been patched; the same for all K up to {metrics["curve"]["k"][-1]:,}, a '
+    f'geometric mean with weights 1/K; and the number of nodes of the true top {ks[-1]} that are not among the first '
+    f'{ks[-1]} of the method. The oracle knows the truth. Searches without gradients had {metrics["joint"]:,} joint '
+    f'patches each.'
   )
   same = [name for name in metrics['settings']['methods'] if name not in metrics['methods']]
   if same:
-    words += f' With no queries or keys among the nodes, {" and ".join(same)} would be the same as without the fix.'
+    words += f' Without queries or keys among the nodes, {" and ".join(same)} would be the same as without the fix.'
   unit = 'colour: the correlation, the passes of the oracle over those of the method, the share not missed'
   return page.section('The methods', words, _table('', heads, rows, unit))
 
 
-def _missed(metrics: dict[str, Any], key: str) -> str:
+def _false_negatives(metrics: dict[str, Any], key: str) -> str:
   one, k = metrics['methods'][key], metrics['settings']['ks'][-1]
   nodes, count = one['false_negatives'], one['missed'][-1]
-  heading = f'What {one["name"]} missed'
+  heading = f'Nodes missed by {one["name"]}'
   words = f'{count or "None"} of the true top {k} are not among the first {k} of {one["name"]}. '
   if not count:
     return page.section(heading, words, '')
   words += (
-    f'{"Listed" if len(nodes) == count else f"The {len(nodes)} that it places worst"}, worst placed first; found by '
-    f'are the methods that have them among their first {k}.'
+    f'{"Listed" if len(nodes) == count else f"The {len(nodes)} that it places worst"}, worst placed first; the last '
+    f'column names the methods that have them among their first {k}.'
   )
   rows = []
   for m in nodes:
     numbers = [f'{m["rank"]}', f'{m["place"]:,}', f'{m["contribution"]:.4g}', f'{m["score"]:.4g}']
-    cells = [*numbers, ', '.join(m['found_by']) or 'nobody']
+    cells = [*numbers, ', '.join(m['found_by']) or 'none']
     rows.append((m['label'], cells, [0, m['rank'] / m['place'], 0, 0, 0]))
   heads = ['true rank', 'its place', 'contribution', 'its estimate', 'found by']
   table = _table('node', heads, rows, 'colour: the true rank over its place')
   return page.section(heading, words, table)
 
 
-def _largest(measured: Measured) -> str:
+def _largest(measured: Measurement) -> str:
   names = {key: one.name for key, one in measured.found.items() if one.effects is not None}
   nodes = measured.metrics['top'][:_ROWS]
   rows = []
@@ -243,22 +244,22 @@ def _largest(measured: Measured) -> str:
     share = top['contribution'] / nodes[0]['contribution']
     rows.append((top['label'], cells, [share, 0, *(min(1, rank / p) for p in places)]))
   words = (
-    'Contribution, signed mean effect, and at which place the methods that estimate effects have each node, '
+    'Contribution, signed mean effect, and the place of each node in the methods that estimate effects, '
     'largest first.'
   )
-  unit = 'colour: the contribution over the largest; the true rank over the place, full where that is no later'
+  unit = 'colour: the contribution over the largest; the true rank over the place, full if the place is not later'
   table = _table('node', ['contribution', 'mean', *names.values()], rows, unit)
-  return page.section('Where the largest nodes are found', words, table)
+  return page.section('Places of the largest nodes', words, table)
 
 
 def _bounds(metrics: dict[str, Any]) -> str:
   judged = [one for one in metrics['methods'].values() if 'verified' in one]
   one, k = judged[0]['verified'], metrics['settings']['ks'][-1]
   words = (
-    f'What can be said without the truth. The first {one["path"]:,} nodes of each method are patched; the threshold '
+    f'Bounds that do not use the truth. The first {one["path"]:,} nodes of each method are patched; the threshold '
     f'is contribution number {k} among them. {one["checks"]:,} nodes drawn from the others are patched, and '
-    f'{one["subsets"]:,} random subsets of those still left. With 95 % confidence no more nodes than said go beyond '
-    'the threshold, and with 95 % none of those left contributes more than said; beside it what is true.'
+    f'{one["subsets"]:,} random subsets of those still left. With 95 % confidence at most this many nodes exceed the '
+    'threshold, and with 95 % none of those left contributes more than the bound; the true values are next to them.'
   )
   rows = [
     (
@@ -278,7 +279,7 @@ def _bounds(metrics: dict[str, Any]) -> str:
     'largest left: at most',
     'in truth',
   ]
-  return page.section('Bounds on what was missed', words, _table('', heads, rows, ''))
+  return page.section('Bounds on the missed nodes', words, _table('', heads, rows, ''))
 
 
 def _table(corner: str, heads: Sequence[str], rows: Sequence[tuple], unit: str) -> str:

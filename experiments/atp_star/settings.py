@@ -1,6 +1,6 @@
-"""Settings: what is to be measured, checked before a model is loaded.
+"""Settings of a measurement, checked before a model is loaded.
 
-A run takes from minutes to hours, so a name that is not known is refused in the first second, with those that are.
+A run takes from minutes to hours, so an unknown name is refused in the first second, with a list of the known ones.
 
     Settings(nodes='neurons', layers='2,14,27', positions='last', methods=('atp', 'random'))
 """
@@ -21,22 +21,22 @@ MODES = ('noising', 'denoising')
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What is to be measured.
+  """Settings of a measurement.
 
   Attributes:
-    nodes: key of `NODES`: 'heads' (queries, keys, values and outputs), 'layers' (what attention and MLP write) or
+    nodes: key of `NODES`: 'heads' (queries, keys, values and outputs), 'layers' (outputs of attention and MLP) or
       'neurons'.
-    layers: which, as in a site pattern: '2,14,27' or '0..3'; '' for all.
-    positions: a node for each position that the change reaches ('reached'), for 'each', for the 'last' alone, or
-      one for all 'together'.
+    layers: layers, as in a site pattern: '2,14,27' or '0..3'; '' for all.
+    positions: one node for each position that the change reaches ('reached'), for 'each' position, for the 'last'
+      alone, or one node for all positions 'together'.
     mode: 'noising' or 'denoising'.
     methods: keys of `METHODS`.
-    ks: for which K the cost of verified recall is told.
+    ks: the K for which the cost of verified recall is reported.
     joint: joint patches that each search without gradients may spend; None for a tenth of the nodes, at least 20.
-    verify: passes that the bounds on what was missed may spend, for each method with a gradient: half for checks
-      of nodes drawn at random, half for random subsets; 0 for no bounds.
+    verify: passes that the bounds on missed nodes may spend, for each method with a gradient: half for checks of nodes
+      drawn at random, half for random subsets; 0 for no bounds.
     budget: bytes that a sweep may use besides parameters and prompts.
-    seed: of everything random.
+    seed: seed of all random numbers.
   """
 
   nodes: str = 'heads'
@@ -51,15 +51,15 @@ class Settings:
   seed: int = 0
 
   def __post_init__(self) -> None:
-    _check('set of nodes', self.nodes, NODES)
-    _check('choice of positions', self.positions, POSITIONS)
-    _check('mode', self.mode, MODES)
+    _check_known('set of nodes', self.nodes, NODES)
+    _check_known('choice of positions', self.positions, POSITIONS)
+    _check_known('mode', self.mode, MODES)
     for name in self.methods:
-      _check('method', name, METHODS)
+      _check_known('method', name, METHODS)
     if not self.methods or not self.ks:
       raise PatchingError(f'methods {list(self.methods)} and ks {list(self.ks)} ask for nothing')
     if min(self.ks) < 1 or list(self.ks) != sorted(set(self.ks)):
-      raise PatchingError(f'ks {list(self.ks)} must be positive and rise')
+      raise PatchingError(f'ks {list(self.ks)} must be positive and increasing')
     for name, minimum in (('joint', 20), ('verify', 40)):
       if (number := getattr(self, name)) and number < minimum:
         raise PatchingError(
@@ -71,23 +71,23 @@ class Settings:
       )
 
 
-def _check(what: str, name: str, known: Iterable[str]) -> None:
+def _check_known(what: str, name: str, known: Iterable[str]) -> None:
   if name not in known:
     raise errors.unknown(PatchingError, what, name, known)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-  """A run of the program: a model, a task, and what is to be measured.
+  """Flags of the program: a model, a task, and the settings of the measurement.
 
   Attributes:
-    model: a name, or the path of a model.
-    code: whose code computes the forward pass.
+    model: name or path of a model.
+    code: code base that computes the forward pass.
     task: key of `tasks.TASKS`.
-    templates: keys of the task's templates; of one template positions can be compared; by default the first.
-    pairs: how many prompt pairs.
-    settings: what is to be measured.
-    out: directory for everything that is written.
+    templates: keys of the task's templates; positions are comparable only within one template; by default the first.
+    pairs: number of prompt pairs.
+    settings: settings of the measurement.
+    out: directory for all output files.
   """
 
   model: str = 'smollm2-135m'

@@ -1,7 +1,7 @@
-"""Activation patching and attribution: which places inside a model decide what it says.
+"""Activation patching and attribution: which places inside a model decide its output.
 
-Take two prompts that differ in one respect, run the model on one, and put a single activation of the other in its
-place. How far the answer moves is the effect of that place. This package asks the question of thousands of places:
+Take two prompts that differ in one respect, run the model on one, and replace a single activation by that of the
+other. The change of the answer is the effect of that place. This package measures it for thousands of places:
 
     nodes = nodes_of(harvest.sites_of(forward, params, pairs.clean), 'q, k, v, z, mlp_out')
     pairs = Pairs.of(clean_ids, noise_ids)
@@ -10,12 +10,12 @@ place. How far the answer moves is the effect of that place. This package asks t
     atp = Attribution(forward, nodes)(params, pairs, metric)        its first-order term: 2 forward, 1 backward
     star = AtPStar(forward, nodes)(params, pairs, metric)           without AtP's two blind spots
     paths = PathPatching(forward, senders, receivers)(params, pairs, metric)     along which route
-    cost = recall_cost(Search.by(star.contribution(), 35), exact.contribution())   what trusting it costs
+    cost = recall_cost(Search.by(star.contribution(), 35), exact.contribution())   the cost of relying on it
 
 `forward` is any tagged function of (params, inputs): our decoder, or a patched upstream model. Nodes, pairs and
-effects are data; metrics are functions with data; nothing here knows a model. `sources.MODES` lists the ways of
-patching, and their names (noising, denoising, ...) stand in the title of every result. `verify` bounds what a ranking
-has missed, `baselines` are searches without gradients, `mechjax.viz.patching` draws it all.
+effects are data; metrics are functions with data; nothing here depends on one model. `sources.MODES` lists the modes
+of patching, and the title of every result names its mode (noising, denoising, ...). `verify` bounds the effects that a
+ranking has missed, `baselines` has searches without gradients, `mechjax.viz.patching` draws the results.
 """
 
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ from mechjax.patching.metrics import (
   logit_difference,
   loss,
 )
-from mechjax.patching.nodes import Grid, Layout, Node, NodeSet, nodes_of
+from mechjax.patching.nodes import AxisLayout, Grid, Node, NodeSet, nodes_of
 from mechjax.patching.pairs import Pairs
 from mechjax.patching.path import EdgeAttributionPatching, PathEffects, PathPatching
 from mechjax.patching.sources import MODES
@@ -46,10 +46,10 @@ __all__ = [
   'ActivationPatching',
   'AtPStar',
   'Attribution',
+  'AxisLayout',
   'EdgeAttributionPatching',
   'Effects',
   'Grid',
-  'Layout',
   'Metric',
   'Node',
   'NodeSet',

@@ -1,18 +1,18 @@
-"""Exact patching: the effect of each node, measured by running the model with it.
+"""Exact patching: the effect of each node, measured by a forward pass in which the node is replaced.
 
-One patch costs one forward pass, and a sweep has thousands, so nothing but the pass itself may cost anything: see
-`engine`, which runs them, and begins each at its own layer where the model can.
+One patch costs one forward pass, and a sweep has thousands, so nothing but the pass itself should take time. `engine`
+runs the passes, and begins each at the layer of its node if the model supports that.
 
     sweep = ActivationPatching(forward, nodes, mode='noising', budget=2**30)
     effects = sweep(params, pairs, logit_difference(pairs, answers, others), save='heads.npz', progress=True)
 
 I(n) = metric(M(base | do(n <- planted value))) - metric(M(base)), Kramár et al. 2024 (AtP*), equation 1, for each pair
-(docs/methods.md, section 1.1). A node that spans an axis is replaced along all of it at once. `SubsetPatching` patches
-subsets of nodes instead of single ones, which is what searches and bounds are made of (`verify`). Executables are kept
-in the object, so that the next batch of pairs of the same shape compiles nothing.
+(docs/methods.md, section 1.1). A node that spans an axis is replaced along the whole axis at once. `SubsetPatching`
+patches subsets of nodes instead of single nodes; searches and bounds are built on it (`baselines`, `verify`). The
+object keeps its executables, so that the next batch of pairs of the same shape compiles nothing.
 
-Sharp edge: a metric that becomes NaN under a patch is an error that names the node; what was measured before is in
-the file.
+Sharp edge: a metric that becomes NaN under a patch is an error that names the node; the effects measured before are
+in the file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from mechjax.patching.plans import functions
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ActivationPatching(engine.Sweep):
-  """An exact sweep over a node set; for its attributes see `engine.Sweep`."""
+  """An exact sweep over a node set; see `engine.Sweep` for the attributes."""
 
   def __call__(
     self,
@@ -49,31 +49,31 @@ class ActivationPatching(engine.Sweep):
     save_every: float = 30.0,
     progress: bool = False,
   ) -> Effects:
-    """Measures every node on every pair.
+    """Measures the effect of every node on every pair.
 
     Args:
-      params: given to `forward`.
+      params: first argument of `forward`.
       pairs: B pairs.
-      metric: a number for each.
-      save: a file that the sweep is saved to and resumed from; None for none.
-      save_every: seconds between two savings.
-      progress: whether to show a bar (needs tqdm).
+      metric: gives one number for each pair.
+      save: file that the sweep is saved to and resumed from; None saves nothing.
+      save_every: seconds between two saves.
+      progress: whether to show a progress bar (needs tqdm).
 
     Returns:
       The effects, [N, B].
 
     Raises:
-      PatchingError: pairs, nodes, metric and file that do not go together; NaN; a single patch beyond the budget.
+      PatchingError: pairs, nodes, metric and file that do not fit together; NaN; a single patch beyond the budget.
       MissingExtraError: `progress` without tqdm.
     """
-    sided, metric, n = sources.sides(pairs, metric, self.mode, self.seed, self.nodes)
+    sided, metric, n = sources.choose_sides(pairs, metric, self.mode, self.seed, self.nodes)
     title = f'exact {self.mode}: {metric.name}'
     question = ''
     if save is not None:
       code = fingerprints.of_code(*functions(metric))
       question = fingerprint(title, self.nodes, self.seed, code, sided, metric)
     table = self.nodes.table
-    plan = self.plan(params, sided, metric, engine.one_node, table[0])
+    plan = self.plan(params, sided, metric, engine.plant_node, table[0])
     statistics = plan.statistics(params, sided, n)
     ledger = Ledger(save, question, params, (len(self.nodes), n), save_every)
     by_layer = np.argsort(self.starts, kind='stable')
@@ -81,17 +81,17 @@ class ActivationPatching(engine.Sweep):
       for rows, count in budgets.blocks(n, plan.rows):
         todo = by_layer[~ledger.done[by_layer][:, rows].all(axis=1)]
         block = plan.block(params, sided, metric, statistics, rows)
-        ledger.unpatched(rows[:count], block.base[:count], block.other[:count])
+        ledger.record_unpatched(rows[:count], block.base[:count], block.other[:count])
         for at, size in budgets.blocks(len(todo), plan.chunk):
           nodes = todo[at]
           effects = block.effects(table[nodes], self.starts[nodes[0]])[:size, :count]
-          self._refuse_nan(effects, nodes)
+          self._check_no_nan(effects, nodes)
           ledger.put(nodes[:size], rows[:count], effects)
           advance(size * count)
     there = self.nodes.there(sided.real)
     return Effects(title, self.nodes, ledger.values, ledger.base, ledger.other, there)
 
-  def _refuse_nan(self, effects: np.ndarray, nodes: np.ndarray) -> None:
+  def _check_no_nan(self, effects: np.ndarray, nodes: np.ndarray) -> None:
     bad = np.isnan(effects).any(axis=1)
     if bad.any():
       node = self.nodes[int(nodes[bad.argmax()])]
@@ -100,7 +100,7 @@ class ActivationPatching(engine.Sweep):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SubsetPatching(engine.Sweep):
-  """Patches subsets of a node set jointly; for its attributes see `engine.Sweep`."""
+  """Patches subsets of a node set jointly; see `engine.Sweep` for the attributes."""
 
   def __call__(
     self, params: Any, pairs: Pairs, metric: Metric
@@ -108,22 +108,22 @@ class SubsetPatching(engine.Sweep):
     """Prepares pairs for joint patching.
 
     Args:
-      params: given to `forward`.
+      params: first argument of `forward`.
       pairs: B pairs.
-      metric: a number for each.
+      metric: gives one number for each pair.
 
     Returns:
-      members bool [M, N] -> effects float64 [M, B] of patching all nodes of each of M subsets at once, at the cost of
-      M forward passes for each pair.
+      A function: members bool [M, N] -> effects float64 [M, B] of patching all nodes of each of M subsets at once, at
+      the cost of M forward passes for each pair.
 
     Raises:
-      PatchingError: as `ActivationPatching`; also from the function returned.
+      PatchingError: as `ActivationPatching`; the returned function raises it too.
     """
-    sided, metric, n = sources.sides(pairs, metric, self.mode, self.seed, self.nodes)
-    plan = self.plan(params, sided, metric, engine.subset, np.zeros(len(self.nodes), bool))
+    sided, metric, n = sources.choose_sides(pairs, metric, self.mode, self.seed, self.nodes)
+    plan = self.plan(params, sided, metric, engine.plant_subset, np.zeros(len(self.nodes), bool))
     statistics = plan.statistics(params, sided, n)
     blocks = list(budgets.blocks(n, plan.rows))
-    kept = plan.block(params, sided, metric, statistics, blocks[0][0])  # the only one, as a rule
+    kept = plan.block(params, sided, metric, statistics, blocks[0][0])  # usually the only one
 
     def patch(members: np.ndarray) -> np.ndarray:
       members = np.asarray(members)
@@ -153,7 +153,7 @@ class SubsetPatching(engine.Sweep):
 
 @contextlib.contextmanager
 def bar(shown: bool, title: str, total: int, done: int = 0) -> Iterator[Callable[[int], Any]]:
-  """A function that advances a bar of patches, if there is one; raises MissingExtraError without tqdm."""
+  """Yields a function that advances a progress bar, if one is shown; raises MissingExtraError without tqdm."""
   if not shown:
     yield lambda n: None
     return

@@ -1,23 +1,23 @@
 """AtP*: attribution patching without its two blind spots (Kramár et al. 2024).
 
-AtP multiplies a change by a gradient, and misses nodes in two ways. Where attention is saturated the softmax is flat:
-the gradient of a query or key is nearly 0 although replacing it moves the attention elsewhere. The QK fix goes through
-the softmax exactly (`terms`). Where a node acts through two routes that cancel, the sum is nearly 0 although each is
-large. GradDrop takes the routes apart by dropping one layer's gradient at a time (`graddrop`).
+AtP multiplies a change by a gradient, and misses nodes in two ways. If attention is saturated the softmax is flat: the
+gradient of a query or key is nearly 0 although replacing it moves the attention elsewhere. The QK fix computes the
+softmax exactly (`terms`). If a node acts through two routes that cancel, the sum is nearly 0 although each route is
+large. GradDrop separates the routes by dropping one layer's gradient at a time (`graddrop`).
 
     star = AtPStar(forward, nodes, qk_fix=True, graddrop=False)
     effects = star(params, pairs, metric)
 
-With `qk_fix` alone effects keep their sign and cost hardly more than AtP; the paper recommends this over distributions
-of prompts. With `graddrop` an effect is the mean over dropped layers of its absolute value, and costs about L/2
-backward passes more; the paper recommends both for single pairs. `by_layer` shows what each dropped layer does.
+With `qk_fix` alone effects keep their sign and cost hardly more than AtP; the paper recommends this for distributions
+of prompts. With `graddrop` an effect is the mean over dropped layers of its absolute value, and costs about L/2 more
+backward passes; the paper recommends both for single pairs. `by_layer` gives the effects for each dropped layer.
 
-Dividing by L - 1 is right for what lies inside a block, because dropping the block itself leaves exactly 0. The
+The division by L - 1 is right for nodes inside a block, because dropping the block itself leaves exactly 0. The
 embedding and the residual stream lie in no block, so their sum is divided by L.
 
 Sharp edges: a first-order score of a whole residual vector is not AtP*; exact patching is cheap there, use
 `ActivationPatching`. With a single layer there is nothing to drop, and GradDrop gives the absolute value. GradDrop
-keeps the values between sites of `rows` pairs at a time, and `chunk` gradients.
+keeps the values between sites for `rows` pairs at a time, and `chunk` gradients.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from mechjax.patching.nodes import NodeSet, check_letters
 from mechjax.patching.pairs import Pairs
 from mechjax.patching.plans import Method
 
-KEYS = ('auto', 'closed form', 'in turn')
+KEYS = ('auto', 'closed form', 'sequential')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,17 +52,17 @@ class AtPStar(Method):
 
   Attributes:
     forward: as in `Method`.
-    nodes: which nodes.
+    nodes: N nodes.
     mode: one of `sources.MODES` that needs no statistics: noising, denoising, zero or resample.
-    qk_fix: whether query and key nodes go through the softmax exactly.
+    qk_fix: whether the softmax is computed exactly for query and key nodes.
     graddrop: whether gradients are dropped layer by layer.
-    keys: how patched keys are computed: in closed form, which holds where attention is a plain softmax of
-      'attn_scores'; each in turn, which holds always; or the first where a run shows that it holds ('auto').
+    keys: method for patched keys. 'closed form' is right if attention is a plain softmax of 'attn_scores',
+      'sequential' patches one key after the other and is always right, 'auto' takes the first if a run confirms it.
     axes: letters of attn_probs and attn_scores, as in `nodes_of`.
-    chunk: how many dropped layers go side by side.
-    rows: how many pairs at a time under GradDrop.
+    chunk: number of dropped layers that are processed side by side.
+    rows: number of pairs at a time under GradDrop.
     budget: bytes that may be used besides parameters and prompts without GradDrop.
-    seed: of 'resample'.
+    seed: seed of 'resample'.
   """
 
   nodes: NodeSet
@@ -87,30 +87,30 @@ class AtPStar(Method):
 
   @property
   def name(self) -> str:
-    """Of the method."""
+    """Name of the method."""
     names = {(1, 1): 'AtP*', (1, 0): 'AtP+QK', (0, 1): 'AtP+GradDrop', (0, 0): 'AtP'}
     return names[int(self.qk_fix), int(self.graddrop)]
 
   def __call__(self, params: Any, pairs: Pairs, metric: Metric) -> Effects:
-    """Attributes to every node on every pair.
+    """Estimates the effect of every node on every pair.
 
     Args:
-      params: given to `forward`.
+      params: first argument of `forward`.
       pairs: B pairs.
-      metric: a number for each.
+      metric: gives one number for each pair.
 
     Returns:
-      The effects, [N, B]; not negative with GradDrop.
+      The effects, [N, B]; never negative with GradDrop.
 
     Raises:
-      PatchingError: pairs, nodes and metric that do not go together; NaN; a closed form that does not hold; a model
+      PatchingError: pairs, nodes and metric that do not fit together; NaN; a closed form that does not hold; a model
         without the sites that the fixes need.
     """
-    sided, metric, n = sources.sides(pairs, metric, self.mode, self.seed, self.nodes)
+    sided, metric, n = sources.choose_sides(pairs, metric, self.mode, self.seed, self.nodes)
     title, there = f'{self.name} {self.mode}: {metric.name}', self.nodes.there(sided.real)
     if not self.graddrop:
       trees = (params, sided, metric)
-      plan = self._once('plan', trees, functools.partial(self._plan, *trees))
+      plan = self._make_once('plan', trees, functools.partial(self._plan, *trees))
       values, base, other = plan(params, sided, n, metric)
       return Effects(title, self.nodes, values, base, other, there)
 
@@ -120,7 +120,7 @@ class AtPStar(Method):
       total: dict = {}
 
       def add(where, dropped, effects, total=total):
-        total[where] = graddrop.magnitude(total.get(where), effects, len(dropped))
+        total[where] = graddrop.add_magnitude(total.get(where), effects, len(dropped))
 
       plain, untouched, ends = self._walk(params, sided, metric, rows, layers, add)
       base[rows[:count]], other[rows[:count]] = (x[:count] for x in ends)
@@ -133,19 +133,19 @@ class AtPStar(Method):
       if len(layers) == 1:
         values[:, rows[:count]] = np.abs(graddrop.by_node(self.nodes, plain, real))[:, :count]
       else:
-        drops = len(layers) - self._inside()[:, None]
+        drops = len(layers) - self._lie_inside()[:, None]
         values[:, rows[:count]] = graddrop.by_node(self.nodes, found, real)[:, :count] / drops
     return Effects(title, self.nodes, values, base, other, there)
 
   def by_layer(self, params: Any, pairs: Pairs, metric: Metric) -> np.ndarray:
     """Î_ℓ(n): the effect of every node when the gradient through layer ℓ's writes is dropped.
 
-    Args: as for calling.
+    Args: as in `__call__`.
 
     Returns:
-      float64 [L, N, B], with its sign. Nodes above ℓ have their plain effect, nodes inside it 0.
+      float64 [L, N, B], signed. Nodes above layer ℓ have their plain effect, nodes inside it 0.
     """
-    sided, metric, n = sources.sides(pairs, metric, self.mode, self.seed, self.nodes)
+    sided, metric, n = sources.choose_sides(pairs, metric, self.mode, self.seed, self.nodes)
     layers = self._layers(params, sided)
     out = np.zeros((len(layers), len(self.nodes), n))
     for rows, count in budgets.blocks(n, min(self.rows, n)):
@@ -162,9 +162,9 @@ class AtPStar(Method):
       out[:, :, rows[:count]] = graddrop.by_node(self.nodes, stacked, real)[..., :count]
     return out
 
-  # --- inside
+  # --- internals
 
-  def _inside(self) -> np.ndarray:
+  def _lie_inside(self) -> np.ndarray:
     """1 for nodes that lie inside a block, 0 for those on the residual stream or without a layer; [N]."""
     stream = ('resid_pre', 'resid_mid', 'resid_post')
     grids = np.array([0 if g.name in stream else 1 for g in self.nodes.grids])
@@ -178,72 +178,74 @@ class AtPStar(Method):
       raise PatchingError(
         'GradDrop needs the writes to the residual stream',
         cause=f'none of {", ".join(graddrop.WRITES)} is tagged at a layer of this model',
-        hint='graddrop=False, or tag them',
+        hint='pass graddrop=False, or tag them',
       )
     return layers
 
   def _sites(self, params: Any, sided: Pairs) -> list:
-    def listed():
+    def list_sites():
       one = sided.rows(np.arange(1))
       return [info.site for info in harvest.sites_of(self.forward, params, one.clean)]
 
-    return self._once('sites', (params, sided), listed)
+    return self._make_once('sites', (params, sided), list_sites)
 
-  def _fixed(self) -> list[tuple[int, str]]:
-    used = [(n, g.name) for n, g in self.nodes.used()]
+  def _grids_to_fix(self) -> list[tuple[int, str]]:
+    used = [(n, g.name) for n, g in self.nodes.grids_in_use()]
     return [(n, name) for n, name in used if self.qk_fix and name in terms.FIXED]
 
   def _attention(self, params: Any, sided: Pairs) -> terms.Attention:
-    """How the QK fix treats this model; looks whether the closed form of keys holds."""
-    return self._once('attention', (params, sided), lambda: self._look(params, sided))
+    """Treatment of this model's attention by the QK fix; a run tests whether the closed form of keys holds."""
+    return self._make_once(
+      'attention', (params, sided), lambda: self._choose_attention(params, sided)
+    )
 
-  def _look(self, params: Any, sided: Pairs) -> terms.Attention:
-    turn = terms.Attention(self.forward, self.axes, False)
-    sown, names = set(self._sites(params, sided)), [name for _, name in self._fixed()]
+  def _choose_attention(self, params: Any, sided: Pairs) -> terms.Attention:
+    sequential = terms.Attention(self.forward, self.axes, False)
+    sown, names = set(self._sites(params, sided)), [name for _, name in self._grids_to_fix()]
 
-    def tagged(site: str, name: str) -> bool:
+    def is_tagged(site: str, name: str) -> bool:
       layers = self.nodes.layers(name)
       return all(sites.Site(site, () if i is None else (i,)) in sown for i in layers)
 
-    if not all(tagged('attn_probs', name) for name in names):
+    if not all(is_tagged('attn_probs', name) for name in names):
       raise PatchingError(
         'the QK fix needs the attention probabilities',
-        cause='attn_probs is not tagged at every layer where there are query or key nodes',
-        hint='qk_fix=False, or tag them',
+        cause='attn_probs is not tagged at every layer that has query or key nodes',
+        hint='pass qk_fix=False, or tag attn_probs',
       )
-    if 'k' not in names or self.keys == 'in turn':
-      return turn
-    scored = tagged('attn_scores', 'k')
+    if 'k' not in names or self.keys == 'sequential':
+      return sequential
+    scored = is_tagged('attn_scores', 'k')
     worst = limit = float('nan')
     if scored:
       one = sided.rows(np.arange(1))
 
       @jax.jit
       def probe(params, pair):
-        planted = sources.planted(
+        planted = sources.make_planted(
           self.forward, self.nodes, self.mode, params, pair.noise, None, None
         )
-        return terms.is_plain_softmax(turn, self.nodes, params, pair.clean, planted[1])
+        return terms.softmax_error(sequential, self.nodes, params, pair.clean, planted[1])
 
       worst, limit = map(float, probe(params, one))
       if worst <= 16 * limit:
-        return dataclasses.replace(turn, softmax=True)
+        return dataclasses.replace(sequential, softmax=True)
     if self.keys == 'closed form':
       raise PatchingError(
         'the closed form of patched keys does not hold for this model',
         cause=f'attn_probs differs from softmax(attn_scores) by {worst:.2g}'
         if scored
         else 'attn_scores is not tagged',
-        hint="keys='in turn', or 'auto', which chooses",
+        hint="pass keys='sequential', or 'auto', which chooses between the two",
       )
-    return turn
+    return sequential
 
-  def _plan(self, params: Any, sided: Pairs, metric: Metric) -> attribution.Plan:
+  def _plan(self, params: Any, sided: Pairs, metric: Metric) -> attribution.AttributionPlan:
     attention = self._attention(params, sided)
     pass_of = functools.partial(_pass, self, attention)
     return attribution.plan(pass_of, self.nodes, self.budget, params, sided, metric)
 
-  def _terms(
+  def _make_terms(
     self,
     nodes: NodeSet,
     attention: terms.Attention,
@@ -252,20 +254,22 @@ class AtPStar(Method):
     planted: Any,
     acts: Any,
   ) -> dict[int, terms.Term]:
-    """By number of the grid; `acts` holds the base run at the nodes and at what the attention reads."""
-    fixed, made = dict(self._fixed()), {}
-    for number, grid in nodes.used():
+    """Terms by number of the grid; `acts` is the base run at the nodes and at the sites that the attention reads."""
+    fixed, made = dict(self._grids_to_fix()), {}
+    for number, grid in nodes.grids_in_use():
       layers = nodes.layers(grid.name)
       if number in fixed:
         value = planted[grid.name]
         made[number] = attention.term(grid, layers, value, acts, params, pairs)
       else:
-        base = sources.picked(acts, grid.name, layers)
-        made[number] = terms.own(grid.layout, grid.name, planted[grid.name], base, pairs.real)
+        base = sources.pick(acts, grid.name, layers)
+        made[number] = terms.linear_term(
+          grid.layout, grid.name, planted[grid.name], base, pairs.real
+        )
     return made
 
-  def _wanted(self, nodes: NodeSet, attention: terms.Attention) -> list:
-    fixed = [attention.reads(nodes)] if self._fixed() else []
+  def _sites_to_read(self, nodes: NodeSet, attention: terms.Attention) -> list:
+    fixed = [attention.reads(nodes)] if self._grids_to_fix() else []
     return [*nodes.sites(), *(p for patterns in fixed for p in patterns)]
 
   def _walk(
@@ -277,10 +281,10 @@ class AtPStar(Method):
     layers: list,
     add: Add,
   ) -> tuple[dict, dict, list[np.ndarray]]:
-    """One block of pairs: what `graddrop.walk` returns, and the metrics of both runs."""
+    """Processes one block of pairs: the results of `graddrop.walk`, and the metrics of both runs."""
     attention = self._attention(params, sided)
     here, mine = sided.rows(rows), metric.rows(rows)
-    prepare = self._once('prepare', (params, here, mine), lambda: self._prepare(attention))
+    prepare = self._make_once('prepare', (params, here, mine), lambda: self._prepare(attention))
     made, other, bad = prepare(params, here, mine)
     tagged = {site.name for site in self._sites(params, sided)}
     writes = [f'{name}.*' for name in graddrop.WRITES if name in tagged]
@@ -288,10 +292,10 @@ class AtPStar(Method):
       sources.pattern(t.source, self.nodes.layers(self.nodes.grids[n].name)): None
       for n, t in made.items()
     }
-    run = self._once('run', (mine,), lambda: record(self._loss, [*writes, *sources_]))
+    run = self._make_once('run', (mine,), lambda: record(self._loss, [*writes, *sources_]))
     base, back = run(params, here.clean, mine)
     ends = [np.asarray(x, np.float64) for x in (base, other)]
-    sources.refuse_nan(self.nodes, bad, {'base': ends[0], 'other': ends[1]}, int(rows[0]))
+    sources.check_no_nan(self.nodes, bad, {'base': ends[0], 'other': ends[1]}, int(rows[0]))
     back.start([jnp.ones_like(base)])
     return *graddrop.walk(back, self.nodes, made, layers, self.chunk, add), ends
 
@@ -301,32 +305,32 @@ class AtPStar(Method):
   def _prepare(self, attention: terms.Attention) -> Callable:
     def run(params: Any, pairs: Pairs, metric: Metric) -> tuple:
       nodes = self.nodes
-      other, planted = attribution.planted_run(
-        self.forward, nodes, self.mode, params, pairs, metric
+      other, planted = attribution.run_other(self.forward, nodes, self.mode, params, pairs, metric)
+      acts = harvest.reap(self.forward, sites=self._sites_to_read(nodes, attention))(
+        params, pairs.clean
       )
-      acts = harvest.reap(self.forward, sites=self._wanted(nodes, attention))(params, pairs.clean)
-      made = self._terms(nodes, attention, params, pairs, planted, acts)
-      bad = attribution.unusable(nodes, sources.by_name(nodes, acts), planted, pairs.real)
+      made = self._make_terms(nodes, attention, params, pairs, planted, acts)
+      bad = attribution.find_nan(nodes, sources.by_name(nodes, acts), planted, pairs.real)
       return made, other, bad
 
     return jax.jit(run)
 
 
 def _pass(star: AtPStar, attention: terms.Attention, nodes: NodeSet) -> Callable:
-  """(params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN)."""
+  """A function (params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN)."""
   forward = star.forward
 
   def run(params: Any, pairs: Pairs, metric: Metric) -> tuple:
-    other, planted = attribution.planted_run(forward, nodes, star.mode, params, pairs, metric)
-    wanted = star._wanted(nodes, attention)
-    base, acts, gradients = attribution.base_run(forward, wanted, params, pairs, metric)
-    made = star._terms(nodes, attention, params, pairs, planted, acts)
+    other, planted = attribution.run_other(forward, nodes, star.mode, params, pairs, metric)
+    wanted = star._sites_to_read(nodes, attention)
+    base, acts, gradients = attribution.run_base(forward, wanted, params, pairs, metric)
+    made = star._make_terms(nodes, attention, params, pairs, planted, acts)
     products = {}
-    for number, grid in nodes.used():
+    for number, grid in nodes.grids_in_use():
       term = made[number]
-      gradient = sources.picked(gradients, term.source, nodes.layers(grid.name))
+      gradient = sources.pick(gradients, term.source, nodes.layers(grid.name))
       products[number] = jax.vmap(term.of)(term.arrays, gradient)
-    bad = attribution.unusable(nodes, sources.by_name(nodes, acts), planted, pairs.real)
+    bad = attribution.find_nan(nodes, sources.by_name(nodes, acts), planted, pairs.real)
     return attribution.by_node(nodes, products, pairs.real), base, other, bad
 
   return run

@@ -9,15 +9,15 @@ docs/methods.md, section 2.1):
     effects = Attribution(forward, nodes)(params, pairs, metric)
     effects.contribution()        # the absolute value is taken per pair, then the mean
 
-Pairs do not interact, so the sum of their metrics has the gradient of each. With `steps` the gradient is the mean
-over midpoints of the line between the two runs' values at `along` (integrated gradients; the planted-minus-base
-values stay those of the ends), which costs `steps` forward and backward passes and follows the metric where it
-bends. Memory is bounded by blocks of pairs first and, where one pair is too large, by parts of the layers, each
-part at the cost of its own passes; a `forward` with checkpointed layers needs less.
+Pairs do not interact, so the gradient of the sum of their metrics holds the gradient of each. With `steps` the
+gradient is the mean over midpoints of the line between the two runs' values at `along` (integrated gradients; the
+planted-minus-base values stay those of the ends). That costs `steps` forward and backward passes, and follows the
+metric where it is not linear. Memory is bounded by blocks of pairs first. If one pair is too large, the layers are
+processed in parts, each at the cost of its own passes; a `forward` with checkpointed layers needs less memory.
 
-Sharp edges: first order fails where attention saturates or effects cancel: AtP* mends both. A value that is equal
-in both runs has effect 0, whatever its gradient, even where it is infinite (masked scores). `along` must have no
-layer, and stands for where the prompts enter.
+Sharp edges: first order fails where attention saturates or effects cancel: AtP* handles both. A value that is equal
+in both runs has effect 0 whatever its gradient, even an infinite one (masked scores). `along` must be a site without
+a layer, through which the whole prompt enters the model.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Attribution(Method):
 
   Attributes:
     forward: as in `Method`.
-    nodes: which nodes.
+    nodes: N nodes.
     mode: one of `sources.MODES` that needs no statistics: noising, denoising, zero or resample.
-    steps: of integrated gradients; 0 for the gradient at the base run, which is AtP.
-    along: the site whose values the steps move along.
+    steps: number of steps of integrated gradients; 0 for the gradient at the base run, which is AtP.
+    along: site whose values the steps move from one run to the other.
     budget: bytes that may be used besides parameters and prompts.
-    seed: of 'resample'.
+    seed: seed of 'resample'.
   """
 
   nodes: NodeSet
@@ -69,26 +69,26 @@ class Attribution(Method):
     if self.steps and self.mode not in ('noising', 'denoising', 'resample'):
       raise PatchingError(f'{self.mode!r} has no line between two runs', hint='steps=0')
     if self.steps < 0:
-      raise PatchingError(f'{self.steps} steps')
+      raise PatchingError(f'steps is {self.steps}: it must be 0 or more')
 
   def __call__(self, params: Any, pairs: Pairs, metric: Metric) -> Effects:
-    """Attributes to every node on every pair.
+    """Estimates the effect of every node on every pair.
 
     Args:
-      params: given to `forward`.
+      params: first argument of `forward`.
       pairs: B pairs.
-      metric: a number for each.
+      metric: gives one number for each pair.
 
     Returns:
       The first-order effects, [N, B].
 
     Raises:
-      PatchingError: pairs, nodes and metric that do not go together; NaN; one layer of one pair beyond the budget.
+      PatchingError: pairs, nodes and metric that do not fit together; NaN; one layer of one pair beyond the budget.
     """
-    sided, metric, n = sources.sides(pairs, metric, self.mode, self.seed, self.nodes)
+    sided, metric, n = sources.choose_sides(pairs, metric, self.mode, self.seed, self.nodes)
     pass_of = functools.partial(_pass, self)
     make = functools.partial(plan, pass_of, self.nodes, self.budget, params, sided, metric)
-    planned = self._once('plan', (params, sided, metric), make)
+    planned = self._make_once('plan', (params, sided, metric), make)
     values, base, other = planned(params, sided, n, metric)
     name = f'integrated gradients ({self.steps})' if self.steps else 'AtP'
     title, there = f'{name} {self.mode}: {metric.name}', self.nodes.there(sided.real)
@@ -96,8 +96,8 @@ class Attribution(Method):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """How many pairs at a time, and the parts of a node set: which nodes, and their executable."""
+class AttributionPlan:
+  """Number of pairs at a time, and the parts of a node set: the nodes of each, and their executable."""
 
   nodes: NodeSet
   rows: int
@@ -106,7 +106,7 @@ class Plan:
   def __call__(
     self, params: Any, sided: Pairs, n: int, metric: Metric
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Effects [N, n], and the metrics of the base run and of the other one, [n]."""
+    """Effects [N, n], and the metrics of the base run and of the other run, [n]."""
     values, base, other = np.zeros((len(self.nodes), n)), np.zeros(n), np.zeros(n)
     for index, count in budgets.blocks(n, self.rows):
       here, mine = sided.rows(index), metric.rows(index)
@@ -115,7 +115,7 @@ class Plan:
         ends = [np.asarray(x, np.float64)[:count] for x in metrics]
         base[index[:count]], other[index[:count]] = ends
         nodes = self.nodes[chosen]
-        sources.refuse_nan(nodes, bad, {'base': ends[0], 'other': ends[1]}, index[0])
+        sources.check_no_nan(nodes, bad, {'base': ends[0], 'other': ends[1]}, index[0])
         values[np.ix_(chosen, index[:count])] = np.asarray(effects)[:, :count]
     return values, base, other
 
@@ -127,14 +127,14 @@ def plan(
   params: Any,
   sided: Pairs,
   metric: Metric,
-) -> Plan:
-  """Blocks of pairs, and if one pair is too large parts of the layers, that fit into a budget.
+) -> AttributionPlan:
+  """Finds blocks of pairs, or parts of the layers if one pair is too large, that fit into a budget.
 
   Args:
     pass_of: nodes -> (params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN).
-    nodes: all of them.
+    nodes: all nodes.
     budget: bytes.
-    params, sided, metric: what will be given.
+    params, sided, metric: the arguments of the later calls, or others of their shapes.
 
   Raises:
     PatchingError: one layer of one pair is beyond the budget.
@@ -146,7 +146,7 @@ def plan(
   while True:
     whole = compiled(nodes, np.arange(rows))
     if budgets.bytes_of(whole) <= budget:
-      return Plan(nodes, rows, [(np.arange(len(nodes)), whole)])
+      return AttributionPlan(nodes, rows, [(np.arange(len(nodes)), whole)])
     if rows == 1:
       break
     rows = -(-rows // 2)
@@ -161,47 +161,47 @@ def plan(
       if budgets.bytes_of(parts[-1][1]) > budget:
         break
     else:
-      return Plan(nodes, 1, parts)
+      return AttributionPlan(nodes, 1, parts)
   raise PatchingError(
     f'one layer of one pair does not fit into the budget of {budget:,} bytes',
-    hint='a larger budget=, a forward with checkpointed layers, or fewer sites at a time',
+    hint='pass a larger budget=, a forward with checkpointed layers, or fewer sites at a time',
   )
 
 
 def _pass(atp: Attribution, nodes: NodeSet) -> Callable:
-  """(params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN)."""
+  """A function (params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN)."""
 
   def run(params: Any, pairs: Pairs, metric: Metric) -> tuple:
-    other, planted = planted_run(atp.forward, nodes, atp.mode, params, pairs, metric)
+    other, planted = run_other(atp.forward, nodes, atp.mode, params, pairs, metric)
     if atp.steps:
-      values, gradients = _integrated(atp, nodes, params, pairs, metric)
-      base = metric(sources.output(atp.forward, params, pairs.clean))
+      values, gradients = _integrate(atp, nodes, params, pairs, metric)
+      base = metric(sources.run_unpatched(atp.forward, params, pairs.clean))
     else:
-      base, *both = base_run(atp.forward, nodes.sites(), params, pairs, metric)
+      base, *both = run_base(atp.forward, nodes.sites(), params, pairs, metric)
       values, gradients = (sources.by_name(nodes, acts) for acts in both)
     products = {}
-    for number, grid in nodes.used():
+    for number, grid in nodes.grids_in_use():
       new, old = planted[grid.name], values[grid.name]
-      term = terms.own(grid.layout, grid.name, new, old, pairs.real)
+      term = terms.linear_term(grid.layout, grid.name, new, old, pairs.real)
       products[number] = jax.vmap(term.of)(term.arrays, gradients[grid.name])
-    bad = unusable(nodes, values, planted, pairs.real)
+    bad = find_nan(nodes, values, planted, pairs.real)
     return by_node(nodes, products, pairs.real), base, other, bad
 
   return run
 
 
-def planted_run(
+def run_other(
   forward: Callable, nodes: NodeSet, mode: str, params: Any, pairs: Pairs, metric: Metric
 ) -> tuple[jax.Array, sources.Values]:
-  """The forward pass that gives the planted values: its metric [B], and the values."""
-  out, planted = sources.planted(forward, nodes, mode, params, pairs.noise, None, None)
+  """Runs the forward pass that gives the planted values: its metric [B], and the values."""
+  out, planted = sources.make_planted(forward, nodes, mode, params, pairs.noise, None, None)
   return metric(out), planted
 
 
-def base_run(
+def run_base(
   forward: Callable, sites: Any, params: Any, pairs: Pairs, metric: Metric
 ) -> tuple[jax.Array, Any, Any]:
-  """The forward and the backward pass at the base: the metric [B], and values and its gradients at sites."""
+  """Runs forward and backward pass at the base: the metric [B], and values and gradients of the metric at sites."""
   at_sites = harvest.value_and_grad_at(_loss(forward, metric), sites=sites, has_aux=True)
   (_, base), values, gradients = at_sites(params, pairs.clean)
   return base, values, gradients
@@ -215,35 +215,35 @@ def _loss(forward: Callable, metric: Metric) -> Callable:
   return loss
 
 
-def unusable(
+def find_nan(
   nodes: NodeSet, values: sources.Values, planted: sources.Values, real: Any
 ) -> dict[str, jax.Array]:
-  """Which layers of each site hold a NaN in either run: bool [layers]."""
-  sides = (sources.unusable(nodes, side, real) for side in (values, planted))
+  """Finds the layers of each site that hold a NaN in either run: bool [layers]."""
+  sides = (sources.find_nan(nodes, side, real) for side in (values, planted))
   return jax.tree.map(jnp.logical_or, *sides)
 
 
-def _integrated(
+def _integrate(
   atp: Attribution, nodes: NodeSet, params: Any, pairs: Pairs, metric: Metric
 ) -> tuple[sources.Values, sources.Values]:
-  """Values of the base run, and gradients averaged over the line between the runs."""
+  """Values of the base run, and the mean of the gradients over the line between the runs."""
   ends = [
     harvest.reap(atp.forward, sites=atp.along)(params, x)[atp.along]
     for x in (pairs.clean, pairs.noise)
   ]
 
-  def at(total, share):
-    def moved(params, inputs):
+  def add(total, share):
+    def loss(params, inputs):
       x = ends[0] + share.astype(ends[0].dtype) * (ends[1] - ends[0])
       return harvest.plant(_loss(atp.forward, metric))({atp.along: x}, params, inputs)
 
-    at_sites = harvest.value_and_grad_at(moved, sites=nodes.sites(), has_aux=True)
+    at_sites = harvest.value_and_grad_at(loss, sites=nodes.sites(), has_aux=True)
     gradients = sources.by_name(nodes, at_sites(params, pairs.clean)[2])
     return jax.tree.map(jnp.add, total, gradients), None
 
   _, values = sources.read(atp.forward, nodes, params, pairs.clean)
   shares = (np.arange(atp.steps) + 0.5) / atp.steps
-  total, _ = jax.lax.scan(at, jax.tree.map(jnp.zeros_like, values), shares)
+  total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, values), shares)
   return values, jax.tree.map(lambda x: x / atp.steps, total)
 
 
@@ -252,32 +252,32 @@ def by_node(nodes: NodeSet, products: Mapping[int, jax.Array], real: Any) -> jax
 
   Args:
     nodes: N nodes.
-    products: by number of the grid, [layers, *the axes of its site], 1 for an axis that is summed already.
+    products: by number of the grid, [layers, *axes of its site], with size 1 for an axis that is summed already.
     real: bool [B, T].
 
   Returns:
     [N, B]; 0 where a pair is too short to have a node.
   """
   found, order = [], []
-  for number, grid in nodes.used():
+  for number, grid in nodes.grids_in_use():
     mine = np.flatnonzero(nodes.table[:, 0] == number)
     layers = [-1 if i is None else i for i in nodes.layers(grid.name)]
     slots = np.searchsorted(layers, nodes.table[mine, 1])
-    total = summed(grid, products[number])
-    found.append(gathered(total, slots, nodes.table[mine], jnp.asarray(real)))
+    total = sum_spans(grid, products[number])
+    found.append(gather(total, slots, nodes.table[mine], jnp.asarray(real)))
     order.append(mine)
   back = np.argsort(np.concatenate(order))
   together = jnp.concatenate(found) if len(found) > 1 else found[0]
   return together if (back == np.arange(len(back))).all() else together[back]
 
 
-def gathered(total: Any, slots: np.ndarray, rows: np.ndarray, real: Any) -> Any:
-  """The products of some nodes of one grid.
+def gather(total: Any, slots: np.ndarray, rows: np.ndarray, real: Any) -> Any:
+  """Selects the products of some nodes of one grid.
 
   Args:
     total: [..., layers, heads, positions, neurons, B].
-    slots: of their layers, int [n].
-    rows: of `NodeSet.table`, [n, 5].
+    slots: index of each node's layer in `total`, int [n].
+    rows: the nodes' rows of `NodeSet.table`, [n, 5].
     real: bool [B, T].
 
   Returns:
@@ -294,8 +294,8 @@ def gathered(total: Any, slots: np.ndarray, rows: np.ndarray, real: Any) -> Any:
   return np.where(there, found, 0) if isinstance(total, np.ndarray) else jnp.where(there, found, 0)
 
 
-def summed(grid: Grid, product: jax.Array) -> jax.Array:
-  """[layers, heads, positions, neurons, B], with 1 for an axis over which the nodes of a grid span."""
+def sum_spans(grid: Grid, product: jax.Array) -> jax.Array:
+  """Sums over the axes that the nodes of a grid span, to size 1: [layers, heads, positions, neurons, B]."""
   layout = grid.layout
   axes = (layout.heads, layout.position, layout.neuron)
   indices = (grid.heads, grid.positions, grid.neurons)

@@ -1,24 +1,24 @@
-"""Searches: in what order nodes are looked at, what that costs, and the orders that need no gradient.
+"""Searches: the order in which nodes are measured, its cost, and orders that need no gradient.
 
 An approximation is only as good as the exact patches it saves. So a method is judged as a search: it proposes an
-order, somebody walks down it and patches each node for real, and the bill is what was spent by the time the true top
-K have all been seen ("cost of verified 100 % recall of the top K", Kramár et al. 2024, AtP*). `Search` is that and no
-more: an order, and the passes made when each node of it has been measured.
+order, the nodes are patched exactly in that order, and its cost is the number of passes until the true top K have all
+been measured ("cost of verified 100 % recall of the top K", Kramár et al. 2024, AtP*). A `Search` is only that: an
+order, and the number of passes made when each of its nodes has been measured.
 
-    atp = Search.by(effects.contribution(), spent=4)             # AtP costs 4; then 1 for every node walked
+    atp = Search.by(effects.contribution(), spent=4)             # AtP costs 4; then 1 for every node measured
     costs = recall_cost(atp, truth.contribution())               # [N], for K = 1 ... N
     aggregate(costs) / aggregate(recall_cost(oracle, ...))       # oracle = Search.by(truth.contribution(), spent=0)
 
-The paper's other searches are the ones to beat: a random order, fixed blocks patched as one, and a hierarchy of
-halves. They need nothing but a way to patch sets of nodes (`Patch`). The fourth, subsampling, is
-`verify.sample_subsets(...).search()`, since the same subsets bound what was missed.
+The paper's other searches are the baselines: a random order, fixed blocks patched jointly, and a hierarchy of halves.
+They need only a function that patches sets of nodes (`Patch`). The fourth, subsampling, is
+`verify.sample_subsets(...).search()`, since the same subsets bound the effects that were missed.
 
-The unit everywhere is one forward pass per prompt pair: patching one set of nodes, on all pairs, costs 1. What the
-gradient methods cost in this unit is said in docs/methods.md, section 2.4.
+The unit everywhere is one forward pass per prompt pair: patching one set of nodes, on all pairs, costs 1.
+docs/methods.md, section 2.4, gives the costs of the gradient methods in this unit.
 
-Sharp edges: nodes of equal contribution are interchangeable, so the top K may hold whichever of them is seen first;
-equal means equal, and truths that differ by rounding are different. Blocks and halves are cut in the order of the
-nodes: `nodes[permutation]` cuts them otherwise. Joint effects cancel, and then these two searches are blind.
+Sharp edges: nodes of equal contribution are interchangeable, so the top K contains those of them that are measured
+first; equal means exactly equal, and true values that differ by rounding are different. Blocks and halves follow the
+order of the nodes: `nodes[permutation]` gives others. Joint effects can cancel, which these two searches do not see.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from mechjax.errors import PatchingError
 from mechjax.patching.effects import mean_over_pairs
 
 Patch = Callable[[np.ndarray], np.ndarray]
-"""Sets of nodes, bool [M, N] -> what patching all nodes of a set does to each pair, [M, B].
+"""Sets of nodes, bool [M, N] -> the effect on each pair of patching all nodes of a set, [M, B].
 
-Its attribute `there`, if it has one, says in which pairs each node is, bool [N, B]: contributions are means over those.
+Its attribute `there`, if it has one, states which pairs contain each node, bool [N, B]: contributions are means over
+those pairs.
 """
 
 
@@ -46,7 +47,7 @@ class Search:
 
   Attributes:
     ranking: every node once, int [N].
-    passes: forward passes per pair made when `ranking[i]` has been measured, with all that led to the ranking, [N].
+    passes: forward passes per pair made when `ranking[i]` has been measured, including the cost of the ranking, [N].
   """
 
   ranking: np.ndarray
@@ -66,7 +67,9 @@ class Search:
       raise PatchingError(f'passes have shape {passes.shape}, the ranking has {n} nodes')
     back = np.flatnonzero(~(np.diff(passes, prepend=0.0) >= 0))
     if len(back):
-      raise PatchingError(f'passes[{back[0]}] is {passes[back[0]]}: they must not fall, nor be NaN')
+      raise PatchingError(
+        f'passes[{back[0]}] is {passes[back[0]]}: passes must not decrease, nor be NaN'
+      )
     object.__setattr__(self, 'ranking', ranking)
     object.__setattr__(self, 'passes', passes)
 
@@ -75,8 +78,8 @@ class Search:
     """The search of an approximation: largest score first, one exact patch for each node.
 
     Args:
-      scores: for example `Effects.contribution()`, [N]. Equal scores stay in the order of the nodes.
-      spent: forward passes per pair that the scores cost.
+      scores: for example `Effects.contribution()`, [N]. Equal scores keep the order of the nodes.
+      spent: cost of the scores, in forward passes per pair.
     """
     scores = check_numbers('scores', scores)
     return cls(np.argsort(-scores, kind='stable'), spent + np.arange(1, len(scores) + 1))
@@ -86,11 +89,11 @@ class Search:
 
   @property
   def place(self) -> np.ndarray:
-    """Where each node stands in the ranking, int [N]."""
+    """Place of each node in the ranking, int [N]."""
     return np.argsort(self.ranking)
 
 
-# --- how good a search is -----------------------------------------------------------------------------------
+# --- quality of a search ------------------------------------------------------------------------------------
 
 
 def recall_cost(
@@ -100,14 +103,14 @@ def recall_cost(
 
   Args:
     search: N nodes.
-    truth: their contributions, for example of `ActivationPatching`, [N].
-    ks: which K; all of 1 ... N by default.
+    truth: true contributions, for example of `ActivationPatching`, [N].
+    ks: the K; all of 1 ... N by default.
 
   Returns:
     Forward passes per pair for each K, float64.
 
   Raises:
-    PatchingError: a truth of another length, or with NaN; a K that is not in 1 ... N.
+    PatchingError: a truth of another length, or with NaN; a K outside 1 ... N.
   """
   costs = np.maximum.accumulate(search.passes[_places(search, truth)])
   return costs if ks is None else costs[_ks(ks, len(search)) - 1]
@@ -117,11 +120,11 @@ def aggregate(costs: np.ndarray, ks: Sequence[int] | np.ndarray | None = None) -
   """One number for all K: the geometric mean with weights 1/K, exp(Σ ln(C_K)/K / Σ 1/K) (Kramár et al. 2024).
 
   Args:
-    costs: of `recall_cost`.
-    ks: the K they belong to; 1, 2, ... by default.
+    costs: result of `recall_cost`.
+    ks: the K of these costs; 1, 2, ... by default.
 
   Raises:
-    PatchingError: costs that are not positive, or not as many as `ks`.
+    PatchingError: costs that are not positive, or another number of them than of `ks`.
   """
   costs = check_numbers('costs', costs)
   ks = np.arange(1, len(costs) + 1) if ks is None else np.asarray(ks)
@@ -133,7 +136,7 @@ def aggregate(costs: np.ndarray, ks: Sequence[int] | np.ndarray | None = None) -
 
 
 def recall(search: Search, truth: np.ndarray, k: int, budget: float) -> float:
-  """The share of the true top k that has been measured within `budget` passes per pair.
+  """Share of the true top k that is measured within `budget` passes per pair.
 
   Raises:
     PatchingError: as `recall_cost`.
@@ -147,11 +150,11 @@ class Missed:
   """A node of the true top k that a search places lower.
 
   Attributes:
-    node: its number.
+    node: number of the node.
     contribution: its true contribution.
-    rank: among the true contributions, 1 for the largest.
-    place: in the search, 1 for the first.
-    passes: made when the search has measured it.
+    rank: its rank among the true contributions, 1 for the largest.
+    place: its place in the search, 1 for the first.
+    passes: passes made when the search has measured it.
   """
 
   node: int
@@ -162,7 +165,7 @@ class Missed:
 
 
 def false_negatives(search: Search, truth: np.ndarray, k: int) -> list[Missed]:
-  """The nodes of the true top k that are not among the first k of a search, worst placed first.
+  """Nodes of the true top k that are not among the first k of a search, worst placed first.
 
   Raises:
     PatchingError: as `recall_cost`.
@@ -182,7 +185,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
   """Spearman's rank correlation; equal values share the mean of their ranks.
 
   Raises:
-    PatchingError: another length, NaN, or values that are all equal: they have no ranks to correlate.
+    PatchingError: different lengths, NaN, or values that are all equal, which have no ranks.
   """
   a, b = check_numbers('a', a), check_numbers('b', b)
   if len(a) != len(b):
@@ -191,13 +194,13 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
   if flat:
     raise PatchingError(
       f'all {len(a)} values of {flat[0]} are equal, so they have no ranks',
-      cause='scores that are all 0: metric and prompts that no node moves',
+      cause='scores that are all 0: no node changes the metric on these prompts',
     )
   return float(scipy.stats.spearmanr(a, b).statistic)
 
 
 def _places(search: Search, truth: np.ndarray) -> np.ndarray:
-  """Where the nodes stand in the search, largest truth first; equals as they are walked."""
+  """Places of the nodes in the search, largest truth first; equal ones in the order of the search."""
   truth = check_numbers('truth', truth)
   if len(truth) != len(search):
     raise PatchingError(f'a truth of {len(truth)} nodes for a search of {len(search)}')
@@ -208,21 +211,21 @@ def _places(search: Search, truth: np.ndarray) -> np.ndarray:
 
 
 def random_order(n: int, seed: int = 0) -> Search:
-  """Exact patches in random order. The top K are expected to cost K (n + 1) / (K + 1)."""
+  """Exact patches in random order. The expected cost of the top K is K (n + 1) / (K + 1)."""
   return Search(np.random.default_rng(seed).permutation(n), np.arange(1, n + 1))
 
 
 def blocks(patch: Patch, n: int, size: int, *, batch: int = 64) -> Search:
-  """Patches blocks of `size` neighbours as one, then walks the blocks, largest joint effect first.
+  """Patches blocks of `size` neighbours jointly, then measures the nodes of the block of largest joint effect first.
 
   Args:
     patch: called with all blocks.
     n: number of nodes.
-    size: of a block; the last may be smaller. A block of one node has been measured with the blocks.
-    batch: how many blocks `patch` is given at once.
+    size: nodes of a block; the last may be smaller. A block of one node is not measured a second time.
+    batch: number of blocks in one call of `patch`.
 
   Raises:
-    PatchingError: sizes that are not positive; what `patch` returns is NaN or has another shape.
+    PatchingError: sizes that are not positive; effects from `patch` that are NaN or have another shape.
   """
   check_positive(n=n, size=size, batch=batch)
   edges = [(start, min(start + size, n)) for start in range(0, n, size)]
@@ -236,19 +239,19 @@ def blocks(patch: Patch, n: int, size: int, *, batch: int = 64) -> Search:
 
 
 def hierarchical(patch: Patch, n: int, *, joint: int | None = None, at_once: int = 1) -> Search:
-  """Halves the set of largest joint effect, again and again; a half of one node is a node measured.
+  """Repeatedly halves the set of largest joint effect; a half of one node is a node measured.
 
-  Run to the end it makes 2n - 2 passes, so it pays only for a top K that is found early. With `joint` it stops
-  halving there, and the sets that are left are walked a node at a time, as the blocks of `blocks`.
+  A complete search makes 2n - 2 passes, so it is useful only for a top K that is found early. With `joint` the halving
+  stops after that many passes, and the nodes of the sets that are left are measured one by one, as in `blocks`.
 
   Args:
     patch: called with the halves.
     n: number of nodes.
-    joint: passes after which nothing more is halved; None for no end.
-    at_once: how many sets are halved at a time: a larger number patches sets of smaller effect a little early.
+    joint: passes after which no set is halved any more; None for no limit.
+    at_once: number of sets that are halved at a time: a larger number patches sets of smaller effect a little early.
 
   Raises:
-    PatchingError: numbers that are not positive; what `patch` returns is NaN or has another shape.
+    PatchingError: numbers that are not positive; effects from `patch` that are NaN or have another shape.
   """
   check_positive(n=n, at_once=at_once, joint=1 if joint is None else joint)
   queue = [(-np.inf, 0, n)]
@@ -275,7 +278,7 @@ def _halves(start: int, stop: int) -> list[tuple[int, int]]:
 
 
 def _contributions(patch: Patch, n: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
-  """Mean of the absolute joint effect of nodes start ... stop - 1, over the pairs that have any of them."""
+  """Mean absolute joint effect of nodes start ... stop - 1, over the pairs that have any of these nodes."""
   starts, stops = np.array(edges).T[..., None]
   at = np.arange(n)
   sets = (starts <= at) & (at < stops)
@@ -284,21 +287,21 @@ def _contributions(patch: Patch, n: int, edges: Sequence[tuple[int, int]]) -> np
   return mean_over_pairs(np.abs(measure(patch, sets)), some)
 
 
-# --- what everybody checks ----------------------------------------------------------------------------------
+# --- checks -------------------------------------------------------------------------------------------------
 
 
 def measure(patch: Patch, members: np.ndarray) -> np.ndarray:
-  """Calls `patch` and checks what it returns.
+  """Calls `patch` and checks the effects that it returns.
 
   Args:
-    patch: as `Patch`.
+    patch: see `Patch`.
     members: bool [M, N].
 
   Returns:
     The effects, float64 [M, B].
 
   Raises:
-    PatchingError: another shape than [M, B], or a number that is not finite.
+    PatchingError: a shape other than [M, B], or a number that is not finite.
   """
   effects = np.asarray(patch(members), np.float64)
   if effects.ndim != 2 or len(effects) != len(members) or not effects.shape[1]:
@@ -310,7 +313,7 @@ def measure(patch: Patch, members: np.ndarray) -> np.ndarray:
   if len(bad):
     row, pair = bad[0]
     nodes = np.flatnonzero(members[row])
-    named = f'nodes {nodes[:3].tolist()}{" ..." if len(nodes) > 3 else ""} patched as one'
+    named = f'nodes {nodes[:3].tolist()}{" ..." if len(nodes) > 3 else ""} patched jointly'
     raise PatchingError(
       f'the effect of a patch is {effects[row, pair]}', where=f'pair {pair}, {named}'
     )
@@ -318,23 +321,25 @@ def measure(patch: Patch, members: np.ndarray) -> np.ndarray:
 
 
 def check_numbers(name: str, values: np.ndarray) -> np.ndarray:
-  """One finite number for each of some nodes."""
+  """Returns the values as float64; raises PatchingError unless they are one finite number for each node."""
   values = np.asarray(values, np.float64)
   if values.ndim != 1 or not len(values):
     raise PatchingError(
       f'{name} have shape {values.shape}, not one number for each node',
-      hint='effects on pairs become contributions by Effects.contribution()',
+      hint='Effects.contribution() reduces effects on pairs to one number for each node',
     )
   bad = np.flatnonzero(~np.isfinite(values))
   if len(bad):
-    raise PatchingError(f'{name}[{bad[0]}] is {values[bad[0]]}', cause='a node not measured')
+    raise PatchingError(
+      f'{name}[{bad[0]}] is {values[bad[0]]}', cause='a node that was not measured'
+    )
   return values
 
 
 def _ks(ks: Sequence[int] | np.ndarray, n: int) -> np.ndarray:
   ks = np.asarray(ks, np.int64)
   if not ((ks >= 1) & (ks <= n)).all():
-    raise PatchingError(f'K {ks.tolist()} of {n} nodes', hint=f'K is one of 1 ... {n}')
+    raise PatchingError(f'K {ks.tolist()} of {n} nodes', hint=f'choose each K from 1 ... {n}')
   return ks
 
 

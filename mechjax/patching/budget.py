@@ -1,11 +1,12 @@
-"""How much fits: the compiler is asked, nobody guesses.
+"""Memory budgets: the compiler states the memory of an executable, so that none has to be guessed.
 
-XLA knows what an executable will need before it runs (`memory_analysis`: temporaries and outputs). So a sweep
-compiles for the size it would like, looks, and compiles a smaller one if that is too much; what is run is always an
-executable that was looked at. Pairs are cut into blocks of one size, the last filled up with its own last pair, so
-that one executable serves them all.
+XLA knows the memory of an executable before it runs (`memory_analysis`: temporaries and outputs). So a sweep compiles
+for the size it prefers, reads the analysis, and compiles a smaller executable if that is too much; no executable runs
+unchecked. Pairs are cut into blocks of one size, the last of them filled up with its own last pair, so that one
+executable serves all blocks.
 
-Sharp edge: parameters and prompts are the caller's and are not counted; values kept between calls are, by the caller.
+Sharp edge: parameters and prompts belong to the caller and are not counted; the caller counts values kept between
+calls.
 """
 
 from __future__ import annotations
@@ -28,27 +29,27 @@ def size_of(tree: Any) -> int:
   return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def largest(make: Callable[[int], Any], first: int, room: int) -> tuple[int, Any, int]:
-  """The executable for as many things as fit into `room` bytes, found by compiling.
+def find_largest(make: Callable[[int], Any], first: int, limit: int) -> tuple[int, Any, int]:
+  """Finds the executable for as many items as fit into `limit` bytes, by compiling.
 
   Args:
-    make: number of things -> executable.
-    first: the number wished for.
-    room: bytes.
+    make: number of items -> executable.
+    first: the preferred number.
+    limit: bytes.
 
   Returns:
-    The number, its executable, and its bytes; more than `room` only if the number is 1.
+    The number, its executable, and its bytes, which exceed `limit` only if the number is 1.
   """
   n = first
   while True:
     compiled = make(n)
     need = bytes_of(compiled)
-    if need <= room or n == 1:
+    if need <= limit or n == 1:
       return n, compiled, need
-    n = max(1, min(n - 1, int(0.95 * n * max(room, 0) / need)))
+    n = max(1, min(n - 1, int(0.95 * n * max(limit, 0) / need)))
 
 
 def blocks(n: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
-  """Indices of each block, filled up with its last one, and how many of them count."""
+  """Indices of each block, filled up with its last one, and the number of indices that count."""
   for start in range(0, n, size):
     yield np.minimum(np.arange(start, start + size), n - 1), min(size, n - start)

@@ -1,16 +1,16 @@
-"""Results: the effect of every node on every pair, and the file a long sweep can be taken up from.
+"""Results: the effect of every node on every pair, and the file that a long sweep is resumed from.
 
-A sweep may run for hours, so it is a table that fills up: `values` and `done`, node by pair. The table is written
-to a new file that then replaces the old one, so that there is a whole file at every moment; leaving the sweep by
-whatever door (Ctrl-C included) writes it once more. The file carries a fingerprint of the question (nodes, prompts,
-metric, way of patching), one of the weights, and the metrics of the unpatched runs; a sweep that asks something else
-refuses it, finished or not.
+A sweep may run for hours, so its results are a table that fills up: `values` and `done`, node by pair. The table is
+written to a new file that then replaces the old one, so that a complete file exists at every moment. Leaving the sweep
+for any reason (Ctrl-C included) writes it once more. The file contains a fingerprint of the question (nodes, prompts,
+metric, mode of patching), one of the weights, and the metrics of the unpatched runs; a sweep with another question
+refuses the file, complete or not.
 
     effects.contribution()     # E|I(n)|, [N]: the absolute value is taken per pair, then the mean
     effects.top(10)            # [(node, contribution), ...]
     effects.grid(0)            # [layers, heads, positions, neurons] for a heat map
 
-Sharp edge: the function that is patched is recognised by what it makes of the unpatched prompts, not by its code.
+Sharp edge: the function that is patched is recognised by its metrics on the unpatched prompts, not by its code.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from mechjax.patching.nodes import Node, NodeSet
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Effects:
-  """What patching each node does to each pair.
+  """Effects of patching each node on each pair.
 
   Attributes:
-    title: method, way of patching and metric, for example 'exact noising: logit difference'.
+    title: method, mode of patching and metric, for example 'exact noising: logit difference'.
     nodes: N nodes.
-    values: metric of the patched run minus that of the base run, [N, B]. A node that is padding in a pair has 0.
-    base: the metric of the run that is changed, [B].
-    other: the metric of the run that the values come from, [B].
-    there: in which pairs each node is at a real position, bool [N, B]; None for all. Means are over those pairs.
+    values: metric of the patched run minus that of the base run, [N, B]; 0 if the node is padding in the pair.
+    base: metric of the run that is changed, [B].
+    other: metric of the run that the values come from, [B].
+    there: the pairs in which each node is at a real position, bool [N, B]; None for all. Means are over those pairs.
   """
 
   title: str
@@ -51,11 +51,11 @@ class Effects:
   there: np.ndarray | None = None
 
   def contribution(self) -> np.ndarray:
-    """Mean over the pairs that have the node of the absolute effect, [N]; 0 where none has it."""
+    """Mean absolute effect over the pairs that have the node, [N]; 0 where no pair has it."""
     return mean_over_pairs(np.abs(self.values), self.there)
 
   def mean(self) -> np.ndarray:
-    """Mean over the pairs that have the node of the effect, [N]; 0 where none has it."""
+    """Mean effect over the pairs that have the node, [N]; 0 where no pair has it."""
     return mean_over_pairs(self.values, self.there)
 
   def ranking(self) -> np.ndarray:
@@ -63,15 +63,15 @@ class Effects:
     return np.argsort(-self.contribution(), kind='stable')
 
   def top(self, k: int) -> list[tuple[Node, float]]:
-    """The k nodes of largest contribution, with it."""
+    """The k nodes of largest contribution, each with its contribution."""
     contribution = self.contribution()
     return [(self.nodes[i], float(contribution[i])) for i in self.ranking()[:k]]
 
   def grid(self, number: int = 0, values: np.ndarray | None = None) -> np.ndarray:
-    """Values of the nodes of one grid as [layers, heads, positions, neurons]; NaN where a node was not chosen.
+    """Values of the nodes of one grid as [layers, heads, positions, neurons]; NaN for nodes that were not chosen.
 
     Args:
-      number: which of `nodes.grids`.
+      number: index into `nodes.grids`.
       values: [N]; the contributions by default.
     """
     values = self.contribution() if values is None else values
@@ -85,14 +85,14 @@ class Effects:
 
 
 def mean_over_pairs(values: np.ndarray, there: np.ndarray | None) -> np.ndarray:
-  """Means over the last axis, of pairs, where `there` (None for everywhere); 0 where it holds nowhere."""
+  """Means over the last axis, the pairs, where `there` is True (None: everywhere); 0 where it is True nowhere."""
   if there is None or there.all():
     return values.mean(axis=-1)
   return np.where(there, values, 0).sum(axis=-1) / np.maximum(there.sum(axis=-1), 1)
 
 
 def fingerprint(title: str, nodes: NodeSet, seed: int, code: str, *trees: Any) -> str:
-  """A hash of a question: its title, nodes, data and the fingerprint of its metric's code."""
+  """Hash of a question: its title, nodes, data and the fingerprint of its metric's code."""
   digest = hashlib.sha256(repr((title, seed, code, [g.name for g in nodes.grids])).encode())
   for x in [nodes.table, *jax.tree.leaves(trees)]:
     array = np.ascontiguousarray(x)
@@ -101,7 +101,7 @@ def fingerprint(title: str, nodes: NodeSet, seed: int, code: str, *trees: Any) -
 
 
 class Ledger:
-  """The table of a sweep, kept in a file if there is a path; a context manager that saves when it is left.
+  """Table of a sweep, kept in a file if there is a path; a context manager that saves on exit.
 
   Attributes:
     values: float64 [N, B].
@@ -123,9 +123,9 @@ class Ledger:
     self.base, self.other = np.full(shape[1], np.nan), np.full(shape[1], np.nan)
     self._saved = time.monotonic()
     if self.path is not None and self.path.exists():
-      self._forward_from(self.path)
+      self._load(self.path)
 
-  def _forward_from(self, path: Path) -> None:
+  def _load(self, path: Path) -> None:
     try:
       with np.load(path) as kept:
         question = str(kept['question'])
@@ -133,14 +133,14 @@ class Ledger:
           weights = str(kept['weights'])
           self.values, self.done = kept['values'], kept['done']
           self.base, self.other = kept['base'], kept['other']
-    except Exception as e:  # a file that is no archive raises whatever its first bytes suggest
+    except Exception as e:  # the error for a file that is not an archive depends on its first bytes
       raise PatchingError(
         f'{path} is not the file of a sweep: {e}', hint='delete it, or save elsewhere'
       ) from e
     if question != self.question:
       raise PatchingError(
         f'{path} holds the results of another sweep',
-        cause='other nodes, prompts, metric, seed or way of patching than before',
+        cause='other nodes, prompts, metric, seed or mode of patching than before',
         hint='save this sweep elsewhere, or delete the file',
       )
     if weights != self.weights:
@@ -149,7 +149,7 @@ class Ledger:
         hint='save this sweep elsewhere, or delete the file',
       )
 
-  def unpatched(self, rows: np.ndarray, base: np.ndarray, other: np.ndarray) -> None:
+  def record_unpatched(self, rows: np.ndarray, base: np.ndarray, other: np.ndarray) -> None:
     """Records the metrics of the unpatched runs, or compares them with those of the file."""
     for now, kept in ((base, self.base), (other, self.other)):
       before = kept[rows]
@@ -157,20 +157,20 @@ class Ledger:
       if not np.allclose(before[known], now[known], rtol=1e-3, atol=1e-4):
         raise PatchingError(
           f'the unpatched metric is {now.tolist()}, and was {before.tolist()} when {self.path} was saved',
-          cause='another model, or a metric that reads something else',
+          cause='another model, or a metric that reads other values',
           hint='save this sweep elsewhere, or delete the file',
         )
     self.base[rows], self.other[rows] = base, other
 
   def put(self, nodes: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
-    """Enters values [len(nodes), len(rows)]."""
+    """Records values [len(nodes), len(rows)]."""
     self.values[np.ix_(nodes, rows)] = values
     self.done[np.ix_(nodes, rows)] = True
     if time.monotonic() - self._saved > self.every:
       self.save()
 
   def save(self) -> None:
-    """Writes the file anew, whole or not at all."""
+    """Writes a new file, completely or not at all."""
     if self.path is None:
       return
     self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,20 +1,20 @@
-"""What all sweeps share: one executable that runs the model with any patch planted.
+"""The engine of all sweeps: one executable that runs the model with any patch planted.
 
 A patch is data. It is a row of `NodeSet.table` (one node) or a boolean for every node (a subset, patched jointly), and
 `cover` turns it into plants. Site, layer, head and position are traced, so that ONE executable does a whole sweep,
-a chunk of patches at a time through vmap. How many patches and pairs make a chunk is what the compiler says will fit.
+a chunk of patches at a time through vmap. The compiler decides how many patches and pairs fit into a chunk.
 
-A patch at layer l changes nothing below l. A model that can begin a pass in the middle says how, with `forward_from`:
+A patch at layer l changes nothing below l. A model that can begin a pass in the middle provides `forward_from`:
 
     forward_from(params, inputs, residual, start, at) -> logits at positions `at` ([B, A, V]), or all ([B, T, V]) if
     None
 
-where `residual` is 'resid_pre' of layer `start` in the base run (not used where start is 0, when `inputs` are read from
-the beginning). Patches are then taken layer by layer, each chunk begins at its lowest layer, and only the logits that
-the metric reads are computed. `mechjax.load(name).forward_from` is such a function.
+where `residual` is 'resid_pre' of layer `start` in the base run (not used if start is 0: the pass then reads `inputs`
+from the beginning). Patches are then processed layer by layer, each chunk begins at its lowest layer, and only the
+logits that the metric reads are computed. `mechjax.load(name).forward_from` is such a function.
 
-Sharp edges: padding is never patched. Sites of one sweep share an executable, so each costs every patch a select
-per layer; sweep neurons apart from heads if that matters.
+Sharp edges: padding is never patched. The sites of one sweep share an executable, so each site costs every patch a
+select per layer; sweep neurons and heads separately if that matters.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ from mechjax.errors import PatchingError
 from mechjax.patching import budget as budgets
 from mechjax.patching import sources
 from mechjax.patching.metrics import Metric
-from mechjax.patching.nodes import Grid, Layout, NodeSet, columns
+from mechjax.patching.nodes import AxisLayout, Grid, NodeSet, columns
 from mechjax.patching.pairs import Pairs
 from mechjax.patching.plans import Method
 
-BEHIND = ('final_norm', 'logits')
-"""The sites behind all layers."""
+AFTER_LAYERS = ('final_norm', 'logits')
+"""The sites after all layers."""
 
 _LAST = np.iinfo(np.int32).max
 
 Cover = Callable[[NodeSet, sources.Values, jax.Array, Any], dict[str, Any]]
-"""(nodes, values, patch, real) -> what to plant; see `one_node` and `subset`."""
+"""(nodes, values, patch, real) -> plants; see `plant_node` and `plant_subset`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sweep(Method):
-  """What is patched, and with what.
+  """Settings of a sweep.
 
   Attributes:
     forward: as in `Method`.
-    nodes: which nodes.
-    mode: what is planted into which run, one of `sources.MODES`.
+    nodes: N nodes.
+    mode: the values that are planted and the run that they are planted into, one of `sources.MODES`.
     budget: bytes that the sweep may use besides parameters and prompts.
-    max_batch: how many patches are run at once if memory allows.
-    seed: of 'resample' and 'gaussian'.
-    forward_from: how `forward` begins in the middle (see above), or None.
+    max_batch: maximum number of patches that run at once, if memory allows.
+    seed: seed of 'resample' and 'gaussian'.
+    forward_from: function that begins `forward` in the middle (see above), or None.
   """
 
   nodes: NodeSet
@@ -70,26 +70,28 @@ class Sweep(Method):
   def __post_init__(self) -> None:
     super().__post_init__()
     if not len(self.nodes):
-      raise PatchingError('there are no nodes to patch', cause='a slice or a choice that is empty')
+      raise PatchingError('there are no nodes to patch', cause='an empty slice or choice')
     if self.budget < 1 or self.max_batch < 1:
       raise PatchingError(f'budget {self.budget} and max_batch {self.max_batch} must be positive')
 
   @functools.cached_property
   def starts(self) -> np.ndarray:
-    """The layer at which a pass with each node patched begins, [N]: behind all layers the last one will do."""
-    ends = [_LAST if g.name in BEHIND else 0 for g in self.nodes.grids]
+    """Layer at which a pass with each node patched begins, [N]; nodes after all layers begin at the last one."""
+    ends = [_LAST if g.name in AFTER_LAYERS else 0 for g in self.nodes.grids]
     table = self.nodes.table
     return np.where(table[:, 1] < 0, np.array(ends)[table[:, 0]], table[:, 1])
 
-  def plan(self, params: Any, sided: Pairs, metric: Metric, cover: Cover, patch: Any) -> Plan:
-    """The executables for patches like `patch`, made once for pairs of one shape."""
+  def plan(
+    self, params: Any, sided: Pairs, metric: Metric, cover: Cover, patch: Any
+  ) -> PatchingPlan:
+    """Compiles the executables for patches like `patch`, once for pairs of one shape."""
     make = functools.partial(_plan, self, params, sided, metric, cover, patch)
-    return self._once('plan', (params, sided, metric), make, self.forward_from)
+    return self._make_once('plan', (params, sided, metric), make, self.forward_from)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """The executables of a sweep, for `rows` pairs and `chunk` patches at a time, and the bytes they need."""
+class PatchingPlan:
+  """Executables of a sweep, for `rows` pairs and `chunk` patches at a time, and the bytes they need."""
 
   sweep: Sweep
   rows: int
@@ -100,7 +102,7 @@ class Plan:
   sums: Callable | None
 
   def statistics(self, params: Any, sided: Pairs, n: int) -> Any:
-    """Means and standard deviations over all pairs, where they are wanted."""
+    """Means and standard deviations over all pairs; None if the mode needs none of them."""
     if self.sums is None:
       return None
     total: Any = None
@@ -123,25 +125,25 @@ class Plan:
     keys = _keys(self.sweep.seed, rows)
     base, other, values, bad, residuals = self.prepare(params, here, mine, statistics, keys)
     base, other = (np.asarray(x, np.float64) for x in (base, other))
-    sources.refuse_nan(self.sweep.nodes, bad, {'base': base, 'other': other}, rows[0])
+    sources.check_no_nan(self.sweep.nodes, bad, {'base': base, 'other': other}, rows[0])
     return Block(self, (params, here, mine, values, residuals), base, other)
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-  """Some pairs, run unpatched; `base` and `other` are the metrics of the two runs, [rows]."""
+  """Some pairs after their unpatched runs; `base` and `other` are the metrics of the two runs, [rows]."""
 
-  plan: Plan
+  plan: PatchingPlan
   args: tuple
   base: np.ndarray
   other: np.ndarray
 
   def effects(self, patches: np.ndarray, start: int) -> np.ndarray:
-    """The effects of `chunk` patches, float64 [chunk, rows]; none of them lies below layer `start`."""
+    """Effects of `chunk` patches, float64 [chunk, rows]; none of the patches lies below layer `start`."""
     patched = np.asarray(self.plan.step(*self.args, np.int32(start), patches), np.float64)
     return patched - self.base
 
-  def planting(self, values: sources.Values) -> Block:
+  def with_values(self, values: sources.Values) -> Block:
     """The same pairs with other values to plant."""
     params, here, mine, _, residuals = self.args
     return dataclasses.replace(self, args=(params, here, mine, values, residuals))
@@ -149,17 +151,17 @@ class Block:
 
 def _plan(
   sweep: Sweep, params: Any, sided: Pairs, metric: Metric, cover: Cover, patch: Any
-) -> Plan:
+) -> PatchingPlan:
   forward, nodes = sweep.forward, sweep.nodes
   run = _runner(sweep)
 
   def prepare(params, pairs, metric, statistics, keys):
-    other, values = sources.planted(
+    other, values = sources.make_planted(
       forward, nodes, sweep.mode, params, pairs.noise, statistics, keys
     )
-    bad = sources.unusable(nodes, values, pairs.real)
+    bad = sources.find_nan(nodes, values, pairs.real)
     if sweep.forward_from is None:
-      out, residuals = sources.output(forward, params, pairs.clean), None
+      out, residuals = sources.run_unpatched(forward, params, pairs.clean), None
     else:
       out, acts = harvest.call_and_reap(forward, sites='resid_pre')(params, pairs.clean)
       residuals = acts.stack('resid_pre')
@@ -190,31 +192,31 @@ def _plan(
     args = (params, here, some, values, residuals, np.int32(0))
     patches = lambda n: np.repeat(np.asarray(patch)[None], n, 0)  # noqa: E731
     make = lambda n: jax.jit(step).lower(*args, patches(n)).compile()  # noqa: E731
-    chunk, compiled, need = budgets.largest(
+    chunk, compiled, need = budgets.find_largest(
       make, min(sweep.max_batch, len(nodes)), sweep.budget - kept
     )
     need = max(need + kept, budgets.bytes_of(ready))
     if need <= sweep.budget:
-      return Plan(sweep, rows, chunk, ready, compiled, need, sums)
+      return PatchingPlan(sweep, rows, chunk, ready, compiled, need, sums)
     if rows == 1:
       raise PatchingError(
         f'one patch of one pair needs {need:,} bytes, the budget is {sweep.budget:,}',
-        hint='a larger budget=, shorter prompts, or nodes of fewer sites and layers at a time',
+        hint='pass a larger budget=, shorter prompts, or nodes of fewer sites and layers at a time',
       )
     rows = -(-rows // 2)
 
 
 def _runner(sweep: Sweep) -> Callable:
-  """(params, inputs, metric, plants, residuals, start) -> the metric of the patched run."""
+  """A function (params, inputs, metric, plants, residuals, start) -> metric of the patched run."""
   if sweep.forward_from is None:
     planted = harvest.plant(sweep.forward)
     return lambda params, inputs, metric, plants, *_: metric(planted(plants, params, inputs))
   resumed = harvest.plant(sweep.forward_from)
-  # What lies behind all layers is patched at all positions, so that all of them have to be there.
-  behind = any(s.name in BEHIND for s in sweep.nodes.sites())
+  # The sites after all layers are patched at all positions, so logits at all positions are needed.
+  after = any(s.name in AFTER_LAYERS for s in sweep.nodes.sites())
 
   def run(params, inputs, metric, plants, residuals, start):
-    at = None if behind else metric.at
+    at = None if after else metric.at
     start = jnp.minimum(start, len(residuals) - 1)
     out = resumed(plants, params, inputs, residuals[start], start, at)
     return metric(out) if at is None else metric.of(out)
@@ -223,30 +225,30 @@ def _runner(sweep: Sweep) -> Callable:
 
 
 def _keys(seed: int, rows: np.ndarray) -> jax.Array:
-  """A random key for each pair, by its number among all pairs."""
+  """Random keys of the pairs, each made from the number of the pair among all pairs."""
   return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
 
 
-# --- what a patch covers ----------------------------------------------------------------------------------
+# --- from patches to plants -------------------------------------------------------------------------------
 
 
-def one_node(nodes: NodeSet, values: sources.Values, row: jax.Array, real: Any) -> dict[str, Any]:
-  """What to plant so that one node is patched.
+def plant_node(nodes: NodeSet, values: sources.Values, row: jax.Array, real: Any) -> dict[str, Any]:
+  """Makes the plants that patch one node.
 
   Args:
-    nodes: which sites there are.
-    values: what takes the place of the nodes' own, by site name [layers, ...].
+    nodes: N nodes.
+    values: replacements of the nodes' values, by site name [layers, ...].
     row: the node's row of `nodes.table`, int32 [5]; may be traced.
     real: bool [B, T].
 
   Returns:
-    For `harvest.plant`; at sites other than the node's it changes nothing.
+    Plants for `harvest.plant`; they change nothing at sites other than the node's.
   """
   out: dict[str, Any] = {}
   for name, value in values.items():
     layers = nodes.layers(name)
     here = jnp.asarray([g.name == name for g in nodes.grids])[row[0]]
-    mask = _covered(nodes.layouts[name], row, real) & here
+    mask = _node_mask(nodes.layouts[name], row, real) & here
     if layers == (None,):
       out[name] = harvest.Masked(value[0], mask)
     else:
@@ -256,9 +258,9 @@ def one_node(nodes: NodeSet, values: sources.Values, row: jax.Array, real: Any) 
   return out
 
 
-def _covered(layout: Layout, row: jax.Array, real: Any) -> jax.Array:
-  """Where a node is in a site's value: bool, to be broadcast."""
-  mask = sources.along(layout, real & ((row[3] == -1) | _column(row[3], real)))
+def _node_mask(layout: AxisLayout, row: jax.Array, real: Any) -> jax.Array:
+  """Mask of a node in a site's value: bool, broadcastable against it."""
+  mask = sources.broadcast_real(layout, real & ((row[3] == -1) | _column(row[3], real)))
   for letters, i in ((layout.heads, row[2]), (layout.neuron, row[4])):
     if letters:
       mask = mask & ((jnp.asarray(layout.index(letters), jnp.int32) == i) | (i < 0))
@@ -266,72 +268,74 @@ def _covered(layout: Layout, row: jax.Array, real: Any) -> jax.Array:
 
 
 def _column(position: Any, real: Any) -> jax.Array:
-  """Where a position of `NodeSet.table` is in each pair: bool [B, T]."""
+  """Mask of a position of `NodeSet.table` in each pair: bool [B, T]."""
   real = jnp.asarray(real)
   at = columns(jnp.asarray(position, jnp.int32), real)
   return jnp.arange(real.shape[1], dtype=jnp.int32) == at[:, None]
 
 
-def subset(nodes: NodeSet, values: sources.Values, members: jax.Array, real: Any) -> dict[str, Any]:
-  """What to plant so that a subset of the nodes is patched jointly.
+def plant_subset(
+  nodes: NodeSet, values: sources.Values, members: jax.Array, real: Any
+) -> dict[str, Any]:
+  """Makes the plants that patch a subset of the nodes jointly.
 
   Args:
     nodes: N nodes.
-    values: what takes the place of the nodes' own, by site name [layers, ...].
-    members: which nodes, bool [N]; may be traced.
+    values: replacements of the nodes' values, by site name [layers, ...].
+    members: the nodes of the subset, bool [N]; may be traced.
     real: bool [B, T].
 
   Returns:
-    For `harvest.plant`.
+    Plants for `harvest.plant`.
   """
   out: dict[str, Any] = {}
   for name, value in values.items():
     layers = nodes.layers(name)
-    mask = covered(nodes, name, layers, members, real)
-    out |= masked(name, layers, value, mask)
+    mask = mask_of(nodes, name, layers, members, real)
+    out |= plant_masked(name, layers, value, mask)
   return out
 
 
-def masked(name: str, layers: tuple, value: jax.Array, mask: jax.Array) -> dict[str, Any]:
-  """What to plant so that a site has `value` where `mask` holds, both [layers, ...]."""
+def plant_masked(name: str, layers: tuple, value: jax.Array, mask: jax.Array) -> dict[str, Any]:
+  """Makes the plant that gives a site `value` where `mask` is True, both [layers, ...]."""
   one = len(layers) == 1  # a key of one layer takes no axis of layers
   plant = harvest.Masked(value[0], mask[0]) if one else harvest.Masked(value, mask)
   return {sources.pattern(name, layers): plant}
 
 
-def covered(nodes: NodeSet, name: str, layers: tuple, members: Any, real: Any) -> jax.Array:
-  """Where chosen nodes are in the values of a site name, padding left out.
+def mask_of(nodes: NodeSet, name: str, layers: tuple, members: Any, real: Any) -> jax.Array:
+  """Mask of chosen nodes in the values of a site name, without padding.
 
   Args:
     nodes: N nodes.
-    name: of the site.
-    layers: the layers of the values, at least those of the nodes.
-    members: which nodes, bool [N].
+    name: name of the site.
+    layers: layers of the values, which include those of the nodes.
+    members: the chosen nodes, bool [N].
     real: bool [B, T].
 
   Returns:
-    bool [layers, ...], to be broadcast against the values.
+    bool [layers, ...], broadcastable against the values.
   """
   rank = 1 + len(nodes.layouts[name].axes)
   mask = jnp.zeros((len(layers), *[1] * (rank - 1)), bool)
-  for number, grid in nodes.used():
+  for number, grid in nodes.grids_in_use():
     if grid.name == name:
       mine = np.flatnonzero(nodes.table[:, 0] == number)
       ends = np.minimum(nodes.table[mine, 3], -1)
       for end in np.unique(ends):
         part = _members(nodes, grid, layers, jnp.asarray(members), mine[ends == end])
         if end < -1:
-          part = part & sources.along(grid.layout, _column(end, real))
+          part = part & sources.broadcast_real(grid.layout, _column(end, real))
         mask = mask | part
-  return mask & sources.along(nodes.layouts[name], real)
+  return mask & sources.broadcast_real(nodes.layouts[name], real)
 
 
 def _members(
   nodes: NodeSet, grid: Grid, layers: tuple, members: jax.Array, mine: np.ndarray
 ) -> jax.Array:
-  """Where the chosen among some nodes of one grid are in its site's values: bool [layers, ...], to be broadcast.
+  """Mask of the chosen ones among some nodes of a grid in its site's values: bool [layers, ...], broadcastable.
 
-  A position that is counted from the end is left to the caller: those nodes are at all positions here.
+  The caller handles positions that are counted from the end: the mask has those nodes at all positions.
   """
   rows = nodes.table[mine]
   letters = (grid.layout.heads, grid.layout.position, grid.layout.neuron)

@@ -1,4 +1,4 @@
-"""GradDrop: what each node is worth if the gradient may not pass through one of the layers.
+"""GradDrop: the effect of each node when the gradient may not pass through one of the layers.
 
 First-order effects cancel: a node acts through the skip connection and through later layers, with opposite signs, and a
 sum near 0 hides both (Kramár et al. 2024, section 3.1.2; docs/methods.md, section 2.3). So the backward pass is
@@ -7,14 +7,14 @@ mlp_out) set to zero:
 
     c(n) = 1/(L-1) sum_ℓ |Î_ℓ(n)|
 
-Done naively that is L forward and L backward passes. But the forward pass is the same for all, and so is the backward
-pass down to the dropped layer; only below it do they part. Here one recorded forward pass serves all, one plain walk
-goes back over it, and whenever it reaches the layers that are dropped next it forks: their gradients go on side by
-side, `chunk` at a time, through the same compiled segments. That is about L/2 backward passes in all, and
-compile time and memory do not grow with L but with `chunk`.
+A naive implementation needs L forward and L backward passes. But the forward pass is the same for all layers, and so is
+the backward pass down to the dropped layer; only below it do the passes differ. Here one forward pass is recorded and
+one plain walk goes back over it. When the walk reaches the next layers to drop, it forks: their gradients continue side
+by side, `chunk` at a time, through the same compiled segments. That is about L/2 backward passes in total, and
+compile time and memory grow with `chunk`, not with L.
 
-Above the dropped layer nothing differs from the plain walk, so that is counted and not computed. Works for any model
-whose attn_out or mlp_out are tagged, scanned or not.
+Above the dropped layer the effects are those of the plain walk, so they are counted and not computed again. This works
+for any model with tagged attn_out or mlp_out, scanned or not.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ import numpy as np
 from mechjax import precision, sites
 from mechjax.forward import Backward
 from mechjax.forward.stepped import SiteVisit
-from mechjax.patching.attribution import gathered, summed
+from mechjax.patching.attribution import gather, sum_spans
 from mechjax.patching.nodes import Grid, NodeSet
 from mechjax.patching.terms import Term
 
 WRITES = ('attn_out', 'mlp_out')
-"""What a layer adds to the residual stream."""
+"""Sites of the values that a layer adds to the residual stream."""
 
 Where = tuple[int, int]
 """Number of a grid, and slot of a layer in it."""
 
 Add = Callable[[Where, Sequence[int], jax.Array], None]
-"""Takes where, dropped layers, and effects there [at least as many, heads, positions, neurons, B], one for each."""
+"""Receives a place, G dropped layers, and the effects there, [G or more, heads, positions, neurons, B]."""
 
 
 def walk(
@@ -52,24 +52,24 @@ def walk(
   chunk: int,
   add: Add,
 ) -> tuple[dict[Where, jax.Array], dict[Where, list[int]]]:
-  """Goes back once plainly and once for every dropped layer.
+  """Walks back once without a dropped layer and once for every dropped layer.
 
   Args:
     back: a recorded run of the metric that stops at the sources of all terms and at all writes, with its cotangents.
-    nodes: the nodes.
-    terms: by number of the grid.
-    layers: the layers that are dropped in turn: all of the model.
-    chunk: how many of them side by side.
-    add: is given the effects of every node for every layer dropped above it or around it.
+    nodes: N nodes.
+    terms: terms by number of the grid.
+    layers: the layers that are dropped, one after the other: all layers of the model.
+    chunk: number of dropped layers that are processed side by side.
+    add: receives the effects of every node for every dropped layer that lies above the node or contains it.
 
   Returns:
-    The plain effects, [heads, positions, neurons, B], and for which dropped layers they hold: those below.
+    The plain effects, [heads, positions, neurons, B], and the dropped layers for which they hold: those below.
   """
   readers = _readers(nodes, terms)
   plain: dict[Where, jax.Array] = {}
   untouched: dict[Where, list[int]] = {}
 
-  def plainly(until: int) -> None:
+  def walk_plainly(until: int) -> None:
     for site, _, gradient in back.walk(until):
       for where, term, grid in readers(site):
         plain[where] = _effect(term, grid, where[1], gradient)
@@ -78,7 +78,7 @@ def walk(
   while first > 0:
     first, last = max(first - chunk, 0), first
     group = list(layers[first:last])
-    plainly(_reach(back, group))
+    walk_plainly(_reach(back, group))
     for where in plain:  # these lie above all layers of the group
       untouched.setdefault(where, []).extend(group)
     fork, reply = back.fork(chunk).walk(), None
@@ -89,15 +89,15 @@ def walk(
         break
       reply = None
       if site.name in WRITES and site.layer in group:
-        reply = gradients = _dropped(gradients, group.index(site.layer))
+        reply = gradients = _drop(gradients, group.index(site.layer))
       for where, term, grid in readers(site):
         add(where, group, _effects(term, grid, where[1], gradients))
-  plainly(0)
+  walk_plainly(0)
   return plain, untouched
 
 
 def _reach(back: Backward, group: Sequence[int]) -> int:
-  """How many entries of the log are left when a walk back comes to the writes of a group of layers."""
+  """Number of log entries that are left when a walk back reaches the writes of a group of layers."""
   for n in range(back.left, 0, -1):
     entry = back.entries[n - 1]
     if isinstance(entry, SiteVisit) and entry.site.name in WRITES and entry.site.layer in group:
@@ -106,9 +106,9 @@ def _reach(back: Backward, group: Sequence[int]) -> int:
 
 
 def _readers(nodes: NodeSet, terms: Mapping[int, Term]) -> Callable:
-  """site -> the (where, term, grid) that read the gradient there."""
+  """A function: site -> the (where, term, grid) that read the gradient at it."""
   found: dict[sites.Site, list] = {}
-  for number, grid in nodes.used():
+  for number, grid in nodes.grids_in_use():
     for slot, layer in enumerate(nodes.layers(grid.name)):
       source = sites.Site(terms[number].source, () if layer is None else (layer,))
       found.setdefault(source, []).append(((number, slot), terms[number], grid))
@@ -117,9 +117,9 @@ def _readers(nodes: NodeSet, terms: Mapping[int, Term]) -> Callable:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _effects(term: Term, grid: Grid, slot: int, gradients: jax.Array) -> jax.Array:
-  """Of one layer's nodes, for each of some gradients: [gradients, heads, positions, neurons, B]."""
+  """Effects of one layer's nodes for each gradient: [gradients, heads, positions, neurons, B]."""
   arrays = jax.tree.map(lambda x: x[slot], term.arrays)
-  return summed(grid, jax.vmap(lambda g: term.of(arrays, g))(gradients))
+  return sum_spans(grid, jax.vmap(lambda g: term.of(arrays, g))(gradients))
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -128,24 +128,24 @@ def _effect(term: Term, grid: Grid, slot: int, gradient: jax.Array) -> jax.Array
 
 
 @jax.jit
-def _dropped(gradients: jax.Array, lane: int) -> jax.Array:
+def _drop(gradients: jax.Array, lane: int) -> jax.Array:
   return gradients.at[lane].set(0)
 
 
 @jax.jit
-def magnitude(total: jax.Array | None, effects: jax.Array, count: int) -> jax.Array:
-  """`total` (None for nothing yet) and the absolute values of the first `count` effects, added up."""
+def add_magnitude(total: jax.Array | None, effects: jax.Array, count: int) -> jax.Array:
+  """Adds the absolute values of the first `count` effects to `total` (None before the first)."""
   there = (jnp.arange(len(effects)) < count).astype(effects.dtype)
   new = precision.einsum('d,d...->...', there, jnp.abs(effects))
   return new if total is None else total + new
 
 
 def by_node(nodes: NodeSet, found: Mapping[Where, Any], real: np.ndarray) -> np.ndarray:
-  """Arrays [..., heads, positions, neurons, B] by (grid, slot) as one, float64 [..., N, B]; `real` is bool [B, T]."""
+  """Joins arrays [..., heads, positions, neurons, B] by (grid, slot): float64 [..., N, B]; `real` is bool [B, T]."""
   rows: list[Any] = [None] * len(nodes)
   slots = {
     (number, -1 if layer is None else layer): slot
-    for number, grid in nodes.used()
+    for number, grid in nodes.grids_in_use()
     for slot, layer in enumerate(nodes.layers(grid.name))
   }
   table = nodes.table
@@ -155,7 +155,7 @@ def by_node(nodes: NodeSet, found: Mapping[Where, Any], real: np.ndarray) -> np.
   for where, mine in groups.items():
     array = np.asarray(found[where], np.float64)
     layer = array[..., None, :, :, :, :]
-    picked = gathered(layer, np.zeros(len(mine), int), table[mine], real)
+    picked = gather(layer, np.zeros(len(mine), int), table[mine], real)
     for i, n in enumerate(mine):
       rows[n] = picked[..., i, :]
   return np.stack(rows, axis=-2)

@@ -1,20 +1,19 @@
-"""Metrics: one number for each prompt pair from what the model returns.
+"""Metrics: one number for each prompt pair, computed from the output of the model.
 
-A patch is judged by how it moves one number, so that number has to be said exactly: which token, at which position,
-against what. A `Metric` holds both the function and the data of each pair (answers, positions), as a pytree with a
-leading axis of pairs, so that it can be cut into blocks and passed through jit with the prompts it belongs to. It
-also says at which positions it reads the logits, so that a sweep need not compute those that nobody looks at.
+The effect of a patch is the change of one number, so that number needs an exact definition: the token, its position,
+and what it is compared with. A `Metric` holds both the function and the data of each pair (answers, positions), as a
+pytree with a leading axis of pairs, so that it can be cut into blocks and passed through jit with the prompts it
+belongs to. It also states the positions at which it reads the logits, so that a sweep computes no others.
 
     metric = logit_difference(pairs, answers=[262, 388], others=[388, 262])
     metric(logits)                                 # [B], larger = more clean-like
 
-The position is the last real token of each pair unless given, padding never counts. Whether a patch is noising or
-denoising is not the metric's business: `sources.MODES` names it, and the name stands in every result. Unless it is
-`custom`, a metric knows the pairs that it was made for, and a method that is given others refuses it; `pairs.rows(i)`
-goes with `metric.rows(i)`.
+The position is the last real token of each pair by default; padding never counts. A metric is the same for noising and
+denoising: `sources.MODES` names the modes, and every result states its mode. Unless it is `custom`, a metric knows the
+pairs that it was made for, and a method refuses it with other pairs; `pairs.rows(i)` belongs with `metric.rows(i)`.
 
-Sharp edges: everything is computed in float32 or wider. Nats throughout. An answer of several tokens has a
-log-probability but no logit; `log_probability` takes them, `logit_difference` refuses.
+Sharp edges: everything is computed in float32 or wider, in nats. An answer of several tokens has a log-probability but
+no logit; `log_probability` accepts such answers, `logit_difference` refuses them.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ class Metric:
   """A number for each pair.
 
   Attributes:
-    name: for titles.
-    fn: (what it reads, data) -> [B].
+    name: name, for titles.
+    fn: (output or logits at `at`, data) -> [B].
     data: pytree of arrays with a leading axis of B.
-    at: positions whose logits it reads, int [B, A]; None if it reads all that the model returns.
-    made_for: `Pairs.digests` of the pairs it was made for, [B, 2]; None if it was made without.
+    at: positions whose logits it reads, int [B, A]; None if it reads the whole output of the model.
+    made_for: `Pairs.digests` of the pairs it was made for, [B, 2]; None if it was made without pairs.
   """
 
   name: str = dataclasses.field(metadata={'static': True})
@@ -54,15 +53,15 @@ class Metric:
   made_for: Any = None
 
   def __call__(self, output: Any) -> jax.Array:
-    """The metric of every pair, floating point [B], from what the model returns.
+    """The metric of every pair, floating point [B], from the output of the model.
 
     Raises:
-      PatchingError: the function returned something else; logits of another number of pairs.
+      PatchingError: the function returned another type or shape; logits of another number of pairs.
     """
     return self.of(output if self.at is None else _at(output, self.at))
 
   def of(self, read: Any) -> jax.Array:
-    """The same from logits at the positions `at`, [B, A, V]."""
+    """The metric from logits at the positions `at` alone, [B, A, V]."""
     value = jnp.asarray(self.fn(read, self.data))
     n = self.sizes or {value.size}
     if value.ndim != 1 or n != {value.shape[0]} or not jnp.issubdtype(value.dtype, jnp.floating):
@@ -74,7 +73,7 @@ class Metric:
 
   @property
   def sizes(self) -> set[int]:
-    """For how many pairs it has data: one number, or none where it has no data."""
+    """Numbers of pairs that it has data for: one number, or an empty set without data."""
     return {np.shape(x)[0] for x in jax.tree.leaves((self.data, self.at, self.made_for))}
 
   def rows(self, index: Any) -> Metric:
@@ -82,22 +81,22 @@ class Metric:
     return jax.tree.map(lambda x: x[index], self)
 
 
-def bound(metric: Metric, pairs: Pairs) -> Metric:
-  """The metric, which knows from now on that it is of these pairs.
+def bind(metric: Metric, pairs: Pairs) -> Metric:
+  """Binds a metric to the pairs it is used with.
 
   Raises:
-    PatchingError: it is no `Metric`, or that of other pairs.
+    PatchingError: it is not a `Metric`, or was made for other pairs.
   """
   if not isinstance(metric, Metric):
     raise PatchingError(
       f'the metric is a {type(metric).__name__}, not a Metric',
-      hint="custom('its name', lambda output, data: ..., data), or one of mechjax.patching's",
+      hint="use a metric of mechjax.patching, or custom('its name', lambda output, data: ..., data)",
     )
   if metric.sizes - {len(pairs)}:
     raise PatchingError(
       f'the metric {metric.name!r} is of {sorted(metric.sizes)} pairs, and {len(pairs)} were given',
-      cause='a metric made for all pairs, or for other ones',
-      hint='metric.rows(index) beside pairs.rows(index), or make the metric of these pairs',
+      cause='a metric made for all pairs, or for other pairs',
+      hint='pass metric.rows(index) with pairs.rows(index), or make the metric from these pairs',
     )
   known = pairs.digests
   if metric.made_for is not None and known is not None:
@@ -106,37 +105,37 @@ def bound(metric: Metric, pairs: Pairs) -> Metric:
       raise PatchingError(
         f'the metric {metric.name!r} was made for other pairs',
         where=f'pair {other[0]}' + (f' and {len(other) - 1} more' if len(other) > 1 else ''),
-        cause='other prompts, or the same ones in another order: its answers belong to those',
-        hint='make the metric of these pairs, or metric.rows(index) beside pairs.rows(index)',
+        cause='other prompts, or the same prompts in another order: the answers belong to those',
+        hint='make the metric from these pairs, or pass metric.rows(index) with pairs.rows(index)',
       )
   return dataclasses.replace(metric, made_for=known)
 
 
 def logit_difference(pairs: Pairs, answers: Any, others: Any, positions: Any = None) -> Metric:
-  """Logit of the right answer minus that of another.
+  """Logit of the right answer minus that of another answer.
 
   Args:
     pairs: the pairs.
     answers: token ids, int [B].
     others: token ids, int [B].
-    positions: whose logits are read, int [B]; None for the last real position.
+    positions: positions of the logits, int [B]; None for the last real position.
 
   Raises:
-    PatchingError: answers of several tokens, not one for each pair, or the same as the other; positions that are
-      padding.
+    PatchingError: answers of several tokens, of another number than pairs, or equal to the other answer; positions
+      that are padding.
   """
   answers, others = (_answers(pairs, x) for x in (answers, others))
   if answers.shape[1] > 1 or others.shape[1] > 1:
     raise PatchingError(
       f'answers of {answers.shape[1]} and {others.shape[1]} tokens have no logit',
-      hint='log_probability(pairs, answers), or difference(...) of two of them',
+      hint='use log_probability(pairs, answers), or difference(...) of two of these',
     )
   same = np.flatnonzero(answers[:, 0] == others[:, 0])
   if len(same):
     raise PatchingError(
       f'answer and other are the same token, {answers[same[0], 0]}, in pairs {same.tolist()}',
-      cause='ids of a tokenizer that puts a BOS in front of every word, or words that begin alike',
-      hint='the id of the first token that differs: model.tokens(word)[0] shows what a word becomes',
+      cause='a tokenizer that puts a BOS token before every word, or words with the same first token',
+      hint='pass the id of the first token that differs: model.tokens(word)[0] shows the tokens of a word',
     )
   at, data = _positions(pairs, positions), (answers[:, 0], others[:, 0])
   return Metric('logit difference', _logit_difference, data, at, pairs.digests)
@@ -147,9 +146,9 @@ def log_probability(pairs: Pairs, answers: Any, positions: Any = None) -> Metric
 
   Args:
     pairs: the pairs.
-    answers: token ids, int [B], or [B, A] for answers of up to A tokens, short ones filled up with -1. The prompts
-      then contain the answer up to its last token.
-    positions: whose logits predict each token, int [B] or [B, A]; None for the last real positions.
+    answers: token ids, int [B], or [B, A] for answers of up to A tokens, short ones padded with -1. The prompts
+      then contain the answer except for its last token.
+    positions: positions of the logits that predict each token, int [B] or [B, A]; None for the last real positions.
 
   Raises:
     PatchingError: as `logit_difference`.
@@ -168,7 +167,7 @@ def loss(pairs: Pairs, tokens: Any = None) -> Metric:
 
   Args:
     pairs: the pairs.
-    tokens: what is predicted, int [B, T]; None for the clean prompts, in both runs.
+    tokens: tokens that are predicted, int [B, T]; None for the clean prompts, in both runs.
   """
   tokens = int32(pairs.clean if tokens is None else tokens, 'the tokens of a loss')
   predicted = np.asarray(pairs.real)[:, 1:] & np.asarray(pairs.real)[:, :-1]
@@ -177,9 +176,9 @@ def loss(pairs: Pairs, tokens: Any = None) -> Metric:
   wrong = tokens[np.asarray(pairs.real) & (tokens < 0)]
   if wrong.size:
     raise PatchingError(
-      f'{wrong[0]} is no token id',
-      cause='ids that another library leaves out of its loss, as -100',
-      hint='pairs.real says which positions count',
+      f'{wrong[0]} is not a token id',
+      cause='ids such as -100, which another library leaves out of its loss',
+      hint='pass token ids at all real positions: pairs.real decides which positions count',
     )
   data = (np.where(predicted, tokens[:, 1:], 0), predicted)
   return Metric('loss', _loss, data, None, pairs.digests)
@@ -190,7 +189,7 @@ def kl_divergence(pairs: Pairs, reference: Any, positions: Any = None) -> Metric
 
   Args:
     pairs: the pairs.
-    reference: logits of the run to compare with, [B, T, V]: the clean run's where noise is patched in.
+    reference: logits of the run to compare with, [B, T, V]: those of the clean run if noise is patched in.
     positions: as in `logit_difference`.
   """
   at = _positions(pairs, positions)
@@ -203,21 +202,21 @@ def kl_divergence(pairs: Pairs, reference: Any, positions: Any = None) -> Metric
   ):
     raise PatchingError(
       f'reference logits of shape {shape} and type {dtype or type(reference).__name__} for pairs {pairs.real.shape}',
-      hint='what the model returns for prompts of these pairs: a floating-point array [B, T, V]',
+      hint='pass the logits of the model for prompts of these pairs: a floating-point array [B, T, V]',
     )
   wanted = log_probs(_at(reference, at))
   return Metric('KL to the reference', _kl, wanted[:, 0], at, pairs.digests)
 
 
 def custom(name: str, fn: Callable, data: Any = ()) -> Metric:
-  """A metric of one's own.
+  """User-defined metric.
 
-  It belongs to as many pairs as its data has rows, and without data to any: which pairs these are is not known, so
-  that nothing can refuse it where it is used with others.
+  It fits any pairs that are as many as the rows of its data, or any number of pairs without data. It does not know
+  which pairs it belongs to, so its use with the wrong pairs cannot be detected.
 
   Args:
-    name: for titles.
-    fn: (what the model returns, data) -> floating point [B].
+    name: name, for titles.
+    fn: (output of the model, data) -> floating point [B].
     data: pytree of arrays with a leading axis of B.
   """
   if not callable(fn):
@@ -226,13 +225,13 @@ def custom(name: str, fn: Callable, data: Any = ()) -> Metric:
   if () in shapes or len({shape[0] for shape in shapes}) > 1:
     raise PatchingError(
       f'the data of the metric {name!r} have the shapes {shapes}',
-      hint='arrays with a leading axis of pairs; a number belongs into the function',
+      hint='pass arrays with a leading axis of pairs; a single number belongs in the function',
     )
   return Metric(name, fn, data)
 
 
 def difference(name: str, left: Metric, right: Metric) -> Metric:
-  """left - right.
+  """Difference of two metrics, left - right.
 
   Raises:
     PatchingError: metrics of different pairs.
@@ -249,7 +248,7 @@ def difference(name: str, left: Metric, right: Metric) -> Metric:
 
 @dataclasses.dataclass(frozen=True)
 class _Difference:
-  """Two metrics: what they read stands side by side, the left one's `split` positions first; or is everything."""
+  """Difference of two metrics that read adjacent positions, the first `split` for the left, or the whole output."""
 
   split: int | None
 
@@ -260,28 +259,28 @@ class _Difference:
     return left.of(read[:, : self.split]) - right.of(read[:, self.split :])
 
 
-# --- what is computed -------------------------------------------------------------------------------------
+# --- computation ------------------------------------------------------------------------------------------
 
 
 def _at(logits: jax.Array, positions: Any) -> jax.Array:
-  """[B, T, V] at int [B, A]: [B, A, V]."""
+  """Logits [B, T, V] at positions int [B, A]: [B, A, V]."""
   if jnp.ndim(logits) != 3 or len(logits) != len(positions):
     raise PatchingError(
       f'the metric reads the logits of {len(positions)} pairs, and was given {jnp.shape(logits)}',
       cause='the metric of other pairs, or a model that returns more than logits',
-      hint='metric.rows(index) beside pairs.rows(index); custom(...) for other results',
+      hint='pass metric.rows(index) with pairs.rows(index); use custom(...) for other outputs',
     )
   return logits[jnp.arange(logits.shape[0])[:, None], jnp.asarray(positions)]
 
 
 def _token(values: jax.Array, ids: Any) -> jax.Array:
-  """Values [..., V] at ids [...]; where there is no such token an error, or NaN if the ids are traced."""
+  """Values [..., V] at ids [...]; an id that is not in V is an error, or NaN if the ids are traced."""
   _check_ids(values, ids)
   return jnp.take_along_axis(values, jnp.asarray(ids)[..., None], -1, mode='fill')[..., 0]
 
 
 def _check_ids(values: jax.Array, ids: Any) -> None:
-  """Refuses ids [...] that values [..., V] lack, unless they are traced."""
+  """Raises PatchingError for ids [...] that are not in V of the values [..., V], unless the ids are traced."""
   if values.shape[:-1] != np.shape(ids):
     raise PatchingError(
       f'logits of shape {values.shape} for tokens of shape {np.shape(ids)}',
@@ -289,7 +288,7 @@ def _check_ids(values: jax.Array, ids: Any) -> None:
     )
   if not isinstance(ids, jax.core.Tracer) and np.size(ids) and np.max(ids) >= values.shape[-1]:
     raise PatchingError(
-      f'{np.max(ids)} is no token id: the logits have a vocabulary of {values.shape[-1]}',
+      f'{np.max(ids)} is not a token id: the logits have a vocabulary of {values.shape[-1]}',
       cause='ids of another tokenizer',
     )
 
@@ -318,7 +317,7 @@ def _kl(logits: jax.Array, reference: Any) -> jax.Array:
   if found.shape != reference.shape:
     raise PatchingError(
       f'the logits have a vocabulary of {found.shape[-1]}, and the reference one of {reference.shape[-1]}',
-      cause='the reference is that of another model',
+      cause='the reference comes from another model',
     )
   return kl(jnp.asarray(reference), found)
 
@@ -336,13 +335,13 @@ def _answers(pairs: Pairs, answers: Any) -> np.ndarray:
   if not good:
     raise PatchingError(
       f'answers are token ids, one for each of {len(pairs)} pairs; got {ids.dtype} {ids.shape}',
-      hint='int [B], or [B, A] with -1 behind short answers',
+      hint='pass int [B], or [B, A] with -1 after short answers',
     )
   return int32(ids, 'answers')
 
 
 def _positions(pairs: Pairs, positions: Any, n: int = 1) -> np.ndarray:
-  """As int [B, n]."""
+  """Positions as int [B, n]; raises PatchingError where they are not real."""
   at = int32(pairs.last if positions is None else positions, 'positions')
   at = at[:, None] if at.ndim == 1 else at
   if at.shape != (len(pairs), n):
@@ -351,6 +350,6 @@ def _positions(pairs: Pairs, positions: Any, n: int = 1) -> np.ndarray:
   if not inside.all() or not np.asarray(pairs.real)[np.arange(len(pairs))[:, None], at].all():
     raise PatchingError(
       f'positions {at.tolist()} are not all real positions of their pairs',
-      hint='None for the last real one of each pair; pairs.last - 1 for the one before',
+      hint='pass None for the last real position of each pair; pairs.last - 1 for the one before',
     )
   return at

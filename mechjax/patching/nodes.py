@@ -1,8 +1,8 @@
 """Nodes: the places whose effect is measured, as data.
 
 A node is a site, cut along some of its axes: one head of `z.5` at position 7, all of `mlp_out.3`, one neuron at one
-position. A sweep visits thousands of them with one executable, so a node is five integers in arrays (site, layer,
-head, position, neuron; -1 for all of that axis), and a set of nodes is a few grids and a choice among their points.
+position. A sweep visits thousands of nodes with one executable, so a node is five integers in arrays (site, layer,
+head, position, neuron; -1 for the whole axis), and a set of nodes is a few grids and a choice among their points.
 
     infos = harvest.sites_of(forward, params, tokens)
     heads = nodes_of(infos, 'q, k, v, z')                           # site x layer x head x position
@@ -10,13 +10,13 @@ head, position, neuron; -1 for all of that axis), and a set of nodes is a few gr
     both = heads + mlps
     both[:100], both[ranking[:30]], both.labels(['The', ' cat', ' sat'])
 
-Which axis is which is read in `sites.CANONICAL`, as letters of `sites.LETTERS`: N, K, G heads; T positions (S where
-there is no T); F neurons. An upstream that lays a site out otherwise is described with `axes={'attn_scores': 'BKGTS'}`;
-several axes of heads are numbered as one.
+`sites.CANONICAL` gives the axes of each site as letters of `sites.LETTERS`: N, K, G heads; T positions (S if there is
+no T); F neurons. For an upstream model with another layout pass `axes={'attn_scores': 'BKGTS'}`; several axes of heads
+are numbered as one.
 
 Sharp edges: with grouped queries a key or value head serves several query heads; its node covers all of them, and
-its label says which. A node of attn_probs is a head at a query position with all its keys. A position counted from
-the end is that of each pair: -1 is the last real token of every prompt, however many columns of padding follow it.
+its label lists them. A node of attn_probs is a head at a query position with all its keys. A position counted from
+the end belongs to each pair: -1 is the last real token of every prompt, however many columns of padding follow it.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from mechjax import sites
 from mechjax.errors import PatchingError
 
 Choice = str | Sequence[int]
-"""'each' (a node for every index), 'together' (one node for all), or a node for each of some indices."""
+"""'each' (one node for every index), 'together' (one node for all), or indices (one node for each of them)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-  """One node; None means the whole axis, or that there is none.
+  """One node; None means the whole axis, or that the site does not have it.
 
   Attributes:
     site: name and layer.
-    head, position, neuron: indices; a negative position counts from the last real one of each pair, which is -1.
-    queries: the query heads that a key or value head serves, where there are several.
+    head, position, neuron: indices; a negative position counts from the last real position of each pair, which is -1.
+    queries: the query heads that a key or value head serves, if there are several.
   """
 
   site: sites.Site
@@ -54,7 +54,7 @@ class Node:
   queries: tuple[int, ...] = ()
 
   def label(self, tokens: Sequence[str] | None = None) -> str:
-    """For example "k.3 head 1 (of queries 2, 3) position 5 ' Mary'"."""
+    """Text that names the node, for example "k.3 head 1 (of queries 2, 3) position 5 ' Mary'"."""
     parts = [str(self.site)]
     if self.head is not None:
       parts.append(f'head {self.head}')
@@ -64,7 +64,7 @@ class Node:
       parts.append(f'neuron {self.neuron}')
     if self.position is not None:
       parts.append(f'position {self.position}')
-      # A position from the end is another column in each pair.
+      # A position counted from the end is a different column in each pair.
       parts += [repr(tokens[self.position])] if tokens is not None and self.position >= 0 else []
     return ' '.join(parts)
 
@@ -72,15 +72,15 @@ class Node:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-  """How a site's value is laid out: `axes` are letters, one for each axis of `shape`."""
+class AxisLayout:
+  """Axes of a site's value: `axes` are letters, one for each axis of `shape`."""
 
   axes: str
   shape: tuple[int, ...]
 
   @property
   def heads(self) -> str:
-    """The letters of the axes of heads."""
+    """Letters of the axes of heads."""
     return ''.join(a for a in self.axes if a in 'NKG')
 
   @property
@@ -95,25 +95,25 @@ class Layout:
     return math.prod(self.shape[self.axes.index(a)] for a in letters)
 
   def index(self, letters: str) -> np.ndarray:
-    """The flat index along `letters`, shaped to broadcast against the value."""
+    """Flat index along `letters`, shaped to broadcast against the value."""
     shape = [n if a in letters else 1 for a, n in zip(self.axes, self.shape)]
     return np.arange(math.prod(shape)).reshape(shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-  """The nodes of one site name: layers x heads x positions x neurons.
+  """Nodes of one site name: layers x heads x positions x neurons.
 
   Attributes:
-    name: of the site.
-    layout: of one layer's value.
-    layers: their numbers; (None,) for a site without layers.
-    heads, positions, neurons: indices; (None,) for nodes that span the axis. Positions may be negative, as a node's.
-    group: query heads for each head.
+    name: name of the site.
+    layout: layout of one layer's value.
+    layers: numbers of the layers; (None,) for a site without layers.
+    heads, positions, neurons: indices; (None,) for nodes that span the axis. Positions may be negative, as in `Node`.
+    group: number of query heads for each head.
   """
 
   name: str
-  layout: Layout
+  layout: AxisLayout
   layers: tuple[int | None, ...]
   heads: tuple[int | None, ...]
   positions: tuple[int | None, ...]
@@ -125,8 +125,8 @@ class Grid:
     return (len(self.layers), len(self.heads), len(self.positions), len(self.neurons))
 
   def columns(self) -> np.ndarray:
-    """Layer, head, position and neuron of every node, int32 [n, 4]; -1 for None, and positions as `in_table`."""
-    axes = (self.layers, self.heads, [*map(in_table, self.positions)], self.neurons)
+    """Layer, head, position and neuron of every node, int32 [n, 4]; -1 for None, positions as in `to_table`."""
+    axes = (self.layers, self.heads, [*map(to_table, self.positions)], self.neurons)
     numbers = [np.array([-1 if i is None else i for i in axis], np.int32) for axis in axes]
     return np.stack([x.ravel() for x in np.meshgrid(*numbers, indexing='ij')], axis=1)
 
@@ -137,7 +137,7 @@ class NodeSet:
 
   Attributes:
     grids: the grids.
-    chosen: indices into the nodes of all grids, one grid after the other; int [n].
+    chosen: indices into the nodes of all grids, grid after grid; int [n].
   """
 
   grids: tuple[Grid, ...]
@@ -167,37 +167,37 @@ class NodeSet:
       if layouts.setdefault(name, layout) != layout:
         raise PatchingError(
           f'{name!r} is laid out as {layouts[name]} in one set and as {layout} in the other',
-          cause='node sets of two models, or of two lengths of prompt',
+          cause='node sets of two models, or for prompts of two lengths',
         )
     offset = sum(math.prod(g.shape) for g in self.grids)
     return NodeSet(self.grids + other.grids, np.concatenate([self.chosen, other.chosen + offset]))
 
   @property
-  def layouts(self) -> dict[str, Layout]:
+  def layouts(self) -> dict[str, AxisLayout]:
     """The layout of every site name."""
     return {g.name: g.layout for g in self.grids}
 
   @functools.cached_property
   def table(self) -> np.ndarray:
-    """Grid, layer, head, position and neuron of every node, int32 [n, 5]; -1 for all of an axis.
+    """Grid, layer, head, position and neuron of every node, int32 [n, 5]; -1 for a whole axis.
 
-    A position counted from the end is one less there than in a `Node`: -2 is the last of each pair.
+    A position counted from the end is one less here than in a `Node`: -2 is the last position of each pair.
     """
     rows = [np.insert(g.columns(), 0, i, axis=1) for i, g in enumerate(self.grids)]
     return np.concatenate([np.zeros((0, 5), np.int32), *rows])[self.chosen]
 
-  def used(self) -> list[tuple[int, Grid]]:
-    """The grids of which nodes are chosen, with their numbers."""
+  def grids_in_use(self) -> list[tuple[int, Grid]]:
+    """The grids with chosen nodes, each with its number."""
     return [(n, g) for n, g in enumerate(self.grids) if (self.table[:, 0] == n).any()]
 
   def layers(self, name: str) -> tuple[int | None, ...]:
-    """The layers at which nodes of a site name are chosen, in order."""
+    """Layers at which nodes of a site name are chosen, in order."""
     mine = [i for i, g in enumerate(self.grids) if g.name == name]
     found = np.unique(self.table[np.isin(self.table[:, 0], mine), 1])
     return tuple(None if i < 0 else int(i) for i in found)
 
   def sites(self) -> list[sites.Site]:
-    """Every site at which there are nodes."""
+    """All sites that have nodes."""
     return [
       sites.Site(name, () if i is None else (i,))
       for name in self.layouts
@@ -210,10 +210,10 @@ class NodeSet:
     return bool((self.table[:, 3] < -1).any())
 
   def there(self, real: Any) -> np.ndarray:
-    """In which pairs each node is at a real position, bool [N, B].
+    """Whether each node is at a real position in each pair, bool [N, B].
 
     Args:
-      real: of the pairs, bool [B, T].
+      real: `real` of the pairs, bool [B, T].
     """
     real = np.asarray(real)
     at = columns(self.table[:, 3], real)
@@ -221,13 +221,13 @@ class NodeSet:
     return real_there | (self.table[:, 3] == -1)[:, None]
 
   def labels(self, tokens: Sequence[str] | None = None) -> list[str]:
-    """A label for each node; with `tokens` also the token at its position."""
+    """One label for each node; with `tokens` it includes the token at the node's position."""
     return [node.label(tokens) for node in self]
 
   def _node(self, row: np.ndarray) -> Node:
     grid = self.grids[row[0]]
     layer, head, _, neuron = (None if i < 0 else int(i) for i in row[1:])
-    position = _out_of_table(int(row[3]))
+    position = _from_table(int(row[3]))
     first = 0 if head is None else head * grid.group
     queries = tuple(range(first, first + grid.group)) if head is not None else ()
     path = () if layer is None else (layer,)
@@ -247,19 +247,19 @@ def nodes_of(
   """The nodes of the sites that a pattern selects.
 
   Args:
-    infos: what `harvest.sites_of(forward, params, inputs)` lists.
-    pattern: as in `mechjax.sites`.
+    infos: result of `harvest.sites_of(forward, params, inputs)`.
+    pattern: a pattern of `mechjax.sites`.
     heads: 'each', 'together' or indices, at sites that have heads.
     positions: the same for positions. A negative index counts from the last real position of each pair.
-    neurons: the same for neurons, at sites that have them.
-    axes: letters of the axes of sites that are not laid out as `sites.CANONICAL` says.
+    neurons: the same for neurons, at sites that have neurons.
+    axes: letters of the axes of sites whose layout differs from `sites.CANONICAL`.
 
   Returns:
     The nodes, ordered by site, layer, head, position, neuron.
 
   Raises:
     SiteError: the pattern selects nothing.
-    PatchingError: axes that are not known or do not fit; indices that do not exist.
+    PatchingError: unknown axes, or axes that do not fit; indices that do not exist.
   """
   chosen = set(sites.select(pattern, [info.site for info in infos]))
   groups: dict[str, list[Any]] = {}
@@ -286,32 +286,32 @@ def nodes_of(
   return NodeSet.whole(grids)
 
 
-def _layout(name: str, infos: Sequence[Any], axes: Mapping[str, str]) -> Layout:
+def _layout(name: str, infos: Sequence[Any], axes: Mapping[str, str]) -> AxisLayout:
   shapes = {info.shape for info in infos}
   letters = _letters(name, axes)
   if len(shapes) != 1 or any(len(info.site.path) > 1 for info in infos):
     raise PatchingError(
       f'the layers of {name!r} cannot be swept as one: shapes {sorted(shapes)}',
       where=infos[0].source,
-      hint='one node set for each shape; loops inside loops cannot be swept',
+      hint='make one node set for each shape; loops inside loops cannot be swept',
     )
   (shape,) = shapes
   if len(letters) != len(shape) or len(set(letters)) < len(letters) or 'B' not in letters:
     raise PatchingError(
       f'{name!r} has shape {shape}, and axes {letters!r} do not describe it',
       where=infos[0].source,
-      hint=f"say what its axes are: axes={{{name!r}: 'BT...'}}",
+      hint=f"describe its axes: axes={{{name!r}: 'BT...'}}",
     )
-  return Layout(letters, tuple(shape))
+  return AxisLayout(letters, tuple(shape))
 
 
 def _query_heads(infos: Sequence[Any], axes: Mapping[str, str]) -> int:
-  """How many query heads there are; 0 where no site tells."""
+  """Number of query heads; 0 if it cannot be read from any site."""
   for info in infos:
     if info.site.name in ('q', 'z', 'attn_probs', 'attn_scores'):
       letters = _letters(info.site.name, axes)
-      if len(letters) == len(info.shape):  # a site that is not asked for may be laid out oddly
-        layout = Layout(letters, tuple(info.shape))
+      if len(letters) == len(info.shape):  # a site that was not requested may have another layout
+        layout = AxisLayout(letters, tuple(info.shape))
         return layout.size(layout.heads) if layout.heads else 0
   return 0
 
@@ -325,7 +325,7 @@ def _letters(name: str, axes: Mapping[str, str]) -> str:
 
 
 def check_letters(name: str, letters: str) -> None:
-  """Refuses letters without a meaning, and H, the width of heads, where there are no heads to be nodes."""
+  """Raises PatchingError for letters without a meaning, and for H, the head width, without an axis of heads."""
   unknown = sorted({*letters} - {*sites.LETTERS})
   if unknown or ('H' in letters and not {*letters} & {*'NKG'}):
     raise PatchingError(
@@ -335,22 +335,22 @@ def check_letters(name: str, letters: str) -> None:
     )
 
 
-def in_table(position: int | None) -> int:
-  """A position as `NodeSet.table` has it: -1 for all of them, so that what counts from the end begins at -2."""
+def to_table(position: int | None) -> int:
+  """Position as written in `NodeSet.table`: -1 for all positions, so that counting from the end begins at -2."""
   return -1 if position is None else position - (position < 0)
 
 
-def _out_of_table(position: int) -> int | None:
-  """The inverse of `in_table`."""
+def _from_table(position: int) -> int | None:
+  """Inverse of `to_table`."""
   return None if position == -1 else position + (position < 0)
 
 
 def columns(positions: Any, real: Any) -> Any:
-  """The columns of positions of `NodeSet.table` in each pair: int [..., B], negative where there is none.
+  """The columns of positions of `NodeSet.table` in each pair: int [..., B], negative if the pair has no such column.
 
   Args:
-    positions: int [...], concrete or traced; 'all of them' is in no column.
-    real: of the pairs, bool [B, T].
+    positions: int [...], concrete or traced; -1, for all positions, gives no column.
+    real: `real` of the pairs, bool [B, T].
   """
   positions = positions[..., None]
   lengths = real.sum(1).astype(positions.dtype)
@@ -358,7 +358,7 @@ def columns(positions: Any, real: Any) -> Any:
 
 
 def _pick(choice: Choice, n: int, name: str, ends: bool) -> tuple[int | None, ...]:
-  """The indices of a choice among `n`; with `ends` negative ones stay as they are."""
+  """The indices of a choice among `n`; with `ends` negative indices are kept."""
   if isinstance(choice, str):
     if choice not in ('each', 'together'):
       raise PatchingError(f"{choice!r} is not 'each', 'together' or a list of indices")
@@ -366,18 +366,18 @@ def _pick(choice: Choice, n: int, name: str, ends: bool) -> tuple[int | None, ..
   indices = np.asarray(choice)
   if indices.ndim != 1 or (indices.size and indices.dtype.kind not in 'iu'):
     raise PatchingError(
-      f'indices along an axis of {name!r} are a list of integers, got {choice!r}',
+      f'indices along an axis of {name!r} must be a list of integers, got {choice!r}',
       cause='a mask' if indices.dtype == bool else None,
-      hint='np.flatnonzero(mask) are the indices of a mask; [3] is a list of one',
+      hint='np.flatnonzero(mask) gives the indices of a mask; [3] is a list of one index',
     )
   picked = tuple(int(i) + n if i < 0 and not ends else int(i) for i in indices)
   if len(set(picked)) < len(picked):
     raise PatchingError(f'indices along an axis of {name!r} come twice: {indices.tolist()}')
   if not all((-n if ends else 0) <= i < n for i in picked):
-    raise PatchingError(f'{name!r} has {n} along this axis, and {indices.tolist()} were asked for')
+    raise PatchingError(f'{name!r} has {n} along this axis, and {indices.tolist()} were requested')
   return picked
 
 
 def _check_used(choice: Choice, what: str, used: bool) -> None:
   if choice != 'together' and not used:
-    raise PatchingError(f'none of these sites has {what}', hint='mlp_pre and mlp_post have neurons')
+    raise PatchingError(f'none of these sites has {what}', hint='select mlp_pre or mlp_post')

@@ -1,17 +1,17 @@
 """Prompt pairs: the clean and the noise prompts whose activations are exchanged.
 
-Patching compares a value at a position of one prompt with the value at the same position of the other. That means
-something only if the two prompts are aligned token by token, and an off-by-one here gives plausible numbers that
-are wrong. So pairs are checked once, when they are made, and everything else relies on it.
+Patching compares a value at a position of one prompt with the value at the same position of the other. That is
+meaningful only if the two prompts are aligned token by token, and an off-by-one error here gives plausible numbers that
+are wrong. So pairs are checked once, when they are made, and all other code relies on that check.
 
     pairs = Pairs.of(clean=[[5, 8, 2], [5, 9, 2, 4]], noise=[[5, 7, 2], [5, 3, 2, 4]])
     pairs.last          # [2, 3]: where each pair predicts its answer
 
 Prompts of one pair have equal length; different pairs may differ, and are padded on the right, where no real token
-of a causal model sees the padding. `real` says which positions are real: nodes and metrics use no others.
+of a causal model attends to the padding. `real` marks the real positions: nodes and metrics use no others.
 
 Sharp edge: the check for a shift is a heuristic. It refuses a pair that agrees better when one prompt is moved by
-up to three tokens, which is what an inserted token looks like. `Pairs(...)` itself does not look for shifts.
+up to three tokens, the typical sign of an inserted token. `Pairs(...)` itself does not look for shifts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Pairs:
   """B prompt pairs.
 
   Attributes:
-    clean: what the model is given, [B, T] token ids or any pytree of arrays with a leading axis of B.
+    clean: input of the model, [B, T] token ids or any pytree of arrays with a leading axis of B.
     noise: the same for the other prompt of each pair.
     real: bool [B, T], False at padding.
   """
@@ -48,8 +48,8 @@ class Pairs:
 
     Args:
       clean: B sequences of token ids, or int [B, T].
-      noise: as many, each as long as its partner.
-      pad: the token id that is written where there is none.
+      noise: as many sequences, each as long as its clean partner.
+      pad: token id that fills padding.
 
     Returns:
       The pairs, on the host.
@@ -81,7 +81,7 @@ class Pairs:
 
   @property
   def digests(self) -> np.ndarray | None:
-    """What identifies each pair, whichever side is called clean, uint32 [B, 2]; None where its data is traced."""
+    """A hash that identifies each pair, whichever side is clean, uint32 [B, 2]; None if the data is traced."""
     leaves = jax.tree.leaves(self)
     if any(isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) for x in leaves):
       return None
@@ -90,7 +90,7 @@ class Pairs:
     rows = []
     for i, real in enumerate(np.asarray(self.real)):
       where = np.flatnonzero(real).astype(np.int64).tobytes()
-      rows.append(_digest(*sorted(_of_row(side, i, real) for side in sides), where))
+      rows.append(_digest(*sorted(_digest_row(side, i, real) for side in sides), where))
     return np.frombuffer(b''.join(rows), np.uint32).reshape(-1, 2)
 
   def rows(self, index: Any) -> Pairs:
@@ -102,8 +102,8 @@ def _digest(*parts: bytes) -> bytes:
   return hashlib.blake2b(b''.join(parts), digest_size=8).digest()
 
 
-def _of_row(arrays: Sequence[np.ndarray], i: int, real: np.ndarray) -> bytes:
-  """A digest of one row of some arrays, padding left out; integers of any width are one kind."""
+def _digest_row(arrays: Sequence[np.ndarray], i: int, real: np.ndarray) -> bytes:
+  """A digest of one row of some arrays, without padding; integers of all widths count as one type."""
   rows = [x[i][real] if x.shape[1:2] == real.shape else x[i] for x in arrays]
   rows = [x.astype(np.int64) if x.dtype.kind in 'iu' else x for x in rows]
   return _digest(*(repr((x.shape, x.dtype.str)).encode() + x.tobytes() for x in rows))
@@ -129,7 +129,7 @@ def check(pairs: Pairs) -> None:
     raise PatchingError(
       f'the prompts of pair {wrong[0]} do not begin in column 0, or have padding between their tokens',
       where=f'real: {real[wrong[0]].astype(int).tolist()}',
-      cause='the model is run without a mask, so that padding before a token would be taken for text',
+      cause='padding before a token: the model runs without a mask, and would read the padding as text',
       hint='pad on the right, as Pairs.of does',
     )
 
@@ -137,7 +137,7 @@ def check(pairs: Pairs) -> None:
 def _ids(prompt: Sequence[int]) -> np.ndarray:
   ids = np.asarray(prompt)
   if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in 'iu':
-    raise PatchingError(f'a prompt is a sequence of token ids, got {prompt!r}')
+    raise PatchingError(f'a prompt must be a sequence of token ids, got {prompt!r}')
   return int32(ids, 'token ids')
 
 
@@ -145,11 +145,13 @@ def int32(values: Any, what: str) -> np.ndarray:
   """The values as int32; raises PatchingError where that would change them."""
   array = np.asarray(values)
   if array.dtype.kind not in 'iu':
-    raise PatchingError(f'{what} are integers, got {array.dtype}', where=f'{array.tolist()!r:.100}')
+    raise PatchingError(
+      f'{what} must be integers, got {array.dtype}', where=f'{array.tolist()!r:.100}'
+    )
   info = np.iinfo(np.int32)
   wrong = array[(array < info.min) | (array > info.max)]
   if wrong.size:
-    raise PatchingError(f'{what} are 32-bit integers, and {wrong[0]} is none')
+    raise PatchingError(f'{what} must be 32-bit integers, and {wrong[0]} is not')
   return array.astype(np.int32)
 
 
@@ -159,12 +161,12 @@ def _check(i: int, clean: np.ndarray, noise: np.ndarray) -> None:
     raise PatchingError(
       f'the prompts have {len(clean)} and {len(noise)} tokens',
       where=where,
-      cause='a word that is one token here and several there',
-      hint='choose words of equally many tokens, so that every position has its partner',
+      cause='a word that is one token in one prompt and several in the other',
+      hint='choose words with the same number of tokens, so that every position has its partner',
     )
   differing = int((clean != noise).sum())
   if not differing:
-    raise PatchingError('the prompts are equal, so that no patch has an effect', where=where)
+    raise PatchingError('the prompts are equal, so no patch has an effect', where=where)
   for n in range(1, min(4, len(clean) - 1)):
     for a, b in ((clean[n:], noise[:-n]), (clean[:-n], noise[n:])):
       if (a != b).sum() + n < differing:
@@ -172,5 +174,5 @@ def _check(i: int, clean: np.ndarray, noise: np.ndarray) -> None:
           f'the prompts differ in {differing} tokens, but in {(a != b).sum()} when moved by {n}',
           where=where,
           cause='a token inserted in one of them: positions mean different things',
-          hint='align them, or make Pairs(clean, noise, real) yourself if that is meant',
+          hint='align them, or make Pairs(clean, noise, real) yourself if the shift is intended',
         )

@@ -1,8 +1,8 @@
-"""What a method has compiled, kept for as long as it is right.
+"""Executables that a method has compiled, kept as long as they are valid.
 
-A sweep and an attribution compile once for pairs of one shape, and are called again and again. What they compiled froze
-what the model and the metric read besides their arguments, so each entry goes with a watch over these
-(`mechjax.watching`) and is made anew when one of them has changed.
+A sweep or an attribution compiles once for pairs of one shape, and is called many times. The executables contain, as
+constants, the values that the model and the metric read besides their arguments. So each entry has a watch over those
+values (`mechjax.watching`), and is made again when one of them has changed.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from mechjax.watching import Watch
 
 
 class Plans:
-  """The entries of one method."""
+  """Cache of one method."""
 
-  __mechjax_reads__ = ()  # a cache is no part of what a method computes
+  __mechjax_reads__ = ()  # the results of a method do not depend on its cache
 
   def __init__(self) -> None:
     self._entries: dict[Hashable, tuple[Watch, Any]] = {}
 
-  def once(
+  def make_once(
     self, what: str, trees: tuple, reads: tuple[Callable | None, ...], make: Callable[[], Any]
   ) -> Any:
-    """What `make` returns, made once for arguments of one signature.
+    """Returns the result of `make`, which is called once for arguments of one signature.
 
     Args:
-      what: a name for it.
+      what: name of the entry.
       trees: the arguments that it depends on, by structure, shapes and dtypes; metrics among them are watched.
-      reads: the user's functions that it calls.
-      make: makes it.
+      reads: functions of the user that it calls.
+      make: makes the entry.
 
     Raises:
       PatchingError: under `jax.disable_jit`.
@@ -46,7 +46,7 @@ class Plans:
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
       raise PatchingError(
         'sweeps and attributions are compiled ahead of time, and jax.disable_jit is on',
-        hint='debug the model with mechjax.iterate or eagerly=True, and run the sweep outside of disable_jit',
+        hint='debug the model with mechjax.iterate or eagerly=True, and run the sweep without disable_jit',
       )
     key = (what, signature(*trees))
     known = self._entries.get(key)
@@ -60,16 +60,16 @@ class Plans:
     return known[1]
 
   def values(self) -> list[Any]:
-    """All that was made."""
+    """All entries."""
     return [made for _, made in self._entries.values()]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Method:
-  """A way of patching a model, with what it has compiled.
+  """Method of patching a model, with the executables that it has compiled.
 
   Attributes:
-    forward: (params, inputs) -> what the metric reads, with sows; pure.
+    forward: (params, inputs) -> output that the metric reads; pure, with tagged sites.
   """
 
   forward: Callable
@@ -78,13 +78,15 @@ class Method:
   def __post_init__(self) -> None:
     sources.check_forward(self.forward)
 
-  def _once(self, what: str, trees: tuple, make: Callable[[], Any], *reads: Callable | None) -> Any:
-    """What `make` returns, made once as by `Plans.once`; `reads` are user functions called besides `forward`."""
-    return self._plans.once(what, trees, (self.forward, *reads), make)
+  def _make_once(
+    self, what: str, trees: tuple, make: Callable[[], Any], *reads: Callable | None
+  ) -> Any:
+    """Calls `Plans.make_once`; `reads` are the functions of the user that are called besides `forward`."""
+    return self._plans.make_once(what, trees, (self.forward, *reads), make)
 
 
 def functions(metric: Metric) -> Iterator[Callable]:
-  """The functions of a metric and of those that it is made of."""
+  """Functions of a metric and of the metrics that it is made of."""
   yield metric.fn
   parts = metric.data if isinstance(metric.data, tuple) else ()
   for part in parts:
@@ -93,7 +95,7 @@ def functions(metric: Metric) -> Iterator[Callable]:
 
 
 def signature(*trees: Any) -> Hashable:
-  """What an executable depends on: structure, shapes, dtypes, where arrays are, and JAX's configuration."""
+  """Key of everything an executable depends on: structure, shapes, dtypes, shardings, and JAX's configuration."""
   leaves, structure = jax.tree.flatten(trees)
   avals = tuple((np.shape(x), str(x.dtype), str(getattr(x, 'sharding', ''))) for x in leaves)
   return structure, avals, compat.trace_context()

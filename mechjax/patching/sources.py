@@ -1,19 +1,19 @@
-"""What is planted: the values that take the place of a node's own.
+"""Sources of planted values: the values that replace those of a node.
 
-Every method needs the same two things of a prompt pair: the run that is changed (the base) and the values that are
-put into it. `MODES` names the choices, and the name stands in the title of every result:
+Every method needs the same two parts of a prompt pair: the run that is changed (the base) and the values that are
+planted into it. `MODES` names the choices, and the title of every result contains the name:
 
-    noising     noise values into the clean run: what breaks it
-    denoising   clean values into the noise run: what mends it
+    noising     noise values into the clean run: which nodes break it
+    denoising   clean values into the noise run: which nodes restore it
     zero        zeros into the clean run
     mean        the mean over all clean prompts, at each position, into the clean run
     resample    values of another, randomly chosen clean prompt into the clean run
     gaussian    the clean value plus noise of its standard deviation over the clean prompts, into the clean run
 
-The values of a site are kept as [layers, ...] with the layers that the nodes need, so that a traced layer picks one.
+The values of a site are kept as [layers, ...] with the layers that the nodes need, so that a traced layer selects one.
 
-Sharp edges: mean, resample and gaussian compare positions across pairs, which should therefore have one template;
-a mean counts real tokens only, and a resampled node lives at positions that are real in both prompts.
+Sharp edges: mean, resample and gaussian compare positions across pairs, which should therefore share one template;
+a mean counts real tokens only, and a resampled node is patched only at positions that are real in both prompts.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import numpy as np
 
 from mechjax import harvest, sites
 from mechjax.errors import PatchingError, unknown
-from mechjax.patching.metrics import Metric, bound
-from mechjax.patching.nodes import Layout, NodeSet
+from mechjax.patching.metrics import Metric, bind
+from mechjax.patching.nodes import AxisLayout, NodeSet
 from mechjax.patching.pairs import Pairs, check
 from mechjax.programs.callables import check_function
 
@@ -44,48 +44,48 @@ MODES = {
 _ACROSS = ('mean', 'resample', 'gaussian')
 
 Values = dict[str, jax.Array]
-"""By site name, [layers, *the site's value]."""
+"""Arrays [layers, *shape of the site's value], by site name."""
 
 
-def sides(
+def choose_sides(
   pairs: Pairs, metric: Metric, mode: str, seed: int, *nodes: NodeSet
 ) -> tuple[Pairs, Metric, int]:
-  """What a method works on.
+  """Chooses the base run and the run that planted values come from, and checks the arguments of a method.
 
   Args:
-    pairs, metric, mode, seed: what it was given.
+    pairs, metric, mode, seed: arguments of the method.
     *nodes: all of its node sets.
 
   Returns:
-    The base as `clean` and where the planted values come from as `noise`; the metric, which knows its pairs; and the
-    number of pairs.
+    Pairs with the base as `clean` and the source of the planted values as `noise`; the metric, bound to its pairs; and
+    the number of pairs.
 
   Raises:
-    PatchingError: `mode` is not known, needs several pairs, or compares columns in which nodes are not; no metric, or
-      that of other pairs.
+    PatchingError: `mode` is unknown, needs several pairs, or compares columns although nodes count positions from the
+      end; `metric` is not a metric, or was made for other pairs.
   """
   check(pairs)
   if mode not in MODES:
     raise unknown(PatchingError, 'mode of patching', mode, MODES)
-  metric, n = bound(metric, pairs), len(pairs)
+  metric, n = bind(metric, pairs), len(pairs)
   if mode in _ACROSS:
     _check_across(pairs, mode, nodes)
-  return _sided(pairs, mode, seed), metric, n
+  return _assign_sides(pairs, mode, seed), metric, n
 
 
 def _check_across(pairs: Pairs, mode: str, nodes: Sequence[NodeSet]) -> None:
   if len(pairs) < 2:
-    raise PatchingError(f'{mode!r} needs other prompts to draw on, and there is one pair')
+    raise PatchingError(f'{mode!r} needs other prompts, and there is only one pair')
   uneven = len(set(pairs.last.tolist())) > 1
   if uneven and any(some.from_the_end for some in nodes):
     raise PatchingError(
       f'positions from the end of each pair are different columns here, and {mode!r} compares columns',
       where=f'last positions {pairs.last.tolist()}',
-      hint='pairs of one length, or noising, denoising, zero, which compare a pair with itself',
+      hint='use pairs of one length, or noising, denoising or zero, which compare a pair with itself',
     )
 
 
-def _sided(pairs: Pairs, mode: str, seed: int) -> Pairs:
+def _assign_sides(pairs: Pairs, mode: str, seed: int) -> Pairs:
   if mode == 'noising':
     return pairs
   if mode == 'denoising':
@@ -95,13 +95,13 @@ def _sided(pairs: Pairs, mode: str, seed: int) -> Pairs:
   n = len(pairs)
   order = np.random.default_rng(seed).permutation(n)
   other = np.empty(n, int)
-  other[order] = np.roll(order, 1)  # a cycle: nobody draws itself
+  other[order] = np.roll(order, 1)  # a cycle: no pair draws itself
   drawn = pairs.rows(other)
   return Pairs(pairs.clean, drawn.clean, np.asarray(pairs.real) & np.asarray(drawn.real))
 
 
 def check_forward(forward: Callable) -> None:
-  """Raises PatchingError where a method was given a model instead of its function of (params, inputs)."""
+  """Raises PatchingError if a method was given a model instead of a function of (params, inputs)."""
   example = 'ActivationPatching(model.apply, nodes)(model.params, pairs, metric); the other methods likewise'
   check_function(forward, PatchingError, example)
 
@@ -116,17 +116,17 @@ def check_first_order(nodes: NodeSet, mode: str) -> None:
     )
 
 
-def output(forward: Callable, params: Any, inputs: Any) -> Any:
-  """What the model returns unpatched, staged as its patched runs are.
+def run_unpatched(forward: Callable, params: Any, inputs: Any) -> Any:
+  """Runs the model unpatched, staged in the same way as its patched runs.
 
-  Called plainly, blocks of it that are jitted would be answered from JAX's cache after a change of what they read, and
-  an effect would be the difference of two models.
+  A plain call would take jitted blocks from JAX's cache even after a change of values that they read, and an effect
+  would be the difference of two models.
   """
   return harvest.plant(forward)({}, params, inputs)
 
 
 def read(forward: Callable, nodes: NodeSet, params: Any, inputs: Any) -> tuple[Any, Values]:
-  """What the model returns, and the values at all sites of the nodes."""
+  """Runs the model: its output, and the values at all sites of the nodes."""
   out, acts = harvest.call_and_reap(forward, sites=nodes.sites())(params, inputs)
   return out, by_name(nodes, acts)
 
@@ -137,13 +137,13 @@ def by_name(nodes: NodeSet, acts: Any) -> Values:
   for name, layout in nodes.layouts.items():
     layers = nodes.layers(name)
     if layers:
-      values[name] = picked(acts, name, layers)
+      values[name] = pick(acts, name, layers)
       _check_shape(name, layout, values[name].shape[1:])
   return values
 
 
-def picked(acts: Any, name: str, layers: Sequence[int | None]) -> jax.Array:
-  """The values of a site at these layers, [layers, ...], of activations that may hold more layers."""
+def pick(acts: Any, name: str, layers: Sequence[int | None]) -> jax.Array:
+  """Selects the values of a site at these layers, [layers, ...], from activations that may have more layers."""
   values = acts.stack(name)
   if tuple(layers) == (None,):
     return values[None]
@@ -152,11 +152,11 @@ def picked(acts: Any, name: str, layers: Sequence[int | None]) -> jax.Array:
 
 
 def pattern(name: str, layers: Sequence[int | None]) -> str:
-  """The sites of a name at these layers."""
+  """Site pattern of a name at these layers."""
   return name if tuple(layers) == (None,) else f'{name}.{{{",".join(map(str, layers))}}}'
 
 
-def _check_shape(name: str, layout: Layout, shape: tuple[int, ...]) -> None:
+def _check_shape(name: str, layout: AxisLayout, shape: tuple[int, ...]) -> None:
   b = layout.axes.index('B')
   if len(shape) != len(layout.shape) or shape != (
     *layout.shape[:b],
@@ -166,14 +166,14 @@ def _check_shape(name: str, layout: Layout, shape: tuple[int, ...]) -> None:
     raise PatchingError(
       f'{name!r} has shape {shape}, the nodes were made for {layout.shape}',
       cause='prompts of another length than those given to harvest.sites_of',
-      hint='make the nodes anew for these prompts',
+      hint='make new nodes for these prompts',
     )
 
 
-def planted(
+def make_planted(
   forward: Callable, nodes: NodeSet, mode: str, params: Any, inputs: Any, statistics: Any, keys: Any
 ) -> tuple[Any, Values]:
-  """What the model returns on `inputs`, and the values to plant; `keys` are random, one for each pair."""
+  """Makes the values to plant, with the output of the model on `inputs`; `keys` are random, one for each pair."""
   out, values = read(forward, nodes, params, inputs)
   if mode == 'zero':
     return out, jax.tree.map(jnp.zeros_like, values)
@@ -191,10 +191,12 @@ def planted(
   return out, drawn
 
 
-def _noise(name: str, layers: Sequence[int | None], layout: Layout, like: Any, keys: Any) -> Any:
-  """Normal numbers [layers, *the site's value], a function of seed, pair (its row), site, layer and position alone.
+def _noise(
+  name: str, layers: Sequence[int | None], layout: AxisLayout, like: Any, keys: Any
+) -> Any:
+  """Normal numbers [layers, *shape of the value] that depend on seed, pair (its row), site, layer and position alone.
 
-  So they are the same whatever is swept along, in whatever chunks, and when a sweep is resumed.
+  So they do not change with the other nodes of a sweep or with its chunks, nor when a sweep is resumed.
   """
   outer = [a for a in ('B', layout.position) if a]
   inner = [a for a in layout.axes if a not in outer]
@@ -215,12 +217,12 @@ def _noise(name: str, layers: Sequence[int | None], layout: Layout, like: Any, k
 
 
 def sums(forward: Callable, nodes: NodeSet, params: Any, inputs: Any, real: Any) -> Any:
-  """By site name, the sums over pairs of 1, x and x**2 at real positions."""
+  """Sums over pairs of 1, x and x**2 at real positions, by site name."""
   _, values = read(forward, nodes, params, inputs)
   out = {}
   for name, value in values.items():
     layout = nodes.layouts[name]
-    there = along(layout, real)[None]
+    there = broadcast_real(layout, real)[None]
     value, axis = jnp.where(there, value, jnp.zeros_like(value)), layout.axes.index('B') + 1
     count = jnp.broadcast_to(there, value.shape).sum(axis, dtype=value.dtype)
     out[name] = (count, value.sum(axis), (value**2).sum(axis))
@@ -228,7 +230,7 @@ def sums(forward: Callable, nodes: NodeSet, params: Any, inputs: Any, real: Any)
 
 
 def statistics(total: Any) -> Any:
-  """Mean and standard deviation from `sums`; 0 where nothing is real."""
+  """Mean and standard deviation from `sums`; 0 at positions that are real in no pair."""
 
   def of(count, x, x2):
     mean = x / jnp.maximum(count, 1)
@@ -237,8 +239,8 @@ def statistics(total: Any) -> Any:
   return {name: of(*s) for name, s in total.items()}
 
 
-def along(layout: Layout, real: Any) -> jax.Array:
-  """`real` [B, T], laid out to broadcast against a site's value."""
+def broadcast_real(layout: AxisLayout, real: Any) -> jax.Array:
+  """Reshapes `real` [B, T] so that it broadcasts against a site's value."""
   real, t = jnp.asarray(real), layout.position
   if not t:
     return jnp.ones((1,) * len(layout.axes), bool)
@@ -250,15 +252,17 @@ def along(layout: Layout, real: Any) -> jax.Array:
   )
 
 
-def unusable(nodes: NodeSet, values: Values, real: Any) -> Values:
-  """Which layers of each site hold a NaN at a real position: bool [layers]."""
+def find_nan(nodes: NodeSet, values: Values, real: Any) -> Values:
+  """Finds the layers of each site that hold a NaN at a real position: bool [layers]."""
   return {
-    name: (jnp.isnan(x) & along(nodes.layouts[name], real)).any(axis=tuple(range(1, x.ndim)))
+    name: (jnp.isnan(x) & broadcast_real(nodes.layouts[name], real)).any(
+      axis=tuple(range(1, x.ndim))
+    )
     for name, x in values.items()
   }
 
 
-def refuse_nan(nodes: NodeSet, bad: Values, metrics: dict[str, Any], first: int) -> None:
+def check_no_nan(nodes: NodeSet, bad: Values, metrics: dict[str, Any], first: int) -> None:
   """Raises PatchingError if a site or a metric is NaN; `first` is the number of the first pair."""
   order = {name: i for i, name in enumerate(dict.fromkeys([*sites.CANONICAL, *bad]))}
   hits = [
@@ -267,7 +271,7 @@ def refuse_nan(nodes: NodeSet, bad: Values, metrics: dict[str, Any], first: int)
     for layer, hit in zip(nodes.layers(name), np.asarray(bad.get(name, ())))
     if hit
   ]
-  if hits:  # the first that a forward pass meets
+  if hits:  # the first site in the order of a forward pass
     *_, name, layer = min(hits)
     raise PatchingError(
       'the activations contain NaN',

@@ -1,27 +1,27 @@
 """Terms: the effect of a node as a linear function of gradients.
 
-Every first-order method multiplies something that does not depend on the gradient by a gradient. For most nodes that is
-(planted - base) at the node's own site. For queries and keys AtP* (Kramár et al. 2024, section 3.1.1; docs/methods.md,
-section 2.2) goes through the softmax exactly and linearises behind it, so that the gradient is that of the attention
-probabilities:
+Every first-order method multiplies a factor that does not depend on the gradient by a gradient. For most nodes the
+factor is (planted - base) at the node's own site. For queries and keys AtP* (Kramár et al. 2024, section 3.1.1;
+docs/methods.md, section 2.2) computes the softmax exactly and linearises after it, so that the gradient is that at the
+attention probabilities:
 
     Î(q_i) = sum_j    g_ij (A_ij(patched q_i) - A_ij)
     Î(k_j) = sum_i,k  g_ik (A_ik(patched k_j) - A_ik)
 
-A is cut out of the model (`harvest.subgraph`), so it may be soft-capped, windowed or grouped. A query touches its own
-row alone, hence one evaluation with all patched queries serves every query node. A key touches a column of scores s;
-where A is a plain softmax of s, all T keys cost one evaluation and O(T²) arithmetic. The other keys keep their shares
-of what is left, so that they matter by their mean gradient ḡ_ij = sum_{k≠j} g_ik A_ik / (1 - A_ij) alone. With Δ_ij
+A is cut out of the model (`harvest.subgraph`), so it may be soft-capped, windowed or grouped. A query affects only its
+own row, so one evaluation with all patched queries serves every query node. A key affects a column of scores s; if A is
+a plain softmax of s, all T keys cost one evaluation and O(T²) arithmetic. The other keys keep their shares of the
+remaining probability, so only their mean gradient ḡ_ij = sum_{k≠j} g_ik A_ik / (1 - A_ij) matters. With Δ_ij
 the change of s_ij, x_ij = s_ij - logsumexp_{k≠j} s_ik and the patched probability p_ij = sigmoid(x_ij + Δ_ij),
 
     Î(k_j) = sum_i  (p_ij - A_ij) (g_ij - ḡ_ij)
 
-Where it is not, every key is patched in turn: O(T³). Both are here, and must agree.
+If A is not a plain softmax, the keys are patched one after the other: O(T³). Both methods are here, and must agree.
 
 Only the most probable key of a row can have A near 1, where 1 - A is rounding noise or 0, and there the fix matters
-most. So for that key what belongs to the others is computed without it, from their scores.
+most. So for that key the shares of the others are computed without it, from their scores.
 
-Sharp edge: O(T³) also in memory where keys are patched in turn.
+Sharp edge: keys that are patched one after the other take O(T³) memory too.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from jax.scipy.special import logsumexp
 
 from mechjax import harvest, precision
 from mechjax.patching import sources
-from mechjax.patching.nodes import Grid, Layout, NodeSet
+from mechjax.patching.nodes import AxisLayout, Grid, NodeSet
 
 FIXED = ('q', 'k')
-"""The sites whose nodes go through the softmax."""
+"""Sites whose nodes act through the softmax."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Term:
-  """The effects of the nodes of one grid.
+  """Effects of the nodes of one grid.
 
   Attributes:
     source: name of the site whose gradient is read.
-    of: (arrays of one layer, gradient there) -> products on the axes of the grid's site, 1 for an axis that is summed.
+    of: (arrays of one layer, gradient) -> products on the axes of the grid's site, of size 1 for an axis summed here.
     arrays: pytree with a leading axis of layers.
   """
 
@@ -59,25 +59,27 @@ class Term:
   arrays: Any
 
 
-# --- what does not depend on the gradient -----------------------------------------------------------------
+# --- factors that do not depend on the gradient -----------------------------------------------------------
 
 
-def own(layout: Layout, name: str, planted: jax.Array, base: jax.Array, real: Any) -> Term:
-  """The term of nodes that are linearised where they are; values are [layers, ...]."""
-  there = sources.along(layout, real)[None]
-  return Term(name, _own, jnp.where((planted != base) & there, planted - base, 0))
+def linear_term(
+  layout: AxisLayout, name: str, planted: jax.Array, base: jax.Array, real: Any
+) -> Term:
+  """Term of nodes that are linearised at their own site; values are [layers, ...]."""
+  there = sources.broadcast_real(layout, real)[None]
+  return Term(name, _multiply, jnp.where((planted != base) & there, planted - base, 0))
 
 
-def _own(moved: jax.Array, gradient: jax.Array) -> jax.Array:
+def _multiply(moved: jax.Array, gradient: jax.Array) -> jax.Array:
   return jnp.where(moved == 0, jnp.zeros_like(moved), moved * gradient)
 
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-  """What the QK fix needs to know of a model.
+  """Description of a model's attention for the QK fix.
 
   Attributes:
-    forward: (params, inputs) -> anything, with sows.
+    forward: (params, inputs) -> anything, with tagged sites.
     axes: letters of the axes of attn_probs (and attn_scores).
     softmax: whether the probabilities are a plain softmax of attn_scores, so that keys have the closed form.
   """
@@ -87,7 +89,7 @@ class Attention:
   softmax: bool
 
   def reads(self, nodes: NodeSet) -> list[str]:
-    """Patterns of the sites that terms read besides those of the nodes."""
+    """Patterns of the sites that the terms read besides those of the nodes."""
     patterns = []
     for name in FIXED:
       layers = nodes.layers(name)
@@ -100,11 +102,11 @@ class Attention:
   def term(
     self, grid: Grid, layers: tuple, planted: jax.Array, acts: Any, params: Any, pairs: Any
   ) -> Term:
-    """The term of query or key nodes; `planted` is [layers, ...], `acts` holds the base run."""
-    probs = self._flat(sources.picked(acts, 'attn_probs', layers))
+    """Term of query or key nodes; `planted` is [layers, ...], `acts` are the activations of the base run."""
+    probs = self._flatten(sources.pick(acts, 'attn_probs', layers))
     to = lambda site: self._cut(grid.name, site, layers, params, pairs.clean)  # noqa: E731
-    base = sources.picked(acts, grid.name, layers)
-    there = sources.along(grid.layout, pairs.real)[None]
+    base = sources.pick(acts, grid.name, layers)
+    there = sources.broadcast_real(grid.layout, pairs.real)[None]
     product = _Product(grid.layout, self.axes)
     if grid.name == 'q':
       moved = to('attn_probs')(jnp.where(there, planted, base)) - probs
@@ -113,55 +115,59 @@ class Attention:
       moved = to('attn_probs')(jnp.where(there, planted, base)) - probs
       return Term('attn_probs', dataclasses.replace(product, kind='all keys'), moved)
     if self.softmax:
-      scores = self._flat(sources.picked(acts, 'attn_scores', layers))
-      arrays = closed_form(scores, to('attn_scores')(jnp.where(there, planted, base)), probs)
+      scores = self._flatten(sources.pick(acts, 'attn_scores', layers))
+      arrays = prepare_closed_form(
+        scores, to('attn_scores')(jnp.where(there, planted, base)), probs
+      )
       return Term('attn_probs', dataclasses.replace(product, kind='keys'), arrays)
-    moved = self._in_turn(grid.layout, to('attn_probs'), planted, base, there) - probs[:, None]
-    return Term('attn_probs', dataclasses.replace(product, kind='keys in turn'), moved)
+    moved = (
+      self._patch_each_key(grid.layout, to('attn_probs'), planted, base, there) - probs[:, None]
+    )
+    return Term('attn_probs', dataclasses.replace(product, kind='keys one by one'), moved)
 
-  def _in_turn(self, layout, cut, planted, base, there) -> jax.Array:
-    """Probabilities with each key patched alone: [layers, S, B, N, T, S]."""
+  def _patch_each_key(self, layout, cut, planted, base, there) -> jax.Array:
+    """Computes the probabilities with each key patched alone: [layers, S, B, N, T, S]."""
     place = jnp.asarray(layout.index(layout.position))
     one = lambda j: cut(jnp.where(there & (place == j), planted, base))  # noqa: E731
     return jax.lax.map(one, jnp.arange(layout.size(layout.position))).swapaxes(0, 1)
 
-  def _flat(self, x: jax.Array) -> jax.Array:
-    return jax.vmap(lambda y: flat(y, self.axes))(x)
+  def _flatten(self, x: jax.Array) -> jax.Array:
+    return jax.vmap(lambda y: flatten(y, self.axes))(x)
 
   def _cut(self, source: str, to: str, layers: tuple, params: Any, inputs: Any) -> Callable:
-    """From the values of one site to those of another, [layers, ...] to [layers, B, N, T, S]."""
+    """Cuts out the function from the values of one site, [layers, ...], to another's, [layers, B, N, T, S]."""
     cut = harvest.subgraph(
       self.forward, inputs=sources.pattern(source, layers), outputs=sources.pattern(to, layers)
     )(params, inputs)
     if len(layers) > 1:
-      return lambda x: self._flat(cut(x))
-    return lambda x: self._flat(cut(x[0])[None])
+      return lambda x: self._flatten(cut(x))
+    return lambda x: self._flatten(cut(x[0])[None])
 
 
-def is_plain_softmax(
+def softmax_error(
   attention: Attention, nodes: NodeSet, params: Any, clean: Any, planted: sources.Values
 ) -> tuple[jax.Array, jax.Array]:
-  """How far attn_probs is from a softmax of attn_scores, at the base keys and at the planted ones.
+  """Distance of attn_probs from a softmax of attn_scores, at the base keys and at the planted keys.
 
   Returns:
-    The largest difference, and the rounding of the coarser of the two dtypes.
+    The largest difference, and the rounding error of the coarser of the two dtypes.
   """
   layers = nodes.layers('k')
   wanted = [sources.pattern(name, layers) for name in ('k', 'attn_scores', 'attn_probs')]
   acts = harvest.reap(attention.forward, sites=wanted)(params, clean)
   worst = jnp.zeros((), jnp.float32)
-  for keys in (sources.picked(acts, 'k', layers), planted['k']):
+  for keys in (sources.pick(acts, 'k', layers), planted['k']):
     scores, probs = (
       attention._cut('k', to, layers, params, clean)(keys) for to in ('attn_scores', 'attn_probs')
     )
     apart = jnp.abs(jax.nn.softmax(scores).astype(probs.dtype) - probs)
     worst = jnp.maximum(worst, apart.max().astype(jnp.float32))
-  dtypes = [sources.picked(acts, name, layers).dtype for name in ('attn_probs', 'attn_scores')]
+  dtypes = [sources.pick(acts, name, layers).dtype for name in ('attn_probs', 'attn_scores')]
   return worst, jnp.asarray(max(jnp.finfo(d).eps for d in dtypes), jnp.float32)
 
 
-def closed_form(scores: jax.Array, patched: jax.Array, probs: jax.Array) -> tuple:
-  """What the closed form needs of each key of plain softmax attention.
+def prepare_closed_form(scores: jax.Array, patched: jax.Array, probs: jax.Array) -> tuple:
+  """Computes the arrays that the closed form needs for each key of plain softmax attention.
 
   Args:
     scores: s, [..., T, S].
@@ -169,44 +175,44 @@ def closed_form(scores: jax.Array, patched: jax.Array, probs: jax.Array) -> tupl
     probs: A = softmax(s), [..., T, S].
 
   Returns:
-    p - A; A; the shares of the others without the most probable key, 0 at that key itself; and which key that is. Each
-    [..., T, S]; see the top of the file.
+    p - A; A; the shares of the keys without the most probable one, 0 at that key itself; and a mask of that key. Each
+    is [..., T, S]; see the docstring of the module.
   """
   scores, patched = scores.astype(probs.dtype), patched.astype(probs.dtype)
   change = jnp.where(patched == scores, jnp.zeros_like(scores), patched - scores)
-  most = jnp.arange(scores.shape[-1]) == scores.argmax(-1, keepdims=True)
-  rest = jnp.where(most, -jnp.inf, scores)
+  top = jnp.arange(scores.shape[-1]) == scores.argmax(-1, keepdims=True)
+  rest = jnp.where(top, -jnp.inf, scores)
   total, without = (logsumexp(x, axis=-1, keepdims=True) for x in (scores, rest))
   alone = without == -jnp.inf  # no other key is seen
-  x = scores - jnp.where(most, without, total + jnp.log1p(-probs))
-  # Each from the side where it is small.
+  x = scores - jnp.where(top, without, total + jnp.log1p(-probs))
+  # Each difference is computed on the side where the sigmoid is small.
   up = jax.nn.sigmoid(x + change) - jax.nn.sigmoid(x)
   down = jax.nn.sigmoid(-x) - jax.nn.sigmoid(-x - change)
-  return jnp.where(x > 0, down, up), probs, jnp.exp(rest - jnp.where(alone, 0, without)), most
+  return jnp.where(x > 0, down, up), probs, jnp.exp(rest - jnp.where(alone, 0, without)), top
 
 
 def key_effects(arrays: tuple, gradient: jax.Array) -> jax.Array:
-  """Î(k_j) from `closed_form` and the gradient at the probabilities: [..., T, S] -> [..., S]."""
-  moved, probs, shares, most = arrays
+  """Î(k_j) from `prepare_closed_form` and the gradient at the probabilities: [..., T, S] -> [..., S]."""
+  moved, probs, shares, top = arrays
   weighted = probs * gradient
   others = (weighted.sum(-1, keepdims=True) - weighted) / (1 - probs)
-  mean = jnp.where(most, (shares * gradient).sum(-1, keepdims=True), others)
+  mean = jnp.where(top, (shares * gradient).sum(-1, keepdims=True), others)
   return (moved * (gradient - mean)).sum(-2)
 
 
-# --- what does --------------------------------------------------------------------------------------------
+# --- products with the gradient ---------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class _Product:
-  """Multiplies by the gradient at attn_probs, and lays the result out like the site."""
+  """Product with the gradient at attn_probs, on the axes of the site."""
 
-  layout: Layout
+  layout: AxisLayout
   axes: str
   kind: str = ''
 
   def __call__(self, arrays: Any, gradient: jax.Array) -> jax.Array:
-    g = flat(gradient, self.axes)
+    g = flatten(gradient, self.axes)
     if self.kind == 'queries':
       each = (arrays * g).sum(-1)
     elif self.kind == 'all keys':
@@ -215,10 +221,10 @@ class _Product:
       each = key_effects(arrays, g)
     else:
       each = precision.einsum('jbnts,bnts->bnj', arrays, g)
-    return self._laid(each)
+    return self._lay_out(each)
 
-  def _laid(self, each: jax.Array) -> jax.Array:
-    """[B, N, P] on the axes of the site; the query heads of a key head are added up."""
+  def _lay_out(self, each: jax.Array) -> jax.Array:
+    """Puts [B, N, P] on the axes of the site; the query heads of a key head are added up."""
     layout = self.layout
     heads = [layout.size(letter) for letter in layout.heads]
     n = int(np.prod(heads))
@@ -230,8 +236,8 @@ class _Product:
     return each.reshape([each.shape[order.index(a)] if a in order else 1 for a in layout.axes])
 
 
-def flat(x: jax.Array, axes: str) -> jax.Array:
-  """Attention probabilities or scores as [B, N, T, S], float32 or wider."""
+def flatten(x: jax.Array, axes: str) -> jax.Array:
+  """Reshapes attention probabilities or scores to [B, N, T, S], float32 or wider."""
   heads = ''.join(a for a in axes if a in 'NKG')
   x = x.transpose([axes.index(a) for a in f'B{heads}TS'])
   x = x.reshape(x.shape[0], -1, *x.shape[-2:])

@@ -1,4 +1,4 @@
-"""AtP* on a task, with a tiny random decoder: metrics against slower computations of them, and the written files."""
+"""AtP* on a task, with a tiny random decoder: the metrics against slower computations, and the files written."""
 
 import dataclasses
 import json
@@ -66,11 +66,11 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def measured(model, task, said, saved):
-  return measuring.measure(model, task, SETTINGS, save=saved, say=said.append)
+  return measuring.measure(model, task, SETTINGS, save=saved, log=said.append)
 
 
 def walk(search, truth, k):
-  """Costs at which the true top k are complete, node by node."""
+  """Passes made when the true top k have been measured, one node after the other."""
   wanted = set(np.argsort(-truth)[:k].tolist())
   for node, passes in zip(search.ranking, search.passes):
     wanted -= {int(node)}
@@ -129,8 +129,8 @@ def test_costs_are_those_of_walking_down_each_ranking(measured):
 
 def test_the_truth_itself_would_be_a_perfect_method(measured):
   true = measured.truth.contribution()
-  oracle = methods.Found('oracle', Search.by(true, 0), true, 0, 0.0, measured.truth)
-  judged = measuring.judged(oracle, {}, measured.truth, SETTINGS, measured.tokens)
+  oracle = methods.MethodResult('oracle', Search.by(true, 0), true, 0, 0.0, measured.truth)
+  judged = measuring.judge(oracle, {}, measured.truth, SETTINGS, measured.tokens)
   assert judged['spearman'] == pytest.approx(1)
   assert judged['costs'] == [3, 10]
   assert judged['aggregate_over_oracle'] == pytest.approx(1)
@@ -157,10 +157,10 @@ def test_methods_are_charged_what_the_convention_says(model, task, measured):
 
 def test_methods_that_come_to_the_same_are_measured_once(model, task):
   layers = measuring.ask(tiny('qwen'), task, Settings(nodes='layers'))
-  assert methods.distinct(layers, ('atp', 'atp_qk', 'random')) == ['atp', 'random']
-  assert methods.distinct(layers, ('atp_qk', 'atp_star')) == ['atp_qk', 'atp_star']
+  assert methods.drop_duplicates(layers, ('atp', 'atp_qk', 'random')) == ['atp', 'random']
+  assert methods.drop_duplicates(layers, ('atp_qk', 'atp_star')) == ['atp_qk', 'atp_star']
   heads = measuring.ask(model, task, Settings())
-  assert methods.distinct(heads, ('atp', 'atp_qk')) == ['atp', 'atp_qk']
+  assert methods.drop_duplicates(heads, ('atp', 'atp_qk')) == ['atp', 'atp_qk']
 
 
 def test_a_false_negative_names_the_methods_that_have_it(measured):
@@ -188,7 +188,7 @@ def test_bounds_hold_of_what_is_true(measured):
   assert 'verified' not in measured.metrics['methods']['random']
 
 
-def test_figures_survive_json(measured):
+def test_metrics_survive_json(measured):
   assert json.loads(json.dumps(measured.metrics)) == measured.metrics
 
 
@@ -230,7 +230,7 @@ def test_settings_without_meaning_are_refused_with_what_is_known(options, messag
 def test_fewer_nodes_than_the_largest_k_are_refused_before_the_sweep(model, task):
   settings = Settings(layers='1', positions='last', ks=(5, 17))
   with pytest.raises(PatchingError, match='K 17 of 16 nodes'):
-    measuring.measure(model, task, settings, say=lambda line: None)
+    measuring.measure(model, task, settings, log=lambda line: None)
 
 
 def test_a_sweep_is_taken_up_again(model, task, measured, saved):
@@ -290,8 +290,8 @@ def test_a_report_needs_no_method_with_estimates(measured, tmp_path):
   report.picture(alone, tmp_path / 'alone.png')
   assert (tmp_path / 'alone.png').stat().st_size > 50_000
   page = report.document(alone)
-  assert 'Where the largest nodes are found' in page
-  assert 'What random order missed' not in page
+  assert 'Places of the largest nodes' in page
+  assert 'Nodes missed by random order' not in page
 
 
 def test_the_page_says_what_the_model_can_do_and_escapes_every_token(measured):
@@ -302,8 +302,8 @@ def test_the_page_says_what_the_model_can_do_and_escapes_every_token(measured):
   assert '&lt;b&gt;clean 2' in page
   assert 'Who is &lt;it&gt;?' in page
   assert '<b>clean' not in page
-  assert page.index('What the model can do') < page.index('The truth: q')
-  for name in ('AtP*', 'hierarchical', 'Bounds on what was missed', 'What AtP missed'):
+  assert page.index('Ability of the model') < page.index('The truth: q')
+  for name in ('AtP*', 'hierarchical', 'Bounds on the missed nodes', 'Nodes missed by AtP'):
     assert name in page
 
 

@@ -1,4 +1,4 @@
-"""Metrics of patch_and_run, against interventions made by iterating, and the files that it writes."""
+"""patch_and_run's metrics, against interventions made by iterating, and the file that it writes."""
 
 import json
 

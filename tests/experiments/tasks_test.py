@@ -203,5 +203,5 @@ def test_what_is_not_there_is_named(model):
   with pytest.raises(PatchingError, match="no template of 'ioi' called 'where'"):
     tasks.build('ioi', model, 4, templates=['where'])
   for n, templates in ((0, None), (4, [])):
-    with pytest.raises(PatchingError, match='are no task'):
+    with pytest.raises(PatchingError, match='are not a task'):
       tasks.build('ioi', model, n, templates=templates)

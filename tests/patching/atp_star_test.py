@@ -1,4 +1,4 @@
-"""AtP* goes through the softmax exactly and drops layers one by one: against NumPy, exact patching and autodiff."""
+"""AtP* computes the softmax exactly and drops layers one by one: against NumPy, exact patching and autodiff."""
 
 import dataclasses
 import functools
@@ -69,7 +69,7 @@ class Truth:
     return np.array([str(node.site) for node in self.nodes])
 
   def _move(self, site, planted):
-    """Displacement of the nodes of a site, [N, ...]; 0 for the other nodes."""
+    """Changes of the nodes of a site, [N, ...]; 0 for the other nodes."""
     change = (0 if planted is None else planted[site][0]) - self.values[site][0]
     moves = np.zeros((len(self.nodes), *change.shape))
     for n in np.flatnonzero(self._sites() == site):
@@ -80,7 +80,7 @@ class Truth:
     return moves
 
   def _through_the_softmax(self, moves):
-    """Queries and keys move the probabilities instead, to where they are when these are patched."""
+    """Moves the probabilities instead of queries and keys, to their values when these are patched."""
     fixed = {site: moves.pop(site) for site in list(moves) if site[:2] in ('q.', 'k.')}
     patched = self._run(fixed, 1, {}) if fixed else {}
     for site in fixed:
@@ -103,7 +103,7 @@ class Truth:
     return kept
 
   def effects(self, frozen=(), h=1e-5):
-    """Derivative of the metric as each node begins to move while frozen sites keep their values, [N]."""
+    """Derivative of the metric with respect to the move of each node, frozen sites keeping their values, [N]."""
     frozen = {site: self.values[site] for site in frozen}
     runs = (self._run(self.moves, share, frozen)['logits'] for share in (h, -h))
     up, down = (plain.logit_difference(logits, self.row) for logits in runs)
@@ -117,7 +117,10 @@ def close(found, expected):
 
 @pytest.mark.parametrize(
   ('keys', 'mode', 'q', 'k'),
-  [('closed form', 'denoising', 'positions', 'heads'), ('in turn', 'zero', 'heads', 'positions')],
+  [
+    ('closed form', 'denoising', 'positions', 'heads'),
+    ('sequential', 'zero', 'heads', 'positions'),
+  ],
 )
 def test_queries_and_keys_go_through_the_softmax_exactly(keys, mode, q, k):
   """Each alone, and all heads of a position or all positions of a head."""
@@ -131,7 +134,7 @@ def test_queries_and_keys_go_through_the_softmax_exactly(keys, mode, q, k):
 
 
 def test_a_dropped_layer_is_a_frozen_one():
-  """A layer that passes no gradient equals a layer that writes the same values as before."""
+  """A layer without gradient is a layer whose writes do not change."""
   nodes = plain.nodes('deep', 'embed, resid_mid, q, k, v, attn_out, mlp_{post,out}')
   layers, inside = placed(nodes)
   star = AtPStar(plain.forward('deep'), nodes, chunk=2)

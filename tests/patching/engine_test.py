@@ -70,7 +70,7 @@ def compare(values, name, nodes, subsets, metric=plain.logit_difference):
 
 
 def forward_from_of(name, asked=None):
-  """A decoder's pass that begins in the middle; `asked` collects whether the wanted logits were given."""
+  """A decoder's function that begins in the middle; `asked` collects whether it received positions of logits."""
 
   def forward_from(params, tokens, residual, start, at):
     if asked is not None:
@@ -190,7 +190,7 @@ EVERYTHING = custom('everything', lambda out, weights: (out * weights).sum((1, 2
 
 @functools.cache
 def whole():
-  """Effects of patching each node of the small model from the first layer; and the number of compilations."""
+  """Effects of each node of the small model, without beginning in the middle; and the number of compilations."""
   with timing.compilations() as seen:
     exact = ActivationPatching(forward, small(PATTERN))
     effects = exact(PARAMS, PAIRS, EVERYTHING)

@@ -14,7 +14,7 @@ from mechjax.patching import (
   logit_difference,
   loss,
 )
-from mechjax.patching.metrics import bound
+from mechjax.patching.metrics import bind
 
 CLEAN = [[5, 8, 2, 7], [5, 9, 2], [1, 6]]
 NOISE = [[5, 7, 2, 7], [5, 3, 2], [2, 6]]
@@ -141,14 +141,14 @@ def test_a_metric_knows_its_pairs(name):
   wide = Pairs(PAIRS.clean.astype(np.int64), PAIRS.noise, PAIRS.real)
   swapped = Pairs(PAIRS.noise, PAIRS.clean, PAIRS.real)
   for same in (PAIRS, Pairs.of(CLEAN, NOISE, pad=7), wide, swapped, jax.device_put(PAIRS)):
-    assert bound(metric, same).name == metric.name
-  bound(metric.rows(swap), PAIRS.rows(swap))
+    assert bind(metric, same).name == metric.name
+  bind(metric.rows(swap), PAIRS.rows(swap))
   with pytest.raises(PatchingError, match=r'is of \[3\] pairs, and 1 were given'):
-    bound(metric, PAIRS.rows(np.array([2])))
+    bind(metric, PAIRS.rows(np.array([2])))
   with pytest.raises(PatchingError, match=r'made for other pairs\n  where: pair 0 and 1 more'):
-    bound(metric, PAIRS.rows(swap))
+    bind(metric, PAIRS.rows(swap))
   with pytest.raises(PatchingError, match=r'made for other pairs\n  where: pair 1\n'):
-    bound(metric, OTHER)
+    bind(metric, OTHER)
   with pytest.raises(PatchingError, match='different pairs'):
     difference('both', metric, loss(OTHER))
   with pytest.raises(PatchingError, match=r'of 3 pairs|of shape \(1, 3, 12\)'):
@@ -158,15 +158,15 @@ def test_a_metric_knows_its_pairs(name):
 def test_what_is_no_metric_says_what_is():
   for wrong in (lambda out: out[:, -1, 0], LOGITS, None):
     with pytest.raises(PatchingError, match='not a Metric') as error:
-      bound(wrong, PAIRS)
+      bind(wrong, PAIRS)
     assert "custom('its name'" in error.value.hint
 
 
 def test_a_metric_of_ones_own_is_held_to_the_number_of_its_pairs():
   weighted = custom('weighted', lambda out, w: out[:, 0, 0] * w, np.ones(2, np.float32))
   with pytest.raises(PatchingError, match=r'is of \[2\] pairs'):
-    bound(weighted, PAIRS)
-  total = bound(custom('total', lambda out, _: out.sum()[None]), PAIRS)
+    bind(weighted, PAIRS)
+  total = bind(custom('total', lambda out, _: out.sum()[None]), PAIRS)
   with pytest.raises(PatchingError, match='not one number for each pair'):
     total(LOGITS[0])
 
@@ -205,10 +205,10 @@ def at(positions):
     (lambda: logit_difference(PAIRS, [3, 4, -1], [1, 2, 3]), 'token ids'),
     (lambda: logit_difference(PAIRS, [3, 4, 5], [6, 4, 5]), r'same token, 4, in pairs \[1, 2\]'),
     (lambda: logit_difference(PAIRS, [3, 4, 5], [6, 7, 8], positions=[-1] * 3), 'not all real'),
-    (lambda: logit_difference(PAIRS, [3, 4, 12], [6, 7, 8])(LOGITS[0]), '12 is no token id'),
+    (lambda: logit_difference(PAIRS, [3, 4, 12], [6, 7, 8])(LOGITS[0]), '12 is not a token id'),
     (lambda: log_probability(PAIRS, [[3, -100], [4, 5], [6, 7]]), 'token ids'),
     (lambda: log_probability(PAIRS, [[3, 4, 5], [3, -1, 5], [3, 4, 5]]), 'token ids'),
-    (lambda: loss(PAIRS, np.full((B, T), -100)), '-100 is no token id'),
+    (lambda: loss(PAIRS, np.full((B, T), -100)), '-100 is not a token id'),
     (lambda: custom('all', 3), 'function of the metric'),
     (lambda: logit_difference(PAIRS, [3, 4, 5], [1, 2, 3], positions=[3, 3, 3]), 'not all real'),
     (lambda: logit_difference(PAIRS, [3, 4, 5], [1, 2, 3], positions=[3]), 'positions have shape'),
@@ -217,15 +217,15 @@ def at(positions):
     (lambda: kl_divergence(PAIRS, LOGITS[0].tolist()), 'type list'),
     (lambda: kl_divergence(PAIRS, np.zeros((B, T, V), int)), 'type int64'),
     (lambda: kl_divergence(PAIRS, LOGITS[1, :, :, :1])(LOGITS[0]), 'of 12, and the reference'),
-    (lambda: at([2.9, 1.2, 1.0]), r'positions are integers, got float64'),
-    (lambda: at([True, False, True]), 'positions are integers, got bool'),
-    (lambda: at([2**32, 0, 0]), '4294967296 is none'),
-    (lambda: logit_difference(PAIRS, [2**32 + 1, 2, 3], [4, 5, 6]), '4294967297 is none'),
-    (lambda: log_probability(PAIRS, [2**32 + 1, 2, 3]), '4294967297 is none'),
-    (lambda: loss(PAIRS, np.ones((B, T))), 'tokens of a loss are integers'),
-    (lambda: loss(PAIRS, np.full((B, T), 2**32 + 1)), '4294967297 is none'),
-    (lambda: Pairs.of([[1, 2**32 + 5]], [[1, 3]]), '4294967301 is none'),
-    (lambda: Pairs.of([[1, 2]], [[1, 3]], pad=2.7), 'padding are integers'),
+    (lambda: at([2.9, 1.2, 1.0]), r'positions must be integers, got float64'),
+    (lambda: at([True, False, True]), 'positions must be integers, got bool'),
+    (lambda: at([2**32, 0, 0]), '4294967296 is not'),
+    (lambda: logit_difference(PAIRS, [2**32 + 1, 2, 3], [4, 5, 6]), '4294967297 is not'),
+    (lambda: log_probability(PAIRS, [2**32 + 1, 2, 3]), '4294967297 is not'),
+    (lambda: loss(PAIRS, np.ones((B, T))), 'tokens of a loss must be integers'),
+    (lambda: loss(PAIRS, np.full((B, T), 2**32 + 1)), '4294967297 is not'),
+    (lambda: Pairs.of([[1, 2**32 + 5]], [[1, 3]]), '4294967301 is not'),
+    (lambda: Pairs.of([[1, 2]], [[1, 3]], pad=2.7), 'padding must be integers'),
   ],
 )
 def test_answers_that_do_not_match_are_refused(make, message):

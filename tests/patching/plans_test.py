@@ -1,4 +1,4 @@
-"""Compiled plans of a model and a metric are not used after these read something else."""
+"""Executables for a model and a metric are not used after a change of values that these read."""
 
 import jax
 import numpy as np

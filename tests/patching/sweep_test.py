@@ -1,4 +1,4 @@
-"""Sweeps: one executable, any budget, nothing lost, and every mode of patching."""
+"""Sweeps: one executable, any budget, no lost results, and every mode of patching."""
 
 import dataclasses
 
@@ -337,9 +337,9 @@ def test_the_file_of_another_sweep_is_refused(tmp_path):
 
 def test_pairs_that_are_known_are_compared_although_others_of_their_block_are_not(tmp_path):
   ledger = effects.Ledger(tmp_path / 'sweep.npz', 'a question', PARAMS, (3, 4), 60)
-  ledger.unpatched(np.array([0]), np.ones(1), np.ones(1))
+  ledger.record_unpatched(np.array([0]), np.ones(1), np.ones(1))
   with pytest.raises(PatchingError, match='unpatched metric'):
-    ledger.unpatched(np.array([0, 1]), np.array([2.0, 3.0]), np.ones(2))
+    ledger.record_unpatched(np.array([0, 1]), np.array([2.0, 3.0]), np.ones(2))
 
 
 def test_the_file_of_another_metric_is_refused_although_it_is_finished(tmp_path):
@@ -407,8 +407,8 @@ def test_padding_before_a_token_is_refused_because_the_model_would_read_it(gap):
     run(pairs=Pairs(PAIRS.clean, PAIRS.noise, real))
 
 
-def test_ways_that_mean_nothing_are_refused():
-  with pytest.raises(PatchingError, match="'noise' is no way"):
+def test_modes_that_mean_nothing_are_refused():
+  with pytest.raises(PatchingError, match="no mode of patching called 'noise'"):
     run(mode='noise')
   single = PAIRS.rows(np.arange(1))
   with pytest.raises(PatchingError, match='one pair'):

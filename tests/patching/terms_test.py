@@ -28,7 +28,9 @@ def brute_force(scores, patched, gradient):
 
 @jax.jit
 def closed(scores, patched, gradient):
-  return terms.key_effects(terms.closed_form(scores, patched, jax.nn.softmax(scores)), gradient)
+  return terms.key_effects(
+    terms.prepare_closed_form(scores, patched, jax.nn.softmax(scores)), gradient
+  )
 
 
 def random(n, *shape, scale=1.0):
@@ -108,9 +110,8 @@ def test_keys_that_do_not_change_have_no_effect_at_all():
     masked = mask(s, seen(5))
     np.testing.assert_array_equal(closed(masked, masked, g), 0)
 
-
-def test_a_row_that_sees_nothing_has_no_effect():
-  """Padding that sees no key has the mask's value for every score."""
+  """Scores are those of the mask in rows of padding that see no key."""
+  """In rows of padding that see no key, every score is that of the mask."""
   lost = np.arange(5)[:, None] >= 3
   for mask in (added, least):
     s, p, g = (random(n, N, 5, 5).astype(np.float32) for n in range(3))

@@ -1,4 +1,4 @@
-"""Exact patching is a hand-written edit, and AtP is its derivative: every node of every site of every family."""
+"""Exact patching is a hand-written edit, and AtP its derivative: every node of every site of every family."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Searches and bounds on missed effects: against brute force, counting by hand, enumeration and simulation."""
+"""Searches and the nodes they missed: against brute force, counting by hand, enumeration and simulation."""
 
 import itertools
 import math
@@ -66,7 +66,7 @@ def searches(draw, most=8):
 
 
 def cheapest(search, truth, k):
-  """The set that is complete first, of all sets that are a top k."""
+  """The first complete one of all sets that can be the top k."""
   best = sorted(truth)[::-1][:k]
   tops = [
     s for s in itertools.combinations(range(len(truth)), k) if sorted(truth[[*s]])[::-1] == best
@@ -259,7 +259,7 @@ def test_contributions_are_means_over_the_pairs_that_have_the_node():
   np.testing.assert_allclose(found.threshold, np.sort(expected)[-5])
   sampled = sample_subsets(patch, 12, np.arange(2, 12), subsets=4000, p=0.5)
   np.testing.assert_allclose(sampled.contribution(), expected[2:], atol=5 * sampled.errors.max())
-  assert (sampled.upper() > expected[2:]).all()
+  assert (sampled.upper_bounds() > expected[2:]).all()
   ordered = blocks(patch, 12, 1)
   assert ordered.ranking.tolist() == np.argsort(-expected).tolist()
 
@@ -288,12 +288,12 @@ def additive(effects, noise=0.0):
 
 
 def coverage(patch, truth, **options):
-  """Shares of draws in which the bounds hold, by alpha: [largest contribution, the first node's]; and their width."""
+  """Share of runs in which the bounds hold for each alpha: [largest contribution, first node's own]; and the slack."""
   held, slack = np.zeros((2, len(ALPHAS))), 0.0
   for seed in range(RUNS):
     sampled = sample_subsets(patch, len(truth), seed=seed, **options)
     held[0] += [sampled.bound(alpha) >= truth.max() for alpha in ALPHAS]
-    held[1] += [sampled.upper(alpha)[0] >= truth[0] for alpha in ALPHAS]
+    held[1] += [sampled.upper_bounds(alpha)[0] >= truth[0] for alpha in ALPHAS]
     slack += sampled.bound() / truth.max() / RUNS
   return held / RUNS, slack
 
@@ -319,7 +319,7 @@ def test_the_bound_is_as_tight_as_it_says_for_one_pair_and_one_large_node():
 
 @pytest.mark.parametrize('sign', [1, -1])
 def test_the_bound_holds_where_a_large_companion_is_seldom_met(sign):
-  """No subset holds both nodes in a third of the draws; the variance of those with the first is then 0."""
+  """No subset holds both nodes in a third of the draws, and the variance of those with the first is then 0."""
   effects = np.array([1.0, sign])
   held, _ = coverage(additive(effects), np.abs(effects), subsets=100, p=0.1)
   assert (held >= LEAST).all()
@@ -357,7 +357,7 @@ def test_with_interactions_the_bound_holds_for_the_effect_in_company(p):
 @pytest.mark.parametrize('alpha', [1e-6, 0.05, 0.4])
 def test_bounds_and_p_values_are_two_sides_of_one_statement(alpha):
   sampled = sample_subsets(additive(normal(9, 3)), 9, subsets=30, p=0.5)
-  one_by_one = [sampled.p_values(upper)[i] for i, upper in enumerate(sampled.upper(alpha))]
+  one_by_one = [sampled.p_values(upper)[i] for i, upper in enumerate(sampled.upper_bounds(alpha))]
   assert one_by_one == pytest.approx([alpha] * 9, rel=1e-9)
   assert sampled.p_value(sampled.bound(alpha)) == pytest.approx(alpha, rel=1e-9)
 
@@ -375,7 +375,7 @@ def test_suspects_hold_every_large_node():
 
 def test_effects_without_error_are_their_own_bound():
   flat = Subsets(np.arange(2), np.array([[1.0, -3], [0, 0]]), np.zeros((2, 2)), 5, 10)
-  assert (flat.upper() == [2, 0]).all()
+  assert (flat.upper_bounds() == [2, 0]).all()
   assert (flat.p_values(1.5) == [1, 0]).all()
   assert flat.p_value(2.5) == 0
 
@@ -384,7 +384,7 @@ def test_effects_without_error_are_their_own_bound():
 
 
 def test_the_count_is_exact_by_enumeration():
-  """The bound is too low with probability at most alpha for each population, and a bound lower by one is not."""
+  """The bound is too low with at most alpha for each population, and a bound lower by one is not."""
   for total, checked, alpha in itertools.product((1, 4, 7), (0, 1, 3, 4), (0.05, 0.21, 0.5)):
     if checked > total:
       continue
