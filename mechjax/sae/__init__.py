@@ -34,7 +34,7 @@ from mechjax.sae.architectures import (
   TopK,
   architecture,
 )
-from mechjax.sae.dead_latents import AuxK, GhostGrads, Resampling, forgotten
+from mechjax.sae.dead_latents import AuxK, GhostGrads, Resampling, reset_optimiser
 from mechjax.sae.evaluation import Evaluation, compare, evaluate, next_tokens
 from mechjax.sae.formats import Metadata, folded, load, read_metadata, save
 from mechjax.sae.ops.sparse import Sparse, firings
@@ -62,10 +62,10 @@ __all__ = [
   'evaluate',
   'firings',
   'folded',
-  'forgotten',
   'load',
   'next_tokens',
   'read_metadata',
+  'reset_optimiser',
   'save',
 ]
 

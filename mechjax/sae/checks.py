@@ -7,25 +7,27 @@ from typing import Any
 from mechjax.errors import SAEError
 
 
-def number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
   """Whether a setting is a finite number; True and False are none."""
   return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def expect_whole(owner: Any, *names: str) -> None:
-  """Checks that fields of a dataclass are whole numbers, as `expect`."""
+def check_whole(owner: Any, *names: str) -> None:
+  """Checks that fields of a dataclass are whole numbers, as `check_field`."""
   for name in names:
     value = getattr(owner, name)
-    expect(owner, name, number(value) and isinstance(value, numbers.Integral), 'a whole number')
+    check_field(
+      owner, name, is_number(value) and isinstance(value, numbers.Integral), 'a whole number'
+    )
 
 
-def expect_number(owner: Any, *names: str) -> None:
-  """Checks that fields of a dataclass are finite numbers, as `expect`."""
+def check_number(owner: Any, *names: str) -> None:
+  """Checks that fields of a dataclass are finite numbers, as `check_field`."""
   for name in names:
-    expect(owner, name, number(getattr(owner, name)), 'a finite number')
+    check_field(owner, name, is_number(getattr(owner, name)), 'a finite number')
 
 
-def expect(owner: Any, name: str, good: bool, wanted: str) -> None:
+def check_field(owner: Any, name: str, good: bool, wanted: str) -> None:
   """Checks one field of a dataclass.
 
   Args:

@@ -47,9 +47,9 @@ import numpy as np
 from jax import lax
 
 from mechjax.errors import SAEError
-from mechjax.sae.checks import expect, expect_whole
+from mechjax.sae.checks import check_field, check_whole
 from mechjax.sae.ops import sparse
-from mechjax.sae.ops.matmul import MATMULS, centred_product, product
+from mechjax.sae.ops.matmul import MATMULS, offset_product, product
 from mechjax.sae.ops.sparse import Sparse
 from mechjax.sae.ops.unit_rows import Params, unit_rows
 
@@ -124,19 +124,19 @@ class Architecture(abc.ABC):
   matmuls: str = 'float32'
 
   def __post_init__(self) -> None:
-    expect_whole(self, 'd_in', 'width', *(['d_out'] if self.d_out is not None else []))
+    check_whole(self, 'd_in', 'width', *(['d_out'] if self.d_out is not None else []))
     for name in ('d_in', 'width'):
-      expect(self, name, getattr(self, name) >= 1, 'at least 1')
-    expect(self, 'd_out', self.d_out is None or self.d_out >= 1, 'at least 1, or None')
-    expect(self, 'matmuls', self.matmuls in MATMULS, f'one of {[*MATMULS]}')
-    expect(self, 'skip', not self.skip or self.d_out is not None, 'False without d_out')
+      check_field(self, name, getattr(self, name) >= 1, 'at least 1')
+    check_field(self, 'd_out', self.d_out is None or self.d_out >= 1, 'at least 1, or None')
+    check_field(self, 'matmuls', self.matmuls in MATMULS, f'one of {[*MATMULS]}')
+    check_field(self, 'skip', not self.skip or self.d_out is not None, 'False without d_out')
     p = self.prefixes
     rises = (
       all(isinstance(n, numbers.Integral) for n in p)
       and list(p) == sorted({*p})
       and (not p or (p[0] >= 1 and p[-1] == self.width))
     )
-    expect(self, 'prefixes', rises, f'increasing and end with width={self.width}, or ()')
+    check_field(self, 'prefixes', rises, f'increasing and end with width={self.width}, or ()')
 
   # --- what an architecture says --------------------------------------------------------------------------
 
@@ -185,7 +185,7 @@ class Architecture(abc.ABC):
     """The parameters after a training batch has been seen; those named in `OBSERVED`, which gradients do not move."""
     return params
 
-  def for_shards(self) -> Architecture:
+  def as_shardable(self) -> Architecture:
     """The same dictionary, computed in a way that may be spread over devices."""
     return self
 
@@ -202,7 +202,7 @@ class Architecture(abc.ABC):
     """E, the width of what is reconstructed."""
     return self.d_in if self.d_out is None else self.d_out
 
-  def initial(self) -> dict[str, float]:
+  def initial_values(self) -> dict[str, float]:
     """What each of a latent's own numbers is at first."""
     return dict(self.PER_LATENT)
 
@@ -223,7 +223,9 @@ class Architecture(abc.ABC):
     he_uniform = jax.nn.initializers.he_uniform()
     W_dec = unit_rows(he_uniform(of_decoder, (M, E), jnp.float32))
     own = unit_rows(he_uniform(of_encoder, (M, self.d_in), jnp.float32))
-    params = {name: jnp.full(M, value, jnp.float32) for name, value in self.initial().items()}
+    params = {
+      name: jnp.full(M, value, jnp.float32) for name, value in self.initial_values().items()
+    }
     params |= {'W_enc': (own if self.d_out else W_dec).T, 'W_dec': W_dec}
     params['b_dec'] = (
       jnp.zeros(E, jnp.float32) if centre is None else jnp.asarray(centre, jnp.float32)
@@ -257,14 +259,14 @@ class Architecture(abc.ABC):
 
   def pre_activations(self, params: Params, x: jax.Array) -> jax.Array:
     """(x - b_dec) @ W_enc + b_enc, or x @ W_enc + b_enc in a transcoder, [..., M]."""
-    return self.projection(params, x) + params['b_enc']
+    return self.project(params, x) + params['b_enc']
 
-  def projection(self, params: Params, x: jax.Array) -> jax.Array:
+  def project(self, params: Params, x: jax.Array) -> jax.Array:
     """(x - b_dec) @ W_enc, or x @ W_enc in a transcoder, [..., M]."""
     self._check(params, x, 'd_in', self.d_in)
     if self.d_out is not None:
       return product(x, params['W_enc'], self.matmuls)
-    return centred_product(x, params['b_dec'], params['W_enc'], self.matmuls)
+    return offset_product(x, params['b_dec'], params['W_enc'], self.matmuls)
 
   def decode(
     self, params: Params, latents: jax.Array | Sparse, x: jax.Array | None = None
@@ -281,7 +283,7 @@ class Architecture(abc.ABC):
     """
     return self._product(latents, params['W_dec']) + self._base(params, x)
 
-  def reconstruction(
+  def reconstruction_loss(
     self, params: Params, latents: jax.Array | Sparse, x: jax.Array, y: jax.Array | None
   ) -> tuple[jax.Array, jax.Array]:
     """Sum over prefixes m of the mean of |target - f[:m] @ W_dec[:m] - b_dec|^2.
@@ -295,18 +297,18 @@ class Architecture(abc.ABC):
     Returns:
       The sum, and the error of all latents, [B, E].
     """
-    error = self.excess(params, x, y)
+    error = self.remaining_target(params, x, y)
     total = jnp.zeros((), error.dtype)
     for latents_of_part, W_dec in _parts(latents, params['W_dec'], self.prefixes):
       error = error - self._product(latents_of_part, W_dec)
-      total = total + squared(error)
+      total = total + mean_squared_norm(error)
     return total, error
 
-  def excess(self, params: Params, x: jax.Array, y: jax.Array | None) -> jax.Array:
+  def remaining_target(self, params: Params, x: jax.Array, y: jax.Array | None) -> jax.Array:
     """What is left to the latents: the target, x or y, minus b_dec and the skip, [B, E]."""
     return self._target(params, x, y) - self._base(params, x)
 
-  def outcome(
+  def total_loss(
     self,
     params: Params,
     parts: dict[str, jax.Array],
@@ -340,7 +342,7 @@ class Architecture(abc.ABC):
 
   def _product(self, latents: jax.Array | Sparse, W_dec: jax.Array) -> jax.Array:
     if isinstance(latents, Sparse):
-      return sparse.decoded(latents.values, latents.indices, W_dec, self.matmuls)
+      return sparse.decode(latents.values, latents.indices, W_dec, self.matmuls)
     return product(latents, W_dec, self.matmuls)
 
   def _base(self, params: Params, x: jax.Array | None) -> jax.Array:
@@ -377,7 +379,7 @@ class Architecture(abc.ABC):
       )
 
 
-def squared(error_BxE: jax.Array) -> jax.Array:
+def mean_squared_norm(error_BxE: jax.Array) -> jax.Array:
   """Mean over tokens of |error|^2."""
   return jnp.mean(jnp.sum(jnp.square(error_BxE), -1))
 
@@ -393,6 +395,6 @@ def _parts(latents: jax.Array | Sparse, W_dec: jax.Array, prefixes: tuple[int, .
   if len(prefixes) < 2:
     return [(latents, W_dec)]
   if isinstance(latents, Sparse):
-    return [(latents.between(low, high), W_dec) for low, high in zip((0, *prefixes), prefixes)]
+    return [(latents.restrict(low, high), W_dec) for low, high in zip((0, *prefixes), prefixes)]
   cuts = list(prefixes[:-1])
   return zip(jnp.split(latents, cuts, -1), jnp.split(W_dec, cuts))

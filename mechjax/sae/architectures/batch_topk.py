@@ -25,7 +25,7 @@ from jax import lax
 
 from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Params
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
-from mechjax.sae.checks import expect, expect_number, expect_whole
+from mechjax.sae.checks import check_field, check_number, check_whole
 from mechjax.sae.ops.sparse import Sparse
 
 
@@ -47,10 +47,10 @@ class BatchTopK(Architecture):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    expect_whole(self, 'k')
-    expect_number(self, 'decay')
-    expect(self, 'k', 1 <= self.k <= self.width, f'from 1 to width={self.width}')
-    expect(self, 'decay', 0 <= self.decay < 1, 'in [0, 1)')
+    check_whole(self, 'k')
+    check_number(self, 'decay')
+    check_field(self, 'k', 1 <= self.k <= self.width, f'from 1 to width={self.width}')
+    check_field(self, 'decay', 0 <= self.decay < 1, 'in [0, 1)')
 
   def init(self, key: jax.Array, centre: jax.Array | None = None) -> Params:
     return super().init(key, centre) | {'threshold': jnp.zeros((), jnp.float32)}
@@ -71,9 +71,9 @@ class BatchTopK(Architecture):
     positive = jax.nn.relu(z)
     n_active = len(x) * self.hparam(hparams, 'k', jnp.int32)
     f = jnp.where(positive >= kth_largest(lax.stop_gradient(positive), n_active), positive, 0)
-    reconstruction, error = self.reconstruction(params, f, x, y)
+    reconstruction, error = self.reconstruction_loss(params, f, x, y)
     parts = {'reconstruction': reconstruction, 'sparsity': jnp.zeros((), error.dtype)}
-    return self.outcome(params, parts, f, error, lambda: z, dead)
+    return self.total_loss(params, parts, f, error, lambda: z, dead)
 
   def observe(self, params: Params, latents: jax.Array | Sparse) -> Params:
     active = latents.values if isinstance(latents, Sparse) else latents

@@ -29,7 +29,7 @@ from mechjax.sae.architectures.base import (
   total_per_token,
 )
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
-from mechjax.sae.checks import expect, expect_number
+from mechjax.sae.checks import check_field, check_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,8 @@ class Gated(Architecture):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    expect_number(self, 'sparsity')
-    expect(self, 'sparsity', self.sparsity >= 0, 'at least 0')
+    check_number(self, 'sparsity')
+    check_field(self, 'sparsity', self.sparsity >= 0, 'at least 0')
 
   def encode(self, params: Params, x: jax.Array) -> jax.Array:
     return self._gate_and_latents(params, x)[1]
@@ -65,11 +65,11 @@ class Gated(Architecture):
     pi, f = self._gate_and_latents(params, x)
     gate = jax.nn.relu(pi)
     frozen = params | {name: lax.stop_gradient(params[name]) for name in self._decoder(params)}
-    reconstruction, error = self.reconstruction(params, f, x, y)
-    gate_loss, _ = self.reconstruction(frozen, gate, x, y)
+    reconstruction, error = self.reconstruction_loss(params, f, x, y)
+    gate_loss, _ = self.reconstruction_loss(frozen, gate, x, y)
     sparsity = self.hparam(hparams, 'sparsity', f.dtype) * total_per_token(gate)
     parts = {'reconstruction': reconstruction, 'sparsity': sparsity, 'gate': gate_loss}
-    return self.outcome(params, parts, f, error, lambda: pi, dead)
+    return self.total_loss(params, parts, f, error, lambda: pi, dead)
 
   def as_jumprelu(self, params: Params) -> tuple[JumpReLU, Params]:
     scale = jnp.exp(params['r_mag'])
@@ -79,7 +79,7 @@ class Gated(Architecture):
     )
 
   def _gate_and_latents(self, params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    a = self.projection(params, x)
+    a = self.project(params, x)
     pi = a + params['b_gate']
     magnitude = jax.nn.relu(jnp.exp(params['r_mag']) * a + params['b_mag'])
     return pi, jnp.where(pi > 0, magnitude, 0)

@@ -26,7 +26,7 @@ from mechjax.sae.architectures.base import (
   Params,
   total_per_token,
 )
-from mechjax.sae.checks import expect, expect_number
+from mechjax.sae.checks import check_field, check_number
 from mechjax.sae.ops.straight_through import heaviside, jumprelu
 
 
@@ -50,13 +50,13 @@ class JumpReLU(Architecture):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    expect_number(self, 'sparsity', 'bandwidth', 'initial_threshold')
-    expect(self, 'sparsity', self.sparsity >= 0, 'at least 0')
+    check_number(self, 'sparsity', 'bandwidth', 'initial_threshold')
+    check_field(self, 'sparsity', self.sparsity >= 0, 'at least 0')
     for name in ('bandwidth', 'initial_threshold'):
-      expect(self, name, getattr(self, name) > 0, 'positive')
+      check_field(self, name, getattr(self, name) > 0, 'positive')
 
-  def initial(self) -> dict[str, float]:
-    return super().initial() | {'log_threshold': math.log(self.initial_threshold)}
+  def initial_values(self) -> dict[str, float]:
+    return super().initial_values() | {'log_threshold': math.log(self.initial_threshold)}
 
   def encode(self, params: Params, x: jax.Array) -> jax.Array:
     return jumprelu(self.pre_activations(params, x), self.threshold(params), self.bandwidth)
@@ -72,11 +72,11 @@ class JumpReLU(Architecture):
     z = self.pre_activations(params, x)
     theta = self.threshold(params)
     f = jumprelu(z, theta, self.bandwidth)
-    reconstruction, error = self.reconstruction(params, f, x, y)
+    reconstruction, error = self.reconstruction_loss(params, f, x, y)
     n_active = total_per_token(heaviside(z, theta, self.bandwidth))
     sparsity = self.hparam(hparams, 'sparsity', f.dtype) * n_active
     parts = {'reconstruction': reconstruction, 'sparsity': sparsity}
-    return self.outcome(params, parts, f, error, lambda: z, dead)
+    return self.total_loss(params, parts, f, error, lambda: z, dead)
 
   def as_jumprelu(self, params: Params) -> tuple[JumpReLU, Params]:
     return self, params

@@ -24,7 +24,7 @@ import numpy as np
 
 from mechjax.errors import SAEError
 from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Params
-from mechjax.sae.checks import expect, expect_whole
+from mechjax.sae.checks import check_field, check_whole
 from mechjax.sae.ops import sparse
 from mechjax.sae.ops.sparse import Sparse
 
@@ -46,8 +46,8 @@ class TopK(Architecture):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    expect_whole(self, 'k')
-    expect(self, 'k', 1 <= self.k <= self.width, f'from 1 to width={self.width}')
+    check_whole(self, 'k')
+    check_field(self, 'k', 1 <= self.k <= self.width, f'from 1 to width={self.width}')
 
   def hparams(self, **values: Any) -> dict[str, jax.Array]:
     largest = np.max(values.get('k', self.k))
@@ -59,8 +59,8 @@ class TopK(Architecture):
     return super().hparams(**values)
 
   def encode(self, params: Params, x: jax.Array) -> jax.Array:
-    values, indices = sparse.top(self.pre_activations(params, x), self.k)
-    return sparse.scattered(jax.nn.relu(values), indices, self.width)
+    values, indices = sparse.top_k(self.pre_activations(params, x), self.k)
+    return sparse.densify(jax.nn.relu(values), indices, self.width)
 
   def loss(
     self,
@@ -70,16 +70,16 @@ class TopK(Architecture):
     hparams: HParams | None = None,
     dead: jax.Array | None = None,
   ) -> tuple[jax.Array, LossOutput]:
-    chosen = self.chosen(params, x, hparams)
-    f = chosen if self.sparse else chosen.dense()
-    reconstruction, error = self.reconstruction(params, f, x, y)
+    chosen = self.choose(params, x, hparams)
+    f = chosen if self.sparse else chosen.to_dense()
+    reconstruction, error = self.reconstruction_loss(params, f, x, y)
     parts = {'reconstruction': reconstruction, 'sparsity': jnp.zeros((), error.dtype)}
-    return self.outcome(params, parts, f, error, lambda: self.pre_activations(params, x), dead)
+    return self.total_loss(params, parts, f, error, lambda: self.pre_activations(params, x), dead)
 
-  def for_shards(self) -> TopK:
+  def as_shardable(self) -> TopK:
     return dataclasses.replace(self, sparse=False)
 
-  def chosen(self, params: Params, x: jax.Array, hparams: HParams | None = None) -> Sparse:
+  def choose(self, params: Params, x: jax.Array, hparams: HParams | None = None) -> Sparse:
     """The k largest latents of each token of x, [B, D]."""
     if self.sparse:
       centre = params['b_dec'] if self.d_out is None else jnp.zeros(self.d_in, x.dtype)
@@ -88,6 +88,6 @@ class TopK(Architecture):
         x, centre, params['W_enc'], params['b_enc'], self.k, self.matmuls
       )
     else:
-      values, indices = sparse.top(self.pre_activations(params, x), self.k)
+      values, indices = sparse.top_k(self.pre_activations(params, x), self.k)
     wanted = jnp.arange(self.k, dtype=jnp.int32) < self.hparam(hparams, 'k', jnp.int32)
     return Sparse(jnp.where(wanted, jax.nn.relu(values), 0), indices, self.width)

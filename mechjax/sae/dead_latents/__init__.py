@@ -4,6 +4,6 @@
 """
 
 from mechjax.sae.dead_latents.losses import AuxK, GhostGrads
-from mechjax.sae.dead_latents.resampling import Resampling, forgotten
+from mechjax.sae.dead_latents.resampling import Resampling, reset_optimiser
 
-__all__ = ['AuxK', 'GhostGrads', 'Resampling', 'forgotten']
+__all__ = ['AuxK', 'GhostGrads', 'Resampling', 'reset_optimiser']

@@ -16,17 +16,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mechjax.sae.checks import expect, expect_whole
+from mechjax.sae.checks import check_field, check_whole
 
-MOST_TOKENS = 2**30
+MAX_TOKENS = 2**30
 
 
-def never_fired(width: int) -> jax.Array:
+def init_counters(width: int) -> jax.Array:
   """The counters at the start: as if all latents had just fired, int32 [M]."""
   return jnp.zeros(width, jnp.int32)
 
 
-def tokens_since(since_M: jax.Array, firings_M: jax.Array, n_tokens: int) -> jax.Array:
+def update_counters(since_M: jax.Array, firings_M: jax.Array, n_tokens: int) -> jax.Array:
   """Tokens since each latent last fired, after another batch.
 
   Args:
@@ -34,16 +34,16 @@ def tokens_since(since_M: jax.Array, firings_M: jax.Array, n_tokens: int) -> jax
     firings_M: on how many tokens of the batch each latent fired.
     n_tokens: size of the batch.
   """
-  waited = jnp.minimum(since_M, MOST_TOKENS - n_tokens) + n_tokens
+  waited = jnp.minimum(since_M, MAX_TOKENS - n_tokens) + n_tokens
   return jnp.where(firings_M > 0, 0, waited).astype(jnp.int32)
 
 
-def expect_tokens(owner: Any, name: str = 'after_tokens') -> None:
+def check_tokens(owner: Any, name: str = 'after_tokens') -> None:
   """Checks a field of a dataclass that is compared with counters.
 
   Raises:
     SAEError: it does not fit into them.
   """
-  expect_whole(owner, name)
-  good = 1 <= getattr(owner, name) < MOST_TOKENS
-  expect(owner, name, good, f'from 1 to {MOST_TOKENS - 1}')
+  check_whole(owner, name)
+  good = 1 <= getattr(owner, name) < MAX_TOKENS
+  check_field(owner, name, good, f'from 1 to {MAX_TOKENS - 1}')

@@ -16,7 +16,7 @@ April 2024): dead latents with a smooth activation g reconstruct it, scaled to h
                                      times the dead fraction (`by_dead_fraction`)
 
     GhostGrads.original()    exp(z), matched                        the loss jumps when the first latent dies
-    GhostGrads.rescaled()    exp(min(z, 0)), matched, times the dead fraction: what matches resampling
+    GhostGrads.with_rescaling()    exp(min(z, 0)), matched, times the dead fraction: what matches resampling
     either with match_reconstruction=False
 
 Sharp edges: the losses cost nothing while no latent is dead (`lax.cond`), but under vmap both branches are always
@@ -31,9 +31,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mechjax.sae.architectures.base import squared
-from mechjax.sae.checks import expect, expect_number, expect_whole
-from mechjax.sae.dead_latents.counters import expect_tokens
+from mechjax.sae.architectures.base import mean_squared_norm
+from mechjax.sae.checks import check_field, check_number, check_whole
+from mechjax.sae.dead_latents.counters import check_tokens
 from mechjax.sae.ops import sparse
 from mechjax.sae.ops.matmul import product
 
@@ -53,12 +53,12 @@ class AuxK:
   after_tokens: int = 10_000_000
 
   def __post_init__(self) -> None:
-    expect_number(self, 'alpha')
+    check_number(self, 'alpha')
     if self.k is not None:
-      expect_whole(self, 'k')
-    expect(self, 'alpha', self.alpha >= 0, 'at least 0')
-    expect(self, 'k', self.k is None or self.k >= 1, 'at least 1, or None')
-    expect_tokens(self)
+      check_whole(self, 'k')
+    check_field(self, 'alpha', self.alpha >= 0, 'at least 0')
+    check_field(self, 'k', self.k is None or self.k >= 1, 'at least 1, or None')
+    check_tokens(self)
 
   def loss(
     self,
@@ -81,10 +81,10 @@ class AuxK:
     """
     width, d = W_dec.shape
     k = min(max(d // 2, 1) if self.k is None else self.k, width)
-    values, indices = sparse.top(jnp.where(dead_M, z_BxM, -jnp.inf), k)
-    e_hat = product(sparse.scattered(jax.nn.relu(values), indices, width), W_dec, matmuls)
-    variance = squared(error_BxE - jnp.mean(error_BxE, 0))
-    left = squared(error_BxE - e_hat)
+    values, indices = sparse.top_k(jnp.where(dead_M, z_BxM, -jnp.inf), k)
+    e_hat = product(sparse.densify(jax.nn.relu(values), indices, width), W_dec, matmuls)
+    variance = mean_squared_norm(error_BxE - jnp.mean(error_BxE, 0))
+    left = mean_squared_norm(error_BxE - e_hat)
     return jnp.where(variance > 0, self.alpha * left / jnp.where(variance > 0, variance, 1), 0)
 
 
@@ -109,8 +109,8 @@ class GhostGrads:
   after_tokens: int = 10_000_000
 
   def __post_init__(self) -> None:
-    expect(self, 'activation', self.activation in EXPONENTS, f'one of {[*EXPONENTS]}')
-    expect_tokens(self)
+    check_field(self, 'activation', self.activation in EXPONENTS, f'one of {[*EXPONENTS]}')
+    check_tokens(self)
 
   @classmethod
   def original(cls, after_tokens: int = 10_000_000) -> GhostGrads:
@@ -120,7 +120,7 @@ class GhostGrads:
     )
 
   @classmethod
-  def rescaled(
+  def with_rescaling(
     cls, after_tokens: int = 10_000_000, match_reconstruction: bool = True
   ) -> GhostGrads:
     """With a bounded activation, multiplied by the dead fraction."""
@@ -144,7 +144,7 @@ class GhostGrads:
     e_hat = product(self._ghosts(dead_M, z_BxM), W_dec, matmuls)
     length = jnp.linalg.norm(lax.stop_gradient(e_hat), axis=-1, keepdims=True)
     half = jnp.linalg.norm(error_BxE, axis=-1, keepdims=True) / 2
-    total = squared(error_BxE - e_hat * half / jnp.where(length > 0, length, 1))
+    total = mean_squared_norm(error_BxE - e_hat * half / jnp.where(length > 0, length, 1))
     if self.match_reconstruction:
       fixed = lax.stop_gradient(total)
       total = total * reconstruction / jnp.where(fixed > 0, fixed, 1)

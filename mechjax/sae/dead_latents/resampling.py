@@ -7,8 +7,8 @@ the optimiser forgets it (Bricken et al. 2023, appendix on resampling). The lear
 returns along a cosine, because Adam without memory takes full steps:
 
     dead = tokens_since_fired >= settings.after_tokens
-    params = settings.resampled(sae, params, key, x, outcome.error, dead)
-    state = forgotten(optimiser, state, sae, params, dead)
+    params = settings.resample(sae, params, key, x, output.error, dead)
+    state = reset_optimiser(optimiser, state, sae, params, dead)
     rate = schedule(step) * settings.rate(step - step_of_last_resampling)
 
 Everything is a `where` over all latents, so it may stand inside jit and vmap; without dead latents nothing changes.
@@ -29,8 +29,8 @@ import jax.numpy as jnp
 import optax
 
 from mechjax.sae.architectures.base import Architecture
-from mechjax.sae.checks import expect
-from mechjax.sae.dead_latents.counters import expect_tokens
+from mechjax.sae.checks import check_field
+from mechjax.sae.dead_latents.counters import check_tokens
 from mechjax.sae.ops.unit_rows import Params, unit_rows
 
 
@@ -41,27 +41,27 @@ class Resampling:
   Attributes:
     after_tokens: without firing, and a latent is dead.
     encoder_scale: length of a new encoder column, in mean lengths of the living ones.
-    lowest_rate: factor of the learning rate right after resampling.
+    min_rate: factor of the learning rate right after resampling.
     rewarm_steps: until the factor is 1 again.
   """
 
   after_tokens: int = 10_000_000
   encoder_scale: float = 0.2
-  lowest_rate: float = 0.1
+  min_rate: float = 0.1
   rewarm_steps: int = 1_000
 
   def __post_init__(self) -> None:
-    expect_tokens(self)
-    expect(self, 'encoder_scale', self.encoder_scale > 0, 'positive')
-    expect(self, 'lowest_rate', 0 <= self.lowest_rate <= 1, 'in [0, 1]')
-    expect(self, 'rewarm_steps', self.rewarm_steps >= 1, 'at least 1')
+    check_tokens(self)
+    check_field(self, 'encoder_scale', self.encoder_scale > 0, 'positive')
+    check_field(self, 'min_rate', 0 <= self.min_rate <= 1, 'in [0, 1]')
+    check_field(self, 'rewarm_steps', self.rewarm_steps >= 1, 'at least 1')
 
   def rate(self, steps_since: jax.Array) -> jax.Array:
     """The factor of the learning rate, so many steps after resampling."""
     done = jnp.clip(steps_since / self.rewarm_steps, 0.0, 1.0)
-    return self.lowest_rate + (1 - self.lowest_rate) * (1 - jnp.cos(jnp.pi * done)) / 2
+    return self.min_rate + (1 - self.min_rate) * (1 - jnp.cos(jnp.pi * done)) / 2
 
-  def resampled(
+  def resample(
     self,
     sae: Architecture,
     params: Params,
@@ -84,17 +84,17 @@ class Resampling:
     """
     loss = jnp.sum(jnp.square(error), -1)
     drawn = jax.random.categorical(key, 2 * jnp.log(loss), shape=(sae.width,))
-    outputs = sae.excess(params, x, y)
+    outputs = sae.remaining_target(params, x, y)
     inputs = x if sae.d_out else outputs
     lengths = jnp.linalg.norm(params['W_enc'], axis=0)
     length = self.encoder_scale * jnp.mean(lengths, where=~dead | dead.all())
-    new = {name: jnp.full_like(params[name], value) for name, value in sae.initial().items()}
+    new = {name: jnp.full_like(params[name], value) for name, value in sae.initial_values().items()}
     new |= {'W_dec': unit_rows(outputs[drawn]), 'W_enc': length * unit_rows(inputs[drawn]).T}
     which = _of_latents(sae, params, dead)
     return params | {name: jnp.where(which[name], new[name], params[name]) for name in new}
 
 
-def forgotten(
+def reset_optimiser(
   optimiser: optax.GradientTransformation,
   state: Any,
   sae: Architecture,

@@ -33,10 +33,10 @@ def product(a: jax.Array, b: jax.Array, matmuls: str) -> jax.Array:
   Returns:
     [..., J]; float32 from bfloat16 operands.
   """
-  return precision.matmul(a, b) if MATMULS[matmuls] is None else _rounded_product(a, b)
+  return precision.matmul(a, b) if MATMULS[matmuls] is None else _bfloat16_product(a, b)
 
 
-def centred_product(x: jax.Array, centre_D: jax.Array, W: jax.Array, matmuls: str) -> jax.Array:
+def offset_product(x: jax.Array, centre_D: jax.Array, W: jax.Array, matmuls: str) -> jax.Array:
   """(x - centre) @ W, whose derivative by the centre is W times a sum over tokens.
 
   By the chain rule through x - centre it would be a sixth matrix product in a training step that needs five, of which
@@ -66,20 +66,20 @@ def dot(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def _rounded_product(a: jax.Array, b: jax.Array) -> jax.Array:
+def _bfloat16_product(a: jax.Array, b: jax.Array) -> jax.Array:
   return dot(operand(a, 'bfloat16'), operand(b, 'bfloat16'))
 
 
-def _rounded_fwd(a, b):
+def _bfloat16_fwd(a, b):
   a, b = operand(a, 'bfloat16'), operand(b, 'bfloat16')
   return dot(a, b), (a, b)
 
 
-def _rounded_bwd(kept, g):
+def _bfloat16_bwd(kept, g):
   a, b = kept
   g = operand(g, 'bfloat16')
   rows = lambda c: c.reshape(-1, c.shape[-1])  # noqa: E731
   return dot(g, b.T), dot(rows(a).T, rows(g))
 
 
-_rounded_product.defvjp(_rounded_fwd, _rounded_bwd)
+_bfloat16_product.defvjp(_bfloat16_fwd, _bfloat16_bwd)

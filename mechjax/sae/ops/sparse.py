@@ -54,11 +54,11 @@ class Sparse:
   indices: jax.Array
   width: int = dataclasses.field(metadata={'static': True})
 
-  def dense(self) -> jax.Array:
+  def to_dense(self) -> jax.Array:
     """The same with zeros, [B, M]."""
-    return scattered(self.values, self.indices, self.width)
+    return densify(self.values, self.indices, self.width)
 
-  def between(self, low: int, high: int) -> Sparse:
+  def restrict(self, low: int, high: int) -> Sparse:
     """The same with the latents outside of [low, high) switched off."""
     inside = (self.indices >= low) & (self.indices < high)
     return dataclasses.replace(self, values=jnp.where(inside, self.values, 0))
@@ -73,7 +73,7 @@ def firings(latents: jax.Array | Sparse) -> jax.Array:
   return jnp.sum(jnp.sign(latents), axis=0, dtype=jnp.float32).astype(jnp.int32)
 
 
-def top(z_BxM: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+def top_k(z_BxM: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   """The k largest numbers of each row, largest first, and where they stand; [..., k] each.
 
   XLA on CPU knows a sort that is cut to k by the shape of the cut, and takes many times as long where what follows
@@ -83,7 +83,7 @@ def top(z_BxM: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   return values, indices
 
 
-def scattered(values_BxA: jax.Array, indices_BxA: jax.Array, width: int) -> jax.Array:
+def densify(values_BxA: jax.Array, indices_BxA: jax.Array, width: int) -> jax.Array:
   """Values at their indices, zeros elsewhere, [..., M]; indices do not repeat within a row."""
   zeros = jnp.zeros((*values_BxA.shape[:-1], width), values_BxA.dtype)
   return jnp.put_along_axis(zeros, indices_BxA, values_BxA, -1, inplace=False)
@@ -93,7 +93,7 @@ def scattered(values_BxA: jax.Array, indices_BxA: jax.Array, width: int) -> jax.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def decoded(
+def decode(
   values_BxA: jax.Array, indices_BxA: jax.Array, W_dec: jax.Array, matmuls: str = 'float32'
 ) -> jax.Array:
   """values @ W_dec[indices]: the product of the sparse latents and the decoder, [B, D].
@@ -107,17 +107,17 @@ def decoded(
   return gather(values_BxA, indices_BxA, W_dec, matmuls)
 
 
-def _decoded_fwd(values_BxA, indices_BxA, W_dec, matmuls):
+def _decode_fwd(values_BxA, indices_BxA, W_dec, matmuls):
   return gather(values_BxA, indices_BxA, W_dec, matmuls), (values_BxA, indices_BxA, W_dec)
 
 
-def _decoded_bwd(matmuls, kept, g_BxD):
+def _decode_bwd(matmuls, kept, g_BxD):
   values_BxA, indices_BxA, W_dec = kept
   d_W_dec = scatter(values_BxA, indices_BxA, g_BxD, len(W_dec))
   return dots(g_BxD, indices_BxA, W_dec, matmuls), None, d_W_dec
 
 
-decoded.defvjp(_decoded_fwd, _decoded_bwd)
+decode.defvjp(_decode_fwd, _decode_bwd)
 
 
 # --- encoder ----------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def top_pre_activations(
     Values [B, A] and indices int32 [B, A].
   """
   x_BxD, W_enc = operand(x_BxD - centre_D, matmuls), operand(W_enc, matmuls)
-  row = lambda x: top(dot(x, W_enc) + b_enc_M, k)  # noqa: E731
+  row = lambda x: top_k(dot(x, W_enc) + b_enc_M, k)  # noqa: E731
   return _by_rows(row, (x_BxD,), b_enc_M.nbytes, min_rows=ROWS_OF_PRODUCT)
 
 
@@ -176,7 +176,9 @@ def gather(
 ) -> jax.Array:
   """sum_j values_bj W[indices_bj], [B, D]."""
   W, values_BxA = operand(W, matmuls), operand(values_BxA, matmuls)
-  return _by_rows(lambda v, i: dot(v, W[i]), (values_BxA, indices_BxA), _named(indices_BxA, W))
+  return _by_rows(
+    lambda v, i: dot(v, W[i]), (values_BxA, indices_BxA), _bytes_per_token(indices_BxA, W)
+  )
 
 
 def dots(
@@ -184,7 +186,7 @@ def dots(
 ) -> jax.Array:
   """g_b . W[indices_bj], [B, A]."""
   W, g_BxD = operand(W, matmuls), operand(g_BxD, matmuls)
-  return _by_rows(lambda g, i: dot(W[i], g), (g_BxD, indices_BxA), _named(indices_BxA, W))
+  return _by_rows(lambda g, i: dot(W[i], g), (g_BxD, indices_BxA), _bytes_per_token(indices_BxA, W))
 
 
 def scatter(
@@ -196,7 +198,7 @@ def scatter(
   return lax.platform_dependent(values_BxA, indices_BxA, g_BxD, cpu=cpu, default=other)
 
 
-def _named(indices_BxA, W):
+def _bytes_per_token(indices_BxA, W):
   """How many bytes the rows of W take that a token names."""
   return indices_BxA.shape[1] * W.shape[1] * W.dtype.itemsize
 
@@ -204,12 +206,12 @@ def _named(indices_BxA, W):
 def _by_rows(row, rows, n_bytes_of_row, min_rows=1):
   """A function of one token for all tokens, in blocks whose intermediate results fit into `BLOCK_BYTES`."""
 
-  def capped(n_bytes):
+  def limit_to(n_bytes):
     fitting = max(min_rows, n_bytes // n_bytes_of_row)
     size = 1 << (fitting.bit_length() - 1)  # batches are powers of two, and no remainder is left
     return lambda *rows: lax.map(lambda r: row(*r), rows, batch_size=min(size, len(rows[0])))
 
-  kernels = {name: capped(n_bytes) for name, n_bytes in BLOCK_BYTES.items()}
+  kernels = {name: limit_to(n_bytes) for name, n_bytes in BLOCK_BYTES.items()}
   return lax.platform_dependent(*rows, **kernels)
 
 

@@ -35,12 +35,12 @@ def unit_rows(W: jax.Array) -> jax.Array:
   return W / jnp.where(norm > 0, norm, 1)
 
 
-def normalised(params: Params) -> Params:
+def normalise(params: Params) -> Params:
   """The parameters with every row of W_dec at unit length."""
   return {**params, 'W_dec': unit_rows(params['W_dec'])}
 
 
-def projected(grads: Params, params: Params) -> Params:
+def project(grads: Params, params: Params) -> Params:
   """The gradients without the component of each decoder row's gradient along the row.
 
   Args:
@@ -53,7 +53,7 @@ def projected(grads: Params, params: Params) -> Params:
 
 
 def orthogonal_to_decoder() -> optax.GradientTransformation:
-  """`projected` as a link of an optax chain; it stands in front of Adam.
+  """`project` as a link of an optax chain; it stands in front of Adam.
 
   Raises:
     SAEError: `update` was called without parameters.
@@ -65,6 +65,6 @@ def orthogonal_to_decoder() -> optax.GradientTransformation:
         'the gradient is projected against the decoder, and there are no parameters',
         hint='optimiser.update(grads, state, params)',
       )
-    return projected(grads, params)
+    return project(grads, params)
 
   return optax.stateless(update)

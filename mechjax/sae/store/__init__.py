@@ -16,26 +16,26 @@ activations, `shards` how these lie on a disk, `buckets` in which order they are
 there when it is wanted, `scales` what they are divided by.
 """
 
-from mechjax.sae.store.buckets import Share, Source, Streamed, batches
+from mechjax.sae.store.buckets import ActivationSource, Share, Streamed, batches
 from mechjax.sae.store.contexts import Contexts, pack
 from mechjax.sae.store.harvesting import Harvester
 from mechjax.sae.store.prefetch import Prefetch
-from mechjax.sae.store.scales import Scale, measured
-from mechjax.sae.store.shards import About, Stored, plan, write
+from mechjax.sae.store.scales import Scale, measure
+from mechjax.sae.store.shards import Stored, StoreMetadata, plan, write
 from mechjax.sae.store.texts import texts
 
 __all__ = [
-  'About',
+  'ActivationSource',
   'Contexts',
   'Harvester',
   'Prefetch',
   'Scale',
   'Share',
-  'Source',
+  'StoreMetadata',
   'Stored',
   'Streamed',
   'batches',
-  'measured',
+  'measure',
   'pack',
   'plan',
   'texts',

@@ -27,13 +27,13 @@ from typing import Protocol
 import numpy as np
 
 from mechjax.errors import SAEError
-from mechjax.sae.checks import expect
+from mechjax.sae.checks import check_field
 from mechjax.sae.store.harvesting import Harvester, Rows
 from mechjax.sae.store.order import Order
 from mechjax.sae.store.prefetch import Prefetch
 
 
-class Source(Protocol):
+class ActivationSource(Protocol):
   """Activations in buckets."""
 
   @property
@@ -70,7 +70,7 @@ class Streamed:
   seed: int = 0
 
   def __post_init__(self) -> None:
-    expect(self, 'bucket_rows', self.bucket_rows >= 1, 'at least 1')
+    check_field(self, 'bucket_rows', self.bucket_rows >= 1, 'at least 1')
     if not self.per_epoch:
       raise SAEError(
         f'a bucket of {self.bucket_rows} activations, and the contexts have {self._order(0).total}',
@@ -93,7 +93,7 @@ class Streamed:
 
   @functools.cached_property
   def _counts(self) -> np.ndarray:
-    return self.harvester.contexts.counts()
+    return self.harvester.contexts.count_kept()
 
   @functools.lru_cache(maxsize=2)  # noqa: B019  a source lives as long as the run
   def _order(self, epoch: int) -> Order:
@@ -113,28 +113,28 @@ class Share:
   count: int = 1
 
   def __post_init__(self) -> None:
-    expect(self, 'index', 0 <= self.index < self.count, f'from 0 to before count={self.count}')
+    check_field(self, 'index', 0 <= self.index < self.count, f'from 0 to before count={self.count}')
 
 
-def bucket_of(source: Source, share: Share, turn: int) -> int:
+def bucket_number(source: ActivationSource, share: Share, step: int) -> int:
   """The number of the bucket that a host takes at its turn: every host another, whole epochs only."""
-  turns = source.per_epoch // share.count
-  if not turns:
+  steps_per_epoch = source.per_epoch // share.count
+  if not steps_per_epoch:
     raise SAEError(
       f'{source.per_epoch} buckets for {share.count} hosts', hint='smaller buckets, or more text'
     )
-  epoch, n = divmod(turn, turns)
+  epoch, n = divmod(step, steps_per_epoch)
   return epoch * source.per_epoch + n * share.count + share.index
 
 
-def buckets(source: Source, share: Share, turn: int) -> Iterator[tuple[int, Rows]]:
+def buckets(source: ActivationSource, share: Share, step: int) -> Iterator[tuple[int, Rows]]:
   """A host's buckets from a turn on, without end."""
   while True:
-    yield turn, source.bucket(bucket_of(source, share, turn))
-    turn += 1
+    yield step, source.bucket(bucket_number(source, share, step))
+    step += 1
 
 
-def batches_per_bucket(source: Source, rows: int) -> int:
+def batches_per_bucket(source: ActivationSource, rows: int) -> int:
   """How many batches of a host a bucket gives.
 
   Args:
@@ -154,7 +154,7 @@ def batches_per_bucket(source: Source, rows: int) -> int:
   return n
 
 
-def shuffled(bucket: Rows, rows: int, seed: int, number: int, first: int) -> Iterator[Rows]:
+def shuffle(bucket: Rows, rows: int, seed: int, number: int, first: int) -> Iterator[Rows]:
   """The batches of a bucket from number `first` on, in an order that seed and number decide."""
   n = len(next(iter(bucket.values())))
   order = np.random.default_rng((seed, number)).permutation(n)
@@ -166,7 +166,7 @@ def shuffled(bucket: Rows, rows: int, seed: int, number: int, first: int) -> Ite
 
 
 def batches(
-  source: Source,
+  source: ActivationSource,
   *,
   rows: int,
   seed: int,
@@ -189,10 +189,10 @@ def batches(
     SAEError: buckets that are no multiple of `rows`, or fewer of them than hosts.
   """
   per_bucket = batches_per_bucket(source, rows)
-  turn, first = divmod(position, per_bucket)
-  with Prefetch(buckets(source, share, turn), depth=1) as ahead:
-    for turn, bucket in ahead:
-      for batch in shuffled(bucket, rows, seed, bucket_of(source, share, turn), first):
+  step, first = divmod(position, per_bucket)
+  with Prefetch(buckets(source, share, step), depth=1) as ahead:
+    for step, bucket in ahead:
+      for batch in shuffle(bucket, rows, seed, bucket_number(source, share, step), first):
         position += 1
         yield position, batch
       first = 0

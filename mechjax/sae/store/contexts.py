@@ -6,7 +6,7 @@ text and the start of the next, so no forward pass is spent on padding; what doe
 
     contexts = pack(texts('books/'), encode, length=128, bos=1, eos=2, directory='out/tokens')
     contexts.tokens([7])                  int32 [1, 128]
-    contexts.kept([[1, 504, 2]])          [[False, True, False]]: special tokens are dropped
+    contexts.is_kept([[1, 504, 2]])          [[False, True, False]]: special tokens are dropped
 
 The rows are one memory-mapped file and a description with its checksum, because whoever can jump to any row can stop
 anywhere and go on (`buckets`), and because tokenising takes longer than reading.
@@ -64,14 +64,14 @@ class Contexts:
     """Contexts by their numbers, int32 [n, T]."""
     return np.asarray(self.file[self.chosen[numbers]], np.int32)
 
-  def kept(self, tokens: np.ndarray) -> np.ndarray:
+  def is_kept(self, tokens: np.ndarray) -> np.ndarray:
     """Which tokens are not special, bool like `tokens`."""
     return ~np.isin(tokens, self.special)
 
-  def counts(self) -> np.ndarray:
+  def count_kept(self) -> np.ndarray:
     """How many tokens of each context are kept, int64 [N]."""
     blocks = range(0, len(self), _BLOCK)
-    parts = [self.kept(self.tokens(slice(i, i + _BLOCK))).sum(1) for i in blocks]
+    parts = [self.is_kept(self.tokens(slice(i, i + _BLOCK))).sum(1) for i in blocks]
     return np.concatenate(parts)
 
   def split(self, every: int) -> tuple[Contexts, Contexts]:
@@ -134,8 +134,8 @@ def pack(
       raise SAEError(f'the texts have fewer than the {length - len(first)} tokens of one context')
     (directory / ABOUT).unlink(missing_ok=True)  # no description is better than that of other rows
   ids = sorted({*special, *first} | ({eos} if eos is not None else set()))
-  about = {'length': length, 'rows': n_rows, 'special': ids, 'sha256': digest}
-  files.write_json(directory / ABOUT, about)
+  metadata = {'length': length, 'rows': n_rows, 'special': ids, 'sha256': digest}
+  files.write_json(directory / ABOUT, metadata)
   return read(directory)
 
 
@@ -147,10 +147,10 @@ def read(directory: str | os.PathLike[str]) -> Contexts:
   """
   directory = Path(directory)
   try:
-    about = json.loads((directory / ABOUT).read_text())
+    metadata = json.loads((directory / ABOUT).read_text())
     size = (directory / ROWS).stat().st_size
-    shape = about['rows'], about['length']
-    special, digest = tuple(map(int, about['special'])), str(about['sha256'])
+    shape = metadata['rows'], metadata['length']
+    special, digest = tuple(map(int, metadata['special'])), str(metadata['sha256'])
   except (OSError, ValueError, KeyError, TypeError) as e:
     raise SAEError(
       f'{directory} holds no contexts: {type(e).__name__}: {e}', hint='pack them again'

@@ -27,7 +27,7 @@ import numpy as np
 from mechjax import harvest, sites, watching
 from mechjax.errors import SAEError
 from mechjax.programs.callables import refuse_model
-from mechjax.sae.checks import expect
+from mechjax.sae.checks import check_field
 from mechjax.sae.store.contexts import Contexts
 from mechjax.sae.store.prefetch import give_up_if_closed
 
@@ -63,8 +63,8 @@ class Harvester:
 
   def __post_init__(self) -> None:
     refuse_model(self.forward, SAEError, 'Harvester(model.apply, model.params, sites, contexts)')
-    expect(self, 'batch', self.batch >= 1, 'at least 1')
-    expect(self, 'sites', len({*self.sites}) == len(self.sites) > 0, 'one or more, each once')
+    check_field(self, 'batch', self.batch >= 1, 'at least 1')
+    check_field(self, 'sites', len({*self.sites}) == len(self.sites) > 0, 'one or more, each once')
 
   @functools.cached_property
   def widths(self) -> dict[str, int]:
@@ -89,18 +89,18 @@ class Harvester:
     pending: list[tuple[dict[str, jax.Array], np.ndarray, int]] = []
     for start in range(0, len(numbers), self.batch):
       give_up_if_closed()
-      pending.append(self._started(numbers[start : start + self.batch]))
+      pending.append(self._start(numbers[start : start + self.batch]))
       if len(pending) > 1:  # the next pass runs while the last one is fetched
         self._fetch(pending.pop(0), parts)
     for last in pending:
       self._fetch(last, parts)
     return {site: np.concatenate(p)[skip:wanted] for site, p in parts.items()}
 
-  def _started(self, numbers: np.ndarray) -> tuple[dict[str, jax.Array], np.ndarray, int]:
+  def _start(self, numbers: np.ndarray) -> tuple[dict[str, jax.Array], np.ndarray, int]:
     tokens = self.contexts.tokens(numbers)
     filled = np.resize(tokens, (self.batch, self.contexts.length))
     placed = filled if self.placement is None else jax.device_put(filled, self.placement)
-    return self._compiled(self.params, placed), self.contexts.kept(tokens), int(numbers[0])
+    return self._compiled(self.params, placed), self.contexts.is_kept(tokens), int(numbers[0])
 
   def _fetch(
     self, started: tuple[Mapping[str, jax.Array], np.ndarray, int], parts: dict[str, list]

@@ -5,7 +5,7 @@ numbered from 0; how many each context has is known from the tokens alone. So th
 to 5,999 are found without a forward pass, pieces of any size are exactly of that size, and where a run stands is one
 number.
 
-    order = Order.of(contexts.counts(), seed=0, epoch=2)
+    order = Order.of(contexts.count_kept(), seed=0, epoch=2)
     order.span(5000, 6000)        -> the contexts, and how many of their first activations come before 5,000
 
 Letters: N contexts, T tokens of one.
@@ -35,7 +35,7 @@ class Order:
     """The order of an epoch.
 
     Args:
-      counts: how many activations each context has (`Contexts.counts`).
+      counts: how many activations each context has (`Contexts.count_kept`).
       seed: with the epoch it decides the permutation.
       epoch: from 0.
     """

@@ -63,7 +63,7 @@ class Prefetch(Generic[T]):
     if depth < 1:
       raise SAEError(f'{depth} items made ahead; at least 1 is wanted')
     self.waited = 0.0
-    self._started: float | None = None
+    self._start: float | None = None
     self._made: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     self._room = threading.Semaphore(depth)
     self._closed = False
@@ -73,7 +73,7 @@ class Prefetch(Generic[T]):
 
   @property
   def elapsed(self) -> float:
-    return 0.0 if self._started is None else time.perf_counter() - self._started
+    return 0.0 if self._start is None else time.perf_counter() - self._start
 
   @property
   def closed(self) -> bool:
@@ -99,8 +99,8 @@ class Prefetch(Generic[T]):
       StopIteration: there are no more.
     """
     asked = time.perf_counter()
-    self._started = asked if self._started is None else self._started
-    kind, item = self._awaited(give_up)
+    self._start = asked if self._start is None else self._start
+    kind, item = self._await(give_up)
     self.waited += time.perf_counter() - asked
     if kind == 'item':
       self._room.release()
@@ -123,7 +123,7 @@ class Prefetch(Generic[T]):
   def __exit__(self, *error: object) -> None:
     self.close()
 
-  def _awaited(self, give_up: Callable[[], bool] | None) -> tuple[str, Any]:
+  def _await(self, give_up: Callable[[], bool] | None) -> tuple[str, Any]:
     if give_up is None:
       return self._made.get()
     while not give_up():

@@ -39,7 +39,7 @@ class Scale:
   limit: float = np.inf
 
 
-def measured(rows: Rows, max_norm_ratio: float = 0.0) -> dict[str, Scale]:
+def measure(rows: Rows, max_norm_ratio: float = 0.0) -> dict[str, Scale]:
   """The scale of each site.
 
   Args:
@@ -53,12 +53,12 @@ def measured(rows: Rows, max_norm_ratio: float = 0.0) -> dict[str, Scale]:
     site: max_norm_ratio * float(np.median(_lengths(x))) if max_norm_ratio and len(x) else np.inf
     for site, x in rows.items()
   }
-  count = counting(rows, limits)
+  count = select_tokens(rows, limits)
   some = {site: x if count.all() else x[count] for site, x in rows.items()}
-  return {site: _measured(site, x, limits[site]) for site, x in some.items()}
+  return {site: _measure(site, x, limits[site]) for site, x in some.items()}
 
 
-def counting(rows: Rows, limits: Mapping[str, float]) -> np.ndarray:
+def select_tokens(rows: Rows, limits: Mapping[str, float]) -> np.ndarray:
   """Which tokens count: those whose activations are not too long at any site, bool [n]; NaN is not long."""
   too_long = [_lengths(x) > limits[site] for site, x in rows.items() if limits[site] < np.inf]
   n = len(next(iter(rows.values())))
@@ -71,7 +71,7 @@ def _lengths(x: np.ndarray) -> np.ndarray:
   return np.sqrt(np.concatenate([np.square(b, dtype=np.float64).sum(1) for b in blocks]))
 
 
-def _measured(site: str, x: np.ndarray, limit: float) -> Scale:
+def _measure(site: str, x: np.ndarray, limit: float) -> Scale:
   if not len(x):
     raise SAEError(f'no activations of {site} to measure')
   blocks = np.array_split(x, max(1, len(x) >> _BLOCK))  # in double precision

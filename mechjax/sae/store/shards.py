@@ -49,7 +49,7 @@ SPARE = 1 << 28
 
 
 @dataclasses.dataclass(frozen=True)
-class About:
+class StoreMetadata:
   """What a directory of activations holds.
 
   Attributes:
@@ -88,7 +88,7 @@ class About:
 
 def plan(
   harvester: Harvester, *, shard_rows: int, model: str, seed: int = 0, max_rows: int | None = None
-) -> About:
+) -> StoreMetadata:
   """What `write` would write, without running the model.
 
   Args:
@@ -101,7 +101,7 @@ def plan(
   Raises:
     SAEError: not one full shard.
   """
-  total = int(harvester.contexts.counts().sum())
+  total = int(harvester.contexts.count_kept().sum())
   wanted = total if max_rows is None else min(total, max_rows)
   n_shards = wanted // shard_rows if shard_rows >= 1 else 0
   if not n_shards:
@@ -109,13 +109,13 @@ def plan(
   dtype = np.dtype(harvester.dtype).name
   digest = harvester.contexts.digest
   rows = n_shards * shard_rows
-  return About(rows, shard_rows, harvester.widths, dtype, seed, digest, model)
+  return StoreMetadata(rows, shard_rows, harvester.widths, dtype, seed, digest, model)
 
 
 def write(
   directory: str | os.PathLike[str],
   harvester: Harvester,
-  about: About,
+  metadata: StoreMetadata,
   share: Share = Share(),  # noqa: B008  frozen
   progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
@@ -124,7 +124,7 @@ def write(
   Args:
     directory: where; may hold what an earlier call wrote.
     harvester: reads the activations.
-    about: from `plan`.
+    metadata: from `plan`.
     share: which shards are this host's.
     progress: called after each shard with how many are done, and of how many.
 
@@ -132,14 +132,14 @@ def write(
     SAEError: the directory holds other activations, or the disk has too little room.
   """
   directory = Path(directory)
-  own = range(share.index, about.shards, share.count)
-  missing = _missing(directory, about, own)
+  own = range(share.index, metadata.shards, share.count)
+  missing = _missing(directory, metadata, own)
   done = len(own) - len(missing)
-  _expect_room(directory, about, len(missing))
-  arrays = _claim(directory, about, share)
+  _check_room(directory, metadata, len(missing))
+  arrays = _claim(directory, metadata, share)
   files.sweep(directory / CHECKED, {_record(directory, s).name for s in own})
   progress(done, len(own))
-  with Prefetch(_harvested(harvester, about, missing), depth=1) as ahead:
+  with Prefetch(_harvest(harvester, metadata, missing), depth=1) as ahead:
     for n, (shard, rows) in enumerate(ahead, done + 1):
       _write_shard(directory, arrays, shard, rows)
       progress(n, len(own))
@@ -151,13 +151,13 @@ class Stored:
 
   Attributes:
     directory: where they are.
-    about: what they are.
+    metadata: what they are.
     shards_per_bucket: how many are shuffled together.
     seed: decides which.
   """
 
   directory: Path
-  about: About
+  metadata: StoreMetadata
   shards_per_bucket: int
   seed: int
 
@@ -170,17 +170,17 @@ class Stored:
     Raises:
       SAEError: there are none, some shards have not been written yet, or fewer than a bucket takes.
     """
-    about = _read_about(Path(directory))
-    stored = cls(Path(directory), about, shards_per_bucket, seed)
-    if not 1 <= shards_per_bucket <= about.shards:
+    metadata = _read_metadata(Path(directory))
+    stored = cls(Path(directory), metadata, shards_per_bucket, seed)
+    if not 1 <= shards_per_bucket <= metadata.shards:
       raise SAEError(
-        f'buckets of {shards_per_bucket} shards, and {directory} has {about.shards}',
-        hint=f'from 1 to {about.shards}',
+        f'buckets of {shards_per_bucket} shards, and {directory} has {metadata.shards}',
+        hint=f'from 1 to {metadata.shards}',
       )
-    missing = [s for s in range(about.shards) if not _record(stored.directory, s).exists()]
+    missing = [s for s in range(metadata.shards) if not _record(stored.directory, s).exists()]
     if missing:
       raise SAEError(
-        f'{len(missing)} of {about.shards} shards are not written yet',
+        f'{len(missing)} of {metadata.shards} shards are not written yet',
         where=f'{directory}, the first of them number {missing[0]}',
         cause='a writer that was stopped, or still runs',
         hint='run it again, it goes on',
@@ -189,19 +189,19 @@ class Stored:
 
   @property
   def bucket_rows(self) -> int:
-    return self.shards_per_bucket * self.about.shard_rows
+    return self.shards_per_bucket * self.metadata.shard_rows
 
   @property
   def per_epoch(self) -> int:
-    return self.about.shards // self.shards_per_bucket
+    return self.metadata.shards // self.shards_per_bucket
 
   @property
   def widths(self) -> dict[str, int]:
-    return self.about.widths
+    return self.metadata.widths
 
   def bucket(self, number: int) -> Rows:
     epoch, n = divmod(number, self.per_epoch)
-    order = np.random.default_rng((self.seed, epoch)).permutation(self.about.shards)
+    order = np.random.default_rng((self.seed, epoch)).permutation(self.metadata.shards)
     return self._read(order[n * self.shards_per_bucket :][: self.shards_per_bucket].tolist())
 
   def shard(self, number: int) -> Rows:
@@ -213,7 +213,7 @@ class Stored:
     return self._read([number])
 
   def _read(self, shards: Sequence[int]) -> Rows:
-    bucket = _room_for(self.about, len(shards))
+    bucket = _allocate(self.metadata, len(shards))
     pieces = [
       {site: np.split(x, len(shards))[n] for site, x in bucket.items()} for n in range(len(shards))
     ]
@@ -230,14 +230,14 @@ class Stored:
     return bucket
 
 
-def _harvested(
-  harvester: Harvester, about: About, wanted: Sequence[int]
+def _harvest(
+  harvester: Harvester, metadata: StoreMetadata, wanted: Sequence[int]
 ) -> Iterator[tuple[int, Rows]]:
-  order = Order.of(harvester.contexts.counts(), about.seed, 0)
+  order = Order.of(harvester.contexts.count_kept(), metadata.seed, 0)
   for shard in wanted:
-    start = shard * about.shard_rows
-    numbers, skip = order.span(start, start + about.shard_rows)
-    yield shard, harvester.rows(numbers, skip, about.shard_rows)
+    start = shard * metadata.shard_rows
+    numbers, skip = order.span(start, start + metadata.shard_rows)
+    yield shard, harvester.rows(numbers, skip, metadata.shard_rows)
 
 
 # --- one shard --------------------------------------------------------------------------------------------
@@ -262,13 +262,11 @@ def _read_shard(directory: Path, shard: int, into: Rows) -> list[str]:
   wanted = _checksums(directory, shard)
   chunks = {site: directory / site / 'c' / str(shard) / '0' for site in into}
   return [
-    site
-    for site, x in into.items()
-    if not _filled(x, chunks[site]) or _digest(x) != wanted.get(site)
+    site for site, x in into.items() if not _fill(x, chunks[site]) or _digest(x) != wanted.get(site)
   ]
 
 
-def _filled(x: np.ndarray, path: Path) -> bool:
+def _fill(x: np.ndarray, path: Path) -> bool:
   """Reads a file of exactly the size of an array."""
   try:
     with path.open('rb') as file:
@@ -277,9 +275,9 @@ def _filled(x: np.ndarray, path: Path) -> bool:
     return False
 
 
-def _room_for(about: About, n_shards: int) -> Rows:
-  n = n_shards * about.shard_rows
-  return {site: np.empty((n, width), about.dtype) for site, width in about.widths.items()}
+def _allocate(metadata: StoreMetadata, n_shards: int) -> Rows:
+  n = n_shards * metadata.shard_rows
+  return {site: np.empty((n, width), metadata.dtype) for site, width in metadata.widths.items()}
 
 
 def _checksums(directory: Path, shard: int) -> dict[str, str]:
@@ -306,26 +304,28 @@ def _bytes(x: np.ndarray) -> np.ndarray:
 # --- the directory ----------------------------------------------------------------------------------------
 
 
-def _missing(directory: Path, about: About, own: Sequence[int]) -> list[int]:
+def _missing(directory: Path, metadata: StoreMetadata, own: Sequence[int]) -> list[int]:
   """Which shards are not there and whole; a directory that is new is left alone."""
   if not (directory / ABOUT).exists():
     return [*own]
-  _expect_same(directory, about)
-  into = _room_for(about, 1)
+  _check_same(directory, metadata)
+  into = _allocate(metadata, 1)
   return [s for s in own if _read_shard(directory, s, into)]
 
 
-def _claim(directory: Path, about: About, share: Share) -> dict[str, Any]:
+def _claim(directory: Path, metadata: StoreMetadata, share: Share) -> dict[str, Any]:
   """The arrays of the directory, which is made if need be."""
   (directory / CHECKED).mkdir(parents=True, exist_ok=True)
   if share.index == 0 and not (directory / ABOUT).exists():
-    files.write_json(directory / ABOUT, dataclasses.asdict(about))
-  return {site: _array(directory / site, about, width) for site, width in about.widths.items()}
+    files.write_json(directory / ABOUT, dataclasses.asdict(metadata))
+  return {
+    site: _array(directory / site, metadata, width) for site, width in metadata.widths.items()
+  }
 
 
-def _expect_same(directory: Path, about: About) -> None:
-  found = dataclasses.asdict(_read_about(directory))
-  wanted = dataclasses.asdict(about)
+def _check_same(directory: Path, metadata: StoreMetadata) -> None:
+  found = dataclasses.asdict(_read_metadata(directory))
+  wanted = dataclasses.asdict(metadata)
   if changed := [name for name in wanted if wanted[name] != found[name]]:
     differences = '; '.join(f'{n}: there {found[n]}, wanted {wanted[n]}' for n in changed)
     raise SAEError(
@@ -334,9 +334,9 @@ def _expect_same(directory: Path, about: About) -> None:
     )
 
 
-def _read_about(directory: Path) -> About:
+def _read_metadata(directory: Path) -> StoreMetadata:
   try:
-    return About(**json.loads((directory / ABOUT).read_text()))
+    return StoreMetadata(**json.loads((directory / ABOUT).read_text()))
   except (OSError, ValueError, TypeError) as e:
     raise SAEError(
       f'{directory} holds no activations: {type(e).__name__}: {e}',
@@ -344,9 +344,9 @@ def _read_about(directory: Path) -> About:
     ) from e
 
 
-def _expect_room(directory: Path, about: About, n_shards: int) -> None:
+def _check_room(directory: Path, metadata: StoreMetadata, n_shards: int) -> None:
   there = next(p for p in (directory, *directory.absolute().parents) if p.exists())
-  needed, free = n_shards * about.shard_bytes, shutil.disk_usage(there).free
+  needed, free = n_shards * metadata.shard_bytes, shutil.disk_usage(there).free
   if needed + SPARE > free:
     raise SAEError(
       f'{n_shards} shards need {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB left',
@@ -355,19 +355,19 @@ def _expect_room(directory: Path, about: About, n_shards: int) -> None:
     )
 
 
-def _array(path: Path, about: About, width: int) -> Any:
+def _array(path: Path, metadata: StoreMetadata, width: int) -> Any:
   spec = {'driver': 'zarr3', 'kvstore': {'driver': 'file', 'path': str(path)}}
-  metadata = {
-    'shape': [about.rows, width],
-    'data_type': about.dtype,
+  layout = {
+    'shape': [metadata.rows, width],
+    'data_type': metadata.dtype,
     'chunk_grid': {
       'name': 'regular',
-      'configuration': {'chunk_shape': [about.shard_rows, width]},
+      'configuration': {'chunk_shape': [metadata.shard_rows, width]},
     },
     'codecs': [{'name': 'bytes', 'configuration': {'endian': 'little'}}],
   }
   try:
-    return ts.open(spec | {'metadata': metadata}, open=True, create=True).result()
+    return ts.open(spec | {'metadata': layout}, open=True, create=True).result()
   except ValueError as e:
     raise SAEError(
       f'{path} is not the array that {ABOUT} describes: {e!s:.300}', hint='delete the directory'

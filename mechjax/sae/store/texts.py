@@ -108,14 +108,14 @@ def _kind(path: Path) -> str:
   return path.with_suffix('').suffix if path.suffix == '.gz' else path.suffix
 
 
-def _opened(path: Path) -> Any:
+def _open(path: Path) -> Any:
   if path.suffix == '.gz':
     return gzip.open(path, 'rt', encoding='utf-8', errors='replace')
   return path.open(encoding='utf-8', errors='replace')
 
 
 def _plain(path: Path, field: str) -> Iterator[str]:
-  with _opened(path) as file:
+  with _open(path) as file:
     yield file.read()
 
 
@@ -127,7 +127,7 @@ def _web_page(path: Path, field: str) -> Iterator[str]:
 
 
 def _jsonl(path: Path, field: str) -> Iterator[Any]:
-  with _opened(path) as file:
+  with _open(path) as file:
     for number, line in enumerate(file, 1):
       if not line.strip():
         continue

@@ -11,9 +11,9 @@ be.
 
 from mechjax.sae.training.checkpoints import Checkpoints
 from mechjax.sae.training.ensembles import Ensemble
-from mechjax.sae.training.feeding import fed, scaled
+from mechjax.sae.training.feeding import apply_scales, feed
 from mechjax.sae.training.journal import Journal, TensorBoard, WandB
-from mechjax.sae.training.loop import Loop, Report, TrainingResult, train
+from mechjax.sae.training.loop import LoopSettings, TrainingReport, TrainingResult, train
 from mechjax.sae.training.optimisation import Optimisation
 from mechjax.sae.training.step import Metrics, State, Trainer
 
@@ -21,16 +21,16 @@ __all__ = [
   'Checkpoints',
   'Ensemble',
   'Journal',
-  'Loop',
+  'LoopSettings',
   'Metrics',
   'Optimisation',
-  'Report',
   'State',
   'TensorBoard',
   'Trainer',
+  'TrainingReport',
   'TrainingResult',
   'WandB',
-  'fed',
-  'scaled',
+  'apply_scales',
+  'feed',
   'train',
 ]

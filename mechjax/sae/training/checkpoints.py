@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mechjax.errors import SAEError
-from mechjax.sae.checks import expect
+from mechjax.sae.checks import check_field
 
 OBJECTIVE = 'objective'
 
@@ -42,8 +42,8 @@ class Checkpoints:
     from orbax.checkpoint import checkpoint_managers as managers
 
     self.directory, self.last, self.best = Path(directory).absolute(), last, best
-    expect(self, 'last', last >= 1, 'at least 1')
-    expect(self, 'best', best >= 0, 'at least 0')
+    check_field(self, 'last', last >= 1, 'at least 1')
+    check_field(self, 'best', best >= 0, 'at least 0')
     lowest = managers.BestN(n=best, get_metric_fn=lambda m: m[OBJECTIVE], reverse=True)
     policies = [managers.LatestN(last), *([lowest] if best else [])]
     options = ocp.CheckpointManagerOptions(

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 
 from mechjax.errors import SAEError
 from mechjax.sae.architectures import Architecture
-from mechjax.sae.checks import expect
-from mechjax.sae.dead_latents.counters import expect_tokens
+from mechjax.sae.checks import check_field
+from mechjax.sae.dead_latents.counters import check_tokens
 from mechjax.sae.dead_latents.resampling import Resampling
 
 Values = tuple[tuple[str, tuple[float, ...]], ...]
@@ -65,19 +65,19 @@ class Ensemble:
   def __post_init__(self) -> None:
     pairs = sorted((name, tuple(values)) for name, values in dict(self.hparams).items())
     object.__setattr__(self, 'hparams', tuple(pairs))
-    expect(self, 'reads', bool(self.reads), 'the name of a site')
+    check_field(self, 'reads', bool(self.reads), 'the name of a site')
     transcodes = self.sae.d_out is not None
     wanted = 'the site of the target' if transcodes else 'None without d_out'
-    expect(self, 'writes', bool(self.writes) == transcodes, wanted)
+    check_field(self, 'writes', bool(self.writes) == transcodes, wanted)
     good = len(self.seeds) > 0 and all(0 <= seed < 2**32 for seed in self.seeds)
-    expect(self, 'seeds', good, 'one or more from 0 to 2**32 - 1')
+    check_field(self, 'seeds', good, 'one or more from 0 to 2**32 - 1')
     for name, values in pairs:
       if len(values) != self.members:
         raise SAEError(f'{name}={values} for an ensemble with {self.members} seeds {self.seeds}')
     self.sae.hparams(**dict(pairs))  # checks them
-    expect_tokens(self, 'dead_after_tokens')
+    check_tokens(self, 'dead_after_tokens')
     every = self.resample_every > 0 if self.resampling else self.resample_every == 0
-    expect(self, 'resample_every', every, f'{"positive" if self.resampling else "0"}')
+    check_field(self, 'resample_every', every, f'{"positive" if self.resampling else "0"}')
     self._check_tokens()
 
   @property
@@ -96,7 +96,7 @@ class Ensemble:
     own: dict[str, Any] = {name: values[n] for name, values in dict(self.hparams).items()}
     return dataclasses.replace(self.sae, **own)
 
-  def data(self) -> dict[str, jax.Array]:
+  def member_hparams(self) -> dict[str, jax.Array]:
     """Every setting that is data, [N]."""
     hparams = self.sae.hparams(**dict(self.hparams))
     return {name: jnp.broadcast_to(value, self.members) for name, value in hparams.items()}

@@ -18,15 +18,15 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from mechjax.errors import SAEError
-from mechjax.sae.store import Prefetch, Scale, Share, Source, batches
+from mechjax.sae.store import ActivationSource, Prefetch, Scale, Share, batches
 from mechjax.sae.store.harvesting import Rows
-from mechjax.sae.store.scales import counting
+from mechjax.sae.store.scales import select_tokens
 
-Fed = tuple[int, dict[str, jax.Array]]
+PositionedBatch = tuple[int, dict[str, jax.Array]]
 
 
-def fed(
-  source: Source,
+def feed(
+  source: ActivationSource,
   scales: Mapping[str, Scale],
   sharding: NamedSharding,
   *,
@@ -34,7 +34,7 @@ def fed(
   streams: int,
   seed: int,
   position: int,
-) -> Prefetch[Fed]:
+) -> Prefetch[PositionedBatch]:
   """Batches from a position on, made ahead; to be used in a `with`.
 
   Args:
@@ -69,19 +69,19 @@ def fed(
     for stream in range(host * streams // hosts, (host + 1) * streams // hosts)
   ]
 
-  def sent() -> Iterator[Fed]:
+  def send() -> Iterator[PositionedBatch]:
     for parts in zip(*own):
-      rows = [scaled(part, scales) for _, part in parts]
+      rows = [apply_scales(part, scales) for _, part in parts]
       whole = {site: np.concatenate([part[site] for part in rows]) for site in source.widths}
       on_devices = {
         site: jax.make_array_from_process_local_data(sharding, x) for site, x in whole.items()
       }
       yield parts[0][0], on_devices
 
-  return Prefetch(sent(), depth=2)
+  return Prefetch(send(), depth=2)
 
 
-def scaled(rows: Rows, scales: Mapping[str, Scale]) -> Rows:
+def apply_scales(rows: Rows, scales: Mapping[str, Scale]) -> Rows:
   """Activations as a dictionary is trained on them: float32, with a mean square length of 1, and none too long.
 
   A token that is too long gives its place to one of the others, which is then there twice, so that a batch keeps its
@@ -90,7 +90,7 @@ def scaled(rows: Rows, scales: Mapping[str, Scale]) -> Rows:
   Raises:
     SAEError: all tokens are too long.
   """
-  count = counting(rows, {site: scale.limit for site, scale in scales.items()})
+  count = select_tokens(rows, {site: scale.limit for site, scale in scales.items()})
   if not count.any():
     raise SAEError(
       f'all {len(count)} activations of a batch are longer than {[s.limit for s in scales.values()]}',

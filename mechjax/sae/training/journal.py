@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from mechjax import extras, files
-from mechjax.sae.training.loop import Report
+from mechjax.sae.training.loop import TrainingReport
 
 METRICS = 'metrics.jsonl'
 SHOWN = ('loss', 'l0', 'fvu', 'dead')
@@ -58,7 +58,7 @@ class Journal:
     *,
     steps: int,
     batch: int,
-    needed: float,
+    operations: float,
     peak: float,
     done: int = 0,
     curves: tuple[Curves, ...] = (),
@@ -69,29 +69,29 @@ class Journal:
       run: directory of the run.
       steps: how many there will be.
       batch: tokens of one.
-      needed: floating-point operations of the products of one step.
+      operations: floating-point operations of the products of one step.
       peak: operations a second of all devices, measured.
       done: the step from which the run goes on.
       curves: where points go besides.
     """
-    self._steps, self._batch, self._needed, self._peak = steps, batch, needed, peak
+    self._steps, self._batch, self._needed, self._peak = steps, batch, operations, peak
     self._curves, self._file = curves, None
     if jax.process_index() == 0:
       path = run / METRICS
-      _keep_until(path, done)
+      _drop_lines_after(path, done)
       self._file = path.open('a')
 
-  def write(self, report: Report) -> None:
+  def write(self, report: TrainingReport) -> None:
     """One report, everywhere."""
     if self._file is None:
       return
-    words = self._words(report)
-    self._file.write(json.dumps(words) + '\n')
+    record = self._to_json(report)
+    self._file.write(json.dumps(record) + '\n')
     self._file.flush()
-    numbers = dict(_flat(words))
+    numbers = dict(_flatten(record))
     for curves in self._curves:
       curves.add(report.step, numbers)
-    show(self._line(report, words))
+    show(self._line(report, record))
 
   def __enter__(self) -> Journal:
     return self
@@ -102,7 +102,7 @@ class Journal:
     if self._file is not None:
       self._file.close()
 
-  def _words(self, report: Report) -> dict[str, Any]:
+  def _to_json(self, report: TrainingReport) -> dict[str, Any]:
     rate = report.steps_per_second
     return {
       'step': report.step,
@@ -117,14 +117,14 @@ class Journal:
       },
     }
 
-  def _line(self, report: Report, words: Mapping[str, Any]) -> str:
+  def _line(self, report: TrainingReport, record: Mapping[str, Any]) -> str:
     ensembles = ' | '.join(
-      f'{ensemble} ' + ' '.join(f'{name} {_short(own[name])}' for name in SHOWN)
+      f'{ensemble} ' + ' '.join(f'{name} {_format(own[name])}' for name in SHOWN)
       for ensemble, own in report.metrics.items()
     )
     return (
-      f'step {report.step:,}/{self._steps:,}  {words["tokens"] / 1e6:.1f} M tokens  '
-      f'{words["tokens_per_second"]:,.0f} tokens/s  matmul {words["matmul_share"]:.2f}  '
+      f'step {report.step:,}/{self._steps:,}  {record["tokens"] / 1e6:.1f} M tokens  '
+      f'{record["tokens_per_second"]:,.0f} tokens/s  matmul {record["matmul_share"]:.2f}  '
       f'wait {report.wait:.2f} | {ensembles}'
     )
 
@@ -162,31 +162,31 @@ class WandB:
     self._run.finish()
 
 
-def _keep_until(path: Path, done: int) -> None:
+def _drop_lines_after(path: Path, done: int) -> None:
   """Takes the lines of later steps out of a file, and what was half written."""
   if not path.exists():
     return
   kept = []
   for line in path.read_text().splitlines():
     try:
-      words = json.loads(line)
+      record = json.loads(line)
     except ValueError:
       continue
-    if words['step'] <= done:
+    if record['step'] <= done:
       kept.append(line + '\n')
   with files.whole(path) as file:
     file.write(''.join(kept).encode())
 
 
-def _flat(words: Mapping[str, Any], before: str = ''):
-  for name, x in words.items():
+def _flatten(record: Mapping[str, Any], before: str = ''):
+  for name, x in record.items():
     if isinstance(x, Mapping):
-      yield from _flat(x, f'{before}{name}/')
+      yield from _flatten(x, f'{before}{name}/')
     elif isinstance(x, list):
       yield from ((f'{before}{name}/{n}', value) for n, value in enumerate(x))
     elif name != 'step':
       yield f'{before}{name}', x
 
 
-def _short(numbers: np.ndarray) -> str:
+def _format(numbers: np.ndarray) -> str:
   return '/'.join(f'{x:.3g}' for x in np.asarray(numbers, float))

@@ -32,18 +32,18 @@ import numpy as np
 
 from mechjax import files
 from mechjax.errors import SAEError
-from mechjax.sae.checks import expect
+from mechjax.sae.checks import check_field
 from mechjax.sae.store import Prefetch
 from mechjax.sae.training.checkpoints import Checkpoints
-from mechjax.sae.training.feeding import Fed
+from mechjax.sae.training.feeding import PositionedBatch
 from mechjax.sae.training.step import Metrics, State, Trainer
-from mechjax.sae.training.stopping import asked_to_stop
+from mechjax.sae.training.stopping import catch_stop_signals
 
 AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Loop:
+class LoopSettings:
   """When the loop does what.
 
   Attributes:
@@ -56,11 +56,11 @@ class Loop:
 
   def __post_init__(self) -> None:
     for name in ('log_every', 'save_every'):
-      expect(self, name, getattr(self, name) >= 1, 'at least 1')
+      check_field(self, name, getattr(self, name) >= 1, 'at least 1')
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class TrainingReport:
   """What is told every so many steps.
 
   Attributes:
@@ -93,11 +93,11 @@ class TrainingResult:
 
 def train(
   trainer: Trainer,
-  feed: Callable[[int], Prefetch[Fed]],
+  feed: Callable[[int], Prefetch[PositionedBatch]],
   centres: Mapping[str, Any],
   checkpoints: Checkpoints,
-  loop: Loop,
-  report: Callable[[Report], None],
+  loop: LoopSettings,
+  report: Callable[[TrainingReport], None],
   dump: Path,
 ) -> TrainingResult:
   """Trains to the end, from wherever an earlier call got to.
@@ -118,17 +118,17 @@ def train(
   done, steps = int(state.step), trainer.optimisation.steps
   alone = jax.process_count() == 1
   pending, stop = _Pending(dump), False
-  with asked_to_stop() as asked, feed(done) as batches:
+  with catch_stop_signals() as asked, feed(done) as batches:
     clock = _Clock(done, batches)
     while done < steps and not stop:
-      fed = batches.take(give_up=lambda: alone and asked())
-      if fed is not None:
-        done, batch = fed
+      item = batches.take(give_up=lambda: alone and asked())
+      if item is not None:
+        done, batch = item
         state, metrics = trainer.step(state, batch)
         pending.add(_Step(done, metrics, batch))
-      reporting = fed is not None and (done % loop.log_every == 0 or done == steps)
-      stop = _agreed(asked(), reporting)
-      saving = stop or (fed is not None and (done % loop.save_every == 0 or done == steps))
+      reporting = item is not None and (done % loop.log_every == 0 or done == steps)
+      stop = _agree_to_stop(asked(), reporting)
+      saving = stop or (item is not None and (done % loop.save_every == 0 or done == steps))
       last = pending.settle(0 if reporting or saving else AHEAD, state)
       if reporting and last:
         report(clock.report(last))
@@ -171,7 +171,7 @@ class _Pending:
     while len(self._steps) > left:
       self._last = self._steps.popleft()
       if not bool(self._last.metrics.ok):
-        raise _not_finite(self._last, state, self._dump)
+        raise _non_finite_error(self._last, state, self._dump)
     return self._last
 
 
@@ -183,17 +183,19 @@ def objective(trainer: Trainer, step: _Step) -> float:
   return float(np.mean(np.concatenate(losses)))
 
 
-def _not_finite(step: _Step, state: State, dump: Path) -> SAEError:
+def _non_finite_error(step: _Step, state: State, dump: Path) -> SAEError:
   """The error for the first step whose numbers are not; writes what it came of."""
   number = step.done - 1
   metrics = jax.device_get(step.metrics.ensembles)
   where = dump / f'step_{number}_of_process_{jax.process_index()}'
   where.mkdir(parents=True, exist_ok=True)
-  words = {ensemble: {name: str(x) for name, x in own.items()} for ensemble, own in metrics.items()}
-  files.write_json(where / 'metrics.json', words)
+  record = {
+    ensemble: {name: str(x) for name, x in own.items()} for ensemble, own in metrics.items()
+  }
+  files.write_json(where / 'metrics.json', record)
   arrays: dict[str, Any] = {}
   for path, x in jax.tree_util.tree_leaves_with_path({'batch': step.batch, 'state': state}):
-    arrays |= _of_this_process(jax.tree_util.keystr(path), x)
+    arrays |= _local_arrays(jax.tree_util.keystr(path), x)
   with files.whole(where / 'arrays.npz') as file:
     np.savez(file, **arrays)
   bad = [
@@ -210,13 +212,13 @@ def _not_finite(step: _Step, state: State, dump: Path) -> SAEError:
   )
 
 
-def _of_this_process(name: str, x: jax.Array) -> dict[str, np.ndarray]:
+def _local_arrays(name: str, x: jax.Array) -> dict[str, np.ndarray]:
   if x.is_fully_addressable:
     return {name: np.asarray(x)}
   return {f'{name}{s.index}': np.asarray(s.data) for s in x.addressable_shards}
 
 
-def _agreed(asked: bool, reporting: bool) -> bool:
+def _agree_to_stop(asked: bool, reporting: bool) -> bool:
   """Whether to stop: what a lone process is asked, or what several agree on when they report."""
   if jax.process_count() == 1:
     return asked
@@ -230,11 +232,11 @@ def _agreed(asked: bool, reporting: bool) -> bool:
 class _Clock:
   """Steps per second, and the share of waiting, since the last report."""
 
-  def __init__(self, done: int, batches: Prefetch[Fed]):
+  def __init__(self, done: int, batches: Prefetch[PositionedBatch]):
     self._batches = batches
     self._last = done, time.perf_counter(), batches.waited
 
-  def report(self, step: _Step) -> Report:
+  def report(self, step: _Step) -> TrainingReport:
     done, metrics, rate = (
       step.done,
       jax.device_get(step.metrics.ensembles),
@@ -244,6 +246,6 @@ class _Clock:
     now = time.perf_counter()
     self._last = done, now, self._batches.waited
     seconds = now - since
-    return Report(
+    return TrainingReport(
       done, metrics, rate, (done - before) / seconds, (self._batches.waited - waited) / seconds
     )

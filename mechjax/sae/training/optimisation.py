@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mechjax.sae.checks import expect
+from mechjax.sae.checks import check_field
 from mechjax.sae.ops import unit_rows
 
 
@@ -59,16 +59,16 @@ class Optimisation:
   eps: float = 1e-8
 
   def __post_init__(self) -> None:
-    expect(self, 'steps', self.steps >= 1, 'at least 1')
+    check_field(self, 'steps', self.steps >= 1, 'at least 1')
     for name in ('learning_rate', 'eps'):
-      expect(self, name, getattr(self, name) > 0, 'positive')
+      check_field(self, name, getattr(self, name) > 0, 'positive')
     for name in ('warm_up_steps', 'sparsity_warm_up_steps'):
-      expect(self, name, getattr(self, name) >= 0, 'at least 0')
-    expect(self, 'warm_up_from', 0 <= self.warm_up_from <= 1, 'in [0, 1]')
+      check_field(self, name, getattr(self, name) >= 0, 'at least 0')
+    check_field(self, 'warm_up_from', 0 <= self.warm_up_from <= 1, 'in [0, 1]')
     good = 0 <= self.decay_steps <= self.steps
-    expect(self, 'decay_steps', good, f'from 0 to steps={self.steps}')
+    check_field(self, 'decay_steps', good, f'from 0 to steps={self.steps}')
     for name in ('b1', 'b2'):
-      expect(self, name, 0 <= getattr(self, name) < 1, 'in [0, 1)')
+      check_field(self, name, 0 <= getattr(self, name) < 1, 'in [0, 1)')
 
   def rate(self, step: jax.typing.ArrayLike) -> jax.Array:
     """The factor of the learning rate, float32; `step` is an int or an int array."""
@@ -92,10 +92,10 @@ class Optimisation:
       adam = optax.scale_by_rms(
         decay=self.b2, eps=self.eps, eps_in_sqrt=False, bias_correction=True
       )
-    return _promoting(optax.chain(unit_rows.orthogonal_to_decoder(), adam))
+    return _with_standard_promotion(optax.chain(unit_rows.orthogonal_to_decoder(), adam))
 
 
-def _promoting(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+def _with_standard_promotion(inner: optax.GradientTransformation) -> optax.GradientTransformation:
   """The same under JAX's standard promotion of dtypes."""
 
   def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

@@ -43,12 +43,12 @@ def mesh_of(mesh: Mesh | None) -> Mesh:
   return mesh
 
 
-def of_batch(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Of activations, [B, D]."""
   return NamedSharding(mesh, PartitionSpec('data', None))
 
 
-def of_members(sae: Architecture, members: Any, mesh: Mesh) -> Any:
+def ensemble_shardings(sae: Architecture, members: Any, mesh: Mesh) -> Any:
   """Of the state of an ensemble.
 
   Args:
@@ -74,10 +74,10 @@ def of_members(sae: Architecture, members: Any, mesh: Mesh) -> Any:
   specs['W_enc'] = PartitionSpec(None, None, 'model')
   specs['W_dec'] = PartitionSpec(None, 'model', None)
 
-  def placed(path: tuple, _: Any) -> NamedSharding:
+  def place(path: tuple, _: Any) -> NamedSharding:
     return NamedSharding(mesh, specs.get(_last_name(path), PartitionSpec()))
 
-  return jax.tree_util.tree_map_with_path(placed, members)
+  return jax.tree_util.tree_map_with_path(place, members)
 
 
 def check_batch(batch: Mapping[str, jax.Array], sites: set[str], mesh: Mesh) -> None:

@@ -19,7 +19,7 @@ from mechjax.sae.architectures import Architecture
 from mechjax.sae.ops.matmul import dot
 
 
-def needed(saes: Iterable[Architecture], batch: int) -> float:
+def operations_per_step(saes: Iterable[Architecture], batch: int) -> float:
   """Floating-point operations in the products of one step of some dictionaries.
 
   Args:
@@ -29,7 +29,7 @@ def needed(saes: Iterable[Architecture], batch: int) -> float:
   return float(sum(batch * sae.operations_per_token for sae in saes))
 
 
-def peak(batch: int, d: int, width: int, dtype: str = 'float32') -> float:
+def measure_peak(batch: int, d: int, width: int, dtype: str = 'float32') -> float:
   """Operations a second of one device at a product [B, D] @ [D, M], the best of a few.
 
   Args:

@@ -46,9 +46,9 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mechjax.sae.architectures import Params
-from mechjax.sae.architectures.base import HParams, squared
+from mechjax.sae.architectures.base import HParams, mean_squared_norm
 from mechjax.sae.dead_latents import counters
-from mechjax.sae.dead_latents.resampling import Resampling, forgotten
+from mechjax.sae.dead_latents.resampling import Resampling, reset_optimiser
 from mechjax.sae.ops import unit_rows
 from mechjax.sae.ops.sparse import firings
 from mechjax.sae.training import placement
@@ -114,7 +114,7 @@ class Metrics:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Seen:
+class _BatchResult:
   """What a batch does to a member: gradients, parameters that are observed, counters, and figures."""
 
   grads: Params
@@ -141,13 +141,13 @@ class Trainer:
     self, ensembles: Mapping[str, Ensemble], optimisation: Optimisation, mesh: Mesh | None = None
   ):
     self.mesh = placement.mesh_of(mesh)
-    self.ensembles = {name: self._placed(ensemble) for name, ensemble in ensembles.items()}
+    self.ensembles = {name: self._place(ensemble) for name, ensemble in ensembles.items()}
     self.optimisation = optimisation
-    self.batch_sharding = placement.of_batch(self.mesh)
+    self.batch_sharding = placement.batch_sharding(self.mesh)
     self._optimiser = optimisation.optimiser()
     self._sites = {site for s in ensembles.values() for site in (s.reads, s.writes) if site}
     whole = NamedSharding(self.mesh, PartitionSpec())
-    self.shardings = self._placed_state(whole)
+    self.shardings = self._state_shardings(whole)
     self._jitted_begin = jax.jit(self._begin, out_shardings=self.shardings)
     self._jitted_step = jax.jit(
       self._step,
@@ -183,7 +183,9 @@ class Trainer:
     def members(ensemble: Ensemble) -> Members:
       centre = centres.get(ensemble.writes or ensemble.reads)
       params = jax.vmap(lambda key: ensemble.sae.init(key, centre))(ensemble.keys())
-      tokens_since_fired = jnp.tile(counters.never_fired(ensemble.sae.width), (ensemble.members, 1))
+      tokens_since_fired = jnp.tile(
+        counters.init_counters(ensemble.sae.width), (ensemble.members, 1)
+      )
       never = jnp.full(ensemble.members, NEVER, jnp.int32)
       return Members(params, jax.vmap(self._optimiser.init)(params), tokens_since_fired, never)
 
@@ -194,47 +196,49 @@ class Trainer:
 
   def _step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
     seen = {
-      name: self._seen(ensemble, state.ensembles[name], state.step, batch)
+      name: self._evaluate_batch(ensemble, state.ensembles[name], state.step, batch)
       for name, ensemble in self.ensembles.items()
     }
     metrics = {name: one.metrics for name, one in seen.items()}
     ok = state.ok & _finite(metrics)
     rate = self.optimisation.learning_rate * self.optimisation.rate(state.step)
 
-    def advanced() -> dict[str, Members]:
+    def advance() -> dict[str, Members]:
       return {
-        name: self._advanced(ensemble, state.ensembles[name], seen[name], rate, state.step, batch)
+        name: self._advance(ensemble, state.ensembles[name], seen[name], rate, state.step, batch)
         for name, ensemble in self.ensembles.items()
       }
 
-    ensembles = lax.cond(ok, advanced, lambda: state.ensembles)
+    ensembles = lax.cond(ok, advance, lambda: state.ensembles)
     step = jnp.where(ok, state.step + 1, state.step)
     bad_step = jnp.where(state.ok & ~ok, state.step, state.bad_step)
     return State(step, ok, bad_step, ensembles), Metrics(metrics, rate, ok)
 
-  def _seen(self, ensemble: Ensemble, members: Members, step: jax.Array, batch: Batch) -> _Seen:
+  def _evaluate_batch(
+    self, ensemble: Ensemble, members: Members, step: jax.Array, batch: Batch
+  ) -> _BatchResult:
     """Gradients and figures of every member, one after the other."""
     sae, (x, y) = ensemble.sae, _inputs(ensemble, batch)
     target = x if y is None else y
-    variance = squared(target - jnp.mean(target, 0))
+    variance = mean_squared_norm(target - jnp.mean(target, 0))
 
-    def one(member: tuple[Params, jax.Array, HParams]) -> _Seen:
+    def one(member: tuple[Params, jax.Array, HParams]) -> _BatchResult:
       params, tokens_since_fired, hparams = member
       loss = jax.value_and_grad(sae.loss, has_aux=True)
-      (total, outcome), grads = loss(
+      (total, output), grads = loss(
         params, x, y, hparams, tokens_since_fired >= ensemble.after_tokens
       )
-      fired = firings(outcome.latents)
-      tokens_since_fired = counters.tokens_since(tokens_since_fired, fired, len(x))
-      observed = sae.observe(params, outcome.latents)
+      fired = firings(output.latents)
+      tokens_since_fired = counters.update_counters(tokens_since_fired, fired, len(x))
+      observed = sae.observe(params, output.latents)
       metrics = {
         'loss': total,
-        **outcome.parts,
+        **output.parts,
         'l0': jnp.sum(fired) / len(x),
-        'fvu': squared(outcome.error) / variance,
+        'fvu': mean_squared_norm(output.error) / variance,
         'dead': jnp.mean(tokens_since_fired >= ensemble.after_tokens, dtype=jnp.float32),
       }
-      return _Seen(
+      return _BatchResult(
         grads, {name: observed[name] for name in sae.OBSERVED}, tokens_since_fired, metrics
       )
 
@@ -243,32 +247,32 @@ class Trainer:
     norms = jax.vmap(_norm)(seen.grads)
     return dataclasses.replace(seen, metrics=seen.metrics | {'grad_norm': norms})
 
-  def _advanced(
+  def _advance(
     self,
     ensemble: Ensemble,
     members: Members,
-    seen: _Seen,
+    seen: _BatchResult,
     rate: jax.Array,
     step: jax.Array,
     batch: Batch,
   ) -> Members:
     """The members after an update; resampled where it is time."""
 
-    def one(member: Members, seen: _Seen) -> Members:
+    def one(member: Members, seen: _BatchResult) -> Members:
       own = ensemble.resampling.rate(step - member.resampled_at) if ensemble.resampling else 1.0
       updates, optimiser = self._optimiser.update(seen.grads, member.optimiser, member.params)
       params = jax.tree.map(lambda p, u: p - rate * own * u, member.params, updates)
-      params = unit_rows.normalised(params) | seen.observed
+      params = unit_rows.normalise(params) | seen.observed
       return Members(params, optimiser, seen.tokens_since_fired, member.resampled_at)
 
     after = jax.vmap(one)(members, seen)
     if ensemble.resampling is None:
       return after
     done = step + 1
-    resample = partial(self._resampled, ensemble, ensemble.resampling, done, batch)
+    resample = partial(self._resample, ensemble, ensemble.resampling, done, batch)
     return lax.cond(done % ensemble.resample_every == 0, resample, lambda same: same, after)
 
-  def _resampled(
+  def _resample(
     self,
     ensemble: Ensemble,
     resampling: Resampling,
@@ -282,10 +286,10 @@ class Trainer:
     def one(args: tuple[Members, jax.Array, HParams]) -> Members:
       member, key, hparams = args
       which = member.tokens_since_fired >= ensemble.after_tokens
-      _, outcome = sae.loss(member.params, x, y, hparams)
+      _, output = sae.loss(member.params, x, y, hparams)
       key = jax.random.fold_in(key, done)
-      params = resampling.resampled(sae, member.params, key, x, outcome.error, which, y)
-      optimiser = forgotten(self._optimiser, member.optimiser, sae, params, which)
+      params = resampling.resample(sae, member.params, key, x, output.error, which, y)
+      optimiser = reset_optimiser(self._optimiser, member.optimiser, sae, params, which)
       at = jnp.where(which.any(), done, member.resampled_at)
       return Members(params, optimiser, jnp.where(which, 0, member.tokens_since_fired), at)
 
@@ -293,23 +297,23 @@ class Trainer:
 
   def _hparams(self, ensemble: Ensemble, step: jax.Array) -> HParams:
     """The settings that are data, [N], with the sparsity coefficient on its way up."""
-    hparams = ensemble.data()
+    hparams = ensemble.member_hparams()
     if 'sparsity' in hparams:
       hparams['sparsity'] = jnp.float32(hparams['sparsity']) * self.optimisation.sparsity(step)
     return hparams
 
-  def _placed_state(self, whole: NamedSharding) -> Any:
+  def _state_shardings(self, whole: NamedSharding) -> Any:
     shapes = jax.eval_shape(self._begin, {})
     ensembles = {
-      name: placement.of_members(ensemble.sae, shapes.ensembles[name], self.mesh)
+      name: placement.ensemble_shardings(ensemble.sae, shapes.ensembles[name], self.mesh)
       for name, ensemble in self.ensembles.items()
     }
     return dataclasses.replace(jax.tree.map(lambda _: whole, shapes), ensembles=ensembles)
 
-  def _placed(self, ensemble: Ensemble) -> Ensemble:
+  def _place(self, ensemble: Ensemble) -> Ensemble:
     if self.mesh.size == 1:
       return ensemble
-    return dataclasses.replace(ensemble, sae=ensemble.sae.for_shards())
+    return dataclasses.replace(ensemble, sae=ensemble.sae.as_shardable())
 
 
 def _inputs(ensemble: Ensemble, batch: Batch) -> tuple[jax.Array, jax.Array | None]:

@@ -12,7 +12,7 @@ from mechjax.sae.store import Harvester, Share, Stored, Streamed, batches, plan,
 from tests.sae.store import toys
 
 CONTEXTS = toys.contexts(n=40)
-N = int(CONTEXTS.counts().sum())
+N = int(CONTEXTS.count_kept().sum())
 BUCKET, ROWS = 12, 4
 
 
@@ -24,7 +24,7 @@ class Numbers(Harvester):
     return {'x': 1}
 
   def rows(self, numbers, skip, n):
-    counts = CONTEXTS.counts()
+    counts = CONTEXTS.count_kept()
     ends = np.cumsum(counts)
     ids = np.concatenate([np.arange(ends[c] - counts[c], ends[c]) for c in numbers])
     return {'x': ids[skip : skip + n, None].astype(np.float32)}
