@@ -317,9 +317,9 @@ def test_batch_topk_learns_nothing_about_its_threshold():
     (lambda: ReLU(d_in=D, width=M, sparsity='0.1'), "sparsity='0.1' should be a finite number"),
     (lambda: JumpReLU(d_in=D, width=M, sparsity=np.inf), 'sparsity=inf should be a finite number'),
     (lambda: BatchTopK(d_in=D, width=M, k=2, decay=1), r'decay=1 should be in \[0, 1\)'),
-    (lambda: SAES['topk'].hparams(k=4), 'k=4 .* sorts out k=3'),
+    (lambda: SAES['topk'].hparams(k=4), 'k=4 .* selects k=3'),
     (lambda: SAES['topk'].hparams(k=[1, 0]), 'k=0 should be'),
-    (lambda: SAES['relu'].hparams(width=3), r"\['width'\] of ReLU are not data"),
+    (lambda: SAES['relu'].hparams(width=3), r"\['width'\] of ReLU are not traced hyperparameters"),
     (lambda: architecture('topkk'), "no architecture 'topkk'"),
   ],
 )
@@ -344,7 +344,7 @@ def test_data_that_do_not_fit_are_refused(name):
     trans.loss(params, x)
   with pytest.raises(SAEError, match='not of the same tokens'):
     trans.loss(params, x, y[1:])
-  with pytest.raises(SAEError, match='decodes latents and the input'):
+  with pytest.raises(SAEError, match='needs the input to decode latents'):
     trans.decode(params, trans.encode(params, x))
 
 

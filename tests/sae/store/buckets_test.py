@@ -116,9 +116,9 @@ def test_whoever_stops_taking_batches_leaves_no_thread_behind(source):
 
 
 def test_buckets_that_cannot_be_had_are_refused(source):
-  with pytest.raises(SAEError, match=r'12 activations are no multiple of 5(.|\n)*buckets of 10'):
+  with pytest.raises(SAEError, match=r'12 activations are not a multiple of 5(.|\n)*buckets of 10'):
     taken(source, 1, rows=5)
-  with pytest.raises(SAEError, match=r'no multiple of 24(.|\n)*buckets of 24'):
+  with pytest.raises(SAEError, match=r'not a multiple of 24(.|\n)*buckets of 24'):
     taken(source, 1, rows=24)
   with pytest.raises(SAEError, match=f'{source.per_epoch} buckets for 100 hosts'):
     taken(source, 1, share=Share(0, 100))
@@ -127,5 +127,5 @@ def test_buckets_that_cannot_be_had_are_refused(source):
   with pytest.raises(SAEError, match=f'the contexts have {N}'):
     Streamed(NUMBERS, N + 1)
   for host, hosts in ((-1, 2), (2, 2), (0, 0)):
-    with pytest.raises(SAEError, match=f'Share.host={host}'):
+    with pytest.raises(SAEError, match=f'Share.index={host}'):
       Share(host, hosts)

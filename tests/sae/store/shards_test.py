@@ -174,7 +174,7 @@ def test_what_is_damaged_is_refused_by_the_reader_and_mended_by_the_writer(copy,
   stored = Stored.open(copy)
   stored.shard(2)
   with pytest.raises(
-    SAEError, match=r'shard 3 of .*z\.0 is not what was written(.|\n)*writer again'
+    SAEError, match=r'shard 3 of .*z\.0 differs from what was written(.|\n)*writer again'
   ):
     stored.shard(3)
   with pytest.raises(SAEError, match='shard 3'):
@@ -224,7 +224,7 @@ def test_buckets_of_no_shards_or_of_too_many_are_refused(written, n):
 def test_other_activations_are_refused_and_nothing_is_changed(copy, other):
   before = snapshot(copy)
   (name,) = other
-  with pytest.raises(SAEError, match=f'holds other activations: {name}: there'):
+  with pytest.raises(SAEError, match=f'holds other activations: {name}: found'):
     write(copy, HARVESTER, dataclasses.replace(ABOUT, **other))
   assert snapshot(copy) == before
 
