@@ -1,19 +1,19 @@
-"""What a run tells while it goes on: a line on the screen, a line of JSON, and curves for who wants them.
+"""Reports of a running training: a line on the screen, a line of JSON, and optional curves.
 
     with Journal(run, peak=peak, tensorboard=True) as journal:
       train(..., report=journal.write)
 
-`metrics.jsonl` has one object a report: {"step": 50, "tokens": 204800, "jump": {"l0": [33.1, 20.4], ...}, ...}, with a
-list for the members of each ensemble. The screen shows the same in short:
+`metrics.jsonl` has one object per report: {"step": 50, "tokens": 204800, "jump": {"l0": [33.1, 20.4], ...}, ...}, with
+a list over the members for each metric. The screen shows a short form:
 
     step 1,000/5,000  4.1 M tokens  52,310 tokens/s  matmul 0.83  wait 0.01 | jump loss 0.21 l0 33/20 fvu 0.12 dead 0.02
 
-`matmul` is the share of the rate at which the device multiplies matrices, measured when the run starts, that the
-products of a dense step would have needed (`speed`). TensorBoard's files come from `tensorboardX`, and runs in Weights
-& Biases from `wandb`, where they are installed and asked for.
+`matmul` is the rate that the products of a dense step would need, as a share of the rate at which the device multiplies
+matrices, measured at the start of the run (`speed`). TensorBoard files need `tensorboardX`, and runs in Weights &
+Biases need `wandb`; both are optional.
 
-Sharp edges: a run that goes on from a checkpoint writes the steps since that checkpoint again, so lines of those are
-taken out of the file first. Only the first process of several writes.
+Sharp edges: a run that resumes from a checkpoint writes the steps since that checkpoint again, so their lines are
+removed from the file first. Of several processes only the first writes.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ SHOWN = ('loss', 'l0', 'fvu', 'dead')
 
 
 def show(line: str) -> None:
-  """A line on the screen of the first process, at once."""
+  """Prints a line without delay, in the first process only."""
   if jax.process_index() == 0:
     print(line, flush=True)
 
 
 class Curves(Protocol):
-  """A place for curves."""
+  """A destination for curves."""
 
   def add(self, step: int, numbers: Mapping[str, float]) -> None:
-    """Adds a point to each."""
+    """Adds a point to each curve."""
 
   def close(self) -> None:
-    """Ends."""
+    """Closes the destination."""
 
 
 class Journal:
@@ -67,14 +67,14 @@ class Journal:
 
     Args:
       run: directory of the run.
-      steps: how many there will be.
-      batch: tokens of one.
+      steps: total number of steps.
+      batch: tokens per step.
       operations: floating-point operations of the products of one step.
-      peak: operations a second of all devices, measured.
-      done: the step from which the run goes on.
-      curves: where points go besides.
+      peak: measured operations per second of all devices.
+      done: step from which the run resumes.
+      curves: additional destinations.
     """
-    self._steps, self._batch, self._needed, self._peak = steps, batch, operations, peak
+    self._steps, self._batch, self._operations, self._peak = steps, batch, operations, peak
     self._curves, self._file = curves, None
     if jax.process_index() == 0:
       path = run / METRICS
@@ -82,7 +82,7 @@ class Journal:
       self._file = path.open('a')
 
   def write(self, report: TrainingReport) -> None:
-    """One report, everywhere."""
+    """Writes one report to every destination."""
     if self._file is None:
       return
     record = self._to_json(report)
@@ -108,7 +108,7 @@ class Journal:
       'step': report.step,
       'tokens': report.step * self._batch,
       'tokens_per_second': rate * self._batch,
-      'matmul_share': rate * self._needed / self._peak,
+      'matmul_share': rate * self._operations / self._peak,
       'wait': report.wait,
       'learning_rate': report.rate,
       **{
@@ -130,10 +130,10 @@ class Journal:
 
 
 class TensorBoard:
-  """Curves as TensorBoard reads them."""
+  """Curves for TensorBoard."""
 
   def __init__(self, directory: Path, done: int):
-    """Opens the directory; points after step `done` are those of a run that was killed."""
+    """Opens the directory; points after step `done`, from a run that was killed, are purged."""
     module = extras.require('tensorboardX', 'logging')
     self._writer = module.SummaryWriter(str(directory), purge_step=done + 1)
 
@@ -149,7 +149,7 @@ class WandB:
   """Curves in Weights & Biases."""
 
   def __init__(self, project: str, run: Path, config: Mapping[str, Any]):
-    """Goes on with the run of this directory, or starts it."""
+    """Resumes the run of this directory, or starts it."""
     module = extras.require('wandb', 'logging')
     self._run = module.init(
       project=project, id=run.name, name=run.name, resume='allow', config=dict(config), dir=str(run)
@@ -163,7 +163,7 @@ class WandB:
 
 
 def _drop_lines_after(path: Path, done: int) -> None:
-  """Takes the lines of later steps out of a file, and what was half written."""
+  """Removes the lines of later steps and incomplete lines from a file."""
   if not path.exists():
     return
   kept = []

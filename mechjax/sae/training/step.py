@@ -1,36 +1,35 @@
-"""One step of training: from a state and a batch to the next state and what there is to report.
+"""One step of training: from a state and a batch to the next state and metrics.
 
     trainer = Trainer({'jump': Ensemble(...), 'topk': Ensemble(...)}, Optimisation(steps=100_000), mesh)
     state = trainer.init()
-    state, metrics = trainer.step(state, {'resid_post.5': x})           x: [B, D]; the old state is gone
+    state, metrics = trainer.step(state, {'resid_post.5': x})           x: [B, D]; the old state is deleted
 
-The step is one pure, compiled function of arrays. The state that it is given is donated and its memory used for
-the next. Nothing is sent to the host, so a loop may run ahead of the device; metrics are read when somebody wants
-to know. All randomness comes from a member's seed and the number of the step: a state that was saved
-continues to the same numbers.
+The step is one pure, compiled function of arrays. Its input state is donated, and its memory is reused for the next
+state. Nothing is sent to the host, so a loop can run ahead of the device and read metrics later. All randomness comes
+from the seed of a member and the number of the step: a restored state continues with the same numbers.
 
-What happens, for each ensemble:
+A step does the following for each ensemble:
 
-    loss and gradients of each member, its latents counted
-    if all of them are finite:   optimiser, unit rows, thresholds and counters; at times resampling
-    otherwise:                   nothing
+    loss, gradients and firing latents of each member
+    if all losses and gradients are finite:   optimiser, unit rows, thresholds and counters; at times resampling
+    otherwise:                                nothing
 
-A loss or gradient that is not a number STOPS the training and does not spoil it. `ok` becomes False, `bad_step` says
-which step it was, and from there on no step changes anything: the state stays the last good one, however late the
-loop looks. It is a `cond`, so a good step pays for a test of a few numbers.
+A loss or gradient that is NaN or infinite STOPS the training and does not corrupt it. `ok` becomes False, `bad_step` is
+the number of that step, and later steps change nothing: the state remains the last finite one, however late the loop
+checks. This is a `cond`, so a finite step only costs the test of a few numbers.
 
-MEMBERS TAKE TURNS (`lax.map`) instead of being a batch axis (vmap). One member's products already fill a device;
-a turn needs the latents of one member instead of all, [B, M] and not [N, B, M]; a branch stays a branch, so losses
-for dead latents cost nothing while a member has none; and sparse kernels stay what they are. Measured for 4 members of
-576 -> 2304 and 2,048 tokens on two CPU cores, in seconds a step:
+MEMBERS ARE COMPUTED SEQUENTIALLY (`lax.map`), not along a batch axis (vmap). The products of one member already fill a
+device. At any time only the latents of one member are in memory, [B, M] instead of [N, B, M]. A branch remains a
+branch, so losses for dead latents cost nothing while a member has none, and sparse kernels need no batching. Measured
+for 4 members of 576 -> 2304 and 2,048 tokens on two CPU cores, in seconds per step:
 
-               turns    vmap    written out
+             lax.map    vmap    unrolled
     ReLU        0.98    1.12    1.07
     Gated       1.46    1.62    1.57
     TopK        0.58    0.85    0.56
 
-Sharp edges. Use the state that comes back; the one that went in is deleted. Members of an ensemble share a batch size.
-Counters go on through resampling only for latents that live. On several devices TopK is computed densely.
+Sharp edges. Use the returned state; the input state is deleted. Members of an ensemble share a batch size. Resampling
+resets the counters of the resampled latents only. On several devices TopK is computed densely.
 """
 
 from __future__ import annotations
@@ -66,9 +65,9 @@ class Members:
 
   Attributes:
     params: their parameters.
-    optimiser: what the optimiser remembers.
+    optimiser: their optimiser states.
     tokens_since_fired: tokens since each latent last fired, int32 [N, M].
-    resampled_at: how many steps had been made when latents were last resampled, int32 [N]; `NEVER` at first.
+    resampled_at: number of completed steps when latents were last resampled, int32 [N]; initially `NEVER`.
   """
 
   params: Params
@@ -80,13 +79,13 @@ class Members:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-  """All that a training is.
+  """Complete training state.
 
   Attributes:
-    step: how many updates were made, int32.
-    ok: whether all numbers were finite so far, bool.
-    bad_step: the step at which they were not, int32; -1 while `ok`.
-    ensembles: by name.
+    step: number of completed updates, int32.
+    ok: whether all losses and gradients have been finite so far, bool.
+    bad_step: the first step at which they were not, int32; -1 while `ok`.
+    ensembles: members of each ensemble, by name.
   """
 
   step: jax.Array
@@ -98,12 +97,13 @@ class State:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-  """What a step tells.
+  """Metrics of a step.
 
   Attributes:
-    ensembles: by name, and by name of the figure, [N]: 'loss' and its parts, 'l0' (active latents of a token), 'fvu'
-      (squared error over squared distance from the mean of the batch), 'dead' (fraction of latents), 'grad_norm'.
-    rate: the learning rate of this step, before a factor of resampling.
+    ensembles: by name of the ensemble, then by name of the metric, [N]: 'loss' and its parts, 'l0' (active latents per
+      token), 'fvu' (squared error over squared distance from the batch mean), 'dead' (fraction of latents),
+      'grad_norm'.
+    rate: the learning rate of this step, before the factor of resampling.
     ok: as in the state.
   """
 
@@ -115,7 +115,7 @@ class Metrics:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _BatchResult:
-  """What a batch does to a member: gradients, parameters that are observed, counters, and figures."""
+  """Results of a batch for a member: gradients, observed parameters, counters, and metrics."""
 
   grads: Params
   observed: Params
@@ -124,14 +124,14 @@ class _BatchResult:
 
 
 class Trainer:
-  """Trains ensembles of dictionaries, each batch once for all.
+  """Trains ensembles of dictionaries on shared batches.
 
   Attributes:
-    ensembles: by name, as they are computed.
-    optimisation: the settings.
+    ensembles: the ensembles by name, in the form in which they are computed.
+    optimisation: settings of the optimiser.
     mesh: the devices, with axes `data` and `model`.
     shardings: a `State` of shardings.
-    batch_sharding: of each array of a batch, [B, D].
+    batch_sharding: sharding of each array of a batch, [B, D].
 
   Raises:
     SAEError: the mesh does not divide a width, or has other axes.
@@ -157,27 +157,27 @@ class Trainer:
     )
 
   def init(self, centres: Mapping[str, jax.Array] | None = None) -> State:
-    """The state before the first step; every member from its own seed.
+    """Initial state; every member is initialised from its own seed.
 
     Args:
-      centres: what b_dec starts from, by the site that is reconstructed, [E]; zeros for sites that are not there.
+      centres: initial b_dec, [E], by target site; zeros for missing sites.
     """
     return self._jitted_begin(dict(centres or {}))
 
   def step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
-    """Makes one update of everything.
+    """Updates all ensembles once.
 
     Args:
-      state: what came back from the step before; it is donated.
+      state: the state returned by the previous step; it is donated.
       batch: activations by site, [B, D] float32, of the same tokens.
 
     Raises:
-      SAEError: a batch without a site that is read, or that does not fit its dictionary or the mesh.
+      SAEError: the batch lacks a site, or does not fit its dictionary or the mesh.
     """
     placement.check_batch(batch, self._sites, self.mesh)
     return self._jitted_step(state, {site: batch[site] for site in sorted(self._sites)})
 
-  # --- what is compiled -----------------------------------------------------------------------------------
+  # --- compiled functions ---------------------------------------------------------------------------------
 
   def _begin(self, centres: Mapping[str, jax.Array]) -> State:
     def members(ensemble: Ensemble) -> Members:
@@ -217,7 +217,7 @@ class Trainer:
   def _evaluate_batch(
     self, ensemble: Ensemble, members: Members, step: jax.Array, batch: Batch
   ) -> _BatchResult:
-    """Gradients and figures of every member, one after the other."""
+    """Gradients and metrics of every member, computed sequentially."""
     sae, (x, y) = ensemble.sae, _inputs(ensemble, batch)
     target = x if y is None else y
     variance = mean_squared_norm(target - jnp.mean(target, 0))
@@ -243,7 +243,7 @@ class Trainer:
       )
 
     seen = lax.map(one, (members.params, members.tokens_since_fired, self._hparams(ensemble, step)))
-    # Within the loop XLA would transpose the gradient of a sparse encoder twice, for the norm and for the result.
+    # Inside the loop XLA would transpose the gradient of a sparse encoder twice, for the norm and for the result.
     norms = jax.vmap(_norm)(seen.grads)
     return dataclasses.replace(seen, metrics=seen.metrics | {'grad_norm': norms})
 
@@ -256,7 +256,7 @@ class Trainer:
     step: jax.Array,
     batch: Batch,
   ) -> Members:
-    """The members after an update; resampled where it is time."""
+    """Updates the members, and resamples them every `resample_every` steps."""
 
     def one(member: Members, seen: _BatchResult) -> Members:
       own = ensemble.resampling.rate(step - member.resampled_at) if ensemble.resampling else 1.0
@@ -280,23 +280,23 @@ class Trainer:
     batch: Batch,
     members: Members,
   ) -> Members:
-    """The members with new latents for dead ones, drawn from a batch; `done` steps have been made."""
+    """Resamples dead latents of the members from a batch, after `done` steps."""
     sae, (x, y) = ensemble.sae, _inputs(ensemble, batch)
 
     def one(args: tuple[Members, jax.Array, HParams]) -> Members:
       member, key, hparams = args
-      which = member.tokens_since_fired >= ensemble.after_tokens
+      dead = member.tokens_since_fired >= ensemble.after_tokens
       _, output = sae.loss(member.params, x, y, hparams)
       key = jax.random.fold_in(key, done)
-      params = resampling.resample(sae, member.params, key, x, output.error, which, y)
-      optimiser = reset_optimiser(self._optimiser, member.optimiser, sae, params, which)
-      at = jnp.where(which.any(), done, member.resampled_at)
-      return Members(params, optimiser, jnp.where(which, 0, member.tokens_since_fired), at)
+      params = resampling.resample(sae, member.params, key, x, output.error, dead, y)
+      optimiser = reset_optimiser(self._optimiser, member.optimiser, sae, params, dead)
+      at = jnp.where(dead.any(), done, member.resampled_at)
+      return Members(params, optimiser, jnp.where(dead, 0, member.tokens_since_fired), at)
 
     return lax.map(one, (members, ensemble.keys(), self._hparams(ensemble, done)))
 
   def _hparams(self, ensemble: Ensemble, step: jax.Array) -> HParams:
-    """The settings that are data, [N], with the sparsity coefficient on its way up."""
+    """Traced hyperparameters, [N], with the warm-up of the sparsity coefficient."""
     hparams = ensemble.member_hparams()
     if 'sparsity' in hparams:
       hparams['sparsity'] = jnp.float32(hparams['sparsity']) * self.optimisation.sparsity(step)
@@ -317,18 +317,18 @@ class Trainer:
 
 
 def _inputs(ensemble: Ensemble, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
-  """What an ensemble reads, and the target if it is another."""
+  """Input of an ensemble, and the target if it differs from the input."""
   return batch[ensemble.reads], batch[ensemble.writes] if ensemble.writes else None
 
 
 def _norm(grads: Params) -> jax.Array:
-  """The length of all gradients as one vector, a scalar."""
-  # Rows first: XLA on CPU adds up a matrix row by row at the speed of memory, and all at once number by number.
+  """Norm of all gradients as one vector, a scalar."""
+  # Sums over rows first: XLA on CPU does that at memory speed, but sums a whole matrix one number at a time.
   squares = [jnp.sum(jnp.sum(jnp.square(jnp.atleast_2d(g)), 0)) for g in grads.values()]
   return jnp.sqrt(sum(squares, jnp.zeros((), squares[0].dtype)))
 
 
 def _finite(metrics: Mapping[str, Mapping[str, jax.Array]]) -> jax.Array:
-  """Whether all losses and gradients are."""
+  """Whether all losses and gradients are finite."""
   tested = [own[name] for own in metrics.values() for name in ('loss', 'grad_norm')]
   return jnp.isfinite(jnp.concatenate(tested)).all()

@@ -1,13 +1,13 @@
-"""Being asked to stop: a signal becomes a question that the loop asks between two steps.
+"""Signals to stop: the loop checks between two steps whether one has arrived.
 
-    with asked_to_stop() as asked:
+    with catch_stop_signals() as stop_requested:
       for ...:
-        if asked(): break            save and leave in order
+        if stop_requested(): break            save and exit
 
-SIGTERM is what a scheduler sends before it takes a machine away, SIGINT is Ctrl-C. A second one of the same kind does
-what it would have done without us.
+A scheduler sends SIGTERM before it takes a machine away; Ctrl-C sends SIGINT. A second signal of the same kind has its
+usual effect.
 
-Sharp edge: signals reach the main thread of a process; elsewhere nothing is installed and nobody asks.
+Sharp edge: signals reach only the main thread of a process; in other threads no handler is installed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @contextlib.contextmanager
 def catch_stop_signals() -> Iterator[Callable[[], bool]]:
-  """Listens while the block runs.
+  """Catches signals to stop while the block runs.
 
   Yields:
-    Whether a signal has come.
+    A function that returns whether a signal has arrived.
   """
   came = threading.Event()
   if threading.current_thread() is not threading.main_thread():
