@@ -1,13 +1,13 @@
-"""Gated: whether a latent is active and how strongly are two questions, and only the first is penalised.
+"""Gated: a gate decides whether a latent is active, a magnitude how strongly; only the gate is penalised.
 
     a  = (x - b_dec) @ W_enc
-    pi = a + b_gate                                              whether: pi > 0
-    f  = 1[pi > 0] * ReLU(exp(r_mag) * a + b_mag)                how strongly
+    pi = a + b_gate                                              active if pi > 0
+    f  = 1[pi > 0] * ReLU(exp(r_mag) * a + b_mag)
     L  = |x - x_hat(f)|^2 + sparsity |ReLU(pi)|_1 + |x - x_hat_frozen(ReLU(pi))|^2
 
 (Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders", equations 6 to 8; W_enc is
-its W_gate, and the two encoders share it up to exp(r_mag)). The step in f has no derivative; the gate learns from the
-last term, in which the decoder is held fixed so that it is not shaped by shrunken activations. That term is the part
+their W_gate, and the two encoders share it up to exp(r_mag)). The step in f has no derivative; the gate learns from the
+last term. The decoder is held fixed in that term, so that shrunken activations do not shape it. The term is the part
 named 'gate'.
 
 A gated dictionary is a JumpReLU with thresholds b_mag - exp(r_mag) b_gate: `as_jumprelu`.
@@ -37,12 +37,12 @@ class Gated(Architecture):
   """Latents with a gate and a magnitude, and an L1 penalty on the gate.
 
   Attributes:
-    sparsity: coefficient of the penalty; may be data.
+    sparsity: coefficient of the penalty; can be traced.
   """
 
   TRACED = ('sparsity',)
   PER_LATENT = {'b_gate': 0.0, 'r_mag': 0.0, 'b_mag': 0.0}  # noqa: RUF012
-  DECODER_PRODUCTS = 5  # both activations are decoded and get a gradient; the decoder has one
+  DECODER_PRODUCTS = 5  # both activations are decoded and have a gradient, and so does the decoder
 
   sparsity: float
 

@@ -3,8 +3,8 @@
     f = ReLU((x - b_dec) @ W_enc + b_enc)
     L = |x - x_hat|^2 + sparsity |f|_1
 
-(Bricken et al. 2023, "Towards Monosemanticity"). The penalty falls on large activations too, so reconstructions come
-out too small (shrinkage); the other architectures are ways around that.
+(Bricken et al. 2023, "Towards Monosemanticity"). The penalty also acts on large activations, so reconstructions
+are too small (shrinkage); the other architectures avoid that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ReLU(Architecture):
   """ReLU latents and an L1 penalty.
 
   Attributes:
-    sparsity: coefficient of the penalty; may be data.
+    sparsity: coefficient of the penalty; can be traced.
   """
 
   TRACED = ('sparsity',)

@@ -1,16 +1,16 @@
-"""TopK: of each token the k largest latents, and no penalty.
+"""TopK: the k largest latents of each token, and no penalty.
 
     f = TopK(ReLU((x - b_dec) @ W_enc + b_enc))
     L = |x - x_hat|^2        (+ AuxK for dead latents: `aux_loss=AuxK()`)
 
-(Gao et al. 2024, "Scaling and evaluating sparse autoencoders", equations 3 and 4). L0 is set instead of bargained for.
-As in that paper's code a pre-activation among the k largest that is negative counts as 0.
+(Gao et al. 2024, "Scaling and evaluating sparse autoencoders", equations 3 and 4). L0 is set directly, without a
+penalty. As in the code of that paper, a negative pre-activation among the k largest counts as 0.
 
 Because k is much smaller than M, `sparse=True` computes the decoder and the whole backward pass on the k latents only
-(`mechjax.sae.ops.sparse`): the same values and gradients.
+(`mechjax.sae.ops.sparse`), with the same values and gradients.
 
-k is data up to the field `k`, which is how many latents are sorted out: `hparams(k=[8, 16, 32])` for a description
-with k=32 trains three dictionaries, each at the price of the largest.
+k can be traced, up to the field `k`, which is the number of latents that are selected: `hparams(k=[8, 16, 32])` of a
+TopK with k=32 trains three dictionaries, each at the cost of the largest.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class TopK(Architecture):
   """The k largest latents of each token.
 
   Attributes:
-    k: how many; may be data, up to this.
-    sparse: whether decoder and backward pass are computed on the chosen latents only; not over several devices.
+    k: number of latents; can be traced, up to this number.
+    sparse: whether decoder and backward pass are computed on the chosen latents only; not on several devices.
   """
 
   TRACED = ('k',)
@@ -53,8 +53,8 @@ class TopK(Architecture):
     largest = np.max(values.get('k', self.k))
     if largest > self.k:
       raise SAEError(
-        f'k={values["k"]} as data for a TopK that sorts out k={self.k} latents',
-        hint=f'describe it with k={largest}',
+        f'traced k={values["k"]} for a TopK that selects k={self.k} latents',
+        hint=f'construct it with k={largest}',
       )
     return super().hparams(**values)
 
@@ -89,5 +89,5 @@ class TopK(Architecture):
       )
     else:
       values, indices = sparse.top_k(self.pre_activations(params, x), self.k)
-    wanted = jnp.arange(self.k, dtype=jnp.int32) < self.hparam(hparams, 'k', jnp.int32)
-    return Sparse(jnp.where(wanted, jax.nn.relu(values), 0), indices, self.width)
+    within_k = jnp.arange(self.k, dtype=jnp.int32) < self.hparam(hparams, 'k', jnp.int32)
+    return Sparse(jnp.where(within_k, jax.nn.relu(values), 0), indices, self.width)
