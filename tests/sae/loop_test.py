@@ -1,4 +1,4 @@
-"""However a run is interrupted, it ends where it would have ended; and what goes wrong is said and spoils nothing."""
+"""An interrupted run ends in the same state as an uninterrupted one; errors are reported and damage nothing."""
 
 import json
 import os
@@ -81,9 +81,9 @@ LONG = 1_000
 
 
 def child(begun, home, cache):
-  """Trains slowly; its work has begun with the first report, or at once in one life of five.
+  """Trains slowly; calls `begun` at the first report, or at once in one process of five.
 
-  Which step a life first told of is noted, because one that began again would end with the same bits too.
+  The first reported step of each process is recorded, because a process that started again would give the same bits.
   """
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
@@ -110,13 +110,15 @@ def test_a_run_that_is_killed_at_ten_moments_ends_with_the_same_bits(tmp_path):
     assert not killing.done_by(child, args, moment)
   first = [int(line) for line in (home / 'lives').read_text().split()]
   assert first == sorted(first)
-  assert first[-1] > first[0]  # a life went on from the checkpoint of one before
+  assert first[-1] > first[0]  # a process resumed from the checkpoint of an earlier one
   there = trained(home, save_every=300, steps=LONG).state
   same(there, trained(tmp_path / 'other', save_every=300, steps=LONG).state)
 
 
 @pytest.mark.slow
-def test_a_number_that_is_none_stops_the_run_and_leaves_its_checkpoints(tmp_path, undisturbed):
+def test_a_number_that_is_not_finite_stops_the_run_and_leaves_its_checkpoints(
+  tmp_path, undisturbed
+):
   spoilt = 5  # buckets of four batches, of which the order is that of their numbers
   with pytest.raises(
     SAEError, match=r'step 20 gave numbers that are not finite: .*loss.*nan'
@@ -223,7 +225,7 @@ def test_an_activation_that_is_too_long_gives_its_place_to_another_at_every_site
     apply_scales({'x': x[1:2], 'y': x[1:2]}, scales)
 
 
-# --- what is told -----------------------------------------------------------------------------------------
+# --- reports ----------------------------------------------------------------------------------------------
 
 
 def told(step, l0):
@@ -237,7 +239,7 @@ def lines(path):
 
 
 def journal(path, done=0, **more):
-  return Journal(path, steps=100, batch=64, needed=1e6, peak=1e7, done=done, **more)
+  return Journal(path, steps=100, batch=64, operations=1e6, peak=1e7, done=done, **more)
 
 
 def test_a_report_is_a_line_of_json_and_one_on_the_screen(tmp_path, capsys):

@@ -54,7 +54,7 @@ def encoder(sae, p, x):
 
 
 def latents(sae, p, x, k=K):
-  """What is active in training, [B, M], and what the penalty sees."""
+  """Latents in training, [B, M], and the numbers that the penalty acts on."""
   a = encoder(sae, p, x)
   if isinstance(sae, Gated):
     pi = a + p['b_gate']

@@ -1,4 +1,4 @@
-"""A small training for the tests of the loop: activations that are made up, dictionaries of every kind of state."""
+"""A small training for the tests of the loop: synthetic activations, dictionaries with every kind of state."""
 
 import dataclasses
 import functools
@@ -69,7 +69,7 @@ def trainer(mesh=None, **optimisation):
 
 
 def trained(home, report=lambda r: None, source=MadeUp(), save_every=7, **optimisation):
-  """What a run in this directory ends with."""
+  """Result of a run in this directory."""
   one = trainer(**optimisation)
   feed = functools.partial(feed_of, one, source)
   with Checkpoints(Path(home) / 'checkpoints', last=2, best=1) as kept:

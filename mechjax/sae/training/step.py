@@ -195,17 +195,17 @@ class Trainer:
     )
 
   def _step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
-    seen = {
-      name: self._evaluate_batch(ensemble, state.ensembles[name], state.step, batch)
+    results = {
+      name: self._evaluate(ensemble, state.ensembles[name], state.step, batch)
       for name, ensemble in self.ensembles.items()
     }
-    metrics = {name: one.metrics for name, one in seen.items()}
+    metrics = {name: one.metrics for name, one in results.items()}
     ok = state.ok & _finite(metrics)
     rate = self.optimisation.learning_rate * self.optimisation.rate(state.step)
 
     def advance() -> dict[str, Members]:
       return {
-        name: self._advance(ensemble, state.ensembles[name], seen[name], rate, state.step, batch)
+        name: self._advance(ensemble, state.ensembles[name], results[name], rate, state.step, batch)
         for name, ensemble in self.ensembles.items()
       }
 
@@ -214,7 +214,7 @@ class Trainer:
     bad_step = jnp.where(state.ok & ~ok, state.step, state.bad_step)
     return State(step, ok, bad_step, ensembles), Metrics(metrics, rate, ok)
 
-  def _evaluate_batch(
+  def _evaluate(
     self, ensemble: Ensemble, members: Members, step: jax.Array, batch: Batch
   ) -> _BatchResult:
     """Gradients and metrics of every member, computed sequentially."""
@@ -242,30 +242,32 @@ class Trainer:
         grads, {name: observed[name] for name in sae.OBSERVED}, tokens_since_fired, metrics
       )
 
-    seen = lax.map(one, (members.params, members.tokens_since_fired, self._hparams(ensemble, step)))
+    result = lax.map(
+      one, (members.params, members.tokens_since_fired, self._hparams(ensemble, step))
+    )
     # Inside the loop XLA would transpose the gradient of a sparse encoder twice, for the norm and for the result.
-    norms = jax.vmap(_norm)(seen.grads)
-    return dataclasses.replace(seen, metrics=seen.metrics | {'grad_norm': norms})
+    norms = jax.vmap(_norm)(result.grads)
+    return dataclasses.replace(result, metrics=result.metrics | {'grad_norm': norms})
 
   def _advance(
     self,
     ensemble: Ensemble,
     members: Members,
-    seen: _BatchResult,
+    result: _BatchResult,
     rate: jax.Array,
     step: jax.Array,
     batch: Batch,
   ) -> Members:
     """Updates the members, and resamples them every `resample_every` steps."""
 
-    def one(member: Members, seen: _BatchResult) -> Members:
+    def one(member: Members, result: _BatchResult) -> Members:
       own = ensemble.resampling.rate(step - member.resampled_at) if ensemble.resampling else 1.0
-      updates, optimiser = self._optimiser.update(seen.grads, member.optimiser, member.params)
+      updates, optimiser = self._optimiser.update(result.grads, member.optimiser, member.params)
       params = jax.tree.map(lambda p, u: p - rate * own * u, member.params, updates)
-      params = unit_rows.normalise(params) | seen.observed
-      return Members(params, optimiser, seen.tokens_since_fired, member.resampled_at)
+      params = unit_rows.normalise(params) | result.observed
+      return Members(params, optimiser, result.tokens_since_fired, member.resampled_at)
 
-    after = jax.vmap(one)(members, seen)
+    after = jax.vmap(one)(members, result)
     if ensemble.resampling is None:
       return after
     done = step + 1

@@ -149,7 +149,7 @@ def test_a_perfect_reconstruction_divides_by_nothing():
 
 @pytest.mark.parametrize('name', GHOSTS)
 def test_ghosts_of_any_pre_activation_have_the_loss_and_gradient_of_the_equation(name):
-  """In float32, whose exp overflows at 88.7 and vanishes at -104; in NumPy's float64 it does neither."""
+  """Float32 here, whose exp overflows at 88.7 and vanishes at -104; NumPy's float64 does neither."""
   settings, r = GHOSTS[name], np.random.default_rng(0)
   W, error = (r.standard_normal((n, D)).astype(np.float32) for n in (M, B))
   loss = lambda z: settings.loss(  # noqa: E731

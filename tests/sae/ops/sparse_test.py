@@ -130,7 +130,7 @@ def test_the_sparse_path_equals_the_dense_one(setting):
 
 
 def test_a_sparse_step_holds_no_dense_gradient_and_sorts_no_row():
-  """What makes it fast: one product of the size of B * D * M, XLA's own TopK, and pre-activations a block at a time."""
+  """It is fast because of one product of the size of B * D * M, XLA's own TopK, and pre-activations in blocks."""
   n, d, m, k = 64, 32, 512, 4
   compiled = compiled_gradient(n, d, m, k)
   assert 'custom_call_target="TopK"' in compiled.as_text()
@@ -140,7 +140,7 @@ def test_a_sparse_step_holds_no_dense_gradient_and_sorts_no_row():
 
 
 def test_a_training_step_holds_both_gradients_and_one_of_them_transposed():
-  """What XLA would add: zeros that two scatters share, and the gradient transposed again for its norm."""
+  """XLA could add zeros that two scatters share, and a second transposed gradient for the norm."""
   d, m = 256, 2048
   trainer = Trainer(
     {'a': Ensemble(sae=TopK(d_in=d, width=m, k=2), reads='x')}, Optimisation(steps=9)

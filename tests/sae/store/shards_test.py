@@ -25,7 +25,7 @@ ABOUT = plan(HARVESTER, shard_rows=ROWS, model='toy')
 
 
 def wanted(harvester=HARVESTER, metadata=ABOUT):
-  """Everything that a directory should hold, by one call of the harvester."""
+  """Expected content of a directory, by one call of the harvester."""
   order = Order.of(CONTEXTS.count_kept(), metadata.seed, 0)
   return harvester.rows(order.contexts, 0, metadata.rows)
 
@@ -130,7 +130,7 @@ def test_progress_counts_up_from_what_is_there(copy):
   assert calls == [(n - 2, n), (n - 1, n), (n, n)]
 
 
-# --- what is damaged is found and mended ------------------------------------------------------------------
+# --- damage is detected and repaired ----------------------------------------------------------------------
 
 
 def half(path):
@@ -162,12 +162,12 @@ DAMAGES = {
   'an empty record': (RECORD, emptied),
   'a record of nothing': (RECORD, lambda path: path.write_text('{}')),
   'a record of another kind': (RECORD, lambda path: path.write_text('[1]')),
-  'a record that is no text': (RECORD, lambda path: path.write_bytes(b'\xff\xfe')),
+  'a record that is not text': (RECORD, lambda path: path.write_bytes(b'\xff\xfe')),
 }
 
 
 @pytest.mark.parametrize('damage', DAMAGES)
-def test_what_is_damaged_is_refused_by_the_reader_and_mended_by_the_writer(copy, damage):
+def test_damaged_shards_are_refused_by_the_reader_and_repaired_by_the_writer(copy, damage):
   name, spoil = DAMAGES[damage]
   before = snapshot(copy)
   spoil(copy / name)
