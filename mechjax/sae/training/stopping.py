@@ -28,20 +28,20 @@ def catch_stop_signals() -> Iterator[Callable[[], bool]]:
   Yields:
     A function that returns whether a signal has arrived.
   """
-  came = threading.Event()
+  arrived = threading.Event()
   if threading.current_thread() is not threading.main_thread():
-    yield came.is_set
+    yield arrived.is_set
     return
-  before = {number: signal.getsignal(number) for number in SIGNALS}
+  previous = {number: signal.getsignal(number) for number in SIGNALS}
 
-  def note(number: int, frame: FrameType | None) -> None:
-    came.set()
-    signal.signal(number, before[signal.Signals(number)])
+  def handle(number: int, frame: FrameType | None) -> None:
+    arrived.set()
+    signal.signal(number, previous[signal.Signals(number)])
 
   for number in SIGNALS:
-    signal.signal(number, note)
+    signal.signal(number, handle)
   try:
-    yield came.is_set
+    yield arrived.is_set
   finally:
-    for number, handler in before.items():
+    for number, handler in previous.items():
       signal.signal(number, handler)
