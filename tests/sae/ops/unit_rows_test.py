@@ -60,5 +60,5 @@ def test_adam_never_sees_what_is_along_a_row():
 
 def test_an_update_without_parameters_is_refused():
   optimiser = unit_rows.orthogonal_to_decoder()
-  with pytest.raises(SAEError, match='there are no parameters'):
+  with pytest.raises(SAEError, match='no parameters were passed'):
     optimiser.update(GRADS, optimiser.init(PARAMS))

@@ -115,7 +115,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
   [
     (lambda b: b[:-1], 'bytes and should have'),
     (lambda b: b + b'1', 'bytes and should have'),
-    (lambda b: b[:-1] + bytes([b[-1] ^ 1]), 'another checksum'),
+    (lambda b: b[:-1] + bytes([b[-1] ^ 1]), 'different checksum'),
   ],
 )
 def test_tokens_that_are_not_those_that_were_written_are_refused(packed, tmp_path, bytes_, message):
