@@ -134,7 +134,7 @@ def test_the_thresholds_of_a_gated_dictionary_are_b_mag_minus_scale_times_b_gate
 
 
 def test_ranks_have_no_thresholds():
-  with pytest.raises(SAEError, match='TopK chooses latents by rank'):
+  with pytest.raises(SAEError, match='TopK selects latents by rank'):
     SAES['topk'].as_jumprelu({})
 
 
@@ -320,7 +320,7 @@ def test_batch_topk_learns_nothing_about_its_threshold():
     (lambda: SAES['topk'].hparams(k=4), 'k=4 .* selects k=3'),
     (lambda: SAES['topk'].hparams(k=[1, 0]), 'k=0 should be'),
     (lambda: SAES['relu'].hparams(width=3), r"\['width'\] of ReLU are not traced hyperparameters"),
-    (lambda: architecture('topkk'), "no architecture 'topkk'"),
+    (lambda: architecture('topkk'), "unknown architecture 'topkk'"),
   ],
 )
 def test_settings_that_describe_no_dictionary_are_refused(make, message):
