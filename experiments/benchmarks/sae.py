@@ -46,7 +46,7 @@ import mechjax
 from experiments.benchmarks import timing
 from mechjax import harvest, precision
 from mechjax.sae import BatchTopK, Gated, JumpReLU, ReLU, TopK, store
-from mechjax.sae.training import Ensemble, Optimisation, Trainer, fed
+from mechjax.sae.training import Ensemble, Optimisation, Trainer, feed
 
 D, M, BATCHES, ROUNDS = 768, 6144, (2048, 4096), 9
 SHAPE: dict[str, Any] = {'d_in': D, 'width': M}
@@ -143,9 +143,9 @@ def pipeline():
   with tempfile.TemporaryDirectory() as directory:
     store.write(directory, harvester, store.plan(harvester, shard_rows=shard, model='made up'))
     source = store.Stored.open(directory, shards_per_bucket=2)
-    scales = store.measured(source.bucket(0))
+    scales = store.measure(source.bucket(0))
     kept = {'batch': batch, 'streams': 1, 'seed': 0, 'position': 0}
-    with fed(source, scales, trainer.batch_sharding, **kept) as batches:
+    with feed(source, scales, trainer.batch_sharding, **kept) as batches:
       for n, (_, rows) in zip(range(28), batches):
         if n == 4:  # the steps before this one include compilation
           waited, began = batches.waited, time.perf_counter()

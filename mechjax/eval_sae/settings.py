@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 
 from mechjax.errors import SAEError
-from mechjax.sae.checks import expect
+from mechjax.sae.checks import check_field
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,6 @@ class Settings:
         hint='--site=resid_post.20 --out=out/evaluation',
       )
     for name in ('tokens', 'batch', 'feature_tokens'):
-      expect(self, name, getattr(self, name) >= 1, 'at least 1')
-    expect(self, 'latents', self.latents >= 0, 'at least 0')
-    expect(self, 'context', self.context >= 2, 'at least 2')
+      check_field(self, name, getattr(self, name) >= 1, 'at least 1')
+    check_field(self, 'latents', self.latents >= 0, 'at least 0')
+    check_field(self, 'context', self.context >= 2, 'at least 2')

@@ -72,7 +72,7 @@ class Subjects:
     chosen = np.linspace(0, len(self.contexts) - 1, n).astype(np.int64)
     for start in range(0, n, rows):
       tokens = self.contexts.tokens(chosen[start : start + rows])
-      yield tokens, self.contexts.kept(tokens)
+      yield tokens, self.contexts.is_kept(tokens)
 
 
 def found(settings: Settings, out: Path) -> Subjects:

@@ -1,20 +1,20 @@
-"""Sparse autoencoders and transcoders: activations said as a sparse sum of learned directions.
+"""Sparse autoencoders and transcoders, which reconstruct activations as a sparse sum of learned directions.
 
 An architecture is a description with pure functions; parameters are a dict of arrays:
 
     sae = JumpReLU(d_in=768, width=6144, sparsity=1e-3)
     params = sae.init(jax.random.key(0))
-    (loss, outcome), grads = jax.value_and_grad(sae.loss, has_aux=True)(params, x)      x: [B, 768], E|x|^2 = 1
+    (loss, output), grads = jax.value_and_grad(sae.loss, has_aux=True)(params, x)      x: [B, 768], E|x|^2 = 1
     f = sae.encode(params, x)                                                           [B, 6144]
     x_hat = sae.decode(params, f)
     sae, params = load('google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71')
     report = evaluate(Evaluation(forward, {'resid_post.20': sae}), model_params, {'resid_post.20': params}, batches)
 
-`architectures.base` says what they share, and how several train at once; `ops` has the array operations beneath them,
-such as those that compute k active latents at the price of k; `dead_latents` what becomes of latents that stop firing.
-`store` keeps activations on disk, `training` trains on them, `evaluation` measures how good a dictionary is, `features`
-collects what its latents mean. Everything here takes arrays and callables and never sees a model; `formats` sees files,
-those in which dictionaries are published, and no others.
+`architectures.base` describes their common parts and how an ensemble of them trains at once; `ops` has the array
+operations beneath them, such as those that compute k active latents at the cost of k; `dead_latents` treats latents
+that stop firing. `store` keeps activations on disk, `training` trains on them, `evaluation` measures the quality of a
+dictionary, `features` collects evidence for the meaning of its latents. Everything here takes arrays and callables and
+never sees a model; only `formats` sees files, and only those in which dictionaries are published.
 """
 
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ from mechjax.sae.architectures import (
   TopK,
   architecture,
 )
-from mechjax.sae.dead_latents import AuxK, GhostGrads, Resampling, forgotten
+from mechjax.sae.dead_latents import AuxK, GhostGrads, Resampling, reset_optimiser
 from mechjax.sae.evaluation import Evaluation, compare, evaluate, next_tokens
 from mechjax.sae.formats import Metadata, folded, load, read_metadata, save
 from mechjax.sae.ops.sparse import Sparse, firings
@@ -62,10 +62,10 @@ __all__ = [
   'evaluate',
   'firings',
   'folded',
-  'forgotten',
   'load',
   'next_tokens',
   'read_metadata',
+  'reset_optimiser',
   'save',
 ]
 

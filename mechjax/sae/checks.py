@@ -1,4 +1,4 @@
-"""Checks of the settings of dictionaries and of their training: each raises an SAEError that holds the value."""
+"""Checks of the settings of dictionaries and of their training: each raises an SAEError that contains the value."""
 
 import math
 import numbers
@@ -7,35 +7,37 @@ from typing import Any
 from mechjax.errors import SAEError
 
 
-def number(value: Any) -> bool:
-  """Whether a setting is a finite number; True and False are none."""
+def is_number(value: Any) -> bool:
+  """Whether a setting is a finite number; True and False are not numbers."""
   return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def expect_whole(owner: Any, *names: str) -> None:
-  """Checks that fields of a dataclass are whole numbers, as `expect`."""
+def check_whole(owner: Any, *names: str) -> None:
+  """Checks that fields of a dataclass are whole numbers; see `check_field`."""
   for name in names:
     value = getattr(owner, name)
-    expect(owner, name, number(value) and isinstance(value, numbers.Integral), 'a whole number')
+    check_field(
+      owner, name, is_number(value) and isinstance(value, numbers.Integral), 'a whole number'
+    )
 
 
-def expect_number(owner: Any, *names: str) -> None:
-  """Checks that fields of a dataclass are finite numbers, as `expect`."""
+def check_number(owner: Any, *names: str) -> None:
+  """Checks that fields of a dataclass are finite numbers; see `check_field`."""
   for name in names:
-    expect(owner, name, number(getattr(owner, name)), 'a finite number')
+    check_field(owner, name, is_number(getattr(owner, name)), 'a finite number')
 
 
-def expect(owner: Any, name: str, good: bool, wanted: str) -> None:
+def check_field(owner: Any, name: str, valid: bool, expected: str) -> None:
   """Checks one field of a dataclass.
 
   Args:
     owner: the dataclass.
-    name: of the field.
-    good: whether its value is as it should be.
-    wanted: what it should be.
+    name: name of the field.
+    valid: whether its value is allowed.
+    expected: description of the allowed values.
 
   Raises:
-    SAEError: it is not; the message holds the value.
+    SAEError: the value is not allowed; the message contains it.
   """
-  if not good:
-    raise SAEError(f'{type(owner).__name__}.{name}={getattr(owner, name)!r} should be {wanted}')
+  if not valid:
+    raise SAEError(f'{type(owner).__name__}.{name}={getattr(owner, name)!r} should be {expected}')

@@ -38,7 +38,7 @@ from mechjax import files, flags, sae
 from mechjax.errors import SAEError
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import store, training
-from mechjax.sae.store import Contexts, Harvester, Scale, Share, Source, contexts
+from mechjax.sae.store import ActivationSource, Contexts, Harvester, Scale, Share, contexts
 from mechjax.sae.training import speed
 from mechjax.sae.training.journal import show
 from mechjax.train_sae import corpora, layout
@@ -81,12 +81,12 @@ def run(settings: Settings) -> training.TrainingResult:
 def _train(
   settings: Settings,
   trainer: training.Trainer,
-  source: Source,
+  source: ActivationSource,
   scales: dict[str, Scale],
   home: Path,
 ) -> training.TrainingResult:
   def feed(position: int) -> Any:
-    return training.fed(
+    return training.feed(
       source,
       scales,
       trainer.batch_sharding,
@@ -297,7 +297,9 @@ def _contexts(settings: Settings, model: LanguageModel, directory: Path) -> Cont
   return contexts.read(directory)
 
 
-def _source(settings: Settings, harvester: Harvester, home: Path, fingerprint: str) -> Source:
+def _source(
+  settings: Settings, harvester: Harvester, home: Path, fingerprint: str
+) -> ActivationSource:
   data = settings.data
   if data.activations == 'stream':
     return store.Streamed(harvester, data.shard_tokens * data.shards_per_bucket, settings.seed)
@@ -320,11 +322,11 @@ def _source(settings: Settings, harvester: Harvester, home: Path, fingerprint: s
   return store.Stored.open(directory, shards_per_bucket=data.shards_per_bucket, seed=settings.seed)
 
 
-def _scales(path: Path, source: Source, max_norm_ratio: float) -> dict[str, Scale]:
+def _scales(path: Path, source: ActivationSource, max_norm_ratio: float) -> dict[str, Scale]:
   """Measured on the first bucket, once; the same for all hosts."""
   with _first():
     if not path.exists():
-      found = store.measured(source.bucket(0), max_norm_ratio)
+      found = store.measure(source.bucket(0), max_norm_ratio)
       arrays: dict[str, Any] = {}
       for site, scale in found.items():
         arrays |= {f'{site}/{f.name}': getattr(scale, f.name) for f in dataclasses.fields(scale)}
@@ -355,7 +357,7 @@ def _journal(
   widest = max(saes, key=lambda sae: sae.width)
   per_device = max(1, settings.batch // trainer.mesh.shape['data'])
   width = widest.width // trainer.mesh.shape['model']
-  rate = speed.peak(per_device, widest.d_in, width, widest.matmuls)
+  rate = speed.measure_peak(per_device, widest.d_in, width, widest.matmuls)
   curves: list[Any] = []
   if jax.process_index() == 0:
     if settings.tensorboard:
@@ -366,7 +368,7 @@ def _journal(
     home,
     steps=settings.optimisation.steps,
     batch=settings.batch,
-    needed=speed.needed(saes, settings.batch),
+    operations=speed.operations_per_step(saes, settings.batch),
     peak=rate * trainer.mesh.size,
     done=done,
     curves=tuple(curves),

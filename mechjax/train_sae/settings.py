@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from mechjax.errors import SAEError
 from mechjax.sae import ARCHITECTURES, Architecture, AuxK, GhostGrads, Resampling, architecture
-from mechjax.sae.checks import expect
-from mechjax.sae.training import Ensemble, Loop, Optimisation
+from mechjax.sae.checks import check_field
+from mechjax.sae.training import Ensemble, LoopSettings, Optimisation
 
 DeadLatents = Literal['none', 'auxk', 'ghost_original', 'ghost', 'ghost_unmatched', 'resampling']
 
@@ -66,16 +66,18 @@ class Data:
 
   def __post_init__(self) -> None:
     for name in ('shard_tokens', 'shards_per_bucket', 'streams', 'forward_batch'):
-      expect(self, name, getattr(self, name) >= 1, 'at least 1')
+      check_field(self, name, getattr(self, name) >= 1, 'at least 1')
     for name in ('context', 'held_out_every'):
-      expect(self, name, getattr(self, name) >= 2, 'at least 2')
-    expect(
+      check_field(self, name, getattr(self, name) >= 2, 'at least 2')
+    check_field(
       self,
       'max_norm_ratio',
       self.max_norm_ratio == 0 or self.max_norm_ratio >= 1,
       '0, or at least 1',
     )
-    expect(self, 'contexts', self.contexts is None or self.contexts >= 2, 'at least 2, or None')
+    check_field(
+      self, 'contexts', self.contexts is None or self.contexts >= 2, 'at least 2, or None'
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +129,7 @@ class Dictionaries:
       )
     for name in ('widths', 'seeds', 'dead_latents'):
       values = getattr(self, name)
-      expect(self, name, len({*values}) == len(values) > 0, 'one or more, each once')
+      check_field(self, name, len({*values}) == len(values) > 0, 'one or more, each once')
 
   def ensembles(
     self, d_in: int, site: str, target: str | None, d_out: int | None, skip: bool
@@ -192,7 +194,7 @@ class Dictionaries:
     if dead_latents == 'ghost_original':
       return GhostGrads.original(after)
     if dead_latents in ('ghost', 'ghost_unmatched'):
-      return GhostGrads.rescaled(after, match_reconstruction=dead_latents == 'ghost')
+      return GhostGrads.with_rescaling(after, match_reconstruction=dead_latents == 'ghost')
     return None
 
 
@@ -229,9 +231,11 @@ class Machine:
   process: int = 0
 
   def __post_init__(self) -> None:
-    expect(self, 'mesh_data', self.mesh_data >= 0, 'at least 0')
-    expect(self, 'mesh_model', self.mesh_model >= 1, 'at least 1')
-    expect(self, 'process', 0 <= self.process < self.processes, f'below processes={self.processes}')
+    check_field(self, 'mesh_data', self.mesh_data >= 0, 'at least 0')
+    check_field(self, 'mesh_model', self.mesh_model >= 1, 'at least 1')
+    check_field(
+      self, 'process', 0 <= self.process < self.processes, f'below processes={self.processes}'
+    )
     if self.processes > 1 and not self.coordinator:
       raise SAEError(
         f'processes={self.processes} and no coordinator', hint='--coordinator=host:port'
@@ -274,14 +278,14 @@ class Settings:
   dictionaries: Dictionaries
   optimisation: Optimisation
   data: Data = Data()
-  loop: Loop = dataclasses.field(default_factory=Loop)
+  loop: LoopSettings = dataclasses.field(default_factory=LoopSettings)
   machine: Machine = Machine()
 
   def __post_init__(self) -> None:
-    expect(self, 'run', bool(self.run), 'a directory')
-    expect(self, 'site', bool(self.site), 'a site')
-    expect(self, 'skip', not self.skip or self.target is not None, 'False without target')
-    expect(self, 'batch', self.batch >= 1, 'at least 1')
+    check_field(self, 'run', bool(self.run), 'a directory')
+    check_field(self, 'site', bool(self.site), 'a site')
+    check_field(self, 'skip', not self.skip or self.target is not None, 'False without target')
+    check_field(self, 'batch', self.batch >= 1, 'at least 1')
     self._check_streams()
 
   def _check_streams(self) -> None:
@@ -290,7 +294,9 @@ class Settings:
       raise SAEError(
         f'streams={data.streams} for processes={processes}', hint=f'--streams={processes}'
       )
-    expect(self, 'batch', self.batch % data.streams == 0, f'divisible by streams={data.streams}')
+    check_field(
+      self, 'batch', self.batch % data.streams == 0, f'divisible by streams={data.streams}'
+    )
     rows = self.batch // data.streams
     if data.shard_tokens * data.shards_per_bucket % rows:
       raise SAEError(

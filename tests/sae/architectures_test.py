@@ -20,7 +20,7 @@ from mechjax.sae import (
   firings,
 )
 from mechjax.sae.architectures.batch_topk import kth_largest
-from mechjax.sae.ops.matmul import centred_product
+from mechjax.sae.ops.matmul import offset_product
 from tests.sae import plain
 from tests.sae.plain import SAES, B, D, E, M, case
 
@@ -35,7 +35,7 @@ each_setting = pytest.mark.parametrize('setting', SETTINGS)
 
 
 def dense(latents):
-  return latents.dense() if isinstance(latents, Sparse) else latents
+  return latents.to_dense() if isinstance(latents, Sparse) else latents
 
 
 @functools.cache  # compilation takes most of the time, and several tests look at one result
@@ -46,9 +46,9 @@ def results(name, setting):
 
   @jax.jit
   def compute(params, x, y):
-    (total, outcome), grads = jax.value_and_grad(sae.loss, has_aux=True)(params, x, y)
-    latents = dense(outcome.latents)
-    return total, outcome, latents, firings(outcome.latents), grads, sae.decode(params, latents, x)
+    (total, output), grads = jax.value_and_grad(sae.loss, has_aux=True)(params, x, y)
+    latents = dense(output.latents)
+    return total, output, latents, firings(output.latents), grads, sae.decode(params, latents, x)
 
   computed = jax.tree.map(np.asarray, compute(params, x, y))
   return sae, plain.on_host(params), np.asarray(x), None if y is None else np.asarray(y), *computed
@@ -57,24 +57,24 @@ def results(name, setting):
 @each_setting
 @each
 def test_the_loss_and_its_parts_are_those_of_the_equations(name, setting):
-  sae, params, x, y, total, outcome, *_ = results(name, setting)
+  sae, params, x, y, total, output, *_ = results(name, setting)
   expected = plain.parts(sae, params, x, y)
-  assert {*outcome.parts} == {*expected}
+  assert {*output.parts} == {*expected}
   for part, value in expected.items():
-    np.testing.assert_allclose(outcome.parts[part], value, rtol=1e-10, err_msg=part)
+    np.testing.assert_allclose(output.parts[part], value, rtol=1e-10, err_msg=part)
   np.testing.assert_allclose(total, sum(expected.values()), rtol=1e-10)
 
 
 @each_setting
 @each
 def test_the_latents_and_the_error_are_those_of_the_loss(name, setting):
-  sae, params, x, y, _, outcome, latents, fired, _, decoded = results(name, setting)
+  sae, params, x, y, _, output, latents, fired, _, decoded = results(name, setting)
   f, _ = plain.latents(sae, params, x)
   np.testing.assert_allclose(latents, f, atol=1e-12)
   np.testing.assert_array_equal(fired, (f > 0).sum(0))
   x_hat = plain.decode(sae, params, f, x)
   np.testing.assert_allclose(decoded, x_hat, atol=1e-12)
-  np.testing.assert_allclose(outcome.error, (x if y is None else y) - x_hat, atol=1e-12)
+  np.testing.assert_allclose(output.error, (x if y is None else y) - x_hat, atol=1e-12)
 
 
 @each_setting
@@ -134,7 +134,7 @@ def test_the_thresholds_of_a_gated_dictionary_are_b_mag_minus_scale_times_b_gate
 
 
 def test_ranks_have_no_thresholds():
-  with pytest.raises(SAEError, match='TopK chooses latents by rank'):
+  with pytest.raises(SAEError, match='TopK selects latents by rank'):
     SAES['topk'].as_jumprelu({})
 
 
@@ -143,7 +143,7 @@ def test_the_centred_product_has_the_derivatives_of_the_product():
   x, centre, W, *directions = (
     jnp.asarray(r.standard_normal(size)) for size in 2 * [(B, D), (D,), (D, M)]
   )
-  ours = functools.partial(centred_product, matmuls='float32')
+  ours = functools.partial(offset_product, matmuls='float32')
   plainly = lambda x, centre, W: (x - centre) @ W  # noqa: E731
   for moved in ((0,), (1,), (2,), (1, 2), (0, 1, 2)):
     along = [directions[n] if n in moved else jnp.zeros_like(directions[n]) for n in range(3)]
@@ -317,10 +317,10 @@ def test_batch_topk_learns_nothing_about_its_threshold():
     (lambda: ReLU(d_in=D, width=M, sparsity='0.1'), "sparsity='0.1' should be a finite number"),
     (lambda: JumpReLU(d_in=D, width=M, sparsity=np.inf), 'sparsity=inf should be a finite number'),
     (lambda: BatchTopK(d_in=D, width=M, k=2, decay=1), r'decay=1 should be in \[0, 1\)'),
-    (lambda: SAES['topk'].hparams(k=4), 'k=4 .* sorts out k=3'),
+    (lambda: SAES['topk'].hparams(k=4), 'k=4 .* selects k=3'),
     (lambda: SAES['topk'].hparams(k=[1, 0]), 'k=0 should be'),
-    (lambda: SAES['relu'].hparams(width=3), r"\['width'\] of ReLU are not data"),
-    (lambda: architecture('topkk'), "no architecture 'topkk'"),
+    (lambda: SAES['relu'].hparams(width=3), r"\['width'\] of ReLU are not traced hyperparameters"),
+    (lambda: architecture('topkk'), "unknown architecture 'topkk'"),
   ],
 )
 def test_settings_that_describe_no_dictionary_are_refused(make, message):
@@ -344,7 +344,7 @@ def test_data_that_do_not_fit_are_refused(name):
     trans.loss(params, x)
   with pytest.raises(SAEError, match='not of the same tokens'):
     trans.loss(params, x, y[1:])
-  with pytest.raises(SAEError, match='decodes latents and the input'):
+  with pytest.raises(SAEError, match='needs the input to decode latents'):
     trans.decode(params, trans.encode(params, x))
 
 

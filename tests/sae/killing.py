@@ -1,11 +1,11 @@
-"""Kills a process at any moment, repeatedly, until its work is done.
+"""Kills a process repeatedly at random moments, until its work is complete.
 
     kills = run_until_done(harvest_all, (directory,), moments=np.random.default_rng(0).uniform(0, 0.5, 20))
 
-The process is a real one and the signal is SIGKILL, which cannot be caught. Its work is a function of a module that a
-new process can import, called as `work(begun, *args)`; it calls `begun()` when the part to be disturbed begins.
-The moments count from there, so that the work is killed and not the imports. Processes are forked from a server
-that has JAX and mechjax imported already and has not started a backend, so that a new one starts at once.
+The process is a real one and the signal is SIGKILL, which no process can catch. Its work is a function of a module that
+a new process can import, called as `work(begun, *args)`; it calls `begun()` when the part to be killed begins. The
+moments are counted from that call, so the work is killed and not the imports. Processes are forked from a server that
+has imported JAX and mechjax and has not started a backend, so that a new process starts at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run that is interrupted in any way ends as if it had not been; errors are reported and damage nothing."""
+"""An interrupted run ends in the same state as an uninterrupted one; errors are reported and damage nothing."""
 
 import json
 import os
@@ -14,9 +14,9 @@ import pytest
 
 from mechjax.errors import MissingExtraError, SAEError
 from mechjax.sae.store import Scale, Share, batches
-from mechjax.sae.training import Checkpoints, Journal, TensorBoard, WandB, fed, scaled
+from mechjax.sae.training import Checkpoints, Journal, TensorBoard, WandB, apply_scales, feed
 from mechjax.sae.training.checkpoints import OBJECTIVE
-from mechjax.sae.training.loop import Report, objective, shapes
+from mechjax.sae.training.loop import TrainingReport, objective, shapes
 from mechjax.sae.training.loop import _Step as Step
 from mechjax.sae.training.step import Metrics
 from tests.sae import killing
@@ -42,7 +42,9 @@ def test_the_state_of_every_kind_moves(undisturbed):
     for key, x in ensemble.params.items():
       assert (np.asarray(x) != np.asarray(start.ensembles[name].params[key])).any(), (name, key)
   # Of one ensemble alone it may be that every latent fired in the last batch.
-  assert any(np.asarray(ensemble.since).any() for ensemble in undisturbed.ensembles.values())
+  assert any(
+    np.asarray(ensemble.tokens_since_fired).any() for ensemble in undisturbed.ensembles.values()
+  )
   assert (np.asarray(undisturbed.ensembles['batch'].resampled_at) > 0).all()
 
 
@@ -61,10 +63,10 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(
   assert 25 <= int(stopped.state.step) <= 27
   assert signal.getsignal(number) is before
   told = []
-  outcome = trained(tmp_path, told.append)
-  assert outcome.finished
+  result = trained(tmp_path, told.append)
+  assert result.finished
   assert told[0].step == 30  # and not from the start
-  same(outcome.state, undisturbed)
+  same(result.state, undisturbed)
 
 
 @pytest.mark.slow
@@ -79,9 +81,9 @@ LONG = 1_000
 
 
 def child(begun, home, cache):
-  """Trains slowly; its work has begun with the first report, or at once in one life of five.
+  """Trains slowly; calls `begun` at the first report, or at once in one process of five.
 
-  The first reported step of each life is recorded, because a life that began again would end with the same bits too.
+  The first reported step of each process is recorded, because a process that started again would give the same bits.
   """
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
@@ -108,13 +110,15 @@ def test_a_run_that_is_killed_at_ten_moments_ends_with_the_same_bits(tmp_path):
     assert not killing.done_by(child, args, moment)
   first = [int(line) for line in (home / 'lives').read_text().split()]
   assert first == sorted(first)
-  assert first[-1] > first[0]  # a life resumed from the checkpoint of an earlier one
+  assert first[-1] > first[0]  # a process resumed from the checkpoint of an earlier one
   there = trained(home, save_every=300, steps=LONG).state
   same(there, trained(tmp_path / 'other', save_every=300, steps=LONG).state)
 
 
 @pytest.mark.slow
-def test_a_number_that_is_none_stops_the_run_and_leaves_its_checkpoints(tmp_path, undisturbed):
+def test_a_number_that_is_not_finite_stops_the_run_and_leaves_its_checkpoints(
+  tmp_path, undisturbed
+):
   spoilt = 5  # buckets of four batches, of which the order is that of their numbers
   with pytest.raises(
     SAEError, match=r'step 20 gave numbers that are not finite: .*loss.*nan'
@@ -198,7 +202,7 @@ def test_what_decides_which_is_best_counts_the_whole_sparsity_coefficient(tmp_pa
 def test_a_batch_is_the_rows_of_all_streams_one_after_the_other():
   source, one = MadeUp(), trainer()
   kept = {'batch': B, 'seed': 3, 'position': 2}
-  with fed(source, SCALES, one.batch_sharding, streams=4, **kept) as ahead:
+  with feed(source, SCALES, one.batch_sharding, streams=4, **kept) as ahead:
     position, batch = next(ahead)
   streams = [
     next(batches(source, rows=B // 4, seed=3, position=2, share=Share(n, 4)))[1]['x']
@@ -208,24 +212,24 @@ def test_a_batch_is_the_rows_of_all_streams_one_after_the_other():
   np.testing.assert_array_equal(batch['x'], np.concatenate(streams))
   assert len({x.tobytes() for x in streams}) == 4
   with pytest.raises(SAEError, match='from 3 streams on 1 hosts'):
-    fed(source, SCALES, one.batch_sharding, streams=3, **kept)
+    feed(source, SCALES, one.batch_sharding, streams=3, **kept)
 
 
 def test_an_activation_that_is_too_long_gives_its_place_to_another_at_every_site():
   scales = {'x': Scale(2.0, np.zeros(1), 9.0), 'y': Scale(1.0, np.zeros(1))}
   x = np.float32([[1], [99], [3], [-50], [5]])
-  found = scaled({'x': x, 'y': 10 * x}, scales)
+  found = apply_scales({'x': x, 'y': 10 * x}, scales)
   np.testing.assert_array_equal(found['x'][:, 0], [0.5, 0.5, 1.5, 1.5, 2.5])
   np.testing.assert_array_equal(found['y'][:, 0], [10, 10, 30, 30, 50])
   with pytest.raises(SAEError, match='all 1 activations'):
-    scaled({'x': x[1:2], 'y': x[1:2]}, scales)
+    apply_scales({'x': x[1:2], 'y': x[1:2]}, scales)
 
 
 # --- reports ----------------------------------------------------------------------------------------------
 
 
 def told(step, l0):
-  return Report(
+  return TrainingReport(
     step, {'jump': {n: np.float32([l0, 2]) for n in ('loss', 'l0', 'fvu', 'dead')}}, 1e-3, 2.0, 0.25
   )
 
@@ -235,7 +239,7 @@ def lines(path):
 
 
 def journal(path, done=0, **more):
-  return Journal(path, steps=100, batch=64, needed=1e6, peak=1e7, done=done, **more)
+  return Journal(path, steps=100, batch=64, operations=1e6, peak=1e7, done=done, **more)
 
 
 def test_a_report_is_a_line_of_json_and_one_on_the_screen(tmp_path, capsys):

@@ -55,7 +55,7 @@ def test_the_optimiser_is_adam_on_gradients_orthogonal_to_the_decoder(b1):
     grads = {n: jnp.asarray(scale * r.standard_normal(s), jnp.float32) for n, s in shapes.items()}
     updates, state = jax.jit(ours.update)(grads, state, params)
     with jax.numpy_dtype_promotion('standard'):
-      expected, its = adam.update(unit_rows.projected(grads, params), its)
+      expected, its = adam.update(unit_rows.project(grads, params), its)
     # Of the size of 1, and what is left of a gradient along the decoder's row is a difference.
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), updates, expected

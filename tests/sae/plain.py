@@ -54,7 +54,7 @@ def encoder(sae, p, x):
 
 
 def latents(sae, p, x, k=K):
-  """Active latents in training, [B, M], and the input of the penalty."""
+  """Latents in training, [B, M], and the numbers that the penalty acts on."""
   a = encoder(sae, p, x)
   if isinstance(sae, Gated):
     pi = a + p['b_gate']

@@ -104,22 +104,26 @@ def alone(ensemble, data):
       warm = jnp.minimum(step / SETTINGS.sparsity_warm_up_steps, 1)
       hparams = {'sparsity': hparams['sparsity'].astype(jnp.float32) * warm}
     gradient = jax.value_and_grad(sae.loss, has_aux=True)
-    (loss, outcome), grads = gradient(
+    (loss, output), grads = gradient(
       params, x, y, hparams, tokens_since_fired >= ensemble.after_tokens
     )
     with jax.numpy_dtype_promotion('standard'):
       updates, state = optimiser.update(grads, state, params)
-    params = unit_rows.normalised(optax.apply_updates(params, updates))
-    params = sae.observe(params, outcome.latents)
+    params = unit_rows.normalise(optax.apply_updates(params, updates))
+    params = sae.observe(params, output.latents)
     return (
       params,
       state,
-      counters.tokens_since(tokens_since_fired, firings(outcome.latents), B),
+      counters.update_counters(tokens_since_fired, firings(output.latents), B),
       loss,
     )
 
   for n, seed in enumerate(ensemble.seeds):
-    params, tokens_since_fired, losses = sae.init(jax.random.key(seed)), counters.never_fired(M), []
+    params, tokens_since_fired, losses = (
+      sae.init(jax.random.key(seed)),
+      counters.init_counters(M),
+      [],
+    )
     state, hparams = optimiser.init(params), ensemble.member(n).hparams()
     for step, batch in enumerate(data):
       y = batch['y'] if ensemble.writes else None
@@ -248,13 +252,13 @@ def test_figures_are_what_they_say():
   x, sae = np.asarray(batch['x']), RESAMPLED.sae
   _, metrics = trainer.step(trainer.init(), batch)
   params = jax.tree.map(lambda a: jnp.asarray(a[1]), start.ensembles['a'].params)
-  (loss, outcome), grads = jax.value_and_grad(sae.loss, has_aux=True)(params, batch['x'])
+  (loss, output), grads = jax.value_and_grad(sae.loss, has_aux=True)(params, batch['x'])
   f = sae.encode(params, batch['x'])
   error = np.sum(np.square(x - sae.decode(params, f)))
   length = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
   expected = {
     'loss': loss,
-    **outcome.parts,
+    **output.parts,
     'l0': np.mean(np.sum(f > 0, 1)),
     'fvu': error / np.sum(np.square(x - x.mean(0))),
     'dead': 0,
@@ -409,8 +413,8 @@ def test_products_are_exact_where_bfloat16_is():
     ({'seeds': ()}, r'seeds=\(\) should be one or more'),
     ({'seeds': (1, 2, -1)}, r'seeds=\(1, 2, -1\) should be .* from 0'),
     ({'hparams': {'k': (1, 2)}}, r'k=\(1, 2\) for an ensemble with 3 seeds'),
-    ({'hparams': {'k': (1, 1, 2)}}, 'k=.* sorts out k=1'),
-    ({'hparams': {'width': (1, 1, 2)}}, r"\['width'\] of TopK are not data"),
+    ({'hparams': {'k': (1, 1, 2)}}, 'k=.* selects k=1'),
+    ({'hparams': {'width': (1, 1, 2)}}, r"\['width'\] of TopK are not traced hyperparameters"),
     ({'dead_after_tokens': 0}, 'dead_after_tokens=0 should be from 1'),
     ({'resample_every': 0}, 'resample_every=0 should be positive'),
     ({'resampling': None}, 'resample_every=3 should be 0'),

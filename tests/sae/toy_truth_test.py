@@ -97,15 +97,15 @@ def learned(sae, truth, other):
     warm_up = jnp.minimum(1, n / (0.2 * STEPS))
     hparams = {name: v * warm_up if name == 'sparsity' else v for name, v in full.items()}
     gradient = jax.grad(sae.loss, has_aux=True)
-    grads, outcome = gradient(params, x, y, hparams, tokens_since_fired >= after_tokens)
+    grads, output = gradient(params, x, y, hparams, tokens_since_fired >= after_tokens)
     updates, state = optimiser.update(grads, state, params)
-    params = unit_rows.normalised(optax.apply_updates(params, updates))
-    fired = firings(outcome.latents)
-    tokens_since_fired = counters.tokens_since(tokens_since_fired, fired, B)
-    return (sae.observe(params, outcome.latents), state, tokens_since_fired), fired.sum() / B
+    params = unit_rows.normalise(optax.apply_updates(params, updates))
+    fired = firings(output.latents)
+    tokens_since_fired = counters.update_counters(tokens_since_fired, fired, B)
+    return (sae.observe(params, output.latents), state, tokens_since_fired), fired.sum() / B
 
   params = sae.init(jax.random.key(3))
-  start = params, optimiser.init(params), counters.never_fired(M)
+  start = params, optimiser.init(params), counters.init_counters(M)
   numbered = jax.random.split(jax.random.key(4), STEPS), jnp.arange(STEPS)
   (params, *_), l0 = jax.lax.scan(step, start, numbered)
   return params, l0[-1]

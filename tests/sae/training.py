@@ -1,4 +1,4 @@
-"""A small training for the tests of the loop: activations that are made up, dictionaries of every kind of state."""
+"""A small training for the tests of the loop: synthetic activations, dictionaries with every kind of state."""
 
 import dataclasses
 import functools
@@ -9,7 +9,15 @@ import numpy as np
 
 from mechjax.sae import AuxK, BatchTopK, JumpReLU, Resampling, TopK
 from mechjax.sae.store import Scale
-from mechjax.sae.training import Checkpoints, Ensemble, Loop, Optimisation, Trainer, fed, train
+from mechjax.sae.training import (
+  Checkpoints,
+  Ensemble,
+  LoopSettings,
+  Optimisation,
+  Trainer,
+  feed,
+  train,
+)
 
 D, M, B, STEPS = 8, 24, 16, 60
 SCALES = {'x': Scale(1.0, np.linspace(-0.1, 0.1, D, dtype=np.float32))}
@@ -61,15 +69,15 @@ def trainer(mesh=None, **optimisation):
 
 
 def trained(home, report=lambda r: None, source=MadeUp(), save_every=7, **optimisation):
-  """The result of a run in this directory."""
+  """Result of a run in this directory."""
   one = trainer(**optimisation)
   feed = functools.partial(feed_of, one, source)
   with Checkpoints(Path(home) / 'checkpoints', last=2, best=1) as kept:
-    loop = Loop(log_every=5, save_every=save_every)
+    loop = LoopSettings(log_every=5, save_every=save_every)
     centres = {'x': SCALES['x'].mean}
     return train(one, feed, centres, kept, loop, report, Path(home) / 'dump')
 
 
 def feed_of(one, source, position):
   kept = {'batch': B, 'streams': 1, 'seed': 3}
-  return fed(source, SCALES, one.batch_sharding, **kept, position=position)
+  return feed(source, SCALES, one.batch_sharding, **kept, position=position)

@@ -23,7 +23,7 @@ from mechjax.eval_sae.measure import measure
 from mechjax.eval_sae.settings import Settings as Judging
 from mechjax.sae import features, store
 from mechjax.sae.store import contexts
-from mechjax.sae.training import Loop, Optimisation
+from mechjax.sae.training import LoopSettings, Optimisation
 from mechjax.train_sae import Data, Dictionaries, Machine, Settings
 from mechjax.train_sae.run import run
 from tests.train_sae import story
@@ -58,7 +58,7 @@ def settings(text, tmp_path_factory):
       text=str(text), context=32, held_out_every=10, shard_tokens=512, shards_per_bucket=2,
       activation_tokens=4_096,
     ),
-    loop=Loop(log_every=5, save_every=7),
+    loop=LoopSettings(log_every=5, save_every=7),
     tensorboard=True,
   )  # fmt: skip
 
@@ -163,7 +163,7 @@ def test_a_run_with_other_settings_is_refused_and_left(settings, trained):
     run(other)
   assert 'another --run' in str(raised.value)
   assert dictionaries(settings.run) == before
-  run(dataclasses.replace(settings, loop=Loop(log_every=10)))  # which changes no number
+  run(dataclasses.replace(settings, loop=LoopSettings(log_every=10)))  # which changes no number
 
 
 def test_too_little_disk_is_an_error_before_anything_is_written(settings, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
-"""The architectures, by name: what a flag, a file or a table can ask for.
+"""The architectures by name, as used in flags, files and tables.
 
-One file each. Transcoders, skip transcoders and Matryoshka dictionaries are settings of any of them (`base`):
+Each has its own file. Transcoders, skip transcoders and Matryoshka dictionaries are settings of any of them (`base`):
 
     TopK(d_in=768, width=6144, k=32)                                          an autoencoder
     TopK(d_in=768, d_out=768, skip=True, width=6144, k=32)                    a skip transcoder
@@ -28,7 +28,7 @@ def architecture(name: str) -> type[Architecture]:
   """The architecture of a name.
 
   Raises:
-    SAEError: there is none; the message lists those that there are.
+    SAEError: the name is not known; the message lists the known ones.
   """
   if name not in ARCHITECTURES:
     raise unknown(SAEError, 'architecture', name, ARCHITECTURES)

@@ -1,36 +1,37 @@
-"""What all dictionaries have in common: two matrices, a target, and a loss in named parts.
+"""Common parts of all dictionaries: two matrices, a target, and a loss in named parts.
 
-A dictionary reads activations x and says them as a sparse sum of directions,
+A dictionary reads activations x and reconstructs them as a sparse sum of directions,
 
     f = encode(x) [B, M]        x_hat = f @ W_dec + b_dec
 
 An ARCHITECTURE is a frozen dataclass: its fields are the settings, its methods pure functions of a dict of arrays.
-How latents become active and what keeps them few differs from one to the next and is written out in that one's file,
-as in its paper (docs/methods.md, section 4). What they share stands here, as settings that go with any of them:
+Architectures differ in how latents become active and how the number of active latents is kept small. Each file states
+this as in the paper (docs/methods.md, section 4). The common settings, valid for any architecture, are defined here:
 
-    d_out      another target than the input: a TRANSCODER, y_hat = f @ W_dec + b_dec, whose encoder sees x itself
+    d_out      a target other than the input: a TRANSCODER, y_hat = f @ W_dec + b_dec, whose encoder sees x itself
                instead of x - b_dec (Dunefsky et al. 2024)
-    skip       a SKIP TRANSCODER adds x @ W_skip, zero at first (Paulo et al. 2025)
-    prefixes   a MATRYOSHKA dictionary: the first m latents alone have to reconstruct too, for each m in prefixes,
-               and the losses add up (Bussmann et al. 2025)
+    skip       a SKIP TRANSCODER adds x @ W_skip, initially zero (Paulo et al. 2025)
+    prefixes   a MATRYOSHKA dictionary: the first m latents alone must reconstruct the target too, for each m in
+               prefixes, and the losses are added (Bussmann et al. 2025)
     aux_loss   a loss for dead latents (`mechjax.sae.dead_latents`)
 
-Parameters: W_enc [D, M], W_dec [M, E] with rows of unit length, b_dec [E], W_skip [D, E] where there is one, and
-the architecture's own vectors [M], named in its `PER_LATENT`. Names are those of published files where there are any.
+Parameters: W_enc [D, M], W_dec [M, E] with rows of unit length, b_dec [E], W_skip [D, E] with `skip`, and the
+architecture's own vectors [M], named in its `PER_LATENT`. Names follow published files where such files exist.
 
-Static and data. The fields are static: they are hashed, and another value compiles anew. Those in `TRACED` (the
-sparsity coefficient, or k) may also be given as arrays through `hparams`, without recompiling; several dictionaries of
-one shape train together by
+Static and traced hyperparameters. The fields are static: they are hashed, and another value compiles again. The TRACED
+HYPERPARAMETERS, named in `TRACED` (the sparsity coefficient, or k), can also be passed as arrays through `hparams`,
+without recompilation; an ensemble of dictionaries of one shape trains together by
 
     hparams = sae.hparams(sparsity=[1e-3, 3e-3])
     jax.vmap(sae.loss, in_axes=(0, None, None, 0))(params, x, None, hparams)
 
-To add an architecture: one file with a subclass that implements the abstract methods, one line in the registry.
+To add an architecture, write one file with a subclass that implements the abstract methods, and one line in the
+registry.
 
-Sharp edges. Losses are means over tokens of sums over d, and the published coefficients mean that E|x|^2 = 1. The
-initial W_enc is the transpose of W_dec, except in a transcoder, where the two read and write different spaces.
+Sharp edges. Losses are means over tokens of sums over d, and published coefficients assume E|x|^2 = 1. The initial
+W_enc is the transpose of W_dec, except in a transcoder, where the two read and write different spaces.
 
-Letters in shapes: B tokens, D width of x, E width of the target (D unless `d_out`), M latents, A active ones.
+Letters in shapes: B tokens, D width of x, E width of the target (D unless `d_out`), M latents, A active latents.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ import numpy as np
 from jax import lax
 
 from mechjax.errors import SAEError
-from mechjax.sae.checks import expect, expect_whole
+from mechjax.sae.checks import check_field, check_whole
 from mechjax.sae.ops import sparse
-from mechjax.sae.ops.matmul import MATMULS, centred_product, product
+from mechjax.sae.ops.matmul import MATMULS, offset_product, product
 from mechjax.sae.ops.sparse import Sparse
 from mechjax.sae.ops.unit_rows import Params, unit_rows
 
@@ -59,12 +60,12 @@ HParams = Mapping[str, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LossOutput:
-  """What a loss knows beside its value. Parts that a caller does not use cost nothing under jit.
+  """Auxiliary output of a loss. Parts that a caller does not use cost nothing under jit.
 
   Attributes:
-    parts: scalars that add up to the loss: 'reconstruction', 'sparsity', 'aux' (of dead latents), and what an
-      architecture adds; weighted as they enter.
-    latents: the activations during training, [B, M] or `Sparse`; `sparse.firings` counts them.
+    parts: scalars whose sum is the loss, with their weights included: 'reconstruction', 'sparsity', 'aux' (for dead
+      latents), and parts that an architecture adds.
+    latents: the activations during training, [B, M] or `Sparse`; `sparse.firings` counts the active ones.
     error: target minus reconstruction, [B, E].
   """
 
@@ -74,11 +75,11 @@ class LossOutput:
 
 
 class AuxLoss(Protocol):
-  """A loss that acts on dead latents; `mechjax.sae.dead_latents` has them."""
+  """A loss that acts on dead latents; `mechjax.sae.dead_latents` has implementations."""
 
   @property
   def after_tokens(self) -> int:
-    """Tokens without firing after which a latent is dead."""
+    """Number of tokens without firing after which a latent is dead."""
 
   def loss(
     self,
@@ -89,25 +90,25 @@ class AuxLoss(Protocol):
     reconstruction: jax.Array,
     matmuls: str = 'float32',
   ) -> jax.Array:
-    """The weighted loss, a scalar; for arguments see `AuxK.loss`."""
+    """The weighted loss, a scalar; `AuxK.loss` documents the arguments."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture(abc.ABC):
-  """A dictionary's settings, and pure functions of its parameters.
+  """Settings of a dictionary, and pure functions of its parameters.
 
   Attributes:
-    d_in: D, width of the activations that are read.
-    width: M, how many latents there are.
-    d_out: E, width of the activations that are reconstructed, at another site; None for the input itself.
-    skip: whether x @ W_skip is added to the reconstruction; needs `d_out`.
-    prefixes: how many of the first latents have to reconstruct alone, increasing, the last being `width`; empty for
-      all of them only.
+    d_in: D, width of the input activations.
+    width: M, number of latents.
+    d_out: E, width of the target activations at another site; None to reconstruct the input itself.
+    skip: whether x @ W_skip is added to the reconstruction; requires `d_out`.
+    prefixes: numbers of first latents that must reconstruct the target alone, increasing, the last equal to `width`;
+      empty for all latents only.
     aux_loss: a loss for dead latents, or None.
     matmuls: 'float32', or 'bfloat16' for products of rounded operands (`mechjax.sae.ops.matmul`).
 
   Raises:
-    SAEError: settings that do not describe a dictionary; the message holds the value.
+    SAEError: settings that do not describe a dictionary; the message contains the value.
   """
 
   TRACED: ClassVar[tuple[str, ...]]
@@ -124,25 +125,25 @@ class Architecture(abc.ABC):
   matmuls: str = 'float32'
 
   def __post_init__(self) -> None:
-    expect_whole(self, 'd_in', 'width', *(['d_out'] if self.d_out is not None else []))
+    check_whole(self, 'd_in', 'width', *(['d_out'] if self.d_out is not None else []))
     for name in ('d_in', 'width'):
-      expect(self, name, getattr(self, name) >= 1, 'at least 1')
-    expect(self, 'd_out', self.d_out is None or self.d_out >= 1, 'at least 1, or None')
-    expect(self, 'matmuls', self.matmuls in MATMULS, f'one of {[*MATMULS]}')
-    expect(self, 'skip', not self.skip or self.d_out is not None, 'False without d_out')
+      check_field(self, name, getattr(self, name) >= 1, 'at least 1')
+    check_field(self, 'd_out', self.d_out is None or self.d_out >= 1, 'at least 1, or None')
+    check_field(self, 'matmuls', self.matmuls in MATMULS, f'one of {[*MATMULS]}')
+    check_field(self, 'skip', not self.skip or self.d_out is not None, 'False without d_out')
     p = self.prefixes
-    rises = (
+    increasing = (
       all(isinstance(n, numbers.Integral) for n in p)
       and list(p) == sorted({*p})
       and (not p or (p[0] >= 1 and p[-1] == self.width))
     )
-    expect(self, 'prefixes', rises, f'increasing and end with width={self.width}, or ()')
+    check_field(self, 'prefixes', increasing, f'increasing and end with width={self.width}, or ()')
 
-  # --- what an architecture says --------------------------------------------------------------------------
+  # --- defined by each architecture -----------------------------------------------------------------------
 
   @abc.abstractmethod
   def encode(self, params: Params, x: jax.Array) -> jax.Array:
-    """Latents as they are used after training, [..., M].
+    """Latents at inference, after training, [..., M].
 
     Args:
       params: the parameters.
@@ -158,63 +159,63 @@ class Architecture(abc.ABC):
     hparams: HParams | None = None,
     dead: jax.Array | None = None,
   ) -> tuple[jax.Array, LossOutput]:
-    """What training minimises.
+    """The training loss.
 
     Args:
       params: the parameters.
       x: activations, [B, D].
-      y: what is reconstructed, [B, E]; None for x.
-      hparams: see `hparams`; None for the settings.
-      dead: which latents are dead, bool [M]; None to leave `aux_loss` out.
+      y: the target, [B, E]; None for x.
+      hparams: traced hyperparameters, from `hparams`; None for the settings.
+      dead: mask of dead latents, bool [M]; None to omit `aux_loss`.
 
     Returns:
-      The loss, and what it is made of.
+      The loss, and its parts with the latents and the error.
     """
 
   def as_jumprelu(self, params: Params) -> tuple[Architecture, Params]:
-    """A `JumpReLU` whose `encode` and `decode` equal this one's, as files of dictionaries keep them.
+    """An equivalent `JumpReLU`, with the same `encode` and `decode`, as files of dictionaries store it.
 
     Raises:
-      SAEError: the latents are not chosen by thresholds.
+      SAEError: the architecture does not select latents by thresholds.
     """
     raise SAEError(
-      f'{type(self).__name__} chooses latents by rank and has no thresholds', hint='BatchTopK has'
+      f'{type(self).__name__} selects latents by rank and has no thresholds', hint='use BatchTopK'
     )
 
   def observe(self, params: Params, latents: jax.Array | Sparse) -> Params:
-    """The parameters after a training batch has been seen; those named in `OBSERVED`, which gradients do not move."""
+    """Updates the parameters named in `OBSERVED`, which have no gradient, after a training batch."""
     return params
 
-  def for_shards(self) -> Architecture:
-    """The same dictionary, computed in a way that may be spread over devices."""
+  def as_shardable(self) -> Architecture:
+    """The same dictionary, computed in a way that can be sharded over devices."""
     return self
 
-  # --- what all share -------------------------------------------------------------------------------------
+  # --- common to all --------------------------------------------------------------------------------------
 
   @property
   def operations_per_token(self) -> int:
-    """Floating-point operations of the dense products of a training step: encoder and its gradient, and the decoder,
-    its gradient and that of the latents; without those of a skip and of dead latents."""
+    """Floating-point operations of the dense products of a training step: the encoder and its gradient, and the
+    decoder, its gradient and that of the latents. A skip and dead latents are not counted."""
     return 2 * self.width * (2 * self.d_in + self.DECODER_PRODUCTS * self.target_width)
 
   @property
   def target_width(self) -> int:
-    """E, the width of what is reconstructed."""
+    """E, the width of the target."""
     return self.d_in if self.d_out is None else self.d_out
 
-  def initial(self) -> dict[str, float]:
-    """What each of a latent's own numbers is at first."""
+  def initial_values(self) -> dict[str, float]:
+    """Initial value of each parameter in `PER_LATENT`."""
     return dict(self.PER_LATENT)
 
   def init(self, key: jax.Array, centre: jax.Array | None = None) -> Params:
-    """Parameters to start from: W_dec He-uniform and then unit rows, W_enc its transpose, the rest constants.
+    """Initial parameters: W_dec is He-uniform with its rows normalised, W_enc its transpose, the rest constants.
 
     Args:
       key: a random key.
-      centre: what b_dec starts from, [E], such as the mean of the target; None for zeros.
+      centre: initial b_dec, [E], such as the mean of the target; None for zeros.
 
     Raises:
-      SAEError: a centre of another shape.
+      SAEError: the centre has another shape.
     """
     E, M = self.target_width, self.width
     if centre is not None and jnp.shape(centre) != (E,):
@@ -223,7 +224,9 @@ class Architecture(abc.ABC):
     he_uniform = jax.nn.initializers.he_uniform()
     W_dec = unit_rows(he_uniform(of_decoder, (M, E), jnp.float32))
     own = unit_rows(he_uniform(of_encoder, (M, self.d_in), jnp.float32))
-    params = {name: jnp.full(M, value, jnp.float32) for name, value in self.initial().items()}
+    params = {
+      name: jnp.full(M, value, jnp.float32) for name, value in self.initial_values().items()
+    }
     params |= {'W_enc': (own if self.d_out else W_dec).T, 'W_dec': W_dec}
     params['b_dec'] = (
       jnp.zeros(E, jnp.float32) if centre is None else jnp.asarray(centre, jnp.float32)
@@ -233,17 +236,18 @@ class Architecture(abc.ABC):
     return params
 
   def hparams(self, **values: Any) -> dict[str, jax.Array]:
-    """The settings that are data, as arrays: those of this description, or others.
+    """Traced hyperparameters as arrays: the values given, and the settings for the others.
 
     Args:
       **values: numbers, or lists of numbers with one for each dictionary of an ensemble.
 
     Raises:
-      SAEError: a setting that is static, or a value out of range.
+      SAEError: a setting is static, or a value is out of range.
     """
     if unknown := sorted({*values} - {*self.TRACED}):
       raise SAEError(
-        f'{unknown} of {type(self).__name__} are not data', cause=f'data are {[*self.TRACED]}'
+        f'{unknown} of {type(self).__name__} are not traced hyperparameters',
+        cause=f'traced are {[*self.TRACED]}',
       )
     given = {name: np.asarray(values.get(name, getattr(self, name))) for name in self.TRACED}
     for name, array in given.items():
@@ -252,36 +256,36 @@ class Architecture(abc.ABC):
     return {name: jnp.asarray(array) for name, array in given.items()}
 
   def hparam(self, hparams: HParams | None, name: str, dtype: Any) -> jax.Array:
-    """One of the settings that are data."""
+    """One traced hyperparameter."""
     return jnp.asarray(getattr(self, name) if hparams is None else hparams[name], dtype)
 
   def pre_activations(self, params: Params, x: jax.Array) -> jax.Array:
     """(x - b_dec) @ W_enc + b_enc, or x @ W_enc + b_enc in a transcoder, [..., M]."""
-    return self.projection(params, x) + params['b_enc']
+    return self.project(params, x) + params['b_enc']
 
-  def projection(self, params: Params, x: jax.Array) -> jax.Array:
+  def project(self, params: Params, x: jax.Array) -> jax.Array:
     """(x - b_dec) @ W_enc, or x @ W_enc in a transcoder, [..., M]."""
     self._check(params, x, 'd_in', self.d_in)
     if self.d_out is not None:
       return product(x, params['W_enc'], self.matmuls)
-    return centred_product(x, params['b_dec'], params['W_enc'], self.matmuls)
+    return offset_product(x, params['b_dec'], params['W_enc'], self.matmuls)
 
   def decode(
     self, params: Params, latents: jax.Array | Sparse, x: jax.Array | None = None
   ) -> jax.Array:
-    """What latents stand for, [..., E].
+    """Reconstructs the target from latents, [..., E].
 
     Args:
       params: the parameters.
       latents: [..., M] or `Sparse`.
-      x: the input, [..., D], which a skip transcoder needs.
+      x: the input, [..., D], which a skip transcoder requires.
 
     Raises:
-      SAEError: there is a skip, and no input.
+      SAEError: the input of a skip transcoder is missing.
     """
     return self._product(latents, params['W_dec']) + self._base(params, x)
 
-  def reconstruction(
+  def reconstruction_loss(
     self, params: Params, latents: jax.Array | Sparse, x: jax.Array, y: jax.Array | None
   ) -> tuple[jax.Array, jax.Array]:
     """Sum over prefixes m of the mean of |target - f[:m] @ W_dec[:m] - b_dec|^2.
@@ -295,18 +299,18 @@ class Architecture(abc.ABC):
     Returns:
       The sum, and the error of all latents, [B, E].
     """
-    error = self.excess(params, x, y)
+    error = self.remaining_target(params, x, y)
     total = jnp.zeros((), error.dtype)
     for latents_of_part, W_dec in _parts(latents, params['W_dec'], self.prefixes):
       error = error - self._product(latents_of_part, W_dec)
-      total = total + squared(error)
+      total = total + mean_squared_norm(error)
     return total, error
 
-  def excess(self, params: Params, x: jax.Array, y: jax.Array | None) -> jax.Array:
-    """What is left to the latents: the target, x or y, minus b_dec and the skip, [B, E]."""
+  def remaining_target(self, params: Params, x: jax.Array, y: jax.Array | None) -> jax.Array:
+    """The part of the target (x or y) for the latents to reconstruct: the target minus b_dec and the skip, [B, E]."""
     return self._target(params, x, y) - self._base(params, x)
 
-  def outcome(
+  def total_loss(
     self,
     params: Params,
     parts: dict[str, jax.Array],
@@ -315,15 +319,16 @@ class Architecture(abc.ABC):
     z: Callable[[], jax.Array],
     dead: jax.Array | None,
   ) -> tuple[jax.Array, LossOutput]:
-    """The end of every loss: the part of dead latents, and the sum.
+    """The last step of every loss: adds the part for dead latents, and sums the parts.
 
     Args:
       params: the parameters.
       parts: the other parts.
       latents: the activations.
       error: target minus reconstruction, [B, E].
-      z: gives what decides whether a latent is active, [B, M]; called only where a latent is dead.
-      dead: bool [M], or None.
+      z: function that returns the pre-activations that decide which latents are active, [B, M]; called only if a
+        latent is dead.
+      dead: mask of dead latents, bool [M], or None.
     """
     aux = jnp.zeros((), error.dtype)
     if self.aux_loss is not None and dead is not None:
@@ -340,22 +345,24 @@ class Architecture(abc.ABC):
 
   def _product(self, latents: jax.Array | Sparse, W_dec: jax.Array) -> jax.Array:
     if isinstance(latents, Sparse):
-      return sparse.decoded(latents.values, latents.indices, W_dec, self.matmuls)
+      return sparse.decode(latents.values, latents.indices, W_dec, self.matmuls)
     return product(latents, W_dec, self.matmuls)
 
   def _base(self, params: Params, x: jax.Array | None) -> jax.Array:
-    """What is reconstructed without any latent."""
+    """The reconstruction without any latent."""
     if not self.skip:
       return params['b_dec']
     if x is None:
-      raise SAEError('a skip transcoder decodes latents and the input', hint='decode(params, f, x)')
+      raise SAEError(
+        'a skip transcoder needs the input to decode latents', hint='decode(params, f, x)'
+      )
     return params['b_dec'] + product(x, params['W_skip'], self.matmuls)
 
   def _target(self, params: Params, x: jax.Array, y: jax.Array | None) -> jax.Array:
     if (y is None) != (self.d_out is None):
       raise SAEError(
         f'd_out={self.d_out} and {"no target" if y is None else "a target"}',
-        cause='a transcoder has a target, an autoencoder has none',
+        cause='a transcoder has a target, an autoencoder does not',
         hint='loss(params, x, y) with d_out set, loss(params, x) without',
       )
     if y is None:
@@ -368,23 +375,23 @@ class Architecture(abc.ABC):
   def _check(self, params: Params, x: jax.Array, name: str, size: int) -> None:
     if x.shape[-1] != size:
       raise SAEError(f'activations of shape {x.shape} for a dictionary with {name}={size}')
-    wanted = (self.d_in, self.width), (self.width, self.target_width)
+    expected = (self.d_in, self.width), (self.width, self.target_width)
     found = params['W_enc'].shape, params['W_dec'].shape
-    if found != wanted:
+    if found != expected:
       raise SAEError(
-        f'W_enc and W_dec have shapes {found}, not {wanted}',
-        cause='the parameters of another description, or an ensemble of dictionaries outside of vmap',
+        f'W_enc and W_dec have shapes {found}, not {expected}',
+        cause='the parameters of a dictionary with other settings, or of an ensemble outside vmap',
       )
 
 
-def squared(error_BxE: jax.Array) -> jax.Array:
+def mean_squared_norm(error_BxE: jax.Array) -> jax.Array:
   """Mean over tokens of |error|^2."""
   return jnp.mean(jnp.sum(jnp.square(error_BxE), -1))
 
 
 def total_per_token(x_BxM: jax.Array) -> jax.Array:
   """Mean over tokens of the sum over latents."""
-  # Tokens first, and the barrier keeps it so: XLA on CPU adds up over tokens without an array for what is added.
+  # Sums over tokens first; the barrier keeps this order: XLA on CPU then needs no array for the summands.
   return jnp.sum(lax.optimization_barrier(jnp.sum(x_BxM, 0))) / len(x_BxM)
 
 
@@ -393,6 +400,6 @@ def _parts(latents: jax.Array | Sparse, W_dec: jax.Array, prefixes: tuple[int, .
   if len(prefixes) < 2:
     return [(latents, W_dec)]
   if isinstance(latents, Sparse):
-    return [(latents.between(low, high), W_dec) for low, high in zip((0, *prefixes), prefixes)]
+    return [(latents.restrict(low, high), W_dec) for low, high in zip((0, *prefixes), prefixes)]
   cuts = list(prefixes[:-1])
   return zip(jnp.split(latents, cuts, -1), jnp.split(W_dec, cuts))

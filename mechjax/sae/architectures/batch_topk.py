@@ -1,18 +1,20 @@
-"""BatchTopK: the B * k largest latents of a batch, so that a hard token may have more than an easy one.
+"""BatchTopK: the B * k largest latents of a batch, so that a difficult token can have more than an easy one.
 
     training    f = z * 1[z >= the (B k)-th largest of ReLU(z) in the batch]
-    afterwards  f = z * H(z - threshold),  threshold = running mean of the smallest activation of each batch
+    inference   f = z * H(z - threshold),  threshold = running mean of the smallest activation of each batch
     L = |x - x_hat|^2        (+ AuxK for dead latents: `aux_loss=AuxK()`)
 
-(Bussmann et al. 2024, "BatchTopK sparse autoencoders"). What a token's latents are must not depend on its neighbours
-once the dictionary is used, hence the threshold; a saved BatchTopK is a JumpReLU with that threshold for all latents.
+(Bussmann et al. 2024, "BatchTopK sparse autoencoders"). At inference the latents of a
+token must not depend on its neighbours, hence the threshold. A saved BatchTopK is a JumpReLU with that threshold for
+all latents.
 
-The (B k)-th largest of B * M numbers is found by bisection over their bits, which are in the order of the numbers
-where these are not negative. It takes 31 counts of the batch where a sort of 25 million numbers takes seconds, k may
-be data without a bound, and where batch or latents are sharded a count is a sum over devices.
+The (B k)-th largest of B * M numbers is found by bisection over their bits, whose order is that of the numbers if
+these are not negative. Bisection takes 31 counts of the batch, whereas a sort of 25 million numbers takes seconds. k
+can be traced without an upper bound, and with a sharded batch or sharded latents a count is a sum over devices.
 
-Sharp edges: `encode` needs a threshold that training has left in the parameters (`observe` after each step); before
-that it is 0 and `encode` a ReLU. Latents tied at the threshold are all active. A batch has at most 2**31 latents.
+Sharp edges: `encode` needs the threshold that training stores in the parameters (`observe` after each step); before
+training it is 0 and `encode` is a ReLU. Latents tied at the threshold are all active. A batch has at most 2**31
+latents.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from jax import lax
 
 from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Params
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
-from mechjax.sae.checks import expect, expect_number, expect_whole
+from mechjax.sae.checks import check_field, check_number, check_whole
 from mechjax.sae.ops.sparse import Sparse
 
 
@@ -34,8 +36,8 @@ class BatchTopK(Architecture):
   """The B * k largest latents of a batch of B.
 
   Attributes:
-    k: how many latents a token has on average; may be data.
-    decay: of the running mean of the threshold, for each step.
+    k: number of active latents of a token on average; can be traced.
+    decay: decay of the running mean of the threshold, per step.
   """
 
   TRACED = ('k',)
@@ -47,10 +49,10 @@ class BatchTopK(Architecture):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    expect_whole(self, 'k')
-    expect_number(self, 'decay')
-    expect(self, 'k', 1 <= self.k <= self.width, f'from 1 to width={self.width}')
-    expect(self, 'decay', 0 <= self.decay < 1, 'in [0, 1)')
+    check_whole(self, 'k')
+    check_number(self, 'decay')
+    check_field(self, 'k', 1 <= self.k <= self.width, f'from 1 to width={self.width}')
+    check_field(self, 'decay', 0 <= self.decay < 1, 'in [0, 1)')
 
   def init(self, key: jax.Array, centre: jax.Array | None = None) -> Params:
     return super().init(key, centre) | {'threshold': jnp.zeros((), jnp.float32)}
@@ -71,9 +73,9 @@ class BatchTopK(Architecture):
     positive = jax.nn.relu(z)
     n_active = len(x) * self.hparam(hparams, 'k', jnp.int32)
     f = jnp.where(positive >= kth_largest(lax.stop_gradient(positive), n_active), positive, 0)
-    reconstruction, error = self.reconstruction(params, f, x, y)
+    reconstruction, error = self.reconstruction_loss(params, f, x, y)
     parts = {'reconstruction': reconstruction, 'sparsity': jnp.zeros((), error.dtype)}
-    return self.outcome(params, parts, f, error, lambda: z, dead)
+    return self.total_loss(params, parts, f, error, lambda: z, dead)
 
   def observe(self, params: Params, latents: jax.Array | Sparse) -> Params:
     active = latents.values if isinstance(latents, Sparse) else latents
@@ -87,11 +89,11 @@ class BatchTopK(Architecture):
 
 
 def kth_largest(x: jax.Array, k: jax.Array) -> jax.Array:
-  """The k-th largest of numbers that are not negative, in any shape.
+  """The k-th largest number of a non-negative array of any shape.
 
   Args:
     x: floating point, >= 0.
-    k: int, 1 being the largest; over the size of x the answer is 0.
+    k: int, from 1 for the largest; if k exceeds the size of x, the result is 0.
 
   Returns:
     A scalar; exact.
@@ -99,7 +101,7 @@ def kth_largest(x: jax.Array, k: jax.Array) -> jax.Array:
   bits = jnp.finfo(x.dtype).bits
   integer = jnp.dtype(f'int{bits}')
 
-  def settle(n, found):  # bit by bit from the top: is the number at least this large?
+  def settle(n, found):  # bit by bit from the highest: is the result at least this large?
     larger = found | lax.shift_left(jnp.ones((), integer), (bits - 2 - n).astype(integer))
     enough = jnp.sum(x >= lax.bitcast_convert_type(larger, x.dtype), dtype=k.dtype) >= k
     return jnp.where(enough, larger, found)

@@ -1,13 +1,13 @@
-"""Gated: whether a latent is active and how strongly are two questions, and only the first is penalised.
+"""Gated: a gate decides whether a latent is active, a magnitude how strongly; only the gate is penalised.
 
     a  = (x - b_dec) @ W_enc
-    pi = a + b_gate                                              whether: pi > 0
-    f  = 1[pi > 0] * ReLU(exp(r_mag) * a + b_mag)                how strongly
+    pi = a + b_gate                                              active if pi > 0
+    f  = 1[pi > 0] * ReLU(exp(r_mag) * a + b_mag)
     L  = |x - x_hat(f)|^2 + sparsity |ReLU(pi)|_1 + |x - x_hat_frozen(ReLU(pi))|^2
 
 (Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders", equations 6 to 8; W_enc is
-its W_gate, and the two encoders share it up to exp(r_mag)). The step in f has no derivative; the gate learns from the
-last term, in which the decoder is held fixed so that it is not shaped by shrunken activations. That term is the part
+their W_gate, and the two encoders share it up to exp(r_mag)). The step in f has no derivative; the gate learns from the
+last term. The decoder is held fixed in that term, so that shrunken activations do not shape it. The term is the part
 named 'gate'.
 
 A gated dictionary is a JumpReLU with thresholds b_mag - exp(r_mag) b_gate: `as_jumprelu`.
@@ -29,7 +29,7 @@ from mechjax.sae.architectures.base import (
   total_per_token,
 )
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
-from mechjax.sae.checks import expect, expect_number
+from mechjax.sae.checks import check_field, check_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,19 +37,19 @@ class Gated(Architecture):
   """Latents with a gate and a magnitude, and an L1 penalty on the gate.
 
   Attributes:
-    sparsity: coefficient of the penalty; may be data.
+    sparsity: coefficient of the penalty; can be traced.
   """
 
   TRACED = ('sparsity',)
   PER_LATENT = {'b_gate': 0.0, 'r_mag': 0.0, 'b_mag': 0.0}  # noqa: RUF012
-  DECODER_PRODUCTS = 5  # both activations are decoded and get a gradient; the decoder has one
+  DECODER_PRODUCTS = 5  # both activations are decoded and have a gradient, and so does the decoder
 
   sparsity: float
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    expect_number(self, 'sparsity')
-    expect(self, 'sparsity', self.sparsity >= 0, 'at least 0')
+    check_number(self, 'sparsity')
+    check_field(self, 'sparsity', self.sparsity >= 0, 'at least 0')
 
   def encode(self, params: Params, x: jax.Array) -> jax.Array:
     return self._gate_and_latents(params, x)[1]
@@ -65,11 +65,11 @@ class Gated(Architecture):
     pi, f = self._gate_and_latents(params, x)
     gate = jax.nn.relu(pi)
     frozen = params | {name: lax.stop_gradient(params[name]) for name in self._decoder(params)}
-    reconstruction, error = self.reconstruction(params, f, x, y)
-    gate_loss, _ = self.reconstruction(frozen, gate, x, y)
+    reconstruction, error = self.reconstruction_loss(params, f, x, y)
+    gate_loss, _ = self.reconstruction_loss(frozen, gate, x, y)
     sparsity = self.hparam(hparams, 'sparsity', f.dtype) * total_per_token(gate)
     parts = {'reconstruction': reconstruction, 'sparsity': sparsity, 'gate': gate_loss}
-    return self.outcome(params, parts, f, error, lambda: pi, dead)
+    return self.total_loss(params, parts, f, error, lambda: pi, dead)
 
   def as_jumprelu(self, params: Params) -> tuple[JumpReLU, Params]:
     scale = jnp.exp(params['r_mag'])
@@ -79,7 +79,7 @@ class Gated(Architecture):
     )
 
   def _gate_and_latents(self, params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    a = self.projection(params, x)
+    a = self.project(params, x)
     pi = a + params['b_gate']
     magnitude = jax.nn.relu(jnp.exp(params['r_mag']) * a + params['b_mag'])
     return pi, jnp.where(pi > 0, magnitude, 0)

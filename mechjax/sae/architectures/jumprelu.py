@@ -1,14 +1,14 @@
-"""JumpReLU with an L0 penalty: each latent has a threshold, and the threshold is learned.
+"""JumpReLU with an L0 penalty: each latent has a learned threshold.
 
     z = (x - b_dec) @ W_enc + b_enc        theta = exp(log_threshold)
     f = z * H(z - theta)
     L = |x - x_hat|^2 + sparsity sum_i H(z_i - theta_i)
 
 (Rajamanoharan et al. 2024, "Jumping Ahead"; Lieberum et al. 2024, "Gemma Scope"). The penalty counts active latents
-and is blind to how large they are, so nothing shrinks. Derivatives are those of `straight_through`.
+and does not depend on their size, so nothing shrinks. Derivatives are those of `straight_through`.
 
-Sharp edges: the bandwidth and the initial threshold of 1e-3 are Gemma Scope's and mean E|x|^2 = 1. The penalty
-teaches the thresholds alone: encoder and decoder hear of it through them.
+Sharp edges: the bandwidth and the initial threshold of 1e-3 are those of Gemma Scope and assume E|x|^2 = 1. The
+penalty has a gradient for the thresholds only: it affects encoder and decoder only through them.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from mechjax.sae.architectures.base import (
   Params,
   total_per_token,
 )
-from mechjax.sae.checks import expect, expect_number
+from mechjax.sae.checks import check_field, check_number
 from mechjax.sae.ops.straight_through import heaviside, jumprelu
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JumpReLU(Architecture):
-  """Latents that jump at a learned threshold, and an L0 penalty.
+  """Latents that are 0 up to a learned threshold, and an L0 penalty.
 
   Attributes:
-    sparsity: coefficient of the penalty; may be data.
+    sparsity: coefficient of the penalty; can be traced.
     bandwidth: eps, the width of the kernel of the straight-through estimators, in units of pre-activations.
-    initial_threshold: theta at first. Adam moves its logarithm by no more than the learning rate in a step, so a
-      training of a few thousand steps has to begin near where it should end.
+    initial_threshold: initial theta. Adam changes its logarithm by at most the learning rate per step, so in a
+      training of a few thousand steps theta must start near its final value.
   """
 
   TRACED = ('sparsity',)
@@ -50,13 +50,13 @@ class JumpReLU(Architecture):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    expect_number(self, 'sparsity', 'bandwidth', 'initial_threshold')
-    expect(self, 'sparsity', self.sparsity >= 0, 'at least 0')
+    check_number(self, 'sparsity', 'bandwidth', 'initial_threshold')
+    check_field(self, 'sparsity', self.sparsity >= 0, 'at least 0')
     for name in ('bandwidth', 'initial_threshold'):
-      expect(self, name, getattr(self, name) > 0, 'positive')
+      check_field(self, name, getattr(self, name) > 0, 'positive')
 
-  def initial(self) -> dict[str, float]:
-    return super().initial() | {'log_threshold': math.log(self.initial_threshold)}
+  def initial_values(self) -> dict[str, float]:
+    return super().initial_values() | {'log_threshold': math.log(self.initial_threshold)}
 
   def encode(self, params: Params, x: jax.Array) -> jax.Array:
     return jumprelu(self.pre_activations(params, x), self.threshold(params), self.bandwidth)
@@ -72,11 +72,11 @@ class JumpReLU(Architecture):
     z = self.pre_activations(params, x)
     theta = self.threshold(params)
     f = jumprelu(z, theta, self.bandwidth)
-    reconstruction, error = self.reconstruction(params, f, x, y)
+    reconstruction, error = self.reconstruction_loss(params, f, x, y)
     n_active = total_per_token(heaviside(z, theta, self.bandwidth))
     sparsity = self.hparam(hparams, 'sparsity', f.dtype) * n_active
     parts = {'reconstruction': reconstruction, 'sparsity': sparsity}
-    return self.outcome(params, parts, f, error, lambda: z, dead)
+    return self.total_loss(params, parts, f, error, lambda: z, dead)
 
   def as_jumprelu(self, params: Params) -> tuple[JumpReLU, Params]:
     return self, params
@@ -92,13 +92,13 @@ def with_threshold(
   """A JumpReLU for inference that shares the matrices of another dictionary.
 
   Args:
-    sae: the other.
+    sae: the other dictionary.
     params: its parameters.
-    threshold: of each latent, [M], at least 0.
-    **changes: W_enc or b_enc where they differ.
+    threshold: threshold of each latent, [M], at least 0.
+    **changes: W_enc or b_enc, if they differ.
 
   Returns:
-    The description, whose sparsity coefficient of 0 says nothing about the training, and its parameters.
+    The JumpReLU, whose sparsity coefficient of 0 is not that of the training, and its parameters.
   """
   kept = ('W_enc', 'W_dec', 'b_dec', 'W_skip', 'b_enc')
   new = {name: params[name] for name in kept if name in params}

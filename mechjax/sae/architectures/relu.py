@@ -3,8 +3,8 @@
     f = ReLU((x - b_dec) @ W_enc + b_enc)
     L = |x - x_hat|^2 + sparsity |f|_1
 
-(Bricken et al. 2023, "Towards Monosemanticity"). The penalty falls on large activations too, so reconstructions come
-out too small (shrinkage); the other architectures are ways around that.
+(Bricken et al. 2023, "Towards Monosemanticity"). The penalty also acts on large activations, so reconstructions
+are too small (shrinkage); the other architectures avoid that.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mechjax.sae.architectures.base import (
   total_per_token,
 )
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
-from mechjax.sae.checks import expect, expect_number
+from mechjax.sae.checks import check_field, check_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class ReLU(Architecture):
   """ReLU latents and an L1 penalty.
 
   Attributes:
-    sparsity: coefficient of the penalty; may be data.
+    sparsity: coefficient of the penalty; can be traced.
   """
 
   TRACED = ('sparsity',)
@@ -40,8 +40,8 @@ class ReLU(Architecture):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    expect_number(self, 'sparsity')
-    expect(self, 'sparsity', self.sparsity >= 0, 'at least 0')
+    check_number(self, 'sparsity')
+    check_field(self, 'sparsity', self.sparsity >= 0, 'at least 0')
 
   def encode(self, params: Params, x: jax.Array) -> jax.Array:
     return jax.nn.relu(self.pre_activations(params, x))
@@ -56,10 +56,10 @@ class ReLU(Architecture):
   ) -> tuple[jax.Array, LossOutput]:
     z = self.pre_activations(params, x)
     f = jax.nn.relu(z)
-    reconstruction, error = self.reconstruction(params, f, x, y)
+    reconstruction, error = self.reconstruction_loss(params, f, x, y)
     sparsity = self.hparam(hparams, 'sparsity', f.dtype) * total_per_token(f)
     parts = {'reconstruction': reconstruction, 'sparsity': sparsity}
-    return self.outcome(params, parts, f, error, lambda: z, dead)
+    return self.total_loss(params, parts, f, error, lambda: z, dead)
 
   def as_jumprelu(self, params: Params) -> tuple[JumpReLU, Params]:
     return with_threshold(self, params, jnp.zeros(self.width))

@@ -1,16 +1,16 @@
-"""TopK: of each token the k largest latents, and no penalty.
+"""TopK: the k largest latents of each token, and no penalty.
 
     f = TopK(ReLU((x - b_dec) @ W_enc + b_enc))
     L = |x - x_hat|^2        (+ AuxK for dead latents: `aux_loss=AuxK()`)
 
-(Gao et al. 2024, "Scaling and evaluating sparse autoencoders", equations 3 and 4). L0 is set instead of bargained for.
-As in that paper's code a pre-activation among the k largest that is negative counts as 0.
+(Gao et al. 2024, "Scaling and evaluating sparse autoencoders", equations 3 and 4). L0 is set directly, without a
+penalty. As in the code of that paper, a negative pre-activation among the k largest counts as 0.
 
 Because k is much smaller than M, `sparse=True` computes the decoder and the whole backward pass on the k latents only
-(`mechjax.sae.ops.sparse`): the same values and gradients.
+(`mechjax.sae.ops.sparse`), with the same values and gradients.
 
-k is data up to the field `k`, which is how many latents are sorted out: `hparams(k=[8, 16, 32])` for a description
-with k=32 trains three dictionaries, each at the price of the largest.
+k can be traced, up to the field `k`, which is the number of latents that are selected: `hparams(k=[8, 16, 32])` of a
+TopK with k=32 trains three dictionaries, each at the cost of the largest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 
 from mechjax.errors import SAEError
 from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Params
-from mechjax.sae.checks import expect, expect_whole
+from mechjax.sae.checks import check_field, check_whole
 from mechjax.sae.ops import sparse
 from mechjax.sae.ops.sparse import Sparse
 
@@ -34,8 +34,8 @@ class TopK(Architecture):
   """The k largest latents of each token.
 
   Attributes:
-    k: how many; may be data, up to this.
-    sparse: whether decoder and backward pass are computed on the chosen latents only; not over several devices.
+    k: number of latents; can be traced, up to this number.
+    sparse: whether decoder and backward pass are computed on the chosen latents only; not on several devices.
   """
 
   TRACED = ('k',)
@@ -46,21 +46,21 @@ class TopK(Architecture):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    expect_whole(self, 'k')
-    expect(self, 'k', 1 <= self.k <= self.width, f'from 1 to width={self.width}')
+    check_whole(self, 'k')
+    check_field(self, 'k', 1 <= self.k <= self.width, f'from 1 to width={self.width}')
 
   def hparams(self, **values: Any) -> dict[str, jax.Array]:
     largest = np.max(values.get('k', self.k))
     if largest > self.k:
       raise SAEError(
-        f'k={values["k"]} as data for a TopK that sorts out k={self.k} latents',
-        hint=f'describe it with k={largest}',
+        f'traced k={values["k"]} for a TopK that selects k={self.k} latents',
+        hint=f'construct it with k={largest}',
       )
     return super().hparams(**values)
 
   def encode(self, params: Params, x: jax.Array) -> jax.Array:
-    values, indices = sparse.top(self.pre_activations(params, x), self.k)
-    return sparse.scattered(jax.nn.relu(values), indices, self.width)
+    values, indices = sparse.top_k(self.pre_activations(params, x), self.k)
+    return sparse.densify(jax.nn.relu(values), indices, self.width)
 
   def loss(
     self,
@@ -70,16 +70,16 @@ class TopK(Architecture):
     hparams: HParams | None = None,
     dead: jax.Array | None = None,
   ) -> tuple[jax.Array, LossOutput]:
-    chosen = self.chosen(params, x, hparams)
-    f = chosen if self.sparse else chosen.dense()
-    reconstruction, error = self.reconstruction(params, f, x, y)
+    chosen = self.choose(params, x, hparams)
+    f = chosen if self.sparse else chosen.to_dense()
+    reconstruction, error = self.reconstruction_loss(params, f, x, y)
     parts = {'reconstruction': reconstruction, 'sparsity': jnp.zeros((), error.dtype)}
-    return self.outcome(params, parts, f, error, lambda: self.pre_activations(params, x), dead)
+    return self.total_loss(params, parts, f, error, lambda: self.pre_activations(params, x), dead)
 
-  def for_shards(self) -> TopK:
+  def as_shardable(self) -> TopK:
     return dataclasses.replace(self, sparse=False)
 
-  def chosen(self, params: Params, x: jax.Array, hparams: HParams | None = None) -> Sparse:
+  def choose(self, params: Params, x: jax.Array, hparams: HParams | None = None) -> Sparse:
     """The k largest latents of each token of x, [B, D]."""
     if self.sparse:
       centre = params['b_dec'] if self.d_out is None else jnp.zeros(self.d_in, x.dtype)
@@ -88,6 +88,6 @@ class TopK(Architecture):
         x, centre, params['W_enc'], params['b_enc'], self.k, self.matmuls
       )
     else:
-      values, indices = sparse.top(self.pre_activations(params, x), self.k)
-    wanted = jnp.arange(self.k, dtype=jnp.int32) < self.hparam(hparams, 'k', jnp.int32)
-    return Sparse(jnp.where(wanted, jax.nn.relu(values), 0), indices, self.width)
+      values, indices = sparse.top_k(self.pre_activations(params, x), self.k)
+    within_k = jnp.arange(self.k, dtype=jnp.int32) < self.hparam(hparams, 'k', jnp.int32)
+    return Sparse(jnp.where(within_k, jax.nn.relu(values), 0), indices, self.width)

@@ -1,9 +1,10 @@
-"""Dead latents: counts that find them, losses that bring them back, and resampling, which replaces them.
+"""Dead latents: counters that detect them, losses that revive them, and resampling, which replaces them.
 
-`counters` says which latents are dead, `losses` has AuxK and ghost gradients, `resampling` starts dead latents anew.
+`counters` determines which latents are dead, `losses` has AuxK and ghost gradients, `resampling` reinitialises
+dead latents.
 """
 
 from mechjax.sae.dead_latents.losses import AuxK, GhostGrads
-from mechjax.sae.dead_latents.resampling import Resampling, forgotten
+from mechjax.sae.dead_latents.resampling import Resampling, reset_optimiser
 
-__all__ = ['AuxK', 'GhostGrads', 'Resampling', 'forgotten']
+__all__ = ['AuxK', 'GhostGrads', 'Resampling', 'reset_optimiser']

@@ -1,12 +1,12 @@
-"""Which latents are dead: the number of tokens since each last fired.
+"""Detection of dead latents: counters of the tokens since each latent last fired.
 
-Tokens are counted rather than steps, because a number of steps means nothing without the batch size:
+Tokens are counted instead of steps, because a number of steps has no meaning without the batch size:
 
-    tokens_since_fired = never_fired(width)
-    tokens_since_fired = tokens_since(tokens_since_fired, firings(outcome.latents), n_tokens=len(x))   after each step
-    loss, outcome = sae.loss(params, x, dead=tokens_since_fired >= after_tokens)
+    tokens_since_fired = init_counters(width)
+    loss, output = sae.loss(params, x, dead=tokens_since_fired >= after_tokens)
+    tokens_since_fired = update_counters(tokens_since_fired, firings(output.latents), n_tokens=len(x))
 
-Sharp edge: counts stop at 2**30 tokens.
+Sharp edge: counters saturate at 2**30 tokens.
 """
 
 from __future__ import annotations
@@ -16,34 +16,36 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mechjax.sae.checks import expect, expect_whole
+from mechjax.sae.checks import check_field, check_whole
 
-MOST_TOKENS = 2**30
+MAX_TOKENS = 2**30
 
 
-def never_fired(width: int) -> jax.Array:
-  """The counters at the start: as if all latents had just fired, int32 [M]."""
+def init_counters(width: int) -> jax.Array:
+  """Initial counters, as if all latents had just fired, int32 [M]."""
   return jnp.zeros(width, jnp.int32)
 
 
-def tokens_since(since_M: jax.Array, firings_M: jax.Array, n_tokens: int) -> jax.Array:
-  """Tokens since each latent last fired, after another batch.
+def update_counters(
+  tokens_since_fired_M: jax.Array, firings_M: jax.Array, n_tokens: int
+) -> jax.Array:
+  """Tokens since each latent last fired, after one more batch.
 
   Args:
-    since_M: the same before.
-    firings_M: on how many tokens of the batch each latent fired.
-    n_tokens: size of the batch.
+    tokens_since_fired_M: the counters before the batch.
+    firings_M: number of tokens of the batch on which each latent fired.
+    n_tokens: number of tokens of the batch.
   """
-  waited = jnp.minimum(since_M, MOST_TOKENS - n_tokens) + n_tokens
-  return jnp.where(firings_M > 0, 0, waited).astype(jnp.int32)
+  silent = jnp.minimum(tokens_since_fired_M, MAX_TOKENS - n_tokens) + n_tokens
+  return jnp.where(firings_M > 0, 0, silent).astype(jnp.int32)
 
 
-def expect_tokens(owner: Any, name: str = 'after_tokens') -> None:
-  """Checks a field of a dataclass that is compared with counters.
+def check_tokens(owner: Any, name: str = 'after_tokens') -> None:
+  """Checks a field of a dataclass that is compared with the counters.
 
   Raises:
-    SAEError: it does not fit into them.
+    SAEError: the value is outside the range of the counters.
   """
-  expect_whole(owner, name)
-  good = 1 <= getattr(owner, name) < MOST_TOKENS
-  expect(owner, name, good, f'from 1 to {MOST_TOKENS - 1}')
+  check_whole(owner, name)
+  valid = 1 <= getattr(owner, name) < MAX_TOKENS
+  check_field(owner, name, valid, f'from 1 to {MAX_TOKENS - 1}')

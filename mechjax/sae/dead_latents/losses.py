@@ -1,7 +1,7 @@
-"""Losses that bring dead latents back.
+"""Losses that revive dead latents.
 
-A latent that never fires gets no gradient and stays as it is. Two losses act through the pre-activations of dead
-latents, on the error that the living ones leave:
+A latent that never fires has no gradient and does not change. Two losses act through the pre-activations of dead
+latents on the error that the live latents leave:
 
 `AuxK` (Gao et al. 2024, appendix A.2): the k_aux largest dead pre-activations of each token reconstruct the detached
 error e without a bias. With e_hat the reconstruction and var(e) the mean of |e - mean(e)|^2,
@@ -15,12 +15,12 @@ April 2024): dead latents with a smooth activation g reconstruct it, scaled to h
     ghost = mean|e - s e_hat|^2      times the reconstruction loss over itself, detached (`match_reconstruction`)
                                      times the dead fraction (`by_dead_fraction`)
 
-    GhostGrads.original()    exp(z), matched                        the loss jumps when the first latent dies
-    GhostGrads.rescaled()    exp(min(z, 0)), matched, times the dead fraction: what matches resampling
-    either with match_reconstruction=False
+    GhostGrads.original()          exp(z), matched; the loss jumps when the first latent dies
+    GhostGrads.with_rescaling()    exp(min(z, 0)), matched, times the dead fraction: the variant that matches resampling
+    both also with match_reconstruction=False
 
 Sharp edges: the losses cost nothing while no latent is dead (`lax.cond`), but under vmap both branches are always
-computed; a loop that trains an ensemble of dictionaries can pass dead=None while none of them has a dead latent.
+computed; a loop that trains an ensemble of dictionaries can pass dead=None while no member has a dead latent.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mechjax.sae.architectures.base import squared
-from mechjax.sae.checks import expect, expect_number, expect_whole
-from mechjax.sae.dead_latents.counters import expect_tokens
+from mechjax.sae.architectures.base import mean_squared_norm
+from mechjax.sae.checks import check_field, check_number, check_whole
+from mechjax.sae.dead_latents.counters import check_tokens
 from mechjax.sae.ops import sparse
 from mechjax.sae.ops.matmul import product
 
@@ -44,8 +44,8 @@ class AuxK:
 
   Attributes:
     alpha: weight of the loss.
-    k: how many dead latents a token has; None for half the width of what is reconstructed.
-    after_tokens: without firing, and a latent is dead.
+    k: number of dead latents per token; None for half the width of the target.
+    after_tokens: number of tokens without firing after which a latent is dead.
   """
 
   alpha: float = 1 / 32
@@ -53,12 +53,12 @@ class AuxK:
   after_tokens: int = 10_000_000
 
   def __post_init__(self) -> None:
-    expect_number(self, 'alpha')
+    check_number(self, 'alpha')
     if self.k is not None:
-      expect_whole(self, 'k')
-    expect(self, 'alpha', self.alpha >= 0, 'at least 0')
-    expect(self, 'k', self.k is None or self.k >= 1, 'at least 1, or None')
-    expect_tokens(self)
+      check_whole(self, 'k')
+    check_field(self, 'alpha', self.alpha >= 0, 'at least 0')
+    check_field(self, 'k', self.k is None or self.k >= 1, 'at least 1, or None')
+    check_tokens(self)
 
   def loss(
     self,
@@ -72,24 +72,24 @@ class AuxK:
     """The weighted loss.
 
     Args:
-      dead_M: bool.
+      dead_M: mask of dead latents, bool.
       z_BxM: pre-activations.
       W_dec: [M, E].
-      error_BxE: what living latents leave; a constant.
-      reconstruction: the loss it makes; not used.
+      error_BxE: error of the live latents; a constant.
+      reconstruction: reconstruction loss of that error; not used.
       matmuls: the precision of products (`mechjax.sae.ops.matmul`).
     """
     width, d = W_dec.shape
     k = min(max(d // 2, 1) if self.k is None else self.k, width)
-    values, indices = sparse.top(jnp.where(dead_M, z_BxM, -jnp.inf), k)
-    e_hat = product(sparse.scattered(jax.nn.relu(values), indices, width), W_dec, matmuls)
-    variance = squared(error_BxE - jnp.mean(error_BxE, 0))
-    left = squared(error_BxE - e_hat)
+    values, indices = sparse.top_k(jnp.where(dead_M, z_BxM, -jnp.inf), k)
+    e_hat = product(sparse.densify(jax.nn.relu(values), indices, width), W_dec, matmuls)
+    variance = mean_squared_norm(error_BxE - jnp.mean(error_BxE, 0))
+    left = mean_squared_norm(error_BxE - e_hat)
     return jnp.where(variance > 0, self.alpha * left / jnp.where(variance > 0, variance, 1), 0)
 
 
 EXPONENTS = {'exp': lambda z: z, 'exp_of_negative': lambda z: jnp.minimum(z, 0)}
-"""What exp is taken of, by the name of the activation."""
+"""Argument of exp, by the name of the activation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,10 +97,10 @@ class GhostGrads:
   """All dead latents reconstruct the error, through a smooth activation.
 
   Attributes:
-    activation: of dead latents, 'exp' or 'exp_of_negative', which is exp(min(z, 0)).
+    activation: activation of dead latents, 'exp' or 'exp_of_negative', which is exp(min(z, 0)).
     match_reconstruction: whether the loss is scaled to the size of the reconstruction loss.
     by_dead_fraction: whether it is multiplied by the fraction of dead latents.
-    after_tokens: without firing, and a latent is dead.
+    after_tokens: number of tokens without firing after which a latent is dead.
   """
 
   activation: str
@@ -109,21 +109,21 @@ class GhostGrads:
   after_tokens: int = 10_000_000
 
   def __post_init__(self) -> None:
-    expect(self, 'activation', self.activation in EXPONENTS, f'one of {[*EXPONENTS]}')
-    expect_tokens(self)
+    check_field(self, 'activation', self.activation in EXPONENTS, f'one of {[*EXPONENTS]}')
+    check_tokens(self)
 
   @classmethod
   def original(cls, after_tokens: int = 10_000_000) -> GhostGrads:
-    """As first published."""
+    """The variant that was published first."""
     return cls(
       activation='exp', match_reconstruction=True, by_dead_fraction=False, after_tokens=after_tokens
     )
 
   @classmethod
-  def rescaled(
+  def with_rescaling(
     cls, after_tokens: int = 10_000_000, match_reconstruction: bool = True
   ) -> GhostGrads:
-    """With a bounded activation, multiplied by the dead fraction."""
+    """The variant with a bounded activation, multiplied by the dead fraction."""
     return cls(
       activation='exp_of_negative',
       match_reconstruction=match_reconstruction,
@@ -140,21 +140,21 @@ class GhostGrads:
     reconstruction: jax.Array,
     matmuls: str = 'float32',
   ) -> jax.Array:
-    """The loss; arguments as in `AuxK.loss`, `reconstruction` a constant."""
+    """The loss; arguments as in `AuxK.loss`, with `reconstruction` a constant."""
     e_hat = product(self._ghosts(dead_M, z_BxM), W_dec, matmuls)
     length = jnp.linalg.norm(lax.stop_gradient(e_hat), axis=-1, keepdims=True)
     half = jnp.linalg.norm(error_BxE, axis=-1, keepdims=True) / 2
-    total = squared(error_BxE - e_hat * half / jnp.where(length > 0, length, 1))
+    total = mean_squared_norm(error_BxE - e_hat * half / jnp.where(length > 0, length, 1))
     if self.match_reconstruction:
       fixed = lax.stop_gradient(total)
       total = total * reconstruction / jnp.where(fixed > 0, fixed, 1)
     return total * jnp.mean(dead_M, dtype=total.dtype) if self.by_dead_fraction else total
 
   def _ghosts(self, dead_M: jax.Array, z_BxM: jax.Array) -> jax.Array:
-    """The activations of dead latents, each token's divided by its largest one.
+    """Activations of dead latents, divided by the largest one of each token.
 
-    A constant factor of a token goes through s e_hat unchanged, so the loss and its gradient are those of the
-    activations themselves, whose exp overflows float32 at a pre-activation of 88 and vanishes at one of -104.
+    A constant factor per token cancels in s e_hat, so the loss and its gradient are those of the activations
+    themselves, whose exp overflows float32 at a pre-activation of 88 and vanishes at one of -104.
     """
     exponents = EXPONENTS[self.activation](jnp.where(dead_M, z_BxM, 0))
     largest = jnp.max(exponents, -1, keepdims=True, where=dead_M, initial=-jnp.inf)

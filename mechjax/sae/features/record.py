@@ -17,7 +17,7 @@ import numpy as np
 
 from mechjax import files
 from mechjax.errors import SAEError
-from mechjax.sae.checks import expect
+from mechjax.sae.checks import check_field
 from mechjax.sae.features.directions import Ranked
 from mechjax.sae.features.selection import OCTAVES, PER_OCTAVE
 
@@ -49,7 +49,9 @@ class Examples:
   own: int
 
   def __post_init__(self) -> None:
-    expect(self, 'own', 0 <= self.own < self.tokens.shape[-1], f'a place in {self.tokens.shape}')
+    check_field(
+      self, 'own', 0 <= self.own < self.tokens.shape[-1], f'a place in {self.tokens.shape}'
+    )
 
   @property
   def found(self) -> np.ndarray:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mechjax.sae.architectures import Architecture, Params
-from mechjax.sae.checks import expect
+from mechjax.sae.checks import check_field
 
 OCTAVES = range(-20, 20)
 """Exponents of the activations that the histogram tells apart; what is beyond counts at its ends."""
@@ -66,9 +66,9 @@ class Settings:
 
   def __post_init__(self) -> None:
     for name in ('n_top', 'levels', 'per_level', 'chunk'):
-      expect(self, name, getattr(self, name) >= 1, 'at least 1')
+      check_field(self, name, getattr(self, name) >= 1, 'at least 1')
     for name in ('before', 'after', 'n_logits', 'n_near'):
-      expect(self, name, getattr(self, name) >= 0, 'at least 0')
+      check_field(self, name, getattr(self, name) >= 0, 'at least 0')
 
   @property
   def radius(self) -> int:

@@ -1,16 +1,16 @@
-"""Derivatives for a threshold: what a step function is told it does to the loss.
+"""Straight-through derivatives for a threshold: estimates of its effect on the loss.
 
 The loss of a JumpReLU dictionary jumps where a pre-activation crosses its threshold, so its derivative with respect
-to the threshold is zero almost everywhere and says nothing. What can be estimated is the derivative of the EXPECTED
-loss, with a kernel K of width eps around the threshold (Rajamanoharan et al. 2024, "Jumping Ahead", section 3 and
+to the threshold is zero almost everywhere and useless. The derivative of the EXPECTED loss can be estimated, with a
+kernel K of width eps around the threshold (Rajamanoharan et al. 2024, "Jumping Ahead", section 3 and
 equations 11 and 12; docs/methods.md, section 4.3; K(u) = 1[|u| < 1/2]):
 
     H(z - t)          dH/dz := 0                 dH/dt    := -(1/eps) K((z - t)/eps)
     z * H(z - t)      d/dz  := 1[z > t]          d/dt     := -(t/eps) K((z - t)/eps)
 
-Both are custom JVPs, so they work in forward and reverse mode and under vmap.
+Both are custom JVPs, so they support forward mode, reverse mode and vmap.
 
-Sharp edges: z is the PRE-activation. Applied to what has already jumped, every z below the threshold would be 0 and
+Sharp edges: z is the PRE-activation. With thresholded activations instead, every z below the threshold would be 0 and
 the lower half of the kernel empty. A bandwidth is in units of z: 1e-3 is meant for inputs with E|x|^2 = 1. The
 bandwidth itself has no derivative.
 """
@@ -33,7 +33,7 @@ def heaviside(z: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array
   Returns:
     Zeros and ones of the dtype of z, [..., M].
   """
-  # What is above a threshold is positive. Written so, it is no array of its own beside `jumprelu`.
+  # Values above a threshold are positive. Written so, it needs no array in addition to that of `jumprelu`.
   return jnp.sign(jnp.where(z > threshold, z, 0))
 
 
@@ -67,7 +67,7 @@ def _jumprelu_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array
 
 
 def _slope(z: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array:
-  """K((z - threshold)/eps) / eps: one array for both functions, which stand beside each other in every loss."""
+  """K((z - threshold)/eps) / eps: one array for both functions, which occur together in every loss."""
   return jnp.where(_near(z, threshold, bandwidth), 1 / bandwidth, 0).astype(z.dtype)
 
 

@@ -1,18 +1,18 @@
-"""Decoder rows of length one, and gradients that know it.
+"""Decoder rows of length one, and gradients orthogonal to them.
 
-A sparsity penalty on activations can be dodged by making activations small and decoder rows long, so every row of
-W_dec [M, D] (a latent's direction) has unit length. Renormalising after an update throws away the part of the
-update along the row; an optimiser with moments would go on accumulating it. So that part is taken out of the
-gradient BEFORE Adam sees it (Bricken et al. 2023, "Towards Monosemanticity", appendix on training):
+Small activations with long decoder rows would evade a sparsity penalty on activations, so every row of W_dec [M, D] (a
+latent's direction) has unit length. Renormalising after an update discards the part of the update along the row; an
+optimiser with moments would continue to accumulate that part. So it is removed from the gradient BEFORE Adam (Bricken
+et al. 2023, "Towards Monosemanticity", appendix on training):
 
     optimiser = optax.chain(unit_rows.orthogonal_to_decoder(), optax.adam(rate, b1=0.0))
     updates, state = optimiser.update(grads, state, params)
-    params = unit_rows.normalised(optax.apply_updates(params, updates))
+    params = unit_rows.normalise(optax.apply_updates(params, updates))
 
-Both work on one dictionary and on several stacked in front, because a row is always the last axis.
+Both work on one dictionary and on an ensemble with leading axes, because a row is always the last axis.
 
-Sharp edges: Adam scales each number on its own, so an update is not exactly orthogonal to its row even when the
-gradient is, and renormalising stays necessary. A row of zeros stays zero.
+Sharp edges: Adam scales each number separately, so an update is not exactly orthogonal to its row even when the
+gradient is, and renormalising remains necessary. A row of zeros stays zero.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ Params = dict[str, jax.Array]
 
 
 def unit_rows(W: jax.Array) -> jax.Array:
-  """Rows of length one, [..., M, D]; rows of zeros stay."""
+  """Normalises rows to length one, [..., M, D]; rows of zeros stay zero."""
   norm = jnp.linalg.norm(W, axis=-1, keepdims=True)
   return W / jnp.where(norm > 0, norm, 1)
 
 
-def normalised(params: Params) -> Params:
-  """The parameters with every row of W_dec at unit length."""
+def normalise(params: Params) -> Params:
+  """Normalises every row of W_dec to unit length."""
   return {**params, 'W_dec': unit_rows(params['W_dec'])}
 
 
-def projected(grads: Params, params: Params) -> Params:
-  """The gradients without the component of each decoder row's gradient along the row.
+def project(grads: Params, params: Params) -> Params:
+  """Removes from each decoder row's gradient its component along the row.
 
   Args:
-    grads: like the parameters.
-    params: where they were taken; rows of W_dec need not be of unit length.
+    grads: gradients, with the structure of the parameters.
+    params: parameters at which they were computed; rows of W_dec need not have unit length.
   """
   rows = unit_rows(params['W_dec'])
   along = jnp.sum(grads['W_dec'] * rows, -1, keepdims=True)
@@ -53,7 +53,7 @@ def projected(grads: Params, params: Params) -> Params:
 
 
 def orthogonal_to_decoder() -> optax.GradientTransformation:
-  """`projected` as a link of an optax chain; it stands in front of Adam.
+  """`project` as a part of an optax chain; it precedes Adam.
 
   Raises:
     SAEError: `update` was called without parameters.
@@ -62,9 +62,9 @@ def orthogonal_to_decoder() -> optax.GradientTransformation:
   def update(grads: Any, params: Any) -> Any:
     if params is None:
       raise SAEError(
-        'the gradient is projected against the decoder, and there are no parameters',
+        'the gradient is projected orthogonally to the decoder, but no parameters were passed',
         hint='optimiser.update(grads, state, params)',
       )
-    return projected(grads, params)
+    return project(grads, params)
 
   return optax.stateless(update)

@@ -1,41 +1,41 @@
-"""Activations for training: from texts to shuffled batches, resumable anywhere.
+"""Activations for training: from texts to shuffled batches, resumable at any position.
 
     contexts = pack(texts('books/'), encode, length=128, bos=1, eos=2, directory='out/tokens')
     harvester = Harvester(forward, params, ['resid_post.15'], contexts)
     source = Streamed(harvester, bucket_rows=1 << 20)
 
-or, written once and read every epoch in another order,
+or, written once and read in a different order every epoch,
 
     write('out/acts', harvester, plan(harvester, shard_rows=1 << 16, model='smollm2-135m'))
     source = Stored.open('out/acts', shards_per_bucket=16)
 
     for position, batch in batches(source, rows=4096, seed=0, position=0): ...
 
-`texts` says where texts come from, `contexts` how they become rows of tokens, `harvesting` how rows become
-activations, `shards` how these lie on a disk, `buckets` in which order they are taken, `prefetch` how the next batch is
-there when it is wanted, `scales` what they are divided by.
+`texts` reads texts, `contexts` packs them into rows of tokens, `harvesting` computes activations of rows, `shards`
+stores them on disk, `buckets` shuffles them into batches, `prefetch` prepares the next batch in advance, `scales`
+measures the constants by which they are divided.
 """
 
-from mechjax.sae.store.buckets import Share, Source, Streamed, batches
+from mechjax.sae.store.buckets import ActivationSource, Share, Streamed, batches
 from mechjax.sae.store.contexts import Contexts, pack
 from mechjax.sae.store.harvesting import Harvester
 from mechjax.sae.store.prefetch import Prefetch
-from mechjax.sae.store.scales import Scale, measured
-from mechjax.sae.store.shards import About, Stored, plan, write
+from mechjax.sae.store.scales import Scale, measure
+from mechjax.sae.store.shards import Stored, StoreMetadata, plan, write
 from mechjax.sae.store.texts import texts
 
 __all__ = [
-  'About',
+  'ActivationSource',
   'Contexts',
   'Harvester',
   'Prefetch',
   'Scale',
   'Share',
-  'Source',
+  'StoreMetadata',
   'Stored',
   'Streamed',
   'batches',
-  'measured',
+  'measure',
   'pack',
   'plan',
   'texts',

@@ -1,20 +1,19 @@
-"""Where training takes its activations from: shuffled buckets, and a position that is one number.
+"""Sources of activations for training: shuffled buckets, and a position that is one number.
 
-Activations of one context resemble each other, so batches are taken from a BUCKET, a million activations or so in
-random order (Lieberum et al. 2024, section 3). A source of buckets is one of two things:
+Activations of one context resemble each other, so batches are taken from a BUCKET, about a million activations in
+random order (Lieberum et al. 2024, section 3). There are two sources of buckets:
 
     Streamed     the model is run for each bucket; nothing is written
-    Stored       written once (`shards`), and a bucket is some shards taken together at random
+    Stored       activations are written once (`shards`), and a bucket is a random group of shards
 
-Either way bucket i is a pure function of i and the seed. The batches of host h of H are its rows of buckets h, h + H,
-..., and batch number `position` needs nothing to be known of those before it, so a run that was killed goes on exactly
-where it was:
+In both cases bucket i is a pure function of i and the seed. The batches of host h of H are its rows of buckets h,
+h + H, ..., and batch number `position` does not depend on those before it, so a run that was killed resumes exactly:
 
     for position, batch in batches(source, rows=4096, seed=0, position=1200): ...
 
-Sharp edges: a bucket must be a multiple of a host's rows of a batch. What is left at the end of an epoch and does not
-fill a bucket for each host is not seen in that epoch; other epochs leave out others. Two buckets are in memory, the one
-in use and the next.
+Sharp edges: the size of a bucket must be a multiple of a host's rows per batch. Activations at the end of an epoch that
+do not fill a bucket for each host are omitted in that epoch; other epochs omit others. Two buckets are in memory, the
+one in use and the next.
 """
 
 from __future__ import annotations
@@ -27,42 +26,42 @@ from typing import Protocol
 import numpy as np
 
 from mechjax.errors import SAEError
-from mechjax.sae.checks import expect
+from mechjax.sae.checks import check_field
 from mechjax.sae.store.harvesting import Harvester, Rows
 from mechjax.sae.store.order import Order
 from mechjax.sae.store.prefetch import Prefetch
 
 
-class Source(Protocol):
+class ActivationSource(Protocol):
   """Activations in buckets."""
 
   @property
   def bucket_rows(self) -> int:
-    """Activations of a bucket."""
+    """Activations per bucket."""
 
   @property
   def per_epoch(self) -> int:
-    """Buckets of an epoch."""
+    """Buckets per epoch."""
 
   @property
   def widths(self) -> dict[str, int]:
     """D of each site."""
 
   def bucket(self, number: int) -> Rows:
-    """Bucket `number`, from 0 on without end: activations by site, [bucket_rows, D], in no order to rely on."""
+    """Bucket `number`, from 0 without end: activations by site, [bucket_rows, D], in an unspecified order."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Streamed:
-  """Buckets that the model computes when they are needed.
+  """Buckets that the model computes on demand.
 
   Attributes:
     harvester: reads the activations.
-    bucket_rows: activations of a bucket.
-    seed: decides the order of the contexts in each epoch.
+    bucket_rows: activations per bucket.
+    seed: seed of the order of the contexts in each epoch.
 
   Raises:
-    SAEError: a bucket of nothing, or of more than there is.
+    SAEError: an empty bucket, or one with more activations than the contexts have.
   """
 
   harvester: Harvester
@@ -70,11 +69,11 @@ class Streamed:
   seed: int = 0
 
   def __post_init__(self) -> None:
-    expect(self, 'bucket_rows', self.bucket_rows >= 1, 'at least 1')
+    check_field(self, 'bucket_rows', self.bucket_rows >= 1, 'at least 1')
     if not self.per_epoch:
       raise SAEError(
-        f'a bucket of {self.bucket_rows} activations, and the contexts have {self._order(0).total}',
-        hint='smaller buckets, or more text',
+        f'a bucket of {self.bucket_rows} activations, but the contexts have {self._order(0).total}',
+        hint='use smaller buckets, or more text',
       )
 
   @property
@@ -93,19 +92,19 @@ class Streamed:
 
   @functools.cached_property
   def _counts(self) -> np.ndarray:
-    return self.harvester.contexts.counts()
+    return self.harvester.contexts.count_kept()
 
-  @functools.lru_cache(maxsize=2)  # noqa: B019  a source lives as long as the run
+  @functools.lru_cache(maxsize=2)  # noqa: B019  a source exists as long as the run
   def _order(self, epoch: int) -> Order:
     return Order.of(self._counts, self.seed, epoch)
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-  """Which part of all batches is this host's.
+  """Share of this host in all batches.
 
   Attributes:
-    index: which of the processes (or streams of batches) this is, from 0.
+    index: index of this process (or stream of batches), from 0.
     count: number of processes (or streams).
   """
 
@@ -113,49 +112,50 @@ class Share:
   count: int = 1
 
   def __post_init__(self) -> None:
-    expect(self, 'index', 0 <= self.index < self.count, f'from 0 to before count={self.count}')
+    check_field(self, 'index', 0 <= self.index < self.count, f'from 0 to before count={self.count}')
 
 
-def bucket_of(source: Source, share: Share, turn: int) -> int:
-  """The number of the bucket that a host takes at its turn: every host another, whole epochs only."""
-  turns = source.per_epoch // share.count
-  if not turns:
+def bucket_number(source: ActivationSource, share: Share, step: int) -> int:
+  """Number of the bucket of a host at its step; hosts take different buckets, and complete epochs only."""
+  steps_per_epoch = source.per_epoch // share.count
+  if not steps_per_epoch:
     raise SAEError(
-      f'{source.per_epoch} buckets for {share.count} hosts', hint='smaller buckets, or more text'
+      f'{source.per_epoch} buckets for {share.count} hosts',
+      hint='use smaller buckets, or more text',
     )
-  epoch, n = divmod(turn, turns)
+  epoch, n = divmod(step, steps_per_epoch)
   return epoch * source.per_epoch + n * share.count + share.index
 
 
-def buckets(source: Source, share: Share, turn: int) -> Iterator[tuple[int, Rows]]:
-  """A host's buckets from a turn on, without end."""
+def buckets(source: ActivationSource, share: Share, step: int) -> Iterator[tuple[int, Rows]]:
+  """Buckets of a host from a step, without end."""
   while True:
-    yield turn, source.bucket(bucket_of(source, share, turn))
-    turn += 1
+    yield step, source.bucket(bucket_number(source, share, step))
+    step += 1
 
 
-def batches_per_bucket(source: Source, rows: int) -> int:
-  """How many batches of a host a bucket gives.
+def batches_per_bucket(source: ActivationSource, rows: int) -> int:
+  """Number of batches of a host per bucket.
 
   Args:
-    source: of buckets.
-    rows: of a batch on one host.
+    source: source of buckets.
+    rows: rows of a batch on one host.
 
   Raises:
-    SAEError: the bucket is no multiple of them.
+    SAEError: the size of a bucket is not a multiple of `rows`.
   """
   n, rest = divmod(source.bucket_rows, rows)
   if rest or not n:
     raise SAEError(
-      f'buckets of {source.bucket_rows} activations are no multiple of {rows}',
-      cause='the rows of a batch on one host',
-      hint=f'buckets of {max(1, n) * rows}',
+      f'buckets of {source.bucket_rows} activations are not a multiple of {rows}',
+      cause='a batch has that number of rows on one host',
+      hint=f'use buckets of {max(1, n) * rows}',
     )
   return n
 
 
-def shuffled(bucket: Rows, rows: int, seed: int, number: int, first: int) -> Iterator[Rows]:
-  """The batches of a bucket from number `first` on, in an order that seed and number decide."""
+def shuffle(bucket: Rows, rows: int, seed: int, number: int, first: int) -> Iterator[Rows]:
+  """Batches of a bucket from number `first`, in an order determined by seed and number."""
   n = len(next(iter(bucket.values())))
   order = np.random.default_rng((seed, number)).permutation(n)
   for start in range(first * rows, n, rows):
@@ -166,33 +166,33 @@ def shuffled(bucket: Rows, rows: int, seed: int, number: int, first: int) -> Ite
 
 
 def batches(
-  source: Source,
+  source: ActivationSource,
   *,
   rows: int,
   seed: int,
   position: int = 0,
   share: Share = Share(),
 ) -> Iterator[tuple[int, Rows]]:
-  """A host's batches from a position on, without end; the next bucket is made while one is used up.
+  """Batches of a host from a position, without end; the next bucket is prefetched while one is used.
 
   Args:
-    source: of buckets.
-    rows: of a batch on this host.
-    seed: decides the order within buckets.
-    position: how many batches were taken before.
-    share: which part is this host's.
+    source: source of buckets.
+    rows: rows of a batch on this host.
+    seed: seed of the order within buckets.
+    position: number of batches taken before.
+    share: share of this host.
 
   Yields:
     The position after the batch, and activations by site, [rows, D].
 
   Raises:
-    SAEError: buckets that are no multiple of `rows`, or fewer of them than hosts.
+    SAEError: the size of a bucket is not a multiple of `rows`, or there are fewer buckets than hosts.
   """
   per_bucket = batches_per_bucket(source, rows)
-  turn, first = divmod(position, per_bucket)
-  with Prefetch(buckets(source, share, turn), depth=1) as ahead:
-    for turn, bucket in ahead:
-      for batch in shuffled(bucket, rows, seed, bucket_of(source, share, turn), first):
+  step, first = divmod(position, per_bucket)
+  with Prefetch(buckets(source, share, step), depth=1) as ahead:
+    for step, bucket in ahead:
+      for batch in shuffle(bucket, rows, seed, bucket_number(source, share, step), first):
         position += 1
         yield position, batch
       first = 0

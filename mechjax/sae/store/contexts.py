@@ -1,17 +1,18 @@
-"""Tokens packed into contexts: the rows that a model reads, on disk, in any order.
+"""Tokens packed into contexts: rows of tokens on disk, with random access.
 
-Texts follow each other, each closed by the end-of-text token, and are cut into rows of one length that begin with the
-beginning-of-text token, which models want in front and activations are not taken from. A row may hold the end of one
-text and the start of the next, so no forward pass is spent on padding; what does not fill the last row is left out.
+Texts are concatenated, each followed by the end-of-text token, and cut into rows of one length. Each row begins with
+the beginning-of-text token, which models expect and whose activations are not used. A row can contain the end of one
+text and the start of the next, so no forward pass is spent on padding; tokens that do not fill the last row are
+dropped.
 
     contexts = pack(texts('books/'), encode, length=128, bos=1, eos=2, directory='out/tokens')
     contexts.tokens([7])                  int32 [1, 128]
-    contexts.kept([[1, 504, 2]])          [[False, True, False]]: special tokens are dropped
+    contexts.is_kept([[1, 504, 2]])          [[False, True, False]]: special tokens are dropped
 
-The rows are one memory-mapped file and a description with its checksum, because whoever can jump to any row can stop
-anywhere and go on (`buckets`), and because tokenising takes longer than reading.
+The rows are one memory-mapped file and a description with its checksum: random access allows a run to stop and resume
+anywhere (`buckets`), and tokenising takes longer than reading.
 
-Sharp edges: a text that is longer than a row goes on in the next without its beginning. `encode` adds no special
+Sharp edges: a text longer than a row continues in the next row, without its beginning. `encode` must not add special
 tokens itself.
 """
 
@@ -42,9 +43,9 @@ class Contexts:
 
   Attributes:
     file: token ids, int32 [rows of the file, T].
-    chosen: which rows of the file these are, int64 [N].
-    special: ids whose activations are not wanted.
-    digest: tells these contexts from all others.
+    chosen: indices of these contexts in the file, int64 [N].
+    special: token ids whose activations are not used.
+    digest: identifier that differs from that of any other contexts.
   """
 
   file: np.ndarray
@@ -57,28 +58,28 @@ class Contexts:
 
   @property
   def length(self) -> int:
-    """T, tokens of a context."""
+    """T, tokens per context."""
     return self.file.shape[1]
 
   def tokens(self, numbers: np.ndarray | slice) -> np.ndarray:
-    """Contexts by their numbers, int32 [n, T]."""
+    """Tokens of contexts by their numbers, int32 [n, T]."""
     return np.asarray(self.file[self.chosen[numbers]], np.int32)
 
-  def kept(self, tokens: np.ndarray) -> np.ndarray:
-    """Which tokens are not special, bool like `tokens`."""
+  def is_kept(self, tokens: np.ndarray) -> np.ndarray:
+    """Mask of the tokens that are not special, bool, with the shape of `tokens`."""
     return ~np.isin(tokens, self.special)
 
-  def counts(self) -> np.ndarray:
-    """How many tokens of each context are kept, int64 [N]."""
+  def count_kept(self) -> np.ndarray:
+    """Number of tokens of each context that are not special, int64 [N]."""
     blocks = range(0, len(self), _BLOCK)
-    parts = [self.kept(self.tokens(slice(i, i + _BLOCK))).sum(1) for i in blocks]
+    parts = [self.is_kept(self.tokens(slice(i, i + _BLOCK))).sum(1) for i in blocks]
     return np.concatenate(parts)
 
   def split(self, every: int) -> tuple[Contexts, Contexts]:
-    """Contexts to train on, and those that are held out: of each `every` the last.
+    """Splits into training contexts and held-out contexts, the last of each `every`.
 
     Raises:
-      SAEError: nothing would be left of one of them.
+      SAEError: one of the two would be empty.
     """
     out = np.arange(len(self)) % every == every - 1 if every > 1 else np.ones(len(self), bool)
     if out.all() or not out.any():
@@ -104,20 +105,20 @@ def pack(
   """Writes the contexts of some texts.
 
   Args:
-    texts: in order.
-    encode: text to token ids, without special ones.
-    length: T, tokens of a context with its first.
-    bos: what a context begins with; None for nothing.
-    eos: what closes a text; None for nothing.
-    special: more ids whose activations are not wanted.
-    directory: where; it may hold the contexts of an earlier call, which are replaced when the new ones are there.
-    max_contexts: largest number of contexts; texts beyond are not looked at.
+    texts: texts in order.
+    encode: function from a text to token ids, without special tokens.
+    length: T, tokens per context including the first.
+    bos: first token of a context; None to omit it.
+    eos: token after each text; None to omit it.
+    special: further token ids whose activations are not used.
+    directory: output directory; contexts of an earlier call in it are replaced once the new ones are complete.
+    max_contexts: maximum number of contexts; further texts are not read.
 
   Returns:
     The contexts.
 
   Raises:
-    SAEError: too few tokens for one context, a length or a number of none, or what are no token ids.
+    SAEError: too few tokens for one context, a length or a maximum that allows none, or invalid token ids.
   """
   first = [] if bos is None else [bos]
   if length <= len(first) or (max_contexts is not None and max_contexts < 1):
@@ -132,25 +133,27 @@ def pack(
     n_rows, digest = _write(file, rows)
     if not n_rows:
       raise SAEError(f'the texts have fewer than the {length - len(first)} tokens of one context')
-    (directory / ABOUT).unlink(missing_ok=True)  # no description is better than that of other rows
+    (directory / ABOUT).unlink(
+      missing_ok=True
+    )  # a missing description is better than one of other rows
   ids = sorted({*special, *first} | ({eos} if eos is not None else set()))
-  about = {'length': length, 'rows': n_rows, 'special': ids, 'sha256': digest}
-  files.write_json(directory / ABOUT, about)
+  metadata = {'length': length, 'rows': n_rows, 'special': ids, 'sha256': digest}
+  files.write_json(directory / ABOUT, metadata)
   return read(directory)
 
 
 def read(directory: str | os.PathLike[str]) -> Contexts:
-  """Contexts that were packed before.
+  """Reads contexts that were packed before.
 
   Raises:
-    SAEError: there are none, or the file is not what was written.
+    SAEError: there are no contexts, or the file differs from the one that was written.
   """
   directory = Path(directory)
   try:
-    about = json.loads((directory / ABOUT).read_text())
+    metadata = json.loads((directory / ABOUT).read_text())
     size = (directory / ROWS).stat().st_size
-    shape = about['rows'], about['length']
-    special, digest = tuple(map(int, about['special'])), str(about['sha256'])
+    shape = metadata['rows'], metadata['length']
+    special, digest = tuple(map(int, metadata['special'])), str(metadata['sha256'])
   except (OSError, ValueError, KeyError, TypeError) as e:
     raise SAEError(
       f'{directory} holds no contexts: {type(e).__name__}: {e}', hint='pack them again'
@@ -158,15 +161,15 @@ def read(directory: str | os.PathLike[str]) -> Contexts:
   if size != 4 * shape[0] * shape[1]:
     raise SAEError(
       f'{directory / ROWS} has {size} bytes and should have {4 * shape[0] * shape[1]}',
-      cause='a copy that stopped early',
+      cause='an incomplete copy',
       hint='pack the contexts again',
     )
   with (directory / ROWS).open('rb') as whole:
     found = hashlib.file_digest(whole, 'sha256').hexdigest()
   if found != digest:
     raise SAEError(
-      f'{directory / ROWS} has another checksum than when it was written',
-      cause='a rotten disk, or somebody else wrote there',
+      f'{directory / ROWS} has a different checksum than when it was written',
+      cause='a damaged disk, or another program wrote to the file',
       hint='pack the contexts again',
     )
   file = np.memmap(directory / ROWS, '<i4', 'r', shape=shape)
@@ -174,7 +177,7 @@ def read(directory: str | os.PathLike[str]) -> Contexts:
 
 
 def _write(file: BinaryIO, rows: Iterable[list[int]]) -> tuple[int, str]:
-  """Returns how many they are, and the checksum of their bytes."""
+  """Writes rows; returns their number and the checksum of their bytes."""
   n_rows, digest = 0, hashlib.sha256()
   for row in rows:
     data = _ids(row).tobytes()
@@ -185,12 +188,12 @@ def _write(file: BinaryIO, rows: Iterable[list[int]]) -> tuple[int, str]:
 
 
 def _ids(row: list[int]) -> np.ndarray:
-  """A context as it is written; what would be cut or would count from the end of a vocabulary is refused."""
+  """Token ids of a context as int32; raises an error for negative ids and ids that do not fit."""
   ids = np.asarray(row)
   if ids.dtype.kind not in 'iu' or ids.min() < 0 or ids.max() >= 1 << 31:
     raise SAEError(
       f'token ids are integers from 0 on, not {ids.dtype} from {ids.min()} to {ids.max()}',
-      cause='`encode`, `bos` or `eos` gives something else',
+      cause='`encode`, `bos` or `eos` has other values',
     )
   return ids.astype('<i4')
 

@@ -1,16 +1,16 @@
-"""Activations of contexts: the forward pass, in batches of one shape, with special tokens dropped.
+"""Activations of contexts: the forward pass, in batches of one shape, without special tokens.
 
     take = Harvester(forward, params, ['resid_post.15'], contexts, batch=32)
     take.rows(numbers, skip=3, n=1000)            {'resid_post.15': float32 [1000, 576]}
 
-`forward(params, tokens)` is any function with sows. What it computes beyond the deepest site asked for is cut away by
-the compiler where layers are written out; a model whose layers are scanned should be given as a function that stops
-there (`LanguageModel.truncate_at`).
+`forward(params, tokens)` is any function with sows. The compiler removes the computation after the deepest requested
+site if layers are unrolled; for a model with scanned layers pass a function that stops there
+(`LanguageModel.truncate_at`).
 
-Whatever a site has behind its axes of rows and tokens is laid end to end: heads [B, T, N, H] become NH.
+Axes of a site after those of rows and tokens are flattened: heads [B, T, N, H] become NH.
 
-Sharp edge: the last batch is filled up with contexts that are in it already, and what comes of them is thrown away,
-because another shape would compile again.
+Sharp edge: the last batch is padded with copies of its contexts, whose activations are discarded, because another
+shape would compile again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 from mechjax import harvest, sites, watching
 from mechjax.errors import SAEError
 from mechjax.programs.callables import check_function
-from mechjax.sae.checks import expect
+from mechjax.sae.checks import check_field
 from mechjax.sae.store.contexts import Contexts
 from mechjax.sae.store.prefetch import give_up_if_closed
 
@@ -40,17 +40,17 @@ class Harvester:
 
   Attributes:
     forward: (params, tokens int [B, T]) -> anything, with sows.
-    params: of the model.
-    sites: what to read, such as 'resid_post.15'.
-    contexts: what the model reads.
-    batch: contexts in one forward pass.
-    dtype: of the activations.
-    placement: where tokens go, for a forward pass that is spread over devices; None where the parameters are.
+    params: parameters of the model.
+    sites: sites to read, such as 'resid_post.15'.
+    contexts: input of the model.
+    batch: contexts per forward pass.
+    dtype: dtype of the activations.
+    placement: sharding of the tokens, for a forward pass on several devices; None for the devices of the parameters.
 
   Raises:
-    SAEError: no sites or a batch of nothing; when activations are read: a site without an axis of tokens, or
-      activations that are not finite.
-    SiteError: sites that are not in the model.
+    SAEError: no sites or an empty batch; when activations are read: a site without an axis of tokens, or activations
+      that are not finite.
+    SiteError: a site is not in the model.
   """
 
   forward: Callable
@@ -63,12 +63,12 @@ class Harvester:
 
   def __post_init__(self) -> None:
     check_function(self.forward, SAEError, 'Harvester(model.apply, model.params, sites, contexts)')
-    expect(self, 'batch', self.batch >= 1, 'at least 1')
-    expect(self, 'sites', len({*self.sites}) == len(self.sites) > 0, 'one or more, each once')
+    check_field(self, 'batch', self.batch >= 1, 'at least 1')
+    check_field(self, 'sites', len({*self.sites}) == len(self.sites) > 0, 'one or more, each once')
 
   @functools.cached_property
   def widths(self) -> dict[str, int]:
-    """D of each site; nothing is computed."""
+    """D of each site, without running the model."""
     tokens = jax.ShapeDtypeStruct((self.batch, self.contexts.length), jnp.int32)
     found = jax.eval_shape(self._read, self.params, tokens)
     return {site: x.shape[-1] for site, x in found.items()}
@@ -77,30 +77,30 @@ class Harvester:
     """Activations of contexts, in order.
 
     Args:
-      numbers: of the contexts.
-      skip: how many of the first are left out.
-      n: how many are wanted then.
+      numbers: numbers of the contexts.
+      skip: number of first activations to omit.
+      n: number of activations to return.
 
     Returns:
-      By site, [n, D]; fewer where the contexts have no more.
+      Activations by site, [n, D]; fewer if the contexts have fewer.
     """
-    wanted = skip + n
+    stop = skip + n
     parts = {site: [np.empty((0, d), self.dtype)] for site, d in self.widths.items()}
     pending: list[tuple[dict[str, jax.Array], np.ndarray, int]] = []
     for start in range(0, len(numbers), self.batch):
       give_up_if_closed()
-      pending.append(self._started(numbers[start : start + self.batch]))
-      if len(pending) > 1:  # the next pass runs while the last one is fetched
+      pending.append(self._start(numbers[start : start + self.batch]))
+      if len(pending) > 1:  # the next pass runs while this one is fetched
         self._fetch(pending.pop(0), parts)
     for last in pending:
       self._fetch(last, parts)
-    return {site: np.concatenate(p)[skip:wanted] for site, p in parts.items()}
+    return {site: np.concatenate(p)[skip:stop] for site, p in parts.items()}
 
-  def _started(self, numbers: np.ndarray) -> tuple[dict[str, jax.Array], np.ndarray, int]:
+  def _start(self, numbers: np.ndarray) -> tuple[dict[str, jax.Array], np.ndarray, int]:
     tokens = self.contexts.tokens(numbers)
     filled = np.resize(tokens, (self.batch, self.contexts.length))
     placed = filled if self.placement is None else jax.device_put(filled, self.placement)
-    return self._compiled(self.params, placed), self.contexts.kept(tokens), int(numbers[0])
+    return self._compiled(self.params, placed), self.contexts.is_kept(tokens), int(numbers[0])
 
   def _fetch(
     self, started: tuple[Mapping[str, jax.Array], np.ndarray, int], parts: dict[str, list]
@@ -112,7 +112,7 @@ class Harvester:
         raise SAEError(
           f'activations of {site} are not finite',
           where=f'context {number} or one of the {self.batch} that follow it in the order',
-          cause='parameters that are no numbers, or activations beyond the range of the dtype',
+          cause='parameters that are NaN, or activations beyond the range of the dtype',
         )
       parts[site].append(rows)
 
@@ -128,6 +128,6 @@ class Harvester:
     if x.shape[:2] != tokens.shape or x.ndim < 3:
       raise SAEError(
         f'{site} has shape {x.shape} for tokens of shape {tokens.shape}',
-        cause='it has no vector for each token, as attention scores have none',
+        cause='it has no vector for each token; attention scores are an example',
       )
     return x.reshape(*tokens.shape, -1).astype(self.dtype)

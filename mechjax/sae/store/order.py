@@ -1,14 +1,14 @@
-"""Which activation stands where: the arithmetic behind buckets, shards and resuming.
+"""Order of activations: the arithmetic of buckets, shards and resuming.
 
-An epoch is a permutation of the contexts. Its tokens, without special ones, one after the other are its ACTIVATIONS,
-numbered from 0; how many each context has is known from the tokens alone. So the contexts that hold activations 5,000
-to 5,999 are found without a forward pass, pieces of any size are exactly of that size, and where a run stands is one
-number.
+An epoch is a permutation of the contexts. The concatenation of its tokens, without special tokens, gives its
+ACTIVATIONS, numbered from 0; the number of activations of a context follows from its tokens alone. So the contexts of
+activations 5,000 to 5,999 are found without a forward pass, pieces have exactly the requested size, and the position of
+a run is one number.
 
-    order = Order.of(contexts.counts(), seed=0, epoch=2)
-    order.span(5000, 6000)        -> the contexts, and how many of their first activations come before 5,000
+    order = Order.of(contexts.count_kept(), seed=0, epoch=2)
+    order.span(5000, 6000)        -> the contexts, and the number of their activations before 5,000
 
-Letters: N contexts, T tokens of one.
+Letters: N contexts, T tokens per context.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Order:
-  """Contexts of an epoch.
+  """Order of the contexts of an epoch.
 
   Attributes:
-    contexts: their numbers, a permutation, int64 [N].
-    ends: how many activations there are up to and with each, int64 [N].
+    contexts: numbers of the contexts, a permutation, int64 [N].
+    ends: cumulative number of activations, including each context, int64 [N].
   """
 
   contexts: np.ndarray
@@ -35,8 +35,8 @@ class Order:
     """The order of an epoch.
 
     Args:
-      counts: how many activations each context has (`Contexts.counts`).
-      seed: with the epoch it decides the permutation.
+      counts: number of activations of each context (`Contexts.count_kept`).
+      seed: seed of the permutation, together with the epoch.
       epoch: from 0.
     """
     order = np.random.default_rng((seed, epoch)).permutation(len(counts))
@@ -44,11 +44,11 @@ class Order:
 
   @property
   def total(self) -> int:
-    """How many activations an epoch has."""
+    """Number of activations of an epoch."""
     return int(self.ends[-1])
 
   def span(self, start: int, stop: int) -> tuple[np.ndarray, int]:
-    """The contexts that hold activations `start` to before `stop`, and how many of theirs to leave out in front."""
+    """The contexts of activations `start` up to `stop`, exclusive, and the number of their activations to skip."""
     first, last = np.searchsorted(self.ends, (start, stop - 1), side='right')
     before = int(self.ends[first - 1]) if first else 0
     return self.contexts[first : last + 1], start - before

@@ -1,18 +1,18 @@
-"""What is needed next is made while the last is being used.
+"""Prefetching: the next items are prepared while the current one is used.
 
     with Prefetch(batches, depth=2) as ahead:
       for batch in ahead: ...
-    ahead.waited / ahead.elapsed              share of the time in which training stood still
+    ahead.waited / ahead.elapsed              share of the time spent waiting
 
-One thread runs an iterator, and is never more than `depth` items ahead: an item is begun only when there is room for
-it, so what is in memory is the item in use and `depth` others, whole or half made. How long the user waited is
-measured, because a pipeline that is too slow looks like a slow model.
+One thread runs an iterator, and is never more than `depth` items ahead: it starts an item only when there is room for
+it, so the item in use and `depth` complete or partial items are in memory. The waiting time is measured, because a slow
+pipeline looks like a slow model.
 
-Whoever makes an item for minutes calls `give_up_if_closed` now and then, so that closing need not wait for an item that
-nobody will take. This works through iterators that themselves read from a `Prefetch`.
+An iterator that takes minutes for an item should call `give_up_if_closed` regularly, so that closing does not wait for
+an item that will not be used. This also works through iterators that read from another `Prefetch`.
 
-Sharp edges: an error of the iterator is raised where its item would have come. Closing does not interrupt what the
-iterator is doing unless it asks; the thread stops after that.
+Sharp edges: an error of the iterator is raised in place of its item. Closing interrupts the iterator only at a call of
+`give_up_if_closed`; otherwise the thread stops after the current item.
 """
 
 from __future__ import annotations
@@ -32,38 +32,38 @@ _thread = threading.local()
 
 
 class _GivenUp(BaseException):
-  """Ends an iterator whose items nobody wants any more; nobody is to catch it on the way."""
+  """Ends an iterator whose items are no longer needed; iterators must not catch it."""
 
 
 def give_up_if_closed() -> None:
-  """Ends the iterator that this is called from, if what reads it ahead has been closed."""
+  """Ends the calling iterator if the `Prefetch` that runs it has been closed."""
   reader = getattr(_thread, 'reader', None)
   if reader is not None and reader.closed:
     raise _GivenUp
 
 
 class Prefetch(Generic[T]):
-  """An iterator that runs ahead in a thread of its own.
+  """An iterator that runs ahead in a separate thread.
 
   Attributes:
-    waited: seconds in which an item was asked for and not there.
-    elapsed: seconds since the first item was asked for.
+    waited: seconds spent waiting for items.
+    elapsed: seconds since the first item was requested.
   """
 
   def __init__(self, items: Iterable[T], depth: int = 2):
     """Starts the thread.
 
     Args:
-      items: what to run through.
-      depth: how many items are made ahead.
+      items: items to prefetch.
+      depth: number of items to prepare ahead.
 
     Raises:
-      SAEError: none is to be made ahead.
+      SAEError: `depth` is less than 1.
     """
     if depth < 1:
-      raise SAEError(f'{depth} items made ahead; at least 1 is wanted')
+      raise SAEError(f'depth={depth} items ahead should be at least 1')
     self.waited = 0.0
-    self._started: float | None = None
+    self._start: float | None = None
     self._made: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     self._room = threading.Semaphore(depth)
     self._closed = False
@@ -73,11 +73,11 @@ class Prefetch(Generic[T]):
 
   @property
   def elapsed(self) -> float:
-    return 0.0 if self._started is None else time.perf_counter() - self._started
+    return 0.0 if self._start is None else time.perf_counter() - self._start
 
   @property
   def closed(self) -> bool:
-    """Whether nobody wants more items: this one is closed, or the one in whose thread it was made."""
+    """Whether no more items are needed: this one is closed, or the one whose thread created it."""
     return self._closed or (self._outer is not None and self._outer.closed)
 
   def __iter__(self) -> Iterator[T]:
@@ -90,27 +90,27 @@ class Prefetch(Generic[T]):
     """The next item.
 
     Args:
-      give_up: asked while it is not there; None to wait however long it takes.
+      give_up: called repeatedly while waiting; waiting ends if it returns True. None to wait without limit.
 
     Returns:
-      The item, or None if waiting was given up.
+      The item, or None if `give_up` ended the waiting.
 
     Raises:
       StopIteration: there are no more.
     """
-    asked = time.perf_counter()
-    self._started = asked if self._started is None else self._started
-    kind, item = self._awaited(give_up)
-    self.waited += time.perf_counter() - asked
+    start = time.perf_counter()
+    self._start = start if self._start is None else self._start
+    kind, item = self._await(give_up)
+    self.waited += time.perf_counter() - start
     if kind == 'item':
       self._room.release()
     elif kind in ('end', 'error'):
-      self._made.put((kind, item))  # whoever asks again hears the same
+      self._made.put((kind, item))  # a later call ends in the same way
       raise StopIteration if kind == 'end' else item
     return item
 
   def close(self) -> None:
-    """Stops the thread and waits for it; there are no more items then."""
+    """Stops the thread and waits for it; there are no more items afterwards."""
     self._closed = True
     self._room.release()
     self._thread.join()
@@ -123,7 +123,7 @@ class Prefetch(Generic[T]):
   def __exit__(self, *error: object) -> None:
     self.close()
 
-  def _awaited(self, give_up: Callable[[], bool] | None) -> tuple[str, Any]:
+  def _await(self, give_up: Callable[[], bool] | None) -> tuple[str, Any]:
     if give_up is None:
       return self._made.get()
     while not give_up():
@@ -139,5 +139,5 @@ class Prefetch(Generic[T]):
         self._made.put(('item', next(iterator)))
     except StopIteration:
       self._made.put(('end', None))
-    except BaseException as e:  # the user's thread is where it can be handled
+    except BaseException as e:  # it is raised again in the thread of the caller
       self._made.put(('error', e))

@@ -1,14 +1,14 @@
-"""What activations are divided by, measured once: their mean length and their mean; and which are too long to count.
+"""Normalisation constants of activations, measured once per site: mean length, mean, and a limit of the length.
 
-Coefficients and bandwidths are published for inputs with E|x|^2 = 1 (Lieberum et al. 2024, section 3), so a site is
-divided by one number, C = sqrt(mean |x|^2). It is measured once and kept, because a constant that moves is another
-model; files of dictionaries have it folded in (`formats.folded`). The mean is where b_dec starts.
+Published coefficients and bandwidths assume inputs with E|x|^2 = 1 (Lieberum et al. 2024, section 3), so a site is
+divided by one number, C = sqrt(mean |x|^2). It is measured once and then fixed, because a different constant gives a
+different model; files of dictionaries have it folded in (`formats.folded`). The mean is the initial b_dec.
 
-Many models let attention rest on a few tokens, whose activations are a hundred times as long as all others (Sun et al.
-2024, "Massive activations in large language models"). Special tokens are left out anyway, but delimiters become such
-tokens too: at layer 15 of SmolLM2-135M one token of 4,000 has more than half of E|x|^2. They decide C, every loss
-that they are in and every FVU, so activations beyond `max_norm_ratio` times the median length do not count, as
-dictionary-learning does it too; what is as long as that is told by `Scale.limit`.
+In many models attention rests on a few tokens, whose activations are a hundred times as long as all others (Sun et al.
+2024, "Massive activations in large language models"). Special tokens are always excluded, but delimiters become such
+tokens too: at layer 15 of SmolLM2-135M one token of 4,000 has more than half of E|x|^2. They dominate C, the losses and
+the FVU, so activations longer than `max_norm_ratio` times the median length are excluded, as in dictionary-learning;
+`Scale.limit` is that length.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _BLOCK = 14
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scale:
-  """Of one site.
+  """Normalisation constants of one site.
 
   Attributes:
     scale: C, so that x / C has a mean square length of 1.
-    mean: of x / C, float32 [D].
-    limit: length of x up to which an activation counts; inf for all.
+    mean: mean of x / C, float32 [D].
+    limit: maximum length of x; longer activations are excluded. inf to exclude none.
   """
 
   scale: float
@@ -39,27 +39,27 @@ class Scale:
   limit: float = np.inf
 
 
-def measured(rows: Rows, max_norm_ratio: float = 0.0) -> dict[str, Scale]:
-  """The scale of each site.
+def measure(rows: Rows, max_norm_ratio: float = 0.0) -> dict[str, Scale]:
+  """Measures the scale of each site.
 
   Args:
     rows: activations by site, [n, D], of the same tokens.
-    max_norm_ratio: in median lengths, how long an activation may be to count; 0 for any.
+    max_norm_ratio: maximum length of an activation, in median lengths; 0 for no limit.
 
   Raises:
-    SAEError: there are none, all are zero, some are not finite, or too few count.
+    SAEError: there are no activations, all are zero, some are not finite, or too many are excluded.
   """
   limits = {
     site: max_norm_ratio * float(np.median(_lengths(x))) if max_norm_ratio and len(x) else np.inf
     for site, x in rows.items()
   }
-  count = counting(rows, limits)
-  some = {site: x if count.all() else x[count] for site, x in rows.items()}
-  return {site: _measured(site, x, limits[site]) for site, x in some.items()}
+  selected = select_tokens(rows, limits)
+  short = {site: x if selected.all() else x[selected] for site, x in rows.items()}
+  return {site: _measure(site, x, limits[site]) for site, x in short.items()}
 
 
-def counting(rows: Rows, limits: Mapping[str, float]) -> np.ndarray:
-  """Which tokens count: those whose activations are not too long at any site, bool [n]; NaN is not long."""
+def select_tokens(rows: Rows, limits: Mapping[str, float]) -> np.ndarray:
+  """Mask of the tokens whose activations are not too long at any site, bool [n]; NaN is not too long."""
   too_long = [_lengths(x) > limits[site] for site, x in rows.items() if limits[site] < np.inf]
   n = len(next(iter(rows.values())))
   return ~np.any(too_long, axis=0) if too_long else np.ones(n, bool)
@@ -71,7 +71,7 @@ def _lengths(x: np.ndarray) -> np.ndarray:
   return np.sqrt(np.concatenate([np.square(b, dtype=np.float64).sum(1) for b in blocks]))
 
 
-def _measured(site: str, x: np.ndarray, limit: float) -> Scale:
+def _measure(site: str, x: np.ndarray, limit: float) -> Scale:
   if not len(x):
     raise SAEError(f'no activations of {site} to measure')
   blocks = np.array_split(x, max(1, len(x) >> _BLOCK))  # in double precision
@@ -80,7 +80,7 @@ def _measured(site: str, x: np.ndarray, limit: float) -> Scale:
   if not 0 < square < np.inf:
     raise SAEError(
       f'the activations of {site} have a mean square length of {square}',
-      cause='a site that is switched off, or activations that are no numbers',
+      cause='a site that is always zero, or activations that are NaN',
     )
   scale = float(np.sqrt(square))
   return Scale(scale, (mean / scale).astype(np.float32), limit)

@@ -1,15 +1,15 @@
-"""Texts from wherever somebody has them, one at a time.
+"""Texts from files, directories and data sets of a hub, one at a time.
 
     texts('books/*.txt')                      whole files
-    texts('corpus.jsonl', 'more.jsonl.gz')    one text a line, the field `text`
-    texts('shards/')                          every file below that is of a known kind, in order of their names
+    texts('corpus.jsonl', 'more.jsonl.gz')    one text per line, in the field `text`
+    texts('shards/')                          every file of a known format below it, in order of the names
     texts('hf:allenai/c4:en:train')           a data set of a hub, streamed: name, configuration, split
 
-Known by their suffixes are JSONL, Parquet, web pages, and plain text in its many names; `.gz` may be added to any. The
-order is fixed, so that what is counted from the first text on means the same tomorrow. A web page is reduced to what
-is read on it.
+Formats are recognised by suffix: JSONL, Parquet, HTML, and plain text with several suffixes; each can be followed by
+`.gz`. The order is fixed, so that positions counted from the first text stay valid. HTML is reduced to its visible
+text.
 
-Sharp edge: a whole file, or a row group of Parquet, is in memory at a time.
+Sharp edge: a whole file, or a row group of Parquet, is in memory at once.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ INLINE = (
   'a abbr acronym b bdi bdo big cite code data del dfn em font i img input ins kbd label mark q s samp small span '
   'strike strong sub sup time tt u var wbr'
 )
-"""Tags of web pages that stand within a line."""
+"""HTML tags that do not begin a new line."""
 
 
 def texts(*places: str | os.PathLike[str], field: str = 'text') -> Iterator[str]:
-  """All texts of some places, without those that are empty.
+  """Reads the texts of some places, without empty ones.
 
   Args:
     *places: files, patterns with `*`, directories, or 'hf:name:configuration:split'.
-    field: what a text is called in JSONL, Parquet and the data sets of a hub.
+    field: name of the text field in JSONL, Parquet and the data sets of a hub.
 
   Yields:
     Texts.
 
   Raises:
-    SAEError: nothing is there, a file is of no known kind, or has no such field.
-    MissingExtraError: Parquet or a hub, and the library that reads it is not installed.
+    SAEError: there are no files, or a file has an unknown format or lacks the field.
+    MissingExtraError: the library for Parquet or the hub is not installed.
   """
   for place in map(str, places):
     hub = place.startswith(HUB)
@@ -60,7 +60,7 @@ def texts(*places: str | os.PathLike[str], field: str = 'text') -> Iterator[str]
           raise SAEError(
             f'{field!r} is {text!r:.60}, not a text',
             where=f'{where}, text {number}',
-            hint='name another field',
+            hint='set another field',
           )
         if text.strip():
           yield text
@@ -74,16 +74,16 @@ def _from_file(path: Path, field: str) -> Iterator[Any]:
       raise
     raise SAEError(
       f'{path} cannot be read: {type(e).__name__}: {e!s:.200}',
-      cause='a file that is damaged, not yours to read, or not of the kind that its name says',
+      cause='a damaged file, missing permission to read it, or a format that differs from its suffix',
     ) from e
 
 
 def _files(place: str) -> list[Path]:
-  """Files of a place, in order; a directory may hold others too, a pattern may not."""
+  """Files of a place, in order; a directory can contain files of other formats, a pattern cannot match them."""
   path = Path(place).expanduser()
   if path.is_dir():
     found = [p for p in sorted(path.rglob('*')) if p.is_file() and _kind(p) in _READERS]
-  elif path.is_file():  # a name may look like a pattern
+  elif path.is_file():  # a name can look like a pattern
     found = [path]
   else:
     found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
@@ -91,15 +91,15 @@ def _files(place: str) -> list[Path]:
     raise SAEError(
       f'no texts at {place!r}',
       where=f'working directory {Path.cwd()}',
-      cause='no such file, or a directory without files of a known kind',
-      hint=f'known are {[*_READERS]}, each also with .gz',
+      cause='the file does not exist, or the directory has no files of a known format',
+      hint=f'known suffixes are {[*_READERS]}, each also with .gz',
     )
   for path in found:
     if _kind(path) not in _READERS:
       raise SAEError(
-        f'{path} is of no kind of text that mechjax knows',
-        where=f'known are {[*_READERS]}',
-        hint=f'give it the name of one of them, perhaps {(nearest(_kind(path), _READERS) or [".txt"])[0]}',
+        f'{path} has an unknown format',
+        where=f'known suffixes are {[*_READERS]}',
+        hint=f'rename it to a known suffix, perhaps {(nearest(_kind(path), _READERS) or [".txt"])[0]}',
       )
   return found
 
@@ -108,14 +108,14 @@ def _kind(path: Path) -> str:
   return path.with_suffix('').suffix if path.suffix == '.gz' else path.suffix
 
 
-def _opened(path: Path) -> Any:
+def _open(path: Path) -> Any:
   if path.suffix == '.gz':
     return gzip.open(path, 'rt', encoding='utf-8', errors='replace')
   return path.open(encoding='utf-8', errors='replace')
 
 
 def _plain(path: Path, field: str) -> Iterator[str]:
-  with _opened(path) as file:
+  with _open(path) as file:
     yield file.read()
 
 
@@ -127,7 +127,7 @@ def _web_page(path: Path, field: str) -> Iterator[str]:
 
 
 def _jsonl(path: Path, field: str) -> Iterator[Any]:
-  with _opened(path) as file:
+  with _open(path) as file:
     for number, line in enumerate(file, 1):
       if not line.strip():
         continue
@@ -156,18 +156,20 @@ def _from_hub(place: str, field: str) -> Iterator[str]:
   if len(rest) != 2:
     raise SAEError(
       f'{place!r} does not name a data set',
-      hint=f'{HUB}name:configuration:split, as {HUB}allenai/c4:en:train',
+      hint=f'use {HUB}name:configuration:split, for example {HUB}allenai/c4:en:train',
     )
   configuration, split = rest
   try:
     rows = datasets.load_dataset(name, configuration or None, split=split, streaming=True)
     for row in rows:
       yield row[field]
-  except Exception as e:  # a hub fails in many ways, and all mean that there are no texts
+  except (
+    Exception
+  ) as e:  # a hub raises many kinds of errors, all of which mean that there are no texts
     raise SAEError(
       f'{place!r} cannot be read: {type(e).__name__}: {e!s:.200}',
-      cause='no network, no such data set, configuration or split, or a column of another name',
-      hint='files of your own do as well',
+      cause='no network, no such data set, configuration or split, or another name of the column',
+      hint='use local files instead',
     ) from e
 
 
@@ -180,35 +182,35 @@ _READERS = {
 
 
 class _Page(html.parser.HTMLParser):
-  """What a reader sees of a page: no scripts, a new line where a block begins or ends and nowhere else."""
+  """Extracts the visible text of a page: without scripts, with a new line only where a block begins or ends."""
 
-  _SILENT = frozenset({'script', 'style', 'head', 'nav', 'template'})
+  _HIDDEN = frozenset({'script', 'style', 'head', 'nav', 'template'})
   _INLINE = frozenset(INLINE.split())
 
   def __init__(self) -> None:
     super().__init__()
-    self._said: list[str] = []
-    self._silence = 0
+    self._parts: list[str] = []
+    self._hidden = 0
     self._preformatted = 0
 
   def handle_starttag(self, tag: str, attrs: Any) -> None:
-    self._silence = (
-      0 if tag == 'body' else self._silence + (tag in self._SILENT)
-    )  # </head> may be left out
+    self._hidden = (
+      0 if tag == 'body' else self._hidden + (tag in self._HIDDEN)
+    )  # </head> is optional
     self._preformatted += tag == 'pre'
-    self._said += ['\n'] * (tag not in self._INLINE)
+    self._parts += ['\n'] * (tag not in self._INLINE)
 
   def handle_endtag(self, tag: str) -> None:
-    self._silence = max(0, self._silence - (tag in self._SILENT))
+    self._hidden = max(0, self._hidden - (tag in self._HIDDEN))
     self._preformatted = max(0, self._preformatted - (tag == 'pre'))
-    self._said += ['\n'] * (tag not in self._INLINE)
+    self._parts += ['\n'] * (tag not in self._INLINE)
 
   def handle_data(self, data: str) -> None:
-    if not self._silence:
-      self._said.append(data if self._preformatted else re.sub(r'\s+', ' ', data))
+    if not self._hidden:
+      self._parts.append(data if self._preformatted else re.sub(r'\s+', ' ', data))
 
   def text(self) -> str:
-    """Lines without blanks at their ends, paragraphs parted by one empty line."""
-    lines = [line.strip() for line in ''.join(self._said).split('\n')]
+    """The text, with lines stripped and paragraphs separated by one empty line."""
+    lines = [line.strip() for line in ''.join(self._parts).split('\n')]
     kept = [line for n, line in enumerate(lines) if line or (n and lines[n - 1])]
     return '\n'.join(kept).strip()

@@ -1,14 +1,14 @@
-"""States of a training on disk, written while it goes on.
+"""Checkpoints: training states on disk, written while training continues.
 
     kept = Checkpoints('out/run/checkpoints', last=2, best=1)
-    kept.save(1200, state, objective=0.31)          returns when the numbers are on the host, not on the disk
-    state = kept.restore(trainer.shapes())          the newest one
+    kept.save(1200, state, objective=0.31)          returns when the arrays are on the host, before they are on disk
+    state = kept.restore(shapes(trainer))           the newest checkpoint
 
-Orbax writes each beside its place and renames it, so a process that is killed leaves whole checkpoints and perhaps a
-directory that nobody takes for one. Kept are the `last` newest and the `best` with the lowest objective. Every host
-writes the shards it holds, and all of them call every method.
+Orbax writes each checkpoint to a temporary directory and renames it, so a killed process leaves complete checkpoints
+and perhaps a temporary directory, which is ignored. The `last` newest are kept, and the `best` with the lowest
+objective. Every host writes the shards that it holds, and all hosts must call every method.
 
-Sharp edge: a checkpoint that has been damaged since is an error and not a reason to take an older one silently.
+Sharp edge: a checkpoint that was damaged later raises an error; an older one is never restored silently instead.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mechjax.errors import SAEError
-from mechjax.sae.checks import expect
+from mechjax.sae.checks import check_field
 
 OBJECTIVE = 'objective'
 
@@ -27,23 +27,23 @@ class Checkpoints:
   """The checkpoints of one run.
 
   Attributes:
-    directory: where they are.
-    last: how many of the newest are kept.
-    best: how many of those with the lowest objective are kept besides.
+    directory: directory of the checkpoints.
+    last: number of newest checkpoints to keep.
+    best: number of checkpoints with the lowest objective to keep in addition.
   """
 
   def __init__(self, directory: str | os.PathLike[str], *, last: int = 2, best: int = 1):
-    """Opens or makes the directory.
+    """Opens or creates the directory.
 
     Raises:
-      SAEError: nothing would be kept.
+      SAEError: no checkpoint would be kept.
     """
     import orbax.checkpoint as ocp  # takes a second
     from orbax.checkpoint import checkpoint_managers as managers
 
     self.directory, self.last, self.best = Path(directory).absolute(), last, best
-    expect(self, 'last', last >= 1, 'at least 1')
-    expect(self, 'best', best >= 0, 'at least 0')
+    check_field(self, 'last', last >= 1, 'at least 1')
+    check_field(self, 'best', best >= 0, 'at least 0')
     lowest = managers.BestN(n=best, get_metric_fn=lambda m: m[OBJECTIVE], reverse=True)
     policies = [managers.LatestN(last), *([lowest] if best else [])]
     options = ocp.CheckpointManagerOptions(
@@ -56,16 +56,16 @@ class Checkpoints:
 
   @property
   def steps(self) -> list[int]:
-    """The steps that there are checkpoints of."""
+    """Steps of the available checkpoints."""
     return sorted(self._manager.all_steps())
 
   def save(self, step: int, state: Any, *, objective: float) -> None:
-    """Starts to write a checkpoint.
+    """Starts writing a checkpoint.
 
     Args:
-      step: how many updates were made.
+      step: number of completed updates.
       state: a tree of arrays.
-      objective: what the best have the lowest of.
+      objective: number by which the best checkpoints are chosen, lowest first.
     """
     import orbax.checkpoint as ocp
 
@@ -73,39 +73,39 @@ class Checkpoints:
     self._manager.save(step, args=arguments, metrics={OBJECTIVE: objective}, force=True)
 
   def restore(self, shapes: Any, step: int | None = None) -> Any:
-    """A state.
+    """Restores a state.
 
     Args:
       shapes: tree of jax.ShapeDtypeStruct with shardings.
-      step: which; None for the newest.
+      step: step of the checkpoint; None for the newest.
 
     Raises:
-      SAEError: there is none, or it cannot be read.
+      SAEError: the checkpoint does not exist or cannot be read.
     """
     import orbax.checkpoint as ocp
 
-    there = self.steps
-    step = there[-1] if step is None and there else step
-    if step not in there:
+    steps = self.steps
+    step = steps[-1] if step is None and steps else step
+    if step not in steps:
       raise SAEError(
-        f'no checkpoint of step {step}', where=f'{self.directory} has those of steps {there}'
+        f'no checkpoint of step {step}', where=f'{self.directory} has checkpoints of steps {steps}'
       )
     try:
       return self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
-    except Exception as e:  # whatever damaged files make of the libraries that read them
+    except Exception as e:  # damaged files raise arbitrary errors in the libraries that read them
       raise SAEError(
         f'the checkpoint of step {step} cannot be restored: {type(e).__name__}: {e!s:.300}',
         where=f'{self.directory / str(step)}',
-        cause='files that are damaged or missing, or dictionaries of another shape',
-        hint=f'move that directory away to go on from {there[:-1] or "the start"}',
+        cause='damaged or missing files, or dictionaries of another shape',
+        hint=f'move that directory away to resume from {steps[:-1] or "the start"}',
       ) from e
 
   def wait(self) -> None:
-    """Until everything is on the disk."""
+    """Waits until everything is on disk."""
     self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits and lets go."""
+    """Waits until everything is on disk and releases resources."""
     self._manager.close()
 
   def __enter__(self) -> Checkpoints:

@@ -1,8 +1,8 @@
-"""Stacks: dictionaries of one shape that train together on the same activations.
+"""Ensembles: dictionaries of one shape that train together on the same activations.
 
-A sweep over sparsity coefficients, or over seeds, is many dictionaries that differ in numbers only. Trained
-together they share every batch (whose activations cost as much as a step does) and one compiled step. A ensemble
-is such a group; a training has any number of them, of any architectures and sites, by name:
+A sweep over sparsity coefficients, or over seeds, trains many dictionaries that differ only in numbers. Trained
+together they share every batch (whose activations cost as much as a step) and one compiled step. An ensemble is such a
+group; a training has any number of ensembles, of any architectures and sites, by name:
 
     {'jump': Ensemble(sae=JumpReLU(d_in=768, width=6144, sparsity=1e-3), reads='resid_post.5', seeds=(0, 0, 0),
                        hparams={'sparsity': (5e-4, 1e-3, 2e-3)}),
@@ -10,10 +10,10 @@ is such a group; a training has any number of them, of any architectures and sit
                       hparams={'k': (32, 64)}),
      'mlp':  Ensemble(sae=ReLU(d_in=768, d_out=768, width=6144, sparsity=1e-3), reads='mlp_in.5', writes='mlp_out.5')}
 
-Each member equals what it would be if it were trained alone with its seed and its values; `member` describes it.
+Each member equals a dictionary trained alone with its seed and its values; `member` returns the settings of that one.
 
-Sharp edge: what counts as dead is one number of tokens for the whole ensemble. A loss for dead latents and resampling
-bring their own; where both are there, they have to agree.
+Sharp edge: the number of tokens after which a latent is dead is the same for the whole ensemble. A loss for dead
+latents and resampling each define it; if an ensemble has both, they must agree.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import jax.numpy as jnp
 
 from mechjax.errors import SAEError
 from mechjax.sae.architectures import Architecture
-from mechjax.sae.checks import expect
-from mechjax.sae.dead_latents.counters import expect_tokens
+from mechjax.sae.checks import check_field
+from mechjax.sae.dead_latents.counters import check_tokens
 from mechjax.sae.dead_latents.resampling import Resampling
 
 Values = tuple[tuple[str, tuple[float, ...]], ...]
@@ -39,18 +39,19 @@ class Ensemble:
   """Dictionaries of one shape.
 
   Attributes:
-    sae: what they have in common.
-    reads: the site of their input, a key of every batch.
-    writes: the site that a transcoder reconstructs; None for an autoencoder.
-    seeds: one for each member.
-    hparams: settings of `sae` that are data, with a value for each member; kept as sorted pairs, so that an ensemble
-      can be hashed. The others have the value of `sae`.
-    dead_after_tokens: tokens without firing, after which a latent is called dead where nothing else says so.
-    resampling: how dead latents are replaced, or None.
-    resample_every: after how many steps; 0 without `resampling`.
+    sae: common settings of the members.
+    reads: input site, a key of every batch.
+    writes: site that a transcoder reconstructs; None for an autoencoder.
+    seeds: one seed for each member.
+    hparams: traced hyperparameters of `sae`, with a value for each member; stored as sorted pairs, so that an ensemble
+      is hashable. The others have the value of `sae`.
+    dead_after_tokens: number of tokens without firing after which a latent is dead, unless `sae.aux_loss` or
+      `resampling` defines it.
+    resampling: settings of resampling, or None.
+    resample_every: number of steps between resamplings; 0 without `resampling`.
 
   Raises:
-    SAEError: settings that do not go together; the message holds the value.
+    SAEError: settings that contradict each other; the message contains the value.
   """
 
   sae: Architecture
@@ -65,39 +66,39 @@ class Ensemble:
   def __post_init__(self) -> None:
     pairs = sorted((name, tuple(values)) for name, values in dict(self.hparams).items())
     object.__setattr__(self, 'hparams', tuple(pairs))
-    expect(self, 'reads', bool(self.reads), 'the name of a site')
+    check_field(self, 'reads', bool(self.reads), 'the name of a site')
     transcodes = self.sae.d_out is not None
-    wanted = 'the site of the target' if transcodes else 'None without d_out'
-    expect(self, 'writes', bool(self.writes) == transcodes, wanted)
-    good = len(self.seeds) > 0 and all(0 <= seed < 2**32 for seed in self.seeds)
-    expect(self, 'seeds', good, 'one or more from 0 to 2**32 - 1')
+    expected = 'the site of the target' if transcodes else 'None without d_out'
+    check_field(self, 'writes', bool(self.writes) == transcodes, expected)
+    valid = len(self.seeds) > 0 and all(0 <= seed < 2**32 for seed in self.seeds)
+    check_field(self, 'seeds', valid, 'one or more from 0 to 2**32 - 1')
     for name, values in pairs:
       if len(values) != self.members:
         raise SAEError(f'{name}={values} for an ensemble with {self.members} seeds {self.seeds}')
-    self.sae.hparams(**dict(pairs))  # checks them
-    expect_tokens(self, 'dead_after_tokens')
+    self.sae.hparams(**dict(pairs))  # checks the values
+    check_tokens(self, 'dead_after_tokens')
     every = self.resample_every > 0 if self.resampling else self.resample_every == 0
-    expect(self, 'resample_every', every, f'{"positive" if self.resampling else "0"}')
+    check_field(self, 'resample_every', every, f'{"positive" if self.resampling else "0"}')
     self._check_tokens()
 
   @property
   def members(self) -> int:
-    """N, how many dictionaries there are."""
+    """N, number of dictionaries."""
     return len(self.seeds)
 
   @property
   def after_tokens(self) -> int:
-    """Tokens without firing, after which a latent is dead."""
-    asked = [part.after_tokens for part in (self.sae.aux_loss, self.resampling) if part]
-    return asked[0] if asked else self.dead_after_tokens
+    """Number of tokens without firing after which a latent is dead."""
+    numbers = [part.after_tokens for part in (self.sae.aux_loss, self.resampling) if part]
+    return numbers[0] if numbers else self.dead_after_tokens
 
   def member(self, n: int) -> Architecture:
-    """The description of one dictionary, with its own settings."""
+    """Settings of one member."""
     own: dict[str, Any] = {name: values[n] for name, values in dict(self.hparams).items()}
     return dataclasses.replace(self.sae, **own)
 
-  def data(self) -> dict[str, jax.Array]:
-    """Every setting that is data, [N]."""
+  def member_hparams(self) -> dict[str, jax.Array]:
+    """All traced hyperparameters, [N] each."""
     hparams = self.sae.hparams(**dict(self.hparams))
     return {name: jnp.broadcast_to(value, self.members) for name, value in hparams.items()}
 
@@ -111,5 +112,5 @@ class Ensemble:
       raise SAEError(
         f'latents are dead after {aux_loss.after_tokens} tokens for {type(aux_loss).__name__} '
         f'and after {resampling.after_tokens} for resampling',
-        hint='give both the same after_tokens',
+        hint='set the same after_tokens for both',
       )

@@ -1,19 +1,19 @@
-"""What a run tells while it goes on: a line on the screen, a line of JSON, and curves for who wants them.
+"""Reports of a running training: a line on the screen, a line of JSON, and optional curves.
 
     with Journal(run, peak=peak, tensorboard=True) as journal:
       train(..., report=journal.write)
 
-`metrics.jsonl` has one object a report: {"step": 50, "tokens": 204800, "jump": {"l0": [33.1, 20.4], ...}, ...}, with a
-list for the members of each ensemble. The screen shows the same in short:
+`metrics.jsonl` has one object per report: {"step": 50, "tokens": 204800, "jump": {"l0": [33.1, 20.4], ...}, ...}, with
+a list over the members for each metric. The screen shows a short form:
 
     step 1,000/5,000  4.1 M tokens  52,310 tokens/s  matmul 0.83  wait 0.01 | jump loss 0.21 l0 33/20 fvu 0.12 dead 0.02
 
-`matmul` is the share of the rate at which the device multiplies matrices, measured when the run starts, that the
-products of a dense step would have needed (`speed`). TensorBoard's files come from `tensorboardX`, and runs in Weights
-& Biases from `wandb`, where they are installed and asked for.
+`matmul` is the rate that the products of a dense step would need, as a share of the rate at which the device multiplies
+matrices, measured at the start of the run (`speed`). TensorBoard files need `tensorboardX`, and runs in Weights &
+Biases need `wandb`; both are optional.
 
-Sharp edges: a run that goes on from a checkpoint writes the steps since that checkpoint again, so lines of those are
-taken out of the file first. Only the first process of several writes.
+Sharp edges: a run that resumes from a checkpoint writes the steps since that checkpoint again, so their lines are
+removed from the file first. Of several processes only the first writes.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ import jax
 import numpy as np
 
 from mechjax import extras, files
-from mechjax.sae.training.loop import Report
+from mechjax.sae.training.loop import TrainingReport
 
 METRICS = 'metrics.jsonl'
 SHOWN = ('loss', 'l0', 'fvu', 'dead')
 
 
 def show(line: str) -> None:
-  """A line on the screen of the first process, at once."""
+  """Prints a line without delay, in the first process only."""
   if jax.process_index() == 0:
     print(line, flush=True)
 
 
 class Curves(Protocol):
-  """A place for curves."""
+  """A destination for curves."""
 
   def add(self, step: int, numbers: Mapping[str, float]) -> None:
-    """Adds a point to each."""
+    """Adds a point to each curve."""
 
   def close(self) -> None:
-    """Ends."""
+    """Closes the destination."""
 
 
 class Journal:
@@ -58,7 +58,7 @@ class Journal:
     *,
     steps: int,
     batch: int,
-    needed: float,
+    operations: float,
     peak: float,
     done: int = 0,
     curves: tuple[Curves, ...] = (),
@@ -67,31 +67,31 @@ class Journal:
 
     Args:
       run: directory of the run.
-      steps: how many there will be.
-      batch: tokens of one.
-      needed: floating-point operations of the products of one step.
-      peak: operations a second of all devices, measured.
-      done: the step from which the run goes on.
-      curves: where points go besides.
+      steps: total number of steps.
+      batch: tokens per step.
+      operations: floating-point operations of the products of one step.
+      peak: measured operations per second of all devices.
+      done: step from which the run resumes.
+      curves: additional destinations.
     """
-    self._steps, self._batch, self._needed, self._peak = steps, batch, needed, peak
+    self._steps, self._batch, self._operations, self._peak = steps, batch, operations, peak
     self._curves, self._file = curves, None
     if jax.process_index() == 0:
       path = run / METRICS
-      _keep_until(path, done)
+      _drop_lines_after(path, done)
       self._file = path.open('a')
 
-  def write(self, report: Report) -> None:
-    """One report, everywhere."""
+  def write(self, report: TrainingReport) -> None:
+    """Writes one report to every destination."""
     if self._file is None:
       return
-    words = self._words(report)
-    self._file.write(json.dumps(words) + '\n')
+    record = self._to_json(report)
+    self._file.write(json.dumps(record) + '\n')
     self._file.flush()
-    numbers = dict(_flat(words))
+    numbers = dict(_flatten(record))
     for curves in self._curves:
       curves.add(report.step, numbers)
-    show(self._line(report, words))
+    show(self._line(report, record))
 
   def __enter__(self) -> Journal:
     return self
@@ -102,13 +102,13 @@ class Journal:
     if self._file is not None:
       self._file.close()
 
-  def _words(self, report: Report) -> dict[str, Any]:
+  def _to_json(self, report: TrainingReport) -> dict[str, Any]:
     rate = report.steps_per_second
     return {
       'step': report.step,
       'tokens': report.step * self._batch,
       'tokens_per_second': rate * self._batch,
-      'matmul_share': rate * self._needed / self._peak,
+      'matmul_share': rate * self._operations / self._peak,
       'wait': report.wait,
       'learning_rate': report.rate,
       **{
@@ -117,23 +117,23 @@ class Journal:
       },
     }
 
-  def _line(self, report: Report, words: Mapping[str, Any]) -> str:
+  def _line(self, report: TrainingReport, record: Mapping[str, Any]) -> str:
     ensembles = ' | '.join(
-      f'{ensemble} ' + ' '.join(f'{name} {_short(own[name])}' for name in SHOWN)
+      f'{ensemble} ' + ' '.join(f'{name} {_format(own[name])}' for name in SHOWN)
       for ensemble, own in report.metrics.items()
     )
     return (
-      f'step {report.step:,}/{self._steps:,}  {words["tokens"] / 1e6:.1f} M tokens  '
-      f'{words["tokens_per_second"]:,.0f} tokens/s  matmul {words["matmul_share"]:.2f}  '
+      f'step {report.step:,}/{self._steps:,}  {record["tokens"] / 1e6:.1f} M tokens  '
+      f'{record["tokens_per_second"]:,.0f} tokens/s  matmul {record["matmul_share"]:.2f}  '
       f'wait {report.wait:.2f} | {ensembles}'
     )
 
 
 class TensorBoard:
-  """Curves as TensorBoard reads them."""
+  """Curves for TensorBoard."""
 
   def __init__(self, directory: Path, done: int):
-    """Opens the directory; points after step `done` are those of a run that was killed."""
+    """Opens the directory; points after step `done`, from a run that was killed, are purged."""
     module = extras.require('tensorboardX', 'logging')
     self._writer = module.SummaryWriter(str(directory), purge_step=done + 1)
 
@@ -149,7 +149,7 @@ class WandB:
   """Curves in Weights & Biases."""
 
   def __init__(self, project: str, run: Path, config: Mapping[str, Any]):
-    """Goes on with the run of this directory, or starts it."""
+    """Resumes the run of this directory, or starts it."""
     module = extras.require('wandb', 'logging')
     self._run = module.init(
       project=project, id=run.name, name=run.name, resume='allow', config=dict(config), dir=str(run)
@@ -162,31 +162,31 @@ class WandB:
     self._run.finish()
 
 
-def _keep_until(path: Path, done: int) -> None:
-  """Takes the lines of later steps out of a file, and what was half written."""
+def _drop_lines_after(path: Path, done: int) -> None:
+  """Removes the lines of later steps and incomplete lines from a file."""
   if not path.exists():
     return
   kept = []
   for line in path.read_text().splitlines():
     try:
-      words = json.loads(line)
+      record = json.loads(line)
     except ValueError:
       continue
-    if words['step'] <= done:
+    if record['step'] <= done:
       kept.append(line + '\n')
   with files.whole(path) as file:
     file.write(''.join(kept).encode())
 
 
-def _flat(words: Mapping[str, Any], before: str = ''):
-  for name, x in words.items():
+def _flatten(record: Mapping[str, Any], before: str = ''):
+  for name, x in record.items():
     if isinstance(x, Mapping):
-      yield from _flat(x, f'{before}{name}/')
+      yield from _flatten(x, f'{before}{name}/')
     elif isinstance(x, list):
       yield from ((f'{before}{name}/{n}', value) for n, value in enumerate(x))
     elif name != 'step':
       yield f'{before}{name}', x
 
 
-def _short(numbers: np.ndarray) -> str:
+def _format(numbers: np.ndarray) -> str:
   return '/'.join(f'{x:.3g}' for x in np.asarray(numbers, float))

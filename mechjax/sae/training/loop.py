@@ -1,21 +1,22 @@
-"""The loop around the step: batches in, figures out, checkpoints at times, and every way in which a run can end.
+"""The training loop: batches in, metrics out, checkpoints at intervals, and every way in which a run can end.
 
-    outcome = train(trainer, feed, centres, checkpoints, Loop(log_every=50, save_every=500), report, dump)
+    result = train(trainer, feed, centres, checkpoints, LoopSettings(log_every=50, save_every=500), report, dump)
 
-It begins with the newest checkpoint, or with a new state. The number of updates made is also the position in the data,
-so what continues is what would have been: the same parameters, bit for bit, on the same mesh.
+The loop starts from the newest checkpoint, or from a new state. The number of completed updates is also the position in
+the data, so a resumed run equals an uninterrupted one: the same parameters, bit for bit, on the same mesh.
 
 A run ends
 
-    when all steps are made         the last state is saved
-    when it is asked to stop        SIGTERM or Ctrl-C: the state is saved, `TrainingResult.finished` is False
-    when a number is not finite     the batch and the state before it are written to `dump`, and an error says which
-                                    step it was; checkpoints stay as they are
-    when it is killed               at any moment; the newest whole checkpoint is where it goes on
+    when all steps are completed    the last state is saved
+    when it receives a signal       SIGTERM or Ctrl-C: the state is saved, `TrainingResult.finished` is False
+    when a number is not finite     the batch and the state before it are written to `dump`, and the error contains the
+                                    step; checkpoints are not touched
+    when it is killed               at any moment; it resumes from the newest complete checkpoint
 
-The host runs two steps ahead of the devices and looks at the figures of the step before those, so nothing waits for it.
+The host runs two steps ahead of the devices and reads the metrics of earlier steps only, so the devices never wait.
 
-Sharp edges: on several hosts whether to stop is agreed on when figures are reported, since all must stop at one step.
+Sharp edges: several hosts agree on whether to stop only when metrics are reported, since all must stop at the same
+step.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ import numpy as np
 
 from mechjax import files
 from mechjax.errors import SAEError
-from mechjax.sae.checks import expect
+from mechjax.sae.checks import check_field
 from mechjax.sae.store import Prefetch
 from mechjax.sae.training.checkpoints import Checkpoints
-from mechjax.sae.training.feeding import Fed
+from mechjax.sae.training.feeding import PositionedBatch
 from mechjax.sae.training.step import Metrics, State, Trainer
-from mechjax.sae.training.stopping import asked_to_stop
+from mechjax.sae.training.stopping import catch_stop_signals
 
 AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Loop:
-  """When the loop does what.
+class LoopSettings:
+  """Intervals of the loop.
 
   Attributes:
     log_every: steps between two reports.
@@ -56,19 +57,19 @@ class Loop:
 
   def __post_init__(self) -> None:
     for name in ('log_every', 'save_every'):
-      expect(self, name, getattr(self, name) >= 1, 'at least 1')
+      check_field(self, name, getattr(self, name) >= 1, 'at least 1')
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-  """What is told every so many steps.
+class TrainingReport:
+  """Report of the loop, every `log_every` steps.
 
   Attributes:
-    step: how many updates were made.
-    metrics: of the last of them: by ensemble and by name, one number for each member.
-    rate: its learning rate.
-    steps_per_second: since the last report.
-    wait: share of that time in which the step waited for its batch.
+    step: number of completed updates.
+    metrics: metrics of the last update, by ensemble and by name, with one number for each member.
+    rate: learning rate of the last update.
+    steps_per_second: mean since the previous report.
+    wait: share of that time spent waiting for batches.
   """
 
   step: int
@@ -80,11 +81,11 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingResult:
-  """How a run ended.
+  """Result of a run.
 
   Attributes:
-    state: the last.
-    finished: whether all steps were made.
+    state: the last state.
+    finished: whether all steps were completed.
   """
 
   state: State
@@ -93,42 +94,42 @@ class TrainingResult:
 
 def train(
   trainer: Trainer,
-  feed: Callable[[int], Prefetch[Fed]],
+  feed: Callable[[int], Prefetch[PositionedBatch]],
   centres: Mapping[str, Any],
   checkpoints: Checkpoints,
-  loop: Loop,
-  report: Callable[[Report], None],
+  loop: LoopSettings,
+  report: Callable[[TrainingReport], None],
   dump: Path,
 ) -> TrainingResult:
-  """Trains to the end, from wherever an earlier call got to.
+  """Trains to the last step, from the newest checkpoint of an earlier call.
 
   Args:
-    trainer: makes the steps.
-    feed: batches from a position on.
-    centres: what b_dec starts from, by site.
-    checkpoints: where states are kept.
-    loop: when what is done.
-    report: is told.
-    dump: directory for what a number that is not finite came of.
+    trainer: computes the steps.
+    feed: function that returns batches from a position.
+    centres: initial b_dec, by site.
+    checkpoints: checkpoints of the run.
+    loop: intervals of reports and checkpoints.
+    report: function that is called with each report.
+    dump: directory for the batch and the state that lead to a non-finite number.
 
   Raises:
-    SAEError: a number was not finite; a checkpoint that cannot be read.
+    SAEError: a number is not finite, or a checkpoint cannot be read.
   """
   state = checkpoints.restore(shapes(trainer)) if checkpoints.steps else trainer.init(centres)
   done, steps = int(state.step), trainer.optimisation.steps
   alone = jax.process_count() == 1
   pending, stop = _Pending(dump), False
-  with asked_to_stop() as asked, feed(done) as batches:
+  with catch_stop_signals() as stop_requested, feed(done) as batches:
     clock = _Clock(done, batches)
     while done < steps and not stop:
-      fed = batches.take(give_up=lambda: alone and asked())
-      if fed is not None:
-        done, batch = fed
+      item = batches.take(give_up=lambda: alone and stop_requested())
+      if item is not None:
+        done, batch = item
         state, metrics = trainer.step(state, batch)
         pending.add(_Step(done, metrics, batch))
-      reporting = fed is not None and (done % loop.log_every == 0 or done == steps)
-      stop = _agreed(asked(), reporting)
-      saving = stop or (fed is not None and (done % loop.save_every == 0 or done == steps))
+      reporting = item is not None and (done % loop.log_every == 0 or done == steps)
+      stop = _agree_to_stop(stop_requested(), reporting)
+      saving = stop or (item is not None and (done % loop.save_every == 0 or done == steps))
       last = pending.settle(0 if reporting or saving else AHEAD, state)
       if reporting and last:
         report(clock.report(last))
@@ -139,7 +140,7 @@ def train(
 
 
 def shapes(trainer: Trainer) -> Any:
-  """Of a state, with shardings: what a checkpoint is restored into."""
+  """Shapes and shardings of a state, into which a checkpoint is restored."""
   state = jax.eval_shape(trainer.init)
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, trainer.shardings
@@ -148,7 +149,7 @@ def shapes(trainer: Trainer) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-  """A step whose figures nobody has looked at yet; the state after it was number `done`."""
+  """A step with metrics that the host has not read yet; the state after it has number `done`."""
 
   done: int
   metrics: Metrics
@@ -156,7 +157,7 @@ class _Step:
 
 
 class _Pending:
-  """The steps that the host is ahead of the devices."""
+  """Steps by which the host is ahead of the devices."""
 
   def __init__(self, dump: Path):
     self._dump = dump
@@ -167,33 +168,35 @@ class _Pending:
     self._steps.append(step)
 
   def settle(self, left: int, state: State) -> _Step | None:
-    """Looks at all steps but the newest `left`; the last that was ever looked at."""
+    """Reads the metrics of all steps but the newest `left`; returns the last step read so far."""
     while len(self._steps) > left:
       self._last = self._steps.popleft()
       if not bool(self._last.metrics.ok):
-        raise _not_finite(self._last, state, self._dump)
+        raise _non_finite_error(self._last, state, self._dump)
     return self._last
 
 
 def objective(trainer: Trainer, step: _Step) -> float:
-  """Mean over members of the loss as it will be when the sparsity coefficient has risen."""
+  """Mean over members of the loss with the final sparsity coefficient, after its warm-up."""
   factor = float(trainer.optimisation.sparsity(max(step.done - 1, 1)))
   metrics = jax.device_get(step.metrics.ensembles)
   losses = [own['loss'] + own['sparsity'] * (1 / factor - 1) for own in metrics.values()]
   return float(np.mean(np.concatenate(losses)))
 
 
-def _not_finite(step: _Step, state: State, dump: Path) -> SAEError:
-  """The error for the first step whose numbers are not; writes what it came of."""
+def _non_finite_error(step: _Step, state: State, dump: Path) -> SAEError:
+  """Error for the first step with non-finite numbers; writes its batch and the state before it."""
   number = step.done - 1
   metrics = jax.device_get(step.metrics.ensembles)
   where = dump / f'step_{number}_of_process_{jax.process_index()}'
   where.mkdir(parents=True, exist_ok=True)
-  words = {ensemble: {name: str(x) for name, x in own.items()} for ensemble, own in metrics.items()}
-  files.write_json(where / 'metrics.json', words)
+  by_ensemble = {
+    ensemble: {name: str(x) for name, x in own.items()} for ensemble, own in metrics.items()
+  }
+  files.write_json(where / 'metrics.json', by_ensemble)
   arrays: dict[str, Any] = {}
   for path, x in jax.tree_util.tree_leaves_with_path({'batch': step.batch, 'state': state}):
-    arrays |= _of_this_process(jax.tree_util.keystr(path), x)
+    arrays |= _local_arrays(jax.tree_util.keystr(path), x)
   with files.whole(where / 'arrays.npz') as file:
     np.savez(file, **arrays)
   bad = [
@@ -205,36 +208,36 @@ def _not_finite(step: _Step, state: State, dump: Path) -> SAEError:
   return SAEError(
     f'step {number} gave numbers that are not finite: {", ".join(bad)}',
     where=f'batch number {number}; it and the state before it are in {where}',
-    cause='a learning rate that is too high, or activations far from those that the scale was measured on',
-    hint='a lower learning rate, from the last checkpoint, which was not touched',
+    cause='the learning rate is too high, or activations differ much from those on which the scale was measured',
+    hint='resume from the last checkpoint, which was not touched, with a lower learning rate',
   )
 
 
-def _of_this_process(name: str, x: jax.Array) -> dict[str, np.ndarray]:
+def _local_arrays(name: str, x: jax.Array) -> dict[str, np.ndarray]:
   if x.is_fully_addressable:
     return {name: np.asarray(x)}
   return {f'{name}{s.index}': np.asarray(s.data) for s in x.addressable_shards}
 
 
-def _agreed(asked: bool, reporting: bool) -> bool:
-  """Whether to stop: what a lone process is asked, or what several agree on when they report."""
+def _agree_to_stop(requested: bool, reporting: bool) -> bool:
+  """Whether to stop: at once in a single process; several processes agree when they report."""
   if jax.process_count() == 1:
-    return asked
+    return requested
   if not reporting:
     return False
   from jax.experimental import multihost_utils
 
-  return bool(np.any(multihost_utils.process_allgather(np.asarray(asked))))
+  return bool(np.any(multihost_utils.process_allgather(np.asarray(requested))))
 
 
 class _Clock:
-  """Steps per second, and the share of waiting, since the last report."""
+  """Measures steps per second and the share of waiting since the previous report."""
 
-  def __init__(self, done: int, batches: Prefetch[Fed]):
+  def __init__(self, done: int, batches: Prefetch[PositionedBatch]):
     self._batches = batches
     self._last = done, time.perf_counter(), batches.waited
 
-  def report(self, step: _Step) -> Report:
+  def report(self, step: _Step) -> TrainingReport:
     done, metrics, rate = (
       step.done,
       jax.device_get(step.metrics.ensembles),
@@ -244,6 +247,6 @@ class _Clock:
     now = time.perf_counter()
     self._last = done, now, self._batches.waited
     seconds = now - since
-    return Report(
+    return TrainingReport(
       done, metrics, rate, (done - before) / seconds, (self._batches.waited - waited) / seconds
     )

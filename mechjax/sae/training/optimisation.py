@@ -1,19 +1,19 @@
-"""How fast, how sparse, by which rule: the settings of training that do not belong to a dictionary.
+"""Settings of the optimiser and of its schedules: the training settings that do not belong to a dictionary.
 
-Three things change with the step, and all are factors or rates that a compiled step computes from its number:
+The first two are schedules, factors that a compiled step computes from its number:
 
     learning rate      rises along a cosine from `warm_up_from` of it, is constant, and falls linearly to zero
     sparsity           the coefficient of the penalty rises linearly from 0, so that latents first learn to reconstruct
-    optimiser          Adam, on gradients that know of unit rows (`mechjax.sae.ops.unit_rows`)
+    optimiser          Adam, on gradients orthogonal to decoder rows (`mechjax.sae.ops.unit_rows`)
 
 (Rajamanoharan et al. 2024 and Lieberum et al. 2024, "Gemma Scope", whose constants are the defaults.) With b1 = 0,
-as there, Adam's first moment is the gradient itself and is not kept: a third of the memory of training less.
+as there, Adam's first moment is the gradient itself and is not stored, which saves a third of the training memory.
 
-Steps are counted from 0: `rate(n)` is what the update after n others is made with.
+Steps are counted from 0: `rate(n)` is the factor for the update after n others.
 
-Sharp edges: `optimiser` leaves the learning rate out, because members of an ensemble may have different ones after
-resampling; its updates are subtracted by `rate` times them. Optax raises floats to integer powers, so its update
-runs under the standard promotion whatever is set outside.
+Sharp edges: `optimiser` does not include the learning rate, because members of an ensemble can have different ones
+after resampling; `rate` times its updates is subtracted from the parameters. Optax raises floats to integer powers, so
+its update always runs under JAX's standard dtype promotion.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mechjax.sae.checks import expect
+from mechjax.sae.checks import check_field
 from mechjax.sae.ops import unit_rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimisation:
-  """Settings of the optimiser and of what changes with the step.
+  """Settings of the optimiser and of its schedules.
 
   Attributes:
-    steps: how many updates a training has.
-    learning_rate: of Adam, once warm.
-    warm_up_steps: updates until the learning rate is reached; 0 for none.
+    steps: total number of updates.
+    learning_rate: learning rate of Adam, after the warm-up.
+    warm_up_steps: updates until the learning rate is reached; 0 for no warm-up.
     warm_up_from: factor of the learning rate at step 0.
-    decay_steps: how many updates at the end have a falling rate; it would be zero at step `steps`.
-    sparsity_warm_up_steps: updates until the sparsity coefficient is reached, from 0; 0 for none.
+    decay_steps: updates at the end with a falling learning rate, which would be zero at step `steps`.
+    sparsity_warm_up_steps: updates in which the sparsity coefficient rises from 0; 0 for no warm-up.
     b1: decay of Adam's mean of gradients.
     b2: decay of Adam's mean of squared gradients.
     eps: added to the root of the latter.
 
   Raises:
-    SAEError: a value out of range; the message holds it.
+    SAEError: a value is out of range; the message contains it.
   """
 
   steps: int
@@ -59,19 +59,19 @@ class Optimisation:
   eps: float = 1e-8
 
   def __post_init__(self) -> None:
-    expect(self, 'steps', self.steps >= 1, 'at least 1')
+    check_field(self, 'steps', self.steps >= 1, 'at least 1')
     for name in ('learning_rate', 'eps'):
-      expect(self, name, getattr(self, name) > 0, 'positive')
+      check_field(self, name, getattr(self, name) > 0, 'positive')
     for name in ('warm_up_steps', 'sparsity_warm_up_steps'):
-      expect(self, name, getattr(self, name) >= 0, 'at least 0')
-    expect(self, 'warm_up_from', 0 <= self.warm_up_from <= 1, 'in [0, 1]')
-    good = 0 <= self.decay_steps <= self.steps
-    expect(self, 'decay_steps', good, f'from 0 to steps={self.steps}')
+      check_field(self, name, getattr(self, name) >= 0, 'at least 0')
+    check_field(self, 'warm_up_from', 0 <= self.warm_up_from <= 1, 'in [0, 1]')
+    valid = 0 <= self.decay_steps <= self.steps
+    check_field(self, 'decay_steps', valid, f'from 0 to steps={self.steps}')
     for name in ('b1', 'b2'):
-      expect(self, name, 0 <= getattr(self, name) < 1, 'in [0, 1)')
+      check_field(self, name, 0 <= getattr(self, name) < 1, 'in [0, 1)')
 
   def rate(self, step: jax.typing.ArrayLike) -> jax.Array:
-    """The factor of the learning rate, float32; `step` is an int or an int array."""
+    """Factor of the learning rate, float32; `step` is an int or an int array."""
     at = jnp.asarray(step, jnp.float32)
     warm = jnp.clip(at / self.warm_up_steps, 0, 1) if self.warm_up_steps else 1.0
     left = jnp.clip((self.steps - at) / self.decay_steps, 0, 1) if self.decay_steps else 1.0
@@ -79,7 +79,7 @@ class Optimisation:
     return jnp.asarray(rising * left, jnp.float32)
 
   def sparsity(self, step: jax.typing.ArrayLike) -> jax.Array:
-    """The factor of the sparsity coefficient, float32; `step` is an int or an int array."""
+    """Factor of the sparsity coefficient, float32; `step` is an int or an int array."""
     if not self.sparsity_warm_up_steps:
       return jnp.ones((), jnp.float32)
     return jnp.clip(jnp.asarray(step, jnp.float32) / self.sparsity_warm_up_steps, 0, 1)
@@ -92,11 +92,11 @@ class Optimisation:
       adam = optax.scale_by_rms(
         decay=self.b2, eps=self.eps, eps_in_sqrt=False, bias_correction=True
       )
-    return _promoting(optax.chain(unit_rows.orthogonal_to_decoder(), adam))
+    return _with_standard_promotion(optax.chain(unit_rows.orthogonal_to_decoder(), adam))
 
 
-def _promoting(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-  """The same under JAX's standard promotion of dtypes."""
+def _with_standard_promotion(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """The same transformation, with updates under JAX's standard dtype promotion."""
 
   def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
     with jax.numpy_dtype_promotion('standard'):

@@ -1,16 +1,16 @@
-"""Where dictionaries and batches live on a mesh of devices.
+"""Sharding of dictionaries and batches over a mesh of devices.
 
-Two axes: `data` holds rows of the batch, `model` holds latents. Every array with an axis of latents is spread over
-`model` and everything else is held whole, so that a step costs a sum over `model` after the decoder and a sum over
-`data` of the gradients; an optimiser's memory lies where its parameter lies.
+Two axes: `data` for rows of the batch, `model` for latents. Every array with an axis of latents is sharded over `model`
+and everything else is replicated, so a step costs a sum over `model` after the decoder and a sum over `data` of the
+gradients. Optimiser state is sharded like its parameter.
 
     W_enc [N, D, M]     P(None, None, 'model')           vectors and counters [N, M]     P(None, 'model')
     W_dec [N, M, E]     P(None, 'model', None)           batches [B, D]                  P('data', None)
 
-On one device the mesh is 1 x 1, and there is no other way through the code.
+On one device the mesh is 1 x 1; there is no separate code path.
 
-Sharp edges: axes of the mesh have to be of the type Auto, and their sizes have to divide what they hold; a width
-that does not fit is refused, not padded, because its dead latents would be counted.
+Sharp edges: axes of the mesh must have the type Auto, and their sizes must divide the dimensions that they shard. A
+width that is not divisible raises an error and is not padded, because the padding would be counted as dead latents.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ AXES = ('data', 'model')
 
 
 def mesh_of(mesh: Mesh | None) -> Mesh:
-  """The mesh, or one of the first device.
+  """Checks a mesh; returns a mesh of the first device for None.
 
   Raises:
-    SAEError: other axes than `data` and `model`, or of another type than Auto.
+    SAEError: the axes are not `data` and `model`, or their type is not Auto.
   """
   if mesh is None:
     return jax.make_mesh((1, 1), AXES, (AxisType.Auto,) * 2, devices=jax.devices()[:1])
@@ -43,18 +43,17 @@ def mesh_of(mesh: Mesh | None) -> Mesh:
   return mesh
 
 
-def of_batch(mesh: Mesh) -> NamedSharding:
-  """Of activations, [B, D]."""
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Sharding of activations, [B, D]."""
   return NamedSharding(mesh, PartitionSpec('data', None))
 
 
-def of_members(sae: Architecture, members: Any, mesh: Mesh) -> Any:
-  """Of the state of an ensemble.
+def ensemble_shardings(sae: Architecture, members: Any, mesh: Mesh) -> Any:
+  """Shardings of the state of an ensemble.
 
   Args:
-    sae: its description.
-    members: any tree of shapes with a leading axis of members, in which parameters and what belongs to them are
-      found by name.
+    sae: settings of its dictionaries.
+    members: any tree of shapes with a leading axis of members; parameters and their optimiser state are found by name.
     mesh: the devices.
 
   Returns:
@@ -68,23 +67,23 @@ def of_members(sae: Architecture, members: Any, mesh: Mesh) -> Any:
     raise SAEError(
       f'width={sae.width} of {type(sae).__name__} is not divisible by {shards} devices',
       where=f'axis model of the mesh {dict(mesh.shape)}',
-      hint=f'a width of {-(-sae.width // shards) * shards}, or another mesh',
+      hint=f'use a width of {-(-sae.width // shards) * shards}, or another mesh',
     )
   specs = {name: PartitionSpec(None, 'model') for name in ('tokens_since_fired', *sae.PER_LATENT)}
   specs['W_enc'] = PartitionSpec(None, None, 'model')
   specs['W_dec'] = PartitionSpec(None, 'model', None)
 
-  def placed(path: tuple, _: Any) -> NamedSharding:
+  def place(path: tuple, _: Any) -> NamedSharding:
     return NamedSharding(mesh, specs.get(_last_name(path), PartitionSpec()))
 
-  return jax.tree_util.tree_map_with_path(placed, members)
+  return jax.tree_util.tree_map_with_path(place, members)
 
 
 def check_batch(batch: Mapping[str, jax.Array], sites: set[str], mesh: Mesh) -> None:
-  """Checks that a batch has what is read and can be spread.
+  """Checks that a batch has all sites and can be sharded.
 
   Raises:
-    SAEError: a site is missing, or the mesh does not divide the tokens.
+    SAEError: a site is missing, or the mesh does not divide the number of tokens.
   """
   if missing := sorted(sites - {*batch}):
     raise SAEError(f'a batch without {missing}', cause=f'it has {sorted(batch)}')
@@ -99,5 +98,5 @@ def check_batch(batch: Mapping[str, jax.Array], sites: set[str], mesh: Mesh) -> 
 
 
 def _last_name(path: tuple) -> Any:
-  """What the last step of a path into a tree is called: a key of a dict, or a field."""
+  """Last name of a path into a tree: a key of a dict, or a field."""
   return getattr(path[-1], 'key', getattr(path[-1], 'name', None))

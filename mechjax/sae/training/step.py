@@ -1,36 +1,35 @@
-"""One step of training: from a state and a batch to the next state and what there is to report.
+"""One step of training: from a state and a batch to the next state and metrics.
 
     trainer = Trainer({'jump': Ensemble(...), 'topk': Ensemble(...)}, Optimisation(steps=100_000), mesh)
     state = trainer.init()
-    state, metrics = trainer.step(state, {'resid_post.5': x})           x: [B, D]; the old state is gone
+    state, metrics = trainer.step(state, {'resid_post.5': x})           x: [B, D]; the old state is deleted
 
-The step is one pure, compiled function of arrays. The state that it is given is donated and its memory used for
-the next. Nothing is sent to the host, so a loop may run ahead of the device; metrics are read when somebody wants
-to know. All randomness comes from a member's seed and the number of the step: a state that was saved
-continues to the same numbers.
+The step is one pure, compiled function of arrays. Its input state is donated, and its memory is reused for the next
+state. Nothing is sent to the host, so a loop can run ahead of the device and read metrics later. All randomness comes
+from the seed of a member and the number of the step: a restored state continues with the same numbers.
 
-What happens, for each ensemble:
+A step does the following for each ensemble:
 
-    loss and gradients of each member, its latents counted
-    if all of them are finite:   optimiser, unit rows, thresholds and counters; at times resampling
-    otherwise:                   nothing
+    loss, gradients and firing latents of each member
+    if all losses and gradients are finite:   optimiser, unit rows, thresholds and counters; at times resampling
+    otherwise:                                nothing
 
-A loss or gradient that is not a number STOPS the training and does not spoil it. `ok` becomes False, `bad_step` says
-which step it was, and from there on no step changes anything: the state stays the last good one, however late the
-loop looks. It is a `cond`, so a good step pays for a test of a few numbers.
+A loss or gradient that is NaN or infinite STOPS the training and does not corrupt it. `ok` becomes False, `bad_step` is
+the number of that step, and later steps change nothing: the state remains the last finite one, however late the loop
+checks. This is a `cond`, so a finite step only costs the test of a few numbers.
 
-MEMBERS TAKE TURNS (`lax.map`) instead of being a batch axis (vmap). One member's products already fill a device;
-a turn needs the latents of one member instead of all, [B, M] and not [N, B, M]; a branch stays a branch, so losses
-for dead latents cost nothing while a member has none; and sparse kernels stay what they are. Measured for 4 members of
-576 -> 2304 and 2,048 tokens on two CPU cores, in seconds a step:
+MEMBERS ARE COMPUTED SEQUENTIALLY (`lax.map`), not along a batch axis (vmap). The products of one member already fill a
+device. At any time only the latents of one member are in memory, [B, M] instead of [N, B, M]. A branch remains a
+branch, so losses for dead latents cost nothing while a member has none, and sparse kernels need no batching. Measured
+for 4 members of 576 -> 2304 and 2,048 tokens on two CPU cores, in seconds per step:
 
-               turns    vmap    written out
+             lax.map    vmap    unrolled
     ReLU        0.98    1.12    1.07
     Gated       1.46    1.62    1.57
     TopK        0.58    0.85    0.56
 
-Sharp edges. Use the state that comes back; the one that went in is deleted. Members of an ensemble share a batch size.
-Counters go on through resampling only for latents that live. On several devices TopK is computed densely.
+Sharp edges. Use the returned state; the input state is deleted. Members of an ensemble share a batch size. Resampling
+resets the counters of the resampled latents only. On several devices TopK is computed densely.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mechjax.sae.architectures import Params
-from mechjax.sae.architectures.base import HParams, squared
+from mechjax.sae.architectures.base import HParams, mean_squared_norm
 from mechjax.sae.dead_latents import counters
-from mechjax.sae.dead_latents.resampling import Resampling, forgotten
+from mechjax.sae.dead_latents.resampling import Resampling, reset_optimiser
 from mechjax.sae.ops import unit_rows
 from mechjax.sae.ops.sparse import firings
 from mechjax.sae.training import placement
@@ -66,9 +65,9 @@ class Members:
 
   Attributes:
     params: their parameters.
-    optimiser: what the optimiser remembers.
+    optimiser: their optimiser states.
     tokens_since_fired: tokens since each latent last fired, int32 [N, M].
-    resampled_at: how many steps had been made when latents were last resampled, int32 [N]; `NEVER` at first.
+    resampled_at: number of completed steps when latents were last resampled, int32 [N]; initially `NEVER`.
   """
 
   params: Params
@@ -80,13 +79,13 @@ class Members:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-  """All that a training is.
+  """Complete training state.
 
   Attributes:
-    step: how many updates were made, int32.
-    ok: whether all numbers were finite so far, bool.
-    bad_step: the step at which they were not, int32; -1 while `ok`.
-    ensembles: by name.
+    step: number of completed updates, int32.
+    ok: whether all losses and gradients have been finite so far, bool.
+    bad_step: the first step at which they were not, int32; -1 while `ok`.
+    ensembles: members of each ensemble, by name.
   """
 
   step: jax.Array
@@ -98,12 +97,13 @@ class State:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-  """What a step tells.
+  """Metrics of a step.
 
   Attributes:
-    ensembles: by name, and by name of the figure, [N]: 'loss' and its parts, 'l0' (active latents of a token), 'fvu'
-      (squared error over squared distance from the mean of the batch), 'dead' (fraction of latents), 'grad_norm'.
-    rate: the learning rate of this step, before a factor of resampling.
+    ensembles: by name of the ensemble, then by name of the metric, [N]: 'loss' and its parts, 'l0' (active latents per
+      token), 'fvu' (squared error over squared distance from the batch mean), 'dead' (fraction of latents),
+      'grad_norm'.
+    rate: the learning rate of this step, before the factor of resampling.
     ok: as in the state.
   """
 
@@ -114,8 +114,8 @@ class Metrics:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Seen:
-  """What a batch does to a member: gradients, parameters that are observed, counters, and figures."""
+class _BatchResult:
+  """Results of a batch for a member: gradients, observed parameters, counters, and metrics."""
 
   grads: Params
   observed: Params
@@ -124,14 +124,14 @@ class _Seen:
 
 
 class Trainer:
-  """Trains ensembles of dictionaries, each batch once for all.
+  """Trains ensembles of dictionaries on shared batches.
 
   Attributes:
-    ensembles: by name, as they are computed.
-    optimisation: the settings.
+    ensembles: the ensembles by name, in the form in which they are computed.
+    optimisation: settings of the optimiser.
     mesh: the devices, with axes `data` and `model`.
     shardings: a `State` of shardings.
-    batch_sharding: of each array of a batch, [B, D].
+    batch_sharding: sharding of each array of a batch, [B, D].
 
   Raises:
     SAEError: the mesh does not divide a width, or has other axes.
@@ -141,13 +141,13 @@ class Trainer:
     self, ensembles: Mapping[str, Ensemble], optimisation: Optimisation, mesh: Mesh | None = None
   ):
     self.mesh = placement.mesh_of(mesh)
-    self.ensembles = {name: self._placed(ensemble) for name, ensemble in ensembles.items()}
+    self.ensembles = {name: self._place(ensemble) for name, ensemble in ensembles.items()}
     self.optimisation = optimisation
-    self.batch_sharding = placement.of_batch(self.mesh)
+    self.batch_sharding = placement.batch_sharding(self.mesh)
     self._optimiser = optimisation.optimiser()
     self._sites = {site for s in ensembles.values() for site in (s.reads, s.writes) if site}
     whole = NamedSharding(self.mesh, PartitionSpec())
-    self.shardings = self._placed_state(whole)
+    self.shardings = self._state_shardings(whole)
     self._jitted_begin = jax.jit(self._begin, out_shardings=self.shardings)
     self._jitted_step = jax.jit(
       self._step,
@@ -157,33 +157,35 @@ class Trainer:
     )
 
   def init(self, centres: Mapping[str, jax.Array] | None = None) -> State:
-    """The state before the first step; every member from its own seed.
+    """Initial state; every member is initialised from its own seed.
 
     Args:
-      centres: what b_dec starts from, by the site that is reconstructed, [E]; zeros for sites that are not there.
+      centres: initial b_dec, [E], by target site; zeros for missing sites.
     """
     return self._jitted_begin(dict(centres or {}))
 
   def step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
-    """Makes one update of everything.
+    """Updates all ensembles once.
 
     Args:
-      state: what came back from the step before; it is donated.
+      state: the state returned by the previous step; it is donated.
       batch: activations by site, [B, D] float32, of the same tokens.
 
     Raises:
-      SAEError: a batch without a site that is read, or that does not fit its dictionary or the mesh.
+      SAEError: the batch lacks a site, or does not fit its dictionary or the mesh.
     """
     placement.check_batch(batch, self._sites, self.mesh)
     return self._jitted_step(state, {site: batch[site] for site in sorted(self._sites)})
 
-  # --- what is compiled -----------------------------------------------------------------------------------
+  # --- compiled functions ---------------------------------------------------------------------------------
 
   def _begin(self, centres: Mapping[str, jax.Array]) -> State:
     def members(ensemble: Ensemble) -> Members:
       centre = centres.get(ensemble.writes or ensemble.reads)
       params = jax.vmap(lambda key: ensemble.sae.init(key, centre))(ensemble.keys())
-      tokens_since_fired = jnp.tile(counters.never_fired(ensemble.sae.width), (ensemble.members, 1))
+      tokens_since_fired = jnp.tile(
+        counters.init_counters(ensemble.sae.width), (ensemble.members, 1)
+      )
       never = jnp.full(ensemble.members, NEVER, jnp.int32)
       return Members(params, jax.vmap(self._optimiser.init)(params), tokens_since_fired, never)
 
@@ -193,82 +195,86 @@ class Trainer:
     )
 
   def _step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
-    seen = {
-      name: self._seen(ensemble, state.ensembles[name], state.step, batch)
+    results = {
+      name: self._evaluate(ensemble, state.ensembles[name], state.step, batch)
       for name, ensemble in self.ensembles.items()
     }
-    metrics = {name: one.metrics for name, one in seen.items()}
+    metrics = {name: one.metrics for name, one in results.items()}
     ok = state.ok & _finite(metrics)
     rate = self.optimisation.learning_rate * self.optimisation.rate(state.step)
 
-    def advanced() -> dict[str, Members]:
+    def advance() -> dict[str, Members]:
       return {
-        name: self._advanced(ensemble, state.ensembles[name], seen[name], rate, state.step, batch)
+        name: self._advance(ensemble, state.ensembles[name], results[name], rate, state.step, batch)
         for name, ensemble in self.ensembles.items()
       }
 
-    ensembles = lax.cond(ok, advanced, lambda: state.ensembles)
+    ensembles = lax.cond(ok, advance, lambda: state.ensembles)
     step = jnp.where(ok, state.step + 1, state.step)
     bad_step = jnp.where(state.ok & ~ok, state.step, state.bad_step)
     return State(step, ok, bad_step, ensembles), Metrics(metrics, rate, ok)
 
-  def _seen(self, ensemble: Ensemble, members: Members, step: jax.Array, batch: Batch) -> _Seen:
-    """Gradients and figures of every member, one after the other."""
+  def _evaluate(
+    self, ensemble: Ensemble, members: Members, step: jax.Array, batch: Batch
+  ) -> _BatchResult:
+    """Gradients and metrics of every member, computed sequentially."""
     sae, (x, y) = ensemble.sae, _inputs(ensemble, batch)
     target = x if y is None else y
-    variance = squared(target - jnp.mean(target, 0))
+    variance = mean_squared_norm(target - jnp.mean(target, 0))
 
-    def one(member: tuple[Params, jax.Array, HParams]) -> _Seen:
+    def one(member: tuple[Params, jax.Array, HParams]) -> _BatchResult:
       params, tokens_since_fired, hparams = member
       loss = jax.value_and_grad(sae.loss, has_aux=True)
-      (total, outcome), grads = loss(
+      (total, output), grads = loss(
         params, x, y, hparams, tokens_since_fired >= ensemble.after_tokens
       )
-      fired = firings(outcome.latents)
-      tokens_since_fired = counters.tokens_since(tokens_since_fired, fired, len(x))
-      observed = sae.observe(params, outcome.latents)
+      fired = firings(output.latents)
+      tokens_since_fired = counters.update_counters(tokens_since_fired, fired, len(x))
+      observed = sae.observe(params, output.latents)
       metrics = {
         'loss': total,
-        **outcome.parts,
+        **output.parts,
         'l0': jnp.sum(fired) / len(x),
-        'fvu': squared(outcome.error) / variance,
+        'fvu': mean_squared_norm(output.error) / variance,
         'dead': jnp.mean(tokens_since_fired >= ensemble.after_tokens, dtype=jnp.float32),
       }
-      return _Seen(
+      return _BatchResult(
         grads, {name: observed[name] for name in sae.OBSERVED}, tokens_since_fired, metrics
       )
 
-    seen = lax.map(one, (members.params, members.tokens_since_fired, self._hparams(ensemble, step)))
-    # Within the loop XLA would transpose the gradient of a sparse encoder twice, for the norm and for the result.
-    norms = jax.vmap(_norm)(seen.grads)
-    return dataclasses.replace(seen, metrics=seen.metrics | {'grad_norm': norms})
+    result = lax.map(
+      one, (members.params, members.tokens_since_fired, self._hparams(ensemble, step))
+    )
+    # Inside the loop XLA would transpose the gradient of a sparse encoder twice, for the norm and for the result.
+    norms = jax.vmap(_norm)(result.grads)
+    return dataclasses.replace(result, metrics=result.metrics | {'grad_norm': norms})
 
-  def _advanced(
+  def _advance(
     self,
     ensemble: Ensemble,
     members: Members,
-    seen: _Seen,
+    result: _BatchResult,
     rate: jax.Array,
     step: jax.Array,
     batch: Batch,
   ) -> Members:
-    """The members after an update; resampled where it is time."""
+    """Updates the members, and resamples them every `resample_every` steps."""
 
-    def one(member: Members, seen: _Seen) -> Members:
+    def one(member: Members, result: _BatchResult) -> Members:
       own = ensemble.resampling.rate(step - member.resampled_at) if ensemble.resampling else 1.0
-      updates, optimiser = self._optimiser.update(seen.grads, member.optimiser, member.params)
+      updates, optimiser = self._optimiser.update(result.grads, member.optimiser, member.params)
       params = jax.tree.map(lambda p, u: p - rate * own * u, member.params, updates)
-      params = unit_rows.normalised(params) | seen.observed
-      return Members(params, optimiser, seen.tokens_since_fired, member.resampled_at)
+      params = unit_rows.normalise(params) | result.observed
+      return Members(params, optimiser, result.tokens_since_fired, member.resampled_at)
 
-    after = jax.vmap(one)(members, seen)
+    after = jax.vmap(one)(members, result)
     if ensemble.resampling is None:
       return after
     done = step + 1
-    resample = partial(self._resampled, ensemble, ensemble.resampling, done, batch)
+    resample = partial(self._resample, ensemble, ensemble.resampling, done, batch)
     return lax.cond(done % ensemble.resample_every == 0, resample, lambda same: same, after)
 
-  def _resampled(
+  def _resample(
     self,
     ensemble: Ensemble,
     resampling: Resampling,
@@ -276,55 +282,55 @@ class Trainer:
     batch: Batch,
     members: Members,
   ) -> Members:
-    """The members with new latents for dead ones, drawn from a batch; `done` steps have been made."""
+    """Resamples dead latents of the members from a batch, after `done` steps."""
     sae, (x, y) = ensemble.sae, _inputs(ensemble, batch)
 
     def one(args: tuple[Members, jax.Array, HParams]) -> Members:
       member, key, hparams = args
-      which = member.tokens_since_fired >= ensemble.after_tokens
-      _, outcome = sae.loss(member.params, x, y, hparams)
+      dead = member.tokens_since_fired >= ensemble.after_tokens
+      _, output = sae.loss(member.params, x, y, hparams)
       key = jax.random.fold_in(key, done)
-      params = resampling.resampled(sae, member.params, key, x, outcome.error, which, y)
-      optimiser = forgotten(self._optimiser, member.optimiser, sae, params, which)
-      at = jnp.where(which.any(), done, member.resampled_at)
-      return Members(params, optimiser, jnp.where(which, 0, member.tokens_since_fired), at)
+      params = resampling.resample(sae, member.params, key, x, output.error, dead, y)
+      optimiser = reset_optimiser(self._optimiser, member.optimiser, sae, params, dead)
+      at = jnp.where(dead.any(), done, member.resampled_at)
+      return Members(params, optimiser, jnp.where(dead, 0, member.tokens_since_fired), at)
 
     return lax.map(one, (members, ensemble.keys(), self._hparams(ensemble, done)))
 
   def _hparams(self, ensemble: Ensemble, step: jax.Array) -> HParams:
-    """The settings that are data, [N], with the sparsity coefficient on its way up."""
-    hparams = ensemble.data()
+    """Traced hyperparameters, [N], with the warm-up of the sparsity coefficient."""
+    hparams = ensemble.member_hparams()
     if 'sparsity' in hparams:
       hparams['sparsity'] = jnp.float32(hparams['sparsity']) * self.optimisation.sparsity(step)
     return hparams
 
-  def _placed_state(self, whole: NamedSharding) -> Any:
+  def _state_shardings(self, whole: NamedSharding) -> Any:
     shapes = jax.eval_shape(self._begin, {})
     ensembles = {
-      name: placement.of_members(ensemble.sae, shapes.ensembles[name], self.mesh)
+      name: placement.ensemble_shardings(ensemble.sae, shapes.ensembles[name], self.mesh)
       for name, ensemble in self.ensembles.items()
     }
     return dataclasses.replace(jax.tree.map(lambda _: whole, shapes), ensembles=ensembles)
 
-  def _placed(self, ensemble: Ensemble) -> Ensemble:
+  def _place(self, ensemble: Ensemble) -> Ensemble:
     if self.mesh.size == 1:
       return ensemble
-    return dataclasses.replace(ensemble, sae=ensemble.sae.for_shards())
+    return dataclasses.replace(ensemble, sae=ensemble.sae.as_shardable())
 
 
 def _inputs(ensemble: Ensemble, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
-  """What an ensemble reads, and the target if it is another."""
+  """Input of an ensemble, and the target if it differs from the input."""
   return batch[ensemble.reads], batch[ensemble.writes] if ensemble.writes else None
 
 
 def _norm(grads: Params) -> jax.Array:
-  """The length of all gradients as one vector, a scalar."""
-  # Rows first: XLA on CPU adds up a matrix row by row at the speed of memory, and all at once number by number.
+  """Norm of all gradients as one vector, a scalar."""
+  # Sums over rows first: XLA on CPU does that at memory speed, but sums a whole matrix one number at a time.
   squares = [jnp.sum(jnp.sum(jnp.square(jnp.atleast_2d(g)), 0)) for g in grads.values()]
   return jnp.sqrt(sum(squares, jnp.zeros((), squares[0].dtype)))
 
 
 def _finite(metrics: Mapping[str, Mapping[str, jax.Array]]) -> jax.Array:
-  """Whether all losses and gradients are."""
+  """Whether all losses and gradients are finite."""
   tested = [own[name] for own in metrics.values() for name in ('loss', 'grad_norm')]
   return jnp.isfinite(jnp.concatenate(tested)).all()

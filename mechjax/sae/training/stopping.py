@@ -1,13 +1,13 @@
-"""Being asked to stop: a signal becomes a question that the loop asks between two steps.
+"""Signals to stop: the loop checks between two steps whether one has arrived.
 
-    with asked_to_stop() as asked:
+    with catch_stop_signals() as stop_requested:
       for ...:
-        if asked(): break            save and leave in order
+        if stop_requested(): break            save and exit
 
-SIGTERM is what a scheduler sends before it takes a machine away, SIGINT is Ctrl-C. A second one of the same kind does
-what it would have done without us.
+A scheduler sends SIGTERM before it takes a machine away; Ctrl-C sends SIGINT. A second signal of the same kind has its
+usual effect.
 
-Sharp edge: signals reach the main thread of a process; elsewhere nothing is installed and nobody asks.
+Sharp edge: signals reach only the main thread of a process; in other threads no handler is installed.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextlib.contextmanager
-def asked_to_stop() -> Iterator[Callable[[], bool]]:
-  """Listens while the block runs.
+def catch_stop_signals() -> Iterator[Callable[[], bool]]:
+  """Catches signals to stop while the block runs.
 
   Yields:
-    Whether a signal has come.
+    A function that returns whether a signal has arrived.
   """
-  came = threading.Event()
+  arrived = threading.Event()
   if threading.current_thread() is not threading.main_thread():
-    yield came.is_set
+    yield arrived.is_set
     return
-  before = {number: signal.getsignal(number) for number in SIGNALS}
+  previous = {number: signal.getsignal(number) for number in SIGNALS}
 
-  def note(number: int, frame: FrameType | None) -> None:
-    came.set()
-    signal.signal(number, before[signal.Signals(number)])
+  def handle(number: int, frame: FrameType | None) -> None:
+    arrived.set()
+    signal.signal(number, previous[signal.Signals(number)])
 
   for number in SIGNALS:
-    signal.signal(number, note)
+    signal.signal(number, handle)
   try:
-    yield came.is_set
+    yield arrived.is_set
   finally:
-    for number, handler in before.items():
+    for number, handler in previous.items():
       signal.signal(number, handler)

@@ -17,25 +17,25 @@ pytestmark = pytest.mark.usefixtures('float64')
 DEAD = np.arange(M) % 2 == 0
 GHOSTS = {
   'original': GhostGrads.original(),
-  'rescaled': GhostGrads.rescaled(),
-  'rescaled, unmatched': GhostGrads.rescaled(match_reconstruction=False),
+  'rescaled': GhostGrads.with_rescaling(),
+  'rescaled, unmatched': GhostGrads.with_rescaling(match_reconstruction=False),
   'original, unmatched': dataclasses.replace(GhostGrads.original(), match_reconstruction=False),
 }
 
 
 def test_tokens_are_counted_since_a_latent_last_fired():
-  tokens_since_fired = counters.never_fired(3)
+  tokens_since_fired = counters.init_counters(3)
   for fired, expected in (([1, 0, 0], [0, 8, 8]), ([0, 2, 0], [8, 0, 16]), ([1, 1, 0], [0, 0, 24])):
-    tokens_since_fired = counters.tokens_since(tokens_since_fired, jnp.array(fired), n_tokens=8)
+    tokens_since_fired = counters.update_counters(tokens_since_fired, jnp.array(fired), n_tokens=8)
     assert tokens_since_fired.tolist() == expected
   assert tokens_since_fired.dtype == jnp.int32
 
 
 def test_the_count_does_not_run_over():
-  tokens_since_fired = jnp.full(1, counters.MOST_TOKENS - 3, jnp.int32)
+  tokens_since_fired = jnp.full(1, counters.MAX_TOKENS - 3, jnp.int32)
   for _ in range(2):
-    tokens_since_fired = counters.tokens_since(tokens_since_fired, jnp.array([0]), n_tokens=8)
-  assert tokens_since_fired.tolist() == [counters.MOST_TOKENS]
+    tokens_since_fired = counters.update_counters(tokens_since_fired, jnp.array([0]), n_tokens=8)
+  assert tokens_since_fired.tolist() == [counters.MAX_TOKENS]
 
 
 def aux_k(settings, params, x, error, chosen=None):
@@ -149,7 +149,7 @@ def test_a_perfect_reconstruction_divides_by_nothing():
 
 @pytest.mark.parametrize('name', GHOSTS)
 def test_ghosts_of_any_pre_activation_have_the_loss_and_gradient_of_the_equation(name):
-  """Computed in float32, whose exp overflows at 88.7 and vanishes at -104; in NumPy's float64 it does neither."""
+  """Float32 here, whose exp overflows at 88.7 and vanishes at -104; NumPy's float64 does neither."""
   settings, r = GHOSTS[name], np.random.default_rng(0)
   W, error = (r.standard_normal((n, D)).astype(np.float32) for n in (M, B))
   loss = lambda z: settings.loss(  # noqa: E731
@@ -181,7 +181,7 @@ def test_firings_of_a_batch_start_the_count_again():
   sae = plain.SAES['topk']
   params, x, _ = plain.case(sae)
   fired = jax.jit(lambda p: firings(sae.loss(p, x)[1].latents))(params)
-  tokens_since_fired = counters.tokens_since(counters.never_fired(M), fired, len(x))
+  tokens_since_fired = counters.update_counters(counters.init_counters(M), fired, len(x))
   np.testing.assert_array_equal(tokens_since_fired == 0, fired > 0)
   assert fired.sum() <= B * sae.k
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from mechjax.sae import Resampling, SAEError, forgotten
+from mechjax.sae import Resampling, SAEError, reset_optimiser
 from tests.sae import plain
 from tests.sae.plain import SAES, B, E, M
 
@@ -23,7 +23,7 @@ def resampled(sae):
   @jax.jit
   def compute(params, x, y):
     error = sae.loss(params, x, y)[1].error
-    return SETTINGS.resampled(sae, params, jax.random.key(0), x, error, jnp.asarray(DEAD), y)
+    return SETTINGS.resample(sae, params, jax.random.key(0), x, error, jnp.asarray(DEAD), y)
 
   return plain.on_host(params), x, y, plain.on_host(compute(params, x, y))
 
@@ -78,7 +78,7 @@ def test_inputs_are_drawn_in_proportion_to_their_squared_loss():
   error = np.sqrt(loss)[:, None] * np.eye(1, sae.d_in)
   draw = jax.jit(
     jax.vmap(
-      lambda key: SETTINGS.resampled(sae, params, key, x, jnp.asarray(error), jnp.asarray(DEAD))
+      lambda key: SETTINGS.resample(sae, params, key, x, jnp.asarray(error), jnp.asarray(DEAD))
     )
   )
   new = draw(jax.random.split(jax.random.key(0), 500))
@@ -94,7 +94,7 @@ def test_without_dead_latents_nothing_changes():
   sae = SAES['jumprelu']
   params, x, _ = plain.case(sae)
   none = jnp.zeros(M, bool)
-  new = jax.jit(lambda p: SETTINGS.resampled(sae, p, jax.random.key(0), x, x, none))(params)
+  new = jax.jit(lambda p: SETTINGS.resample(sae, p, jax.random.key(0), x, x, none))(params)
   jax.tree.map(np.testing.assert_array_equal, new, params)
 
 
@@ -102,7 +102,7 @@ def test_where_all_latents_are_dead_all_are_new():
   sae = SAES['relu']
   params, x, _ = plain.case(sae)
   everyone = jnp.ones(M, bool)
-  new = jax.jit(lambda p: SETTINGS.resampled(sae, p, jax.random.key(0), x, x, everyone))(params)
+  new = jax.jit(lambda p: SETTINGS.resample(sae, p, jax.random.key(0), x, x, everyone))(params)
   lengths = np.linalg.norm(params['W_enc'], axis=0)
   np.testing.assert_allclose(np.linalg.norm(new['W_enc'], axis=0), 0.5 * lengths.mean())
 
@@ -114,7 +114,9 @@ def test_the_optimiser_forgets_dead_latents_and_nothing_else(name):
   optimiser = optax.chain(optax.clip(1.0), optax.adam(optax.constant_schedule(1e-3), b1=0.5))
   with jax.numpy_dtype_promotion('standard'):  # optax's Adam raises a float to an integer power
     _, state = jax.jit(optimiser.update)(params, optimiser.init(params), params)
-  new = jax.jit(lambda state: forgotten(optimiser, state, sae, params, jnp.asarray(DEAD)))(state)
+  new = jax.jit(lambda state: reset_optimiser(optimiser, state, sae, params, jnp.asarray(DEAD)))(
+    state
+  )
   assert jax.tree.structure(new) == jax.tree.structure(state)
   moments, old = new[1][0], state[1][0]
   assert moments.count == old.count == 1
@@ -139,7 +141,7 @@ def test_the_rate_falls_to_a_tenth_and_returns_along_a_cosine():
   ('settings', 'message'),
   [
     ({'encoder_scale': 0}, 'encoder_scale=0 should be positive'),
-    ({'lowest_rate': 2}, r'lowest_rate=2 should be in \[0, 1\]'),
+    ({'min_rate': 2}, r'min_rate=2 should be in \[0, 1\]'),
     ({'rewarm_steps': 0}, 'rewarm_steps=0 should be at least 1'),
     ({'after_tokens': 0}, 'after_tokens=0 should be from 1'),
   ],

@@ -31,11 +31,11 @@ def test_sparse_latents_know_their_dense_form_and_how_often_they_fire():
   f = np.zeros((N, M))
   for b in range(N):
     f[b, indices[b]] = np.maximum(values[b], 0)
-  np.testing.assert_array_equal(latents.dense(), f)
+  np.testing.assert_array_equal(latents.to_dense(), f)
   np.testing.assert_array_equal(firings(latents), (f > 0).sum(0))
   np.testing.assert_array_equal(firings(jnp.asarray(f)), (f > 0).sum(0))
   inside = (np.arange(M) >= 2) & (np.arange(M) < 6)
-  np.testing.assert_array_equal(latents.between(2, 6).dense(), f * inside)
+  np.testing.assert_array_equal(latents.restrict(2, 6).to_dense(), f * inside)
 
 
 @pytest.mark.parametrize('block_bytes', [1, 4 * K * D * 8, 1 << 30])
@@ -90,11 +90,11 @@ def test_derivatives_are_those_of_the_dense_products(seed, n, k, m):
 
     def by_kernels(x, b_dec, W_enc, b_enc, W):
       values, indices = sparse.top_pre_activations(x, b_dec, W_enc, b_enc, k)
-      return jnp.sum(sparse.decoded(values, indices, W) @ direction)
+      return jnp.sum(sparse.decode(values, indices, W) @ direction)
 
     def by_products(x, b_dec, W_enc, b_enc, W):
       values, indices = jax.lax.top_k((x - b_dec) @ W_enc + b_enc, k)
-      return jnp.sum(sparse.scattered(values, indices, m) @ W @ direction)
+      return jnp.sum(sparse.densify(values, indices, m) @ W @ direction)
 
     arguments = tuple(jnp.asarray(a) for a in (x, b_dec, W.T, b_enc, W))
     ours = jax.jit(jax.grad(by_kernels, argnums=range(5)))(*arguments)
@@ -130,7 +130,7 @@ def test_the_sparse_path_equals_the_dense_one(setting):
 
 
 def test_a_sparse_step_holds_no_dense_gradient_and_sorts_no_row():
-  """It is fast by one product of the size of B * D * M, XLA's own TopK, and pre-activations a block at a time."""
+  """It is fast because of one product of the size of B * D * M, XLA's own TopK, and pre-activations in blocks."""
   n, d, m, k = 64, 32, 512, 4
   compiled = compiled_gradient(n, d, m, k)
   assert 'custom_call_target="TopK"' in compiled.as_text()
@@ -140,7 +140,7 @@ def test_a_sparse_step_holds_no_dense_gradient_and_sorts_no_row():
 
 
 def test_a_training_step_holds_both_gradients_and_one_of_them_transposed():
-  """XLA might add zeros that two scatters share, and the gradient transposed again for its norm."""
+  """XLA could add zeros that two scatters share, and a second transposed gradient for the norm."""
   d, m = 256, 2048
   trainer = Trainer(
     {'a': Ensemble(sae=TopK(d_in=d, width=m, k=2), reads='x')}, Optimisation(steps=9)

@@ -21,7 +21,7 @@ def expected():
 
 
 def test_rows_get_unit_length_and_nothing_else_changes():
-  params = unit_rows.normalised(jax.tree.map(jnp.asarray, PARAMS))
+  params = unit_rows.normalise(jax.tree.map(jnp.asarray, PARAMS))
   lengths = np.linalg.norm(PARAMS['W_dec'], axis=1, keepdims=True)
   np.testing.assert_allclose(params['W_dec'], PARAMS['W_dec'] / lengths)
   np.testing.assert_array_equal(params['W_enc'], PARAMS['W_enc'])
@@ -32,7 +32,7 @@ def test_a_row_of_zeros_stays():
 
 
 def test_the_component_along_a_row_is_taken_out():
-  projected = unit_rows.projected(GRADS, PARAMS)
+  projected = unit_rows.project(GRADS, PARAMS)
   np.testing.assert_allclose(projected['W_dec'], expected())
   np.testing.assert_allclose((projected['W_dec'] * PARAMS['W_dec']).sum(1), 0, atol=1e-12)
   np.testing.assert_array_equal(projected['W_enc'], GRADS['W_enc'])
@@ -41,7 +41,7 @@ def test_the_component_along_a_row_is_taken_out():
 def test_a_stack_is_projected_row_by_row():
   stack = lambda tree: jax.tree.map(lambda a: np.stack([a, 3 * a]), tree)  # noqa: E731
   np.testing.assert_allclose(
-    unit_rows.projected(stack(GRADS), stack(PARAMS))['W_dec'],
+    unit_rows.project(stack(GRADS), stack(PARAMS))['W_dec'],
     np.stack([expected(), 3 * expected()]),
   )
 
@@ -60,5 +60,5 @@ def test_adam_never_sees_what_is_along_a_row():
 
 def test_an_update_without_parameters_is_refused():
   optimiser = unit_rows.orthogonal_to_decoder()
-  with pytest.raises(SAEError, match='there are no parameters'):
+  with pytest.raises(SAEError, match='no parameters were passed'):
     optimiser.update(GRADS, optimiser.init(PARAMS))

@@ -12,7 +12,7 @@ from mechjax.sae.store import Harvester, Share, Stored, Streamed, batches, plan,
 from tests.sae.store import toys
 
 CONTEXTS = toys.contexts(n=40)
-N = int(CONTEXTS.counts().sum())
+N = int(CONTEXTS.count_kept().sum())
 BUCKET, ROWS = 12, 4
 
 
@@ -24,7 +24,7 @@ class Numbers(Harvester):
     return {'x': 1}
 
   def rows(self, numbers, skip, n):
-    counts = CONTEXTS.counts()
+    counts = CONTEXTS.count_kept()
     ends = np.cumsum(counts)
     ids = np.concatenate([np.arange(ends[c] - counts[c], ends[c]) for c in numbers])
     return {'x': ids[skip : skip + n, None].astype(np.float32)}
@@ -116,9 +116,9 @@ def test_whoever_stops_taking_batches_leaves_no_thread_behind(source):
 
 
 def test_buckets_that_cannot_be_had_are_refused(source):
-  with pytest.raises(SAEError, match=r'12 activations are no multiple of 5(.|\n)*buckets of 10'):
+  with pytest.raises(SAEError, match=r'12 activations are not a multiple of 5(.|\n)*buckets of 10'):
     taken(source, 1, rows=5)
-  with pytest.raises(SAEError, match=r'no multiple of 24(.|\n)*buckets of 24'):
+  with pytest.raises(SAEError, match=r'not a multiple of 24(.|\n)*buckets of 24'):
     taken(source, 1, rows=24)
   with pytest.raises(SAEError, match=f'{source.per_epoch} buckets for 100 hosts'):
     taken(source, 1, share=Share(0, 100))
@@ -127,5 +127,5 @@ def test_buckets_that_cannot_be_had_are_refused(source):
   with pytest.raises(SAEError, match=f'the contexts have {N}'):
     Streamed(NUMBERS, N + 1)
   for host, hosts in ((-1, 2), (2, 2), (0, 0)):
-    with pytest.raises(SAEError, match=f'Share.host={host}'):
+    with pytest.raises(SAEError, match=f'Share.index={host}'):
       Share(host, hosts)

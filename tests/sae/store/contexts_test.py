@@ -51,8 +51,8 @@ def test_packing_is_one_token_after_the_other(
   np.testing.assert_array_equal(packed.tokens(slice(None)), wanted)
   assert (len(packed), packed.length, packed.tokens([0]).dtype) == (len(wanted), length, np.int32)
   good = [[t not in (7, bos, eos) for t in row] for row in wanted]
-  np.testing.assert_array_equal(packed.kept(packed.tokens(slice(None))), good)
-  np.testing.assert_array_equal(packed.counts(), np.sum(good, 1))
+  np.testing.assert_array_equal(packed.is_kept(packed.tokens(slice(None))), good)
+  np.testing.assert_array_equal(packed.count_kept(), np.sum(good, 1))
   again = contexts.read(directory)
   np.testing.assert_array_equal(again.tokens([len(wanted) - 1]), wanted[-1:])
   assert (again.digest, again.special) == (packed.digest, packed.special)
@@ -115,7 +115,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
   [
     (lambda b: b[:-1], 'bytes and should have'),
     (lambda b: b + b'1', 'bytes and should have'),
-    (lambda b: b[:-1] + bytes([b[-1] ^ 1]), 'another checksum'),
+    (lambda b: b[:-1] + bytes([b[-1] ^ 1]), 'different checksum'),
   ],
 )
 def test_tokens_that_are_not_those_that_were_written_are_refused(packed, tmp_path, bytes_, message):

@@ -35,7 +35,7 @@ class ByHand(Harvester):
 
   def rows(self, numbers, skip, n):
     tokens = self.contexts.tokens(numbers)
-    good = self.contexts.kept(tokens)
+    good = self.contexts.is_kept(tokens)
     layers = {site: int(site[-1]) for site in self.sites}
     values = {site: toys.by_hand(self.params, tokens, n) for site, n in layers.items()}
     return {site: x[good][skip : skip + n] for site, x in values.items()}

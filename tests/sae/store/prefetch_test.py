@@ -72,7 +72,7 @@ def test_waiting_is_measured_for_a_slow_producer():
 
 
 def test_the_time_of_a_slow_user_is_not_counted_as_waiting(monkeypatch):
-  """Uses a clock that the user alone advances, because another thread may be late on a busy machine."""
+  """The test advances the clock itself, because another thread can be late on a busy machine."""
   clock = types.SimpleNamespace(now=0.0)
   monkeypatch.setattr(prefetch, 'time', types.SimpleNamespace(perf_counter=lambda: clock.now))
   with Prefetch(range(8), depth=2) as ahead:
@@ -127,9 +127,9 @@ def test_an_item_that_takes_minutes_is_given_up_by_who_asks():
     with Prefetch(items, depth=2) as ahead:
       assert next(ahead) == 0
     assert not ahead._thread.is_alive()
-  give_up_if_closed()  # no other thread reads ahead
+  give_up_if_closed()  # this thread does not run ahead of a reader
 
 
 def test_nothing_ahead_is_refused():
-  with pytest.raises(SAEError, match='0 items made ahead'):
+  with pytest.raises(SAEError, match='depth=0 items ahead'):
     Prefetch(range(3), depth=0)

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 
 from mechjax.sae import SAEError
-from mechjax.sae.store import measured
-from mechjax.sae.store.scales import counting
+from mechjax.sae.store import measure
+from mechjax.sae.store.scales import select_tokens
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
 @pytest.mark.parametrize('n', [1, 7, 40_000])
 def test_divided_activations_have_a_mean_square_length_of_one(dtype, n):
   x = (np.random.default_rng(0).standard_normal((n, 5)) + 2).astype(jnp.dtype(dtype))
-  (site, scale), *others = measured({'a': x, 'b': x * x.dtype.type(3)}).items()
+  (site, scale), *others = measure({'a': x, 'b': x * x.dtype.type(3)}).items()
   exact = x.astype(np.float64) / scale.scale
   assert site == 'a'
   assert np.square(exact).sum(1).mean() == pytest.approx(1, rel=1e-12)
@@ -24,7 +24,7 @@ def test_divided_activations_have_a_mean_square_length_of_one(dtype, n):
 
 def test_a_large_offset_does_not_eat_the_digits():
   x = np.full((100_000, 1), 1000.1, np.float32)
-  assert measured({'a': x})['a'].scale == pytest.approx(float(x[0, 0]), rel=1e-12)
+  assert measure({'a': x})['a'].scale == pytest.approx(float(x[0, 0]), rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_large_offset_does_not_eat_the_digits():
 )
 def test_what_cannot_be_divided_is_refused_with_its_site(x, message):
   with pytest.raises(SAEError, match=message):
-    measured({'a': x})
+    measure({'a': x})
 
 
 def test_what_is_too_long_at_any_site_decides_nothing():
@@ -46,15 +46,15 @@ def test_what_is_too_long_at_any_site_decides_nothing():
   x, y = rng.standard_normal((2, 999, 5)).astype(np.float32)
   x[17] *= 400
   y[[3, 500]] *= 100
-  found = measured({'x': x, 'y': y}, max_norm_ratio=10)
+  found = measure({'x': x, 'y': y}, max_norm_ratio=10)
   ordinary = np.delete(np.arange(999), [3, 17, 500])
   for site, all_ in (('x', x), ('y', y)):
-    alone = measured({site: all_[ordinary]})[site]
+    alone = measure({site: all_[ordinary]})[site]
     assert found[site].scale == alone.scale
     np.testing.assert_array_equal(found[site].mean, alone.mean)
     assert found[site].limit == pytest.approx(
       10 * np.median(np.linalg.norm(all_, axis=1)), rel=1e-6
     )
   limits = {site: scale.limit for site, scale in found.items()}
-  assert [*np.flatnonzero(~counting({'x': x, 'y': y}, limits))] == [3, 17, 500]
-  assert measured({'x': x})['x'].limit == np.inf
+  assert [*np.flatnonzero(~select_tokens({'x': x, 'y': y}, limits))] == [3, 17, 500]
+  assert measure({'x': x})['x'].limit == np.inf

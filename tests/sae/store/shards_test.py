@@ -24,15 +24,15 @@ ROWS = 10
 ABOUT = plan(HARVESTER, shard_rows=ROWS, model='toy')
 
 
-def wanted(harvester=HARVESTER, about=ABOUT):
-  """Everything that a directory should hold, by one call of the harvester."""
-  order = Order.of(CONTEXTS.counts(), about.seed, 0)
-  return harvester.rows(order.contexts, 0, about.rows)
+def wanted(harvester=HARVESTER, metadata=ABOUT):
+  """Expected content of a directory, by one call of the harvester."""
+  order = Order.of(CONTEXTS.count_kept(), metadata.seed, 0)
+  return harvester.rows(order.contexts, 0, metadata.rows)
 
 
 def everything(directory):
   stored = Stored.open(directory)
-  parts = [stored.shard(n) for n in range(stored.about.shards)]
+  parts = [stored.shard(n) for n in range(stored.metadata.shards)]
   return {site: np.concatenate([p[site] for p in parts]) for site in stored.widths}
 
 
@@ -71,16 +71,16 @@ def copy(written, tmp_path):
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', FLOAT16])
 def test_what_is_read_is_what_was_harvested(tmp_path, dtype):
   harvester = dataclasses.replace(HARVESTER, dtype=jnp.dtype(dtype))
-  about = plan(harvester, shard_rows=ROWS, model='toy', seed=3)
-  write(tmp_path / 'acts', harvester, about)
-  equal(everything(tmp_path / 'acts'), wanted(harvester, about))
+  metadata = plan(harvester, shard_rows=ROWS, model='toy', seed=3)
+  write(tmp_path / 'acts', harvester, metadata)
+  equal(everything(tmp_path / 'acts'), wanted(harvester, metadata))
   written_files = snapshot(tmp_path / 'acts')
-  write(tmp_path / 'acts', harvester, about)
+  write(tmp_path / 'acts', harvester, metadata)
   assert snapshot(tmp_path / 'acts') == written_files
 
 
 def test_the_plan_has_full_shards_only_and_knows_their_size():
-  total = int(CONTEXTS.counts().sum())
+  total = int(CONTEXTS.count_kept().sum())
   assert (ABOUT.rows, ABOUT.shards) == (total // ROWS * ROWS, total // ROWS)
   assert ABOUT.shard_bytes == ROWS * (toys.D + toys.N * toys.H) * 4
   assert plan(HARVESTER, shard_rows=ROWS, model='toy', max_rows=25).rows == 20
@@ -107,8 +107,8 @@ def test_anything_that_reads_zarr_reads_it(written):
   for site, want in wanted().items():
     spec = {'driver': 'zarr3', 'kvstore': {'driver': 'file', 'path': str(written / site)}}
     np.testing.assert_array_equal(tensorstore.open(spec).result().read().result(), want)
-    about = json.loads((written / site / 'zarr.json').read_text())
-    assert about['shape'] == list(want.shape)
+    metadata = json.loads((written / site / 'zarr.json').read_text())
+    assert metadata['shape'] == list(want.shape)
     raw = np.fromfile(written / site / 'c' / '1' / '0', '<f4').reshape(ROWS, -1)
     np.testing.assert_array_equal(raw, want[ROWS : 2 * ROWS])
 
@@ -130,7 +130,7 @@ def test_progress_counts_up_from_what_is_there(copy):
   assert calls == [(n - 2, n), (n - 1, n), (n, n)]
 
 
-# --- damage is found and repaired -------------------------------------------------------------------------
+# --- damage is detected and repaired ----------------------------------------------------------------------
 
 
 def half(path):
@@ -162,19 +162,19 @@ DAMAGES = {
   'an empty record': (RECORD, emptied),
   'a record of nothing': (RECORD, lambda path: path.write_text('{}')),
   'a record of another kind': (RECORD, lambda path: path.write_text('[1]')),
-  'a record that is no text': (RECORD, lambda path: path.write_bytes(b'\xff\xfe')),
+  'a record that is not text': (RECORD, lambda path: path.write_bytes(b'\xff\xfe')),
 }
 
 
 @pytest.mark.parametrize('damage', DAMAGES)
-def test_what_is_damaged_is_refused_by_the_reader_and_mended_by_the_writer(copy, damage):
+def test_damaged_shards_are_refused_by_the_reader_and_repaired_by_the_writer(copy, damage):
   name, spoil = DAMAGES[damage]
   before = snapshot(copy)
   spoil(copy / name)
   stored = Stored.open(copy)
   stored.shard(2)
   with pytest.raises(
-    SAEError, match=r'shard 3 of .*z\.0 is not what was written(.|\n)*writer again'
+    SAEError, match=r'shard 3 of .*z\.0 differs from what was written(.|\n)*writer again'
   ):
     stored.shard(3)
   with pytest.raises(SAEError, match='shard 3'):
@@ -193,9 +193,9 @@ def test_a_directory_that_is_not_finished_is_refused_by_the_reader(copy):
     Stored.open(copy)
 
 
-@pytest.mark.parametrize('about', [None, '', '{"rows": 3}', '[]'])
-def test_a_directory_without_a_description_is_refused_by_the_reader(copy, about):
-  (copy / 'about.json').unlink() if about is None else (copy / 'about.json').write_text(about)
+@pytest.mark.parametrize('metadata', [None, '', '{"rows": 3}', '[]'])
+def test_a_directory_without_a_description_is_refused_by_the_reader(copy, metadata):
+  (copy / 'about.json').unlink() if metadata is None else (copy / 'about.json').write_text(metadata)
   with pytest.raises(SAEError, match='holds no activations'):
     Stored.open(copy)
 
@@ -224,7 +224,7 @@ def test_buckets_of_no_shards_or_of_too_many_are_refused(written, n):
 def test_other_activations_are_refused_and_nothing_is_changed(copy, other):
   before = snapshot(copy)
   (name,) = other
-  with pytest.raises(SAEError, match=f'holds other activations: {name}: there'):
+  with pytest.raises(SAEError, match=f'holds other activations: {name}: found'):
     write(copy, HARVESTER, dataclasses.replace(ABOUT, **other))
   assert snapshot(copy) == before
 
@@ -256,7 +256,7 @@ def test_an_error_of_the_model_stops_the_writer_and_it_goes_on_from_there(tmp_pa
       return super().rows(numbers, skip, n)
 
   broken = Broken(toys.scanned, toys.params(), SITES, CONTEXTS, batch=8)
-  span, _ = Order.of(CONTEXTS.counts(), 0, 0).span(2 * ROWS, 3 * ROWS)
+  span, _ = Order.of(CONTEXTS.count_kept(), 0, 0).span(2 * ROWS, 3 * ROWS)
   object.__setattr__(broken, 'bad', span)
   with pytest.raises(ZeroDivisionError):
     write(tmp_path / 'acts', broken, ABOUT)

@@ -110,7 +110,7 @@ def test_patterns_and_several_places_are_read_one_after_the_other(tmp_path):
     written(tmp_path / name, name)
   found = list(texts(tmp_path / '[ab].txt', tmp_path / 'x.md', tmp_path / 'of[x].txt'))
   assert found == ['a.txt', 'b.txt', 'x.md', 'of[x].txt']
-  assert list(texts(tmp_path / '[s-z]*')) == ['x.md']  # the directory is not a file of this pattern
+  assert list(texts(tmp_path / '[s-z]*')) == ['x.md']  # the directory does not match as a file
 
 
 def test_nothing_there_and_unknown_kinds_are_errors_with_the_place(tmp_path):
