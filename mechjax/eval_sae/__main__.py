@@ -19,10 +19,10 @@ from absl import app
 from mechjax import errors, flags
 from mechjax.eval_sae import report
 from mechjax.eval_sae.measure import measure
-from mechjax.eval_sae.settings import Settings
+from mechjax.eval_sae.settings import EvalSettings
 
 
-def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
+def main(argv: list[str], handle: flags.Handle[EvalSettings]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   try:
@@ -32,5 +32,5 @@ def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
 
 
 if __name__ == '__main__':
-  settings = flags.define(Settings)
+  settings = flags.define(EvalSettings)
   app.run(lambda argv: main(argv, settings))

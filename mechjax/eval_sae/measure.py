@@ -14,11 +14,11 @@ import numpy as np
 
 from mechjax import extras, harvest, sites
 from mechjax.errors import SAEError, unknown
-from mechjax.eval_sae.settings import Settings
-from mechjax.eval_sae.subjects import Subject, Subjects, found
+from mechjax.eval_sae.settings import EvalSettings
+from mechjax.eval_sae.subjects import Subject, Subjects, find_subjects
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import features
-from mechjax.sae.evaluation import Evaluation, Report, SiteReport, compare, next_tokens
+from mechjax.sae.evaluation import Evaluation, EvaluationReport, SiteReport, compare, next_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Measured:
   """
 
   subjects: Subjects
-  reports: dict[str, Report]
+  reports: dict[str, EvaluationReport]
   features: dict[str, features.Features]
   out: Path
 
 
-def measure(settings: Settings) -> Measured:
+def measure(settings: EvalSettings) -> Measured:
   """Evaluates every dictionary, and collects features of those that get a dashboard.
 
   Args:
@@ -49,17 +49,17 @@ def measure(settings: Settings) -> Measured:
     SiteError, WeightsError, FetchError: a site, dictionary or model that is not to be had.
   """
   out = Path(settings.out or Path(settings.run) / 'evaluation')
-  subjects = found(settings, out)
+  subjects = find_subjects(settings, out)
   chosen = _with_dashboard(settings, subjects)
   out.mkdir(parents=True, exist_ok=True)  # before hours of computing, not after
-  reports = _judged(settings, subjects)
+  reports = _evaluate(settings, subjects)
   seen = {
     s.name: _features(settings, subjects, s, reports[s.name].sites[subjects.site]) for s in chosen
   }
   return Measured(subjects, reports, seen, out)
 
 
-def _judged(settings: Settings, subjects: Subjects) -> dict[str, Report]:
+def _evaluate(settings: EvalSettings, subjects: Subjects) -> dict[str, EvaluationReport]:
   targets = {subjects.site: subjects.target} if subjects.target else {}
   limits = {subjects.site: subjects.limit} if subjects.limit < math.inf else {}
   candidates: dict[str, Any] = {
@@ -67,7 +67,7 @@ def _judged(settings: Settings, subjects: Subjects) -> dict[str, Report]:
       Evaluation(subjects.model.apply, {subjects.site: s.sae}, targets, limits),
       {subjects.site: s.params},
     )
-    for s in subjects.of
+    for s in subjects.dictionaries
   }
   batches = [next_tokens(*b) for b in subjects.batches(settings.tokens, settings.batch)]
   tqdm = extras.require('tqdm', 'models').tqdm
@@ -77,18 +77,18 @@ def _judged(settings: Settings, subjects: Subjects) -> dict[str, Report]:
     )
 
 
-def _with_dashboard(settings: Settings, subjects: Subjects) -> list[Subject]:
+def _with_dashboard(settings: EvalSettings, subjects: Subjects) -> list[Subject]:
   if settings.dashboard == ('all',):
-    return subjects.of
-  names = [s.name for s in subjects.of]
+    return subjects.dictionaries
+  names = [s.name for s in subjects.dictionaries]
   for name in settings.dashboard:
     if name not in names:
       raise unknown(SAEError, 'dictionary', name, names, where='--dashboard')
-  return [s for s in subjects.of if s.name in settings.dashboard]
+  return [s for s in subjects.dictionaries if s.name in settings.dashboard]
 
 
 def _features(
-  settings: Settings, subjects: Subjects, subject: Subject, report: SiteReport
+  settings: EvalSettings, subjects: Subjects, subject: Subject, report: SiteReport
 ) -> features.Features:
   """Of latents that are ever active, drawn where there are too many."""
   model, site = subjects.model, sites.parse(subjects.site)

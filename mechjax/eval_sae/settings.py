@@ -2,9 +2,9 @@
 
 Either a whole run of `mechjax.train_sae`, on the contexts that it held out, or dictionaries from files or a hub:
 
-    Settings(run='out/sae')
-    Settings(dictionaries=('google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71',), model='...',
-             site='resid_post.20')
+    EvalSettings(run='out/sae')
+    EvalSettings(dictionaries=('google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71',), model='...',
+                 site='resid_post.20')
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mechjax.sae.checks import expect
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class EvalSettings:
   """An evaluation.
 
   Attributes:

@@ -14,7 +14,7 @@ import numpy as np
 import mechjax
 from mechjax import flags, sae, train_sae
 from mechjax.errors import SAEError
-from mechjax.eval_sae.settings import Settings
+from mechjax.eval_sae.settings import EvalSettings
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import store
 from mechjax.sae.architectures import Params
@@ -50,7 +50,7 @@ class Subjects:
     site: what all dictionaries read.
     target: what all say, if it is another site.
     contexts: tokens.
-    of: the dictionaries.
+    dictionaries: the dictionaries.
     about: where they come from.
     text: what the tokens are of.
     limit: length up to which an activation counts.
@@ -60,7 +60,7 @@ class Subjects:
   site: str
   target: str | None
   contexts: Contexts
-  of: list[Subject]
+  dictionaries: list[Subject]
   about: str
   text: str
   limit: float = math.inf
@@ -75,7 +75,7 @@ class Subjects:
       yield tokens, self.contexts.kept(tokens)
 
 
-def found(settings: Settings, out: Path) -> Subjects:
+def find_subjects(settings: EvalSettings, out: Path) -> Subjects:
   """What the settings name.
 
   Args:
@@ -86,12 +86,12 @@ def found(settings: Settings, out: Path) -> Subjects:
     SAEError: a run that is not finished, or not there; dictionaries that are not for this site.
     WeightsError, FetchError: a dictionary or model that cannot be read or had.
   """
-  return _of_run(Path(settings.run)) if settings.run else _published(settings, out)
+  return _load_run(Path(settings.run)) if settings.run else _load_published(settings, out)
 
 
-def _of_run(home: Path) -> Subjects:
+def _load_run(home: Path) -> Subjects:
   try:
-    config = flags.from_json(train_sae.Settings, (home / layout.CONFIG).read_text())
+    config = flags.from_json(train_sae.TrainSettings, (home / layout.CONFIG).read_text())
   except OSError as e:
     raise SAEError(f'{home} is no run of mechjax.train_sae: {e}') from e
   ensembles = sorted((home / layout.DICTIONARIES).glob(f'*/{layout.ABOUT}'))
@@ -99,29 +99,31 @@ def _of_run(home: Path) -> Subjects:
     raise SAEError(f'{home} has no dictionaries yet', hint='the command of the training goes on')
   rows = contexts.read(home / layout.TOKENS).split(config.data.held_out_every)[1]
   model = mechjax.load(config.model, code=config.code)
-  of = [one for about in ensembles for one in _trained(about)]
+  dictionaries = [one for about in ensembles for one in _load_ensemble(about)]
   limit = min(json.loads(about.read_text()).get('limit', math.inf) for about in ensembles)
   text = f'{config.data.text}, held out'
-  return Subjects(model, config.site, config.target, rows, of, f'run {home.name}', text, limit)
+  return Subjects(
+    model, config.site, config.target, rows, dictionaries, f'run {home.name}', text, limit
+  )
 
 
-def _trained(about: Path) -> Iterator[Subject]:
+def _load_ensemble(about: Path) -> Iterator[Subject]:
   """The dictionaries of an ensemble."""
-  words = json.loads(about.read_text())
-  for n, member in enumerate(words['members']):
+  metadata = json.loads(about.read_text())
+  for n, member in enumerate(metadata['members']):
     one, params = sae.load(about.parent / str(n))
     setting = f'{member["hparam"]} {member["value"]:g}'
-    if len({m['seed'] for m in words['members']}) > 1:
+    if len({m['seed'] for m in metadata['members']}) > 1:
       setting += f', seed {member["seed"]}'
-    yield Subject(f'{about.parent.name}/{n}', words['label'], setting, one, params)
+    yield Subject(f'{about.parent.name}/{n}', metadata['label'], setting, one, params)
 
 
-def _published(settings: Settings, out: Path) -> Subjects:
+def _load_published(settings: EvalSettings, out: Path) -> Subjects:
   model = mechjax.load(settings.model, code=settings.code)
-  of = []
+  dictionaries = []
   for place in settings.dictionaries:
     one, params = sae.load(place, transcoder=settings.target is not None)
-    of.append(Subject(place, type(one).__name__, Path(place).name, one, params))
+    dictionaries.append(Subject(place, type(one).__name__, Path(place).name, one, params))
   tokenizer = model.tokenizer
   rows = store.pack(
     corpora.texts(settings.text),
@@ -133,7 +135,7 @@ def _published(settings: Settings, out: Path) -> Subjects:
     max_contexts=1 + max(settings.tokens, settings.feature_tokens) // settings.context,
   )
   about = ', '.join(settings.dictionaries)
-  return Subjects(model, settings.site, settings.target, rows, of, about, settings.text)
+  return Subjects(model, settings.site, settings.target, rows, dictionaries, about, settings.text)
 
 
 def vocabulary(model: LanguageModel) -> list[str]:

@@ -21,10 +21,10 @@ from absl import flags as absl_flags
 from mechjax import errors, flags
 from mechjax.sae.training.journal import show
 from mechjax.train_sae.run import run
-from mechjax.train_sae.settings import Settings
+from mechjax.train_sae.settings import TrainSettings
 
 
-def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
+def main(argv: list[str], handle: flags.Handle[TrainSettings]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   if not absl_flags.FLAGS['verbosity'].present:
@@ -38,5 +38,5 @@ def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
 
 
 if __name__ == '__main__':
-  settings = flags.define(Settings)
+  settings = flags.define(TrainSettings)
   app.run(lambda argv: main(argv, settings))

@@ -1,6 +1,6 @@
 """A training from settings to dictionaries on disk: what `__main__` does, for who wants it in a program of his own.
 
-    train_sae.run(Settings(run='out/run', site='resid_post.15', dictionaries=..., optimisation=...))
+    train_sae.run(TrainSettings(run='out/run', site='resid_post.15', dictionaries=..., optimisation=...))
 
 The directory of a run:
 
@@ -42,10 +42,10 @@ from mechjax.sae.store import Contexts, Harvester, Scale, Share, Source, context
 from mechjax.sae.training import speed
 from mechjax.sae.training.journal import show
 from mechjax.train_sae import corpora, layout
-from mechjax.train_sae.settings import MAY_CHANGE, Settings, kind_of
+from mechjax.train_sae.settings import MAY_CHANGE, TrainSettings, kind_of
 
 
-def run(settings: Settings) -> training.TrainingResult:
+def run(settings: TrainSettings) -> training.TrainingResult:
   """Trains, from wherever an earlier call with these settings got to.
 
   Args:
@@ -65,10 +65,10 @@ def run(settings: Settings) -> training.TrainingResult:
   _claim(home, settings)
   model = mechjax.load(settings.model, code=settings.code)
   fingerprint = model.fingerprint()
-  _expect_same_model(home, fingerprint)
+  _check_same_model(home, fingerprint)
   harvester = _harvester(settings, model, home)
   ensembles = _ensembles(settings, harvester)
-  _expect_writable(settings, ensembles)
+  _check_writable(settings, ensembles)
   trainer = training.Trainer(ensembles, settings.optimisation, mesh)
   source = _source(settings, harvester, home, fingerprint)
   scales = _scales(home / layout.SCALES, source, settings.data.max_norm_ratio)
@@ -79,7 +79,7 @@ def run(settings: Settings) -> training.TrainingResult:
 
 
 def _train(
-  settings: Settings,
+  settings: TrainSettings,
   trainer: training.Trainer,
   source: Source,
   scales: dict[str, Scale],
@@ -107,7 +107,7 @@ def _train(
 
 
 def export(
-  settings: Settings,
+  settings: TrainSettings,
   trainer: training.Trainer,
   state: training.State,
   scales: dict[str, Scale],
@@ -127,7 +127,7 @@ def export(
     if jax.process_index():
       continue
     (directory / name).mkdir(parents=True, exist_ok=True)
-    files.write_json(directory / name / layout.ABOUT, _trained_as(name, ensemble, scales))
+    files.write_json(directory / name / layout.ABOUT, _describe_ensemble(name, ensemble, scales))
     for n in range(ensemble.members):
       if not (directory / name / str(n)).exists():
         one = {key: x[n] for key, x in members.items()}
@@ -135,7 +135,7 @@ def export(
 
 
 def _write(
-  settings: Settings,
+  settings: TrainSettings,
   ensemble: training.Ensemble,
   n: int,
   params: sae.Params,
@@ -144,17 +144,17 @@ def _write(
 ) -> None:
   target = scales[ensemble.writes].scale if ensemble.writes else None
   one = ensemble.member(n)
-  folded = sae.folded(one, params, scales[ensemble.reads].scale, target)
+  folded = sae.fold(one, params, scales[ensemble.reads].scale, target)
   about = {'model': settings.model, 'reads': ensemble.reads, 'writes': ensemble.writes}
-  sae.save(place, one, folded, format=settings.format, about=_words(settings, about))
+  sae.save(place, one, folded, format=settings.format, about=_metadata(settings, about))
 
 
-def _words(settings: Settings, about: dict[str, Any]) -> dict[str, Any] | None:
+def _metadata(settings: TrainSettings, about: dict[str, Any]) -> dict[str, Any] | None:
   """What is said beside a dictionary, where the format has a place for words."""
   return None if settings.format == 'gemma_scope' else {'mechjax': about}
 
 
-def _expect_writable(settings: Settings, ensembles: dict[str, training.Ensemble]) -> None:
+def _check_writable(settings: TrainSettings, ensembles: dict[str, training.Ensemble]) -> None:
   """Writes a tiny dictionary of each kind to nowhere: better now than when the training is over.
 
   Raises:
@@ -166,32 +166,34 @@ def _expect_writable(settings: Settings, ensembles: dict[str, training.Ensemble]
     tiny = dataclasses.replace(ensemble.sae, d_in=2, d_out=d_out, width=2, prefixes=(), **fewer)
     with tempfile.TemporaryDirectory() as scratch:
       params = tiny.init(jax.random.key(0))
-      words = _words(settings, {})
-      sae.save(Path(scratch) / 'tiny', tiny, params, format=settings.format, about=words)
+      about = _metadata(settings, {})
+      sae.save(Path(scratch) / 'tiny', tiny, params, format=settings.format, about=about)
 
 
-def _trained_as(name: str, ensemble: training.Ensemble, scales: dict[str, Scale]) -> dict[str, Any]:
+def _describe_ensemble(
+  name: str, ensemble: training.Ensemble, scales: dict[str, Scale]
+) -> dict[str, Any]:
   """What formats of others have no words for."""
   kind = type(ensemble.sae).__name__
   particular = name.removeprefix(kind_of(ensemble.sae)).replace('_', ' ')
   ((hparam, values),) = dict(ensemble.hparams).items()
   members = [{'hparam': hparam, 'value': v, 'seed': s} for v, s in zip(values, ensemble.seeds)]
   limit = scales[ensemble.reads].limit
-  words = {'label': kind + particular, 'members': members}
-  return words | ({'limit': limit} if limit < np.inf else {})
+  metadata = {'label': kind + particular, 'members': members}
+  return metadata | ({'limit': limit} if limit < np.inf else {})
 
 
 # --- what a run needs -------------------------------------------------------------------------------------
 
 
-def _join(settings: Settings) -> None:
+def _join(settings: TrainSettings) -> None:
   """Joins the other processes."""
   machine = settings.machine
   if machine.processes > 1 and not jax.distributed.is_initialized():
     jax.distributed.initialize(machine.coordinator, machine.processes, machine.process)
 
 
-def _mesh(settings: Settings) -> Mesh:
+def _mesh(settings: TrainSettings) -> Mesh:
   """All devices as data x model."""
   model, n = settings.machine.mesh_model, jax.device_count()
   data = settings.machine.mesh_data or max(1, n // model)
@@ -212,13 +214,13 @@ def _mesh(settings: Settings) -> Mesh:
   return jax.make_mesh((data, model), axes, kinds, devices=jax.devices()[:used])
 
 
-def _claim(home: Path, settings: Settings) -> None:
+def _claim(home: Path, settings: TrainSettings) -> None:
   """Makes the directory of the run, or finds it made by the same settings."""
   with _first():
     home.mkdir(parents=True, exist_ok=True)
     if not (home / layout.CONFIG).exists():
       _write_text(home / layout.CONFIG, flags.as_json(settings))
-  found = flags.from_json(Settings, (home / layout.CONFIG).read_text())
+  found = flags.from_json(TrainSettings, (home / layout.CONFIG).read_text())
   changed = [d for d in flags.differences(found, settings) if _field(d) not in MAY_CHANGE]
   if changed:
     raise SAEError(
@@ -228,7 +230,7 @@ def _claim(home: Path, settings: Settings) -> None:
     )
 
 
-def _expect_same_model(home: Path, fingerprint: str) -> None:
+def _check_same_model(home: Path, fingerprint: str) -> None:
   """A name or a path may come to mean other parameters between two calls."""
   path = home / layout.MODEL
   with _first():
@@ -251,7 +253,7 @@ def _write_text(path: Path, text: str) -> None:
     file.write(text.encode())
 
 
-def _harvester(settings: Settings, model: LanguageModel, home: Path) -> Harvester:
+def _harvester(settings: TrainSettings, model: LanguageModel, home: Path) -> Harvester:
   rows = _contexts(settings, model, home / layout.TOKENS).split(settings.data.held_out_every)[0]
   params, placement = _spread(settings, model.params)
   return Harvester(
@@ -265,7 +267,7 @@ def _harvester(settings: Settings, model: LanguageModel, home: Path) -> Harveste
   )
 
 
-def _spread(settings: Settings, params: Any) -> tuple[Any, NamedSharding | None]:
+def _spread(settings: TrainSettings, params: Any) -> tuple[Any, NamedSharding | None]:
   """The model on every device of this host, and contexts spread over them; fake devices share one processor."""
   devices, contexts_ = jax.local_devices(), settings.data.forward_batch
   if len(devices) == 1 or devices[0].platform == 'cpu':
@@ -279,7 +281,7 @@ def _spread(settings: Settings, params: Any) -> tuple[Any, NamedSharding | None]
   return jax.device_put(params, whole), rows
 
 
-def _contexts(settings: Settings, model: LanguageModel, directory: Path) -> Contexts:
+def _contexts(settings: TrainSettings, model: LanguageModel, directory: Path) -> Contexts:
   data, tokenizer = settings.data, model.tokenizer
   bos = layout.first_token(tokenizer, data.bos)
   with _first():
@@ -297,7 +299,7 @@ def _contexts(settings: Settings, model: LanguageModel, directory: Path) -> Cont
   return contexts.read(directory)
 
 
-def _source(settings: Settings, harvester: Harvester, home: Path, fingerprint: str) -> Source:
+def _source(settings: TrainSettings, harvester: Harvester, home: Path, fingerprint: str) -> Source:
   data = settings.data
   if data.activations == 'stream':
     return store.Streamed(harvester, data.shard_tokens * data.shards_per_bucket, settings.seed)
@@ -339,7 +341,7 @@ def _scales(path: Path, source: Source, max_norm_ratio: float) -> dict[str, Scal
     }
 
 
-def _ensembles(settings: Settings, harvester: Harvester) -> dict[str, training.Ensemble]:
+def _ensembles(settings: TrainSettings, harvester: Harvester) -> dict[str, training.Ensemble]:
   widths, target = harvester.widths, settings.target
   d_out = widths[target] if target else None
   return settings.dictionaries.ensembles(
@@ -348,7 +350,7 @@ def _ensembles(settings: Settings, harvester: Harvester) -> dict[str, training.E
 
 
 def _journal(
-  settings: Settings, trainer: training.Trainer, home: Path, kept: training.Checkpoints
+  settings: TrainSettings, trainer: training.Trainer, home: Path, kept: training.Checkpoints
 ) -> training.Journal:
   done = kept.steps[-1] if kept.steps else 0
   saes = [ensemble.sae for ensemble in trainer.ensembles.values() for _ in range(ensemble.members)]

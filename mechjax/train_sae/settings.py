@@ -239,7 +239,7 @@ class Machine:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class TrainSettings:
   """A training.
 
   Attributes:

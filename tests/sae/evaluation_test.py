@@ -327,10 +327,12 @@ def test_blocks_in_any_order_add_up_to_the_whole():
     found = flat(evaluate(many, model(), own, batches))[0]
     for name, value in wanted.items():
       assert found[name] == pytest.approx(value, rel=2e-4, abs=1e-5), name
-  means = many.means(model(), blocks)
-  parts = [many.totals(model(), own, b, many.base(model(), b, means)) for b in blocks]
-  left = parts[0].merged(parts[1]).merged(parts[2].merged(parts[3]))
-  right = parts[3].merged(parts[1].merged(parts[0])).merged(parts[2])
+  means = many.measure_means(model(), blocks)
+  parts = [
+    many.measure_totals(model(), own, b, many.measure_base(model(), b, means)) for b in blocks
+  ]
+  left = parts[0].merge(parts[1]).merge(parts[2].merge(parts[3]))
+  right = parts[3].merge(parts[1].merge(parts[0])).merge(parts[2])
   for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right)):
     np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
   assert {leaf.dtype for leaf in jax.tree.leaves(left)} <= {np.dtype(float), np.dtype(np.int64)}
@@ -422,7 +424,7 @@ def test_the_scatter_of_many_blocks_far_from_zero_is_exact():
   total = Spread(np.int64(0), np.zeros(3), np.float64(0))
   for block in y:
     mean = block.mean(0)
-    total = total.merged(Spread(np.int64(7), mean, ((block - mean) ** 2).sum()))
+    total = total.merge(Spread(np.int64(7), mean, ((block - mean) ** 2).sum()))
   every = y.reshape(-1, 3)
   assert total.count == len(every)
   np.testing.assert_allclose(total.mean, every.mean(0), rtol=1e-14)
@@ -457,7 +459,7 @@ def test_a_user_splices_with_the_same_functions():
   own = dictionary(sae)
   planted = harvest.plant(forward)
   changed = {R0: where(kept, lambda v: said(sae, double(own), v)[1])}
-  logits = planted({R0: splice.reconstructed(sae, own, kept)}, model(), tokens)
+  logits = planted({R0: splice.reconstruct(sae, own, kept)}, model(), tokens)
   np.testing.assert_allclose(logits, by_hand(double(model()), tokens, changed)[0], atol=1e-4)
 
 
@@ -466,7 +468,7 @@ def test_what_is_put_back_changes_nothing():
   sae = TopK(**SHAPE, k=2)
   with jax.enable_x64(True):
     own, params = double(dictionary(sae)), double(model())
-    restored = harvest.plant(forward)({R0: splice.restored(sae, own, kept)}, params, tokens)
+    restored = harvest.plant(forward)({R0: splice.restore(sae, own, kept)}, params, tokens)
     np.testing.assert_allclose(restored, forward(params, tokens), rtol=0, atol=1e-12)
 
 
@@ -474,10 +476,10 @@ def test_a_site_in_half_precision_is_restored_to_the_last_bit():
   sae, (_, kept) = BatchTopK(**SHAPE, k=2), texts()
   own = dictionary(sae) | {'threshold': np.float32(0.3)}
   value = jnp.asarray(np.random.default_rng(0).standard_normal((*kept.shape, D)), jnp.bfloat16)
-  restored = jax.jit(splice.restored(sae, own, kept))(value)
+  restored = jax.jit(splice.restore(sae, own, kept))(value)
   assert restored.dtype == jnp.bfloat16
   np.testing.assert_array_equal(restored, value)
-  assert (jax.jit(splice.reconstructed(sae, own, kept))(value) != value).any()
+  assert (jax.jit(splice.reconstruct(sae, own, kept))(value) != value).any()
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------
@@ -509,9 +511,11 @@ def test_mistakes_are_errors_that_say_what_to_do():
     with pytest.raises(SAEError, match='token ids are integers from 0'):
       next_tokens(ids, kept)
   with pytest.raises(SAEError, match='does not say'):
-    splice.reconstructed(transcoder, own, kept)
+    splice.reconstruct(transcoder, own, kept)
   with pytest.raises(SAEError, match='mask of shape'):
-    Evaluation(forward, {R0: sae}).means(model(), [Batch(tokens, batch.targets, kept[:, 1:])])
+    Evaluation(forward, {R0: sae}).measure_means(
+      model(), [Batch(tokens, batch.targets, kept[:, 1:])]
+    )
 
 
 def test_a_dictionary_that_cannot_be_put_back_is_found_before_anything_is_counted():
@@ -527,7 +531,7 @@ def test_a_model_without_a_loss_and_masks_without_a_prediction_are_errors():
   with pytest.raises(SAEError, match='no token was predicted'):
     evaluate(one, model(), own, [next_tokens(tokens, np.zeros_like(kept))])
   batch = next_tokens(tokens, kept)
-  totals = one.totals(model(), own, batch, one.base(model(), batch, means))
+  totals = one.measure_totals(model(), own, batch, one.measure_base(model(), batch, means))
   assert report(totals, 0.0).predicted == losses(double(model()), tokens, kept)[0].size
   broken = model() | {'unembed': np.full((D, V), np.inf, np.float32)}
   with pytest.raises(SAEError, match='the loss of the model itself is nan'):
@@ -552,8 +556,8 @@ def test_rows_padded_on_the_left_have_the_figures_of_the_rows_alone():
 
   def totals(tokens, *masks):
     batch = next_tokens(tokens, *masks)
-    base = judge.base(model(), batch, {R0: np.zeros(D, np.float32)})
-    found = judge.totals(model(), {R0: own}, batch, base)
+    base = judge.measure_base(model(), batch, {R0: np.zeros(D, np.float32)})
+    found = judge.measure_totals(model(), {R0: own}, batch, base)
     return {'loss': found.loss, 'kl': found.kl, 'n': found.predicted, **found.losses}
 
   real = np.pad(np.ones(short.shape, bool), ((0, 0), (2, 0)))
@@ -582,7 +586,7 @@ def test_padding_that_is_kept_is_refused():
 def test_what_is_no_batch_is_refused_by_name(batches, says):
   for judge in (
     functools.partial(evaluate, speaker()),
-    lambda params, _, found: speaker().means(params, found),
+    lambda params, _, found: speaker().measure_means(params, found),
   ):
     with pytest.raises(SAEError, match=says):
       judge(model(), {R0: {}}, batches)

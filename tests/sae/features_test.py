@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from mechjax.sae import ReLU, SAEError, TopK, features
-from mechjax.sae.features import EDGES, Settings
+from mechjax.sae.features import EDGES, FeatureSettings
 
 pytestmark = pytest.mark.slow
 
 V, T, D, M = 13, 12, 5, 8
 SAE = ReLU(d_in=D, width=M, sparsity=0.0)
-SETTINGS = Settings(
+SETTINGS = FeatureSettings(
   n_top=4, levels=3, per_level=2, before=3, after=1, n_logits=3, n_near=2, chunk=3
 )
 RNG = np.random.default_rng(0)
@@ -243,7 +243,7 @@ def test_some_latents_are_told_the_same_as_among_all(found):
 def test_sequences_shorter_than_a_window_and_batches_smaller_than_the_top_do():
   sae = TopK(d_in=D, width=M, k=2)
   few = features.collect(
-    activations, sae, PARAMS, [(TOKENS[:1, :2], np.ones((1, 2), bool))], settings=Settings()
+    activations, sae, PARAMS, [(TOKENS[:1, :2], np.ones((1, 2), bool))], settings=FeatureSettings()
   )
   assert few.n_tokens == 2
   assert (few.firings <= 2).all()
@@ -388,8 +388,8 @@ def test_activations_that_are_no_numbers_are_refused_and_named():
 
 @pytest.mark.parametrize('name', ['n_top', 'levels', 'chunk', 'before'])
 def test_settings_out_of_range_are_refused_with_their_value(name):
-  with pytest.raises(SAEError, match=f'Settings.{name}=-1'):
-    Settings(**{name: -1})
+  with pytest.raises(SAEError, match=f'FeatureSettings.{name}=-1'):
+    FeatureSettings(**{name: -1})
 
 
 def test_a_token_whose_activation_is_too_long_does_not_count():

@@ -27,7 +27,7 @@ from mechjax.sae import (
   TopK,
   read_metadata,
 )
-from mechjax.sae.formats import conventions, folded, load, save, torch_zip
+from mechjax.sae.formats import conventions, fold, load, save, torch_zip
 from mechjax.weights.safetensors import SafetensorsFile
 from mechjax.weights.safetensors_writing import save as save_safetensors
 from tests.sae import plain
@@ -185,13 +185,13 @@ def test_a_folded_dictionary_does_to_activations_what_the_other_does_to_normalis
   C, E_scale = 7.0, 3.0 if sae.d_out else None
   latents = E_scale or C
   f, x_hat = outputs(sae, params, x)
-  same(outputs(sae, folded(sae, params, C, E_scale), C * x), (latents * f, latents * x_hat), 1e-4)
+  same(outputs(sae, fold(sae, params, C, E_scale), C * x), (latents * f, latents * x_hat), 1e-4)
 
 
 def test_folding_and_writing_give_the_formula_of_gemma_scope(tmp_path):
   sae, C = SAES['jumprelu'], 7.0
   params, _ = single(sae)
-  save(tmp_path / 'out', sae, folded(sae, params, C), format='gemma_scope')
+  save(tmp_path / 'out', sae, fold(sae, params, C), format='gemma_scope')
   p = {name: np.asarray(value, float) for name, value in params.items()}
   with np.load(tmp_path / 'out' / 'params.npz') as file:
     expected = {
@@ -209,9 +209,9 @@ def test_scales_that_cannot_be_are_refused():
   sae = SAES['relu']
   params, _ = single(sae)
   with pytest.raises(SAEError, match='0'):
-    folded(sae, params, 0.0)
+    fold(sae, params, 0.0)
   with pytest.raises(SAEError, match='target_scale=2'):
-    folded(sae, params, 1.0, 2.0)
+    fold(sae, params, 1.0, 2.0)
 
 
 # --- SAELens ----------------------------------------------------------------------------------------------
@@ -836,6 +836,6 @@ def test_moving_the_centre_back_and_forth_changes_nothing():
     BatchTopK(d_in=D, width=M, k=2),
   ):
     arrays = conventions.on_host(single(sae)[0])
-    back = conventions.centred(conventions.uncentred(arrays))
+    back = conventions.centre(conventions.uncentre(arrays))
     for name, value in arrays.items():
       np.testing.assert_allclose(back[name], value, rtol=1e-5, atol=1e-6)

@@ -20,11 +20,11 @@ from mechjax import flags, sae
 from mechjax.errors import SAEError, SiteError
 from mechjax.eval_sae import report as evaluation_report
 from mechjax.eval_sae.measure import measure
-from mechjax.eval_sae.settings import Settings as Judging
+from mechjax.eval_sae.settings import EvalSettings
 from mechjax.sae import features, store
 from mechjax.sae.store import contexts
 from mechjax.sae.training import Loop, Optimisation
-from mechjax.train_sae import Data, Dictionaries, Machine, Settings
+from mechjax.train_sae import Data, Dictionaries, Machine, TrainSettings
 from mechjax.train_sae.run import run
 from tests.train_sae import story
 
@@ -46,7 +46,7 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def settings(text, tmp_path_factory):
-  return Settings(
+  return TrainSettings(
     run=str(tmp_path_factory.mktemp('runs') / 'first'),
     site='resid_post.0',
     batch=128,
@@ -178,7 +178,7 @@ def test_settings_that_contradict_each_other_are_errors():
   with pytest.raises(SAEError, match='no dictionaries are asked for'):
     Dictionaries()
   with pytest.raises(SAEError, match='streams=1 for processes=2'):
-    Settings(
+    TrainSettings(
       run='x', site='y', dictionaries=Dictionaries(topk=(1,)), optimisation=Optimisation(steps=1),
       machine=Machine(processes=2, coordinator='here:1'),
     )  # fmt: skip
@@ -289,7 +289,7 @@ def test_a_wrong_flag_is_named_with_the_right_one():
 def test_a_run_is_evaluated_with_a_table_a_picture_and_a_page_of_features(
   settings, trained, capsys
 ):
-  asked = Judging(
+  asked = EvalSettings(
     run=settings.run, tokens=600, batch=4, dashboard=('topk/0',), latents=20, feature_tokens=600
   )
   measured = measure(asked)
@@ -315,7 +315,7 @@ def test_a_run_is_evaluated_with_a_table_a_picture_and_a_page_of_features(
 
 def test_a_published_dictionary_is_evaluated_without_its_run(settings, trained, text, tmp_path):
   place = str(Path(settings.run) / 'dictionaries/topk/0')
-  asked = Judging(
+  asked = EvalSettings(
     dictionaries=(place,),
     site='resid_post.0',
     text=str(text),

@@ -6,8 +6,16 @@ into a report; `comparing` has the two functions that go through the batches, `e
 """
 
 from mechjax.sae.evaluation.comparing import compare, evaluate
-from mechjax.sae.evaluation.metrics import Report, SiteReport
+from mechjax.sae.evaluation.metrics import EvaluationReport, SiteReport
 from mechjax.sae.evaluation.passes import Evaluation
 from mechjax.sae.evaluation.sums import Batch, next_tokens
 
-__all__ = ['Batch', 'Evaluation', 'Report', 'SiteReport', 'compare', 'evaluate', 'next_tokens']
+__all__ = [
+  'Batch',
+  'Evaluation',
+  'EvaluationReport',
+  'SiteReport',
+  'compare',
+  'evaluate',
+  'next_tokens',
+]

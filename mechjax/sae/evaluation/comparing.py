@@ -15,22 +15,22 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mechjax.errors import SAEError
-from mechjax.sae.evaluation.metrics import Report, Totals, report
+from mechjax.sae.evaluation.metrics import EvaluationReport, Totals, report
 from mechjax.sae.evaluation.passes import Dictionaries, Evaluation
-from mechjax.sae.evaluation.sums import Batch, batches_of, check_batch
+from mechjax.sae.evaluation.sums import Batch, check_batch, check_batches
 
 
 def evaluate(
-  judge: Evaluation,
+  evaluation: Evaluation,
   params: Any,
   dictionaries: Dictionaries,
   batches: Iterable[Batch],
   means: Mapping[str, Any] | None = None,
-) -> Report:
+) -> EvaluationReport:
   """All metrics of the dictionaries of one `Evaluation`.
 
   Args:
-    judge: the dictionaries and where they are in the model.
+    evaluation: the dictionaries and where they are in the model.
     params: of the model.
     dictionaries: parameters of each dictionary, by the site that it reads.
     batches: gone through once, or twice without `means`.
@@ -41,7 +41,7 @@ def evaluate(
       once, without means.
     SiteError, HarvestError: sites that are not in the model.
   """
-  return compare({'': (judge, dictionaries)}, params, batches, means)['']
+  return compare({'': (evaluation, dictionaries)}, params, batches, means)['']
 
 
 def compare(
@@ -50,11 +50,11 @@ def compare(
   batches: Iterable[Batch],
   means: Mapping[str, Any] | None = None,
   progress: Callable[[int], None] = lambda done: None,
-) -> dict[str, Report]:
+) -> dict[str, EvaluationReport]:
   """Judges several dictionaries of the same sites on the same tokens; what they share is computed once.
 
   Args:
-    candidates: by any name: what judges, and parameters of each dictionary by the site that it reads.
+    candidates: by any name: an `Evaluation`, and parameters of each dictionary by the site that it reads.
     params: of the model.
     batches: gone through once, or twice without `means`.
     means: what mean ablation puts in, by the site that a dictionary reads, [E]; None to measure it.
@@ -67,47 +67,47 @@ def compare(
     SAEError: no candidates, or of different models or sites; and as `evaluate`.
     SiteError, HarvestError: sites that are not in the model.
   """
-  judge, batches = _shared(candidates), batches_of(batches)
+  evaluation, batches = _check_comparable(candidates), check_batches(batches)
   for own, dictionaries in candidates.values():
-    own.expect(dictionaries, means)
+    own.check(dictionaries, means)
   if means is None:
     if iter(batches) is batches:
       raise SAEError(
         'batches that can be gone through only once, and no means to ablate to',
         hint='give a list or another iterable that starts again, or means=',
       )
-    means = judge.means(params, batches)
+    means = evaluation.measure_means(params, batches)
   totals: dict[str, Totals] = {}
   drifts: dict[str, float] = {}
   for n, batch in enumerate(batches):
     check_batch(batch)
-    base = judge.base(params, batch, means)
+    base = evaluation.measure_base(params, batch, means)
     for name, (own, dictionaries) in candidates.items():
       if n == 0:
-        drifts[name] = own.drift(params, dictionaries, batch, base)
-      part = own.totals(params, dictionaries, batch, base)
-      totals[name] = totals[name].merged(part) if n else part
+        drifts[name] = own.measure_drift(params, dictionaries, batch, base)
+      part = own.measure_totals(params, dictionaries, batch, base)
+      totals[name] = totals[name].merge(part) if n else part
     progress(n + 1)
   if not totals:
     raise SAEError('no batches', cause='an empty data set, or an iterator that is used up')
   return {name: report(total, drifts[name]) for name, total in totals.items()}
 
 
-def _shared(candidates: Mapping[str, tuple[Evaluation, Dictionaries]]) -> Evaluation:
+def _check_comparable(candidates: Mapping[str, tuple[Evaluation, Dictionaries]]) -> Evaluation:
   """One that stands for all in what does not depend on dictionaries."""
-  judges = [judge for judge, _ in candidates.values()]
-  if not judges:
+  evaluations = [evaluation for evaluation, _ in candidates.values()]
+  if not evaluations:
     raise SAEError('no dictionaries to compare')
-  first = judges[0]
-  for judge in judges:
-    if judge.forward is not first.forward or _where(judge) != _where(first):
+  first = evaluations[0]
+  for evaluation in evaluations:
+    if evaluation.forward is not first.forward or _where(evaluation) != _where(first):
       raise SAEError(
-        f'dictionaries of {_where(judge)} are compared with those of {_where(first)}',
+        f'dictionaries of {_where(evaluation)} are compared with those of {_where(first)}',
         cause='different sites, limits or models, whose activations and ablations are not the same',
         hint='compare those of each apart',
       )
   return first
 
 
-def _where(judge: Evaluation) -> tuple:
-  return [*judge.saes], dict(judge.targets), dict(judge.limits)
+def _where(evaluation: Evaluation) -> tuple:
+  return [*evaluation.saes], dict(evaluation.targets), dict(evaluation.limits)

@@ -20,7 +20,7 @@ Of a site, over the tokens kept; y is the target, which is x unless it is a tran
 
 Streaming. A batch is reduced to sums on the device (`sums`), a `Totals`, and these add up on the host in double
 precision; means and scatter merge by the formula of Chan et al. (1979), centred within each batch, so neither the
-cutting of the data nor its length nor a mean far from zero matters. `Totals.merged` is all that several hosts need.
+cutting of the data nor its length nor a mean far from zero matters. `Totals.merge` is all that several hosts need.
 
 Sharp edges. Recovered against zero is nearly always close to 1 at a residual site, so never quote it without its name;
 both are NaN where ablating costs nothing. Dead fraction falls with the number of tokens looked at: quote that too.
@@ -54,7 +54,7 @@ class Spread:
   mean: Any
   scatter: Any
 
-  def merged(self, other: Spread) -> Spread:
+  def merge(self, other: Spread) -> Spread:
     """Of both sets of vectors (Chan, Golub and LeVeque 1979)."""
     count = self.count + other.count
     share = other.count / np.maximum(count, 1)
@@ -106,13 +106,13 @@ class Totals:
   kl: Any
   sites: dict[str, SiteTotals]
 
-  def merged(self, other: Totals) -> Totals:
+  def merge(self, other: Totals) -> Totals:
     """Of both sets of batches, in any order."""
-    return jax.tree.map(_merged, self, other, is_leaf=lambda x: isinstance(x, Spread))
+    return jax.tree.map(_merge, self, other, is_leaf=lambda x: isinstance(x, Spread))
 
 
-def _merged(a: Any, b: Any) -> Any:
-  return a.merged(b) if isinstance(a, Spread) else a + b
+def _merge(a: Any, b: Any) -> Any:
+  return a.merge(b) if isinstance(a, Spread) else a + b
 
 
 def on_host(tree: Any) -> Any:
@@ -147,7 +147,7 @@ class SiteReport:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class EvaluationReport:
   """What the model loses; see the top of this file. `loss_*` are losses per predicted token."""
 
   predicted: int
@@ -183,7 +183,7 @@ class Report:
     return own | named | {'sites': {name: site.metrics() for name, site in self.sites.items()}}
 
 
-def report(totals: Totals, splice_drift: float) -> Report:
+def report(totals: Totals, splice_drift: float) -> EvaluationReport:
   """Figures from sums.
 
   Args:
@@ -200,7 +200,7 @@ def report(totals: Totals, splice_drift: float) -> Report:
       cause='no batches, or masks under which no two tokens follow each other',
     )
   losses = {f'loss_{kind}': float(totals.losses[kind]) / n for kind in KINDS}
-  return Report(
+  return EvaluationReport(
     predicted=n,
     splice_drift=splice_drift,
     loss=float(totals.loss) / n,

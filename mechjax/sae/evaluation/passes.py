@@ -119,39 +119,39 @@ class Evaluation:
         f'targets for {sorted(self.targets)}, transcoders at {sorted(transcoders)}',
         hint='name the site that each transcoder says, and no other',
       )
-    said = [self._target(site) for site in self.saes]
-    if not said or len({*map(sites.parse, said)}) < len(said):
+    targets = [self._target(site) for site in self.saes]
+    if not targets or len({*map(sites.parse, targets)}) < len(targets):
       raise SAEError(
-        f'dictionaries that say the sites {said}; one or more are needed, each at its own'
+        f'dictionaries that say the sites {targets}; one or more are needed, each at its own'
       )
 
-  def means(self, params: Any, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
+  def measure_means(self, params: Any, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
     """The mean of what each dictionary has to say, [E], by the site that it reads; float64."""
     total: dict[str, Spread] = {}
-    for batch in sums.batches_of(batches):
+    for batch in sums.check_batches(batches):
       sums.check_batch(batch)
       for site, part in on_host(self._spreads(params, batch)).items():
-        total[site] = total[site].merged(part) if site in total else part
+        total[site] = total[site].merge(part) if site in total else part
     return {site: spread.mean for site, spread in total.items()}
 
-  def base(self, params: Any, batch: Batch, means: Mapping[str, Any]) -> Base:
+  def measure_base(self, params: Any, batch: Batch, means: Mapping[str, Any]) -> Base:
     """What does not depend on dictionaries; arguments as in `comparing.evaluate`.
 
     Raises:
       SAEError: the loss of the model is no number.
     """
-    loss, log_probs, acts, grads, kept = self._read(params, batch)
+    loss, log_probs, acts, grads, kept = self._run(params, batch)
     if not np.isfinite(loss):
       raise SAEError(
         f'the loss of the model itself is {float(loss)}',
         cause='parameters that are no numbers, or tokens that are not in its vocabulary',
       )
     vectors = {site: jnp.asarray(means[site], jnp.float32) for site in self.saes}
-    zero = self._ablated(params, jax.tree.map(jnp.zeros_like, vectors), kept, batch)
-    mean = self._ablated(params, vectors, kept, batch)
-    return Base(loss, zero, mean, sums.predicted(batch), log_probs, acts, grads, kept)
+    zero = self._ablate(params, jax.tree.map(jnp.zeros_like, vectors), kept, batch)
+    mean = self._ablate(params, vectors, kept, batch)
+    return Base(loss, zero, mean, sums.count_predicted(batch), log_probs, acts, grads, kept)
 
-  def expect(
+  def check(
     self, dictionaries: Dictionaries | None = None, means: Mapping[str, Any] | None = None
   ) -> None:
     """Checks what is given by site.
@@ -173,13 +173,15 @@ class Evaluation:
         hint=f'vectors of widths { {s: self.saes[s].target_width for s in wrong} }, by the site that is read',
       )
 
-  def drift(self, params: Any, dictionaries: Dictionaries, batch: Batch, base: Base) -> float:
+  def measure_drift(
+    self, params: Any, dictionaries: Dictionaries, batch: Batch, base: Base
+  ) -> float:
     """By how much the loss changes when what the dictionaries say and what they leave out are put back.
 
     Raises:
       SAEError: by more than rounding explains.
     """
-    restored = self._restored(params, dict(dictionaries), base.kept, batch)
+    restored = self._restore(params, dict(dictionaries), base.kept, batch)
     drift = abs(float(restored) - float(base.loss)) / max(int(base.predicted), 1)
     if not drift <= TOLERANCE:
       raise SAEError(
@@ -187,16 +189,18 @@ class Evaluation:
         where=f'{[*self.saes]}',
         cause='reconstructions that are no numbers or so large that rounding eats the activation: a dictionary for '
         'another site, or one that was trained on normalised activations and not folded',
-        hint='mechjax.sae.formats.folded(sae, params, scale)',
+        hint='mechjax.sae.formats.fold(sae, params, scale)',
       )
     return drift
 
-  def totals(self, params: Any, dictionaries: Dictionaries, batch: Batch, base: Base) -> Totals:
+  def measure_totals(
+    self, params: Any, dictionaries: Dictionaries, batch: Batch, base: Base
+  ) -> Totals:
     """The sums of one batch, on the host."""
     own = dict(dictionaries)
-    spliced, kl = self._spliced(params, own, base.kept, batch, base.log_probs)
+    spliced, kl = self._splice(params, own, base.kept, batch, base.log_probs)
     losses = {'spliced': spliced, 'zero': base.zero, 'mean': base.mean}
-    per_site = self._described(own, base.acts, base.grads, base.kept, batch)
+    per_site = self._describe(own, base.acts, base.grads, base.kept, batch)
     return on_host(Totals(base.predicted, base.loss, losses, kl, per_site))
 
   def _target(self, site: str) -> str:
@@ -207,7 +211,7 @@ class Evaluation:
     """All that are read or said."""
     return [*dict.fromkeys([*self.saes, *self.targets.values()])]
 
-  def _kept(self, acts: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+  def _keep(self, acts: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
     """Which tokens each dictionary is responsible for, from activations [N, D] of the model as it is."""
     kept = jnp.asarray(batch.kept)
     within = {
@@ -226,8 +230,8 @@ class Evaluation:
       acts = harvest.reap(self.forward, sites=self._sites)(
         params, batch.inputs, **sums.padding(batch)
       )
-      flat = {site: sums.tokens(acts[sites.parse(site)], batch) for site in self._sites}
-      kept = self._kept(flat, batch)
+      flat = {site: sums.flatten(acts[sites.parse(site)], batch) for site in self._sites}
+      kept = self._keep(flat, batch)
       return {
         site: sums.spread(flat[self._target(site)], dataclasses.replace(batch, kept=kept[site]))
         for site in self.saes
@@ -236,7 +240,7 @@ class Evaluation:
     return watching.jit(spreads, self.forward)
 
   @functools.cached_property
-  def _read(self) -> Callable:
+  def _run(self) -> Callable:
     """(params, batch) -> sum of losses, log-probabilities, activations, their gradients, and who is kept where."""
 
     def total_loss(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -247,78 +251,80 @@ class Evaluation:
 
     def read(params: Any, batch: Batch) -> tuple:
       (loss, log_probs), acts, grads = run(params, batch)
-      of = {site: sites.parse(site) for site in self._sites}
+      at = {site: sites.parse(site) for site in self._sites}
       flat = [
-        {s: sums.tokens(values[at], batch) for s, at in of.items()} for values in (acts, grads)
+        {s: sums.flatten(values[key], batch) for s, key in at.items()} for values in (acts, grads)
       ]
-      return loss, log_probs, *flat, self._kept(flat[0], batch)
+      return loss, log_probs, *flat, self._keep(flat[0], batch)
 
     return watching.jit(read, self.forward)
 
   @functools.cached_property
-  def _described(self) -> Callable:
+  def _describe(self) -> Callable:
     """(dictionaries, activations, gradients, who is kept where, batch) -> totals by site."""
 
     @jax.jit
-    def described(
+    def describe(
       dictionaries: dict[str, Params], acts: dict, grads: dict, kept: dict, batch: Batch
     ) -> dict[str, SiteTotals]:
-      said = {site: self._target(site) for site in dictionaries}
+      target = {site: self._target(site) for site in dictionaries}
       return {
         site: sums.site_totals(
           self.saes[site],
           own,
           acts[site],
-          acts[said[site]],
-          grads[said[site]],
+          acts[target[site]],
+          grads[target[site]],
           dataclasses.replace(batch, kept=kept[site]),
         )
         for site, own in dictionaries.items()
       }
 
-    return described
+    return describe
 
   @functools.cached_property
-  def _spliced(self) -> Callable:
+  def _splice(self) -> Callable:
     """(params, dictionaries, who is kept where, batch, log-probabilities) -> sum of losses, sum of divergences."""
 
-    def spliced(
+    def run_spliced(
       params: Any, dictionaries: dict[str, Params], kept: dict, batch: Batch, log_probs: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-      plants = self._plants(params, dictionaries, kept, batch)
-      changed = self._planted(plants, params, batch)
+      plants = self._build_plants(params, dictionaries, kept, batch)
+      changed = self._plant(plants, params, batch)
       return sums.loss(changed, batch), sums.divergence(log_probs, changed, batch)
 
-    return watching.jit(spliced, self.forward)
+    return watching.jit(run_spliced, self.forward)
 
   @functools.cached_property
-  def _restored(self) -> Callable:
+  def _restore(self) -> Callable:
     """(params, dictionaries, who is kept where, batch) -> sum of losses."""
 
-    def restored(
+    def run_restored(
       params: Any, dictionaries: dict[str, Params], kept: dict, batch: Batch
     ) -> jax.Array:
-      plants = self._plants(params, dictionaries, kept, batch, restore=True)
-      return sums.loss(self._planted(plants, params, batch), batch)
+      plants = self._build_plants(params, dictionaries, kept, batch, restore=True)
+      return sums.loss(self._plant(plants, params, batch), batch)
 
-    return watching.jit(restored, self.forward)
+    return watching.jit(run_restored, self.forward)
 
   @functools.cached_property
-  def _ablated(self) -> Callable:
+  def _ablate(self) -> Callable:
     """(params, vectors, who is kept where, batch) -> sum of losses; one executable for zeros and for means."""
 
-    def ablated(params: Any, vectors: dict[str, jax.Array], kept: dict, batch: Batch) -> jax.Array:
-      plants = {self._target(site): splice.replaced(v, kept[site]) for site, v in vectors.items()}
-      return sums.loss(self._planted(plants, params, batch), batch)
+    def run_ablated(
+      params: Any, vectors: dict[str, jax.Array], kept: dict, batch: Batch
+    ) -> jax.Array:
+      plants = {self._target(site): splice.ablate(v, kept[site]) for site, v in vectors.items()}
+      return sums.loss(self._plant(plants, params, batch), batch)
 
-    return watching.jit(ablated, self.forward)
+    return watching.jit(run_ablated, self.forward)
 
-  def _planted(self, plants: dict[str, splice.Planted], params: Any, batch: Batch) -> jax.Array:
+  def _plant(self, plants: dict[str, splice.Planted], params: Any, batch: Batch) -> jax.Array:
     return sums.log_probs(
       harvest.plant(self.forward)(plants, params, batch.inputs, **sums.padding(batch)), batch
     )
 
-  def _plants(
+  def _build_plants(
     self,
     params: Any,
     dictionaries: Dictionaries,
@@ -327,13 +333,13 @@ class Evaluation:
     restore: bool = False,
   ) -> dict[str, splice.Planted]:
     """What is planted where; transcoders in the order of the forward pass, each reading what the others have left."""
-    how = splice.restored if restore else splice.reconstructed
+    make = splice.restore if restore else splice.reconstruct
     plants = {
-      site: how(sae, dictionaries[site], kept[site])
+      site: make(sae, dictionaries[site], kept[site])
       for site, sae in self.saes.items()
       if site not in self.targets
     }
-    for site in self._in_order(params, batch):
+    for site in self._order_transcoders(params, batch):
       acts = harvest.harvest(self.forward, sites=[site])(
         plants, params, batch.inputs, **sums.padding(batch)
       )[1]
@@ -341,13 +347,13 @@ class Evaluation:
       x = splice.activations(read, kept[site])
       sae, own = self.saes[site], dictionaries[site]
       y_hat = sae.decode(own, sae.encode(own, x), x)
-      said = splice.given(y_hat, kept[site])
+      output = splice.replace(y_hat, kept[site])
       if restore:
-        said = splice.changed(functools.partial(splice.put_back, y_hat), kept[site])
-      plants[self.targets[site]] = said
+        output = splice.change_where(functools.partial(splice.put_back, y_hat), kept[site])
+      plants[self.targets[site]] = output
     return plants
 
-  def _in_order(self, params: Any, batch: Batch) -> list[str]:
+  def _order_transcoders(self, params: Any, batch: Batch) -> list[str]:
     """The sites that transcoders read, in the order in which a forward pass meets them."""
     if len(self.targets) < 2:
       return [*self.targets]

@@ -10,7 +10,7 @@ other, so these are plain functions for `harvest.plant`, at as many sites at onc
     restored          x -> x_hat + (x - x_hat): nothing may change, or the splice itself is wrong
     replaced          x -> a given vector: zero, or the mean of the data
 
-A transcoder says another site than it reads, so what it says is computed first and planted there with `given`.
+A transcoder says another site than it reads, so what it says is computed first and planted there with `replace`.
 `kept` tells the tokens that a dictionary is responsible for; at all others (padding, BOS) the value stays. Its axes
 are the leading ones of the value, and whatever is behind them is laid end to end: heads [B, T, N, H] become [B, T, NH].
 
@@ -33,7 +33,7 @@ from mechjax.sae.architectures import Architecture, Params
 Planted = Callable[[jax.Array], jax.Array]
 
 
-def reconstructed(sae: Architecture, params: Params, kept: jax.Array) -> Planted:
+def reconstruct(sae: Architecture, params: Params, kept: jax.Array) -> Planted:
   """What an autoencoder says instead of the value.
 
   Args:
@@ -44,26 +44,26 @@ def reconstructed(sae: Architecture, params: Params, kept: jax.Array) -> Planted
   Raises:
     SAEError: it is a transcoder; when called: the value has other axes.
   """
-  return changed(_said(sae, params), kept)
+  return change_where(_autoencode(sae, params), kept)
 
 
-def restored(sae: Architecture, params: Params, kept: jax.Array) -> Planted:
-  """What an autoencoder says, and what it does not say; arguments as in `reconstructed`."""
-  said = _said(sae, params)
-  return changed(lambda x: put_back(said(x), x), kept)
+def restore(sae: Architecture, params: Params, kept: jax.Array) -> Planted:
+  """What an autoencoder says, and what it does not say; arguments as in `reconstruct`."""
+  said = _autoencode(sae, params)
+  return change_where(lambda x: put_back(said(x), x), kept)
 
 
-def replaced(vector: jax.Array, kept: jax.Array) -> Planted:
+def ablate(vector: jax.Array, kept: jax.Array) -> Planted:
   """One vector [D] for all tokens that are kept."""
-  return changed(lambda x: jnp.broadcast_to(vector, x.shape), kept)
+  return change_where(lambda x: jnp.broadcast_to(vector, x.shape), kept)
 
 
-def given(y_hat: jax.Array, kept: jax.Array) -> Planted:
+def replace(y_hat: jax.Array, kept: jax.Array) -> Planted:
   """Values [..., D] that have been computed before, such as those of a transcoder."""
-  return changed(lambda _: y_hat, kept)
+  return change_where(lambda _: y_hat, kept)
 
 
-def changed(change: Planted, kept: jax.Array) -> Planted:
+def change_where(change: Planted, kept: jax.Array) -> Planted:
   """A function of activations [..., D] made one of the value of a site.
 
   Args:
@@ -71,12 +71,12 @@ def changed(change: Planted, kept: jax.Array) -> Planted:
     kept: where it counts.
   """
 
-  def planted(value: jax.Array) -> jax.Array:
+  def plant(value: jax.Array) -> jax.Array:
     x = activations(value, kept)
     new = jnp.where(kept[..., None], change(x).astype(value.dtype), x.astype(value.dtype))
     return new.reshape(value.shape)
 
-  return planted
+  return plant
 
 
 def put_back(x_hat: jax.Array, x: jax.Array) -> jax.Array:
@@ -99,7 +99,7 @@ def activations(value: jax.Array, kept: jax.Array) -> jax.Array:
   return precision.wide(value).reshape(*lead, -1)
 
 
-def _said(sae: Architecture, params: Params) -> Planted:
+def _autoencode(sae: Architecture, params: Params) -> Planted:
   if sae.d_out is not None:
     raise SAEError(
       'a transcoder does not say the site that it reads',

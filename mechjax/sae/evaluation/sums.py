@@ -4,7 +4,7 @@ A batch says which token follows which, and which ones count. Everything here ta
 and gives sums over those that count, so that batches of any size add up (`metrics`).
 
     log_probs, loss, divergence           of logits [B, T, V]
-    tokens, spread, site_totals           of the value of a site
+    flatten, spread, site_totals          of the value of a site
 
 Sharp edge: a token that is not kept keeps its activation, and is neither predicted nor predicted from.
 """
@@ -45,7 +45,7 @@ class Batch:
   mask: Any = None
 
 
-def batches_of(batches: Any) -> Iterable[Batch]:
+def check_batches(batches: Any) -> Iterable[Batch]:
   """`batches` itself; an SAEError for tokens, one batch or something else that is not gone through."""
   if isinstance(batches, Batch) or hasattr(batches, 'shape') or not np.iterable(batches):
     raise _no_batches(batches)
@@ -134,12 +134,12 @@ def divergence(p: jax.Array, q: jax.Array, batch: Batch) -> jax.Array:
   return jnp.sum(jnp.where(jnp.asarray(batch.targets) >= 0, each, 0))
 
 
-def predicted(batch: Batch) -> jax.Array:
+def count_predicted(batch: Batch) -> jax.Array:
   """How many tokens are predicted."""
   return jnp.sum(jnp.asarray(batch.targets) >= 0, dtype=jnp.int32)
 
 
-def tokens(value: jax.Array, batch: Batch) -> jax.Array:
+def flatten(value: jax.Array, batch: Batch) -> jax.Array:
   """Activations of all tokens, float32 [N, D], from the value of a site."""
   x = splice.activations(value, jnp.asarray(batch.kept))
   return x.reshape(-1, x.shape[-1])

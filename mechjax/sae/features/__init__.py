@@ -24,14 +24,14 @@ n examples, W tokens of a window, T tokens of a sequence.
 from mechjax.sae.features.collecting import collect
 from mechjax.sae.features.directions import Ranked, logit_effects, nearest
 from mechjax.sae.features.record import EDGES, Examples, Features, load
-from mechjax.sae.features.selection import Settings
+from mechjax.sae.features.selection import FeatureSettings
 
 __all__ = [
   'EDGES',
   'Examples',
+  'FeatureSettings',
   'Features',
   'Ranked',
-  'Settings',
   'collect',
   'load',
   'logit_effects',

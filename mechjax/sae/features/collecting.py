@@ -28,10 +28,10 @@ from mechjax.sae.features import directions, keeping, selection
 from mechjax.sae.features.directions import Ranked
 from mechjax.sae.features.keeping import Best
 from mechjax.sae.features.record import EDGES, Examples, Features
-from mechjax.sae.features.selection import Settings
+from mechjax.sae.features.selection import FeatureSettings
 
 _AT_ONCE = 4096  # windows fetched by one call
-_DEFAULT = Settings()
+_DEFAULT = FeatureSettings()
 
 
 def collect(
@@ -42,7 +42,7 @@ def collect(
   *,
   latents: Any = None,
   unembed: Callable[[jax.Array], jax.Array] | None = None,
-  settings: Settings = _DEFAULT,
+  settings: FeatureSettings = _DEFAULT,
   limit: float = np.inf,
   seed: int = 0,
 ) -> Features:
@@ -65,30 +65,30 @@ def collect(
   """
   if not limit > 0:
     raise SAEError(f'limit={limit} is no length', hint='a positive number, or inf for none')
-  chosen = _chosen(sae, latents)
-  gathering = _Gathering(sae, params, chosen, settings, seed)
+  chosen = _check_latents(sae, latents)
+  collector = _Collector(sae, params, chosen, settings, seed)
   for tokens, kept in batches:
-    tokens, kept = _checked(tokens, kept)
+    tokens, kept = _check_batch(tokens, kept)
     x = splice.activations(activations(tokens), jnp.asarray(kept))
     if limit < np.inf:
       kept = kept & ~np.asarray(
         jnp.linalg.norm(x, axis=-1) > limit
       )  # what is no number is found later
-    gathering.add(tokens, kept, x)
-  if not gathering.n_tokens:
+    collector.add(tokens, kept, x)
+  if not collector.n_tokens:
     raise SAEError('no tokens', cause='no batches, or masks that keep nothing')
   none = Ranked(np.zeros((len(chosen), 0), np.int32), np.zeros((len(chosen), 0), np.float32))
   raised, lowered = none, none
   if unembed is not None:
     rows = jnp.asarray(params['W_dec'])[chosen]
     raised, lowered = directions.logit_effects(rows, unembed, settings.n_logits)
-  drawn, level = gathering.sample()
+  drawn, level = collector.sample()
   return Features(
     width=sae.width,
-    n_tokens=gathering.n_tokens,
+    n_tokens=collector.n_tokens,
     latents=chosen,
-    histogram=gathering.histogram,
-    top=gathering.top.examples(settings.before),
+    histogram=collector.histogram,
+    top=collector.top.to_examples(settings.before),
     drawn=drawn,
     level=level,
     n_levels=settings.levels,
@@ -99,11 +99,16 @@ def collect(
   )
 
 
-class _Gathering:
+class _Collector:
   """What is known after some batches."""
 
   def __init__(
-    self, sae: Architecture, params: Params, latents: np.ndarray, settings: Settings, seed: int
+    self,
+    sae: Architecture,
+    params: Params,
+    latents: np.ndarray,
+    settings: FeatureSettings,
+    seed: int,
   ) -> None:
     self.sae, self.params, self.latents, self.settings = sae, params, latents, settings
     self.seed = np.uint32(seed % 2**32)
@@ -128,10 +133,10 @@ class _Gathering:
     self.histogram += np.asarray(found.histogram)
     # First the top, whose largest activation says what a level is.
     for best, candidates, rank in (
-      (self.top, found.top, keeping.by_key(self.settings.n_top)),
-      (self.drawn, found.drawn, self._by_level),
+      (self.top, found.top, keeping.rank_by_key(self.settings.n_top)),
+      (self.drawn, found.drawn, self._rank_by_level),
     ):
-      best.merge(keeping.offer(candidates, first, tokens.shape[1]), rank, batch.windows)
+      best.merge(keeping.offer(candidates, first, tokens.shape[1]), rank, batch.cut_windows)
     self.n_tokens += int(kept.sum())
     self.n_sequences += len(tokens)
 
@@ -140,16 +145,16 @@ class _Gathering:
     key, value = self.drawn.kept.key, self.drawn.kept.value
     order = np.argsort(-value, -1, kind='stable')
     level = np.where(key > 0, self._level(value), -1).astype(np.int32)
-    return self.drawn.examples(self.settings.before, order), np.take_along_axis(level, order, -1)
+    return self.drawn.to_examples(self.settings.before, order), np.take_along_axis(level, order, -1)
 
   def _level(self, value: np.ndarray) -> np.ndarray:
     """Octaves below that of the largest activation so far, up to the last level, [L, n]."""
     below = np.frexp(self.top.kept.value[:, :1])[1] - np.frexp(value)[1]
     return np.minimum(below, self.settings.levels - 1)
 
-  def _by_level(self, key: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  def _rank_by_level(self, key: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The first few of each level by their keys; a `keeping.Rank`."""
-    level, few = self._level(value), keeping.by_key(self.settings.per_level)
+    level, few = self._level(value), keeping.rank_by_key(self.settings.per_level)
     parts = [few(np.where(level == n, key, 0), value) for n in range(self.settings.levels)]
     order, keys = (np.concatenate(arrays, -1) for arrays in zip(*parts))
     return order, keys
@@ -159,12 +164,12 @@ class _Gathering:
 class _Batch:
   """What windows are cut from: activations on the device [L, B, T], tokens [B, T], the first sequence's number."""
 
-  settings: Settings
+  settings: FeatureSettings
   f_MxBxT: jax.Array
   tokens: np.ndarray
   first: int
 
-  def windows(
+  def cut_windows(
     self, row: np.ndarray, sequence: np.ndarray, position: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and activations around some tokens; a `keeping.Fetch`."""
@@ -172,17 +177,19 @@ class _Batch:
     padded = np.pad(self.tokens, ((0, 0), (before, after)), constant_values=-1)
     at = np.stack([row, sequence - self.first, position]).astype(np.int32)
     tokens = padded[at[1][:, None], at[2][:, None] + np.arange(before + 1 + after)]
-    parts = [self._activations(at[:, low : low + _AT_ONCE]) for low in range(0, len(row), _AT_ONCE)]
+    parts = [
+      self._cut_activations(at[:, low : low + _AT_ONCE]) for low in range(0, len(row), _AT_ONCE)
+    ]
     return tokens, np.concatenate(parts)
 
-  def _activations(self, at: np.ndarray) -> np.ndarray:
+  def _cut_activations(self, at: np.ndarray) -> np.ndarray:
     """Around up to `_AT_ONCE` tokens; filled up to that number, so that one program serves all."""
     n = at.shape[1]
     filled = np.pad(at, ((0, 0), (0, _AT_ONCE - n)))
-    return np.asarray(selection.windows(self.settings, self.f_MxBxT, *filled))[:n]
+    return np.asarray(selection.cut_windows(self.settings, self.f_MxBxT, *filled))[:n]
 
 
-def _chosen(sae: Architecture, latents: Any) -> np.ndarray:
+def _check_latents(sae: Architecture, latents: Any) -> np.ndarray:
   if latents is None:
     return np.arange(sae.width)
   chosen = np.asarray(latents)
@@ -197,7 +204,7 @@ def _chosen(sae: Architecture, latents: Any) -> np.ndarray:
   return chosen.astype(np.int64)
 
 
-def _checked(tokens: Any, kept: Any) -> tuple[np.ndarray, np.ndarray]:
+def _check_batch(tokens: Any, kept: Any) -> tuple[np.ndarray, np.ndarray]:
   tokens, kept = np.asarray(tokens), np.asarray(kept)
   ids = np.issubdtype(tokens.dtype, np.integer)
   if tokens.shape != kept.shape or tokens.ndim != 2 or not ids or kept.dtype != bool:

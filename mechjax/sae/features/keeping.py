@@ -42,7 +42,7 @@ def offer(candidates: Candidates, first: int, length: int) -> Offer:
   return Offer(key, value, first + place.astype(np.int64) // length, place % length)
 
 
-def by_key(n: int) -> Rank:
+def rank_by_key(n: int) -> Rank:
   """The n largest keys, the earlier of equals first."""
 
   def rank(key: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +91,7 @@ class Best:
     ):
       mine[rows] = theirs
 
-  def examples(self, own: int, order: np.ndarray | None = None) -> Examples:
+  def to_examples(self, own: int, order: np.ndarray | None = None) -> Examples:
     """What is kept.
 
     Args:

@@ -141,7 +141,7 @@ class Features:
   def save(self, path: str | os.PathLike) -> None:
     """Writes an .npz file, whole or not at all; `load` reads it."""
     with files.whole(Path(path)) as file:
-      np.savez_compressed(file, format=FORMAT, **_flat(self))
+      np.savez_compressed(file, format=FORMAT, **_flatten(self))
 
 
 def load(path: str | os.PathLike) -> Features:
@@ -167,7 +167,7 @@ def load(path: str | os.PathLike) -> Features:
       f'{path} lacks {sorted(wanted - {*arrays})} and has {sorted({*arrays} - wanted)} more'
     )
   try:
-    return Features(**_nested(arrays))
+    return Features(**_nest(arrays))
   except (TypeError, IndexError, AttributeError) as e:
     raise SAEError(f'{path} holds arrays of other shapes than features have: {e}') from e
 
@@ -193,7 +193,7 @@ def _names() -> Iterator[str]:
       yield from (f'{field.name}.{name}' for name in own)
 
 
-def _flat(features: Features) -> dict[str, Any]:
+def _flatten(features: Features) -> dict[str, Any]:
   """Every array under its name, those of parts as 'part.name'."""
   flat: dict[str, Any] = {}
   for field in dataclasses.fields(features):
@@ -206,7 +206,7 @@ def _flat(features: Features) -> dict[str, Any]:
   return flat
 
 
-def _nested(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+def _nest(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
   parts: dict[str, Any] = {name: {} for name in _PARTS}
   for name, array in arrays.items():
     part, _, own = name.partition('.')

@@ -38,7 +38,7 @@ _PART = _EXPONENT - PER_OCTAVE.bit_length() + 1  # where the bits begin that tel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class FeatureSettings:
   """How much is kept of each latent.
 
   Attributes:
@@ -109,7 +109,7 @@ class Selection(NamedTuple):
 @partial(jax.jit, static_argnames=('sae', 'settings'))
 def select(
   sae: Architecture,
-  settings: Settings,
+  settings: FeatureSettings,
   params: Params,
   x: jax.Array,
   kept: jax.Array,
@@ -142,8 +142,8 @@ def select(
     priority = _priority(tickets_BxT, latent).reshape(-1)
     return (
       _histogram(f_BxT.reshape(-1)),
-      _best(_peaks(f_BxT, settings.radius).reshape(-1), f_BxT.reshape(-1), settings.n_top),
-      _drawn(f_BxT.reshape(-1), priority, settings),
+      _pick_best(_peaks(f_BxT, settings.radius).reshape(-1), f_BxT.reshape(-1), settings.n_top),
+      _draw(f_BxT.reshape(-1), priority, settings),
     )
 
   parts = lax.map(one, (latents, f_MxBxT), batch_size=settings.chunk)
@@ -152,8 +152,12 @@ def select(
 
 
 @partial(jax.jit, static_argnames='settings')
-def windows(
-  settings: Settings, f_MxBxT: jax.Array, row: jax.Array, sequence: jax.Array, position: jax.Array
+def cut_windows(
+  settings: FeatureSettings,
+  f_MxBxT: jax.Array,
+  row: jax.Array,
+  sequence: jax.Array,
+  position: jax.Array,
 ) -> jax.Array:
   """Activations around tokens, 0 beyond the ends of their sequences.
 
@@ -200,29 +204,30 @@ def _largest_before(f_BxT: jax.Array, radius: int) -> jax.Array:
   """The largest of the `radius` numbers before each, none of which is negative; 0 where there are none."""
   if radius == 0:
     return jnp.zeros_like(f_BxT)
-  largest, reach = _later(f_BxT, 1), 1
+  largest, reach = _shift(f_BxT, 1), 1
   while reach < radius:
     step = min(reach, radius - reach)
-    largest, reach = jnp.maximum(largest, _later(largest, step)), reach + step
+    largest, reach = jnp.maximum(largest, _shift(largest, step)), reach + step
   return largest
 
 
-def _later(f_BxT: jax.Array, step: int) -> jax.Array:
+def _shift(f_BxT: jax.Array, step: int) -> jax.Array:
   step = min(step, f_BxT.shape[-1])
   return jnp.pad(f_BxT, ((0, 0), (step, 0)))[:, : f_BxT.shape[-1]]
 
 
-def _drawn(f_B: jax.Array, priority_B: jax.Array, settings: Settings) -> Candidates:
+def _draw(f_B: jax.Array, priority_B: jax.Array, settings: FeatureSettings) -> Candidates:
   octaves = octave(f_B)
   level = jnp.minimum(octaves.max() - octaves, settings.levels - 1)
   key = jnp.where(f_B > 0, priority_B, 0)
   parts = [
-    _best(jnp.where(level == n, key, 0), f_B, settings.per_level) for n in range(settings.levels)
+    _pick_best(jnp.where(level == n, key, 0), f_B, settings.per_level)
+    for n in range(settings.levels)
   ]
   return Candidates(*(jnp.concatenate(arrays) for arrays in zip(*parts)))
 
 
-def _best(key_B: jax.Array, f_B: jax.Array, n: int) -> Candidates:
+def _pick_best(key_B: jax.Array, f_B: jax.Array, n: int) -> Candidates:
   key, place = lax.top_k(key_B, min(n, len(key_B)))
   missing = n - len(key)
   return Candidates(*(jnp.pad(array, (0, missing)) for array in (key, f_B[place], place)))
@@ -235,16 +240,16 @@ def _tickets(first: jax.Array, shape: tuple[int, ...], seed: jax.Array) -> jax.A
   """A pseudorandom number of each token, which depends on its place in the whole data; uint32 [B, T]."""
   sequence = first + jnp.arange(shape[0], dtype=jnp.uint32)
   position = jnp.arange(shape[1], dtype=jnp.uint32)
-  return _scrambled(_scrambled(_scrambled(seed) ^ sequence)[:, None] ^ position)
+  return _scramble(_scramble(_scramble(seed) ^ sequence)[:, None] ^ position)
 
 
 def _priority(tickets: jax.Array, latent: jax.Array) -> jax.Array:
   """In (0, 1], float32; independent between tokens and between latents."""
-  bits = _scrambled(tickets ^ _scrambled(latent.astype(jnp.uint32)))
+  bits = _scramble(tickets ^ _scramble(latent.astype(jnp.uint32)))
   return ((bits >> 8) + 1).astype(jnp.float32) * 2.0**-24
 
 
-def _scrambled(x: jax.Array) -> jax.Array:
+def _scramble(x: jax.Array) -> jax.Array:
   """The finaliser of MurmurHash3: a permutation of the 32-bit integers in which each bit moves half of the others."""
   x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)

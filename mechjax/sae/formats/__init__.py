@@ -12,9 +12,9 @@
 
 `load` knows a format by its files. A file keeps what a dictionary needs to be used: coefficients, losses for dead
 latents and Matryoshka prefixes stay behind, and what a format has no words for is an error and not a guess. All of
-them mean activations as the model has them; a dictionary trained on normalised ones is `folded` first:
+them mean activations as the model has them; a dictionary trained on normalised ones is folded first (`fold`):
 
-    save('out/sae', sae, folded(sae, params, scale), format='gemma_scope')
+    save('out/sae', sae, fold(sae, params, scale), format='gemma_scope')
 
 Nothing is unpickled. A directory is written beside its place and gets its name when it is whole. What the formats
 make differently, and why that does not change any output, is said in `conventions`.
@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from mechjax.errors import SAEError, WeightsError, unknown
 from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.formats import dictionary_learning, gemma_scope, metadata, saelens
-from mechjax.sae.formats.conventions import expect_parameters, folded
+from mechjax.sae.formats.conventions import check_parameters, fold
 from mechjax.sae.formats.finding import find
 from mechjax.sae.formats.metadata import Metadata
 from mechjax.weights.json_files import read_beside
@@ -123,7 +123,7 @@ def _metadata(file: Path) -> Metadata:
   if file.suffix == '.npz':
     return Metadata()
   name = saelens.CONFIG if file.name == saelens.WEIGHTS else gemma_scope.CONFIG
-  return metadata.of(read_beside(file, name), f'{file.with_name(name)}')
+  return metadata.parse(read_beside(file, name), f'{file.with_name(name)}')
 
 
 def save(
@@ -139,7 +139,7 @@ def save(
   Args:
     directory: to be made; nothing, or an empty directory, may be there.
     sae: the dictionary.
-    params: its parameters, for activations as the model has them (`folded`).
+    params: its parameters, for activations as the model has them (`fold`).
     format: 'gemma_scope', 'gemma_scope_2' or 'sae_lens'.
     about: what else its config should say, such as the model and the site.
 
@@ -151,14 +151,14 @@ def save(
   if format not in _WRITERS:
     cause = 'files of dictionary-learning are pickles' if format == 'dictionary_learning' else None
     raise unknown(SAEError, 'format to write', format, _WRITERS, cause=cause)
-  words = about or {}
-  _expect_json(words)
-  expect_parameters(sae, params)
+  about = about or {}
+  _check_json(about)
+  check_parameters(sae, params)
   with new_directory(directory) as scratch:
-    _WRITERS[format](scratch, sae, params, words)
+    _WRITERS[format](scratch, sae, params, about)
 
 
-def _expect_json(about: Mapping[str, Any]) -> None:
+def _check_json(about: Mapping[str, Any]) -> None:
   try:
     json.dumps(about, allow_nan=False)
   except (TypeError, ValueError) as e:
@@ -181,4 +181,4 @@ def _weights(directory: Path) -> Path:
   return directory / there[0]
 
 
-__all__ = ['Loaded', 'Metadata', 'folded', 'load', 'read_metadata', 'save']
+__all__ = ['Loaded', 'Metadata', 'fold', 'load', 'read_metadata', 'save']

@@ -24,12 +24,12 @@ from mechjax.errors import MechjaxError, WeightsError
 from mechjax.weights.tensors import aligned
 
 # Weights hardly compress. The format itself allows a thousand.
-_MOST_EXPANSION = 20
+_MAX_EXPANSION = 20
 _CHUNK = 1 << 18
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[zipfile.ZipFile]:
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
   """A zip file; any error of the block that is not ours becomes one.
 
   Args:
@@ -45,9 +45,9 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
   size = os.path.getsize(path)
   try:
     with zipfile.ZipFile(path) as archive:
-      _expect_different(path, [m.filename.removesuffix('.npy') for m in archive.infolist()])
+      _check_names(path, [m.filename.removesuffix('.npy') for m in archive.infolist()])
       claimed = sum(member.file_size for member in archive.infolist())
-      if claimed > _MOST_EXPANSION * size:
+      if claimed > _MAX_EXPANSION * size:
         raise WeightsError(
           f'{path} has {size} bytes and claims to hold {claimed}',
           cause='a file made to fill the memory; weights do not compress like that',
@@ -63,7 +63,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
     ) from e
 
 
-def _expect_different(path: Path, names: list[str]) -> None:
+def _check_names(path: Path, names: list[str]) -> None:
   name, count = max(collections.Counter(names).items(), key=lambda x: x[1], default=('', 1))
   if count > 1:
     raise WeightsError(
@@ -81,10 +81,10 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     Arrays by name.
 
   Raises:
-    WeightsError: as `opened`; an array of objects, or one whose header does not fit its bytes.
+    WeightsError: as `open_zip`; an array of objects, or one whose header does not fit its bytes.
     FileNotFoundError: there is no such file.
   """
-  with opened(path) as archive:
+  with open_zip(path) as archive:
     return {
       member.filename.removesuffix('.npy'): _array(path, archive, member)
       for member in archive.infolist()

@@ -5,10 +5,10 @@ by. Both are absorbed by vectors, so a reader is a table of names and one of the
 
 What the encoder sees. Ours sees x - b_dec, Gemma Scope's sees x. With b standing for any bias of the encoder,
 
-    (x - b_dec) @ W_enc + b  =  x @ W_enc + (b - b_dec @ W_enc)                       `uncentred`, `centred`
+    (x - b_dec) @ W_enc + b  =  x @ W_enc + (b - b_dec @ W_enc)                       `uncentre`, `centre`
 
 What the data had been divided by. A dictionary trained on x / C is one for x itself when its latents are multiplied
-by C too (`folded`; docs/methods.md, section 4.8; Lieberum et al. 2024):
+by C too (`fold`; docs/methods.md, section 4.8; Lieberum et al. 2024):
 
     b' = C b        b_dec' = C b_dec        theta' = C theta        matrices as they were
 
@@ -40,7 +40,7 @@ BIASES = ('b_enc', 'b_gate', 'b_mag')
 _AT_A_TIME = 1 << 17  # numbers in double precision
 
 
-def folded(
+def fold(
   sae: Architecture, params: Params, scale: float, target_scale: float | None = None
 ) -> Params:
   """The dictionary for activations as they are, from one trained on normalised ones.
@@ -76,17 +76,17 @@ def folded(
   return new
 
 
-def centred(arrays: Arrays) -> Arrays:
+def centre(arrays: Arrays) -> Arrays:
   """Biases for an encoder that sees x - b_dec, from those of one that sees x."""
-  return _moved(arrays, 1.0)
+  return _move_b_dec(arrays, 1.0)
 
 
-def uncentred(arrays: Arrays) -> Arrays:
+def uncentre(arrays: Arrays) -> Arrays:
   """Biases for an encoder that sees x, from those of one that sees x - b_dec."""
-  return _moved(arrays, -1.0)
+  return _move_b_dec(arrays, -1.0)
 
 
-def _moved(arrays: Arrays, sign: float) -> Arrays:
+def _move_b_dec(arrays: Arrays, sign: float) -> Arrays:
   W_enc, b_dec = arrays['W_enc'], arrays['b_dec'].astype(np.float64)
   # A copy of the whole matrix in double precision would be the largest array.
   rows = max(1, _AT_A_TIME // W_enc.shape[1])
@@ -100,7 +100,7 @@ def _moved(arrays: Arrays, sign: float) -> Arrays:
   return new
 
 
-def unit_rows(arrays: Arrays) -> Arrays:
+def normalise_rows(arrays: Arrays) -> Arrays:
   """The same reconstructions with decoder rows of length one: latents with a ReLU take over the length.
 
   What ranks latents by activation times length ranks the new ones by activation.
@@ -133,7 +133,7 @@ def thresholds(sae: Architecture, params: Params) -> tuple[JumpReLU, Arrays]:
   return jumprelu, arrays | {'threshold': np.exp(log_threshold).astype(np.float32)}
 
 
-def checked(
+def check_arrays(
   path: Path, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
 ) -> Arrays:
   """Arrays of a file, float32, after they have been held against what should be there.
@@ -153,7 +153,7 @@ def checked(
       f'{path} holds the tensors {sorted(arrays)}, not {sorted(shapes)}',
       cause='another architecture than its config says, or a setting that mechjax does not know',
     )
-  checked: Arrays = {}
+  result: Arrays = {}
   for name, shape in shapes.items():
     found = arrays[name]
     if name == 'threshold' and len(shape) == 1 and found.size == 1:
@@ -161,13 +161,13 @@ def checked(
     if found.shape != shape or not (found.dtype.kind == 'f' or found.dtype == ml_dtypes.bfloat16):
       raise WeightsError(f'{path}: {name} is {found.dtype} {found.shape}, not {shape} of numbers')
     with np.errstate(over='ignore'):
-      checked[name] = np.ascontiguousarray(found, np.float32)
-    if not _finite(checked[name]):
+      result[name] = np.ascontiguousarray(found, np.float32)
+    if not _finite(result[name]):
       raise WeightsError(
         f'{path}: {name} holds NaN or infinity, or numbers too large for float32',
         cause='a run that diverged, or a damaged file',
       )
-  return checked
+  return result
 
 
 def sizes(
@@ -191,7 +191,7 @@ def sizes(
   return enc[0], enc[1], dec[1]
 
 
-def without_unit_scaling(path: Path, arrays: Arrays) -> Arrays:
+def drop_unit_scaling(path: Path, arrays: Arrays) -> Arrays:
   """The arrays without `scaling_factor`, with which some older files say that latents are not rescaled.
 
   Raises:
@@ -212,7 +212,7 @@ def on_host(params: Params) -> Arrays:
     return {name: np.asarray(value).astype(np.float32) for name, value in params.items()}
 
 
-def expect_parameters(sae: Architecture, params: Params) -> None:
+def check_parameters(sae: Architecture, params: Params) -> None:
   """Checks that parameters are those of a dictionary, before they are written.
 
   Raises:
@@ -230,10 +230,10 @@ def expect_parameters(sae: Architecture, params: Params) -> None:
   # A threshold of 0 is one of -inf here.
   arrays = on_host(params)
   with np.errstate(over='ignore'):
-    expect_finite({n: np.exp(v) if n == 'log_threshold' else v for n, v in arrays.items()})
+    check_finite({n: np.exp(v) if n == 'log_threshold' else v for n, v in arrays.items()})
 
 
-def expect_finite(arrays: Arrays) -> Arrays:
+def check_finite(arrays: Arrays) -> Arrays:
   """The arrays, which a file is to hold.
 
   Raises:

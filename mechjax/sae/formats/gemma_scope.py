@@ -48,14 +48,14 @@ def read_npz(path: Path, transcoder: bool) -> tuple[JumpReLU, Params]:
     WeightsError: the file is damaged or holds something else.
   """
   # Some releases write w_enc where others write W_enc.
-  found = _renamed(path, archives.read_npz(path))
-  return _dictionary(path, conventions.without_unit_scaling(path, found), transcoder)
+  found = _rename(path, archives.read_npz(path))
+  return _dictionary(path, conventions.drop_unit_scaling(path, found), transcoder)
 
 
 def read_safetensors(path: Path, transcoder: bool) -> tuple[JumpReLU, Params]:
   """A dictionary of Gemma Scope 2; arguments and errors as `read_npz`."""
   file = SafetensorsFile(path)
-  found = _renamed(path, {name: file.read(name) for name in file.tensors})
+  found = _rename(path, {name: file.read(name) for name in file.tensors})
   s = Values(read_beside(path, CONFIG), f'{path.with_name(CONFIG)}')
   return _dictionary(path, found, transcoder or _ends(s))
 
@@ -69,7 +69,7 @@ def write_npz(directory: Path, sae: Architecture, params: Params, about: Mapping
   if sae.skip or about:
     what = f'{sorted(about)}' if about else 'a skip'
     raise SAEError(f'an .npz of Gemma Scope has no place for {what}', hint="format='gemma_scope_2'")
-  _expect_told(sae, False, "format='gemma_scope_2' with the two sites in about=")
+  _check_target_is_stated(sae, False, "format='gemma_scope_2' with the two sites in about=")
   with (directory / NPZ).open('wb') as file:
     np.savez(file, **_arrays(sae, params))  # type: ignore[arg-type]
 
@@ -85,23 +85,21 @@ def write_safetensors(
   for key, said in about.items():
     if key.startswith('hf_hook_point') and not isinstance(said, str):
       raise SAEError(f'about has {key}={said!r:.100}; the name of a place is wanted')
-  _expect_told(
+  _check_target_is_stated(
     sae,
     _ends(Values(dict(about), 'about')),
     "about={'hf_hook_point_in': ..., 'hf_hook_point_out': ...}, which differ",
   )
-  named = {_small(name): value for name, value in _arrays(sae, params).items()}
+  named = {_name_in_file(name): value for name, value in _arrays(sae, params).items()}
   save_safetensors(directory / SAFETENSORS, named)
-  words = {'architecture': 'jump_relu', 'affine_connection': sae.skip}
-  files.write_json(directory / CONFIG, {**about, **words})
+  own = {'architecture': 'jump_relu', 'affine_connection': sae.skip}
+  files.write_json(directory / CONFIG, {**about, **own})
 
 
 def _arrays(sae: Architecture, params: Params) -> Arrays:
   jumprelu, arrays = conventions.thresholds(sae, params)
   return (
-    arrays
-    if jumprelu.d_out is not None
-    else conventions.expect_finite(conventions.uncentred(arrays))
+    arrays if jumprelu.d_out is not None else conventions.check_finite(conventions.uncentre(arrays))
   )
 
 
@@ -111,9 +109,9 @@ def _ends(s: Values) -> bool:
   return ends[1] is not None and ends[0] != ends[1]
 
 
-def _expect_told(sae: Architecture, told: bool, hint: str) -> None:
+def _check_target_is_stated(sae: Architecture, stated: bool, hint: str) -> None:
   """Refuses what would come back as an autoencoder instead of a transcoder."""
-  if sae.d_out == sae.d_in and not sae.skip and not told:
+  if sae.d_out == sae.d_in and not sae.skip and not stated:
     raise SAEError(
       f'd_in={sae.d_in}, d_out={sae.d_out}, and what is written says that it is an autoencoder',
       cause='the arrays of both are the same, so only the sites in the config tell them apart',
@@ -131,13 +129,13 @@ def _dictionary(path: Path, found: Arrays, transcoder: bool) -> tuple[JumpReLU, 
     'b_dec': (E,),
     'threshold': (M,),
   }
-  arrays = conventions.checked(path, found, shapes | ({'W_skip': (D, E)} if skip else {}))
+  arrays = conventions.check_arrays(path, found, shapes | ({'W_skip': (D, E)} if skip else {}))
   elsewhere = transcoder or skip or D != E
   sae = JumpReLU(d_in=D, width=M, d_out=E if elsewhere else None, skip=skip, sparsity=0.0)
-  return sae, conventions.jumprelu(arrays if elsewhere else conventions.centred(arrays))
+  return sae, conventions.jumprelu(arrays if elsewhere else conventions.centre(arrays))
 
 
-def _renamed(path: Path, found: Arrays) -> Arrays:
+def _rename(path: Path, found: Arrays) -> Arrays:
   """The arrays under the names of the first release."""
   new: Arrays = {}
   for name, value in found.items():
@@ -148,5 +146,5 @@ def _renamed(path: Path, found: Arrays) -> Arrays:
   return new
 
 
-def _small(name: str) -> str:
+def _name_in_file(name: str) -> str:
   return _SKIP if name == 'W_skip' else name.lower()

@@ -56,7 +56,7 @@ class Metadata:
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
 
-def of(config: Mapping[str, Any], where: str) -> Metadata:
+def parse(config: Mapping[str, Any], where: str) -> Metadata:
   """What a config says.
 
   Args:
@@ -77,12 +77,12 @@ def of(config: Mapping[str, Any], where: str) -> Metadata:
     **texts,
     prepend_bos=s.flag('prepend_bos', None),
     context_size=s.integer('context_size', s.integer('ctx_len', None)),
-    normalize_activations=normalisation(s),
+    normalize_activations=read_normalisation(s),
     config=dict(config),
   )
 
 
-def normalisation(s: Values) -> str | None:
+def read_normalisation(s: Values) -> str | None:
   """SAELens's word for what is done to activations; before its release 2 it was true or false."""
   found = s.left.get('normalize_activations')
   if isinstance(found, bool):

@@ -63,7 +63,7 @@ def read(directory: Path) -> tuple[Architecture, Params]:
   """
   path = directory / CONFIG
   s = Values(read_json(path), f'{path}')
-  _refuse_rescaling(s)
+  _check_no_rescaling(s)
   name = _architecture(s)
   transcoder = name in _TRANSCODERS
   kind, skip = _TRANSCODERS.get(name, (name, False))
@@ -75,12 +75,12 @@ def read(directory: Path) -> tuple[Architecture, Params]:
   shapes |= {'W_skip': (E, D)} if skip else {}
   file = SafetensorsFile(directory / WEIGHTS)
   found = {tensor: file.read(tensor) for tensor in file.tensors}
-  found = conventions.without_unit_scaling(file.path, found)
-  arrays = conventions.checked(file.path, found, shapes)
+  found = conventions.drop_unit_scaling(file.path, found)
+  arrays = conventions.check_arrays(file.path, found, shapes)
   if skip:
     arrays['W_skip'] = arrays['W_skip'].T
   if not centred and not transcoder:
-    arrays = conventions.centred(arrays)
+    arrays = conventions.centre(arrays)
   shape = {'d_in': D, 'width': M, 'd_out': E if transcoder else None, 'skip': skip}
   return _dictionary(s, kind, shape, arrays)
 
@@ -109,10 +109,10 @@ def write(directory: Path, sae: Architecture, params: Params, about: Mapping[str
   Raises:
     SAEError: SAELens has no name for such a dictionary, or `about` is not JSON.
   """
-  name, own, arrays = _named(sae, params)
+  name, own, arrays = _name(sae, params)
   if 'W_skip' in arrays:
     arrays['W_skip'] = arrays['W_skip'].T
-  words = {
+  config = {
     'architecture': name,
     'd_in': sae.d_in,
     'd_sae': sae.width,
@@ -124,11 +124,11 @@ def write(directory: Path, sae: Architecture, params: Params, about: Mapping[str
     'metadata': {**about, 'sae_lens_version': RELEASE, 'sae_lens_training_version': None},
     **own,
   }
-  files.write_json(directory / CONFIG, words)
+  files.write_json(directory / CONFIG, config)
   save_safetensors(directory / WEIGHTS, arrays)
 
 
-def _named(sae: Architecture, params: Params) -> tuple[str, dict[str, Any], Arrays]:
+def _name(sae: Architecture, params: Params) -> tuple[str, dict[str, Any], Arrays]:
   """What SAELens calls a dictionary, what only such ones have in their config, and the arrays."""
   if sae.d_out is None:
     match sae:
@@ -166,7 +166,7 @@ def _dictionary(
   if kind == 'standard':
     return ReLU(**shape, sparsity=0.0), conventions.on_device(arrays)
   if s.flag('rescale_acts_by_decoder_norm', False):
-    arrays = conventions.unit_rows(arrays)
+    arrays = conventions.normalise_rows(arrays)
   older = Values(s.part('activation_fn_kwargs', {}), f'{s.where}, activation_fn_kwargs')
   k = (s if 'k' in s.left else older).integer('k', maximum=shape['width'])
   return TopK(**shape, k=k), conventions.on_device(arrays)
@@ -209,11 +209,15 @@ _NORMALISATIONS = {
 }
 
 
-def _refuse_rescaling(s: Values) -> None:
-  how = metadata.normalisation(s)
-  if how not in (None, 'none'):
-    cause, hint = _NORMALISATIONS.get(how, ('a normalisation that mechjax does not know', None))
-    raise WeightsError(f'{s.where}: normalize_activations={how!r:.50}', cause=cause, hint=hint)
+def _check_no_rescaling(s: Values) -> None:
+  normalisation = metadata.read_normalisation(s)
+  if normalisation not in (None, 'none'):
+    cause, hint = _NORMALISATIONS.get(
+      normalisation, ('a normalisation that mechjax does not know', None)
+    )
+    raise WeightsError(
+      f'{s.where}: normalize_activations={normalisation!r:.50}', cause=cause, hint=hint
+    )
   if s.flag('finetuning_scaling_factor', False):
     raise WeightsError(
       f'{s.where}: latents are rescaled by a finetuning_scaling_factor, which mechjax has no place for'

@@ -93,7 +93,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
       describe tensors.
     FileNotFoundError: there is no such file.
   """
-  with archives.opened(path) as archive:
+  with archives.open_zip(path) as archive:
     programs = [name for name in archive.namelist() if name.endswith('/data.pkl')]
     if len(programs) != 1:
       raise WeightsError(f'{path} holds {len(programs)} files data.pkl, and PyTorch writes one')
@@ -151,12 +151,12 @@ class _Machine:
     except (ValueError, IndexError, KeyError) as e:
       if isinstance(e, WeightsError):
         raise
-      self._refuse(f'is damaged: {type(e).__name__}: {e!s:.100}')
+      self._fail(f'is damaged: {type(e).__name__}: {e!s:.100}')
     if len(self.stack) != 1 or self.marks or not isinstance(self.stack[0], dict):
-      self._refuse('does not describe a dict')
+      self._fail('does not describe a dict')
     found: dict[str, Any] = self.stack[0]
     if odd := [name for name, value in found.items() if not isinstance(value, _Tensor)]:
-      self._refuse(f'describes something else than a tensor under {odd[0]!r:.100}')
+      self._fail(f'describes something else than a tensor under {odd[0]!r:.100}')
     return found
 
   def _step(self, name: str, argument: Any, at: int | None) -> None:
@@ -180,7 +180,7 @@ class _Machine:
     elif name in _STEPS:
       _STEPS[name](self)
     else:
-      self._refuse(
+      self._fail(
         f'holds the instruction {name} at byte {at}, which a dict of tensors does not need'
       )
 
@@ -196,7 +196,7 @@ class _Machine:
   def _stack_global(self) -> None:
     module, name = self._pop(2)
     if not isinstance(module, str) or not isinstance(name, str):
-      self._refuse('is damaged: a name that is no text')
+      self._fail('is damaged: a name that is no text')
     self.stack.append(_Name(module, name))
 
   def _set_item(self) -> None:
@@ -209,17 +209,17 @@ class _Machine:
     """Attributes of a dict: versions of PyTorch's modules, which nothing here needs."""
     state = self.stack.pop()
     if not isinstance(self.stack[-1], dict) or not isinstance(state, dict):
-      self._refuse('sets attributes of something that is not a dict')
+      self._fail('sets attributes of something that is not a dict')
 
   def _storage(self) -> None:
     """('storage', class, key, device, size)."""
     match self.stack.pop():
       case ('storage', _Name('torch', kind), str(key), str(), int(size)) if kind in DTYPES:
         if size < 0 or not key.isdecimal():
-          self._refuse(f'describes a storage {key!r:.50} of {size} numbers')
+          self._fail(f'describes a storage {key!r:.50} of {size} numbers')
         self.stack.append(_Storage(np.dtype(DTYPES[kind]), key, size))
       case _:
-        self._refuse(f'describes a storage that is none of {[*DTYPES]}')
+        self._fail(f'describes a storage that is none of {[*DTYPES]}')
 
   def _reduce(self) -> None:
     """The instruction that calls."""
@@ -232,18 +232,18 @@ class _Machine:
         (_Storage() as storage, int(offset), tuple(shape), tuple(strides), bool(), dict(), *_),
       ):
         if not _naturals((offset, *shape, *strides)) or len(shape) != len(strides):
-          self._refuse('describes a tensor with a shape, strides or offset that cannot be')
+          self._fail('describes a tensor with a shape, strides or offset that cannot be')
         self.stack.append(_Tensor(storage, offset, shape, strides))
       case _Name('torch._utils', '_rebuild_parameter'), (_Tensor() as tensor, bool(), dict()):
         self.stack.append(tensor)
       case _Name(module, name), _:
-        self._refuse(f'calls {module!r:.50}.{name!r:.50}, which is not how a tensor is described')
+        self._fail(f'calls {module!r:.50}.{name!r:.50}, which is not how a tensor is described')
       case _:
-        self._refuse('calls something that is no function')
+        self._fail('calls something that is no function')
 
   def _pop(self, n: int) -> list[Any]:
     if len(self.stack) < n:
-      self._refuse('is damaged: it takes more than there is')
+      self._fail('is damaged: it takes more than there is')
     taken = self.stack[-n:]
     del self.stack[-n:]
     return taken
@@ -258,10 +258,10 @@ class _Machine:
     into = self.stack[-1]
     keys = pairs[::2]
     if not isinstance(into, dict) or len(pairs) % 2 or not all(isinstance(k, str) for k in keys):
-      self._refuse('fills something that is not a dict from texts')
+      self._fail('fills something that is not a dict from texts')
     into.update(zip(keys, pairs[1::2]))
 
-  def _refuse(self, what: str) -> NoReturn:
+  def _fail(self, what: str) -> NoReturn:
     raise WeightsError(
       f'{self.path}: its pickle {what}',
       where='data.pkl inside the file',

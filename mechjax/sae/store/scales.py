@@ -2,7 +2,7 @@
 
 Coefficients and bandwidths are published for inputs with E|x|^2 = 1 (Lieberum et al. 2024, section 3), so a site is
 divided by one number, C = sqrt(mean |x|^2). It is measured once and kept, because a constant that moves is another
-model; files of dictionaries have it folded in (`formats.folded`). The mean is where b_dec starts.
+model; files of dictionaries have it folded in (`formats.fold`). The mean is where b_dec starts.
 
 Many models let attention rest on a few tokens, whose activations are a hundred times as long as all others (Sun et al.
 2024, "Massive activations in large language models"). Special tokens are left out anyway, but delimiters become such
