@@ -375,7 +375,7 @@ def test_a_limit_for_a_site_without_a_dictionary_is_an_error():
 
 @pytest.mark.parametrize('limit', [0.0, -1.0, float('nan'), '3'])
 def test_a_limit_that_is_not_a_length_is_refused(limit):
-  with pytest.raises(SAEError, match='is no length'):
+  with pytest.raises(SAEError, match='is not a norm'):
     Evaluation(forward, {R0: ReLU(d_in=D, width=4, sparsity=0.0)}, limits={R0: limit})
 
 
@@ -493,7 +493,7 @@ def test_mistakes_are_errors_that_say_what_to_do():
     Evaluation(forward, {N0: transcoder})
   with pytest.raises(SAEError, match='transcoders at'):
     Evaluation(forward, {R0: sae}, {R0: R1})
-  with pytest.raises(SAEError, match='each at its own'):
+  with pytest.raises(SAEError, match='each with its own'):
     Evaluation(forward, {O0: sae, N0: transcoder}, {N0: O0})
   with pytest.raises(SAEError, match='one or more'):
     Evaluation(forward, {})
@@ -510,7 +510,7 @@ def test_mistakes_are_errors_that_say_what_to_do():
   for ids in (tokens + 0.5, tokens - 100, tokens.astype(np.int64) + 2**32):
     with pytest.raises(SAEError, match='token ids are integers from 0'):
       next_tokens(ids, kept)
-  with pytest.raises(SAEError, match='does not say'):
+  with pytest.raises(SAEError, match='does not reconstruct'):
     splice.reconstruct(transcoder, own, kept)
   with pytest.raises(SAEError, match='mask of shape'):
     Evaluation(forward, {R0: sae}).measure_means(

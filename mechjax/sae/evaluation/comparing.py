@@ -1,12 +1,12 @@
-"""Dictionaries judged on batches of tokens: one `Evaluation`, or several with what they share computed once.
+"""Evaluation of dictionaries on batches of tokens: one `Evaluation`, or several whose shared passes run once.
 
     report = evaluate(Evaluation(forward, {site: sae}), params, {site: sae_params}, batches)
     reports = compare({'k 16': (Evaluation(forward, {site: a}), {site: a_params}), 'k 32': (...)}, params, batches)
 
-A sweep has a dozen dictionaries of one site. Three of the four passes of an evaluation, and the backward pass, know
-nothing of dictionaries, so for a sweep of n they are made once instead of n times.
+A sweep has a dozen dictionaries of one site. Three of the four passes of an evaluation, and the backward pass, do not
+depend on dictionaries, so a sweep of n runs them once instead of n times.
 
-Sharp edge: means are measured by a pass of their own over all batches, unless they are given.
+Sharp edge: means are measured by a separate pass over all batches, unless they are given.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def evaluate(
   """All metrics of the dictionaries of one `Evaluation`.
 
   Args:
-    evaluation: the dictionaries and where they are in the model.
-    params: of the model.
-    dictionaries: parameters of each dictionary, by the site that it reads.
-    batches: gone through once, or twice without `means`.
-    means: what mean ablation puts in, by the site that a dictionary reads, [E]; None to measure it.
+    evaluation: the dictionaries and their sites in the model.
+    params: parameters of the model.
+    dictionaries: parameters of each dictionary, keyed by the site that it reads.
+    batches: iterated over once, or twice without `means`.
+    means: values of mean ablation, [E], keyed by the site that a dictionary reads; None to measure them.
 
   Raises:
-    SAEError: the splice is wrong; the model's loss is no number; no tokens; batches that can be gone through only
-      once, without means.
-    SiteError, HarvestError: sites that are not in the model.
+    SAEError: the splice is wrong; the model's loss is not finite; there are no tokens; the batches can be iterated
+      over only once, and there are no means.
+    SiteError, HarvestError: a site is not in the model.
   """
   return compare({'': (evaluation, dictionaries)}, params, batches, means)['']
 
@@ -51,21 +51,21 @@ def compare(
   means: Mapping[str, Any] | None = None,
   progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, EvaluationReport]:
-  """Judges several dictionaries of the same sites on the same tokens; what they share is computed once.
+  """Evaluates several dictionaries of the same sites on the same tokens; shared passes run once.
 
   Args:
-    candidates: by any name: an `Evaluation`, and parameters of each dictionary by the site that it reads.
-    params: of the model.
-    batches: gone through once, or twice without `means`.
-    means: what mean ablation puts in, by the site that a dictionary reads, [E]; None to measure it.
+    candidates: keyed by any name: an `Evaluation`, and parameters of each dictionary, keyed by the site that it reads.
+    params: parameters of the model.
+    batches: iterated over once, or twice without `means`.
+    means: values of mean ablation, [E], keyed by the site that a dictionary reads; None to measure them.
     progress: called with the number of batches done.
 
   Returns:
-    A report by the same names.
+    Reports, keyed by the same names.
 
   Raises:
-    SAEError: no candidates, or of different models or sites; and as `evaluate`.
-    SiteError, HarvestError: sites that are not in the model.
+    SAEError: there are no candidates, or they are of different models or sites; otherwise as `evaluate`.
+    SiteError, HarvestError: a site is not in the model.
   """
   evaluation, batches = _check_comparable(candidates), check_batches(batches)
   for own, dictionaries in candidates.values():
@@ -73,8 +73,8 @@ def compare(
   if means is None:
     if iter(batches) is batches:
       raise SAEError(
-        'batches that can be gone through only once, and no means to ablate to',
-        hint='give a list or another iterable that starts again, or means=',
+        'batches that can be iterated over only once, and no means for the ablation',
+        hint='give a list or another iterable that can be iterated over again, or means=',
       )
     means = evaluation.measure_means(params, batches)
   totals: dict[str, Totals] = {}
@@ -94,7 +94,7 @@ def compare(
 
 
 def _check_comparable(candidates: Mapping[str, tuple[Evaluation, Dictionaries]]) -> Evaluation:
-  """One that stands for all in what does not depend on dictionaries."""
+  """An `Evaluation` that represents all, for everything that does not depend on dictionaries."""
   evaluations = [evaluation for evaluation, _ in candidates.values()]
   if not evaluations:
     raise SAEError('no dictionaries to compare')
@@ -103,8 +103,8 @@ def _check_comparable(candidates: Mapping[str, tuple[Evaluation, Dictionaries]])
     if evaluation.forward is not first.forward or _where(evaluation) != _where(first):
       raise SAEError(
         f'dictionaries of {_where(evaluation)} are compared with those of {_where(first)}',
-        cause='different sites, limits or models, whose activations and ablations are not the same',
-        hint='compare those of each apart',
+        cause='different sites, limits or models, which do not share activations and ablations',
+        hint='call compare once for each of them',
       )
   return first
 
