@@ -340,7 +340,7 @@ def test_a_damaged_byte_or_another_set_of_arrays_is_refused_and_nothing_else_is_
 
 @pytest.mark.parametrize('limit', [math.nan, 0.0, -1.0])
 def test_a_limit_that_is_not_a_length_is_refused(limit):
-  with pytest.raises(SAEError, match='is no length'):
+  with pytest.raises(SAEError, match='is not a norm'):
     collect(limit=limit)
 
 
@@ -351,10 +351,10 @@ def test_a_limit_that_is_not_a_length_is_refused(limit):
   ('changes', 'says'),
   [
     ({'latents': [1, 9]}, 'latent 9 of a dictionary with width=8'),
-    ({'latents': [1, 2, 1]}, 'latent 1 is asked for 2 times'),
+    ({'latents': [1, 2, 1]}, 'latent 1 is given 2 times'),
     ({'latents': [0.5]}, 'float64'),
-    ({'unembed': lambda d: d[0]}, 'unembed makes'),
-    ({'unembed': lambda d: d * jnp.nan}, 'no numbers'),
+    ({'unembed': lambda d: d[0]}, 'unembed returns'),
+    ({'unembed': lambda d: d * jnp.nan}, 'not finite'),
   ],
 )
 def test_what_does_not_go_together_is_refused(changes, says):
@@ -381,7 +381,7 @@ def test_activations_that_are_no_numbers_are_refused_and_named():
   batches = zip(np.split(TOKENS[:8], 2), np.split(np.ones((8, T), bool), 2))
   count = itertools.count()
   broken = lambda tokens: activations(tokens).at[0, 0, 0].set(jnp.nan if next(count) else 0.0)  # noqa: E731
-  with pytest.raises(SAEError, match='no numbers') as e:
+  with pytest.raises(SAEError, match='not finite') as e:
     features.collect(broken, SAE, PARAMS, batches, settings=SETTINGS)
   assert 'sequences 4 to 7' in str(e.value)
 

@@ -1,14 +1,14 @@
-"""The loop: batches stream through once, and what is best of them is kept.
+"""Loop over batches, which stream through once; the best examples are kept.
 
     batches      (tokens int [B, T], kept bool [B, T]); kept is False at padding and special tokens
     features = collect(activations, sae, params, batches, unembed=unembed)
 
-The host has the histograms and the best examples so far. Of a batch it gets the candidates (`selection`), says which of
-them stay, and asks the device for the windows of these few only.
+The host has the histograms and the best examples so far. It receives the candidates of a batch (`selection`), decides
+which of them stay, and asks the device for the windows of these few only.
 
-Sharp edges. `activations` and `unembed` are called as they are: jit them, with the weights of the model as arguments
-(`partial(jax.jit(upto), weights)`), or these become constants of the executable. Sequences are numbered in the order in
-which they come, and the draw depends on these numbers and the seed alone. A batch of another shape compiles anew.
+Sharp edges. `activations` and `unembed` are not jitted here: jit them, with the weights of the model as arguments
+(`partial(jax.jit(upto), weights)`), or these become constants of the executable. Sequences are numbered in order of
+arrival, and the draw depends only on these numbers and the seed. A batch of another shape compiles again.
 """
 
 from __future__ import annotations
@@ -46,34 +46,32 @@ def collect(
   limit: float = np.inf,
   seed: int = 0,
 ) -> Features:
-  """Everything about some latents of a dictionary.
+  """Collects features of some latents of a dictionary.
 
   Args:
-    activations: tokens [B, T] to what the dictionary reads, [B, T, D] or [B, T, heads, ...].
+    activations: function from tokens [B, T] to the inputs of the dictionary, [B, T, D] or [B, T, heads, ...].
     sae: the dictionary.
     params: its parameters.
-    batches: tokens, and which of them count; gone through once.
-    latents: which latents, int [L]; None for all.
-    unembed: directions [k, E] to logits [k, V]; None for no effects on logits.
-    settings: how much is kept.
-    limit: length up to which an activation counts (`store.scales`).
-    seed: of the draw.
+    batches: tokens, and masks of those that count; iterated over once.
+    latents: indices of latents, int [L]; None for all.
+    unembed: function from directions [k, E] to logits [k, V]; None for no effects on logits.
+    settings: sizes of the record.
+    limit: maximum norm of an activation that counts (`store.scales`).
+    seed: seed of the draw.
 
   Raises:
-    SAEError: latents that are not there, or twice; tokens and masks that do not go together; activations that are no
-      numbers; no tokens.
+    SAEError: a latent that does not exist, or is given twice; tokens and masks that do not fit each other; activations
+      that are not finite; no tokens.
   """
   if not limit > 0:
-    raise SAEError(f'limit={limit} is no length', hint='a positive number, or inf for none')
+    raise SAEError(f'limit={limit} is not a norm', hint='a positive number, or inf for no limit')
   chosen = _check_latents(sae, latents)
   collector = _Collector(sae, params, chosen, settings, seed)
   for tokens, kept in batches:
     tokens, kept = _check_batch(tokens, kept)
     x = splice.activations(activations(tokens), jnp.asarray(kept))
     if limit < np.inf:
-      kept = kept & ~np.asarray(
-        jnp.linalg.norm(x, axis=-1) > limit
-      )  # what is no number is found later
+      kept = kept & ~np.asarray(jnp.linalg.norm(x, axis=-1) > limit)  # NaN is found later
     collector.add(tokens, kept, x)
   if not collector.n_tokens:
     raise SAEError('no tokens', cause='no batches, or masks that keep nothing')
@@ -100,7 +98,7 @@ def collect(
 
 
 class _Collector:
-  """What is known after some batches."""
+  """State after some batches."""
 
   def __init__(
     self,
@@ -119,7 +117,7 @@ class _Collector:
     self.drawn = Best(L, settings.levels * settings.per_level, W)
 
   def add(self, tokens: np.ndarray, kept: np.ndarray, x: jax.Array) -> None:
-    """Takes in a batch: tokens and mask [B, T], and what the dictionary reads [B, T, D]."""
+    """Adds a batch: tokens and mask [B, T], and the inputs of the dictionary [B, T, D]."""
     first = self.n_sequences
     f_MxBxT, found = selection.select(
       self.sae, self.settings, self.params, x, kept, self.latents.astype(np.int32),
@@ -127,11 +125,11 @@ class _Collector:
     )  # fmt: skip
     if not found.finite:
       raise SAEError(
-        'activations that are no numbers', where=f'sequences {first} to {first + len(tokens) - 1}'
+        'activations that are not finite', where=f'sequences {first} to {first + len(tokens) - 1}'
       )
     batch = _Batch(self.settings, f_MxBxT, np.where(kept, tokens, -1).astype(np.int32), first)
     self.histogram += np.asarray(found.histogram)
-    # First the top, whose largest activation says what a level is.
+    # The top comes first: its largest activation defines the levels.
     for best, candidates, rank in (
       (self.top, found.top, keeping.rank_by_key(self.settings.n_top)),
       (self.drawn, found.drawn, self._rank_by_level),
@@ -148,12 +146,12 @@ class _Collector:
     return self.drawn.to_examples(self.settings.before, order), np.take_along_axis(level, order, -1)
 
   def _level(self, value: np.ndarray) -> np.ndarray:
-    """Octaves below that of the largest activation so far, up to the last level, [L, n]."""
+    """Number of octaves below the one of the largest activation so far, up to the last level, [L, n]."""
     below = np.frexp(self.top.kept.value[:, :1])[1] - np.frexp(value)[1]
     return np.minimum(below, self.settings.levels - 1)
 
   def _rank_by_level(self, key: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first few of each level by their keys; a `keeping.Rank`."""
+    """Ranks the first few of each level by their keys; a `keeping.Rank`."""
     level, few = self._level(value), keeping.rank_by_key(self.settings.per_level)
     parts = [few(np.where(level == n, key, 0), value) for n in range(self.settings.levels)]
     order, keys = (np.concatenate(arrays, -1) for arrays in zip(*parts))
@@ -162,7 +160,7 @@ class _Collector:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Batch:
-  """What windows are cut from: activations on the device [L, B, T], tokens [B, T], the first sequence's number."""
+  """Source of windows: activations on the device [L, B, T], tokens [B, T], number of the first sequence."""
 
   settings: FeatureSettings
   f_MxBxT: jax.Array
@@ -172,7 +170,7 @@ class _Batch:
   def cut_windows(
     self, row: np.ndarray, sequence: np.ndarray, position: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and activations around some tokens; a `keeping.Fetch`."""
+    """Cuts out tokens and activations around some tokens; a `keeping.Fetch`."""
     before, after = self.settings.before, self.settings.after
     padded = np.pad(self.tokens, ((0, 0), (before, after)), constant_values=-1)
     at = np.stack([row, sequence - self.first, position]).astype(np.int32)
@@ -183,7 +181,7 @@ class _Batch:
     return tokens, np.concatenate(parts)
 
   def _cut_activations(self, at: np.ndarray) -> np.ndarray:
-    """Around up to `_AT_ONCE` tokens; filled up to that number, so that one program serves all."""
+    """Activations around up to `_AT_ONCE` tokens, padded to that number, so that one program serves all calls."""
     n = at.shape[1]
     filled = np.pad(at, ((0, 0), (0, _AT_ONCE - n)))
     return np.asarray(selection.cut_windows(self.settings, self.f_MxBxT, *filled))[:n]
@@ -194,13 +192,13 @@ def _check_latents(sae: Architecture, latents: Any) -> np.ndarray:
     return np.arange(sae.width)
   chosen = np.asarray(latents)
   if chosen.ndim != 1 or not chosen.size or not np.issubdtype(chosen.dtype, np.integer):
-    raise SAEError(f'latents of shape {chosen.shape} and {chosen.dtype}', hint='numbers [L]')
+    raise SAEError(f'latents of shape {chosen.shape} and {chosen.dtype}', hint='integers [L]')
   strangers = chosen[(chosen < 0) | (chosen >= sae.width)]
   if strangers.size:
     raise SAEError(f'latent {strangers[0]} of a dictionary with width={sae.width}')
   numbers, counts = np.unique(chosen, return_counts=True)
   if counts.max() > 1:
-    raise SAEError(f'latent {numbers[counts.argmax()]} is asked for {counts.max()} times')
+    raise SAEError(f'latent {numbers[counts.argmax()]} is given {counts.max()} times')
   return chosen.astype(np.int64)
 
 
@@ -210,6 +208,6 @@ def _check_batch(tokens: Any, kept: Any) -> tuple[np.ndarray, np.ndarray]:
   if tokens.shape != kept.shape or tokens.ndim != 2 or not ids or kept.dtype != bool:
     raise SAEError(
       f'tokens {tokens.dtype} {tokens.shape} and a mask {kept.dtype} {kept.shape}',
-      hint='token ids [B, T], and for each of them a boolean',
+      hint='token ids [B, T], and one boolean for each token',
     )
   return tokens, kept
