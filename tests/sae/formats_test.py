@@ -151,7 +151,7 @@ def test_a_config_that_names_two_sites_makes_a_transcoder(tmp_path):
 @pytest.mark.parametrize('format', ['gemma_scope', 'gemma_scope_2'])
 def test_a_transcoder_that_would_come_back_as_an_autoencoder_is_refused(format, tmp_path):
   sae = JumpReLU(d_in=D, d_out=D, width=M, sparsity=0.0)
-  with pytest.raises(SAEError, match='says that it is an autoencoder'):
+  with pytest.raises(SAEError, match='state that it is an autoencoder'):
     save(tmp_path / 'out', sae, single(sae)[0], format=format)
   assert not (tmp_path / 'out').exists()
 
@@ -514,7 +514,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(protocol, tmp_path)
     (Program().raw(b'h\x05.'), 'damaged'),
     (Program().raw(b'}}b.'), None),
     (Program().raw(b')}b.'), 'attributes'),
-    (Program().raw(b'}').number(1).number(1).raw(b's.'), 'from texts'),
+    (Program().raw(b'}').number(1).number(1).raw(b's.'), 'string keys'),
     (Program().raw(b'}').text('a').number(1).raw(b's.'), 'something else than a tensor'),
     (Program().number(1).raw(b'.'), 'does not describe a dict'),
     (Program().raw(b'('), 'damaged'),
@@ -541,8 +541,10 @@ def test_every_other_use_of_the_machine_is_refused(program, message, tmp_path):
 def test_a_tensor_outside_of_its_bytes_is_refused(shape, strides, offset, tmp_path):
   array = np.zeros(4, np.float32)
   program = Program().raw(b'}').text('a').tensor(0, array, shape, strides, offset).raw(b's.').bytes
-  refused(tmp_path, program, 'does not lie within|cannot be|describes tensors of')
-  refused(tmp_path, program, 'does not lie within|cannot be|describes tensors of', {'a': array[:3]})
+  refused(tmp_path, program, 'does not lie within|impossible|describes tensors of')
+  refused(
+    tmp_path, program, 'does not lie within|impossible|describes tensors of', {'a': array[:3]}
+  )
 
 
 def test_many_tensors_of_the_same_bytes_are_refused(tmp_path):
@@ -730,7 +732,7 @@ def test_arrays_in_the_order_of_fortran_are_read(tmp_path):
 
 
 def test_a_place_with_a_name_that_no_file_has_is_not_there():
-  with pytest.raises(WeightsError, match='neither there nor the name'):
+  with pytest.raises(WeightsError, match='neither an existing path nor the name'):
     load('a' * 300 + '!')
 
 
@@ -764,7 +766,7 @@ def test_what_is_no_dictionary_says_what_was_looked_for_and_found(tmp_path):
     load(tmp_path)
   with pytest.raises(WeightsError, match='no format'):
     load(tmp_path / 'readme.md')
-  with pytest.raises(WeightsError, match='neither there nor'):
+  with pytest.raises(WeightsError, match='neither an existing path nor'):
     load(tmp_path / 'nowhere')
   params, _ = single(SAES['relu'])
   for format in ('gemma_scope', 'sae_lens'):
@@ -800,7 +802,7 @@ def test_of_a_hub_only_one_folder_is_fetched(tmp_path, monkeypatch):
   assert all(pattern.startswith('layer_20/width_16k/average_l0_71/') for pattern in patterns)
   with pytest.raises(FetchError, match='no folder'):
     load('google/gemma-scope-2b-pt-res/layer_21')
-  with pytest.raises(WeightsError, match='neither there nor'):
+  with pytest.raises(WeightsError, match='neither an existing path nor'):
     load('google/gemma-scope/../..')
 
   def unreachable(*_, **__):

@@ -1,19 +1,19 @@
 """dictionary-learning: a directory of `ae.pt` and `config.json`, read only.
 
-The tensors come out of the PyTorch file without unpickling (`torch_zip`). Which class they belong to stands under
-`trainer.dict_class` of the config, and the layouts are those of the package's release 0.1.0:
+The tensors are read from the PyTorch file without unpickling (`torch_zip`). Their class is `trainer.dict_class` of the
+config, and the layouts are those of the package's release 0.1.0:
 
     AutoEncoder              ReLU; encoder.weight [M, D], decoder.weight [D, M], bias for b_dec
-    AutoEncoderNew           ReLU whose encoder sees x; decoder.bias for b_dec
+    AutoEncoderNew           ReLU whose encoder takes x; decoder.bias for b_dec
     GatedAutoEncoder         Gated; decoder_bias, gate_bias, mag_bias, r_mag
     AutoEncoderTopK          TopK; b_dec, k, and a threshold that it does not use
     BatchTopKSAE             BatchTopK; b_dec, k, threshold
     MatryoshkaBatchTopKSAE   BatchTopK with prefixes; W_enc [D, M], W_dec [M, D], group_sizes
-    JumpReluAutoEncoder      JumpReLU whose encoder sees x; W_enc, W_dec, b_enc, b_dec, threshold
+    JumpReluAutoEncoder      JumpReLU whose encoder takes x; W_enc, W_dec, b_enc, b_dec, threshold
 
-Sharp edges: the package gives decoder rows of an AutoEncoder length one when it loads it, and so does this. Its
-threshold of -1 means that none has been measured yet. Nothing is written: an `ae.pt` is a pickle, and whoever got one
-from us would have to unpickle it.
+Sharp edges: the package scales decoder rows of an AutoEncoder to length one when it loads it, and so does this reader.
+Its threshold of -1 means that the threshold is not measured yet. Nothing is written: an `ae.pt` is a pickle, and a
+reader of our file would have to unpickle it.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ _NAMES: dict[str, dict[str, str]] = {
 
 
 def read(directory: Path) -> tuple[Architecture, Params]:
-  """A dictionary of dictionary-learning.
+  """Reads a dictionary of dictionary-learning.
 
   Args:
-    directory: of the two files.
+    directory: directory of the two files.
 
   Raises:
     WeightsError: a file is missing or damaged, does more than describe tensors, does not fit the other, or is of a
@@ -138,5 +138,5 @@ def _read_k(path: Path, shape: dict, counts: Arrays) -> int:
 
 
 def _transpose(name: str, value: np.ndarray) -> np.ndarray:
-  """PyTorch's linear layers keep their matrices [out, in]."""
+  """Transposes the matrices of PyTorch's linear layers, which are [out, in]."""
   return value.T if name in _LINEAR else value

@@ -3,16 +3,16 @@
     layer_20/width_16k/average_l0_71/params.npz                       Gemma Scope: W_enc W_dec b_enc b_dec threshold
     resid_post/layer_22_width_65k_l0_medium/params.safetensors        Gemma Scope 2: w_enc w_dec b_enc b_dec threshold
 
-(Lieberum et al. 2024, "Gemma Scope", and its tutorial.) W_enc is [D, M], W_dec [M, E]; Gemma Scope 2 keeps the skip
-of a transcoder as `affine_skip_connection` [D, E] and may have a `config.json` beside it. The encoder sees x and not
-x - b_dec, which is written and read over (`conventions`). Activations are as the model has them: a dictionary that was
+(Lieberum et al. 2024, "Gemma Scope", and its tutorial.) W_enc is [D, M], W_dec [M, E]; Gemma Scope 2 has the skip of a
+transcoder as `affine_skip_connection` [D, E], and sometimes a `config.json` next to it. The encoder takes x and not
+x - b_dec; reading and writing convert the biases (`conventions`). Activations are not normalised: a dictionary that was
 trained on normalised ones is folded before it is written.
 
-Whatever chooses its latents by thresholds can be said in this way: ReLU, Gated and BatchTopK become JumpReLUs, and
-come back as such. TopK cannot.
+Every dictionary that selects its latents by thresholds can be expressed: ReLU, Gated and BatchTopK become JumpReLUs,
+and are read as such. TopK cannot.
 
-Sharp edges: nothing in the arrays tells a transcoder from an autoencoder when D = E. As functions of x they are the
-same; that the target is another site is said by a `config.json` that names two sites, or by whoever loads it.
+Sharp edges: the arrays do not distinguish a transcoder from an autoencoder when D = E. As functions of x they are the
+same; the target is another site only if a `config.json` names two sites, or if the caller of `load` says so.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ _SKIP = 'affine_skip_connection'
 
 
 def read_npz(path: Path, transcoder: bool) -> tuple[JumpReLU, Params]:
-  """A dictionary of Gemma Scope.
+  """Reads a dictionary of Gemma Scope.
 
   Args:
-    path: of `params.npz`.
-    transcoder: whether it reconstructs another site than it reads.
+    path: path of `params.npz`.
+    transcoder: whether its output site is not its input site.
 
   Raises:
     WeightsError: the file is damaged or holds something else.
   """
-  # Some releases write w_enc where others write W_enc.
+  # Some releases write w_enc instead of W_enc.
   found = _rename(path, archives.read_npz(path))
   return _dictionary(path, conventions.drop_unit_scaling(path, found), transcoder)
 
 
 def read_safetensors(path: Path, transcoder: bool) -> tuple[JumpReLU, Params]:
-  """A dictionary of Gemma Scope 2; arguments and errors as `read_npz`."""
+  """Reads a dictionary of Gemma Scope 2; arguments and errors as `read_npz`."""
   file = SafetensorsFile(path)
   found = _rename(path, {name: file.read(name) for name in file.tensors})
   s = Values(read_beside(path, CONFIG), f'{path.with_name(CONFIG)}')
@@ -64,7 +64,7 @@ def write_npz(directory: Path, sae: Architecture, params: Params, about: Mapping
   """Writes `params.npz` into a directory.
 
   Raises:
-    SAEError: the format cannot express the dictionary, or has no place for what is said about it.
+    SAEError: the format cannot express the dictionary, or has no place for `about`.
   """
   if sae.skip or about:
     what = f'{sorted(about)}' if about else 'a skip'
@@ -82,9 +82,9 @@ def write_safetensors(
   Raises:
     SAEError: the format cannot express the dictionary.
   """
-  for key, said in about.items():
-    if key.startswith('hf_hook_point') and not isinstance(said, str):
-      raise SAEError(f'about has {key}={said!r:.100}; the name of a place is wanted')
+  for key, value in about.items():
+    if key.startswith('hf_hook_point') and not isinstance(value, str):
+      raise SAEError(f'about has {key}={value!r:.100}; it should be the name of a hook')
   _check_target_is_stated(
     sae,
     _ends(Values(dict(about), 'about')),
@@ -110,11 +110,11 @@ def _ends(s: Values) -> bool:
 
 
 def _check_target_is_stated(sae: Architecture, stated: bool, hint: str) -> None:
-  """Refuses what would come back as an autoencoder instead of a transcoder."""
+  """Checks that a transcoder would not be read as an autoencoder."""
   if sae.d_out == sae.d_in and not sae.skip and not stated:
     raise SAEError(
-      f'd_in={sae.d_in}, d_out={sae.d_out}, and what is written says that it is an autoencoder',
-      cause='the arrays of both are the same, so only the sites in the config tell them apart',
+      f'd_in={sae.d_in}, d_out={sae.d_out}, and the file would state that it is an autoencoder',
+      cause='the arrays of both are the same, so only the sites in the config distinguish them',
       hint=hint,
     )
 
@@ -136,7 +136,7 @@ def _dictionary(path: Path, found: Arrays, transcoder: bool) -> tuple[JumpReLU, 
 
 
 def _rename(path: Path, found: Arrays) -> Arrays:
-  """The arrays under the names of the first release."""
+  """Renames the arrays as in the first release."""
   new: Arrays = {}
   for name, value in found.items():
     ours = 'W_skip' if name == _SKIP else f'W{name[1:]}' if name.startswith('w_') else name

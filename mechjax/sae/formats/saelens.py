@@ -1,7 +1,7 @@
 """SAELens: a directory of `cfg.json` and `sae_weights.safetensors`.
 
-The layout is that of SAELens 6 (read from release 6.54.12), which tells older configs by the version under
-`metadata` or at the top; those are read too. What is called what:
+The layout is that of SAELens 6 (read from release 6.54.12), which recognises older configs by the version under
+`metadata` or at the top level; those are read too. Architectures of mechjax, their names in SAELens, and the arrays:
 
     ReLU        standard      W_enc [D, M], W_dec [M, E], b_dec, b_enc
     TopK        topk          the same; k in the config
@@ -14,9 +14,9 @@ The layout is that of SAELens 6 (read from release 6.54.12), which tells older c
 A transcoder of Gated or BatchTopK latents becomes a JumpReLU one. A transcoder of TopK latents has no name there.
 `about` becomes the config's `metadata`, where SAELens looks for `model_name` and `hook_name`; `load` returns it.
 
-Sharp edges: the config can ask for activations to be rescaled token by token, or by a constant that stands nowhere in
-the directory; such a dictionary is refused, for here it is a function of the activation alone. `hook_z` asks for heads
-to be laid end to end, which is up to whoever calls. A coefficient of 0 says nothing about the training.
+Sharp edges: the config can ask for activations to be rescaled token by token, or by a constant that is not in the
+directory; such a dictionary is refused, because here it is a function of the activation alone. `hook_z` asks for heads
+to be concatenated, which the caller has to do. The loaded sparsity is 0, whatever it was in training.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ _TRANSCODERS = {
 
 
 def read(directory: Path) -> tuple[Architecture, Params]:
-  """A dictionary of SAELens.
+  """Reads a dictionary of SAELens.
 
   Args:
-    directory: of the two files.
+    directory: directory of the two files.
 
   Raises:
     WeightsError: a file is missing or damaged, does not fit the other, or asks for something that a function of
@@ -86,7 +86,7 @@ def read(directory: Path) -> tuple[Architecture, Params]:
 
 
 def _sees_centred(s: Values, transcoder: bool) -> bool:
-  """Whether the encoder sees x - b_dec; SAELens takes it for granted where the config does not say."""
+  """Whether the encoder takes x - b_dec; SAELens assumes it if the config does not state it."""
   centred = s.flag('apply_b_dec_to_input', True)
   if centred and transcoder:
     raise WeightsError(
@@ -101,10 +101,10 @@ def write(directory: Path, sae: Architecture, params: Params, about: Mapping[str
   """Writes the two files into a directory.
 
   Args:
-    directory: where.
+    directory: directory to write into.
     sae: the dictionary.
     params: its parameters.
-    about: what goes into the config's `metadata`.
+    about: entries of the config's `metadata`.
 
   Raises:
     SAEError: SAELens has no name for such a dictionary, or `about` is not JSON.
@@ -129,7 +129,7 @@ def write(directory: Path, sae: Architecture, params: Params, about: Mapping[str
 
 
 def _name(sae: Architecture, params: Params) -> tuple[str, dict[str, Any], Arrays]:
-  """What SAELens calls a dictionary, what only such ones have in their config, and the arrays."""
+  """Name of a dictionary in SAELens, config entries particular to its architecture, and the arrays."""
   if sae.d_out is None:
     match sae:
       case ReLU():
@@ -152,7 +152,7 @@ def _name(sae: Architecture, params: Params) -> tuple[str, dict[str, Any], Array
     )
   raise SAEError(
     f'SAELens has no name for a {type(sae).__name__} with d_out={sae.d_out}',
-    where=f'it has {[*_VECTORS, *_TRANSCODERS]}',
+    where=f'known to SAELens: {[*_VECTORS, *_TRANSCODERS]}',
   )
 
 
@@ -173,7 +173,7 @@ def _dictionary(
 
 
 def _architecture(s: Values) -> str:
-  """Its name; before SAELens 6 a config could leave it out, and TopK was an activation function."""
+  """Name of the architecture; before SAELens 6 a config could omit it, and TopK was an activation function."""
   name = s.word('architecture', 'standard')
   function = s.word('activation_fn', s.word('activation_fn_str', 'relu'))
   for what, found, known in (
@@ -182,12 +182,13 @@ def _architecture(s: Values) -> str:
   ):
     if found not in known:
       raise WeightsError(
-        f'{s.where} is of {what} {found!r:.100}, which mechjax has not', hint=f'known: {known}'
+        f'{s.where} has the {what} {found!r:.100}, which mechjax does not know',
+        hint=f'known: {known}',
       )
   return 'topk' if function == 'topk' and name == 'standard' else name
 
 
-# What was done to the activations of a training, and how such a dictionary can be had all the same.
+# Normalisations of the training's activations: the reason for the refusal, and a way to use such a dictionary.
 _NORMALISATIONS = {
   'expected_average_only_in': (
     'activations were multiplied by one constant, sqrt(d_in) / mean norm, which is not in the directory',
@@ -220,5 +221,5 @@ def _check_no_rescaling(s: Values) -> None:
     )
   if s.flag('finetuning_scaling_factor', False):
     raise WeightsError(
-      f'{s.where}: latents are rescaled by a finetuning_scaling_factor, which mechjax has no place for'
+      f'{s.where}: latents are rescaled by a finetuning_scaling_factor, which mechjax does not support'
     )
