@@ -1,4 +1,4 @@
-"""The first phase of an evaluation: everything that `report` writes is computed."""
+"""First phase of an evaluation: computes everything that `report` writes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Measured:
   """Results of an evaluation.
 
   Attributes:
-    subjects: what was evaluated.
-    reports: metrics of each dictionary, by its name.
-    features: what latents mean, by the names of the dictionaries that get a dashboard.
-    out: directory for what is written.
+    subjects: the evaluated dictionaries.
+    reports: metrics of each dictionary, keyed by its name.
+    features: features of latents, keyed by the names of the dictionaries that get a dashboard.
+    out: output directory.
   """
 
   subjects: Subjects
@@ -42,11 +42,11 @@ def measure(settings: EvalSettings) -> Measured:
   """Evaluates every dictionary, and collects features of those that get a dashboard.
 
   Args:
-    settings: of the evaluation.
+    settings: settings of the evaluation.
 
   Raises:
-    SAEError: settings that do not go together, with the run or with each other.
-    SiteError, WeightsError, FetchError: a site, dictionary or model that is not to be had.
+    SAEError: the settings contradict the run or each other.
+    SiteError, WeightsError, FetchError: a site, dictionary or model is not available.
   """
   out = Path(settings.out or Path(settings.run) / 'evaluation')
   subjects = find_subjects(settings, out)
@@ -90,7 +90,7 @@ def _with_dashboard(settings: EvalSettings, subjects: Subjects) -> list[Subject]
 def _features(
   settings: EvalSettings, subjects: Subjects, subject: Subject, report: SiteReport
 ) -> features.Features:
-  """Of latents that are ever active, drawn where there are too many."""
+  """Features of latents that are ever active; a random sample if there are too many."""
   model, site = subjects.model, sites.parse(subjects.site)
   read = jax.jit(harvest.reap(model.truncated_at(subjects.site), sites=[subjects.site]))
   batches = subjects.batches(settings.feature_tokens, settings.batch)
@@ -114,15 +114,15 @@ def _features(
 
 
 def _effects(model: LanguageModel, subject: Subject) -> Callable[[jax.Array], jax.Array] | None:
-  """Directions to what one unit of them adds to the logits, up to the final norm's division by the length of all.
+  """Function from directions to their effects on logits per unit, up to the final norm's division by the total norm.
 
-  None where what the dictionary says is not as wide as the residual stream.
+  None if the dictionary's output is not as wide as the residual stream.
   """
   if subject.sae.target_width != model.d_model:
     return None
 
   def effects(directions: jax.Array) -> jax.Array:
-    # The final norm divides a direction by its own root mean square, which is taken back here.
+    # The final norm divides a direction by its own root mean square; the factor undoes that.
     lengths = jnp.linalg.norm(directions, axis=-1, keepdims=True) / math.sqrt(model.d_model)
     return lengths * model.unembed(directions)
 

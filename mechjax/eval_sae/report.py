@@ -1,4 +1,4 @@
-"""The second phase of an evaluation: what `measure` found is written as a table, pictures and pages."""
+"""Second phase of an evaluation: writes the results of `measure` as a table, figures and pages."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ COLUMNS = {
 
 
 def write(measured: Measured) -> None:
-  """Prints the table, and writes `evaluation.json`, `evaluation.html`, the picture and the pages of features.
+  """Prints the table, and writes `evaluation.json`, `evaluation.html`, the figure and the pages of features.
 
   Args:
-    measured: from `measure`.
+    measured: results of `measure`.
   """
   subjects, reports, out = measured.subjects, measured.reports, measured.out
   print(table(subjects, reports))
@@ -47,11 +47,11 @@ def write(measured: Measured) -> None:
       seen.save(path.with_suffix('.npz'))
       path.write_text(_dashboard(subjects, subject, report, seen))
       print(f'wrote {path}')
-  print(f'wrote evaluation.json, evaluation.html and the picture of loss against sparsity to {out}')
+  print(f'wrote evaluation.json, evaluation.html and the figure of loss against sparsity to {out}')
 
 
 def _metadata(subjects: Subjects, reports: Mapping[str, EvaluationReport]) -> dict[str, Any]:
-  """The contents of `evaluation.json`."""
+  """Contents of `evaluation.json`."""
   return {
     'about': subjects.about,
     'site': subjects.site,
@@ -67,7 +67,7 @@ def _metadata(subjects: Subjects, reports: Mapping[str, EvaluationReport]) -> di
 def results(
   subjects: Subjects, reports: Mapping[str, EvaluationReport]
 ) -> dict[str, list[pareto.Trained]]:
-  """The points of the picture; a dictionary none of whose latents is ever active has no place there."""
+  """Points of the figure; dictionaries whose latents are never active are left out."""
   points: dict[str, list[pareto.Trained]] = {}
   for s in subjects.dictionaries:
     report = reports[s.name]
@@ -78,7 +78,7 @@ def results(
 
 
 def table(subjects: Subjects, reports: Mapping[str, EvaluationReport]) -> str:
-  """All figures, as Markdown."""
+  """Table of all metrics, as Markdown."""
   first = next(iter(reports.values()))
   lines = [
     f'{first.predicted:,} tokens predicted, loss {first.loss:.4f}; with zero instead of the site '
@@ -93,7 +93,7 @@ def table(subjects: Subjects, reports: Mapping[str, EvaluationReport]) -> str:
 
 
 def _cells(subjects: Subjects, reports: Mapping[str, EvaluationReport]) -> list[list[str]]:
-  """The metrics of each dictionary in the order of `COLUMNS`."""
+  """Metrics of each dictionary in the order of `COLUMNS`."""
   found = [reports[s.name] for s in subjects.dictionaries]
   return [
     [show(report, report.sites[subjects.site]) for show in COLUMNS.values()] for report in found
@@ -120,7 +120,7 @@ def _page(subjects: Subjects, reports: Mapping[str, EvaluationReport], title: st
   rows = [f'{s.kind} {s.setting}' for s in subjects.dictionaries]
   first = next(iter(reports.values()))
   lead = (
-    f'{first.predicted:,} predicted tokens. The model has a loss of {first.loss:.4f} nats a token; with zero in '
+    f'{first.predicted:,} predicted tokens. The model has a loss of {first.loss:.4f} nats per token; with zero in '
     f'place of the site {first.loss_zero:.4f}, with its mean {first.loss_mean:.4f}.'
   )
   metrics = page.words(
@@ -129,14 +129,14 @@ def _page(subjects: Subjects, reports: Mapping[str, EvaluationReport], title: st
     rows=rows,
     columns=[*COLUMNS],
     corner='dictionary',
-    unit='losses and KL in nats a token; never active: latents that were not active on any token seen',
+    unit='losses and KL in nats per token; never active: latents that were not active on any token seen',
   )
   points = results(subjects, reports)
   body = [pareto.section(points, title=title)] if points else []
-  body.append(page.section('All figures', 'Every dictionary on the same tokens.', metrics))
+  body.append(page.section('All metrics', 'Every dictionary on the same tokens.', metrics))
   return page.page(f'Dictionaries of {title}', lead, body, 'made by mechjax.eval_sae')
 
 
 def _replace_nan(metadata: Any) -> Any:
-  """JSON has no NaN: null for a figure that has no value."""
+  """Replaces NaN by null, since JSON has no NaN."""
   return json.loads(json.dumps(metadata), parse_constant=lambda _: None)

@@ -1,4 +1,4 @@
-"""Training sparse autoencoders and transcoders from a command line.
+"""Training of sparse autoencoders and transcoders from the command line.
 
 `python -m mechjax.train_sae`, or `mechjax-train-sae`.
 """
@@ -16,5 +16,5 @@ if not TYPE_CHECKING:
 
 
 def program() -> None:
-  """The program that `python -m mechjax.train_sae` starts, for the console script."""
+  """Runs `python -m mechjax.train_sae`, for the console script."""
   runpy.run_module(__name__, run_name='__main__', alter_sys=True)

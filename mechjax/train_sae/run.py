@@ -1,21 +1,21 @@
-"""A training from settings to dictionaries on disk: what `__main__` does, for who wants it in a program of his own.
+"""Training run from settings to dictionaries on disk: the work of `__main__`, for use in other programs.
 
     train_sae.run(TrainSettings(run='out/run', site='resid_post.15', dictionaries=..., optimisation=...))
 
 The directory of a run:
 
-    config.json          the settings; another command in the same directory is refused
+    config.json          the settings; a command with other settings is refused
     model.txt            fingerprint of the parameters; another model is refused
     tokens/              contexts, packed once
-    activations/         on disk, where they are not elsewhere or streamed
-    scales.npz           what each site was divided by
-    checkpoints/         states; the newest is where the run goes on
-    metrics.jsonl        figures, a line a report
-    dump/                what a number that was not finite came of
-    dictionaries/        jumprelu/0, jumprelu/1, ...: at the end, for activations as the model has them
+    activations/         activations on disk, unless they are elsewhere or streamed
+    scales.npz           normalisation constants of each site
+    checkpoints/         training states; the run resumes from the newest
+    metrics.jsonl        metrics, one line per report
+    dump/                state and batch of a step whose numbers were not finite
+    dictionaries/        jumprelu/0, jumprelu/1, ...: written at the end, for unnormalised activations of the model
 
-On several hosts every process runs this, all on one file system. What is made once is made by the first while the
-others wait.
+On several hosts every process runs this, all on one file system. Files that are made once are made by the first process
+while the others wait.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ from mechjax.train_sae.settings import MAY_CHANGE, TrainSettings, kind_of
 
 
 def run(settings: TrainSettings) -> training.TrainingResult:
-  """Trains, from wherever an earlier call with these settings got to.
+  """Trains; resumes an earlier call with the same settings.
 
   Args:
-    settings: of the run.
+    settings: settings of the run.
 
   Returns:
-    How it ended; dictionaries are written if it finished.
+    The result of the training; dictionaries are written if it finished.
 
   Raises:
-    SAEError: settings that do not go together, or with the model, the mesh, the disk or an earlier run.
-    SiteError: a site that the model does not have.
-    FetchError: a model or a text that cannot be had.
+    SAEError: the settings contradict each other, the model, the mesh, the disk or an earlier run.
+    SiteError: the model does not have a site.
+    FetchError: a model or a text cannot be fetched.
   """
   _join(settings)
   mesh = _mesh(settings)
@@ -113,14 +113,14 @@ def export(
   scales: dict[str, Scale],
   directory: Path,
 ) -> None:
-  """Writes every dictionary, folded so that it takes activations as the model has them.
+  """Writes every dictionary, folded so that it takes unnormalised activations of the model.
 
   Args:
-    settings: of the run.
-    trainer: whose ensembles they are.
-    state: the last.
-    scales: of each site.
-    directory: where; what is there already is left.
+    settings: settings of the run.
+    trainer: the trainer with the ensembles.
+    state: final training state.
+    scales: normalisation constants of each site.
+    directory: directory to write to; dictionaries that exist there are left as they are.
   """
   for name, ensemble in trainer.ensembles.items():
     members = jax.tree.map(_whole, state.ensembles[name].params)
@@ -150,15 +150,15 @@ def _write(
 
 
 def _metadata(settings: TrainSettings, about: dict[str, Any]) -> dict[str, Any] | None:
-  """What is said beside a dictionary, where the format has a place for words."""
+  """Metadata written with a dictionary, if the format has a place for it."""
   return None if settings.format == 'gemma_scope' else {'mechjax': about}
 
 
 def _check_writable(settings: TrainSettings, ensembles: dict[str, training.Ensemble]) -> None:
-  """Writes a tiny dictionary of each kind to nowhere: better now than when the training is over.
+  """Writes a tiny dictionary of each kind to a temporary directory, to fail before the training and not after it.
 
   Raises:
-    SAEError: the format cannot express it.
+    SAEError: the format cannot express a dictionary.
   """
   for ensemble in ensembles.values():
     fewer: dict[str, Any] = {'k': 1} if 'k' in ensemble.sae.TRACED else {}
@@ -173,7 +173,7 @@ def _check_writable(settings: TrainSettings, ensembles: dict[str, training.Ensem
 def _describe_ensemble(
   name: str, ensemble: training.Ensemble, scales: dict[str, Scale]
 ) -> dict[str, Any]:
-  """What formats of others have no words for."""
+  """Description of an ensemble that the formats of other libraries cannot hold."""
   kind = type(ensemble.sae).__name__
   particular = name.removeprefix(kind_of(ensemble.sae)).replace('_', ' ')
   ((hparam, values),) = dict(ensemble.hparams).items()
@@ -183,11 +183,11 @@ def _describe_ensemble(
   return metadata | ({'limit': limit} if limit < np.inf else {})
 
 
-# --- what a run needs -------------------------------------------------------------------------------------
+# --- parts of a run ---------------------------------------------------------------------------------------
 
 
 def _join(settings: TrainSettings) -> None:
-  """Joins the other processes."""
+  """Connects to the other processes."""
   machine = settings.machine
   if machine.processes > 1 and not jax.distributed.is_initialized():
     jax.distributed.initialize(machine.coordinator, machine.processes, machine.process)
@@ -201,12 +201,12 @@ def _mesh(settings: TrainSettings) -> Mesh:
   if used > n or (jax.process_count() > 1 and used != n):
     raise SAEError(
       f'a mesh of mesh_data={data} times mesh_model={model} devices, and there are {n}',
-      hint='sizes whose product is the number of devices',
+      hint='give sizes whose product is the number of devices',
     )
   if jax.local_device_count() % model and jax.process_count() > 1:
     raise SAEError(
       f'mesh_model={model} does not divide the {jax.local_device_count()} devices of a host',
-      cause='latents are spread over the devices of one host, tokens over the hosts',
+      cause='latents are sharded over the devices of one host, tokens over the hosts',
     )
   if settings.batch % data:
     raise SAEError(f'batch={settings.batch} is not divisible by mesh_data={data} devices')
@@ -215,7 +215,7 @@ def _mesh(settings: TrainSettings) -> Mesh:
 
 
 def _claim(home: Path, settings: TrainSettings) -> None:
-  """Makes the directory of the run, or finds it made by the same settings."""
+  """Makes the directory of the run, or checks that it was made with the same settings."""
   with _first():
     home.mkdir(parents=True, exist_ok=True)
     if not (home / layout.CONFIG).exists():
@@ -225,13 +225,13 @@ def _claim(home: Path, settings: TrainSettings) -> None:
   if changed:
     raise SAEError(
       f'{home} is a run with other settings: ' + '; '.join(changed),
-      cause='values are those of the run, then those that were asked for',
-      hint='another --run, or the settings that it was started with',
+      cause='each difference shows the value of the run, then the given one',
+      hint='give another --run, or the settings that the run was started with',
     )
 
 
 def _check_same_model(home: Path, fingerprint: str) -> None:
-  """A name or a path may come to mean other parameters between two calls."""
+  """Checks the fingerprint, since a name or a path may point to other parameters in a later call."""
   path = home / layout.MODEL
   with _first():
     if not path.exists():
@@ -240,7 +240,7 @@ def _check_same_model(home: Path, fingerprint: str) -> None:
     raise SAEError(
       f'the parameters have the fingerprint {fingerprint}, and {home} was started with {path.read_text()}',
       cause='another model under the same name or path',
-      hint='another --run, or the model that it was started with',
+      hint='give another --run, or the model that the run was started with',
     )
 
 
@@ -268,7 +268,7 @@ def _harvester(settings: TrainSettings, model: LanguageModel, home: Path) -> Har
 
 
 def _spread(settings: TrainSettings, params: Any) -> tuple[Any, NamedSharding | None]:
-  """The model on every device of this host, and contexts spread over them; fake devices share one processor."""
+  """Replicates the model on the host's devices and shards contexts; not on CPU, where devices share a processor."""
   devices, contexts_ = jax.local_devices(), settings.data.forward_batch
   if len(devices) == 1 or devices[0].platform == 'cpu':
     return params, None
@@ -323,7 +323,7 @@ def _source(settings: TrainSettings, harvester: Harvester, home: Path, fingerpri
 
 
 def _scales(path: Path, source: Source, max_norm_ratio: float) -> dict[str, Scale]:
-  """Measured on the first bucket, once; the same for all hosts."""
+  """Normalisation constants, measured once on the first bucket; the same for all hosts."""
   with _first():
     if not path.exists():
       found = store.measured(source.bucket(0), max_norm_ratio)
@@ -380,7 +380,7 @@ def _journal(
 
 @contextlib.contextmanager
 def _first() -> Iterator[None]:
-  """The first process runs the block and then the others, which find done what is done once."""
+  """Runs the block in the first process and then in the others, which find the files that it made."""
   if jax.process_index() > 0:
     _wait('first')
   yield
@@ -389,13 +389,13 @@ def _first() -> Iterator[None]:
 
 
 def _wait(what: str) -> None:
-  """Until every process is here."""
+  """Waits until every process reaches this point."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(what)
 
 
 def _whole(x: jax.Array) -> np.ndarray:
-  """An array from all devices, on this host."""
+  """Gathers an array from all devices on this host."""
   if x.is_fully_addressable or x.sharding.is_fully_replicated:
     return np.asarray(x)
   assert isinstance(x.sharding, NamedSharding)

@@ -175,7 +175,7 @@ def test_too_little_disk_is_an_error_before_anything_is_written(settings, tmp_pa
 
 
 def test_settings_that_contradict_each_other_are_errors():
-  with pytest.raises(SAEError, match='no dictionaries are asked for'):
+  with pytest.raises(SAEError, match='no dictionaries are given'):
     Dictionaries()
   with pytest.raises(SAEError, match='streams=1 for processes=2'):
     TrainSettings(
@@ -260,7 +260,7 @@ def test_a_program_that_is_told_to_stop_exits_with_0_and_goes_on_to_the_same_dic
       break
   rest = program.stdout.read()
   assert program.wait(120) == 0
-  assert 'the same command goes on' in rest
+  assert 'the same command resumes' in rest
   assert not dictionaries(own.run)
   stopped_at = int(re.search(r'stopped after step (\d+)', rest)[1])
   capsys.readouterr()
