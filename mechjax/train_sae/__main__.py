@@ -30,11 +30,11 @@ def main(argv: list[str], handle: flags.Handle[TrainSettings]) -> None:
   if not absl_flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # Orbax logs forty lines per checkpoint
   try:
-    outcome = run(handle.value())
+    result = run(handle.value())
   except errors.MechjaxError as e:
     sys.exit(f'{type(e).__name__}: {e}')
-  if not outcome.finished:
-    show(f'stopped after step {int(outcome.state.step):,}; the same command resumes')
+  if not result.finished:
+    show(f'stopped after step {int(result.state.step):,}; the same command resumes')
 
 
 if __name__ == '__main__':

@@ -72,10 +72,10 @@ def run(settings: TrainSettings) -> training.TrainingResult:
   trainer = training.Trainer(ensembles, settings.optimisation, mesh)
   source = _source(settings, harvester, home, fingerprint)
   scales = _scales(home / layout.SCALES, source, settings.data.max_norm_ratio)
-  outcome = _train(settings, trainer, source, scales, home)
-  if outcome.finished:
-    export(settings, trainer, outcome.state, scales, home / layout.DICTIONARIES)
-  return outcome
+  result = _train(settings, trainer, source, scales, home)
+  if result.finished:
+    export(settings, trainer, result.state, scales, home / layout.DICTIONARIES)
+  return result
 
 
 def _train(

@@ -1,4 +1,4 @@
-"""Every figure against a computation in NumPy: a model of two layers, changed by hand where a dictionary is spliced.
+"""Every metric against a computation in NumPy: a model of two layers, changed by hand where a dictionary is spliced.
 
 The model's gradient is taken by finite differences, its losses token by token. Letters as in `mechjax.sae`.
 """
@@ -61,7 +61,7 @@ def by_hand(p, tokens, change=None):
     so_far = np.cumsum(x, 1) / np.arange(1, tokens.shape[1] + 1)[:, None]
     h = site(f'mlp_norm.{i}', x + so_far @ p['mix'][i])
     y = site(f'mlp_out.{i}', np.tanh(h @ p['in'][i]) @ p['out'][i])
-    x = site(f'resid_post.{i}', site(f'z.{i}', x + y))  # heads end to end
+    x = site(f'resid_post.{i}', site(f'z.{i}', x + y))  # heads concatenated
   return x @ p['unembed'], seen
 
 
@@ -103,7 +103,7 @@ def double(params):
   return {k: np.asarray(v, np.float64) for k, v in params.items()}
 
 
-# --- the figures, one after the other ---------------------------------------------------------------------
+# --- metrics, one after the other -------------------------------------------------------------------------
 
 
 def log_probs(logits):
@@ -153,7 +153,7 @@ def uniformity(f, own, g):
 
 
 def expected(p, own, saes, targets, tokens, kept):
-  """All figures of dictionaries whose sites are given in the order of the forward pass."""
+  """All metrics of dictionaries whose sites are given in the order of the forward pass."""
   _, seen = by_hand(p, tokens)
   result, change = {'sites': {}}, {}
   for site, sae in saes.items():
@@ -247,7 +247,7 @@ def test_every_figure_is_that_of_the_definitions(name):
   json.dumps(found.metrics())
 
 
-# --- what must come out -----------------------------------------------------------------------------------
+# --- known results ----------------------------------------------------------------------------------------
 
 
 def several():
@@ -263,7 +263,7 @@ def speaker():
 
 
 def judged(W, b, **options):
-  """Judges a dictionary that says x where W is 1, and b where it is 0."""
+  """Evaluates a dictionary that reconstructs x where W is 1, and b where it is 0."""
   eye = np.eye(D, dtype=np.float32) * W
   matrices = {'W_enc': np.concatenate([eye, -eye], 1), 'W_dec': np.concatenate([eye, -eye])}
   own = {**matrices, 'b_enc': np.zeros(2 * D, np.float32), 'b_dec': np.float32(b)}
@@ -301,7 +301,7 @@ def test_a_dictionary_that_says_the_mean_recovers_nothing_of_mean_ablation_and_e
 
 
 def cut(tokens, kept):
-  """Batches of one shape, so that nothing is compiled anew: each keeps one of the texts."""
+  """Batches of one shape, so that nothing is compiled again: each keeps one of the texts."""
   return [
     next_tokens(tokens, kept & (np.arange(len(tokens)) == i)[:, None]) for i in range(len(tokens))
   ]
@@ -340,7 +340,7 @@ def test_blocks_in_any_order_add_up_to_the_whole():
 
 @pytest.mark.parametrize('reads', [R0, 'mlp_norm.1'])
 def test_a_token_that_is_too_long_keeps_its_activation_and_does_not_count_at_its_site(reads):
-  """Half of the tokens are too long, and the truth is a splice by hand of the others."""
+  """Half of the tokens exceed the limit, and the truth is a splice of the others by hand."""
   r = np.random.default_rng(2)
   said = {R0: R0, 'mlp_norm.1': 'mlp_out.1'}[reads]
   sae = TopK(d_in=D, width=2 * D, k=2, d_out=None if said == reads else D)
@@ -543,7 +543,7 @@ def test_a_model_without_a_loss_and_masks_without_a_prediction_are_errors():
 
 def test_rows_padded_on_the_left_have_the_figures_of_the_rows_alone():
   def masked(params, tokens, positions=None, mask=None):
-    """The model above, of which padding is no part: its means go over real tokens."""
+    """The model above, with means over real tokens only."""
     real = jnp.ones(tokens.shape, bool) if mask is None else mask
     x = jnp.where(real[..., None], params['embed'][tokens], 0)
     so_far = jnp.cumsum(x, 1) / jnp.maximum(jnp.cumsum(real, 1), 1).astype(x.dtype)[..., None]
@@ -583,7 +583,7 @@ def test_padding_that_is_kept_is_refused():
   ],
   ids=['tokens', 'list of tokens', 'one batch', 'number'],
 )
-def test_what_is_no_batch_is_refused_by_name(batches, says):
+def test_a_value_that_is_not_a_batch_is_refused_by_name(batches, says):
   for judge in (
     functools.partial(evaluate, speaker()),
     lambda params, _, found: speaker().measure_means(params, found),

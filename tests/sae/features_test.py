@@ -1,4 +1,4 @@
-"""What is said of latents, against loops in NumPy over every token, and the draw against probability.
+"""Features of latents, against loops in NumPy over every token, and the draw against probability.
 
 Letters as in `mechjax.sae.features`. Activations are small whole numbers where ties matter.
 """
@@ -325,7 +325,7 @@ def test_a_damaged_byte_or_another_set_of_arrays_is_refused_and_nothing_else_is_
       loaded = features.load(tmp_path / 'd.npz')
     except SAEError:
       continue
-    same(loaded, found)  # a byte that says nothing
+    same(loaded, found)  # a byte without meaning
   with np.load(tmp_path / 'f.npz') as file:
     arrays = dict(file)
   fewer = {name: a for name, a in arrays.items() if name != 'top.tokens'}
@@ -377,7 +377,7 @@ def test_invalid_batches_are_refused(batches, says):
     features.collect(activations, SAE, PARAMS, batches, settings=SETTINGS)
 
 
-def test_activations_that_are_no_numbers_are_refused_and_named():
+def test_activations_that_are_not_finite_are_refused_and_named():
   batches = zip(np.split(TOKENS[:8], 2), np.split(np.ones((8, T), bool), 2))
   count = itertools.count()
   broken = lambda tokens: activations(tokens).at[0, 0, 0].set(jnp.nan if next(count) else 0.0)  # noqa: E731

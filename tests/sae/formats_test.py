@@ -1,4 +1,4 @@
-"""Dictionaries in other people's files: what comes back is the same function, and what is wrong is an error."""
+"""Dictionaries in files of other libraries: a loaded dictionary is the same function, and a wrong file is an error."""
 
 import dataclasses
 import io
@@ -54,7 +54,7 @@ def outputs(sae, params, x):
   p = {name: np.asarray(value, float) for name, value in params.items()}
   x = np.asarray(x, float)
   f = plain.latents(sae, p, x)[0]
-  if isinstance(sae, BatchTopK):  # the plain twin has what is active in training
+  if isinstance(sae, BatchTopK):  # the plain twin has the latents that are active in training
     z = plain.encoder(sae, p, x) + p['b_enc']
     f = np.maximum(z, 0) * (z > p['threshold'])
   return f, plain.decode(sae, p, f, x)
@@ -760,7 +760,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_left(format, tmp_pat
 # --- finding ----------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_dictionary_says_what_was_looked_for_and_found(tmp_path):
+def test_the_error_for_a_place_without_a_dictionary_names_the_files_sought_and_found(tmp_path):
   (tmp_path / 'readme.md').write_text('')
   with pytest.raises(WeightsError, match=r'(?s)params\.npz.*readme\.md'):
     load(tmp_path)

@@ -1,4 +1,4 @@
-"""The binary that trains and the one that evaluates, on SmolLM2's first layer and a page of text."""
+"""The programs that train and evaluate, on SmolLM2's first layer and a page of text."""
 
 import copy
 import dataclasses
@@ -84,7 +84,7 @@ def metrics(home):
 
 
 def same_latents(found, wanted):
-  """Asserts that latents [B, M] are equal, but for the few that stand so near a threshold that rounding decides."""
+  """Asserts that latents [B, M] are equal, but for the few that are so near a threshold that rounding decides."""
   found, wanted = np.asarray(found), np.asarray(wanted)
   alike = (found > 0) == (wanted > 0)
   assert alike.mean() > 1 - 1e-3
@@ -250,7 +250,7 @@ def command(settings, path):
 def test_a_program_that_is_told_to_stop_exits_with_0_and_goes_on_to_the_same_dictionaries(
   settings, trained, tmp_path, capsys
 ):
-  """The same device count as here: what is compiled for eight devices is what was compiled for eight."""
+  """The same device count as in this process, so that the same programs are compiled."""
   shared = dataclasses.replace(settings.data, activation_dir=f'{settings.run}/activations')
   own = elsewhere(settings, tmp_path / 'run', data=shared)
   program = subprocess.Popen(command(own, tmp_path), stdout=subprocess.PIPE, text=True)
@@ -266,7 +266,7 @@ def test_a_program_that_is_told_to_stop_exits_with_0_and_goes_on_to_the_same_dic
   capsys.readouterr()
   assert run(own).finished
   first = int(re.search(r'step (\d+)/40', capsys.readouterr().out)[1])
-  assert first == 5 * (stopped_at // 5 + 1)  # it went on, and did not begin again
+  assert first == 5 * (stopped_at // 5 + 1)  # it resumed, and did not start again
   assert [line['step'] for line in metrics(own.run)] == [*range(5, 41, 5)]
   assert dictionaries(own.run) == dictionaries(settings.run)
 

@@ -65,7 +65,7 @@ def randomised(theirs):
 
 
 def expect_equal(sae, params, theirs, x):
-  """Of reconstructions; returns the latents of both, some of which are active and some not."""
+  """Asserts equal reconstructions; returns the latents of both, some of which are active and some not."""
   import torch
 
   f = sae.encode(params, x)
