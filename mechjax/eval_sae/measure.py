@@ -69,7 +69,7 @@ def _evaluate(settings: EvalSettings, subjects: Subjects) -> dict[str, Evaluatio
     )
     for s in subjects.dictionaries
   }
-  batches = [next_tokens(*b) for b in subjects.batches(settings.tokens, settings.batch)]
+  batches = [next_tokens(*b) for b in subjects.iter_batches(settings.tokens, settings.batch)]
   tqdm = extras.require('tqdm', 'models').tqdm
   with tqdm(total=len(batches), desc='evaluating', unit='batch') as bar:
     return compare(
@@ -93,7 +93,7 @@ def _features(
   """Features of latents that are ever active; a random sample if there are too many."""
   model, site = subjects.model, sites.parse(subjects.site)
   read = jax.jit(harvest.reap(model.truncated_at(subjects.site), sites=[subjects.site]))
-  batches = subjects.batches(settings.feature_tokens, settings.batch)
+  batches = subjects.iter_batches(settings.feature_tokens, settings.batch)
   active = np.flatnonzero(report.density > 0)
   if settings.latents and len(active) > settings.latents:
     active = np.sort(

@@ -65,7 +65,7 @@ class Subjects:
   text: str
   limit: float = math.inf
 
-  def batches(self, n_tokens: int, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  def iter_batches(self, n_tokens: int, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields about n_tokens tokens from all over the contexts: ids, int [rows, T], and a mask of those that count."""
     n = min(len(self.contexts), -(-n_tokens // self.contexts.length))
     n -= n % rows if n >= rows else 0

@@ -344,7 +344,7 @@ def _scales(path: Path, source: Source, max_norm_ratio: float) -> dict[str, Scal
 def _ensembles(settings: TrainSettings, harvester: Harvester) -> dict[str, training.Ensemble]:
   widths, target = harvester.widths, settings.target
   d_out = widths[target] if target else None
-  return settings.dictionaries.ensembles(
+  return settings.dictionaries.build_ensembles(
     widths[settings.site], settings.site, target, d_out, settings.skip
   )
 

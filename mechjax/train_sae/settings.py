@@ -131,10 +131,10 @@ class Dictionaries:
       values = getattr(self, name)
       expect(self, name, len({*values}) == len(values) > 0, 'one or more, each once')
 
-  def ensembles(
+  def build_ensembles(
     self, d_in: int, site: str, target: str | None, d_out: int | None, skip: bool
   ) -> dict[str, Ensemble]:
-    """All ensembles, keyed by a name made from the settings in which they differ.
+    """Builds all ensembles, keyed by a name made from the settings in which they differ.
 
     Args:
       d_in: width of the input site.
@@ -154,12 +154,12 @@ class Dictionaries:
             *([str(width)] * (len(self.widths) > 1)),
             *([dead_latents] * (len(self.dead_latents) > 1)),
           ]
-          found['_'.join(parts)] = self._ensemble(
+          found['_'.join(parts)] = self._build_ensemble(
             kind, hparam, dead_latents, site, target, shared | {'width': width}
           )
     return found
 
-  def _ensemble(
+  def _build_ensemble(
     self,
     kind: str,
     hparam: str,
@@ -172,7 +172,7 @@ class Dictionaries:
     own: dict[str, Any] = {hparam: max(values)}
     if kind == 'jumprelu':
       own |= {'bandwidth': self.bandwidth, 'initial_threshold': self.initial_threshold}
-    sae = architecture(kind)(**shared, **own, aux_loss=self._loss(dead_latents))
+    sae = architecture(kind)(**shared, **own, aux_loss=self._build_aux_loss(dead_latents))
     resampling = None
     if dead_latents == 'resampling':
       resampling = Resampling(after_tokens=self.dead_after_tokens, rewarm_steps=self.rewarm_steps)
@@ -187,7 +187,7 @@ class Dictionaries:
       resample_every=self.resample_every if resampling else 0,
     )
 
-  def _loss(self, dead_latents: str) -> AuxK | GhostGrads | None:
+  def _build_aux_loss(self, dead_latents: str) -> AuxK | GhostGrads | None:
     after = self.dead_after_tokens
     if dead_latents == 'auxk':
       return AuxK(after_tokens=after)

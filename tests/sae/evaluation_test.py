@@ -596,7 +596,7 @@ def test_a_model_or_a_loaded_pair_in_the_wrong_place_is_refused_by_name():
   sae = ReLU(d_in=D, width=2 * D, sparsity=0.0)
   with pytest.raises(SAEError, match=r'model\.apply'):
     Evaluation(model(), {R0: sae})
-  with pytest.raises(SAEError, match='what load returned'):
+  with pytest.raises(SAEError, match='the result of load'):
     Evaluation(forward, {R0: (sae, {})})
 
 

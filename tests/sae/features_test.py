@@ -235,9 +235,9 @@ def test_some_latents_are_told_the_same_as_among_all(found):
     whole = features.record._flat(found)[name]
     if np.ndim(array) and name != 'latents':
       np.testing.assert_allclose(array, whole[chosen], rtol=1e-5, atol=1e-6, err_msg=name)
-  assert few.row(6) == 2
+  assert few.find_row(6) == 2
   with pytest.raises(SAEError, match='latent 1 was not looked at'):
-    few.row(1)
+    few.find_row(1)
 
 
 def test_sequences_shorter_than_a_window_and_batches_smaller_than_the_top_do():

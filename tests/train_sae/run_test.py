@@ -226,7 +226,7 @@ def test_every_way_to_treat_dead_latents_is_an_ensemble(settings):
     gated=(1e-2,),
     dead_latents=('none', 'auxk', 'ghost', 'resampling'),
   )
-  ensembles = every.ensembles(8, 'x', None, None, False)
+  ensembles = every.build_ensembles(8, 'x', None, None, False)
   assert [*ensembles] == [
     f'{kind}_{dead_latents}'
     for kind in ('gated', 'topk')
@@ -234,7 +234,9 @@ def test_every_way_to_treat_dead_latents_is_an_ensemble(settings):
   ]
   assert ensembles['topk_resampling'].resample_every == 5_000
   assert {ensemble.sae.matmuls for ensemble in ensembles.values()} == {'float32'}
-  rounded = dataclasses.replace(every, matmuls='bfloat16').ensembles(8, 'x', None, None, False)
+  rounded = dataclasses.replace(every, matmuls='bfloat16').build_ensembles(
+    8, 'x', None, None, False
+  )
   assert {ensemble.sae.matmuls for ensemble in rounded.values()} == {'bfloat16'}
 
 

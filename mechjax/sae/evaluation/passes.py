@@ -101,7 +101,7 @@ class Evaluation:
       if not isinstance(sae, Architecture):
         raise SAEError(
           f'{site!r} has a {type(sae).__name__}, not a dictionary',
-          cause='what load returned: a dictionary and its parameters',
+          cause='the result of load: a dictionary and its parameters',
           hint='sae, params = load(...); evaluate(Evaluation(forward, {site: sae}), ..., {site: params}, batches)',
         )
     if not {*self.limits} <= {*self.saes}:

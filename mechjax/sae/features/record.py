@@ -125,8 +125,8 @@ class Features:
     within = np.minimum(middle, self.maximum[:, None])  # the top bin reaches beyond the largest
     return np.where(self.firings[:, None] > 0, within, np.nan)
 
-  def row(self, latent: int) -> int:
-    """Row of a latent in the arrays.
+  def find_row(self, latent: int) -> int:
+    """Finds the row of a latent in the arrays.
 
     Raises:
       SAEError: the latent was not looked at.
