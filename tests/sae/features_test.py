@@ -216,7 +216,7 @@ def test_another_seed_draws_others_and_leaves_the_top(found):
 
 
 def same(a, b):
-  flat_a, flat_b = features.record._flat(a), features.record._flat(b)
+  flat_a, flat_b = features.record._flatten(a), features.record._flatten(b)
   assert flat_a.keys() == flat_b.keys()
   for name, array in flat_a.items():
     np.testing.assert_array_equal(array, flat_b[name], err_msg=name)
@@ -231,8 +231,8 @@ def test_some_latents_are_told_the_same_as_among_all(found):
   chosen = [5, 0, 6]
   few = collect(latents=chosen)
   assert few.latents.tolist() == chosen
-  for name, array in features.record._flat(few).items():
-    whole = features.record._flat(found)[name]
+  for name, array in features.record._flatten(few).items():
+    whole = features.record._flatten(found)[name]
     if np.ndim(array) and name != 'latents':
       np.testing.assert_allclose(array, whole[chosen], rtol=1e-5, atol=1e-6, err_msg=name)
   assert few.find_row(6) == 2

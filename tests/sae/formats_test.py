@@ -776,7 +776,7 @@ def test_the_error_for_a_place_without_a_dictionary_names_the_files_sought_and_f
     load(tmp_path / 'sae_lens')
   with pytest.raises(SAEError, match='pickles'):
     save(tmp_path / 'x', SAES['relu'], params, format='dictionary_learning')
-  with pytest.raises(SAEError, match=r"perhaps.*'sae_lens'"):
+  with pytest.raises(SAEError, match="did you mean 'sae_lens'"):
     save(tmp_path / 'x', SAES['relu'], params, format='saelens')
   with pytest.raises(SAEError, match='no place'):
     save(tmp_path / 'x', SAES['relu'], params, format='gemma_scope', about={'a': 1})
