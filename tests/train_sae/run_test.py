@@ -311,7 +311,7 @@ def test_a_run_is_evaluated_with_a_table_a_picture_and_a_page_of_features(
   assert 'TopK' in features_page
   assert 'story.txt, held out' in features_page
   assert len(features.load(out / 'features_topk_0.npz').latents) == 20
-  with pytest.raises(SAEError, match="no dictionary 'topk/3'"):
+  with pytest.raises(SAEError, match="unknown dictionary 'topk/3'"):
     measure(dataclasses.replace(asked, dashboard=('topk/3',)))
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from mechjax import files
-from mechjax.errors import SAEError, WeightsError
+from mechjax.errors import SAEError, WeightsError, unknown
 from mechjax.sae.architectures import Architecture, BatchTopK, Gated, JumpReLU, Params, ReLU, TopK
 from mechjax.sae.formats import conventions, metadata
 from mechjax.sae.formats.conventions import Arrays
@@ -181,10 +181,7 @@ def _architecture(s: Values) -> str:
     ('activation function', function, ['relu', 'topk']),
   ):
     if found not in known:
-      raise WeightsError(
-        f'{s.where} has the {what} {found!r:.100}, which mechjax does not know',
-        hint=f'known: {known}',
-      )
+      raise unknown(WeightsError, what, found, known, where=s.where)
   return 'topk' if function == 'topk' and name == 'standard' else name
 
 
