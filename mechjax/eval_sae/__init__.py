@@ -1,4 +1,4 @@
-"""Evaluating dictionaries, of a training or published ones, from a command line: tables, pictures and dashboards.
+"""Evaluation of dictionaries, from a run or published, from the command line: tables, figures and dashboards.
 
 `python -m mechjax.eval_sae`, or `mechjax-eval-sae`.
 """
@@ -9,5 +9,5 @@ __all__ = ['program']
 
 
 def program() -> None:
-  """The program that `python -m mechjax.eval_sae` starts, for the console script."""
+  """Runs `python -m mechjax.eval_sae`, for the console script."""
   runpy.run_module(__name__, run_name='__main__', alter_sys=True)

@@ -1,12 +1,12 @@
-"""Evaluates dictionaries: what the model loses by them, what they leave out, and what their latents mean.
+"""Evaluates dictionaries: loss of the spliced model, reconstruction errors, and features.
 
   python -m mechjax.eval_sae --run=out/sae --dashboard=topk/0
 
-Writes `evaluation.json`, the table and picture of loss against sparsity as `pareto.png` and `evaluation.html`, and for
-each dictionary that --dashboard names a page of its features. Published ones are evaluated by --dictionaries, --model
-and --site.
+Writes `evaluation.json`, the table and figure of loss against sparsity as `pareto.png` and `evaluation.html`, and for
+each dictionary that --dashboard names a page of its features. Published dictionaries are evaluated with --dictionaries,
+--model and --site.
 
-Cost on two CPU cores, SmolLM2-135M, 32,768 tokens: six passes for what dictionaries share and one for each of them, of
+Cost on two CPU cores, SmolLM2-135M, 32,768 tokens: six passes that all dictionaries share and one pass per dictionary,
 a minute each.
 """
 
@@ -19,10 +19,10 @@ from absl import app
 from mechjax import errors, flags
 from mechjax.eval_sae import report
 from mechjax.eval_sae.measure import measure
-from mechjax.eval_sae.settings import Settings
+from mechjax.eval_sae.settings import EvalSettings
 
 
-def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
+def main(argv: list[str], handle: flags.Handle[EvalSettings]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   try:
@@ -32,5 +32,5 @@ def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
 
 
 if __name__ == '__main__':
-  settings = flags.define(Settings)
+  settings = flags.define(EvalSettings)
   app.run(lambda argv: main(argv, settings))

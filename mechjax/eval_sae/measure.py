@@ -1,4 +1,4 @@
-"""The first phase of an evaluation: everything that `report` writes is computed."""
+"""First phase of an evaluation: computes everything that `report` writes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 
 from mechjax import extras, harvest, sites
 from mechjax.errors import SAEError, unknown
-from mechjax.eval_sae.settings import Settings
-from mechjax.eval_sae.subjects import Subject, Subjects, found
+from mechjax.eval_sae.settings import EvalSettings
+from mechjax.eval_sae.subjects import Subject, Subjects, find_subjects
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import features
-from mechjax.sae.evaluation import Evaluation, Report, SiteReport, compare, next_tokens
+from mechjax.sae.evaluation import Evaluation, EvaluationReport, SiteReport, compare, next_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,40 +26,40 @@ class Measured:
   """Results of an evaluation.
 
   Attributes:
-    subjects: what was evaluated.
-    reports: metrics of each dictionary, by its name.
-    features: what latents mean, by the names of the dictionaries that get a dashboard.
-    out: directory for what is written.
+    subjects: the evaluated dictionaries.
+    reports: metrics of each dictionary, keyed by its name.
+    features: features of latents, keyed by the names of the dictionaries that get a dashboard.
+    out: output directory.
   """
 
   subjects: Subjects
-  reports: dict[str, Report]
+  reports: dict[str, EvaluationReport]
   features: dict[str, features.Features]
   out: Path
 
 
-def measure(settings: Settings) -> Measured:
+def measure(settings: EvalSettings) -> Measured:
   """Evaluates every dictionary, and collects features of those that get a dashboard.
 
   Args:
-    settings: of the evaluation.
+    settings: settings of the evaluation.
 
   Raises:
-    SAEError: settings that do not go together, with the run or with each other.
-    SiteError, WeightsError, FetchError: a site, dictionary or model that is not to be had.
+    SAEError: the settings contradict the run or each other.
+    SiteError, WeightsError, FetchError: a site, dictionary or model is not available.
   """
   out = Path(settings.out or Path(settings.run) / 'evaluation')
-  subjects = found(settings, out)
+  subjects = find_subjects(settings, out)
   chosen = _with_dashboard(settings, subjects)
   out.mkdir(parents=True, exist_ok=True)  # before hours of computing, not after
-  reports = _judged(settings, subjects)
+  reports = _evaluate(settings, subjects)
   seen = {
     s.name: _features(settings, subjects, s, reports[s.name].sites[subjects.site]) for s in chosen
   }
   return Measured(subjects, reports, seen, out)
 
 
-def _judged(settings: Settings, subjects: Subjects) -> dict[str, Report]:
+def _evaluate(settings: EvalSettings, subjects: Subjects) -> dict[str, EvaluationReport]:
   targets = {subjects.site: subjects.target} if subjects.target else {}
   limits = {subjects.site: subjects.limit} if subjects.limit < math.inf else {}
   candidates: dict[str, Any] = {
@@ -67,9 +67,9 @@ def _judged(settings: Settings, subjects: Subjects) -> dict[str, Report]:
       Evaluation(subjects.model.apply, {subjects.site: s.sae}, targets, limits),
       {subjects.site: s.params},
     )
-    for s in subjects.of
+    for s in subjects.dictionaries
   }
-  batches = [next_tokens(*b) for b in subjects.batches(settings.tokens, settings.batch)]
+  batches = [next_tokens(*b) for b in subjects.iter_batches(settings.tokens, settings.batch)]
   tqdm = extras.require('tqdm', 'models').tqdm
   with tqdm(total=len(batches), desc='evaluating', unit='batch') as bar:
     return compare(
@@ -77,23 +77,23 @@ def _judged(settings: Settings, subjects: Subjects) -> dict[str, Report]:
     )
 
 
-def _with_dashboard(settings: Settings, subjects: Subjects) -> list[Subject]:
+def _with_dashboard(settings: EvalSettings, subjects: Subjects) -> list[Subject]:
   if settings.dashboard == ('all',):
-    return subjects.of
-  names = [s.name for s in subjects.of]
+    return subjects.dictionaries
+  names = [s.name for s in subjects.dictionaries]
   for name in settings.dashboard:
     if name not in names:
       raise unknown(SAEError, 'dictionary', name, names, where='--dashboard')
-  return [s for s in subjects.of if s.name in settings.dashboard]
+  return [s for s in subjects.dictionaries if s.name in settings.dashboard]
 
 
 def _features(
-  settings: Settings, subjects: Subjects, subject: Subject, report: SiteReport
+  settings: EvalSettings, subjects: Subjects, subject: Subject, report: SiteReport
 ) -> features.Features:
-  """Of latents that are ever active, drawn where there are too many."""
+  """Features of latents that are ever active; a random sample if there are too many."""
   model, site = subjects.model, sites.parse(subjects.site)
   read = jax.jit(harvest.reap(model.truncate_at(subjects.site), sites=[subjects.site]))
-  batches = subjects.batches(settings.feature_tokens, settings.batch)
+  batches = subjects.iter_batches(settings.feature_tokens, settings.batch)
   active = np.flatnonzero(report.density > 0)
   if settings.latents and len(active) > settings.latents:
     active = np.sort(
@@ -114,15 +114,15 @@ def _features(
 
 
 def _effects(model: LanguageModel, subject: Subject) -> Callable[[jax.Array], jax.Array] | None:
-  """Directions to what one unit of them adds to the logits, up to the final norm's division by the length of all.
+  """Function from directions to their effects on logits per unit, up to the final norm's division by the total norm.
 
-  None where what the dictionary says is not as wide as the residual stream.
+  None if the dictionary's output is not as wide as the residual stream.
   """
   if subject.sae.target_width != model.d_model:
     return None
 
   def effects(directions: jax.Array) -> jax.Array:
-    # The final norm divides a direction by its own root mean square, which is taken back here.
+    # The final norm divides a direction by its own root mean square; the factor undoes that.
     lengths = jnp.linalg.norm(directions, axis=-1, keepdims=True) / math.sqrt(model.d_model)
     return lengths * model.unembed(directions)
 

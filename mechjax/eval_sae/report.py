@@ -1,4 +1,4 @@
-"""The second phase of an evaluation: what `measure` found is written as a table, pictures and pages."""
+"""Second phase of an evaluation: writes the results of `measure` as a table, figures and pages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mechjax import files
 from mechjax.eval_sae.measure import Measured
 from mechjax.eval_sae.subjects import Subject, Subjects, vocabulary
 from mechjax.sae import features
-from mechjax.sae.evaluation import Report, SiteReport
+from mechjax.sae.evaluation import EvaluationReport, SiteReport
 from mechjax.viz import page, pareto
 from mechjax.viz.dashboard import About, dashboard
 
@@ -28,30 +28,30 @@ COLUMNS = {
 
 
 def write(measured: Measured) -> None:
-  """Prints the table, and writes `evaluation.json`, `evaluation.html`, the picture and the pages of features.
+  """Prints the table, and writes `evaluation.json`, `evaluation.html`, the figure and the pages of features.
 
   Args:
-    measured: from `measure`.
+    measured: results of `measure`.
   """
   subjects, reports, out = measured.subjects, measured.reports, measured.out
   print(table(subjects, reports))
-  files.write_json(out / 'evaluation.json', _without_nan(_metadata(subjects, reports)))
+  files.write_json(out / 'evaluation.json', _replace_nan(_metadata(subjects, reports)))
   title = f'{subjects.model.name}, {subjects.site}'
   if points := results(subjects, reports):
     pareto.picture(points, out / 'pareto.png', title=title)
   (out / 'evaluation.html').write_text(_page(subjects, reports, title))
-  for subject in subjects.of:
+  for subject in subjects.dictionaries:
     if subject.name in measured.features:
       report, seen = reports[subject.name].sites[subjects.site], measured.features[subject.name]
       path = out / f'features_{subject.name.replace("/", "_")}.html'
       seen.save(path.with_suffix('.npz'))
       path.write_text(_dashboard(subjects, subject, report, seen))
       print(f'wrote {path}')
-  print(f'wrote evaluation.json, evaluation.html and the picture of loss against sparsity to {out}')
+  print(f'wrote evaluation.json, evaluation.html and the figure of loss against sparsity to {out}')
 
 
-def _metadata(subjects: Subjects, reports: Mapping[str, Report]) -> dict[str, Any]:
-  """The contents of `evaluation.json`."""
+def _metadata(subjects: Subjects, reports: Mapping[str, EvaluationReport]) -> dict[str, Any]:
+  """Contents of `evaluation.json`."""
   return {
     'about': subjects.about,
     'site': subjects.site,
@@ -59,15 +59,17 @@ def _metadata(subjects: Subjects, reports: Mapping[str, Report]) -> dict[str, An
     'limit': subjects.limit,
     'dictionaries': {
       s.name: {'kind': s.kind, 'setting': s.setting, **reports[s.name].metrics()}
-      for s in subjects.of
+      for s in subjects.dictionaries
     },
   }
 
 
-def results(subjects: Subjects, reports: Mapping[str, Report]) -> dict[str, list[pareto.Trained]]:
-  """The points of the picture; a dictionary none of whose latents is ever active has no place there."""
+def results(
+  subjects: Subjects, reports: Mapping[str, EvaluationReport]
+) -> dict[str, list[pareto.Trained]]:
+  """Points of the figure; dictionaries whose latents are never active are left out."""
   points: dict[str, list[pareto.Trained]] = {}
-  for s in subjects.of:
+  for s in subjects.dictionaries:
     report = reports[s.name]
     l0 = report.sites[subjects.site].l0
     if l0 > 0:
@@ -75,8 +77,8 @@ def results(subjects: Subjects, reports: Mapping[str, Report]) -> dict[str, list
   return points
 
 
-def table(subjects: Subjects, reports: Mapping[str, Report]) -> str:
-  """All figures, as Markdown."""
+def table(subjects: Subjects, reports: Mapping[str, EvaluationReport]) -> str:
+  """Table of all metrics, as Markdown."""
   first = next(iter(reports.values()))
   lines = [
     f'{first.predicted:,} tokens predicted, loss {first.loss:.4f}; with zero instead of the site '
@@ -85,14 +87,14 @@ def table(subjects: Subjects, reports: Mapping[str, Report]) -> str:
     '| dictionary | setting | ' + ' | '.join(COLUMNS) + ' |',
     '|---' * (2 + len(COLUMNS)) + '|',
   ]
-  for s, row in zip(subjects.of, _cells(subjects, reports)):
+  for s, row in zip(subjects.dictionaries, _cells(subjects, reports)):
     lines.append(f'| {s.kind} | {s.setting} | ' + ' | '.join(row) + ' |')
   return '\n'.join(lines)
 
 
-def _cells(subjects: Subjects, reports: Mapping[str, Report]) -> list[list[str]]:
-  """The metrics of each dictionary in the order of `COLUMNS`."""
-  found = [reports[s.name] for s in subjects.of]
+def _cells(subjects: Subjects, reports: Mapping[str, EvaluationReport]) -> list[list[str]]:
+  """Metrics of each dictionary in the order of `COLUMNS`."""
+  found = [reports[s.name] for s in subjects.dictionaries]
   return [
     [show(report, report.sites[subjects.site]) for show in COLUMNS.values()] for report in found
   ]
@@ -114,11 +116,11 @@ def _dashboard(
   return dashboard(seen, vocabulary(model), title=title, about=about)
 
 
-def _page(subjects: Subjects, reports: Mapping[str, Report], title: str) -> str:
-  rows = [f'{s.kind} {s.setting}' for s in subjects.of]
+def _page(subjects: Subjects, reports: Mapping[str, EvaluationReport], title: str) -> str:
+  rows = [f'{s.kind} {s.setting}' for s in subjects.dictionaries]
   first = next(iter(reports.values()))
   lead = (
-    f'{first.predicted:,} predicted tokens. The model has a loss of {first.loss:.4f} nats a token; with zero in '
+    f'{first.predicted:,} predicted tokens. The model has a loss of {first.loss:.4f} nats per token; with zero in '
     f'place of the site {first.loss_zero:.4f}, with its mean {first.loss_mean:.4f}.'
   )
   metrics = page.words(
@@ -127,14 +129,14 @@ def _page(subjects: Subjects, reports: Mapping[str, Report], title: str) -> str:
     rows=rows,
     columns=[*COLUMNS],
     corner='dictionary',
-    unit='losses and KL in nats a token; never active: latents that were not active on any token seen',
+    unit='losses and KL in nats per token; never active: latents that were not active on any token seen',
   )
   points = results(subjects, reports)
   body = [pareto.section(points, title=title)] if points else []
-  body.append(page.section('All figures', 'Every dictionary on the same tokens.', metrics))
+  body.append(page.section('All metrics', 'Every dictionary on the same tokens.', metrics))
   return page.page(f'Dictionaries of {title}', lead, body, 'made by mechjax.eval_sae')
 
 
-def _without_nan(words: Any) -> Any:
-  """JSON has no NaN: null for a figure that has no value."""
-  return json.loads(json.dumps(words), parse_constant=lambda _: None)
+def _replace_nan(metadata: Any) -> Any:
+  """Replaces NaN by null, since JSON has no NaN."""
+  return json.loads(json.dumps(metadata), parse_constant=lambda _: None)

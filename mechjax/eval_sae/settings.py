@@ -1,10 +1,10 @@
-"""What is to be evaluated, and on how much.
+"""Settings of an evaluation.
 
-Either a whole run of `mechjax.train_sae`, on the contexts that it held out, or dictionaries from files or a hub:
+It evaluates either a whole run of `mechjax.train_sae`, on its held-out contexts, or dictionaries from files or a hub:
 
-    Settings(run='out/sae')
-    Settings(dictionaries=('google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71',), model='...',
-             site='resid_post.20')
+    EvalSettings(run='out/sae')
+    EvalSettings(dictionaries=('google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71',), model='...',
+                 site='resid_post.20')
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from mechjax.sae.checks import check_field
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-  """An evaluation.
+class EvalSettings:
+  """Settings of an evaluation.
 
   Attributes:
-    run: directory of a training, all of whose dictionaries are evaluated.
-    dictionaries: directories, files or places on a hub, instead of a run.
-    model: of which dictionaries without a run are.
-    code: whose code computes its forward pass.
-    site: what they read.
-    target: what they say, for transcoders.
-    text: where tokens come from, for dictionaries without a run.
+    run: directory of a training run, all of whose dictionaries are evaluated.
+    dictionaries: directories, files or names on a hub, instead of a run.
+    model: model of dictionaries without a run.
+    code: implementation of its forward pass.
+    site: input site of dictionaries without a run.
+    target: output site of transcoders without a run.
+    text: source of the tokens for dictionaries without a run.
     context: tokens of a context.
-    tokens: how many are predicted, about.
+    tokens: approximate number of tokens to predict.
     batch: contexts in one pass.
-    dashboard: for which dictionaries there is a page of features, by their names in the table; 'all' for all.
-    latents: how many latents such a page shows, drawn among those that are ever active; 0 for all.
-    feature_tokens: how many tokens are searched for examples.
-    out: where to write; by default `evaluation` in the directory of the run.
-    seed: of what is drawn.
+    dashboard: names in the table of the dictionaries that get a page of features; 'all' for all.
+    latents: number of latents on such a page, drawn among those that are ever active; 0 for all.
+    feature_tokens: number of tokens that are searched for examples.
+    out: output directory; by default `evaluation` in the directory of the run.
+    seed: seed of the draws.
   """
 
   run: str = ''

@@ -1,4 +1,4 @@
-"""What is evaluated: dictionaries with their names and settings, the model, and contexts that nobody trained on."""
+"""Subjects of an evaluation: dictionaries with their names and settings, the model, and held-out contexts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import mechjax
 from mechjax import flags, sae, train_sae
 from mechjax.errors import SAEError
-from mechjax.eval_sae.settings import Settings
+from mechjax.eval_sae.settings import EvalSettings
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import store
 from mechjax.sae.architectures import Params
@@ -24,12 +24,12 @@ from mechjax.train_sae import corpora, layout
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """A dictionary.
+  """Dictionary to evaluate.
 
   Attributes:
     name: such as 'topk/0'.
-    kind: what it was trained as, such as 'TopK'.
-    setting: what makes it as sparse as it is, such as 'k 32'.
+    kind: architecture that it was trained as, such as 'TopK'.
+    setting: the hyperparameter that sets its sparsity, such as 'k 32'.
     sae: the dictionary.
     params: its parameters.
   """
@@ -43,30 +43,30 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Subjects:
-  """All that belongs together.
+  """Dictionaries to evaluate, with their model and contexts.
 
   Attributes:
     model: the model.
-    site: what all dictionaries read.
-    target: what all say, if it is another site.
-    contexts: tokens.
-    of: the dictionaries.
-    about: where they come from.
-    text: what the tokens are of.
-    limit: length up to which an activation counts.
+    site: input site of all dictionaries.
+    target: output site of all dictionaries, if it is another site.
+    contexts: contexts of tokens.
+    dictionaries: the dictionaries.
+    about: source of the dictionaries.
+    text: source of the tokens.
+    limit: maximum norm of an activation that counts.
   """
 
   model: LanguageModel
   site: str
   target: str | None
   contexts: Contexts
-  of: list[Subject]
+  dictionaries: list[Subject]
   about: str
   text: str
   limit: float = math.inf
 
-  def batches(self, n_tokens: int, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Tokens, int [rows, T], and which of them count, until there are about so many; spread over all contexts."""
+  def iter_batches(self, n_tokens: int, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields about n_tokens tokens from all over the contexts: ids, int [rows, T], and a mask of those that count."""
     n = min(len(self.contexts), -(-n_tokens // self.contexts.length))
     n -= n % rows if n >= rows else 0
     chosen = np.linspace(0, len(self.contexts) - 1, n).astype(np.int64)
@@ -75,53 +75,57 @@ class Subjects:
       yield tokens, self.contexts.is_kept(tokens)
 
 
-def found(settings: Settings, out: Path) -> Subjects:
-  """What the settings name.
+def find_subjects(settings: EvalSettings, out: Path) -> Subjects:
+  """Loads the dictionaries and the model that the settings name.
 
   Args:
-    settings: of the evaluation.
-    out: directory for what is written.
+    settings: settings of the evaluation.
+    out: output directory.
 
   Raises:
-    SAEError: a run that is not finished, or not there; dictionaries that are not for this site.
-    WeightsError, FetchError: a dictionary or model that cannot be read or had.
+    SAEError: the run does not exist or is not finished; the dictionaries are not for this site.
+    WeightsError, FetchError: a dictionary or model cannot be read or fetched.
   """
-  return _of_run(Path(settings.run)) if settings.run else _published(settings, out)
+  return _load_run(Path(settings.run)) if settings.run else _load_published(settings, out)
 
 
-def _of_run(home: Path) -> Subjects:
+def _load_run(home: Path) -> Subjects:
   try:
-    config = flags.from_json(train_sae.Settings, (home / layout.CONFIG).read_text())
+    config = flags.from_json(train_sae.TrainSettings, (home / layout.CONFIG).read_text())
   except OSError as e:
-    raise SAEError(f'{home} is no run of mechjax.train_sae: {e}') from e
+    raise SAEError(f'{home} is not a run of mechjax.train_sae: {e}') from e
   ensembles = sorted((home / layout.DICTIONARIES).glob(f'*/{layout.ABOUT}'))
   if not ensembles:
-    raise SAEError(f'{home} has no dictionaries yet', hint='the command of the training goes on')
+    raise SAEError(
+      f'{home} has no dictionaries yet', hint='run the command of the training again to resume it'
+    )
   rows = contexts.read(home / layout.TOKENS).split(config.data.held_out_every)[1]
   model = mechjax.load(config.model, code=config.code)
-  of = [one for about in ensembles for one in _trained(about)]
+  dictionaries = [one for about in ensembles for one in _load_ensemble(about)]
   limit = min(json.loads(about.read_text()).get('limit', math.inf) for about in ensembles)
   text = f'{config.data.text}, held out'
-  return Subjects(model, config.site, config.target, rows, of, f'run {home.name}', text, limit)
+  return Subjects(
+    model, config.site, config.target, rows, dictionaries, f'run {home.name}', text, limit
+  )
 
 
-def _trained(about: Path) -> Iterator[Subject]:
-  """The dictionaries of an ensemble."""
-  words = json.loads(about.read_text())
-  for n, member in enumerate(words['members']):
+def _load_ensemble(about: Path) -> Iterator[Subject]:
+  """Loads the dictionaries of an ensemble."""
+  metadata = json.loads(about.read_text())
+  for n, member in enumerate(metadata['members']):
     one, params = sae.load(about.parent / str(n))
     setting = f'{member["hparam"]} {member["value"]:g}'
-    if len({m['seed'] for m in words['members']}) > 1:
+    if len({m['seed'] for m in metadata['members']}) > 1:
       setting += f', seed {member["seed"]}'
-    yield Subject(f'{about.parent.name}/{n}', words['label'], setting, one, params)
+    yield Subject(f'{about.parent.name}/{n}', metadata['label'], setting, one, params)
 
 
-def _published(settings: Settings, out: Path) -> Subjects:
+def _load_published(settings: EvalSettings, out: Path) -> Subjects:
   model = mechjax.load(settings.model, code=settings.code)
-  of = []
+  dictionaries = []
   for place in settings.dictionaries:
     one, params = sae.load(place, transcoder=settings.target is not None)
-    of.append(Subject(place, type(one).__name__, Path(place).name, one, params))
+    dictionaries.append(Subject(place, type(one).__name__, Path(place).name, one, params))
   tokenizer = model.tokenizer
   rows = store.pack(
     corpora.texts(settings.text),
@@ -133,11 +137,11 @@ def _published(settings: Settings, out: Path) -> Subjects:
     max_contexts=1 + max(settings.tokens, settings.feature_tokens) // settings.context,
   )
   about = ', '.join(settings.dictionaries)
-  return Subjects(model, settings.site, settings.target, rows, of, about, settings.text)
+  return Subjects(model, settings.site, settings.target, rows, dictionaries, about, settings.text)
 
 
 def vocabulary(model: LanguageModel) -> list[str]:
-  """The text of each token that the model can say."""
+  """Text of each token that the model can predict."""
   n = jax.eval_shape(model.unembed, jax.ShapeDtypeStruct((model.d_model,), np.float32)).shape[0]
   known = model.tokenizer.n_vocab
   return [model.tokenizer.join([i]) if i < known else f'<{i}>' for i in range(n)]

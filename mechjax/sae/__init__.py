@@ -36,7 +36,7 @@ from mechjax.sae.architectures import (
 )
 from mechjax.sae.dead_latents import AuxK, GhostGrads, Resampling, reset_optimiser
 from mechjax.sae.evaluation import Evaluation, compare, evaluate, next_tokens
-from mechjax.sae.formats import Metadata, folded, load, read_metadata, save
+from mechjax.sae.formats import Metadata, fold, load, read_metadata, save
 from mechjax.sae.ops.sparse import Sparse, firings
 
 __all__ = [
@@ -61,7 +61,7 @@ __all__ = [
   'compare',
   'evaluate',
   'firings',
-  'folded',
+  'fold',
   'load',
   'next_tokens',
   'read_metadata',

@@ -1,4 +1,4 @@
-"""Training sparse autoencoders and transcoders from a command line.
+"""Training of sparse autoencoders and transcoders from the command line.
 
 `python -m mechjax.train_sae`, or `mechjax-train-sae`.
 """
@@ -7,14 +7,14 @@ import runpy
 from typing import TYPE_CHECKING
 
 from mechjax import lazy
-from mechjax.train_sae.settings import Data, Dictionaries, Machine, Settings
+from mechjax.train_sae.settings import Data, Dictionaries, Machine, TrainSettings
 
-__all__ = ['Data', 'Dictionaries', 'Machine', 'Settings', 'program']
+__all__ = ['Data', 'Dictionaries', 'Machine', 'TrainSettings', 'program']
 
 if not TYPE_CHECKING:
   __getattr__, __dir__ = lazy.package(__name__)
 
 
 def program() -> None:
-  """The program that `python -m mechjax.train_sae` starts, for the console script."""
+  """Runs `python -m mechjax.train_sae`, for the console script."""
   runpy.run_module(__name__, run_name='__main__', alter_sys=True)

@@ -3,12 +3,12 @@
   python -m mechjax.train_sae --run=out/sae --site=resid_post.15 --jumprelu=0.001,0.003 --topk=32 --widths=1536
     --steps=1000 --batch=2048
 
-`--help` explains every flag; `--config=file.toml` or `.json` takes them from a file. The same command goes on where an
-earlier one was stopped, by Ctrl-C, SIGTERM or without notice, and gives the same dictionaries. Several hosts run it
-with --coordinator, --processes and --process.
+`--help` explains every flag; `--config=file.toml` or `.json` takes them from a file. The same command resumes a run
+that was stopped, by Ctrl-C, SIGTERM or without notice, and gives the same dictionaries. Several hosts run it with
+--coordinator, --processes and --process.
 
-Cost on two CPU cores, SmolLM2-135M to layer 15: 900 tokens a second to read, and for each dictionary 10 x 576 x width
-operations a token to train. README.md has what came out.
+Cost on two CPU cores, SmolLM2-135M to layer 15: 900 tokens a second to compute activations, and for each dictionary
+10 x 576 x width operations per token to train. experiments/train_sae/README.md has results.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from absl import flags as absl_flags
 from mechjax import errors, flags
 from mechjax.sae.training.journal import show
 from mechjax.train_sae.run import run
-from mechjax.train_sae.settings import Settings
+from mechjax.train_sae.settings import TrainSettings
 
 
-def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
+def main(argv: list[str], handle: flags.Handle[TrainSettings]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   if not absl_flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)  # Orbax has forty lines to say about each checkpoint
+    logging.set_verbosity(logging.WARNING)  # Orbax logs forty lines per checkpoint
   try:
-    outcome = run(handle.value())
+    result = run(handle.value())
   except errors.MechjaxError as e:
     sys.exit(f'{type(e).__name__}: {e}')
-  if not outcome.finished:
-    show(f'stopped after step {int(outcome.state.step):,}; the same command goes on')
+  if not result.finished:
+    show(f'stopped after step {int(result.state.step):,}; the same command resumes')
 
 
 if __name__ == '__main__':
-  settings = flags.define(Settings)
+  settings = flags.define(TrainSettings)
   app.run(lambda argv: main(argv, settings))

@@ -1,20 +1,20 @@
-"""Text to train and to evaluate on, for who has none at hand: books and manuals that Debian packages.
+"""Text for training and evaluation without a data set of one's own: books and manuals in Debian packages.
 
     texts = corpora.texts('anarchism')               a long book of prose
-    texts = corpora.texts('debian:some-package')     whatever text a package holds
+    texts = corpora.texts('debian:some-package')     all text of a package
     texts = corpora.texts('my/books/*.txt')          anything that `mechjax.sae.store.texts` reads
 
 A package is fetched once with `apt-get download` and unpacked with `dpkg-deb` into the cache; both come with Debian and
-its descendants, need no rights, and install nothing. Where the machine's lists of packages are empty or old, as in most
-containers, lists of our own are fetched beside. Nothing of it is part of mechjax: what may be done with the text
-is said in the `copyright` file of the package, whose path is shown when it is fetched.
+its derivatives, need no root rights, and install nothing. If the machine's package lists are empty or old, as in most
+containers, separate lists are fetched. The text is not part of mechjax: its licence is in the `copyright` file of the
+package, whose path is shown when it is fetched.
 
     anarchism           An Anarchist FAQ, GPL-2: 12 MB of English prose
     debian-handbook     The Debian Administrator's Handbook, GPL-2+ or CC-BY-SA-3.0: the English edition
     python3.11-doc      documentation of Python, PSF licence, as reStructuredText
 
-Sharp edge: a package changes with the release of Debian, so the tokens do too; runs to be compared should keep theirs
-(`pack` writes a digest).
+Sharp edge: a package changes with the release of Debian, and so do the tokens; runs that will be compared should keep
+theirs (`pack` writes a digest).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mechjax.weights import fetch
 
 DEBIAN = 'debian:'
 
-# Where the text is in a package: every language of a handbook, or a changelog, is not what is meant by its name.
+# Folder of the text in a package, without the other languages of a handbook and without changelogs.
 FOLDERS = {
   'anarchism': 'usr/share/doc/anarchism/markdown',
   'debian-handbook': 'usr/share/doc/debian-handbook/html/en-US',
@@ -40,14 +40,14 @@ FOLDERS = {
 
 
 def texts(places: str, field: str = 'text') -> Iterator[str]:
-  """The texts of places.
+  """Texts of several places.
 
   Args:
-    places: separated by commas: a name of `FOLDERS`, 'debian:package', or what `store.texts` takes.
-    field: what a text is called in files that have fields.
+    places: places separated by commas: a name of `FOLDERS`, 'debian:package', or a place for `store.texts`.
+    field: field of the text in files that have fields.
 
   Raises:
-    FetchError: a package cannot be had.
+    FetchError: a package cannot be fetched.
     SAEError: there are no texts.
   """
   return store.texts(*(_place(place.strip()) for place in places.split(',')), field=field)
@@ -62,7 +62,7 @@ def _place(place: str) -> str | Path:
 
 
 def _package(name: str) -> Path:
-  """The directory of an unpacked package, fetched if need be."""
+  """Directory of an unpacked package, which is fetched if it is not cached."""
   home = fetch.cache_dir() / 'debian' / name
   if home.exists():
     return home
@@ -77,7 +77,7 @@ def _package(name: str) -> Path:
 
 
 def _download(name: str, scratch: str) -> None:
-  """The package into a directory; with lists of its own if those of the machine do not lead to it."""
+  """Downloads a package into a directory; with separate package lists if the machine's do not have it."""
   get = ['apt-get', '--quiet', 'download', name]
   try:
     _run(name, get, scratch)
@@ -110,5 +110,5 @@ def _unavailable(name: str, reason: str) -> errors.FetchError:
     f'the text of the Debian package {name!r} could not be fetched',
     where=reason,
     cause='no network, no such package in this release, or a machine that is not Debian',
-    hint='give files of your own: text, JSONL, Parquet, or a data set of a hub (hf:name:configuration:split)',
+    hint='give files of your own: text, JSONL, Parquet, or a data set on a hub (hf:name:configuration:split)',
   )

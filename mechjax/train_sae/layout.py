@@ -1,4 +1,4 @@
-"""What lies where in the directory of a run, for who writes it and who reads it."""
+"""Names of files in the directory of a run, for the programs that write and read it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ CHECKPOINTS = 'checkpoints'
 DUMP = 'dump'
 DICTIONARIES = 'dictionaries'
 ABOUT = 'trained_as.json'
-"""Beside the dictionaries of an ensemble: what each was trained as, which formats of others have no words for."""
+"""File next to the dictionaries of an ensemble: hyperparameters that the formats of other libraries cannot hold."""
 
 
 def first_token(tokenizer: Tokenizer, wanted: int | None = None) -> int | None:
-  """What a context begins with: what is wanted, or the tokenizer's own, or else the token that ends its texts.
+  """First token of a context: the given one, or the tokenizer's BOS token, or else its EOS token.
 
-  The first token of a context draws attention from all others, and its activations are of another size than theirs;
-  it had better be one that nobody trains on.
+  The first token of a context attracts attention from all others, and its activations have another norm than theirs;
+  it should be a token that is not trained on.
 
   Raises:
-    MechjaxError: what is wanted is no token.
+    MechjaxError: the given id is not a token.
   """
   if wanted is not None:
     tokenizer.piece(wanted)

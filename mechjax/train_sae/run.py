@@ -1,21 +1,21 @@
-"""A training from settings to dictionaries on disk: what `__main__` does, for who wants it in a program of his own.
+"""Training run from settings to dictionaries on disk: the work of `__main__`, for use in other programs.
 
-    train_sae.run(Settings(run='out/run', site='resid_post.15', dictionaries=..., optimisation=...))
+    train_sae.run(TrainSettings(run='out/run', site='resid_post.15', dictionaries=..., optimisation=...))
 
 The directory of a run:
 
-    config.json          the settings; another command in the same directory is refused
+    config.json          the settings; a command with other settings is refused
     model.txt            fingerprint of the parameters; another model is refused
     tokens/              contexts, packed once
-    activations/         on disk, where they are not elsewhere or streamed
-    scales.npz           what each site was divided by
-    checkpoints/         states; the newest is where the run goes on
-    metrics.jsonl        figures, a line a report
-    dump/                what a number that was not finite came of
-    dictionaries/        jumprelu/0, jumprelu/1, ...: at the end, for activations as the model has them
+    activations/         activations on disk, unless they are elsewhere or streamed
+    scales.npz           normalisation constants of each site
+    checkpoints/         training states; the run resumes from the newest
+    metrics.jsonl        metrics, one line per report
+    dump/                state and batch of a step whose numbers were not finite
+    dictionaries/        jumprelu/0, jumprelu/1, ...: written at the end, for unnormalised activations of the model
 
-On several hosts every process runs this, all on one file system. What is made once is made by the first while the
-others wait.
+On several hosts every process runs this, all on one file system. Files that are made once are made by the first process
+while the others wait.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ from mechjax.sae.store import ActivationSource, Contexts, Harvester, Scale, Shar
 from mechjax.sae.training import speed
 from mechjax.sae.training.journal import show
 from mechjax.train_sae import corpora, layout
-from mechjax.train_sae.settings import MAY_CHANGE, Settings, kind_of
+from mechjax.train_sae.settings import MAY_CHANGE, TrainSettings, kind_of
 
 
-def run(settings: Settings) -> training.TrainingResult:
-  """Trains, from wherever an earlier call with these settings got to.
+def run(settings: TrainSettings) -> training.TrainingResult:
+  """Trains; resumes an earlier call with the same settings.
 
   Args:
-    settings: of the run.
+    settings: settings of the run.
 
   Returns:
-    How it ended; dictionaries are written if it finished.
+    The result of the training; dictionaries are written if it finished.
 
   Raises:
-    SAEError: settings that do not go together, or with the model, the mesh, the disk or an earlier run.
-    SiteError: a site that the model does not have.
-    FetchError: a model or a text that cannot be had.
+    SAEError: the settings contradict each other, the model, the mesh, the disk or an earlier run.
+    SiteError: the model does not have a site.
+    FetchError: a model or a text cannot be fetched.
   """
   _join(settings)
   mesh = _mesh(settings)
@@ -65,21 +65,21 @@ def run(settings: Settings) -> training.TrainingResult:
   _claim(home, settings)
   model = mechjax.load(settings.model, code=settings.code)
   fingerprint = model.fingerprint()
-  _expect_same_model(home, fingerprint)
+  _check_same_model(home, fingerprint)
   harvester = _harvester(settings, model, home)
   ensembles = _ensembles(settings, harvester)
-  _expect_writable(settings, ensembles)
+  _check_writable(settings, ensembles)
   trainer = training.Trainer(ensembles, settings.optimisation, mesh)
   source = _source(settings, harvester, home, fingerprint)
   scales = _scales(home / layout.SCALES, source, settings.data.max_norm_ratio)
-  outcome = _train(settings, trainer, source, scales, home)
-  if outcome.finished:
-    export(settings, trainer, outcome.state, scales, home / layout.DICTIONARIES)
-  return outcome
+  result = _train(settings, trainer, source, scales, home)
+  if result.finished:
+    export(settings, trainer, result.state, scales, home / layout.DICTIONARIES)
+  return result
 
 
 def _train(
-  settings: Settings,
+  settings: TrainSettings,
   trainer: training.Trainer,
   source: ActivationSource,
   scales: dict[str, Scale],
@@ -107,27 +107,27 @@ def _train(
 
 
 def export(
-  settings: Settings,
+  settings: TrainSettings,
   trainer: training.Trainer,
   state: training.State,
   scales: dict[str, Scale],
   directory: Path,
 ) -> None:
-  """Writes every dictionary, folded so that it takes activations as the model has them.
+  """Writes every dictionary, folded so that it takes unnormalised activations of the model.
 
   Args:
-    settings: of the run.
-    trainer: whose ensembles they are.
-    state: the last.
-    scales: of each site.
-    directory: where; what is there already is left.
+    settings: settings of the run.
+    trainer: the trainer with the ensembles.
+    state: final training state.
+    scales: normalisation constants of each site.
+    directory: directory to write to; dictionaries that exist there are left as they are.
   """
   for name, ensemble in trainer.ensembles.items():
     members = jax.tree.map(_whole, state.ensembles[name].params)
     if jax.process_index():
       continue
     (directory / name).mkdir(parents=True, exist_ok=True)
-    files.write_json(directory / name / layout.ABOUT, _trained_as(name, ensemble, scales))
+    files.write_json(directory / name / layout.ABOUT, _describe_ensemble(name, ensemble, scales))
     for n in range(ensemble.members):
       if not (directory / name / str(n)).exists():
         one = {key: x[n] for key, x in members.items()}
@@ -135,7 +135,7 @@ def export(
 
 
 def _write(
-  settings: Settings,
+  settings: TrainSettings,
   ensemble: training.Ensemble,
   n: int,
   params: sae.Params,
@@ -144,21 +144,21 @@ def _write(
 ) -> None:
   target = scales[ensemble.writes].scale if ensemble.writes else None
   one = ensemble.member(n)
-  folded = sae.folded(one, params, scales[ensemble.reads].scale, target)
+  folded = sae.fold(one, params, scales[ensemble.reads].scale, target)
   about = {'model': settings.model, 'reads': ensemble.reads, 'writes': ensemble.writes}
-  sae.save(place, one, folded, format=settings.format, about=_words(settings, about))
+  sae.save(place, one, folded, format=settings.format, about=_metadata(settings, about))
 
 
-def _words(settings: Settings, about: dict[str, Any]) -> dict[str, Any] | None:
-  """What is said beside a dictionary, where the format has a place for words."""
+def _metadata(settings: TrainSettings, about: dict[str, Any]) -> dict[str, Any] | None:
+  """Metadata written with a dictionary, if the format has a place for it."""
   return None if settings.format == 'gemma_scope' else {'mechjax': about}
 
 
-def _expect_writable(settings: Settings, ensembles: dict[str, training.Ensemble]) -> None:
-  """Writes a tiny dictionary of each kind to nowhere: better now than when the training is over.
+def _check_writable(settings: TrainSettings, ensembles: dict[str, training.Ensemble]) -> None:
+  """Writes a tiny dictionary of each kind to a temporary directory, to fail before the training and not after it.
 
   Raises:
-    SAEError: the format cannot express it.
+    SAEError: the format cannot express a dictionary.
   """
   for ensemble in ensembles.values():
     fewer: dict[str, Any] = {'k': 1} if 'k' in ensemble.sae.TRACED else {}
@@ -166,32 +166,34 @@ def _expect_writable(settings: Settings, ensembles: dict[str, training.Ensemble]
     tiny = dataclasses.replace(ensemble.sae, d_in=2, d_out=d_out, width=2, prefixes=(), **fewer)
     with tempfile.TemporaryDirectory() as scratch:
       params = tiny.init(jax.random.key(0))
-      words = _words(settings, {})
-      sae.save(Path(scratch) / 'tiny', tiny, params, format=settings.format, about=words)
+      about = _metadata(settings, {})
+      sae.save(Path(scratch) / 'tiny', tiny, params, format=settings.format, about=about)
 
 
-def _trained_as(name: str, ensemble: training.Ensemble, scales: dict[str, Scale]) -> dict[str, Any]:
-  """What formats of others have no words for."""
+def _describe_ensemble(
+  name: str, ensemble: training.Ensemble, scales: dict[str, Scale]
+) -> dict[str, Any]:
+  """Description of an ensemble that the formats of other libraries cannot hold."""
   kind = type(ensemble.sae).__name__
   particular = name.removeprefix(kind_of(ensemble.sae)).replace('_', ' ')
   ((hparam, values),) = dict(ensemble.hparams).items()
   members = [{'hparam': hparam, 'value': v, 'seed': s} for v, s in zip(values, ensemble.seeds)]
   limit = scales[ensemble.reads].limit
-  words = {'label': kind + particular, 'members': members}
-  return words | ({'limit': limit} if limit < np.inf else {})
+  metadata = {'label': kind + particular, 'members': members}
+  return metadata | ({'limit': limit} if limit < np.inf else {})
 
 
-# --- what a run needs -------------------------------------------------------------------------------------
+# --- parts of a run ---------------------------------------------------------------------------------------
 
 
-def _join(settings: Settings) -> None:
-  """Joins the other processes."""
+def _join(settings: TrainSettings) -> None:
+  """Connects to the other processes."""
   machine = settings.machine
   if machine.processes > 1 and not jax.distributed.is_initialized():
     jax.distributed.initialize(machine.coordinator, machine.processes, machine.process)
 
 
-def _mesh(settings: Settings) -> Mesh:
+def _mesh(settings: TrainSettings) -> Mesh:
   """All devices as data x model."""
   model, n = settings.machine.mesh_model, jax.device_count()
   data = settings.machine.mesh_data or max(1, n // model)
@@ -199,12 +201,12 @@ def _mesh(settings: Settings) -> Mesh:
   if used > n or (jax.process_count() > 1 and used != n):
     raise SAEError(
       f'a mesh of mesh_data={data} times mesh_model={model} devices, and there are {n}',
-      hint='sizes whose product is the number of devices',
+      hint='give sizes whose product is the number of devices',
     )
   if jax.local_device_count() % model and jax.process_count() > 1:
     raise SAEError(
       f'mesh_model={model} does not divide the {jax.local_device_count()} devices of a host',
-      cause='latents are spread over the devices of one host, tokens over the hosts',
+      cause='latents are sharded over the devices of one host, tokens over the hosts',
     )
   if settings.batch % data:
     raise SAEError(f'batch={settings.batch} is not divisible by mesh_data={data} devices')
@@ -212,24 +214,24 @@ def _mesh(settings: Settings) -> Mesh:
   return jax.make_mesh((data, model), axes, kinds, devices=jax.devices()[:used])
 
 
-def _claim(home: Path, settings: Settings) -> None:
-  """Makes the directory of the run, or finds it made by the same settings."""
+def _claim(home: Path, settings: TrainSettings) -> None:
+  """Makes the directory of the run, or checks that it was made with the same settings."""
   with _first():
     home.mkdir(parents=True, exist_ok=True)
     if not (home / layout.CONFIG).exists():
       _write_text(home / layout.CONFIG, flags.as_json(settings))
-  found = flags.from_json(Settings, (home / layout.CONFIG).read_text())
+  found = flags.from_json(TrainSettings, (home / layout.CONFIG).read_text())
   changed = [d for d in flags.differences(found, settings) if _field(d) not in MAY_CHANGE]
   if changed:
     raise SAEError(
       f'{home} is a run with other settings: ' + '; '.join(changed),
-      cause='values are those of the run, then those that were asked for',
-      hint='another --run, or the settings that it was started with',
+      cause='each difference shows the value of the run, then the given one',
+      hint='give another --run, or the settings that the run was started with',
     )
 
 
-def _expect_same_model(home: Path, fingerprint: str) -> None:
-  """A name or a path may come to mean other parameters between two calls."""
+def _check_same_model(home: Path, fingerprint: str) -> None:
+  """Checks the fingerprint, since a name or a path may point to other parameters in a later call."""
   path = home / layout.MODEL
   with _first():
     if not path.exists():
@@ -238,7 +240,7 @@ def _expect_same_model(home: Path, fingerprint: str) -> None:
     raise SAEError(
       f'the parameters have the fingerprint {fingerprint}, and {home} was started with {path.read_text()}',
       cause='another model under the same name or path',
-      hint='another --run, or the model that it was started with',
+      hint='give another --run, or the model that the run was started with',
     )
 
 
@@ -251,7 +253,7 @@ def _write_text(path: Path, text: str) -> None:
     file.write(text.encode())
 
 
-def _harvester(settings: Settings, model: LanguageModel, home: Path) -> Harvester:
+def _harvester(settings: TrainSettings, model: LanguageModel, home: Path) -> Harvester:
   rows = _contexts(settings, model, home / layout.TOKENS).split(settings.data.held_out_every)[0]
   params, placement = _spread(settings, model.params)
   return Harvester(
@@ -265,8 +267,8 @@ def _harvester(settings: Settings, model: LanguageModel, home: Path) -> Harveste
   )
 
 
-def _spread(settings: Settings, params: Any) -> tuple[Any, NamedSharding | None]:
-  """The model on every device of this host, and contexts spread over them; fake devices share one processor."""
+def _spread(settings: TrainSettings, params: Any) -> tuple[Any, NamedSharding | None]:
+  """Replicates the model on the host's devices and shards contexts; not on CPU, where devices share a processor."""
   devices, contexts_ = jax.local_devices(), settings.data.forward_batch
   if len(devices) == 1 or devices[0].platform == 'cpu':
     return params, None
@@ -279,7 +281,7 @@ def _spread(settings: Settings, params: Any) -> tuple[Any, NamedSharding | None]
   return jax.device_put(params, whole), rows
 
 
-def _contexts(settings: Settings, model: LanguageModel, directory: Path) -> Contexts:
+def _contexts(settings: TrainSettings, model: LanguageModel, directory: Path) -> Contexts:
   data, tokenizer = settings.data, model.tokenizer
   bos = layout.first_token(tokenizer, data.bos)
   with _first():
@@ -298,7 +300,7 @@ def _contexts(settings: Settings, model: LanguageModel, directory: Path) -> Cont
 
 
 def _source(
-  settings: Settings, harvester: Harvester, home: Path, fingerprint: str
+  settings: TrainSettings, harvester: Harvester, home: Path, fingerprint: str
 ) -> ActivationSource:
   data = settings.data
   if data.activations == 'stream':
@@ -323,7 +325,7 @@ def _source(
 
 
 def _scales(path: Path, source: ActivationSource, max_norm_ratio: float) -> dict[str, Scale]:
-  """Measured on the first bucket, once; the same for all hosts."""
+  """Normalisation constants, measured once on the first bucket; the same for all hosts."""
   with _first():
     if not path.exists():
       found = store.measure(source.bucket(0), max_norm_ratio)
@@ -341,16 +343,16 @@ def _scales(path: Path, source: ActivationSource, max_norm_ratio: float) -> dict
     }
 
 
-def _ensembles(settings: Settings, harvester: Harvester) -> dict[str, training.Ensemble]:
+def _ensembles(settings: TrainSettings, harvester: Harvester) -> dict[str, training.Ensemble]:
   widths, target = harvester.widths, settings.target
   d_out = widths[target] if target else None
-  return settings.dictionaries.ensembles(
+  return settings.dictionaries.build_ensembles(
     widths[settings.site], settings.site, target, d_out, settings.skip
   )
 
 
 def _journal(
-  settings: Settings, trainer: training.Trainer, home: Path, kept: training.Checkpoints
+  settings: TrainSettings, trainer: training.Trainer, home: Path, kept: training.Checkpoints
 ) -> training.Journal:
   done = kept.steps[-1] if kept.steps else 0
   saes = [ensemble.sae for ensemble in trainer.ensembles.values() for _ in range(ensemble.members)]
@@ -380,7 +382,7 @@ def _journal(
 
 @contextlib.contextmanager
 def _first() -> Iterator[None]:
-  """The first process runs the block and then the others, which find done what is done once."""
+  """Runs the block in the first process and then in the others, which find the files that it made."""
   if jax.process_index() > 0:
     _wait('first')
   yield
@@ -389,13 +391,13 @@ def _first() -> Iterator[None]:
 
 
 def _wait(what: str) -> None:
-  """Until every process is here."""
+  """Waits until every process reaches this point."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(what)
 
 
 def _whole(x: jax.Array) -> np.ndarray:
-  """An array from all devices, on this host."""
+  """Gathers an array from all devices on this host."""
   if x.is_fully_addressable or x.sharding.is_fully_replicated:
     return np.asarray(x)
   assert isinstance(x.sharding, NamedSharding)

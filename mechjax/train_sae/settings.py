@@ -1,12 +1,12 @@
-"""Everything that a training can be told, checked before a model is loaded.
+"""Settings of a training run, checked before a model is loaded.
 
-Each field is a flag of the same name, and what is said of it here is the flag's help. Dictionaries are asked for by
-architecture, each with the sparsities that it is to have:
+Each field is a flag of the same name, and its description here is the flag's help. Dictionaries are given by
+architecture, each with its sparsities:
 
     Dictionaries(jumprelu=(1e-3, 2e-3), topk=(32, 64), widths=(2304, 4608))
 
-All of them train together on one stream of activations: those that differ in numbers only as one ensemble, one ensemble
-for each architecture, width and way to treat dead latents.
+All of them train together on one stream of activations. Those that differ only in numbers form an ensemble: there is
+one ensemble for each architecture, width and treatment of dead latents.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ DeadLatents = Literal['none', 'auxk', 'ghost_original', 'ghost', 'ghost_unmatche
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-  """Where activations come from.
+  """Source of the activations.
 
   Attributes:
-    text: files, directories or patterns, data sets of a hub (hf:name:configuration:split), Debian packages
+    text: files, directories or patterns, data sets on a hub (hf:name:configuration:split), Debian packages
       (debian:name) or names of `mechjax.train_sae.corpora`, separated by commas.
-    text_field: what a text is called in JSONL, Parquet and data sets of a hub.
-    context: tokens of a context, with the one that begins it.
-    contexts: how many are packed at most, for texts that are longer than the run; by default all.
-    bos: id of the token that begins a context; by default the tokenizer's, or else the one that ends its texts.
-    held_out_every: of so many contexts one is kept for evaluation.
+    text_field: field of the text in JSONL, Parquet and data sets on a hub.
+    context: tokens of a context, its first token included.
+    contexts: maximum number of contexts to pack, for texts that are longer than the run; by default all.
+    bos: id of the first token of a context; by default the tokenizer's BOS token, or else its EOS token.
+    held_out_every: one context of so many is held out for evaluation.
     activations: 'disk' writes them once and shuffles across shards, 'stream' runs the model for each bucket.
-    activation_tokens: activations to be written at most; by default all that the text gives.
-    activation_dtype: of the activations, on disk and in memory.
-    activation_dir: where they are written, for several runs to share; by default in the directory of the run.
-    max_norm_ratio: in median lengths, how long an activation may be to count in training and evaluation; 0 for any.
-      Models let attention rest on a few tokens that are a hundred times as long as others and would decide every
-      number.
-    shard_tokens: activations of one file.
-    shards_per_bucket: how many files are shuffled together; streamed, a bucket has as many activations.
-    streams: of how many streams of files a batch is made; several hosts need as many or a multiple of that, and one
-      host with the same number sees the same batches.
+    activation_tokens: maximum number of activations to write; by default all of the text.
+    activation_dtype: dtype of the activations, on disk and in memory.
+    activation_dir: directory of the activations, which several runs may share; by default in the directory of the run.
+    max_norm_ratio: maximum norm of an activation that counts in training and evaluation, in median norms; 0 for no
+      maximum. Models use a few tokens as attention sinks, whose activations have a hundred times the norm of others
+      and would dominate every metric.
+    shard_tokens: activations in one file.
+    shards_per_bucket: number of files that are shuffled together; when streaming, a bucket has as many activations.
+    streams: number of streams of files that a batch is made from; several hosts need their number or a multiple of it,
+      and one host with the same number of streams sees the same batches.
     forward_batch: contexts in one forward pass.
   """
 
@@ -82,27 +82,29 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dictionaries:
-  """What is trained.
+  """Dictionaries to train.
 
   Attributes:
     relu: sparsity coefficients of ReLU dictionaries with an L1 penalty.
     gated: sparsity coefficients of gated dictionaries.
     jumprelu: sparsity coefficients of JumpReLU dictionaries with an L0 penalty.
-    topk: how many latents are active, of TopK dictionaries.
-    batch_topk: the same on average over a batch, of BatchTopK dictionaries.
-    widths: how many latents.
-    seeds: of the initial parameters; every dictionary is trained with each.
-    prefixes: of Matryoshka dictionaries: how many of the first latents have to reconstruct alone, the last being
-      the width.
-    dead_latents: what becomes of dead latents: none, auxk, ghost_original, ghost (rescaled by the dead fraction),
+    topk: numbers of active latents of TopK dictionaries.
+    batch_topk: numbers of active latents, on average over a batch, of BatchTopK dictionaries.
+    widths: numbers of latents.
+    seeds: seeds of the initial parameters; every dictionary is trained with each.
+    prefixes: prefixes of Matryoshka dictionaries: numbers of first latents that have to reconstruct alone; the last
+      is the width.
+    dead_latents: treatment of dead latents: none, auxk, ghost_original, ghost (rescaled by the dead fraction),
       ghost_unmatched (without the factor of the reconstruction loss), resampling; with several, every dictionary is
       trained with each.
-    dead_after_tokens: tokens without firing, after which a latent is dead.
+    dead_after_tokens: tokens without firing after which a latent is dead.
     resample_every: steps between two resamplings.
-    rewarm_steps: until the learning rate is what it was before a resampling.
-    matmuls: operands of matrix products, float32 or bfloat16; parameters, latents and sums are float32 in any case.
-    bandwidth: of the kernel of JumpReLU's estimators, in units of pre-activations.
-    initial_threshold: of JumpReLU; raise it for trainings of a few thousand steps, which cannot move it far.
+    rewarm_steps: steps until the learning rate is back at its value before a resampling.
+    matmuls: dtype of the operands of matrix products, float32 or bfloat16; parameters, latents and sums are always
+      float32.
+    bandwidth: bandwidth of the kernel of JumpReLU's estimators, in units of pre-activations.
+    initial_threshold: initial threshold of JumpReLU; raise it for runs of a few thousand steps, which cannot move it
+      far.
   """
 
   relu: tuple[float, ...] = ()
@@ -124,23 +126,23 @@ class Dictionaries:
   def __post_init__(self) -> None:
     if not any(getattr(self, name) for name in _SPARSITY):
       raise SAEError(
-        'no dictionaries are asked for',
+        'no dictionaries are given',
         hint='give one of ' + ', '.join(f'--{n}=...' for n in _SPARSITY),
       )
     for name in ('widths', 'seeds', 'dead_latents'):
       values = getattr(self, name)
       check_field(self, name, len({*values}) == len(values) > 0, 'one or more, each once')
 
-  def ensembles(
+  def build_ensembles(
     self, d_in: int, site: str, target: str | None, d_out: int | None, skip: bool
   ) -> dict[str, Ensemble]:
-    """All ensembles, by a name that says what is particular to each.
+    """Builds all ensembles, keyed by a name made from the settings in which they differ.
 
     Args:
-      d_in: width of the site that is read.
-      site: its name.
-      target: the site that transcoders say; None for autoencoders.
-      d_out: its width.
+      d_in: width of the input site.
+      site: name of the input site.
+      target: output site of transcoders; None for autoencoders.
+      d_out: width of the output site.
       skip: whether transcoders have a skip.
     """
     shared: dict[str, Any] = {'d_in': d_in, 'd_out': d_out, 'skip': skip}
@@ -154,12 +156,12 @@ class Dictionaries:
             *([str(width)] * (len(self.widths) > 1)),
             *([dead_latents] * (len(self.dead_latents) > 1)),
           ]
-          found['_'.join(parts)] = self._ensemble(
+          found['_'.join(parts)] = self._build_ensemble(
             kind, hparam, dead_latents, site, target, shared | {'width': width}
           )
     return found
 
-  def _ensemble(
+  def _build_ensemble(
     self,
     kind: str,
     hparam: str,
@@ -172,7 +174,7 @@ class Dictionaries:
     own: dict[str, Any] = {hparam: max(values)}
     if kind == 'jumprelu':
       own |= {'bandwidth': self.bandwidth, 'initial_threshold': self.initial_threshold}
-    sae = architecture(kind)(**shared, **own, aux_loss=self._loss(dead_latents))
+    sae = architecture(kind)(**shared, **own, aux_loss=self._build_aux_loss(dead_latents))
     resampling = None
     if dead_latents == 'resampling':
       resampling = Resampling(after_tokens=self.dead_after_tokens, rewarm_steps=self.rewarm_steps)
@@ -187,7 +189,7 @@ class Dictionaries:
       resample_every=self.resample_every if resampling else 0,
     )
 
-  def _loss(self, dead_latents: str) -> AuxK | GhostGrads | None:
+  def _build_aux_loss(self, dead_latents: str) -> AuxK | GhostGrads | None:
     after = self.dead_after_tokens
     if dead_latents == 'auxk':
       return AuxK(after_tokens=after)
@@ -199,7 +201,7 @@ class Dictionaries:
 
 
 def kind_of(sae: Architecture) -> str:
-  """The name of an architecture in `Dictionaries`."""
+  """Name of an architecture in `Dictionaries`."""
   return next(name for name, known in ARCHITECTURES.items() if type(sae) is known)
 
 
@@ -217,11 +219,11 @@ class Machine:
   """Devices and hosts.
 
   Attributes:
-    mesh_data: devices over which the tokens of a batch are spread; 0 for all that `mesh_model` leaves.
-    mesh_model: devices over which latents are spread.
-    coordinator: address of the first process, host:port, where several train together.
-    processes: how many.
-    process: number of this one, from 0.
+    mesh_data: number of devices that the tokens of a batch are sharded over; 0 for all that `mesh_model` leaves.
+    mesh_model: number of devices that latents are sharded over.
+    coordinator: address of the first process, host:port, if several processes train together.
+    processes: number of processes.
+    process: index of this process, from 0.
   """
 
   mesh_data: int = 0
@@ -243,23 +245,23 @@ class Machine:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-  """A training.
+class TrainSettings:
+  """Settings of a training run.
 
   Attributes:
-    run: directory of the run; the same command with the same directory goes on where it was stopped.
-    model: a name, or the path of a model.
-    code: whose code computes the forward pass.
-    site: what the dictionaries read, such as resid_post.15.
-    target: what they say, for transcoders; by default the site itself.
+    run: directory of the run; the same command with the same directory resumes a run that was stopped.
+    model: name or path of a model.
+    code: implementation of the forward pass.
+    site: input site of the dictionaries, such as resid_post.15.
+    target: output site of transcoders; by default the dictionaries are autoencoders.
     skip: whether transcoders have a skip.
-    batch: tokens of a step, of all hosts together.
-    seed: of the order of the data.
-    keep_last: how many of the newest checkpoints are kept.
-    keep_best: how many of the best are kept besides.
-    format: of the dictionaries that are written at the end: sae_lens, gemma_scope or gemma_scope_2.
-    tensorboard: whether curves are written for TensorBoard.
-    wandb: project of Weights & Biases that the run is reported to; none by default.
+    batch: tokens of a step, over all hosts.
+    seed: seed of the order of the data.
+    keep_last: number of newest checkpoints to keep.
+    keep_best: number of best checkpoints to keep in addition.
+    format: file format of the dictionaries written at the end: sae_lens, gemma_scope or gemma_scope_2.
+    tensorboard: whether to write curves for TensorBoard.
+    wandb: project of Weights & Biases that the run is logged to; none by default.
   """
 
   run: str
@@ -300,14 +302,14 @@ class Settings:
     rows = self.batch // data.streams
     if data.shard_tokens * data.shards_per_bucket % rows:
       raise SAEError(
-        f'shard_tokens={data.shard_tokens} times shards_per_bucket={data.shards_per_bucket} is no multiple of the '
-        f'{rows} tokens that a stream gives to a batch',
+        f'shard_tokens={data.shard_tokens} times shards_per_bucket={data.shards_per_bucket} is not a multiple of the '
+        f'{rows} tokens that a stream contributes to a batch',
         hint=f'--shard_tokens={-(-data.shard_tokens // rows) * rows}',
       )
 
   @property
   def sites(self) -> list[str]:
-    """What is read of the model."""
+    """Sites that are read from the model."""
     return [self.site, *([self.target] if self.target else [])]
 
 
@@ -315,4 +317,4 @@ MAY_CHANGE = frozenset(
   {'run', 'log_every', 'save_every', 'keep_last', 'keep_best', 'tensorboard', 'wandb', 'format'}
   | {'coordinator', 'process', 'activation_dir'}
 )
-"""Settings that a run may be continued with other values of: they change no number."""
+"""Settings that may change when a run is resumed: they do not affect any number."""

@@ -61,7 +61,7 @@ def by_hand(p, tokens, change=None):
     so_far = np.cumsum(x, 1) / np.arange(1, tokens.shape[1] + 1)[:, None]
     h = site(f'mlp_norm.{i}', x + so_far @ p['mix'][i])
     y = site(f'mlp_out.{i}', np.tanh(h @ p['in'][i]) @ p['out'][i])
-    x = site(f'resid_post.{i}', site(f'z.{i}', x + y))  # heads flattened
+    x = site(f'resid_post.{i}', site(f'z.{i}', x + y))  # heads concatenated
   return x @ p['unembed'], seen
 
 
@@ -103,7 +103,7 @@ def double(params):
   return {k: np.asarray(v, np.float64) for k, v in params.items()}
 
 
-# --- the metrics, one after the other ---------------------------------------------------------------------
+# --- metrics, one after the other -------------------------------------------------------------------------
 
 
 def log_probs(logits):
@@ -263,7 +263,7 @@ def speaker():
 
 
 def judged(W, b, **options):
-  """Judges a dictionary that reconstructs x where W is 1, and b where it is 0."""
+  """Evaluates a dictionary that reconstructs x where W is 1, and b where it is 0."""
   eye = np.eye(D, dtype=np.float32) * W
   matrices = {'W_enc': np.concatenate([eye, -eye], 1), 'W_dec': np.concatenate([eye, -eye])}
   own = {**matrices, 'b_enc': np.zeros(2 * D, np.float32), 'b_dec': np.float32(b)}
@@ -301,7 +301,7 @@ def test_a_dictionary_that_says_the_mean_recovers_nothing_of_mean_ablation_and_e
 
 
 def cut(tokens, kept):
-  """Batches of one shape, so that nothing is compiled anew: each keeps one of the texts."""
+  """Batches of one shape, so that nothing is compiled again: each keeps one of the texts."""
   return [
     next_tokens(tokens, kept & (np.arange(len(tokens)) == i)[:, None]) for i in range(len(tokens))
   ]
@@ -327,10 +327,12 @@ def test_blocks_in_any_order_add_up_to_the_whole():
     found = flat(evaluate(many, model(), own, batches))[0]
     for name, value in wanted.items():
       assert found[name] == pytest.approx(value, rel=2e-4, abs=1e-5), name
-  means = many.means(model(), blocks)
-  parts = [many.totals(model(), own, b, many.base(model(), b, means)) for b in blocks]
-  left = parts[0].merged(parts[1]).merged(parts[2].merged(parts[3]))
-  right = parts[3].merged(parts[1].merged(parts[0])).merged(parts[2])
+  means = many.measure_means(model(), blocks)
+  parts = [
+    many.measure_totals(model(), own, b, many.measure_base(model(), b, means)) for b in blocks
+  ]
+  left = parts[0].merge(parts[1]).merge(parts[2].merge(parts[3]))
+  right = parts[3].merge(parts[1].merge(parts[0])).merge(parts[2])
   for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right)):
     np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
   assert {leaf.dtype for leaf in jax.tree.leaves(left)} <= {np.dtype(float), np.dtype(np.int64)}
@@ -338,7 +340,7 @@ def test_blocks_in_any_order_add_up_to_the_whole():
 
 @pytest.mark.parametrize('reads', [R0, 'mlp_norm.1'])
 def test_a_token_that_is_too_long_keeps_its_activation_and_does_not_count_at_its_site(reads):
-  """Half of the tokens are too long, and the truth is a splice by hand of the others."""
+  """Half of the tokens exceed the limit, and the truth is a splice of the others by hand."""
   r = np.random.default_rng(2)
   said = {R0: R0, 'mlp_norm.1': 'mlp_out.1'}[reads]
   sae = TopK(d_in=D, width=2 * D, k=2, d_out=None if said == reads else D)
@@ -373,7 +375,7 @@ def test_a_limit_for_a_site_without_a_dictionary_is_an_error():
 
 @pytest.mark.parametrize('limit', [0.0, -1.0, float('nan'), '3'])
 def test_a_limit_that_is_not_a_length_is_refused(limit):
-  with pytest.raises(SAEError, match='is no length'):
+  with pytest.raises(SAEError, match='is not a norm'):
     Evaluation(forward, {R0: ReLU(d_in=D, width=4, sparsity=0.0)}, limits={R0: limit})
 
 
@@ -422,7 +424,7 @@ def test_the_scatter_of_many_blocks_far_from_zero_is_exact():
   total = Spread(np.int64(0), np.zeros(3), np.float64(0))
   for block in y:
     mean = block.mean(0)
-    total = total.merged(Spread(np.int64(7), mean, ((block - mean) ** 2).sum()))
+    total = total.merge(Spread(np.int64(7), mean, ((block - mean) ** 2).sum()))
   every = y.reshape(-1, 3)
   assert total.count == len(every)
   np.testing.assert_allclose(total.mean, every.mean(0), rtol=1e-14)
@@ -457,7 +459,7 @@ def test_a_user_splices_with_the_same_functions():
   own = dictionary(sae)
   planted = harvest.plant(forward)
   changed = {R0: where(kept, lambda v: said(sae, double(own), v)[1])}
-  logits = planted({R0: splice.reconstructed(sae, own, kept)}, model(), tokens)
+  logits = planted({R0: splice.reconstruct(sae, own, kept)}, model(), tokens)
   np.testing.assert_allclose(logits, by_hand(double(model()), tokens, changed)[0], atol=1e-4)
 
 
@@ -466,7 +468,7 @@ def test_what_is_put_back_changes_nothing():
   sae = TopK(**SHAPE, k=2)
   with jax.enable_x64(True):
     own, params = double(dictionary(sae)), double(model())
-    restored = harvest.plant(forward)({R0: splice.restored(sae, own, kept)}, params, tokens)
+    restored = harvest.plant(forward)({R0: splice.restore(sae, own, kept)}, params, tokens)
     np.testing.assert_allclose(restored, forward(params, tokens), rtol=0, atol=1e-12)
 
 
@@ -474,10 +476,10 @@ def test_a_site_in_half_precision_is_restored_to_the_last_bit():
   sae, (_, kept) = BatchTopK(**SHAPE, k=2), texts()
   own = dictionary(sae) | {'threshold': np.float32(0.3)}
   value = jnp.asarray(np.random.default_rng(0).standard_normal((*kept.shape, D)), jnp.bfloat16)
-  restored = jax.jit(splice.restored(sae, own, kept))(value)
+  restored = jax.jit(splice.restore(sae, own, kept))(value)
   assert restored.dtype == jnp.bfloat16
   np.testing.assert_array_equal(restored, value)
-  assert (jax.jit(splice.reconstructed(sae, own, kept))(value) != value).any()
+  assert (jax.jit(splice.reconstruct(sae, own, kept))(value) != value).any()
 
 
 # --- errors -----------------------------------------------------------------------------------------------
@@ -491,7 +493,7 @@ def test_mistakes_are_errors_that_say_what_to_do():
     Evaluation(forward, {N0: transcoder})
   with pytest.raises(SAEError, match='transcoders at'):
     Evaluation(forward, {R0: sae}, {R0: R1})
-  with pytest.raises(SAEError, match='each at its own'):
+  with pytest.raises(SAEError, match='each with its own'):
     Evaluation(forward, {O0: sae, N0: transcoder}, {N0: O0})
   with pytest.raises(SAEError, match='one or more'):
     Evaluation(forward, {})
@@ -508,10 +510,12 @@ def test_mistakes_are_errors_that_say_what_to_do():
   for ids in (tokens + 0.5, tokens - 100, tokens.astype(np.int64) + 2**32):
     with pytest.raises(SAEError, match='token ids are integers from 0'):
       next_tokens(ids, kept)
-  with pytest.raises(SAEError, match='does not say'):
-    splice.reconstructed(transcoder, own, kept)
+  with pytest.raises(SAEError, match='does not reconstruct'):
+    splice.reconstruct(transcoder, own, kept)
   with pytest.raises(SAEError, match='mask of shape'):
-    Evaluation(forward, {R0: sae}).means(model(), [Batch(tokens, batch.targets, kept[:, 1:])])
+    Evaluation(forward, {R0: sae}).measure_means(
+      model(), [Batch(tokens, batch.targets, kept[:, 1:])]
+    )
 
 
 def test_a_dictionary_that_cannot_be_put_back_is_found_before_anything_is_counted():
@@ -527,7 +531,7 @@ def test_a_model_without_a_loss_and_masks_without_a_prediction_are_errors():
   with pytest.raises(SAEError, match='no token was predicted'):
     evaluate(one, model(), own, [next_tokens(tokens, np.zeros_like(kept))])
   batch = next_tokens(tokens, kept)
-  totals = one.totals(model(), own, batch, one.base(model(), batch, means))
+  totals = one.measure_totals(model(), own, batch, one.measure_base(model(), batch, means))
   assert report(totals, 0.0).predicted == losses(double(model()), tokens, kept)[0].size
   broken = model() | {'unembed': np.full((D, V), np.inf, np.float32)}
   with pytest.raises(SAEError, match='the loss of the model itself is nan'):
@@ -539,7 +543,7 @@ def test_a_model_without_a_loss_and_masks_without_a_prediction_are_errors():
 
 def test_rows_padded_on_the_left_have_the_figures_of_the_rows_alone():
   def masked(params, tokens, positions=None, mask=None):
-    """The model above without padding: its means are over real tokens."""
+    """The model above, with means over real tokens only."""
     real = jnp.ones(tokens.shape, bool) if mask is None else mask
     x = jnp.where(real[..., None], params['embed'][tokens], 0)
     so_far = jnp.cumsum(x, 1) / jnp.maximum(jnp.cumsum(real, 1), 1).astype(x.dtype)[..., None]
@@ -552,8 +556,8 @@ def test_rows_padded_on_the_left_have_the_figures_of_the_rows_alone():
 
   def totals(tokens, *masks):
     batch = next_tokens(tokens, *masks)
-    base = judge.base(model(), batch, {R0: np.zeros(D, np.float32)})
-    found = judge.totals(model(), {R0: own}, batch, base)
+    base = judge.measure_base(model(), batch, {R0: np.zeros(D, np.float32)})
+    found = judge.measure_totals(model(), {R0: own}, batch, base)
     return {'loss': found.loss, 'kl': found.kl, 'n': found.predicted, **found.losses}
 
   real = np.pad(np.ones(short.shape, bool), ((0, 0), (2, 0)))
@@ -579,10 +583,10 @@ def test_padding_that_is_kept_is_refused():
   ],
   ids=['tokens', 'list of tokens', 'one batch', 'number'],
 )
-def test_what_is_no_batch_is_refused_by_name(batches, says):
+def test_a_value_that_is_not_a_batch_is_refused_by_name(batches, says):
   for judge in (
     functools.partial(evaluate, speaker()),
-    lambda params, _, found: speaker().means(params, found),
+    lambda params, _, found: speaker().measure_means(params, found),
   ):
     with pytest.raises(SAEError, match=says):
       judge(model(), {R0: {}}, batches)
@@ -592,7 +596,7 @@ def test_a_model_or_a_loaded_pair_in_the_wrong_place_is_refused_by_name():
   sae = ReLU(d_in=D, width=2 * D, sparsity=0.0)
   with pytest.raises(SAEError, match=r'model\.apply'):
     Evaluation(model(), {R0: sae})
-  with pytest.raises(SAEError, match='what load returned'):
+  with pytest.raises(SAEError, match='the result of load'):
     Evaluation(forward, {R0: (sae, {})})
 
 

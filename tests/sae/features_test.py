@@ -1,4 +1,4 @@
-"""Records of latents against loops in NumPy over every token, and the draw of examples against probability.
+"""Features of latents, against loops in NumPy over every token, and the draw against probability.
 
 Letters as in `mechjax.sae.features`. Activations are small whole numbers where ties matter.
 """
@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from mechjax.sae import ReLU, SAEError, TopK, features
-from mechjax.sae.features import EDGES, Settings
+from mechjax.sae.features import EDGES, FeatureSettings
 
 pytestmark = pytest.mark.slow
 
 V, T, D, M = 13, 12, 5, 8
 SAE = ReLU(d_in=D, width=M, sparsity=0.0)
-SETTINGS = Settings(
+SETTINGS = FeatureSettings(
   n_top=4, levels=3, per_level=2, before=3, after=1, n_logits=3, n_near=2, chunk=3
 )
 RNG = np.random.default_rng(0)
@@ -216,7 +216,7 @@ def test_another_seed_draws_others_and_leaves_the_top(found):
 
 
 def same(a, b):
-  flat_a, flat_b = features.record._flat(a), features.record._flat(b)
+  flat_a, flat_b = features.record._flatten(a), features.record._flatten(b)
   assert flat_a.keys() == flat_b.keys()
   for name, array in flat_a.items():
     np.testing.assert_array_equal(array, flat_b[name], err_msg=name)
@@ -231,19 +231,19 @@ def test_some_latents_are_told_the_same_as_among_all(found):
   chosen = [5, 0, 6]
   few = collect(latents=chosen)
   assert few.latents.tolist() == chosen
-  for name, array in features.record._flat(few).items():
-    whole = features.record._flat(found)[name]
+  for name, array in features.record._flatten(few).items():
+    whole = features.record._flatten(found)[name]
     if np.ndim(array) and name != 'latents':
       np.testing.assert_allclose(array, whole[chosen], rtol=1e-5, atol=1e-6, err_msg=name)
-  assert few.row(6) == 2
+  assert few.find_row(6) == 2
   with pytest.raises(SAEError, match='latent 1 was not looked at'):
-    few.row(1)
+    few.find_row(1)
 
 
 def test_sequences_shorter_than_a_window_and_batches_smaller_than_the_top_do():
   sae = TopK(d_in=D, width=M, k=2)
   few = features.collect(
-    activations, sae, PARAMS, [(TOKENS[:1, :2], np.ones((1, 2), bool))], settings=Settings()
+    activations, sae, PARAMS, [(TOKENS[:1, :2], np.ones((1, 2), bool))], settings=FeatureSettings()
   )
   assert few.n_tokens == 2
   assert (few.firings <= 2).all()
@@ -325,7 +325,7 @@ def test_a_damaged_byte_or_another_set_of_arrays_is_refused_and_nothing_else_is_
       loaded = features.load(tmp_path / 'd.npz')
     except SAEError:
       continue
-    same(loaded, found)  # a byte that says nothing
+    same(loaded, found)  # a byte without meaning
   with np.load(tmp_path / 'f.npz') as file:
     arrays = dict(file)
   fewer = {name: a for name, a in arrays.items() if name != 'top.tokens'}
@@ -340,7 +340,7 @@ def test_a_damaged_byte_or_another_set_of_arrays_is_refused_and_nothing_else_is_
 
 @pytest.mark.parametrize('limit', [math.nan, 0.0, -1.0])
 def test_a_limit_that_is_not_a_length_is_refused(limit):
-  with pytest.raises(SAEError, match='is no length'):
+  with pytest.raises(SAEError, match='is not a norm'):
     collect(limit=limit)
 
 
@@ -351,10 +351,10 @@ def test_a_limit_that_is_not_a_length_is_refused(limit):
   ('changes', 'says'),
   [
     ({'latents': [1, 9]}, 'latent 9 of a dictionary with width=8'),
-    ({'latents': [1, 2, 1]}, 'latent 1 is asked for 2 times'),
+    ({'latents': [1, 2, 1]}, 'latent 1 is given 2 times'),
     ({'latents': [0.5]}, 'float64'),
-    ({'unembed': lambda d: d[0]}, 'unembed makes'),
-    ({'unembed': lambda d: d * jnp.nan}, 'no numbers'),
+    ({'unembed': lambda d: d[0]}, 'unembed returns'),
+    ({'unembed': lambda d: d * jnp.nan}, 'not finite'),
   ],
 )
 def test_what_does_not_go_together_is_refused(changes, says):
@@ -377,19 +377,19 @@ def test_invalid_batches_are_refused(batches, says):
     features.collect(activations, SAE, PARAMS, batches, settings=SETTINGS)
 
 
-def test_activations_that_are_no_numbers_are_refused_and_named():
+def test_activations_that_are_not_finite_are_refused_and_named():
   batches = zip(np.split(TOKENS[:8], 2), np.split(np.ones((8, T), bool), 2))
   count = itertools.count()
   broken = lambda tokens: activations(tokens).at[0, 0, 0].set(jnp.nan if next(count) else 0.0)  # noqa: E731
-  with pytest.raises(SAEError, match='no numbers') as e:
+  with pytest.raises(SAEError, match='not finite') as e:
     features.collect(broken, SAE, PARAMS, batches, settings=SETTINGS)
   assert 'sequences 4 to 7' in str(e.value)
 
 
 @pytest.mark.parametrize('name', ['n_top', 'levels', 'chunk', 'before'])
 def test_settings_out_of_range_are_refused_with_their_value(name):
-  with pytest.raises(SAEError, match=f'Settings.{name}=-1'):
-    Settings(**{name: -1})
+  with pytest.raises(SAEError, match=f'FeatureSettings.{name}=-1'):
+    FeatureSettings(**{name: -1})
 
 
 def test_a_token_whose_activation_is_too_long_does_not_count():

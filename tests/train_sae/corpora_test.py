@@ -1,4 +1,4 @@
-"""Texts for users without a corpus: packages of Debian, fetched once, or an error that says what is missing."""
+"""Text from Debian packages, fetched once, or an error that says what is missing."""
 
 import pathlib
 import shutil
@@ -22,7 +22,7 @@ def cache(monkeypatch, tmp_path):
 
 @pytest.fixture
 def ran(monkeypatch):
-  """Commands that were run, with tools that only leave the files of a package."""
+  """Commands that were run, of stub tools that leave the files of a package."""
   commands = []
 
   def run(command, cwd, **_):

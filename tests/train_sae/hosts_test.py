@@ -62,7 +62,7 @@ def finished(processes):
 
 
 def metrics(home):
-  """The reported metrics of each step."""
+  """The metrics of each step."""
   lines = [json.loads(line) for line in (home / 'metrics.jsonl').read_text().splitlines()]
   return {line['step']: {k: line[k] for k in ('jumprelu', 'topk')} for line in lines}
 
@@ -90,20 +90,20 @@ def alone(text, tmp_path_factory):
   return metrics(home)
 
 
-def test_two_hosts_go_on_after_one_of_them_has_died_with_the_losses_of_one(alone, text, tmp_path):
+def test_two_hosts_resume_after_one_of_them_has_died_with_the_losses_of_one(alone, text, tmp_path):
   home = tmp_path / 'run'
   first, second = started(home, text, 2)
   for line in first.stdout:
     if line.startswith('step 12/'):
       second.send_signal(signal.SIGKILL)
       break
-  first.kill()  # a scheduler that restarts hosts kills the remaining processes
+  first.kill()  # a restart of hosts kills the processes that are left
   for process in (first, second):
     process.communicate()
   assert not (home / 'dictionaries').exists()
   assert [*(home / 'checkpoints').iterdir()]
   said = finished(started(home, text, 2))
-  assert 'step 4/' not in said  # it resumed, and did not begin again
+  assert 'step 4/' not in said  # it resumed, and did not start again
   assert 'step 24/' in said
   close(metrics(home), alone)  # of both lives
   assert len([*home.glob('dictionaries/*/*/*.safetensors')]) == 3

@@ -1,4 +1,4 @@
-"""The program that trains and the one that evaluates, on SmolLM2's first layer and a page of text."""
+"""The programs that train and evaluate, on SmolLM2's first layer and a page of text."""
 
 import copy
 import dataclasses
@@ -20,11 +20,11 @@ from mechjax import flags, sae
 from mechjax.errors import SAEError, SiteError
 from mechjax.eval_sae import report as evaluation_report
 from mechjax.eval_sae.measure import measure
-from mechjax.eval_sae.settings import Settings as Judging
+from mechjax.eval_sae.settings import EvalSettings
 from mechjax.sae import features, store
 from mechjax.sae.store import contexts
 from mechjax.sae.training import LoopSettings, Optimisation
-from mechjax.train_sae import Data, Dictionaries, Machine, Settings
+from mechjax.train_sae import Data, Dictionaries, Machine, TrainSettings
 from mechjax.train_sae.run import run
 from tests.train_sae import story
 
@@ -46,7 +46,7 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def settings(text, tmp_path_factory):
-  return Settings(
+  return TrainSettings(
     run=str(tmp_path_factory.mktemp('runs') / 'first'),
     site='resid_post.0',
     batch=128,
@@ -84,7 +84,7 @@ def metrics(home):
 
 
 def same_latents(found, wanted):
-  """Asserts that latents [B, M] are equal, but for the few that stand so near a threshold that rounding decides."""
+  """Asserts that latents [B, M] are equal, but for the few that are so near a threshold that rounding decides."""
   found, wanted = np.asarray(found), np.asarray(wanted)
   alike = (found > 0) == (wanted > 0)
   assert alike.mean() > 1 - 1e-3
@@ -175,10 +175,10 @@ def test_too_little_disk_is_an_error_before_anything_is_written(settings, tmp_pa
 
 
 def test_settings_that_contradict_each_other_are_errors():
-  with pytest.raises(SAEError, match='no dictionaries are asked for'):
+  with pytest.raises(SAEError, match='no dictionaries are given'):
     Dictionaries()
   with pytest.raises(SAEError, match='streams=1 for processes=2'):
-    Settings(
+    TrainSettings(
       run='x', site='y', dictionaries=Dictionaries(topk=(1,)), optimisation=Optimisation(steps=1),
       machine=Machine(processes=2, coordinator='here:1'),
     )  # fmt: skip
@@ -226,7 +226,7 @@ def test_every_way_to_treat_dead_latents_is_an_ensemble(settings):
     gated=(1e-2,),
     dead_latents=('none', 'auxk', 'ghost', 'resampling'),
   )
-  ensembles = every.ensembles(8, 'x', None, None, False)
+  ensembles = every.build_ensembles(8, 'x', None, None, False)
   assert [*ensembles] == [
     f'{kind}_{dead_latents}'
     for kind in ('gated', 'topk')
@@ -234,7 +234,9 @@ def test_every_way_to_treat_dead_latents_is_an_ensemble(settings):
   ]
   assert ensembles['topk_resampling'].resample_every == 5_000
   assert {ensemble.sae.matmuls for ensemble in ensembles.values()} == {'float32'}
-  rounded = dataclasses.replace(every, matmuls='bfloat16').ensembles(8, 'x', None, None, False)
+  rounded = dataclasses.replace(every, matmuls='bfloat16').build_ensembles(
+    8, 'x', None, None, False
+  )
   assert {ensemble.sae.matmuls for ensemble in rounded.values()} == {'bfloat16'}
 
 
@@ -250,7 +252,7 @@ def command(settings, path):
 def test_a_program_that_is_told_to_stop_exits_with_0_and_goes_on_to_the_same_dictionaries(
   settings, trained, tmp_path, capsys
 ):
-  """Uses the device count of this process, so that programs compiled for eight devices are found again."""
+  """The same device count as in this process, so that the same programs are compiled."""
   shared = dataclasses.replace(settings.data, activation_dir=f'{settings.run}/activations')
   own = elsewhere(settings, tmp_path / 'run', data=shared)
   program = subprocess.Popen(command(own, tmp_path), stdout=subprocess.PIPE, text=True)
@@ -260,13 +262,13 @@ def test_a_program_that_is_told_to_stop_exits_with_0_and_goes_on_to_the_same_dic
       break
   rest = program.stdout.read()
   assert program.wait(120) == 0
-  assert 'the same command goes on' in rest
+  assert 'the same command resumes' in rest
   assert not dictionaries(own.run)
   stopped_at = int(re.search(r'stopped after step (\d+)', rest)[1])
   capsys.readouterr()
   assert run(own).finished
   first = int(re.search(r'step (\d+)/40', capsys.readouterr().out)[1])
-  assert first == 5 * (stopped_at // 5 + 1)  # it resumed, and did not begin again
+  assert first == 5 * (stopped_at // 5 + 1)  # it resumed, and did not start again
   assert [line['step'] for line in metrics(own.run)] == [*range(5, 41, 5)]
   assert dictionaries(own.run) == dictionaries(settings.run)
 
@@ -289,7 +291,7 @@ def test_a_wrong_flag_is_named_with_the_right_one():
 def test_a_run_is_evaluated_with_a_table_a_picture_and_a_page_of_features(
   settings, trained, capsys
 ):
-  asked = Judging(
+  asked = EvalSettings(
     run=settings.run, tokens=600, batch=4, dashboard=('topk/0',), latents=20, feature_tokens=600
   )
   measured = measure(asked)
@@ -309,13 +311,13 @@ def test_a_run_is_evaluated_with_a_table_a_picture_and_a_page_of_features(
   assert 'TopK' in features_page
   assert 'story.txt, held out' in features_page
   assert len(features.load(out / 'features_topk_0.npz').latents) == 20
-  with pytest.raises(SAEError, match="no dictionary 'topk/3'"):
+  with pytest.raises(SAEError, match="unknown dictionary 'topk/3'"):
     measure(dataclasses.replace(asked, dashboard=('topk/3',)))
 
 
 def test_a_published_dictionary_is_evaluated_without_its_run(settings, trained, text, tmp_path):
   place = str(Path(settings.run) / 'dictionaries/topk/0')
-  asked = Judging(
+  asked = EvalSettings(
     dictionaries=(place,),
     site='resid_post.0',
     text=str(text),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mechjax.sae import BatchTopK, Gated, JumpReLU, ReLU, TopK
-from mechjax.sae.formats import folded, load, save
+from mechjax.sae.formats import fold, load, save
 from tests.sae import plain
 
 pytestmark = pytest.mark.truth
@@ -131,5 +131,5 @@ def test_folding_is_that_of_sae_lens_up_to_the_scale_of_latents(tmp_path):
   save(tmp_path / 'normalised', sae, params, format='sae_lens')
   theirs = sae_lens.SAE.load_from_disk(tmp_path / 'normalised')
   theirs.fold_activation_norm_scaling_factor(1 / scale)
-  found = expect_equal(sae, folded(sae, params, scale), theirs, scale * inputs())
+  found = expect_equal(sae, fold(sae, params, scale), theirs, scale * inputs())
   np.testing.assert_allclose(found[0], scale * found[1], rtol=1e-5, atol=1e-5)

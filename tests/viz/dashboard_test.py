@@ -60,7 +60,7 @@ def found():
     {name: array.astype(np.float32) for name, array in params.items()},
     [(rng.integers(0, V, (8, T)), rng.random((8, T)) < 0.9)],
     unembed=lambda d: d @ embed.T,
-    settings=features.Settings(n_top=3, before=4, after=2, n_logits=3, n_near=2),
+    settings=features.FeatureSettings(n_top=3, before=4, after=2, n_logits=3, n_near=2),
   )
 
 

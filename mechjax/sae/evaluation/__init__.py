@@ -1,13 +1,21 @@
-"""Evaluation: how good dictionaries are, for the model and for the activations.
+"""Evaluation: metrics of dictionaries, for the model and for the activations.
 
-`passes` runs the model as it is, ablated and spliced; `sums` reduces each batch on the device; `metrics` turns sums
-into a report; `comparing` has the two functions that go through the batches, `evaluate` for one `Evaluation` and
-`compare` for several; `splice` puts a dictionary into the model.
+`passes` runs the model unchanged, ablated and spliced; `sums` reduces each batch on the device; `metrics` turns sums
+into a report; `comparing` has the two functions that iterate over the batches, `evaluate` for one `Evaluation` and
+`compare` for several; `splice` replaces the value of a site by the reconstruction of a dictionary.
 """
 
 from mechjax.sae.evaluation.comparing import compare, evaluate
-from mechjax.sae.evaluation.metrics import Report, SiteReport
+from mechjax.sae.evaluation.metrics import EvaluationReport, SiteReport
 from mechjax.sae.evaluation.passes import Evaluation
 from mechjax.sae.evaluation.sums import Batch, next_tokens
 
-__all__ = ['Batch', 'Evaluation', 'Report', 'SiteReport', 'compare', 'evaluate', 'next_tokens']
+__all__ = [
+  'Batch',
+  'Evaluation',
+  'EvaluationReport',
+  'SiteReport',
+  'compare',
+  'evaluate',
+  'next_tokens',
+]

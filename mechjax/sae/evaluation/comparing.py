@@ -1,12 +1,12 @@
-"""Dictionaries judged on batches of tokens: one `Evaluation`, or several with what they share computed once.
+"""Evaluation of dictionaries on batches of tokens: one `Evaluation`, or several whose shared passes run once.
 
     report = evaluate(Evaluation(forward, {site: sae}), params, {site: sae_params}, batches)
     reports = compare({'k 16': (Evaluation(forward, {site: a}), {site: a_params}), 'k 32': (...)}, params, batches)
 
-A sweep has a dozen dictionaries of one site. Three of the four passes of an evaluation, and the backward pass, know
-nothing of dictionaries, so for a sweep of n they are made once instead of n times.
+A sweep has a dozen dictionaries of one site. Three of the four passes of an evaluation, and the backward pass, do not
+depend on dictionaries, so a sweep of n runs them once instead of n times.
 
-Sharp edge: means are measured by a pass of their own over all batches, unless they are given.
+Sharp edge: means are measured by a separate pass over all batches, unless they are given.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mechjax.errors import SAEError
-from mechjax.sae.evaluation.metrics import Report, Totals, report
+from mechjax.sae.evaluation.metrics import EvaluationReport, Totals, report
 from mechjax.sae.evaluation.passes import Dictionaries, Evaluation
-from mechjax.sae.evaluation.sums import Batch, batches_of, check_batch
+from mechjax.sae.evaluation.sums import Batch, check_batch, check_batches
 
 
 def evaluate(
-  judge: Evaluation,
+  evaluation: Evaluation,
   params: Any,
   dictionaries: Dictionaries,
   batches: Iterable[Batch],
   means: Mapping[str, Any] | None = None,
-) -> Report:
+) -> EvaluationReport:
   """All metrics of the dictionaries of one `Evaluation`.
 
   Args:
-    judge: the dictionaries and where they are in the model.
-    params: of the model.
-    dictionaries: parameters of each dictionary, by the site that it reads.
-    batches: gone through once, or twice without `means`.
-    means: what mean ablation puts in, by the site that a dictionary reads, [E]; None to measure it.
+    evaluation: the dictionaries and their sites in the model.
+    params: parameters of the model.
+    dictionaries: parameters of each dictionary, keyed by the site that it reads.
+    batches: iterated over once, or twice without `means`.
+    means: values of mean ablation, [E], keyed by the site that a dictionary reads; None to measure them.
 
   Raises:
-    SAEError: the splice is wrong; the model's loss is no number; no tokens; batches that can be gone through only
-      once, without means.
-    SiteError, HarvestError: sites that are not in the model.
+    SAEError: the splice is wrong; the model's loss is not finite; there are no tokens; the batches can be iterated
+      over only once, and there are no means.
+    SiteError, HarvestError: a site is not in the model.
   """
-  return compare({'': (judge, dictionaries)}, params, batches, means)['']
+  return compare({'': (evaluation, dictionaries)}, params, batches, means)['']
 
 
 def compare(
@@ -50,64 +50,64 @@ def compare(
   batches: Iterable[Batch],
   means: Mapping[str, Any] | None = None,
   progress: Callable[[int], None] = lambda done: None,
-) -> dict[str, Report]:
-  """Judges several dictionaries of the same sites on the same tokens; what they share is computed once.
+) -> dict[str, EvaluationReport]:
+  """Evaluates several dictionaries of the same sites on the same tokens; shared passes run once.
 
   Args:
-    candidates: by any name: what judges, and parameters of each dictionary by the site that it reads.
-    params: of the model.
-    batches: gone through once, or twice without `means`.
-    means: what mean ablation puts in, by the site that a dictionary reads, [E]; None to measure it.
+    candidates: keyed by any name: an `Evaluation`, and parameters of each dictionary, keyed by the site that it reads.
+    params: parameters of the model.
+    batches: iterated over once, or twice without `means`.
+    means: values of mean ablation, [E], keyed by the site that a dictionary reads; None to measure them.
     progress: called with the number of batches done.
 
   Returns:
-    A report by the same names.
+    Reports, keyed by the same names.
 
   Raises:
-    SAEError: no candidates, or of different models or sites; and as `evaluate`.
-    SiteError, HarvestError: sites that are not in the model.
+    SAEError: there are no candidates, or they are of different models or sites; otherwise as `evaluate`.
+    SiteError, HarvestError: a site is not in the model.
   """
-  judge, batches = _shared(candidates), batches_of(batches)
+  evaluation, batches = _check_comparable(candidates), check_batches(batches)
   for own, dictionaries in candidates.values():
-    own.expect(dictionaries, means)
+    own.check(dictionaries, means)
   if means is None:
     if iter(batches) is batches:
       raise SAEError(
-        'batches that can be gone through only once, and no means to ablate to',
-        hint='give a list or another iterable that starts again, or means=',
+        'batches that can be iterated over only once, and no means for the ablation',
+        hint='give a list or another iterable that can be iterated over again, or means=',
       )
-    means = judge.means(params, batches)
+    means = evaluation.measure_means(params, batches)
   totals: dict[str, Totals] = {}
   drifts: dict[str, float] = {}
   for n, batch in enumerate(batches):
     check_batch(batch)
-    base = judge.base(params, batch, means)
+    base = evaluation.measure_base(params, batch, means)
     for name, (own, dictionaries) in candidates.items():
       if n == 0:
-        drifts[name] = own.drift(params, dictionaries, batch, base)
-      part = own.totals(params, dictionaries, batch, base)
-      totals[name] = totals[name].merged(part) if n else part
+        drifts[name] = own.measure_drift(params, dictionaries, batch, base)
+      part = own.measure_totals(params, dictionaries, batch, base)
+      totals[name] = totals[name].merge(part) if n else part
     progress(n + 1)
   if not totals:
     raise SAEError('no batches', cause='an empty data set, or an iterator that is used up')
   return {name: report(total, drifts[name]) for name, total in totals.items()}
 
 
-def _shared(candidates: Mapping[str, tuple[Evaluation, Dictionaries]]) -> Evaluation:
-  """One that stands for all in what does not depend on dictionaries."""
-  judges = [judge for judge, _ in candidates.values()]
-  if not judges:
+def _check_comparable(candidates: Mapping[str, tuple[Evaluation, Dictionaries]]) -> Evaluation:
+  """An `Evaluation` that represents all, for everything that does not depend on dictionaries."""
+  evaluations = [evaluation for evaluation, _ in candidates.values()]
+  if not evaluations:
     raise SAEError('no dictionaries to compare')
-  first = judges[0]
-  for judge in judges:
-    if judge.forward is not first.forward or _where(judge) != _where(first):
+  first = evaluations[0]
+  for evaluation in evaluations:
+    if evaluation.forward is not first.forward or _where(evaluation) != _where(first):
       raise SAEError(
-        f'dictionaries of {_where(judge)} are compared with those of {_where(first)}',
-        cause='different sites, limits or models, whose activations and ablations are not the same',
-        hint='compare those of each apart',
+        f'dictionaries of {_where(evaluation)} are compared with those of {_where(first)}',
+        cause='different sites, limits or models, which do not share activations and ablations',
+        hint='call compare once for each of them',
       )
   return first
 
 
-def _where(judge: Evaluation) -> tuple:
-  return [*judge.saes], dict(judge.targets), dict(judge.limits)
+def _where(evaluation: Evaluation) -> tuple:
+  return [*evaluation.saes], dict(evaluation.targets), dict(evaluation.limits)

@@ -1,29 +1,29 @@
-"""Figures: what says how good a dictionary is, and the sums that they are made of.
+"""Metrics of dictionaries, and the sums that they are computed from.
 
-Of the model, in nats for each predicted token; L is the loss of the model as it is (docs/methods.md, section 6):
+Metrics of the model, in nats per predicted token; L is the loss of the unchanged model (docs/methods.md, section 6):
 
-    delta_loss          L_spliced - L                                    the primary figure
+    delta_loss          L_spliced - L                                    the primary metric
     recovered_zero      (L_zero - L_spliced) / (L_zero - L)              zero instead of the activations
     recovered_mean      (L_mean - L_spliced) / (L_mean - L)              the mean of the data instead
     kl                  KL(model || spliced model)
-    splice_drift        |L - L_restored| on the first batch, x_hat + (x - x_hat) put back: checked before all
+    splice_drift        |L - L_restored| on the first batch, with x_hat + (x - x_hat) in place of x; checked first
 
-Of a site, over the tokens kept; y is the target, which is x unless it is a transcoder:
+Metrics of a site, over the tokens kept; y is the target, which is x except in a transcoder:
 
-    l0                  active latents of a token
+    l0                  active latents per token
     fvu                 sum |y - y_hat|^2 / sum |y - mean(y)|^2, mean(y) the mean VECTOR of all tokens
-    dead_fraction       latents that were never active
-    density             on which fraction of the tokens each latent is active, [M]; `histogram`
+    dead_fraction       fraction of latents that were never active
+    density             fraction of the tokens on which each latent is active, [M]; `histogram`
     shrinkage           sum |y_hat|^2 / sum y . y_hat: 1 if reconstructions have their best length
     uniformity          mean over tokens of exp(entropy(|a| / sum |a|)) / |a|_0, a = f * (W_dec @ dL/dy)
                         (Rajamanoharan et al. 2024, "Jumping Ahead", on r_L0)
 
-Streaming. A batch is reduced to sums on the device (`sums`), a `Totals`, and these add up on the host in double
-precision; means and scatter merge by the formula of Chan et al. (1979), centred within each batch, so neither the
-cutting of the data nor its length nor a mean far from zero matters. `Totals.merged` is all that several hosts need.
+Streaming. A batch is reduced to sums on the device (`sums`), a `Totals`, and these are added on the host in double
+precision; means and scatter merge by the formula of Chan et al. (1979), centred within each batch, so the split into
+batches, the length of the data and a mean far from zero do not matter. `Totals.merge` is all that several hosts need.
 
-Sharp edges. Recovered against zero is nearly always close to 1 at a residual site, so never quote it without its name;
-both are NaN where ablating costs nothing. Dead fraction falls with the number of tokens looked at: quote that too.
+Sharp edges. `recovered_zero` is nearly always close to 1 at a residual site, so never quote it without its name; both
+fractions are NaN where ablation costs nothing. `dead_fraction` falls with the number of tokens seen: quote that too.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ import numpy as np
 from mechjax.errors import SAEError
 
 KINDS = ('spliced', 'zero', 'mean')
-"""What the model is made to go on with."""
+"""Values that replace those of a site."""
 
 
 # --- sums -------------------------------------------------------------------------------------------------
@@ -54,8 +54,8 @@ class Spread:
   mean: Any
   scatter: Any
 
-  def merged(self, other: Spread) -> Spread:
-    """Of both sets of vectors (Chan, Golub and LeVeque 1979)."""
+  def merge(self, other: Spread) -> Spread:
+    """Spread of both sets of vectors together (Chan, Golub and LeVeque 1979)."""
     count = self.count + other.count
     share = other.count / np.maximum(count, 1)
     apart = other.mean - self.mean
@@ -69,13 +69,13 @@ class SiteTotals:
   """Sums over the tokens kept.
 
   Attributes:
-    spread: of the targets y.
+    spread: spread of the targets y.
     error: sum |y - y_hat|^2.
     norm: sum |y_hat|^2.
     overlap: sum y . y_hat.
-    firings: on how many tokens each latent is active, int [M].
+    firings: number of tokens on which each latent is active, int [M].
     uniformity: sum of r_L0.
-    attributed: how many tokens have one.
+    attributed: number of tokens for which r_L0 is defined.
   """
 
   spread: Spread
@@ -90,14 +90,14 @@ class SiteTotals:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Totals:
-  """Everything that batches add up to; a pytree.
+  """Sums over batches; a pytree.
 
   Attributes:
-    predicted: how many tokens were predicted.
-    loss: sum of losses of the model as it is.
-    losses: the same for each of `KINDS`.
+    predicted: number of predicted tokens.
+    loss: sum of losses of the unchanged model.
+    losses: sum of losses for each of `KINDS`.
     kl: sum of divergences.
-    sites: by the site that a dictionary reads.
+    sites: totals of each site, keyed by the site that a dictionary reads.
   """
 
   predicted: Any
@@ -106,13 +106,13 @@ class Totals:
   kl: Any
   sites: dict[str, SiteTotals]
 
-  def merged(self, other: Totals) -> Totals:
-    """Of both sets of batches, in any order."""
-    return jax.tree.map(_merged, self, other, is_leaf=lambda x: isinstance(x, Spread))
+  def merge(self, other: Totals) -> Totals:
+    """Totals of both sets of batches together, in any order."""
+    return jax.tree.map(_merge, self, other, is_leaf=lambda x: isinstance(x, Spread))
 
 
-def _merged(a: Any, b: Any) -> Any:
-  return a.merged(b) if isinstance(a, Spread) else a + b
+def _merge(a: Any, b: Any) -> Any:
+  return a.merge(b) if isinstance(a, Spread) else a + b
 
 
 def on_host(tree: Any) -> Any:
@@ -122,12 +122,12 @@ def on_host(tree: Any) -> Any:
   )
 
 
-# --- figures ----------------------------------------------------------------------------------------------
+# --- metrics ----------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class SiteReport:
-  """What a dictionary says of a site; see the top of this file."""
+  """Metrics of a dictionary at its site; the top of this file defines them."""
 
   tokens: int
   l0: float
@@ -138,17 +138,17 @@ class SiteReport:
   density: np.ndarray
 
   def histogram(self, edges: Any) -> np.ndarray:
-    """How many of the latents that are not dead have a log10 of the density between edges, int [len(edges) - 1]."""
+    """Counts of latents by log10 of their density, dead ones left out, int [len(edges) - 1]."""
     return np.histogram(np.log10(self.density[self.density > 0]), edges)[0]
 
   def metrics(self) -> dict[str, float]:
-    """Everything but the densities, for JSON."""
+    """All metrics except the densities, for JSON."""
     return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != 'density'}
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-  """What the model loses; see the top of this file. `loss_*` are losses per predicted token."""
+class EvaluationReport:
+  """Metrics of the spliced model; the top of this file defines them. `loss_*` are losses per predicted token."""
 
   predicted: int
   splice_drift: float
@@ -161,21 +161,21 @@ class Report:
 
   @property
   def delta_loss(self) -> float:
-    """By how much the loss grows."""
+    """Increase of the loss."""
     return self.loss_spliced - self.loss
 
   @property
   def recovered_zero(self) -> float:
-    """Of what zero ablation costs, the part that is saved."""
+    """Fraction of the cost of zero ablation that the dictionary recovers."""
     return _ratio(self.loss_zero - self.loss_spliced, self.loss_zero - self.loss)
 
   @property
   def recovered_mean(self) -> float:
-    """Of what mean ablation costs, the part that is saved."""
+    """Fraction of the cost of mean ablation that the dictionary recovers."""
     return _ratio(self.loss_mean - self.loss_spliced, self.loss_mean - self.loss)
 
   def metrics(self) -> dict[str, Any]:
-    """All numbers, for JSON."""
+    """All metrics, for JSON."""
     own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != 'sites'}
     named = {
       name: getattr(self, name) for name in ('delta_loss', 'recovered_zero', 'recovered_mean')
@@ -183,24 +183,24 @@ class Report:
     return own | named | {'sites': {name: site.metrics() for name, site in self.sites.items()}}
 
 
-def report(totals: Totals, splice_drift: float) -> Report:
-  """Figures from sums.
+def report(totals: Totals, splice_drift: float) -> EvaluationReport:
+  """Computes metrics from sums.
 
   Args:
-    totals: of all batches.
-    splice_drift: what `Evaluation.drift` found.
+    totals: sums over all batches.
+    splice_drift: result of `Evaluation.measure_drift`.
 
   Raises:
-    SAEError: nothing was predicted.
+    SAEError: no token was predicted.
   """
   n = int(totals.predicted)
   if n == 0:
     raise SAEError(
       'no token was predicted',
-      cause='no batches, or masks under which no two tokens follow each other',
+      cause='no batches, or masks that keep no two adjacent tokens',
     )
   losses = {f'loss_{kind}': float(totals.losses[kind]) / n for kind in KINDS}
-  return Report(
+  return EvaluationReport(
     predicted=n,
     splice_drift=splice_drift,
     loss=float(totals.loss) / n,

@@ -1,23 +1,23 @@
-"""The passes through a model that say how good a dictionary is.
+"""Passes through a model that measure how good a dictionary is.
 
-    judge = Evaluation(forward, {'resid_post.15': sae})
-    report = evaluate(judge, params, {'resid_post.15': sae_params}, batches)
+    evaluation = Evaluation(forward, {'resid_post.15': sae})
+    report = evaluate(evaluation, params, {'resid_post.15': sae_params}, batches)
     report.delta_loss, report.recovered_mean, report.sites['resid_post.15'].fvu
 
-`forward(params, inputs) -> logits` has sows; a batch says which token follows which, which ones count and which are
-padding (`sums.next_tokens`; a batch with a mask is run as `forward(params, inputs, mask=mask)`); what the figures are
-is said in `metrics`. Several sites are spliced at once, and a transcoder with the site that it says:
+`forward(params, inputs) -> logits` has sows; a batch has the next token of each token, the tokens that count and the
+padding (`sums.next_tokens`; a batch with a mask is run as `forward(params, inputs, mask=mask)`); `metrics` defines the
+metrics. Several sites are spliced at once, and a transcoder is given with its output site:
 `Evaluation(forward, {'mlp_norm.3': sae}, targets={'mlp_norm.3': 'mlp_out.3'})`.
 
-Each batch is four passes through the model, compiled once: as it is, with gradients at the sites; with zero and with
-means instead; with all dictionaries spliced. The first three (`Base`) know nothing of dictionaries, so of a sweep they
-are made once (`comparing`). One more at the beginning puts back what dictionaries say and what they leave out, and must
-change nothing.
+Each batch takes four passes through the model, compiled once: the unchanged model, with gradients at the sites; zero
+ablation and mean ablation; all dictionaries spliced. The first three (`Base`) do not depend on dictionaries, so a sweep
+runs them once (`comparing`). One more pass at the beginning adds the reconstruction errors to the reconstructions, and
+must change nothing.
 
-Sharp edges: the mean that is ablated to is measured by a pass of its own over all batches, unless it is given. A
-`forward` that has its parameters inside instead of taking them makes them constants of the executable, which then
-takes minutes to compile. Gradients at sites take the memory of a backward pass through the whole model, whichever the
-site: 2.3 GB beside the parameters for SmolLM2-135M on 8 x 128 tokens. Smaller batches give the same figures.
+Sharp edges: the mean of mean ablation is measured by a separate pass over all batches, unless it is given. A `forward`
+that closes over its parameters instead of taking them makes them constants of the executable, which then takes minutes
+to compile. Gradients at sites take the memory of a backward pass through the whole model, whichever the site: 2.3 GB
+besides the parameters for SmolLM2-135M on 8 x 128 tokens. Smaller batches give the same metrics.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ from mechjax.sae.evaluation.metrics import SiteTotals, Spread, Totals, on_host
 from mechjax.sae.evaluation.sums import Batch
 
 Dictionaries = Mapping[str, Params]
-"""Parameters of dictionaries, by the site that each reads."""
+"""Parameters of dictionaries, keyed by the site that each reads."""
 
 TOLERANCE = 1e-3
-"""Nats by which the restored loss may differ."""
+"""Largest difference of the restored loss, in nats."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Base:
-  """What the model says of a batch without any dictionary.
+  """Results of the passes over a batch that involve no dictionary.
 
   Attributes:
-    loss: sum of losses.
-    zero: the same with zero at the sites.
-    mean: the same with the means of the data there.
-    predicted: how many tokens were predicted.
-    log_probs: [B, T, V].
-    acts: activations [N, D] of the sites that are read and of those that are said.
-    grads: of the loss, like `acts`.
-    kept: which tokens a dictionary is responsible for, bool [B, T] by the site that it reads.
+    loss: sum of losses of the unchanged model.
+    zero: sum of losses with zero at the sites.
+    mean: sum of losses with the means of the data at the sites.
+    predicted: number of predicted tokens.
+    log_probs: log-probabilities [B, T, V].
+    acts: activations [N, D] of the input and output sites.
+    grads: gradients of the loss at the same sites, [N, D].
+    kept: tokens that a dictionary reconstructs, bool [B, T], keyed by the site that it reads.
   """
 
   loss: jax.Array
@@ -75,18 +75,18 @@ class Base:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-  """Dictionaries at sites of a model, and the passes that judge them; compiled once for batches of one shape.
+  """Dictionaries at sites of a model, and the passes that evaluate them; compiled once for batches of one shape.
 
   Attributes:
-    forward: (params, inputs) -> logits [B, T, V], with sows; pure. It takes a mask too, if batches have one.
-    saes: by the site that each reads, such as 'resid_post.15'. All are spliced at once.
-    targets: the site that each transcoder says, by the site that it reads.
-    limits: how long an activation may be, by the site that a dictionary reads. A token that is longer in the model as
-      it is keeps its activation and does not count at that site; see `store.scales`.
+    forward: (params, inputs) -> logits [B, T, V], with sows; pure. It also takes a mask, if batches have one.
+    saes: dictionaries, keyed by the site that each reads, such as 'resid_post.15'. All are spliced at once.
+    targets: output site of each transcoder, keyed by its input site.
+    limits: maximum norm of an activation, keyed by the site that a dictionary reads. A token whose norm is larger in
+      the unchanged model keeps its activation and does not count at that site; see `store.scales`.
 
   Raises:
-    SAEError: no dictionary, a limit for none, a transcoder without a target, an autoencoder with one, or two that say
-      one site.
+    SAEError: there is no dictionary, a limit without a dictionary, a transcoder without a target, an autoencoder with
+      one, or two dictionaries with the same output site.
   """
 
   forward: Callable
@@ -101,7 +101,7 @@ class Evaluation:
       if not isinstance(sae, Architecture):
         raise SAEError(
           f'{site!r} has a {type(sae).__name__}, not a dictionary',
-          cause='what load returned: a dictionary and its parameters',
+          cause='the result of load: a dictionary and its parameters',
           hint='sae, params = load(...); evaluate(Evaluation(forward, {site: sae}), ..., {site: params}, batches)',
         )
     if not {*self.limits} <= {*self.saes}:
@@ -111,53 +111,53 @@ class Evaluation:
     for site, limit in self.limits.items():
       if not isinstance(limit, numbers.Real) or not limit > 0:
         raise SAEError(
-          f'limits[{site!r}]={limit!r} is no length', hint='a positive number, or no limit there'
+          f'limits[{site!r}]={limit!r} is not a norm', hint='a positive number, or no limit there'
         )
     transcoders = {site for site, sae in self.saes.items() if sae.d_out is not None}
     if {*self.targets} != transcoders:
       raise SAEError(
         f'targets for {sorted(self.targets)}, transcoders at {sorted(transcoders)}',
-        hint='name the site that each transcoder says, and no other',
+        hint='give the output site of each transcoder, and no other',
       )
-    said = [self._target(site) for site in self.saes]
-    if not said or len({*map(sites.parse, said)}) < len(said):
+    targets = [self._target(site) for site in self.saes]
+    if not targets or len({*map(sites.parse, targets)}) < len(targets):
       raise SAEError(
-        f'dictionaries that say the sites {said}; one or more are needed, each at its own'
+        f'dictionaries with the output sites {targets}; one or more are needed, each with its own'
       )
 
-  def means(self, params: Any, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
-    """The mean of what each dictionary has to say, [E], by the site that it reads; float64."""
+  def measure_means(self, params: Any, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
+    """Measures the mean of each dictionary's targets, float64 [E], keyed by the site that it reads."""
     total: dict[str, Spread] = {}
-    for batch in sums.batches_of(batches):
+    for batch in sums.check_batches(batches):
       sums.check_batch(batch)
       for site, part in on_host(self._spreads(params, batch)).items():
-        total[site] = total[site].merged(part) if site in total else part
+        total[site] = total[site].merge(part) if site in total else part
     return {site: spread.mean for site, spread in total.items()}
 
-  def base(self, params: Any, batch: Batch, means: Mapping[str, Any]) -> Base:
-    """What does not depend on dictionaries; arguments as in `comparing.evaluate`.
+  def measure_base(self, params: Any, batch: Batch, means: Mapping[str, Any]) -> Base:
+    """Runs the passes that do not depend on dictionaries; arguments as in `comparing.evaluate`.
 
     Raises:
-      SAEError: the loss of the model is no number.
+      SAEError: the loss of the model is not finite.
     """
-    loss, log_probs, acts, grads, kept = self._read(params, batch)
+    loss, log_probs, acts, grads, kept = self._run(params, batch)
     if not np.isfinite(loss):
       raise SAEError(
         f'the loss of the model itself is {float(loss)}',
-        cause='parameters that are no numbers, or tokens that are not in its vocabulary',
+        cause='parameters that are not finite, or tokens that are not in its vocabulary',
       )
     vectors = {site: jnp.asarray(means[site], jnp.float32) for site in self.saes}
-    zero = self._ablated(params, jax.tree.map(jnp.zeros_like, vectors), kept, batch)
-    mean = self._ablated(params, vectors, kept, batch)
-    return Base(loss, zero, mean, sums.predicted(batch), log_probs, acts, grads, kept)
+    zero = self._ablate(params, jax.tree.map(jnp.zeros_like, vectors), kept, batch)
+    mean = self._ablate(params, vectors, kept, batch)
+    return Base(loss, zero, mean, sums.count_predicted(batch), log_probs, acts, grads, kept)
 
-  def expect(
+  def check(
     self, dictionaries: Dictionaries | None = None, means: Mapping[str, Any] | None = None
   ) -> None:
-    """Checks what is given by site.
+    """Checks the arguments that are keyed by site.
 
     Raises:
-      SAEError: dictionaries for other sites than are judged; means that lack a site or have another shape.
+      SAEError: dictionaries for other sites than those of the evaluation; means that lack a site or have another shape.
     """
     if dictionaries is not None and {*dictionaries} != {*self.saes}:
       raise SAEError(
@@ -169,34 +169,38 @@ class Evaluation:
     if means is not None and wrong:
       raise SAEError(
         f'means of shapes {wrong}',
-        cause='a site that is lacking, or a mean of something else',
-        hint=f'vectors of widths { {s: self.saes[s].target_width for s in wrong} }, by the site that is read',
+        cause='a missing site, or a mean of another site',
+        hint=f'vectors of widths { {s: self.saes[s].target_width for s in wrong} }, keyed by the site that is read',
       )
 
-  def drift(self, params: Any, dictionaries: Dictionaries, batch: Batch, base: Base) -> float:
-    """By how much the loss changes when what the dictionaries say and what they leave out are put back.
+  def measure_drift(
+    self, params: Any, dictionaries: Dictionaries, batch: Batch, base: Base
+  ) -> float:
+    """Measures how much the loss changes when reconstructions plus their errors are put in place of the activations.
 
     Raises:
-      SAEError: by more than rounding explains.
+      SAEError: it changes by more than rounding explains.
     """
-    restored = self._restored(params, dict(dictionaries), base.kept, batch)
+    restored = self._restore(params, dict(dictionaries), base.kept, batch)
     drift = abs(float(restored) - float(base.loss)) / max(int(base.predicted), 1)
     if not drift <= TOLERANCE:
       raise SAEError(
         f'putting back x_hat + (x - x_hat) moves the loss by {drift} nats',
         where=f'{[*self.saes]}',
-        cause='reconstructions that are no numbers or so large that rounding eats the activation: a dictionary for '
-        'another site, or one that was trained on normalised activations and not folded',
-        hint='mechjax.sae.formats.folded(sae, params, scale)',
+        cause='reconstructions that are not finite, or so large that the activation is lost in rounding: a dictionary '
+        'for another site, or one that was trained on normalised activations and not folded',
+        hint='mechjax.sae.formats.fold(sae, params, scale)',
       )
     return drift
 
-  def totals(self, params: Any, dictionaries: Dictionaries, batch: Batch, base: Base) -> Totals:
-    """The sums of one batch, on the host."""
+  def measure_totals(
+    self, params: Any, dictionaries: Dictionaries, batch: Batch, base: Base
+  ) -> Totals:
+    """Computes the sums of one batch, on the host."""
     own = dict(dictionaries)
-    spliced, kl = self._spliced(params, own, base.kept, batch, base.log_probs)
+    spliced, kl = self._splice(params, own, base.kept, batch, base.log_probs)
     losses = {'spliced': spliced, 'zero': base.zero, 'mean': base.mean}
-    per_site = self._described(own, base.acts, base.grads, base.kept, batch)
+    per_site = self._describe(own, base.acts, base.grads, base.kept, batch)
     return on_host(Totals(base.predicted, base.loss, losses, kl, per_site))
 
   def _target(self, site: str) -> str:
@@ -204,11 +208,11 @@ class Evaluation:
 
   @property
   def _sites(self) -> list[str]:
-    """All that are read or said."""
+    """Input and output sites of all dictionaries."""
     return [*dict.fromkeys([*self.saes, *self.targets.values()])]
 
-  def _kept(self, acts: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
-    """Which tokens each dictionary is responsible for, from activations [N, D] of the model as it is."""
+  def _keep(self, acts: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+    """Selects the tokens that each dictionary reconstructs, from activations [N, D] of the unchanged model."""
     kept = jnp.asarray(batch.kept)
     within = {
       site: jnp.linalg.norm(acts[site], axis=-1) <= limit for site, limit in self.limits.items()
@@ -220,14 +224,14 @@ class Evaluation:
 
   @functools.cached_property
   def _spreads(self) -> Callable:
-    """(params, batch) -> spread of what each dictionary has to say."""
+    """(params, batch) -> spread of each dictionary's targets."""
 
     def spreads(params: Any, batch: Batch) -> dict[str, Spread]:
       acts = harvest.reap(self.forward, sites=self._sites)(
         params, batch.inputs, **sums.padding(batch)
       )
-      flat = {site: sums.tokens(acts[sites.parse(site)], batch) for site in self._sites}
-      kept = self._kept(flat, batch)
+      flat = {site: sums.flatten(acts[sites.parse(site)], batch) for site in self._sites}
+      kept = self._keep(flat, batch)
       return {
         site: sums.spread(flat[self._target(site)], dataclasses.replace(batch, kept=kept[site]))
         for site in self.saes
@@ -236,8 +240,8 @@ class Evaluation:
     return watching.jit(spreads, self.forward)
 
   @functools.cached_property
-  def _read(self) -> Callable:
-    """(params, batch) -> sum of losses, log-probabilities, activations, their gradients, and who is kept where."""
+  def _run(self) -> Callable:
+    """(params, batch) -> sum of losses, log-probabilities, activations, their gradients, and masks by site."""
 
     def total_loss(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
       log_probs = sums.log_probs(self.forward(params, batch.inputs, **sums.padding(batch)), batch)
@@ -247,78 +251,80 @@ class Evaluation:
 
     def read(params: Any, batch: Batch) -> tuple:
       (loss, log_probs), acts, grads = run(params, batch)
-      of = {site: sites.parse(site) for site in self._sites}
+      at = {site: sites.parse(site) for site in self._sites}
       flat = [
-        {s: sums.tokens(values[at], batch) for s, at in of.items()} for values in (acts, grads)
+        {s: sums.flatten(values[key], batch) for s, key in at.items()} for values in (acts, grads)
       ]
-      return loss, log_probs, *flat, self._kept(flat[0], batch)
+      return loss, log_probs, *flat, self._keep(flat[0], batch)
 
     return watching.jit(read, self.forward)
 
   @functools.cached_property
-  def _described(self) -> Callable:
-    """(dictionaries, activations, gradients, who is kept where, batch) -> totals by site."""
+  def _describe(self) -> Callable:
+    """(dictionaries, activations, gradients, masks by site, batch) -> totals by site."""
 
     @jax.jit
-    def described(
+    def describe(
       dictionaries: dict[str, Params], acts: dict, grads: dict, kept: dict, batch: Batch
     ) -> dict[str, SiteTotals]:
-      said = {site: self._target(site) for site in dictionaries}
+      target = {site: self._target(site) for site in dictionaries}
       return {
         site: sums.site_totals(
           self.saes[site],
           own,
           acts[site],
-          acts[said[site]],
-          grads[said[site]],
+          acts[target[site]],
+          grads[target[site]],
           dataclasses.replace(batch, kept=kept[site]),
         )
         for site, own in dictionaries.items()
       }
 
-    return described
+    return describe
 
   @functools.cached_property
-  def _spliced(self) -> Callable:
-    """(params, dictionaries, who is kept where, batch, log-probabilities) -> sum of losses, sum of divergences."""
+  def _splice(self) -> Callable:
+    """(params, dictionaries, masks by site, batch, log-probabilities) -> sum of losses, sum of divergences."""
 
-    def spliced(
+    def run_spliced(
       params: Any, dictionaries: dict[str, Params], kept: dict, batch: Batch, log_probs: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-      plants = self._plants(params, dictionaries, kept, batch)
-      changed = self._planted(plants, params, batch)
+      plants = self._build_plants(params, dictionaries, kept, batch)
+      changed = self._plant(plants, params, batch)
       return sums.loss(changed, batch), sums.divergence(log_probs, changed, batch)
 
-    return watching.jit(spliced, self.forward)
+    return watching.jit(run_spliced, self.forward)
 
   @functools.cached_property
-  def _restored(self) -> Callable:
-    """(params, dictionaries, who is kept where, batch) -> sum of losses."""
+  def _restore(self) -> Callable:
+    """(params, dictionaries, masks by site, batch) -> sum of losses."""
 
-    def restored(
+    def run_restored(
       params: Any, dictionaries: dict[str, Params], kept: dict, batch: Batch
     ) -> jax.Array:
-      plants = self._plants(params, dictionaries, kept, batch, restore=True)
-      return sums.loss(self._planted(plants, params, batch), batch)
+      plants = self._build_plants(params, dictionaries, kept, batch, restore=True)
+      return sums.loss(self._plant(plants, params, batch), batch)
 
-    return watching.jit(restored, self.forward)
+    return watching.jit(run_restored, self.forward)
 
   @functools.cached_property
-  def _ablated(self) -> Callable:
-    """(params, vectors, who is kept where, batch) -> sum of losses; one executable for zeros and for means."""
+  def _ablate(self) -> Callable:
+    """(params, vectors, masks by site, batch) -> sum of losses; one executable for zeros and for means."""
 
-    def ablated(params: Any, vectors: dict[str, jax.Array], kept: dict, batch: Batch) -> jax.Array:
-      plants = {self._target(site): splice.replaced(v, kept[site]) for site, v in vectors.items()}
-      return sums.loss(self._planted(plants, params, batch), batch)
+    def run_ablated(
+      params: Any, vectors: dict[str, jax.Array], kept: dict, batch: Batch
+    ) -> jax.Array:
+      plants = {self._target(site): splice.ablate(v, kept[site]) for site, v in vectors.items()}
+      return sums.loss(self._plant(plants, params, batch), batch)
 
-    return watching.jit(ablated, self.forward)
+    return watching.jit(run_ablated, self.forward)
 
-  def _planted(self, plants: dict[str, splice.Planted], params: Any, batch: Batch) -> jax.Array:
+  def _plant(self, plants: dict[str, splice.Planted], params: Any, batch: Batch) -> jax.Array:
     return sums.log_probs(
       harvest.plant(self.forward)(plants, params, batch.inputs, **sums.padding(batch)), batch
     )
 
-  def _plants(
+  def _build_plants(
     self,
     params: Any,
     dictionaries: Dictionaries,
@@ -326,14 +332,14 @@ class Evaluation:
     batch: Batch,
     restore: bool = False,
   ) -> dict[str, splice.Planted]:
-    """What is planted where; transcoders in the order of the forward pass, each reading what the others have left."""
-    how = splice.restored if restore else splice.reconstructed
+    """Plants by site; each transcoder, in the order of the forward pass, reads with the earlier plants in place."""
+    make = splice.restore if restore else splice.reconstruct
     plants = {
-      site: how(sae, dictionaries[site], kept[site])
+      site: make(sae, dictionaries[site], kept[site])
       for site, sae in self.saes.items()
       if site not in self.targets
     }
-    for site in self._in_order(params, batch):
+    for site in self._order_transcoders(params, batch):
       acts = harvest.harvest(self.forward, sites=[site])(
         plants, params, batch.inputs, **sums.padding(batch)
       )[1]
@@ -341,14 +347,14 @@ class Evaluation:
       x = splice.activations(read, kept[site])
       sae, own = self.saes[site], dictionaries[site]
       y_hat = sae.decode(own, sae.encode(own, x), x)
-      said = splice.given(y_hat, kept[site])
+      output = splice.replace(y_hat, kept[site])
       if restore:
-        said = splice.changed(functools.partial(splice.put_back, y_hat), kept[site])
-      plants[self.targets[site]] = said
+        output = splice.change_where(functools.partial(splice.put_back, y_hat), kept[site])
+      plants[self.targets[site]] = output
     return plants
 
-  def _in_order(self, params: Any, batch: Batch) -> list[str]:
-    """The sites that transcoders read, in the order in which a forward pass meets them."""
+  def _order_transcoders(self, params: Any, batch: Batch) -> list[str]:
+    """Input sites of transcoders, in the order in which a forward pass reaches them."""
     if len(self.targets) < 2:
       return [*self.targets]
     found = [

@@ -1,20 +1,20 @@
-"""A dictionary put into the model: functions of a site's value, to be planted.
+"""Dictionaries spliced into a model: functions of a site's value, for `harvest.plant`.
 
-What a dictionary leaves out shows when the model has to go on with what it says. That is an intervention like any
-other, so these are plain functions for `harvest.plant`, at as many sites at once as are wanted:
+The cost of reconstruction errors shows when the model continues with the reconstructions. That is an intervention like
+any other, so these are plain functions for `harvest.plant`, at any number of sites at once:
 
     planted = harvest.plant(forward)
-    logits = planted({'resid_post.15': reconstructed(sae, sae_params, kept)}, params, tokens)
+    logits = planted({'resid_post.15': reconstruct(sae, sae_params, kept)}, params, tokens)
 
-    reconstructed     x -> x_hat
-    restored          x -> x_hat + (x - x_hat): nothing may change, or the splice itself is wrong
-    replaced          x -> a given vector: zero, or the mean of the data
+    reconstruct     x -> x_hat
+    restore         x -> x_hat + (x - x_hat): nothing may change, or the splice itself is wrong
+    ablate          x -> a given vector: zero, or the mean of the data
 
-A transcoder says another site than it reads, so what it says is computed first and planted there with `given`.
-`kept` tells the tokens that a dictionary is responsible for; at all others (padding, BOS) the value stays. Its axes
-are the leading ones of the value, and whatever is behind them is laid end to end: heads [B, T, N, H] become [B, T, NH].
+The output site of a transcoder is not its input site, so its output is computed first and planted with `replace`.
+`kept` selects the tokens that a dictionary reconstructs; at all others (padding, BOS) the value stays. Its axes are the
+leading axes of the value, whose other axes are flattened: heads [B, T, N, H] become [B, T, NH].
 
-Sharp edges: the arithmetic is float32 and the result has the dtype of the site. A new function is compiled anew;
+Sharp edges: the arithmetic is float32 and the result has the dtype of the site. A new function is compiled again;
 build it inside the function that is jitted, as `passes` does, and pass parameters as arguments, or they become
 constants of the executable.
 """
@@ -33,50 +33,50 @@ from mechjax.sae.architectures import Architecture, Params
 Planted = Callable[[jax.Array], jax.Array]
 
 
-def reconstructed(sae: Architecture, params: Params, kept: jax.Array) -> Planted:
-  """What an autoencoder says instead of the value.
+def reconstruct(sae: Architecture, params: Params, kept: jax.Array) -> Planted:
+  """Replaces the value by the reconstruction of an autoencoder.
 
   Args:
     sae: an autoencoder.
     params: its parameters.
-    kept: where it is asked, bool with the leading axes of the value.
+    kept: tokens to reconstruct, bool with the leading axes of the value.
 
   Raises:
     SAEError: it is a transcoder; when called: the value has other axes.
   """
-  return changed(_said(sae, params), kept)
+  return change_where(_autoencode(sae, params), kept)
 
 
-def restored(sae: Architecture, params: Params, kept: jax.Array) -> Planted:
-  """What an autoencoder says, and what it does not say; arguments as in `reconstructed`."""
-  said = _said(sae, params)
-  return changed(lambda x: put_back(said(x), x), kept)
+def restore(sae: Architecture, params: Params, kept: jax.Array) -> Planted:
+  """Replaces the value by the reconstruction plus its error; arguments as in `reconstruct`."""
+  autoencode = _autoencode(sae, params)
+  return change_where(lambda x: put_back(autoencode(x), x), kept)
 
 
-def replaced(vector: jax.Array, kept: jax.Array) -> Planted:
-  """One vector [D] for all tokens that are kept."""
-  return changed(lambda x: jnp.broadcast_to(vector, x.shape), kept)
+def ablate(vector: jax.Array, kept: jax.Array) -> Planted:
+  """Replaces the activation of every kept token by one vector [D]."""
+  return change_where(lambda x: jnp.broadcast_to(vector, x.shape), kept)
 
 
-def given(y_hat: jax.Array, kept: jax.Array) -> Planted:
-  """Values [..., D] that have been computed before, such as those of a transcoder."""
-  return changed(lambda _: y_hat, kept)
+def replace(y_hat: jax.Array, kept: jax.Array) -> Planted:
+  """Replaces the value by one [..., D] that is computed already, such as the output of a transcoder."""
+  return change_where(lambda _: y_hat, kept)
 
 
-def changed(change: Planted, kept: jax.Array) -> Planted:
-  """A function of activations [..., D] made one of the value of a site.
+def change_where(change: Planted, kept: jax.Array) -> Planted:
+  """Turns a function of activations [..., D] into a function of the value of a site.
 
   Args:
-    change: takes and gives float32.
-    kept: where it counts.
+    change: function from float32 to float32.
+    kept: tokens that it changes.
   """
 
-  def planted(value: jax.Array) -> jax.Array:
+  def plant(value: jax.Array) -> jax.Array:
     x = activations(value, kept)
     new = jnp.where(kept[..., None], change(x).astype(value.dtype), x.astype(value.dtype))
     return new.reshape(value.shape)
 
-  return planted
+  return plant
 
 
 def put_back(x_hat: jax.Array, x: jax.Array) -> jax.Array:
@@ -94,15 +94,15 @@ def activations(value: jax.Array, kept: jax.Array) -> jax.Array:
   if value.shape[: len(lead)] != lead or value.ndim == len(lead):
     raise SAEError(
       f'a site of shape {value.shape} and a mask of shape {lead}',
-      cause='the mask has one boolean for each token, and the site has no such axes, or something before them',
+      cause='the mask has one boolean for each token, and the site does not have these axes first',
     )
   return precision.wide(value).reshape(*lead, -1)
 
 
-def _said(sae: Architecture, params: Params) -> Planted:
+def _autoencode(sae: Architecture, params: Params) -> Planted:
   if sae.d_out is not None:
     raise SAEError(
-      'a transcoder does not say the site that it reads',
-      hint='compute what it says, and plant given(y_hat, kept) at its target',
+      'a transcoder does not reconstruct the site that it reads',
+      hint='compute its output y_hat, and plant replace(y_hat, kept) at its target',
     )
   return lambda x: sae.decode(params, sae.encode(params, x))

@@ -1,10 +1,11 @@
-"""Sums: what a batch of tokens is reduced to on the device.
+"""Sums over a batch of tokens, computed on the device.
 
-A batch says which token follows which, and which ones count. Everything here takes one, or activations of its tokens,
-and gives sums over those that count, so that batches of any size add up (`metrics`).
+A batch has the next token of each token, and a mask of the tokens that count. Every function here takes a batch, or
+activations of its tokens, and returns sums over the tokens that count, so that batches of any size can be added
+(`metrics`).
 
-    log_probs, loss, divergence           of logits [B, T, V]
-    tokens, spread, site_totals           of the value of a site
+    log_probs, loss, divergence           from logits [B, T, V]
+    flatten, spread, site_totals          from the value of a site
 
 Sharp edge: a token that is not kept keeps its activation, and is neither predicted nor predicted from.
 """
@@ -30,13 +31,13 @@ from mechjax.sae.evaluation.metrics import SiteTotals, Spread
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """Some tokens.
+  """A batch of tokens.
 
   Attributes:
-    inputs: what the model takes.
-    targets: which token follows each, int [B, T]; -1 where none is to be predicted.
-    kept: which tokens count and are spliced, bool [B, T].
-    mask: which tokens are real and not padding, bool [B, T], which the model is told as `mask=`; None if all are.
+    inputs: inputs of the model.
+    targets: the next token of each, int [B, T]; -1 where there is nothing to predict.
+    kept: tokens that count and are spliced, bool [B, T].
+    mask: False at padding, bool [B, T], passed to the model as `mask=`; None if there is no padding.
   """
 
   inputs: Any
@@ -45,15 +46,15 @@ class Batch:
   mask: Any = None
 
 
-def batches_of(batches: Any) -> Iterable[Batch]:
-  """`batches` itself; an SAEError for tokens, one batch or something else that is not gone through."""
+def check_batches(batches: Any) -> Iterable[Batch]:
+  """Returns `batches`; raises SAEError for tokens, one batch or anything else that is not an iterable of batches."""
   if isinstance(batches, Batch) or hasattr(batches, 'shape') or not np.iterable(batches):
     raise _no_batches(batches)
   return batches
 
 
 def check_batch(batch: Any) -> None:
-  """Raises SAEError for what is no `Batch`."""
+  """Raises SAEError if it is not a `Batch`."""
   if not isinstance(batch, Batch):
     raise _no_batches(batch)
 
@@ -61,34 +62,34 @@ def check_batch(batch: Any) -> None:
 def _no_batches(found: Any) -> SAEError:
   shape = f' of shape {np.shape(found)}' if hasattr(found, 'shape') else ''
   return SAEError(
-    f'batches are wanted, got {type(found).__name__}{shape}',
-    cause='token ids: which of them count is not said'
+    f'expected batches, got {type(found).__name__}{shape}',
+    cause='token ids without a mask of those that count'
     if not isinstance(found, Batch)
     else 'one batch instead of several',
-    hint='[mechjax.sae.next_tokens(tokens, kept)], kept False at padding and special tokens',
+    hint='[mechjax.sae.next_tokens(tokens, kept)], with kept False at padding and special tokens',
   )
 
 
 def next_tokens(tokens: Any, kept: Any, mask: Any = None) -> Batch:
-  """A batch for a language model.
+  """Builds a batch for a language model.
 
   Args:
-    tokens: ids, int [B, T], which are the inputs too.
+    tokens: ids, int [B, T], which are also the inputs.
     kept: False at padding and at special tokens, bool [B, T].
-    mask: False at padding, bool [B, T]. `kept` does not tell the model what is padding, since it sees special tokens;
-      rows padded on the left are wrong without.
+    mask: False at padding, bool [B, T]. `kept` cannot replace it, since the model attends to special tokens; rows
+      padded on the left are wrong without a mask.
 
   Returns:
-    The batch; predicted is each kept token that follows a kept one.
+    The batch, in which each kept token after a kept one is predicted.
 
   Raises:
-    SAEError: shapes that differ, or padding that is kept.
+    SAEError: the shapes differ, or padding is kept.
   """
   tokens, kept = np.asarray(tokens), np.asarray(kept)
   if tokens.shape != kept.shape or tokens.ndim != 2 or kept.dtype != bool:
     raise SAEError(
       f'tokens {tokens.shape} and a mask {kept.dtype} {kept.shape}',
-      hint='token ids [B, T], and for each of them a boolean',
+      hint='token ids [B, T], and one boolean for each token',
     )
   if tokens.dtype.kind not in 'iu' or (
     tokens.size and not 0 <= tokens.min() <= tokens.max() < 2**31
@@ -107,7 +108,7 @@ def next_tokens(tokens: Any, kept: Any, mask: Any = None) -> Batch:
 
 
 def padding(batch: Batch) -> dict[str, Any]:
-  """What a forward pass is told besides the inputs: the mask, if there is one."""
+  """Keyword arguments of a forward pass: the mask, if there is one."""
   return {} if batch.mask is None else {'mask': batch.mask}
 
 
@@ -115,7 +116,7 @@ def log_probs(logits: jax.Array, batch: Batch) -> jax.Array:
   """Log-probabilities [B, T, V], in float32 or wider.
 
   Raises:
-    SAEError: logits of other tokens than the batch has.
+    SAEError: the logits do not have the tokens of the batch.
   """
   targets = jnp.asarray(batch.targets)
   if logits.shape[:-1] != targets.shape:
@@ -124,7 +125,7 @@ def log_probs(logits: jax.Array, batch: Batch) -> jax.Array:
 
 
 def loss(log_probs: jax.Array, batch: Batch) -> jax.Array:
-  """Sum of the negative log-probabilities of the tokens that are predicted."""
+  """Sum of the negative log-probabilities of the predicted tokens."""
   return jnp.sum(model_logits.next_token_loss(log_probs, jnp.asarray(batch.targets)))
 
 
@@ -134,19 +135,19 @@ def divergence(p: jax.Array, q: jax.Array, batch: Batch) -> jax.Array:
   return jnp.sum(jnp.where(jnp.asarray(batch.targets) >= 0, each, 0))
 
 
-def predicted(batch: Batch) -> jax.Array:
-  """How many tokens are predicted."""
+def count_predicted(batch: Batch) -> jax.Array:
+  """Counts the predicted tokens."""
   return jnp.sum(jnp.asarray(batch.targets) >= 0, dtype=jnp.int32)
 
 
-def tokens(value: jax.Array, batch: Batch) -> jax.Array:
+def flatten(value: jax.Array, batch: Batch) -> jax.Array:
   """Activations of all tokens, float32 [N, D], from the value of a site."""
   x = splice.activations(value, jnp.asarray(batch.kept))
   return x.reshape(-1, x.shape[-1])
 
 
 def spread(y_BxE: jax.Array, batch: Batch) -> Spread:
-  """Of the activations of the tokens that are kept."""
+  """Spread of the activations of the kept tokens."""
   kept_Bx1 = jnp.asarray(batch.kept).reshape(-1, 1)
   count = jnp.sum(kept_Bx1, dtype=jnp.int32)
   mean_E = jnp.sum(jnp.where(kept_Bx1, y_BxE, 0), 0) / jnp.maximum(count, 1).astype(y_BxE.dtype)
@@ -161,15 +162,15 @@ def site_totals(
   g_BxE: jax.Array,
   batch: Batch,
 ) -> SiteTotals:
-  """What a dictionary says of the tokens that are kept.
+  """Totals of a dictionary over the kept tokens.
 
   Args:
     sae: the dictionary.
     params: its parameters.
-    x_BxD: what it reads.
-    y_BxE: what it should say.
-    g_BxE: gradient of the loss with respect to that.
-    batch: of the tokens.
+    x_BxD: its inputs.
+    y_BxE: its targets.
+    g_BxE: gradients of the loss with respect to the targets.
+    batch: the batch of these tokens.
   """
   kept_B = jnp.asarray(batch.kept).reshape(-1)
   f_BxM = sae.encode(params, x_BxD)
@@ -191,7 +192,7 @@ def site_totals(
 
 
 def _uniformity(a_BxM: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """exp(entropy(|a| / sum |a|)) / |a|_0 of each token, and whether it has one, [N]."""
+  """exp(entropy(|a| / sum |a|)) / |a|_0 of each token, and whether it is defined, both [N]."""
   size = jnp.abs(a_BxM)
   total = jnp.sum(size, -1, keepdims=True)
   share = size / jnp.where(total > 0, total, 1)

@@ -1,14 +1,14 @@
-"""The loop: batches stream through once, and what is best of them is kept.
+"""Loop over batches, which stream through once; the best examples are kept.
 
     batches      (tokens int [B, T], kept bool [B, T]); kept is False at padding and special tokens
     features = collect(activations, sae, params, batches, unembed=unembed)
 
-The host has the histograms and the best examples so far. Of a batch it gets the candidates (`selection`), says which of
-them stay, and asks the device for the windows of these few only.
+The host has the histograms and the best examples so far. It receives the candidates of a batch (`selection`), decides
+which of them stay, and asks the device for the windows of these few only.
 
-Sharp edges. `activations` and `unembed` are called as they are: jit them, with the weights of the model as arguments
-(`partial(jax.jit(upto), weights)`), or these become constants of the executable. Sequences are numbered in the order in
-which they come, and the draw depends on these numbers and the seed alone. A batch of another shape compiles anew.
+Sharp edges. `activations` and `unembed` are not jitted here: jit them, with the weights of the model as arguments
+(`partial(jax.jit(upto), weights)`), or these become constants of the executable. Sequences are numbered in order of
+arrival, and the draw depends only on these numbers and the seed. A batch of another shape compiles again.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from mechjax.sae.features import directions, keeping, selection
 from mechjax.sae.features.directions import Ranked
 from mechjax.sae.features.keeping import Best
 from mechjax.sae.features.record import EDGES, Examples, Features
-from mechjax.sae.features.selection import Settings
+from mechjax.sae.features.selection import FeatureSettings
 
 _AT_ONCE = 4096  # windows fetched by one call
-_DEFAULT = Settings()
+_DEFAULT = FeatureSettings()
 
 
 def collect(
@@ -42,53 +42,51 @@ def collect(
   *,
   latents: Any = None,
   unembed: Callable[[jax.Array], jax.Array] | None = None,
-  settings: Settings = _DEFAULT,
+  settings: FeatureSettings = _DEFAULT,
   limit: float = np.inf,
   seed: int = 0,
 ) -> Features:
-  """Everything about some latents of a dictionary.
+  """Collects features of some latents of a dictionary.
 
   Args:
-    activations: tokens [B, T] to what the dictionary reads, [B, T, D] or [B, T, heads, ...].
+    activations: function from tokens [B, T] to the inputs of the dictionary, [B, T, D] or [B, T, heads, ...].
     sae: the dictionary.
     params: its parameters.
-    batches: tokens, and which of them count; gone through once.
-    latents: which latents, int [L]; None for all.
-    unembed: directions [k, E] to logits [k, V]; None for no effects on logits.
-    settings: how much is kept.
-    limit: length up to which an activation counts (`store.scales`).
-    seed: of the draw.
+    batches: tokens, and masks of those that count; iterated over once.
+    latents: indices of latents, int [L]; None for all.
+    unembed: function from directions [k, E] to logits [k, V]; None for no effects on logits.
+    settings: sizes of the record.
+    limit: maximum norm of an activation that counts (`store.scales`).
+    seed: seed of the draw.
 
   Raises:
-    SAEError: latents that are not there, or twice; tokens and masks that do not go together; activations that are no
-      numbers; no tokens.
+    SAEError: a latent that does not exist, or is given twice; tokens and masks that do not fit each other; activations
+      that are not finite; no tokens.
   """
   if not limit > 0:
-    raise SAEError(f'limit={limit} is no length', hint='a positive number, or inf for none')
-  chosen = _chosen(sae, latents)
-  gathering = _Gathering(sae, params, chosen, settings, seed)
+    raise SAEError(f'limit={limit} is not a norm', hint='a positive number, or inf for no limit')
+  chosen = _check_latents(sae, latents)
+  collector = _Collector(sae, params, chosen, settings, seed)
   for tokens, kept in batches:
-    tokens, kept = _checked(tokens, kept)
+    tokens, kept = _check_batch(tokens, kept)
     x = splice.activations(activations(tokens), jnp.asarray(kept))
     if limit < np.inf:
-      kept = kept & ~np.asarray(
-        jnp.linalg.norm(x, axis=-1) > limit
-      )  # what is no number is found later
-    gathering.add(tokens, kept, x)
-  if not gathering.n_tokens:
+      kept = kept & ~np.asarray(jnp.linalg.norm(x, axis=-1) > limit)  # NaN is found later
+    collector.add(tokens, kept, x)
+  if not collector.n_tokens:
     raise SAEError('no tokens', cause='no batches, or masks that keep nothing')
   none = Ranked(np.zeros((len(chosen), 0), np.int32), np.zeros((len(chosen), 0), np.float32))
   raised, lowered = none, none
   if unembed is not None:
     rows = jnp.asarray(params['W_dec'])[chosen]
     raised, lowered = directions.logit_effects(rows, unembed, settings.n_logits)
-  drawn, level = gathering.sample()
+  drawn, level = collector.sample()
   return Features(
     width=sae.width,
-    n_tokens=gathering.n_tokens,
+    n_tokens=collector.n_tokens,
     latents=chosen,
-    histogram=gathering.histogram,
-    top=gathering.top.examples(settings.before),
+    histogram=collector.histogram,
+    top=collector.top.to_examples(settings.before),
     drawn=drawn,
     level=level,
     n_levels=settings.levels,
@@ -99,11 +97,16 @@ def collect(
   )
 
 
-class _Gathering:
-  """What is known after some batches."""
+class _Collector:
+  """State after some batches."""
 
   def __init__(
-    self, sae: Architecture, params: Params, latents: np.ndarray, settings: Settings, seed: int
+    self,
+    sae: Architecture,
+    params: Params,
+    latents: np.ndarray,
+    settings: FeatureSettings,
+    seed: int,
   ) -> None:
     self.sae, self.params, self.latents, self.settings = sae, params, latents, settings
     self.seed = np.uint32(seed % 2**32)
@@ -114,7 +117,7 @@ class _Gathering:
     self.drawn = Best(L, settings.levels * settings.per_level, W)
 
   def add(self, tokens: np.ndarray, kept: np.ndarray, x: jax.Array) -> None:
-    """Takes in a batch: tokens and mask [B, T], and what the dictionary reads [B, T, D]."""
+    """Adds a batch: tokens and mask [B, T], and the inputs of the dictionary [B, T, D]."""
     first = self.n_sequences
     f_MxBxT, found = selection.select(
       self.sae, self.settings, self.params, x, kept, self.latents.astype(np.int32),
@@ -122,16 +125,16 @@ class _Gathering:
     )  # fmt: skip
     if not found.finite:
       raise SAEError(
-        'activations that are no numbers', where=f'sequences {first} to {first + len(tokens) - 1}'
+        'activations that are not finite', where=f'sequences {first} to {first + len(tokens) - 1}'
       )
     batch = _Batch(self.settings, f_MxBxT, np.where(kept, tokens, -1).astype(np.int32), first)
     self.histogram += np.asarray(found.histogram)
-    # First the top, whose largest activation says what a level is.
+    # The top comes first: its largest activation defines the levels.
     for best, candidates, rank in (
-      (self.top, found.top, keeping.by_key(self.settings.n_top)),
-      (self.drawn, found.drawn, self._by_level),
+      (self.top, found.top, keeping.rank_by_key(self.settings.n_top)),
+      (self.drawn, found.drawn, self._rank_by_level),
     ):
-      best.merge(keeping.offer(candidates, first, tokens.shape[1]), rank, batch.windows)
+      best.merge(keeping.offer(candidates, first, tokens.shape[1]), rank, batch.cut_windows)
     self.n_tokens += int(kept.sum())
     self.n_sequences += len(tokens)
 
@@ -140,16 +143,16 @@ class _Gathering:
     key, value = self.drawn.kept.key, self.drawn.kept.value
     order = np.argsort(-value, -1, kind='stable')
     level = np.where(key > 0, self._level(value), -1).astype(np.int32)
-    return self.drawn.examples(self.settings.before, order), np.take_along_axis(level, order, -1)
+    return self.drawn.to_examples(self.settings.before, order), np.take_along_axis(level, order, -1)
 
   def _level(self, value: np.ndarray) -> np.ndarray:
-    """Octaves below that of the largest activation so far, up to the last level, [L, n]."""
+    """Number of octaves below the one of the largest activation so far, up to the last level, [L, n]."""
     below = np.frexp(self.top.kept.value[:, :1])[1] - np.frexp(value)[1]
     return np.minimum(below, self.settings.levels - 1)
 
-  def _by_level(self, key: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first few of each level by their keys; a `keeping.Rank`."""
-    level, few = self._level(value), keeping.by_key(self.settings.per_level)
+  def _rank_by_level(self, key: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks the first few of each level by their keys; a `keeping.Rank`."""
+    level, few = self._level(value), keeping.rank_by_key(self.settings.per_level)
     parts = [few(np.where(level == n, key, 0), value) for n in range(self.settings.levels)]
     order, keys = (np.concatenate(arrays, -1) for arrays in zip(*parts))
     return order, keys
@@ -157,52 +160,54 @@ class _Gathering:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Batch:
-  """What windows are cut from: activations on the device [L, B, T], tokens [B, T], the first sequence's number."""
+  """Source of windows: activations on the device [L, B, T], tokens [B, T], number of the first sequence."""
 
-  settings: Settings
+  settings: FeatureSettings
   f_MxBxT: jax.Array
   tokens: np.ndarray
   first: int
 
-  def windows(
+  def cut_windows(
     self, row: np.ndarray, sequence: np.ndarray, position: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and activations around some tokens; a `keeping.Fetch`."""
+    """Cuts out tokens and activations around some tokens; a `keeping.Fetch`."""
     before, after = self.settings.before, self.settings.after
     padded = np.pad(self.tokens, ((0, 0), (before, after)), constant_values=-1)
     at = np.stack([row, sequence - self.first, position]).astype(np.int32)
     tokens = padded[at[1][:, None], at[2][:, None] + np.arange(before + 1 + after)]
-    parts = [self._activations(at[:, low : low + _AT_ONCE]) for low in range(0, len(row), _AT_ONCE)]
+    parts = [
+      self._cut_activations(at[:, low : low + _AT_ONCE]) for low in range(0, len(row), _AT_ONCE)
+    ]
     return tokens, np.concatenate(parts)
 
-  def _activations(self, at: np.ndarray) -> np.ndarray:
-    """Around up to `_AT_ONCE` tokens; filled up to that number, so that one program serves all."""
+  def _cut_activations(self, at: np.ndarray) -> np.ndarray:
+    """Activations around up to `_AT_ONCE` tokens, padded to that number, so that one program serves all calls."""
     n = at.shape[1]
     filled = np.pad(at, ((0, 0), (0, _AT_ONCE - n)))
-    return np.asarray(selection.windows(self.settings, self.f_MxBxT, *filled))[:n]
+    return np.asarray(selection.cut_windows(self.settings, self.f_MxBxT, *filled))[:n]
 
 
-def _chosen(sae: Architecture, latents: Any) -> np.ndarray:
+def _check_latents(sae: Architecture, latents: Any) -> np.ndarray:
   if latents is None:
     return np.arange(sae.width)
   chosen = np.asarray(latents)
   if chosen.ndim != 1 or not chosen.size or not np.issubdtype(chosen.dtype, np.integer):
-    raise SAEError(f'latents of shape {chosen.shape} and {chosen.dtype}', hint='numbers [L]')
+    raise SAEError(f'latents of shape {chosen.shape} and {chosen.dtype}', hint='integers [L]')
   strangers = chosen[(chosen < 0) | (chosen >= sae.width)]
   if strangers.size:
     raise SAEError(f'latent {strangers[0]} of a dictionary with width={sae.width}')
   numbers, counts = np.unique(chosen, return_counts=True)
   if counts.max() > 1:
-    raise SAEError(f'latent {numbers[counts.argmax()]} is asked for {counts.max()} times')
+    raise SAEError(f'latent {numbers[counts.argmax()]} is given {counts.max()} times')
   return chosen.astype(np.int64)
 
 
-def _checked(tokens: Any, kept: Any) -> tuple[np.ndarray, np.ndarray]:
+def _check_batch(tokens: Any, kept: Any) -> tuple[np.ndarray, np.ndarray]:
   tokens, kept = np.asarray(tokens), np.asarray(kept)
   ids = np.issubdtype(tokens.dtype, np.integer)
   if tokens.shape != kept.shape or tokens.ndim != 2 or not ids or kept.dtype != bool:
     raise SAEError(
       f'tokens {tokens.dtype} {tokens.shape} and a mask {kept.dtype} {kept.shape}',
-      hint='token ids [B, T], and for each of them a boolean',
+      hint='token ids [B, T], and one boolean for each token',
     )
   return tokens, kept

@@ -1,12 +1,11 @@
-"""What the directions of a dictionary say without any text.
+"""Effects on logits and nearest neighbours, from the directions of a dictionary alone, without any text.
 
-A latent adds its row of W_dec to the site, so what it does to the prediction, as far as it does so directly, is that
-row through the unembedding. A constant added to all logits changes no probability, so effects are given against their
-mean over the vocabulary. And directions are compared by their cosine: of decoder rows (what two latents write) and of
-encoder columns (what they react to).
+A latent adds its row of W_dec to the site, so its direct effect on the prediction is that row times the unembedding. A
+constant added to all logits changes no probability, so effects are relative to their mean over the vocabulary. And
+directions are compared by their cosine: decoder rows (what two latents write) and encoder columns (what they react to).
 
-Sharp edges. Effects are for one unit of activation. What lies between the site and the logits counts only as far as
-`unembed` has it: the final norm is no linear map, and fixing its scale or leaving it out are both usual.
+Sharp edges. Effects are per unit of activation. The layers between the site and the logits count only as far as
+`unembed` includes them: the final norm is not a linear map, and fixing its scale or leaving it out are both common.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ CHUNK = 256
 
 
 class Ranked(NamedTuple):
-  """The first few of something, the best first.
+  """Best n items of each latent, the best first.
 
   Attributes:
-    ids: which, int [L, n].
-    values: float32 [L, n].
+    ids: indices, int [L, n].
+    values: their values, float32 [L, n].
   """
 
   ids: np.ndarray
@@ -42,18 +41,18 @@ class Ranked(NamedTuple):
 def logit_effects(
   directions: Any, unembed: Callable[[jax.Array], jax.Array], n: int
 ) -> tuple[Ranked, Ranked]:
-  """The tokens whose logits directions raise and lower most, against the mean over the vocabulary.
+  """Tokens whose logits directions raise and lower most, relative to the mean over the vocabulary.
 
   Args:
-    directions: [L, E].
-    unembed: directions [k, E] to logits [k, V]; linear, and jitted if it should be.
-    n: how many tokens.
+    directions: directions at the output site, [L, E].
+    unembed: function from directions [k, E] to logits [k, V]; linear, and jitted if speed matters.
+    n: number of tokens.
 
   Returns:
     The tokens raised most, and those lowered most.
 
   Raises:
-    SAEError: logits of another shape, or that are no numbers.
+    SAEError: the logits have another shape, or are not finite.
   """
   directions = jnp.asarray(directions)
   parts = [
@@ -65,15 +64,15 @@ def logit_effects(
 
 
 def nearest(vectors: Any, rows: Any, n: int) -> Ranked:
-  """The vectors that point most nearly where some of them point.
+  """Nearest neighbours of some vectors by cosine.
 
   Args:
-    vectors: [M, E]; one of length 0 is near none.
-    rows: which of them are asked about, int [L].
-    n: how many neighbours, itself not among them; all others where there are fewer.
+    vectors: all vectors, [M, E]; one of length 0 has no near neighbours.
+    rows: indices of the vectors whose neighbours are wanted, int [L].
+    n: number of neighbours, the vector itself excluded; all others if there are fewer.
 
   Returns:
-    Their indices, and their cosines.
+    Indices of the neighbours, and their cosines.
   """
   vectors = jnp.asarray(vectors)
   found = _nearest(vectors, jnp.asarray(rows, jnp.int32), min(n, len(vectors) - 1))
@@ -84,20 +83,20 @@ def _logits(unembed: Callable[[jax.Array], jax.Array], directions: jax.Array) ->
   logits = unembed(directions)
   if logits.ndim != 2 or len(logits) != len(directions):
     raise SAEError(
-      f'unembed makes {logits.shape} of directions {directions.shape}',
-      hint='logits [k, V] of directions [k, E]',
+      f'unembed returns {logits.shape} for directions {directions.shape}',
+      hint='logits [k, V] for directions [k, E]',
     )
   if not jnp.isfinite(logits).all():
     raise SAEError(
-      'unembed gives logits that are no numbers',
-      cause='a norm of a direction of length 0, or weights that are no numbers',
+      'unembed returns logits that are not finite',
+      cause='normalisation of a direction of length 0, or weights that are not finite',
     )
   return logits
 
 
 @partial(jax.jit, static_argnames='n')
 def _extremes(logits_kxV: jax.Array, n: int) -> tuple[tuple[jax.Array, jax.Array], ...]:
-  """Ids and effects of the tokens that are raised most, and of those that are lowered most, [k, n]."""
+  """Ids and effects of the tokens raised most, and of those lowered most, [k, n]."""
   logits_kxV = logits_kxV.astype(jnp.float32)
   effect_kxV = logits_kxV - logits_kxV.mean(-1, keepdims=True)
   n = min(n, effect_kxV.shape[-1])
@@ -115,5 +114,5 @@ def _nearest(vectors_MxE: jax.Array, rows: jax.Array, n: int) -> tuple[jax.Array
     cosine, index = lax.top_k(cosine_M, max(n, 1))
     return index, cosine
 
-  index, cosine = lax.map(one, rows, batch_size=CHUNK)  # which fails on arrays without elements
+  index, cosine = lax.map(one, rows, batch_size=CHUNK)  # lax.map fails on arrays without elements
   return index[:, :n], cosine[:, :n]

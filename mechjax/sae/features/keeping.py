@@ -1,7 +1,7 @@
-"""The best examples so far, on the host, and how a batch's candidates join them.
+"""Best examples so far, on the host, and the merge with the candidates of a batch.
 
-Numbers are ranked first; windows are copied, and asked for, only where a new example gets in, which after the first
-batches is seldom.
+Keys are ranked first; windows are fetched and copied only where a new example enters, which is rare after the first
+batches.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from mechjax.sae.features.record import Examples
 from mechjax.sae.features.selection import Candidates
 
 Rank = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""(keys, values) of old examples and new candidates [L, m] -> places of the n that stay, and their keys; 0 for none."""
+"""(keys, values) of kept examples and candidates [L, m] -> indices of the n that stay, and their keys, 0 if empty."""
 
 Fetch = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """(rows of latents, sequences, positions), each [C] -> tokens and activations of windows, [C, W]."""
 
 
 class Offer(NamedTuple):
-  """Examples without their windows, each [L, n]; key 0 where there is none."""
+  """Examples without their windows, each [L, n]; key 0 in empty places."""
 
   key: np.ndarray
   value: np.ndarray
@@ -31,19 +31,19 @@ class Offer(NamedTuple):
 
 
 def offer(candidates: Candidates, first: int, length: int) -> Offer:
-  """A batch's candidates in terms of the whole data.
+  """Converts places in a batch to sequences and positions of the whole data.
 
   Args:
     candidates: from `selection.select`.
-    first: the number of the batch's first sequence.
-    length: T, of each.
+    first: number of the batch's first sequence.
+    length: tokens of a sequence, T.
   """
   key, value, place = map(np.asarray, candidates)
   return Offer(key, value, first + place.astype(np.int64) // length, place % length)
 
 
-def by_key(n: int) -> Rank:
-  """The n largest keys, the earlier of equals first."""
+def rank_by_key(n: int) -> Rank:
+  """Rank by the n largest keys, the earlier of equals first."""
 
   def rank(key: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(-key, -1, kind='stable')[:, :n]
@@ -53,10 +53,10 @@ def by_key(n: int) -> Rank:
 
 
 class Best:
-  """The n best examples of each of L latents."""
+  """Best n examples of each of L latents."""
 
   def __init__(self, n_latents: int, n: int, width: int) -> None:
-    """All empty; windows of `width` tokens."""
+    """Starts empty, with windows of `width` tokens."""
     shape = n_latents, n
     self.kept = Offer(
       key=np.zeros(shape, np.float32),
@@ -68,7 +68,7 @@ class Best:
     self.activations = np.zeros((*shape, width), np.float32)
 
   def merge(self, new: Offer, rank: Rank, fetch: Fetch) -> None:
-    """Takes the best of what is kept and of what is new."""
+    """Keeps the best of the old examples and the new candidates."""
     n = self.tokens.shape[1]
     both = [np.concatenate(pair, -1) for pair in zip(self.kept, new)]
     order, key = rank(both[0], both[1])
@@ -91,11 +91,11 @@ class Best:
     ):
       mine[rows] = theirs
 
-  def examples(self, own: int, order: np.ndarray | None = None) -> Examples:
-    """What is kept.
+  def to_examples(self, own: int, order: np.ndarray | None = None) -> Examples:
+    """Converts the kept examples.
 
     Args:
-      own: at which place of a window its own token stands.
+      own: index of the example's own token in its window.
       order: another order of each latent's examples, [L, n].
     """
     arrays = self.kept.sequence, self.kept.position, self.tokens, self.activations

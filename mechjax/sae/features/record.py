@@ -1,8 +1,8 @@
-"""What is known of each latent, as NumPy arrays that go to a file and come back.
+"""Record of each latent, as NumPy arrays that are saved to a file and loaded again.
 
 The file is an .npz of plain arrays under the names of the fields ('top.tokens'), and is read without pickle: nothing in
-it can run. `Features.histogram` counts activations in bins of a fourth of an octave, whose `EDGES` are the same for all
-latents, so quantiles are right to a fourth of an octave, however many tokens there were.
+it can run. `Features.histogram` counts activations in bins of a quarter of an octave, whose `EDGES` are the same for
+all latents, so quantiles are accurate to a quarter of an octave, for any number of tokens.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ EDGES = np.append(
   np.ldexp(1 + np.arange(PER_OCTAVE) / PER_OCTAVE, np.array(OCTAVES)[:, None]).reshape(-1),
   2.0**OCTAVES.stop,
 )
-"""Of the histogram: each octave in equal parts; float64 [bins + 1]."""
+"""Edges of the histogram's bins: each octave in equal parts; float64 [bins + 1]."""
 
 FORMAT = 'mechjax features 1'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Examples:
-  """Contexts in which latents are active. Where fewer than n were found, the last rows are empty: sequence -1.
+  """Contexts in which latents are active. If fewer than n were found, the last rows are empty: sequence -1.
 
   Attributes:
-    sequence: of all that were seen, the number of the one that it is from, int64 [L, n].
-    position: where in it the example's own token stands, int32 [L, n].
-    tokens: the window around it, int32 [L, n, W]; -1 beyond the sequence and where a token does not count.
-    activations: of each of its tokens, float32 [L, n, W].
-    own: at which place of the window the example's own token stands.
+    sequence: number of the example's sequence among all that were seen, int64 [L, n].
+    position: position of the example's own token in its sequence, int32 [L, n].
+    tokens: window around that token, int32 [L, n, W]; -1 beyond the sequence and where a token does not count.
+    activations: activations on the tokens of the window, float32 [L, n, W].
+    own: index of the example's own token in the window.
   """
 
   sequence: np.ndarray
@@ -50,37 +50,37 @@ class Examples:
 
   def __post_init__(self) -> None:
     check_field(
-      self, 'own', 0 <= self.own < self.tokens.shape[-1], f'a place in {self.tokens.shape}'
+      self, 'own', 0 <= self.own < self.tokens.shape[-1], f'an index in {self.tokens.shape}'
     )
 
   @property
   def found(self) -> np.ndarray:
-    """Which rows are examples, bool [L, n]."""
+    """Mask of the rows that are examples, bool [L, n]."""
     return self.sequence >= 0
 
   @property
   def strength(self) -> np.ndarray:
-    """The activation of the example's own token, [L, n]; 0 in empty rows."""
+    """Activation of the example's own token, [L, n]; 0 in empty rows."""
     return self.activations[..., self.own]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:
-  """What is known of some latents of a dictionary.
+  """Features of some latents of a dictionary.
 
   Attributes:
-    width: M, how many latents the dictionary has.
-    n_tokens: how many tokens counted.
-    latents: which latents these are, int64 [L].
-    histogram: how many activations lie between `EDGES`, int64 [L, bins]; the outer bins have what is beyond.
+    width: number of latents of the dictionary, M.
+    n_tokens: number of tokens that count.
+    latents: indices of these latents, int64 [L].
+    histogram: counts of activations between `EDGES`, int64 [L, bins]; the outer bins include everything beyond.
     top: contexts of the highest peaks, highest first.
     drawn: contexts of tokens drawn from each level, strongest first.
-    level: of each drawn context, int32 [L, n]: 0 for the octave of the largest activation, 1 for the one below it,
-      n_levels - 1 for all the rest; -1 in empty rows.
-    n_levels: how many levels there are.
-    promoted, suppressed: tokens whose logits are raised and lowered most, with the change per unit of activation
-      against the mean over the vocabulary.
-    decoder_near, encoder_near: latents of the nearest directions, with the cosine.
+    level: level of each drawn context, int32 [L, n]: 0 for the octave of the largest activation, 1 for the octave
+      below it, n_levels - 1 for all the rest; -1 in empty rows.
+    n_levels: number of levels.
+    promoted, suppressed: tokens whose logits are raised and lowered most, with the change per unit of activation,
+      relative to the mean over the vocabulary.
+    decoder_near, encoder_near: latents with the nearest directions, with the cosine.
   """
 
   width: int
@@ -98,27 +98,27 @@ class Features:
 
   @property
   def firings(self) -> np.ndarray:
-    """On how many tokens each latent was active, int64 [L]."""
+    """Number of tokens on which each latent is active, int64 [L]."""
     return self.histogram.sum(-1)
 
   @property
   def density(self) -> np.ndarray:
-    """On which fraction of the tokens, [L]."""
+    """Fraction of the tokens on which each latent is active, [L]."""
     return self.firings / self.n_tokens
 
   @property
   def maximum(self) -> np.ndarray:
-    """The largest activation, [L]; 0 of a latent that was never active."""
+    """Largest activation, [L]; 0 for a latent that was never active."""
     return self.top.strength[:, 0]
 
   def quantiles(self, shares: Sequence[float]) -> np.ndarray:
-    """Quantiles of the positive activations, right to the bin of the histogram.
+    """Quantiles of the positive activations, accurate to a bin of the histogram.
 
     Args:
-      shares: from 0 to 1.
+      shares: fractions from 0 to 1.
 
     Returns:
-      [L, len(shares)]; NaN of a latent that was never active.
+      [L, len(shares)]; NaN for a latent that was never active.
     """
     up_to = np.cumsum(self.histogram, -1)
     wanted = np.maximum(np.asarray(shares)[:, None] * up_to[:, None, -1:], 1)
@@ -127,11 +127,11 @@ class Features:
     within = np.minimum(middle, self.maximum[:, None])  # the top bin reaches beyond the largest
     return np.where(self.firings[:, None] > 0, within, np.nan)
 
-  def row(self, latent: int) -> int:
-    """Where a latent stands in the arrays.
+  def find_row(self, latent: int) -> int:
+    """Finds the row of a latent in the arrays.
 
     Raises:
-      SAEError: it was not looked at.
+      SAEError: the latent was not looked at.
     """
     (found,) = np.nonzero(self.latents == latent)
     if not found.size:
@@ -141,37 +141,37 @@ class Features:
     return int(found[0])
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes an .npz file, whole or not at all; `load` reads it."""
+    """Writes an .npz file atomically; `load` reads it."""
     with files.whole(Path(path)) as file:
-      np.savez_compressed(file, format=FORMAT, **_flat(self))
+      np.savez_compressed(file, format=FORMAT, **_flatten(self))
 
 
 def load(path: str | os.PathLike) -> Features:
-  """Reads what `Features.save` wrote, without pickle.
+  """Reads a file of `Features.save`, without pickle.
 
   Args:
-    path: of the file.
+    path: path of the file.
 
   Raises:
-    SAEError: another kind of file, or a torn one.
+    SAEError: the file is of another kind, or damaged.
   """
   try:
     with np.load(path, allow_pickle=False) as file:
       arrays = dict(file.items())
   except (FileNotFoundError, IsADirectoryError, PermissionError):
     raise
-  except Exception as e:  # what is raised on damaged bytes is as varied as the bytes
-    raise SAEError(f'{path} is no .npz of plain arrays: {type(e).__name__}: {e}') from e
+  except Exception as e:  # damaged bytes can raise anything
+    raise SAEError(f'{path} is not an .npz of plain arrays: {type(e).__name__}: {e}') from e
   if (found := str(arrays.pop('format', 'none'))) != FORMAT:
     raise SAEError(f'{path} has the format {found!r}, not {FORMAT!r}')
   if {*arrays} != (wanted := {*_names()}):
     raise SAEError(
-      f'{path} lacks {sorted(wanted - {*arrays})} and has {sorted({*arrays} - wanted)} more'
+      f'{path} lacks {sorted(wanted - {*arrays})} and has the unknown arrays {sorted({*arrays} - wanted)}'
     )
   try:
-    return Features(**_nested(arrays))
+    return Features(**_nest(arrays))
   except (TypeError, IndexError, AttributeError) as e:
-    raise SAEError(f'{path} holds arrays of other shapes than features have: {e}') from e
+    raise SAEError(f'{path} holds arrays whose shapes are not those of features: {e}') from e
 
 
 _PARTS = {
@@ -185,7 +185,7 @@ _PARTS = {
 
 
 def _names() -> Iterator[str]:
-  """Of all arrays of a file."""
+  """Names of all arrays of a file."""
   for field in dataclasses.fields(Features):
     kind = _PARTS.get(field.name)
     if kind is None:
@@ -195,8 +195,8 @@ def _names() -> Iterator[str]:
       yield from (f'{field.name}.{name}' for name in own)
 
 
-def _flat(features: Features) -> dict[str, Any]:
-  """Every array under its name, those of parts as 'part.name'."""
+def _flatten(features: Features) -> dict[str, Any]:
+  """Arrays by name, those of parts as 'part.name'."""
   flat: dict[str, Any] = {}
   for field in dataclasses.fields(features):
     value = getattr(features, field.name)
@@ -208,7 +208,7 @@ def _flat(features: Features) -> dict[str, Any]:
   return flat
 
 
-def _nested(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+def _nest(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
   parts: dict[str, Any] = {name: {} for name in _PARTS}
   for name, array in arrays.items():
     part, _, own = name.partition('.')

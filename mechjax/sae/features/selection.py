@@ -1,20 +1,20 @@
-"""What the device makes of a batch: a histogram and a few candidates of each latent.
+"""Reduction of a batch on the device: a histogram and a few candidates for each latent.
 
-Activations of all tokens and latents never leave the device. Per latent, a batch comes down to
+Activations of all tokens and latents never leave the device. For each latent, a batch is reduced to
 
-    histogram   how many activations fall into each bin; a bin is a fourth of an octave, told by the bits of a float
-    top         its highest PEAKS, a peak being a positive activation that none within `radius` tokens exceeds
-    drawn       of each LEVEL the tokens of highest priority, a pseudorandom number of token and latent
+    histogram   counts of activations in each bin; a bin is a quarter of an octave, read from the bits of a float
+    top         its highest PEAKS; a peak is a positive activation that no other within `radius` tokens exceeds
+    drawn       in each LEVEL the tokens of highest priority, a pseudorandom number of token and latent
 
-and what is best of several batches is best of the best of each. That makes the whole exact and the same however the
-data are cut into batches. No window holds the peak of another one, so a run of active tokens is one example.
+and the best of several batches is the best among the best of each. So the result is exact, and does not depend on how
+the data are batched. No window contains the peak of another, so a run of active tokens is one example.
 
 Level 0 is the octave of the largest activation, level 1 the octave below, and the last level all the rest. A batch
-whose largest activation is smaller has finer levels, each of which lies within one level of the whole: so no state
-goes from batch to batch.
+whose largest activation is smaller has finer levels, each of which lies within one level of the whole data: so no state
+is carried from batch to batch.
 
-Sharp edges. The first of equals counts. Priorities have 24 bits. Latents are taken `chunk` at a time, which bounds
-what is needed beside the activations themselves.
+Sharp edges. The first of equals counts. Priorities have 24 bits. Latents are processed `chunk` at a time, which bounds
+the memory besides the activations themselves.
 """
 
 from __future__ import annotations
@@ -31,28 +31,34 @@ from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.checks import check_field
 
 OCTAVES = range(-20, 20)
-"""Exponents of the activations that the histogram tells apart; what is beyond counts at its ends."""
+"""Exponents of activations that the histogram distinguishes; activations beyond them count at its ends."""
 PER_OCTAVE = 4
-_EXPONENT, _BIAS = 23, 127  # of a float32: where its exponent begins, and what stands there for 2^0
-_PART = _EXPONENT - PER_OCTAVE.bit_length() + 1  # where the bits begin that tell parts of an octave
+_EXPONENT, _BIAS = (
+  23,
+  127,
+)  # of a float32: the first bit of its exponent, and the exponent field of 2^0
+_PART = (
+  _EXPONENT - PER_OCTAVE.bit_length() + 1
+)  # the first of the bits that distinguish parts of an octave
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-  """How much is kept of each latent.
+class FeatureSettings:
+  """Sizes of the record of each latent.
 
   Attributes:
-    n_top: contexts of the highest peaks.
-    levels: intervals of activations from which contexts are drawn: octaves from the largest down, then the rest.
-    per_level: contexts drawn from each.
-    before: tokens of a window before its own.
-    after: tokens behind it.
-    n_logits: tokens promoted and suppressed most.
-    n_near: latents of the nearest directions.
-    chunk: latents looked at together on the device.
+    n_top: number of contexts of the highest peaks.
+    levels: number of intervals of activations from which contexts are drawn: octaves from the largest down, then the
+      rest.
+    per_level: number of contexts drawn from each level.
+    before: tokens of a window before its own token.
+    after: tokens of a window after its own token.
+    n_logits: number of tokens promoted most, and suppressed most.
+    n_near: number of latents with the nearest directions.
+    chunk: latents processed together on the device.
 
   Raises:
-    SAEError: a number out of range.
+    SAEError: a number is out of range.
   """
 
   n_top: int = 20
@@ -72,17 +78,17 @@ class Settings:
 
   @property
   def radius(self) -> int:
-    """Within how many tokens a peak is the highest."""
+    """Distance in tokens within which a peak is the highest."""
     return max(self.before, self.after)
 
 
 class Candidates(NamedTuple):
-  """Examples that a batch offers, the best first.
+  """Candidates of a batch, the best first.
 
   Attributes:
-    key: what they are chosen by, [L, n]; 0 where there is none.
-    value: the activation, [L, n].
-    place: which token of the batch, laid end to end, [L, n].
+    key: sort key, [L, n]; 0 in empty places.
+    value: activation, [L, n].
+    place: index of the token in the flattened batch, [L, n].
   """
 
   key: jax.Array
@@ -91,13 +97,13 @@ class Candidates(NamedTuple):
 
 
 class Selection(NamedTuple):
-  """What a batch comes down to.
+  """Reduced batch.
 
   Attributes:
-    finite: whether all activations are numbers.
-    histogram: [L, bins].
+    finite: whether all activations are finite.
+    histogram: counts, [L, bins].
     top: peaks, [L, n_top].
-    drawn: [L, levels * per_level], level by level.
+    drawn: draws, level by level, [L, levels * per_level].
   """
 
   finite: jax.Array
@@ -109,7 +115,7 @@ class Selection(NamedTuple):
 @partial(jax.jit, static_argnames=('sae', 'settings'))
 def select(
   sae: Architecture,
-  settings: Settings,
+  settings: FeatureSettings,
   params: Params,
   x: jax.Array,
   kept: jax.Array,
@@ -117,20 +123,20 @@ def select(
   first: jax.Array,
   seed: jax.Array,
 ) -> tuple[jax.Array, Selection]:
-  """Activations of a batch, and what they come down to.
+  """Computes the activations of a batch, and reduces them.
 
   Args:
     sae: the dictionary.
-    settings: how much is kept.
-    params: of the dictionary.
-    x: what it reads, [B, T, D].
-    kept: which tokens count, bool [B, T].
-    latents: which latents are looked at, int32 [L].
-    first: the number of the first sequence, uint32.
-    seed: of the draw, uint32.
+    settings: sizes of the record.
+    params: parameters of the dictionary.
+    x: its inputs, [B, T, D].
+    kept: tokens that count, bool [B, T].
+    latents: indices of latents, int32 [L].
+    first: number of the first sequence, uint32.
+    seed: seed of the draw, uint32.
 
   Returns:
-    Activations [L, B, T], 0 where a token does not count, to stay on the device; and the selection.
+    Activations [L, B, T], 0 where a token does not count, which stay on the device; and the selection.
   """
   all_BxM = sae.encode(params, x.reshape(-1, x.shape[-1]))
   f_MxB = jnp.where(kept.reshape(-1), all_BxM.T[latents], 0).astype(jnp.float32)
@@ -142,8 +148,8 @@ def select(
     priority = _priority(tickets_BxT, latent).reshape(-1)
     return (
       _histogram(f_BxT.reshape(-1)),
-      _best(_peaks(f_BxT, settings.radius).reshape(-1), f_BxT.reshape(-1), settings.n_top),
-      _drawn(f_BxT.reshape(-1), priority, settings),
+      _pick_best(_peaks(f_BxT, settings.radius).reshape(-1), f_BxT.reshape(-1), settings.n_top),
+      _draw(f_BxT.reshape(-1), priority, settings),
     )
 
   parts = lax.map(one, (latents, f_MxBxT), batch_size=settings.chunk)
@@ -152,17 +158,21 @@ def select(
 
 
 @partial(jax.jit, static_argnames='settings')
-def windows(
-  settings: Settings, f_MxBxT: jax.Array, row: jax.Array, sequence: jax.Array, position: jax.Array
+def cut_windows(
+  settings: FeatureSettings,
+  f_MxBxT: jax.Array,
+  row: jax.Array,
+  sequence: jax.Array,
+  position: jax.Array,
 ) -> jax.Array:
-  """Activations around tokens, 0 beyond the ends of their sequences.
+  """Cuts out activations around tokens, 0 beyond the ends of their sequences.
 
   Args:
-    settings: how wide a window is.
-    f_MxBxT: from `select`.
-    row: of the latents, int [C].
-    sequence: within the batch, int [C].
-    position: within the sequence, int [C].
+    settings: sizes of a window.
+    f_MxBxT: activations from `select`.
+    row: rows of the latents, int [C].
+    sequence: sequences within the batch, int [C].
+    position: positions within the sequences, int [C].
 
   Returns:
     [C, W].
@@ -175,7 +185,7 @@ def windows(
 
 
 def octave(value: jax.Array) -> jax.Array:
-  """floor(log2(value)) of positive normal float32, exactly; less than every octave for 0."""
+  """Exact floor(log2(value)) of positive normal float32; less than every octave for 0."""
   return (_bits(value) >> _EXPONENT) - _BIAS
 
 
@@ -191,38 +201,39 @@ def _histogram(f_B: jax.Array) -> jax.Array:
 
 
 def _peaks(f_BxT: jax.Array, radius: int) -> jax.Array:
-  """The activations that are peaks, and 0 elsewhere."""
-  behind = jnp.flip(_largest_before(jnp.flip(f_BxT, -1), radius), -1)
-  return jnp.where((f_BxT > _largest_before(f_BxT, radius)) & (f_BxT >= behind), f_BxT, 0)
+  """Activations at peaks, and 0 elsewhere."""
+  after = jnp.flip(_largest_before(jnp.flip(f_BxT, -1), radius), -1)
+  return jnp.where((f_BxT > _largest_before(f_BxT, radius)) & (f_BxT >= after), f_BxT, 0)
 
 
 def _largest_before(f_BxT: jax.Array, radius: int) -> jax.Array:
-  """The largest of the `radius` numbers before each, none of which is negative; 0 where there are none."""
+  """Largest of the `radius` non-negative numbers before each; 0 where there are no numbers before it."""
   if radius == 0:
     return jnp.zeros_like(f_BxT)
-  largest, reach = _later(f_BxT, 1), 1
+  largest, reach = _shift(f_BxT, 1), 1
   while reach < radius:
     step = min(reach, radius - reach)
-    largest, reach = jnp.maximum(largest, _later(largest, step)), reach + step
+    largest, reach = jnp.maximum(largest, _shift(largest, step)), reach + step
   return largest
 
 
-def _later(f_BxT: jax.Array, step: int) -> jax.Array:
+def _shift(f_BxT: jax.Array, step: int) -> jax.Array:
   step = min(step, f_BxT.shape[-1])
   return jnp.pad(f_BxT, ((0, 0), (step, 0)))[:, : f_BxT.shape[-1]]
 
 
-def _drawn(f_B: jax.Array, priority_B: jax.Array, settings: Settings) -> Candidates:
+def _draw(f_B: jax.Array, priority_B: jax.Array, settings: FeatureSettings) -> Candidates:
   octaves = octave(f_B)
   level = jnp.minimum(octaves.max() - octaves, settings.levels - 1)
   key = jnp.where(f_B > 0, priority_B, 0)
   parts = [
-    _best(jnp.where(level == n, key, 0), f_B, settings.per_level) for n in range(settings.levels)
+    _pick_best(jnp.where(level == n, key, 0), f_B, settings.per_level)
+    for n in range(settings.levels)
   ]
   return Candidates(*(jnp.concatenate(arrays) for arrays in zip(*parts)))
 
 
-def _best(key_B: jax.Array, f_B: jax.Array, n: int) -> Candidates:
+def _pick_best(key_B: jax.Array, f_B: jax.Array, n: int) -> Candidates:
   key, place = lax.top_k(key_B, min(n, len(key_B)))
   missing = n - len(key)
   return Candidates(*(jnp.pad(array, (0, missing)) for array in (key, f_B[place], place)))
@@ -232,20 +243,20 @@ def _best(key_B: jax.Array, f_B: jax.Array, n: int) -> Candidates:
 
 
 def _tickets(first: jax.Array, shape: tuple[int, ...], seed: jax.Array) -> jax.Array:
-  """A pseudorandom number of each token, which depends on its place in the whole data; uint32 [B, T]."""
+  """Pseudorandom number of each token, which depends on its place in the whole data; uint32 [B, T]."""
   sequence = first + jnp.arange(shape[0], dtype=jnp.uint32)
   position = jnp.arange(shape[1], dtype=jnp.uint32)
-  return _scrambled(_scrambled(_scrambled(seed) ^ sequence)[:, None] ^ position)
+  return _scramble(_scramble(_scramble(seed) ^ sequence)[:, None] ^ position)
 
 
 def _priority(tickets: jax.Array, latent: jax.Array) -> jax.Array:
-  """In (0, 1], float32; independent between tokens and between latents."""
-  bits = _scrambled(tickets ^ _scrambled(latent.astype(jnp.uint32)))
+  """Priorities in (0, 1], float32; independent between tokens and between latents."""
+  bits = _scramble(tickets ^ _scramble(latent.astype(jnp.uint32)))
   return ((bits >> 8) + 1).astype(jnp.float32) * 2.0**-24
 
 
-def _scrambled(x: jax.Array) -> jax.Array:
-  """The finaliser of MurmurHash3: a permutation of the 32-bit integers in which each bit moves half of the others."""
+def _scramble(x: jax.Array) -> jax.Array:
+  """Finaliser of MurmurHash3: a permutation of the 32-bit integers in which each bit flips half of the others."""
   x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
   return x ^ (x >> 16)

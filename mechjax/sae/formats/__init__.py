@@ -1,7 +1,7 @@
-"""Dictionaries in the files that others publish and read.
+"""Dictionaries in the file formats of other libraries.
 
     sae, params = load('google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71')
-    load('out/sae').metadata.hook_name                  what the files say of it; also `read_metadata`
+    load('out/sae').metadata.hook_name                  metadata of the files; also `read_metadata`
     save('out/sae', sae, params, format='sae_lens', about={'hook_name': 'blocks.15.hook_resid_post'})
 
     format                                   files                                    reads   writes
@@ -10,14 +10,14 @@
     sae_lens              `saelens`          cfg.json, sae_weights.safetensors        yes     yes
     dictionary_learning   `dictionary_...`   ae.pt, config.json                       yes     no
 
-`load` knows a format by its files. A file keeps what a dictionary needs to be used: coefficients, losses for dead
-latents and Matryoshka prefixes stay behind, and what a format has no words for is an error and not a guess. All of
-them mean activations as the model has them; a dictionary trained on normalised ones is `folded` first:
+`load` recognises a format by its files. A file keeps only what inference needs: coefficients, losses for dead latents
+and Matryoshka prefixes are not saved, and a dictionary that a format cannot express is an error and not a guess. All
+formats are for unnormalised activations of the model; a dictionary trained on normalised ones is folded first (`fold`):
 
-    save('out/sae', sae, folded(sae, params, scale), format='gemma_scope')
+    save('out/sae', sae, fold(sae, params, scale), format='gemma_scope')
 
-Nothing is unpickled. A directory is written beside its place and gets its name when it is whole. What the formats
-make differently, and why that does not change any output, is said in `conventions`.
+Nothing is unpickled. A directory is written under a temporary name and renamed when it is complete. `conventions`
+explains how the formats differ, and why that does not change any output.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from mechjax.errors import SAEError, WeightsError, unknown
 from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.formats import dictionary_learning, gemma_scope, metadata, saelens
-from mechjax.sae.formats.conventions import expect_parameters, folded
+from mechjax.sae.formats.conventions import check_parameters, fold
 from mechjax.sae.formats.finding import find
 from mechjax.sae.formats.metadata import Metadata
 from mechjax.weights.json_files import read_sibling
@@ -44,7 +44,7 @@ class _Pair(NamedTuple):
 
 
 class Loaded(_Pair):
-  """A dictionary: `sae, params = loaded`; what its files say of it is `loaded.metadata`."""
+  """Loaded dictionary: `sae, params = loaded`; the metadata of its files is `loaded.metadata`."""
 
   metadata: Metadata = Metadata()
 
@@ -59,42 +59,42 @@ _WRITERS: dict[str, Callable[[Path, Architecture, Params, Mapping[str, Any]], No
 
 
 def load(place: str | os.PathLike[str], transcoder: bool = False) -> Loaded:
-  """A published dictionary.
+  """Loads a published dictionary.
 
   Args:
-    place: its directory, its file of weights, or where it is on a hub: 'organisation/repository/folder'.
-    transcoder: that a dictionary of Gemma Scope reconstructs another site than it reads, where its files do not
-      say so. Other formats always do.
+    place: its directory, its file of weights, or its name on a hub: 'organisation/repository/folder'.
+    transcoder: whether a dictionary of Gemma Scope is a transcoder, if its files do not state it. Other formats
+      always do.
 
   Returns:
-    The description, and parameters in float32 for activations as the model has them; its attribute `metadata` is
-    what the files say of model, place, texts and their beginning.
+    The architecture, and parameters in float32 for unnormalised activations of the model; its attribute `metadata`
+    has the model, the site, the texts and their first token, as far as the files state them.
 
   Raises:
-    WeightsError: no such path; no format or several; files that are damaged, truncated, hostile, or ask for what
-      mechjax cannot do.
+    WeightsError: there is no such path; the format is unknown or ambiguous; the files are damaged, truncated, hostile,
+      or need something that mechjax cannot do.
     FetchError: a hub does not have it or cannot be reached.
-    MissingExtraError: a hub is asked for and `huggingface_hub` is not installed.
+    MissingExtraError: it is on a hub and `huggingface_hub` is not installed.
   """
   file = _file(place)
   sae, params = _read(file, transcoder)
   if transcoder and sae.d_out is None:
-    raise SAEError('asked for a transcoder, and the files say that it is an autoencoder')
+    raise SAEError('transcoder=True, and the files state that it is an autoencoder')
   loaded = Loaded(sae, params)
   loaded.metadata = _metadata(file)
   return loaded
 
 
 def read_metadata(place: str | os.PathLike[str]) -> Metadata:
-  """What the files of a dictionary say of it. Its arrays are not read, but fetched with the rest from a hub.
+  """Reads the metadata of a dictionary. Its arrays are not read, but are fetched with the rest from a hub.
 
   Args:
     place: as for `load`.
 
   Raises:
-    WeightsError: no such path, no format or several, or a config that is damaged.
+    WeightsError: there is no such path, the format is unknown or ambiguous, or the config is damaged.
     FetchError: a hub does not have it or cannot be reached.
-    MissingExtraError: a hub is asked for and `huggingface_hub` is not installed.
+    MissingExtraError: it is on a hub and `huggingface_hub` is not installed.
   """
   return _metadata(_file(place))
 
@@ -115,7 +115,7 @@ def _read(file: Path, transcoder: bool) -> tuple[Architecture, Params]:
     return dictionary_learning.read(file.parent)
   raise WeightsError(
     f'{file} is in no format of dictionaries that mechjax knows',
-    where=f'it knows {[*_MARKS]}, other names for the .npz and .safetensors of Gemma Scope, and directories of them',
+    where=f'known: {[*_MARKS]}, other names for the .npz and .safetensors of Gemma Scope, and directories of them',
   )
 
 
@@ -123,7 +123,7 @@ def _metadata(file: Path) -> Metadata:
   if file.suffix == '.npz':
     return Metadata()
   name = saelens.CONFIG if file.name == saelens.WEIGHTS else gemma_scope.CONFIG
-  return metadata.of(read_sibling(file, name), f'{file.with_name(name)}')
+  return metadata.parse(read_sibling(file, name), f'{file.with_name(name)}')
 
 
 def save(
@@ -134,51 +134,51 @@ def save(
   format: str,
   about: Mapping[str, Any] | None = None,
 ) -> None:
-  """Writes a dictionary in the format of a publisher.
+  """Writes a dictionary in the format of another library.
 
   Args:
-    directory: to be made; nothing, or an empty directory, may be there.
+    directory: path to create; it may exist if it is empty.
     sae: the dictionary.
-    params: its parameters, for activations as the model has them (`folded`).
+    params: its parameters, for unnormalised activations of the model (`fold`).
     format: 'gemma_scope', 'gemma_scope_2' or 'sae_lens'.
-    about: what else its config should say, such as the model and the site.
+    about: further entries of its config, such as the model and the site.
 
   Raises:
-    SAEError: no such format; the format cannot express the dictionary or has no place for what is said about it;
-      parameters of other names or shapes than the dictionary has, or that are not finite in float32.
-    WeightsError: something is in the directory already.
+    SAEError: the format is unknown, cannot express the dictionary or has no place for `about`; the parameters have
+      other names or shapes than those of the dictionary, or are not finite in float32.
+    WeightsError: the directory is not empty.
   """
   if format not in _WRITERS:
     cause = 'files of dictionary-learning are pickles' if format == 'dictionary_learning' else None
     raise unknown(SAEError, 'format to write', format, _WRITERS, cause=cause)
-  words = about or {}
-  _expect_json(words)
-  expect_parameters(sae, params)
+  about = about or {}
+  _check_json(about)
+  check_parameters(sae, params)
   with new_directory(directory) as scratch:
-    _WRITERS[format](scratch, sae, params, words)
+    _WRITERS[format](scratch, sae, params, about)
 
 
-def _expect_json(about: Mapping[str, Any]) -> None:
+def _check_json(about: Mapping[str, Any]) -> None:
   try:
     json.dumps(about, allow_nan=False)
   except (TypeError, ValueError) as e:
     raise SAEError(
-      f'about={about!r:.200} cannot be said in JSON: {e}',
-      hint='texts, finite numbers, lists and dicts',
+      f'about={about!r:.200} cannot be written as JSON: {e}',
+      hint='strings, finite numbers, lists and dicts',
     ) from e
 
 
 def _weights(directory: Path) -> Path:
-  """The file that says which format a directory is in."""
+  """The file that identifies the format of a directory."""
   there = [name for name in _MARKS if (directory / name).is_file()]
   if len(there) != 1:
     raise WeightsError(
       f'{directory} holds {there or "none"} of {[*_MARKS]}, and one of them makes a dictionary',
       where=f'it holds {sorted(os.listdir(directory))[:10]}',
-      cause='the directory of many dictionaries, or of something else',
+      cause='a directory of many dictionaries, or of something else',
       hint='give the directory of one dictionary, or the file itself',
     )
   return directory / there[0]
 
 
-__all__ = ['Loaded', 'Metadata', 'folded', 'load', 'read_metadata', 'save']
+__all__ = ['Loaded', 'Metadata', 'fold', 'load', 'read_metadata', 'save']

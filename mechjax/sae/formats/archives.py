@@ -1,9 +1,9 @@
-"""Zip files from somebody else: NumPy's `.npz` and PyTorch's `.pt` are both one.
+"""Untrusted zip files: NumPy's `.npz` and PyTorch's `.pt` are both zip files.
 
-What a zip file claims about itself is checked before memory is spent on it: a member is where the directory says and
-as long as it says (the standard library does that, with a checksum), no two members have one name, and all members
-together are not far larger than the file, so that a few kilobytes cannot unfold into a full memory. Whatever is wrong
-comes out as a `WeightsError` that names the file.
+The claims of a zip file about itself are checked before memory is spent on it: a member has the place and the length
+that the directory states (the standard library checks that, with a checksum), no two members have the same name, and
+all members together are not much larger than the file, so that a few kilobytes cannot expand until memory is full.
+Every problem is raised as a `WeightsError` that names the file.
 
 Sharp edge: an array in an `.npz` is read by its header alone, never as a pickle; arrays of objects are refused.
 """
@@ -23,68 +23,69 @@ import numpy as np
 from mechjax.errors import MechjaxError, WeightsError
 from mechjax.weights.tensors import allocate_aligned
 
-# Weights hardly compress. The format itself allows a thousand.
-_MOST_EXPANSION = 20
+# Weights hardly compress. The format itself allows a factor of a thousand.
+_MAX_EXPANSION = 20
 _CHUNK = 1 << 18
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[zipfile.ZipFile]:
-  """A zip file; any error of the block that is not ours becomes one.
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+  """Opens a zip file; converts any error of the block that is not a MechjaxError into one.
 
   Args:
-    path: of the file.
+    path: path of the file.
 
   Yields:
     The open archive.
 
   Raises:
-    WeightsError: it is not a zip file, is truncated or damaged, or claims to unfold into too much.
+    WeightsError: it is not a zip file, is truncated or damaged, or claims to expand too much.
     FileNotFoundError: there is no such file.
   """
   size = os.path.getsize(path)
   try:
     with zipfile.ZipFile(path) as archive:
-      _expect_different(path, [m.filename.removesuffix('.npy') for m in archive.infolist()])
+      _check_names(path, [m.filename.removesuffix('.npy') for m in archive.infolist()])
       claimed = sum(member.file_size for member in archive.infolist())
-      if claimed > _MOST_EXPANSION * size:
+      if claimed > _MAX_EXPANSION * size:
         raise WeightsError(
           f'{path} has {size} bytes and claims to hold {claimed}',
-          cause='a file made to fill the memory; weights do not compress like that',
+          cause='a file made to exhaust memory; weights do not compress that much',
         )
       yield archive
   except MechjaxError:
     raise
-  except Exception as e:  # what zipfile raises on damaged bytes is as varied as the bytes
+  except Exception as e:  # zipfile can raise anything on damaged bytes
     raise WeightsError(
       f'{path} ({size} bytes) cannot be read: {type(e).__name__}: {e!s:.200}',
-      cause='a download or copy that stopped early, a damaged file, or one of another kind',
+      cause='an incomplete download or copy, a damaged file, or one of another kind',
       hint='delete the file and fetch it again',
     ) from e
 
 
-def _expect_different(path: Path, names: list[str]) -> None:
+def _check_names(path: Path, names: list[str]) -> None:
   name, count = max(collections.Counter(names).items(), key=lambda x: x[1], default=('', 1))
   if count > 1:
     raise WeightsError(
-      f'{path} holds {name!r:.100} {count} times', cause='a damaged file, or one written twice into'
+      f'{path} holds {name!r:.100} {count} times',
+      cause='a damaged file, or one that was written to twice',
     )
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-  """All arrays of an `.npz`.
+  """Reads all arrays of an `.npz`.
 
   Args:
-    path: of the file.
+    path: path of the file.
 
   Returns:
     Arrays by name.
 
   Raises:
-    WeightsError: as `opened`; an array of objects, or one whose header does not fit its bytes.
+    WeightsError: as `open_zip`; an array of objects, or one whose header does not fit its bytes.
     FileNotFoundError: there is no such file.
   """
-  with opened(path) as archive:
+  with open_zip(path) as archive:
     return {
       member.filename.removesuffix('.npy'): _array(path, archive, member)
       for member in archive.infolist()
@@ -112,5 +113,5 @@ def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.
     for start in range(0, len(rows), step):
       some = rows[start : start + step]
       some[...] = np.frombuffer(file.read(some.nbytes), dtype).reshape(some.shape)
-    # Bytes of another machine's order are turned where they lie.
+    # Bytes in another machine's order are swapped in place.
     return array if dtype.isnative else array.byteswap(inplace=True).view(dtype.newbyteorder('='))

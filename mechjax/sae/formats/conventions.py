@@ -1,24 +1,24 @@
-"""Where one publisher's dictionary differs from another's, and is the same function.
+"""Conventions in which published dictionaries differ without being different functions.
 
-All store two matrices and some vectors; they differ in what the encoder sees and in what the data had been divided
-by. Both are absorbed by vectors, so a reader is a table of names and one of these functions.
+All formats store two matrices and some vectors; they differ in the input of the encoder and in the normalisation of the
+data. Vectors absorb both differences, so a reader is a table of names and one of these functions.
 
-What the encoder sees. Ours sees x - b_dec, Gemma Scope's sees x. With b standing for any bias of the encoder,
+Input of the encoder. Ours takes x - b_dec, Gemma Scope's takes x. For any bias b of the encoder,
 
-    (x - b_dec) @ W_enc + b  =  x @ W_enc + (b - b_dec @ W_enc)                       `uncentred`, `centred`
+    (x - b_dec) @ W_enc + b  =  x @ W_enc + (b - b_dec @ W_enc)                       `uncentre`, `centre`
 
-What the data had been divided by. A dictionary trained on x / C is one for x itself when its latents are multiplied
-by C too (`folded`; docs/methods.md, section 4.8; Lieberum et al. 2024):
+Normalisation of the data. A dictionary trained on x / C becomes one for x if its latents are multiplied by C too
+(`fold`; docs/methods.md, section 4.8; Lieberum et al. 2024):
 
-    b' = C b        b_dec' = C b_dec        theta' = C theta        matrices as they were
+    b' = C b        b_dec' = C b_dec        theta' = C theta        the matrices are unchanged
 
-and in a transcoder, trained on x / C and y / E, latents are multiplied by E, so that the decoder stays as it is:
+and in a transcoder, trained on x / C and y / E, latents are multiplied by E, so that the decoder is unchanged:
 
     W_enc' = W_enc E / C      W_skip' = W_skip E / C      b' = E b      b_dec' = E b_dec      theta' = E theta
 
-Sharp edges: what comes out of a file is float32, whatever it was stored in, and files are written in float32. The
-thresholds of a JumpReLU are kept as logarithms, so one that comes from a file is right to seven digits. A threshold
-below 0 acts like one of 0, because all that is published applies a ReLU as well.
+Sharp edges: arrays are converted to float32 when they are read, whatever their dtype in the file, and are written in
+float32. The thresholds of a JumpReLU are stored as logarithms, so a threshold from a file is accurate to seven digits.
+A threshold below 0 acts like one of 0, because all published dictionaries also apply a ReLU.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ from mechjax.sae.architectures import Architecture, JumpReLU, Params
 
 Arrays = dict[str, np.ndarray]
 BIASES = ('b_enc', 'b_gate', 'b_mag')
-"""Vectors that are added to what the encoder gives."""
+"""Vectors that are added to the output of the encoder."""
 _AT_A_TIME = 1 << 17  # numbers in double precision
 
 
-def folded(
+def fold(
   sae: Architecture, params: Params, scale: float, target_scale: float | None = None
 ) -> Params:
-  """The dictionary for activations as they are, from one trained on normalised ones.
+  """Converts parameters trained on normalised activations to parameters for unnormalised ones.
 
   Args:
     sae: the dictionary.
-    params: trained on x / scale.
-    scale: what activations were divided by, C.
-    target_scale: what the targets of a transcoder were divided by, E; None for an autoencoder.
+    params: parameters trained on x / scale.
+    scale: normalisation constant of the activations, C.
+    target_scale: normalisation constant of a transcoder's targets, E; None for an autoencoder.
 
   Returns:
-    Parameters with which encode(x) is E times (an autoencoder: C times) the latents of x / C, and whose
-    reconstruction is that of x.
+    Parameters for which encode(x) is E times (for an autoencoder, C times) the latents of x / C, and which
+    reconstruct the unnormalised target.
 
   Raises:
-    SAEError: a scale that is not positive; a target scale for an autoencoder, or none for a transcoder.
+    SAEError: a scale is not positive; an autoencoder has a target scale, or a transcoder does not have one.
   """
   if (target_scale is None) != (sae.d_out is None):
     raise SAEError(
       f'target_scale={target_scale} for a dictionary with d_out={sae.d_out}',
-      hint='give the scale of the targets of a transcoder, and of nothing else',
+      hint='give target_scale for a transcoder, and only for a transcoder',
     )
   latents = scale if target_scale is None else target_scale
   if not (0 < scale < np.inf and 0 < latents < np.inf):
@@ -76,17 +76,17 @@ def folded(
   return new
 
 
-def centred(arrays: Arrays) -> Arrays:
-  """Biases for an encoder that sees x - b_dec, from those of one that sees x."""
-  return _moved(arrays, 1.0)
+def centre(arrays: Arrays) -> Arrays:
+  """Converts biases of an encoder of x to those of an encoder of x - b_dec."""
+  return _move_b_dec(arrays, 1.0)
 
 
-def uncentred(arrays: Arrays) -> Arrays:
-  """Biases for an encoder that sees x, from those of one that sees x - b_dec."""
-  return _moved(arrays, -1.0)
+def uncentre(arrays: Arrays) -> Arrays:
+  """Converts biases of an encoder of x - b_dec to those of an encoder of x."""
+  return _move_b_dec(arrays, -1.0)
 
 
-def _moved(arrays: Arrays, sign: float) -> Arrays:
+def _move_b_dec(arrays: Arrays, sign: float) -> Arrays:
   W_enc, b_dec = arrays['W_enc'], arrays['b_dec'].astype(np.float64)
   # A copy of the whole matrix in double precision would be the largest array.
   rows = max(1, _AT_A_TIME // W_enc.shape[1])
@@ -100,10 +100,10 @@ def _moved(arrays: Arrays, sign: float) -> Arrays:
   return new
 
 
-def unit_rows(arrays: Arrays) -> Arrays:
-  """The same reconstructions with decoder rows of length one: latents with a ReLU take over the length.
+def normalise_rows(arrays: Arrays) -> Arrays:
+  """Scales decoder rows to length one; latents with a ReLU absorb the length, and reconstructions stay the same.
 
-  What ranks latents by activation times length ranks the new ones by activation.
+  A rank of latents by activation times length becomes a rank by activation.
   """
   length_M = np.linalg.norm(arrays['W_dec'].astype(np.float64), axis=1)
   length_M = np.where(length_M > 0, length_M, 1).astype(np.float32)
@@ -112,7 +112,7 @@ def unit_rows(arrays: Arrays) -> Arrays:
 
 
 def jumprelu(arrays: Arrays) -> Params:
-  """Parameters of a JumpReLU, from arrays with its `threshold`; where that is 0 a latent is a ReLU."""
+  """Parameters of a JumpReLU, from arrays with its `threshold`; a latent whose threshold is 0 is a ReLU."""
   threshold_M = arrays['threshold'].astype(np.float64)
   with np.errstate(divide='ignore'):
     log_threshold = np.log(np.maximum(threshold_M, 0)).astype(np.float32)
@@ -121,10 +121,10 @@ def jumprelu(arrays: Arrays) -> Params:
 
 
 def thresholds(sae: Architecture, params: Params) -> tuple[JumpReLU, Arrays]:
-  """Any dictionary that has thresholds, as files keep it: `threshold` instead of its logarithm.
+  """Converts a dictionary with thresholds to arrays for a file, with `threshold` instead of its logarithm.
 
   Raises:
-    SAEError: it chooses its latents by rank.
+    SAEError: the dictionary selects its latents by rank.
   """
   jumprelu, new = sae.as_jumprelu(params)
   assert isinstance(jumprelu, JumpReLU)
@@ -133,41 +133,43 @@ def thresholds(sae: Architecture, params: Params) -> tuple[JumpReLU, Arrays]:
   return jumprelu, arrays | {'threshold': np.exp(log_threshold).astype(np.float32)}
 
 
-def checked(
+def check_arrays(
   path: Path, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
 ) -> Arrays:
-  """Arrays of a file, float32, after they have been held against what should be there.
+  """Checks arrays of a file against the expected shapes, and converts them to float32.
 
-  One threshold for all latents becomes one for each.
+  One threshold for all latents becomes one threshold for each.
 
   Args:
-    path: of the file.
-    arrays: by name.
-    shapes: of all that should be there.
+    path: path of the file.
+    arrays: arrays by name.
+    shapes: expected shapes by name.
 
   Raises:
-    WeightsError: another set of names, another shape, integers, NaN or infinity.
+    WeightsError: the names or a shape differ, or an array holds integers, NaN or infinity.
   """
   if set(arrays) != set(shapes):
     raise WeightsError(
       f'{path} holds the tensors {sorted(arrays)}, not {sorted(shapes)}',
-      cause='another architecture than its config says, or a setting that mechjax does not know',
+      cause='the architecture is not the one in the config, or a setting that mechjax does not know',
     )
-  checked: Arrays = {}
+  result: Arrays = {}
   for name, shape in shapes.items():
     found = arrays[name]
     if name == 'threshold' and len(shape) == 1 and found.size == 1:
       found = np.broadcast_to(found.reshape(()), shape)
     if found.shape != shape or not (found.dtype.kind == 'f' or found.dtype == ml_dtypes.bfloat16):
-      raise WeightsError(f'{path}: {name} is {found.dtype} {found.shape}, not {shape} of numbers')
+      raise WeightsError(
+        f'{path}: {name} is {found.dtype} {found.shape}, not floats of shape {shape}'
+      )
     with np.errstate(over='ignore'):
-      checked[name] = np.ascontiguousarray(found, np.float32)
-    if not _finite(checked[name]):
+      result[name] = np.ascontiguousarray(found, np.float32)
+    if not _finite(result[name]):
       raise WeightsError(
         f'{path}: {name} holds NaN or infinity, or numbers too large for float32',
         cause='a run that diverged, or a damaged file',
       )
-  return checked
+  return result
 
 
 def sizes(
@@ -176,12 +178,10 @@ def sizes(
   """D, M and E, from the shapes of the encoder [D, M] and the decoder [M, E].
 
   Raises:
-    WeightsError: they are not there, or are not two matrices that fit.
+    WeightsError: they are missing, or are not two matrices that fit each other.
   """
   if not {W_enc, W_dec} <= set(arrays):
-    raise WeightsError(
-      f'{path} holds {sorted(arrays)}, and neither dictionary is without {W_enc} and {W_dec}'
-    )
+    raise WeightsError(f'{path} holds {sorted(arrays)}, and a dictionary needs {W_enc} and {W_dec}')
   enc, dec = arrays[W_enc].shape, arrays[W_dec].shape
   if len(enc) != 2 or len(dec) != 2 or enc[1] != dec[0]:
     raise WeightsError(
@@ -191,32 +191,32 @@ def sizes(
   return enc[0], enc[1], dec[1]
 
 
-def without_unit_scaling(path: Path, arrays: Arrays) -> Arrays:
-  """The arrays without `scaling_factor`, with which some older files say that latents are not rescaled.
+def drop_unit_scaling(path: Path, arrays: Arrays) -> Arrays:
+  """Drops `scaling_factor`, which is one in some older files: latents are not rescaled.
 
   Raises:
-    WeightsError: they are.
+    WeightsError: it is not one.
   """
   factor = arrays.get('scaling_factor', np.ones(1))
   if not np.array_equal(factor, np.ones_like(factor)):
     raise WeightsError(
-      f'{path}: latents are rescaled by a scaling_factor, which mechjax has no place for',
+      f'{path}: latents are rescaled by a scaling_factor, which mechjax does not support',
       hint='multiply the rows of W_dec by it',
     )
   return {name: value for name, value in arrays.items() if name != 'scaling_factor'}
 
 
 def on_host(params: Params) -> Arrays:
-  """Parameters as float32 of NumPy."""
-  with np.errstate(over='ignore'):  # what is not finite is refused where it is written
+  """Parameters as NumPy arrays in float32."""
+  with np.errstate(over='ignore'):  # infinities are refused before they are written
     return {name: np.asarray(value).astype(np.float32) for name, value in params.items()}
 
 
-def expect_parameters(sae: Architecture, params: Params) -> None:
+def check_parameters(sae: Architecture, params: Params) -> None:
   """Checks that parameters are those of a dictionary, before they are written.
 
   Raises:
-    SAEError: another set of names, another shape, NaN, infinity, or numbers too large for float32.
+    SAEError: the names or a shape differ, or a parameter holds NaN, infinity, or numbers too large for float32.
   """
   wanted = {name: a.shape for name, a in jax.eval_shape(sae.init, jax.random.key(0)).items()}
   found = {name: np.shape(value) for name, value in params.items()}
@@ -225,44 +225,44 @@ def expect_parameters(sae: Architecture, params: Params) -> None:
     raise SAEError(
       f'parameters {[(n, found.get(n)) for n in differ]} for a dictionary that has '
       f'{[(n, wanted.get(n)) for n in differ]}',
-      cause='the parameters of another description, or an ensemble of dictionaries',
+      cause='parameters of another architecture, or of an ensemble of dictionaries',
     )
-  # A threshold of 0 is one of -inf here.
+  # A threshold of 0 has the logarithm -inf.
   arrays = on_host(params)
   with np.errstate(over='ignore'):
-    expect_finite({n: np.exp(v) if n == 'log_threshold' else v for n, v in arrays.items()})
+    check_finite({n: np.exp(v) if n == 'log_threshold' else v for n, v in arrays.items()})
 
 
-def expect_finite(arrays: Arrays) -> Arrays:
-  """The arrays, which a file is to hold.
+def check_finite(arrays: Arrays) -> Arrays:
+  """Checks that all arrays for a file are finite, and returns them.
 
   Raises:
-    SAEError: NaN, infinity, or numbers too large for float32.
+    SAEError: an array holds NaN, infinity, or numbers too large for float32.
   """
   for name, value in arrays.items():
     if not _finite(value):
       raise SAEError(
-        f'{name} holds NaN or infinity, or numbers too large for float32, which no file is written of',
+        f'{name} holds NaN or infinity, or numbers too large for float32, which are not written to a file',
         cause='a run that diverged, or a b_dec so large that it cannot be moved into the biases',
       )
   return arrays
 
 
 def on_device(arrays: Arrays) -> Params:
-  """Parameters as arrays of JAX: those that nobody else holds as they are, and copies of a file's pages.
+  """Parameters as JAX arrays; read-only pages of a file are copied, other arrays are moved as they are.
 
   Raises:
-    WeightsError: a number became too large for float32 on the way from the file's convention to ours.
+    WeightsError: a number became too large for float32 in the conversion from the file's convention to ours.
   """
   for name, value in arrays.items():
     if name != 'log_threshold' and not _finite(value):
       raise WeightsError(
-        f'{name} holds numbers that are too large for float32, once b_dec or the length of rows is moved into it',
+        f'{name} holds numbers that are too large for float32 after b_dec or the length of rows is moved into it',
         cause='a run that diverged, or a damaged file',
       )
   return {n: jax.device_put(v) if v.flags.writeable else jnp.array(v) for n, v in arrays.items()}
 
 
 def _finite(array: np.ndarray) -> bool:
-  """Whether all numbers are finite; NaN goes through a minimum, and nothing is allocated."""
+  """Whether all numbers are finite; a minimum propagates NaN, and nothing is allocated."""
   return array.size == 0 or bool(np.isfinite(array.min()) and np.isfinite(array.max()))

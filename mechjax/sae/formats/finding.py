@@ -1,13 +1,13 @@
-"""Where a dictionary is: a path, or a place on a hub.
+"""Location of a dictionary: a path, or a name on a hub.
 
-A release of dictionaries is one repository with hundreds of them, terabytes in all, so the name of one goes on behind
-that of the repository, and nothing else is fetched:
+A release of dictionaries is one repository with hundreds of them, terabytes in all, so the name of a dictionary is the
+name of the repository and its folder there, and nothing else is fetched:
 
     google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71
 
-As everywhere, `huggingface_hub` does the fetching, with its cache, and is told by its environment variables.
+As everywhere in mechjax, `huggingface_hub` fetches files, with its cache, and reads its own environment variables.
 
-Sharp edge: a path that exists is a path, whatever it looks like.
+Sharp edge: a path that exists is read as a path, even if it looks like a name on a hub.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _NAME = re.compile(r'(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(?P<folder>(?:/[\w
 
 
 def find(place: str | os.PathLike[str], files: tuple[str, ...]) -> Path:
-  """A file or directory on this machine.
+  """Finds a file or directory on this machine, or fetches it.
 
   Args:
-    place: a path, or 'organisation/repository/folder' of a hub.
-    files: which files are wanted from a hub.
+    place: a path, or 'organisation/repository/folder' on a hub.
+    files: names of the files to fetch from a hub.
 
   Raises:
-    WeightsError: no such path, and not the form of a name.
+    WeightsError: there is no such path, and it does not have the form of a name on a hub.
     FetchError: the hub has no such folder or cannot be reached, and the cache does not hold it.
-    MissingExtraError: a hub is asked for and `huggingface_hub` is not installed.
+    MissingExtraError: it is on a hub and `huggingface_hub` is not installed.
   """
   path = Path(place).expanduser()
   if exists(path):
@@ -41,7 +41,7 @@ def find(place: str | os.PathLike[str], files: tuple[str, ...]) -> Path:
   match = _NAME.fullmatch(os.fspath(place))
   if match is None:
     raise WeightsError(
-      f'{os.fspath(place)!r} is neither there nor the name of a published dictionary',
+      f'{os.fspath(place)!r} is neither an existing path nor the name of a published dictionary',
       where=f'the working directory is {Path.cwd()}',
       hint="give a directory, or 'organisation/repository/folder'",
     )
@@ -50,9 +50,9 @@ def find(place: str | os.PathLike[str], files: tuple[str, ...]) -> Path:
   wanted = [f'{folder}/{file}' if folder else file for file in files]
   try:
     root = library.snapshot_download(match['repository'], allow_patterns=wanted)
-  except Exception as e:  # Its errors are those of three HTTP libraries, its own, and OSError.
+  except Exception as e:  # It raises errors of three HTTP libraries, its own, and OSError.
     raise FetchError(
-      f'{os.fspath(place)!r} is no path, and no hub gives it: {type(e).__name__}: {e!s:.200}',
+      f'{os.fspath(place)!r} is not a path, and cannot be fetched: {type(e).__name__}: {e!s:.200}',
       cause='a wrong path or name, no access, or no network',
       hint="without a network, copy the dictionary's folder here and give its path",
     ) from e
@@ -60,6 +60,6 @@ def find(place: str | os.PathLike[str], files: tuple[str, ...]) -> Path:
   if not found.is_dir():
     raise FetchError(
       f'{match["repository"]} has no folder {folder!r} with one of {[*files]}',
-      hint='look at the files of the repository on its page; the whole folder has to be given',
+      hint='look at the files of the repository on its page, and give the whole path of the folder',
     )
   return found

@@ -1,14 +1,14 @@
-"""What the files of a dictionary say of it beside its arrays: where its activations came from, and how they were made.
+"""Metadata in the files of a dictionary: the source of its activations, and how they were computed.
 
-A dictionary is good for the activations that it was trained on: of this model, at this place, with or without a token
-before every text, in contexts of this length. Publishers write that into the config beside the arrays, each under
-names of their own; here they get those of SAELens.
+A dictionary is valid for the activations that it was trained on: of this model, at this site, with or without a token
+before every text, in contexts of this length. Publishers write that into the config next to the arrays, each under
+names of their own; here the names are those of SAELens.
 
     loaded = load('out/sae')
     loaded.metadata.hook_name, loaded.metadata.prepend_bos       'blocks.15.hook_resid_post', True
 
-Sharp edges: None means that the files do not say it; an .npz says nothing at all. Hook names are the publisher's, and
-TransformerLens's names do not all mean values that mechjax tags (`mechjax.sites`).
+Sharp edges: None means that the files do not state it; an .npz states nothing at all. Hook names are the publisher's,
+and not all names of TransformerLens are values that mechjax tags (`mechjax.sites`).
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from typing import Any
 
 from mechjax.weights.values import Values
 
-# A field of ours, and what publishers call it.
+# A field of ours, and its names in published configs.
 _NAMES = {
   'model_name': ('model_name', 'lm_name'),
   'hook_name': ('hook_name', 'hook_point', 'hf_hook_point_in', 'submodule_name'),
   'hook_name_out': ('hook_name_out', 'hf_hook_point_out'),
   'dataset_path': ('dataset_path',),
 }
-# Objects inside a config whose settings count as its own.
+# Objects inside a config whose settings are read as its own.
 _PARTS = ('trainer', 'buffer', 'metadata')
 
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-  """Provenance of a dictionary; None where its files do not say.
+  """Provenance of a dictionary; None if its files do not state it.
 
   Attributes:
     model_name: the model whose activations it was trained on.
-    hook_name: the place in that model which it reads, in the publisher's words.
-    hook_name_out: the place that a transcoder reconstructs.
-    prepend_bos: whether the token that begins a sequence led every text.
-    context_size: tokens of a text.
+    hook_name: the hook in that model that it reads, as the publisher names it.
+    hook_name_out: the hook that a transcoder reconstructs.
+    prepend_bos: whether a BOS token preceded every text.
+    context_size: tokens of a context.
     dataset_path: the texts.
-    normalize_activations: what was done to activations before the dictionary saw them, in SAELens's words; 'none' or
-      None for every dictionary that `load` returns.
-    config: everything that the files say, as they say it.
+    normalize_activations: normalisation of the dictionary's inputs, as SAELens names it; 'none' or None for every
+      dictionary that `load` returns.
+    config: the whole config of the files, unchanged.
   """
 
   model_name: str | None = None
@@ -56,15 +56,15 @@ class Metadata:
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
 
-def of(config: Mapping[str, Any], where: str) -> Metadata:
-  """What a config says.
+def parse(config: Mapping[str, Any], where: str) -> Metadata:
+  """Parses a config.
 
   Args:
-    config: the parsed file, of any format.
+    config: the contents of the file, of any format.
     where: its path, for messages.
 
   Raises:
-    WeightsError: a setting of another type.
+    WeightsError: a setting has another type.
   """
   whole = Values(config, where)
   parts = [whole.mapping(name, {}) for name in _PARTS]
@@ -77,13 +77,13 @@ def of(config: Mapping[str, Any], where: str) -> Metadata:
     **texts,
     prepend_bos=s.flag('prepend_bos', None),
     context_size=s.integer('context_size', s.integer('ctx_len', None)),
-    normalize_activations=normalisation(s),
+    normalize_activations=read_normalisation(s),
     config=dict(config),
   )
 
 
-def normalisation(s: Values) -> str | None:
-  """SAELens's word for what is done to activations; before its release 2 it was true or false."""
+def read_normalisation(s: Values) -> str | None:
+  """Normalisation of activations as SAELens names it; before its release 2 it was true or false."""
   found = s.left.get('normalize_activations')
   if isinstance(found, bool):
     s.left['normalize_activations'] = 'expected_average_only_in' if found else 'none'

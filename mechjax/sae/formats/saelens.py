@@ -1,7 +1,7 @@
 """SAELens: a directory of `cfg.json` and `sae_weights.safetensors`.
 
-The layout is that of SAELens 6 (read from release 6.54.12), which tells older configs by the version under
-`metadata` or at the top; those are read too. What is called what:
+The layout is that of SAELens 6 (read from release 6.54.12), which recognises older configs by the version under
+`metadata` or at the top level; those are read too. Architectures of mechjax, their names in SAELens, and the arrays:
 
     ReLU        standard      W_enc [D, M], W_dec [M, E], b_dec, b_enc
     TopK        topk          the same; k in the config
@@ -14,9 +14,9 @@ The layout is that of SAELens 6 (read from release 6.54.12), which tells older c
 A transcoder of Gated or BatchTopK latents becomes a JumpReLU one. A transcoder of TopK latents has no name there.
 `about` becomes the config's `metadata`, where SAELens looks for `model_name` and `hook_name`; `load` returns it.
 
-Sharp edges: the config can ask for activations to be rescaled token by token, or by a constant that stands nowhere in
-the directory; such a dictionary is refused, for here it is a function of the activation alone. `hook_z` asks for heads
-to be laid end to end, which is up to whoever calls. A coefficient of 0 says nothing about the training.
+Sharp edges: the config can ask for activations to be rescaled token by token, or by a constant that is not in the
+directory; such a dictionary is refused, because here it is a function of the activation alone. `hook_z` asks for heads
+to be concatenated, which the caller has to do. The loaded sparsity is 0, whatever it was in training.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from mechjax import files
-from mechjax.errors import SAEError, WeightsError
+from mechjax.errors import SAEError, WeightsError, unknown
 from mechjax.sae.architectures import Architecture, BatchTopK, Gated, JumpReLU, Params, ReLU, TopK
 from mechjax.sae.formats import conventions, metadata
 from mechjax.sae.formats.conventions import Arrays
@@ -52,10 +52,10 @@ _TRANSCODERS = {
 
 
 def read(directory: Path) -> tuple[Architecture, Params]:
-  """A dictionary of SAELens.
+  """Reads a dictionary of SAELens.
 
   Args:
-    directory: of the two files.
+    directory: directory of the two files.
 
   Raises:
     WeightsError: a file is missing or damaged, does not fit the other, or asks for something that a function of
@@ -63,7 +63,7 @@ def read(directory: Path) -> tuple[Architecture, Params]:
   """
   path = directory / CONFIG
   s = Values(read_json(path), f'{path}')
-  _refuse_rescaling(s)
+  _check_no_rescaling(s)
   name = _architecture(s)
   transcoder = name in _TRANSCODERS
   kind, skip = _TRANSCODERS.get(name, (name, False))
@@ -75,18 +75,18 @@ def read(directory: Path) -> tuple[Architecture, Params]:
   shapes |= {'W_skip': (E, D)} if skip else {}
   file = SafetensorsFile(directory / WEIGHTS)
   found = {tensor: file.read(tensor) for tensor in file.tensors}
-  found = conventions.without_unit_scaling(file.path, found)
-  arrays = conventions.checked(file.path, found, shapes)
+  found = conventions.drop_unit_scaling(file.path, found)
+  arrays = conventions.check_arrays(file.path, found, shapes)
   if skip:
     arrays['W_skip'] = arrays['W_skip'].T
   if not centred and not transcoder:
-    arrays = conventions.centred(arrays)
+    arrays = conventions.centre(arrays)
   shape = {'d_in': D, 'width': M, 'd_out': E if transcoder else None, 'skip': skip}
   return _dictionary(s, kind, shape, arrays)
 
 
 def _sees_centred(s: Values, transcoder: bool) -> bool:
-  """Whether the encoder sees x - b_dec; SAELens takes it for granted where the config does not say."""
+  """Whether the encoder takes x - b_dec; SAELens assumes it if the config does not state it."""
   centred = s.flag('apply_b_dec_to_input', True)
   if centred and transcoder:
     raise WeightsError(
@@ -101,18 +101,18 @@ def write(directory: Path, sae: Architecture, params: Params, about: Mapping[str
   """Writes the two files into a directory.
 
   Args:
-    directory: where.
+    directory: directory to write into.
     sae: the dictionary.
     params: its parameters.
-    about: what goes into the config's `metadata`.
+    about: entries of the config's `metadata`.
 
   Raises:
     SAEError: SAELens has no name for such a dictionary, or `about` is not JSON.
   """
-  name, own, arrays = _named(sae, params)
+  name, own, arrays = _name(sae, params)
   if 'W_skip' in arrays:
     arrays['W_skip'] = arrays['W_skip'].T
-  words = {
+  config = {
     'architecture': name,
     'd_in': sae.d_in,
     'd_sae': sae.width,
@@ -124,12 +124,12 @@ def write(directory: Path, sae: Architecture, params: Params, about: Mapping[str
     'metadata': {**about, 'sae_lens_version': RELEASE, 'sae_lens_training_version': None},
     **own,
   }
-  files.write_json(directory / CONFIG, words)
+  files.write_json(directory / CONFIG, config)
   save_safetensors(directory / WEIGHTS, arrays)
 
 
-def _named(sae: Architecture, params: Params) -> tuple[str, dict[str, Any], Arrays]:
-  """What SAELens calls a dictionary, what only such ones have in their config, and the arrays."""
+def _name(sae: Architecture, params: Params) -> tuple[str, dict[str, Any], Arrays]:
+  """Name of a dictionary in SAELens, config entries particular to its architecture, and the arrays."""
   if sae.d_out is None:
     match sae:
       case ReLU():
@@ -152,7 +152,7 @@ def _named(sae: Architecture, params: Params) -> tuple[str, dict[str, Any], Arra
     )
   raise SAEError(
     f'SAELens has no name for a {type(sae).__name__} with d_out={sae.d_out}',
-    where=f'it has {[*_VECTORS, *_TRANSCODERS]}',
+    where=f'known to SAELens: {[*_VECTORS, *_TRANSCODERS]}',
   )
 
 
@@ -166,14 +166,14 @@ def _dictionary(
   if kind == 'standard':
     return ReLU(**shape, sparsity=0.0), conventions.on_device(arrays)
   if s.flag('rescale_acts_by_decoder_norm', False):
-    arrays = conventions.unit_rows(arrays)
+    arrays = conventions.normalise_rows(arrays)
   older = Values(s.mapping('activation_fn_kwargs', {}), f'{s.where}, activation_fn_kwargs')
   k = (s if 'k' in s.left else older).integer('k', maximum=shape['width'])
   return TopK(**shape, k=k), conventions.on_device(arrays)
 
 
 def _architecture(s: Values) -> str:
-  """Its name; before SAELens 6 a config could leave it out, and TopK was an activation function."""
+  """Name of the architecture; before SAELens 6 a config could omit it, and TopK was an activation function."""
   name = s.string('architecture', 'standard')
   function = s.string('activation_fn', s.string('activation_fn_str', 'relu'))
   for what, found, known in (
@@ -181,13 +181,11 @@ def _architecture(s: Values) -> str:
     ('activation function', function, ['relu', 'topk']),
   ):
     if found not in known:
-      raise WeightsError(
-        f'{s.where} is of {what} {found!r:.100}, which mechjax has not', hint=f'known: {known}'
-      )
+      raise unknown(WeightsError, what, found, known, where=s.where)
   return 'topk' if function == 'topk' and name == 'standard' else name
 
 
-# What was done to the activations of a training, and how such a dictionary can be had all the same.
+# Normalisations of the training's activations: the reason for the refusal, and a way to use such a dictionary.
 _NORMALISATIONS = {
   'expected_average_only_in': (
     'activations were multiplied by one constant, sqrt(d_in) / mean norm, which is not in the directory',
@@ -209,12 +207,16 @@ _NORMALISATIONS = {
 }
 
 
-def _refuse_rescaling(s: Values) -> None:
-  how = metadata.normalisation(s)
-  if how not in (None, 'none'):
-    cause, hint = _NORMALISATIONS.get(how, ('a normalisation that mechjax does not know', None))
-    raise WeightsError(f'{s.where}: normalize_activations={how!r:.50}', cause=cause, hint=hint)
+def _check_no_rescaling(s: Values) -> None:
+  normalisation = metadata.read_normalisation(s)
+  if normalisation not in (None, 'none'):
+    cause, hint = _NORMALISATIONS.get(
+      normalisation, ('a normalisation that mechjax does not know', None)
+    )
+    raise WeightsError(
+      f'{s.where}: normalize_activations={normalisation!r:.50}', cause=cause, hint=hint
+    )
   if s.flag('finetuning_scaling_factor', False):
     raise WeightsError(
-      f'{s.where}: latents are rescaled by a finetuning_scaling_factor, which mechjax has no place for'
+      f'{s.where}: latents are rescaled by a finetuning_scaling_factor, which mechjax does not support'
     )

@@ -1,20 +1,20 @@
-"""Tensors out of a PyTorch file, without running it.
+"""Reader of tensors in a PyTorch file, which does not run the file.
 
-`torch.save` writes a zip file: the numbers of every tensor as plain bytes, and a pickle that says which bytes are
-which tensor. A pickle is a program for a small stack machine, and what makes it dangerous is one instruction that
-calls any function of any installed library. This module does not unpickle. It walks the program with `pickletools`,
-which only reads, on a stack machine of its own that knows the thirty instructions of a dict of tensors and can
-"call" three names (PyTorch's documentation of serialization; pickletools documents the instructions):
+`torch.save` writes a zip file: the numbers of every tensor as plain bytes, and a pickle that maps these bytes to
+tensors. A pickle is a program for a small stack machine, and it is dangerous because of one instruction that calls any
+function of any installed library. This module does not unpickle. It parses the program with `pickletools`, which only
+reads, and runs it on a stack machine of its own that knows the thirty instructions of a dict of tensors and can "call"
+three names (PyTorch's documentation of serialization; pickletools documents the instructions):
 
     collections.OrderedDict              an empty dict
     torch._utils._rebuild_tensor_v2      a description of a tensor: storage, offset, shape, strides
     torch._utils._rebuild_parameter      the same tensor
 
-A name is two strings here and never looked up, so there is nothing to be called. Any other instruction or name is an
-error that says which. Descriptions are held against the bytes that are there before an array is made.
+A name is two strings here and is never looked up, so nothing can be called. Any other instruction or name is an error
+that names it. Descriptions are checked against the bytes of the file before an array is made.
 
-Sharp edges: files of before PyTorch 1.6 are no zip files and are refused. What is not a tensor is refused too,
-apart from the version numbers that PyTorch attaches to a dict. Arrays are copies.
+Sharp edges: files from before PyTorch 1.6 are not zip files and are refused. Values that are not tensors are refused
+too, except for the version numbers that PyTorch attaches to a dict. Arrays are copies.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ DTYPES: dict[str, Any] = {
   'ByteStorage': 'u1',
   'BoolStorage': '?',
 }
-# A program of a dict with ten tensors has a kilobyte.
+# The program of a dict with ten tensors has a kilobyte.
 _MAX_PROGRAM = 1_000_000
 _CONSTANTS = {
   'BINUNICODE',
@@ -80,20 +80,19 @@ class _Tensor:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-  """The dict of tensors in a file of `torch.save`.
+  """Reads the dict of tensors in a file of `torch.save`.
 
   Args:
-    path: of the file.
+    path: path of the file.
 
   Returns:
     Arrays by name, in the dtype of the file.
 
   Raises:
-    WeightsError: it is not such a file, is damaged or truncated, or its pickle does anything else than
-      describe tensors.
+    WeightsError: it is not such a file, is damaged or truncated, or its pickle does more than describe tensors.
     FileNotFoundError: there is no such file.
   """
-  with archives.opened(path) as archive:
+  with archives.open_zip(path) as archive:
     programs = [name for name in archive.namelist() if name.endswith('/data.pkl')]
     if len(programs) != 1:
       raise WeightsError(f'{path} holds {len(programs)} files data.pkl, and PyTorch writes one')
@@ -105,10 +104,10 @@ def read(path: Path) -> dict[str, np.ndarray]:
       raise WeightsError(f'{path} was written on a machine of another byte order')
     described = _Machine(path).run(archive.read(programs[0]))
     n_bytes = sum(math.prod(t.shape) * t.storage.dtype.itemsize for t in described.values())
-    if n_bytes > 2 * path.stat().st_size:  # a matrix may be there under two names
+    if n_bytes > 2 * path.stat().st_size:  # a matrix may have two names
       raise WeightsError(
         f'{path} describes tensors of {n_bytes} bytes and has {path.stat().st_size}',
-        cause='many tensors that share their bytes: a file made to fill the memory, or a damaged one',
+        cause='many tensors that share their bytes: a file made to exhaust memory, or a damaged one',
       )
     return {
       name: _array(path, name, tensor, archive.read(f'{root}data/{tensor.storage.key}'))
@@ -123,7 +122,7 @@ def _array(path: Path, name: str, t: _Tensor, data: bytes) -> np.ndarray:
   inside = numbers <= size and (numbers == 0 or furthest < size)
   if not inside or len(data) != size * itemsize:
     raise WeightsError(
-      f'{path}: tensor {name!r:.100} {t.shape} with strides {t.strides} from {t.offset} on does not lie within '
+      f'{path}: tensor {name!r:.100} {t.shape} with strides {t.strides} and offset {t.offset} does not lie within '
       f'{size} numbers in {len(data)} bytes',
       cause='the file is damaged or truncated',
     )
@@ -135,7 +134,7 @@ def _array(path: Path, name: str, t: _Tensor, data: bytes) -> np.ndarray:
 
 
 class _Machine:
-  """The stack machine of pickles, without the instructions that do anything."""
+  """Stack machine of pickles, without the instructions that have effects."""
 
   def __init__(self, path: Path):
     self.path = path
@@ -144,19 +143,19 @@ class _Machine:
     self.memo: dict[int, Any] = {}
 
   def run(self, program: bytes) -> dict[str, _Tensor]:
-    """What the program describes."""
+    """Runs the program, and returns the tensors that it describes."""
     try:
       for instruction, argument, at in pickletools.genops(program):
         self._step(instruction.name, argument, at)
     except (ValueError, IndexError, KeyError) as e:
       if isinstance(e, WeightsError):
         raise
-      self._refuse(f'is damaged: {type(e).__name__}: {e!s:.100}')
+      self._fail(f'is damaged: {type(e).__name__}: {e!s:.100}')
     if len(self.stack) != 1 or self.marks or not isinstance(self.stack[0], dict):
-      self._refuse('does not describe a dict')
+      self._fail('does not describe a dict')
     found: dict[str, Any] = self.stack[0]
     if odd := [name for name, value in found.items() if not isinstance(value, _Tensor)]:
-      self._refuse(f'describes something else than a tensor under {odd[0]!r:.100}')
+      self._fail(f'describes something else than a tensor under {odd[0]!r:.100}')
     return found
 
   def _step(self, name: str, argument: Any, at: int | None) -> None:
@@ -180,7 +179,7 @@ class _Machine:
     elif name in _STEPS:
       _STEPS[name](self)
     else:
-      self._refuse(
+      self._fail(
         f'holds the instruction {name} at byte {at}, which a dict of tensors does not need'
       )
 
@@ -196,7 +195,7 @@ class _Machine:
   def _stack_global(self) -> None:
     module, name = self._pop(2)
     if not isinstance(module, str) or not isinstance(name, str):
-      self._refuse('is damaged: a name that is no text')
+      self._fail('is damaged: a name is not a string')
     self.stack.append(_Name(module, name))
 
   def _set_item(self) -> None:
@@ -206,23 +205,23 @@ class _Machine:
     self._into_dict(self._since_mark())
 
   def _build(self) -> None:
-    """Attributes of a dict: versions of PyTorch's modules, which nothing here needs."""
+    """Drops the attributes of a dict: versions of PyTorch's modules, which are not needed here."""
     state = self.stack.pop()
     if not isinstance(self.stack[-1], dict) or not isinstance(state, dict):
-      self._refuse('sets attributes of something that is not a dict')
+      self._fail('sets attributes of something that is not a dict')
 
   def _storage(self) -> None:
-    """('storage', class, key, device, size)."""
+    """Replaces ('storage', class, key, device, size) by a storage."""
     match self.stack.pop():
       case ('storage', _Name('torch', kind), str(key), str(), int(size)) if kind in DTYPES:
         if size < 0 or not key.isdecimal():
-          self._refuse(f'describes a storage {key!r:.50} of {size} numbers')
+          self._fail(f'describes a storage {key!r:.50} of {size} numbers')
         self.stack.append(_Storage(np.dtype(DTYPES[kind]), key, size))
       case _:
-        self._refuse(f'describes a storage that is none of {[*DTYPES]}')
+        self._fail(f'describes a storage that is not one of {[*DTYPES]}')
 
   def _reduce(self) -> None:
-    """The instruction that calls."""
+    """Instruction that calls a function."""
     arguments, function = self.stack.pop(), self.stack.pop()
     match function, arguments:
       case _Name('collections', 'OrderedDict'), ():
@@ -232,18 +231,18 @@ class _Machine:
         (_Storage() as storage, int(offset), tuple(shape), tuple(strides), bool(), dict(), *_),
       ):
         if not _naturals((offset, *shape, *strides)) or len(shape) != len(strides):
-          self._refuse('describes a tensor with a shape, strides or offset that cannot be')
+          self._fail('describes a tensor with an impossible shape, strides or offset')
         self.stack.append(_Tensor(storage, offset, shape, strides))
       case _Name('torch._utils', '_rebuild_parameter'), (_Tensor() as tensor, bool(), dict()):
         self.stack.append(tensor)
       case _Name(module, name), _:
-        self._refuse(f'calls {module!r:.50}.{name!r:.50}, which is not how a tensor is described')
+        self._fail(f'calls {module!r:.50}.{name!r:.50}, which is not how a tensor is described')
       case _:
-        self._refuse('calls something that is no function')
+        self._fail('calls something that is not a function')
 
   def _pop(self, n: int) -> list[Any]:
     if len(self.stack) < n:
-      self._refuse('is damaged: it takes more than there is')
+      self._fail('is damaged: it takes more than the stack holds')
     taken = self.stack[-n:]
     del self.stack[-n:]
     return taken
@@ -258,15 +257,15 @@ class _Machine:
     into = self.stack[-1]
     keys = pairs[::2]
     if not isinstance(into, dict) or len(pairs) % 2 or not all(isinstance(k, str) for k in keys):
-      self._refuse('fills something that is not a dict from texts')
+      self._fail('fills something that is not a dict with string keys')
     into.update(zip(keys, pairs[1::2]))
 
-  def _refuse(self, what: str) -> NoReturn:
+  def _fail(self, what: str) -> NoReturn:
     raise WeightsError(
       f'{self.path}: its pickle {what}',
       where='data.pkl inside the file',
       cause='a damaged file, one made to run code, or something else than a dict of tensors',
-      hint='where you trust it, load it with PyTorch and save the tensors as safetensors',
+      hint='if you trust the file, load it with PyTorch and save the tensors as safetensors',
     )
 
 
