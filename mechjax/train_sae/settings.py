@@ -33,14 +33,14 @@ class Data:
     context: tokens of a context, its first token included.
     contexts: maximum number of contexts to pack, for texts that are longer than the run; by default all.
     bos: id of the first token of a context; by default the tokenizer's BOS token, or else its EOS token.
-    held_out_every: one context of so many is held out for evaluation.
+    held_out_every: one of every so many contexts is held out for evaluation.
     activations: 'disk' writes them once and shuffles across shards, 'stream' runs the model for each bucket.
     activation_tokens: maximum number of activations to write; by default all of the text.
     activation_dtype: dtype of the activations, on disk and in memory.
     activation_dir: directory of the activations, which several runs may share; by default in the directory of the run.
-    max_norm_ratio: maximum norm of an activation that counts in training and evaluation, in median norms; 0 for no
-      maximum. Models use a few tokens as attention sinks, whose activations have a hundred times the norm of others
-      and would dominate every metric.
+    max_norm_ratio: maximum norm of an activation that counts in training and evaluation, as a multiple of the median
+      norm; 0 for no maximum. Models use a few tokens as attention sinks, whose activations have a hundred times the
+      norm of others and would dominate every metric.
     shard_tokens: activations in one file.
     shards_per_bucket: number of files that are shuffled together; when streaming, a bucket has as many activations.
     streams: number of streams of files that a batch is made from; several hosts need their number or a multiple of it,
