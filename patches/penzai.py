@@ -2,7 +2,7 @@
 
 A penzai model is data: a tree of small generic layers, most of them chained by `Sequential`. So most
 sites are not lines of some block but places in a chain, and the patch adds to the loop of the chain
-three calls, `entering`, `entered` and `leaving`, which look at the layers to either side. What is
+three calls, `tag_input`, `tag_output` and `tag_chain_output`, which look at the layers to either side. What is
 read and planted are upstream's NamedArrays, so every value knows its axes: 'seq', 'embedding',
 'heads' or 'head_groups' and 'query_heads', 'projection', 'kv_seq', 'neurons'.
 
@@ -47,13 +47,13 @@ def _neighbours(chain, i):
   return (layers[i - 1] if i else None), (layers[i + 1] if i + 1 < len(layers) else None)
 
 
-def numbered(chain, i):
+def number_layer(chain, i):
   """The layer's number, where the i-th of a chain is a block. In a LayerStack the scan counts."""
   blocks = [j for j, layer in enumerate(chain.sublayers) if _is(layer, 'TransformerBlock')]
   return sites.layer(blocks.index(i)) if i in blocks else nullcontext()
 
 
-def entering(chain, i, value):
+def tag_input(chain, i, value):
   """Tags what enters the i-th layer of a chain."""
   layer, (before, after) = chain.sublayers[i], _neighbours(chain, i)
   if _is(chain, 'TransformerBlock') and before is None:
@@ -69,7 +69,7 @@ def entering(chain, i, value):
   return value
 
 
-def entered(chain, i, value):
+def tag_output(chain, i, value):
   """Tags what the i-th layer of a chain returns."""
   layer, (before, after) = chain.sublayers[i], _neighbours(chain, i)
   if _is(layer, 'NamedEinsum') and _is_linear(after):
@@ -81,7 +81,7 @@ def entered(chain, i, value):
   return value
 
 
-def leaving(chain, value):
+def tag_chain_output(chain, value):
   """Tags what a chain returns."""
   if _is(chain, 'TransformerBlock'):
     return harvest.sow(value, name='resid_post')
@@ -92,37 +92,37 @@ def leaving(chain, value):
   return value
 
 
-def between_halves(residual, value):
+def tag_between_halves(residual, value):
   """Tags the stream after the half of a block that holds the attention."""
   if any(_is_attention(layer) for layer in getattr(residual.delta, 'sublayers', ())):
     return harvest.sow(value, name='resid_mid')
   return value
 
 
-def scores(axes, value):
+def tag_scores(axes, value):
   """Tags what a softmax over keys sees."""
   return harvest.sow(value, name='attn_scores') if axes == 'kv_seq' else value
 
 
 NAMES = {
   'harvest': harvest,
-  'numbered': numbered,
-  'entering': entering,
-  'entered': entered,
-  'leaving': leaving,
-  'between_halves': between_halves,
-  'scores': scores,
+  'number_layer': number_layer,
+  'tag_input': tag_input,
+  'tag_output': tag_output,
+  'tag_chain_output': tag_chain_output,
+  'tag_between_halves': tag_between_halves,
+  'tag_scores': tag_scores,
 }
 
 _CHAIN = [
   (
     'value = layer(value, **side_inputs)',
     """
-    with numbered(self, i):
-      value = entered(self, i, layer(entering(self, i, value), **side_inputs))
+    with number_layer(self, i):
+      value = tag_output(self, i, layer(tag_input(self, i, value), **side_inputs))
     """,
   ),
-  ('return value', 'return leaving(self, value)'),
+  ('return value', 'return tag_chain_output(self, value)'),
 ]
 
 
@@ -152,7 +152,7 @@ PATCHER = Patchers(
     'nn.combinators',
     {
       'Residual.__call__': [
-        ('return delta_value + value', 'return between_halves(self, delta_value + value)')
+        ('return delta_value + value', 'return tag_between_halves(self, delta_value + value)')
       ]
     },
   ),
@@ -165,7 +165,7 @@ PATCHER = Patchers(
   ),
   _patcher(
     'nn.basic_ops',
-    {'Softmax.__call__': [('inputs.untag($$axes)', 'scores(self.axes, inputs).untag($$axes)')]},
+    {'Softmax.__call__': [('inputs.untag($$axes)', 'tag_scores(self.axes, inputs).untag($$axes)')]},
   ),
   _patcher(
     'models.transformer.model_parts',

@@ -32,7 +32,7 @@ from mechjax import harvest, sites
 from mechjax.patcher import Patcher, Patchers
 
 
-def masked_scores(bias):
+def make_einsum(bias):
   """An einsum for `dot_product_attention_weights` that adds the mask and tags the sum."""
 
   def einsum(spec, query, key):
@@ -42,12 +42,12 @@ def masked_scores(bias):
   return einsum
 
 
-def by_position(flat, shape, name):
+def tag_by_position(flat, shape, name):
   """Tags [B * T, F] as [B, T, F], where `shape` begins with B, T."""
   return harvest.sow(flat.reshape(*shape[:2], -1), name=name).reshape(flat.shape)
 
 
-def rotary_table(n_positions, d_head, base):
+def make_rotary_table(n_positions, d_head, base):
   """Sines and cosines as FlaxLlama wants them, [n_positions, 1, 2 * d_head], for any base."""
   frequencies = 1.0 / (base ** (np.arange(0, d_head, 2) / d_head))
   angles = np.outer(np.arange(n_positions), frequencies).astype('float32')
@@ -58,9 +58,9 @@ def rotary_table(n_positions, d_head, base):
 NAMES = {
   'harvest': harvest,
   'sites': sites,
-  'masked_scores': masked_scores,
-  'by_position': by_position,
-  'rotary_table': rotary_table,
+  'make_einsum': make_einsum,
+  'tag_by_position': tag_by_position,
+  'make_rotary_table': make_rotary_table,
 }
 
 
@@ -84,7 +84,7 @@ def _attention(suffix='', before='attn_weights = dot_product_attention_weights($
       f'dot_product_attention_weights({query}, {key}, bias=attention_bias, $$options)',
       f"""harvest.sow(
         dot_product_attention_weights(
-          {query}, {key}, einsum=masked_scores(attention_bias), $$options
+          {query}, {key}, einsum=make_einsum(attention_bias), $$options
         ),
         name='attn_probs',
       )""",
@@ -237,7 +237,7 @@ LLAMA_CORRECTIONS = _patcher(
     'FlaxLlamaRotaryEmbedding.setup': [
       (
         'create_sinusoidal_positions($n_positions, $d_head)',
-        'rotary_table($n_positions, $d_head, self.config.rope_theta)',
+        'make_rotary_table($n_positions, $d_head, self.config.rope_theta)',
       )
     ],
     'FlaxLlamaForCausalLMModule.__call__': [
@@ -259,7 +259,7 @@ LLAMA_CORRECTIONS = _patcher(
 
 def _tag_flat(expression, name):
   """The rule that an expression without a batch axis is a site."""
-  return expression, f"by_position({expression}, hidden_states_shape, '{name}')"
+  return expression, f"tag_by_position({expression}, hidden_states_shape, '{name}')"
 
 
 def _norm_where(condition, norm, tagged):
@@ -296,7 +296,7 @@ OPT = _patcher(
       (
         '(residual + hidden_states).reshape(hidden_states_shape)',
         """harvest.sow(
-          (residual + by_position(hidden_states, hidden_states_shape, 'mlp_out')).reshape(
+          (residual + tag_by_position(hidden_states, hidden_states_shape, 'mlp_out')).reshape(
             hidden_states_shape
           ),
           name='resid_post',

@@ -22,8 +22,8 @@ with `--config=run/config.json`, and `differences` says in what another run depa
     float      --x=3e-4                       Enum       the name of a member
     str, Path  --x=text                       T | None   --x=none, else as T
 
-Files: `kinds` for the values of one field, `leaves` for the fields of a dataclass, `words` for files, `defining` for
-absl.
+Files: `kinds` for the values of one field, `leaves` for the fields of a dataclass, `config_files` for files,
+`defining` for absl.
 
 Sharp edges: read the config and not `FLAGS.x`, which knows nothing of the file. Flags belong to a program and not to a
 module: define them where it starts, or two programs imported by one test have one `--seed`. TOML cannot say null; the
@@ -32,7 +32,7 @@ with a comma is no member of a tuple on the command line, but is in a file.
 """
 
 from mechjax.errors import FlagsError
+from mechjax.flags.config_files import as_json, differences, from_json
 from mechjax.flags.defining import Handle, define
-from mechjax.flags.words import as_json, differences, from_json
 
 __all__ = ['FlagsError', 'Handle', 'as_json', 'define', 'differences', 'from_json']

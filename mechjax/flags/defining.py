@@ -14,8 +14,8 @@ from typing import Any, Generic, TypeVar
 from absl import flags
 
 from mechjax.errors import FlagsError
-from mechjax.flags import words
-from mechjax.flags.kinds import Kind, Maybe, Several, kind_of
+from mechjax.flags import config_files
+from mechjax.flags.kinds import FlagKind, Maybe, Several, kind_of
 from mechjax.flags.leaves import REQUIRED, Leaf, leaves
 
 flags.disclaim_key_flags()  # they are flags of whoever defines them, and appear in that module's help
@@ -48,11 +48,11 @@ class Handle(Generic[Config]):
       Whatever `__post_init__` of the config does.
     """
     file = getattr(self.flag_values, FILE)
-    said = {} if file is None else words.read(file, self.leaves)
+    given = {} if file is None else config_files.read(file, self.leaves)
     flag_of = {leaf.path: self.flag_values[leaf.name] for leaf in self.leaves}
-    said |= {path: flag.value for path, flag in flag_of.items() if not flag.using_default_value}
+    given |= {path: flag.value for path, flag in flag_of.items() if not flag.using_default_value}
     where = 'the command line' if file is None else f'the command line and {file}'
-    return words.complete(self.config_class, self.leaves, said, where)
+    return config_files.complete(self.config_class, self.leaves, given, where)
 
 
 def define(
@@ -76,16 +76,16 @@ def define(
     DuplicateFlagError: somebody else has defined a flag of that name.
   """
   own = leaves(config_class, defaults)
-  _expect_one_each(config_class, own)
+  _check_unique_names(config_class, own)
   flags.DEFINE_string(
     FILE, None, 'A file of TOML or JSON with values for these flags.', flag_values
   )
   for leaf in own:
-    flags.DEFINE_flag(_flag(leaf), flag_values)
+    flags.DEFINE_flag(_make_flag(leaf), flag_values)
   return Handle(config_class, own, flag_values)
 
 
-def _expect_one_each(config_class: type, own: Iterable[Leaf]) -> None:
+def _check_unique_names(config_class: type, own: Iterable[Leaf]) -> None:
   names = {FILE: 'the file'}
   for leaf in own:
     if leaf.name in names:
@@ -97,7 +97,7 @@ def _expect_one_each(config_class: type, own: Iterable[Leaf]) -> None:
     names[leaf.name] = leaf.dotted
 
 
-def _flag(leaf: Leaf) -> flags.Flag:
+def _make_flag(leaf: Leaf) -> flags.Flag:
   note = ''
   if leaf.default is None or leaf.default is REQUIRED:  # absl says all other defaults itself
     note = '\n(must be given)' if leaf.default is REQUIRED else '\n(default: none)'
@@ -107,32 +107,32 @@ def _flag(leaf: Leaf) -> flags.Flag:
     name=leaf.name,
     default=None if leaf.default is REQUIRED else leaf.default,
     help_string=leaf.explanation + note,
-    boolean=_bare(leaf.kind) == kind_of(bool),
+    boolean=_unwrap(leaf.kind) == kind_of(bool),
   )
 
 
-def _bare(kind: Kind) -> Kind:
+def _unwrap(kind: FlagKind) -> FlagKind:
   return kind.kind if isinstance(kind, Maybe) else kind
 
 
 class _Parser(flags.ArgumentParser):
   """Values that are texts are parsed, and others are what they are: defaults, and what a test sets."""
 
-  def __init__(self, kind: Kind):
-    commas = ', separated by commas' if isinstance(_bare(kind), Several) else ''
-    self.kind, self.syntactic_help = kind, kind.wanted + commas
+  def __init__(self, kind: FlagKind):
+    commas = ', separated by commas' if isinstance(_unwrap(kind), Several) else ''
+    self.kind, self.syntactic_help = kind, kind.expected + commas
 
   def parse(self, argument: Any) -> Any:
     return self.kind.from_text(argument) if type(argument) is str else argument
 
   def flag_type(self) -> str:
-    return self.kind.wanted
+    return self.kind.expected
 
 
 class _Serializer(flags.ArgumentSerializer):
   """How a value is written on a command line."""
 
-  def __init__(self, kind: Kind):
+  def __init__(self, kind: FlagKind):
     self.kind = kind
 
   def serialize(self, value: Any) -> str:

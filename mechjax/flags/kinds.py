@@ -22,14 +22,14 @@ NONE = 'none'
 """The text of None."""
 
 
-class Kind(abc.ABC):
+class FlagKind(abc.ABC):
   """What one field takes.
 
   Attributes:
-    wanted: in words, to go on behind 'should be'.
+    expected: in words, to go on behind 'should be'.
   """
 
-  wanted: str
+  expected: str
 
   @abc.abstractmethod
   def from_text(self, text: str) -> Any:
@@ -40,52 +40,52 @@ class Kind(abc.ABC):
     """The value as a command line says it."""
 
   @abc.abstractmethod
-  def from_word(self, word: Any, null: Any = None) -> Any:
+  def from_data(self, data: Any, null: Any = None) -> Any:
     """The value that a file says, in which `null` means None; ValueError if it says none."""
 
   @abc.abstractmethod
-  def to_word(self, value: Any) -> Any:
+  def to_data(self, value: Any) -> Any:
     """The value as JSON says it."""
 
-  def refuse(self) -> ValueError:
+  def make_error(self) -> ValueError:
     """What is raised about anything else."""
-    return ValueError(f'should be {self.wanted}')
+    return ValueError(f'should be {self.expected}')
 
 
 @dataclasses.dataclass(frozen=True)
-class Scalar(Kind):
+class Scalar(FlagKind):
   """A single value of one type.
 
   Attributes:
     make: the value from a text or word; a ValueError or KeyError says that there is none.
-    words: types of words that are taken.
-    wanted: in words.
+    data_types: types of words that are taken.
+    expected: in words.
   """
 
   make: Callable[[Any], Any]
-  words: tuple[type, ...]
-  wanted: str
+  data_types: tuple[type, ...]
+  expected: str
 
   def from_text(self, text: str) -> Any:
     try:
       return self.make(text)
     except (ValueError, KeyError) as e:
-      raise self.refuse() from e
+      raise self.make_error() from e
 
   def to_text(self, value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
-  def from_word(self, word: Any, null: Any = None) -> Any:
-    if type(word) not in self.words:
-      raise self.refuse()
-    return self.make(word)
+  def from_data(self, data: Any, null: Any = None) -> Any:
+    if type(data) not in self.data_types:
+      raise self.make_error()
+    return self.make(data)
 
-  def to_word(self, value: Any) -> Any:
+  def to_data(self, value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice(Kind):
+class Choice(FlagKind):
   """One of a few values.
 
   Attributes:
@@ -95,40 +95,40 @@ class Choice(Kind):
   options: tuple[tuple[Any, Any], ...]
 
   @property
-  def wanted(self) -> str:  # type: ignore[override]
-    return f'one of {", ".join(str(word) for word, _ in self.options)}'
+  def expected(self) -> str:  # type: ignore[override]
+    return f'one of {", ".join(str(data) for data, _ in self.options)}'
 
   def from_text(self, text: str) -> Any:
-    return self._of(lambda word: str(word) == text)
+    return self._of(lambda data: str(data) == text)
 
   def to_text(self, value: Any) -> str:
-    return str(self.to_word(value))
+    return str(self.to_data(value))
 
-  def from_word(self, word: Any, null: Any = None) -> Any:
-    return self._of(lambda own: type(own) is type(word) and own == word)
+  def from_data(self, data: Any, null: Any = None) -> Any:
+    return self._of(lambda own: type(own) is type(data) and own == data)
 
-  def to_word(self, value: Any) -> Any:
-    for word, own in self.options:
+  def to_data(self, value: Any) -> Any:
+    for data, own in self.options:
       if own == value:
-        return word
-    raise self.refuse()
+        return data
+    raise self.make_error()
 
   def _of(self, fits: Callable[[Any], bool]) -> Any:
-    for word, value in self.options:
-      if fits(word):
+    for data, value in self.options:
+      if fits(data):
         return value
-    raise self.refuse()
+    raise self.make_error()
 
 
 @dataclasses.dataclass(frozen=True)
-class Maybe(Kind):
+class Maybe(FlagKind):
   """A value of another kind, or None."""
 
-  kind: Kind
+  kind: FlagKind
 
   @property
-  def wanted(self) -> str:  # type: ignore[override]
-    return f'{NONE}, or {self.kind.wanted}'
+  def expected(self) -> str:  # type: ignore[override]
+    return f'{NONE}, or {self.kind.expected}'
 
   def from_text(self, text: str) -> Any:
     return None if text == NONE else self._of(self.kind.from_text, text)
@@ -136,56 +136,56 @@ class Maybe(Kind):
   def to_text(self, value: Any) -> str:
     return NONE if value is None else self.kind.to_text(value)
 
-  def from_word(self, word: Any, null: Any = None) -> Any:
-    return None if word == null else self._of(self.kind.from_word, word)
+  def from_data(self, data: Any, null: Any = None) -> Any:
+    return None if data == null else self._of(self.kind.from_data, data)
 
-  def to_word(self, value: Any) -> Any:
-    return None if value is None else self.kind.to_word(value)
+  def to_data(self, value: Any) -> Any:
+    return None if value is None else self.kind.to_data(value)
 
   def _of(self, read: Callable[[Any], Any], given: Any) -> Any:
     try:
       return read(given)
     except ValueError as e:
-      raise self.refuse() from e
+      raise self.make_error() from e
 
 
 @dataclasses.dataclass(frozen=True)
-class Several(Kind):
+class Several(FlagKind):
   """A tuple.
 
   Attributes:
     kinds: of its members.
-    endless: whether there is one kind, and any number of members of it.
+    variadic: whether there is one kind, and any number of members of it.
   """
 
-  kinds: tuple[Kind, ...]
-  endless: bool
+  kinds: tuple[FlagKind, ...]
+  variadic: bool
 
   @property
-  def wanted(self) -> str:  # type: ignore[override]
-    if self.endless:
-      return f'a list, each {self.kinds[0].wanted}'
-    return f'a list of {len(self.kinds)}: {", ".join(kind.wanted for kind in self.kinds)}'
+  def expected(self) -> str:  # type: ignore[override]
+    if self.variadic:
+      return f'a list, each {self.kinds[0].expected}'
+    return f'a list of {len(self.kinds)}: {", ".join(kind.expected for kind in self.kinds)}'
 
   def from_text(self, text: str) -> Any:
     parts = text.split(',') if text else []
-    return tuple(kind.from_text(part) for kind, part in zip(self._kinds(parts), parts))
+    return tuple(kind.from_text(part) for kind, part in zip(self._match_kinds(parts), parts))
 
   def to_text(self, value: Any) -> str:
-    return ','.join(kind.to_text(part) for kind, part in zip(self._kinds(value), value))
+    return ','.join(kind.to_text(part) for kind, part in zip(self._match_kinds(value), value))
 
-  def from_word(self, word: Any, null: Any = None) -> Any:
-    if not isinstance(word, list):
-      raise self.refuse()
-    return tuple(kind.from_word(part, null) for kind, part in zip(self._kinds(word), word))
+  def from_data(self, data: Any, null: Any = None) -> Any:
+    if not isinstance(data, list):
+      raise self.make_error()
+    return tuple(kind.from_data(part, null) for kind, part in zip(self._match_kinds(data), data))
 
-  def to_word(self, value: Any) -> Any:
-    return [kind.to_word(part) for kind, part in zip(self._kinds(value), value)]
+  def to_data(self, value: Any) -> Any:
+    return [kind.to_data(part) for kind, part in zip(self._match_kinds(value), value)]
 
-  def _kinds(self, parts: typing.Sized) -> tuple[Kind, ...]:
-    kinds = self.kinds * len(parts) if self.endless else self.kinds
+  def _match_kinds(self, parts: typing.Sized) -> tuple[FlagKind, ...]:
+    kinds = self.kinds * len(parts) if self.variadic else self.kinds
     if len(kinds) != len(parts):
-      raise self.refuse()
+      raise self.make_error()
     return kinds
 
 
@@ -204,7 +204,7 @@ _SCALARS = {
 SUPPORTED = 'bool, int, float, str, Path, Literal, Enum, tuples of these, each perhaps None'
 
 
-def kind_of(annotation: Any) -> Kind | None:
+def kind_of(annotation: Any) -> FlagKind | None:
   """What a field takes.
 
   Args:
@@ -223,9 +223,9 @@ def kind_of(annotation: Any) -> Kind | None:
     kind = kind_of(others[0]) if len(others) == 1 else None
     return None if kind is None else Maybe(kind)
   if origin is tuple:
-    endless = len(args) == 2 and args[1] is Ellipsis
-    members = [kind_of(arg) for arg in (args[:1] if endless else args)]
+    variadic = len(args) == 2 and args[1] is Ellipsis
+    members = [kind_of(arg) for arg in (args[:1] if variadic else args)]
     if any(kind is None or isinstance(kind, Several) for kind in members):
       return None
-    return Several(tuple(kind for kind in members if kind is not None), endless)
+    return Several(tuple(kind for kind in members if kind is not None), variadic)
   return _SCALARS.get(annotation)

@@ -1,7 +1,7 @@
 """Leaves: the fields of a dataclass, and of the dataclasses inside, laid flat.
 
 A config is a tree whose branches are dataclasses and whose leaves hold values. Flags, files and comparisons all work
-on the leaves, each with the path of names that leads to it, and `built` makes the tree again:
+on the leaves, each with the path of names that leads to it, and `build` makes the tree again:
 
     leaves(Config)[3]             Leaf(path=('optimisation', 'steps'), default=1000, ...)
     values_of(config)             {('optimisation', 'steps'): 1000, ...}
@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mechjax.errors import FlagsError
-from mechjax.flags.kinds import SUPPORTED, Kind, kind_of
+from mechjax.flags.kinds import SUPPORTED, FlagKind, kind_of
 
 Names = tuple[str, ...]
 REQUIRED: Any = dataclasses.MISSING
@@ -40,7 +40,7 @@ class Leaf:
   """
 
   path: Names
-  kind: Kind
+  kind: FlagKind
   explanation: str
   default: Any
 
@@ -73,7 +73,7 @@ def values_of(config: Any) -> dict[Names, Any]:
   return {leaf.path: leaf.default for leaf in leaves(type(config), config)}
 
 
-def built(config_class: type, values: Mapping[Names, Any]) -> Any:
+def build(config_class: type, values: Mapping[Names, Any]) -> Any:
   """The config of some values.
 
   Args:
@@ -87,7 +87,7 @@ def built(config_class: type, values: Mapping[Names, Any]) -> Any:
   for field, annotation in _fields(config_class):
     if dataclasses.is_dataclass(annotation):
       below = {path[1:]: value for path, value in values.items() if path[0] == field.name}
-      arguments[field.name] = built(typing.cast(type, annotation), below)
+      arguments[field.name] = build(typing.cast(type, annotation), below)
     else:
       arguments[field.name] = values[field.name,]
   return config_class(**arguments)

@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from mechjax.errors import PatchError
-from mechjax.patcher.check import check, shipped, table
+from mechjax.patcher.check import check, find_shipped, table
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check(names: list[str]) -> int:
-  rows = [check(file, patcher) for file, patcher in shipped(names)]
+  rows = [check(file, patcher) for file, patcher in find_shipped(names)]
   print(table(rows))
   for row in rows:
     for error in row.errors:
@@ -41,7 +41,7 @@ def _check(names: list[str]) -> int:
 
 
 def _diff(names: list[str]) -> int:
-  for _, patcher in shipped(names):
+  for _, patcher in find_shipped(names):
     print(patcher.diff(), end='')
   return 0
 

@@ -46,7 +46,7 @@ class Row:
     return self.absent or ('does not apply' if self.errors else 'ok')
 
 
-def shipped(names: Iterable[str] = ()) -> Iterator[tuple[str, Patcher]]:
+def find_shipped(names: Iterable[str] = ()) -> Iterator[tuple[str, Patcher]]:
   """The shipped patches as (file, patch) pairs: of the files or upstream modules named, or all.
 
   A patch that is not part of its file's `PATCHER`, and so installed by whoever needs it, comes with
@@ -55,7 +55,7 @@ def shipped(names: Iterable[str] = ()) -> Iterator[tuple[str, Patcher]]:
   Raises:
     PatchError: if a name is neither, or there are no patches at all.
   """
-  wanted, every = set(names), list(_every())
+  wanted, every = set(names), list(_find_all())
   known = {name for file, p in every for name in _names(file, p)}
   for name in sorted(wanted - known):
     raise unknown(PatchError, 'shipped patch', name, sorted(known))
@@ -68,7 +68,7 @@ def _names(file: str, patcher: Patcher) -> set[str]:
   return {file, file.partition('.')[0], patcher.module}
 
 
-def _every() -> Iterator[tuple[str, Patcher]]:
+def _find_all() -> Iterator[tuple[str, Patcher]]:
   for package in PACKAGES:
     if importlib.util.find_spec(package) is not None:
       break
@@ -102,13 +102,13 @@ def check(file: str, patcher: Patcher) -> Row:
     try:
       rewriting.apply(source, tree, member, rule)
     except PatchError as error:
-      errors.append(drift.explained(error, source, tree, member, rule, patcher.checked))
+      errors.append(drift.explain(error, source, tree, member, rule, patcher.checked))
   if not errors:
-    errors += _trial(patcher)
+    errors += _try_composing(patcher)
   return Row(upstream, version, patch, total - len(errors), total, tuple(errors))
 
 
-def _trial(patcher: Patcher) -> list[PatchError]:
+def _try_composing(patcher: Patcher) -> list[PatchError]:
   """Compiles the patched module, for what only shows then."""
   try:
     composing.compose(patcher.source(), [patcher])

@@ -20,7 +20,7 @@ from mechjax.patcher import drift, matching, rendering, rewriting, sources
 from mechjax.patcher.drift import Checked
 from mechjax.patcher.patterns import Rule
 from mechjax.patcher.rewriting import Applied
-from mechjax.patcher.sources import Source
+from mechjax.patcher.sources import UpstreamSource
 
 Key = tuple[str, int, int]
 
@@ -33,7 +33,7 @@ class Patch(Protocol):
   names: dict[str, Any]
 
 
-class _Said(NamedTuple):
+class _Declaration(NamedTuple):
   """What a patch says, without the objects that its names stand for: to be kept, as they must not be."""
 
   rules: tuple[tuple[str, Rule], ...]
@@ -58,7 +58,9 @@ class Composite:
   applied: tuple[Applied, ...]
 
 
-def rewrite(source: Source, patches: Sequence[Patch | _Said]) -> tuple[ast.Module, list[Applied]]:
+def rewrite(
+  source: UpstreamSource, patches: Sequence[Patch | _Declaration]
+) -> tuple[ast.Module, list[Applied]]:
   """Applies patches in order to a fresh tree.
 
   Raises:
@@ -74,11 +76,11 @@ def rewrite(source: Source, patches: Sequence[Patch | _Said]) -> tuple[ast.Modul
         _check_names(source, member, rule, patch.names, variables.get(member, {}))
         applied.append(rewriting.apply(source, tree, member, rule))
       except PatchError as error:
-        raise drift.explained(error, source, tree, member, rule, patch.checked) from None
+        raise drift.explain(error, source, tree, member, rule, patch.checked) from None
   return tree, applied
 
 
-def _variables(source: Source, tree: ast.Module, member: str) -> dict[str, int]:
+def _variables(source: UpstreamSource, tree: ast.Module, member: str) -> dict[str, int]:
   """The names that a member binds, each with a line where it does."""
   nodes = [n for block, i in sources.members(source, tree, member) for n in ast.walk(block[i])]
   out = {n.arg: n.lineno for n in nodes if isinstance(n, ast.arg)}
@@ -87,7 +89,7 @@ def _variables(source: Source, tree: ast.Module, member: str) -> dict[str, int]:
 
 
 def _check_names(
-  source: Source, member: str, rule: Rule, names: Iterable[str], variables: dict[str, int]
+  source: UpstreamSource, member: str, rule: Rule, names: Iterable[str], variables: dict[str, int]
 ) -> None:
   """Refuses a name for replacements that the member uses for something of its own."""
   template = rule.template if isinstance(rule.template, list) else [rule.template]
@@ -100,23 +102,25 @@ def _check_names(
     )
 
 
-def compose(source: Source, patches: Sequence[Patch]) -> Composite:
+def compose(source: UpstreamSource, patches: Sequence[Patch]) -> Composite:
   """Applies patches in order and compiles the module, under upstream's file name."""
-  return _compose(source, tuple(_Said(p.rules, p.checked, frozenset(p.names)) for p in patches))
+  return _compose(
+    source, tuple(_Declaration(p.rules, p.checked, frozenset(p.names)) for p in patches)
+  )
 
 
 @functools.lru_cache(maxsize=32)
-def _compose(source: Source, patches: tuple[_Said, ...]) -> Composite:
+def _compose(source: UpstreamSource, patches: tuple[_Declaration, ...]) -> Composite:
   if not patches:
     tree = source.tree()
-    return Composite(tree, source.text, _compiled(source, tree), ())
+    return Composite(tree, source.text, _compile_tree(source, tree), ())
   tree, applied = rewrite(source, patches)
-  display = rendering.display(source, tree)
-  tree = _positioned(tree, display)
-  return Composite(tree, display, _compiled(source, tree), tuple(applied))
+  display = rendering.render_in_place(source, tree)
+  tree = _position(tree, display)
+  return Composite(tree, display, _compile_tree(source, tree), tuple(applied))
 
 
-def _positioned(tree: ast.Module, display: str) -> ast.Module:
+def _position(tree: ast.Module, display: str) -> ast.Module:
   """The tree with the positions of the text that is shown for it, if that text says all of it."""
   try:
     shown = ast.parse(display)
@@ -127,7 +131,7 @@ def _positioned(tree: ast.Module, display: str) -> ast.Module:
   return ast.fix_missing_locations(tree)
 
 
-def _compiled(source: Source, tree: ast.Module) -> CodeType:
+def _compile_tree(source: UpstreamSource, tree: ast.Module) -> CodeType:
   try:
     return compile(tree, source.filename, 'exec', dont_inherit=True)
   except SyntaxError as error:
@@ -141,7 +145,7 @@ def _compiled(source: Source, tree: ast.Module) -> CodeType:
 def functions(code: CodeType) -> dict[Key, CodeType]:
   """All code nested in compiled code, however deep, by qualified name, line and ordinal."""
   out: dict[Key, CodeType] = {}
-  for child in _nested(code):
+  for child in _walk_code(code):
     ordinal = 0
     while (key := (child.co_qualname, child.co_firstlineno, ordinal)) in out:
       ordinal += 1
@@ -149,8 +153,8 @@ def functions(code: CodeType) -> dict[Key, CodeType]:
   return out
 
 
-def _nested(code: CodeType) -> Iterator[CodeType]:
+def _walk_code(code: CodeType) -> Iterator[CodeType]:
   for constant in code.co_consts:
     if isinstance(constant, CodeType):
       yield constant
-      yield from _nested(constant)
+      yield from _walk_code(constant)

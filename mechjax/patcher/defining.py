@@ -17,12 +17,12 @@ from typing import Any
 
 from mechjax.errors import PatchError
 from mechjax.patcher import sources
-from mechjax.patcher.sources import Source
+from mechjax.patcher.sources import UpstreamSource
 
 _NEW = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
-def statements(source: Source, old: ast.Module, new: ast.Module) -> list[ast.stmt]:
+def find_statements(source: UpstreamSource, old: ast.Module, new: ast.Module) -> list[ast.stmt]:
   """The module-level statements that must be executed to get from one tree to the other.
 
   Raises:
@@ -39,12 +39,12 @@ def statements(source: Source, old: ast.Module, new: ast.Module) -> list[ast.stm
     fixed = [s for s in [*before, *after] if not binds(s)]
     fixed += [s for s in after if isinstance(s, _NEW) and i1 < i2]
     if fixed or lost:
-      raise _defining(source, (fixed or before)[0])
+      raise _definition_error(source, (fixed or before)[0])
     out += after
   return [ast.fix_missing_locations(copy.deepcopy(s)) for s in out]
 
 
-def _defining(source: Source, statement: ast.stmt) -> PatchError:
+def _definition_error(source: UpstreamSource, statement: ast.stmt) -> PatchError:
   return PatchError(
     f'the patch of {source.module} changes what runs while the module or a class is defined',
     where=f'{source.filename}:{statement.lineno}',

@@ -17,15 +17,15 @@ from typing import Any
 from mechjax.errors import MatchError, PatchError
 from mechjax.patcher import matching, patterns, sources
 from mechjax.patcher.patterns import Rule
-from mechjax.patcher.sources import Source
+from mechjax.patcher.sources import UpstreamSource
 
 Checked = tuple[str, tuple[str, ...]]
-_LONGEST = 12
+_CONTEXT = 12
 
 
-def explained(
+def explain(
   error: PatchError,
-  source: Source,
+  source: UpstreamSource,
   tree: ast.Module,
   member: str,
   rule: Rule,
@@ -45,12 +45,12 @@ def explained(
   """
   where, cause, hint = error.where, error.cause, error.hint
   if isinstance(error, MatchError) and error.matches == 0:
-    near = _nearest(source, tree, member, rule)
+    near = _find_nearest(source, tree, member, rule)
     where = (
       f'{source.filename}:{near[0]}, the nearest code:\n{near[1]}' if near else source.filename
     )
     cause = cause or 'upstream changed this code'
-    elsewhere = _elsewhere(source, tree, member, rule)
+    elsewhere = _find_elsewhere(source, tree, member, rule)
     hint = hint or 'change the rule to what upstream says now'
     hint = f'{hint}; as it is, it matches in {", ".join(elsewhere)}' if elsewhere else hint
   if checked:
@@ -89,32 +89,36 @@ def no_module(name: str, checked: Checked | None) -> PatchError:
   )
 
 
-def _nearest(source: Source, tree: ast.Module, member: str, rule: Rule) -> tuple[int, str] | None:
-  wanted = _shown(rule.pattern)
+def _find_nearest(
+  source: UpstreamSource, tree: ast.Module, member: str, rule: Rule
+) -> tuple[int, str] | None:
+  wanted = _unparse(rule.pattern)
   matcher = difflib.SequenceMatcher(None, autojunk=False)
   matcher.set_seq2(wanted)
   best, score = None, 0.0
   for nodes in _candidates(source, tree, member, rule.pattern):
-    matcher.set_seq1(_shown(nodes))
+    matcher.set_seq1(_unparse(nodes))
     bounds = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)
     if all(bound() > score for bound in bounds):
       best, score = nodes, matcher.ratio()
   if best is None:
     return None
-  found = _shown(best)
+  found = _unparse(best)
   lines = difflib.unified_diff(
-    wanted.split('\n'), found.split('\n'), 'the rule', 'upstream', lineterm='', n=_LONGEST
+    wanted.split('\n'), found.split('\n'), 'the rule', 'upstream', lineterm='', n=_CONTEXT
   )
   first = best[0] if isinstance(best, list) else best
   return first.lineno, '\n'.join('    ' + line for line in lines)
 
 
-def _shown(code: Any) -> str:
+def _unparse(code: Any) -> str:
   nodes = code if isinstance(code, list) else [code]
   return patterns.decode('\n'.join(ast.unparse(node) for node in nodes))
 
 
-def _candidates(source: Source, tree: ast.Module, member: str, pattern: Any) -> Iterator[Any]:
+def _candidates(
+  source: UpstreamSource, tree: ast.Module, member: str, pattern: Any
+) -> Iterator[Any]:
   roots = [block[i] for block, i in sources.members(source, tree, member)] if member else tree.body
   if isinstance(pattern, list) and len(pattern) == 1:
     yield from ([root] for root in roots)
@@ -128,7 +132,7 @@ def _candidates(source: Source, tree: ast.Module, member: str, pattern: Any) -> 
       yield node
 
 
-def _elsewhere(source: Source, tree: ast.Module, member: str, rule: Rule) -> list[str]:
+def _find_elsewhere(source: UpstreamSource, tree: ast.Module, member: str, rule: Rule) -> list[str]:
   names = [
     name for name, (block, i) in sources.definitions(tree) if isinstance(block[i], sources.FUNCTION)
   ]

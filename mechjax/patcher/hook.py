@@ -62,7 +62,7 @@ class _Loader:
     names = {name: value for p in patches for name, value in p.names.items()}
     module.__dict__.update(names)
     exec(composite.code, module.__dict__)
-    live.injected(module, patches, set())
+    live.collect_names(module, patches, set())
     with live.LOCK:
       live.adopt(module, source, requests, composite)
       forget(module.__name__)
@@ -75,7 +75,7 @@ def wait(name: str, patch: Patch) -> None:
     sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type]
 
 
-def waiting(name: str, patch: Patch) -> int:
+def count_waiting(name: str, patch: Patch) -> int:
   """How often a patch waits for a module."""
   return _WAITING.get(name, []).count(patch)
 

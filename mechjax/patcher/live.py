@@ -43,7 +43,7 @@ from mechjax import code_version
 from mechjax.errors import PatchError
 from mechjax.patcher import composing, defining, sources
 from mechjax.patcher.composing import Composite, Key, Patch
-from mechjax.patcher.sources import Source
+from mechjax.patcher.sources import UpstreamSource
 
 LOCK = threading.RLock()
 _MISSING = object()
@@ -57,13 +57,15 @@ class LiveModule:
   Attributes:
     module: the module.
     source: its unpatched source.
-    depths: the installed patches in order, and how often each was installed.
+    counts: the installed patches in order, and how often each was installed.
   """
 
-  def __init__(self, module: ModuleType, source: Source, patches: list[Patch], ground: Composite):
+  def __init__(
+    self, module: ModuleType, source: UpstreamSource, patches: list[Patch], base: Composite
+  ):
     self.module, self.source, self.spec = module, source, module.__spec__
-    self.depths: Counter[Patch] = Counter(patches)
-    self.ground = self.now = ground
+    self.counts: Counter[Patch] = Counter(patches)
+    self.base = self.current = base
     self._codes: weakref.WeakKeyDictionary[FunctionType, CodeType] = weakref.WeakKeyDictionary()
     self._replaced: dict[str, Any] = {}
     self._executed: list[str] = []
@@ -71,17 +73,17 @@ class LiveModule:
 
   def install(self, patch: Patch, running: Running) -> None:
     """Installs a patch; one that is installed already is counted."""
-    self._check_names(composing.compose(self.source, [*dict.fromkeys([*self.depths, patch])]))
-    if not self.depths[patch]:
-      self._become([*self.depths, patch], running)
-    self.depths[patch] += 1
+    self._check_names(composing.compose(self.source, [*dict.fromkeys([*self.counts, patch])]))
+    if not self.counts[patch]:
+      self._switch_to([*self.counts, patch], running)
+    self.counts[patch] += 1
 
   def uninstall(self, patch: Patch, running: Running) -> None:
     """Takes a patch back, when it has been uninstalled as often as installed."""
-    if self.depths[patch] == 1:
-      rest = [p for p in self.depths if p != patch]
+    if self.counts[patch] == 1:
+      rest = [p for p in self.counts if p != patch]
       try:
-        self._become(rest, running)
+        self._switch_to(rest, running)
       except PatchError as error:
         if not rest:
           raise
@@ -90,26 +92,26 @@ class LiveModule:
           cause=f'one that was installed after it builds on it: {error.what}',
           hint='uninstall the patches in the reverse order of installing them',
         ) from error
-      del self.depths[patch]
+      del self.counts[patch]
     else:
-      self.depths[patch] -= 1
+      self.counts[patch] -= 1
 
-  def current(self) -> bool:
+  def is_current(self) -> bool:
     """Whether the module is the one that is imported, has not been executed again, and runs what it was given."""
     if sys.modules.get(self.module.__name__) is not self.module:
       return False
-    given = {*composing.functions(self.now.code).values()}
+    given = {*composing.functions(self.current.code).values()}
     runs = [function.__code__ in given for function in self._codes]
-    return self.module.__spec__ is self.spec and (not self.depths or not runs or any(runs))
+    return self.module.__spec__ is self.spec and (not self.counts or not runs or any(runs))
 
   def forget(self) -> None:
     """Takes away what an execution of the module left of the patches: names, and code of older functions."""
-    ours = {name: value for patch in self.depths for name, value in patch.names.items()}
+    ours = {name: value for patch in self.counts for name, value in patch.names.items()}
     namespace = self.module.__dict__
     for name in self._injected:
       if namespace.get(name, _MISSING) is ours.get(name):
         namespace.pop(name, None)
-    given = {*composing.functions(self.now.code).values()}
+    given = {*composing.functions(self.current.code).values()}
     for function, code in list(self._codes.items()):
       if function.__code__ in given:
         function.__code__ = code
@@ -118,7 +120,7 @@ class LiveModule:
 
   def _check_names(self, new: Composite) -> None:
     """Refuses to patch a function whose own name leads to a function from elsewhere."""
-    old = composing.functions(self.ground.code)
+    old = composing.functions(self.base.code)
     lines = self.source.text.split('\n')
     for key, code in composing.functions(new.code).items():
       name, line, _ = key
@@ -127,28 +129,28 @@ class LiveModule:
       found: Any = self.module
       for part in name.split('.'):
         found = vars(found).get(part) if isinstance(found, ModuleType | type) else None
-      if isinstance(found, FunctionType) and not _leads(found, self.module.__dict__):
+      if isinstance(found, FunctionType) and not _leads_to(found, self.module.__dict__):
         raise self._not_found(name, line)
 
-  def _become(self, patches: list[Patch], running: Running) -> None:
+  def _switch_to(self, patches: list[Patch], running: Running) -> None:
     """Makes the module run exactly these patches, or raises and changes nothing."""
     new = composing.compose(self.source, patches)
-    statements = defining.statements(self.source, self.ground.tree, new.tree)
-    swaps = self._swaps(new, bool(patches), running.of(self.module))
-    names = injected(self.module, patches, self._injected)
+    statements = defining.find_statements(self.source, self.base.tree, new.tree)
+    swaps = self._plan_swaps(new, bool(patches), running.find(self.module))
+    names = collect_names(self.module, patches, self._injected)
     if self._bind(names, statements, new.code.co_flags & _FUTURE):
       running.forget()
     for function, code in swaps:
       self._codes.setdefault(function, function.__code__)
       function.__code__ = code
-    self.now = new
+    self.current = new
     code_version.change()
     show(self.source, new.display if patches else None)
 
-  def _swaps(
+  def _plan_swaps(
     self, new: Composite, patched: bool, running: list[FunctionType]
   ) -> list[tuple[FunctionType, CodeType]]:
-    old_codes, new_codes = composing.functions(self.now.code), composing.functions(new.code)
+    old_codes, new_codes = composing.functions(self.current.code), composing.functions(new.code)
     changed = {
       key: code
       for key, code in old_codes.items()
@@ -176,7 +178,7 @@ class LiveModule:
     """Refuses rules about functions that Python never compiled, such as below `if False`."""
     compiled = {(code.co_name, code.co_firstlineno) for code in codes.values()}
     lines = {line for applied in new.applied for line in applied.lines}
-    for node in ast.walk(self.ground.tree):
+    for node in ast.walk(self.base.tree):
       if isinstance(node, sources.FUNCTION) and lines & {
         *range(node.lineno, (node.end_lineno or 0) + 1)
       }:
@@ -204,14 +206,14 @@ class LiveModule:
       namespace.pop(name, None)
     namespace.update(names)
     self._injected = set(names)
-    said = [ast.dump(s) for s in statements]
-    if said == self._executed:
+    dumps = [ast.dump(s) for s in statements]
+    if dumps == self._executed:
       return False
     for name, value in self._replaced.items():
       _put(namespace, name, value)
     bound = [name for s in statements for name in defining.binds(s)]
     self._replaced = {name: namespace.get(name, _MISSING) for name in bound}
-    self._executed = said
+    self._executed = dumps
     body = ast.Module(statements, [])
     exec(compile(body, self.source.filename, 'exec', flags, dont_inherit=True), namespace)
     return True
@@ -231,7 +233,7 @@ class Running:
     self._wanted = {id(module.__dict__) for module in modules}
     self._found: dict[int, list[FunctionType]] = {}
 
-  def of(self, module: ModuleType) -> list[FunctionType]:
+  def find(self, module: ModuleType) -> list[FunctionType]:
     if not self._found:
       self._found = {key: [] for key in self._wanted}
       for thing in gc.get_objects():
@@ -243,40 +245,42 @@ class Running:
     self._found = {}
 
 
-def of(module: ModuleType) -> LiveModule:
+def get_record(module: ModuleType) -> LiveModule:
   """The record of what is installed on an imported module."""
   record = _current(module.__name__)
   if record is None or record.module is not module:
-    source = sources.of_module(module)
+    source = sources.from_module(module)
     record = LiveModule(module, source, [], composing.compose(source, []))
     _MODULES[module.__name__] = record
   return record
 
 
-def adopt(module: ModuleType, source: Source, patches: list[Patch], ground: Composite) -> None:
+def adopt(
+  module: ModuleType, source: UpstreamSource, patches: list[Patch], base: Composite
+) -> None:
   """Records that a module was executed with patches in it."""
-  record = _MODULES[module.__name__] = LiveModule(module, source, patches, ground)
+  record = _MODULES[module.__name__] = LiveModule(module, source, patches, base)
   record._injected = {name for patch in patches for name in patch.names}
-  show(source, ground.display)
+  show(source, base.display)
 
 
-def depth(name: str, patch: Patch) -> int:
+def count_installs(name: str, patch: Patch) -> int:
   """How often a patch is installed on the imported module `name`."""
   record = _current(name)
-  return 0 if record is None else record.depths[patch]
+  return 0 if record is None else record.counts[patch]
 
 
 def _current(name: str) -> LiveModule | None:
   """The record of a module; one from before the module was executed again is forgotten."""
   record = _MODULES.get(name)
-  if record is not None and not record.current():
+  if record is not None and not record.is_current():
     del _MODULES[name]
     record.forget()
     return None
   return record
 
 
-def show(source: Source, text: str | None) -> None:
+def show(source: UpstreamSource, text: str | None) -> None:
   """Makes debuggers show `text` for a file, or the file itself again if None."""
   if text is None:
     linecache.cache.pop(source.filename, None)
@@ -285,7 +289,7 @@ def show(source: Source, text: str | None) -> None:
   linecache.cache[source.filename] = (len(text), None, lines, source.filename)
 
 
-def injected(module: ModuleType, patches: list[Patch], ours: set[str]) -> dict[str, Any]:
+def collect_names(module: ModuleType, patches: list[Patch], ours: set[str]) -> dict[str, Any]:
   """The names that replacements may use, checked against what the module means by them."""
   out: dict[str, Any] = {}
   for patch in patches:
@@ -302,7 +306,7 @@ def injected(module: ModuleType, patches: list[Patch], ours: set[str]) -> dict[s
   return out
 
 
-def _leads(found: Any, namespace: dict) -> bool:
+def _leads_to(found: Any, namespace: dict) -> bool:
   """Whether `found` is this module's function, or a wrapper that holds it or calls it by a global name."""
   left, seen = [found], set[int]()
   while left and len(seen) < 10_000:
@@ -333,7 +337,7 @@ def _signature(code: CodeType) -> tuple:
   return code.co_argcount, code.co_posonlyargcount, flags, code.co_varnames[:count]
 
 
-def _other_closure(source: Source, function: FunctionType, code: CodeType) -> PatchError:
+def _other_closure(source: UpstreamSource, function: FunctionType, code: CodeType) -> PatchError:
   old, new = function.__code__.co_freevars, code.co_freevars
   return PatchError(
     f'{function.__qualname__} closes over {list(old)} and its patched code over {list(new)}, so '

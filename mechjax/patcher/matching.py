@@ -192,22 +192,22 @@ def find(pattern: Any, region: list) -> list[Match]:
 
 def find_outside_functions(pattern: Any, body: list) -> list[Match]:
   """As `find`, among the module's own statements: not in the bodies of functions and classes."""
-  own = [s for s in body if not _scope(s)]
+  own = [s for s in body if not _is_scope(s)]
   if not isinstance(pattern, list):
-    return [m for s in own for m in _expressions(pattern, s, skip=_scope)]
-  blocks = [(body, 0, len(body)), *(b for s in own for b in _blocks(s, skip=_scope))]
+    return [m for s in own for m in _expressions(pattern, s, skip=_is_scope)]
+  blocks = [(body, 0, len(body)), *(b for s in own for b in _blocks(s, skip=_is_scope))]
   return [m for block, start, stop in blocks for m in _runs(pattern, block, start, stop)]
 
 
-def _scope(node: ast.AST) -> bool:
+def _is_scope(node: ast.AST) -> bool:
   return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
 
 
-def _no(node: ast.AST) -> bool:
+def _never(node: ast.AST) -> bool:
   return False
 
 
-def _blocks(node: ast.AST, skip=_no) -> Iterator[tuple[list, int, int]]:
+def _blocks(node: ast.AST, skip=_never) -> Iterator[tuple[list, int, int]]:
   for _, value in ast.iter_fields(node):
     items = value if isinstance(value, list) else [value]
     if items and isinstance(items[0], ast.stmt):
@@ -240,7 +240,7 @@ def is_read(node: object) -> bool:
   return whole and isinstance(getattr(node, 'ctx', ast.Load()), ast.Load)
 
 
-def _expressions(pattern: ast.expr, node: ast.AST, skip=_no) -> Iterator[Match]:
+def _expressions(pattern: ast.expr, node: ast.AST, skip=_never) -> Iterator[Match]:
   for name, value in ast.iter_fields(node):
     items = value if isinstance(value, list) else [value]
     for i, item in enumerate(items):

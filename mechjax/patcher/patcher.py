@@ -46,7 +46,7 @@ from typing import Any
 from mechjax.errors import PatchError
 from mechjax.patcher import composing, drift, hook, live, patterns, rendering, sources
 from mechjax.patcher.patterns import Rule
-from mechjax.patcher.sources import Source
+from mechjax.patcher.sources import UpstreamSource
 
 
 class Text(str):
@@ -94,7 +94,7 @@ class Patcher:
     self.module = module if isinstance(module, str) else module.__name__
     every = {**(members or {}), **more_members}
     self.rules: tuple[tuple[str, Rule], ...] = tuple(
-      (member, rule) for member, entries in every.items() for rule in patterns.rules(entries)
+      (member, rule) for member, entries in every.items() for rule in patterns.read_rules(entries)
     )
     self.checked = (checked[0], tuple(checked[1])) if checked else None
     self.names = dict(names or {})
@@ -106,12 +106,12 @@ class Patcher:
       PatchError: if there is no such module, or if a rule does not apply or cannot be applied in
         place; nothing is changed then.
     """
-    module = self._imported()
+    module = self._import()
     with live.LOCK:
-      live.of(module).install(self, live.Running([module]))
+      live.get_record(module).install(self, live.Running([module]))
     return self
 
-  def _imported(self) -> ModuleType:
+  def _import(self) -> ModuleType:
     try:
       return importlib.import_module(self.module)
     except ModuleNotFoundError as error:
@@ -126,13 +126,13 @@ class Patcher:
       PatchError: if the patch is not installed, or another one builds on it.
     """
     with live.LOCK:
-      self._uninstall(live.Running(_loaded([self])))
+      self._uninstall(live.Running(_find_loaded([self])))
 
   def _uninstall(self, running: live.Running) -> None:
-    if hook.waiting(self.module, self):
+    if hook.count_waiting(self.module, self):
       hook.forget(self.module, self)
-    elif live.depth(self.module, self):
-      live.of(sys.modules[self.module]).uninstall(self, running)
+    elif live.count_installs(self.module, self):
+      live.get_record(sys.modules[self.module]).uninstall(self, running)
     else:
       raise PatchError(
         f'the patch of {self.module} is not installed, so it cannot be uninstalled',
@@ -166,9 +166,9 @@ class Patcher:
   @property
   def installed(self) -> bool:
     """Whether the module runs patched code now."""
-    return live.depth(self.module, self) > 0
+    return live.count_installs(self.module, self) > 0
 
-  def source(self) -> Source:
+  def source(self) -> UpstreamSource:
     """Upstream's source, without importing it.
 
     Raises:
@@ -187,7 +187,7 @@ class Patcher:
     source = self.source()
     tree, _ = composing.rewrite(source, [self])
     before, after = (
-      t.splitlines(keepends=True) for t in (source.text, rendering.pretty(source, tree))
+      t.splitlines(keepends=True) for t in (source.text, rendering.render_readable(source, tree))
     )
     name = self.module.replace('.', '/') + '.py'
     return Text(''.join(difflib.unified_diff(before, after, f'a/{name}', f'b/{name}')))
@@ -228,7 +228,7 @@ def _rows(code: str) -> list[str]:
   return textwrap.dedent(code).strip('\n').rstrip().split('\n')
 
 
-def _loaded(patchers: Iterable[Patcher]) -> list[ModuleType]:
+def _find_loaded(patchers: Iterable[Patcher]) -> list[ModuleType]:
   return [sys.modules[p.module] for p in patchers if p.module in sys.modules]
 
 
@@ -262,22 +262,24 @@ class Patchers:
 
   def install(self) -> Patchers:
     """Installs each patch whose module is there; all of them or none."""
-    present = self._present()
-    modules = {p.module: p._imported() for p in present}
+    present = self._find_present()
+    modules = {p.module: p._import() for p in present}
     running = live.Running(modules.values())
-    return self._each(present, lambda p: live.of(modules[p.module]).install(p, running))
+    return self._install_each(
+      present, lambda p: live.get_record(modules[p.module]).install(p, running)
+    )
 
   def install_on_import(self) -> Patchers:
     """Has each module that is there patched when it is imported."""
-    return self._each(self._present(), Patcher.install_on_import)
+    return self._install_each(self._find_present(), Patcher.install_on_import)
 
-  def _present(self) -> list[Patcher]:
+  def _find_present(self) -> list[Patcher]:
     present = [p for p in self.patchers if sources.locate(p.module) is not None]
     if not present:
       self.patchers[0].source()
     return present
 
-  def _each(self, present: list[Patcher], install: Callable[[Patcher], object]) -> Patchers:
+  def _install_each(self, present: list[Patcher], install: Callable[[Patcher], object]) -> Patchers:
     with live.LOCK, contextlib.ExitStack() as undo:
       for patcher in present:
         install(patcher)
@@ -292,7 +294,7 @@ class Patchers:
       if not self._installed:
         raise PatchError('these patches are not installed, so they cannot be uninstalled')
       patchers = self._installed.pop()
-      running = live.Running(_loaded(patchers))
+      running = live.Running(_find_loaded(patchers))
       with contextlib.ExitStack() as each:  # in reverse order, and the rest after an error too
         for patcher in patchers:
           each.callback(patcher._uninstall, running)

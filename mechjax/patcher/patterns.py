@@ -103,7 +103,7 @@ class Rule:
       raise PatchError('the code to find is empty', where=f'rule with replacement {self.after!r}')
     if is_expression(pattern) and is_expression(template):
       pattern, template = pattern[0].value, template[0].value
-    unknown = sorted(holes(template) - holes(pattern))
+    unknown = sorted(find_holes(template) - find_holes(pattern))
     if unknown:
       raise PatchError(
         f'the replacement uses {", ".join(unknown)}, which the code to find does not bind',
@@ -114,7 +114,7 @@ class Rule:
     object.__setattr__(self, 'template', template)
 
 
-def rules(entries: Iterable) -> tuple[Rule, ...]:
+def read_rules(entries: Iterable) -> tuple[Rule, ...]:
   """Reads the rules of one member.
 
   Args:
@@ -144,7 +144,7 @@ def parse(text: str) -> list[Any]:
   try:
     body = ast.parse(encode(text)).body
   except SyntaxError as error:
-    raise _unparsable(text, error) from None
+    raise _syntax_error(text, error) from None
   _mark_flexible(body)
   _check_holes(body, text)
   return body
@@ -154,7 +154,7 @@ def is_expression(body: list[Any]) -> bool:
   return len(body) == 1 and isinstance(body[0], ast.Expr) and not many(body[0])
 
 
-def holes(code: ast.AST | list) -> set[str]:
+def find_holes(code: ast.AST | list) -> set[str]:
   """The holes in parsed source, as they are written."""
   return {decode(text) for text in _identifiers(code) if text.startswith((ONE, MANY))}
 
@@ -193,10 +193,10 @@ def _check_holes(body: list[ast.stmt], text: str) -> None:
   placed = {id(item.value) for item in items if isinstance(item, ast.Starred)}
   for node in nodes:
     if isinstance(node, ast.Name) and node.id.startswith(MANY) and id(node) not in placed:
-      raise _misplaced(decode(node.id), text)
+      raise _hole_error(decode(node.id), text)
 
 
-def _misplaced(hole: str, text: str) -> PatchError:
+def _hole_error(hole: str, text: str) -> PatchError:
   return PatchError(
     f'{hole} stands where exactly one expression is needed',
     where=f'rule\n{textwrap.indent(text, "    ")}',
@@ -204,7 +204,7 @@ def _misplaced(hole: str, text: str) -> PatchError:
   )
 
 
-def _unparsable(text: str, error: SyntaxError) -> PatchError:
+def _syntax_error(text: str, error: SyntaxError) -> PatchError:
   number, column = error.lineno or 1, error.offset or 1
   lines = text.split('\n')
   line = encode(text).split('\n')[number - 1] if number <= len(lines) else ''

@@ -1,6 +1,6 @@
 """Patched source as text: once to be read, once to be debugged.
 
-`pretty` is upstream's text with every replacement laid out on lines of its own; `Patcher.diff`
+`render_readable` is upstream's text with every replacement laid out on lines of its own; `Patcher.diff`
 compares it with the original. `display` is what debuggers show: every line that upstream had keeps
 its number, so a replacement must do with the lines of what it replaced. Statements are joined by
 semicolons and suites pulled up to their headers, with upstream's own statements left where they
@@ -26,9 +26,9 @@ from dataclasses import replace
 from typing import Any
 
 from mechjax.patcher import layout
-from mechjax.patcher.layout import Line
-from mechjax.patcher.rewriting import Run, is_ours
-from mechjax.patcher.sources import Source
+from mechjax.patcher.layout import SourceLine
+from mechjax.patcher.rewriting import ReplacedSpan, is_ours
+from mechjax.patcher.sources import UpstreamSource
 
 Splice = tuple[int, int, str]
 _HOLE = re.compile(r'_mechjax_hole_(\d+)_')
@@ -43,18 +43,18 @@ class _Inline(Exception):
   """A suite on the line of its header was changed, so the whole statement must be laid out anew."""
 
 
-def pretty(source: Source, tree: ast.Module) -> str:
+def render_readable(source: UpstreamSource, tree: ast.Module) -> str:
   """Upstream's text with the replacements in it, for a reader."""
   return _Renderer(source, tree).module(tree)
 
 
-def display(source: Source, tree: ast.Module) -> str:
+def render_in_place(source: UpstreamSource, tree: ast.Module) -> str:
   """Upstream's text with the replacements in it, every line of upstream's where it was."""
   return _InPlace(source, tree).module(tree)
 
 
 class _Renderer:
-  def __init__(self, source: Source, tree: ast.Module):
+  def __init__(self, source: UpstreamSource, tree: ast.Module):
     self.source, self.unit, self.flat = source, _unit(tree), False
 
   def module(self, tree: ast.Module) -> str:
@@ -86,7 +86,7 @@ class _Renderer:
           yield from self.changes(child)
 
   def block_changes(self, block: list) -> Iterator[Splice]:
-    groups: list[tuple[Run | None, list]] = []
+    groups: list[tuple[ReplacedSpan | None, list]] = []
     for statement in block:
       run = getattr(statement, 'stands_for', None)
       if run is not None and groups and groups[-1][0] is run:
@@ -127,44 +127,46 @@ class _Renderer:
   def expression(self, node: ast.expr) -> str:
     if self.flat:
       return ast.unparse(node)
-    return self.filled(node)[0] if is_ours(node) else self.verbatim(node)
+    return self.fill(node)[0] if is_ours(node) else self.verbatim(node)
 
   def verbatim(self, node: ast.AST) -> str:
     return self.splice(*self.source.span(node), list(self.changes(node)))
 
-  def lines(self, statement: Any) -> list[Line]:
+  def lines(self, statement: Any) -> list[SourceLine]:
     """The logical lines of a statement that stands where it did not stand before."""
     compound = hasattr(statement, 'body') or hasattr(statement, 'cases')
     if is_ours(statement):
-      return self.generated(statement) if compound else [self.simple(statement)]
+      return self.generate(statement) if compound else [self.simple(statement)]
     start, _ = self.source.span(statement)
-    want = self.source.line_of(start)
+    upstream_line = self.source.line_of(start)
     if not compound:
-      return [replace(self.simple(statement), want=want)]
+      return [replace(self.simple(statement), upstream_line=upstream_line)]
     try:
-      return [Line(0, self.unindented(self.verbatim(statement), start), 'block', want)]
+      return [SourceLine(0, self.unindent(self.verbatim(statement), start), 'block', upstream_line)]
     except _Inline:
-      return self.generated(statement)
+      return self.generate(statement)
 
-  def simple(self, statement: Any) -> Line:
+  def simple(self, statement: Any) -> SourceLine:
     if self.flat:
       text = ast.unparse(statement)
     elif is_ours(statement):
-      text = self.filled(statement)[0]
+      text = self.fill(statement)[0]
     else:
-      text = self.unindented(self.verbatim(statement), self.source.span(statement)[0])
-    return Line(0, text, 'simple')
+      text = self.unindent(self.verbatim(statement), self.source.span(statement)[0])
+    return SourceLine(0, text, 'simple')
 
-  def unindented(self, text: str, start: int) -> str:
+  def unindent(self, text: str, start: int) -> str:
     """`text` as it would stand at the left margin; `start` is where it stands in the source."""
     prefix = self.prefix(start)
     return layout.shift(text, len(prefix.lstrip()) - len(prefix))
 
-  def generated(self, statement: Any) -> list[Line]:
+  def generate(self, statement: Any) -> list[SourceLine]:
     """A compound statement's lines: its headers unparsed, the statements in it by `lines`."""
-    text, statements = self.filled(statement)
-    want = None if is_ours(statement) else self.source.line_of(self.source.span(statement)[0])
-    out: list[Line] = []
+    text, statements = self.fill(statement)
+    upstream_line = (
+      None if is_ours(statement) else self.source.line_of(self.source.span(statement)[0])
+    )
+    out: list[SourceLine] = []
     for row in text.split('\n'):
       depth = (len(row) - len(row.lstrip(' '))) // 4
       hole = _HOLE.fullmatch(row.strip())
@@ -172,10 +174,10 @@ class _Renderer:
         out += [replace(l, depth=l.depth + depth) for l in self.lines(statements[int(hole[1])])]
       elif row.strip():
         kind = 'decorator' if row.lstrip().startswith('@') else 'header'
-        out.append(Line(depth, row.strip(), kind, want if not out else None))
+        out.append(SourceLine(depth, row.strip(), kind, upstream_line if not out else None))
     return out
 
-  def filled(self, node: Any) -> tuple[str, dict]:
+  def fill(self, node: Any) -> tuple[str, dict]:
     """Unparses a rule's own node with the upstream expressions in it verbatim.
 
     Returns:
@@ -200,7 +202,7 @@ class _Renderer:
           out.append(ast.Expr(_hole(number)))
         elif isinstance(child, ast.expr) and not is_ours(child) and not whole:
           texts[number] = ''
-          text = self.unindented(self.verbatim(child), self.source.span(child)[0])
+          text = self.unindent(self.verbatim(child), self.source.span(child)[0])
           texts[number] = self.wrap(text, child, node, name)
           out.append(_hole(number))
         else:
@@ -234,18 +236,18 @@ class _Renderer:
 
   def arrange(self, statements: list[Any], forced: bool, start: int, stop: int) -> Splice:
     """Lays out statements in the place of those between two bytes of the source."""
-    lines, last = self.logical(statements, forced), self.source.line_of(stop)
+    lines, last = self.to_lines(statements, forced), self.source.line_of(stop)
     comment = re.match(rb'[ \t]*#[^\n]*', self.source.data[stop:])
     for i, line in enumerate(lines[:-1]):
-      if comment and line.want and line.want + line.text.count('\n') == last:
+      if comment and line.upstream_line and line.upstream_line + line.text.count('\n') == last:
         lines[i] = replace(line, text=line.text + comment[0].decode())
         stop += comment.end()
         break
     return start, stop, layout.spread(lines, self.prefix(start), self.unit)
 
-  def logical(self, statements: list[Any], forced: bool) -> list[Line]:
+  def to_lines(self, statements: list[Any], forced: bool) -> list[SourceLine]:
     if forced:
-      return self.generated(statements[0])
+      return self.generate(statements[0])
     return [line for s in statements for line in self.lines(s)]
 
 
@@ -264,9 +266,9 @@ class _InPlace(_Renderer):
 
   def arrange(self, statements: list[Any], forced: bool, start: int, stop: int) -> Splice:
     first, last = self.source.line_of(start), self.source.line_of(stop)
-    lines: list[Line] = []
+    lines: list[SourceLine] = []
     for self.flat in (False, True):
-      lines = self.logical(statements, forced)
+      lines = self.to_lines(statements, forced)
       text = layout.squeeze(lines, self.prefix(start), self.unit, first, last)
       if text is not None:
         break

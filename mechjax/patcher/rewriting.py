@@ -11,7 +11,7 @@ So a traceback through patched code names upstream's lines, and the rendered tex
 keeps upstream's comments.
 
 The root of each replacement remembers in `stands_for` which part of the source text it took the
-place of: a span of bytes for an expression, a shared `Run` for statements.
+place of: a span of bytes for an expression, a shared `ReplacedSpan` for statements.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from mechjax.errors import MatchError, PatchError
 from mechjax.patcher import matching, patterns
 from mechjax.patcher.matching import Match, Parameter
 from mechjax.patcher.patterns import Rule
-from mechjax.patcher.sources import Source, members
+from mechjax.patcher.sources import UpstreamSource, members
 
 
 @dataclass(eq=False)
-class Run:
+class ReplacedSpan:
   """The part of the source text that a run of statements took the place of, in bytes."""
 
   start: int
@@ -54,14 +54,14 @@ class Applied:
   bindings: tuple[dict[str, str], ...]
 
 
-def find(source: Source, tree: ast.Module, member: str, rule: Rule) -> list[Match]:
+def find(source: UpstreamSource, tree: ast.Module, member: str, rule: Rule) -> list[Match]:
   """Every place in a member where a rule matches, in source order."""
   if not member:
     return matching.find_outside_functions(rule.pattern, tree.body)
   return matching.find(rule.pattern, members(source, tree, member))
 
 
-def apply(source: Source, tree: ast.Module, member: str, rule: Rule) -> Applied:
+def apply(source: UpstreamSource, tree: ast.Module, member: str, rule: Rule) -> Applied:
   """Applies one rule, changing `tree`.
 
   Returns:
@@ -84,20 +84,22 @@ def apply(source: Source, tree: ast.Module, member: str, rule: Rule) -> Applied:
       hint='write more of the surrounding code into the rule',
       matches=len(matches),
     )
-  said = tuple({k: _text(v) for k, v in m.bindings.items()} for m in matches)
+  texts = tuple({k: _text(v) for k, v in m.bindings.items()} for m in matches)
   for match in reversed(matches):
     _replace(source, match, rule.template)
-  return Applied(member, rule, tuple(m.nodes[0].lineno for m in matches), said)
+  return Applied(member, rule, tuple(m.nodes[0].lineno for m in matches), texts)
 
 
-def _wrong_count(source: Source, member: str, rule: Rule, matches: list[Match]) -> MatchError:
+def _wrong_count(
+  source: UpstreamSource, member: str, rule: Rule, matches: list[Match]
+) -> MatchError:
   where = ', '.join(f'{source.filename}:{m.nodes[0].lineno}' for m in matches)
-  said = f'matches {len(matches)} times, not {rule.count},' if matches else 'does not match'
+  outcome = f'matches {len(matches)} times, not {rule.count},' if matches else 'does not match'
   hint = (
     f"write more of the surrounding code into the rule, or state {len(matches)} or 'all' as count"
   )
   return MatchError(
-    f'{rule.before!r} {said} in {member or "the statements of the module"}',
+    f'{rule.before!r} {outcome} in {member or "the statements of the module"}',
     where=where or source.filename,
     hint=hint if matches else None,
     matches=len(matches),
@@ -115,7 +117,7 @@ def _overlap(matches: list[Match]) -> tuple[int, int] | None:
   return None
 
 
-def _replace(source: Source, match: Match, template: Any) -> None:
+def _replace(source: UpstreamSource, match: Match, template: Any) -> None:
   statements = isinstance(template, list)
   fill = _Filling(match)
   new = [*fill(template)] if statements else [fill(template)]
@@ -132,14 +134,16 @@ def _replace(source: Source, match: Match, template: Any) -> None:
   match.put(new)
 
 
-def _join_runs(source: Source, match: Match, new: list) -> None:
+def _join_runs(source: UpstreamSource, match: Match, new: list) -> None:
   """Makes one run of the new statements and of every earlier run that the match touches."""
-  old_runs = [n.stands_for for n in match.nodes if isinstance(getattr(n, 'stands_for', None), Run)]
+  old_runs = [
+    n.stands_for for n in match.nodes if isinstance(getattr(n, 'stands_for', None), ReplacedSpan)
+  ]
   own = [source.span(n) for n in match.nodes if not hasattr(n, 'stands_for') and not is_ours(n)]
   spans = own + [(r.start, r.stop) for r in old_runs]
   if not spans:
     return
-  run = Run(min(s for s, _ in spans), max(e for _, e in spans))
+  run = ReplacedSpan(min(s for s, _ in spans), max(e for _, e in spans))
   for node in [*new, *(n for n in match.holder if getattr(n, 'stands_for', None) in old_runs)]:
     node.stands_for = run
 
@@ -170,11 +174,11 @@ class _Filling:
     out: list = []
     for item in items:
       hole = patterns.many(item)
-      out += [_taken(n) for n in self.match.bindings['$$' + hole]] if hole else [self(item)]
+      out += [_copy(n) for n in self.match.bindings['$$' + hole]] if hole else [self(item)]
     return out
 
   def expression(self, hole: str, ctx: ast.expr_context) -> ast.expr:
-    bound = _taken(self.match.bindings[hole])
+    bound = _copy(self.match.bindings[hole])
     if isinstance(bound, str):
       return self.place(ast.Name(bound, ctx))
     _set_context(bound, ctx)
@@ -195,7 +199,7 @@ class _Filling:
     for old in self.unused:
       if type(old) is type(new) and matching.equal(old, new):
         self.unused.remove(old)
-        return _taken(old)
+        return _copy(old)
     return new
 
   def fill(self, t: Any) -> ast.AST:
@@ -220,7 +224,7 @@ class _Filling:
     return node if isinstance(node, Parameter) else ast.copy_location(node, self.match.nodes[0])
 
 
-def _taken(node: Any) -> Any:
+def _copy(node: Any) -> Any:
   """A copy of matched code, for use elsewhere."""
   new = copy.deepcopy(node)
   if hasattr(new, 'stands_for'):

@@ -33,7 +33,7 @@ FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True)
-class Source:
+class UpstreamSource:
   """The text of an upstream module.
 
   Attributes:
@@ -72,7 +72,7 @@ class Source:
     return self.data.count(b'\n', 0, offset) + 1
 
 
-def locate(module: str) -> Source | None:
+def locate(module: str) -> UpstreamSource | None:
   """Finds the source of a module without running it or the packages it is in.
 
   Args:
@@ -97,11 +97,11 @@ def locate(module: str) -> Source | None:
     if spec is None or spec.submodule_search_locations is None:
       return None
     name += '.' + part
-    spec = _within(name, spec.submodule_search_locations)
+    spec = _find_within(name, spec.submodule_search_locations)
   return None if spec is None else from_spec(spec)
 
 
-def _within(name: str, folders: Iterable[str]) -> importlib.machinery.ModuleSpec | None:
+def _find_within(name: str, folders: Iterable[str]) -> importlib.machinery.ModuleSpec | None:
   """The spec of a module in one of these folders; a namespace package may lie in several."""
   portions: list[str] = []
   for folder in folders:
@@ -117,7 +117,7 @@ def _within(name: str, folders: Iterable[str]) -> importlib.machinery.ModuleSpec
   return spec
 
 
-def from_spec(spec: importlib.machinery.ModuleSpec) -> Source:
+def from_spec(spec: importlib.machinery.ModuleSpec) -> UpstreamSource:
   """The source that an import spec points at."""
   read = getattr(spec.loader, 'get_source', None)
   text = read(spec.name) if read else None
@@ -130,10 +130,10 @@ def from_spec(spec: importlib.machinery.ModuleSpec) -> Source:
       where=str(spec.origin),
       cause='it is compiled, built in, or a namespace package',
     )
-  return Source(spec.name, str(spec.origin), text if text.endswith('\n') else text + '\n')
+  return UpstreamSource(spec.name, str(spec.origin), text if text.endswith('\n') else text + '\n')
 
 
-def of_module(module: ModuleType) -> Source:
+def from_module(module: ModuleType) -> UpstreamSource:
   """The source of an imported module."""
   if module.__spec__ is None:
     raise PatchError(
@@ -150,7 +150,7 @@ def version(distribution: str) -> str | None:
     return None
 
 
-def members(source: Source, tree: ast.Module, path: str) -> list[tuple[list, int]]:
+def members(source: UpstreamSource, tree: ast.Module, path: str) -> list[tuple[list, int]]:
   """Where the member `path` is defined: (block, index) of each of its statements.
 
   Raises:

@@ -90,7 +90,7 @@ def bars(
     )  # fmt: skip
   _ticks(ax.yaxis, labels)
   ax.set_ylim(len(values) - 0.5, -0.5)
-  dress(ax, title, xlabel)
+  style_axes(ax, title, xlabel)
 
 
 def words(
@@ -123,17 +123,17 @@ def words(
     for j, word in enumerate(row):
       ink = 'white' if weights[i][j] > 0.55 else INK
       ax.text(
-        j, i, legible(word), ha='center', va='center', fontsize=8, color=ink, parse_math=False
+        j, i, make_legible(word), ha='center', va='center', fontsize=8, color=ink, parse_math=False
       )
   _ticks(ax.yaxis, rows)
   _ticks(ax.xaxis, columns)
   assert ax.figure is not None
   ax.figure.colorbar(image, ax=ax, label=weight, fraction=0.03, pad=0.015)
-  dress(ax, title, xlabel)
+  style_axes(ax, title, xlabel)
   ax.set_ylabel(ylabel)
 
 
-def heat(
+def heatmap(
   ax: Axes,
   values: Any,
   *,
@@ -182,12 +182,12 @@ def heat(
     text = number.format(values[i, j])
     ax.text(j, i, text, ha='center', va='center', fontsize=6.5, color='white')
   _ticks(ax.yaxis, rows)
-  _ticks(ax.xaxis, columns, turned=max(map(len, columns)) > 4)
+  _ticks(ax.xaxis, columns, rotated=max(map(len, columns)) > 4)
   ax.set_xticks(np.arange(0.5, len(columns) - 1), minor=True)
   ax.set_yticks(np.arange(0.5, len(rows) - 1), minor=True)
   ax.grid(which='minor', color='#dfe4e8', linewidth=0.5)
   ax.tick_params(which='minor', length=0)
-  dress(ax, title, xlabel)
+  style_axes(ax, title, xlabel)
   for spine in ax.spines.values():
     spine.set(visible=True, color='#dfe4e8', linewidth=0.5)
   ax.set_ylabel(ylabel, fontsize=9, color=INK)
@@ -216,23 +216,23 @@ def _colours(signed: bool) -> Any:
   return extras.require('matplotlib.colors', 'viz').LinearSegmentedColormap.from_list('', colours)
 
 
-def legible(text: str) -> str:
+def make_legible(text: str) -> str:
   """The text with a box for every character that the default font cannot draw."""
   manager = extras.require('matplotlib.font_manager', 'viz')
   have = manager.get_font(manager.findfont('DejaVu Sans')).get_charmap()
   return ''.join(c if ord(c) in have else '□' for c in text)
 
 
-def _ticks(axis: Any, labels: Sequence[str], *, turned: bool = False) -> None:
+def _ticks(axis: Any, labels: Sequence[str], *, rotated: bool = False) -> None:
   """Labels the ticks 0, 1, ...; where there are too many to read, every second, third, ... one."""
   step = -(-len(labels) // 64)
-  texts = [legible(label) for label in labels[::step]]
-  axis.set_ticks(range(0, len(labels), step), texts, fontsize=8, rotation=-90 if turned else 0)
+  texts = [make_legible(label) for label in labels[::step]]
+  axis.set_ticks(range(0, len(labels), step), texts, fontsize=8, rotation=-90 if rotated else 0)
   for label in axis.get_ticklabels():
     label.set_parse_math(False)
 
 
-def dress(ax: Axes, title: str, xlabel: str) -> None:
+def style_axes(ax: Axes, title: str, xlabel: str) -> None:
   """Gives axes their title and their label below, and takes away frame and tick marks."""
   ax.set_title(title, loc='left', fontsize=10.5, fontweight='bold', color=INK)
   ax.set_xlabel(xlabel, fontsize=9, color=INK)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechjax.viz import charts, logs
-from mechjax.viz.logs import ChartError, Span
+from mechjax.viz.logs import ChartError, LogAxis
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -51,7 +51,7 @@ def cloud(
   Raises:
     ChartError: not as many of one as of the other; negative or missing numbers, or all zero.
   """
-  x, y, span, edge = _checked(truth, estimate)
+  x, y, span, edge = _check_numbers(truth, estimate)
   others = np.setdiff1d(np.arange(len(x)), [*marked])
   ax.plot(x[others], y[others], 'o', color=charts.UP, markersize=3.4, alpha=0.5, markeredgewidth=0)
   ends = [span.low, span.high]
@@ -60,14 +60,14 @@ def cloud(
   for number, i in enumerate(marked, 1):
     ax.plot(x[i], y[i], 'D', color=charts.DOWN, markersize=5, zorder=3)
     ax.annotate(str(number), (x[i], y[i]), (5, 3), textcoords='offset points', fontsize=8)
-  logs.dress(ax, span, span, title=title, xlabel=xlabel, ylabel=ylabel)
+  logs.style_axes(ax, span, span, title=title, xlabel=xlabel, ylabel=ylabel)
   ax.text(0.02, 0.98, edge, transform=ax.transAxes, va='top', fontsize=8, color=charts.INK)
   ax.set_box_aspect(1)
   ax.set_anchor('W')
   ax.text(
     0.98, 0.02, BELOW, transform=ax.transAxes, ha='right', fontsize=8, color=charts.INK, alpha=0.7
   )
-  names = [f'{n}  {charts.legible(name)}' for n, name in enumerate(marked.values(), 1)]
+  names = [f'{n}  {charts.make_legible(name)}' for n, name in enumerate(marked.values(), 1)]
   ax.annotate(
     '\n'.join(names), (1.04, 1.0), xycoords='axes fraction', fontsize=8, va='top',
     color=charts.INK, parse_math=False, linespacing=1.6,
@@ -99,29 +99,31 @@ def cloud_svg(
   Raises:
     ChartError: as `cloud`.
   """
-  x, y, span, edge = _checked(truth, estimate)
-  frame = logs.Frame(span, span, xlabel, ylabel, width=464, margin=24)
+  x, y, span, edge = _check_numbers(truth, estimate)
+  frame = logs.PlotFrame(span, span, xlabel, ylabel, width=464, margin=24)
   at = frame.place(x, y)
-  say = lambda i, name: frame.note(name, float(truth[i]), float(estimate[i]))  # noqa: E731
+  describe = lambda i, name: frame.note(name, float(truth[i]), float(estimate[i]))  # noqa: E731
   # A stroke without length is a dot, so that ten thousand of them are one short path.
   silent = [at[i] for i in range(len(at)) if i not in marked and i not in notes]
   dots = ''.join(dict.fromkeys(f'M{a:.1f} {b:.1f}h0' for a, b in silent))
   parts = [
-    _below(frame),
+    _draw_triangle(frame),
     f'<text x="{logs.LEFT + 8}" y="{logs.TOP + 18}">{edge}</text>',
     f'<path class="dots" d="{dots}"/>',
   ]
   for i, name in notes.items():
     if i not in marked:
-      parts.append(logs.mark('.', at[i], say(i, name), 'dot'))
+      parts.append(logs.mark('.', at[i], describe(i, name), 'dot'))
   for number, (i, name) in enumerate(marked.items(), 1):
-    parts.append(f'<g style="--c:var(--down)">{logs.mark("D", at[i], say(i, name))}</g>')
+    parts.append(f'<g style="--c:var(--down)">{logs.mark("D", at[i], describe(i, name))}</g>')
     parts.append(f'<text x="{at[i, 0] + 7:.1f}" y="{at[i, 1] - 5:.1f}">{number}</text>')
   listed = ''.join(f'<li class="word">{html.escape(name)}</li>' for name in marked.values())
   return f'<div class="cloud">{frame.svg("".join(parts))}<ol>{listed}</ol></div>'
 
 
-def _checked(truth: Numbers, estimate: Numbers) -> tuple[np.ndarray, np.ndarray, Span, str]:
+def _check_numbers(
+  truth: Numbers, estimate: Numbers
+) -> tuple[np.ndarray, np.ndarray, LogAxis, str]:
   """The numbers, the smallest lifted to the edge; the span; what is said of the edge."""
   x, y = np.asarray(truth, float), np.asarray(estimate, float)
   if x.shape != y.shape or x.ndim != 1:
@@ -135,10 +137,10 @@ def _checked(truth: Numbers, estimate: Numbers) -> tuple[np.ndarray, np.ndarray,
   low = max(both[both > 0].min(), both.max() * 1e-6)
   rounded = logs.number(float(f'{low:.1e}'))
   edge = f'on the edges: {rounded} or less' if (both < low).any() else ''
-  return np.maximum(x, low), np.maximum(y, low), Span.of([low, both.max()]), edge
+  return np.maximum(x, low), np.maximum(y, low), LogAxis.from_values([low, both.max()]), edge
 
 
-def _below(frame: logs.Frame) -> str:
+def _draw_triangle(frame: logs.PlotFrame) -> str:
   """The diagonal, and the triangle below a tenth of it."""
   side = frame.right - logs.LEFT
   tenth = min(1.0, 1 / math.log10(frame.x.high / frame.x.low))

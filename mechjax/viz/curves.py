@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechjax.viz import charts, logs
-from mechjax.viz.logs import Axis, ChartError, Even, Span
+from mechjax.viz.logs import Axis, ChartError, LinearAxis, LogAxis
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ def lines(
   xlabel: str,
   ylabel: str,
   bound: tuple[str, Points] | None = None,
-  even: bool = False,
+  linear: bool = False,
   notes: Notes | None = None,
   corner: str = '',
 ) -> None:
@@ -63,33 +63,33 @@ def lines(
     xlabel: what the xs are, with their unit.
     ylabel: what the ys are, with their unit.
     bound: name and curve of what no other can be below.
-    even: whether the axis of the ys is even, and holds zero.
+    linear: whether the axis of the ys is even, and holds zero.
     notes: what each point is, which only a page shows; with them every point has its mark.
     corner: what is to be said of the corner on the lower left, above zero.
 
   Raises:
     ChartError: points that do not belong on such axes.
   """
-  drawn = _lines(curves, bound, even, notes)
-  x, y = _axes(drawn, even)
+  drawn = _make_lines(curves, bound, linear, notes)
+  x, y = _make_axes(drawn, linear)
   for line in drawn:
     ax.plot(
       line.xs, line.ys, color=line.colour, linestyle=(0, line.dashes) if line.dashes else '-',
       linewidth=1.5, marker=line.mark, markevery=line.marked, markersize=5.5,
-      markeredgecolor='white', markeredgewidth=0.7, label=charts.legible(line.name),
+      markeredgecolor='white', markeredgewidth=0.7, label=charts.make_legible(line.name),
     )  # fmt: skip
-  logs.dress(ax, x, y, title=title, xlabel=xlabel, ylabel=ylabel)
+  logs.style_axes(ax, x, y, title=title, xlabel=xlabel, ylabel=ylabel)
   legend = ax.legend(
     loc='center left', bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9, handlelength=4.5,
     labelspacing=0.8,
   )  # fmt: skip
   for text in legend.get_texts():
     text.set(parse_math=False, color=charts.INK)
-  if even:
+  if linear:
     ax.axhline(0, color=charts.INK, linewidth=0.9)
   if corner:
     ax.annotate(
-      f'↙ {corner}', (0.015, _floor(y)), (0, 5), xycoords='axes fraction',
+      f'↙ {corner}', (0.015, _zero_height(y)), (0, 5), xycoords='axes fraction',
       textcoords='offset points', fontsize=8, color=charts.INK, alpha=0.7,
     )  # fmt: skip
 
@@ -100,7 +100,7 @@ def lines_svg(
   xlabel: str,
   ylabel: str,
   bound: tuple[str, Points] | None = None,
-  even: bool = False,
+  linear: bool = False,
   notes: Notes | None = None,
   corner: str = '',
 ) -> str:
@@ -111,7 +111,7 @@ def lines_svg(
     xlabel: what the xs are, with their unit.
     ylabel: what the ys are, with their unit.
     bound: name and curve of what no other can be below.
-    even: whether the axis of the ys is even, and holds zero.
+    linear: whether the axis of the ys is even, and holds zero.
     notes: what each point is; with them every point has its mark.
     corner: what is to be said of the corner on the lower left, above zero.
 
@@ -121,12 +121,12 @@ def lines_svg(
   Raises:
     ChartError: points that do not belong on such axes.
   """
-  drawn = _lines(curves, bound, even, notes)
-  frame = logs.Frame(*_axes(drawn, even), xlabel, ylabel, width=840, margin=230)
+  drawn = _make_lines(curves, bound, linear, notes)
+  frame = logs.PlotFrame(*_make_axes(drawn, linear), xlabel, ylabel, width=840, margin=230)
   middle = (logs.TOP + frame.bottom - 24 * (len(drawn) - 1)) / 2
-  parts = [_svg(line, frame, middle + 24 * row) for row, line in enumerate(drawn)]
-  floor = frame.bottom - _floor(frame.y) * (frame.bottom - logs.TOP)
-  if even:
+  parts = [_draw_svg(line, frame, middle + 24 * row) for row, line in enumerate(drawn)]
+  floor = frame.bottom - _zero_height(frame.y) * (frame.bottom - logs.TOP)
+  if linear:
     parts.insert(0, f'<path class="diagonal" d="M{logs.LEFT} {floor:.1f}H{frame.right}"/>')
   if corner:
     at = f'x="{logs.LEFT + 8}" y="{floor - 8:.1f}"'
@@ -134,12 +134,12 @@ def lines_svg(
   return frame.svg(''.join(parts))
 
 
-def _floor(y: Axis) -> float:
+def _zero_height(y: Axis) -> float:
   """How far up the picture zero is, or nothing on a logarithmic axis."""
-  return float(y.share(0.0)) if isinstance(y, Even) else 0.0
+  return float(y.fraction(0.0)) if isinstance(y, LinearAxis) else 0.0
 
 
-def _svg(line: _Line, frame: logs.Frame, at: float) -> str:
+def _draw_svg(line: _Line, frame: logs.PlotFrame, at: float) -> str:
   """A curve, and its name on the right at the height `at`."""
   path = frame.place(line.xs, line.ys)
   # Thousands of points fall on one place of the screen, and are written once.
@@ -167,7 +167,7 @@ class _Line:
   paint: str  # the colour on a page
   dashes: tuple[int, ...]
   mark: str
-  even: bool
+  linear: bool
   notes: Sequence[str] | None
 
   @property
@@ -182,7 +182,7 @@ class _Line:
   def height(self) -> float:
     """How high the curve lies on the whole."""
     ys = self.ys[self.marked]
-    return float((ys if self.even else np.log(ys)).mean())
+    return float((ys if self.linear else np.log(ys)).mean())
 
   def said(self, i: int) -> str:
     """The name of a point."""
@@ -194,10 +194,10 @@ class _Line:
     return ' '.join(map(str, self.dashes)) or 'none'
 
 
-def _lines(
+def _make_lines(
   curves: Mapping[str, Points],
   bound: tuple[str, Points] | None,
-  even: bool,
+  linear: bool,
   notes: Notes | None,
 ) -> list[_Line]:
   """The curves, the highest first."""
@@ -206,22 +206,22 @@ def _lines(
   drawn = []
   for n, (name, points) in enumerate(curves.items()):
     i, dashes, mark = n % len(COLOURS), _DASHES[n % len(_DASHES)], _MARKS[n % len(_MARKS)]
-    xs, ys = _checked(name, points, even)
+    xs, ys = _check_points(name, points, linear)
     said = None if notes is None else notes[name]
-    drawn.append(_Line(name, xs, ys, COLOURS[i], f'var(--c{i})', dashes, mark, even, said))
+    drawn.append(_Line(name, xs, ys, COLOURS[i], f'var(--c{i})', dashes, mark, linear, said))
   if bound is not None:
     name, points = bound
-    xs, ys = _checked(name, points, even)
-    drawn.append(_Line(name, xs, ys, charts.INK, 'var(--ink)', (5, 4), '', even, None))
+    xs, ys = _check_points(name, points, linear)
+    drawn.append(_Line(name, xs, ys, charts.INK, 'var(--ink)', (5, 4), '', linear, None))
   return sorted(drawn, key=lambda line: -line.height)
 
 
-def _checked(name: str, points: Points, even: bool) -> tuple[np.ndarray, np.ndarray]:
+def _check_points(name: str, points: Points, linear: bool) -> tuple[np.ndarray, np.ndarray]:
   xs, ys = (np.asarray(values, float) for values in points)
   if xs.shape != ys.shape or xs.ndim != 1 or not xs.size:
     raise ChartError(f'{name!r} has {xs.size} xs and {ys.size} ys: one of each for every point')
-  for axis, values, is_even in (('x', xs, False), ('y', ys, even)):
-    bad = np.flatnonzero(~(np.isfinite(values) & (is_even | (values > 0))))
+  for axis, values, is_linear in (('x', xs, False), ('y', ys, linear)):
+    bad = np.flatnonzero(~(np.isfinite(values) & (is_linear | (values > 0))))
     if bad.size:
       raise ChartError(
         f'{axis} is {values[bad[0]]} in {name!r}',
@@ -236,6 +236,6 @@ def _checked(name: str, points: Points, even: bool) -> tuple[np.ndarray, np.ndar
   return xs, ys
 
 
-def _axes(drawn: Sequence[_Line], even: bool) -> tuple[Axis, Axis]:
+def _make_axes(drawn: Sequence[_Line], linear: bool) -> tuple[Axis, Axis]:
   xs, ys = (np.concatenate([getattr(line, name) for line in drawn]) for name in ('xs', 'ys'))
-  return Span.of(xs), Even.of(ys) if even else Span.of(ys)
+  return LogAxis.from_values(xs), LinearAxis.from_values(ys) if linear else LogAxis.from_values(ys)

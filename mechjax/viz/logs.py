@@ -1,8 +1,8 @@
 """Logarithmic axes, laid out once for matplotlib and for SVG.
 
-What methods cost and what nodes contribute spans decades. `Span` is one axis: where a number stands
-and which ticks it has; `Even` is one on which equal differences are equally long, for counts and for
-what may be zero. `dress` puts two of them on matplotlib axes, `Frame` draws the same as SVG.
+What methods cost and what nodes contribute spans decades. `LogAxis` is one axis: where a number stands
+and which ticks it has; `LinearAxis` is one on which equal differences are equally long, for counts and for
+what may be zero. `style_axes` puts two of them on matplotlib axes, `PlotFrame` draws the same as SVG.
 `curves` and `cloud` fill them.
 
 Sharp edges: a logarithmic axis has no zero; who draws says what becomes of it. An SVG has no styles
@@ -44,7 +44,7 @@ class ChartError(MechjaxError, ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Span:
+class LogAxis:
   """A logarithmic axis from `low` to `high`."""
 
   scale: ClassVar[str] = 'log'
@@ -52,13 +52,13 @@ class Span:
   high: float
 
   @classmethod
-  def of(cls, values: Iterable[float]) -> Span:
+  def from_values(cls, values: Iterable[float]) -> LogAxis:
     """The span of positive numbers and a little more, at least a factor of two."""
     low, high = min(values := list(values)), max(values)
     room = max((high / low) ** 0.04, math.sqrt(2) if high < 2 * low else 1.0)
     return cls(low / room, high * room)
 
-  def share(self, value: float | np.ndarray) -> np.ndarray:
+  def fraction(self, value: float | np.ndarray) -> np.ndarray:
     """How far along the axis a number stands, from 0 to 1."""
     return np.log(np.asarray(value) / self.low) / math.log(self.high / self.low)
 
@@ -76,7 +76,7 @@ class Span:
 
 
 @dataclasses.dataclass(frozen=True)
-class Even:
+class LinearAxis:
   """An axis from `low` to `high` on which equal differences are equally long."""
 
   scale: ClassVar[str] = 'linear'
@@ -84,13 +84,13 @@ class Even:
   high: float
 
   @classmethod
-  def of(cls, values: Iterable[float]) -> Even:
+  def from_values(cls, values: Iterable[float]) -> LinearAxis:
     """The span of numbers and of zero, with a little more where they do not end in zero."""
     low, high = min(0.0, *(values := list(values))), max(0.0, *values)
     room = 0.06 * (high - low or 1.0)
     return cls(low - room * (low < 0), high + room * (high > 0 or low == 0))
 
-  def share(self, value: float | np.ndarray) -> np.ndarray:
+  def fraction(self, value: float | np.ndarray) -> np.ndarray:
     """How far along the axis a number stands, from 0 to 1."""
     return (np.asarray(value) - self.low) / (self.high - self.low)
 
@@ -103,7 +103,7 @@ class Even:
     return [n * step for n in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
 
 
-Axis = Span | Even
+Axis = LogAxis | LinearAxis
 
 
 def number(value: float) -> str:
@@ -115,19 +115,19 @@ def number(value: float) -> str:
   return f'{float(digits):g}×10{raised}'.removeprefix('1×')
 
 
-def dress(ax: Axes, x: Axis, y: Axis, *, title: str, xlabel: str, ylabel: str) -> None:
+def style_axes(ax: Axes, x: Axis, y: Axis, *, title: str, xlabel: str, ylabel: str) -> None:
   """Makes matplotlib axes of two."""
   ax.set(xscale=x.scale, yscale=y.scale, xlim=(x.low, x.high), ylim=(y.low, y.high))
   for axis, span in ((ax.xaxis, x), (ax.yaxis, y)):
     axis.set_ticks([], minor=True)
     axis.set_ticks(span.ticks, [number(t) for t in span.ticks])
   ax.grid(color='#dde2e6', linewidth=0.6)
-  charts.dress(ax, title, xlabel)
+  charts.style_axes(ax, title, xlabel)
   ax.set_ylabel(ylabel, fontsize=9, color=charts.INK)
 
 
 @dataclasses.dataclass(frozen=True)
-class Frame:
+class PlotFrame:
   """Two axes as SVG, `width` wide, with a margin on the right.
 
   Attributes:
@@ -153,8 +153,8 @@ class Frame:
 
   def place(self, x: float | np.ndarray, y: float | np.ndarray) -> np.ndarray:
     """Where numbers stand, [..., 2]."""
-    across = LEFT + self.x.share(x) * (self.right - LEFT)
-    return np.stack([across, self.bottom - self.y.share(y) * (self.bottom - TOP)], axis=-1)
+    across = LEFT + self.x.fraction(x) * (self.right - LEFT)
+    return np.stack([across, self.bottom - self.y.fraction(y) * (self.bottom - TOP)], axis=-1)
 
   def note(self, name: str, x: float, y: float) -> str:
     """What is to be read where one points at a number."""

@@ -233,7 +233,7 @@ def words(
   )
 
 
-def heat(
+def heatmap(
   values: Sequence[Sequence[float]],
   notes: Sequence[Sequence[str]],
   *,
@@ -295,7 +295,7 @@ def ramp(limit: float, *, signed: bool, unit: str, number: str = '{:.2f}') -> st
   )
 
 
-def beside(bodies: Iterable[str]) -> str:
+def side_by_side(bodies: Iterable[str]) -> str:
   """Several bodies next to each other, or below where there is no room."""
   return '<div class="beside">\n' + '\n'.join(bodies) + '\n</div>'
 

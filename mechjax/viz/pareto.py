@@ -62,7 +62,7 @@ def draw(ax: Axes, results: Results, *, title: str) -> None:
   Raises:
     ChartError: an L0 that is not positive, a loss that is no number, or no dictionaries.
   """
-  curves.lines(ax, title=title, **_drawn(results))
+  curves.lines(ax, title=title, **_plot_arguments(results))
 
 
 def picture(results: Results, path: str | os.PathLike, *, title: str) -> None:
@@ -78,10 +78,12 @@ def section(results: Results, *, title: str) -> str:
     f'{title}. Each mark is a trained dictionary, each line an architecture; further down and further left is '
     'better. Point at a mark for its setting and its numbers.'
   )
-  return page.section('What is lost, and how sparsely', text, curves.lines_svg(**_drawn(results)))
+  return page.section(
+    'What is lost, and how sparsely', text, curves.lines_svg(**_plot_arguments(results))
+  )
 
 
-def _drawn(results: Results) -> dict[str, Any]:
+def _plot_arguments(results: Results) -> dict[str, Any]:
   """What both kinds of picture show."""
   ordered = {name: sorted(points, key=lambda p: p.l0) for name, points in results.items()}
   return {
@@ -92,6 +94,6 @@ def _drawn(results: Results) -> dict[str, Any]:
     'notes': {name: [p.setting for p in points] for name, points in ordered.items()},
     'xlabel': L0,
     'ylabel': DELTA_LOSS,
-    'even': True,
+    'linear': True,
     'corner': BETTER,
   }

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 def draw(ax: Axes, shown: Map, limit: float) -> Any:
   """Draws a map on matplotlib axes; returns what `charts.colour_scale` wants."""
-  return charts.heat(
+  return charts.heatmap(
     ax, shown.values, rows=shown.rows, columns=shown.columns, title=shown.title,
     xlabel=shown.axes[1], ylabel=shown.axes[0], limit=limit, signed=shown.signed,
     number=_format(limit),
@@ -43,13 +43,13 @@ def draw(ax: Axes, shown: Map, limit: float) -> Any:
 
 def table(shown: Map, limit: float) -> str:
   """A map as HTML, without its scale."""
-  return page.heat(
-    shown.values.tolist(), shown.notes, rows=shown.rows, columns=shown.columns, title=shown.behind,
+  return page.heatmap(
+    shown.values.tolist(), shown.notes, rows=shown.rows, columns=shown.columns, title=shown.reduction,
     axes=shown.axes, limit=limit, number=_format(limit),
   )  # fmt: skip
 
 
-def ranked(
+def rank(
   effects: Effects, tokens: Tokens = None, view: View = DEFAULT
 ) -> tuple[list[str], list[float]]:
   """The `view.k` nodes of largest magnitude, largest first.
@@ -66,7 +66,7 @@ def ranked(
     PatchingError: tokens or values of another number than positions or nodes; no value at all.
   """
   cuts.check_tokens(effects, tokens)
-  values, _, _ = cuts.shown(effects, view)
+  values, _, _ = cuts.select_values(effects, view)
   if view.layer is not None:
     values = np.where(effects.nodes.table[:, 1] == view.layer, values, np.nan)
   order = np.argsort(-np.abs(values), kind='stable')[: view.k]  # NaN comes last
@@ -92,13 +92,13 @@ def picture(
     MissingExtraError: matplotlib is not installed.
   """
   found = cuts.maps(effects, tokens, view)
-  limit = view.limit or cuts.common(found)
+  limit = view.limit or cuts.common_limit(found)
   bars = _bars(effects, tokens, view)
   bands = _bands(found)
   wide = max(sum(len(m.columns) for m in band) for band in bands)
   heights = [0.8, *(_height(band) for band in bands), 0.9 + 0.2 * len(bars['labels'])]
   fig = charts.figure(min(max(8.5, 2.5 + 0.36 * wide), 24.0), sum(heights))
-  fig.suptitle(charts.legible(effects.title), fontsize=12, fontweight='bold', parse_math=False)
+  fig.suptitle(charts.make_legible(effects.title), fontsize=12, fontweight='bold', parse_math=False)
   parts: Any = fig.subfigures(len(heights), 1, height_ratios=heights)
   images: list[Any] = []
   for part, band in zip(parts[1:-1], bands, strict=True):
@@ -130,17 +130,17 @@ def sections(effects: Effects, tokens: Tokens = None, view: View = DEFAULT) -> l
     PatchingError: as `cuts.maps`.
   """
   found = cuts.maps(effects, tokens, view)
-  limit = view.limit or cuts.common(found)
+  limit = view.limit or cuts.common_limit(found)
   bars = _bars(effects, tokens, view)
   parts = []
   for band in _bands(found):
     text = f'{effects.title}. Point at a cell for its number and the node behind it.'
-    if view.over == 'sum' and any(m.behind for m in band):
+    if view.reduce == 'sum' and any(m.reduction for m in band):
       text += ' A sum of effects of single nodes is not the effect of patching them together.'
     legend = page.ramp(
       limit, signed=band[0].signed, unit=_legend(band, limit), number=_format(limit)
     )
-    body = page.beside(table(m, limit) for m in band) + legend
+    body = page.side_by_side(table(m, limit) for m in band) + legend
     parts.append(page.section(band[0].name, text, body))
   body = page.bars(**bars, unit=_unit(found, bars))
   return [*parts, page.section(_heading(view), f'{effects.title}.', body)]
@@ -152,7 +152,7 @@ def _bands(found: Sequence[Map]) -> list[list[Map]]:
 
 
 def _bars(effects: Effects, tokens: Tokens, view: View) -> dict[str, Any]:
-  labels, values = ranked(effects, tokens, view)
+  labels, values = rank(effects, tokens, view)
   limit = scale.limit(values)
   number = _format(min(limit, abs(values[0])), digits=3)
   return {'labels': labels, 'values': values, 'limit': limit, 'number': number}

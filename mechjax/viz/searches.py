@@ -48,7 +48,7 @@ def cost_axes(
   Raises:
     ChartError: not as many costs as K, or some that are not positive.
   """
-  bound = ('oracle', oracle or _oracle(costs))
+  bound = ('oracle', oracle or _oracle_costs(costs))
   curves.lines(ax, costs, bound=bound, title=title, xlabel=KS, ylabel=COST)
 
 
@@ -67,7 +67,7 @@ def cost_picture(
 
 def cost_section(costs: Mapping[str, Points], *, title: str, oracle: Points | None = None) -> str:
   """The same as a section for `page.page`; see `cost_axes`."""
-  bound = ('oracle', oracle or _oracle(costs))
+  bound = ('oracle', oracle or _oracle_costs(costs))
   text = (
     f'{title}. What each method spends until the K nodes of largest contribution have all been '
     'patched; lower is better, and none can be below the oracle. Point at a mark for its numbers.'
@@ -76,7 +76,7 @@ def cost_section(costs: Mapping[str, Points], *, title: str, oracle: Points | No
   return page.section('The cost of verified recall', text, body)
 
 
-def missed(
+def find_missed(
   truth: Effects, estimate: Effects, among: int = _AMONG, max_nodes: int = 10
 ) -> list[int]:
   """Nodes of large contribution of which the estimate is less than a tenth, largest first.
@@ -115,7 +115,7 @@ def estimate_axes(
     truth: exact effects, N nodes.
     estimate: their estimates, of the same nodes.
     tokens: one for each position, for the names of the nodes.
-    marked: indices of nodes to be marked; None for `missed`.
+    marked: indices of nodes to be marked; None for `find_missed`.
 
   Raises:
     PatchingError: other nodes; not a token for each position; a node to be marked that is not there.
@@ -124,7 +124,7 @@ def estimate_axes(
   true, guess = _contributions(truth, estimate)
   cloud.cloud(
     ax, true, guess, title='Estimates against the truth', xlabel=_label(truth),
-    ylabel=_label(estimate), marked=_marked(truth, estimate, tokens, marked),
+    ylabel=_label(estimate), marked=_name_marked(truth, estimate, tokens, marked),
   )  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def estimate_section(
 ) -> str:
   """The same as a section for `page.page`; see `estimate_axes`."""
   true, guess = _contributions(truth, estimate)
-  names = _marked(truth, estimate, tokens, marked)
+  names = _name_marked(truth, estimate, tokens, marked)
   largest = np.argsort(-np.maximum(true, guess), kind='stable')[:_NAMED]
   body = cloud.cloud_svg(
     true, guess, xlabel=_label(truth), ylabel=_label(estimate), marked=names,
@@ -164,14 +164,14 @@ def estimate_section(
   return page.section('Estimates against the truth', text, body)
 
 
-def _oracle(costs: Mapping[str, Points]) -> Points:
+def _oracle_costs(costs: Mapping[str, Points]) -> Points:
   """K passes for every K that a method was asked for."""
   ks = np.unique(np.concatenate([[], *(np.asarray(ks, float) for ks, _ in costs.values())]))
   return ks, ks
 
 
 def _label(effects: Effects) -> str:
-  what, unit = cuts.change(effects)
+  what, unit = cuts.describe_change(effects)
   return f'{effects.title.partition(": ")[0]}: mean |{what}|{unit}'
 
 
@@ -186,12 +186,12 @@ def _contributions(truth: Effects, estimate: Effects) -> tuple[np.ndarray, np.nd
   return truth.contribution(), estimate.contribution()
 
 
-def _marked(
+def _name_marked(
   truth: Effects, estimate: Effects, tokens: Tokens, marked: Sequence[int] | None
 ) -> dict[int, str]:
   """The names of the nodes to be marked, by index."""
   cuts.check_tokens(truth, tokens)
-  chosen = missed(truth, estimate) if marked is None else [int(i) for i in marked]
+  chosen = find_missed(truth, estimate) if marked is None else [int(i) for i in marked]
   strangers = [i for i in chosen if not 0 <= i < len(truth.nodes)]
   if strangers:
     raise PatchingError(f'node {strangers[0]} is to be marked, and there are {len(truth.nodes)}')

@@ -9,7 +9,7 @@ from __future__ import annotations
 _VISIBLE = str.maketrans({' ': '␣', '\n': '↵', '\t': '⇥', '\r': '␍'})
 
 
-def visible(token: str) -> str:
+def show_blanks(token: str) -> str:
   """The token with its blanks shown.
 
   Args:

@@ -105,5 +105,5 @@ def test_diff_prints_what_a_patch_changes(shipped, capsys):
 
 
 def test_the_patches_that_ship_with_mechjax_are_found():
-  names = [file for file, _ in check.shipped()]
+  names = [file for file, _ in check.find_shipped()]
   assert names == sorted(names)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mechjax.patcher import composing, matching, patterns, rendering, rewriting
 from mechjax.patcher.patterns import Rule
-from mechjax.patcher.sources import Source
+from mechjax.patcher.sources import UpstreamSource
 
 NAMES = st.sampled_from(string.ascii_lowercase[:6])
 CONSTANTS = st.one_of(
@@ -101,7 +101,7 @@ def apply(source, tree, rule):
 @PATCHES
 @given(MODULES, st.data())
 def test_wrapping_statements_and_unwrapping_them_gives_the_original(text, data):
-  source = Source('m', 'm.py', text)
+  source = UpstreamSource('m', 'm.py', text)
   tree = source.tree()
   block = data.draw(st.sampled_from(list(blocks(tree))))
   start = data.draw(st.integers(0, len(block) - 1))
@@ -129,8 +129,8 @@ def _overlapping(source, rule):
 
 
 def _texts_say_the_same(source, tree):
-  display = rendering.display(source, tree)
-  assert matching.equal(ast.parse(rendering.pretty(source, tree)), tree)
+  display = rendering.render_in_place(source, tree)
+  assert matching.equal(ast.parse(rendering.render_readable(source, tree)), tree)
   assert display.count('\n') == source.text.count('\n')
   ast.parse(display)
 
@@ -138,7 +138,7 @@ def _texts_say_the_same(source, tree):
 @PATCHES
 @given(MODULES, st.data())
 def test_replacing_an_expression_and_putting_it_back_gives_the_original(text, data):
-  source = Source('m', 'm.py', text)
+  source = UpstreamSource('m', 'm.py', text)
   tree = source.tree()
   chosen = ast.unparse(data.draw(st.sampled_from(expressions(tree))))
   rule = Rule(f'({chosen})', 'MARK', 'all')
@@ -163,7 +163,7 @@ def test_a_hole_binds_exactly_what_was_cut_out(text, data):
   )
   cut = _Cut(hole).visit(cut)
   rule = Rule(ast.unparse(cut.body[0]).replace('CUT_OUT', '$hole'), 'pass')
-  if '$hole' in patterns.holes(rule.pattern):
+  if '$hole' in patterns.find_holes(rule.pattern):
     found = matching.agree(rule.pattern[0], whole.body[0], {})
     assert list(found) == ['$hole']
     assert matching.equal(found['$hole'], value)
@@ -193,17 +193,21 @@ def test_two_dollars_bind_the_arguments_between_their_neighbours(items, i, j):
 @PATCHES
 @given(MODULES)
 def test_a_module_without_rules_is_rendered_as_it_is(text):
-  source = Source('m', 'm.py', text)
-  assert rendering.pretty(source, source.tree()) == rendering.display(source, source.tree()) == text
+  source = UpstreamSource('m', 'm.py', text)
+  assert (
+    rendering.render_readable(source, source.tree())
+    == rendering.render_in_place(source, source.tree())
+    == text
+  )
 
 
 @PATCHES
 @given(MODULES)
 def test_what_upstream_wrote_keeps_its_lines(text):
-  source = Source('m', 'm.py', text)
+  source = UpstreamSource('m', 'm.py', text)
   tree = source.tree()
   apply(source, tree, Rule('def target($$p):\n  $$body', 'def target($$p):\n  NEW()\n  $$body'))
-  tree = composing._positioned(tree, rendering.display(source, tree))
+  tree = composing._position(tree, rendering.render_in_place(source, tree))
   old = [n for n in ast.walk(source.tree().body[0]) if isinstance(n, ast.stmt)][1:]
   new = [n for n in ast.walk(tree.body[0]) if isinstance(n, ast.stmt)][1:]
   new = [n for n in new if ast.unparse(n) != 'NEW()']

@@ -33,7 +33,7 @@ KEYS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class About:
+class DashboardHeader:
   """What the header says of a dictionary, beside what its features know.
 
   Attributes:
@@ -53,14 +53,16 @@ class About:
   text: str
 
 
-def dashboard(features: Features, pieces: Sequence[str], *, title: str, about: About) -> str:
+def dashboard(
+  features: Features, pieces: Sequence[str], *, title: str, header: DashboardHeader
+) -> str:
   """The page.
 
   Args:
     features: from `mechjax.sae.features.collect`.
     pieces: the text of each token of the vocabulary.
     title: of the page.
-    about: what the dictionary is.
+    header: what the dictionary is.
 
   Returns:
     The HTML.
@@ -70,7 +72,7 @@ def dashboard(features: Features, pieces: Sequence[str], *, title: str, about: A
   """
   script, style = _file('script.js'), _file('style.css')
   body = (
-    f'<h1>{html.escape(title)}</h1>\n{_facts(features, about)}\n{_overview(features)}\n{_EXPLORER}\n'
+    f'<h1>{html.escape(title)}</h1>\n{_facts(features, header)}\n{_overview(features)}\n{_EXPLORER}\n'
     f'<footer>{KEYS}</footer>\n'
     f'<script type="application/json" id="data">{as_json(payload(features, pieces))}</script>\n'
     f'<script>{script}</script>'
@@ -91,17 +93,17 @@ def _policy(script: str) -> str:
   )
 
 
-def _facts(features: Features, about: About) -> str:
+def _facts(features: Features, header: DashboardHeader) -> str:
   looked_at = len(features.latents)
   facts = {
-    'Model': about.model,
-    'Site': about.site,
-    'Architecture': about.architecture,
+    'Model': header.model,
+    'Site': header.site,
+    'Architecture': header.architecture,
     'Width': f'{features.width:,}' + f', {looked_at:,} shown' * (looked_at < features.width),
-    'L0': logs.number(about.l0),
-    'FVU': logs.number(about.fvu),
+    'L0': logs.number(header.l0),
+    'FVU': logs.number(header.fvu),
     'Tokens seen': f'{features.n_tokens:,}',
-    'Text': about.text,
+    'Text': header.text,
   }
   parts = (f'<div><dt>{k}</dt><dd>{html.escape(v)}</dd></div>' for k, v in facts.items())
   return f'<dl class="facts">{"".join(parts)}</dl>'

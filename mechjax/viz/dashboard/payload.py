@@ -52,7 +52,7 @@ def payload(features: Features, pieces: Sequence[str]) -> dict[str, Any]:
     'quantiles': _short(np.nan_to_num(features.quantiles(QUANTILES))),
     'lowest_octave': OCTAVES.start,
     'per_octave': PER_OCTAVE,
-    'histogram': [_trimmed(counts) for counts in features.histogram],
+    'histogram': [_trim(counts) for counts in features.histogram],
     'levels': features.n_levels,
     'promoted': _effects(features.promoted, number),
     'suppressed': _effects(features.suppressed, number),
@@ -107,7 +107,7 @@ def _neighbours(ranked: Ranked) -> dict[str, Any]:
   return {'latents': ranked.ids.tolist(), 'values': _short(ranked.values)}
 
 
-def _trimmed(counts: np.ndarray) -> list[int]:
+def _trim(counts: np.ndarray) -> list[int]:
   """The first bin that has any, and the counts from there to the last."""
   (filled,) = np.nonzero(counts)
   if not filled.size:

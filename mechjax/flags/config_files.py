@@ -21,24 +21,24 @@ from typing import Any, TypeVar
 
 from mechjax.errors import FlagsError, nearest
 from mechjax.flags.kinds import NONE
-from mechjax.flags.leaves import REQUIRED, Leaf, Names, built, leaves, values_of
+from mechjax.flags.leaves import REQUIRED, Leaf, Names, build, leaves, values_of
 
 Config = TypeVar('Config')
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   """An object of JSON, no key of which is there twice."""
-  words: dict[str, Any] = {}
-  for key, word in pairs:
-    if key in words:
+  data: dict[str, Any] = {}
+  for key, value in pairs:
+    if key in data:
       raise ValueError(f'the key {key!r} is there twice')
-    words[key] = word
-  return words
+    data[key] = value
+  return data
 
 
 _FORMATS: dict[str, tuple[Callable[[str], Any], Any]] = {
   '.toml': (tomllib.loads, NONE),
-  '.json': (functools.partial(json.loads, object_pairs_hook=_once), None),
+  '.json': (functools.partial(json.loads, object_pairs_hook=_build_object), None),
 }
 """By the end of a file's name: what reads it, and what it says for null."""
 
@@ -52,13 +52,13 @@ def as_json(config: Any) -> str:
   Raises:
     FlagsError: a field that cannot be a flag either.
   """
-  words: dict[str, Any] = {}
+  data: dict[str, Any] = {}
   for leaf in leaves(type(config), config):
-    table = words
+    table = data
     for name in leaf.path[:-1]:
       table = table.setdefault(name, {})
-    table[leaf.name] = leaf.kind.to_word(leaf.default)
-  return json.dumps(words, indent=2) + '\n'
+    table[leaf.name] = leaf.kind.to_data(leaf.default)
+  return json.dumps(data, indent=2) + '\n'
 
 
 def from_json(config_class: type[Config], text: str, where: object = 'JSON') -> Config:
@@ -75,7 +75,7 @@ def from_json(config_class: type[Config], text: str, where: object = 'JSON') -> 
     Whatever `__post_init__` of the config does.
   """
   own = leaves(config_class)
-  return complete(config_class, own, _said(own, text, '.json', where), str(where))
+  return complete(config_class, own, _parse(own, text, '.json', where), str(where))
 
 
 def differences(a: Any, b: Any) -> list[str]:
@@ -122,58 +122,58 @@ def read(path: str | os.PathLike[str], own: Iterable[Leaf]) -> dict[Names, Any]:
       text = file.read()
   except (OSError, UnicodeDecodeError) as e:
     raise FlagsError(f'{path} cannot be read: {e}', where=f'in {os.getcwd()}') from e
-  return _said(own, text, suffix, path)
+  return _parse(own, text, suffix, path)
 
 
 def complete(
-  config_class: type[Config], own: Iterable[Leaf], said: Mapping[Names, Any], where: str
+  config_class: type[Config], own: Iterable[Leaf], given: Mapping[Names, Any], where: str
 ) -> Config:
   """The config of what has been said, and of defaults.
 
   Args:
     config_class: its class.
     own: its leaves.
-    said: values.
+    given: values.
     where: they have been said.
 
   Raises:
     FlagsError: a leaf that has no default, and of which nothing has been said.
   """
-  values = {leaf.path: leaf.default for leaf in own} | dict(said)
+  values = {leaf.path: leaf.default for leaf in own} | dict(given)
   if missing := ['.'.join(path) for path, value in values.items() if value is REQUIRED]:
     raise FlagsError(f'{", ".join(missing)} of {config_class.__name__} must be given', where=where)
-  return built(config_class, values)
+  return build(config_class, values)
 
 
-def _said(own: Iterable[Leaf], text: str, suffix: str, where: object) -> dict[Names, Any]:
+def _parse(own: Iterable[Leaf], text: str, suffix: str, where: object) -> dict[Names, Any]:
   """Values of leaves from the text of a file."""
   loads, null = _FORMATS[suffix]
   try:
-    words = loads(text)
+    data = loads(text)
   except (ValueError, RecursionError) as e:
     raise FlagsError(f'{where} is no {suffix[1:].upper()}: {e}') from e
   by_path = {leaf.path: leaf for leaf in own}
   tables = {path[:n] for path in by_path for n in range(len(path))}
   return {
-    path: _value(by_path[path], word, where, null)
-    for path, word in _walk(words, (), tables, by_path, where)
+    path: _parse_value(by_path[path], value, where, null)
+    for path, value in _walk(data, (), tables, by_path, where)
   }
 
 
 def _walk(
-  words: Any, path: Names, tables: set[Names], by_path: Mapping[Names, Leaf], where: object
+  data: Any, path: Names, tables: set[Names], by_path: Mapping[Names, Leaf], where: object
 ) -> Iterator[tuple[Names, Any]]:
   """The words of leaves, with their paths."""
-  if not isinstance(words, dict):
+  if not isinstance(data, dict):
     raise FlagsError(
-      f'{".".join(path) or "the whole"}={words!r:.50} should be a table', where=f'{where}'
+      f'{".".join(path) or "the whole"}={data!r:.50} should be a table', where=f'{where}'
     )
-  for key, word in words.items():
+  for key, value in data.items():
     own = (*path, key)
     if own in tables:
-      yield from _walk(word, own, tables, by_path, where)
+      yield from _walk(value, own, tables, by_path, where)
     elif own in by_path:
-      yield own, word
+      yield own, value
     else:
       known = {name[-1]: '.'.join(name) for name in (*by_path, *(tables - {()}))}
       close = [known[name] for name in nearest(key, known)]
@@ -184,8 +184,8 @@ def _walk(
       )
 
 
-def _value(leaf: Leaf, word: Any, where: object, null: Any) -> Any:
+def _parse_value(leaf: Leaf, value: Any, where: object, null: Any) -> Any:
   try:
-    return leaf.kind.from_word(word, null)
+    return leaf.kind.from_data(value, null)
   except ValueError as e:
-    raise FlagsError(f'{leaf.dotted}={word!r:.100} {e}', where=f'{where}') from e
+    raise FlagsError(f'{leaf.dotted}={value!r:.100} {e}', where=f'{where}') from e
