@@ -1,9 +1,9 @@
-"""python -m mechjax.patcher check [NAME ...]    do the shipped patches apply to what is installed?
-python -m mechjax.patcher diff NAME ...        what a shipped patch changes, as a unified diff
+"""python -m mechjax.patcher check [NAME ...]    whether the shipped patches apply to the installed packages
+python -m mechjax.patcher diff NAME ...        changes that a shipped patch makes, as a unified diff
 
 NAME is a patch file (`tunix`) or an upstream module (`tunix.models.qwen2.model`). `check` prints a
-table and ends with status 1 if a patch does not apply. An upstream package that is not installed is
-no failure, nor is one whose version (another than the patch was checked with) lacks the module.
+table and exits with status 1 if a patch does not apply. It is not a failure if an upstream package is
+not installed, or if its version, another than those the patch was checked with, lacks the module.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""From a module's source and the patches on it to code that can be run.
+"""Composes the source of a module and the patches on it into code that can be run.
 
-All patches of a module are composed from its original source each time one of them comes or goes,
-so what runs never depends on the order of earlier installs and uninstalls, only on which patches
-are installed now. The last results are kept, since a notebook enters the same `with PATCHER:` again
-and again.
+All patches of a module are composed from its original source each time one of them is installed or
+uninstalled, so the code that runs never depends on the order of earlier installs and uninstalls, only
+on which patches are installed now. The last results are cached, since a notebook enters the same
+`with PATCHER:` again and again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Key = tuple[str, int, int]
 
 
 class Patch(Protocol):
-  """What composing needs to know of a patch: see `Patcher`."""
+  """The attributes of a patch that composing reads; see `Patcher`."""
 
   rules: tuple[tuple[str, Rule], ...]
   checked: Checked | None
@@ -34,7 +34,7 @@ class Patch(Protocol):
 
 
 class _Declaration(NamedTuple):
-  """What a patch says, without the objects that its names stand for: to be kept, as they must not be."""
+  """A patch without the objects that its names refer to: a cache key, which must not keep them alive."""
 
   rules: tuple[tuple[str, Rule], ...]
   checked: Checked | None
@@ -47,7 +47,7 @@ class Composite:
 
   Attributes:
     tree: the syntax tree.
-    display: the text to show in debuggers, upstream's line numbers kept.
+    display: the text to show in debuggers, with upstream's line numbers.
     code: the compiled module.
     applied: every rule, and where it matched.
   """
@@ -64,7 +64,7 @@ def rewrite(
   """Applies patches in order to a fresh tree.
 
   Raises:
-    PatchError: if a rule does not apply; it shows the nearest code that upstream has.
+    PatchError: if a rule does not apply; the error shows the most similar code of upstream.
   """
   tree, applied = source.tree(), []
   for patch in patches:
@@ -81,7 +81,7 @@ def rewrite(
 
 
 def _variables(source: UpstreamSource, tree: ast.Module, member: str) -> dict[str, int]:
-  """The names that a member binds, each with a line where it does."""
+  """The names that a member binds, each with a line on which it is bound."""
   nodes = [n for block, i in sources.members(source, tree, member) for n in ast.walk(block[i])]
   out = {n.arg: n.lineno for n in nodes if isinstance(n, ast.arg)}
   stored = (n for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load))
@@ -91,7 +91,7 @@ def _variables(source: UpstreamSource, tree: ast.Module, member: str) -> dict[st
 def _check_names(
   source: UpstreamSource, member: str, rule: Rule, names: Iterable[str], variables: dict[str, int]
 ) -> None:
-  """Refuses a name for replacements that the member uses for something of its own."""
+  """Raises if a name for replacements is also a variable of the member."""
   template = rule.template if isinstance(rule.template, list) else [rule.template]
   used = {n.id for part in template for n in ast.walk(part) if isinstance(n, ast.Name)}
   for name in sorted(used & set(names) & set(variables)):
@@ -121,7 +121,7 @@ def _compose(source: UpstreamSource, patches: tuple[_Declaration, ...]) -> Compo
 
 
 def _position(tree: ast.Module, display: str) -> ast.Module:
-  """The tree with the positions of the text that is shown for it, if that text says all of it."""
+  """Gives the tree the positions of its displayed text, if that text parses to the same tree."""
   try:
     shown = ast.parse(display)
   except SyntaxError:
@@ -143,7 +143,7 @@ def _compile_tree(source: UpstreamSource, tree: ast.Module) -> CodeType:
 
 
 def functions(code: CodeType) -> dict[Key, CodeType]:
-  """All code nested in compiled code, however deep, by qualified name, line and ordinal."""
+  """All code objects nested in a code object at any depth, keyed by qualified name, line and ordinal."""
   out: dict[Key, CodeType] = {}
   for child in _walk_code(code):
     ordinal = 0

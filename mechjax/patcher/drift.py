@@ -1,9 +1,9 @@
-"""What to say when upstream has moved on.
+"""Error messages for rules that no longer match, because upstream has changed.
 
-A rule that no longer matches is the usual way in which a patch ends. Its reader did not write it,
-so the message must do the search for him: the code in the same member that is most like the
-pattern, as a diff, with file and line; other members where the pattern does match; and the version
-that is installed next to the versions the patch was checked with.
+Most patches end with such a rule. The reader of the message did not write the patch, so the message
+does the search: it shows the code in the same member that is most similar to the pattern, as a diff
+with file and line; other members in which the pattern does match; and the installed version next to
+the versions that the patch was checked with.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def explain(
   """Adds the nearest code, the versions and a hint to an error about a rule.
 
   Args:
-    error: what was wrong.
-    source, tree: upstream's code, as the rule met it.
-    member: the member the rule is for.
+    error: the error to extend.
+    source, tree: upstream's code, as the rule found it.
+    member: the member that the rule is for.
     rule: the rule.
     checked: the distribution and the versions of it that the patch was checked with.
 
@@ -51,8 +51,8 @@ def explain(
     )
     cause = cause or 'upstream changed this code'
     elsewhere = _find_elsewhere(source, tree, member, rule)
-    hint = hint or 'change the rule to what upstream says now'
-    hint = f'{hint}; as it is, it matches in {", ".join(elsewhere)}' if elsewhere else hint
+    hint = hint or 'change the rule to the present code of upstream'
+    hint = f'{hint}; unchanged, it matches in {", ".join(elsewhere)}' if elsewhere else hint
   if checked:
     cause = f'{cause or "upstream changed this code"}; {versions(checked)}'
   what = f'{source.module}: {error.what}'
@@ -63,13 +63,13 @@ def explain(
 
 
 def versions(checked: Checked) -> str:
-  """The installed version of a distribution against the versions a patch was checked with."""
+  """States the installed version of a distribution and the versions that a patch was checked with."""
   name, known = checked
   return f'{name} {sources.version(name) or "(not installed)"}, checked with {", ".join(known)}'
 
 
 def no_module(name: str, checked: Checked | None) -> PatchError:
-  """What to say of a module that is not there; it may be the name of something inside one."""
+  """The error for a module that does not exist; the name may be that of a member of a module."""
   cause, hint = versions(checked) if checked else None, 'install the upstream package'
   holder, _, last = name.rpartition('.')
   while holder and sources.locate(holder) is None:
@@ -79,13 +79,13 @@ def no_module(name: str, checked: Checked | None) -> PatchError:
   thing = getattr(sys.modules.get(holder), last, None)
   home = getattr(thing, '__module__', None)
   if not isinstance(home, str):
-    where = f'{holder} is there, and {last} is not in it'
+    where = f'{holder} exists, but {last} is not in it'
     return PatchError(f'there is no module {name}', where=where, cause=cause)
   member = getattr(thing, '__qualname__', last) + name.removeprefix(f'{holder}.{last}')
   return PatchError(
     f'{name} is not a module: {last} is defined in the module {home}',
     cause=cause,
-    hint=f'the module comes first and what is in it second: Patcher({home!r}, {{{member!r}: …}})',
+    hint=f'the module is the first argument and its members are the second: Patcher({home!r}, {{{member!r}: …}})',
   )
 
 

@@ -1,10 +1,10 @@
-"""Putting logical lines of Python onto physical ones.
+"""Arranging logical lines of Python on physical lines.
 
-`spread` gives every logical line its own, which is what a reader wants. `squeeze` must do with the
-lines that upstream's text had, and must leave every upstream statement on the line where it was,
-which is what a debugger wants: it joins simple statements by semicolons, pulls simple suites up to
-their headers and fills up with blank lines. Where that cannot be done `annotate` keeps upstream's
-lines and says in a comment what took their place.
+`spread` gives every logical line a physical line of its own, for readers. `squeeze` may use only the
+lines that upstream's text had, and must leave every upstream statement on its line, for debuggers: it
+joins simple statements by semicolons, pulls simple suites up to their headers and fills up with blank
+lines. Where that is impossible, `annotate` keeps upstream's lines and states their replacement in a
+comment.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class SourceLine:
   """A logical line.
 
   Attributes:
-    depth: how deep it is indented, relative to the place where it goes.
-    text: its text as it would stand at the left margin, continuation lines included.
+    depth: levels of indentation, relative to the place where the line goes.
+    text: its text as if at the left margin, continuation lines included.
     kind: 'simple', 'header', 'decorator', or 'block' for a whole compound statement.
-    upstream_line: the number of the physical line on which upstream has it; None for a rule's own.
+    upstream_line: number of the physical line on which upstream has it; None if a rule brought it in.
   """
 
   depth: int
@@ -32,7 +32,7 @@ class SourceLine:
 
 
 def shift(text: str, by: int) -> str:
-  """Moves the continuation lines of `text` right, or left if negative; strings stay as they are."""
+  """Moves the continuation lines of `text` right, or left if `by` is negative; strings stay as they are."""
   inside = set()
   for string in STRING_OR_COMMENT.finditer(text):
     first = text.count('\n', 0, string.start())
@@ -45,7 +45,7 @@ def shift(text: str, by: int) -> str:
 
 
 def spread(lines: list[SourceLine], prefix: str, unit: str) -> str:
-  """One physical line for each logical line, the first one starting after `prefix`."""
+  """Gives each logical line a physical line; the first one starts after `prefix`."""
   return '\n'.join(_indent(line, prefix, unit) for line in lines)[len(prefix) :]
 
 
@@ -53,8 +53,8 @@ def squeeze(lines: list[SourceLine], prefix: str, unit: str, first: int, last: i
   """Fits logical lines onto the physical lines from `first` to `last`.
 
   Returns:
-    Text with exactly `last - first` line breaks; None if that would move a line from where it is
-    wanted.
+    Text with exactly `last - first` line breaks; None if that would move a line away from its
+    `upstream_line`.
   """
   rows: list[tuple[int, SourceLine]] = []
   for line in _fold(lines):
@@ -85,7 +85,7 @@ def _place(rows: list, prefix: str, unit: str, first: int, last: int) -> str | N
 
 
 def _fold(lines: list[SourceLine]) -> list[SourceLine]:
-  """Pulls each suite of simple statements up to its header, if that moves nothing of upstream's."""
+  """Pulls each suite of simple statements up to its header, if that moves no upstream statement."""
   out: list[SourceLine] = []
   i = 0
   while i < len(lines):
@@ -107,7 +107,7 @@ def _fold(lines: list[SourceLine]) -> list[SourceLine]:
 
 
 def annotate(lines: list[SourceLine], original: str) -> str:
-  """Upstream's own lines, with a comment that says what took their place."""
+  """Returns upstream's own lines with a comment that states their replacement."""
   return f'{original}  # patched: {" | ".join(" ".join(line.text.split()) for line in lines)}'
 
 

@@ -1,27 +1,26 @@
 """Patching a module that is already imported, in place.
 
-By the time a notebook wants to look inside a model, the module is imported, its classes are
-subclassed, its functions aliased, instances exist. Replacing functions or classes would leave all
-of those behind. So the objects stay and only what they run is exchanged: the patched module is
-compiled as a whole (future imports, name mangling and class cells come out right) and each live
-function whose code changed is given the new `__code__`. Whatever leads to that function sees the
-patch: aliases, subclasses, bound methods, instances made before, decorators around it, which are
-not run again.
+By the time a notebook looks inside a model, the module is imported, its classes are subclassed, its
+functions aliased, and instances exist. Replacing functions or classes would leave all of those
+unpatched. So the objects stay and only their code is exchanged: the patched module is compiled as a
+whole (so that future imports, name mangling and class cells are right) and each live function whose
+code changed gets the new `__code__`. Everything that refers to that function sees the patch: aliases,
+subclasses, bound methods, instances made before, and decorators around it, which are not run again.
 
-Which functions those are is asked of the garbage collector: all functions of this module that run
-this code, wherever a decorator has hidden them, closures included.
+The garbage collector lists these functions: all functions of this module that run this code, closures
+included, wherever a decorator has hidden them.
 
 Sharp edges:
-  - What runs only while a module or class is defined is out of reach, but for a few statements
-    (see `defining`).
+  - Code that runs only while a module or class is defined is out of reach, except for a few
+    statements (see `defining`).
   - A function's new code must close over as many variables as the old (`super()` in a method that
     had none is the usual way to break that).
   - A closure made before the patch whose code now has other parameters, or closes over another
     number of variables, keeps its old code.
-  - `importlib.reload` (and %autoreload) brings back the unpatched code; the next install starts from
-    the present source. Functions that `gc.freeze` has put out of the collector's sight are not found.
-  - `jax.jit` keeps what it has traced: a plain call of a function that it has run before runs as it was, without the
-    patch, until `jax.clear_caches()`. Harvests and runs see the patch at once (`code_version`).
+  - `importlib.reload` (and %autoreload) restores the unpatched code; the next install starts from the
+    present source. Functions that `gc.freeze` has hidden from the collector are not found.
+  - `jax.jit` keeps the program that it has traced: a plain call of a function that it has run before runs without the
+    patch until `jax.clear_caches()`. Harvests and runs see the patch at once (`code_version`).
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class LiveModule:
   Attributes:
     module: the module.
     source: its unpatched source.
-    counts: the installed patches in order, and how often each was installed.
+    counts: the installed patches in order, and the number of installs of each.
   """
 
   def __init__(
@@ -72,14 +71,14 @@ class LiveModule:
     self._injected: set[str] = set()
 
   def install(self, patch: Patch, running: Running) -> None:
-    """Installs a patch; one that is installed already is counted."""
+    """Installs a patch; if it is installed already, only its count increases."""
     self._check_names(composing.compose(self.source, [*dict.fromkeys([*self.counts, patch])]))
     if not self.counts[patch]:
       self._switch_to([*self.counts, patch], running)
     self.counts[patch] += 1
 
   def uninstall(self, patch: Patch, running: Running) -> None:
-    """Takes a patch back, when it has been uninstalled as often as installed."""
+    """Decreases the count of a patch and removes the patch when the count is zero."""
     if self.counts[patch] == 1:
       rest = [p for p in self.counts if p != patch]
       try:
@@ -88,8 +87,8 @@ class LiveModule:
         if not rest:
           raise
         raise PatchError(
-          f'a patch of {self.module.__name__} cannot be taken away from under the others',
-          cause=f'one that was installed after it builds on it: {error.what}',
+          f'a patch of {self.module.__name__} cannot be uninstalled before the others',
+          cause=f'a patch that was installed later builds on it: {error.what}',
           hint='uninstall the patches in the reverse order of installing them',
         ) from error
       del self.counts[patch]
@@ -97,7 +96,7 @@ class LiveModule:
       self.counts[patch] -= 1
 
   def is_current(self) -> bool:
-    """Whether the module is the one that is imported, has not been executed again, and runs what it was given."""
+    """Whether the module is still the imported one, was not executed again, and runs the code of this record."""
     if sys.modules.get(self.module.__name__) is not self.module:
       return False
     given = {*composing.functions(self.current.code).values()}
@@ -105,7 +104,7 @@ class LiveModule:
     return self.module.__spec__ is self.spec and (not self.counts or not runs or any(runs))
 
   def forget(self) -> None:
-    """Takes away what an execution of the module left of the patches: names, and code of older functions."""
+    """Removes what is left of the patches after a reload: injected names, and code of older functions."""
     ours = {name: value for patch in self.counts for name, value in patch.names.items()}
     namespace = self.module.__dict__
     for name in self._injected:
@@ -119,7 +118,7 @@ class LiveModule:
     code_version.change()
 
   def _check_names(self, new: Composite) -> None:
-    """Refuses to patch a function whose own name leads to a function from elsewhere."""
+    """Raises if the name of a patched function now refers to a function from elsewhere."""
     old = composing.functions(self.base.code)
     lines = self.source.text.split('\n')
     for key, code in composing.functions(new.code).items():
@@ -175,7 +174,7 @@ class LiveModule:
     return swaps
 
   def _check_compiled(self, new: Composite, codes: dict[Key, CodeType]) -> None:
-    """Refuses rules about functions that Python never compiled, such as below `if False`."""
+    """Raises for rules about functions that Python never compiled, such as those below `if False`."""
     compiled = {(code.co_name, code.co_firstlineno) for code in codes.values()}
     lines = {line for applied in new.applied for line in applied.lines}
     for node in ast.walk(self.base.tree):
@@ -188,7 +187,7 @@ class LiveModule:
 
   def _not_found(self, name: str, line: int) -> PatchError:
     return PatchError(
-      f'{self.module.__name__}.{name} is not what runs, so it cannot be patched in place',
+      f'{self.module.__name__}.{name} is not the code that runs, so it cannot be patched in place',
       where=f'{self.source.filename}:{line}',
       cause='the file changed after it was imported, another tool replaced the function, or its '
       'definition was never executed',
@@ -196,7 +195,7 @@ class LiveModule:
     )
 
   def _bind(self, names: dict[str, Any], statements: list[ast.stmt], flags: int) -> bool:
-    """Puts back the module-level names of the last patches, then binds those of the new ones.
+    """Restores the module-level names of the last patches, then binds those of the new ones.
 
     Returns:
       Whether statements were executed, which may have made functions.
@@ -223,10 +222,10 @@ _TRANSIENT = ('<genexpr>', '<listcomp>', '<setcomp>', '<dictcomp>')
 
 
 class Running:
-  """All functions of some modules, wherever they are.
+  """All live functions of some modules, as the garbage collector lists them.
 
-  To ask the collector takes most of the time of an install, and as long for many modules as for
-  one, so it is asked once: when the first function is wanted, and again after a `forget`.
+  The query takes most of the time of an install, and as long for many modules as for one, so it is
+  made once: when the first function is needed, and again after a `forget`.
   """
 
   def __init__(self, modules: Iterable[ModuleType]):
@@ -246,7 +245,7 @@ class Running:
 
 
 def get_record(module: ModuleType) -> LiveModule:
-  """The record of what is installed on an imported module."""
+  """Returns the record of an imported module and its patches, which is made at the first call."""
   record = _current(module.__name__)
   if record is None or record.module is not module:
     source = sources.from_module(module)
@@ -265,13 +264,13 @@ def adopt(
 
 
 def count_installs(name: str, patch: Patch) -> int:
-  """How often a patch is installed on the imported module `name`."""
+  """Number of installs of a patch on the imported module `name`."""
   record = _current(name)
   return 0 if record is None else record.counts[patch]
 
 
 def _current(name: str) -> LiveModule | None:
-  """The record of a module; one from before the module was executed again is forgotten."""
+  """The record of a module; a record from before the module was executed again is dropped."""
   record = _MODULES.get(name)
   if record is not None and not record.is_current():
     del _MODULES[name]
@@ -281,7 +280,7 @@ def _current(name: str) -> LiveModule | None:
 
 
 def show(source: UpstreamSource, text: str | None) -> None:
-  """Makes debuggers show `text` for a file, or the file itself again if None."""
+  """Makes debuggers show `text` for a file, or the file itself if None."""
   if text is None:
     linecache.cache.pop(source.filename, None)
     return
@@ -290,14 +289,14 @@ def show(source: UpstreamSource, text: str | None) -> None:
 
 
 def collect_names(module: ModuleType, patches: list[Patch], ours: set[str]) -> dict[str, Any]:
-  """The names that replacements may use, checked against what the module means by them."""
+  """The names that replacements may use, checked against the module's own values of them."""
   out: dict[str, Any] = {}
   for patch in patches:
     for name, value in patch.names.items():
       bound = out.get(name, _MISSING if name in ours else module.__dict__.get(name, _MISSING))
       if bound is not _MISSING and bound is not value:
         raise PatchError(
-          f'{name!r} already means {bound!r} in {module.__name__}; the patch means {value!r} by it',
+          f'{name!r} already refers to {bound!r} in {module.__name__}; in the patch it is {value!r}',
           where=str(module.__file__),
           hint=f'use another name: names={{{"my_" + name!r}: …}}',
         )

@@ -1,15 +1,14 @@
 """Comparing a rule with upstream code, node by node.
 
-A syntax tree is compared field by field. Three things are seen through on the way: contexts (a name
-is the same name whether it is read or written), positions, and the split of a call into positional
-and keyword arguments, which here are one list, so that `$$arguments` can stand for some of both.
+A syntax tree is compared field by field. Three things are ignored: contexts (a name is the same name
+whether it is read or written), positions, and the split of a call into positional and keyword
+arguments, which here are one list, so that `$$arguments` can stand for some of both.
 
 Most of a pattern is rigid: it agrees with a node in one way or not at all. Only below a `$$` can
-there be several ways, which are tried shortest first, so the search backtracks there and nowhere
-else.
+there be several ways, which are tried shortest first, so the search backtracks only there.
 
 Sharp edges: a run of statements that begins or ends with `$$rest` reaches to the beginning or end
-of its block, or it would match many times over. An expression is found only where it is read: the
+of its block, because it would otherwise match many times. An expression is found only where it is read: the
 pattern `x` does not find the `x` in `x = 1`. Keyword arguments are compared in the order in which
 they are evaluated; write `f($$a, axis=-1, $$b)` to find one among others.
 """
@@ -45,7 +44,7 @@ class Match:
     holder: the list that holds the matched code, or the node of which it is a field.
     place: the slice of the list, or the name of the field.
     nodes: the matched code.
-    bindings: what each hole holds.
+    bindings: the code that each hole holds.
   """
 
   holder: Any
@@ -54,7 +53,7 @@ class Match:
   bindings: Bindings
 
   def put(self, nodes: list) -> None:
-    """Puts other nodes in this place."""
+    """Replaces the matched code by other nodes."""
     if isinstance(self.holder, list):
       self.holder[self.place] = nodes
     else:
@@ -87,12 +86,12 @@ def agree(pattern: Any, node: Any, bindings: Bindings) -> Bindings | None:
 
 
 def equal(a: Any, b: Any) -> bool:
-  """Whether two pieces of code are the same but for formatting."""
+  """Whether two pieces of code are the same except for formatting."""
   return agree(a, b, {}) is not None
 
 
 def unify(pattern: Any, node: Any, bindings: Bindings) -> Iterator[Bindings]:
-  """Every way in which `pattern` agrees with `node`, shortest `$$` first."""
+  """Yields the bindings of every way in which `pattern` agrees with `node`, shortest `$$` first."""
   if isinstance(pattern, list):
     if isinstance(node, list):
       yield from _sequence(pattern, node, bindings)
@@ -144,7 +143,7 @@ def _plain(value: Any) -> Any:
 
 
 def view(node: ast.AST) -> list:
-  """The values of a node that count in a comparison, in a fixed order."""
+  """The values of a node that matter in a comparison, in a fixed order."""
   if isinstance(node, ast.Call):
     return [node.func, arguments(node.args, node.keywords)]
   if isinstance(node, ast.ClassDef):
@@ -174,11 +173,11 @@ def parameters(node: ast.arguments) -> list[Parameter]:
 
 
 def find(pattern: Any, region: list) -> list[Match]:
-  """Every place in `region` where `pattern` matches, in source order.
+  """Finds every place in `region` where `pattern` matches, in source order.
 
   Args:
     pattern: an expression, or a list of statements.
-    region: (holder, place) pairs of the statements to look into; see `sources.members`.
+    region: (holder, place) pairs of the statements to search; see `sources.members`.
   """
   matches: list[Match] = []
   for holder, index in region:
@@ -191,7 +190,7 @@ def find(pattern: Any, region: list) -> list[Match]:
 
 
 def find_outside_functions(pattern: Any, body: list) -> list[Match]:
-  """As `find`, among the module's own statements: not in the bodies of functions and classes."""
+  """Finds matches among the module's own statements, not in the bodies of functions and classes."""
   own = [s for s in body if not _is_scope(s)]
   if not isinstance(pattern, list):
     return [m for s in own for m in _expressions(pattern, s, skip=_is_scope)]

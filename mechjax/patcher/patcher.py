@@ -1,4 +1,4 @@
-"""The patcher: what a patch file writes, and what a user calls.
+"""`Patcher` and `Patchers`: declarations of a patch file, which a user installs.
 
     QWEN2 = Patcher(
       'tunix.models.qwen2.model',
@@ -10,7 +10,7 @@
     QWEN2.install()                # a program
     QWEN2.install_on_import()      # a program, before upstream is imported
 
-Making a patcher imports nothing and changes nothing. What holds in which mode:
+Making a patcher imports nothing and changes nothing. The two modes compared:
 
                                       in place (`with`, `install`)    on import
     bodies of functions and lambdas   yes                             yes
@@ -24,12 +24,12 @@ Making a patcher imports nothing and changes nothing. What holds in which mode:
     uninstall                         the very same code objects      bodies of functions only
 
 In both modes module globals stay live, and future imports, `super()`, name mangling and closures
-are as upstream has them. Calls under way in other threads finish in the code in which they began.
+are as in upstream. Calls that are running in other threads finish in the code in which they began.
 
 A process started by multiprocessing's spawn begins unpatched: give it
-`initializer=PATCHER.install`. A patch that is installed twice is applied once and counted; it goes
-with the last `uninstall`. Two patchers are the same patch when module and rules are equal, from
-whichever file they come.
+`initializer=PATCHER.install`. A patch that is installed twice is applied once and counted; the last
+`uninstall` removes it. Two patchers are the same patch when module and rules are equal, whichever
+file they come from.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from mechjax.patcher.sources import UpstreamSource
 
 
 class Text(str):
-  """A string that a notebook shows as it is."""
+  """A string that a notebook shows without quotes and escapes."""
 
   __slots__ = ()
 
@@ -64,8 +64,8 @@ class Patcher:
   Attributes:
     module: the dotted name of the module.
     rules: (member, rule) pairs, in the order in which they are applied.
-    checked: the distribution, and the versions of it the patch was checked with; None if unstated.
-    names: what the replacements may use besides what the module has, by name.
+    checked: the distribution and its versions with which the patch was checked; None if unstated.
+    names: values that the replacements may use besides those of the module, by name.
   """
 
   def __init__(
@@ -78,7 +78,7 @@ class Patcher:
     names: Mapping[str, Any] | None = None,
     **more_members: Iterable,
   ):
-    """Reads a patch.
+    """Parses the rules of a patch.
 
     Args:
       module: the module or its dotted name; it is not imported.
@@ -89,7 +89,7 @@ class Patcher:
       **more_members: members whose names are plain identifiers.
 
     Raises:
-      PatchError: if a rule cannot be read.
+      PatchError: if a rule cannot be parsed.
     """
     self.module = module if isinstance(module, str) else module.__name__
     every = {**(members or {}), **more_members}
@@ -100,11 +100,11 @@ class Patcher:
     self.names = dict(names or {})
 
   def install(self) -> Patcher:
-    """Patches the module in place, importing it first if need be.
+    """Patches the module in place, after importing it if necessary.
 
     Raises:
       PatchError: if there is no such module, or if a rule does not apply or cannot be applied in
-        place; nothing is changed then.
+        place; in that case nothing is changed.
     """
     module = self._import()
     with live.LOCK:
@@ -120,7 +120,7 @@ class Patcher:
       raise self._no_module() from error
 
   def uninstall(self) -> None:
-    """Takes back one `install` or `install_on_import`; the last one restores the module.
+    """Reverts one `install` or `install_on_import`; the last one restores the module.
 
     Raises:
       PatchError: if the patch is not installed, or another one builds on it.
@@ -136,13 +136,13 @@ class Patcher:
     else:
       raise PatchError(
         f'the patch of {self.module} is not installed, so it cannot be uninstalled',
-        cause='never installed, or the module was executed again since (importlib.reload, '
-        '%autoreload), which brought back its unpatched code',
+        cause='it was never installed, or the module was executed again since (importlib.reload, '
+        '%autoreload), which restored its unpatched code',
         hint='install the patch again after a reload',
       )
 
   def install_on_import(self) -> Patcher:
-    """Has the module executed with the patch in it when it is imported.
+    """Requests that the module runs patched code from the moment when it is imported.
 
     Raises:
       PatchError: if there is no such module, or it is imported already.
@@ -169,7 +169,7 @@ class Patcher:
     return live.count_installs(self.module, self) > 0
 
   def source(self) -> UpstreamSource:
-    """Upstream's source, without importing it.
+    """Returns upstream's source without importing it.
 
     Raises:
       PatchError: if there is no such module.
@@ -183,7 +183,7 @@ class Patcher:
     return drift.no_module(self.module, self.checked)
 
   def diff(self) -> Text:
-    """The patch as a unified diff of upstream's file, before and after."""
+    """Shows the patch as a unified diff of upstream's file, before and after."""
     source = self.source()
     tree, _ = composing.rewrite(source, [self])
     before, after = (
@@ -193,7 +193,7 @@ class Patcher:
     return Text(''.join(difflib.unified_diff(before, after, f'a/{name}', f'b/{name}')))
 
   def explain(self) -> Text:
-    """What each rule does and where: file and line, the code before and after, the holes."""
+    """Shows for each rule file and line, the code before and after, and the holes."""
     source = self.source()
     _, applied = composing.rewrite(source, [self])
     out = [f'{self.module}  {source.filename}']
@@ -233,7 +233,7 @@ def _find_loaded(patchers: Iterable[Patcher]) -> list[ModuleType]:
 
 
 class _Module(str):
-  """The name of a module, pickled in its place."""
+  """The name of a module, pickled in place of the module."""
 
   __slots__ = ()
 
@@ -248,7 +248,7 @@ def _rebuild(module: str, rules: tuple, checked: Any, names: dict) -> Patcher:
 class Patchers:
   """The patches of one upstream package, each for a module of it, used as one.
 
-  A module that the installed version of the package lacks is passed over, unless all are lacking.
+  A module that the installed version of the package lacks is skipped, unless it lacks all of them.
 
   Attributes:
     patchers: the patches.
@@ -261,7 +261,7 @@ class Patchers:
     self._installed: list[list[Patcher]] = []
 
   def install(self) -> Patchers:
-    """Installs each patch whose module is there; all of them or none."""
+    """Installs each patch whose module exists; all of them or none."""
     present = self._find_present()
     modules = {p.module: p._import() for p in present}
     running = live.Running(modules.values())
@@ -270,7 +270,7 @@ class Patchers:
     )
 
   def install_on_import(self) -> Patchers:
-    """Has each module that is there patched when it is imported."""
+    """Requests that each module that exists is patched when it is imported."""
     return self._install_each(self._find_present(), Patcher.install_on_import)
 
   def _find_present(self) -> list[Patcher]:
@@ -289,7 +289,7 @@ class Patchers:
     return self
 
   def uninstall(self) -> None:
-    """Takes back the last `install` or `install_on_import`."""
+    """Reverts the last `install` or `install_on_import`."""
     with live.LOCK:
       if not self._installed:
         raise PatchError('these patches are not installed, so they cannot be uninstalled')
@@ -306,11 +306,11 @@ class Patchers:
     self.uninstall()
 
   def diff(self) -> Text:
-    """The patches as unified diffs of upstream's files."""
+    """Shows the patches as unified diffs of upstream's files."""
     return Text(''.join(p.diff() for p in self.patchers if sources.locate(p.module)))
 
   def explain(self) -> Text:
-    """What each rule of each patch does, and where."""
+    """Shows each rule of each patch, as `Patcher.explain`."""
     return Text('\n\n'.join(p.explain() for p in self.patchers if sources.locate(p.module)))
 
   def __repr__(self) -> str:

@@ -1,19 +1,19 @@
-"""Patched source as text: once to be read, once to be debugged.
+"""Patched source as text: one version for readers, one for debuggers.
 
 `render_readable` is upstream's text with every replacement laid out on lines of its own; `Patcher.diff`
-compares it with the original. `display` is what debuggers show: every line that upstream had keeps
-its number, so a replacement must do with the lines of what it replaced. Statements are joined by
-semicolons and suites pulled up to their headers, with upstream's own statements left where they
-are; code compiled from this text has exact positions for tracebacks, pdb, coverage and
+compares it with the original. `render_in_place` is the text that debuggers show: every line of upstream
+keeps its number, so a replacement must fit into the lines of the code that it replaced. Statements are
+joined by semicolons and suites pulled up to their headers, with upstream's own statements left where
+they are; code compiled from this text has exact positions for tracebacks, pdb, coverage and
 `inspect.getsource`.
 
-Both are made by splicing: what upstream wrote is copied verbatim, comments and all, and what a rule
+Both are made by splicing: upstream's code is copied verbatim with its comments, and code that a rule
 brought in is unparsed, with the upstream code inside it again verbatim.
 
 Sharp edges: a replacement that cannot be laid out without moving upstream's lines (say, a `with`
-around a loop body that holds an `if`) is shown as upstream's lines with a comment that says what
-replaced them, and its code keeps the positions of the syntax tree. A changed expression inside an
-f-string has the whole f-string unparsed.
+around a loop body that holds an `if`) is shown as upstream's lines with a comment that states the
+replacement, and its code keeps the positions of the syntax tree. If an expression inside an f-string
+changes, the whole f-string is unparsed.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ _BARE = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Expr)
 
 
 class _Inline(Exception):
-  """A suite on the line of its header was changed, so the whole statement must be laid out anew."""
+  """Raised when a suite on the line of its header changed, so that the whole statement needs a new layout."""
 
 
 def render_readable(source: UpstreamSource, tree: ast.Module) -> str:
-  """Upstream's text with the replacements in it, for a reader."""
+  """Renders upstream's text with the replacements in it, for readers."""
   return _Renderer(source, tree).module(tree)
 
 
 def render_in_place(source: UpstreamSource, tree: ast.Module) -> str:
-  """Upstream's text with the replacements in it, every line of upstream's where it was."""
+  """Renders upstream's text with the replacements in it, every upstream line where it was."""
   return _InPlace(source, tree).module(tree)
 
 
@@ -68,7 +68,7 @@ class _Renderer:
     return ''.join([*out, self.source.data[at:stop].decode()])
 
   def changes(self, node: ast.AST) -> Iterator[Splice]:
-    """What must be replaced within the text of an upstream node."""
+    """Yields the splices that must be made within the text of an upstream node."""
     for name, value in ast.iter_fields(node):
       items = value if isinstance(value, list) else [value]
       if items and isinstance(items[0], ast.stmt):
@@ -109,7 +109,7 @@ class _Renderer:
       yield self.arrange(statements, forced, start, stop)
 
   def clusters(self, changed: list[bool], spans: list) -> Iterator[tuple[int, int]]:
-    """Groups a changed run with its neighbours on the same line, which semicolons join to it."""
+    """Groups a changed run with its neighbours on the same line, which are joined to it by semicolons."""
     i = 0
     while i < len(spans):
       j = i
@@ -133,7 +133,7 @@ class _Renderer:
     return self.splice(*self.source.span(node), list(self.changes(node)))
 
   def lines(self, statement: Any) -> list[SourceLine]:
-    """The logical lines of a statement that stands where it did not stand before."""
+    """The logical lines of a statement at a new place."""
     compound = hasattr(statement, 'body') or hasattr(statement, 'cases')
     if is_ours(statement):
       return self.generate(statement) if compound else [self.simple(statement)]
@@ -156,12 +156,12 @@ class _Renderer:
     return SourceLine(0, text, 'simple')
 
   def unindent(self, text: str, start: int) -> str:
-    """`text` as it would stand at the left margin; `start` is where it stands in the source."""
+    """Moves `text` from its indentation to the left margin; `start` is its offset in the source."""
     prefix = self.prefix(start)
     return layout.shift(text, len(prefix.lstrip()) - len(prefix))
 
   def generate(self, statement: Any) -> list[SourceLine]:
-    """A compound statement's lines: its headers unparsed, the statements in it by `lines`."""
+    """Generates the lines of a compound statement: headers are unparsed, inner statements come from `lines`."""
     text, statements = self.fill(statement)
     upstream_line = (
       None if is_ours(statement) else self.source.line_of(self.source.span(statement)[0])
@@ -178,7 +178,7 @@ class _Renderer:
     return out
 
   def fill(self, node: Any) -> tuple[str, dict]:
-    """Unparses a rule's own node with the upstream expressions in it verbatim.
+    """Unparses a node that a rule brought in, with the upstream expressions in it verbatim.
 
     Returns:
       The text, and the statements of its blocks by the number of the hole that stands for each.
@@ -211,7 +211,7 @@ class _Renderer:
     return new
 
   def wrap(self, text: str, node: Any, parent: ast.AST, field: str) -> str:
-    """Puts an expression's text in parentheses where it may need them."""
+    """Adds parentheses to the text of an expression where it may need them."""
     enclosed = isinstance(parent, ast.Call | ast.keyword | ast.List | ast.Set) and field != 'func'
     if isinstance(node, ast.Starred | ast.Slice):
       return text
@@ -231,7 +231,7 @@ class _Renderer:
     return self.source.span(node)[0] == self.source.span(node.elts[0])[0]
 
   def fit(self, text: str, start: int, stop: int) -> str:
-    """Makes the text of an expression fit the place between two bytes of the source."""
+    """Fits the text of an expression into the place between two bytes of the source."""
     return f'({text})' if self.source.data[start : start + 1] == b'(' else text
 
   def arrange(self, statements: list[Any], forced: bool, start: int, stop: int) -> Splice:
@@ -252,7 +252,7 @@ class _Renderer:
 
 
 class _InPlace(_Renderer):
-  """Renders without moving any line of upstream's."""
+  """Renders without moving any line of upstream."""
 
   def fit(self, text: str, start: int, stop: int) -> str:
     room = self.source.data.count(b'\n', start, stop)

@@ -1,17 +1,17 @@
 """Applying rules to a syntax tree.
 
-Rules are applied in order, each to what the ones before it made, so patches compose. A rule must
-match as often as it says: a patch that silently stopped matching is a wrong result in somebody's
+Rules are applied in order, each to the result of the earlier ones, so patches compose. A rule must
+match as often as it states: a patch that silently stopped matching leads to a wrong result in a
 paper.
 
 Every node that a rule brings in is marked `ours` and takes the position of the code that it
-replaces; everything else, the code held by holes included, stays upstream's own and keeps its own
-position. A part of the replacement that repeats the matched code is taken to be the matched code.
-So a traceback through patched code names upstream's lines, and the rendered text (`rendering`)
-keeps upstream's comments.
+replaces; everything else, including the code held by holes, stays upstream's own and keeps its
+position. A part of the replacement that repeats the matched code is treated as the matched code. So a
+traceback through patched code names upstream's lines, and the rendered text (`rendering`) keeps
+upstream's comments.
 
-The root of each replacement remembers in `stands_for` which part of the source text it took the
-place of: a span of bytes for an expression, a shared `ReplacedSpan` for statements.
+The root of each replacement records in `stands_for` which part of the source text it replaced: a
+span of bytes for an expression, a shared `ReplacedSpan` for statements.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mechjax.patcher.sources import UpstreamSource, members
 
 @dataclass(eq=False)
 class ReplacedSpan:
-  """The part of the source text that a run of statements took the place of, in bytes."""
+  """The part of the source text, in bytes, that a run of new statements replaced."""
 
   start: int
   stop: int
@@ -45,7 +45,7 @@ class Applied:
     member: the member it was for.
     rule: the rule.
     lines: the first line of each match, in upstream's file.
-    bindings: what each hole held, as text, for each match.
+    bindings: the code that each hole held, as text, for each match.
   """
 
   member: str
@@ -55,7 +55,7 @@ class Applied:
 
 
 def find(source: UpstreamSource, tree: ast.Module, member: str, rule: Rule) -> list[Match]:
-  """Every place in a member where a rule matches, in source order."""
+  """Finds every place in a member where a rule matches, in source order."""
   if not member:
     return matching.find_outside_functions(rule.pattern, tree.body)
   return matching.find(rule.pattern, members(source, tree, member))
@@ -65,12 +65,12 @@ def apply(source: UpstreamSource, tree: ast.Module, member: str, rule: Rule) -> 
   """Applies one rule, changing `tree`.
 
   Returns:
-    What was matched, and where.
+    The rule and the places where it matched.
 
   Raises:
     PatchError: if there is no such member.
-    MatchError: if the rule matches another number of times than it says, or at places that overlap;
-      nothing is changed then.
+    MatchError: if the rule matches another number of times than it states, or at places that overlap;
+      in that case nothing is changed.
   """
   matches = find(source, tree, member, rule)
   expected = max(1, len(matches)) if rule.count == 'all' else rule.count
@@ -135,7 +135,7 @@ def _replace(source: UpstreamSource, match: Match, template: Any) -> None:
 
 
 def _join_runs(source: UpstreamSource, match: Match, new: list) -> None:
-  """Makes one run of the new statements and of every earlier run that the match touches."""
+  """Merges the new statements and every earlier run that the match touches into one run."""
   old_runs = [
     n.stands_for for n in match.nodes if isinstance(getattr(n, 'stands_for', None), ReplacedSpan)
   ]
@@ -149,12 +149,12 @@ def _join_runs(source: UpstreamSource, match: Match, new: list) -> None:
 
 
 def is_ours(node: Any) -> bool:
-  """Whether a rule brought this node in, rather than upstream."""
+  """Whether this node comes from a rule and not from upstream."""
   return getattr(node, 'ours', False)
 
 
 class _Filling:
-  """Fills the holes of a template with what a match bound."""
+  """Fills the holes of a template with the code that a match bound."""
 
   def __init__(self, match: Match):
     self.match = match
@@ -191,7 +191,7 @@ class _Filling:
     if isinstance(bound, str):
       return bound
     raise PatchError(
-      f'{hole} holds {_text(bound)!r}, and the replacement uses it where only a name can stand'
+      f'{hole} holds {_text(bound)!r}, and the replacement uses it where only a name is allowed'
     )
 
   def node(self, template: ast.AST) -> ast.AST:
@@ -225,7 +225,7 @@ class _Filling:
 
 
 def _copy(node: Any) -> Any:
-  """A copy of matched code, for use elsewhere."""
+  """Copies matched code, for use elsewhere."""
   new = copy.deepcopy(node)
   if hasattr(new, 'stands_for'):
     del new.stands_for

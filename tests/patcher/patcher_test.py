@@ -90,7 +90,7 @@ def test_names_are_put_into_the_module_and_taken_out(upstream):
 
 def test_a_name_that_means_something_else_upstream_is_refused(upstream):
   model = upstream.load(MODEL)
-  with pytest.raises(PatchError, match="'g' already means"):
+  with pytest.raises(PatchError, match="'g' already refers to"):
     Patcher(model, f=('x + 1', 'g(x)'), names={'g': abs}).install()
   with Patcher(model, f=('x + 1', 'g(x)'), names={'g': model.g}):
     assert model.f(5) == 5
@@ -100,7 +100,7 @@ def test_a_name_that_means_something_else_upstream_is_refused(upstream):
 def test_two_patchers_that_differ_about_a_name_are_refused(upstream):
   model = upstream.load(MODEL)
   with Patcher(model, f=('x + 1', 'sow(x)'), names={'sow': abs}):
-    with pytest.raises(PatchError, match="'sow' already means"):
+    with pytest.raises(PatchError, match="'sow' already refers to"):
       Patcher(model, g=('x', 'sow(x)'), names={'sow': repr}).install()
     assert model.f(-1) == 1
 
