@@ -1,13 +1,13 @@
-"""Words: a config as JSON, and back from JSON or TOML, with every mistake named.
+"""Config files: a config as JSON, and back from JSON or TOML, with an error for every mistake.
 
     path.write_text(as_json(config))
     config == from_json(Config, path.read_text(), where=path)
     differences(config, other)                                     ['optimisation.steps: 1000, 2000']
 
-A file mirrors the dataclass: a table inside is a dataclass inside. A key that is no field, a value of another type and
-a text that is neither TOML nor JSON are errors that name the file.
+A file mirrors the dataclass: a table inside is a dataclass inside. A key that is not a field, a value of another type
+and text that is not TOML or JSON raise errors that name the file.
 
-Sharp edge: numbers that are not finite are written as Python does, which strict readers of JSON refuse.
+Sharp edge: numbers that are not finite are written as Python writes them, which strict readers of JSON reject.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Config = TypeVar('Config')
 
 
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """An object of JSON, no key of which is there twice."""
+  """Builds an object of JSON; raises if a key occurs twice."""
   data: dict[str, Any] = {}
   for key, value in pairs:
     if key in data:
-      raise ValueError(f'the key {key!r} is there twice')
+      raise ValueError(f'the key {key!r} occurs twice')
     data[key] = value
   return data
 
@@ -40,17 +40,17 @@ _FORMATS: dict[str, tuple[Callable[[str], Any], Any]] = {
   '.toml': (tomllib.loads, NONE),
   '.json': (functools.partial(json.loads, object_pairs_hook=_build_object), None),
 }
-"""By the end of a file's name: what reads it, and what it says for null."""
+"""Loader of each format and its value for None, keyed by the suffix of the file name."""
 
 
 def as_json(config: Any) -> str:
-  """A config as a text of JSON.
+  """Writes a config as JSON.
 
   Args:
     config: a dataclass.
 
   Raises:
-    FlagsError: a field that cannot be a flag either.
+    FlagsError: a field that cannot be a flag.
   """
   data: dict[str, Any] = {}
   for leaf in leaves(type(config), config):
@@ -62,16 +62,15 @@ def as_json(config: Any) -> str:
 
 
 def from_json(config_class: type[Config], text: str, where: object = 'JSON') -> Config:
-  """The config that a text of JSON says; what it leaves out has its default.
+  """Reads a config from JSON; fields that are left out get their defaults.
 
   Args:
     config_class: a dataclass.
     text: an object of JSON.
-    where: what it comes from, such as the path of a file, for messages.
+    where: its origin, such as the path of a file, for messages.
 
   Raises:
-    FlagsError: it is no JSON; a key that is no field; a value of another type; a field that has no default and is
-      left out.
+    FlagsError: it is not JSON; a key is not a field; a value has another type; a field without a default is left out.
     Whatever `__post_init__` of the config does.
   """
   own = leaves(config_class)
@@ -79,14 +78,14 @@ def from_json(config_class: type[Config], text: str, where: object = 'JSON') -> 
 
 
 def differences(a: Any, b: Any) -> list[str]:
-  """In which fields two configs of one class differ.
+  """Lists the fields in which two configs of one class differ.
 
   Args:
     a: one.
     b: the other.
 
   Returns:
-    'field: value of a, value of b' for each field, with the names of the dataclasses it is in.
+    'field: value of a, value of b' for each field, where the name of a field is its dotted path.
 
   Raises:
     FlagsError: they are of two classes, or have a field that cannot be a flag.
@@ -102,21 +101,23 @@ def differences(a: Any, b: Any) -> list[str]:
 
 
 def read(path: str | os.PathLike[str], own: Iterable[Leaf]) -> dict[Names, Any]:
-  """What a file says.
+  """Reads a config file.
 
   Args:
-    path: of TOML or JSON, as its name says.
-    own: the leaves that it may speak of.
+    path: the file; its suffix determines the format, TOML or JSON.
+    own: the leaves that it may set.
 
   Returns:
-    The values of leaves that it names.
+    The values of the leaves that it sets.
 
   Raises:
-    FlagsError: it cannot be read or is of another format; as `from_json`.
+    FlagsError: it cannot be read or has another format; and as `from_json`.
   """
   suffix = os.path.splitext(path)[1]
   if suffix not in _FORMATS:
-    raise FlagsError(f'{path} is no config', hint=f'its name ends with {" or ".join(_FORMATS)}')
+    raise FlagsError(
+      f'{path} is not a config file', hint=f'its name ends with {" or ".join(_FORMATS)}'
+    )
   try:
     with open(path, encoding='utf-8') as file:
       text = file.read()
@@ -128,16 +129,16 @@ def read(path: str | os.PathLike[str], own: Iterable[Leaf]) -> dict[Names, Any]:
 def complete(
   config_class: type[Config], own: Iterable[Leaf], given: Mapping[Names, Any], where: str
 ) -> Config:
-  """The config of what has been said, and of defaults.
+  """Builds a config from the values that were given, and from defaults.
 
   Args:
     config_class: its class.
     own: its leaves.
-    given: values.
-    where: they have been said.
+    given: values of leaves.
+    where: origin of the values, for messages.
 
   Raises:
-    FlagsError: a leaf that has no default, and of which nothing has been said.
+    FlagsError: a leaf without a default is not given.
   """
   values = {leaf.path: leaf.default for leaf in own} | dict(given)
   if missing := ['.'.join(path) for path, value in values.items() if value is REQUIRED]:
@@ -146,12 +147,12 @@ def complete(
 
 
 def _parse(own: Iterable[Leaf], text: str, suffix: str, where: object) -> dict[Names, Any]:
-  """Values of leaves from the text of a file."""
+  """Parses the text of a file into values of leaves."""
   loads, null = _FORMATS[suffix]
   try:
     data = loads(text)
   except (ValueError, RecursionError) as e:
-    raise FlagsError(f'{where} is no {suffix[1:].upper()}: {e}') from e
+    raise FlagsError(f'{where} is not {suffix[1:].upper()}: {e}') from e
   by_path = {leaf.path: leaf for leaf in own}
   tables = {path[:n] for path in by_path for n in range(len(path))}
   return {
@@ -163,10 +164,10 @@ def _parse(own: Iterable[Leaf], text: str, suffix: str, where: object) -> dict[N
 def _walk(
   data: Any, path: Names, tables: set[Names], by_path: Mapping[Names, Leaf], where: object
 ) -> Iterator[tuple[Names, Any]]:
-  """The words of leaves, with their paths."""
+  """Yields the data of leaves, with their paths."""
   if not isinstance(data, dict):
     raise FlagsError(
-      f'{".".join(path) or "the whole"}={data!r:.50} should be a table', where=f'{where}'
+      f'{".".join(path) or "the file"}={data!r:.50} should be a table', where=f'{where}'
     )
   for key, value in data.items():
     own = (*path, key)

@@ -1,10 +1,10 @@
-"""Kinds of values: how what a field holds is written on a command line and in a file, and read back.
+"""Kinds of flags: conversion of the value of a field to and from a command line and a file.
 
-Four functions for each kind. TEXT is what stands behind `--x=`; a WORD is what JSON and TOML have: a bool, a number, a
-string, a list, null. Both ways lead back: `from_text(to_text(value)) == value`, and so for words.
+Each kind has four functions. TEXT is the part of `--x=...` after the equals sign; DATA is a value of JSON or TOML: a
+bool, a number, a string, a list, null. Both round-trip: `from_text(to_text(value)) == value`, and likewise for data.
 
-Sharp edges: a whole number is no float in Python, and is one here; a bool is an int in Python, and is none here. A
-word of null is `null`, which TOML lacks, so its files say something else.
+Sharp edges: unlike in Python, an integer counts as a float here, and a bool does not count as an int. TOML has no null,
+so each format passes its own value for None as `null`.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ NONE = 'none'
 
 
 class FlagKind(abc.ABC):
-  """What one field takes.
+  """The kind of value that a field holds.
 
   Attributes:
-    expected: in words, to go on behind 'should be'.
+    expected: description of valid values, which follows 'should be' in messages.
   """
 
   expected: str
 
   @abc.abstractmethod
   def from_text(self, text: str) -> Any:
-    """The value that a command line says; ValueError if it says none."""
+    """Reads a value from a command line; ValueError if the text is not valid."""
 
   @abc.abstractmethod
   def to_text(self, value: Any) -> str:
-    """The value as a command line says it."""
+    """Writes a value as on a command line."""
 
   @abc.abstractmethod
   def from_data(self, data: Any, null: Any = None) -> Any:
-    """The value that a file says, in which `null` means None; ValueError if it says none."""
+    """Reads a value from a file, in which `null` stands for None; ValueError if the data are not valid."""
 
   @abc.abstractmethod
   def to_data(self, value: Any) -> Any:
-    """The value as JSON says it."""
+    """Writes a value as data of JSON."""
 
   def make_error(self) -> ValueError:
-    """What is raised about anything else."""
+    """Makes the error for a value that is not valid."""
     return ValueError(f'should be {self.expected}')
 
 
@@ -57,9 +57,9 @@ class Scalar(FlagKind):
   """A single value of one type.
 
   Attributes:
-    make: the value from a text or word; a ValueError or KeyError says that there is none.
-    data_types: types of words that are taken.
-    expected: in words.
+    make: makes the value from text or data; raises ValueError or KeyError if that is impossible.
+    data_types: types of data that are accepted.
+    expected: description of valid values.
   """
 
   make: Callable[[Any], Any]
@@ -89,7 +89,7 @@ class Choice(FlagKind):
   """One of a few values.
 
   Attributes:
-    options: the word for each, and the value.
+    options: pairs of the data of each option and its value.
   """
 
   options: tuple[tuple[Any, Any], ...]
@@ -154,8 +154,8 @@ class Several(FlagKind):
   """A tuple.
 
   Attributes:
-    kinds: of its members.
-    variadic: whether there is one kind, and any number of members of it.
+    kinds: kinds of its members.
+    variadic: whether it has any number of members, all of one kind.
   """
 
   kinds: tuple[FlagKind, ...]
@@ -198,20 +198,20 @@ _SCALARS = {
   ),
   int: Scalar(int, (int,), 'an integer'),
   float: Scalar(float, (int, float), 'a number'),
-  str: Scalar(str, (str,), 'a text'),
+  str: Scalar(str, (str,), 'a string'),
   Path: Scalar(Path, (str,), 'a path'),
 }
-SUPPORTED = 'bool, int, float, str, Path, Literal, Enum, tuples of these, each perhaps None'
+SUPPORTED = 'bool, int, float, str, Path, Literal, Enum, tuples of these, each optionally None'
 
 
 def kind_of(annotation: Any) -> FlagKind | None:
-  """What a field takes.
+  """Finds the kind of a field.
 
   Args:
     annotation: the type of the field, resolved.
 
   Returns:
-    Its kind, or None if there is none; `SUPPORTED` says for what there is.
+    Its kind, or None if the type is not supported; `SUPPORTED` lists the types.
   """
   origin, args = typing.get_origin(annotation), typing.get_args(annotation)
   if origin is Literal:
