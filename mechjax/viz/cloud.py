@@ -1,11 +1,11 @@
-"""Estimates against the truth: a cloud around its diagonal, on matplotlib axes and as SVG.
+"""Scatter plots of estimates against the truth, on matplotlib axes and as SVG.
 
-An estimate that is too large costs a look, one that is too small hides what was looked for. So the
-triangle in which the estimate is less than a tenth of the truth is shaded, and points there (or
-elsewhere) can be marked: they get a number and stand by name beside the picture.
+An estimate that is too large costs one more check; one that is too small hides an important node. So
+the triangle in which the estimate is less than a tenth of the truth is shaded, and points there (or
+elsewhere) can be marked: they get a number and are listed by name next to the picture.
 
-Sharp edge: logarithmic axes have no zero, and rounding errors would stretch them. Whatever is below a
-millionth of the largest number is drawn on the edge, and the picture says so.
+Sharp edge: logarithmic axes have no zero, and rounding errors would stretch them. Numbers below a
+millionth of the largest are drawn on the edge, and the picture says so.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ def cloud(
   ylabel: str,
   marked: Mapping[int, str],
 ) -> None:
-  """Estimates against the truth.
+  """Draws estimates against the truth.
 
   Args:
     ax: where to draw.
-    truth: numbers from 0.
+    truth: non-negative numbers.
     estimate: as many.
-    title: of the axes.
-    xlabel: what the truth is, with its unit.
-    ylabel: what the estimate is, with its unit.
+    title: title of the axes.
+    xlabel: the true quantity, with its unit.
+    ylabel: the estimated quantity, with its unit.
     marked: names of points to be marked, by index.
 
   Raises:
-    ChartError: not as many of one as of the other; negative or missing numbers, or all zero.
+    ChartError: truth and estimate differ in number; numbers are negative or missing, or all are zero.
   """
   x, y, span, edge = _check_numbers(truth, estimate)
   others = np.setdiff1d(np.arange(len(x)), [*marked])
@@ -83,15 +83,15 @@ def cloud_svg(
   marked: Mapping[int, str],
   notes: Mapping[int, str],
 ) -> str:
-  """The same for a page.
+  """Draws the same as SVG for a page.
 
   Args:
-    truth: numbers from 0.
+    truth: non-negative numbers.
     estimate: as many.
-    xlabel: what the truth is, with its unit.
-    ylabel: what the estimate is, with its unit.
+    xlabel: the true quantity, with its unit.
+    ylabel: the estimated quantity, with its unit.
     marked: names of points to be marked, by index.
-    notes: names of other points, shown when pointed at.
+    notes: names of other points, shown as tooltips.
 
   Returns:
     The HTML.
@@ -103,7 +103,7 @@ def cloud_svg(
   frame = logs.PlotFrame(span, span, xlabel, ylabel, width=464, margin=24)
   at = frame.place(x, y)
   describe = lambda i, name: frame.note(name, float(truth[i]), float(estimate[i]))  # noqa: E731
-  # A stroke without length is a dot, so that ten thousand of them are one short path.
+  # A stroke without length is a dot, so ten thousand dots are one short path.
   silent = [at[i] for i in range(len(at)) if i not in marked and i not in notes]
   dots = ''.join(dict.fromkeys(f'M{a:.1f} {b:.1f}h0' for a, b in silent))
   parts = [
@@ -124,15 +124,15 @@ def cloud_svg(
 def _check_numbers(
   truth: Numbers, estimate: Numbers
 ) -> tuple[np.ndarray, np.ndarray, LogAxis, str]:
-  """The numbers, the smallest lifted to the edge; the span; what is said of the edge."""
+  """Checks the numbers; returns them with the smallest raised to the edge, the axis, and the note on the edge."""
   x, y = np.asarray(truth, float), np.asarray(estimate, float)
   if x.shape != y.shape or x.ndim != 1:
-    raise ChartError(f'{x.size} true numbers and {y.size} estimates: one of each for every point')
+    raise ChartError(f'{x.size} true numbers and {y.size} estimates; every point needs one of each')
   both = np.concatenate([x, y])
   if not np.isfinite(both).all() or (both < 0).any() or not both.any():
     raise ChartError(
       'magnitudes cannot be drawn if some are negative or missing, or all are zero',
-      hint='give absolute values of what was measured',
+      hint='pass absolute values of the effects',
     )
   low = max(both[both > 0].min(), both.max() * 1e-6)
   rounded = logs.number(float(f'{low:.1e}'))
@@ -141,7 +141,7 @@ def _check_numbers(
 
 
 def _draw_triangle(frame: logs.PlotFrame) -> str:
-  """The diagonal, and the triangle below a tenth of it."""
+  """Draws the diagonal and the triangle of estimates below a tenth of the truth."""
   side = frame.right - logs.LEFT
   tenth = min(1.0, 1 / math.log10(frame.x.high / frame.x.low))
   across = logs.LEFT + tenth * side

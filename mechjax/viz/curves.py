@@ -1,18 +1,18 @@
-"""Curves on logarithmic axes, or on an even one upwards, on matplotlib axes and as SVG for a page.
+"""Curves on logarithmic axes, or with a linear y axis, on matplotlib axes and as SVG for a page.
 
 Methods are compared by curves that lie close together and often end in one point, so each differs
-from its neighbours in colour, dash and mark, which tells them apart in greyscale too, and their names
-stand beside the picture in the order in which the curves lie above each other. What no curve can be
-below is dashed, in ink, without marks.
+from its neighbours in colour, dash and mark, which keeps them distinct in greyscale too, and their
+names are listed next to the picture in the vertical order of the curves. A bound below which no curve
+can lie is dashed, in ink, without marks.
 
     lines(ax, {'AtP': (ks, costs)}, bound=('oracle', (ks, ks)), title=..., xlabel=..., ylabel=...)
     page.section(title, text, lines_svg({'AtP': (ks, costs)}, bound=..., xlabel=..., ylabel=...))
 
-Where points are few and each is a thing of its own, `notes` says what each of them is. A corner in which the good
-ones would be can be marked by a word.
+Where there are few points with names of their own, `notes` describes each of them. A word can mark the corner in which
+good points would lie.
 
-Sharp edge: a point that cannot be shown is refused, not skipped: one that is infinite or missing, or on a logarithmic
-axis zero.
+Sharp edge: a point that cannot be shown (infinite, missing, or zero on a logarithmic axis) raises an error and is not
+skipped.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
 
 Points = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
-"""Xs that do not fall and as many ys, all positive; ys are any numbers on an even axis."""
+"""Xs that do not decrease and as many ys, all positive; on a linear axis, ys are any numbers."""
 Notes = Mapping[str, Sequence[str]]
-"""What each point is, by the name of its curve."""
+"""A description of each point, keyed by the name of its curve."""
 
 COLOURS = ('#2166ac', '#d1495b', '#1b7837', '#7b4fa3', '#a6611a', '#01798a', '#5d6874')
-"""On white paper; a page has them as --c0, --c1, ..., and lighter ones in the dark."""
+"""Colours on white paper; a page has them as --c0, --c1, ..., with lighter ones in dark mode."""
 
 _DASHES: tuple[tuple[int, ...], ...] = ((), (9, 2, 2, 2), (2, 2), (9, 2, 2, 2, 2, 2))
 _MARKS = 'os^Dv'
@@ -54,21 +54,21 @@ def lines(
   notes: Notes | None = None,
   corner: str = '',
 ) -> None:
-  """Curves with their names beside them.
+  """Draws curves with their names next to the picture.
 
   Args:
     ax: where to draw.
-    curves: by name.
-    title: of the axes.
-    xlabel: what the xs are, with their unit.
-    ylabel: what the ys are, with their unit.
-    bound: name and curve of what no other can be below.
-    linear: whether the axis of the ys is even, and holds zero.
-    notes: what each point is, which only a page shows; with them every point has its mark.
-    corner: what is to be said of the corner on the lower left, above zero.
+    curves: points of each curve, keyed by its name.
+    title: title of the axes.
+    xlabel: name of the x axis, with its unit.
+    ylabel: name of the y axis, with its unit.
+    bound: name and curve of a lower bound of all curves.
+    linear: whether the y axis is linear and contains zero.
+    notes: descriptions of the points, which only a page shows; with them every point has a mark.
+    corner: label of the lower left corner, above zero.
 
   Raises:
-    ChartError: points that do not belong on such axes.
+    ChartError: points that cannot be shown on these axes.
   """
   drawn = _make_lines(curves, bound, linear, notes)
   x, y = _make_axes(drawn, linear)
@@ -104,22 +104,22 @@ def lines_svg(
   notes: Notes | None = None,
   corner: str = '',
 ) -> str:
-  """The same for a page; marks show their numbers when pointed at.
+  """Draws the same as SVG for a page; marks show their numbers as tooltips.
 
   Args:
-    curves: by name.
-    xlabel: what the xs are, with their unit.
-    ylabel: what the ys are, with their unit.
-    bound: name and curve of what no other can be below.
-    linear: whether the axis of the ys is even, and holds zero.
-    notes: what each point is; with them every point has its mark.
-    corner: what is to be said of the corner on the lower left, above zero.
+    curves: points of each curve, keyed by its name.
+    xlabel: name of the x axis, with its unit.
+    ylabel: name of the y axis, with its unit.
+    bound: name and curve of a lower bound of all curves.
+    linear: whether the y axis is linear and contains zero.
+    notes: descriptions of the points; with them every point has a mark.
+    corner: label of the lower left corner, above zero.
 
   Returns:
     The HTML.
 
   Raises:
-    ChartError: points that do not belong on such axes.
+    ChartError: points that cannot be shown on these axes.
   """
   drawn = _make_lines(curves, bound, linear, notes)
   frame = logs.PlotFrame(*_make_axes(drawn, linear), xlabel, ylabel, width=840, margin=230)
@@ -135,18 +135,18 @@ def lines_svg(
 
 
 def _zero_height(y: Axis) -> float:
-  """How far up the picture zero is, or nothing on a logarithmic axis."""
+  """Height of y = 0 as a fraction of the picture; 0 on a logarithmic axis."""
   return float(y.fraction(0.0)) if isinstance(y, LinearAxis) else 0.0
 
 
 def _draw_svg(line: _Line, frame: logs.PlotFrame, at: float) -> str:
-  """A curve, and its name on the right at the height `at`."""
+  """Draws a curve, and its name on the right at height `at`."""
   path = frame.place(line.xs, line.ys)
-  # Thousands of points fall on one place of the screen, and are written once.
+  # Many points fall on the same place of the screen and are written once.
   corners = 'L'.join(dict.fromkeys(f'{a:.1f} {b:.1f}' for a, b in path))
   kind = 'mark' if line.mark else 'felt'
   marks = [
-    logs.mark(line.mark, path[i], frame.note(line.said(i), line.xs[i], line.ys[i]), kind)
+    logs.mark(line.mark, path[i], frame.note(line.describe(i), line.xs[i], line.ys[i]), kind)
     for i in line.marked
   ]
   left, style = frame.right + 16, f'class="line" stroke-dasharray="{line.dash}"'
@@ -172,7 +172,7 @@ class _Line:
 
   @property
   def marked(self) -> list[int]:
-    """Indices of the points that have notes, or of up to eight, spread evenly over the axis, both ends among them."""
+    """Indices of the points that have notes, or of up to eight, spread evenly over the axis, with both ends."""
     if self.notes is not None:
       return [*range(len(self.xs))]
     at = np.geomspace(self.xs[0], self.xs[-1], 8)
@@ -180,17 +180,17 @@ class _Line:
 
   @property
   def height(self) -> float:
-    """How high the curve lies on the whole."""
+    """Mean height of the curve."""
     ys = self.ys[self.marked]
     return float((ys if self.linear else np.log(ys)).mean())
 
-  def said(self, i: int) -> str:
-    """The name of a point."""
+  def describe(self, i: int) -> str:
+    """Name and note of a point."""
     return self.name if self.notes is None else f'{self.name}, {self.notes[i]}'
 
   @property
   def dash(self) -> str:
-    """The dashes as SVG wants them."""
+    """The dashes in the syntax of SVG."""
     return ' '.join(map(str, self.dashes)) or 'none'
 
 
@@ -200,15 +200,15 @@ def _make_lines(
   linear: bool,
   notes: Notes | None,
 ) -> list[_Line]:
-  """The curves, the highest first."""
+  """The curves, highest first."""
   if not curves:
     raise ChartError('there are no curves to draw')
   drawn = []
   for n, (name, points) in enumerate(curves.items()):
     i, dashes, mark = n % len(COLOURS), _DASHES[n % len(_DASHES)], _MARKS[n % len(_MARKS)]
     xs, ys = _check_points(name, points, linear)
-    said = None if notes is None else notes[name]
-    drawn.append(_Line(name, xs, ys, COLOURS[i], f'var(--c{i})', dashes, mark, linear, said))
+    own = None if notes is None else notes[name]
+    drawn.append(_Line(name, xs, ys, COLOURS[i], f'var(--c{i})', dashes, mark, linear, own))
   if bound is not None:
     name, points = bound
     xs, ys = _check_points(name, points, linear)
@@ -219,14 +219,14 @@ def _make_lines(
 def _check_points(name: str, points: Points, linear: bool) -> tuple[np.ndarray, np.ndarray]:
   xs, ys = (np.asarray(values, float) for values in points)
   if xs.shape != ys.shape or xs.ndim != 1 or not xs.size:
-    raise ChartError(f'{name!r} has {xs.size} xs and {ys.size} ys: one of each for every point')
+    raise ChartError(f'{name!r} has {xs.size} xs and {ys.size} ys; every point needs one of each')
   for axis, values, is_linear in (('x', xs, False), ('y', ys, linear)):
     bad = np.flatnonzero(~(np.isfinite(values) & (is_linear | (values > 0))))
     if bad.size:
       raise ChartError(
         f'{axis} is {values[bad[0]]} in {name!r}',
         where=f'point {bad[0]} of {len(values)}',
-        cause='an axis has no room for what was never reached, and a logarithmic one has no zero',
+        cause='infinite and missing values have no place on an axis, and a logarithmic axis has no zero',
         hint='leave the point out',
       )
   falls = np.flatnonzero(np.diff(xs) < 0)
