@@ -1,17 +1,17 @@
 """Effects, cut into heat maps: plain numbers and labels that any chart can draw.
 
 Effects are a number for each node, and nodes have up to four axes: layer, head, position, neuron. A
-heat map has two. So each grid of the nodes is cut along the pairs of axes that it has, and over the
-axes that remain a cell takes the node of largest magnitude, whose name stands behind it, or a sum.
-Which it is stands in every title.
+heat map has two. So each grid of the nodes is cut along the pairs of axes that it has, and the
+remaining axes are reduced: a cell takes the node of largest magnitude, whose name is its tooltip, or
+a sum. Every title states the reduction.
 
     found = maps(effects, tokens)                                  # all that fit
     found += maps(atp, tokens)
     limit = common_limit(found)                                          # one scale of colours for both
 
-Sharp edges: in a mean over pairs effects of opposite sign cancel; a contribution keeps both. A sum of
-effects of single nodes is not the effect of patching them together. A map whose largest cell is an
-outlier (`scale.limit`) ends its colours below it.
+Sharp edges: in a mean over pairs, effects of opposite sign cancel; a contribution keeps both. A sum of
+effects of single nodes is not the effect of patching them together. If the largest cell of a map is an
+outlier (`scale.limit`), the colours end below it.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ _MAX_NEURONS, _MAX_TOKEN_LENGTH = 64, 14
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class View:
-  """What is shown of effects, and how.
+  """Selection of the effects to show, and their presentation.
 
   Attributes:
     quantity: 'mean' (over pairs, signed), 'contribution' (mean magnitude), or the name of `values`
       with their unit.
-    values: numbers of one's own instead, [N].
+    values: other numbers to show instead, [N].
     cut: 'layer x position', 'layer x head', 'head x position', 'layer x neuron' or
       'position x neuron'; None for the first two, or else the first that the nodes have.
-    layer: the only one to be shown; None for all.
-    reduce: what a cell shows of the nodes behind it: 'max', the one of largest magnitude, or 'sum'.
-    limit: magnitude at which the colours end; None for the largest that is no outlier.
-    k: how many nodes the bars show.
+    layer: the only layer to show; None for all.
+    reduce: reduction of the axes that are not shown: 'max', the node of largest magnitude, or 'sum'.
+    limit: magnitude at which the colours end; None for the largest except outliers.
+    k: number of nodes that the bars show.
   """
 
   quantity: str = 'mean'
@@ -73,7 +73,8 @@ class View:
   def __post_init__(self) -> None:
     if self.values is None and self.quantity not in ('mean', 'contribution'):
       raise PatchingError(
-        f'{self.quantity!r} is neither mean nor contribution', hint='give values= with that name'
+        f'{self.quantity!r} is neither mean nor contribution',
+        hint='pass values= for a quantity of another name',
       )
     if self.cut not in (None, *(known := [cut for group in _CUTS for cut in group])):
       raise unknown(PatchingError, 'cut', self.cut, known)
@@ -84,7 +85,7 @@ class View:
 
 
 DEFAULT = View()
-"""Signed means, cut as fits."""
+"""Signed means, with the default cuts."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,15 +93,15 @@ class Map:
   """One heat map.
 
   Attributes:
-    grid: the number of the grid it was cut from.
-    name: site, and what is fixed.
-    reduction: what a cell shows of the axes that are not shown; empty if there are none.
-    axes: what the rows and what the columns are.
+    grid: index of the grid that it was cut from.
+    name: site, and the indices that are fixed.
+    reduction: description of the reduction of the axes that are not shown; empty without such axes.
+    axes: names of the rows and of the columns.
     rows, columns: their labels.
     values: [rows, columns], NaN where there is no node.
-    notes: what each cell is, [rows][columns].
-    unit: what the values are, with their unit.
-    signed: whether negative values have a place on the scale.
+    notes: tooltip of each cell, [rows][columns].
+    unit: the quantity, with its unit.
+    signed: whether the scale includes negative values.
   """
 
   grid: int
@@ -123,15 +124,15 @@ def maps(effects: Effects, tokens: Tokens = None, view: View = DEFAULT) -> list[
   """Cuts effects into heat maps.
 
   Args:
-    effects: what was measured.
-    tokens: one for each position.
-    view: what is to be shown.
+    effects: measured effects.
+    tokens: one for each position, or None.
+    view: selection and presentation.
 
   Returns:
     One or two maps of each grid that has nodes.
 
   Raises:
-    PatchingError: tokens or values of another number than positions or nodes; nothing to be shown.
+    PatchingError: the number of tokens or values is not that of positions or nodes; nothing to show.
   """
   check_tokens(effects, tokens)
   values, unit, signed = select_values(effects, view)
@@ -158,7 +159,7 @@ def maps(effects: Effects, tokens: Tokens = None, view: View = DEFAULT) -> list[
 
 
 def common_limit(found: Sequence[Map]) -> float:
-  """The magnitude at which the colours of all these maps end: that of the largest cell but outliers."""
+  """Magnitude at which the colours of all these maps end: that of the largest cell except outliers."""
   largest = [0.0]
   for m in found:
     values = np.abs(m.values[np.isfinite(m.values)])
@@ -167,7 +168,7 @@ def common_limit(found: Sequence[Map]) -> float:
 
 
 def select_values(effects: Effects, view: View) -> tuple[np.ndarray, str, bool]:
-  """The numbers to be shown, [N], what they are, and whether they may be negative."""
+  """Selects the numbers to show, [N]; returns them, the quantity with its unit, and whether it is signed."""
   if view.values is not None:
     values = np.asarray(view.values, float)
     if values.shape != (len(effects.nodes),):
@@ -175,7 +176,7 @@ def select_values(effects: Effects, view: View) -> tuple[np.ndarray, str, bool]:
     if np.isinf(values).any():
       raise PatchingError(
         f'{int(np.isinf(values).sum())} of {len(values)} values are infinite',
-        hint='NaN for what is to be shown as missing',
+        hint='use NaN for values that are missing',
       )
     return values, view.quantity, bool((values < 0).any())
   what, unit = describe_change(effects)
@@ -188,7 +189,7 @@ def select_values(effects: Effects, view: View) -> tuple[np.ndarray, str, bool]:
 
 
 def describe_change(effects: Effects) -> tuple[str, str]:
-  """What an effect is, and ', ' with its unit if that is known."""
+  """Describes an effect: the quantity, and ', ' with its unit if the unit is known."""
   metric = effects.title.partition(': ')[2]
   return f'change of {metric or "the metric"}', f', {_UNITS[metric]}' if metric in _UNITS else ''
 
@@ -201,13 +202,13 @@ def check_tokens(effects: Effects, tokens: Tokens) -> None:
       raise PatchingError(
         f'{len(tokens)} tokens for {n} positions',
         where=grid.name,
-        cause='tokens of a shorter prompt, or without the first (BOS) token',
+        cause='tokens of a shorter prompt, or tokens without the first (BOS) one',
         hint='one text for each position, padding included',
       )
 
 
 def _cuts(grid: Grid, wanted: str | None) -> list[tuple[str, ...]]:
-  """The axes of each map of a grid: two, or one if it has no two that go together, or none."""
+  """The axes of each map of a grid: two, or one if no pair of axes can be shown, or an empty list."""
   has = [axis for axis, n in zip(AXES, grid.shape) if n > 1]
   if grid.shape[3] > _MAX_NEURONS:
     has.remove('neuron')
@@ -222,7 +223,7 @@ def _map(
   effects: Effects, tokens: Tokens, grid: Grid, cube: np.ndarray, node: np.ndarray, kept: tuple,
   reduce: str,
 ) -> dict[str, Any]:  # fmt: skip
-  """The map of one grid that keeps these axes; `cube` holds its values, `node` their numbers."""
+  """Makes the map of one grid that keeps these axes; `cube` holds its values, `node` their indices."""
   rest = [axis for axis in AXES if axis not in kept]
   order = [AXES.index(axis) for axis in (*kept, *rest)]
   shape = [cube.shape[i] for i in order[: len(kept)]]
@@ -258,7 +259,7 @@ def _labels(grid: Grid, axis: str, tokens: Tokens) -> list[str]:
   if axis == 'head' and grid.group > 1:
     return [f'{h} ({h * grid.group}-{(h + 1) * grid.group - 1})' for h in indices if h is not None]
   if axis == 'position' and tokens is not None:
-    # A position from the end is another column in each pair.
+    # A position counted from the end is another column in each pair.
     texts = [show_blanks(tokens[p]) if p >= 0 else '' for p in indices if p is not None]
     short = [t if len(t) <= _MAX_TOKEN_LENGTH else f'{t[: _MAX_TOKEN_LENGTH - 1]}…' for t in texts]
     return [f'{p} {text}'.rstrip() for p, text in zip(indices, short)]
@@ -272,7 +273,7 @@ def _axis(grid: Grid, axis: str) -> str:
 def _describe_rest(
   grid: Grid, rest: Sequence[str], tokens: Tokens, reduce: str
 ) -> tuple[list[str], str]:
-  """What is fixed on the axes behind a map, and what was done with the others."""
+  """Describes the axes that a map does not show: fixed indices, and the reduction of the others."""
   fixed, counts = [], []
   own = (True, grid.layout.heads, grid.layout.position, grid.layout.neuron)
   for axis in rest:

@@ -388,6 +388,6 @@ def test_a_thousand_latents_of_twenty_contexts_fit_into_a_mail(thousand):
 
 def test_a_token_without_a_text_is_refused(found):
   with pytest.raises(
-    ChartError, match=f'token {V - 1} is to be shown, and there are texts of {V - 1}'
+    ChartError, match=f'token {V - 1} is to be shown, but there are only {V - 1} texts'
   ):
     payload(found, PIECES[:-1])
