@@ -18,7 +18,7 @@ Sharp edges: with a KV cache, q, k and v are the values that this call's dot pro
 positions included. A changed k or v is written back to the cache, except in Qwen2, which keeps the
 cache apart from the values that it uses. Qwen2 with `use_flash_attention` never forms the scores; a
 request for attn_scores or attn_probs raises an error that says so. Llama 3 ignores `rope_theta`, as
-upstream does.
+the unpatched upstream does.
 """
 
 from mechjax import harvest, sites

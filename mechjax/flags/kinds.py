@@ -99,13 +99,13 @@ class Choice(FlagKind):
     return f'one of {", ".join(str(data) for data, _ in self.options)}'
 
   def from_text(self, text: str) -> Any:
-    return self._of(lambda data: str(data) == text)
+    return self._find(lambda data: str(data) == text)
 
   def to_text(self, value: Any) -> str:
     return str(self.to_data(value))
 
   def from_data(self, data: Any, null: Any = None) -> Any:
-    return self._of(lambda own: type(own) is type(data) and own == data)
+    return self._find(lambda own: type(own) is type(data) and own == data)
 
   def to_data(self, value: Any) -> Any:
     for data, own in self.options:
@@ -113,7 +113,7 @@ class Choice(FlagKind):
         return data
     raise self.make_error()
 
-  def _of(self, fits: Callable[[Any], bool]) -> Any:
+  def _find(self, fits: Callable[[Any], bool]) -> Any:
     for data, value in self.options:
       if fits(data):
         return value
@@ -131,18 +131,18 @@ class Maybe(FlagKind):
     return f'{NONE}, or {self.kind.expected}'
 
   def from_text(self, text: str) -> Any:
-    return None if text == NONE else self._of(self.kind.from_text, text)
+    return None if text == NONE else self._read(self.kind.from_text, text)
 
   def to_text(self, value: Any) -> str:
     return NONE if value is None else self.kind.to_text(value)
 
   def from_data(self, data: Any, null: Any = None) -> Any:
-    return None if data == null else self._of(self.kind.from_data, data)
+    return None if data == null else self._read(self.kind.from_data, data)
 
   def to_data(self, value: Any) -> Any:
     return None if value is None else self.kind.to_data(value)
 
-  def _of(self, read: Callable[[Any], Any], given: Any) -> Any:
+  def _read(self, read: Callable[[Any], Any], given: Any) -> Any:
     try:
       return read(given)
     except ValueError as e:

@@ -22,7 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
   )
   commands = parser.add_subparsers(dest='command', required=True)
   commands.add_parser('check', help='try the shipped patches').add_argument('names', nargs='*')
-  commands.add_parser('diff', help='show what a patch changes').add_argument('names', nargs='+')
+  commands.add_parser('diff', help='show the changes that a patch makes').add_argument(
+    'names', nargs='+'
+  )
   options = parser.parse_args(arguments)
   try:
     return {'check': _check, 'diff': _diff}[options.command](options.names)

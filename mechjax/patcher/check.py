@@ -100,7 +100,7 @@ def check(file: str, patcher: Patcher) -> Row:
   if source is None:
     missing = PatchError(f'{upstream} {version} has no module {patcher.module}')
     return Row(upstream, version, patch, 0, total, (missing,))
-  tree, errors = source.tree(), []
+  tree, errors = source.parse(), []
   for member, rule in patcher.rules:
     try:
       rewriting.apply(source, tree, member, rule)
@@ -114,7 +114,7 @@ def check(file: str, patcher: Patcher) -> Row:
 def _try_composing(patcher: Patcher) -> list[PatchError]:
   """Compiles the patched module, to find errors that only show then."""
   try:
-    composing.compose(patcher.source(), [patcher])
+    composing.compose(patcher.read_source(), [patcher])
   except PatchError as error:
     return [error]
   return []

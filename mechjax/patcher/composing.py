@@ -66,7 +66,7 @@ def rewrite(
   Raises:
     PatchError: if a rule does not apply; the error shows the most similar code of upstream.
   """
-  tree, applied = source.tree(), []
+  tree, applied = source.parse(), []
   for patch in patches:
     variables: dict[str, dict[str, int]] = {}
     for member, rule in patch.rules:
@@ -112,7 +112,7 @@ def compose(source: UpstreamSource, patches: Sequence[Patch]) -> Composite:
 @functools.lru_cache(maxsize=32)
 def _compose(source: UpstreamSource, patches: tuple[_Declaration, ...]) -> Composite:
   if not patches:
-    tree = source.tree()
+    tree = source.parse()
     return Composite(tree, source.text, _compile_tree(source, tree), ())
   tree, applied = rewrite(source, patches)
   display = rendering.render_in_place(source, tree)

@@ -46,7 +46,7 @@ def find_statements(source: UpstreamSource, old: ast.Module, new: ast.Module) ->
 
 def _definition_error(source: UpstreamSource, statement: ast.stmt) -> PatchError:
   return PatchError(
-    f'the patch of {source.module} changes what runs while the module or a class is defined',
+    f'the patch of {source.module} changes code that runs while the module or a class is defined',
     where=f'{source.filename}:{statement.lineno}',
     cause='a decorator, a default, a parameter, a class attribute or a module-level statement',
     hint='call install_on_import() before anything imports the module; in place, only the bodies '

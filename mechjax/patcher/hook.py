@@ -68,14 +68,14 @@ class _Loader:
       forget(module.__name__)
 
 
-def wait(name: str, patch: Patch) -> None:
+def request(name: str, patch: Patch) -> None:
   """Requests that a patch is applied when the module is imported."""
   _WAITING.setdefault(name, []).append(patch)
   if _Finder not in sys.meta_path:
     sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type]
 
 
-def count_waiting(name: str, patch: Patch) -> int:
+def count_requests(name: str, patch: Patch) -> int:
   """Number of requests for a patch that wait for a module."""
   return _WAITING.get(name, []).count(patch)
 

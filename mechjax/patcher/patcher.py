@@ -129,7 +129,7 @@ class Patcher:
       self._uninstall(live.Running(_find_loaded([self])))
 
   def _uninstall(self, running: live.Running) -> None:
-    if hook.count_waiting(self.module, self):
+    if hook.count_requests(self.module, self):
       hook.forget(self.module, self)
     elif live.count_installs(self.module, self):
       live.get_record(sys.modules[self.module]).uninstall(self, running)
@@ -153,8 +153,8 @@ class Patcher:
           f'{self.module} is already imported, so it is too late for install_on_import()',
           hint='call it before anything imports the module, or call install(): it patches in place',
         )
-      self.source()
-      hook.wait(self.module, self)
+      self.read_source()
+      hook.request(self.module, self)
     return self
 
   def __enter__(self) -> Patcher:
@@ -168,8 +168,8 @@ class Patcher:
     """Whether the module runs patched code now."""
     return live.count_installs(self.module, self) > 0
 
-  def source(self) -> UpstreamSource:
-    """Returns upstream's source without importing it.
+  def read_source(self) -> UpstreamSource:
+    """Reads upstream's source without importing it.
 
     Raises:
       PatchError: if there is no such module.
@@ -184,7 +184,7 @@ class Patcher:
 
   def diff(self) -> Text:
     """Shows the patch as a unified diff of upstream's file, before and after."""
-    source = self.source()
+    source = self.read_source()
     tree, _ = composing.rewrite(source, [self])
     before, after = (
       t.splitlines(keepends=True) for t in (source.text, rendering.render_readable(source, tree))
@@ -194,7 +194,7 @@ class Patcher:
 
   def explain(self) -> Text:
     """Shows for each rule file and line, the code before and after, and the holes."""
-    source = self.source()
+    source = self.read_source()
     _, applied = composing.rewrite(source, [self])
     out = [f'{self.module}  {source.filename}']
     for one in applied:
@@ -276,7 +276,7 @@ class Patchers:
   def _find_present(self) -> list[Patcher]:
     present = [p for p in self.patchers if sources.locate(p.module) is not None]
     if not present:
-      self.patchers[0].source()
+      self.patchers[0].read_source()
     return present
 
   def _install_each(self, present: list[Patcher], install: Callable[[Patcher], object]) -> Patchers:

@@ -45,20 +45,20 @@ class _Inline(Exception):
 
 def render_readable(source: UpstreamSource, tree: ast.Module) -> str:
   """Renders upstream's text with the replacements in it, for readers."""
-  return _Renderer(source, tree).module(tree)
+  return _Renderer(source, tree).render(tree)
 
 
 def render_in_place(source: UpstreamSource, tree: ast.Module) -> str:
   """Renders upstream's text with the replacements in it, every upstream line where it was."""
-  return _InPlace(source, tree).module(tree)
+  return _InPlace(source, tree).render(tree)
 
 
 class _Renderer:
   def __init__(self, source: UpstreamSource, tree: ast.Module):
     self.source, self.unit, self.flat = source, _unit(tree), False
 
-  def module(self, tree: ast.Module) -> str:
-    return self.splice(0, len(self.source.data), list(self.changes(tree)))
+  def render(self, tree: ast.Module) -> str:
+    return self.splice(0, len(self.source.data), list(self.find_changes(tree)))
 
   def splice(self, start: int, stop: int, changes: list[Splice]) -> str:
     out, at = [], start
@@ -67,25 +67,25 @@ class _Renderer:
       at = end
     return ''.join([*out, self.source.data[at:stop].decode()])
 
-  def changes(self, node: ast.AST) -> Iterator[Splice]:
+  def find_changes(self, node: ast.AST) -> Iterator[Splice]:
     """Yields the splices that must be made within the text of an upstream node."""
     for name, value in ast.iter_fields(node):
       items = value if isinstance(value, list) else [value]
       if items and isinstance(items[0], ast.stmt):
-        yield from self.block_changes(items)
+        yield from self.find_block_changes(items)
         continue
       for child in items:
         stands_for = getattr(child, 'stands_for', None)
         if stands_for is not None:
-          text = self.wrap(self.expression(child), child, node, name)
+          text = self.wrap(self.render_expression(child), child, node, name)
           yield (*stands_for, self.fit(text, *stands_for))
-        elif isinstance(child, ast.JoinedStr) and any(True for _ in self.changes(child)):
+        elif isinstance(child, ast.JoinedStr) and any(True for _ in self.find_changes(child)):
           start, stop = self.source.span(child)
           yield start, stop, self.fit(ast.unparse(child), start, stop)
         elif isinstance(child, ast.AST):
-          yield from self.changes(child)
+          yield from self.find_changes(child)
 
-  def block_changes(self, block: list) -> Iterator[Splice]:
+  def find_block_changes(self, block: list) -> Iterator[Splice]:
     groups: list[tuple[ReplacedSpan | None, list]] = []
     for statement in block:
       run = getattr(statement, 'stands_for', None)
@@ -94,21 +94,21 @@ class _Renderer:
       else:
         groups.append((run, [statement]))
     spans = [(r.start, r.stop) if r else self.source.span(g[0]) for r, g in groups]
-    for first, last in self.clusters([r is not None for r, _ in groups], spans):
+    for first, last in self.group_by_line([r is not None for r, _ in groups], spans):
       start, stop = spans[first][0], spans[last][1]
       statements = [s for _, g in groups[first : last + 1] for s in g]
       forced = groups[first][0] is None and first == last
       if forced:
         try:
-          yield from list(self.changes(statements[0]))
+          yield from list(self.find_changes(statements[0]))
           continue
         except _Inline:
           pass
-      if self.prefix(start).strip():
+      if self.prefix_of(start).strip():
         raise _Inline
       yield self.arrange(statements, forced, start, stop)
 
-  def clusters(self, changed: list[bool], spans: list) -> Iterator[tuple[int, int]]:
+  def group_by_line(self, changed: list[bool], spans: list) -> Iterator[tuple[int, int]]:
     """Groups a changed run with its neighbours on the same line, which are joined to it by semicolons."""
     i = 0
     while i < len(spans):
@@ -121,47 +121,49 @@ class _Renderer:
         yield from ((k, k) for k in range(i, j + 1))
       i = j + 1
 
-  def prefix(self, offset: int) -> str:
+  def prefix_of(self, offset: int) -> str:
     return self.source.data[self.source.data.rfind(b'\n', 0, offset) + 1 : offset].decode()
 
-  def expression(self, node: ast.expr) -> str:
+  def render_expression(self, node: ast.expr) -> str:
     if self.flat:
       return ast.unparse(node)
-    return self.fill(node)[0] if is_ours(node) else self.verbatim(node)
+    return self.fill(node)[0] if is_ours(node) else self.copy_verbatim(node)
 
-  def verbatim(self, node: ast.AST) -> str:
-    return self.splice(*self.source.span(node), list(self.changes(node)))
+  def copy_verbatim(self, node: ast.AST) -> str:
+    return self.splice(*self.source.span(node), list(self.find_changes(node)))
 
-  def lines(self, statement: Any) -> list[SourceLine]:
+  def render_statement(self, statement: Any) -> list[SourceLine]:
     """The logical lines of a statement at a new place."""
     compound = hasattr(statement, 'body') or hasattr(statement, 'cases')
     if is_ours(statement):
-      return self.generate(statement) if compound else [self.simple(statement)]
+      return self.render_compound(statement) if compound else [self.render_simple(statement)]
     start, _ = self.source.span(statement)
     upstream_line = self.source.line_of(start)
     if not compound:
-      return [replace(self.simple(statement), upstream_line=upstream_line)]
+      return [replace(self.render_simple(statement), upstream_line=upstream_line)]
     try:
-      return [SourceLine(0, self.unindent(self.verbatim(statement), start), 'block', upstream_line)]
+      return [
+        SourceLine(0, self.unindent(self.copy_verbatim(statement), start), 'block', upstream_line)
+      ]
     except _Inline:
-      return self.generate(statement)
+      return self.render_compound(statement)
 
-  def simple(self, statement: Any) -> SourceLine:
+  def render_simple(self, statement: Any) -> SourceLine:
     if self.flat:
       text = ast.unparse(statement)
     elif is_ours(statement):
       text = self.fill(statement)[0]
     else:
-      text = self.unindent(self.verbatim(statement), self.source.span(statement)[0])
+      text = self.unindent(self.copy_verbatim(statement), self.source.span(statement)[0])
     return SourceLine(0, text, 'simple')
 
   def unindent(self, text: str, start: int) -> str:
     """Moves `text` from its indentation to the left margin; `start` is its offset in the source."""
-    prefix = self.prefix(start)
+    prefix = self.prefix_of(start)
     return layout.shift(text, len(prefix.lstrip()) - len(prefix))
 
-  def generate(self, statement: Any) -> list[SourceLine]:
-    """Generates the lines of a compound statement: headers are unparsed, inner statements come from `lines`."""
+  def render_compound(self, statement: Any) -> list[SourceLine]:
+    """Renders a compound statement: headers are unparsed, inner statements come from `render_statement`."""
     text, statements = self.fill(statement)
     upstream_line = (
       None if is_ours(statement) else self.source.line_of(self.source.span(statement)[0])
@@ -171,7 +173,9 @@ class _Renderer:
       depth = (len(row) - len(row.lstrip(' '))) // 4
       hole = _HOLE.fullmatch(row.strip())
       if hole:
-        out += [replace(l, depth=l.depth + depth) for l in self.lines(statements[int(hole[1])])]
+        out += [
+          replace(l, depth=l.depth + depth) for l in self.render_statement(statements[int(hole[1])])
+        ]
       elif row.strip():
         kind = 'decorator' if row.lstrip().startswith('@') else 'header'
         out.append(SourceLine(depth, row.strip(), kind, upstream_line if not out else None))
@@ -185,11 +189,11 @@ class _Renderer:
     """
     holes: dict[int, Any] = {}
     texts: dict[int, str] = {}
-    skeleton = self.skeleton(node, holes, texts)
+    skeleton = self.make_skeleton(node, holes, texts)
     text = ast.unparse(skeleton)
     return _HOLE.sub(lambda m: texts.get(int(m[1]), m[0]), text), holes
 
-  def skeleton(self, node: Any, holes: dict, texts: dict) -> Any:
+  def make_skeleton(self, node: Any, holes: dict, texts: dict) -> Any:
     new = copy.copy(node)
     for name, value in ast.iter_fields(node):
       items = value if isinstance(value, list) else [value]
@@ -202,11 +206,11 @@ class _Renderer:
           out.append(ast.Expr(_hole(number)))
         elif isinstance(child, ast.expr) and not is_ours(child) and not whole:
           texts[number] = ''
-          text = self.unindent(self.verbatim(child), self.source.span(child)[0])
+          text = self.unindent(self.copy_verbatim(child), self.source.span(child)[0])
           texts[number] = self.wrap(text, child, node, name)
           out.append(_hole(number))
         else:
-          out.append(child if whole else self.skeleton(child, holes, texts))
+          out.append(child if whole else self.make_skeleton(child, holes, texts))
       setattr(new, name, out if isinstance(value, list) else out[0])
     return new
 
@@ -236,19 +240,19 @@ class _Renderer:
 
   def arrange(self, statements: list[Any], forced: bool, start: int, stop: int) -> Splice:
     """Lays out statements in the place of those between two bytes of the source."""
-    lines, last = self.to_lines(statements, forced), self.source.line_of(stop)
+    lines, last = self.render_statements(statements, forced), self.source.line_of(stop)
     comment = re.match(rb'[ \t]*#[^\n]*', self.source.data[stop:])
     for i, line in enumerate(lines[:-1]):
       if comment and line.upstream_line and line.upstream_line + line.text.count('\n') == last:
         lines[i] = replace(line, text=line.text + comment[0].decode())
         stop += comment.end()
         break
-    return start, stop, layout.spread(lines, self.prefix(start), self.unit)
+    return start, stop, layout.spread(lines, self.prefix_of(start), self.unit)
 
-  def to_lines(self, statements: list[Any], forced: bool) -> list[SourceLine]:
+  def render_statements(self, statements: list[Any], forced: bool) -> list[SourceLine]:
     if forced:
-      return self.generate(statements[0])
-    return [line for s in statements for line in self.lines(s)]
+      return self.render_compound(statements[0])
+    return [line for s in statements for line in self.render_statement(s)]
 
 
 class _InPlace(_Renderer):
@@ -268,8 +272,8 @@ class _InPlace(_Renderer):
     first, last = self.source.line_of(start), self.source.line_of(stop)
     lines: list[SourceLine] = []
     for self.flat in (False, True):
-      lines = self.to_lines(statements, forced)
-      text = layout.squeeze(lines, self.prefix(start), self.unit, first, last)
+      lines = self.render_statements(statements, forced)
+      text = layout.squeeze(lines, self.prefix_of(start), self.unit, first, last)
       if text is not None:
         break
     else:

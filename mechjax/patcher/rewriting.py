@@ -76,7 +76,7 @@ def apply(source: UpstreamSource, tree: ast.Module, member: str, rule: Rule) -> 
   expected = max(1, len(matches)) if rule.count == 'all' else rule.count
   if len(matches) != expected:
     raise _wrong_count(source, member, rule, matches)
-  overlap = _overlap(matches)
+  overlap = _find_overlap(matches)
   if overlap:
     raise MatchError(
       f'matches of {rule.before!r} overlap, so they cannot all be replaced',
@@ -106,7 +106,7 @@ def _wrong_count(
   )
 
 
-def _overlap(matches: list[Match]) -> tuple[int, int] | None:
+def _find_overlap(matches: list[Match]) -> tuple[int, int] | None:
   seen: dict[int, int] = {}
   for match in matches:
     for node in match.nodes:
@@ -122,7 +122,7 @@ def _replace(source: UpstreamSource, match: Match, template: Any) -> None:
   fill = _Filling(match)
   new = [*fill(template)] if statements else [fill(template)]
   if statements and not new:
-    new = [fill.place(ast.Pass())]
+    new = [fill.mark(ast.Pass())]
   if statements:
     _join_runs(source, match, new)
   else:
@@ -163,28 +163,28 @@ class _Filling:
   def __call__(self, value: Any) -> Any:
     hole = patterns.one(value)
     if isinstance(value, list):
-      return self.sequence(value)
+      return self.fill_sequence(value)
     if isinstance(value, ast.Name) and hole:
-      return self.expression('$' + hole, value.ctx)
+      return self.fill_expression('$' + hole, value.ctx)
     if isinstance(value, str):
-      return self.identifier('$' + hole) if hole else value
-    return self.node(value) if isinstance(value, ast.AST) else value
+      return self.fill_identifier('$' + hole) if hole else value
+    return self.fill_node(value) if isinstance(value, ast.AST) else value
 
-  def sequence(self, items: Sequence) -> list:
+  def fill_sequence(self, items: Sequence) -> list:
     out: list = []
     for item in items:
       hole = patterns.many(item)
       out += [_copy(n) for n in self.match.bindings['$$' + hole]] if hole else [self(item)]
     return out
 
-  def expression(self, hole: str, ctx: ast.expr_context) -> ast.expr:
+  def fill_expression(self, hole: str, ctx: ast.expr_context) -> ast.expr:
     bound = _copy(self.match.bindings[hole])
     if isinstance(bound, str):
-      return self.place(ast.Name(bound, ctx))
+      return self.mark(ast.Name(bound, ctx))
     _set_context(bound, ctx)
     return bound
 
-  def identifier(self, hole: str) -> str:
+  def fill_identifier(self, hole: str) -> str:
     bound = self.match.bindings[hole]
     if isinstance(bound, ast.Name):
       return bound.id
@@ -194,31 +194,31 @@ class _Filling:
       f'{hole} holds {_text(bound)!r}, and the replacement uses it where only a name is allowed'
     )
 
-  def node(self, template: ast.AST) -> ast.AST:
-    new = self.place(self.fill(template))
+  def fill_node(self, template: ast.AST) -> ast.AST:
+    new = self.mark(self.fill_fields(template))
     for old in self.unused:
       if type(old) is type(new) and matching.equal(old, new):
         self.unused.remove(old)
         return _copy(old)
     return new
 
-  def fill(self, t: Any) -> ast.AST:
+  def fill_fields(self, t: Any) -> ast.AST:
     if isinstance(t, Parameter):
       return Parameter(t.role, self(t.arg), self(t.default))
     if isinstance(t, ast.arguments):
-      return _arguments(self.sequence(matching.parameters(t)))
+      return _arguments(self.fill_sequence(matching.parameters(t)))
     new: Any = copy.copy(t)
     first = {ast.Call: 'args', ast.ClassDef: 'bases'}.get(type(t))
     for name, value in ast.iter_fields(t):
       if not (first and name in (first, 'keywords')):
         setattr(new, name, self(value))
     if first:
-      both = self.sequence(matching.arguments(getattr(t, first), t.keywords))
+      both = self.fill_sequence(matching.arguments(getattr(t, first), t.keywords))
       setattr(new, first, [a for a in both if not isinstance(a, ast.keyword)])
       new.keywords = [a for a in both if isinstance(a, ast.keyword)]
     return new
 
-  def place(self, node: Any) -> Any:
+  def mark(self, node: Any) -> Any:
     """Marks a new node and gives it the position of the match."""
     node.ours = True
     return node if isinstance(node, Parameter) else ast.copy_location(node, self.match.nodes[0])

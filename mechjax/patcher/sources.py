@@ -46,8 +46,8 @@ class UpstreamSource:
   filename: str
   text: str
 
-  def tree(self) -> ast.Module:
-    """A fresh syntax tree, which the caller may change."""
+  def parse(self) -> ast.Module:
+    """Parses the text into a fresh syntax tree, which the caller may change."""
     return ast.parse(self.text, self.filename)
 
   @cached_property

@@ -42,11 +42,11 @@ def cloud(
   Args:
     ax: where to draw.
     truth: non-negative numbers.
-    estimate: as many.
+    estimate: as many estimates.
     title: title of the axes.
     xlabel: the true quantity, with its unit.
     ylabel: the estimated quantity, with its unit.
-    marked: names of points to be marked, by index.
+    marked: names of points to mark, keyed by index.
 
   Raises:
     ChartError: truth and estimate differ in number; numbers are negative or missing, or all are zero.
@@ -87,10 +87,10 @@ def cloud_svg(
 
   Args:
     truth: non-negative numbers.
-    estimate: as many.
+    estimate: as many estimates.
     xlabel: the true quantity, with its unit.
     ylabel: the estimated quantity, with its unit.
-    marked: names of points to be marked, by index.
+    marked: names of points to mark, keyed by index.
     notes: names of other points, shown as tooltips.
 
   Returns:
@@ -102,7 +102,7 @@ def cloud_svg(
   x, y, span, edge = _check_numbers(truth, estimate)
   frame = logs.PlotFrame(span, span, xlabel, ylabel, width=464, margin=24)
   at = frame.place(x, y)
-  describe = lambda i, name: frame.note(name, float(truth[i]), float(estimate[i]))  # noqa: E731
+  describe = lambda i, name: frame.describe(name, float(truth[i]), float(estimate[i]))  # noqa: E731
   # A stroke without length is a dot, so ten thousand dots are one short path.
   silent = [at[i] for i in range(len(at)) if i not in marked and i not in notes]
   dots = ''.join(dict.fromkeys(f'M{a:.1f} {b:.1f}h0' for a, b in silent))
@@ -118,7 +118,7 @@ def cloud_svg(
     parts.append(f'<g style="--c:var(--down)">{logs.mark("D", at[i], describe(i, name))}</g>')
     parts.append(f'<text x="{at[i, 0] + 7:.1f}" y="{at[i, 1] - 5:.1f}">{number}</text>')
   listed = ''.join(f'<li class="word">{html.escape(name)}</li>' for name in marked.values())
-  return f'<div class="cloud">{frame.svg("".join(parts))}<ol>{listed}</ol></div>'
+  return f'<div class="cloud">{frame.render("".join(parts))}<ol>{listed}</ol></div>'
 
 
 def _check_numbers(

@@ -131,12 +131,12 @@ def lines_svg(
   if corner:
     at = f'x="{logs.LEFT + 8}" y="{floor - 8:.1f}"'
     parts.insert(0, f'<text {at}>↙ {html.escape(corner)}</text>')
-  return frame.svg(''.join(parts))
+  return frame.render(''.join(parts))
 
 
 def _zero_height(y: Axis) -> float:
   """Height of y = 0 as a fraction of the picture; 0 on a logarithmic axis."""
-  return float(y.fraction(0.0)) if isinstance(y, LinearAxis) else 0.0
+  return float(y.to_fraction(0.0)) if isinstance(y, LinearAxis) else 0.0
 
 
 def _draw_svg(line: _Line, frame: logs.PlotFrame, at: float) -> str:
@@ -146,7 +146,7 @@ def _draw_svg(line: _Line, frame: logs.PlotFrame, at: float) -> str:
   corners = 'L'.join(dict.fromkeys(f'{a:.1f} {b:.1f}' for a, b in path))
   kind = 'mark' if line.mark else 'felt'
   marks = [
-    logs.mark(line.mark, path[i], frame.note(line.describe(i), line.xs[i], line.ys[i]), kind)
+    logs.mark(line.mark, path[i], frame.describe(line.describe(i), line.xs[i], line.ys[i]), kind)
     for i in line.marked
   ]
   left, style = frame.right + 16, f'class="line" stroke-dasharray="{line.dash}"'

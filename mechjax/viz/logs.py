@@ -57,7 +57,7 @@ class LogAxis:
     room = max((high / low) ** 0.04, math.sqrt(2) if high < 2 * low else 1.0)
     return cls(low / room, high * room)
 
-  def fraction(self, value: float | np.ndarray) -> np.ndarray:
+  def to_fraction(self, value: float | np.ndarray) -> np.ndarray:
     """Position of a number along the axis, from 0 to 1."""
     return np.log(np.asarray(value) / self.low) / math.log(self.high / self.low)
 
@@ -89,7 +89,7 @@ class LinearAxis:
     room = 0.06 * (high - low or 1.0)
     return cls(low - room * (low < 0), high + room * (high > 0 or low == 0))
 
-  def fraction(self, value: float | np.ndarray) -> np.ndarray:
+  def to_fraction(self, value: float | np.ndarray) -> np.ndarray:
     """Position of a number along the axis, from 0 to 1."""
     return (np.asarray(value) - self.low) / (self.high - self.low)
 
@@ -152,14 +152,14 @@ class PlotFrame:
 
   def place(self, x: float | np.ndarray, y: float | np.ndarray) -> np.ndarray:
     """Positions of points on the drawing, [..., 2]."""
-    across = LEFT + self.x.fraction(x) * (self.right - LEFT)
-    return np.stack([across, self.bottom - self.y.fraction(y) * (self.bottom - TOP)], axis=-1)
+    across = LEFT + self.x.to_fraction(x) * (self.right - LEFT)
+    return np.stack([across, self.bottom - self.y.to_fraction(y) * (self.bottom - TOP)], axis=-1)
 
-  def note(self, name: str, x: float, y: float) -> str:
+  def describe(self, name: str, x: float, y: float) -> str:
     """The tooltip of a point."""
     return f'{name}\n{self.xlabel}: {number(x)}\n{self.ylabel}: {number(y)}'
 
-  def svg(self, body: str) -> str:
+  def render(self, body: str) -> str:
     """Draws `body` on the grid of the axes."""
     parts = []
     for tick in self.x.ticks:

@@ -102,7 +102,7 @@ def apply(source, tree, rule):
 @given(MODULES, st.data())
 def test_wrapping_statements_and_unwrapping_them_gives_the_original(text, data):
   source = UpstreamSource('m', 'm.py', text)
-  tree = source.tree()
+  tree = source.parse()
   block = data.draw(st.sampled_from(list(blocks(tree))))
   start = data.draw(st.integers(0, len(block) - 1))
   stop = data.draw(st.integers(start + 1, len(block)))
@@ -110,10 +110,10 @@ def test_wrapping_statements_and_unwrapping_them_gives_the_original(text, data):
   rule = Rule(before, f'with SCOPE:\n{_reindented(block[start:stop])}', 'all')
   assume(not _overlapping(source, rule))
   apply(source, tree, rule)
-  assert not matching.equal(tree, source.tree())
+  assert not matching.equal(tree, source.parse())
   _texts_say_the_same(source, tree)
   apply(source, tree, Rule('with SCOPE:\n  $$body', '$$body', 'all'))
-  assert matching.equal(tree, source.tree())
+  assert matching.equal(tree, source.parse())
   _texts_say_the_same(source, tree)
 
 
@@ -124,7 +124,7 @@ def _reindented(statements):
 
 
 def _overlapping(source, rule):
-  matches = rewriting.find(source, source.tree(), 'target', rule)
+  matches = rewriting.find(source, source.parse(), 'target', rule)
   return rewriting._overlap(matches) is not None
 
 
@@ -139,14 +139,14 @@ def _texts_say_the_same(source, tree):
 @given(MODULES, st.data())
 def test_replacing_an_expression_and_putting_it_back_gives_the_original(text, data):
   source = UpstreamSource('m', 'm.py', text)
-  tree = source.tree()
+  tree = source.parse()
   chosen = ast.unparse(data.draw(st.sampled_from(expressions(tree))))
   rule = Rule(f'({chosen})', 'MARK', 'all')
   assume(not _overlapping(source, rule))
   apply(source, tree, rule)
   _texts_say_the_same(source, tree)
   apply(source, tree, Rule('MARK', f'({chosen})', 'all'))
-  assert matching.equal(tree, source.tree())
+  assert matching.equal(tree, source.parse())
   _texts_say_the_same(source, tree)
 
 
@@ -195,8 +195,8 @@ def test_two_dollars_bind_the_arguments_between_their_neighbours(items, i, j):
 def test_a_module_without_rules_is_rendered_as_it_is(text):
   source = UpstreamSource('m', 'm.py', text)
   assert (
-    rendering.render_readable(source, source.tree())
-    == rendering.render_in_place(source, source.tree())
+    rendering.render_readable(source, source.parse())
+    == rendering.render_in_place(source, source.parse())
     == text
   )
 
@@ -205,10 +205,10 @@ def test_a_module_without_rules_is_rendered_as_it_is(text):
 @given(MODULES)
 def test_what_upstream_wrote_keeps_its_lines(text):
   source = UpstreamSource('m', 'm.py', text)
-  tree = source.tree()
+  tree = source.parse()
   apply(source, tree, Rule('def target($$p):\n  $$body', 'def target($$p):\n  NEW()\n  $$body'))
   tree = composing._position(tree, rendering.render_in_place(source, tree))
-  old = [n for n in ast.walk(source.tree().body[0]) if isinstance(n, ast.stmt)][1:]
+  old = [n for n in ast.walk(source.parse().body[0]) if isinstance(n, ast.stmt)][1:]
   new = [n for n in ast.walk(tree.body[0]) if isinstance(n, ast.stmt)][1:]
   new = [n for n in new if ast.unparse(n) != 'NEW()']
   assert [(type(n), n.lineno) for n in old] == [(type(n), n.lineno) for n in new]

@@ -13,7 +13,7 @@ from mechjax.patcher.sources import UpstreamSource
 def patched(code, *rules, member='f'):
   """The tree, the text to read and the text to debug, after rules on a member of a module."""
   source = UpstreamSource('m', 'm.py', textwrap.dedent(code).lstrip('\n'))
-  tree = source.tree()
+  tree = source.parse()
   for rule in patterns.read_rules(rules):
     rewriting.apply(source, tree, member, rule)
   return tree, rendering.render_readable(source, tree), rendering.render_in_place(source, tree)
@@ -248,7 +248,7 @@ def test_what_cannot_be_shown_without_moving_lines_is_said_in_a_comment():
 def test_code_that_cannot_be_shown_still_has_upstreams_lines():
   code = 'def f(x):\n  for i in x:\n    a = i\n    if a:\n      raise ValueError\n'
   source = UpstreamSource('m', 'm.py', code)
-  tree = source.tree()
+  tree = source.parse()
   rewriting.apply(
     source, tree, 'f', patterns.Rule('for i in x:\n  $$s', 'for i in x:\n  with l(i):\n    $$s')
   )

@@ -31,7 +31,7 @@ def module(path):
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')
       source = UpstreamSource(path.stem, str(path), path.read_text(encoding='utf-8') + '\n')
-      return source, source.tree()
+      return source, source.parse()
   except (SyntaxError, UnicodeDecodeError, ValueError):
     return None
 
@@ -91,7 +91,7 @@ def _compare(source, tree, path):
   assert display.count('\n') == source.text.count('\n'), path
   ast.parse(display)
   positioned = composing._position(tree, display)
-  old = [(type(n), n.lineno) for n in ast.walk(source.tree()) if isinstance(n, sources.FUNCTION)]
+  old = [(type(n), n.lineno) for n in ast.walk(source.parse()) if isinstance(n, sources.FUNCTION)]
   assert [
     (type(n), n.lineno) for n in ast.walk(positioned) if isinstance(n, sources.FUNCTION)
   ] == old

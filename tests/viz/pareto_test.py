@@ -104,7 +104,7 @@ def test_an_even_axis_holds_zero_and_its_numbers_and_has_a_few_ticks(values):
   axis = LinearAxis.from_values(values)
   assert axis.low <= min(0, *values) <= max(0, *values) <= axis.high
   assert 3 <= len(axis.ticks) <= 9
-  assert all(-1e-9 <= axis.fraction(t) <= 1 + 1e-9 for t in axis.ticks)
+  assert all(-1e-9 <= axis.to_fraction(t) <= 1 + 1e-9 for t in axis.ticks)
   assert any(abs(t) < 1e-9 * (axis.high - axis.low) for t in axis.ticks)
   steps = np.diff(axis.ticks)
   np.testing.assert_allclose(steps, steps[0])

@@ -477,10 +477,10 @@ def test_clouds_that_logarithms_cannot_show_are_refused(truth, estimate, says):
 @given(st.floats(1e-9, 1e9), st.floats(1, 1e12))
 def test_an_axis_holds_its_numbers_and_has_ticks_in_order(low, ratio):
   span = logs.LogAxis.from_values([low, low * ratio])
-  assert 0 < span.fraction(low) <= span.fraction(low * ratio) < 1
+  assert 0 < span.to_fraction(low) <= span.to_fraction(low * ratio) < 1
   assert len(span.ticks) >= 1
   assert span.ticks == sorted(span.ticks)
-  assert all(0 <= span.fraction(t) <= 1 for t in span.ticks)
+  assert all(0 <= span.to_fraction(t) <= 1 for t in span.ticks)
 
 
 def test_numbers_are_written_for_readers():
