@@ -25,7 +25,7 @@ class Way(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimisation:
-  """How it is trained.
+  """Settings of the training.
 
   Attributes:
     steps: how many.
@@ -43,7 +43,7 @@ class Optimisation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Base:
-  """What all have.
+  """Fields of all configs.
 
   Attributes:
     seed: of everything random.

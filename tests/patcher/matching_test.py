@@ -10,7 +10,7 @@ from mechjax.patcher.patterns import Rule
 
 
 def found(pattern, code, after='pass'):
-  """What the holes of a statement pattern bind at each match in code, as text."""
+  """Bindings of the holes of a statement pattern at each match in code, as text."""
   tree = ast.parse(textwrap.dedent(code))
   region = [(tree.body, i) for i in range(len(tree.body))]
   matches = matching.find(Rule(pattern, after).pattern, region)

@@ -125,7 +125,7 @@ def _reindented(statements):
 
 def _overlapping(source, rule):
   matches = rewriting.find(source, source.parse(), 'target', rule)
-  return rewriting._overlap(matches) is not None
+  return rewriting._find_overlap(matches) is not None
 
 
 def _texts_say_the_same(source, tree):

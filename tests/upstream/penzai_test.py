@@ -37,7 +37,7 @@ def promotion():
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """A model: its family, and the arguments of its config beside the sizes."""
+  """A model: its family, and the arguments of its config besides the sizes."""
 
   family: str
   options: tuple = ()

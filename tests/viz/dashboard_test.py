@@ -158,7 +158,7 @@ def browse(tmp_path):
 
 
 def plain(piece):
-  """As the script shows it."""
+  """The text of a token as the script shows it."""
   signs = {'\n': '↵', '\u202e': '\\u{202e}', '\u2028': '\\u{2028}', '\ud800': '\\u{d800}'}
   return ''.join(signs.get(c, c) for c in piece)
 

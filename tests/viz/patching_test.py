@@ -304,7 +304,7 @@ def test_a_picture_has_every_map_on_one_scale_and_the_bars_of_the_largest(monkey
     (lambda e: cuts.maps(e, None, View(layer=9)), 'layer 9'),
     (lambda e: cuts.maps(e, None, View(cut='layer x neuron')), 'layer x neuron'),
     (lambda e: View('median'), "'median' is neither"),
-    (lambda e: View(cut='a x b'), "'a x b' is no cut"),
+    (lambda e: View(cut='a x b'), "unknown cut 'a x b'"),
     (lambda e: View(reduce='min'), "'min' is neither"),
     (lambda e: View(k=0), 'k 0'),
     (lambda e: searches.find_missed(e, effects_of('mlp_out')), '60 true nodes and 15'),
@@ -370,7 +370,7 @@ def test_curves_on_a_page_stand_where_their_logarithms_are_and_say_their_numbers
   )
   share = (points[:, 0] - points[0, 0]) / (points[-1, 0] - points[0, 0])
   np.testing.assert_allclose(share, np.log10(KS) / 2, atol=1e-3)
-  assert texts.count('random <order>') == 2  # beside the picture, and on the sample there
+  assert texts.count('random <order>') == 2  # next to the picture, and on the sample there
   assert not Cells(content).addresses
 
 
