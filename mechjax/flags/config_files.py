@@ -73,8 +73,8 @@ def from_json(config_class: type[Config], text: str, where: object = 'JSON') -> 
     FlagsError: it is not JSON; a key is not a field; a value has another type; a field without a default is left out.
     Whatever `__post_init__` of the config does.
   """
-  own = leaves(config_class)
-  return complete(config_class, own, _parse(own, text, '.json', where), str(where))
+  schema = leaves(config_class)
+  return complete(config_class, schema, _parse(schema, text, '.json', where), str(where))
 
 
 def differences(a: Any, b: Any) -> list[str]:
@@ -100,12 +100,12 @@ def differences(a: Any, b: Any) -> list[str]:
   ]
 
 
-def read(path: str | os.PathLike[str], own: Iterable[Leaf]) -> dict[Names, Any]:
+def read(path: str | os.PathLike[str], schema: Iterable[Leaf]) -> dict[Names, Any]:
   """Reads a config file.
 
   Args:
     path: the file; its suffix determines the format, TOML or JSON.
-    own: the leaves that it may set.
+    schema: the leaves that it may set.
 
   Returns:
     The values of the leaves that it sets.
@@ -123,37 +123,37 @@ def read(path: str | os.PathLike[str], own: Iterable[Leaf]) -> dict[Names, Any]:
       text = file.read()
   except (OSError, UnicodeDecodeError) as e:
     raise FlagsError(f'{path} cannot be read: {e}', where=f'in {os.getcwd()}') from e
-  return _parse(own, text, suffix, path)
+  return _parse(schema, text, suffix, path)
 
 
 def complete(
-  config_class: type[Config], own: Iterable[Leaf], given: Mapping[Names, Any], where: str
+  config_class: type[Config], schema: Iterable[Leaf], given: Mapping[Names, Any], where: str
 ) -> Config:
   """Builds a config from the values that were given, and from defaults.
 
   Args:
     config_class: its class.
-    own: its leaves.
+    schema: its leaves.
     given: values of leaves.
     where: origin of the values, for messages.
 
   Raises:
     FlagsError: a leaf without a default is not given.
   """
-  values = {leaf.path: leaf.default for leaf in own} | dict(given)
+  values = {leaf.path: leaf.default for leaf in schema} | dict(given)
   if missing := ['.'.join(path) for path, value in values.items() if value is REQUIRED]:
     raise FlagsError(f'{", ".join(missing)} of {config_class.__name__} must be given', where=where)
   return build(config_class, values)
 
 
-def _parse(own: Iterable[Leaf], text: str, suffix: str, where: object) -> dict[Names, Any]:
+def _parse(schema: Iterable[Leaf], text: str, suffix: str, where: object) -> dict[Names, Any]:
   """Parses the text of a file into values of leaves."""
   loads, null = _FORMATS[suffix]
   try:
     data = loads(text)
   except (ValueError, RecursionError) as e:
     raise FlagsError(f'{where} is not {suffix[1:].upper()}: {e}') from e
-  by_path = {leaf.path: leaf for leaf in own}
+  by_path = {leaf.path: leaf for leaf in schema}
   tables = {path[:n] for path in by_path for n in range(len(path))}
   return {
     path: _parse_value(by_path[path], value, where, null)
@@ -170,16 +170,16 @@ def _walk(
       f'{".".join(path) or "the file"}={data!r:.50} should be a table', where=f'{where}'
     )
   for key, value in data.items():
-    own = (*path, key)
-    if own in tables:
-      yield from _walk(value, own, tables, by_path, where)
-    elif own in by_path:
-      yield own, value
+    child = (*path, key)
+    if child in tables:
+      yield from _walk(value, child, tables, by_path, where)
+    elif child in by_path:
+      yield child, value
     else:
       known = {name[-1]: '.'.join(name) for name in (*by_path, *(tables - {()}))}
       close = [known[name] for name in nearest(key, known)]
       raise FlagsError(
-        f'no field {".".join(own)!r:.100}',
+        f'no field {".".join(child)!r:.100}',
         where=f'{where}',
         hint=f'perhaps {", ".join(close)}' if close else f'there are {", ".join(known.values())}',
       )

@@ -75,19 +75,19 @@ def define(
     FlagsError: two fields of one name, a field without an explanation or of a type that no flag can hold.
     DuplicateFlagError: a flag of that name exists already.
   """
-  own = leaves(config_class, defaults)
-  _check_unique_names(config_class, own)
+  schema = leaves(config_class, defaults)
+  _check_unique_names(config_class, schema)
   flags.DEFINE_string(
     FILE, None, 'A file of TOML or JSON with values for these flags.', flag_values
   )
-  for leaf in own:
+  for leaf in schema:
     flags.DEFINE_flag(_make_flag(leaf), flag_values)
-  return Handle(config_class, own, flag_values)
+  return Handle(config_class, schema, flag_values)
 
 
-def _check_unique_names(config_class: type, own: Iterable[Leaf]) -> None:
+def _check_unique_names(config_class: type, schema: Iterable[Leaf]) -> None:
   names = {FILE: 'the config file'}
-  for leaf in own:
+  for leaf in schema:
     if leaf.name in names:
       raise FlagsError(
         f'one flag --{leaf.name} for two fields: {names[leaf.name]} and {leaf.dotted}',

@@ -94,9 +94,11 @@ def _fold(lines: list[SourceLine]) -> list[SourceLine]:
       j += 1
     suite = lines[i + 1 : j]
     upstream_lines = {s.upstream_line for s in [line, *suite] if s.upstream_line is not None}
-    late = any(s.upstream_line is not None for s in suite[1:])
+    moves_upstream = any(s.upstream_line is not None for s in suite[1:])
     simple = all(s.kind == 'simple' and s.depth == line.depth + 1 for s in suite)
-    if line.kind == 'header' and suite and simple and len(upstream_lines) <= 1 and not late:
+    if (
+      line.kind == 'header' and suite and simple and len(upstream_lines) <= 1 and not moves_upstream
+    ):
       text = f'{line.text} {"; ".join(s.text for s in suite)}'
       out.append(SourceLine(line.depth, text, 'block', min(upstream_lines, default=None)))
       i = j

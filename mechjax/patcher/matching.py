@@ -115,8 +115,8 @@ def _sequence(ps: list, ns: list, bindings: Bindings) -> Iterator[Bindings]:
     if i >= len(ns):
       return
     if isinstance(p, list) or getattr(p, 'flexible', False):
-      for way in unify(p, ns[i], bindings):
-        yield from _sequence(ps[i + 1 :], ns[i + 1 :], way)
+      for matched in unify(p, ns[i], bindings):
+        yield from _sequence(ps[i + 1 :], ns[i + 1 :], matched)
       return
     found = agree(p, ns[i], bindings)
     if found is None:
@@ -220,9 +220,9 @@ def _runs(pattern: list, block: list, start: int, stop: int) -> Iterator[Match]:
   first, last = patterns.many(pattern[0]), patterns.many(pattern[-1])
   for begin in [start] if first else range(start, stop):
     for end in [stop] if last else _ends(pattern, begin, stop):
-      way = next(_sequence(pattern, block[begin:end], {}), None)
-      if way is not None and end > begin:
-        yield Match(block, slice(begin, end), block[begin:end], way)
+      matched = next(_sequence(pattern, block[begin:end], {}), None)
+      if matched is not None and end > begin:
+        yield Match(block, slice(begin, end), block[begin:end], matched)
         break
 
 
@@ -246,8 +246,10 @@ def _expressions(pattern: ast.expr, node: ast.AST, skip=_never) -> Iterator[Matc
       if not isinstance(item, ast.AST) or skip(item):
         continue
       if is_read(item) and not (isinstance(node, ast.JoinedStr) or name == 'format_spec'):
-        way = next(unify(pattern, item, {}), None)
-        if way is not None:
+        matched = next(unify(pattern, item, {}), None)
+        if matched is not None:
           listed = isinstance(value, list)
-          yield Match(value if listed else node, slice(i, i + 1) if listed else name, [item], way)
+          yield Match(
+            value if listed else node, slice(i, i + 1) if listed else name, [item], matched
+          )
       yield from _expressions(pattern, item, skip)

@@ -104,8 +104,8 @@ def cloud_svg(
   at = frame.place(x, y)
   describe = lambda i, name: frame.describe(name, float(truth[i]), float(estimate[i]))  # noqa: E731
   # A stroke without length is a dot, so ten thousand dots are one short path.
-  silent = [at[i] for i in range(len(at)) if i not in marked and i not in notes]
-  dots = ''.join(dict.fromkeys(f'M{a:.1f} {b:.1f}h0' for a, b in silent))
+  unlabelled = [at[i] for i in range(len(at)) if i not in marked and i not in notes]
+  dots = ''.join(dict.fromkeys(f'M{a:.1f} {b:.1f}h0' for a, b in unlabelled))
   parts = [
     _draw_triangle(frame),
     f'<text x="{logs.LEFT + 8}" y="{logs.TOP + 18}">{edge}</text>',

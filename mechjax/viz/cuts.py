@@ -141,9 +141,9 @@ def maps(effects: Effects, tokens: Tokens = None, view: View = DEFAULT) -> list[
     cube = effects.grid(number, values)
     node = effects.grid(number, np.arange(len(values), dtype=float))
     if view.layer is not None:
-      mine = [i for i, layer in enumerate(grid.layers) if layer == view.layer]
-      cube, node = cube[mine], node[mine]
-      grid = dataclasses.replace(grid, layers=tuple(grid.layers[i] for i in mine))
+      kept_layers = [i for i, layer in enumerate(grid.layers) if layer == view.layer]
+      cube, node = cube[kept_layers], node[kept_layers]
+      grid = dataclasses.replace(grid, layers=tuple(grid.layers[i] for i in kept_layers))
     if not np.isnan(node).all():
       for cut in _cuts(grid, view.cut):
         parts = _map(effects, tokens, grid, cube, node, cut, view.reduce)

@@ -195,9 +195,9 @@ def _name_marked(
   """Names the nodes to mark, keyed by index."""
   cuts.check_tokens(truth, tokens)
   chosen = find_missed(truth, estimate) if marked is None else [int(i) for i in marked]
-  strangers = [i for i in chosen if not 0 <= i < len(truth.nodes)]
-  if strangers:
+  out_of_range = [i for i in chosen if not 0 <= i < len(truth.nodes)]
+  if out_of_range:
     raise PatchingError(
-      f'node {strangers[0]} is to be marked, but there are {len(truth.nodes)} nodes'
+      f'node {out_of_range[0]} is to be marked, but there are {len(truth.nodes)} nodes'
     )
   return {i: truth.nodes[i].label(tokens) for i in chosen}

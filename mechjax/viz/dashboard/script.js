@@ -266,8 +266,8 @@
     find('fewer').hidden = state.from === 0;
     find('more').hidden = state.rows.length <= state.to;
     for (const button of document.querySelectorAll('th button')) {
-      const own = button.value === state.key;
-      if (own) button.parentElement.setAttribute('aria-sort', state.sign > 0 ? 'ascending' : 'descending');
+      const isSortKey = button.value === state.key;
+      if (isSortKey) button.parentElement.setAttribute('aria-sort', state.sign > 0 ? 'ascending' : 'descending');
       else button.parentElement.removeAttribute('aria-sort');
     }
   }
@@ -288,13 +288,13 @@
   // --- navigation -----------------------------------------------------------------------------
 
   function show() {  // follows the address: #latent=123, #search=text, or both joined by &
-    const asked = new URLSearchParams(location.hash.slice(1));
-    if (asked.has('search')) {
-      state.query = find('search').value = asked.get('search');
+    const requested = new URLSearchParams(location.hash.slice(1));
+    if (requested.has('search')) {
+      state.query = find('search').value = requested.get('search');
       update();
     }
-    const named = /^\d+$/.test(asked.get('latent') || '');
-    const wanted = named ? Number(asked.get('latent')) : data.latents[state.rows[0] || 0];
+    const hasLatent = /^\d+$/.test(requested.get('latent') || '');
+    const wanted = hasLatent ? Number(requested.get('latent')) : data.latents[state.rows[0] || 0];
     state.current = at.get(wanted);
     const known = state.current !== undefined;
     find('name').textContent = 'Latent ' + wanted;
@@ -304,7 +304,7 @@
     showPlace(Math.max(0, state.rows.indexOf(state.current)));
     reveal(document.querySelector('tr[aria-current]'));
     const place = find('name').getBoundingClientRect();
-    if (named && (place.top < 0 || place.bottom > innerHeight)) find('name').scrollIntoView();
+    if (hasLatent && (place.top < 0 || place.bottom > innerHeight)) find('name').scrollIntoView();
   }
 
   function reveal(line) {  // scrolls only the list; scrollIntoView would scroll the page too
