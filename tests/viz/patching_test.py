@@ -114,7 +114,7 @@ def test_a_sum_is_a_sum_and_says_so():
   cube = effects.mean().reshape(L, H, T)
   np.testing.assert_allclose(by_position.values, cube.sum(1))
   np.testing.assert_allclose(by_head.values, cube.sum(2))
-  assert by_position.behind == f'sum over {H} heads'
+  assert by_position.reduction == f'sum over {H} heads'
   assert by_head.notes[2][1] == f'layer 2, head 1: {cube[2, 1].sum():.4g} (sum over {T} positions)'
   assert (
     'not the effect of patching them together'
