@@ -25,7 +25,7 @@ import mechjax
 from mechjax import flags
 from mechjax.logits import log_probs
 from mechjax.viz import charts, page, scale
-from mechjax.viz.tokens import visible
+from mechjax.viz.tokens import show_blanks
 
 MODEL = 'smollm2-135m'
 
@@ -106,10 +106,10 @@ def lens_table(metrics: dict[str, Any]) -> dict[str, Any]:
   """The logit lens as a table of words: a column for each position, and the rank of the answer."""
   ranks = metrics['lens_answer_rank']
   return {
-    'cells': [[*map(visible, row), f'{rank:,}'] for row, rank in zip(metrics['lens'], ranks)],
+    'cells': [[*map(show_blanks, row), f'{rank:,}'] for row, rank in zip(metrics['lens'], ranks)],
     'weights': [[*row, 0.0] for row in metrics['lens_probabilities']],
     'rows': [str(i) for i in range(len(ranks))],
-    'columns': [*map(visible, metrics['tokens']), f'rank of {visible(metrics["answer"])}'],
+    'columns': [*map(show_blanks, metrics['tokens']), f'rank of {show_blanks(metrics["answer"])}'],
   }
 
 
@@ -121,7 +121,7 @@ def draw(metrics: dict[str, Any], path: Path) -> None:
   above, below = fig.subfigures(2, 1, height_ratios=ratios, squeeze=False).flat
   charts.bars(
     above.subplots(),
-    [visible(t) for t in metrics['top']],
+    [show_blanks(t) for t in metrics['top']],
     metrics['top_probabilities'],
     title=f'“{metrics["prompt"]}” continues with …',
     xlabel='probability of the next token (␣ is a space)',
@@ -140,7 +140,7 @@ def draw(metrics: dict[str, Any], path: Path) -> None:
     right,
     table['rows'],
     effects,
-    title=f'Knock-out: {visible(metrics["answer"])} without one MLP',
+    title=f'Knock-out: {show_blanks(metrics["answer"])} without one MLP',
     xlabel='change of log-probability, nats\n(output zeroed at the last position; hatched: cut)',
     number='{:.3f}',
     limit=scale.limit(effects),
@@ -151,9 +151,9 @@ def draw(metrics: dict[str, Any], path: Path) -> None:
 def document(metrics: dict[str, Any]) -> str:
   """Writes the tour as one HTML page."""
   table, effects = lens_table(metrics), metrics['knock_out_nats']
-  answer = visible(metrics['answer'])
+  answer = show_blanks(metrics['answer'])
   next_token = page.bars(
-    [visible(t) for t in metrics['top']], metrics['top_probabilities'], unit='probability'
+    [show_blanks(t) for t in metrics['top']], metrics['top_probabilities'], unit='probability'
   )
   lens = page.words(**table, corner='layer', unit='colour: probability of the token shown')
   unit = 'change of log-probability in nats, by layer; a hatched bar is cut'

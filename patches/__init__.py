@@ -1,13 +1,13 @@
-"""One file per upstream package and family of models: where its sites are, and nothing else.
+"""One file per upstream package and family of models: the places of its sites, and nothing else.
 
-A patch is a declaration, readable beside the upstream file it names. `from patches import tunix`
-in a checkout and `from mechjax import patches` after installation mean the same files, and must
-mean the same module objects too: two copies of one patch would each instrument the upstream and
-tag everything twice. So when mechjax is installed, the name `patches` becomes an alias of
+A patch is a declaration that can be read next to the upstream file it names. `from patches import
+tunix` in a checkout and `from mechjax import patches` after installation refer to the same files, and
+must give the same module objects too: two copies of one patch would each instrument the upstream
+package and tag everything twice. So when mechjax is installed, the name `patches` becomes an alias of
 `mechjax.patches`.
 
-Sharp edge: becoming an alias imports every patch. They only declare, so this costs milliseconds and
-imports no upstream package.
+Sharp edge: becoming an alias imports every patch. They are only declarations, so this costs
+milliseconds and imports no upstream package.
 """
 
 import importlib.util

@@ -3,28 +3,29 @@
 This is the family that Gemma Scope was trained on, and its three sites are exactly these:
 
     attention output   z: head outputs [B, T, N, H] before W_O; z.reshape(B, T, N * H) concatenates
-    MLP output         mlp_out: after post_ffw_norm, what is added to the residual stream
-    residual stream    resid_post: after the MLP was added
+    MLP output         mlp_out: after post_ffw_norm, the value added to the residual stream
+    residual stream    resid_post: after the MLP output is added
 
-What a name means where upstream leaves a choice:
-  - q is scaled already (`query_scaled`), because the dot product sees it scaled.
-  - attn_out is taken after the post-attention norm, where the model has one: what is added.
+Definitions of sites where upstream leaves a choice:
+  - q is already scaled (`query_scaled`), because the dot product receives it scaled.
+  - attn_out is taken after the post-attention norm, where the model has one: it is the value that is
+    added to the residual stream.
   - attn_scores are soft-capped and masked, by the causal mask and, in local layers, the window.
   - embed is scaled by sqrt(D), as the first block reads it; images are merged in.
 
-Upstream holds scores and probabilities as [B, T, N, S]; the tags turn them to the canonical
+Upstream holds scores and probabilities as [B, T, N, S]; the tags transpose them to the canonical
 [B, N, T, S] and back, which compiles to nothing.
 
 Sharp edges: upstream flattens all batch axes of the tokens into B, so the sites of tokens [T] have
 B = 1. With `return_last_only`, logits are [B, V] and the other sites keep all positions. With a KV
 cache, k and v are the whole cache (S is its length), and a changed k or v is written back to it.
-Gemma 3n and Gemma 4 are other files upstream and have no sites.
+Gemma 3n and Gemma 4 are in other upstream files and have no sites.
 """
 
 from mechjax import harvest, sites
 from mechjax.patcher import Patcher, Patchers
 
-# --- what google-tunix's Gemma models, which are copies of these, have too
+# --- shared with the Gemma models of google-tunix, which are copies of these
 
 LAYERS = (
   'layer_cache, x = $block($$arguments)',
@@ -67,7 +68,7 @@ BLOCK = [
   ),
 ]
 ATTENTION = [
-  # The dot product is the same for one key-value head, for groups and for many; they part here.
+  # Code for one key-value head, for groups and for many heads is shared up to this branch.
   (
     """
     if self.use_gqa:

@@ -1,9 +1,9 @@
-"""dm-haiku: `hk.MultiHeadAttention`, of which Tracr's compiled models and others are made.
+"""dm-haiku: `hk.MultiHeadAttention`, which Tracr's compiled models and others use.
 
 The module is a part and not a model, so its sites are those of an attention: q, k, v, attn_scores,
 attn_probs, z and attn_out. Haiku has no loop over layers of its own: put `with sites.layer(i):`
-around the call of a block in yours, or in a patch of the model, since two attentions without layers
-have the same names. Under `hk.experimental.layer_stack` the scan counts the layers.
+around the call of a block in your loop, or in a patch of the model, since two attentions without
+layers have the same names. Under `hk.experimental.layer_stack` the scan counts the layers.
 
 Axes: any leading axes; scores and probabilities [..., N, T, S], the rest [..., T, N, H].
 """

@@ -1,21 +1,21 @@
 """penzai 0.2.5: its Llama-like models (Llama, Mistral, Gemma) and GPT-NeoX, as a list or a LayerStack.
 
 A penzai model is data: a tree of small generic layers, most of them chained by `Sequential`. So most
-sites are not lines of some block but places in a chain, and the patch adds to the loop of the chain
-three calls, `entering`, `entered` and `leaving`, which look at the layers to either side. What is
-read and planted are upstream's NamedArrays, so every value knows its axes: 'seq', 'embedding',
+sites are not lines of some block but places in a chain, and the patch adds three calls to the loop of
+the chain, `tag_input`, `tag_output` and `tag_chain_output`, which look at the neighbouring layers. The
+values read and planted are upstream's NamedArrays, so every value knows its axes: 'seq', 'embedding',
 'heads' or 'head_groups' and 'query_heads', 'projection', 'kv_seq', 'neurons'.
 
-    resid_pre, resid_post   where a TransformerBlock begins and ends
-    attn_out, mlp_out       what a chain with an attention, with a feed-forward, ends with
-    z, mlp_pre              what an einsum hands to W_O, a linear layer to the activation
-    embed, final_norm       what enters the first block, and what the layer after the last returns
+    resid_pre, resid_post   input and output of a TransformerBlock
+    attn_out, mlp_out       output of a chain with an attention, of a chain with a feed-forward
+    z, mlp_pre              output of an einsum before W_O, of a linear layer before the activation
+    embed, final_norm       input of the first block, and output of the layer after the last block
 
-GPT-NeoX has no resid_mid, because its halves are parallel. Query and scale: q carries the factor
-1/√E. With `KVCachingTransformerLM`, k and v are what this call's dot product sees, cached positions
-included, and a changed k or v is used but not written back.
+GPT-NeoX has no resid_mid, because its halves are parallel. q carries the factor 1/√H of the scores.
+With `KVCachingTransformerLM`, k and v are the values that this call's dot product receives, cached
+positions included; a changed k or v is used but not written back.
 
-Sharp edge: a model that somebody rewired (`pz.select`) has the sites that its chains still show.
+Sharp edge: a model that was rewired (`pz.select`) has the sites that its chains still show.
 """
 
 from contextlib import nullcontext
@@ -25,7 +25,7 @@ from mechjax.patcher import Patcher, Patchers
 
 
 def _is(layer, *names):
-  """Whether a layer is of a class so called: patches import no upstream."""
+  """Whether a class of the layer has one of these names; patches do not import upstream packages."""
   return any(cls.__name__ in names for cls in type(layer).__mro__)
 
 
@@ -42,19 +42,19 @@ def _is_stream(layer):
 
 
 def _neighbours(chain, i):
-  """The layers before and after the i-th of a chain; None at its ends."""
+  """The layers before and after the i-th layer of a chain; None at its ends."""
   layers = chain.sublayers
   return (layers[i - 1] if i else None), (layers[i + 1] if i + 1 < len(layers) else None)
 
 
-def numbered(chain, i):
-  """The layer's number, where the i-th of a chain is a block. In a LayerStack the scan counts."""
+def number_layer(chain, i):
+  """Numbers the i-th layer of a chain if it is a block. In a LayerStack the scan counts."""
   blocks = [j for j, layer in enumerate(chain.sublayers) if _is(layer, 'TransformerBlock')]
   return sites.layer(blocks.index(i)) if i in blocks else nullcontext()
 
 
-def entering(chain, i, value):
-  """Tags what enters the i-th layer of a chain."""
+def tag_input(chain, i, value):
+  """Tags the input of the i-th layer of a chain."""
   layer, (before, after) = chain.sublayers[i], _neighbours(chain, i)
   if _is(chain, 'TransformerBlock') and before is None:
     return harvest.sow(value, name='resid_pre')
@@ -69,8 +69,8 @@ def entering(chain, i, value):
   return value
 
 
-def entered(chain, i, value):
-  """Tags what the i-th layer of a chain returns."""
+def tag_output(chain, i, value):
+  """Tags the output of the i-th layer of a chain."""
   layer, (before, after) = chain.sublayers[i], _neighbours(chain, i)
   if _is(layer, 'NamedEinsum') and _is_linear(after):
     return harvest.sow(value, name='z')
@@ -81,8 +81,8 @@ def entered(chain, i, value):
   return value
 
 
-def leaving(chain, value):
-  """Tags what a chain returns."""
+def tag_chain_output(chain, value):
+  """Tags the output of a chain."""
   if _is(chain, 'TransformerBlock'):
     return harvest.sow(value, name='resid_post')
   if any(_is_attention(layer) for layer in chain.sublayers):
@@ -92,37 +92,37 @@ def leaving(chain, value):
   return value
 
 
-def between_halves(residual, value):
-  """Tags the stream after the half of a block that holds the attention."""
+def tag_between_halves(residual, value):
+  """Tags the residual stream after the half of a block that holds the attention."""
   if any(_is_attention(layer) for layer in getattr(residual.delta, 'sublayers', ())):
     return harvest.sow(value, name='resid_mid')
   return value
 
 
-def scores(axes, value):
-  """Tags what a softmax over keys sees."""
+def tag_scores(axes, value):
+  """Tags the input of a softmax over keys."""
   return harvest.sow(value, name='attn_scores') if axes == 'kv_seq' else value
 
 
 NAMES = {
   'harvest': harvest,
-  'numbered': numbered,
-  'entering': entering,
-  'entered': entered,
-  'leaving': leaving,
-  'between_halves': between_halves,
-  'scores': scores,
+  'number_layer': number_layer,
+  'tag_input': tag_input,
+  'tag_output': tag_output,
+  'tag_chain_output': tag_chain_output,
+  'tag_between_halves': tag_between_halves,
+  'tag_scores': tag_scores,
 }
 
 _CHAIN = [
   (
     'value = layer(value, **side_inputs)',
     """
-    with numbered(self, i):
-      value = entered(self, i, layer(entering(self, i, value), **side_inputs))
+    with number_layer(self, i):
+      value = tag_output(self, i, layer(tag_input(self, i, value), **side_inputs))
     """,
   ),
-  ('return value', 'return leaving(self, value)'),
+  ('return value', 'return tag_chain_output(self, value)'),
 ]
 
 
@@ -152,7 +152,7 @@ PATCHER = Patchers(
     'nn.combinators',
     {
       'Residual.__call__': [
-        ('return delta_value + value', 'return between_halves(self, delta_value + value)')
+        ('return delta_value + value', 'return tag_between_halves(self, delta_value + value)')
       ]
     },
   ),
@@ -165,7 +165,7 @@ PATCHER = Patchers(
   ),
   _patcher(
     'nn.basic_ops',
-    {'Softmax.__call__': [('inputs.untag($$axes)', 'scores(self.axes, inputs).untag($$axes)')]},
+    {'Softmax.__call__': [('inputs.untag($$axes)', 'tag_scores(self.axes, inputs).untag($$axes)')]},
   ),
   _patcher(
     'models.transformer.model_parts',

@@ -2,27 +2,26 @@
 
 Every canonical site that an architecture has is tagged. The softmax of these classes is inside a
 function of flax, `dot_product_attention_weights`, which adds the mask to the scores and returns the
-probabilities. It takes the einsum it is to use as an argument; the patch gives it one that adds the
-mask itself and tags the sum. Operations and their order stay the same, and no other user of flax
-sees a tag.
+probabilities. It takes an einsum function as an argument; the patch passes one that adds the mask
+itself and tags the sum. Operations and their order stay the same, and other users of flax get no tags.
 
-What an architecture has besides, or has not:
+Differences between architectures:
 
-    GPT-2, BERT   cross-attention, where configured, is the scope `cross`: sites cross/q, cross/z, …
-    GPT-Neo       q carries the factor that undoes flax's scaling
+    GPT-2, BERT   cross-attention, where configured, has the scope `cross`: sites cross/q, cross/z, …
+    GPT-Neo       q carries the factor that cancels flax's scaling
     GPT-J         attention and MLP are parallel: no resid_mid, and mlp_norm is the value of
                   attn_norm, tagged again so that the MLP's input can be changed alone
     Llama, Mistral, Gemma   k and v are tagged before they are repeated for the query heads
     OPT           the MLP runs on [B * T, F], but its sites hold [B, T, F]
     BERT, and OPT with do_layer_norm_before=False   the norms follow the sums: no attn_norm;
                   resid_mid and resid_post are the sums, mlp_norm is the norm of resid_mid, and
-                  the next resid_pre (for BERT also final_norm) that of resid_post
+                  the next resid_pre (for BERT also final_norm) is the norm of resid_post
 
-Sharp edges: with a KV cache, k and v are what this call's dot product sees, cached positions
-included, and a changed k or v is used but not written back. With dropout active, attn_probs are the
-probabilities after it. `LLAMA_CORRECTIONS` does not tag anything: it has FlaxLlama obey
-`rope_theta` and `tie_word_embeddings` of each model's own configuration, which upstream ignores. It
-is installed by whoever needs it, not by `PATCHER`.
+Sharp edges: with a KV cache, k and v are the values that this call's dot product receives, cached
+positions included; a changed k or v is used but not written back. With dropout active, attn_probs are
+the probabilities after dropout. `LLAMA_CORRECTIONS` does not tag anything: it makes FlaxLlama use
+`rope_theta` and `tie_word_embeddings` of each model's own configuration, which upstream ignores. It is
+not part of `PATCHER` and is installed on its own.
 """
 
 import jax.numpy as jnp
@@ -32,8 +31,8 @@ from mechjax import harvest, sites
 from mechjax.patcher import Patcher, Patchers
 
 
-def masked_scores(bias):
-  """An einsum for `dot_product_attention_weights` that adds the mask and tags the sum."""
+def make_einsum(bias):
+  """Makes an einsum for `dot_product_attention_weights` that adds the mask and tags the sum."""
 
   def einsum(spec, query, key):
     scores = jnp.einsum(spec, query, key)
@@ -42,13 +41,13 @@ def masked_scores(bias):
   return einsum
 
 
-def by_position(flat, shape, name):
+def tag_by_position(flat, shape, name):
   """Tags [B * T, F] as [B, T, F], where `shape` begins with B, T."""
   return harvest.sow(flat.reshape(*shape[:2], -1), name=name).reshape(flat.shape)
 
 
-def rotary_table(n_positions, d_head, base):
-  """Sines and cosines as FlaxLlama wants them, [n_positions, 1, 2 * d_head], for any base."""
+def make_rotary_table(n_positions, d_head, base):
+  """Makes sines and cosines in FlaxLlama's layout, [n_positions, 1, 2 * d_head], for any base."""
   frequencies = 1.0 / (base ** (np.arange(0, d_head, 2) / d_head))
   angles = np.outer(np.arange(n_positions), frequencies).astype('float32')
   halves = np.concatenate((angles, angles), axis=-1)
@@ -58,9 +57,9 @@ def rotary_table(n_positions, d_head, base):
 NAMES = {
   'harvest': harvest,
   'sites': sites,
-  'masked_scores': masked_scores,
-  'by_position': by_position,
-  'rotary_table': rotary_table,
+  'make_einsum': make_einsum,
+  'tag_by_position': tag_by_position,
+  'make_rotary_table': make_rotary_table,
 }
 
 
@@ -70,7 +69,7 @@ def _patcher(module, members):
 
 
 def _tag(expression, name):
-  """The rule that an expression of upstream's is a site."""
+  """The rule that tags an expression of upstream as a site."""
   return expression, f"harvest.sow({expression}, name='{name}')"
 
 
@@ -84,7 +83,7 @@ def _attention(suffix='', before='attn_weights = dot_product_attention_weights($
       f'dot_product_attention_weights({query}, {key}, bias=attention_bias, $$options)',
       f"""harvest.sow(
         dot_product_attention_weights(
-          {query}, {key}, einsum=masked_scores(attention_bias), $$options
+          {query}, {key}, einsum=make_einsum(attention_bias), $$options
         ),
         name='attn_probs',
       )""",
@@ -94,7 +93,7 @@ def _attention(suffix='', before='attn_weights = dot_product_attention_weights($
 
 
 def _begin_block(norm):
-  """The rule for the stream and the norm with which a pre-norm block begins."""
+  """The rule for the residual stream and the norm at the beginning of a pre-norm block."""
   return (
     f'residual = hidden_states\nhidden_states = self.{norm}(hidden_states)',
     f"""
@@ -105,13 +104,13 @@ def _begin_block(norm):
 
 
 def _number_layers(block):
-  """The rule for the loop over blocks, which upstream names by their number."""
+  """The rule for the loop over blocks; upstream names blocks by their number."""
   call = f'layer_outputs = {block}($$arguments)'
   return [(call, f'with sites.layer(int({block}.name)):\n  {call}')]
 
 
 def _tag_before(statements, variable, name):
-  """The rule that a variable is a site where some statements begin."""
+  """The rule that tags a variable as a site before some statements."""
   return statements, f"{variable} = harvest.sow({variable}, name='{name}')\n{statements}"
 
 
@@ -200,7 +199,7 @@ GPTJ = _patcher(
 
 
 def _llama(name, embed='self.embed_tokens(input_ids.astype("i4"))', suffix=''):
-  """The members of Llama's file, which the others copy."""
+  """The members of Llama's file; the files of the others are copies of it."""
   repeat = f'key{suffix} = jnp.repeat(key{suffix}, $$repeats)'
   return {
     f'Flax{name}Attention.__call__': [
@@ -237,7 +236,7 @@ LLAMA_CORRECTIONS = _patcher(
     'FlaxLlamaRotaryEmbedding.setup': [
       (
         'create_sinusoidal_positions($n_positions, $d_head)',
-        'rotary_table($n_positions, $d_head, self.config.rope_theta)',
+        'make_rotary_table($n_positions, $d_head, self.config.rope_theta)',
       )
     ],
     'FlaxLlamaForCausalLMModule.__call__': [
@@ -258,12 +257,12 @@ LLAMA_CORRECTIONS = _patcher(
 
 
 def _tag_flat(expression, name):
-  """The rule that an expression without a batch axis is a site."""
-  return expression, f"by_position({expression}, hidden_states_shape, '{name}')"
+  """The rule that tags an expression without a batch axis as a site."""
+  return expression, f"tag_by_position({expression}, hidden_states_shape, '{name}')"
 
 
 def _norm_where(condition, norm, tagged):
-  """The rule for a norm that a branch applies."""
+  """The rule for a norm that is applied in a branch."""
   branch = 'if {}:\n  hidden_states = {}'
   return branch.format(condition, norm), branch.format(condition, tagged)
 
@@ -296,7 +295,7 @@ OPT = _patcher(
       (
         '(residual + hidden_states).reshape(hidden_states_shape)',
         """harvest.sow(
-          (residual + by_position(hidden_states, hidden_states_shape, 'mlp_out')).reshape(
+          (residual + tag_by_position(hidden_states, hidden_states_shape, 'mlp_out')).reshape(
             hidden_states_shape
           ),
           name='resid_post',
@@ -316,7 +315,7 @@ OPT = _patcher(
 
 
 def _bert_sum(residual, added, total, then):
-  """The rule for the sum and the norm with which a half of BERT's block ends."""
+  """The rule for the sum and the norm at the end of each half of BERT's block."""
   return (
     f'hidden_states = self.LayerNorm(hidden_states + {residual})',
     f"""

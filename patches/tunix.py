@@ -1,23 +1,24 @@
 """google-tunix: Qwen2 (which also holds plain llamas), Llama 3, Gemma 1 and 2, Gemma 3.
 
-Every canonical site of `mechjax.sites` is tagged, each right where upstream's own variable holds
-it, so the rules can be read beside the upstream files. The four files were written by copying one
-another, and Google's gemma package before that, so what they share is written once: here for the
-llamas, in `gemma` for the Gemmas and for all.
+Every canonical site of `mechjax.sites` is tagged where upstream's own variable holds it, so the rules
+can be read next to the upstream files. The four files are copies of one another and of Google's gemma
+package, so the rules that they share are written once: here for the llamas, in `gemma` for the Gemmas
+and for all.
 
-What a name means where upstream leaves a choice:
-  - q of the Gemmas is scaled already, because the dot product sees it scaled.
-  - attn_out and mlp_out of the Gemmas are taken after their post-norms: what is added.
+Definitions of sites where upstream leaves a choice:
+  - q of the Gemmas is already scaled, because the dot product receives it scaled.
+  - attn_out and mlp_out of the Gemmas are taken after their post-norms: the values that are added.
   - embed of the Gemmas is scaled by sqrt(D), as the first block reads it.
 
-Upstream holds scores and probabilities of Qwen2 as [B, K, H/K, T, S], query heads grouped by the
-key-value head that they share, and those of the Gemmas as [B, T, N, S]. The tags turn both to the
+Upstream holds scores and probabilities of Qwen2 as [B, K, N/K, T, S], query heads grouped by the
+key-value head that they share, and those of the Gemmas as [B, T, N, S]. The tags transpose both to the
 canonical [B, N, T, S] and back, which compiles to nothing.
 
-Sharp edges: with a KV cache, q, k and v are what this call's dot product sees, cached positions
-included. A changed k or v is written back to the cache, except in Qwen2, which keeps the cache apart
-from what it uses. Qwen2 with `use_flash_attention` never forms the scores; asking for attn_scores or
-attn_probs there is an error that says so. Llama 3 ignores `rope_theta`: that is upstream's.
+Sharp edges: with a KV cache, q, k and v are the values that this call's dot product receives, cached
+positions included. A changed k or v is written back to the cache, except in Qwen2, which keeps the
+cache apart from the values that it uses. Qwen2 with `use_flash_attention` never forms the scores; a
+request for attn_scores or attn_probs raises an error that says so. Llama 3 ignores `rope_theta`, as
+the unpatched upstream does.
 """
 
 from mechjax import harvest, sites

@@ -25,7 +25,7 @@ class Way(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimisation:
-  """Settings of a training.
+  """Settings of the training.
 
   Attributes:
     steps: how many.
@@ -43,7 +43,7 @@ class Optimisation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Base:
-  """Settings that all configs have.
+  """Fields of all configs.
 
   Attributes:
     seed: of everything random.
@@ -155,8 +155,8 @@ def test_a_flag_says_what_its_field_holds(argument, changes):
     ('--way=1', 'one of FORTH, BACK'),
     ('--seed=', 'should be none, or an integer'),
     ('--widths=1,,2', 'should be an integer'),
-    ('--span=a', 'a list of 2: a text, a number'),
-    ('--span=a,b', 'a list of 2: a text, a number'),
+    ('--span=a', 'a list of 2: a string, a number'),
+    ('--span=a,b', 'a list of 2: a string, a number'),
   ],
 )
 def test_what_a_field_cannot_hold_is_refused_with_the_flag_and_what_it_takes(argument, message):
@@ -198,7 +198,7 @@ def test_help_is_the_docstring_and_says_defaults_and_choices():
     '--config: A file of TOML or JSON',
     "--learning_rate: of Adam, once it is warm: and not before. (default: '0.0003') (a number)",
     "--[no]shuffled: in random order. (default: 'true')",
-    '--site: where. (must be given) (a text)',
+    '--site: where. (must be given) (a string)',
     '--seed: of everything random. (default: none) (none, or an integer)',
     "--kind: of dictionary. (default: 'relu') (one of relu, topk, 2)",
     "--widths: of the dictionaries. (default: '16,32') (a list, each an integer, separated by commas)",
@@ -250,9 +250,9 @@ def test_two_fields_of_one_name_are_an_error_that_names_both():
 
     config: str = ''
 
-  with pytest.raises(FlagsError, match=r'--steps for two things: steps and inner\.steps'):
+  with pytest.raises(FlagsError, match=r'--steps for two fields: steps and inner\.steps'):
     define(Twice, flag_values=absl_flags.FlagValues())
-  with pytest.raises(FlagsError, match='--config for two things'):
+  with pytest.raises(FlagsError, match='--config for two fields'):
     define(OwnFile, flag_values=absl_flags.FlagValues())
 
 
@@ -329,9 +329,9 @@ def test_what_a_run_has_written_is_a_file_that_repeats_it(tmp_path):
     ('widths = 3', 'widths=3 should be a list, each an integer'),
     ('widths = [3, "4"]', r"widths=\[3, '4'\] should be an integer"),
     ('site = "none"\nout = 3', 'out=3 should be a path'),
-    ('note = 3', 'note=3 should be none, or a text'),
-    ('a = ', 'is no TOML'),
-    ('site = "a"\nsite = "b"', 'is no TOML'),
+    ('note = 3', 'note=3 should be none, or a string'),
+    ('a = ', 'is not TOML'),
+    ('site = "a"\nsite = "b"', 'is not TOML'),
   ],
 )
 def test_a_mistake_in_a_file_names_the_key_and_the_file(text, message, tmp_path):
@@ -343,12 +343,12 @@ def test_a_mistake_in_a_file_names_the_key_and_the_file(text, message, tmp_path)
 @pytest.mark.parametrize(
   ('text', 'message'),
   [
-    ('{"site": null}', 'site=None should be a text'),
+    ('{"site": null}', 'site=None should be a string'),
     ('{"seed": "none", "site": "a"}', "seed='none' should be none, or an integer"),
-    ('{"site": "a", "site": "b"}', "the key 'site' is there twice"),
+    ('{"site": "a", "site": "b"}', "the key 'site' occurs twice"),
     ('[]', 'should be a table'),
-    ('[' * 100_000, 'is no JSON'),
-    ('{"site": "a"', 'is no JSON'),
+    ('[' * 100_000, 'is not JSON'),
+    ('{"site": "a"', 'is not JSON'),
   ],
 )
 def test_json_has_a_null_and_no_repeated_keys(text, message, tmp_path):

@@ -51,7 +51,7 @@ def picture(measured: Measurement, path: Path) -> None:
   """Draws the results as one PNG: the truth, the best approximation, and the cost of each method."""
   best = select_shown(measured)[-1:]
   bands = [(e, maps(e, measured.tokens)) for e in (measured.truth, *(one.estimate for one in best))]
-  limit = cuts.common([m for _, band in bands for m in band])
+  limit = cuts.common_limit([m for _, band in bands for m in band])
   columns = sum(len(m.columns) for _, band in bands for m in band)
   stacked = columns > _MAX_COLUMNS
   heights = [1.3, _height(bands[0][1]) * (len(bands) if stacked else 1), 5.4]
@@ -59,12 +59,12 @@ def picture(measured: Measurement, path: Path) -> None:
   above, middle, below = fig.subfigures(3, 1, height_ratios=heights, squeeze=False).flat
   parts = middle.subfigures(*((len(bands), 1) if stacked else (1, len(bands))), squeeze=False)
   for part, (effects, band) in zip(parts.ravel(), bands):
-    part.suptitle(charts.legible(effects.title), fontsize=11, parse_math=False)
+    part.suptitle(charts.make_legible(effects.title), fontsize=11, parse_math=False)
     axes = part.subplots(1, len(band), width_ratios=[len(m.columns) for m in band], squeeze=False)
     images = [patching.draw(ax, m, limit) for ax, m in zip(axes[0], band)]
   beyond = any((m.values > limit).any() for _, band in bands for m in band)
   words = [title(measured.metrics), *textwrap.wrap(measured.metrics['ability_kept']['text'], 160)]
-  above.suptitle('\n'.join(map(charts.legible, words)), fontsize=11, parse_math=False)
+  above.suptitle('\n'.join(map(charts.make_legible, words)), fontsize=11, parse_math=False)
   scale = above.add_gridspec(1, 3)[1]
   unit, extend = bands[0][1][0].unit, 'max' if beyond else 'neither'
   charts.colour_scale(above.add_subplot(scale), images[0], unit, extend=extend)
@@ -147,7 +147,7 @@ def _truth(measured: Measurement) -> list[str]:
   truth, tokens, best = measured.truth, measured.tokens, select_shown(measured)[-1:]
   true = cuts.maps(truth, tokens, VIEW)
   near = {m.grid: (one.name, m) for one in best for m in maps(one.estimate, tokens)}
-  limit = cuts.common([*true, *(m for _, m in near.values())])
+  limit = cuts.common_limit([*true, *(m for _, m in near.values())])
   sections = []
   for grid in sorted({m.grid for m in true}):
     mine = [('exact', m) for m in true if m.grid == grid]
@@ -156,14 +156,16 @@ def _truth(measured: Measurement) -> list[str]:
     words = f'{truth.title}. Point at a cell for its number and its node.'
     if beyond:
       words += f' Framed: outside the colour scale, {beyond} of the cells.'
-    body = page.beside(patching.table(_caption(name, m), limit) for name, m in both)
+    body = page.side_by_side(patching.table(_caption(name, m), limit) for name, m in both)
     legend = page.ramp(limit, signed=False, unit=mine[0][1].unit)
     sections.append(page.section(f'The truth: {mine[0][1].name}', words, body + legend))
   return sections
 
 
 def _caption(name: str, shown: cuts.Map) -> cuts.Map:
-  return dataclasses.replace(shown, behind=f'{name}: {shown.behind}' if shown.behind else name)
+  return dataclasses.replace(
+    shown, reduction=f'{name}: {shown.reduction}' if shown.reduction else name
+  )
 
 
 def _compare(metrics: dict[str, Any]) -> tuple[list[str], list[tuple]]:

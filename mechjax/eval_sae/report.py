@@ -12,7 +12,7 @@ from mechjax.eval_sae.subjects import Subject, Subjects, vocabulary
 from mechjax.sae import features
 from mechjax.sae.evaluation import EvaluationReport, SiteReport
 from mechjax.viz import page, pareto
-from mechjax.viz.dashboard import About, dashboard
+from mechjax.viz.dashboard import DashboardHeader, dashboard
 
 COLUMNS = {
   'L0': lambda r, s: f'{s.l0:.1f}',
@@ -104,7 +104,7 @@ def _dashboard(
   subjects: Subjects, subject: Subject, report: SiteReport, seen: features.Features
 ) -> str:
   model = subjects.model
-  about = About(
+  header = DashboardHeader(
     model=model.name,
     site=subjects.site,
     architecture=f'{subject.kind}, {subject.setting}',
@@ -113,7 +113,7 @@ def _dashboard(
     text=subjects.text,
   )
   title = f'{subject.kind} of {model.name}, {subjects.site}'
-  return dashboard(seen, vocabulary(model), title=title, about=about)
+  return dashboard(seen, vocabulary(model), title=title, header=header)
 
 
 def _page(subjects: Subjects, reports: Mapping[str, EvaluationReport], title: str) -> str:

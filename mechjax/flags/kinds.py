@@ -1,10 +1,10 @@
-"""Kinds of values: how what a field holds is written on a command line and in a file, and read back.
+"""Kinds of flags: conversion of the value of a field to and from a command line and a file.
 
-Four functions for each kind. TEXT is what stands behind `--x=`; a WORD is what JSON and TOML have: a bool, a number, a
-string, a list, null. Both ways lead back: `from_text(to_text(value)) == value`, and so for words.
+Each kind has four functions. TEXT is the part of `--x=...` after the equals sign; DATA is a value of JSON or TOML: a
+bool, a number, a string, a list, null. Both round-trip: `from_text(to_text(value)) == value`, and likewise for data.
 
-Sharp edges: a whole number is no float in Python, and is one here; a bool is an int in Python, and is none here. A
-word of null is `null`, which TOML lacks, so its files say something else.
+Sharp edges: unlike in Python, an integer counts as a float here, and a bool does not count as an int. TOML has no null,
+so each format passes its own value for None as `null`.
 """
 
 from __future__ import annotations
@@ -22,170 +22,170 @@ NONE = 'none'
 """The text of None."""
 
 
-class Kind(abc.ABC):
-  """What one field takes.
+class FlagKind(abc.ABC):
+  """The kind of value that a field holds.
 
   Attributes:
-    wanted: in words, to go on behind 'should be'.
+    expected: description of valid values, which follows 'should be' in messages.
   """
 
-  wanted: str
+  expected: str
 
   @abc.abstractmethod
   def from_text(self, text: str) -> Any:
-    """The value that a command line says; ValueError if it says none."""
+    """Reads a value from a command line; ValueError if the text is not valid."""
 
   @abc.abstractmethod
   def to_text(self, value: Any) -> str:
-    """The value as a command line says it."""
+    """Writes a value as on a command line."""
 
   @abc.abstractmethod
-  def from_word(self, word: Any, null: Any = None) -> Any:
-    """The value that a file says, in which `null` means None; ValueError if it says none."""
+  def from_data(self, data: Any, null: Any = None) -> Any:
+    """Reads a value from a file, in which `null` stands for None; ValueError if the data are not valid."""
 
   @abc.abstractmethod
-  def to_word(self, value: Any) -> Any:
-    """The value as JSON says it."""
+  def to_data(self, value: Any) -> Any:
+    """Writes a value as data of JSON."""
 
-  def refuse(self) -> ValueError:
-    """What is raised about anything else."""
-    return ValueError(f'should be {self.wanted}')
+  def make_error(self) -> ValueError:
+    """Makes the error for a value that is not valid."""
+    return ValueError(f'should be {self.expected}')
 
 
 @dataclasses.dataclass(frozen=True)
-class Scalar(Kind):
+class Scalar(FlagKind):
   """A single value of one type.
 
   Attributes:
-    make: the value from a text or word; a ValueError or KeyError says that there is none.
-    words: types of words that are taken.
-    wanted: in words.
+    make: makes the value from text or data; raises ValueError or KeyError if that is impossible.
+    data_types: types of data that are accepted.
+    expected: description of valid values.
   """
 
   make: Callable[[Any], Any]
-  words: tuple[type, ...]
-  wanted: str
+  data_types: tuple[type, ...]
+  expected: str
 
   def from_text(self, text: str) -> Any:
     try:
       return self.make(text)
     except (ValueError, KeyError) as e:
-      raise self.refuse() from e
+      raise self.make_error() from e
 
   def to_text(self, value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
-  def from_word(self, word: Any, null: Any = None) -> Any:
-    if type(word) not in self.words:
-      raise self.refuse()
-    return self.make(word)
+  def from_data(self, data: Any, null: Any = None) -> Any:
+    if type(data) not in self.data_types:
+      raise self.make_error()
+    return self.make(data)
 
-  def to_word(self, value: Any) -> Any:
+  def to_data(self, value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice(Kind):
+class Choice(FlagKind):
   """One of a few values.
 
   Attributes:
-    options: the word for each, and the value.
+    options: pairs of the data of each option and its value.
   """
 
   options: tuple[tuple[Any, Any], ...]
 
   @property
-  def wanted(self) -> str:  # type: ignore[override]
-    return f'one of {", ".join(str(word) for word, _ in self.options)}'
+  def expected(self) -> str:  # type: ignore[override]
+    return f'one of {", ".join(str(data) for data, _ in self.options)}'
 
   def from_text(self, text: str) -> Any:
-    return self._of(lambda word: str(word) == text)
+    return self._find(lambda data: str(data) == text)
 
   def to_text(self, value: Any) -> str:
-    return str(self.to_word(value))
+    return str(self.to_data(value))
 
-  def from_word(self, word: Any, null: Any = None) -> Any:
-    return self._of(lambda own: type(own) is type(word) and own == word)
+  def from_data(self, data: Any, null: Any = None) -> Any:
+    return self._find(lambda own: type(own) is type(data) and own == data)
 
-  def to_word(self, value: Any) -> Any:
-    for word, own in self.options:
+  def to_data(self, value: Any) -> Any:
+    for data, own in self.options:
       if own == value:
-        return word
-    raise self.refuse()
+        return data
+    raise self.make_error()
 
-  def _of(self, fits: Callable[[Any], bool]) -> Any:
-    for word, value in self.options:
-      if fits(word):
+  def _find(self, fits: Callable[[Any], bool]) -> Any:
+    for data, value in self.options:
+      if fits(data):
         return value
-    raise self.refuse()
+    raise self.make_error()
 
 
 @dataclasses.dataclass(frozen=True)
-class Maybe(Kind):
+class Maybe(FlagKind):
   """A value of another kind, or None."""
 
-  kind: Kind
+  kind: FlagKind
 
   @property
-  def wanted(self) -> str:  # type: ignore[override]
-    return f'{NONE}, or {self.kind.wanted}'
+  def expected(self) -> str:  # type: ignore[override]
+    return f'{NONE}, or {self.kind.expected}'
 
   def from_text(self, text: str) -> Any:
-    return None if text == NONE else self._of(self.kind.from_text, text)
+    return None if text == NONE else self._read(self.kind.from_text, text)
 
   def to_text(self, value: Any) -> str:
     return NONE if value is None else self.kind.to_text(value)
 
-  def from_word(self, word: Any, null: Any = None) -> Any:
-    return None if word == null else self._of(self.kind.from_word, word)
+  def from_data(self, data: Any, null: Any = None) -> Any:
+    return None if data == null else self._read(self.kind.from_data, data)
 
-  def to_word(self, value: Any) -> Any:
-    return None if value is None else self.kind.to_word(value)
+  def to_data(self, value: Any) -> Any:
+    return None if value is None else self.kind.to_data(value)
 
-  def _of(self, read: Callable[[Any], Any], given: Any) -> Any:
+  def _read(self, read: Callable[[Any], Any], given: Any) -> Any:
     try:
       return read(given)
     except ValueError as e:
-      raise self.refuse() from e
+      raise self.make_error() from e
 
 
 @dataclasses.dataclass(frozen=True)
-class Several(Kind):
+class Several(FlagKind):
   """A tuple.
 
   Attributes:
-    kinds: of its members.
-    endless: whether there is one kind, and any number of members of it.
+    kinds: kinds of its members.
+    variadic: whether it has any number of members, all of one kind.
   """
 
-  kinds: tuple[Kind, ...]
-  endless: bool
+  kinds: tuple[FlagKind, ...]
+  variadic: bool
 
   @property
-  def wanted(self) -> str:  # type: ignore[override]
-    if self.endless:
-      return f'a list, each {self.kinds[0].wanted}'
-    return f'a list of {len(self.kinds)}: {", ".join(kind.wanted for kind in self.kinds)}'
+  def expected(self) -> str:  # type: ignore[override]
+    if self.variadic:
+      return f'a list, each {self.kinds[0].expected}'
+    return f'a list of {len(self.kinds)}: {", ".join(kind.expected for kind in self.kinds)}'
 
   def from_text(self, text: str) -> Any:
     parts = text.split(',') if text else []
-    return tuple(kind.from_text(part) for kind, part in zip(self._kinds(parts), parts))
+    return tuple(kind.from_text(part) for kind, part in zip(self._match_kinds(parts), parts))
 
   def to_text(self, value: Any) -> str:
-    return ','.join(kind.to_text(part) for kind, part in zip(self._kinds(value), value))
+    return ','.join(kind.to_text(part) for kind, part in zip(self._match_kinds(value), value))
 
-  def from_word(self, word: Any, null: Any = None) -> Any:
-    if not isinstance(word, list):
-      raise self.refuse()
-    return tuple(kind.from_word(part, null) for kind, part in zip(self._kinds(word), word))
+  def from_data(self, data: Any, null: Any = None) -> Any:
+    if not isinstance(data, list):
+      raise self.make_error()
+    return tuple(kind.from_data(part, null) for kind, part in zip(self._match_kinds(data), data))
 
-  def to_word(self, value: Any) -> Any:
-    return [kind.to_word(part) for kind, part in zip(self._kinds(value), value)]
+  def to_data(self, value: Any) -> Any:
+    return [kind.to_data(part) for kind, part in zip(self._match_kinds(value), value)]
 
-  def _kinds(self, parts: typing.Sized) -> tuple[Kind, ...]:
-    kinds = self.kinds * len(parts) if self.endless else self.kinds
+  def _match_kinds(self, parts: typing.Sized) -> tuple[FlagKind, ...]:
+    kinds = self.kinds * len(parts) if self.variadic else self.kinds
     if len(kinds) != len(parts):
-      raise self.refuse()
+      raise self.make_error()
     return kinds
 
 
@@ -198,20 +198,20 @@ _SCALARS = {
   ),
   int: Scalar(int, (int,), 'an integer'),
   float: Scalar(float, (int, float), 'a number'),
-  str: Scalar(str, (str,), 'a text'),
+  str: Scalar(str, (str,), 'a string'),
   Path: Scalar(Path, (str,), 'a path'),
 }
-SUPPORTED = 'bool, int, float, str, Path, Literal, Enum, tuples of these, each perhaps None'
+SUPPORTED = 'bool, int, float, str, Path, Literal, Enum, tuples of these, each optionally None'
 
 
-def kind_of(annotation: Any) -> Kind | None:
-  """What a field takes.
+def kind_of(annotation: Any) -> FlagKind | None:
+  """Finds the kind of a field.
 
   Args:
     annotation: the type of the field, resolved.
 
   Returns:
-    Its kind, or None if there is none; `SUPPORTED` says for what there is.
+    Its kind, or None if the type is not supported; `SUPPORTED` lists the types.
   """
   origin, args = typing.get_origin(annotation), typing.get_args(annotation)
   if origin is Literal:
@@ -223,9 +223,9 @@ def kind_of(annotation: Any) -> Kind | None:
     kind = kind_of(others[0]) if len(others) == 1 else None
     return None if kind is None else Maybe(kind)
   if origin is tuple:
-    endless = len(args) == 2 and args[1] is Ellipsis
-    members = [kind_of(arg) for arg in (args[:1] if endless else args)]
+    variadic = len(args) == 2 and args[1] is Ellipsis
+    members = [kind_of(arg) for arg in (args[:1] if variadic else args)]
     if any(kind is None or isinstance(kind, Several) for kind in members):
       return None
-    return Several(tuple(kind for kind in members if kind is not None), endless)
+    return Several(tuple(kind for kind in members if kind is not None), variadic)
   return _SCALARS.get(annotation)

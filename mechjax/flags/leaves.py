@@ -1,13 +1,13 @@
-"""Leaves: the fields of a dataclass, and of the dataclasses inside, laid flat.
+"""Leaves of a config: the fields of a dataclass and of the dataclasses inside it, flattened.
 
 A config is a tree whose branches are dataclasses and whose leaves hold values. Flags, files and comparisons all work
-on the leaves, each with the path of names that leads to it, and `built` makes the tree again:
+on the leaves, each with the path of names that leads to it, and `build` restores the tree:
 
     leaves(Config)[3]             Leaf(path=('optimisation', 'steps'), default=1000, ...)
     values_of(config)             {('optimisation', 'steps'): 1000, ...}
-    built(Config, values)         Config(optimisation=Optimisation(steps=1000), ...)
+    build(Config, values)         Config(optimisation=Optimisation(steps=1000), ...)
 
-Sharp edge: what a field is for is read from `Attributes:` in the docstring of the class that declares it, or of one
+Sharp edge: the help of a field is read from `Attributes:` in the docstring of the class that declares it, or of one
 that inherits it. A field that is not explained there is an error, because its flag would not be explained either.
 """
 
@@ -21,11 +21,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mechjax.errors import FlagsError
-from mechjax.flags.kinds import SUPPORTED, Kind, kind_of
+from mechjax.flags.kinds import SUPPORTED, FlagKind, kind_of
 
 Names = tuple[str, ...]
 REQUIRED: Any = dataclasses.MISSING
-"""The default of a field that has none."""
+"""The default of a field that must be given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Leaf:
   """A field that holds a value.
 
   Attributes:
-    path: names of the fields that lead to it, its own the last.
-    kind: what it takes.
-    explanation: what it is for.
-    default: its value if nobody says anything, or `REQUIRED`.
+    path: names of the fields that lead to it, with its own name last.
+    kind: the kind of its value.
+    explanation: its help text.
+    default: its value if it is not given, or `REQUIRED`.
   """
 
   path: Names
-  kind: Kind
+  kind: FlagKind
   explanation: str
   default: Any
 
@@ -51,7 +51,7 @@ class Leaf:
 
   @property
   def dotted(self) -> str:
-    """Its path in one word."""
+    """Its path, joined by dots."""
     return '.'.join(self.path)
 
 
@@ -63,7 +63,7 @@ def leaves(config_class: type, defaults: Any = None) -> tuple[Leaf, ...]:
     defaults: one of its instances, whose values are the defaults; None for those of the class.
 
   Raises:
-    FlagsError: a field of another type than those that there are kinds for, or without an explanation.
+    FlagsError: a field of a type that is not supported, or without an explanation.
   """
   return tuple(_leaves(config_class, REQUIRED if defaults is None else defaults, ()))
 
@@ -73,12 +73,12 @@ def values_of(config: Any) -> dict[Names, Any]:
   return {leaf.path: leaf.default for leaf in leaves(type(config), config)}
 
 
-def built(config_class: type, values: Mapping[Names, Any]) -> Any:
-  """The config of some values.
+def build(config_class: type, values: Mapping[Names, Any]) -> Any:
+  """Builds a config from the values of its leaves.
 
   Args:
     config_class: its class.
-    values: of each leaf.
+    values: the value of each leaf.
 
   Raises:
     Whatever its `__post_init__` does.
@@ -87,7 +87,7 @@ def built(config_class: type, values: Mapping[Names, Any]) -> Any:
   for field, annotation in _fields(config_class):
     if dataclasses.is_dataclass(annotation):
       below = {path[1:]: value for path, value in values.items() if path[0] == field.name}
-      arguments[field.name] = built(typing.cast(type, annotation), below)
+      arguments[field.name] = build(typing.cast(type, annotation), below)
     else:
       arguments[field.name] = values[field.name,]
   return config_class(**arguments)
@@ -113,13 +113,13 @@ def _leaves(config_class: type, defaults: Any, path: Names) -> Iterator[Leaf]:
       raise FlagsError(
         f'the field {field.name!r} is not explained',
         where=where,
-        hint="say under 'Attributes:' in the docstring of its class what it is for",
+        hint="explain it under 'Attributes:' in the docstring of its class",
       )
     yield Leaf(own, kind, explanations[field.name], default)
 
 
 def _fields(config_class: type) -> list[tuple[dataclasses.Field, Any]]:
-  """The fields that an instance is made of, and their types."""
+  """The fields that are arguments of `__init__`, and their types."""
   hints = typing.get_type_hints(config_class)
   return [(field, hints[field.name]) for field in dataclasses.fields(config_class) if field.init]
 
@@ -133,7 +133,7 @@ def _default(field: dataclasses.Field, defaults: Any) -> Any:
 
 
 def _explanations(config_class: type) -> dict[str, str]:
-  """What the docstrings of a class and of those that it inherits from say about attributes."""
+  """Explanations of attributes in the docstrings of a class and of its base classes."""
   found: dict[str, str] = {}
   for one in reversed(config_class.__mro__):
     found |= _attributes(inspect.cleandoc(one.__doc__ or ''))
@@ -141,7 +141,7 @@ def _explanations(config_class: type) -> dict[str, str]:
 
 
 def _attributes(docstring: str) -> dict[str, str]:
-  """The entries of its section `Attributes:`, each in one line."""
+  """Parses the section `Attributes:` of a docstring, with each entry on one line."""
   _, _, section = f'\n{docstring}\n'.partition('\nAttributes:\n')
   entries: dict[str, str] = {}
   name, indent = '', 0

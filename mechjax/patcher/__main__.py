@@ -1,9 +1,9 @@
-"""python -m mechjax.patcher check [NAME ...]    do the shipped patches apply to what is installed?
-python -m mechjax.patcher diff NAME ...        what a shipped patch changes, as a unified diff
+"""python -m mechjax.patcher check [NAME ...]    whether the shipped patches apply to the installed packages
+python -m mechjax.patcher diff NAME ...        changes that a shipped patch makes, as a unified diff
 
 NAME is a patch file (`tunix`) or an upstream module (`tunix.models.qwen2.model`). `check` prints a
-table and ends with status 1 if a patch does not apply. An upstream package that is not installed is
-no failure, nor is one whose version (another than the patch was checked with) lacks the module.
+table and exits with status 1 if a patch does not apply. It is not a failure if an upstream package is
+not installed, or if its version, another than those the patch was checked with, lacks the module.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from mechjax.errors import PatchError
-from mechjax.patcher.check import check, shipped, table
+from mechjax.patcher.check import check, find_shipped, table
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,7 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
   )
   commands = parser.add_subparsers(dest='command', required=True)
   commands.add_parser('check', help='try the shipped patches').add_argument('names', nargs='*')
-  commands.add_parser('diff', help='show what a patch changes').add_argument('names', nargs='+')
+  commands.add_parser('diff', help='show the changes that a patch makes').add_argument(
+    'names', nargs='+'
+  )
   options = parser.parse_args(arguments)
   try:
     return {'check': _check, 'diff': _diff}[options.command](options.names)
@@ -32,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check(names: list[str]) -> int:
-  rows = [check(file, patcher) for file, patcher in shipped(names)]
+  rows = [check(file, patcher) for file, patcher in find_shipped(names)]
   print(table(rows))
   for row in rows:
     for error in row.errors:
@@ -41,7 +43,7 @@ def _check(names: list[str]) -> int:
 
 
 def _diff(names: list[str]) -> int:
-  for _, patcher in shipped(names):
+  for _, patcher in find_shipped(names):
     print(patcher.diff(), end='')
   return 0
 

@@ -1,7 +1,7 @@
-"""Do the shipped patches still apply to what is installed?
+"""Checks whether the shipped patches still apply to the installed upstream packages.
 
-Upstream packages release without asking us. `python -m mechjax.patcher check` answers in seconds,
-on any machine, because it reads upstream's files and imports none of them.
+Upstream packages change without notice. `python -m mechjax.patcher check` answers in seconds, on any
+machine, because it reads upstream's files and imports none of them.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ PACKAGES = ('mechjax.patches', 'patches')
 
 @dataclass(frozen=True)
 class Row:
-  """How one patch fares.
+  """Result of trying one patch.
 
   Attributes:
-    upstream: the distribution, or the package if the patch does not state it.
+    upstream: the distribution, or the package if the patch does not state a distribution.
     version: the installed version; '' if it is not installed.
-    patch: the file of the patch, or its name there, and the module that it patches.
-    matched, total: how many rules match, of how many.
-    errors: why the others do not.
-    absent: what there is not to patch: 'not installed', or 'no such module' in the installed version, which is
-      another than the patch was checked with; '' if upstream is there.
+    patch: the file of the patch, or its name in that file, and the module that it patches.
+    matched, total: number of rules that match, and number of all rules.
+    errors: reasons why the others do not match.
+    absent: reason why there is nothing to patch: 'not installed', or 'no such module' in an installed version with
+      which the patch was not checked; '' if upstream is there.
   """
 
   upstream: str
@@ -46,16 +46,19 @@ class Row:
     return self.absent or ('does not apply' if self.errors else 'ok')
 
 
-def shipped(names: Iterable[str] = ()) -> Iterator[tuple[str, Patcher]]:
-  """The shipped patches as (file, patch) pairs: of the files or upstream modules named, or all.
+def find_shipped(names: Iterable[str] = ()) -> Iterator[tuple[str, Patcher]]:
+  """Yields the shipped patches as (file, patch) pairs.
 
-  A patch that is not part of its file's `PATCHER`, and so installed by whoever needs it, comes with
-  its own name: ('transformers_flax.LLAMA_CORRECTIONS', …).
+  A patch that is not part of its file's `PATCHER`, since only some users need it, is listed under its
+  own name: ('transformers_flax.LLAMA_CORRECTIONS', …).
+
+  Args:
+    names: files of patches or upstream modules; empty for all.
 
   Raises:
-    PatchError: if a name is neither, or there are no patches at all.
+    PatchError: if a name is neither a file nor a module, or there are no patches at all.
   """
-  wanted, every = set(names), list(_every())
+  wanted, every = set(names), list(_find_all())
   known = {name for file, p in every for name in _names(file, p)}
   for name in sorted(wanted - known):
     raise unknown(PatchError, 'shipped patch', name, sorted(known))
@@ -68,7 +71,7 @@ def _names(file: str, patcher: Patcher) -> set[str]:
   return {file, file.partition('.')[0], patcher.module}
 
 
-def _every() -> Iterator[tuple[str, Patcher]]:
+def _find_all() -> Iterator[tuple[str, Patcher]]:
   for package in PACKAGES:
     if importlib.util.find_spec(package) is not None:
       break
@@ -85,7 +88,7 @@ def _every() -> Iterator[tuple[str, Patcher]]:
 
 
 def check(file: str, patcher: Patcher) -> Row:
-  """Tries every rule of a patch on upstream's source; those after a failing one do without it."""
+  """Tries every rule of a patch on upstream's source; a rule that fails is skipped for the later ones."""
   upstream = patcher.checked[0] if patcher.checked else patcher.module.partition('.')[0]
   version = sources.version(upstream) or ''
   patch, total = f'{file}: {patcher.module}', len(patcher.rules)
@@ -97,28 +100,28 @@ def check(file: str, patcher: Patcher) -> Row:
   if source is None:
     missing = PatchError(f'{upstream} {version} has no module {patcher.module}')
     return Row(upstream, version, patch, 0, total, (missing,))
-  tree, errors = source.tree(), []
+  tree, errors = source.parse(), []
   for member, rule in patcher.rules:
     try:
       rewriting.apply(source, tree, member, rule)
     except PatchError as error:
-      errors.append(drift.explained(error, source, tree, member, rule, patcher.checked))
+      errors.append(drift.explain(error, source, tree, member, rule, patcher.checked))
   if not errors:
-    errors += _trial(patcher)
+    errors += _try_composing(patcher)
   return Row(upstream, version, patch, total - len(errors), total, tuple(errors))
 
 
-def _trial(patcher: Patcher) -> list[PatchError]:
-  """Compiles the patched module, for what only shows then."""
+def _try_composing(patcher: Patcher) -> list[PatchError]:
+  """Compiles the patched module, to find errors that only show then."""
   try:
-    composing.compose(patcher.source(), [patcher])
+    composing.compose(patcher.read_source(), [patcher])
   except PatchError as error:
     return [error]
   return []
 
 
 def table(rows: list[Row]) -> str:
-  """The rows as aligned text."""
+  """Formats rows as an aligned table."""
   cells = [('upstream', 'version', 'patch', 'matches', 'status')]
   cells += [
     (r.upstream, r.version or '-', r.patch, f'{r.matched}/{r.total}', r.status) for r in rows

@@ -1,9 +1,9 @@
-"""From a module's source and the patches on it to code that can be run.
+"""Composes the source of a module and the patches on it into code that can be run.
 
-All patches of a module are composed from its original source each time one of them comes or goes,
-so what runs never depends on the order of earlier installs and uninstalls, only on which patches
-are installed now. The last results are kept, since a notebook enters the same `with PATCHER:` again
-and again.
+All patches of a module are composed from its original source each time one of them is installed or
+uninstalled, so the code that runs never depends on the order of earlier installs and uninstalls, only
+on which patches are installed now. The last results are cached, since a notebook enters the same
+`with PATCHER:` again and again.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from mechjax.patcher import drift, matching, rendering, rewriting, sources
 from mechjax.patcher.drift import Checked
 from mechjax.patcher.patterns import Rule
 from mechjax.patcher.rewriting import Applied
-from mechjax.patcher.sources import Source
+from mechjax.patcher.sources import UpstreamSource
 
 Key = tuple[str, int, int]
 
 
 class Patch(Protocol):
-  """What composing needs to know of a patch: see `Patcher`."""
+  """The attributes of a patch that composing reads; see `Patcher`."""
 
   rules: tuple[tuple[str, Rule], ...]
   checked: Checked | None
   names: dict[str, Any]
 
 
-class _Said(NamedTuple):
-  """What a patch says, without the objects that its names stand for: to be kept, as they must not be."""
+class _Declaration(NamedTuple):
+  """A patch without the objects that its names refer to: a cache key, which must not keep them alive."""
 
   rules: tuple[tuple[str, Rule], ...]
   checked: Checked | None
@@ -47,7 +47,7 @@ class Composite:
 
   Attributes:
     tree: the syntax tree.
-    display: the text to show in debuggers, upstream's line numbers kept.
+    display: the text to show in debuggers, with upstream's line numbers.
     code: the compiled module.
     applied: every rule, and where it matched.
   """
@@ -58,13 +58,15 @@ class Composite:
   applied: tuple[Applied, ...]
 
 
-def rewrite(source: Source, patches: Sequence[Patch | _Said]) -> tuple[ast.Module, list[Applied]]:
+def rewrite(
+  source: UpstreamSource, patches: Sequence[Patch | _Declaration]
+) -> tuple[ast.Module, list[Applied]]:
   """Applies patches in order to a fresh tree.
 
   Raises:
-    PatchError: if a rule does not apply; it shows the nearest code that upstream has.
+    PatchError: if a rule does not apply; the error shows the most similar code of upstream.
   """
-  tree, applied = source.tree(), []
+  tree, applied = source.parse(), []
   for patch in patches:
     variables: dict[str, dict[str, int]] = {}
     for member, rule in patch.rules:
@@ -74,12 +76,12 @@ def rewrite(source: Source, patches: Sequence[Patch | _Said]) -> tuple[ast.Modul
         _check_names(source, member, rule, patch.names, variables.get(member, {}))
         applied.append(rewriting.apply(source, tree, member, rule))
       except PatchError as error:
-        raise drift.explained(error, source, tree, member, rule, patch.checked) from None
+        raise drift.explain(error, source, tree, member, rule, patch.checked) from None
   return tree, applied
 
 
-def _variables(source: Source, tree: ast.Module, member: str) -> dict[str, int]:
-  """The names that a member binds, each with a line where it does."""
+def _variables(source: UpstreamSource, tree: ast.Module, member: str) -> dict[str, int]:
+  """The names that a member binds, each with a line on which it is bound."""
   nodes = [n for block, i in sources.members(source, tree, member) for n in ast.walk(block[i])]
   out = {n.arg: n.lineno for n in nodes if isinstance(n, ast.arg)}
   stored = (n for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load))
@@ -87,9 +89,9 @@ def _variables(source: Source, tree: ast.Module, member: str) -> dict[str, int]:
 
 
 def _check_names(
-  source: Source, member: str, rule: Rule, names: Iterable[str], variables: dict[str, int]
+  source: UpstreamSource, member: str, rule: Rule, names: Iterable[str], variables: dict[str, int]
 ) -> None:
-  """Refuses a name for replacements that the member uses for something of its own."""
+  """Raises if a name for replacements is also a variable of the member."""
   template = rule.template if isinstance(rule.template, list) else [rule.template]
   used = {n.id for part in template for n in ast.walk(part) if isinstance(n, ast.Name)}
   for name in sorted(used & set(names) & set(variables)):
@@ -100,24 +102,26 @@ def _check_names(
     )
 
 
-def compose(source: Source, patches: Sequence[Patch]) -> Composite:
+def compose(source: UpstreamSource, patches: Sequence[Patch]) -> Composite:
   """Applies patches in order and compiles the module, under upstream's file name."""
-  return _compose(source, tuple(_Said(p.rules, p.checked, frozenset(p.names)) for p in patches))
+  return _compose(
+    source, tuple(_Declaration(p.rules, p.checked, frozenset(p.names)) for p in patches)
+  )
 
 
 @functools.lru_cache(maxsize=32)
-def _compose(source: Source, patches: tuple[_Said, ...]) -> Composite:
+def _compose(source: UpstreamSource, patches: tuple[_Declaration, ...]) -> Composite:
   if not patches:
-    tree = source.tree()
-    return Composite(tree, source.text, _compiled(source, tree), ())
+    tree = source.parse()
+    return Composite(tree, source.text, _compile_tree(source, tree), ())
   tree, applied = rewrite(source, patches)
-  display = rendering.display(source, tree)
-  tree = _positioned(tree, display)
-  return Composite(tree, display, _compiled(source, tree), tuple(applied))
+  display = rendering.render_in_place(source, tree)
+  tree = _position(tree, display)
+  return Composite(tree, display, _compile_tree(source, tree), tuple(applied))
 
 
-def _positioned(tree: ast.Module, display: str) -> ast.Module:
-  """The tree with the positions of the text that is shown for it, if that text says all of it."""
+def _position(tree: ast.Module, display: str) -> ast.Module:
+  """Gives the tree the positions of its displayed text, if that text parses to the same tree."""
   try:
     shown = ast.parse(display)
   except SyntaxError:
@@ -127,7 +131,7 @@ def _positioned(tree: ast.Module, display: str) -> ast.Module:
   return ast.fix_missing_locations(tree)
 
 
-def _compiled(source: Source, tree: ast.Module) -> CodeType:
+def _compile_tree(source: UpstreamSource, tree: ast.Module) -> CodeType:
   try:
     return compile(tree, source.filename, 'exec', dont_inherit=True)
   except SyntaxError as error:
@@ -139,9 +143,9 @@ def _compiled(source: Source, tree: ast.Module) -> CodeType:
 
 
 def functions(code: CodeType) -> dict[Key, CodeType]:
-  """All code nested in compiled code, however deep, by qualified name, line and ordinal."""
+  """All code objects nested in a code object at any depth, keyed by qualified name, line and ordinal."""
   out: dict[Key, CodeType] = {}
-  for child in _nested(code):
+  for child in _walk_code(code):
     ordinal = 0
     while (key := (child.co_qualname, child.co_firstlineno, ordinal)) in out:
       ordinal += 1
@@ -149,8 +153,8 @@ def functions(code: CodeType) -> dict[Key, CodeType]:
   return out
 
 
-def _nested(code: CodeType) -> Iterator[CodeType]:
+def _walk_code(code: CodeType) -> Iterator[CodeType]:
   for constant in code.co_consts:
     if isinstance(constant, CodeType):
       yield constant
-      yield from _nested(constant)
+      yield from _walk_code(constant)

@@ -1,11 +1,11 @@
-"""What runs while a module is defined, and what of it can be patched later.
+"""Code that runs while a module is defined, and the part of it that can be patched later.
 
 Exchanging the code of functions reaches everything that runs when a function is called. Decorators,
 defaults, annotations, class bodies and the statements of the module ran once, when it was imported,
 and running them again would register twice and make second classes. Three kinds of module-level
 statement can be executed later without harm, since all they do is bind names: assignments to plain
 names, imports, and definitions of what was not there before. Everything else that differs between
-two versions of a module is refused, with `install_on_import` as the way out.
+two versions of a module is refused, with `install_on_import` as the alternative.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 
 from mechjax.errors import PatchError
 from mechjax.patcher import sources
-from mechjax.patcher.sources import Source
+from mechjax.patcher.sources import UpstreamSource
 
 _NEW = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
-def statements(source: Source, old: ast.Module, new: ast.Module) -> list[ast.stmt]:
+def find_statements(source: UpstreamSource, old: ast.Module, new: ast.Module) -> list[ast.stmt]:
   """The module-level statements that must be executed to get from one tree to the other.
 
   Raises:
-    PatchError: if what differs can only be had by importing the module anew.
+    PatchError: if a difference can only be applied by importing the module anew.
   """
   a, b = _shells(old), _shells(new)
   out: list[ast.stmt] = []
@@ -39,14 +39,14 @@ def statements(source: Source, old: ast.Module, new: ast.Module) -> list[ast.stm
     fixed = [s for s in [*before, *after] if not binds(s)]
     fixed += [s for s in after if isinstance(s, _NEW) and i1 < i2]
     if fixed or lost:
-      raise _defining(source, (fixed or before)[0])
+      raise _definition_error(source, (fixed or before)[0])
     out += after
   return [ast.fix_missing_locations(copy.deepcopy(s)) for s in out]
 
 
-def _defining(source: Source, statement: ast.stmt) -> PatchError:
+def _definition_error(source: UpstreamSource, statement: ast.stmt) -> PatchError:
   return PatchError(
-    f'the patch of {source.module} changes what runs while the module or a class is defined',
+    f'the patch of {source.module} changes code that runs while the module or a class is defined',
     where=f'{source.filename}:{statement.lineno}',
     cause='a decorator, a default, a parameter, a class attribute or a module-level statement',
     hint='call install_on_import() before anything imports the module; in place, only the bodies '
@@ -55,7 +55,7 @@ def _defining(source: Source, statement: ast.stmt) -> PatchError:
 
 
 def binds(statement: ast.stmt) -> list[str]:
-  """The names a module-level statement binds, if binding names is all that it does; else nothing."""
+  """The names that a module-level statement binds, if it does nothing else; otherwise an empty list."""
   if isinstance(statement, ast.Import | ast.ImportFrom):
     names = [a.asname or a.name.partition('.')[0] for a in statement.names]
     return [] if '*' in names else names
@@ -71,7 +71,7 @@ def _shells(tree: ast.Module) -> list[Any]:
 
 
 def _shell(code: Any) -> Any:
-  """Code without the bodies of functions, to be compared: what is left runs while it is defined."""
+  """Code without the bodies of functions, for comparisons: the rest runs at definition."""
   if isinstance(code, list):
     return tuple(map(_shell, code))
   if not isinstance(code, ast.AST):

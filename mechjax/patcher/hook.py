@@ -1,13 +1,13 @@
-"""Patching a module as it is imported.
+"""Patching a module while it is imported.
 
 Executing the patched source instead of the original is the most faithful mode: every alias,
-subclass, decorator, default and class attribute is made from patched code from the start. It needs
-to be asked for before anything imports the module, which a program can do in its first lines and a
-notebook often cannot.
+subclass, decorator, default and class attribute is made from patched code from the start. It must be
+requested before anything imports the module, which a program can do in its first lines and a notebook
+often cannot.
 
 One finder stands first in `sys.meta_path` while there are patches waiting. It finds nothing by
-itself; it lets the others find the module and puts a loader around theirs that executes the patched
-code. No bytecode is cached, and the module ends up with its own loader, as if nothing had happened.
+itself; it lets the others find the module and wraps their loader in one that executes the patched
+code. No bytecode is cached, and the imported module has its own loader, as without a patch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Finder:
 
 
 class _Loader:
-  """Another loader, but for executing the module."""
+  """Another loader, except that it executes patched code."""
 
   def __init__(self, loader: Any):
     self._loader = loader
@@ -62,26 +62,26 @@ class _Loader:
     names = {name: value for p in patches for name, value in p.names.items()}
     module.__dict__.update(names)
     exec(composite.code, module.__dict__)
-    live.injected(module, patches, set())
+    live.collect_names(module, patches, set())
     with live.LOCK:
       live.adopt(module, source, requests, composite)
       forget(module.__name__)
 
 
-def wait(name: str, patch: Patch) -> None:
-  """Has a patch applied when the module is imported."""
+def request(name: str, patch: Patch) -> None:
+  """Requests that a patch is applied when the module is imported."""
   _WAITING.setdefault(name, []).append(patch)
   if _Finder not in sys.meta_path:
     sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type]
 
 
-def waiting(name: str, patch: Patch) -> int:
-  """How often a patch waits for a module."""
+def count_requests(name: str, patch: Patch) -> int:
+  """Number of requests for a patch that wait for a module."""
   return _WAITING.get(name, []).count(patch)
 
 
 def forget(name: str, patch: Patch | None = None) -> None:
-  """Takes back one request, or all for this module."""
+  """Withdraws one request for this module, or all of them."""
   if patch is not None:
     _WAITING[name].remove(patch)
   if patch is None or not _WAITING[name]:

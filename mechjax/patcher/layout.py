@@ -1,10 +1,10 @@
-"""Putting logical lines of Python onto physical ones.
+"""Arranging logical lines of Python on physical lines.
 
-`spread` gives every logical line its own, which is what a reader wants. `squeeze` must do with the
-lines that upstream's text had, and must leave every upstream statement on the line where it was,
-which is what a debugger wants: it joins simple statements by semicolons, pulls simple suites up to
-their headers and fills up with blank lines. Where that cannot be done `annotate` keeps upstream's
-lines and says in a comment what took their place.
+`spread` gives every logical line a physical line of its own, for readers. `squeeze` may use only the
+lines that upstream's text had, and must leave every upstream statement on its line, for debuggers: it
+joins simple statements by semicolons, pulls simple suites up to their headers and fills up with blank
+lines. Where that is impossible, `annotate` keeps upstream's lines and states their replacement in a
+comment.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from mechjax.patcher.patterns import STRING_OR_COMMENT
 
 
 @dataclass(frozen=True)
-class Line:
+class SourceLine:
   """A logical line.
 
   Attributes:
-    depth: how deep it is indented, relative to the place where it goes.
-    text: its text as it would stand at the left margin, continuation lines included.
+    depth: levels of indentation, relative to the place where the line goes.
+    text: its text as if at the left margin, continuation lines included.
     kind: 'simple', 'header', 'decorator', or 'block' for a whole compound statement.
-    want: the number of the physical line on which upstream has it; None for a rule's own.
+    upstream_line: number of the physical line on which upstream has it; None if a rule brought it in.
   """
 
   depth: int
   text: str
   kind: str
-  want: int | None = None
+  upstream_line: int | None = None
 
 
 def shift(text: str, by: int) -> str:
-  """Moves the continuation lines of `text` right, or left if negative; strings stay as they are."""
+  """Moves the continuation lines of `text` right, or left if `by` is negative; strings stay as they are."""
   inside = set()
   for string in STRING_OR_COMMENT.finditer(text):
     first = text.count('\n', 0, string.start())
@@ -44,30 +44,30 @@ def shift(text: str, by: int) -> str:
   return '\n'.join(rows)
 
 
-def spread(lines: list[Line], prefix: str, unit: str) -> str:
-  """One physical line for each logical line, the first one starting after `prefix`."""
-  return '\n'.join(_indented(line, prefix, unit) for line in lines)[len(prefix) :]
+def spread(lines: list[SourceLine], prefix: str, unit: str) -> str:
+  """Gives each logical line a physical line; the first one starts after `prefix`."""
+  return '\n'.join(_indent(line, prefix, unit) for line in lines)[len(prefix) :]
 
 
-def squeeze(lines: list[Line], prefix: str, unit: str, first: int, last: int) -> str | None:
+def squeeze(lines: list[SourceLine], prefix: str, unit: str, first: int, last: int) -> str | None:
   """Fits logical lines onto the physical lines from `first` to `last`.
 
   Returns:
-    Text with exactly `last - first` line breaks; None if that would move a line from where it is
-    wanted.
+    Text with exactly `last - first` line breaks; None if that would move a line away from its
+    `upstream_line`.
   """
-  rows: list[tuple[int, Line]] = []
+  rows: list[tuple[int, SourceLine]] = []
   for line in _fold(lines):
     end = first - 1
     if rows:
       end = rows[-1][0] + rows[-1][1].text.count('\n')
       old = rows[-1][1]
       joinable = old.kind == line.kind == 'simple' and old.depth == line.depth
-      if joinable and (line.want is None or line.want == end):
+      if joinable and (line.upstream_line is None or line.upstream_line == end):
         rows[-1] = (rows[-1][0], replace(old, text=f'{old.text}; {line.text}'))
         continue
-    row = max(end + 1, line.want or 0)
-    if line.want not in (None, row):
+    row = max(end + 1, line.upstream_line or 0)
+    if line.upstream_line not in (None, row):
       return None
     rows.append((row, line))
   return _place(rows, prefix, unit, first, last)
@@ -76,7 +76,7 @@ def squeeze(lines: list[Line], prefix: str, unit: str, first: int, last: int) ->
 def _place(rows: list, prefix: str, unit: str, first: int, last: int) -> str | None:
   text, at = '', first
   for row, line in rows:
-    text += '\n' * (row - at) + _indented(line, prefix, unit)
+    text += '\n' * (row - at) + _indent(line, prefix, unit)
     at = row + line.text.count('\n')
   if at > last:
     return None
@@ -84,21 +84,23 @@ def _place(rows: list, prefix: str, unit: str, first: int, last: int) -> str | N
   return text[skip:] + '\n' * (last - at)
 
 
-def _fold(lines: list[Line]) -> list[Line]:
-  """Pulls each suite of simple statements up to its header, if that moves nothing of upstream's."""
-  out: list[Line] = []
+def _fold(lines: list[SourceLine]) -> list[SourceLine]:
+  """Pulls each suite of simple statements up to its header, if that moves no upstream statement."""
+  out: list[SourceLine] = []
   i = 0
   while i < len(lines):
     line, j = lines[i], i + 1
     while j < len(lines) and lines[j].depth > line.depth:
       j += 1
     suite = lines[i + 1 : j]
-    wants = {s.want for s in [line, *suite] if s.want is not None}
-    late = any(s.want is not None for s in suite[1:])
+    upstream_lines = {s.upstream_line for s in [line, *suite] if s.upstream_line is not None}
+    moves_upstream = any(s.upstream_line is not None for s in suite[1:])
     simple = all(s.kind == 'simple' and s.depth == line.depth + 1 for s in suite)
-    if line.kind == 'header' and suite and simple and len(wants) <= 1 and not late:
+    if (
+      line.kind == 'header' and suite and simple and len(upstream_lines) <= 1 and not moves_upstream
+    ):
       text = f'{line.text} {"; ".join(s.text for s in suite)}'
-      out.append(Line(line.depth, text, 'block', min(wants, default=None)))
+      out.append(SourceLine(line.depth, text, 'block', min(upstream_lines, default=None)))
       i = j
     else:
       out.append(line)
@@ -106,11 +108,11 @@ def _fold(lines: list[Line]) -> list[Line]:
   return out
 
 
-def annotate(lines: list[Line], original: str) -> str:
-  """Upstream's own lines, with a comment that says what took their place."""
+def annotate(lines: list[SourceLine], original: str) -> str:
+  """Returns upstream's own lines with a comment that states their replacement."""
   return f'{original}  # patched: {" | ".join(" ".join(line.text.split()) for line in lines)}'
 
 
-def _indented(line: Line, prefix: str, unit: str) -> str:
+def _indent(line: SourceLine, prefix: str, unit: str) -> str:
   indent = prefix + unit * line.depth
   return indent + shift(line.text, len(indent))

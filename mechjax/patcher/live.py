@@ -1,27 +1,26 @@
 """Patching a module that is already imported, in place.
 
-By the time a notebook wants to look inside a model, the module is imported, its classes are
-subclassed, its functions aliased, instances exist. Replacing functions or classes would leave all
-of those behind. So the objects stay and only what they run is exchanged: the patched module is
-compiled as a whole (future imports, name mangling and class cells come out right) and each live
-function whose code changed is given the new `__code__`. Whatever leads to that function sees the
-patch: aliases, subclasses, bound methods, instances made before, decorators around it, which are
-not run again.
+By the time a notebook looks inside a model, the module is imported, its classes are subclassed, its
+functions aliased, and instances exist. Replacing functions or classes would leave all of those
+unpatched. So the objects stay and only their code is exchanged: the patched module is compiled as a
+whole (so that future imports, name mangling and class cells are right) and each live function whose
+code changed gets the new `__code__`. Everything that refers to that function sees the patch: aliases,
+subclasses, bound methods, instances made before, and decorators around it, which are not run again.
 
-Which functions those are is asked of the garbage collector: all functions of this module that run
-this code, wherever a decorator has hidden them, closures included.
+The garbage collector lists these functions: all functions of this module that run this code, closures
+included, wherever a decorator has hidden them.
 
 Sharp edges:
-  - What runs only while a module or class is defined is out of reach, but for a few statements
-    (see `defining`).
+  - Code that runs only while a module or class is defined is out of reach, except for a few
+    statements (see `defining`).
   - A function's new code must close over as many variables as the old (`super()` in a method that
     had none is the usual way to break that).
   - A closure made before the patch whose code now has other parameters, or closes over another
     number of variables, keeps its old code.
-  - `importlib.reload` (and %autoreload) brings back the unpatched code; the next install starts from
-    the present source. Functions that `gc.freeze` has put out of the collector's sight are not found.
-  - `jax.jit` keeps what it has traced: a plain call of a function that it has run before runs as it was, without the
-    patch, until `jax.clear_caches()`. Harvests and runs see the patch at once (`code_version`).
+  - `importlib.reload` (and %autoreload) restores the unpatched code; the next install starts from the
+    present source. Functions that `gc.freeze` has hidden from the collector are not found.
+  - `jax.jit` keeps the program that it has traced: a plain call of a function that it has run before runs without the
+    patch until `jax.clear_caches()`. Harvests and runs see the patch at once (`code_version`).
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ from mechjax import code_version
 from mechjax.errors import PatchError
 from mechjax.patcher import composing, defining, sources
 from mechjax.patcher.composing import Composite, Key, Patch
-from mechjax.patcher.sources import Source
+from mechjax.patcher.sources import UpstreamSource
 
 LOCK = threading.RLock()
 _MISSING = object()
@@ -57,59 +56,61 @@ class LiveModule:
   Attributes:
     module: the module.
     source: its unpatched source.
-    depths: the installed patches in order, and how often each was installed.
+    counts: the installed patches in order, and the number of installs of each.
   """
 
-  def __init__(self, module: ModuleType, source: Source, patches: list[Patch], ground: Composite):
+  def __init__(
+    self, module: ModuleType, source: UpstreamSource, patches: list[Patch], base: Composite
+  ):
     self.module, self.source, self.spec = module, source, module.__spec__
-    self.depths: Counter[Patch] = Counter(patches)
-    self.ground = self.now = ground
+    self.counts: Counter[Patch] = Counter(patches)
+    self.base = self.current = base
     self._codes: weakref.WeakKeyDictionary[FunctionType, CodeType] = weakref.WeakKeyDictionary()
     self._replaced: dict[str, Any] = {}
     self._executed: list[str] = []
     self._injected: set[str] = set()
 
   def install(self, patch: Patch, running: Running) -> None:
-    """Installs a patch; one that is installed already is counted."""
-    self._check_names(composing.compose(self.source, [*dict.fromkeys([*self.depths, patch])]))
-    if not self.depths[patch]:
-      self._become([*self.depths, patch], running)
-    self.depths[patch] += 1
+    """Installs a patch; if it is installed already, only its count increases."""
+    self._check_names(composing.compose(self.source, [*dict.fromkeys([*self.counts, patch])]))
+    if not self.counts[patch]:
+      self._switch_to([*self.counts, patch], running)
+    self.counts[patch] += 1
 
   def uninstall(self, patch: Patch, running: Running) -> None:
-    """Takes a patch back, when it has been uninstalled as often as installed."""
-    if self.depths[patch] == 1:
-      rest = [p for p in self.depths if p != patch]
+    """Decreases the count of a patch and removes the patch when the count is zero."""
+    if self.counts[patch] == 1:
+      rest = [p for p in self.counts if p != patch]
       try:
-        self._become(rest, running)
+        self._switch_to(rest, running)
       except PatchError as error:
         if not rest:
           raise
         raise PatchError(
-          f'a patch of {self.module.__name__} cannot be taken away from under the others',
-          cause=f'one that was installed after it builds on it: {error.what}',
+          f'a patch of {self.module.__name__} cannot be uninstalled before the others',
+          cause=f'a patch that was installed later builds on it: {error.what}',
           hint='uninstall the patches in the reverse order of installing them',
         ) from error
-      del self.depths[patch]
+      del self.counts[patch]
     else:
-      self.depths[patch] -= 1
+      self.counts[patch] -= 1
 
-  def current(self) -> bool:
-    """Whether the module is the one that is imported, has not been executed again, and runs what it was given."""
+  def is_current(self) -> bool:
+    """Whether the module is still the imported one, was not executed again, and runs the code of this record."""
     if sys.modules.get(self.module.__name__) is not self.module:
       return False
-    given = {*composing.functions(self.now.code).values()}
+    given = {*composing.functions(self.current.code).values()}
     runs = [function.__code__ in given for function in self._codes]
-    return self.module.__spec__ is self.spec and (not self.depths or not runs or any(runs))
+    return self.module.__spec__ is self.spec and (not self.counts or not runs or any(runs))
 
   def forget(self) -> None:
-    """Takes away what an execution of the module left of the patches: names, and code of older functions."""
-    ours = {name: value for patch in self.depths for name, value in patch.names.items()}
+    """Removes what is left of the patches after a reload: injected names, and code of older functions."""
+    ours = {name: value for patch in self.counts for name, value in patch.names.items()}
     namespace = self.module.__dict__
     for name in self._injected:
       if namespace.get(name, _MISSING) is ours.get(name):
         namespace.pop(name, None)
-    given = {*composing.functions(self.now.code).values()}
+    given = {*composing.functions(self.current.code).values()}
     for function, code in list(self._codes.items()):
       if function.__code__ in given:
         function.__code__ = code
@@ -117,8 +118,8 @@ class LiveModule:
     code_version.change()
 
   def _check_names(self, new: Composite) -> None:
-    """Refuses to patch a function whose own name leads to a function from elsewhere."""
-    old = composing.functions(self.ground.code)
+    """Raises if the name of a patched function now refers to a function from elsewhere."""
+    old = composing.functions(self.base.code)
     lines = self.source.text.split('\n')
     for key, code in composing.functions(new.code).items():
       name, line, _ = key
@@ -127,28 +128,28 @@ class LiveModule:
       found: Any = self.module
       for part in name.split('.'):
         found = vars(found).get(part) if isinstance(found, ModuleType | type) else None
-      if isinstance(found, FunctionType) and not _leads(found, self.module.__dict__):
+      if isinstance(found, FunctionType) and not _leads_to(found, self.module.__dict__):
         raise self._not_found(name, line)
 
-  def _become(self, patches: list[Patch], running: Running) -> None:
+  def _switch_to(self, patches: list[Patch], running: Running) -> None:
     """Makes the module run exactly these patches, or raises and changes nothing."""
     new = composing.compose(self.source, patches)
-    statements = defining.statements(self.source, self.ground.tree, new.tree)
-    swaps = self._swaps(new, bool(patches), running.of(self.module))
-    names = injected(self.module, patches, self._injected)
+    statements = defining.find_statements(self.source, self.base.tree, new.tree)
+    swaps = self._plan_swaps(new, bool(patches), running.find(self.module))
+    names = collect_names(self.module, patches, self._injected)
     if self._bind(names, statements, new.code.co_flags & _FUTURE):
       running.forget()
     for function, code in swaps:
       self._codes.setdefault(function, function.__code__)
       function.__code__ = code
-    self.now = new
+    self.current = new
     code_version.change()
     show(self.source, new.display if patches else None)
 
-  def _swaps(
+  def _plan_swaps(
     self, new: Composite, patched: bool, running: list[FunctionType]
   ) -> list[tuple[FunctionType, CodeType]]:
-    old_codes, new_codes = composing.functions(self.now.code), composing.functions(new.code)
+    old_codes, new_codes = composing.functions(self.current.code), composing.functions(new.code)
     changed = {
       key: code
       for key, code in old_codes.items()
@@ -173,10 +174,10 @@ class LiveModule:
     return swaps
 
   def _check_compiled(self, new: Composite, codes: dict[Key, CodeType]) -> None:
-    """Refuses rules about functions that Python never compiled, such as below `if False`."""
+    """Raises for rules about functions that Python never compiled, such as those below `if False`."""
     compiled = {(code.co_name, code.co_firstlineno) for code in codes.values()}
     lines = {line for applied in new.applied for line in applied.lines}
-    for node in ast.walk(self.ground.tree):
+    for node in ast.walk(self.base.tree):
       if isinstance(node, sources.FUNCTION) and lines & {
         *range(node.lineno, (node.end_lineno or 0) + 1)
       }:
@@ -186,7 +187,7 @@ class LiveModule:
 
   def _not_found(self, name: str, line: int) -> PatchError:
     return PatchError(
-      f'{self.module.__name__}.{name} is not what runs, so it cannot be patched in place',
+      f'{self.module.__name__}.{name} is not the code that runs, so it cannot be patched in place',
       where=f'{self.source.filename}:{line}',
       cause='the file changed after it was imported, another tool replaced the function, or its '
       'definition was never executed',
@@ -194,7 +195,7 @@ class LiveModule:
     )
 
   def _bind(self, names: dict[str, Any], statements: list[ast.stmt], flags: int) -> bool:
-    """Puts back the module-level names of the last patches, then binds those of the new ones.
+    """Restores the module-level names of the last patches, then binds those of the new ones.
 
     Returns:
       Whether statements were executed, which may have made functions.
@@ -204,14 +205,14 @@ class LiveModule:
       namespace.pop(name, None)
     namespace.update(names)
     self._injected = set(names)
-    said = [ast.dump(s) for s in statements]
-    if said == self._executed:
+    dumps = [ast.dump(s) for s in statements]
+    if dumps == self._executed:
       return False
     for name, value in self._replaced.items():
       _put(namespace, name, value)
     bound = [name for s in statements for name in defining.binds(s)]
     self._replaced = {name: namespace.get(name, _MISSING) for name in bound}
-    self._executed = said
+    self._executed = dumps
     body = ast.Module(statements, [])
     exec(compile(body, self.source.filename, 'exec', flags, dont_inherit=True), namespace)
     return True
@@ -221,17 +222,17 @@ _TRANSIENT = ('<genexpr>', '<listcomp>', '<setcomp>', '<dictcomp>')
 
 
 class Running:
-  """All functions of some modules, wherever they are.
+  """All live functions of some modules, as the garbage collector lists them.
 
-  To ask the collector takes most of the time of an install, and as long for many modules as for
-  one, so it is asked once: when the first function is wanted, and again after a `forget`.
+  The query takes most of the time of an install, and as long for many modules as for one, so it is
+  made once: when the first function is needed, and again after a `forget`.
   """
 
   def __init__(self, modules: Iterable[ModuleType]):
     self._wanted = {id(module.__dict__) for module in modules}
     self._found: dict[int, list[FunctionType]] = {}
 
-  def of(self, module: ModuleType) -> list[FunctionType]:
+  def find(self, module: ModuleType) -> list[FunctionType]:
     if not self._found:
       self._found = {key: [] for key in self._wanted}
       for thing in gc.get_objects():
@@ -243,41 +244,43 @@ class Running:
     self._found = {}
 
 
-def of(module: ModuleType) -> LiveModule:
-  """The record of what is installed on an imported module."""
+def get_record(module: ModuleType) -> LiveModule:
+  """Returns the record of an imported module and its patches, which is made at the first call."""
   record = _current(module.__name__)
   if record is None or record.module is not module:
-    source = sources.of_module(module)
+    source = sources.from_module(module)
     record = LiveModule(module, source, [], composing.compose(source, []))
     _MODULES[module.__name__] = record
   return record
 
 
-def adopt(module: ModuleType, source: Source, patches: list[Patch], ground: Composite) -> None:
+def adopt(
+  module: ModuleType, source: UpstreamSource, patches: list[Patch], base: Composite
+) -> None:
   """Records that a module was executed with patches in it."""
-  record = _MODULES[module.__name__] = LiveModule(module, source, patches, ground)
+  record = _MODULES[module.__name__] = LiveModule(module, source, patches, base)
   record._injected = {name for patch in patches for name in patch.names}
-  show(source, ground.display)
+  show(source, base.display)
 
 
-def depth(name: str, patch: Patch) -> int:
-  """How often a patch is installed on the imported module `name`."""
+def count_installs(name: str, patch: Patch) -> int:
+  """Number of installs of a patch on the imported module `name`."""
   record = _current(name)
-  return 0 if record is None else record.depths[patch]
+  return 0 if record is None else record.counts[patch]
 
 
 def _current(name: str) -> LiveModule | None:
-  """The record of a module; one from before the module was executed again is forgotten."""
+  """The record of a module; a record from before the module was executed again is dropped."""
   record = _MODULES.get(name)
-  if record is not None and not record.current():
+  if record is not None and not record.is_current():
     del _MODULES[name]
     record.forget()
     return None
   return record
 
 
-def show(source: Source, text: str | None) -> None:
-  """Makes debuggers show `text` for a file, or the file itself again if None."""
+def show(source: UpstreamSource, text: str | None) -> None:
+  """Makes debuggers show `text` for a file, or the file itself if None."""
   if text is None:
     linecache.cache.pop(source.filename, None)
     return
@@ -285,15 +288,15 @@ def show(source: Source, text: str | None) -> None:
   linecache.cache[source.filename] = (len(text), None, lines, source.filename)
 
 
-def injected(module: ModuleType, patches: list[Patch], ours: set[str]) -> dict[str, Any]:
-  """The names that replacements may use, checked against what the module means by them."""
+def collect_names(module: ModuleType, patches: list[Patch], ours: set[str]) -> dict[str, Any]:
+  """The names that replacements may use, checked against the module's own values of them."""
   out: dict[str, Any] = {}
   for patch in patches:
     for name, value in patch.names.items():
       bound = out.get(name, _MISSING if name in ours else module.__dict__.get(name, _MISSING))
       if bound is not _MISSING and bound is not value:
         raise PatchError(
-          f'{name!r} already means {bound!r} in {module.__name__}; the patch means {value!r} by it',
+          f'{name!r} already refers to {bound!r} in {module.__name__}; in the patch it is {value!r}',
           where=str(module.__file__),
           hint=f'use another name: names={{{"my_" + name!r}: …}}',
         )
@@ -302,7 +305,7 @@ def injected(module: ModuleType, patches: list[Patch], ours: set[str]) -> dict[s
   return out
 
 
-def _leads(found: Any, namespace: dict) -> bool:
+def _leads_to(found: Any, namespace: dict) -> bool:
   """Whether `found` is this module's function, or a wrapper that holds it or calls it by a global name."""
   left, seen = [found], set[int]()
   while left and len(seen) < 10_000:
@@ -333,7 +336,7 @@ def _signature(code: CodeType) -> tuple:
   return code.co_argcount, code.co_posonlyargcount, flags, code.co_varnames[:count]
 
 
-def _other_closure(source: Source, function: FunctionType, code: CodeType) -> PatchError:
+def _other_closure(source: UpstreamSource, function: FunctionType, code: CodeType) -> PatchError:
   old, new = function.__code__.co_freevars, code.co_freevars
   return PatchError(
     f'{function.__qualname__} closes over {list(old)} and its patched code over {list(new)}, so '

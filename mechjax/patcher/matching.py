@@ -1,15 +1,14 @@
 """Comparing a rule with upstream code, node by node.
 
-A syntax tree is compared field by field. Three things are seen through on the way: contexts (a name
-is the same name whether it is read or written), positions, and the split of a call into positional
-and keyword arguments, which here are one list, so that `$$arguments` can stand for some of both.
+A syntax tree is compared field by field. Three things are ignored: contexts (a name is the same name
+whether it is read or written), positions, and the split of a call into positional and keyword
+arguments, which here are one list, so that `$$arguments` can stand for some of both.
 
 Most of a pattern is rigid: it agrees with a node in one way or not at all. Only below a `$$` can
-there be several ways, which are tried shortest first, so the search backtracks there and nowhere
-else.
+there be several ways, which are tried shortest first, so the search backtracks only there.
 
 Sharp edges: a run of statements that begins or ends with `$$rest` reaches to the beginning or end
-of its block, or it would match many times over. An expression is found only where it is read: the
+of its block, because it would otherwise match many times. An expression is found only where it is read: the
 pattern `x` does not find the `x` in `x = 1`. Keyword arguments are compared in the order in which
 they are evaluated; write `f($$a, axis=-1, $$b)` to find one among others.
 """
@@ -45,7 +44,7 @@ class Match:
     holder: the list that holds the matched code, or the node of which it is a field.
     place: the slice of the list, or the name of the field.
     nodes: the matched code.
-    bindings: what each hole holds.
+    bindings: the code that each hole holds.
   """
 
   holder: Any
@@ -54,7 +53,7 @@ class Match:
   bindings: Bindings
 
   def put(self, nodes: list) -> None:
-    """Puts other nodes in this place."""
+    """Replaces the matched code by other nodes."""
     if isinstance(self.holder, list):
       self.holder[self.place] = nodes
     else:
@@ -87,12 +86,12 @@ def agree(pattern: Any, node: Any, bindings: Bindings) -> Bindings | None:
 
 
 def equal(a: Any, b: Any) -> bool:
-  """Whether two pieces of code are the same but for formatting."""
+  """Whether two pieces of code are the same except for formatting."""
   return agree(a, b, {}) is not None
 
 
 def unify(pattern: Any, node: Any, bindings: Bindings) -> Iterator[Bindings]:
-  """Every way in which `pattern` agrees with `node`, shortest `$$` first."""
+  """Yields the bindings of every way in which `pattern` agrees with `node`, shortest `$$` first."""
   if isinstance(pattern, list):
     if isinstance(node, list):
       yield from _sequence(pattern, node, bindings)
@@ -116,8 +115,8 @@ def _sequence(ps: list, ns: list, bindings: Bindings) -> Iterator[Bindings]:
     if i >= len(ns):
       return
     if isinstance(p, list) or getattr(p, 'flexible', False):
-      for way in unify(p, ns[i], bindings):
-        yield from _sequence(ps[i + 1 :], ns[i + 1 :], way)
+      for matched in unify(p, ns[i], bindings):
+        yield from _sequence(ps[i + 1 :], ns[i + 1 :], matched)
       return
     found = agree(p, ns[i], bindings)
     if found is None:
@@ -144,7 +143,7 @@ def _plain(value: Any) -> Any:
 
 
 def view(node: ast.AST) -> list:
-  """The values of a node that count in a comparison, in a fixed order."""
+  """The values of a node that matter in a comparison, in a fixed order."""
   if isinstance(node, ast.Call):
     return [node.func, arguments(node.args, node.keywords)]
   if isinstance(node, ast.ClassDef):
@@ -174,11 +173,11 @@ def parameters(node: ast.arguments) -> list[Parameter]:
 
 
 def find(pattern: Any, region: list) -> list[Match]:
-  """Every place in `region` where `pattern` matches, in source order.
+  """Finds every place in `region` where `pattern` matches, in source order.
 
   Args:
     pattern: an expression, or a list of statements.
-    region: (holder, place) pairs of the statements to look into; see `sources.members`.
+    region: (holder, place) pairs of the statements to search; see `sources.members`.
   """
   matches: list[Match] = []
   for holder, index in region:
@@ -191,23 +190,23 @@ def find(pattern: Any, region: list) -> list[Match]:
 
 
 def find_outside_functions(pattern: Any, body: list) -> list[Match]:
-  """As `find`, among the module's own statements: not in the bodies of functions and classes."""
-  own = [s for s in body if not _scope(s)]
+  """Finds matches among the module's own statements, not in the bodies of functions and classes."""
+  own = [s for s in body if not _is_scope(s)]
   if not isinstance(pattern, list):
-    return [m for s in own for m in _expressions(pattern, s, skip=_scope)]
-  blocks = [(body, 0, len(body)), *(b for s in own for b in _blocks(s, skip=_scope))]
+    return [m for s in own for m in _expressions(pattern, s, skip=_is_scope)]
+  blocks = [(body, 0, len(body)), *(b for s in own for b in _blocks(s, skip=_is_scope))]
   return [m for block, start, stop in blocks for m in _runs(pattern, block, start, stop)]
 
 
-def _scope(node: ast.AST) -> bool:
+def _is_scope(node: ast.AST) -> bool:
   return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
 
 
-def _no(node: ast.AST) -> bool:
+def _never(node: ast.AST) -> bool:
   return False
 
 
-def _blocks(node: ast.AST, skip=_no) -> Iterator[tuple[list, int, int]]:
+def _blocks(node: ast.AST, skip=_never) -> Iterator[tuple[list, int, int]]:
   for _, value in ast.iter_fields(node):
     items = value if isinstance(value, list) else [value]
     if items and isinstance(items[0], ast.stmt):
@@ -221,9 +220,9 @@ def _runs(pattern: list, block: list, start: int, stop: int) -> Iterator[Match]:
   first, last = patterns.many(pattern[0]), patterns.many(pattern[-1])
   for begin in [start] if first else range(start, stop):
     for end in [stop] if last else _ends(pattern, begin, stop):
-      way = next(_sequence(pattern, block[begin:end], {}), None)
-      if way is not None and end > begin:
-        yield Match(block, slice(begin, end), block[begin:end], way)
+      matched = next(_sequence(pattern, block[begin:end], {}), None)
+      if matched is not None and end > begin:
+        yield Match(block, slice(begin, end), block[begin:end], matched)
         break
 
 
@@ -240,15 +239,17 @@ def is_read(node: object) -> bool:
   return whole and isinstance(getattr(node, 'ctx', ast.Load()), ast.Load)
 
 
-def _expressions(pattern: ast.expr, node: ast.AST, skip=_no) -> Iterator[Match]:
+def _expressions(pattern: ast.expr, node: ast.AST, skip=_never) -> Iterator[Match]:
   for name, value in ast.iter_fields(node):
     items = value if isinstance(value, list) else [value]
     for i, item in enumerate(items):
       if not isinstance(item, ast.AST) or skip(item):
         continue
       if is_read(item) and not (isinstance(node, ast.JoinedStr) or name == 'format_spec'):
-        way = next(unify(pattern, item, {}), None)
-        if way is not None:
+        matched = next(unify(pattern, item, {}), None)
+        if matched is not None:
           listed = isinstance(value, list)
-          yield Match(value if listed else node, slice(i, i + 1) if listed else name, [item], way)
+          yield Match(
+            value if listed else node, slice(i, i + 1) if listed else name, [item], matched
+          )
       yield from _expressions(pattern, item, skip)

@@ -1,4 +1,4 @@
-"""The patcher: what a patch file writes, and what a user calls.
+"""`Patcher` and `Patchers`: declarations of a patch file, which a user installs.
 
     QWEN2 = Patcher(
       'tunix.models.qwen2.model',
@@ -10,7 +10,7 @@
     QWEN2.install()                # a program
     QWEN2.install_on_import()      # a program, before upstream is imported
 
-Making a patcher imports nothing and changes nothing. What holds in which mode:
+Making a patcher imports nothing and changes nothing. The two modes compared:
 
                                       in place (`with`, `install`)    on import
     bodies of functions and lambdas   yes                             yes
@@ -24,12 +24,12 @@ Making a patcher imports nothing and changes nothing. What holds in which mode:
     uninstall                         the very same code objects      bodies of functions only
 
 In both modes module globals stay live, and future imports, `super()`, name mangling and closures
-are as upstream has them. Calls under way in other threads finish in the code in which they began.
+are as in upstream. Calls that are running in other threads finish in the code in which they began.
 
 A process started by multiprocessing's spawn begins unpatched: give it
-`initializer=PATCHER.install`. A patch that is installed twice is applied once and counted; it goes
-with the last `uninstall`. Two patchers are the same patch when module and rules are equal, from
-whichever file they come.
+`initializer=PATCHER.install`. A patch that is installed twice is applied once and counted; the last
+`uninstall` removes it. Two patchers are the same patch when module and rules are equal, whichever
+file they come from.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from typing import Any
 from mechjax.errors import PatchError
 from mechjax.patcher import composing, drift, hook, live, patterns, rendering, sources
 from mechjax.patcher.patterns import Rule
-from mechjax.patcher.sources import Source
+from mechjax.patcher.sources import UpstreamSource
 
 
 class Text(str):
-  """A string that a notebook shows as it is."""
+  """A string that a notebook shows without quotes and escapes."""
 
   __slots__ = ()
 
@@ -64,8 +64,8 @@ class Patcher:
   Attributes:
     module: the dotted name of the module.
     rules: (member, rule) pairs, in the order in which they are applied.
-    checked: the distribution, and the versions of it the patch was checked with; None if unstated.
-    names: what the replacements may use besides what the module has, by name.
+    checked: the distribution and its versions with which the patch was checked; None if unstated.
+    names: values that the replacements may use besides those of the module, by name.
   """
 
   def __init__(
@@ -78,7 +78,7 @@ class Patcher:
     names: Mapping[str, Any] | None = None,
     **more_members: Iterable,
   ):
-    """Reads a patch.
+    """Parses the rules of a patch.
 
     Args:
       module: the module or its dotted name; it is not imported.
@@ -89,29 +89,29 @@ class Patcher:
       **more_members: members whose names are plain identifiers.
 
     Raises:
-      PatchError: if a rule cannot be read.
+      PatchError: if a rule cannot be parsed.
     """
     self.module = module if isinstance(module, str) else module.__name__
     every = {**(members or {}), **more_members}
     self.rules: tuple[tuple[str, Rule], ...] = tuple(
-      (member, rule) for member, entries in every.items() for rule in patterns.rules(entries)
+      (member, rule) for member, entries in every.items() for rule in patterns.read_rules(entries)
     )
     self.checked = (checked[0], tuple(checked[1])) if checked else None
     self.names = dict(names or {})
 
   def install(self) -> Patcher:
-    """Patches the module in place, importing it first if need be.
+    """Patches the module in place, after importing it if necessary.
 
     Raises:
       PatchError: if there is no such module, or if a rule does not apply or cannot be applied in
-        place; nothing is changed then.
+        place; in that case nothing is changed.
     """
-    module = self._imported()
+    module = self._import()
     with live.LOCK:
-      live.of(module).install(self, live.Running([module]))
+      live.get_record(module).install(self, live.Running([module]))
     return self
 
-  def _imported(self) -> ModuleType:
+  def _import(self) -> ModuleType:
     try:
       return importlib.import_module(self.module)
     except ModuleNotFoundError as error:
@@ -120,29 +120,29 @@ class Patcher:
       raise self._no_module() from error
 
   def uninstall(self) -> None:
-    """Takes back one `install` or `install_on_import`; the last one restores the module.
+    """Reverts one `install` or `install_on_import`; the last one restores the module.
 
     Raises:
       PatchError: if the patch is not installed, or another one builds on it.
     """
     with live.LOCK:
-      self._uninstall(live.Running(_loaded([self])))
+      self._uninstall(live.Running(_find_loaded([self])))
 
   def _uninstall(self, running: live.Running) -> None:
-    if hook.waiting(self.module, self):
+    if hook.count_requests(self.module, self):
       hook.forget(self.module, self)
-    elif live.depth(self.module, self):
-      live.of(sys.modules[self.module]).uninstall(self, running)
+    elif live.count_installs(self.module, self):
+      live.get_record(sys.modules[self.module]).uninstall(self, running)
     else:
       raise PatchError(
         f'the patch of {self.module} is not installed, so it cannot be uninstalled',
-        cause='never installed, or the module was executed again since (importlib.reload, '
-        '%autoreload), which brought back its unpatched code',
+        cause='it was never installed, or the module was executed again since (importlib.reload, '
+        '%autoreload), which restored its unpatched code',
         hint='install the patch again after a reload',
       )
 
   def install_on_import(self) -> Patcher:
-    """Has the module executed with the patch in it when it is imported.
+    """Requests that the module runs patched code from the moment when it is imported.
 
     Raises:
       PatchError: if there is no such module, or it is imported already.
@@ -153,8 +153,8 @@ class Patcher:
           f'{self.module} is already imported, so it is too late for install_on_import()',
           hint='call it before anything imports the module, or call install(): it patches in place',
         )
-      self.source()
-      hook.wait(self.module, self)
+      self.read_source()
+      hook.request(self.module, self)
     return self
 
   def __enter__(self) -> Patcher:
@@ -166,10 +166,10 @@ class Patcher:
   @property
   def installed(self) -> bool:
     """Whether the module runs patched code now."""
-    return live.depth(self.module, self) > 0
+    return live.count_installs(self.module, self) > 0
 
-  def source(self) -> Source:
-    """Upstream's source, without importing it.
+  def read_source(self) -> UpstreamSource:
+    """Reads upstream's source without importing it.
 
     Raises:
       PatchError: if there is no such module.
@@ -183,18 +183,18 @@ class Patcher:
     return drift.no_module(self.module, self.checked)
 
   def diff(self) -> Text:
-    """The patch as a unified diff of upstream's file, before and after."""
-    source = self.source()
+    """Shows the patch as a unified diff of upstream's file, before and after."""
+    source = self.read_source()
     tree, _ = composing.rewrite(source, [self])
     before, after = (
-      t.splitlines(keepends=True) for t in (source.text, rendering.pretty(source, tree))
+      t.splitlines(keepends=True) for t in (source.text, rendering.render_readable(source, tree))
     )
     name = self.module.replace('.', '/') + '.py'
     return Text(''.join(difflib.unified_diff(before, after, f'a/{name}', f'b/{name}')))
 
   def explain(self) -> Text:
-    """What each rule does and where: file and line, the code before and after, the holes."""
-    source = self.source()
+    """Shows for each rule file and line, the code before and after, and the holes."""
+    source = self.read_source()
     _, applied = composing.rewrite(source, [self])
     out = [f'{self.module}  {source.filename}']
     for one in applied:
@@ -228,12 +228,12 @@ def _rows(code: str) -> list[str]:
   return textwrap.dedent(code).strip('\n').rstrip().split('\n')
 
 
-def _loaded(patchers: Iterable[Patcher]) -> list[ModuleType]:
+def _find_loaded(patchers: Iterable[Patcher]) -> list[ModuleType]:
   return [sys.modules[p.module] for p in patchers if p.module in sys.modules]
 
 
 class _Module(str):
-  """The name of a module, pickled in its place."""
+  """The name of a module, pickled in place of the module."""
 
   __slots__ = ()
 
@@ -248,7 +248,7 @@ def _rebuild(module: str, rules: tuple, checked: Any, names: dict) -> Patcher:
 class Patchers:
   """The patches of one upstream package, each for a module of it, used as one.
 
-  A module that the installed version of the package lacks is passed over, unless all are lacking.
+  A module that the installed version of the package lacks is skipped, unless it lacks all of them.
 
   Attributes:
     patchers: the patches.
@@ -261,23 +261,25 @@ class Patchers:
     self._installed: list[list[Patcher]] = []
 
   def install(self) -> Patchers:
-    """Installs each patch whose module is there; all of them or none."""
-    present = self._present()
-    modules = {p.module: p._imported() for p in present}
+    """Installs each patch whose module exists; all of them or none."""
+    present = self._find_present()
+    modules = {p.module: p._import() for p in present}
     running = live.Running(modules.values())
-    return self._each(present, lambda p: live.of(modules[p.module]).install(p, running))
+    return self._install_each(
+      present, lambda p: live.get_record(modules[p.module]).install(p, running)
+    )
 
   def install_on_import(self) -> Patchers:
-    """Has each module that is there patched when it is imported."""
-    return self._each(self._present(), Patcher.install_on_import)
+    """Requests that each module that exists is patched when it is imported."""
+    return self._install_each(self._find_present(), Patcher.install_on_import)
 
-  def _present(self) -> list[Patcher]:
+  def _find_present(self) -> list[Patcher]:
     present = [p for p in self.patchers if sources.locate(p.module) is not None]
     if not present:
-      self.patchers[0].source()
+      self.patchers[0].read_source()
     return present
 
-  def _each(self, present: list[Patcher], install: Callable[[Patcher], object]) -> Patchers:
+  def _install_each(self, present: list[Patcher], install: Callable[[Patcher], object]) -> Patchers:
     with live.LOCK, contextlib.ExitStack() as undo:
       for patcher in present:
         install(patcher)
@@ -287,12 +289,12 @@ class Patchers:
     return self
 
   def uninstall(self) -> None:
-    """Takes back the last `install` or `install_on_import`."""
+    """Reverts the last `install` or `install_on_import`."""
     with live.LOCK:
       if not self._installed:
         raise PatchError('these patches are not installed, so they cannot be uninstalled')
       patchers = self._installed.pop()
-      running = live.Running(_loaded(patchers))
+      running = live.Running(_find_loaded(patchers))
       with contextlib.ExitStack() as each:  # in reverse order, and the rest after an error too
         for patcher in patchers:
           each.callback(patcher._uninstall, running)
@@ -304,11 +306,11 @@ class Patchers:
     self.uninstall()
 
   def diff(self) -> Text:
-    """The patches as unified diffs of upstream's files."""
+    """Shows the patches as unified diffs of upstream's files."""
     return Text(''.join(p.diff() for p in self.patchers if sources.locate(p.module)))
 
   def explain(self) -> Text:
-    """What each rule of each patch does, and where."""
+    """Shows each rule of each patch, as `Patcher.explain`."""
     return Text('\n\n'.join(p.explain() for p in self.patchers if sources.locate(p.module)))
 
   def __repr__(self) -> str:

@@ -1,10 +1,10 @@
-"""What a patch says: Python source with holes in it.
+"""Rules of a patch: Python source with holes in it.
 
-Upstream code is edited by its formatters, its comments are rewritten, its lines wander. What stays
-is its structure, so a rule is written as the code itself (`attn_output += x`) and compared on the
-syntax tree: formatting, comments, quotes and redundant parentheses never matter.
+Upstream code is reformatted, its comments are rewritten, and its lines move. Its structure stays, so
+a rule is written as the code itself (`attn_output += x`) and compared on the syntax tree: formatting,
+comments, quotes and redundant parentheses never matter.
 
-Two kinds of hole make a rule survive more than it spells out:
+Two kinds of hole let a rule survive further changes:
 
     $name    one expression, or one identifier (`x.$attribute`, `def $f():`, `f($keyword=1)`)
     $$name   zero or more arguments, elements, parameters or statements
@@ -43,7 +43,7 @@ _HOLE = re.compile(
 
 
 def encode(text: str) -> str:
-  """`text` with its holes spelt as identifiers that Python's parser accepts."""
+  """Spells the holes in `text` as identifiers that Python's parser accepts."""
 
   def spell(hole: re.Match) -> str:
     if hole['many']:
@@ -54,7 +54,7 @@ def encode(text: str) -> str:
 
 
 def decode(text: str) -> str:
-  """The inverse of `encode`, for messages."""
+  """Inverts `encode`, for messages."""
   return text.replace('*' + MANY, '$$').replace(MANY, '$$').replace(ONE, '$')
 
 
@@ -81,8 +81,8 @@ class Rule:
 
   Attributes:
     before: the code to find, with holes.
-    after: the code to put there; it may use the holes of `before`.
-    count: how many places it must match: a number, or 'all' for one or more.
+    after: the replacement; it may use the holes of `before`.
+    count: number of places that it must match, or 'all' for one or more.
     pattern, template: both sides parsed: an expression each, or a list of statements each.
   """
 
@@ -103,7 +103,7 @@ class Rule:
       raise PatchError('the code to find is empty', where=f'rule with replacement {self.after!r}')
     if is_expression(pattern) and is_expression(template):
       pattern, template = pattern[0].value, template[0].value
-    unknown = sorted(holes(template) - holes(pattern))
+    unknown = sorted(find_holes(template) - find_holes(pattern))
     if unknown:
       raise PatchError(
         f'the replacement uses {", ".join(unknown)}, which the code to find does not bind',
@@ -114,8 +114,8 @@ class Rule:
     object.__setattr__(self, 'template', template)
 
 
-def rules(entries: Iterable) -> tuple[Rule, ...]:
-  """Reads the rules of one member.
+def read_rules(entries: Iterable) -> tuple[Rule, ...]:
+  """Parses the rules of one member.
 
   Args:
     entries: (before, after) or (before, after, count) tuples, or a flat before, after, …
@@ -139,12 +139,12 @@ def rules(entries: Iterable) -> tuple[Rule, ...]:
 
 
 def parse(text: str) -> list[Any]:
-  """Parses source with holes; a node with a `$$` in or below it is marked `flexible`."""
+  """Parses source with holes; marks a node with a `$$` in or below it as `flexible`."""
   text = textwrap.dedent(text).strip('\n')
   try:
     body = ast.parse(encode(text)).body
   except SyntaxError as error:
-    raise _unparsable(text, error) from None
+    raise _syntax_error(text, error) from None
   _mark_flexible(body)
   _check_holes(body, text)
   return body
@@ -154,8 +154,8 @@ def is_expression(body: list[Any]) -> bool:
   return len(body) == 1 and isinstance(body[0], ast.Expr) and not many(body[0])
 
 
-def holes(code: ast.AST | list) -> set[str]:
-  """The holes in parsed source, as they are written."""
+def find_holes(code: ast.AST | list) -> set[str]:
+  """Finds the holes in parsed source, spelt as they are written."""
   return {decode(text) for text in _identifiers(code) if text.startswith((ONE, MANY))}
 
 
@@ -186,25 +186,25 @@ _LISTS |= dict.fromkeys([ast.List, ast.Tuple, ast.Set], 'elts')
 
 
 def _check_holes(body: list[ast.stmt], text: str) -> None:
-  """Refuses a `$$` that is not an item of a list."""
+  """Raises for a `$$` that is not an item of a list."""
   nodes = list(ast.walk(ast.Module(body, [])))
   items = [part for n in nodes for part in getattr(n, _LISTS.get(type(n), ''), [])]
   items += [n.value for n in nodes if isinstance(n, ast.Expr)]
   placed = {id(item.value) for item in items if isinstance(item, ast.Starred)}
   for node in nodes:
     if isinstance(node, ast.Name) and node.id.startswith(MANY) and id(node) not in placed:
-      raise _misplaced(decode(node.id), text)
+      raise _hole_error(decode(node.id), text)
 
 
-def _misplaced(hole: str, text: str) -> PatchError:
+def _hole_error(hole: str, text: str) -> PatchError:
   return PatchError(
-    f'{hole} stands where exactly one expression is needed',
+    f'{hole} is used where exactly one expression is needed',
     where=f'rule\n{textwrap.indent(text, "    ")}',
     hint=f'write {hole[1:]}; two dollars are for arguments, elements, parameters and statements',
   )
 
 
-def _unparsable(text: str, error: SyntaxError) -> PatchError:
+def _syntax_error(text: str, error: SyntaxError) -> PatchError:
   number, column = error.lineno or 1, error.offset or 1
   lines = text.split('\n')
   line = encode(text).split('\n')[number - 1] if number <= len(lines) else ''

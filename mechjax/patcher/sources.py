@@ -1,13 +1,13 @@
-"""Upstream source: where it is, what it says, and where in it a member stands.
+"""Upstream source: its file, its text, and the places of its members.
 
-A patch must be checkable on a machine where importing upstream would take a minute, or an
+A patch must be checkable on a machine where importing upstream would take a minute, need an
 accelerator, or fail. So the source is found the way the import system finds it, package by package,
-without running any of them; only an already imported module is asked directly.
+without running any of them; for a module that is already imported, its own spec is used.
 
 A member is named by the path that leads to it from the module: `Block.__call__`, `apply_rope`,
 `make.inner`, a name that is assigned (`SCALE`, `act = lambda x: …`), or the empty string for the
 module's own statements. A name that is bound several times (a property and its setter, both
-branches of an `if`) means all of them.
+branches of an `if`) refers to all of its bindings.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True)
-class Source:
+class UpstreamSource:
   """The text of an upstream module.
 
   Attributes:
     module: its dotted name.
-    filename: where it is; compiled code carries this name.
-    text: the text, lines ended by a newline character.
+    filename: its file; compiled code carries this name.
+    text: the text; each line ends with a newline character.
   """
 
   module: str
   filename: str
   text: str
 
-  def tree(self) -> ast.Module:
-    """A fresh syntax tree, which the caller may change."""
+  def parse(self) -> ast.Module:
+    """Parses the text into a fresh syntax tree, which the caller may change."""
     return ast.parse(self.text, self.filename)
 
   @cached_property
   def data(self) -> bytes:
-    """The text in UTF-8, which is what the columns of a syntax tree count in."""
+    """The text in UTF-8; the columns of a syntax tree count its bytes."""
     return self.text.encode()
 
   @cached_property
@@ -60,7 +60,7 @@ class Source:
     return [0, *(m.end() for m in re.finditer(b'\n', self.data))]
 
   def span(self, node: ast.AST) -> tuple[int, int]:
-    """Where `node` stands in `data`: from its first decorator, if it has any, to its end."""
+    """Start and end of `node` in `data`, from its first decorator, if it has any."""
     start = self._starts[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
     for decorator in getattr(node, 'decorator_list', [])[:1]:
       at = self._starts[decorator.lineno - 1] + decorator.col_offset
@@ -68,11 +68,11 @@ class Source:
     return start, self._starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
 
   def line_of(self, offset: int) -> int:
-    """The number of the line in which a byte of `data` stands; the first line is 1."""
+    """Number of the line that contains a byte of `data`; the first line is 1."""
     return self.data.count(b'\n', 0, offset) + 1
 
 
-def locate(module: str) -> Source | None:
+def locate(module: str) -> UpstreamSource | None:
   """Finds the source of a module without running it or the packages it is in.
 
   Args:
@@ -82,7 +82,7 @@ def locate(module: str) -> Source | None:
     The source, or None if there is no such module.
 
   Raises:
-    PatchError: if the module is there but has no Python source.
+    PatchError: if the module exists but has no Python source.
   """
   loaded = sys.modules.get(module)
   if loaded is not None and loaded.__spec__ is not None:
@@ -97,12 +97,12 @@ def locate(module: str) -> Source | None:
     if spec is None or spec.submodule_search_locations is None:
       return None
     name += '.' + part
-    spec = _within(name, spec.submodule_search_locations)
+    spec = _find_within(name, spec.submodule_search_locations)
   return None if spec is None else from_spec(spec)
 
 
-def _within(name: str, folders: Iterable[str]) -> importlib.machinery.ModuleSpec | None:
-  """The spec of a module in one of these folders; a namespace package may lie in several."""
+def _find_within(name: str, folders: Iterable[str]) -> importlib.machinery.ModuleSpec | None:
+  """Finds the spec of a module in one of these folders; a namespace package may span several."""
   portions: list[str] = []
   for folder in folders:
     importer: Any = pkgutil.get_importer(folder)
@@ -117,7 +117,7 @@ def _within(name: str, folders: Iterable[str]) -> importlib.machinery.ModuleSpec
   return spec
 
 
-def from_spec(spec: importlib.machinery.ModuleSpec) -> Source:
+def from_spec(spec: importlib.machinery.ModuleSpec) -> UpstreamSource:
   """The source that an import spec points at."""
   read = getattr(spec.loader, 'get_source', None)
   text = read(spec.name) if read else None
@@ -130,10 +130,10 @@ def from_spec(spec: importlib.machinery.ModuleSpec) -> Source:
       where=str(spec.origin),
       cause='it is compiled, built in, or a namespace package',
     )
-  return Source(spec.name, str(spec.origin), text if text.endswith('\n') else text + '\n')
+  return UpstreamSource(spec.name, str(spec.origin), text if text.endswith('\n') else text + '\n')
 
 
-def of_module(module: ModuleType) -> Source:
+def from_module(module: ModuleType) -> UpstreamSource:
   """The source of an imported module."""
   if module.__spec__ is None:
     raise PatchError(
@@ -150,11 +150,11 @@ def version(distribution: str) -> str | None:
     return None
 
 
-def members(source: Source, tree: ast.Module, path: str) -> list[tuple[list, int]]:
-  """Where the member `path` is defined: (block, index) of each of its statements.
+def members(source: UpstreamSource, tree: ast.Module, path: str) -> list[tuple[list, int]]:
+  """Definitions of the member `path`: (block, index) of each of its statements.
 
   Raises:
-    PatchError: if there is no such member; it names the nearest ones.
+    PatchError: if there is no such member; the error names the nearest ones.
   """
   places = [place for name, place in definitions(tree, path) if name == path]
   if not places:
@@ -173,11 +173,11 @@ def members(source: Source, tree: ast.Module, path: str) -> list[tuple[list, int
 def definitions(
   tree: ast.Module, towards: str | None = None
 ) -> Iterator[tuple[str, tuple[list, int]]]:
-  """The members of a module, by path, with the (block, index) of the statement that defines each.
+  """Yields the members of a module: path, and (block, index) of the statement that defines it.
 
   Args:
     tree: the module.
-    towards: leaves out the members of functions and classes that do not lead to this path.
+    towards: a path; members of functions and classes that do not lead to it are left out. None for all.
   """
   yield from _definitions(tree.body, '', towards)
 
@@ -201,7 +201,7 @@ def _definitions(
 
 
 def bound_names(statement: ast.stmt) -> list[str]:
-  """The plain names that an assignment binds, in order; nothing for other statements."""
+  """The plain names that an assignment binds, in order; empty for other statements."""
   if isinstance(statement, ast.Assign):
     targets = statement.targets
   elif isinstance(statement, ast.AnnAssign) and statement.value is not None:

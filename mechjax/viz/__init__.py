@@ -1,9 +1,9 @@
-"""Pictures of what was found, as small pieces that an experiment puts together.
+"""Pictures of results, as small pieces that an experiment combines.
 
-`charts`, `curves` and `cloud` draw on matplotlib axes, for PNG files and papers; `page` writes self-contained HTML, for
-looking closely and for sending to a colleague. They take plain numbers and strings, know nothing of models, and show
-tokens through `tokens`, so that a blank or a line break can be seen. `patching` and `searches` put them together for
-the results of `mechjax.patching`: heat maps and ranked nodes; what searches cost, and estimates against the truth.
+`charts`, `curves` and `cloud` draw on matplotlib axes, for PNG files and papers; `page` writes self-contained HTML, to
+inspect closely and to send to a colleague. They take plain numbers and strings, know nothing about models, and show
+tokens through `tokens`, so that a blank or a line break is visible. `patching` and `searches` combine them for the
+results of `mechjax.patching`: heat maps and ranked nodes; costs of searches, and estimates against the truth.
 """
 
 from typing import TYPE_CHECKING

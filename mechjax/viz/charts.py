@@ -1,12 +1,12 @@
-"""Charts on matplotlib axes: bars that may point both ways, and heat maps of words or of numbers.
+"""Charts on matplotlib axes: bars of either sign, and heat maps of words or of numbers.
 
-An experiment makes the figure and decides what stands where; a function here fills one pair of
-axes with one kind of chart, titled and labelled, with colours that survive greyscale and the
-common kinds of colour blindness (blue against vermilion, one blue ramp).
+An experiment makes the figure and arranges the axes; a function here fills one pair of axes with one
+kind of chart, titled and labelled, with colours that remain distinct in greyscale and for the common
+kinds of colour blindness (blue against vermilion, one blue ramp).
 
 Sharp edges: labels are drawn as they are, never as TeX ('$' is a token like any other), and a
-character that the font does not have is shown as an empty box. Red and blue of equal strength are
-one grey in greyscale, so heat maps that will be printed so are better made of magnitudes.
+character that the font lacks is shown as an empty box. Red and blue of equal strength are the same
+grey in greyscale, so for greyscale printing draw heat maps of magnitudes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ INK, FAINT, UP, DOWN = '#1c2733', '#8a949e', '#2166ac', '#d1495b'
 
 
 def figure(width: float, height: float) -> Figure:
-  """An empty figure, in inches, that needs no display and no global state.
+  """Makes an empty figure that needs no display and no global state.
 
   Args:
     width: in inches.
@@ -61,14 +61,14 @@ def bars(
   number: str = '{:.2f}',
   limit: float = math.inf,
 ) -> None:
-  """Horizontal bars, first label on top, each with its number at its end.
+  """Draws horizontal bars, first label on top, each with its number at its end.
 
   Args:
     ax: where to draw.
-    labels: one for each bar.
+    labels: labels of the bars.
     values: their lengths; negative ones point left and have another colour.
-    title: of the axes.
-    xlabel: what the values are, with their unit.
+    title: title of the axes.
+    xlabel: the quantity, with its unit.
     number: format of the numbers.
     limit: magnitude at which longer bars are cut and hatched; see `scale.limit`.
   """
@@ -90,7 +90,7 @@ def bars(
     )  # fmt: skip
   _ticks(ax.yaxis, labels)
   ax.set_ylim(len(values) - 0.5, -0.5)
-  dress(ax, title, xlabel)
+  style_axes(ax, title, xlabel)
 
 
 def words(
@@ -105,35 +105,35 @@ def words(
   ylabel: str,
   weight: str,
 ) -> None:
-  """A table of words on a heat map.
+  """Draws a table of words on a heat map.
 
   Args:
     ax: where to draw.
     cells: [rows][columns] words.
     weights: [rows][columns] numbers from 0 to 1 that colour the cells.
-    rows: a label for each row, from the top.
+    rows: labels of the rows, from the top.
     columns: a label for each column.
-    title: of the axes.
-    xlabel: what the columns are.
-    ylabel: what the rows are.
-    weight: what the colour means, for its scale.
+    title: title of the axes.
+    xlabel: name of the columns.
+    ylabel: name of the rows.
+    weight: meaning of the colour, for its scale.
   """
   image = ax.imshow(weights, cmap='Blues', vmin=0, vmax=1, aspect='auto')
   for i, row in enumerate(cells):
     for j, word in enumerate(row):
       ink = 'white' if weights[i][j] > 0.55 else INK
       ax.text(
-        j, i, legible(word), ha='center', va='center', fontsize=8, color=ink, parse_math=False
+        j, i, make_legible(word), ha='center', va='center', fontsize=8, color=ink, parse_math=False
       )
   _ticks(ax.yaxis, rows)
   _ticks(ax.xaxis, columns)
   assert ax.figure is not None
   ax.figure.colorbar(image, ax=ax, label=weight, fraction=0.03, pad=0.015)
-  dress(ax, title, xlabel)
+  style_axes(ax, title, xlabel)
   ax.set_ylabel(ylabel)
 
 
-def heat(
+def heatmap(
   ax: Axes,
   values: Any,
   *,
@@ -146,22 +146,22 @@ def heat(
   signed: bool,
   number: str = '{:.2f}',
 ) -> Any:
-  """A heat map of numbers: white is 0, blue is positive, vermilion negative, hatched is no number.
+  """Draws a heat map of numbers: white is 0, blue positive, vermilion negative, and hatched is NaN.
 
   Args:
     ax: where to draw.
-    values: [rows][columns] numbers, NaN where there is none.
-    rows: a label for each row, from the top.
+    values: [rows][columns] numbers; NaN marks a missing one.
+    rows: labels of the rows, from the top.
     columns: a label for each column; long ones are written downwards.
-    title: of the axes.
-    xlabel: what the columns are.
-    ylabel: what the rows are.
+    title: title of the axes.
+    xlabel: name of the columns.
+    ylabel: name of the rows.
     limit: magnitude at which the colours end; a cell beyond it is framed and keeps its number.
-    signed: whether the colours reach to -limit, or begin at 0.
+    signed: whether the colours extend to -limit, or begin at 0.
     number: format of the numbers.
 
   Returns:
-    What `colour_scale` wants.
+    The image, for `colour_scale`.
   """
   values = np.asarray(values, float)
   patches = extras.require('matplotlib.patches', 'viz')
@@ -182,12 +182,12 @@ def heat(
     text = number.format(values[i, j])
     ax.text(j, i, text, ha='center', va='center', fontsize=6.5, color='white')
   _ticks(ax.yaxis, rows)
-  _ticks(ax.xaxis, columns, turned=max(map(len, columns)) > 4)
+  _ticks(ax.xaxis, columns, rotated=max(map(len, columns)) > 4)
   ax.set_xticks(np.arange(0.5, len(columns) - 1), minor=True)
   ax.set_yticks(np.arange(0.5, len(rows) - 1), minor=True)
   ax.grid(which='minor', color='#dfe4e8', linewidth=0.5)
   ax.tick_params(which='minor', length=0)
-  dress(ax, title, xlabel)
+  style_axes(ax, title, xlabel)
   for spine in ax.spines.values():
     spine.set(visible=True, color='#dfe4e8', linewidth=0.5)
   ax.set_ylabel(ylabel, fontsize=9, color=INK)
@@ -195,13 +195,13 @@ def heat(
 
 
 def colour_scale(ax: Axes, image: Any, label: str, *, extend: str) -> None:
-  """The scale of one or more heat maps of equal colours, lying on axes of its own.
+  """Draws the colour scale of one or more heat maps with equal colours, horizontally on its own axes.
 
   Args:
     ax: the axes that it fills.
     image: from `heat`.
-    label: what the colours mean, with the unit.
-    extend: at which ends cells lie beyond the colours: 'neither', 'min', 'max' or 'both'.
+    label: meaning of the colours, with the unit.
+    extend: ends at which cells lie beyond the colours: 'neither', 'min', 'max' or 'both'.
   """
   assert ax.figure is not None
   bar = ax.figure.colorbar(image, cax=ax, orientation='horizontal', extend=extend, extendfrac=0.02)
@@ -216,24 +216,24 @@ def _colours(signed: bool) -> Any:
   return extras.require('matplotlib.colors', 'viz').LinearSegmentedColormap.from_list('', colours)
 
 
-def legible(text: str) -> str:
-  """The text with a box for every character that the default font cannot draw."""
+def make_legible(text: str) -> str:
+  """Replaces every character that the default font cannot draw by a box."""
   manager = extras.require('matplotlib.font_manager', 'viz')
   have = manager.get_font(manager.findfont('DejaVu Sans')).get_charmap()
   return ''.join(c if ord(c) in have else '□' for c in text)
 
 
-def _ticks(axis: Any, labels: Sequence[str], *, turned: bool = False) -> None:
-  """Labels the ticks 0, 1, ...; where there are too many to read, every second, third, ... one."""
+def _ticks(axis: Any, labels: Sequence[str], *, rotated: bool = False) -> None:
+  """Labels the ticks 0, 1, ...; if there are too many to read, only every second, third, ... one."""
   step = -(-len(labels) // 64)
-  texts = [legible(label) for label in labels[::step]]
-  axis.set_ticks(range(0, len(labels), step), texts, fontsize=8, rotation=-90 if turned else 0)
+  texts = [make_legible(label) for label in labels[::step]]
+  axis.set_ticks(range(0, len(labels), step), texts, fontsize=8, rotation=-90 if rotated else 0)
   for label in axis.get_ticklabels():
     label.set_parse_math(False)
 
 
-def dress(ax: Axes, title: str, xlabel: str) -> None:
-  """Gives axes their title and their label below, and takes away frame and tick marks."""
+def style_axes(ax: Axes, title: str, xlabel: str) -> None:
+  """Sets title and x label, and removes frame and tick marks."""
   ax.set_title(title, loc='left', fontsize=10.5, fontweight='bold', color=INK)
   ax.set_xlabel(xlabel, fontsize=9, color=INK)
   ax.tick_params(colors=INK, length=0, labelsize=8)

@@ -1,18 +1,18 @@
-"""Curves on logarithmic axes, or on an even one upwards, on matplotlib axes and as SVG for a page.
+"""Curves on logarithmic axes, or with a linear y axis, on matplotlib axes and as SVG for a page.
 
 Methods are compared by curves that lie close together and often end in one point, so each differs
-from its neighbours in colour, dash and mark, which tells them apart in greyscale too, and their names
-stand beside the picture in the order in which the curves lie above each other. What no curve can be
-below is dashed, in ink, without marks.
+from its neighbours in colour, dash and mark, which keeps them distinct in greyscale too, and their
+names are listed next to the picture in the vertical order of the curves. A bound below which no curve
+can lie is dashed, in ink, without marks.
 
     lines(ax, {'AtP': (ks, costs)}, bound=('oracle', (ks, ks)), title=..., xlabel=..., ylabel=...)
     page.section(title, text, lines_svg({'AtP': (ks, costs)}, bound=..., xlabel=..., ylabel=...))
 
-Where points are few and each is a thing of its own, `notes` says what each of them is. A corner in which the good
-ones would be can be marked by a word.
+Where there are few points with names of their own, `notes` describes each of them. A word can mark the corner in which
+good points would lie.
 
-Sharp edge: a point that cannot be shown is refused, not skipped: one that is infinite or missing, or on a logarithmic
-axis zero.
+Sharp edge: a point that cannot be shown (infinite, missing, or zero on a logarithmic axis) raises an error and is not
+skipped.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechjax.viz import charts, logs
-from mechjax.viz.logs import Axis, ChartError, Even, Span
+from mechjax.viz.logs import Axis, ChartError, LinearAxis, LogAxis
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
 
 Points = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
-"""Xs that do not fall and as many ys, all positive; ys are any numbers on an even axis."""
+"""Xs that do not decrease and as many ys, all positive; on a linear axis, ys are any numbers."""
 Notes = Mapping[str, Sequence[str]]
-"""What each point is, by the name of its curve."""
+"""A description of each point, keyed by the name of its curve."""
 
 COLOURS = ('#2166ac', '#d1495b', '#1b7837', '#7b4fa3', '#a6611a', '#01798a', '#5d6874')
-"""On white paper; a page has them as --c0, --c1, ..., and lighter ones in the dark."""
+"""Colours on white paper; a page has them as --c0, --c1, ..., with lighter ones in dark mode."""
 
 _DASHES: tuple[tuple[int, ...], ...] = ((), (9, 2, 2, 2), (2, 2), (9, 2, 2, 2, 2, 2))
 _MARKS = 'os^Dv'
@@ -50,46 +50,46 @@ def lines(
   xlabel: str,
   ylabel: str,
   bound: tuple[str, Points] | None = None,
-  even: bool = False,
+  linear: bool = False,
   notes: Notes | None = None,
   corner: str = '',
 ) -> None:
-  """Curves with their names beside them.
+  """Draws curves with their names next to the picture.
 
   Args:
     ax: where to draw.
-    curves: by name.
-    title: of the axes.
-    xlabel: what the xs are, with their unit.
-    ylabel: what the ys are, with their unit.
-    bound: name and curve of what no other can be below.
-    even: whether the axis of the ys is even, and holds zero.
-    notes: what each point is, which only a page shows; with them every point has its mark.
-    corner: what is to be said of the corner on the lower left, above zero.
+    curves: points of each curve, keyed by its name.
+    title: title of the axes.
+    xlabel: name of the x axis, with its unit.
+    ylabel: name of the y axis, with its unit.
+    bound: name and curve of a lower bound of all curves.
+    linear: whether the y axis is linear and contains zero.
+    notes: descriptions of the points, which only a page shows; with them every point has a mark.
+    corner: label of the lower left corner, above zero.
 
   Raises:
-    ChartError: points that do not belong on such axes.
+    ChartError: points that cannot be shown on these axes.
   """
-  drawn = _lines(curves, bound, even, notes)
-  x, y = _axes(drawn, even)
+  drawn = _make_lines(curves, bound, linear, notes)
+  x, y = _make_axes(drawn, linear)
   for line in drawn:
     ax.plot(
       line.xs, line.ys, color=line.colour, linestyle=(0, line.dashes) if line.dashes else '-',
       linewidth=1.5, marker=line.mark, markevery=line.marked, markersize=5.5,
-      markeredgecolor='white', markeredgewidth=0.7, label=charts.legible(line.name),
+      markeredgecolor='white', markeredgewidth=0.7, label=charts.make_legible(line.name),
     )  # fmt: skip
-  logs.dress(ax, x, y, title=title, xlabel=xlabel, ylabel=ylabel)
+  logs.style_axes(ax, x, y, title=title, xlabel=xlabel, ylabel=ylabel)
   legend = ax.legend(
     loc='center left', bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9, handlelength=4.5,
     labelspacing=0.8,
   )  # fmt: skip
   for text in legend.get_texts():
     text.set(parse_math=False, color=charts.INK)
-  if even:
+  if linear:
     ax.axhline(0, color=charts.INK, linewidth=0.9)
   if corner:
     ax.annotate(
-      f'↙ {corner}', (0.015, _floor(y)), (0, 5), xycoords='axes fraction',
+      f'↙ {corner}', (0.015, _zero_height(y)), (0, 5), xycoords='axes fraction',
       textcoords='offset points', fontsize=8, color=charts.INK, alpha=0.7,
     )  # fmt: skip
 
@@ -100,53 +100,53 @@ def lines_svg(
   xlabel: str,
   ylabel: str,
   bound: tuple[str, Points] | None = None,
-  even: bool = False,
+  linear: bool = False,
   notes: Notes | None = None,
   corner: str = '',
 ) -> str:
-  """The same for a page; marks show their numbers when pointed at.
+  """Draws the same as SVG for a page; marks show their numbers as tooltips.
 
   Args:
-    curves: by name.
-    xlabel: what the xs are, with their unit.
-    ylabel: what the ys are, with their unit.
-    bound: name and curve of what no other can be below.
-    even: whether the axis of the ys is even, and holds zero.
-    notes: what each point is; with them every point has its mark.
-    corner: what is to be said of the corner on the lower left, above zero.
+    curves: points of each curve, keyed by its name.
+    xlabel: name of the x axis, with its unit.
+    ylabel: name of the y axis, with its unit.
+    bound: name and curve of a lower bound of all curves.
+    linear: whether the y axis is linear and contains zero.
+    notes: descriptions of the points; with them every point has a mark.
+    corner: label of the lower left corner, above zero.
 
   Returns:
     The HTML.
 
   Raises:
-    ChartError: points that do not belong on such axes.
+    ChartError: points that cannot be shown on these axes.
   """
-  drawn = _lines(curves, bound, even, notes)
-  frame = logs.Frame(*_axes(drawn, even), xlabel, ylabel, width=840, margin=230)
+  drawn = _make_lines(curves, bound, linear, notes)
+  frame = logs.PlotFrame(*_make_axes(drawn, linear), xlabel, ylabel, width=840, margin=230)
   middle = (logs.TOP + frame.bottom - 24 * (len(drawn) - 1)) / 2
-  parts = [_svg(line, frame, middle + 24 * row) for row, line in enumerate(drawn)]
-  floor = frame.bottom - _floor(frame.y) * (frame.bottom - logs.TOP)
-  if even:
+  parts = [_draw_svg(line, frame, middle + 24 * row) for row, line in enumerate(drawn)]
+  floor = frame.bottom - _zero_height(frame.y) * (frame.bottom - logs.TOP)
+  if linear:
     parts.insert(0, f'<path class="diagonal" d="M{logs.LEFT} {floor:.1f}H{frame.right}"/>')
   if corner:
     at = f'x="{logs.LEFT + 8}" y="{floor - 8:.1f}"'
     parts.insert(0, f'<text {at}>↙ {html.escape(corner)}</text>')
-  return frame.svg(''.join(parts))
+  return frame.render(''.join(parts))
 
 
-def _floor(y: Axis) -> float:
-  """How far up the picture zero is, or nothing on a logarithmic axis."""
-  return float(y.share(0.0)) if isinstance(y, Even) else 0.0
+def _zero_height(y: Axis) -> float:
+  """Height of y = 0 as a fraction of the picture; 0 on a logarithmic axis."""
+  return float(y.to_fraction(0.0)) if isinstance(y, LinearAxis) else 0.0
 
 
-def _svg(line: _Line, frame: logs.Frame, at: float) -> str:
-  """A curve, and its name on the right at the height `at`."""
+def _draw_svg(line: _Line, frame: logs.PlotFrame, at: float) -> str:
+  """Draws a curve, and its name on the right at height `at`."""
   path = frame.place(line.xs, line.ys)
-  # Thousands of points fall on one place of the screen, and are written once.
+  # Many points fall on the same place of the screen and are written once.
   corners = 'L'.join(dict.fromkeys(f'{a:.1f} {b:.1f}' for a, b in path))
   kind = 'mark' if line.mark else 'felt'
   marks = [
-    logs.mark(line.mark, path[i], frame.note(line.said(i), line.xs[i], line.ys[i]), kind)
+    logs.mark(line.mark, path[i], frame.describe(line.describe(i), line.xs[i], line.ys[i]), kind)
     for i in line.marked
   ]
   left, style = frame.right + 16, f'class="line" stroke-dasharray="{line.dash}"'
@@ -167,12 +167,12 @@ class _Line:
   paint: str  # the colour on a page
   dashes: tuple[int, ...]
   mark: str
-  even: bool
+  linear: bool
   notes: Sequence[str] | None
 
   @property
   def marked(self) -> list[int]:
-    """Indices of the points that have notes, or of up to eight, spread evenly over the axis, both ends among them."""
+    """Indices of the points that have notes, or of up to eight, spread evenly over the axis, with both ends."""
     if self.notes is not None:
       return [*range(len(self.xs))]
     at = np.geomspace(self.xs[0], self.xs[-1], 8)
@@ -180,53 +180,53 @@ class _Line:
 
   @property
   def height(self) -> float:
-    """How high the curve lies on the whole."""
+    """Mean height of the curve."""
     ys = self.ys[self.marked]
-    return float((ys if self.even else np.log(ys)).mean())
+    return float((ys if self.linear else np.log(ys)).mean())
 
-  def said(self, i: int) -> str:
-    """The name of a point."""
+  def describe(self, i: int) -> str:
+    """Name and note of a point."""
     return self.name if self.notes is None else f'{self.name}, {self.notes[i]}'
 
   @property
   def dash(self) -> str:
-    """The dashes as SVG wants them."""
+    """The dashes in the syntax of SVG."""
     return ' '.join(map(str, self.dashes)) or 'none'
 
 
-def _lines(
+def _make_lines(
   curves: Mapping[str, Points],
   bound: tuple[str, Points] | None,
-  even: bool,
+  linear: bool,
   notes: Notes | None,
 ) -> list[_Line]:
-  """The curves, the highest first."""
+  """The curves, highest first."""
   if not curves:
     raise ChartError('there are no curves to draw')
   drawn = []
   for n, (name, points) in enumerate(curves.items()):
     i, dashes, mark = n % len(COLOURS), _DASHES[n % len(_DASHES)], _MARKS[n % len(_MARKS)]
-    xs, ys = _checked(name, points, even)
-    said = None if notes is None else notes[name]
-    drawn.append(_Line(name, xs, ys, COLOURS[i], f'var(--c{i})', dashes, mark, even, said))
+    xs, ys = _check_points(name, points, linear)
+    own = None if notes is None else notes[name]
+    drawn.append(_Line(name, xs, ys, COLOURS[i], f'var(--c{i})', dashes, mark, linear, own))
   if bound is not None:
     name, points = bound
-    xs, ys = _checked(name, points, even)
-    drawn.append(_Line(name, xs, ys, charts.INK, 'var(--ink)', (5, 4), '', even, None))
+    xs, ys = _check_points(name, points, linear)
+    drawn.append(_Line(name, xs, ys, charts.INK, 'var(--ink)', (5, 4), '', linear, None))
   return sorted(drawn, key=lambda line: -line.height)
 
 
-def _checked(name: str, points: Points, even: bool) -> tuple[np.ndarray, np.ndarray]:
+def _check_points(name: str, points: Points, linear: bool) -> tuple[np.ndarray, np.ndarray]:
   xs, ys = (np.asarray(values, float) for values in points)
   if xs.shape != ys.shape or xs.ndim != 1 or not xs.size:
-    raise ChartError(f'{name!r} has {xs.size} xs and {ys.size} ys: one of each for every point')
-  for axis, values, is_even in (('x', xs, False), ('y', ys, even)):
-    bad = np.flatnonzero(~(np.isfinite(values) & (is_even | (values > 0))))
+    raise ChartError(f'{name!r} has {xs.size} xs and {ys.size} ys; every point needs one of each')
+  for axis, values, is_linear in (('x', xs, False), ('y', ys, linear)):
+    bad = np.flatnonzero(~(np.isfinite(values) & (is_linear | (values > 0))))
     if bad.size:
       raise ChartError(
         f'{axis} is {values[bad[0]]} in {name!r}',
         where=f'point {bad[0]} of {len(values)}',
-        cause='an axis has no room for what was never reached, and a logarithmic one has no zero',
+        cause='infinite and missing values have no place on an axis, and a logarithmic axis has no zero',
         hint='leave the point out',
       )
   falls = np.flatnonzero(np.diff(xs) < 0)
@@ -236,6 +236,6 @@ def _checked(name: str, points: Points, even: bool) -> tuple[np.ndarray, np.ndar
   return xs, ys
 
 
-def _axes(drawn: Sequence[_Line], even: bool) -> tuple[Axis, Axis]:
+def _make_axes(drawn: Sequence[_Line], linear: bool) -> tuple[Axis, Axis]:
   xs, ys = (np.concatenate([getattr(line, name) for line in drawn]) for name in ('xs', 'ys'))
-  return Span.of(xs), Even.of(ys) if even else Span.of(ys)
+  return LogAxis.from_values(xs), LinearAxis.from_values(ys) if linear else LogAxis.from_values(ys)

@@ -1,17 +1,17 @@
 """Effects, cut into heat maps: plain numbers and labels that any chart can draw.
 
 Effects are a number for each node, and nodes have up to four axes: layer, head, position, neuron. A
-heat map has two. So each grid of the nodes is cut along the pairs of axes that it has, and over the
-axes that remain a cell takes the node of largest magnitude, whose name stands behind it, or a sum.
-Which it is stands in every title.
+heat map has two. So each grid of the nodes is cut along the pairs of axes that it has, and the
+remaining axes are reduced: a cell takes the node of largest magnitude, whose name is its tooltip, or
+a sum. Every title states the reduction.
 
     found = maps(effects, tokens)                                  # all that fit
     found += maps(atp, tokens)
-    limit = common(found)                                          # one scale of colours for both
+    limit = common_limit(found)                                          # one scale of colours for both
 
-Sharp edges: in a mean over pairs effects of opposite sign cancel; a contribution keeps both. A sum of
-effects of single nodes is not the effect of patching them together. A map whose largest cell is an
-outlier (`scale.limit`) ends its colours below it.
+Sharp edges: in a mean over pairs, effects of opposite sign cancel; a contribution keeps both. A sum of
+effects of single nodes is not the effect of patching them together. If the largest cell of a map is an
+outlier (`scale.limit`), the colours end below it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from mechjax.errors import PatchingError, unknown
 from mechjax.patching import Effects, Grid
 from mechjax.viz import scale
-from mechjax.viz.tokens import visible
+from mechjax.viz.tokens import show_blanks
 
 Tokens = Sequence[str] | None
 """The text of the token at each position; None to show positions by number alone."""
@@ -43,48 +43,49 @@ _UNITS = {
   'loss': 'nats',
   'KL to the reference': 'nats',
 }
-_MOST_NEURONS, _LONGEST_TOKEN = 64, 14
+_MAX_NEURONS, _MAX_TOKEN_LENGTH = 64, 14
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class View:
-  """What is shown of effects, and how.
+  """Selection of the effects to show, and their presentation.
 
   Attributes:
     quantity: 'mean' (over pairs, signed), 'contribution' (mean magnitude), or the name of `values`
       with their unit.
-    values: numbers of one's own instead, [N].
+    values: other numbers to show instead, [N].
     cut: 'layer x position', 'layer x head', 'head x position', 'layer x neuron' or
       'position x neuron'; None for the first two, or else the first that the nodes have.
-    layer: the only one to be shown; None for all.
-    over: what a cell shows of the nodes behind it: 'max', the one of largest magnitude, or 'sum'.
-    limit: magnitude at which the colours end; None for the largest that is no outlier.
-    k: how many nodes the bars show.
+    layer: the only layer to show; None for all.
+    reduce: reduction of the axes that are not shown: 'max', the node of largest magnitude, or 'sum'.
+    limit: magnitude at which the colours end; None for the largest except outliers.
+    k: number of nodes that the bars show.
   """
 
   quantity: str = 'mean'
   values: np.ndarray | None = None
   cut: str | None = None
   layer: int | None = None
-  over: str = 'max'
+  reduce: str = 'max'
   limit: float | None = None
   k: int = 20
 
   def __post_init__(self) -> None:
     if self.values is None and self.quantity not in ('mean', 'contribution'):
       raise PatchingError(
-        f'{self.quantity!r} is neither mean nor contribution', hint='give values= with that name'
+        f'{self.quantity!r} is neither mean nor contribution',
+        hint='pass values= for a quantity of another name',
       )
     if self.cut not in (None, *(known := [cut for group in _CUTS for cut in group])):
       raise unknown(PatchingError, 'cut', self.cut, known)
-    if self.over not in ('max', 'sum'):
-      raise PatchingError(f'{self.over!r} is neither max nor sum')
+    if self.reduce not in ('max', 'sum'):
+      raise PatchingError(f'{self.reduce!r} is neither max nor sum')
     if (self.limit is not None and not self.limit > 0) or self.k < 1:
       raise PatchingError(f'limit {self.limit} and k {self.k} must be positive')
 
 
 DEFAULT = View()
-"""Signed means, cut as fits."""
+"""Signed means, with the default cuts."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,20 +93,20 @@ class Map:
   """One heat map.
 
   Attributes:
-    grid: the number of the grid it was cut from.
-    name: site, and what is fixed.
-    behind: what a cell shows of the axes that are not shown; empty if there are none.
-    axes: what the rows and what the columns are.
+    grid: index of the grid that it was cut from.
+    name: site, and the indices that are fixed.
+    reduction: description of the reduction of the axes that are not shown; empty without such axes.
+    axes: names of the rows and of the columns.
     rows, columns: their labels.
     values: [rows, columns], NaN where there is no node.
-    notes: what each cell is, [rows][columns].
-    unit: what the values are, with their unit.
-    signed: whether negative values have a place on the scale.
+    notes: tooltip of each cell, [rows][columns].
+    unit: the quantity, with its unit.
+    signed: whether the scale includes negative values.
   """
 
   grid: int
   name: str
-  behind: str
+  reduction: str
   axes: tuple[str, str]
   rows: list[str]
   columns: list[str]
@@ -116,36 +117,36 @@ class Map:
 
   @property
   def title(self) -> str:
-    return f'{self.name}: {self.behind}' if self.behind else self.name
+    return f'{self.name}: {self.reduction}' if self.reduction else self.name
 
 
 def maps(effects: Effects, tokens: Tokens = None, view: View = DEFAULT) -> list[Map]:
   """Cuts effects into heat maps.
 
   Args:
-    effects: what was measured.
-    tokens: one for each position.
-    view: what is to be shown.
+    effects: measured effects.
+    tokens: one for each position, or None.
+    view: selection and presentation.
 
   Returns:
     One or two maps of each grid that has nodes.
 
   Raises:
-    PatchingError: tokens or values of another number than positions or nodes; nothing to be shown.
+    PatchingError: the number of tokens or values is not that of positions or nodes; nothing to show.
   """
   check_tokens(effects, tokens)
-  values, unit, signed = shown(effects, view)
+  values, unit, signed = select_values(effects, view)
   found = []
   for number, grid in enumerate(effects.nodes.grids):
     cube = effects.grid(number, values)
     node = effects.grid(number, np.arange(len(values), dtype=float))
     if view.layer is not None:
-      mine = [i for i, layer in enumerate(grid.layers) if layer == view.layer]
-      cube, node = cube[mine], node[mine]
-      grid = dataclasses.replace(grid, layers=tuple(grid.layers[i] for i in mine))
+      kept_layers = [i for i, layer in enumerate(grid.layers) if layer == view.layer]
+      cube, node = cube[kept_layers], node[kept_layers]
+      grid = dataclasses.replace(grid, layers=tuple(grid.layers[i] for i in kept_layers))
     if not np.isnan(node).all():
       for cut in _cuts(grid, view.cut):
-        parts = _map(effects, tokens, grid, cube, node, cut, view.over)
+        parts = _map(effects, tokens, grid, cube, node, cut, view.reduce)
         found.append(Map(number, **parts, unit=unit, signed=signed))
   if not found:
     grids = '; '.join(f'{g.name}: layers {g.layers}, {g.shape}' for g in effects.nodes.grids)
@@ -157,8 +158,8 @@ def maps(effects: Effects, tokens: Tokens = None, view: View = DEFAULT) -> list[
   return found
 
 
-def common(found: Sequence[Map]) -> float:
-  """The magnitude at which the colours of all these maps end: that of the largest cell but outliers."""
+def common_limit(found: Sequence[Map]) -> float:
+  """Magnitude at which the colours of all these maps end: that of the largest cell except outliers."""
   largest = [0.0]
   for m in found:
     values = np.abs(m.values[np.isfinite(m.values)])
@@ -166,8 +167,8 @@ def common(found: Sequence[Map]) -> float:
   return max(largest) or 1.0
 
 
-def shown(effects: Effects, view: View) -> tuple[np.ndarray, str, bool]:
-  """The numbers to be shown, [N], what they are, and whether they may be negative."""
+def select_values(effects: Effects, view: View) -> tuple[np.ndarray, str, bool]:
+  """Selects the numbers to show, [N]; returns them, the quantity with its unit, and whether it is signed."""
   if view.values is not None:
     values = np.asarray(view.values, float)
     if values.shape != (len(effects.nodes),):
@@ -175,10 +176,10 @@ def shown(effects: Effects, view: View) -> tuple[np.ndarray, str, bool]:
     if np.isinf(values).any():
       raise PatchingError(
         f'{int(np.isinf(values).sum())} of {len(values)} values are infinite',
-        hint='NaN for what is to be shown as missing',
+        hint='use NaN for values that are missing',
       )
     return values, view.quantity, bool((values < 0).any())
-  what, unit = change(effects)
+  what, unit = describe_change(effects)
   n = effects.values.shape[1]
   everywhere = effects.there is None or np.all(effects.there)
   pairs = f' (mean over {"" if everywhere else "up to "}{n} pairs)' if n > 1 else ' (one pair)'
@@ -187,8 +188,8 @@ def shown(effects: Effects, view: View) -> tuple[np.ndarray, str, bool]:
   return effects.contribution(), f'|{what}|{pairs}{unit}', False
 
 
-def change(effects: Effects) -> tuple[str, str]:
-  """What an effect is, and ', ' with its unit if that is known."""
+def describe_change(effects: Effects) -> tuple[str, str]:
+  """Describes an effect: the quantity, and ', ' with its unit if the unit is known."""
   metric = effects.title.partition(': ')[2]
   return f'change of {metric or "the metric"}', f', {_UNITS[metric]}' if metric in _UNITS else ''
 
@@ -201,15 +202,15 @@ def check_tokens(effects: Effects, tokens: Tokens) -> None:
       raise PatchingError(
         f'{len(tokens)} tokens for {n} positions',
         where=grid.name,
-        cause='tokens of a shorter prompt, or without the first (BOS) token',
+        cause='tokens of a shorter prompt, or tokens without the first (BOS) one',
         hint='one text for each position, padding included',
       )
 
 
 def _cuts(grid: Grid, wanted: str | None) -> list[tuple[str, ...]]:
-  """The axes of each map of a grid: two, or one if it has no two that go together, or none."""
+  """The axes of each map of a grid: two, or one if no pair of axes can be shown, or an empty list."""
   has = [axis for axis, n in zip(AXES, grid.shape) if n > 1]
-  if grid.shape[3] > _MOST_NEURONS:
+  if grid.shape[3] > _MAX_NEURONS:
     has.remove('neuron')
   for group in _CUTS if wanted is None else [(wanted,)]:
     fit = [cut for cut in (tuple(text.split(' x ')) for text in group) if set(cut) <= set(has)]
@@ -220,21 +221,21 @@ def _cuts(grid: Grid, wanted: str | None) -> list[tuple[str, ...]]:
 
 def _map(
   effects: Effects, tokens: Tokens, grid: Grid, cube: np.ndarray, node: np.ndarray, kept: tuple,
-  over: str,
+  reduce: str,
 ) -> dict[str, Any]:  # fmt: skip
-  """The map of one grid that keeps these axes; `cube` holds its values, `node` their numbers."""
-  behind = [axis for axis in AXES if axis not in kept]
-  order = [AXES.index(axis) for axis in (*kept, *behind)]
+  """Makes the map of one grid that keeps these axes; `cube` holds its values, `node` their indices."""
+  rest = [axis for axis in AXES if axis not in kept]
+  order = [AXES.index(axis) for axis in (*kept, *rest)]
   shape = [cube.shape[i] for i in order[: len(kept)]]
   shape = [*[1] * (2 - len(shape)), *shape, -1]
   cells, nodes = (x.transpose(order).reshape(shape) for x in (cube, node))
   labels = [_labels(grid, axis, tokens) for axis in kept]
   rows, columns = ([''], [grid.name], *labels)[-2:]
   axes = ('', '', *(_axis(grid, axis) for axis in kept))[-2:]
-  fixed, reduced = _behind(grid, behind, tokens, over)
+  fixed, reduced = _describe_rest(grid, rest, tokens, reduce)
   largest = np.where(np.isnan(cells), -1.0, np.abs(cells)).argmax(-1)[..., None]
   nodes, values = (np.take_along_axis(x, largest, -1)[..., 0] for x in (nodes, cells))
-  summed = over == 'sum' and bool(reduced)
+  summed = reduce == 'sum' and bool(reduced)
   if summed:
     values = np.where(np.isnan(values), np.nan, np.nansum(cells, axis=-1))
 
@@ -247,7 +248,7 @@ def _map(
 
   notes = [[note(i, j) for j in range(len(columns))] for i in range(len(rows))]
   return {
-    'name': ' '.join([grid.name, *fixed]), 'behind': reduced, 'axes': axes, 'rows': rows,
+    'name': ' '.join([grid.name, *fixed]), 'reduction': reduced, 'axes': axes, 'rows': rows,
     'columns': columns, 'values': values, 'notes': notes,
   }  # fmt: skip
 
@@ -258,9 +259,9 @@ def _labels(grid: Grid, axis: str, tokens: Tokens) -> list[str]:
   if axis == 'head' and grid.group > 1:
     return [f'{h} ({h * grid.group}-{(h + 1) * grid.group - 1})' for h in indices if h is not None]
   if axis == 'position' and tokens is not None:
-    # A position from the end is another column in each pair.
-    texts = [visible(tokens[p]) if p >= 0 else '' for p in indices if p is not None]
-    short = [t if len(t) <= _LONGEST_TOKEN else f'{t[: _LONGEST_TOKEN - 1]}…' for t in texts]
+    # A position counted from the end is another column in each pair.
+    texts = [show_blanks(tokens[p]) if p >= 0 else '' for p in indices if p is not None]
+    short = [t if len(t) <= _MAX_TOKEN_LENGTH else f'{t[: _MAX_TOKEN_LENGTH - 1]}…' for t in texts]
     return [f'{p} {text}'.rstrip() for p, text in zip(indices, short)]
   return [str(i) for i in indices]
 
@@ -269,11 +270,13 @@ def _axis(grid: Grid, axis: str) -> str:
   return 'head (of queries)' if axis == 'head' and grid.group > 1 else axis
 
 
-def _behind(grid: Grid, behind: Sequence[str], tokens: Tokens, over: str) -> tuple[list[str], str]:
-  """What is fixed on the axes behind a map, and what was done with the others."""
+def _describe_rest(
+  grid: Grid, rest: Sequence[str], tokens: Tokens, reduce: str
+) -> tuple[list[str], str]:
+  """Describes the axes that a map does not show: fixed indices, and the reduction of the others."""
   fixed, counts = [], []
   own = (True, grid.layout.heads, grid.layout.position, grid.layout.neuron)
-  for axis in behind:
+  for axis in rest:
     at = AXES.index(axis)
     indices = (grid.layers, grid.heads, grid.positions, grid.neurons)[at]
     if len(indices) > 1:
@@ -282,5 +285,5 @@ def _behind(grid: Grid, behind: Sequence[str], tokens: Tokens, over: str) -> tup
       fixed.append(f'{_axis(grid, axis)} {_labels(grid, axis, tokens)[0]}')
     elif own[at] and axis in ('head', 'position'):
       fixed.append(f'(all {axis}s together)')
-  reduction = 'largest of' if over == 'max' else 'sum over'
-  return fixed, f'{reduction} {" x ".join(counts)}' if counts else ''
+  verb = 'largest of' if reduce == 'max' else 'sum over'
+  return fixed, f'{verb} {" x ".join(counts)}' if counts else ''

@@ -1,12 +1,11 @@
-"""Logarithmic axes, laid out once for matplotlib and for SVG.
+"""Axes, mostly logarithmic, with one layout for matplotlib and for SVG.
 
-What methods cost and what nodes contribute spans decades. `Span` is one axis: where a number stands
-and which ticks it has; `Even` is one on which equal differences are equally long, for counts and for
-what may be zero. `dress` puts two of them on matplotlib axes, `Frame` draws the same as SVG.
-`curves` and `cloud` fill them.
+Costs of methods and contributions of nodes span decades. `LogAxis` gives the position of a number and
+the ticks; `LinearAxis` does so for counts and for quantities that may be zero. `style_axes` applies two
+of them to matplotlib axes, `PlotFrame` draws the same as SVG. `curves` and `cloud` fill them.
 
-Sharp edges: a logarithmic axis has no zero; who draws says what becomes of it. An SVG has no styles
-of its own: those of `page` belong to it, dark ones included.
+Sharp edges: a logarithmic axis has no zero; the caller decides what happens to it. An SVG has no styles
+of its own: it needs those of `page`, which include a dark mode.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ MARKS = {
   '.': 'M-2.5 0a2.5 2.5 0 1 0 5 0a2.5 2.5 0 1 0-5 0z',
   '': 'M0-7L7 0L0 7L-7 0z',
 }
-"""Paths of the marks that matplotlib knows by these letters; without a letter: to be felt, not seen."""
+"""Paths of the marks that matplotlib has under these letters; the empty one is an invisible mark for tooltips."""
 
 
 class ChartError(MechjaxError, ValueError):
@@ -44,7 +43,7 @@ class ChartError(MechjaxError, ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Span:
+class LogAxis:
   """A logarithmic axis from `low` to `high`."""
 
   scale: ClassVar[str] = 'log'
@@ -52,19 +51,19 @@ class Span:
   high: float
 
   @classmethod
-  def of(cls, values: Iterable[float]) -> Span:
-    """The span of positive numbers and a little more, at least a factor of two."""
+  def from_values(cls, values: Iterable[float]) -> LogAxis:
+    """Makes an axis that covers positive numbers with a margin, and at least a factor of two."""
     low, high = min(values := list(values)), max(values)
     room = max((high / low) ** 0.04, math.sqrt(2) if high < 2 * low else 1.0)
     return cls(low / room, high * room)
 
-  def share(self, value: float | np.ndarray) -> np.ndarray:
-    """How far along the axis a number stands, from 0 to 1."""
+  def to_fraction(self, value: float | np.ndarray) -> np.ndarray:
+    """Position of a number along the axis, from 0 to 1."""
     return np.log(np.asarray(value) / self.low) / math.log(self.high / self.low)
 
   @property
   def ticks(self) -> list[float]:
-    """Powers of ten, and multiples of them where those would be fewer than three."""
+    """Powers of ten, and multiples of them if there would be fewer than three ticks."""
     tens = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
     inside: list[float] = []
     for steps in ((1,), (1, 2, 5), range(1, 10)):
@@ -76,38 +75,38 @@ class Span:
 
 
 @dataclasses.dataclass(frozen=True)
-class Even:
-  """An axis from `low` to `high` on which equal differences are equally long."""
+class LinearAxis:
+  """A linear axis from `low` to `high`."""
 
   scale: ClassVar[str] = 'linear'
   low: float
   high: float
 
   @classmethod
-  def of(cls, values: Iterable[float]) -> Even:
-    """The span of numbers and of zero, with a little more where they do not end in zero."""
+  def from_values(cls, values: Iterable[float]) -> LinearAxis:
+    """Makes an axis that covers numbers and zero, with a margin at each end that is not zero."""
     low, high = min(0.0, *(values := list(values))), max(0.0, *values)
     room = 0.06 * (high - low or 1.0)
     return cls(low - room * (low < 0), high + room * (high > 0 or low == 0))
 
-  def share(self, value: float | np.ndarray) -> np.ndarray:
-    """How far along the axis a number stands, from 0 to 1."""
+  def to_fraction(self, value: float | np.ndarray) -> np.ndarray:
+    """Position of a number along the axis, from 0 to 1."""
     return (np.asarray(value) - self.low) / (self.high - self.low)
 
   @property
   def ticks(self) -> list[float]:
-    """Multiples of a power of ten, or of twice or five times one: three to nine of them."""
+    """Three to nine multiples of 1, 2 or 5 times a power of ten."""
     third = (self.high - self.low) / 3
     unit = 10.0 ** math.floor(math.log10(third))
     step = unit * max(m for m in (1, 2, 5) if m == 1 or m * unit <= third)
     return [n * step for n in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
 
 
-Axis = Span | Even
+Axis = LogAxis | LinearAxis
 
 
 def number(value: float) -> str:
-  """A number as a reader likes it: 12,345 or 0.0125 or 3×10⁻⁶."""
+  """Formats a number for readers: 12,345 or 0.0125 or 3×10⁻⁶."""
   if value == 0 or 1e-3 <= abs(value) < 1e9:
     return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
   digits, power = f'{value:.3e}'.split('e')
@@ -115,25 +114,25 @@ def number(value: float) -> str:
   return f'{float(digits):g}×10{raised}'.removeprefix('1×')
 
 
-def dress(ax: Axes, x: Axis, y: Axis, *, title: str, xlabel: str, ylabel: str) -> None:
-  """Makes matplotlib axes of two."""
+def style_axes(ax: Axes, x: Axis, y: Axis, *, title: str, xlabel: str, ylabel: str) -> None:
+  """Applies two axes, a title and labels to matplotlib axes."""
   ax.set(xscale=x.scale, yscale=y.scale, xlim=(x.low, x.high), ylim=(y.low, y.high))
   for axis, span in ((ax.xaxis, x), (ax.yaxis, y)):
     axis.set_ticks([], minor=True)
     axis.set_ticks(span.ticks, [number(t) for t in span.ticks])
   ax.grid(color='#dde2e6', linewidth=0.6)
-  charts.dress(ax, title, xlabel)
+  charts.style_axes(ax, title, xlabel)
   ax.set_ylabel(ylabel, fontsize=9, color=charts.INK)
 
 
 @dataclasses.dataclass(frozen=True)
-class Frame:
+class PlotFrame:
   """Two axes as SVG, `width` wide, with a margin on the right.
 
   Attributes:
     x, y: the axes.
-    xlabel, ylabel: what they are.
-    width, margin: in the units of the drawing, which are pixels as long as there is room.
+    xlabel, ylabel: their labels.
+    width, margin: in units of the drawing, which are pixels if the page is wide enough.
   """
 
   x: Axis
@@ -152,16 +151,16 @@ class Frame:
     return HEIGHT - BOTTOM
 
   def place(self, x: float | np.ndarray, y: float | np.ndarray) -> np.ndarray:
-    """Where numbers stand, [..., 2]."""
-    across = LEFT + self.x.share(x) * (self.right - LEFT)
-    return np.stack([across, self.bottom - self.y.share(y) * (self.bottom - TOP)], axis=-1)
+    """Positions of points on the drawing, [..., 2]."""
+    across = LEFT + self.x.to_fraction(x) * (self.right - LEFT)
+    return np.stack([across, self.bottom - self.y.to_fraction(y) * (self.bottom - TOP)], axis=-1)
 
-  def note(self, name: str, x: float, y: float) -> str:
-    """What is to be read where one points at a number."""
+  def describe(self, name: str, x: float, y: float) -> str:
+    """The tooltip of a point."""
     return f'{name}\n{self.xlabel}: {number(x)}\n{self.ylabel}: {number(y)}'
 
-  def svg(self, body: str) -> str:
-    """The drawing, `body` on its grid."""
+  def render(self, body: str) -> str:
+    """Draws `body` on the grid of the axes."""
     parts = []
     for tick in self.x.ticks:
       at = self.place(tick, self.y.low)[0]
@@ -186,7 +185,7 @@ class Frame:
 
 
 def mark(shape: str, at: np.ndarray, note: str, kind: str = 'mark') -> str:
-  """A mark as SVG, with what it says when pointed at."""
+  """Draws a mark as SVG with a tooltip."""
   return (
     f'<path class="{kind}" transform="translate({at[0]:.1f} {at[1]:.1f})" d="{MARKS[shape]}">'
     f'<title>{html.escape(note)}</title></path>'

@@ -1,13 +1,13 @@
 """Self-contained HTML pages: one file, no script, no font or style from elsewhere, light and dark.
 
-A result that can be opened in ten years, mailed, or put beside a paper must not depend on a
-server. A page is made of sections, a section of a title, a sentence that says how to read it, and
-a body. The bodies are bars that may point both ways, a table of words whose cells are coloured by a
-number, and a heat map of numbers; those of `curves` and `cloud` have their styles here as well.
+A result that can be opened in ten years, mailed, or published with a paper must not depend on a
+server. A page consists of sections, and a section of a title, a sentence that explains how to read it,
+and a body. The bodies are bars of either sign, a table of words whose cells are coloured by a number,
+and a heat map of numbers; the styles of `curves` and `cloud` are here as well.
 
 All text is escaped here, so callers pass it as it is: tokens contain '<' as often as any other
-sign. Colours are custom properties with a dark set behind `prefers-color-scheme`; cells mix the
-accent into the background no further than leaves the ink on them legible.
+character. Colours are custom properties with a dark set for `prefers-color-scheme`; cells mix the
+accent into the background only so far that the text on them stays legible.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from mechjax.viz import scale
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fdfdfc; --ink: #1c2733; --faint: #5d6874;
-  --line: #dde2e6; --most: 70%; --up: #2166ac; --down: #d1495b; --c0: #2166ac; --c1: #d1495b;
+  --line: #dde2e6; --max: 70%; --up: #2166ac; --down: #d1495b; --c0: #2166ac; --c1: #d1495b;
   --c2: #1b7837; --c3: #7b4fa3; --c4: #a6611a; --c5: #01798a; --c6: #5d6874; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14181d; --ink: #e4e8ec; --faint: #9aa5b1;
-  --line: #2d353e; --most: 56%; --up: #6cb0f0; --down: #ff8a80; --c0: #6cb0f0; --c1: #ff8a80;
+  --line: #2d353e; --max: 56%; --up: #6cb0f0; --down: #ff8a80; --c0: #6cb0f0; --c1: #ff8a80;
   --c2: #7ccb8b; --c3: #c5a3e8; --c4: #e2a65e; --c5: #5cc8d6; --c6: #9aa5b1; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.2rem 1.4rem 3rem; max-width: 62rem; background: var(--paper);
@@ -53,8 +53,8 @@ th[scope=row] { text-align: right; font-variant-numeric: tabular-nums; }
 td { min-width: 4.6rem; padding: .12rem .4rem; border-radius: 3px; text-align: center;
   white-space: pre;
   background: color-mix(in srgb, var(--up) calc(var(--w) * 52%), var(--paper)); }
-.beside { display: flex; flex-wrap: wrap; gap: .6rem 2rem; align-items: flex-end; }
-.beside > * { min-width: 0; }
+.side-by-side { display: flex; flex-wrap: wrap; gap: .6rem 2rem; align-items: flex-end; }
+.side-by-side > * { min-width: 0; }
 .heat { width: auto; border-spacing: 1px; }
 .heat caption { text-align: left; font-size: .9rem; padding-bottom: .2rem; }
 .heat th { padding: 0 .3rem; font-variant-numeric: tabular-nums; vertical-align: bottom; }
@@ -62,15 +62,15 @@ td { min-width: 4.6rem; padding: .12rem .4rem; border-radius: 3px; text-align: c
 .heat td { min-width: 1.72rem; height: 1.25rem; padding: 0 .1rem; border-radius: 2px;
   font-size: .7rem; font-variant-numeric: tabular-nums; --accent: var(--up);
   color: color-mix(in srgb, var(--ink) min(100%, 50% + var(--w) * 250%), var(--paper));
-  background: color-mix(in srgb, var(--accent) calc(var(--w) * var(--most)), var(--paper)); }
+  background: color-mix(in srgb, var(--accent) calc(var(--w) * var(--max)), var(--paper)); }
 .heat td.down { --accent: var(--down); }
 .heat td.none { background: repeating-linear-gradient(-45deg, var(--line) 0 2px, #0000 2px 5px); }
 .heat td.cut { padding: 0 .3rem; box-shadow: inset 0 0 0 2px var(--ink); }
 .ramp { display: flex; gap: .5rem; align-items: center; color: var(--faint); font-size: .82rem;
   font-variant-numeric: tabular-nums; margin: .5rem 0 0; }
 .ramp i { width: 14rem; height: .8rem; border-radius: 2px; border: 1px solid var(--line);
-  background: linear-gradient(to right, color-mix(in srgb, var(--down) var(--most), var(--paper)),
-  var(--paper) var(--zero), color-mix(in srgb, var(--up) var(--most), var(--paper))); }
+  background: linear-gradient(to right, color-mix(in srgb, var(--down) var(--max), var(--paper)),
+  var(--paper) var(--zero), color-mix(in srgb, var(--up) var(--max), var(--paper))); }
 .unit { color: var(--faint); font-size: .82rem; margin: .3rem 0 0; }
 .plot { display: block; overflow: visible; width: 100%; height: auto; font-size: 13px; }
 .plot text { fill: var(--faint); }
@@ -92,13 +92,13 @@ footer { margin-top: 2.6rem; border-top: 1px solid var(--line); padding-top: .6r
 
 
 def page(title: str, lead: str, sections: Iterable[str], footer: str) -> str:
-  """A whole document.
+  """Makes a page of sections.
 
   Args:
-    title: of the page.
-    lead: one sentence under it.
+    title: title of the page.
+    lead: one sentence below the title.
     sections: HTML from `section`.
-    footer: how the page was made.
+    footer: provenance of the page.
 
   Returns:
     The HTML.
@@ -112,13 +112,13 @@ def page(title: str, lead: str, sections: Iterable[str], footer: str) -> str:
 
 
 def document(title: str, body: str, *, style: str = '', head: str = '') -> str:
-  """A whole document of another make, in the colours and letters of all pages.
+  """Makes a document with any body, in the colours and fonts of all pages.
 
   Args:
-    title: of the window.
+    title: title of the window.
     body: HTML.
-    style: what it needs beside.
-    head: HTML that goes first into the head.
+    style: additional CSS.
+    head: HTML that comes first in the head.
 
   Returns:
     The HTML.
@@ -133,11 +133,11 @@ def document(title: str, body: str, *, style: str = '', head: str = '') -> str:
 
 
 def section(title: str, text: str, body: str) -> str:
-  """A titled part of a page.
+  """Makes a titled section of a page.
 
   Args:
     title: its heading.
-    text: what is shown and how to read it.
+    text: explanation of the picture.
     body: HTML from `bars`, `words`, `heat` and so on.
 
   Returns:
@@ -154,12 +154,12 @@ def bars(
   number: str = '{:.3f}',
   limit: float = math.inf,
 ) -> str:
-  """Horizontal bars around a common zero, each with its number at its end.
+  """Draws horizontal bars around a common zero, each with its number at its end.
 
   Args:
-    labels: one for each bar.
+    labels: labels of the bars.
     values: their lengths; negative ones point left and have another colour.
-    unit: what the values are, with their unit.
+    unit: the quantity, with its unit.
     number: format of the numbers.
     limit: magnitude at which longer bars are cut and hatched; see `scale.limit`.
 
@@ -168,7 +168,7 @@ def bars(
   """
   drawn = [scale.cut(v, limit) for v in values]
   low, high = min(0.0, *drawn), max(0.0, *drawn)
-  # Numbers stand outside their bars, so each side that has bars keeps room for them.
+  # Numbers are outside their bars, so each side that has bars reserves room for them.
   left, right = 12.0 * (low < 0), 12.0 * (high > 0)
   percent = (100 - left - right) / (high - low or 1.0)
   zero = left - low * percent
@@ -185,7 +185,7 @@ def bars(
 
 
 def _bar(length: float, zero: float, number: str, is_cut: bool) -> str:
-  """One bar of signed length from zero, both in percent of the track."""
+  """Draws one bar of signed length from zero, both in percent of the track."""
   number, kind = html.escape(number), 'cut' if is_cut else ''
   if length < 0:
     bar = f'<i class="down {kind}" style="left:{zero + length:.2f}%;width:{-length:.2f}%"></i>'
@@ -205,15 +205,15 @@ def words(
   corner: str,
   unit: str,
 ) -> str:
-  """A table of words, coloured by a number that shows when pointed at.
+  """Makes a table of words, coloured by a number that is shown as a tooltip.
 
   Args:
     cells: [rows][columns] words.
     weights: [rows][columns] numbers from 0 to 1.
     rows: a label for each row.
     columns: a label for each column.
-    corner: what the rows and the columns are.
-    unit: what the numbers are.
+    corner: name of the rows and the columns.
+    unit: meaning of the numbers.
 
   Returns:
     The HTML.
@@ -233,7 +233,7 @@ def words(
   )
 
 
-def heat(
+def heatmap(
   values: Sequence[Sequence[float]],
   notes: Sequence[Sequence[str]],
   *,
@@ -244,15 +244,15 @@ def heat(
   limit: float,
   number: str = '{:.2f}',
 ) -> str:
-  """A heat map of numbers; a note shows when a cell is pointed at. `ramp` is its scale.
+  """Makes a heat map of numbers with a note as tooltip of each cell. `ramp` is its scale.
 
   Args:
-    values: [rows][columns] numbers, NaN where there is none: such a cell is hatched.
-    notes: [rows][columns] texts to be shown.
+    values: [rows][columns] numbers; NaN marks a missing one, whose cell is hatched.
+    notes: [rows][columns] tooltips.
     rows: a label for each row.
     columns: a label for each column; long ones are written upwards.
-    title: stands above; may be empty.
-    axes: what the rows and what the columns are.
+    title: caption above; may be empty.
+    axes: names of the rows and of the columns.
     limit: magnitude at which the colours end; a cell beyond it is framed.
     number: format of the numbers.
 
@@ -277,12 +277,12 @@ def heat(
 
 
 def ramp(limit: float, *, signed: bool, unit: str, number: str = '{:.2f}') -> str:
-  """The scale of one or more heat maps.
+  """Makes the colour scale of one or more heat maps.
 
   Args:
     limit: as in `heat`.
-    signed: whether the colours reach to -limit, or begin at 0.
-    unit: what the numbers are, with their unit.
+    signed: whether the colours extend to -limit, or begin at 0.
+    unit: the quantity, with its unit.
     number: format of the numbers.
 
   Returns:
@@ -295,16 +295,16 @@ def ramp(limit: float, *, signed: bool, unit: str, number: str = '{:.2f}') -> st
   )
 
 
-def beside(bodies: Iterable[str]) -> str:
-  """Several bodies next to each other, or below where there is no room."""
-  return '<div class="beside">\n' + '\n'.join(bodies) + '\n</div>'
+def side_by_side(bodies: Iterable[str]) -> str:
+  """Places several bodies next to each other, or below each other if there is no room."""
+  return '<div class="side-by-side">\n' + '\n'.join(bodies) + '\n</div>'
 
 
 def _cell(value: float, limit: float, number: str, note: str) -> str:
   if math.isnan(value):
     return f'<td class="none" title="{note}"></td>'
   text = number.format(value)
-  # Many a map is nearly empty, and a hundred -0.00 hide what is not.
+  # In a nearly empty map, a hundred -0.00 would hide the other numbers.
   text = text.replace('0.', '.', 1) if abs(value) < 1 and 'e' not in text else text
   text = text if float(text) else '0'
   kind = ('down ' if value < 0 else '') + ('cut' if abs(value) > limit else '')

@@ -1,17 +1,17 @@
-"""What the model loses by dictionaries, against how many latents a token needs: the picture of the trade.
+"""Loss added by dictionaries against active latents per token: the trade-off between fidelity and sparsity.
 
-A dictionary is worth comparing with another of the same sparsity only, so a setting is one point and an architecture
-a line through its settings, and one architecture is better than another where its line runs lower (Gao et al. 2024;
-Rajamanoharan et al. 2024).
+Dictionaries can only be compared at equal sparsity, so a setting is one point and an architecture is a line through its
+settings, and one architecture is better than another where its line is lower (Gao et al. 2024; Rajamanoharan et al.
+2024).
 
     points = [Trained(l0=32, delta_loss=0.21, setting='k = 32'), ...]
     pareto.draw(ax, {'TopK': points, 'Gated': ...}, title='SmolLM2-135M, resid_post.15')
     page.page(..., [pareto.section({'TopK': points}, title='SmolLM2-135M, resid_post.15')], ...)
 
-L0 spans decades, so its axis is logarithmic. That of the loss is even and holds zero: zero is where nothing is lost,
-differences of losses are what is compared, and a measured one may well be a little below zero.
+L0 spans decades, so its axis is logarithmic. That of the loss is linear and contains zero: zero means that nothing is
+lost, differences of losses are compared, and a measured loss may be slightly below zero.
 
-Sharp edge: lines between points are drawn to lead the eye; no dictionary lies on them.
+Sharp edge: lines between points are guides to the eye; no dictionary lies on them.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Trained:
 
   Attributes:
     l0: active latents per token.
-    delta_loss: by how much the loss of the model grows when the dictionary stands in, in nats per token.
-    setting: what made it as sparse as it is, such as 'k = 32'.
+    delta_loss: increase of the loss of the model with the dictionary spliced in, in nats per token.
+    setting: the setting that controls its sparsity, such as 'k = 32'.
   """
 
   l0: float
@@ -48,7 +48,7 @@ class Trained:
 
 
 Results = Mapping[str, Sequence[Trained]]
-"""Trained dictionaries by their architecture, in any order."""
+"""Trained dictionaries, keyed by their architecture, in any order."""
 
 
 def draw(ax: Axes, results: Results, *, title: str) -> None:
@@ -56,13 +56,13 @@ def draw(ax: Axes, results: Results, *, title: str) -> None:
 
   Args:
     ax: where to draw.
-    results: by architecture.
+    results: dictionaries, keyed by architecture.
     title: the model and the site.
 
   Raises:
-    ChartError: an L0 that is not positive, a loss that is no number, or no dictionaries.
+    ChartError: an L0 that is not positive, a loss that is NaN or infinite, or no dictionaries.
   """
-  curves.lines(ax, title=title, **_drawn(results))
+  curves.lines(ax, title=title, **_plot_arguments(results))
 
 
 def picture(results: Results, path: str | os.PathLike, *, title: str) -> None:
@@ -75,14 +75,14 @@ def picture(results: Results, path: str | os.PathLike, *, title: str) -> None:
 def section(results: Results, *, title: str) -> str:
   """The same as a section for `page.page`; see `draw`."""
   text = (
-    f'{title}. Each mark is a trained dictionary, each line an architecture; further down and further left is '
-    'better. Point at a mark for its setting and its numbers.'
+    f'{title}. Each mark is a trained dictionary, each line an architecture; lower and further left is '
+    'better. Hover over a mark to see its setting and its numbers.'
   )
-  return page.section('What is lost, and how sparsely', text, curves.lines_svg(**_drawn(results)))
+  return page.section('Loss against sparsity', text, curves.lines_svg(**_plot_arguments(results)))
 
 
-def _drawn(results: Results) -> dict[str, Any]:
-  """What both kinds of picture show."""
+def _plot_arguments(results: Results) -> dict[str, Any]:
+  """Arguments of both kinds of picture."""
   ordered = {name: sorted(points, key=lambda p: p.l0) for name, points in results.items()}
   return {
     'curves': {
@@ -92,6 +92,6 @@ def _drawn(results: Results) -> dict[str, Any]:
     'notes': {name: [p.setting for p in points] for name, points in ordered.items()},
     'xlabel': L0,
     'ylabel': DELTA_LOSS,
-    'even': True,
+    'linear': True,
     'corner': BETTER,
   }

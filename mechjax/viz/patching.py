@@ -1,16 +1,16 @@
-"""What patching found, as pictures: heat maps of the effects, and bars of the largest.
+"""Results of patching as pictures: heat maps of the effects, and bars of the largest.
 
-One line each for a notebook:
+In a notebook:
 
     patching.picture(effects, tokens, 'heads.png')
     page.page(title, lead, patching.sections(effects, tokens), footer)
     patching.picture(effects, tokens, 'layer9.png', View('contribution', layer=9))
 
-`cuts` says which heat maps there are and what a cell shows; `draw` and `table` are the pieces, for
-results that are to be compared. How methods are judged that spare measuring all this is drawn by
-`searches`.
+`cuts` defines the heat maps and their cells; `draw` and `table` are the parts, for comparisons of
+results. `searches` draws the evaluation of methods that find the largest effects without measuring all
+of them.
 
-Sharp edge: a single cell or bar far beyond the others would turn them pale. It is cut, framed or
+Sharp edge: a single cell or bar far beyond the others would make them pale. It is cut, framed or
 hatched, keeps its number, and the scale says so.
 """
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 
 def draw(ax: Axes, shown: Map, limit: float) -> Any:
-  """Draws a map on matplotlib axes; returns what `charts.colour_scale` wants."""
-  return charts.heat(
+  """Draws a map on matplotlib axes; returns the image for `charts.colour_scale`."""
+  return charts.heatmap(
     ax, shown.values, rows=shown.rows, columns=shown.columns, title=shown.title,
     xlabel=shown.axes[1], ylabel=shown.axes[0], limit=limit, signed=shown.signed,
     number=_format(limit),
@@ -42,31 +42,31 @@ def draw(ax: Axes, shown: Map, limit: float) -> Any:
 
 
 def table(shown: Map, limit: float) -> str:
-  """A map as HTML, without its scale."""
-  return page.heat(
-    shown.values.tolist(), shown.notes, rows=shown.rows, columns=shown.columns, title=shown.behind,
+  """Makes a map as HTML, without its scale."""
+  return page.heatmap(
+    shown.values.tolist(), shown.notes, rows=shown.rows, columns=shown.columns, title=shown.reduction,
     axes=shown.axes, limit=limit, number=_format(limit),
   )  # fmt: skip
 
 
-def ranked(
+def rank(
   effects: Effects, tokens: Tokens = None, view: View = DEFAULT
 ) -> tuple[list[str], list[float]]:
-  """The `view.k` nodes of largest magnitude, largest first.
+  """Ranks the `view.k` nodes of largest magnitude, largest first.
 
   Args:
-    effects: what was measured.
+    effects: measured effects.
     tokens: one for each position, or None.
-    view: what is to be shown.
+    view: selection and presentation.
 
   Returns:
     Their labels, and their values.
 
   Raises:
-    PatchingError: tokens or values of another number than positions or nodes; no value at all.
+    PatchingError: the number of tokens or values is not that of positions or nodes; no value at all.
   """
   cuts.check_tokens(effects, tokens)
-  values, _, _ = cuts.shown(effects, view)
+  values, _, _ = cuts.select_values(effects, view)
   if view.layer is not None:
     values = np.where(effects.nodes.table[:, 1] == view.layer, values, np.nan)
   order = np.argsort(-np.abs(values), kind='stable')[: view.k]  # NaN comes last
@@ -82,28 +82,28 @@ def picture(
   """Writes heat maps and ranked bars as one PNG.
 
   Args:
-    effects: what was measured.
+    effects: measured effects.
     tokens: one for each position, or None.
-    path: of the file.
-    view: what is to be shown.
+    path: the file.
+    view: selection and presentation.
 
   Raises:
     PatchingError: as `cuts.maps`.
     MissingExtraError: matplotlib is not installed.
   """
   found = cuts.maps(effects, tokens, view)
-  limit = view.limit or cuts.common(found)
+  limit = view.limit or cuts.common_limit(found)
   bars = _bars(effects, tokens, view)
   bands = _bands(found)
   wide = max(sum(len(m.columns) for m in band) for band in bands)
   heights = [0.8, *(_height(band) for band in bands), 0.9 + 0.2 * len(bars['labels'])]
   fig = charts.figure(min(max(8.5, 2.5 + 0.36 * wide), 24.0), sum(heights))
-  fig.suptitle(charts.legible(effects.title), fontsize=12, fontweight='bold', parse_math=False)
+  fig.suptitle(charts.make_legible(effects.title), fontsize=12, fontweight='bold', parse_math=False)
   parts: Any = fig.subfigures(len(heights), 1, height_ratios=heights)
   images: list[Any] = []
   for part, band in zip(parts[1:-1], bands, strict=True):
     widths = [len(m.columns) for m in band]
-    rest = [wide - sum(widths)] * (wide > sum(widths))  # so that cells are as wide in all bands
+    rest = [wide - sum(widths)] * (wide > sum(widths))  # equal widths of cells in all bands
     axes = part.subplots(1, len(widths + rest), width_ratios=widths + rest, squeeze=False)[0]
     for ax in axes[len(band) :]:
       ax.set_axis_off()
@@ -119,9 +119,9 @@ def sections(effects: Effects, tokens: Tokens = None, view: View = DEFAULT) -> l
   """Heat maps and ranked bars as sections for `page.page`.
 
   Args:
-    effects: what was measured.
+    effects: measured effects.
     tokens: one for each position, or None.
-    view: what is to be shown.
+    view: selection and presentation.
 
   Returns:
     The HTML of each grid's maps, and of the bars.
@@ -130,17 +130,17 @@ def sections(effects: Effects, tokens: Tokens = None, view: View = DEFAULT) -> l
     PatchingError: as `cuts.maps`.
   """
   found = cuts.maps(effects, tokens, view)
-  limit = view.limit or cuts.common(found)
+  limit = view.limit or cuts.common_limit(found)
   bars = _bars(effects, tokens, view)
   parts = []
   for band in _bands(found):
-    text = f'{effects.title}. Point at a cell for its number and the node behind it.'
-    if view.over == 'sum' and any(m.behind for m in band):
+    text = f'{effects.title}. Hover over a cell to see its number and its node.'
+    if view.reduce == 'sum' and any(m.reduction for m in band):
       text += ' A sum of effects of single nodes is not the effect of patching them together.'
     legend = page.ramp(
       limit, signed=band[0].signed, unit=_legend(band, limit), number=_format(limit)
     )
-    body = page.beside(table(m, limit) for m in band) + legend
+    body = page.side_by_side(table(m, limit) for m in band) + legend
     parts.append(page.section(band[0].name, text, body))
   body = page.bars(**bars, unit=_unit(found, bars))
   return [*parts, page.section(_heading(view), f'{effects.title}.', body)]
@@ -152,7 +152,7 @@ def _bands(found: Sequence[Map]) -> list[list[Map]]:
 
 
 def _bars(effects: Effects, tokens: Tokens, view: View) -> dict[str, Any]:
-  labels, values = ranked(effects, tokens, view)
+  labels, values = rank(effects, tokens, view)
   limit = scale.limit(values)
   number = _format(min(limit, abs(values[0])), digits=3)
   return {'labels': labels, 'values': values, 'limit': limit, 'number': number}
@@ -167,14 +167,14 @@ def _heading(view: View) -> str:
 
 
 def _height(band: Sequence[Map]) -> float:
-  """Inches for maps side by side: their rows, the longest label below, title and axis."""
+  """Height in inches of maps side by side: rows, the longest label below, title and axis."""
   rows = max(len(m.rows) for m in band)
   label = max(len(column) for m in band for column in m.columns)
   return 0.85 + 0.19 * rows + 0.07 * label
 
 
 def _format(largest: float, digits: int = 2) -> str:
-  """A format that shows so many digits of a third of the largest number, and of others as precisely."""
+  """A format with so many digits for a third of the largest number, and the same precision for others."""
   largest = largest or 1.0
   if not 1e-4 <= largest < 1e4:
     return f'{{:.{digits - 1}e}}'
@@ -182,7 +182,7 @@ def _format(largest: float, digits: int = 2) -> str:
 
 
 def _legend(found: Sequence[Map], limit: float) -> str:
-  """What the colours of these maps mean."""
+  """The legend of the colours of these maps."""
   parts, beyond = [found[0].unit], sum(int((np.abs(m.values) > limit).sum()) for m in found)
   if beyond:
     ends = f'{"±" if found[0].signed else ""}{_format(limit).format(limit)}'

@@ -1,8 +1,8 @@
-"""How long the longest bar may be.
+"""Limit on the length of bars, for values with an outlier.
 
-In attribution one component often outweighs the rest tenfold (the first layer of a language model,
-as a rule), and drawn to scale it flattens all the others to nothing. A bar beyond the limit is cut
-there, marked as cut, and keeps its number, so that nothing is hidden and the rest can be compared.
+In attribution one component often outweighs the rest tenfold (usually the first layer of a language
+model), and drawn to scale it makes all other bars invisibly short. A bar beyond the limit is cut there,
+marked as cut, and keeps its number, so that nothing is hidden and the rest can be compared.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 
 def limit(values: Sequence[float], ratio: float = 3.0) -> float:
-  """The length at which bars are to be cut.
+  """Length at which bars are cut.
 
   Args:
-    values: what is drawn.
-    ratio: how many times longer than the runner-up a bar must be to be cut.
+    values: the lengths of the bars.
+    ratio: the longest bar is cut if it is more than this many times as long as the second longest.
 
   Returns:
     1.2 times the second largest magnitude if the largest is an outlier, infinity otherwise.
@@ -25,5 +25,5 @@ def limit(values: Sequence[float], ratio: float = 3.0) -> float:
 
 
 def cut(value: float, at: float) -> float:
-  """The value, or the limit with its sign."""
+  """Clips a value to the range from -at to at."""
   return max(-at, min(at, value))

@@ -1,15 +1,16 @@
-"""How methods are judged that find what patching would: what it costs to be sure, and what they miss.
+"""Evaluation of methods that approximate patching: the cost of verification, and the nodes they miss.
 
-A method proposes an order of the nodes, and exact patches verify it from the top. Two pictures, those
-of Kramár et al. 2024 (AtP*): the cost of verified 100 % recall of the top K against K, a curve for each
-method, with the oracle, who patches K nodes to verify K, as the bound; and estimates against the truth.
+A method proposes an order of the nodes, and exact patches verify it from the top. There are two
+pictures, those of Kramár et al. 2024 (AtP*): the cost of verified 100 % recall of the top K against K, a
+curve for each method, bounded by the oracle, which patches K nodes to verify K; and estimates against
+the truth.
 
     costs = {'AtP': (ks, baselines.recall_cost(search, truth.contribution(), ks)), ...}
     searches.cost_picture(costs, 'costs.png', title=truth.title)
     searches.estimate_picture(truth, atp, tokens, 'estimates.png')
 
-Each `..._section` is the same for `page.page`. Sharp edge: costs are forward passes per prompt pair, as
-in `patching.baselines`; give `oracle` where they are something else.
+Each `..._section` makes the same for `page.page`. Sharp edge: costs are forward passes per prompt pair,
+as in `patching.baselines`; pass `oracle` if they have another unit.
 """
 
 from __future__ import annotations
@@ -37,18 +38,18 @@ _NAMED, _AMONG = 300, 100
 def cost_axes(
   ax: Axes, costs: Mapping[str, Points], *, title: str, oracle: Points | None = None
 ) -> None:
-  """Draws what it costs to have verified the top K.
+  """Draws the cost of verifying the top K.
 
   Args:
     ax: where to draw.
-    costs: by method, increasing K and as many costs.
-    title: what was patched and how: `Effects.title`.
-    oracle: the costs of who knows the truth; None for K passes.
+    costs: increasing K and as many costs, keyed by method.
+    title: a description of the patching: `Effects.title`.
+    oracle: the costs of a method that knows the truth; None for K passes.
 
   Raises:
-    ChartError: not as many costs as K, or some that are not positive.
+    ChartError: the numbers of costs and of K differ, or some are not positive.
   """
-  bound = ('oracle', oracle or _oracle(costs))
+  bound = ('oracle', oracle or _oracle_costs(costs))
   curves.lines(ax, costs, bound=bound, title=title, xlabel=KS, ylabel=COST)
 
 
@@ -67,33 +68,33 @@ def cost_picture(
 
 def cost_section(costs: Mapping[str, Points], *, title: str, oracle: Points | None = None) -> str:
   """The same as a section for `page.page`; see `cost_axes`."""
-  bound = ('oracle', oracle or _oracle(costs))
+  bound = ('oracle', oracle or _oracle_costs(costs))
   text = (
-    f'{title}. What each method spends until the K nodes of largest contribution have all been '
-    'patched; lower is better, and none can be below the oracle. Point at a mark for its numbers.'
+    f'{title}. The cost of each method until the K nodes of largest contribution have all been '
+    'patched; lower is better, and the oracle is a lower bound. Hover over a mark to see its numbers.'
   )
   body = curves.lines_svg(costs, bound=bound, xlabel=KS, ylabel=COST)
-  return page.section('The cost of verified recall', text, body)
+  return page.section('Cost of verified recall', text, body)
 
 
-def missed(
+def find_missed(
   truth: Effects, estimate: Effects, among: int = _AMONG, max_nodes: int = 10
 ) -> list[int]:
-  """Nodes of large contribution of which the estimate is less than a tenth, largest first.
+  """Finds nodes of large contribution whose estimate is less than a tenth of it, largest first.
 
-  A node that contributes less than a thousandth of the largest is not one of them.
+  Nodes that contribute less than a thousandth of the largest do not count.
 
   Args:
     truth: exact effects, N nodes.
     estimate: their estimates, of the same nodes.
-    among: how many of the largest are looked at.
-    max_nodes: largest number that is returned.
+    among: number of largest nodes that are searched.
+    max_nodes: largest number of nodes that are returned.
 
   Returns:
     Their indices.
 
   Raises:
-    PatchingError: other nodes.
+    PatchingError: truth and estimate have different nodes.
   """
   true, guess = _contributions(truth, estimate)
   order = truth.ranking()[:among]
@@ -115,16 +116,16 @@ def estimate_axes(
     truth: exact effects, N nodes.
     estimate: their estimates, of the same nodes.
     tokens: one for each position, for the names of the nodes.
-    marked: indices of nodes to be marked; None for `missed`.
+    marked: indices of nodes to mark; None for `find_missed`.
 
   Raises:
-    PatchingError: other nodes; not a token for each position; a node to be marked that is not there.
+    PatchingError: different nodes; not a token for each position; a node to mark that does not exist.
     ChartError: contributions that are infinite, or all zero.
   """
   true, guess = _contributions(truth, estimate)
   cloud.cloud(
     ax, true, guess, title='Estimates against the truth', xlabel=_label(truth),
-    ylabel=_label(estimate), marked=_marked(truth, estimate, tokens, marked),
+    ylabel=_label(estimate), marked=_name_marked(truth, estimate, tokens, marked),
   )  # fmt: skip
 
 
@@ -149,7 +150,7 @@ def estimate_section(
 ) -> str:
   """The same as a section for `page.page`; see `estimate_axes`."""
   true, guess = _contributions(truth, estimate)
-  names = _marked(truth, estimate, tokens, marked)
+  names = _name_marked(truth, estimate, tokens, marked)
   largest = np.argsort(-np.maximum(true, guess), kind='stable')[:_NAMED]
   body = cloud.cloud_svg(
     true, guess, xlabel=_label(truth), ylabel=_label(estimate), marked=names,
@@ -158,20 +159,22 @@ def estimate_section(
   text = (
     f'{estimate.title}, against {truth.title}: a point for each of {len(true):,} nodes. On the '
     'diagonal the estimate is right; in the shaded triangle it is less than a tenth of the truth. '
-    + (f'Listed are nodes there that are among the {_AMONG} largest. ' if marked is None else '')
-    + f'Point at one of the {len(largest):,} largest for its name.'
+    + (
+      f'The list shows nodes there that are among the {_AMONG} largest. ' if marked is None else ''
+    )
+    + f'Hover over one of the {len(largest):,} largest to see its name.'
   )
   return page.section('Estimates against the truth', text, body)
 
 
-def _oracle(costs: Mapping[str, Points]) -> Points:
-  """K passes for every K that a method was asked for."""
+def _oracle_costs(costs: Mapping[str, Points]) -> Points:
+  """K passes for every K of any method."""
   ks = np.unique(np.concatenate([[], *(np.asarray(ks, float) for ks, _ in costs.values())]))
   return ks, ks
 
 
 def _label(effects: Effects) -> str:
-  what, unit = cuts.change(effects)
+  what, unit = cuts.describe_change(effects)
   return f'{effects.title.partition(": ")[0]}: mean |{what}|{unit}'
 
 
@@ -181,18 +184,20 @@ def _contributions(truth: Effects, estimate: Effects) -> tuple[np.ndarray, np.nd
   if not np.array_equal(truth.nodes.table, estimate.nodes.table):
     raise PatchingError(
       f'the {len(truth.nodes)} nodes of the truth and of the estimate are not the same',
-      cause='node sets in another order, or of other grids',
+      cause='node sets in a different order, or of different grids',
     )
   return truth.contribution(), estimate.contribution()
 
 
-def _marked(
+def _name_marked(
   truth: Effects, estimate: Effects, tokens: Tokens, marked: Sequence[int] | None
 ) -> dict[int, str]:
-  """The names of the nodes to be marked, by index."""
+  """Names the nodes to mark, keyed by index."""
   cuts.check_tokens(truth, tokens)
-  chosen = missed(truth, estimate) if marked is None else [int(i) for i in marked]
-  strangers = [i for i in chosen if not 0 <= i < len(truth.nodes)]
-  if strangers:
-    raise PatchingError(f'node {strangers[0]} is to be marked, and there are {len(truth.nodes)}')
+  chosen = find_missed(truth, estimate) if marked is None else [int(i) for i in marked]
+  out_of_range = [i for i in chosen if not 0 <= i < len(truth.nodes)]
+  if out_of_range:
+    raise PatchingError(
+      f'node {out_of_range[0]} is to be marked, but there are {len(truth.nodes)} nodes'
+    )
   return {i: truth.nodes[i].label(tokens) for i in chosen}

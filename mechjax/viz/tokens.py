@@ -1,7 +1,7 @@
-"""Tokens as a reader can see them.
+"""Tokens with visible blanks.
 
-Half of what a language model predicts begins with a blank, and some of it is nothing else. Printed
-as it is, ' Paris' and 'Paris' look alike, though they are two tokens.
+About half of the tokens that a language model predicts begin with a blank, and some consist only of
+blanks. Printed as they are, ' Paris' and 'Paris' look alike, though they are two tokens.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 _VISIBLE = str.maketrans({' ': '␣', '\n': '↵', '\t': '⇥', '\r': '␍'})
 
 
-def visible(token: str) -> str:
-  """The token with its blanks shown.
+def show_blanks(token: str) -> str:
+  """Makes the blanks of a token visible.
 
   Args:
     token: its text.

@@ -92,7 +92,7 @@ def test_a_result_that_does_not_compile_fails(shipped, capsys):
 
 def test_an_unknown_name_is_an_error_with_the_nearest(shipped, capsys):
   assert main(['check', 'upp']) == 1
-  assert "no shipped patch 'upp'" in capsys.readouterr().err
+  assert "unknown shipped patch 'upp'" in capsys.readouterr().err
 
 
 def test_diff_prints_what_a_patch_changes(shipped, capsys):
@@ -105,5 +105,5 @@ def test_diff_prints_what_a_patch_changes(shipped, capsys):
 
 
 def test_the_patches_that_ship_with_mechjax_are_found():
-  names = [file for file, _ in check.shipped()]
+  names = [file for file, _ in check.find_shipped()]
   assert names == sorted(names)

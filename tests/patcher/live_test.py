@@ -374,7 +374,7 @@ def test_a_file_changed_after_it_was_imported_is_refused(upstream):
 
 def test_a_branch_that_was_never_executed_is_refused(upstream):
   model = upstream.load('if True:\n  def f(): return 1\nelse:\n  def f(): return 2\n')
-  with pytest.raises(PatchError, match='is not what runs'):
+  with pytest.raises(PatchError, match='is not the code that runs'):
     Patcher(model, {'f': ('2', '3')}).install()
   with Patcher(model, {'f': ('1', '3')}):
     assert model.f() == 3
@@ -438,7 +438,7 @@ def test_a_name_that_leads_to_a_function_from_elsewhere_is_refused(upstream, ins
   patch, f = Patcher(model, {'f': ('x + 1', 'x + 2')}), model.f
   with patch if installed else contextlib.nullcontext():
     model.f = lambda x: -1
-    with pytest.raises(PatchError, match='is not what runs'):
+    with pytest.raises(PatchError, match='is not the code that runs'):
       patch.install()
   assert (f(0), model.f(0), patch.installed) == (1, -1, False)
 

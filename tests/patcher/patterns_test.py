@@ -22,17 +22,17 @@ def test_a_rule_with_a_statement_on_either_side_is_about_statements():
 
 def test_dollars_in_strings_and_comments_are_not_holes():
   rule = Rule("f('$x', \"$$y\", '''$z''')  # $w", 'g')
-  assert patterns.holes(rule.pattern) == set()
+  assert patterns.find_holes(rule.pattern) == set()
 
 
 def test_pairs_triples_and_flat_lists_are_the_same_rules():
-  flat = patterns.rules(['a', 'b', 'c', 'd'])
+  flat = patterns.read_rules(['a', 'b', 'c', 'd'])
   assert (
     flat
-    == patterns.rules([('a', 'b'), ('c', 'd')])
-    == patterns.rules([('a', 'b', 1), ('c', 'd', 1)])
+    == patterns.read_rules([('a', 'b'), ('c', 'd')])
+    == patterns.read_rules([('a', 'b', 1), ('c', 'd', 1)])
   )
-  assert patterns.rules(('a', 'b')) == (Rule('a', 'b'),)
+  assert patterns.read_rules(('a', 'b')) == (Rule('a', 'b'),)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_pairs_triples_and_flat_lists_are_the_same_rules():
 )
 def test_what_is_not_a_rule_is_refused_with_the_forms_that_are(entries):
   with pytest.raises(PatchError, match=r'is not a rule(.|\n)*\(before, after\)'):
-    patterns.rules(entries)
+    patterns.read_rules(entries)
 
 
 def test_a_multi_line_rule_is_dedented():

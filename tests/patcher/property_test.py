@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mechjax.patcher import composing, matching, patterns, rendering, rewriting
 from mechjax.patcher.patterns import Rule
-from mechjax.patcher.sources import Source
+from mechjax.patcher.sources import UpstreamSource
 
 NAMES = st.sampled_from(string.ascii_lowercase[:6])
 CONSTANTS = st.one_of(
@@ -101,8 +101,8 @@ def apply(source, tree, rule):
 @PATCHES
 @given(MODULES, st.data())
 def test_wrapping_statements_and_unwrapping_them_gives_the_original(text, data):
-  source = Source('m', 'm.py', text)
-  tree = source.tree()
+  source = UpstreamSource('m', 'm.py', text)
+  tree = source.parse()
   block = data.draw(st.sampled_from(list(blocks(tree))))
   start = data.draw(st.integers(0, len(block) - 1))
   stop = data.draw(st.integers(start + 1, len(block)))
@@ -110,10 +110,10 @@ def test_wrapping_statements_and_unwrapping_them_gives_the_original(text, data):
   rule = Rule(before, f'with SCOPE:\n{_reindented(block[start:stop])}', 'all')
   assume(not _overlapping(source, rule))
   apply(source, tree, rule)
-  assert not matching.equal(tree, source.tree())
+  assert not matching.equal(tree, source.parse())
   _texts_say_the_same(source, tree)
   apply(source, tree, Rule('with SCOPE:\n  $$body', '$$body', 'all'))
-  assert matching.equal(tree, source.tree())
+  assert matching.equal(tree, source.parse())
   _texts_say_the_same(source, tree)
 
 
@@ -124,13 +124,13 @@ def _reindented(statements):
 
 
 def _overlapping(source, rule):
-  matches = rewriting.find(source, source.tree(), 'target', rule)
-  return rewriting._overlap(matches) is not None
+  matches = rewriting.find(source, source.parse(), 'target', rule)
+  return rewriting._find_overlap(matches) is not None
 
 
 def _texts_say_the_same(source, tree):
-  display = rendering.display(source, tree)
-  assert matching.equal(ast.parse(rendering.pretty(source, tree)), tree)
+  display = rendering.render_in_place(source, tree)
+  assert matching.equal(ast.parse(rendering.render_readable(source, tree)), tree)
   assert display.count('\n') == source.text.count('\n')
   ast.parse(display)
 
@@ -138,15 +138,15 @@ def _texts_say_the_same(source, tree):
 @PATCHES
 @given(MODULES, st.data())
 def test_replacing_an_expression_and_putting_it_back_gives_the_original(text, data):
-  source = Source('m', 'm.py', text)
-  tree = source.tree()
+  source = UpstreamSource('m', 'm.py', text)
+  tree = source.parse()
   chosen = ast.unparse(data.draw(st.sampled_from(expressions(tree))))
   rule = Rule(f'({chosen})', 'MARK', 'all')
   assume(not _overlapping(source, rule))
   apply(source, tree, rule)
   _texts_say_the_same(source, tree)
   apply(source, tree, Rule('MARK', f'({chosen})', 'all'))
-  assert matching.equal(tree, source.tree())
+  assert matching.equal(tree, source.parse())
   _texts_say_the_same(source, tree)
 
 
@@ -163,7 +163,7 @@ def test_a_hole_binds_exactly_what_was_cut_out(text, data):
   )
   cut = _Cut(hole).visit(cut)
   rule = Rule(ast.unparse(cut.body[0]).replace('CUT_OUT', '$hole'), 'pass')
-  if '$hole' in patterns.holes(rule.pattern):
+  if '$hole' in patterns.find_holes(rule.pattern):
     found = matching.agree(rule.pattern[0], whole.body[0], {})
     assert list(found) == ['$hole']
     assert matching.equal(found['$hole'], value)
@@ -193,18 +193,22 @@ def test_two_dollars_bind_the_arguments_between_their_neighbours(items, i, j):
 @PATCHES
 @given(MODULES)
 def test_a_module_without_rules_is_rendered_as_it_is(text):
-  source = Source('m', 'm.py', text)
-  assert rendering.pretty(source, source.tree()) == rendering.display(source, source.tree()) == text
+  source = UpstreamSource('m', 'm.py', text)
+  assert (
+    rendering.render_readable(source, source.parse())
+    == rendering.render_in_place(source, source.parse())
+    == text
+  )
 
 
 @PATCHES
 @given(MODULES)
 def test_what_upstream_wrote_keeps_its_lines(text):
-  source = Source('m', 'm.py', text)
-  tree = source.tree()
+  source = UpstreamSource('m', 'm.py', text)
+  tree = source.parse()
   apply(source, tree, Rule('def target($$p):\n  $$body', 'def target($$p):\n  NEW()\n  $$body'))
-  tree = composing._positioned(tree, rendering.display(source, tree))
-  old = [n for n in ast.walk(source.tree().body[0]) if isinstance(n, ast.stmt)][1:]
+  tree = composing._position(tree, rendering.render_in_place(source, tree))
+  old = [n for n in ast.walk(source.parse().body[0]) if isinstance(n, ast.stmt)][1:]
   new = [n for n in ast.walk(tree.body[0]) if isinstance(n, ast.stmt)][1:]
   new = [n for n in new if ast.unparse(n) != 'NEW()']
   assert [(type(n), n.lineno) for n in old] == [(type(n), n.lineno) for n in new]

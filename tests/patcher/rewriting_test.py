@@ -7,16 +7,16 @@ import pytest
 
 from mechjax.errors import PatchError
 from mechjax.patcher import composing, matching, patterns, rendering, rewriting
-from mechjax.patcher.sources import Source
+from mechjax.patcher.sources import UpstreamSource
 
 
 def patched(code, *rules, member='f'):
   """The tree, the text to read and the text to debug, after rules on a member of a module."""
-  source = Source('m', 'm.py', textwrap.dedent(code).lstrip('\n'))
-  tree = source.tree()
-  for rule in patterns.rules(rules):
+  source = UpstreamSource('m', 'm.py', textwrap.dedent(code).lstrip('\n'))
+  tree = source.parse()
+  for rule in patterns.read_rules(rules):
     rewriting.apply(source, tree, member, rule)
-  return tree, rendering.pretty(source, tree), rendering.display(source, tree)
+  return tree, rendering.render_readable(source, tree), rendering.render_in_place(source, tree)
 
 
 def check(code, expected, *rules, member='f'):
@@ -247,11 +247,11 @@ def test_what_cannot_be_shown_without_moving_lines_is_said_in_a_comment():
 
 def test_code_that_cannot_be_shown_still_has_upstreams_lines():
   code = 'def f(x):\n  for i in x:\n    a = i\n    if a:\n      raise ValueError\n'
-  source = Source('m', 'm.py', code)
-  tree = source.tree()
+  source = UpstreamSource('m', 'm.py', code)
+  tree = source.parse()
   rewriting.apply(
     source, tree, 'f', patterns.Rule('for i in x:\n  $$s', 'for i in x:\n  with l(i):\n    $$s')
   )
-  code = compile(composing._positioned(tree, rendering.display(source, tree)), 'm.py', 'exec')
+  code = compile(composing._position(tree, rendering.render_in_place(source, tree)), 'm.py', 'exec')
   inner = next(c for c in code.co_consts if hasattr(c, 'co_name'))
   assert {1, 2, 3, 4, 5} <= {line for _, _, line in inner.co_lines() if line}

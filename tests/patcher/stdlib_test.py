@@ -15,7 +15,7 @@ import pytest
 
 from mechjax.patcher import composing, matching, rendering, rewriting, sources
 from mechjax.patcher.patterns import Rule
-from mechjax.patcher.sources import Source
+from mechjax.patcher.sources import UpstreamSource
 
 LIBRARY = pathlib.Path(sysconfig.get_path('stdlib'))
 _LEFT_OUT = {'site-packages', 'lib2to3', '__pycache__', 'idlelib'}
@@ -30,8 +30,8 @@ def module(path):
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')
-      source = Source(path.stem, str(path), path.read_text(encoding='utf-8') + '\n')
-      return source, source.tree()
+      source = UpstreamSource(path.stem, str(path), path.read_text(encoding='utf-8') + '\n')
+      return source, source.parse()
   except (SyntaxError, UnicodeDecodeError, ValueError):
     return None
 
@@ -86,12 +86,12 @@ def test_patched_functions_are_rendered_as_they_are_and_keep_their_lines(part):
 
 
 def _compare(source, tree, path):
-  pretty, display = rendering.pretty(source, tree), rendering.display(source, tree)
+  pretty, display = rendering.render_readable(source, tree), rendering.render_in_place(source, tree)
   assert matching.equal(ast.parse(pretty), tree), path
   assert display.count('\n') == source.text.count('\n'), path
   ast.parse(display)
-  positioned = composing._positioned(tree, display)
-  old = [(type(n), n.lineno) for n in ast.walk(source.tree()) if isinstance(n, sources.FUNCTION)]
+  positioned = composing._position(tree, display)
+  old = [(type(n), n.lineno) for n in ast.walk(source.parse()) if isinstance(n, sources.FUNCTION)]
   assert [
     (type(n), n.lineno) for n in ast.walk(positioned) if isinstance(n, sources.FUNCTION)
   ] == old

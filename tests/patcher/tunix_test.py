@@ -46,15 +46,15 @@ pytestmark = pytest.mark.upstream
 
 
 def test_every_rule_matches_and_both_texts_say_what_the_tree_says():
-  source = PATCHER.source()
+  source = PATCHER.read_source()
   tree, applied = composing.rewrite(source, [PATCHER])
   assert [len(a.lines) for a in applied] == [1, 1, 1, 1, 3, 1, 1]
-  assert matching.equal(ast.parse(rendering.pretty(source, tree)), tree)
-  assert matching.equal(ast.parse(rendering.display(source, tree)), tree)
+  assert matching.equal(ast.parse(rendering.render_readable(source, tree)), tree)
+  assert matching.equal(ast.parse(rendering.render_in_place(source, tree)), tree)
 
 
 def test_no_line_outside_the_replacements_changes():
-  source = PATCHER.source()
+  source = PATCHER.read_source()
   composite = composing.compose(source, [PATCHER])
   old, new = source.text.split('\n'), composite.display.split('\n')
   assert len(old) == len(new)

@@ -3,7 +3,7 @@
 Gemma 2 and Gemma 3 run as tiny random models cut from upstream's own configurations, and Gemma 3
 with its real weights. The truths are upstream's files executed without the patch, the equations in
 NumPy, and finite differences. Gemma Scope's three sites are checked by name at the end. The real
-weights come under terms; MECHJAX_ACCEPT_GEMMA_TERMS=1 accepts them.
+weights have terms of use, which MECHJAX_ACCEPT_GEMMA_TERMS=1 accepts.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ def gemma2(nn, **changes):
 
 
 def gemma2_of_full_heads(nn):
-  """Gemma 2 with as many key-value heads as queries, and the MLP stored as in the larger models."""
+  """A model with as many key-value heads as query heads, and with the MLP stored as in the larger models."""
   return gemma2(nn, num_kv_heads=N, transpose_gating_einsum=True)
 
 
@@ -293,7 +293,7 @@ def test_tokens_are_those_of_the_sentencepiece_library(real):
 
 
 def test_id_0_is_a_token_like_any_other_and_not_padding(real, prompt):
-  """Later tokens can see it, as in the other code bases."""
+  """Later positions can see it, as in the other code bases."""
   begun_with_0 = prompt.at[0, 0].set(0)
   probs = harvest.reap(real, sites='attn_probs.5')(begun_with_0)
   assert float(probs['attn_probs.5'][0, :, -1, 0].min()) > 0

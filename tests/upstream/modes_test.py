@@ -36,9 +36,9 @@ def test_it_applies_to_modules_as_they_are_imported(name):
 
 @pytest.mark.parametrize('name', PATCHES)
 def test_every_rule_matches_in_the_version_it_was_checked_with(name, capsys):
-  rows = [check.check(file, patcher) for file, patcher in check.shipped([name])]
+  rows = [check.check(file, patcher) for file, patcher in check.find_shipped([name])]
   assert rows
-  for row, (_, patcher) in zip(rows, check.shipped([name])):
+  for row, (_, patcher) in zip(rows, check.find_shipped([name])):
     assert (row.status, row.matched) == ('ok', row.total)
     assert row.version in patcher.checked[1]
   assert __main__.main(['diff', name]) == 0

@@ -3,7 +3,7 @@
 Each family runs as a tiny random model that has everything the family has (grouped heads, local and
 global layers, soft caps, post-norms), and Gemma 3 with its real weights too. The truths are
 upstream's file executed without the patch, the equations in NumPy, and finite differences. The real
-weights come under terms; MECHJAX_ACCEPT_GEMMA_TERMS=1 accepts them.
+weights have terms of use, which MECHJAX_ACCEPT_GEMMA_TERMS=1 accepts.
 """
 
 import dataclasses
@@ -143,7 +143,7 @@ def gemma2_config(module):
 
 
 def gemma2_of_full_heads_config(module):
-  """A config with as many key-value heads as queries, which upstream stores and computes differently."""
+  """A config with as many key-value heads as query heads, which upstream stores and computes differently."""
   return gemma2_config(module) | {'num_kv_heads': N}
 
 

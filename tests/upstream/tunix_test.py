@@ -1,6 +1,6 @@
 """SmolLM2 in google-tunix's Qwen2: the patch changes nothing, and the model is a language model.
 
-Its sites are tested together with those of the other code bases, in load_test; the
+That every site of it is what its name says is tested with the other code bases, in load_test; the
 small models of this code base are in tunix_families_test.
 """
 

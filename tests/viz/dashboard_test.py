@@ -18,7 +18,7 @@ import pytest
 
 from mechjax.sae import ReLU, features
 from mechjax.sae.features import Examples, Features, Ranked
-from mechjax.viz.dashboard import About, dashboard
+from mechjax.viz.dashboard import DashboardHeader, dashboard
 from mechjax.viz.dashboard.payload import as_json, payload
 from mechjax.viz.logs import ChartError
 
@@ -43,7 +43,7 @@ PIECES = [
 ]
 V, D, M, T = len(PIECES), 6, 9, 12
 DEAD = 6
-ABOUT = About('<i>toy', 'resid_post.8', 'ReLU', 10.25, 0.31, 'random & words')
+ABOUT = DashboardHeader('<i>toy', 'resid_post.8', 'ReLU', 10.25, 0.31, 'random & words')
 
 
 @pytest.fixture(scope='module')
@@ -66,7 +66,7 @@ def found():
 
 @pytest.fixture(scope='module')
 def content(found):
-  return dashboard(found, PIECES, title='A <dictionary>', about=ABOUT)
+  return dashboard(found, PIECES, title='A <dictionary>', header=ABOUT)
 
 
 @pytest.fixture(scope='module')
@@ -92,7 +92,7 @@ def thousand():
     top=examples(20), drawn=examples(12), level=rng.integers(0, 6, (L, 12)), n_levels=6,
     promoted=ranked(10), suppressed=ranked(10), decoder_near=ranked(8), encoder_near=ranked(8),
   )  # fmt: skip
-  return dashboard(many, [f' piece{i}' for i in range(V)], title='t', about=ABOUT)
+  return dashboard(many, [f' piece{i}' for i in range(V)], title='t', header=ABOUT)
 
 
 # --- the browser ------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def browse(tmp_path):
 
 
 def plain(piece):
-  """A piece as the script shows it."""
+  """The text of a token as the script shows it."""
   signs = {'\n': '↵', '\u202e': '\\u{202e}', '\u2028': '\\u{2028}', '\ud800': '\\u{d800}'}
   return ''.join(signs.get(c, c) for c in piece)
 
@@ -316,7 +316,7 @@ def test_a_page_of_some_latents_links_to_those_only(found, browse):
       for name in ('top', 'drawn')
     },
   )
-  seen = browse(dashboard(few, PIECES, title='few', about=ABOUT), '#latent=1')
+  seen = browse(dashboard(few, PIECES, title='few', header=ABOUT), '#latent=1')
   assert seen.text('name') == 'Latent 1'
   near = [*found.decoder_near.ids[1], *found.encoder_near.ids[1]]
   links = [int(e['text']) for e in seen.all('a', 'latent')]
@@ -388,6 +388,6 @@ def test_a_thousand_latents_of_twenty_contexts_fit_into_a_mail(thousand):
 
 def test_a_token_without_a_text_is_refused(found):
   with pytest.raises(
-    ChartError, match=f'token {V - 1} is to be shown, and there are texts of {V - 1}'
+    ChartError, match=f'token {V - 1} is to be shown, but there are only {V - 1} texts'
   ):
     payload(found, PIECES[:-1])

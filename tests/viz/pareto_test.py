@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechjax.viz import charts, curves, logs, page, pareto
-from mechjax.viz.logs import ChartError, Even
+from mechjax.viz.logs import ChartError, LinearAxis
 from mechjax.viz.pareto import Trained
 from tests.viz.viz_test import Reader
 
@@ -101,10 +101,10 @@ def test_what_cannot_be_drawn_is_refused(results, says):
 
 @given(st.lists(st.floats(-1e6, 1e6).map(lambda v: round(v, 9)), min_size=1, max_size=5))
 def test_an_even_axis_holds_zero_and_its_numbers_and_has_a_few_ticks(values):
-  axis = Even.of(values)
+  axis = LinearAxis.from_values(values)
   assert axis.low <= min(0, *values) <= max(0, *values) <= axis.high
   assert 3 <= len(axis.ticks) <= 9
-  assert all(-1e-9 <= axis.share(t) <= 1 + 1e-9 for t in axis.ticks)
+  assert all(-1e-9 <= axis.to_fraction(t) <= 1 + 1e-9 for t in axis.ticks)
   assert any(abs(t) < 1e-9 * (axis.high - axis.low) for t in axis.ticks)
   steps = np.diff(axis.ticks)
   np.testing.assert_allclose(steps, steps[0])

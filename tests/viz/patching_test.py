@@ -102,23 +102,23 @@ def test_a_cell_is_the_largest_node_behind_it_and_names_it(quantity, cut, rows, 
       best = max(behind, key=lambda n: abs(values[n]))
       assert found.values[i, j] == values[best]
       assert shown[i][j].note.startswith(f'{effects.nodes[best].label(TOKENS)}: {values[best]:.4g}')
-      assert found.behind in shown[i][j].note
+      assert found.reduction in shown[i][j].note
       assert float(shown[i][j].text) == pytest.approx(values[best], abs=0.006)
       assert ('down' in shown[i][j].kind) == (values[best] < 0)
-  assert found.behind.startswith('largest of ')
+  assert found.reduction.startswith('largest of ')
 
 
 def test_a_sum_is_a_sum_and_says_so():
   effects = effects_of('z')
-  by_position, by_head = cuts.maps(effects, None, View(over='sum'))
+  by_position, by_head = cuts.maps(effects, None, View(reduce='sum'))
   cube = effects.mean().reshape(L, H, T)
   np.testing.assert_allclose(by_position.values, cube.sum(1))
   np.testing.assert_allclose(by_head.values, cube.sum(2))
-  assert by_position.behind == f'sum over {H} heads'
+  assert by_position.reduction == f'sum over {H} heads'
   assert by_head.notes[2][1] == f'layer 2, head 1: {cube[2, 1].sum():.4g} (sum over {T} positions)'
   assert (
     'not the effect of patching them together'
-    in patching.sections(effects, view=View(over='sum'))[0]
+    in patching.sections(effects, view=View(reduce='sum'))[0]
   )
 
 
@@ -191,7 +191,7 @@ def test_maps_of_one_picture_have_one_scale_and_an_outlier_is_framed_and_said():
   values[17] = 40.0
   effects = effects_of('z, mlp_out')
   found = cuts.maps(effects, TOKENS, View('error, logits', values))
-  limit = cuts.common(found)
+  limit = cuts.common_limit(found)
   assert limit == pytest.approx(1.2 * 1.0)
   parts = patching.sections(effects, TOKENS, View('error, logits', values))
   assert all('class="ramp">-1.20<' in part for part in parts[:2])
@@ -220,7 +220,7 @@ def test_tokens_come_through_as_text_and_a_page_needs_nothing_from_elsewhere():
 
 def test_a_long_axis_labels_as_many_ticks_as_can_be_read():
   ax = charts.figure(4, 3).subplots()
-  charts.heat(
+  charts.heatmap(
     ax, np.zeros((1, 300)), rows=['r'], columns=[str(i) for i in range(300)], title='', xlabel='',
     ylabel='', limit=1.0, signed=True,
   )  # fmt: skip
@@ -239,7 +239,7 @@ def test_bars_are_the_largest_nodes_in_order(layer):
   mean = effects.mean()
   own = [i for i, node in enumerate(effects.nodes) if layer in (None, node.site.layer)]
   order = sorted(own, key=lambda i: -abs(mean[i]))[:7]
-  labels, values = patching.ranked(effects, TOKENS, view)
+  labels, values = patching.rank(effects, TOKENS, view)
   assert labels == [effects.nodes[i].label(TOKENS) for i in order]
   assert values == [mean[i] for i in order]
   texts = Cells(patching.sections(effects, TOKENS, view)[-1]).texts
@@ -281,10 +281,10 @@ def test_a_picture_has_every_map_on_one_scale_and_the_bars_of_the_largest(monkey
   found = cuts.maps(effects, TOKENS)
   drawn = [ax for ax in fig.axes if ax.images]
   assert [ax.get_title('left') for ax in drawn] == [m.title for m in found]
-  assert {ax.images[0].norm.vmax for ax in drawn} == {cuts.common(found)}
+  assert {ax.images[0].norm.vmax for ax in drawn} == {cuts.common_limit(found)}
   for ax, m in zip(drawn, found, strict=True):
     np.testing.assert_array_equal(ax.images[0].get_array(), m.values)
-  labels, values = patching.ranked(effects, TOKENS, View(k=4))
+  labels, values = patching.rank(effects, TOKENS, View(k=4))
   bars = fig.axes[-1]
   assert [label.get_text() for label in bars.get_yticklabels()] == labels
   assert [bar.get_width() for bar in bars.patches] == values
@@ -297,18 +297,18 @@ def test_a_picture_has_every_map_on_one_scale_and_the_bars_of_the_largest(monkey
   ('call', 'says'),
   [
     (lambda e: cuts.maps(e, TOKENS[:4]), '4 tokens for 5 positions'),
-    (lambda e: patching.ranked(e, TOKENS + ['x']), '6 tokens for 5 positions'),
+    (lambda e: patching.rank(e, TOKENS + ['x']), '6 tokens for 5 positions'),
     (lambda e: cuts.maps(e, None, View('x', np.zeros(59))), r'\(59,\) for 60 nodes'),
     (lambda e: cuts.maps(e, None, View('x', np.full(60, np.inf))), '60 of 60 values are infinite'),
-    (lambda e: patching.ranked(e, None, View('x', np.full(60, np.nan))), 'none of 60 nodes'),
+    (lambda e: patching.rank(e, None, View('x', np.full(60, np.nan))), 'none of 60 nodes'),
     (lambda e: cuts.maps(e, None, View(layer=9)), 'layer 9'),
     (lambda e: cuts.maps(e, None, View(cut='layer x neuron')), 'layer x neuron'),
     (lambda e: View('median'), "'median' is neither"),
-    (lambda e: View(cut='a x b'), "'a x b' is no cut"),
-    (lambda e: View(over='min'), "'min' is neither"),
+    (lambda e: View(cut='a x b'), "unknown cut 'a x b'"),
+    (lambda e: View(reduce='min'), "'min' is neither"),
     (lambda e: View(k=0), 'k 0'),
-    (lambda e: searches.missed(e, effects_of('mlp_out')), '60 true nodes and 15'),
-    (lambda e: searches.missed(e, effects_of('z', heads=[1, 0, 2, 3])), 'not the same'),
+    (lambda e: searches.find_missed(e, effects_of('mlp_out')), '60 true nodes and 15'),
+    (lambda e: searches.find_missed(e, effects_of('z', heads=[1, 0, 2, 3])), 'not the same'),
     (lambda e: searches.estimate_section(e, e, TOKENS, [60]), 'node 60 .* there are 60'),
     (lambda e: searches.estimate_section(e, e, TOKENS[:4]), '4 tokens for 5 positions'),
   ],
@@ -416,8 +416,8 @@ def test_missed_nodes_are_those_that_the_estimate_hides():
   noise = truth.ranking()[45:]
   truth.values[noise] *= 1e-6
   estimate.values[noise] = 0.0
-  assert searches.missed(truth, estimate, among=20) == [hidden[1], hidden[0]]
-  assert searches.missed(truth, estimate, max_nodes=1) == [hidden[1]]
+  assert searches.find_missed(truth, estimate, among=20) == [hidden[1], hidden[0]]
+  assert searches.find_missed(truth, estimate, max_nodes=1) == [hidden[1]]
   content = searches.estimate_section(truth, estimate, TOKENS)
   listed = re.findall(r'<li[^>]*>([^<]*)</li>', content)
   labels = truth.nodes[hidden[[1, 0, 2]]].labels(TOKENS)
@@ -476,11 +476,11 @@ def test_clouds_that_logarithms_cannot_show_are_refused(truth, estimate, says):
 
 @given(st.floats(1e-9, 1e9), st.floats(1, 1e12))
 def test_an_axis_holds_its_numbers_and_has_ticks_in_order(low, ratio):
-  span = logs.Span.of([low, low * ratio])
-  assert 0 < span.share(low) <= span.share(low * ratio) < 1
+  span = logs.LogAxis.from_values([low, low * ratio])
+  assert 0 < span.to_fraction(low) <= span.to_fraction(low * ratio) < 1
   assert len(span.ticks) >= 1
   assert span.ticks == sorted(span.ticks)
-  assert all(0 <= span.share(t) <= 1 for t in span.ticks)
+  assert all(0 <= span.to_fraction(t) <= 1 for t in span.ticks)
 
 
 def test_numbers_are_written_for_readers():

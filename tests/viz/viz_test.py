@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechjax.viz import charts, page, scale
-from mechjax.viz.tokens import visible
+from mechjax.viz.tokens import show_blanks
 
 NASTY = '<b>&"\'$x_1$'
 
@@ -105,10 +105,10 @@ def test_words_are_drawn_in_their_cells_and_saved(tmp_path):
 
 
 def test_blanks_and_unprintable_characters_can_be_seen():
-  assert visible(' Paris') == '␣Paris'
-  assert visible('\n\t\x07') == '↵⇥\\x07'
+  assert show_blanks(' Paris') == '␣Paris'
+  assert show_blanks('\n\t\x07') == '↵⇥\\x07'
 
 
 @given(st.text())
 def test_a_visible_token_is_printable(text):
-  assert visible(text).isprintable()
+  assert show_blanks(text).isprintable()

@@ -1,17 +1,18 @@
-"""A page on which to read a dictionary: what each latent is active on, and what it does.
+"""A page for inspecting a dictionary: the contexts in which each latent is active, and its effects on the logits.
 
-    about = About(model='smollm2-135m', site='resid_post.15', architecture='TopK, k = 32', l0=32, fvu=0.21, text='...')
+    header = DashboardHeader(model='smollm2-135m', site='resid_post.15', architecture='TopK, k = 32', l0=32, fvu=0.21,
+                             text='...')
     pieces = [model.text([i]) for i in range(n_vocab)]
-    Path('features.html').write_text(dashboard(features, pieces, title='...', about=about))
+    Path('features.html').write_text(dashboard(features, pieces, title='...', header=header))
 
-One file that needs nothing else: it opens from a disk or a mail. Behind its address '#latent=123' opens a latent and
-'#search=paris' looks for one.
-Unlike the others it has a script, since nobody wants ten thousand latents below each other; script.js and style.css
-beside this file are put in as they are, and package data of the wheel. The data stand in the page as JSON (`payload`)
-and become texts, never elements; and the page forbids itself, by the hash of its script, to run any other, or to load
-anything from anywhere.
+The page is a single self-contained file: it opens from a disk or a mail. At the end of its address, '#latent=123' opens
+a latent and '#search=paris' searches for latents.
+Unlike the other pages it has a script, since ten thousand latents below each other are unreadable; script.js and
+style.css next to this file are embedded unchanged, and are package data of the wheel. The data are in the page as JSON
+(`payload`) and become texts, never elements; and the policy of the page, by the hash of its script, forbids to run any
+other script or to load anything.
 
-Sharp edge: a latent takes about 5 kB, so choose latents where there are more than a few thousand.
+Sharp edge: a latent takes about 5 kB, so select latents if there are more than a few thousand.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ KEYS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class About:
-  """What the header says of a dictionary, beside what its features know.
+class DashboardHeader:
+  """Facts about a dictionary for the header, besides those in its features.
 
   Attributes:
-    model: its name.
-    site: what the dictionary reads, such as 'resid_post.15'.
+    model: name of the model.
+    site: the site that the dictionary reads, such as 'resid_post.15'.
     architecture: its kind and settings.
     l0: active latents per token.
     fvu: fraction of variance unexplained.
-    text: what the tokens were.
+    text: the text that the tokens come from.
   """
 
   model: str
@@ -53,14 +54,16 @@ class About:
   text: str
 
 
-def dashboard(features: Features, pieces: Sequence[str], *, title: str, about: About) -> str:
-  """The page.
+def dashboard(
+  features: Features, pieces: Sequence[str], *, title: str, header: DashboardHeader
+) -> str:
+  """Makes the page.
 
   Args:
     features: from `mechjax.sae.features.collect`.
     pieces: the text of each token of the vocabulary.
-    title: of the page.
-    about: what the dictionary is.
+    title: title of the page.
+    header: facts about the dictionary.
 
   Returns:
     The HTML.
@@ -70,7 +73,7 @@ def dashboard(features: Features, pieces: Sequence[str], *, title: str, about: A
   """
   script, style = _file('script.js'), _file('style.css')
   body = (
-    f'<h1>{html.escape(title)}</h1>\n{_facts(features, about)}\n{_overview(features)}\n{_EXPLORER}\n'
+    f'<h1>{html.escape(title)}</h1>\n{_facts(features, header)}\n{_overview(features)}\n{_EXPLORER}\n'
     f'<footer>{KEYS}</footer>\n'
     f'<script type="application/json" id="data">{as_json(payload(features, pieces))}</script>\n'
     f'<script>{script}</script>'
@@ -83,7 +86,7 @@ def _file(name: str) -> str:
 
 
 def _policy(script: str) -> str:
-  """Forbids everything but this script and styles of the page's own."""
+  """Forbids everything except this script and the styles of the page."""
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   return (
     "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; base-uri 'none'; "
@@ -91,17 +94,17 @@ def _policy(script: str) -> str:
   )
 
 
-def _facts(features: Features, about: About) -> str:
+def _facts(features: Features, header: DashboardHeader) -> str:
   looked_at = len(features.latents)
   facts = {
-    'Model': about.model,
-    'Site': about.site,
-    'Architecture': about.architecture,
+    'Model': header.model,
+    'Site': header.site,
+    'Architecture': header.architecture,
     'Width': f'{features.width:,}' + f', {looked_at:,} shown' * (looked_at < features.width),
-    'L0': logs.number(about.l0),
-    'FVU': logs.number(about.fvu),
+    'L0': logs.number(header.l0),
+    'FVU': logs.number(header.fvu),
     'Tokens seen': f'{features.n_tokens:,}',
-    'Text': about.text,
+    'Text': header.text,
   }
   parts = (f'<div><dt>{k}</dt><dd>{html.escape(v)}</dd></div>' for k, v in facts.items())
   return f'<dl class="facts">{"".join(parts)}</dl>'
@@ -112,9 +115,9 @@ def _overview(features: Features) -> str:
   of = len(features.latents)
   text = (
     f'{dead:,} of {of:,} latents ({100 * dead / of:.1f} %) were active on none of '
-    f'{features.n_tokens:,} tokens. The others by density, the fraction of tokens on which a latent is active:'
+    f'{features.n_tokens:,} tokens. The density of the others, the fraction of tokens on which a latent is active:'
   )
-  return page.section('How often latents are active', text, '<div id="densities"></div>')
+  return page.section('Density of latents', text, '<div id="densities"></div>')
 
 
 _EXPLORER = """
@@ -122,13 +125,13 @@ _EXPLORER = """
 <div class="explorer" id="explorer" hidden>
 <nav class="index" aria-label="Latents">
 <input type="search" id="search" placeholder="number of a latent, or text" aria-label="Search latents"
-  title="searches the numbers, the tokens of the logits and the strongest contexts">
+  title="searches the numbers, the tokens with the largest logit effects and the strongest contexts">
 <div class="count" id="count" aria-live="polite"></div>
 <div class="rows">
-<button id="fewer">show those before</button>
+<button id="fewer">show previous</button>
 <table><thead><tr><th><button value="latent">latent</button></th><th><button value="density">density</button></th>
 <th><button value="max">max</button></th><th>peaks on</th></tr></thead><tbody id="rows"></tbody></table>
-<button id="more">show those behind</button>
+<button id="more">show more</button>
 </div>
 </nav>
 <main>

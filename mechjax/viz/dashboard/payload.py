@@ -1,11 +1,11 @@
-"""What the script of a dashboard reads: a few thousand contexts in a few megabytes of JSON.
+"""Data for the script of a dashboard: a few thousand contexts in a few megabytes of JSON.
 
-Every token text that occurs stands once in a table, and contexts are numbers into it, two bytes each; an activation is
-one byte, its share of the latent's largest. Both go into the page as base64. What is read as a number, such as the
-activation of the token that a context is about, keeps four digits.
+Every token text that occurs is stored once in a table, and contexts are indices into it, two bytes each; an activation
+is one byte, its fraction of the latent's largest. Both are stored as base64. Values that are shown as numbers, such as
+the activation of the main token of a context, keep four digits.
 
-Sharp edge: JSON inside HTML ends where '</script' begins, so every '<' is written as an escape, and so is whatever is
-not ASCII.
+Sharp edge: JSON inside HTML ends where '</script' begins, so every '<' and every character that is not ASCII is written
+as an escape.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ QUANTILES = (0.5, 0.9)
 
 
 def payload(features: Features, pieces: Sequence[str]) -> dict[str, Any]:
-  """Everything that the script shows, ready for JSON.
+  """Collects all data that the script shows, ready for JSON.
 
   Args:
     features: from `mechjax.sae.features.collect`.
@@ -52,7 +52,7 @@ def payload(features: Features, pieces: Sequence[str]) -> dict[str, Any]:
     'quantiles': _short(np.nan_to_num(features.quantiles(QUANTILES))),
     'lowest_octave': OCTAVES.start,
     'per_octave': PER_OCTAVE,
-    'histogram': [_trimmed(counts) for counts in features.histogram],
+    'histogram': [_trim(counts) for counts in features.histogram],
     'levels': features.n_levels,
     'promoted': _effects(features.promoted, number),
     'suppressed': _effects(features.suppressed, number),
@@ -62,30 +62,30 @@ def payload(features: Features, pieces: Sequence[str]) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> str:
-  """JSON that may stand inside a script element."""
+  """Writes JSON that is safe inside a script element."""
   return json.dumps(value, separators=(',', ':'), allow_nan=False).replace('<', '\\u003c')
 
 
 def _table(features: Features, pieces: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-  """The place of every token's text in the table, as small integers, and the table, whose first is no token."""
+  """Index of every token's text in the table, as small integers, and the table, whose first entry is a gap."""
   shown = features.top.tokens, features.drawn.tokens, features.promoted.ids, features.suppressed.ids
   ids = np.unique(np.concatenate([array.reshape(-1) for array in shown]))
   ids = ids[ids >= 0]
   if ids.size and ids[-1] >= len(pieces):
     raise ChartError(
-      f'token {ids[-1]} is to be shown, and there are texts of {len(pieces)}',
-      cause='the pieces of another tokenizer',
+      f'token {ids[-1]} is to be shown, but there are only {len(pieces)} texts of tokens',
+      cause='the texts come from another tokenizer',
     )
   number = np.zeros(
     len(pieces) + 1, '<u2' if len(ids) < 2**16 else '<u4'
-  )  # the last, [-1], is none
+  )  # the last, [-1], is the gap
   number[ids] = np.arange(1, len(ids) + 1)
   return number, ['', *(pieces[i] for i in ids)]
 
 
 def _examples(examples: Examples, maximum: np.ndarray, number: np.ndarray) -> dict[str, Any]:
   scale = np.where(maximum > 0, maximum, 1)[:, None, None]
-  # What is active at all has to be seen, so only zero becomes zero.
+  # Every active token must be visible, so only zero becomes zero.
   heat = np.ceil(examples.activations / scale * 255).clip(0, 255).astype(np.uint8)
   where = np.stack([examples.sequence, examples.position], -1)
   return {
@@ -107,8 +107,8 @@ def _neighbours(ranked: Ranked) -> dict[str, Any]:
   return {'latents': ranked.ids.tolist(), 'values': _short(ranked.values)}
 
 
-def _trimmed(counts: np.ndarray) -> list[int]:
-  """The first bin that has any, and the counts from there to the last."""
+def _trim(counts: np.ndarray) -> list[int]:
+  """Trims zeros at both ends: returns the first bin with a count, and the counts from there to the last."""
   (filled,) = np.nonzero(counts)
   if not filled.size:
     return [0]
@@ -116,7 +116,7 @@ def _trimmed(counts: np.ndarray) -> list[int]:
 
 
 def _short(values: np.ndarray) -> Any:
-  """Nested lists of numbers with four digits."""
+  """Converts to nested lists of numbers with four digits."""
   flat = [float(f'{value:.4g}') for value in values.reshape(-1).tolist()]
   return np.reshape(flat, values.shape).tolist()
 

@@ -1,5 +1,5 @@
-// The one script of the project's pages. Whatever comes from a model or a text reaches the page through textContent
-// and title only, so none of it can become an element; links are built from numbers.
+// The only script of the project's pages. Strings from a model or a corpus reach the page only through textContent and
+// title, so they cannot become elements; links are built from numbers.
 'use strict';
 (() => {
   const data = JSON.parse(document.getElementById('data').textContent);
@@ -7,7 +7,7 @@
   const find = (id) => document.getElementById(id);
   const PAGE = 200;
 
-  // --- small things ---------------------------------------------------------------------------
+  // --- helpers --------------------------------------------------------------------------------
 
   function make(tag, properties, ...children) {
     const element = Object.assign(document.createElement(tag), properties);
@@ -15,44 +15,44 @@
     return element;
   }
 
-  function vary(element, name, value) {
+  function setStyle(element, name, value) {
     element.style.setProperty(name, value);
     return element;
   }
 
-  function figure(value) {
+  function formatNumber(value) {
     if (value === 0) return '0';
     if (Math.abs(value) >= 1000) return Math.round(value).toLocaleString('en');
     return String(Number(value.toPrecision(3)));
   }
 
-  function share(value) {
-    return value === 0 ? '0' : figure(100 * value) + ' %';
+  function formatPercent(value) {
+    return value === 0 ? '0' : formatNumber(100 * value) + ' %';
   }
 
   const SIGNS = {' ': ' ', '\n': '↵', '\t': '⇥', '\r': '␍'};
 
-  function shown(piece) {  // characters that do not print, as escapes
+  function escapeInvisible(piece) {  // writes characters that do not print as escapes
     return piece.replace(/[\p{C}\p{Z}]/gu, (c) =>
       SIGNS[c] || '\\u{' + c.codePointAt(0).toString(16) + '}');
   }
 
-  function word(piece) {  // where a blank has to be seen
-    return shown(piece).replaceAll(' ', '␣');
+  function showBlanks(piece) {  // with visible spaces
+    return escapeInvisible(piece).replaceAll(' ', '␣');
   }
 
   function bytes(text) {
     return Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   }
 
-  // --- examples: [latent][example][token] in one row of numbers -----------------------------
+  // --- examples: [latent][example][token] in one flat array ---------------------------------
 
-  function unpacked(part) {
+  function unpack(part) {
     const Integers = data.bytes === 2 ? Uint16Array : Uint32Array;
     return {...part, tokens: new Integers(bytes(part.tokens).buffer), heat: bytes(part.heat)};
   }
 
-  const top = unpacked(data.top), drawn = unpacked(data.drawn);
+  const top = unpack(data.top), drawn = unpack(data.drawn);
 
   function pieces(part, row, n) {
     const start = (row * part.examples + n) * part.window;
@@ -64,7 +64,7 @@
     return part.heat.subarray(start, start + part.window);
   }
 
-  function peaked(row) {  // the tokens on which the top contexts peak, the most frequent first
+  function peakTokens(row) {  // tokens on which the top contexts peak, the most frequent first
     const counts = new Map();
     top.strength[row].forEach((_, n) => {
       const piece = data.pieces[top.tokens[(row * top.examples + n) * top.window + top.own]];
@@ -79,20 +79,20 @@
     const first = all.findIndex(Boolean), last = all.findLastIndex(Boolean);
     for (let i = first; i <= last; i++) {
       if (!all[i]) {
-        text.append(make('span', {className: 'gap', textContent: '┆', title: 'not counted'}));
+        text.append(make('span', {className: 'gap', textContent: '┆', title: 'excluded token'}));
         continue;
       }
       const value = i === part.own ? part.strength[row][n] : heat[i] / 255 * data.maximum[row];
-      const note = value ? (i === part.own ? '' : 'about ') + figure(value) : 'not active';
-      text.append(vary(make('span', {
+      const note = value ? (i === part.own ? '' : 'about ') + formatNumber(value) : 'not active';
+      text.append(setStyle(make('span', {
         className: i === part.own ? 'token own' : 'token',
-        textContent: shown(all[i]),
-        title: word(all[i]) + '\n' + note,
+        textContent: escapeInvisible(all[i]),
+        title: showBlanks(all[i]) + '\n' + note,
       }), '--w', (heat[i] / 255).toFixed(3)));
     }
     const [sequence, position] = part.where[row][n];
     text.title = 'sequence ' + sequence + ', token ' + position;
-    return make('li', {}, make('b', {textContent: figure(part.strength[row][n])}), text);
+    return make('li', {}, make('b', {textContent: formatNumber(part.strength[row][n])}), text);
   }
 
   function contexts(part, row, chosen) {
@@ -114,34 +114,34 @@
     const [first, ...counts] = data.histogram[row];
     const edges = counts.map((_, i) => edge(first + i)).concat(edge(first + counts.length));
     const isTick = (i) => (first + i) % data.per_octave === 0;
-    return make('div', {}, heading('Activations', 'how many tokens have which; log scale'),
-      rise(counts, edges, isTick, figure, 'tokens'));
+    return make('div', {}, heading('Activations', 'number of tokens per activation; log scale'),
+      barChart(counts, edges, isTick, formatNumber, 'tokens'));
   }
 
-  function rise(counts, edges, isTick, say, what) {  // bars between edges; ticks at some of these
-    const most = Math.max(...counts);
-    const bars = counts.map((count, i) => vary(make('i', {
+  function barChart(counts, edges, isTick, format, unit) {  // bars between edges, with ticks at some edges
+    const max = Math.max(...counts);
+    const bars = counts.map((count, i) => setStyle(make('i', {
       className: count ? '' : 'none',
-      title: say(edges[i]) + ' to ' + say(edges[i + 1]) + ': ' + figure(count) + ' ' + what,
-    }), 'height', 100 * count / most + '%'));
+      title: format(edges[i]) + ' to ' + format(edges[i + 1]) + ': ' + formatNumber(count) + ' ' + unit,
+    }), 'height', 100 * count / max + '%'));
     const places = edges.map((_, i) => i).filter(isTick);
     const few = places.filter((_, n) => n % Math.ceil(places.length / 7) === 0);
-    const ticks = few.map((i) => vary(make('span', {
-      textContent: say(edges[i]), className: i ? '' : 'first',
+    const ticks = few.map((i) => setStyle(make('span', {
+      textContent: format(edges[i]), className: i ? '' : 'first',
     }), 'left', 100 * i / counts.length + '%'));
     return make('div', {className: 'chart'},
-      make('div', {className: 'most', textContent: figure(most) + ' ' + what}),
+      make('div', {className: 'max', textContent: formatNumber(max) + ' ' + unit}),
       make('div', {className: 'rise'}, ...bars), make('div', {className: 'ticks'}, ...ticks));
   }
 
-  function densities() {  // of the latents that are not dead, ten bars for a factor of ten
+  function densities() {  // of the latents that are not dead, with ten bars per factor of ten
     const tenths = data.firings.filter(Boolean).map((n) => Math.floor(10 * Math.log10(n / data.tokens)));
     if (!tenths.length) return [];
     const first = 10 * Math.floor(Math.min(...tenths) / 10);
     const counts = new Array(Math.max(...tenths) - first + 1).fill(0);
     for (const tenth of tenths) counts[tenth - first] += 1;
     const edges = counts.map((_, i) => 10 ** ((first + i) / 10)).concat(10 ** ((first + counts.length) / 10));
-    return [rise(counts, edges, (i) => i % 10 === 0, share, 'latents')];
+    return [barChart(counts, edges, (i) => i % 10 === 0, formatPercent, 'latents')];
   }
 
   function edge(bin) {
@@ -149,17 +149,17 @@
     return 2 ** (data.lowest_octave + (bin - part) / data.per_octave) * (1 + part / data.per_octave);
   }
 
-  function effects(title, ranked, row, longest, down) {
+  function effects(title, ranked, row, largest, down) {
     const bars = make('div', {className: 'bars'});
-    vary(bars, '--zero', '0%');
+    setStyle(bars, '--zero', '0%');
     ranked.pieces[row].forEach((i, n) => {
-      const value = ranked.values[row][n], length = 78 * Math.abs(value) / longest;
-      const bar = vary(make('i', {className: down ? 'down' : ''}), 'width', length + '%');
-      const number = make('b', {textContent: figure(value)});
-      const piece = word(data.pieces[i]);
+      const value = ranked.values[row][n], length = 78 * Math.abs(value) / largest;
+      const bar = setStyle(make('i', {className: down ? 'down' : ''}), 'width', length + '%');
+      const number = make('b', {textContent: formatNumber(value)});
+      const piece = showBlanks(data.pieces[i]);
       bars.append(make('span', {className: 'name word', textContent: piece, title: piece}),
-        make('span', {className: 'track'}, vary(bar, 'left', '0'),
-          vary(number, 'left', 'calc(' + length + '% + .35rem)')));
+        make('span', {className: 'track'}, setStyle(bar, 'left', '0'),
+          setStyle(number, 'left', 'calc(' + length + '% + .35rem)')));
     });
     return make('div', {}, heading(title, 'per unit of activation'), bars);
   }
@@ -168,20 +168,20 @@
     const items = ranked.latents[row].map((latent, n) => {
       const name = at.has(latent)
         ? make('a', {href: '#latent=' + latent, textContent: latent,
-                     title: 'peaks on ' + peaked(at.get(latent)).slice(0, 3).map(word).join('  ')})
+                     title: 'peaks on ' + peakTokens(at.get(latent)).slice(0, 3).map(showBlanks).join('  ')})
         : make('span', {textContent: latent, title: 'not on this page'});
       const cosine = ranked.values[row][n].toFixed(2);
       return make('li', {}, name, ' ', make('small', {textContent: cosine}));
     });
-    return make('div', {}, heading(title, 'and their cosines'),
+    return make('div', {}, heading(title, 'with cosine similarity'),
       make('ol', {className: 'near'}, ...items));
   }
 
   function legend(row) {
-    const ramp = make('div', {className: 'ramp'}, '0', make('i', {}), figure(data.maximum[row]));
-    const own = vary(make('span', {className: 'token own', textContent: 'token'}), '--w', '.6');
+    const ramp = make('div', {className: 'ramp'}, '0', make('i', {}), formatNumber(data.maximum[row]));
+    const own = setStyle(make('span', {className: 'token own', textContent: 'token'}), '--w', '.6');
     return make('div', {className: 'legend'}, ramp,
-      make('div', {className: 'unit'}, own, ' the one the line is about; its activation in front'));
+      make('div', {className: 'unit'}, own, ' main token of the context; its activation is on the left'));
   }
 
   function levels(row) {
@@ -190,8 +190,8 @@
       const chosen = of.map((l, n) => n).filter((n) => of[n] === level);
       const octave = Math.floor(Math.log2(data.maximum[row])) - level;
       const last = level === data.levels - 1;
-      const range = last ? 'below ' + figure(2 ** (octave + 1))
-        : figure(2 ** octave) + ' to ' + figure(level ? 2 ** (octave + 1) : data.maximum[row]);
+      const range = last ? 'below ' + formatNumber(2 ** (octave + 1))
+        : formatNumber(2 ** octave) + ' to ' + formatNumber(level ? 2 ** (octave + 1) : data.maximum[row]);
       return make('div', {}, heading('Activation ' + range, 'drawn at random'),
         contexts(drawn, row, chosen));
     });
@@ -200,23 +200,23 @@
   function latent(row) {
     const [median, high] = data.quantiles[row], alive = data.firings[row] > 0;
     const parts = [facts([
-      ['Density', share(data.firings[row] / data.tokens)],
-      ['Active on', figure(data.firings[row]) + ' tokens'],
-      ['Largest activation', figure(data.maximum[row])],
-      ['Median', alive ? figure(median) : '–'], ['90 % below', alive ? figure(high) : '–'],
+      ['Density', formatPercent(data.firings[row] / data.tokens)],
+      ['Active on', formatNumber(data.firings[row]) + ' tokens'],
+      ['Largest activation', formatNumber(data.maximum[row])],
+      ['Median', alive ? formatNumber(median) : '–'], ['90th percentile', alive ? formatNumber(high) : '–'],
     ])];
     if (alive) parts.push(histogram(row));
     if (data.promoted.pieces[row].length) {
-      const longest = Math.max(...[data.promoted, data.suppressed].flatMap(
+      const largest = Math.max(...[data.promoted, data.suppressed].flatMap(
         (ranked) => ranked.values[row].map(Math.abs))) || 1;
       parts.push(make('div', {className: 'pair'},
-        effects('Logits raised', data.promoted, row, longest, false),
-        effects('Logits lowered', data.suppressed, row, longest, true)));
+        effects('Logits raised', data.promoted, row, largest, false),
+        effects('Logits lowered', data.suppressed, row, largest, true)));
     }
     parts.push(make('div', {className: 'pair'}, near('Nearest decoder directions', data.decoder, row),
       near('Nearest encoder directions', data.encoder, row)));
-    if (!alive) return [...parts, make('p', {textContent: 'It was active on none of the tokens.'})];
-    return [...parts, heading('Highest peaks', 'the strongest contexts'), legend(row),
+    if (!alive) return [...parts, make('p', {textContent: 'This latent was active on none of the tokens.'})];
+    return [...parts, heading('Top activations', 'the strongest contexts'), legend(row),
       contexts(top, row, top.strength[row].map((_, n) => n)), ...levels(row)];
   }
 
@@ -250,27 +250,29 @@
   }
 
   function list() {
-    find('count').textContent = figure(state.rows.length) + ' of ' + figure(data.latents.length)
-      + ' latents' + (data.latents.length < data.width ? ', of ' + figure(data.width) : '');
+    find('count').textContent = formatNumber(state.rows.length) + ' of ' + formatNumber(data.latents.length)
+      + ' latents' + (data.latents.length < data.width ? ', of ' + formatNumber(data.width) : '');
     find('rows').replaceChildren(...state.rows.slice(state.from, state.to).map((row) => {
       const line = make('tr', {},
         make('td', {}, make('a', {href: '#latent=' + data.latents[row], textContent: data.latents[row]})),
-        make('td', {textContent: share(data.firings[row] / data.tokens)}),
-        make('td', {textContent: figure(data.maximum[row])}),
-        make('td', {className: 'word', textContent: peaked(row).slice(0, 4).map(word).join('  ') || '(dead)'}));
+        make('td', {textContent: formatPercent(data.firings[row] / data.tokens)}),
+        make('td', {textContent: formatNumber(data.maximum[row])}),
+        make('td', {
+          className: 'word', textContent: peakTokens(row).slice(0, 4).map(showBlanks).join('  ') || '(dead)',
+        }));
       if (row === state.current) line.setAttribute('aria-current', 'true');
       return line;
     }));
     find('fewer').hidden = state.from === 0;
     find('more').hidden = state.rows.length <= state.to;
     for (const button of document.querySelectorAll('th button')) {
-      const own = button.value === state.key;
-      if (own) button.parentElement.setAttribute('aria-sort', state.sign > 0 ? 'ascending' : 'descending');
+      const isSortKey = button.value === state.key;
+      if (isSortKey) button.parentElement.setAttribute('aria-sort', state.sign > 0 ? 'ascending' : 'descending');
       else button.parentElement.removeAttribute('aria-sort');
     }
   }
 
-  function turn(place) {  // the list to a stretch that holds this place
+  function showPlace(place) {  // moves the list to a range that contains this place
     if (place === 0 || place < state.from || place >= state.to) {
       state.from = Math.max(0, place - PAGE / 4);
       state.to = state.from + PAGE;
@@ -280,32 +282,32 @@
 
   function update() {
     select();
-    turn(0);
+    showPlace(0);
   }
 
-  // --- going about ----------------------------------------------------------------------------
+  // --- navigation -----------------------------------------------------------------------------
 
-  function show() {  // what the address says: #latent=123, #search=text, or both with a & between
-    const asked = new URLSearchParams(location.hash.slice(1));
-    if (asked.has('search')) {
-      state.query = find('search').value = asked.get('search');
+  function show() {  // follows the address: #latent=123, #search=text, or both joined by &
+    const requested = new URLSearchParams(location.hash.slice(1));
+    if (requested.has('search')) {
+      state.query = find('search').value = requested.get('search');
       update();
     }
-    const named = /^\d+$/.test(asked.get('latent') || '');
-    const wanted = named ? Number(asked.get('latent')) : data.latents[state.rows[0] || 0];
+    const hasLatent = /^\d+$/.test(requested.get('latent') || '');
+    const wanted = hasLatent ? Number(requested.get('latent')) : data.latents[state.rows[0] || 0];
     state.current = at.get(wanted);
     const known = state.current !== undefined;
     find('name').textContent = 'Latent ' + wanted;
     find('latent').replaceChildren(...(known ? latent(state.current) : [make('p', {
-      textContent: 'This page has ' + figure(data.latents.length) + ' of '
-        + figure(data.width) + ' latents, and this one is not among them.'})]));
-    turn(Math.max(0, state.rows.indexOf(state.current)));
+      textContent: 'This page has ' + formatNumber(data.latents.length) + ' of '
+        + formatNumber(data.width) + ' latents, and this one is not among them.'})]));
+    showPlace(Math.max(0, state.rows.indexOf(state.current)));
     reveal(document.querySelector('tr[aria-current]'));
     const place = find('name').getBoundingClientRect();
-    if (named && (place.top < 0 || place.bottom > innerHeight)) find('name').scrollIntoView();
+    if (hasLatent && (place.top < 0 || place.bottom > innerHeight)) find('name').scrollIntoView();
   }
 
-  function reveal(line) {  // by moving the list alone; scrollIntoView would move the page too
+  function reveal(line) {  // scrolls only the list; scrollIntoView would scroll the page too
     if (!line) return;
     const box = line.closest('.rows'), frame = box.getBoundingClientRect();
     const place = line.getBoundingClientRect(), bottom = Math.min(frame.bottom, innerHeight);
