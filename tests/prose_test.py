@@ -29,7 +29,7 @@ PATTERNS = {
   'write "none of them" or name the thing': r'\b(is|are|of|were|was) none\b(?! of)',
   'say which program or person acts': r'\b(nobody|somebody|anybody|whoever|for who)\b',
   'write "it" or name the thing': r'\b(he|his|him)\b',
-  'write "next to", "besides" or "with"': r'\bbeside\b',
+  'write "next to", "besides" or "with"': r'\bbeside\b(?! under)',
   'write "continue" or "resume"': r'\b(goes|go|going|went|gone) on\b',
   'write "is given" or "receives"': r'\b(is|are|be|being|was|were) told\b',
   'write "does not have"': r'\b(has|have|had) not (a|an|the|any|one|all|that|those|this|these|it)\b',

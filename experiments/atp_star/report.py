@@ -153,7 +153,7 @@ def _truth(measured: Measurement) -> list[str]:
     mine = [('exact', m) for m in true if m.grid == grid]
     both = [*mine, *([near[grid]] if grid in near else [])]
     beyond = sum(int((m.values > limit).sum()) for _, m in both)
-    words = f'{truth.title}. Point at a cell for its number and its node.'
+    words = f'{truth.title}. Hover over a cell to see its number and its node.'
     if beyond:
       words += f' Framed: outside the colour scale, {beyond} of the cells.'
     body = page.side_by_side(patching.table(_caption(name, m), limit) for name, m in both)

@@ -164,7 +164,7 @@ class Stager:
     known = _Staged(program, captured, static, statics)
     if key is None or traced or statics.traced:
       return known
-    # Taken afterwards: what a function itself writes while it is staged, a counter say, is no change.
+    # Taken afterwards: values that the function itself writes during staging, such as a counter, do not count.
     if self._watch is None or self._watch.has_changed():
       self._watch = Watch(self.f)
     if not self._watch.traced:
