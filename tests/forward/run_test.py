@@ -196,7 +196,7 @@ def test_an_attribute_that_a_backward_pass_does_not_have_is_refused():
 
 def test_misuse_of_a_backward_pass():
   run = start()
-  with pytest.raises(RunError, match='retval is not there'):
+  with pytest.raises(RunError, match='retval is not available'):
     run.backward(jnp.sum)
   with pytest.raises(RunError, match='outside a backward pass'):
     run.modified_grad = toy.X
@@ -224,7 +224,7 @@ def test_sites_that_match_nothing_list_what_there_is():
   for options in ({}, {'eagerly': True}):
     with pytest.raises(SiteError, match=r"'mlp_otu.3'(.|\n)*mlp_out"):
       toy.finish(mechjax.iterate(F, 'mlp_otu.3', **options)(PARAMS, toy.X))
-  with pytest.raises(RunError, match="unknown scan='no'"):
+  with pytest.raises(RunError, match="unknown scan 'no'"):
     mechjax.iterate(F, scan='no')
 
 

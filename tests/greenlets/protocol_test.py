@@ -204,7 +204,7 @@ def test_the_repr_says_where_it_stands():
 
 
 def test_yielding_without_a_loop_says_how_to_loop():
-  with pytest.raises(RunError, match='no loop to yield to') as info:
+  with pytest.raises(RunError, match='outside of a loop over a GreenletGenerator') as info:
     yield_(1)
   assert 'GreenletGenerator' in info.value.hint
   with pytest.raises(RunError):
