@@ -168,7 +168,7 @@ def path_of(name: str, accept_terms: bool = False) -> Path:
       'model',
       name,
       sorted(SOURCES),
-      cause='it is not a path of a file or directory, or the name of a model on a hub, '
+      cause='it is neither the path of a file or directory nor the name of a model on a hub, '
       "'organisation/model' as in 'openai-community/gpt2'",
     )
   published = SOURCES[name]

@@ -284,8 +284,8 @@ def test_a_window_that_is_left_out_is_the_familys_and_null_is_none():
 @pytest.mark.parametrize(
   ('settings', 'change', 'message'),
   [
-    (QWEN2, {'layer_types': ['sliding_attention'] * 24}, 'local layers and no window'),
-    (GEMMA_2, {'sliding_window': None}, 'local layers and no window'),
+    (QWEN2, {'layer_types': ['sliding_attention'] * 24}, 'local layers without a window'),
+    (GEMMA_2, {'sliding_window': None}, 'local layers without a window'),
     (
       GEMMA_2,
       {'attn_logit_softcapping': 'x'},

@@ -128,8 +128,8 @@ def test_what_is_not_a_token_is_refused_by_a_message_that_says_what_is_wanted(gi
   ('given', 'message'),
   [
     (jnp.ones((1, 2)), r'dtype float32; expected integers of shape \[B, T\]'),
-    (jnp.ones((1, 2), bool), 'dtype bool; integers'),
-    (jnp.array([1, 2]), r'shape \(2,\) and dtype int32; integers of shape \[B, T\]'),
+    (jnp.ones((1, 2), bool), 'dtype bool; expected integers'),
+    (jnp.array([1, 2]), r'shape \(2,\) and dtype int32; expected integers of shape \[B, T\]'),
   ],
 )
 def test_what_is_not_a_token_is_refused_by_the_pure_function_too_traced_or_not(

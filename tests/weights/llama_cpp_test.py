@@ -180,5 +180,5 @@ def test_the_stretched_wavelengths_of_llama_3_are_settings_again(tmp_path):
 
 
 def test_wavelengths_stretched_otherwise_are_refused(tmp_path):
-  with pytest.raises(WeightsError, match='in a way that Llama 3 does not'):
+  with pytest.raises(WeightsError, match='not those of Llama 3'):
     read(written(tmp_path, 'llama', LLAMA, stretch=[2.0, 3.0]))
