@@ -211,10 +211,10 @@ def test_nodes_are_those_asked_for(task, settings, shape):
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'methods': ('atp', 'atp_kq')}, r"no method called 'atp_kq'[\s\S]*known: \['atp', 'atp_qk'"),
-    ({'nodes': 'head'}, r"no set of nodes called 'head'[\s\S]*mean 'heads'"),
-    ({'positions': 'first'}, r"'first'[\s\S]*'reached', 'each', 'last', 'together'"),
-    ({'mode': 'zero'}, r"'zero'[\s\S]*'noising', 'denoising'"),
+    ({'methods': ('atp', 'atp_kq')}, r"unknown method 'atp_kq'[\s\S]*did you mean 'atp_qk'"),
+    ({'nodes': 'head'}, r"unknown set of nodes 'head'[\s\S]*mean 'heads'"),
+    ({'positions': 'first'}, r"'first'[\s\S]*reached, each, last, together"),
+    ({'mode': 'zero'}, r"'zero'[\s\S]*noising, denoising"),
     ({'nodes': 'neurons'}, "neurons of all layers[\\s\\S]*layers='2,14,27'"),
     ({'ks': (10, 3)}, r'ks \[10, 3\]'),
     ({'methods': ()}, r'methods \[\]'),

@@ -197,10 +197,10 @@ def test_a_tokenizer_that_fits_no_word_gives_no_pairs(name):
 
 
 def test_what_is_not_there_is_named(model):
-  with pytest.raises(PatchingError, match="no task called 'capital'") as e:
+  with pytest.raises(PatchingError, match="unknown task 'capital'") as e:
     tasks.build('capital', model, 4)
   assert "'capitals'" in e.value.hint
-  with pytest.raises(PatchingError, match="no template of 'ioi' called 'where'"):
+  with pytest.raises(PatchingError, match="unknown template of 'ioi' 'where'"):
     tasks.build('ioi', model, 4, templates=['where'])
   for n, templates in ((0, None), (4, [])):
     with pytest.raises(PatchingError, match='are not a task'):

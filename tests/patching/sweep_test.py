@@ -408,7 +408,7 @@ def test_padding_before_a_token_is_refused_because_the_model_would_read_it(gap):
 
 
 def test_modes_that_mean_nothing_are_refused():
-  with pytest.raises(PatchingError, match="no mode of patching called 'noise'"):
+  with pytest.raises(PatchingError, match="unknown mode of patching 'noise'"):
     run(mode='noise')
   single = PAIRS.rows(np.arange(1))
   with pytest.raises(PatchingError, match='one pair'):
