@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from experiments.atp_star.methods import METHODS
-from mechjax import errors
+from mechjax import errors, flags
 from mechjax.patching import PatchingError
 
 NODES = {'heads': 'q, k, v, z', 'layers': 'attn_out, mlp_out', 'neurons': 'mlp_post'}
@@ -42,7 +42,7 @@ class Settings:
   nodes: str = 'heads'
   layers: str = ''
   positions: str = 'reached'
-  mode: str = 'noising'
+  mode: str = flags.with_former_name('noising', 'how')
   methods: tuple[str, ...] = tuple(METHODS)
   ks: tuple[int, ...] = (10, 30, 100)
   joint: int | None = None

@@ -34,5 +34,14 @@ with a comma cannot be a member of a tuple on the command line, but it can in a 
 from mechjax.errors import FlagsError
 from mechjax.flags.config_files import as_json, differences, from_json
 from mechjax.flags.defining import Handle, define
+from mechjax.flags.leaves import with_former_name
 
-__all__ = ['FlagsError', 'Handle', 'as_json', 'define', 'differences', 'from_json']
+__all__ = [
+  'FlagsError',
+  'Handle',
+  'as_json',
+  'define',
+  'differences',
+  'from_json',
+  'with_former_name',
+]

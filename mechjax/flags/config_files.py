@@ -176,13 +176,21 @@ def _walk(
     elif child in by_path:
       yield child, value
     else:
-      known = {name[-1]: '.'.join(name) for name in (*by_path, *(tables - {()}))}
-      close = [known[name] for name in nearest(key, known)]
       raise FlagsError(
         f'no field {".".join(child)!r:.100}',
         where=f'{where}',
-        hint=f'perhaps {", ".join(close)}' if close else f'there are {", ".join(known.values())}',
+        hint=_suggest(child, tables, by_path),
       )
+
+
+def _suggest(path: Names, tables: set[Names], by_path: Mapping[Names, Leaf]) -> str:
+  """A hint for a field that does not exist: its new name, the nearest names, or all names."""
+  former = {(*leaf.path[:-1], leaf.former_name): leaf.dotted for leaf in by_path.values()}
+  if path in former:
+    return f'it is called {former[path]} now; start a new run, or rename it in the file'
+  known = {name[-1]: '.'.join(name) for name in (*by_path, *(tables - {()}))}
+  close = [known[name] for name in nearest(path[-1], known)]
+  return f'perhaps {", ".join(close)}' if close else f'there are {", ".join(known.values())}'
 
 
 def _parse_value(leaf: Leaf, value: Any, where: object, null: Any) -> Any:

@@ -26,6 +26,7 @@ from mechjax.flags.kinds import SUPPORTED, FlagKind, kind_of
 Names = tuple[str, ...]
 REQUIRED: Any = dataclasses.MISSING
 """The default of a field that must be given."""
+_FORMER = 'former_name'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +38,14 @@ class Leaf:
     kind: the kind of its value.
     explanation: its help text.
     default: its value if it is not given, or `REQUIRED`.
+    former_name: the name that it had in earlier versions, which a config file may still have; '' if it had no other.
   """
 
   path: Names
   kind: FlagKind
   explanation: str
   default: Any
+  former_name: str = ''
 
   @property
   def name(self) -> str:
@@ -53,6 +56,16 @@ class Leaf:
   def dotted(self) -> str:
     """Its path, joined by dots."""
     return '.'.join(self.path)
+
+
+def with_former_name(default: Any, former_name: str) -> Any:
+  """A field of a config that had another name before: config files with that name are refused with the new one.
+
+  Args:
+    default: its default.
+    former_name: its name before.
+  """
+  return dataclasses.field(default=default, metadata={_FORMER: former_name})
 
 
 def leaves(config_class: type, defaults: Any = None) -> tuple[Leaf, ...]:
@@ -115,7 +128,7 @@ def _leaves(config_class: type, defaults: Any, path: Names) -> Iterator[Leaf]:
         where=where,
         hint="explain it under 'Attributes:' in the docstring of its class",
       )
-    yield Leaf(own, kind, explanations[field.name], default)
+    yield Leaf(own, kind, explanations[field.name], default, field.metadata.get(_FORMER, ''))
 
 
 def _fields(config_class: type) -> list[tuple[dataclasses.Field, Any]]:

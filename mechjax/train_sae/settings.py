@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from mechjax import flags
 from mechjax.errors import SAEError
 from mechjax.sae import ARCHITECTURES, Architecture, AuxK, GhostGrads, Resampling, architecture
 from mechjax.sae.checks import check_field
@@ -58,7 +59,7 @@ class Data:
   activation_tokens: int | None = None
   activation_dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
   activation_dir: str = ''
-  max_norm_ratio: float = 10.0
+  max_norm_ratio: float = flags.with_former_name(10.0, 'longest')
   shard_tokens: int = 65_536
   shards_per_bucket: int = 4
   streams: int = 1
@@ -115,8 +116,8 @@ class Dictionaries:
   widths: tuple[int, ...] = (4_096,)
   seeds: tuple[int, ...] = (0,)
   prefixes: tuple[int, ...] = ()
-  dead_latents: tuple[DeadLatents, ...] = ('none',)
-  dead_after_tokens: int = 10_000_000
+  dead_latents: tuple[DeadLatents, ...] = flags.with_former_name(('none',), 'revival')
+  dead_after_tokens: int = flags.with_former_name(10_000_000, 'dead_after')
   resample_every: int = 5_000
   rewarm_steps: int = 1_000
   matmuls: Literal['float32', 'bfloat16'] = 'float32'
