@@ -234,7 +234,7 @@ def test_a_function_that_spoils_padding_spoils_no_token():
     (
       {'resid_post.0': lambda x: x - x.mean(0)},
       1,
-      "3 to 5 tokens, and what is planted at 'resid_post.0'",
+      "3 to 5 tokens, and the plant at 'resid_post.0'",
     ),
     ({'resid_post.0': lambda x: x.at[1].set(x[0])}, 1, 'may mix rows'),
     ({'resid_post.0': jnp.ones((2, 5, 16))}, 1, 'may mix rows'),
