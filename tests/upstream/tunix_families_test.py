@@ -392,5 +392,5 @@ def test_a_llama_is_no_gemma_and_neither_is_an_unknown_architecture(monkeypatch)
   with pytest.raises(WeightsError, match="architecture 'llama'"):
     gemma3_shape(file)
   monkeypatch.setitem(file.metadata, 'general.architecture', 'mamba')
-  with pytest.raises(WeightsError, match=r"(?s)'mamba'.*\['gemma3', 'llama'\]"):
+  with pytest.raises(WeightsError, match=r"(?s)'mamba'.*llama"):
     loader.forward(file)
