@@ -60,12 +60,13 @@ test-numeric-share: $(VENV)/test.stamp
 	@flags='--xla_cpu_max_isa=SSE4_2 $(ONE_THREAD)'; .ci/knows $(BIN)/python $$flags || flags='$(ONE_THREAD)'; \
 	echo "XLA_FLAGS=$$flags"; XLA_FLAGS="$$flags" $(MAKE) --no-print-directory test-numeric NUMERIC='$(SHARE)'
 
-# Tests that need no upstream package, in a venv for which pip finds the newest JAX.
+# Tests that need no upstream package, in a venv for which pip finds the newest JAX: all cases of the rooms that read the
+# programs of JAX, and elsewhere the first and the last case of each test.
 test-newest:
 	@newer=$$(.ci/newer-python); \
 	if [ -z "$$newer" ]; then echo 'no Python >= 3.12 on this machine: core tests on the newest JAX not run'; \
 	elif [ "$$newer" = "$(PYTHON)" ]; then echo 'make test runs on Python >= 3.12 here'; \
-	else $(MAKE) --no-print-directory VENV=.venv-newest PYTHON="$$newer" test-core; fi
+	else $(MAKE) --no-print-directory VENV=.venv-newest PYTHON="$$newer" CASES=--few test-core; fi
 
 # Google's gemma package needs Python >= 3.12 and 3.6 GB of disk.
 test-upstream:
@@ -86,8 +87,8 @@ environments:
 test test-core test-gemma test-numeric: export MECHJAX_ACCEPT_GEMMA_TERMS ?= 1
 
 test-core: $(VENV)/core.stamp
-	$(QUICK_PYTEST) -m 'not (optimised or slow or upstream or $(FLAX_MODELS) or gemma or truth)'
-	$(PYTEST) -m 'optimised and not (slow or upstream or $(FLAX_MODELS) or gemma or truth)'
+	$(QUICK_PYTEST) $(CASES) -m 'not (optimised or slow or upstream or $(FLAX_MODELS) or gemma or truth)'
+	$(PYTEST) $(CASES) -m 'optimised and not (slow or upstream or $(FLAX_MODELS) or gemma or truth)'
 
 test-flax-models: $(VENV)/flax.stamp
 	$(QUICK_PYTEST) tests/upstream -m '$(FLAX_MODELS)'
