@@ -20,10 +20,7 @@ from tests.layering_test import EDGES, FLOORS, SOURCES, room
 FILE = pathlib.Path(__file__).with_name('architecture.svg')
 WIDTH, LEFT, RIGHT, TOP = 1240, 76, 20, 20  # width of the picture, and of its margins
 HEIGHT, GAP, BOX = 40, 52, 99  # height of a box; distance between floors; width of a box
-PASSAGE, PORT = (
-  0.3,
-  14,
-)  # width of an arrow that crosses a floor, in boxes; distance of arrows at a box
+PASSAGE, PORT = 0.3, 14  # width of an arrow that crosses a floor, in boxes; gap of arrows at a box
 
 STYLE = """
   svg { color-scheme: light dark; --paper: #fdfdfc; --ink: #1c2733; --faint: #5d6874; --band: #f0f2f4; --box: #ffffff;

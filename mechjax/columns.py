@@ -77,7 +77,7 @@ class Function:
     return self.programs[width]
 
   def try_stage(self, width: int) -> Any:
-    """Like `stage`; None where the function does not accept this width, as for a text that does not occur."""
+    """Like `stage`, but None if the function refuses this width, because perhaps no text of this width occurs."""
     try:
       return self.stage(width)
     except Exception:

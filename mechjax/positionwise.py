@@ -89,7 +89,7 @@ class _Walk:
     )
 
   def is_along(self, state: Along | Free, axis: int) -> bool:
-    """Whether a value may stand where positions lie along `axis`."""
+    """Whether a value can be used as one whose positions lie along `axis`."""
     if isinstance(state, Along):
       return state.axis == axis
     return not self.alike or axis in state.flat
@@ -147,7 +147,7 @@ class _Walk:
     _check(all(e.primitive.name == name for e in eqns))
     if kind_of(eqns[0]) in CALLS:
       return self.run([body_of(e) for e in eqns], ins)
-    _check(all(_are_same_params(e.params, eqns[0].params) for e in eqns))
+    _check(all(_have_same_params(e.params, eqns[0].params) for e in eqns))
     if name in _ELEMENTWISE:
       return [self._join(eqns[0], ins)] * len(eqns[0].outvars)
     rule = _RULES.get(name)
@@ -359,7 +359,7 @@ def _flat(shape: Sequence[int]) -> Free:
   return Free(frozenset(i for i, n in enumerate(shape) if n == 1))
 
 
-def _are_same_params(some: dict, others: dict) -> bool:
+def _have_same_params(some: dict, others: dict) -> bool:
   if some.keys() != others.keys():
     return False
   if str(some.get('update_jaxpr')) != str(others.get('update_jaxpr')):

@@ -5,7 +5,7 @@ a GPU, either of which keeps a tenth of the digits. Effects of patches are diffe
 products of float32 in mechjax request full precision, as a parameter of the product: a harvest or a gradient of the
 program keeps it.
 
-    einsum('btd,dnh->btnh', h, w)        float32: HIGHEST; bfloat16: the default, which loses nothing
+    einsum('btd,dnh->btnh', h, w)        float32: HIGHEST; bfloat16: the default, as there is nothing to gain
 
 To trade precision for speed, set JAX's own option, which takes precedence wherever it is set:
 

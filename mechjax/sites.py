@@ -48,7 +48,7 @@ LETTERS: dict[str, str] = {
   'K': 'key-value heads',
   'G': 'query heads of each key-value head',
   'H': 'head width',
-  'J': 'pairs of a head that rotary rotates',
+  'J': 'pairs of a head that rotary embeddings rotate',
   'F': 'neurons',
   'V': 'vocabulary',
   'M': 'latents',
@@ -60,18 +60,18 @@ CANONICAL: dict[str, str] = {
   'embed': '[B, T, D] token (and position) embeddings',
   'resid_pre': '[B, T, D] residual stream entering the layer',
   'attn_norm': '[B, T, D] normalised input of the attention',
-  'q': '[B, T, N, H] queries after rotary: what the dot product sees',
-  'k': '[B, S, K, H] keys after rotary: what the dot product sees',
+  'q': '[B, T, N, H] queries after rotary, as they enter the dot product',
+  'k': '[B, S, K, H] keys after rotary, as they enter the dot product',
   'v': '[B, S, K, H] values',
-  'attn_scores': '[B, N, T, S] scaled, soft-capped, masked: what the softmax sees',
+  'attn_scores': '[B, N, T, S] scaled, soft-capped, masked: the input of the softmax',
   'attn_probs': '[B, N, T, S] attention probabilities',
   'z': '[B, T, N, H] head outputs before W_O',
-  'attn_out': '[B, T, D] what the attention adds to the residual stream',
+  'attn_out': '[B, T, D] output of the attention, added to the residual stream',
   'resid_mid': '[B, T, D] residual stream between attention and MLP',
   'mlp_norm': '[B, T, D] normalised input of the MLP',
   'mlp_pre': '[B, T, F] pre-activation of the neurons (the gate, in gated MLPs)',
   'mlp_post': '[B, T, F] the neurons',
-  'mlp_out': '[B, T, D] what the MLP adds to the residual stream',
+  'mlp_out': '[B, T, D] output of the MLP, added to the residual stream',
   'resid_post': '[B, T, D] residual stream leaving the layer',
   'final_norm': '[B, T, D] normalised final residual stream',
   'logits': '[B, T, V] next-token logits',
@@ -100,7 +100,7 @@ _WITHOUT_GAIN = (
 _BEFORE_ROTARY = 'means the value BEFORE rotary in TransformerLens; mechjax tags it after rotary'
 _COPY = 'is in TransformerLens a copy of the residual stream for each head or for the MLP, before the norm'
 _SCALE = (
-  'is the root mean square that a norm divides by in TransformerLens; mechjax tags what comes out'
+  'is the root mean square that a norm divides by in TransformerLens; mechjax tags its output'
 )
 # Hooks for a value that is not tagged here: the nearest site of mechjax, and the difference.
 _LENS_OTHER = {

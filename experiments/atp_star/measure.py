@@ -271,7 +271,7 @@ def bounds(
   checks = min(settings.verify // 2, n - path)
   subsets = settings.verify - settings.verify // 2
   result = verification.verify(
-    one.search, look_up(truth, question.patch), k, float(one.search.passes[path - 1]),
+    one.search, with_lookup(truth, question.patch), k, float(one.search.passes[path - 1]),
     checks=checks, subsets=subsets, seed=question.seed, batch=AT_ONCE,
   )  # fmt: skip
   left = np.isnan(result.effects).any(axis=1)
@@ -289,7 +289,7 @@ def bounds(
   }
 
 
-def look_up(truth: Effects, patch: baselines.Patch) -> baselines.Patch:
+def with_lookup(truth: Effects, patch: baselines.Patch) -> baselines.Patch:
   """A version of `patch` that looks up the effects of single nodes in the truth."""
 
   def run(members: np.ndarray) -> np.ndarray:

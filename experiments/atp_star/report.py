@@ -249,7 +249,7 @@ def _largest(measured: Measurement) -> str:
     'Contribution, signed mean effect, and the place of each node in the methods that estimate effects, '
     'largest first.'
   )
-  unit = 'colour: the contribution over the largest; the true rank over the place, full if the place is not later'
+  unit = 'colour: the contribution over the largest; the true rank over the place, full up to the true rank'
   table = _table('node', ['contribution', 'mean', *names.values()], rows, unit)
   return page.section('Places of the largest nodes', words, table)
 
@@ -260,8 +260,8 @@ def _bounds(metrics: dict[str, Any]) -> str:
   words = (
     f'Bounds that do not use the truth. The first {one["path"]:,} nodes of each method are patched; the threshold '
     f'is contribution number {k} among them. {one["checks"]:,} nodes drawn from the others are patched, and '
-    f'{one["subsets"]:,} random subsets of those still left. With 95 % confidence at most this many nodes exceed the '
-    'threshold, and with 95 % none of those left contributes more than the bound; the true values are next to them.'
+    f'{one["subsets"]:,} random subsets of those still left. With 95 % confidence at most the given number of nodes '
+    'exceed the threshold, and with 95 % no node that is left contributes more than the bound; the true values follow.'
   )
   rows = [
     (

@@ -78,8 +78,8 @@ def iterate(
     `(*args, **kwargs) -> Run`.
 
   Raises:
-    SiteError: when a run is started, a pattern selects nothing (in an eager run: when it ends).
-    HarvestError: when a run is started, a strict name is sown twice in one place.
+    SiteError: a pattern selects nothing; raised when a run is started (an eager run: when it ends).
+    HarvestError: a strict name is sown twice in one place; raised when a run is started.
     RunError: `scan` is unknown.
   """
   if scan not in traced.SCANS:

@@ -10,7 +10,7 @@ A run does not depend on how its values are computed. It drives a generator of (
 iterated once, a new value must fit, and every misuse is an error that states the site at which the run stands.
 
 Leaving. A `for` loop holds the only reference to the generator, so break, return, an exception or Ctrl-C close
-it immediately. An exception in the body has the body's line, but Python does not inform an iterator why it is
+it immediately. The traceback of an exception in the body shows its line, but an iterator does not learn why it is
 left: `with forward(tokens) as run:` around the loop adds the site to the traceback; `repr(run)` shows it in any case.
 """
 
@@ -280,9 +280,8 @@ _BY_FOR: Any = object()
 
 def _items(run: Run) -> Generator[Item, None, None]:
   """Drives a run. It holds no reference to a value while the pass continues to the next site."""
-  driver = iter(
-    run._driver
-  )  # for a greenlet, a handle: it can be closed while later generators are suspended
+  # For a greenlet, a handle: it can be closed while later generators are suspended.
+  driver = iter(run._driver)
   reply: list[Any] | None = None
   try:
     while True:
@@ -395,9 +394,8 @@ def fit(new: Any, old: Any, what: str) -> Any:
 
 
 def _shape_of(value: Any) -> Any:
-  if isinstance(
-    value, jax.Array
-  ):  # the usual case, and measurably faster in a run of hundreds of sites
+  # The usual case, which `tree.map` would make measurably slower in a run of hundreds of sites.
+  if isinstance(value, jax.Array):
     return jax.ShapeDtypeStruct(value.shape, value.dtype)
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(jax.numpy.shape(x), jax.numpy.result_type(x)), value

@@ -195,17 +195,17 @@ def inputs_of(step: Any) -> tuple[Ref, ...]:
 
 def _liveness(steps: list, outs: Sequence[Ref]) -> list[tuple[int, ...]]:
   """Sets the inputs and outputs of segments; returns the values that are dead after each step."""
-  find_live = {r for r in outs if isinstance(r, int)}
+  live = {r for r in outs if isinstance(r, int)}
   dead: list[tuple[int, ...]] = []
   for step in reversed(steps):
     if isinstance(step, Segment):
       inside = {o for op in step.ops for o in op.outs}
-      step.outs = tuple(o for op in step.ops for o in op.outs if o in find_live)
+      step.outs = tuple(o for op in step.ops for o in op.outs if o in live)
       used = [r for op in step.ops for r in op.ins if isinstance(r, int) and r not in inside]
       step.ins = tuple(dict.fromkeys(used))
     taken = {r for r in inputs_of(step) if isinstance(r, int)}
-    dead.append(tuple({*taken, *step.outs} - find_live))
-    find_live = (find_live - set(step.outs)) | taken
+    dead.append(tuple({*taken, *step.outs} - live))
+    live = (live - set(step.outs)) | taken
   return dead[::-1]
 
 

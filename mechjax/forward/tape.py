@@ -14,7 +14,7 @@ from typing import Any
 from mechjax.programs.line import Op, Ref
 
 LOOP = '*'
-"""In the path of a cut: the iteration of a scan, which is a layer. `ROUND` is that of a while loop, which is not."""
+"""In the path of a cut: the iteration of a scan, which is a layer. A while loop has `ROUND` in its place."""
 
 
 @dataclasses.dataclass
@@ -57,7 +57,7 @@ class Cut:
 
 @dataclasses.dataclass
 class Echo:
-  """A second place at which a value that replaced that of an earlier `Cut` has an effect.
+  """A later place at which a replacement made at an earlier `Cut` takes effect again.
 
   This occurs in the derivative of a function that the run itself differentiates: in the tangent of the site, which
   becomes zero, and in the backward half of a checkpoint, where the site is recomputed.

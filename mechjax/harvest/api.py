@@ -134,7 +134,7 @@ def plant(
 ) -> Callable:
   """Transforms `f` like `harvest` without reading: `(plants, *args) -> result of f`.
 
-  An outer harvest sees the values of all sows that flow on, including planted ones, and may replace them again. With
+  An outer harvest sees every sow with the value that flows on, planted or not, and may replace it again. With
   `tag=` alone, as in Oryx, planted sows are invisible to it.
   """
   settings = _settings(tag, None, allowlist, blocklist, exclusive, reading=False)

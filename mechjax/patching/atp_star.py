@@ -133,7 +133,7 @@ class AtPStar(Method):
       if len(layers) == 1:
         values[:, rows[:count]] = np.abs(graddrop.by_node(self.nodes, plain, real))[:, :count]
       else:
-        drops = len(layers) - self._lie_inside()[:, None]
+        drops = len(layers) - self._inside_blocks()[:, None]
         values[:, rows[:count]] = graddrop.by_node(self.nodes, found, real)[:, :count] / drops
     return Effects(title, self.nodes, values, base, other, there)
 
@@ -164,7 +164,7 @@ class AtPStar(Method):
 
   # --- internals
 
-  def _lie_inside(self) -> np.ndarray:
+  def _inside_blocks(self) -> np.ndarray:
     """1 for nodes that lie inside a block, 0 for those on the residual stream or without a layer; [N]."""
     stream = ('resid_pre', 'resid_mid', 'resid_post')
     grids = np.array([0 if g.name in stream else 1 for g in self.nodes.grids])

@@ -201,7 +201,7 @@ def run_other(
 def run_base(
   forward: Callable, sites: Any, params: Any, pairs: Pairs, metric: Metric
 ) -> tuple[jax.Array, Any, Any]:
-  """Runs forward and backward pass at the base: the metric [B], and values and gradients of the metric at sites."""
+  """Runs the forward and the backward pass at the base: the metric [B], and values and its gradients at sites."""
   at_sites = harvest.value_and_grad_at(_loss(forward, metric), sites=sites, has_aux=True)
   (_, base), values, gradients = at_sites(params, pairs.clean)
   return base, values, gradients

@@ -216,7 +216,7 @@ def random_order(n: int, seed: int = 0) -> Search:
 
 
 def blocks(patch: Patch, n: int, size: int, *, batch: int = 64) -> Search:
-  """Patches blocks of `size` neighbours jointly, then measures the nodes of the block of largest joint effect first.
+  """Patches blocks of `size` neighbours jointly, then measures their nodes, the block of largest joint effect first.
 
   Args:
     patch: called with all blocks.

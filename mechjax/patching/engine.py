@@ -102,7 +102,7 @@ class PatchingPlan:
   sums: Callable | None
 
   def statistics(self, params: Any, sided: Pairs, n: int) -> Any:
-    """Means and standard deviations over all pairs; None if the mode needs none of them."""
+    """Means and standard deviations over all pairs; None if the mode does not need them."""
     if self.sums is None:
       return None
     total: Any = None

@@ -211,7 +211,7 @@ def kl_divergence(pairs: Pairs, reference: Any, positions: Any = None) -> Metric
 def custom(name: str, fn: Callable, data: Any = ()) -> Metric:
   """User-defined metric.
 
-  It fits any pairs that are as many as the rows of its data, or any number of pairs without data. It does not know
+  It fits any pairs, as many as its data has rows, and any number of pairs if it has no data. It does not know
   which pairs it belongs to, so its use with the wrong pairs cannot be detected.
 
   Args:

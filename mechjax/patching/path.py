@@ -1,4 +1,4 @@
-"""Path patching: the direct effect of one node through another.
+"""Path patching: the effect that one node has through another, without the components between them.
 
 A head may matter because a later head reads its output, or because the components in between do. Path patching (Wang
 et al. 2022; Goldowsky-Dill et al. 2023; docs/methods.md, section 3) separates these routes. In a first pass the sender

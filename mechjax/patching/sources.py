@@ -173,7 +173,7 @@ def _check_shape(name: str, layout: AxisLayout, shape: tuple[int, ...]) -> None:
 def make_planted(
   forward: Callable, nodes: NodeSet, mode: str, params: Any, inputs: Any, statistics: Any, keys: Any
 ) -> tuple[Any, Values]:
-  """Makes the values to plant, with the output of the model on `inputs`; `keys` are random, one for each pair."""
+  """Runs the model on `inputs`; returns its output and the values to plant. `keys` are random, one for each pair."""
   out, values = read(forward, nodes, params, inputs)
   if mode == 'zero':
     return out, jax.tree.map(jnp.zeros_like, values)

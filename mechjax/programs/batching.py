@@ -1,4 +1,4 @@
-"""Predicates of the lanes that a sow belongs to, for when vmap turns control flow into arithmetic.
+"""Predicates that record which lanes a sow belongs to when vmap turns control flow into arithmetic.
 
 Under vmap a cond with a batched predicate becomes "run every branch, then select", and a while loop becomes "run until
 all lanes are done, freeze the finished ones". A value sown inside then exists for lanes that never took that branch, or

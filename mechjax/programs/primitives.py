@@ -10,7 +10,7 @@ The treatment of a kind is up to the clients: `rules` evaluates all kinds, `forw
 names the primitive.
 
 Sharp edge. A primitive that is not in the table may hold programs as well (solvers do). They are found, and their
-operands are matched by number.
+operands are matched by their number, from the last one.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ their sows on the same lines, are the same program, and everything compiled for 
 function whose closed-over weights were replaced, and the same lambda made anew in every iteration of a loop.
 
 Programs are stored on the functions that they belong to. The table here holds weak references, and only the last
-`RECENT` programs are kept alive, so that a loop that makes its function anew finds the program of the last iteration.
+`RECENT` programs are kept alive, so that a loop that makes its function anew finds its previous program.
 
 Sharp edges. A Python number that a function closes over is part of the structure: another value is another program and
 is compiled. An array is not part of it.

@@ -34,7 +34,7 @@ from mechjax.programs.tag import record_sows
 from mechjax.watching import Watch, is_alike
 
 LARGE = 64 * 2**20
-"""Bytes of constants in the program of a caller from which on a warning is given."""
+"""Size, in bytes, from which constants in the program of a caller cause a warning."""
 
 
 def is_dynamic(leaf: Any) -> bool:

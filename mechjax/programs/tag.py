@@ -65,8 +65,8 @@ def sow(
     tag: the harvests of this tag see the value; any hashable.
     name: its name; a canonical name of `mechjax.sites` where one fits. The layer is not part of
       the name (see `mechjax.sites`).
-    mode: the meaning of a second sow of the same name in the same place: 'strict' is an error, with 'clobber' the
-      last one wins, 'append' (inside a scan) gives one entry per iteration.
+    mode: the meaning of a second sow of the same name in the same place: 'strict' makes it an error, 'clobber' keeps
+      the last value, 'append' (inside a scan) gives one entry per iteration.
     key: ignored; accepted because Oryx accepts it.
 
   Returns:

@@ -7,7 +7,7 @@ three things: a result of the previous layer (carried), a value that is the same
 its own (its parameters, stacked).
 
 Sharp edges. Layers of two kinds (alternating local and global attention) are an error, as is a layer that takes a
-result of another layer than the previous one.
+result of a layer other than the previous one.
 """
 
 from __future__ import annotations
