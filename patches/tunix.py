@@ -1,8 +1,8 @@
 """google-tunix: Qwen2 (which also holds plain llamas), Llama 3, Gemma 1 and 2, Gemma 3.
 
 Every canonical site of `mechjax.sites` is tagged where upstream's own variable holds it, so the rules
-can be read next to the upstream files. The four files are copies of one another and of Google's gemma
-package, so the rules that they share are written once: here for the llamas, in `gemma` for the Gemmas
+can be read next to the upstream files. The four files were copied from one another, and first from
+Google's gemma package, so the rules that they share are written once: here for the llamas, in `gemma` for the Gemmas
 and for all.
 
 Definitions of sites where upstream leaves a choice:

@@ -2,9 +2,9 @@
 
   python -m mechjax.eval_sae --run=out/sae --dashboard=topk/0
 
-Writes `evaluation.json`, the table and figure of loss against sparsity as `pareto.png` and `evaluation.html`, and for
-each dictionary that --dashboard names a page of its features. Published dictionaries are evaluated with --dictionaries,
---model and --site.
+Writes `evaluation.json`, the table and figure of loss against sparsity as `pareto.png` and `evaluation.html`, and, for
+each dictionary that --dashboard names, a page of its features. Published dictionaries are evaluated with
+--dictionaries, --model and --site.
 
 Cost on two CPU cores, SmolLM2-135M, 32,768 tokens: six passes that all dictionaries share and one pass per dictionary,
 a minute each.

@@ -114,7 +114,7 @@ def _features(
 
 
 def _effects(model: LanguageModel, subject: Subject) -> Callable[[jax.Array], jax.Array] | None:
-  """Function from directions to their effects on logits per unit, up to the final norm's division by the total norm.
+  """Function from directions to their effects on logits per unit, without the scale of the final norm.
 
   None if the dictionary's output is not as wide as the residual stream.
   """

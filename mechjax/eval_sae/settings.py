@@ -30,7 +30,7 @@ class EvalSettings:
     context: tokens of a context.
     tokens: approximate number of tokens to predict.
     batch: contexts in one pass.
-    dashboard: names in the table of the dictionaries that get a page of features; 'all' for all.
+    dashboard: names, as in the table, of the dictionaries that get a page of features; 'all' for all.
     latents: number of latents on such a page, drawn among those that are ever active; 0 for all.
     feature_tokens: number of tokens that are searched for examples.
     out: output directory; by default `evaluation` in the directory of the run.

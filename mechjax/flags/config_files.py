@@ -185,9 +185,9 @@ def _walk(
 
 def _suggest(path: Names, tables: set[Names], by_path: Mapping[Names, Leaf]) -> str:
   """A hint for a field that does not exist: its new name, the nearest names, or all names."""
-  former = {(*leaf.path[:-1], leaf.former_name): leaf.dotted for leaf in by_path.values()}
+  former = {(*l.path[:-1], l.former_name): l.dotted for l in by_path.values() if l.former_name}
   if path in former:
-    return f'it is called {former[path]} now; start a new run, or rename it in the file'
+    return f'it is called {former[path]} now; a run of an earlier version has to be started anew'
   known = {name[-1]: '.'.join(name) for name in (*by_path, *(tables - {()}))}
   close = [known[name] for name in nearest(path[-1], known)]
   return f'perhaps {", ".join(close)}' if close else f'there are {", ".join(known.values())}'

@@ -59,7 +59,7 @@ class Leaf:
 
 
 def with_former_name(default: Any, former_name: str) -> Any:
-  """A field of a config that had another name before: config files with that name are refused with the new one.
+  """A field of a config that had another name before; a config file with that name is an error that gives the new one.
 
   Args:
     default: its default.

@@ -48,7 +48,7 @@ def load(
     name_or_path: a name in `mechjax.weights.fetch.SOURCES`, fetched on first use; the path of a GGUF file, of a
       directory with config.json, tokenizer.json and safetensors, or of an Orbax checkpoint; or
       'organisation/model' on a hub.
-    code: the forward pass: our own decoder, or a key of `CODES`, which read GGUF files.
+    code: implementation of the forward pass: 'decoder', our own, or a key of `CODES`; those read GGUF files only.
     accept_terms: whether you accept the terms of weights that have any, such as Gemma's; an
       environment variable that the error names does the same.
     dtype: of the parameters, and of the computation (norms, softmax and logits are at least float32); one of

@@ -1,9 +1,9 @@
 """Instrumenting code that we did not write, without forking it.
 
-A model to be studied lives in a package of other people. A fork of it is out of date within weeks, a
+A model to be studied lives in an upstream package. A fork of it is out of date within weeks, a
 monkey patch copies whole functions and drifts in silence, and hooks on module calls see inputs and
-outputs but not the values between them. The statement of a researcher is small: in this method, this
-sum is the residual stream. So a patch states just that, as a pair of code before and code after, and
+outputs but not the values between them. A researcher needs to state only little: in this method,
+this sum is the residual stream. So a patch states just that, as a pair of code before and code after, and
 everything else stays as upstream wrote it.
 
     from mechjax.patcher import Patcher

@@ -1,6 +1,6 @@
 """Error messages for rules that no longer match, because upstream has changed.
 
-Most patches end with such a rule. The reader of the message did not write the patch, so the message
+This is how patches usually break. The reader of the message did not write the patch, so the message
 does the search: it shows the code in the same member that is most similar to the pattern, as a diff
 with file and line; other members in which the pattern does match; and the installed version next to
 the versions that the patch was checked with.
@@ -51,7 +51,7 @@ def explain(
     )
     cause = cause or 'upstream changed this code'
     elsewhere = _find_elsewhere(source, tree, member, rule)
-    hint = hint or 'change the rule to the present code of upstream'
+    hint = hint or 'change the rule to match the present code of upstream'
     hint = f'{hint}; unchanged, it matches in {", ".join(elsewhere)}' if elsewhere else hint
   if checked:
     cause = f'{cause or "upstream changed this code"}; {versions(checked)}'

@@ -69,7 +69,7 @@ class _Loader:
 
 
 def request(name: str, patch: Patch) -> None:
-  """Requests that a patch is applied when the module is imported."""
+  """Arranges for a patch to be applied when the module is imported."""
   _WAITING.setdefault(name, []).append(patch)
   if _Finder not in sys.meta_path:
     sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type]

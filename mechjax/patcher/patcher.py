@@ -142,7 +142,7 @@ class Patcher:
       )
 
   def install_on_import(self) -> Patcher:
-    """Requests that the module runs patched code from the moment when it is imported.
+    """Arranges for the module to run patched code from its import on.
 
     Raises:
       PatchError: if there is no such module, or it is imported already.
@@ -270,7 +270,7 @@ class Patchers:
     )
 
   def install_on_import(self) -> Patchers:
-    """Requests that each module that exists is patched when it is imported."""
+    """Arranges for each module that exists to be patched when it is imported."""
     return self._install_each(self._find_present(), Patcher.install_on_import)
 
   def _find_present(self) -> list[Patcher]:

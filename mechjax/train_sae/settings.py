@@ -34,7 +34,7 @@ class Data:
     context: tokens of a context, its first token included.
     contexts: maximum number of contexts to pack, for texts that are longer than the run; by default all.
     bos: id of the first token of a context; by default the tokenizer's BOS token, or else its EOS token.
-    held_out_every: one of every so many contexts is held out for evaluation.
+    held_out_every: one context in this many is held out for evaluation.
     activations: 'disk' writes them once and shuffles across shards, 'stream' runs the model for each bucket.
     activation_tokens: maximum number of activations to write; by default all of the text.
     activation_dtype: dtype of the activations, on disk and in memory.
@@ -43,9 +43,9 @@ class Data:
       norm; 0 for no maximum. Models use a few tokens as attention sinks, whose activations have a hundred times the
       norm of others and would dominate every metric.
     shard_tokens: activations in one file.
-    shards_per_bucket: number of files that are shuffled together; when streaming, a bucket has as many activations.
-    streams: number of streams of files that a batch is made from; several hosts need their number or a multiple of it,
-      and one host with the same number of streams sees the same batches.
+    shards_per_bucket: number of files that are shuffled together as one bucket; a streamed bucket is as large.
+    streams: number of streams of files that a batch is made from, a multiple of the number of hosts; one host with the
+      same number of streams sees the same batches.
     forward_batch: contexts in one forward pass.
   """
 

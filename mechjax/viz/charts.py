@@ -199,7 +199,7 @@ def colour_scale(ax: Axes, image: Any, label: str, *, extend: str) -> None:
 
   Args:
     ax: the axes that it fills.
-    image: from `heat`.
+    image: from `heatmap`.
     label: meaning of the colours, with the unit.
     extend: ends at which cells lie beyond the colours: 'neither', 'min', 'max' or 'both'.
   """

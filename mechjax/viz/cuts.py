@@ -7,7 +7,7 @@ a sum. Every title states the reduction.
 
     found = maps(effects, tokens)                                  # all that fit
     found += maps(atp, tokens)
-    limit = common_limit(found)                                          # one scale of colours for both
+    limit = common_limit(found)                                    # one scale of colours for both
 
 Sharp edges: in a mean over pairs, effects of opposite sign cancel; a contribution keeps both. A sum of
 effects of single nodes is not the effect of patching them together. If the largest cell of a map is an

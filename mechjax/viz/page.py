@@ -138,7 +138,7 @@ def section(title: str, text: str, body: str) -> str:
   Args:
     title: its heading.
     text: explanation of the picture.
-    body: HTML from `bars`, `words`, `heat` and so on.
+    body: HTML from `bars`, `words`, `heatmap` and so on.
 
   Returns:
     The HTML.
@@ -280,7 +280,7 @@ def ramp(limit: float, *, signed: bool, unit: str, number: str = '{:.2f}') -> st
   """Makes the colour scale of one or more heat maps.
 
   Args:
-    limit: as in `heat`.
+    limit: as in `heatmap`.
     signed: whether the colours extend to -limit, or begin at 0.
     unit: the quantity, with its unit.
     number: format of the numbers.

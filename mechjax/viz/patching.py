@@ -174,7 +174,7 @@ def _height(band: Sequence[Map]) -> float:
 
 
 def _format(largest: float, digits: int = 2) -> str:
-  """A format with so many digits for a third of the largest number, and the same precision for others."""
+  """A format with `digits` digits for a third of the largest number, and the same precision for others."""
   largest = largest or 1.0
   if not 1e-4 <= largest < 1e4:
     return f'{{:.{digits - 1}e}}'

@@ -86,7 +86,7 @@ def parse_json(path: Path, text: bytes, what: str) -> dict[str, Any]:
     found = json.loads(
       text,
       object_pairs_hook=_check_unique,
-      parse_constant=_check_constant,
+      parse_constant=_raise_for_constant,
       parse_float=_check_finite,
     )
   except (ValueError, RecursionError) as e:
@@ -113,5 +113,5 @@ def _check_finite(text: str) -> float:
   return value
 
 
-def _check_constant(name: str) -> Any:
+def _raise_for_constant(name: str) -> Any:
   raise ValueError(f'{name} is not a JSON number')

@@ -1,6 +1,6 @@
 """Comparison of a name map with a file, before any tensor is read, and with all differences in one error.
 
-Most loaders report a checkpoint that does not fit one tensor at a time, an hour of guessing for
+Most loaders report the misfits of a checkpoint one tensor at a time, with an hour of guessing for
 each; some ignore unknown tensors. Here the map is compared with the file's header, and one error
 names every tensor that is missing, left over, or of another shape. A bias that the map does not
 have is as bad as a missing one: a model without it computes something else, without an error.

@@ -4,12 +4,11 @@
     inference   f = z * H(z - threshold),  threshold = running mean of the smallest activation of each batch
     L = |x - x_hat|^2        (+ AuxK for dead latents: `aux_loss=AuxK()`)
 
-(Bussmann et al. 2024, "BatchTopK sparse autoencoders"). At inference the latents of a
-token must not depend on its neighbours, hence the threshold. A saved BatchTopK is a JumpReLU with that threshold for
-all latents.
+(Bussmann et al. 2024, "BatchTopK sparse autoencoders"). At inference the latents of a token must not depend on its
+neighbours, hence the threshold. A saved BatchTopK is a JumpReLU with that threshold for all latents.
 
 The (B k)-th largest of B * M numbers is found by bisection over their bits, whose order is that of the numbers if
-these are not negative. Bisection takes 31 counts of the batch, whereas a sort of 25 million numbers takes seconds. k
+none is negative. Bisection takes 31 counts of the batch, whereas a sort of 25 million numbers takes seconds. k
 can be traced without an upper bound, and with a sharded batch or sharded latents a count is a sum over devices.
 
 Sharp edges: `encode` needs the threshold that training stores in the parameters (`observe` after each step); before

@@ -42,7 +42,7 @@ class Gated(Architecture):
 
   TRACED = ('sparsity',)
   PER_LATENT = {'b_gate': 0.0, 'r_mag': 0.0, 'b_mag': 0.0}  # noqa: RUF012
-  DECODER_PRODUCTS = 5  # both activations are decoded and have a gradient, and so does the decoder
+  DECODER_PRODUCTS = 5  # two decoded activations, their two gradients, and one of the decoder
 
   sparsity: float
 

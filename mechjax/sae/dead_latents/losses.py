@@ -16,8 +16,8 @@ April 2024): dead latents with a smooth activation g reconstruct it, scaled to h
                                      times the dead fraction (`by_dead_fraction`)
 
     GhostGrads.original()          exp(z), matched; the loss jumps when the first latent dies
-    GhostGrads.with_rescaling()    exp(min(z, 0)), matched, times the dead fraction: the variant that matches resampling
-    both also with match_reconstruction=False
+    GhostGrads.with_rescaling()    exp(min(z, 0)), matched, times the dead fraction; as good as resampling
+    either without matching: the field match_reconstruction=False
 
 Sharp edges: the losses cost nothing while no latent is dead (`lax.cond`), but under vmap both branches are always
 computed; a loop that trains an ensemble of dictionaries can pass dead=None while no member has a dead latent.

@@ -13,10 +13,10 @@ a cosine, because Adam without accumulated state takes full steps:
 
 Everything is a `where` over all latents, so it works inside jit and vmap; without dead latents nothing changes.
 
-Sharp edges: directions are those of x - b_dec, the input of the encoder, whereas the original used x; with inputs far
-from the origin all resampled latents would then point at the mean. In a transcoder the encoder uses x, and the decoder
-the target minus b_dec and the skip. Reset the counters of dead latents too, or the latents are resampled again the
-next time.
+Sharp edges: directions are those of x - b_dec, the input of the encoder, whereas the original used x; with x, and
+inputs far from the origin, all resampled latents would point at the mean. In a transcoder the encoder uses x, and the
+decoder the target minus b_dec and the skip. Reset the counters of dead latents too, or the latents are resampled again
+the next time.
 """
 
 from __future__ import annotations

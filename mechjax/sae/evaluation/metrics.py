@@ -39,7 +39,7 @@ import numpy as np
 from mechjax.errors import SAEError
 
 KINDS = ('spliced', 'zero', 'mean')
-"""Values that replace those of a site."""
+"""Values put in place of those of a site: reconstructions, zero, and the mean of the data."""
 
 
 # --- sums -------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ Dictionaries = Mapping[str, Params]
 """Parameters of dictionaries, keyed by the site that each reads."""
 
 TOLERANCE = 1e-3
-"""Largest difference of the restored loss, in nats."""
+"""Largest allowed difference between the restored and the original loss, in nats per predicted token."""
 
 
 @jax.tree_util.register_dataclass

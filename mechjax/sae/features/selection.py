@@ -33,13 +33,10 @@ from mechjax.sae.checks import check_field
 OCTAVES = range(-20, 20)
 """Exponents of activations that the histogram distinguishes; activations beyond them count at its ends."""
 PER_OCTAVE = 4
-_EXPONENT, _BIAS = (
-  23,
-  127,
-)  # of a float32: the first bit of its exponent, and the exponent field of 2^0
-_PART = (
-  _EXPONENT - PER_OCTAVE.bit_length() + 1
-)  # the first of the bits that distinguish parts of an octave
+# Of a float32: the first bit of its exponent, and the exponent field of 2^0.
+_EXPONENT, _BIAS = 23, 127
+# The first of the bits that distinguish parts of an octave.
+_PART = _EXPONENT - PER_OCTAVE.bit_length() + 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +94,7 @@ class Candidates(NamedTuple):
 
 
 class Selection(NamedTuple):
-  """Reduced batch.
+  """A batch after reduction.
 
   Attributes:
     finite: whether all activations are finite.

@@ -115,7 +115,7 @@ def _read(file: Path, transcoder: bool) -> tuple[Architecture, Params]:
     return dictionary_learning.read(file.parent)
   raise WeightsError(
     f'{file} is in no format of dictionaries that mechjax knows',
-    where=f'known: {[*_MARKS]}, other names for the .npz and .safetensors of Gemma Scope, and directories of them',
+    where=f'known: {[*_MARKS]}, other names of the .npz and .safetensors of Gemma Scope, and directories of them',
   )
 
 
@@ -137,7 +137,7 @@ def save(
   """Writes a dictionary in the format of another library.
 
   Args:
-    directory: path to create; it may exist if it is empty.
+    directory: the directory to create; an existing one must be empty.
     sae: the dictionary.
     params: its parameters, for unnormalised activations of the model (`fold`).
     format: 'gemma_scope', 'gemma_scope_2' or 'sae_lens'.

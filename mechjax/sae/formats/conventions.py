@@ -103,7 +103,7 @@ def _move_b_dec(arrays: Arrays, sign: float) -> Arrays:
 def normalise_rows(arrays: Arrays) -> Arrays:
   """Scales decoder rows to length one; latents with a ReLU absorb the length, and reconstructions stay the same.
 
-  A rank of latents by activation times length becomes a rank by activation.
+  Ranking latents by activation times length becomes ranking them by activation.
   """
   length_M = np.linalg.norm(arrays['W_dec'].astype(np.float64), axis=1)
   length_M = np.where(length_M > 0, length_M, 1).astype(np.float32)

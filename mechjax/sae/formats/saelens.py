@@ -5,8 +5,8 @@ The layout is that of SAELens 6 (read from release 6.54.12), which recognises ol
 
     ReLU        standard      W_enc [D, M], W_dec [M, E], b_dec, b_enc
     TopK        topk          the same; k in the config
-    JumpReLU    jumprelu      and threshold
-    Gated       gated         b_gate, b_mag, r_mag instead of b_enc
+    JumpReLU    jumprelu      the same, and threshold
+    Gated       gated         the same, with b_gate, b_mag, r_mag instead of b_enc
     BatchTopK   jumprelu      as SAELens saves its own
     transcoders of ReLU and JumpReLU       transcoder, jumprelu_transcoder; skip_transcoder and
                                            jumprelu_skip_transcoder with W_skip [E, D]

@@ -1,4 +1,4 @@
-"""Reader of tensors in a PyTorch file, which does not run the file.
+"""Reads tensors from a PyTorch file without running it.
 
 `torch.save` writes a zip file: the numbers of every tensor as plain bytes, and a pickle that maps these bytes to
 tensors. A pickle is a program for a small stack machine, and it is dangerous because of one instruction that calls any

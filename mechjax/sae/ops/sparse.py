@@ -237,7 +237,7 @@ def _one_by_one(values_BxA, indices_BxA, g_BxD, zeros_MxD):
 
 
 def scatter_one_by_one(values_BxA, indices_BxA, g_BxD, width):
-  # Always False, but not to XLA: it would share constant zeros of two scatters, create them early and copy them twice.
+  # False, which XLA does not know: it would share constant zeros of two scatters, make them early and copy them twice.
   never = (indices_BxA[0, 0] < 0) & (values_BxA[0, 0] > 0)
   zeros = jnp.broadcast_to(never.astype(g_BxD.dtype), (width, g_BxD.shape[1]))
   return _one_by_one(values_BxA, indices_BxA, g_BxD, zeros)

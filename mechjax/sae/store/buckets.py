@@ -116,7 +116,7 @@ class Share:
 
 
 def bucket_number(source: ActivationSource, share: Share, step: int) -> int:
-  """Number of the bucket of a host at its step; hosts take different buckets, and complete epochs only."""
+  """Number of the bucket that a host reads as its `step`-th; hosts read different buckets, and complete epochs only."""
   steps_per_epoch = source.per_epoch // share.count
   if not steps_per_epoch:
     raise SAEError(

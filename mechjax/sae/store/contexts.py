@@ -7,7 +7,7 @@ dropped.
 
     contexts = pack(texts('books/'), encode, length=128, bos=1, eos=2, directory='out/tokens')
     contexts.tokens([7])                  int32 [1, 128]
-    contexts.is_kept([[1, 504, 2]])          [[False, True, False]]: special tokens are dropped
+    contexts.is_kept([[1, 504, 2]])       [[False, True, False]]: special tokens are dropped
 
 The rows are one memory-mapped file and a description with its checksum: random access allows a run to stop and resume
 anywhere (`buckets`), and tokenising takes longer than reading.
@@ -133,9 +133,8 @@ def pack(
     n_rows, digest = _write(file, rows)
     if not n_rows:
       raise SAEError(f'the texts have fewer than the {length - len(first)} tokens of one context')
-    (directory / ABOUT).unlink(
-      missing_ok=True
-    )  # a missing description is better than one of other rows
+    # A missing description is better than one of other rows.
+    (directory / ABOUT).unlink(missing_ok=True)
   ids = sorted({*special, *first} | ({eos} if eos is not None else set()))
   metadata = {'length': length, 'rows': n_rows, 'special': ids, 'sha256': digest}
   files.write_json(directory / ABOUT, metadata)

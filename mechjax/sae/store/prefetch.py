@@ -61,7 +61,7 @@ class Prefetch(Generic[T]):
       SAEError: `depth` is less than 1.
     """
     if depth < 1:
-      raise SAEError(f'depth={depth} items ahead should be at least 1')
+      raise SAEError(f'depth={depth} should be at least 1')
     self.waited = 0.0
     self._start: float | None = None
     self._made: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()

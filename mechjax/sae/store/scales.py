@@ -1,8 +1,8 @@
 """Normalisation constants of activations, measured once per site: mean length, mean, and a limit of the length.
 
 Coefficients and bandwidths are published for inputs with E|x|^2 = 1 (Lieberum et al. 2024, section 3), so a site is
-divided by one number, C = sqrt(mean |x|^2). It is measured once and kept, because a constant that moves is another
-model; files of dictionaries have it folded in (`formats.fold`). The mean is where b_dec starts.
+divided by one number, C = sqrt(mean |x|^2). It is measured once and kept, because a dictionary is valid for one C only;
+files of dictionaries have it folded in (`formats.fold`). The mean is where b_dec starts.
 
 In many models attention rests on a few tokens, whose activations are a hundred times as long as all others (Sun et al.
 2024, "Massive activations in large language models"). Special tokens are always excluded, but delimiters become such

@@ -163,9 +163,7 @@ def _from_hub(place: str, field: str) -> Iterator[str]:
     rows = datasets.load_dataset(name, configuration or None, split=split, streaming=True)
     for row in rows:
       yield row[field]
-  except (
-    Exception
-  ) as e:  # a hub raises many kinds of errors, all of which mean that there are no texts
+  except Exception as e:  # of many kinds; each means that there are no texts
     raise SAEError(
       f'{place!r} cannot be read: {type(e).__name__}: {e!s:.200}',
       cause='no network, no such data set, configuration or split, or another name of the column',
@@ -194,9 +192,8 @@ class _Page(html.parser.HTMLParser):
     self._preformatted = 0
 
   def handle_starttag(self, tag: str, attrs: Any) -> None:
-    self._hidden = (
-      0 if tag == 'body' else self._hidden + (tag in self._HIDDEN)
-    )  # </head> is optional
+    # The tag </head> is optional.
+    self._hidden = 0 if tag == 'body' else self._hidden + (tag in self._HIDDEN)
     self._preformatted += tag == 'pre'
     self._parts += ['\n'] * (tag not in self._INLINE)
 

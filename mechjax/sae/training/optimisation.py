@@ -1,6 +1,6 @@
 """Settings of the optimiser and of its schedules: the training settings that do not belong to a dictionary.
 
-The first two are schedules, factors that a compiled step computes from its number:
+Two schedules, whose factors a compiled step computes from its number, and the update rule:
 
     learning rate      rises along a cosine from `warm_up_from` of it, is constant, and falls linearly to zero
     sparsity           the coefficient of the penalty rises linearly from 0, so that latents first learn to reconstruct

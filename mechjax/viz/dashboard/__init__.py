@@ -9,8 +9,8 @@ The page is a single self-contained file: it opens from a disk or a mail. At the
 a latent and '#search=paris' searches for latents.
 Unlike the other pages it has a script, since ten thousand latents below each other are unreadable; script.js and
 style.css next to this file are embedded unchanged, and are package data of the wheel. The data are in the page as JSON
-(`payload`) and become texts, never elements; and the policy of the page, by the hash of its script, forbids to run any
-other script or to load anything.
+(`payload`) and become texts, never elements; and the policy of the page, which has the hash of its script, forbids
+running any other script and loading anything.
 
 Sharp edge: a latent takes about 5 kB, so select latents if there are more than a few thousand.
 """

@@ -131,5 +131,5 @@ def test_an_item_that_takes_minutes_is_given_up_by_who_asks():
 
 
 def test_nothing_ahead_is_refused():
-  with pytest.raises(SAEError, match='depth=0 items ahead'):
+  with pytest.raises(SAEError, match='depth=0 should be at least 1'):
     Prefetch(range(3), depth=0)
