@@ -7,7 +7,7 @@ and what is put under a scan.
   primitives     the one table of primitives that hold programs
   program        a staged function and the sows in it
   staging        from a function to a program, with `callables` (models) and `sharing` (programs of equal structure)
-  cells, interpreter, rules, bundles   evaluate a program again and act at its sows
+  cells, interpreter, rules, derivatives, bundles   evaluate a program again and act at its sows
   batching       what vmap does to a sow in a loop or a branch
   line           a program written out as one line of operations
   structure      equality of programs and of their parts

@@ -10,6 +10,7 @@ import pytest
 
 import mechjax
 from experiments import tasks
+from experiments.templates import CAPITALS, SUBJECTS
 from mechjax.models.tokenizers import Tokenizer
 from mechjax.patching import PatchingError
 
@@ -83,14 +84,14 @@ def test_the_noise_prompt_asks_for_the_other_answer(model):
   for p in ioi:
     assert p.clean.count(p.other) == p.noise.count(p.answer) == 2
     assert p.clean.count(p.answer) == p.noise.count(p.other) == 1
-  capital_of = {f' {b}': a for a, b in (x.split('/') for x in tasks.CAPITALS.split())}
+  capital_of = {f' {b}': a for a, b in (x.split('/') for x in CAPITALS.split())}
   for p in capitals:
     assert capital_of[p.answer] in p.clean
     assert capital_of[p.other] in p.noise
   for p in induction:
     for tokens, answer in ((p.clean_tokens, p.answer), (p.noise_tokens, p.other)):
       assert tokens[tokens.index(tokens[-1]) + 1] == answer
-  plural_of = dict(x.split('/') for x in tasks.SUBJECTS.split())
+  plural_of = dict(x.split('/') for x in SUBJECTS.split())
   for p in agreement:
     assert plural_of[p.noise.split()[1]] == p.clean.split()[1]
     assert (p.answer, p.other) == (' are', ' is')
