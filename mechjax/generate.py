@@ -36,12 +36,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 
 from mechjax import columns, errors, extras, harvest
 from mechjax import sites as sites_lib
@@ -62,8 +63,10 @@ class Model:
     new_cache: (number of rows, number of slots) -> an empty cache.
   """
 
-  step: Callable[[Any, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
-  new_cache: Callable[[int, int], Any]
+  step: Callable[
+    [PyTree, Int32[Array, 'B T'], Bool[Array, 'B T'], PyTree], tuple[Float[Array, 'B T V'], PyTree]
+  ]
+  new_cache: Callable[[int, int], PyTree]
 
 
 def _is_integer(x: Any) -> bool:
@@ -117,15 +120,15 @@ class Generation:
       differ in length, the columns before the shorter ones are NaN.
   """
 
-  tokens: np.ndarray
-  lengths: np.ndarray
-  prompt_mask: np.ndarray
+  tokens: Int32[np.ndarray, 'B n']
+  lengths: Int[np.ndarray, ' B']
+  prompt_mask: Bool[np.ndarray, 'B T']
   reads: list[harvest.Activations]
 
 
 def generate(
   model: Model,
-  params: Any,
+  params: PyTree,
   prompts: Sequence[Sequence[int]] | np.ndarray,
   n_tokens: int,
   *,
@@ -133,8 +136,8 @@ def generate(
   stop: int | Collection[int] = (),
   pad: int = 0,
   seed: int = 0,
-  plants: Mapping[str, Any] | None = None,
-  sites: Any = (),
+  plants: Mapping[str, PyTree] | None = None,
+  sites: str | sites_lib.Site | Iterable[str | sites_lib.Site] = (),
   progress: bool = False,
 ) -> Generation:
   """Continues prompts.
@@ -462,7 +465,7 @@ def _choose(logits_BxV: jax.Array, keys: jax.Array, i: int, sampling: Sampling) 
   return jnp.where(jnp.isnan(logits_BxV).any(-1), -1, token_B.astype(jnp.int32))
 
 
-def restrict(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
+def restrict(logits_BxV: Float[Array, 'B V'], sampling: Sampling) -> Float[Array, 'B V']:
   """Sets logits, float32 [B, V], to -inf at tokens that top_k and then top_p exclude."""
   if sampling.top_k is not None:
     k = min(sampling.top_k, logits_BxV.shape[-1])

@@ -6,12 +6,14 @@ import weakref
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
 from mechjax import errors, generate, harvest
 from mechjax.generate import Sampling
 from mechjax.models import decoder
+from tests import typed
 from tests.models import decoders
 
 FAMILIES = pytest.mark.parametrize('name', ['gpt2', 'mistral', 'gemma'])
@@ -440,3 +442,19 @@ def test_nothing_to_continue_is_refused(prompts, n, message):
 def test_a_site_that_is_not_there_is_an_error_before_anything_is_generated():
   with pytest.raises(errors.SiteError, match='resid_pots'):
     generated('gpt2', sites='resid_pots.0')
+
+
+# --- annotations ------------------------------------------------------------------------------------------
+
+
+def test_the_annotations_hold_and_say_what_they_mean():
+  share, vague = typed.vague_share('mechjax.generate')
+  assert share < 0.05, vague
+  with typed.checked('mechjax.generate') as calls:
+    options = {'sites': ['resid_post.*'], 'plants': {'resid_post.0': lambda x: x * 1.5}}
+    assert len(generated('gpt2', 2, stop={1}, **options).reads) == 2
+    logits, sampling = jnp.arange(10.0).reshape(2, 5), Sampling(0.5, top_k=2, top_p=0.5)
+    assert generate.restrict(logits, sampling).shape == (2, 5)
+    with pytest.raises(jaxtyping.TypeCheckError, match='logits_BxV'):
+      generate.restrict(logits[0], sampling)
+  assert not calls.missing()

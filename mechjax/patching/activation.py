@@ -21,9 +21,9 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float64, PyTree
 
 from mechjax import extras, fingerprints
 from mechjax.errors import PatchingError
@@ -41,7 +41,7 @@ class ActivationPatching(engine.Sweep):
 
   def __call__(
     self,
-    params: Any,
+    params: PyTree,
     pairs: Pairs,
     metric: Metric,
     *,
@@ -103,8 +103,8 @@ class SubsetPatching(engine.Sweep):
   """Patches subsets of a node set jointly; see `engine.Sweep` for the attributes."""
 
   def __call__(
-    self, params: Any, pairs: Pairs, metric: Metric
-  ) -> Callable[[np.ndarray], np.ndarray]:
+    self, params: PyTree, pairs: Pairs, metric: Metric
+  ) -> Callable[[Bool[np.ndarray, 'sets nodes']], Float64[np.ndarray, 'sets B']]:
     """Prepares pairs for joint patching.
 
     Args:
@@ -152,7 +152,9 @@ class SubsetPatching(engine.Sweep):
 
 
 @contextlib.contextmanager
-def bar(shown: bool, title: str, total: int, done: int = 0) -> Iterator[Callable[[int], Any]]:
+def bar(
+  shown: bool, title: str, total: int, done: int = 0
+) -> Iterator[Callable[[int], bool | None]]:
   """Yields a function that advances a progress bar, if one is shown; raises MissingExtraError without tqdm."""
   if not shown:
     yield lambda n: None

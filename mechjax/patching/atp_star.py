@@ -30,6 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float64, PyTree
 
 from mechjax import harvest, sites
 from mechjax.errors import PatchingError, unknown
@@ -91,7 +92,7 @@ class AtPStar(Method):
     names = {(1, 1): 'AtP*', (1, 0): 'AtP+QK', (0, 1): 'AtP+GradDrop', (0, 0): 'AtP'}
     return names[int(self.qk_fix), int(self.graddrop)]
 
-  def __call__(self, params: Any, pairs: Pairs, metric: Metric) -> Effects:
+  def __call__(self, params: PyTree, pairs: Pairs, metric: Metric) -> Effects:
     """Estimates the effect of every node on every pair.
 
     Args:
@@ -137,7 +138,9 @@ class AtPStar(Method):
         values[:, rows[:count]] = graddrop.by_node(self.nodes, found, real)[:, :count] / drops
     return Effects(title, self.nodes, values, base, other, there)
 
-  def by_layer(self, params: Any, pairs: Pairs, metric: Metric) -> np.ndarray:
+  def by_layer(
+    self, params: PyTree, pairs: Pairs, metric: Metric
+  ) -> Float64[np.ndarray, 'L nodes B']:
     """Î_ℓ(n): the effect of every node when the gradient through layer ℓ's writes is dropped.
 
     Args: as in `__call__`.

@@ -24,21 +24,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Float64, Int, Int32, PyTree, Shaped
 
 from mechjax import harvest
+from mechjax import sites as sites_lib
 from mechjax.errors import PatchingError
 from mechjax.patching import budget as budgets
 from mechjax.patching import sources, terms
 from mechjax.patching.effects import Effects
 from mechjax.patching.metrics import Metric
-from mechjax.patching.nodes import Grid, NodeSet, columns
-from mechjax.patching.pairs import Pairs
+from mechjax.patching.nodes import AnyArray, Grid, NodeSet, columns
+from mechjax.patching.pairs import Pairs, RealMask
 from mechjax.patching.plans import Method
 
 
@@ -71,7 +73,7 @@ class Attribution(Method):
     if self.steps < 0:
       raise PatchingError(f'steps is {self.steps}: it must be 0 or more')
 
-  def __call__(self, params: Any, pairs: Pairs, metric: Metric) -> Effects:
+  def __call__(self, params: PyTree, pairs: Pairs, metric: Metric) -> Effects:
     """Estimates the effect of every node on every pair.
 
     Args:
@@ -101,11 +103,11 @@ class AttributionPlan:
 
   nodes: NodeSet
   rows: int
-  parts: list[tuple[np.ndarray, Any]]
+  parts: list[tuple[Int[np.ndarray, ' _'], budgets.Compiled]]
 
   def __call__(
-    self, params: Any, sided: Pairs, n: int, metric: Metric
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    self, params: PyTree, sided: Pairs, n: int, metric: Metric
+  ) -> tuple[Float64[np.ndarray, 'nodes B'], Float64[np.ndarray, ' B'], Float64[np.ndarray, ' B']]:
     """Effects [N, n], and the metrics of the base run and of the other run, [n]."""
     values, base, other = np.zeros((len(self.nodes), n)), np.zeros(n), np.zeros(n)
     for index, count in budgets.blocks(n, self.rows):
@@ -115,7 +117,7 @@ class AttributionPlan:
         ends = [np.asarray(x, np.float64)[:count] for x in metrics]
         base[index[:count]], other[index[:count]] = ends
         nodes = self.nodes[chosen]
-        sources.check_no_nan(nodes, bad, {'base': ends[0], 'other': ends[1]}, index[0])
+        sources.check_no_nan(nodes, bad, {'base': ends[0], 'other': ends[1]}, int(index[0]))
         values[np.ix_(chosen, index[:count])] = np.asarray(effects)[:, :count]
     return values, base, other
 
@@ -124,7 +126,7 @@ def plan(
   pass_of: Callable[[NodeSet], Callable],
   nodes: NodeSet,
   budget: int,
-  params: Any,
+  params: PyTree,
   sided: Pairs,
   metric: Metric,
 ) -> AttributionPlan:
@@ -171,7 +173,7 @@ def plan(
 def _pass(atp: Attribution, nodes: NodeSet) -> Callable:
   """A function (params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN)."""
 
-  def run(params: Any, pairs: Pairs, metric: Metric) -> tuple:
+  def run(params: PyTree, pairs: Pairs, metric: Metric) -> tuple:
     other, planted = run_other(atp.forward, nodes, atp.mode, params, pairs, metric)
     if atp.steps:
       values, gradients = _integrate(atp, nodes, params, pairs, metric)
@@ -191,16 +193,20 @@ def _pass(atp: Attribution, nodes: NodeSet) -> Callable:
 
 
 def run_other(
-  forward: Callable, nodes: NodeSet, mode: str, params: Any, pairs: Pairs, metric: Metric
-) -> tuple[jax.Array, sources.Values]:
+  forward: Callable, nodes: NodeSet, mode: str, params: PyTree, pairs: Pairs, metric: Metric
+) -> tuple[Float[Array, ' B'], sources.Values]:
   """Runs the forward pass that gives the planted values: its metric [B], and the values."""
   out, planted = sources.make_planted(forward, nodes, mode, params, pairs.noise, None, None)
   return metric(out), planted
 
 
 def run_base(
-  forward: Callable, sites: Any, params: Any, pairs: Pairs, metric: Metric
-) -> tuple[jax.Array, Any, Any]:
+  forward: Callable,
+  sites: Sequence[str | sites_lib.Site],
+  params: PyTree,
+  pairs: Pairs,
+  metric: Metric,
+) -> tuple[Float[Array, ' B'], harvest.Activations, harvest.Activations]:
   """Runs the forward and the backward pass at the base: the metric [B], and values and its gradients at sites."""
   at_sites = harvest.value_and_grad_at(_loss(forward, metric), sites=sites, has_aux=True)
   (_, base), values, gradients = at_sites(params, pairs.clean)
@@ -216,15 +222,15 @@ def _loss(forward: Callable, metric: Metric) -> Callable:
 
 
 def find_nan(
-  nodes: NodeSet, values: sources.Values, planted: sources.Values, real: Any
-) -> dict[str, jax.Array]:
+  nodes: NodeSet, values: sources.Values, planted: sources.Values, real: RealMask
+) -> sources.BySite:
   """Finds the layers of each site that hold a NaN in either run: bool [layers]."""
   sides = (sources.find_nan(nodes, side, real) for side in (values, planted))
   return jax.tree.map(jnp.logical_or, *sides)
 
 
 def _integrate(
-  atp: Attribution, nodes: NodeSet, params: Any, pairs: Pairs, metric: Metric
+  atp: Attribution, nodes: NodeSet, params: PyTree, pairs: Pairs, metric: Metric
 ) -> tuple[sources.Values, sources.Values]:
   """Values of the base run, and the mean of the gradients over the line between the runs."""
   ends = [
@@ -247,7 +253,9 @@ def _integrate(
   return values, jax.tree.map(lambda x: x / atp.steps, total)
 
 
-def by_node(nodes: NodeSet, products: Mapping[int, jax.Array], real: Any) -> jax.Array:
+def by_node(
+  nodes: NodeSet, products: Mapping[int, Shaped[Array, ' _ ...']], real: RealMask
+) -> Float[Array, 'nodes B']:
   """Sums products over each node.
 
   Args:
@@ -271,7 +279,12 @@ def by_node(nodes: NodeSet, products: Mapping[int, jax.Array], real: Any) -> jax
   return together if (back == np.arange(len(back))).all() else together[back]
 
 
-def gather(total: Any, slots: np.ndarray, rows: np.ndarray, real: Any) -> Any:
+def gather(
+  total: Float[AnyArray, '*some layers heads positions neurons B'],
+  slots: Int[np.ndarray, ' nodes'],
+  rows: Int32[np.ndarray, 'nodes 5'],
+  real: Bool[AnyArray, 'B T'],
+) -> Float[AnyArray, '*some nodes B']:
   """Selects the products of some nodes of one grid.
 
   Args:
@@ -283,6 +296,10 @@ def gather(total: Any, slots: np.ndarray, rows: np.ndarray, real: Any) -> Any:
   Returns:
     [..., n, B]; 0 where a pair is too short to have a node.
   """
+  return _gather(total, slots, rows, real)
+
+
+def _gather(total: Any, slots: np.ndarray, rows: np.ndarray, real: Any) -> Any:
   heads, positions, neurons = rows[:, 2:].T
   if (positions >= -1).all():
     return total[(..., slots, *np.maximum((heads, positions, neurons), 0), slice(None))]
@@ -294,7 +311,9 @@ def gather(total: Any, slots: np.ndarray, rows: np.ndarray, real: Any) -> Any:
   return np.where(there, found, 0) if isinstance(total, np.ndarray) else jnp.where(there, found, 0)
 
 
-def sum_spans(grid: Grid, product: jax.Array) -> jax.Array:
+def sum_spans(
+  grid: Grid, product: Float[Array, ' layers ...']
+) -> Float[Array, 'layers heads positions neurons B']:
   """Sums over the axes that the nodes of a grid span, to size 1: [layers, heads, positions, neurons, B]."""
   layout = grid.layout
   axes = (layout.heads, layout.position, layout.neuron)

@@ -16,20 +16,24 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.stages import Compiled
+from jaxtyping import Int, PyTree
 
 
-def bytes_of(compiled: Any) -> int:
+def bytes_of(compiled: Compiled) -> int:
   """Temporaries and outputs of an executable."""
-  memory = compiled.memory_analysis()
+  memory: Any = compiled.memory_analysis()
   return int(memory.temp_size_in_bytes + memory.output_size_in_bytes)
 
 
-def size_of(tree: Any) -> int:
+def size_of(tree: PyTree) -> int:
   """Bytes of all arrays (or shapes) of a tree."""
   return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def find_largest(make: Callable[[int], Any], first: int, limit: int) -> tuple[int, Any, int]:
+def find_largest(
+  make: Callable[[int], Compiled], first: int, limit: int
+) -> tuple[int, Compiled, int]:
   """Finds the executable for as many items as fit into `limit` bytes, by compiling.
 
   Args:
@@ -49,7 +53,7 @@ def find_largest(make: Callable[[int], Any], first: int, limit: int) -> tuple[in
     n = max(1, min(n - 1, int(0.95 * n * max(limit, 0) / need)))
 
 
-def blocks(n: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
+def blocks(n: int, size: int) -> Iterator[tuple[Int[np.ndarray, ' rows'], int]]:
   """Indices of each block, filled up with its last one, and the number of indices that count."""
   for start in range(0, n, size):
     yield np.minimum(np.arange(start, start + size), n - 1), min(size, n - start)

@@ -20,10 +20,10 @@ import hashlib
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float, Int, PyTree, Shaped
 
 from mechjax import files, fingerprints
 from mechjax.errors import PatchingError
@@ -45,20 +45,20 @@ class Effects:
 
   title: str
   nodes: NodeSet
-  values: np.ndarray
-  base: np.ndarray
-  other: np.ndarray
-  there: np.ndarray | None = None
+  values: Float[np.ndarray, 'nodes B']
+  base: Float[np.ndarray, ' B']
+  other: Float[np.ndarray, ' B']
+  there: Bool[np.ndarray, 'nodes B'] | None = None
 
-  def contribution(self) -> np.ndarray:
+  def contribution(self) -> Float[np.ndarray, ' nodes']:
     """Mean absolute effect over the pairs that have the node, [N]; 0 where no pair has it."""
     return mean_over_pairs(np.abs(self.values), self.there)
 
-  def mean(self) -> np.ndarray:
+  def mean(self) -> Float[np.ndarray, ' nodes']:
     """Mean effect over the pairs that have the node, [N]; 0 where no pair has it."""
     return mean_over_pairs(self.values, self.there)
 
-  def ranking(self) -> np.ndarray:
+  def ranking(self) -> Int[np.ndarray, ' nodes']:
     """Indices of the nodes, largest contribution first."""
     return np.argsort(-self.contribution(), kind='stable')
 
@@ -67,7 +67,9 @@ class Effects:
     contribution = self.contribution()
     return [(self.nodes[i], float(contribution[i])) for i in self.ranking()[:k]]
 
-  def grid(self, number: int = 0, values: np.ndarray | None = None) -> np.ndarray:
+  def grid(
+    self, number: int = 0, values: Shaped[np.ndarray, ' nodes'] | None = None
+  ) -> Float[np.ndarray, 'layers heads positions neurons']:
     """Values of the nodes of one grid as [layers, heads, positions, neurons]; NaN for nodes that were not chosen.
 
     Args:
@@ -84,14 +86,16 @@ class Effects:
     return out.reshape(grids[number].shape)
 
 
-def mean_over_pairs(values: np.ndarray, there: np.ndarray | None) -> np.ndarray:
+def mean_over_pairs(
+  values: Float[np.ndarray, '*some B'], there: Bool[np.ndarray, '*some B'] | None
+) -> Float[np.ndarray, '*some']:
   """Means over the last axis, the pairs, where `there` is True (None: everywhere); 0 where it is True nowhere."""
   if there is None or there.all():
     return values.mean(axis=-1)
   return np.where(there, values, 0).sum(axis=-1) / np.maximum(there.sum(axis=-1), 1)
 
 
-def fingerprint(title: str, nodes: NodeSet, seed: int, code: str, *trees: Any) -> str:
+def fingerprint(title: str, nodes: NodeSet, seed: int, code: str, *trees: PyTree) -> str:
   """Hash of a question: its title, nodes, data and the fingerprint of its metric's code."""
   digest = hashlib.sha256(repr((title, seed, code, [g.name for g in nodes.grids])).encode())
   for x in [nodes.table, *jax.tree.leaves(trees)]:
@@ -113,10 +117,10 @@ class Ledger:
     self,
     path: str | os.PathLike | None,
     question: str,
-    params: Any,
+    params: PyTree,
     shape: tuple[int, int],
     every: float,
-  ):
+  ) -> None:
     self.path, self.question, self.every = None if path is None else Path(path), question, every
     self.weights = '' if path is None else fingerprints.of_weights(params)
     self.values, self.done = np.zeros(shape), np.zeros(shape, bool)
@@ -149,7 +153,12 @@ class Ledger:
         hint='save this sweep elsewhere, or delete the file',
       )
 
-  def record_unpatched(self, rows: np.ndarray, base: np.ndarray, other: np.ndarray) -> None:
+  def record_unpatched(
+    self,
+    rows: Int[np.ndarray, ' rows'],
+    base: Float[np.ndarray, ' rows'],
+    other: Float[np.ndarray, ' rows'],
+  ) -> None:
     """Records the metrics of the unpatched runs, or compares them with those of the file."""
     for now, kept in ((base, self.base), (other, self.other)):
       before = kept[rows]
@@ -162,7 +171,12 @@ class Ledger:
         )
     self.base[rows], self.other[rows] = base, other
 
-  def put(self, nodes: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
+  def put(
+    self,
+    nodes: Int[np.ndarray, ' nodes'],
+    rows: Int[np.ndarray, ' rows'],
+    values: Float[np.ndarray, 'nodes rows'],
+  ) -> None:
     """Records values [len(nodes), len(rows)]."""
     self.values[np.ix_(nodes, rows)] = values
     self.done[np.ix_(nodes, rows)] = True
@@ -189,5 +203,5 @@ class Ledger:
   def __enter__(self) -> Ledger:
     return self
 
-  def __exit__(self, *_: Any) -> None:
+  def __exit__(self, *_: object) -> None:
     self.save()

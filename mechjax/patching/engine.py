@@ -27,6 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float64, Int, Int32, PyTree, Shaped
 
 from mechjax import harvest
 from mechjax.errors import PatchingError
@@ -34,7 +35,7 @@ from mechjax.patching import budget as budgets
 from mechjax.patching import sources
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import AxisLayout, Grid, NodeSet, columns
-from mechjax.patching.pairs import Pairs
+from mechjax.patching.pairs import Pairs, RealMask
 from mechjax.patching.plans import Method
 
 AFTER_LAYERS = ('final_norm', 'logits')
@@ -42,7 +43,10 @@ AFTER_LAYERS = ('final_norm', 'logits')
 
 _LAST = np.iinfo(np.int32).max
 
-Cover = Callable[[NodeSet, sources.Values, jax.Array, Any], dict[str, Any]]
+Plants = dict[str, harvest.Masked | harvest.At]
+"""Values that `harvest.plant` plants, by pattern of their sites."""
+
+Cover = Callable[[NodeSet, sources.Values, jax.Array, RealMask], Plants]
 """(nodes, values, patch, real) -> plants; see `plant_node` and `plant_subset`."""
 
 
@@ -75,14 +79,19 @@ class Sweep(Method):
       raise PatchingError(f'budget {self.budget} and max_batch {self.max_batch} must be positive')
 
   @functools.cached_property
-  def starts(self) -> np.ndarray:
+  def starts(self) -> Int[np.ndarray, ' nodes']:
     """Layer at which a pass with each node patched begins, [N]; nodes after all layers begin at the last one."""
     ends = [_LAST if g.name in AFTER_LAYERS else 0 for g in self.nodes.grids]
     table = self.nodes.table
     return np.where(table[:, 1] < 0, np.array(ends)[table[:, 0]], table[:, 1])
 
   def plan(
-    self, params: Any, sided: Pairs, metric: Metric, cover: Cover, patch: Any
+    self,
+    params: PyTree,
+    sided: Pairs,
+    metric: Metric,
+    cover: Cover,
+    patch: Shaped[np.ndarray, ' _'],
   ) -> PatchingPlan:
     """Compiles the executables for patches like `patch`, once for pairs of one shape."""
     make = functools.partial(_plan, self, params, sided, metric, cover, patch)
@@ -96,12 +105,12 @@ class PatchingPlan:
   sweep: Sweep
   rows: int
   chunk: int
-  prepare: Any
-  step: Any
+  prepare: budgets.Compiled
+  step: budgets.Compiled
   bytes: int
-  sums: Callable | None
+  sums: Callable[[PyTree, PyTree, RealMask], sources.Sums] | None
 
-  def statistics(self, params: Any, sided: Pairs, n: int) -> Any:
+  def statistics(self, params: PyTree, sided: Pairs, n: int) -> sources.Statistics | None:
     """Means and standard deviations over all pairs; None if the mode does not need them."""
     if self.sums is None:
       return None
@@ -114,7 +123,12 @@ class PatchingPlan:
     return sources.statistics(total)
 
   def block(
-    self, params: Any, sided: Pairs, metric: Metric, statistics: Any, rows: np.ndarray
+    self,
+    params: PyTree,
+    sided: Pairs,
+    metric: Metric,
+    statistics: sources.Statistics | None,
+    rows: Int[np.ndarray, ' rows'],
   ) -> Block:
     """Runs some pairs unpatched.
 
@@ -125,7 +139,7 @@ class PatchingPlan:
     keys = _keys(self.sweep.seed, rows)
     base, other, values, bad, residuals = self.prepare(params, here, mine, statistics, keys)
     base, other = (np.asarray(x, np.float64) for x in (base, other))
-    sources.check_no_nan(self.sweep.nodes, bad, {'base': base, 'other': other}, rows[0])
+    sources.check_no_nan(self.sweep.nodes, bad, {'base': base, 'other': other}, int(rows[0]))
     return Block(self, (params, here, mine, values, residuals), base, other)
 
 
@@ -134,11 +148,13 @@ class Block:
   """Some pairs after their unpatched runs; `base` and `other` are the metrics of the two runs, [rows]."""
 
   plan: PatchingPlan
-  args: tuple
-  base: np.ndarray
-  other: np.ndarray
+  args: tuple[PyTree, ...]
+  base: Float64[np.ndarray, ' rows']
+  other: Float64[np.ndarray, ' rows']
 
-  def effects(self, patches: np.ndarray, start: int) -> np.ndarray:
+  def effects(
+    self, patches: Shaped[np.ndarray, 'chunk _'], start: int | np.integer
+  ) -> Float64[np.ndarray, 'chunk rows']:
     """Effects of `chunk` patches, float64 [chunk, rows]; none of the patches lies below layer `start`."""
     patched = np.asarray(self.plan.step(*self.args, np.int32(start), patches), np.float64)
     return patched - self.base
@@ -150,7 +166,7 @@ class Block:
 
 
 def _plan(
-  sweep: Sweep, params: Any, sided: Pairs, metric: Metric, cover: Cover, patch: Any
+  sweep: Sweep, params: PyTree, sided: Pairs, metric: Metric, cover: Cover, patch: np.ndarray
 ) -> PatchingPlan:
   forward, nodes = sweep.forward, sweep.nodes
   run = _runner(sweep)
@@ -232,7 +248,9 @@ def _keys(seed: int, rows: np.ndarray) -> jax.Array:
 # --- from patches to plants -------------------------------------------------------------------------------
 
 
-def plant_node(nodes: NodeSet, values: sources.Values, row: jax.Array, real: Any) -> dict[str, Any]:
+def plant_node(
+  nodes: NodeSet, values: sources.Values, row: Int32[np.ndarray | Array, ' 5'], real: RealMask
+) -> Plants:
   """Makes the plants that patch one node.
 
   Args:
@@ -244,7 +262,7 @@ def plant_node(nodes: NodeSet, values: sources.Values, row: jax.Array, real: Any
   Returns:
     Plants for `harvest.plant`; they change nothing at sites other than the node's.
   """
-  out: dict[str, Any] = {}
+  out: Plants = {}
   for name, value in values.items():
     layers = nodes.layers(name)
     here = jnp.asarray([g.name == name for g in nodes.grids])[row[0]]
@@ -258,7 +276,7 @@ def plant_node(nodes: NodeSet, values: sources.Values, row: jax.Array, real: Any
   return out
 
 
-def _node_mask(layout: AxisLayout, row: jax.Array, real: Any) -> jax.Array:
+def _node_mask(layout: AxisLayout, row: np.ndarray | Array, real: RealMask) -> Array:
   """Mask of a node in a site's value: bool, broadcastable against it."""
   mask = sources.broadcast_real(layout, real & ((row[3] == -1) | _column(row[3], real)))
   for letters, i in ((layout.heads, row[2]), (layout.neuron, row[4])):
@@ -267,7 +285,7 @@ def _node_mask(layout: AxisLayout, row: jax.Array, real: Any) -> jax.Array:
   return mask
 
 
-def _column(position: Any, real: Any) -> jax.Array:
+def _column(position: int | np.ndarray | Array, real: RealMask) -> Array:
   """Mask of a position of `NodeSet.table` in each pair: bool [B, T]."""
   real = jnp.asarray(real)
   at = columns(jnp.asarray(position, jnp.int32), real)
@@ -275,8 +293,11 @@ def _column(position: Any, real: Any) -> jax.Array:
 
 
 def plant_subset(
-  nodes: NodeSet, values: sources.Values, members: jax.Array, real: Any
-) -> dict[str, Any]:
+  nodes: NodeSet,
+  values: sources.Values,
+  members: Bool[np.ndarray | Array, ' nodes'],
+  real: RealMask,
+) -> Plants:
   """Makes the plants that patch a subset of the nodes jointly.
 
   Args:
@@ -288,7 +309,7 @@ def plant_subset(
   Returns:
     Plants for `harvest.plant`.
   """
-  out: dict[str, Any] = {}
+  out: Plants = {}
   for name, value in values.items():
     layers = nodes.layers(name)
     mask = mask_of(nodes, name, layers, members, real)
@@ -296,14 +317,25 @@ def plant_subset(
   return out
 
 
-def plant_masked(name: str, layers: tuple, value: jax.Array, mask: jax.Array) -> dict[str, Any]:
+def plant_masked(
+  name: str,
+  layers: tuple[int | None, ...],
+  value: Shaped[Array, ' _ ...'],
+  mask: Bool[Array, ' _ ...'],
+) -> Plants:
   """Makes the plant that gives a site `value` where `mask` is True, both [layers, ...]."""
   one = len(layers) == 1  # a key of one layer takes no axis of layers
   plant = harvest.Masked(value[0], mask[0]) if one else harvest.Masked(value, mask)
   return {sources.pattern(name, layers): plant}
 
 
-def mask_of(nodes: NodeSet, name: str, layers: tuple, members: Any, real: Any) -> jax.Array:
+def mask_of(
+  nodes: NodeSet,
+  name: str,
+  layers: tuple[int | None, ...],
+  members: Bool[np.ndarray | Array, ' nodes'],
+  real: RealMask,
+) -> Bool[Array, ' _ ...']:
   """Mask of chosen nodes in the values of a site name, without padding.
 
   Args:

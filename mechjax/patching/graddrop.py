@@ -26,6 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Float64
 
 from mechjax import precision, sites
 from mechjax.forward import Backward
@@ -40,7 +41,10 @@ WRITES = ('attn_out', 'mlp_out')
 Where = tuple[int, int]
 """Number of a grid, and slot of a layer in it."""
 
-Add = Callable[[Where, Sequence[int], jax.Array], None]
+Effect = Float[Array, 'heads positions neurons B']
+"""Effects of the nodes of one grid in one layer."""
+
+Add = Callable[[Where, Sequence[int], Float[Array, 'some heads positions neurons B']], None]
 """Receives a place, G dropped layers, and the effects there, [G or more, heads, positions, neurons, B]."""
 
 
@@ -51,7 +55,7 @@ def walk(
   layers: Sequence[int],
   chunk: int,
   add: Add,
-) -> tuple[dict[Where, jax.Array], dict[Where, list[int]]]:
+) -> tuple[dict[Where, Effect], dict[Where, list[int]]]:
   """Walks back once without a dropped layer and once for every dropped layer.
 
   Args:
@@ -133,14 +137,20 @@ def _drop(gradients: jax.Array, lane: int) -> jax.Array:
 
 
 @jax.jit
-def add_magnitude(total: jax.Array | None, effects: jax.Array, count: int) -> jax.Array:
+def add_magnitude(
+  total: Float[Array, ' ...'] | None, effects: Float[Array, ' _ ...'], count: int
+) -> Float[Array, ' ...']:
   """Adds the absolute values of the first `count` effects to `total` (None before the first)."""
   there = (jnp.arange(len(effects)) < count).astype(effects.dtype)
   new = precision.einsum('d,d...->...', there, jnp.abs(effects))
   return new if total is None else total + new
 
 
-def by_node(nodes: NodeSet, found: Mapping[Where, Any], real: np.ndarray) -> np.ndarray:
+def by_node(
+  nodes: NodeSet,
+  found: Mapping[Where, Float[np.ndarray | Array, ' ...']],
+  real: Bool[np.ndarray, 'B T'],
+) -> Float64[np.ndarray, ' ...']:
   """Joins arrays [..., heads, positions, neurons, B] by (grid, slot): float64 [..., N, B]; `real` is bool [B, T]."""
   rows: list[Any] = [None] * len(nodes)
   slots = {

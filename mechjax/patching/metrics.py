@@ -25,12 +25,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Integer, PyTree, Shaped, UInt32
 
 from mechjax import precision
 from mechjax.errors import PatchingError
 from mechjax.logits import kl_divergence as kl
 from mechjax.logits import log_probs, next_token_loss
-from mechjax.patching.pairs import Pairs, int32
+from mechjax.patching.pairs import Ids, Pairs, Rows, int32
 
 
 @jax.tree_util.register_dataclass
@@ -47,12 +49,12 @@ class Metric:
   """
 
   name: str = dataclasses.field(metadata={'static': True})
-  fn: Callable = dataclasses.field(metadata={'static': True})
-  data: Any
-  at: Any = None
-  made_for: Any = None
+  fn: Callable[[PyTree, PyTree], ArrayLike] = dataclasses.field(metadata={'static': True})
+  data: PyTree[Shaped[np.ndarray | Array, 'B ...']]
+  at: Integer[np.ndarray | Array, 'B A'] | None = None
+  made_for: UInt32[np.ndarray | Array, 'B 2'] | None = None
 
-  def __call__(self, output: Any) -> jax.Array:
+  def __call__(self, output: PyTree) -> Float[Array, ' B']:
     """The metric of every pair, floating point [B], from the output of the model.
 
     Raises:
@@ -60,7 +62,7 @@ class Metric:
     """
     return self.of(output if self.at is None else _at(output, self.at))
 
-  def of(self, read: Any) -> jax.Array:
+  def of(self, read: PyTree) -> Float[Array, ' B']:
     """The metric from logits at the positions `at` alone, [B, A, V]."""
     value = jnp.asarray(self.fn(read, self.data))
     n = self.sizes or {value.size}
@@ -76,7 +78,7 @@ class Metric:
     """Numbers of pairs that it has data for: one number, or an empty set without data."""
     return {np.shape(x)[0] for x in jax.tree.leaves((self.data, self.at, self.made_for))}
 
-  def rows(self, index: Any) -> Metric:
+  def rows(self, index: Rows) -> Metric:
     """The metric of some of the pairs."""
     return jax.tree.map(lambda x: x[index], self)
 
@@ -111,7 +113,9 @@ def bind(metric: Metric, pairs: Pairs) -> Metric:
   return dataclasses.replace(metric, made_for=known)
 
 
-def logit_difference(pairs: Pairs, answers: Any, others: Any, positions: Any = None) -> Metric:
+def logit_difference(
+  pairs: Pairs, answers: Ids, others: Ids, positions: Ids | None = None
+) -> Metric:
   """Logit of the right answer minus that of another answer.
 
   Args:
@@ -141,7 +145,7 @@ def logit_difference(pairs: Pairs, answers: Any, others: Any, positions: Any = N
   return Metric('logit difference', _logit_difference, data, at, pairs.digests)
 
 
-def log_probability(pairs: Pairs, answers: Any, positions: Any = None) -> Metric:
+def log_probability(pairs: Pairs, answers: Ids, positions: Ids | None = None) -> Metric:
   """Log-probability of the answer.
 
   Args:
@@ -156,13 +160,13 @@ def log_probability(pairs: Pairs, answers: Any, positions: Any = None) -> Metric
   answers = _answers(pairs, answers)
   count = (answers >= 0).sum(1)
   if positions is None:
-    positions = (pairs.last - count + 1)[:, None] + np.arange(answers.shape[1])
-    positions = np.where(answers >= 0, positions, pairs.last[:, None])
+    each = (pairs.last - count + 1)[:, None] + np.arange(answers.shape[1])
+    positions = np.where(answers >= 0, each, pairs.last[:, None])
   at = _positions(pairs, positions, answers.shape[1])
   return Metric('log-probability', _log_probability, answers, at, pairs.digests)
 
 
-def loss(pairs: Pairs, tokens: Any = None) -> Metric:
+def loss(pairs: Pairs, tokens: Ids | None = None) -> Metric:
   """Negative mean log-probability of the next token over all real positions.
 
   Args:
@@ -184,7 +188,9 @@ def loss(pairs: Pairs, tokens: Any = None) -> Metric:
   return Metric('loss', _loss, data, None, pairs.digests)
 
 
-def kl_divergence(pairs: Pairs, reference: Any, positions: Any = None) -> Metric:
+def kl_divergence(
+  pairs: Pairs, reference: Float[np.ndarray | Array, 'B T V'], positions: Ids | None = None
+) -> Metric:
   """KL(reference || model) at one position.
 
   Args:
@@ -208,7 +214,11 @@ def kl_divergence(pairs: Pairs, reference: Any, positions: Any = None) -> Metric
   return Metric('KL to the reference', _kl, wanted[:, 0], at, pairs.digests)
 
 
-def custom(name: str, fn: Callable, data: Any = ()) -> Metric:
+def custom(
+  name: str,
+  fn: Callable[[PyTree, PyTree], ArrayLike],
+  data: PyTree[Shaped[np.ndarray | Array, 'B ...']] = (),
+) -> Metric:
   """User-defined metric.
 
   It fits any pairs, as many as its data has rows, and any number of pairs if it has no data. It does not know
@@ -262,7 +272,7 @@ class _Difference:
 # --- computation ------------------------------------------------------------------------------------------
 
 
-def _at(logits: jax.Array, positions: Any) -> jax.Array:
+def _at(logits: np.ndarray | Array, positions: Any) -> jax.Array:
   """Logits [B, T, V] at positions int [B, A]: [B, A, V]."""
   if jnp.ndim(logits) != 3 or len(logits) != len(positions):
     raise PatchingError(

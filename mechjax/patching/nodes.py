@@ -25,16 +25,22 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, overload
 
 import numpy as np
+from jaxtyping import Array, Bool, Int, Int32, Integer, Shaped
 
 from mechjax import sites
 from mechjax.errors import PatchingError
+from mechjax.harvest import SiteInfo
+from mechjax.patching.pairs import RealMask
 
-Choice = str | Sequence[int]
+Choice = str | Sequence[int] | Integer[np.ndarray | Array, ' _']
 """'each' (one node for every index), 'together' (one node for all), or indices (one node for each of them)."""
+
+AnyArray = TypeVar('AnyArray', np.ndarray, Array)
+"""An array of NumPy or of JAX; the same wherever it stands in one signature."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +100,7 @@ class AxisLayout:
   def size(self, letters: str) -> int:
     return math.prod(self.shape[self.axes.index(a)] for a in letters)
 
-  def index(self, letters: str) -> np.ndarray:
+  def index(self, letters: str) -> Int[np.ndarray, ' ...']:
     """Flat index along `letters`, shaped to broadcast against the value."""
     shape = [n if a in letters else 1 for a, n in zip(self.axes, self.shape)]
     return np.arange(math.prod(shape)).reshape(shape)
@@ -124,7 +130,7 @@ class Grid:
   def shape(self) -> tuple[int, int, int, int]:
     return (len(self.layers), len(self.heads), len(self.positions), len(self.neurons))
 
-  def columns(self) -> np.ndarray:
+  def columns(self) -> Int32[np.ndarray, 'nodes 4']:
     """Layer, head, position and neuron of every node, int32 [n, 4]; -1 for None, positions as in `to_table`."""
     axes = (self.layers, self.heads, [*map(to_table, self.positions)], self.neurons)
     numbers = [np.array([-1 if i is None else i for i in axis], np.int32) for axis in axes]
@@ -141,7 +147,7 @@ class NodeSet:
   """
 
   grids: tuple[Grid, ...]
-  chosen: np.ndarray
+  chosen: Int[np.ndarray, ' nodes']
 
   @classmethod
   def whole(cls, grids: Iterable[Grid]) -> NodeSet:
@@ -152,13 +158,21 @@ class NodeSet:
   def __len__(self) -> int:
     return len(self.chosen)
 
-  def __getitem__(self, index: Any) -> Any:
+  @overload
+  def __getitem__(self, index: int | np.integer) -> Node: ...
+
+  @overload
+  def __getitem__(self, index: slice | Sequence[int] | Shaped[np.ndarray, ' _']) -> NodeSet: ...
+
+  def __getitem__(
+    self, index: int | np.integer | slice | Sequence[int] | np.ndarray
+  ) -> Node | NodeSet:
     """A `Node` for an integer, a `NodeSet` for a slice or an array of indices or booleans."""
-    if np.ndim(index) == 0 and not isinstance(index, slice):
+    if not isinstance(index, slice) and np.ndim(index) == 0:
       return self._node(self.table[index])
     return NodeSet(self.grids, self.chosen[index])
 
-  def __iter__(self):
+  def __iter__(self) -> Iterator[Node]:
     return map(self._node, self.table)
 
   def __add__(self, other: NodeSet) -> NodeSet:
@@ -178,7 +192,7 @@ class NodeSet:
     return {g.name: g.layout for g in self.grids}
 
   @functools.cached_property
-  def table(self) -> np.ndarray:
+  def table(self) -> Int32[np.ndarray, 'nodes 5']:
     """Grid, layer, head, position and neuron of every node, int32 [n, 5]; -1 for a whole axis.
 
     A position counted from the end is one less here than in a `Node`: -2 is the last position of each pair.
@@ -209,7 +223,7 @@ class NodeSet:
     """Whether some positions are counted from the end of each pair."""
     return bool((self.table[:, 3] < -1).any())
 
-  def there(self, real: Any) -> np.ndarray:
+  def there(self, real: RealMask) -> Bool[np.ndarray, 'nodes B']:
     """Whether each node is at a real position in each pair, bool [N, B].
 
     Args:
@@ -236,7 +250,7 @@ class NodeSet:
 
 
 def nodes_of(
-  infos: Sequence[Any],
+  infos: Sequence[SiteInfo],
   pattern: str | Iterable[str],
   *,
   heads: Choice = 'each',
@@ -262,7 +276,7 @@ def nodes_of(
     PatchingError: unknown axes, or axes that do not fit; indices that do not exist.
   """
   chosen = set(sites.select(pattern, [info.site for info in infos]))
-  groups: dict[str, list[Any]] = {}
+  groups: dict[str, list[SiteInfo]] = {}
   for info in infos:
     if info.site in chosen:
       groups.setdefault(info.site.name, []).append(info)
@@ -286,7 +300,7 @@ def nodes_of(
   return NodeSet.whole(grids)
 
 
-def _layout(name: str, infos: Sequence[Any], axes: Mapping[str, str]) -> AxisLayout:
+def _layout(name: str, infos: Sequence[SiteInfo], axes: Mapping[str, str]) -> AxisLayout:
   shapes = {info.shape for info in infos}
   letters = _letters(name, axes)
   if len(shapes) != 1 or any(len(info.site.path) > 1 for info in infos):
@@ -305,7 +319,7 @@ def _layout(name: str, infos: Sequence[Any], axes: Mapping[str, str]) -> AxisLay
   return AxisLayout(letters, tuple(shape))
 
 
-def _query_heads(infos: Sequence[Any], axes: Mapping[str, str]) -> int:
+def _query_heads(infos: Sequence[SiteInfo], axes: Mapping[str, str]) -> int:
   """Number of query heads; 0 if it cannot be read from any site."""
   for info in infos:
     if info.site.name in ('q', 'z', 'attn_probs', 'attn_scores'):
@@ -345,16 +359,18 @@ def _from_table(position: int) -> int | None:
   return None if position == -1 else position + (position < 0)
 
 
-def columns(positions: Any, real: Any) -> Any:
+def columns(
+  positions: Integer[np.ndarray | AnyArray, ' ...'], real: Bool[AnyArray, 'B T']
+) -> Integer[AnyArray, '... B']:
   """The columns of positions of `NodeSet.table` in each pair: int [..., B], negative if the pair has no such column.
 
   Args:
     positions: int [...], concrete or traced; -1, for all positions, gives no column.
     real: `real` of the pairs, bool [B, T].
   """
-  positions = positions[..., None]
-  lengths = real.sum(1).astype(positions.dtype)
-  return positions + (positions < -1).astype(positions.dtype) * (lengths + 1)
+  at: Any = positions[..., None]  # with either array it becomes what `real` is
+  lengths = real.sum(1).astype(at.dtype)
+  return at + (at < -1).astype(at.dtype) * (lengths + 1)
 
 
 def _pick(choice: Choice, n: int, name: str, ends: bool) -> tuple[int | None, ...]:
@@ -379,5 +395,5 @@ def _pick(choice: Choice, n: int, name: str, ends: bool) -> tuple[int | None, ..
 
 
 def _check_used(choice: Choice, what: str, used: bool) -> None:
-  if choice != 'together' and not used:
+  if not used and not (isinstance(choice, str) and choice == 'together'):
     raise PatchingError(f'none of these sites has {what}', hint='select mlp_pre or mlp_post')

@@ -18,13 +18,34 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Int, Int32, Integer, PyTree, Shaped, UInt32
 
 from mechjax.errors import PatchingError
+
+RealMask = Bool[np.ndarray | Array, 'B T']
+"""True at real positions, False at padding."""
+
+Rows = slice | Shaped[np.ndarray | Array, ' _']
+"""Some of the pairs: a slice, indices or booleans."""
+
+Prompts = (
+  Iterable[Sequence[int | np.integer] | Integer[np.ndarray | Array, ' _']]
+  | Integer[np.ndarray | Array, 'B _']
+)
+"""Token ids of B prompts."""
+
+Ids = (
+  Sequence[int | np.integer]
+  | Sequence[Sequence[int | np.integer]]
+  | Integer[np.ndarray | Array, ' B']
+  | Integer[np.ndarray | Array, 'B _']
+)
+"""One integer, or several, for each of B pairs."""
 
 
 @jax.tree_util.register_dataclass
@@ -38,12 +59,12 @@ class Pairs:
     real: bool [B, T], False at padding.
   """
 
-  clean: Any
-  noise: Any
-  real: Any
+  clean: PyTree[Shaped[np.ndarray | Array, 'B ...']]
+  noise: PyTree[Shaped[np.ndarray | Array, 'B ...']]
+  real: RealMask
 
   @classmethod
-  def of(cls, clean: Any, noise: Any, pad: int = 0) -> Pairs:
+  def of(cls, clean: Prompts, noise: Prompts, pad: int | np.integer = 0) -> Pairs:
     """Pads and checks token ids.
 
     Args:
@@ -74,13 +95,13 @@ class Pairs:
     return len(self.real)
 
   @property
-  def last(self) -> np.ndarray:
+  def last(self) -> Int[np.ndarray, ' B']:
     """The last real position of each pair, int [B]."""
     positions = np.arange(self.real.shape[1])
     return np.where(np.asarray(self.real), positions, -1).max(axis=1)
 
   @property
-  def digests(self) -> np.ndarray | None:
+  def digests(self) -> UInt32[np.ndarray, 'B 2'] | None:
     """A hash that identifies each pair, whichever side is clean, uint32 [B, 2]; None if the data is traced."""
     leaves = jax.tree.leaves(self)
     if any(isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) for x in leaves):
@@ -93,7 +114,7 @@ class Pairs:
       rows.append(_digest(*sorted(_digest_row(side, i, real) for side in sides), where))
     return np.frombuffer(b''.join(rows), np.uint32).reshape(-1, 2)
 
-  def rows(self, index: Any) -> Pairs:
+  def rows(self, index: Rows) -> Pairs:
     """Some of the pairs."""
     return jax.tree.map(lambda x: x[index], self)
 
@@ -134,14 +155,14 @@ def check(pairs: Pairs) -> None:
     )
 
 
-def _ids(prompt: Sequence[int]) -> np.ndarray:
+def _ids(prompt: Sequence[int | np.integer] | np.ndarray | Array) -> np.ndarray:
   ids = np.asarray(prompt)
   if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in 'iu':
     raise PatchingError(f'a prompt must be a sequence of token ids, got {prompt!r}')
   return int32(ids, 'token ids')
 
 
-def int32(values: Any, what: str) -> np.ndarray:
+def int32(values: ArrayLike | Ids, what: str) -> Int32[np.ndarray, ' ...']:
   """The values as int32; raises PatchingError where that would change them."""
   array = np.asarray(values)
   if array.dtype.kind not in 'iu':

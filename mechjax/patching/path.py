@@ -34,6 +34,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, PyTree
 
 from mechjax import harvest
 from mechjax.errors import PatchingError
@@ -43,7 +44,7 @@ from mechjax.patching.activation import bar
 from mechjax.patching.effects import Effects, mean_over_pairs
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import AxisLayout, NodeSet, nodes_of
-from mechjax.patching.pairs import Pairs
+from mechjax.patching.pairs import Pairs, RealMask
 from mechjax.patching.plans import Method
 
 SENDERS = ('embed', 'z', 'attn_out', 'mlp_out')
@@ -66,12 +67,12 @@ class PathEffects:
   title: str
   senders: NodeSet
   receivers: NodeSet | None
-  values: np.ndarray
-  base: np.ndarray
-  other: np.ndarray
-  there: np.ndarray | None = None
+  values: Float[np.ndarray, 'senders receivers B']
+  base: Float[np.ndarray, ' B']
+  other: Float[np.ndarray, ' B']
+  there: Bool[np.ndarray, 'senders receivers B'] | None = None
 
-  def contribution(self) -> np.ndarray:
+  def contribution(self) -> Float[np.ndarray, 'senders receivers']:
     """Mean absolute effect over the pairs that have both nodes, [S, R]; 0 where no pair has them."""
     return mean_over_pairs(np.abs(self.values), self.there)
 
@@ -146,7 +147,7 @@ class Routes(Method):
     self,
     method: str,
     metric: Metric,
-    real: np.ndarray,
+    real: RealMask,
     values: np.ndarray,
     base: np.ndarray,
     other: np.ndarray,
@@ -180,7 +181,7 @@ class PathPatching(Routes):
   forward_from: Callable | None = None
 
   def __call__(
-    self, params: Any, pairs: Pairs, metric: Metric, *, progress: bool = False
+    self, params: PyTree, pairs: Pairs, metric: Metric, *, progress: bool = False
   ) -> PathEffects:
     """Measures every sender through every receiver on every pair.
 
@@ -263,7 +264,7 @@ class EdgeAttributionPatching(Routes):
           hint='other layers, or PathPatching, which is exact',
         )
 
-  def __call__(self, params: Any, pairs: Pairs, metric: Metric) -> PathEffects:
+  def __call__(self, params: PyTree, pairs: Pairs, metric: Metric) -> PathEffects:
     """Estimates the effect of every sender through every receiver on every pair, to first order.
 
     Args, Returns: as in `PathPatching`.

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from mechjax import compat
 from mechjax.errors import PatchingError
 from mechjax.patching import sources
 from mechjax.patching.metrics import Metric
 from mechjax.watching import Watch
+
+Made = TypeVar('Made')
 
 
 class Plans:
@@ -30,8 +33,12 @@ class Plans:
     self._entries: dict[Hashable, tuple[Watch, Any]] = {}
 
   def make_once(
-    self, what: str, trees: tuple, reads: tuple[Callable | None, ...], make: Callable[[], Any]
-  ) -> Any:
+    self,
+    what: str,
+    trees: tuple[PyTree, ...],
+    reads: tuple[Callable | None, ...],
+    make: Callable[[], Made],
+  ) -> Made:
     """Returns the result of `make`, which is called once for arguments of one signature.
 
     Args:
@@ -59,7 +66,7 @@ class Plans:
       known = self._entries[key] = Watch(*reads, *metrics), made
     return known[1]
 
-  def values(self) -> list[Any]:
+  def values(self) -> list[object]:
     """All entries."""
     return [made for _, made in self._entries.values()]
 
@@ -79,8 +86,8 @@ class Method:
     sources.check_forward(self.forward)
 
   def _make_once(
-    self, what: str, trees: tuple, make: Callable[[], Any], *reads: Callable | None
-  ) -> Any:
+    self, what: str, trees: tuple[PyTree, ...], make: Callable[[], Made], *reads: Callable | None
+  ) -> Made:
     """Calls `Plans.make_once`; `reads` are the functions of the user that are called besides `forward`."""
     return self._plans.make_once(what, trees, (self.forward, *reads), make)
 
@@ -94,7 +101,7 @@ def functions(metric: Metric) -> Iterator[Callable]:
       yield from functions(part)
 
 
-def signature(*trees: Any) -> Hashable:
+def signature(*trees: PyTree) -> Hashable:
   """Key of everything an executable depends on: structure, shapes, dtypes, shardings, and JAX's configuration."""
   leaves, structure = jax.tree.flatten(trees)
   avals = tuple((np.shape(x), str(x.dtype), str(getattr(x, 'sharding', ''))) for x in leaves)

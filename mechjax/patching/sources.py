@@ -19,18 +19,18 @@ a mean counts real tokens only, and a resampled node is patched only at position
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Key, PyTree, Shaped
 
 from mechjax import harvest, sites
 from mechjax.errors import PatchingError, unknown
 from mechjax.patching.metrics import Metric, bind
 from mechjax.patching.nodes import AxisLayout, NodeSet
-from mechjax.patching.pairs import Pairs, check
+from mechjax.patching.pairs import Pairs, RealMask, check
 from mechjax.programs.callables import check_function
 
 MODES = {
@@ -43,8 +43,17 @@ MODES = {
 }
 _ACROSS = ('mean', 'resample', 'gaussian')
 
-Values = dict[str, jax.Array]
+Values = dict[str, Shaped[Array, ' _ ...']]
 """Arrays [layers, *shape of the site's value], by site name."""
+
+Sums = dict[str, tuple[Shaped[Array, ' _ ...'], Shaped[Array, ' _ ...'], Shaped[Array, ' _ ...']]]
+"""Sums over pairs of 1, x and x**2, by site name; see `sums`."""
+
+Statistics = dict[str, tuple[Shaped[Array, ' _ ...'], Shaped[Array, ' _ ...']]]
+"""Mean and standard deviation over pairs, by site name."""
+
+BySite = dict[str, Bool[Array, ' _']]
+"""Something about each of the layers, by site name."""
 
 
 def choose_sides(
@@ -116,7 +125,7 @@ def check_first_order(nodes: NodeSet, mode: str) -> None:
     )
 
 
-def run_unpatched(forward: Callable, params: Any, inputs: Any) -> Any:
+def run_unpatched(forward: Callable, params: PyTree, inputs: PyTree) -> PyTree:
   """Runs the model unpatched, staged in the same way as its patched runs.
 
   A plain call would take jitted blocks from JAX's cache even after a change of values that they read, and an effect
@@ -125,13 +134,15 @@ def run_unpatched(forward: Callable, params: Any, inputs: Any) -> Any:
   return harvest.plant(forward)({}, params, inputs)
 
 
-def read(forward: Callable, nodes: NodeSet, params: Any, inputs: Any) -> tuple[Any, Values]:
+def read(
+  forward: Callable, nodes: NodeSet, params: PyTree, inputs: PyTree
+) -> tuple[PyTree, Values]:
   """Runs the model: its output, and the values at all sites of the nodes."""
   out, acts = harvest.call_and_reap(forward, sites=nodes.sites())(params, inputs)
   return out, by_name(nodes, acts)
 
 
-def by_name(nodes: NodeSet, acts: Any) -> Values:
+def by_name(nodes: NodeSet, acts: harvest.Activations) -> Values:
   """Activations at all sites of the nodes as `Values`."""
   values = {}
   for name, layout in nodes.layouts.items():
@@ -142,7 +153,9 @@ def by_name(nodes: NodeSet, acts: Any) -> Values:
   return values
 
 
-def pick(acts: Any, name: str, layers: Sequence[int | None]) -> jax.Array:
+def pick(
+  acts: harvest.Activations, name: str, layers: Sequence[int | None]
+) -> Shaped[Array, ' _ ...']:
   """Selects the values of a site at these layers, [layers, ...], from activations that may have more layers."""
   values = acts.stack(name)
   if tuple(layers) == (None,):
@@ -171,14 +184,21 @@ def _check_shape(name: str, layout: AxisLayout, shape: tuple[int, ...]) -> None:
 
 
 def make_planted(
-  forward: Callable, nodes: NodeSet, mode: str, params: Any, inputs: Any, statistics: Any, keys: Any
-) -> tuple[Any, Values]:
+  forward: Callable,
+  nodes: NodeSet,
+  mode: str,
+  params: PyTree,
+  inputs: PyTree,
+  statistics: Statistics | None,
+  keys: Key[Array, ' B'] | None,
+) -> tuple[PyTree, Values]:
   """Runs the model on `inputs`; returns its output and the values to plant. `keys` are random, one for each pair."""
   out, values = read(forward, nodes, params, inputs)
   if mode == 'zero':
     return out, jax.tree.map(jnp.zeros_like, values)
   if mode not in ('mean', 'gaussian'):
     return out, values
+  assert statistics is not None, 'these modes have statistics'
   drawn = {}
   for name, value in values.items():
     layout = nodes.layouts[name]
@@ -192,8 +212,8 @@ def make_planted(
 
 
 def _noise(
-  name: str, layers: Sequence[int | None], layout: AxisLayout, like: Any, keys: Any
-) -> Any:
+  name: str, layers: Sequence[int | None], layout: AxisLayout, like: Array, keys: Array | None
+) -> Array:
   """Normal numbers [layers, *shape of the value] that depend on seed, pair (its row), site, layer and position alone.
 
   So they do not change with the other nodes of a sweep or with its chunks, nor when a sweep is resumed.
@@ -216,7 +236,7 @@ def _noise(
   return found.transpose(0, *(1 + order.index(a) for a in layout.axes))
 
 
-def sums(forward: Callable, nodes: NodeSet, params: Any, inputs: Any, real: Any) -> Any:
+def sums(forward: Callable, nodes: NodeSet, params: PyTree, inputs: PyTree, real: RealMask) -> Sums:
   """Sums over pairs of 1, x and x**2 at real positions, by site name."""
   _, values = read(forward, nodes, params, inputs)
   out = {}
@@ -229,7 +249,7 @@ def sums(forward: Callable, nodes: NodeSet, params: Any, inputs: Any, real: Any)
   return out
 
 
-def statistics(total: Any) -> Any:
+def statistics(total: Sums) -> Statistics:
   """Mean and standard deviation from `sums`; 0 at positions that are real in no pair."""
 
   def of(count, x, x2):
@@ -239,7 +259,7 @@ def statistics(total: Any) -> Any:
   return {name: of(*s) for name, s in total.items()}
 
 
-def broadcast_real(layout: AxisLayout, real: Any) -> jax.Array:
+def broadcast_real(layout: AxisLayout, real: RealMask) -> Bool[Array, ' ...']:
   """Reshapes `real` [B, T] so that it broadcasts against a site's value."""
   real, t = jnp.asarray(real), layout.position
   if not t:
@@ -252,7 +272,7 @@ def broadcast_real(layout: AxisLayout, real: Any) -> jax.Array:
   )
 
 
-def find_nan(nodes: NodeSet, values: Values, real: Any) -> Values:
+def find_nan(nodes: NodeSet, values: Values, real: RealMask) -> BySite:
   """Finds the layers of each site that hold a NaN at a real position: bool [layers]."""
   return {
     name: (jnp.isnan(x) & broadcast_real(nodes.layouts[name], real)).any(
@@ -262,7 +282,9 @@ def find_nan(nodes: NodeSet, values: Values, real: Any) -> Values:
   }
 
 
-def check_no_nan(nodes: NodeSet, bad: Values, metrics: dict[str, Any], first: int) -> None:
+def check_no_nan(
+  nodes: NodeSet, bad: BySite, metrics: Mapping[str, Float[np.ndarray, ' _']], first: int
+) -> None:
   """Raises PatchingError if a site or a metric is NaN; `first` is the number of the first pair."""
   order = {name: i for i, name in enumerate(dict.fromkeys([*sites.CANONICAL, *bad]))}
   hits = [

@@ -34,10 +34,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from mechjax import harvest, precision
 from mechjax.patching import sources
 from mechjax.patching.nodes import AxisLayout, Grid, NodeSet
+from mechjax.patching.pairs import Pairs, RealMask
 
 FIXED = ('q', 'k')
 """Sites whose nodes act through the softmax."""
@@ -55,15 +57,19 @@ class Term:
   """
 
   source: str = dataclasses.field(metadata={'static': True})
-  of: Callable = dataclasses.field(metadata={'static': True})
-  arrays: Any
+  of: Callable[[PyTree, Array], Array] = dataclasses.field(metadata={'static': True})
+  arrays: PyTree[Shaped[Array, ' layers ...']]
 
 
 # --- factors that do not depend on the gradient -----------------------------------------------------------
 
 
 def linear_term(
-  layout: AxisLayout, name: str, planted: jax.Array, base: jax.Array, real: Any
+  layout: AxisLayout,
+  name: str,
+  planted: Shaped[Array, ' layers ...'],
+  base: Shaped[Array, ' layers ...'],
+  real: RealMask,
 ) -> Term:
   """Term of nodes that are linearised at their own site; values are [layers, ...]."""
   there = sources.broadcast_real(layout, real)[None]
@@ -100,7 +106,13 @@ class Attention:
     return patterns
 
   def term(
-    self, grid: Grid, layers: tuple, planted: jax.Array, acts: Any, params: Any, pairs: Any
+    self,
+    grid: Grid,
+    layers: tuple[int | None, ...],
+    planted: Shaped[Array, ' layers ...'],
+    acts: harvest.Activations,
+    params: PyTree,
+    pairs: Pairs,
   ) -> Term:
     """Term of query or key nodes; `planted` is [layers, ...], `acts` are the activations of the base run."""
     probs = self._flatten(sources.pick(acts, 'attn_probs', layers))
@@ -134,7 +146,9 @@ class Attention:
   def _flatten(self, x: jax.Array) -> jax.Array:
     return jax.vmap(lambda y: flatten(y, self.axes))(x)
 
-  def _cut(self, source: str, to: str, layers: tuple, params: Any, inputs: Any) -> Callable:
+  def _cut(
+    self, source: str, to: str, layers: tuple[int | None, ...], params: PyTree, inputs: PyTree
+  ) -> Callable:
     """Cuts out the function from the values of one site, [layers, ...], to another's, [layers, B, N, T, S]."""
     cut = harvest.subgraph(
       self.forward, inputs=sources.pattern(source, layers), outputs=sources.pattern(to, layers)
@@ -145,8 +159,8 @@ class Attention:
 
 
 def softmax_error(
-  attention: Attention, nodes: NodeSet, params: Any, clean: Any, planted: sources.Values
-) -> tuple[jax.Array, jax.Array]:
+  attention: Attention, nodes: NodeSet, params: PyTree, clean: PyTree, planted: sources.Values
+) -> tuple[Float[Array, ''], Float[Array, '']]:
   """Distance of attn_probs from a softmax of attn_scores, at the base keys and at the planted keys.
 
   Returns:
@@ -166,7 +180,20 @@ def softmax_error(
   return worst, jnp.asarray(max(jnp.finfo(d).eps for d in dtypes), jnp.float32)
 
 
-def prepare_closed_form(scores: jax.Array, patched: jax.Array, probs: jax.Array) -> tuple:
+KeyArrays = tuple[
+  Float[Array, '*some T S'],
+  Float[Array, '*some T S'],
+  Float[Array, '*some T S'],
+  Bool[Array, '*some T S'],
+]
+"""The arrays that `prepare_closed_form` computes."""
+
+
+def prepare_closed_form(
+  scores: Float[Array, '*some T S'],
+  patched: Float[Array, '*some T S'],
+  probs: Float[Array, '*some T S'],
+) -> KeyArrays:
   """Computes the arrays that the closed form needs for each key of plain softmax attention.
 
   Args:
@@ -191,7 +218,7 @@ def prepare_closed_form(scores: jax.Array, patched: jax.Array, probs: jax.Array)
   return jnp.where(x > 0, down, up), probs, jnp.exp(rest - jnp.where(alone, 0, without)), top
 
 
-def key_effects(arrays: tuple, gradient: jax.Array) -> jax.Array:
+def key_effects(arrays: KeyArrays, gradient: Float[Array, '*some T S']) -> Float[Array, '*some S']:
   """Î(k_j) from `prepare_closed_form` and the gradient at the probabilities: [..., T, S] -> [..., S]."""
   moved, probs, shares, top = arrays
   weighted = probs * gradient
@@ -236,7 +263,7 @@ class _Product:
     return each.reshape([each.shape[order.index(a)] if a in order else 1 for a in layout.axes])
 
 
-def flatten(x: jax.Array, axes: str) -> jax.Array:
+def flatten(x: Float[Array, ' ...'], axes: str) -> Float[Array, 'B N T S']:
   """Reshapes attention probabilities or scores to [B, N, T, S], float32 or wider."""
   heads = ''.join(a for a in axes if a in 'NKG')
   x = x.transpose([axes.index(a) for a in f'B{heads}TS'])

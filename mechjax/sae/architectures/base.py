@@ -39,13 +39,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 import numbers
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 
 from mechjax.errors import SAEError
 from mechjax.sae.checks import check_field, check_whole
@@ -235,7 +236,7 @@ class Architecture(abc.ABC):
       params['W_skip'] = jnp.zeros((self.d_in, E), jnp.float32)
     return params
 
-  def hparams(self, **values: Any) -> dict[str, jax.Array]:
+  def hparams(self, **values: ArrayLike | Sequence[float]) -> dict[str, jax.Array]:
     """Traced hyperparameters as arrays: the values given, and the settings for the others.
 
     Args:
@@ -255,7 +256,7 @@ class Architecture(abc.ABC):
         dataclasses.replace(self, **{name: value})  # checks it
     return {name: jnp.asarray(array) for name, array in given.items()}
 
-  def hparam(self, hparams: HParams | None, name: str, dtype: Any) -> jax.Array:
+  def hparam(self, hparams: HParams | None, name: str, dtype: DTypeLike) -> jax.Array:
     """One traced hyperparameter."""
     return jnp.asarray(getattr(self, name) if hparams is None else hparams[name], dtype)
 

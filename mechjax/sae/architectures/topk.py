@@ -16,11 +16,12 @@ TopK with k=32 trains three dictionaries, each at the cost of the largest.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from mechjax.errors import SAEError
 from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Params
@@ -49,7 +50,7 @@ class TopK(Architecture):
     check_whole(self, 'k')
     check_field(self, 'k', 1 <= self.k <= self.width, f'from 1 to width={self.width}')
 
-  def hparams(self, **values: Any) -> dict[str, jax.Array]:
+  def hparams(self, **values: ArrayLike | Sequence[float]) -> dict[str, jax.Array]:
     largest = np.max(values.get('k', self.k))
     if largest > self.k:
       raise SAEError(

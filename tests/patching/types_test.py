@@ -1,0 +1,256 @@
+"""The annotations of `mechjax.patching` hold for every public function, with a decoder and real arguments."""
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+from mechjax import harvest
+from mechjax.patching import (
+  ActivationPatching,
+  AtPStar,
+  Attribution,
+  EdgeAttributionPatching,
+  Pairs,
+  PathPatching,
+  Search,
+  SubsetPatching,
+  baselines,
+  custom,
+  difference,
+  engine,
+  kl_divergence,
+  log_probability,
+  logit_difference,
+  loss,
+  metrics,
+  nodes,
+  nodes_of,
+  pairs,
+  recall_cost,
+  sources,
+  terms,
+  verify,
+)
+from tests import typed
+from tests.models import decoders
+from tests.patching import linear, plain
+
+NAME = 'mistral'
+PARAMS = decoders.params(NAME)
+forward = plain.forward(NAME)
+
+
+@pytest.fixture(scope='module')
+def calls():
+  with typed.checked('mechjax.patching') as calls:
+    yield calls
+
+
+def chosen(pattern, **options):
+  infos = harvest.sites_of(forward, PARAMS, jnp.asarray(plain.CLEAN))
+  return nodes_of(infos, pattern, **options)
+
+
+def difference_of_logits():
+  return logit_difference(plain.PAIRS, plain.ANSWERS, plain.OTHERS)
+
+
+def question():
+  return PARAMS, plain.PAIRS, difference_of_logits()
+
+
+# --- data -------------------------------------------------------------------------------------------------
+
+
+def test_pairs(calls):
+  lists = Pairs.of([[5, 8, 2], [5, 9, 2, 4]], [[5, 7, 2], [5, 3, 2, 4]])
+  arrays = Pairs.of(lists.clean, jnp.asarray(lists.noise), pad=np.int64(7))
+  for some in (lists, arrays.rows(np.array([1])), jax.device_put(lists).rows(slice(1))):
+    pairs.check(some)
+    assert some.last.max() == 3 or len(some) == 1
+    assert some.digests.shape == (len(some), 2)
+  assert jax.eval_shape(lambda p: p.rows(np.array([True, False])), lists).clean.shape == (1, 4)
+  assert pairs.int32([1, 2], 'numbers').dtype == np.int32
+  assert pairs.int32(3, 'a number').shape == ()
+
+
+def test_nodes(calls):
+  every = chosen('*', neurons='together')
+  neurons = chosen('mlp_post.0', positions=[-1, 0], neurons=np.arange(3))
+  heads = chosen('q', heads=[0], positions='together')
+  both = every + neurons + heads
+  for some in (both[:3], both[[0, 1]], both[np.arange(2)], both[both.table[:, 1] == 0]):
+    assert len(list(some)) == len(some) == len(some.labels())
+  node = both[np.int64(0)]
+  assert node.label(['a'] * plain.T) == both.labels(['a'] * plain.T)[0]
+  assert both.there(plain.REAL).shape == (len(both), 2)
+  assert neurons.from_the_end
+  assert {site.name for site in both.sites()} == set(both.layouts)
+  for _, grid in both.grids_in_use():
+    assert grid.columns().shape == (int(np.prod(grid.shape)), 4)
+    layout = grid.layout
+    for letters in (layout.heads, layout.position, layout.neuron):
+      assert layout.index(letters).size == layout.size(letters)
+  nodes.check_letters('z', 'BTNH')
+  assert nodes.to_table(-1) == -2
+  at = jnp.asarray([-2, 0])
+  for real in (plain.REAL, jnp.asarray(plain.REAL)):
+    assert nodes.columns(np.asarray(at), real).tolist() == [[4, 3], [0, 0]]
+  assert jax.jit(nodes.columns)(at, plain.REAL).shape == (2, 2)
+
+
+def test_metrics(calls):
+  logits = jnp.asarray(plain.RANDOM.standard_normal((2, plain.T, decoders.V)), jnp.float32)
+  some = [
+    difference_of_logits(),
+    logit_difference(plain.PAIRS, [3, 7], (20, 4), positions=[1, 2]),
+    log_probability(plain.PAIRS, [[3, 4], [7, -1]]),
+    loss(plain.PAIRS),
+    loss(plain.PAIRS, plain.NOISE.tolist()),
+    kl_divergence(plain.PAIRS, logits),
+    kl_divergence(plain.PAIRS, np.asarray(logits), plain.PAIRS.last - 1),
+    custom('norm', lambda out, data: (out**2).sum((1, 2)) * data, np.ones(2, np.float32)),
+  ]
+  some += [difference('two', some[0], some[2]), difference('whole', some[0], some[-1])]
+  for metric in some:
+    metric = metrics.bind(metric, plain.PAIRS)
+    traced = jax.eval_shape(lambda m, x: m(x), metric, logits)
+    assert traced.shape == (2,)
+    assert metric.rows(np.array([1])).sizes == {1}
+  assert some[0](logits).shape == (2,)
+
+
+# --- methods ----------------------------------------------------------------------------------------------
+
+
+def linear_question():
+  return linear.PARAMS32, linear.PAIRS, logit_difference(linear.PAIRS, range(4), np.arange(4) + 4)
+
+
+@pytest.mark.parametrize('mode', ['noising', 'resample', 'gaussian'])
+def test_activation_patching(calls, mode, tmp_path):
+  some = linear.nodes('embed, mlp_out', positions=[-1] if mode == 'noising' else [0, 1])
+  method = ActivationPatching(linear.forward, some, mode, max_batch=4)
+  effects = method(*linear_question(), save=tmp_path / 'sweep.npz', save_every=0.0)
+  (plan,) = method._plans.values()
+  assert plan.rows == linear.B
+  again = method(*linear_question(), save=str(tmp_path / 'sweep.npz'), progress=True)
+  assert effects.values.shape == again.values.shape == (len(some), 4)
+  assert effects.mean().shape == effects.contribution().shape == effects.ranking().shape
+  assert len(effects.top(2)) == 2
+  assert effects.grid(1, np.arange(len(some))).shape == some.grids[1].shape
+  assert effects.grid().shape == some.grids[0].shape
+
+
+@pytest.mark.parametrize('steps', [0, 2])
+def test_attribution(calls, steps):
+  some = linear.nodes('mlp_out, mlp_post', positions=[-1, 0], neurons=[0, 2])
+  found = Attribution(linear.forward, some, steps=steps)(*linear_question())
+  assert found.values.shape == (len(some), 4)
+
+
+def test_queries_and_keys(calls):
+  some = chosen('q.0, k.0', positions=[0, -1])
+  star = AtPStar(forward, some, graddrop=False)
+  assert star(*question()).values.shape == (len(some), 2)
+
+
+def test_dropped_gradients(calls):
+  some = linear.nodes('embed, mlp_out')
+  star = AtPStar(linear.forward, some)
+  assert star.name == 'AtP*'
+  assert star(*linear_question()).values.shape == (len(some), 4)
+  assert star.by_layer(*linear_question()).shape == (linear.L, len(some), 4)
+
+
+@pytest.mark.parametrize('together', [False, True])
+@pytest.mark.parametrize('method', [PathPatching, EdgeAttributionPatching])
+def test_paths(calls, method, together):
+  senders, receivers = linear.nodes('mlp_out.0'), linear.nodes('resid_post.2', positions=[-1, 1])
+  effects = method(linear.forward, senders, receivers, together=together)(*linear_question())
+  assert effects.contribution().shape == (linear.T, 1 if together else 2)
+  assert effects.to().values.shape == (linear.T, 4)
+
+
+def test_the_parts_of_a_sweep(calls):
+  some, params, sided = linear.nodes('embed, mlp_out'), linear.PARAMS32, linear.PAIRS
+  _, values = sources.read(linear.forward, some, params, sided.clean)
+  members = np.arange(len(some)) < 3
+  for real in (sided.real, jnp.asarray(sided.real)):
+    assert set(engine.plant_node(some, values, some.table[0], real)) == set(values)
+    for which in (members, jnp.asarray(members)):
+      plants = engine.plant_subset(some, values, which, real)
+      assert plants['embed'].mask.sum() == 3 * linear.B
+  sources.check_forward(forward)
+
+
+def test_the_softmax_of_keys(calls):
+  def effects(scores):
+    arrays = terms.prepare_closed_form(scores, scores + 1, jax.nn.softmax(scores))
+    return terms.key_effects(arrays, scores)
+
+  scores = jax.ShapeDtypeStruct((2, 3, 4), np.float32)
+  assert jax.eval_shape(effects, scores).shape == (2, 4)
+
+
+# --- searches and bounds ----------------------------------------------------------------------------------
+
+
+def test_searches_and_bounds(calls):
+  some = linear.nodes('mlp_out', positions=[0, -1])
+  patch = SubsetPatching(linear.forward, some)(*linear_question())
+  n = len(some)
+  effects = baselines.measure(patch, np.eye(n, dtype=bool))
+  truth = np.abs(effects).mean(1)
+  costs = [
+    recall_cost(search, truth)
+    for search in (
+      Search.by(truth, 0.0),
+      Search.by(truth, 2.5),
+      baselines.random_order(n),
+      baselines.blocks(patch, n, 2),
+      baselines.hierarchical(patch, n, joint=3, at_once=2),
+      verify.sample_subsets(patch, n, subsets=20, p=0.3).search(),
+    )
+  ]
+  assert all(baselines.aggregate(c) >= 1 for c in costs)
+  assert recall_cost(Search.by(truth, 0.0), truth, [1, 2]).tolist() == [1, 2]
+  assert baselines.aggregate(costs[0][:2], [1, 2]) >= 1
+  order = baselines.random_order(n, 1)
+  assert order.place[order.ranking[0]] == 0
+  assert 0 <= baselines.recall(order, truth, 2, 3.0) <= 1
+  assert len(baselines.false_negatives(order, truth, 3)) <= 3
+  assert baselines.spearman(truth, truth) == 1
+  found = verify.verify(Search.by(truth, 0.0), patch, 2, 3.0, checks=1, subsets=10, p=0.4)
+  assert found.subsets.upper_bounds().shape == found.subsets.nodes.shape
+  assert found.subsets.p_values(0.1).max() == found.subsets.p_value(0.1)
+  assert len(found.subsets.suspects(0.1)) <= n
+  assert verify.count_above(0, 3, 9) <= 9
+  assert 0 < verify.fraction_above(0, 3) < 1
+
+
+# --- all of them, and nothing that is wrong -----------------------------------------------------------------
+
+
+def test_every_public_function_was_called(calls):
+  """By the tests above; alone it fails."""
+  assert not calls.missing()
+
+
+def test_a_wrong_shape_is_an_error(calls):
+  some = chosen('mlp_out')
+  for real in (plain.REAL[0], plain.REAL.astype(int)):
+    with pytest.raises(jaxtyping.TypeCheckError, match='real'):
+      some.there(real)
+  with pytest.raises(jaxtyping.TypeCheckError, match='positions'):
+    logit_difference(plain.PAIRS, plain.ANSWERS, plain.OTHERS, positions=np.ones(2))
+  row = some.table[0].astype(np.int64)
+  with pytest.raises(jaxtyping.TypeCheckError, match='row'):
+    engine.plant_node(some, {}, row, plain.REAL)
+
+
+def test_hardly_anything_is_annotated_as_any():
+  share, vague = typed.vague_share('mechjax.patching')
+  assert share < 0.05, vague
