@@ -70,6 +70,9 @@ def rekey_gate(layer: int) -> Iterator[None]:
 
 # --- jaxprs -------------------------------------------------------------------------------------------
 
+AnyJaxpr = jex_core.Jaxpr | jex_core.ClosedJaxpr
+"""A program without or with its constants; from JAX 0.12 one class is both."""
+
 
 def raw(jaxpr: Any) -> Any:
   """The open jaxpr: sub-jaxprs are ClosedJaxpr on 0.10 and Jaxpr later; `.jaxpr` works on both."""
