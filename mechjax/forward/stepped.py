@@ -149,6 +149,7 @@ class Stepper:
     for step, dead in zip(tape.steps, tape.dead):
       held = self._read(env, inputs_of(step))
       if isinstance(step, Segment):
+        assert step.run is not None
         out = self._call(step.run, step, held)
       else:
         for d in dead:

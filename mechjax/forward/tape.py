@@ -32,13 +32,13 @@ class Segment:
     ops: the equations.
     ins: values from outside.
     outs: values that are used later.
-    run: (*ins) -> list of outs; compiled, and shared by all segments of one structure.
+    run: (*ins) -> list of outs, compiled and shared by all segments of one structure. None until the tape is finished.
   """
 
   ops: list[Op]
   ins: tuple[int, ...] = ()
   outs: tuple[int, ...] = ()
-  run: Callable[..., list[AnyArray]] = None  # type: ignore[assignment]
+  run: Callable[..., list[AnyArray]] | None = None
 
 
 @dataclasses.dataclass

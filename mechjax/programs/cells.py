@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +148,7 @@ class FromSlots:
 Exit = AsStack | AsLast | IntoSlot | FromSlots
 
 
+@runtime_checkable
 class Plan(Protocol):
   """Actions at sows. Subclasses define which sows they care about; the defaults leave a program unchanged."""
 
@@ -201,6 +202,7 @@ class Plan(Protocol):
     return
 
 
+@runtime_checkable
 class Evaluator(Protocol):
   """Interface of the interpreter for its rules."""
 
