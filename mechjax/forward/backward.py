@@ -133,12 +133,13 @@ class Backward:
     self._give(entry.ins, entry.arrays, grads)
 
   def _enter(self, entry: Boundary) -> None:
-    inside, grads = self.insides.pop(), self._take(entry.outs)
+    assert entry.eqn is not None
+    eqn, inside, grads = entry.eqn, self.insides.pop(), self._take(entry.outs)
     if inside.changed:
       self._give(entry.ins, entry.arrays, grads)
     else:
-      key = ('rule', equation_key(entry.eqn, rules=True))
-      run = lambda *xs: bind(entry.eqn, list(xs))  # noqa: E731
+      key = ('rule', equation_key(eqn, rules=True))
+      run = lambda *xs: bind(eqn, list(xs))  # noqa: E731
       self._pull(key, run, entry.ins, entry.arrays, inside.grads)
 
   def _step(self, entry: Step) -> None:

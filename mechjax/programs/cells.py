@@ -11,11 +11,15 @@ The interpreter and its rules share these types and nothing else, so neither dep
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import JaxprEqn
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Int, PyTree
 
 from mechjax import compat
 from mechjax.errors import HarvestError
@@ -28,7 +32,7 @@ class Iteration:
   """Position in a scan: `index` is traced, or None where no plan needs it."""
 
   length: int
-  index: Any
+  index: Int[Array, ''] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Frame:
   data: Keyed = dataclasses.field(default_factory=lambda: Keyed())
   backward: bool = False
 
-  def of(self, eqn: Any) -> Frame:
+  def of(self, eqn: JaxprEqn) -> Frame:
     """Returns the frame of an equation."""
     return dataclasses.replace(self, place=self.place.of(eqn))
 
@@ -84,7 +88,7 @@ class DataKey(NamedTuple):
 class Cell:
   """A value on its way out of the program: leaves, then `n_preds` predicates of where it is valid."""
 
-  arrays: list[Any]
+  arrays: list[PyTree]
   n_preds: int
   mode: str
   exclusive: tuple = ()
@@ -134,7 +138,7 @@ class IntoSlot:
   """
 
   k: int
-  at: Any
+  at: Int[Array | np.ndarray, '']
   group: int
 
 
@@ -142,7 +146,7 @@ class IntoSlot:
 class FromSlots:
   """A cell is a buffer of slots from an inner scan; `hit`, one boolean per slot, says which slots are filled."""
 
-  hit: Any
+  hit: Bool[Array, ' slots']
 
 
 Exit = AsStack | AsLast | IntoSlot | FromSlots
@@ -152,7 +156,7 @@ Exit = AsStack | AsLast | IntoSlot | FromSlots
 class Plan(Protocol):
   """Actions at sows. Subclasses define which sows they care about; the defaults leave a program unchanged."""
 
-  tag: Any = None
+  tag: Hashable = None
 
   needs_iteration: bool = False
   """Whether frames must carry the traced index of every scan."""
@@ -180,7 +184,7 @@ class Plan(Protocol):
     """Whether any of these sows may be changed, which voids the custom differentiation rules around them."""
     return False
 
-  def custom(self, eqn: Any, values: list) -> list | None:
+  def custom(self, eqn: JaxprEqn, values: list) -> list | None:
     """Binds a custom_jvp or custom_vjp call as the plan needs it; None leaves the call to `rules`."""
     return None
 
@@ -209,7 +213,13 @@ class Evaluator(Protocol):
   program: Program
   plan: Plan
 
-  def eval(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], frame: Frame) -> tuple:
+  def eval(
+    self,
+    jaxpr: compat.AnyJaxpr,
+    consts: Sequence[ArrayLike],
+    args: Sequence[ArrayLike],
+    frame: Frame,
+  ) -> tuple:
     """Evaluates a jaxpr at `frame`; returns its outputs and the cells."""
 
 

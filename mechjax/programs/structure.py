@@ -54,7 +54,7 @@ def program_key(program: Any) -> Any:
   return known[()]
 
 
-def equation_key(eqn: Any, rules: bool = False) -> Any:
+def equation_key(eqn: jex_core.JaxprEqn, rules: bool = False) -> Any:
   """Returns a key that is equal for equations that do the same to the same kinds of values."""
   ins = tuple(v.aval for v in eqn.invars)
   outs = tuple(v.aval for v in eqn.outvars)
@@ -72,7 +72,7 @@ def _rows(equations: list[tuple], order: dict, rules: bool) -> tuple:
   return tuple(rows)
 
 
-def _params_key(eqn: Any, rules: bool) -> Any:
+def _params_key(eqn: jex_core.JaxprEqn, rules: bool) -> Any:
   p = eqn.params
   if kind_of(eqn) in CUSTOM:
     primal = _value_key(sub_jaxprs(eqn)[0], rules)
@@ -81,7 +81,7 @@ def _params_key(eqn: Any, rules: bool) -> Any:
   return tuple((k, _value_key(p[k], rules)) for k in sorted(p))
 
 
-def _derivative(eqn: Any) -> Any:
+def _derivative(eqn: jex_core.JaxprEqn) -> Any:
   """Stages the vector-Jacobian product of a function with a custom rule, which is the meaning of the rule."""
   ins = [struct_of(v.aval) for v in eqn.invars]
   outs = [struct_of(v.aval) for v in eqn.outvars]
@@ -120,7 +120,7 @@ def _value_key(value: Any, rules: bool) -> Any:
 _known: weakref.WeakKeyDictionary[Any, dict[bool, Any]] = weakref.WeakKeyDictionary()
 
 
-def jaxpr_key(jaxpr: Any, rules: bool = False) -> Any:
+def jaxpr_key(jaxpr: compat.AnyJaxpr, rules: bool = False) -> Any:
   """Returns a key that is equal for open jaxprs that compute the same, custom derivatives included if `rules`."""
   known = _known.setdefault(jaxpr, {})
   if rules not in known:
