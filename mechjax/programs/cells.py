@@ -100,10 +100,10 @@ class Cell:
     return dataclasses.replace(self, lead=self.lead + 1)
 
   @property
-  def pred(self) -> Any:
+  def pred(self) -> PyTree:
     return self.arrays[-1] if self.n_preds else None
 
-  def where(self, pred: Any) -> Cell:
+  def where(self, pred: Bool[Array, ' ...']) -> Cell:
     """Adds a predicate to a cell that has none."""
     return dataclasses.replace(self, arrays=[*self.arrays, pred], n_preds=1)
 
@@ -266,7 +266,7 @@ def in_other_branch(one: tuple, other: tuple) -> bool:
   return any(a is b and i != j for a, i in one for b, j in other)
 
 
-def where(pred: Any, new: Any, old: Any) -> Any:
+def where(pred: Bool[Array | np.ndarray, ' ...'], new: ArrayLike, old: ArrayLike) -> Array:
   """Selects by a predicate of the leading axes (a scalar, or one per vmapped lane)."""
   new = compat.reshard_like(new, old)
   if jnp.ndim(pred) == 0:
@@ -276,7 +276,7 @@ def where(pred: Any, new: Any, old: Any) -> Any:
   return jax.lax.select(pred, jnp.asarray(new), jnp.asarray(old))
 
 
-def finish(cell: Cell) -> list[Any]:
+def finish(cell: Cell) -> list[PyTree]:
   """Returns the leaves of a cell; zeros where its predicate never held."""
   if not cell.n_preds:
     return cell.arrays

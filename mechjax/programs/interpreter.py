@@ -76,7 +76,7 @@ class Interpreter:
       env.update(zip(eqn.outvars, out))
     return [v.val if isinstance(v, jex_core.Literal) else env[v] for v in jaxpr.outvars], cells
 
-  def _schedule(self, jaxpr: compat.AnyJaxpr, frame: Frame) -> Sequence[Any]:
+  def _schedule(self, jaxpr: Any, frame: Frame) -> Sequence[Any]:
     """Lists the equations of `jaxpr`; on the straight line of a program, runs without a wanted sow are bundles."""
     if frame.depth or not self.bundles or len(jaxpr.eqns) < MIN_LENGTH:
       return jaxpr.eqns

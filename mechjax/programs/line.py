@@ -45,7 +45,7 @@ class Op:
 class Origin:
   """Origin of a value of a line: a variable of some jaxpr, and the place where that jaxpr is called."""
 
-  variable: jex_core.Var
+  variable: jex_core.Var | ArrayLike
   place: Place
 
 
@@ -90,7 +90,9 @@ class Line:
     self.constants[i] = array
     return i
 
-  def fresh(self, variables: Sequence[Any], place: Place = TOP) -> tuple[int, ...]:
+  def fresh(
+    self, variables: Sequence[jex_core.Var | ArrayLike], place: Place = TOP
+  ) -> tuple[int, ...]:
     """Adds values for these variables of a jaxpr that is called at a place; returns their numbers."""
     first = len(self.origins)
     self.origins += [Origin(v, place) for v in variables]
