@@ -70,6 +70,9 @@ def rekey_gate(layer: int) -> Iterator[None]:
 
 # --- jaxprs -------------------------------------------------------------------------------------------
 
+AnyJaxpr = jex_core.Jaxpr | jex_core.ClosedJaxpr
+"""A program without or with its constants; from JAX 0.12 one class is both."""
+
 
 def raw(jaxpr: Any) -> Any:
   """The open jaxpr: sub-jaxprs are ClosedJaxpr on 0.10 and Jaxpr later; `.jaxpr` works on both."""
@@ -89,13 +92,13 @@ def scan_split(params: dict[str, Any]) -> tuple[int, int]:
   return len(c), len(k)
 
 
-def hidden_jaxprs(params: dict[str, Any]) -> list[Any]:
+def hidden_jaxprs(params: dict[str, Any]) -> list[AnyJaxpr]:
   """Jaxprs that a primitive holds in places that `jaxprs_in_params` does not search.
 
   custom_linear_solve keeps a named tuple of jaxprs; hi-primitives (custom_root from 0.12) an object `_prim`
   whose params hold them.
   """
-  found: list[Any] = []
+  found: list[AnyJaxpr] = []
 
   def look(x: Any, depth: int) -> None:
     if hasattr(x, 'eqns') or (hasattr(x, 'jaxpr') and hasattr(raw(x), 'eqns')):

@@ -160,6 +160,10 @@ class Site:
     return '.'.join([self.name, *map(str, self.path)])
 
 
+Patterns = str | Site | Iterable[str | Site]
+"""What selects sites: one pattern, several separated by commas, or an iterable of patterns and sites."""
+
+
 def parse(text: str | Site) -> Site:
   """Parses one concrete site: `mlp_out.5`, `logits`, or a TransformerLens name.
 
@@ -255,7 +259,7 @@ def _split_outermost(name_stack: str) -> list[str]:
 # --- patterns -----------------------------------------------------------------------------------------
 
 
-def select(patterns: str | Site | Iterable[str | Site], available: Sequence[Site]) -> list[Site]:
+def select(patterns: Patterns, available: Sequence[Site]) -> list[Site]:
   """The sites that `patterns` select, in the order of `available`, each once.
 
   Args:
@@ -284,7 +288,7 @@ def select(patterns: str | Site | Iterable[str | Site], available: Sequence[Site
   return [s for s in dict.fromkeys(available) if s in chosen]
 
 
-def as_patterns(patterns: str | Site | Iterable[str | Site]) -> list[str]:
+def as_patterns(patterns: Patterns) -> list[str]:
   """Normalises the values that `sites=` accepts to a list of single patterns.
 
   Raises:

@@ -194,7 +194,8 @@ def check_fields(thing: object) -> None:
     return
   with jaxtyping.jaxtyped('context'):  # type: ignore[call-overload]
     for name, hint in _fields(kind).items():
-      beartype.door.die_if_unbearable(getattr(thing, name), hint)
+      where = f'{kind.__name__}.{name}: '
+      beartype.door.die_if_unbearable(getattr(thing, name), hint, exception_prefix=where)
 
 
 @functools.cache

@@ -27,10 +27,11 @@ per iteration, under one name. A tracer kept after its run is a leaked tracer.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from mechjax import compat
 from mechjax import sites as sites_lib
@@ -45,6 +46,9 @@ from mechjax.programs.repeats import check_sown_once
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG
 
+P = ParamSpec('P')
+R = TypeVar('R')
+
 __all__ = ['Backward', 'BackwardRun', 'Run', 'iterate', 'record']
 
 
@@ -53,14 +57,14 @@ _LAYOUTS: ProgramCache[SegmentLayout] = ProgramCache()
 
 
 def iterate(
-  f: Callable,
-  sites: Any = '*',
+  f: Callable[P, PyTree],
+  sites: sites_lib.Patterns = '*',
   *,
   scan: str = 'switch',
   eagerly: bool = False,
   keep: bool = False,
   tag: Hashable = TAG,
-) -> Callable[..., Run]:
+) -> Callable[P, Run]:
   """Turns a function with sows into one that starts runs.
 
   Args:
@@ -87,7 +91,7 @@ def iterate(
   patterns = tuple(sites_lib.as_patterns(sites))
   staged = None if eagerly else stager(f)
 
-  def start(*args: Any, **kwargs: Any) -> Run:
+  def start(*args: P.args, **kwargs: P.kwargs) -> Run:
     if staged is None:
       return Run(eager.start(f, tag, patterns, args, kwargs), None, 'eager')
     program, values = staged(args, kwargs)
@@ -120,8 +124,8 @@ def _choose(
 
 
 def record(
-  f: Callable, sites: Any = '*', *, tag: Hashable = TAG
-) -> Callable[..., tuple[Any, Backward]]:
+  f: Callable[P, R], sites: sites_lib.Patterns = '*', *, tag: Hashable = TAG
+) -> Callable[P, tuple[R, Backward]]:
   """Records one run of a function for backward passes over it, several of them by `Backward.fork`.
 
   Args:
@@ -136,7 +140,7 @@ def record(
   patterns = tuple(sites_lib.as_patterns(sites))
   staged = stager(f)
 
-  def run(*args: Any, **kwargs: Any) -> tuple[Any, Backward]:
+  def run(*args: P.args, **kwargs: P.kwargs) -> tuple[R, Backward]:
     program, values = staged(args, kwargs)
     where, keys = _choose(program, patterns, tag)
     layout, log = _layout(program, tag, keys), stepped.Log()

@@ -25,6 +25,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree, Shaped
 
 from mechjax import sites
 from mechjax.forward.segments import SegmentLayout
@@ -34,7 +36,8 @@ from mechjax.programs.line import bind, evaluator
 from mechjax.programs.reach import check_not_dead_at
 from mechjax.programs.structure import equation_key, segment_key
 
-Visit = tuple[sites.Site, Any, Any]
+Visit = tuple[sites.Site, PyTree, PyTree]
+"""A site, its value, and the gradient there."""
 
 
 @dataclasses.dataclass
@@ -53,10 +56,10 @@ class Backward:
     left: number of log entries that remain.
   """
 
-  def __init__(self, layout: SegmentLayout, log: Log):
+  def __init__(self, layout: SegmentLayout, log: Log) -> None:
     self.layout, self.entries = layout, log.entries
     self.lanes: int | None = None
-    self.grads: dict[int, Any] = {}
+    self.grads: dict[int, jax.Array] = {}
     self.insides: list[_CustomBody] = []
     self.active = _find_active(log)
     self._outs = log.outs
@@ -65,7 +68,7 @@ class Backward:
   def left(self) -> int:
     return len(self.entries)
 
-  def start(self, cotangents: Sequence[Any]) -> None:
+  def start(self, cotangents: Sequence[Shaped[Array | np.ndarray, ' ...']]) -> None:
     """Sets the gradient at each flat result of the run."""
     outs = self._outs
     self._give([x.number for x in outs], [x.array for x in outs], cotangents)
@@ -73,13 +76,15 @@ class Backward:
   def fork(self, lanes: int) -> Backward:
     """Copies this backward pass at its current entry, with `lanes` copies of every gradient; both can continue."""
     other = copy.copy(self)
-    many = lambda g: None if g is None else jnp.broadcast_to(g, (lanes, *g.shape))  # noqa: E731
+    many = lambda g: jnp.broadcast_to(g, (lanes, *g.shape))  # noqa: E731
     other.lanes, other.entries = lanes, list(self.entries)
     other.grads = {n: many(g) for n, g in self.grads.items()}
-    other.insides = [_CustomBody([many(g) for g in i.grads], i.changed) for i in self.insides]
+    other.insides = [
+      _CustomBody([g if g is None else many(g) for g in i.grads], i.changed) for i in self.insides
+    ]
     return other
 
-  def walk(self, until: int = 0) -> Generator[Visit, Any, None]:
+  def walk(self, until: int = 0) -> Generator[Visit, PyTree, None]:
     """Yields (site, value, gradient), receives None or the gradient to propagate instead.
 
     Args:
@@ -128,12 +133,13 @@ class Backward:
     self._give(entry.ins, entry.arrays, grads)
 
   def _enter(self, entry: Boundary) -> None:
-    inside, grads = self.insides.pop(), self._take(entry.outs)
+    assert entry.eqn is not None
+    eqn, inside, grads = entry.eqn, self.insides.pop(), self._take(entry.outs)
     if inside.changed:
       self._give(entry.ins, entry.arrays, grads)
     else:
-      key = ('rule', equation_key(entry.eqn, rules=True))
-      run = lambda *xs: bind(entry.eqn, list(xs))  # noqa: E731
+      key = ('rule', equation_key(eqn, rules=True))
+      run = lambda *xs: bind(eqn, list(xs))  # noqa: E731
       self._pull(key, run, entry.ins, entry.arrays, inside.grads)
 
   def _step(self, entry: Step) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from mechjax import sites
 from mechjax.errors import HarvestError, RunError, nearest
@@ -30,7 +31,11 @@ from mechjax.harvest.requests import fit_array
 
 _NOTHING: Any = object()
 
-Item = tuple[int | tuple[int, ...] | None, str, Any]
+Item = tuple[int | tuple[int, ...] | None, str, PyTree]
+"""The layer, the name and the value of a site."""
+
+GradientItem = tuple[int | tuple[int, ...] | None, str, PyTree, PyTree]
+"""The layer, the name and the value of a site, and the gradient there."""
 
 
 class _FixedAttributes:
@@ -61,7 +66,7 @@ class _FixedAttributes:
     )
 
 
-class Run(_FixedAttributes, Generator[Item, Any, Any]):
+class Run(_FixedAttributes, Generator[Item, PyTree, PyTree]):
   """One forward pass.
 
   Iterating yields (layer, name, value); layer is None for sites without layers and a tuple in nested scans.
@@ -93,11 +98,11 @@ class Run(_FixedAttributes, Generator[Item, Any, Any]):
 
   def __init__(
     self,
-    driver: Generator[tuple[sites.Site, Any], Any, Any],
+    driver: Generator[tuple[sites.Site, PyTree], list[PyTree] | None, PyTree],
     where: list[sites.Site] | None,
     kind: str,
-    backward: Callable[[Callable, Any], Generator] | None = None,
-  ):
+    backward: Callable[[Callable[[PyTree], PyTree], PyTree], Generator] | None = None,
+  ) -> None:
     """Wraps a driver; `mechjax.iterate` makes runs."""
     self.sites, self.site, self._kind, self._backward = where, None, kind, backward
     self._driver: Any = driver
@@ -126,14 +131,14 @@ class Run(_FixedAttributes, Generator[Item, Any, Any]):
   def __next__(self) -> Item:
     return self.send(None)
 
-  def send(self, value: Any) -> Item:
+  def send(self, value: PyTree) -> Item:
     """Like `next`, with `value` (unless None) as the new value of the current site."""
     loop = self._loop_by_hand()
     if value is not None:
       self.modified_value = value
     return next(loop)
 
-  def throw(self, *exception: Any) -> Item:
+  def throw(self, *exception: object) -> Item:
     """Raises an exception inside the forward pass, at the current site."""
     return self._loop_by_hand().throw(*exception)
 
@@ -172,14 +177,14 @@ class Run(_FixedAttributes, Generator[Item, Any, Any]):
   # --- values
 
   @property
-  def modified_value(self) -> Any:
+  def modified_value(self) -> PyTree:
     """New value of the current site, in place of the one shown; set it in the loop's body, at most once per site."""
     if self._modified is _NOTHING:
       raise RunError('modified_value was not set at this site', where=self._state())
     return self._modified
 
   @modified_value.setter
-  def modified_value(self, value: Any) -> None:
+  def modified_value(self, value: PyTree) -> None:
     self._check_thread()
     if self._shown is _NOTHING:
       raise RunError(
@@ -196,7 +201,7 @@ class Run(_FixedAttributes, Generator[Item, Any, Any]):
     self._modified = fit(value, self._shown, f'modified_value at {self.site} has')
 
   @property
-  def retval(self) -> Any:
+  def retval(self) -> PyTree:
     """Result of the function; available once the loop has ended."""
     if self._retval is _NOTHING:
       raise RunError(
@@ -208,7 +213,7 @@ class Run(_FixedAttributes, Generator[Item, Any, Any]):
 
   # --- backward pass
 
-  def backward(self, metric: Callable[[Any], Any]) -> BackwardRun:
+  def backward(self, metric: Callable[[PyTree], PyTree]) -> BackwardRun:
     """Iterates over the gradients of `metric(retval)`, from the last site to the first.
 
         for layer, name, value, grad in run.backward(metric):
@@ -234,12 +239,12 @@ class Run(_FixedAttributes, Generator[Item, Any, Any]):
     return self._gradients
 
   @property
-  def modified_grad(self) -> Any:
+  def modified_grad(self) -> PyTree:
     """Gradient to propagate from the current site of `run.backward` in place of the one shown."""
     return self._backward_run().modified_grad
 
   @modified_grad.setter
-  def modified_grad(self, grad: Any) -> None:
+  def modified_grad(self, grad: PyTree) -> None:
     self._backward_run().modified_grad = grad
 
   def _backward_run(self) -> BackwardRun:
@@ -311,7 +316,7 @@ def _items(run: Run) -> Generator[Item, None, None]:
       run._finish()
 
 
-def take_reply(reply: list[Any] | None) -> Any:
+def take_reply(reply: list[PyTree] | None) -> PyTree:
   """Takes the reply of a loop: None, or the new value.
 
   A value is passed in a list and taken out of it, so that the frames between loop and model do not hold it while the
@@ -329,7 +334,7 @@ class BackwardRun(_FixedAttributes):
 
   __slots__ = ('_driver', '_modified', '_shown', '_started', 'site')
 
-  def __init__(self, driver: Generator):
+  def __init__(self, driver: Generator) -> None:
     """Wraps a driver; `Run.backward` makes backward passes."""
     self.site: sites.Site | None = None
     self._driver: Any = driver
@@ -337,7 +342,7 @@ class BackwardRun(_FixedAttributes):
     self._shown: Any = _NOTHING
     self._modified: Any = _NOTHING
 
-  def __iter__(self) -> Iterator[tuple[int | tuple[int, ...] | None, str, Any, Any]]:
+  def __iter__(self) -> Iterator[GradientItem]:
     """Yields (layer, name, value, gradient); values and gradients have the same shapes."""
     if self._started:
       raise RunError(
@@ -364,14 +369,14 @@ class BackwardRun(_FixedAttributes):
       self._driver, self.site, self._shown = None, None, _NOTHING
 
   @property
-  def modified_grad(self) -> Any:
+  def modified_grad(self) -> PyTree:
     """Gradient to propagate in place of the one shown; set it at most once per site."""
     if self._modified is _NOTHING:
       raise RunError('modified_grad was not set at this site')
     return self._modified
 
   @modified_grad.setter
-  def modified_grad(self, grad: Any) -> None:
+  def modified_grad(self, grad: PyTree) -> None:
     if self._shown is _NOTHING:
       raise RunError(
         'modified_grad was set while the backward pass does not stand at a site',
@@ -382,7 +387,7 @@ class BackwardRun(_FixedAttributes):
     self._modified = fit(grad, self._shown, f'modified_grad at {self.site} has')
 
 
-def fit(new: Any, old: Any, what: str) -> Any:
+def fit(new: PyTree, old: PyTree, what: str) -> PyTree:
   """Returns `new` with leaves of exactly the shapes and dtypes of `old`; raises an error that states the difference."""
   tree: Any = jax.tree.structure(new)
   if tree != jax.tree.structure(old):

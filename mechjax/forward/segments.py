@@ -22,11 +22,13 @@ from typing import Any
 import jax
 import jax.extend.source_info_util as siu
 import numpy as np
+from jax.extend.core import JaxprEqn
 
 from mechjax import compat
 from mechjax.errors import RunError
 from mechjax.forward.tape import (
   LOOP,
+  AnyStep,
   Branch,
   Cut,
   Echo,
@@ -38,7 +40,7 @@ from mechjax.forward.tape import (
   While,
 )
 from mechjax.programs.line import Line, Op, Ref, evaluator
-from mechjax.programs.places import ROUND, TOP, Place, name_and_path
+from mechjax.programs.places import ROUND, TOP, Key, Place, name_and_path
 from mechjax.programs.primitives import PrimitiveKind, body_of, kind_of, split_scan
 from mechjax.programs.program import Program, ProgramCache, struct_of
 from mechjax.programs.structure import segment_key
@@ -58,7 +60,7 @@ class SegmentLayout:
     backward_keys: structures of segments for the cache of their derivatives, by id of the segment.
   """
 
-  def __init__(self, program: Program, tag: Hashable, wanted: frozenset):
+  def __init__(self, program: Program, tag: Hashable, wanted: frozenset[Key]) -> None:
     self.program, self.tag, self.wanted = program, tag, wanted
     self.names = {key.name for key in wanted}
     self.compiled = _COMPILED.of(program)
@@ -71,13 +73,13 @@ class SegmentLayout:
   def n_distinct(self) -> int:
     return len(self._used)
 
-  def write(self, jaxpr: Any, place: Place, backward: bool = False) -> Tape:
+  def write(self, jaxpr: compat.AnyJaxpr, place: Place, backward: bool = False) -> Tape:
     """Writes the tape of a jaxpr."""
     writer = _Writer(self, backward)
     ins = writer.fresh(compat.raw(jaxpr).invars)
     return writer.cut(ins, writer.inline(jaxpr, ins, place))
 
-  def holds_wanted(self, eqn: Any) -> bool:
+  def holds_wanted(self, eqn: JaxprEqn) -> bool:
     return any(t == self.tag and n in self.names for t, n in self.program.tags_of(eqn))
 
   def finish(self, segment: Segment) -> None:
@@ -141,7 +143,7 @@ class _Writer(Line):
 
   def cut(self, ins: tuple, outs: Sequence[Ref]) -> Tape:
     """Gathers the equations between cuts into segments."""
-    steps: list[Any] = []
+    steps: list[AnyStep] = []
     ops: list[Op] = []
 
     def close(refs: Sequence[Ref]) -> None:
@@ -188,8 +190,8 @@ class _Writer(Line):
     return list(ops.values())
 
 
-def inputs_of(step: Any) -> tuple[Ref, ...]:
-  """Inputs of a step that is not a segment."""
+def inputs_of(step: AnyStep) -> tuple[Ref, ...]:
+  """Inputs of a step."""
   return (*step.ins, *step.preds) if isinstance(step, Cut | Echo) else step.ins
 
 

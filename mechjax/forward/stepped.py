@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex_core
+from jax.tree_util import PyTreeDef
+from jaxtyping import PyTree
 
 from mechjax import sites
 from mechjax.forward.run import take_reply
 from mechjax.forward.segments import SegmentLayout, inputs_of
 from mechjax.forward.tape import (
   LOOP,
+  AnyArray,
   Branch,
   Cut,
   Echo,
@@ -38,15 +41,15 @@ from mechjax.programs.cells import where
 from mechjax.programs.places import ROUND
 from mechjax.programs.reach import check_not_dead_at
 
-Visit = tuple[sites.Site, Any]
-Steps = Generator[Visit, Any, list]
+Visit = tuple[sites.Site, PyTree]
+Steps = Generator[Visit, list[PyTree] | None, list]
 
 
 @dataclasses.dataclass
 class Held:
   """An array on the tape, and its number in the log."""
 
-  array: Any
+  array: AnyArray
   number: int = -1
 
 
@@ -54,11 +57,11 @@ class Held:
 class Step:
   """A log entry: `run(*arrays)`, identified by `what`, computed the values `outs` from `ins`."""
 
-  run: Callable
-  what: Any
+  run: Callable[..., list[AnyArray]]
+  what: Hashable
   ins: tuple[int, ...]
   outs: tuple[int, ...]
-  arrays: list[Any]
+  arrays: list[AnyArray]
 
 
 @dataclasses.dataclass
@@ -66,10 +69,10 @@ class SiteVisit:
   """A log entry: at a site, values `ins` became `outs`, which are `arrays`."""
 
   site: sites.Site
-  tree: Any
+  tree: PyTreeDef
   ins: tuple[int, ...]
   outs: tuple[int, ...]
-  arrays: list[Any]
+  arrays: list[AnyArray]
   replaced: bool
 
 
@@ -77,10 +80,10 @@ class SiteVisit:
 class Boundary:
   """A log entry: into the body of a custom derivative (`eqn` is the call), or out of it (None)."""
 
-  eqn: Any
+  eqn: jex_core.JaxprEqn | None
   ins: tuple[int, ...]
   outs: tuple[int, ...]
-  arrays: list[Any]
+  arrays: list[AnyArray]
 
 
 class Log:
@@ -91,7 +94,7 @@ class Log:
     self.outs: list[Held] = []
     self.count = 0
 
-  def hold(self, arrays: Sequence[Any]) -> list[Held]:
+  def hold(self, arrays: Sequence[AnyArray]) -> list[Held]:
     first = self.count
     self.count += len(arrays)
     return [Held(x, first + n) for n, x in enumerate(arrays)]
@@ -117,14 +120,14 @@ class Stepper:
     layout: SegmentLayout,
     chosen: frozenset[sites.Site],
     log: Log | None = None,
-    again: Sequence[Any] | None = None,
-  ):
+    again: Sequence[PyTree] | None = None,
+  ) -> None:
     self.layout, self.chosen, self.log = layout, chosen, log
     self.again = None if again is None else iter(again)
-    self.replaced: list[Any] = []
+    self.replaced: list[PyTree] = []
     self._stood: dict[sites.Site, tuple[list[Held], bool]] = {}
 
-  def run(self, args: Sequence[Any]) -> Steps:
+  def run(self, args: Sequence[AnyArray]) -> Generator[Visit, list[PyTree] | None, PyTree]:
     """Yields (site, value), receives replies; returns the result."""
     program = self.layout.program
     out = yield from self._run_tape(self.layout.tape, self._hold(args), ())
@@ -146,6 +149,7 @@ class Stepper:
     for step, dead in zip(tape.steps, tape.dead):
       held = self._read(env, inputs_of(step))
       if isinstance(step, Segment):
+        assert step.run is not None
         out = self._call(step.run, step, held)
       else:
         for d in dead:

@@ -9,9 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+
+import numpy as np
+from jax.extend.core import JaxprEqn
+from jax.tree_util import PyTreeDef
+from jaxtyping import Array, Shaped
 
 from mechjax.programs.line import Op, Ref
+
+AnyArray = Shaped[Array | np.ndarray, ' ...']
+"""A value of a run; the arrays that a program holds may be of NumPy."""
 
 LOOP = '*'
 """In the path of a cut: the iteration of a scan, which is a layer. A while loop has `ROUND` in its place."""
@@ -25,13 +32,13 @@ class Segment:
     ops: the equations.
     ins: values from outside.
     outs: values that are used later.
-    run: (*ins) -> list of outs; compiled, and shared by all segments of one structure.
+    run: (*ins) -> list of outs, compiled and shared by all segments of one structure. None until the tape is finished.
   """
 
   ops: list[Op]
   ins: tuple[int, ...] = ()
   outs: tuple[int, ...] = ()
-  run: Callable = None  # type: ignore[assignment]
+  run: Callable[..., list[AnyArray]] | None = None
 
 
 @dataclasses.dataclass
@@ -49,7 +56,7 @@ class Cut:
 
   name: str
   path: tuple
-  tree: Any
+  tree: PyTreeDef
   ins: tuple[Ref, ...]
   preds: tuple[Ref, ...]
   outs: tuple[int, ...]
@@ -73,7 +80,7 @@ class Echo:
 
   name: str
   path: tuple
-  tangent: dict | None
+  tangent: dict[str, object] | None
   ins: tuple[Ref, ...]
   preds: tuple[Ref, ...]
   outs: tuple[int, ...]
@@ -123,7 +130,7 @@ class Enter:
     outs: the same values inside.
   """
 
-  eqn: Any
+  eqn: JaxprEqn
   ins: tuple[Ref, ...]
   outs: tuple[int, ...]
 
@@ -150,6 +157,9 @@ class Tape:
 
   ins: tuple[int, ...]
   outs: tuple[Ref, ...]
-  steps: list[Any]
+  steps: list[AnyStep]
   dead: list[tuple[int, ...]]
-  constants: dict[int, Any]
+  constants: dict[int, AnyArray]
+
+
+AnyStep = Segment | Cut | Echo | Scan | While | Branch | Enter | Leave

@@ -15,12 +15,13 @@ previous site); `scan='unroll'` has the order of a stepped run.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from mechjax import greenlets, sites
 from mechjax.errors import RunError
@@ -28,7 +29,7 @@ from mechjax.forward.run import take_reply
 from mechjax.harvest.plans import cut_tangents, tangent_shapes
 from mechjax.programs.cells import Frame, Iteration, Keyed, Plan, where
 from mechjax.programs.interpreter import Interpreter
-from mechjax.programs.places import name_and_path
+from mechjax.programs.places import Key, name_and_path
 from mechjax.programs.program import Program
 from mechjax.programs.reach import check_not_dead_at
 
@@ -38,7 +39,14 @@ SCANS = ('switch', 'unroll')
 class TracedPlan(Plan):
   """Plan that stops at every wanted site."""
 
-  def __init__(self, program: Program, tag: Any, keys: frozenset, chosen: frozenset, scan: str):
+  def __init__(
+    self,
+    program: Program,
+    tag: Hashable,
+    keys: frozenset[Key],
+    chosen: frozenset[sites.Site],
+    scan: str,
+  ) -> None:
     self.program, self.tag, self.keys, self.chosen = program, tag, keys, chosen
     self.names = {k.name for k in keys}
     self.unroll_scans = scan == 'unroll'
@@ -129,7 +137,7 @@ def _layer_branch(plan: TracedPlan, name: str, path: tuple, tree: Any) -> Callab
   return branch
 
 
-def start(plan: TracedPlan, values: list) -> greenlets.GreenletGenerator:
+def start(plan: TracedPlan, values: list[ArrayLike]) -> greenlets.GreenletGenerator:
   """Starts a generator of (site, value) over a program at traced arguments."""
 
   def run():

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
 
 import jax.extend.source_info_util as siu
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from mechjax import sites
 from mechjax.errors import SiteError
@@ -36,8 +37,13 @@ class Absence:
 
 
 def absent(
-  value: Any, *, names: Iterable[str], cause: str, hint: str, layers: Iterable[int] = ()
-) -> Any:
+  value: PyTree[ArrayLike],
+  *,
+  names: Iterable[str],
+  cause: str,
+  hint: str,
+  layers: Iterable[int] = (),
+) -> PyTree[ArrayLike]:
   """Marks the code that computed `value` as having no sites of these names.
 
   Args:
@@ -69,7 +75,7 @@ def _absent_sites(mark: Sown) -> list[sites.Site]:
   return [sites.Site(s.name, (*s.path, i)) for s in found for i in layers] or found
 
 
-def explain(request: Any, program: Program) -> SiteError | None:
+def explain(request: sites.Patterns, program: Program) -> SiteError | None:
   """Returns the error for a request that names a marked site of the program; None for other requests."""
   for pattern in sites.as_patterns(request):
     for mark in program.sown:

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree, Shaped
 
 from mechjax import sites
 from mechjax.errors import SiteError, nearest
@@ -42,7 +43,7 @@ class ReadSite:
   stacked: bool
   shapes: tuple[tuple[int, ...], ...] = ()
 
-  def find_axis(self, leaves: Sequence[Any]) -> int:
+  def find_axis(self, leaves: Sequence[ArrayLike]) -> int:
     """Finds the axis of layers: 0, or after the axes that an outer vmap or scan has added in front."""
     extra = {jnp.ndim(x) - len(shape) for x, shape in zip(leaves, self.shapes)} or {0}
     axis = extra.pop()
@@ -56,13 +57,13 @@ class ReadSite:
 
 
 @jax.tree_util.register_pytree_node_class
-class Activations(Mapping):
+class Activations(Mapping[str, PyTree]):
   """Values by site; a mapping from 'mlp_out.5' to arrays, and a pytree."""
 
-  def __init__(self, entries: Sequence[ReadSite], values: Sequence[Any]):
+  def __init__(self, entries: Sequence[ReadSite], values: Sequence[PyTree]) -> None:
     self._entries, self._values = tuple(entries), tuple(values)
 
-  def __getitem__(self, site: str | sites.Site) -> Any:
+  def __getitem__(self, site: str | sites.Site) -> PyTree:
     if isinstance(site, str) and any(e.name == site for e in self._entries):
       self._check_from_0(site)
       return self.stack(site)
@@ -87,14 +88,14 @@ class Activations(Mapping):
         f'array in the order of acts.layers({name!r})',
       )
 
-  def _take_layer(self, entry: ReadSite, value: Any, i: int) -> Any:
+  def _take_layer(self, entry: ReadSite, value: PyTree, i: int) -> PyTree:
     if not entry.stacked:
       return value
     leaves, tree = jax.tree.flatten(value)
     at = (slice(None),) * entry.find_axis(leaves) + (i,)
     return jax.tree.unflatten(tree, [x[at] for x in leaves])
 
-  def stack(self, name: str) -> Any:
+  def stack(self, name: str) -> PyTree:
     """Stacks all values of one site name on an axis of layers, in order; a value without layers stays unchanged."""
     found = [(e, v) for e, v in zip(self._entries, self._values) if e.name == name]
     if len(found) == 1 and (found[0][0].stacked or not (found[0][0].paths or ((),))[0]):
@@ -120,7 +121,9 @@ class Activations(Mapping):
       sites.Site(name, p).layer for e in self._entries if e.name == name for p in e.paths or ()
     ]
 
-  def map(self, f: Callable[[str, jax.Array, int], jax.Array]) -> Activations:
+  def map(
+    self, f: Callable[[str, Shaped[Array, ' ...'], int], Shaped[Array, ' ...']]
+  ) -> Activations:
     """Maps each array to `f(name, array, number of axes in front of the axes of the site)`, at the same sites."""
     entries, values = [], []
     for entry, value in zip(self._entries, self._values):
@@ -149,9 +152,9 @@ class Activations(Mapping):
       rows[f'  {e.name}: {shapes}{where}'] = None
     return 'Activations(\n' + '\n'.join(rows) + '\n)'
 
-  def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[ReadSite, ...]]:
+  def tree_flatten(self) -> tuple[tuple[PyTree, ...], tuple[ReadSite, ...]]:
     return self._values, self._entries
 
   @classmethod
-  def tree_unflatten(cls, entries: tuple[ReadSite, ...], values: Sequence[Any]) -> Activations:
+  def tree_unflatten(cls, entries: tuple[ReadSite, ...], values: Sequence[PyTree]) -> Activations:
     return cls(entries, values)

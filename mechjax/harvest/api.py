@@ -18,21 +18,46 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 import jax
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from mechjax.errors import HarvestError
 from mechjax.harvest import reads as reading
 from mechjax.harvest import writes as writing
+from mechjax.harvest.activations import Activations
 from mechjax.harvest.plans import HarvestPlan
-from mechjax.programs.cells import Keyed
+from mechjax.harvest.selecting import Request
+from mechjax.programs.cells import Keyed, Plan
 from mechjax.programs.interpreter import Interpreter
 from mechjax.programs.program import Program, ProgramCache
 from mechjax.programs.reach import check_not_dead
 from mechjax.programs.repeats import check_sown_once
 from mechjax.programs.staging import stager
 from mechjax.programs.tag import TAG
+
+P = ParamSpec('P')
+R = TypeVar('R')
+
+Values = Activations | dict[str, PyTree]
+"""The values that were read: by site, or under the rules of Oryx by scope and name."""
+
+
+class NameOptions(TypedDict, total=False):
+  """The options of `harvest` that choose among names."""
+
+  allowlist: Iterable[str] | None
+  blocklist: Iterable[str]
+  exclusive: bool
+
+
+class HarvestOptions(NameOptions, total=False):
+  """The options of `harvest`."""
+
+  tag: Hashable | None
+  sites: Request | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +86,33 @@ def _settings(tag, sites, allowlist, blocklist, exclusive, reading=True) -> _Set
   )
 
 
+@overload
 def harvest(
-  f: Callable,
+  f: Callable[P, R], *, tag: Hashable | None = None, sites: Request, **options: Unpack[NameOptions]
+) -> Callable[Concatenate[writing.Plants, P], tuple[R, Activations]]: ...
+
+
+@overload
+def harvest(  # type: ignore[overload-overlap]  # None is hashable
+  f: Callable[P, R], *, tag: None = None, sites: None = None, **options: Unpack[NameOptions]
+) -> Callable[Concatenate[writing.Plants, P], tuple[R, Activations]]: ...
+
+
+@overload
+def harvest(
+  f: Callable[P, R], *, tag: Hashable, sites: None = None, **options: Unpack[NameOptions]
+) -> Callable[Concatenate[writing.Plants, P], tuple[R, dict[str, PyTree]]]: ...
+
+
+def harvest(
+  f: Callable[P, R],
   *,
   tag: Hashable | None = None,
-  sites: Any = None,
+  sites: Request | None = None,
   allowlist: Iterable[str] | None = None,
   blocklist: Iterable[str] = frozenset(),
   exclusive: bool = False,
-) -> Callable:
+) -> Callable[Concatenate[writing.Plants, P], tuple[R, Values]]:
   """Transforms `f(*args)` into `(plants, *args) -> (result of f, values that were read)`.
 
   Args:
@@ -102,9 +145,29 @@ def harvest(
   return _hide(run_harvest)
 
 
-def call_and_reap(f: Callable, **options: Any) -> Callable:
+@overload
+def call_and_reap(
+  f: Callable[P, R], *, tag: Hashable | None = None, sites: Request, **options: Unpack[NameOptions]
+) -> Callable[P, tuple[R, Activations]]: ...
+
+
+@overload
+def call_and_reap(  # type: ignore[overload-overlap]  # None is hashable
+  f: Callable[P, R], *, tag: None = None, sites: None = None, **options: Unpack[NameOptions]
+) -> Callable[P, tuple[R, Activations]]: ...
+
+
+@overload
+def call_and_reap(
+  f: Callable[P, R], *, tag: Hashable, sites: None = None, **options: Unpack[NameOptions]
+) -> Callable[P, tuple[R, dict[str, PyTree]]]: ...
+
+
+def call_and_reap(
+  f: Callable[P, R], **options: Unpack[HarvestOptions]
+) -> Callable[P, tuple[R, Values]]:
   """Transforms `f` like `harvest` without plants: `(*args) -> (result of f, values)`. Options as in `harvest`."""
-  harvested = harvest(f, **options)
+  harvested = harvest(f, **options)  # type: ignore[arg-type]  # any of the overloads
 
   @functools.wraps(f)
   def run_reap(*args, **kwargs):
@@ -113,9 +176,31 @@ def call_and_reap(f: Callable, **options: Any) -> Callable:
   return _hide(run_reap)
 
 
-def reap(f: Callable, **options: Any) -> Callable:
+@overload
+def reap(
+  f: Callable[P, PyTree],
+  *,
+  tag: Hashable | None = None,
+  sites: Request,
+  **options: Unpack[NameOptions],
+) -> Callable[P, Activations]: ...
+
+
+@overload
+def reap(  # type: ignore[overload-overlap]  # None is hashable
+  f: Callable[P, PyTree], *, tag: None = None, sites: None = None, **options: Unpack[NameOptions]
+) -> Callable[P, Activations]: ...
+
+
+@overload
+def reap(
+  f: Callable[P, PyTree], *, tag: Hashable, sites: None = None, **options: Unpack[NameOptions]
+) -> Callable[P, dict[str, PyTree]]: ...
+
+
+def reap(f: Callable[P, PyTree], **options: Unpack[HarvestOptions]) -> Callable[P, Values]:
   """Transforms `f` like `call_and_reap`, without the result: values that only the result needs are not computed."""
-  reaped = call_and_reap(f, **options)
+  reaped = call_and_reap(f, **options)  # type: ignore[arg-type]
 
   @functools.wraps(f)
   def run_reap(*args, **kwargs):
@@ -125,13 +210,13 @@ def reap(f: Callable, **options: Any) -> Callable:
 
 
 def plant(
-  f: Callable,
+  f: Callable[P, R],
   *,
   tag: Hashable | None = None,
   allowlist: Iterable[str] | None = None,
   blocklist: Iterable[str] = frozenset(),
   exclusive: bool = False,
-) -> Callable:
+) -> Callable[Concatenate[writing.Plants, P], R]:
   """Transforms `f` like `harvest` without reading: `(plants, *args) -> result of f`.
 
   An outer harvest sees every sow with the value that flows on, planted or not, and may replace it again. With
@@ -217,7 +302,7 @@ def _check_devices(program: Program, tag: Hashable) -> None:
 _COMPILED: ProgramCache[Callable] = ProgramCache()
 
 
-def run(program: Program, plan: Any, data: Keyed, values: list[Any]) -> tuple[Any, Keyed]:
+def run(program: Program, plan: Plan, data: Keyed, values: list[ArrayLike]) -> tuple[PyTree, Keyed]:
   """Interprets a program under a plan, compiled; the executable is cached with the program."""
   known = _COMPILED.of(program)
   compiled = known.get(plan)

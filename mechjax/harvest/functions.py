@@ -12,10 +12,11 @@ traced in place, and the arrays that it closes over are part of the executable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
 
 import jax
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from mechjax import compat
 from mechjax.errors import HarvestError
@@ -35,10 +36,15 @@ class Planted:
     fn: the function if it is traced in place.
   """
 
-  def __init__(self, captured: list[Any], program: Program | None, fn: Callable | None = None):
+  def __init__(
+    self,
+    captured: list[PyTree],
+    program: Program | None,
+    fn: Callable[[PyTree], PyTree] | None = None,
+  ) -> None:
     self.captured, self.program, self.fn = captured, program, fn
 
-  def __call__(self, value: Any) -> Any:
+  def __call__(self, value: PyTree[ArrayLike]) -> PyTree:
     if self.program is None:
       assert self.fn is not None
       return self.fn(value)
@@ -46,7 +52,7 @@ class Planted:
     return self.program.out_tree.unflatten(compat.evaluate(self.program.jaxpr, (), *inputs))
 
   @property
-  def sown(self) -> set[tuple]:
+  def sown(self) -> set[tuple[Hashable, str]]:
     """The (tag, name) of each value that the function sows; empty for a function that is traced in place."""
     return set() if self.program is None else {(s.tag, s.name) for s in self.program.sown}
 
@@ -54,11 +60,11 @@ class Planted:
     return self.captured, (self.program, self.fn)
 
   @classmethod
-  def tree_unflatten(cls, parts: tuple, captured: Sequence[Any]) -> Planted:
+  def tree_unflatten(cls, parts: tuple, captured: Sequence[PyTree]) -> Planted:
     return cls(list(captured), *parts)
 
 
-def stage_planted(fn: Callable, sown: Sown, text: str) -> Planted:
+def stage_planted(fn: Callable[[PyTree], PyTree], sown: Sown, text: str) -> Planted:
   """Stages `fn` for planting at `sown`, which the request names `text`."""
   now = version(fn)
   if sown.device_sizes:

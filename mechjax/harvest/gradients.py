@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from mechjax import compat
 from mechjax.errors import HarvestError
@@ -25,6 +26,7 @@ from mechjax.harvest.activations import Activations
 from mechjax.harvest.plans import HarvestPlan
 from mechjax.harvest.reads import Read, assemble, resolve_reads
 from mechjax.harvest.requests import Writing
+from mechjax.harvest.selecting import Request
 from mechjax.programs.cells import Cell, DataKey, Keyed
 from mechjax.programs.interpreter import Interpreter
 from mechjax.programs.program import Program, ProgramCache
@@ -35,10 +37,13 @@ from mechjax.programs.tag import TAG
 
 _COMPILED: ProgramCache[Callable] = ProgramCache()
 
+P = ParamSpec('P')
+R = TypeVar('R')
+
 
 def value_and_grad_at(
-  f: Callable, sites: Any, *, has_aux: bool = False, tag: Hashable = TAG
-) -> Callable[..., tuple[Any, Activations, Activations]]:
+  f: Callable[P, R], sites: Request, *, has_aux: bool = False, tag: Hashable = TAG
+) -> Callable[P, tuple[R, Activations, Activations]]:
   """Transforms `f(*args) -> scalar` into `(*args) -> (scalar, values, gradients)` at sites.
 
   Args:
@@ -125,7 +130,7 @@ def _check_inexact(reads: list[Read]) -> None:
         )
 
 
-def _scalar(out: Any) -> jax.Array:
+def _scalar(out: PyTree) -> jax.Array:
   if jnp.shape(out) != () or not jnp.issubdtype(jnp.result_type(out), jnp.floating):
     raise HarvestError(
       f'the function must return a floating-point scalar, got {jax.tree.map(jax.typeof, out)}',

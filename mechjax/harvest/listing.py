@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable
-from typing import Any
+
+from jaxtyping import PyTree
 
 from mechjax import sites
 from mechjax.harvest import absence
@@ -18,15 +19,15 @@ class SiteInfo:
   """A site of a program: `shape` and `dtype` of the value of one layer (pytrees of them if the value is a pytree)."""
 
   site: sites.Site
-  shape: Any
-  dtype: Any
+  shape: PyTree[int]
+  dtype: PyTree
   source: str
 
   def __str__(self):
     return f'{self.site!s:<20} {self.shape!s:<24} {self.dtype!s:<10} {self.source}'
 
 
-class SiteList(list):
+class SiteList(list[SiteInfo]):
   """A list of `SiteInfo` that prints as a table with one row per name."""
 
   def __repr__(self):
@@ -43,7 +44,9 @@ class SiteList(list):
     return '\n'.join('  '.join([*(c.ljust(w) for c, w in zip(r, widths)), r[4]]) for r in rows)
 
 
-def sites_of(f: Callable, *args: Any, tag: Hashable = TAG, **kwargs: Any) -> SiteList:
+def sites_of(
+  f: Callable[..., PyTree], *args: PyTree, tag: Hashable = TAG, **kwargs: PyTree
+) -> SiteList:
   """Lists every site of `f` without running it.
 
   Args:

@@ -13,12 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from mechjax import sites
 from mechjax.errors import HarvestError, SiteError
 from mechjax.harvest.activations import Activations, ReadSite
 from mechjax.harvest.requests import Reading
-from mechjax.harvest.selecting import check_layers, find_live, select, slot_table
+from mechjax.harvest.selecting import Layers, Request, check_layers, find_live, select, slot_table
 from mechjax.programs.cells import DataKey, Keyed, finish, where
 from mechjax.programs.places import Key
 from mechjax.programs.program import Program, Sown
@@ -33,7 +34,7 @@ class Read:
   sown: Sown
 
 
-def resolve_reads(request: Any, program: Program, tag: Hashable) -> tuple[list[Read], Keyed]:
+def resolve_reads(request: Request, program: Program, tag: Hashable) -> tuple[list[Read], Keyed]:
   """Resolves `sites=` against a program; returns the reads from which the answer is assembled, and the slot tables."""
   if isinstance(request, Mapping):
     return _resolve_traced(request, program, tag)
@@ -66,7 +67,7 @@ def _make_reading(
 
 
 def _resolve_traced(
-  request: Mapping[str, Any], program: Program, tag: Hashable
+  request: Mapping[str, Layers], program: Program, tag: Hashable
 ) -> tuple[list[Read], Keyed]:
   """Resolves `sites={'mlp_out': layers}` with an int array [k], traced or not."""
   reads, tables = [], Keyed()
@@ -130,7 +131,7 @@ def _repeat(slots: jax.Array, again: jax.Array) -> jax.Array:
   )
 
 
-def by_name(cells: Keyed, program: Program) -> dict:
+def by_name(cells: Keyed, program: Program) -> dict[str, PyTree]:
   """Returns the answer in the form of Oryx: nested dicts by scope, then values by name."""
   trees = {s.key: s.tree for s in program.sown}
   out: dict = {}

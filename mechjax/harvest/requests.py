@@ -16,11 +16,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
+from jax.tree_util import PyTreeDef
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Int, PyTree, Shaped
 
 from mechjax import compat
 from mechjax.errors import HarvestError
+from mechjax.harvest.functions import Planted
 from mechjax.programs.cells import AsStack, Exit, FromSlots, IntoSlot, where
+
+Table = Int[Array | np.ndarray, ' ...'] | None
+"""Slots [*scans], one for each iteration of the scans that remain to be entered."""
 
 
 @jax.tree_util.register_dataclass
@@ -32,16 +40,16 @@ class Reading:
   be traced: the slot of the first occurrence of each requested layer.
   """
 
-  table: Any
+  table: Table
   k: int = dataclasses.field(metadata={'static': True})
   scans: int = dataclasses.field(metadata={'static': True})
   group: int = dataclasses.field(metadata={'static': True})
-  again: Any = None
+  again: Int[Array, ' L'] | None = None
 
-  def per_iteration(self) -> Any:
+  def per_iteration(self) -> Table:
     return self.table
 
-  def at_iteration(self, table: Any) -> Reading:
+  def at_iteration(self, table: Table) -> Reading:
     return dataclasses.replace(self, table=table, scans=self.scans - 1)
 
   def specs(self, names: tuple[str, ...]) -> list[PartitionSpec]:
@@ -74,19 +82,19 @@ class Writing:
     tap: whether nothing is replaced; `leaves` are then zeros that receive the gradient at the site.
   """
 
-  table: Any
-  leaves: list[Any]
-  mask: Any
-  fns: tuple[Any, ...]
+  table: Table
+  leaves: list[Shaped[Array, ' ...']]
+  mask: Bool[Array, ' ...'] | None
+  fns: tuple[Planted, ...]
   k: int = dataclasses.field(metadata={'static': True})
   scans: int = dataclasses.field(metadata={'static': True})
   stacked: bool = dataclasses.field(metadata={'static': True})
   tap: bool = dataclasses.field(default=False, metadata={'static': True})
 
-  def per_iteration(self) -> Any:
+  def per_iteration(self) -> PyTree:
     return (self.table, self.leaves, self.mask) if self.stacked else self.table
 
-  def at_iteration(self, xs: Any) -> Writing:
+  def at_iteration(self, xs: PyTree) -> Writing:
     table, leaves, mask = xs if self.stacked else (xs, self.leaves, self.mask)
     return dataclasses.replace(self, table=table, leaves=leaves, mask=mask, scans=self.scans - 1)
 
@@ -100,7 +108,9 @@ class Writing:
       *(PartitionSpec() for _ in jax.tree.leaves(self.fns)),
     ]
 
-  def apply(self, values: Sequence[Any], tree: Any, devices: int = 0) -> list[Any]:
+  def apply(
+    self, values: Sequence[ArrayLike], tree: PyTreeDef | None, devices: int = 0
+  ) -> list[Shaped[Array, ' ...']]:
     """Returns the value that flows on in place of `values`."""
     if self.fns:
       return self._by_function(values, tree)
@@ -120,8 +130,8 @@ class Writing:
     return self.table is None and self.mask is None and not self.fns
 
   def mark_replaced(
-    self, shapes: Sequence[tuple], leaves: Sequence[int], devices: int = 0
-  ) -> list[jax.Array]:
+    self, shapes: Sequence[tuple[int, ...]], leaves: Sequence[int], devices: int = 0
+  ) -> list[Bool[Array, ' ...']]:
     """Returns booleans that mark where the leaves numbered `leaves`, of these shapes, are replaced."""
     if self.fns:
       raise HarvestError(
@@ -136,7 +146,7 @@ class Writing:
     """Whether a planted function itself sows a value of this name."""
     return any((tag, name) in fn.sown for fn in self.fns)
 
-  def _by_function(self, values: Sequence[Any], tree: Any) -> list[Any]:
+  def _by_function(self, values: Sequence[ArrayLike], tree: PyTreeDef | None) -> list[jax.Array]:
     def run(fn):
       return lambda: apply_function(fn, values, tree)
 
@@ -145,7 +155,9 @@ class Writing:
     keep = lambda: list(values)  # noqa: E731
     return jax.lax.switch(self.table, [*(run(fn) for fn in self.fns), keep])
 
-  def _mask(self, value: Any, planted: Any, mask: Any, devices: int) -> Any:
+  def _mask(
+    self, value: Any, planted: jax.Array, mask: jax.Array | None, devices: int
+  ) -> jax.Array:
     planted = jnp.reshape(planted, planted.shape[devices:]) if devices else planted
     if self.tap:
       return tap(value, planted)
@@ -158,7 +170,7 @@ class Writing:
 
 
 @jax.custom_vjp
-def tap(value: jax.Array, delta: jax.Array) -> jax.Array:
+def tap(value: Shaped[Array, '*site'], delta: Shaped[Array, '*site']) -> Shaped[Array, '*site']:
   """Returns `value`; in the backward pass `delta` receives the same cotangent. Free in the forward pass."""
   return value
 
@@ -166,7 +178,9 @@ def tap(value: jax.Array, delta: jax.Array) -> jax.Array:
 tap.defvjp(lambda value, delta: (value, None), lambda _, ct: (ct, ct))
 
 
-def apply_function(fn: Callable, values: Sequence[Any], tree: Any) -> list[Any]:
+def apply_function(
+  fn: Callable[[PyTree[ArrayLike]], PyTree], values: Sequence[ArrayLike], tree: PyTreeDef
+) -> list[Shaped[Array, ' ...']]:
   """Applies a user's function to the value of a site, and checks the structure, shape and dtype of its result."""
   out, structure = jax.tree.flatten(fn(tree.unflatten(values)))
   if structure != tree:
@@ -184,7 +198,9 @@ def _kind_rank(dtype: Any) -> int:
   return next((i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind)), -1)
 
 
-def fit_array(new: Any, old: Any, what: str) -> jax.Array:
+def fit_array(
+  new: ArrayLike, old: ArrayLike | jax.ShapeDtypeStruct, what: str
+) -> Shaped[Array, ' ...']:
   """Returns `new` as an array of exactly the shape and dtype of `old` (weakly typed scalars adapt)."""
   shape, dtype = jnp.shape(old), jnp.result_type(old)
   try:

@@ -6,17 +6,24 @@ sites where a run stops (`mechjax.forward`).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int
 
 from mechjax import sites
 from mechjax.errors import SiteError
 from mechjax.harvest import absence
 from mechjax.programs.program import Program, Sown, expand_all
+
+Layers = Int[ArrayLike, ' ...'] | Sequence[int]
+"""Layers that may be traced: an integer, or an int array [k]."""
+
+Request = sites.Patterns | Mapping[str, Layers]
+"""What `sites=` takes: patterns, or a dict from the name of a site to layers."""
 
 
 def find_live(program: Program, tag: Hashable) -> list[Sown]:
@@ -24,7 +31,7 @@ def find_live(program: Program, tag: Hashable) -> list[Sown]:
   return [s for s in program.sown if s.tag == tag and not s.backward]
 
 
-def select(request: Any, program: Program, tag: Hashable) -> list[sites.Site]:
+def select(request: sites.Patterns, program: Program, tag: Hashable) -> list[sites.Site]:
   """Selects the sites of a program by patterns, in the order of the forward pass."""
   there, skipped = expand_all(find_live(program, tag)), absence.find_skipped(program)
   try:
@@ -42,7 +49,7 @@ def select(request: Any, program: Program, tag: Hashable) -> list[sites.Site]:
     ) from e
 
 
-def check_layers(layers: Any, chosen: Sequence[sites.Site], name: str) -> None:
+def check_layers(layers: Layers, chosen: Sequence[sites.Site], name: str) -> None:
   """Raises if one of these layers of `name` does not exist, unless they are traced."""
   if isinstance(layers, jax.core.Tracer):
     return
@@ -52,7 +59,7 @@ def check_layers(layers: Any, chosen: Sequence[sites.Site], name: str) -> None:
       raise sites.no_site(f'{name}.{int(i)}', sorted(chosen))
 
 
-def slot_table(layers: jax.Array, indices: Sequence[int]) -> jax.Array:
+def slot_table(layers: Int[Array, ' L'], indices: Sequence[int]) -> Int[Array, ' indices']:
   """Returns the position of each index in `layers`, or len(layers) for an index that is not in it."""
   hit = layers[None, :] == jnp.asarray(indices, jnp.int32)[:, None]
   return jnp.where(hit.any(axis=1), hit.argmax(axis=1), layers.shape[0]).astype(jnp.int32)

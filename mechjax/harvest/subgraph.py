@@ -20,12 +20,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any
+from typing import Any, ParamSpec
 
 import jax
 import jax.extend.source_info_util as siu
 import jax.numpy as jnp
 from jax.extend import core as jex_core
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from mechjax import compat
 from mechjax import sites as sites_lib
@@ -46,6 +48,8 @@ from mechjax.programs.tag import TAG, sow, sow_p
 
 _CAPTURED = 'mechjax captured'
 _PLANS: ProgramCache[tuple] = ProgramCache()
+
+P = ParamSpec('P')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,10 +230,10 @@ def _capture(program: Program, cuts: Sequence[_Cut]) -> tuple[Program, list, dic
 class Subgraph:
   """A function from the values of the inputs to those of the outputs; a pytree of its captured values."""
 
-  def __init__(self, parts: tuple, captured: Sequence[Sequence[Any]]):
+  def __init__(self, parts: tuple, captured: PyTree) -> None:
     self._parts, self._captured = parts, captured
 
-  def __call__(self, *values: Any) -> Any:
+  def __call__(self, *values: PyTree[ArrayLike]) -> PyTree[ArrayLike]:
     """Computes the outputs at other values of the inputs.
 
     Args:
@@ -274,8 +278,12 @@ class Subgraph:
 
 
 def subgraph(
-  f: Callable, inputs: Any, outputs: Any, *, tag: Hashable = TAG
-) -> Callable[..., Subgraph]:
+  f: Callable[P, PyTree],
+  inputs: sites_lib.Patterns,
+  outputs: sites_lib.Patterns,
+  *,
+  tag: Hashable = TAG,
+) -> Callable[P, Subgraph]:
   """Cuts the function from some sites to others out of `f`.
 
   Args:
@@ -293,7 +301,7 @@ def subgraph(
   """
   staged = stager(f)
 
-  def at(*args: Any, **kwargs: Any) -> Subgraph:
+  def at(*args: P.args, **kwargs: P.kwargs) -> Subgraph:
     program, values = staged(args, kwargs)
     key = (tuple(_patterns(inputs)), tuple(_patterns(outputs)), tag)
     known = _PLANS.of(program).get(key)
@@ -306,7 +314,7 @@ def subgraph(
   return at
 
 
-def _patterns(patterns: Any) -> Iterator[str]:
+def _patterns(patterns: sites_lib.Patterns) -> Iterator[str]:
   yield from sites_lib.as_patterns(patterns)
 
 

@@ -15,12 +15,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Bool, PyTree
 
 from mechjax import sites
 from mechjax.errors import HarvestError
 from mechjax.harvest.functions import stage_planted
 from mechjax.harvest.requests import Writing, fit_array
-from mechjax.harvest.selecting import check_layers, select, slot_table
+from mechjax.harvest.selecting import Layers, check_layers, select, slot_table
 from mechjax.programs.cells import DataKey, Keyed
 from mechjax.programs.places import Key
 from mechjax.programs.program import Program, ProgramCache, Sown
@@ -31,8 +33,8 @@ from mechjax.programs.program import Program, ProgramCache, Sown
 class Masked:
   """A planted value that is used only where `mask` (boolean, broadcastable to the value of the site) holds."""
 
-  value: Any
-  mask: Any
+  value: PyTree[ArrayLike]
+  mask: Bool[ArrayLike, ' ...']
 
 
 @jax.tree_util.register_dataclass
@@ -46,15 +48,18 @@ class At:
     value: for an integer layer, of the site's own shape; for an array, with a leading axis of k.
   """
 
-  layer: Any
-  value: Any
+  layer: Layers
+  value: PyTree
 
+
+Plants = Mapping[str, PyTree] | Mapping[sites.Site, PyTree]
+"""Sites, and their values: arrays, `Masked`, `At` or functions; or the name of a scope, and the plants in it."""
 
 _SOWN: ProgramCache[list[Sown]] = ProgramCache()
 
 
 def resolve_writes(
-  plants: Mapping, program: Program, tag: Hashable, admits: Callable[[str], bool]
+  plants: Plants, program: Program, tag: Hashable, admits: Callable[[str], bool]
 ) -> Keyed:
   """Resolves a dict of plants against a program; returns the `Writing` of each planted sow."""
   sown = _SOWN.of(program).get(tag)
@@ -97,7 +102,7 @@ class _Piece:
     iterations: flat indices of the scans' iterations, or None for all of them.
     value: planted leaves, with a leading axis over `iterations`, or over the scans (`stacked`), or without one.
     mask: like `value`, or None.
-    fn: a function instead of a value.
+    fn: a function instead of a value; `Planted` once it is staged.
     layer: traced layers [k] instead of `iterations`.
   """
 
@@ -105,7 +110,7 @@ class _Piece:
   iterations: tuple[int, ...] | None
   value: list[Any]
   mask: Any
-  fn: Callable | None
+  fn: Any
   layer: Any = None
   stacked: bool = False
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jax.extend import core as jex_core
+from jax.typing import ArrayLike
 
 from mechjax import compat
 
@@ -26,15 +27,15 @@ MIN_LENGTH = 8  # equations; binding one call costs about as much as binding thi
 class Bundle:
   """Equations from `invars` to `outvars`, as one closed jaxpr."""
 
-  jaxpr: Any
-  invars: tuple[Any, ...]
-  outvars: tuple[Any, ...]
+  jaxpr: compat.AnyJaxpr
+  invars: tuple[jex_core.Var, ...]
+  outvars: tuple[jex_core.Var, ...]
 
-  def bind(self, values: Sequence[Any]) -> Sequence[Any]:
+  def bind(self, values: Sequence[ArrayLike]) -> Sequence[ArrayLike]:
     return compat.bind_jitted(self.jaxpr, values)
 
 
-def schedule(jaxpr: Any, concerned: Sequence[bool]) -> list[Any]:
+def schedule(jaxpr: jex_core.Jaxpr, concerned: Sequence[bool]) -> list[jex_core.JaxprEqn | Bundle]:
   """Lists the equations of a jaxpr in order, with runs that are not `concerned` replaced by `Bundle`s."""
   runs: list[list[int]] = [[]]
   for i, (eqn, one) in enumerate(zip(jaxpr.eqns, concerned)):
@@ -43,7 +44,7 @@ def schedule(jaxpr: Any, concerned: Sequence[bool]) -> list[Any]:
     else:
       runs[-1].append(i)
   last = _last_uses(jaxpr)
-  items: list[Any] = []
+  items: list[jex_core.JaxprEqn | Bundle] = []
   for run in runs:
     if len(run) < MIN_LENGTH:
       items += [jaxpr.eqns[i] for i in run]

@@ -12,10 +12,13 @@ for each array.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.tree_util import PyTreeDef
+from jaxtyping import PyTree
 
 from mechjax.errors import HarvestError, MechjaxError
 
@@ -30,7 +33,7 @@ class Bound:
     module: the object that was flattened; None after a pass through JAX.
   """
 
-  def __init__(self, leaves: list[Any], structure: Any, module: Any = None):
+  def __init__(self, leaves: list[PyTree], structure: PyTreeDef, module: PyTree = None) -> None:
     self.leaves, self.structure, self.module = leaves, structure, module
 
   def tree_flatten(self) -> tuple:
@@ -39,7 +42,7 @@ class Bound:
     return [x for x in self.leaves if _is_array(x)], (self.structure, settings)
 
   @classmethod
-  def tree_unflatten(cls, fixed: tuple, arrays: Any) -> Bound:
+  def tree_unflatten(cls, fixed: tuple, arrays: Iterable[PyTree]) -> Bound:
     structure, settings = fixed
     data = iter(arrays)
     return cls([next(data) if s is None else s[1] for s in settings], structure)
@@ -49,12 +52,12 @@ def _is_array(x: Any) -> bool:
   return isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
-def is_pytree(f: Any) -> bool:
+def is_pytree(f: PyTree) -> bool:
   """Whether `f` is a pytree that carries its weights, rather than a plain function."""
   return not jax.tree_util.all_leaves([f])
 
 
-def check_function(f: Any, error: type[MechjaxError], example: str) -> None:
+def check_function(f: object, error: type[MechjaxError], example: str) -> None:
   """Raises `error` if `f` is a model, which holds its parameters, rather than a function of (params, inputs)."""
   if callable(f) and not hasattr(f, 'apply'):
     return
@@ -65,13 +68,13 @@ def check_function(f: Any, error: type[MechjaxError], example: str) -> None:
   )
 
 
-def flatten(f: Any) -> Bound:
+def flatten(f: PyTree) -> Bound:
   """Flattens `f` in its present state."""
   leaves, structure = jax.tree.flatten(f)
   return Bound(leaves, structure, f)
 
 
-def call(f: Bound, *args: Any, **kwargs: Any) -> Any:
+def call(f: Bound, *args: PyTree, **kwargs: PyTree) -> PyTree:
   """Calls the module that was flattened to `f`.
 
   Raises:

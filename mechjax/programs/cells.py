@@ -11,11 +11,15 @@ The interpreter and its rules share these types and nothing else, so neither dep
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Hashable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import JaxprEqn
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Int, PyTree
 
 from mechjax import compat
 from mechjax.errors import HarvestError
@@ -28,7 +32,7 @@ class Iteration:
   """Position in a scan: `index` is traced, or None where no plan needs it."""
 
   length: int
-  index: Any
+  index: Int[Array, ''] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Frame:
   data: Keyed = dataclasses.field(default_factory=lambda: Keyed())
   backward: bool = False
 
-  def of(self, eqn: Any) -> Frame:
+  def of(self, eqn: JaxprEqn) -> Frame:
     """Returns the frame of an equation."""
     return dataclasses.replace(self, place=self.place.of(eqn))
 
@@ -84,7 +88,7 @@ class DataKey(NamedTuple):
 class Cell:
   """A value on its way out of the program: leaves, then `n_preds` predicates of where it is valid."""
 
-  arrays: list[Any]
+  arrays: list[PyTree]
   n_preds: int
   mode: str
   exclusive: tuple = ()
@@ -96,10 +100,10 @@ class Cell:
     return dataclasses.replace(self, lead=self.lead + 1)
 
   @property
-  def pred(self) -> Any:
+  def pred(self) -> PyTree:
     return self.arrays[-1] if self.n_preds else None
 
-  def where(self, pred: Any) -> Cell:
+  def where(self, pred: Bool[Array, ' ...']) -> Cell:
     """Adds a predicate to a cell that has none."""
     return dataclasses.replace(self, arrays=[*self.arrays, pred], n_preds=1)
 
@@ -134,7 +138,7 @@ class IntoSlot:
   """
 
   k: int
-  at: Any
+  at: Int[Array | np.ndarray, '']
   group: int
 
 
@@ -142,16 +146,17 @@ class IntoSlot:
 class FromSlots:
   """A cell is a buffer of slots from an inner scan; `hit`, one boolean per slot, says which slots are filled."""
 
-  hit: Any
+  hit: Bool[Array, ' slots']
 
 
 Exit = AsStack | AsLast | IntoSlot | FromSlots
 
 
+@runtime_checkable
 class Plan(Protocol):
   """Actions at sows. Subclasses define which sows they care about; the defaults leave a program unchanged."""
 
-  tag: Any = None
+  tag: Hashable = None
 
   needs_iteration: bool = False
   """Whether frames must carry the traced index of every scan."""
@@ -179,7 +184,7 @@ class Plan(Protocol):
     """Whether any of these sows may be changed, which voids the custom differentiation rules around them."""
     return False
 
-  def custom(self, eqn: Any, values: list) -> list | None:
+  def custom(self, eqn: JaxprEqn, values: list) -> list | None:
     """Binds a custom_jvp or custom_vjp call as the plan needs it; None leaves the call to `rules`."""
     return None
 
@@ -201,13 +206,20 @@ class Plan(Protocol):
     return
 
 
+@runtime_checkable
 class Evaluator(Protocol):
   """Interface of the interpreter for its rules."""
 
   program: Program
   plan: Plan
 
-  def eval(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], frame: Frame) -> tuple:
+  def eval(
+    self,
+    jaxpr: compat.AnyJaxpr,
+    consts: Sequence[ArrayLike],
+    args: Sequence[ArrayLike],
+    frame: Frame,
+  ) -> tuple:
     """Evaluates a jaxpr at `frame`; returns its outputs and the cells."""
 
 
@@ -254,7 +266,7 @@ def in_other_branch(one: tuple, other: tuple) -> bool:
   return any(a is b and i != j for a, i in one for b, j in other)
 
 
-def where(pred: Any, new: Any, old: Any) -> Any:
+def where(pred: Bool[Array | np.ndarray, ' ...'], new: ArrayLike, old: ArrayLike) -> Array:
   """Selects by a predicate of the leading axes (a scalar, or one per vmapped lane)."""
   new = compat.reshard_like(new, old)
   if jnp.ndim(pred) == 0:
@@ -264,7 +276,7 @@ def where(pred: Any, new: Any, old: Any) -> Any:
   return jax.lax.select(pred, jnp.asarray(new), jnp.asarray(old))
 
 
-def finish(cell: Cell) -> list[Any]:
+def finish(cell: Cell) -> list[PyTree]:
   """Returns the leaves of a cell; zeros where its predicate never held."""
   if not cell.n_preds:
     return cell.arrays

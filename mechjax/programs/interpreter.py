@@ -22,6 +22,7 @@ from typing import Any
 import jax.extend.source_info_util as siu
 import jax.numpy as jnp
 from jax.extend import core as jex_core
+from jax.typing import ArrayLike
 
 from mechjax import compat
 from mechjax.errors import HarvestError
@@ -41,14 +42,20 @@ class Interpreter:
   bundles = True
   """Whether runs of untouched equations may be bound as one call."""
 
-  def __init__(self, program: Program, plan: Plan):
+  def __init__(self, program: Program, plan: Plan) -> None:
     self.program, self.plan = program, plan
 
-  def run(self, values: Sequence[Any], data: Keyed) -> tuple:
+  def run(self, values: Sequence[ArrayLike], data: Keyed) -> tuple:
     """Evaluates the whole program at captured values and arguments; returns its flat outputs and the cells."""
     return self.eval(self.program.jaxpr, (), values, Frame(data=data))
 
-  def eval(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], frame: Frame) -> tuple:
+  def eval(
+    self,
+    jaxpr: compat.AnyJaxpr,
+    consts: Sequence[ArrayLike],
+    args: Sequence[ArrayLike],
+    frame: Frame,
+  ) -> tuple:
     """Evaluates a jaxpr (open or closed) at `frame`; returns its outputs and the cells."""
     if not consts:
       consts = compat.consts(jaxpr)
@@ -80,17 +87,19 @@ class Interpreter:
       known[key] = schedule(jaxpr, concerned)
     return known[key]
 
-  def _is_wanted(self, eqn: Any, frame: Frame) -> bool:
+  def _is_wanted(self, eqn: jex_core.JaxprEqn, frame: Frame) -> bool:
     if not self.concerns(eqn):
       return False
     if eqn.primitive is not sow_p or eqn.params['tag'] != self.plan.tag:
       return True
     return self.plan.wants(frame.of(eqn).key(eqn.params['name']))
 
-  def observe(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
+  def observe(self, variables: Sequence[jex_core.Var], values: Sequence[ArrayLike]) -> None:
     """Receives every computed value; a hook for subclasses that look for values that are not sown."""
 
-  def _evaluate_equation(self, eqn: Any, values: list, frame: Frame, cells: Keyed) -> Sequence[Any]:
+  def _evaluate_equation(
+    self, eqn: jex_core.JaxprEqn, values: list, frame: Frame, cells: Keyed
+  ) -> Sequence[Any]:
     if not self.concerns(eqn):
       out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
       return out if eqn.primitive.multiple_results else [out]
@@ -105,14 +114,14 @@ class Interpreter:
       merge(cells, key, cell)
     return out
 
-  def concerns(self, eqn: Any) -> bool:
+  def concerns(self, eqn: jex_core.JaxprEqn) -> bool:
     """Whether the plan cares about a sow in `eqn`."""
     if not eqn.params:
       return False
     tags = self.program.tags_of(eqn)
     return bool(tags) and self.plan.cares(tags)
 
-  def _evaluate_sow(self, eqn: Any, values: list, frame: Frame, cells: Keyed) -> list:
+  def _evaluate_sow(self, eqn: jex_core.JaxprEqn, values: list, frame: Frame, cells: Keyed) -> list:
     p = eqn.params
     n = len(values) - p['n_preds']
     leaves, preds = values[:n], values[n:]
@@ -123,7 +132,7 @@ class Interpreter:
       merge(cells, frame.key(p['name']), Cell(arrays, len(preds), p['mode'], p['exclusive']))
     return [*out, *preds]
 
-  def _find_rule(self, eqn: Any) -> Any:
+  def _find_rule(self, eqn: jex_core.JaxprEqn) -> Any:
     kind = kind_of(eqn)
     if kind is None:
       names = ', '.join(sorted(repr(n) for _, n in self.program.tags_of(eqn)))

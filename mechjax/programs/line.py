@@ -19,6 +19,7 @@ from typing import Any
 
 import jax.extend.source_info_util as siu
 from jax.extend import core as jex_core
+from jax.typing import ArrayLike
 
 from mechjax import compat
 from mechjax.programs.places import TOP, Place
@@ -34,7 +35,7 @@ Ref = Any
 class Op:
   """One equation with its operands renamed to values of the line; `path` is the layer that it belongs to."""
 
-  eqn: Any
+  eqn: jex_core.JaxprEqn
   ins: tuple[Ref, ...]
   outs: tuple[int, ...]
   path: tuple
@@ -44,7 +45,7 @@ class Op:
 class Origin:
   """Origin of a value of a line: a variable of some jaxpr, and the place where that jaxpr is called."""
 
-  variable: Any
+  variable: jex_core.Var | ArrayLike
   place: Place
 
 
@@ -58,29 +59,29 @@ class Line:
     origins: the origin of each value, by its number.
   """
 
-  def __init__(self, program: Program):
+  def __init__(self, program: Program) -> None:
     self.program = program
     self.steps: list[Any] = []
     self.constants: dict[int, Any] = {}
     self.origins: list[Origin] = []
 
-  def opens(self, eqn: Any, place: Place) -> bool:
+  def opens(self, eqn: jex_core.JaxprEqn, place: Place) -> bool:
     """Whether to write out an equation at `place`."""
     return False
 
-  def open(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
+  def open(self, eqn: jex_core.JaxprEqn, refs: tuple, place: Place) -> Sequence[Ref]:
     """Writes an equation out; returns its results."""
     return self.inline(body_of(eqn), refs, place)
 
-  def sow(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
+  def sow(self, eqn: jex_core.JaxprEqn, refs: tuple, place: Place) -> Sequence[Ref]:
     """Writes a sow, or the tangent of one; returns the values that flow on."""
     return self.append(eqn, refs, place, place)
 
-  def literal(self, literal: Any) -> Ref:
+  def literal(self, literal: jex_core.Literal) -> Ref:
     """Returns the reference to a literal."""
     return literal
 
-  def constant(self, array: Any) -> Ref:
+  def constant(self, array: ArrayLike) -> Ref:
     """Returns the reference to an array that the program holds."""
     known = [i for i, x in self.constants.items() if x is array]
     if known:
@@ -89,13 +90,15 @@ class Line:
     self.constants[i] = array
     return i
 
-  def fresh(self, variables: Sequence[Any], place: Place = TOP) -> tuple[int, ...]:
+  def fresh(
+    self, variables: Sequence[jex_core.Var | ArrayLike], place: Place = TOP
+  ) -> tuple[int, ...]:
     """Adds values for these variables of a jaxpr that is called at a place; returns their numbers."""
     first = len(self.origins)
     self.origins += [Origin(v, place) for v in variables]
     return tuple(range(first, len(self.origins)))
 
-  def inline(self, jaxpr: Any, ins: Iterable[Ref], place: Place) -> list[Ref]:
+  def inline(self, jaxpr: compat.AnyJaxpr, ins: Iterable[Ref], place: Place) -> list[Ref]:
     """Writes out a jaxpr (open or closed) at these inputs; returns its results."""
     consts = [self.constant(c) for c in compat.consts(jaxpr)]
     body = compat.raw(jaxpr)
@@ -106,13 +109,15 @@ class Line:
       env.update(zip(eqn.outvars, self._equation(eqn, refs, place)))
     return [read(v) for v in body.outvars]
 
-  def append(self, eqn: Any, refs: tuple, home: Place, place: Place) -> tuple[int, ...]:
+  def append(
+    self, eqn: jex_core.JaxprEqn, refs: tuple, home: Place, place: Place
+  ) -> tuple[int, ...]:
     """Writes one operation at `place`; `home` is the place where its jaxpr is called."""
     op = Op(eqn, refs, self.fresh(eqn.outvars, home), place.path)
     self.steps.append(op)
     return op.outs
 
-  def _equation(self, eqn: Any, refs: tuple, place: Place) -> Sequence[Ref]:
+  def _equation(self, eqn: jex_core.JaxprEqn, refs: tuple, place: Place) -> Sequence[Ref]:
     here = place.of(eqn)
     if eqn.primitive is sow_p or eqn.primitive is sow_tangent_p:
       return self.sow(eqn, refs, here)
@@ -124,7 +129,7 @@ class Line:
 # --- evaluating -----------------------------------------------------------------------------------------
 
 
-def bind(eqn: Any, values: Sequence[Any], name_stack: Any = None) -> list[Any]:
+def bind(eqn: jex_core.JaxprEqn, values: Sequence[ArrayLike], name_stack: Any = None) -> list[Any]:
   """Evaluates one equation, with its source line, named scopes (or those of `name_stack`) and context."""
   source = eqn.source_info
   own = source.name_stack if name_stack is None else name_stack

@@ -16,6 +16,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
+from jax.extend.core import JaxprEqn
+
 from mechjax import sites
 
 
@@ -69,7 +71,7 @@ class Place(NamedTuple):
   scope: tuple[str, ...] = ()
   path: tuple[Any, ...] = ()
 
-  def of(self, eqn: Any) -> Place:
+  def of(self, eqn: JaxprEqn) -> Place:
     """Returns the place of an equation of a program at this place: the marks of its name stack are added."""
     scope, path = self
     stack = eqn.source_info.name_stack

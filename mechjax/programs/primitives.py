@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from jax.extend import core as jex_core
 
@@ -60,9 +60,12 @@ CALLS = CUSTOM | {PrimitiveKind.CALL, PrimitiveKind.CHECKPOINT}
 """Kinds with one body, which runs once, takes all operands and returns all results."""
 
 
-def kind_of(eqn: Any) -> PrimitiveKind | None:
+def kind_of(eqn: jex_core.JaxprEqn) -> PrimitiveKind | None:
   """Returns the kind of an equation, or None if its primitive is not in the table."""
   return TABLE.get(eqn.primitive.name)
+
+
+T = TypeVar('T')
 
 
 # --- bodies -------------------------------------------------------------------------------------------
@@ -88,14 +91,14 @@ class Body:
     carry: (first, number) of the inputs that are its first results of the previous iteration.
   """
 
-  jaxpr: Any
+  jaxpr: compat.AnyJaxpr
   ins: tuple[int, ...] | None
   returns: bool = True
   mark: tuple = ()
   carry: tuple[int, int] = (0, 0)
 
 
-def bodies(eqn: Any) -> list[Body]:
+def bodies(eqn: jex_core.JaxprEqn) -> list[Body]:
   """Lists the programs that an equation holds, in the order in which they run."""
   kind, p = kind_of(eqn), eqn.params
   everything = tuple(range(len(eqn.invars)))
@@ -111,7 +114,7 @@ def bodies(eqn: Any) -> list[Body]:
   return [align(eqn, sub, mark) for sub in sub_jaxprs(eqn)]
 
 
-def align(eqn: Any, jaxpr: Any, mark: tuple = ()) -> Body:
+def align(eqn: jex_core.JaxprEqn, jaxpr: compat.AnyJaxpr, mark: tuple = ()) -> Body:
   """Makes a body whose operands come last, after the index of a branch, if the numbers of values agree."""
   n_in, n_out = len(compat.raw(jaxpr).invars), len(compat.raw(jaxpr).outvars)
   first = len(eqn.invars) - n_in
@@ -119,21 +122,21 @@ def align(eqn: Any, jaxpr: Any, mark: tuple = ()) -> Body:
   return Body(jaxpr, tuple(range(first, len(eqn.invars))) if alike else None, alike, mark)
 
 
-def body_of(eqn: Any) -> Any:
+def body_of(eqn: jex_core.JaxprEqn) -> compat.AnyJaxpr:
   """Returns the program of an equation of one of `CALLS`, with its constants."""
   p = eqn.params
   return p['call_jaxpr'] if 'call_jaxpr' in p else p['jaxpr']
 
 
-def sub_jaxprs(eqn: Any) -> list[Any]:
+def sub_jaxprs(eqn: jex_core.JaxprEqn) -> list[compat.AnyJaxpr]:
   """Lists every jaxpr among the parameters of `eqn`, hidden ones included, without their constants."""
   if not eqn.params:
     return []
-  found = list(jex_core.jaxprs_in_params(eqn.params))
+  found: list[compat.AnyJaxpr] = list(jex_core.jaxprs_in_params(eqn.params))
   return found or compat.hidden_jaxprs(eqn.params)
 
 
-def every_eqn(jaxpr: Any) -> Iterator[Any]:
+def every_eqn(jaxpr: compat.AnyJaxpr) -> Iterator[jex_core.JaxprEqn]:
   """Iterates over every equation of a jaxpr, at any depth."""
   for eqn in compat.raw(jaxpr).eqns:
     yield eqn
@@ -141,14 +144,18 @@ def every_eqn(jaxpr: Any) -> Iterator[Any]:
       yield from every_eqn(sub)
 
 
-def split_scan(params: dict[str, Any], operands: Sequence) -> tuple[Any, Any, Any]:
+def split_scan(
+  params: dict[str, Any], operands: Sequence[T]
+) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
   """Splits the operands of a scan: constants, initial carry, and scanned inputs."""
   n_consts, n_carry = compat.scan_split(params)
   n = n_consts + n_carry
   return operands[:n_consts], operands[n_consts:n], operands[n:]
 
 
-def split_while(params: dict[str, Any], operands: Sequence) -> tuple[Any, Any, Any]:
+def split_while(
+  params: dict[str, Any], operands: Sequence[T]
+) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
   """Splits the operands of a while loop: constants of its test, constants of its body, and initial carry."""
   n_test = params['cond_nconsts']
   n = n_test + params['body_nconsts']

@@ -16,6 +16,9 @@ from typing import Any, Generic, TypeVar
 import jax
 import jax.extend.source_info_util as siu
 import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn
+from jax.tree_util import PyTreeDef
+from jax.typing import ArrayLike
 
 from mechjax import compat, sites
 from mechjax.errors import HarvestError
@@ -53,8 +56,8 @@ class Sown:
   mode: str
   place: Place
   avals: tuple[Any, ...]
-  tree: Any
-  exclusive: Any
+  tree: PyTreeDef
+  exclusive: tuple[tuple[object, int], ...]
   backward: bool
   source: str
 
@@ -111,10 +114,12 @@ class Program:
       derivative of a loop, JAX hoists values that are the same in every iteration, but not their tangents.
   """
 
-  def __init__(self, closed: Any, out_tree: Any, differentiating: bool, recorded: list):
+  def __init__(
+    self, closed: compat.AnyJaxpr, out_tree: PyTreeDef | None, differentiating: bool, recorded: list
+  ) -> None:
     self.jaxpr, captured = open_jaxpr(closed)
     self.n_captured = len(captured)
-    self.out_tree = out_tree
+    self.out_tree: PyTreeDef = out_tree  # None in a program that is only looked at
     self.differentiating = differentiating
     self._tags: dict[int, frozenset] = {}
     self._equations: dict[int, tuple[Any, frozenset]] = {}
@@ -128,11 +133,11 @@ class Program:
     ]
     self.caches: dict[ProgramCache, dict] = {}
 
-  def pin(self, *objects: Any) -> None:
+  def pin(self, *objects: object) -> None:
     """Keeps objects alive as long as the program, because tables of the program use their addresses as keys."""
     self._pin += objects
 
-  def tags_in(self, jaxpr: Any) -> frozenset:
+  def tags_in(self, jaxpr: compat.AnyJaxpr) -> frozenset:
     """Returns the (tag, name) pairs sown anywhere inside `jaxpr`."""
     jaxpr = compat.raw(jaxpr)
     if id(jaxpr) not in self._tags:
@@ -143,13 +148,13 @@ class Program:
       self._tags[id(jaxpr)] = frozenset(found)
     return self._tags[id(jaxpr)]
 
-  def tags_of(self, eqn: Any) -> frozenset:
+  def tags_of(self, eqn: JaxprEqn) -> frozenset:
     """Returns the (tag, name) pairs sown by `eqn` or anywhere inside it."""
     if id(eqn) not in self._equations:
       self._equations[id(eqn)] = (eqn, self._find_tags(eqn))
     return self._equations[id(eqn)][1]
 
-  def _find_tags(self, eqn: Any) -> frozenset:
+  def _find_tags(self, eqn: JaxprEqn) -> frozenset:
     if eqn.primitive is sow_p or eqn.primitive is sow_tangent_p:
       return frozenset([(eqn.params['tag'], name_and_path(eqn.params['name'], ())[0])])
     found: frozenset = frozenset()
@@ -158,7 +163,7 @@ class Program:
     rule = self.jvp_rule(eqn)
     return found if rule is None else found | self.tags_in(rule)
 
-  def jvp_rule(self, eqn: Any) -> Any:
+  def jvp_rule(self, eqn: JaxprEqn) -> compat.AnyJaxpr | None:
     """Returns the staged jvp rule that will run in place of `eqn`: (*primals, *tangents) -> (*primals, *tangents).
 
     None where no rule will run. A rule that calls its own function, as the rules of `jax.nn` do, is not differentiated
@@ -176,7 +181,7 @@ class Program:
       self._rules.update((id(e), None) for e in every_eqn(rule))
     return self._rules[id(eqn)]
 
-  def walk(self, jaxpr: Any) -> Iterator[Sown]:
+  def walk(self, jaxpr: compat.AnyJaxpr) -> Iterator[Sown]:
     """Iterates over every sow in `jaxpr`, in program order."""
     for eqn, place, backward in self._walk_tags(jaxpr, TOP, False):
       if eqn.primitive is sow_p:
@@ -200,7 +205,7 @@ class Program:
       if derived and (tag, key) not in forward:
         yield tag, key.full_name
 
-  def _walk_tags(self, jaxpr: Any, place: Place, backward: bool) -> Iterator[tuple]:
+  def _walk_tags(self, jaxpr: compat.AnyJaxpr, place: Place, backward: bool) -> Iterator[tuple]:
     """Iterates over sows and their tangents: (equation, place, whether in a backward pass)."""
     for eqn in compat.raw(jaxpr).eqns:
       if not self.tags_of(eqn):
@@ -214,7 +219,7 @@ class Program:
           again = backward or compat.is_recomputed(eqn)
           yield from self._walk_tags(body.jaxpr, here.within(*body.mark), again)
 
-  def bodies(self, eqn: Any) -> list[Body]:
+  def bodies(self, eqn: JaxprEqn) -> list[Body]:
     """Lists the programs that an equation holds, including the jvp rule that will run in place of one."""
     found, rule = bodies(eqn), self.jvp_rule(eqn)
     return found if rule is None else [*found, align(eqn, rule)]
@@ -235,7 +240,7 @@ class ProgramCache(Generic[T]):
     return program.caches.setdefault(self, {})
 
 
-def open_jaxpr(closed: Any) -> tuple[Any, list[Any]]:
+def open_jaxpr(closed: compat.AnyJaxpr) -> tuple[Jaxpr, list[ArrayLike]]:
   """Turns the constants of a program into its first inputs; returns the open jaxpr and their values."""
   jaxpr, consts = compat.raw(closed), list(compat.consts(closed))
   if not consts:
@@ -244,7 +249,7 @@ def open_jaxpr(closed: Any) -> tuple[Any, list[Any]]:
   return compat.raw(compat.make_closed(jaxpr, inputs, jaxpr.outvars, jaxpr.eqns)), consts
 
 
-def _describe_sow(eqn: Any, place: Place, backward: bool) -> Sown:
+def _describe_sow(eqn: JaxprEqn, place: Place, backward: bool) -> Sown:
   p = eqn.params
   n = len(eqn.invars) - p['n_preds']
   name, path = name_and_path(p['name'], place.path)

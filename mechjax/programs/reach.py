@@ -62,7 +62,7 @@ def check_not_dead_at(
   program: Program,
   tag: Hashable,
   name: str,
-  path: Sequence[Any],
+  path: Sequence[object],
   what: str,
   read: frozenset = frozenset(),
 ) -> None:

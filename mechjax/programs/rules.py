@@ -131,7 +131,7 @@ def _scan(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   return [*carry, *ys], Keyed({**stacked, **kept})
 
 
-def _empty_cells(step: Callable, init: list, xs: Any, length: int, frame: Frame) -> Keyed:
+def _empty_cells(step: Callable, init: Sequence, xs: Any, length: int, frame: Frame) -> Keyed:
   """Makes zeros for every cell that is carried through a scan."""
   exits: dict = {}
 

@@ -23,6 +23,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import PyTreeDef
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from mechjax import compat
 from mechjax.errors import HarvestError
@@ -37,7 +40,7 @@ LARGE = 64 * 2**20
 """Size, in bytes, from which constants in the program of a caller cause a warning."""
 
 
-def is_dynamic(leaf: Any) -> bool:
+def is_dynamic(leaf: object) -> bool:
   """Whether a leaf of the arguments is data; other leaves are static."""
   if isinstance(leaf, np.ndarray | np.generic):
     return leaf.dtype.kind not in 'OSU'  # Python objects and strings
@@ -46,7 +49,7 @@ def is_dynamic(leaf: Any) -> bool:
   )
 
 
-def split_static(tree: Any) -> tuple[list[Any], tuple[Any, ...], Any]:
+def split_static(tree: PyTree) -> tuple[list[PyTree], tuple[PyTree, ...], PyTreeDef]:
   """Splits a pytree into its data leaves, its static leaves (None where data), and its structure."""
   leaves, structure = jax.tree.flatten(tree)
   static = tuple([_DATA if is_dynamic(x) else x for x in leaves])
@@ -56,13 +59,15 @@ def split_static(tree: Any) -> tuple[list[Any], tuple[Any, ...], Any]:
 _DATA = type('Data', (), {'__repr__': lambda self: '<data>'})()
 
 
-def join_static(dynamic: list[Any], static: tuple[Any, ...], structure: Any) -> Any:
+def join_static(dynamic: list[PyTree], static: tuple[PyTree, ...], structure: PyTreeDef) -> PyTree:
   """Inverse of `split_static`."""
   data = iter(dynamic)
   return jax.tree.unflatten(structure, [next(data) if x is _DATA else x for x in static])
 
 
-def stage(f: Callable, dynamic: list[Any], static: tuple, structure: Any) -> tuple[Program, list]:
+def stage(
+  f: Callable, dynamic: list[PyTree], static: tuple, structure: PyTreeDef
+) -> tuple[Program, list[ArrayLike]]:
   """Stages `f` at the given arguments, with the gate of `sow` open; returns the arrays it closes over as well."""
   differentiating = any(compat.is_differentiated(x) for x in dynamic)
 
@@ -114,7 +119,7 @@ class Stager:
 
   __mechjax_reads__ = ('f',)
 
-  def __init__(self, f: Callable):
+  def __init__(self, f: Callable) -> None:
     self.f = f
     self._watch: Watch | None = None
     self._staged: dict[Any, _Staged] = {}
@@ -122,7 +127,7 @@ class Stager:
   def __reduce__(self) -> tuple:
     return Stager, (None,)  # a copy of the function is another function
 
-  def __call__(self, args: tuple, kwargs: dict) -> tuple[Program, list[Any]]:
+  def __call__(self, args: tuple, kwargs: dict) -> tuple[Program, list[ArrayLike]]:
     """Returns the program at these arguments and its inputs: the arrays that are closed over, then the data leaves.
 
     A function may have a method `check_arguments`, which checks values that are known only before tracing, such as
@@ -251,7 +256,7 @@ def _auxiliary(structure: Any) -> Iterator[Any]:
 _of_classes: weakref.WeakKeyDictionary[type, Stager] = weakref.WeakKeyDictionary()
 
 
-def stager(f: Callable) -> Callable[[tuple, dict], tuple[Program, list[Any]]]:
+def stager(f: Callable) -> Callable[[tuple, dict], tuple[Program, list[ArrayLike]]]:
   """Makes the stager of `f`: (args, kwargs) -> (program, its inputs). Programs are stored on `f` and live as long."""
   if callables.is_pytree(f):
     own = _of_classes.setdefault(type(f), Stager(callables.call))

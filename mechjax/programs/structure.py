@@ -13,6 +13,7 @@ program holds count by value if they are small, otherwise by identity.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -22,13 +23,13 @@ from jax.extend import core as jex_core
 from mechjax import compat
 from mechjax.programs.line import bind
 from mechjax.programs.primitives import CUSTOM, kind_of, sub_jaxprs
-from mechjax.programs.program import ProgramCache, struct_of
+from mechjax.programs.program import Program, ProgramCache, struct_of
 
 SMALL = 1024
 """Number of elements up to which two arrays are compared by value."""
 
 
-def segment_key(segment: Any, rules: bool = False) -> Any:
+def segment_key(segment: Any, rules: bool = False) -> Hashable:
   """Returns a key that is equal for segments that compute the same function of their inputs.
 
   Args:
@@ -43,7 +44,7 @@ def segment_key(segment: Any, rules: bool = False) -> Any:
 _KEY: ProgramCache[Any] = ProgramCache()
 
 
-def program_key(program: Any) -> Any:
+def program_key(program: Program) -> Hashable:
   """Returns a key that is equal for programs that compute the same function and the same derivatives; cached."""
   known = _KEY.of(program)
   if not known:
@@ -54,7 +55,7 @@ def program_key(program: Any) -> Any:
   return known[()]
 
 
-def equation_key(eqn: Any, rules: bool = False) -> Any:
+def equation_key(eqn: jex_core.JaxprEqn, rules: bool = False) -> Hashable:
   """Returns a key that is equal for equations that do the same to the same kinds of values."""
   ins = tuple(v.aval for v in eqn.invars)
   outs = tuple(v.aval for v in eqn.outvars)
@@ -72,7 +73,7 @@ def _rows(equations: list[tuple], order: dict, rules: bool) -> tuple:
   return tuple(rows)
 
 
-def _params_key(eqn: Any, rules: bool) -> Any:
+def _params_key(eqn: jex_core.JaxprEqn, rules: bool) -> Any:
   p = eqn.params
   if kind_of(eqn) in CUSTOM:
     primal = _value_key(sub_jaxprs(eqn)[0], rules)
@@ -81,7 +82,7 @@ def _params_key(eqn: Any, rules: bool) -> Any:
   return tuple((k, _value_key(p[k], rules)) for k in sorted(p))
 
 
-def _derivative(eqn: Any) -> Any:
+def _derivative(eqn: jex_core.JaxprEqn) -> Any:
   """Stages the vector-Jacobian product of a function with a custom rule, which is the meaning of the rule."""
   ins = [struct_of(v.aval) for v in eqn.invars]
   outs = [struct_of(v.aval) for v in eqn.outvars]
@@ -120,7 +121,7 @@ def _value_key(value: Any, rules: bool) -> Any:
 _known: weakref.WeakKeyDictionary[Any, dict[bool, Any]] = weakref.WeakKeyDictionary()
 
 
-def jaxpr_key(jaxpr: Any, rules: bool = False) -> Any:
+def jaxpr_key(jaxpr: compat.AnyJaxpr, rules: bool = False) -> Hashable:
   """Returns a key that is equal for open jaxprs that compute the same, custom derivatives included if `rules`."""
   known = _known.setdefault(jaxpr, {})
   if rules not in known:

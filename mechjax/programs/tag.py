@@ -19,13 +19,14 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any
 
 import jax
 import jax.extend.source_info_util as siu
 import jax.numpy as jnp
 from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
+from jax.typing import ArrayLike
+from jaxtyping import Bool, PyTree
 
 from mechjax import compat
 from mechjax.errors import HarvestError
@@ -51,13 +52,13 @@ def record_sows() -> Iterator[list[tuple[Hashable, str]]]:
 
 
 def sow(
-  value: Any,
+  value: PyTree[ArrayLike],
   *,
   tag: Hashable = TAG,
   name: str,
   mode: str = 'strict',
-  key: Any = None,
-) -> Any:
+  key: object = None,
+) -> PyTree[ArrayLike]:
   """Tags a value with a name; the identity unless a harvest asks for it.
 
   Args:
@@ -88,14 +89,14 @@ def sow(
 
 
 def sow_cond(
-  value: Any,
-  pred: Any,
+  value: PyTree[ArrayLike],
+  pred: Bool[ArrayLike, ''],
   *,
   tag: Hashable = TAG,
   name: str,
   mode: str = 'cond_clobber',
-  key: Any = None,
-) -> Any:
+  key: object = None,
+) -> PyTree[ArrayLike]:
   """Tags a value like `sow`, but only where `pred` holds: in a loop, the last value sown under a true predicate.
 
   Args:
