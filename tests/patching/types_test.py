@@ -37,6 +37,8 @@ from tests import typed
 from tests.models import decoders
 from tests.patching import linear, plain
 
+pytestmark = pytest.mark.slow
+
 NAME = 'mistral'
 PARAMS = decoders.params(NAME)
 forward = plain.forward(NAME)
@@ -234,8 +236,10 @@ def test_searches_and_bounds(calls):
 # --- all of them, and nothing that is wrong -----------------------------------------------------------------
 
 
-def test_every_public_function_was_called(calls):
-  """By the tests above; alone it fails."""
+def test_every_public_function_was_called(calls, request):
+  ours = {f for name, f in globals().items() if name.startswith('test_')}
+  if not ours <= {item.function for item in request.session.items}:
+    pytest.skip('only some tests of this file were selected')
   assert not calls.missing()
 
 
