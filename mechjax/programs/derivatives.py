@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core as jex_core
 
 from mechjax import compat
 from mechjax.errors import HarvestError
 from mechjax.programs.cells import Evaluator, Frame, Keyed
 
 
-def checkpoint(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
+def checkpoint(interp: Evaluator, eqn: jex_core.JaxprEqn, values: list, frame: Frame) -> tuple:
   p = eqn.params
   if not compat.is_recomputed(eqn):
     body = lambda *xs: interp.eval(p['jaxpr'], (), xs, frame)  # noqa: E731
@@ -26,7 +27,9 @@ def checkpoint(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple
   return _bind_recomputation(interp, eqn, values, frame), Keyed()
 
 
-def _bind_recomputation(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> list:
+def _bind_recomputation(
+  interp: Evaluator, eqn: jex_core.JaxprEqn, values: list, frame: Frame
+) -> list:
   """Binds the backward half of a checkpoint, planted again; jax.checkpoint would lose its `differentiated` flag."""
   data, structure = jax.tree.flatten(frame.data)
 
@@ -44,7 +47,7 @@ def _bind_recomputation(interp: Evaluator, eqn: Any, values: list, frame: Frame)
   return eqn.primitive.bind(*data, *values, **{**eqn.params, 'jaxpr': compat.raw(closed)})
 
 
-def custom_jvp(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
+def custom_jvp(interp: Evaluator, eqn: jex_core.JaxprEqn, values: list, frame: Frame) -> tuple:
   made = interp.plan.custom(eqn, values)
   if made is not None:
     return made, Keyed()
@@ -64,7 +67,9 @@ def custom_jvp(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple
   return _evaluate_body(interp, eqn, primal, values, frame)
 
 
-def _evaluate_body(interp: Evaluator, eqn: Any, primal: Any, values: list, frame: Frame) -> tuple:
+def _evaluate_body(
+  interp: Evaluator, eqn: jex_core.JaxprEqn, primal: Any, values: list, frame: Frame
+) -> tuple:
   """Replaces the call and its rule by the body, unless a plan that decides at each sow has changed nothing."""
   before = interp.plan.edited
   out, cells = interp.eval(primal, (), values, frame)
@@ -73,7 +78,9 @@ def _evaluate_body(interp: Evaluator, eqn: Any, primal: Any, values: list, frame
   return out, cells
 
 
-def _rebuild_jvp_rule(interp: Evaluator, eqn: Any, rule: Any, values: list, frame: Frame) -> tuple:
+def _rebuild_jvp_rule(
+  interp: Evaluator, eqn: jex_core.JaxprEqn, rule: Any, values: list, frame: Frame
+) -> tuple:
   """Makes the call again with the sows that only its rule holds, which exist only under differentiation.
 
   A value that is read or planted there is a constant of the rule: its own tangents are ignored, as in Oryx.
@@ -110,7 +117,7 @@ def _rebuild_jvp_rule(interp: Evaluator, eqn: Any, rule: Any, values: list, fram
   return f(*data, *values)
 
 
-def custom_vjp(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
+def custom_vjp(interp: Evaluator, eqn: jex_core.JaxprEqn, values: list, frame: Frame) -> tuple:
   made = interp.plan.custom(eqn, values)
   if made is not None:
     return made, Keyed()
@@ -122,5 +129,5 @@ def custom_vjp(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple
   return out, cells
 
 
-def _bind_untouched(eqn: Any, values: list) -> list:
+def _bind_untouched(eqn: jex_core.JaxprEqn, values: list) -> list:
   return eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
