@@ -104,7 +104,7 @@ def test_what_is_written_is_what_was_trained_for_activations_as_they_are(setting
     limit = json.loads((home / 'dictionaries' / name / 'trained_as.json').read_text())['limit']
     lengths = np.linalg.norm(source.bucket(0)['resid_post.0'], axis=1)
     assert limit == pytest.approx(10 * np.median(lengths), rel=1e-5)
-    for n in range(len(members.since)):
+    for n in range(len(members.tokens_since_fired)):
       one, params = sae.load(home / 'dictionaries' / name / str(n))
       raw = {key: v[n] for key, v in members.params.items()}
       same_latents(one.encode(params, x) / scale, one.encode(raw, x / scale))
@@ -145,7 +145,7 @@ def test_held_out_contexts_are_not_trained_on(settings, trained):
       '16 times mesh_model=1 devices, and there are 8',
     ),
     ({'data': Data(text='nowhere/*.txt', context=32, shard_tokens=512)}, SAEError, 'no texts at'),
-    ({'format': 'gemma_scope'}, SAEError, 'TopK chooses latents by rank'),
+    ({'format': 'gemma_scope'}, SAEError, 'TopK selects latents by rank'),
   ],
 )
 def test_what_does_not_go_together_is_an_error_before_anything_is_trained(
