@@ -50,8 +50,7 @@ test-numeric: $(VENV)/test.stamp
 
 # The tests that depend most on rounding, on the processor that rounds most differently: counts and rankings of latents,
 # trainings, sweeps of patches and their first order. A few minutes on two cores, for .ci/run.
-SHARE := $(addprefix tests/,sae/features_test.py sae/evaluation sae/step_test.py sae/toy_truth_test.py \
-  patching/engine_test.py patching/atp_star_test.py generate_test.py \
+SHARE := $(addprefix tests/,sae/features_test.py sae/evaluation sae/toy_truth_test.py patching/atp_star_test.py \
   $(addprefix train_sae/run_test.py::, \
     test_what_is_written_is_what_was_trained_for_activations_as_they_are \
     test_a_run_is_evaluated_with_a_table_a_picture_and_a_page_of_features))
