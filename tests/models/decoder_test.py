@@ -238,7 +238,7 @@ def test_a_stretch_that_is_not_there_is_refused(start, stop):
 @pytest.mark.parametrize(('name', 'site'), [('neox', 'resid_mid.1'), ('attn-only', 'mlp_out.0')])
 def test_asking_for_a_site_that_a_family_lacks_says_why(name, site):
   f = functools.partial(decoder.forward, config=CONFIGS[name])
-  with pytest.raises(errors.SiteError, match=r'parallel|attention alone'):
+  with pytest.raises(errors.SiteError, match=r'parallel|attention-only'):
     harvest.reap(f, sites=site)(decoders.params(name), TOKENS)
 
 

@@ -168,7 +168,7 @@ CHILD = f"""
 import signal
 import sys
 from mechjax.weights import fetch
-from mechjax.weights.fetch import Part, Source
+from mechjax.weights.fetch import Part, PublishedFile
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 fetch.SOURCES['tiny'] = {source()!r}
 if len(sys.argv) > 1:

@@ -159,7 +159,7 @@ def test_a_host_reads_no_layer_that_it_does_not_hold():
   assert list(boxes) == [((0, 2), (0, D), (0, N), (0, H))]
   line = matching.select_lines(TABLE, {'layers.q': target})['layers.q']
   pieces = [box for i in range(L) for _, box in loading._pieces(line, target, i, 1)]
-  assert sum(loading._common(box, next(iter(boxes))) is not None for box in pieces) == 2
+  assert sum(loading._intersect(box, next(iter(boxes))) is not None for box in pieces) == 2
 
 
 def test_arrays_can_be_donated_and_shards_that_share_a_buffer_stay_whole():

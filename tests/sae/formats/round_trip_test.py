@@ -73,7 +73,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_left(format, tmp_pat
   params, _ = single(sae)
   save(tmp_path / 'out', sae, params, format=format)
   before = {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()}
-  with pytest.raises(WeightsError, match='there already'):
+  with pytest.raises(WeightsError, match='exists already'):
     save(tmp_path / 'out', sae, params, format=format)
   assert before == {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()}
 
