@@ -133,9 +133,8 @@ def checking(f: Callable, calls: Calls | None = None) -> Callable:
   calls = Calls() if calls is None else calls
   name = f'{f.__module__}.{f.__qualname__}'
   calls.public.add(name)
-  typing.get_type_hints(
-    f
-  )  # an error if an annotation cannot be resolved: jaxtyping would ignore it
+  # Raises if an annotation cannot be resolved, which jaxtyping would ignore.
+  typing.get_type_hints(f)
   inner = f
   if not _makes_a_context(f):  # annotated as the generator that it is made of
     inner = jaxtyping.jaxtyped(f, typechecker=beartype.beartype)  # type: ignore[call-overload]
