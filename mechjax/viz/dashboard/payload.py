@@ -76,9 +76,8 @@ def _table(features: Features, pieces: Sequence[str]) -> tuple[np.ndarray, list[
       f'token {ids[-1]} is to be shown, but there are only {len(pieces)} texts of tokens',
       cause='the texts come from another tokenizer',
     )
-  number = np.zeros(
-    len(pieces) + 1, '<u2' if len(ids) < 2**16 else '<u4'
-  )  # the last, [-1], is the gap
+  # The last entry, [-1], is the gap.
+  number = np.zeros(len(pieces) + 1, '<u2' if len(ids) < 2**16 else '<u4')
   number[ids] = np.arange(1, len(ids) + 1)
   return number, ['', *(pieces[i] for i in ids)]
 
