@@ -84,14 +84,16 @@ def find_subjects(settings: EvalSettings, out: Path) -> Subjects:
 
   Raises:
     SAEError: the run does not exist or is not finished; the dictionaries are not for this site.
+    FlagsError: the run was started by a version that had other names of fields.
     WeightsError, FetchError: a dictionary or model cannot be read or fetched.
   """
   return _load_run(Path(settings.run)) if settings.run else _load_published(settings, out)
 
 
 def _load_run(home: Path) -> Subjects:
+  path = home / layout.CONFIG
   try:
-    config = flags.from_json(train_sae.TrainSettings, (home / layout.CONFIG).read_text())
+    config = flags.from_json(train_sae.TrainSettings, path.read_text(), where=path)
   except OSError as e:
     raise SAEError(f'{home} is not a run of mechjax.train_sae: {e}') from e
   ensembles = sorted((home / layout.DICTIONARIES).glob(f'*/{layout.ABOUT}'))

@@ -56,6 +56,7 @@ def run(settings: TrainSettings) -> training.TrainingResult:
 
   Raises:
     SAEError: the settings contradict each other, the model, the mesh, the disk or an earlier run.
+    FlagsError: the run was started by a version that had other names of fields.
     SiteError: the model does not have a site.
     FetchError: a model or a text cannot be fetched.
   """
@@ -218,9 +219,10 @@ def _claim(home: Path, settings: TrainSettings) -> None:
   """Makes the directory of the run, or checks that it was made with the same settings."""
   with _first():
     home.mkdir(parents=True, exist_ok=True)
-    if not (home / layout.CONFIG).exists():
-      _write_text(home / layout.CONFIG, flags.as_json(settings))
-  found = flags.from_json(TrainSettings, (home / layout.CONFIG).read_text())
+    path = home / layout.CONFIG
+    if not path.exists():
+      _write_text(path, flags.as_json(settings))
+  found = flags.from_json(TrainSettings, path.read_text(), where=path)
   changed = [d for d in flags.differences(found, settings) if _field(d) not in MAY_CHANGE]
   if changed:
     raise SAEError(

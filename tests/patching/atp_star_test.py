@@ -366,6 +366,7 @@ def test_what_cannot_be_answered_is_refused():
     ({'mode': 'gaussian'}, "'gaussian' is for exact patching"),
     ({'chunk': 0}, 'chunk 0'),
     ({'rows': 0}, 'rows 0'),
+    ({'axes': 'BHTS'}, 'H without heads'),
   ):
     with pytest.raises(PatchingError, match=message):
       AtPStar(writing, nodes, **options)
