@@ -1,0 +1,39 @@
+"""A share of the cases: every test keeps its first and its last case, and some rooms keep all."""
+
+import dataclasses
+import pathlib
+
+from tests import few
+
+HERE = pathlib.Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  path: pathlib.Path
+  nodeid: str
+
+
+def items(path, name, *cases):
+  return [Item(path=HERE / path, nodeid=f'{path}::{name}{c}') for c in cases]
+
+
+def kept(*groups):
+  every = [item for group in groups for item in group]
+  return [item.nodeid for item in every if item not in few.select_dropped(every)]
+
+
+def test_every_test_keeps_its_first_and_its_last_case():
+  found = kept(
+    items('sae/step_test.py', 'a', '[1]', '[2]', '[3]', '[4]'),
+    items('sae/step_test.py', 'b', ''),
+    items('sae/loop_test.py', 'a', '[1]', '[2]'),
+  )
+  ends = [f'sae/step_test.py::{c}' for c in ('a[1]', 'a[4]', 'b')]
+  assert found == [*ends, 'sae/loop_test.py::a[1]', 'sae/loop_test.py::a[2]']
+
+
+def test_rooms_that_read_the_programs_of_jax_keep_all():
+  for room in few.ROOMS:
+    assert (HERE / room).is_dir()
+    assert len(kept(items(f'{room}/any_test.py', 'a', '[1]', '[2]', '[3]'))) == 3
