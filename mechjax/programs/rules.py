@@ -91,7 +91,7 @@ def _scan(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   p = eqn.params
   if interp.plan.unroll_scans and p['length']:
     return _unroll(interp, eqn, values, frame)
-  interp.plan.check_loop('scan', _list_sows(interp, p['jaxpr']))
+  interp.plan.check_loop('scan', _sow_params(interp, p['jaxpr']))
   consts, init, xs = split_scan(p, values)
   n_carry = len(init)
   length = p['length']
@@ -214,7 +214,7 @@ def _while(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
       cause='JAX evaluates the condition once more than the body, and no value can leave it',
       hint='compute the value in the body, sow it there, and carry the values that the condition needs',
     )
-  interp.plan.check_loop('while_loop', _list_sows(interp, p['body_jaxpr']))
+  interp.plan.check_loop('while_loop', _sow_params(interp, p['body_jaxpr']))
   cond_consts, body_consts, init = split_while(p, values)
   here = frame.within(ROUND)
 
@@ -248,7 +248,7 @@ def _while(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
 def _cond(interp: Evaluator, eqn: Any, values: list, frame: Frame) -> tuple:
   index, *operands = values
   branches = eqn.params['branches']
-  sown = [_list_sown(interp, b) for b in branches]
+  sown = [_find_sown(interp, b) for b in branches]
   if interp.plan.reads or interp.plan.strict:
     check_branches(sown)
 
@@ -368,13 +368,13 @@ def _spread(cell: Cell, names: tuple[str, ...]) -> Cell:
 # --- helpers ----------------------------------------------------------------------------------------------
 
 
-def _list_sown(interp: Evaluator, jaxpr: Any) -> list:
+def _find_sown(interp: Evaluator, jaxpr: Any) -> list:
   found = interp.program.walk(jaxpr)
   return [s for s in found if interp.plan.cares(frozenset([(s.tag, s.name)]))]
 
 
-def _list_sows(interp: Evaluator, jaxpr: Any) -> list[dict]:
-  return [{'name': s.name, 'mode': s.mode} for s in _list_sown(interp, jaxpr)]
+def _sow_params(interp: Evaluator, jaxpr: Any) -> list[dict]:
+  return [{'name': s.name, 'mode': s.mode} for s in _find_sown(interp, jaxpr)]
 
 
 def _names_in(key: DataKey, interp: Evaluator, eqn: Any) -> bool:
