@@ -31,16 +31,25 @@ GATE = jax.make_user_context(None)
 
 
 class Staging(NamedTuple):
-  """The gate while a program is staged. It carries `code_version.now()`, so that JAX's trace caches do not return
-  the trace of a function from before a patch."""
+  """The gate while a program is staged, a part of the keys of JAX's trace caches.
+
+  Attributes:
+    version: `code_version.now()`, so that a cache does not return the trace of a function from before a patch.
+    traces: number of calls of `retrace`.
+    wanted: names of `sites.ON_REQUEST` that the harvest may read or plant; None for all.
+  """
 
   version: int
   traces: int
+  wanted: frozenset[str] | None
 
 
-def staging_gate() -> Any:
-  """A context in which sows are staged."""
-  return GATE(Staging(code_version.now(), _traces))
+def staging_gate(wanted: frozenset[str] | None = None) -> Any:
+  """A context in which sows are staged, for a harvest of these names and of those that an outer harvest wants."""
+  outer = GATE.value
+  if isinstance(outer, Staging) and wanted is not None:
+    wanted = None if outer.wanted is None else outer.wanted | wanted
+  return GATE(Staging(code_version.now(), _traces, wanted))
 
 
 _traces = 0

@@ -79,6 +79,10 @@ CANONICAL: dict[str, str] = {
 """Canonical names in the order of a forward pass, with their axes. An upstream library that names its
 axes keeps them (penzai's grouped heads); its patch says so."""
 
+ON_REQUEST = ('attn_scores', 'attn_probs')
+"""Names whose values exist only if they are requested: their size grows with the square of the length of a text, and
+attention over a long text can do without them. Every other site exists in every pass."""
+
 _LENS_BLOCK = {
   'hook_resid_pre': 'resid_pre',
   'attn.hook_rot_q': 'q',
@@ -315,6 +319,17 @@ def matches(pattern: str, site: Site) -> bool:
   return _name_matches(name, site.name) and _path_matches(
     tuple(map(_items, path)), site.path, (10**9,) * len(site.path)
   )
+
+
+def find_requested(patterns: Patterns) -> frozenset[str]:
+  """The names of `ON_REQUEST` that patterns may select."""
+  return frozenset().union(*map(_find_requested, as_patterns(patterns)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _find_requested(pattern: str) -> frozenset[str]:
+  glob = _split(_from_lens(pattern))[0].rpartition('/')[2]
+  return frozenset(n for n in ON_REQUEST if _name_matches(glob, n))
 
 
 def names_layers(pattern: str) -> bool:

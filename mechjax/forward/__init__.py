@@ -94,7 +94,7 @@ def iterate(
   def start(*args: P.args, **kwargs: P.kwargs) -> Run:
     if staged is None:
       return Run(eager.start(f, tag, patterns, args, kwargs), None, 'eager')
-    program, values = staged(args, kwargs)
+    program, values = staged(args, kwargs, sites_lib.find_requested(patterns))
     where, keys = _choose(program, patterns, tag)
     if compat.staging_trace() or any(map(_is_tracer, values)):
       plan = traced.TracedPlan(program, tag, keys, frozenset(where), scan)
@@ -141,7 +141,7 @@ def record(
   staged = stager(f)
 
   def run(*args: P.args, **kwargs: P.kwargs) -> tuple[R, Backward]:
-    program, values = staged(args, kwargs)
+    program, values = staged(args, kwargs, sites_lib.find_requested(patterns))
     where, keys = _choose(program, patterns, tag)
     layout, log = _layout(program, tag, keys), stepped.Log()
     steps = stepped.Stepper(layout, frozenset(where), log).run(_arrays(values))

@@ -40,7 +40,7 @@ from mechjax.harvest.listing import SiteInfo, sites_of
 from mechjax.harvest.oryx import install_as_oryx
 from mechjax.harvest.subgraph import Subgraph, subgraph
 from mechjax.harvest.writes import At, Masked
-from mechjax.programs.tag import TAG, nest, sow, sow_cond, sow_p
+from mechjax.programs.tag import TAG, is_wanted, nest, sow, sow_cond, sow_p
 
 __all__ = [
   'TAG',
@@ -53,6 +53,7 @@ __all__ = [
   'call_and_reap',
   'harvest',
   'install_as_oryx',
+  'is_wanted',
   'nest',
   'plant',
   'reap',

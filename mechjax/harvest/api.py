@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 import jax
@@ -29,7 +29,7 @@ from mechjax.harvest import reads as reading
 from mechjax.harvest import writes as writing
 from mechjax.harvest.activations import Activations
 from mechjax.harvest.plans import HarvestPlan
-from mechjax.harvest.selecting import Request
+from mechjax.harvest.selecting import Request, find_wanted
 from mechjax.programs.cells import Keyed, Plan
 from mechjax.programs.interpreter import Interpreter
 from mechjax.programs.program import Program, ProgramCache
@@ -72,9 +72,18 @@ class _Settings:
   exclusive: bool
   reading: bool
 
+  @functools.cached_property
+  def wanted(self) -> frozenset[str] | None:
+    """The names of `sites.ON_REQUEST` that are read; None for all."""
+    if self.strict:
+      return None
+    return find_wanted(self.request) if self.reading else frozenset()
+
 
 def _settings(tag, sites, allowlist, blocklist, exclusive, reading=True) -> _Settings:
   strict = tag is not None and sites is None
+  if isinstance(sites, Iterator):
+    sites = list(sites)  # read again at every call
   return _Settings(
     tag=TAG if tag is None else tag,
     request=None if strict else ('*' if sites is None else sites),
@@ -244,7 +253,10 @@ def _call(staged: Callable, s: _Settings, plants: Mapping, args: tuple, kwargs: 
       f'plants must be a dict from sites to values, got {type(plants).__name__}',
       cause='the plants come first: plant(f)(plants, *args)',
     )
-  program, values = staged(args, kwargs)
+  wanted = s.wanted
+  if plants and wanted is not None:
+    wanted |= find_wanted(plants)
+  program, values = staged(args, kwargs, wanted)
   if s.strict:
     _check_devices(program, s.tag)
     if s.reading:

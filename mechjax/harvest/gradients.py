@@ -13,7 +13,7 @@ Attribution patching is computed from these: (noise - clean) * gradient, Kramár
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import ParamSpec, TypeVar
 
 import jax
@@ -26,7 +26,7 @@ from mechjax.harvest.activations import Activations
 from mechjax.harvest.plans import HarvestPlan
 from mechjax.harvest.reads import Read, assemble, resolve_reads
 from mechjax.harvest.requests import Writing
-from mechjax.harvest.selecting import Request
+from mechjax.harvest.selecting import Request, find_wanted
 from mechjax.programs.cells import Cell, DataKey, Keyed
 from mechjax.programs.interpreter import Interpreter
 from mechjax.programs.program import Program, ProgramCache
@@ -60,11 +60,12 @@ def value_and_grad_at(
     SiteError, HarvestError: when called: unknown sites; a site of integers; a result that is not a scalar.
   """
   staged = stager(f)
+  request = list(sites) if isinstance(sites, Iterator) else sites  # read again at every call
 
   @functools.wraps(f)
   def at_sites(*args, **kwargs):
-    program, values = staged(args, kwargs)
-    reads, tables = resolve_reads(sites, program, tag)
+    program, values = staged(args, kwargs, find_wanted(request))
+    reads, tables = resolve_reads(request, program, tag)
     keys = frozenset(r.key for r in reads)
     plan = HarvestPlan(tag=tag, read_keys=keys, write_keys=keys)
     known = _COMPILED.of(program)

@@ -49,6 +49,11 @@ def select(request: sites.Patterns, program: Program, tag: Hashable) -> list[sit
     ) from e
 
 
+def find_wanted(request: Request) -> frozenset[str]:
+  """Finds the names of `sites.ON_REQUEST` that a request may select."""
+  return sites.find_requested(list(request) if isinstance(request, Mapping) else request)
+
+
 def check_layers(layers: Layers, chosen: Sequence[sites.Site], name: str) -> None:
   """Raises if one of these layers of `name` does not exist, unless they are traced."""
   if isinstance(layers, jax.core.Tracer):

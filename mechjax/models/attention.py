@@ -1,45 +1,29 @@
-"""Attention: the mask of visible keys, and the weighted sum of their values.
+"""Attention: the weighted sum of the values of the visible keys.
 
-Padding, packing several texts into a row, sliding windows and the cache of a generation are four reasons why a
-query does not see a key. Two integers per token decide all four: its segment, and its order in the segment (the
-number of tokens of the same segment before it). A query sees a key if the segments are equal and
-0 <= order of query - order of key < window. So a window is a number, which may differ from layer to layer inside
-one scan, and padding may stand anywhere, even between a prompt and the generated tokens.
-
-The order is counted and not taken from `positions`: these place a token in rotary and learned embeddings, and
-changing them for an experiment must not let a token see its future.
+Which keys a query sees is said in `visibility`. Scores and probabilities are sites, but their size grows with the
+square of the length of a text. Over a long text they exist only where they are read or planted; elsewhere `blockwise`
+computes the same sum without them.
 
 Letters: B batch, T query, S key, D model, N query heads, K key-value heads, G = N/K, H head, L layers.
-
-Sharp edges: a masked score is MASKED and not -inf, so that differences of scores stay finite. Padding is a segment
-of its own and sees itself; the values computed there are meaningless.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mechjax import errors, harvest, precision
-from mechjax.models import rotary
+from mechjax import harvest, precision
+from mechjax.models import blockwise, rotary
 from mechjax.models.config import Config
 from mechjax.models.norms import rms
+from mechjax.models.visibility import MASKED, Tokens, visible
 
-MASKED = -1e30
-"""Score of a key that is not visible."""
-
-
-class Tokens(NamedTuple):
-  """Segment (text) of each token, and the number of tokens of that segment before it: int32 [B, T].
-
-  If every row is a single text, `segment` is None, and B is 1.
-  """
-
-  segment: Any
-  order: jax.Array
+LONG = 1024 * 1024
+"""Number of scores of one head, T * S, from which attention runs block by block."""
 
 
 class KV(NamedTuple):
@@ -83,52 +67,6 @@ class PassContext:
   angles: tuple[rotary.Angles, rotary.Angles] | None
 
 
-def number(
-  segments: jax.Array | None, shape: tuple[int, ...], cache: Cache | None = None
-) -> Tokens:
-  """Numbers the tokens of a call.
-
-  Args:
-    segments: int or bool [B, T]; 0 or False is padding. None if every row is a single text.
-    shape: (B, T).
-    cache: the tokens that were read before, if any.
-
-  Returns:
-    See `Tokens`.
-
-  Raises:
-    MechjaxError: if `segments` has another shape.
-  """
-  if segments is None and cache is None:
-    return Tokens(None, jnp.arange(shape[1], dtype=jnp.int32)[None])
-  if segments is None:
-    segments = jnp.ones(shape, jnp.int32)
-  if segments.shape != shape:
-    raise errors.MechjaxError(f'segments have shape {segments.shape}, the tokens {shape}')
-  segment_BxT = segments.astype(jnp.int32)
-  order = _count_matches(segment_BxT, segment_BxT, earlier=True)
-  if cache is not None:
-    order += _count_matches(segment_BxT, cache.tokens.segment, earlier=False)
-  return Tokens(segment_BxT, order)
-
-
-def _count_matches(segment_BxT: jax.Array, others_BxS: jax.Array, earlier: bool) -> jax.Array:
-  """Number of the other tokens that have the segment of each token."""
-  same_BxTxS = segment_BxT[:, :, None] == others_BxS[:, None]
-  if earlier:
-    same_BxTxS &= jnp.tri(same_BxTxS.shape[1], k=-1, dtype=bool)
-  return same_BxTxS.sum(-1, dtype=jnp.int32)
-
-
-def visible(queries: Tokens, keys: Tokens, window: jax.Array | int | None) -> jax.Array:
-  """Attention mask, bool [B, T, S]: True where a query sees a key."""
-  distance_BxTxS = queries.order[:, :, None] - keys.order[:, None]
-  seen_BxTxS = distance_BxTxS >= 0
-  if queries.segment is not None and keys.segment is not None:
-    seen_BxTxS &= queries.segment[:, :, None] == keys.segment[:, None]
-  return seen_BxTxS if window is None else seen_BxTxS & (distance_BxTxS < window)
-
-
 def attend(
   p: dict[str, Any],
   h_BxTxD: jax.Array,
@@ -165,14 +103,12 @@ def attend(
   k_BxSxKxH = harvest.sow(k, name='k')
   v_BxSxKxH = harvest.sow(v, name='v')
 
-  scores_BxNxTxS = _scores(q_BxTxNxH, k_BxSxKxH, config)
-  seen_BxTxS = visible(context.queries, context.keys, _window(config, local))
-  # Added, not selected: an addition saves no residuals for the backward pass.
-  scores_BxNxTxS += jnp.where(seen_BxTxS, 0.0, MASKED)[:, None]
-  scores_BxNxTxS = harvest.sow(scores_BxNxTxS, name='attn_scores')
-  probs_BxNxTxS = jax.nn.softmax(scores_BxNxTxS, axis=-1).astype(v.dtype)
-  probs_BxNxTxS = harvest.sow(probs_BxNxTxS, name='attn_probs')
-  z_BxTxNxH = harvest.sow(_mix(probs_BxNxTxS, v_BxSxKxH), name='z')
+  is_long = q.shape[1] > 1 and q.shape[1] * k.shape[1] >= LONG
+  blocks = is_long and not harvest.is_wanted('attn_scores', 'attn_probs')
+  mix = _mix_by_blocks if blocks else _mix_at_once
+  window = _window(config, local)
+  z_BxTxNxH = mix(config, q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, p.get('sinks'), context, window)
+  z_BxTxNxH = harvest.sow(z_BxTxNxH, name='z')
   out_BxTxD = precision.einsum('btnh,nhd->btd', z_BxTxNxH, p['o'])
   return (out_BxTxD + p['o_bias'] if config.o_bias else out_BxTxD), new
 
@@ -200,25 +136,64 @@ def _append(cache_BxSxKxH: jax.Array, x_BxTxKxH: jax.Array, slot: Any) -> jax.Ar
   return jax.lax.dynamic_update_slice_in_dim(cache_BxSxKxH, x_BxTxKxH, slot, axis=1)
 
 
-def _scores(q_BxTxNxH: jax.Array, k_BxSxKxH: jax.Array, config: Config) -> jax.Array:
-  """Scaled and capped scores, float32 (or float64) [B, N, T, S]; heads of a group are adjacent."""
+def _mix_at_once(
+  config: Config,
+  q_BxTxNxH: jax.Array,
+  k_BxSxKxH: jax.Array,
+  v_BxSxKxH: jax.Array,
+  sinks_N: jax.Array | None,
+  context: PassContext,
+  window: jax.Array | int | None,
+) -> jax.Array:
+  """The outputs of the heads, [B, T, N, H], by way of all scores and probabilities."""
   B, T, N, H = q_BxTxNxH.shape
-  S, K = k_BxSxKxH.shape[1:3]
-  q_BxTxKxGxH = q_BxTxNxH.reshape(B, T, K, N // K, H)
-  wide = precision.wide_dtype(q_BxTxNxH.dtype)
+  K = k_BxSxKxH.shape[2]
+  scores_BxKxGxTxS = _score(config, q_BxTxNxH.reshape(B, T, K, N // K, H), k_BxSxKxH)
+  scores_BxNxTxS = scores_BxKxGxTxS.reshape(B, N, T, -1)
+  seen_BxTxS = visible(context.queries, context.keys, window)
+  # Added, not selected: an addition saves no residuals for the backward pass.
+  scores_BxNxTxS += jnp.where(seen_BxTxS, 0.0, MASKED)[:, None]
+  scores_BxNxTxS = harvest.sow(scores_BxNxTxS, name='attn_scores')
+  probs_BxNxTxS = _softmax(scores_BxNxTxS, sinks_N).astype(v_BxSxKxH.dtype)
+  probs_BxNxTxS = harvest.sow(probs_BxNxTxS, name='attn_probs')
+  probs_BxKxGxTxS = probs_BxNxTxS.reshape(B, K, N // K, T, -1)
+  return precision.einsum('bkgts,bskh->btkgh', probs_BxKxGxTxS, v_BxSxKxH).reshape(B, T, N, H)
+
+
+def _mix_by_blocks(
+  config: Config,
+  q_BxTxNxH: jax.Array,
+  k_BxSxKxH: jax.Array,
+  v_BxSxKxH: jax.Array,
+  sinks_N: jax.Array | None,
+  context: PassContext,
+  window: jax.Array | int | None,
+) -> jax.Array:
+  """The same as `_mix_at_once`, without scores and probabilities."""
+  score = functools.partial(_score, config)
+  tokens = context.queries, context.keys
+  return blockwise.attend(
+    q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, *tokens, window=window, sinks_N=sinks_N, score=score
+  )
+
+
+def _score(config: Config, q_BxTxKxGxH: jax.Array, k_BxSxKxH: jax.Array) -> jax.Array:
+  """Scaled and capped scores, float32 (or float64) [B, K, G, T, S]."""
+  wide = precision.wide_dtype(q_BxTxKxGxH.dtype)
   scores = precision.einsum(
     'btkgh,bskh->bkgts', q_BxTxKxGxH, k_BxSxKxH, preferred_element_type=wide
   )
-  scores = scores.reshape(B, N, T, S) * config.score_scale
-  return soft_cap(scores, config.attn_softcap)
+  return soft_cap(scores * config.score_scale, config.attn_softcap)
 
 
-def _mix(probs_BxNxTxS: jax.Array, v_BxSxKxH: jax.Array) -> jax.Array:
-  """Weighted sum of the values that each head sees: [B, T, N, H]."""
-  B, N, T, S = probs_BxNxTxS.shape
-  K, H = v_BxSxKxH.shape[2:]
-  probs_BxKxGxTxS = probs_BxNxTxS.reshape(B, K, N // K, T, S)
-  return precision.einsum('bkgts,bskh->btkgh', probs_BxKxGxTxS, v_BxSxKxH).reshape(B, T, N, H)
+def _softmax(scores_BxNxTxS: jax.Array, sinks_N: jax.Array | None) -> jax.Array:
+  """Probabilities of the keys; a sink is the score of nothing, and takes its share of them."""
+  if sinks_N is None:
+    return jax.nn.softmax(scores_BxNxTxS, axis=-1)
+  sinks_Nx1x1 = sinks_N.astype(scores_BxNxTxS.dtype)[:, None, None]
+  sink_BxNxTx1 = jnp.broadcast_to(sinks_Nx1x1, (*scores_BxNxTxS.shape[:-1], 1))
+  with_sink = jnp.concatenate([scores_BxNxTxS, sink_BxNxTx1], axis=-1)
+  return jax.nn.softmax(with_sink, axis=-1)[..., :-1]
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:

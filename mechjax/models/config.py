@@ -82,7 +82,8 @@ class Config:
     final_norm: whether there is a norm before the unembedding.
     unembed_bias: whether the logits have a bias.
     attn_softcap: c in c * tanh(scores / c); None for no cap.
-    logit_softcap: the same for logits.
+    attn_sinks: whether each head has a sink: a score of nothing, learned, which takes its share of the probabilities.
+    logit_softcap: c for logits.
     window: number of positions that a local layer sees, the token's own included; None without local layers.
     local: whether each layer is local, L booleans; empty if all are global.
     embed_scale: factor of the token embeddings.
@@ -121,6 +122,7 @@ class Config:
   final_norm: bool = True
   unembed_bias: bool = False
   attn_softcap: float | None = None
+  attn_sinks: bool = False
   logit_softcap: float | None = None
   window: int | None = None
   local: tuple[bool, ...] = ()

@@ -35,10 +35,11 @@ import numpy as np
 
 from mechjax import errors, harvest, precision, sites
 from mechjax.models import ids, rotary
-from mechjax.models.attention import KV, Cache, PassContext, Tokens, attend, number, soft_cap
+from mechjax.models.attention import KV, Cache, PassContext, attend, soft_cap
 from mechjax.models.config import Config, Llama3Scaling
 from mechjax.models.norms import norm
 from mechjax.models.parameters import init, shapes
+from mechjax.models.visibility import Tokens, number
 
 __all__ = [
   'Cache',
@@ -282,7 +283,7 @@ def _pass_context(
   dtype: Any,
 ) -> tuple[PassContext, jax.Array]:
   """The context that all layers share, and the positions, [B, T] or [1, T]."""
-  queries = keys = number(segments, shape, cache)
+  queries = keys = number(segments, shape, None if cache is None else cache.tokens)
   slot = None
   if cache is not None:
     slot, update = cache.length, jax.lax.dynamic_update_slice_in_dim

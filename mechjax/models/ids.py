@@ -9,7 +9,8 @@ truncated to 1. Each of them gives numbers that look right.
 
 Ids on the host or on devices of this host are checked by value, which waits for them and costs some microseconds. Ids
 that are traced, or that are on devices of other hosts, are not known yet; a row that turns out to hold an invalid id
-has NaN logits, in every code base.
+has NaN logits, in every code base. (In a text so long that attention runs block by block, the positions before that id
+may keep their values, which it does not change.)
 
 Letters: B batch, T position, V vocabulary.
 """

@@ -79,6 +79,8 @@ def _attention(c: Config) -> dict[str, Any]:
     tree['o_bias'] = (D,)
   if c.qk_norm:
     tree |= {'q_norm': (H,), 'k_norm': (H,)}
+  if c.attn_sinks:
+    tree['sinks'] = (N,)
   return tree
 
 
@@ -121,7 +123,7 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
 def _initialise(
   key: jax.Array, names: tuple[str, ...], leaf: jax.ShapeDtypeStruct, c: Config
 ) -> jax.Array:
-  if names[-1].endswith('bias'):
+  if names[-1].endswith('bias') or names[-1] == 'sinks':
     return jnp.zeros(leaf.shape, leaf.dtype)
   if names[-1] in ('scale', 'q_norm', 'k_norm'):
     return jnp.full(leaf.shape, 1 - c.norm_offset, leaf.dtype)

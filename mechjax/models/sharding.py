@@ -46,6 +46,7 @@ _AXES: dict[str, tuple[str, ...]] = {
   'attn.q_bias': ('heads', 'head'),
   'attn.k_bias': ('kv_heads', 'head'),
   'attn.v_bias': ('kv_heads', 'head'),
+  'attn.sinks': ('heads',),
   'mlp.gate': ('model', 'neurons'),
   'mlp.up': ('model', 'neurons'),
   'mlp.down': ('neurons', 'model'),

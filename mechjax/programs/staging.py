@@ -65,8 +65,16 @@ def join_static(dynamic: list[PyTree], static: tuple[PyTree, ...], structure: Py
   return jax.tree.unflatten(structure, [next(data) if x is _DATA else x for x in static])
 
 
+Wanted = frozenset[str] | None
+"""The names of `sites.ON_REQUEST` that are read or planted; None for all."""
+
+
 def stage(
-  f: Callable, dynamic: list[PyTree], static: tuple, structure: PyTreeDef
+  f: Callable,
+  dynamic: list[PyTree],
+  static: tuple,
+  structure: PyTreeDef,
+  wanted: Wanted = None,
 ) -> tuple[Program, list[ArrayLike]]:
   """Stages `f` at the given arguments, with the gate of `sow` open; returns the arrays it closes over as well."""
   differentiating = any(compat.is_differentiated(x) for x in dynamic)
@@ -79,7 +87,7 @@ def stage(
     rolled = jax.disable_jit(False)  # under disable_jit a scan would be staged as a Python loop
     with (
       rolled,
-      compat.staging_gate(),
+      compat.staging_gate(wanted),
       compat.batching_rules(BATCHING_RULES),
       record_sows() as sown,
     ):
@@ -127,7 +135,9 @@ class Stager:
   def __reduce__(self) -> tuple:
     return Stager, (None,)  # a copy of the function is another function
 
-  def __call__(self, args: tuple, kwargs: dict) -> tuple[Program, list[ArrayLike]]:
+  def __call__(
+    self, args: tuple, kwargs: dict, wanted: Wanted = None
+  ) -> tuple[Program, list[ArrayLike]]:
     """Returns the program at these arguments and its inputs: the arrays that are closed over, then the data leaves.
 
     A function may have a method `check_arguments`, which checks values that are known only before tracing, such as
@@ -143,7 +153,7 @@ class Stager:
     for x in dynamic:
       if isinstance(x, np.ndarray | np.generic):
         _check_fits(x)
-    key = self._key(dynamic, static, structure)
+    key = self._key(dynamic, static, structure, wanted)
     if self._watch is not None and self._watch.has_changed():
       self._watch = None
       self._staged.clear()
@@ -153,16 +163,15 @@ class Stager:
       known = None
       compat.retrace()
     if known is None:
-      known = self._stage(key, dynamic, static, structure, _classes(args))
+      known = self._stage(key, (dynamic, static, structure, wanted), _classes(args))
     inputs = [*known.captured, *dynamic]
     if compat.staging_trace() is not None and not compat.is_staging():
       _warn_of_constants(inputs)
     return known.program, inputs
 
-  def _stage(
-    self, key: Any, dynamic: list, static: tuple, structure: Any, classes: tuple[type, ...]
-  ) -> _Staged:
-    program, captured = stage(self.f, dynamic, static, structure)
+  def _stage(self, key: Any, call: tuple, classes: tuple[type, ...]) -> _Staged:
+    _, static, structure, _ = call
+    program, captured = stage(self.f, *call)
     traced = any(map(_is_tracer, captured))
     program = share(program)
     statics = Watch(*classes, *(x for x in static if x is not _DATA), *_auxiliary(structure))
@@ -176,12 +185,12 @@ class Stager:
       self._staged[key] = known
     return known
 
-  def _key(self, dynamic, static, structure):
+  def _key(self, dynamic, static, structure, wanted):
     differentiating = any(compat.is_differentiated(x) for x in dynamic)
     avals = tuple(_aval_key(x) for x in dynamic)
     try:
       typed = tuple((type(s), s) for s in static)  # 1 and True are equal
-      key = (typed, structure, avals, differentiating, compat.trace_context())
+      key = (typed, structure, avals, differentiating, wanted, compat.trace_context())
       hash(key)
     except TypeError as e:
       if any(s is not _DATA and getattr(s, '__hash__', None) is None for s in static):
@@ -256,16 +265,16 @@ def _auxiliary(structure: Any) -> Iterator[Any]:
 _of_classes: weakref.WeakKeyDictionary[type, Stager] = weakref.WeakKeyDictionary()
 
 
-def stager(f: Callable) -> Callable[[tuple, dict], tuple[Program, list[ArrayLike]]]:
-  """Makes the stager of `f`: (args, kwargs) -> (program, its inputs). Programs are stored on `f` and live as long."""
+def stager(f: Callable) -> Callable[..., tuple[Program, list[ArrayLike]]]:
+  """Makes the stager of `f`: (args, kwargs, wanted) -> (program, its inputs). Programs are stored on `f`."""
   if callables.is_pytree(f):
     own = _of_classes.setdefault(type(f), Stager(callables.call))
     check = getattr(f, 'check_arguments', None)
 
-    def stage_module(args: tuple, kwargs: dict) -> tuple[Program, list[Any]]:
+    def stage_module(args: tuple, kwargs: dict, wanted: Wanted = None) -> tuple[Program, list[Any]]:
       if check is not None:
         check(*args, **kwargs)
-      return own((callables.flatten(f), *args), kwargs)
+      return own((callables.flatten(f), *args), kwargs, wanted)
 
     return stage_module
   kept = getattr(f, '__mechjax_stager__', None)

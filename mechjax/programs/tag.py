@@ -120,6 +120,18 @@ def sow_cond(
   return _bind(value, jnp.asarray(pred), tag=tag, name=name, mode=mode)
 
 
+def is_wanted(*names: str) -> bool:
+  """Whether some of these names of `sites.ON_REQUEST` may be read or planted by a harvest under way.
+
+  A model calls this to compute a value that is expensive to keep only where it is wanted. The answer is part of the
+  key of every trace cache. False outside of a harvest.
+  """
+  gate = compat.GATE.value
+  if not isinstance(gate, compat.Staging):
+    return gate is not None
+  return gate.wanted is None or not gate.wanted.isdisjoint(names)
+
+
 def nest(f: Callable, *, scope: str) -> Callable:
   """Gives the sows of `f` a scope: a value that `f` sows as 'x' is reaped as {scope: {'x': ...}}."""
 
