@@ -1,7 +1,6 @@
 """Text that arrives in pieces is the text of all ids at once, for any ids and every kind of decoder."""
 
 import functools
-import itertools
 
 import hypothesis.strategies as st
 import pytest
@@ -57,9 +56,8 @@ def test_pieces_joined_are_the_text_of_any_ids_in_files_of_every_kind(tmp_path, 
 @pytest.mark.parametrize('name', ['smollm2-135m', 'gemma3-270m'])
 def test_a_character_of_several_tokens_arrives_whole(name):
   tokenizer = published(name)
-  text = 'naïve 漢字 👩‍🔬 \U0001f9ff.'
+  text = 'naïve 漢字 👩‍🔬 \U00013000.'
   ids = tokenizer.encode(text, bos=False)
-  assert len(ids) > len(list(itertools.takewhile(str.isascii, text)))
   pieces = check(tokenizer, ids)
   assert '\ufffd' not in ''.join(pieces)
   assert '' in pieces[:-1]  # inside a character
