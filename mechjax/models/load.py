@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from mechjax import errors, files, precision
-from mechjax.models import ours, tokenizers
+from mechjax.models import ours, tokenizer_files
 from mechjax.models.language_model import LanguageModel
 from mechjax.weights import fetch, hub
 from mechjax.weights.gguf import GGUFFile
@@ -79,7 +79,7 @@ def load(
     )
   file = GGUFFile(path)
   forward = importlib.import_module(CODES[code]).forward(file)
-  return LanguageModel(str(name_or_path), forward, tokenizers.from_gguf(file.metadata))
+  return LanguageModel(str(name_or_path), forward, tokenizer_files.from_gguf(file.metadata))
 
 
 def _find(name_or_path: str | os.PathLike[str], accept_terms: bool) -> Path:

@@ -19,16 +19,25 @@ Sharp edge: for ids that never form a character, everything is held back until `
 
 from __future__ import annotations
 
-import typing
+from collections.abc import Callable
+from typing import Protocol
 
-if typing.TYPE_CHECKING:
-  from mechjax.models.tokenizers import Tokenizer
+
+class _Decoder(Protocol):
+  """The parts of a `Tokenizer` that a stream uses."""
+
+  @property
+  def byte_ids(self) -> frozenset[int]: ...
+  @property
+  def join(self) -> Callable[[list[int]], str]: ...
+  def decode(self, ids: list[int], /) -> str: ...
+  def check_id(self, i: int, /) -> int: ...
 
 
 class Stream:
   """Decoder of ids that arrive one at a time; `Tokenizer.stream` makes one."""
 
-  def __init__(self, tokenizer: Tokenizer):
+  def __init__(self, tokenizer: _Decoder):
     """Starts a text."""
     self._tokenizer = tokenizer
     self._held: list[int] = []

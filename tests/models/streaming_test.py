@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 
 from mechjax.errors import MechjaxError
-from mechjax.models import tokenizers
+from mechjax.models import tokenizer_files
 from mechjax.weights import fetch
 from mechjax.weights.gguf import GGUFFile
 from tests.models import vocabularies
@@ -15,7 +15,7 @@ from tests.models import vocabularies
 
 @functools.cache
 def published(name):
-  return tokenizers.from_gguf(GGUFFile(fetch.path_of(name)).metadata)
+  return tokenizer_files.from_gguf(GGUFFile(fetch.path_of(name)).metadata)
 
 
 def stream(tokenizer, ids):

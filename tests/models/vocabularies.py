@@ -5,7 +5,7 @@ import json
 import pytest
 import tokenizers as library
 
-from mechjax.models import tokenizers
+from mechjax.models import tokenizer_files
 
 BOS, EOS = 1, 2
 WORDS = [
@@ -75,4 +75,4 @@ def read(directory, made, described=(), **files):
   made.save(str(directory / 'tokenizer.json'))
   for name, content in files.items():
     (directory / f'{name}.json').write_text(json.dumps(content))
-  return tokenizers.from_huggingface(directory, dict(described))
+  return tokenizer_files.from_huggingface(directory, dict(described))
