@@ -31,6 +31,7 @@ SCIENCE, MODELS = FLOORS[5], FLOORS[4]
 OPTIONAL = {
   'gguf',
   'huggingface_hub',
+  'jinja2',
   'tokenizers',
   'safetensors',
   'tqdm',

@@ -82,7 +82,7 @@ def test_a_checkout_that_is_not_installed_has_its_patches_too():
 
 
 def test_importing_mechjax_and_its_patches_loads_no_optional_library(installed):
-  optional = "{'gguf', 'tokenizers', 'tqdm', 'tunix', 'matplotlib', 'flax'}"
+  optional = "{'gguf', 'jinja2', 'tokenizers', 'tqdm', 'tunix', 'matplotlib', 'flax'}"
   run(
     'import sys, mechjax, mechjax.patches.tunix, mechjax.models.load\n'
     f'assert not {optional} & set(sys.modules)',

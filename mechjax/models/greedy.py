@@ -5,11 +5,10 @@ library would need; deriving the list gives half a million rules and, for tied r
 order than SentencePiece's. The algorithm itself is short. Text becomes single characters, with a
 space written as U+2581; of all neighbours whose union is a piece, the union with the highest score
 is merged, the leftmost of equals; a character without a piece becomes the tokens of its UTF-8 bytes.
-Special pieces (control tokens, runs of newlines and spaces, HTML tags) are split off beforehand,
-longest first, and never merge.
+User-defined pieces (runs of newlines and spaces, HTML tags) are split off beforehand, longest first,
+and never merge; control pieces ("<bos>") too, but only on request: otherwise they are ordinary text.
 
-Sharp edges: a special token spelled out in a text becomes that token, as elsewhere in mechjax.
-U+2581 in a text decodes to a space. Ids that end inside a character decode to U+FFFD there.
+Sharp edge: U+2581 in a text decodes to a space. Ids that end inside a character decode to U+FFFD there.
 """
 
 from __future__ import annotations
@@ -38,7 +37,8 @@ class Greedy:
     """
     self._bytes_of: list[bytes] = []
     self._normal: dict[str, tuple[float, int]] = {}
-    self._special: dict[str, int] = {}
+    self._user_defined: dict[str, int] = {}
+    self._control: dict[str, int] = {}
     self._byte_ids: dict[int, int] = {}
     for i, (piece, score, kind) in enumerate(zip(pieces, scores, kinds, strict=True)):
       if kind == BYTE:
@@ -46,22 +46,35 @@ class Greedy:
         self._byte_ids[value] = i
         self._bytes_of.append(bytes([value]))
         continue
-      self._bytes_of.append(piece.replace(SPACE, ' ').encode())
-      if kind in (CONTROL, USER_DEFINED):
-        self._special[piece] = i
+      written = piece.replace(SPACE, ' ')
+      self._bytes_of.append(written.encode())
+      if kind == USER_DEFINED:
+        # Files write the spaces of these pieces as spaces or as U+2581.
+        self._user_defined[written] = i
+      elif kind == CONTROL:
+        self._control[written] = i
       elif kind == NORMAL:
         self._normal[piece] = float(score), i
-    self._cut = _match_any(self._special)
+    self._fixed = self._user_defined | self._control
+    self._cut, self._cut_fixed = match_any(self._user_defined), match_any(self._fixed)
 
-  def encode(self, text: str) -> list[int]:
-    """The ids of a text; a MechjaxError if the vocabulary lacks a character and its bytes."""
+  def encode(self, text: str, special: bool = False) -> list[int]:
+    """Token ids of a text.
+
+    Args:
+      text: any text.
+      special: whether control pieces in the text become their tokens.
+
+    Raises:
+      MechjaxError: the vocabulary lacks a character and its bytes.
+    """
     ids: list[int] = []
-    # The pattern is one group, so `split` alternates between ordinary and special text.
-    for i, part in enumerate(self._cut.split(text.replace(' ', SPACE))):
+    # The pattern is one group, so `split` alternates between ordinary text and pieces that never merge.
+    for i, part in enumerate((self._cut_fixed if special else self._cut).split(text)):
       if i % 2:
-        ids.append(self._special[part])
+        ids.append(self._fixed[part])
       else:
-        for piece in self._merge(part):
+        for piece in self._merge(part.replace(' ', SPACE)):
           ids.extend(self._encode_piece(piece))
     return ids
 
@@ -112,10 +125,10 @@ class Greedy:
     return (symbol for symbol in symbols if symbol)
 
 
-def _match_any(pieces: Iterable[str]) -> re.Pattern[str]:
+def match_any(pieces: Iterable[str]) -> re.Pattern[str]:
   """A pattern that matches any of the pieces, longest first; grouped by first letter, as there are thousands."""
   by_letter: dict[str, list[str]] = {}
-  for piece in sorted(pieces, key=len, reverse=True):
+  for piece in sorted(filter(None, pieces), key=len, reverse=True):
     by_letter.setdefault(piece[0], []).append(re.escape(piece[1:]))
   branches = [f'{re.escape(letter)}(?:{"|".join(rest)})' for letter, rest in by_letter.items()]
   return re.compile(f'({"|".join(branches)})' if branches else '((?!))')

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import errors
+from mechjax.models.padding import Padded
 
 _ARRAYS = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
 _SHAPES = {1: '[T]', 2: '[B, T]'}
@@ -65,6 +66,11 @@ def check_kind(array: Any, ndim: int | None = 2) -> None:
 
 
 def _as_array(tokens: Any) -> np.ndarray:
+  if isinstance(tokens, Padded):
+    raise errors.MechjaxError(
+      'tokens together with their mask were passed as one argument',
+      hint='pass two: f(*batch), or f(batch.tokens, batch.mask)',
+    )
   try:
     array = np.asarray(tokens)
   except ValueError as e:

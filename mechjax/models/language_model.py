@@ -21,7 +21,12 @@ or half a gigabyte of parameters is compiled in as constants, and a later change
 
 Rows of different lengths are padded to one length, on either side, and `mask` (bool [B, T], True at real tokens) marks
 the real columns: `model(tokens, mask)`, `model.loss(tokens, mask)`, `model.apply(params, tokens, mask)`. The values at
-real tokens are then those of the row alone. Without a mask every column is text (`models/padding.py`).
+real tokens are then those of the row alone, and those at padding have no meaning (`padding.nan_at_padding` makes them
+NaN). Without a mask every column is text (`models/padding.py`). Texts and chats come with their mask:
+
+    tokens, mask = batch = model.tokens(['The capital of France is', 'Once upon a time'])
+    model.loss(*batch)
+    model.tokens([{'role': 'user', 'content': 'Hello'}])        # int32 [1, T], by the model's own template of chats
 
 Letters in shapes: B batch, T position, D model, V vocabulary.
 
@@ -33,7 +38,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +46,10 @@ import numpy as np
 
 from mechjax import errors, fingerprints, generate, harvest, logits, sites
 from mechjax.models import ids, padding, tokenizers
+from mechjax.models import prompts as prompts_lib
+from mechjax.models.chat import Message
 from mechjax.models.forward_pass import Forward, without_cache
+from mechjax.models.padding import Padded
 from mechjax.sites import Site
 
 
@@ -149,14 +157,52 @@ class LanguageModel:
     """Logits [..., V] of a residual stream [..., D], by the final norm and the head."""
     return self._jitted_unembed(self.params, residual)
 
-  def tokens(self, text: str, bos: bool | None = None) -> jax.Array:
-    """Token ids of a text, int32 [1, T].
+  @overload
+  def tokens(
+    self, x: str | Sequence[Message], bos: bool | None = None, special: bool = False, *,
+    generation_prompt: bool | None = None, padding: Literal['right', 'left'] = 'right',
+  ) -> jax.Array: ...  # fmt: skip
+
+  @overload
+  def tokens(
+    self, x: list[str] | tuple[str, ...] | Sequence[Sequence[Message]], bos: bool | None = None,
+    special: bool = False, *, generation_prompt: bool | None = None,
+    padding: Literal['right', 'left'] = 'right',
+  ) -> Padded: ...  # fmt: skip
+
+  def tokens(
+    self,
+    x: Any,
+    bos: bool | None = None,
+    special: bool = False,
+    *,
+    generation_prompt: bool | None = None,
+    padding: Literal['right', 'left'] = 'right',
+  ) -> jax.Array | Padded:
+    """Token ids of a text or a chat, int32 [1, T]; or of several, padded to [B, T], with their mask.
 
     Args:
-      text: one text.
-      bos: whether the beginning-of-sequence token comes first; None adds it if the model expects it.
+      x: a text; a chat, [{'role': 'user', 'content': 'Hello'}, ...], written by the model's own template; or a list
+        of texts or of chats.
+      bos: whether the beginning-of-sequence token comes first; None adds it if the model expects it, and in chats if
+        the template writes it.
+      special: whether special pieces in texts, such as '<|im_end|>', become their tokens; otherwise they are ordinary
+        characters.
+      generation_prompt: whether a chat ends with the beginning of a message of the assistant; True unless False is
+        given. Only for chats.
+      padding: side of the padding of several rows, whose ids are 0.
+
+    Returns:
+      The ids; for several texts or chats, `Padded`: the ids and the mask, for `model(*tokens)`, `model.loss(*tokens)`
+      and every other call that takes both.
+
+    Raises:
+      MechjaxError: another value, a row without tokens, a chat that the template refuses, a model without a template,
+        or bytes that the vocabulary lacks; the message states the row.
     """
-    return jnp.asarray(self.tokenizer.encode(text, bos), jnp.int32)[None]
+    return prompts_lib.make_tokens(
+      self.tokenizer, x, bos=bos, special=special, generation_prompt=generation_prompt, side=padding
+    )
 
   def token(self, text: str) -> int:
     """The id of a text that is one token, such as ' Paris': the index of an answer among the logits.
@@ -230,7 +276,7 @@ class LanguageModel:
 
   def generate(
     self,
-    prompts: str | Sequence[str] | Sequence[Sequence[int]] | jax.Array,
+    prompts: str | Sequence[str | Message | Sequence[int] | Sequence[Message]] | Padded | jax.Array,
     n_tokens: int,
     *,
     temperature: float = 0.0,
@@ -242,7 +288,8 @@ class LanguageModel:
     """Continues texts.
 
     Args:
-      prompts: a text, texts, or token ids of each row; of any lengths.
+      prompts: a text, a chat, texts, chats, or token ids of each row, also as `tokens` returns them; of any lengths. In
+        chats the message of the assistant is opened.
       n_tokens: maximum number of tokens to generate.
       temperature: 0 takes the likeliest token.
       top_k: only the k likeliest tokens.
@@ -255,15 +302,15 @@ class LanguageModel:
       Tokens, lengths, and the values at `sites`; `model.text(out.tokens[0])` is the text of the first row.
 
     Raises:
-      MechjaxError: prompts that are neither texts nor ids of the vocabulary, a stop text of several tokens, an invalid
-        option; or, for upstream codes, interventions.
+      MechjaxError: prompts that are neither texts, chats nor ids of the vocabulary, a stop text of several tokens, an
+        invalid option; or, for upstream codes, interventions.
     """
     if self.config is None and (options.get('plants') or options.get('sites')):
       raise errors.MechjaxError(
         'upstream codes generate without a cache, and the positions of a site differ from step to step',
         hint=f'load {self.name} without code=, for interventions at every step of our own decoder',
       )
-    rows = self._encode_prompts(prompts)
+    rows = prompts_lib.make_rows(self.tokenizer, prompts, self.n_vocab)
     stop = self.tokenizer.stop_ids if stop is None else self._encode_stops(stop)
     if np.ndim(pad := options.get('pad', 0)) or pad not in range(self.n_vocab):
       raise errors.MechjaxError(f'pad={pad!r}; expected an id from 0 to {self.n_vocab - 1}')
@@ -272,37 +319,11 @@ class LanguageModel:
       self._generator, self.params, rows, n_tokens, sampling=sampling, stop=stop, **options
     )
 
-  def _encode_prompts(self, prompts: Any) -> list[Any]:
-    """The token ids of each row."""
-    if isinstance(prompts, str):
-      prompts = [prompts]
-    hint = '[[1, 2, 3]] is one row of ids; ids[None] adds the missing axis to an array'
-    if not _is_row(prompts):
-      raise errors.MechjaxError(
-        f'prompts are a text, texts, or rows of token ids, not {prompts!r:.100}', hint=hint
-      )
-    for p in prompts:
-      if not (isinstance(p, str) or _is_row(p)):
-        raise errors.MechjaxError(
-          f'{p!r:.100} is not a prompt; expected texts or rows of token ids', hint=hint
-        )
-    return [
-      self.tokenizer.encode(p) if isinstance(p, str) else ids.check_ids(p, self.n_vocab, ndim=1)
-      for p in prompts
-    ]
-
   def _encode_stops(self, stop: Any) -> tuple[int, ...]:
     """The ids of stop tokens that are given as ids, texts or both."""
     listed = list(stop) if np.iterable(stop) and not isinstance(stop, str) else [stop]
     found = [self.tokenizer.token(s) if isinstance(s, str) else s for s in listed]
     return tuple(ids.check_ids(found, self.n_vocab, ndim=1).tolist()) if found else ()
-
-
-def _is_row(x: Any) -> bool:
-  """Whether a value has items, as a list or an array does; rows in it may differ in length."""
-  if isinstance(x, np.ndarray | jax.Array):
-    return x.ndim > 0
-  return isinstance(x, Sequence) and not isinstance(x, str | bytes)
 
 
 class _Rest:

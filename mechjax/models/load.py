@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from mechjax import errors, files, precision
-from mechjax.models import ours, tokenizers
+from mechjax.models import ours, tokenizer_files
 from mechjax.models.language_model import LanguageModel
 from mechjax.weights import fetch, hub
 from mechjax.weights.gguf import GGUFFile
@@ -39,6 +39,7 @@ def load(
   code: str = OURS,
   *,
   accept_terms: bool = False,
+  revision: str | None = None,
   dtype: Any = jnp.float32,
   mesh: jax.sharding.Mesh | None = None,
 ) -> LanguageModel:
@@ -51,6 +52,8 @@ def load(
     code: implementation of the forward pass: 'decoder', our own, or a key of `CODES`; those read GGUF files only.
     accept_terms: whether you accept the terms of weights that have any, such as Gemma's; an
       environment variable that the error names does the same.
+    revision: branch, tag or commit of a model on a hub; None for its main branch, which can change. Each revision is
+      cached by itself.
     dtype: of the parameters, and of the computation (norms, softmax and logits are at least float32); one of
       `mechjax.precision.DTYPES`.
     mesh: devices to shard the parameters over, by the rules of `mechjax.models.sharding`.
@@ -63,15 +66,17 @@ def load(
       or there is no file at the path.
     WeightsError: the file is damaged, or not of an architecture that `code` can compute.
     MissingExtraError: an optional library is not installed.
-    MechjaxError: `code` is unknown, or does not support the file, dtype or mesh; a dtype that parameters cannot have.
+    MechjaxError: `code` is unknown, or does not support the file, dtype or mesh; a dtype that parameters cannot have; a
+      revision of a model that is not on a hub.
   """
   if code != OURS and code not in CODES:
     raise errors.unknown(errors.MechjaxError, 'code', code, [OURS, *sorted(CODES)])
   dtype = precision.check_dtype(dtype)
-  path = _find(name_or_path, accept_terms)
+  path = _find(name_or_path, accept_terms, revision)
+  name = f'{name_or_path}' if revision is None else f'{name_or_path}@{revision}'
   if code == OURS:
     forward, tokenizer = ours.load(path, dtype, mesh)
-    return LanguageModel(str(name_or_path), forward, tokenizer)
+    return LanguageModel(name, forward, tokenizer)
   if path.is_dir() or mesh is not None or dtype != jnp.float32:
     raise errors.MechjaxError(
       f'code={code!r} takes GGUF files, in float32 on one device',
@@ -79,17 +84,22 @@ def load(
     )
   file = GGUFFile(path)
   forward = importlib.import_module(CODES[code]).forward(file)
-  return LanguageModel(str(name_or_path), forward, tokenizers.from_gguf(file.metadata))
+  return LanguageModel(name, forward, tokenizer_files.from_gguf(file.metadata))
 
 
-def _find(name_or_path: str | os.PathLike[str], accept_terms: bool) -> Path:
+def _find(name_or_path: str | os.PathLike[str], accept_terms: bool, revision: str | None) -> Path:
   """Path of a model: an existing path, the cached directory of a model on a hub, or the file of a name in `SOURCES`."""
-  path = Path(name_or_path).expanduser()
-  if files.exists(path):
+  path, text = Path(name_or_path).expanduser(), os.fspath(name_or_path)
+  exists = files.exists(path)
+  if not exists and hub.is_name(text) and path.suffix != '.gguf':
+    return hub.directory_of(text, revision)
+  if revision is not None:
+    raise errors.MechjaxError(
+      f'revision={revision!r}, but {text!r} is not a model on a hub',
+      cause='files have no revisions, and published files are verified by their checksums',
+    )
+  if exists:
     return path
-  text = os.fspath(name_or_path)
-  if hub.is_name(text) and path.suffix != '.gguf':
-    return hub.directory_of(text)
   if path.suffix == '.gguf' or os.sep in text:
     raise errors.FetchError(f'there is no file {path}', where=f'working directory {Path.cwd()}')
   return fetch.path_of(text, accept_terms)

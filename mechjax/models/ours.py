@@ -16,15 +16,16 @@ import jax
 import jax.numpy as jnp
 
 from mechjax import errors, generate
-from mechjax.models import decoder, families, ids, padding, sharding, tokenizers
+from mechjax.models import decoder, families, ids, padding, sharding, tokenizer_files
 from mechjax.models.forward_pass import Forward
+from mechjax.models.tokenizers import Tokenizer
 from mechjax.weights import huggingface, llama_cpp, orbax
 from mechjax.weights.gguf import GGUFFile
 
 
 def load(
   path: Path, dtype: Any = jnp.float32, mesh: jax.sharding.Mesh | None = None
-) -> tuple[Forward, tokenizers.Tokenizer]:
+) -> tuple[Forward, Tokenizer]:
   """Reads a model.
 
   Args:
@@ -42,10 +43,10 @@ def load(
     file = GGUFFile(path)
     described = llama_cpp.config(file)
     read: Callable[[Any], Any] = functools.partial(llama_cpp.read, file)
-    tokenizer = tokenizers.from_gguf(file.metadata)
+    tokenizer = tokenizer_files.from_gguf(file.metadata)
   else:
     described, read = _open_directory(path)
-    tokenizer = tokenizers.from_huggingface(path, described)
+    tokenizer = tokenizer_files.from_huggingface(path, described)
   config = families.from_hf(described)
   if mesh is None:
     params = read(decoder.shapes(config, dtype))

@@ -7,21 +7,96 @@ loss that counts it is wrong. Padding cannot be recognised by its token id, so e
     mask    bool [B, T], True at real tokens
 
 and the reference is the row alone: the values of a masked batch at real tokens are those of each row without padding.
+`Padded` holds tokens with their mask; `model.tokens` of several texts returns it.
 
 Letters: B batch, T position.
 
-Sharp edges: values at padding are finite and meaningless. Only the shape and dtype of a traced mask are checked.
+Sharp edges: values at padding are finite and meaningless; `nan_at_padding` makes them NaN, so that a mean or a plot
+that includes them shows it. Only the shape and dtype of a traced mask are checked.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import errors
+from mechjax import columns, errors
+from mechjax.harvest import Activations
+
+
+class Padded(NamedTuple):
+  """Texts of different lengths as one batch; a function of tokens and mask takes it as `f(*padded)`.
+
+  Attributes:
+    tokens: ids, int32 [B, T]; 0 at padding.
+    mask: True at real tokens, bool [B, T].
+  """
+
+  tokens: jax.Array
+  mask: jax.Array
+
+
+def pad(rows: Sequence[Sequence[int]], side: Literal['right', 'left'] = 'right') -> Padded:
+  """Pads rows of token ids to one length.
+
+  Args:
+    rows: ids of each text.
+    side: where padding is put.
+
+  Raises:
+    MechjaxError: the side is not known.
+  """
+  if side not in ('right', 'left'):
+    raise errors.unknown(errors.MechjaxError, 'padding', side, ['right', 'left'])
+  T = max(map(len, rows))
+  tokens, mask = np.zeros((len(rows), T), np.int32), np.zeros((len(rows), T), bool)
+  for row, onto, real in zip(rows, tokens, mask):
+    at = slice(0, len(row)) if side == 'right' else slice(T - len(row), T)
+    onto[at], real[at] = row, True
+  return Padded(jnp.asarray(tokens), jnp.asarray(mask))
+
+
+Values = TypeVar('Values', jax.Array, Activations)
+
+
+def nan_at_padding(values: Values, mask: Any) -> Values:
+  """Values with NaN at padding, where they have no meaning.
+
+  Args:
+    values: reads of a batch, in which queries and keys at padding become NaN; or one array [B, T, ...].
+    mask: of the batch, bool [B, T].
+
+  Raises:
+    SiteError: the axes of a site are not known.
+    MechjaxError: integers or booleans, which do not have a NaN; another mask.
+  """
+  if not isinstance(values, Activations):
+    return _hide(values, mask, 0, 1)
+
+  def hide(name: str, x: jax.Array, lead: int) -> jax.Array:
+    axes = columns.axes_of(name)
+    for axis, letter in enumerate(axes):
+      if letter in 'TS':
+        x = _hide(x, mask, lead + axes.index('B'), lead + axis)
+    return x
+
+  return values.map(hide)
+
+
+def _hide(x: Any, mask: Any, row: int, axis: int) -> jax.Array:
+  """NaN where the mask is False; its rows lie along one axis of the values, its columns along another."""
+  if not jnp.issubdtype(x.dtype, jnp.inexact):
+    raise errors.MechjaxError(f'values of dtype {x.dtype} cannot be NaN at padding')
+  if x.ndim <= axis:
+    raise errors.MechjaxError(f'values of shape {x.shape}; expected [B, T, ...]')
+  mask = jnp.asarray(check_mask(mask, (x.shape[row], x.shape[axis])))
+  shape = [1] * x.ndim
+  shape[row], shape[axis] = mask.shape
+  return jnp.where(mask.reshape(shape), x, jnp.asarray(jnp.nan, x.dtype))
 
 
 def check_mask(mask: Any, shape: tuple[int, ...]) -> Any:

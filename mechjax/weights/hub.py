@@ -1,11 +1,11 @@
 """Checkpoints on a hub, by their published names.
 
-`directory_of('organisation/model')` is the directory of a model's safetensors and JSON files,
-downloaded by `huggingface_hub` if they are not in its cache already. The library is configured as
+`directory_of('organisation/model')` is the directory of a model's safetensors, JSON files and template of
+chats, downloaded by `huggingface_hub` if they are not in its cache already. The library is configured as
 usual, by its environment variables (another hub, another cache, a token, offline mode); without a
 network, the files in the cache are used.
 
-Sharp edge: only safetensors and JSON files are downloaded. A model that is published as pickles
+Sharp edge: only these files are downloaded. A model that is published as pickles
 only gives a directory without a checkpoint, and an error that says so.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mechjax import errors, extras, files
 
-_FILES = ('*.safetensors', '*.json')
+_FILES = ('*.safetensors', '*.json', '*.jinja')
 _NAME = re.compile(r'[\w.-]+/[\w.-]+')
 
 

@@ -10,8 +10,8 @@ code is shared, and a model that was read from a GGUF file can be written as saf
 
 The conversion to GGUF changes two kinds of tensors, and the tables undo it. In llamas the halves of
 each rotary pair are put side by side; read without the inverse, the model still produces text, with
-twice the loss. In Gemma 3, 1 is added to the norms' weights, so that every reader multiplies alike;
-the decoder adds the 1 itself.
+twice the loss; in Qwen 2 they are not. In Gemma 3, 1 is added to the norms' weights, so that every
+reader multiplies alike; the decoder adds the 1 itself.
 
 Sharp edge: every tensor is dequantised, so a 4-bit file takes eight times its size in float32.
 """
@@ -52,6 +52,20 @@ LLAMA = Table(
     final_norm.scale        output_norm.weight           D
   """),
   unused=(_STRETCH,),
+)
+
+QWEN2 = Table(
+  lines(_SHARED)
+  + lines("""
+    layers.attn_norm.scale  blk.{}.attn_norm.weight      D
+    layers.attn.q           blk.{}.attn_q.weight         (N H) D -> D N H
+    layers.attn.k           blk.{}.attn_k.weight         (K H) D -> D K H
+    layers.attn.q_bias      blk.{}.attn_q.bias           (N H) -> N H
+    layers.attn.k_bias      blk.{}.attn_k.bias           (K H) -> K H
+    layers.attn.v_bias      blk.{}.attn_v.bias           (K H) -> K H
+    layers.mlp_norm.scale   blk.{}.ffn_norm.weight       D
+    final_norm.scale        output_norm.weight           D
+  """)
 )
 
 GEMMA3 = Table(
@@ -114,15 +128,27 @@ def _find_architecture(file: GGUFFile) -> tuple[Table, Callable[[GGUFFile], dict
 def _llama(file: GGUFFile) -> dict[str, Any]:
   s = names.llama_shape(file)
   return {
-    'model_type': 'llama',
+    **_llama_settings(file, 'llama', s),
+    'rope_scaling': _llama3_scaling(file, s) if _STRETCH in file.tensors else None,
+    'attention_bias': False,
+    'mlp_bias': False,
+  }
+
+
+def _qwen2(file: GGUFFile) -> dict[str, Any]:
+  # llama.cpp runs every layer of this architecture with full attention.
+  settings = _llama_settings(file, 'qwen2', names.llama_shape(file, 'qwen2'))
+  return {**settings, 'use_sliding_window': False}
+
+
+def _llama_settings(file: GGUFFile, family: str, s: names.LlamaShape) -> dict[str, Any]:
+  return {
+    'model_type': family,
     **_sizes(s),
     'hidden_act': 'silu',
     'rms_norm_eps': s.norm_eps,
     'rope_theta': s.rope_base,
-    'rope_scaling': _llama3_scaling(file, s) if _STRETCH in file.tensors else None,
-    'max_position_embeddings': names.header(file, 'llama').integer('context_length'),
-    'attention_bias': False,
-    'mlp_bias': False,
+    'max_position_embeddings': names.header(file, family).integer('context_length'),
     'tie_word_embeddings': s.tied,
   }
 
@@ -197,4 +223,8 @@ def _special_tokens(file: GGUFFile) -> dict[str, Any]:
 
 
 _SPECIAL = ('bos', 'eos', 'eot', 'eom')
-_ARCHITECTURES = {'llama': (LLAMA, _llama), 'gemma3': (GEMMA3, _gemma3)}
+_ARCHITECTURES = {
+  'gemma3': (GEMMA3, _gemma3),
+  'llama': (LLAMA, _llama),
+  'qwen2': (QWEN2, _qwen2),
+}

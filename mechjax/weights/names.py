@@ -121,11 +121,12 @@ def rope_scale(settings: Values) -> float:
   return factor if kind == 'linear' and factor else 1.0
 
 
-def llama_shape(file: GGUFFile) -> LlamaShape:
-  """Reads the sizes in a llama-architecture GGUF header.
+def llama_shape(file: GGUFFile, architecture: str = 'llama') -> LlamaShape:
+  """Reads the sizes in the GGUF header of a llama, or of an architecture with the same settings.
 
   Args:
     file: an open file.
+    architecture: 'llama' or 'qwen2'.
 
   Returns:
     The sizes.
@@ -134,8 +135,8 @@ def llama_shape(file: GGUFFile) -> LlamaShape:
     WeightsError: another architecture, a setting of another type or out of range, or a rotary scheme that a plain
       llama does not have.
   """
-  plain = sizes(file, 'llama')
-  s = header(file, 'llama')
+  plain = sizes(file, architecture)
+  s = header(file, architecture)
   if (scale := rope_scale(s)) != 1:
     raise errors.WeightsError(
       f'{file.path} has a scaling of rotary positions (by {scale:g}) that this name map does not support'

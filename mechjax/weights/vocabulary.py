@@ -58,6 +58,11 @@ def kinds(metadata: Mapping[str, Any], where: str = 'the GGUF header') -> list[i
   return numbers
 
 
+def of_kind(metadata: Mapping[str, Any], kind: int) -> list[str]:
+  """The tokens of a kind at their ids, and '' in place of all others; raises as `kinds`."""
+  return [token if k == kind else '' for token, k in zip(tokens(metadata), kinds(metadata))]
+
+
 def scores(metadata: Mapping[str, Any], where: str = 'the GGUF header') -> list[float]:
   """The score of each token; raises as `tokens`, for a list of another length, or for a score that is not finite."""
   texts, found = tokens(metadata, where), metadata.get('tokenizer.ggml.scores')

@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given
 
 from mechjax.errors import WeightsError
-from mechjax.models import tokenizers
+from mechjax.models import tokenizer_files
 from mechjax.models.greedy import BYTE, CONTROL, NORMAL, SPACE, USER_DEFINED, Greedy
 
 BYTES = [f'<0x{b:02X}>' for b in range(256)]
-SPECIALS = {'<bos>': CONTROL, '\n\n': USER_DEFINED, '\n\n\n': USER_DEFINED, SPACE * 2: USER_DEFINED}
+SPECIALS = {'<bos>': CONTROL, '\n\n': USER_DEFINED, '\n\n\n': USER_DEFINED}
 LETTERS = ['a', 'b', 'c', SPACE]
 
 
-def greedy(scores: dict[str, float]) -> Greedy:
+def greedy(scores: dict[str, float], specials: dict[str, int] = SPECIALS) -> Greedy:
   """A vocabulary of bytes, specials, single letters and the given pieces."""
   normal = dict.fromkeys(LETTERS, -1e3) | scores
-  pieces = [*BYTES, *SPECIALS, *normal]
-  kinds = [BYTE] * 256 + list(SPECIALS.values()) + [NORMAL] * len(normal)
-  return Greedy(pieces, [0.0] * (256 + len(SPECIALS)) + list(normal.values()), kinds)
+  pieces = [*BYTES, *specials, *normal]
+  kinds = [BYTE] * 256 + list(specials.values()) + [NORMAL] * len(normal)
+  return Greedy(pieces, [0.0] * (256 + len(specials)) + list(normal.values()), kinds)
 
 
 def by_definition(text: str, scores: dict[str, float]) -> list[str]:
@@ -58,10 +58,18 @@ def test_a_character_without_a_piece_becomes_the_tokens_of_its_bytes():
   assert greedy({}).encode('漢') == list('漢'.encode())
 
 
-def test_special_pieces_are_cut_out_longest_first_and_never_merge():
-  tokenizer = greedy({f'a{SPACE}': 0.0})
-  pieces = [tokenizer.decode([i]) for i in tokenizer.encode('<bos>a  a\n\n\n\nb a ')]
+@pytest.mark.parametrize('written', ['  ', SPACE * 2])
+def test_special_pieces_are_cut_out_longest_first_and_never_merge(written):
+  tokenizer = greedy({f'a{SPACE}': 0.0}, SPECIALS | {written: USER_DEFINED})
+  pieces = [tokenizer.decode([i]) for i in tokenizer.encode('<bos>a  a\n\n\n\nb a ', special=True)]
   assert pieces == ['<bos>', 'a', '  ', 'a', '\n\n\n', '\n', 'b', ' ', 'a ']
+
+
+def test_control_pieces_are_ordinary_characters_unless_they_are_requested():
+  tokenizer = greedy({'os': 0.0})
+  ids = tokenizer.encode('<bos>a')
+  assert [tokenizer.decode([i]) for i in ids] == ['<', 'b', 'os', '>', 'a']
+  assert len(tokenizer.encode('<bos>a', special=True)) == 2
 
 
 def test_the_words_of_a_byte_token_are_ordinary_text():
@@ -71,4 +79,4 @@ def test_the_words_of_a_byte_token_are_ordinary_text():
 def test_pieces_that_begin_with_a_space_of_their_own_accord_are_refused():
   metadata = {'tokenizer.ggml.model': 'llama', 'tokenizer.ggml.pre': 'default'}
   with pytest.raises(WeightsError, match='without add_space_prefix'):
-    tokenizers.from_gguf(metadata)
+    tokenizer_files.from_gguf(metadata)

@@ -166,9 +166,11 @@ def test_invalid_ids_have_no_text(given):
     ours_of('gpt2').text(given)
 
 
-@pytest.mark.parametrize('given', [5, None, 1.5, {'a': 1}])
+@pytest.mark.parametrize('given', [5, None, 1.5, {'role': 'user', 'content': 'a'}])
 def test_invalid_prompts_are_refused(given):
-  with pytest.raises(MechjaxError, match='prompts are a text, texts, or rows of token ids, not'):
+  with pytest.raises(
+    MechjaxError, match='prompts are a text, texts, chats, or rows of token ids, not'
+  ):
     ours_of('gpt2').generate(given, 2)
 
 

@@ -160,3 +160,35 @@ def test_positions_count_real_tokens_and_padding_goes_last():
   mask = jnp.asarray([[0, 1, 1, 0, 1], [1, 1, 0, 0, 0]], bool)
   assert padding.positions(mask)[0][mask[0]].tolist() == [0, 1, 2]
   assert padding.tokens_first(mask).tolist() == [[1, 2, 4, 0, 3], [0, 1, 2, 3, 4]]
+
+
+def test_values_at_padding_are_nan_on_request_and_the_others_are_as_they_were():
+  own = model('mistral')
+  tokens, mask = padded('both')
+  acts = harvest.reap(own, sites='*')(tokens, mask)
+  hidden = padding.nan_at_padding(acts, mask)
+  queries, keys = mask[:, None, :, None], mask[:, None, None, :]
+  real = {'attn_probs': queries & keys, 'attn_scores': queries & keys, 'logits': mask[..., None]}
+  for site in acts:
+    name = site.split('.')[0]
+    where = real.get(name, mask.reshape(*mask.shape, *[1] * (acts[site].ndim - 2)))
+    np.testing.assert_array_equal(hidden[site], np.where(where, acts[site], np.nan))
+  np.testing.assert_array_equal(
+    hidden.stack('resid_post'), np.where(mask[..., None], acts.stack('resid_post'), np.nan)
+  )
+  logits = own(tokens, mask)
+  jitted = jax.jit(padding.nan_at_padding)(logits, jnp.asarray(mask))
+  np.testing.assert_array_equal(jitted, np.where(mask[..., None], logits, np.nan))
+
+
+@pytest.mark.parametrize(
+  ('values', 'message'),
+  [
+    (jnp.ones((3, 8), jnp.int32), 'dtype int32 cannot be NaN'),
+    (jnp.ones(3), r'shape \(3,\); expected \[B, T'),
+    (jnp.ones((3, 7, 2)), r'expected booleans of shape \(3, 7\)'),
+  ],
+)
+def test_values_that_do_not_fit_the_mask_are_not_hidden(values, message):
+  with pytest.raises(errors.MechjaxError, match=message):
+    padding.nan_at_padding(values, padded('left')[1])

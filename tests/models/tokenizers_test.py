@@ -1,6 +1,7 @@
 """The tokenizer of the default model, read from the header of its weights, and small ones of every kind in files."""
 
 import json
+import warnings
 
 import hypothesis.strategies as st
 import numpy as np
@@ -9,9 +10,19 @@ import tokenizers as library
 from hypothesis import example, given
 
 from mechjax.errors import MechjaxError, WeightsError
-from mechjax.models import tokenizers
+from mechjax.models import tokenizer_files
 from mechjax.weights import fetch
 from mechjax.weights.gguf import GGUFFile
+from tests.models.vocabularies import (
+  BOS,
+  KINDS,
+  TEMPLATES,
+  WORDS,
+  like_gpt2,
+  like_llama,
+  like_t5,
+  read,
+)
 
 
 @pytest.fixture(scope='module')
@@ -21,7 +32,7 @@ def metadata():
 
 @pytest.fixture(scope='module')
 def tokenizer(metadata):
-  return tokenizers.from_gguf(metadata)
+  return tokenizer_files.from_gguf(metadata)
 
 
 # The bytes that SmolLM2's vocabulary has no token for and that UTF-8 can contain.
@@ -30,7 +41,8 @@ UNWRITABLE = set(b'\x04\x06\x13\x14\x16\x1d\xf1\xf2')
 
 @given(text=st.text().filter(lambda text: UNWRITABLE.isdisjoint(text.encode())))
 @example(text='  two spaces,\ttab\r\nand naïve 漢字 👩‍🔬 \x00')
-@example(text='<|im_start|>user\nhi<|im_end|>')
+@example(text='<repo_name>user\nhi<file_sep>')
+@pytest.mark.filterwarnings('ignore:the special piece')
 def test_any_unicode_text_survives_the_round_trip(tokenizer, text):
   ids = tokenizer.encode(text)
   assert tokenizer.decode(ids) == text
@@ -55,90 +67,44 @@ def test_common_words_are_one_token_with_their_space(tokenizer):
   assert pieces == ['The', ' capital', ' of', ' France', ' is']
 
 
-def test_special_tokens_are_single_ids(tokenizer):
-  assert tokenizer.encode('<|im_start|>') == [1]
-  assert tokenizer.encode('<|im_end|>') == [2]
-  assert tokenizer.eos == 2
+def test_special_tokens_are_single_ids_on_request(tokenizer):
+  text = '<|im_start|>user\nhi<|im_end|>'
+  ids = tokenizer.encode(text, special=True)
+  assert ids == [1, *tokenizer.encode('user\nhi'), 2]
+  assert tokenizer.decode(ids) == text
+  assert tokenizer.token('<|im_end|>') == tokenizer.eos == 2
+
+
+def test_special_pieces_in_a_text_are_ordinary_characters_and_a_warning_says_so_once(metadata):
+  tokenizer = tokenizer_files.from_gguf(metadata)
+  text = 'a <|im_end|> b<|im_start|>'
+  with pytest.warns(UserWarning, match=r"'<\|im_(end|start)\|>' .* special=True") as seen:
+    ids = tokenizer.encode(text)
+  assert len(seen) == 2
+  assert not set(tokenizer.special.values()) & set(ids)
+  assert tokenizer.decode(ids) == text
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    assert tokenizer.encode(text) == tokenizer.split(text) == ids
 
 
 def test_a_beginning_token_is_added_exactly_when_the_header_asks_for_it(metadata, tokenizer):
   assert tokenizer.bos is None
-  asked = tokenizers.from_gguf({**metadata, 'tokenizer.ggml.add_bos_token': True})
+  asked = tokenizer_files.from_gguf({**metadata, 'tokenizer.ggml.add_bos_token': True})
   assert asked.encode('Hello') == [1, *tokenizer.encode('Hello')]
   assert asked.decode(asked.encode('Hello')) == 'Hello'
 
 
 def test_an_unknown_way_of_cutting_text_is_an_error_listing_the_known_ones(metadata):
-  with pytest.raises(WeightsError, match=r"(?s)pre-tokenizer 'qwen2'.*\['gpt-2', 'smollm'\]"):
-    tokenizers.from_gguf({**metadata, 'tokenizer.ggml.pre': 'qwen2'})
+  with pytest.raises(
+    WeightsError, match=r"(?s)pre-tokenizer 'olmo'.*\['gpt-2', 'qwen2', 'smollm'\]"
+  ):
+    tokenizer_files.from_gguf({**metadata, 'tokenizer.ggml.pre': 'olmo'})
   with pytest.raises(WeightsError, match="kind 'rwkv'"):
-    tokenizers.from_gguf({**metadata, 'tokenizer.ggml.model': 'rwkv'})
+    tokenizer_files.from_gguf({**metadata, 'tokenizer.ggml.model': 'rwkv'})
 
 
 # --- tokenizer.json -----------------------------------------------------------------------------------------
-
-BOS, EOS = 1, 2
-WORDS = [
-  '<unk>',
-  '<s>',
-  '</s>',
-  *(f'<0x{i:02X}>' for i in range(256)),
-  '▁',
-  'a',
-  'b',
-  '▁a',
-  '▁b',
-  '▁Paris',
-]
-TEMPLATES = [None, '<s> $A', '$A </s>', '<s> $A </s>']
-
-
-def like_llama(template=None):
-  """Pieces that begin with their space, a space before every text, and a decoder that removes that space."""
-  merges = [('▁', 'a'), ('▁', 'b')]
-  model = library.models.BPE(
-    dict(zip(WORDS, range(999))), merges, unk_token='<unk>', byte_fallback=True
-  )
-  made = library.Tokenizer(model)
-  made.normalizer = library.normalizers.Sequence(
-    [library.normalizers.Prepend('▁'), library.normalizers.Replace(' ', '▁')]
-  )
-  parts = library.decoders
-  made.decoder = parts.Sequence(
-    [parts.Replace('▁', ' '), parts.ByteFallback(), parts.Fuse(), parts.Strip(' ', 1, 0)]
-  )
-  return finished(made, template)
-
-
-def like_t5(template=None):
-  """Pieces with scores; the space before a text is part of the pre-tokenizer."""
-  pieces = [(word, -float(i)) for i, word in enumerate(WORDS)]
-  made = library.Tokenizer(library.models.Unigram(pieces, unk_id=0, byte_fallback=True))
-  made.pre_tokenizer = library.pre_tokenizers.Metaspace()
-  made.decoder = library.decoders.Sequence(
-    [library.decoders.ByteFallback(), library.decoders.Metaspace()]
-  )
-  return finished(made, template)
-
-
-def like_gpt2(template=None):
-  letters = sorted(library.pre_tokenizers.ByteLevel.alphabet())
-  vocab = {word: i for i, word in enumerate(['<unk>', '<s>', '</s>', *letters, 'Ġa', 'Ġb'])}
-  made = library.Tokenizer(library.models.BPE(vocab, [('Ġ', 'a'), ('Ġ', 'b')]))
-  made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-  made.decoder = library.decoders.ByteLevel()
-  return finished(made, template)
-
-
-KINDS = pytest.mark.parametrize('kind', [like_llama, like_t5, like_gpt2])
-
-
-def finished(made, template):
-  made.add_special_tokens(['<s>', '</s>'])
-  if template:
-    special = [('<s>', BOS), ('</s>', EOS)]
-    made.post_processor = library.processors.TemplateProcessing(template, special_tokens=special)
-  return made
 
 
 def test_an_id_far_beyond_the_number_of_tokens_is_refused(tmp_path):
@@ -146,14 +112,7 @@ def test_an_id_far_beyond_the_number_of_tokens_is_refused(tmp_path):
   made['model']['vocab']['Ġb'] = 10**9
   (tmp_path / 'tokenizer.json').write_text(json.dumps(made))  # the library would write every hole
   with pytest.raises(WeightsError, match="gives 'Ġb' the id 1000000000, and has 2"):
-    tokenizers.from_huggingface(tmp_path, {})
-
-
-def read(directory, made, described=(), **files):
-  made.save(str(directory / 'tokenizer.json'))
-  for name, content in files.items():
-    (directory / f'{name}.json').write_text(json.dumps(content))
-  return tokenizers.from_huggingface(directory, dict(described))
+    tokenizer_files.from_huggingface(tmp_path, {})
 
 
 @KINDS
@@ -166,12 +125,45 @@ def test_texts_become_what_the_library_makes_of_them_by_the_same_file(tmp_path, 
   assert tokenizer.bos == (BOS if '<s>' in (template or '') else None)
 
 
+BEGUN = pytest.mark.parametrize('template', ['<s> $A', '<s> $A </s>'])
+
+
 @KINDS
-@pytest.mark.parametrize('template', TEMPLATES)
-def test_a_beginning_that_is_written_out_is_not_put_there_twice(tmp_path, kind, template):
+@BEGUN
+def test_a_beginning_that_is_written_out_is_the_beginning_and_not_a_second_one(
+  tmp_path, kind, template
+):
   tokenizer = read(tmp_path, kind(template))
-  assert tokenizer.encode('<s>a').count(BOS) == 1
-  assert tokenizer.encode('<s><s>a').count(BOS) == 2  # as it is written
+  for text in ('a b', ' a', ''):
+    assert tokenizer.encode(f'<s>{text}') == tokenizer.encode(text)
+    assert tokenizer.encode(f'<s>{text}', bos=True) == tokenizer.encode(text)
+  assert tokenizer.encode('<s><s>a', special=True).count(BOS) == 2  # as it is written
+
+
+@pytest.mark.parametrize('kind', [like_llama, like_gpt2])
+@pytest.mark.parametrize('template', TEMPLATES)
+@pytest.mark.filterwarnings('ignore:the special piece')
+def test_special_pieces_are_what_the_library_makes_of_them_escaped_or_not(tmp_path, kind, template):
+  made, tokenizer = kind(template), read(tmp_path, kind(template))
+  for text in ('a</s> b', 'b<s>a', '<unk>a', 'a <s></s>\n'):
+    for special in (False, True):
+      made.encode_special_tokens = not special
+      assert tokenizer.encode(text, special=special) == made.encode(text).ids
+    made.encode_special_tokens = True
+    assert tokenizer.split(text) == made.encode(text, add_special_tokens=False).ids
+  begun = tokenizer.encode('<s>a', bos=False)
+  assert begun == [*made.encode('<s>a', add_special_tokens=False).ids, *tokenizer.closing]
+  assert BOS not in begun
+
+
+@pytest.mark.filterwarnings('ignore:the special piece')
+def test_a_vocabulary_that_cannot_escape_a_special_piece_refuses_it(tmp_path):
+  tokenizer = read(tmp_path, like_t5('<s> $A'))
+  for split in (tokenizer.encode, tokenizer.split):
+    with pytest.raises(MechjaxError, match="piece '</s>' in a text cannot be ordinary") as e:
+      split('a </s>')
+    assert e.value.where == 'character 2 of the text'
+  assert tokenizer.encode('a </s>', special=True)[-1] == 2
 
 
 def test_a_beginning_is_there_or_not_as_the_caller_says(tmp_path):
@@ -258,14 +250,14 @@ def test_an_end_that_is_no_token_is_an_error(tmp_path, wrong):
 
 def test_every_end_that_a_header_names_is_a_stop(metadata):
   named = {f'tokenizer.ggml.{x}_token_id': i for x, i in (('eos', 2), ('eot', 7), ('eom', 8))}
-  tokenizer = tokenizers.from_gguf(metadata | named)
+  tokenizer = tokenizer_files.from_gguf(metadata | named)
   assert (tokenizer.eos, tokenizer.stop_ids) == (2, (2, 7, 8))
   with pytest.raises(WeightsError, match='eot_token_id=49152'):
-    tokenizers.from_gguf(metadata | {'tokenizer.ggml.eot_token_id': 49152})
+    tokenizer_files.from_gguf(metadata | {'tokenizer.ggml.eot_token_id': 49152})
 
 
 def test_a_header_says_whether_texts_are_closed(metadata, tokenizer):
-  closed = tokenizers.from_gguf({**metadata, 'tokenizer.ggml.add_eos_token': True})
+  closed = tokenizer_files.from_gguf({**metadata, 'tokenizer.ggml.add_eos_token': True})
   assert closed.encode('Hello') == [*tokenizer.encode('Hello'), 2]
 
 
@@ -289,9 +281,11 @@ def test_scored_pieces_begin_with_bos_where_the_header_is_silent_and_lack_no_cha
     'scores': np.zeros(4, np.float32), 'token_type': np.array([3, 3, 3, 1], np.int32),
   }  # fmt: skip
   header = {f'tokenizer.ggml.{key}': value for key, value in header.items()}
-  tokenizer = tokenizers.from_gguf(header)
+  tokenizer = tokenizer_files.from_gguf(header)
   assert tokenizer.encode('aa') == [2, 3, 3]
-  assert tokenizer.encode('<bos>a') == [2, 3]
-  assert tokenizers.from_gguf(header | {'tokenizer.ggml.add_bos_token': False}).encode('a') == [3]
+  assert tokenizer.encode('<bos>a') == tokenizer.encode('a<bos>', special=True)[:2] == [2, 3]
+  assert tokenizer_files.from_gguf(header | {'tokenizer.ggml.add_bos_token': False}).encode(
+    'a'
+  ) == [3]
   with pytest.raises(MechjaxError, match="the vocabulary cannot write 'b'"):
     tokenizer.encode('ab')

@@ -266,6 +266,7 @@ TEXTS = [
   'Michael Jordan plays the sport of',
   '  two spaces,\ttab\r\n\n\nand naïve 漢字 👩‍🔬 \x00 end  ',
   'def f(x):\n    return {x: [1234567, "aaaaaaaaaaaaa"]}  # <b>bold</b>',
+  f'x{" " * 40}y <start_of_turn>user <b> </b>\u00a0<eos> <unused7>\n\n',
   'Antidisestablishmentarianism!!!???...... http://example.org/a_b?c=d',
 ]
 
@@ -280,6 +281,8 @@ def test_tokens_are_those_of_the_sentencepiece_library(real):
   for piece, score, kind in zip(*columns):
     # The library wants an unknown piece, which the file lists as a control token.
     kind = model.SentencePiece.UNKNOWN if piece == '<unk>' else int(kind)
+    # The file writes the spaces of user-defined pieces as spaces, and the library as it writes all spaces.
+    piece = piece.replace(' ', '\u2581')
     model.pieces.add(piece=piece, score=float(score), type=kind)
   model.trainer_spec.model_type = model.trainer_spec.BPE
   model.trainer_spec.byte_fallback = True

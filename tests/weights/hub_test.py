@@ -12,20 +12,25 @@ import pytest
 from mechjax.weights import hub
 
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
+OTHER = 'fedcba9876543210fedcba9876543210fedcba98'
 FILES = {
   'config.json': b'{"model_type": "gpt2"}',
+  'chat_template.jinja': b'{{ messages }}',
   'model.safetensors': b'\x02\0\0\0\0\0\0\0{}',
   'pytorch_model.bin': b'\x80\x04N.',
   'README.md': b'hello',
 }
+REVISED = FILES | {'config.json': b'{"model_type": "llama"}'}
 pytestmark = pytest.mark.slow
 PROGRAM = """
 import sys
 from mechjax import errors
 from mechjax.weights import hub
 try:
-  directory = hub.directory_of(sys.argv[1])
-  print(sorted(path.name for path in directory.iterdir()))
+  for revision in sys.argv[2:] or [None]:
+    directory = hub.directory_of(sys.argv[1], revision)
+    print(sorted(path.name for path in directory.iterdir()))
+    print((directory / 'config.json').read_text())
 except errors.FetchError as e:
   print('FetchError', e)
 """
@@ -43,22 +48,23 @@ class Hub(http.server.BaseHTTPRequestHandler):
   def answer(self, with_body):
     path = self.path.split('?')[0]
     body, name = None, path.rsplit('/', 1)[-1]
+    commit, files = (OTHER, REVISED) if '/v1' in path or OTHER in path else (COMMIT, FILES)
     if path.startswith('/api/models/lab/tiny'):
-      described = {'id': 'lab/tiny', 'sha': COMMIT, 'siblings': [{'rfilename': f} for f in FILES]}
+      described = {'id': 'lab/tiny', 'sha': commit, 'siblings': [{'rfilename': f} for f in files]}
       body = json.dumps(described).encode()
       if '/tree/' in path:
         entries = [
           {'type': 'file', 'path': f, 'size': len(c), 'oid': hashlib.sha1(c).hexdigest()}
-          for f, c in FILES.items()
+          for f, c in files.items()
         ]
         body = json.dumps(entries).encode()
     elif path.startswith('/lab/tiny/resolve/'):
-      body = FILES.get(name)
+      body = files.get(name)
     self.send_response(404 if body is None else 200)
     if body is None:
       self.send_header('X-Error-Code', 'RepoNotFound')
       body = b''
-    self.send_header('X-Repo-Commit', COMMIT)
+    self.send_header('X-Repo-Commit', commit)
     self.send_header('ETag', f'"{hashlib.sha1(body).hexdigest()}"')
     self.send_header('Content-Length', str(len(body)))
     self.end_headers()
@@ -85,8 +91,8 @@ def asked(tmp_path):
     'JAX_PLATFORMS': 'cpu',
   }
 
-  def ask(name, **changes):
-    command = [sys.executable, '-W', 'ignore', '-c', PROGRAM, name]
+  def ask(name, *revisions, **changes):
+    command = [sys.executable, '-W', 'ignore', '-c', PROGRAM, name, *revisions]
     env = {**environment, **changes}
     return subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
 
@@ -96,7 +102,8 @@ def asked(tmp_path):
 
 
 def test_safetensors_and_json_are_fetched_and_then_found_without_a_hub(asked):
-  wanted = "['config.json', 'model.safetensors']\n"
+  names = "['chat_template.jinja', 'config.json', 'model.safetensors']\n"
+  wanted = names + '{"model_type": "gpt2"}\n'
   assert asked('lab/tiny') == wanted
   assert asked('lab/tiny', HF_HUB_OFFLINE='1') == wanted
   unreachable = {'HF_ENDPOINT': 'http://127.0.0.1:9'}
@@ -108,6 +115,11 @@ def test_safetensors_and_json_are_fetched_and_then_found_without_a_hub(asked):
   for said in (asked('lab/other', HF_HUB_OFFLINE='1'), asked('lab/other', **unreachable)):
     assert said.startswith("FetchError 'lab/other' (main branch) is not in the cache and cannot")
     assert 'hint: ' in said
+
+
+def test_every_revision_is_cached_by_itself(asked):
+  found = asked('lab/tiny', 'v1', 'main', 'v1').splitlines()[1::2]
+  assert found == [f'{{"model_type": "{family}"}}' for family in ('llama', 'gpt2', 'llama')]
 
 
 def test_a_text_that_names_no_model_is_not_asked_for(tmp_path):
