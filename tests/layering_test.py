@@ -18,7 +18,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [
   {'code_version', 'compat', 'errors', 'extras', 'files', 'fingerprints', 'lazy', 'logits'}
-  | {'precision', 'sites', 'watching'},
+  | {'memory', 'precision', 'sites', 'watching'},
   {'programs', 'greenlets', 'patcher', 'positionwise'},
   {'harvest'},
   {'forward', 'stacking', 'patches'},
