@@ -10,7 +10,6 @@ Letters: B batch, T query, S key, D model, N query heads, K key-value heads, G =
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 from mechjax import harvest, precision
 from mechjax.models import blockwise, rotary
 from mechjax.models.config import Config
-from mechjax.models.norms import rms
+from mechjax.models.norms import rms, soft_cap
 from mechjax.models.visibility import MASKED, Tokens, visible
 
 LONG = 1024 * 1024
@@ -148,8 +147,13 @@ def _mix_at_once(
   """The outputs of the heads, [B, T, N, H], by way of all scores and probabilities."""
   B, T, N, H = q_BxTxNxH.shape
   K = k_BxSxKxH.shape[2]
-  scores_BxKxGxTxS = _score(config, q_BxTxNxH.reshape(B, T, K, N // K, H), k_BxSxKxH)
-  scores_BxNxTxS = scores_BxKxGxTxS.reshape(B, N, T, -1)
+  q_BxTxKxGxH = q_BxTxNxH.reshape(B, T, K, N // K, H)
+  wide = precision.wide_dtype(q_BxTxKxGxH.dtype)
+  scores_BxKxGxTxS = precision.einsum(
+    'btkgh,bskh->bkgts', q_BxTxKxGxH, k_BxSxKxH, preferred_element_type=wide
+  )
+  scores_BxNxTxS = scores_BxKxGxTxS.reshape(B, N, T, -1) * config.score_scale
+  scores_BxNxTxS = soft_cap(scores_BxNxTxS, config.attn_softcap)
   seen_BxTxS = visible(context.queries, context.keys, window)
   # Added, not selected: an addition saves no residuals for the backward pass.
   scores_BxNxTxS += jnp.where(seen_BxTxS, 0.0, MASKED)[:, None]
@@ -170,20 +174,17 @@ def _mix_by_blocks(
   window: jax.Array | int | None,
 ) -> jax.Array:
   """The same as `_mix_at_once`, without scores and probabilities."""
-  score = functools.partial(_score, config)
-  tokens = context.queries, context.keys
   return blockwise.attend(
-    q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, *tokens, window=window, sinks_N=sinks_N, score=score
+    q_BxTxNxH,
+    k_BxSxKxH,
+    v_BxSxKxH,
+    context.queries,
+    context.keys,
+    scale=config.score_scale,
+    cap=config.attn_softcap,
+    window=window,
+    sinks_N=sinks_N,
   )
-
-
-def _score(config: Config, q_BxTxKxGxH: jax.Array, k_BxSxKxH: jax.Array) -> jax.Array:
-  """Scaled and capped scores, float32 (or float64) [B, K, G, T, S]."""
-  wide = precision.wide_dtype(q_BxTxKxGxH.dtype)
-  scores = precision.einsum(
-    'btkgh,bskh->bkgts', q_BxTxKxGxH, k_BxSxKxH, preferred_element_type=wide
-  )
-  return soft_cap(scores * config.score_scale, config.attn_softcap)
 
 
 def _softmax(scores_BxNxTxS: jax.Array, sinks_N: jax.Array | None) -> jax.Array:
@@ -194,8 +195,3 @@ def _softmax(scores_BxNxTxS: jax.Array, sinks_N: jax.Array | None) -> jax.Array:
   sink_BxNxTx1 = jnp.broadcast_to(sinks_Nx1x1, (*scores_BxNxTxS.shape[:-1], 1))
   with_sink = jnp.concatenate([scores_BxNxTxS, sink_BxNxTx1], axis=-1)
   return jax.nn.softmax(with_sink, axis=-1)[..., :-1]
-
-
-def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
-  """cap * tanh(x / cap): close to x for small x, and bounded by the cap; `x` itself without a cap."""
-  return x if cap is None else cap * jnp.tanh(x / cap)

@@ -20,7 +20,6 @@ Sharp edge: sums have another order than in one softmax over all keys, so result
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,10 +27,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mechjax import precision
+from mechjax.models.norms import soft_cap
 from mechjax.models.visibility import MASKED, Tokens, visible
 
-QUERIES, KEYS = 256, 512
-"""Positions of a block."""
+QUERIES, KEYS = 128, 128
+"""Positions of a block; with larger ones the scores of all heads leave the cache of a processor."""
 
 _LAST = 2**30
 """An order after every query and, negative, before every key: that of positions that fill up the last block."""
@@ -45,6 +45,14 @@ class _Sums(NamedTuple):
   value: jax.Array  # [B, K, G, T, H], the sum of weighted values
 
 
+class _Rule(NamedTuple):
+  """Scaling of the scores, and the visibility of keys besides their order and segment."""
+
+  scale: float
+  cap: float | None
+  window: Any
+
+
 def attend(
   q_BxTxNxH: Float[Array, 'B T N H'],
   k_BxSxKxH: Float[Array, 'B S K H'],
@@ -52,83 +60,90 @@ def attend(
   queries: Tokens,
   keys: Tokens,
   *,
+  scale: float,
+  cap: float | None,
   window: Int[Array, ''] | int | None,
   sinks_N: Float[Array, ' N'] | None,
-  score: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> Float[Array, 'B T N H']:
   """Sums the values of the visible keys, weighted by the softmax of their scores.
 
   Args:
     q_BxTxNxH, k_BxSxKxH, v_BxSxKxH: queries, keys and values; the query heads of one key-value head are adjacent.
     queries, keys: their segments and orders.
+    scale: factor of the products of queries and keys.
+    cap: c in c * tanh(scores / c); None for no cap.
     window: a key is visible if it is fewer positions back; None for no limit.
     sinks_N: the score of nothing in each head, which takes its share of the probabilities; None without sinks.
-    score: (q [B, T, K, G, H], k [B, S, K, H]) -> scores [B, K, G, T, S], scaled and capped.
 
   Returns:
     The outputs of the heads.
   """
   B, T, N, H = q_BxTxNxH.shape
   K = k_BxSxKxH.shape[2]
+  # Blocks in the layout of their products, so that no block is transposed again for each block that it meets.
   q_BxTxKxGxH = q_BxTxNxH.reshape(B, T, K, N // K, H)
-  q_blocks = _split(q_BxTxKxGxH, QUERIES)
-  of_queries = _split_tokens(queries, QUERIES, -1)
-  kv_blocks = (_split(k_BxSxKxH, KEYS), _split(v_BxSxKxH, KEYS))
-  of_keys = _split_tokens(keys, KEYS, _LAST)
+  q_blocks = jnp.moveaxis(_split(q_BxTxKxGxH, QUERIES), 2, 4)
+  k_blocks = jnp.moveaxis(_split(k_BxSxKxH, KEYS), 2, 4)
+  v_blocks = jnp.moveaxis(_split(v_BxSxKxH, KEYS), 2, 3)
+  blocks_of_keys = k_blocks, v_blocks, _split_tokens(keys, KEYS, _LAST)
 
   def of_block(block: tuple[jax.Array, Tokens]) -> jax.Array:
-    q_BxTxKxGxH, these = block
-    step = functools.partial(_add_block, q_BxTxKxGxH, these, window, score)
-    sums, _ = jax.lax.scan(step, _start(q_BxTxKxGxH, sinks_N), (*kv_blocks, of_keys))
+    q_BxKxGxTxH, these = block
+    step = functools.partial(_add_block, q_BxKxGxTxH, these, _Rule(scale, cap, window))
+    sums, _ = jax.lax.scan(step, _start(q_BxKxGxTxH, sinks_N), blocks_of_keys)
     # A position that fills up the last block sees no key.
     total = jnp.where(sums.total == 0, 1, sums.total)
-    z_BxKxGxTxH = sums.value / total[..., None]
-    return jnp.moveaxis(z_BxKxGxTxH, 3, 1).astype(v_BxSxKxH.dtype)
+    return (sums.value / total[..., None]).astype(v_BxSxKxH.dtype)
 
-  z = jax.lax.map(jax.checkpoint(of_block, prevent_cse=False), (q_blocks, of_queries))
-  return jnp.moveaxis(z, 0, 1).reshape(B, -1, N, H)[:, :T]
+  queries_in_blocks = q_blocks, _split_tokens(queries, QUERIES, -1)
+  z = jax.lax.map(jax.checkpoint(of_block, prevent_cse=False), queries_in_blocks)
+  return jnp.moveaxis(z, (0, 4), (1, 2)).reshape(B, -1, N, H)[:, :T]
 
 
-def _start(q_BxTxKxGxH: jax.Array, sinks_N: jax.Array | None) -> _Sums:
+def _start(q_BxKxGxTxH: jax.Array, sinks_N: jax.Array | None) -> _Sums:
   """The sums over no key, and over the sink if there is one."""
-  zeros_BxKxGxTxH = precision.wide(jnp.moveaxis(q_BxTxKxGxH, 1, 3)) * 0  # sharded as the queries
+  zeros_BxKxGxTxH = precision.wide(q_BxKxGxTxH) * 0  # sharded as the queries
   zeros_BxKxGxT = zeros_BxKxGxTxH[..., 0]
   if sinks_N is None:
     return _Sums(zeros_BxKxGxT + MASKED, zeros_BxKxGxT, zeros_BxKxGxTxH)
-  K, G = q_BxTxKxGxH.shape[2:4]
+  K, G = q_BxKxGxTxH.shape[1:3]
   sink_BxKxGxT = zeros_BxKxGxT + sinks_N.astype(zeros_BxKxGxT.dtype).reshape(K, G, 1)
   peak = jax.lax.stop_gradient(sink_BxKxGxT)
   return _Sums(peak, jnp.exp(sink_BxKxGxT - peak), zeros_BxKxGxTxH)
 
 
 def _add_block(
-  q_BxTxKxGxH: jax.Array,
+  q_BxKxGxTxH: jax.Array,
   queries: Tokens,
-  window: Any,
-  score: Callable[[jax.Array, jax.Array], jax.Array],
+  rule: _Rule,
   sums: _Sums,
   block: tuple[jax.Array, jax.Array, Tokens],
 ) -> tuple[_Sums, None]:
   """Adds a block of keys, if one of them is visible."""
-  k_BxSxKxH, v_BxSxKxH, keys = block
+  k_BxKxHxS, v_BxKxSxH, keys = block
 
   def add(sums: _Sums) -> _Sums:
-    seen_BxTxS = visible(queries, keys, window)
-    scores_BxKxGxTxS = score(q_BxTxKxGxH, k_BxSxKxH)
+    scores_BxKxGxTxS = _multiply(q_BxKxGxTxH, k_BxKxHxS) * rule.scale
+    scores_BxKxGxTxS = soft_cap(scores_BxKxGxTxS, rule.cap)
+    seen_BxTxS = visible(queries, keys, rule.window)
     scores_BxKxGxTxS += jnp.where(seen_BxTxS, 0.0, MASKED)[:, None, None]
     peak = jax.lax.stop_gradient(jnp.maximum(sums.peak, scores_BxKxGxTxS.max(-1)))
     weights_BxKxGxTxS = jnp.exp(scores_BxKxGxTxS - peak[..., None])
     kept = jnp.exp(jax.lax.stop_gradient(sums.peak) - peak)
-    value = precision.einsum(
-      'bkgts,bskh->bkgth',
-      weights_BxKxGxTxS.astype(v_BxSxKxH.dtype),
-      v_BxSxKxH,
-      preferred_element_type=sums.value.dtype,
-    )
+    value = _multiply(weights_BxKxGxTxS.astype(v_BxKxSxH.dtype), v_BxKxSxH)
     total = sums.total * kept + weights_BxKxGxTxS.sum(-1)
     return _Sums(peak, total, sums.value * kept[..., None] + value)
 
-  return jax.lax.cond(_may_see(queries, keys, window), add, lambda sums: sums, sums), None
+  return jax.lax.cond(_may_see(queries, keys, rule.window), add, lambda sums: sums, sums), None
+
+
+def _multiply(a_BxKxGxTxH: jax.Array, b_BxKxHxS: jax.Array) -> jax.Array:
+  """Products of the matrices of all query heads with that of their key-value head, as one matrix [G * T, ...] each."""
+  B, K, G, T, H = a_BxKxGxTxH.shape
+  wide = precision.wide_dtype(a_BxKxGxTxH.dtype)
+  merged = a_BxKxGxTxH.reshape(B, K, G * T, H)
+  out = precision.matmul(merged, b_BxKxHxS, preferred_element_type=wide)
+  return out.reshape(B, K, G, T, -1)
 
 
 def _may_see(queries: Tokens, keys: Tokens, window: Any) -> jax.Array:

@@ -35,9 +35,9 @@ import numpy as np
 
 from mechjax import errors, harvest, precision, sites
 from mechjax.models import ids, rotary
-from mechjax.models.attention import KV, Cache, PassContext, attend, soft_cap
+from mechjax.models.attention import KV, Cache, PassContext, attend
 from mechjax.models.config import Config, Llama3Scaling
-from mechjax.models.norms import norm
+from mechjax.models.norms import norm, soft_cap
 from mechjax.models.parameters import init, shapes
 from mechjax.models.visibility import Tokens, number
 

@@ -1,7 +1,7 @@
-"""The norms of a decoder: LayerNorm and RMSNorm.
+"""The norms of a decoder, LayerNorm and RMSNorm, and the cap of its scores and logits.
 
-Both are computed in float32, or float64 in a model of float64, and scaled before they are rounded: bfloat16 cannot
-represent the sum of a thousand bfloat16 squares.
+Both norms are computed in float32, or float64 in a model of float64, and scaled before they are rounded: bfloat16
+cannot represent the sum of a thousand bfloat16 squares.
 
 Sharp edge: the scale is the file's value plus `config.norm_offset`, which is 1 for Gemma.
 """
@@ -52,3 +52,8 @@ def layer(x: jax.Array, p: dict[str, jax.Array], config: Config) -> jax.Array:
 
 def _gain(scale: jax.Array, config: Config, dtype: Any) -> jax.Array:
   return scale.astype(dtype) + config.norm_offset
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+  """cap * tanh(x / cap): close to x for small x, and bounded by the cap; `x` itself without a cap."""
+  return x if cap is None else cap * jnp.tanh(x / cap)
