@@ -10,8 +10,9 @@ import pytest
 
 from mechjax import harvest, iterate
 from mechjax.errors import MechjaxError
-from mechjax.models import chat
+from mechjax.models import chat, prompts
 from mechjax.models.padding import Padded
+from mechjax.patching import Pairs
 from tests.models import decoders
 from tests.models.ids_test import TOKENIZER
 
@@ -74,9 +75,17 @@ def test_chats_are_the_texts_that_the_template_writes(side):
 
 def test_a_generation_continues_the_assistants_message():
   own = model()
-  expected = own.generate([*own.tokens([text + 'z' for text in WRITTEN], bos=False).tokens[:1]], 4)
-  for prompts in (CHATS[0], CHATS[:1], (CHATS[0], TEXTS[0]), own.tokens(CHATS)):
-    np.testing.assert_array_equal(own.generate(prompts, 4).tokens[:1], expected.tokens)
+  written = [own.tokens(text + 'z', bos=False)[0].tolist() for text in WRITTEN]
+  for x, expected in (
+    (CHATS[0], written[:1]),
+    (CHATS, written),
+    (own.tokens(CHATS, padding='left'), written),
+    ([CHATS[0], 'hb', [3, 1]], [written[0], [0, 7, 1], [3, 1]]),
+  ):
+    rows = prompts.make_rows(own.tokenizer, x, decoders.V)
+    assert [np.asarray(row).tolist() for row in rows] == expected
+  found = own.generate(CHATS[0], 3).tokens
+  np.testing.assert_array_equal(found, own.generate(written[:1], 3).tokens)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +116,14 @@ def test_what_is_neither_texts_nor_chats_is_refused_with_its_row(x, options, mes
 
 def test_a_batch_that_is_passed_as_one_argument_is_refused_with_the_right_call():
   own = model()
-  for call in (own, own.loss, own.log_probs):
+  apply = functools.partial(own.apply, own.params)
+  for call in (own, own.loss, own.log_probs, apply, jax.jit(apply), harvest.reap(own, sites='*')):
     with pytest.raises(MechjaxError, match=r'(?s)tokens together with their mask.*f\(\*batch\)'):
       call(own.tokens(TEXTS))
+
+
+def test_batches_of_texts_are_prompt_pairs():
+  own, others = model(), ['cdefgh', 'hi', 'jjk']
+  found = Pairs.of(own.tokens(TEXTS), own.tokens(others, padding='left'))
+  rows = Pairs.of(*([own.tokens(text)[0] for text in texts] for texts in (TEXTS, others)))
+  jax.tree.map(np.testing.assert_array_equal, found, rows)
