@@ -58,6 +58,7 @@ def check_kind(array: Any, ndim: int | None = 2) -> None:
   Raises:
     MechjaxError: the values are not integers, or have another number of axes.
   """
+  _check_one_argument(array)
   if ndim not in (None, array.ndim) or not _is_integer(array.dtype):
     wanted = 'integers' if ndim is None else f'integers of shape {_SHAPES[ndim]}'
     raise errors.MechjaxError(
@@ -65,12 +66,16 @@ def check_kind(array: Any, ndim: int | None = 2) -> None:
     )
 
 
-def _as_array(tokens: Any) -> np.ndarray:
+def _check_one_argument(tokens: Any) -> None:
   if isinstance(tokens, Padded):
     raise errors.MechjaxError(
       'tokens together with their mask were passed as one argument',
       hint='pass two: f(*batch), or f(batch.tokens, batch.mask)',
     )
+
+
+def _as_array(tokens: Any) -> np.ndarray:
+  _check_one_argument(tokens)
   try:
     array = np.asarray(tokens)
   except ValueError as e:

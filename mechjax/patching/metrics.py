@@ -139,7 +139,7 @@ def logit_difference(
     raise PatchingError(
       f'answer and other are the same token, {answers[same[0], 0]}, in pairs {same.tolist()}',
       cause='a tokenizer that puts a BOS token before every word, or words with the same first token',
-      hint='pass the id of the first token that differs: model.tokens(word)[0] shows the tokens of a word',
+      hint='pass model.token(word), or the id of the first token that differs: model.tokens(word, bos=False)',
     )
   at, data = _positions(pairs, positions), (answers[:, 0], others[:, 0])
   return Metric('logit difference', _logit_difference, data, at, pairs.digests)

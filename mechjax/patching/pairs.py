@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,8 +37,9 @@ Rows = slice | Shaped[np.ndarray | Array, ' _']
 Prompts = (
   Iterable[Sequence[int | np.integer] | Integer[np.ndarray | Array, ' _']]
   | Integer[np.ndarray | Array, 'B _']
+  | tuple[Integer[np.ndarray | Array, 'B _'], Bool[np.ndarray | Array, 'B _']]
 )
-"""Token ids of B prompts."""
+"""Token ids of B prompts, or tokens with their mask, as `model.tokens` of several texts returns them."""
 
 Ids = (
   Sequence[int | np.integer]
@@ -68,7 +70,7 @@ class Pairs:
     """Pads and checks token ids.
 
     Args:
-      clean: B sequences of token ids, or int [B, T].
+      clean: B sequences of token ids, int [B, T], or `model.tokens(texts)`: tokens [B, T] with their mask.
       noise: as many sequences, each as long as its clean partner.
       pad: token id that fills padding.
 
@@ -78,7 +80,7 @@ class Pairs:
     Raises:
       PatchingError: no pairs; prompts of a pair that differ in length, are equal, or are shifted against each other.
     """
-    clean, noise = ([_ids(p) for p in prompts] for prompts in (clean, noise))
+    clean, noise = ([_ids(p) for p in _rows(prompts)] for prompts in (clean, noise))
     pad = int(int32(pad, 'the token id of padding'))
     if not clean or len(clean) != len(noise):
       raise PatchingError(f'{len(clean)} clean and {len(noise)} noise prompts make no pairs')
@@ -153,6 +155,13 @@ def check(pairs: Pairs) -> None:
       cause='padding before a token: the model runs without a mask, and would read the padding as text',
       hint='pad on the right, as Pairs.of does',
     )
+
+
+def _rows(prompts: Prompts) -> Iterable[Any]:
+  """The prompts, without the padding of a batch that has a mask."""
+  if isinstance(prompts, tuple) and hasattr(prompts, 'mask'):
+    return [tokens[mask] for tokens, mask in zip(*map(np.asarray, prompts))]
+  return prompts
 
 
 def _ids(prompt: Sequence[int | np.integer] | np.ndarray | Array) -> np.ndarray:

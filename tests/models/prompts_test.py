@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mechjax import harvest, iterate
+from mechjax import harvest
 from mechjax.errors import MechjaxError
-from mechjax.models import chat
+from mechjax.models import chat, prompts
 from mechjax.models.padding import Padded
+from mechjax.patching import Pairs
 from tests.models import decoders
 from tests.models.ids_test import TOKENIZER
+from tests.patching import plain
 
 TEMPLATE = '{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}'
 OPENED = "{% if add_generation_prompt %}{{ 'z' }}{% endif %}"
@@ -26,9 +28,9 @@ SIDES = pytest.mark.parametrize('side', ['right', 'left'])
 
 
 @functools.cache
-def model(name='qwen'):
+def model():
   template = chat.ChatTemplate(TEMPLATE + OPENED, {})
-  return decoders.language_model(name, dataclasses.replace(TOKENIZER, template=template))
+  return decoders.language_model('qwen', dataclasses.replace(TOKENIZER, template=template))
 
 
 def close(found, wanted):
@@ -36,28 +38,22 @@ def close(found, wanted):
 
 
 @SIDES
-@pytest.mark.parametrize('name', ['qwen', 'gpt2'])
-def test_every_text_of_a_batch_has_the_logits_that_it_has_alone(name, side):
-  own = model(name)
+def test_every_text_of_a_batch_has_the_logits_that_it_has_alone(side):
+  own = model()
   tokens, mask = batch = own.tokens(TEXTS, padding=side)
   assert isinstance(batch, Padded)
   assert (tokens.dtype, mask.dtype, tokens.shape) == (jnp.int32, jnp.bool_, (3, 7))
   assert np.asarray(mask)[:, -1 if side == 'left' else 0].all()
-  reaped = harvest.reap(own, sites='resid_post.0')(*batch)['resid_post.0']
-  run = iterate(own, sites='resid_post.0')(*batch)
-  looped = [value for *_, value in run]
+  logits, costs = own(*batch), []
   for i, text in enumerate(TEXTS):
-    alone = own.tokens(text)
-    np.testing.assert_array_equal(tokens[i][mask[i]], alone[0])
-    close(own(*batch)[i][mask[i]], own(alone)[0])
-    close(own.log_probs(*batch)[i][mask[i]], own.log_probs(alone)[0])
-    close(reaped[i][mask[i]], harvest.reap(own, sites='resid_post.0')(alone)['resid_post.0'][0])
-  close(looped[0], reaped)
-  n = [len(text) for text in TEXTS]  # predicted tokens: all but the first, which is BOS
-  losses = [float(own.loss(own.tokens(text))) for text in TEXTS]
-  assert float(own.loss(*batch)) == pytest.approx(np.average(losses, weights=n), abs=1e-4)
-  jitted = jax.jit(lambda own, batch: own.loss(*batch))(own, batch)
-  assert float(jitted) == pytest.approx(float(own.loss(*batch)), abs=1e-5)
+    row = np.asarray(own.tokens(text))
+    np.testing.assert_array_equal(tokens[i][mask[i]], row[0])
+    alone = plain.logits('qwen', row)[0]
+    close(logits[i][mask[i]], alone)
+    log_probs = alone - np.log(np.exp(alone).sum(-1, keepdims=True))
+    costs += [-log_probs[t, token] for t, token in enumerate(row[0, 1:])]
+  assert float(own.loss(*batch)) == pytest.approx(np.mean(costs), abs=2e-4)
+  close(harvest.reap(own, sites='logits')(*batch)['logits'], logits)
 
 
 @SIDES
@@ -74,9 +70,17 @@ def test_chats_are_the_texts_that_the_template_writes(side):
 
 def test_a_generation_continues_the_assistants_message():
   own = model()
-  expected = own.generate([*own.tokens([text + 'z' for text in WRITTEN], bos=False).tokens[:1]], 4)
-  for prompts in (CHATS[0], CHATS[:1], (CHATS[0], TEXTS[0]), own.tokens(CHATS)):
-    np.testing.assert_array_equal(own.generate(prompts, 4).tokens[:1], expected.tokens)
+  written = [own.tokens(text + 'z', bos=False)[0].tolist() for text in WRITTEN]
+  for x, expected in (
+    (CHATS[0], written[:1]),
+    (CHATS, written),
+    (own.tokens(CHATS, padding='left'), written),
+    ([CHATS[0], 'hb', [3, 1]], [written[0], [0, 7, 1], [3, 1]]),
+  ):
+    rows = prompts.make_rows(own.tokenizer, x, decoders.V)
+    assert [np.asarray(row).tolist() for row in rows] == expected
+  found = own.generate(CHATS[0], 3).tokens
+  np.testing.assert_array_equal(found, own.generate(written[:1], 3).tokens)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +111,14 @@ def test_what_is_neither_texts_nor_chats_is_refused_with_its_row(x, options, mes
 
 def test_a_batch_that_is_passed_as_one_argument_is_refused_with_the_right_call():
   own = model()
-  for call in (own, own.loss, own.log_probs):
+  apply = functools.partial(own.apply, own.params)
+  for call in (own, own.loss, own.log_probs, apply, jax.jit(apply), harvest.reap(own, sites='*')):
     with pytest.raises(MechjaxError, match=r'(?s)tokens together with their mask.*f\(\*batch\)'):
       call(own.tokens(TEXTS))
+
+
+def test_batches_of_texts_are_prompt_pairs():
+  own, others = model(), ['cdefgh', 'hi', 'jjk']
+  found = Pairs.of(own.tokens(TEXTS), own.tokens(others, padding='left'))
+  rows = Pairs.of(*([own.tokens(text)[0] for text in texts] for texts in (TEXTS, others)))
+  jax.tree.map(np.testing.assert_array_equal, found, rows)
