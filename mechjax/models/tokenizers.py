@@ -24,16 +24,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mechjax import errors, extras
 from mechjax.models.greedy import CONTROL, Greedy
+from mechjax.models.streaming import Stream
 from mechjax.weights import huggingface, vocabulary
 from mechjax.weights.json_files import read_json
 from mechjax.weights.values import Values
 
+_BYTE = re.compile('<0x[0-9A-F]{2}>')
 _MAX_UNUSED = 10_000  # ids without a token, in addition to the number of tokens; files have few
 
 
@@ -51,6 +54,7 @@ class Tokenizer:
     closing: ids that the file appends to every text; empty for nearly all models.
     lead: text that `join` adds before a whole text: a space for tokenizers in the manner of SentencePiece, whose
       `split` adds one there.
+    byte_ids: tokens of a single byte whose text depends on the bytes around them.
   """
 
   split: Callable[[str], list[int]]
@@ -61,6 +65,7 @@ class Tokenizer:
   stop_ids: tuple[int, ...] = ()
   closing: tuple[int, ...] = ()
   lead: str = ''
+  byte_ids: frozenset[int] = frozenset()
 
   def encode(self, text: str, bos: bool | None = None) -> list[int]:
     """Token ids of a text.
@@ -122,7 +127,7 @@ class Tokenizer:
 
   def piece(self, i: int) -> str:
     """The text that one id appends to the text before it; `bos` is written out."""
-    return self.join([self._check_id(i)])
+    return self.join([self.check_id(i)])
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text of token ids; special tokens are written out, except a leading `bos`.
@@ -133,12 +138,21 @@ class Tokenizer:
     Raises:
       MechjaxError: an id that is not an integer, or that does not have a token.
     """
-    ids = [self._check_id(i) for i in ids]
+    ids = [self.check_id(i) for i in ids]
     if ids and ids[0] == self.bos:
       return self.join(ids[1:]).removeprefix(self.lead)
     return self.join(ids)
 
-  def _check_id(self, i: Any) -> int:
+  def stream(self) -> Stream:
+    """A decoder of ids that arrive one at a time, whose pieces of text, joined, are those of `decode`."""
+    return Stream(self)
+
+  def check_id(self, i: Any) -> int:
+    """Checks one token id, and returns it as an int.
+
+    Raises:
+      MechjaxError: it is not an integer, or does not have a token.
+    """
     if isinstance(i, bool) or not hasattr(i, '__index__') or not 0 <= int(i) < self.n_vocab:
       raise errors.MechjaxError(
         f'{i!r} is not a token id', where=f'the tokenizer has ids from 0 to {self.n_vocab - 1}'
@@ -218,7 +232,8 @@ def from_huggingface(directory: str | os.PathLike[str], described: Mapping[str, 
   join = _make_join(backend)
   before, after = _find_special_tokens(backend, directory)
   split = lambda text: backend.encode(text, add_special_tokens=False).ids  # noqa: E731
-  n_vocab = _size(backend.get_vocab(), directory)
+  vocab = backend.get_vocab()
+  n_vocab = _size(vocab, directory)
   stops = _read_stop_ids(Path(directory), described, n_vocab)
   return Tokenizer(
     split=split,
@@ -229,6 +244,7 @@ def from_huggingface(directory: str | os.PathLike[str], described: Mapping[str, 
     stop_ids=stops,
     closing=after,
     lead=_find_lead(join(split('a')), backend.decode(split('a'), skip_special_tokens=False)),
+    byte_ids=frozenset(i for text, i in vocab.items() if _BYTE.fullmatch(text)),
   )
 
 
