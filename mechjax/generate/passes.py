@@ -61,7 +61,7 @@ def _run_steps(
       data, params, tokens, mask, cache, done_B, length_B, **options
     )
     token_B = yield logits, columns.real_columns(acts, *extents(size_B, T, i)) if acts else acts
-    tokens, mask = token_B[:, None], one_Bx1
+    tokens, mask = token_B, one_Bx1
 
 
 def _run_passes(
@@ -113,7 +113,7 @@ def _stage(plan: Plan, min_length: int, max_length: int) -> tuple[list[Any], tup
 def _advance(
   data: list[Any],
   params: Any,
-  tokens_BxT: jax.Array,
+  tokens: jax.Array,
   mask_BxT: jax.Array,
   cache: Any,
   done_B: jax.Array,
@@ -134,6 +134,7 @@ def _advance(
   Returns:
     The logits at the last token of each row, [B, V], the cache, the number of tokens that are done, and the reads.
   """
+  tokens_BxT = tokens.reshape(mask_BxT.shape)  # one token of each row comes as [B]
   plants = join_static(data, static, structure)
   count_BxT = done_B[:, None] + jnp.cumsum(mask_BxT, axis=1, dtype=jnp.int32)
   positions_BxT = jnp.where(mask_BxT, count_BxT - 1, -1)
