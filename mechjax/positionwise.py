@@ -5,16 +5,18 @@ such a step if its result at a position depends only on the value there: `x + di
 `x - x.mean(1, keepdims=True)` and `x.at[:, 3].set(0)` may not. The staged program of a function decides this question,
 without a promise by the caller and without a numerical trial:
 
-    traces = [stage(f, x, (axis,), width) for width in (8, 7, 1)]
-    maps(traces, axis)              True if f is, at all these widths, one function of one position
+    traces = [stage(f, [x], [(axis,)], width) for width in (8, 7, 1)]
+    maps(traces, [axis])            True if f is, at all these widths, one function of one position
+
+Several arguments may have positions, as `value` and `positions` in `where(positions[..., None] == 3, value, 0)`.
 
 The staged programs are walked together. The state of a value is the axis along which its positions lie, or that it
 does not depend on the argument. Every primitive that keeps positions apart has a rule; a function with any other
 primitive is not proven. Programs of different widths must be equal but for the width, so that a function that uses its
 argument's shape is not proven either.
 
-`maps(traces, axis, alike=False)` proves less: positions (or rows of a batch) are kept apart, though each may be treated
-in its own way.
+`maps(traces, [axis], alike=False)` proves less: positions (or rows of a batch) are kept apart, though each may be
+treated in its own way.
 
 Sharp edge: a function that is not proven to map may still do so.
 """
@@ -52,24 +54,40 @@ class _NotProven(Exception):
   pass
 
 
-def stage(f: Callable, like: Any, axes: Sequence[int], width: int) -> Any:
-  """Stages `f` at a value like `like` (an array or its shape and dtype) with `width` positions on `axes`."""
-  shape = tuple(width if i in axes else n for i, n in enumerate(like.shape))
-  return jax.make_jaxpr(f)(jax.ShapeDtypeStruct(shape, like.dtype))
+def stage(f: Callable, likes: Sequence[Any], axes: Sequence[Sequence[int]], width: int) -> Any:
+  """Stages `f` at values with `width` positions.
+
+  Args:
+    f: the function.
+    likes: for each argument, an array or its shape and dtype, of any width.
+    axes: for each argument, its axes of positions.
+    width: size of these axes.
+  """
+  shapes = (
+    jax.ShapeDtypeStruct(tuple(width if i in own else n for i, n in enumerate(x.shape)), x.dtype)
+    for x, own in zip(likes, axes)
+  )
+  return jax.make_jaxpr(f)(*shapes)
 
 
-def maps(traces: Sequence[Any], axis: int, *, alike: bool = True) -> bool:
+def maps(traces: Sequence[Any], axes: Sequence[int | None], *, alike: bool = True) -> bool:
   """Whether a function keeps positions apart.
 
   Args:
     traces: programs of the function at one or more widths, from `stage`, the largest first, which is at least 2.
-    axis: axis of the positions, in the argument and in the result.
+    axes: for each argument, the axis of its positions, or None if it has none; the result has that of the first.
     alike: whether all positions must be treated alike, so that the function may be applied to any of them.
   """
-  walk = _Walk(alike, [t.in_avals[0].shape[axis] for t in traces])
+  first = axes[0]
+  assert first is not None
+  walk = _Walk(alike, [t.in_avals[0].shape[first] for t in traces])
+  ins = [
+    _flat(aval.shape) if axis is None else Along(axis)
+    for axis, aval in zip(axes, traces[0].in_avals)
+  ]
   try:
-    (out,) = walk.run(traces, [Along(axis)])
-    return walk.is_along(out, axis)
+    (out,) = walk.run(traces, ins)
+    return walk.is_along(out, first)
   except _NotProven:
     return False
 
@@ -276,13 +294,27 @@ def _dot(walk: _Walk, eqns: Sequence[Any], ins: list) -> list:
 
 
 def _gather(walk: _Walk, eqns: Sequence[Any], ins: list) -> list:
-  _check(isinstance(ins[0], Along) and isinstance(ins[1], Free))
+  if isinstance(ins[1], Along):
+    return _look_up(eqns, ins)
+  _check(isinstance(ins[0], Along))
   axis, numbers = ins[0].axis, eqns[0].params['dimension_numbers']
   _check_fixed(eqns, ins)
   gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
   _check(axis not in gone and axis not in numbers.start_index_map)
   kept = [i for i in range(len(eqns[0].invars[0].aval.shape)) if i not in gone]
   return [Along(numbers.offset_dims[kept.index(axis)])]
+
+
+def _look_up(eqns: Sequence[Any], ins: list) -> list:
+  """A gather by indices that lie along positions, such as `table[positions]`."""
+  numbers, rank = eqns[0].params['dimension_numbers'], len(eqns[0].outvars[0].aval.shape)
+  _check(isinstance(ins[0], Free) and not numbers.operand_batching_dims)
+  _check_fixed(eqns, ins)
+  _check(all(e.params['slice_sizes'] == eqns[0].params['slice_sizes'] for e in eqns))
+  axis = ins[1].axis
+  _check(axis < len(eqns[0].invars[1].aval.shape) - 1)  # the last axis is that of an index
+  batch = [i for i in range(rank) if i not in numbers.offset_dims]
+  return [Along(batch[axis])]
 
 
 def _scatter(walk: _Walk, eqns: Sequence[Any], ins: list) -> list:

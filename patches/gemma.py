@@ -18,8 +18,8 @@ Upstream holds scores and probabilities as [B, T, N, S]; the tags transpose them
 
 Sharp edges: upstream flattens all batch axes of the tokens into B, so the sites of tokens [T] have
 B = 1. With `return_last_only`, logits are [B, V] and the other sites keep all positions. With a KV
-cache, k and v are the whole cache (S is its length), and a changed k or v is written back to it.
-Gemma 3n and Gemma 4 are in other upstream files and have no sites.
+cache, k and v are the whole cache (S is its length), and a changed k or v is used in the call but not
+written back to it. Gemma 3n and Gemma 4 are in other upstream files and have no sites.
 """
 
 from mechjax import harvest, sites
@@ -78,6 +78,7 @@ ATTENTION = [
       $$plain
     """,
     """
+    computed = key_proj, value_proj
     query_scaled = harvest.sow(query_scaled, name='q')
     key_proj = harvest.sow(key_proj, name='k')
     value_proj = harvest.sow(value_proj, name='v')
@@ -96,9 +97,13 @@ ATTENTION = [
     probs = harvest.sow(probs.swapaxes(1, 2), name='attn_probs').swapaxes(1, 2)
     """,
   ),
+  # The cache is made from these variables afterwards, and keeps what was computed.
   (
-    'self.attn_vec_einsum($$equation, encoded)',
-    "self.attn_vec_einsum($$equation, harvest.sow(encoded, name='z'))",
+    'attn_output = self.attn_vec_einsum($$equation, encoded)',
+    """
+    attn_output = self.attn_vec_einsum($$equation, harvest.sow(encoded, name='z'))
+    key_proj, value_proj = computed
+    """,
   ),
 ]
 

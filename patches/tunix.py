@@ -15,10 +15,9 @@ key-value head that they share, and those of the Gemmas as [B, T, N, S]. The tag
 canonical [B, N, T, S] and back, which compiles to nothing.
 
 Sharp edges: with a KV cache, q, k and v are the values that this call's dot product receives, cached
-positions included. A changed k or v is written back to the cache, except in Qwen2, which keeps the
-cache apart from the values that it uses. Qwen2 with `use_flash_attention` never forms the scores; a
-request for attn_scores or attn_probs raises an error that says so. Llama 3 ignores `rope_theta`, as
-the unpatched upstream does.
+positions included. A changed k or v is used in the call but not written back to the cache. Qwen2 with
+`use_flash_attention` never forms the scores; a request for attn_scores or attn_probs raises an error
+that says so. Llama 3 ignores `rope_theta`, as the unpatched upstream does.
 """
 
 from mechjax import harvest, sites
@@ -56,13 +55,21 @@ _LLAMA_BLOCK = [
 _LLAMA_HEADS = (
   'b, t, qh, d = query_proj.shape',
   """
+  computed = key_proj, value_proj
   query_proj = harvest.sow(query_proj, name='q')
   key_proj = harvest.sow(key_proj, name='k')
   value_proj = harvest.sow(value_proj, name='v')
   b, t, qh, d = query_proj.shape
   """,
 )
-_LLAMA_Z = ('self.o_proj(qkv)', "self.o_proj(harvest.sow(qkv, name='z'))")
+# Llama 3 makes its cache from these variables afterwards; the cache keeps what was computed.
+_LLAMA_Z = (
+  'outputs = self.o_proj(qkv)',
+  """
+  outputs = self.o_proj(harvest.sow(qkv, name='z'))
+  key_proj, value_proj = computed
+  """,
+)
 _LLAMA_MLP = [
   (
     'nnx.silu(self.gate_proj(x))',

@@ -22,7 +22,7 @@ FLOORS = [
   {'programs', 'greenlets', 'patcher', 'positionwise'},
   {'harvest'},
   {'forward', 'stacking', 'patches'},
-  {'weights', 'models', 'generate', 'columns'},
+  {'weights', 'models', 'generate'},
   {'patching', 'sae'},
   {'viz', 'flags'},
   {'train_sae', 'eval_sae'},

@@ -80,7 +80,7 @@ WIDTHS = (T, 7, 1)
 
 
 def proven(f):
-  return positionwise.maps([positionwise.stage(f, X, (1,), w) for w in WIDTHS], 1)
+  return positionwise.maps([positionwise.stage(f, [X], [(1,)], w) for w in WIDTHS], [1])
 
 
 @pytest.mark.parametrize('name', APART)
@@ -128,7 +128,7 @@ def test_what_has_no_rule_or_an_effect_is_not_proven():
   ],
 )
 def test_rows_are_kept_apart_though_each_may_be_treated_in_its_own_way(f, apart):
-  assert positionwise.maps([positionwise.stage(f, X, (1,), T)], 0, alike=False) == apart
+  assert positionwise.maps([positionwise.stage(f, [X], [(1,)], T)], [0], alike=False) == apart
   changed = X.at[0].add(5)
   moved = np.abs(np.asarray(f(X))[1] - np.asarray(f(changed))[1]).max() > 1e-6
   assert moved != apart

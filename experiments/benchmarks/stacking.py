@@ -19,13 +19,11 @@ Compile times include tracing, lowering and compiling a new function.
   read_all_sites_compile_ratio       compile time of reading every site of one layer over that of the plain forward
   relayer_recompiles                 compilations when other layers are read, and when a traced layer is written
   forward_over_hand_written          seconds of the tagged decoder over the same model written here without tags
-  decode_tokens_per_s                SmolLM2, greedy, one text; also for a bare loop over the same step, written here
   load_peak_over_params              peak memory of loading SmolLM2 over the size of its parameters
 """
 
 from __future__ import annotations
 
-import functools
 import subprocess
 import sys
 from typing import Any
@@ -255,33 +253,6 @@ def hand_written_ratio():
 # --- real weights -----------------------------------------------------------------------------------------
 
 
-def decoding(n_tokens=64, rounds=5):
-  """SmolLM2, greedy: tokens a second of `generate`, and of a bare loop over the same cached step."""
-  model = mechjax.load('smollm2-135m')
-  prompt = model.tokens('Once upon a time')
-  config, params = model.config, model.params
-  assert config is not None
-
-  @functools.partial(jax.jit, donate_argnums=2)
-  def step(params, tokens, cache):
-    logits, cache = decoder.step(params, tokens, cache, config)
-    return logits[:, -1:].argmax(-1).astype(jnp.int32), cache
-
-  def bare():
-    token, cache = step(params, prompt, decoder.new_cache(config, 1, 128))
-    for _ in range(n_tokens - 1):
-      token, cache = step(params, token, cache)
-    return token
-
-  calls = {'ours': lambda: model.generate(prompt, n_tokens, stop=()).tokens, 'bare': bare}
-  times = timing.interleave(calls, rounds)
-  return {
-    'decode_tokens_per_s': n_tokens / times.median('ours'),
-    'decode_tokens_per_s_bare_loop': n_tokens / times.median('bare'),
-    'decode_over_bare_loop': times.ratio('ours', 'bare'),
-  }
-
-
 def load_peak():
   """Peak memory of loading, measured in a new process, where nothing else has raised the peak."""
   out = subprocess.run(
@@ -312,7 +283,6 @@ def main(argv):
     load_peak,
     hand_written_ratio,
     reading,
-    decoding,
     depth_ratios,
     tunix_ratios,
     pythia_ratios,

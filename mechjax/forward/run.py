@@ -174,6 +174,22 @@ class Run(_FixedAttributes, Generator[Item, PyTree, PyTree]):
   def _finish(self) -> None:
     self._driver, self._shown, self._modified = None, _NOTHING, _NOTHING
 
+  def view(
+    self,
+    show: Callable[[sites.Site, PyTree], PyTree],
+    restore: Callable[[sites.Site, PyTree, PyTree], PyTree],
+  ) -> Run:
+    """A run of this pass whose loop sees other values; it takes the place of this one, and has no backward pass.
+
+    Args:
+      show: (site, value) -> the value that the loop sees.
+      restore: (site, value, modified value as the loop sees it) -> the value that the pass continues with.
+    """
+    viewed = Run(_view(self._driver, show, restore), self.sites, self._kind)
+    viewed.segments, viewed.distinct_segments = self.segments, self.distinct_segments
+    self._finish()
+    return viewed
+
   # --- values
 
   @property
@@ -258,6 +274,11 @@ class Run(_FixedAttributes, Generator[Item, PyTree, PyTree]):
 
   # --- state
 
+  @property
+  def started(self) -> bool:
+    """Whether the run is or was iterated over."""
+    return self._loop is not None
+
   def _check_thread(self) -> None:
     if threading.get_ident() != self._thread:
       raise RunError(
@@ -314,6 +335,23 @@ def _items(run: Run) -> Generator[Item, None, None]:
     driver.close()
     with contextlib.suppress(ReferenceError):  # stepped by hand, and dropped
       run._finish()
+
+
+def _view(
+  driver: Generator[tuple[sites.Site, PyTree], list[PyTree] | None, PyTree],
+  show: Callable[[sites.Site, PyTree], PyTree],
+  restore: Callable[[sites.Site, PyTree, PyTree], PyTree],
+) -> Generator[tuple[sites.Site, PyTree], list[PyTree] | None, PyTree]:
+  """The driver of a run of `Run.view`."""
+  reply: list[PyTree] | None = None
+  with contextlib.closing(driver):
+    while True:
+      try:
+        site, value = driver.send(reply)
+      except StopIteration as stop:
+        return stop.value
+      reply = yield site, show(site, value)
+      reply = [restore(site, value, reply.pop())] if reply else None
 
 
 def take_reply(reply: list[PyTree] | None) -> PyTree:

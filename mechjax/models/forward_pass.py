@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from mechjax import generate
 from mechjax.models.config import Config
@@ -29,7 +28,7 @@ class Forward:
     d_model: D.
     n_vocab: V, the number of rows of the embedding; some ids may have no text in the tokenizer.
     config: the description of our own decoder; None for upstream codes.
-    generator: a step with a cache; None if the code does not have one that we drive.
+    generator: a step with a cache; None if the code does not have a cache that we drive.
     forward_from: (params, tokens [B, T], residual [B, T, D], start, at, mask=None) -> logits of a pass that begins at
       layer `start`, whose residual stream is known, at columns `at` or all; None if the code does not support it.
     forward_until: (params, tokens [B, T], stop, mask) -> the residual stream before layer `stop`, [B, T, D], computed
@@ -49,26 +48,15 @@ class Forward:
   forward_until: Callable[[Any, jax.Array, int, Any], jax.Array] | None = None
 
 
-def without_cache(apply: Callable[[Any, jax.Array], jax.Array]) -> generate.Model:
-  """Generation by any causal forward pass: every step runs the whole text so far.
-
-  Rows are moved to the left, so that padding comes after the tokens and is never seen.
+def without_cache(apply: Callable[..., jax.Array]) -> generate.Model:
+  """Generation by any causal forward pass: every step is a pass over the whole text so far.
 
   Args:
     apply: (params, tokens [B, T]) -> logits [B, T, V].
   """
 
   def step(params: Any, tokens: jax.Array, mask: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-    texts, lengths = cache
-    order = jnp.argsort(~mask, axis=1, stable=True)  # the tokens of each row, then its padding
-    new, n_new = jnp.take_along_axis(tokens, order, axis=1), mask.sum(axis=1)
-    put = jax.vmap(lambda row, x, at: jax.lax.dynamic_update_slice(row, x, (at,)))
-    texts, lengths = put(texts, new, lengths), lengths + n_new
-    logits = apply(params, texts)
-    last = jnp.take_along_axis(logits, lengths[:, None, None] - 1, axis=1)
-    return last, (texts, lengths)
+    del mask, cache  # padding comes after the tokens, which do not see it
+    return apply(params, tokens), None
 
-  def new_cache(rows: int, slots: int) -> Any:
-    return jnp.zeros((rows, slots), jnp.int32), jnp.zeros(rows, jnp.int32)
-
-  return generate.Model(step, new_cache)
+  return generate.Model(step, None)

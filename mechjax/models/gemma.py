@@ -11,6 +11,7 @@ promotion, whatever the caller has set. Its import takes seconds, because it imp
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
@@ -39,9 +40,13 @@ def forward(file: GGUFFile) -> Forward:
     MissingExtraError: the gemma package is not installed, or this Python is too old for it.
   """
   shape = weights.gemma3_shape(file)
+  return _assemble(shape, upstream.linen_gemma3(file, shape, jax.device_put))
+
+
+def _assemble(shape: weights.Gemma3Shape, params: Any) -> Forward:
   model = _transformer(shape)
-  params = upstream.linen_gemma3(file, shape, jax.device_put)
-  return shipped.forward(shape, params, _apply, _unembed, model)
+  new_layers = functools.partial(_new_layers, shape)
+  return shipped.forward(shape, params, _apply, _unembed, model, step=_step, new_layers=new_layers)
 
 
 def _transformer(shape: weights.Gemma3Shape) -> Any:
@@ -80,6 +85,33 @@ def _apply(model: Any, params: Any, tokens: jax.Array, mask: Any = None) -> jax.
       {'params': params}, tokens, positions=positions_BxT, attention_mask=causal_BxTxT
     )
   return out.logits
+
+
+def _step(
+  model: Any,
+  params: Any,
+  tokens: jax.Array,
+  positions_BxT: jax.Array,
+  seen_BxTxS: jax.Array,
+  layers: Any,
+) -> tuple[jax.Array, Any]:
+  with jax.numpy_dtype_promotion('standard'):
+    out = model.apply(
+      {'params': params},
+      tokens,
+      positions=positions_BxT,
+      cache=layers,
+      attention_mask=seen_BxTxS,
+    )
+  return out.logits, out.cache
+
+
+def _new_layers(shape: weights.Gemma3Shape, rows: int, slots: int) -> Any:
+  """An empty cache; the windows of local layers need the position of each slot."""
+  return {
+    name: layer | {'positions': jnp.zeros((rows, slots), jnp.int32)}
+    for name, layer in shipped.google_cache(shape, rows, slots).items()
+  }
 
 
 def _unembed(model: Any, params: Any, residual: jax.Array) -> jax.Array:

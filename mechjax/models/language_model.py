@@ -37,7 +37,9 @@ Losses are means over positions 1 to T-1, in nats.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Sequence
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
 import jax
@@ -45,12 +47,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import errors, fingerprints, generate, harvest, logits, sites
+from mechjax.generate import Generation, Steps
 from mechjax.models import ids, padding, tokenizers
 from mechjax.models import prompts as prompts_lib
 from mechjax.models.chat import Message
 from mechjax.models.forward_pass import Forward, without_cache
 from mechjax.models.padding import Padded
-from mechjax.sites import Site
+from mechjax.sites import Patterns, Site
+
+Prompts = str | Sequence[str | Message | Sequence[int] | Sequence[Message]] | Padded | jax.Array
+"""A text, a chat, several of them, or rows of token ids."""
 
 
 @jax.tree_util.register_pytree_node_class
@@ -276,48 +282,105 @@ class LanguageModel:
 
   def generate(
     self,
-    prompts: str | Sequence[str | Message | Sequence[int] | Sequence[Message]] | Padded | jax.Array,
+    prompts: Prompts,
     n_tokens: int,
-    *,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    stop: int | str | Collection[int | str] | None = None,
     **options: Any,
-  ) -> generate.Generation:
+  ) -> Generation:
     """Continues texts.
 
     Args:
       prompts: a text, a chat, texts, chats, or token ids of each row, also as `tokens` returns them; of any lengths. In
         chats the message of the assistant is opened.
       n_tokens: maximum number of tokens to generate.
-      temperature: 0 takes the likeliest token.
-      top_k: only the k likeliest tokens.
-      top_p: only the likeliest tokens that together have this probability.
-      stop: tokens that end a row, as ids or as texts of one token each; by default all tokens that the model's files
+      **options: temperature (0, the default, takes the likeliest token), top_k, top_p, repetition_penalty,
+        frequency_penalty: see `mechjax.generate.Sampling`.
+        stop: tokens that end a row, as ids or as texts of one token each; by default all tokens that the model's files
         name as the end of a text or a turn.
-      **options: seed, pad, plants, sites, progress: see `mechjax.generate.generate`.
+        n_samples, seed, pad, plants, sites, progress: see `mechjax.generate.generate`.
 
     Returns:
-      Tokens, lengths, and the values at `sites`; `model.text(out.tokens[0])` is the text of the first row.
+      Tokens, lengths, log-probabilities, and the values at `sites`; `model.text(out.tokens[0])` is the text of the
+      first row.
 
     Raises:
-      MechjaxError: prompts that are neither texts, chats nor ids of the vocabulary, a stop text of several tokens, an
-        invalid option; or, for upstream codes, interventions.
+      MechjaxError: prompts that are neither texts, chats nor ids of the vocabulary, a stop text of several tokens,
+        an invalid option.
+      SiteError, HarvestError: interventions or sites that do not fit, as for `mechjax.generate.generate`.
     """
-    if self.config is None and (options.get('plants') or options.get('sites')):
-      raise errors.MechjaxError(
-        'upstream codes generate without a cache, and the positions of a site differ from step to step',
-        hint=f'load {self.name} without code=, for interventions at every step of our own decoder',
-      )
     rows = prompts_lib.make_rows(self.tokenizer, prompts, self.n_vocab)
-    stop = self.tokenizer.stop_ids if stop is None else self._encode_stops(stop)
-    if np.ndim(pad := options.get('pad', 0)) or pad not in range(self.n_vocab):
+    options = self._generation_options(options)
+    return generate.generate(self._generator, self.params, rows, n_tokens, **options)
+
+  def steps(
+    self,
+    prompts: Prompts,
+    n_tokens: int,
+    sites: Patterns = '*',
+    **options: Any,
+  ) -> Steps:
+    """Continues texts, with Python between the steps and a loop over the sites within each.
+
+        for step, run in (steps := model.steps('The capital of France is', 6, sites='resid_post.7')):
+          for layer, name, value in run:
+            run.modified_value = value + direction
+        model.text(steps.result.tokens[0])
+
+    Args:
+      prompts, n_tokens: as for `generate`.
+      sites: sites at which the run of each step stops.
+      **options: temperature, top_k, top_p, repetition_penalty, frequency_penalty, n_samples, stop, pad, seed, as for
+        `generate`.
+
+    Returns:
+      An iterable of (`mechjax.generate.Step`, run); see `mechjax.generate.Steps`.
+
+    Raises:
+      MechjaxError, SiteError: as for `generate`; or code without a cache (penzai).
+    """
+    rows = prompts_lib.make_rows(self.tokenizer, prompts, self.n_vocab)
+    options = self._generation_options(options)
+    return generate.Steps(self._generator, self.params, rows, n_tokens, sites, **options)
+
+  def stream(
+    self, prompt: str | Sequence[int | Message] | jax.Array, n_tokens: int, **options: Any
+  ) -> Iterator[str]:
+    """Continues one text, and yields the pieces of text as soon as they are known.
+
+    Args:
+      prompt: a text, a chat, or token ids [T].
+      n_tokens: maximum number of tokens to generate.
+      **options: temperature, top_k, top_p, repetition_penalty, frequency_penalty, stop, seed, plants, as for
+        `generate`.
+
+    Returns:
+      An iterator over pieces, each a token or, where characters are spread over tokens, several. Together they are the
+      text of the tokens that `generate` chooses, without the stop token.
+
+    Raises:
+      MechjaxError, SiteError, HarvestError: as for `generate`.
+    """
+    rows = prompts_lib.make_rows(self.tokenizer, [prompt], self.n_vocab)
+    options = self._generation_options(options)
+    chosen = generate.stream(self._generator, self.params, rows[0], n_tokens, **options)
+    return self._pieces(chosen)
+
+  def _pieces(self, chosen: Iterable[int]) -> Iterator[str]:
+    """Pieces of text of tokens, none of them empty."""
+    stream = self.tokenizer.stream()
+    for piece in itertools.chain(map(stream.push, chosen), (stream.close() for _ in range(1))):
+      if piece:
+        yield piece
+
+  def _generation_options(self, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of `mechjax.generate` from those of `generate`."""
+    names = {field.name for field in dataclasses.fields(generate.Sampling)}
+    found = {k: v for k, v in options.items() if k not in names}
+    found['sampling'] = generate.Sampling(**{k: v for k, v in options.items() if k in names})
+    stop = options.get('stop')
+    found['stop'] = self.tokenizer.stop_ids if stop is None else self._encode_stops(stop)
+    if 'pad' in options and (np.ndim(pad := options['pad']) or pad not in range(self.n_vocab)):
       raise errors.MechjaxError(f'pad={pad!r}; expected an id from 0 to {self.n_vocab - 1}')
-    sampling = generate.Sampling(temperature, top_k, top_p)
-    return generate.generate(
-      self._generator, self.params, rows, n_tokens, sampling=sampling, stop=stop, **options
-    )
+    return found
 
   def _encode_stops(self, stop: Any) -> tuple[int, ...]:
     """The ids of stop tokens that are given as ids, texts or both."""

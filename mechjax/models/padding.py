@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import columns, errors
+from mechjax import errors
+from mechjax.generate.columns import axes_of
 from mechjax.harvest import Activations
 
 
@@ -78,7 +79,7 @@ def nan_at_padding(values: Values, mask: Any) -> Values:
     return _hide(values, mask, 0, 1)
 
   def hide(name: str, x: jax.Array, lead: int) -> jax.Array:
-    axes = columns.axes_of(name)
+    axes = axes_of(name)
     for axis, letter in enumerate(axes):
       if letter in 'TS':
         x = _hide(x, mask, lead + axes.index('B'), lead + axis)

@@ -6,7 +6,7 @@ functions: `forward(file)` returns a `Forward`. This module holds their common p
 The patch of a code base is found from an installation and from a checkout: an installed mechjax has its
 patches as `mechjax.patches`, a checkout that was never installed has the same files as `patches`.
 
-Letters in shapes: B batch, T position.
+Letters in shapes: B batch, T position, S slot of a cache.
 
 Sharp edge: a patch is installed when the first model is loaded and stays; without a harvest it is
 the identity.
@@ -18,12 +18,12 @@ import functools
 import importlib
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mechjax import precision
+from mechjax import generate, precision
 from mechjax.greenlets import local_context
 from mechjax.models import ids, padding
 from mechjax.models.forward_pass import Forward
@@ -41,13 +41,30 @@ def patch(name: str) -> ModuleType:
 
 
 def forward(
-  shape: Sizes, params: Any, apply: Callable, unembed: Callable, *structure: Any
+  shape: Sizes,
+  params: Any,
+  apply: Callable,
+  unembed: Callable,
+  *structure: Any,
+  step: Callable | None = None,
+  new_layers: Callable[[int, int], Any] | None = None,
 ) -> Forward:
   """A forward pass, from functions of upstream's structure and the arguments in `Forward`.
 
   Its matrix products are as precise as our own (`mechjax.precision`), and a row with an id outside the vocabulary is
   NaN.
+
+  Args:
+    shape: sizes of the model.
+    params, apply, unembed: as in `Forward`; the functions take `structure` first.
+    *structure: first arguments of the functions.
+    step: a pass with upstream's own cache: (*structure, params, tokens [B, T], positions [B, T], seen [B, T, S],
+      layers) -> (logits, layers); None if there is no cache.
+    new_layers: (rows, slots) -> upstream's empty cache.
   """
+  generator = None
+  if step is not None and new_layers is not None:
+    generator = _generator(shape.n_vocab, functools.partial(step, *structure), new_layers)
   return Forward(
     params=params,
     apply=_Apply(functools.partial(apply, *structure), shape.n_vocab),
@@ -55,7 +72,54 @@ def forward(
     n_layers=shape.n_layers,
     d_model=shape.d_model,
     n_vocab=shape.n_vocab,
+    generator=generator,
   )
+
+
+class Cache(NamedTuple):
+  """A cache of upstream code, whose slots are filled in order.
+
+  Attributes:
+    layers: upstream's own.
+    real_BxS: which slots hold real tokens.
+    length: number of slots in use.
+  """
+
+  layers: Any
+  real_BxS: jax.Array
+  length: jax.Array
+
+
+def _generator(
+  n_vocab: int, upstream: Callable, new_layers: Callable[[int, int], Any]
+) -> generate.Model:
+  def step(params: Any, tokens: jax.Array, mask: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    T, S = tokens.shape[1], cache.real_BxS.shape[1]
+    real_BxS = jax.lax.dynamic_update_slice_in_dim(cache.real_BxS, mask, cache.length, axis=1)
+    slot_T = cache.length + jnp.arange(T, dtype=jnp.int32)
+    seen_BxTxS = real_BxS[:, None] & (jnp.arange(S, dtype=jnp.int32) <= slot_T[:, None])
+    positions_BxT = cache.real_BxS.sum(1, dtype=jnp.int32)[:, None] + padding.positions(mask)
+    with local_context(precision.highest):
+      logits, layers = upstream(params, tokens, positions_BxT, seen_BxTxS, cache.layers)
+    return ids.nan_without_token(logits, tokens), Cache(layers, real_BxS, cache.length + T)
+
+  def new_cache(rows: int, slots: int) -> Cache:
+    return Cache(new_layers(rows, slots), jnp.zeros((rows, slots), bool), jnp.int32(0))
+
+  return generate.Model(step, new_cache)
+
+
+def google_cache(shape: Sizes, rows: int, slots: int) -> dict[str, dict[str, jax.Array]]:
+  """An empty cache of google-tunix; arrays of their own for each layer, since a cache is donated."""
+  size = (rows, slots, shape.n_kv_heads, shape.d_head)
+  return {
+    f'layer_{i}': {
+      'k': jnp.zeros(size, jnp.float32),
+      'v': jnp.zeros(size, jnp.float32),
+      'end_index': jnp.zeros(rows, jnp.int32),
+    }
+    for i in range(shape.n_layers)
+  }
 
 
 class _Apply:

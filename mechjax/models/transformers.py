@@ -13,6 +13,7 @@ your own FlaxLlama in the same process, if its configuration has another base or
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -42,11 +43,15 @@ def forward(file: GGUFFile) -> Forward:
   """
   shape = names.llama_shape(file)
   extras.require(_UPSTREAM, 'flax-models')
+  return _assemble(shape, upstream.flax_llama(file, shape, jax.device_put))
+
+
+def _assemble(shape: names.LlamaShape, params: Any) -> Forward:
   patches = shipped.patch('transformers_flax')
   patches.LLAMA.install()
   patches.LLAMA_CORRECTIONS.install()
-  params = upstream.flax_llama(file, shape, jax.device_put)
-  return shipped.forward(shape, params, _apply, _unembed, shape)
+  new_layers = functools.partial(_new_layers, shape)
+  return shipped.forward(shape, params, _apply, _unembed, shape, step=_step, new_layers=new_layers)
 
 
 def _module(shape: names.LlamaShape, n_positions: int) -> Any:
@@ -73,6 +78,31 @@ def _apply(shape: names.LlamaShape, params: Any, tokens: jax.Array, mask: Any = 
   module = _module(shape, tokens.shape[1])
   with jax.numpy_dtype_promotion('standard'):
     return module.apply({'params': params}, tokens, mask_BxT, positions_BxT).logits
+
+
+def _step(
+  shape: names.LlamaShape,
+  params: Any,
+  tokens: jax.Array,
+  positions_BxT: jax.Array,
+  seen_BxTxS: jax.Array,
+  layers: Any,
+) -> tuple[jax.Array, Any]:
+  real_BxS = seen_BxTxS[:, -1].astype(jnp.int32)  # upstream hides later slots from earlier tokens
+  with jax.numpy_dtype_promotion('standard'):
+    out, changed = _module(shape, real_BxS.shape[1]).apply(
+      {'params': params, 'cache': layers}, tokens, real_BxS, positions_BxT, mutable=['cache']
+    )
+  return out.logits, changed['cache']
+
+
+def _new_layers(shape: names.LlamaShape, rows: int, slots: int) -> Any:
+  """An empty cache, of the structure that upstream makes for itself."""
+  blank = jax.ShapeDtypeStruct((rows, slots), jnp.int32)
+  make = functools.partial(_module(shape, slots).init, init_cache=True)
+  with jax.numpy_dtype_promotion('standard'):
+    made = jax.eval_shape(make, jax.random.key(0), blank, blank, blank)
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made['cache'])
 
 
 def _unembed(shape: names.LlamaShape, params: Any, residual: jax.Array) -> jax.Array:

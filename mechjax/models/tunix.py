@@ -12,6 +12,7 @@ holds every integer that occurs and avoids an implicit promotion in upstream's e
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -45,8 +46,14 @@ def forward(file: GGUFFile) -> Forward:
     raise errors.unknown(errors.WeightsError, 'architecture', architecture, known, where=where)
   shape_of, structure_of, params_of = _FAMILIES[architecture]
   shape = shape_of(file)
-  structure, params = structure_of(shape), params_of(file, shape, jax.device_put)
-  return shipped.forward(shape, params, _apply, _unembed, *structure)
+  return _assemble(shape, structure_of(shape), params_of(file, shape, jax.device_put))
+
+
+def _assemble(shape: names.Sizes, structure: tuple[Any, Any], params: Any) -> Forward:
+  new_layers = functools.partial(shipped.google_cache, shape)
+  return shipped.forward(
+    shape, params, _apply, _unembed, *structure, step=_step, new_layers=new_layers
+  )
 
 
 def _qwen2(shape: names.LlamaShape) -> tuple[Any, Any]:
@@ -106,6 +113,20 @@ def _apply(
   positions_BxT, causal_BxTxT = shipped.causal_mask(tokens, mask, jnp.float32)
   logits, _ = _merge(graphdef, state, params)(tokens, positions_BxT, None, causal_BxTxT)
   return logits
+
+
+def _step(
+  graphdef: Any,
+  state: Any,
+  params: Any,
+  tokens: jax.Array,
+  positions_BxT: jax.Array,
+  seen_BxTxS: jax.Array,
+  layers: Any,
+) -> tuple[jax.Array, Any]:
+  module = _merge(graphdef, state, params)
+  with jax.numpy_dtype_promotion('standard'):  # upstream compares the mask with 0
+    return module(tokens, positions_BxT.astype(jnp.float32), layers, seen_BxTxS)
 
 
 def _unembed(graphdef: Any, state: Any, params: Any, residual: jax.Array) -> jax.Array:

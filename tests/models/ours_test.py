@@ -8,7 +8,7 @@ import tokenizers
 from jax.sharding import AxisType
 
 import mechjax
-from mechjax import harvest
+from mechjax import generate, harvest
 from mechjax.errors import MechjaxError
 from mechjax.models import decoder, sharding
 from mechjax.weights import huggingface, llama_cpp, orbax
@@ -54,9 +54,26 @@ def test_both_generate_the_same_text(ours, smollm2):
 
 
 @pytest.mark.upstream
-def test_upstream_codes_refuse_interventions_while_they_generate(smollm2):
-  with pytest.raises(MechjaxError, match='without a cache'):
-    smollm2.generate(TEXTS, 2, plants={'mlp_out.8': jnp.zeros_like})
+def test_interventions_at_every_step_do_the_same_in_both(ours, smollm2):
+  def steer(x, positions, prompt_length):
+    return jnp.where((positions >= prompt_length[:, None] - 1)[..., None], 1.5 * x, x)
+
+  plants = {'mlp_out.8': jnp.zeros_like, 'resid_post.12': generate.Positioned(steer)}
+  mine, theirs = (
+    m.generate(TEXTS, 6, plants=plants, sites='resid_post.20') for m in (ours, smollm2)
+  )
+  np.testing.assert_array_equal(mine.tokens, theirs.tokens)
+  for a, b in zip(mine.reads, theirs.reads):
+    np.testing.assert_allclose(a['resid_post.20'], b['resid_post.20'], rtol=1e-3, atol=0.05)
+
+
+def test_a_stream_and_steps_give_the_text_of_generate(ours):
+  out = ours.generate(TEXTS[0], 6)
+  assert ''.join(ours.stream(TEXTS[0], 6)) == ours.text(out.tokens[0])
+  steps = ours.steps(TEXTS[0], 6, sites='resid_post.29')
+  shapes = [value.shape for _, run in steps for _, _, value in run]
+  assert shapes == [(1, 5, 576)] + [(1, 1, 576)] * 5
+  np.testing.assert_array_equal(steps.result.tokens, out.tokens)
 
 
 def test_what_changes_one_forward_pass_changes_every_step(ours):

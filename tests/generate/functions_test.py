@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mechjax import columns, errors, harvest
-from mechjax.columns import Extent, Function, Staged
+from mechjax import errors, harvest
+from mechjax.generate import columns, functions
+from mechjax.generate.columns import Extent
+from mechjax.generate.functions import Function, Staged
 
 B, W, N, D = 2, 6, 3, 4
 RESID = np.random.default_rng(0).standard_normal((B, W, D)).astype(np.float32)
@@ -29,7 +31,7 @@ def staged(fn, name, x, widths):
 def test_a_function_of_texts_sees_their_columns_and_changes_no_others(name, x, fn, lengths):
   planted = staged(fn, name, x, range(1, W + 1))
   alike = len({*lengths}) == 1
-  found = jax.jit(lambda n: columns.map_texts(n, 1, alike, planted)(jnp.asarray(x)))(
+  found = jax.jit(lambda n: functions.map_texts(n, 1, alike, n, planted)(jnp.asarray(x)))(
     jnp.asarray(lengths, jnp.int32)
   )
   for row, n in enumerate(lengths):
@@ -47,7 +49,9 @@ def test_a_function_that_fails_at_other_lengths_is_only_asked_at_those_that_occu
 
   function = Function(fn, columns.axes_of('resid_post'), RESID)
   planted = Staged.of(function, range(1, W + 1))
-  found = columns.map_texts(jnp.full(B, 4, jnp.int32), 1, True, planted)(jnp.asarray(RESID))
+  found = functions.map_texts(
+    jnp.full(B, 4, jnp.int32), 1, True, jnp.full(B, 4, jnp.int32), planted
+  )(jnp.asarray(RESID))
   np.testing.assert_array_equal(found[:, :4], 2 * RESID[:, :4])
   with pytest.raises(ValueError, match='5 positions'):
     function.stage(5)
@@ -99,7 +103,7 @@ def test_a_pattern_that_selects_several_names_has_a_function_for_each():
     return _sown(with_layers[:, None], 'attn_scores')
 
   infos = harvest.sites_of(f, RESID)
-  found = columns.functions(columns.resolve({'*': jnp.zeros_like}, infos))
+  found = functions.functions(functions.resolve({'*': jnp.zeros_like}, infos))
   assert {k: v.axes for k, v in found.items()} == {
     'resid_post': ('B', 'T', 'D'),
     'attn_scores': ('B', 'N', 'T', 'S'),
@@ -115,4 +119,4 @@ def test_a_pattern_that_selects_several_names_has_a_function_for_each():
 def test_a_site_whose_axes_are_not_known_is_refused():
   infos = harvest.sites_of(lambda x: _sown(x, 'mine'), RESID)
   with pytest.raises(errors.SiteError, match="the axes of 'mine' are not known"):
-    columns.resolve({'mine': jnp.zeros_like}, infos)
+    functions.resolve({'mine': jnp.zeros_like}, infos)

@@ -10,29 +10,12 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from mechjax import errors, generate, harvest
-from mechjax.generate import Sampling
+from mechjax import errors, harvest
+from mechjax.generate import Positioned, Sampling, loop, passes, plans, sampling, stepping
 from mechjax.models import decoder
 from tests import typed
+from tests.generate.small import FAMILIES, PROMPTS, assert_clear, generated, model
 from tests.models import decoders
-
-FAMILIES = pytest.mark.parametrize('name', ['gpt2', 'mistral', 'gemma'])
-PROMPTS = [[5, 3, 8, 1, 9], [2, 7], [4, 4, 6, 1]]
-
-
-@functools.cache
-def model(name):
-  """A decoder as something that can generate: one object for each family, so that programs are found again."""
-  config = decoders.CONFIGS[name]
-
-  def step(params, tokens, mask, cache):
-    return decoder.step(params, tokens, cache, config, segments=mask)
-
-  return generate.Model(step, functools.partial(decoder.new_cache, config))
-
-
-def generated(name, n=6, prompts=PROMPTS, **options):
-  return generate.generate(model(name), decoders.params(name), prompts, n, **options)
 
 
 def by_row(out):
@@ -122,13 +105,6 @@ OF_TEXTS = {
 READ = 'logits, k.1, attn_probs.0, resid_post.1'
 
 
-def assert_clear(reads):
-  """Asserts that rounding decides no token: at every step the best logit leads by more."""
-  for acts in reads:
-    last = np.sort(np.asarray(acts['logits'])[:, -1])
-    assert (last[:, -1] - last[:, -2]).min() > 1e-3
-
-
 def plain_loop(name, prompts, n, edit):
   """Tokens, and the reads of every whole text: one harvested pass per length."""
   run = harvest.harvest(
@@ -196,8 +172,8 @@ def test_what_is_read_of_one_prompt_has_its_columns_and_no_others():
 
 def way(plants, prompts=PROMPTS[:1], n=6):
   """Whether whole texts are computed at every step."""
-  rows = generate._check_prompts(prompts)
-  return generate._plan(model('qwen'), decoders.params('qwen'), rows, n, plants, ()).whole
+  rows = [np.array(prompt) for prompt in prompts]
+  return plans.make(model('qwen'), decoders.params('qwen'), rows, n, plants, ()).whole
 
 
 def test_what_acts_on_each_position_by_itself_is_run_with_the_cache_and_nothing_else():
@@ -236,7 +212,7 @@ def test_a_function_that_spoils_padding_spoils_no_token():
     (
       {'resid_post.0': lambda x: x - x.mean(0)},
       1,
-      "3 to 5 tokens, and the plant at 'resid_post.0'",
+      "different lengths, and the plant at 'resid_post.0'",
     ),
     ({'resid_post.0': lambda x: x.at[1].set(x[0])}, 1, 'may mix rows'),
     ({'resid_post.0': jnp.ones((2, 5, 16))}, 1, 'may mix rows'),
@@ -259,16 +235,16 @@ def test_what_cannot_be_right_is_refused_before_anything_runs(plants, n, message
 
 def test_a_bucket_of_lengths_is_compiled_once():
   edit = {'resid_post.0': jnp.tanh}
-  before = generate._advance._cache_size()
+  before = passes._advance._cache_size()
   for prompts, n in (PROMPTS, 6), ([[1] * 9, [2], [3]], 3), ([[1], [2], [3]], 6):
     generated('mistral', n, prompts, plants=edit)
-  assert generate._advance._cache_size() - before == 2  # the prompts' program and the step's
+  assert passes._advance._cache_size() - before == 2  # the prompts' program and the step's
   generated('mistral', 6, [[1] * 17, [2], [3]], plants=edit)
-  assert generate._advance._cache_size() - before == 4
+  assert passes._advance._cache_size() - before == 4
 
 
 def test_planted_arrays_are_arguments_and_not_constants():
-  before = generate._advance._cache_size()
+  before = passes._advance._cache_size()
   found = set()
   for scale in (0.0, 3.0):
     plants = {'mlp_out.1': scale * jnp.ones((1, 16, 16))}
@@ -276,13 +252,13 @@ def test_planted_arrays_are_arguments_and_not_constants():
     logits = out.reads[0]['logits']
     found.add(float(logits[0, -1, 0]))
   assert len(found) == 2
-  assert generate._advance._cache_size() - before == 1
+  assert passes._advance._cache_size() - before == 1
 
 
 def test_what_a_function_closes_over_is_read_anew_and_costs_no_compilation():
   """One function whose vector changes, and functions that are made anew for each vector."""
   v, found = np.zeros(16, np.float32), []
-  before = generate._advance._cache_size()
+  before = passes._advance._cache_size()
 
   def steer(x):
     return x + jnp.asarray(v)
@@ -299,7 +275,7 @@ def test_what_a_function_closes_over_is_read_anew_and_costs_no_compilation():
     found.append(a)
   np.testing.assert_allclose(found[1] - found[0], np.broadcast_to(v, (1, 2, 16)), rtol=0, atol=1e-3)
   # The constant of `steer` may be written out as such.
-  assert generate._advance._cache_size() - before <= 2
+  assert passes._advance._cache_size() - before <= 2
 
 
 def test_vectors_inside_of_jitted_functions_are_told_apart():
@@ -339,52 +315,6 @@ def test_samples_depend_on_the_seed_and_the_row_and_on_nothing_else():
   assert by_row(generated('gpt2', prompts=PROMPTS[:1], sampling=warm, seed=3)) == out[:1]
   same = by_row(generated('gpt2', prompts=[[1, 2]] * 3, sampling=warm))
   assert len(set(map(tuple, same))) == 3
-
-
-def frequencies(logits, sampling, n=4000):
-  keys = jax.random.split(jax.random.key(0), n)
-  rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (n, len(logits)))
-  return np.bincount(generate._choose(rows, keys, 0, sampling), minlength=len(logits)) / n
-
-
-PROBS = np.array([0.1, 0.4, 0.05, 0.25, 0.2])
-
-
-@pytest.mark.parametrize(
-  ('sampling', 'expected'),
-  [
-    (Sampling(), [0, 1, 0, 0, 0]),
-    (Sampling(1.0), PROBS),
-    (Sampling(0.5), PROBS**2 / (PROBS**2).sum()),
-    (Sampling(1.0, top_k=2), np.array([0, 0.4, 0, 0.25, 0]) / 0.65),
-    (Sampling(1.0, top_k=9), PROBS),
-    (Sampling(1.0, top_p=0.6), np.array([0, 0.4, 0, 0.25, 0]) / 0.65),
-    (Sampling(1.0, top_p=0.7), np.array([0, 0.4, 0, 0.25, 0.2]) / 0.85),
-    (Sampling(1.0, top_p=1e-9), [0, 1, 0, 0, 0]),
-    (Sampling(1.0, top_p=1.0), PROBS),
-    (Sampling(1.0, top_k=3, top_p=0.6), np.array([0, 0.4, 0, 0.25, 0]) / 0.65),
-  ],
-)
-def test_tokens_are_drawn_as_often_as_the_sampling_says(sampling, expected):
-  np.testing.assert_allclose(frequencies(np.log(PROBS), sampling), expected, atol=0.03)
-
-
-@pytest.mark.parametrize(
-  'bad',
-  [
-    {'temperature': -1.0},
-    {'top_k': 0},
-    {'top_p': 0.0},
-    {'top_p': 1.5},
-    {'temperature': 'a'},
-    {'temperature': None},
-    {'top_k': 1.5},
-    {'top_p': '0.5'},
-  ],
-)
-def test_sampling_without_meaning_is_refused(bad):
-  with pytest.raises(errors.MechjaxError, match=next(iter(bad))):
-    Sampling(**bad)
 
 
 # --- stopping, progress, mistakes -------------------------------------------------------------------------
@@ -453,8 +383,24 @@ def test_the_annotations_hold_and_say_what_they_mean():
   with typed.checked('mechjax.generate') as calls:
     options = {'sites': ['resid_post.*'], 'plants': {'resid_post.0': lambda x: x * 1.5}}
     assert len(generated('gpt2', 2, stop={1}, **options).reads) == 2
-    logits, sampling = jnp.arange(10.0).reshape(2, 5), Sampling(0.5, top_k=2, top_p=0.5)
-    assert generate.restrict(logits, sampling).shape == (2, 5)
+    fn = Positioned(lambda x, at, n: x)
+    warm = Sampling(1.0, frequency_penalty=1.0)
+    out = generated('gpt2', 1, plants={'resid_post.0': fn, 'v.1': jnp.tanh}, sampling=warm)
+    assert len(out.positions) == 1
+    with pytest.raises(errors.HarvestError, match='single pass'):
+      fn(jnp.ones(3))
+    of_gpt2 = model('gpt2'), decoders.params('gpt2')
+    assert len(list(loop.stream(*of_gpt2, [1], 1))) == 1
+    steps = stepping.Steps(*of_gpt2, PROMPTS, 1, 'k.0')
+    for step, run in steps:
+      for _, _, value in run:
+        run.modified_value = value * (2.0 + step.index)
+    assert steps.result.tokens.shape == (3, 1)
+    logits, chosen = jnp.arange(10.0).reshape(2, 5), Sampling(0.5, top_k=2, top_p=0.5)
+    assert sampling.restrict(logits, chosen).shape == (2, 5)
     with pytest.raises(jaxtyping.TypeCheckError, match='logits_BxV'):
-      generate.restrict(logits[0], sampling)
-  assert not calls.missing()
+      sampling.restrict(logits[0], chosen)
+  # JAX calls these by names of its own.
+  assert calls.missing() <= {
+    f'mechjax.generate.functions.Staged.tree_{x}' for x in ('flatten', 'unflatten')
+  }

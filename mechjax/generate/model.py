@@ -1,0 +1,32 @@
+"""A model that can generate, as two functions: generation does not depend on the library of the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from jaxtyping import Array, Bool, Float, Int32, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A model that can generate.
+
+  Attributes:
+    step: pure function (params, tokens int [B, T], mask bool [B, T], cache) -> (logits [B, T, V], cache); a token
+      whose mask is False is padding, which has no influence on other positions. The cache holds keys and values as they
+      were before any intervention at 'k' and 'v': a planted function sees them so at every step, and what it returns
+      is used in that step and not kept.
+    new_cache: (number of rows, number of slots) -> an empty cache. None for a model without a cache: every step is then
+      a pass over the whole text, with None in place of the cache, and rows are padded on the right, where a causal
+      model needs no mask.
+  """
+
+  step: Callable[
+    [PyTree, Int32[Array, 'B T'], Bool[Array, 'B T'], PyTree], tuple[Float[Array, 'B T V'], PyTree]
+  ]
+  new_cache: Callable[[int, int], PyTree] | None
+
+  def empty_cache(self, rows: int, slots: int) -> PyTree:
+    """An empty cache, or None for a model without one."""
+    return None if self.new_cache is None else self.new_cache(rows, slots)

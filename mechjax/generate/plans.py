@@ -1,0 +1,118 @@
+"""Plan of a generation: whether its interventions permit a cache, decided before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int, PyTree
+
+from mechjax import errors, harvest
+from mechjax import sites as sites_lib
+from mechjax.generate import columns, functions, prompts
+from mechjax.generate.functions import Function
+from mechjax.generate.model import Model
+from mechjax.harvest.listing import SiteInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Execution plan of a generation.
+
+  Attributes:
+    plants: resolved plants (`functions.resolve`).
+    sites: patterns of the sites that are read.
+    whole: whether every step is a pass over whole texts.
+    exact: whether passes are exactly as long as the text, as planted arrays require.
+  """
+
+  plants: dict[str, PyTree]
+  sites: tuple[str, ...]
+  whole: bool
+  exact: bool
+
+
+def make(
+  model: Model,
+  params: PyTree,
+  rows: Sequence[Int[np.ndarray, ' _']],
+  n_tokens: int,
+  plants: Mapping[str, PyTree],
+  sites: sites_lib.Patterns,
+) -> Plan:
+  """Plans a generation; arguments as for `generate`.
+
+  Raises:
+    SiteError, HarvestError: a plant or a site that does not fit.
+  """
+  patterns, without_cache = tuple(sites_lib.as_patterns(sites)), model.new_cache is None
+  if not plants and not patterns:
+    return Plan({}, (), whole=without_cache, exact=False)
+  infos = check_sites(model, params, rows, [*patterns, *map(str, plants)])
+  resolved = functions.resolve(plants, infos)
+  planted = functions.functions(resolved)
+  arrays = [pattern for pattern in resolved if pattern not in planted]
+  sizes, T = prompts.sizes_of(rows), prompts.bucket(max(map(len, rows)))
+  lengths = range(int(sizes.min()), int(sizes.max()) + n_tokens)
+  if arrays and n_tokens > 1:
+    raise errors.HarvestError(
+      f'an array is planted at {arrays[0]!r}, and n_tokens={n_tokens}',
+      cause='an array fits texts of one length, and every token makes the text longer',
+      hint='plant a function of the value, or generate one token',
+    )
+  widths = {k: _widths(f, lengths, T, arrays != []) for k, f in planted.items()}
+  for pattern, f in planted.items():
+    for width in widths[pattern]:
+      f.stage(width)  # its own errors come before anything runs
+    if f.maps:
+      f.check_positioned(widths[pattern], pattern)
+  if len({*sizes}) > 1:
+    _check_rows_apart(planted, widths, arrays)
+  stepwise = all(f.maps or f.acts_on_each_position([*lengths, T, 1]) for f in planted.values())
+  exact = bool(arrays)
+  return Plan(resolved, patterns, whole=exact or without_cache or not stepwise, exact=exact)
+
+
+def check_sites(
+  model: Model,
+  params: PyTree,
+  rows: Sequence[Int[np.ndarray, ' _']],
+  patterns: Sequence[str | sites_lib.Site],
+) -> Sequence[SiteInfo]:
+  """Checks that sites exist and have the columns of a step's tokens, and lists all sites of a step.
+
+  Raises:
+    SiteError: they do not.
+  """
+  B, T = len(rows), prompts.bucket(max(map(len, rows)))
+  tokens, mask = (jnp.asarray(x) for x in prompts.align(rows, T))
+  cache = jax.eval_shape(lambda: model.empty_cache(B, T))
+  infos = harvest.sites_of(model.step, params, tokens, mask, cache)
+  chosen = {*sites_lib.select(patterns, [i.site for i in infos])}
+  columns.check((i for i in infos if i.site in chosen), B, T)
+  return infos
+
+
+def _widths(f: Function, lengths: Sequence[int], T: int, exact: bool) -> list[int]:
+  """Widths at which a function is applied."""
+  if not f.maps:
+    return list(lengths)
+  found = lengths if exact else [T, *map(prompts.bucket, lengths)]
+  return sorted({2, *(max(2, n) for n in found)})
+
+
+def _check_rows_apart(
+  planted: Mapping[str, Function],
+  widths: Mapping[str, Sequence[int]],
+  arrays: Sequence[str],
+) -> None:
+  mixing = [k for k, f in planted.items() if not f.keeps_rows_apart(widths[k])]
+  if arrays or mixing:
+    raise errors.HarvestError(
+      f'prompts of different lengths, and the plant at {[*arrays, *mixing][0]!r} may mix rows',
+      cause='rows of different length have no common columns; a function must be proven to keep rows apart',
+      hint='generate from prompts of one length at a time',
+    )

@@ -1,0 +1,125 @@
+"""The choice of a token from logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mechjax import errors, generate
+from mechjax.generate.sampling import Sampling, choose, history_of, penalise, restrict
+from tests.generate.small import PROMPTS, generated, model
+from tests.models import decoders
+
+
+def frequencies(logits, sampling, n=4000):
+  keys = jax.random.split(jax.random.key(0), n)
+  rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (n, len(logits)))
+  return np.bincount(choose(rows, keys, 0, None, sampling)[0].token_B, minlength=len(logits)) / n
+
+
+PROBS = np.array([0.1, 0.4, 0.05, 0.25, 0.2])
+
+
+@pytest.mark.parametrize(
+  ('sampling', 'expected'),
+  [
+    (Sampling(), [0, 1, 0, 0, 0]),
+    (Sampling(1.0), PROBS),
+    (Sampling(0.5), PROBS**2 / (PROBS**2).sum()),
+    (Sampling(1.0, top_k=2), np.array([0, 0.4, 0, 0.25, 0]) / 0.65),
+    (Sampling(1.0, top_k=9), PROBS),
+    (Sampling(1.0, top_p=0.6), np.array([0, 0.4, 0, 0.25, 0]) / 0.65),
+    (Sampling(1.0, top_p=0.7), np.array([0, 0.4, 0, 0.25, 0.2]) / 0.85),
+    (Sampling(1.0, top_p=1e-9), [0, 1, 0, 0, 0]),
+    (Sampling(1.0, top_p=1.0), PROBS),
+    (Sampling(1.0, top_k=3, top_p=0.6), np.array([0, 0.4, 0, 0.25, 0]) / 0.65),
+  ],
+)
+def test_tokens_are_drawn_as_often_as_the_sampling_says(sampling, expected):
+  np.testing.assert_allclose(frequencies(np.log(PROBS), sampling), expected, atol=0.03)
+
+
+@pytest.mark.parametrize(
+  'bad',
+  [
+    {'temperature': -1.0},
+    {'top_k': 0},
+    {'top_p': 0.0},
+    {'top_p': 1.5},
+    {'temperature': 'a'},
+    {'temperature': None},
+    {'top_k': 1.5},
+    {'top_p': '0.5'},
+    {'repetition_penalty': 0.0},
+    {'frequency_penalty': float('nan')},
+  ],
+)
+def test_sampling_without_meaning_is_refused(bad):
+  with pytest.raises(errors.MechjaxError, match=next(iter(bad))):
+    Sampling(**bad)
+
+
+def test_top_p_of_1_cuts_nothing_and_ties_are_cut_by_their_ids():
+  small = jnp.log(jnp.array([[1 - 3e-9, 1e-9, 1e-9, 1e-9]]))
+  np.testing.assert_array_equal(restrict(small, Sampling(1.0, top_p=1.0)), small)
+  equal = jnp.zeros((1, 4))
+  kept = restrict(equal, Sampling(1.0, top_p=0.6))[0] == 0
+  assert kept.tolist() == [False, True, True, True]
+  assert (restrict(equal, Sampling(1.0, top_k=2)) == 0).all()
+
+
+def test_penalties_count_the_prompt_and_the_generated_tokens():
+  logits = jnp.array([[2.0, -2.0, 1.0, -1.0], [0.5, 0.25, -3.0, 4.0]])
+  history = history_of([np.array([1, 1]), np.array([3])], 4)
+  settings = Sampling(repetition_penalty=2.0, frequency_penalty=0.25)
+  expected = np.array([[2.0, -4.0, 1.0, -1.0], [0.5, 0.25, -3.0, 2.0]])
+  np.testing.assert_allclose(penalise(logits, history, settings), expected)
+  keys = jax.random.split(jax.random.key(0), 2)
+  for _ in range(2):
+    choice, history = choose(logits, keys, 0, history, settings)
+  assert choice.token_B.tolist() == [
+    2,
+    3,
+  ]  # token 0 lost a half and a quarter of 2 to its first choice
+  expected = np.array([[0.75, -4.0, 0.25, -1.0], [0.5, 0.25, -3.0, 1.5]])
+  np.testing.assert_allclose(penalise(logits, history, settings), expected)
+
+
+@pytest.mark.parametrize('sampling', [Sampling(), Sampling(0.7, top_k=5, frequency_penalty=1.0)])
+def test_log_probabilities_are_those_of_the_model_and_nan_after_a_stop(sampling):
+  whole = generated('gpt2', 6, sampling=sampling, sites='logits')
+  stop = int(whole.tokens[0, 1])
+  out = generated('gpt2', 6, sampling=sampling, sites='logits', stop=stop)
+  for i, acts in enumerate(out.reads):
+    log_probs = jax.nn.log_softmax(acts['logits'][:, -1])
+    for row in range(3):
+      if i < out.lengths[row]:
+        expected = log_probs[row, out.tokens[row, i]]
+        np.testing.assert_allclose(out.log_probs[row, i], expected, rtol=0, atol=1e-4)
+  assert out.lengths[0] <= 2
+  np.testing.assert_array_equal(
+    np.isnan(out.log_probs), np.arange(out.tokens.shape[1]) >= out.lengths[:, None]
+  )
+
+
+def test_several_samples_of_a_prompt_are_the_rows_of_repeated_prompts():
+  sampling = Sampling(1.0)
+  out = generated('gpt2', 4, sampling=sampling, n_samples=2)
+  repeated = [prompt for prompt in PROMPTS for _ in range(2)]
+  np.testing.assert_array_equal(
+    out.tokens, generated('gpt2', 4, repeated, sampling=sampling).tokens
+  )
+  assert out.prompt_mask.shape == (6, 5)
+  assert (out.tokens[::2] != out.tokens[1::2]).any()
+  with pytest.raises(errors.MechjaxError, match='2 equal texts'):
+    generated('gpt2', 4, n_samples=2)
+
+
+def test_tokens_come_one_by_one_up_to_the_stop_token():
+  out = generated('gpt2', 6, PROMPTS[:1])
+  ids, params = out.tokens[0].tolist(), decoders.params('gpt2')
+  assert list(generate.stream(model('gpt2'), params, PROMPTS[0], 6)) == ids
+  until = list(generate.stream(model('gpt2'), params, PROMPTS[0], 6, stop=ids[3]))
+  assert until == ids[: ids.index(ids[3])]
+  with pytest.raises(errors.MechjaxError, match='n_tokens=0'):
+    generate.stream(model('gpt2'), params, PROMPTS[0], 0)
