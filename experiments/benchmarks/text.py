@@ -1,4 +1,4 @@
-"""Text in, text out: what generation costs over the model's own steps, and beside other code.
+"""Text in, text out: what generation costs over the model's own steps, and in other code.
 
     python -m experiments.benchmarks.text        about three minutes on two cores, 3 GB
 
