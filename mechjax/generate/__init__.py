@@ -53,6 +53,15 @@ from mechjax.generate.loop import generate, stream
 from mechjax.generate.model import Model
 from mechjax.generate.results import Generation
 from mechjax.generate.sampling import Sampling
-from mechjax.generate.stepping import Step, Steps
+from mechjax.generate.stepping import GenerationStep, Steps
 
-__all__ = ['Generation', 'Model', 'Positioned', 'Sampling', 'Step', 'Steps', 'generate', 'stream']
+__all__ = [
+  'Generation',
+  'GenerationStep',
+  'Model',
+  'Positioned',
+  'Sampling',
+  'Steps',
+  'generate',
+  'stream',
+]

@@ -22,7 +22,7 @@ from mechjax.generate import columns, functions, prompts
 from mechjax.generate.columns import Extent
 from mechjax.generate.functions import Staged
 from mechjax.generate.model import Model
-from mechjax.generate.plans import Plan
+from mechjax.generate.plans import GenerationPlan
 from mechjax.programs.staging import join_static, split_static
 
 Steps = Generator[tuple[jax.Array, harvest.Activations], Any, None]
@@ -30,7 +30,11 @@ Steps = Generator[tuple[jax.Array, harvest.Activations], Any, None]
 
 
 def run(
-  model: Model, params: PyTree, rows: Sequence[Int[np.ndarray, ' _']], n_tokens: int, plan: Plan
+  model: Model,
+  params: PyTree,
+  rows: Sequence[Int[np.ndarray, ' _']],
+  n_tokens: int,
+  plan: GenerationPlan,
 ) -> Steps:
   """Runs the steps of a generation as planned."""
   steps = _run_passes if plan.whole else _run_steps
@@ -45,7 +49,7 @@ def extents(size_B: Int[np.ndarray, ' B'], T: int, i: int) -> tuple[Extent, Exte
 
 
 def _run_steps(
-  model: Model, params: Any, rows: Sequence[np.ndarray], n_tokens: int, plan: Plan
+  model: Model, params: Any, rows: Sequence[np.ndarray], n_tokens: int, plan: GenerationPlan
 ) -> Steps:
   """Runs with a cache: the prompts, then token by token."""
   size_B = prompts.sizes_of(rows)
@@ -65,7 +69,7 @@ def _run_steps(
 
 
 def _run_passes(
-  model: Model, params: Any, rows: Sequence[np.ndarray], n_tokens: int, plan: Plan
+  model: Model, params: Any, rows: Sequence[np.ndarray], n_tokens: int, plan: GenerationPlan
 ) -> Steps:
   """Runs without a cache: all texts so far, padded on the right, at every step."""
   B, size_B = len(rows), prompts.sizes_of(rows)
@@ -100,7 +104,7 @@ def _run_passes(
     size_B = size_B + 1
 
 
-def _stage(plan: Plan, min_length: int, max_length: int) -> tuple[list[Any], tuple, Any]:
+def _stage(plan: GenerationPlan, min_length: int, max_length: int) -> tuple[list[Any], tuple, Any]:
   widths = range(min_length, max_length + 1)
   return split_static(functions.stage(plan.plants, widths, [max(2, max_length)]))
 

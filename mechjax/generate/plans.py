@@ -19,7 +19,7 @@ from mechjax.harvest.listing import SiteInfo
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class GenerationPlan:
   """Execution plan of a generation.
 
   Attributes:
@@ -42,7 +42,7 @@ def make(
   n_tokens: int,
   plants: Mapping[str, PyTree],
   sites: sites_lib.Patterns,
-) -> Plan:
+) -> GenerationPlan:
   """Plans a generation; arguments as for `generate`.
 
   Raises:
@@ -50,7 +50,7 @@ def make(
   """
   patterns, without_cache = tuple(sites_lib.as_patterns(sites)), model.new_cache is None
   if not plants and not patterns:
-    return Plan({}, (), whole=without_cache, exact=False)
+    return GenerationPlan({}, (), whole=without_cache, exact=False)
   infos = check_sites(model, params, rows, [*patterns, *map(str, plants)])
   resolved = functions.resolve(plants, infos)
   planted = functions.functions(resolved)
@@ -73,7 +73,9 @@ def make(
     _check_rows_apart(planted, widths, arrays)
   stepwise = all(f.maps or f.acts_on_each_position([*lengths, T, 1]) for f in planted.values())
   exact = bool(arrays)
-  return Plan(resolved, patterns, whole=exact or without_cache or not stepwise, exact=exact)
+  return GenerationPlan(
+    resolved, patterns, whole=exact or without_cache or not stepwise, exact=exact
+  )
 
 
 def check_sites(

@@ -99,7 +99,7 @@ def history_of(prompts: Sequence[Shaped[np.ndarray, ' _']], n_vocab: int) -> His
   return History(jnp.asarray(seen_BxV), jnp.zeros(seen_BxV.shape, jnp.float32))
 
 
-class Choice(NamedTuple):
+class NextToken(NamedTuple):
   """Chosen token of each row, -1 where a logit is NaN, and its log-probability without sampling settings."""
 
   token_B: Int32[Array, ' B']
@@ -113,7 +113,7 @@ def choose(
   i: int | Int32[Array, ''],
   history: History | None,
   sampling: Sampling,
-) -> tuple[Choice, History | None]:
+) -> tuple[NextToken, History | None]:
   """Chooses the next token of each row.
 
   Args:
@@ -142,7 +142,7 @@ def choose(
     )
   log_prob_B = wide_BxV[rows_B, token_B] - jax.nn.logsumexp(wide_BxV, axis=-1)
   broken_B = jnp.isnan(logits_BxV).any(-1)
-  return Choice(jnp.where(broken_B, -1, token_B), log_prob_B), history
+  return NextToken(jnp.where(broken_B, -1, token_B), log_prob_B), history
 
 
 def penalise(

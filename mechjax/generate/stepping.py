@@ -43,7 +43,7 @@ from mechjax.generate.sampling import GREEDY, Sampling
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class GenerationStep:
   """One step of a generation.
 
   Attributes:
@@ -60,7 +60,7 @@ class Step:
 
 
 class Steps:
-  """Steps of a generation: an iterable of (`Step`, run).
+  """Steps of a generation: an iterable of (`GenerationStep`, run).
 
   Attributes:
     result: the generation so far, without reads; available after the first step.
@@ -93,7 +93,7 @@ class Steps:
     if model.new_cache is None:
       raise errors.MechjaxError(
         'this code has no cache, so a step cannot be one token',
-        hint='use generate with plants and sites, or load the model without code=',
+        hint='load the model without code=',
       )
     self._model, self._params, self._sites = model, params, tuple(sites_lib.as_patterns(sites))
     self._rows = prompts_lib.check_prompts(prompts, n_samples, sampling)
@@ -111,7 +111,7 @@ class Steps:
     """
     return self._chooser.result([])
 
-  def __iter__(self) -> Iterator[tuple[Step, forward.Run]]:
+  def __iter__(self) -> Iterator[tuple[GenerationStep, forward.Run]]:
     """Yields each step and its run.
 
     Raises:
@@ -123,7 +123,7 @@ class Steps:
     self._iterated = True
     return self._steps()
 
-  def _steps(self) -> Iterator[tuple[Step, forward.Run]]:
+  def _steps(self) -> Iterator[tuple[GenerationStep, forward.Run]]:
     rows, chooser = self._rows, self._chooser
     size_B = prompts_lib.sizes_of(rows)
     T = prompts_lib.bucket(int(size_B.max()))
@@ -134,7 +134,7 @@ class Steps:
     while not chooser.finished:
       args = (self._params, tokens, mask, cache)
       run = _cut(start(*args), *passes.extents(size_B, T, i))
-      yield Step(i, chooser.tokens()[0], positions_of(real_BxT, i), size_B), run
+      yield GenerationStep(i, chooser.tokens()[0], positions_of(real_BxT, i), size_B), run
       logits, cache = self._finish(run, i, args)
       token_B = chooser.choose(logits[:, -1])
       tokens, mask = token_B[:, None], jnp.ones((len(rows), 1), bool)

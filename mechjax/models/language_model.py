@@ -332,7 +332,7 @@ class LanguageModel:
         `generate`.
 
     Returns:
-      An iterable of (`mechjax.generate.Step`, run); see `mechjax.generate.Steps`.
+      An iterable of (`mechjax.generate.GenerationStep`, run); see `mechjax.generate.Steps`.
 
     Raises:
       MechjaxError, SiteError: as for `generate`; or code without a cache (penzai).

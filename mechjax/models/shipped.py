@@ -76,7 +76,7 @@ def forward(
   )
 
 
-class Cache(NamedTuple):
+class UpstreamCache(NamedTuple):
   """A cache of upstream code, whose slots are filled in order.
 
   Attributes:
@@ -101,10 +101,10 @@ def _generator(
     positions_BxT = cache.real_BxS.sum(1, dtype=jnp.int32)[:, None] + padding.positions(mask)
     with local_context(precision.highest):
       logits, layers = upstream(params, tokens, positions_BxT, seen_BxTxS, cache.layers)
-    return ids.nan_without_token(logits, tokens), Cache(layers, real_BxS, cache.length + T)
+    return ids.nan_without_token(logits, tokens), UpstreamCache(layers, real_BxS, cache.length + T)
 
-  def new_cache(rows: int, slots: int) -> Cache:
-    return Cache(new_layers(rows, slots), jnp.zeros((rows, slots), bool), jnp.int32(0))
+  def new_cache(rows: int, slots: int) -> UpstreamCache:
+    return UpstreamCache(new_layers(rows, slots), jnp.zeros((rows, slots), bool), jnp.int32(0))
 
   return generate.Model(step, new_cache)
 
