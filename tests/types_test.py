@@ -196,6 +196,11 @@ def run_by_hand():
   run.close()
   with pytest.raises(RunError):
     _ = run.retval
+  viewed = mechjax.iterate(unrolled, 'mlp_out.*')(X).view(lambda _, x: x, lambda _, old, new: new)
+  assert not viewed.started
+  for _ in viewed:
+    pass
+  assert viewed.started
 
 
 def run_backwards():
