@@ -183,6 +183,8 @@ def run_in_every_way():
 
 def run_by_hand():
   run = mechjax.iterate(unrolled, 'mlp_out.*')(X)
+  run = run.view(lambda site, value: value, lambda site, value, new: new)
+  assert not run.started
   _, _, value = next(run)
   run.modified_value = value
   assert run.modified_value is value

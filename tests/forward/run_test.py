@@ -79,6 +79,23 @@ def test_it_is_a_generator_as_well():
 # --- misuse
 
 
+def test_a_view_shows_other_values_and_puts_back_what_the_loop_makes_of_them():
+  """A loop that sees half of each value, and one that does to the whole what the first does to the half."""
+  run = start().view(lambda _, x: x[..., :2], lambda _, x, new: x.at[..., :2].set(new))
+  assert not run.started
+  for layer, _, value in run:
+    assert value.shape[-1] == 2
+    if layer % 2:
+      run.modified_value = 3 * value
+  assert run.started
+  whole = start()
+  for layer, _, value in whole:
+    if layer % 2:
+      whole.modified_value = value.at[..., :2].multiply(3)
+  np.testing.assert_allclose(run.retval, whole.retval, rtol=1e-6)
+  assert usable()
+
+
 def test_the_result_is_not_there_before_the_end():
   run = start()
   with pytest.raises(RunError, match='the run is not started'):
