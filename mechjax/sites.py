@@ -348,10 +348,22 @@ def no_site(pattern: str, available: Sequence[Site]) -> SiteError:
   name, path = _split(_from_lens(pattern))
   names = _by_name(available)
   same = [n for n in names if _name_matches(name, n)]
+  if same and path and all(s.path == () for n in same for s in names[n]):
+    return SiteError(
+      f'no site matches {pattern!r}',
+      cause=f'{", ".join(same)} has no layers',
+      hint=f'write {same[0]!r}',
+    )
+  backward = [i for glob in path for i in _items(glob) if i.is_reversed]
+  if same and backward:
+    there = f'{{{backward[0].last}..{backward[0].first}}}'
+    return SiteError(
+      f'no site matches {pattern!r}', cause='a reversed range', hint=f'write {there}'
+    )
   if same and path:
     have = '; '.join(f'{n} has {_describe(names[n])}' for n in same[:5])
     return SiteError(f'no site matches {pattern!r}', cause=have, hint='ask for a layer that exists')
-  close = nearest(name, names) or list(names)[:8]
+  close = nearest(name.lower(), names) or list(names)[:8]
   listing = ', '.join(f'{n} ({_describe(names[n])})' for n in close)
   return SiteError(
     f'no site matches {pattern!r}',
@@ -408,6 +420,11 @@ class _Item:
   written: str
   first: int
   last: int
+
+  @property
+  def is_reversed(self) -> bool:
+    """Whether the range is empty because its ends are exchanged."""
+    return self.first > self.last and (self.first < 0) == (self.last < 0)
 
   def ends(self, length: int) -> tuple[int, int]:
     first, last = ((i + length if i < 0 else i) for i in (self.first, self.last))
@@ -478,6 +495,8 @@ def _from_lens(text: str) -> str:
   if hook in _LENS_OTHER:
     name, difference = _LENS_OTHER[hook]
     raise _other_value(text, f'{name}.{index}', difference)
+  if hook == '*':
+    raise SiteError(f'{text!r} is not a site', hint=f"write '*.{index}' for every site of a layer")
   raise SiteError(
     f'{text!r} is not a TransformerLens name that mechjax knows',
     cause=f'nearest: {", ".join(nearest(hook, _LENS_BLOCK)) or "none"}',

@@ -75,6 +75,7 @@ def read_and_plant():
     assert [acts.stack(name.partition('.')[0]) is not None for name in acts]
   acts = harvest.reap(unrolled, sites='mlp_out.*')(X)
   assert acts.layers('mlp_out') == [0, 1, 2]
+  assert acts.get('mlp_oot') is None
   assert acts.tree_unflatten(*acts.tree_flatten()[::-1]).layers('mlp_out') == [0, 1, 2]
   assert acts.map(lambda name, x, lead: x * 2).stack('mlp_out').shape == (L, D)
   out, values = harvest.call_and_reap(unrolled, tag=harvest.TAG)(X)

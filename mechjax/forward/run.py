@@ -431,9 +431,13 @@ def fit(new: PyTree, old: PyTree, what: str) -> PyTree:
   if tree != jax.tree.structure(old):
     raise HarvestError(
       f'{what} the structure {tree}, the site has {jax.tree.structure(old)}',
-      cause='a function without a return statement gives None',
+      cause='a function without a return statement gives None; Masked and At are for harvest.plant',
+      hint=_HINT,
     )
-  return jax.tree.map(lambda n, o: fit_array(n, o, what), new, old)
+  return jax.tree.map(lambda n, o: fit_array(n, o, what, _HINT), new, old)
+
+
+_HINT = 'compute a whole value from the one shown: jnp.zeros_like(value), value.at[:, 3].set(0)'
 
 
 def _shape_of(value: Any) -> Any:

@@ -48,6 +48,11 @@ def make(
   Raises:
     SiteError, HarvestError: a plant or a site that does not fit.
   """
+  if not isinstance(plants, Mapping):
+    raise errors.HarvestError(
+      f'plants={plants!r:.100}; expected a dict from sites to values or functions',
+      hint="plants={'mlp_out.5': jnp.zeros_like}",
+    )
   patterns, without_cache = tuple(sites_lib.as_patterns(sites)), model.new_cache is None
   if not plants and not patterns:
     return GenerationPlan({}, (), whole=without_cache, exact=False)

@@ -97,6 +97,7 @@ class Activations(Mapping[str, PyTree]):
 
   def stack(self, name: str) -> PyTree:
     """Stacks all values of one site name on an axis of layers, in order; a value without layers stays unchanged."""
+    self._check_name(name)
     found = [(e, v) for e, v in zip(self._entries, self._values) if e.name == name]
     if len(found) == 1 and (found[0][0].stacked or not (found[0][0].paths or ((),))[0]):
       return found[0][1]
@@ -117,9 +118,33 @@ class Activations(Mapping[str, PyTree]):
 
   def layers(self, name: str) -> list[int | tuple[int, ...] | None]:
     """Lists the layers of one site name, in the order of `stack`."""
+    self._check_name(name)
     return [
       sites.Site(name, p).layer for e in self._entries if e.name == name for p in e.paths or ()
     ]
+
+  def _check_name(self, name: str) -> None:
+    names = dict.fromkeys(e.name for e in self._entries)
+    if name not in names:
+      raise SiteError(
+        f'{name!r} is not the name of a site that was requested',
+        cause=f'nearest: {", ".join(nearest(str(name), names)) or ", ".join(names)}',
+        hint='give a name without a layer: acts.stack(name)',
+      )
+
+  def __contains__(self, site: object) -> bool:
+    try:
+      self[site]  # type: ignore[index]
+    except SiteError:
+      return False
+    return True
+
+  def get(self, site: str | sites.Site, default: PyTree = None) -> PyTree:
+    """Returns the value at a site, or `default` if it was not requested."""
+    try:
+      return self[site]
+    except SiteError:
+      return default
 
   def map(
     self, f: Callable[[str, Shaped[Array, ' ...'], int], Shaped[Array, ' ...']]

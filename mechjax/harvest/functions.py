@@ -89,4 +89,13 @@ def _stage(fn: Callable, sown: Sown, text: str) -> Planted:
     raise HarvestError(
       f'the function planted at {text!r} returned something that is not an array: {error}'
     ) from error
+  shapes = [struct_of(v.aval).shape for v in program.jaxpr.outvars]
+  expected = [tuple(a.shape) for a in sown.avals]
+  if program.out_tree == sown.tree and shapes != expected:
+    raise HarvestError(
+      f'the function planted at {text!r} returned the shape {", ".join(map(str, shapes))}, '
+      f'the site has {", ".join(map(str, expected))}',
+      cause='a reduction or an index that removes an axis',
+      hint='return a whole value: jnp.broadcast_to(new, x.shape), x.at[:, -1].set(new)',
+    )
   return Planted(captured, share(program))

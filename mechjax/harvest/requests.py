@@ -198,10 +198,19 @@ def _kind_rank(dtype: Any) -> int:
   return next((i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind)), -1)
 
 
+_PLANT_HINT = 'use jnp.broadcast_to on the value, or plant only part of it with harvest.Masked'
+
+
 def fit_array(
-  new: ArrayLike, old: ArrayLike | jax.ShapeDtypeStruct, what: str
+  new: ArrayLike,
+  old: ArrayLike | jax.ShapeDtypeStruct,
+  what: str,
+  hint: str = _PLANT_HINT,
 ) -> Shaped[Array, ' ...']:
-  """Returns `new` as an array of exactly the shape and dtype of `old` (weakly typed scalars adapt)."""
+  """Returns `new` as an array of exactly the shape and dtype of `old` (weakly typed scalars adapt).
+
+  `hint` is for a value of another shape.
+  """
   shape, dtype = jnp.shape(old), jnp.result_type(old)
   try:
     got = jax.typeof(new)
@@ -221,6 +230,6 @@ def fit_array(
     raise HarvestError(
       f'{what} shape {new.shape}, the site has {shape}',
       cause='values are planted as a whole; nothing is broadcast',
-      hint='use jnp.broadcast_to on the value, or plant only part of it with harvest.Masked',
+      hint=hint,
     )
   return new

@@ -206,7 +206,10 @@ def _check_distinct(layers: Any, name: str) -> None:
   if isinstance(layers, jax.core.Tracer):
     return
   if len(set(np.ravel(layers).tolist())) < np.size(layers):
-    raise HarvestError(f'{name!r} is planted twice at one layer: {np.asarray(layers).tolist()}')
+    raise HarvestError(
+      f'{name!r} is planted twice at one layer: {np.asarray(layers).tolist()}',
+      hint='name each layer once',
+    )
 
 
 def _fit(value: Any, s: Sown, lead: tuple, text: str) -> list[jax.Array]:
@@ -255,12 +258,15 @@ def _fit_mask(mask: Any, s: Sown, lead: tuple, text: str) -> jax.Array | None:
     ) from None
 
 
+_ONCE = 'join the two functions, or nest two plants: plant(plant(f))'
+
+
 def _make_writing(group: list[_Piece]) -> Writing:
   """Joins the pieces planted at one sow into one table."""
   s = group[0].sown
   scans = len(s.lengths)
   if len(group) > 1 and not scans:
-    raise HarvestError(f'{s.name!r} is planted twice at one place', where=s.source)
+    raise HarvestError(f'{s.name!r} is planted twice at one place', where=s.source, hint=_ONCE)
   if len(group) == 1 and group[0].iterations is None and group[0].layer is None:
     p = group[0]
     return Writing(None, p.value, p.mask, (p.fn,) if p.fn else (), 1, scans, False)
@@ -276,7 +282,10 @@ def _make_writing(group: list[_Piece]) -> Writing:
     return _make_traced_writing(group[0], scans)
   taken = [i for p in group for i in p.iterations or ()]
   if len(set(taken)) < len(taken):
-    raise HarvestError(f'{s.name!r} is planted twice at one layer', where=s.source)
+    twice = sorted({i for i in taken if taken.count(i) > 1})
+    raise HarvestError(
+      f'{s.name!r} is planted twice at iteration {twice} of its loop', where=s.source, hint=_ONCE
+    )
   fns = tuple(p.fn for p in group if p.fn)
   k = len(group) if fns else len(taken)
   total = int(np.prod(s.lengths, dtype=int))

@@ -48,6 +48,7 @@ import numpy as np
 
 from mechjax import errors, fingerprints, generate, harvest, logits, sites
 from mechjax.generate import Generation, Steps
+from mechjax.generate.sampling import is_integer
 from mechjax.models import ids, padding, tokenizers
 from mechjax.models import prompts as prompts_lib
 from mechjax.models.chat import Message
@@ -161,6 +162,10 @@ class LanguageModel:
 
   def unembed(self, residual: jax.Array) -> jax.Array:
     """Logits [..., V] of a residual stream [..., D], by the final norm and the head."""
+    if jnp.shape(residual)[-1:] != (self.d_model,):
+      raise errors.MechjaxError(
+        f'a residual stream has shape [..., {self.d_model}], not {jnp.shape(residual)}'
+      )
     return self._jitted_unembed(self.params, residual)
 
   @overload
@@ -385,6 +390,12 @@ class LanguageModel:
   def _encode_stops(self, stop: Any) -> tuple[int, ...]:
     """The ids of stop tokens that are given as ids, texts or both."""
     listed = list(stop) if np.iterable(stop) and not isinstance(stop, str) else [stop]
+    for s in listed:
+      if not isinstance(s, str) and not is_integer(s):
+        raise errors.MechjaxError(
+          f'stop={stop!r:.100}; expected ids or texts of one token each',
+          hint="stop='.', or stop=[2]",
+        )
     found = [self.tokenizer.token(s) if isinstance(s, str) else s for s in listed]
     return tuple(ids.check_ids(found, self.n_vocab, ndim=1).tolist()) if found else ()
 

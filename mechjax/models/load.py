@@ -71,6 +71,11 @@ def load(
   """
   if code != OURS and code not in CODES:
     raise errors.unknown(errors.MechjaxError, 'code', code, [OURS, *sorted(CODES)])
+  if not isinstance(name_or_path, str | os.PathLike):
+    raise errors.MechjaxError(
+      f'expected the name or path of a model, not {name_or_path!r:.100}',
+      hint="load('smollm2-135m')",
+    )
   dtype = precision.check_dtype(dtype)
   path = _find(name_or_path, accept_terms, revision)
   name = f'{name_or_path}' if revision is None else f'{name_or_path}@{revision}'

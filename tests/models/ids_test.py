@@ -224,7 +224,7 @@ def test_a_stop_is_an_id_or_a_text_of_one_token():
     ('ab', "'ab' is 2 tokens"),
     (V, f'token id {V} is not in the vocabulary'),
     (-1, 'token id -1 is not'),
-    ([1.5], 'integers'),
+    ([1.5], 'ids or texts of one token each'),
   ):
     with pytest.raises(MechjaxError, match=message):
       model.generate('abc', 6, stop=stop)
