@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mechjax import harvest
-from mechjax.models import attention, blockwise, decoder
+from mechjax.models import attention, blockwise, decoder, sharding
 from tests.models import decoders
 
 B, T, N, K, H = 2, 45, 4, 2, 8  # 45 positions fill neither the last block of 16 nor the last of 8
@@ -194,3 +194,19 @@ def test_a_gradient_at_the_probabilities_is_that_of_planting():
   with_value = lambda step: harvest.plant(loss)({'attn_probs.0': probs + step * direction}, TOKENS)  # noqa: E731
   slope = (with_value(1e-3) - with_value(-1e-3)) / 2e-3
   np.testing.assert_allclose((grads['attn_probs.0'] * direction).sum(), slope, rtol=2e-2)
+
+
+def test_rows_and_heads_on_devices_of_their_own_are_the_pass_on_one():
+  config, params = decoders.CONFIGS['gemma'], decoders.params('gemma')
+  tokens = jnp.concatenate([TOKENS, TOKENS[::-1]])
+  expected = decoder.forward(params, tokens, config)
+  mesh = jax.make_mesh((4, 2), ('data', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  shapes = sharding.shard_shapes(config, mesh)
+  sharded = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), params, shapes)
+  rows = sharding.shard_batch(tokens, mesh)
+  forward = functools.partial(decoder.forward, config=config)
+  logits = jax.jit(forward)(sharded, rows)
+  np.testing.assert_allclose(logits, expected, rtol=2e-5, atol=2e-5)
+  P = jax.sharding.PartitionSpec
+  mapped = jax.shard_map(forward, mesh=mesh, in_specs=(P(), P('data')), out_specs=P('data'))
+  np.testing.assert_allclose(jax.jit(mapped)(params, tokens), expected, rtol=2e-5, atol=2e-5)
