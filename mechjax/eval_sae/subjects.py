@@ -83,7 +83,8 @@ def find_subjects(settings: EvalSettings, out: Path) -> Subjects:
     out: output directory.
 
   Raises:
-    SAEError: the run does not exist or is not finished; the dictionaries are not for this site.
+    SAEError: the run does not exist or is not finished; the files of a dictionary name another
+      site or model.
     FlagsError: the run was started by a version that had other names of fields.
     WeightsError, FetchError: a dictionary or model cannot be read or fetched.
   """
@@ -123,11 +124,13 @@ def _load_ensemble(about: Path) -> Iterator[Subject]:
 
 
 def _load_published(settings: EvalSettings, out: Path) -> Subjects:
-  model = mechjax.load(settings.model, code=settings.code)
   dictionaries = []
   for place in settings.dictionaries:
-    one, params = sae.load(place, transcoder=settings.target is not None)
+    loaded = sae.load(place, transcoder=settings.target is not None)
+    loaded.metadata.check(settings.site, settings.target, model=settings.model, where=place)
+    one, params = loaded
     dictionaries.append(Subject(place, type(one).__name__, Path(place).name, one, params))
+  model = mechjax.load(settings.model, code=settings.code)
   tokenizer = model.tokenizer
   rows = store.pack(
     corpora.texts(settings.text),
