@@ -146,13 +146,15 @@ def _write(
   target = scales[ensemble.writes].scale if ensemble.writes else None
   one = ensemble.member(n)
   folded = sae.fold(one, params, scales[ensemble.reads].scale, target)
-  about = {'model': settings.model, 'reads': ensemble.reads, 'writes': ensemble.writes}
-  sae.save(place, one, folded, format=settings.format, about=_metadata(settings, about))
+  sae.save(place, one, folded, format=settings.format, about=_metadata(settings, ensemble))
 
 
-def _metadata(settings: TrainSettings, about: dict[str, Any]) -> dict[str, Any] | None:
+def _metadata(settings: TrainSettings, ensemble: training.Ensemble) -> dict[str, str] | None:
   """Metadata written with a dictionary, if the format has a place for it."""
-  return None if settings.format == 'gemma_scope' else {'mechjax': about}
+  if settings.format == 'gemma_scope':
+    return None
+  target = {'hook_name_out': ensemble.writes} if ensemble.writes else {}
+  return {'model_name': settings.model, 'hook_name': ensemble.reads, **target}
 
 
 def _check_writable(settings: TrainSettings, ensembles: dict[str, training.Ensemble]) -> None:
@@ -167,7 +169,7 @@ def _check_writable(settings: TrainSettings, ensembles: dict[str, training.Ensem
     tiny = dataclasses.replace(ensemble.sae, d_in=2, d_out=d_out, width=2, prefixes=(), **fewer)
     with tempfile.TemporaryDirectory() as scratch:
       params = tiny.init(jax.random.key(0))
-      about = _metadata(settings, {})
+      about = _metadata(settings, ensemble)
       sae.save(Path(scratch) / 'tiny', tiny, params, format=settings.format, about=about)
 
 

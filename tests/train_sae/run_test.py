@@ -326,6 +326,10 @@ def test_a_published_dictionary_is_evaluated_without_its_run(settings, trained, 
     batch=4,
     out=str(tmp_path),
   )
+  stated = sae.read_metadata(place)
+  assert (stated.model_name, stated.hook_name) == (settings.model, 'resid_post.0')
+  with pytest.raises(SAEError, match=r'site mlp_out\.0, and the dictionary was trained on resid_p'):
+    measure(dataclasses.replace(asked, site='mlp_out.0'))
   (report,) = measure(asked).reports.values()
   assert report.sites['resid_post.0'].fvu < 1
   assert jax.tree.all(jax.tree.map(np.isfinite, report.metrics()['sites']))
