@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 import mechjax
-from mechjax import flags, sae, train_sae
+from mechjax import sae
 from mechjax.errors import SAEError
 from mechjax.eval_sae.settings import EvalSettings
 from mechjax.models.language_model import LanguageModel
@@ -92,9 +92,8 @@ def find_subjects(settings: EvalSettings, out: Path) -> Subjects:
 
 
 def _load_run(home: Path) -> Subjects:
-  path = home / layout.CONFIG
   try:
-    config = flags.from_json(train_sae.TrainSettings, path.read_text(), where=path)
+    config = layout.read_settings(home, _advise(home))
   except OSError as e:
     raise SAEError(f'{home} is not a run of mechjax.train_sae: {e}') from e
   ensembles = sorted((home / layout.DICTIONARIES).glob(f'*/{layout.ABOUT}'))
@@ -110,6 +109,13 @@ def _load_run(home: Path) -> Subjects:
   return Subjects(
     model, config.site, config.target, rows, dictionaries, f'run {home.name}', text, limit
   )
+
+
+def _advise(home: Path) -> str:
+  """What to do with a run whose settings cannot be read."""
+  if places := sorted((home / layout.DICTIONARIES).glob('*/0')):
+    return f'its dictionaries can be evaluated: --dictionaries={places[0]} --site=... --out=...'
+  return 'a run of an earlier version has to be started anew'
 
 
 def _load_ensemble(about: Path) -> Iterator[Subject]:

@@ -258,10 +258,9 @@ def _pack(data: Data, tokenizer: Tokenizer, directory: Path) -> Contexts:
 
 def _check_same_settings(home: Path, settings: TrainSettings) -> None:
   """Checks the settings of a run that exists."""
-  path = home / layout.CONFIG
-  if not path.exists():
+  if not (home / layout.CONFIG).exists():
     return
-  found = flags.from_json(TrainSettings, path.read_text(), where=path)
+  found = layout.read_settings(home, 'a run of an earlier version has to be started anew')
   changed = [d for d in flags.differences(found, settings) if _field(d) not in MAY_CHANGE]
   if changed:
     raise SAEError(
