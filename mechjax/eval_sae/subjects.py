@@ -112,7 +112,7 @@ def _load_run(home: Path) -> Subjects:
 
 
 def _advise(home: Path) -> str:
-  """What to do with a run whose settings cannot be read."""
+  """Advice for a run whose settings cannot be read."""
   if places := sorted((home / layout.DICTIONARIES).glob('*/0')):
     return f'its dictionaries can be evaluated: --dictionaries={places[0]} --site=... --out=...'
   return 'a run of an earlier version has to be started anew'

@@ -30,7 +30,7 @@ def read_settings(home: Path, advice: str) -> TrainSettings:
 
   Raises:
     FlagsError: a version with other fields wrote them, or they are damaged.
-    OSError: there are none.
+    OSError: the run has no settings.
   """
   path = home / CONFIG
   try:
