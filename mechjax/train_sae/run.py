@@ -229,13 +229,13 @@ def _claim(home: Path, settings: TrainSettings, fingerprint: str, tokenizer: Tok
   Returns:
     The contexts to train on.
   """
-  config, tokens = home / layout.CONFIG, home / layout.TOKENS
+  config, known, tokens = home / layout.CONFIG, home / layout.MODEL, home / layout.TOKENS
   every = settings.data.held_out_every
   with _first():
     if not config.exists() or not (tokens / contexts.ABOUT).exists():
       _pack(settings.data, tokenizer, tokens).split(every)
-    if not config.exists():
-      _write_text(home / layout.MODEL, fingerprint)
+    if not (config.exists() and known.exists()):
+      _write_text(known, fingerprint)
       _write_text(config, flags.as_json(settings))
   _check_same_settings(home, settings)
   _check_same_model(home, fingerprint)
@@ -273,7 +273,8 @@ def _check_same_settings(home: Path, settings: TrainSettings) -> None:
 def _check_same_model(home: Path, fingerprint: str) -> None:
   """Checks the fingerprint, since a name or a path may point to other parameters in a later call."""
   path = home / layout.MODEL
-  if (home / layout.CONFIG).exists() and path.read_text() != fingerprint:
+  bound = (home / layout.CONFIG).exists() and path.exists()
+  if bound and path.read_text() != fingerprint:
     raise SAEError(
       f'the parameters have the fingerprint {fingerprint}, and {home} was started with {path.read_text()}',
       cause='another model under the same name or path',

@@ -156,7 +156,9 @@ def test_what_does_not_go_together_is_an_error_before_anything_is_trained(
   assert not (tmp_path / 'run' / 'config.json').exists()  # which would refuse the corrected command
 
 
-def test_what_a_failed_start_left_does_not_bind_the_corrected_command(settings, tmp_path, text):
+def test_what_a_failed_start_left_does_not_bind_the_corrected_command(
+  settings, trained, tmp_path, text
+):
   other = tmp_path / 'other.txt'
   other.write_text('something else')
   few = dataclasses.replace(settings.optimisation, steps=1)
@@ -166,6 +168,8 @@ def test_what_a_failed_start_left_does_not_bind_the_corrected_command(settings, 
     run(dataclasses.replace(own, data=data))
   assert (tmp_path / 'run/tokens/contexts.json').exists()
   run(own)
+  (tmp_path / 'run/model.txt').unlink()
+  run(own)  # a directory of an earlier version, in which the model was written after the config
   kept = contexts.read(tmp_path / 'run/tokens')
   assert kept.digest == contexts.read(Path(settings.run) / 'tokens').digest
 
