@@ -89,8 +89,12 @@ def check_dtype(dtype: Any) -> np.dtype:
   except TypeError:
     found = None
   if found is None or found.name not in DTYPES:
+    near = errors.nearest(f'{dtype}', DTYPES, 1) if found is None else []
+    integers = found is not None and not jnp.issubdtype(found, jnp.inexact)
     raise errors.MechjaxError(
-      f'dtype={dtype!r} for parameters', hint=f'one of {", ".join(DTYPES)}: integers would be zeros'
+      f'dtype={dtype!r} for parameters',
+      cause='parameters are fractions, which integers cannot hold' if integers else None,
+      hint=f'did you mean {near[0]!r}?' if near else f'one of {", ".join(DTYPES)}',
     )
   if found == jnp.float64 and jnp.zeros(0).dtype != jnp.float64:
     raise errors.MechjaxError(

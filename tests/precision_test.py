@@ -168,6 +168,15 @@ def test_only_floating_dtypes_make_parameters(dtype):
     decoder.shapes(decoders.CONFIGS['gpt2'], dtype)
 
 
+def test_an_abbreviated_dtype_gets_the_name_that_was_meant():
+  for given, meant in (('bf16', 'bfloat16'), ('fp16', 'float16'), ('flaot32', 'float32')):
+    with pytest.raises(MechjaxError) as error:
+      precision.check_dtype(given)
+    assert error.value.hint == f'did you mean {meant!r}?'
+  with pytest.raises(MechjaxError, match=r'which integers cannot hold(.|\n)*float64, float32'):
+    precision.check_dtype('int8')
+
+
 def test_float64_without_64_bits_is_an_error_and_not_float32():
   with pytest.raises(MechjaxError, match=r'(?s)float64.*jax_enable_x64'):
     precision.check_dtype(np.float64)

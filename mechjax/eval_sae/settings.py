@@ -23,18 +23,18 @@ class EvalSettings:
     run: directory of a training run, all of whose dictionaries are evaluated.
     dictionaries: directories, files or names on a hub, instead of a run.
     model: model of dictionaries without a run.
-    code: implementation of its forward pass.
+    code: implementation of the forward pass of the model of dictionaries without a run.
     site: input site of dictionaries without a run.
     target: output site of transcoders without a run.
     text: source of the tokens for dictionaries without a run.
-    context: tokens of a context.
-    tokens: approximate number of tokens to predict.
+    context: tokens of a context, for dictionaries without a run.
+    tokens: approximate number of tokens to predict, for the table.
     batch: contexts in one pass.
     dashboard: names, as in the table, of the dictionaries that get a page of features; 'all' for all.
-    latents: number of latents on such a page, drawn among those that are ever active; 0 for all.
-    feature_tokens: number of tokens that are searched for examples.
+    latents: number of latents on a page of features, drawn among those that are ever active; 0 for all.
+    feature_tokens: number of tokens that are searched for examples of latents.
     out: output directory; by default `evaluation` in the directory of the run.
-    seed: seed of the draws.
+    seed: seed of the draw of latents.
   """
 
   run: str = ''

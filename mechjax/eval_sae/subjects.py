@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 import mechjax
-from mechjax import flags, sae, train_sae
+from mechjax import sae
 from mechjax.errors import SAEError
 from mechjax.eval_sae.settings import EvalSettings
 from mechjax.models.language_model import LanguageModel
@@ -83,7 +83,8 @@ def find_subjects(settings: EvalSettings, out: Path) -> Subjects:
     out: output directory.
 
   Raises:
-    SAEError: the run does not exist or is not finished; the dictionaries are not for this site.
+    SAEError: the run does not exist or is not finished; the files of a dictionary name another
+      site or model.
     FlagsError: the run was started by a version that had other names of fields.
     WeightsError, FetchError: a dictionary or model cannot be read or fetched.
   """
@@ -91,9 +92,8 @@ def find_subjects(settings: EvalSettings, out: Path) -> Subjects:
 
 
 def _load_run(home: Path) -> Subjects:
-  path = home / layout.CONFIG
   try:
-    config = flags.from_json(train_sae.TrainSettings, path.read_text(), where=path)
+    config = layout.read_settings(home, _advise(home))
   except OSError as e:
     raise SAEError(f'{home} is not a run of mechjax.train_sae: {e}') from e
   ensembles = sorted((home / layout.DICTIONARIES).glob(f'*/{layout.ABOUT}'))
@@ -111,6 +111,13 @@ def _load_run(home: Path) -> Subjects:
   )
 
 
+def _advise(home: Path) -> str:
+  """Advice for a run whose settings cannot be read."""
+  if places := sorted((home / layout.DICTIONARIES).glob('*/0')):
+    return f'its dictionaries can be evaluated: --dictionaries={places[0]} --site=... --out=...'
+  return 'a run of an earlier version has to be started anew'
+
+
 def _load_ensemble(about: Path) -> Iterator[Subject]:
   """Loads the dictionaries of an ensemble."""
   metadata = json.loads(about.read_text())
@@ -123,11 +130,13 @@ def _load_ensemble(about: Path) -> Iterator[Subject]:
 
 
 def _load_published(settings: EvalSettings, out: Path) -> Subjects:
-  model = mechjax.load(settings.model, code=settings.code)
   dictionaries = []
   for place in settings.dictionaries:
-    one, params = sae.load(place, transcoder=settings.target is not None)
+    loaded = sae.load(place, transcoder=settings.target is not None)
+    loaded.metadata.check(settings.site, settings.target, model=settings.model, where=place)
+    one, params = loaded
     dictionaries.append(Subject(place, type(one).__name__, Path(place).name, one, params))
+  model = mechjax.load(settings.model, code=settings.code)
   tokenizer = model.tokenizer
   rows = store.pack(
     corpora.texts(settings.text),

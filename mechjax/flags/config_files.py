@@ -127,7 +127,11 @@ def read(path: str | os.PathLike[str], schema: Iterable[Leaf]) -> dict[Names, An
 
 
 def complete(
-  config_class: type[Config], schema: Iterable[Leaf], given: Mapping[Names, Any], where: str
+  config_class: type[Config],
+  schema: Iterable[Leaf],
+  given: Mapping[Names, Any],
+  where: str,
+  spell: Callable[[Leaf], str] = lambda leaf: leaf.dotted,
 ) -> Config:
   """Builds a config from the values that were given, and from defaults.
 
@@ -136,12 +140,13 @@ def complete(
     schema: its leaves.
     given: values of leaves.
     where: origin of the values, for messages.
+    spell: function that returns the name of a leaf as the user writes it.
 
   Raises:
     FlagsError: a leaf without a default is not given.
   """
   values = {leaf.path: leaf.default for leaf in schema} | dict(given)
-  if missing := ['.'.join(path) for path, value in values.items() if value is REQUIRED]:
+  if missing := [spell(leaf) for leaf in schema if values[leaf.path] is REQUIRED]:
     raise FlagsError(f'{", ".join(missing)} of {config_class.__name__} must be given', where=where)
   return build(config_class, values)
 
@@ -185,9 +190,9 @@ def _walk(
 
 def _suggest(path: Names, tables: set[Names], by_path: Mapping[Names, Leaf]) -> str:
   """A hint for a field that does not exist: its new name, the nearest names, or all names."""
-  former = {(*l.path[:-1], l.former_name): l.dotted for l in by_path.values() if l.former_name}
-  if path in former:
-    return f'it is called {former[path]} now; a run of an earlier version has to be started anew'
+  former = {leaf.former_name: leaf.dotted for leaf in by_path.values() if leaf.former_name}
+  if path[-1] in former:
+    return f'it is called {former[path[-1]]} now'
   known = {name[-1]: '.'.join(name) for name in (*by_path, *(tables - {()}))}
   close = [known[name] for name in nearest(path[-1], known)]
   return f'perhaps {", ".join(close)}' if close else f'there are {", ".join(known.values())}'

@@ -52,7 +52,7 @@ class Handle(Generic[Config]):
     flag_of = {leaf.path: self.flag_values[leaf.name] for leaf in self.leaves}
     given |= {path: flag.value for path, flag in flag_of.items() if not flag.using_default_value}
     where = 'the command line' if file is None else f'the command line and {file}'
-    return config_files.complete(self.config_class, self.leaves, given, where)
+    return config_files.complete(self.config_class, self.leaves, given, where, _spell)
 
 
 def define(
@@ -77,12 +77,28 @@ def define(
   """
   schema = leaves(config_class, defaults)
   _check_unique_names(config_class, schema)
-  flags.DEFINE_string(
-    FILE, None, 'A file of TOML or JSON with values for these flags.', flag_values
-  )
+  flags.DEFINE_string(FILE, None, _explain_file(schema), flag_values)
   for leaf in schema:
     flags.DEFINE_flag(_make_flag(leaf), flag_values)
+    if leaf.former_name and leaf.former_name not in flag_values:
+      # Under a module of its own, --help does not list it.
+      flags.DEFINE_flag(_make_former_flag(leaf), flag_values, f'{__name__}.former_names')
   return Handle(config_class, schema, flag_values)
+
+
+def _spell(leaf: Leaf) -> str:
+  return f'--{leaf.name}'
+
+
+def _explain_file(schema: Iterable[Leaf]) -> str:
+  """Help of `--config`, with the tables of the file and an example of each."""
+  first: dict[str, str] = {}
+  for leaf in schema:
+    if len(leaf.path) > 1:
+      first.setdefault('.'.join(leaf.path[:-1]), leaf.name)
+  tables = ', '.join(f'[{table}] as for {name}' for table, name in first.items())
+  text = 'A file of TOML or JSON with values for these flags'
+  return f'{text}, some in tables: {tables}.' if tables else f'{text}.'
 
 
 def _check_unique_names(config_class: type, schema: Iterable[Leaf]) -> None:
@@ -111,6 +127,17 @@ def _make_flag(leaf: Leaf) -> flags.Flag:
   )
 
 
+def _make_former_flag(leaf: Leaf) -> flags.Flag:
+  """A flag by the former name of a field, each of whose values is an error that gives the new name."""
+  return flags.Flag(
+    parser=_FormerParser(leaf),
+    serializer=None,
+    name=leaf.former_name,
+    default=None,
+    help_string=f'Former name of {_spell(leaf)}.',
+  )
+
+
 def _unwrap(kind: FlagKind) -> FlagKind:
   return kind.kind if isinstance(kind, Maybe) else kind
 
@@ -127,6 +154,16 @@ class _Parser(flags.ArgumentParser):
 
   def flag_type(self) -> str:
     return self.kind.expected
+
+
+class _FormerParser(flags.ArgumentParser):
+  """Refuses every value."""
+
+  def __init__(self, leaf: Leaf):
+    self.leaf, self.syntactic_help = leaf, ''
+
+  def parse(self, argument: Any) -> Any:
+    raise ValueError(f'it is called {_spell(self.leaf)} now')
 
 
 class _Serializer(flags.ArgumentSerializer):

@@ -4,7 +4,7 @@
 
 The directory of a run:
 
-    config.json          the settings; a command with other settings is refused
+    config.json          the settings, once they are known to be possible; a command with other settings is refused
     model.txt            fingerprint of the parameters; another model is refused
     tokens/              contexts, packed once
     activations/         activations on disk, unless they are elsewhere or streamed
@@ -37,12 +37,13 @@ import mechjax
 from mechjax import files, flags, sae
 from mechjax.errors import SAEError
 from mechjax.models.language_model import LanguageModel
+from mechjax.models.tokenizers import Tokenizer
 from mechjax.sae import store, training
 from mechjax.sae.store import ActivationSource, Contexts, Harvester, Scale, Share, contexts
 from mechjax.sae.training import speed
 from mechjax.sae.training.journal import show
 from mechjax.train_sae import corpora, layout
-from mechjax.train_sae.settings import MAY_CHANGE, TrainSettings, kind_of
+from mechjax.train_sae.settings import MAY_CHANGE, Data, TrainSettings, kind_of
 
 
 def run(settings: TrainSettings) -> training.TrainingResult:
@@ -63,14 +64,17 @@ def run(settings: TrainSettings) -> training.TrainingResult:
   _join(settings)
   mesh = _mesh(settings)
   home = Path(settings.run)
-  _claim(home, settings)
+  _check_same_settings(home, settings)
   model = mechjax.load(settings.model, code=settings.code)
   fingerprint = model.fingerprint()
   _check_same_model(home, fingerprint)
-  harvester = _harvester(settings, model, home)
+  harvester = _harvester(settings, model)
   ensembles = _ensembles(settings, harvester)
   _check_writable(settings, ensembles)
   trainer = training.Trainer(ensembles, settings.optimisation, mesh)
+  harvester = dataclasses.replace(
+    harvester, contexts=_claim(home, settings, fingerprint, model.tokenizer)
+  )
   source = _source(settings, harvester, home, fingerprint)
   scales = _scales(home / layout.SCALES, source, settings.data.max_norm_ratio)
   result = _train(settings, trainer, source, scales, home)
@@ -146,13 +150,15 @@ def _write(
   target = scales[ensemble.writes].scale if ensemble.writes else None
   one = ensemble.member(n)
   folded = sae.fold(one, params, scales[ensemble.reads].scale, target)
-  about = {'model': settings.model, 'reads': ensemble.reads, 'writes': ensemble.writes}
-  sae.save(place, one, folded, format=settings.format, about=_metadata(settings, about))
+  sae.save(place, one, folded, format=settings.format, about=_metadata(settings, ensemble))
 
 
-def _metadata(settings: TrainSettings, about: dict[str, Any]) -> dict[str, Any] | None:
+def _metadata(settings: TrainSettings, ensemble: training.Ensemble) -> dict[str, str] | None:
   """Metadata written with a dictionary, if the format has a place for it."""
-  return None if settings.format == 'gemma_scope' else {'mechjax': about}
+  if settings.format == 'gemma_scope':
+    return None
+  target = {'hook_name_out': ensemble.writes} if ensemble.writes else {}
+  return {'model_name': settings.model, 'hook_name': ensemble.reads, **target}
 
 
 def _check_writable(settings: TrainSettings, ensembles: dict[str, training.Ensemble]) -> None:
@@ -167,7 +173,7 @@ def _check_writable(settings: TrainSettings, ensembles: dict[str, training.Ensem
     tiny = dataclasses.replace(ensemble.sae, d_in=2, d_out=d_out, width=2, prefixes=(), **fewer)
     with tempfile.TemporaryDirectory() as scratch:
       params = tiny.init(jax.random.key(0))
-      about = _metadata(settings, {})
+      about = _metadata(settings, ensemble)
       sae.save(Path(scratch) / 'tiny', tiny, params, format=settings.format, about=about)
 
 
@@ -215,14 +221,46 @@ def _mesh(settings: TrainSettings) -> Mesh:
   return jax.make_mesh((data, model), axes, kinds, devices=jax.devices()[:used])
 
 
-def _claim(home: Path, settings: TrainSettings) -> None:
-  """Makes the directory of the run, or checks that it was made with the same settings."""
+def _claim(home: Path, settings: TrainSettings, fingerprint: str, tokenizer: Tokenizer) -> Contexts:
+  """Makes the directory of the run, or checks that it was made with the same settings.
+
+  The config is written last, when nothing in the settings can be wrong any more: it binds every later command.
+
+  Returns:
+    The contexts to train on.
+  """
+  config, known, tokens = home / layout.CONFIG, home / layout.MODEL, home / layout.TOKENS
+  every = settings.data.held_out_every
   with _first():
-    home.mkdir(parents=True, exist_ok=True)
-    path = home / layout.CONFIG
-    if not path.exists():
-      _write_text(path, flags.as_json(settings))
-  found = flags.from_json(TrainSettings, path.read_text(), where=path)
+    if not config.exists() or not (tokens / contexts.ABOUT).exists():
+      _pack(settings.data, tokenizer, tokens).split(every)
+    if not (config.exists() and known.exists()):
+      _write_text(known, fingerprint)
+      _write_text(config, flags.as_json(settings))
+  _check_same_settings(home, settings)
+  _check_same_model(home, fingerprint)
+  return contexts.read(tokens).split(every)[0]
+
+
+def _pack(data: Data, tokenizer: Tokenizer, directory: Path) -> Contexts:
+  bos = layout.first_token(tokenizer, data.bos)
+  show(f'tokenising {data.text}')
+  return store.pack(
+    corpora.texts(data.text, data.text_field),
+    tokenizer.split,
+    length=data.context,
+    bos=bos,
+    eos=tokenizer.eos,
+    directory=directory,
+    max_contexts=data.contexts,
+  )
+
+
+def _check_same_settings(home: Path, settings: TrainSettings) -> None:
+  """Checks the settings of a run that exists."""
+  if not (home / layout.CONFIG).exists():
+    return
+  found = layout.read_settings(home, 'a run of an earlier version has to be started anew')
   changed = [d for d in flags.differences(found, settings) if _field(d) not in MAY_CHANGE]
   if changed:
     raise SAEError(
@@ -235,10 +273,8 @@ def _claim(home: Path, settings: TrainSettings) -> None:
 def _check_same_model(home: Path, fingerprint: str) -> None:
   """Checks the fingerprint, since a name or a path may point to other parameters in a later call."""
   path = home / layout.MODEL
-  with _first():
-    if not path.exists():
-      _write_text(path, fingerprint)
-  if path.read_text() != fingerprint:
+  bound = (home / layout.CONFIG).exists() and path.exists()
+  if bound and path.read_text() != fingerprint:
     raise SAEError(
       f'the parameters have the fingerprint {fingerprint}, and {home} was started with {path.read_text()}',
       cause='another model under the same name or path',
@@ -255,14 +291,15 @@ def _write_text(path: Path, text: str) -> None:
     file.write(text.encode())
 
 
-def _harvester(settings: TrainSettings, model: LanguageModel, home: Path) -> Harvester:
-  rows = _contexts(settings, model, home / layout.TOKENS).split(settings.data.held_out_every)[0]
+def _harvester(settings: TrainSettings, model: LanguageModel) -> Harvester:
+  """The harvester, without contexts as yet: the widths of the sites need only their length."""
+  none = Contexts(np.empty((0, settings.data.context), np.int32), np.arange(0), (), '')
   params, placement = _spread(settings, model.params)
   return Harvester(
     model.truncate_at(settings.sites),
     params,
     settings.sites,
-    rows,
+    none,
     batch=settings.data.forward_batch,
     dtype=np.dtype(settings.data.activation_dtype),
     placement=placement,
@@ -281,24 +318,6 @@ def _spread(settings: TrainSettings, params: Any) -> tuple[Any, NamedSharding | 
   mesh = Mesh(np.array(devices), ('data',))
   whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec('data'))
   return jax.device_put(params, whole), rows
-
-
-def _contexts(settings: TrainSettings, model: LanguageModel, directory: Path) -> Contexts:
-  data, tokenizer = settings.data, model.tokenizer
-  bos = layout.first_token(tokenizer, data.bos)
-  with _first():
-    if not (directory / contexts.ABOUT).exists():
-      show(f'tokenising {data.text}')
-      store.pack(
-        corpora.texts(data.text, data.text_field),
-        tokenizer.split,
-        length=data.context,
-        bos=bos,
-        eos=tokenizer.eos,
-        directory=directory,
-        max_contexts=data.contexts,
-      )
-  return contexts.read(directory)
 
 
 def _source(

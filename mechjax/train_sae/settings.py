@@ -252,14 +252,14 @@ class TrainSettings:
   Attributes:
     run: directory of the run; the same command with the same directory resumes a run that was stopped.
     model: name or path of a model.
-    code: implementation of the forward pass.
+    code: implementation of the forward pass of the model.
     site: input site of the dictionaries, such as resid_post.15.
     target: output site of transcoders; by default the dictionaries are autoencoders.
     skip: whether transcoders have a skip.
     batch: tokens of a step, over all hosts.
     seed: seed of the order of the data.
     keep_last: number of newest checkpoints to keep.
-    keep_best: number of best checkpoints to keep in addition.
+    keep_best: number of best checkpoints to keep in addition to the newest.
     format: file format of the dictionaries written at the end: sae_lens, gemma_scope or gemma_scope_2.
     tensorboard: whether to write curves for TensorBoard.
     wandb: project of Weights & Biases that the run is logged to; none by default.

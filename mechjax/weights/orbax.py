@@ -57,7 +57,7 @@ def write(directory: str | os.PathLike[str], params: Any, config: Mapping[str, A
   """
   import orbax.checkpoint as ocp  # The import takes a second.
 
-  path = Path(directory).absolute()
+  path = Path(directory).resolve()
   if path.exists():
     raise errors.WeightsError(
       f'{path} exists already', hint='give another directory, or remove this one'
@@ -139,7 +139,7 @@ class OrbaxCheckpoint:
     Raises:
       WeightsError: there is no checkpoint, or it is damaged.
     """
-    root = Path(directory).absolute()
+    root = Path(directory).resolve()
     self.path = root / PARAMS if (root / PARAMS).is_dir() else root
     if not (self.path / '_METADATA').is_file():
       raise errors.WeightsError(

@@ -73,7 +73,7 @@ def test_what_a_field_cannot_hold_is_refused_with_the_flag_and_what_it_takes(arg
 
 
 def test_a_field_that_has_no_default_must_be_given():
-  with pytest.raises(FlagsError, match=r'(?s)site of Config must be given.*the command line'):
+  with pytest.raises(FlagsError, match=r'(?s)--site of Config must be given.*the command line'):
     parsed()
 
 

@@ -67,4 +67,4 @@ def test_a_program_says_what_is_wrong_with_a_value_or_missing(program):
   assert 'flag --width=3.5: should be an integer' in found.stderr
   found = program()
   assert found.returncode == 1
-  assert 'width of Config must be given' in found.stderr
+  assert '--width of Config must be given' in found.stderr

@@ -10,6 +10,7 @@ import pytest
 
 from mechjax.sae import (
   ARCHITECTURES,
+  AuxK,
   BatchTopK,
   JumpReLU,
   ReLU,
@@ -308,6 +309,11 @@ def test_batch_topk_learns_nothing_about_its_threshold():
     ),
     (lambda: ReLU(d_in=D, width=M, sparsity=0, prefixes=(4, 8)), r'prefixes=\(4, 8\) .* width=16'),
     (lambda: ReLU(d_in=D, width=M, sparsity=0, prefixes=(8, 8, M)), 'should be increasing'),
+    (lambda: ReLU(d_in=D, width=M, sparsity=0, prefixes=[8, M]), r'prefixes=\[8, 16\] .* a tuple'),
+    (lambda: ReLU(d_in=D, width=M, sparsity=0, prefixes=M), 'prefixes=16 should be increasing'),
+    (lambda: TopK(d_in=D, width=M, k=2, aux_loss='auxk'), r"aux_loss='auxk' .* such as AuxK\(\)"),
+    (lambda: TopK(d_in=D, width=M, k=2, aux_loss=AuxK), r'aux_loss=.* should be a loss such as'),
+    (lambda: SAES['topk'].init(0), r'key=0 is not a random key(.|\n)*jax\.random\.key'),
     (lambda: JumpReLU(d_in=D, width=M, sparsity=0, bandwidth=0), 'bandwidth=0 should be positive'),
     (lambda: TopK(d_in=D, width=M, k=M + 1), 'k=17 should be from 1 to width=16'),
     (lambda: TopK(d_in=D, width=M, k=2.5), 'k=2.5 should be a whole number'),
@@ -336,6 +342,13 @@ def test_data_that_do_not_fit_are_refused(name):
     sae.loss(params, x[:, :5])
   with pytest.raises(SAEError, match='d_out=None and a target'):
     sae.loss(params, x, x)
+  with pytest.raises(SAEError, match=f'{M + 1} latents for a dictionary with width={M}'):
+    sae.decode(params, jnp.zeros((3, M + 1)))
+  (traced,) = sae.TRACED
+  with pytest.raises(
+    SAEError, match=rf"hparams with \['kk'\] (.|\n)*sae\.hparams\({traced}=\.\.\.\)"
+  ):
+    sae.loss(params, x, hparams={'kk': 3})
   with pytest.raises(SAEError, match='W_enc and W_dec have shapes'):
     sae.loss(params | {'W_dec': params['W_dec'][1:]}, x)
   trans = dataclasses.replace(sae, d_out=E, skip=True)
@@ -346,6 +359,14 @@ def test_data_that_do_not_fit_are_refused(name):
     trans.loss(params, x, y[1:])
   with pytest.raises(SAEError, match='needs the input to decode latents'):
     trans.decode(params, trans.encode(params, x))
+
+
+@pytest.mark.parametrize('name', ['topk', 'batch_topk'])
+@pytest.mark.parametrize('k', [2.5, np.float32(2), jnp.float32(2)])
+def test_a_number_of_latents_that_is_not_whole_is_refused_by_the_loss(name, k):
+  params, x, _ = case(SAES[name])
+  with pytest.raises(SAEError, match=r"hparams\['k'\]=.*2.* should be a whole number"):
+    SAES[name].loss(params, x, hparams={'k': k})
 
 
 def test_every_name_is_an_architecture():

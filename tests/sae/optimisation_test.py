@@ -75,6 +75,8 @@ def test_without_b1_there_is_no_first_moment():
 @pytest.mark.parametrize(
   ('setting', 'message'),
   [
+    ({'steps': '3'}, "Optimisation.steps='3' should be a whole number"),
+    ({'learning_rate': '3'}, "learning_rate='3' should be a finite number"),
     ({'steps': 0}, 'Optimisation.steps=0 should be at least 1'),
     ({'learning_rate': 0.0}, 'learning_rate=0.0 should be positive'),
     ({'warm_up_steps': -1}, 'warm_up_steps=-1 should be at least 0'),

@@ -410,6 +410,8 @@ def test_products_are_exact_where_bfloat16_is():
   [
     ({'reads': ''}, "Ensemble.reads='' should be the name of a site"),
     ({'writes': 'y'}, "writes='y' should be None without d_out"),
+    ({'seeds': 0}, 'seeds=0 should be one or more whole numbers'),
+    ({'sae': 'topk'}, "sae='topk' should be a dictionary"),
     ({'seeds': ()}, r'seeds=\(\) should be one or more'),
     ({'seeds': (1, 2, -1)}, r'seeds=\(1, 2, -1\) should be .* from 0'),
     ({'hparams': {'k': (1, 2)}}, r'k=\(1, 2\) for an ensemble with 3 seeds'),
@@ -427,6 +429,12 @@ def test_products_are_exact_where_bfloat16_is():
 def test_ensembles_that_do_not_fit_together_are_refused(change, message):
   with pytest.raises(SAEError, match=message):
     dataclasses.replace(RESAMPLED, **change)
+
+
+def test_ensembles_without_names_are_refused():
+  for given in ([RESAMPLED], RESAMPLED, {'x': RESAMPLED.sae}):
+    with pytest.raises(SAEError, match=r"should be ensembles by name(.|\n)*Trainer\(\{'topk'"):
+      Trainer(given, SETTINGS)
 
 
 def test_a_transcoder_without_a_target_is_refused():

@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
+from absl import flags as absl_flags
 
 from experiments.atp_star import settings as atp_star
 from mechjax import flags
@@ -19,6 +22,7 @@ SETTINGS = TrainSettings(
   dictionaries=Dictionaries(topk=(8,)),
   optimisation=Optimisation(steps=10),
 )
+ANEW = 'a run of an earlier version has to be started anew'
 RENAMED = {
   ('data', 'longest'): 'max_norm_ratio',
   ('dictionaries', 'revival'): 'dead_latents',
@@ -39,9 +43,9 @@ def earlier(request, tmp_path):
   return path, settings, (f'{table}.{former}', f'{table}.{RENAMED[request.param]}')
 
 
-def check(error, path, names):
+def check(error, path, names, advice):
   assert error.what == f'no field {names[0]!r}'
-  assert error.hint.startswith(f'it is called {names[1]} now')
+  assert error.hint == f'it is called {names[1]} now; {advice}'
   assert error.where == str(path)
 
 
@@ -50,7 +54,7 @@ def test_a_run_of_an_earlier_version_is_refused_with_the_new_name_and_left_as_it
   before = path.read_text()
   with pytest.raises(flags.FlagsError) as raised:
     run(settings)
-  check(raised.value, path, names)
+  check(raised.value, path, names, ANEW)
   assert [p.name for p in path.parent.iterdir()] == ['config.json']
   assert path.read_text() == before
 
@@ -59,9 +63,45 @@ def test_its_evaluation_is_refused_with_the_new_name(earlier):
   path, _, names = earlier
   with pytest.raises(flags.FlagsError) as raised:
     find_subjects(EvalSettings(run=str(path.parent)), path.parent)
-  check(raised.value, path, names)
+  check(raised.value, path, names, ANEW)
+  member = path.parent / 'dictionaries/topk/0'
+  member.mkdir(parents=True)
+  with pytest.raises(flags.FlagsError) as raised:
+    find_subjects(EvalSettings(run=str(path.parent)), path.parent)
+  alone = f'its dictionaries can be evaluated: --dictionaries={member} --site=... --out=...'
+  check(raised.value, path, names, alone)
 
 
 def test_a_measurement_of_an_earlier_version_is_refused_with_the_new_name():
   with pytest.raises(flags.FlagsError, match='it is called mode now'):
     flags.from_json(atp_star.Settings, '{"how": "denoising"}')
+
+
+def parse(config_class, *arguments):
+  values = absl_flags.FlagValues()
+  handle = flags.define(config_class, flag_values=values)
+  values(['program', *arguments])
+  return handle.value()
+
+
+def test_a_former_name_outside_its_table_or_on_the_command_line_gives_the_new_name(tmp_path):
+  config = tmp_path / 'config.toml'
+  config.write_text('revival = "auxk"')
+  for config_class, argument, says in (
+    (TrainSettings, f'--config={config}', 'it is called dictionaries.dead_latents now'),
+    (TrainSettings, '--longest=3', '--longest=3: it is called --max_norm_ratio now'),
+    (TrainSettings, '--revival=auxk', 'it is called --dead_latents now'),
+    (atp_star.Settings, '--how=denoising', 'it is called --mode now'),
+  ):
+    with pytest.raises((flags.FlagsError, absl_flags.IllegalFlagValueError), match=says):
+      parse(config_class, argument)
+
+
+def test_the_config_file_in_the_instructions_is_the_command_in_the_instructions(tmp_path):
+  text = (Path(__file__).parents[2] / 'experiments/train_sae/README.md').read_text()
+  config = tmp_path / 'relu.toml'
+  config.write_text(re.search(r'```toml\n(.*?)```', text, re.DOTALL)[1])
+  shared = re.search(r'DATA="(.*)"', text)[1].split()
+  command = re.search(r'mechjax.train_sae (--run=out/relu .*\n.*)', text)[1]
+  own = command.replace('\\\n', ' ').replace('$DATA', '').split()
+  assert parse(TrainSettings, f'--config={config}') == parse(TrainSettings, *shared, *own)

@@ -153,7 +153,25 @@ def test_what_does_not_go_together_is_an_error_before_anything_is_trained(
 ):
   with pytest.raises(error, match=says):
     run(elsewhere(settings, tmp_path / 'run', **change))
-  assert not dictionaries(tmp_path / 'run')
+  assert not (tmp_path / 'run' / 'config.json').exists()  # which would refuse the corrected command
+
+
+def test_what_a_failed_start_left_does_not_bind_the_corrected_command(
+  settings, trained, tmp_path, text
+):
+  other = tmp_path / 'other.txt'
+  other.write_text('something else')
+  few = dataclasses.replace(settings.optimisation, steps=1)
+  own = elsewhere(settings, tmp_path / 'run', optimisation=few, tensorboard=False)
+  data = dataclasses.replace(settings.data, text=f'{other},{text}', held_out_every=9_999)
+  with pytest.raises(SAEError, match='every 9999th is to be held out'):
+    run(dataclasses.replace(own, data=data))
+  assert (tmp_path / 'run/tokens/contexts.json').exists()
+  run(own)
+  (tmp_path / 'run/model.txt').unlink()
+  run(own)  # a directory of an earlier version, in which the model was written after the config
+  kept = contexts.read(tmp_path / 'run/tokens')
+  assert kept.digest == contexts.read(Path(settings.run) / 'tokens').digest
 
 
 def test_a_run_with_other_settings_is_refused_and_left(settings, trained):
@@ -326,6 +344,10 @@ def test_a_published_dictionary_is_evaluated_without_its_run(settings, trained, 
     batch=4,
     out=str(tmp_path),
   )
+  stated = sae.read_metadata(place)
+  assert (stated.model_name, stated.hook_name) == (settings.model, 'resid_post.0')
+  with pytest.raises(SAEError, match=r'site mlp_out\.0, and the dictionary was trained on resid_p'):
+    measure(dataclasses.replace(asked, site='mlp_out.0'))
   (report,) = measure(asked).reports.values()
   assert report.sites['resid_post.0'].fvu < 1
   assert jax.tree.all(jax.tree.map(np.isfinite, report.metrics()['sites']))

@@ -132,13 +132,21 @@ class Architecture(abc.ABC):
     check_field(self, 'd_out', self.d_out is None or self.d_out >= 1, 'at least 1, or None')
     check_field(self, 'matmuls', self.matmuls in MATMULS, f'one of {[*MATMULS]}')
     check_field(self, 'skip', not self.skip or self.d_out is not None, 'False without d_out')
+    self._check_prefixes()
+    aux = self.aux_loss
+    known = not isinstance(aux, type) and hasattr(aux, 'loss') and hasattr(aux, 'after_tokens')
+    check_field(self, 'aux_loss', aux is None or known, 'a loss such as AuxK(), or None')
+
+  def _check_prefixes(self) -> None:
     p = self.prefixes
     increasing = (
-      all(isinstance(n, numbers.Integral) for n in p)
+      isinstance(p, tuple)
+      and all(isinstance(n, numbers.Integral) for n in p)
       and list(p) == sorted({*p})
       and (not p or (p[0] >= 1 and p[-1] == self.width))
     )
-    check_field(self, 'prefixes', increasing, f'increasing and end with width={self.width}, or ()')
+    expected = f'increasing and end with width={self.width}, as a tuple, or ()'
+    check_field(self, 'prefixes', increasing, expected)
 
   # --- defined by each architecture -----------------------------------------------------------------------
 
@@ -216,9 +224,11 @@ class Architecture(abc.ABC):
       centre: initial b_dec, [E], such as the mean of the target; None for zeros.
 
     Raises:
-      SAEError: the centre has another shape.
+      SAEError: the centre has another shape, or the key is not an array.
     """
     E, M = self.target_width, self.width
+    if not isinstance(key, (jax.Array, np.ndarray)):
+      raise SAEError(f'key={key!r:.100} is not a random key', hint='jax.random.key(0)')
     if centre is not None and jnp.shape(centre) != (E,):
       raise SAEError(f'a centre of shape {jnp.shape(centre)} for a reconstruction of width {E}')
     of_decoder, of_encoder = jax.random.split(key)
@@ -257,8 +267,26 @@ class Architecture(abc.ABC):
     return {name: jnp.asarray(array) for name, array in given.items()}
 
   def hparam(self, hparams: HParams | None, name: str, dtype: DTypeLike) -> jax.Array:
-    """One traced hyperparameter."""
-    return jnp.asarray(getattr(self, name) if hparams is None else hparams[name], dtype)
+    """One traced hyperparameter.
+
+    Raises:
+      SAEError: `hparams` has other names, or a number that is not whole in place of one that is.
+    """
+    if hparams is None:
+      return jnp.asarray(getattr(self, name), dtype)
+    hint = f'loss(..., hparams=sae.hparams({", ".join(f"{n}=..." for n in self.TRACED)}))'
+    if {*hparams} != {*self.TRACED}:
+      raise SAEError(
+        f'hparams with {sorted(hparams)} for a {type(self).__name__}',
+        cause=f'its traced hyperparameters are {[*self.TRACED]}',
+        hint=hint,
+      )
+    value = jnp.asarray(hparams[name])
+    if jnp.issubdtype(dtype, jnp.integer) and not jnp.issubdtype(value.dtype, jnp.integer):
+      raise SAEError(
+        f'hparams[{name!r}]={hparams[name]!r:.100} should be a whole number', hint=hint
+      )
+    return value.astype(dtype)
 
   def pre_activations(self, params: Params, x: jax.Array) -> jax.Array:
     """(x - b_dec) @ W_enc + b_enc, or x @ W_enc + b_enc in a transcoder, [..., M]."""
@@ -282,8 +310,11 @@ class Architecture(abc.ABC):
       x: the input, [..., D], which a skip transcoder requires.
 
     Raises:
-      SAEError: the input of a skip transcoder is missing.
+      SAEError: latents of another dictionary; the input of a skip transcoder is missing.
     """
+    width = latents.width if isinstance(latents, Sparse) else jnp.shape(latents)[-1]
+    if width != self.width:
+      raise SAEError(f'{width} latents for a dictionary with width={self.width}')
     return self._product(latents, params['W_dec']) + self._base(params, x)
 
   def reconstruction_loss(

@@ -97,6 +97,11 @@ class Evaluation:
   def __post_init__(self) -> None:
     example = 'evaluate(Evaluation(model.apply, saes), model.params, dictionaries, batches)'
     check_function(self.forward, SAEError, example)
+    if not isinstance(self.saes, Mapping):
+      raise SAEError(
+        f'saes={self.saes!r:.100} should be dictionaries by site',
+        hint="Evaluation(forward, {'resid_post.15': sae})",
+      )
     for site, sae in self.saes.items():
       if not isinstance(sae, Architecture):
         raise SAEError(

@@ -358,7 +358,8 @@ def _check_room(directory: Path, metadata: StoreMetadata, n_shards: int) -> None
 
 
 def _array(path: Path, metadata: StoreMetadata, width: int) -> Any:
-  spec = {'driver': 'zarr3', 'kvstore': {'driver': 'file', 'path': str(path)}}
+  store = {'driver': 'file', 'path': f'{path.resolve()}'}  # tensorstore refuses `..` in a path
+  spec = {'driver': 'zarr3', 'kvstore': store}
   layout = {
     'shape': [metadata.rows, width],
     'data_type': metadata.dtype,

@@ -19,7 +19,8 @@ latents and resampling each define it; if an ensemble has both, they must agree.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -67,11 +68,13 @@ class Ensemble:
     pairs = sorted((name, tuple(values)) for name, values in dict(self.hparams).items())
     object.__setattr__(self, 'hparams', tuple(pairs))
     check_field(self, 'reads', bool(self.reads), 'the name of a site')
+    check_field(self, 'sae', isinstance(self.sae, Architecture), 'a dictionary such as ReLU(...)')
     transcodes = self.sae.d_out is not None
     expected = 'the site of the target' if transcodes else 'None without d_out'
     check_field(self, 'writes', bool(self.writes) == transcodes, expected)
-    valid = len(self.seeds) > 0 and all(0 <= seed < 2**32 for seed in self.seeds)
-    check_field(self, 'seeds', valid, 'one or more from 0 to 2**32 - 1')
+    valid = isinstance(self.seeds, Sequence) and len(self.seeds) > 0
+    valid = valid and all(isinstance(seed, Integral) and 0 <= seed < 2**32 for seed in self.seeds)
+    check_field(self, 'seeds', valid, 'one or more whole numbers from 0 to 2**32 - 1, as a tuple')
     for name, values in pairs:
       if len(values) != self.members:
         raise SAEError(f'{name}={values} for an ensemble with {self.members} seeds {self.seeds}')

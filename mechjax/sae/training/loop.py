@@ -33,7 +33,7 @@ import numpy as np
 
 from mechjax import files
 from mechjax.errors import SAEError
-from mechjax.sae.checks import check_field
+from mechjax.sae.checks import check_field, check_whole
 from mechjax.sae.store import Prefetch
 from mechjax.sae.training.checkpoints import Checkpoints
 from mechjax.sae.training.feeding import PositionedBatch
@@ -56,6 +56,7 @@ class LoopSettings:
   save_every: int = 1_000
 
   def __post_init__(self) -> None:
+    check_whole(self, 'log_every', 'save_every')
     for name in ('log_every', 'save_every'):
       check_field(self, name, getattr(self, name) >= 1, 'at least 1')
 

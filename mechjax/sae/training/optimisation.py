@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mechjax.sae.checks import check_field
+from mechjax.sae.checks import check_field, check_number, check_whole
 from mechjax.sae.ops import unit_rows
 
 
@@ -42,7 +42,7 @@ class Optimisation:
     sparsity_warm_up_steps: updates in which the sparsity coefficient rises from 0; 0 for no warm-up.
     b1: decay of Adam's mean of gradients.
     b2: decay of Adam's mean of squared gradients.
-    eps: added to the root of the latter.
+    eps: added to the root of Adam's mean of squared gradients.
 
   Raises:
     SAEError: a value is out of range; the message contains it.
@@ -59,6 +59,8 @@ class Optimisation:
   eps: float = 1e-8
 
   def __post_init__(self) -> None:
+    check_whole(self, 'steps', 'warm_up_steps', 'decay_steps', 'sparsity_warm_up_steps')
+    check_number(self, 'learning_rate', 'warm_up_from', 'b1', 'b2', 'eps')
     check_field(self, 'steps', self.steps >= 1, 'at least 1')
     for name in ('learning_rate', 'eps'):
       check_field(self, name, getattr(self, name) > 0, 'positive')

@@ -44,6 +44,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mechjax.errors import SAEError
 from mechjax.sae.architectures import Params
 from mechjax.sae.architectures.base import HParams, mean_squared_norm
 from mechjax.sae.dead_latents import counters
@@ -134,12 +135,19 @@ class Trainer:
     batch_sharding: sharding of each array of a batch, [B, D].
 
   Raises:
-    SAEError: the mesh does not divide a width, or has other axes.
+    SAEError: the ensembles have no names; the mesh does not divide a width, or has other axes.
   """
 
   def __init__(
     self, ensembles: Mapping[str, Ensemble], optimisation: Optimisation, mesh: Mesh | None = None
   ):
+    if not (
+      isinstance(ensembles, Mapping) and all(isinstance(e, Ensemble) for e in ensembles.values())
+    ):
+      raise SAEError(
+        f'ensembles={ensembles!r:.100} should be ensembles by name',
+        hint="Trainer({'topk': Ensemble(...)}, optimisation)",
+      )
     self.mesh = placement.mesh_of(mesh)
     self.ensembles = {name: self._place(ensemble) for name, ensemble in ensembles.items()}
     self.optimisation = optimisation

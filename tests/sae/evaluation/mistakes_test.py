@@ -55,6 +55,8 @@ def test_mistakes_are_errors_that_say_what_to_do():
     Evaluation(forward, {O0: sae, N0: transcoder}, {N0: O0})
   with pytest.raises(SAEError, match='one or more'):
     Evaluation(forward, {})
+  with pytest.raises(SAEError, match=r'saes=\[.* should be dictionaries by site'):
+    Evaluation(forward, [sae])
   with pytest.raises(SAEError, match='means='):
     evaluate(Evaluation(forward, {R0: sae}), model(), {R0: own}, iter([batch]))
   with pytest.raises(SAEError, match='no batches'):

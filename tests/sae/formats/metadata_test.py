@@ -4,7 +4,9 @@ import json
 
 import jax
 import numpy as np
+import pytest
 
+from mechjax.errors import SAEError
 from mechjax.sae import Metadata, read_metadata
 from mechjax.sae.formats import load, save
 from tests.sae.formats.cases import rewritten, single
@@ -54,3 +56,53 @@ def test_every_format_has_its_own_words_for_where_a_dictionary_is_from(tmp_path)
   rewritten(tmp_path / 'old' / 'cfg.json', **older)
   said = load(tmp_path / 'old').metadata
   assert (said.hook_name, said.normalize_activations) == ('blocks.1.hook_mlp_out', 'none')
+
+
+def check(site, target=None, model=None, **stated):
+  Metadata(**stated).check(site, target, model=model, where='out/sae')
+
+
+@pytest.mark.parametrize('hook', ['resid_post.1', 'blocks.1.hook_resid_post', 'resid_pre.2'])
+def test_a_dictionary_is_used_at_the_site_that_its_files_name_and_at_no_other(hook):
+  for same in ('resid_post.1', 'blocks.1.hook_resid_post', 'resid_pre.2'):
+    check(same, hook_name=hook)
+  for other in (
+    'resid_post.9',
+    'resid_pre.1',
+    'mlp_out.1',
+    'blocks.0.hook_resid_post',
+    'final_norm',
+  ):
+    with pytest.raises(SAEError, match=f'site {other}, and the dictionary was trained on {hook}'):
+      check(other, hook_name=hook)
+  with pytest.raises(SAEError, match=r'where: out/sae[^-]*--target=mlp_out.1') as raised:
+    check('mlp_norm.1', 'mlp_out.2', hook_name='mlp_norm.1', hook_name_out='mlp_out.1')
+  assert 'target mlp_out.2' in raised.value.what
+
+
+@pytest.mark.parametrize(
+  'hook', [None, 'resid_post', 'resid_post_layer_3', 'model.layers.3', 'blocks.3.hook_mlp_in']
+)
+def test_a_hook_that_is_not_certainly_another_site_is_accepted(hook):
+  check('resid_post.9', hook_name=hook)
+
+
+def test_a_dictionary_is_not_used_with_a_model_that_is_certainly_another(tmp_path):
+  for given, stated in (
+    ('openai-community/gpt2', 'gpt2-small'),
+    ('gemma3-270m', 'google/gemma-3-270m'),
+    (f'{tmp_path}', 'gpt2'),
+    ('weights/model.gguf', 'gpt2'),
+    ('gpt2', None),
+  ):
+    check('resid_post.9', model=given, model_name=stated)
+  for given, stated in (('smollm2-135m', 'gpt2'), ('google/gemma-2-2b', 'gemma-2-9b')):
+    with pytest.raises(SAEError, match=f"model '{given}', and .* trained on '{stated}'"):
+      check('resid_post.9', model=given, model_name=stated)
+
+
+def test_the_model_and_sites_in_earlier_files_of_this_library_are_read(tmp_path):
+  about = {'mechjax': {'model': 'gpt2', 'reads': 'resid_post.1', 'writes': None}}
+  save(tmp_path, SAES['relu'], single(SAES['relu'])[0], format='sae_lens', about=about)
+  said = read_metadata(tmp_path)
+  assert (said.model_name, said.hook_name, said.hook_name_out) == ('gpt2', 'resid_post.1', None)

@@ -193,6 +193,15 @@ def test_a_directory_that_is_not_finished_is_refused_by_the_reader(copy):
     Stored.open(copy)
 
 
+def test_a_path_may_have_dots(tmp_path, monkeypatch):
+  (tmp_path / 'here').mkdir()
+  monkeypatch.chdir(tmp_path / 'here')
+  for path in ('../acts', './acts'):
+    write(path, HARVESTER, ABOUT)
+    equal(everything(path), wanted())
+  assert {p.name for p in tmp_path.iterdir()} == {'here', 'acts'}
+
+
 @pytest.mark.parametrize('metadata', [None, '', '{"rows": 3}', '[]'])
 def test_a_directory_without_a_description_is_refused_by_the_reader(copy, metadata):
   (copy / 'about.json').unlink() if metadata is None else (copy / 'about.json').write_text(metadata)
