@@ -31,6 +31,7 @@ import numpy as np
 import scipy  # imports scipy.stats, which takes a second, where it is first used
 
 from mechjax.errors import PatchingError
+from mechjax.patching.checks import check_integer
 from mechjax.patching.effects import mean_over_pairs
 
 Patch = Callable[[np.ndarray], np.ndarray]
@@ -344,6 +345,6 @@ def _ks(ks: Sequence[int] | np.ndarray, n: int) -> np.ndarray:
 
 
 def check_positive(**numbers: int) -> None:
+  """Raises PatchingError unless these arguments are integers of 1 or more."""
   for name, number in numbers.items():
-    if number < 1:
-      raise PatchingError(f'{name} is {number}: it must be 1 or more')
+    check_integer(name, number, 1)

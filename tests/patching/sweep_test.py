@@ -70,6 +70,38 @@ def test_integrated_gradients_add_up_to_the_difference_of_the_runs():
   assert np.abs(few.values.sum(0) - total).max() > 1e-2 * np.abs(total).max()
 
 
+def test_integrated_gradients_of_nodes_behind_a_layer_may_start_there():
+  nodes = linear.nodes('mlp_out.{1,2}, logits')
+  atp = Attribution(linear.forward, nodes, steps=2, along='resid_post.0')(PARAMS, PAIRS, METRIC)
+  np.testing.assert_allclose(atp.values, run(nodes).values, rtol=1e-9, atol=1e-9)
+
+
+def tagged_tokens(params, tokens):
+  return linear.forward(params, harvest.sow(tokens, name='tokens'))
+
+
+@pytest.mark.parametrize(
+  ('along', 'pattern', 'message'),
+  [
+    ('resid_post', 'mlp_out', 'one site is needed, and this selects 3'),
+    ('resid_post.1', 'mlp_out', r'does not give the nodes.*\n  where: mlp_out.0, mlp_out.1\n'),
+    ('logits', 'mlp_out.2', r'does not give the nodes.*\n  where: mlp_out.2\n'),
+    ('mlp_out.0', 'resid_post.1', 'does not give the nodes(.|\n)*another route'),
+    ('tokens', 'mlp_out', 'no line between values of int32'),
+  ],
+)
+def test_integrated_gradients_that_would_be_zero_are_refused(along, pattern, message):
+  nodes = linear.nodes(pattern)
+  with pytest.raises(PatchingError, match=message):
+    Attribution(tagged_tokens, nodes, steps=2, along=along)(PARAMS, PAIRS, METRIC)
+
+
+@pytest.mark.parametrize('steps', [2.5, True, '3', -1])
+def test_steps_that_are_no_whole_number_are_refused(steps):
+  with pytest.raises(PatchingError, match=r'steps (must be an integer|is -1)'):
+    Attribution(linear.forward, linear.nodes('mlp_out'), steps=steps)
+
+
 def test_the_absolute_value_is_taken_per_pair():
   atp = Attribution(linear.forward, linear.nodes('mlp_out'))(PARAMS, PAIRS, METRIC)
   np.testing.assert_array_equal(atp.contribution(), np.abs(atp.values).mean(1))
