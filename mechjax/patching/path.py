@@ -359,7 +359,7 @@ class _Held:
     if odd:
       raise PatchingError(f'{", ".join(odd)} cannot mediate', hint=f'nodes of {", ".join(names)}')
     layouts = {**routes._free.layouts, **routes.senders.layouts}
-    axes = {name: layout.axes for name, layout in layouts.items()}
+    axes = {name: layout.axes for name, layout in layouts.items() if name in there}
     found = nodes_of(infos, names, heads='together', positions='together', axes=axes)
     whole = (dataclasses.replace(g, layout=layouts.get(g.name, g.layout)) for g in found.grids)
     return cls(routes, names, NodeSet.whole(whole) + routes.senders)
