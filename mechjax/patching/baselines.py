@@ -31,8 +31,8 @@ import numpy as np
 import scipy  # imports scipy.stats, which takes a second, where it is first used
 
 from mechjax.errors import PatchingError
-from mechjax.patching.checks import check_integer
-from mechjax.patching.effects import mean_over_pairs
+from mechjax.patching.checks import check_integer, check_kind
+from mechjax.patching.effects import Effects, mean_over_pairs
 
 Patch = Callable[[np.ndarray], np.ndarray]
 """Sets of nodes, bool [M, N] -> the effect on each pair of patching all nodes of a set, [M, B].
@@ -113,7 +113,8 @@ def recall_cost(
   Raises:
     PatchingError: a truth of another length, or with NaN; a K outside 1 ... N.
   """
-  costs = np.maximum.accumulate(search.passes[_places(search, truth)])
+  places = _places(search, truth)
+  costs = np.maximum.accumulate(search.passes[places])
   return costs if ks is None else costs[_ks(ks, len(search)) - 1]
 
 
@@ -142,8 +143,9 @@ def recall(search: Search, truth: np.ndarray, k: int, budget: float) -> float:
   Raises:
     PatchingError: as `recall_cost`.
   """
+  places = _places(search, truth)
   (k,) = _ks([k], len(search))
-  return float((search.passes[_places(search, truth)[:k]] <= budget).mean())
+  return float((search.passes[places[:k]] <= budget).mean())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,8 +173,9 @@ def false_negatives(search: Search, truth: np.ndarray, k: int) -> list[Missed]:
   Raises:
     PatchingError: as `recall_cost`.
   """
+  places = _places(search, truth)
   (k,) = _ks([k], len(search))
-  places = _places(search, truth)[:k]
+  places = places[:k]
   ranks = np.argsort(-places, kind='stable')
   nodes = search.ranking[places]
   return [
@@ -202,6 +205,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 def _places(search: Search, truth: np.ndarray) -> np.ndarray:
   """Places of the nodes in the search, largest truth first; equal ones in the order of the search."""
+  check_kind('search', search, Search, 'Search.by(effects.contribution(), spent)')
   truth = check_numbers('truth', truth)
   if len(truth) != len(search):
     raise PatchingError(f'a truth of {len(truth)} nodes for a search of {len(search)}')
@@ -323,6 +327,8 @@ def measure(patch: Patch, members: np.ndarray) -> np.ndarray:
 
 def check_numbers(name: str, values: np.ndarray) -> np.ndarray:
   """Returns the values as float64; raises PatchingError unless they are one finite number for each node."""
+  if isinstance(values, Effects):
+    raise PatchingError(f'{name} must be numbers, got Effects', hint='effects.contribution()')
   values = np.asarray(values, np.float64)
   if values.ndim != 1 or not len(values):
     raise PatchingError(

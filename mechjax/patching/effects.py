@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Int, PyTree, Shaped
 
 from mechjax import files, fingerprints
 from mechjax.errors import PatchingError
+from mechjax.patching.checks import check_integer
 from mechjax.patching.nodes import Node, NodeSet
 
 
@@ -63,7 +64,8 @@ class Effects:
     return np.argsort(-self.contribution(), kind='stable')
 
   def top(self, k: int) -> list[tuple[Node, float]]:
-    """The k nodes of largest contribution, each with its contribution."""
+    """The k nodes of largest contribution, or all if there are fewer, each with its contribution."""
+    check_integer('k', k, 0)
     contribution = self.contribution()
     return [(self.nodes[i], float(contribution[i])) for i in self.ranking()[:k]]
 
@@ -76,8 +78,11 @@ class Effects:
       number: index into `nodes.grids`.
       values: [N]; the contributions by default.
     """
-    values = self.contribution() if values is None else values
     grids = self.nodes.grids
+    if number not in range(len(grids)):
+      names = ', '.join(f'{i} {g.name}' for i, g in enumerate(grids))
+      raise PatchingError(f'number={number!r:.100} is not the number of a grid', hint=names)
+    values = self.contribution() if values is None else values
     start = sum(int(np.prod(g.shape)) for g in grids[:number])
     out = np.full(int(np.prod(grids[number].shape)), np.nan)
     at = self.nodes.chosen - start

@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float64, Int, Int32, PyTree, Shaped
 from mechjax import harvest
 from mechjax.errors import PatchingError
 from mechjax.patching import budget as budgets
-from mechjax.patching import sources
+from mechjax.patching import checks, sources
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import AxisLayout, Grid, NodeSet, columns
 from mechjax.patching.pairs import Pairs, RealMask
@@ -73,10 +73,12 @@ class Sweep(Method):
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    sources.check_nodes('nodes', self.nodes)
+    checks.check_integer('max_batch', self.max_batch, 1)
     if not len(self.nodes):
       raise PatchingError('there are no nodes to patch', cause='an empty slice or choice')
-    if self.budget < 1 or self.max_batch < 1:
-      raise PatchingError(f'budget {self.budget} and max_batch {self.max_batch} must be positive')
+    if self.budget < 1:
+      raise PatchingError(f'budget is {self.budget}: it must be positive')
 
   @functools.cached_property
   def starts(self) -> Int[np.ndarray, ' nodes']:

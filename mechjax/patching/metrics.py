@@ -32,7 +32,7 @@ from mechjax import precision
 from mechjax.errors import PatchingError
 from mechjax.logits import kl_divergence as kl
 from mechjax.logits import log_probs, next_token_loss
-from mechjax.patching.pairs import Ids, Pairs, Rows, int32
+from mechjax.patching.pairs import Ids, Pairs, Rows, check_pairs, int32
 
 
 @jax.tree_util.register_dataclass
@@ -173,6 +173,7 @@ def loss(pairs: Pairs, tokens: Ids | None = None) -> Metric:
     pairs: the pairs.
     tokens: tokens that are predicted, int [B, T]; None for the clean prompts, in both runs.
   """
+  check_pairs(pairs)
   tokens = int32(pairs.clean if tokens is None else tokens, 'the tokens of a loss')
   predicted = np.asarray(pairs.real)[:, 1:] & np.asarray(pairs.real)[:, :-1]
   if tokens.shape != pairs.real.shape or not predicted.any(1).all():
@@ -336,6 +337,7 @@ def _kl(logits: jax.Array, reference: Any) -> jax.Array:
 
 
 def _answers(pairs: Pairs, answers: Any) -> np.ndarray:
+  check_pairs(pairs)
   ids = np.asarray(answers)
   ids = ids[:, None] if ids.ndim == 1 else ids
   good = ids.ndim == 2 and len(ids) == len(pairs) and ids.dtype.kind in 'iu'
@@ -344,7 +346,8 @@ def _answers(pairs: Pairs, answers: Any) -> np.ndarray:
     good = not filled[:, 0].any() and (ids[filled] == -1).all()
   if not good:
     raise PatchingError(
-      f'answers are token ids, one for each of {len(pairs)} pairs; got {ids.dtype} {ids.shape}',
+      f'answers are token ids, one for each of {len(pairs)} pairs; got {ids.dtype} of shape {np.shape(answers)}',
+      where=f'{np.asarray(answers).tolist()!r:.100}',
       hint='pass int [B], or [B, A] with -1 after short answers',
     )
   return int32(ids, 'answers')
@@ -352,6 +355,7 @@ def _answers(pairs: Pairs, answers: Any) -> np.ndarray:
 
 def _positions(pairs: Pairs, positions: Any, n: int = 1) -> np.ndarray:
   """Positions as int [B, n]; raises PatchingError where they are not real."""
+  check_pairs(pairs)
   at = int32(pairs.last if positions is None else positions, 'positions')
   at = at[:, None] if at.ndim == 1 else at
   if at.shape != (len(pairs), n):

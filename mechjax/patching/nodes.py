@@ -273,8 +273,7 @@ def nodes_of(
 
   Raises:
     SiteError: the pattern selects nothing.
-    PatchingError: unknown axes, axes that do not fit, or axes of a site that does not exist; indices that do not
-      exist.
+    PatchingError: unknown axes, axes that do not fit, or axes of an unknown name; indices that do not exist.
   """
   _check_infos(infos)
   axes = _check_axes(axes, infos)
@@ -313,7 +312,7 @@ def _check_infos(infos: Any) -> None:
 
 
 def _check_axes(axes: Any, infos: Sequence[SiteInfo]) -> Mapping[str, str]:
-  """Returns the axes as a mapping; raises PatchingError for a key that is no name of a site, and for a wrong value."""
+  """Returns the axes as a mapping; raises PatchingError for a key that names no site, and for a wrong value."""
   if axes is None:
     return {}
   good = isinstance(axes, Mapping)
@@ -324,7 +323,7 @@ def _check_axes(axes: Any, infos: Sequence[SiteInfo]) -> Mapping[str, str]:
     )
   names = dict.fromkeys(info.site.name for info in infos)
   for name, letters in axes.items():
-    if name not in names:
+    if name not in names and name not in sites.CANONICAL:
       cause = 'axes are given for all layers of a name at once, without a layer or a pattern'
       raise unknown(PatchingError, 'site in axes=', name, names, cause=cause)
     check_letters(name, letters)

@@ -38,7 +38,7 @@ from jaxtyping import Bool, Float, PyTree
 
 from mechjax import harvest
 from mechjax.errors import PatchingError
-from mechjax.patching import attribution, engine, sources, terms
+from mechjax.patching import attribution, checks, engine, sources, terms
 from mechjax.patching import budget as budgets
 from mechjax.patching.activation import bar
 from mechjax.patching.effects import Effects, mean_over_pairs
@@ -107,7 +107,11 @@ class Routes(Method):
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    checks.check_switch('together', self.together)
+    if self.mediators is not None:
+      sources.check_nodes('mediators', self.mediators)
     for what, nodes in (('senders', self.senders), ('receivers', self.receivers)):
+      sources.check_nodes(what, nodes)
       if not len(nodes):
         raise PatchingError(f'there are no {what}', cause='an empty slice or choice')
     if self.mode in ('mean', 'gaussian'):

@@ -54,6 +54,7 @@ import scipy  # imports scipy.stats, which takes a second, where it is first use
 
 from mechjax.errors import PatchingError
 from mechjax.patching.baselines import Patch, Search, check_positive, measure
+from mechjax.patching.checks import check_kind
 from mechjax.patching.effects import mean_over_pairs
 
 # --- number of large effects --------------------------------------------------------------------------------
@@ -315,6 +316,7 @@ def verify(
     PatchingError: a budget that does not reach k nodes; more checks than nodes; `measured` of another shape; the
       errors of `sample_subsets`.
   """
+  check_kind('search', search, Search, 'Search.by(effects.contribution(), spent)')
   n = len(search)
   check_positive(k=k, batch=batch)
   _check_alpha(alpha, 0.5)

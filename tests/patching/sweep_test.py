@@ -18,6 +18,7 @@ from mechjax.patching import (
   Pairs,
   PatchingError,
   PathPatching,
+  Search,
   SubsetPatching,
   budget,
   custom,
@@ -25,6 +26,7 @@ from mechjax.patching import (
   log_probability,
   logit_difference,
   nodes_of,
+  recall_cost,
 )
 from tests.patching import linear
 from tests.patching.linear import METRIC, PAIRS, PARAMS
@@ -475,6 +477,61 @@ def test_a_metric_of_other_pairs_and_what_is_no_function_are_refused(method):
   with pytest.raises(PatchingError, match='a Model, not a function') as error:
     method(Model(), *sets)
   assert 'model.apply' in error.value.hint
+
+
+@pytest.mark.parametrize(
+  'method', [ActivationPatching, SubsetPatching, Attribution, AtPStar, PathPatching]
+)
+def test_arguments_of_another_kind_are_refused_by_their_names(method):
+  nodes = linear.nodes('mlp_out')
+  paths = method is PathPatching
+  name, more = ('senders', [nodes]) if paths else ('nodes', [])
+  for other in (['z.0'], 'z.0', nodes[0], None):
+    with pytest.raises(PatchingError, match=f'{name} must be of the class NodeSet, got'):
+      method(linear.forward, other, *more)
+  call = method(linear.forward, nodes, *([linear.nodes('logits')] if paths else []))
+  with pytest.raises(PatchingError, match='pairs must be of the class Pairs, got Metric') as error:
+    call(PARAMS, METRIC, PAIRS)
+  assert '(params, pairs, metric), in this order' in error.value.hint
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda n: PathPatching(linear.forward, n, None), 'receivers must be of the class NodeSet'),
+    (lambda n: PathPatching(linear.forward, n, n, 'mlp_out'), 'mediators must be of the class'),
+    (lambda n: PathPatching(linear.forward, n, n, together='yes'), "True or False, got str: 'yes'"),
+    (lambda n: AtPStar(linear.forward, n, qk_fix='no'), 'qk_fix must be True or False, got str'),
+    (lambda n: AtPStar(linear.forward, n, graddrop=0), 'graddrop must be True or False, got int'),
+    (lambda n: AtPStar(linear.forward, n, axes='BNTT'), "axes='BNTT' do not describe attention"),
+    (lambda n: AtPStar(linear.forward, n, rows=2.5), 'rows must be an integer, got float: 2.5'),
+    (
+      lambda n: ActivationPatching(linear.forward, n, max_batch=True),
+      'max_batch must be an integer',
+    ),
+  ],
+)
+def test_settings_of_another_kind_are_refused_by_their_names(make, message):
+  with pytest.raises(PatchingError, match=message):
+    make(linear.nodes('mlp_out'))
+
+
+def test_effects_refuse_a_negative_number_of_nodes_and_a_grid_that_does_not_exist():
+  nodes = linear.nodes('mlp_out.0')
+  found = Effects('own', nodes, np.arange(5.0)[:, None], np.zeros(1), np.zeros(1))
+  assert [value for _, value in found.top(2)] == [4, 3]
+  assert len(found.top(9)) == 5
+  for k in (-1, 2.5, True):
+    with pytest.raises(PatchingError, match=r'k (is -1|must be an integer)'):
+      found.top(k)
+  for number in ('mlp_out', 1, -1):
+    with pytest.raises(PatchingError, match=r'is not the number of a grid(.|\n)*0 mlp_out'):
+      found.grid(number)
+  with pytest.raises(PatchingError, match='search must be of the class Search, got Effects'):
+    recall_cost(found, found)
+  with pytest.raises(PatchingError, match='truth must be numbers, got Effects') as error:
+    recall_cost(Search.by(found.contribution(), 0), found)
+  assert error.value.hint == 'effects.contribution()'
 
 
 def test_a_metric_that_is_no_number_for_each_pair_is_refused():
