@@ -53,7 +53,7 @@ class AtPStar(Method):
 
   Attributes:
     forward: as in `Method`.
-    nodes: N nodes.
+    nodes: the node set.
     mode: one of `sources.MODES` that needs no statistics: noising, denoising, zero or resample.
     qk_fix: whether the softmax is computed exactly for query and key nodes.
     graddrop: whether gradients are dropped layer by layer.
@@ -108,7 +108,7 @@ class AtPStar(Method):
       metric: gives one number for each pair.
 
     Returns:
-      The effects, [N, B]; never negative with GradDrop.
+      The effects, [nodes, B]; never negative with GradDrop.
 
     Raises:
       PatchingError: pairs, nodes and metric that do not fit together; NaN; a closed form that does not hold; a model
@@ -153,7 +153,7 @@ class AtPStar(Method):
     Args: as in `__call__`.
 
     Returns:
-      float64 [L, N, B], signed. Nodes above layer ℓ have their plain effect, nodes inside it 0.
+      float64 [L, nodes, B], signed. Nodes above layer ℓ have their plain effect, nodes inside it 0.
     """
     sided, metric, n = sources.choose_sides(pairs, metric, self.mode, self.seed, self.nodes)
     layers = self._layers(params, sided)
@@ -175,7 +175,7 @@ class AtPStar(Method):
   # --- internals
 
   def _inside_blocks(self) -> np.ndarray:
-    """1 for nodes that lie inside a block, 0 for those on the residual stream or without a layer; [N]."""
+    """1 for nodes that lie inside a block, 0 for those on the residual stream or without a layer; [nodes]."""
     stream = ('resid_pre', 'resid_mid', 'resid_post')
     grids = np.array([0 if g.name in stream else 1 for g in self.nodes.grids])
     return np.where(self.nodes.table[:, 1] < 0, 0, grids[self.nodes.table[:, 0]])
@@ -348,7 +348,7 @@ def _check_fit(axes: str, infos: list[harvest.SiteInfo], positions: int) -> None
 
 
 def _pass(star: AtPStar, attention: terms.Attention, nodes: NodeSet) -> Callable:
-  """A function (params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN)."""
+  """A function (params, pairs, metric) -> (effects [nodes, B], base metric, other metric, which sites hold NaN)."""
   forward = star.forward
 
   def run(params: Any, pairs: Pairs, metric: Metric) -> tuple:

@@ -52,7 +52,7 @@ class Attribution(Method):
 
   Attributes:
     forward: as in `Method`.
-    nodes: N nodes.
+    nodes: the node set.
     mode: one of `sources.MODES` that needs no statistics: noising, denoising, zero or resample.
     steps: number of steps of integrated gradients; 0 for the gradient at the base run, which is AtP.
     along: one site, before all nodes, whose values the steps move from one run to the other.
@@ -83,7 +83,7 @@ class Attribution(Method):
       metric: gives one number for each pair.
 
     Returns:
-      The first-order effects, [N, B].
+      The first-order effects, [nodes, B].
 
     Raises:
       PatchingError: pairs, nodes and metric that do not fit together; NaN; one layer of one pair beyond the budget;
@@ -114,7 +114,7 @@ class AttributionPlan:
   def __call__(
     self, params: PyTree, sided: Pairs, n: int, metric: Metric
   ) -> tuple[Float64[np.ndarray, 'nodes B'], Float64[np.ndarray, ' B'], Float64[np.ndarray, ' B']]:
-    """Effects [N, n], and the metrics of the base run and of the other run, [n]."""
+    """Effects [nodes, n], and the metrics of the base run and of the other run, [n]."""
     values, base, other = np.zeros((len(self.nodes), n)), np.zeros(n), np.zeros(n)
     for index, count in budgets.blocks(n, self.rows):
       here, mine = sided.rows(index), metric.rows(index)
@@ -139,7 +139,7 @@ def plan(
   """Finds blocks of pairs, or parts of the layers if one pair is too large, that fit into a budget.
 
   Args:
-    pass_of: nodes -> (params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN).
+    pass_of: nodes -> (params, pairs, metric) -> (effects [nodes, B], base metric, other metric, which sites hold NaN).
     nodes: all nodes.
     budget: bytes.
     params, sided, metric: the arguments of the later calls, or others of their shapes.
@@ -177,7 +177,7 @@ def plan(
 
 
 def _pass(atp: Attribution, nodes: NodeSet) -> Callable:
-  """A function (params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN)."""
+  """A function (params, pairs, metric) -> (effects [nodes, B], base metric, other metric, which sites hold NaN)."""
 
   def run(params: PyTree, pairs: Pairs, metric: Metric) -> tuple:
     other, planted = run_other(atp.forward, nodes, atp.mode, params, pairs, metric)
@@ -321,12 +321,12 @@ def by_node(
   """Sums products over each node.
 
   Args:
-    nodes: N nodes.
+    nodes: the node set.
     products: by number of the grid, [layers, *axes of its site], with size 1 for an axis that is summed already.
     real: bool [B, T].
 
   Returns:
-    [N, B]; 0 where a pair is too short to have a node.
+    [nodes, B]; 0 where a pair is too short to have a node.
   """
   found, order = [], []
   for number, grid in nodes.grids_in_use():

@@ -6,7 +6,7 @@ been measured ("cost of verified 100 % recall of the top K", Kramár et al. 2024
 order, and the number of passes made when each of its nodes has been measured.
 
     atp = Search.by(effects.contribution(), spent=4)             # AtP costs 4; then 1 for every node measured
-    costs = recall_cost(atp, truth.contribution())               # [N], for K = 1 ... N
+    costs = recall_cost(atp, truth.contribution())               # [nodes], for K = 1 ... number of nodes
     aggregate(costs) / aggregate(recall_cost(oracle, ...))       # oracle = Search.by(truth.contribution(), spent=0)
 
 The paper's other searches are the baselines: a random order, fixed blocks patched jointly, and a hierarchy of halves.
@@ -35,10 +35,10 @@ from mechjax.patching.checks import check_integer, check_kind
 from mechjax.patching.effects import Effects, mean_over_pairs
 
 Patch = Callable[[np.ndarray], np.ndarray]
-"""Sets of nodes, bool [M, N] -> the effect on each pair of patching all nodes of a set, [M, B].
+"""Sets of nodes, bool [sets, nodes] -> the effect on each pair of patching all nodes of a set, [sets, B].
 
-Its attribute `there`, if it has one, states which pairs contain each node, bool [N, B]: contributions are means over
-those pairs.
+Its attribute `there`, if it has one, states which pairs contain each node, bool [nodes, B]: contributions are means
+over those pairs.
 """
 
 
@@ -47,8 +47,8 @@ class Search:
   """An order in which nodes are measured exactly.
 
   Attributes:
-    ranking: every node once, int [N].
-    passes: forward passes per pair made when `ranking[i]` has been measured, including the cost of the ranking, [N].
+    ranking: every node once, int [nodes].
+    passes: forward passes per pair made when `ranking[i]` has been measured, with the cost of the ranking, [nodes].
   """
 
   ranking: np.ndarray
@@ -79,7 +79,7 @@ class Search:
     """The search of an approximation: largest score first, one exact patch for each node.
 
     Args:
-      scores: for example `Effects.contribution()`, [N]. Equal scores keep the order of the nodes.
+      scores: for example `Effects.contribution()`, [nodes]. Equal scores keep the order of the nodes.
       spent: cost of the scores, in forward passes per pair.
     """
     scores = check_numbers('scores', scores)
@@ -90,7 +90,7 @@ class Search:
 
   @property
   def place(self) -> np.ndarray:
-    """Place of each node in the ranking, int [N]."""
+    """Place of each node in the ranking, int [nodes]."""
     return np.argsort(self.ranking)
 
 
@@ -103,15 +103,15 @@ def recall_cost(
   """Cost of verified 100 % recall of the top K: passes made when the true top K have been measured.
 
   Args:
-    search: N nodes.
-    truth: true contributions, for example of `ActivationPatching`, [N].
-    ks: the K; all of 1 ... N by default.
+    search: the order in which the nodes are measured.
+    truth: true contributions, for example of `ActivationPatching`, [nodes].
+    ks: the K; 1, 2, ... up to the number of nodes by default.
 
   Returns:
     Forward passes per pair for each K, float64.
 
   Raises:
-    PatchingError: a truth of another length, or with NaN; a K outside 1 ... N.
+    PatchingError: a truth of another length, or with NaN; a K below 1 or above the number of nodes.
   """
   places = _places(search, truth)
   costs = np.maximum.accumulate(search.passes[places])
@@ -300,13 +300,13 @@ def measure(patch: Patch, members: np.ndarray) -> np.ndarray:
 
   Args:
     patch: see `Patch`.
-    members: bool [M, N].
+    members: bool [sets, nodes].
 
   Returns:
-    The effects, float64 [M, B].
+    The effects, float64 [sets, B].
 
   Raises:
-    PatchingError: a shape other than [M, B], or a number that is not finite.
+    PatchingError: a shape other than [sets, B], or a number that is not finite.
   """
   effects = np.asarray(patch(members), np.float64)
   if effects.ndim != 2 or len(effects) != len(members) or not effects.shape[1]:

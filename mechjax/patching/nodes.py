@@ -224,7 +224,7 @@ class NodeSet:
     return bool((self.table[:, 3] < -1).any())
 
   def there(self, real: RealMask) -> Bool[np.ndarray, 'nodes B']:
-    """Whether each node is at a real position in each pair, bool [N, B].
+    """Whether each node is at a real position in each pair, bool [nodes, B].
 
     Args:
       real: `real` of the pairs, bool [B, T].
