@@ -251,12 +251,14 @@ def _integrate(
 
     at_sites = harvest.value_and_grad_at(loss, sites=nodes.sites(), has_aux=True)
     gradients = sources.by_name(nodes, at_sites(params, pairs.clean)[2])
-    return jax.tree.map(jnp.add, total, gradients), None
+    return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradients), None
 
   _, values = sources.read(atp.forward, nodes, params, pairs.clean)
   shares = (np.arange(atp.steps) + 0.5) / atp.steps
-  total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, values), shares)
-  return values, jax.tree.map(lambda x: x / atp.steps, total)
+  # A sum of many gradients of 16 bits stops growing: 256 + 1 is 256 in bfloat16.
+  none = jax.tree.map(lambda x: jnp.zeros(x.shape, precision.wide_dtype(x.dtype)), values)
+  total, _ = jax.lax.scan(add, none, shares)
+  return values, jax.tree.map(lambda t, x: (t / atp.steps).astype(x.dtype), total, values)
 
 
 def _check_along(atp: Attribution, params: PyTree, sided: Pairs) -> None:

@@ -78,6 +78,14 @@ def test_integrated_gradients_of_nodes_behind_a_layer_may_start_there():
   np.testing.assert_allclose(atp.values, run(nodes).values, rtol=1e-9, atol=1e-9)
 
 
+def test_many_steps_in_16_bits_give_the_gradient_of_few():
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), PARAMS)
+  nodes = linear.nodes('embed, mlp_out.1')
+  few, many = (Attribution(linear.forward, nodes, steps=n)(params, PAIRS, METRIC) for n in (1, 900))
+  scale = np.abs(few.values).max()
+  np.testing.assert_allclose(many.values, few.values, rtol=0, atol=0.02 * scale)
+
+
 def tagged_tokens(params, tokens):
   return linear.forward(params, harvest.sow(tokens, name='tokens'))
 
