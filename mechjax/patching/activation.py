@@ -60,7 +60,7 @@ class ActivationPatching(engine.Sweep):
       progress: whether to show a progress bar (needs tqdm).
 
     Returns:
-      The effects, [N, B].
+      The effects, [nodes, B].
 
     Raises:
       PatchingError: pairs, nodes, metric and file that do not fit together; NaN; a single patch beyond the budget.
@@ -113,8 +113,8 @@ class SubsetPatching(engine.Sweep):
       metric: gives one number for each pair.
 
     Returns:
-      A function: members bool [M, N] -> effects float64 [M, B] of patching all nodes of each of M subsets at once, at
-      the cost of M forward passes for each pair.
+      A function: members bool [sets, nodes] -> effects float64 [sets, B] of patching all nodes of each subset at
+      once, at the cost of a forward pass for each subset and pair.
 
     Raises:
       PatchingError: as `ActivationPatching`; the returned function raises it too.
@@ -129,7 +129,7 @@ class SubsetPatching(engine.Sweep):
       members = np.asarray(members)
       if members.ndim != 2 or members.shape[1] != len(self.nodes) or members.dtype != bool:
         raise PatchingError(
-          f'subsets are bool [M, {len(self.nodes)}], got {members.dtype} {list(members.shape)}'
+          f'subsets are bool [sets, {len(self.nodes)}], got {members.dtype} {list(members.shape)}'
         )
       layers = np.where(members, self.starts, self.starts.max()).min(axis=1)
       order = np.argsort(layers, kind='stable')

@@ -35,7 +35,7 @@ from jaxtyping import Float64, PyTree
 from mechjax import harvest, sites
 from mechjax.errors import PatchingError, unknown
 from mechjax.forward import record
-from mechjax.patching import attribution, graddrop, sources, terms
+from mechjax.patching import attribution, checks, graddrop, sources, terms
 from mechjax.patching import budget as budgets
 from mechjax.patching.effects import Effects
 from mechjax.patching.graddrop import Add
@@ -53,7 +53,7 @@ class AtPStar(Method):
 
   Attributes:
     forward: as in `Method`.
-    nodes: N nodes.
+    nodes: the node set.
     mode: one of `sources.MODES` that needs no statistics: noising, denoising, zero or resample.
     qk_fix: whether the softmax is computed exactly for query and key nodes.
     graddrop: whether gradients are dropped layer by layer.
@@ -82,9 +82,16 @@ class AtPStar(Method):
     sources.check_first_order(self.nodes, self.mode)
     if self.keys not in KEYS:
       raise unknown(PatchingError, 'keys', self.keys, KEYS)
+    checks.check_switch('qk_fix', self.qk_fix)
+    checks.check_switch('graddrop', self.graddrop)
     check_letters('attn_probs', self.axes)
-    if self.chunk < 1 or self.rows < 1:
-      raise PatchingError(f'chunk {self.chunk} and rows {self.rows} must be positive')
+    if sorted(a for a in self.axes if a not in 'NKG') != ['B', 'S', 'T']:
+      raise PatchingError(
+        f'axes={self.axes!r} do not describe attention probabilities',
+        hint="B, T and S once each, and the letters of heads: 'BNTS', or 'BKGTS' for grouped queries",
+      )
+    checks.check_integer('chunk', self.chunk, 1)
+    checks.check_integer('rows', self.rows, 1)
 
   @property
   def name(self) -> str:
@@ -101,7 +108,7 @@ class AtPStar(Method):
       metric: gives one number for each pair.
 
     Returns:
-      The effects, [N, B]; never negative with GradDrop.
+      The effects, [nodes, B]; never negative with GradDrop.
 
     Raises:
       PatchingError: pairs, nodes and metric that do not fit together; NaN; a closed form that does not hold; a model
@@ -146,7 +153,7 @@ class AtPStar(Method):
     Args: as in `__call__`.
 
     Returns:
-      float64 [L, N, B], signed. Nodes above layer ℓ have their plain effect, nodes inside it 0.
+      float64 [L, nodes, B], signed. Nodes above layer ℓ have their plain effect, nodes inside it 0.
     """
     sided, metric, n = sources.choose_sides(pairs, metric, self.mode, self.seed, self.nodes)
     layers = self._layers(params, sided)
@@ -168,15 +175,15 @@ class AtPStar(Method):
   # --- internals
 
   def _inside_blocks(self) -> np.ndarray:
-    """1 for nodes that lie inside a block, 0 for those on the residual stream or without a layer; [N]."""
+    """1 for nodes that lie inside a block, 0 for those on the residual stream or without a layer; [nodes]."""
     stream = ('resid_pre', 'resid_mid', 'resid_post')
     grids = np.array([0 if g.name in stream else 1 for g in self.nodes.grids])
     return np.where(self.nodes.table[:, 1] < 0, 0, grids[self.nodes.table[:, 0]])
 
   def _layers(self, params: Any, sided: Pairs) -> list[int]:
     """The layers of the model."""
-    found = self._sites(params, sided)
-    layers = sorted({s.layer for s in found if s.name in graddrop.WRITES and len(s.path) == 1})
+    found = [info.site for info in self._infos(params, sided)]
+    layers = sorted({s.path[0] for s in found if s.name in graddrop.WRITES and len(s.path) == 1})
     if not layers:
       raise PatchingError(
         'GradDrop needs the writes to the residual stream',
@@ -185,12 +192,10 @@ class AtPStar(Method):
       )
     return layers
 
-  def _sites(self, params: Any, sided: Pairs) -> list:
-    def list_sites():
-      one = sided.rows(np.arange(1))
-      return [info.site for info in harvest.sites_of(self.forward, params, one.clean)]
-
-    return self._make_once('sites', (params, sided), list_sites)
+  def _infos(self, params: Any, sided: Pairs) -> list[harvest.SiteInfo]:
+    one = sided.rows(np.arange(1))
+    make = lambda: harvest.sites_of(self.forward, params, one.clean)  # noqa: E731
+    return self._make_once('sites', (params, sided), make)
 
   def _grids_to_fix(self) -> list[tuple[int, str]]:
     used = [(n, g.name) for n, g in self.nodes.grids_in_use()]
@@ -204,7 +209,8 @@ class AtPStar(Method):
 
   def _choose_attention(self, params: Any, sided: Pairs) -> terms.Attention:
     sequential = terms.Attention(self.forward, self.axes, False)
-    sown, names = set(self._sites(params, sided)), [name for _, name in self._grids_to_fix()]
+    infos, names = self._infos(params, sided), [name for _, name in self._grids_to_fix()]
+    sown = {info.site for info in infos}
 
     def is_tagged(site: str, name: str) -> bool:
       layers = self.nodes.layers(name)
@@ -216,6 +222,8 @@ class AtPStar(Method):
         cause='attn_probs is not tagged at every layer that has query or key nodes',
         hint='pass qk_fix=False, or tag attn_probs',
       )
+    if names:
+      _check_fit(self.axes, infos, sided.real.shape[1])
     if 'k' not in names or self.keys == 'sequential':
       return sequential
     scored = is_tagged('attn_scores', 'k')
@@ -289,7 +297,7 @@ class AtPStar(Method):
     here, mine = sided.rows(rows), metric.rows(rows)
     prepare = self._make_once('prepare', (params, here, mine), lambda: self._prepare(attention))
     made, other, bad = prepare(params, here, mine)
-    tagged = {site.name for site in self._sites(params, sided)}
+    tagged = {info.site.name for info in self._infos(params, sided)}
     writes = [f'{name}.*' for name in graddrop.WRITES if name in tagged]
     sources_ = {
       sources.pattern(t.source, self.nodes.layers(self.nodes.grids[n].name)): None
@@ -319,8 +327,28 @@ class AtPStar(Method):
     return jax.jit(run)
 
 
+def _check_fit(axes: str, infos: list[harvest.SiteInfo], positions: int) -> None:
+  """Raises PatchingError unless `axes` can be those of the attention probabilities of one pair."""
+  for info in infos:
+    if info.site.name != 'attn_probs':
+      continue
+    cause = (
+      f'{len(axes)} letters for {len(info.shape)} axes' if len(axes) != len(info.shape) else ''
+    )
+    for letter, size in () if cause else (('B', 1), ('T', positions)):
+      found = info.shape[axes.index(letter)]
+      cause = cause or (f'{letter} would be {found}, and is {size}' if found != size else '')
+    if cause:
+      raise PatchingError(
+        f'attn_probs has shape {info.shape} for one pair, and axes={axes!r} do not describe it',
+        where=info.source,
+        cause=cause,
+        hint="name its axes in their order: 'BNTS', or 'BKGTS' for grouped queries",
+      )
+
+
 def _pass(star: AtPStar, attention: terms.Attention, nodes: NodeSet) -> Callable:
-  """A function (params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN)."""
+  """A function (params, pairs, metric) -> (effects [nodes, B], base metric, other metric, which sites hold NaN)."""
   forward = star.forward
 
   def run(params: Any, pairs: Pairs, metric: Metric) -> tuple:

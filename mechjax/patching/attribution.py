@@ -16,8 +16,10 @@ metric where it is not linear. Memory is bounded by blocks of pairs first. If on
 processed in parts, each at the cost of its own passes; a `forward` with checkpointed layers needs less memory.
 
 Sharp edges: first order fails where attention saturates or effects cancel: AtP* handles both. A value that is equal
-in both runs has effect 0 whatever its gradient, even an infinite one (masked scores). `along` must be a site without
-a layer, through which the whole prompt enters the model.
+in both runs has effect 0 whatever its gradient, even an infinite one (masked scores). The whole prompt must enter the
+model through `along`, before all nodes ('embed', or 'resid_pre.0'): a node before it would have gradient 0. So a run of
+one pair tests whether the other run's value at `along` gives all nodes their values of the other run, up to 1 % of the
+way (20 % in 16 bits); a route that carries less than that is not noticed.
 """
 
 from __future__ import annotations
@@ -32,11 +34,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int, Int32, PyTree, Shaped
 
-from mechjax import harvest
+from mechjax import harvest, precision
 from mechjax import sites as sites_lib
 from mechjax.errors import PatchingError
 from mechjax.patching import budget as budgets
-from mechjax.patching import sources, terms
+from mechjax.patching import checks, sources, terms
 from mechjax.patching.effects import Effects
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import AnyArray, Grid, NodeSet, columns
@@ -50,10 +52,10 @@ class Attribution(Method):
 
   Attributes:
     forward: as in `Method`.
-    nodes: N nodes.
+    nodes: the node set.
     mode: one of `sources.MODES` that needs no statistics: noising, denoising, zero or resample.
     steps: number of steps of integrated gradients; 0 for the gradient at the base run, which is AtP.
-    along: site whose values the steps move from one run to the other.
+    along: one site, before all nodes, whose values the steps move from one run to the other.
     budget: bytes that may be used besides parameters and prompts.
     seed: seed of 'resample'.
   """
@@ -68,10 +70,9 @@ class Attribution(Method):
   def __post_init__(self) -> None:
     super().__post_init__()
     sources.check_first_order(self.nodes, self.mode)
+    checks.check_integer('steps', self.steps, 0)
     if self.steps and self.mode not in ('noising', 'denoising', 'resample'):
       raise PatchingError(f'{self.mode!r} has no line between two runs', hint='steps=0')
-    if self.steps < 0:
-      raise PatchingError(f'steps is {self.steps}: it must be 0 or more')
 
   def __call__(self, params: PyTree, pairs: Pairs, metric: Metric) -> Effects:
     """Estimates the effect of every node on every pair.
@@ -82,12 +83,17 @@ class Attribution(Method):
       metric: gives one number for each pair.
 
     Returns:
-      The first-order effects, [N, B].
+      The first-order effects, [nodes, B].
 
     Raises:
-      PatchingError: pairs, nodes and metric that do not fit together; NaN; one layer of one pair beyond the budget.
+      PatchingError: pairs, nodes and metric that do not fit together; NaN; one layer of one pair beyond the budget;
+        with `steps`, nodes that do not lie behind `along`.
+      SiteError: no such site as `along`.
     """
     sided, metric, n = sources.choose_sides(pairs, metric, self.mode, self.seed, self.nodes)
+    if self.steps:
+      check = functools.partial(_check_along, self, params, sided)
+      self._make_once('along', (params, sided), check)
     pass_of = functools.partial(_pass, self)
     make = functools.partial(plan, pass_of, self.nodes, self.budget, params, sided, metric)
     planned = self._make_once('plan', (params, sided, metric), make)
@@ -108,7 +114,7 @@ class AttributionPlan:
   def __call__(
     self, params: PyTree, sided: Pairs, n: int, metric: Metric
   ) -> tuple[Float64[np.ndarray, 'nodes B'], Float64[np.ndarray, ' B'], Float64[np.ndarray, ' B']]:
-    """Effects [N, n], and the metrics of the base run and of the other run, [n]."""
+    """Effects [nodes, n], and the metrics of the base run and of the other run, [n]."""
     values, base, other = np.zeros((len(self.nodes), n)), np.zeros(n), np.zeros(n)
     for index, count in budgets.blocks(n, self.rows):
       here, mine = sided.rows(index), metric.rows(index)
@@ -133,7 +139,7 @@ def plan(
   """Finds blocks of pairs, or parts of the layers if one pair is too large, that fit into a budget.
 
   Args:
-    pass_of: nodes -> (params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN).
+    pass_of: nodes -> (params, pairs, metric) -> (effects [nodes, B], base metric, other metric, which sites hold NaN).
     nodes: all nodes.
     budget: bytes.
     params, sided, metric: the arguments of the later calls, or others of their shapes.
@@ -171,7 +177,7 @@ def plan(
 
 
 def _pass(atp: Attribution, nodes: NodeSet) -> Callable:
-  """A function (params, pairs, metric) -> (effects [N, B], base metric, other metric, which sites hold NaN)."""
+  """A function (params, pairs, metric) -> (effects [nodes, B], base metric, other metric, which sites hold NaN)."""
 
   def run(params: PyTree, pairs: Pairs, metric: Metric) -> tuple:
     other, planted = run_other(atp.forward, nodes, atp.mode, params, pairs, metric)
@@ -245,12 +251,70 @@ def _integrate(
 
     at_sites = harvest.value_and_grad_at(loss, sites=nodes.sites(), has_aux=True)
     gradients = sources.by_name(nodes, at_sites(params, pairs.clean)[2])
-    return jax.tree.map(jnp.add, total, gradients), None
+    return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradients), None
 
   _, values = sources.read(atp.forward, nodes, params, pairs.clean)
   shares = (np.arange(atp.steps) + 0.5) / atp.steps
-  total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, values), shares)
-  return values, jax.tree.map(lambda x: x / atp.steps, total)
+  # A sum of many gradients of 16 bits stops growing: 256 + 1 is 256 in bfloat16.
+  none = jax.tree.map(lambda x: jnp.zeros(x.shape, precision.wide_dtype(x.dtype)), values)
+  total, _ = jax.lax.scan(add, none, shares)
+  return values, jax.tree.map(lambda t, x: (t / atp.steps).astype(x.dtype), total, values)
+
+
+def _check_along(atp: Attribution, params: PyTree, sided: Pairs) -> None:
+  """Raises PatchingError unless all nodes move from one run to the other when the value at `along` does."""
+  moved = np.zeros(len(sided))
+  for a, b in zip(jax.tree.leaves(sided.clean), jax.tree.leaves(sided.noise)):
+    moved += (np.asarray(a) != np.asarray(b)).reshape(len(sided), -1).sum(1)
+  pair = sided.rows(np.array([moved.argmax()]))
+  infos = harvest.sites_of(atp.forward, params, pair.clean)
+  found = sites_lib.select(atp.along, [info.site for info in infos])
+  one = f'along={atp.along!r}: '
+  hint = (
+    "name the site through which the whole prompt enters the model, as 'embed' or 'resid_pre.0'"
+  )
+  if len(found) > 1:
+    raise PatchingError(f'{one}one site is needed, and this selects {len(found)}', hint=hint)
+  (dtype,) = (info.dtype for info in infos if info.site == found[0])
+  if not all(jnp.issubdtype(d, jnp.floating) for d in jax.tree.leaves(dtype)):
+    raise PatchingError(f'{one}there is no line between values of {dtype}', hint=hint)
+  arrives = jax.jit(functools.partial(_find_arriving, atp.forward, atp.nodes, str(found[0])))
+  reached = arrives(params, pair)
+  stays = [
+    s for s in atp.nodes.sites() if not reached[s.name][atp.nodes.layers(s.name).index(s.layer)]
+  ]
+  if stays:
+    raise PatchingError(
+      f'{one}its value of the other run does not give the nodes their values of the other run',
+      where=', '.join(map(str, stays[:5])) + (f' and {len(stays) - 5} more' if stays[5:] else ''),
+      cause='these nodes come before that site, or another route carries a part of the prompt to them',
+      hint=hint,
+    )
+
+
+def _find_arriving(
+  forward: Callable, nodes: NodeSet, along: str, params: PyTree, pairs: Pairs
+) -> sources.BySite:
+  """Finds the layers of each site whose values become those of the other run when those at `along` do: [layers]."""
+  value = harvest.reap(forward, sites=along)(params, pairs.noise)[along]
+  run = harvest.harvest(forward, sites=nodes.sites())
+  acts = [
+    run(plants, params, inputs)[1]
+    for plants, inputs in (({}, pairs.clean), ({}, pairs.noise), ({along: value}, pairs.clean))
+  ]
+  base, other, end = (sources.by_name(nodes, x) for x in acts)
+  arriving = {}
+  for name, layout in nodes.layouts.items():
+    if name in base:
+      differs = sources.broadcast_real(layout, pairs.real) & (other[name] != base[name])
+      axes = tuple(range(1, differs.ndim))
+      apart, whole = (
+        jnp.square(precision.wide(jnp.where(differs, x - other[name], 0))).sum(axes)
+        for x in (end[name], base[name])
+      )
+      share = 0.01 if jnp.finfo(end[name].dtype).bits > 16 else 0.2
+      arriving[name] = apart <= share**2 * whole  # false for NaN too
+  return arriving
 
 
 def by_node(
@@ -259,12 +323,12 @@ def by_node(
   """Sums products over each node.
 
   Args:
-    nodes: N nodes.
+    nodes: the node set.
     products: by number of the grid, [layers, *axes of its site], with size 1 for an axis that is summed already.
     real: bool [B, T].
 
   Returns:
-    [N, B]; 0 where a pair is too short to have a node.
+    [nodes, B]; 0 where a pair is too short to have a node.
   """
   found, order = [], []
   for number, grid in nodes.grids_in_use():

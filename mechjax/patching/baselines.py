@@ -6,7 +6,7 @@ been measured ("cost of verified 100 % recall of the top K", Kramár et al. 2024
 order, and the number of passes made when each of its nodes has been measured.
 
     atp = Search.by(effects.contribution(), spent=4)             # AtP costs 4; then 1 for every node measured
-    costs = recall_cost(atp, truth.contribution())               # [N], for K = 1 ... N
+    costs = recall_cost(atp, truth.contribution())               # [nodes], for K = 1 ... number of nodes
     aggregate(costs) / aggregate(recall_cost(oracle, ...))       # oracle = Search.by(truth.contribution(), spent=0)
 
 The paper's other searches are the baselines: a random order, fixed blocks patched jointly, and a hierarchy of halves.
@@ -31,13 +31,14 @@ import numpy as np
 import scipy  # imports scipy.stats, which takes a second, where it is first used
 
 from mechjax.errors import PatchingError
-from mechjax.patching.effects import mean_over_pairs
+from mechjax.patching.checks import check_integer, check_kind
+from mechjax.patching.effects import Effects, mean_over_pairs
 
 Patch = Callable[[np.ndarray], np.ndarray]
-"""Sets of nodes, bool [M, N] -> the effect on each pair of patching all nodes of a set, [M, B].
+"""Sets of nodes, bool [sets, nodes] -> the effect on each pair of patching all nodes of a set, [sets, B].
 
-Its attribute `there`, if it has one, states which pairs contain each node, bool [N, B]: contributions are means over
-those pairs.
+Its attribute `there`, if it has one, states which pairs contain each node, bool [nodes, B]: contributions are means
+over those pairs.
 """
 
 
@@ -46,8 +47,8 @@ class Search:
   """An order in which nodes are measured exactly.
 
   Attributes:
-    ranking: every node once, int [N].
-    passes: forward passes per pair made when `ranking[i]` has been measured, including the cost of the ranking, [N].
+    ranking: every node once, int [nodes].
+    passes: forward passes per pair made when `ranking[i]` has been measured, with the cost of the ranking, [nodes].
   """
 
   ranking: np.ndarray
@@ -78,7 +79,7 @@ class Search:
     """The search of an approximation: largest score first, one exact patch for each node.
 
     Args:
-      scores: for example `Effects.contribution()`, [N]. Equal scores keep the order of the nodes.
+      scores: for example `Effects.contribution()`, [nodes]. Equal scores keep the order of the nodes.
       spent: cost of the scores, in forward passes per pair.
     """
     scores = check_numbers('scores', scores)
@@ -89,7 +90,7 @@ class Search:
 
   @property
   def place(self) -> np.ndarray:
-    """Place of each node in the ranking, int [N]."""
+    """Place of each node in the ranking, int [nodes]."""
     return np.argsort(self.ranking)
 
 
@@ -102,17 +103,18 @@ def recall_cost(
   """Cost of verified 100 % recall of the top K: passes made when the true top K have been measured.
 
   Args:
-    search: N nodes.
-    truth: true contributions, for example of `ActivationPatching`, [N].
-    ks: the K; all of 1 ... N by default.
+    search: the order in which the nodes are measured.
+    truth: true contributions, for example of `ActivationPatching`, [nodes].
+    ks: the K; 1, 2, ... up to the number of nodes by default.
 
   Returns:
     Forward passes per pair for each K, float64.
 
   Raises:
-    PatchingError: a truth of another length, or with NaN; a K outside 1 ... N.
+    PatchingError: a truth of another length, or with NaN; a K below 1 or above the number of nodes.
   """
-  costs = np.maximum.accumulate(search.passes[_places(search, truth)])
+  places = _places(search, truth)
+  costs = np.maximum.accumulate(search.passes[places])
   return costs if ks is None else costs[_ks(ks, len(search)) - 1]
 
 
@@ -141,8 +143,9 @@ def recall(search: Search, truth: np.ndarray, k: int, budget: float) -> float:
   Raises:
     PatchingError: as `recall_cost`.
   """
+  places = _places(search, truth)
   (k,) = _ks([k], len(search))
-  return float((search.passes[_places(search, truth)[:k]] <= budget).mean())
+  return float((search.passes[places[:k]] <= budget).mean())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,8 +173,9 @@ def false_negatives(search: Search, truth: np.ndarray, k: int) -> list[Missed]:
   Raises:
     PatchingError: as `recall_cost`.
   """
+  places = _places(search, truth)
   (k,) = _ks([k], len(search))
-  places = _places(search, truth)[:k]
+  places = places[:k]
   ranks = np.argsort(-places, kind='stable')
   nodes = search.ranking[places]
   return [
@@ -201,6 +205,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 def _places(search: Search, truth: np.ndarray) -> np.ndarray:
   """Places of the nodes in the search, largest truth first; equal ones in the order of the search."""
+  check_kind('search', search, Search, 'Search.by(effects.contribution(), spent)')
   truth = check_numbers('truth', truth)
   if len(truth) != len(search):
     raise PatchingError(f'a truth of {len(truth)} nodes for a search of {len(search)}')
@@ -295,13 +300,13 @@ def measure(patch: Patch, members: np.ndarray) -> np.ndarray:
 
   Args:
     patch: see `Patch`.
-    members: bool [M, N].
+    members: bool [sets, nodes].
 
   Returns:
-    The effects, float64 [M, B].
+    The effects, float64 [sets, B].
 
   Raises:
-    PatchingError: a shape other than [M, B], or a number that is not finite.
+    PatchingError: a shape other than [sets, B], or a number that is not finite.
   """
   effects = np.asarray(patch(members), np.float64)
   if effects.ndim != 2 or len(effects) != len(members) or not effects.shape[1]:
@@ -322,6 +327,8 @@ def measure(patch: Patch, members: np.ndarray) -> np.ndarray:
 
 def check_numbers(name: str, values: np.ndarray) -> np.ndarray:
   """Returns the values as float64; raises PatchingError unless they are one finite number for each node."""
+  if isinstance(values, Effects):
+    raise PatchingError(f'{name} must be numbers, got Effects', hint='effects.contribution()')
   values = np.asarray(values, np.float64)
   if values.ndim != 1 or not len(values):
     raise PatchingError(
@@ -344,6 +351,6 @@ def _ks(ks: Sequence[int] | np.ndarray, n: int) -> np.ndarray:
 
 
 def check_positive(**numbers: int) -> None:
+  """Raises PatchingError unless these arguments are integers of 1 or more."""
   for name, number in numbers.items():
-    if number < 1:
-      raise PatchingError(f'{name} is {number}: it must be 1 or more')
+    check_integer(name, number, 1)

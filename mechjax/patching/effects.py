@@ -6,7 +6,7 @@ for any reason (Ctrl-C included) writes it once more. The file contains a finger
 metric, mode of patching), one of the weights, and the metrics of the unpatched runs; a sweep with another question
 refuses the file, complete or not.
 
-    effects.contribution()     # E|I(n)|, [N]: the absolute value is taken per pair, then the mean
+    effects.contribution()     # E|I(n)|, [nodes]: the absolute value is taken per pair, then the mean
     effects.top(10)            # [(node, contribution), ...]
     effects.grid(0)            # [layers, heads, positions, neurons] for a heat map
 
@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Int, PyTree, Shaped
 
 from mechjax import files, fingerprints
 from mechjax.errors import PatchingError
+from mechjax.patching.checks import check_integer
 from mechjax.patching.nodes import Node, NodeSet
 
 
@@ -36,11 +37,11 @@ class Effects:
 
   Attributes:
     title: method, mode of patching and metric, for example 'exact noising: logit difference'.
-    nodes: N nodes.
-    values: metric of the patched run minus that of the base run, [N, B]; 0 if the node is padding in the pair.
+    nodes: the node set.
+    values: metric of the patched run minus that of the base run, [nodes, B]; 0 if the node is padding in the pair.
     base: metric of the run that is changed, [B].
     other: metric of the run that the values come from, [B].
-    there: the pairs in which each node is at a real position, bool [N, B]; None for all. Means are over those pairs.
+    there: the pairs in which each node is at a real position, bool [nodes, B]; None for all. Means are over these.
   """
 
   title: str
@@ -51,11 +52,11 @@ class Effects:
   there: Bool[np.ndarray, 'nodes B'] | None = None
 
   def contribution(self) -> Float[np.ndarray, ' nodes']:
-    """Mean absolute effect over the pairs that have the node, [N]; 0 where no pair has it."""
+    """Mean absolute effect over the pairs that have the node, [nodes]; 0 where no pair has it."""
     return mean_over_pairs(np.abs(self.values), self.there)
 
   def mean(self) -> Float[np.ndarray, ' nodes']:
-    """Mean effect over the pairs that have the node, [N]; 0 where no pair has it."""
+    """Mean effect over the pairs that have the node, [nodes]; 0 where no pair has it."""
     return mean_over_pairs(self.values, self.there)
 
   def ranking(self) -> Int[np.ndarray, ' nodes']:
@@ -63,7 +64,8 @@ class Effects:
     return np.argsort(-self.contribution(), kind='stable')
 
   def top(self, k: int) -> list[tuple[Node, float]]:
-    """The k nodes of largest contribution, each with its contribution."""
+    """The k nodes of largest contribution, or all if there are fewer, each with its contribution."""
+    check_integer('k', k, 0)
     contribution = self.contribution()
     return [(self.nodes[i], float(contribution[i])) for i in self.ranking()[:k]]
 
@@ -74,10 +76,13 @@ class Effects:
 
     Args:
       number: index into `nodes.grids`.
-      values: [N]; the contributions by default.
+      values: [nodes]; the contributions by default.
     """
-    values = self.contribution() if values is None else values
     grids = self.nodes.grids
+    if number not in range(len(grids)):
+      names = ', '.join(f'{i} {g.name}' for i, g in enumerate(grids))
+      raise PatchingError(f'number={number!r:.100} is not the number of a grid', hint=names)
+    values = self.contribution() if values is None else values
     start = sum(int(np.prod(g.shape)) for g in grids[:number])
     out = np.full(int(np.prod(grids[number].shape)), np.nan)
     at = self.nodes.chosen - start
@@ -108,8 +113,8 @@ class Ledger:
   """Table of a sweep, kept in a file if there is a path; a context manager that saves on exit.
 
   Attributes:
-    values: float64 [N, B].
-    done: bool [N, B].
+    values: float64 [nodes, B].
+    done: bool [nodes, B].
     base, other: metrics of the unpatched runs, [B]; NaN until known.
   """
 

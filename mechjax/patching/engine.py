@@ -6,7 +6,7 @@ a chunk of patches at a time through vmap. The compiler decides how many patches
 
 A patch at layer l changes nothing below l. A model that can begin a pass in the middle provides `forward_from`:
 
-    forward_from(params, inputs, residual, start, at) -> logits at positions `at` ([B, A, V]), or all ([B, T, V]) if
+    forward_from(params, inputs, residual, start, at) -> logits at positions `at` ([B, reads, V]), or all ([B, T, V]) if
     None
 
 where `residual` is 'resid_pre' of layer `start` in the base run (not used if start is 0: the pass then reads `inputs`
@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float64, Int, Int32, PyTree, Shaped
 from mechjax import harvest
 from mechjax.errors import PatchingError
 from mechjax.patching import budget as budgets
-from mechjax.patching import sources
+from mechjax.patching import checks, sources
 from mechjax.patching.metrics import Metric
 from mechjax.patching.nodes import AxisLayout, Grid, NodeSet, columns
 from mechjax.patching.pairs import Pairs, RealMask
@@ -56,7 +56,7 @@ class Sweep(Method):
 
   Attributes:
     forward: as in `Method`.
-    nodes: N nodes.
+    nodes: the node set.
     mode: the values that are planted and the run that they are planted into, one of `sources.MODES`.
     budget: bytes that the sweep may use besides parameters and prompts.
     max_batch: maximum number of patches that run at once, if memory allows.
@@ -73,14 +73,16 @@ class Sweep(Method):
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    sources.check_nodes('nodes', self.nodes)
+    checks.check_integer('max_batch', self.max_batch, 1)
     if not len(self.nodes):
       raise PatchingError('there are no nodes to patch', cause='an empty slice or choice')
-    if self.budget < 1 or self.max_batch < 1:
-      raise PatchingError(f'budget {self.budget} and max_batch {self.max_batch} must be positive')
+    if self.budget < 1:
+      raise PatchingError(f'budget is {self.budget}: it must be positive')
 
   @functools.cached_property
   def starts(self) -> Int[np.ndarray, ' nodes']:
-    """Layer at which a pass with each node patched begins, [N]; nodes after all layers begin at the last one."""
+    """Layer at which a pass with each node patched begins, [nodes]; nodes after all layers begin at the last one."""
     ends = [_LAST if g.name in AFTER_LAYERS else 0 for g in self.nodes.grids]
     table = self.nodes.table
     return np.where(table[:, 1] < 0, np.array(ends)[table[:, 0]], table[:, 1])
@@ -254,7 +256,7 @@ def plant_node(
   """Makes the plants that patch one node.
 
   Args:
-    nodes: N nodes.
+    nodes: the node set.
     values: replacements of the nodes' values, by site name [layers, ...].
     row: the node's row of `nodes.table`, int32 [5]; may be traced.
     real: bool [B, T].
@@ -301,9 +303,9 @@ def plant_subset(
   """Makes the plants that patch a subset of the nodes jointly.
 
   Args:
-    nodes: N nodes.
+    nodes: the node set.
     values: replacements of the nodes' values, by site name [layers, ...].
-    members: the nodes of the subset, bool [N]; may be traced.
+    members: the nodes of the subset, bool [nodes]; may be traced.
     real: bool [B, T].
 
   Returns:
@@ -339,10 +341,10 @@ def mask_of(
   """Mask of chosen nodes in the values of a site name, without padding.
 
   Args:
-    nodes: N nodes.
+    nodes: the node set.
     name: name of the site.
     layers: layers of the values, which include those of the nodes.
-    members: the chosen nodes, bool [N].
+    members: the chosen nodes, bool [nodes].
     real: bool [B, T].
 
   Returns:

@@ -151,7 +151,7 @@ def by_node(
   found: Mapping[Where, Float[np.ndarray | Array, ' ...']],
   real: Bool[np.ndarray, 'B T'],
 ) -> Float64[np.ndarray, ' ...']:
-  """Joins arrays [..., heads, positions, neurons, B] by (grid, slot): float64 [..., N, B]; `real` is bool [B, T]."""
+  """Joins arrays [..., heads, positions, neurons, B] by (grid, slot) to float64 [..., nodes, B]; real: bool [B, T]."""
   rows: list[Any] = [None] * len(nodes)
   slots = {
     (number, -1 if layer is None else layer): slot

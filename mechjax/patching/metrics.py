@@ -32,7 +32,7 @@ from mechjax import precision
 from mechjax.errors import PatchingError
 from mechjax.logits import kl_divergence as kl
 from mechjax.logits import log_probs, next_token_loss
-from mechjax.patching.pairs import Ids, Pairs, Rows, int32
+from mechjax.patching.pairs import Ids, Pairs, Rows, check_pairs, int32
 
 
 @jax.tree_util.register_dataclass
@@ -44,14 +44,14 @@ class Metric:
     name: name, for titles.
     fn: (output or logits at `at`, data) -> [B].
     data: pytree of arrays with a leading axis of B.
-    at: positions whose logits it reads, int [B, A]; None if it reads the whole output of the model.
+    at: positions whose logits it reads, int [B, reads]; None if it reads the whole output of the model.
     made_for: `Pairs.digests` of the pairs it was made for, [B, 2]; None if it was made without pairs.
   """
 
   name: str = dataclasses.field(metadata={'static': True})
   fn: Callable[[PyTree, PyTree], ArrayLike] = dataclasses.field(metadata={'static': True})
   data: PyTree[Shaped[np.ndarray | Array, 'B ...']]
-  at: Integer[np.ndarray | Array, 'B A'] | None = None
+  at: Integer[np.ndarray | Array, 'B reads'] | None = None
   made_for: UInt32[np.ndarray | Array, 'B 2'] | None = None
 
   def __call__(self, output: PyTree) -> Float[Array, ' B']:
@@ -63,7 +63,7 @@ class Metric:
     return self.of(output if self.at is None else _at(output, self.at))
 
   def of(self, read: PyTree) -> Float[Array, ' B']:
-    """The metric from logits at the positions `at` alone, [B, A, V]."""
+    """The metric from logits at the positions `at` alone, [B, reads, V]."""
     value = jnp.asarray(self.fn(read, self.data))
     n = self.sizes or {value.size}
     if value.ndim != 1 or n != {value.shape[0]} or not jnp.issubdtype(value.dtype, jnp.floating):
@@ -150,9 +150,9 @@ def log_probability(pairs: Pairs, answers: Ids, positions: Ids | None = None) ->
 
   Args:
     pairs: the pairs.
-    answers: token ids, int [B], or [B, A] for answers of up to A tokens, short ones padded with -1. The prompts
+    answers: token ids, int [B], or [B, answers] for answers of several tokens, short ones padded with -1. The prompts
       then contain the answer except for its last token.
-    positions: positions of the logits that predict each token, int [B] or [B, A]; None for the last real positions.
+    positions: positions of the logits that predict each token, int [B] or [B, answers]; None for the last real ones.
 
   Raises:
     PatchingError: as `logit_difference`.
@@ -173,6 +173,7 @@ def loss(pairs: Pairs, tokens: Ids | None = None) -> Metric:
     pairs: the pairs.
     tokens: tokens that are predicted, int [B, T]; None for the clean prompts, in both runs.
   """
+  check_pairs(pairs)
   tokens = int32(pairs.clean if tokens is None else tokens, 'the tokens of a loss')
   predicted = np.asarray(pairs.real)[:, 1:] & np.asarray(pairs.real)[:, :-1]
   if tokens.shape != pairs.real.shape or not predicted.any(1).all():
@@ -273,7 +274,7 @@ class _Difference:
 
 
 def _at(logits: np.ndarray | Array, positions: Any) -> jax.Array:
-  """Logits [B, T, V] at positions int [B, A]: [B, A, V]."""
+  """Logits [B, T, V] at positions int [B, reads]: [B, reads, V]."""
   if jnp.ndim(logits) != 3 or len(logits) != len(positions):
     raise PatchingError(
       f'the metric reads the logits of {len(positions)} pairs, and was given {jnp.shape(logits)}',
@@ -336,6 +337,7 @@ def _kl(logits: jax.Array, reference: Any) -> jax.Array:
 
 
 def _answers(pairs: Pairs, answers: Any) -> np.ndarray:
+  check_pairs(pairs)
   ids = np.asarray(answers)
   ids = ids[:, None] if ids.ndim == 1 else ids
   good = ids.ndim == 2 and len(ids) == len(pairs) and ids.dtype.kind in 'iu'
@@ -344,14 +346,16 @@ def _answers(pairs: Pairs, answers: Any) -> np.ndarray:
     good = not filled[:, 0].any() and (ids[filled] == -1).all()
   if not good:
     raise PatchingError(
-      f'answers are token ids, one for each of {len(pairs)} pairs; got {ids.dtype} {ids.shape}',
-      hint='pass int [B], or [B, A] with -1 after short answers',
+      f'answers are token ids, one for each of {len(pairs)} pairs; got {ids.dtype} of shape {np.shape(answers)}',
+      where=f'{np.asarray(answers).tolist()!r:.100}',
+      hint='pass int [B], or [B, answers] with -1 after short answers',
     )
   return int32(ids, 'answers')
 
 
 def _positions(pairs: Pairs, positions: Any, n: int = 1) -> np.ndarray:
   """Positions as int [B, n]; raises PatchingError where they are not real."""
+  check_pairs(pairs)
   at = int32(pairs.last if positions is None else positions, 'positions')
   at = at[:, None] if at.ndim == 1 else at
   if at.shape != (len(pairs), n):

@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Int32, Integer, Shaped
 
 from mechjax import sites
-from mechjax.errors import PatchingError
+from mechjax.errors import PatchingError, unknown
 from mechjax.harvest import SiteInfo
 from mechjax.patching.pairs import RealMask
 
@@ -224,7 +224,7 @@ class NodeSet:
     return bool((self.table[:, 3] < -1).any())
 
   def there(self, real: RealMask) -> Bool[np.ndarray, 'nodes B']:
-    """Whether each node is at a real position in each pair, bool [N, B].
+    """Whether each node is at a real position in each pair, bool [nodes, B].
 
     Args:
       real: `real` of the pairs, bool [B, T].
@@ -266,30 +266,32 @@ def nodes_of(
     heads: 'each', 'together' or indices, at sites that have heads.
     positions: the same for positions. A negative index counts from the last real position of each pair.
     neurons: the same for neurons, at sites that have neurons.
-    axes: letters of the axes of sites whose layout differs from `sites.CANONICAL`.
+    axes: letters of the axes of sites whose layout differs from `sites.CANONICAL`, by name of the site.
 
   Returns:
     The nodes, ordered by site, layer, head, position, neuron.
 
   Raises:
     SiteError: the pattern selects nothing.
-    PatchingError: unknown axes, or axes that do not fit; indices that do not exist.
+    PatchingError: unknown axes, axes that do not fit, or axes of an unknown name; indices that do not exist.
   """
+  _check_infos(infos)
+  axes = _check_axes(axes, infos)
   chosen = set(sites.select(pattern, [info.site for info in infos]))
   groups: dict[str, list[SiteInfo]] = {}
   for info in infos:
     if info.site in chosen:
       groups.setdefault(info.site.name, []).append(info)
-  queries = _query_heads(infos, axes or {})
+  queries = _query_heads(infos, axes)
   grids = []
   for name, group in groups.items():
-    layout = _layout(name, group, axes or {})
+    layout = _layout(name, group, axes)
     picked = [
-      _pick(choice, layout.size(letters), name, letters == layout.position) if letters else (None,)
-      for choice, letters in (
-        (heads, layout.heads),
-        (positions, layout.position),
-        (neurons, layout.neuron),
+      _pick(choice, what, layout.size(letters) if letters else None, name)
+      for choice, what, letters in (
+        (heads, 'heads', layout.heads),
+        (positions, 'positions', layout.position),
+        (neurons, 'neurons', layout.neuron),
       )
     ]
     layers = tuple(sorted(info.site.path[0] for info in group if info.site.path)) or (None,)
@@ -298,6 +300,34 @@ def nodes_of(
     grids.append(Grid(name, layout, layers, picked[0], picked[1], picked[2], max(shared, 1)))
   _check_used(neurons, 'neurons', any(g.layout.neuron for g in grids))
   return NodeSet.whole(grids)
+
+
+def _check_infos(infos: Any) -> None:
+  if not isinstance(infos, Sequence) or not all(isinstance(info, SiteInfo) for info in infos):
+    raise PatchingError(
+      f'nodes_of needs the shapes of all sites, and was given a {type(infos).__name__}',
+      hint='pass harvest.sites_of(forward, params, inputs), a list of SiteInfo; for a model that carries its '
+      'parameters, harvest.sites_of(model, tokens)',
+    )
+
+
+def _check_axes(axes: Any, infos: Sequence[SiteInfo]) -> Mapping[str, str]:
+  """Returns the axes as a mapping; raises PatchingError for a key that names no site, and for a wrong value."""
+  if axes is None:
+    return {}
+  good = isinstance(axes, Mapping)
+  if not good or not all(isinstance(x, str) for pair in axes.items() for x in pair):
+    raise PatchingError(
+      f'axes must give the letters of sites by their names, got {axes!r:.100}',
+      hint="axes={'attn_scores': 'BKGTS'}",
+    )
+  names = dict.fromkeys(info.site.name for info in infos)
+  for name, letters in axes.items():
+    if name not in names and name not in sites.CANONICAL:
+      cause = 'axes are given for all layers of a name at once, without a layer or a pattern'
+      raise unknown(PatchingError, 'site in axes=', name, names, cause=cause)
+    check_letters(name, letters)
+  return axes
 
 
 def _layout(name: str, infos: Sequence[SiteInfo], axes: Mapping[str, str]) -> AxisLayout:
@@ -310,13 +340,29 @@ def _layout(name: str, infos: Sequence[SiteInfo], axes: Mapping[str, str]) -> Ax
       hint='make one node set for each shape; loops inside loops cannot be swept',
     )
   (shape,) = shapes
-  if len(letters) != len(shape) or len(set(letters)) < len(letters) or 'B' not in letters:
+  problem = _find_problem(letters, shape)
+  if problem:
+    like = ', as ' + repr(_letters(name, {})) if _letters(name, {}) else ''
     raise PatchingError(
-      f'{name!r} has shape {shape}, and axes {letters!r} do not describe it',
+      f'{name!r} has shape {shape}, and axes {letters!r} do not describe it: {problem}',
       where=infos[0].source,
-      hint=f"describe its axes: axes={{{name!r}: 'BT...'}}",
+      hint=f'pass one letter for each axis in axes={{{name!r}: ...}}{like}, from {_key_of_letters()}',
     )
   return AxisLayout(letters, tuple(shape))
+
+
+def _find_problem(letters: str, shape: Sequence[int]) -> str:
+  """Why letters cannot be those of the axes of a shape; '' if they can."""
+  if len(letters) != len(shape):
+    return f'{len(letters)} letters for {len(shape)} axes'
+  twice = [a for a in dict.fromkeys(letters) if letters.count(a) > 1]
+  if twice:
+    return f'{twice[0]} is there twice'
+  return '' if 'B' in letters else 'B, the axis of prompts, is missing'
+
+
+def _key_of_letters() -> str:
+  return '; '.join(f'{letter} {meaning}' for letter, meaning in sites.LETTERS.items())
 
 
 def _query_heads(infos: Sequence[SiteInfo], axes: Mapping[str, str]) -> int:
@@ -332,7 +378,6 @@ def _query_heads(infos: Sequence[SiteInfo], axes: Mapping[str, str]) -> int:
 
 def _letters(name: str, axes: Mapping[str, str]) -> str:
   if name in axes:
-    check_letters(name, axes[name])
     return axes[name]
   known = sites.CANONICAL.get(name, '').partition(']')[0]
   return ''.join(re.findall(r'[A-Z]', known))
@@ -340,12 +385,13 @@ def _letters(name: str, axes: Mapping[str, str]) -> str:
 
 def check_letters(name: str, letters: str) -> None:
   """Raises PatchingError for letters without a meaning, and for H, the head width, without an axis of heads."""
-  unknown = sorted({*letters} - {*sites.LETTERS})
-  if unknown or ('H' in letters and not {*letters} & {*'NKG'}):
+  strange = sorted({*letters} - {*sites.LETTERS})
+  if strange or ('H' in letters and not {*letters} & {*'NKG'}):
+    lower = bool(strange) and {*letters.upper()} <= {*sites.LETTERS}
     raise PatchingError(
       f'axes={{{name!r}: {letters!r}}}: '
-      + (f'unknown {unknown}' if unknown else 'H without heads'),
-      hint='; '.join(f'{letter} {meaning}' for letter, meaning in sites.LETTERS.items()),
+      + (f'unknown {strange}' if strange else 'H without heads'),
+      hint=f'letters are upper case: {letters.upper()!r}' if lower else _key_of_letters(),
     )
 
 
@@ -373,27 +419,42 @@ def columns(
   return at + (at < -1).astype(at.dtype) * (lengths + 1)
 
 
-def _pick(choice: Choice, n: int, name: str, ends: bool) -> tuple[int | None, ...]:
-  """The indices of a choice among `n`; with `ends` negative indices are kept."""
+def _pick(choice: Choice, what: str, n: int | None, name: str) -> tuple[int | None, ...]:
+  """The indices of a choice among the `n` heads, positions or neurons of a site, None for a site without them.
+
+  Negative indices of positions are kept.
+  """
+  if n is None:
+    return (None,)
   if isinstance(choice, str):
     if choice not in ('each', 'together'):
-      raise PatchingError(f"{choice!r} is not 'each', 'together' or a list of indices")
+      raise PatchingError(
+        f"{what}={choice!r} is not 'each', 'together' or a list of indices",
+        hint=f"'each' makes a node for each of the {what}, 'together' one node for all of them",
+      )
     return tuple(range(n)) if choice == 'each' else (None,)
+  ends = what == 'positions'
   indices = np.asarray(choice)
   if indices.ndim != 1 or (indices.size and indices.dtype.kind not in 'iu'):
     raise PatchingError(
-      f'indices along an axis of {name!r} must be a list of integers, got {choice!r}',
+      f'{what}= must be a list of integers, got {choice!r:.100}',
+      where=name,
       cause='a mask' if indices.dtype == bool else None,
       hint='np.flatnonzero(mask) gives the indices of a mask; [3] is a list of one index',
     )
   picked = tuple(int(i) + n if i < 0 and not ends else int(i) for i in indices)
   if len(set(picked)) < len(picked):
-    raise PatchingError(f'indices along an axis of {name!r} come twice: {indices.tolist()}')
+    raise PatchingError(f'{what}={indices.tolist()} names an index twice', where=name)
   if not all((-n if ends else 0) <= i < n for i in picked):
-    raise PatchingError(f'{name!r} has {n} along this axis, and {indices.tolist()} were requested')
+    raise PatchingError(
+      f'{name!r} has {n} {what}, and {what}={indices.tolist()} were requested',
+      hint=f'indices are 0 to {n - 1}, or negative from the end',
+    )
   return picked
 
 
 def _check_used(choice: Choice, what: str, used: bool) -> None:
   if not used and not (isinstance(choice, str) and choice == 'together'):
-    raise PatchingError(f'none of these sites has {what}', hint='select mlp_pre or mlp_post')
+    raise PatchingError(
+      f'{what}={choice!r:.100}: none of these sites has {what}', hint='select mlp_pre or mlp_post'
+    )

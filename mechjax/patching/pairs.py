@@ -27,6 +27,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int, Int32, Integer, PyTree, Shaped, UInt32
 
 from mechjax.errors import PatchingError
+from mechjax.patching.checks import check_kind
 
 RealMask = Bool[np.ndarray | Array, 'B T']
 """True at real positions, False at padding."""
@@ -134,6 +135,7 @@ def _digest_row(arrays: Sequence[np.ndarray], i: int, real: np.ndarray) -> bytes
 
 def check(pairs: Pairs) -> None:
   """Raises PatchingError unless arrays have a leading axis of B and equal shapes, and padding is on the right."""
+  check_pairs(pairs)
   clean, noise = (jax.tree.map(np.shape, side) for side in (pairs.clean, pairs.noise))
   if clean != noise:
     raise PatchingError(
@@ -155,6 +157,12 @@ def check(pairs: Pairs) -> None:
       cause='padding before a token: the model runs without a mask, and would read the padding as text',
       hint='pad on the right, as Pairs.of does',
     )
+
+
+def check_pairs(pairs: Pairs) -> None:
+  """Raises PatchingError unless the argument `pairs` is of the class `Pairs`."""
+  hint = 'Pairs.of(clean, noise); a method takes (params, pairs, metric), in this order'
+  check_kind('pairs', pairs, Pairs, hint)
 
 
 def _rows(prompts: Prompts) -> Iterable[Any]:

@@ -7,7 +7,7 @@ the change travels along the residual stream alone; the value that arrives at th
 pass only that value is planted, and the rest of the model is computed:
 
     senders, receivers = nodes_of(infos, 'z.9', positions=[-1]), nodes_of(infos, 'q.{10,11}')
-    effects = PathPatching(forward, senders, receivers)(params, pairs, metric)           # [S, R, B]
+    effects = PathPatching(forward, senders, receivers)(params, pairs, metric)           # [senders, receivers, B]
 
 `mediators` are components that are not held: the change may also travel through them. The effect through a mediator is
 the difference between a run with it and a run without it. Receivers are inputs: q, k, v of later heads, 'mlp_norm' or
@@ -38,7 +38,7 @@ from jaxtyping import Bool, Float, PyTree
 
 from mechjax import harvest
 from mechjax.errors import PatchingError
-from mechjax.patching import attribution, engine, sources, terms
+from mechjax.patching import attribution, checks, engine, sources, terms
 from mechjax.patching import budget as budgets
 from mechjax.patching.activation import bar
 from mechjax.patching.effects import Effects, mean_over_pairs
@@ -57,11 +57,11 @@ class PathEffects:
 
   Attributes:
     title: method, mode of patching and metric.
-    senders: S nodes.
-    receivers: R nodes; None if they were taken together.
-    values: [S, R, B], with R = 1 for receivers taken together.
+    senders: the nodes that send.
+    receivers: the nodes that receive; None if they were taken together.
+    values: [senders, receivers, B], with one receiver for receivers taken together.
     base, other: metrics of the two runs, [B].
-    there: the pairs in which sender and receiver are at real positions, bool [S, R, B]; None for all.
+    there: the pairs in which sender and receiver are at real positions, bool [senders, receivers, B]; None for all.
   """
 
   title: str
@@ -73,7 +73,7 @@ class PathEffects:
   there: Bool[np.ndarray, 'senders receivers B'] | None = None
 
   def contribution(self) -> Float[np.ndarray, 'senders receivers']:
-    """Mean absolute effect over the pairs that have both nodes, [S, R]; 0 where no pair has them."""
+    """Mean absolute effect over the pairs that have both nodes, [senders, receivers]; 0 where no pair has them."""
     return mean_over_pairs(np.abs(self.values), self.there)
 
   def to(self, receiver: int = 0) -> Effects:
@@ -107,7 +107,11 @@ class Routes(Method):
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    checks.check_switch('together', self.together)
+    if self.mediators is not None:
+      sources.check_nodes('mediators', self.mediators)
     for what, nodes in (('senders', self.senders), ('receivers', self.receivers)):
+      sources.check_nodes(what, nodes)
       if not len(nodes):
         raise PatchingError(f'there are no {what}', cause='an empty slice or choice')
     if self.mode in ('mean', 'gaussian'):
@@ -192,7 +196,8 @@ class PathPatching(Routes):
       progress: whether to show a progress bar (needs tqdm).
 
     Returns:
-      The effects, [S, R, B]; they cost a pass for each sender, and one for each sender and receiver above it.
+      The effects, [senders, receivers, B]; they cost a pass for each sender, and one for each sender with each receiver
+        above it.
 
     Raises:
       PatchingError: pairs, nodes and metric that do not fit together; NaN; a patch beyond the budget.
@@ -314,7 +319,7 @@ class EdgeAttributionPatching(Routes):
     return *held.read_ends(params, pairs), gradients, (base, other)
 
   def _attribute(self, held: _Held, params: Any, pairs: Pairs, *known: Any) -> jax.Array:
-    """Computes the effects through M subsets of the receivers, [M, S, B]."""
+    """Computes the effects through subsets of the receivers, [sets, senders, B]."""
     base, planted, gradients, many = known
     zeros = {name: jnp.zeros_like(base[name]) for name in _layouts_in_use(self.senders)}
     back = jax.vjp(lambda moved: held.move(params, pairs, base, moved), zeros)[1]
@@ -359,7 +364,7 @@ class _Held:
     if odd:
       raise PatchingError(f'{", ".join(odd)} cannot mediate', hint=f'nodes of {", ".join(names)}')
     layouts = {**routes._free.layouts, **routes.senders.layouts}
-    axes = {name: layout.axes for name, layout in layouts.items()}
+    axes = {name: layout.axes for name, layout in layouts.items() if name in there}
     found = nodes_of(infos, names, heads='together', positions='together', axes=axes)
     whole = (dataclasses.replace(g, layout=layouts.get(g.name, g.layout)) for g in found.grids)
     return cls(routes, names, NodeSet.whole(whole) + routes.senders)
@@ -378,7 +383,7 @@ class _Held:
   def send(
     self, params: Any, pairs: Pairs, base: sources.Values, planted: sources.Values, members: Any
   ) -> sources.Values:
-    """Computes the receivers' values when some senders, bool [S], have their planted values."""
+    """Computes the receivers' values when some senders, bool [senders], have their planted values."""
     masks = _masks(self.routes.senders, self.nodes, members, pairs.real)
     values = {name: jnp.where(mask, planted[name], base[name]) for name, mask in masks.items()}
     return self._receive(params, pairs, {**base, **values}, masks)

@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree, Shaped
 
 from mechjax import harvest, sites
 from mechjax.errors import PatchingError, unknown
+from mechjax.patching.checks import check_kind
 from mechjax.patching.metrics import Metric, bind
 from mechjax.patching.nodes import AxisLayout, NodeSet
 from mechjax.patching.pairs import Pairs, RealMask, check
@@ -115,8 +116,17 @@ def check_forward(forward: Callable) -> None:
   check_function(forward, PatchingError, example)
 
 
+def check_nodes(name: str, nodes: NodeSet) -> None:
+  """Raises PatchingError unless the argument `name` is a node set."""
+  hint = (
+    "nodes_of(harvest.sites_of(forward, params, inputs), 'z.0'); nodes[:1] is a set of one node"
+  )
+  check_kind(name, nodes, NodeSet, hint)
+
+
 def check_first_order(nodes: NodeSet, mode: str) -> None:
   """Raises PatchingError unless effects of these nodes can be estimated from gradients."""
+  check_nodes('nodes', nodes)
   if not len(nodes):
     raise PatchingError('there are no nodes to attribute to', cause='an empty slice or choice')
   if mode in ('mean', 'gaussian'):

@@ -251,7 +251,7 @@ class _Product:
     return self._lay_out(each)
 
   def _lay_out(self, each: jax.Array) -> jax.Array:
-    """Puts [B, N, P] on the axes of the site; the query heads of a key head are added up."""
+    """Puts [B, N, positions] on the axes of the site; the query heads of a key head are added up."""
     layout = self.layout
     heads = [layout.size(letter) for letter in layout.heads]
     n = int(np.prod(heads))

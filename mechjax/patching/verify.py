@@ -54,6 +54,7 @@ import scipy  # imports scipy.stats, which takes a second, where it is first use
 
 from mechjax.errors import PatchingError
 from mechjax.patching.baselines import Patch, Search, check_positive, measure
+from mechjax.patching.checks import check_kind
 from mechjax.patching.effects import mean_over_pairs
 
 # --- number of large effects --------------------------------------------------------------------------------
@@ -116,12 +117,12 @@ class Subsets:
   """Estimates of the effect of each node from random subsets.
 
   Attributes:
-    nodes: U nodes, int [U].
-    effects: mean effect of the subsets that contain the node minus that of the others, [U, B].
-    errors: standard errors of the effects, the larger of Welch's and the pooled one, [U, B].
+    nodes: indices of the nodes, int [nodes].
+    effects: mean effect of the subsets that contain the node minus that of the others, [nodes, B].
+    errors: standard errors of the effects, the larger of Welch's and the pooled one, [nodes, B].
     inside: number of subsets that contain a node, the same for each node.
     count: number of subsets, which is the number of forward passes per pair.
-    there: the pairs that contain each node, bool [U, B]; None for all.
+    there: the pairs that contain each node, bool [nodes, B]; None for all.
   """
 
   nodes: np.ndarray
@@ -132,7 +133,7 @@ class Subsets:
   there: np.ndarray | None = None
 
   def contribution(self) -> np.ndarray:
-    """Mean absolute effect over the pairs that have the node, [U]: the paper's subsampling."""
+    """Mean absolute effect over the pairs that have the node, [nodes]: the paper's subsampling."""
     return mean_over_pairs(np.abs(self.effects), self.there)
 
   def search(self) -> Search:
@@ -141,7 +142,7 @@ class Subsets:
     return Search(ranking, self.count + np.arange(1, len(ranking) + 1))
 
   def upper_bounds(self, alpha: float = 0.05) -> np.ndarray:
-    """U(n) of the module's equation, [U]; each bound alone is too low with probability alpha at most."""
+    """U(n) of the module's equation, [nodes]; each bound alone is too low with probability alpha at most."""
     _check_alpha(alpha, 0.5)
     error = mean_over_pairs(self.errors, self.there)
     return self.contribution() + scipy.stats.t.isf(alpha, self._freedom) * error
@@ -151,7 +152,7 @@ class Subsets:
     return float(self.upper_bounds(alpha).max())
 
   def p_values(self, theta: float) -> np.ndarray:
-    """Upper bound, for each node, on the probability of such effects if its contribution were theta or more, [U]."""
+    """Upper bounds on the probability of such effects if a node's contribution were theta or more, [nodes]."""
     room, error = theta - self.contribution(), mean_over_pairs(self.errors, self.there)
     with np.errstate(divide='ignore', invalid='ignore'):  # a standard error of 0: room / 0
       t = np.where(room > 0, room / error, 0.0)
@@ -186,8 +187,8 @@ def sample_subsets(
   Args:
     patch: called with all subsets.
     n: number of all nodes.
-    nodes: nodes that subsets are made of, int [U]; all by default.
-    subsets: M, the number of subsets.
+    nodes: nodes that subsets are made of, int [nodes]; all by default.
+    subsets: number of subsets, M in the equations.
     p: probability that a node is in a subset. Each is in exactly round(p M), drawn independently of the other nodes.
     seed: seed of the subsets.
     batch: number of subsets in one call of `patch`.
@@ -259,7 +260,7 @@ class Verified:
   """Results and bounds after a part of a search.
 
   Attributes:
-    effects: effects of every measured node, [N, B]; rows of NaN for the others.
+    effects: effects of every measured node, [nodes, B]; rows of NaN for the others.
     top: the k measured nodes of largest contribution, largest first, int [k].
     threshold: the k-th largest contribution on the path of the search.
     checked: nodes off the path that were drawn at random and measured, int [m].
@@ -303,7 +304,7 @@ def verify(
     patch: called with single nodes, and with subsets of the nodes that are left.
     k: number of top nodes.
     budget: passes per pair, including those of the ranking: nodes with `search.passes` up to it are measured.
-    measured: effects known before, [N, B], rows with NaN for the others. It is filled in place, so that the
+    measured: effects known before, [nodes, B], rows with NaN for the others. It is filled in place, so that the
       measurements survive an interruption: call again with the same array.
     checks: number of nodes off the path that are drawn at random and measured.
     subsets: number of random subsets of the nodes that are left, patched jointly; 0 for none.
@@ -315,6 +316,7 @@ def verify(
     PatchingError: a budget that does not reach k nodes; more checks than nodes; `measured` of another shape; the
       errors of `sample_subsets`.
   """
+  check_kind('search', search, Search, 'Search.by(effects.contribution(), spent)')
   n = len(search)
   check_positive(k=k, batch=batch)
   _check_alpha(alpha, 0.5)
@@ -356,7 +358,7 @@ def _path(search: Search, k: int, budget: float) -> np.ndarray:
 def _measure_missing(
   patch: Patch, nodes: np.ndarray, n: int, before: np.ndarray | None, batch: int
 ) -> np.ndarray:
-  """Completes effects [N, B] for `nodes`; only nodes without known effects are patched."""
+  """Completes effects [nodes, B] for `nodes`; only nodes without known effects are patched."""
   if before is not None and (before.ndim != 2 or len(before) != n):
     raise PatchingError(f'measured effects have shape {before.shape}, the search has {n} nodes')
   effects = np.full((n, 0), np.nan) if before is None else before

@@ -364,14 +364,24 @@ def test_what_cannot_be_answered_is_refused():
     ({'keys': 'fast'}, "unknown keys 'fast'"),
     ({'mode': 'mean'}, "'mean' is for exact patching"),
     ({'mode': 'gaussian'}, "'gaussian' is for exact patching"),
-    ({'chunk': 0}, 'chunk 0'),
-    ({'rows': 0}, 'rows 0'),
+    ({'chunk': 0}, 'chunk is 0'),
+    ({'rows': 0}, 'rows is 0'),
     ({'axes': 'BHTS'}, 'H without heads'),
   ):
     with pytest.raises(PatchingError, match=message):
       AtPStar(writing, nodes, **options)
   with pytest.raises(PatchingError, match='no nodes'):
     AtPStar(writing, nodes[:0])
+
+
+@pytest.mark.parametrize(
+  ('axes', 'cause'),
+  [('BNTS', 'B would be 5, and is 1'), ('SBNT', 'T would be 4'), ('BKGTS', '5 letters for 4')],
+)
+def test_letters_that_do_not_fit_the_attention_probabilities_are_refused(axes, cause):
+  star = dataclasses.replace(fixed(), axes=axes)  # they are laid out as TBSN
+  with pytest.raises(PatchingError, match=rf'shape \(5, 1, 5, 4\) for(.|\n)*{cause}'):
+    star(*ARGS)
 
 
 def test_what_a_fix_needs_and_the_model_does_not_tag_is_named():

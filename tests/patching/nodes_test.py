@@ -75,14 +75,17 @@ def test_grouped_axes_of_heads_are_numbered_as_one():
 def test_what_does_not_fit_is_refused():
   with pytest.raises(SiteError, match='mlp_outt'):
     linear.nodes('mlp_outt')
-  with pytest.raises(PatchingError, match='has 5 along this axis'):
+  with pytest.raises(PatchingError, match=r'has 5 positions, and positions=\[5\]'):
     linear.nodes('embed', positions=[5])
-  with pytest.raises(PatchingError, match="'every' is not"):
+  with pytest.raises(PatchingError, match="positions='every' is not 'each'"):
     linear.nodes('embed', positions='every')
   with pytest.raises(PatchingError, match='none of these sites has neurons'):
     linear.nodes('embed', neurons='each')
   with pytest.raises(PatchingError, match="axes '' do not describe it"):
     nodes_of([info('gate', (2, 5))], 'gate')
+  for one in (linear.nodes('embed'), ['z.0'], Site('z'), linear.forward):
+    with pytest.raises(PatchingError, match=r'needs the shapes of all sites'):
+      nodes_of(one, 'z')
   with pytest.raises(PatchingError, match='cannot be swept as one'):
     nodes_of([info('k', (2, 5, 1, 4), 0), info('k', (2, 5, 1, 8), 1)], 'k')
   with pytest.raises(PatchingError, match='laid out'):
@@ -98,7 +101,7 @@ def test_what_does_not_fit_is_refused():
     ([0.7, 1.2], 'list of integers'),
     (3, 'list of integers'),
     ([[0, 1]], 'list of integers'),
-    ([1, 1], 'come twice'),
+    ([1, 1], 'names an index twice'),
     (None, 'list of integers'),
   ],
 )
@@ -111,7 +114,7 @@ def test_indices_may_be_of_any_integer_type():
   for choice in ((0, 2), np.array([0, 2], np.uint8), range(0, 4, 2)):
     assert [n.position for n in linear.nodes('embed', positions=choice)] == [0, 2]
   assert not len(linear.nodes('embed', positions=[]))
-  with pytest.raises(PatchingError, match='come twice'):
+  with pytest.raises(PatchingError, match='names an index twice'):
     linear.nodes('mlp_post', neurons=[-1, linear.F - 1])
 
 
@@ -131,9 +134,30 @@ def test_effects_become_a_heat_map_and_a_ranking():
 
 @pytest.mark.parametrize(
   ('axes', 'message'),
-  [('BHTS', 'H without heads'), ('BNTQ', r"unknown \['Q'\]"), ('bnts', 'unknown')],
+  [
+    ('BHTS', 'H without heads(.|\n)*N query heads'),
+    ('BNTQ', r"unknown \['Q'\](.|\n)*N query heads"),
+    ('bnts', "letters are upper case: 'BNTS'"),
+    ('BNT', '3 letters for 4 axes'),
+    ('BNTT', 'T is there twice'),
+    ('LNTS', 'B, the axis of prompts, is missing'),
+  ],
 )
 def test_letters_that_mean_another_axis_are_refused(axes, message):
   infos = [info('attn_probs', (2, 4, 5, 5), layer) for layer in range(2)]
-  with pytest.raises(PatchingError, match=rf'{message}(.|\n)*N query heads'):
+  with pytest.raises(PatchingError, match=message):
     nodes_of(infos, 'attn_probs', axes={'attn_probs': axes})
+
+
+@pytest.mark.parametrize(
+  ('axes', 'message'),
+  [
+    ({'z.0': 'BTNH'}, "unknown site in axes= 'z.0'(.|\n)*did you mean 'z'"),
+    ({'*': 'BTNH'}, r"unknown site in axes= '\*'(.|\n)*known: z"),
+    ('BTNH', "must give the letters of sites by their names, got 'BTNH'"),
+    ({'z': None}, 'must give the letters of sites by their names'),
+  ],
+)
+def test_axes_of_no_site_are_refused(axes, message):
+  with pytest.raises(PatchingError, match=message):
+    nodes_of([info('z', (2, 5, 4, 6), 0)], 'z', axes=axes)

@@ -18,6 +18,7 @@ from mechjax.patching import (
   Pairs,
   PatchingError,
   PathPatching,
+  Search,
   SubsetPatching,
   budget,
   custom,
@@ -25,6 +26,7 @@ from mechjax.patching import (
   log_probability,
   logit_difference,
   nodes_of,
+  recall_cost,
 )
 from tests.patching import linear
 from tests.patching.linear import METRIC, PAIRS, PARAMS
@@ -68,6 +70,46 @@ def test_integrated_gradients_add_up_to_the_difference_of_the_runs():
   total = many.other - many.base
   np.testing.assert_allclose(many.values.sum(0), total, atol=1e-3 * np.abs(total).max())
   assert np.abs(few.values.sum(0) - total).max() > 1e-2 * np.abs(total).max()
+
+
+def test_integrated_gradients_of_nodes_behind_a_layer_may_start_there():
+  nodes = linear.nodes('mlp_out.{1,2}, logits')
+  atp = Attribution(linear.forward, nodes, steps=2, along='resid_post.0')(PARAMS, PAIRS, METRIC)
+  np.testing.assert_allclose(atp.values, run(nodes).values, rtol=1e-9, atol=1e-9)
+
+
+def test_many_steps_in_16_bits_give_the_gradient_of_few():
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), PARAMS)
+  nodes = linear.nodes('embed, mlp_out.1')
+  few, many = (Attribution(linear.forward, nodes, steps=n)(params, PAIRS, METRIC) for n in (1, 900))
+  scale = np.abs(few.values).max()
+  np.testing.assert_allclose(many.values, few.values, rtol=0, atol=0.02 * scale)
+
+
+def tagged_tokens(params, tokens):
+  return linear.forward(params, harvest.sow(tokens, name='tokens'))
+
+
+@pytest.mark.parametrize(
+  ('along', 'pattern', 'message'),
+  [
+    ('resid_post', 'mlp_out', 'one site is needed, and this selects 3'),
+    ('resid_post.1', 'mlp_out', r'does not give the nodes.*\n  where: mlp_out.0, mlp_out.1\n'),
+    ('logits', 'mlp_out.2', r'does not give the nodes.*\n  where: mlp_out.2\n'),
+    ('mlp_out.0', 'resid_post.1', 'does not give the nodes(.|\n)*another route'),
+    ('tokens', 'mlp_out', 'no line between values of int32'),
+  ],
+)
+def test_integrated_gradients_that_would_be_zero_are_refused(along, pattern, message):
+  nodes = linear.nodes(pattern)
+  with pytest.raises(PatchingError, match=message):
+    Attribution(tagged_tokens, nodes, steps=2, along=along)(PARAMS, PAIRS, METRIC)
+
+
+@pytest.mark.parametrize('steps', [2.5, True, '3', -1])
+def test_steps_that_are_no_whole_number_are_refused(steps):
+  with pytest.raises(PatchingError, match=r'steps (must be an integer|is -1)'):
+    Attribution(linear.forward, linear.nodes('mlp_out'), steps=steps)
 
 
 def test_the_absolute_value_is_taken_per_pair():
@@ -443,6 +485,61 @@ def test_a_metric_of_other_pairs_and_what_is_no_function_are_refused(method):
   with pytest.raises(PatchingError, match='a Model, not a function') as error:
     method(Model(), *sets)
   assert 'model.apply' in error.value.hint
+
+
+@pytest.mark.parametrize(
+  'method', [ActivationPatching, SubsetPatching, Attribution, AtPStar, PathPatching]
+)
+def test_arguments_of_another_kind_are_refused_by_their_names(method):
+  nodes = linear.nodes('mlp_out')
+  paths = method is PathPatching
+  name, more = ('senders', [nodes]) if paths else ('nodes', [])
+  for other in (['z.0'], 'z.0', nodes[0], None):
+    with pytest.raises(PatchingError, match=f'{name} must be of the class NodeSet, got'):
+      method(linear.forward, other, *more)
+  call = method(linear.forward, nodes, *([linear.nodes('logits')] if paths else []))
+  with pytest.raises(PatchingError, match='pairs must be of the class Pairs, got Metric') as error:
+    call(PARAMS, METRIC, PAIRS)
+  assert '(params, pairs, metric), in this order' in error.value.hint
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda n: PathPatching(linear.forward, n, None), 'receivers must be of the class NodeSet'),
+    (lambda n: PathPatching(linear.forward, n, n, 'mlp_out'), 'mediators must be of the class'),
+    (lambda n: PathPatching(linear.forward, n, n, together='yes'), "True or False, got str: 'yes'"),
+    (lambda n: AtPStar(linear.forward, n, qk_fix='no'), 'qk_fix must be True or False, got str'),
+    (lambda n: AtPStar(linear.forward, n, graddrop=0), 'graddrop must be True or False, got int'),
+    (lambda n: AtPStar(linear.forward, n, axes='BNTT'), "axes='BNTT' do not describe attention"),
+    (lambda n: AtPStar(linear.forward, n, rows=2.5), 'rows must be an integer, got float: 2.5'),
+    (
+      lambda n: ActivationPatching(linear.forward, n, max_batch=True),
+      'max_batch must be an integer',
+    ),
+  ],
+)
+def test_settings_of_another_kind_are_refused_by_their_names(make, message):
+  with pytest.raises(PatchingError, match=message):
+    make(linear.nodes('mlp_out'))
+
+
+def test_effects_refuse_a_negative_number_of_nodes_and_a_grid_that_does_not_exist():
+  nodes = linear.nodes('mlp_out.0')
+  found = Effects('own', nodes, np.arange(5.0)[:, None], np.zeros(1), np.zeros(1))
+  assert [value for _, value in found.top(2)] == [4, 3]
+  assert len(found.top(9)) == 5
+  for k in (-1, 2.5, True):
+    with pytest.raises(PatchingError, match=r'k (is -1|must be an integer)'):
+      found.top(k)
+  for number in ('mlp_out', 1, -1):
+    with pytest.raises(PatchingError, match=r'is not the number of a grid(.|\n)*0 mlp_out'):
+      found.grid(number)
+  with pytest.raises(PatchingError, match='search must be of the class Search, got Effects'):
+    recall_cost(found, found)
+  with pytest.raises(PatchingError, match='truth must be numbers, got Effects') as error:
+    recall_cost(Search.by(found.contribution(), 0), found)
+  assert error.value.hint == 'effects.contribution()'
 
 
 def test_a_metric_that_is_no_number_for_each_pair_is_refused():
