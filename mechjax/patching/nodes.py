@@ -303,7 +303,10 @@ def nodes_of(
 
 
 def _check_infos(infos: Any) -> None:
-  if not isinstance(infos, Sequence) or not all(isinstance(info, SiteInfo) for info in infos):
+  described = isinstance(infos, Sequence) and all(
+    hasattr(info, 'site') and hasattr(info, 'shape') for info in infos
+  )
+  if not described:
     raise PatchingError(
       f'nodes_of needs the shapes of all sites, and was given a {type(infos).__name__}',
       hint='pass harvest.sites_of(forward, params, inputs), a list of SiteInfo; for a model that carries its '

@@ -224,7 +224,7 @@ def test_subsets_are_patched_in_blocks_of_pairs_where_they_do_not_all_fit():
   np.testing.assert_allclose(patch(one_hot), expected.values, rtol=1e-9, atol=1e-9)
   for wrong in (one_hot[0], one_hot[:, 1:], one_hot.astype(int)):
     message = (
-      rf'bool \[M, {len(one_hot)}\], got {wrong.dtype} \[{", ".join(map(str, wrong.shape))}\]'
+      rf'bool \[sets, {len(one_hot)}\], got {wrong.dtype} \[{", ".join(map(str, wrong.shape))}\]'
     )
     with pytest.raises(PatchingError, match=message):
       patch(wrong)
