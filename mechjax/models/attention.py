@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from mechjax import harvest, precision
 from mechjax.models import blockwise, rotary
+from mechjax.models.blockwise import AttentionRule
 from mechjax.models.config import Config
 from mechjax.models.norms import rms, soft_cap
 from mechjax.models.visibility import MASKED, Tokens, visible
@@ -104,9 +105,11 @@ def attend(
 
   is_long = q.shape[1] > 1 and q.shape[1] * k.shape[1] >= LONG
   blocks = is_long and not harvest.is_wanted('attn_scores', 'attn_probs')
-  mix = _mix_by_blocks if blocks else _mix_at_once
-  window = _window(config, local)
-  z_BxTxNxH = mix(config, q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, p.get('sinks'), context, window)
+  mix = blockwise.attend if blocks else _attend_at_once
+  rule = AttentionRule(
+    config.score_scale, config.attn_softcap, _window(config, local), p.get('sinks')
+  )
+  z_BxTxNxH = mix(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, context.queries, context.keys, rule)
   z_BxTxNxH = harvest.sow(z_BxTxNxH, name='z')
   out_BxTxD = precision.einsum('btnh,nhd->btd', z_BxTxNxH, p['o'])
   return (out_BxTxD + p['o_bias'] if config.o_bias else out_BxTxD), new
@@ -135,16 +138,15 @@ def _append(cache_BxSxKxH: jax.Array, x_BxTxKxH: jax.Array, slot: Any) -> jax.Ar
   return jax.lax.dynamic_update_slice_in_dim(cache_BxSxKxH, x_BxTxKxH, slot, axis=1)
 
 
-def _mix_at_once(
-  config: Config,
+def _attend_at_once(
   q_BxTxNxH: jax.Array,
   k_BxSxKxH: jax.Array,
   v_BxSxKxH: jax.Array,
-  sinks_N: jax.Array | None,
-  context: PassContext,
-  window: jax.Array | int | None,
+  queries: Tokens,
+  keys: Tokens,
+  rule: AttentionRule,
 ) -> jax.Array:
-  """The outputs of the heads, [B, T, N, H], by way of all scores and probabilities."""
+  """The same as `blockwise.attend`, by way of all scores and probabilities."""
   B, T, N, H = q_BxTxNxH.shape
   K = k_BxSxKxH.shape[2]
   q_BxTxKxGxH = q_BxTxNxH.reshape(B, T, K, N // K, H)
@@ -152,39 +154,16 @@ def _mix_at_once(
   scores_BxKxGxTxS = precision.einsum(
     'btkgh,bskh->bkgts', q_BxTxKxGxH, k_BxSxKxH, preferred_element_type=wide
   )
-  scores_BxNxTxS = scores_BxKxGxTxS.reshape(B, N, T, -1) * config.score_scale
-  scores_BxNxTxS = soft_cap(scores_BxNxTxS, config.attn_softcap)
-  seen_BxTxS = visible(context.queries, context.keys, window)
+  scores_BxNxTxS = scores_BxKxGxTxS.reshape(B, N, T, -1) * rule.scale
+  scores_BxNxTxS = soft_cap(scores_BxNxTxS, rule.cap)
+  seen_BxTxS = visible(queries, keys, rule.window)
   # Added, not selected: an addition saves no residuals for the backward pass.
   scores_BxNxTxS += jnp.where(seen_BxTxS, 0.0, MASKED)[:, None]
   scores_BxNxTxS = harvest.sow(scores_BxNxTxS, name='attn_scores')
-  probs_BxNxTxS = _softmax(scores_BxNxTxS, sinks_N).astype(v_BxSxKxH.dtype)
+  probs_BxNxTxS = _softmax(scores_BxNxTxS, rule.sinks_N).astype(v_BxSxKxH.dtype)
   probs_BxNxTxS = harvest.sow(probs_BxNxTxS, name='attn_probs')
   probs_BxKxGxTxS = probs_BxNxTxS.reshape(B, K, N // K, T, -1)
   return precision.einsum('bkgts,bskh->btkgh', probs_BxKxGxTxS, v_BxSxKxH).reshape(B, T, N, H)
-
-
-def _mix_by_blocks(
-  config: Config,
-  q_BxTxNxH: jax.Array,
-  k_BxSxKxH: jax.Array,
-  v_BxSxKxH: jax.Array,
-  sinks_N: jax.Array | None,
-  context: PassContext,
-  window: jax.Array | int | None,
-) -> jax.Array:
-  """The same as `_mix_at_once`, without scores and probabilities."""
-  return blockwise.attend(
-    q_BxTxNxH,
-    k_BxSxKxH,
-    v_BxSxKxH,
-    context.queries,
-    context.keys,
-    scale=config.score_scale,
-    cap=config.attn_softcap,
-    window=window,
-    sinks_N=sinks_N,
-  )
 
 
 def _softmax(scores_BxNxTxS: jax.Array, sinks_N: jax.Array | None) -> jax.Array:

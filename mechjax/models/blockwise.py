@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mechjax import precision
 from mechjax.models.norms import soft_cap
@@ -45,12 +45,20 @@ class _Sums(NamedTuple):
   value: jax.Array  # [B, K, G, T, H], the sum of weighted values
 
 
-class _Rule(NamedTuple):
-  """Scaling of the scores, and the visibility of keys besides their order and segment."""
+class AttentionRule(NamedTuple):
+  """The way from products of queries and keys to probabilities.
+
+  Attributes:
+    scale: factor of the products.
+    cap: c in c * tanh(scores / c); None for no cap.
+    window: a key is visible if it is fewer positions back, an int32 scalar or int; None for no limit.
+    sinks_N: the score of nothing in each head, which takes its share of the probabilities; None without sinks.
+  """
 
   scale: float
-  cap: float | None
-  window: Any
+  cap: float | None = None
+  window: jax.Array | int | None = None
+  sinks_N: jax.Array | None = None
 
 
 def attend(
@@ -59,21 +67,14 @@ def attend(
   v_BxSxKxH: Float[Array, 'B S K H'],
   queries: Tokens,
   keys: Tokens,
-  *,
-  scale: float,
-  cap: float | None,
-  window: Int[Array, ''] | int | None,
-  sinks_N: Float[Array, ' N'] | None,
+  rule: AttentionRule,
 ) -> Float[Array, 'B T N H']:
   """Sums the values of the visible keys, weighted by the softmax of their scores.
 
   Args:
     q_BxTxNxH, k_BxSxKxH, v_BxSxKxH: queries, keys and values; the query heads of one key-value head are adjacent.
     queries, keys: their segments and orders.
-    scale: factor of the products of queries and keys.
-    cap: c in c * tanh(scores / c); None for no cap.
-    window: a key is visible if it is fewer positions back; None for no limit.
-    sinks_N: the score of nothing in each head, which takes its share of the probabilities; None without sinks.
+    rule: see `AttentionRule`.
 
   Returns:
     The outputs of the heads.
@@ -89,8 +90,8 @@ def attend(
 
   def of_block(block: tuple[jax.Array, Tokens]) -> jax.Array:
     q_BxKxGxTxH, these = block
-    step = functools.partial(_add_block, q_BxKxGxTxH, these, _Rule(scale, cap, window))
-    sums, _ = jax.lax.scan(step, _start(q_BxKxGxTxH, sinks_N), blocks_of_keys)
+    step = functools.partial(_add_block, q_BxKxGxTxH, these, rule)
+    sums, _ = jax.lax.scan(step, _start(q_BxKxGxTxH, rule.sinks_N), blocks_of_keys)
     # A position that fills up the last block sees no key.
     total = jnp.where(sums.total == 0, 1, sums.total)
     return (sums.value / total[..., None]).astype(v_BxSxKxH.dtype)
@@ -115,7 +116,7 @@ def _start(q_BxKxGxTxH: jax.Array, sinks_N: jax.Array | None) -> _Sums:
 def _add_block(
   q_BxKxGxTxH: jax.Array,
   queries: Tokens,
-  rule: _Rule,
+  rule: AttentionRule,
   sums: _Sums,
   block: tuple[jax.Array, jax.Array, Tokens],
 ) -> tuple[_Sums, None]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mechjax import harvest
+from mechjax.errors import HarvestError
 from mechjax.models import attention, blockwise, decoder, sharding
 from tests.models import decoders
 
@@ -56,19 +57,15 @@ def test_a_head_mixes_what_a_softmax_over_all_visible_keys_mixes(kind, window, h
   q, k, v = (random.standard_normal((B, T, n, H)) for n in (N, K, K))
   sinks = random.standard_normal(N) if has_sinks else None
   segments = SEGMENTS[kind]
-  config = dataclasses.replace(decoders.CONFIGS['qwen'], d_head=H, attn_softcap=cap)
   given = None if kind == 'one text' else jnp.asarray(segments)
   tokens = decoder.number(given, (B, T))
-  context = attention.PassContext(tokens, tokens, None, None)
   arrays = [jnp.asarray(x, jnp.float32) for x in (3 * q, k, v)]
-  sink_array = None if sinks is None else jnp.asarray(sinks, jnp.float32)
-
-  def mix(by):
-    return by(config, *arrays, sink_array, context, window)
-
+  sinks_N = None if sinks is None else jnp.asarray(sinks, jnp.float32)
+  rule = blockwise.AttentionRule(H**-0.5, cap, window, sinks_N)
   expected = brute_force(3 * q, k, v, segments, window, cap, sinks)
-  for by in (attention._mix_by_blocks, attention._mix_at_once):
-    np.testing.assert_allclose(jax.jit(mix, static_argnums=0)(by), expected, rtol=2e-5, atol=2e-5)
+  for attend in (blockwise.attend, attention._attend_at_once):
+    z = jax.jit(lambda *xs, attend=attend: attend(*xs, tokens, tokens, rule))(*arrays)
+    np.testing.assert_allclose(z, expected, rtol=2e-5, atol=2e-5)
 
 
 # --- the decoder -------------------------------------------------------------------------------------------
@@ -97,6 +94,9 @@ def test_a_pass_by_blocks_is_the_pass_with_all_scores(name):
   of_blocks = lambda p: forward(p, TOKENS, segments=MASK)  # noqa: E731
   # A read of the probabilities makes the pass compute all of them.
   at_once = lambda p: harvest.call_and_reap(of_blocks, sites='attn_probs.0')(p)[0]  # noqa: E731
+  scores = 'f32[2,4,37,37]'
+  assert scores not in str(jax.make_jaxpr(of_blocks)(params))
+  assert scores in str(jax.make_jaxpr(at_once)(params))
   np.testing.assert_allclose(of_blocks(params)[MASK], at_once(params)[MASK], rtol=2e-5, atol=2e-5)
   grads, expected = (jax.jit(jax.grad(loss(f)))(params) for f in (of_blocks, at_once))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), grads, expected)
@@ -171,9 +171,16 @@ def test_a_plant_at_the_probabilities_changes_the_logits_inside_of_a_read_of_oth
 
 def test_an_outer_harvest_of_the_probabilities_sees_those_of_an_inner_one_without_them():
   inner = lambda tokens: harvest.call_and_reap(forward, sites='resid_post.0')(PARAMS, tokens)  # noqa: E731
+  inner(TOKENS)  # staged without them first
   acts = harvest.reap(inner, sites='attn_probs.1')(TOKENS)
   expected = harvest.reap(forward, sites='attn_probs.1')(PARAMS, TOKENS)
   np.testing.assert_allclose(acts['attn_probs.1'], expected['attn_probs.1'], rtol=1e-5, atol=1e-6)
+
+
+def test_only_names_on_request_can_be_asked_for():
+  with pytest.raises(HarvestError, match=r"\['mlp_out'\] cannot exist on request"):
+    harvest.is_wanted('attn_probs', 'mlp_out')
+  assert not harvest.is_wanted('attn_probs')
 
 
 def test_a_loop_over_all_sites_meets_the_probabilities_and_a_loop_over_others_is_the_same_pass():
