@@ -34,7 +34,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 
-from mechjax import compat
+from mechjax import compat, lens_names
 from mechjax.errors import SiteError, nearest
 
 LETTERS: dict[str, str] = {
@@ -83,63 +83,6 @@ ON_REQUEST = ('attn_scores', 'attn_probs')
 """Names whose values exist only if they are requested: their size grows with the square of the length of a text, and
 attention over a long text can do without them. Every other site exists in every pass."""
 
-_LENS_BLOCK = {
-  'hook_resid_pre': 'resid_pre',
-  'attn.hook_rot_q': 'q',
-  'attn.hook_rot_k': 'k',
-  'attn.hook_v': 'v',
-  'attn.hook_attn_scores': 'attn_scores',
-  'attn.hook_pattern': 'attn_probs',
-  'attn.hook_z': 'z',
-  'hook_attn_out': 'attn_out',
-  'hook_resid_mid': 'resid_mid',
-  'mlp.hook_pre': 'mlp_pre',
-  'mlp.hook_post': 'mlp_post',
-  'hook_mlp_out': 'mlp_out',
-  'hook_resid_post': 'resid_post',
-}
-_WITHOUT_GAIN = (
-  'is the value BEFORE the gain (and bias) of the norm in TransformerLens; mechjax tags it after'
-)
-_BEFORE_ROTARY = 'means the value BEFORE rotary in TransformerLens; mechjax tags it after rotary'
-_COPY = 'is in TransformerLens a copy of the residual stream for each head or for the MLP, before the norm'
-_SCALE = (
-  'is the root mean square that a norm divides by in TransformerLens; mechjax tags its output'
-)
-# Hooks for a value that is not tagged here: the nearest site of mechjax, and the difference.
-_LENS_OTHER = {
-  'ln1.hook_normalized': ('attn_norm', _WITHOUT_GAIN),
-  'ln2.hook_normalized': ('mlp_norm', _WITHOUT_GAIN),
-  'ln1.hook_scale': ('attn_norm', _SCALE),
-  'ln2.hook_scale': ('mlp_norm', _SCALE),
-  'attn.hook_q': ('q', _BEFORE_ROTARY),
-  'attn.hook_k': ('k', _BEFORE_ROTARY),
-  'attn.hook_result': (
-    'z',
-    'is what each head adds to the residual stream in TransformerLens; mechjax tags it before W_O',
-  ),
-  **dict.fromkeys(
-    ('hook_attn_in', 'hook_q_input', 'hook_k_input', 'hook_v_input'), ('resid_pre', _COPY)
-  ),
-  'hook_mlp_in': ('resid_mid', _COPY),
-  'mlp.hook_pre_linear': (
-    'mlp_pre',
-    'is the half of a gated MLP without the activation in TransformerLens; mechjax tags the gate',
-  ),
-}
-_LENS_OTHER_TOP = {
-  'hook_embed': (
-    'embed',
-    'is WITHOUT learned positions in TransformerLens; mechjax tags the sum, the same in models without them',
-  ),
-  'hook_pos_embed': (
-    'embed',
-    'is the learned positions alone in TransformerLens; mechjax tags their sum with the tokens',
-  ),
-  'ln_final.hook_normalized': ('final_norm', _WITHOUT_GAIN),
-  'ln_final.hook_scale': ('final_norm', _SCALE),
-}
-
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Site:
@@ -181,7 +124,7 @@ def parse(text: str | Site) -> Site:
       f'{text!r} is not a site: it is a {type(text).__name__}',
       hint="write the name as well as the layer, as in 'mlp_out.3'",
     )
-  name, path = _split(_from_lens(text.strip()))
+  name, path = _split(lens_names.translate(text.strip()))
   if not all(re.fullmatch(r'\d+', p) for p in path) or re.search(r'[*?\[{]', name):
     raise SiteError(
       f'{text!r} is a pattern where one site is expected',
@@ -277,7 +220,7 @@ def select(patterns: Patterns, available: Sequence[Site]) -> list[Site]:
   chosen: set[Site] = set()
   top = {name: max(s.path for s in group) for name, group in _by_name(available).items()}
   for pattern in as_patterns(patterns):
-    name_glob, path_globs = _split(_from_lens(pattern))
+    name_glob, path_globs = _split(lens_names.translate(pattern))
     globs = tuple(map(_items, path_globs))
     hits = [
       s
@@ -315,7 +258,7 @@ def as_patterns(patterns: Patterns) -> list[str]:
 
 def matches(pattern: str, site: Site) -> bool:
   """Whether one pattern selects one site, without knowledge of the other layers (so -1 matches no layer)."""
-  name, path = _split(_from_lens(pattern))
+  name, path = _split(lens_names.translate(pattern))
   return _name_matches(name, site.name) and _path_matches(
     tuple(map(_items, path)), site.path, (10**9,) * len(site.path)
   )
@@ -328,13 +271,13 @@ def find_requested(patterns: Patterns) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=4096)
 def _find_requested(pattern: str) -> frozenset[str]:
-  glob = _split(_from_lens(pattern))[0].rpartition('/')[2]
+  glob = _split(lens_names.translate(pattern))[0].rpartition('/')[2]
   return frozenset(n for n in ON_REQUEST if _name_matches(glob, n))
 
 
 def names_layers(pattern: str) -> bool:
   """Whether a pattern specifies layers."""
-  return bool(_split(_from_lens(pattern))[1])
+  return bool(_split(lens_names.translate(pattern))[1])
 
 
 def no_site(pattern: str, available: Sequence[Site]) -> SiteError:
@@ -345,7 +288,7 @@ def no_site(pattern: str, available: Sequence[Site]) -> SiteError:
       cause='the model is not instrumented, or its patch was not installed before the model ran',
       hint='install the patch of the code base first (for example mechjax.patches.tunix.PATCHER.install())',
     )
-  name, path = _split(_from_lens(pattern))
+  name, path = _split(lens_names.translate(pattern))
   names = _by_name(available)
   same = [n for n in names if _name_matches(name, n)]
   if same and path and all(s.path == () for n in same for s in names[n]):
@@ -376,7 +319,7 @@ def _check_alternatives(
   pattern: str, hits: Sequence[Site], available: Sequence[Site], top: dict[str, tuple[int, ...]]
 ) -> None:
   """Raises SiteError unless each alternative in braces selects some of `hits`, within the layers of the program."""
-  names, globs = _split(_from_lens(pattern))
+  names, globs = _split(lens_names.translate(pattern))
   deepest = [max(axis) for axis in zip(*(s.path for s in available if len(s.path) == len(globs)))]
   for name in _alternatives(names):
     mine = [s for s in hits if fnmatch.fnmatchcase(s.name, name)]
@@ -479,32 +422,4 @@ def _path_matches(
   return len(globs) == len(path) and all(
     any(first <= i <= last for first, last in (item.ends(t + 1) for item in items))
     for items, i, t in zip(globs, path, top)
-  )
-
-
-def _from_lens(text: str) -> str:
-  """Translates a TransformerLens hook name; other names pass unchanged."""
-  if text in _LENS_OTHER_TOP:
-    raise _other_value(text, *_LENS_OTHER_TOP[text])
-  block = re.fullmatch(r'blocks\.([^.]+|\{[^}]*\})\.(.+)', text)
-  if not block:
-    return text
-  index, hook = block.groups()
-  if hook in _LENS_BLOCK:
-    return f'{_LENS_BLOCK[hook]}.{index}'
-  if hook in _LENS_OTHER:
-    name, difference = _LENS_OTHER[hook]
-    raise _other_value(text, f'{name}.{index}', difference)
-  if hook == '*':
-    raise SiteError(f'{text!r} is not a site', hint=f"write '*.{index}' for every site of a layer")
-  raise SiteError(
-    f'{text!r} is not a TransformerLens name that mechjax knows',
-    cause=f'nearest: {", ".join(nearest(hook, _LENS_BLOCK)) or "none"}',
-    hint='use a canonical name: ' + ', '.join(CANONICAL),
-  )
-
-
-def _other_value(hook: str, ours: str, difference: str) -> SiteError:
-  return SiteError(
-    f'{hook!r} {difference}', hint=f'write {ours!r} if that is the value that you want'
   )

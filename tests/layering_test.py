@@ -17,7 +17,17 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [
-  {'code_version', 'compat', 'errors', 'extras', 'files', 'fingerprints', 'lazy', 'logits'}
+  {
+    'code_version',
+    'compat',
+    'errors',
+    'extras',
+    'files',
+    'fingerprints',
+    'lazy',
+    'lens_names',
+    'logits',
+  }
   | {'memory', 'precision', 'sites', 'watching'},
   {'programs', 'greenlets', 'patcher', 'positionwise'},
   {'harvest'},
