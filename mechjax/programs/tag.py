@@ -28,7 +28,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike
 from jaxtyping import Bool, PyTree
 
-from mechjax import compat
+from mechjax import compat, sites
 from mechjax.errors import HarvestError
 
 TAG = 'mechjax'
@@ -125,7 +125,14 @@ def is_wanted(*names: str) -> bool:
 
   A model calls this to compute a value that is expensive to keep only where it is wanted. The answer is part of the
   key of every trace cache. False outside of a harvest.
+
+  Raises:
+    HarvestError: a name that is not in `sites.ON_REQUEST`, for which a harvest does not record what it wants.
   """
+  if other := set(names) - set(sites.ON_REQUEST):
+    raise HarvestError(
+      f'{sorted(other)} cannot exist on request only', hint=f'names on request: {sites.ON_REQUEST}'
+    )
   gate = compat.GATE.value
   if not isinstance(gate, compat.Staging):
     return gate is not None
