@@ -27,7 +27,7 @@ from jaxtyping import PyTree
 
 from mechjax import sites
 from mechjax.errors import HarvestError, RunError, nearest
-from mechjax.harvest.requests import fit_array
+from mechjax.harvest.functions import fit_array
 
 _NOTHING: Any = object()
 

@@ -36,8 +36,8 @@ from jaxtyping import Array, PyTree
 
 from mechjax import compat, errors, harvest, positionwise, sites
 from mechjax.generate.columns import axes_of
+from mechjax.harvest.functions import apply_function
 from mechjax.harvest.listing import SiteInfo
-from mechjax.harvest.requests import apply_function
 from mechjax.programs.program import open_jaxpr
 from mechjax.programs.structure import jaxpr_key
 

@@ -13,10 +13,13 @@ traced in place, and the arrays that it closes over are part of the executable.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.tree_util import PyTreeDef
 from jax.typing import ArrayLike
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree, Shaped
 
 from mechjax import compat
 from mechjax.errors import HarvestError
@@ -81,21 +84,74 @@ def stage_planted(fn: Callable[[PyTree], PyTree], sown: Sown, text: str) -> Plan
 
 def _stage(fn: Callable, sown: Sown, text: str) -> Planted:
   value = sown.tree.unflatten([struct_of(a) for a in sown.avals])
-  try:
-    program, captured = stage(fn, *split_static(((value,), {})))
-  except TypeError as error:
-    if 'valid JAX type' not in str(error):
-      raise
-    raise HarvestError(
-      f'the function planted at {text!r} returned something that is not an array: {error}'
-    ) from error
-  shapes = [struct_of(v.aval).shape for v in program.jaxpr.outvars]
-  expected = [tuple(a.shape) for a in sown.avals]
-  if program.out_tree == sown.tree and shapes != expected:
-    raise HarvestError(
-      f'the function planted at {text!r} returned the shape {", ".join(map(str, shapes))}, '
-      f'the site has {", ".join(map(str, expected))}',
-      cause='a reduction or an index that removes an axis',
-      hint='return a whole value: jnp.broadcast_to(new, x.shape), x.at[:, -1].set(new)',
-    )
+  what = f'the function planted at {text!r}'
+
+  def fitted(value: PyTree) -> PyTree:
+    return sown.tree.unflatten(apply_function(fn, jax.tree.leaves(value), sown.tree, what))
+
+  program, captured = stage(fitted, *split_static(((value,), {})))
   return Planted(captured, share(program))
+
+
+# --- results ----------------------------------------------------------------------------------------------
+
+
+def apply_function(
+  fn: Callable[[PyTree[ArrayLike]], PyTree],
+  values: Sequence[ArrayLike],
+  tree: PyTreeDef,
+  what: str = 'the function planted at a site',
+) -> list[Shaped[Array, ' ...']]:
+  """Applies a user's function to the value of a site, and checks the structure, shape and dtype of its result."""
+  out, structure = jax.tree.flatten(fn(tree.unflatten(values)))
+  if structure != tree:
+    raise HarvestError(
+      f'{what} returned the structure {structure}, the site has {tree}',
+      cause='a function without a return statement returns None',
+      hint='return a value of the same structure as the one received',
+    )
+  return [fit_array(o, v, f'{what} returned', _FUNCTION_HINT) for o, v in zip(out, values)]
+
+
+def _kind_rank(dtype: Any) -> int:
+  """Rank of a dtype; scalars adapt to dtypes of their own or a higher rank: bool, integer, real, complex."""
+  kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+  return next((i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind)), -1)
+
+
+_FUNCTION_HINT = 'return a whole value: jnp.broadcast_to(new, x.shape), x.at[:, -1].set(new)'
+_PLANT_HINT = 'use jnp.broadcast_to on the value, or plant only part of it with harvest.Masked'
+
+
+def fit_array(
+  new: ArrayLike,
+  old: ArrayLike | jax.ShapeDtypeStruct,
+  what: str,
+  hint: str = _PLANT_HINT,
+) -> Shaped[Array, ' ...']:
+  """Returns `new` as an array of exactly the shape and dtype of `old` (weakly typed scalars adapt).
+
+  `hint` is for a value of another shape.
+  """
+  shape, dtype = jnp.shape(old), jnp.result_type(old)
+  try:
+    got = jax.typeof(new)
+    if got.dtype != dtype and not (got.weak_type and _kind_rank(got.dtype) <= _kind_rank(dtype)):
+      raise HarvestError(
+        f'{what} dtype {got.dtype.name}, the site has {dtype.name}',
+        cause='a silent cast would change the computation that follows',
+        hint=f'use .astype({dtype.name!r}) on the value if the cast is intended',
+      )
+    if not isinstance(new, jax.Array) or got.dtype != dtype or got.weak_type:
+      new = jnp.asarray(new, dtype)
+  except (TypeError, OverflowError) as e:
+    raise HarvestError(
+      f'{what} the value {new!r}, which cannot be converted to {dtype.name}'
+    ) from e
+  if new.shape != shape:
+    raise HarvestError(
+      f'{what} shape {new.shape}, the site has {shape}',
+      cause='values are planted as a whole; nothing is broadcast',
+      hint=hint,
+    )
+  return new

@@ -11,7 +11,7 @@ These objects are in `Frame.data` and are sliced when the interpreter enters sca
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Int, PyTree, Shaped
 
 from mechjax import compat
 from mechjax.errors import HarvestError
-from mechjax.harvest.functions import Planted
+from mechjax.harvest.functions import Planted, apply_function
 from mechjax.programs.cells import AsStack, Exit, FromSlots, IntoSlot, where
 
 Table = Int[Array | np.ndarray, ' ...'] | None
@@ -176,60 +176,3 @@ def tap(value: Shaped[Array, '*site'], delta: Shaped[Array, '*site']) -> Shaped[
 
 
 tap.defvjp(lambda value, delta: (value, None), lambda _, ct: (ct, ct))
-
-
-def apply_function(
-  fn: Callable[[PyTree[ArrayLike]], PyTree], values: Sequence[ArrayLike], tree: PyTreeDef
-) -> list[Shaped[Array, ' ...']]:
-  """Applies a user's function to the value of a site, and checks the structure, shape and dtype of its result."""
-  out, structure = jax.tree.flatten(fn(tree.unflatten(values)))
-  if structure != tree:
-    raise HarvestError(
-      f'the function planted at a site returned the structure {structure}, the site has {tree}',
-      cause='a function without a return statement returns None',
-      hint='return a value of the same structure as the one received',
-    )
-  return [fit_array(o, v, 'the function planted at a site returned') for o, v in zip(out, values)]
-
-
-def _kind_rank(dtype: Any) -> int:
-  """Rank of a dtype; scalars adapt to dtypes of their own or a higher rank: bool, integer, real, complex."""
-  kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
-  return next((i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind)), -1)
-
-
-_PLANT_HINT = 'use jnp.broadcast_to on the value, or plant only part of it with harvest.Masked'
-
-
-def fit_array(
-  new: ArrayLike,
-  old: ArrayLike | jax.ShapeDtypeStruct,
-  what: str,
-  hint: str = _PLANT_HINT,
-) -> Shaped[Array, ' ...']:
-  """Returns `new` as an array of exactly the shape and dtype of `old` (weakly typed scalars adapt).
-
-  `hint` is for a value of another shape.
-  """
-  shape, dtype = jnp.shape(old), jnp.result_type(old)
-  try:
-    got = jax.typeof(new)
-    if got.dtype != dtype and not (got.weak_type and _kind_rank(got.dtype) <= _kind_rank(dtype)):
-      raise HarvestError(
-        f'{what} dtype {got.dtype.name}, the site has {dtype.name}',
-        cause='a silent cast would change the computation that follows',
-        hint=f'use .astype({dtype.name!r}) on the value if the cast is intended',
-      )
-    if not isinstance(new, jax.Array) or got.dtype != dtype or got.weak_type:
-      new = jnp.asarray(new, dtype)
-  except (TypeError, OverflowError) as e:
-    raise HarvestError(
-      f'{what} the value {new!r}, which cannot be converted to {dtype.name}'
-    ) from e
-  if new.shape != shape:
-    raise HarvestError(
-      f'{what} shape {new.shape}, the site has {shape}',
-      cause='values are planted as a whole; nothing is broadcast',
-      hint=hint,
-    )
-  return new

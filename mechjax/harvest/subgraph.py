@@ -34,8 +34,8 @@ from mechjax import sites as sites_lib
 from mechjax.errors import HarvestError
 from mechjax.harvest import reads
 from mechjax.harvest.api import run
+from mechjax.harvest.functions import fit_array
 from mechjax.harvest.plans import HarvestPlan
-from mechjax.harvest.requests import fit_array
 from mechjax.harvest.selecting import find_live, select
 from mechjax.programs.cells import Frame, Keyed, Plan
 from mechjax.programs.interpreter import Interpreter

@@ -20,8 +20,8 @@ from jaxtyping import Bool, PyTree
 
 from mechjax import sites
 from mechjax.errors import HarvestError
-from mechjax.harvest.functions import stage_planted
-from mechjax.harvest.requests import Writing, fit_array
+from mechjax.harvest.functions import fit_array, stage_planted
+from mechjax.harvest.requests import Writing
 from mechjax.harvest.selecting import Layers, check_layers, select, slot_table
 from mechjax.programs.cells import DataKey, Keyed
 from mechjax.programs.places import Key

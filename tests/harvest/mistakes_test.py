@@ -27,7 +27,7 @@ def test_activations_are_a_mapping():
 
 def test_a_function_of_another_shape_is_named_by_its_site():
   plants = {'mlp_out.0': jnp.zeros_like, 'attn_out.1': lambda v: v[:, -1]}
-  with pytest.raises(HarvestError, match=r"'attn_out.1' returned the shape \(2, 16\)"):
+  with pytest.raises(HarvestError, match=r"'attn_out.1' returned shape \(2, 16\)"):
     harvest.plant(MODEL)(plants, TOKENS)
 
 
