@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, PyTree
 
-from mechjax import harvest
+from mechjax import code_version, harvest
 from mechjax.generate import columns, functions, prompts
 from mechjax.generate.columns import Extent
 from mechjax.generate.functions import Staged
@@ -59,7 +59,13 @@ def _run_steps(
   data, static, structure = split_static(functions.stage(plan.plants, [T, 1], [T, 2]))
   length_B, done_B = jnp.asarray(size_B, jnp.int32), jnp.zeros(len(rows), jnp.int32)
   one_Bx1 = jnp.ones((len(rows), 1), bool)
-  options = {'step': model.step, 'static': static, 'structure': structure, 'sites': plan.sites}
+  options = {
+    'version': code_version.now(),
+    'step': model.step,
+    'static': static,
+    'structure': structure,
+    'sites': plan.sites,
+  }
   for i in range(n_tokens):
     logits, cache, done_B, acts = _advance(
       data, params, tokens, mask, cache, done_B, length_B, **options
@@ -91,6 +97,7 @@ def _run_passes(
       model.empty_cache(B, W),
       done_B,
       length_B,
+      version=code_version.now(),
       step=model.step,
       static=static,
       structure=structure,
@@ -111,7 +118,7 @@ def _stage(plan: GenerationPlan, min_length: int, max_length: int) -> tuple[list
 
 @functools.partial(
   jax.jit,
-  static_argnames=('step', 'static', 'structure', 'sites', 'min_length', 'alike'),
+  static_argnames=('version', 'step', 'static', 'structure', 'sites', 'min_length', 'alike'),
   donate_argnames=('cache',),
 )
 def _advance(
@@ -123,6 +130,7 @@ def _advance(
   done_B: jax.Array,
   prompt_length_B: jax.Array,
   *,
+  version: int,
   step: Callable,
   static: tuple,
   structure: Any,
@@ -130,7 +138,7 @@ def _advance(
   min_length: int | None = None,
   alike: bool = True,
 ) -> tuple[jax.Array, Any, jax.Array, Any]:
-  """Runs one step, after `done_B` tokens of each row.
+  """Runs one step, after `done_B` tokens of each row; compiled again for another version of the code (a patch).
 
   Without `min_length` rows are aligned on the right, and functions act on each position by itself. Otherwise rows are
   aligned on the left and have at least `min_length` tokens, and functions see texts.

@@ -24,7 +24,8 @@ Sharp edges:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator
+import functools
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -32,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, Int32, PyTree
 
-from mechjax import errors, forward
+from mechjax import code_version, errors, forward
 from mechjax import sites as sites_lib
 from mechjax.generate import columns, passes, plans
 from mechjax.generate import prompts as prompts_lib
@@ -144,7 +145,7 @@ class Steps:
     """Result of a step, which runs now if its run was not looped over."""
     if not run.started:
       run.close()
-      return jax.jit(self._model.step)(*args)
+      return _run_whole(*args, step=self._model.step, version=code_version.now())
     try:
       return run.retval
     except errors.RunError as error:
@@ -153,6 +154,13 @@ class Steps:
         cause='the loop over its sites was left before its end',
         hint='loop to the end; the sites= of the steps may be fewer',
       ) from error
+
+
+@functools.partial(jax.jit, static_argnames=('step', 'version'))
+def _run_whole(*args: Any, step: Callable, version: int) -> tuple[jax.Array, Any]:
+  """A step without stops, compiled again for another version of the code (a patch)."""
+  del version
+  return step(*args)
 
 
 def _cut(run: forward.Run, queries: columns.Extent, keys: columns.Extent) -> forward.Run:
