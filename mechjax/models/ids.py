@@ -64,8 +64,8 @@ def check_kind(array: Any, ndim: int | None = 2) -> None:
     raise errors.MechjaxError(
       f'tokens have shape {array.shape} and dtype {array.dtype}; expected {wanted}', hint=_HINT
     )
-  if ndim == 2:
-    _check_any(array)
+  if ndim == 2 and 0 in array.shape:
+    raise errors.MechjaxError(f'tokens of shape {array.shape} hold no token', hint=_HINT)
 
 
 def _check_one_argument(tokens: Any) -> None:
@@ -74,11 +74,6 @@ def _check_one_argument(tokens: Any) -> None:
       'tokens together with their mask were passed as one argument',
       hint='pass two: f(*batch), or f(batch.tokens, batch.mask)',
     )
-
-
-def _check_any(array: Any) -> None:
-  if 0 in array.shape:
-    raise errors.MechjaxError(f'tokens of shape {array.shape} hold no token', hint=_HINT)
 
 
 def _as_array(tokens: Any) -> np.ndarray:

@@ -38,9 +38,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, overload
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +57,28 @@ from mechjax.sites import Patterns, Site
 
 Prompts = str | Sequence[str | Message | Sequence[int] | Sequence[Message]] | Padded | jax.Array
 """A text, a chat, several of them, or rows of token ids."""
+
+
+class StepOptions(TypedDict, total=False):
+  """Options of every generation: the settings of `generate.Sampling`, and those of `generate.generate`."""
+
+  temperature: float
+  top_k: int | None
+  top_p: float | None
+  repetition_penalty: float
+  frequency_penalty: float
+  stop: int | str | Collection[int | str] | None
+  seed: int
+  n_samples: int
+  pad: int
+
+
+class GenerationOptions(StepOptions, total=False):
+  """Options of a generation that is not iterated over."""
+
+  plants: Mapping[str, Any] | None
+  sites: Patterns
+  progress: bool
 
 
 @jax.tree_util.register_pytree_node_class
@@ -289,7 +310,7 @@ class LanguageModel:
     self,
     prompts: Prompts,
     n_tokens: int,
-    **options: Any,
+    **options: Unpack[GenerationOptions],
   ) -> Generation:
     """Continues texts.
 
@@ -313,15 +334,15 @@ class LanguageModel:
       SiteError, HarvestError: interventions or sites that do not fit, as for `mechjax.generate.generate`.
     """
     rows = prompts_lib.make_rows(self.tokenizer, prompts, self.n_vocab)
-    options = self._generation_options(options)
-    return generate.generate(self._generator, self.params, rows, n_tokens, **options)
+    settings = self._generation_options(options)
+    return generate.generate(self._generator, self.params, rows, n_tokens, **settings)
 
   def steps(
     self,
     prompts: Prompts,
     n_tokens: int,
     sites: Patterns = '*',
-    **options: Any,
+    **options: Unpack[StepOptions],
   ) -> Steps:
     """Continues texts, with Python between the steps and a loop over the sites within each.
 
@@ -343,11 +364,14 @@ class LanguageModel:
       MechjaxError, SiteError: as for `generate`; or code without a cache (penzai).
     """
     rows = prompts_lib.make_rows(self.tokenizer, prompts, self.n_vocab)
-    options = self._generation_options(options)
-    return generate.Steps(self._generator, self.params, rows, n_tokens, sites, **options)
+    settings = self._generation_options(options)
+    return generate.Steps(self._generator, self.params, rows, n_tokens, sites, **settings)
 
   def stream(
-    self, prompt: str | Sequence[int | Message] | jax.Array, n_tokens: int, **options: Any
+    self,
+    prompt: str | Sequence[int | Message] | jax.Array,
+    n_tokens: int,
+    **options: Unpack[GenerationOptions],
   ) -> Iterator[str]:
     """Continues one text, and yields the pieces of text as soon as they are known.
 
@@ -365,18 +389,20 @@ class LanguageModel:
       MechjaxError, SiteError, HarvestError: as for `generate`.
     """
     rows = prompts_lib.make_rows(self.tokenizer, [prompt], self.n_vocab)
-    options = self._generation_options(options)
-    chosen = generate.stream(self._generator, self.params, rows[0], n_tokens, **options)
+    settings = self._generation_options(options)
+    chosen = generate.stream(self._generator, self.params, rows[0], n_tokens, **settings)
     return self._pieces(chosen)
 
   def _pieces(self, chosen: Iterable[int]) -> Iterator[str]:
     """Pieces of text of tokens, none of them empty."""
     stream = self.tokenizer.stream()
-    for piece in itertools.chain(map(stream.push, chosen), (stream.close() for _ in range(1))):
-      if piece:
+    for i in chosen:
+      if piece := stream.push(i):
         yield piece
+    if piece := stream.close():
+      yield piece
 
-  def _generation_options(self, options: dict[str, Any]) -> dict[str, Any]:
+  def _generation_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `mechjax.generate` from those of `generate`."""
     names = {field.name for field in dataclasses.fields(generate.Sampling)}
     found = {k: v for k, v in options.items() if k not in names}
