@@ -1,6 +1,7 @@
 """Each upstream code generates through its own cache as its uncached pass does, with interventions and reads."""
 
 import contextlib
+import functools
 
 import jax
 import pytest
@@ -10,29 +11,18 @@ from tests.upstream import comparing, generating
 
 
 @contextlib.contextmanager
-def tunix_llama():
+def of_tunix(shape, structure_of):
   from flax import nnx
 
   from patches.tunix import PATCHER
 
-  structure = tunix._qwen2(generating.LLAMA)
-  yield tunix._assemble(
-    generating.LLAMA, structure, comparing.drawn(nnx.to_pure_dict(structure[1]))
-  )
+  structure = structure_of(shape)
+  yield tunix._assemble(shape, structure, comparing.drawn(nnx.to_pure_dict(structure[1])))
   PATCHER.uninstall()
 
 
-@contextlib.contextmanager
-def tunix_gemma():
-  from flax import nnx
-
-  from patches.tunix import PATCHER
-
-  structure = tunix._gemma3(generating.GEMMA)
-  yield tunix._assemble(
-    generating.GEMMA, structure, comparing.drawn(nnx.to_pure_dict(structure[1]))
-  )
-  PATCHER.uninstall()
+tunix_llama = functools.partial(of_tunix, generating.LLAMA, tunix._qwen2)
+tunix_gemma = functools.partial(of_tunix, generating.GEMMA, tunix._gemma3)
 
 
 @contextlib.contextmanager
@@ -61,8 +51,8 @@ def flax_llama():
 
 
 CODES = [
-  pytest.param(tunix_llama, 2, marks=pytest.mark.upstream),
-  pytest.param(tunix_gemma, 6, marks=pytest.mark.upstream),
+  pytest.param(tunix_llama, 2, marks=pytest.mark.upstream, id='tunix_llama'),
+  pytest.param(tunix_gemma, 6, marks=pytest.mark.upstream, id='tunix_gemma'),
   pytest.param(package_gemma, 6, marks=pytest.mark.gemma),
   pytest.param(flax_llama, 2, marks=pytest.mark.transformers),
 ]
