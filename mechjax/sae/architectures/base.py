@@ -181,6 +181,15 @@ class Architecture(abc.ABC):
       The loss, and its parts with the latents and the error.
     """
 
+  def encode_sparse(self, params: Params, x: jax.Array) -> Sparse | None:
+    """The latents of `encode` in sparse form, if the architecture has them without an array [B, M]; otherwise None.
+
+    Args:
+      params: the parameters.
+      x: activations, [B, D].
+    """
+    return None
+
   def as_jumprelu(self, params: Params) -> tuple[Architecture, Params]:
     """An equivalent `JumpReLU`, with the same `encode` and `decode`, as files of dictionaries store it.
 
@@ -316,6 +325,19 @@ class Architecture(abc.ABC):
     if width != self.width:
       raise SAEError(f'{width} latents for a dictionary with width={self.width}')
     return self._product(latents, params['W_dec']) + self._base(params, x)
+
+  def reconstruct(self, params: Params, x: jax.Array) -> jax.Array:
+    """The target of activations, decode(encode(x)), [..., E]; by sparse latents if the architecture has them.
+
+    Args:
+      params: the parameters.
+      x: activations, [..., D].
+    """
+    x_BxD = x.reshape(-1, x.shape[-1])
+    latents = self.encode_sparse(params, x_BxD)
+    if latents is None:
+      return self.decode(params, self.encode(params, x), x)
+    return self.decode(params, latents, x_BxD).reshape(*x.shape[:-1], self.target_width)
 
   def reconstruction_loss(
     self, params: Params, latents: jax.Array | Sparse, x: jax.Array, y: jax.Array | None

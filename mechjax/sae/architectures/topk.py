@@ -63,6 +63,9 @@ class TopK(Architecture):
     values, indices = sparse.top_k(self.pre_activations(params, x), self.k)
     return sparse.densify(jax.nn.relu(values), indices, self.width)
 
+  def encode_sparse(self, params: Params, x: jax.Array) -> Sparse | None:
+    return self.choose(params, x) if self.sparse else None
+
   def loss(
     self,
     params: Params,
