@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Protocol
@@ -337,7 +338,8 @@ class Architecture(abc.ABC):
     latents = self.encode_sparse(params, x_BxD)
     if latents is None:
       return self.decode(params, self.encode(params, x), x)
-    return self.decode(params, latents, x_BxD).reshape(*x.shape[:-1], self.target_width)
+    y_BxE = _decode(self, params, latents, x_BxD)
+    return y_BxE.reshape(*x.shape[:-1], self.target_width)
 
   def reconstruction_loss(
     self, params: Params, latents: jax.Array | Sparse, x: jax.Array, y: jax.Array | None
@@ -436,6 +438,11 @@ class Architecture(abc.ABC):
         f'W_enc and W_dec have shapes {found}, not {expected}',
         cause='the parameters of a dictionary with other settings, or of an ensemble outside vmap',
       )
+
+
+@functools.partial(jax.jit, static_argnums=0)  # kernels on arrays would be compiled at each call
+def _decode(sae: Architecture, params: Params, latents: Sparse, x_BxD: jax.Array) -> jax.Array:
+  return sae.decode(params, latents, x_BxD)
 
 
 def mean_squared_norm(error_BxE: jax.Array) -> jax.Array:

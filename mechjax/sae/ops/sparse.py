@@ -177,7 +177,7 @@ def gather(
   values_BxA: jax.Array, indices_BxA: jax.Array, W: jax.Array, matmuls: str = 'float32'
 ) -> jax.Array:
   """sum_j values_bj W[indices_bj], [B, D]."""
-  W, values_BxA = operand(W, matmuls), operand(values_BxA, matmuls)
+  W, values_BxA = jnp.asarray(operand(W, matmuls)), operand(values_BxA, matmuls)
   return map_rows(
     lambda v, i: dot(v, W[i]), (values_BxA, indices_BxA), _bytes_per_token(indices_BxA, W)
   )
@@ -187,7 +187,7 @@ def dots(
   g_BxD: jax.Array, indices_BxA: jax.Array, W: jax.Array, matmuls: str = 'float32'
 ) -> jax.Array:
   """g_b . W[indices_bj], [B, A]."""
-  W, g_BxD = operand(W, matmuls), operand(g_BxD, matmuls)
+  W, g_BxD = jnp.asarray(operand(W, matmuls)), operand(g_BxD, matmuls)
   return map_rows(lambda g, i: dot(W[i], g), (g_BxD, indices_BxA), _bytes_per_token(indices_BxA, W))
 
 

@@ -16,8 +16,8 @@ Prefixes. The state after n steps is the answer for k = n, so one run serves a w
 to the last bit by construction: slots come in segments of 8, 16, 32, ... whatever the largest k is, so that each
 step is the same program on arrays of the same shapes, and the number of steps is data, which XLA cannot specialise on.
 
-Sharp edges. A token stops when its largest product is not above the rounding errors of |x| (`ROUNDING`), so it may
-have fewer than k active latents; slots without a value have value 0 and any index. A latent that is chosen again uses
+Sharp edges. Where the largest product is zero except for rounding (`ROUNDING`), nothing is chosen, so a token may have
+fewer than k active latents; slots without a value have value 0 and any index. A latent that is chosen again uses
 the slot that it has. A NaN in an activation makes all its values NaN. A pursuit has no derivative.
 """
 
@@ -39,7 +39,7 @@ FIRST_SEGMENT = 8
 ROWS_OF_BLOCK = 32
 """Directions per token for which the size of a block leaves room, whatever k is."""
 ROUNDING = 32
-"""Products below this number of rounding units of |x| are zero except for rounding."""
+"""Products up to this number of rounding units of |x| are zero except for rounding."""
 
 
 class Problem(NamedTuple):
@@ -47,7 +47,7 @@ class Problem(NamedTuple):
 
   Attributes:
     values_AxB: coefficients so far; 0 in a slot that is not in use.
-    target_AxB: slot of the latent chosen last, one for each token, bool.
+    target_AxB: slot of the latent chosen last, at most one for each token, bool.
     product_B: product of that latent with r.
     gram_AxAxB: products of the directions in the slots with each other.
     products_AxB: products of the directions in the slots with x.
@@ -137,11 +137,12 @@ def _make_step(
     row_BxD = units_MxD[index_B]
     product_B = size_B if nonnegative else jnp.sum(row_BxD * slots.r_BxD, 1)
     slots = _fill(slots, n, index_B, row_BxD, x_BxD)
-    target_AxB = _first_equal(slots.indices_AxB, index_B)
-    new_AxB = update(
-      Problem(slots.values_AxB, target_AxB, product_B, slots.gram_AxAxB, slots.products_AxB, n + 1)
+    has_choice_B = ~(jnp.abs(size_B) <= limit_B)  # True for NaN
+    target_AxB = _first_equal(slots.indices_AxB, index_B) & has_choice_B[None]
+    gram_AxAxB, products_AxB = slots.gram_AxAxB, slots.products_AxB
+    values_AxB = update(
+      Problem(slots.values_AxB, target_AxB, product_B, gram_AxAxB, products_AxB, n + 1)
     )
-    values_AxB = jnp.where((size_B <= limit_B)[None], slots.values_AxB, new_AxB)
     values_AxB = jnp.where(jnp.isnan(size_B)[None], jnp.nan, values_AxB)
     explained_BxD = precision.einsum('ab,bad->bd', values_AxB, slots.rows_BxAxD)
     return slots._replace(values_AxB=values_AxB, r_BxD=x_BxD - explained_BxD)

@@ -4,19 +4,18 @@ A pursuit adds the direction d_i, of unit length, whose product with what is lef
 
     i = argmax_i d_i . r      or      argmax_i |d_i . r|  where coefficients may be negative
 
-(Mallat and Zhang 1993, section III). The products of a block of tokens are computed with the tokens last, [M, B], so
-that the maximum is taken over the first axis: XLA on CPU then compares whole vectors of tokens. A maximum followed by a
-search for the first number that equals it takes two fast passes, where an argmax is a slow one.
+(Mallat and Zhang 1993, section III). The products of all tokens would be an array [B, M]; the caller gives one block of
+tokens at a time, for which they stay in the cache and are compared there.
 
 Sharp edges: of equal products the first latent counts. A NaN in a token makes its maximum NaN, which the caller has to
-look at; its index is valid and has no meaning.
+look at. Measured on two CPU cores, D 768, M 6144, blocks of 256 tokens, in units of the encoder's product: 1.03. With
+the tokens last, [M, B], the product alone takes 1.2.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from mechjax import precision
@@ -35,13 +34,10 @@ def choose(
   Returns:
     Indices of the latents, and the products, or their absolute values, that made them the choice.
   """
-  z_MxB = precision.matmul(units_MxD, r_BxD.T)
+  z_BxM = precision.matmul(r_BxD, units_MxD.T)
   if not nonnegative:
-    z_MxB = jnp.abs(z_MxB)
-  size_B = jnp.max(z_MxB, 0)
-  number_MxB = lax.broadcasted_iota(jnp.int32, z_MxB.shape, 0)
-  last = jnp.int32(len(units_MxD) - 1)
-  return jnp.min(jnp.where(z_MxB == size_B[None], number_MxB, last), 0), size_B
+    z_BxM = jnp.abs(z_BxM)
+  return jnp.argmax(z_BxM, 1).astype(jnp.int32), jnp.max(z_BxM, 1)
 
 
 def normalise(W_MxD: Float[Array, 'M D']) -> tuple[jax.Array, jax.Array]:

@@ -3,7 +3,8 @@
     v_i <- v_i + d_i . r
 
 (Mallat and Zhang 1993, section III.) The error |r| never grows, since (d_i . r)^2 is taken from its square. A latent
-may be chosen again, and its coefficient then grows again. It is the simplest pursuit, and stalls where directions are
+may be chosen again, and its coefficient then grows again. Non-negative coefficients stay as they are if the product is
+negative. It is the simplest pursuit, and stalls where directions are
 correlated: the other coefficients are never corrected.
 """
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from mechjax.sae.pursuit.active_set import Problem
 
 
-def update(problem: Problem) -> jax.Array:
+def update(problem: Problem, nonnegative: bool) -> jax.Array:
   """New coefficients, [A, B]."""
-  return problem.values_AxB + jnp.where(problem.target_AxB, problem.product_B[None], 0)
+  added_B = jnp.maximum(problem.product_B, 0) if nonnegative else problem.product_B
+  return problem.values_AxB + jnp.where(problem.target_AxB, added_B[None], 0)

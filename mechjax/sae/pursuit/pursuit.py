@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -169,16 +169,11 @@ def _code(
 
 
 def _update(pursuit: Pursuit) -> Update:
-  if pursuit.method == 'matching':
-    return matching.update
-  update: Callable
-  if pursuit.method == 'gradient':
-    update = functools.partial(gradient.update, nonnegative=pursuit.nonnegative)
-  else:
-    update = functools.partial(
-      orthogonal.update, nonnegative=pursuit.nonnegative, sweeps=pursuit.sweeps
-    )
-  return update
+  nonnegative = pursuit.nonnegative
+  if pursuit.method == 'orthogonal':
+    return functools.partial(orthogonal.update, nonnegative=nonnegative, sweeps=pursuit.sweeps)
+  method = matching if pursuit.method == 'matching' else gradient
+  return functools.partial(method.update, nonnegative=nonnegative)
 
 
 # --- checks -----------------------------------------------------------------------------------------------
