@@ -12,9 +12,10 @@ An architecture is a description with pure functions; parameters are a dict of a
 
 `architectures.base` describes their common parts and how an ensemble of them trains at once; `ops` has the array
 operations beneath them, such as those that compute k active latents at the cost of k; `dead_latents` treats latents
-that stop firing. `store` keeps activations on disk, `training` trains on them, `evaluation` measures the quality of a
-dictionary, `features` collects evidence for the meaning of its latents. Everything here takes arrays and callables and
-never sees a model; only `formats` sees files, and only those in which dictionaries are published.
+that stop firing; `pursuit` finds latents from the decoder alone. `store` keeps activations on disk, `training` trains
+on them, `evaluation` measures the quality of a dictionary, `features` collects evidence for the meaning of its latents.
+Everything here takes arrays and callables and never sees a model; only `formats` sees files, and only those in which
+dictionaries are published.
 """
 
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ from mechjax.sae.dead_latents import AuxK, GhostGrads, Resampling, reset_optimis
 from mechjax.sae.evaluation import Evaluation, compare, evaluate, next_tokens
 from mechjax.sae.formats import Metadata, fold, load, read_metadata, save
 from mechjax.sae.ops.sparse import Sparse, firings
+from mechjax.sae.pursuit import Pursued, Pursuit, Truncated
 
 __all__ = [
   'ARCHITECTURES',
@@ -52,11 +54,14 @@ __all__ = [
   'LossOutput',
   'Metadata',
   'Params',
+  'Pursued',
+  'Pursuit',
   'ReLU',
   'Resampling',
   'SAEError',
   'Sparse',
   'TopK',
+  'Truncated',
   'architecture',
   'compare',
   'evaluate',

@@ -1,4 +1,4 @@
-"""We read the files of the published dictionary-learning, with equal latents and reconstructions.
+"""We read the files of the published dictionary-learning, with equal latents and reconstructions, and pursue like it.
 
 Its classes are run out of its wheel, fetched without its dependencies: the package depends on a whole laboratory of
 interpretability, of which its dictionaries need PyTorch and einops. It imports one name of nnsight when it is imported
@@ -10,10 +10,13 @@ import subprocess
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 
 from mechjax.sae.formats import load
+from mechjax.sae.pursuit import Pursuit
+from tests.sae.pursuit import dense
 
 pytestmark = pytest.mark.truth
 
@@ -32,7 +35,7 @@ KINDS = {
 
 @pytest.fixture(scope='module')
 def published(tmp_path_factory):
-  """The classes by name."""
+  """The classes by name, and the pursuit."""
   directory = tmp_path_factory.mktemp('wheel')
   command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--only-binary=:all:', '--quiet']
   subprocess.run([*command, '--dest', str(directory), RELEASE], check=True, timeout=120)
@@ -40,11 +43,12 @@ def published(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(wheel))
     patch.setitem(sys.modules, 'nnsight', types.SimpleNamespace(LanguageModel=None))
-    from dictionary_learning import dictionary
+    from dictionary_learning import dictionary, grad_pursuit
     from dictionary_learning.trainers import batch_top_k, matryoshka_batch_top_k, top_k
 
     modules = (dictionary, batch_top_k, matryoshka_batch_top_k, top_k)
-    yield {k: v for module in modules for k, v in vars(module).items() if k in KINDS}
+    named = {k: v for module in modules for k, v in vars(module).items() if k in KINDS}
+    yield named | {'grad_pursuit': grad_pursuit.grad_pursuit}
   for name in [name for name in sys.modules if name.split('.')[0] == 'dictionary_learning']:
     del sys.modules[name]
 
@@ -74,3 +78,20 @@ def test_we_read_what_dictionary_learning_saves(kind, published, tmp_path):
   assert 0.02 < np.mean(f_of_theirs > 0) < 0.9
   np.testing.assert_allclose(f, f_of_theirs, rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(sae.decode(params, f, x), y_of_theirs, rtol=1e-5, atol=2e-5)
+
+
+def test_gradient_pursuit_is_theirs_until_a_latent_is_set_to_zero(published):
+  """From then on theirs keeps the latent in its active set, and ours does not."""
+  import torch
+
+  k = 8
+  W, x = dense.case(B=200, M=40, D=30, unit=True)
+  theirs = published['grad_pursuit'](torch.tensor(x).float(), torch.tensor(W.T).float(), k).numpy()
+  with jax.enable_x64(True):
+    codes = Pursuit(k).sweep(W, x, range(1, k + 1))
+    supports = np.stack([np.asarray(codes[n].to_dense()) > 0 for n in codes])
+    found = codes[k].to_dense()
+  unclipped = (supports[:-1] <= supports[1:]).all((0, 2))
+  assert 50 < unclipped.sum() < 200
+  np.testing.assert_allclose(found[unclipped], theirs[unclipped], rtol=0, atol=1e-5)
+  assert abs(found[~unclipped] - theirs[~unclipped]).max() > 1e-3

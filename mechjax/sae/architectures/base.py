@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Protocol
@@ -181,6 +182,15 @@ class Architecture(abc.ABC):
       The loss, and its parts with the latents and the error.
     """
 
+  def encode_sparse(self, params: Params, x: jax.Array) -> Sparse | None:
+    """The latents of `encode` in sparse form, if the architecture has them without an array [B, M]; otherwise None.
+
+    Args:
+      params: the parameters.
+      x: activations, [B, D].
+    """
+    return None
+
   def as_jumprelu(self, params: Params) -> tuple[Architecture, Params]:
     """An equivalent `JumpReLU`, with the same `encode` and `decode`, as files of dictionaries store it.
 
@@ -317,6 +327,20 @@ class Architecture(abc.ABC):
       raise SAEError(f'{width} latents for a dictionary with width={self.width}')
     return self._product(latents, params['W_dec']) + self._base(params, x)
 
+  def reconstruct(self, params: Params, x: jax.Array) -> jax.Array:
+    """The target of activations, decode(encode(x)), [..., E]; by sparse latents if the architecture has them.
+
+    Args:
+      params: the parameters.
+      x: activations, [..., D].
+    """
+    x_BxD = x.reshape(-1, x.shape[-1])
+    latents = self.encode_sparse(params, x_BxD)
+    if latents is None:
+      return self.decode(params, self.encode(params, x), x)
+    y_BxE = _decode(self, params, latents, x_BxD)
+    return y_BxE.reshape(*x.shape[:-1], self.target_width)
+
   def reconstruction_loss(
     self, params: Params, latents: jax.Array | Sparse, x: jax.Array, y: jax.Array | None
   ) -> tuple[jax.Array, jax.Array]:
@@ -414,6 +438,11 @@ class Architecture(abc.ABC):
         f'W_enc and W_dec have shapes {found}, not {expected}',
         cause='the parameters of a dictionary with other settings, or of an ensemble outside vmap',
       )
+
+
+@functools.partial(jax.jit, static_argnums=0)  # kernels on arrays would be compiled at each call
+def _decode(sae: Architecture, params: Params, latents: Sparse, x_BxD: jax.Array) -> jax.Array:
+  return sae.decode(params, latents, x_BxD)
 
 
 def mean_squared_norm(error_BxE: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ TopK with k=32 trains three dictionaries, each at the cost of the largest.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -63,6 +64,9 @@ class TopK(Architecture):
     values, indices = sparse.top_k(self.pre_activations(params, x), self.k)
     return sparse.densify(jax.nn.relu(values), indices, self.width)
 
+  def encode_sparse(self, params: Params, x: jax.Array) -> Sparse | None:
+    return _choose(self, params, x) if self.sparse else None
+
   def loss(
     self,
     params: Params,
@@ -92,3 +96,8 @@ class TopK(Architecture):
       values, indices = sparse.top_k(self.pre_activations(params, x), self.k)
     within_k = jnp.arange(self.k, dtype=jnp.int32) < self.hparam(hparams, 'k', jnp.int32)
     return Sparse(jnp.where(within_k, jax.nn.relu(values), 0), indices, self.width)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # kernels on arrays would be compiled at each call
+def _choose(sae: TopK, params: Params, x_BxD: jax.Array) -> Sparse:
+  return sae.choose(params, x_BxD)

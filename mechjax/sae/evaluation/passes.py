@@ -351,7 +351,7 @@ class Evaluation:
       read = acts[sites.parse(site)]
       x = splice.activations(read, kept[site])
       sae, own = self.saes[site], dictionaries[site]
-      y_hat = sae.decode(own, sae.encode(own, x), x)
+      y_hat = sae.reconstruct(own, x)
       output = splice.replace(y_hat, kept[site])
       if restore:
         output = splice.change_where(functools.partial(splice.put_back, y_hat), kept[site])

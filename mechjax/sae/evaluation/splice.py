@@ -105,4 +105,4 @@ def _autoencode(sae: Architecture, params: Params) -> Planted:
       'a transcoder does not reconstruct the site that it reads',
       hint='compute its output y_hat, and plant replace(y_hat, kept) at its target',
     )
-  return lambda x: sae.decode(params, sae.encode(params, x))
+  return lambda x: sae.reconstruct(params, x)

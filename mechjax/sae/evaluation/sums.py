@@ -26,6 +26,8 @@ from mechjax.errors import SAEError
 from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.evaluation import splice
 from mechjax.sae.evaluation.metrics import SiteTotals, Spread
+from mechjax.sae.ops import sparse
+from mechjax.sae.ops.sparse import Sparse
 
 
 @jax.tree_util.register_dataclass
@@ -173,9 +175,10 @@ def site_totals(
     batch: the batch of these tokens.
   """
   kept_B = jnp.asarray(batch.kept).reshape(-1)
-  f_BxM = sae.encode(params, x_BxD)
-  y_hat_BxE = sae.decode(params, f_BxM, x_BxD)
-  ratio_B, has_B = _uniformity(f_BxM * precision.matmul(g_BxE, params['W_dec'].T))
+  sparse_latents = sae.encode_sparse(params, x_BxD)
+  latents = sae.encode(params, x_BxD) if sparse_latents is None else sparse_latents
+  y_hat_BxE = sae.decode(params, latents, x_BxD)
+  ratio_B, has_B = _uniformity(_attribute(latents, g_BxE, params['W_dec']))
 
   def total(per_token_B: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(kept_B, per_token_B, 0))
@@ -185,10 +188,25 @@ def site_totals(
     error=total(jnp.sum(jnp.square(y_BxE - y_hat_BxE), -1)),
     norm=total(jnp.sum(jnp.square(y_hat_BxE), -1)),
     overlap=total(jnp.sum(y_BxE * y_hat_BxE, -1)),
-    firings=jnp.sum((f_BxM > 0) & kept_B[:, None], 0, dtype=jnp.int32),
+    firings=_count_firings(latents, kept_B),
     uniformity=total(jnp.where(has_B, ratio_B, 0)),
     attributed=jnp.sum(has_B & kept_B, dtype=jnp.int32),
   )
+
+
+def _attribute(latents: jax.Array | Sparse, g_BxE: jax.Array, W_dec: jax.Array) -> jax.Array:
+  """f * (W_dec @ g) of each token, [B, M]; of its active latents alone if they are sparse, [B, A]."""
+  if isinstance(latents, Sparse):
+    return latents.values * sparse.dots(g_BxE, latents.indices, W_dec)
+  return latents * precision.matmul(g_BxE, W_dec.T)
+
+
+def _count_firings(latents: jax.Array | Sparse, kept_B: jax.Array) -> jax.Array:
+  """Number of kept tokens on which each latent is active, int32 [M]."""
+  if isinstance(latents, Sparse):
+    values_BxA = jnp.where(kept_B[:, None], latents.values, 0)
+    return sparse.firings(dataclasses.replace(latents, values=values_BxA))
+  return jnp.sum((latents > 0) & kept_B[:, None], 0, dtype=jnp.int32)
 
 
 def _uniformity(a_BxM: jax.Array) -> tuple[jax.Array, jax.Array]:

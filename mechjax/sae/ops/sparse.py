@@ -43,11 +43,11 @@ ROWS_OF_PRODUCT = 256  # with fewer, reading W_enc for each block costs more tha
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sparse:
-  """Latents of B tokens, up to K of them active.
+  """Latents of B tokens, up to A of them active.
 
   Attributes:
     values: activations, [B, A]; 0 for an unused entry.
-    indices: indices of the latents, int [B, A], without repetition within a token.
+    indices: indices of the latents, int [B, A]; those with a value occur once in a token, the others may be any.
     width: M, number of latents.
   """
 
@@ -68,10 +68,10 @@ class Sparse:
 def firings(latents: jax.Array | Sparse) -> jax.Array:
   """Number of tokens on which each latent is active, int32 [M]; exact for up to 2**24 tokens."""
   if isinstance(latents, Sparse):
-    fires = (latents.values > 0).astype(jnp.int32)
+    fires = ((latents.values > 0) | (latents.values < 0)).astype(jnp.int32)  # signed codes as well
     return jnp.zeros(latents.width, jnp.int32).at[latents.indices].add(fires)
-  # Latents are not negative. XLA on CPU sums signs in one pass; comparisons would need an array of B * M integers.
-  return jnp.sum(jnp.sign(latents), axis=0, dtype=jnp.float32).astype(jnp.int32)
+  # XLA on CPU sums signs in one pass; comparisons would need an array of B * M integers.
+  return jnp.sum(jnp.abs(jnp.sign(latents)), axis=0, dtype=jnp.float32).astype(jnp.int32)
 
 
 def top_k(z_BxM: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -85,9 +85,10 @@ def top_k(z_BxM: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def densify(values_BxA: jax.Array, indices_BxA: jax.Array, width: int) -> jax.Array:
-  """Dense array of values at their indices, [..., M]; indices must not repeat within a row."""
+  """Dense array of values at their indices, [..., M]; values of an index that occurs several times are added."""
   zeros = jnp.zeros((*values_BxA.shape[:-1], width), values_BxA.dtype)
-  return jnp.put_along_axis(zeros, indices_BxA, values_BxA, -1, inplace=False)
+  rows = jnp.indices((*indices_BxA.shape[:-1], 1), indices_BxA.dtype, sparse=True)[:-1]
+  return zeros.at[(*rows, indices_BxA)].add(values_BxA)
 
 
 # --- decoder ----------------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ def top_pre_activations(
   """
   x_BxD, W_enc = operand(x_BxD - centre_D, matmuls), operand(W_enc, matmuls)
   row = lambda x: top_k(dot(x, W_enc) + b_enc_M, k)  # noqa: E731
-  return _by_rows(row, (x_BxD,), b_enc_M.nbytes, min_rows=ROWS_OF_PRODUCT)
+  return map_rows(row, (x_BxD,), b_enc_M.nbytes, min_rows=ROWS_OF_PRODUCT)
 
 
 def _top_fwd(x_BxD, centre_D, W_enc, b_enc_M, k, matmuls):
@@ -176,8 +177,8 @@ def gather(
   values_BxA: jax.Array, indices_BxA: jax.Array, W: jax.Array, matmuls: str = 'float32'
 ) -> jax.Array:
   """sum_j values_bj W[indices_bj], [B, D]."""
-  W, values_BxA = operand(W, matmuls), operand(values_BxA, matmuls)
-  return _by_rows(
+  W, values_BxA = jnp.asarray(operand(W, matmuls)), operand(values_BxA, matmuls)
+  return map_rows(
     lambda v, i: dot(v, W[i]), (values_BxA, indices_BxA), _bytes_per_token(indices_BxA, W)
   )
 
@@ -186,8 +187,8 @@ def dots(
   g_BxD: jax.Array, indices_BxA: jax.Array, W: jax.Array, matmuls: str = 'float32'
 ) -> jax.Array:
   """g_b . W[indices_bj], [B, A]."""
-  W, g_BxD = operand(W, matmuls), operand(g_BxD, matmuls)
-  return _by_rows(lambda g, i: dot(W[i], g), (g_BxD, indices_BxA), _bytes_per_token(indices_BxA, W))
+  W, g_BxD = jnp.asarray(operand(W, matmuls)), operand(g_BxD, matmuls)
+  return map_rows(lambda g, i: dot(W[i], g), (g_BxD, indices_BxA), _bytes_per_token(indices_BxA, W))
 
 
 def scatter(
@@ -204,13 +205,47 @@ def _bytes_per_token(indices_BxA, W):
   return indices_BxA.shape[1] * W.shape[1] * W.dtype.itemsize
 
 
-def _by_rows(row, rows, n_bytes_of_row, min_rows=1):
-  """Maps a function of one token over all tokens, in blocks whose intermediate results fit into `BLOCK_BYTES`."""
+def map_rows(row, rows, n_bytes_of_row, min_rows=1):
+  """Maps a function of one token over all tokens, in blocks whose intermediate results fit into `BLOCK_BYTES`.
+
+  Args:
+    row: function of the parts of one token in `rows`.
+    rows: arrays of all tokens, [B, ...].
+    n_bytes_of_row: bytes of the intermediate results of one token.
+    min_rows: minimum number of tokens in a block.
+  """
+
+  def run(size, rows):
+    return lax.map(lambda r: row(*r), rows, batch_size=min(size, len(rows[0])))
+
+  return _map_by_platform(run, rows, n_bytes_of_row, min_rows)
+
+
+def map_blocks(block, rows, n_bytes_of_row, min_rows=1):
+  """Maps a function of a block of tokens over all tokens; arguments as in `map_rows`.
+
+  Blocks have equal sizes; the last one is filled up with zeros.
+  """
+
+  def run(size, rows):
+    total = len(rows[0])
+    count = max(1, -(-total // size))
+    each = -(-total // count)
+    filled = [jnp.pad(a, [(0, count * each - total)] + [(0, 0)] * (a.ndim - 1)) for a in rows]
+    split = tuple(a.reshape(count, each, *a.shape[1:]) for a in filled)
+    found = lax.map(lambda r: block(*r), split)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:total], found)
+
+  return _map_by_platform(run, rows, n_bytes_of_row, min_rows)
+
+
+def _map_by_platform(run, rows, n_bytes_of_row, min_rows):
+  """Runs a map with the number of tokens in a block that fits the platform."""
 
   def limit_to(n_bytes):
     fitting = max(min_rows, n_bytes // n_bytes_of_row)
     size = 1 << (fitting.bit_length() - 1)  # batches are powers of two, so there is no remainder
-    return lambda *rows: lax.map(lambda r: row(*r), rows, batch_size=min(size, len(rows[0])))
+    return lambda *rows: run(size, rows)
 
   kernels = {name: limit_to(n_bytes) for name, n_bytes in BLOCK_BYTES.items()}
   return lax.platform_dependent(*rows, **kernels)
