@@ -77,9 +77,8 @@ def remove(
     )
   if not np.shape(Q_nxD)[0]:
     return x
-  Q_nxD = jnp.asarray(Q_nxD)
-  dtype = jnp.promote_types(precision.wide_dtype(x.dtype), Q_nxD.dtype)
-  wide, Q_nxD = x.astype(dtype), Q_nxD.astype(dtype)
+  wide = precision.wide(x)
+  Q_nxD = jnp.asarray(Q_nxD).astype(wide.dtype)
   part = precision.einsum('...n,nd->...d', precision.einsum('...d,nd->...n', wide, Q_nxD), Q_nxD)
   return (wide - part).astype(x.dtype)
 
