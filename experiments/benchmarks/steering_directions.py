@@ -66,7 +66,7 @@ def measure_sweep(
   times = timing.interleave(calls, rounds=ROUNDS)
   needed = POSITIONS * sum(2 + 1 - l / model.n_layers for l in range(scores.depth))
   return {
-    'candidates': POSITIONS * scores.depth,
+    'find_candidates': POSITIONS * scores.depth,
     'seconds_a_candidate': times.median('sweep') / (POSITIONS * scores.depth),
     'candidate_over_passes': times.ratio('sweep', 'short') / needed,
     'candidate_over_full': times.ratio('sweep', 'whole') / needed,

@@ -5,14 +5,14 @@ makes such vectors, applies them as plants of a harvest, and measures what they 
 one direction, from the search to the weights:
 
     read = make_reader(model.apply, model.params)
-    directions = candidates(read, positive, negative, positions=(-1, -2))       differences of means
+    directions = find_candidates(read, positive, negative, positions=(-1, -2))       differences of means
     select = DirectionSelection(model.apply, log_odds(ids), forward_from=model.forward_from)
     choice = select(model.params, directions, others_positive, others_negative)
     plants = ablate_everywhere(choice.direction)             the direction removed from every write to the stream
-    twin = orthogonal(params, choice.direction, writers)     weights that cannot write it
+    twin = orthogonalise(params, choice.direction, writers)     weights that cannot write it
     controls = draw_directions(choice.direction, n=8)        random directions of the same length, for every table
     Judge(phrases).count(texts)                              refused, answered or degenerate, with intervals
-    attribute_heads(forward, params, W_O, insert(prompts, suffix), choice.direction)
+    attribute_heads(forward, params, W_O, insert_suffix(prompts, suffix), choice.direction)
 
 `bases` has the one projection that all of these use. Models enter as tagged functions of (params, tokens, mask), and
 everything else is arrays: a direction, its layer and its coefficient are data, so that a sweep compiles once. Nothing
@@ -28,9 +28,9 @@ from mechjax.errors import SteeringError
 from mechjax.steering.ablation import WRITES, ablate_everywhere, add_before
 from mechjax.steering.bases import normalise, orthonormal_basis, remove
 from mechjax.steering.behaviour import keep_sign, log_odds
-from mechjax.steering.candidates import candidates, make_reader, measure_stream
+from mechjax.steering.candidates import find_candidates, make_reader, measure_stream
 from mechjax.steering.controls import draw_directions
-from mechjax.steering.head_attribution import attribute_heads, contribute, measure_cosines
+from mechjax.steering.head_attribution import attribute_heads, measure_contributions, measure_cosines
 from mechjax.steering.intervals import Proportion
 from mechjax.steering.judging import Judge, Judgements
 from mechjax.steering.loud_channels import (
@@ -41,8 +41,8 @@ from mechjax.steering.loud_channels import (
 )
 from mechjax.steering.prompts import PromptSet
 from mechjax.steering.selection import DirectionScores, DirectionSelection, SelectedDirection
-from mechjax.steering.suffixes import insert
-from mechjax.steering.weight_twin import orthogonal
+from mechjax.steering.suffixes import insert_suffix
+from mechjax.steering.weight_twin import orthogonalise
 
 __all__ = [
   'WRITES',
@@ -57,12 +57,12 @@ __all__ = [
   'ablate_everywhere',
   'add_before',
   'attribute_heads',
-  'candidates',
-  'contribute',
+  'find_candidates',
+  'measure_contributions',
   'divide_by_variance',
   'draw_directions',
   'find_loud',
-  'insert',
+  'insert_suffix',
   'keep_sign',
   'log_odds',
   'make_reader',
@@ -71,7 +71,7 @@ __all__ = [
   'measure_loudness',
   'measure_stream',
   'normalise',
-  'orthogonal',
+  'orthogonalise',
   'orthonormal_basis',
   'remove',
 ]

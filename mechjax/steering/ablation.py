@@ -89,11 +89,10 @@ def check_direction(direction: Float[Array | np.ndarray, ' D']) -> Float[Array, 
   Raises:
     SteeringError: not a floating-point vector; zeros, NaN or infinity, as far as it is known.
   """
-  if np.ndim(direction) != 1 or not jnp.issubdtype(jnp.result_type(direction), jnp.floating):
+  if np.ndim(direction) != 1:
     raise SteeringError(
       f'a direction is a floating-point vector [D], not of shape {np.shape(direction)}',
       hint='take one candidate: directions[position, layer]',
     )
-  found = jnp.asarray(direction)
-  normalise(found)
-  return found
+  normalise(direction)  # before it becomes an array, which is traced inside a jit
+  return jnp.asarray(direction)

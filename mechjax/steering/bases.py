@@ -77,6 +77,7 @@ def remove(
     )
   if not np.shape(Q_nxD)[0]:
     return x
+  x = jnp.asarray(x)
   wide = precision.wide(x)
   Q_nxD = jnp.asarray(Q_nxD).astype(wide.dtype)
   part = precision.einsum('...n,nd->...d', precision.einsum('...d,nd->...n', wide, Q_nxD), Q_nxD)
@@ -89,10 +90,14 @@ def normalise(direction: Float[Array | np.ndarray, '*batch D']) -> Float[Array, 
   Raises:
     SteeringError: a direction of zeros, NaN or infinity; not detected if the directions are traced.
   """
-  direction = jnp.asarray(direction)
+  shape, dtype = np.shape(direction), getattr(direction, 'dtype', None)
+  if not shape or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+    raise SteeringError(
+      f'a direction is a floating-point vector [D], not {dtype or type(direction).__name__}{list(shape)}'
+    )
   if not isinstance(direction, jax.core.Tracer):
-    _check_rows(np.asarray(direction, np.float64).reshape(-1, direction.shape[-1]))
-  wide = precision.wide(direction)
+    _check_rows(np.asarray(direction, np.float64).reshape(-1, shape[-1]))
+  wide = precision.wide(jnp.asarray(direction))
   scaled = wide / jnp.max(jnp.abs(wide), axis=-1, keepdims=True)
   return scaled / jnp.linalg.norm(scaled, axis=-1, keepdims=True)
 

@@ -9,7 +9,7 @@ position shows it best is not known, so there is a candidate for each (Arditi et
 with x_i^l the stream before layer l at position i, which counts from the end of the prompt.
 
     read = make_reader(model.apply, model.params)
-    directions = candidates(read, positive, negative, positions=range(-5, 0))
+    directions = find_candidates(read, positive, negative, positions=range(-5, 0))
 
 The means are accumulated on the host in float64: the difference of two means of large numbers is small.
 
@@ -72,7 +72,7 @@ def make_reader(forward: Callable, params: PyTree, site: str = 'resid_pre') -> R
   return functools.partial(watching.jit(read, forward), params)
 
 
-def candidates(
+def find_candidates(
   read: Read,
   positive: PromptSet,
   negative: PromptSet,
@@ -106,12 +106,12 @@ def candidates(
 def measure_stream(
   read: Read, prompts: PromptSet, positions: Sequence[int], batch: int = 16
 ) -> Moments:
-  """Mean and variance of the stream over prompts; arguments and errors as in `candidates`."""
+  """Mean and variance of the stream over prompts; arguments and errors as in `find_candidates`."""
   prompts = PromptSet.of(prompts)
   prompts.columns(positions)  # refuses short prompts before anything runs
   total: Moments | None = None
-  for block, count in prompts.blocks(batch):
-    part = _measure_block(_read_at(read, block, positions)[:count])
+  for index, count in prompts.blocks(batch):
+    part = _measure_block(_read_at(read, prompts.take(index), positions)[:count])
     total = part if total is None else _merge(total, part)
   assert total is not None, 'a set of prompts is not empty'
   _check_finite(total, positions)

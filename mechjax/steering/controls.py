@@ -4,7 +4,7 @@ Adding any long vector, or removing any direction, changes a model somewhat. A r
 only next to directions of the same length that were drawn at random, so every table has rows of them.
 
 Sharp edge: these are uniform over all directions of the space, most of which the stream hardly uses. A harder control
-is the difference of means of two sets of prompts that do not differ in the behaviour: `candidates` makes it.
+is the difference of means of two sets of prompts that do not differ in the behaviour: `find_candidates` makes it.
 """
 
 from __future__ import annotations

@@ -21,12 +21,13 @@ as well, and these are the values before it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float64, PyTree
+from jaxtyping import Array, Float, Float64, PyTree
 
 from mechjax import harvest, precision, watching
 from mechjax.errors import SteeringError
@@ -56,7 +57,7 @@ class HeadReport:
   attention: dict[str, Float64[np.ndarray, ' heads']]
 
 
-def contribute(
+def measure_contributions(
   z: Float[Array, '*batch N H'],
   W_O: Float[Array | np.ndarray, 'N H D'],
   direction: Float[Array | np.ndarray, ' D'],
@@ -114,28 +115,48 @@ def attribute_heads(
   """
   check_function(forward, SteeringError, 'attribute_heads(model.apply, model.params, ...)')
   prompts, unit = suffixed.prompts, check_direction(direction)
-
-  def read(params, tokens, mask, at, W_O, direction, spans):
-    acts = harvest.reap(forward, sites='z, attn_probs')(params, tokens, mask)
-    rows = jnp.arange(len(tokens))
-    each = jax.vmap(lambda z, W: contribute(z, W, direction))(acts.stack('z')[:, rows, at], W_O)
-    probs = precision.wide(acts.stack('attn_probs')[:, rows, :, at])  # [B, L, N, S]
-    mass = {name: jnp.einsum('blns,bs->lnb', probs, span.astype(probs.dtype)) for name, span in spans.items()}
-    return each.transpose(0, 2, 1), mass
-
-  run, total, n = watching.jit(read, forward), None, 0
-  W_O = jnp.asarray(W_O)
-  for start, (block, count) in enumerate(prompts.blocks(batch)):
-    size = len(block)
-    index = np.minimum(np.arange(start * size, (start + 1) * size), len(prompts) - 1)
+  run, W_O = watching.jit(functools.partial(_read_heads, forward), forward), jnp.asarray(W_O)
+  total: tuple | None = None
+  for index, count in prompts.blocks(batch):
     spans = {name: span[index] for name, span in suffixed.spans.items()}
-    at = block.columns((-1,))[:, 0].astype(np.int32)
-    found = run(params, block.tokens, block.mask, at, W_O, unit, spans)
+    found = run(params, *_columns(prompts.take(index)), W_O, unit, spans)
     sums = jax.tree.map(lambda x: np.asarray(x, np.float64)[..., :count].sum(-1), found)
     total = sums if total is None else jax.tree.map(np.add, total, sums)
-    n += count
-  contributions, mass = jax.tree.map(lambda x: x / n, total)
-  return _report(contributions, mass, heads, n_heads)
+  contributions, attention = jax.tree.map(lambda x: x / len(prompts), total)
+  return _report(contributions, attention, heads, n_heads)
+
+
+def _columns(block: PromptSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Tokens, mask, and the column of the last token of each prompt."""
+  return block.tokens, block.mask, block.columns((-1,))[:, 0].astype(np.int32)
+
+
+def _read_heads(
+  forward: Callable,
+  params: PyTree,
+  tokens: Array,
+  mask: Array,
+  at: Array,
+  W_O: Array,
+  direction: Array,
+  spans: Mapping[str, Array],
+) -> tuple[Array, dict[str, Array]]:
+  """Contributions of all heads at columns `at`, [L, N, B], and their attention to each span, [L, N, B]."""
+  acts = harvest.reap(forward, sites='z, attn_probs')(params, tokens, mask)
+  rows, z_LxBxTxNxH = jnp.arange(len(tokens)), acts.stack('z')
+  if W_O.ndim != 4 or len(W_O) != len(z_LxBxTxNxH):
+    raise SteeringError(
+      f'W_O has shape {list(W_O.shape)}, not [L, N, H, D] of {len(z_LxBxTxNxH)} layers'
+    )
+  along = jax.vmap(lambda z, W: measure_contributions(z, W, direction))
+  each_LxBxN = along(z_LxBxTxNxH[:, rows, at], W_O)
+  # The index of rows and columns is split by the axis of heads, so JAX puts it first.
+  probs_BxLxNxS = precision.wide(acts.stack('attn_probs')[:, rows, :, at])
+  mass = {
+    name: precision.einsum('blns,bs->lnb', probs_BxLxNxS, span.astype(probs_BxLxNxS.dtype))
+    for name, span in spans.items()
+  }
+  return each_LxBxN.transpose(0, 2, 1), mass
 
 
 def _report(
@@ -181,7 +202,9 @@ def measure_cosines(
   """
   unit = np.asarray(normalise(check_direction(direction)), np.float64)
   rows = []
-  for block, count in PromptSet.of(prompts).blocks(batch):
+  prompts = PromptSet.of(prompts)
+  for index, count in prompts.blocks(batch):
+    block = prompts.take(index)
     at = block.columns((position,))[:, 0]
     stream = jnp.asarray(read(block.tokens, block.mask))[:, np.arange(len(block)), at]
     x = np.asarray(stream, np.float64).transpose(1, 0, 2)[:count]

@@ -2,11 +2,11 @@
 
 In some models a few coordinates are hundreds of times as large as all others. A difference of means is then mostly the
 noise of these coordinates, its removal damages every prompt, and no candidate passes a selection. The table that the
-diagnosis prints tells such a model from one in which the method works; two adjustments of `candidates` are offered:
+diagnosis prints tells such a model from one in which the method works; two adjustments of `find_candidates` are offered:
 
     measure_loudness(measure_stream(read, negative, positions))         [positions, L]
-    candidates(read, positive, negative, positions, adjust=mask_loud)
-    candidates(read, positive, negative, positions, adjust=divide_by_variance)
+    find_candidates(read, positive, negative, positions, adjust=mask_loud)
+    find_candidates(read, positive, negative, positions, adjust=divide_by_variance)
 
 Loudness is rho / sqrt(D), rho the largest standard deviation of a coordinate over the median one. In public reports it
 is 0.11 to 0.17 for models in which the recipe works and 0.46 to 1.7 for some in which it fails.

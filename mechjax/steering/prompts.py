@@ -122,15 +122,15 @@ class PromptSet:
     order_BxT = np.argsort(~self.mask, axis=1, kind='stable')  # real columns first
     return np.take_along_axis(order_BxT, lengths_B[:, None] + np.asarray(positions), axis=1)
 
-  def blocks(self, size: int) -> Iterator[tuple[PromptSet, int]]:
-    """Blocks of `size` prompts, or of all if there are fewer; and the number of prompts that count in each.
+  def blocks(self, size: int) -> Iterator[tuple[Int[np.ndarray, ' _'], int]]:
+    """Indices of blocks of `size` prompts, or of all if there are fewer; and the number of them that count.
 
     The last block is filled up with the last prompt, so that all blocks have one shape.
     """
     size = min(size, len(self))
     for start in range(0, len(self), size):
       index = np.minimum(np.arange(start, start + size), len(self) - 1)
-      yield self.take(index), min(size, len(self) - start)
+      yield index, min(size, len(self) - start)
 
 
 def _check_positions(positions: Sequence[int]) -> None:

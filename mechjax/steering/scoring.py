@@ -80,19 +80,21 @@ class Scoring:
     Raises:
       SteeringError: the metric is not one number for each prompt, or not finite.
     """
-    blocks = PromptSet.of(prompts).blocks(self.batch)
-    parts = [
-      np.asarray(self._measure(self._logits(params, *_parts(b))), np.float64)[:n] for b, n in blocks
-    ]
-    return _check_finite(np.concatenate(parts))
+    prompts = PromptSet.of(prompts)
+    values = []
+    for index, n in prompts.blocks(self.batch):
+      found = self._measure(self._logits(params, *_parts(prompts.take(index))))
+      values.append(np.asarray(found, np.float64)[:n])
+    return _check_finite(np.concatenate(values))
 
   def score_positive(
     self, params: PyTree, candidates: Sequence[Candidate], prompts: PromptSet
   ) -> Float64[np.ndarray, ' _']:
     """Mean metric of positive prompts with each direction removed, [candidates]."""
     total = np.zeros(len(candidates))
-    for block, n in prompts.blocks(self.batch):
-      found = [self._ablated(params, *_parts(block), _vector(r)) for _, r in candidates]
+    for index, n in prompts.blocks(self.batch):
+      parts = _parts(prompts.take(index))
+      found = [self._ablated(params, *parts, _vector(r)) for _, r in candidates]
       total += np.array([np.asarray(x, np.float64)[:n].sum() for x in found])
     return total / len(prompts)
 
@@ -101,8 +103,8 @@ class Scoring:
   ) -> Float64[np.ndarray, '_ 2']:
     """Mean metric of negative prompts with each direction added, and mean KL with it removed, [candidates, 2]."""
     total = np.zeros((len(candidates), 2))
-    for block, n in prompts.blocks(self.batch):
-      parts = _parts(block)
+    for index, n in prompts.blocks(self.batch):
+      parts = _parts(prompts.take(index))
       plain = self._prepare(params, *parts)
       found = [
         self._changed(params, *parts, *plain, np.int32(layer), _vector(r)) for layer, r in candidates
@@ -114,7 +116,7 @@ class Scoring:
     self, params: PyTree, candidates: Float64[np.ndarray, 'positions L D'], prompts: PromptSet
   ) -> None:
     """Raises SteeringError unless candidates fit the stream of the model, whose layers are data in the executables."""
-    block, _ = next(prompts.blocks(1))
+    block = prompts.take(np.array([0]))
     infos = harvest.sites_of(self.forward, params, block.tokens, block.mask)
     layers = [info for info in infos if info.site.name == self.site]
     shape = (len(layers), layers[0].shape[-1]) if layers else ()
@@ -122,7 +124,7 @@ class Scoring:
       raise SteeringError(
         f'candidates of shape {np.shape(candidates)} for a model whose {self.site!r} has [L, D] = {list(shape)}',
         cause='candidates of another model or of other sites',
-        hint='candidates(make_reader(forward, params), positive, negative, positions) makes [positions, L, D]',
+        hint='find_candidates(make_reader(forward, params), positive, negative, positions) makes [positions, L, D]',
       )
 
   # --- compiled passes

@@ -210,7 +210,7 @@ class DirectionSelection(Scoring):
 
     Args:
       params: parameters of the model.
-      candidates: float64 [positions, L, D], of the function `candidates`.
+      candidates: float64 [positions, L, D], of `find_candidates`.
       positive: prompts that show the behaviour, other ones than those of the candidates.
       negative: prompts that do not.
 

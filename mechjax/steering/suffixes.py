@@ -5,7 +5,7 @@ see what such a suffix does inside, the same prompts are read with it, with a ra
 without. In a template of chats the suffix belongs inside the message, before the tokens that close it, so it is
 inserted as tokens, at a place that is counted from the end of the prompt:
 
-    with_suffix = insert(prompts, suffix_ids, before_end=5, after_start=3)
+    with_suffix = insert_suffix(prompts, suffix_ids, before_end=5, after_start=3)
     with_suffix.prompts, with_suffix.spans['instruction'], with_suffix.spans['suffix']
 
 This module inserts what it is given, and searches for nothing.
@@ -39,7 +39,7 @@ class SuffixedPrompts:
   spans: dict[str, Bool[np.ndarray, 'B T']]
 
 
-def insert(
+def insert_suffix(
   prompts: PromptSet,
   suffix: Sequence[int] | Int[np.ndarray, ' _'],
   before_end: int = 0,

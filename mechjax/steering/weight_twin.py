@@ -10,7 +10,7 @@ rounding. Which parameters write to the stream is knowledge of a code base, so i
 parameter in the tree, as a pattern, and its axis of D. For our decoder `mechjax.models.writers` has it:
 
     params, config = writers.untie(model.params, model.config)
-    twin = orthogonal(params, r, writers.stream_writers(config))
+    twin = orthogonalise(params, r, writers.stream_writers(config))
     logits = decoder.forward(twin, tokens, config)
 
 Paths are the keys of the tree, joined by '/'; `*` stands for any part: 'layers/*/attn/o' for a list of layers.
@@ -35,7 +35,7 @@ from mechjax.steering.ablation import check_direction
 from mechjax.steering.bases import normalise, remove
 
 
-def orthogonal(
+def orthogonalise(
   params: PyTree, direction: Float[Array | np.ndarray, ' D'], writers: Mapping[str, int]
 ) -> PyTree:
   """Parameters without a direction in what they write.

@@ -9,8 +9,8 @@ from mechjax.steering import (
   PromptSet,
   SteeringError,
   attribute_heads,
-  contribute,
-  insert,
+  measure_contributions,
+  insert_suffix,
   make_reader,
   measure_cosines,
 )
@@ -26,7 +26,7 @@ R = RANDOM.standard_normal(16) * 2
 UNIT = R / np.linalg.norm(R)
 ROWS = [RANDOM.integers(0, decoders.V, n) for n in (5, 7, 6)]
 SUFFIX = [4, 9]
-SUFFIXED = insert(PromptSet.of(ROWS), SUFFIX, before_end=2, after_start=1)
+SUFFIXED = insert_suffix(PromptSet.of(ROWS), SUFFIX, before_end=2, after_start=1)
 
 
 def test_a_suffix_stands_between_the_instruction_and_the_end():
@@ -38,7 +38,7 @@ def test_a_suffix_stands_between_the_instruction_and_the_end():
 
 
 def test_an_empty_suffix_gives_the_prompts():
-  found = insert(PromptSet.of(ROWS), [])
+  found = insert_suffix(PromptSet.of(ROWS), [])
   np.testing.assert_array_equal(found.prompts.tokens, PromptSet.of(ROWS).tokens)
   assert not found.spans['suffix'].any()
 
@@ -55,7 +55,7 @@ def test_an_empty_suffix_gives_the_prompts():
 )
 def test_suffixes_that_do_not_fit_are_refused(options, words):
   with pytest.raises(SteeringError, match=words):
-    insert(PromptSet.of(ROWS), **options)
+    insert_suffix(PromptSet.of(ROWS), **options)
 
 
 def test_contributions_of_heads_add_up_to_the_output_of_the_attention():
@@ -63,7 +63,7 @@ def test_contributions_of_heads_add_up_to_the_output_of_the_attention():
   at = plain.values(NAME, tokens)
   params = decoders.params(NAME)['layers']['attn']
   for l in range(2):
-    found = contribute(jnp.asarray(at[f'z.{l}'], jnp.float32), W_O[l], R)
+    found = measure_contributions(jnp.asarray(at[f'z.{l}'], jnp.float32), W_O[l], R)
     bias = np.asarray(params['o_bias'][l], np.float64)
     np.testing.assert_allclose(found.sum(-1), (at[f'attn_out.{l}'] - bias) @ UNIT, rtol=0, atol=1e-4)
 
@@ -91,7 +91,7 @@ def test_a_report_is_the_mean_over_single_prompts():
 
 
 def test_the_head_that_copies_the_planted_direction_is_the_largest():
-  suffixed = insert(planted.prompts(6, True, seed=3), [], before_end=1)
+  suffixed = insert_suffix(planted.prompts(6, True, seed=3), [], before_end=1)
   W = planted.PARAMS['layers']['attn']['o']
   found = attribute_heads(planted.FORWARD.apply, planted.PARAMS, W, suffixed, planted.U, n_heads=1)
   assert found.heads == ((1, 0),)
@@ -117,6 +117,6 @@ def test_heads_and_shapes_that_do_not_exist_are_refused():
   with pytest.raises(SteeringError, match=r'no head \(2, 0\) among 2 layers of 4 heads'):
     attribute_heads(MODEL.apply, MODEL.params, W_O, SUFFIXED, R, heads=[(2, 0)])
   with pytest.raises(SteeringError, match='do not fit'):
-    contribute(jnp.ones((3, 4, 6)), W_O[0], R[:5])
+    measure_contributions(jnp.ones((3, 4, 6)), W_O[0], R[:5])
   with pytest.raises(SteeringError, match='no cosine'):
     measure_cosines(lambda t, m: jnp.zeros((2, *t.shape, 16)), PromptSet.of(ROWS), R)

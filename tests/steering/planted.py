@@ -35,7 +35,7 @@ def make_params():
   shapes = decoder.shapes(CONFIG)
   tree = {
     'embed': {'tokens': _random(shapes['embed']['tokens'])},
-    'unembed': {'kernel': _random(shapes['unembed']['kernel'])},
+    'unembed': {'kernel': 0.2 * _random(shapes['unembed']['kernel'])},
     'final_norm': {'scale': np.ones(D)},
     'layers': {
       'attn': {name: 0.3 * _random(shape) for name, shape in shapes['layers']['attn'].items()},

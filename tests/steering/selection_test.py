@@ -12,7 +12,7 @@ from mechjax.steering import (
   DirectionSelection,
   PromptSet,
   SteeringError,
-  candidates,
+  find_candidates,
   draw_directions,
   keep_sign,
   log_odds,
@@ -118,7 +118,7 @@ def study():
   """The candidates of the planted model, its scores, and prompts that were used for neither."""
   model = planted.FORWARD
   marked, unmarked = (planted.prompts(24, marked, seed=1) for marked in (True, False))
-  directions = candidates(make_reader(model.apply, model.params), marked, unmarked, (-1, -2))
+  directions = find_candidates(make_reader(model.apply, model.params), marked, unmarked, (-1, -2))
   select = DirectionSelection(
     model.apply, log_odds(planted.ANSWERS), forward_from=model.forward_from
   )

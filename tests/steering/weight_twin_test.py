@@ -10,7 +10,7 @@ import pytest
 from mechjax import harvest
 from mechjax.errors import MechjaxError
 from mechjax.models import decoder, switches, writers
-from mechjax.steering import SteeringError, ablate_everywhere, orthogonal
+from mechjax.steering import SteeringError, ablate_everywhere, orthogonalise
 from tests.models import decoders
 from tests.patching import plain
 
@@ -57,7 +57,7 @@ def test_the_twin_is_the_removal(name):
     own, untied = writers.untie(params, config)
     plain_logits = forward(config)(params, TOKENS)
     np.testing.assert_allclose(forward(untied)(own, TOKENS), plain_logits, rtol=0, atol=1e-13)
-    twin = orthogonal(own, R, writers.stream_writers(untied))
+    twin = orthogonalise(own, R, writers.stream_writers(untied))
     found, acts = harvest.call_and_reap(forward(untied), sites='resid_post')(twin, TOKENS)
     np.testing.assert_allclose(found, removed, rtol=0, atol=1e-10)
     assert np.abs(found - plain_logits).max() > 0.01
@@ -68,7 +68,8 @@ def test_the_table_has_every_parameter_with_an_axis_of_the_model_width_that_is_n
   """Brute force: a parameter writes to the stream if and only if a change of it along R reaches R · stream."""
   with jax.enable_x64(True):
     config = CONFIGS['gpt2 untied']
-    own = orthogonal(random_params(config), R, writers.stream_writers(config))
+    own = orthogonalise(random_params(config), R, writers.stream_writers(config))
+    read = jax.jit(harvest.reap(forward(config), sites='resid_post'))
     leaves, structure = jax.tree_util.tree_flatten_with_path(own)
     writing = set()
     for i, (path, x) in enumerate(leaves):
@@ -78,7 +79,7 @@ def test_the_table_has_every_parameter_with_an_axis_of_the_model_width_that_is_n
         changed = [y for _, y in leaves]
         changed[i] = x + jnp.asarray(UNIT).reshape(shape)
         params = jax.tree.unflatten(structure, changed)
-        stream = harvest.reap(forward(config), sites='resid_post')(params, TOKENS)['resid_post']
+        stream = read(params, TOKENS)['resid_post']
         if np.abs(stream @ UNIT).max() > 1e-9:
           writing.add('/'.join(key.key for key in path))
     assert writing == set(writers.stream_writers(config))
@@ -92,7 +93,7 @@ def test_tied_models_without_untying_have_another_output():
     params = random_params(config)
     removed = harvest.plant(forward(config))(ablate_everywhere(R), params, TOKENS)
     table = writers.stream_writers(dataclasses.replace(config, tied=False))
-    tied = orthogonal(params, R, table)
+    tied = orthogonalise(params, R, table)
     assert np.abs(forward(config)(tied, TOKENS) - removed).max() > 1e-3
 
 
@@ -107,7 +108,7 @@ def test_norms_after_the_matrices_leave_no_twin():
       ablate_everywhere(R), decoders.params('gemma', 'float64'), TOKENS
     )
     assert np.abs(acts['resid_post'] @ UNIT).max() < 1e-12
-    twin = orthogonal(params, R, {'embed/tokens': -1})
+    twin = orthogonalise(params, R, {'embed/tokens': -1})
     layers = jax.tree.map(jnp.copy, twin['layers'])
     for part, name, gain in (('attn', 'o', 'attn_post_norm'), ('mlp', 'down', 'mlp_post_norm')):
       for l in range(config.n_layers):
@@ -128,7 +129,7 @@ def test_matrices_in_any_layout_are_found_by_their_path():
   random = np.random.default_rng(1)
   layers = [{'o': {'weight': random.standard_normal((16, 3))}, 'q': random.standard_normal((3, 16))} for _ in 'ab']
   params = {'embed': random.standard_normal((5, 16)), 'layers': layers}
-  twin = orthogonal(params, R, {'embed': 1, 'layers/*/o/weight': 0})
+  twin = orthogonalise(params, R, {'embed': 1, 'layers/*/o/weight': 0})
   assert np.abs(twin['embed'] @ UNIT).max() < 1e-5
   for old, new in zip(layers, twin['layers']):
     expected = (np.eye(16) - np.outer(UNIT, UNIT)) @ old['o']['weight']
@@ -148,9 +149,9 @@ def test_matrices_in_any_layout_are_found_by_their_path():
 )
 def test_a_table_that_does_not_fit_is_refused(table, words):
   with pytest.raises(SteeringError, match=words):
-    orthogonal(decoders.params('neox'), R, table)
+    orthogonalise(decoders.params('neox'), R, table)
 
 
 def test_a_direction_of_zeros_is_refused():
   with pytest.raises(SteeringError, match='is zero'):
-    orthogonal(decoders.params('neox'), np.zeros(16), {'embed/tokens': -1})
+    orthogonalise(decoders.params('neox'), np.zeros(16), {'embed/tokens': -1})
