@@ -42,9 +42,7 @@ def measure(model: Any) -> dict[str, Any]:
   return measure_sweep(model, sets, random) | measure_pass(model, sets[0], random)
 
 
-def measure_sweep(
-  model: Any, sets: list[PromptSet], random: np.random.Generator
-) -> dict[str, Any]:
+def measure_sweep(model: Any, sets: list[PromptSet], random: np.random.Generator) -> dict[str, Any]:
   """Cost of scoring candidates, over the passes that they need."""
   select = DirectionSelection(model.apply, log_odds([5, 9]), forward_from=model.forward_from)
   shape = (POSITIONS, model.n_layers, model.d_model)
@@ -80,7 +78,7 @@ def measure_pass(model: Any, prompts: PromptSet, random: np.random.Generator) ->
 
   @jax.jit
   def ablated(params, tokens, mask, direction):
-    return harvest.plant(model.apply)(ablate_everywhere(direction), params, tokens, mask)
+    return harvest.plant(model.apply)(ablate_everywhere(direction), params, tokens, mask=mask)
 
   plain = jax.jit(model.apply)
   inputs = model.params, prompts.tokens, prompts.mask

@@ -30,7 +30,11 @@ from mechjax.steering.bases import normalise, orthonormal_basis, remove
 from mechjax.steering.behaviour import keep_sign, log_odds
 from mechjax.steering.candidates import find_candidates, make_reader, measure_stream
 from mechjax.steering.controls import draw_directions
-from mechjax.steering.head_attribution import attribute_heads, measure_contributions, measure_cosines
+from mechjax.steering.head_attribution import (
+  attribute_heads,
+  measure_contributions,
+  measure_cosines,
+)
 from mechjax.steering.intervals import Proportion
 from mechjax.steering.judging import Judge, Judgements
 from mechjax.steering.loud_channels import (
@@ -57,16 +61,16 @@ __all__ = [
   'ablate_everywhere',
   'add_before',
   'attribute_heads',
-  'find_candidates',
-  'measure_contributions',
   'divide_by_variance',
   'draw_directions',
+  'find_candidates',
   'find_loud',
   'insert_suffix',
   'keep_sign',
   'log_odds',
   'make_reader',
   'mask_loud',
+  'measure_contributions',
   'measure_cosines',
   'measure_loudness',
   'measure_stream',

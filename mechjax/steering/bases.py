@@ -44,7 +44,9 @@ def orthonormal_basis(
   dtype = _check_matrix(vectors_nxD)
   rows = np.asarray(vectors_nxD, np.float64)
   _check_rows(rows)
-  scaled = rows / np.abs(rows).max(1, keepdims=True, initial=0)  # lengths near the limits of float64 do not overflow
+  scaled = rows / np.abs(rows).max(
+    1, keepdims=True, initial=0
+  )  # lengths near the limits of float64 do not overflow
   unit = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
   if len(unit) > unit.shape[1]:
     raise SteeringError(f'{len(unit)} vectors of width {unit.shape[1]} are linearly dependent')

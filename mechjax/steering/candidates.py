@@ -23,7 +23,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int32, PyTree
@@ -52,7 +51,9 @@ class Moments:
   variance: Float64[np.ndarray, 'positions L D']
 
 
-Adjust = Callable[[Float64[np.ndarray, 'positions L D'], Moments], Float64[np.ndarray, 'positions L D']]
+Adjust = Callable[
+  [Float64[np.ndarray, 'positions L D'], Moments], Float64[np.ndarray, 'positions L D']
+]
 """(candidates, moments of the negative prompts) -> candidates; see `loud_channels`."""
 
 
@@ -60,14 +61,14 @@ def make_reader(forward: Callable, params: PyTree, site: str = 'resid_pre') -> R
   """Makes the function that reads the stream before every layer.
 
   Args:
-    forward: (params, tokens [B, T], mask [B, T]) -> output; pure, with tagged sites, such as `model.apply`.
+    forward: (params, tokens [B, T], mask=bool [B, T]) -> output; pure, with tagged sites, such as `model.apply`.
     params: its parameters.
     site: name of the site, one value [B, T, D] a layer.
   """
   check_function(forward, SteeringError, 'make_reader(model.apply, model.params)')
 
   def read(params, tokens, mask):
-    return harvest.reap(forward, sites=site)(params, tokens, mask).stack(site)
+    return harvest.reap(forward, sites=site)(params, tokens, mask=mask).stack(site)
 
   return functools.partial(watching.jit(read, forward), params)
 
@@ -129,7 +130,9 @@ def _read_at(
       hint='make_reader(forward, params) reads one site of every layer',
     )
   rows = np.arange(len(block))[:, None]
-  return np.asarray(jnp.asarray(stream)[:, rows, block.columns(positions)].transpose(1, 2, 0, 3), np.float64)
+  return np.asarray(
+    jnp.asarray(stream)[:, rows, block.columns(positions)].transpose(1, 2, 0, 3), np.float64
+  )
 
 
 def _measure_block(x: Float64[np.ndarray, 'B positions L D']) -> Moments:

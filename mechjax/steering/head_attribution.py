@@ -101,7 +101,7 @@ def attribute_heads(
   """Direct contributions of all heads at the last position, and where the largest ones look.
 
   Args:
-    forward: (params, tokens [B, T], mask [B, T]) -> logits; pure, with the sites 'z' and 'attn_probs'.
+    forward: (params, tokens [B, T], mask=bool [B, T]) -> logits; pure, with the sites 'z' and 'attn_probs'.
     params: its parameters.
     W_O: output matrices of the heads of all layers, [L, N, H, D].
     suffixed: prompts, and the spans of columns whose attention is summed.
@@ -142,7 +142,7 @@ def _read_heads(
   spans: Mapping[str, Array],
 ) -> tuple[Array, dict[str, Array]]:
   """Contributions of all heads at columns `at`, [L, N, B], and their attention to each span, [L, N, B]."""
-  acts = harvest.reap(forward, sites='z, attn_probs')(params, tokens, mask)
+  acts = harvest.reap(forward, sites='z, attn_probs')(params, tokens, mask=mask)
   rows, z_LxBxTxNxH = jnp.arange(len(tokens)), acts.stack('z')
   if W_O.ndim != 4 or len(W_O) != len(z_LxBxTxNxH):
     raise SteeringError(

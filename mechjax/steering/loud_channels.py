@@ -2,7 +2,7 @@
 
 In some models a few coordinates are hundreds of times as large as all others. A difference of means is then mostly the
 noise of these coordinates, its removal damages every prompt, and no candidate passes a selection. The table that the
-diagnosis prints tells such a model from one in which the method works; two adjustments of `find_candidates` are offered:
+diagnosis prints tells such a model from one in which the method works; `find_candidates` takes two adjustments:
 
     measure_loudness(measure_stream(read, negative, positions))         [positions, L]
     find_candidates(read, positive, negative, positions, adjust=mask_loud)

@@ -48,7 +48,9 @@ class PromptSet:
       )
     if not mask.any(1).all() or not len(mask):
       empty = np.flatnonzero(~mask.any(1))
-      raise SteeringError(f'prompt {empty[0]} has no token' if len(empty) else 'there are no prompts')
+      raise SteeringError(
+        f'prompt {empty[0]} has no token' if len(empty) else 'there are no prompts'
+      )
 
   @classmethod
   def of(cls, prompts: Any, pad: int = 0) -> PromptSet:

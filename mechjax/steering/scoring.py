@@ -7,9 +7,9 @@ A candidate r, found before layer l, gets three numbers (Arditi et al. 2024, app
     kl       KL(plain || r removed) of the next token after negative prompts: low is good
 
 So a candidate costs two passes and the part of a third that lies above its layer. Direction and layer are data: the
-two executables, one for either set of prompts, serve all candidates. A model that can begin a pass in the middle provides
+two executables, one for either set of prompts, serve all candidates. A model that begins passes in the middle provides
 
-    forward_from(params, tokens, residual, start, at, mask) -> logits at columns `at`, [B, 1, V]
+    forward_from(params, tokens, residual, start, at, mask=mask) -> logits at columns `at`, [B, 1, V]
 
 with `residual` the stream before layer `start` (not used if `start` is 0). Then the addition begins at its layer, and
 logits are computed at the last position alone, in every pass. `mechjax.load(name).forward_from` is such a function.
@@ -48,7 +48,7 @@ class Scoring:
   """A model and a behaviour, with the executables that score candidates.
 
   Attributes:
-    forward: (params, tokens [B, T], mask [B, T]) -> logits [B, T, V]; pure, with tagged sites, such as `model.apply`.
+    forward: (params, tokens [B, T], mask=bool [B, T]) -> logits [B, T, V]; pure, with tags, such as `model.apply`.
     behaviour: logits [B, V] of the next token -> a number for each prompt, such as `log_odds(ids)`.
     forward_from: function that begins `forward` in the middle (see above), or None.
     writes: sites of all writes to the stream.
@@ -107,7 +107,8 @@ class Scoring:
       parts = _parts(prompts.take(index))
       plain = self._prepare(params, *parts)
       found = [
-        self._changed(params, *parts, *plain, np.int32(layer), _vector(r)) for layer, r in candidates
+        self._changed(params, *parts, *plain, np.int32(layer), _vector(r))
+        for layer, r in candidates
       ]
       total += np.array([np.asarray(x, np.float64)[:, :n].sum(1) for x in found])
     return total / len(prompts)
@@ -117,7 +118,7 @@ class Scoring:
   ) -> None:
     """Raises SteeringError unless candidates fit the stream of the model, whose layers are data in the executables."""
     block = prompts.take(np.array([0]))
-    infos = harvest.sites_of(self.forward, params, block.tokens, block.mask)
+    infos = harvest.sites_of(self.forward, params, block.tokens, mask=block.mask)
     layers = [info for info in infos if info.site.name == self.site]
     shape = (len(layers), layers[0].shape[-1]) if layers else ()
     if np.ndim(candidates) != 3 or np.shape(candidates)[1:] != shape:
@@ -161,7 +162,9 @@ class Scoring:
       plain = log_probs(self._run({}, params, tokens, mask, at))
       if self.forward_from is None:
         return plain, None
-      return plain, harvest.reap(self.forward, sites=self.site)(params, tokens, mask).stack(self.site)
+      return plain, harvest.reap(self.forward, sites=self.site)(params, tokens, mask=mask).stack(
+        self.site
+      )
 
     return watching.jit(run, *self._reads)
 
@@ -195,15 +198,19 @@ class Scoring:
   ) -> jax.Array:
     """Logits [B, V] at columns `at`, [B, 1], with plants; from `layer` on, if the streams are given."""
     if self.forward_from is None:
-      return _pick(harvest.plant(self.forward)(plants, params, tokens, mask), at)
+      return _pick(harvest.plant(self.forward)(plants, params, tokens, mask=mask), at)
     resumed = harvest.plant(self.forward_from)
     if streams is None:
       width = jax.eval_shape(self._stream, params, tokens, mask)
-      return resumed(plants, params, tokens, jnp.zeros(width.shape, width.dtype), 0, at, mask)[:, 0]
-    return resumed(plants, params, tokens, streams[layer], layer, at, mask)[:, 0]
+      return resumed(plants, params, tokens, jnp.zeros(width.shape, width.dtype), 0, at, mask=mask)[
+        :, 0
+      ]
+    return resumed(plants, params, tokens, streams[layer], layer, at, mask=mask)[:, 0]
 
   def _stream(self, params: PyTree, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    return harvest.reap(self.forward, sites=f'{self.site}.0')(params, tokens, mask)[f'{self.site}.0']
+    return harvest.reap(self.forward, sites=f'{self.site}.0')(params, tokens, mask=mask)[
+      f'{self.site}.0'
+    ]
 
   def _check_metric(self, logits: Float[Array, 'B V']) -> Float[Array, ' B']:
     value = jnp.asarray(self.behaviour(logits))

@@ -115,7 +115,7 @@ class DirectionScores:
     index = int(i), int(layer)
     return SelectedDirection(index, self.candidates[index], self.values, discarded)
 
-  def find_failures(self, kl: float, induce:isinstance(self.depth, numbers.Real) -> dict[str, Bool[np.ndarray, 'positions L']]:
+  def find_failures(self, kl: float, induce: float) -> dict[str, Bool[np.ndarray, 'positions L']]:
     """Marks the candidates that fail each limit: 'depth', 'zero' (no length), 'NaN', 'kl' and 'induce'."""
     deep = np.zeros(self.values.shape[:2], bool)
     deep[:, self.depth :] = True
@@ -159,8 +159,10 @@ class DirectionScores:
       if np.isfinite(miss).any():
         index = np.unravel_index(miss.argmin(), miss.shape)
         scores = ', '.join(f'{n} {x:.3g}' for n, x in zip(SCORES, self.values[index]))
-        yield f'[{index[0]}, {index[1]}] fails {name} alone ({scores})' if ' ' not in name else (
-          f'[{index[0]}, {index[1]}] fails {name} ({scores})'
+        yield (
+          f'[{index[0]}, {index[1]}] fails {name} alone ({scores})'
+          if ' ' not in name
+          else (f'[{index[0]}, {index[1]}] fails {name} ({scores})')
         )
 
 
@@ -223,7 +225,9 @@ class DirectionSelection(Scoring):
     if not np.isfinite(candidates).all():
       raise SteeringError('the candidates contain NaN or infinity')
     stop = int(self.depth * candidates.shape[1])
-    index = [(i, l) for i, l in np.ndindex(candidates.shape[:2]) if l < stop and candidates[i, l].any()]
+    index = [
+      (i, l) for i, l in np.ndindex(candidates.shape[:2]) if l < stop and candidates[i, l].any()
+    ]
     chosen: list[Candidate] = [(l, candidates[i, l]) for i, l in index]
     base = [float(self.measure(params, prompts).mean()) for prompts in (positive, negative)]
     values = np.full((*candidates.shape[:2], len(SCORES)), np.nan)
@@ -237,7 +241,7 @@ class DirectionSelection(Scoring):
 def check_limits(kl: float, induce: float) -> None:
   """Raises SteeringError unless the limits are numbers that a candidate can keep."""
   for name, value in (('kl', kl), ('induce', induce)):
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math| float) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value):
       raise SteeringError(f'{name}={value!r} should be a number')
   if kl <= 0:
     raise SteeringError(f'kl={kl!r} should be over 0: every removal changes the output a little')

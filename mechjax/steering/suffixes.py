@@ -61,7 +61,9 @@ def insert_suffix(
   if added.ndim != 1 or added.dtype.kind not in 'iu' or (added < 0).any():
     raise SteeringError(f'the suffix {suffix!r:.100} is not a row of token ids')
   if before_end < 0 or after_start < 0:
-    raise SteeringError(f'before_end={before_end} and after_start={after_start} are counts of tokens')
+    raise SteeringError(
+      f'before_end={before_end} and after_start={after_start} are counts of tokens'
+    )
   ends = [len(row) - before_end for row in prompts.rows]
   short = [i for i, end in enumerate(ends) if end <= after_start]
   if short:

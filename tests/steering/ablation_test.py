@@ -1,12 +1,15 @@
 """Removal at every write and addition before a layer, against edits of a forward pass in NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mechjax import harvest
-from mechjax.steering import SteeringError, ablate_everywhere, add_before
+from mechjax.errors import SiteError
+from mechjax.steering import SteeringError, ablate_everywhere, ablation, add_before
 from tests.models import decoders
 from tests.patching import plain
 
@@ -14,88 +17,94 @@ R = np.random.default_rng(7).standard_normal(16) * 3
 UNIT = R / np.linalg.norm(R)
 TOKENS = plain.CLEAN
 FAMILIES = ['gpt2', 'neox', 'mistral', 'qwen', 'gemma']
-STREAM = ('embed', 'resid_pre', 'resid_mid', 'resid_post')
+STREAM = 'embed, resid_*'
+WRITES = ('embed', 'attn_out', 'mlp_out')
 
 
-def run(name, plants, sites='*', dtype='float32'):
-  forward = plain.forward(name)
-  return harvest.harvest(forward, sites=sites)(plants, decoders.params(name, dtype), jnp.asarray(TOKENS))
+@functools.cache
+def passes(name):
+  """(direction, layer) -> logits and stream with the direction removed, logits with it added; compiled once."""
+  writes = 'embed, attn_out' if name == 'attn-only' else ablation.WRITES
+
+  args = decoders.params(name), jnp.asarray(TOKENS)
+
+  @jax.jit
+  def run(direction, layer):
+    removed = harvest.harvest(plain.forward(name), sites=STREAM)
+    added = harvest.plant(plain.forward(name))
+    plants = add_before(layer, direction)
+    return removed(ablate_everywhere(direction, writes), *args), added(plants, *args)
+
+  return run
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+def remove(site, value):
+  """The removal, in NumPy."""
+  return value - (value @ UNIT)[..., None] * UNIT if site.split('.')[0] in WRITES else value
+
+
+@pytest.mark.parametrize('name', [*FAMILIES, 'attn-only'])
 def test_a_removal_is_that_of_numpy_and_the_stream_is_orthogonal_everywhere(name):
-  writes = ('embed', 'attn_out', 'mlp_out')
-
-  def edit(site, value):
-    return value - (value @ UNIT)[..., None] * UNIT if site.split('.')[0] in writes else value
-
-  logits, acts = run(name, ablate_everywhere(R))
-  np.testing.assert_allclose(logits, plain.logits(name, TOKENS, edit), rtol=0, atol=2e-4)
+  (logits, acts), _ = passes(name)(jnp.asarray(R, jnp.float32), 0)
+  np.testing.assert_allclose(logits, plain.logits(name, TOKENS, remove), rtol=0, atol=2e-4)
   assert np.abs(logits - plain.logits(name, TOKENS)).max() > 0.01
-  streams = [acts[site] for site in acts if site.split('.')[0] in STREAM]
-  assert len(streams) > 4
-  for x in streams:
-    assert np.abs(x @ UNIT.astype(np.float32)).max() < 1e-5 * np.abs(x).max()
+  assert len(acts) >= 5
+  for site, x in acts.items():
+    assert np.abs(x @ UNIT.astype(np.float32)).max() < 1e-5 * np.abs(x).max(), site
+
+
+@pytest.mark.parametrize('name', [*FAMILIES, 'attn-only'])
+def test_an_addition_is_a_plant_by_hand(name):
+  for layer in (0, 1):
+    _, logits = passes(name)(jnp.asarray(R, jnp.float32), layer)
+    site = f'resid_pre.{layer}'
+    expected = plain.logits(name, TOKENS, lambda s, value, at=site: value + R if s == at else value)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-4)
+
+
+def test_direction_and_layer_are_data_and_the_length_does_not_matter_for_a_removal():
+  run = passes('neox')
+  (removed, _), added = run(jnp.asarray(R, jnp.float32), 0)
+  (again, _), other = run(jnp.asarray(-0.01 * R, jnp.float32), 1)
+  assert run._cache_size() == 1
+  np.testing.assert_allclose(again, removed, rtol=0, atol=1e-5)
+  assert np.abs(other - added).max() > 0.01
+
+
+def test_a_removal_outside_of_a_jit_is_the_same():
+  found = harvest.plant(plain.forward('neox'))(
+    ablate_everywhere(R), decoders.params('neox'), jnp.asarray(TOKENS)
+  )
+  (removed, _), _ = passes('neox')(jnp.asarray(R, jnp.float32), 0)
+  np.testing.assert_allclose(found, removed, rtol=0, atol=1e-5)
 
 
 def test_twice_is_once():
   with jax.enable_x64(True):
     once = harvest.plant(plain.forward('neox'))
-    twice = harvest.plant(once)
     args = decoders.params('neox', 'float64'), jnp.asarray(TOKENS)
     plants = ablate_everywhere(R)
-    np.testing.assert_allclose(
-      twice(plants, plants, *args), once(plants, *args), rtol=0, atol=1e-12
+    twice = harvest.plant(once)(plants, plants, *args)
+    np.testing.assert_allclose(twice, once(plants, *args), rtol=0, atol=1e-12)
+
+
+def test_a_site_that_a_model_lacks_is_an_error():
+  with pytest.raises(SiteError, match='attention-only'):
+    harvest.plant(plain.forward('attn-only'))(
+      ablate_everywhere(R), decoders.params('attn-only'), jnp.asarray(TOKENS)
     )
-
-
-def test_length_and_sign_of_the_direction_do_not_matter():
-  one, _ = run('gpt2', ablate_everywhere(R))
-  other, _ = run('gpt2', ablate_everywhere(-0.01 * R))
-  np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
-
-
-def test_a_model_without_mlps_is_given_its_writes():
-  logits, acts = run('attn-only', ablate_everywhere(R, 'embed, attn_out'))
-  assert np.abs(acts['resid_post.1'] @ UNIT.astype(np.float32)).max() < 1e-5
-  with pytest.raises(harvest.selecting.SiteError, match='attention-only'):
-    run('attn-only', ablate_everywhere(R))
-
-
-@pytest.mark.parametrize('name', FAMILIES)
-@pytest.mark.parametrize('layer', [0, 1])
-def test_an_addition_is_a_plant_by_hand(name, layer):
-  site = f'resid_pre.{layer}'
-  logits, acts = run(name, add_before(layer, R))
-  expected = plain.logits(name, TOKENS, lambda s, value: value + R if s == site else value)
-  np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-4)
-  _, before = run(name, {}, site)
-  np.testing.assert_allclose(acts[site], before[site] + R.astype(np.float32), rtol=0, atol=1e-5)
-
-
-def test_direction_and_layer_are_data():
-  @jax.jit
-  def changed(direction, layer):
-    planted = harvest.plant(plain.forward('qwen'))
-    args = decoders.params('qwen'), jnp.asarray(TOKENS)
-    added = planted(add_before(layer, direction), *args)
-    return added, planted(ablate_everywhere(direction), *args)
-
-  for layer, sign in ((0, 1), (1, -1)):
-    vector = jnp.asarray(sign * R, jnp.float32)
-    added, removed = changed(vector, layer)
-    np.testing.assert_allclose(added, run('qwen', add_before(layer, vector))[0], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(removed, run('qwen', ablate_everywhere(R))[0], rtol=0, atol=1e-5)
-  assert changed._cache_size() == 1
 
 
 def test_sixteen_bits_keep_their_dtype():
-  params = jax.tree.map(lambda x: x.astype('bfloat16'), decoders.params('neox'))
-  for plants in (ablate_everywhere(R), add_before(1, R)):
-    _, acts = harvest.harvest(plain.forward('neox'), sites='resid_post')(
-      plants, params, jnp.asarray(TOKENS)
-    )
-    assert acts['resid_post'].dtype == jnp.bfloat16
+  (change,) = {id(f): f for f in ablate_everywhere(R).values()}.values()
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 16)), jnp.bfloat16)
+  vector = R.astype(np.float32)
+  for found, expected in (
+    (change(x), remove('embed', np.asarray(x, np.float64))),
+    (add_before(1, R)['resid_pre'].value(x), np.asarray(x, np.float64) + vector),
+  ):
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=2**-8, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -115,4 +124,4 @@ def test_what_is_not_a_direction_is_refused(direction, words):
 
 def test_a_direction_of_another_model_is_refused():
   with pytest.raises(SteeringError, match='another model'):
-    run('gpt2', ablate_everywhere(np.ones(5)))
+    passes('neox')(jnp.ones(5), 0)

@@ -48,7 +48,9 @@ def test_an_empty_basis_changes_nothing_and_the_dtype_stays(dtype):
   x = X.astype(dtype).at[0, 0, 0].set(-0.0)
   empty = orthonormal_basis(VECTORS[:0])
   assert empty.shape == (0, 8)
-  np.testing.assert_array_equal(np.asarray(remove(x, empty)).view(np.uint8), np.asarray(x).view(np.uint8))
+  np.testing.assert_array_equal(
+    np.asarray(remove(x, empty)).view(np.uint8), np.asarray(x).view(np.uint8)
+  )
   assert remove(x, orthonormal_basis(VECTORS)).dtype == x.dtype
 
 

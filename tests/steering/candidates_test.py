@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mechjax.models import ours
 from mechjax.steering import (
   PromptSet,
   SteeringError,
-  find_candidates,
   divide_by_variance,
   draw_directions,
+  find_candidates,
   find_loud,
   make_reader,
   mask_loud,
@@ -18,9 +19,8 @@ from mechjax.steering import (
   measure_stream,
 )
 from mechjax.steering.candidates import Moments
-from tests.patching import plain
 from tests.models import decoders
-from mechjax.models import ours
+from tests.patching import plain
 
 NAME = 'mistral'
 FORWARD = ours.forward(decoders.params(NAME), decoders.CONFIGS[NAME])

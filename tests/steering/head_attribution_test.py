@@ -9,9 +9,9 @@ from mechjax.steering import (
   PromptSet,
   SteeringError,
   attribute_heads,
-  measure_contributions,
   insert_suffix,
   make_reader,
+  measure_contributions,
   measure_cosines,
 )
 from tests.models import decoders
@@ -65,7 +65,9 @@ def test_contributions_of_heads_add_up_to_the_output_of_the_attention():
   for l in range(2):
     found = measure_contributions(jnp.asarray(at[f'z.{l}'], jnp.float32), W_O[l], R)
     bias = np.asarray(params['o_bias'][l], np.float64)
-    np.testing.assert_allclose(found.sum(-1), (at[f'attn_out.{l}'] - bias) @ UNIT, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+      found.sum(-1), (at[f'attn_out.{l}'] - bias) @ UNIT, rtol=0, atol=1e-4
+    )
 
 
 def test_a_report_is_the_mean_over_single_prompts():

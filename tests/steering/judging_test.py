@@ -95,10 +95,12 @@ def test_the_interval_is_that_of_wilson(k, n):
   z = 1.959963984540054
   centre = (k + z**2 / 2) / (n + z**2)
   half = z / (n + z**2) * np.sqrt(k * (n - k) / n + z**2 / 4)
-  np.testing.assert_allclose(Proportion(k, n).interval(), [centre - half, centre + half], atol=1e-12)
+  np.testing.assert_allclose(
+    Proportion(k, n).interval(), [centre - half, centre + half], atol=1e-12
+  )
   low, high = Proportion(k, n).interval(0.5)
-  assert centre - half < low
-  assert high < centre + half
+  assert centre - half - 1e-12 <= low < k / n + 1e-9
+  assert k / n - 1e-9 < high <= centre + half + 1e-12
 
 
 def test_a_share_of_nothing_is_refused():

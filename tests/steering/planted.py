@@ -38,8 +38,8 @@ def make_params():
     'unembed': {'kernel': 0.2 * _random(shapes['unembed']['kernel'])},
     'final_norm': {'scale': np.ones(D)},
     'layers': {
-      'attn': {name: 0.3 * _random(shape) for name, shape in shapes['layers']['attn'].items()},
-      'mlp': {name: 0.3 * _random(shape) for name, shape in shapes['layers']['mlp'].items()},
+      'attn': {name: 0.1 * _random(shape) for name, shape in shapes['layers']['attn'].items()},
+      'mlp': {name: 0.1 * _random(shape) for name, shape in shapes['layers']['mlp'].items()},
       'attn_norm': {'scale': np.ones((L, D))},
       'mlp_norm': {'scale': np.ones((L, D))},
     },
@@ -47,7 +47,13 @@ def make_params():
   attn, mlp = tree['layers']['attn'], tree['layers']['mlp']
   for x in (tree['embed']['tokens'], attn['o'], mlp['down']):
     x -= (x @ U)[..., None] * U
-  for x in (attn['q'], attn['k'], attn['v'], mlp['up'], mlp['gate']):  # nothing else reads it either
+  for x in (
+    attn['q'],
+    attn['k'],
+    attn['v'],
+    mlp['up'],
+    mlp['gate'],
+  ):  # nothing else reads it either
     x -= np.einsum('ld...,d->l...', x, U)[:, None] * U.reshape(D, *[1] * (x.ndim - 2))
   _plant(tree)
   return _as_float32(tree)
@@ -81,12 +87,13 @@ FORWARD = ours.forward(PARAMS, CONFIG)
 
 
 def prompts(n, marked, seed):
-  """Prompts of 4 to 7 tokens that end with `END`; with the marker at a random place, or without it."""
+  """Prompts of 4 to 7 tokens that end with `END`, with the marker at a random place, or the same ones without it."""
   random = np.random.default_rng(seed)
   rows = []
   for _ in range(n):
     row = random.integers(12, V, random.integers(3, 7))
+    at = random.integers(len(row))
     if marked:
-      row[random.integers(len(row))] = MARKER
+      row[at] = MARKER
     rows.append(np.append(row, END))
   return PromptSet.of(rows)

@@ -12,8 +12,8 @@ from mechjax.steering import (
   DirectionSelection,
   PromptSet,
   SteeringError,
-  find_candidates,
   draw_directions,
+  find_candidates,
   keep_sign,
   log_odds,
   make_reader,
@@ -38,7 +38,9 @@ def last_logits(name, rows, edit):
 
 def odds(logits):
   inside = np.isin(np.arange(decoders.V), IDS)
-  return scipy.special.logsumexp(logits[:, inside], 1) - scipy.special.logsumexp(logits[:, ~inside], 1)
+  return scipy.special.logsumexp(logits[:, inside], 1) - scipy.special.logsumexp(
+    logits[:, ~inside], 1
+  )
 
 
 def expected_scores(name, r, layer):
@@ -79,7 +81,9 @@ def test_scores_are_those_of_edits_by_hand(name, resumed):
 
 def test_padding_on_the_left_changes_no_score():
   model = ours.forward(decoders.params('neox'), decoders.CONFIGS['neox'])
-  select = DirectionSelection(model.apply, log_odds(IDS), depth=1.0, forward_from=model.forward_from)
+  select = DirectionSelection(
+    model.apply, log_odds(IDS), depth=1.0, forward_from=model.forward_from
+  )
   right = PromptSet.of(POSITIVE), PromptSet.of(NEGATIVE)
   left = [PromptSet(s.tokens[:, ::-1], s.mask[:, ::-1]) for s in right]
   left = [
@@ -99,7 +103,9 @@ def _right_aligned(rows, mask):
 
 def test_one_executable_for_each_set_of_prompts_serves_all_candidates():
   model = ours.forward(decoders.params('mistral'), decoders.CONFIGS['mistral'])
-  select = DirectionSelection(model.apply, log_odds(IDS), depth=1.0, forward_from=model.forward_from)
+  select = DirectionSelection(
+    model.apply, log_odds(IDS), depth=1.0, forward_from=model.forward_from
+  )
   sets = PromptSet.of(POSITIVE), PromptSet.of(NEGATIVE)
   one = CANDIDATES.copy()
   one[1:] = one[:, 1:] = 0
@@ -138,7 +144,7 @@ def test_the_selection_finds_the_planted_direction(study):
   directions, select, sets, scores = study
   choice = select(planted.PARAMS, directions, *sets)
   cosine = choice.direction @ planted.U / np.linalg.norm(choice.direction)
-  assert cosine > 0.95
+  assert cosine > 0.99
   assert choice.layer >= 2
   assert choice.bypass < scores.negative / 2
   assert choice.induce > scores.positive / 2
@@ -146,19 +152,20 @@ def test_the_selection_finds_the_planted_direction(study):
   np.testing.assert_array_equal(choice.direction, directions[choice.index])
 
 
-def test_a_random_direction_of_the_same_length_does_neither(study):
+def test_random_directions_of_the_same_length_do_neither(study):
   directions, select, sets, scores = study
   choice = scores.choose()
-  drawn = draw_directions(choice.direction, 3, seed=0)
-  repeated = np.zeros((3, *directions.shape[1:]))
-  repeated[:, choice.layer] = drawn
+  repeated = np.zeros((8, *directions.shape[1:]))
+  repeated[:, choice.layer] = draw_directions(choice.direction, 8, seed=0)
   control = select.score(planted.PARAMS, repeated, *sets).values[:, choice.layer]
-  assert (control[:, 0] > scores.positive / 2).all()
-  assert (control[:, 1] < scores.positive / 2).all()
+  assert control[:, 0].mean() > scores.positive / 2
+  assert control[:, 0].min() > choice.bypass + 1
+  assert control[:, 1].mean() < scores.negative / 2
+  assert control[:, 1].max() < choice.induce - 1
 
 
 def test_discarded_candidates_are_counted_by_the_limit_that_they_fail(study):
-  directions, _, _, scores = study
+  _, _, _, scores = study
   choice = scores.choose()
   assert choice.discarded['depth'] == 2  # layer 4 of 5, at both positions
   assert choice.discarded['zero'] == 1  # every prompt ends with the same token

@@ -27,7 +27,9 @@ CONFIGS = {
   'llama tied': decoder.Config(**{**switches.LLAMA, **decoders.SMALL}, tied=True),
   'qwen2': decoder.Config(**_QWEN2),
   'qwen2 tied': decoder.Config(**_QWEN2, tied=True),
-  'qwen3 tied, with biases': dataclasses.replace(decoders.CONFIGS['qwen'], o_bias=True, mlp_bias=True),
+  'qwen3 tied, with biases': dataclasses.replace(
+    decoders.CONFIGS['qwen'], o_bias=True, mlp_bias=True
+  ),
   'attention only': decoders.CONFIGS['attn-only'],
 }
 
@@ -127,7 +129,10 @@ def test_norms_after_the_matrices_leave_no_twin():
 
 def test_matrices_in_any_layout_are_found_by_their_path():
   random = np.random.default_rng(1)
-  layers = [{'o': {'weight': random.standard_normal((16, 3))}, 'q': random.standard_normal((3, 16))} for _ in 'ab']
+  layers = [
+    {'o': {'weight': random.standard_normal((16, 3))}, 'q': random.standard_normal((3, 16))}
+    for _ in 'ab'
+  ]
   params = {'embed': random.standard_normal((5, 16)), 'layers': layers}
   twin = orthogonalise(params, R, {'embed': 1, 'layers/*/o/weight': 0})
   assert np.abs(twin['embed'] @ UNIT).max() < 1e-5
