@@ -42,7 +42,7 @@ def by_hand(rows):
 
 
 def pad_left(rows):
-  width = max(map(len, rows)) + 1
+  width = max(map(len, rows))
   tokens = np.full((len(rows), width), 2, np.int32)
   mask = np.zeros(tokens.shape, bool)
   for i, row in enumerate(rows):
@@ -163,8 +163,8 @@ def test_an_adjustment_sees_the_negative_prompts():
     return 2 * directions
 
   sets = PromptSet.of(ROWS), PromptSet.of(OTHERS)
-  twice = find_candidates(READ, *sets, POSITIONS, adjust=adjust)
-  np.testing.assert_array_equal(twice, 2 * find_candidates(READ, *sets, POSITIONS))
+  twice = find_candidates(READ, *sets, POSITIONS, adjust=adjust, batch=2)
+  np.testing.assert_array_equal(twice, 2 * find_candidates(READ, *sets, POSITIONS, batch=2))
   assert seen[0].count == len(OTHERS)
   np.testing.assert_allclose(seen[0].mean, by_hand(OTHERS).mean(0), rtol=0, atol=2e-5)
 
