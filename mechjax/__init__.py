@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     sae,
     sites,
     stacking,
+    steering,
     viz,
     weights,
   )
@@ -54,6 +55,7 @@ __all__ = [
   'sae',
   'sites',
   'stacking',
+  'steering',
   'viz',
   'weights',
 ]

@@ -13,6 +13,7 @@
       FlagsError           ValueError     a dataclass that cannot become flags, or a config that does not describe one
       PatchingError        ValueError     prompt pairs, nodes, metrics or results that do not fit together
       SAEError             ValueError     a dictionary, its settings and its data that do not fit together
+      SteeringError        ValueError     vectors, edits, prompts and settings of steering that do not fit together
 
 Researchers publish what this library prints, so an error is a feature: it says WHAT happened (with the offending
 value), WHERE (site, layer, file, line), the LIKELY CAUSE and a HINT. Every error that is raised on purpose is a
@@ -117,6 +118,10 @@ class PatchingError(MechjaxError, ValueError):
 
 class SAEError(MechjaxError, ValueError):
   """A dictionary, its settings and its data that do not fit together."""
+
+
+class SteeringError(MechjaxError, ValueError):
+  """Vectors, edits, prompts and settings of steering that do not fit together."""
 
 
 def unknown(

@@ -54,6 +54,7 @@ BUILTINS = {
   errors.FlagsError: ValueError,
   errors.PatchingError: ValueError,
   errors.SAEError: ValueError,
+  errors.SteeringError: ValueError,
 }
 
 
