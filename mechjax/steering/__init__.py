@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING
 from mechjax import lazy
 from mechjax.errors import SteeringError
 from mechjax.steering.bases import normalise, orthonormal_basis, remove
+from mechjax.steering.intervals import Proportion
 
 __all__ = [
+  'Proportion',
   'SteeringError',
   'normalise',
   'orthonormal_basis',
