@@ -24,7 +24,7 @@ from absl import app
 import mechjax
 from experiments.benchmarks import timing
 from mechjax import harvest
-from mechjax.steering import DirectionSelection, PromptSet, ablate_everywhere, log_odds
+from mechjax.steering import WRITES, Ablate, DirectionSelection, PromptSet, in_one_pass, log_odds
 
 PROMPTS, TOKENS, POSITIONS, ROUNDS = 8, 24, 2, 5
 TARGETS = {
@@ -78,7 +78,8 @@ def measure_pass(model: Any, prompts: PromptSet, random: np.random.Generator) ->
 
   @jax.jit
   def ablated(params, tokens, mask, direction):
-    return harvest.plant(model.apply)(ablate_everywhere(direction), params, tokens, mask=mask)
+    plants = in_one_pass(Ablate(WRITES, direction).plants(), mask)
+    return harvest.plant(model.apply)(plants, params, tokens, mask=mask)
 
   plain = jax.jit(model.apply)
   inputs = model.params, prompts.tokens, prompts.mask

@@ -48,12 +48,12 @@ Sharp edges:
 
 from __future__ import annotations
 
-from mechjax.generate.functions import Positioned
 from mechjax.generate.loop import generate, stream
 from mechjax.generate.model import Model
 from mechjax.generate.results import Generation
 from mechjax.generate.sampling import Sampling
 from mechjax.generate.stepping import GenerationStep, Steps
+from mechjax.harvest import Positioned
 
 __all__ = [
   'Generation',

@@ -9,8 +9,9 @@ mean over tokens, and the keys at a query are those of tokens. So
   - any other function sees exactly the text so far: whole texts are computed, and the columns of a value that are
     tokens, in order, are cut out, passed to the function and put back (`map_texts`). Every length has its own branch,
     so that lengths within a bucket share one program;
-  - a `Positioned` function is given the positions of its columns. It must be proven to act on each position by itself,
-    given its value and its position: one that indexes columns is refused, since it means another token in each step.
+  - a `harvest.Positioned` function is given the positions of its columns. It must be proven to act on each position by
+    itself, given its value and its position: one that indexes columns is refused, since it means another token in each
+    step.
 
 A function is staged before anything is compiled. The compiled program contains the staged function and takes the
 arrays that it closes over as arguments: a function that is defined again, or that closes over another vector, reuses
@@ -32,52 +33,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex_core
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from mechjax import compat, errors, harvest, positionwise, sites
 from mechjax.generate.columns import axes_of
 from mechjax.harvest.functions import apply_function
 from mechjax.harvest.listing import SiteInfo
+from mechjax.harvest.positioned import Positioned
+from mechjax.harvest.selecting import check_layers
 from mechjax.programs.program import open_jaxpr
 from mechjax.programs.structure import jaxpr_key
 
 _ONE = jax.tree.structure(0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Positioned:
-  """A function of a site's value and of the positions of its columns, to be planted in a generation.
-
-      steer_the_prompt = Positioned(
-        lambda x, positions, prompt_length: jnp.where((positions < prompt_length[:, None])[..., None], x + v, x)
-      )
-
-  It means the same in the pass over the prompts, in every later step, and in rows of any lengths:
-
-      positions == prompt_length[:, None] - 1    the last token of the prompt
-      positions < prompt_length[:, None]         the prompt; >= the generated tokens
-      positions < 3                              the first three tokens
-      positions == 0                             the first token of the text
-
-  Attributes:
-    fn: (value, positions, prompt_length) -> new value. `positions`, int32 [B, T], are those of the value's columns in
-      their text, -1 at padding; `prompt_length` is int32 [B]. At 'k', 'v', 'attn_scores' and 'attn_probs' the value
-      has the whole text so far, and `positions` are those of the text, on either axis.
-  """
-
-  fn: Callable[[Array, Array, Array], Array]
-
-  def __call__(self, value: PyTree) -> PyTree:
-    """Refuses a pass without positions, such as `harvest.plant`.
-
-    Raises:
-      HarvestError: always.
-    """
-    raise errors.HarvestError(
-      'a Positioned function was planted in a single pass',
-      cause='the length of the prompt is known in a generation only',
-      hint='plant a function of the value alone: in one pass, column t of a text is x[:, t]',
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +223,8 @@ def resolve(plants: Mapping[str, PyTree], infos: Sequence[SiteInfo]) -> dict[str
     for site in sites.select(str(pattern), available):
       by_name.setdefault(site.name, []).append(site)
     for name, group in by_name.items():
+      if isinstance(value, harvest.At):
+        check_layers(value.layer, group, name)  # later it is traced, and would plant nothing
       info = infos_by_name[name]
       like = jax.ShapeDtypeStruct(info.shape, info.dtype)
       new: Any = Function(inner, axes_of(name), like)

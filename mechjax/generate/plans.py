@@ -47,6 +47,7 @@ def make(
 
   Raises:
     SiteError, HarvestError: a plant or a site that does not fit.
+    MechjaxError: a row lacks positions that a `Positioned` function needs.
   """
   if not isinstance(plants, Mapping):
     raise errors.HarvestError(
@@ -61,6 +62,7 @@ def make(
   planted = functions.functions(resolved)
   arrays = [pattern for pattern in resolved if pattern not in planted]
   sizes, T = prompts.sizes_of(rows), prompts.bucket(max(map(len, rows)))
+  _check_positions(planted, sizes, n_tokens)
   lengths = range(int(sizes.min()), int(sizes.max()) + n_tokens)
   if arrays and n_tokens > 1:
     raise errors.HarvestError(
@@ -123,3 +125,12 @@ def _check_rows_apart(
       cause='rows of different length have no common columns; a function must be proven to keep rows apart',
       hint='generate from prompts of one length at a time',
     )
+
+
+def _check_positions(
+  planted: Mapping[str, Function], sizes: Int[np.ndarray, ' B'], n_tokens: int
+) -> None:
+  """Lets each `Positioned` function check that rows have the positions that it needs."""
+  for f in planted.values():
+    if isinstance(f.fn, harvest.Positioned) and f.fn.check is not None:
+      f.fn.check(sizes, sizes + n_tokens - 1)  # the last token is chosen, and not read

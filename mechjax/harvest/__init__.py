@@ -38,6 +38,7 @@ from mechjax.harvest.api import call_and_reap, harvest, plant, reap
 from mechjax.harvest.gradients import value_and_grad_at
 from mechjax.harvest.listing import SiteInfo, sites_of
 from mechjax.harvest.oryx import install_as_oryx
+from mechjax.harvest.positioned import Positioned, mask_to_positions
 from mechjax.harvest.subgraph import Subgraph, subgraph
 from mechjax.harvest.writes import At, Masked
 from mechjax.programs.tag import TAG, is_wanted, nest, sow, sow_cond, sow_p
@@ -47,6 +48,7 @@ __all__ = [
   'Activations',
   'At',
   'Masked',
+  'Positioned',
   'SiteInfo',
   'Subgraph',
   'absent',
@@ -54,6 +56,7 @@ __all__ = [
   'harvest',
   'install_as_oryx',
   'is_wanted',
+  'mask_to_positions',
   'nest',
   'plant',
   'reap',

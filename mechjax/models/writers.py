@@ -45,7 +45,7 @@ def stream_writers(config: Config) -> dict[str, int]:
       'post_norms=True: no change of the weights has the effect of removing a direction from the stream',
       cause='a norm stands between each matrix and the stream, as in Gemma 2 and 3: with the direction taken out of '
       'the matrix, the norm divides by another number, and everything else that is written changes as well',
-      hint='remove the direction from the stream while the model runs: steering.ablate_everywhere',
+      hint='remove the direction from the stream while the model runs: steering.Ablate(steering.WRITES, r)',
     )
   if config.tied:
     raise errors.MechjaxError(

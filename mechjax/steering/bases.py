@@ -44,9 +44,8 @@ def orthonormal_basis(
   dtype = _check_matrix(vectors_nxD)
   rows = np.asarray(vectors_nxD, np.float64)
   _check_rows(rows)
-  scaled = rows / np.abs(rows).max(
-    1, keepdims=True, initial=0
-  )  # lengths near the limits of float64 do not overflow
+  # Lengths near the limits of float64 do not overflow.
+  scaled = rows / np.abs(rows).max(1, keepdims=True, initial=0)
   unit = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
   if len(unit) > unit.shape[1]:
     raise SteeringError(f'{len(unit)} vectors of width {unit.shape[1]} are linearly dependent')
@@ -80,8 +79,9 @@ def remove(
   if not np.shape(Q_nxD)[0]:
     return x
   x = jnp.asarray(x)
-  wide = precision.wide(x)
-  Q_nxD = jnp.asarray(Q_nxD).astype(wide.dtype)
+  Q_nxD = jnp.asarray(Q_nxD)
+  dtype = jnp.promote_types(precision.wide_dtype(x.dtype), Q_nxD.dtype)
+  wide, Q_nxD = x.astype(dtype), Q_nxD.astype(dtype)
   part = precision.einsum('...n,nd->...d', precision.einsum('...d,nd->...n', wide, Q_nxD), Q_nxD)
   return (wide - part).astype(x.dtype)
 
@@ -102,6 +102,21 @@ def normalise(direction: Float[Array | np.ndarray, '*batch D']) -> Float[Array, 
   wide = precision.wide(jnp.asarray(direction))
   scaled = wide / jnp.max(jnp.abs(wide), axis=-1, keepdims=True)
   return scaled / jnp.linalg.norm(scaled, axis=-1, keepdims=True)
+
+
+def check_direction(direction: Float[Array | np.ndarray, ' D']) -> Float[Array, ' D']:
+  """A direction as an array.
+
+  Raises:
+    SteeringError: not a floating-point vector; zeros, NaN or infinity, as far as it is known.
+  """
+  if np.ndim(direction) != 1:
+    raise SteeringError(
+      f'a direction is a floating-point vector [D], not of shape {np.shape(direction)}',
+      hint='take one candidate: directions[position, layer]',
+    )
+  normalise(direction)  # before it becomes an array, which is traced inside a jit
+  return jnp.asarray(direction)
 
 
 def _check_matrix(vectors: Float[Array | np.ndarray, 'n D']) -> np.dtype:

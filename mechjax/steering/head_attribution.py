@@ -32,8 +32,7 @@ from jaxtyping import Array, Float, Float64, PyTree
 from mechjax import harvest, precision, watching
 from mechjax.errors import SteeringError
 from mechjax.programs.callables import check_function
-from mechjax.steering.ablation import check_direction
-from mechjax.steering.bases import normalise
+from mechjax.steering.bases import check_direction, normalise
 from mechjax.steering.candidates import Read
 from mechjax.steering.prompts import PromptSet
 from mechjax.steering.suffixes import SuffixedPrompts

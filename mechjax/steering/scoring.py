@@ -35,9 +35,11 @@ from mechjax.harvest.writes import Plants
 from mechjax.logits import kl_divergence, log_probs
 from mechjax.programs.callables import check_function
 from mechjax.sites import Patterns
-from mechjax.steering.ablation import WRITES, ablate_everywhere, add_before
 from mechjax.steering.behaviour import Behaviour
+from mechjax.steering.edits import WRITES, Ablate, Add
+from mechjax.steering.one_pass import in_one_pass
 from mechjax.steering.prompts import PromptSet
+from mechjax.steering.where import everywhere
 
 Candidate = tuple[int, Float64[np.ndarray, ' D']]
 """A layer, and the direction that was found before it."""
@@ -149,7 +151,7 @@ class Scoring:
     """(params, tokens, mask, at, direction) -> metric [B] with the direction removed."""
 
     def run(params, tokens, mask, at, direction):
-      plants = ablate_everywhere(direction, self.writes)
+      plants = self._remove(direction, mask)
       return self._check_metric(self._run(plants, params, tokens, mask, at))
 
     return watching.jit(run, *self._reads)
@@ -173,14 +175,18 @@ class Scoring:
     """(params, tokens, mask, at, log-probabilities, streams, layer, direction) -> metric and KL, [2, B]."""
 
     def run(params, tokens, mask, at, plain, streams, layer, direction):
-      removed = ablate_everywhere(direction, self.writes)
+      removed = self._remove(direction, mask)
       ablated = log_probs(self._run(removed, params, tokens, mask, at))
-      added = add_before(layer, direction, self.site)
+      edit = Add(self.site, direction, layer=layer, where=everywhere)
+      added = in_one_pass(edit.plants(), mask)
       steered = self._run(added, params, tokens, mask, at, streams, layer)
       metric = self._check_metric(steered)
       return jnp.stack([metric, kl_divergence(plain, ablated).astype(metric.dtype)])
 
     return watching.jit(run, *self._reads)
+
+  def _remove(self, direction: jax.Array, mask: jax.Array) -> Plants:
+    return in_one_pass(Ablate(self.writes, direction).plants(), mask)
 
   @property
   def _reads(self) -> list[Callable]:

@@ -31,8 +31,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from mechjax.errors import SteeringError
-from mechjax.steering.ablation import check_direction
-from mechjax.steering.bases import normalise, remove
+from mechjax.steering.bases import check_direction, normalise, remove
 
 
 def orthogonalise(

@@ -55,12 +55,17 @@ class TensorEntry:
     return math.prod(self.shape) * self.dtype.itemsize
 
 
-def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
+def save(
+  path: str | os.PathLike[str],
+  arrays: Mapping[str, Any],
+  metadata: Mapping[str, str] | None = None,
+) -> None:
   """Writes arrays into one file, and replaces it if it exists.
 
   Args:
     path: of the file.
     arrays: NumPy or JAX arrays, by name.
+    metadata: texts for the header, by name.
 
   Raises:
     WeightsError: a dtype that the format does not have.
@@ -70,7 +75,7 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
     for name, a in arrays.items()
   }
   with _rename_at_end(Path(path)) as scratch:
-    _write(scratch, entries)
+    _write(scratch, entries, metadata)
 
 
 def write_checkpoint(directory: Path, entries: Mapping[str, TensorEntry], shard_bytes: int) -> None:
@@ -141,14 +146,16 @@ def _split_into_shards(entries: Mapping[str, TensorEntry], shard_bytes: int) -> 
   return shards
 
 
-def _write(path: Path, entries: Mapping[str, TensorEntry]) -> None:
+def _write(
+  path: Path, entries: Mapping[str, TensorEntry], metadata: Mapping[str, str] | None = None
+) -> None:
   """Writes the file: length of the header, header, numbers. Wide dtypes come first, so that all are aligned."""
   if odd := {n: str(e.dtype) for n, e in entries.items() if e.dtype not in KINDS}:
     raise errors.WeightsError(
       f'safetensors do not support the dtypes of {odd}', where=f'supported: {[*DTYPES]}'
     )
   ordered = sorted(entries.items(), key=lambda item: -item[1].dtype.itemsize)
-  header: dict[str, object] = {'__metadata__': {'format': 'pt'}}
+  header: dict[str, object] = {'__metadata__': {'format': 'pt', **(metadata or {})}}
   at = 0
   for name, e in ordered:
     end = at + e.n_bytes

@@ -9,7 +9,7 @@ import pytest
 
 from mechjax import harvest
 from mechjax.errors import SiteError
-from mechjax.steering import SteeringError, ablate_everywhere, ablation, add_before
+from mechjax.steering import WRITES, Ablate, Add, SteeringError, everywhere, in_one_pass
 from tests.models import decoders
 from tests.patching import plain
 
@@ -18,13 +18,23 @@ UNIT = R / np.linalg.norm(R)
 TOKENS = plain.CLEAN
 FAMILIES = ['gpt2', 'neox', 'mistral', 'qwen', 'gemma']
 STREAM = 'embed, resid_*'
-WRITES = ('embed', 'attn_out', 'mlp_out')
+WRITTEN = ('embed', 'attn_out', 'mlp_out')
+
+
+def ablate(direction, writes=WRITES, shape=TOKENS.shape):
+  """Plants of a removal in one pass."""
+  return in_one_pass(Ablate(writes, direction).plants(), shape)
+
+
+def add(layer, direction, shape=TOKENS.shape):
+  """Plants of an addition before a layer in one pass."""
+  return in_one_pass(Add('resid_pre', direction, layer=layer, where=everywhere).plants(), shape)
 
 
 @functools.cache
 def passes(name):
   """(direction, layer) -> logits and stream with the direction removed, logits with it added; compiled once."""
-  writes = 'embed, attn_out' if name == 'attn-only' else ablation.WRITES
+  writes = 'embed, attn_out' if name == 'attn-only' else WRITES
 
   args = decoders.params(name), jnp.asarray(TOKENS)
 
@@ -32,15 +42,15 @@ def passes(name):
   def run(direction, layer):
     removed = harvest.harvest(plain.forward(name), sites=STREAM)
     added = harvest.plant(plain.forward(name))
-    plants = add_before(layer, direction)
-    return removed(ablate_everywhere(direction, writes), *args), added(plants, *args)
+    plants = add(layer, direction)
+    return removed(ablate(direction, writes), *args), added(plants, *args)
 
   return run
 
 
 def remove(site, value):
   """The removal, in NumPy."""
-  return value - (value @ UNIT)[..., None] * UNIT if site.split('.')[0] in WRITES else value
+  return value - (value @ UNIT)[..., None] * UNIT if site.split('.')[0] in WRITTEN else value
 
 
 @pytest.mark.parametrize('name', [*FAMILIES, 'attn-only'])
@@ -73,7 +83,7 @@ def test_direction_and_layer_are_data_and_the_length_does_not_matter_for_a_remov
 
 def test_a_removal_outside_of_a_jit_is_the_same():
   found = harvest.plant(plain.forward('neox'))(
-    ablate_everywhere(R), decoders.params('neox'), jnp.asarray(TOKENS)
+    ablate(R), decoders.params('neox'), jnp.asarray(TOKENS)
   )
   (removed, _), _ = passes('neox')(jnp.asarray(R, jnp.float32), 0)
   np.testing.assert_allclose(found, removed, rtol=0, atol=1e-5)
@@ -83,7 +93,7 @@ def test_twice_is_once():
   with jax.enable_x64(True):
     once = harvest.plant(plain.forward('neox'))
     args = decoders.params('neox', 'float64'), jnp.asarray(TOKENS)
-    plants = ablate_everywhere(R)
+    plants = ablate(R)
     twice = harvest.plant(once)(plants, plants, *args)
     np.testing.assert_allclose(twice, once(plants, *args), rtol=0, atol=1e-12)
 
@@ -91,17 +101,17 @@ def test_twice_is_once():
 def test_a_site_that_a_model_lacks_is_an_error():
   with pytest.raises(SiteError, match='attention-only'):
     harvest.plant(plain.forward('attn-only'))(
-      ablate_everywhere(R), decoders.params('attn-only'), jnp.asarray(TOKENS)
+      ablate(R), decoders.params('attn-only'), jnp.asarray(TOKENS)
     )
 
 
 def test_sixteen_bits_keep_their_dtype():
-  (change,) = {id(f): f for f in ablate_everywhere(R).values()}.values()
+  (change,) = ablate(R, shape=(2, 3)).values()
   x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 16)), jnp.bfloat16)
   vector = R.astype(np.float32)
   for found, expected in (
     (change(x), remove('embed', np.asarray(x, np.float64))),
-    (add_before(1, R)['resid_pre'].value(x), np.asarray(x, np.float64) + vector),
+    (add(1, R, shape=(2, 3))['resid_pre'].value(x), np.asarray(x, np.float64) + vector),
   ):
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=2**-8, atol=1e-6)
@@ -117,7 +127,7 @@ def test_sixteen_bits_keep_their_dtype():
   ],
 )
 def test_what_is_not_a_direction_is_refused(direction, words):
-  for make in (ablate_everywhere, lambda r: add_before(0, r)):
+  for make in (ablate, lambda r: add(0, r)):
     with pytest.raises(SteeringError, match=words):
       make(direction)
 

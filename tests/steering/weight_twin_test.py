@@ -10,7 +10,7 @@ import pytest
 from mechjax import harvest
 from mechjax.errors import MechjaxError
 from mechjax.models import decoder, switches, writers
-from mechjax.steering import SteeringError, ablate_everywhere, orthogonalise
+from mechjax.steering import WRITES, Ablate, SteeringError, in_one_pass, orthogonalise
 from tests.models import decoders
 from tests.patching import plain
 
@@ -46,6 +46,11 @@ def forward(config):
   return lambda params, tokens: decoder.forward(params, tokens, config)
 
 
+def ablate(sites=WRITES):
+  """Plants of the removal of R in one pass."""
+  return in_one_pass(Ablate(sites, R).plants(), TOKENS.shape)
+
+
 def read_stream(config):
   return jax.jit(harvest.call_and_reap(forward(config), sites='embed, resid_*'))
 
@@ -56,7 +61,7 @@ def test_the_twin_is_the_removal(name):
   sites = 'embed, attn_out, mlp_out' if config.d_mlp else 'embed, attn_out'
   with jax.enable_x64(True):
     params = random_params(config)
-    removed = harvest.plant(forward(config))(ablate_everywhere(R, sites), params, TOKENS)
+    removed = harvest.plant(forward(config))(ablate(sites), params, TOKENS)
     own, untied = writers.untie(params, config)
     run = read_stream(untied)
     plain_logits, _ = run(own, TOKENS)
@@ -96,7 +101,7 @@ def test_tied_models_without_untying_have_another_output():
     writers.stream_writers(config)
   with jax.enable_x64(True):
     params = random_params(config)
-    removed = harvest.plant(forward(config))(ablate_everywhere(R), params, TOKENS)
+    removed = harvest.plant(forward(config))(ablate(), params, TOKENS)
     table = writers.stream_writers(dataclasses.replace(config, tied=False))
     tied = orthogonalise(params, R, table)
     assert np.abs(forward(config)(tied, TOKENS) - removed).max() > 1e-3
@@ -109,7 +114,7 @@ def test_norms_after_the_matrices_leave_no_twin():
     writers.stream_writers(config)
   with jax.enable_x64(True):
     own = jax.tree.map(np.asarray, decoders.params('gemma', 'float64'))
-    removed = harvest.plant(forward(config))(ablate_everywhere(R), own, TOKENS)
+    removed = harvest.plant(forward(config))(ablate(), own, TOKENS)
     params, untied = writers.untie(own, config)
     twin = jax.tree.map(np.array, orthogonalise(params, R, {'embed/tokens': -1}))
     layers = twin['layers']

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import generate, harvest
+from mechjax import generate, harvest, steering
 from mechjax.generate import Positioned, plans
 from mechjax.weights.gemma import Gemma3Shape
 from mechjax.weights.names import LlamaShape
@@ -81,3 +81,18 @@ def check_cache_keeps_what_was_computed(forward, last_layer):
   assert np.abs(logits - plain).max() > 1e-2
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+
+
+def check_edit(forward, n=4):
+  """Asserts that an edit of `mechjax.steering` under the cache equals an uncached pass with the edit by hand."""
+  v = np.random.default_rng(0).standard_normal(SIZES['d_model']).astype(np.float32)
+  edit = steering.Add('resid_post.0', v, where=steering.last(1) | steering.generated)
+  model, params, plants = forward.generator, forward.params, edit.plants(3.0)
+  rows = [np.array(prompt) for prompt in PROMPTS]
+  assert not plans.make(model, params, rows, n, plants, 'logits').whole
+  out = generate.generate(model, params, PROMPTS, n, plants=plants, sites='logits, v.1')
+  added = np.zeros((len(PROMPTS), 16, SIZES['d_model']), np.float32)
+  for row, prompt in zip(added, PROMPTS):
+    row[len(prompt) - 1 :] = 3.0 * v
+  check_reads(out, *uncached(forward, {'resid_post.0': lambda x: x + added}, out))
+  assert (out.tokens != generate.generate(model, params, PROMPTS, n).tokens).any()

@@ -63,3 +63,9 @@ def test_a_cache_changes_no_token_and_no_value(code, n_layers):
   with code() as forward:
     generating.check(forward)
     generating.check_cache_keeps_what_was_computed(forward, n_layers - 1)
+
+
+@pytest.mark.upstream
+def test_an_edit_means_the_same_in_upstream_code():
+  with tunix_llama() as forward:
+    generating.check_edit(forward)
