@@ -44,7 +44,7 @@ def save(
   }
   if odd or not arrays:
     raise errors.WeightsError(
-      f'GGUF files are written of arrays in float32, not {odd or "of none"}'
+      f'GGUF files are written of arrays in float32, not {odd or "nothing"}'
     )
   target = Path(path)
   package = extras.require('gguf', 'models')
