@@ -30,7 +30,8 @@ def gradient(W, x, k, nonnegative=True):
     active[i] = True
     g = np.where(active, z, 0)
     c = g @ W
-    w = w + (c @ r) / (c @ c) * g
+    if c.any():
+      w = w + (c @ r) / (c @ c) * g
     w = np.maximum(w, 0) if nonnegative else w
   return w
 
