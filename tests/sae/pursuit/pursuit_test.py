@@ -36,12 +36,11 @@ def test_the_sparse_form_equals_the_dense_one(method, nonnegative):
   assert nonnegative or (expected < 0).any()
 
 
-def test_the_cases_contain_latents_that_leave_and_latents_that_are_chosen_again():
-  W, x = dense.case()
-  k = 6
-  for method in ('gradient', 'orthogonal'):
-    assert (np.count_nonzero(dense.code(method, W, x, k), axis=1) < k).any()
-  assert (np.count_nonzero(dense.code('matching', W, x, k), axis=1) < k).any()
+def test_a_latent_that_is_set_to_zero_leaves_the_active_set_of_gradient_pursuit():
+  W, x = dense.coherent_case()
+  expected = [dense.code('gradient', W, x, k) for k in range(1, 7)]
+  assert not dense.stays(expected).all()
+  np.testing.assert_allclose(pursue('gradient', W, x), expected[-1], rtol=0, atol=1e-10)
 
 
 def test_codes_do_not_depend_on_blocks(monkeypatch):
