@@ -123,6 +123,8 @@ def memory() -> dict[str, Any]:
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((M, D), (batch, D))]
     found[batch] = jax.jit(Pursuit(K).code).lower(*shapes).compile().memory_analysis()
   larger, smaller = found[4096], found[1024]
+  assert larger is not None
+  assert smaller is not None
   allowed = smaller.temp_size_in_bytes + larger.output_size_in_bytes
   return {
     'pursuit_temp_ratio_4096_over_1024': larger.temp_size_in_bytes / allowed,

@@ -9,8 +9,8 @@ for their length, and divides the coefficients by the lengths at the end.
 
 Sharp edges. The bias of a decoder is the caller's: pass x - b_dec. Rows of length 0 and activations that are not finite
 are errors where values are known; under `jit`, such a row is never chosen, and such an activation has a code of NaN.
-The number of steps is an upper bound on L0, not L0: report the mean of `active` latents. Signed codes are not latents
-of an architecture, whose activations are not negative.
+The number of steps is an upper bound on L0, not L0: report the mean of `active` latents. Codes with signs cannot be
+latents of an architecture, whose activations are not negative.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Pursuit:
       Codes keyed by k, with k entries for each token.
 
     Raises:
-      SAEError: a level is not a whole number from 1 to `k`, or the list is empty; otherwise as `code`.
+      SAEError: there are no levels, or one is not a whole number from 1 to `k`; otherwise as `code`.
     """
     wanted = [*levels]
     if not wanted or not all(_is_whole(k) and 1 <= k <= self.k for k in wanted):

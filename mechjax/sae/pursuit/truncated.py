@@ -56,5 +56,5 @@ def _cut(sae: Architecture, k: int, params: Params, x_BxD: jax.Array) -> Sparse:
     return jnp.take_along_axis(f_BxM, indices_BxA, 1), indices_BxA
 
   n_bytes = sae.width * x_BxD.dtype.itemsize
-  found = sparse.map_blocks(cut_block, (x_BxD,), n_bytes, min_rows=sparse.ROWS_OF_PRODUCT)
-  return Sparse(*found, sae.width)
+  values, indices = sparse.map_blocks(cut_block, (x_BxD,), n_bytes, min_rows=sparse.ROWS_OF_PRODUCT)
+  return Sparse(values, indices, sae.width)

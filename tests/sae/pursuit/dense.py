@@ -30,7 +30,8 @@ def gradient(W, x, k, nonnegative=True):
     active[i] = True
     g = np.where(active, z, 0)
     c = g @ W
-    w = w + (c @ r) / (c @ c) * g
+    if c.any():
+      w = w + (c @ r) / (c @ c) * g
     w = np.maximum(w, 0) if nonnegative else w
   return w
 
@@ -67,3 +68,17 @@ def case(seed=0, B=9, M=24, D=10, unit=False):
   if not unit:
     W *= r.uniform(0.3, 3, (M, 1))
   return W, r.standard_normal((B, D))
+
+
+def coherent_case(B=200, M=24, D=10):
+  """Directions of length one with positive products, and sums of them: gradient pursuit sets some latents to zero."""
+  r = np.random.default_rng(0)
+  W = r.standard_normal((M, D)) + r.standard_normal(D)
+  W /= np.linalg.norm(W, axis=1, keepdims=True)
+  return W, r.exponential(size=(B, M)) ** 3 @ W + 0.5 * r.standard_normal((B, D))
+
+
+def stays(codes):
+  """Tokens whose latents all stay active, from codes [k, B, M] for growing k."""
+  active = np.stack(codes) != 0
+  return (active[:-1] <= active[1:]).all((0, 2))
