@@ -15,7 +15,7 @@ parameter in the tree, as a pattern, and its axis of D. For our decoder `mechjax
 
 Paths are the keys of the tree, joined by '/'; `*` stands for any part: 'layers/*/attn/o' for a list of layers.
 
-Sharp edges: a parameter that is left out of the table goes on writing the direction. An embedding that is also the
+Sharp edges: a parameter that is left out of the table still writes the direction. An embedding that is also the
 unembedding must be untied first: the logits read the stream through it, and with a gain in the final norm the changed
 rows give other logits. Where a norm stands between a matrix and the stream (Gemma 2 and 3) there is no twin.
 """
