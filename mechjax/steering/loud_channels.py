@@ -13,7 +13,7 @@ is 0.11 to 0.17 for models in which the recipe works and 0.46 to 1.7 for some in
 
 Both adjustments look at the negative prompts alone: a coordinate that is loud because of the behaviour must stay.
 
-Sharp edges: the figures come from few models and do not give a threshold. Division by variances changes the direction
+Sharp edges: the figures come from few models and do not make a threshold. Division by variances changes the direction
 everywhere; the length of the difference of means is kept, so that an addition with coefficient 1 has the same size.
 """
 

@@ -50,7 +50,7 @@ def insert_suffix(
   Args:
     prompts: the prompts.
     suffix: token ids.
-    before_end: number of tokens of the template behind the instruction.
+    before_end: number of tokens of the template after the instruction.
     after_start: number of tokens of the template before it.
 
   Raises:
