@@ -158,6 +158,17 @@ def use_a_decoder():
   assert run.retval.shape == (*tokens.shape, decoders.V)
 
 
+def plant_at_positions():
+  plant = harvest.Positioned(
+    lambda x, positions, n: jnp.where((positions < n[:, None])[..., None], x, 0 * x)
+  )
+  positions = harvest.mask_to_positions(np.array([[False, True, True], [True, True, True]]))
+  found = plant.bind(positions, jnp.array([1, 2], jnp.int32))(jnp.ones((2, 3, D)))
+  assert found[..., 0].tolist() == [[1, 1, 0], [1, 1, 0]]
+  with pytest.raises(HarvestError):
+    plant(jnp.ones(3))
+
+
 # --- forward ------------------------------------------------------------------------------------------
 
 
@@ -230,6 +241,7 @@ STEPS = (
   ask_for_an_absent_site,
   import_as_oryx,
   use_a_decoder,
+  plant_at_positions,
   run_in_every_way,
   run_by_hand,
   run_backwards,

@@ -65,15 +65,9 @@ def check_number(name: str, value: ArrayLike) -> Float[Array, '']:
   Raises:
     SteeringError: not one real number, or not finite.
   """
-  dtype = (
-    jnp.result_type(value) if np.ndim(value) == 0 and not isinstance(value, str | None) else None
-  )
-  real = (
-    dtype is not None
-    and jnp.issubdtype(dtype, jnp.number)
-    and not np.issubdtype(dtype, np.complexfloating)
-  )
-  if not real:
+  single = np.ndim(value) == 0 and not isinstance(value, str | None)
+  dtype = jnp.result_type(value) if single else np.dtype(object)
+  if not jnp.issubdtype(dtype, jnp.integer) and not jnp.issubdtype(dtype, jnp.floating):
     raise SteeringError(f'{name}={value!r:.100}; expected one number')
   if not is_traced(value):
     check_finite(name, value)
@@ -83,8 +77,8 @@ def check_number(name: str, value: ArrayLike) -> Float[Array, '']:
 
 
 def check_pair(
-  plus: Float[ArrayLike, ...], minus: Float[ArrayLike, ...], ndim: int, axes: str
-) -> tuple[Float[np.ndarray, ...], Float[np.ndarray, ...]]:
+  plus: Float[ArrayLike, ' ...'], minus: Float[ArrayLike, ' ...'], ndim: int, axes: str
+) -> tuple[Float[np.ndarray, ' ...'], Float[np.ndarray, ' ...']]:
   """Returns activations of two prompts or sides, which have one shape, in float64 on the host.
 
   Args:

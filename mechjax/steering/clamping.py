@@ -19,7 +19,8 @@ Letters: B prompts of a batch, T positions, D model width, M latents.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +92,7 @@ def latent_reader(
   """
   at, params = jnp.asarray(latent, jnp.int32), jax.tree.map(jnp.asarray, params)
   if type(sae) in _BY_ITSELF:
-    changes = {'k': 1} if isinstance(sae, BatchTopK) else {}
+    changes: dict[str, Any] = {'k': 1} if isinstance(sae, BatchTopK) else {}
     alone = dataclasses.replace(sae, width=1, prefixes=(), aux_loss=None, **changes)
     own = _cut(sae, params, at)
     return lambda x: alone.encode(_cast(own, x), x)[..., 0]
@@ -114,7 +115,9 @@ def check_autoencoder(sae: Architecture) -> None:
     )
 
 
-def check_latents(sae: Architecture, latents: int | Int[ArrayLike, ' k']) -> None:
+def check_latents(
+  sae: Architecture, latents: int | Sequence[int] | Int[Array | np.ndarray, '*k']
+) -> None:
   """Raises SteeringError for numbers of latents that a dictionary does not have."""
   if is_traced(latents):
     return

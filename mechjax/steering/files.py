@@ -157,7 +157,7 @@ def _save_gguf(path: Path, record: SteeringVector) -> None:
   widths = {len(v) for v in layers.values()}
   if len(widths) > 1:
     raise SteeringError(f'vectors of the widths {sorted(widths)} in one control vector')
-  metadata: dict[str, str | int] = {f'about.{k}': v for k, v in record.about.items()}
+  metadata: dict[str, str | int] = {f'{CONTROL}.about.{k}': v for k, v in record.about.items()}
   metadata |= {f'{CONTROL}.model_hint': record.model, f'{CONTROL}.layer_count': len(layers)}
   arrays = {f'direction.{layer}': layers[layer] for layer in sorted(layers)}
   gguf_writing.save(path, arrays, CONTROL, metadata)
@@ -198,8 +198,8 @@ def _load_gguf(path: Path) -> SteeringVector:
 def _texts(metadata: Mapping[str, object]) -> dict:
   """The hint at the model, and the notes."""
   about = {
-    key.removeprefix('about.'): str(text)
+    key.removeprefix(f'{CONTROL}.about.'): str(text)
     for key, text in metadata.items()
-    if key.startswith('about.')
+    if key.startswith(f'{CONTROL}.about.')
   }
   return {'model': str(metadata.get(f'{CONTROL}.model_hint', '')), 'about': about}

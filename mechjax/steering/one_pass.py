@@ -91,8 +91,10 @@ def as_mask(mask: Mask) -> Bool[Array | np.ndarray, 'B T']:
   Raises:
     SteeringError: neither a boolean array [B, T] nor a shape.
   """
-  if isinstance(mask, tuple) and len(mask) == 2 and all(isinstance(n, int) for n in mask):
-    return np.ones(mask, bool)
+  if isinstance(mask, tuple):
+    if len(mask) == 2 and all(isinstance(n, int) for n in mask):
+      return np.ones(mask, bool)
+    raise SteeringError(f'mask={mask!r:.100}; expected bool [B, T], or the shape (B, T)')
   if np.ndim(mask) != 2 or getattr(mask, 'dtype', None) != np.dtype(bool):
     raise SteeringError(
       f'mask={mask!r:.100}; expected bool [B, T], or the shape of tokens without padding',

@@ -6,8 +6,8 @@ once, from differences of nearly equal numbers, and edits convert them to the dt
     pair = Pair.of(plus_ids, minus_ids, pad=space_id)                    right-padded to one length
     V = difference(resid(pair.plus), resid(pair.minus))                  [T, D]: activation addition
     v = diff_means([acts of positive texts], [acts of negative texts])   unit [D] and scale: DiffMean
-    v = mean_difference(plus_PxD, minus_PxD)                             [D]: contrastive activation addition
-    v = principal(plus_PxD - minus_PxD)                                  unit [D]
+    v = mean_difference(plus_BxD, minus_BxD)                             [D]: contrastive activation addition
+    v = principal(plus_BxD - minus_BxD)                                  unit [D]
     V = of_latents(sae, params, acts_TxD, [i])                           [T, D]: f_i d_i at each position
 
 Sources: activation addition, Turner et al. 2023, arXiv 2308.10248, algorithm 1; contrastive activation addition, Rimsky
@@ -20,7 +20,7 @@ Sharp edges:
     the two without the norms.
   - A mean over tokens must leave out padding and the first token: pass masks.
 
-Letters: B texts, T positions, P pairs of prompts, D model width, M latents.
+Letters: B texts, or pairs of prompts; T positions, D model width, M latents.
 """
 
 from __future__ import annotations
@@ -106,19 +106,19 @@ def difference(
 
 
 def mean_difference(
-  plus_PxD: Float[Array | np.ndarray, 'P D'], minus_PxD: Float[Array | np.ndarray, 'P D']
+  plus_BxD: Float[Array | np.ndarray, 'B D'], minus_BxD: Float[Array | np.ndarray, 'B D']
 ) -> Float[np.ndarray, ' D']:
   """Contrastive activation addition: the mean over pairs of h(p+) - h(p-) at the answer's token (Rimsky et al. 2023).
 
   Add it at every position from the last token of the prompt on: `where=last(1) | generated`.
 
   Args:
-    plus_PxD, minus_PxD: activations at the token of the answer, of pairs that differ in the answer.
+    plus_BxD, minus_BxD: activations at the token of the answer, of pairs that differ in the answer.
 
   Raises:
     SteeringError: two shapes, or numbers that are not finite.
   """
-  plus, minus = check_pair(plus_PxD, minus_PxD, 2, '[P, D]')
+  plus, minus = check_pair(plus_BxD, minus_BxD, 2, '[B, D]')
   return (plus - minus).mean(0)
 
 
@@ -212,7 +212,7 @@ def relative_length(
   return longest / float(np.concatenate(norms).mean())
 
 
-def principal(deltas_PxD: Float[Array | np.ndarray, 'P D']) -> Float[np.ndarray, ' D']:
+def principal(deltas_BxD: Float[Array | np.ndarray, 'B D']) -> Float[np.ndarray, ' D']:
   """First principal direction of differences through the origin, at length 1.
 
   The direction that explains most of sum |delta|^2, without subtraction of the mean, which would remove the direction
@@ -220,14 +220,14 @@ def principal(deltas_PxD: Float[Array | np.ndarray, 'P D']) -> Float[np.ndarray,
   largest magnitude is positive.
 
   Args:
-    deltas_PxD: differences of activations of pairs.
+    deltas_BxD: differences of activations of pairs.
 
   Raises:
-    SteeringError: not [P, D], all zero, or numbers that are not finite.
+    SteeringError: not [B, D], all zero, or numbers that are not finite.
   """
-  deltas = np.asarray(deltas_PxD, np.float64)
+  deltas = np.asarray(deltas_BxD, np.float64)
   if deltas.ndim != 2 or not deltas.any():
-    raise SteeringError(f'differences of shape {deltas.shape} without a direction; expected [P, D]')
+    raise SteeringError(f'differences of shape {deltas.shape} without a direction; expected [B, D]')
   check_finite('the differences', deltas)
   v = np.linalg.svd(deltas, full_matrices=False)[2][0]
   along = float(deltas.mean(0) @ v)

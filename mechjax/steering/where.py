@@ -206,27 +206,27 @@ class _Either(Where):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _ByMask(Where):
-  mask_BxW: Bool[Array, 'B W']
+  mask_BxT: Bool[Array, 'B T']
 
   def choose(self, positions_BxT, prompt_length_B):
-    B, W = self.mask_BxW.shape
+    B, W = self.mask_BxT.shape
     if positions_BxT.shape[0] != B:
       raise self._other_rows(positions_BxT.shape[0])
     row_Bx1 = W * jnp.arange(B, dtype=jnp.int32)[:, None]
     inside_BxT = (positions_BxT >= 0) & (positions_BxT < W)
     # One flat table: a lookup along both axes could not be proven to act on each position by itself.
     index_BxT = row_Bx1 + jnp.clip(positions_BxT, 0, W - 1)
-    return inside_BxT & self.mask_BxW.reshape(-1)[index_BxT]
+    return inside_BxT & self.mask_BxT.reshape(-1)[index_BxT]
 
   def check(self, prompt_length_B, length_B):
-    B, W = self.mask_BxW.shape
+    B, W = self.mask_BxT.shape
     if len(length_B) != B:
       raise self._other_rows(len(length_B))
-    if isinstance(self.mask_BxW, jax.core.Tracer):
+    if isinstance(self.mask_BxT, jax.core.Tracer):
       return
-    beyond_BxW = np.asarray(self.mask_BxW) & (np.arange(W) >= length_B[:, None])
-    if beyond_BxW.any():
-      row, position = np.argwhere(beyond_BxW)[0]
+    beyond_BxT = np.asarray(self.mask_BxT) & (np.arange(W) >= length_B[:, None])
+    if beyond_BxT.any():
+      row, position = np.argwhere(beyond_BxT)[0]
       raise SteeringError(
         f'the mask chooses position {position} of row {row}, which has {length_B[row]} tokens',
         where=str(self),
@@ -235,14 +235,14 @@ class _ByMask(Where):
 
   def _other_rows(self, n: int) -> SteeringError:
     return SteeringError(
-      f'a mask of {self.mask_BxW.shape[0]} rows for a batch of {n}',
+      f'a mask of {self.mask_BxT.shape[0]} rows for a batch of {n}',
       where=str(self),
       cause='with n_samples every prompt has several rows',
       hint='np.repeat(mask, n_samples, axis=0)',
     )
 
   def __str__(self) -> str:
-    return f'mask(bool {list(self.mask_BxW.shape)})'
+    return f'mask(bool {list(self.mask_BxT.shape)})'
 
 
 prompt: Where = _Prompt()
@@ -277,13 +277,13 @@ def at(*positions: int) -> Ordered:
   Raises:
     SteeringError: none, one twice, or one that is not a whole number of at least 0.
   """
-  found = tuple(_as_integer(p) for p in positions)
-  if not found or None in found or min(found) < 0 or len({*found}) < len(found):  # type: ignore[type-var]
+  found = tuple(n for p in positions if (n := _as_integer(p)) is not None and n >= 0)
+  if not found or len({*found}) < len(positions):
     raise SteeringError(
       f'at({", ".join(map(repr, positions))}): not different positions counted from 0',
       hint='at(4, 5, 6); last(n) counts from the end of the prompt',
     )
-  return _Listed(found)  # type: ignore[arg-type]
+  return _Listed(found)
 
 
 def mask(mask_BxT: Bool[Array | np.ndarray, 'B T']) -> Where:

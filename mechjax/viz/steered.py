@@ -18,6 +18,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -119,8 +120,8 @@ def _weigh(
   weights_BxT = chosen_BxT.astype(float)
   if isinstance(edit, Add) and isinstance(edit.where, Ordered) and np.ndim(edit.vector) == 2:
     lengths = np.linalg.norm(np.asarray(edit.vector, np.float64), axis=-1)
-    known = mask_BxT.sum(1) if prompts is None else prompts
-    rank = np.asarray(edit.where.rank(positions_BxT, np.asarray(known, np.int32)))
+    known = jnp.asarray(mask_BxT.sum(1) if prompts is None else prompts, jnp.int32)
+    rank = np.asarray(edit.where.rank(jnp.asarray(positions_BxT), known))
     part = (lengths / lengths.max())[rank.clip(0, len(lengths) - 1)]
     weights_BxT = np.where(
       chosen_BxT, np.maximum(part, 0.04), 0.0

@@ -23,7 +23,7 @@ from mechjax import errors, extras
 
 def save(
   path: str | os.PathLike[str],
-  arrays: Mapping[str, Float32[np.ndarray, ...]],
+  arrays: Mapping[str, Float32[np.ndarray, ' ...']],
   architecture: str,
   metadata: Mapping[str, str | int],
 ) -> None:
@@ -44,7 +44,7 @@ def save(
   }
   if odd or not arrays:
     raise errors.WeightsError(
-      f'GGUF files are written of arrays in float32, not {odd or "nothing"}'
+      f'GGUF files are written from arrays in float32, got {odd or "no array"}'
     )
   target = Path(path)
   package = extras.require('gguf', 'models')

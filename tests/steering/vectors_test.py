@@ -116,7 +116,7 @@ def test_without_a_mean_the_largest_entry_of_the_principal_direction_is_positive
     (lambda: difference(np.ones((2, 3)), np.ones((3, 3))), 'activations of shapes'),
     (lambda: difference(np.ones((1, 2, 3)), np.ones((1, 2, 3))), r'\[T, D\]'),
     (lambda: difference(np.full((2, 3), np.nan), np.ones((2, 3))), 'plus contains NaN'),
-    (lambda: mean_difference(np.ones((0, 3)), np.ones((0, 3))), r'\[P, D\]'),
+    (lambda: mean_difference(np.ones((0, 3)), np.ones((0, 3))), r'\[B, D\]'),
     (lambda: vectors.mean(np.ones((2, 3)), np.zeros(2, bool)), 'no token counts'),
     (lambda: vectors.mean([]), 'no token counts'),
     (lambda: vectors.mean(np.ones((2, 3)), np.ones(3, bool)), 'batch 0 has activations'),

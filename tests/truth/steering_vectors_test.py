@@ -5,6 +5,7 @@ Its aggregators are run out of its wheel, fetched without its dependencies, of w
 
 import subprocess
 import sys
+import types
 import zipfile
 
 import numpy as np
@@ -19,7 +20,7 @@ RELEASE = 'steering-vectors==0.12.2'
 
 @pytest.fixture(scope='module')
 def aggregators(tmp_path_factory):
-  """The module of its aggregators, which imports nothing else of the package."""
+  """The module of its aggregators, which imports nothing of the package."""
   directory = tmp_path_factory.mktemp('wheel')
   command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--only-binary=:all:', '--quiet']
   subprocess.run([*command, '--dest', str(directory), RELEASE], check=True, timeout=120)
@@ -27,7 +28,12 @@ def aggregators(tmp_path_factory):
   with zipfile.ZipFile(wheel) as file:
     source = file.read('steering_vectors/aggregators.py').decode()
   module: dict = {'__name__': 'aggregators'}
-  exec(compile(source, 'steering_vectors/aggregators.py', 'exec'), module)
+  with pytest.MonkeyPatch.context() as patch:
+    # Of an aggregator that is not run here.
+    classifier = types.SimpleNamespace(LinearRegression=object, LogisticRegression=object)
+    patch.setitem(sys.modules, 'sklearn', types.SimpleNamespace(linear_model=classifier))
+    patch.setitem(sys.modules, 'sklearn.linear_model', classifier)
+    exec(compile(source, 'steering_vectors/aggregators.py', 'exec'), module)
   return module
 
 
