@@ -34,7 +34,6 @@ from mechjax.errors import SteeringError
 from mechjax.harvest.writes import Plants
 from mechjax.logits import kl_divergence, log_probs
 from mechjax.programs.callables import check_function
-from mechjax.sites import Patterns
 from mechjax.steering.behaviour import Behaviour
 from mechjax.steering.edits import WRITES, Ablate, Add
 from mechjax.steering.one_pass import in_one_pass
@@ -64,7 +63,7 @@ class Scoring:
   forward: Callable
   behaviour: Behaviour
   forward_from: Callable | None = dataclasses.field(default=None, kw_only=True)
-  writes: Patterns = dataclasses.field(default=WRITES, kw_only=True)
+  writes: str = dataclasses.field(default=WRITES, kw_only=True)
   site: str = dataclasses.field(default='resid_pre', kw_only=True)
   batch: int = dataclasses.field(default=16, kw_only=True)
 
