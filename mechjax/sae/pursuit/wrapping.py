@@ -7,7 +7,6 @@ works unchanged in evaluation, splicing, features and dashboards. It has nothing
 from __future__ import annotations
 
 import dataclasses
-from typing import Never
 
 import jax
 
@@ -59,7 +58,7 @@ class InferenceOnly(Architecture):
     hparams: HParams | None = None,
     dead: jax.Array | None = None,
   ) -> tuple[jax.Array, LossOutput]:
-    self._refuse_training()
+    raise self._no_loss()
 
   def init(self, key: jax.Array, centre: jax.Array | None = None) -> Params:
     """Initial parameters of the dictionary: with random rows, the control of every result."""
@@ -73,10 +72,10 @@ class InferenceOnly(Architecture):
 
   @property
   def operations_per_token(self) -> int:
-    self._refuse_training()
+    raise self._no_loss()
 
-  def _refuse_training(self) -> Never:
-    raise SAEError(
+  def _no_loss(self) -> SAEError:
+    return SAEError(
       f'{type(self).__name__} has no loss',
       cause='it finds the latents of a trained dictionary in another way, and has nothing to train',
       hint=f'train the dictionary itself, a {type(self.sae).__name__}',
