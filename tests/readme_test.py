@@ -20,7 +20,9 @@ README = (ROOT / 'README.md').read_text()
 
 @pytest.mark.optimised
 @pytest.mark.upstream
-@pytest.mark.parametrize('block', [0, 1, 2], ids=['first screen', 'decoder', 'patching'])
+@pytest.mark.parametrize(
+  'block', [0, 1, 2, 3], ids=['first screen', 'decoder', 'patching', 'steering']
+)
 def test_the_code_prints_what_its_comments_say(smollm2, monkeypatch, block):
   code = re.findall(r'```python\n(.*?)```', README, re.DOTALL)[block]
   promised = re.findall(r'^ *print\(.*\S +# (.*)$', code, re.MULTILINE)
