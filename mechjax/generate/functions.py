@@ -25,6 +25,7 @@ Where JAX compares sizes, a size of 1 is special, and the programs for 1 and for
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -67,6 +68,22 @@ class Positioned:
 
   fn: Callable[[Array, Array, Array], Array]
 
+  def __post_init__(self) -> None:
+    """Refuses what cannot be called with three arguments, as far as a signature says so.
+
+    Raises:
+      HarvestError: it cannot.
+    """
+    try:
+      inspect.signature(self.fn).bind(*[None] * 3)
+    except ValueError:  # a function without a signature
+      return
+    except TypeError as e:
+      raise errors.HarvestError(
+        f'Positioned({self.fn!r:.100}) is not a function of three arguments: {e}',
+        hint='Positioned(lambda value, positions, prompt_length: ...)',
+      ) from e
+
   def __call__(self, value: PyTree) -> PyTree:
     """Refuses a pass without positions, such as `harvest.plant`.
 
@@ -88,12 +105,14 @@ class Function:
     fn: the function, or a `Positioned`.
     axes: letters of the axes of its argument.
     like: a value of the site, of any width.
+    pattern: the sites, as they were named.
     programs: the staged programs, by width.
   """
 
   fn: Callable
   axes: tuple[str, ...]
   like: jax.ShapeDtypeStruct
+  pattern: str
   programs: dict[int, jex_core.ClosedJaxpr] = dataclasses.field(default_factory=dict)
 
   @property
@@ -114,7 +133,7 @@ class Function:
       if isinstance(fn, Positioned):
         likes += [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((B, width), (B,))]
         axes, fn = [own, [1], []], fn.fn
-      self.programs[width] = positionwise.stage(_whole(fn), likes, axes, width)
+      self.programs[width] = positionwise.stage(self._whole(fn), likes, axes, width)
     return self.programs[width]
 
   def try_stage(self, width: int) -> jex_core.ClosedJaxpr | None:
@@ -132,7 +151,7 @@ class Function:
     axis = self.axes.index('T')
     return None not in found and positionwise.maps(found, self._axes(axis, 1, None))
 
-  def check_positioned(self, widths: Iterable[int], pattern: str) -> None:
+  def check_positioned(self, widths: Iterable[int]) -> None:
     """Checks that a `Positioned` function acts on each position by itself, given its value and position.
 
     Raises:
@@ -140,7 +159,7 @@ class Function:
     """
     if not self.acts_on_each_position(widths):
       raise errors.HarvestError(
-        f'the Positioned function planted at {pattern!r} is not proven to act on each position by itself',
+        f'the Positioned function planted at {self.pattern!r} is not proven to act on each position by itself',
         cause='it indexes, sums or compares columns, and a step with a cache has one column only',
         hint='choose by position: jnp.where((positions == prompt_length[:, None] - 1)[..., None], new, x) '
         'in place of x.at[:, -1].set(new); or plant a function of the value alone, which sees whole texts',
@@ -151,14 +170,14 @@ class Function:
     axes = self._axes(0, 0, 0)
     return all(positionwise.maps([self.stage(w)], axes, alike=False) for w in widths)
 
+  def _whole(self, fn: Callable) -> Callable:
+    """A function of a value and perhaps more whose result is checked to have the value's shape and dtype."""
+    what = f'the function planted at {self.pattern!r}'
+    return lambda value, *more: apply_function(lambda x: fn(x, *more), [value], _ONE, what)[0]
+
   def _axes(self, *axes: int | None) -> list[int | None]:
     """The axes of its arguments: of the value, and of the positions and lengths if it is given them."""
     return list(axes if self.positioned else axes[:1])
-
-
-def _whole(fn: Callable) -> Callable:
-  """A function of a value and perhaps more whose result is checked to have the value's shape and dtype."""
-  return lambda value, *more: apply_function(lambda x: fn(x, *more), [value], _ONE)[0]
 
 
 @jax.tree_util.register_pytree_node_class
@@ -258,9 +277,9 @@ def resolve(plants: Mapping[str, PyTree], infos: Sequence[SiteInfo]) -> dict[str
     for name, group in by_name.items():
       info = infos_by_name[name]
       like = jax.ShapeDtypeStruct(info.shape, info.dtype)
-      new: Any = Function(inner, axes_of(name), like)
-      new = harvest.At(value.layer, new) if isinstance(value, harvest.At) else new
-      resolved[str(pattern) if len(by_name) == 1 else ', '.join(map(str, group))] = new
+      chosen = str(pattern) if len(by_name) == 1 else ', '.join(map(str, group))
+      new: Any = Function(inner, axes_of(name), like, chosen)
+      resolved[chosen] = harvest.At(value.layer, new) if isinstance(value, harvest.At) else new
   return resolved
 
 
