@@ -9,7 +9,9 @@ one pass works in a generation unchanged:
     out = generate(model, params, prompts, 40, plants=edit, sites='mlp_post.7')
 
 The guarantee, for greedy choices: token i of a row is `argmax(plant(forward)(edit, params, text)[:, -1])`, where `text`
-is the row's prompt and its tokens before i, without padding; if all prompts have one length, all rows together.
+is the row's prompt and its tokens before i, without padding; if all prompts have one length, all rows together. A
+function always sees the whole batch: one whose value depends on the number of rows, such as noise of the shape of `x`,
+gives the tokens of this batch, and not those of each row alone.
 
 A function that is proven to act on each position by itself (`positionwise`) is run with a cache: the prompts in one
 pass and every further token in a step of width 1. With any other function, such as `x.at[:, 3].set(v)`, `x - x.mean(1)`

@@ -55,12 +55,14 @@ class Function:
     fn: the function, or a `Positioned`.
     axes: letters of the axes of its argument.
     like: a value of the site, of any width.
+    pattern: the sites, as they were named.
     programs: the staged programs, by width.
   """
 
   fn: Callable
   axes: tuple[str, ...]
   like: jax.ShapeDtypeStruct
+  pattern: str
   programs: dict[int, jex_core.ClosedJaxpr] = dataclasses.field(default_factory=dict)
 
   @property
@@ -81,7 +83,7 @@ class Function:
       if isinstance(fn, Positioned):
         likes += [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((B, width), (B,))]
         axes, fn = [own, [1], []], fn.fn
-      self.programs[width] = positionwise.stage(_whole(fn), likes, axes, width)
+      self.programs[width] = positionwise.stage(self._whole(fn), likes, axes, width)
     return self.programs[width]
 
   def try_stage(self, width: int) -> jex_core.ClosedJaxpr | None:
@@ -99,7 +101,7 @@ class Function:
     axis = self.axes.index('T')
     return None not in found and positionwise.maps(found, self._axes(axis, 1, None))
 
-  def check_positioned(self, widths: Iterable[int], pattern: str) -> None:
+  def check_positioned(self, widths: Iterable[int]) -> None:
     """Checks that a `Positioned` function acts on each position by itself, given its value and position.
 
     Raises:
@@ -107,7 +109,7 @@ class Function:
     """
     if not self.acts_on_each_position(widths):
       raise errors.HarvestError(
-        f'the Positioned function planted at {pattern!r} is not proven to act on each position by itself',
+        f'the Positioned function planted at {self.pattern!r} is not proven to act on each position by itself',
         cause='it indexes, sums or compares columns, and a step with a cache has one column only',
         hint='choose by position: jnp.where((positions == prompt_length[:, None] - 1)[..., None], new, x) '
         'in place of x.at[:, -1].set(new); or plant a function of the value alone, which sees whole texts',
@@ -118,14 +120,14 @@ class Function:
     axes = self._axes(0, 0, 0)
     return all(positionwise.maps([self.stage(w)], axes, alike=False) for w in widths)
 
+  def _whole(self, fn: Callable) -> Callable:
+    """A function of a value and perhaps more whose result is checked to have the value's shape and dtype."""
+    what = f'the function planted at {self.pattern!r}'
+    return lambda value, *more: apply_function(lambda x: fn(x, *more), [value], _ONE, what)[0]
+
   def _axes(self, *axes: int | None) -> list[int | None]:
     """The axes of its arguments: of the value, and of the positions and lengths if it is given them."""
     return list(axes if self.positioned else axes[:1])
-
-
-def _whole(fn: Callable) -> Callable:
-  """A function of a value and perhaps more whose result is checked to have the value's shape and dtype."""
-  return lambda value, *more: apply_function(lambda x: fn(x, *more), [value], _ONE)[0]
 
 
 @jax.tree_util.register_pytree_node_class
@@ -227,9 +229,9 @@ def resolve(plants: Mapping[str, PyTree], infos: Sequence[SiteInfo]) -> dict[str
         check_layers(value.layer, group, name)  # later it is traced, and would plant nothing
       info = infos_by_name[name]
       like = jax.ShapeDtypeStruct(info.shape, info.dtype)
-      new: Any = Function(inner, axes_of(name), like)
-      new = harvest.At(value.layer, new) if isinstance(value, harvest.At) else new
-      resolved[str(pattern) if len(by_name) == 1 else ', '.join(map(str, group))] = new
+      chosen = str(pattern) if len(by_name) == 1 else ', '.join(map(str, group))
+      new: Any = Function(inner, axes_of(name), like, chosen)
+      resolved[chosen] = harvest.At(value.layer, new) if isinstance(value, harvest.At) else new
   return resolved
 
 

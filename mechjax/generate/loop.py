@@ -45,7 +45,8 @@ def generate(
     n_samples: number of continuations of each prompt, in adjacent rows.
     stop: ids of tokens after which a row is finished; generation ends when all rows are.
     pad: token id in the result after a stop token.
-    seed: seed of the sampling. A row's choices depend only on the seed, the row's number and the step.
+    seed: seed of the sampling, from 0 to 2**32 - 1. A row's choices depend only on the seed, the row's number and the
+      step.
     plants: interventions, as for `harvest.plant`, made at every step; functions see whole texts, or are `Positioned`.
     sites: sites to read at every step, as for `harvest.reap`; none by default.
     progress: whether to show a progress bar (needs tqdm).
@@ -54,14 +55,15 @@ def generate(
     The tokens and the reads.
 
   Raises:
-    MechjaxError: an empty prompt, a prompt that is not made of ids, several samples of the likeliest token, or NaN
-      logits, for example after the last learned position.
+    MechjaxError: an empty prompt, a prompt that is not made of ids, several samples of the likeliest token; a text that
+      is longer than the model's learned positions with `n_tokens`, wherever a stop token may end it; a call while
+      parameters, prompts or plants are traced; NaN logits.
     SiteError, HarvestError: a plant or a site that does not fit the model; prompts of different length with a function
       that may mix rows, or with an array; an array with more than one token; a `Positioned` function that indexes
       columns.
     MissingExtraError: `progress` without tqdm.
   """
-  rows = prompts_lib.check_prompts(prompts, n_samples, sampling)
+  rows = prompts_lib.check_prompts(model, params, prompts, n_tokens, n_samples, sampling)
   chooser = Chooser(rows, n_tokens, sampling, stop, pad, seed)
   plan = plans.make(model, params, rows, n_tokens, plants or {}, sites)
   steps, reads, token_B = passes.run(model, params, rows, n_tokens, plan), [], None
@@ -97,7 +99,7 @@ def stream(
   Raises:
     MechjaxError, SiteError, HarvestError: as `generate`, before the first token; NaN logits, at their token.
   """
-  rows = prompts_lib.check_prompts([np.asarray(prompt)], 1, sampling)
+  rows = prompts_lib.check_prompts(model, params, [prompt], n_tokens, 1, sampling)
   chooser = Chooser(rows, n_tokens, sampling, stop, 0, seed)
   plan = plans.make(model, params, rows, n_tokens, plants or {}, ())
   steps = passes.run(model, params, rows, n_tokens, plan)

@@ -17,16 +17,18 @@ class Model:
       whose mask is False is padding, which has no influence on other positions. The cache holds keys and values as they
       were before any intervention at 'k' and 'v': a planted function sees them so at every step, and what it returns
       is used in that step and not kept.
-    new_cache: (number of rows, number of slots) -> an empty cache. None for a model without a cache: every step is then
-      a pass over the whole text, with None in place of the cache, and rows are padded on the right, where a causal
-      model needs no mask.
+    new_cache: (params, number of rows, number of slots) -> an empty cache, whose dtype is that of the computation with
+      these params. None for a model without a cache: every step is then a pass over the whole text, with None in place
+      of the cache, and rows are padded on the right, where a causal model needs no mask.
+    max_length: number of learned positions, beyond which there are no logits; None without learned positions.
   """
 
   step: Callable[
     [PyTree, Int32[Array, 'B T'], Bool[Array, 'B T'], PyTree], tuple[Float[Array, 'B T V'], PyTree]
   ]
-  new_cache: Callable[[int, int], PyTree] | None
+  new_cache: Callable[[PyTree, int, int], PyTree] | None
+  max_length: int | None = None
 
-  def empty_cache(self, rows: int, slots: int) -> PyTree:
+  def empty_cache(self, params: PyTree, rows: int, slots: int) -> PyTree:
     """An empty cache, or None for a model without one."""
-    return None if self.new_cache is None else self.new_cache(rows, slots)
+    return None if self.new_cache is None else self.new_cache(params, rows, slots)

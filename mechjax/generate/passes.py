@@ -55,7 +55,7 @@ def _run_steps(
   size_B = prompts.sizes_of(rows)
   T = prompts.bucket(int(size_B.max()))
   tokens, mask = (jnp.asarray(x) for x in prompts.align(rows, T))
-  cache = model.empty_cache(len(rows), prompts.bucket(T + n_tokens))
+  cache = model.empty_cache(params, len(rows), prompts.bucket(T + n_tokens))
   data, static, structure = split_static(functions.stage(plan.plants, [T, 1], [T, 2]))
   length_B, done_B = jnp.asarray(size_B, jnp.int32), jnp.zeros(len(rows), jnp.int32)
   one_Bx1 = jnp.ones((len(rows), 1), bool)
@@ -94,7 +94,7 @@ def _run_passes(
       params,
       texts[:, :W],
       jnp.asarray(np.arange(W) < size_B[:, None]),
-      model.empty_cache(B, W),
+      model.empty_cache(params, B, W),
       done_B,
       length_B,
       version=code_version.now(),

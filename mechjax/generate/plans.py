@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -64,6 +65,8 @@ def make(
   sizes, T = prompts.sizes_of(rows), prompts.bucket(max(map(len, rows)))
   _check_positions(planted, sizes, n_tokens)
   lengths = range(int(sizes.min()), int(sizes.max()) + n_tokens)
+  for pattern in arrays:
+    _check_array(pattern, resolved[pattern])
   if arrays and n_tokens > 1:
     raise errors.HarvestError(
       f'an array is planted at {arrays[0]!r}, and n_tokens={n_tokens}',
@@ -75,7 +78,7 @@ def make(
     for width in widths[pattern]:
       f.stage(width)  # its own errors come before anything runs
     if f.maps:
-      f.check_positioned(widths[pattern], pattern)
+      f.check_positioned(widths[pattern])
   if len({*sizes}) > 1:
     _check_rows_apart(planted, widths, arrays)
   stepwise = all(f.maps or f.acts_on_each_position([*lengths, T, 1]) for f in planted.values())
@@ -98,11 +101,20 @@ def check_sites(
   """
   B, T = len(rows), prompts.bucket(max(map(len, rows)))
   tokens, mask = (jnp.asarray(x) for x in prompts.align(rows, T))
-  cache = jax.eval_shape(lambda: model.empty_cache(B, T))
+  cache = jax.eval_shape(lambda: model.empty_cache(params, B, T))
   infos = harvest.sites_of(model.step, params, tokens, mask, cache)
   chosen = {*sites_lib.select(patterns, [i.site for i in infos])}
   columns.check((i for i in infos if i.site in chosen), B, T)
   return infos
+
+
+def _check_array(pattern: str, value: PyTree) -> None:
+  leaves = jax.tree.leaves(value, is_leaf=lambda x: x is None)
+  if not leaves or not all(hasattr(x, 'dtype') or isinstance(x, numbers.Number) for x in leaves):
+    raise errors.HarvestError(
+      f'the plant at {pattern!r} is {value!r:.100}, of type {type(value).__name__}',
+      hint='plant a function of the value, such as jnp.zeros_like, or an array of its shape',
+    )
 
 
 def _widths(f: Function, lengths: Sequence[int], T: int, exact: bool) -> list[int]:

@@ -63,13 +63,13 @@ class Chooser:
     pad: int,
     seed: int,
   ) -> None:
-    """Prepares the choice of at most `n_tokens` tokens for each row; arguments as for `generate`.
+    """Prepares the choice of at most `n_tokens` tokens for each row; arguments as checked for `generate`.
 
     Raises:
       MechjaxError: an invalid argument.
     """
-    prompts_lib.check_count('n_tokens', n_tokens)
     prompts_lib.check_pad(pad)
+    prompts_lib.check_seed(seed)
     self._rows, self._n, self._sampling, self._pad = rows, n_tokens, sampling, pad
     self._stop = prompts_lib.stop_ids(stop)
     self._keys_B = jax.vmap(jax.random.fold_in, (None, 0))(
@@ -91,7 +91,12 @@ class Chooser:
     return len(self._tokens) == self._n or not self._running.any()
 
   def choose(self, logits_BxV: Float[Array, 'B V']) -> Int32[Array, ' B']:
-    """Chooses the next token of each row."""
+    """Chooses the next token of each row.
+
+    Raises:
+      MechjaxError: the logits are traced.
+    """
+    prompts_lib.check_known(logits_BxV)  # traced if an array that is planted is
     i, sampling = len(self._tokens), self._sampling
     if sampling.counts and i == 0:
       self._history = history_of(self._rows, logits_BxV.shape[-1])
@@ -140,5 +145,5 @@ def check_not_nan(tokens: Int32[np.ndarray, 'B n']) -> None:
     raise errors.MechjaxError(
       f'the logits of generated token {at} of row {row} are NaN',
       cause='the text is longer than the learned positions of the model, a prompt has a token outside of '
-      'the vocabulary, or an intervention overflowed',
+      'the vocabulary, or an intervention or a penalty overflowed',
     )

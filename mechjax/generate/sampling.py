@@ -28,13 +28,26 @@ from mechjax import errors
 
 def is_integer(x: Any) -> bool:
   """Whether a value is one integer, of Python or of an array."""
-  return np.ndim(x) == 0 and np.asarray(x).dtype.kind in 'iu'
+  return np.ndim(x) == 0 and jnp.issubdtype(_dtype(x), jnp.integer)
+
+
+def _dtype(x: Any) -> Any:
+  return x.dtype if hasattr(x, 'dtype') else np.asarray(x).dtype
 
 
 def _is_number(x: Any) -> bool:
-  if is_integer(x):
-    return True
-  return np.ndim(x) == 0 and jnp.issubdtype(np.asarray(x).dtype, jnp.floating) and np.isfinite(x)
+  """Whether a value is one real number, of Python or of an array, that is finite in float32."""
+  if np.ndim(x) or not (is_integer(x) or jnp.issubdtype(_dtype(x), jnp.floating)):
+    return False
+  return abs(float(x)) <= float(_FLOAT32.max)
+
+
+def _is_divisor(x: Any) -> bool:
+  """Whether a value is a positive number that does not become 0 in float32."""
+  return _is_number(x) and float(x) >= float(_FLOAT32.tiny)
+
+
+_FLOAT32 = np.finfo(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,17 +74,19 @@ class Sampling:
 
   def __post_init__(self) -> None:
     checks = {
-      'temperature': _is_number(self.temperature) and self.temperature >= 0,
+      'temperature': _is_divisor(self.temperature)
+      or (_is_number(self.temperature) and self.temperature == 0),
       'top_k': self.top_k is None or (is_integer(self.top_k) and self.top_k >= 1),
       'top_p': self.top_p is None or (_is_number(self.top_p) and 0 < self.top_p <= 1),
-      'repetition_penalty': _is_number(self.repetition_penalty) and self.repetition_penalty > 0,
+      'repetition_penalty': _is_divisor(self.repetition_penalty),
       'frequency_penalty': _is_number(self.frequency_penalty),
     }
     for name, good in checks.items():
       if not good:
         raise errors.MechjaxError(
           f'{name}={getattr(self, name)!r}',
-          hint='temperature >= 0, top_k >= 1, 0 < top_p <= 1, repetition_penalty > 0, a finite frequency_penalty',
+          hint='temperature >= 0, top_k >= 1, 0 < top_p <= 1, repetition_penalty > 0, a finite frequency_penalty; '
+          'all but top_k are float32, from 1.2e-38 to 3.4e38',
         )
 
   @property
@@ -100,7 +115,10 @@ def history_of(prompts: Sequence[Shaped[np.ndarray, ' _']], n_vocab: int) -> His
 
 
 class NextToken(NamedTuple):
-  """Chosen token of each row, -1 where a logit is NaN, and its log-probability without sampling settings."""
+  """Chosen token of each row, and its log-probability without sampling settings.
+
+  The token is -1 where a logit is NaN or a penalty overflows.
+  """
 
   token_B: Int32[Array, ' B']
   log_prob_B: Float[Array, ' B']
@@ -131,7 +149,9 @@ def choose(
   if sampling.temperature == 0:
     token_B = scores_BxV.argmax(-1)
   else:
-    kept_BxV = restrict(scores_BxV / sampling.temperature, sampling)
+    # Relative to the largest, as a quotient by a small temperature would overflow.
+    below_BxV = scores_BxV - scores_BxV.max(-1, keepdims=True)
+    kept_BxV = restrict(below_BxV / sampling.temperature, sampling)
     key_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, i)
     token_B = jax.vmap(jax.random.categorical)(key_B, kept_BxV)
   token_B = token_B.astype(jnp.int32)
@@ -141,7 +161,8 @@ def choose(
       history.seen_BxV.at[rows_B, token_B].set(True), history.counts_BxV.at[rows_B, token_B].add(1)
     )
   log_prob_B = wide_BxV[rows_B, token_B] - jax.nn.logsumexp(wide_BxV, axis=-1)
-  broken_B = jnp.isnan(logits_BxV).any(-1)
+  overflowed_BxV = jnp.isfinite(wide_BxV) & ~jnp.isfinite(scores_BxV)
+  broken_B = (jnp.isnan(wide_BxV) | overflowed_BxV).any(-1)
   return NextToken(jnp.where(broken_B, -1, token_B), log_prob_B), history
 
 

@@ -97,7 +97,7 @@ class Steps:
         hint='load the model without code=',
       )
     self._model, self._params, self._sites = model, params, tuple(sites_lib.as_patterns(sites))
-    self._rows = prompts_lib.check_prompts(prompts, n_samples, sampling)
+    self._rows = prompts_lib.check_prompts(model, params, prompts, n_tokens, n_samples, sampling)
     self._chooser = Chooser(self._rows, n_tokens, sampling, stop, pad, seed)
     self._slots = prompts_lib.bucket(prompts_lib.bucket(max(map(len, self._rows))) + n_tokens)
     plans.check_sites(model, params, self._rows, self._sites)
@@ -131,7 +131,7 @@ class Steps:
     start = forward.iterate(self._model.step, self._sites)
     tokens, mask = (jnp.asarray(x) for x in prompts_lib.align(rows, T))
     real_BxT = prompts_lib.align(rows, int(size_B.max()))[1]
-    cache, i = self._model.empty_cache(len(rows), self._slots), 0
+    cache, i = self._model.empty_cache(self._params, len(rows), self._slots), 0
     while not chooser.finished:
       args = (self._params, tokens, mask, cache)
       run = _cut(start(*args), *passes.extents(size_B, T, i))

@@ -86,10 +86,10 @@ def _stage(fn: Callable, sown: Sown, text: str) -> Planted:
   value = sown.tree.unflatten([struct_of(a) for a in sown.avals])
   what = f'the function planted at {text!r}'
 
-  def apply_fn(value: PyTree) -> PyTree:
+  def apply(value: PyTree) -> PyTree:
     return sown.tree.unflatten(apply_function(fn, jax.tree.leaves(value), sown.tree, what))
 
-  program, captured = stage(apply_fn, *split_static(((value,), {})))
+  program, captured = stage(apply, *split_static(((value,), {})))
   return Planted(captured, share(program))
 
 

@@ -19,6 +19,7 @@ Letters: B batch, T query position.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -53,6 +54,22 @@ class Positioned:
 
   fn: Callable[[Array, Array, Array], Array]
   check: Callable[[Lengths | None, Lengths], None] | None = None
+
+  def __post_init__(self) -> None:
+    """Refuses what cannot be called with three arguments, as far as a signature says so.
+
+    Raises:
+      HarvestError: it cannot.
+    """
+    try:
+      inspect.signature(self.fn).bind(*[None] * 3)
+    except ValueError:  # a function without a signature
+      return
+    except TypeError as e:
+      raise HarvestError(
+        f'Positioned({self.fn!r:.100}) is not a function of three arguments: {e}',
+        hint='Positioned(lambda value, positions, prompt_length: ...)',
+      ) from e
 
   def bind(
     self, positions_BxT: Int32[Array, 'B T'], prompt_length_B: Int32[Array, ' B']

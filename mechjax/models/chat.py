@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mechjax import errors, extras
+from mechjax.models.characters import check_characters
 
 Message = Mapping[str, Any]
 """A message of a chat: {'role': 'user', 'content': 'Hello'}."""
@@ -96,7 +97,7 @@ def check_chat(messages: Any) -> None:
   """Checks that a chat is a sequence of messages, whose role and content are texts.
 
   Raises:
-    MechjaxError: it is not; the message states its number.
+    MechjaxError: it is not, or a text has a surrogate; the error states the number of the message.
   """
   if not messages:
     raise errors.MechjaxError('a chat without messages', hint=_HINT)
@@ -107,6 +108,7 @@ def check_chat(messages: Any) -> None:
       if not isinstance(value := message.get(key), str):
         problem = f'has {key}={value!r:.100}' if key in message else f'does not have {key!r}'
         raise errors.MechjaxError(f'message {i} {problem}; expected a text', hint=_HINT)
+      check_characters(value, f'the {key} of message {i}')
 
 
 _HINT = "a chat is a list of messages: [{'role': 'user', 'content': 'Hello'}]"

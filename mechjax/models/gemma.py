@@ -106,8 +106,8 @@ def _step(
   return out.logits, out.cache
 
 
-def _new_layers(shape: weights.Gemma3Shape, rows: int, slots: int) -> Any:
-  """An empty cache; the windows of local layers need the position of each slot."""
+def _new_layers(shape: weights.Gemma3Shape, params: Any, rows: int, slots: int) -> Any:
+  """An empty cache, float32 as the computation; the windows of local layers need the position of each slot."""
   return {
     name: layer | {'positions': jnp.zeros((rows, slots), jnp.int32)}
     for name, layer in shipped.google_cache(shape, rows, slots).items()

@@ -119,6 +119,18 @@ class LanguageModel:
     vars(made).update(rest.attributes, params=children[0], _rest=rest)
     return made
 
+  def __setattr__(self, name: str, value: Any) -> None:
+    """Replaces an attribute, such as `params`.
+
+    Raises:
+      MechjaxError: there is no attribute of this name.
+    """
+    made = vars(self)
+    if '_rest' in made and name not in made:
+      known = [k for k in made if not k.startswith('_')]
+      raise errors.unknown(errors.MechjaxError, 'attribute of a model', name, known)
+    super().__setattr__(name, value)
+
   def __repr__(self) -> str:
     return f'LanguageModel({self.name!r}, n_layers={self.n_layers}, d_model={self.d_model})'
 
@@ -315,8 +327,9 @@ class LanguageModel:
     """Continues texts.
 
     Args:
-      prompts: a text, a chat, texts, chats, or token ids of each row, also as `tokens` returns them; of any lengths. In
-        chats the message of the assistant is opened.
+      prompts: a text, a chat, texts, chats, or token ids of each row; of any lengths. In chats the message of the
+        assistant is opened. What `tokens` returns of several is passed as it is, ids and mask together:
+        `model.generate(model.tokens(texts), n)`. Ids without their mask are text in every column.
       n_tokens: maximum number of tokens to generate.
       **options: temperature (0, the default, takes the likeliest token), top_k, top_p, repetition_penalty,
         frequency_penalty: see `mechjax.generate.Sampling`.
@@ -329,8 +342,8 @@ class LanguageModel:
       first row.
 
     Raises:
-      MechjaxError: prompts that are neither texts, chats nor ids of the vocabulary, a stop text of several tokens,
-        an invalid option.
+      MechjaxError: prompts that are neither texts, chats nor ids of the vocabulary, a prompt without tokens, a stop
+        text of several tokens, an invalid option; more tokens than learned positions, wherever a stop token may be.
       SiteError, HarvestError: interventions or sites that do not fit, as for `mechjax.generate.generate`.
     """
     rows = prompts_lib.make_rows(self.tokenizer, prompts, self.n_vocab)
@@ -369,14 +382,14 @@ class LanguageModel:
 
   def stream(
     self,
-    prompt: str | Sequence[int | Message] | jax.Array,
+    prompt: str | Sequence[int | Message] | Padded | jax.Array,
     n_tokens: int,
     **options: Unpack[GenerationOptions],
   ) -> Iterator[str]:
     """Continues one text, and yields the pieces of text as soon as they are known.
 
     Args:
-      prompt: a text, a chat, or token ids [T].
+      prompt: a text, a chat, or token ids [T] or [1, T].
       n_tokens: maximum number of tokens to generate.
       **options: temperature, top_k, top_p, repetition_penalty, frequency_penalty, stop, seed, plants, as for
         `generate`.
@@ -388,9 +401,9 @@ class LanguageModel:
     Raises:
       MechjaxError, SiteError, HarvestError: as for `generate`.
     """
-    rows = prompts_lib.make_rows(self.tokenizer, [prompt], self.n_vocab)
+    row = prompts_lib.make_row(self.tokenizer, prompt, self.n_vocab)
     settings = self._generation_options(options)
-    chosen = generate.stream(self._generator, self.params, rows[0], n_tokens, **settings)
+    chosen = generate.stream(self._generator, self.params, row, n_tokens, **settings)
     return self._pieces(chosen)
 
   def _pieces(self, chosen: Iterable[int]) -> Iterator[str]:

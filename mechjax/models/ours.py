@@ -71,7 +71,7 @@ def forward(params: Mapping[str, Any], config: decoder.Config) -> Forward:
     d_model=config.d_model,
     n_vocab=config.n_vocab,
     config=config,
-    generator=_generator(config, params['embed']['tokens'].dtype),
+    generator=_generator(config),
     forward_from=functools.partial(_forward_from, config),
     forward_until=functools.partial(_forward_until, config),
   )
@@ -93,7 +93,9 @@ class _Apply:
       options['segments'] = _segments(mask, tokens)
     return decoder.forward(params, tokens, self.config, **options)
 
-  def check_arguments(self, params: Any, tokens: jax.Array, **options: Any) -> None:
+  def check_arguments(
+    self, params: Any, tokens: jax.Array, mask: Any = None, **options: Any
+  ) -> None:
     """Rejects ids outside the vocabulary, before a harvest traces them."""
     ids.check_ids(tokens, self.config.n_vocab)
 
@@ -130,11 +132,11 @@ def _forward_until(
 
 
 @functools.cache
-def _generator(config: decoder.Config, dtype: Any) -> generate.Model:
+def _generator(config: decoder.Config) -> generate.Model:
   def step(params: Any, tokens: jax.Array, mask: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
     return decoder.step(params, tokens, cache, config, segments=mask.astype(jnp.int32))
 
-  def new_cache(rows: int, slots: int) -> Any:
-    return decoder.new_cache(config, rows, slots, dtype)
+  def new_cache(params: Any, rows: int, slots: int) -> Any:
+    return decoder.new_cache(config, rows, slots, params['embed']['tokens'].dtype)
 
-  return generate.Model(step, new_cache)
+  return generate.Model(step, new_cache, config.n_positions or None)

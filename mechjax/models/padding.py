@@ -51,14 +51,23 @@ def pad(rows: Sequence[Sequence[int]], side: Literal['right', 'left'] = 'right')
   Raises:
     MechjaxError: the side is not known.
   """
-  if side not in ('right', 'left'):
-    raise errors.unknown(errors.MechjaxError, 'padding', side, ['right', 'left'])
+  check_side(side)
   T = max(map(len, rows))
   tokens, mask = np.zeros((len(rows), T), np.int32), np.zeros((len(rows), T), bool)
   for row, onto, real in zip(rows, tokens, mask):
     at = slice(0, len(row)) if side == 'right' else slice(T - len(row), T)
     onto[at], real[at] = row, True
   return Padded(jnp.asarray(tokens), jnp.asarray(mask))
+
+
+def check_side(side: Any) -> None:
+  """Checks the side of a padding.
+
+  Raises:
+    MechjaxError: it is not 'right' or 'left'.
+  """
+  if side not in ('right', 'left'):
+    raise errors.unknown(errors.MechjaxError, 'padding', side, ['right', 'left'])
 
 
 Values = TypeVar('Values', jax.Array, Activations)
@@ -73,8 +82,18 @@ def nan_at_padding(values: Values, mask: Any) -> Values:
 
   Raises:
     SiteError: the axes of a site are not known.
-    MechjaxError: integers or booleans, which do not have a NaN; another mask.
+    MechjaxError: integers or booleans, which do not have a NaN; other values; another mask, or None.
   """
+  if mask is None:
+    raise errors.MechjaxError(
+      'mask=None says that there is no padding',
+      hint='give the mask of the batch: tokens, mask = model.tokens(texts)',
+    )
+  if not isinstance(values, Activations | jax.Array | np.ndarray):
+    raise errors.MechjaxError(
+      f'expected reads of a batch, or an array [B, T, ...], not {values!r:.100}',
+      hint='nan_at_padding(acts, mask), or nan_at_padding(acts[site], mask)',
+    )
   if not isinstance(values, Activations):
     return _hide(values, mask, 0, 1)
 
@@ -122,7 +141,7 @@ def check_mask(mask: Any, shape: tuple[int, ...]) -> Any:
   if not isinstance(mask, jax.core.Tracer):
     empty = np.flatnonzero(~np.asarray(mask).any(axis=1))
     if empty.size:
-      raise errors.MechjaxError(f'row {empty[0]} of the mask is padding only')
+      raise errors.MechjaxError(f'row {empty[0]} of the mask is padding only, without a token')
   return mask
 
 

@@ -47,7 +47,7 @@ def forward(
   unembed: Callable,
   *structure: Any,
   step: Callable | None = None,
-  new_layers: Callable[[int, int], Any] | None = None,
+  new_layers: Callable[[Any, int, int], Any] | None = None,
 ) -> Forward:
   """A forward pass, from functions of upstream's structure and the arguments in `Forward`.
 
@@ -60,7 +60,7 @@ def forward(
     *structure: first arguments of the functions.
     step: a pass with upstream's own cache: (*structure, params, tokens [B, T], positions [B, T], seen [B, T, S],
       layers) -> (logits, layers); None if there is no cache.
-    new_layers: (rows, slots) -> upstream's empty cache.
+    new_layers: (params, rows, slots) -> upstream's empty cache.
   """
   generator = None
   if step is not None and new_layers is not None:
@@ -91,7 +91,7 @@ class UpstreamCache(NamedTuple):
 
 
 def _generator(
-  n_vocab: int, upstream: Callable, new_layers: Callable[[int, int], Any]
+  n_vocab: int, upstream: Callable, new_layers: Callable[[Any, int, int], Any]
 ) -> generate.Model:
   def step(params: Any, tokens: jax.Array, mask: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
     T, S = tokens.shape[1], cache.real_BxS.shape[1]
@@ -103,19 +103,22 @@ def _generator(
       logits, layers = upstream(params, tokens, positions_BxT, seen_BxTxS, cache.layers)
     return ids.nan_without_token(logits, tokens), UpstreamCache(layers, real_BxS, cache.length + T)
 
-  def new_cache(rows: int, slots: int) -> UpstreamCache:
-    return UpstreamCache(new_layers(rows, slots), jnp.zeros((rows, slots), bool), jnp.int32(0))
+  def new_cache(params: Any, rows: int, slots: int) -> UpstreamCache:
+    layers = new_layers(params, rows, slots)
+    return UpstreamCache(layers, jnp.zeros((rows, slots), bool), jnp.int32(0))
 
   return generate.Model(step, new_cache)
 
 
-def google_cache(shape: Sizes, rows: int, slots: int) -> dict[str, dict[str, jax.Array]]:
+def google_cache(
+  shape: Sizes, rows: int, slots: int, dtype: Any = jnp.float32
+) -> dict[str, dict[str, jax.Array]]:
   """An empty cache of google-tunix; arrays of their own for each layer, since a cache is donated."""
   size = (rows, slots, shape.n_kv_heads, shape.d_head)
   return {
     f'layer_{i}': {
-      'k': jnp.zeros(size, jnp.float32),
-      'v': jnp.zeros(size, jnp.float32),
+      'k': jnp.zeros(size, dtype),
+      'v': jnp.zeros(size, dtype),
       'end_index': jnp.zeros(rows, jnp.int32),
     }
     for i in range(shape.n_layers)
@@ -123,18 +126,19 @@ def google_cache(shape: Sizes, rows: int, slots: int) -> dict[str, dict[str, jax
 
 
 class _Apply:
-  """(params, tokens, **options of upstream's function) -> logits."""
+  """(params, tokens, mask=None) -> logits."""
 
   def __init__(self, upstream: Callable, n_vocab: int):
     self.upstream, self.n_vocab = upstream, n_vocab
 
-  def __call__(self, params: Any, tokens: jax.Array, **options: Any) -> jax.Array:
+  def __call__(self, params: Any, tokens: jax.Array, mask: Any = None) -> jax.Array:
     ids.check_kind(tokens)
+    option = {} if mask is None else {'mask': mask}  # not every code accepts a mask
     with local_context(precision.highest):
-      logits = self.upstream(params, tokens, **options)
+      logits = self.upstream(params, tokens, **option)
     return ids.nan_without_token(logits, tokens)
 
-  def check_arguments(self, params: Any, tokens: jax.Array, **options: Any) -> None:
+  def check_arguments(self, params: Any, tokens: jax.Array, mask: Any = None) -> None:
     """Rejects ids outside the vocabulary before a harvest traces them, since upstream's sites have values for them."""
     ids.check_ids(tokens, self.n_vocab)
 

@@ -30,6 +30,7 @@ from typing import Any
 
 from mechjax import errors
 from mechjax.models import chat
+from mechjax.models.characters import check_characters
 from mechjax.models.greedy import match_any
 from mechjax.models.streaming import Stream
 
@@ -81,7 +82,8 @@ class Tokenizer:
       The ids.
 
     Raises:
-      MechjaxError: the vocabulary lacks a byte of the text; `text` is not a string; `bos=True` without a `bos`.
+      MechjaxError: the vocabulary lacks a byte of the text; `text` is not a string, or has a surrogate; `bos=True`
+        without a `bos`.
     """
     _check_text(text)
     self._check_bos(bos)
@@ -118,6 +120,9 @@ class Tokenizer:
         hint='write the markup of the chat as a text, with special=True',
       )
     text = self.template.render(chat.escape(list(messages), self._pieces), generation_prompt)
+    check_characters(
+      text, 'the text that the template writes'
+    )  # it may write other keys of a message
     ids = self._split_markup(text)
     begins = ids[:1] == [self.bos]
     if bos is False and begins:
@@ -258,3 +263,4 @@ def _check_text(text: Any) -> None:
       f'expected one text, not {text!r:.100}',
       hint='tokenise texts one by one; model.generate takes several',
     )
+  check_characters(text)

@@ -96,8 +96,8 @@ def _step(
   return out.logits, changed['cache']
 
 
-def _new_layers(shape: names.LlamaShape, rows: int, slots: int) -> Any:
-  """An empty cache, of the structure that upstream makes for itself."""
+def _new_layers(shape: names.LlamaShape, params: Any, rows: int, slots: int) -> Any:
+  """An empty cache, float32 as the computation, of the structure that upstream makes for itself."""
   blank = jax.ShapeDtypeStruct((rows, slots), jnp.int32)
   make = functools.partial(_module(shape, slots).init, init_cache=True)
   with jax.numpy_dtype_promotion('standard'):

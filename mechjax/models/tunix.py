@@ -12,7 +12,6 @@ holds every integer that occurs and avoids an implicit promotion in upstream's e
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -50,7 +49,10 @@ def forward(file: GGUFFile) -> Forward:
 
 
 def _assemble(shape: names.Sizes, structure: tuple[Any, Any], params: Any) -> Forward:
-  new_layers = functools.partial(shipped.google_cache, shape)
+
+  def new_layers(params: Any, rows: int, slots: int) -> Any:
+    return shipped.google_cache(shape, rows, slots, jax.tree.leaves(params)[0].dtype)
+
   return shipped.forward(
     shape, params, _apply, _unembed, *structure, step=_step, new_layers=new_layers
   )

@@ -16,7 +16,7 @@ SCORES = np.random.default_rng(1).standard_normal((B, N, W, W)).astype(np.float3
 
 
 def staged(fn, name, x, widths):
-  return Staged.of(Function(fn, columns.axes_of(name), x), widths)
+  return Staged.of(Function(fn, columns.axes_of(name), x, name), widths)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_function_that_fails_at_other_lengths_is_only_asked_at_those_that_occu
       raise ValueError(f'{x.shape[1]} positions')
     return 2 * x
 
-  function = Function(fn, columns.axes_of('resid_post'), RESID)
+  function = Function(fn, columns.axes_of('resid_post'), RESID, 'resid_post')
   planted = Staged.of(function, range(1, W + 1))
   found = functions.map_texts(
     jnp.full(B, 4, jnp.int32), 1, True, jnp.full(B, 4, jnp.int32), planted

@@ -16,6 +16,7 @@ from mechjax.models import decoder
 from tests import typed
 from tests.generate.small import FAMILIES, PROMPTS, assert_clear, generated, model
 from tests.models import decoders
+from tests.models.ids_test import TOKENIZER
 
 
 def by_row(out):
@@ -220,9 +221,12 @@ def test_a_function_that_spoils_padding_spoils_no_token():
     (
       {'resid_post.0': lambda x: x[:, 0]},
       2,
-      r'returned shape \(2, 16\), the site has \(2, 3, 16\)',
+      r"planted at 'resid_post\.0' returned shape \(2, 16\), the site has \(2, 3, 16\)",
     ),
     ({'resid_post.9': jnp.zeros_like}, 2, 'resid_post.9'),
+    ({'resid_post.0': lambda x: None}, 2, r"planted at 'resid_post\.0' returned the structure"),
+    ({'resid_post.0': 'zero'}, 2, r"the plant at 'resid_post\.0' is 'zero', of type str"),
+    ({'resid_post.0': None}, 1, r"the plant at 'resid_post\.0' is None"),
   ],
 )
 def test_what_cannot_be_right_is_refused_before_anything_runs(plants, n, message):
@@ -367,6 +371,55 @@ def test_more_tokens_than_learned_positions_are_an_error():
 def test_nothing_to_continue_is_refused(prompts, n, message):
   with pytest.raises(errors.MechjaxError, match=message):
     generated('gpt2', n, prompts)
+
+
+def test_a_generation_cannot_be_traced():
+  params, own = decoders.params('gpt2'), decoders.language_model('gpt2', TOKENIZER)
+  tokens = jnp.asarray([[1, 2, 3]])
+
+  def steered(v):
+    return own.generate(tokens, 1, plants={'resid_post.0': lambda x: x + v}).log_probs.sum()
+
+  for f, x in (
+    (lambda own: own.generate(tokens, 1).tokens, own),
+    (lambda tokens: own.generate(tokens, 1).tokens, tokens),
+    (stepped, params),
+    (steered, jnp.ones(16)),
+  ):
+    with pytest.raises(errors.MechjaxError, match=r'(?s)cannot be traced.*model\.apply'):
+      jax.jit(f)(x)
+  with pytest.raises(errors.MechjaxError, match='cannot be traced'):
+    jax.grad(steered)(jnp.ones(16))
+
+
+def stepped(params):
+  return stepping.Steps(model('gpt2'), params, PROMPTS, 1).result.tokens
+
+
+def test_a_text_longer_than_the_learned_positions_is_refused_before_anything_runs():
+  own = decoders.language_model('gpt2', TOKENIZER)
+  assert own.generate(PROMPTS, 20).tokens.shape == (3, 20)
+  for call in own.generate, own.steps:
+    with pytest.raises(
+      errors.MechjaxError, match=r'(?s)row 0 has 5 tokens, and n_tokens=21.*24.*n_tokens=20 is'
+    ):
+      call(PROMPTS, 21)
+  with pytest.raises(errors.MechjaxError, match=r'(?s)row 1 has 25 tokens.*shorten the prompt'):
+    own.generate([[1], [1] * 25], 1)
+
+
+def test_the_cache_has_the_dtype_of_the_parameters_at_hand():
+  own = decoders.language_model('gpt2', TOKENIZER)
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), own)
+  tokens = np.asarray([PROMPTS[0]])
+  for _ in range(4):
+    tokens = np.append(tokens, half(tokens)[:, -1:].argmax(-1), 1)
+  out = half.generate(PROMPTS[:1], 4, sites='v.0')
+  np.testing.assert_array_equal(out.tokens, tokens[:, 5:])
+  assert out.reads[-1]['v.0'].dtype == jnp.bfloat16
+  steps = half.steps(PROMPTS[:1], 4, sites='v.0')
+  assert {value.dtype for _, run in steps for _, _, value in run} == {jnp.dtype('bfloat16')}
+  np.testing.assert_array_equal(steps.result.tokens, out.tokens)
 
 
 def test_a_site_that_is_not_there_is_an_error_before_anything_is_generated():

@@ -30,7 +30,7 @@ def upstream(tmp_path, monkeypatch):
     del mask
     return harvest.sow(module.score(params[tokens]), name='logits'), cache
 
-  model = generate.Model(step, lambda rows, slots: jnp.zeros((rows, slots)))
+  model = generate.Model(step, lambda params, rows, slots: jnp.zeros((rows, slots)))
   return model, Patcher(module.__name__, {'score': ['shown = logits', 'shown = -logits']})
 
 

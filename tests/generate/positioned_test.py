@@ -149,6 +149,17 @@ def test_a_function_of_positions_that_mixes_rows_is_refused_for_ragged_prompts()
     is_whole({'resid_post.0': Positioned(lambda x, at, n: x - x.mean(0, keepdims=True))})
 
 
+@pytest.mark.parametrize('fn', [3, lambda: 0, lambda x, at: x, lambda a, b, c, d: a])
+def test_what_cannot_take_three_arguments_is_no_function_of_positions(fn):
+  with pytest.raises(errors.HarvestError, match='is not a function of three arguments'):
+    Positioned(fn)
+
+
+def test_any_function_that_may_take_three_arguments_is_accepted():
+  for fn in (first_two, lambda *args: args[0], lambda a, b, c, d=0: a, jax.jit(first_two), np.clip):
+    assert Positioned(fn).fn is fn
+
+
 def test_one_pass_has_no_positions():
   run = harvest.plant(functools.partial(decoder.forward, config=decoders.CONFIGS['qwen']))
   with pytest.raises(errors.HarvestError, match='Positioned function was planted in a single pass'):

@@ -52,11 +52,38 @@ def test_tokens_are_drawn_as_often_as_the_sampling_says(sampling, expected):
     {'top_p': '0.5'},
     {'repetition_penalty': 0.0},
     {'frequency_penalty': float('nan')},
+    {'temperature': 1e-40},
+    {'temperature': 1e39},
+    {'repetition_penalty': 1e39},
+    {'repetition_penalty': 1e-39},
+    {'frequency_penalty': 1e39},
   ],
 )
 def test_sampling_without_meaning_is_refused(bad):
   with pytest.raises(errors.MechjaxError, match=next(iter(bad))):
     Sampling(**bad)
+
+
+def test_the_smallest_temperature_takes_the_likeliest_token():
+  coldest = Sampling(float(np.finfo(np.float32).tiny))
+  np.testing.assert_array_equal(frequencies(1e4 * PROBS, coldest, 20), [0, 1, 0, 0, 0])
+
+
+def test_a_penalty_that_overflows_a_logit_is_an_error():
+  for penalty in {'repetition_penalty': 1e-37}, {'frequency_penalty': 3e38}:
+    settings = Sampling(**penalty)
+    history = history_of([np.array([1])], 2)._replace(counts_BxV=jnp.full((1, 2), 2.0))
+    keys = jax.random.split(jax.random.key(0), 1)
+    choice, _ = choose(jnp.array([[1.0, 100.0]]), keys, 0, history, settings)
+    assert choice.token_B.tolist() == [-1]
+
+
+@pytest.mark.parametrize('seed', [2**32, 2**40, -1, 'a', 1.5, None, True, jax.random.key(0)])
+def test_a_seed_that_is_not_a_number_of_its_own_is_refused(seed):
+  with pytest.raises(
+    errors.MechjaxError, match=r'(?s)seed=.*expected an integer from 0 to 2\*\*32 - 1'
+  ):
+    generated('gpt2', 1, seed=seed)
 
 
 def test_top_p_of_1_cuts_nothing_and_ties_are_cut_by_their_ids():

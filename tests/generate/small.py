@@ -21,7 +21,10 @@ def model(name):
   def step(params, tokens, mask, cache):
     return decoder.step(params, tokens, cache, config, segments=mask)
 
-  return generate.Model(step, functools.partial(decoder.new_cache, config))
+  def new_cache(params, rows, slots):
+    return decoder.new_cache(config, rows, slots)
+
+  return generate.Model(step, new_cache)
 
 
 def generated(name, n=6, prompts=PROMPTS, **options):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mechjax import errors, harvest
+from mechjax import errors, harvest, iterate
 from mechjax.models import padding
 from mechjax.models.forward_pass import Forward
 from mechjax.models.language_model import LanguageModel
@@ -55,6 +55,27 @@ def test_every_row_has_the_logits_that_it_has_alone(name, side):
   for i, (expected, expected_log_probs) in enumerate(alone(name)):
     close(logits[i][mask[i]], expected)
     close(log_probs[i][mask[i]], expected_log_probs)
+
+
+def test_a_mask_is_the_second_of_two_arguments_in_every_harvest():
+  own, (tokens, mask) = model('gpt2'), padded('left')
+  args, expected = (own.params, tokens, mask), own(tokens, mask)
+  found = harvest.reap(own.apply, sites='logits')(*args)['logits']
+  close(found, expected)
+  close(harvest.plant(own.apply)({}, *args), expected)
+  run = iterate(own.apply, 'resid_post.0')(*args)
+  for _ in run:
+    pass
+  close(run.retval, expected)
+  assert len(harvest.sites_of(own.apply, *args)) == len(own.sites())
+
+
+@pytest.mark.parametrize('values', [[1.0], {'a': 1}, 1.5])
+def test_only_reads_and_arrays_can_be_nan_at_padding(values):
+  with pytest.raises(errors.MechjaxError, match='expected reads of a batch, or an array'):
+    padding.nan_at_padding(values, padded('left')[1])
+  with pytest.raises(errors.MechjaxError, match='mask=None'):
+    padding.nan_at_padding(jnp.ones((3, 8)), None)
 
 
 @FAMILIES

@@ -1,5 +1,6 @@
 """Texts and chats become one row, or a padded batch whose rows are those of each text alone."""
 
+import copy
 import dataclasses
 import functools
 
@@ -102,11 +103,87 @@ def test_a_generation_continues_the_assistants_message():
     (TEXTS, {'generation_prompt': True}, 'generation_prompt=True applies to chats'),
     (CHATS, {'special': True}, 'special=True applies to texts'),
     (TEXTS, {'padding': 'lft'}, "(?s)unknown padding 'lft'.*left"),
+    ('a', {'padding': 'lft'}, "(?s)unknown padding 'lft'.*left"),
+    ('a', {'bos': 'yes'}, "bos='yes'; expected True, False or None"),
+    ('a', {'special': 'yes'}, "special='yes'; expected True or False"),
+    (CHATS, {'generation_prompt': 'no'}, "generation_prompt='no'; expected True, False or None"),
+    ('', {'bos': False}, r"(?s)'' does not have a token.*bos=True"),
+    ([1, 2, 3], {}, r'^row 0 is 1\n  likely cause'),
+    (CHATS[0][0], {}, r'(?s)put the message into a list'),
+    ('a\ud800b', {}, r'(?s)the text contains U\+D800, a surrogate.*character 1 of the text'),
+    (['a', '\ud800'], {}, r'row 1: the text contains U\+D800'),
+    (
+      [*CHATS[0], {'role': 'user', 'content': '\udc00'}],
+      {},
+      r'the content of message 2 contains U\+DC00',
+    ),
   ],
 )
 def test_what_is_neither_texts_nor_chats_is_refused_with_its_row(x, options, message):
   with pytest.raises(MechjaxError, match=message):
     model().tokens(x, **options)
+
+
+@pytest.mark.parametrize(
+  ('prompt', 'message'),
+  [
+    ([[1], []], 'row 1, .*, does not have a token'),
+    (
+      Padded(jnp.ones((2, 2), jnp.int32), jnp.asarray([[True, True], [False, False]])),
+      'row 1 of the mask.*token',
+    ),
+    (
+      Padded(jnp.full((1, 2), 99), jnp.ones((1, 2), bool)),
+      'row 0: token id 99 is not in the vocabulary',
+    ),
+    (['a', '\ud800'], r'row 1: the text contains U\+D800'),
+    (jnp.zeros((1, 0), jnp.int32), 'row 0, .*, does not have a token'),
+  ],
+)
+def test_a_prompt_that_cannot_be_continued_is_refused_with_its_row(prompt, message):
+  with pytest.raises(MechjaxError, match=message):
+    model().generate(prompt, 1)
+
+
+def test_a_text_without_tokens_cannot_be_continued():
+  own = copy.copy(model())
+  own.tokenizer = dataclasses.replace(own.tokenizer, bos=None)
+  for prompt in '', ['']:
+    with pytest.raises(MechjaxError, match="row 0, '', does not have a token"):
+      own.generate(prompt, 1)
+
+
+def test_ids_and_their_mask_are_one_prompt_however_they_are_paired():
+  own = model()
+  batch = own.tokens(TEXTS)
+  for pair in tuple(batch), tuple(map(np.asarray, batch)):
+    for row, text in zip(prompts.make_rows(own.tokenizer, pair, decoders.V), TEXTS):
+      np.testing.assert_array_equal(row, own.tokens(text)[0])
+
+
+def test_a_stream_takes_one_row_as_tokens_are_returned():
+  own = model()
+  expected = own.tokens('hb')[0]
+  for prompt in 'hb', own.tokens('hb'), own.tokens(['hb']), expected, expected.tolist():
+    row = prompts.make_row(own.tokenizer, prompt, decoders.V)
+    np.testing.assert_array_equal(row, expected)
+  assert ''.join(own.stream(own.tokens('hb'), 2)) == own.text(own.generate('hb', 2).tokens[0])
+  with pytest.raises(MechjaxError, match='continues one prompt, and these are 3'):
+    own.stream(own.tokens(TEXTS), 2)
+
+
+def test_a_surrogate_is_no_token():
+  with pytest.raises(MechjaxError, match=r'contains U\+D800, a surrogate'):
+    model().token('\ud800')
+
+
+def test_an_attribute_that_a_model_does_not_have_is_not_set():
+  own = copy.copy(model())
+  for made in own, copy.copy(own), copy.deepcopy(own), jax.tree.map(jnp.copy, own):
+    with pytest.raises(MechjaxError, match=r"(?s)unknown attribute of a model 'param'.*'params'"):
+      made.param = own.params
+    made.params = jax.tree.map(jnp.zeros_like, own.params)
+  assert not np.asarray(made(own.tokens('hb'))).any()
 
 
 def test_a_batch_that_is_passed_as_one_argument_is_refused_with_the_right_call():

@@ -73,7 +73,7 @@ def check_reads(out, logits, values):
 def check_cache_keeps_what_was_computed(forward, last_layer):
   """Asserts that planted keys and values change the logits of a step, and nothing that it caches."""
   tokens, mask = jnp.asarray(PROMPTS[:1], jnp.int32), jnp.ones((1, 5), bool)
-  cache = forward.generator.new_cache(1, 8)
+  cache = forward.generator.new_cache(forward.params, 1, 8)
   step = harvest.plant(forward.generator.step)
   plants = {f'{name}.{last_layer}': lambda x: -2 * x for name in 'kv'}
   plain, expected = step({}, forward.params, tokens, mask, cache)
