@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 import mechjax
 from mechjax import harvest, sites
 from mechjax.errors import HarvestError, RunError, SiteError
-from mechjax.harvest import functions, requests, selecting
+from mechjax.harvest import functions, selecting
 from mechjax.programs.staging import stager
 from tests import typed
 from tests.models import decoders
@@ -268,6 +268,6 @@ def check_errors():
   with pytest.raises(jaxtyping.TypeCheckError):
     harvest.reap(scanned, sites=3)
   with pytest.raises(jaxtyping.TypeCheckError):
-    requests.fit_array(X, X, 3)
+    functions.fit_array(X, X, 3)
   with pytest.raises(Exception, match=r'Masked\.mask'):
     typed.check_fields(harvest.Masked(X, X))
