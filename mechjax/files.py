@@ -13,6 +13,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
+from mechjax.errors import MechjaxError
+
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
@@ -46,6 +50,22 @@ def sweep(directory: Path, names: Collection[str]) -> None:
   for scratch in directory.glob('.*'):
     if scratch.name.removeprefix('.').rpartition('.')[0] in names:
       scratch.unlink(missing_ok=True)
+
+
+def read_npz(path: str | os.PathLike[str], error: type[MechjaxError]) -> dict[str, np.ndarray]:
+  """Reads the arrays of an .npz file, without pickle.
+
+  Raises:
+    OSError: the file does not exist or may not be read.
+    MechjaxError: of the class `error`: it is damaged, or holds something other than plain arrays.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      return dict(file.items())
+  except (FileNotFoundError, IsADirectoryError, PermissionError):
+    raise
+  except Exception as e:  # damaged bytes can raise anything
+    raise error(f'{path} is not an .npz of plain arrays: {type(e).__name__}: {e}') from e
 
 
 def write_json(path: Path, value: Any) -> None:

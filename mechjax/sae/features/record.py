@@ -155,13 +155,7 @@ def load(path: str | os.PathLike) -> Features:
   Raises:
     SAEError: the file is of another kind, or damaged.
   """
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = dict(file.items())
-  except (FileNotFoundError, IsADirectoryError, PermissionError):
-    raise
-  except Exception as e:  # damaged bytes can raise anything
-    raise SAEError(f'{path} is not an .npz of plain arrays: {type(e).__name__}: {e}') from e
+  arrays = files.read_npz(path, SAEError)
   if (found := str(arrays.pop('format', 'none'))) != FORMAT:
     raise SAEError(f'{path} has the format {found!r}, not {FORMAT!r}')
   if {*arrays} != (wanted := {*_names()}):

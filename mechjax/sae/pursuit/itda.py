@@ -158,13 +158,7 @@ def load_places(path: str | os.PathLike[str]) -> Int[np.ndarray, 'M 2']:
   Raises:
     SAEError: the file is of another kind, or damaged.
   """
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = dict(file.items())
-  except (FileNotFoundError, IsADirectoryError, PermissionError):
-    raise
-  except Exception as e:  # damaged bytes can raise anything
-    raise SAEError(f'{path} is not an .npz of plain arrays: {type(e).__name__}: {e}') from e
+  arrays = files.read_npz(path, SAEError)
   if {*arrays} != {'format', 'places'} or str(arrays['format']) != FORMAT:
     raise SAEError(f'{path} holds {sorted(arrays)}, and not the places of a dictionary')
   return _check_places(arrays['places'])
