@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from mechjax import precision
+from mechjax.sae.ops.unit_rows import unit_rows
 
 
 def choose(
@@ -42,5 +43,4 @@ def choose(
 
 def normalise(W_MxD: Float[Array, 'M D']) -> tuple[jax.Array, jax.Array]:
   """Rows of unit length, [M, D], and the lengths of the given rows, [M]; a row of zeros stays zero."""
-  length_M = jnp.linalg.norm(W_MxD, axis=1)
-  return W_MxD / jnp.where(length_M > 0, length_M, 1)[:, None], length_M
+  return unit_rows(W_MxD), jnp.linalg.norm(W_MxD, axis=1)
