@@ -22,13 +22,13 @@ begins with a phrase counts as degenerate, so a broken model is never a success,
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
 from mechjax.errors import SteeringError
 from mechjax.steering.intervals import Proportion
+from mechjax.steering.rollouts import count_runs
 
 CLASSES = ('refused', 'answered', 'degenerate')
 
@@ -124,21 +124,9 @@ class Judge:
     letters = ' '.join(text.casefold().split())[-_CHARACTERS:]
     return any(
       n >= self.min_pairs and distinct / n < self.min_distinct
-      for distinct, n in (_count_runs(units, 2), _count_runs(letters, 4))
+      for distinct, n in (count_runs(units, 2), count_runs(letters, 4))
     )
 
   def _normalise(self, text: str) -> str:
     text = ' '.join(text.translate(_APOSTROPHES).lstrip(_BEFORE).split())
     return text if self.match_case else text.casefold()
-
-
-def measure_distinct(text: str, n: int = 2) -> float:
-  """Distinct-n of a text (Li et al. 2016): share of distinct runs of n words among all of them; 1 without a run."""
-  distinct, total = _count_runs(_UNIT.findall(text.casefold()), n)
-  return distinct / total if total else 1.0
-
-
-def _count_runs(units: Sequence[str], n: int) -> tuple[int, int]:
-  """Number of distinct runs of n neighbours, and of all of them."""
-  runs = collections.Counter(tuple(units[i : i + n]) for i in range(len(units) - n + 1))
-  return len(runs), sum(runs.values())

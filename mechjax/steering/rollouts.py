@@ -11,7 +11,6 @@ only rollouts of one length compare.
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Collection, Sequence
@@ -67,10 +66,12 @@ def count_successes(texts: Sequence[str], words: Collection[str]) -> int:
 
 def distinct_2(texts: Sequence[str]) -> float:
   """Mean over texts of the share of different pairs among the pairs of adjacent words; NaN if there is no pair."""
-  shares = []
-  for text in texts:
-    words = split_words(text)
-    pairs = list(itertools.pairwise(words))
-    if pairs:
-      shares.append(len({*pairs}) / len(pairs))
+  counts = [count_runs(split_words(text), 2) for text in texts]
+  shares = [distinct / n for distinct, n in counts if n]
   return float(np.mean(shares)) if shares else math.nan
+
+
+def count_runs(units: Sequence[str], n: int) -> tuple[int, int]:
+  """Number of distinct runs of n neighbours, and of all of them (Li et al. 2016: their ratio is distinct-n)."""
+  runs = [tuple(units[i : i + n]) for i in range(len(units) - n + 1)]
+  return len({*runs}), len(runs)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mechjax.steering import Judge, Judgements, Proportion, SteeringError
-from mechjax.steering.judging import measure_distinct
+from mechjax.steering.rollouts import count_runs
 
 JUDGE = Judge(('I cannot', "I can't", 'Sorry', '很抱歉'))
 ANSWER = (
@@ -83,11 +83,11 @@ def test_settings_and_texts_are_checked():
     JUDGE.count([])
 
 
-def test_distinct_2_is_a_count_of_pairs():
-  assert measure_distinct('a b a b a') == 2 / 4
-  assert measure_distinct('a b, a b.') == 4 / 5  # a b | b , | , a | a b | b .
-  assert measure_distinct('A b c', n=1) == 1
-  assert measure_distinct('word') == 1
+def test_runs_are_counted_with_and_without_repetitions():
+  assert count_runs('ababa', 2) == (2, 4)
+  assert count_runs('ab,ab.', 2) == (4, 5)  # ab | b, | ,a | ab | b.
+  assert count_runs('abc', 1) == (3, 3)
+  assert count_runs(['word'], 2) == (0, 0)
 
 
 @pytest.mark.parametrize(('k', 'n'), [(0, 8), (3, 8), (8, 8), (12, 48)])
