@@ -104,21 +104,6 @@ def normalise(direction: Float[Array | np.ndarray, '*batch D']) -> Float[Array, 
   return scaled / jnp.linalg.norm(scaled, axis=-1, keepdims=True)
 
 
-def check_direction(direction: Float[Array | np.ndarray, ' D']) -> Float[Array, ' D']:
-  """A direction as an array.
-
-  Raises:
-    SteeringError: not a floating-point vector; zeros, NaN or infinity, as far as it is known.
-  """
-  if np.ndim(direction) != 1:
-    raise SteeringError(
-      f'a direction is a floating-point vector [D], not of shape {np.shape(direction)}',
-      hint='take one candidate: directions[position, layer]',
-    )
-  normalise(direction)  # before it becomes an array, which is traced inside a jit
-  return jnp.asarray(direction)
-
-
 def _check_matrix(vectors: Float[Array | np.ndarray, 'n D']) -> np.dtype:
   """Dtype of the basis of a matrix; raises SteeringError for anything else."""
   shape, dtype = np.shape(vectors), getattr(vectors, 'dtype', None)
