@@ -34,12 +34,6 @@ def wide():
     yield
 
 
-def run(nodes=None, pairs=PAIRS, metric=METRIC, **options):
-  return ActivationPatching(linear.forward, nodes or linear.nodes(), **options)(
-    PARAMS, pairs, metric
-  )
-
-
 @pytest.mark.parametrize('steps', [2.5, True, '3', -1])
 def test_steps_that_are_no_whole_number_are_refused(steps):
   with pytest.raises(PatchingError, match=r'steps (must be an integer|is -1)'):
@@ -83,7 +77,7 @@ def test_prompts_of_another_length_are_refused():
       method(linear.forward, linear.nodes())(params, shorter, metric)
   uneven = Pairs(PAIRS.clean, PAIRS.noise[:, :4], PAIRS.real)
   with pytest.raises(PatchingError, match='prompts of different length'):
-    run(pairs=uneven)
+    linear.patch(pairs=uneven)
 
 
 @pytest.mark.parametrize('gap', [0, 2])
@@ -93,15 +87,15 @@ def test_padding_before_a_token_is_refused_because_the_model_would_read_it(gap):
   with pytest.raises(
     PatchingError, match='pair 1 do not begin in column 0, or have padding between'
   ):
-    run(pairs=Pairs(PAIRS.clean, PAIRS.noise, real))
+    linear.patch(pairs=Pairs(PAIRS.clean, PAIRS.noise, real))
 
 
 def test_modes_that_mean_nothing_are_refused():
   with pytest.raises(PatchingError, match="unknown mode of patching 'noise'"):
-    run(mode='noise')
+    linear.patch(mode='noise')
   single = PAIRS.rows(np.arange(1))
   with pytest.raises(PatchingError, match='one pair'):
-    run(pairs=single, metric=METRIC.rows(np.arange(1)), mode='mean')
+    linear.patch(pairs=single, metric=METRIC.rows(np.arange(1)), mode='mean')
   with pytest.raises(PatchingError, match='exact patching'):
     Attribution(linear.forward, linear.nodes(), mode='mean')
   with pytest.raises(PatchingError, match='no line'):
@@ -191,4 +185,4 @@ def test_effects_refuse_a_negative_number_of_nodes_and_a_grid_that_does_not_exis
 
 def test_a_metric_that_is_no_number_for_each_pair_is_refused():
   with pytest.raises(PatchingError, match='not one number for each pair'):
-    run(metric=custom('all', lambda out, _: out))
+    linear.patch(metric=custom('all', lambda out, _: out))

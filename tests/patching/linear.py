@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax import harvest
-from mechjax.patching import Pairs, logit_difference, nodes_of
+from mechjax.patching import ActivationPatching, Pairs, logit_difference, nodes_of
 
 L, D, F, V, T, B = 3, 6, 8, 11, 5, 4
 RANDOM = np.random.default_rng(0)
@@ -31,6 +31,11 @@ def forward(params, tokens):
   x = harvest.sow(jnp.asarray(params['embed'])[tokens], name='embed')
   x, _ = jax.lax.scan(layer, x, (params['up'], params['down']))
   return harvest.sow(x @ params['unembed'], name='logits')
+
+
+def patch(chosen=None, pairs=PAIRS, metric=METRIC, **options):
+  """Exact patching of some nodes, or of all."""
+  return ActivationPatching(forward, chosen or nodes(), **options)(PARAMS, pairs, metric)
 
 
 def nodes(pattern='*', **options):

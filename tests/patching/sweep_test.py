@@ -35,12 +35,6 @@ def wide():
     yield
 
 
-def run(nodes=None, pairs=PAIRS, metric=METRIC, **options):
-  return ActivationPatching(linear.forward, nodes or linear.nodes(), **options)(
-    PARAMS, pairs, metric
-  )
-
-
 # --- first order ------------------------------------------------------------------------------------------
 
 
@@ -51,7 +45,7 @@ def run(nodes=None, pairs=PAIRS, metric=METRIC, **options):
 def test_on_a_linear_model_atp_and_integrated_gradients_are_exact(mode, steps):
   nodes = linear.nodes() + linear.nodes('mlp_post.1', neurons='each', positions='together')
   atp = Attribution(linear.forward, nodes, mode=mode, steps=steps)(PARAMS, PAIRS, METRIC)
-  exact = run(nodes, mode=mode)
+  exact = linear.patch(nodes, mode=mode)
   assert np.abs(exact.values).max() > 1
   np.testing.assert_allclose(atp.values, exact.values, rtol=1e-9, atol=1e-9)
 
@@ -70,7 +64,7 @@ def test_integrated_gradients_add_up_to_the_difference_of_the_runs():
 def test_integrated_gradients_of_nodes_behind_a_layer_may_start_there():
   nodes = linear.nodes('mlp_out.{1,2}, logits')
   atp = Attribution(linear.forward, nodes, steps=2, along='resid_post.0')(PARAMS, PAIRS, METRIC)
-  np.testing.assert_allclose(atp.values, run(nodes).values, rtol=1e-9, atol=1e-9)
+  np.testing.assert_allclose(atp.values, linear.patch(nodes).values, rtol=1e-9, atol=1e-9)
 
 
 def test_many_steps_in_16_bits_give_the_gradient_of_few():
@@ -123,7 +117,7 @@ def by_hand(mode, layer, position):
 @pytest.mark.parametrize('mode', ['zero', 'mean'])
 def test_zero_and_mean_ablation_equal_the_edit_by_hand(mode):
   nodes = linear.nodes('mlp_out', positions=[0, 3])
-  for measured in (run(nodes, mode=mode), run(nodes, mode=mode, budget=60_000)):
+  for measured in (linear.patch(nodes, mode=mode), linear.patch(nodes, mode=mode, budget=60_000)):
     assert measured.title == f'exact {mode}: logit difference'
     for node, values in zip(nodes, measured.values):
       expected = by_hand(mode, node.site.layer, node.position)
@@ -132,7 +126,10 @@ def test_zero_and_mean_ablation_equal_the_edit_by_hand(mode):
 
 def test_resampling_draws_another_pair_and_the_seed_says_which():
   nodes = linear.nodes('embed', positions='together')
-  first, again = run(nodes, mode='resample', seed=3), run(nodes, mode='resample', seed=3)
+  first, again = (
+    linear.patch(nodes, mode='resample', seed=3),
+    linear.patch(nodes, mode='resample', seed=3),
+  )
   np.testing.assert_array_equal(first.values, again.values)
   # All of the embedding is replaced: this is the other prompt's own metric.
   ends = first.base + first.values[0]
@@ -151,7 +148,11 @@ def test_resampling_draws_another_pair_and_the_seed_says_which():
 def test_gaussian_noise_has_the_spread_of_the_values():
   many = np.tile(np.arange(4), 100)
   nodes = linear.nodes('embed', positions=[2])
-  drawn = run(nodes, PAIRS.rows(many), METRIC.rows(many), mode='gaussian').values[0].reshape(100, 4)
+  drawn = (
+    linear.patch(nodes, PAIRS.rows(many), METRIC.rows(many), mode='gaussian')
+    .values[0]
+    .reshape(100, 4)
+  )
   embedded = PARAMS['embed'][PAIRS.clean]
   slope = jax.grad(
     lambda e: METRIC(harvest.plant(linear.forward)({'embed': e}, PARAMS, PAIRS.clean)).sum()
@@ -181,9 +182,9 @@ def test_gaussian_noise_is_one_draw_in_any_chunks_and_when_resumed(tmp_path):
   np.testing.assert_allclose(
     sweep(PARAMS, PAIRS, METRIC, save=save).values, whole.values, rtol=1e-7, atol=1e-9
   )
-  alone = run(nodes[5:6], mode='gaussian').values
+  alone = linear.patch(nodes[5:6], mode='gaussian').values
   np.testing.assert_allclose(alone, whole.values[5:6], rtol=1e-7, atol=1e-9)
-  assert np.abs(run(nodes[5:6], mode='gaussian', seed=1).values - alone).min() > 1e-6
+  assert np.abs(linear.patch(nodes[5:6], mode='gaussian', seed=1).values - alone).min() > 1e-6
 
 
 # --- positions counted from the end -----------------------------------------------------------------------
@@ -237,7 +238,7 @@ def test_every_method_has_them_where_it_has_the_columns():
 
 def test_a_position_that_only_some_pairs_have_is_averaged_over_those():
   nodes = linear.nodes('embed', positions=[4, 1])
-  found = run(nodes, RAGGED, LAST)
+  found = linear.patch(nodes, RAGGED, LAST)
   there = np.array([[True, False, True, False], [True] * 4])
   np.testing.assert_array_equal(found.there, there)
   assert not found.values[~there].any()
@@ -250,9 +251,9 @@ def test_columns_of_pairs_are_not_compared_from_the_end():
   last = linear.nodes('embed', positions=[-1])
   for mode in ('mean', 'resample', 'gaussian'):
     with pytest.raises(PatchingError, match=f'{mode!r} compares columns'):
-      run(last, RAGGED, LAST, mode=mode)
-  whole = run(linear.nodes('embed', positions=[4]), mode='mean')
-  np.testing.assert_allclose(run(last, mode='mean').values, whole.values)
+      linear.patch(last, RAGGED, LAST, mode=mode)
+  whole = linear.patch(linear.nodes('embed', positions=[4]), mode='mean')
+  np.testing.assert_allclose(linear.patch(last, mode='mean').values, whole.values)
 
 
 # --- one executable, any budget ---------------------------------------------------------------------------
@@ -290,7 +291,7 @@ def test_a_small_budget_gives_smaller_chunks_and_the_same_effects():
 
 def test_a_node_that_does_not_fit_is_an_error_with_both_numbers():
   with pytest.raises(PatchingError, match=r'needs [\d,]+ bytes, the budget is 100'):
-    run(linear.nodes('embed', positions=[0]), budget=100)
+    linear.patch(linear.nodes('embed', positions=[0]), budget=100)
 
 
 def test_attribution_in_blocks_and_parts_gives_the_same():
