@@ -1,11 +1,8 @@
-"""Cost of sparse codes without an encoder, compared with the matrix products that they cannot avoid.
+"""Cost of sparse codes without an encoder, of steered generations, and of a search for a direction.
 
-    python -m experiments.benchmarks.steering        about ten minutes on two cores, 2 GB
+    python -m experiments.benchmarks.steering        about fifteen minutes on two cores, 2 GB
 
-Expected: pursuit_over_encoder_products <= 1.35; pursuit_speedup_over_three_products >= 2.2; sweep_over_largest <= 1.1;
-nn_omp_over_gp <= 2; pursuit_temp_ratio_4096_over_1024 <= 1.2.
-
-d 768, 6144 latents, float32, 32 steps. All pursuits are non-negative.
+Pursuits: d 768, 6144 latents, float32, 32 steps, non-negative.
 
   pursuit_over_encoder_products          seconds of a gradient pursuit, over those of 32 products x @ W_enc + b_enc
   pursuit_speedup_over_three_products    seconds of the textbook form in JAX, whose weights [B, M] make three dense
@@ -17,6 +14,13 @@ d 768, 6144 latents, float32, 32 steps. All pursuits are non-negative.
                                          tokens and the result
   pursuit_temp_megabytes                 these temporary bytes for 4,096 tokens
   *_of_minima                            ratios of the fastest calls, for a machine in use
+
+Generations: SmolLM2-135M, one text, 64 tokens, a vector added at resid_pre.12 from the last token of the prompt on.
+
+  steered_step_over_plain                seconds of a steered generation over those of a plain one
+  coefficients_recompiles                number of compilations of a sweep over 16 coefficients and vectors, after one
+
+Directions: see `steering_directions`.
 """
 
 from __future__ import annotations
@@ -32,10 +36,12 @@ import jax.numpy as jnp
 from absl import app
 from jax import lax
 
-from experiments.benchmarks import timing
+import mechjax
+from experiments.benchmarks import steering_directions, timing
 from mechjax import precision
 from mechjax.sae import Pursuit
 from mechjax.sae.ops.unit_rows import unit_rows
+from mechjax.steering import Add, generated, last
 
 D, M, K, BATCH, ROUNDS = 768, 6144, 32, 1024, 5
 LEVELS, SWEEP_BATCH = (4, 8, 16, 32, 64, 128), 512
@@ -45,6 +51,9 @@ TARGETS = {
   'sweep_over_largest': '<= 1.1',
   'nn_omp_over_gp': '<= 2',
   'pursuit_temp_ratio_4096_over_1024': '<= 1.2',
+  'steered_step_over_plain': '<= 1.05',
+  'coefficients_recompiles': '0',
+  **steering_directions.TARGETS,
 }
 
 
@@ -132,8 +141,31 @@ def memory() -> dict[str, Any]:
   }
 
 
+def generations(model: Any) -> dict[str, Any]:
+  """A steered generation over a plain one, and what a sweep over coefficients and vectors compiles."""
+  vectors = jax.random.normal(jax.random.key(0), (16, model.d_model))
+
+  def generate(i: int | None) -> jax.Array:
+    edit = None if i is None else Add('resid_pre.12', vectors[i], where=last(1) | generated)
+    plants = None if edit is None else edit.plants(0.1 * (i or 1))
+    return model.generate('Once upon a time', 64, plants=plants, stop=()).tokens
+
+  generate(0)
+  with timing.compilations() as again:
+    for i in range(1, len(vectors)):
+      generate(i)
+  calls = {'steered': lambda: generate(1), 'plain': lambda: generate(None)}
+  times = timing.interleave(calls, rounds=7)
+  return {
+    'steered_step_over_plain': times.ratio('steered', 'plain'),
+    'coefficients_recompiles': again.count,
+  }
+
+
 def main(_):
-  metrics = memory() | pursuits() | sweeps()
+  model = mechjax.load('smollm2-135m')
+  metrics = memory() | pursuits() | sweeps() | generations(model)
+  metrics |= steering_directions.measure(model)
   metrics['load'] = os.getloadavg()[0]
   return timing.report('steering', metrics, TARGETS)
 

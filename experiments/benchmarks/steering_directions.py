@@ -1,15 +1,11 @@
-"""Cost of a search for a direction, on real weights: SmolLM2-135M, 8 + 8 prompts of 24 tokens.
+"""Part of the benchmark `steering`: the cost of a search for a direction in SmolLM2-135M, 8 + 8 prompts of 24 tokens.
 
-    python -m experiments.benchmarks.steering_directions        about three minutes on two cores
-
-Expected: candidate_over_passes <= 1.1; ablated_pass_over_plain <= 1.1; candidates_recompiles 0.
-
-  candidate_over_passes     scores of 24 candidates, one before each layer, the plain passes included, over the passes
-                            that they need: two and the share of the layers above, for each candidate. A pass is the
-                            jitted `model.apply` and its logits at the last position
-  candidate_over_short      the same over passes that compute logits at the last position alone, as the scores do
-  ablated_pass_over_plain   a jitted pass with a direction removed from every write over one without
-  candidates_recompiles     number of compilations by other candidates
+candidate_over_passes     scores of 24 candidates, one before each layer, the plain passes included, over the passes
+                          that they need: two and the share of the layers above, for each candidate. A pass is the
+                          jitted `model.apply` and its logits at the last position
+candidate_over_short      the same over passes that compute logits at the last position alone, as the scores do
+ablated_pass_over_plain   a jitted pass with a direction removed from every write over one without
+candidates_recompiles     number of compilations by other candidates
 """
 
 from __future__ import annotations
@@ -19,9 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app
 
-import mechjax
 from experiments.benchmarks import timing
 from mechjax import harvest
 from mechjax.steering import WRITES, Ablate, DirectionSelection, PromptSet, in_one_pass, log_odds
@@ -64,7 +58,7 @@ def measure_sweep(model: Any, sets: list[PromptSet], random: np.random.Generator
   times = timing.interleave(calls, rounds=ROUNDS)
   needed = POSITIONS * sum(2 + 1 - l / model.n_layers for l in range(scores.depth))
   return {
-    'find_candidates': POSITIONS * scores.depth,
+    'candidates': POSITIONS * scores.depth,
     'seconds_a_candidate': times.median('sweep') / (POSITIONS * scores.depth),
     'candidate_over_passes': times.ratio('sweep', 'whole') / needed,
     'candidate_over_short': times.ratio('sweep', 'short') / needed,
@@ -86,12 +80,3 @@ def measure_pass(model: Any, prompts: PromptSet, random: np.random.Generator) ->
   calls = {'ablated': lambda: ablated(*inputs, direction), 'plain': lambda: plain(*inputs)}
   times = timing.interleave(calls, rounds=15)
   return {'ablated_pass_over_plain': times.ratio('ablated', 'plain')}
-
-
-def main(argv):
-  del argv
-  timing.report('directions', measure(mechjax.load('smollm2-135m')), TARGETS)
-
-
-if __name__ == '__main__':
-  app.run(main)
