@@ -48,7 +48,7 @@ def positions_of(prompt_mask: Bool[np.ndarray, 'B T'], i: int) -> Int[np.ndarray
   """Positions of the columns of step `i`."""
   if i:
     return prompt_mask.sum(1, keepdims=True) + i - 1
-  return np.where(prompt_mask, prompt_mask.cumsum(1) - 1, -1)
+  return np.asarray(harvest.mask_to_positions(prompt_mask))
 
 
 class Chooser:

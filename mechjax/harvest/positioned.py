@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -97,11 +98,14 @@ class Positioned:
     )
 
 
-def mask_to_positions(mask_BxT: Bool[Array | np.ndarray, 'B T']) -> Int32[Array, 'B T']:
-  """Positions of the columns of a padded batch in their texts; -1 at padding.
+def mask_to_positions(
+  mask_BxT: Bool[Array | np.ndarray, 'B T'],
+) -> Int32[Array | np.ndarray, 'B T']:
+  """Positions of the columns of a padded batch in their texts, int32 [B, T]; -1 at padding.
 
   Args:
-    mask_BxT: True at tokens, False at padding, on either side.
+    mask_BxT: True at tokens, False at padding, on either side, bool [B, T]. For an array of NumPy nothing is compiled,
+      and the result is one, too.
   """
-  mask_BxT = jnp.asarray(mask_BxT)
-  return jnp.where(mask_BxT, jnp.cumsum(mask_BxT, axis=1, dtype=jnp.int32) - 1, -1)
+  xp: Any = np if isinstance(mask_BxT, np.ndarray) else jnp
+  return xp.where(mask_BxT, xp.cumsum(mask_BxT, axis=1, dtype=xp.int32) - 1, xp.int32(-1))

@@ -52,7 +52,7 @@ def in_one_pass(
   """
   mask_BxT = as_mask(mask)
   lengths = _lengths(mask_BxT, prompt_length)
-  positions_BxT = harvest.mask_to_positions(mask_BxT)
+  positions_BxT = jnp.asarray(harvest.mask_to_positions(mask_BxT))
   given = jnp.sum(mask_BxT, 1, dtype=jnp.int32) if prompt_length is None else prompt_length
   prompt_length_B = jnp.asarray(given, jnp.int32)
 
@@ -79,10 +79,10 @@ def choose(
   lengths = _lengths(mask_BxT, prompt_length)
   assert lengths is not None
   where.check(*lengths)
-  # In NumPy, where nothing is compiled; the choice is the same function.
-  positions_BxT: Any = np.where(mask_BxT, mask_BxT.cumsum(1) - 1, -1).astype(np.int32)
-  given: Any = (lengths[1] if lengths[0] is None else lengths[0]).astype(np.int32)
-  return np.asarray(where.choose(positions_BxT, given)), positions_BxT
+  positions_BxT = np.asarray(harvest.mask_to_positions(mask_BxT))
+  given_B = np.asarray(lengths[1] if lengths[0] is None else lengths[0], np.int32)
+  chosen = where.choose(positions_BxT, given_B)  # type: ignore[arg-type]  # NumPy, so that nothing is compiled
+  return np.asarray(chosen), positions_BxT
 
 
 def as_mask(mask: Mask) -> Bool[Array | np.ndarray, 'B T']:
