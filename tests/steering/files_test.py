@@ -3,6 +3,7 @@
 import gguf
 import numpy as np
 import pytest
+import safetensors
 
 from mechjax import errors
 from mechjax.errors import SteeringError
@@ -41,7 +42,6 @@ def test_safetensors_keep_everything(tmp_path):
 
 
 def test_safetensors_are_read_by_the_library_of_the_format(tmp_path):
-  safetensors = pytest.importorskip('safetensors')
   files.save(tmp_path / 'a.safetensors', SteeringVector({'resid_pre.1': V[0]}, last(1) | generated))
   with safetensors.safe_open(str(tmp_path / 'a.safetensors'), 'np') as file:
     np.testing.assert_array_equal(file.get_tensor('resid_pre.1'), V[0])

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.special
 
@@ -48,6 +49,17 @@ def loss_by_hand(w, given, penalty, weight=(1, 1, 1)):
       total -= weight[row] * log_probs[row, t, tokens[row, t + 1]]
       count += weight[row]
   return total / count + penalty * np.mean(rest)
+
+
+def test_a_gradient_along_the_direction_does_not_move_it():
+  """Adam divides each coordinate by its own size, so that it would turn w where the gradient only lengthens it."""
+  with jax.enable_x64(True):
+    optimiser, w = optax.adam(0.1), jnp.array([0.6, 0.8])
+    step = reft._make_step(lambda w, *_: jnp.sum(w**2), optimiser)
+    found, _, _ = step(w, optimiser.init(w), {}, examples(), jnp.float64(0))
+    np.testing.assert_allclose(found, w, rtol=0, atol=1e-6)
+    across = reft._make_step(lambda w, *_: w[0], optimiser)
+    assert np.abs(across(w, optimiser.init(w), {}, examples(), jnp.float64(0))[0] - w).max() > 0.01
 
 
 @pytest.mark.parametrize('weight', [None, (1, 1, 0), (2, 1, 1)])
