@@ -11,6 +11,7 @@ package, whose path is shown when it is fetched.
 
     anarchism           An Anarchist FAQ, GPL-2: 12 MB of English prose
     debian-handbook     The Debian Administrator's Handbook, GPL-2+ or CC-BY-SA-3.0: the English edition
+    dict-gcide          The Collaborative International Dictionary of English, GPL-2+: 40 MB, an entry is a text
     python3.11-doc      documentation of Python, PSF licence, as reStructuredText
 
 Sharp edge: a package changes with the release of Debian, and so do the tokens; runs that will be compared should keep
@@ -35,6 +36,7 @@ DEBIAN = 'debian:'
 FOLDERS = {
   'anarchism': 'usr/share/doc/anarchism/markdown',
   'debian-handbook': 'usr/share/doc/debian-handbook/html/en-US',
+  'dict-gcide': 'usr/share/dictd',
   'python3.11-doc': 'usr/share/doc/python3.11/html/_sources',
 }
 

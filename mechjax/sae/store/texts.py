@@ -5,8 +5,8 @@
     texts('shards/')                          every file of a known format below it, in order of the names
     texts('hf:allenai/c4:en:train')           a data set of a hub, streamed: name, configuration, split
 
-Formats are recognised by suffix: JSONL, Parquet, HTML, and plain text with several suffixes; each can be followed by
-`.gz`. The order is fixed, so that positions counted from the first text stay valid. HTML is reduced to its visible
+Formats are recognised by suffix: JSONL, Parquet, HTML, dictionaries of dictd (`.dict`), and plain text with several
+suffixes; each can be followed by `.gz` or `.dz`. The order is fixed, so that positions counted from the first text stay valid. HTML is reduced to its visible
 text.
 
 Sharp edge: a whole file, or a row group of Parquet, is in memory at once.
@@ -29,6 +29,7 @@ from mechjax import extras
 from mechjax.errors import MechjaxError, SAEError, nearest
 
 PLAIN = ('.txt', '.md', '.rst', '.tex', '.py')
+COMPRESSED = ('.gz', '.dz')  # dictzip is gzip with an index
 HUB = 'hf:'
 INLINE = (
   'a abbr acronym b bdi bdo big cite code data del dfn em font i img input ins kbd label mark q s samp small span '
@@ -92,7 +93,7 @@ def _files(place: str) -> list[Path]:
       f'no texts at {place!r}',
       where=f'working directory {Path.cwd()}',
       cause='the file does not exist, or the directory has no files of a known format',
-      hint=f'known suffixes are {[*_READERS]}, each also with .gz',
+      hint=f'known suffixes are {[*_READERS]}, each also with {" or ".join(COMPRESSED)}',
     )
   for path in found:
     if _kind(path) not in _READERS:
@@ -105,11 +106,11 @@ def _files(place: str) -> list[Path]:
 
 
 def _kind(path: Path) -> str:
-  return path.with_suffix('').suffix if path.suffix == '.gz' else path.suffix
+  return path.with_suffix('').suffix if path.suffix in COMPRESSED else path.suffix
 
 
 def _open(path: Path) -> Any:
-  if path.suffix == '.gz':
+  if path.suffix in COMPRESSED:
     return gzip.open(path, 'rt', encoding='utf-8', errors='replace')
   return path.open(encoding='utf-8', errors='replace')
 
@@ -117,6 +118,18 @@ def _open(path: Path) -> Any:
 def _plain(path: Path, field: str) -> Iterator[str]:
   with _open(path) as file:
     yield file.read()
+
+
+def _entries(path: Path, field: str) -> Iterator[str]:
+  """Entries of a dictionary: an entry begins in the first column, after an empty line."""
+  entry: list[str] = []
+  with _open(path) as file:
+    for line in file:
+      if line[:1].strip() and entry and not entry[-1].strip():
+        yield ''.join(entry).strip()
+        entry = []
+      entry.append(line)
+  yield ''.join(entry).strip()
 
 
 def _web_page(path: Path, field: str) -> Iterator[str]:
@@ -173,6 +186,7 @@ def _from_hub(place: str, field: str) -> Iterator[str]:
 
 _READERS = {
   **dict.fromkeys(PLAIN, _plain),
+  '.dict': _entries,
   '.html': _web_page,
   '.jsonl': _jsonl,
   '.parquet': _parquet,

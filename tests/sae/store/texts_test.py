@@ -16,7 +16,7 @@ from mechjax.sae.store import texts
 def written(path, text):
   path.parent.mkdir(parents=True, exist_ok=True)
   data = text.encode()
-  path.write_bytes(gzip.compress(data) if path.suffix == '.gz' else data)
+  path.write_bytes(gzip.compress(data) if path.suffix in ('.gz', '.dz') else data)
   return path
 
 
@@ -27,6 +27,14 @@ def lines(*rows):
 @pytest.mark.parametrize('name', ['a.txt', 'a.md', 'a.rst', 'a.py', 'a.txt.gz'])
 def test_plain_files_are_one_text_each(tmp_path, name):
   assert list(texts(written(tmp_path / name, 'one\ntwö'))) == ['one\ntwö']
+
+
+@pytest.mark.parametrize('name', ['a.dict', 'a.dict.dz'])
+def test_an_entry_of_a_dictionary_is_one_text(tmp_path, name):
+  words = '\nBee \\Bee\\, n.\n   An insect.\n\n   2. A meeting.\n\nBeech, n.\nOf wood.\n'
+  path = written(tmp_path / name, words)
+  bee = 'Bee \\Bee\\, n.\n   An insect.\n\n   2. A meeting.'
+  assert list(texts(path)) == [bee, 'Beech, n.\nOf wood.']
 
 
 @pytest.mark.parametrize('name', ['a.jsonl', 'a.jsonl.gz'])
