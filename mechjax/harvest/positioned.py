@@ -73,7 +73,9 @@ class Positioned:
       ) from e
 
   def bind(
-    self, positions_BxT: Int32[Array | np.ndarray, 'B T'], prompt_length_B: Int32[Array | np.ndarray, ' B']
+    self,
+    positions_BxT: Int32[Array | np.ndarray, 'B T'],
+    prompt_length_B: Int32[Array | np.ndarray, ' B'],
   ) -> Callable[[Shaped[Array, 'B ...']], Shaped[Array, 'B ...']]:
     """Makes the function of the value alone, for one pass with these positions.
 

@@ -300,7 +300,7 @@ def _width(
   """D of the site that is edited; nothing runs."""
   tokens, mask = np.asarray(examples.tokens[:1], np.int32), np.asarray(examples.mask[:1])
   read = harvest.reap(forward, sites=site)
-  shape = jax.eval_shape(lambda: _take(read(params, tokens, mask=mask), site)).shape
+  shape = jax.eval_shape(lambda p: _take(read(p, tokens, mask=mask), site), params).shape
   if len(shape) != 3:
     raise SteeringError(f'{site!r} has shape {shape}; a direction is trained at a site [B, T, D]')
   return shape[-1]

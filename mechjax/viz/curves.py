@@ -1,4 +1,4 @@
-"""Curves on logarithmic axes, or with a linear y axis, on matplotlib axes and as SVG for a page.
+"""Curves on logarithmic or linear axes, on matplotlib axes and as SVG for a page.
 
 Methods are compared by curves that lie close together and often end in one point, so each differs
 from its neighbours in colour, dash and mark, which keeps them distinct in greyscale too, and their
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
 
 Points = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
-"""Xs that do not decrease and as many ys, all positive; on a linear axis, ys are any numbers."""
+"""Xs that do not decrease and as many ys, all positive; on a linear axis, any numbers."""
 Notes = Mapping[str, Sequence[str]]
 """A description of each point, keyed by the name of its curve."""
 
@@ -50,7 +50,7 @@ def lines(
   xlabel: str,
   ylabel: str,
   bound: tuple[str, Points] | None = None,
-  linear: bool = False,
+  linear: str = '',
   notes: Notes | None = None,
   corner: str = '',
 ) -> None:
@@ -63,7 +63,7 @@ def lines(
     xlabel: name of the x axis, with its unit.
     ylabel: name of the y axis, with its unit.
     bound: name and curve of a lower bound of all curves.
-    linear: whether the y axis is linear and contains zero.
+    linear: the axes that are linear and contain zero: '', 'y' or 'xy'.
     notes: descriptions of the points, which only a page shows; with them every point has a mark.
     corner: label of the lower left corner, above zero.
 
@@ -85,7 +85,7 @@ def lines(
   )  # fmt: skip
   for text in legend.get_texts():
     text.set(parse_math=False, color=charts.INK)
-  if linear:
+  if 'y' in linear:
     ax.axhline(0, color=charts.INK, linewidth=0.9)
   if corner:
     ax.annotate(
@@ -100,7 +100,7 @@ def lines_svg(
   xlabel: str,
   ylabel: str,
   bound: tuple[str, Points] | None = None,
-  linear: bool = False,
+  linear: str = '',
   notes: Notes | None = None,
   corner: str = '',
 ) -> str:
@@ -111,7 +111,7 @@ def lines_svg(
     xlabel: name of the x axis, with its unit.
     ylabel: name of the y axis, with its unit.
     bound: name and curve of a lower bound of all curves.
-    linear: whether the y axis is linear and contains zero.
+    linear: the axes that are linear and contain zero: '', 'y' or 'xy'.
     notes: descriptions of the points; with them every point has a mark.
     corner: label of the lower left corner, above zero.
 
@@ -126,7 +126,7 @@ def lines_svg(
   middle = (logs.TOP + frame.bottom - 24 * (len(drawn) - 1)) / 2
   parts = [_draw_svg(line, frame, middle + 24 * row) for row, line in enumerate(drawn)]
   floor = frame.bottom - _zero_height(frame.y) * (frame.bottom - logs.TOP)
-  if linear:
+  if 'y' in linear:
     parts.insert(0, f'<path class="diagonal" d="M{logs.LEFT} {floor:.1f}H{frame.right}"/>')
   if corner:
     at = f'x="{logs.LEFT + 8}" y="{floor - 8:.1f}"'
@@ -167,7 +167,7 @@ class _Line:
   paint: str  # the colour on a page
   dashes: tuple[int, ...]
   mark: str
-  linear: bool
+  linear: str
   notes: Sequence[str] | None
 
   @property
@@ -175,14 +175,15 @@ class _Line:
     """Indices of the points that have notes, or of up to eight, spread evenly over the axis, with both ends."""
     if self.notes is not None:
       return [*range(len(self.xs))]
-    at = np.geomspace(self.xs[0], self.xs[-1], 8)
-    return np.unique(np.abs(np.log(self.xs) - np.log(at)[:, None]).argmin(axis=1)).tolist()
+    xs = self.xs if 'x' in self.linear else np.log(self.xs)
+    at = np.linspace(xs[0], xs[-1], 8)
+    return np.unique(np.abs(xs - at[:, None]).argmin(axis=1)).tolist()
 
   @property
   def height(self) -> float:
     """Mean height of the curve."""
     ys = self.ys[self.marked]
-    return float((ys if self.linear else np.log(ys)).mean())
+    return float((ys if 'y' in self.linear else np.log(ys)).mean())
 
   def describe(self, i: int) -> str:
     """Name and note of a point."""
@@ -197,7 +198,7 @@ class _Line:
 def _make_lines(
   curves: Mapping[str, Points],
   bound: tuple[str, Points] | None,
-  linear: bool,
+  linear: str,
   notes: Notes | None,
 ) -> list[_Line]:
   """The curves, highest first."""
@@ -216,12 +217,12 @@ def _make_lines(
   return sorted(drawn, key=lambda line: -line.height)
 
 
-def _check_points(name: str, points: Points, linear: bool) -> tuple[np.ndarray, np.ndarray]:
+def _check_points(name: str, points: Points, linear: str) -> tuple[np.ndarray, np.ndarray]:
   xs, ys = (np.asarray(values, float) for values in points)
   if xs.shape != ys.shape or xs.ndim != 1 or not xs.size:
     raise ChartError(f'{name!r} has {xs.size} xs and {ys.size} ys; every point needs one of each')
-  for axis, values, is_linear in (('x', xs, False), ('y', ys, linear)):
-    bad = np.flatnonzero(~(np.isfinite(values) & (is_linear | (values > 0))))
+  for axis, values in (('x', xs), ('y', ys)):
+    bad = np.flatnonzero(~(np.isfinite(values) & ((axis in linear) | (values > 0))))
     if bad.size:
       raise ChartError(
         f'{axis} is {values[bad[0]]} in {name!r}',
@@ -236,6 +237,9 @@ def _check_points(name: str, points: Points, linear: bool) -> tuple[np.ndarray, 
   return xs, ys
 
 
-def _make_axes(drawn: Sequence[_Line], linear: bool) -> tuple[Axis, Axis]:
-  xs, ys = (np.concatenate([getattr(line, name) for line in drawn]) for name in ('xs', 'ys'))
-  return LogAxis.from_values(xs), LinearAxis.from_values(ys) if linear else LogAxis.from_values(ys)
+def _make_axes(drawn: Sequence[_Line], linear: str) -> tuple[Axis, Axis]:
+  def make(axis: str) -> Axis:
+    values = np.concatenate([getattr(line, f'{axis}s') for line in drawn])
+    return (LinearAxis if axis in linear else LogAxis).from_values(values)
+
+  return make('x'), make('y')

@@ -92,6 +92,6 @@ def _plot_arguments(results: Results) -> dict[str, Any]:
     'notes': {name: [p.setting for p in points] for name, points in ordered.items()},
     'xlabel': L0,
     'ylabel': DELTA_LOSS,
-    'linear': True,
+    'linear': 'y',
     'corner': BETTER,
   }

@@ -12,6 +12,7 @@ import scipy.special
 from mechjax import harvest
 from mechjax.errors import SteeringError
 from mechjax.models import decoder
+from mechjax.programs import staging
 from mechjax.steering import reft
 from mechjax.steering.reft import ReftExamples, ReFTr1
 from tests.models import decoders
@@ -106,6 +107,12 @@ def test_a_planted_direction_is_found():
   of_truth = float(loss(jnp.asarray(truth, jnp.float32), params, given, jnp.float32(0)))
   assert found.losses[-10:].mean() < of_truth + 0.1 < found.losses[:4].mean() - 0.1
   assert found.vector @ truth > 0.75  # random directions: a standard deviation of 0.25
+
+
+def test_parameters_are_arguments_of_all_that_is_compiled(monkeypatch):
+  monkeypatch.setattr(staging, 'LARGE', 2000)  # bytes; a warning of constants is an error in tests
+  training = ReFTr1(k=K, epochs=1, batch=2)
+  training.fit(forward, SITE, decoders.params(NAME), examples(), jax.random.key(0))
 
 
 def test_batches_hold_every_example_once_an_epoch_and_have_one_shape():

@@ -1,0 +1,163 @@
+"""Results as a table, as JSON, as one picture and as one page.
+
+A method of a dictionary is a line over the measured L0, never over the number of steps: a non-negative pursuit may end
+with fewer latents than steps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.ito.candidates import ENCODER
+from experiments.ito.latents import Agreement
+from experiments.ito.measure import Point
+from mechjax import files
+from mechjax.viz import charts, curves, page, pareto
+
+COLUMNS = {
+  'L0': lambda p: f'{p.l0:.1f}',
+  'delta loss': lambda p: f'{p.report.delta_loss:.4f} ± {p.delta_loss_se:.4f}',
+  'recovered (mean)': lambda p: f'{p.report.recovered_mean:.4f}',
+  'KL': lambda p: f'{p.report.kl:.4f}',
+  'FVU': lambda p: f'{_site(p).fvu:.4f}',
+}
+Lines = dict[str, list[pareto.Trained]]
+
+
+def write(points: Sequence[Point], found: Agreement, title: str, command: str, out: Path) -> None:
+  """Prints the table, and writes `ito.json`, `ito.png` and `ito.html`."""
+  print(table(points))
+  files.write_json(out / 'ito.json', _metadata(points, found, command))
+  picture(points, found, title, out / 'ito.png')
+  (out / 'ito.html').write_text(document(points, found, title, command))
+  print(f'wrote {out}/ito.json, {out}/ito.png and {out}/ito.html')
+
+
+def table(points: Sequence[Point]) -> str:
+  """All candidates, as Markdown."""
+  first = points[0].report
+  lines = [
+    f'{first.predicted:,} tokens predicted, loss {first.loss:.4f}; with zero instead of the site '
+    f'{first.loss_zero:.4f}, with its mean {first.loss_mean:.4f} nats',
+    '',
+    '| dictionary | latents from | k | ' + ' | '.join(COLUMNS) + ' |',
+    '|---' * (3 + len(COLUMNS)) + '|',
+  ]
+  for p in points:
+    cells = [p.dictionary, p.method, str(p.k or ''), *(show(p) for show in COLUMNS.values())]
+    lines.append(f'| {" | ".join(cells)} |')
+  return '\n'.join(lines)
+
+
+def lines(points: Sequence[Point], method: str) -> Lines:
+  """A line for each dictionary with this method; the encoders as trained are one line."""
+  drawn: Lines = {}
+  for p in points:
+    if p.method not in (method, ENCODER) or p.l0 == 0:
+      continue
+    name = p.method if p.method == ENCODER else p.dictionary
+    note = p.dictionary if p.method == ENCODER else f'k {p.k}'
+    drawn.setdefault(name, []).append(pareto.Trained(p.l0, p.report.delta_loss, note))
+  return drawn
+
+
+def methods(points: Sequence[Point]) -> list[str]:
+  """Methods other than the encoder, in the order of the table."""
+  return [m for m in dict.fromkeys(p.method for p in points) if m != ENCODER]
+
+
+def picture(points: Sequence[Point], found: Agreement, title: str, path: Path) -> None:
+  """Draws the loss over L0 for each method, and the agreement of the latents."""
+  shown = methods(points)
+  fig = charts.figure(9.4, 4.6 * (len(shown) + 1))
+  axes = fig.subplots(len(shown) + 1, 1)
+  for ax, method in zip(axes, shown):
+    pareto.draw(ax, lines(points, method), title=f'{title}: {method}')
+  curves.lines(axes[-1], title=_agreement_title(found), **_agreement_arguments(found))
+  charts.save(fig, path)
+
+
+def document(points: Sequence[Point], found: Agreement, title: str, command: str) -> str:
+  """Writes the results as one HTML page."""
+  first = points[0].report
+  lead = (
+    f'{first.predicted:,} predicted tokens, none of them trained on. The model has a loss of {first.loss:.4f} nats '
+    f'per token; with zero in place of the site {first.loss_zero:.4f}, with its mean {first.loss_mean:.4f}.'
+  )
+  sections = [
+    pareto.section(lines(points, method), title=f'{title}, {method}') for method in methods(points)
+  ]
+  sections.append(
+    page.section(
+      _agreement_title(found),
+      _agreement_text(found),
+      curves.lines_svg(**_agreement_arguments(found)),
+    )
+  )
+  rows = [f'{p.dictionary}, {p.method} {p.k or ""}'.rstrip() for p in points]
+  cells = [[show(p) for show in COLUMNS.values()] for p in points]
+  metrics = page.words(
+    cells, [[0.0] * len(COLUMNS)] * len(rows), rows=rows, columns=[*COLUMNS], corner='dictionary',
+    unit='losses and KL in nats per token; ± one standard error over batches',
+  )  # fmt: skip
+  sections.append(page.section('All metrics', 'Every candidate on the same tokens.', metrics))
+  return page.page(f'Sparse codes of {title}', lead, sections, command)
+
+
+def _agreement_title(found: Agreement) -> str:
+  return f'Latents of {found.dictionary}: gradient pursuit of {found.k} steps against the encoder'
+
+
+def _agreement_text(found: Agreement) -> str:
+  some = found.correlation[np.isfinite(found.correlation)]
+  middle = f'{np.median(some):.2f}' if some.size else 'unknown'
+  return (
+    f'{found.tokens:,} tokens. Rank 1 is the largest contribution of the encoder to a token. Over all tokens, the '
+    f'two activations of a latent have a median correlation of {middle} ({some.size:,} latents that are active on '
+    f'ten tokens or more).'
+  )
+
+
+def _agreement_arguments(found: Agreement) -> dict[str, Any]:
+  """Fractions and correlations by rank; ranks at which nothing varies are left out."""
+  rank = np.arange(1, found.k + 1)
+  known = np.isfinite(found.correlation_by_rank)
+  drawn = {
+    'chosen by the pursuit too': (rank, found.kept_by_rank),
+    'correlation of the activations': (rank[known], found.correlation_by_rank[known]),
+  }
+  return {
+    'curves': {name: xy for name, xy in drawn.items() if len(xy[0])},
+    'xlabel': "rank of the encoder's latent",
+    'ylabel': 'fraction of tokens, correlation',
+    'linear': 'xy',
+  }
+
+
+def _site(p: Point) -> Any:
+  (site,) = p.report.sites.values()
+  return site
+
+
+def _metadata(points: Sequence[Point], found: Agreement, command: str) -> dict[str, Any]:
+  rows = [
+    {
+      'dictionary': p.dictionary,
+      'method': p.method,
+      'k': p.k,
+      'delta_loss_se': p.delta_loss_se,
+      **p.report.metrics(),
+    }
+    for p in points
+  ]
+  agreement = {
+    name: value.tolist() if isinstance(value, np.ndarray) else value
+    for name, value in vars(found).items()
+  }
+  both = {'command': command, 'candidates': rows, 'latents': agreement}
+  return json.loads(json.dumps(both), parse_constant=lambda _: None)
