@@ -17,7 +17,7 @@ from experiments.ito.candidates import ENCODER
 from experiments.ito.latents import Agreement
 from experiments.ito.measure import Point
 from mechjax import files
-from mechjax.viz import charts, curves, page, pareto
+from mechjax.viz import charts, curves, page, pareto, scatter
 
 COLUMNS = {
   'L0': lambda p: f'{p.l0:.1f}',
@@ -26,6 +26,7 @@ COLUMNS = {
   'KL': lambda p: f'{p.report.kl:.4f}',
   'FVU': lambda p: f'{_site(p).fvu:.4f}',
 }
+BY_ENCODER, BY_PURSUIT = 'activation by the encoder', 'coefficient of the pursuit'
 Lines = dict[str, list[pareto.Trained]]
 
 
@@ -74,11 +75,13 @@ def methods(points: Sequence[Point]) -> list[str]:
 def picture(points: Sequence[Point], found: Agreement, title: str, path: Path) -> None:
   """Draws the loss over L0 for each method, and the agreement of the latents."""
   shown = methods(points)
-  fig = charts.figure(9.4, 4.6 * (len(shown) + 1))
-  axes = fig.subplots(len(shown) + 1, 1)
+  fig = charts.figure(9.4, 4.6 * (len(shown) + 2))
+  axes = fig.subplots(len(shown) + 2, 1)
   for ax, method in zip(axes, shown):
     pareto.draw(ax, lines(points, method), title=f'{title}: {method}')
-  curves.lines(axes[-1], title=_agreement_title(found), **_agreement_arguments(found))
+  curves.lines(axes[-2], title=_agreement_title(found), **_agreement_arguments(found))
+  one = found.both.T
+  scatter.scatter(axes[-1], *one, title=_latent_title(found), xlabel=BY_ENCODER, ylabel=BY_PURSUIT)
   charts.save(fig, path)
 
 
@@ -99,6 +102,8 @@ def document(points: Sequence[Point], found: Agreement, title: str, command: str
       curves.lines_svg(**_agreement_arguments(found)),
     )
   )
+  one = scatter.scatter_svg(*found.both.T, xlabel=BY_ENCODER, ylabel=BY_PURSUIT)
+  sections.append(page.section(_latent_title(found), _latent_text(found), one))
   rows = [f'{p.dictionary}, {p.method} {p.k or ""}'.rstrip() for p in points]
   cells = [[show(p) for show in COLUMNS.values()] for p in points]
   metrics = page.words(
@@ -120,6 +125,21 @@ def _agreement_text(found: Agreement) -> str:
     f'{found.tokens:,} tokens. Rank 1 is the largest contribution of the encoder to a token. Over all tokens, the '
     f'two activations of a latent have a median correlation of {middle} ({some.size:,} latents that are active on '
     f'ten tokens or more).'
+  )
+
+
+def _latent_title(found: Agreement) -> str:
+  return f'Latent {found.latent} of {found.dictionary}, token by token'
+
+
+def _latent_text(found: Agreement) -> str:
+  encoder, pursuit = found.both.T
+  alone = int(np.sum(encoder == 0))
+  return (
+    f'Each dot is one of the {len(encoder):,} tokens on which one of the two is positive. On the vertical axis are the '
+    f'{alone:,} tokens whose latent only the pursuit chooses, with a mean of '
+    f'{pursuit[encoder == 0].mean() if alone else 0:.2f}; on the horizontal axis the '
+    f'{int(np.sum(pursuit == 0)):,} that only the encoder has.'
   )
 
 

@@ -30,13 +30,15 @@ class Measured:
   Attributes:
     concept: name of the concept.
     frontiers: points of each method, keyed by its name in `METHODS`.
-    asked: share of rollouts with a word if the first prompt of the pair precedes the prompt, instead of any edit.
+    plain: share of rollouts with a word of the concept without an edit.
+    asked: the same if the first prompt of the pair precedes the prompt.
     lengths: length of the vector at each position, before and after padding latents are projected out; or one of them.
     tokens: tokens of the longer prompt, for the axis of positions.
   """
 
   concept: str
   frontiers: dict[str, list[FrontierPoint]]
+  plain: Proportion
   asked: Proportion
   lengths: dict[str, np.ndarray]
   tokens: list[str]
@@ -63,17 +65,21 @@ def measure(settings: Settings, out: Path) -> list[Measured]:
       for method in settings.chosen:
         frontiers[METHODS[method]] = _frontier(settings, m, method, out / f'{name}_{method}.json')
         bar.update()
-      asked = _ask(settings, m, out / f'{name}.json')
-      found.append(Measured(name, frontiers, asked, _lengths(m), _tokens(m)))
+      without = _unsteered(settings, m, out / f'{name}.json')
+      found.append(Measured(name, frontiers, *without, _lengths(m), _tokens(m)))
   return found
 
 
-def _ask(settings: Settings, m: Materials, path: Path) -> Proportion:
-  """Success without an edit if the prompt itself names the concept."""
+def _unsteered(settings: Settings, m: Materials, path: Path) -> tuple[Proportion, Proportion]:
+  """Success without an edit: with the prompts alone, and after a sentence that names the concept."""
   if not path.exists():
-    texts = rollouts(settings, m.model, f'{m.concept.plus}. ')(None)
-    files.write_json(path, [count_successes(texts, m.concept.words), len(texts)])
-  return Proportion(*json.loads(path.read_text()))
+    counts = []
+    for before in ('', f'{m.concept.plus}. '):
+      texts = rollouts(settings, m.model, before)(None)
+      counts.append([count_successes(texts, m.concept.words), len(texts)])
+    files.write_json(path, counts)
+  plain, asked = json.loads(path.read_text())
+  return Proportion(*plain), Proportion(*asked)
 
 
 def _frontier(settings: Settings, m: Materials, method: str, path: Path) -> list[FrontierPoint]:

@@ -37,6 +37,7 @@ def write(found: Sequence[Measured], title: str, command: str, out: Path) -> Non
   print(comparison(found), table(found), sep='\n\n')
   rows = {
     m.concept: {
+      'plain': [m.plain.count, m.plain.total],
       'asked': [m.asked.count, m.asked.total],
       'frontiers': {k: [dataclasses.asdict(p) for p in v] for k, v in m.frontiers.items()},
       'lengths': {k: v.tolist() for k, v in m.lengths.items()},
@@ -52,14 +53,15 @@ def write(found: Sequence[Measured], title: str, command: str, out: Path) -> Non
 
 
 def comparison(found: Sequence[Measured]) -> str:
-  """Success of all methods at equal loss, as Markdown; empty where the coefficients do not reach a loss."""
+  """Success of all methods at equal loss, as Markdown; empty where the coefficients do not reach a loss.
+
+  The rows without an edit add no loss, and their share is in the first column.
+  """
   heads = ' | '.join(f'at +{loss:g}' for loss in LOSSES)
   lines = [f'| concept | changed | method | {heads} |', '|---' * (3 + len(LOSSES)) + '|']
   for m in found:
-    asked = f'{m.asked} without an edit'
-    lines.append(
-      f'| {m.concept} | the prompt | its first sentence | {asked} |' + ' |' * (len(LOSSES) - 1)
-    )
+    for share, name in ((m.plain, 'nothing'), (m.asked, 'a sentence before the prompt')):
+      lines.append(f'| {m.concept} | {name} |  | {share} |{" |" * (len(LOSSES) - 1)}')
     for kind, changed in NAMES.items():
       points = of_kind(m, kind)
       at = [success_at_equal_loss(points, loss) for loss in LOSSES] if points else []
@@ -121,7 +123,7 @@ def _panels(m: Measured) -> list[tuple[str, str, dict[str, Any]]]:
       f'{m.concept}, edits of {NAMES[kind]}',
       f'Each mark is a coefficient; an increase under {LEAST:g} nats is drawn at {LEAST:g}. With the concept in the '
       f'prompt and no edit: {m.asked}. Hover over a mark for its interval and its share of different pairs of words.',
-      _frontier_arguments(points, KINDS[kind]),
+      _frontier_arguments(m, points, KINDS[kind]),
     )
     for kind in NAMES
     if (points := of_kind(m, kind))
@@ -130,19 +132,20 @@ def _panels(m: Measured) -> list[tuple[str, str, dict[str, Any]]]:
   return [*panels, (f'{m.concept}, length of the vector', text, _length_arguments(m))]
 
 
-def _frontier_arguments(methods: dict[str, list[FrontierPoint]], xlabel: str) -> dict[str, Any]:
-  """Curves in the order of the loss, and the share without steering as a bound."""
+def _frontier_arguments(
+  m: Measured, methods: dict[str, list[FrontierPoint]], xlabel: str
+) -> dict[str, Any]:
+  """Curves in the order of the loss, and the share without an edit as a bound."""
   drawn, notes = {}, {}
-  plain = [p.success for points in methods.values() for p in points if p.coefficient == 0]
   for name, points in methods.items():
-    shown = sorted((p for p in points if p.coefficient != 0), key=lambda p: p.loss_increase)
+    shown = sorted(points, key=lambda p: p.loss_increase)
     drawn[name] = ([max(p.loss_increase, LEAST) for p in shown], [p.success for p in shown])
     notes[name] = [
       f'c = {p.coefficient:g}, {p.interval[0]:.2f} to {p.interval[1]:.2f}, distinct-2 {p.distinct_2:.2f}'
       for p in shown
     ]
-  ends = [f(x for xs, _ in drawn.values() for x in xs) for f in (min, max)]
-  bound = ('without an edit', (ends, [plain[0]] * 2)) if plain else None
+  losses = [x for xs, _ in drawn.values() for x in xs]
+  bound = 'without an edit', ([min(losses), max(losses)], [m.plain.share] * 2)
   return {
     'curves': drawn, 'notes': notes, 'xlabel': xlabel, 'ylabel': SUCCESS, 'bound': bound, 'linear': 'y',
   }  # fmt: skip

@@ -52,13 +52,13 @@ class Settings:
   dictionary: str = ''
   concepts: tuple[str, ...] = ('wedding', 'war')
   methods: tuple[str, ...] = ()
-  coefficients: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
-  everywhere: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
+  coefficients: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0)
+  everywhere: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
   rollouts: int = 64
   new_tokens: int = 48
   text: str = 'debian-handbook'
-  texts: int = 8
-  text_length: int = 1024
+  texts: int = 4
+  text_length: int = 512
   padding_latents: int = 2
   epochs: int = 12
   out: str = 'out/steering'
@@ -77,8 +77,8 @@ class Settings:
         )
     for field in ('concepts', 'coefficients', 'everywhere'):
       values = getattr(self, field)
-      if not values or len({*values}) < len(values):
-        raise SteeringError(f'{field}={list(values)}: at least one, each once')
+      if not values or len({*values}) < len(values) or 0 in values:
+        raise SteeringError(f'{field}={list(values)}: at least one, each once, and none that is 0')
     for name in (
       'rollouts',
       'new_tokens',

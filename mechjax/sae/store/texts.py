@@ -6,8 +6,8 @@
     texts('hf:allenai/c4:en:train')           a data set of a hub, streamed: name, configuration, split
 
 Formats are recognised by suffix: JSONL, Parquet, HTML, dictionaries of dictd (`.dict`), and plain text with several
-suffixes; each can be followed by `.gz` or `.dz`. The order is fixed, so that positions counted from the first text stay valid. HTML is reduced to its visible
-text.
+suffixes; each can be followed by `.gz` or `.dz`. The order is fixed, so that positions counted from the first text stay
+valid. HTML is reduced to its visible text, and an entry of a dictionary is one text.
 
 Sharp edge: a whole file, or a row group of Parquet, is in memory at once.
 """
