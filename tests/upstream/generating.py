@@ -83,17 +83,31 @@ def check_cache_keeps_what_was_computed(forward, last_layer):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
-def check_edit(forward, n=4):
+WHERES = {
+  'first': (steering.first(2), lambda t, n: t < 2),
+  'last': (steering.last(1), lambda t, n: t == n - 1),
+  'prompt': (steering.prompt, lambda t, n: t < n),
+  'generated': (steering.generated, lambda t, n: t >= n),
+  'at': (steering.at(0, 1), lambda t, n: t in (0, 1)),
+  'everywhere': (steering.everywhere, lambda t, n: True),
+  'from the last': (steering.last(1) | steering.generated, lambda t, n: t >= n - 1),
+}
+"""Choices of positions, and the same by hand: functions of a position and of the length of its prompt."""
+
+
+def check_edit(forward, name, n=4):
   """Asserts that an edit of `mechjax.steering` under the cache equals an uncached pass with the edit by hand."""
+  where, is_chosen = WHERES[name]
   v = np.random.default_rng(0).standard_normal(SIZES['d_model']).astype(np.float32)
-  edit = steering.Add('resid_post.0', v, where=steering.last(1) | steering.generated)
+  edit = steering.Add('resid_post.0', v, where=where)
   model, params, plants = forward.generator, forward.params, edit.plants(3.0)
   rows = [np.array(prompt) for prompt in PROMPTS]
   assert not plans.make(model, params, rows, n, plants, 'logits').whole
   out = generate.generate(model, params, PROMPTS, n, plants=plants, sites='logits, v.1')
   added = np.zeros((len(PROMPTS), 16, SIZES['d_model']), np.float32)
   for row, prompt in zip(added, PROMPTS):
-    row[len(prompt) - 1 :] = 3.0 * v
+    for t in range(16):
+      row[t] = 3.0 * v * is_chosen(t, len(prompt))
   by_hand, plain = (
     uncached(forward, {'resid_post.0': lambda x, a=a: x + a}, out) for a in (added, 0 * added)
   )

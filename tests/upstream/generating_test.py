@@ -63,9 +63,11 @@ def test_a_cache_changes_no_token_and_no_value(code, n_layers):
   with code() as forward:
     generating.check(forward)
     generating.check_cache_keeps_what_was_computed(forward, n_layers - 1)
+    generating.check_edit(forward, 'from the last')
 
 
 @pytest.mark.upstream
-def test_an_edit_means_the_same_in_upstream_code():
+@pytest.mark.parametrize('where', generating.WHERES)
+def test_an_edit_means_the_same_in_upstream_code(where):
   with tunix_llama() as forward:
-    generating.check_edit(forward)
+    generating.check_edit(forward, where)
