@@ -133,7 +133,7 @@ def directions_of(params: Params) -> Params:
 
 
 def random_directions(sae: Architecture, bias: jax.Array, seed: int) -> Params:
-  """As many directions, drawn uniformly from the sphere, with the bias of a trained dictionary."""
+  """Directions drawn uniformly from the sphere, with the size and the bias of a trained dictionary."""
   W_dec = jax.random.normal(jax.random.key(seed), (sae.width, sae.d_in))
   return {'W_dec': W_dec / jnp.linalg.norm(W_dec, axis=1, keepdims=True), 'b_dec': bias}
 

@@ -76,7 +76,7 @@ def choose_latent(m: Materials) -> int:
 
 
 def _strongest(m: Materials) -> tuple[int, np.ndarray]:
-  """That latent, and its contribution where it is strongest in texts of the concept, [D]."""
+  """The chosen latent, and its contribution where it is strongest in texts of the concept, [D]."""
   one, params = m.autoencoder
   acts, counted = m.texts(m.concept.positive)
   rows, latent = acts[counted], choose_latent(m)

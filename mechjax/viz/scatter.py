@@ -33,7 +33,7 @@ def scatter(ax: Axes, xs: Numbers, ys: Numbers, *, title: str, xlabel: str, ylab
     xlabel, ylabel: the two measurements, with their unit.
 
   Raises:
-    ChartError: xs and ys differ in number, there are none, or some are missing or infinite.
+    ChartError: xs and ys differ in number or are empty, or some are missing or infinite.
   """
   x, y, span = _check_points(xs, ys)
   ends = [span.low, span.high]
