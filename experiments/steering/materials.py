@@ -41,12 +41,11 @@ class Materials:
   @cached_property
   def pair(self) -> Pair:
     """The two prompts, padded on the right with spaces, after a token that begins texts."""
-    tokenizer = self.model.tokenizer
     plus, minus = (
       np.asarray(self.model.tokens(text, bos=False))[0]
       for text in (self.concept.plus, self.concept.minus)
     )
-    return Pair.of(plus, minus, pad=self.model.token(' '), bos=layout.first_token(tokenizer))
+    return Pair.of(plus, minus, pad=self.model.token(' '), bos=first_token(self.model))
 
   @cached_property
   def acts(self) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +65,7 @@ class Materials:
 
   def pad(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of texts with the token that begins them, padded on the right, and their mask, [B, T]."""
-    begin = layout.first_token(self.model.tokenizer)
+    begin = first_token(self.model)
     rows = [[begin, *self.model.tokenizer.split(text)] for text in texts]
     longest = max(map(len, rows))
     mask = np.array([[i < len(row) for i in range(longest)] for row in rows])
@@ -84,6 +83,21 @@ class Materials:
     """The dictionary, which the settings require for the methods that use one."""
     assert self.dictionary is not None
     return self.dictionary
+
+
+def first_token(model: LanguageModel) -> int:
+  """The token that begins every text: BOS, or else EOS.
+
+  Raises:
+    SteeringError: the tokenizer has neither.
+  """
+  found = layout.first_token(model.tokenizer)
+  if found is None:
+    raise SteeringError(
+      'the tokenizer has neither a BOS nor an EOS token',
+      cause='activation addition needs a token that begins both prompts, for the attention sink',
+    )
+  return found
 
 
 def load(settings: Settings) -> Callable[[Concept], Materials]:

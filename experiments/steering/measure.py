@@ -20,7 +20,7 @@ from mechjax.errors import SteeringError
 from mechjax.models.language_model import LanguageModel
 from mechjax.steering import FrontierPoint, Proportion, frontier
 from mechjax.steering.rollouts import count_successes
-from mechjax.train_sae import corpora, layout
+from mechjax.train_sae import corpora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ def rollouts(
   settings: Settings, model: LanguageModel, before: str = ''
 ) -> Callable[[Any], list[str]]:
   """Function from plants to sampled texts, with the same random numbers for all plants; `before` begins the prompts."""
-  begin = layout.first_token(model.tokenizer)
+  begin = materials.first_token(model)
   rows = [[begin, *model.tokenizer.split(before + prompt)] for prompt in PROMPTS]
 
   def sample(plants: Any) -> list[str]:
@@ -120,7 +120,7 @@ def rollouts(
 
 def unrelated_texts(settings: Settings, model: LanguageModel) -> np.ndarray:
   """Token ids of the first long passages of a text, int32 [texts, text_length]."""
-  begin, n, T = layout.first_token(model.tokenizer), settings.texts, settings.text_length
+  begin, n, T = materials.first_token(model), settings.texts, settings.text_length
   ids: list[int] = []
   for text in corpora.texts(settings.text):
     ids += model.tokenizer.split(text)

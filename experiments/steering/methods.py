@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.steering.materials import Materials
@@ -50,11 +51,11 @@ def projected_vector(m: Materials) -> np.ndarray:
   one, params = m.autoencoder
   largest = np.zeros(one.width)
   for acts in m.acts:
-    f = np.asarray(one.encode(params, acts.astype(np.float32)))
+    f = np.asarray(one.encode(params, jnp.asarray(acts)))
     largest = np.maximum(largest, f[m.padding].max(0, initial=0))
   latents = np.argsort(-largest, kind='stable')[: m.settings.padding_latents]
   basis = orthonormal_basis(np.asarray(params['W_dec'])[latents])
-  return np.asarray(remove(pair_vector(m), basis))
+  return np.asarray(remove(jnp.asarray(pair_vector(m)), basis))
 
 
 def _random_rows(m: Materials) -> np.ndarray:
@@ -71,7 +72,7 @@ def choose_latent(m: Materials) -> int:
   means = []
   for texts in (m.concept.positive, m.concept.negative):
     acts, counted = m.texts(texts)
-    means.append(np.asarray(one.encode(params, acts[counted].astype(np.float32))).mean(0))
+    means.append(np.asarray(one.encode(params, jnp.asarray(acts[counted]))).mean(0))
   return int(np.argmax(means[0] - means[1]))
 
 
@@ -80,7 +81,7 @@ def _strongest(m: Materials) -> tuple[int, np.ndarray]:
   one, params = m.autoencoder
   acts, counted = m.texts(m.concept.positive)
   rows, latent = acts[counted], choose_latent(m)
-  best = np.asarray(one.encode(params, rows.astype(np.float32)))[:, latent].argmax()
+  best = np.asarray(one.encode(params, jnp.asarray(rows)))[:, latent].argmax()
   return latent, of_latents(one, params, rows[[best]], [latent])[0]
 
 

@@ -83,8 +83,8 @@ class Positioned:
       positions_BxT: positions of the columns in their texts; -1 at padding.
       prompt_length_B: tokens of each prompt.
     """
-    fn = self.fn
-    return lambda value: fn(value, positions_BxT, prompt_length_B)
+    fn, positions, length = self.fn, jnp.asarray(positions_BxT), jnp.asarray(prompt_length_B)
+    return lambda value: fn(value, positions, length)
 
   def __call__(self, value: PyTree) -> PyTree:
     """Refuses a pass without positions, such as `harvest.plant`.
