@@ -36,14 +36,21 @@ class Point:
   Attributes:
     dictionary, method, k: see `Candidate`.
     report: all metrics.
-    delta_loss_se: standard error of the increase of the loss over batches, in nats; NaN for one batch.
+    added: increase of the summed loss in each batch, in nats.
+    predicted: number of predictions in each batch.
   """
 
   dictionary: str
   method: str
   k: int | None
   report: EvaluationReport
-  delta_loss_se: float
+  added: np.ndarray
+  predicted: np.ndarray
+
+  @property
+  def delta_loss_se(self) -> float:
+    """Standard error of the increase of the loss per token over batches, in nats; NaN for one batch."""
+    return ratio_se(self.added, self.predicted)
 
   @property
   def l0(self) -> float:
@@ -116,17 +123,18 @@ def _point(one: Candidate, parts: list[Totals]) -> Point:
   total = parts[0]
   for part in parts[1:]:
     total = total.merge(part)
-  return Point(one.dictionary, one.method, one.k, report(total, 0.0), _standard_error(parts))
-
-
-def _standard_error(parts: list[Totals]) -> float:
-  """Standard error of the increase of the loss per token, a ratio of sums over batches."""
-  n = np.array([int(p.predicted) for p in parts], float)
   added = np.array([float(p.losses['spliced'] - p.loss) for p in parts])
-  if len(parts) < 2:
+  predicted = np.array([int(p.predicted) for p in parts], float)
+  return Point(one.dictionary, one.method, one.k, report(total, 0.0), added, predicted)
+
+
+def ratio_se(sums: np.ndarray, counts: np.ndarray) -> float:
+  """Standard error of a ratio of sums over batches, sum(sums) / sum(counts); NaN for one batch."""
+  if len(counts) < 2:
     return math.nan
-  left = added - added.sum() / n.sum() * n
-  return float(np.sqrt(len(parts) / (len(parts) - 1) * np.sum(np.square(left))) / n.sum())
+  left = sums - sums.sum() / counts.sum() * counts
+  spread = np.sqrt(len(counts) / (len(counts) - 1) * np.sum(np.square(left)))
+  return float(spread / counts.sum())
 
 
 # --- results so far ---------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.ito.candidates import ENCODER
 from experiments.ito.latents import Agreement
-from experiments.ito.measure import Point
+from experiments.ito.measure import Point, ratio_se
 from mechjax import files
 from mechjax.viz import charts, curves, page, pareto, scatter
 
@@ -27,12 +27,16 @@ COLUMNS = {
   'FVU': lambda p: f'{_site(p).fvu:.4f}',
 }
 BY_ENCODER, BY_PURSUIT = 'activation by the encoder', 'coefficient of the pursuit'
-Lines = dict[str, list[pareto.Trained]]
+LEAST = 1e-3
+TEXT = (
+  f'A line for each dictionary, a mark for each number of steps; lower and further left is better. Both axes are '
+  f'logarithmic, and {LEAST:g} nats or less are drawn at {LEAST:g}. Hover over a mark to see its numbers.'
+)
 
 
 def write(points: Sequence[Point], found: Agreement, title: str, command: str, out: Path) -> None:
-  """Prints the table, and writes `ito.json`, `ito.png` and `ito.html`."""
-  print(table(points))
+  """Prints the tables, and writes `ito.json`, `ito.png` and `ito.html`."""
+  print(equal_l0(points), table(points), sep='\n\n')
   files.write_json(out / 'ito.json', _metadata(points, found, command))
   picture(points, found, title, out / 'ito.png')
   (out / 'ito.html').write_text(document(points, found, title, command))
@@ -55,16 +59,51 @@ def table(points: Sequence[Point]) -> str:
   return '\n'.join(lines)
 
 
-def lines(points: Sequence[Point], method: str) -> Lines:
-  """A line for each dictionary with this method; the encoders as trained are one line."""
-  drawn: Lines = {}
+def equal_l0(points: Sequence[Point]) -> str:
+  """Pursuits with as many steps as the encoder of the same dictionary has latents, as Markdown.
+
+  Differences are taken batch by batch, so that the difficulty of the text is not in their standard errors.
+  """
+  heads = [
+    'dictionary',
+    'L0',
+    'encoder',
+    'latents from',
+    'delta loss',
+    'difference',
+    'FVU, encoder',
+    'FVU',
+  ]
+  rows = [f'| {" | ".join(heads)} |', '|---' * len(heads) + '|']
+  own = {p.dictionary: p for p in points if p.method == ENCODER}
+  for p in points:
+    encoder = own.get(p.dictionary)
+    if encoder is None or p is encoder or p.k != round(encoder.l0):
+      continue
+    gap = p.report.delta_loss - encoder.report.delta_loss
+    error = ratio_se(p.added - encoder.added, p.predicted)
+    cells = [
+      p.dictionary, f'{p.l0:.1f}', f'{encoder.report.delta_loss:.4f}', p.method, f'{p.report.delta_loss:.4f}',
+      f'{gap:+.4f} ± {error:.4f}', f'{_site(encoder).fvu:.4f}', f'{_site(p).fvu:.4f}',
+    ]  # fmt: skip
+    rows.append(f'| {" | ".join(cells)} |')
+  return '\n'.join(rows)
+
+
+def lines(points: Sequence[Point], method: str) -> dict[str, Any]:
+  """Arguments of a chart with a line for each dictionary with this method; the encoders as trained are one line."""
+  drawn: dict[str, tuple[list[float], list[float]]] = {}
+  notes: dict[str, list[str]] = {}
   for p in points:
     if p.method not in (method, ENCODER) or p.l0 == 0:
       continue
     name = p.method if p.method == ENCODER else p.dictionary
+    xs, ys = drawn.setdefault(name, ([], []))
+    xs.append(p.l0)
+    ys.append(max(p.report.delta_loss, LEAST))
     note = p.dictionary if p.method == ENCODER else f'k {p.k}'
-    drawn.setdefault(name, []).append(pareto.Trained(p.l0, p.report.delta_loss, note))
-  return drawn
+    notes.setdefault(name, []).append(f'{note}, {p.report.delta_loss:.4f} nats')
+  return {'curves': drawn, 'notes': notes, 'xlabel': pareto.L0, 'ylabel': pareto.DELTA_LOSS}
 
 
 def methods(points: Sequence[Point]) -> list[str]:
@@ -78,7 +117,7 @@ def picture(points: Sequence[Point], found: Agreement, title: str, path: Path) -
   fig = charts.figure(9.4, 4.6 * (len(shown) + 2))
   axes = fig.subplots(len(shown) + 2, 1)
   for ax, method in zip(axes, shown):
-    pareto.draw(ax, lines(points, method), title=f'{title}: {method}')
+    curves.lines(ax, title=f'{title}: {method}', **lines(points, method))
   curves.lines(axes[-2], title=_agreement_title(found), **_agreement_arguments(found))
   one = found.both.T
   scatter.scatter(axes[-1], *one, title=_latent_title(found), xlabel=BY_ENCODER, ylabel=BY_PURSUIT)
@@ -93,7 +132,8 @@ def document(points: Sequence[Point], found: Agreement, title: str, command: str
     f'per token; with zero in place of the site {first.loss_zero:.4f}, with its mean {first.loss_mean:.4f}.'
   )
   sections = [
-    pareto.section(lines(points, method), title=f'{title}, {method}') for method in methods(points)
+    page.section(method, TEXT, curves.lines_svg(**lines(points, method)))
+    for method in methods(points)
   ]
   sections.append(
     page.section(
@@ -164,20 +204,18 @@ def _site(p: Point) -> Any:
   return site
 
 
+def _describe(p: Point) -> dict[str, Any]:
+  """A candidate for JSON; the splice was checked, and its drift is not one of the sums."""
+  metrics = {k: v for k, v in p.report.metrics().items() if k != 'splice_drift'}
+  about = {'dictionary': p.dictionary, 'method': p.method, 'k': p.k}
+  batches = {'added': p.added.tolist(), 'predicted': p.predicted.tolist()}
+  return about | {'delta_loss_se': p.delta_loss_se} | batches | metrics
+
+
 def _metadata(points: Sequence[Point], found: Agreement, command: str) -> dict[str, Any]:
-  rows = [
-    {
-      'dictionary': p.dictionary,
-      'method': p.method,
-      'k': p.k,
-      'delta_loss_se': p.delta_loss_se,
-      **p.report.metrics(),
-    }
-    for p in points
-  ]
   agreement = {
     name: value.tolist() if isinstance(value, np.ndarray) else value
     for name, value in vars(found).items()
   }
-  both = {'command': command, 'candidates': rows, 'latents': agreement}
+  both = {'command': command, 'candidates': [*map(_describe, points)], 'latents': agreement}
   return json.loads(json.dumps(both), parse_constant=lambda _: None)

@@ -168,13 +168,26 @@ def test_agreement_counts_the_latents_that_both_choose():
   np.testing.assert_allclose(found.kept_by_rank, [1.0])
 
 
+def test_a_difference_is_taken_batch_by_batch():
+  rng = np.random.default_rng(0)
+  hard, counts = rng.normal(5, 3, 400), rng.integers(20, 60, 400).astype(float)
+  per_token = 0.1 + 0.02 * rng.standard_normal(400)
+  found = measure.ratio_se((hard + per_token) * counts - hard * counts, counts)
+  means = [np.average(per_token[i], weights=counts[i]) for i in rng.integers(0, 400, (2000, 400))]
+  np.testing.assert_allclose(found, np.std(means), rtol=0.15)  # the bootstrap over batches
+  assert np.isnan(measure.ratio_se(hard[:1], counts[:1]))
+
+
 def test_files_of_the_results_hold_every_candidate(settings, measured, capsys):
   subjects, out, points = measured
   found = latents.compare_latents(settings, subjects)
   report.write(points, found, '<b>tiny', 'command', out)
   saved = json.loads((out / 'ito.json').read_text())
   assert len(saved['candidates']) == len(points)
-  assert capsys.readouterr().out.count('\n| ') == len(points) + 1  # and the head of the table
+  printed = capsys.readouterr().out
+  assert f'{points[0].report.delta_loss:.4f} ± {points[0].delta_loss_se:.4f}' in printed
+  everything = printed[printed.index('| dictionary | latents from') :]
+  assert everything.count('\n| ') == len(points)
   assert (out / 'ito.png').stat().st_size > 10_000
   texts = ' '.join(Reader((out / 'ito.html').read_text()).texts)
   assert all(p.dictionary in texts for p in points)
