@@ -129,11 +129,9 @@ def _complete(
 
 
 def read_completion(model: LanguageModel, ids: list[int]) -> str:
-  """Text of a completion, without special pieces such as the end of a turn."""
-  text = model.text(ids)
-  for piece in ('<|im_end|>', '<|endoftext|>'):
-    text = text.removesuffix(piece)
-  return text
+  """Text of a completion, without the token that ended it."""
+  kept = ids[:-1] if ids and ids[-1] in model.tokenizer.stop_ids else ids
+  return model.text(kept) if kept else ''
 
 
 def make_twin(model: LanguageModel, direction: np.ndarray) -> LanguageModel:

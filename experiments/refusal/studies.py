@@ -28,7 +28,7 @@ FRENCH_WORDS = split_words(
   'par plus mais ou son sa ses leur se en être fait comme tout très à été peut ont'
 )
 ENGLISH_WORDS = split_words(
-  'the a an of and is are in for that which not you i he she we with on this these those to at by more but or his '
+  'the a an of and is are in for that which not you i she we with on this these those to at by more but or '
   'her its their be as all very it was can have from has will'
 )
 """Frequent function words; none of them is in both lists."""
