@@ -97,7 +97,7 @@ def complete(
   """Completions of the test prompts under every condition, keyed by kind and name.
 
   Returns:
-    For each condition its token ids ('tokens') and its texts ('texts'), or why there are none ('missing').
+    For each condition its token ids ('tokens') and its texts ('texts'), or the reason for their absence ('missing').
   """
   found = {}
   for one in list_conditions(settings, chosen):

@@ -102,7 +102,7 @@ def summarise(settings: Settings, chosen: Chosen) -> dict[str, Any]:
 
 
 def judge(study: Study, one: dict[str, Any]) -> dict[str, Any]:
-  """Counts and Wilson intervals of the three classes, and some completions; or why there are none."""
+  """Counts and Wilson intervals of the three classes, and some completions; or the reason for their absence."""
   if 'missing' in one:
     return one
   found: Judgements = study.judge.count(one['texts'])

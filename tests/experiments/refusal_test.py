@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import types
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,8 +38,15 @@ KINDS = ('positive', 'negative')
 
 
 def make_settings(out, **changes):
-  sizes = {'train': 16, 'validation': 8, 'test': 8, 'new_tokens': 2, 'controls': 1, 'batch': 8}
-  given = {'first_tokens': ANSWERS, 'positions': (-1,), 'induce': -20.0, 'kl': 1.0}
+  sizes: dict[str, Any] = {'train': 16, 'validation': 8, 'test': 8, 'batch': 8}
+  given: dict[str, Any] = {
+    'new_tokens': 2,
+    'controls': 1,
+    'first_tokens': ANSWERS,
+    'positions': (-1,),
+    'induce': -20.0,
+    'kl': 1.0,
+  }
   return Settings(**(sizes | given | {'out': str(out)} | changes))
 
 
@@ -133,14 +142,14 @@ def test_the_head_that_copies_the_direction_is_the_first(results):
 
 def test_a_finished_run_computes_nothing_again(planted_subject, out, results, said):
   assert {'metric', 'candidates', 'scores', 'inside', 'loss_plain'} <= {*said}
-  lines = []
+  lines: list[str] = []
   again = measure.measure(make_settings(out), planted_subject, lines.append)
   assert [line for line in lines if not line.startswith('chosen')] == []
   assert again == results
 
 
 def test_limits_that_leave_none_keep_the_scores(planted_subject, results, tmp_path):
-  lines = []
+  lines: list[str] = []
   with pytest.raises(
     SteeringError, match='none of 5 candidates is left by kl <= 1 and induce >= 1e'
   ):
@@ -226,7 +235,9 @@ def test_a_family_without_a_twin_is_reported(planted_subject, results):
   gemma = decoders.language_model('gemma', TOKENIZER)
   other = dataclasses.replace(planted_subject, model=gemma)
   one = conditions.Condition('weight twin', 'positive', np.ones(16))
-  chosen = type('Chosen', (), {'direction': type('R', (), {'direction': np.ones(16), 'layer': 1})})
+  chosen: Any = types.SimpleNamespace(
+    direction=types.SimpleNamespace(direction=np.ones(16), layer=1)
+  )
   found = conditions._complete(make_settings('out'), other, chosen, one)
   assert 'no change of the weights' in found['missing']
   rates = results['rates'] | {'positive weight twin': found}
@@ -310,6 +321,10 @@ class Chatter:
     return np.array([[*self.system, 1, 3, *(ord(c) % 128 for c in x[0]['content']), *self.end]])
 
 
+def make_chatter(**options) -> Any:
+  return Chatter(**options)
+
+
 @pytest.fixture
 def text(tmp_path):
   path = tmp_path / 'text.txt'
@@ -322,8 +337,8 @@ def test_prompts_with_and_without_the_system_message(text, tmp_path):
   suffix.write_text('abc\n')
   sizes = {'train': 8, 'validation': 4, 'test': 4, 'texts': 1, 'text_length': 20}
   given = {'study': 'refusal', 'text': text, 'suffix': str(suffix), 'positions': (-4,), **sizes}
-  with_system = subject.prepare(Settings(**given), Chatter())
-  without = subject.prepare(Settings(system=False, **given), Chatter())
+  with_system = subject.prepare(Settings(**given), make_chatter())
+  without = subject.prepare(Settings(system=False, **given), make_chatter())
   assert (with_system.after_start, with_system.before_end) == (6, 4)
   assert (without.after_start, without.before_end) == (2, 4)
   for a, b in zip(
@@ -334,7 +349,7 @@ def test_prompts_with_and_without_the_system_message(text, tmp_path):
   assert len(with_system.suffixes['random suffix']) == 4
   assert bytes(with_system.unrelated[0].tolist()).decode() == 'Some words of a text'
   assert {*with_system.texts['train']['positive']}.isdisjoint(with_system.texts['test']['positive'])
-  same = subject.prepare(Settings(system=False, **given), Chatter(system=False))
+  same = subject.prepare(Settings(system=False, **given), make_chatter(system=False))
   np.testing.assert_array_equal(
     same.prompts['train']['negative'].tokens, without.prompts['train']['negative'].tokens
   )
@@ -352,11 +367,11 @@ def test_what_the_prompts_cannot_give_is_refused(text, changes, message):
   sizes = {'train': 8, 'validation': 4, 'test': 4, 'texts': 1, 'text_length': 20}
   settings = Settings(**({'study': 'refusal', 'text': text, 'positions': (-1,)} | sizes | changes))
   with pytest.raises(SteeringError, match=message):
-    subject.prepare(settings, Chatter())
+    subject.prepare(settings, make_chatter())
 
 
 def test_a_template_of_another_kind_keeps_its_system_message():
-  odd = Chatter(system=False)
+  odd = make_chatter(system=False)
   odd.end = [4, 5, 6]
   assert subject.encode_chats(odd, ['a'], system=True)[0].tolist() == [1, 3, 97, 4, 5, 6]
   with pytest.raises(SteeringError, match='1 turns of a chat'):
