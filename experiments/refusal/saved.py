@@ -1,0 +1,88 @@
+"""Results of finished steps, in an output directory that belongs to one choice of settings.
+
+Every step has a file and a key: everything that its result depends on besides the settings of the directory. A file
+with another key is computed again, so that other limits of the choice use the saved scores, and completions of another
+direction are never taken for those of this one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.refusal.settings import FREE, Settings
+from mechjax import files
+from mechjax.errors import SteeringError
+
+SETTINGS = 'settings.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+  """Files of finished steps.
+
+  Attributes:
+    out: their directory.
+    log: called with the name of each step that is computed.
+  """
+
+  out: Path
+  log: Callable[[str], Any] = print
+
+  def arrays(
+    self, name: str, key: Any, compute: Callable[[], Mapping[str, Any]]
+  ) -> dict[str, np.ndarray]:
+    """Arrays of a step, from its file or computed."""
+    path, key = self.out / f'{name}.npz', json.dumps(key)
+    if path.exists():
+      found = files.read_npz(path, SteeringError)
+      if found.pop('key').item() == key:
+        return found
+    self.log(name)
+    computed = {k: np.asarray(v) for k, v in compute().items()}
+    with files.whole(path) as file:
+      np.savez(file, key=np.array(key), **computed)  # type: ignore[arg-type]
+    return computed
+
+  def json(self, name: str, key: Any, compute: Callable[[], Any]) -> Any:
+    """Plain values of a step, from its file or computed."""
+    path, key = self.out / f'{name}.json', json.loads(json.dumps(key))
+    if path.exists():
+      found = json.loads(path.read_text())
+      if found['key'] == key:
+        return found['value']
+    self.log(name)
+    value = json.loads(json.dumps(compute()))
+    files.write_json(path, {'key': key, 'value': value})
+    return value
+
+
+def claim(settings: Settings, fingerprint: str, log: Callable[[str], Any] = print) -> Saved:
+  """Makes the output directory, or finds the one that the same settings made.
+
+  Args:
+    settings: settings of the study.
+    fingerprint: fingerprint of the parameters.
+    log: called with the name of each step that is computed.
+
+  Raises:
+    SteeringError: it holds results of other settings, or of other parameters.
+  """
+  out = Path(settings.out)
+  out.mkdir(parents=True, exist_ok=True)
+  kept = {k: v for k, v in dataclasses.asdict(settings).items() if k not in FREE}
+  mine = json.loads(json.dumps(kept | {'fingerprint': fingerprint}))
+  path = out / SETTINGS
+  if path.exists() and (there := json.loads(path.read_text())) != mine:
+    differing = sorted(k for k in mine | there if mine.get(k) != there.get(k))
+    raise SteeringError(
+      f'{out} holds results of other settings: {", ".join(differing)}',
+      hint='give another --out, or remove that directory',
+    )
+  files.write_json(path, mine)
+  return Saved(out, log)
