@@ -26,6 +26,7 @@ def claim(
   settings: Any,
   error: type[MechjaxError],
   free: Collection[str] = (),
+  **more: str,
 ) -> Path:
   """Makes an output directory, or finds the one that the same settings made.
 
@@ -34,6 +35,7 @@ def claim(
     settings: dataclass of settings.
     error: class of the error.
     free: fields that may differ, because results of several values stand side by side.
+    **more: other values on which results depend, such as a fingerprint of the weights.
 
   Raises:
     MechjaxError: of the class `error`, if the directory holds results of other settings.
@@ -41,7 +43,7 @@ def claim(
   out = Path(place)
   out.mkdir(parents=True, exist_ok=True)
   kept = {k: v for k, v in dataclasses.asdict(settings).items() if k not in (*free, 'out')}
-  mine = json.loads(json.dumps(kept))
+  mine = json.loads(json.dumps(kept | more))
   path = out / SETTINGS
   if path.exists() and (there := json.loads(path.read_text())) != mine:
     differing = sorted(k for k in mine | there if mine.get(k) != there.get(k))

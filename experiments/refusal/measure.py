@@ -18,13 +18,15 @@ from typing import Any
 
 import numpy as np
 
+from experiments import outputs
 from experiments.refusal.choosing import Chosen, choose
 from experiments.refusal.conditions import REMOVED, TWIN, complete, measure_losses
 from experiments.refusal.inside import look_inside
-from experiments.refusal.saved import claim
-from experiments.refusal.settings import Settings
+from experiments.refusal.saved import Saved
+from experiments.refusal.settings import FREE, Settings
 from experiments.refusal.studies import Study
 from experiments.refusal.subject import Subject
+from mechjax.errors import SteeringError
 from mechjax.steering import Judgements
 from mechjax.steering.judging import CLASSES
 from mechjax.steering.selection import SCORES
@@ -68,6 +70,12 @@ def measure(
     'losses': losses,
     'inside': inside,
   }
+
+
+def claim(settings: Settings, fingerprint: str, log: Callable[[str], Any] = print) -> Saved:
+  """The results so far; limits and suffix may change within a directory, see `outputs.claim`."""
+  out = outputs.claim(settings.out, settings, SteeringError, FREE, fingerprint=fingerprint)
+  return Saved(out, log)
 
 
 def describe_choice(settings: Settings, chosen: Chosen) -> str:

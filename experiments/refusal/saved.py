@@ -15,11 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.refusal.settings import FREE, Settings
 from mechjax import files
 from mechjax.errors import SteeringError
-
-SETTINGS = 'settings.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,29 +57,3 @@ class Saved:
     value = json.loads(json.dumps(compute()))
     files.write_json(path, {'key': key, 'value': value})
     return value
-
-
-def claim(settings: Settings, fingerprint: str, log: Callable[[str], Any] = print) -> Saved:
-  """Makes the output directory, or finds the one that the same settings made.
-
-  Args:
-    settings: settings of the study.
-    fingerprint: fingerprint of the parameters.
-    log: called with the name of each step that is computed.
-
-  Raises:
-    SteeringError: it holds results of other settings, or of other parameters.
-  """
-  out = Path(settings.out)
-  out.mkdir(parents=True, exist_ok=True)
-  kept = {k: v for k, v in dataclasses.asdict(settings).items() if k not in FREE}
-  mine = json.loads(json.dumps(kept | {'fingerprint': fingerprint}))
-  path = out / SETTINGS
-  if path.exists() and (there := json.loads(path.read_text())) != mine:
-    differing = sorted(k for k in mine | there if mine.get(k) != there.get(k))
-    raise SteeringError(
-      f'{out} holds results of other settings: {", ".join(differing)}',
-      hint='give another --out, or remove that directory',
-    )
-  files.write_json(path, mine)
-  return Saved(out, log)

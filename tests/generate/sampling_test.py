@@ -1,14 +1,18 @@
 """The choice of a token from logits."""
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from mechjax import errors, generate
 from mechjax.generate.sampling import Sampling, choose, history_of, penalise, restrict
 from tests.generate.small import PROMPTS, generated, model
 from tests.models import decoders
+
+RESTRICT = jax.jit(restrict, static_argnums=1)
 
 
 def frequencies(logits, sampling, n=4000):
@@ -150,3 +154,21 @@ def test_tokens_come_one_by_one_up_to_the_stop_token():
   assert until == ids[: ids.index(ids[3])]
   with pytest.raises(errors.MechjaxError, match='n_tokens=0'):
     generate.stream(model('gpt2'), params, PROMPTS[0], 0)
+
+
+@hypothesis.given(
+  st.lists(st.integers(-6, 6), min_size=8, max_size=8),
+  st.sampled_from([0.05, 0.3, 0.5, 0.77, 0.95]),
+)
+def test_top_p_removes_one_token_after_the_other(quarters, top_p):
+  logits = np.array(quarters, np.float32) / 4  # with many ties
+  p = np.exp(logits.astype(np.float64))
+  p /= p.sum()
+  order = sorted(range(len(p)), key=lambda i: (logits[i], i))
+  left = 1 - top_p - np.cumsum(p[order])
+  hypothesis.assume(np.abs(left).min() > 1e-5)
+  removed = {i for i, rest in zip(order[:-1], left) if rest > 0}
+  for dtype in (jnp.float32, jnp.float64):
+    with jax.enable_x64(dtype == jnp.float64):
+      kept = RESTRICT(jnp.asarray(logits[None], dtype), Sampling(1.0, top_p=top_p))[0]
+    assert {int(i) for i in np.flatnonzero(np.isneginf(kept))} == removed
