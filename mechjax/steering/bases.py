@@ -97,6 +97,12 @@ def normalise(direction: Float[Array | np.ndarray, '*batch D']) -> Float[Array, 
     raise SteeringError(
       f'a direction is a floating-point vector [D], not {dtype or type(direction).__name__}{list(shape)}'
     )
+  if isinstance(direction, np.ndarray):  # in float64, which holds lengths that float32 does not
+    rows = direction.astype(np.float64)
+    _check_rows(rows.reshape(-1, shape[-1]))
+    scaled = rows / np.abs(rows).max(-1, keepdims=True)
+    unit = scaled / np.linalg.norm(scaled, axis=-1, keepdims=True)
+    return jnp.asarray(unit, precision.wide_dtype(jax.dtypes.canonicalize_dtype(dtype)))
   if not isinstance(direction, jax.core.Tracer):
     _check_rows(np.asarray(direction, np.float64).reshape(-1, shape[-1]))
   wide = precision.wide(jnp.asarray(direction))

@@ -76,6 +76,15 @@ def check_number(name: str, value: ArrayLike) -> Float[Array, '']:
   return jnp.asarray(value, jnp.result_type(float))
 
 
+def check_layer(layer: object) -> None:
+  """Raises SteeringError unless a layer is None or one whole number, which may be traced."""
+  if layer is None:
+    return
+  dtype = getattr(layer, 'dtype', None) or np.result_type(type(layer))
+  if isinstance(layer, bool) or np.ndim(layer) or not jnp.issubdtype(dtype, jnp.integer):  # type: ignore[arg-type]
+    raise SteeringError(f'layer={layer!r:.100}; expected the number of one layer')
+
+
 def check_pair(
   plus: Float[ArrayLike, ' ...'], minus: Float[ArrayLike, ' ...'], ndim: int, axes: str
 ) -> tuple[Float[np.ndarray, ' ...'], Float[np.ndarray, ' ...']]:

@@ -135,8 +135,12 @@ def _cut(sae: Architecture, params: Params, at: Int[Array, '']) -> Params:
 
 
 def _cast(params: Params, x: Float[Array, '*batch D']) -> Params:
-  """Parameters in the dtype of activations, which is the wider one."""
-  return jax.tree.map(lambda p: p.astype(x.dtype), params)
+  """Parameters in the dtype of activations, which is the wider one; whole numbers, such as k, stay."""
+
+  def cast(p: Array) -> Array:
+    return p.astype(x.dtype) if jnp.issubdtype(p.dtype, jnp.floating) else p
+
+  return jax.tree.map(cast, params)
 
 
 def _take_ranked(z: Float[Array, '*batch M'], at: Int[Array, ''], k: int) -> Float[Array, '*batch']:

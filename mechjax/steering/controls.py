@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float64
 
 from mechjax.errors import SteeringError
-from mechjax.steering.bases import normalise
+from mechjax.steering.checks import check_vector
 
 
 def draw_directions(
@@ -34,7 +34,7 @@ def draw_directions(
   """
   if n < 1:
     raise SteeringError(f'n={n!r} random directions: at least one is needed')
-  normalise(direction)  # refuses a direction without a length
+  check_vector('the direction', direction, (1,))
   length = np.linalg.norm(np.asarray(direction, np.float64))
   drawn = np.random.default_rng(seed).standard_normal((n, len(direction)))
   return drawn * (length / np.linalg.norm(drawn, axis=1, keepdims=True))

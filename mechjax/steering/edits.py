@@ -16,7 +16,7 @@ that one description serves a pass, a generation and upstream code (`where`):
 
 The coefficient c, vectors, bases, the target a and the layer (`layer=`) are arrays that the plants close over: a sweep
 over any of them compiles nothing. c = 0 and an empty basis change no bit: values are chosen, not multiplied by zero,
-which would turn -0.0 into 0.0.
+which would turn -0.0 into 0.0. The derivative in c at 0 is that of the formula all the same.
 
 Clamping needs no reconstruction. With f' = f but f'_i = a, decode(f') + (x - decode(f)) = x + (a - f_i) d_i: the
 reconstruction and its error cancel (Templeton et al. 2024).
@@ -33,6 +33,7 @@ import abc
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -41,7 +42,7 @@ from jaxtyping import Array, Float, Int, Int32
 from mechjax import harvest, precision, sites
 from mechjax.errors import SteeringError
 from mechjax.steering.bases import normalise, remove
-from mechjax.steering.checks import check_number, check_vector, is_traced
+from mechjax.steering.checks import check_layer, check_number, check_vector, is_traced
 from mechjax.steering.where import Ordered, Where, everywhere
 
 Change = Callable[[Array, Array, Array, Array], Array]
@@ -91,6 +92,7 @@ class SiteEdit(Edit):
 
   def __post_init__(self) -> None:
     patterns = sites.as_patterns(self.site)
+    check_layer(self.layer)
     if self.layer is not None and any(map(sites.names_layers, patterns)):
       raise SteeringError(
         f'site={self.site!r} names a layer, and layer={self.layer!r} as well',
@@ -226,6 +228,7 @@ class Together(Edit):
   edits: Sequence[Edit]
 
   def __post_init__(self) -> None:
+    object.__setattr__(self, 'edits', tuple(self.edits))
     if not self.edits or not all(isinstance(e, Edit) for e in self.edits):
       raise SteeringError(f'Together({self.edits!r:.100}); expected one edit or more')
 
@@ -244,7 +247,8 @@ class Together(Edit):
         if site in found:
           raise SteeringError(
             f'two edits at {site!r}',
-            hint='join the vectors, or give the sites in different patterns',
+            cause='edits at one site, or at two layers of one name that are given as data, by layer=',
+            hint="join the vectors; or name the layers: 'resid_pre.0', 'resid_pre.1'",
           )
         found[site] = planted
     return found
@@ -265,11 +269,28 @@ def _apply(edit: SiteEdit, c: Float[Array, '']) -> Callable[[Array, Array, Array
         cause='edits change vectors [B, T, D]; heads, keys and probabilities have other axes',
         hint='a site of the residual stream, or of what is written to it: resid_pre, attn_out, mlp_out, resid_post',
       )
-    chosen_BxT = where.choose(positions_BxT, prompt_length_B) & (c != 0)
+    if value.shape[:2] != positions_BxT.shape:
+      raise SteeringError(
+        f'an edit of a value of shape {value.shape} at positions of shape {positions_BxT.shape}',
+        cause='a mask, or a shape of tokens, of another batch',
+        hint='in_one_pass(plants, mask) takes the mask of the tokens, or tokens.shape',
+      )
+    chosen_BxT = where.choose(positions_BxT, prompt_length_B)
     new = change(precision.wide(value), positions_BxT, prompt_length_B, c).astype(value.dtype)
-    return jnp.where(chosen_BxT[..., None], new, value)
+    return jnp.where(chosen_BxT[..., None], _unless_zero(c, new, value), value)
 
   return apply
+
+
+@jax.custom_jvp
+def _unless_zero(c: Array, new: Array, old: Array) -> Array:
+  """The new value, or the old one to the last bit if c is 0; the derivative is that of the new value in both cases."""
+  return jnp.where(c != 0, new, old)
+
+
+@_unless_zero.defjvp
+def _(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]) -> tuple:
+  return _unless_zero(*primals), tangents[1]
 
 
 def _remove_part(x: Array, basis: Array, c: Array) -> Array:

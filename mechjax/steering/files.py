@@ -153,7 +153,7 @@ def _save_gguf(path: Path, record: SteeringVector) -> None:
         f'the vector at {site} of shape {np.shape(vector)} is not the only [D] of its layer',
         hint='one vector for each layer; save others as .safetensors',
       )
-    layers[layer] = np.asarray(vector, np.float32)
+    layers[layer] = _narrow(site, np.asarray(vector))
   widths = {len(v) for v in layers.values()}
   if len(widths) > 1:
     raise SteeringError(f'vectors of the widths {sorted(widths)} in one control vector')
@@ -161,6 +161,18 @@ def _save_gguf(path: Path, record: SteeringVector) -> None:
   metadata |= {f'{CONTROL}.model_hint': record.model, f'{CONTROL}.layer_count': len(layers)}
   arrays = {f'direction.{layer}': layers[layer] for layer in sorted(layers)}
   gguf_writing.save(path, arrays, CONTROL, metadata)
+
+
+def _narrow(site: str, vector: np.ndarray) -> Float[np.ndarray, ' D']:
+  """A vector in float32, which the format has."""
+  with np.errstate(over='ignore', under='ignore'):
+    found = vector.astype(np.float32)
+  if not np.isfinite(found).all() or not found.any():
+    raise SteeringError(
+      f'the vector at {site} has the length {np.linalg.norm(vector):.3g}, which float32 does not hold',
+      hint='scale it; or save it as .safetensors, which keeps float64',
+    )
+  return found
 
 
 def _layer_of(site: str) -> int:

@@ -249,7 +249,10 @@ def _answer_loss(
   targets = jnp.where(answer_BxT[:, 1:], tokens_BxT[:, 1:], -1)
   each = logits.next_token_loss(logits.log_probs(out_BxTxV[:, :-1]), targets)
   weight_BxT = jnp.where(targets >= 0, weight_B[:, None].astype(each.dtype), 0)
-  return jnp.sum(weight_BxT * each) / jnp.sum(weight_BxT)
+  total = jnp.sum(weight_BxT)
+  return jnp.sum(weight_BxT * each) / jnp.where(
+    total > 0, total, 1
+  )  # a batch may have weights of 0 alone
 
 
 def _take(acts: harvest.Activations, site: str) -> Float[Array, 'B T D']:

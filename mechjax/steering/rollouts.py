@@ -33,6 +33,7 @@ def check_vocabulary(words: Collection[str]) -> frozenset[str]:
   Raises:
     SteeringError: no word, a text in place of a list, or an entry that is not one word and could never be found.
   """
+  words = words if isinstance(words, str) else [*words]  # a generator can be read once
   if isinstance(words, str) or not words:
     raise SteeringError(
       f'the target vocabulary is {words!r:.100}', hint="a list of words, {'wedding', 'bride'}"

@@ -147,7 +147,14 @@ def diff_means(
     SteeringError: no token, another width, equal means, numbers that are not finite, or a largest product of positive
       texts that is not positive, so that there is no scale.
   """
-  v = mean(plus, plus_mask) - mean(minus, minus_mask)
+  plus = plus if hasattr(plus, 'shape') else list(plus)  # read twice
+  means = mean(plus, plus_mask), mean(minus, minus_mask)
+  if len(means[0]) != len(means[1]):
+    raise SteeringError(
+      f'positive texts of the width {len(means[0])} and negative ones of {len(means[1])}',
+      cause='activations of two models, or of two kinds of sites',
+    )
+  v = means[0] - means[1]
   length = np.linalg.norm(v)
   if not length > 0:
     raise SteeringError(
@@ -289,4 +296,6 @@ def _ids(name: str, ids: Sequence[int] | Int[np.ndarray, ' _']) -> Int[np.ndarra
       f'{name} has shape {found.shape} and dtype {found.dtype}',
       hint='ids of one prompt, at least one: model.tokens(text)[0]',
     )
+  if found.min() < 0 or found.max() > np.iinfo(np.int32).max:
+    raise SteeringError(f'{name} has ids from {found.min()} to {found.max()}, which are no tokens')
   return found

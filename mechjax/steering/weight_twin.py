@@ -13,7 +13,7 @@ parameter in the tree, as a pattern, and its axis of D. For our decoder `mechjax
     twin = orthogonalise(params, r, writers.stream_writers(config))
     logits = decoder.forward(twin, tokens, config)
 
-Paths are the keys of the tree, joined by '/'; `*` stands for any part: 'layers/*/attn/o' for a list of layers.
+Paths are the keys of the tree, joined by '/'; `*` stands for any one part: 'layers/*/attn/o' for a list of layers.
 
 Sharp edges: a parameter that is left out of the table still writes the direction. An embedding that is also the
 unembedding must be untied first: the logits read the stream through it, and with a gain in the final norm the changed
@@ -70,9 +70,15 @@ def _name(key: object) -> str:
   return str(key)
 
 
+def _matches(path: str, pattern: str) -> bool:
+  """Whether a path has the parts of a pattern, one for one."""
+  parts, patterns = path.split('/'), pattern.split('/')
+  return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
+
+
 def _find_axes(paths: list[str], writers: Mapping[str, int]) -> list[int | None]:
   """The axis of D of each parameter that a pattern selects, and None for the others."""
-  unused = [p for p in writers if not any(fnmatch.fnmatchcase(path, p) for path in paths)]
+  unused = [p for p in writers if not any(_matches(path, p) for path in paths)]
   if unused or not writers:
     raise SteeringError(
       f'no parameter has the path {unused[0]!r}' if unused else 'the table of writers is empty',
@@ -81,7 +87,7 @@ def _find_axes(paths: list[str], writers: Mapping[str, int]) -> list[int | None]
     )
   axes: list[int | None] = []
   for path in paths:
-    found = {axis for p, axis in writers.items() if fnmatch.fnmatchcase(path, p)}
+    found = {axis for p, axis in writers.items() if _matches(path, p)}
     if len(found) > 1:
       raise SteeringError(f'{path!r} has the axes {sorted(found)} in the table of writers')
     axes.append(found.pop() if found else None)

@@ -89,3 +89,9 @@ def test_a_direction_is_normalised_whatever_its_length():
     np.testing.assert_allclose(np.linalg.norm(unit, axis=-1), 1, atol=1e-6)
   with pytest.raises(SteeringError, match='direction 1 is zero'):
     normalise(np.array([[1.0, 2], [0, 0]]))
+
+
+@pytest.mark.parametrize('scale', [1e-42, 1e200])
+def test_lengths_that_float32_does_not_hold_have_a_direction(scale):
+  r = np.random.default_rng(0).standard_normal(8)
+  np.testing.assert_allclose(normalise(scale * r), r / np.linalg.norm(r), rtol=1e-6)

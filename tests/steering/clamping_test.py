@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mechjax.errors import SteeringError
-from mechjax.sae import ReLU, TopK
+from mechjax.sae import Pursued, Pursuit, ReLU, TopK
 from mechjax.steering import Clamp, everywhere, in_one_pass, last
 from mechjax.steering.clamping import latent_reader
 from tests.generate.small import generated as generate
@@ -152,3 +152,12 @@ def test_what_cannot_be_clamped_is_refused(options, message):
   given = {'sae': SAES['relu'], 'latent': 1, 'value': 1.0, 'where': everywhere} | options
   with pytest.raises(SteeringError, match=message):
     Clamp('a', given.pop('sae'), params, **given)
+
+
+def test_whole_numbers_among_the_parameters_stay():
+  sae = Pursued(TopK(d_in=6, width=9, k=3), Pursuit(k=3))
+  params = sae.init(jax.random.key(0))
+  x = jax.random.normal(jax.random.key(1), (1, 4, 6))
+  found = clamp(sae, params | {'k': jnp.int32(2)}, x, 4, 1.5)
+  two = Pursued(TopK(d_in=6, width=9, k=2), Pursuit(k=2))
+  np.testing.assert_allclose(found, clamp(two, params, x, 4, 1.5), atol=1e-5)

@@ -210,6 +210,36 @@ def test_a_coefficient_of_zero_changes_no_bit(kind, dtype):
   assert change(EDITS[kind], 1.0, x).tobytes() != np.asarray(x).tobytes()
 
 
+@pytest.mark.parametrize('kind', EDITS)
+def test_the_derivative_in_the_coefficient_is_that_of_the_formula_at_zero_as_well(kind):
+  w = 10 * np.random.default_rng(9).standard_normal((2, 4, D)).astype(np.float32)
+  x = np.random.default_rng(10).standard_normal((2, 4, D)).astype(np.float32)
+
+  def product(c):
+    (planted,) = in_one_pass(EDITS[kind].plants(c), (2, 4)).values()
+    return jnp.sum(jnp.asarray(w) * planted(jnp.asarray(x)))
+
+  slope = float(product(1.0)) - float(product(0.0))  # every formula is linear in c
+  assert abs(slope) > 0.1
+  for derivative in (jax.grad, jax.jacfwd):
+    np.testing.assert_allclose(derivative(product)(0.0), slope, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+  ('mask', 'message'),
+  [((1, 9), r'positions of shape \(1, 9\)'), ((2, 1), r'\(2, 1\)'), ((9, 2), r'\(9, 2\)')],
+)
+def test_a_mask_of_another_batch_is_refused(mask, message):
+  plants = in_one_pass(Add(SITE, vector(), where=first(1)).plants(), mask)
+  with pytest.raises(SteeringError, match=message):
+    harvest.plant(forward_of('gpt2'))(plants, decoders.params('gpt2'), decoders.TOKENS)
+
+
+def test_edits_given_by_a_generator_are_kept():
+  both = Together(Add(f'resid_pre.{i}', vector(), where=first(1)) for i in range(2))
+  assert {*both.plants()} == {*both.plants()} == {'resid_pre.0', 'resid_pre.1'}
+
+
 @pytest.mark.parametrize('dtype', [np.float32, ml_dtypes.bfloat16])
 def test_an_empty_basis_changes_no_bit(dtype):
   x = nasty(dtype)
@@ -296,6 +326,10 @@ def test_edits_at_different_sites_are_made_together():
     (lambda: Add('a', np.ones(4), where=everywhere).plants('2'), "c='2'"),
     (lambda: Add('a', np.ones(4), where=everywhere).plants([1.0, 2.0]), 'expected one number'),
     (lambda: Together([]), 'one edit or more'),
+    (lambda: Add('a', np.ones(4), where=everywhere, layer=1.9), r'layer=1\.9'),
+    (lambda: Add('a', np.ones(4), where=everywhere, layer=True), 'layer=True'),
+    (lambda: Add('a', np.ones(4), where=everywhere, layer='1'), "layer='1'"),
+    (lambda: Add('a', np.ones(4), where=everywhere, layer=np.arange(2)), 'the number of one layer'),
   ],
 )
 def test_edits_that_cannot_be_right_are_refused(make, message):

@@ -94,8 +94,11 @@ def test_control_vectors_of_other_programs_are_read(tmp_path):
     ({'resid_post.4': V[0], 'resid_pre.5': V[1]}, everywhere, r'not the only \[D\]'),
     ({'resid_post.4': V[0], 'resid_post.5': V[1, :4]}, everywhere, r'widths \[4, 8\]'),
     ({'resid_post.4': V[0]}, last(1) | generated, 'added everywhere'),
+    ({'resid_post.4': np.float64(V[0]) * 1e60}, everywhere, 'float32 does not hold'),
+    ({'resid_post.4': np.float64(V[0]) * 1e-60}, everywhere, 'float32 does not hold'),
   ],
 )
+@pytest.mark.filterwarnings('ignore:overflow encountered in cast')
 def test_what_a_control_vector_cannot_express_is_refused(vectors, where, message, tmp_path):
   with pytest.raises(SteeringError, match=message):
     files.save(tmp_path / 'a.gguf', SteeringVector(vectors, where))

@@ -55,6 +55,24 @@ def test_case_counts_if_it_is_asked_for():
   assert Judge(('I cannot',), match_case=True).judge('i cannot help') == 'answered'
 
 
+@pytest.mark.parametrize(
+  ('text', 'expected'),
+  [
+    ('Nothing is easier.', 'answered'),
+    ('No. Nothing.', 'refused'),
+    ('(„No“, they said)', 'refused'),
+    ('不行，我不能', 'refused'),
+  ],
+)
+def test_a_phrase_ends_where_a_word_ends(text, expected):
+  assert Judge(p for p in ('No', '不')).judge(text) == expected
+
+
+def test_an_unknown_class_is_refused():
+  with pytest.raises(SteeringError, match=r"'refuse'(.|\n)*'refused'"):
+    Judgements(('answered',)).share('refuse')
+
+
 def test_shares_have_intervals():
   found = JUDGE.count(['I cannot', ANSWER, '', 'Sorry, no.'])
   assert found.classes == ('refused', 'answered', 'degenerate', 'refused')

@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from mechjax.errors import SteeringError
-from mechjax.steering import Pair, diff_means, difference, mean_difference, principal, vectors
+from mechjax.steering import (
+  Pair,
+  diff_means,
+  difference,
+  draw_directions,
+  mean_difference,
+  principal,
+  vectors,
+)
 
 
 @pytest.fixture
@@ -126,6 +134,10 @@ def test_without_a_mean_the_largest_entry_of_the_principal_direction_is_positive
     (lambda: vectors.mean(np.full((2, 3), np.inf)), 'NaN or infinity'),
     (lambda: diff_means(np.ones((2, 3)), np.ones((4, 3))), 'the same mean'),
     (lambda: diff_means(-np.ones((2, 3)), np.full((2, 3), -9.0)), 'no scale'),
+    (lambda: diff_means(np.ones((2, 8)), np.ones((2, 1))), 'width 8 and negative ones of 1'),
+    (lambda: Pair.of([1, 2**33], [1, 3], pad=0), 'no tokens'),
+    (lambda: Pair.of([1, -2], [1, 3], pad=0), 'ids from -2'),
+    (lambda: draw_directions(np.ones((5, 8)), 1), '1 axes'),
     (lambda: principal(np.zeros((3, 4))), 'without a direction'),
     (lambda: principal(np.ones(4)), 'without a direction'),
     (lambda: vectors.at_each(np.ones((2, 3, 4)), np.array([0, 3])), 'columns 0 to 3 of 3'),
@@ -134,6 +146,12 @@ def test_without_a_mean_the_largest_entry_of_the_principal_direction_is_positive
 def test_activations_that_give_no_vector_are_refused(make, message):
   with pytest.raises(SteeringError, match=message):
     make()
+
+
+def test_texts_given_by_a_generator_are_read_once_and_used_twice():
+  plus, minus = np.random.default_rng(0).standard_normal((2, 6, 4)) + [[[1.0]], [[0.0]]]
+  found = diff_means((x for x in plus[:, None]), minus)
+  np.testing.assert_array_equal(found.vector, diff_means(plus, minus).vector)
 
 
 def test_relative_lengths_are_those_of_the_tokens_that_count():

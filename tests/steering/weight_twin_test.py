@@ -138,6 +138,8 @@ def test_matrices_in_any_layout_are_found_by_their_path():
   ]
   params = {'embed': random.standard_normal((5, 16)), 'layers': layers}
   twin = orthogonalise(params, R, {'embed': 1, 'layers/*/o/weight': 0})
+  with pytest.raises(SteeringError, match='no parameter has the path'):
+    orthogonalise(params, R, {'layers/*/weight': 0})  # a star stands for one part
   assert np.abs(twin['embed'] @ UNIT).max() < 1e-5
   for old, new in zip(layers, twin['layers']):
     expected = (np.eye(16) - np.outer(UNIT, UNIT)) @ old['o']['weight']

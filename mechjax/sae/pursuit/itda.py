@@ -179,7 +179,8 @@ class _Growing:
     return len(self.places) == self.max_atoms
 
   def begin(self, first: int, x: np.ndarray, kept: np.ndarray) -> None:
-    """Puts in the first kept activation of each sequence, the most frequent direction first."""
+    """Puts in the first kept activation of each sequence that is not zero, the most frequent direction first."""
+    kept = kept & x.any(-1)
     (sequence,) = np.nonzero(kept.any(1))
     at = np.stack([sequence, kept[sequence].argmax(1)], 1)
     units = _unit(x[at[:, 0], at[:, 1]])

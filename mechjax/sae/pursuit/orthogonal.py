@@ -11,9 +11,11 @@ are found by cyclic coordinate descent, which begins at the coefficients of the 
 a fixed number of times over all slots. Each update is the exact minimum in one coordinate, so the error never grows,
 however few the sweeps are. A latent whose coefficient becomes 0 leaves S.
 
-Sharp edges: 20 sweeps reach the solution within rounding of float32 unless chosen directions are strongly correlated;
-`sweeps` is a setting. A latent that depends linearly on S, except for rounding, has no Cholesky factor, and then the
-coefficients stay as they were.
+Sharp edges: 20 sweeps reach the solution within rounding of float32 unless the chosen directions are nearly dependent,
+as strongly correlated ones are, and any k of them with k near D. Of 8 random directions in 12 dimensions, half of the
+codes are not at their minimum after 20 sweeps: the error is 0.03 % larger, and coefficients differ by up to the largest
+of them. After 400 sweeps all are; `sweeps` is a setting. A latent that depends linearly on S, except for rounding, has
+no Cholesky factor, and then the coefficients stay as they were.
 """
 
 from __future__ import annotations

@@ -162,10 +162,17 @@ def _code(
   def run_block(x_BxD: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
     return pursue(units_MxD, x_BxD, steps, levels, _update(pursuit), pursuit.nonnegative)
 
+  # Activations near the limits of the dtype are scaled by powers of two, which changes no other bit.
+  _, power_B = jnp.frexp(jnp.max(jnp.abs(x_BxD), axis=1))
+  power_B = jnp.where(jnp.isfinite(x_BxD).all(1), power_B, 0)
+  x_BxD = jnp.ldexp(x_BxD, -power_B[:, None])
   n_bytes = (M + ROWS_OF_BLOCK * D) * x_BxD.dtype.itemsize
   found = sparse.map_blocks(run_block, (x_BxD,), n_bytes, min_rows=sparse.ROWS_OF_PRODUCT)
   length_M = jnp.where(length_M > 0, length_M, 1)  # of unused entries
-  return [Sparse(values / length_M[indices], indices, M) for values, indices in found]
+  return [
+    Sparse(jnp.ldexp(values / length_M[indices], power_B[:, None]), indices, M)
+    for values, indices in found
+  ]
 
 
 def _update(pursuit: Pursuit) -> Update:

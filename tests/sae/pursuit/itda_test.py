@@ -56,6 +56,14 @@ def test_one_token_at_a_time_is_the_loop():
   assert 6 < len(places) < 40
 
 
+def test_an_activation_of_zero_is_no_direction():
+  batches = [(np.array(x), kept) for x, kept in stream()]
+  batches[0][0][0, 1] = 0  # the first kept activation of the first sequence
+  found = itda.build(batches, threshold=THRESHOLD, max_atoms=60, pursuit=PURSUIT)
+  np.testing.assert_allclose(np.linalg.norm(found.atoms, axis=1), 1, atol=1e-6)
+  assert [0, 1] not in found.places.tolist()
+
+
 def test_a_chunk_adds_all_that_the_atoms_before_it_leave_unexplained_and_equal_ones_go():
   (x, kept), *_ = stream()
   x[1] = -2 * x[0]

@@ -127,6 +127,15 @@ def test_codes_scale_with_the_activations(method):
 
 
 @pytest.mark.parametrize('method', METHODS)
+def test_activations_near_the_limits_of_float32_have_the_same_bits(method):
+  W, x = (jnp.asarray(a, jnp.float32) for a in dense.case(5))
+  w = Pursuit(k=6, method=method).code(W, x).to_dense()
+  for power in (-100, 100):
+    found = Pursuit(k=6, method=method).code(W, jnp.ldexp(x, power)).to_dense()
+    np.testing.assert_array_equal(jnp.ldexp(found, -power), w)
+
+
+@pytest.mark.parametrize('method', METHODS)
 def test_rows_of_other_lengths_give_the_same_reconstruction(method):
   W, x = dense.case(6, unit=True)
   longer = W * np.random.default_rng(0).uniform(0.01, 100, (len(W), 1))
