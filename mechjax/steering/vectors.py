@@ -297,5 +297,5 @@ def _ids(name: str, ids: Sequence[int] | Int[np.ndarray, ' _']) -> Int[np.ndarra
       hint='ids of one prompt, at least one: model.tokens(text)[0]',
     )
   if found.min() < 0 or found.max() > np.iinfo(np.int32).max:
-    raise SteeringError(f'{name} has ids from {found.min()} to {found.max()}, which are no tokens')
+    raise SteeringError(f'{name} has ids from {found.min()} to {found.max()}, which are not tokens')
   return found

@@ -135,7 +135,7 @@ def test_without_a_mean_the_largest_entry_of_the_principal_direction_is_positive
     (lambda: diff_means(np.ones((2, 3)), np.ones((4, 3))), 'the same mean'),
     (lambda: diff_means(-np.ones((2, 3)), np.full((2, 3), -9.0)), 'no scale'),
     (lambda: diff_means(np.ones((2, 8)), np.ones((2, 1))), 'width 8 and negative ones of 1'),
-    (lambda: Pair.of([1, 2**33], [1, 3], pad=0), 'no tokens'),
+    (lambda: Pair.of([1, 2**33], [1, 3], pad=0), 'not tokens'),
     (lambda: Pair.of([1, -2], [1, 3], pad=0), 'ids from -2'),
     (lambda: draw_directions(np.ones((5, 8)), 1), '1 axes'),
     (lambda: principal(np.zeros((3, 4))), 'without a direction'),

@@ -17,7 +17,7 @@ def test_points_are_drawn_where_their_numbers_are():
   scatter.scatter(ax, XS, YS, title='t', xlabel='x', ylabel='y')
   diagonal, dots = ax.get_lines()
   assert (dots.get_xdata().tolist(), dots.get_ydata().tolist()) == (XS, YS)
-  assert diagonal.get_xdata() == diagonal.get_ydata()
+  np.testing.assert_array_equal(diagonal.get_xdata(), diagonal.get_ydata())
   assert ax.get_xlim() == ax.get_ylim()
   assert ax.get_xlim()[0] == 0
   assert ax.get_xlim()[1] > 3
