@@ -31,7 +31,6 @@ from mechjax.steering import (
   select_pairs,
 )
 from mechjax.steering.reft import ReftExamples, ReFTr1
-from mechjax.steering.vectors import ScaledDirection, scale_on
 
 
 def make_edit(method: str, m: Materials) -> Edit:
@@ -97,11 +96,15 @@ def _clamp(m: Materials) -> Edit:
 def _diff_means(m: Materials) -> np.ndarray:
   """DiffMean at its scale, [D]."""
   (plus, plus_mask), (minus, minus_mask) = map(m.texts, (m.concept.positive, m.concept.negative))
-  return _scaled(diff_means(plus, minus, plus_mask, minus_mask))
+  found = diff_means(plus, minus, plus_mask, minus_mask)
+  return found.scale * found.vector
 
 
 def _reft(m: Materials) -> np.ndarray:
-  """ReFT-r1 at its scale, [D]: the first half of each text of the concept is its prompt, the rest its answer."""
+  """ReFT-r1 at the length of DiffMean, [D]: the first half of each text is its prompt, the rest its answer.
+
+  Its own scale, the largest product with a text, may not be positive after a short training.
+  """
   tokens, mask = m.pad(m.concept.positive)
   lengths = mask.sum(1)
   half = np.maximum(lengths // 2, _K + 1)
@@ -110,14 +113,10 @@ def _reft(m: Materials) -> np.ndarray:
   found = training.fit(
     m.model.apply, m.settings.site, m.model.params, ReftExamples(tokens, mask, half), key
   )
-  return _scaled(scale_on(found.vector, *m.texts(m.concept.positive)))
+  return found.vector * np.linalg.norm(_diff_means(m))
 
 
 _K = 3  # half a text of a dozen tokens has no eight
-
-
-def _scaled(found: ScaledDirection) -> np.ndarray:
-  return found.scale * found.vector
 
 
 def _after_first(m: Materials, vector: np.ndarray) -> np.ndarray:
