@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from mechjax import precision
 from mechjax.errors import SteeringError
+from mechjax.steering.checks import check_vector
 
 DEPENDENT = {'float32': 1e-5, 'float64': 1e-12}
 """Part of a unit vector that lies outside the span of the vectors before it: below this they count as dependent.
@@ -108,6 +109,16 @@ def normalise(direction: Float[Array | np.ndarray, '*batch D']) -> Float[Array, 
   wide = precision.wide(jnp.asarray(direction))
   scaled = wide / jnp.max(jnp.abs(wide), axis=-1, keepdims=True)
   return scaled / jnp.linalg.norm(scaled, axis=-1, keepdims=True)
+
+
+def as_unit(direction: Float[Array | np.ndarray, ' D']) -> Float[Array, ' D']:
+  """One direction at length 1; what was in float64 keeps a length that float32 does not hold until it is divided.
+
+  Raises:
+    SteeringError: not a floating-point vector [D]; zeros, NaN or infinity, as far as it is known.
+  """
+  check_vector('the direction', direction, (1,))
+  return normalise(direction)
 
 
 def _check_matrix(vectors: Float[Array | np.ndarray, 'n D']) -> np.dtype:

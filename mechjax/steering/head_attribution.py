@@ -32,9 +32,8 @@ from jaxtyping import Array, Float, Float64, PyTree
 from mechjax import harvest, precision, watching
 from mechjax.errors import SteeringError
 from mechjax.programs.callables import check_function
-from mechjax.steering.bases import normalise
+from mechjax.steering.bases import as_unit
 from mechjax.steering.candidates import Read
-from mechjax.steering.checks import check_vector
 from mechjax.steering.prompts import PromptSet
 from mechjax.steering.suffixes import SuffixedPrompts
 
@@ -75,7 +74,7 @@ def measure_contributions(
   Raises:
     SteeringError: shapes that do not fit, or not a direction.
   """
-  unit_D = normalise(check_vector('the direction', direction, (1,)))
+  unit_D = as_unit(direction)
   if np.ndim(W_O) != 3 or W_O.shape[:2] != z.shape[-2:] or W_O.shape[2:] != unit_D.shape:
     raise SteeringError(
       f'z {list(z.shape)}, W_O {list(W_O.shape)} and a direction {list(unit_D.shape)} do not fit',
@@ -114,7 +113,7 @@ def attribute_heads(
     SteeringError: shapes that do not fit, a head that does not exist, values that are not finite.
   """
   check_function(forward, SteeringError, 'attribute_heads(model.apply, model.params, ...)')
-  prompts, unit = suffixed.prompts, check_vector('the direction', direction, (1,))
+  prompts, unit = suffixed.prompts, as_unit(direction)
   run, W_O = watching.jit(functools.partial(_read_heads, forward), forward), jnp.asarray(W_O)
   total: tuple | None = None
   for index, count in prompts.blocks(batch):
@@ -200,7 +199,7 @@ def measure_cosines(
   Raises:
     SteeringError: not a direction; prompts that are too short; a stream that is zero or not finite.
   """
-  unit = np.asarray(normalise(check_vector('the direction', direction, (1,))), np.float64)
+  unit = np.asarray(as_unit(direction), np.float64)
   rows = []
   prompts = PromptSet.of(prompts)
   for index, count in prompts.blocks(batch):

@@ -31,8 +31,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from mechjax.errors import SteeringError
-from mechjax.steering.bases import normalise, remove
-from mechjax.steering.checks import check_vector
+from mechjax.steering.bases import as_unit, remove
 
 
 def orthogonalise(
@@ -51,7 +50,7 @@ def orthogonalise(
   Raises:
     SteeringError: a pattern without a parameter, an axis of another size than D, an empty table, or not a direction.
   """
-  basis_1xD = normalise(check_vector('the direction', direction, (1,)))[None]
+  basis_1xD = as_unit(direction)[None]
   leaves, structure = jax.tree_util.tree_flatten_with_path(params)
   paths = ['/'.join(_name(key) for key in path) for path, _ in leaves]
   axes = _find_axes(paths, writers)

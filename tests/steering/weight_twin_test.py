@@ -162,6 +162,13 @@ def test_a_table_that_does_not_fit_is_refused(table, words):
     orthogonalise(decoders.params('neox'), R, table)
 
 
+@pytest.mark.parametrize('scale', [1e-42, 1e-300])
+def test_a_direction_of_any_length_has_the_same_twin(scale):
+  params = {'w': np.random.default_rng(2).standard_normal((4, 16)).astype(np.float32)}
+  found, expected = (orthogonalise(params, r, {'w': 1})['w'] for r in (scale * R, R))
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
 def test_a_direction_of_zeros_is_refused():
   with pytest.raises(SteeringError, match='is zero'):
     orthogonalise(decoders.params('neox'), np.zeros(16), {'embed/tokens': -1})
