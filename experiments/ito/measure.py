@@ -19,7 +19,7 @@ import numpy as np
 from experiments import outputs
 from experiments.ito.candidates import Candidate, candidates
 from experiments.ito.settings import Settings
-from mechjax import extras, files
+from mechjax import extras, files, fingerprints
 from mechjax.errors import SAEError
 from mechjax.eval_sae.settings import EvalSettings
 from mechjax.eval_sae.subjects import Subjects, find_subjects
@@ -60,14 +60,16 @@ class Point:
 
 
 def prepare(settings: Settings) -> tuple[Subjects, Path]:
-  """Loads the run, and makes the output directory, which belongs to one choice of settings.
+  """Loads the run, and makes the output directory, which belongs to its weights and to one choice of settings.
 
   Raises:
-    SAEError: the run is not finished; the directory holds results of other settings.
+    SAEError: the run is not finished; the directory holds results of other settings or weights.
   """
   out = Path(settings.out or Path(settings.run) / 'ito')
   subjects = find_subjects(EvalSettings(run=settings.run, out=str(out)), out)
-  return subjects, outputs.claim(out, settings, SAEError)
+  directions = [one.params for one in subjects.dictionaries]
+  weights = fingerprints.of_weights((subjects.model.params, directions))
+  return subjects, outputs.claim(out, settings, SAEError, weights=weights)
 
 
 def measure(settings: Settings, subjects: Subjects, out: Path) -> list[Point]:

@@ -26,8 +26,8 @@ def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
   settings = handle.value()
   command = shlex.join(['python', '-m', 'experiments.steering', *sys.argv[1:]])
   try:
-    out = prepare(settings)
-    found = measure(settings, out)
+    materials_of, out = prepare(settings)
+    found = measure(settings, materials_of, out)
   except errors.MechjaxError as e:
     sys.exit(f'{type(e).__name__}: {e}')
   report.write(found, f'{settings.model}, {settings.site}', command, out)

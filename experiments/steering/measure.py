@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,10 @@ import numpy as np
 
 from experiments import outputs
 from experiments.steering import materials, methods
-from experiments.steering.concepts import CONCEPTS, PROMPTS
+from experiments.steering.concepts import CONCEPTS, PROMPTS, Concept
 from experiments.steering.materials import Materials
 from experiments.steering.settings import METHODS, Settings
-from mechjax import extras, files
+from mechjax import extras, files, fingerprints
 from mechjax.errors import SteeringError
 from mechjax.models.language_model import LanguageModel
 from mechjax.steering import FrontierPoint, Proportion, frontier
@@ -44,18 +45,30 @@ class Measured:
   tokens: list[str]
 
 
-def prepare(settings: Settings) -> Path:
-  """Makes the output directory, which belongs to one choice of settings.
+def prepare(settings: Settings) -> tuple[Callable[[Concept], Materials], Path]:
+  """Loads the model and the dictionary, and makes the output directory, which belongs to them and to the settings.
 
   Raises:
-    SteeringError: it holds results of other settings.
+    SteeringError: it holds results of other settings, weights or texts; otherwise as `materials.load`.
   """
-  return outputs.claim(settings.out, settings, SteeringError, free=('methods', 'concepts'))
-
-
-def measure(settings: Settings, out: Path) -> list[Measured]:
-  """Measures every method for every concept."""
   materials_of = materials.load(settings)
+  m = materials_of(CONCEPTS[settings.concepts[0]])
+  _, directions = m.dictionary or (None, {})
+  out = outputs.claim(
+    settings.out,
+    settings,
+    SteeringError,
+    free=('methods', 'concepts'),
+    weights=fingerprints.of_weights((m.model.params, directions)),
+    texts=hashlib.sha256(repr((PROMPTS, CONCEPTS)).encode()).hexdigest()[:16],
+  )
+  return materials_of, out
+
+
+def measure(
+  settings: Settings, materials_of: Callable[[Concept], Materials], out: Path
+) -> list[Measured]:
+  """Measures every method for every concept."""
   found = []
   tqdm = extras.require('tqdm', 'models').tqdm
   with tqdm(total=len(settings.concepts) * len(settings.chosen), desc='frontiers') as bar:

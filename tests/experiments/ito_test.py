@@ -129,6 +129,16 @@ def test_results_of_other_settings_stay_apart(settings):
     measure.prepare(dataclasses.replace(settings, seed=1))
 
 
+def test_results_of_other_weights_stay_apart(settings, measured, monkeypatch):
+  subjects = measured[0]
+  one = subjects.dictionaries[0]
+  other = dataclasses.replace(one, params=one.params | {'b_dec': one.params['b_dec'] + 1})
+  changed = dataclasses.replace(subjects, dictionaries=[other, *subjects.dictionaries[1:]])
+  monkeypatch.setattr(measure, 'find_subjects', lambda *_: changed)
+  with pytest.raises(SAEError, match='other settings: weights'):
+    measure.prepare(settings)
+
+
 @pytest.mark.parametrize(
   ('change', 'message'),
   [

@@ -68,7 +68,7 @@ def found(settings):
 
 @pytest.fixture(scope='module')
 def measured(settings):
-  return measure.measure(settings, measure.prepare(settings))
+  return measure.measure(settings, *measure.prepare(settings))
 
 
 def test_pairs_of_texts_differ_in_the_words_of_the_concept():
@@ -141,13 +141,17 @@ def test_a_dictionary_of_another_site_is_refused(settings):
 
 def test_an_interrupted_run_measures_only_what_is_missing(settings, measured, monkeypatch):
   monkeypatch.setattr(measure, 'frontier', None)
-  again = measure.measure(settings, measure.prepare(settings))
+  again = measure.measure(settings, *measure.prepare(settings))
   assert again[0].frontiers == measured[0].frontiers
-  (measure.prepare(settings) / 'war_random.json').unlink()
+  (measure.prepare(settings)[1] / 'war_random.json').unlink()
   with pytest.raises(TypeError, match='not callable'):
-    measure.measure(settings, measure.prepare(settings))
+    measure.measure(settings, *measure.prepare(settings))
   with pytest.raises(SteeringError, match='other settings: seed'):
     measure.prepare(dataclasses.replace(settings, seed=1))
+  other = concepts.CONCEPTS | {'war': dataclasses.replace(concepts.CONCEPTS['war'], words=('and',))}
+  monkeypatch.setattr(measure, 'CONCEPTS', other)
+  with pytest.raises(SteeringError, match='other settings: texts'):
+    measure.prepare(settings)
 
 
 def test_both_kinds_of_edits_state_their_loss(settings, measured):
