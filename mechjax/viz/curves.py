@@ -202,6 +202,8 @@ def _make_lines(
   notes: Notes | None,
 ) -> list[_Line]:
   """The curves, highest first."""
+  if linear not in ('', 'y', 'xy'):
+    raise ChartError(f'linear={linear!r}', hint="the axes that are linear: '', 'y' or 'xy'")
   if not curves:
     raise ChartError('there are no curves to draw')
   drawn = []

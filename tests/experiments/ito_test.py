@@ -1,13 +1,11 @@
 """The comparison of pursuits and encoders, on a tiny decoder: its numbers against plain evaluations, and its files."""
 
 import dataclasses
-import functools
 import json
 
 import numpy as np
 import pytest
 
-import mechjax
 from experiments.ito import candidates, latents, measure, report
 from experiments.ito.settings import Settings
 from mechjax.errors import MechjaxError, SAEError
@@ -16,6 +14,7 @@ from mechjax.sae.evaluation import Evaluation, evaluate, next_tokens
 from mechjax.sae.training import LoopSettings, Optimisation
 from mechjax.train_sae import Data, Dictionaries, TrainSettings
 from mechjax.train_sae.run import run
+from tests.experiments import loading
 from tests.models import decoders
 from tests.train_sae import story
 from tests.viz.viz_test import Reader
@@ -32,9 +31,8 @@ def tiny(*_, **__):
 
 @pytest.fixture(scope='module', autouse=True)
 def _tiny_model():
-  kept, mechjax.load = mechjax.load, functools.cache(tiny)
-  yield
-  mechjax.load = kept
+  with loading.replaced(tiny):
+    yield
 
 
 @pytest.fixture(scope='module')

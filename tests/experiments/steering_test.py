@@ -1,7 +1,6 @@
 """The comparison of steering methods, on a tiny decoder: vectors from their definitions, resuming, and the files."""
 
 import dataclasses
-import functools
 import json
 import re
 
@@ -16,6 +15,7 @@ from mechjax import sae
 from mechjax.errors import SAEError, SteeringError
 from mechjax.models.tokenizers import Tokenizer
 from mechjax.steering import in_one_pass
+from tests.experiments import loading
 from tests.models import decoders
 from tests.viz.viz_test import Reader
 
@@ -41,9 +41,8 @@ def tiny(*_, **__):
 
 @pytest.fixture(scope='module', autouse=True)
 def _tiny_model():
-  kept, mechjax.load = mechjax.load, functools.cache(tiny)
-  yield
-  mechjax.load = kept
+  with loading.replaced(tiny):
+    yield
 
 
 @pytest.fixture(scope='module')

@@ -49,6 +49,8 @@ def test_an_axis_of_x_can_be_linear_and_hold_zero():
   curves.lines(ax, lines, title='t', xlabel='x', ylabel='y', linear='xy')
   assert (ax.get_xscale(), ax.get_yscale()) == ('linear', 'linear')
   assert ax.get_lines()[0].get_markevery() == [0, 1, 2]
+  with pytest.raises(ChartError, match='linear=True'):
+    curves.lines(ax, lines, title='t', xlabel='x', ylabel='y', linear=True)
   for linear in ('', 'y'):
     with pytest.raises(ChartError, match='x is 0'):
       curves.lines(ax, lines, title='t', xlabel='x', ylabel='y', linear=linear)
