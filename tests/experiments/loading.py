@@ -9,7 +9,8 @@ import mechjax
 @contextlib.contextmanager
 def replaced(load):
   """Lets `mechjax.load` call another function, once for each choice of arguments."""
-  kept, mechjax.load = mechjax.load, functools.cache(load)
+  kept = mechjax.load
+  mechjax.load = functools.cache(load)  # type: ignore[assignment]
   try:
     yield
   finally:
