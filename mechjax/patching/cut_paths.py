@@ -82,7 +82,7 @@ class CutPaths:
       return None
     order = sorted(members, key=_height)
     layers = np.array([-1 if site.layer is None else site.layer for site in order], np.int32)
-    senders = {
+    senders: dict[str, Any] = {
       name: jnp.stack([mark_parts(nodes, name, members[site]) for site in order])
       for name in dict.fromkeys(site.name for site in nodes.sites())
     }
