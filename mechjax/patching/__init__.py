@@ -32,6 +32,7 @@ from mechjax.patching.baselines import Search, recall_cost
 from mechjax.patching.components import Kept, components_of
 from mechjax.patching.effective import EffectiveModel, ablate
 from mechjax.patching.effects import Effects
+from mechjax.patching.frozen_attention import FrozenAttention, freeze_attention, measure_patterns
 from mechjax.patching.metrics import (
   Metric,
   custom,
@@ -56,6 +57,7 @@ __all__ = [
   'EdgeAttributionPatching',
   'EffectiveModel',
   'Effects',
+  'FrozenAttention',
   'Grid',
   'Kept',
   'Metric',
@@ -71,11 +73,13 @@ __all__ = [
   'components_of',
   'custom',
   'difference',
+  'freeze_attention',
   'kl_divergence',
   'log_probability',
   'logit_difference',
   'loss',
   'measure_means',
+  'measure_patterns',
   'nodes_of',
   'recall_cost',
   'resample_values',

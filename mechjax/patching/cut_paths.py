@@ -35,7 +35,7 @@ from mechjax.errors import PatchingError, unknown
 from mechjax.harvest import SiteInfo
 from mechjax.patching import engine
 from mechjax.patching.ablated_site import AblatedSite
-from mechjax.patching.components import Choice, choose_members, mark_parts
+from mechjax.patching.components import Choice, Kept, mark_parts
 from mechjax.patching.nodes import NodeSet
 
 RECEIVERS = ('attn_norm', 'mlp_norm', 'final_norm')
@@ -75,7 +75,7 @@ class CutPaths:
     members: dict[sites.Site, Any] = {}
     for choice, receiver in paths:
       site = _check_receiver(receiver)
-      chosen = np.asarray(choose_members(nodes, choice))
+      chosen = np.asarray(Kept.of(nodes, choice).members)
       _check_below(nodes, chosen, site)
       members[site] = members.get(site, False) | chosen
     if not members:

@@ -43,6 +43,7 @@ from mechjax.patching import alignment, engine, sources
 from mechjax.patching.ablated_site import AblatedSite, mismatch, rest_of
 from mechjax.patching.ablation_values import AblationValues
 from mechjax.patching.alignment import Mask, Positions
+from mechjax.patching.checks import check_kind
 from mechjax.patching.component_reads import list_layers
 from mechjax.patching.components import Kept, mark_parts
 from mechjax.patching.cut_paths import CutPaths, HeldModel, Path, check_receivers
@@ -76,18 +77,19 @@ def ablate(
     PatchingError: values that lack a component or have other widths; positions without values; a path that cannot be.
   """
   sources.check_forward(forward)
+  check_kind('kept', kept, Kept, "Kept.of(nodes, 'z.0, mlp_out.{1,2}')")
+  check_kind('values', values, AblationValues, 'measure_means(forward, params, inputs, nodes)')
   nodes = kept.nodes
   values = values if positions is None else values.at(positions)
   _check_values(nodes, values)
   targets = tuple(
     AblatedSite(name, mine, nodes.layouts[name].axes) for name, mine in list_layers(nodes).items()
   )
-  index = {t.name: [values.layers[t.name].index(i) for i in t.layers] for t in targets}
   return EffectiveModel(
     forward=forward,
     targets=targets,
     ablated={t.name: mark_parts(nodes, t.name, ~jnp.asarray(kept.members)) for t in targets},
-    values={name: values.values[name][np.array(at)] for name, at in index.items()},
+    values={t.name: _pick_layers(values, t) for t in targets},
     positions=values.positions,
     paths=CutPaths.of(nodes, paths),
     per_prompt=values.mode == 'resample',
@@ -96,12 +98,13 @@ def ablate(
   )
 
 
+def _pick_layers(values: AblationValues, target: AblatedSite) -> Array:
+  """Values at the layers of a target."""
+  have, x = values.layers[target.name], values.values[target.name]
+  return x if have == target.layers else x[np.array([have.index(i) for i in target.layers])]
+
+
 def _check_values(nodes: NodeSet, values: AblationValues) -> None:
-  if not isinstance(values, AblationValues):
-    raise PatchingError(
-      f'the values are a {type(values).__name__}, not AblationValues',
-      hint='measure_means(...), resample_values(...) or AblationValues.zeros(nodes)',
-    )
   for site in nodes.sites():
     if site.layer not in values.layers.get(site.name, ()):
       raise PatchingError(
@@ -189,9 +192,6 @@ class EffectiveModel:
     self, params: PyTree, inputs: PyTree, mask: Mask | None
   ) -> tuple[Sequence[SiteInfo], list[np.dtype]]:
     """The checks of a call; returns the sites of the model, and the dtype of each target."""
-    check = getattr(self.forward, 'check_arguments', None)
-    if check is not None:
-      check(params, inputs, **self._options(mask))
     real = alignment.is_real(inputs, mask)
     self._check_rows(real.shape[0])
     if not alignment.is_traced(real):

@@ -157,16 +157,13 @@ def keep_some(name):
 # --- what is kept and what is replaced ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ['neox', 'gemma'])
 def test_a_model_that_keeps_everything_is_the_model_bit_for_bit(name):
-  means = measure(name)
-  model = ablate(forward(name), Kept.of(parts(name), '*'), means)
-  run = lambda f: jax.jit(lambda p, t: f(p, t))(params(name), TOKENS)  # noqa: E731
-  np.testing.assert_array_equal(run(model), run(forward(name)))
-  one, other = (harvest.reap(f, sites='*')(params(name), TOKENS) for f in (model, forward(name)))
-  assert set(one) == set(other)
-  for site, value in other.items():
-    np.testing.assert_array_equal(one[site], value)
+  model = ablate(forward(name), Kept.of(parts(name), '*'), measure(name))
+  run = lambda f: jax.jit(harvest.call_and_reap(f, sites='z, resid_post'))  # noqa: E731
+  one, other = (run(f)(params(name), TOKENS) for f in (model, forward(name)))
+  assert len(jax.tree.leaves(one)) == len(jax.tree.leaves(other)) == 3
+  jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 @pytest.mark.parametrize(('name', 'where'), [*zip(NAMES, ['every', 'rows', 'last two', 'every'])])
@@ -285,8 +282,7 @@ def test_means_at_positions_of_each_prompt_serve_other_prompts():
 # --- padding ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('side', ['left', 'right'])
-@pytest.mark.parametrize('where', ['every', 'rows'])
+@pytest.mark.parametrize(('side', 'where'), [('left', 'every'), ('right', 'rows')])
 def test_rows_of_a_ragged_batch_are_the_rows_alone(side, where):
   name = 'gemma'
   apply = ours.forward(params(name), decoders.CONFIGS[name]).apply
@@ -486,12 +482,10 @@ def test_it_is_planted_iterated_and_differentiated_like_any_model():
   assert np.abs(with_plant - out).max() > 1e-3
   loss = lambda p: model(p, TOKENS, mask=MASK)[:, -1].sum()  # noqa: E731
   step = jax.tree.map(lambda x: RANDOM.standard_normal(x.shape), params(name))
-  slope = jax.jvp(loss, (params(name),), (step,))[1]
   moved = [loss(jax.tree.map(lambda p, d: p + h * d, params(name), step)) for h in (1e-5, -1e-5)]
-  np.testing.assert_allclose(slope, (moved[0] - moved[1]) / 2e-5, rtol=1e-5)
-  gradient = jax.grad(loss)(params(name))
-  products = jax.tree.map(lambda g, d: (g * d).sum(), gradient, step)
-  np.testing.assert_allclose(sum(jax.tree.leaves(products)), slope, rtol=1e-9)
+  products = jax.tree.map(lambda g, d: (g * d).sum(), jax.grad(loss)(params(name)), step)
+  slope = (moved[0] - moved[1]) / 2e-5
+  np.testing.assert_allclose(sum(jax.tree.leaves(products)), slope, rtol=1e-5)
 
 
 def test_a_model_that_is_ablated_twice_has_both_ablations():
@@ -612,6 +606,7 @@ def other_model():
     (lambda: build(paths=[('mlp_out.1', 'mlp_norm.0')]), 'mlp_out.1 does not lie below mlp_norm.0'),
     (lambda: build(paths=[('mlp_out.0', 'resid_mid.1')]), "unknown receiver of a path 'resid_mid'"),
     (lambda: build(paths=[([], 'mlp_norm.1')]), 'the path to mlp_norm.1 has no sender'),
+    (lambda: build(paths=[(np.ones(2, bool), 'mlp_norm.1')]), r'a kept set is bool \[10\]'),
   ],
 )
 def test_sets_positions_and_paths_that_have_no_meaning_are_refused(make, message):
@@ -630,8 +625,10 @@ def test_values_of_another_model_are_refused():
     ablate(forward('gpt2'), Kept.of(parts('gpt2'), 'z.0'), narrow)
   with pytest.raises(PatchingError, match='this model has no site z'):
     ablate(forward('gpt2'), kept, measure('deep'))(params('gpt2'), TOKENS)
-  with pytest.raises(PatchingError, match='not AblationValues'):
-    ablate(forward('gpt2'), Kept.of(parts('gpt2'), 'z.0'), measure('gpt2').values)
+  with pytest.raises(PatchingError, match='values must be of the class AblationValues'):
+    ablate(forward('gpt2'), Kept.of(parts('gpt2'), 'z.0'), measure('gpt2').values, positions=[-1])
+  with pytest.raises(PatchingError, match='kept must be of the class Kept'):
+    ablate(forward('gpt2'), 'z.0', measure('gpt2'))
 
 
 def test_patterns_that_select_nothing_are_refused():

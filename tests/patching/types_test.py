@@ -30,6 +30,7 @@ from mechjax.patching import (
   cut_paths,
   difference,
   engine,
+  frozen_attention,
   kl_divergence,
   log_probability,
   logit_difference,
@@ -224,11 +225,22 @@ def test_effective_models(calls):
   path = [('mlp_out.0', 'mlp_norm.1'), (parts[-2:-1], 'final_norm')]
   for values in (means, means.at([-1]), others, AblationValues.zeros(parts, [[-1], [-3]])):
     model = ablate(forward, kept, values, paths=path)
-    for mask in (plain.REAL, jnp.asarray(plain.REAL), None) if values is not means else (None,):
+    for mask in (plain.REAL, jnp.asarray(plain.REAL), None):
       model.check_arguments(PARAMS, tokens, mask)
-    assert jax.jit(model)(PARAMS, tokens).shape == (*tokens.shape, decoders.V)
     again = model.tree_unflatten(*model.tree_flatten()[::-1])
     assert again.targets == model.targets
+  assert jax.eval_shape(model, PARAMS, tokens).shape == (*tokens.shape, decoders.V)
+
+
+def test_frozen_attention(calls):
+  tokens = plain.CLEAN.astype(np.int32)
+  patterns = frozen_attention.measure_patterns(forward, PARAMS, tokens, batch=1)
+  assert patterns.shape == (2, 4, plain.T, plain.T)
+  for some in (patterns, jnp.asarray(patterns)):
+    model = frozen_attention.freeze_attention(forward, some, cut=[(1, -1, -1)])
+    model.check_arguments(PARAMS, tokens, np.ones(tokens.shape, bool))
+    assert model(PARAMS, tokens).shape == (*tokens.shape, decoders.V)
+    assert model.tree_unflatten(*model.tree_flatten()[::-1]).forward is forward
 
 
 def test_the_parts_of_effective_models(calls):

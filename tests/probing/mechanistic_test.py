@@ -93,7 +93,7 @@ def read_logit(out, token):
   return (out[:, -1] * token).sum(-1)
 
 
-@pytest.mark.parametrize('name', [*CONFIGS])
+@pytest.mark.parametrize('name', ['llama', 'gpt2', 'gemma'])
 def test_the_score_of_a_head_is_its_direct_effect_on_the_logits(name, monkeypatch):
   config = CONFIGS[name]
   tokens = np.array([[3, 8, 11, 20, 6]], np.int32)
