@@ -1,0 +1,1 @@
+"""Probing: which facts a model knows, where they are looked up, and which computation finds them."""
