@@ -1,4 +1,4 @@
-"""Part of the benchmark `facts`: the cost of truncated contexts of ten lengths, SmolLM2-135M, four texts of 96 tokens.
+"""Part of the benchmark `facts`: the cost of truncated contexts of ten lengths, SmolLM2-135M, two texts of 65 tokens.
 
 local_passes_for_ten_k    seconds of the comparison of all tokens for k = 1 to 10, over those of plain passes of the
                           same tokens (whole texts, and one row of eleven tokens for each of their tokens but one),
@@ -19,7 +19,7 @@ from mechjax.probing.centring import measure_centre, pad_texts
 from mechjax.probing.local import ContextComparison
 from mechjax.probing.windows import make_windows
 
-TEXTS, TOKENS, MAX_K, BATCH, BOS, ROUNDS = 4, 96, 10, 64, 0, 3
+TEXTS, TOKENS, MAX_K, BATCH, BOS, ROUNDS = 2, 65, 10, 64, 0, 3
 TARGETS = {'local_passes_for_ten_k': '<= 1.3', 'local_recompiles': '0'}
 
 

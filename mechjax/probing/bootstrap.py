@@ -48,11 +48,11 @@ def error_of_median(
   for _ in range(n):
     drawn = random.integers(len(groups), size=len(groups))
     medians.append(np.median(values[np.concatenate([groups[i] for i in drawn])], axis=0))
-  return np.std(medians, axis=0, ddof=1)
+  return np.asarray(np.std(medians, axis=0, ddof=1))
 
 
 def error_of_mean(values: Float64[np.ndarray, 'rows ...']) -> Float64[np.ndarray, ' ...']:
   """Standard error of the mean over independent rows; NaN for a single row."""
   if len(values) < 2:
     return np.full(values.shape[1:], np.nan)
-  return values.std(0, ddof=1) / np.sqrt(len(values))
+  return np.asarray(values.std(0, ddof=1) / np.sqrt(len(values)))

@@ -23,7 +23,8 @@ Sharp edges:
     product is A and B. In a gated MLP an excess is therefore no evidence of a threshold.
   - Input and output of a neuron have different scales, and the gated case has three; the difference of their excesses
     is a definition and not a unit of anything.
-  - A product with few names has large excesses by chance: give the share with permuted weights beside it.
+  - A neuron with a negative weight to the probe counts against the share, and one that makes an OR counts nothing.
+  - Few names have large excesses by chance: give the share with permuted weights too.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ BLOCK = 2**22
 """Numbers of a table that are converted to float64 at once."""
 
 
-def nonlinear_excess(table: Float[ArrayLike, 'first last ...']) -> Float64[np.ndarray, ...]:
+def nonlinear_excess(table: Float[ArrayLike, 'first last ...']) -> Float64[np.ndarray, ' ...']:
   """Non-linear excess of every pair of a complete table.
 
   Args:
@@ -82,7 +83,7 @@ def excess_from_sums(
   x: Float64[np.ndarray, 'pairs ...'],
   sum_of_first: Float64[np.ndarray, 'pairs ...'],
   sum_of_last: Float64[np.ndarray, 'pairs ...'],
-  total: Float64[np.ndarray, ...],
+  total: Float64[np.ndarray, ' ...'],
   shape: tuple[int, int],
 ) -> Float64[np.ndarray, 'pairs ...']:
   """Non-linear excess of some pairs, from sums over the product.

@@ -73,7 +73,7 @@ def compare_groups(
       f'known {list(groups[0].shape)} and unknown {list(groups[1].shape)} cannot be compared',
       hint='[names, ...] with the same further axes, and at least two names of each group',
     )
-  mean, other = (x.mean(0) for x in groups)
+  mean, other = (np.asarray(x.mean(0)) for x in groups)
   together, n = np.concatenate(groups), len(groups[0])
   random = np.random.default_rng(seed)
   orders = [random.permutation(len(together)) for _ in range(n_shuffles)]
@@ -90,4 +90,4 @@ def _auc(known: np.ndarray, unknown: np.ndarray) -> tuple[np.ndarray, np.ndarray
   above = (together[:m] - rank(known)) / n  # share of unknown names below each known one
   below = 1 - (together[m:] - rank(unknown)) / m
   error = np.sqrt(above.var(0, ddof=1) / m + below.var(0, ddof=1) / n)
-  return above.mean(0), error
+  return np.asarray(above.mean(0)), np.asarray(error)

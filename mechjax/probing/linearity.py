@@ -154,7 +154,7 @@ def measure_linearity(values: Float[ArrayLike, 'U ... D'], swaps: Swaps) -> Line
       cause='values that do not depend on the name',
     )
   ratios = kept / control
-  return LinearityIndex(ratios.mean(0), _error(ratios, swaps), ratios)
+  return LinearityIndex(np.asarray(ratios.mean(0)), _error(ratios, swaps), ratios)
 
 
 def _error(ratios: np.ndarray, swaps: Swaps) -> np.ndarray:
@@ -167,4 +167,4 @@ def _error(ratios: np.ndarray, swaps: Swaps) -> np.ndarray:
     return np.full(ratios.shape[1:], np.nan)
   sums = ratios.sum(0) - np.tensordot(used.T, ratios, axes=1)
   without = sums / left.reshape(-1, *[1] * (ratios.ndim - 1))
-  return np.sqrt((n - 1) / n * ((without - without.mean(0)) ** 2).sum(0))
+  return np.asarray(np.sqrt((n - 1) / n * ((without - without.mean(0)) ** 2).sum(0)))

@@ -1,7 +1,7 @@
 """Local processing: how much of a layer's stream at a token depends on the last few tokens alone.
 
 If early layers only combine neighbouring tokens, their stream at a token is that of the same token with the last k
-tokens before it and nothing else. So the model reads a text whole, and every token once more behind BOS and with its
+tokens before it and nothing else. So the model reads a text whole, and every token once more after BOS and with its
 last k tokens (itself included), and the two streams are compared by their centred cosine (Nanda et al. 2023, Fact
 Finding, post 5):
 
