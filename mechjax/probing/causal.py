@@ -9,12 +9,13 @@ the probe's directions is replaced by that of another prompt, and the answer is 
     random       the first with a random subspace of the same dimension
 
     probe = fit_logistic(x, sport)                                        x: 'resid_post' of layer 5, last token
-    patch = SubspacePatching(forward, 'resid_post', where=last(1))
-    effects = patch(params, pairs, logit_difference(pairs, answers, others), probe_basis(probe), layer=5)
+    patch = SubspacePatching(forward, 'resid_post')
+    effects = patch(params, pairs, metric, probe_basis(probe), layer=5, where=last(1))
     effects.share('subspace'), effects.share('random')                    mean effects over that of the whole
 
-Prompts, metrics and modes are those of `mechjax.patching`, positions and projections those of `mechjax.steering`. Basis
-and layer are data: one executable serves all layers, all probes of one dimension and all controls.
+Prompts, metrics and modes are those of `mechjax.patching`, positions and projections those of `mechjax.steering`. The
+basis, the layer and the positions are data: one executable serves all layers, positions, probes of one dimension and
+controls.
 
 Sharp edge: a probe's directions are those that read best, which is not where the class is written if features are
 correlated (Haufe et al. 2014). A small effect refutes the probe's directions, and not the class.
@@ -47,6 +48,8 @@ from mechjax.steering.one_pass import choose, in_one_pass
 
 MODES = ('noising', 'denoising', 'resample')
 """Modes of `mechjax.patching` in which the other activations are those of a prompt."""
+
+_LAST = places.last(1)
 
 PARTS = ('subspace', 'complement', 'whole', 'random')
 
@@ -95,7 +98,6 @@ class SubspacePatching(Method):
   Attributes:
     forward: (params, inputs) -> output that the metric reads; pure, with tagged sites.
     site: name of the site, without a layer, whose values are [B, T, D].
-    where: positions that are patched, the same in both prompts of a pair.
     mode: one of `MODES`.
     batch: maximum number of pairs that run at once.
     seed: seed of the random subspaces, and of 'resample'.
@@ -106,7 +108,6 @@ class SubspacePatching(Method):
   """
 
   site: str
-  where: places.Where = dataclasses.field(default=places.last(1), kw_only=True)
   mode: str = dataclasses.field(default='noising', kw_only=True)
   batch: int = dataclasses.field(default=32, kw_only=True)
   seed: int = dataclasses.field(default=0, kw_only=True)
@@ -125,6 +126,7 @@ class SubspacePatching(Method):
     basis: Float[Array | np.ndarray, 'n D'],
     *,
     layer: int | None = None,
+    where: places.Where = _LAST,
     draws: int = 4,
   ) -> SubspaceEffects:
     """Measures the effects on every pair.
@@ -135,6 +137,7 @@ class SubspacePatching(Method):
       metric: gives one number for each pair.
       basis: orthonormal rows, from `probe_basis` or `steering.orthonormal_basis`.
       layer: the layer; None for a site without layers.
+      where: positions that are patched, the same in both prompts of a pair.
       draws: number of random subspaces.
 
     Raises:
@@ -144,14 +147,16 @@ class SubspacePatching(Method):
     """
     sided, metric, n = sources.choose_sides(pairs, metric, self.mode, self.seed)
     basis = _check_basis(basis)
-    chosen, _ = choose(self.where, np.asarray(sided.real))
+    chosen, _ = choose(where, np.asarray(sided.real))
     random = draw_subspaces(basis, draws, self.seed)
     arms = [(basis, 1, 0), (basis, 0, 1), (basis, 1, 1), *((q, 1, 0) for q in random)]
     index = np.arange(min(self.batch, n))
     first = params, sided.rows(index), metric.rows(index)
-    make = functools.partial(_compile, self, first, basis, layer)
+    inputs = params, first[1].clean
+    layers = self._make_once('site', inputs, functools.partial(_find_layers, self, *inputs))
+    _check_place(self.site, layers, layer, basis)
+    make = functools.partial(_compile, self, first, basis, tuple(layers), layer is not None)
     plan = self._make_once(f'subspace, layer: {layer is not None}', (*first, basis), make)
-    plan.check(self.site, layer, basis)
     ends, effects = np.empty((2, n)), np.empty((len(arms), n))
     for rows, count in budgets.blocks(n, len(index)):
       args = params, sided.rows(rows), metric.rows(rows), chosen[rows], np.int32(layer or 0)
@@ -168,25 +173,10 @@ class SubspacePatching(Method):
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-  """Executables of pairs of one shape, and the layers and width of the site."""
+  """Executables of pairs of one shape."""
 
-  layers: tuple[int | tuple[int, ...] | None, ...]
-  width: int
   prepare: Callable
   step: Callable
-
-  def check(self, site: str, layer: int | None, basis: Array) -> None:
-    """Raises ProbingError for a layer that does not exist, or a basis of another width."""
-    if layer not in self.layers or isinstance(layer, bool):
-      have = [x for x in self.layers if x is not None]
-      raise ProbingError(
-        f'layer={layer!r} of the site {site!r}, which has {f"the layers {have}" if have else "no layers"}'
-      )
-    if basis.shape[1] != self.width:
-      raise ProbingError(
-        f'a basis of width {basis.shape[1]} at the site {site!r} of width {self.width}',
-        cause='a probe of another model, or of another kind of site',
-      )
 
   def run(self, args: tuple, arms: list[tuple[Array, int, int]]) -> Float64[np.ndarray, 'runs B']:
     """Metrics of the base, of the other run, and of each patch."""
@@ -199,25 +189,47 @@ class _Plan:
     return np.stack([np.asarray(x, np.float64) for x in (base, other, *values)])
 
 
+Layers = dict[int | tuple[int, ...] | None, tuple[int, ...]]
+"""Shape of the value of a site at each of its layers; at None for a site without layers."""
+
+
+def _find_layers(patching: SubspacePatching, params: PyTree, inputs: PyTree) -> Layers:
+  infos = harvest.sites_of(patching.forward, params, inputs)
+  return {i.site.layer: tuple(i.shape) for i in infos if i.site.name == patching.site}
+
+
+def _check_place(site: str, layers: Layers, layer: int | None, basis: Array) -> None:
+  """Raises ProbingError unless the site has the layer, and values [B, T, D] of the width of the basis."""
+  if layer not in layers or isinstance(layer, bool):
+    have = [x for x in layers if x is not None]
+    known = f'which has the layers {have}' if have else 'which has no layers'
+    raise ProbingError(
+      f'layer={layer!r} of the site {site!r}, {known if layers else "which does not exist"}',
+      hint="a name without a layer, such as 'resid_post', and layer= in the call",
+    )
+  shape = layers[layer]
+  if len(shape) != 3:
+    raise ProbingError(f'the site {site!r} has the shape {shape}; expected [B, T, D]')
+  if basis.shape[1] != shape[2]:
+    raise ProbingError(
+      f'a basis of width {basis.shape[1]} at the site {site!r} of width {shape[2]}',
+      cause='a probe of another model, or of another kind of site',
+    )
+
+
 def _compile(
   patching: SubspacePatching,
   first: tuple[PyTree, Pairs, Metric],
   basis: Array,
-  layer: int | None,
+  layers: tuple[int | tuple[int, ...] | None, ...],
+  at: bool,
 ) -> _Plan:
+  """Compiles the runs of some pairs; `at` states whether the site has layers."""
   forward, site = patching.forward, patching.site
-  infos = [i for i in harvest.sites_of(forward, first[0], first[1].clean) if i.site.name == site]
-  layers = tuple(i.site.layer for i in infos)
-  if not infos or len(infos[0].shape) != 3:
-    raise ProbingError(
-      f'the site {site!r} has {f"the shape {infos[0].shape}" if infos else "no values"}; expected [B, T, D]',
-      hint="a name without a layer, such as 'resid_post', and layer= in the call",
-    )
-  at = layer is not None
 
   def prepare(params, pairs, metric, layer):
     out, acts = harvest.call_and_reap(forward, sites=site)(params, pairs.noise)
-    slot = (jnp.asarray([i or 0 for i in layers], jnp.int32) == layer).argmax()
+    slot = (jnp.asarray(layers, jnp.int32) == layer).argmax() if at else None
     source = acts.stack(site)[slot] if at else acts[site]
     return metric(sources.run_unpatched(forward, params, pairs.clean)), metric(out), source
 
@@ -241,7 +253,7 @@ def _compile(
   share = np.zeros((), np.float32)
   chosen: Bool[np.ndarray, 'B T'] = np.zeros(here.real.shape, bool)
   args = params, here, mine, source, chosen, number, basis, share, share
-  return _Plan(layers, infos[0].shape[-1], ready, jax.jit(step).lower(*args).compile())
+  return _Plan(ready, jax.jit(step).lower(*args).compile())
 
 
 def _check_basis(basis: Float[Array | np.ndarray, 'n D']) -> Float[Array, 'n D']:

@@ -29,6 +29,9 @@ from mechjax.probing.checks import Labels, check_count, check_features, check_sh
 from mechjax.probing.scoring import Columns, auc_of_ranks, rank_blocks
 from mechjax.probing.splits import Groups, find_units
 
+BLOCK_NUMBERS = 2**24
+"""AUCs that are computed at once."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NullMaximum:
@@ -102,7 +105,7 @@ def _largest(
   two_sided: bool,
 ) -> Float64[np.ndarray, 'shuffles classes']:
   """Largest AUC of a block of columns, some shuffles at a time."""
-  size = max(1, 2**24 // (members.shape[1] * ranks.shape[1]))
+  size = max(1, BLOCK_NUMBERS // (members.shape[1] * ranks.shape[1]))
   found = []
   for low in range(0, len(members), size):
     values = auc_of_ranks(ranks, members[low : low + size])

@@ -24,19 +24,17 @@ from jaxtyping import Array, Float, Float64, Int, Num, Shaped
 
 from mechjax.errors import ProbingError
 
-Features = Num[np.ndarray | Array, '*problems B D']
+Features = Num[np.ndarray | Array, '*_ B D']
 """Features of B examples, floating-point or whole numbers; leading axes are problems that are solved at once."""
 
-Labels = Shaped[np.ndarray | Array, '*problems B'] | Sequence[int] | Sequence[str] | Sequence[bool]
+Labels = Shaped[np.ndarray | Array, '*_ B'] | Sequence[int] | Sequence[str] | Sequence[bool]
 """Class of each example: whole numbers, booleans or texts."""
 
-Penalties = float | Sequence[float] | Num[np.ndarray | Array, '*problems']
+Penalties = float | Sequence[float] | Num[np.ndarray | Array, '*_']
 """A penalty, or one for each problem."""
 
 
-def check_features(
-  features: Features, name: str = 'features'
-) -> Float64[np.ndarray, '*problems B D']:
+def check_features(features: Features, name: str = 'features') -> Float64[np.ndarray, '*_ B D']:
   """Returns features in float64.
 
   Args:
@@ -139,7 +137,7 @@ def _check_members(labels: EncodedLabels, min_members: int) -> None:
   )
 
 
-def check_penalty(l2: Penalties) -> Float64[np.ndarray, '*problems']:
+def check_penalty(l2: Penalties) -> Float64[np.ndarray, '*_']:
   """Returns penalties in float64.
 
   Raises:
@@ -184,9 +182,7 @@ def check_share(name: str, value: object) -> float:
   return found
 
 
-def check_width(
-  features: Float[np.ndarray, '*problems B D'], width: int, name: str = 'features'
-) -> None:
+def check_width(features: Float[np.ndarray, '*_ B D'], width: int, name: str = 'features') -> None:
   """Raises ProbingError for features of another number than `width`."""
   if features.shape[-1] != width:
     raise ProbingError(

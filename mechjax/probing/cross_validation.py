@@ -63,12 +63,12 @@ class PenaltyChoice:
   ) -> PenaltyChoice:
     """The candidates with the least losses; of equal losses the larger penalty."""
     best = len(candidates) - 1 - losses[..., ::-1].argmin(-1)
-    return cls(candidates[best], candidates, losses)
+    return cls(np.asarray(candidates[best]), candidates, losses)
 
   @property
   def at_edge(self) -> Bool[np.ndarray, '*problems']:
     """Whether the choice is the smallest or the largest candidate, so that a better one may lie beyond."""
-    return (self.l2 == self.candidates[0]) | (self.l2 == self.candidates[-1])
+    return np.isin(self.l2, self.candidates[[0, -1]])
 
 
 def choose_l2(

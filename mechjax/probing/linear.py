@@ -98,6 +98,7 @@ class LinearProbe:
       raise ProbingError(f'index {index} of problems of shape {self.shape}')
     names = [f.name for f in dataclasses.fields(self) if f.name != 'classes']
     try:
-      return dataclasses.replace(self, **{name: getattr(self, name)[index] for name in names})
+      parts = {name: np.asarray(getattr(self, name)[index]) for name in names}
     except IndexError as e:
       raise ProbingError(f'index {index} of problems of shape {self.shape}') from e
+    return dataclasses.replace(self, **parts)

@@ -47,7 +47,7 @@ from mechjax.probing.checks import (
 from mechjax.probing.cross_validation import L2S, PenaltyChoice, check_candidates
 from mechjax.probing.linear import LinearProbe
 
-Targets = Num[np.ndarray | Array, '*problems B']
+Targets = Num[np.ndarray | Array, '*_ B']
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -234,7 +234,9 @@ class _Solver:
       free = np.where(free < 1e-12, 0, free)
       back = l2[:, None] / (s[: u.shape[1]] ** 2 + l2[:, None])
       along = (y - mean) @ u
-      error = (y - mean) - along @ u.T + (along * back) @ u.T
+      # Where the features fit everything, as they do with D > B, nothing is left of the values but rounding.
+      outside = np.where(free > 0, (y - mean) - along @ u.T, 0)
+      error = outside + (along * back) @ u.T
       parts.append(error / (free + back @ (u**2).T))
     return self.layout.restore(np.stack(parts))
 

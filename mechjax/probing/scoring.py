@@ -48,11 +48,11 @@ def auc(columns: Columns, labels: Labels) -> Float64[np.ndarray, 'classes column
     ProbingError: NaN or infinity; labels that are not classes, of another number than examples, or of one class only.
   """
   x = check_features(columns, 'columns')
-  encoded = check_labels(labels, len(x), 1)
-  if x.ndim != 2 or encoded.codes.ndim != 1:
+  if x.ndim != 2 or np.ndim(labels) != 1:
     raise ProbingError(
-      f'columns of shape {x.shape} with labels of shape {encoded.codes.shape}; expected [B, columns] and [B]'
+      f'columns of shape {x.shape} with labels of shape {np.shape(labels)}; expected [B, columns] and [B]'
     )
+  encoded = check_labels(labels, len(x), 1)
   members = encoded.codes == np.arange(len(encoded.classes))[:, None]
   parts = [auc_of_ranks(ranks, members) for ranks in rank_blocks(x)]
   return np.concatenate(parts, -1)

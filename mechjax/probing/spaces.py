@@ -83,22 +83,22 @@ class Primal(Space):
     tail = np.full((*typical.shape[:3], 1), 0.1 * self.n)
     self.typical = np.concatenate([typical, tail], 3)
 
-  def pull(self, residual, u):
+  def pull(self, residual: Values, u: Coefficients) -> tuple[Coefficients, Coefficients]:
     out = np.empty_like(u)
     out[..., :-1] = multiply(residual, self.x) + self.l2 * u[..., :-1]
     out[..., -1] = residual.sum(-1) if self.intercept else 0
     return out, out / self.typical
 
-  def values(self, derivative, direction):
+  def values(self, derivative: Coefficients, direction: Coefficients) -> Values:
     return multiply(direction[..., :-1], self.x.swapaxes(1, 2)) + direction[..., -1:]
 
-  def inner(self, u, v, values_of_v):
+  def inner(self, u: Coefficients, v: Coefficients, values_of_v: Values) -> Each:
     return self.l2[..., 0, 0] * dot(u[..., :-1], v[..., :-1])
 
-  def norms(self, derivative, direction):
+  def norms(self, derivative: Coefficients, direction: Coefficients) -> tuple[Each, Each]:
     return norm(derivative[..., :-1]), norm(derivative[..., -1:])
 
-  def weights(self, u):
+  def weights(self, u: Coefficients) -> Float64[np.ndarray, 'groups members contrasts D']:
     return u[..., :-1]
 
 
@@ -114,7 +114,7 @@ class Dual(Space):
     # The norm takes the intercept for the coefficient of one more feature, as long as a typical row.
     self.scale = (squares / self.n)[..., None]
 
-  def pull(self, residual, u):
+  def pull(self, residual: Values, u: Coefficients) -> tuple[Coefficients, Coefficients]:
     direction, derivative = np.empty_like(u), np.empty_like(u)
     along = residual + self.l2 * u[..., :-1]
     direction[..., :-1] = along
@@ -123,17 +123,17 @@ class Dual(Space):
     direction[..., -1] = self.scale * derivative[..., -1]
     return derivative, direction
 
-  def values(self, derivative, direction):
+  def values(self, derivative: Coefficients, direction: Coefficients) -> Values:
     return derivative[..., :-1] + direction[..., -1:]
 
-  def inner(self, u, v, values_of_v):
+  def inner(self, u: Coefficients, v: Coefficients, values_of_v: Values) -> Each:
     return self.l2[..., 0, 0] * dot(u[..., :-1], values_of_v - v[..., -1:])
 
-  def norms(self, derivative, direction):
+  def norms(self, derivative: Coefficients, direction: Coefficients) -> tuple[Each, Each]:
     square = dot(derivative[..., :-1], direction[..., :-1])
     return np.sqrt(np.maximum(square, 0)), norm(derivative[..., -1:])
 
-  def weights(self, u):
+  def weights(self, u: Coefficients) -> Float64[np.ndarray, 'groups members contrasts D']:
     return multiply(u[..., :-1], self.x)
 
 

@@ -37,7 +37,7 @@ def probe_basis(probe: LinearProbe) -> Float[Array, 'n D']:
     probe: one probe of C classes.
 
   Returns:
-    [C - 1, D].
+    [C - 1, D]; of two classes, the direction towards the second one.
 
   Raises:
     ProbingError: several probes.
@@ -47,7 +47,8 @@ def probe_basis(probe: LinearProbe) -> Float[Array, 'n D']:
     raise ProbingError(
       f'probes of shape {probe.shape}; expected one', hint='probe_basis(probes[0])'
     )
-  return orthonormal_basis(scipy.linalg.helmert(len(probe.classes)) @ probe.coefficients)
+  towards_later = -scipy.linalg.helmert(len(probe.classes))
+  return orthonormal_basis(towards_later @ probe.coefficients)
 
 
 def draw_subspaces(
