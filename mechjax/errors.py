@@ -126,7 +126,7 @@ class SteeringError(MechjaxError, ValueError):
 
 
 class ProbingError(MechjaxError, ValueError):
-  """Probes, names, tables and settings of probing that do not fit together."""
+  """Probes, names, tables and settings of probing that do not fit together, or a fit that has not converged."""
 
 
 def unknown(

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from experiments.benchmarks import timing
-from mechjax.probing.centring import measure_centre, pad_texts
 from mechjax.probing.local import ContextComparison
+from mechjax.probing.stream_centre import measure_centre, pad_texts
 from mechjax.probing.windows import make_windows
 
 TEXTS, TOKENS, MAX_K, BATCH, BOS, ROUNDS = 2, 65, 10, 64, 0, 3

@@ -1,138 +1,88 @@
-"""Mean of the residual stream over ordinary tokens, for cosines that mean something.
+"""Features relative to their means, in units of their standard deviations if wanted, and the way back to raw features.
 
-All activations of a layer share a large common part, so that the cosine of any two tokens is near 1. The mean must be
-subtracted first; and the mean must leave out the first position, whose stream is a constant of enormous length, and the
-few tokens like it (a newline or a delimiter in some models), or it is a mean of those.
+An intercept that is not penalised is the same as centred features, so every probe is fitted on these. The constants
+are those of the training part alone, and a probe holds coefficients of raw features, so that they are never computed
+from other examples.
 
-    centre = measure_centre(model.apply, model.params, texts, bos=2)
-    centre.mean [L, D], centre.left_out [L]
+A feature that does not vary in the training part has no coefficient that the data would decide. It is exactly 0, and
+the probe's `constant` marks it. Without an intercept only a feature of zeros is such a feature.
 
-A token is left out at a layer if its length is over ten times the median length of that layer. The texts run twice,
-once for the medians and once for the means.
+Sharp edge: a feature counts as constant if it varies by less than its own rounding in float64, as the mean of equal
+numbers does.
+
+Letters: B examples, D features.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float64, Int, Int32, Integer, PyTree
+from jaxtyping import Bool, Float, Float64
 
-from mechjax import harvest, watching
 from mechjax.errors import ProbingError
-from mechjax.probing.finite import as_indices, check_count, check_finite
-from mechjax.probing.needed_sites import check_layers
-from mechjax.programs.callables import check_function
 
-SITE = 'resid_post'
-
-Texts = Sequence[Sequence[int] | Integer[np.ndarray, ' _']]
-"""Token ids of each text, without a token before them."""
+_ROUNDING = 8 * np.finfo(np.float64).eps
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Centre:
-  """Mean of a site over ordinary tokens.
+class Centring:
+  """Training features as a fit sees them, and their constants.
 
   Attributes:
-    mean: [L, D].
-    median_length: median length of the activations of a token, position 0 left out, [L].
-    left_out: number of tokens beyond the limit, [L].
-    count: number of tokens, position 0 left out.
+    features: (x - mean) / scale, and 0 where constant.
+    mean: means, or 0 without an intercept.
+    scale: standard deviations of the population, or 1.
+    constant: features whose coefficient is 0.
   """
 
-  mean: Float64[np.ndarray, 'L D']
-  median_length: Float64[np.ndarray, ' L']
-  left_out: Int[np.ndarray, ' L']
-  count: int
+  features: Float64[np.ndarray, 'groups B D']
+  mean: Float64[np.ndarray, 'groups D']
+  scale: Float64[np.ndarray, 'groups D']
+  constant: Bool[np.ndarray, 'groups D']
+
+  @classmethod
+  def of(
+    cls, features: Float64[np.ndarray, 'groups B D'], fit_intercept: bool, standardise: bool
+  ) -> Centring:
+    """Centres features.
+
+    Raises:
+      ProbingError: no feature of a group varies.
+    """
+    mean = features.mean(1)
+    low, high = features.min(1), features.max(1)
+    largest = np.maximum(-low, high)
+    still = high - low <= _ROUNDING * largest
+    _check_some_vary(still)
+    made = features - mean[:, None] if fit_intercept or standardise else features
+    scale = np.ones_like(mean)
+    if standardise:
+      scale[~still] = np.sqrt(np.einsum('gbd,gbd->gd', made, made) / features.shape[1])[~still]
+      made = (made if fit_intercept else features) / scale[:, None]
+    constant = still if fit_intercept else largest == 0
+    if constant.any():
+      made = np.where(constant[:, None], 0.0, made)
+    return cls(made, mean if fit_intercept else np.zeros_like(mean), scale, constant)
+
+  def to_raw(
+    self,
+    coefficients: Float[np.ndarray, 'groups members classes D'],
+    intercepts: Float[np.ndarray, 'groups members classes'],
+  ) -> tuple[
+    Float64[np.ndarray, 'groups members classes D'], Float64[np.ndarray, 'groups members classes']
+  ]:
+    """Coefficients and intercepts of raw features, from those of centred ones."""
+    raw = coefficients / self.scale[:, None, None]
+    raw = np.where(self.constant[:, None, None], 0.0, raw)
+    return raw, intercepts - np.einsum('gmcd,gd->gmc', raw, self.mean)
 
 
-def measure_centre(
-  forward: Callable,
-  params: PyTree,
-  texts: Texts,
-  *,
-  bos: int,
-  limit: float = 10.0,
-  batch: int = 8,
-  site: str = SITE,
-) -> Centre:
-  """Mean of a site over all tokens of some texts but position 0 and outliers.
-
-  Args:
-    forward: (params, tokens [B, T]) -> output; pure, with tagged sites, such as `model.apply`.
-    params: its parameters.
-    texts: token ids of each text, any text that the model was trained on.
-    bos: token that is put before each text, also for a model without one.
-    limit: tokens longer than this many medians are left out.
-    batch: number of texts that run at once.
-    site: name of a site with one value [B, T, D] in each layer.
-
-  Raises:
-    ProbingError: a model without the site, texts without tokens, texts that begin with `bos` already, NaN.
-  """
-  check_function(forward, ProbingError, 'measure_centre(model.apply, model.params, texts, bos=...)')
-  check_count('batch', batch, 1)
-  if not limit > 1:
-    raise ProbingError(f'limit={limit!r}; expected a number of medians over 1')
-  tokens, real = pad_texts(texts, bos)
-  L, D, _ = check_layers(forward, params, tokens[:1], site)
-
-  def read(params, tokens):
-    x_LxBxTxD = harvest.reap(forward, sites=site)(params, tokens).stack(site)
-    return x_LxBxTxD, jnp.linalg.norm(x_LxBxTxD.astype(jnp.float32), axis=-1)
-
-  read_lengths = watching.jit(lambda p, t: read(p, t)[1], forward)
-  read_all = watching.jit(read, forward)
-  counted = real.copy()
-  counted[:, 0] = False
-  lengths = [
-    np.asarray(read_lengths(params, tokens[i]))[:, ok] for i, ok in _blocks(counted, batch)
-  ]
-  length_LxN = np.concatenate(lengths, 1).astype(np.float64)
-  check_finite(f'the lengths of {site}', length_LxN)
-  median_L = np.median(length_LxN, axis=1)
-  total_LxD, left_out_L = np.zeros((L, D)), np.zeros(L, np.int64)
-  for index, ok in _blocks(counted, batch):
-    x, length = (np.asarray(part, np.float64)[:, ok] for part in read_all(params, tokens[index]))
-    ordinary = length <= limit * median_L[:, None]
-    total_LxD += np.einsum('ln,lnd->ld', ordinary, x)
-    left_out_L += (~ordinary).sum(1)
-  count = length_LxN.shape[1]
-  return Centre(total_LxD / (count - left_out_L)[:, None], median_L, left_out_L, count)
-
-
-def _blocks(
-  counted: Bool[np.ndarray, 'B T'], batch: int
-) -> Iterator[tuple[np.ndarray, Bool[np.ndarray, 'rows T']]]:
-  """Rows of each block, the last filled up with its last row, and the tokens of each that count."""
-  size = min(batch, len(counted))
-  for start in range(0, len(counted), size):
-    index = np.arange(start, start + size)
-    there = index < len(counted)
-    rows = np.minimum(index, len(counted) - 1)
-    yield rows, counted[rows] & there[:, None]
-
-
-def pad_texts(texts: Texts, bos: int) -> tuple[Int32[np.ndarray, 'B T'], Bool[np.ndarray, 'B T']]:
-  """Texts with `bos` before them, padded on the right, and the mask of their tokens.
-
-  Raises:
-    ProbingError: no texts, a text without tokens or one that is not a row of ids, or that begins with `bos`.
-  """
-  begin = int(as_indices('bos', [bos], 1)[0])
-  if not len(texts):
-    raise ProbingError('there are no texts')
-  rows = [as_indices(f'text {i}', row, 1) for i, row in enumerate(texts)]
-  doubled = [i for i, row in enumerate(rows) if row[0] == begin]
-  if doubled:
+def _check_some_vary(still: Bool[np.ndarray, 'groups D']) -> None:
+  flat = np.flatnonzero(still.all(1))
+  if len(flat):
     raise ProbingError(
-      f'text {doubled[0]} begins with the token {begin} already, which bos= puts before each text',
-      hint='model.tokens(text, bos=False)',
+      f'all {still.shape[1]} features are constant',
+      where=f'group {flat[0]} of {len(still)}' if len(still) > 1 else None,
+      cause='a position or a layer at which all prompts are equal, or neurons that never fire',
     )
-  real = np.arange(1 + max(map(len, rows))) < 1 + np.array([[len(row)] for row in rows])
-  tokens = np.zeros(real.shape, np.int32)
-  tokens[real] = np.concatenate([x for row in rows for x in ([begin], row)])
-  return tokens, real

@@ -5,7 +5,7 @@ tokens before it and nothing else. So the model reads a text whole, and every to
 last k tokens (itself included), and the two streams are compared by their centred cosine (Nanda et al. 2023, Fact
 Finding, post 5):
 
-    cos(x_full - mu_l, x_trunc - mu_l),   mu_l the mean over ordinary tokens (`centring`)
+    cos(x_full - mu_l, x_trunc - mu_l),   mu_l the mean over ordinary tokens (`stream_centre`)
 
     centre = measure_centre(forward, params, texts, bos=bos)
     found = ContextComparison(forward, max_k=10)(params, texts, centre, bos=bos)
@@ -34,9 +34,9 @@ from jaxtyping import Array, Bool, Float32, Float64, Int, PyTree
 from mechjax import harvest, precision, watching
 from mechjax.errors import ProbingError
 from mechjax.probing.bootstrap import error_of_median
-from mechjax.probing.centring import SITE, Centre, Texts, pad_texts
 from mechjax.probing.finite import check_count, check_finite
 from mechjax.probing.needed_sites import check_layers
+from mechjax.probing.stream_centre import SITE, Centre, Texts, pad_texts
 from mechjax.probing.windows import make_windows
 from mechjax.programs.callables import check_function
 

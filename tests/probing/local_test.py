@@ -9,8 +9,8 @@ import pytest
 from mechjax.errors import ProbingError
 from mechjax.models import ours
 from mechjax.probing.bootstrap import error_of_mean, error_of_median
-from mechjax.probing.centring import Centre, measure_centre
 from mechjax.probing.local import ContextComparison
+from mechjax.probing.stream_centre import Centre, measure_centre
 from mechjax.probing.token_kinds import COMMON, classify_tokens
 from mechjax.probing.windows import make_windows
 from tests.models import decoders
