@@ -33,7 +33,7 @@ FLOORS = [
   {'harvest'},
   {'forward', 'stacking', 'patches'},
   {'weights', 'models', 'generate'},
-  {'patching', 'sae', 'steering'},
+  {'neurons', 'patching', 'sae', 'steering'},
   {'viz', 'flags'},
   {'train_sae', 'eval_sae'},
 ]
