@@ -5,7 +5,7 @@ neuron_effects_speedup          time of the usual formulation over that of ours,
                                 neuron, with the scale of the norm live and frozen; it is timed on a few neurons, and
                                 multiplied. Both compute the changes of loss, total and direct
 neuron_effects_over_exp         time of ours over that of exp on as many numbers as there are pairs times V, in arrays
-                                of the size of a tile; it is timed on a part, and multiplied
+                                of 4 MiB; it is timed on a part, and multiplied
 neuron_effects_peak_over_block  peak of the memory that a call of ours adds, over the bound that was asked for
 
 Weights and streams are random numbers: the time does not depend on them.
@@ -22,12 +22,11 @@ import numpy as np
 from experiments.benchmarks import timing
 from mechjax import logits, precision
 from mechjax.neurons import NeuronAblation, Readout
-from mechjax.neurons.vocabulary import TILE
 
-D, F, V, TOKENS, ROUNDS = 576, 1536, 49_152, 16, 3
-FEW, PART = 8, 256
-"""Neurons of the usual formulation that are timed; number of tiles of exponentials that are timed."""
-MEMORY = 2**27
+D, F, V, TOKENS, ROUNDS = 576, 1536, 49_152, 128, 3
+FEW, SIZE, PART = 8, 2**20, 64
+"""Neurons of the usual formulation that are timed; numbers of an array of exponentials, and arrays that are timed."""
+MEMORY = 2**25
 TARGETS = {
   'neuron_effects_speedup': '>= 20',
   'neuron_effects_over_exp': '<= 3',
@@ -38,17 +37,16 @@ TARGETS = {
 def neuron_effects() -> dict[str, Any]:
   """All metrics of this file."""
   random = np.random.default_rng(0)
-  normal = lambda *shape: random.standard_normal(shape, np.float32)  # noqa: E731
-  W_U, W_out, gain = normal(D, V) / 24, normal(F, D), np.ones(D, np.float32)
-  x, a, ids = 4 * normal(TOKENS, D), normal(TOKENS, F), random.integers(0, V, TOKENS)
+  W_U, W_out, gain = draw(random, D, V) / 24, draw(random, F, D), np.ones(D, np.float32)
+  x, a, ids = 4 * draw(random, TOKENS, D), draw(random, TOKENS, F), random.integers(0, V, TOKENS)
   ablate = NeuronAblation(Readout.of(gain, W_U, 1e-5), W_out, memory=MEMORY)
   usual = make_usual(jnp.asarray(W_U), jnp.asarray(W_out), jnp.asarray(x), jnp.asarray(a), ids)
-  tile, exp = jnp.asarray(normal(TILE)), jax.jit(jnp.exp)
+  array, exp = jnp.asarray(draw(random, SIZE)), jax.jit(jnp.exp)
   check(ablate, usual, x, a, ids)
 
   def exponentials() -> Any:
     for _ in range(PART):
-      out = exp(tile)
+      out = exp(array)
     return out
 
   calls = {
@@ -57,14 +55,19 @@ def neuron_effects() -> dict[str, Any]:
     'exp': exponentials,
   }
   times = timing.interleave(calls, rounds=ROUNDS)
-  tiles = TOKENS * F * V / TILE
+  arrays = TOKENS * F * V / SIZE
   peak = timing.peak_memory(lambda: ablate(x, a, ids).total.value)
   return {
     'neuron_effects_ns_a_term': 1e9 * times.median('ours') / (TOKENS * F * V),
     'neuron_effects_speedup': times.ratio('usual', 'ours') * F / FEW,
-    'neuron_effects_over_exp': times.ratio('ours', 'exp') / (tiles / PART),
+    'neuron_effects_over_exp': times.ratio('ours', 'exp') / (arrays / PART),
     'neuron_effects_peak_over_block': peak / MEMORY,
   }
+
+
+def draw(random: np.random.Generator, *shape: int) -> Any:
+  """Normal numbers in float32."""
+  return np.asarray(random.standard_normal(shape), np.float32)
 
 
 def make_usual(W_U: jax.Array, W_out: jax.Array, x: jax.Array, a: jax.Array, ids: Any) -> Any:

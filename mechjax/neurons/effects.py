@@ -40,7 +40,7 @@ from mechjax.neurons.writes import NeuronWrites
 
 _NEURONS = 32
 """Neurons of a block."""
-_TOKENS = 512
+_TOKENS = 256
 """Maximum number of tokens of a block: with more, the products of neurons with the unembedding become no cheaper."""
 
 
@@ -230,22 +230,22 @@ class NeuronAblation:
     self, inputs: _Inputs, frequency: Frequency | None
   ) -> Iterator[tuple[slice, slice, dict[str, np.ndarray]]]:
     """Iterates over blocks: slices of tokens and of neurons, and the quantities of their pairs in float64."""
-    n, m, dtype = len(inputs.x), len(inputs.neurons), self.readout.matrix.dtype
+    n, m, dtype = len(inputs.x), len(inputs.neurons), self.readout.rows.dtype
     f = min(_NEURONS, m)
     b = self._count_tokens(n, f)
     for start in range(0, n, b):
       rows = np.minimum(np.arange(start, start + b), n - 1)
       given = (jnp.asarray(part[rows]) for part in (inputs.x, inputs.a, inputs.next))
       tokens, plain = pairs.prepare(self.readout, self.writes, frequency, *given)
+      if not np.isfinite(tokens.scale).all():
+        raise NeuronError('the squares of some streams overflow, so that their scale is infinite')
       for left in range(0, m, f):
         columns = np.minimum(np.arange(left, left + f), m - 1)
         writes = self.writes.take(inputs.neurons[columns])
         d = jnp.asarray(inputs.d[np.ix_(rows, columns)], dtype)
-        found = pairs.measure(self.readout, writes, frequency, tokens, plain, d)
+        found = _measure_finite(self.readout, writes, frequency, tokens, plain, d)
         stop, right = min(start + b, n), min(left + f, m)
-        values = {
-          k: np.asarray(v, np.float64)[: stop - start, : right - left] for k, v in found.items()
-        }
+        values = {k: v[: stop - start, : right - left] for k, v in found.items()}
         yield slice(start, stop), slice(left, right), values
 
   def _count_tokens(self, n: int, n_neurons: int) -> int:
@@ -254,11 +254,11 @@ class NeuronAblation:
     Raises:
       NeuronError: the bound leaves room for none.
     """
-    size, V = self.readout.matrix.dtype.itemsize, self.readout.n_vocab
+    size, V = self.readout.rows.dtype.itemsize, self.readout.n_vocab
     vectors = 1 if self.writes.gain is None else 2
-    per_token = V * vectors + self.readout.width * 3 + n_neurons * 32
-    # Two tiles exist at once; a tile has a row at least, however many pairs there are.
-    fixed = V * (n_neurons + 2) + 2 * TILE + n_neurons * self.readout.width
+    # Factors and results of each pair, and tiles of a few rows.
+    per_token = V * vectors + self.readout.width * 3 + n_neurons * 48
+    fixed = V * (n_neurons + 2) + 4 * TILE + n_neurons * self.readout.width
     found = (self.memory // size - fixed) // per_token
     if found < 1:
       raise NeuronError(
@@ -281,6 +281,17 @@ class _Inputs(NamedTuple):
     if (np.diff(order) == 1).all():
       return self
     return self._replace(x=self.x[order], a=self.a[order], next=self.next[order], d=self.d[order])
+
+
+def _measure_finite(*args: Any) -> dict[str, np.ndarray]:
+  """Changes of the pairs of a block, by the quick way where it is possible."""
+  for exact in (False, True):
+    found = {k: np.asarray(v, np.float64) for k, v in pairs.measure(*args, exact=exact).items()}
+    if all(np.isfinite(v).all() for v in found.values()):
+      return found
+  raise NeuronError(
+    'the effects of some neurons are not finite', cause='streams or activations that overflow when they are squared'
+  )  # fmt: skip
 
 
 def _check_units(units: Any, n: int) -> Int64[np.ndarray, ' B']:

@@ -67,7 +67,7 @@ class Frequency(NamedTuple):
       )
     bias = np.zeros(len(v)) if readout.bias is None else np.asarray(readout.bias, np.float64)
     parts = v, readout.pull(v), v @ bias, readout.pull(p), p @ bias
-    return cls(*(jnp.asarray(x, readout.matrix.dtype) for x in parts))
+    return cls(*(jnp.asarray(x, readout.rows.dtype) for x in parts))
 
 
 def counts(batches: Iterable[Int[Array | np.ndarray, ' ...']], n_vocab: int) -> Int64[np.ndarray, ' V']:  # fmt: skip

@@ -7,6 +7,7 @@ the factors of `views`, the sums of `vocabulary`, and their differences from the
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -26,17 +27,15 @@ class PlainPrediction(NamedTuple):
   """Predictions without an ablation, [B, 1] each.
 
   Attributes:
-    log_total: logsumexp of the logits.
+    log_total: logsumexp of the shifted logits.
     loss: negative log-probability of the next token, in nats.
     entropy: in nats.
-    argmax: the likeliest token.
-    mass: product of the logits with the distribution of tokens; zeros without one.
+    mass: product of the shifted logits with the distribution of tokens; zeros without one.
   """
 
   log_total: Float[Array, 'B 1']
   loss: Float[Array, 'B 1']
   entropy: Float[Array, 'B 1']
-  argmax: Int[Array, 'B 1']
   mass: Float[Array, 'B 1']
 
 
@@ -55,12 +54,12 @@ def prepare(
   factors = views.find_plain(tokens)
   vectors = _make_vectors(readout, nothing, tokens, None)
   # By the same sums as for an ablation, so that both round alike.
-  sums = sum_vocabulary(vectors, factors, next_tokens, details=True)
+  sums = sum_vocabulary(vectors, factors, next_tokens, tokens.likely, details=True, exact=False)
   mass = _multiply(factors, readout, nothing, tokens, frequency)
-  return tokens, PlainPrediction(sums.log_total, sums.loss, sums.entropy, sums.argmax, mass)  # type: ignore[arg-type]
+  return tokens, PlainPrediction(sums.log_total, sums.loss, sums.entropy, mass)  # type: ignore[arg-type]
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames='exact')
 def measure(
   readout: Readout,
   writes: NeuronWrites,
@@ -68,27 +67,39 @@ def measure(
   tokens: TokenTerms,
   plain: PlainPrediction,
   d_BxF: Float[Array, 'B F'],
+  *,
+  exact: bool,
 ) -> dict[str, Float[Array, 'B F']]:
-  """Evaluates the changes of each pair; `writes` has the neurons of the block, whose activations change by `d_BxF`."""
+  """Evaluates the changes of each pair.
+
+  Args:
+    readout, frequency: the readout, and the distribution of tokens if effects through frequency are measured.
+    writes: the neurons of the block.
+    tokens, plain: from `prepare`.
+    d_BxF: changes of the activations.
+    exact: as in `sum_vocabulary`; without it, changes may be infinite or NaN.
+  """
   vectors = _make_vectors(readout, writes, tokens, frequency)
   factors = views.find_factors(readout, writes, tokens, d_BxF)
   if frequency is not None:
     frozen = views.freeze_frequency(factors['total'], readout, writes, tokens, frequency)
     factors = {**factors, 'frequency_frozen': frozen}
   sums = {
-    name: sum_vocabulary(vectors, own, tokens.next, details=name == 'total')
+    name: sum_vocabulary(
+      vectors, own, tokens.next, tokens.likely, details=name == 'total', exact=exact
+    )
     for name, own in factors.items()
   }
   change = {name: one.loss - plain.loss for name, one in sums.items()}
   # An effect that was left out equals the one before it.
   change.setdefault('direct', change.get('mlp_frozen', change['total']))
-  total, dtype = sums['total'], d_BxF.dtype
+  total = sums['total']
   entropy_change = jnp.asarray(total.entropy) - plain.entropy
   out = {name: jnp.abs(x) for name, x in change.items()} | {
     'loss': change['total'],
     'entropy': jnp.abs(entropy_change),
     'entropy_change': entropy_change,
-    'changed': (jnp.asarray(total.argmax) != plain.argmax).astype(dtype),
+    'changed': jnp.asarray(total.changed).astype(d_BxF.dtype),
   }
   out['mediated'] = out['total'] - out['direct']
   if frequency is not None:
@@ -104,12 +115,12 @@ def _make_vectors(
   readout: Readout, writes: NeuronWrites, tokens: TokenTerms, frequency: Frequency | None
 ) -> Vectors:
   """Vectors over the vocabulary of the tokens and neurons of a block."""
-  dtype = readout.matrix.dtype
+  dtype = readout.rows.dtype
   w_FxD = readout.centre(writes.directions.astype(dtype))
   return Vectors(
     plain=tokens.logits,
     mlp=None if tokens.mlp is None else tokens.mlp.logits,
-    neuron=precision.einsum('dv,fd->vf', readout.matrix, w_FxD),
+    neuron=precision.einsum('vd,fd->vf', readout.rows, w_FxD),
     bias=readout.bias,
     frequency=None if frequency is None else frequency.direction,
     softcap=None if readout.softcap is None else jnp.asarray(readout.softcap, dtype),
@@ -123,7 +134,8 @@ def _multiply(
   tokens: TokenTerms,
   frequency: Frequency | None,
 ) -> Array:
-  """Product of the logits with the distribution of tokens; zeros without one."""
+  """Product of the shifted logits with the distribution of tokens; zeros without one."""
   if frequency is None:
     return jnp.zeros_like(factors.plain)
-  return views.project(factors, readout, writes, tokens, frequency.p_pulled, frequency.p_bias)
+  found = views.project(factors, readout, writes, tokens, frequency.p_pulled, frequency.p_bias)
+  return found - views.find_shift(factors, tokens)

@@ -16,7 +16,7 @@ read. In a model with LayerNorm the mean over D is taken off A and off x as well
 
 For our own decoder, `mechjax.models.readers` gives the arguments.
 
-Sharp edges: with a cap of the logits (Gemma 2) the mean over the vocabulary is visible, so it stays in `matrix`; the
+Sharp edges: with a cap of the logits (Gemma 2) the mean over the vocabulary is visible, so it stays in `rows`; the
 singular vectors are those without it, and do not know the cap. The logits are those of the model up to a constant of
 each position, or equal with a cap.
 """
@@ -39,7 +39,7 @@ from mechjax.logits import log_probs
 from mechjax.neurons.checks import check_close, check_count, check_floats
 
 NORMS = ('rms', 'layer', 'none')
-_COLUMNS = 8192
+_ROWS = 8192
 """Tokens of the vocabulary that are converted to float64 at once."""
 
 
@@ -65,7 +65,7 @@ class Spectrum(NamedTuple):
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=['matrix', 'bias'],
+  data_fields=['rows', 'bias'],
   meta_fields=['eps', 'norm', 'softcap'],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,14 +73,14 @@ class Readout:
   """The map from the final residual stream to logits; make one with `Readout.of`.
 
   Attributes:
-    matrix: A, in float32 or wider, [D, V].
+    rows: A^T, a row for each token, in float32 or wider, [V, D].
     bias: added to the logits, [V]; None without one.
     eps: added to the mean square in the norm.
     norm: 'rms', 'layer' or 'none'.
     softcap: c of logits c * tanh(logits / c); None for no cap.
   """
 
-  matrix: Float[Array, 'D V']
+  rows: Float[Array, 'V D']
   bias: Float[Array, ' V'] | None
   eps: float
   norm: str
@@ -128,18 +128,19 @@ class Readout:
       raise NeuronError(f'eps={eps!r} should be a number, at least 0')
     if softcap is not None and not 0 < softcap < math.inf:
       raise NeuronError(f'softcap={softcap!r} should be positive, or None')
-    folded, shift = _fold(W_U, gain, bias, logit_bias, norm, softcap is None)
+    # Transposed here, because a tied unembedding is a transposed view of rows.
+    folded, shift = _fold(jnp.asarray(W_U.T), gain, bias, logit_bias, norm, softcap is None)
     return cls(folded, shift, float(eps), norm, None if softcap is None else float(softcap))
 
   @property
   def width(self) -> int:
     """D."""
-    return self.matrix.shape[0]
+    return self.rows.shape[1]
 
   @property
   def n_vocab(self) -> int:
     """V."""
-    return self.matrix.shape[1]
+    return self.rows.shape[0]
 
   def centre(self, x: Float[Array, '*batch D']) -> Float[Array, '*batch D']:
     """Vectors as the readout sees them: without their mean in a model with LayerNorm, otherwise unchanged."""
@@ -154,7 +155,7 @@ class Readout:
   def logits(self, x: Float[Array, '*batch D']) -> Float[Array, '*batch V']:
     """Logits of residual streams, in float32 or wider, up to a constant of each position (equal with a cap)."""
     centred = self.centre(precision.wide(x))
-    out = precision.matmul(centred / self.scale(centred)[..., None], self.matrix)
+    out = precision.einsum('...d,vd->...v', centred / self.scale(centred)[..., None], self.rows)
     return self.cap(out if self.bias is None else out + self.bias)
 
   def cap(self, logits: Float[Array, '*batch V']) -> Float[Array, '*batch V']:
@@ -186,27 +187,27 @@ class Readout:
 
   def pull(self, v: Float64[np.ndarray, ' V']) -> Float64[np.ndarray, ' D']:
     """A v in float64: the product of the logits A^T x with v is that of x with this vector."""
-    matrix, out = np.asarray(self.matrix), np.zeros(self.width)
-    for start in range(0, len(v), _COLUMNS):
-      block = slice(start, start + _COLUMNS)
-      out += matrix[:, block].astype(np.float64) @ v[block]
+    rows, out = np.asarray(self.rows), np.zeros(self.width)
+    for start in range(0, len(v), _ROWS):
+      block = slice(start, start + _ROWS)
+      out += v[block] @ rows[block].astype(np.float64)
     return out
 
   @functools.cached_property
   def spectrum(self) -> Spectrum:
     """Products of the columns of A and its singular vectors, computed once, in float64 on the host."""
-    matrix = np.asarray(self.matrix)
-    D, V = matrix.shape
-    mean = matrix.mean(1, dtype=np.float64, keepdims=True)
+    rows = np.asarray(self.rows)
+    V, D = rows.shape
+    mean = rows.mean(0, dtype=np.float64)
     gram, unit_gram, unit_sum, zeros = np.zeros((D, D)), np.zeros((D, D)), np.zeros(D), 0
-    for start in range(0, V, _COLUMNS):
-      block = matrix[:, start : start + _COLUMNS].astype(np.float64) - mean
-      gram += block @ block.T
-      length = np.linalg.norm(block, axis=0)
+    for start in range(0, V, _ROWS):
+      block = rows[start : start + _ROWS].astype(np.float64) - mean
+      gram += block.T @ block
+      length = np.linalg.norm(block, axis=1, keepdims=True)
       zeros += int((length == 0).sum())
       block /= np.where(length == 0, 1.0, length)
-      unit_gram += block @ block.T
-      unit_sum += block.sum(1)
+      unit_gram += block.T @ block
+      unit_sum += block.sum(0)
     return Spectrum(gram, unit_gram, unit_sum, zeros, *_decompose(gram, self.norm == 'layer'))
 
   @property
@@ -235,23 +236,24 @@ class Readout:
 
 @functools.partial(jax.jit, static_argnames=('norm', 'centred'))
 def _fold(
-  W_U: Array,
+  rows_VxD: Array,
   gain: Array | None,
   bias: Array | None,
   logit_bias: Array | None,
   norm: str,
   centred: bool,
 ) -> tuple[Array, Array | None]:
-  """A and the bias of the logits."""
-  W_U = precision.wide(W_U)
-  folded_DxV = W_U if gain is None else gain.astype(W_U.dtype)[:, None] * W_U
+  """A^T and the bias of the logits."""
+  rows_VxD = precision.wide(rows_VxD)
+  dtype = rows_VxD.dtype
+  folded_VxD = rows_VxD if gain is None else rows_VxD * gain.astype(dtype)
   if norm == 'layer':
-    folded_DxV = folded_DxV - jnp.mean(folded_DxV, axis=0, keepdims=True)
+    folded_VxD = folded_VxD - jnp.mean(folded_VxD, axis=1, keepdims=True)
   if centred:
-    folded_DxV = folded_DxV - jnp.mean(folded_DxV, axis=1, keepdims=True)
-  shifts = [] if bias is None else [precision.matmul(bias.astype(W_U.dtype), W_U)]
-  shifts += [] if logit_bias is None else [logit_bias.astype(W_U.dtype)]
-  return folded_DxV, sum(shifts[1:], shifts[0]) if shifts else None
+    folded_VxD = folded_VxD - jnp.mean(folded_VxD, axis=0, keepdims=True)
+  shifts = [] if bias is None else [precision.matmul(rows_VxD, bias.astype(dtype))]
+  shifts += [] if logit_bias is None else [logit_bias.astype(dtype)]
+  return folded_VxD, sum(shifts[1:], shifts[0]) if shifts else None
 
 
 def _decompose(

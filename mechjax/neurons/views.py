@@ -40,13 +40,15 @@ class MLPTerms(NamedTuple):
     before: h, the sum over neurons before the norm, [B, D].
     rms: rho, its root mean square, [B].
     out: m, as it is added to the stream and the readout sees it, [B, D].
-    logits: A^T m / s, [V, B].
+    logits: A^T m / s, less `shift`, [V, B].
+    shift: A^T m / s at the likeliest token, [B].
   """
 
   before: Float[Array, 'B D']
   rms: Float[Array, ' B']
   out: Float[Array, 'B D']
   logits: Float[Array, 'V B']
+  shift: Float[Array, ' B']
 
 
 class TokenTerms(NamedTuple):
@@ -55,7 +57,9 @@ class TokenTerms(NamedTuple):
   Attributes:
     x: final streams as the readout sees them, [B, D].
     scale: s, [B].
-    logits: A^T x / s, [V, B].
+    logits: A^T x / s, less `shift`, [V, B].
+    shift: A^T x / s at the likeliest token, [B]; 0 where logits have a cap, which would see a shift.
+    likely: id of the likeliest token, [B].
     next: ids of the tokens that follow, [B].
     mlp: None without a norm after the MLP.
   """
@@ -63,6 +67,8 @@ class TokenTerms(NamedTuple):
   x: Float[Array, 'B D']
   scale: Float[Array, ' B']
   logits: Float[Array, 'V B']
+  shift: Float[Array, ' B']
+  likely: Int[Array, ' B']
   next: Int[Array, ' B']
   mlp: MLPTerms | None
 
@@ -75,20 +81,39 @@ def prepare_tokens(
   next_B: Int[Array, ' B'],
 ) -> TokenTerms:
   """Evaluates the terms of B tokens, from their final streams and the activations of all neurons."""
-  dtype = readout.matrix.dtype
+  dtype = readout.rows.dtype
   x_BxD = readout.centre(x.astype(dtype))
   scale_B = readout.scale(x_BxD)
 
   def read(vectors_BxD: Array) -> Array:
-    return precision.einsum('dv,bd->vb', readout.matrix, vectors_BxD / scale_B[:, None])
+    return precision.einsum('vd,bd->vb', readout.rows, vectors_BxD / scale_B[:, None])
+
+  logits_VxB = read(x_BxD)
+  bias = 0 if readout.bias is None else readout.bias[:, None]
+  likely_B = jnp.argmax(logits_VxB + bias, axis=0)
+  columns = jnp.arange(len(likely_B))
+
+  def shift(vectors_VxB: Array) -> tuple[Array, Array]:
+    if readout.softcap is not None:
+      return vectors_VxB, jnp.zeros_like(scale_B)
+    shift_B = vectors_VxB[likely_B, columns]
+    return vectors_VxB - shift_B, shift_B
 
   mlp = None
   if writes.gain is not None:
     h_BxD = writes.sum(a).astype(dtype)
     rms_B = jnp.sqrt(jnp.mean(h_BxD**2, axis=-1) + writes.eps)
     out_BxD = readout.centre(h_BxD / rms_B[:, None] * writes.gain.astype(dtype))
-    mlp = MLPTerms(h_BxD, rms_B, out_BxD, read(out_BxD))
-  return TokenTerms(x_BxD, scale_B, read(x_BxD), next_B, mlp)
+    mlp = MLPTerms(h_BxD, rms_B, out_BxD, *shift(read(out_BxD)))
+  return TokenTerms(x_BxD, scale_B, *shift(logits_VxB), likely_B, next_B, mlp)
+
+
+def find_shift(factors: Factors, tokens: TokenTerms) -> Float[Array, 'B F']:
+  """Sum of the shifts in the logits of each pair, [B, F]."""
+  found = factors.plain * tokens.shift[:, None]
+  if factors.mlp is None or tokens.mlp is None:
+    return found
+  return found + factors.mlp * tokens.mlp.shift[:, None]
 
 
 def find_plain(tokens: TokenTerms) -> Factors:

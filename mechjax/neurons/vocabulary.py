@@ -5,29 +5,32 @@ The logits of a pair are a sum of a few vectors that tokens and neurons have on 
     l = plain * u_b + mlp * m_b + neuron * c_f + bias + along * v          each vector [V], each factor one number
 
 so a block of B tokens and F neurons needs V x (B + F) numbers in memory, and B x F x V evaluations. They are made a few
-rows of the vocabulary at a time: first the largest logit, then the sum of exponentials, relative to it. The vocabulary
-is the first axis of every array, and neurons are the last one, so that each operation is elementwise over a tile
-[rows, B, F] that fits into a cache, and compiles to vector instructions.
+rows of the vocabulary at a time. The vocabulary is the first axis of every array, and neurons are the last one, so that
+a sum over the rows of a tile [rows, B, F] is made of additions of whole rows, which compile to vector instructions, and
+a tile fits into a cache. The likeliest token has a logit of 0 before the ablation, and an ablation seldom changes
+logits by much, so the exponentials need no maximum to be subtracted, and one pass over the vocabulary is enough.
 
-Sharp edge: sums are accumulated in the dtype of the vectors. In float32 a loss has an error of about 1e-6 nats, which
-an effect inherits.
+Sharp edges: where a sum leaves the range of the dtype (logits over 80, or all of them below -46, in float32) the result
+is not finite, and the caller has to ask for an `exact` evaluation. Sums are accumulated in the dtype of the vectors: in
+float32 a loss has an error of about 1e-6 nats, which an effect inherits.
 """
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-TILE = 2**17
+TILE = 2**15
 """Numbers of a tile: rows of the vocabulary, times tokens, times neurons."""
-MAX_ROWS = 8
-"""Maximum number of rows in a tile, whose sums are unrolled."""
+MIN_ROWS, MAX_ROWS = 8, 32
+"""Bounds on the number of rows in a tile."""
+
+_LEAST = 1e-20
+"""Sums below this one are refused: their terms could be too small for float32."""
 
 Carry = TypeVar('Carry')
 
@@ -65,16 +68,16 @@ class Sums(NamedTuple):
   """Results of the sums for each pair, [B, F] each.
 
   Attributes:
-    log_total: logsumexp of the logits.
+    log_total: logsumexp of the logits; not finite where a sum left the range that can be represented.
     target: logit of the next token.
     entropy: of the distribution, in nats; None if it was not requested.
-    argmax: the likeliest token, int32; None if it was not requested.
+    changed: whether another token is the likeliest; None if it was not requested.
   """
 
   log_total: Float[Array, 'B F']
   target: Float[Array, 'B F']
   entropy: Float[Array, 'B F'] | None
-  argmax: Int[Array, 'B F'] | None
+  changed: Bool[Array, 'B F'] | None
 
   @property
   def loss(self) -> Float[Array, 'B F']:
@@ -83,7 +86,13 @@ class Sums(NamedTuple):
 
 
 def sum_vocabulary(
-  vectors: Vectors, factors: Factors, next_B: Int[Array, ' B'], *, details: bool
+  vectors: Vectors,
+  factors: Factors,
+  next_B: Int[Array, ' B'],
+  likely_B: Int[Array, ' B'],
+  *,
+  details: bool,
+  exact: bool,
 ) -> Sums:
   """Evaluates the prediction of every pair.
 
@@ -91,16 +100,25 @@ def sum_vocabulary(
     vectors: the vectors.
     factors: their factors for each pair.
     next_B: id of the token that follows each token.
-    details: whether entropy and argmax are computed.
+    likely_B: id of the likeliest token without an ablation, the reference of `changed`.
+    details: whether entropy and changes of the likeliest token are computed.
+    exact: whether exponentials are relative to the largest logit, which takes another pass over the vocabulary. Else
+      they are those of the logits, which have to be small: `plain` and `mlp` are 0 at the likeliest token.
   """
-  peak, argmax = _find_peaks(vectors, factors, details)
-  total, spread = _sum_exponentials(vectors, factors, peak, details)
-  log_sum = jnp.log(total)
+  base = _find_peaks(vectors, factors) if exact else None
+  total, spread, largest = _sum_exponentials(vectors, factors, base, details)
+  total = jnp.where(total > _LEAST, total, jnp.nan)
+  log_sum, target, changed = jnp.log(total), _read_at(vectors, factors, next_B), None
+  if largest is not None:
+    likely = _read_at(vectors, factors, likely_B)
+    gap = largest - likely if base is None else largest + base - likely
+    # By more than the rounding of two ways to compute one logit.
+    changed = gap > 16 * jnp.finfo(total.dtype).eps * (1 + jnp.abs(likely))
   return Sums(
-    log_total=peak + log_sum,
-    target=_read(_take_tokens(vectors, next_B), factors, vectors.softcap),
+    log_total=log_sum if base is None else base + log_sum,
+    target=target,
     entropy=None if spread is None else log_sum - spread / total,
-    argmax=argmax,
+    changed=changed,
   )
 
 
@@ -148,69 +166,65 @@ def _take_rows(vectors: Vectors, start: Array | int, n: int) -> _Rows:
   )
 
 
-def _take_tokens(vectors: Vectors, ids_B: Array) -> _Rows:
-  """One row for each token of the block."""
+def _read_at(vectors: Vectors, factors: Factors, ids_B: Array) -> Array:
+  """Logits of the pairs at one token of the vocabulary for each token of the block."""
   columns = jnp.arange(len(ids_B))
-  at = lambda x: None if x is None else x[ids_B, columns][:, None]  # noqa: E731
-  of = lambda x: None if x is None else x[ids_B][:, None]  # noqa: E731
-  return _Rows(
+  own = lambda x: None if x is None else x[ids_B, columns][:, None]  # noqa: E731
+  shared = lambda x: None if x is None else x[ids_B][:, None]  # noqa: E731
+  rows = _Rows(
     plain=vectors.plain[ids_B, columns][:, None],
-    mlp=at(vectors.mlp),
+    mlp=own(vectors.mlp),
     neuron=vectors.neuron[ids_B],
-    bias=of(vectors.bias),
-    frequency=of(vectors.frequency),
+    bias=shared(vectors.bias),
+    frequency=shared(vectors.frequency),
   )
+  return _read(rows, factors, vectors.softcap)
 
 
-def _fold_tiles(
-  step: Callable[[_Rows, Array | int, Carry], Carry], carry: Carry, vectors: Vectors
-) -> Carry:
+def _fold_tiles(step: Callable[[_Rows, Carry], Carry], carry: Carry, vectors: Vectors) -> Carry:
   """Applies a step to all tiles in order."""
   V, B = vectors.plain.shape
-  n = max(1, min(MAX_ROWS, V, TILE // (B * vectors.neuron.shape[1])))
+  n = min(V, max(MIN_ROWS, min(MAX_ROWS, TILE // (B * vectors.neuron.shape[1]))))
   whole, rest = divmod(V, n)
 
   def body(i: Array, carry: Carry) -> Carry:
-    return step(_take_rows(vectors, i * n, n), i * n, carry)
+    return step(_take_rows(vectors, i * n, n), carry)
 
   carry = jax.lax.fori_loop(0, whole, body, carry)
-  return step(_take_rows(vectors, whole * n, rest), whole * n, carry) if rest else carry
+  return step(_take_rows(vectors, whole * n, rest), carry) if rest else carry
 
 
-def _find_peaks(vectors: Vectors, factors: Factors, details: bool) -> tuple[Array, Array | None]:
-  """The largest logit of each pair, and its token."""
-  shape, dtype = factors.plain.shape, vectors.plain.dtype
+def _find_peaks(vectors: Vectors, factors: Factors) -> Array:
+  """The largest logit of each pair."""
 
-  def step(rows: _Rows, start: Array | int, carry: tuple) -> tuple:
-    peak, argmax = carry
-    tile = _read(rows, factors, vectors.softcap)
-    for j, l in enumerate(tile):
-      if argmax is not None:
-        argmax = jnp.where(l > peak, jnp.asarray(start + j, jnp.int32), argmax)
-      peak = jnp.maximum(peak, l)
-    return peak, argmax
+  def step(rows: _Rows, peak: Array) -> Array:
+    return jnp.maximum(peak, jnp.max(_read(rows, factors, vectors.softcap), axis=0))
 
-  tokens = jnp.zeros(shape, jnp.int32) if details else None
-  return _fold_tiles(step, (jnp.full(shape, -jnp.inf, dtype), tokens), vectors)
+  return _fold_tiles(step, jnp.full(factors.plain.shape, -jnp.inf, vectors.plain.dtype), vectors)
 
 
 def _sum_exponentials(
-  vectors: Vectors, factors: Factors, peak: Array, details: bool
-) -> tuple[Array, Array | None]:
-  """Sums of exp(l - peak), and of exp(l - peak) (l - peak), over the vocabulary."""
+  vectors: Vectors, factors: Factors, base: Array | None, details: bool
+) -> tuple[Array, Array | None, Array | None]:
+  """Sums of exp(l) and of exp(l) l over the vocabulary, and the largest l, with l the logits less `base`."""
+  dtype = vectors.plain.dtype
+  zero, low = jnp.zeros((), dtype), jnp.full((), -jnp.inf, dtype)
 
-  def step(rows: _Rows, start: Array | int, carry: tuple) -> tuple:
-    total, spread = carry
-    below = _read(rows, factors, vectors.softcap) - peak
-    # In memory once: both sums need it, and exponentials are what this costs.
-    exp = jax.lax.optimization_barrier(jnp.exp(below))
-    total += _add(exp)
-    return total, None if spread is None else spread + _add(exp * below)
+  def step(rows: _Rows, carry: tuple) -> tuple:
+    l = _read(rows, factors, vectors.softcap)
+    l = l if base is None else l - base
+    exp = jnp.exp(l)
+    if not details:
+      return (carry[0] + jnp.sum(exp, axis=0),)
+    # One reduction of three quantities is one loop, in which the exponential is evaluated once.
+    return _join(carry, jax.lax.reduce((exp, exp * l, l), (zero, zero, low), _join, (0,)))
 
-  zeros = jnp.zeros(factors.plain.shape, vectors.plain.dtype)
-  return _fold_tiles(step, (zeros, zeros if details else None), vectors)
+  fill = lambda x: jnp.full(factors.plain.shape, x, dtype)  # noqa: E731
+  carry = tuple(map(fill, (zero, zero, low))) if details else (fill(zero),)
+  found = _fold_tiles(step, carry, vectors)
+  return found if details else (*found, None, None)  # type: ignore[return-value]
 
 
-def _add(tile: Array) -> Array:
-  """Sum over the rows of a tile, as additions of whole rows: a reduction would not be vectorised on a CPU."""
-  return functools.reduce(operator.add, [*tile])
+def _join(a: tuple[Array, ...], b: tuple[Array, ...]) -> tuple[Array, ...]:
+  """Two sums and a maximum of two parts of the vocabulary."""
+  return a[0] + b[0], a[1] + b[1], jnp.maximum(a[2], b[2])

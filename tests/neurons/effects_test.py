@@ -218,6 +218,29 @@ def test_other_neurons_tokens_and_replacements_compile_nothing():
   assert seen.count == 0
 
 
+def test_an_ablation_that_makes_another_token_certain_has_its_exact_effect():
+  """The logit of the token that was the likeliest falls by hundreds, which the quick sums cannot hold."""
+  readout, W_out, (x, a, ids) = planted_null_space(np.float32)
+  W_out[3, :-3] *= 300
+  found = NeuronAblation(readout, W_out).measure_tokens(x, a, ids)
+  with jax.enable_x64(True):
+    wide = [v.astype(np.float64) for v in (readout.rows.T, W_out, x, a)]
+    exact = Readout.of(None, wide[0], 1e-5)
+    truth = NeuronAblation(exact, wide[1]).measure_tokens(*wide[2:], ids)
+  assert truth['direct'].max() > 200
+  for name in ('total', 'direct', 'entropy_change'):
+    np.testing.assert_allclose(found[name], truth[name], rtol=1e-3, atol=1e-3)
+
+
+def test_effects_that_overflow_are_refused():
+  readout, W_out, (x, a, ids) = planted_null_space(np.float32)
+  ablate = NeuronAblation(readout, W_out)
+  with pytest.raises(NeuronError, match='their scale is infinite'):
+    ablate(x * np.float32(1e25), a, ids)
+  with pytest.raises(NeuronError, match='not finite'):
+    ablate(x, a * np.float32(1e38), ids)
+
+
 def test_weights_in_bfloat16_are_computed_with_in_float32():
   readout, W_out, (x, a, ids) = planted_null_space(np.float32)
   half = jnp.asarray(W_out, jnp.bfloat16)

@@ -31,17 +31,20 @@ def logits(vectors, factors):
 
 
 def check(vectors, factors, ids, tolerance=1e-11):
-  found = jax.jit(sum_vocabulary, static_argnames='details')(vectors, factors, ids, details=True)
   truth = logits(vectors, factors)
-  np.testing.assert_allclose(
-    found.log_total, scipy.special.logsumexp(truth, -1), rtol=tolerance, atol=tolerance
-  )
-  target = np.take_along_axis(truth, np.asarray(ids)[:, None, None], -1)[..., 0]
-  np.testing.assert_allclose(found.target, target, rtol=tolerance, atol=tolerance)
-  np.testing.assert_allclose(found.entropy, small.entropy(truth), rtol=tolerance, atol=tolerance)
-  np.testing.assert_array_equal(found.argmax, truth.argmax(-1))
-  short = sum_vocabulary(vectors, factors, ids, details=False)
-  assert (short.entropy, short.argmax) == (None, None)
+  likely = jnp.asarray(truth[:, 0].argmax(-1))
+  run = jax.jit(sum_vocabulary, static_argnames=('details', 'exact'))
+  for exact in (False, True):
+    found = run(vectors, factors, ids, likely, details=True, exact=exact)
+    np.testing.assert_allclose(
+      found.log_total, scipy.special.logsumexp(truth, -1), rtol=tolerance, atol=tolerance
+    )
+    target = np.take_along_axis(truth, np.asarray(ids)[:, None, None], -1)[..., 0]
+    np.testing.assert_allclose(found.target, target, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(found.entropy, small.entropy(truth), rtol=tolerance, atol=tolerance)
+    np.testing.assert_array_equal(found.changed, truth.argmax(-1) != np.asarray(likely)[:, None])
+  short = sum_vocabulary(vectors, factors, ids, likely, details=False, exact=False)
+  assert (short.entropy, short.changed) == (None, None)
   np.testing.assert_allclose(short.loss, found.log_total - found.target, atol=tolerance)
 
 
@@ -70,13 +73,23 @@ def test_a_cap_bounds_the_logits_before_the_frequency_is_added():
     check(vectors._replace(softcap=jnp.asarray(1.3)), factors, ids)
 
 
-def test_tiles_of_few_rows_give_the_same_sums(monkeypatch):
-  monkeypatch.setattr(vocabulary, 'TILE', 1)
+@pytest.mark.parametrize(('rows', 'V'), [(1, 9), (4, 30), (64, 9)])
+def test_tiles_of_any_number_of_rows_give_the_same_sums(monkeypatch, rows, V):
+  monkeypatch.setattr(vocabulary, 'MIN_ROWS', rows)
+  monkeypatch.setattr(vocabulary, 'MAX_ROWS', rows)
   with jax.enable_x64(True):
-    check(*draw(9, 3, 4))
+    check(*draw(V, 3, 4))
 
 
-def test_large_logits_in_float32_neither_overflow_nor_vanish():
-  vectors, factors, ids = draw(500, 3, 4, scale=300.0, dtype=np.float32)
-  assert np.abs(logits(vectors, factors)).max() > 500
-  check(vectors, factors, ids, tolerance=1e-3)
+@pytest.mark.parametrize('shift', [90.0, -60.0])
+def test_logits_out_of_range_are_not_finite_and_have_their_sums_in_the_exact_way(shift):
+  vectors, factors, ids = draw(50, 3, 4, dtype=np.float32)
+  vectors = vectors._replace(bias=vectors.bias + np.float32(shift))
+  truth = logits(vectors, factors)
+  likely = jnp.asarray(truth[:, 0].argmax(-1))
+  quick = sum_vocabulary(vectors, factors, ids, likely, details=True, exact=False)
+  assert not np.isfinite(quick.log_total).any()
+  exact = sum_vocabulary(vectors, factors, ids, likely, details=True, exact=True)
+  np.testing.assert_allclose(exact.log_total, scipy.special.logsumexp(truth, -1), rtol=1e-5)
+  np.testing.assert_allclose(exact.entropy, small.entropy(truth), atol=1e-4)
+  np.testing.assert_array_equal(exact.changed, truth.argmax(-1) != np.asarray(likely)[:, None])

@@ -37,7 +37,7 @@ def make_readout(norm='rms', **options):
 @pytest.mark.parametrize('norm', ['rms', 'layer'])
 def test_singular_vectors_are_those_of_numpy(norm):
   readout, A = make_readout(norm), fold(norm)
-  np.testing.assert_allclose(readout.matrix, A, atol=1e-12)
+  np.testing.assert_allclose(readout.rows.T, A, atol=1e-12)
   vectors, values, _ = np.linalg.svd(A, full_matrices=False)
   n = 6 if norm == 'layer' else 7
   np.testing.assert_allclose(readout.singular_values, values[:n], rtol=1e-9)
