@@ -15,6 +15,7 @@
       SAEError             ValueError     a dictionary, its settings and its data that do not fit together
       SteeringError        ValueError     vectors, edits, prompts and settings of steering that do not fit together
       ProbingError         ValueError     probes, names, tables and settings of probing that do not fit together
+      NeuronError          ValueError     weights, activations and tokens of neurons that do not fit together
 
 Researchers publish what this library prints, so an error is a feature: it says WHAT happened (with the offending
 value), WHERE (site, layer, file, line), the LIKELY CAUSE and a HINT. Every error that is raised on purpose is a
@@ -127,6 +128,10 @@ class SteeringError(MechjaxError, ValueError):
 
 class ProbingError(MechjaxError, ValueError):
   """Probes, names, tables and settings of probing that do not fit together, or a fit that has not converged."""
+
+
+class NeuronError(MechjaxError, ValueError):
+  """Weights, activations and tokens of neurons that do not fit together."""
 
 
 def unknown(

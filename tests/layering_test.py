@@ -33,7 +33,7 @@ FLOORS = [
   {'harvest'},
   {'forward', 'stacking', 'patches'},
   {'weights', 'models', 'generate'},
-  {'patching', 'probing', 'sae', 'steering'},
+  {'neurons', 'patching', 'probing', 'sae', 'steering'},
   {'viz', 'flags'},
   {'train_sae', 'eval_sae'},
 ]

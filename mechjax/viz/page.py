@@ -3,7 +3,7 @@
 A result that can be opened in ten years, mailed, or published with a paper must not depend on a
 server. A page consists of sections, and a section of a title, a sentence that explains how to read it,
 and a body. The bodies are bars of either sign, a table of words whose cells are coloured by a number,
-and a heat map of numbers; the styles of `curves`, `cloud` and `steered` are here as well.
+and a heat map of numbers; the styles of `curves`, `cloud`, `shaded` and `steered` are here as well.
 
 All text is escaped here, so callers pass it as it is: tokens contain '<' as often as any other
 character. Colours are custom properties with a dark set for `prefers-color-scheme`; cells mix the
@@ -82,6 +82,8 @@ td { min-width: 4.6rem; padding: .12rem .4rem; border-radius: 3px; text-align: c
 .plot .felt { fill: #0000; }
 .plot .dot { fill: var(--up); fill-opacity: .6; }
 .plot .dots { stroke: var(--up); stroke-opacity: .5; stroke-width: 5; stroke-linecap: round; }
+.plot .shaded { fill: color-mix(in srgb, var(--down) calc(var(--w) * 100%),
+  color-mix(in srgb, var(--faint) 42%, var(--paper))); }
 .plot .missed { fill: var(--down); fill-opacity: .1; }
 .tokens { max-width: none; color: var(--ink); line-height: 2; overflow-wrap: anywhere; }
 .tokens span { padding: .12rem 0; border-bottom: 2px solid #0000; }

@@ -1,0 +1,1 @@
+"""Neurons of the last layer that set confidence, and those that follow token frequency."""
