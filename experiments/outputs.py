@@ -9,11 +9,16 @@ among it. So the settings are written first, and a later run with others is refu
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import importlib.metadata
 import json
 import os
+import platform
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mechjax import files
 from mechjax.errors import MechjaxError
@@ -53,3 +58,29 @@ def claim(
     )
   files.write_json(path, mine)
   return out
+
+
+def describe_model(place: str) -> dict[str, str]:
+  """Name of a model; of a file, its own name and checksum."""
+  path = Path(place)
+  if not path.is_file():
+    return {'name': place}
+  with path.open('rb') as file:
+    return {'name': path.name, 'sha256': hashlib.file_digest(file, 'sha256').hexdigest()}
+
+
+def list_versions() -> dict[str, str]:
+  """Versions of Python, mechjax and JAX."""
+  packages = {name: importlib.metadata.version(name) for name in ('mechjax', 'jax')}
+  return {'python': platform.python_version(), **packages}
+
+
+def make_plain(value: Any) -> Any:
+  """A value for JSON: arrays and tuples as lists, NaN as None."""
+  if isinstance(value, dict):
+    return {k: make_plain(v) for k, v in value.items()}
+  if isinstance(value, np.ndarray | list | tuple):
+    return [make_plain(v) for v in value]
+  if isinstance(value, float | np.floating):
+    return float(value) if np.isfinite(value) else None
+  return value.item() if isinstance(value, np.generic) else value

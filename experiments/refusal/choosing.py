@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.refusal.saved import Saved
 from experiments.refusal.settings import FOUND, Settings
 from experiments.refusal.subject import SETS, Subject
+from experiments.saved import Saved
 from mechjax.errors import SteeringError
 from mechjax.steering import (
   DirectionScores,

@@ -25,9 +25,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from experiments.refusal.choosing import Chosen
-from experiments.refusal.saved import Saved
 from experiments.refusal.settings import Settings
 from experiments.refusal.subject import Subject
+from experiments.saved import Saved
 from mechjax import errors, harvest, logits
 from mechjax.models import ours, writers
 from mechjax.models.language_model import LanguageModel

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from experiments.refusal.choosing import Chosen
-from experiments.refusal.saved import Saved
 from experiments.refusal.settings import Settings
 from experiments.refusal.subject import Subject
+from experiments.saved import Saved
 from mechjax.steering import attribute_heads, insert_suffix, make_reader, measure_cosines
 from mechjax.steering.suffixes import SuffixedPrompts
 

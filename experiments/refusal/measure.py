@@ -9,11 +9,7 @@ A finished step is read from the output directory, so that an interrupted run co
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.metadata
-import platform
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +18,10 @@ from experiments import outputs
 from experiments.refusal.choosing import Chosen, choose
 from experiments.refusal.conditions import REMOVED, TWIN, complete, measure_losses
 from experiments.refusal.inside import look_inside
-from experiments.refusal.saved import Saved
 from experiments.refusal.settings import FREE, Settings
 from experiments.refusal.studies import Study
 from experiments.refusal.subject import Subject
+from experiments.saved import Saved
 from mechjax.errors import SteeringError
 from mechjax.steering import Judgements
 from mechjax.steering.judging import CLASSES
@@ -56,15 +52,15 @@ def measure(
   losses = measure_losses(settings, subject, chosen, completions, saved)
   inside = look_inside(settings, subject, chosen, saved)
   return {
-    'model': describe_model(settings.model) | {'fingerprint': fingerprint},
-    'versions': _versions(),
-    'settings': _plain(dataclasses.asdict(settings)),
+    'model': outputs.describe_model(settings.model) | {'fingerprint': fingerprint},
+    'versions': outputs.list_versions(),
+    'settings': outputs.make_plain(dataclasses.asdict(settings)),
     'study': _describe_study(subject.study),
     'first_tokens': [subject.model.tokenizer.piece(i) for i in chosen.first_tokens],
     'signs': chosen.count_signs(),
     'chosen': summarise(settings, chosen),
-    'scores': dict(zip(SCORES, _plain(np.moveaxis(chosen.scores.values, -1, 0)))),
-    'loudness': _plain(chosen.loudness),
+    'scores': dict(zip(SCORES, outputs.make_plain(np.moveaxis(chosen.scores.values, -1, 0)))),
+    'loudness': outputs.make_plain(chosen.loudness),
     'rates': {name: judge(subject.study, one) for name, one in completions.items()},
     'twin': compare_twin(completions),
     'losses': losses,
@@ -75,7 +71,7 @@ def measure(
 def claim(settings: Settings, fingerprint: str, log: Callable[[str], Any] = print) -> Saved:
   """The results so far; limits and suffix may change within a directory, see `outputs.claim`."""
   out = outputs.claim(settings.out, settings, SteeringError, FREE, fingerprint=fingerprint)
-  return Saved(out, log)
+  return Saved(out, log, SteeringError)
 
 
 def describe_choice(settings: Settings, chosen: Chosen) -> str:
@@ -129,15 +125,6 @@ def compare_twin(completions: dict[str, dict[str, Any]]) -> list[int] | None:
   return [sum(same), len(same)]
 
 
-def describe_model(place: str) -> dict[str, str]:
-  """Name of a model; of a file, its own name and checksum."""
-  path = Path(place)
-  if not path.is_file():
-    return {'name': place}
-  with path.open('rb') as file:
-    return {'name': path.name, 'sha256': hashlib.file_digest(file, 'sha256').hexdigest()}
-
-
 def _describe_study(study: Study) -> dict[str, Any]:
   return {
     'title': study.title,
@@ -145,19 +132,3 @@ def _describe_study(study: Study) -> dict[str, Any]:
     'classes': dict(zip(CLASSES, study.classes)),
     'note': study.note,
   }
-
-
-def _versions() -> dict[str, str]:
-  packages = {name: importlib.metadata.version(name) for name in ('mechjax', 'jax')}
-  return {'python': platform.python_version(), **packages}
-
-
-def _plain(value: Any) -> Any:
-  """A value for JSON: arrays and tuples as lists, NaN as None."""
-  if isinstance(value, dict):
-    return {k: _plain(v) for k, v in value.items()}
-  if isinstance(value, np.ndarray | list | tuple):
-    return [_plain(v) for v in value]
-  if isinstance(value, float | np.floating):
-    return float(value) if np.isfinite(value) else None
-  return value.item() if isinstance(value, np.generic) else value

@@ -1,8 +1,10 @@
 """Results of finished steps, in an output directory that belongs to one choice of settings.
 
 Every step has a file and a key: everything that its result depends on besides the settings of the directory. A file
-with another key is computed again, so that other limits of the choice use the saved scores, and completions of another
-direction are never taken for those of this one.
+with another key is computed again, so that the results of another choice are never taken for those of this one.
+
+    saved = Saved(outputs.claim('out/facts', settings, ProbingError), print)
+    saved.arrays('scores', key=[0, 3], compute=lambda: {'scores': measure()})
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mechjax import files
-from mechjax.errors import SteeringError
+from mechjax.errors import MechjaxError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +28,12 @@ class Saved:
   Attributes:
     out: their directory.
     log: called with the name of each step that is computed.
+    error: class of the error for a damaged file.
   """
 
   out: Path
   log: Callable[[str], Any] = print
+  error: type[MechjaxError] = MechjaxError
 
   def arrays(
     self, name: str, key: Any, compute: Callable[[], Mapping[str, Any]]
@@ -37,7 +41,7 @@ class Saved:
     """Arrays of a step, from its file or computed."""
     path, key = self.out / f'{name}.npz', json.dumps(key)
     if path.exists():
-      found = files.read_npz(path, SteeringError)
+      found = files.read_npz(path, self.error)
       if found.pop('key').item() == key:
         return found
     self.log(name)
