@@ -18,6 +18,7 @@ from experiments import outputs
 from experiments.facts import chain, extract, hashing, local, lookup, neurons, readers, relations
 from experiments.facts.names import Names, choose_names
 from experiments.facts.settings import FREE, Settings
+from experiments.facts.study import Study
 from experiments.facts.subject import Subject
 from experiments.saved import Saved
 from mechjax.errors import ProbingError
@@ -78,7 +79,7 @@ def measure_lookup(settings: Settings, subject: Subject, saved: Saved) -> dict[s
   """Accuracy of the sport by layer, with and without other components."""
   names = choose_names(settings, subject, saved)
   found = extract.measure_extraction(settings, subject, names, saved)
-  return lookup.measure_lookup(settings, subject, names, found, saved)
+  return lookup.measure_lookup(Study.of(settings, subject, names, found, saved))
 
 
 def measure_hashing(settings: Settings, subject: Subject, saved: Saved) -> dict[str, Any]:

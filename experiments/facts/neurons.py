@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from experiments.facts import weights
 from experiments.facts.knowledge import JORDAN, MICHAEL_JORDAN, SPORTS, Single
 from experiments.facts.names import Names, correct_error
+from experiments.facts.passes import last_logits
 from experiments.facts.prompts import align, encode, find_answers
 from experiments.facts.settings import Settings
 from experiments.facts.subject import Subject
@@ -192,8 +193,7 @@ def read_ends(model: LanguageModel, tokens: jax.Array) -> jax.Array:
   """
   B, T = tokens.shape
   ends = jnp.where(tokens != 0, jnp.arange(T), 0).max(1)
-  body = model.truncate_at(f'resid_post.{model.n_layers - 1}')
-  found = model.unembed(body(model.params, tokens)[jnp.arange(B), ends])
+  found = last_logits(model, tokens, ends)
   return jnp.broadcast_to(found[:, None], (B, T, found.shape[-1]))
 
 

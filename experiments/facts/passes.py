@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mechjax.models.language_model import LanguageModel
@@ -23,17 +24,21 @@ AXES = {'final_norm': 'BD', 'logits': 'BV'}
 """Axes of the sites after the layers, which `last_logits` has for one position."""
 
 
-def last_logits(model: LanguageModel, tokens: jax.Array) -> jax.Array:
+def last_logits(
+  model: LanguageModel, tokens: jax.Array, ends: jax.Array | None = None
+) -> jax.Array:
   """Logits of the token after the last one, [B, V].
 
   Args:
     model: the model; the pytree of its parameters.
-    tokens: int [B, T], without padding.
+    tokens: int [B, T].
+    ends: column of the last token of each row, int [B], followed by padding; None for rows without padding.
   """
   body = model.truncate_at(f'resid_post.{model.n_layers - 1}')
-  if body is model.apply:  # a code without a pass that ends before the head
-    return body(model.params, tokens)[:, -1]
-  return model.unembed(body(model.params, tokens)[:, -1])
+  found = body(model.params, tokens)
+  found = found[:, -1] if ends is None else found[jnp.arange(len(tokens)), ends]
+  # A code without a pass that ends before the head has returned logits.
+  return found if body is model.apply else model.unembed(found)
 
 
 def run_blocks(f: Callable[..., Any], rows: Any, batch: int) -> Any:

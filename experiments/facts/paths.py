@@ -20,11 +20,11 @@ from jaxtyping import Float, Int
 
 from experiments.facts.names import Names, correct_error
 from experiments.facts.passes import last_logits, run_blocks
-from experiments.facts.readers import make_reader, read_weights, score_half
+from experiments.facts.readers import score_half
 from experiments.facts.settings import Settings
-from experiments.facts.streams import StreamReader
+from experiments.facts.streams import ALONE
+from experiments.facts.study import Study
 from experiments.facts.subject import Subject
-from experiments.saved import Saved
 from mechjax import harvest, logits
 from mechjax.patching.ablation_values import AblationValues, measure_means
 from mechjax.patching.components import Kept, components_of
@@ -35,15 +35,7 @@ Path = tuple[str, str]
 METRICS = ('accuracy', 'loss', 'kl')
 
 
-def measure_paths(
-  settings: Settings,
-  subject: Subject,
-  names: Names,
-  halves: Sequence[Split],
-  heads: Sequence[tuple[int, int]],
-  top: int,
-  saved: Saved,
-) -> dict[str, Any]:
+def measure_paths(study: Study) -> dict[str, Any]:
   """The matrix of paths.
 
   Returns:
@@ -51,31 +43,16 @@ def measure_paths(
     [mean, error] (None where there is no path): the error of the probe is over halves, the others' over names.
     'names': number of names whose prompts ran.
   """
-  late = list_late(settings, top)
-  n = min(settings.late_mlps, top)
+  n = study.looks_up
   every = [(i, j) for j in range(n) for i in range(j)]
-  key = [len(names), [[*head] for head in heads], top]
-  probe = saved.arrays(
-    'paths_probe',
-    key,
-    lambda: score_paths(settings, subject, names, halves, heads, top, late, every),
-  )
-  whole = saved.arrays(
-    'paths_whole', key, lambda: run_paths(settings, subject, names, halves[0], late, every)
-  )
+  probe = study.saved.arrays('paths_probe', study.key, lambda: score_paths(study, every))
+  whole = study.saved.arrays('paths_whole', study.key, lambda: run_paths(study, every))
   table: dict[str, Any] = {'mlps': n, 'names': len(whole['accuracy'][0])}
-  table['probe'] = arrange(
-    [[float(x.mean()), float(correct_error(x))] for x in probe['scores']], every, n
-  )
+  rows = [[float(x.mean()), float(correct_error(x))] for x in probe['scores']]
+  table['probe'] = arrange(rows, every, n)
   for name in METRICS:
     table[name] = arrange([give_mean(x) for x in whole[name]], every, n)
   return table
-
-
-def list_late(settings: Settings, top: int) -> list[str]:
-  """Components below the head that the effective model does without."""
-  first = {'attn_out': settings.late_attention, 'mlp_out': settings.late_mlps}
-  return [f'{name}.{{{k}..{top - 1}}}' for name, k in first.items() if k < top]
 
 
 def name_path(i: int, j: int) -> Path:
@@ -97,25 +74,15 @@ def arrange(rows: list[list[float]], every: list[tuple[int, int]], n: int) -> di
   return {'intact': rows[0], 'effective': rows[1], 'paths': matrix}
 
 
-def score_paths(
-  settings: Settings,
-  subject: Subject,
-  names: Names,
-  halves: Sequence[Split],
-  heads: Sequence[tuple[int, int]],
-  top: int,
-  late: list[str],
-  every: list[tuple[int, int]],
-) -> dict[str, np.ndarray]:
+def score_paths(study: Study, every: list[tuple[int, int]]) -> dict[str, np.ndarray]:
   """Accuracy of the reading before the head: intact, effective, and without each path, [2 + paths, halves]."""
-  reader = StreamReader(subject.model, names.bare, top, settings.batch)
-  weights, columns = read_weights(subject.model), []
-  for head, half in [*zip(heads, halves)][: settings.path_splits]:
-    means, probe = reader.measure_means(half.train), make_reader(weights, head, subject.sports)
+  reader, late, columns = study.streams.reader(ALONE, study.top), study.late['both'], []
+  for probe, half in [*zip(study.probes, study.halves)][: study.settings.path_splits]:
+    means = reader.measure_means(half.train)
     models = [None, reader.ablate(late, means)]
     models += [reader.ablate(late, means, [name_path(i, j)]) for i, j in every]
     streams = (reader.read(one)[:, -1] for one in models)
-    columns.append([score_half(x, names.labels, probe, half) for x in streams])
+    columns.append([score_half(x, study.names.labels, probe, half) for x in streams])
   return {'scores': np.array(columns).T}
 
 
@@ -159,17 +126,11 @@ class AnswerReader:
     return read
 
 
-def run_paths(
-  settings: Settings,
-  subject: Subject,
-  names: Names,
-  half: Split,
-  late: list[str],
-  every: list[tuple[int, int]],
-) -> dict[str, np.ndarray]:
+def run_paths(study: Study, every: list[tuple[int, int]]) -> dict[str, np.ndarray]:
   """Answers of the whole model: right among the sports, loss and KL, [2 + paths, names]."""
-  reader = AnswerReader(settings, subject, names, half)
-  labels, sports = names.labels[reader.rows], subject.sports
+  reader = AnswerReader(study.settings, study.subject, study.names, study.halves[0])
+  late, sports = study.late['both'], study.subject.sports
+  labels = study.names.labels[reader.rows]
   rows: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
   reference = reader.read([])
   for number, paths in enumerate([None, [], *([name_path(i, j)] for i, j in every)]):

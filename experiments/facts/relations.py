@@ -31,6 +31,8 @@ from mechjax.models.language_model import LanguageModel
 from mechjax.steering import Proportion
 
 SHOTS = {'one-shot': True, 'zero-shot': False}
+STEP = 8
+"""Lengths of prompts are padded to multiples of it."""
 
 
 def measure_relations(settings: Settings, subject: Subject, saved: Saved) -> dict[str, Any]:
@@ -82,24 +84,29 @@ def read_relation(
 def read_answers(
   model: LanguageModel, prompts: Sequence[Prompt], answers: Int[np.ndarray, ' C'], batch: int
 ) -> tuple[Float[np.ndarray, 'B C'], Int[np.ndarray, ' B']]:
-  """Probabilities of some answers after each prompt, and the token on top of the whole vocabulary."""
+  """Probabilities of some answers after each prompt, and the token on top of the whole vocabulary.
 
-  @jax.jit
-  def read(model: LanguageModel, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    found = logits.log_probs(last_logits(model, tokens))
+  Rows are padded to a multiple of `STEP` tokens, and blocks to `batch` rows, so that few shapes are compiled.
+  """
+  if not prompts:
+    return np.zeros((0, len(answers))), np.zeros(0, int)
+  longest = -(-max(len(one.ids) for one in prompts) // STEP) * STEP
+  tokens = np.array([[*one.ids, *[0] * (longest - len(one.ids))] for one in prompts], np.int32)
+  ends = np.array([len(one.ids) - 1 for one in prompts])
+
+  def read(rows: tuple[np.ndarray, np.ndarray]) -> tuple[jax.Array, jax.Array]:
+    n = len(rows[1])
+    full = [np.pad(x, [(0, batch - n), *[(0, 0)] * (x.ndim - 1)], mode='edge') for x in rows]
+    found = _read(model, *full)[:n]
     return jnp.exp(found[:, answers]), found.argmax(-1)
 
-  probs, top = np.zeros((len(prompts), len(answers))), np.zeros(len(prompts), int)
-  for rows in group(prompts):
-    tokens = np.array([prompts[i].ids for i in rows], np.int32)
-    probs[rows], top[rows] = run_blocks(lambda x: read(model, x), tokens, batch)
-  return probs, top
+  return run_blocks(read, (tokens, ends), batch)
 
 
-def group(prompts: Sequence[Prompt]) -> list[Int[np.ndarray, ' _']]:
-  """Indices of the prompts of each length."""
-  lengths = np.array([len(one.ids) for one in prompts], int)
-  return [np.flatnonzero(lengths == n) for n in np.unique(lengths)]
+@jax.jit
+def _read(model: LanguageModel, tokens: jax.Array, ends: jax.Array) -> jax.Array:
+  """Log-probabilities of the token after each row, [B, V]."""
+  return logits.log_probs(last_logits(model, tokens, ends))
 
 
 def score(settings: Settings, relation: Relation, found: dict[str, np.ndarray]) -> dict[str, Any]:

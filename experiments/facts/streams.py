@@ -1,7 +1,8 @@
 """The stream at the last token of names, in the intact model and in effective ones.
 
-    reader = StreamReader(subject.model, names.bare, layers=12, batch=32)
-    x = reader.read()                                      [B, layers, D]: the stream after each layer
+    streams = Streams(subject.model, names, batch=32)
+    x = streams.intact(PROMPT)                             [B, 1 + layers, D]: before the first layer, after each
+    reader = streams.reader(ALONE, layers=12)
     means = reader.measure_means(half.train)
     x = reader.read(reader.ablate(['attn_out.{2..11}'], means))
 
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from experiments.facts.names import Names
 from experiments.facts.passes import run_blocks
 from experiments.facts.prompts import AlignedPrompts
 from mechjax import harvest
@@ -28,6 +30,8 @@ from mechjax.patching.components import Kept, components_of
 from mechjax.patching.effective import EffectiveModel, ablate
 
 SITE = 'resid_post'
+PROMPT, ALONE = 'prompt', 'name alone'
+"""Places of a name."""
 
 
 class StreamReader:
@@ -85,15 +89,43 @@ class StreamReader:
     return read
 
 
-def sum_embeddings(model: LanguageModel, prompts: AlignedPrompts) -> Float[np.ndarray, 'B D']:
-  """Sum of the embeddings of the name's tokens."""
-  body = model.truncate_at('embed')
-  x = harvest.reap(body, sites='embed')(model.params, jnp.asarray(prompts.tokens))['embed']
-  return np.asarray(x, np.float64)[:, prompts.start : prompts.stop].sum(1)
+class Streams:
+  """Streams of the kept names of one model, each of which is read once, and the readers of the effective models.
 
+  Attributes:
+    model: the model.
+    places: the aligned prompts, by `PROMPT` and `ALONE`.
+    batch: number of prompts at a time.
+  """
 
-def embed_last(model: LanguageModel, prompts: AlignedPrompts) -> Float[np.ndarray, 'B D']:
-  """The stream before the first layer at the last token of the name."""
-  body = model.truncate_at('embed')
-  x = harvest.reap(body, sites='embed')(model.params, jnp.asarray(prompts.tokens))['embed']
-  return np.asarray(x)[:, prompts.at]
+  def __init__(self, model: LanguageModel, names: Names, batch: int) -> None:
+    self.model, self.batch = model, batch
+    self.places = {PROMPT: names.prompts, ALONE: names.bare}
+    self._readers: dict[tuple[str, int], StreamReader] = {}
+    self._intact: dict[str, Float[np.ndarray, 'B L D']] = {}
+
+  def reader(self, place: str, layers: int) -> StreamReader:
+    """The reader of the first layers, made once."""
+    key = place, layers
+    if key not in self._readers:
+      self._readers[key] = StreamReader(self.model, self.places[place], layers, self.batch)
+    return self._readers[key]
+
+  def intact(self, place: str) -> Float[np.ndarray, 'B L D']:
+    """The stream before the first layer and after each, at the last token of the name: [B, 1 + layers, D]."""
+    if place not in self._intact:
+      first = self._embed(place)[:, -1:]
+      layers = self.reader(place, self.model.n_layers).read()
+      self._intact[place] = np.concatenate([first, layers], axis=1)
+    return self._intact[place]
+
+  def embeddings(self) -> Float[np.ndarray, 'B D']:
+    """Sum of the embeddings of the name's tokens."""
+    return self._embed(ALONE).sum(1)
+
+  def _embed(self, place: str) -> Float[np.ndarray, 'B tokens D']:
+    """Embeddings of the name's tokens."""
+    prompts = self.places[place]
+    read = harvest.reap(self.model.truncate_at('embed'), sites='embed')
+    x = read(self.model.params, jnp.asarray(prompts.tokens))['embed']
+    return np.asarray(x)[:, prompts.start : prompts.stop]

@@ -12,7 +12,6 @@ Shares are those of the effect of the whole patch on logit(right sport) - logit(
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,12 +21,11 @@ from jaxtyping import Float, Float64, Int
 from experiments.facts.extract import make_pairs, pair_names, spread
 from experiments.facts.names import Names, correct_error
 from experiments.facts.passes import last_logits
-from experiments.facts.readers import read_weights
 from experiments.facts.settings import Settings
-from experiments.facts.streams import SITE, StreamReader, embed_last
+from experiments.facts.streams import PROMPT, SITE
+from experiments.facts.study import Study
 from experiments.facts.subject import Subject
-from experiments.saved import Saved
-from mechjax.probing.causal import SubspaceEffects, SubspacePatching
+from mechjax.probing.causal import SubspacePatching
 from mechjax.probing.cross_validation import choose_l2
 from mechjax.probing.heads import normalise
 from mechjax.probing.logistic import fit_logistic
@@ -41,49 +39,41 @@ FOLDS = 3
 """Folds of the cross-validation: the smallest classes have a dozen training names."""
 
 
-def measure_trained(
-  settings: Settings, subject: Subject, names: Names, layers: Sequence[int], saved: Saved
-) -> dict[str, Any]:
-  """Accuracy of trained probes, and the causal check.
-
-  Args:
-    settings, subject, names, saved: as everywhere.
-    layers: layers after which the stream is patched.
+def measure_trained(study: Study) -> dict[str, Any]:
+  """Accuracy of trained probes, and the causal check at the layers that are shown.
 
   Returns:
     For 'prompt' and 'name alone', by layer, with the embedding of the last token first: 'mean' with 'mean_error' over
     divisions, and 'shuffled' with 'shuffled_error'. 'causal': for each layer, the share of the subspace, of the rest
     and of random subspaces, each with its error over pairs.
   """
-  places = {'prompt': names.prompts, 'name alone': names.bare}
+  settings, labels, streams = study.settings, study.names.labels, study.streams
 
   def compute() -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
-    for place, prompts in places.items():
-      x = read_layers(settings, subject, prompts)
-      shuffled = np.random.default_rng(settings.seed).permutation(names.labels)
-      for kind, labels in (('mean', names.labels), ('shuffled', shuffled)):
-        found[f'{place}_{kind}'] = score_divisions(settings, x, labels)
+    shuffled = np.random.default_rng(settings.seed).permutation(labels)
+    for place in streams.places:
+      x = normalise_layers(study, streams.intact(place))
+      for kind, mine in (('mean', labels), ('shuffled', shuffled)):
+        found[f'{place}_{kind}'] = score_divisions(settings, x, mine)
     return found
 
-  arrays = saved.arrays('trained', len(names), compute)
-  table: dict[str, Any] = {place: {} for place in places}
-  for place in places:
+  arrays = study.saved.arrays('trained', len(labels), compute)
+  table: dict[str, Any] = {place: {} for place in streams.places}
+  for place in streams.places:
     for kind in ('mean', 'shuffled'):
       scores = arrays[f'{place}_{kind}']
       table[place][kind] = scores.mean(0).tolist()
       table[place][f'{kind}_error'] = correct_error(scores, TEST / (1 - TEST)).tolist()
-  return table | {'causal': measure_causal(settings, subject, names, layers, saved)}
+  return table | {'causal': measure_causal(study)}
 
 
-def read_layers(
-  settings: Settings, subject: Subject, prompts: Any
+def normalise_layers(
+  study: Study, x: Float[np.ndarray, 'B layers D']
 ) -> Float64[np.ndarray, 'layers B D']:
-  """The normalised stream at the last token of the name, before the first layer and after each."""
-  model, weights = subject.model, read_weights(subject.model)
-  reader = StreamReader(model, prompts, model.n_layers, settings.batch)
-  x = np.concatenate([embed_last(model, prompts)[:, None], reader.read()], axis=1)
-  return np.asarray(normalise(jnp.asarray(x), weights.norm, weights.eps), np.float64).swapaxes(0, 1)
+  """Streams as the heads see them, without the gain, layer by layer."""
+  found = normalise(jnp.asarray(x), study.weights.norm, study.weights.eps)
+  return np.asarray(found, np.float64).swapaxes(0, 1)
 
 
 def score_divisions(
@@ -103,27 +93,28 @@ def score_divisions(
 # --- the causal check -------------------------------------------------------------------------------------------
 
 
-def measure_causal(
-  settings: Settings, subject: Subject, names: Names, layers: Sequence[int], saved: Saved
-) -> list[list[float]]:
-  """Shares of the subspace, the rest and random subspaces at each layer, with errors over pairs."""
-  half = names.draw_halves(settings)[0]
+def measure_causal(study: Study) -> list[list[float]]:
+  """Shares of the subspace, the rest and random subspaces at the layers that are shown, with errors over pairs."""
+  key = [len(study.names), study.shown]
+  parts = study.saved.arrays('causal', key, lambda: {'parts': patch_subspaces(study)})['parts']
+  return [[layer, *share_out(*rows)] for layer, rows in zip(study.shown, parts, strict=True)]
 
-  def compute() -> dict[str, np.ndarray]:
-    pairs, metric = draw_pairs(settings, subject, names, half)
-    where, rows = at(names.prompts.at), min(settings.batch, len(pairs))
-    patch = SubspacePatching(last_logits, SITE, where=where, batch=rows, seed=settings.seed)
-    x = read_layers(settings, subject, names.prompts)
-    labels, found = names.labels[half.train], []
-    for layer in layers:
-      mine = x[layer + 1][half.train]
-      l2 = choose_l2(mine, labels, folds=FOLDS, seed=settings.seed).l2
-      basis = np.asarray(probe_basis(fit_logistic(mine, labels, l2)), np.float32)
-      found.append(list_parts(patch(subject.model, pairs, metric, basis, layer=layer)))
-    return {'parts': np.array(found)}
 
-  parts = saved.arrays('causal', [len(names), [*layers]], compute)['parts']
-  return [[layer, *share_out(*rows)] for layer, rows in zip(layers, parts, strict=True)]
+def patch_subspaces(study: Study) -> Float64[np.ndarray, 'layers 4 pairs']:
+  """Effects of the whole, the subspace, the rest, and random subspaces on average."""
+  settings, names, half = study.settings, study.names, study.halves[0]
+  pairs, metric = draw_pairs(settings, study.subject, names, half)
+  where, rows = at(names.prompts.at), min(settings.batch, len(pairs))
+  patch = SubspacePatching(last_logits, SITE, where=where, batch=rows, seed=settings.seed)
+  x, labels = normalise_layers(study, study.streams.intact(PROMPT)), names.labels[half.train]
+  found = []
+  for layer in study.shown:
+    mine = x[layer + 1][half.train]
+    l2 = choose_l2(mine, labels, folds=FOLDS, seed=settings.seed).l2
+    basis = np.asarray(probe_basis(fit_logistic(mine, labels, l2)), np.float32)
+    one = patch(study.subject.model, pairs, metric, basis, layer=layer)
+    found.append(np.stack([one.whole, one.subspace, one.complement, one.random.mean(0)]))
+  return np.array(found)
 
 
 def draw_pairs(settings: Settings, subject: Subject, names: Names, half: Split) -> tuple[Any, Any]:
@@ -132,11 +123,6 @@ def draw_pairs(settings: Settings, subject: Subject, names: Names, half: Split) 
   couples = pair_names(labels, 1, settings.seed)
   some = couples[spread(couples, labels, settings.exact_pairs)]
   return make_pairs(subject, names, half.test[some])
-
-
-def list_parts(found: SubspaceEffects) -> Float64[np.ndarray, '4 pairs']:
-  """Effects of the whole, the subspace, the rest, and random subspaces on average."""
-  return np.stack([found.whole, found.subspace, found.complement, found.random.mean(0)])
 
 
 def share_out(

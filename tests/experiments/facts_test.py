@@ -30,6 +30,7 @@ from experiments.facts import subject as subjects
 from experiments.facts.knowledge import SPORTS
 from experiments.facts.prompts import Prompt, align, encode, find_answers, make_bare
 from experiments.facts.settings import PARTS, Settings
+from experiments.facts.study import Study
 from experiments.saved import Saved
 from mechjax import flags, harvest, logits
 from mechjax.errors import MechjaxError, ProbingError
@@ -97,6 +98,16 @@ def saved(settings, results):
 @pytest.fixture(scope='module')
 def names(settings, subject, saved):
   return names_lib.choose_names(settings, subject, saved)
+
+
+@pytest.fixture(scope='module')
+def found(settings, subject, names, saved):
+  return extract.measure_extraction(settings, subject, names, saved)
+
+
+@pytest.fixture(scope='module')
+def study(settings, subject, names, found, saved):
+  return Study.of(settings, subject, names, found, saved)
 
 
 # --- the planted truth ----------------------------------------------------------------------------------------
@@ -203,9 +214,8 @@ def test_made_up_names_are_not_listed_and_have_the_same_tokens(subject):
 # --- extraction -----------------------------------------------------------------------------------------------
 
 
-def test_exact_effects_are_those_of_the_frozen_stream(settings, subject, names, saved):
+def test_exact_effects_are_those_of_the_frozen_stream(subject, names, found):
   """The change of a head's output goes through the final norm and the unembedding alone."""
-  found = extract.measure_extraction(settings, subject, names, saved)
   top, some, exact = found.exact
   layer, head = found.layers[top[0]], found.heads[top[0]]
   params = subject.model.params
@@ -255,7 +265,7 @@ def test_a_half_chooses_a_head_from_its_own_pairs_alone():
     found.choose(np.array([1, 2]))
 
 
-def test_the_chain_is_the_gradient_through_the_values(settings, subject, names, saved, results):
+def test_the_chain_is_the_gradient_through_the_values(results):
   """The embedding alone writes the sport, and nothing else enters the head's values."""
   found = results['parts']['extract']['chain']
   order = np.argsort(-np.abs(found['effects']))
@@ -457,17 +467,17 @@ def test_streams_are_those_of_the_model_and_of_plants_by_hand(subject, names):
   assert np.abs(found - x).max() > 1e-3
 
 
-def test_embeddings_of_a_name_are_summed(subject, names):
+def test_embeddings_of_a_name_are_summed(subject, names, study):
   table = np.asarray(subject.model.params['embed']['tokens'])
   expected = table[names.bare.tokens[:, 1]] + table[names.bare.tokens[:, 2]]
-  np.testing.assert_allclose(streams.sum_embeddings(subject.model, names.bare), expected, rtol=1e-5)
+  np.testing.assert_allclose(study.streams.embeddings(), expected, rtol=1e-5)
 
 
-def test_readings_are_centred_by_the_names_that_choose(settings, subject, names):
+def test_readings_are_centred_by_the_names_that_choose(subject, names, study):
   weights_ = readers.read_weights(subject.model)
   probe = readers.make_reader(weights_, planted_facts.HEAD, subject.sports)
-  x = streams.StreamReader(subject.model, names.bare, 2, 12).read()
-  half = names.draw_halves(settings)[1]
+  x = study.streams.intact(streams.ALONE)[:, 1:3]
+  half = study.halves[1]
   unit = x.astype(np.float64) / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True))
   W = np.asarray(probe.directions, np.float64)
   said_ = ((unit[half.test] - unit[half.train].mean(0)) @ W).argmax(-1)
@@ -475,15 +485,15 @@ def test_readings_are_centred_by_the_names_that_choose(settings, subject, names)
   np.testing.assert_allclose(readers.score_half(x, names.labels, probe, half), expected)
 
 
-def test_answers_of_the_intact_model_are_those_of_plain_passes(settings, subject, names):
-  half = names.draw_halves(settings)[0]
+def test_answers_of_the_intact_model_are_those_of_plain_passes(settings, subject, names, study):
+  half = study.halves[0]
   reader = paths.AnswerReader(settings, subject, names, half)
   assert {*reader.rows} <= {*half.test}
   assert (np.bincount(names.labels[reader.rows]) == 2).all()
   tokens = names.prompts.tokens[reader.rows]
   plain = np.asarray(logits.log_probs(subject.model(tokens)))[:, -1]
   np.testing.assert_allclose(reader.read([]), plain, rtol=1e-4, atol=1e-4)
-  found = paths.run_paths(settings, subject, names, half, paths.list_late(settings, 2), [(0, 1)])
+  found = paths.run_paths(study, [(0, 1)])
   right = subject.sports[names.labels[reader.rows]]
   np.testing.assert_allclose(found['loss'][0], -plain[np.arange(6), right], rtol=1e-3, atol=1e-4)
   assert np.abs(found['kl'][0]).max() == 0
@@ -496,7 +506,24 @@ def test_the_matrix_of_paths_has_a_cell_for_each_pair_in_order():
   assert found['intact'] == rows[0]
   assert found['effective'] == rows[1]
   assert found['paths'] == [[None, rows[2], rows[3]], [None, None, rows[4]], [None] * 3]
-  assert paths.list_late(Settings(late_attention=2, late_mlps=9), 6) == ['attn_out.{2..5}']
+
+
+def test_late_components_are_those_from_a_layer_to_the_head(study):
+  change = dataclasses.replace
+  assert study.late['both'] == ['attn_out.{1..1}']
+  later = change(study, head=(6, 0), settings=change(study.settings, late_attention=2, late_mlps=4))
+  assert later.late == {
+    'attention': ['attn_out.{2..5}'],
+    'MLPs': ['mlp_out.{4..5}'],
+    'both': ['attn_out.{2..5}', 'mlp_out.{4..5}'],
+  }
+  assert later.shown == [0, 3, 5]
+
+
+def test_a_head_in_the_first_layer_has_nothing_before_it(settings, subject, names, found, saved):
+  first = dataclasses.replace(found, layers=np.where(found.heads == 1, 0, found.layers))
+  with pytest.raises(ProbingError, match=r'head 0\.1 extracts the sport: no layer before it'):
+    Study.of(settings, subject, names, first, saved)
 
 
 # --- hashing and neurons --------------------------------------------------------------------------------------
