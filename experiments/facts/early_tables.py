@@ -13,20 +13,26 @@ def tabulate_excess(part: dict[str, Any]) -> Table:
   """Non-linear excess of the probe by layer."""
   excess = part['excess']
   low, high = min(excess['shuffled']), max(excess['shuffled'])
+  columns = ('probe', 'control', 'control_sd', 'attn_out', 'mlp_out', 'by_layer')
   return Table(
     'Non-linear excess of the reading',
     f'Excess of the AND of first name and surname, over the product of {part["product"][0]} first names and '
     f'{part["product"][1]} surnames ({part["names"]} listed names): median over names of the reading of the right '
-    f'sport, with the other sports as control. Neurons that write the reading compute '
-    f'{give(excess["share"], excess["error"])} of it themselves (median; permuted weights: {low:.2f} to {high:.2f}); '
+    f'sport, with shuffled sports as control. Shares of the excess after the last of these layers: written by '
+    f'attention and by the MLP of each layer, with norms frozen; and computed by single neurons, by the increase of '
+    f'the excess from their inputs to their output. All neurons together compute '
+    f'{give(excess["share"], excess["error"])} (median; permuted weights: {low:.2f} to {high:.2f}). '
     f'{excess["left_out"]} names have no positive excess and no share.',
-    ['layer', 'right sport', 'other sports', 'computed by this layer, share'],
     [
-      [str(i), give(a, None, 3), give(b, None, 3), give(c)]
-      for i, (a, b, c) in enumerate(zip(excess['probe'], excess['control'], excess['by_layer']))
+      'layer', 'right sport', 'shuffled sports', 'written by attention', 'written by the MLP',
+      'computed by its neurons',
     ],
-    'score of x / rms(x); share',
-  )
+    [
+      [str(i), give(right, None, 1), give(mean, sd, 1), *map(give, shares)]
+      for i, (right, mean, sd, *shares) in enumerate(zip(*(excess[name] for name in columns)))
+    ],
+    'score of the normalised stream; median shares over names',
+  )  # fmt: skip
 
 
 def tabulate_early(part: dict[str, Any]) -> Table:

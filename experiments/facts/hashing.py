@@ -3,8 +3,9 @@
 All pairs of the first names and the surnames of the kept athletes are run, three tokens each, and the listed names are
 compared with the others, which have the same tokens and no sport.
 
-    excess      the probe's AND of first name and surname by layer, and the share of it that the neurons which write it
-                compute themselves (`mechjax.probing.excess`); control: weights permuted over neurons
+    excess      the reading's AND of first name and surname by layer, which attention and MLPs write, and the share of
+                it that single neurons compute themselves (`mechjax.probing.excess`); controls: shuffled sports, and
+                weights permuted over neurons
     linearity   whether a layer keeps the sum of the two tokens' parts (`mechjax.probing.linearity`); control: MLP
                 weights permuted
     familiarity length of MLP outputs for known and unknown names (`mechjax.probing.familiarity`); control: labels
@@ -38,6 +39,7 @@ from mechjax.probing.products import ProductSums, read_product
 from mechjax.probing.reads import make_row_reader, read_whole
 from mechjax.probing.weight_shuffles import shuffle_weights
 
+COMPONENTS = ('attn_out', 'mlp_out')
 SHUFFLED_MODELS = 3
 """Models with permuted MLP weights."""
 
@@ -112,34 +114,42 @@ def measure_excess(
   """Non-linear excess of the probe, and the share that the writing neurons compute.
 
   Returns:
-    'probe': by layer, median over names of the excess of the probe of the right sport, with the median of the others as
-    control. 'share', 'error', 'shuffled': median share of the AND that neurons of all these layers compute, its error,
-    and the medians with permuted weights. 'names': for each name, the probe's excess and the computed one. 'by_layer':
-    median of the computed excess of each layer's neurons, as a share.
+    'probe': by layer, median over names of the excess of the reading of the right sport. 'control', 'control_sd': the
+    same with shuffled sports, mean and standard deviation over draws. 'attn_out', 'mlp_out': by layer, median share of
+    the excess of the last of these layers that the component writes, with norms frozen. 'share', 'error', 'shuffled':
+    median share of the AND that single neurons of all these layers compute, its error, and the medians with permuted
+    weights. 'by_layer': median share that the neurons of each layer compute. 'names': for each name, the excess of the
+    reading and the computed one. 'left_out': names without a positive excess, which have no share.
   """
   key = [probe.layer, probe.head, len(product.labels)]
   found = saved.arrays('excess', key, lambda: read_excess(settings, subject, product, probe))
-  rows = np.arange(len(product.labels))
-  by_class = found['nle_probe']  # [P, L, C]
-  right = by_class[rows, :, product.labels]
-  others = (by_class.sum(2) - right) / (by_class.shape[2] - 1)
+  labels, rows = product.labels, np.arange(len(product.labels))
+  right = found['nle_probe'][rows, :, labels]
+  random = np.random.default_rng(settings.seed)
+  draws = [
+    np.median(found['nle_probe'][rows, :, random.permutation(labels)], axis=0)
+    for _ in range(settings.shuffles)
+  ]
   P, L, F = found['computed'].shape
-  written = found['computed'] * found['weights']
   one = share_of_and(
     found['computed'].reshape(P, L * F), found['weights'].reshape(P, L * F), right[:, -1],
     n_shuffles=settings.shuffles, seed=settings.seed,
   )  # fmt: skip
+  by_neurons = (found['computed'] * found['weights']).sum(2)
   there = right[:, -1] > 0
-  by_layer = np.median(written.sum(2)[there] / right[there, -1:], axis=0)
+  written = {name: found[f'nle_{name}'] for name in COMPONENTS}
+  total = sum(x.sum(1) for x in written.values())
   return {
     'probe': np.median(right, axis=0).tolist(),
-    'control': np.median(others, axis=0).tolist(),
+    'control': np.mean(draws, axis=0).tolist(),
+    'control_sd': np.std(draws, axis=0).tolist(),
+    **{n: np.median((x / total[:, None])[there], axis=0).tolist() for n, x in written.items()},
     'share': one.median,
     'error': one.standard_error,
     'shuffled': one.shuffled.tolist(),
     'left_out': one.left_out,
-    'by_layer': by_layer.tolist(),
-    'names': {'probe': right[:, -1].tolist(), 'computed': written.sum((1, 2)).tolist()},
+    'by_layer': np.median(by_neurons[there] / right[there, -1:], axis=0).tolist(),
+    'names': {'probe': right[:, -1].tolist(), 'computed': by_neurons.sum(1).tolist()},
   }
 
 
@@ -153,7 +163,7 @@ def read_excess(
 
   def select(params: Any, acts: harvest.Activations) -> dict[str, jax.Array]:
     by_layer = {
-      name: jnp.moveaxis(acts.stack(name), 0, 1) for name in ('mlp_pre', 'mlp_post', 'mlp_out')
+      name: jnp.moveaxis(acts.stack(name), 0, 1) for name in ('mlp_pre', 'mlp_post', *COMPONENTS)
     }
     if gated:
       up = params['layers']['mlp']['up'][:depth]
@@ -167,9 +177,8 @@ def read_excess(
     }
 
   span = f'{{0..{depth - 1}}}'
-  sites = ', '.join(
-    f'{n}.{span}' for n in ('mlp_norm', 'mlp_pre', 'mlp_post', 'mlp_out', 'resid_post')
-  )
+  read_sites = ('mlp_norm', 'mlp_pre', 'mlp_post', *COMPONENTS, 'resid_post')
+  sites = ', '.join(f'{name}.{span}' for name in read_sites)
   read = read_whole(model.truncate_at(sites), model.params, product.names.prefix, sites, select)
   sums = read_product(read, product.names)
   return summarise_sums(sums, subject, product, np.asarray(directions, np.float64))
@@ -183,7 +192,7 @@ def measure_length(x: jax.Array, norm: str) -> jax.Array:
 def summarise_sums(
   sums: ProductSums, subject: Subject, product: Product, directions: Float[np.ndarray, 'D C']
 ) -> dict[str, np.ndarray]:
-  """Computed excess and weight to the probe of every neuron at every listed name."""
+  """Excess that components write to the probe, and computed excess and weight to the probe of every neuron."""
   nle, values, model = sums.excess(), sums.chosen, subject.model
   inputs = [nle['mlp_pre'], *([nle['up']] if 'up' in nle else [])]
   if 'up' in nle:
@@ -193,7 +202,9 @@ def summarise_sums(
   scale = weights.freeze_scale(values['mlp_post'], values['mlp_out'], writers)
   to_probe = np.einsum('lfd,dc->lfc', writers, directions)[:, :, product.labels]  # [L, F, P]
   weight = to_probe.transpose(2, 0, 1) * scale[..., None] * values['scale'][:, None, None]
+  own = directions[:, product.labels].T * values['scale'][:, None]  # [P, D]
   return {
+    **{f'nle_{name}': np.einsum('pld,pd->pl', nle[name], own) for name in COMPONENTS},
     'nle_probe': nle['probe'],
     'computed': excess_computed(nle['mlp_post'], *inputs).astype(np.float32),
     'weights': weight.astype(np.float32),

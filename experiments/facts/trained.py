@@ -35,6 +35,8 @@ from mechjax.probing.subspaces import probe_basis
 from mechjax.steering.where import at
 
 TEST = 0.2
+PENALTIES = (1.0, 10.0, 100.0, 1e3, 1e4)
+"""Candidates of the penalty, for features whose mean square is 1."""
 FOLDS = 3
 """Folds of the cross-validation: the smallest classes have a dozen training names."""
 
@@ -84,7 +86,7 @@ def score_divisions(
   train, test = stack(divisions)
   scores = []
   for mine, others in zip(train, test):
-    l2 = choose_l2(x[:, mine], labels[mine], folds=FOLDS, seed=settings.seed).l2
+    l2 = choose_l2(x[:, mine], labels[mine], PENALTIES, FOLDS, seed=settings.seed).l2
     probes = fit_logistic(x[:, mine], labels[mine], l2)
     scores.append(accuracy(labels[others], probes.predict(x[:, others])))
   return np.array(scores)
@@ -110,7 +112,7 @@ def patch_subspaces(study: Study) -> Float64[np.ndarray, 'layers 4 pairs']:
   found = []
   for layer in study.shown:
     mine = x[layer + 1][half.train]
-    l2 = choose_l2(mine, labels, folds=FOLDS, seed=settings.seed).l2
+    l2 = choose_l2(mine, labels, PENALTIES, FOLDS, seed=settings.seed).l2
     basis = np.asarray(probe_basis(fit_logistic(mine, labels, l2)), np.float32)
     one = patch(study.subject.model, pairs, metric, basis, layer=layer)
     found.append(np.stack([one.whole, one.subspace, one.complement, one.random.mean(0)]))

@@ -35,6 +35,7 @@ from experiments.saved import Saved
 from mechjax import flags, harvest, logits
 from mechjax.errors import MechjaxError, ProbingError
 from mechjax.models.tokenizers import Tokenizer
+from mechjax.probing.excess import nonlinear_excess
 from tests.experiments import loading, planted_facts
 from tests.models import decoders
 from tests.viz.viz_test import Reader
@@ -545,6 +546,26 @@ def test_weights_to_the_probe_are_those_of_its_reading(subject, names, settings)
   expected = (out * d).sum(1) / np.sqrt((x**2).mean(1))
   post = np.moveaxis(np.asarray(acts.stack('mlp_post'))[:, :, -1], 0, 1)
   np.testing.assert_allclose((post * found['weights']).sum((1, 2)), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_components_write_the_excess_of_the_stream(subject, names, settings):
+  """With norms frozen, excesses of attention and MLPs sum to that of the stream, as the embedding has none."""
+  product = hashing.make_product(settings, subject, names)
+  probe = readers.make_reader(
+    readers.read_weights(subject.model), planted_facts.HEAD, subject.sports
+  )
+  found = hashing.read_excess(settings, subject, product, probe)
+  a, b = product.names.shape
+  pairs = np.stack(np.meshgrid(np.arange(a), np.arange(b), indexing='ij'), -1).reshape(-1, 2)
+  rows = product.names.rows(pairs)
+  acts = harvest.reap(subject.model.apply, sites='resid_post.1')(subject.model.params, rows)
+  x = np.asarray(acts['resid_post.1'], np.float64)[:, -1]
+  nle = nonlinear_excess(x.reshape(a, b, -1))[tuple(product.names.pairs.T)]
+  d = weights.centre_directions(probe)[:, product.labels].T
+  own = x.reshape(a, b, -1)[tuple(product.names.pairs.T)]
+  expected = (nle * d).sum(1) / np.sqrt((own**2).mean(1))
+  total = found['nle_attn_out'].sum(1) + found['nle_mlp_out'].sum(1)
+  np.testing.assert_allclose(total, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_the_scale_of_a_norm_after_the_mlp_is_found_or_refused():
