@@ -14,6 +14,7 @@
       PatchingError        ValueError     prompt pairs, nodes, metrics or results that do not fit together
       SAEError             ValueError     a dictionary, its settings and its data that do not fit together
       SteeringError        ValueError     vectors, edits, prompts and settings of steering that do not fit together
+      ProbingError         ValueError     probes, names, tables and settings of probing that do not fit together
 
 Researchers publish what this library prints, so an error is a feature: it says WHAT happened (with the offending
 value), WHERE (site, layer, file, line), the LIKELY CAUSE and a HINT. Every error that is raised on purpose is a
@@ -122,6 +123,10 @@ class SAEError(MechjaxError, ValueError):
 
 class SteeringError(MechjaxError, ValueError):
   """Vectors, edits, prompts and settings of steering that do not fit together."""
+
+
+class ProbingError(MechjaxError, ValueError):
+  """Probes, names, tables and settings of probing that do not fit together, or a fit that has not converged."""
 
 
 def unknown(

@@ -55,6 +55,7 @@ BUILTINS = {
   errors.PatchingError: ValueError,
   errors.SAEError: ValueError,
   errors.SteeringError: ValueError,
+  errors.ProbingError: ValueError,
 }
 
 

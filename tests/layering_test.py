@@ -33,7 +33,7 @@ FLOORS = [
   {'harvest'},
   {'forward', 'stacking', 'patches'},
   {'weights', 'models', 'generate'},
-  {'patching', 'sae', 'steering'},
+  {'patching', 'probing', 'sae', 'steering'},
   {'viz', 'flags'},
   {'train_sae', 'eval_sae'},
 ]

@@ -31,6 +31,8 @@ from mechjax.steering import (
 )
 
 KINDS = ('positive', 'negative')
+FEW = 8
+"""Fewer prompts of a set than this give a warning."""
 LEAST_PROBABILITY, LEAST_RATIO = 0.002, 5.0
 """Limits of first tokens that are found: mean probability after positive prompts, and its ratio to the other one."""
 
@@ -87,12 +89,25 @@ def choose(settings: Settings, subject: Subject, saved: Saved) -> Chosen:
     }
     for name in SETS[:2]
   }
+  for warning in warn_of_few(kept, metric):
+    print(warning, flush=True)
   found = saved.arrays(
     'candidates', None, lambda: make_candidates(settings, subject, kept['train'])
   )
   scores = score(subject, selection, found['candidates'], kept['validation'], saved)
   direction = scores.choose(settings.kl, settings.induce)
   return Chosen(ids, metric, found['loudness'], scores, direction)
+
+
+def warn_of_few(kept: dict[str, dict[str, PromptSet]], metric: dict[str, np.ndarray]) -> list[str]:
+  """Warnings of sets that have fewer than `FEW` prompts with the right sign."""
+  return [
+    f'warning: {len(prompts.tokens)} of {len(metric[f"{name} {kind}"])} {kind} prompts for {name} have the right sign '
+    'of the metric, and the choice rests on them'
+    for name, kinds in kept.items()
+    for kind, prompts in kinds.items()
+    if len(prompts.tokens) < FEW
+  ]
 
 
 def find_first_tokens(settings: Settings, subject: Subject, saved: Saved) -> list[int]:

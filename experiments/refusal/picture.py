@@ -68,6 +68,7 @@ def draw_scores(ax: Axes, results: dict[str, Any], score: str) -> None:
   if score == 'kl':
     ax.set_yscale('log')
   charts.style_axes(ax, titles[score][0], 'layer of the candidate')
+  ax.locator_params(axis='x', integer=True)
   _finish(ax, titles[score][1])
   ax.legend(fontsize=7.5, frameon=False)
 
@@ -120,6 +121,7 @@ def draw_cosines(ax: Axes, results: dict[str, Any]) -> None:
   charts.style_axes(
     ax, 'The direction in the stream at the last position', 'layer (dashed: chosen)'
   )
+  ax.locator_params(axis='x', integer=True)
   _finish(ax, 'cosine, mean and sd over prompts')
   ax.legend(fontsize=7.5, frameon=False)
 

@@ -107,7 +107,7 @@ def _reft(m: Materials) -> np.ndarray:
   """
   tokens, mask = m.pad(m.concept.positive)
   lengths = mask.sum(1)
-  half = np.maximum(lengths // 2, _K + 1)
+  half = np.maximum(lengths // 2, _K + 1)  # the first token begins all texts and is skipped
   training = ReFTr1(k=_K, epochs=m.settings.epochs)
   key = jax.random.key(m.settings.seed)
   found = training.fit(

@@ -53,22 +53,32 @@ def write(found: Sequence[Measured], title: str, command: str, out: Path) -> Non
 
 
 def comparison(found: Sequence[Measured]) -> str:
-  """Success of all methods at equal loss, as Markdown; empty where the coefficients do not reach a loss.
+  """Largest success of all methods, and success at equal loss, as Markdown.
 
-  The rows without an edit add no loss, and their share is in the first column.
+  A cell is empty where the coefficients do not reach a loss: vectors of the first positions often lose their effect
+  before they add any. The rows without an edit add no loss.
   """
   heads = ' | '.join(f'at +{loss:g}' for loss in LOSSES)
-  lines = [f'| concept | changed | method | {heads} |', '|---' * (3 + len(LOSSES)) + '|']
+  lines = [f'| concept | changed | method | largest | {heads} |', '|---' * (4 + len(LOSSES)) + '|']
   for m in found:
     for share, name in ((m.plain, 'nothing'), (m.asked, 'a sentence before the prompt')):
-      lines.append(f'| {m.concept} | {name} |  | {share} |{" |" * (len(LOSSES) - 1)}')
+      lines.append(f'| {m.concept} | {name} |  | {share} |{" |" * len(LOSSES)}')
     for kind, changed in NAMES.items():
       points = of_kind(m, kind)
       at = [success_at_equal_loss(points, loss) for loss in LOSSES] if points else []
       for name in points:
         cells = ['' if math.isnan(x[name]) else f'{x[name]:.2f}' for x in at]
-        lines.append(f'| {m.concept} | {changed} | {name} | {" | ".join(cells)} |')
+        lines.append(
+          f'| {m.concept} | {changed} | {name} | {_largest(points[name])} | {" | ".join(cells)} |'
+        )
   return '\n'.join(lines)
+
+
+def _largest(points: Sequence[FrontierPoint]) -> str:
+  """Largest success of a method, with its interval, its coefficient and the loss that it adds."""
+  p = max(points, key=lambda p: (p.success, -p.loss_increase))
+  low, high = p.interval
+  return f'{p.success:.2f} [{low:.2f}, {high:.2f}] at c = {p.coefficient:g}, {p.loss_increase:+.3f}'
 
 
 def table(found: Sequence[Measured]) -> str:
@@ -91,7 +101,7 @@ def table(found: Sequence[Measured]) -> str:
 def picture(found: Sequence[Measured], title: str, path: Path) -> None:
   """Draws the frontiers and the lengths of the vectors, three axes for each concept."""
   panels = [panel for m in found for panel in _panels(m)]
-  fig = charts.figure(9.6, 4.4 * len(panels))
+  fig = charts.figure(9.6, 3.6 * len(panels))
   for ax, (name, _, arguments) in zip(np.ravel(fig.subplots(len(panels), 1)), panels):
     curves.lines(ax, title=f'{title}: {name}', **arguments)
   charts.save(fig, path)

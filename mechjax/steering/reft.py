@@ -17,10 +17,15 @@ the largest w.x of positive texts (`vectors.scale_on`).
     edit = Add('resid_pre.12', trained.vector, where=everywhere);  edit.plants(alpha * m)
 
 Defaults are those of AxBench's code: k 8, AdamW with a learning rate of 0.01 that falls linearly to 0, gradients
-clipped to a norm of 1, 3 epochs of batches of 6, l1 0.005.
+clipped to a norm of 1, 3 epochs of batches of 6, l1 0.005; and the first token of a prompt is left out.
 
-Sharp edges: every prompt has at least k tokens, or "the k largest" would mean another number in each. The weight decay
-is 0, because w is normalised anyway. Losses go to the host at the end only, so that steps do not wait.
+A direction whose products with all tokens are negative reads nothing and has no gradient. The stream has a large mean,
+so that this happens to half of all random directions. Hence training begins with w or -w, whichever reads more, and a
+direction that reads nothing in the end is an error.
+
+Sharp edges: every prompt has at least k tokens after those that are skipped, or "the k largest" would mean another
+number in each. The weight decay is 0, because w is normalised anyway. Losses go to the host at the end only, so that
+steps do not wait.
 
 Letters: B examples of a batch, T positions, D model width.
 """
@@ -84,6 +89,8 @@ class ReFTr1:
     k: number of largest activations whose mean is the strength of the edit.
     epochs: passes over the examples.
     batch: examples of a step.
+    skip: tokens at the beginning of each prompt that are neither read nor edited. The first token of a text is an
+      attention sink in most models: its norm is many times that of the others and would decide what is read.
     learning_rate: initial learning rate; it falls linearly to 0.
     l1: coefficient of the penalty on the other activations.
     clip: largest norm of the gradient.
@@ -95,15 +102,16 @@ class ReFTr1:
   k: int = 8
   epochs: int = 3
   batch: int = 6
+  skip: int = 1
   learning_rate: float = 0.01
   l1: float = 0.005
   clip: float = 1.0
 
   def __post_init__(self) -> None:
-    for name in ('k', 'epochs', 'batch'):
+    for name, least in (('k', 1), ('epochs', 1), ('batch', 1), ('skip', 0)):
       value = getattr(self, name)
-      if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise SteeringError(f'{name}={value!r}; expected a whole number of at least 1')
+      if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise SteeringError(f'{name}={value!r}; expected a whole number of at least {least}')
     for name, least in (('learning_rate', True), ('clip', True), ('l1', False)):
       value = getattr(self, name)
       real = isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -130,16 +138,21 @@ class ReFTr1:
       key: random key of the initial direction and of the order of the examples.
 
     Raises:
-      SteeringError: prompts shorter than `k`, examples without an answer, or a loss that is not finite.
+      SteeringError: prompts with fewer than `k` tokens after those that are skipped, examples without an answer, a loss
+        that is not finite, or a direction that reads nothing.
     """
-    check_examples(examples, self.k)
+    check_examples(examples, self.k, self.skip)
     name, n = str(site), len(examples.tokens)
     steps = self.epochs * -(-n // min(self.batch, n))
     of_start, of_order = jax.random.split(key)
     w_D = normalise(jax.random.normal(of_start, (_width(forward, name, params, examples),)))
+    strength = _make_strength(forward, name, self.k, self.skip)
+    batches = [*_batches(examples, 1, self.batch, of_order)]
+    reads = lambda w_D: sum(float(strength(w_D, params, batch)) for batch in batches)  # noqa: E731
+    w_D = w_D if reads(w_D) >= reads(-w_D) else -w_D
     optimiser = self._optimiser(steps)
     state = optimiser.init(w_D)
-    step = _make_step(make_loss(forward, name, self.k), optimiser)
+    step = _make_step(make_loss(forward, name, self.k, self.skip), optimiser)
     found = []
     for i, batch in enumerate(_batches(examples, self.epochs, self.batch, of_order)):
       penalty = jnp.asarray(self.l1 * i / steps, w_D.dtype)
@@ -151,6 +164,12 @@ class ReFTr1:
         f'the loss of step {int(np.flatnonzero(~np.isfinite(losses))[0])} of {steps} is not finite',
         cause='tokens outside the vocabulary, or activations that overflow',
       )
+    if not reads(w_D):
+      raise SteeringError(
+        f'after {steps} steps the direction reads nothing: its product with every token of the prompts is 0 or less',
+        cause='an edit that only makes the answers less likely: examples without the concept, or few of them',
+        hint='more examples, another key, or a smaller learning_rate',
+      )
     unit = np.asarray(w_D, np.float64)
     return TrainedDirection(unit / np.linalg.norm(unit), losses)
 
@@ -161,8 +180,8 @@ class ReFTr1:
     )
 
 
-def check_examples(examples: ReftExamples, k: int) -> None:
-  """Raises SteeringError unless each example has a prompt of `k` tokens or more, and an answer."""
+def check_examples(examples: ReftExamples, k: int, skip: int) -> None:
+  """Raises SteeringError unless each example has a prompt of `k` tokens after those that are skipped, and an answer."""
   mask = np.asarray(as_mask(examples.mask))
   tokens, length_B = np.asarray(examples.tokens), np.asarray(examples.prompt_length)
   if tokens.shape != mask.shape or length_B.shape != mask.shape[:1] or not len(tokens):
@@ -174,11 +193,12 @@ def check_examples(examples: ReftExamples, k: int) -> None:
       'examples with padding on the left', hint="model.tokens(texts, padding='right')"
     )
   for row, (prompt, text) in enumerate(zip(length_B, mask.sum(1))):
-    if not k <= prompt < text:
+    if not k + skip <= prompt < text:
       raise SteeringError(
         f'example {row} has a prompt of {prompt} tokens and a text of {text}',
-        cause=f'a prompt needs {k} tokens, of which the {k} largest activations are taken, and an answer after it',
-        hint='k= may be smaller',
+        cause=f'a prompt needs {k} tokens, of which the {k} largest activations are taken, after the {skip} that are '
+        'skipped, and an answer after it',
+        hint='k= may be smaller, and skip=0 reads the first token, too',
       )
 
 
@@ -207,18 +227,19 @@ Loss = Callable[[Array, PyTree, ReftExamples, Array], Array]
 """(w, params, examples, coefficient of the penalty) -> the training loss."""
 
 
-def make_loss(forward: Callable[..., Float[Array, 'B T V']], site: str, k: int) -> Loss:
-  """Makes the training loss of a direction; arguments as for `ReFTr1.fit`."""
-  read = harvest.reap(forward, sites=site)
+def make_loss(
+  forward: Callable[..., Float[Array, 'B T V']], site: str, k: int, skip: int = 0
+) -> Loss:
+  """Makes the training loss of a direction; arguments as for `ReFTr1` and its `fit`."""
+  read = _make_read(forward, site, skip)
   run = harvest.plant(forward)
 
   def loss(w_D: Array, params: PyTree, examples: ReftExamples, penalty: Array) -> Array:
-    tokens_BxT = jnp.asarray(examples.tokens, jnp.int32)
-    mask_BxT = jnp.asarray(examples.mask)
+    tokens_BxT, mask_BxT = jnp.asarray(examples.tokens, jnp.int32), jnp.asarray(examples.mask)
     length_Bx1 = jnp.asarray(examples.prompt_length, jnp.int32)[:, None]
-    prompt_BxT = mask_BxT & (harvest.mask_to_positions(mask_BxT) < length_Bx1)
+    answer_BxT = mask_BxT & (harvest.mask_to_positions(mask_BxT) >= length_Bx1)
     # Nothing before the site depends on w, so that its value is read without the edit and without a gradient.
-    x_BxTxD = precision.wide(_take(read(params, tokens_BxT, mask=mask_BxT), site))
+    x_BxTxD, prompt_BxT = read(params, examples)
     strength_B, rest_B, n_B = read_concept(x_BxTxD, w_D.astype(x_BxTxD.dtype), prompt_BxT, k)
 
     def edit(x: Array) -> Array:
@@ -230,13 +251,43 @@ def make_loss(forward: Callable[..., Float[Array, 'B T V']], site: str, k: int) 
     weight_B = (
       jnp.ones(len(tokens_BxT)) if examples.weight is None else jnp.asarray(examples.weight)
     )
-    answer = _answer_loss(out, weight_B, tokens_BxT, mask_BxT & ~prompt_BxT)
+    answer = _answer_loss(out, weight_B, tokens_BxT, answer_BxT)
     counts_B = weight_B > 0
     n = jnp.maximum(jnp.sum(jnp.where(counts_B, n_B, 0)), 1).astype(rest_B.dtype)
     others = jnp.sum(jnp.where(counts_B, rest_B, 0)) / n
     return answer + penalty.astype(answer.dtype) * others.astype(answer.dtype)
 
   return loss
+
+
+def _make_read(
+  forward: Callable[..., Float[Array, 'B T V']], site: str, skip: int
+) -> Callable[[PyTree, ReftExamples], tuple[Float[Array, 'B T D'], Bool[Array, 'B T']]]:
+  """Function of (params, examples) to the activations, and the tokens of prompts that a direction reads and edits."""
+  reap = harvest.reap(forward, sites=site)
+
+  def read(params: PyTree, examples: ReftExamples) -> tuple[Array, Array]:
+    tokens_BxT, mask_BxT = jnp.asarray(examples.tokens, jnp.int32), jnp.asarray(examples.mask)
+    length_Bx1 = jnp.asarray(examples.prompt_length, jnp.int32)[:, None]
+    at_BxT = harvest.mask_to_positions(mask_BxT)
+    x_BxTxD = precision.wide(_take(reap(params, tokens_BxT, mask=mask_BxT), site))
+    return x_BxTxD, mask_BxT & (at_BxT >= skip) & (at_BxT < length_Bx1)
+
+  return read
+
+
+def _make_strength(
+  forward: Callable[..., Float[Array, 'B T V']], site: str, k: int, skip: int
+) -> Callable[[Array, PyTree, ReftExamples], Float[Array, '']]:
+  """The compiled sum of the strengths of the edit over the prompts of a batch; 0 if a direction reads nothing."""
+  read = _make_read(forward, site, skip)
+
+  @jax.jit
+  def strength(w_D: Array, params: PyTree, examples: ReftExamples) -> Array:
+    x_BxTxD, prompt_BxT = read(params, examples)
+    return jnp.sum(read_concept(x_BxTxD, w_D.astype(x_BxTxD.dtype), prompt_BxT, k)[0])
+
+  return strength
 
 
 def _answer_loss(

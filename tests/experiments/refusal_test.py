@@ -162,6 +162,16 @@ def test_limits_that_leave_none_keep_the_scores(planted_subject, results, tmp_pa
   assert chosen.key == [results['settings']['positions'].index(-1), results['chosen']['layer']]
 
 
+def test_a_choice_that_rests_on_few_prompts_is_announced():
+  kept = {
+    name: {kind: planted.prompts(n, kind == 'positive', 0) for kind, n in zip(KINDS, sizes)}
+    for name, sizes in {'train': (7, 8), 'validation': (8, 9)}.items()
+  }
+  metric = {f'{name} {kind}': np.zeros(24) for name in kept for kind in KINDS}
+  (warning,) = choosing.warn_of_few(kept, metric)
+  assert '7 of 24 positive prompts for train' in warning
+
+
 def test_a_step_of_another_direction_is_computed_again(tmp_path):
   saved = measure.claim(make_settings(tmp_path), 'abc', lambda name: None)
   assert saved.json('one', [0, 1], lambda: 'first') == 'first'

@@ -14,7 +14,7 @@ from experiments.steering.settings import METHODS, Settings
 from mechjax import sae
 from mechjax.errors import SAEError, SteeringError
 from mechjax.models.tokenizers import Tokenizer
-from mechjax.steering import in_one_pass
+from mechjax.steering import FrontierPoint, Proportion, in_one_pass
 from tests.experiments import loading
 from tests.models import decoders
 from tests.viz.viz_test import Reader
@@ -176,6 +176,21 @@ def test_files_of_the_results_hold_every_point(settings, measured, capsys, tmp_p
   texts = ' '.join(Reader((tmp_path / 'steering.html').read_text()).texts)
   assert '<b>tiny' in texts
   assert 'every position' in texts
+
+
+def point(c, successes, loss):
+  share = Proportion(successes, 40)
+  return FrontierPoint(c, share.share, share.interval(), 40, 1.0, 3.0 + loss, loss, 'after', 100)
+
+
+def test_the_comparison_shows_the_largest_success_of_each_method_and_the_cheaper_of_equal_ones():
+  points = [point(1.0, 10, 0.02), point(2.0, 20, 0.3), point(4.0, 20, 0.1)]
+  none, no_lengths = Proportion(0, 40), {'difference': np.ones(1)}
+  found = measure.Measured('war', {'DiffMean': points}, none, none, no_lengths, ['x'])
+  (row,) = [line for line in report.comparison([found]).splitlines() if 'DiffMean' in line]
+  cells = [cell.strip() for cell in row.split('|')]
+  assert cells[4] == '0.50 [0.35, 0.65] at c = 4, +0.100'
+  assert cells[5:9] == ['0.28', '0.50', '0.50', '']
 
 
 @pytest.mark.parametrize(

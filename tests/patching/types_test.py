@@ -8,27 +8,40 @@ import pytest
 
 from mechjax import harvest
 from mechjax.patching import (
+  AblationValues,
   ActivationPatching,
   AtPStar,
   Attribution,
   EdgeAttributionPatching,
+  Kept,
   Pairs,
+  PatchingError,
   PathPatching,
   Search,
   SubsetPatching,
+  ablate,
+  ablated_site,
+  alignment,
   baselines,
+  component_reads,
+  components,
+  components_of,
   custom,
+  cut_paths,
   difference,
   engine,
+  frozen_attention,
   kl_divergence,
   log_probability,
   logit_difference,
   loss,
+  measure_means,
   metrics,
   nodes,
   nodes_of,
   pairs,
   recall_cost,
+  resample_values,
   sources,
   terms,
   verify,
@@ -195,6 +208,83 @@ def test_the_softmax_of_keys(calls):
 
   scores = jax.ShapeDtypeStruct((2, 3, 4), np.float32)
   assert jax.eval_shape(effects, scores).shape == (2, 4)
+
+
+# --- effective models -------------------------------------------------------------------------------------
+
+
+def test_effective_models(calls):
+  tokens = plain.CLEAN.astype(np.int32)
+  parts = components_of(harvest.sites_of(forward, PARAMS, tokens))
+  at = np.array([[-1], [-2]])
+  means = measure_means(forward, PARAMS, tokens, parts, mask=plain.REAL)
+  others = resample_values(forward, PARAMS, tokens, parts, positions=at)
+  kept = Kept.of(parts, 'z.0') | Kept.all_but(parts, parts[:5])
+  assert len(kept.labels()) == int(kept.members.sum())
+  assert not kept.keeps_all
+  path = [('mlp_out.0', 'mlp_norm.1'), (parts[-2:-1], 'final_norm')]
+  for values in (means, means.at([-1]), others, AblationValues.zeros(parts, [[-1], [-3]])):
+    model = ablate(forward, kept, values, paths=path)
+    for mask in (plain.REAL, jnp.asarray(plain.REAL), None):
+      model.check_arguments(PARAMS, tokens, mask)
+    again = model.tree_unflatten(*model.tree_flatten()[::-1])
+    assert again.targets == model.targets
+  assert jax.eval_shape(model, PARAMS, tokens).shape == (*tokens.shape, decoders.V)
+
+
+def test_frozen_attention(calls):
+  tokens = plain.CLEAN.astype(np.int32)
+  patterns = frozen_attention.measure_patterns(forward, PARAMS, tokens, batch=1)
+  assert patterns.shape == (2, 4, plain.T, plain.T)
+  for some in (patterns, jnp.asarray(patterns)):
+    model = frozen_attention.freeze_attention(forward, some, cut=[(1, -1, -1)])
+    model.check_arguments(PARAMS, tokens, np.ones(tokens.shape, bool))
+    assert model(PARAMS, tokens).shape == (*tokens.shape, decoders.V)
+    assert model.tree_unflatten(*model.tree_flatten()[::-1]).forward is forward
+
+
+def test_the_parts_of_effective_models(calls):
+  tokens = jnp.asarray(plain.CLEAN, jnp.int32)
+  infos = harvest.sites_of(forward, PARAMS, tokens)
+  parts = components_of(infos)
+  for positions in ([-1, -2], np.array([-1]), [[-1], [-2]], None):
+    at = alignment.as_positions(positions)
+    for real in (plain.REAL, jnp.asarray(plain.REAL)):
+      assert alignment.number_columns(at, real).shape == real.shape
+      assert alignment.find_missing(at, real, 9).shape == real.shape
+      assert alignment.count_from_end(real).shape == real.shape
+    if at is not None:
+      assert alignment.find_columns(at, plain.REAL).shape == (2, at.shape[-1])
+      alignment.check_there(at, plain.REAL)
+  assert alignment.is_real(tokens, None).all()
+  assert not alignment.is_traced(tokens)
+  assert not alignment.takes_mask(forward)
+  alignment.check_padding(plain.REAL, masked=False)
+  components.check_components(parts)
+  assert components.choose_members(parts, 'z').sum() == 8
+  assert components.find_owners(parts, 'z').shape == (2, 4, 1)
+  assert components.mark_parts(parts, 'mlp_out', np.ones(len(parts), bool)).shape == (2, 1)
+  reader = component_reads.ComponentReader.of(
+    forward, PARAMS, tokens, parts, positions=[-1], mask=None, batch=1
+  )
+  assert len(reader) == 2
+  assert reader.read(np.array([1]))['z'].shape == (2, 1, 1, 4, 6)
+  assert component_reads.list_names(parts) == ['z', 'mlp_out']
+  assert component_reads.list_layers(parts)['z'] == (0, 1)
+  site = ablated_site.AblatedSite('z', (0, 1), 'BTNH')
+  assert site.check(infos, plain.REAL.shape, (4, 6)) == np.float32
+  number = alignment.number_columns(None, plain.REAL)
+  z = site.spread(jnp.ones((2, 5, 4, 6)), number, number < 0, np.dtype('float32'))
+  assert ablated_site.to_front(z, 'BTNH').shape == ablated_site.from_front(z, 'BTNH').shape
+  assert site.mask(jnp.ones((2, 4, 1), bool), number >= 0).shape == (2, 2, 5, 4, 1)
+  assert ablated_site.rest_of(parts.layouts['z']) == ('NH', (4, 6))
+  assert isinstance(ablated_site.mismatch('z', (1,), (2,)), PatchingError)
+  cut = cut_paths.CutPaths.of(parts, [('mlp_out.0', 'mlp_norm.1')])
+  cut_paths.check_receivers(cut, infos)
+  held = cut_paths.HeldModel.of(forward, (PARAMS, tokens), {}, infos)
+  mlp = ablated_site.AblatedSite('mlp_out', (0, 1), 'BTD')
+  new = {'z': z, 'mlp_out': jnp.zeros((2, 2, 5, 16))}
+  assert set(held.plant_paths({}, cut, (site, mlp), new, number >= 0)) == {'mlp_norm'}
 
 
 # --- searches and bounds ----------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from tests.steering import plain
 from tests.steering.plain import D
 
 NAME, SITE, K = 'gpt2', 'resid_pre.1', 3
-LENGTHS, PROMPTS, T = [9, 7, 8], [5, 4, 3], 10
+LENGTHS, PROMPTS, T = [9, 7, 8], [5, 4, 4], 10
 
 
 def forward(params, tokens, mask=None):
@@ -33,15 +33,15 @@ def examples(weight=None):
   return ReftExamples(np.where(mask, tokens, 0), mask, np.array(PROMPTS), weight)
 
 
-def loss_by_hand(w, given, penalty, weight=(1, 1, 1)):
+def loss_by_hand(w, given, penalty, weight=(1, 1, 1), skip=0):
   tokens = np.asarray(given.tokens)
   run = functools.partial(decoder.forward, config=decoders.CONFIGS[NAME])
   x = np.asarray(harvest.reap(run, sites=SITE)(decoders.params(NAME), tokens)[SITE], np.float64)
   added, rest = np.zeros((3, T, D), np.float32), []
   for row, n in enumerate(PROMPTS):
-    read = sorted((max(0.0, x[row, t] @ w) for t in range(n)), reverse=True)
-    added[row, :n] = np.mean(read[:K]) * w
-    rest += read[K:] if weight[row] else []
+    read = sorted((max(0.0, x[row, t] @ w) for t in range(skip, n)), reverse=True)
+    added[row, skip:n] = np.mean(read[: K - skip]) * w
+    rest += read[K - skip :] if weight[row] else []
   logits = plain.adding(NAME, SITE)(decoders.params(NAME), tokens, added)
   log_probs = scipy.special.log_softmax(np.asarray(logits, np.float64), -1)
   total = count = 0.0
@@ -63,15 +63,17 @@ def test_a_gradient_along_the_direction_does_not_move_it():
     assert np.abs(across(w, optimiser.init(w), {}, examples(), jnp.float64(0))[0] - w).max() > 0.01
 
 
-@pytest.mark.parametrize('weight', [None, (1, 1, 0), (2, 1, 1)])
-def test_the_loss_is_that_of_the_equations(weight):
+@pytest.mark.parametrize(
+  ('weight', 'skip'), [(None, 0), ((1, 1, 0), 0), ((2, 1, 1), 0), (None, 1), ((2, 1, 1), 1)]
+)
+def test_the_loss_is_that_of_the_equations(weight, skip):
   w = plain.vector(scale=1.0)
   w /= np.linalg.norm(w)
   given = examples(None if weight is None else np.array(weight, np.float32))
-  loss = jax.jit(reft.make_loss(forward, SITE, K))(
+  loss = jax.jit(reft.make_loss(forward, SITE, K - skip, skip))(
     jnp.asarray(w), decoders.params(NAME), given, jnp.float32(0.7)
   )
-  expected = loss_by_hand(w, given, 0.7, weight or (1, 1, 1))
+  expected = loss_by_hand(w, given, 0.7, weight or (1, 1, 1), skip)
   assert float(loss) == pytest.approx(expected, abs=1e-4)
 
 
@@ -99,7 +101,7 @@ def planted(seed, n=96, prompt=4, answer=6, strength=3.0):
 
 def test_a_planted_direction_is_found():
   params, truth, given = planted(seed=9)
-  settings = ReFTr1(k=1, epochs=20, batch=24, learning_rate=0.05)
+  settings = ReFTr1(k=1, epochs=20, batch=24, skip=0, learning_rate=0.05)
   found = settings.fit(forward, 'resid_pre.0', params, given, jax.random.key(0))
   assert found.losses.shape == (80,)
   assert np.linalg.norm(found.vector) == pytest.approx(1, abs=1e-12)
@@ -109,9 +111,36 @@ def test_a_planted_direction_is_found():
   assert found.vector @ truth > 0.75  # random directions: a standard deviation of 0.25
 
 
+def one_sided():
+  """A decoder in which the stream of every token has a large common part, as trained models have it."""
+  common = np.random.default_rng(3).standard_normal(D).astype(np.float32)
+  params = jax.tree.map(lambda x: x, decoders.params(NAME))
+  params['embed']['tokens'] = params['embed']['tokens'] + 50 * common
+  return params, common
+
+
+def test_a_direction_that_reads_nothing_at_first_is_trained_all_the_same():
+  """Half of all random directions have negative products with every token, and no gradient."""
+  params, common = one_sided()
+  draw = lambda seed: jax.random.normal(jax.random.split(jax.random.key(seed))[0], (D,))  # noqa: E731
+  seed = next(seed for seed in range(20) if draw(seed) @ common < -0.5 * np.linalg.norm(common))
+  start = np.asarray(draw(seed) / jnp.linalg.norm(draw(seed)))
+  training = ReFTr1(k=K - 1, epochs=3, batch=3)
+  found = training.fit(forward, 'resid_pre.0', params, examples(), jax.random.key(seed))
+  assert found.vector @ common > 0
+  assert abs(found.vector @ start) < 0.9999
+
+
+def test_a_direction_that_reads_nothing_in_the_end_is_an_error():
+  silent = jax.tree.map(lambda x: x, decoders.params(NAME))
+  silent['embed'] = jax.tree.map(jnp.zeros_like, silent['embed'])
+  with pytest.raises(SteeringError, match='reads nothing'):
+    ReFTr1(k=K - 1, epochs=1).fit(forward, 'resid_pre.0', silent, examples(), jax.random.key(0))
+
+
 def test_parameters_are_arguments_of_all_that_is_compiled(monkeypatch):
   monkeypatch.setattr(staging, 'LARGE', 2000)  # bytes; a warning of constants is an error in tests
-  training = ReFTr1(k=K, epochs=1, batch=2)
+  training = ReFTr1(k=K - 1, epochs=1, batch=2)
   training.fit(forward, SITE, decoders.params(NAME), examples(), jax.random.key(0))
 
 
@@ -129,8 +158,8 @@ def test_batches_hold_every_example_once_an_epoch_and_have_one_shape():
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'prompt_length': np.array([5, 2, 3])}, 'example 1 has a prompt of 2 tokens'),
-    ({'prompt_length': np.array([5, 7, 3])}, 'example 1 has a prompt of 7 tokens and a text of 7'),
+    ({'prompt_length': np.array([5, 3, 4])}, 'example 1 has a prompt of 3 tokens'),
+    ({'prompt_length': np.array([5, 7, 4])}, 'example 1 has a prompt of 7 tokens and a text of 7'),
     ({'mask': np.arange(T) >= np.array([[1], [0], [0]])}, 'padding on the left'),
     ({'tokens': np.zeros((3, 4), int)}, 'examples with tokens'),
   ],
@@ -143,7 +172,15 @@ def test_examples_without_k_tokens_or_an_answer_are_refused(change, message):
 
 @pytest.mark.parametrize(
   'settings',
-  [{'k': 0}, {'epochs': 1.5}, {'batch': True}, {'l1': -1}, {'clip': 0}, {'learning_rate': np.nan}],
+  [
+    {'k': 0},
+    {'skip': -1},
+    {'epochs': 1.5},
+    {'batch': True},
+    {'l1': -1},
+    {'clip': 0},
+    {'learning_rate': np.nan},
+  ],
 )
 def test_settings_out_of_range_are_refused(settings):
   with pytest.raises(SteeringError, match=next(iter(settings))):
