@@ -30,7 +30,7 @@ from mechjax.errors import ProbingError
 from mechjax.models.language_model import LanguageModel
 from mechjax.probing.basis import BasisAlignment, measure_alignment
 from mechjax.probing.chance import shuffle_maximum
-from mechjax.probing.fact_effects import NeuronAblation
+from mechjax.probing.fact_effects import NeuronMeanAblation
 from mechjax.probing.facts import Facts
 from mechjax.probing.mechanistic import MechanisticProbe
 from mechjax.probing.reads import make_row_reader
@@ -147,7 +147,7 @@ def measure_effects(
   facts = Facts.of([p.ids for p in prompts], [p.stop - 1 for p in prompts], answers)
   each = [take_row(facts, i) for i in range(len(facts))]
   means = [measure_means(settings, subject, names, one) for one in singles]
-  ablation = NeuronAblation(read_ends, batch=1, max_passes=settings.batch)
+  ablation = NeuronMeanAblation(read_ends, batch=1, max_passes=settings.batch)
   parts = [ablation.attribute(model, one, table) for one, table in zip(each, means)]
   first = np.concatenate([part.values for part in parts])
   chosen = choose_largest(first, settings.neurons)
@@ -182,7 +182,7 @@ def measure_means(
   rows = align(prompts)
   table = Facts.of([*rows.tokens], [rows.at] * len(rows), [0] * len(rows))
   body = model.truncate_at(f'{SITE}.*')
-  return NeuronAblation(body, batch=settings.batch).measure_means(model.params, table)
+  return NeuronMeanAblation(body, batch=settings.batch).measure_means(model.params, table)
 
 
 def read_ends(model: LanguageModel, tokens: jax.Array) -> jax.Array:

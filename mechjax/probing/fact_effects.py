@@ -4,7 +4,7 @@ If a neuron looks up one fact (Michael Jordan: basketball), its removal at the l
 answer and no other one; if it recognises the name, it changes all of them. So a neuron is set to its mean over many
 names, at the name's last token alone, and the log-probability of the answer is measured.
 
-    ablation = NeuronAblation(model.apply)
+    ablation = NeuronMeanAblation(model.apply)
     means = ablation.measure_means(params, prompts_of_many_names)         [L, F], of one template
     first = ablation.attribute(params, facts, means)              all neurons: 1 forward and 1 backward pass
     exact = ablation.measure(params, facts, means, [(3, 17), (5, 4)])     a forward pass for each neuron
@@ -56,7 +56,7 @@ class FactEffects:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class NeuronAblation:
+class NeuronMeanAblation:
   """Mean ablation of neurons at the last token of a name; compiles once for facts of one shape.
 
   Attributes:
@@ -73,7 +73,7 @@ class NeuronAblation:
   max_passes: int = 64
 
   def __post_init__(self) -> None:
-    check_function(self.forward, ProbingError, 'NeuronAblation(model.apply)')
+    check_function(self.forward, ProbingError, 'NeuronMeanAblation(model.apply)')
     check_count('batch', self.batch, 1)
     check_count('max_passes', self.max_passes, 1)
 

@@ -4,7 +4,7 @@ If a model recognises a name once and reads all its facts from there, the neuron
 the others. If each fact has neurons of its own, effects of two facts are uncorrelated over neurons (Nanda et al. 2023,
 Fact Finding, post 3: correlations near 0, except for two years).
 
-    effects = NeuronAblation(forward).attribute(params, facts, means).values.reshape(len(facts), -1)
+    effects = NeuronMeanAblation(forward).attribute(params, facts, means).values.reshape(len(facts), -1)
     shared = correlate_effects(effects, groups=np.repeat(np.arange(L), F))
     shared.correlation, shared.standard_error, shared.shuffled          one row for each pair of facts
 

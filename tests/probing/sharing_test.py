@@ -10,7 +10,7 @@ import scipy.stats
 from mechjax import harvest
 from mechjax.errors import ProbingError
 from mechjax.patching import ActivationPatching, Pairs, log_probability, nodes_of
-from mechjax.probing.fact_effects import NeuronAblation
+from mechjax.probing.fact_effects import NeuronMeanAblation
 from mechjax.probing.facts import Facts
 from mechjax.probing.sharing import correlate_effects
 from tests.models import decoders
@@ -21,7 +21,7 @@ PARAMS = decoders.params(NAME)
 PROMPTS = [[2, 9, 4, 11, 6], [2, 5, 12], [2, 9, 4, 30, 1, 7, 3]]
 COLUMNS, ANSWERS = [2, -1, 2], [13, 8, 21]
 FACTS = Facts.of(PROMPTS, COLUMNS, ANSWERS)
-ABLATION = NeuronAblation(plain.forward(NAME), batch=2, max_passes=6)
+ABLATION = NeuronMeanAblation(plain.forward(NAME), batch=2, max_passes=6)
 L, F = decoders.CONFIGS[NAME].n_layers, decoders.SMALL['d_mlp']
 MEANS = np.random.default_rng(0).standard_normal((L, F))
 CHOSEN = [(0, 3), (1, 19), (0, 0), (1, 7), (1, 2)]
@@ -136,11 +136,13 @@ def test_neurons_means_and_models_that_do_not_fit_are_refused():
     with pytest.raises(ProbingError, match=r'log p\(answer\) is NaN'):
       call()
   with pytest.raises(ProbingError, match="does not have the sites 'mlp_post'"):
-    NeuronAblation(plain.forward('attn-only')).measure_means(decoders.params('attn-only'), FACTS)
+    NeuronMeanAblation(plain.forward('attn-only')).measure_means(
+      decoders.params('attn-only'), FACTS
+    )
   with pytest.raises(ProbingError, match='not a function of'):
-    NeuronAblation(decoders.language_model(NAME))
+    NeuronMeanAblation(decoders.language_model(NAME))
   with pytest.raises(ProbingError, match='batch=0'):
-    NeuronAblation(plain.forward(NAME), batch=0)
+    NeuronMeanAblation(plain.forward(NAME), batch=0)
 
 
 # --- correlations ---------------------------------------------------------------------------------------
