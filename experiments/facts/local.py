@@ -17,8 +17,8 @@ from experiments.facts.settings import Settings
 from experiments.saved import Saved
 from mechjax.errors import ProbingError
 from mechjax.models.language_model import LanguageModel
-from mechjax.probing.centring import measure_centre
 from mechjax.probing.local import ContextComparison, LocalProcessing
+from mechjax.probing.stream_centre import measure_centre
 from mechjax.probing.token_kinds import KINDS, classify_tokens
 from mechjax.train_sae import corpora
 

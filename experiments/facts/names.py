@@ -88,7 +88,7 @@ def choose_names(settings: Settings, subject: Subject, saved: Saved) -> Names:
 
 
 def correct_error(values: Float[np.ndarray, 'splits ...'], share: float = 1.0) -> np.ndarray:
-  """Standard error of a mean over random splits of one set of names; see `SeedMean.corrected_error`.
+  """Standard error of a mean over random splits of one set of names; see `SeedMean.correct_error`.
 
   Args:
     values: one for each split.
@@ -102,5 +102,5 @@ def correct_error(values: Float[np.ndarray, 'splits ...'], share: float = 1.0) -
     return np.full(table.shape[1:], np.nan)
   flat = table.reshape(len(table), -1)
   parts = round(1 / share) if share <= 1 else 1, round(share) if share > 1 else 1
-  errors = [SeedMean.of(column).corrected_error(*parts) for column in flat.T]
+  errors = [SeedMean.of(column).correct_error(*parts) for column in flat.T]
   return np.array(errors).reshape(table.shape[1:])

@@ -107,14 +107,14 @@ def patch_subspaces(study: Study) -> Float64[np.ndarray, 'layers 4 pairs']:
   settings, names, half = study.settings, study.names, study.halves[0]
   pairs, metric = draw_pairs(settings, study.subject, names, half)
   where, rows = at(names.prompts.at), min(settings.batch, len(pairs))
-  patch = SubspacePatching(last_logits, SITE, where=where, batch=rows, seed=settings.seed)
+  patch = SubspacePatching(last_logits, SITE, batch=rows, seed=settings.seed)
   x, labels = normalise_layers(study, study.streams.intact(PROMPT)), names.labels[half.train]
   found = []
   for layer in study.shown:
     mine = x[layer + 1][half.train]
     l2 = choose_l2(mine, labels, PENALTIES, FOLDS, seed=settings.seed).l2
     basis = np.asarray(probe_basis(fit_logistic(mine, labels, l2)), np.float32)
-    one = patch(study.subject.model, pairs, metric, basis, layer=layer)
+    one = patch(study.subject.model, pairs, metric, basis, layer=layer, where=where)
     found.append(np.stack([one.whole, one.subspace, one.complement, one.random.mean(0)]))
   return np.array(found)
 
