@@ -530,12 +530,17 @@ def test_a_head_in_the_first_layer_has_nothing_before_it(settings, subject, name
 # --- hashing and neurons --------------------------------------------------------------------------------------
 
 
+def make_random_probe(subject):
+  """A probe that reads what all components write; nothing but the embeddings writes what the planted head reads."""
+  probe = readers.make_reader(readers.read_weights(subject.model), (1, 0), subject.sports)
+  directions = np.random.default_rng(2).normal(size=probe.directions.shape)
+  return dataclasses.replace(probe, directions=jnp.asarray(directions, jnp.float32))
+
+
 def test_weights_to_the_probe_are_those_of_its_reading(subject, names, settings):
   """Sum over neurons of output times weight is the part of the reading that the MLPs write, with norms frozen."""
   product = hashing.make_product(settings, subject, names)
-  probe = readers.make_reader(
-    readers.read_weights(subject.model), planted_facts.HEAD, subject.sports
-  )
+  probe = make_random_probe(subject)
   found = hashing.read_excess(settings, subject, product, probe)
   rows = product.names.rows(product.names.pairs)
   sites = 'mlp_post.{0,1}, mlp_out.{0,1}, resid_post.1'
@@ -551,9 +556,7 @@ def test_weights_to_the_probe_are_those_of_its_reading(subject, names, settings)
 def test_components_write_the_excess_of_the_stream(subject, names, settings):
   """With norms frozen, excesses of attention and MLPs sum to that of the stream, as the embedding has none."""
   product = hashing.make_product(settings, subject, names)
-  probe = readers.make_reader(
-    readers.read_weights(subject.model), planted_facts.HEAD, subject.sports
-  )
+  probe = make_random_probe(subject)
   found = hashing.read_excess(settings, subject, product, probe)
   a, b = product.names.shape
   pairs = np.stack(np.meshgrid(np.arange(a), np.arange(b), indexing='ij'), -1).reshape(-1, 2)
@@ -566,6 +569,7 @@ def test_components_write_the_excess_of_the_stream(subject, names, settings):
   expected = (nle * d).sum(1) / np.sqrt((own**2).mean(1))
   total = found['nle_attn_out'].sum(1) + found['nle_mlp_out'].sum(1)
   np.testing.assert_allclose(total, expected, rtol=1e-3, atol=1e-5)
+  assert np.abs(expected).max() > 1e-3
 
 
 def test_the_scale_of_a_norm_after_the_mlp_is_found_or_refused():
