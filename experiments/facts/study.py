@@ -91,7 +91,7 @@ class Study:
 
   @property
   def key(self) -> list[Any]:
-    """Everything that saved steps depend on besides the settings."""
+    """State that saved steps depend on besides the settings."""
     return [len(self.names), [[*head] for head in self.heads], self.top]
 
   @property
