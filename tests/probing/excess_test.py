@@ -101,14 +101,14 @@ def test_a_threshold_computes_an_and_of_its_inputs():
   pre = first + last - 1.5
   post = np.maximum(pre, 0)
   nle = [nonlinear_excess(x)[2, 1] for x in (post, pre)]
-  assert nle == pytest.approx([0.5, 0])
+  assert nle == pytest.approx([0.5, 0], abs=1e-9)
   assert excess_computed(*nle) == pytest.approx(0.5)
 
 
 def test_a_product_of_two_linear_terms_is_an_and_without_a_threshold():
   gate, up = (x.astype(float) for x in indicators())
   nle = [nonlinear_excess(x)[2, 1] for x in (gate * up, gate, up)]
-  assert nle == pytest.approx([1, 0, 0])
+  assert nle == pytest.approx([1, 0, 0], abs=1e-9)
   assert excess_computed(*nle) == pytest.approx(1)
 
 
@@ -116,7 +116,7 @@ def test_an_excess_is_computed_above_the_larger_of_the_inputs_and_zero():
   post = [1.0, 1.0, 1.0, 0.2, -1.0]
   gate = [0.3, -2.0, 0.0, 0.5, -3.0]
   up = [0.1, -1.0, 0.6, 0.0, -2.0]
-  np.testing.assert_allclose(excess_computed(post, gate, up), [0.7, 1.0, 0.4, 0, 0])
+  np.testing.assert_allclose(excess_computed(post, gate, up), [0.7, 1.0, 0.4, 0, 0], atol=1e-9)
 
 
 def test_the_share_of_a_probe_is_that_of_loops_over_names_and_neurons():
