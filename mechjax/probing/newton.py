@@ -114,6 +114,7 @@ def _minimise(
   tolerance: float,
   max_iterations: int,
 ) -> Minimum:
+  """Minimises in one space; arguments as for `minimise`."""
   lead = (*l2.shape, len(loss.contrasts))
   u, f = np.zeros((*lead, space.unknowns)), np.zeros((*lead, space.n))
   steps, solved, error = np.zeros(l2.shape, int), np.zeros(l2.shape, bool), np.ones(l2.shape)
@@ -125,7 +126,9 @@ def _minimise(
     gradient = space.pull(loss.contrasts @ residual, u)
     in_w, in_b = space.norms(*gradient)
     penalised = space.inner(u, u, f)
-    bound = np.maximum(in_w / (l2 * space.measure(u, f)), in_b / np.abs(residual).sum((2, 3)))
+    bound = np.maximum(
+      in_w / (l2 * space.measure(u, f)), in_b / not_zero(np.abs(residual).sum((2, 3)))
+    )
     error = np.where(solved, error, bound)
     active = ~(error <= tolerance)
     if not active.any() or steps.max() >= max_iterations:
@@ -134,9 +137,8 @@ def _minimise(
     first = not_zero(size) if first is None else first
     forcing = np.minimum(0.1, np.sqrt(size / first))
     (du, df), left = solve(space, loss.curvature(p), gradient, active, forcing)
-    u, f, t = _search(
-      space, loss, value, penalised, (u, f), (du, df), space.pair(du, df, gradient[0])
-    )
+    slope = space.pair(du, df, gradient[0])
+    u, f, t = _search(space, loss, value, penalised, (u, f), (du, df), slope)
     estimate = _estimate(space, l2, (u, f), (du, df))
     found = active & (t == 1) & (estimate <= tolerance)
     if found.any():

@@ -6,7 +6,8 @@ sixty names cost the same at any width D. Conjugate gradients (`newton`) are the
 provides its gradient in two forms, as derivatives and as the direction of steepest descent in its own norm. In the span
 of the rows, with the norm of W, the second form costs nothing, and a step one product with K.
 
-Nothing is factorised: for matrices of this size a factorisation costs more than a whole solve.
+Nothing is factorised, because a factorisation costs more than a whole solve of one problem. Only where many problems
+share their features and their penalty, the inverse of a typical Hessian is computed for all of them.
 
 Sharp edge: the axis of examples or unknowns is the last one, so that NumPy's inner loops are long.
 
@@ -31,6 +32,14 @@ Each = Float64[np.ndarray, 'groups members']
 
 Part = tuple[Int[np.ndarray, '_ _'], ...]
 """Some groups and some members, as `np.ix_` returns them."""
+
+
+INVERSE_PAYS = 40
+"""An inverse [B, B] pays from one problem for so many examples on. It costs as much as some B products of a vector with
+K, and saves some tens of them for each problem."""
+
+CONDITION = 1e8
+"""Largest condition number, by its bound, at which the inverse is used."""
 
 
 class Space(abc.ABC):
@@ -64,7 +73,7 @@ class Space(abc.ABC):
     """Values at the examples of a direction, which has both forms of a gradient."""
 
   def pair(self, u: Coefficients, values_of_u: Values, derivative: Coefficients) -> Each:
-    """Derivative along u."""
+    """Derivative along u, from the first form of a gradient."""
     return dot(u, derivative)
 
   def renew(self, u: Coefficients, values: Values) -> Values:
@@ -183,18 +192,18 @@ class PreconditionedDual(Dual):
   of them if features are centred, is removed in each step. Equal examples make others, with which a solve may fail.
   """
 
-  def __init__(self, x: Float64[np.ndarray, 'groups B D'], l2: Each, intercept: bool):
-    super().__init__(x, l2, intercept)
+  def __init__(self, plain: Dual):
+    self.__dict__.update(vars(plain))
     self.penalty = self.l2[:, :1]
     self.inverse = np.linalg.inv(self.gram / 10 + self.penalty[:, 0] * np.eye(self.n))
     self.scale = np.full_like(self.scale, 10 / self.n)
 
   @classmethod
   def fits(cls, space: Dual) -> bool:
-    """Whether problems are so many that an inverse pays, with one penalty in each group, which bounds its condition."""
-    members, largest = space.l2.shape[1], space.length[:, :, None, None] ** 2
-    alike = (space.l2 == space.l2[:, :1]).all() and (largest <= 1e8 * space.l2).all()
-    return bool(alike) and space.n <= 40 * members
+    """Whether an inverse pays and keeps its digits; problems of a group need one penalty for it."""
+    alike = (space.l2 == space.l2[:, :1]).all()
+    sound = (space.length[:, :, None, None] ** 2 <= CONDITION * space.l2).all()
+    return bool(alike and sound) and space.n <= INVERSE_PAYS * space.l2.shape[1]
 
   def take(self, part: Part) -> PreconditionedDual:
     some, groups = super().take(part), part[0][:, 0]
@@ -246,7 +255,7 @@ def make_spaces(
     return
   space = Dual(x, l2, intercept)
   if PreconditionedDual.fits(space):
-    yield PreconditionedDual(x, l2, intercept), 25
+    yield PreconditionedDual(space), 25
   yield space, sys.maxsize
 
 
