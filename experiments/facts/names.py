@@ -7,7 +7,7 @@ half of the kept names chooses, centres and gives the means of ablations (`train
     names = choose_names(settings, subject, saved)
     for half in names.draw_halves(settings): half.train, half.test        indices into names.index
 
-Errors of accuracies are standard deviations over halves, corrected for the names that halves share (`correct_error`).
+Errors of accuracies are standard deviations over halves, corrected for the names that halves share (`error_for_new_examples`).
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def choose_names(settings: Settings, subject: Subject, saved: Saved) -> Names:
   return make_names(subject, index)
 
 
-def correct_error(values: Float[np.ndarray, 'splits ...'], share: float = 1.0) -> np.ndarray:
-  """Standard error of a mean over random splits of one set of names; see `SeedMean.correct_error`.
+def error_for_new_examples(values: Float[np.ndarray, 'splits ...'], share: float = 1.0) -> np.ndarray:
+  """Standard error of a mean over random splits of one set of names; see `SeedMean.error_for_new_examples`.
 
   Args:
     values: one for each split.
@@ -102,5 +102,5 @@ def correct_error(values: Float[np.ndarray, 'splits ...'], share: float = 1.0) -
     return np.full(table.shape[1:], np.nan)
   flat = table.reshape(len(table), -1)
   parts = round(1 / share) if share <= 1 else 1, round(share) if share > 1 else 1
-  errors = [SeedMean.of(column).correct_error(*parts) for column in flat.T]
+  errors = [SeedMean.of(column).error_for_new_examples(*parts) for column in flat.T]
   return np.array(errors).reshape(table.shape[1:])

@@ -142,7 +142,7 @@ def _fit_block(
   # Of two classes the sum of the squares of the rows, -w/2 and w/2, is half of the square of w.
   penalty = 2 * l2 if n_classes == 2 else l2
   x = centred.features
-  found = minimise(x, codes, n_classes, penalty, fit_intercept, tolerance / 10, max_iterations)
+  found = minimise(x, codes, n_classes, penalty, fit_intercept, tolerance, max_iterations)
   left = _measure_gradient(x, codes, found, penalty, fit_intercept)
   return *centred.to_raw(found.weights, found.intercepts), found.iterations, found.error, left
 
@@ -169,7 +169,7 @@ def _measure_gradient(
 def _check_converged(
   probe: LogisticProbe, left: Float64[np.ndarray, '*problems'], tolerance: float
 ) -> None:
-  bad = ~((probe.error <= tolerance) & (left <= max(tolerance, 1e-9)))
+  bad = ~((probe.error <= tolerance) & (left <= 10 * max(tolerance, 1e-10)))
   if not bad.any():
     return
   place = np.unravel_index(int(bad.argmax()), bad.shape)

@@ -34,24 +34,26 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Bool, Float64, Int
 
+from mechjax.probing.conjugate_gradients import Curvature, solve
 from mechjax.probing.spaces import (
   Coefficients,
-  Dual,
   Each,
-  Primal,
   Space,
   Values,
-  dot,
   each,
+  make_spaces,
   norm,
   not_zero,
+  root,
 )
 
 Probabilities = Float64[np.ndarray, 'groups members classes B']
-Curvature = Float64[np.ndarray, 'groups members contrasts contrasts B']
 
 HALVINGS = 40
 """Maximum number of halvings of a step."""
+
+NEARLY = 1e-3
+"""Relative error from which values at the examples are renewed, so that roundings of the steps do not add up."""
 
 NEAR = 1e-9
 """Predicted decrease, relative to the objective, below which a step is taken whole: so near to the optimum it needs no
@@ -96,19 +98,37 @@ def minimise(
     tolerance: largest `error` of a problem that is solved.
     max_iterations: maximum number of Newton steps; problems that are not solved by then have a larger `error`.
   """
-  space = (Dual if x.shape[1] <= x.shape[2] else Primal)(x, l2, intercept)
   loss = _Loss(codes, n_classes)
-  lead = (*l2.shape, n_classes - 1)
+  for space, limit in make_spaces(x, l2, intercept):
+    found = _minimise(space, loss, x, l2, tolerance, min(limit, max_iterations))
+    if (found.error <= tolerance).all():
+      break
+  return found
+
+
+def _minimise(
+  space: Space,
+  loss: _Loss,
+  x: Float64[np.ndarray, 'groups B D'],
+  l2: Each,
+  tolerance: float,
+  max_iterations: int,
+) -> Minimum:
+  """Minimises in one space; arguments as for `minimise`."""
+  lead = (*l2.shape, len(loss.contrasts))
   u, f = np.zeros((*lead, space.unknowns)), np.zeros((*lead, space.n))
-  steps, solved, error = np.zeros(l2.shape, int), np.zeros(l2.shape, bool), np.zeros(l2.shape)
+  steps, solved, error = np.zeros(l2.shape, int), np.zeros(l2.shape, bool), np.ones(l2.shape)
   first: Each | None = None
   while True:
+    f = space.renew(u, f) if (error < NEARLY).any() else f
     value, p = loss.at(f)
     residual = residuals(p, loss.members)
     gradient = space.pull(loss.contrasts @ residual, u)
     in_w, in_b = space.norms(*gradient)
     penalised = space.inner(u, u, f)
-    bound = np.maximum(in_w / (l2 * space.measure(u, f)), in_b / np.abs(residual).sum((2, 3)))
+    bound = np.maximum(
+      in_w / (l2 * space.measure(u, f)), in_b / not_zero(np.abs(residual).sum((2, 3)))
+    )
     error = np.where(solved, error, bound)
     active = ~(error <= tolerance)
     if not active.any() or steps.max() >= max_iterations:
@@ -116,15 +136,26 @@ def minimise(
     size = np.maximum(in_w / space.length, in_b / space.n)
     first = not_zero(size) if first is None else first
     forcing = np.minimum(0.1, np.sqrt(size / first))
-    (du, df), left = _solve(space, loss.curvature(p), gradient, active, forcing)
-    u, f, t = _search(space, loss, value, penalised, (u, f), (du, df), dot(gradient[0], du))
-    moved = np.sqrt(space.inner(du, du, df) / l2) + left / l2
-    shifted = norm(du[..., -1:]) / np.maximum(1, norm(u[..., -1:]))
-    estimate = np.maximum(moved / space.measure(u, f), shifted)
+    (du, df), left = solve(space, loss.curvature(p), gradient, active, forcing)
+    slope = space.pair(du, df, gradient[0])
+    u, f, t = _search(space, loss, value, penalised, (u, f), (du, df), slope)
+    estimate = _estimate(space, l2, (u, f), (du, df))
     found = active & (t == 1) & (estimate <= tolerance)
+    if found.any():
+      estimate += space.norms(*left)[0] / (l2 * space.measure(u, f))
+      found &= estimate <= tolerance
     solved, error, steps = solved | found, np.where(found, estimate, error), steps + active
   turn = loss.contrasts.T
-  return Minimum(turn @ space.weights(u), u[..., -1] @ loss.contrasts, steps, error)
+  return Minimum(turn @ space.weights(u, x), u[..., -1] @ loss.contrasts, steps, error)
+
+
+def _estimate(
+  space: Space, l2: Each, at: tuple[Coefficients, Values], step: tuple[Coefficients, Values]
+) -> Each:
+  """Length of a step relative to W, or that in b relative to b or 1, if that is more."""
+  (u, f), (du, df) = at, step
+  shifted = norm(du[..., -1:]) / np.maximum(1, norm(u[..., -1:]))
+  return np.maximum(root(space.inner(du, du, df) / l2) / space.measure(u, f), shifted)
 
 
 def residuals(
@@ -167,39 +198,6 @@ class _Loss:
     c = len(self.contrasts)
     pairs = p[:, :, self.first] * p[:, :, self.second]
     return (self.products @ pairs).reshape(*p.shape[:2], c, c, -1)
-
-
-def _solve(
-  space: Space,
-  curvature: Curvature,
-  gradient: tuple[Coefficients, Coefficients],
-  active: Bool[np.ndarray, 'groups members'],
-  forcing: Each,
-) -> tuple[tuple[Coefficients, Values], Each]:
-  """Conjugate gradients on the Newton system.
-
-  Returns:
-    The step of each active problem, with its values at the examples; and the norm in W of what it leaves of the system.
-  """
-  r, z = -gradient[0], -gradient[1]
-  d, fd = z, space.values(r, z)
-  x, fx = np.zeros_like(d), np.zeros_like(fd)
-  left = dot(r, z)
-  goal = np.where(active, forcing**2 * left, np.inf)
-  for _ in range(2 * z.shape[2] * z.shape[3] + 20):
-    moving = left > goal
-    if not moving.any():
-      break
-    hr, hz = space.pull(np.einsum('gmijb,gmjb->gmib', curvature, fd), d)
-    bend = dot(d, hr)
-    moving &= bend > 0
-    rate = each(np.where(moving, left / np.where(moving, bend, 1), 0))
-    x, fx = x + rate * d, fx + rate * fd
-    r, z = r - rate * hr, z - rate * hz
-    before, left = left, np.maximum(dot(r, z), 0)
-    keep = each(np.where(moving, left / np.where(moving, before, 1), 0))
-    d, fd = z + keep * d, space.values(r, z) + keep * fd
-  return (x, fx), space.norms(r, z)[0]
 
 
 def _search(

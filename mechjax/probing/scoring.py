@@ -135,7 +135,7 @@ class SeedMean:
     """Error of the mean as an estimate for this set of examples, over all splits of it: deviation / sqrt(n)."""
     return self.deviation / math.sqrt(self.n)
 
-  def correct_error(self, train: int, test: int) -> float:
+  def error_for_new_examples(self, train: int, test: int) -> float:
     """Error of the mean as an estimate for new examples (Nadeau and Bengio 2003, equation 8).
 
     Splits of one set share their examples, so that more splits do not make the error arbitrarily small:

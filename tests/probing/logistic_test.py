@@ -8,7 +8,7 @@ import pytest
 import scipy.optimize
 from hypothesis import strategies as st
 
-from mechjax.probing import LogisticProbe, ProbingError, fit_logistic, newton
+from mechjax.probing import LogisticProbe, ProbingError, fit_logistic, newton, spaces
 from tests.probing.examples import examples, gradient
 
 SHAPES = [(60, 20, 3), (60, 20, 2), (30, 80, 3), (30, 80, 2), (40, 40, 5), (25, 1, 2)]
@@ -59,6 +59,33 @@ def test_raw_activations_with_a_loud_channel_and_a_small_penalty_converge():
   probes = fit_logistic(x, y, 10.0 ** np.arange(-6, 4))
   for probe, l2 in zip(map(probes.__getitem__, range(10)), 10.0 ** np.arange(-6, 4)):
     assert gradient(probe, x, y, l2) < 1e-7 * l2 * np.linalg.norm(probe.coefficients) + 1e-8
+
+
+def test_many_problems_that_share_features_and_penalty_are_those_of_the_plain_solver(monkeypatch):
+  """These are preconditioned by an inverse; equal examples make it fail, and the plain solver takes over."""
+  x, _ = examples(n=40, D=90)
+  twice = np.concatenate([x[:20], x[:20]])
+  y = np.stack([np.roll(np.arange(40) % 3, i) for i in range(3)])
+  made = []
+  monkeypatch.setattr(spaces.PreconditionedDual, '__init__', record(made))
+  found = [fit_logistic(features, y, 0.3) for features in (x, twice)]
+  assert len(made) == 2
+  monkeypatch.setattr(spaces.PreconditionedDual, 'fits', lambda space: False)
+  plain = [fit_logistic(features, y, 0.3) for features in (x, twice)]
+  assert len(made) == 2
+  for a, b in zip(found, plain):
+    np.testing.assert_allclose(a.coefficients, b.coefficients, rtol=0, atol=1e-7)
+
+
+def record(made):
+  """The constructor of the preconditioned space, which notes that it was called."""
+  init = spaces.PreconditionedDual.__init__
+
+  def noted(self, *args):
+    made.append(self)
+    init(self, *args)
+
+  return noted
 
 
 def test_features_of_zero_change_nothing_though_they_change_the_way_of_solving():

@@ -85,7 +85,9 @@ def test_a_mean_over_seeds_has_the_error_of_independent_splits_and_that_of_new_e
   deviation = math.sqrt(2 * 0.01 / 3)
   np.testing.assert_allclose((found.mean, found.deviation), (0.9, deviation))
   np.testing.assert_allclose(found.standard_error, deviation / 2)
-  np.testing.assert_allclose(found.correct_error(48, 12), deviation * math.sqrt(1 / 4 + 1 / 4))
+  np.testing.assert_allclose(
+    found.error_for_new_examples(48, 12), deviation * math.sqrt(1 / 4 + 1 / 4)
+  )
   assert str(found) == '0.900 ± 0.041'
 
 
@@ -156,7 +158,7 @@ X, Y = np.arange(12.0).reshape(6, 2), np.arange(6) % 2
     (lambda: balanced_accuracy(np.stack([Y] * 2), np.stack([Y] * 3)), r'\(2, 6\) and predictions'),
     (lambda: SeedMean.of(np.array([0.5])), 'two splits or more'),
     (lambda: SeedMean.of(np.array([0.5, np.nan])), 'two splits or more'),
-    (lambda: SeedMean.of(np.array([0.5, 0.6])).correct_error(0, 3), '0 and 3 examples'),
+    (lambda: SeedMean.of(np.array([0.5, 0.6])).error_for_new_examples(0, 3), '0 and 3 examples'),
     (lambda: shuffle_maximum(X, Y, shuffles=0), 'shuffles=0'),
     (lambda: shuffle_maximum(X[:5], Y), '6 labels'),
     (

@@ -42,7 +42,7 @@ def fit_and_judge():
   probes = probing.fit_logistic(X[train], names[train], choice.l2, standardise=True)
   values = probing.accuracy(names[test], probes.predict(X[test]))
   mean = probing.SeedMean.of(values)
-  assert 0 <= mean.standard_error <= mean.correct_error(29, 7) + 1
+  assert 0 <= mean.standard_error <= mean.error_for_new_examples(29, 7) + 1
   probing.balanced_accuracy(names[test], probes[0].predict(X[test]))
   assert probes.shape == (3,)
   np.testing.assert_allclose(np.exp(probes.log_probabilities(X)), probes.probabilities(X))
