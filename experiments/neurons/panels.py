@@ -24,7 +24,7 @@ def list_clouds(results: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]
   variance = np.array(w['logit_variance']) / np.median(w['logit_variance'])
   norms, entropy, kl = scale_norms(results), np.array(e['entropy']), np.array(e['kl'])
   names = [name_neuron(results, i) for i in e['neurons']]
-  mark = lambda kind: {i: names[i] for i in results['chosen'][kind][:8]}  # noqa: E731
+  mark = lambda kind: {i: names[i] for i in results['chosen'][kind][:6]}  # noqa: E731
   bounds = f'shares below {LIMITS[0]:g} are drawn there'
   return {
     'Length and logit variance': (
@@ -68,17 +68,10 @@ def list_curves(results: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]
     for k, i in enumerate(one['neurons'][:n])
   }  # fmt: skip
   own = {name: (at[shown], np.array(one[name])[shown]) for name in ('entropy', 'loss')}
-  second = np.array(one['second_columns'])
-  clipped = {
-    f'entropy, {name_neuron(results, i)} clipped': (
-      second, np.array(one['entropy'])[second] + np.array(one['clipped_entropy_by_column'][k]),
-    )
-    for k, i in enumerate(one['neurons'][: min(n, 2)])
-  }  # fmt: skip
   return {
     'Entropy and loss over the repeated sequence': (
       'Means over sequences at each position.',
-      {'curves': own | clipped, 'xlabel': xlabel, 'ylabel': 'nats', 'linear': 'xy'},
+      {'curves': own, 'xlabel': xlabel, 'ylabel': 'nats', 'linear': 'xy'},
     ),
     'Activations over the repeated sequence': (
       'Means over sequences, in standard deviations of the neuron.',

@@ -67,8 +67,6 @@ def measure_repeated(settings: Settings, subject: Subject, neurons: list[int]) -
     **means,
     'clipped_entropy': describe(entropy),
     'clipped_loss': describe(loss),
-    'clipped_entropy_by_column': average(late, changes['entropy_change']).T,
-    'second_columns': halves.second,
   })  # fmt: skip
 
 

@@ -35,10 +35,10 @@ from mechjax.neurons.checks import check_count, check_floats, check_ids
 from mechjax.neurons.frequency import Frequency
 from mechjax.neurons.readout import Readout
 from mechjax.neurons.unit_totals import Estimates, UnitTotals
-from mechjax.neurons.vocabulary import TILE
+from mechjax.neurons.vocabulary import ROWS
 from mechjax.neurons.writes import NeuronWrites
 
-_NEURONS = 32
+_NEURONS = 64
 """Neurons of a block."""
 _TOKENS = 256
 """Maximum number of tokens of a block: with more, the products of neurons with the unembedding become no cheaper."""
@@ -247,6 +247,7 @@ class NeuronAblation:
         stop, right = min(start + b, n), min(left + f, m)
         values = {k: v[: stop - start, : right - left] for k, v in found.items()}
         yield slice(start, stop), slice(left, right), values
+      del tokens, plain  # before those of the next block are made
 
   def _count_tokens(self, n: int, n_neurons: int) -> int:
     """Number of tokens of a block.
@@ -256,15 +257,18 @@ class NeuronAblation:
     """
     size, V = self.readout.rows.dtype.itemsize, self.readout.n_vocab
     vectors = 1 if self.writes.gain is None else 2
-    # Factors and results of each pair, and tiles of a few rows.
-    per_token = V * vectors + self.readout.width * 3 + n_neurons * 48
-    fixed = V * (n_neurons + 2) + 4 * TILE + n_neurons * self.readout.width
-    found = (self.memory // size - fixed) // per_token
+    # Factors and results of each pair, tiles of a few rows, and what has the width of the model.
+    other, fixed = self.readout.width * 3 + n_neurons * (32 + 2 * ROWS), V * 2
+    # The logits of the tokens exist twice while they are made, and once together with those of the neurons.
+    made, used = V * vectors * 2 + other, V * vectors + other
+    neurons = (V + self.readout.width) * n_neurons
+    room = self.memory // size - fixed
+    found = min(room // made, (room - neurons) // used)
     if found < 1:
       raise NeuronError(
         f'memory={self.memory} bytes are not enough for one token and {n_neurons} neurons',
-        hint=f'at least {size * (fixed + per_token):,} bytes, and some hundred tokens at once are faster',
-      )
+        hint=f'at least {size * (fixed + max(made, used + neurons)):,} bytes; some hundred tokens at once are faster',
+      )  # fmt: skip
     return min(n, _TOKENS, found)
 
 

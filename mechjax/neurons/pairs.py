@@ -54,7 +54,8 @@ def prepare(
   factors = views.find_plain(tokens)
   vectors = _make_vectors(readout, nothing, tokens, None)
   # By the same sums as for an ablation, so that both round alike.
-  sums = sum_vocabulary(vectors, factors, next_tokens, tokens.likely, details=True, exact=False)
+  views_ = {'plain': factors}
+  sums = sum_vocabulary(vectors, views_, next_tokens, tokens.likely, exact=False)['plain']
   mass = _multiply(factors, readout, nothing, tokens, frequency)
   return tokens, PlainPrediction(sums.log_total, sums.loss, sums.entropy, mass)  # type: ignore[arg-type]
 
@@ -84,12 +85,7 @@ def measure(
   if frequency is not None:
     frozen = views.freeze_frequency(factors['total'], readout, writes, tokens, frequency)
     factors = {**factors, 'frequency_frozen': frozen}
-  sums = {
-    name: sum_vocabulary(
-      vectors, own, tokens.next, tokens.likely, details=name == 'total', exact=exact
-    )
-    for name, own in factors.items()
-  }
+  sums = sum_vocabulary(vectors, factors, tokens.next, tokens.likely, exact=exact)
   change = {name: one.loss - plain.loss for name, one in sums.items()}
   # An effect that was left out equals the one before it.
   change.setdefault('direct', change.get('mlp_frozen', change['total']))
@@ -136,6 +132,6 @@ def _multiply(
 ) -> Array:
   """Product of the shifted logits with the distribution of tokens; zeros without one."""
   if frequency is None:
-    return jnp.zeros_like(factors.plain)
+    return jnp.zeros_like(factors.neuron)
   found = views.project(factors, readout, writes, tokens, frequency.p_pulled, frequency.p_bias)
   return found - views.find_shift(factors, tokens)

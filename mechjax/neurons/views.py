@@ -110,16 +110,20 @@ def prepare_tokens(
 
 def find_shift(factors: Factors, tokens: TokenTerms) -> Float[Array, 'B F']:
   """Sum of the shifts in the logits of each pair, [B, F]."""
-  found = factors.plain * tokens.shift[:, None]
+  found = _multiply(factors.plain, tokens.shift)
   if factors.mlp is None or tokens.mlp is None:
     return found
   return found + factors.mlp * tokens.mlp.shift[:, None]
 
 
+def _multiply(factor_BxF: Array | None, x_B: Array) -> Array:
+  """Product of a factor of pairs with numbers of tokens."""
+  return x_B[:, None] if factor_BxF is None else factor_BxF * x_B[:, None]
+
+
 def find_plain(tokens: TokenTerms) -> Factors:
   """Factors of the prediction without an ablation, [B, 1]."""
-  ones_Bx1 = jnp.ones((len(tokens.x), 1), tokens.x.dtype)
-  return Factors(ones_Bx1, 0 * ones_Bx1)
+  return Factors(jnp.zeros((len(tokens.x), 1), tokens.x.dtype))
 
 
 def find_factors(
@@ -143,12 +147,11 @@ def find_factors(
   if tokens.mlp is not None:
     delta_BxF = d_BxF / tokens.mlp.rms[:, None]
     found['total'] = _with_mlp_norm(readout, writes, tokens, tokens.mlp, d_BxF)
-  one_BxF = jnp.ones_like(d_BxF)
-  direct = Factors(one_BxF, delta_BxF / tokens.scale[:, None])
+  direct = Factors(delta_BxF / tokens.scale[:, None])
   if readout.norm != 'none':
     r_BxF = _scale_ratio(readout, tokens, _square(tokens.x, w_FxD, delta_BxF))
     name = 'total' if tokens.mlp is None else 'mlp_frozen'
-    found[name] = Factors(r_BxF, r_BxF * direct.neuron)
+    found[name] = Factors(r_BxF * direct.neuron, r_BxF)
     found['direct'] = direct
   else:
     found['total' if tokens.mlp is None else 'mlp_frozen'] = direct
@@ -172,7 +175,7 @@ def _with_mlp_norm(
     + 2 * p_BxF * delta_BxF * precision.einsum('bd,fd->bf', mlp.out, w_FxD)
   )
   r_BxF = _scale_ratio(readout, tokens, square_BxF)
-  return Factors(r_BxF, r_BxF * delta_BxF / tokens.scale[:, None], mlp=r_BxF * p_BxF)
+  return Factors(r_BxF * delta_BxF / tokens.scale[:, None], r_BxF, mlp=r_BxF * p_BxF)
 
 
 def _square(x_BxD: Array, w_FxD: Array, d_BxF: Array) -> Array:
@@ -213,7 +216,7 @@ def project(
   """
   per_scale_B = 1 / tokens.scale
   plain_B = precision.matmul(tokens.x, pulled_D) * per_scale_B
-  out = factors.plain * plain_B[:, None] + bias
+  out = _multiply(factors.plain, plain_B) + bias
   w_FxD = readout.centre(writes.directions.astype(pulled_D.dtype))
   out += factors.neuron * precision.matmul(w_FxD, pulled_D)
   if factors.mlp is not None and tokens.mlp is not None:
@@ -231,5 +234,5 @@ def freeze_frequency(
 ) -> Factors:
   """Factors of the total effect with the component along the direction of frequency put back."""
   parts = readout, writes, tokens, frequency.pulled, frequency.bias
-  zeros = Factors(jnp.ones_like(total.plain), jnp.zeros_like(total.plain))
+  zeros = Factors(jnp.zeros_like(total.neuron))
   return total._replace(along=project(zeros, *parts) - project(total, *parts))

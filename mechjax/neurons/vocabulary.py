@@ -7,7 +7,8 @@ The logits of a pair are a sum of a few vectors that tokens and neurons have on 
 so a block of B tokens and F neurons needs V x (B + F) numbers in memory, and B x F x V evaluations. They are made a few
 rows of the vocabulary at a time. The vocabulary is the first axis of every array, and neurons are the last one, so that
 a sum over the rows of a tile [rows, B, F] is made of additions of whole rows, which compile to vector instructions, and
-a tile fits into a cache. The likeliest token has a logit of 0 before the ablation, and an ablation seldom changes
+a tile fits into a cache. The effects on a pair are several views of its logits, whose sums are one reduction. The
+likeliest token has a logit of 0 before the ablation, and an ablation seldom changes
 logits by much, so the exponentials need no maximum to be subtracted, and one pass over the vocabulary is enough.
 
 Sharp edges: where a sum leaves the range of the dtype (logits over 80, or all of them below -46, in float32) the result
@@ -17,18 +18,15 @@ float32 a loss has an error of about 1e-6 nats, which an effect inherits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-TILE = 2**15
-"""Numbers of a tile: rows of the vocabulary, times tokens, times neurons."""
-MIN_ROWS, MAX_ROWS = 8, 32
-"""Bounds on the number of rows in a tile."""
-
+ROWS = 8
+"""Rows of the vocabulary in a tile. They are unrolled, and with 16 or more a CPU's compiler gives up vectors."""
 _LEAST = 1e-20
 """Sums below this one are refused: their terms could be too small for float32."""
 
@@ -56,10 +54,16 @@ class Vectors(NamedTuple):
 
 
 class Factors(NamedTuple):
-  """Factors of the vectors in the logits of each pair, [B, F] each; None where a vector has no part in them."""
+  """Factors of the vectors in the logits of each pair, [B, F] each.
 
-  plain: Float[Array, 'B F']
+  Attributes:
+    neuron: of the neuron's vector.
+    plain: of the token's; None for 1.
+    mlp, along: of the others; None where they have no part in the logits.
+  """
+
   neuron: Float[Array, 'B F']
+  plain: Float[Array, 'B F'] | None = None
   mlp: Float[Array, 'B F'] | None = None
   along: Float[Array, 'B F'] | None = None
 
@@ -70,8 +74,8 @@ class Sums(NamedTuple):
   Attributes:
     log_total: logsumexp of the logits; not finite where a sum left the range that can be represented.
     target: logit of the next token.
-    entropy: of the distribution, in nats; None if it was not requested.
-    changed: whether another token is the likeliest; None if it was not requested.
+    entropy: of the distribution, in nats; None except in the first view.
+    changed: whether another token is the likeliest; None except in the first view.
   """
 
   log_total: Float[Array, 'B F']
@@ -87,39 +91,40 @@ class Sums(NamedTuple):
 
 def sum_vocabulary(
   vectors: Vectors,
-  factors: Factors,
+  views: Mapping[str, Factors],
   next_B: Int[Array, ' B'],
   likely_B: Int[Array, ' B'],
   *,
-  details: bool,
   exact: bool,
-) -> Sums:
-  """Evaluates the prediction of every pair.
+) -> dict[str, Sums]:
+  """Evaluates predictions of every pair, under several views of its logits, in one pass over the vocabulary.
 
   Args:
     vectors: the vectors.
-    factors: their factors for each pair.
+    views: factors of the vectors for each pair, keyed by the names of the views. Entropy and changes of the likeliest
+      token are those of the first view.
     next_B: id of the token that follows each token.
     likely_B: id of the likeliest token without an ablation, the reference of `changed`.
-    details: whether entropy and changes of the likeliest token are computed.
-    exact: whether exponentials are relative to the largest logit, which takes another pass over the vocabulary. Else
-      they are those of the logits, which have to be small: `plain` and `mlp` are 0 at the likeliest token.
+    exact: whether exponentials are relative to the largest logit, which takes another pass. Else they are those of the
+      logits, which have to be small: `plain` and `mlp` are 0 at the likeliest token.
   """
-  base = _find_peaks(vectors, factors) if exact else None
-  total, spread, largest = _sum_exponentials(vectors, factors, base, details)
-  total = jnp.where(total > _LEAST, total, jnp.nan)
-  log_sum, target, changed = jnp.log(total), _read_at(vectors, factors, next_B), None
-  if largest is not None:
-    likely = _read_at(vectors, factors, likely_B)
-    gap = largest - likely if base is None else largest + base - likely
-    # By more than the rounding of two ways to compute one logit.
-    changed = gap > 16 * jnp.finfo(total.dtype).eps * (1 + jnp.abs(likely))
-  return Sums(
-    log_total=log_sum if base is None else base + log_sum,
-    target=target,
-    entropy=None if spread is None else log_sum - spread / total,
-    changed=changed,
-  )
+  bases = _find_peaks(vectors, views) if exact else None
+  first, spread, largest, *others = _sum_exponentials(vectors, views, bases)
+  found: dict[str, Sums] = {}
+  for i, (name, total) in enumerate(zip(views, (first, *others))):
+    base = jnp.zeros_like(total) if bases is None else bases[i]
+    total = jnp.where(total > _LEAST, total, jnp.nan)
+    log_sum, target = jnp.log(total), _read_at(vectors, views[name], next_B)
+    entropy = None if i else log_sum - spread / total
+    changed = None if i else _exceeds(largest + base, _read_at(vectors, views[name], likely_B))
+    found[name] = Sums(base + log_sum, target, entropy, changed)
+  return found
+
+
+def _exceeds(largest: Array, reference: Array) -> Array:
+  """Whether logits are larger by more than the rounding of two ways to compute one logit."""
+  eps = jnp.finfo(largest.dtype).eps
+  return largest - reference > 16 * eps * (1 + jnp.abs(reference))
 
 
 # --- tiles ------------------------------------------------------------------------------------------------
@@ -137,7 +142,8 @@ class _Rows(NamedTuple):
 
 def _read(rows: _Rows, factors: Factors, softcap: Array | None) -> Array:
   """Logits of the pairs at some tokens."""
-  l = factors.plain * rows.plain + factors.neuron * rows.neuron
+  plain = rows.plain if factors.plain is None else factors.plain * rows.plain
+  l = plain + factors.neuron * rows.neuron
   if rows.mlp is not None and factors.mlp is not None:
     l += factors.mlp * rows.mlp
   if rows.bias is not None:
@@ -183,8 +189,8 @@ def _read_at(vectors: Vectors, factors: Factors, ids_B: Array) -> Array:
 
 def _fold_tiles(step: Callable[[_Rows, Carry], Carry], carry: Carry, vectors: Vectors) -> Carry:
   """Applies a step to all tiles in order."""
-  V, B = vectors.plain.shape
-  n = min(V, max(MIN_ROWS, min(MAX_ROWS, TILE // (B * vectors.neuron.shape[1]))))
+  V = len(vectors.plain)
+  n = min(V, ROWS)
   whole, rest = divmod(V, n)
 
   def body(i: Array, carry: Carry) -> Carry:
@@ -194,37 +200,46 @@ def _fold_tiles(step: Callable[[_Rows, Carry], Carry], carry: Carry, vectors: Ve
   return step(_take_rows(vectors, whole * n, rest), carry) if rest else carry
 
 
-def _find_peaks(vectors: Vectors, factors: Factors) -> Array:
-  """The largest logit of each pair."""
+def _find_peaks(vectors: Vectors, views: Mapping[str, Factors]) -> tuple[Array, ...]:
+  """The largest logit of each pair under each view."""
 
-  def step(rows: _Rows, peak: Array) -> Array:
-    return jnp.maximum(peak, jnp.max(_read(rows, factors, vectors.softcap), axis=0))
+  def step(rows: _Rows, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+    tiles = [_read(rows, one, vectors.softcap) for one in views.values()]
+    return tuple(jnp.maximum(peak, jnp.max(tile, axis=0)) for peak, tile in zip(carry, tiles))
 
-  return _fold_tiles(step, jnp.full(factors.plain.shape, -jnp.inf, vectors.plain.dtype), vectors)
+  low = tuple(jnp.full_like(one.neuron, -jnp.inf) for one in views.values())
+  return _fold_tiles(step, low, vectors)
 
 
 def _sum_exponentials(
-  vectors: Vectors, factors: Factors, base: Array | None, details: bool
-) -> tuple[Array, Array | None, Array | None]:
-  """Sums of exp(l) and of exp(l) l over the vocabulary, and the largest l, with l the logits less `base`."""
-  dtype = vectors.plain.dtype
-  zero, low = jnp.zeros((), dtype), jnp.full((), -jnp.inf, dtype)
+  vectors: Vectors, views: Mapping[str, Factors], bases: tuple[Array, ...] | None
+) -> tuple[Array, ...]:
+  """Sums over the vocabulary, with l the logits less their base.
 
-  def step(rows: _Rows, carry: tuple) -> tuple:
-    l = _read(rows, factors, vectors.softcap)
-    l = l if base is None else l - base
-    exp = jnp.exp(l)
-    if not details:
-      return (carry[0] + jnp.sum(exp, axis=0),)
-    # One reduction of three quantities is one loop, in which the exponential is evaluated once.
-    return _join(carry, jax.lax.reduce((exp, exp * l, l), (zero, zero, low), _join, (0,)))
+  Returns:
+    Sum of exp(l), sum of exp(l) l and the largest l of the first view, and the sum of exp(l) of each other view.
+  """
 
-  fill = lambda x: jnp.full(factors.plain.shape, x, dtype)  # noqa: E731
-  carry = tuple(map(fill, (zero, zero, low))) if details else (fill(zero),)
-  found = _fold_tiles(step, carry, vectors)
-  return found if details else (*found, None, None)  # type: ignore[return-value]
+  def step(rows: _Rows, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+    parts: list[Array] = []
+    for i, factors in enumerate(views.values()):
+      l = _read(rows, factors, vectors.softcap)
+      l = l if bases is None else l - bases[i]
+      exp = jnp.exp(l)
+      parts += [exp] if i else [exp, exp * l, l]
+    # One reduction of all quantities is one loop, in which each exponential is evaluated once.
+    start = tuple(jnp.full((), x, exp.dtype) for x in _starts(len(parts)))
+    return _join(carry, jax.lax.reduce(tuple(parts), start, _join, (0,)))
+
+  like = next(iter(views.values())).neuron
+  return _fold_tiles(step, tuple(jnp.full_like(like, x) for x in _starts(len(views) + 2)), vectors)
+
+
+def _starts(n: int) -> list[float]:
+  """Sums and the largest number of nothing; the latter is the third of `n` quantities."""
+  return [-jnp.inf if i == 2 else 0.0 for i in range(n)]
 
 
 def _join(a: tuple[Array, ...], b: tuple[Array, ...]) -> tuple[Array, ...]:
-  """Two sums and a maximum of two parts of the vocabulary."""
-  return a[0] + b[0], a[1] + b[1], jnp.maximum(a[2], b[2])
+  """Quantities of two parts of the vocabulary together."""
+  return tuple(jnp.maximum(x, y) if i == 2 else x + y for i, (x, y) in enumerate(zip(a, b)))

@@ -22,8 +22,8 @@ def draw(V, B, F, scale=1.0, dtype=np.float64):
 def logits(vectors, factors):
   """The logits of all pairs, [B, F, V]."""
   u, m, c, bias, v, cap = (None if x is None else np.asarray(x, np.float64) for x in vectors)
-  plain, neuron, mlp, along = (None if x is None else np.asarray(x)[..., None] for x in factors)
-  l = plain * u.T[:, None] + neuron * c.T
+  neuron, plain, mlp, along = (None if x is None else np.asarray(x)[..., None] for x in factors)
+  l = (1 if plain is None else plain) * u.T[:, None] + neuron * c.T
   l += 0 if m is None or mlp is None else mlp * m.T[:, None]
   l += 0 if bias is None else bias
   l = l if cap is None else cap * np.tanh(l / cap)
@@ -31,21 +31,24 @@ def logits(vectors, factors):
 
 
 def check(vectors, factors, ids, tolerance=1e-11):
-  truth = logits(vectors, factors)
-  likely = jnp.asarray(truth[:, 0].argmax(-1))
-  run = jax.jit(sum_vocabulary, static_argnames=('details', 'exact'))
+  """Checks two views, the second of which has other factors and no details."""
+  views = {'first': factors, 'second': factors._replace(plain=None)}
+  truths = [logits(vectors, one) for one in views.values()]
+  likely = jnp.asarray(truths[0][:, 0].argmax(-1))
+  run = jax.jit(sum_vocabulary, static_argnames='exact')
   for exact in (False, True):
-    found = run(vectors, factors, ids, likely, details=True, exact=exact)
-    np.testing.assert_allclose(
-      found.log_total, scipy.special.logsumexp(truth, -1), rtol=tolerance, atol=tolerance
-    )
-    target = np.take_along_axis(truth, np.asarray(ids)[:, None, None], -1)[..., 0]
-    np.testing.assert_allclose(found.target, target, rtol=tolerance, atol=tolerance)
+    every = run(vectors, views, ids, likely, exact=exact)
+    for found, truth in zip(every.values(), truths, strict=True):
+      np.testing.assert_allclose(
+        found.log_total, scipy.special.logsumexp(truth, -1), rtol=tolerance, atol=tolerance
+      )
+      target = np.take_along_axis(truth, np.asarray(ids)[:, None, None], -1)[..., 0]
+      np.testing.assert_allclose(found.target, target, rtol=tolerance, atol=tolerance)
+      np.testing.assert_allclose(found.loss, found.log_total - found.target)
+    found, truth = every['first'], truths[0]
     np.testing.assert_allclose(found.entropy, small.entropy(truth), rtol=tolerance, atol=tolerance)
     np.testing.assert_array_equal(found.changed, truth.argmax(-1) != np.asarray(likely)[:, None])
-  short = sum_vocabulary(vectors, factors, ids, likely, details=False, exact=False)
-  assert (short.entropy, short.changed) == (None, None)
-  np.testing.assert_allclose(short.loss, found.log_total - found.target, atol=tolerance)
+    assert (every['second'].entropy, every['second'].changed) == (None, None)
 
 
 @pytest.mark.parametrize('V', [2, 7, 8, 9, 131])
@@ -75,8 +78,7 @@ def test_a_cap_bounds_the_logits_before_the_frequency_is_added():
 
 @pytest.mark.parametrize(('rows', 'V'), [(1, 9), (4, 30), (64, 9)])
 def test_tiles_of_any_number_of_rows_give_the_same_sums(monkeypatch, rows, V):
-  monkeypatch.setattr(vocabulary, 'MIN_ROWS', rows)
-  monkeypatch.setattr(vocabulary, 'MAX_ROWS', rows)
+  monkeypatch.setattr(vocabulary, 'ROWS', rows)
   with jax.enable_x64(True):
     check(*draw(V, 3, 4))
 
@@ -87,9 +89,10 @@ def test_logits_out_of_range_are_not_finite_and_have_their_sums_in_the_exact_way
   vectors = vectors._replace(bias=vectors.bias + np.float32(shift))
   truth = logits(vectors, factors)
   likely = jnp.asarray(truth[:, 0].argmax(-1))
-  quick = sum_vocabulary(vectors, factors, ids, likely, details=True, exact=False)
+  views = {'one': factors}
+  quick = sum_vocabulary(vectors, views, ids, likely, exact=False)['one']
   assert not np.isfinite(quick.log_total).any()
-  exact = sum_vocabulary(vectors, factors, ids, likely, details=True, exact=True)
+  exact = sum_vocabulary(vectors, views, ids, likely, exact=True)['one']
   np.testing.assert_allclose(exact.log_total, scipy.special.logsumexp(truth, -1), rtol=1e-5)
   np.testing.assert_allclose(exact.entropy, small.entropy(truth), atol=1e-4)
   np.testing.assert_array_equal(exact.changed, truth.argmax(-1) != np.asarray(likely)[:, None])
