@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from experiments.facts.names import error_for_new_examples
+from experiments.facts.names import correct_error
 from experiments.facts.streams import ALONE
 from experiments.facts.study import Study, summarise
 from mechjax.probing.mechanistic import search_heads
@@ -75,7 +75,7 @@ def describe(found: dict[str, np.ndarray]) -> dict[str, Any]:
   n_heads = found['chosen'].shape[3]
   chosen, measured = (x.reshape(*x.shape[:2], -1) for x in (found['chosen'], found['measured']))
   order = np.argsort(-chosen.mean(0).max(0), kind='stable')[:LISTED]
-  error = error_for_new_examples(measured)
+  error = correct_error(measured)
   best = np.take_along_axis(measured, chosen.argmax(2)[..., None], 2)[..., 0]
   rows: list[list[Any]] = []
   for i in map(int, order):

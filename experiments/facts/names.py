@@ -7,7 +7,7 @@ half of the kept names chooses, centres and gives the means of ablations (`train
     names = choose_names(settings, subject, saved)
     for half in names.draw_halves(settings): half.train, half.test        indices into names.index
 
-Errors of accuracies are standard deviations over halves, corrected for the names that halves share (`error_for_new_examples`).
+Errors of accuracies are standard deviations over halves, corrected for the names that halves share (`correct_error`).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def choose_names(settings: Settings, subject: Subject, saved: Saved) -> Names:
   return make_names(subject, index)
 
 
-def error_for_new_examples(values: Float[np.ndarray, 'splits ...'], share: float = 1.0) -> np.ndarray:
+def correct_error(values: Float[np.ndarray, 'splits ...'], share: float = 1.0) -> np.ndarray:
   """Standard error of a mean over random splits of one set of names; see `SeedMean.error_for_new_examples`.
 
   Args:

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 
 from experiments.facts import weights
 from experiments.facts.knowledge import JORDAN, MICHAEL_JORDAN, SPORTS, Single
-from experiments.facts.names import Names, error_for_new_examples
+from experiments.facts.names import Names, correct_error
 from experiments.facts.passes import last_logits
 from experiments.facts.prompts import align, encode, find_answers
 from experiments.facts.settings import Settings
@@ -224,7 +224,7 @@ def find_best(settings: Settings, names: Names, post: Float[np.ndarray, 'B L F']
     table[sport] = {
       'chosen': float(values[:, 0, c].mean()),
       'measured': float(values[:, 1, c].mean()),
-      'error': float(error_for_new_examples(values[:, 1, c])),
+      'error': float(correct_error(values[:, 1, c])),
       'neuron': [*map(int, divmod(best, post.shape[2]))],
       'auc': float(every[c, best]),
     }

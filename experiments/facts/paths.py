@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from experiments.facts.names import Names, error_for_new_examples
+from experiments.facts.names import Names, correct_error
 from experiments.facts.passes import last_logits, run_blocks
 from experiments.facts.readers import score_half
 from experiments.facts.settings import Settings
@@ -48,7 +48,7 @@ def measure_paths(study: Study) -> dict[str, Any]:
   probe = study.saved.arrays('paths_probe', study.key, lambda: score_paths(study, every))
   whole = study.saved.arrays('paths_whole', study.key, lambda: run_paths(study, every))
   table: dict[str, Any] = {'mlps': n, 'names': len(whole['accuracy'][0])}
-  rows = [[float(x.mean()), float(error_for_new_examples(x))] for x in probe['scores']]
+  rows = [[float(x.mean()), float(correct_error(x))] for x in probe['scores']]
   table['probe'] = arrange(rows, every, n)
   for name in METRICS:
     table[name] = arrange([give_mean(x) for x in whole[name]], every, n)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.facts.extract import Extraction
-from experiments.facts.names import Names, error_for_new_examples
+from experiments.facts.names import Names, correct_error
 from experiments.facts.readers import make_reader, read_weights, score_half
 from experiments.facts.settings import Settings
 from experiments.facts.streams import Streams
@@ -124,4 +124,4 @@ class Study:
 
 def summarise(scores: Scores) -> dict[str, Any]:
   """Mean over halves, and its error."""
-  return {'mean': np.mean(scores, 0).tolist(), 'error': error_for_new_examples(scores).tolist()}
+  return {'mean': np.mean(scores, 0).tolist(), 'error': correct_error(scores).tolist()}

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from experiments.facts.extract import make_pairs, pair_names, spread
-from experiments.facts.names import Names, error_for_new_examples
+from experiments.facts.names import Names, correct_error
 from experiments.facts.passes import last_logits
 from experiments.facts.settings import Settings
 from experiments.facts.streams import PROMPT, SITE
@@ -66,7 +66,7 @@ def measure_trained(study: Study) -> dict[str, Any]:
     for kind in ('mean', 'shuffled'):
       scores = arrays[f'{place}_{kind}']
       table[place][kind] = scores.mean(0).tolist()
-      table[place][f'{kind}_error'] = error_for_new_examples(scores, TEST / (1 - TEST)).tolist()
+      table[place][f'{kind}_error'] = correct_error(scores, TEST / (1 - TEST)).tolist()
   return table | {'causal': measure_causal(study)}
 
 
