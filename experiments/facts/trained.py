@@ -35,7 +35,7 @@ from mechjax.probing.subspaces import probe_basis
 from mechjax.steering.where import at
 
 TEST = 0.2
-PENALTIES = (1.0, 10.0, 100.0, 1e3, 1e4)
+PENALTIES = (0.1, 1.0, 10.0, 100.0, 1e3)
 """Candidates of the penalty, for features whose mean square is 1."""
 FOLDS = 3
 """Folds of the cross-validation: the smallest classes have a dozen training names."""
