@@ -93,7 +93,3 @@ def _sweep(n_layers: int, parts: NodeSet) -> Iterator[Choice]:
 def _random_model() -> Any:
   config = families.preset('smollm2-135m')
   return ours.forward(decoder.init(jax.random.key(0), config), config)
-
-
-if __name__ == '__main__':
-  timing.report('facts: effective models', effective_sweeps(), TARGETS)
