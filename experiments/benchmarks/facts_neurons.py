@@ -98,7 +98,3 @@ def check(ablate: NeuronAblation, usual: Any, x: Any, a: Any, ids: Any) -> None:
     total, direct = np.asarray(usual(i))
     np.testing.assert_allclose(found.total.value[i], total, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(found.direct.value[i], direct, rtol=1e-3, atol=1e-5)
-
-
-if __name__ == '__main__':
-  timing.report('effects of neurons', neuron_effects(), TARGETS)
