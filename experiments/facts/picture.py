@@ -35,14 +35,24 @@ Panel = tuple[str, str, Callable[['Axes'], None], str]
 """Title, explanation, function that draws it, and the same as HTML."""
 
 
-def draw(results: dict[str, Any], path: Path) -> None:
-  """Writes all charts as one PNG; parts without a chart write the shares of right answers."""
+def draw(results: dict[str, Any], directory: Path) -> list[Path]:
+  """Writes all charts as `facts.png`, and the accuracy by layer alone as `lookup.png` if it was measured."""
   panels = make_panels(results)
-  fig = charts.figure(10.5, 4.6 * len(panels))
-  axes = np.atleast_1d(fig.subplots(len(panels), 1))
+  rows = -(-len(panels) // 2)
+  fig = charts.figure(19, 4.6 * rows)
+  axes = np.ravel(fig.subplots(rows, 2))
   for ax, (_, _, fill, _) in zip(axes, panels):
     fill(ax)
-  charts.save(fig, path)
+  for ax in axes[len(panels) :]:
+    ax.set_axis_off()
+  files = [directory / 'facts.png']
+  charts.save(fig, files[0])
+  if 'lookup' in results['parts']:
+    fig = charts.figure(10.5, 5)
+    chart_curves(results['parts']['lookup'])[2](fig.subplots())
+    files.append(directory / 'lookup.png')
+    charts.save(fig, files[1])
+  return files
 
 
 def sections(results: dict[str, Any]) -> list[str]:
@@ -119,7 +129,8 @@ def chart_curves(part: dict[str, Any]) -> Panel:
   for name, one in part['curves'].items():
     if name != 'embeddings':
       mean = one['mean'][:top]
-      drawn[name] = ([0.0, *((np.arange(len(mean)) + 1) / top)], [embeddings, *mean])
+      label = f'name alone, {name}' if name.startswith('without') else name
+      drawn[label] = ([0.0, *((np.arange(len(mean)) + 1) / top)], [embeddings, *mean])
   for name, label in GROUPS.items():
     if name in part['groups']['rows']:
       mean = part['groups']['rows'][name]['mean'][:top]
@@ -127,7 +138,7 @@ def chart_curves(part: dict[str, Any]) -> Panel:
   trained = part['trained']
   for where in ('prompt', 'name alone'):
     mean = trained[where]['mean'][1 : top + 1]
-    drawn[f'trained, {where}'] = ((np.arange(len(mean)) + 1) / top, mean)
+    drawn[f'trained probe, {where}'] = ((np.arange(len(mean)) + 1) / top, mean)
   text = (
     f'The stream before each layer, as a share of the layer of the head that reads it ({part["head"][0]}.'
     f'{part["head"][1]}; 16.20 in Pythia 2.8B, whose values are those that the study states). At 0: the sum of the '
@@ -163,7 +174,8 @@ def chart_paths(part: dict[str, Any]) -> Panel:
       xlabel='receiving MLP', ylabel='sending MLP', limit=limit, signed=True,
     )  # fmt: skip
     for i, j in np.argwhere(np.isfinite(values)):
-      ax.text(j, i, f'{values[i, j]:+.2f}', ha='center', va='center', fontsize=7, color=charts.INK)
+      ink = 'white' if abs(values[i, j]) > 0.55 * limit else charts.INK
+      ax.text(j, i, f'{values[i, j]:+.2f}', ha='center', va='center', fontsize=8, color=ink)
 
   body = page.heatmap(
     values.tolist(), notes, rows=names, columns=names, title='', axes=('from', 'to'), limit=limit

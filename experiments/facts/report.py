@@ -38,13 +38,14 @@ MAKERS = {
 
 
 def write(results: dict[str, Any], out: str) -> None:
-  """Prints the tables, and writes `facts.json`, `facts.png` and `facts.html`."""
+  """Prints the tables, and writes `facts.json`, `facts.html` and pictures."""
   place = Path(out)
   print(text(results))
   files.write_json(place / RESULTS, results)
-  picture.draw(results, place / 'facts.png')
+  pictures = picture.draw(results, place)
   (place / 'facts.html').write_text(document(results), encoding='utf-8')
-  print(f'wrote {out}/{RESULTS}, {out}/facts.png and {out}/facts.html')
+  written = ', '.join(f'{out}/{path.name}' for path in pictures)
+  print(f'wrote {out}/{RESULTS}, {written} and {out}/facts.html')
 
 
 def make_tables(results: dict[str, Any]) -> list[Table]:

@@ -72,7 +72,7 @@ def tabulate_norm(results: dict[str, Any]) -> Table:
   nested = ['MLP norm frozen'] if 'mlp_frozen' in e else []
   heads = [
     'neuron', 'rho', 'norm·sd', 'logit variance', 'total', *nested, 'direct', 'norm-mediated', 'share',
-    *(['share of the MLP norm'] if nested else []), '|dH|', 'dH', 'argmax changes',
+    *(['share of the MLP norm'] if nested else []), 'abs dH', 'dH', 'argmax changes',
   ]  # fmt: skip
 
   def row(i: int) -> list[str]:
@@ -108,7 +108,7 @@ def tabulate_frequency(results: dict[str, Any]) -> Table:
   e, w, own = results['effects'], results['weights'], results['own']
   at = {i: n for n, i in enumerate(own['neurons'])}
   heads = [
-    'neuron', 'cosine with v', 'total', 'frequency-mediated', 'share', '|dKL|', 'dKL', 'share (model)', '|dKL| (model)',
+    'neuron', 'cosine with v', 'total', 'frequency-mediated', 'share', 'abs dKL', 'dKL', 'share (model)', 'abs dKL (model)',
   ]  # fmt: skip
   rows = [
     [
