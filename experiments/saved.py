@@ -3,7 +3,7 @@
 Every step has a file and a key: everything that its result depends on besides the settings of the directory. A file
 with another key is computed again, so that the results of another choice are never taken for those of this one.
 
-    saved = Saved(outputs.claim('out/facts', settings, ProbingError), print)
+    saved = Saved(outputs.claim('out/facts', settings, FactsError), print)
     saved.arrays('scores', key=[0, 3], compute=lambda: {'scores': measure()})
 """
 

@@ -13,6 +13,7 @@ from mechjax import lazy
 if TYPE_CHECKING:
   from mechjax import (
     errors,
+    facts,
     flags,
     forward,
     generate,
@@ -45,6 +46,7 @@ else:
 __all__ = [
   'Patcher',
   'errors',
+  'facts',
   'flags',
   'forward',
   'generate',

@@ -14,7 +14,8 @@
       PatchingError        ValueError     prompt pairs, nodes, metrics or results that do not fit together
       SAEError             ValueError     a dictionary, its settings and its data that do not fit together
       SteeringError        ValueError     vectors, edits, prompts and settings of steering that do not fit together
-      ProbingError         ValueError     probes, names, tables and settings of probing that do not fit together
+      ProbingError         ValueError     probes, examples and settings of probing that do not fit together
+      FactsError           ValueError     names, facts, tables and settings of measurements that do not fit together
       NeuronError          ValueError     weights, activations and tokens of neurons that do not fit together
 
 Researchers publish what this library prints, so an error is a feature: it says WHAT happened (with the offending
@@ -127,7 +128,11 @@ class SteeringError(MechjaxError, ValueError):
 
 
 class ProbingError(MechjaxError, ValueError):
-  """Probes, names, tables and settings of probing that do not fit together, or a fit that has not converged."""
+  """Probes, examples and settings of probing that do not fit together, or a fit that has not converged."""
+
+
+class FactsError(MechjaxError, ValueError):
+  """Names, facts, tables and settings of measurements that do not fit together."""
 
 
 class NeuronError(MechjaxError, ValueError):

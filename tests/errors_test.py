@@ -56,6 +56,7 @@ BUILTINS = {
   errors.SAEError: ValueError,
   errors.SteeringError: ValueError,
   errors.ProbingError: ValueError,
+  errors.FactsError: ValueError,
   errors.NeuronError: ValueError,
 }
 

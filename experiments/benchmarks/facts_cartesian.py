@@ -19,11 +19,11 @@ import jax
 import numpy as np
 
 from experiments.benchmarks import timing
+from mechjax.facts.names import NameProduct
+from mechjax.facts.prefixes import share_prefix
+from mechjax.facts.products import ProductSums, read_product
+from mechjax.facts.reads import read_whole
 from mechjax.models import ours
-from mechjax.probing.names import NameProduct
-from mechjax.probing.prefixes import share_prefix
-from mechjax.probing.products import ProductSums, read_product
-from mechjax.probing.reads import read_whole
 
 NAMES, LAYERS, BATCH, ROUNDS = 100, 4, 256, 3
 SITES = f'{{mlp_pre,mlp_post}}.{{0..{LAYERS - 1}}}'

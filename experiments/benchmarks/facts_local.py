@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from experiments.benchmarks import timing
-from mechjax.probing.local import ContextComparison
-from mechjax.probing.stream_centre import measure_centre, pad_texts
-from mechjax.probing.windows import make_windows
+from mechjax.facts.local import ContextComparison
+from mechjax.facts.stream_centre import measure_centre, pad_texts
+from mechjax.facts.windows import make_windows
 
 TEXTS, TOKENS, MAX_K, BATCH, BOS, ROUNDS = 2, 65, 10, 64, 0, 3
 TARGETS = {'local_passes_for_ten_k': '<= 1.3', 'local_recompiles': '0'}

@@ -27,7 +27,7 @@ from experiments.facts.settings import Settings
 from experiments.facts.subject import Subject
 from experiments.saved import Saved
 from mechjax import harvest
-from mechjax.errors import ProbingError
+from mechjax.errors import FactsError
 from mechjax.patching import (
   EdgeAttributionPatching,
   Metric,
@@ -73,11 +73,11 @@ class Extraction:
     """Layer and head with the largest effect over the pairs of two of these names.
 
     Raises:
-      ProbingError: there is no such pair.
+      FactsError: there is no such pair.
     """
     both = np.asarray(np.isin(self.pairs, names).all(1))
     if not both.any():
-      raise ProbingError(
+      raise FactsError(
         f'no pair has both of its names among these {len(names)}', hint='a larger --partners'
       )
     return self._largest(both)
@@ -94,7 +94,7 @@ def measure_extraction(
   """Direct effects of all heads and MLPs at the last position.
 
   Raises:
-    ProbingError: the model has no heads.
+    FactsError: the model has no heads.
   """
   couples = pair_names(names.labels, settings.partners, settings.seed)
   pairs, metric = make_pairs(subject, names, couples)
@@ -194,12 +194,12 @@ def find_senders(
     embed: whether the embedding of the token is a sender, too.
 
   Raises:
-    ProbingError: the model has no heads.
+    FactsError: the model has no heads.
   """
   infos = harvest.sites_of(passes.last_logits, subject.model, names.prompts.tokens[:1])
   there = {info.site.name for info in infos}
   if 'z' not in there:
-    raise ProbingError(
+    raise FactsError(
       'the model has no heads to read: it has no site z', where=f'sites: {", ".join(sorted(there))}'
     )
   wanted = [*(['embed'] if embed else []), *(n for n in ('z', 'mlp_out') if n in there)]

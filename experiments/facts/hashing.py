@@ -4,11 +4,11 @@ All pairs of the first names and the surnames of the kept athletes are run, thre
 compared with the others, which have the same tokens and no sport.
 
     excess      the reading's AND of first name and surname by layer, which attention and MLPs write, and the share of
-                it that single neurons compute themselves (`mechjax.probing.excess`); controls: shuffled sports, and
+                it that single neurons compute themselves (`mechjax.facts.excess`); controls: shuffled sports, and
                 weights permuted over neurons
-    linearity   whether a layer keeps the sum of the two tokens' parts (`mechjax.probing.linearity`); control: MLP
+    linearity   whether a layer keeps the sum of the two tokens' parts (`mechjax.facts.linearity`); control: MLP
                 weights permuted
-    familiarity length of MLP outputs for known and unknown names (`mechjax.probing.familiarity`); control: labels
+    familiarity length of MLP outputs for known and unknown names (`mechjax.facts.familiarity`); control: labels
                 permuted
 """
 
@@ -28,16 +28,16 @@ from experiments.facts.settings import Settings
 from experiments.facts.subject import Subject
 from experiments.saved import Saved
 from mechjax import harvest, precision
+from mechjax.facts.excess import check_gate, excess_computed, share_of_and
+from mechjax.facts.familiarity import compare_groups
+from mechjax.facts.linearity import draw_swaps, measure_linearity
+from mechjax.facts.names import NameProduct
+from mechjax.facts.products import ProductSums, read_product
+from mechjax.facts.reads import make_row_reader, read_whole
+from mechjax.facts.weight_shuffles import shuffle_weights
 from mechjax.models.decoder import ACTIVATIONS
-from mechjax.probing.excess import check_gate, excess_computed, share_of_and
-from mechjax.probing.familiarity import compare_groups
 from mechjax.probing.heads import normalise
-from mechjax.probing.linearity import draw_swaps, measure_linearity
 from mechjax.probing.mechanistic import MechanisticProbe
-from mechjax.probing.names import NameProduct
-from mechjax.probing.products import ProductSums, read_product
-from mechjax.probing.reads import make_row_reader, read_whole
-from mechjax.probing.weight_shuffles import shuffle_weights
 
 COMPONENTS = ('attn_out', 'mlp_out')
 SHUFFLED_MODELS = 3
@@ -63,7 +63,7 @@ def make_product(settings: Settings, subject: Subject, names: Names) -> Product:
   """The product of the first names and surnames of the kept athletes, at most `grid` of each.
 
   Raises:
-    ProbingError: fewer than two first names or surnames.
+    FactsError: fewer than two first names or surnames.
   """
   first: dict[int, int] = {}
   last: dict[int, int] = {}
@@ -92,7 +92,7 @@ def measure_hashing(
     probe: the head that reads the sport.
 
   Raises:
-    ProbingError: the weights of the MLPs are not known; fewer than two first names or surnames.
+    FactsError: the weights of the MLPs are not known; fewer than two first names or surnames.
   """
   weights.check_weights(subject.model)
   product = make_product(settings, subject, names)

@@ -19,7 +19,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from mechjax.errors import ProbingError
+from mechjax.errors import FactsError
 
 ATHLETES = Path(__file__).with_name('athletes.txt')
 SPORTS = ('basketball', 'baseball', 'football')
@@ -95,13 +95,13 @@ def read_athletes(path: Path = ATHLETES) -> list[Athlete]:
   """Reads a list of athletes: 'name, sport, group' on each line, with comments after '#'.
 
   Raises:
-    ProbingError: a line of another form, an unknown sport or group, a name that is there twice, a sport with fewer
+    FactsError: a line of another form, an unknown sport or group, a name that is there twice, a sport with fewer
       than two athletes, or a file that cannot be read; the message has the line.
   """
   try:
     lines = path.read_text(encoding='utf-8').splitlines()
   except (OSError, UnicodeDecodeError) as e:
-    raise ProbingError(f'{path} cannot be read: {e}') from e
+    raise FactsError(f'{path} cannot be read: {e}') from e
   found: dict[str, Athlete] = {}
   for number, line in enumerate(lines, 1):
     parts = [part.strip() for part in line.partition('#')[0].split(',')]
@@ -109,7 +109,7 @@ def read_athletes(path: Path = ATHLETES) -> list[Athlete]:
       continue
     good = len(parts) == 3 and all(parts) and parts[1] in SPORTS and parts[2] in GROUPS
     if not good or parts[0] in found:
-      raise ProbingError(
+      raise FactsError(
         f'{line!r} is not an athlete' if not good else f'{parts[0]!r} is listed twice',
         where=f'{path}, line {number}',
         hint=f'name, sport, group; sports {", ".join(SPORTS)}; groups {", ".join(GROUPS)}',
@@ -117,9 +117,7 @@ def read_athletes(path: Path = ATHLETES) -> list[Athlete]:
     found[parts[0]] = Athlete(*parts)
   for sport in SPORTS:
     if sum(one.sport == sport for one in found.values()) < 2:
-      raise ProbingError(
-        f'{path} has fewer than two athletes of {sport}', cause='a class needs two'
-      )
+      raise FactsError(f'{path} has fewer than two athletes of {sport}', cause='a class needs two')
   return [*found.values()]
 
 

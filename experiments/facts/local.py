@@ -3,7 +3,7 @@
     found = measure_local(settings, subject, saved)
     found['kinds']['comma']['median']       [L][k]: median centred cosine of whole and truncated contexts
 
-See `mechjax.probing.local`. The control is the cosine with the whole context of another token.
+See `mechjax.facts.local`. The control is the cosine with the whole context of another token.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 from experiments.facts.prompts import find_beginning
 from experiments.facts.settings import Settings
 from experiments.saved import Saved
-from mechjax.errors import ProbingError
+from mechjax.errors import FactsError
+from mechjax.facts.local import ContextComparison, LocalProcessing
+from mechjax.facts.stream_centre import measure_centre
+from mechjax.facts.token_kinds import KINDS, classify_tokens
 from mechjax.models.language_model import LanguageModel
-from mechjax.probing.local import ContextComparison, LocalProcessing
-from mechjax.probing.stream_centre import measure_centre
-from mechjax.probing.token_kinds import KINDS, classify_tokens
 from mechjax.train_sae import corpora
 
 SITE = 'resid_post'
@@ -70,7 +70,7 @@ def read_texts(settings: Settings, model: LanguageModel) -> list[list[int]]:
   """Token ids of the beginning of each text that is long enough.
 
   Raises:
-    ProbingError: there are too few texts.
+    FactsError: there are too few texts.
   """
   rows: list[list[int]] = []
   for text in corpora.texts(settings.text):
@@ -81,7 +81,7 @@ def read_texts(settings: Settings, model: LanguageModel) -> list[list[int]]:
       rows.append(ids[: settings.text_length])
     if len(rows) == settings.texts:
       return rows
-  raise ProbingError(
+  raise FactsError(
     f'{settings.text!r} has {len(rows)} texts of {settings.text_length} tokens, and {settings.texts} were requested',
     hint='smaller --texts or --text_length, or another --text',
   )

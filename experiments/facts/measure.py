@@ -21,7 +21,7 @@ from experiments.facts.settings import FREE, Settings
 from experiments.facts.study import Study
 from experiments.facts.subject import Subject
 from experiments.saved import Saved
-from mechjax.errors import ProbingError
+from mechjax.errors import FactsError
 
 RESULTS = 'facts.json'
 
@@ -37,7 +37,7 @@ def measure(
     log: called with the name of each step that is computed.
 
   Raises:
-    ProbingError: as `claim`, and as the parts; finished parts are in the output directory.
+    FactsError: as `claim`, and as the parts; finished parts are in the output directory.
   """
   fingerprint = subject.model.fingerprint()
   saved = claim(settings, fingerprint, log)
@@ -55,8 +55,8 @@ def measure(
 
 def claim(settings: Settings, fingerprint: str, log: Callable[[str], Any] = print) -> Saved:
   """The results so far, which belong to one choice of settings and one model; see `outputs.claim`."""
-  out = outputs.claim(settings.out, settings, ProbingError, FREE, fingerprint=fingerprint)
-  return Saved(out, log, ProbingError)
+  out = outputs.claim(settings.out, settings, FactsError, FREE, fingerprint=fingerprint)
+  return Saved(out, log, FactsError)
 
 
 def read_parts(saved: Saved) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from experiments.facts.prompts import AlignedPrompts, align, make_bare
 from experiments.facts.settings import Settings
 from experiments.facts.subject import WIDTH, Subject
 from experiments.saved import Saved
-from mechjax.errors import ProbingError
+from mechjax.errors import FactsError
 from mechjax.probing.scoring import SeedMean
 from mechjax.probing.splits import Split, split
 
@@ -61,7 +61,7 @@ def make_names(subject: Subject, index: Int[np.ndarray, ' B']) -> Names:
   """Aligns some athletes.
 
   Raises:
-    ProbingError: names of different numbers of tokens.
+    FactsError: names of different numbers of tokens.
   """
   prompts = [subject.prompts[i] for i in index]
   bare = make_bare(subject.model, prompts)
@@ -72,14 +72,14 @@ def choose_names(settings: Settings, subject: Subject, saved: Saved) -> Names:
   """The kept names: of `WIDTH` tokens, with a probability of the right sport over the limit.
 
   Raises:
-    ProbingError: a sport has fewer than four of them, so that a half has fewer than two.
+    FactsError: a sport has fewer than four of them, so that a half has fewer than two.
   """
   p, _ = relations.read_sports(settings, subject, saved)
   index = subject.aligned[p[subject.aligned] > settings.known]
   counts = np.bincount(subject.labels[index], minlength=len(SPORTS))
   if counts.min() < 4:
     held = ', '.join(f'{sport} {n}' for sport, n in zip(SPORTS, counts))
-    raise ProbingError(
+    raise FactsError(
       f'the model knows too few athletes of {WIDTH} tokens with p > {settings.known:g}: {held}',
       cause='a model that does not know athletes; a class needs four names, two in each half',
       hint='--parts=relations,local; or another --model, or a smaller --known',

@@ -1,11 +1,11 @@
 """Single neurons at the name: shared between facts, about a sport, or neither.
 
 sharing     effects of every neuron on several facts about one name, when it is mean-ablated at the name
-            (`mechjax.probing.fact_effects`, `sharing`): first order for all, exact for the largest
+            (`mechjax.facts.fact_effects`, `sharing`): first order for all, exact for the largest
 best        the neuron that tells a sport from the others best: chosen by one half of the names, its AUC on the
             other half; control: the best of all neurons with shuffled sports
 basis       kurtosis of the probe's directions and of differences of class means in the basis of neurons
-            (`mechjax.probing.basis`), with random rotations, and random directions of the stream as controls
+            (`mechjax.facts.basis`), with random rotations, and random directions of the stream as controls
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from experiments.facts.prompts import align, encode, find_answers
 from experiments.facts.settings import Settings
 from experiments.facts.subject import Subject
 from experiments.saved import Saved
-from mechjax.errors import ProbingError
+from mechjax.errors import FactsError
+from mechjax.facts.basis import BasisAlignment, measure_alignment
+from mechjax.facts.fact_effects import NeuronMeanAblation
+from mechjax.facts.facts import Facts
+from mechjax.facts.reads import make_row_reader
+from mechjax.facts.sharing import correlate_effects
 from mechjax.models.language_model import LanguageModel
-from mechjax.probing.basis import BasisAlignment, measure_alignment
 from mechjax.probing.chance import shuffle_maximum
-from mechjax.probing.fact_effects import NeuronMeanAblation
-from mechjax.probing.facts import Facts
 from mechjax.probing.mechanistic import MechanisticProbe
-from mechjax.probing.reads import make_row_reader
 from mechjax.probing.scoring import auc
-from mechjax.probing.sharing import correlate_effects
 
 SITE = 'mlp_post'
 RANDOM_DIRECTIONS = 20
@@ -122,12 +122,12 @@ def choose_facts(model: LanguageModel) -> list[Single]:
   """The facts whose answers are one token.
 
   Raises:
-    ProbingError: fewer than two of them.
+    FactsError: fewer than two of them.
   """
   tokens = find_answers(model, [one.answer for one in MICHAEL_JORDAN])
   found = [one for one, token in zip(MICHAEL_JORDAN, tokens) if token is not None]
   if len(found) < 2:
-    raise ProbingError(
+    raise FactsError(
       f'{len(found)} of the answers about {JORDAN} are one token, and a comparison needs two',
       cause='a tokenizer that splits the answers',
     )

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int32
 
-from mechjax.errors import MechjaxError, ProbingError
+from mechjax.errors import FactsError, MechjaxError
 from mechjax.models.language_model import LanguageModel
 
 
@@ -88,7 +88,7 @@ def encode(model: LanguageModel, before: str, subject: str, after: str) -> Promp
     subject: the subject.
 
   Raises:
-    ProbingError: a token that belongs to the subject and to the text around it.
+    FactsError: a token that belongs to the subject and to the text around it.
   """
   encoded = [model.tokenizer.encode(text) for text in (before.rstrip(' '), before + subject, '')]
   head, front, empty = encoded
@@ -96,7 +96,7 @@ def encode(model: LanguageModel, before: str, subject: str, after: str) -> Promp
   head = head or empty
   if whole[: len(front)] != front or front[: len(head)] != head or len(front) == len(head):
     pieces = [model.tokenizer.piece(i) for i in whole]
-    raise ProbingError(
+    raise FactsError(
       f'the tokens of {subject!r} are not separate from those around it: {pieces}',
       cause='a token that joins the end of the subject with the text after it, or its beginning with the text before',
       hint='other words around the subject, with a space before and after it',
@@ -108,14 +108,14 @@ def align(prompts: Sequence[Prompt]) -> AlignedPrompts:
   """Rows of prompts whose subjects have one place.
 
   Raises:
-    ProbingError: no prompts; prompts of different lengths, or subjects at different positions.
+    FactsError: no prompts; prompts of different lengths, or subjects at different positions.
   """
   if not prompts:
-    raise ProbingError('there are no prompts to align', cause='no name of the requested length')
+    raise FactsError('there are no prompts to align', cause='no name of the requested length')
   places = {(len(one.ids), one.start, one.stop) for one in prompts}
   if len(places) != 1:
     shown = ', '.join(f'{n} tokens with the subject at {a}..{b - 1}' for n, a, b in sorted(places))
-    raise ProbingError(
+    raise FactsError(
       f'rows cannot be aligned: {shown}',
       cause='names of different numbers of tokens: a position would be another token in each row',
       hint='align names of one number of tokens at a time',
@@ -134,11 +134,11 @@ def find_beginning(model: LanguageModel) -> int:
   """The token that begins texts, or the one that ends them in a model without: position 0 is where heads rest.
 
   Raises:
-    ProbingError: the tokenizer has neither.
+    FactsError: the tokenizer has neither.
   """
   first = model.tokenizer.bos if model.tokenizer.bos is not None else model.tokenizer.eos
   if first is None:
-    raise ProbingError(
+    raise FactsError(
       'the tokenizer has neither a token that begins texts nor one that ends them',
       cause='a bare name needs a token at position 0, where heads rest',
     )

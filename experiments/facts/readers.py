@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 
-from mechjax.errors import ProbingError
+from mechjax.errors import FactsError
 from mechjax.models.head_weights import take_head_weights
 from mechjax.models.language_model import LanguageModel
 from mechjax.probing.heads import HeadWeights
@@ -24,10 +24,10 @@ def read_weights(model: LanguageModel) -> HeadWeights:
   """Weights through which the heads of our own decoder read and write.
 
   Raises:
-    ProbingError: the forward pass is that of an upstream code, whose weights are not known.
+    FactsError: the forward pass is that of an upstream code, whose weights are not known.
   """
   if model.config is None:
-    raise ProbingError(
+    raise FactsError(
       f'the weights of the heads of {model.name!r} are not known',
       cause='an upstream code',
       hint='load the model with our own decoder, without code=',

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mechjax.errors import ProbingError, unknown
+from mechjax.errors import FactsError, unknown
 
 PARTS = ('relations', 'extract', 'lookup', 'hashing', 'local')
 FREE = ('parts', 'out')
@@ -73,7 +73,7 @@ class Settings:
   def __post_init__(self) -> None:
     for part in self.parts:
       if part not in PARTS:
-        raise unknown(ProbingError, 'part', part, PARTS)
+        raise unknown(FactsError, 'part', part, PARTS)
     distinct = bool(self.parts) and len({*self.parts}) == len(self.parts)
     _check(self, 'parts', distinct, 'different parts, one or more')
     _check(self, 'known', 0 <= self.known < 1, 'at least 0 and below 1: a probability')
@@ -101,4 +101,4 @@ class Settings:
 
 def _check(settings: Settings, name: str, good: bool, expected: str) -> None:
   if not good:
-    raise ProbingError(f'{name}={getattr(settings, name)!r} should be {expected}')
+    raise FactsError(f'{name}={getattr(settings, name)!r} should be {expected}')

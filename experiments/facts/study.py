@@ -20,7 +20,7 @@ from experiments.facts.settings import Settings
 from experiments.facts.streams import Streams
 from experiments.facts.subject import Subject
 from experiments.saved import Saved
-from mechjax.errors import ProbingError
+from mechjax.errors import FactsError
 from mechjax.probing.heads import HeadWeights
 from mechjax.probing.mechanistic import MechanisticProbe
 from mechjax.probing.splits import Split
@@ -60,11 +60,11 @@ class Study:
     """Chooses the head of each half, and makes its probe.
 
     Raises:
-      ProbingError: the best head is in the first layer, so that no layer can look anything up before it; a half without
+      FactsError: the best head is in the first layer, so that no layer can look anything up before it; a half without
         a pair.
     """
     if not found.head[0]:
-      raise ProbingError(
+      raise FactsError(
         f'head {found.head[0]}.{found.head[1]} extracts the sport: no layer before it can look anything up',
         cause='a model of one layer, or one that does not know athletes',
       )

@@ -18,7 +18,7 @@ from experiments.facts import knowledge
 from experiments.facts.knowledge import Athlete, Relation
 from experiments.facts.prompts import Prompt, encode
 from experiments.facts.settings import Settings
-from mechjax.errors import ProbingError
+from mechjax.errors import FactsError
 from mechjax.models.language_model import LanguageModel
 
 WIDTH = 2
@@ -80,7 +80,7 @@ def prepare(settings: Settings, model: LanguageModel) -> Subject:
   """Makes the prompts of all athletes.
 
   Raises:
-    ProbingError: the file of athletes cannot be read or has fewer than two of a sport; a name whose tokens are
+    FactsError: the file of athletes cannot be read or has fewer than two of a sport; a name whose tokens are
       not separate from those around it.
     MechjaxError: a sport that is several tokens.
   """
@@ -124,11 +124,11 @@ def check_ends(prompts: Sequence[Prompt]) -> None:
   """Checks that all prompts have one text before and after the subject.
 
   Raises:
-    ProbingError: they do not, so that a position counted from the end would be another token in some rows.
+    FactsError: they do not, so that a position counted from the end would be another token in some rows.
   """
   ends = {(one.ids[: one.start], one.ids[one.stop :]) for one in prompts}
   if len(ends) > 1:
-    raise ProbingError(
+    raise FactsError(
       f'the text around the names has {len(ends)} different tokenizations',
       cause='a tokenizer that splits a text depending on the name in it',
     )

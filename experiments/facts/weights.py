@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Float64
 
-from mechjax.errors import ProbingError
+from mechjax.errors import FactsError
 from mechjax.models.language_model import LanguageModel
 from mechjax.probing.mechanistic import MechanisticProbe
 
@@ -22,11 +22,11 @@ def check_weights(model: LanguageModel) -> None:
   """Checks that the weights of the MLPs are known.
 
   Raises:
-    ProbingError: the forward pass is that of an upstream code, or the model has no MLPs.
+    FactsError: the forward pass is that of an upstream code, or the model has no MLPs.
   """
   if model.config is None or not model.config.d_mlp:
     cause = 'an upstream code' if model.config is None else 'a model of attention alone'
-    raise ProbingError(
+    raise FactsError(
       f'the MLP weights of {model.name!r} are not known',
       cause=cause,
       hint='--parts without hashing; or load the model with our own decoder',
@@ -53,13 +53,13 @@ def freeze_scale(
   """Scale of the norm after the MLP at each token: out = scale * (post @ writers).
 
   Raises:
-    ProbingError: the outputs are not of this form, such as with a bias or with weights of other layers.
+    FactsError: the outputs are not of this form, such as with a bias or with weights of other layers.
   """
   raw = np.einsum('blf,lfd->bld', post, writers)
   scale = (raw * out).sum(-1) / (raw**2).sum(-1)
   wrong = np.abs(scale[..., None] * raw - out).max((0, 2)) > 1e-3 * np.abs(out).max((0, 2))
   if wrong.any():
-    raise ProbingError(
+    raise FactsError(
       f'the output of MLP {int(np.argmax(wrong))} is not a multiple of its neurons times their weights',
       cause='a bias, or the weights of another layer',
     )

@@ -17,16 +17,8 @@ by chance, and patches what a probe reads:
 well; `sparse` chooses few columns; `scoring` and `chance` judge; `splits` and `cross_validation` hold out; `causal`
 intervenes. Features and labels are arrays and results frozen dataclasses, in float64 on the host.
 
-Other modules ask how a fact is found, without training anything:
-
-    mechanistic                    a head as a probe, by its weights alone, and the search over all heads
-    products, excess               reads over all pairs of first names and surnames; AND, OR or a sum of both
-    linearity, weight_shuffles     whether a layer keeps the sum structure of two tokens; its control
-    fact_effects, sharing          effects of neurons on facts, and their correlation between facts
-    basis, familiarity             directions in the basis of neurons; known against unknown names
-    local                          how much of a stream depends on the last few tokens
-
-Models enter as tagged functions.
+`mechanistic` makes a probe without training: a head as a probe, by its weights alone, and the search over all heads.
+`mechjax.facts` measures how the model finds what a probe reads. Models enter as tagged functions.
 """
 
 from typing import TYPE_CHECKING

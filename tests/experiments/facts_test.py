@@ -33,9 +33,9 @@ from experiments.facts.settings import PARTS, Settings
 from experiments.facts.study import Study
 from experiments.saved import Saved
 from mechjax import flags, harvest, logits
-from mechjax.errors import MechjaxError, ProbingError
+from mechjax.errors import FactsError, MechjaxError
+from mechjax.facts.excess import nonlinear_excess
 from mechjax.models.tokenizers import Tokenizer
-from mechjax.probing.excess import nonlinear_excess
 from tests.experiments import loading, planted_facts
 from tests.models import decoders
 from tests.viz.viz_test import Reader
@@ -262,7 +262,7 @@ def test_a_half_chooses_a_head_from_its_own_pairs_alone():
   )  # fmt: skip
   assert found.head == (3, 0)
   assert found.choose(np.array([0, 1])) == (3, 1)
-  with pytest.raises(ProbingError, match='no pair has both of its names among these 2'):
+  with pytest.raises(FactsError, match='no pair has both of its names among these 2'):
     found.choose(np.array([1, 2]))
 
 
@@ -278,15 +278,15 @@ def test_the_chain_is_the_gradient_through_the_values(results):
 def test_a_model_without_heads_is_refused(subject, names, monkeypatch):
   infos = [types.SimpleNamespace(site=types.SimpleNamespace(name='mlp_out'))]
   monkeypatch.setattr(extract.harvest, 'sites_of', lambda *args: infos)
-  with pytest.raises(ProbingError, match='no heads to read: it has no site z'):
+  with pytest.raises(FactsError, match='no heads to read: it has no site z'):
     extract.find_senders(subject, names, [-1])
 
 
 def test_weights_of_an_upstream_code_are_refused():
   model: Any = types.SimpleNamespace(config=None, name='other')
-  with pytest.raises(ProbingError, match="heads of 'other' are not known"):
+  with pytest.raises(FactsError, match="heads of 'other' are not known"):
     readers.read_weights(model)
-  with pytest.raises(ProbingError, match="MLP weights of 'other' are not known"):
+  with pytest.raises(FactsError, match="MLP weights of 'other' are not known"):
     weights.check_weights(model)
 
 
@@ -315,7 +315,7 @@ def test_errors_count_the_names_that_halves_share():
 
 def test_a_model_that_knows_too_few_athletes_is_refused(settings, subject, saved):
   strict = dataclasses.replace(settings, known=0.9999999)
-  with pytest.raises(ProbingError, match='knows too few athletes of 2 tokens'):
+  with pytest.raises(FactsError, match='knows too few athletes of 2 tokens'):
     names_lib.choose_names(strict, subject, saved)
 
 
@@ -323,7 +323,7 @@ def test_names_of_other_lengths_are_refused_where_positions_matter(subject):
   widths = [one.width for one in subject.prompts]
   three = widths.index(3)
   with pytest.raises(
-    ProbingError, match=r'rows cannot be aligned: 17 tokens with .* 18 tokens with the subject at'
+    FactsError, match=r'rows cannot be aligned: 17 tokens with .* 18 tokens with the subject at'
   ):
     names_lib.make_names(subject, np.array([0, three]))
 
@@ -351,9 +351,7 @@ def make_model(tokenizer) -> Any:
 def test_tokens_that_join_the_subject_with_other_text_are_refused():
   pairs = lambda text: [ord(a) * 256 + ord(b) for a, b in zip(text[::2], text[1::2] + ' ')]  # noqa: E731
   tokenizer = Tokenizer(pairs, lambda ids: str(ids), 2**16, None, None)
-  with pytest.raises(
-    ProbingError, match="the tokens of 'ab' are not separate from those around it"
-  ):
+  with pytest.raises(FactsError, match="the tokens of 'ab' are not separate from those around it"):
     encode(make_model(tokenizer), 'xx ', 'ab', 'cd')
 
 
@@ -362,16 +360,16 @@ def test_a_bare_name_has_a_token_before_it_or_is_refused():
   for bos, eos, first in ((7, 8, 7), (None, 8, 8)):
     tokenizer = Tokenizer(list, str, 9, bos, eos)  # type: ignore[arg-type]
     assert make_bare(make_model(tokenizer), [one])[0].ids == (first, 5, 6)
-  with pytest.raises(ProbingError, match='neither a token that begins texts'):
+  with pytest.raises(FactsError, match='neither a token that begins texts'):
     make_bare(make_model(Tokenizer(list, str, 9, None, None)), [one])  # type: ignore[arg-type]
 
 
 def test_rows_of_other_places_and_no_rows_are_refused():
   with pytest.raises(
-    ProbingError, match=r'the subject at 1\.\.2, 4 tokens with the subject at 2\.\.3'
+    FactsError, match=r'the subject at 1\.\.2, 4 tokens with the subject at 2\.\.3'
   ):
     align([Prompt((0, 1, 2, 3), 1, 3), Prompt((0, 1, 2, 3), 2, 4)])
-  with pytest.raises(ProbingError, match='no prompts to align'):
+  with pytest.raises(FactsError, match='no prompts to align'):
     align([])
 
 
@@ -438,9 +436,9 @@ def test_a_list_that_is_not_one_of_athletes_is_refused(tmp_path, change, message
   path.write_text('# a comment\n\n' + '\n'.join(LINES))
   assert len(knowledge.read_athletes(path)) == 6
   path.write_text('\n'.join(change(LINES)))
-  with pytest.raises(ProbingError, match=message):
+  with pytest.raises(FactsError, match=message):
     knowledge.read_athletes(path)
-  with pytest.raises(ProbingError, match='cannot be read'):
+  with pytest.raises(FactsError, match='cannot be read'):
     knowledge.read_athletes(tmp_path / 'missing.txt')
 
 
@@ -523,7 +521,7 @@ def test_late_components_are_those_from_a_layer_to_the_head(study):
 
 def test_a_head_in_the_first_layer_has_nothing_before_it(settings, subject, names, found, saved):
   first = dataclasses.replace(found, layers=np.where(found.heads == 1, 0, found.layers))
-  with pytest.raises(ProbingError, match=r'head 0\.1 extracts the sport: no layer before it'):
+  with pytest.raises(FactsError, match=r'head 0\.1 extracts the sport: no layer before it'):
     Study.of(settings, subject, names, first, saved)
 
 
@@ -584,7 +582,7 @@ def test_the_scale_of_a_norm_after_the_mlp_is_found_or_refused():
   np.testing.assert_allclose(
     np.einsum('blf,lfd->bld', post, writers) * scale[..., None], out, rtol=1e-4, atol=1e-5
   )
-  with pytest.raises(ProbingError, match='the output of MLP 0 is not a multiple'):
+  with pytest.raises(FactsError, match='the output of MLP 0 is not a multiple'):
     weights.freeze_scale(post, out, writers[::-1])
 
 
@@ -630,7 +628,7 @@ def test_answers_of_several_tokens_are_left_out_of_the_comparison_of_neurons(res
   assert found['left_out'] == 2
   assert len(found['pairs']) == 6
   monkeypatch.setattr(neurons, 'find_answers', lambda model, texts: [None] * len(texts))
-  with pytest.raises(ProbingError, match='0 of the answers about Michael Jordan are one token'):
+  with pytest.raises(FactsError, match='0 of the answers about Michael Jordan are one token'):
     neurons.choose_facts(planted_facts.load())
 
 
@@ -652,7 +650,7 @@ def test_kinds_of_tokens_are_summarised_apart(results):
 
 
 def test_too_little_text_is_refused(home):
-  with pytest.raises(ProbingError, match='has 0 texts of 900 tokens, and 2 were requested'):
+  with pytest.raises(FactsError, match='has 0 texts of 900 tokens, and 2 were requested'):
     local.read_texts(make_settings(home, text_length=900), planted_facts.load())
 
 
@@ -669,7 +667,7 @@ def test_a_finished_run_computes_nothing_again_and_parts_can_be_added(
   again = measure.measure(one, subject, lines.append)
   assert lines == []
   assert json.loads(json.dumps(again['parts'])) == json.loads(json.dumps(results['parts']))
-  with pytest.raises(ProbingError, match='results of other settings: splits'):
+  with pytest.raises(FactsError, match='results of other settings: splits'):
     measure.measure(dataclasses.replace(settings, splits=4), subject)
 
 
@@ -727,6 +725,6 @@ def test_errors_end_the_program_with_their_text():
 def test_settings_that_cannot_be_are_refused(change):
   ((name, value),) = change.items()
   with pytest.raises(
-    ProbingError, match=f'{name}={value!r} should be'.replace('(', r'\(').replace(')', r'\)')
+    FactsError, match=f'{name}={value!r} should be'.replace('(', r'\(').replace(')', r'\)')
   ):
     Settings(**change)

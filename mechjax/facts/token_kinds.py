@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Shaped
 
-from mechjax.errors import ProbingError
+from mechjax.errors import FactsError
 
 KINDS = ('newline', 'full stop', 'comma', 'common', 'letters', 'other')
 """Kinds in the order in which they are tried."""
@@ -35,11 +35,11 @@ def classify_tokens(texts: Sequence[str]) -> Shaped[np.ndarray, ' tokens']:
     texts: text of each token.
 
   Raises:
-    ProbingError: something else than texts.
+    FactsError: something else than texts.
   """
   wrong = [x for x in texts if not isinstance(x, str)]
   if wrong:
-    raise ProbingError(
+    raise FactsError(
       f'{wrong[0]!r:.60} is not the text of a token', hint='model.text(id) is the text of one token'
     )
   return np.array([_classify(text) for text in texts])

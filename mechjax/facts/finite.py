@@ -1,4 +1,4 @@
-"""Checks of arrays of probing: each returns the array in float64 on the host, or raises a ProbingError.
+"""Checks of arrays of names, facts and neurons: each returns the array in float64 on the host, or raises a FactsError.
 
 A statistic of a table with one NaN is NaN, or is wrong without notice where comparisons with NaN are False. An empty
 table has a mean of 0/0. Both are found before anything is computed.
@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Float64, Int, Shaped
 
-from mechjax.errors import ProbingError
+from mechjax.errors import FactsError
 
 Numbers = Shaped[ArrayLike, ' ...'] | Sequence
 """An array, or nested sequences of numbers."""
@@ -29,42 +29,42 @@ def as_table(name: str, x: Numbers, axes: str) -> Float64[np.ndarray, ' ...']:
     axes: names of its axes, separated by spaces; a last '...' stands for any further axes.
 
   Raises:
-    ProbingError: other axes, an empty axis, a table of other things than numbers, NaN or infinity.
+    FactsError: other axes, an empty axis, a table of other things than numbers, NaN or infinity.
   """
   names = axes.split()
   more = names[-1] == '...'
   least = len(names) - more
   ndim = np.ndim(x)
   if ndim < least or (ndim > least and not more):
-    raise ProbingError(
+    raise FactsError(
       f'{name} has shape {list(np.shape(x))}', hint=f'pass an array [{", ".join(names)}]'
     )
   if 0 in np.shape(x):
-    raise ProbingError(f'{name} is empty: its shape is {list(np.shape(x))}')
+    raise FactsError(f'{name} is empty: its shape is {list(np.shape(x))}')
   try:
     table = np.asarray(x).astype(np.float64)
   except (TypeError, ValueError) as e:
-    raise ProbingError(f'{name} is not a table of numbers: {x!r:.100}') from e
+    raise FactsError(f'{name} is not a table of numbers: {x!r:.100}') from e
   check_finite(name, table)
   return table
 
 
 def check_finite(name: str, x: Float[np.ndarray, ' ...']) -> None:
-  """Raises ProbingError for NaN or infinity; the message has the index of the first one."""
+  """Raises FactsError for NaN or infinity; the message has the index of the first one."""
   bad = np.argwhere(~np.isfinite(x))
   if len(bad):
     at = [int(i) for i in bad[0]]
-    raise ProbingError(
+    raise FactsError(
       f'NaN or infinity in {name}: {x[tuple(at)]} at index {at}',
       cause='an activation overflowed, a token id beyond the vocabulary, or a mean over no tokens',
     )
 
 
 def check_count(name: str, value: object, minimum: int) -> None:
-  """Raises ProbingError unless a setting is a whole number of at least a minimum."""
+  """Raises FactsError unless a setting is a whole number of at least a minimum."""
   whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
   if not whole or value < minimum:  # type: ignore[operator]
-    raise ProbingError(f'{name}={value!r:.100}; expected a whole number, at least {minimum}')
+    raise FactsError(f'{name}={value!r:.100}; expected a whole number, at least {minimum}')
 
 
 def as_indices(
@@ -79,14 +79,14 @@ def as_indices(
     stop: one more than the largest index; None for any.
 
   Raises:
-    ProbingError: other axes, numbers that are not whole, none at all, or an index outside 0 to `stop` - 1.
+    FactsError: other axes, numbers that are not whole, none at all, or an index outside 0 to `stop` - 1.
   """
   found = np.asarray(x)
   if found.ndim != ndim or not found.size or found.dtype.kind not in 'iu':
-    raise ProbingError(
+    raise FactsError(
       f'{name} has shape {list(found.shape)} and dtype {found.dtype}; expected whole numbers with {ndim} axes'
     )
   if found.min() < 0 or (stop is not None and found.max() >= stop):
     end = '' if stop is None else f' to {stop - 1}'
-    raise ProbingError(f'{name} has {found.min()} to {found.max()}; expected indices from 0{end}')
+    raise FactsError(f'{name} has {found.min()} to {found.max()}; expected indices from 0{end}')
   return found.astype(np.int64)

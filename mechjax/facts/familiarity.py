@@ -25,8 +25,8 @@ import scipy  # imports scipy.stats, which takes a second, where it is first use
 from jax.typing import ArrayLike
 from jaxtyping import Float, Float64
 
-from mechjax.errors import ProbingError
-from mechjax.probing.finite import as_table, check_count
+from mechjax.errors import FactsError
+from mechjax.facts.finite import as_table, check_count
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,12 +64,12 @@ def compare_groups(
     seed: seed of the permutations.
 
   Raises:
-    ProbingError: fewer than two names in a group, other axes, or NaN.
+    FactsError: fewer than two names in a group, other axes, or NaN.
   """
   check_count('n_shuffles', n_shuffles, 1)
   groups = [as_table(n, x, 'names ...') for n, x in (('known', known), ('unknown', unknown))]
   if groups[0].shape[1:] != groups[1].shape[1:] or min(map(len, groups)) < 2:
-    raise ProbingError(
+    raise FactsError(
       f'known {list(groups[0].shape)} and unknown {list(groups[1].shape)} cannot be compared',
       hint='[names, ...] with the same further axes, and at least two names of each group',
     )

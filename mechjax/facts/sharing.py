@@ -27,8 +27,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Float64, Int
 
-from mechjax.errors import ProbingError
-from mechjax.probing.finite import as_table, check_count
+from mechjax.errors import FactsError
+from mechjax.facts.finite import as_table, check_count
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,19 +63,19 @@ def correlate_effects(
     seed: seed of the permutations.
 
   Raises:
-    ProbingError: fewer than two facts or three neurons, NaN, equal effects of all neurons on a fact, or groups that do
+    FactsError: fewer than two facts or three neurons, NaN, equal effects of all neurons on a fact, or groups that do
       not fit.
   """
   table = as_table('effects', effects, 'facts neurons')
   check_count('n_shuffles', n_shuffles, 2)
   if len(table) < 2 or table.shape[1] < 3:
-    raise ProbingError(
+    raise FactsError(
       f'effects of shape {list(table.shape)} have no correlation',
       hint='[facts, neurons] of at least two facts and three neurons; reshape [B, L, F] to [B, L * F]',
     )
   same = np.flatnonzero(np.ptp(table, axis=1) == 0)
   if len(same):
-    raise ProbingError(
+    raise FactsError(
       f'all neurons have the same effect on fact {same[0]}: {table[same[0], 0]:.3g}',
       cause='neurons above the last layer that the answer reads, or means equal to the values',
     )
@@ -97,7 +97,7 @@ def _check_groups(groups: ArrayLike | None, n: int) -> list[np.ndarray]:
     return [np.arange(n)]
   found = np.asarray(groups)
   if found.shape != (n,):
-    raise ProbingError(f'groups= has shape {list(found.shape)} for {n} neurons')
+    raise FactsError(f'groups= has shape {list(found.shape)} for {n} neurons')
   return [np.flatnonzero(found == g) for g in np.unique(found)]
 
 

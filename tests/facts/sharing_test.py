@@ -8,11 +8,11 @@ import scipy.special
 import scipy.stats
 
 from mechjax import harvest
-from mechjax.errors import ProbingError
+from mechjax.errors import FactsError
+from mechjax.facts.fact_effects import NeuronMeanAblation
+from mechjax.facts.facts import Facts
+from mechjax.facts.sharing import correlate_effects
 from mechjax.patching import ActivationPatching, Pairs, log_probability, nodes_of
-from mechjax.probing.fact_effects import NeuronMeanAblation
-from mechjax.probing.facts import Facts
-from mechjax.probing.sharing import correlate_effects
 from tests.models import decoders
 from tests.patching import plain
 
@@ -112,36 +112,36 @@ def test_a_neuron_at_its_own_value_has_no_effect():
   ],
 )
 def test_prompts_without_a_name_or_an_answer_are_refused(arguments, message):
-  with pytest.raises(ProbingError, match=message):
+  with pytest.raises(FactsError, match=message):
     Facts.of(*arguments)
 
 
 def test_neurons_means_and_models_that_do_not_fit_are_refused():
   with pytest.raises(
-    ProbingError, match=r'means have shape \[1, 20\], and the model has 2 layers of 20'
+    FactsError, match=r'means have shape \[1, 20\], and the model has 2 layers of 20'
   ):
     ABLATION.attribute(PARAMS, FACTS, MEANS[:1])
-  with pytest.raises(ProbingError, match='NaN or infinity in means'):
+  with pytest.raises(FactsError, match='NaN or infinity in means'):
     ABLATION.measure(PARAMS, FACTS, MEANS * np.nan, CHOSEN)
   for wrong in ([(2, 0)], [(0, 20)], [(0, 1, 2)]):
-    with pytest.raises(ProbingError, match='pairs below'):
+    with pytest.raises(FactsError, match='pairs below'):
       ABLATION.measure(PARAMS, FACTS, MEANS, wrong)
-  with pytest.raises(ProbingError, match='neurons has -1'):
+  with pytest.raises(FactsError, match='neurons has -1'):
     ABLATION.measure(PARAMS, FACTS, MEANS, [(0, -1)])
   outside = dataclasses.replace(FACTS, answer=np.array([1, 2, decoders.V]))
   for call in (
     lambda: ABLATION.attribute(PARAMS, outside, MEANS),
     lambda: ABLATION.measure(PARAMS, outside, MEANS, CHOSEN),
   ):
-    with pytest.raises(ProbingError, match=r'log p\(answer\) is NaN'):
+    with pytest.raises(FactsError, match=r'log p\(answer\) is NaN'):
       call()
-  with pytest.raises(ProbingError, match="does not have the sites 'mlp_post'"):
+  with pytest.raises(FactsError, match="does not have the sites 'mlp_post'"):
     NeuronMeanAblation(plain.forward('attn-only')).measure_means(
       decoders.params('attn-only'), FACTS
     )
-  with pytest.raises(ProbingError, match='not a function of'):
+  with pytest.raises(FactsError, match='not a function of'):
     NeuronMeanAblation(decoders.language_model(NAME))
-  with pytest.raises(ProbingError, match='batch=0'):
+  with pytest.raises(FactsError, match='batch=0'):
     NeuronMeanAblation(plain.forward(NAME), batch=0)
 
 
@@ -198,5 +198,5 @@ def test_permuted_neurons_are_uncorrelated_and_stay_in_their_groups():
   ],
 )
 def test_effects_without_a_correlation_are_refused(effects, options, message):
-  with pytest.raises(ProbingError, match=message):
+  with pytest.raises(FactsError, match=message):
     correlate_effects(effects, **options)

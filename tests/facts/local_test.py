@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from mechjax.errors import ProbingError
+from mechjax.errors import FactsError
+from mechjax.facts.bootstrap import error_of_mean, error_of_median
+from mechjax.facts.local import ContextComparison
+from mechjax.facts.stream_centre import Centre, measure_centre
+from mechjax.facts.token_kinds import COMMON, classify_tokens
+from mechjax.facts.windows import make_windows
 from mechjax.models import ours
-from mechjax.probing.bootstrap import error_of_mean, error_of_median
-from mechjax.probing.local import ContextComparison
-from mechjax.probing.stream_centre import Centre, measure_centre
-from mechjax.probing.token_kinds import COMMON, classify_tokens
-from mechjax.probing.windows import make_windows
 from tests.models import decoders
 from tests.patching import plain
 
@@ -153,9 +153,9 @@ def test_a_summary_has_medians_and_quantiles_of_the_chosen_tokens():
   assert summary.count == chosen.sum()
   assert (summary.standard_error >= 0).all()
   assert np.isnan(found.summarise(found.text == 0).standard_error).all()
-  with pytest.raises(ProbingError, match='no token is chosen'):
+  with pytest.raises(FactsError, match='no token is chosen'):
     found.summarise(found.token < 0)
-  with pytest.raises(ProbingError, match='expected booleans'):
+  with pytest.raises(FactsError, match='expected booleans'):
     found.summarise(np.array([0, 1]))
 
 
@@ -170,7 +170,7 @@ def test_the_error_of_a_median_is_its_spread_over_samples():
   assert by_unit == pytest.approx(np.std(medians), rel=0.3)
   assert by_row < 0.75 * by_unit  # rows of one unit are not independent
   assert np.isnan(error_of_mean(np.ones((1, 2)))).all()
-  with pytest.raises(ProbingError, match='n=1'):
+  with pytest.raises(FactsError, match='n=1'):
     error_of_median(np.ones(3), n=1)
 
 
@@ -196,7 +196,7 @@ def test_kinds_of_tokens():
     *('newline', 'newline', 'full stop', 'full stop', 'comma', 'common', 'common', 'letters'),
     *('other', 'other', 'other', 'other', 'letters', 'other'),
   ]
-  with pytest.raises(ProbingError, match='7 is not the text of a token'):
+  with pytest.raises(FactsError, match='7 is not the text of a token'):
     classify_tokens(['a', 7])
 
 
@@ -219,22 +219,22 @@ def test_texts_and_settings_that_do_not_fit_are_refused():
     ([[0.5] * 9], 'text 0 has shape'),
     ([[]], 'text 0 has shape'),
   ):
-    with pytest.raises(ProbingError, match=message):
+    with pytest.raises(FactsError, match=message):
       run(texts, mean)
-  with pytest.raises(ProbingError, match='k goes up to 30'):
+  with pytest.raises(FactsError, match='k goes up to 30'):
     run(TEXTS, mean, max_k=30)
   for name in ('max_k', 'batch', 'texts_at_once'):
-    with pytest.raises(ProbingError, match=f'{name}=0'):
+    with pytest.raises(FactsError, match=f'{name}=0'):
       run(TEXTS, mean, **{name: 0})
-  with pytest.raises(ProbingError, match=r'the centre has shape \[1, 2\]'):
+  with pytest.raises(FactsError, match=r'the centre has shape \[1, 2\]'):
     run(TEXTS, Centre(np.ones((1, 2)), np.ones(1), np.zeros(1, int), 5))
-  with pytest.raises(ProbingError, match="does not have the sites 'resid_pots'"):
+  with pytest.raises(FactsError, match="does not have the sites 'resid_pots'"):
     run(TEXTS, mean, site='resid_pots')
-  with pytest.raises(ProbingError, match='limit=1'):
+  with pytest.raises(FactsError, match='limit=1'):
     measure_centre(model.apply, model.params, TEXTS, bos=BOS, limit=1)
-  with pytest.raises(ProbingError, match='not a function of'):
+  with pytest.raises(FactsError, match='not a function of'):
     ContextComparison(decoders.language_model('mistral'))
-  with pytest.raises(ProbingError, match='not a function of'):
+  with pytest.raises(FactsError, match='not a function of'):
     measure_centre(decoders.language_model('mistral'), model.params, TEXTS, bos=BOS)
 
 
@@ -242,7 +242,7 @@ def test_nan_in_the_stream_is_refused():
   model = forward('mistral')
   broken = jax.tree.map(lambda x: x, model.params)
   broken['layers'] = jax.tree.map(lambda x: x.at[1].set(np.nan), broken['layers'])
-  with pytest.raises(ProbingError, match='NaN or infinity in the lengths of resid_post'):
+  with pytest.raises(FactsError, match='NaN or infinity in the lengths of resid_post'):
     measure_centre(model.apply, broken, TEXTS, bos=BOS)
-  with pytest.raises(ProbingError, match='NaN or infinity in the cosines'):
+  with pytest.raises(FactsError, match='NaN or infinity in the cosines'):
     ContextComparison(model.apply, max_k=K)(broken, TEXTS, centre('mistral'), bos=BOS)

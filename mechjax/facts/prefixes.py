@@ -22,9 +22,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Int32, PyTree
 
 from mechjax import harvest, watching
-from mechjax.errors import ProbingError
-from mechjax.probing.needed_sites import check_sites
-from mechjax.probing.reads import Read, Select, as_grid, keep_last
+from mechjax.errors import FactsError
+from mechjax.facts.needed_sites import check_sites
+from mechjax.facts.reads import Read, Select, as_grid, keep_last
 
 Step = Callable[[PyTree, Int32[Array, 'B T'], Bool[Array, 'B T'], PyTree], tuple[Array, PyTree]]
 """(params, tokens, mask, cache) -> (logits, cache with these tokens)."""
@@ -47,10 +47,10 @@ def share_prefix(
     prefix, sites, select: as in `reads.read_whole`.
 
   Raises:
-    ProbingError: a model without a cache, or without the sites.
+    FactsError: a model without a cache, or without the sites.
   """
   if new_cache is None:
-    raise ProbingError('the model has no cache', hint='read_whole reads names in whole passes')
+    raise FactsError('the model has no cache', hint='read_whole reads names in whole passes')
   make = new_cache
   T = len(prefix) + 1
   axes = _row_axes(make, params, T + 1)

@@ -13,7 +13,7 @@ from jaxtyping import Int, PyTree
 
 from mechjax import harvest
 from mechjax import sites as sites_lib
-from mechjax.errors import ProbingError, SiteError
+from mechjax.errors import FactsError, SiteError
 from mechjax.harvest.listing import SiteInfo
 
 
@@ -29,13 +29,13 @@ def check_sites(
     patterns: patterns of `mechjax.sites`.
 
   Raises:
-    ProbingError: the model does not have them, or their first axes are not those of the tokens.
+    FactsError: the model does not have them, or their first axes are not those of the tokens.
   """
   infos = harvest.sites_of(forward, params, tokens)
   try:
     chosen = set(sites_lib.select(patterns, [info.site for info in infos]))
   except SiteError as e:
-    raise ProbingError(
+    raise FactsError(
       f'the model does not have the sites {patterns!r}',
       cause=e.cause or e.what,
       hint='a model without MLPs has no neurons; a patch must be installed before a model is made',
@@ -43,7 +43,7 @@ def check_sites(
   found = [info for info in infos if info.site in chosen]
   for info in found:
     if tuple(info.shape[:2]) != tokens.shape:
-      raise ProbingError(
+      raise FactsError(
         f'{info.site} has shape {info.shape} for tokens {list(tokens.shape)}; expected [B, T, ...]',
         hint='sites such as mlp_post and resid_post have one value for each token',
       )
@@ -56,12 +56,10 @@ def check_layers(
   """Number of layers, width and dtype of a site that every layer has.
 
   Raises:
-    ProbingError: as `check_sites`; or layers of different widths.
+    FactsError: as `check_sites`; or layers of different widths.
   """
   infos = check_sites(forward, params, tokens, name)
   widths = {info.shape[2:] for info in infos}
   if len(widths) != 1 or len(infos[0].shape) != 3:
-    raise ProbingError(
-      f'the layers of {name!r} have the shapes {sorted(widths)}; expected one width'
-    )
+    raise FactsError(f'the layers of {name!r} have the shapes {sorted(widths)}; expected one width')
   return len(infos), infos[0].shape[2], infos[0].dtype

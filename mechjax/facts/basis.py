@@ -27,9 +27,9 @@ import scipy  # imports scipy.stats, which takes a second, where it is first use
 from jax.typing import ArrayLike
 from jaxtyping import Float, Float64
 
-from mechjax.errors import ProbingError
-from mechjax.probing.bootstrap import error_of_mean
-from mechjax.probing.finite import as_table, check_count
+from mechjax.errors import FactsError
+from mechjax.facts.bootstrap import error_of_mean
+from mechjax.facts.finite import as_table, check_count
 
 NEXT = 9
 """Number of coordinates after the largest whose share is measured."""
@@ -76,17 +76,17 @@ def measure_alignment(
     seed: seed of the rotations.
 
   Raises:
-    ProbingError: fewer than eleven neurons, NaN, or a vector whose coordinates are all equal.
+    FactsError: fewer than eleven neurons, NaN, or a vector whose coordinates are all equal.
   """
   check_count('rotations', rotations, 2)
   table = as_table('vectors', vectors, 'n F')
   if table.shape[1] <= NEXT + 1:
-    raise ProbingError(
+    raise FactsError(
       f'vectors of {table.shape[1]} coordinates: more than {NEXT + 1} are needed for the shares'
     )
   flat = np.flatnonzero(np.ptp(table, axis=1) == 0)
   if len(flat):
-    raise ProbingError(
+    raise FactsError(
       f'all coordinates of vector {flat[0]} are {table[flat[0], 0]:.3g}, so that it has no kurtosis',
       cause='a class or a latent that never occurs' if not table[flat[0], 0] else None,
     )

@@ -24,11 +24,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from jaxtyping import Float64, Int, Shaped
 
-from mechjax.errors import ProbingError
-from mechjax.probing.excess import excess_from_sums
-from mechjax.probing.finite import as_indices, check_count
-from mechjax.probing.names import NameProduct
-from mechjax.probing.reads import Read, Values
+from mechjax.errors import FactsError
+from mechjax.facts.excess import excess_from_sums
+from mechjax.facts.finite import as_indices, check_count
+from mechjax.facts.names import NameProduct
+from mechjax.facts.reads import Read, Values
 
 Tile = tuple[Int[np.ndarray, ' first'], Int[np.ndarray, ' last']]
 """Indices of first names and of surnames."""
@@ -58,13 +58,13 @@ class ProductSums:
       batch: maximum number of names of a tile.
 
     Raises:
-      ProbingError: pairs that do not exist, or a batch below 1.
+      FactsError: pairs that do not exist, or a batch below 1.
     """
     check_count('batch', batch, 1)
     self.names, self.batch = names, batch
     self.at = as_indices('at', names.pairs if at is None else at, 2)
     if self.at.shape[1] != 2 or (self.at >= names.shape).any():
-      raise ProbingError(f'at= is not a list of pairs of the product, whose shape is {names.shape}')
+      raise FactsError(f'at= is not a list of pairs of the product, whose shape is {names.shape}')
     self.done = 0
     self.of_first: dict[str, Float64[np.ndarray, 'first ...']] = {}
     self.of_last: dict[str, Float64[np.ndarray, 'last ...']] = {}
@@ -91,10 +91,10 @@ class ProductSums:
     """Adds the values of the next tile.
 
     Raises:
-      ProbingError: values of another shape, other names of values than before, NaN; nothing is added then.
+      FactsError: values of another shape, other names of values than before, NaN; nothing is added then.
     """
     if self.is_complete:
-      raise ProbingError(f'all {self.done} tiles were added already')
+      raise FactsError(f'all {self.done} tiles were added already')
     first, last = self.tiles[self.done]
     parts = {name: np.asarray(x).astype(np.float64) for name, x in values.items()}
     self._check(parts, (len(first), len(last)))
@@ -117,16 +117,16 @@ class ProductSums:
 
   def _check(self, parts: Mapping[str, np.ndarray], shape: tuple[int, int]) -> None:
     if self.of_first and parts.keys() != self.of_first.keys():
-      raise ProbingError(f'a tile has {[*parts]}, the tiles before have {[*self.of_first]}')
+      raise FactsError(f'a tile has {[*parts]}, the tiles before have {[*self.of_first]}')
     for name, x in parts.items():
       like = self.of_first[name].shape[1:] if self.of_first else x.shape[2:]
       if x.shape != (*shape, *like):
-        raise ProbingError(f'{name!r} has shape {x.shape}; expected {(*shape, *like)}')
+        raise FactsError(f'{name!r} has shape {x.shape}; expected {(*shape, *like)}')
       if not np.isfinite(x.sum()):  # a sum of finite values of 32 bits is finite
         bad = np.argwhere(~np.isfinite(x))
         a, b = (index[k] for index, k in zip(self.tiles[self.done], bad[0][:2]))
         tokens = self.names.rows(np.array([[a, b]]))[0].tolist()
-        raise ProbingError(
+        raise FactsError(
           f'{name!r} contains NaN or infinity',
           where=f'the name with the tokens {tokens}',
           cause='an overflow, a token id beyond the vocabulary, or damaged weights',
@@ -136,10 +136,10 @@ class ProductSums:
     """Non-linear excess of the pairs `at`, [P, ...] by name; see `excess`.
 
     Raises:
-      ProbingError: tiles are missing.
+      FactsError: tiles are missing.
     """
     if not self.is_complete:
-      raise ProbingError(f'{self.done} of {len(self.tiles)} tiles were read')
+      raise FactsError(f'{self.done} of {len(self.tiles)} tiles were read')
     i, j = self.at.T
     return {
       name: excess_from_sums(
@@ -168,11 +168,11 @@ class ProductSums:
     """Takes over a state that `arrays` returned.
 
     Raises:
-      ProbingError: it is the state of another product, other pairs or another batch.
+      FactsError: it is the state of another product, other pairs or another batch.
     """
     for name, mine in self._question().items():
       if name not in arrays or not np.array_equal(arrays[name], mine):
-        raise ProbingError(
+        raise FactsError(
           f'the saved sums have another {name!r} than this product',
           hint='read again, or make the product as it was when they were saved',
         )
@@ -206,7 +206,7 @@ def read_product(
     The complete sums.
 
   Raises:
-    ProbingError: pairs that do not exist; values that change their shape, or NaN.
+    FactsError: pairs that do not exist; values that change their shape, or NaN.
   """
   sums = ProductSums(names, at, batch) if sums is None else sums
   height, width = map(len, sums.tiles[0])

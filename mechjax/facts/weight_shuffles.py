@@ -21,8 +21,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from mechjax import errors
-from mechjax.errors import ProbingError
-from mechjax.probing.finite import check_count
+from mechjax.errors import FactsError
+from mechjax.facts.finite import check_count
 
 KINDS = ('entries', 'rows')
 """Permutations of all entries of a matrix, or of its rows (its second axis from the end), which keeps each row."""
@@ -44,16 +44,16 @@ def shuffle_weights(
     Parameters with new arrays on the host, in their dtypes.
 
   Raises:
-    ProbingError: another kind, no array with such a path, or an array with no axis beyond the stacked ones.
+    FactsError: another kind, no array with such a path, or an array with no axis beyond the stacked ones.
   """
   if kind not in KINDS:
-    raise errors.unknown(ProbingError, 'kind of permutation', kind, KINDS)
+    raise errors.unknown(FactsError, 'kind of permutation', kind, KINDS)
   check_count('stacked', stacked, 0)
   paths, structure = jax.tree.flatten_with_path(params)
   keys = [[_name(entry) for entry in path] for path, _ in paths]
   if not any(part in path for path in keys):
     known = sorted({key for path in keys for key in path})
-    raise errors.unknown(ProbingError, 'part of the parameters', part, known)
+    raise errors.unknown(FactsError, 'part of the parameters', part, known)
   leaves = [
     _shuffle('/'.join(path), x, kind, seed, stacked) if part in path else x
     for path, (_, x) in zip(keys, paths)
@@ -72,7 +72,7 @@ def _name(entry: object) -> str:
 def _shuffle(path: str, x: object, kind: str, seed: int, stacked: int) -> np.ndarray:
   array = np.asarray(x)
   if array.ndim <= stacked:
-    raise ProbingError(
+    raise FactsError(
       f'{path} has shape {list(array.shape)}: no axis is left to permute beyond {stacked} stacked ones',
       hint='stacked=0 for parameters with one array a layer',
     )

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mechjax.errors import ProbingError
+from mechjax.errors import FactsError
+from mechjax.facts.linearity import Swaps, draw_swaps, measure_linearity
+from mechjax.facts.names import NameProduct
+from mechjax.facts.weight_shuffles import shuffle_weights
 from mechjax.models import decoder
-from mechjax.probing.linearity import Swaps, draw_swaps, measure_linearity
-from mechjax.probing.names import NameProduct
-from mechjax.probing.weight_shuffles import shuffle_weights
 from tests.models import decoders
 
 RANDOM = np.random.default_rng(0)
@@ -102,19 +102,19 @@ def test_an_error_that_would_be_a_mean_over_nothing_is_nan():
 
 def test_names_and_values_without_an_index_are_refused():
   tiny = NameProduct.of({'a': [1, 2], 'b': [3, 4], 'c': [1, 4]}, prefix=[0])
-  with pytest.raises(ProbingError, match='the 3 names have no two pairs without a common token'):
+  with pytest.raises(FactsError, match='the 3 names have no two pairs without a common token'):
     draw_swaps(tiny)
-  with pytest.raises(ProbingError, match='repeats=0'):
+  with pytest.raises(FactsError, match='repeats=0'):
     draw_swaps(NAMES, repeats=0)
-  with pytest.raises(ProbingError, match='values of 3 names; expected'):
+  with pytest.raises(FactsError, match='values of 3 names; expected'):
     measure_linearity(np.ones((3, 2)), SWAPS)
-  with pytest.raises(ProbingError, match='the same midpoint as names without a common token'):
+  with pytest.raises(FactsError, match='the same midpoint as names without a common token'):
     measure_linearity(np.ones((len(SWAPS.pairs), 4)), SWAPS)
   bad = additive(SWAPS.pairs)
   bad[3, 1, 2] = np.nan
-  with pytest.raises(ProbingError, match=r'NaN or infinity in values: nan at index \[3, 1, 2\]'):
+  with pytest.raises(FactsError, match=r'NaN or infinity in values: nan at index \[3, 1, 2\]'):
     measure_linearity(bad, SWAPS)
-  with pytest.raises(ProbingError, match='values has shape'):
+  with pytest.raises(FactsError, match='values has shape'):
     measure_linearity(np.ones(len(SWAPS.pairs)), SWAPS)
 
 
@@ -163,11 +163,11 @@ def test_a_decoder_runs_with_permuted_weights():
 
 def test_weights_that_cannot_be_permuted_are_refused():
   params = decoders.params('gpt2')
-  with pytest.raises(ProbingError, match="unknown part of the parameters 'mpl'"):
+  with pytest.raises(FactsError, match="unknown part of the parameters 'mpl'"):
     shuffle_weights(params, 'mpl')
-  with pytest.raises(ProbingError, match="unknown kind of permutation 'columns'"):
+  with pytest.raises(FactsError, match="unknown kind of permutation 'columns'"):
     shuffle_weights(params, 'mlp', kind='columns')
-  with pytest.raises(ProbingError, match='no axis is left to permute beyond 1 stacked'):
+  with pytest.raises(FactsError, match='no axis is left to permute beyond 1 stacked'):
     shuffle_weights({'mlp': np.arange(3)}, 'mlp')
-  with pytest.raises(ProbingError, match='stacked=-1'):
+  with pytest.raises(FactsError, match='stacked=-1'):
     shuffle_weights(params, 'mlp', stacked=-1)

@@ -36,9 +36,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Float64
 
-from mechjax.errors import ProbingError
-from mechjax.probing.bootstrap import error_of_median
-from mechjax.probing.finite import as_table, check_count
+from mechjax.errors import FactsError
+from mechjax.facts.bootstrap import error_of_median
+from mechjax.facts.finite import as_table, check_count
 
 BLOCK = 2**22
 """Numbers of a table that are converted to float64 at once."""
@@ -54,11 +54,11 @@ def nonlinear_excess(table: Float[ArrayLike, 'first last ...']) -> Float64[np.nd
     The excesses, in the shape of `table`.
 
   Raises:
-    ProbingError: fewer than two first names or surnames; NaN.
+    FactsError: fewer than two first names or surnames; NaN.
   """
   shape = np.shape(table)
   if len(shape) < 2 or min(shape[:2]) < 2:
-    raise ProbingError(
+    raise FactsError(
       f'a table of shape {list(shape)} has no non-linear excess',
       hint='pass [first names, surnames, ...] with at least two of each',
     )
@@ -112,14 +112,14 @@ def excess_computed(
     *inputs: excess of its pre-activation; of gate and up in a gated MLP.
 
   Raises:
-    ProbingError: no inputs, other shapes, or NaN.
+    FactsError: no inputs, other shapes, or NaN.
   """
   if not inputs:
-    raise ProbingError('the excess of the inputs is missing', hint='pass pre, or gate and up')
+    raise FactsError('the excess of the inputs is missing', hint='pass pre, or gate and up')
   tables = [as_table('an excess', x, '...') for x in (post, *inputs)]
   shapes = [list(x.shape) for x in tables]
   if any(shape != shapes[0] for shape in shapes):
-    raise ProbingError(f'excesses of outputs and inputs have the shapes {shapes}')
+    raise FactsError(f'excesses of outputs and inputs have the shapes {shapes}')
   largest = np.maximum(np.max(tables[1:], axis=0), 0)
   return np.maximum(tables[0] - largest, 0)
 
@@ -137,17 +137,17 @@ def check_gate(
   projection, and weights of another layer would give numbers that look right.
 
   Raises:
-    ProbingError: the product differs from `post` by more than `tolerance` of its largest entry.
+    FactsError: the product differs from `post` by more than `tolerance` of its largest entry.
   """
   post, gate, up = (
     as_table(name, x, '...') for name, x in (('post', post), ('gate', gate), ('up', up))
   )
   product = np.asarray(activation(gate.astype(np.float32)), np.float64) * up
   if product.shape != post.shape:
-    raise ProbingError(f'gate and up make {list(product.shape)}, post is {list(post.shape)}')
+    raise FactsError(f'gate and up make {list(product.shape)}, post is {list(post.shape)}')
   largest = np.abs(product - post).max()
   if largest > tolerance * np.abs(post).max():
-    raise ProbingError(
+    raise FactsError(
       f'activation(gate) * up differs from post by {largest:.3g}, where post is at most {np.abs(post).max():.3g}',
       cause='the up projection of another layer, another activation, or values of other tokens',
     )
@@ -190,20 +190,20 @@ def share_of_and(
     seed: seed of permutations and resampling.
 
   Raises:
-    ProbingError: shapes that do not fit, NaN, or no name with a positive excess of the probe.
+    FactsError: shapes that do not fit, NaN, or no name with a positive excess of the probe.
   """
   check_count('n_shuffles', n_shuffles, 1)
   computed = as_table('computed', computed, 'names neurons')
   probe = as_table('probe', probe, 'names')
   weights = as_table('weights', weights, 'neurons' if np.ndim(weights) == 1 else 'names neurons')
   if weights.shape not in (computed.shape, computed.shape[1:]) or len(probe) != len(computed):
-    raise ProbingError(
+    raise FactsError(
       f'computed {list(computed.shape)}, weights {list(weights.shape)} and probe {list(probe.shape)} do not fit',
       hint='[names, neurons], [neurons] or [names, neurons], and [names]',
     )
   there = probe > 0
   if not there.any():
-    raise ProbingError(
+    raise FactsError(
       f'the excess of the probe is at most {probe.max():.3g}: there is no AND to explain',
       cause='a probe that does not read the facts of these names, or the wrong sign',
     )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float64, Int
 
-from mechjax.probing.finite import check_count
+from mechjax.facts.finite import check_count
 
 
 def error_of_median(
@@ -36,7 +36,7 @@ def error_of_median(
     The errors, with the trailing axes of `values`; NaN for fewer than two units.
 
   Raises:
-    ProbingError: fewer than two draws.
+    FactsError: fewer than two draws.
   """
   check_count('n', n, 2)
   rows = np.arange(len(values))

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Integer
 
-from mechjax.errors import ProbingError
-from mechjax.probing.finite import as_indices
+from mechjax.errors import FactsError
+from mechjax.facts.finite import as_indices
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,19 +51,19 @@ class Facts:
       answer: token id of each answer.
 
     Raises:
-      ProbingError: no prompts, answers of several tokens, another number of names or answers, a column that does not
+      FactsError: no prompts, answers of several tokens, another number of names or answers, a column that does not
         exist.
     """
     rows = [np.asarray(p) for p in prompts]
     wrong = [i for i, r in enumerate(rows) if r.ndim != 1 or not r.size or r.dtype.kind not in 'iu']
     if wrong or not rows:
-      raise ProbingError(
+      raise FactsError(
         f'prompt {wrong[0]} is not a row of token ids' if wrong else 'there are no prompts'
       )
     answers = _as_answers(answer)
     columns = np.asarray(name)
     if columns.shape != (len(rows),) or columns.dtype.kind not in 'iu' or len(answers) != len(rows):
-      raise ProbingError(
+      raise FactsError(
         f'{len(rows)} prompts, {len(answers)} answers and columns of names of shape {columns.shape}'
       )
     lengths = np.array([len(r) for r in rows])
@@ -71,7 +71,7 @@ class Facts:
     outside = np.flatnonzero((at < 0) | (at >= lengths))
     if len(outside):
       i = outside[0]
-      raise ProbingError(f'prompt {i} has {lengths[i]} tokens, and its name is at {columns[i]}')
+      raise FactsError(f'prompt {i} has {lengths[i]} tokens, and its name is at {columns[i]}')
     real = np.arange(lengths.max()) < lengths[:, None]
     tokens = np.zeros(real.shape, np.int32)
     tokens[real] = np.concatenate(rows)
@@ -98,7 +98,7 @@ def _as_answers(answer: Sequence[int] | np.ndarray) -> np.ndarray:
   """The token of each answer."""
   several = [i for i, a in enumerate(answer) if np.ndim(a) and np.size(a) != 1]
   if several:
-    raise ProbingError(
+    raise FactsError(
       f'the answer of prompt {several[0]} is {np.size(answer[several[0]])} tokens: {answer[several[0]]!r:.60}',
       cause='an answer without the space before it, or a word that the vocabulary splits',
       hint='leave the fact out, or measure the first token and say so',

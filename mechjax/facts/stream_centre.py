@@ -21,9 +21,9 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int, Int32, Integer, PyTree
 
 from mechjax import harvest, watching
-from mechjax.errors import ProbingError
-from mechjax.probing.finite import as_indices, check_count, check_finite
-from mechjax.probing.needed_sites import check_layers
+from mechjax.errors import FactsError
+from mechjax.facts.finite import as_indices, check_count, check_finite
+from mechjax.facts.needed_sites import check_layers
 from mechjax.programs.callables import check_function
 
 SITE = 'resid_post'
@@ -71,12 +71,12 @@ def measure_centre(
     site: name of a site with one value [B, T, D] in each layer.
 
   Raises:
-    ProbingError: a model without the site, texts without tokens, texts that begin with `bos` already, NaN.
+    FactsError: a model without the site, texts without tokens, texts that begin with `bos` already, NaN.
   """
-  check_function(forward, ProbingError, 'measure_centre(model.apply, model.params, texts, bos=...)')
+  check_function(forward, FactsError, 'measure_centre(model.apply, model.params, texts, bos=...)')
   check_count('batch', batch, 1)
   if not limit > 1:
-    raise ProbingError(f'limit={limit!r}; expected a number of medians over 1')
+    raise FactsError(f'limit={limit!r}; expected a number of medians over 1')
   tokens, real = pad_texts(texts, bos)
   L, D, _ = check_layers(forward, params, tokens[:1], site)
 
@@ -120,15 +120,15 @@ def pad_texts(texts: Texts, bos: int) -> tuple[Int32[np.ndarray, 'B T'], Bool[np
   """Texts with `bos` before them, padded on the right, and the mask of their tokens.
 
   Raises:
-    ProbingError: no texts, a text without tokens or one that is not a row of ids, or that begins with `bos`.
+    FactsError: no texts, a text without tokens or one that is not a row of ids, or that begins with `bos`.
   """
   begin = int(as_indices('bos', [bos], 1)[0])
   if not len(texts):
-    raise ProbingError('there are no texts')
+    raise FactsError('there are no texts')
   rows = [as_indices(f'text {i}', row, 1) for i, row in enumerate(texts)]
   doubled = [i for i, row in enumerate(rows) if row[0] == begin]
   if doubled:
-    raise ProbingError(
+    raise FactsError(
       f'text {doubled[0]} begins with the token {begin} already, which bos= puts before each text',
       hint='model.tokens(text, bos=False)',
     )

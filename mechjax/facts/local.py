@@ -32,12 +32,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Float64, Int, PyTree
 
 from mechjax import harvest, precision, watching
-from mechjax.errors import ProbingError
-from mechjax.probing.bootstrap import error_of_median
-from mechjax.probing.finite import check_count, check_finite
-from mechjax.probing.needed_sites import check_layers
-from mechjax.probing.stream_centre import SITE, Centre, Texts, pad_texts
-from mechjax.probing.windows import make_windows
+from mechjax.errors import FactsError
+from mechjax.facts.bootstrap import error_of_median
+from mechjax.facts.finite import check_count, check_finite
+from mechjax.facts.needed_sites import check_layers
+from mechjax.facts.stream_centre import SITE, Centre, Texts, pad_texts
+from mechjax.facts.windows import make_windows
 from mechjax.programs.callables import check_function
 
 
@@ -94,15 +94,15 @@ class LocalProcessing:
       seed: seed of the draws.
 
     Raises:
-      ProbingError: a mask of another shape, or no token.
+      FactsError: a mask of another shape, or no token.
     """
     mask = np.ones(len(self.text), bool) if chosen is None else np.asarray(chosen)
     if mask.shape != self.text.shape or mask.dtype != bool:
-      raise ProbingError(
+      raise FactsError(
         f'chosen= is {mask.dtype}{list(mask.shape)}; expected booleans [{len(self.text)}], one for each token'
       )
     if not mask.any():
-      raise ProbingError('no token is chosen', cause='a kind of token that the texts do not have')
+      raise FactsError('no token is chosen', cause='a kind of token that the texts do not have')
     x = self.cosines[mask].astype(np.float64)
     return ContextSummary(
       median=np.median(x, axis=0),
@@ -127,7 +127,7 @@ class ContextComparison:
     site: name of a site with one value [B, T, D] in each layer.
 
   Raises:
-    ProbingError: a model in place of a function, or numbers below 1.
+    FactsError: a model in place of a function, or numbers below 1.
   """
 
   forward: Callable
@@ -137,7 +137,7 @@ class ContextComparison:
   site: str = SITE
 
   def __post_init__(self) -> None:
-    check_function(self.forward, ProbingError, 'ContextComparison(model.apply)')
+    check_function(self.forward, FactsError, 'ContextComparison(model.apply)')
     for name in ('max_k', 'batch', 'texts_at_once'):
       check_count(name, getattr(self, name), 1)
 
@@ -154,14 +154,14 @@ class ContextComparison:
       seed: seed of the control.
 
     Raises:
-      ProbingError: a text that is too short, texts that begin with `bos` already, a model without the site, a centre of
+      FactsError: a text that is too short, texts that begin with `bos` already, a model without the site, a centre of
         another model, NaN.
     """
     tokens_BxT, real_BxT = pad_texts(texts, bos)
     _check_lengths(real_BxT, self.max_k)
     L, D, _ = check_layers(self.forward, params, tokens_BxT[:1], self.site)
     if centre.mean.shape != (L, D):
-      raise ProbingError(
+      raise FactsError(
         f'the centre has shape {list(centre.mean.shape)}, and {self.site} of this model [{L}, {D}]'
       )
     where = np.argwhere(real_BxT[:, 1:])
@@ -244,7 +244,7 @@ def _check_lengths(real_BxT: np.ndarray, max_k: int) -> None:
   lengths = real_BxT.sum(1) - 1
   short = np.flatnonzero(lengths < max_k + 2)
   if len(short):
-    raise ProbingError(
+    raise FactsError(
       f'text {short[0]} has {lengths[short[0]]} tokens, and k goes up to {max_k}',
       cause='a token counts if max_k tokens stand before it, and the control needs another such token',
       hint=f'texts of at least {max_k + 2} tokens, or a smaller max_k',

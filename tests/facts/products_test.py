@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from mechjax import precision
-from mechjax.errors import ProbingError
+from mechjax.errors import FactsError
+from mechjax.facts.excess import check_gate, excess_computed, nonlinear_excess, share_of_and
+from mechjax.facts.names import NameProduct
+from mechjax.facts.prefixes import share_prefix
+from mechjax.facts.products import ProductSums, read_product
+from mechjax.facts.reads import make_row_reader, read_whole
 from mechjax.models import ours
-from mechjax.probing.excess import check_gate, excess_computed, nonlinear_excess, share_of_and
-from mechjax.probing.names import NameProduct
-from mechjax.probing.prefixes import share_prefix
-from mechjax.probing.products import ProductSums, read_product
-from mechjax.probing.reads import make_row_reader, read_whole
 from tests.models import decoders
 from tests.patching import plain
 
@@ -94,7 +94,7 @@ def test_a_product_has_every_token_once_and_the_listed_pairs_in_order():
   ],
 )
 def test_names_that_have_no_product_are_refused_by_name(names, prefix, message):
-  with pytest.raises(ProbingError, match=message):
+  with pytest.raises(FactsError, match=message):
     NameProduct.of(names, prefix)
 
 
@@ -133,16 +133,16 @@ def test_a_change_of_the_selection_is_noticed():
 
 def test_a_model_that_lacks_the_sites_or_a_cache_is_refused():
   model = forward('attn-only')
-  with pytest.raises(ProbingError, match="does not have the sites 'mlp_post"):
+  with pytest.raises(FactsError, match="does not have the sites 'mlp_post"):
     read_whole(model.apply, model.params, (2,), 'mlp_post.*')
   step = model.generator.step
-  with pytest.raises(ProbingError, match="does not have the sites 'mlp_post"):
+  with pytest.raises(FactsError, match="does not have the sites 'mlp_post"):
     share_prefix(step, model.generator.new_cache, model.params, (2,), 'mlp_post.*')
-  with pytest.raises(ProbingError, match='has no cache'):
+  with pytest.raises(FactsError, match='has no cache'):
     share_prefix(step, None, model.params, (2,), 'resid_post.0')
-  with pytest.raises(ProbingError, match=r'attn_probs.0 has shape .* expected \[B, T, ...\]'):
+  with pytest.raises(FactsError, match=r'attn_probs.0 has shape .* expected \[B, T, ...\]'):
     read_whole(model.apply, model.params, (2,), 'attn_probs.0')
-  with pytest.raises(ProbingError, match='not a function of'):
+  with pytest.raises(FactsError, match='not a function of'):
     read_whole(decoders.language_model('gpt2'), model.params, (2,), 'mlp_post.*')
 
 
@@ -180,7 +180,7 @@ def test_a_reading_continues_where_it_was_stopped(tmp_path):
   with np.load(tmp_path / 'sums.npz') as saved:
     sums.load(saved)
   assert sums.done == 2
-  with pytest.raises(ProbingError, match='2 of 4 tiles were read'):
+  with pytest.raises(FactsError, match='2 of 4 tiles were read'):
     sums.excess()
   found = read_product(read, NAMES, sums=sums, on_tile=lambda s: seen.append(s.done)).excess()
   assert seen == [3, 4]
@@ -194,7 +194,7 @@ def test_saved_sums_of_another_question_are_refused(change):
   sums = ProductSums(NAMES, batch=4)
   saved = sums.arrays()
   saved[change] = saved[change] + 1
-  with pytest.raises(ProbingError, match=f"the saved sums have another '{change}'"):
+  with pytest.raises(FactsError, match=f"the saved sums have another '{change}'"):
     sums.load(saved)
 
 
@@ -213,23 +213,23 @@ def test_a_tile_that_does_not_fit_is_refused_and_changes_nothing():
     ({'x': np.ones((1, 4, 3))}, r"'x' has shape \(1, 4, 3\)"),
     ({'x': np.ones((2, 4, 2))}, r"'x' has shape \(2, 4, 2\)"),
   ):
-    with pytest.raises(ProbingError, match=message):
+    with pytest.raises(FactsError, match=message):
       sums.add(values)
   assert sums.done == 1
   assert sums.of_first['x'].sum() == sums.of_last['x'].sum() == 8
   for _ in range(3):
     sums.add(tile(x=1.0))
-  with pytest.raises(ProbingError, match='all 4 tiles were added'):
+  with pytest.raises(FactsError, match='all 4 tiles were added'):
     sums.add(tile(x=1.0))
 
 
 def test_pairs_that_do_not_exist_and_batches_of_nothing_are_refused():
   for at in ([[0, 4]], [[4, 0]], [[0, 1, 2]]):
-    with pytest.raises(ProbingError, match='not a list of pairs'):
+    with pytest.raises(FactsError, match='not a list of pairs'):
       ProductSums(NAMES, np.array(at))
-  with pytest.raises(ProbingError, match='at has shape'):
+  with pytest.raises(FactsError, match='at has shape'):
     ProductSums(NAMES, np.array([0, 1]))
-  with pytest.raises(ProbingError, match='batch=0'):
+  with pytest.raises(FactsError, match='batch=0'):
     ProductSums(NAMES, batch=0)
 
 
@@ -246,12 +246,12 @@ def test_rows_are_read_in_blocks_for_any_parameters():
   doubled['layers']['mlp']['gate'] = 2 * doubled['layers']['mlp']['gate']
   assert not np.allclose(read(doubled, rows)['mlp_post'], expected, atol=1e-2)
   broken = jax.tree.map(lambda x: x * np.nan, model.params)
-  with pytest.raises(ProbingError, match='NaN or infinity in mlp_post'):
+  with pytest.raises(FactsError, match='NaN or infinity in mlp_post'):
     read(broken, rows)
-  with pytest.raises(ProbingError, match='rows has shape'):
+  with pytest.raises(FactsError, match='rows has shape'):
     read(model.params, rows[0])
   lacking = forward('attn-only')
-  with pytest.raises(ProbingError, match="does not have the sites 'mlp_post'"):
+  with pytest.raises(FactsError, match="does not have the sites 'mlp_post'"):
     make_row_reader(lacking.apply, 'mlp_post')(lacking.params, rows)
 
 

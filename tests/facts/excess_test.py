@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechjax.errors import ProbingError
-from mechjax.probing import excess
-from mechjax.probing.excess import (
+from mechjax.errors import FactsError
+from mechjax.facts import excess
+from mechjax.facts.excess import (
   check_gate,
   excess_computed,
   excess_from_sums,
@@ -157,11 +157,11 @@ def test_the_other_factor_of_a_gated_mlp_is_checked():
   gate, up = random.standard_normal((2, 5, 8))
   post = np.asarray(jax.nn.silu(gate.astype(np.float32))) * up
   check_gate(post, gate, up, jax.nn.silu)
-  with pytest.raises(ProbingError, match='the up projection of another layer'):
+  with pytest.raises(FactsError, match='the up projection of another layer'):
     check_gate(post, gate, up[::-1], jax.nn.silu)
-  with pytest.raises(ProbingError, match='another activation'):
+  with pytest.raises(FactsError, match='another activation'):
     check_gate(post, gate, up, jax.nn.relu)
-  with pytest.raises(ProbingError, match='gate and up make'):
+  with pytest.raises(FactsError, match='gate and up make'):
     check_gate(post[:1], gate, up, jax.nn.silu)
 
 
@@ -187,5 +187,5 @@ BAD = np.array([[1.0, 2], [3, np.nan]])
   ],
 )
 def test_tables_without_an_excess_are_refused(call, message):
-  with pytest.raises(ProbingError, match=message):
+  with pytest.raises(FactsError, match=message):
     call()

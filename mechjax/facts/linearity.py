@@ -34,9 +34,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Float64, Int
 
-from mechjax.errors import ProbingError
-from mechjax.probing.finite import as_table, check_count
-from mechjax.probing.names import NameProduct
+from mechjax.errors import FactsError
+from mechjax.facts.finite import as_table, check_count
+from mechjax.facts.names import NameProduct
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ def draw_swaps(names: NameProduct, repeats: int = 20, seed: int = 0) -> Swaps:
     seed: seed of the orders.
 
   Raises:
-    ProbingError: no two pairs of names without a common token.
+    FactsError: no two pairs of names without a common token.
   """
   check_count('repeats', repeats, 1)
   random = np.random.default_rng(seed)
@@ -96,7 +96,7 @@ def draw_swaps(names: NameProduct, repeats: int = 20, seed: int = 0) -> Swaps:
     good = [c for c in couples if _can_swap(names, c, listed)]
     chosen += [(c, other) for k, c in enumerate(good) if (other := _find_other(names, good, k))]
   if not chosen:
-    raise ProbingError(
+    raise FactsError(
       f'the {len(names.pairs)} names have no two pairs without a common token',
       hint='an index needs four names with four first names and four surnames',
     )
@@ -138,18 +138,18 @@ def measure_linearity(values: Float[ArrayLike, 'U ... D'], swaps: Swaps) -> Line
     swaps: result of `draw_swaps`.
 
   Raises:
-    ProbingError: values of other names, NaN, or a control with a distance of 0.
+    FactsError: values of other names, NaN, or a control with a distance of 0.
   """
   table = as_table('values', values, 'U D' if np.ndim(values) < 2 else 'U D ...')
   if len(table) != len(swaps.pairs):
-    raise ProbingError(f'values of {len(table)} names; expected {len(swaps.pairs)}: swaps.pairs')
+    raise FactsError(f'values of {len(table)} names; expected {len(swaps.pairs)}: swaps.pairs')
   midpoint = lambda i, j: (table[swaps.at[:, i]] + table[swaps.at[:, j]]) / 2  # noqa: E731
   middle = midpoint(0, 1)
   kept = np.linalg.norm(middle - midpoint(2, 3), axis=-1)
   control = np.linalg.norm(middle - midpoint(4, 5), axis=-1)
   if not (control > 0).all():
     q = int(np.argwhere(control <= 0)[0][0])
-    raise ProbingError(
+    raise FactsError(
       f'the names of swap {q} have the same midpoint as names without a common token',
       cause='values that do not depend on the name',
     )

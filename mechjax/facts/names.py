@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int, Int32
 
-from mechjax.errors import ProbingError
+from mechjax.errors import FactsError
 
 TOKENS = 2
 """Number of tokens of a name."""
@@ -58,12 +58,12 @@ class NameProduct:
       prefix: tokens before each name: the one that begins texts, at least.
 
     Raises:
-      ProbingError: names that are not two tokens; fewer than two first names or surnames; two names with the same
+      FactsError: names that are not two tokens; fewer than two first names or surnames; two names with the same
         tokens; no prefix; ids that are not whole numbers from 0.
     """
     before = _as_ids('prefix', prefix)
     if not before.size:
-      raise ProbingError(
+      raise FactsError(
         'prefix= is empty, so that the first name would be at position 0',
         cause='position 0 is a resting place of the attention, and its values are unlike all others',
         hint='prefix=[bos], the id of the token that begins texts, or a common token for a model without one',
@@ -75,7 +75,7 @@ class NameProduct:
     columns, indices = zip(*(np.unique(column, return_inverse=True) for column in table.T))
     for what, column in zip(('first names', 'surnames'), columns):
       if len(column) < 2:
-        raise ProbingError(
+        raise FactsError(
           f'the {len(rows)} names have {len(column)} different {what}',
           hint='an excess compares a name with others: at least two first names and two surnames are needed',
         )
@@ -104,9 +104,9 @@ class NameProduct:
 def _as_ids(name: str, ids: Sequence[int] | np.ndarray) -> np.ndarray:
   found = np.asarray(ids)
   if found.ndim != 1 or (found.size and found.dtype.kind not in 'iu'):
-    raise ProbingError(f'{name} is not a row of token ids: {ids!r:.100}')
+    raise FactsError(f'{name} is not a row of token ids: {ids!r:.100}')
   if found.size and (found.min() < 0 or found.max() > np.iinfo(np.int32).max):
-    raise ProbingError(f'{name} has ids from {found.min()} to {found.max()}, which are not tokens')
+    raise FactsError(f'{name} has ids from {found.min()} to {found.max()}, which are not tokens')
   return found.astype(np.int64)
 
 
@@ -115,7 +115,7 @@ def _check_lengths(rows: Mapping[str, np.ndarray]) -> None:
   if wrong:
     shown = ', '.join(f'{text!r} has {n}' for text, n in [*wrong.items()][:8])
     more = f', and {len(wrong) - 8} more' if len(wrong) > 8 else ''
-    raise ProbingError(
+    raise FactsError(
       f'{len(wrong)} of {len(rows)} names are not {TOKENS} tokens: {shown}{more}',
       cause='a tokenizer splits rare surnames, and a first name may need a space before it',
       hint='leave these names out, and state how many there were',
@@ -127,4 +127,4 @@ def _check_unique(table: np.ndarray, labels: Sequence[str]) -> None:
   if (count > 1).any():
     i = first[count > 1][0]
     same = [label for label, row in zip(labels, table) if (row == table[i]).all()]
-    raise ProbingError(f'the names {same} have the same tokens {table[i].tolist()}')
+    raise FactsError(f'the names {same} have the same tokens {table[i].tolist()}')

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mechjax.errors import ProbingError
-from mechjax.probing.basis import measure_alignment, rotate_randomly
-from mechjax.probing.familiarity import compare_groups
+from mechjax.errors import FactsError
+from mechjax.facts.basis import measure_alignment, rotate_randomly
+from mechjax.facts.familiarity import compare_groups
 
 RANDOM = np.random.default_rng(0)
 
@@ -70,7 +70,7 @@ def test_a_rotated_vector_is_uniform_on_the_sphere():
   ],
 )
 def test_vectors_without_a_kurtosis_are_refused(vectors, options, message):
-  with pytest.raises(ProbingError, match=message):
+  with pytest.raises(FactsError, match=message):
     measure_alignment(vectors, **options)
 
 
@@ -119,5 +119,5 @@ def test_a_ratio_over_nothing_is_nan():
   ],
 )
 def test_groups_that_cannot_be_compared_are_refused(known, unknown, message):
-  with pytest.raises(ProbingError, match=message):
+  with pytest.raises(FactsError, match=message):
     compare_groups(known, unknown)

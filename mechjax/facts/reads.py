@@ -27,9 +27,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int32, PyTree
 
 from mechjax import harvest, watching
-from mechjax.errors import ProbingError
-from mechjax.probing.finite import as_indices, check_count, check_finite
-from mechjax.probing.needed_sites import check_sites
+from mechjax.errors import FactsError
+from mechjax.facts.finite import as_indices, check_count, check_finite
+from mechjax.facts.needed_sites import check_sites
 from mechjax.programs.callables import check_function
 
 Values = Mapping[str, Float[Array | np.ndarray, 'first last ...']]
@@ -61,7 +61,7 @@ def read_whole(
       the site.
 
   Raises:
-    ProbingError: the model does not have the sites.
+    FactsError: the model does not have the sites.
   """
   run = _make_run(forward, sites, select)
   check_sites(forward, params, np.array([[*prefix, 0, 0]], np.int32), sites)
@@ -86,7 +86,7 @@ def make_row_reader(
 
   Returns:
     (params, rows) -> values [rows, ...] by name. It compiles once for rows of one length, for any parameters; it raises
-    ProbingError for a model without the sites, no rows, and NaN.
+    FactsError for a model without the sites, no rows, and NaN.
   """
   run = _make_run(forward, sites, select)
   check_count('batch', batch, 1)
@@ -108,7 +108,7 @@ def make_row_reader(
 
 def _make_run(forward: Callable, sites: str, select: Select | None) -> watching.Jitted:
   """A function (params, rows) -> values at the last position."""
-  check_function(forward, ProbingError, 'read_whole(model.apply, model.params, prefix, sites)')
+  check_function(forward, FactsError, 'read_whole(model.apply, model.params, prefix, sites)')
 
   def run(params, rows):
     return keep_last(select, params, harvest.reap(forward, sites=sites)(params, rows))

@@ -31,11 +31,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Float64, Int, PyTree
 
 from mechjax import harvest, watching
-from mechjax.errors import ProbingError
+from mechjax.errors import FactsError
+from mechjax.facts.facts import Facts
+from mechjax.facts.finite import as_indices, as_table, check_count
+from mechjax.facts.needed_sites import check_layers
 from mechjax.logits import log_probs
-from mechjax.probing.facts import Facts
-from mechjax.probing.finite import as_indices, as_table, check_count
-from mechjax.probing.needed_sites import check_layers
 from mechjax.programs.callables import check_function
 
 SITE = 'mlp_post'
@@ -65,7 +65,7 @@ class NeuronMeanAblation:
     max_passes: number of rows that run at once in an exact measurement.
 
   Raises:
-    ProbingError: a model in place of a function, or numbers below 1.
+    FactsError: a model in place of a function, or numbers below 1.
   """
 
   forward: Callable
@@ -73,7 +73,7 @@ class NeuronMeanAblation:
   max_passes: int = 64
 
   def __post_init__(self) -> None:
-    check_function(self.forward, ProbingError, 'NeuronMeanAblation(model.apply)')
+    check_function(self.forward, FactsError, 'NeuronMeanAblation(model.apply)')
     check_count('batch', self.batch, 1)
     check_count('max_passes', self.max_passes, 1)
 
@@ -85,7 +85,7 @@ class NeuronMeanAblation:
       facts: the prompts; their answers are not used.
 
     Raises:
-      ProbingError: a model without neurons, or NaN.
+      FactsError: a model without neurons, or NaN.
     """
     self._describe(params, facts)
     total = np.zeros(())
@@ -106,7 +106,7 @@ class NeuronMeanAblation:
       Effects [B, L, F].
 
     Raises:
-      ProbingError: means of another model, a model without neurons, an answer outside the vocabulary, NaN.
+      FactsError: means of another model, a model without neurons, an answer outside the vocabulary, NaN.
     """
     L, F, dtype = self._describe(params, facts)
     table = _check_means(means, (L, F), dtype)
@@ -134,12 +134,12 @@ class NeuronMeanAblation:
       Effects [B, neurons].
 
     Raises:
-      ProbingError: as `attribute`; neurons that do not exist.
+      FactsError: as `attribute`; neurons that do not exist.
     """
     L, F, dtype = self._describe(params, facts)
     table, chosen = _check_means(means, (L, F), dtype), as_indices('neurons', neurons, 2)
     if chosen.shape[1] != 2 or (chosen >= (L, F)).any():
-      raise ProbingError(f'neurons= must be pairs below ({L}, {F}): layer and index of each neuron')
+      raise FactsError(f'neurons= must be pairs below ({L}, {F}): layer and index of each neuron')
     values, base = np.zeros((len(facts), len(chosen))), np.zeros(len(facts))
     for parts, rows in facts.blocks(self.batch):
       count = rows.stop - rows.start
@@ -225,7 +225,7 @@ def _check_means(means: ArrayLike, shape: tuple[int, int], dtype: np.dtype) -> n
   """Means in the dtype of the neurons, or in float32 if that is narrower."""
   found = as_table('means', means, 'layers neurons')
   if found.shape != shape:
-    raise ProbingError(
+    raise FactsError(
       f'means have shape {list(found.shape)}, and the model has {shape[0]} layers of {shape[1]} neurons'
     )
   return found.astype(np.float64 if np.dtype(dtype).itemsize > 4 else np.float32)
@@ -235,7 +235,7 @@ def _check_log_probs(values: Array) -> np.ndarray:
   """Log-probabilities in float64."""
   found = np.asarray(values, np.float64)
   if np.isnan(found).any():
-    raise ProbingError(
+    raise FactsError(
       'log p(answer) is NaN',
       cause='an answer or a token id beyond the vocabulary, an overflow, or damaged weights',
     )
