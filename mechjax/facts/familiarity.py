@@ -27,6 +27,7 @@ from jaxtyping import Float, Float64
 
 from mechjax.errors import FactsError
 from mechjax.facts.finite import as_table, check_count
+from mechjax.probing.scoring import auc_of_ranks, rank_blocks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,17 +78,19 @@ def compare_groups(
   together, n = np.concatenate(groups), len(groups[0])
   random = np.random.default_rng(seed)
   orders = [random.permutation(len(together)) for _ in range(n_shuffles)]
-  shuffled = [_auc(together[order][:n], together[order][n:])[0] for order in orders]
+  members = np.stack([np.arange(len(together)), *map(np.argsort, orders)]) < n
+  blocks = rank_blocks(together.reshape(len(together), -1))
+  auc = np.concatenate([auc_of_ranks(ranks, members) for ranks in blocks], -1)
+  auc = auc.reshape(len(auc), *mean.shape)
   ratio = np.divide(mean, other, out=np.full(mean.shape, np.nan), where=other != 0)
-  return GroupComparison(mean, other, ratio, *_auc(groups[0], groups[1]), np.array(shuffled))
+  return GroupComparison(mean, other, ratio, np.asarray(auc[0]), _error_of_auc(*groups), auc[1:])
 
 
-def _auc(known: np.ndarray, unknown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """AUC with midranks, and its standard error (DeLong et al. 1988)."""
+def _error_of_auc(known: np.ndarray, unknown: np.ndarray) -> np.ndarray:
+  """Standard error of the AUC (DeLong et al. 1988)."""
   m, n = len(known), len(unknown)
   rank = lambda x: scipy.stats.rankdata(x, axis=0)  # noqa: E731
   together = rank(np.concatenate([known, unknown]))
   above = (together[:m] - rank(known)) / n  # share of unknown names below each known one
-  below = 1 - (together[m:] - rank(unknown)) / m
-  error = np.sqrt(above.var(0, ddof=1) / m + below.var(0, ddof=1) / n)
-  return np.asarray(above.mean(0)), np.asarray(error)
+  below = (together[m:] - rank(unknown)) / m  # share of known names below each unknown one
+  return np.asarray(np.sqrt(above.var(0, ddof=1) / m + below.var(0, ddof=1) / n))
