@@ -5,8 +5,8 @@ came long before it. A table by kind of token shows whether an average hides thi
 
     kinds = classify_tokens([model.text(i) for i in tokens])        texts of single tokens, with their spaces
 
-The list of common words is ours: 23 short English words, as many as in Nanda et al. 2023 (Fact Finding, post 5), whose
-list is not published.
+The list of common words is ours, 23 short English words. Nanda et al. 2023 (Fact Finding, post 5) use a list of 23
+words as well; the two may differ in some words, and so may the values of this kind.
 """
 
 from __future__ import annotations
