@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32, Integer
 
 from mechjax.errors import FactsError
-from mechjax.facts.finite import as_indices
+from mechjax.facts.finite import as_tokens
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,15 +51,12 @@ class Facts:
       answer: token id of each answer.
 
     Raises:
-      FactsError: no prompts, answers of several tokens, another number of names or answers, a column that does not
-        exist.
+      FactsError: no prompts, ids that are not tokens, answers of several tokens, another number of names or answers, a
+        column that does not exist.
     """
-    rows = [np.asarray(p) for p in prompts]
-    wrong = [i for i, r in enumerate(rows) if r.ndim != 1 or not r.size or r.dtype.kind not in 'iu']
-    if wrong or not rows:
-      raise FactsError(
-        f'prompt {wrong[0]} is not a row of token ids' if wrong else 'there are no prompts'
-      )
+    rows = [as_tokens(f'prompt {i}', p, 1) for i, p in enumerate(prompts)]
+    if not rows:
+      raise FactsError('there are no prompts')
     answers = _as_answers(answer)
     columns = np.asarray(name)
     if columns.shape != (len(rows),) or columns.dtype.kind not in 'iu' or len(answers) != len(rows):
@@ -103,4 +100,4 @@ def _as_answers(answer: Sequence[int] | np.ndarray) -> np.ndarray:
       cause='an answer without the space before it, or a word that the vocabulary splits',
       hint='leave the fact out, or measure the first token and say so',
     )
-  return as_indices('answer', [int(np.reshape(a, ())) for a in answer], 1)
+  return as_tokens('answer', [np.reshape(a, ()) for a in answer], 1).astype(np.int64)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, Float64, Int, Shaped
+from jaxtyping import Float, Float64, Int, Int32, Shaped
 
 from mechjax.errors import FactsError
 
@@ -90,3 +90,8 @@ def as_indices(
     end = '' if stop is None else f' to {stop - 1}'
     raise FactsError(f'{name} has {found.min()} to {found.max()}; expected indices from 0{end}')
   return found.astype(np.int64)
+
+
+def as_tokens(name: str, x: Numbers, ndim: int) -> Int32[np.ndarray, ' ...']:
+  """Returns token ids as int32; errors as for `as_indices`, and for ids that int32 does not hold."""
+  return as_indices(name, x, ndim, 2**31).astype(np.int32)

@@ -56,9 +56,16 @@ def check_layers(
   """Number of layers, width and dtype of a site that every layer has.
 
   Raises:
-    FactsError: as `check_sites`; or layers of different widths.
+    FactsError: as `check_sites`; layers of different widths; or layers whose numbers are not 0, 1, ... without a gap.
   """
   infos = check_sites(forward, params, tokens, name)
+  layers = [info.site.layer for info in infos]
+  if {*layers} != {*range(len(layers))}:
+    raise FactsError(
+      f'{name!r} selects the layers {layers}, and not 0 to {len(layers) - 1}',
+      cause='a site that only some layers have, or one without layers',
+      hint='the name of a site that every layer has, such as resid_post; results count layers from 0',
+    )
   widths = {info.shape[2:] for info in infos}
   if len(widths) != 1 or len(infos[0].shape) != 3:
     raise FactsError(f'the layers of {name!r} have the shapes {sorted(widths)}; expected one width')

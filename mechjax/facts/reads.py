@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int32, PyTree
 
 from mechjax import harvest, watching
 from mechjax.errors import FactsError
-from mechjax.facts.finite import as_indices, check_count, check_finite
+from mechjax.facts.finite import as_tokens, check_count, check_finite
 from mechjax.facts.needed_sites import check_sites
 from mechjax.programs.callables import check_function
 
@@ -92,7 +92,7 @@ def make_row_reader(
   check_count('batch', batch, 1)
 
   def read(params, rows):
-    rows = as_indices('rows', rows, 2).astype(np.int32)
+    rows = as_tokens('rows', rows, 2)
     check_sites(forward, params, rows[:1], sites)
     size, parts = min(batch, len(rows)), []
     for start in range(0, len(rows), size):

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float64, Int, Int32, Integer, PyTree
 
 from mechjax import harvest, watching
 from mechjax.errors import FactsError
-from mechjax.facts.finite import as_indices, check_count, check_finite
+from mechjax.facts.finite import as_tokens, check_count, check_finite
 from mechjax.facts.needed_sites import check_layers
 from mechjax.programs.callables import check_function
 
@@ -122,10 +122,10 @@ def pad_texts(texts: Texts, bos: int) -> tuple[Int32[np.ndarray, 'B T'], Bool[np
   Raises:
     FactsError: no texts, a text without tokens or one that is not a row of ids, or that begins with `bos`.
   """
-  begin = int(as_indices('bos', [bos], 1)[0])
+  begin = int(as_tokens('bos', [bos], 1)[0])
   if not len(texts):
     raise FactsError('there are no texts')
-  rows = [as_indices(f'text {i}', row, 1) for i, row in enumerate(texts)]
+  rows = [as_tokens(f'text {i}', row, 1) for i, row in enumerate(texts)]
   doubled = [i for i, row in enumerate(rows) if row[0] == begin]
   if doubled:
     raise FactsError(

@@ -1,13 +1,16 @@
 """Effects of neurons on facts and their correlations, against passes in NumPy, finite differences and SciPy."""
 
+import contextlib
 import dataclasses
+import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
 
-from mechjax import harvest
+from mechjax import harvest, sites
 from mechjax.errors import FactsError
 from mechjax.facts.fact_effects import NeuronMeanAblation
 from mechjax.facts.facts import Facts
@@ -99,8 +102,11 @@ def test_a_neuron_at_its_own_value_has_no_effect():
   ('arguments', 'message'),
   [
     (([], [], []), 'there are no prompts'),
-    (([[1, 2], [0.5]], [0, 0], [1, 1]), 'prompt 1 is not a row of token ids'),
-    (([[1, 2], []], [0, 0], [1, 1]), 'prompt 1 is not a row of token ids'),
+    (([[1, 2], [0.5]], [0, 0], [1, 1]), 'prompt 1 has shape .* float64; expected whole numbers'),
+    (([[1, 2], []], [0, 0], [1, 1]), r'prompt 1 has shape \[0\]'),
+    (([[1, 2], [3, -1]], [0, 0], [1, 1]), 'prompt 1 has -1 to 3; expected indices from 0'),
+    (([[1, 2], [3, 2**32]], [0, 0], [1, 1]), 'prompt 1 has 3 to 4294967296'),
+    (([[1, 2]], [0], [3.7]), 'answer has shape .* float64; expected whole numbers'),
     (([[1, 2]], [0], [[5, 6]]), r'the answer of prompt 0 is 2 tokens: \[5, 6\]'),
     (([[1, 2]], [0], [[]]), 'the answer of prompt 0 is 0 tokens'),
     (([[1, 2]], [2], [5]), 'prompt 0 has 2 tokens, and its name is at 2'),
@@ -143,6 +149,22 @@ def test_neurons_means_and_models_that_do_not_fit_are_refused():
     NeuronMeanAblation(decoders.language_model(NAME))
   with pytest.raises(FactsError, match='batch=0'):
     NeuronMeanAblation(plain.forward(NAME), batch=0)
+
+
+@pytest.mark.parametrize('layers', [(1, 2), (0, 2), (None,)])
+def test_layers_without_a_first_one_or_with_a_gap_are_refused(layers):
+  """Results count layers from 0, and a plant at a layer that does not exist would change nothing."""
+
+  def forward(params, tokens):
+    x = params[tokens]
+    for i in layers:
+      with contextlib.nullcontext() if i is None else sites.layer(i):
+        x = x + harvest.sow(jnp.tanh(x), name='mlp_post')
+    return x @ params.T
+
+  found = re.escape(f"'mlp_post' selects the layers {[*layers]}, and not 0 to {len(layers) - 1}")
+  with pytest.raises(FactsError, match=found):
+    NeuronMeanAblation(forward).measure_means(np.eye(31, 4, dtype=np.float32), FACTS)
 
 
 # --- correlations ---------------------------------------------------------------------------------------
