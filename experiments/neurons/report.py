@@ -55,10 +55,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
   """Writes the picture as PNG."""
   clouds, lines = panels.list_clouds(results), panels.list_curves(results)
   bars = panels.list_bars(results)
-  heights = [4.2] * len(clouds) + [3.6] * len(lines) + [4.0]
-  fig = charts.figure(9.6, sum(heights))
+  n_rows = -(-(len(clouds) + len(lines) + 1) // 2)
+  fig = charts.figure(19, 4.3 * n_rows)
   fig.suptitle(charts.make_legible(make_title(results)), fontsize=12, parse_math=False)
-  places = iter(fig.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).flat)
+  places = iter(fig.subfigures(n_rows, 2, squeeze=False).flat)
   for title, (_, given) in clouds.items():
     kept = {k: v for k, v in given.items() if k != 'notes'}
     shaded.points(next(places).subplots(), title=title, **kept)
