@@ -13,7 +13,7 @@ def tabulate_excess(part: dict[str, Any]) -> Table:
   """Non-linear excess of the probe by layer."""
   excess = part['excess']
   low, high = min(excess['shuffled']), max(excess['shuffled'])
-  columns = ('probe', 'control', 'control_sd', 'attn_out', 'mlp_out', 'by_layer')
+  shares = ('attn_out', 'mlp_out', 'by_layer')
   return Table(
     'Non-linear excess of the reading',
     f'Excess of the AND of first name and surname, over the product of {part["product"][0]} first names and '
@@ -28,10 +28,14 @@ def tabulate_excess(part: dict[str, Any]) -> Table:
       'computed by its neurons',
     ],
     [
-      [str(i), give(right, None, 1), give(mean, sd, 1), *map(give, shares)]
-      for i, (right, mean, sd, *shares) in enumerate(zip(*(excess[name] for name in columns)))
+      [
+        str(i), give(excess['probe'][i], excess['probe_error'][i], 1),
+        give(excess['control'][i], excess['control_sd'][i], 1),
+        *(give(excess[name][i], excess[f'{name}_error'][i]) for name in shares),
+      ]
+      for i in range(len(excess['probe']))
     ],
-    'score of the normalised stream; median shares over names',
+    'score of the normalised stream; medians over names, with errors',
   )  # fmt: skip
 
 
@@ -79,8 +83,13 @@ def tabulate_sharing(part: dict[str, Any]) -> Table:
     f'order. Probability of the answers: {facts}; {one["left_out"]} facts have answers of several tokens.',
     ['facts', 'correlation', 'permuted', 'largest neurons, exact'],
     [
-      [f'{names[i]}, {names[j]}', give(r, e, 3), f'{low:.3f} to {high:.3f}', give(exact['between'][i][j])]
-      for (i, j), r, e, (low, high) in zip(one['pairs'], one['correlation'], one['error'], one['shuffled'])
+      [
+        f'{names[i]}, {names[j]}', give(r, e, 3), f'{low:.3f} to {high:.3f}',
+        give(exact['between'][row], exact['error'][row]),
+      ]
+      for row, ((i, j), r, e, (low, high)) in enumerate(
+        zip(one['pairs'], one['correlation'], one['error'], one['shuffled'])
+      )
     ],
     'correlation, with standard errors',
   )  # fmt: skip
@@ -114,7 +123,7 @@ def tabulate_basis(part: dict[str, Any]) -> Table:
     for i, one in enumerate(layers):
       rows.append([
         f'{name}, layer {i}', give(one['kurtosis'], one['error']), give(one['rotated'], one['rotated_sd']),
-        give(one['top_1'], None, 3), give(one['next_9'], None, 3),
+        give(one['top_1'], one['top_1_error'], 3), give(one['next_9'], one['next_9_error'], 3),
       ])  # fmt: skip
   return Table(
     'Privileged basis',

@@ -28,6 +28,7 @@ from experiments.facts.settings import Settings
 from experiments.facts.subject import Subject
 from experiments.saved import Saved
 from mechjax import harvest, precision
+from mechjax.facts.bootstrap import error_of_median
 from mechjax.facts.excess import check_gate, excess_computed, share_of_and
 from mechjax.facts.familiarity import compare_groups
 from mechjax.facts.linearity import draw_swaps, measure_linearity
@@ -118,8 +119,9 @@ def measure_excess(
     same with shuffled sports, mean and standard deviation over draws. 'attn_out', 'mlp_out': by layer, median share of
     the excess of the last of these layers that the component writes, with norms frozen. 'share', 'error', 'shuffled':
     median share of the AND that single neurons of all these layers compute, its error, and the medians with permuted
-    weights. 'by_layer': median share that the neurons of each layer compute. 'names': for each name, the excess of the
-    reading and the computed one. 'left_out': names without a positive excess, which have no share.
+    weights. 'by_layer': median share that the neurons of each layer compute. '..._error': errors of the medians.
+    'names': for each name, the excess of the reading and the computed one. 'left_out': names without a positive
+    excess, which have no share.
   """
   key = [probe.layer, probe.head, len(product.labels)]
   found = saved.arrays('excess', key, lambda: read_excess(settings, subject, product, probe))
@@ -139,16 +141,19 @@ def measure_excess(
   there = right[:, -1] > 0
   written = {name: found[f'nle_{name}'] for name in COMPONENTS}
   total = sum(x.sum(1) for x in written.values())
+  shares = {name: (x / total[:, None])[there] for name, x in written.items()}
+  shares['by_layer'] = by_neurons[there] / right[there, -1:]
   return {
     'probe': np.median(right, axis=0).tolist(),
+    'probe_error': error_of_median(right).tolist(),
     'control': np.mean(draws, axis=0).tolist(),
     'control_sd': np.std(draws, axis=0).tolist(),
-    **{n: np.median((x / total[:, None])[there], axis=0).tolist() for n, x in written.items()},
+    **{name: np.median(x, axis=0).tolist() for name, x in shares.items()},
+    **{f'{name}_error': error_of_median(x).tolist() for name, x in shares.items()},
     'share': one.median,
     'error': one.standard_error,
     'shuffled': one.shuffled.tolist(),
     'left_out': one.left_out,
-    'by_layer': np.median(by_neurons[there] / right[there, -1:], axis=0).tolist(),
     'names': {'probe': right[:, -1].tolist(), 'computed': by_neurons.sum(1).tolist()},
   }
 

@@ -28,6 +28,7 @@ from experiments.facts.subject import Subject
 from experiments.saved import Saved
 from mechjax.errors import FactsError
 from mechjax.facts.basis import BasisAlignment, measure_alignment
+from mechjax.facts.bootstrap import error_of_mean
 from mechjax.facts.fact_effects import NeuronMeanAblation
 from mechjax.facts.facts import Facts
 from mechjax.facts.reads import make_row_reader
@@ -75,7 +76,7 @@ def measure_sharing(
     'facts': name and probability of each. 'pairs': two numbers of facts for each row. 'correlation', 'error',
     'shuffled': over all neurons, to first order, with the range that 95 % of the correlations with neurons permuted
     within layers are in. 'exact': exact effects of the largest neurons of any fact against those to first order:
-    their correlation, and the number of neurons.
+    their correlation, the number of neurons, and correlations 'between' the pairs of facts with their 'error'.
   """
   facts = choose_facts(subject.model)
   arrays = saved.arrays(
@@ -92,6 +93,7 @@ def measure_sharing(
   low, high = np.quantile(found.shuffled, [0.025, 0.975], axis=0)
   chosen, exact = arrays['chosen'], arrays['exact']
   first = effects[:, chosen[:, 0], chosen[:, 1]]
+  among = correlate_effects(exact, n_shuffles=2)
   return {
     'facts': [[one.name, float(np.exp(p))] for one, p in zip(facts, arrays['log_probs'])],
     'left_out': len(MICHAEL_JORDAN) - len(facts),
@@ -102,7 +104,8 @@ def measure_sharing(
     'exact': {
       'neurons': len(chosen),
       'correlation': float(np.corrcoef(first.ravel(), exact.ravel())[0, 1]),
-      'between': np.corrcoef(exact).tolist(),
+      'between': among.correlation.tolist(),
+      'error': among.standard_error.tolist(),
     },
     'largest': list_largest(chosen, exact),
   }
@@ -277,4 +280,6 @@ def describe_basis(found: BasisAlignment) -> dict[str, float]:
     'rotated_sd': spread,
     'top_1': float(found.top_1.mean()),
     'next_9': float(found.next_9.mean()),
+    'top_1_error': float(error_of_mean(found.top_1)),
+    'next_9_error': float(error_of_mean(found.next_9)),
   }

@@ -108,7 +108,8 @@ def tabulate_frequency(results: dict[str, Any]) -> Table:
   e, w, own = results['effects'], results['weights'], results['own']
   at = {i: n for n, i in enumerate(own['neurons'])}
   heads = [
-    'neuron', 'cosine with v', 'total', 'frequency-mediated', 'share', 'abs dKL', 'dKL', 'share (model)', 'abs dKL (model)',
+    'neuron', 'cosine with v', 'total', 'frequency-mediated', 'share', 'abs dKL', 'dKL', 'share (model)',
+    'abs dKL (model)',
   ]  # fmt: skip
   rows = [
     [
