@@ -243,7 +243,7 @@ def measure_linear_structure(
     for number in range(1 + SHUFFLED_MODELS):
       params = subject.model.params
       if number:
-        params = shuffle_weights(params, 'mlp', seed=settings.seed + number)
+        params = shuffle_weights(params, 'mlp', seed=settings.seed + number, stacked=1)
       for name, x in read(params, swaps.pairs).items():
         index = measure_linearity(x, swaps)
         found.setdefault(f'{name}_mean', []).append(index.mean)

@@ -13,7 +13,7 @@ with a control and a standard error (Nanda et al. 2023, Fact Finding):
     outputs = make_row_reader(model.apply, 'mlp_out')
     values = outputs(model.params, names.rows(swaps.pairs))['mlp_out']
     measure_linearity(values, swaps).mean                     0 if a layer keeps the sum of both tokens, [L]
-    outputs(shuffle_weights(model.params, 'mlp'), ...)        the control
+    outputs(shuffle_weights(model.params, 'mlp', stacked=1), ...)        the control
 
     facts = Facts.of(prompts, name=columns, answer=tokens)
     ablation = NeuronMeanAblation(model.apply)

@@ -16,7 +16,7 @@ whose tokens are in A or B: they are pairs that are not listed, as C and D are, 
     read = make_row_reader(model.apply, 'mlp_out')                                  of `reads`
     values = read(params, names.rows(swaps.pairs))['mlp_out']                       [U, L, D]
     index = measure_linearity(values, swaps)      index.mean [...], index.standard_error
-    control = read(shuffle_weights(params, 'mlp'), names.rows(swaps.pairs))         of `weight_shuffles`
+    control = read(shuffle_weights(params, 'mlp', stacked=1), names.rows(swaps.pairs))         of `weight_shuffles`
 
 Names differ, and so do the tokens that they share: the index of a random table is 1 only on average, and that of a
 narrow layer varies more. The standard error leaves out one listed name at a time (jackknife), because the same name is

@@ -3,13 +3,13 @@
 A random MLP breaks linear structure too, a little. So an index of a trained MLP is compared with that of the same MLP
 whose weights are permuted: every matrix keeps its numbers, its scale and its distribution, and loses what was learned.
 
-    control = shuffle_weights(model.params, 'mlp', seed=0)            every matrix of every MLP, each layer by itself
-    control = shuffle_weights(model.params, 'mlp', seed=0, kind='rows')
+    control = shuffle_weights(model.params, 'mlp', stacked=1)           every matrix of every MLP, each layer by itself
+    control = shuffle_weights(model.params, 'mlp', stacked=1, kind='rows')
     model.apply(control, tokens)
 
 Sharp edge: with layers stacked on a leading axis, a permutation over the whole array would mix layers of different
-scales. `stacked` states the number of leading axes that stay apart: 1 for the parameters of our decoder, 0 for one
-array a layer.
+scales, and without such an axis a row would only be permuted within itself. The number of leading axes that stay apart
+has no default: `stacked=1` for the parameters of our decoder, `stacked=0` for one array a layer.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ KINDS = ('entries', 'rows')
 
 
 def shuffle_weights(
-  params: PyTree, part: str, *, kind: str = 'entries', seed: int = 0, stacked: int = 1
+  params: PyTree, part: str, *, stacked: int, kind: str = 'entries', seed: int = 0
 ) -> PyTree:
   """Permutes the weights of one part of a model; all others are the same arrays.
 
   Args:
     params: parameters, a pytree of arrays.
     part: key that the path of an array must contain, such as 'mlp'.
+    stacked: number of leading axes (layers) that are permuted each by itself.
     kind: one of `KINDS`. Vectors, such as biases, are permuted by entries in both.
     seed: the same seed gives the same permutation of each array, whatever the others are.
-    stacked: number of leading axes (layers) that are permuted each by itself.
 
   Returns:
     Parameters with new arrays on the host, in their dtypes.

@@ -124,7 +124,7 @@ def test_names_and_values_without_an_index_are_refused():
 @pytest.mark.parametrize('kind', ['entries', 'rows'])
 def test_each_matrix_keeps_its_numbers_and_all_other_parts_are_the_same_arrays(kind):
   params = decoders.params('gpt2')
-  new = shuffle_weights(params, 'mlp', kind=kind, seed=1)
+  new = shuffle_weights(params, 'mlp', kind=kind, seed=1, stacked=1)
   assert new['layers']['attn']['q'] is params['layers']['attn']['q']
   assert new['embed']['tokens'] is params['embed']['tokens']
   for name, before in params['layers']['mlp'].items():
@@ -141,12 +141,12 @@ def test_each_matrix_keeps_its_numbers_and_all_other_parts_are_the_same_arrays(k
 def test_permutations_depend_on_seed_path_and_layer():
   same = {'mlp': {'up': np.tile(np.arange(12.0), (2, 1)).reshape(2, 3, 4)}}
   same['mlp']['down'] = same['mlp']['up']
-  a, again, b = (shuffle_weights(same, 'mlp', seed=s)['mlp'] for s in (0, 0, 1))
+  a, again, b = (shuffle_weights(same, 'mlp', seed=s, stacked=1)['mlp'] for s in (0, 0, 1))
   np.testing.assert_array_equal(a['up'], again['up'])
   assert not np.array_equal(a['up'], b['up'])
   assert not np.array_equal(a['up'], a['down'])
   assert not np.array_equal(a['up'][0], a['up'][1])
-  alone = shuffle_weights({'mlp': {'up': same['mlp']['up']}}, 'mlp')['mlp']['up']
+  alone = shuffle_weights({'mlp': {'up': same['mlp']['up']}}, 'mlp', stacked=1)['mlp']['up']
   np.testing.assert_array_equal(alone, a['up'])
   flat = shuffle_weights({'mlp': [np.arange(5)]}, 'mlp', stacked=0)['mlp'][0]
   assert sorted(flat.tolist()) == [0, 1, 2, 3, 4]
@@ -154,7 +154,7 @@ def test_permutations_depend_on_seed_path_and_layer():
 
 def test_a_decoder_runs_with_permuted_weights():
   config, params = decoders.CONFIGS['gemma'], decoders.params('gemma')
-  mixed = shuffle_weights(params, 'mlp')
+  mixed = shuffle_weights(params, 'mlp', stacked=1)
   assert jax.tree.structure(mixed) == jax.tree.structure(params)
   out = decoder.forward(mixed, decoders.TOKENS, config)
   assert bool(jnp.isfinite(out).all())
@@ -164,10 +164,10 @@ def test_a_decoder_runs_with_permuted_weights():
 def test_weights_that_cannot_be_permuted_are_refused():
   params = decoders.params('gpt2')
   with pytest.raises(FactsError, match="unknown part of the parameters 'mpl'"):
-    shuffle_weights(params, 'mpl')
+    shuffle_weights(params, 'mpl', stacked=1)
   with pytest.raises(FactsError, match="unknown kind of permutation 'columns'"):
-    shuffle_weights(params, 'mlp', kind='columns')
+    shuffle_weights(params, 'mlp', kind='columns', stacked=1)
   with pytest.raises(FactsError, match='no axis is left to permute beyond 1 stacked'):
-    shuffle_weights({'mlp': np.arange(3)}, 'mlp')
+    shuffle_weights({'mlp': np.arange(3)}, 'mlp', stacked=1)
   with pytest.raises(FactsError, match='stacked=-1'):
     shuffle_weights(params, 'mlp', stacked=-1)

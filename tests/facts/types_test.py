@@ -51,7 +51,7 @@ def compare_names():
   swaps = facts.draw_swaps(names, repeats=5)
   read = facts.make_row_reader(MODEL.apply, 'mlp_out')
   for kind in ('entries', 'rows'):
-    params = facts.shuffle_weights(MODEL.params, 'mlp', kind=kind)
+    params = facts.shuffle_weights(MODEL.params, 'mlp', kind=kind, stacked=1)
     values = read(params, names.rows(swaps.pairs))['mlp_out']
     assert facts.measure_linearity(values, swaps).mean.shape == (L,)
   lengths = [
