@@ -35,7 +35,7 @@ from mechjax.circuits.features import Features
 from mechjax.circuits.layout import Layout
 from mechjax.circuits.maps import Maps
 from mechjax.circuits.norms import check_reproduced, deviation, measure_scale
-from mechjax.circuits.replacement import Neurons, Replacer
+from mechjax.circuits.replacement import Neurons, Replacement, Replacer
 from mechjax.errors import CircuitError
 from mechjax.programs.callables import check_function
 
@@ -156,6 +156,10 @@ class Frozen:
     check_function(forward, CircuitError, 'Frozen.of(model.apply, model.params, tokens, ...)')
     layout, real = Layout.of(forward, params, tokens), _real(tokens, mask)
     replaced.check(layout.n_layers, layout.width)
+    if isinstance(replaced, Replacement) and replaced.writes_raw and layout.mlp_output == 'mlp_out':
+      raise CircuitError(
+        "transcoders of 'mlp_raw'", cause='the model has no post-norms, and no such site'
+      )
     maps = _check_maps(maps, layout, replaced) or Maps.of(
       forward, params, tokens, neurons=isinstance(replaced, Neurons)
     )
@@ -163,7 +167,9 @@ class Frozen:
     names = tuple(layout.sites([n for n in replaced.needs if layout.has_mlp]))
     acts = _reader(forward, names)(params, jnp.asarray(tokens), options)
     freeze = functools.partial(_freeze, maps, replaced, budget)
-    return [freeze(np.asarray(tokens)[b], acts, b, np.flatnonzero(real[b])) for b in range(len(real))]
+    return [
+      freeze(np.asarray(tokens)[b], acts, b, np.flatnonzero(real[b])) for b in range(len(real))
+    ]
 
 
 @functools.lru_cache(maxsize=16)
@@ -267,7 +273,9 @@ def _measure(maps: Maps, run: Mapping[str, Array]) -> tuple[Scales, dict]:
   )
   v = precision.einsum('ltd,ldkh->ltkh', run['attn_norm'], maps.values.weight)
   off.compare('v', 'map from the norm to the values', v + maps.values.bias[:, None], run['v'])
-  off.compare('z', 'sum of values by attention patterns', mix(run['attn_probs'], run['v']), run['z'])
+  off.compare(
+    'z', 'sum of values by attention patterns', mix(run['attn_probs'], run['v']), run['z']
+  )
   out = precision.einsum('ltnh,lnhd->ltd', run['z'], maps.outputs.weight)
   out = out + maps.outputs.bias[:, None]
   off.compare(layout.attention_output, 'map from the heads to their output', out, raw)

@@ -67,9 +67,7 @@ class Layout:
     return [*dict.fromkeys(names)]
 
   @classmethod
-  def of(
-    cls, forward: Callable, params: PyTree, tokens: Int[np.ndarray | Array, 'B T']
-  ) -> Layout:
+  def of(cls, forward: Callable, params: PyTree, tokens: Int[np.ndarray | Array, 'B T']) -> Layout:
     """Reads the layout of a model.
 
     Raises:
@@ -77,7 +75,8 @@ class Layout:
     """
     if np.ndim(tokens) != 2 or 0 in np.shape(tokens):
       raise CircuitError(
-        f'tokens of shape {list(np.shape(tokens))}', hint='token ids [B, T]: tokens[None] for one prompt'
+        f'tokens of shape {list(np.shape(tokens))}',
+        hint='token ids [B, T]: tokens[None] for one prompt',
       )
     infos = harvest.sites_of(forward, params, jnp.asarray(tokens)[:1])
     first = {info.site.name: info for info in reversed(infos)}

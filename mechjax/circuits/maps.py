@@ -136,9 +136,7 @@ def _neurons(layout: Layout, cut: Callable[[str, str], Subgraph]) -> NeuronMaps:
   return NeuronMaps(down, cut('mlp_norm.*', 'mlp_post.*'))
 
 
-def _cut(
-  forward: Callable, params: PyTree, tokens: Array, inputs: str, outputs: str
-) -> Subgraph:
+def _cut(forward: Callable, params: PyTree, tokens: Array, inputs: str, outputs: str) -> Subgraph:
   return harvest.subgraph(forward, inputs, outputs)(params, tokens)
 
 
@@ -205,5 +203,3 @@ def _measure(
   weight = out.reshape(*lead[:layers], chunks * T, *rest)
   weight = jax.lax.slice_in_dim(weight, 0, n, axis=layers).reshape(*lead[:layers], *shape, *rest)
   return weight, at_zero[(slice(None),) * layers + (0, 0)]
-
-

@@ -56,9 +56,7 @@ class NormMap:
     """Subtracts the mean if the norm does."""
     return x - self.centred * jnp.mean(x, -1, keepdims=True)
 
-  def linear(
-    self, x: Float[Array, '... D'], scale: Float[Array, '...']
-  ) -> Float[Array, '... D']:
+  def linear(self, x: Float[Array, '... D'], scale: Float[Array, '...']) -> Float[Array, '... D']:
     """The linear part, gain * centre(x) * scale."""
     return self.gain * self.centre(x) * scale[..., None]
 

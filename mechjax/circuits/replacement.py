@@ -22,17 +22,20 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mechjax import sites
+from mechjax import precision, sites
 from mechjax.circuits.features import Active
 from mechjax.errors import CircuitError
 from mechjax.sae.architectures import Architecture, Gated, Params
+
+Factor = tuple[int, int, int, float]
+"""Layer, position and latent of a feature, and what its activation is multiplied by."""
 
 TOLERANCE = 1e-4
 """Largest deviation of activations from the affine map of their features, relative to the largest."""
@@ -158,6 +161,19 @@ class Replacement(Replacer):
     W_enc, b_enc = _encoder(sae, params)
     return _active(layer, x, f, W_enc, b_enc, {layer: params['W_dec']})
 
+  def reconstruct(self, layer: int, xs: Float[Array, 'L T D'], factors: Sequence[Factor]) -> Array:
+    """The output of a layer's MLP from the MLP inputs of a new run, with some features multiplied, [T, D].
+
+    Args:
+      layer: the layer.
+      xs: 'mlp_norm' of all layers; those above `layer` are not used.
+      factors: (layer, position, latent, factor).
+    """
+    if (here := self._at(layer)) is None:
+      return jnp.zeros_like(xs[layer])
+    sae, params = here[0], _cast(here[1], xs.dtype)
+    return sae.decode(params, _multiply(sae.encode(params, xs[layer]), layer, factors), xs[layer])
+
   def bias(self, layer: int, D: int) -> np.ndarray:
     here = self._at(layer)
     return np.zeros(D) if here is None else np.asarray(here[1]['b_dec'])
@@ -191,6 +207,16 @@ class CrossLayer(Replacer):
     f = self.clt.encode(params, layer, x)
     decoders = {t: self.clt.decoder(params, layer, t) for t in range(layer, self.clt.n_layers)}
     return _active(layer, x, f, *self.clt.encoder(params, layer), decoders)
+
+  def reconstruct(self, layer: int, xs: Float[Array, 'L T D'], factors: Sequence[Factor]) -> Array:
+    """As `Replacement.reconstruct`; features of all layers up to this one write to it."""
+    params, x = _cast(self.params, xs.dtype), xs[layer]
+    out = jnp.broadcast_to(self.clt.bias(params, layer), x.shape)
+    for source in range(layer + 1):
+      f = _multiply(self.clt.encode(params, source, xs[source]), source, factors)
+      out = out + precision.matmul(f, self.clt.decoder(params, source, layer))
+    skip = self.clt.skip(params, layer)
+    return out if skip is None else out + precision.matmul(x, skip)
 
   def bias(self, layer: int, D: int) -> np.ndarray:
     return np.asarray(self.clt.bias(self.params, layer))
@@ -233,6 +259,13 @@ class Neurons(Replacer):
     return Active(layer, position, latent, post[position, latent], {layer: W_down[latent]})
 
 
+def _multiply(f: Array, layer: int, factors: Sequence[Factor]) -> Array:
+  """Activations [T, M] with the factors of one layer."""
+  for at, position, latent, factor in factors:
+    f = f.at[position, latent].multiply(factor) if at == layer else f
+  return f
+
+
 def _default_target(key: str) -> str:
   return key.replace('mlp_norm', 'mlp_out')
 
@@ -247,7 +280,8 @@ def _encoder(sae: Architecture, params: Params) -> tuple[Array, Array]:
     return params['W_enc'] * jnp.exp(params['r_mag']), params['b_mag']
   if 'b_enc' not in params:
     raise CircuitError(
-      f'{type(sae).__name__} has no encoder bias', cause='its features are not affine in their input'
+      f'{type(sae).__name__} has no encoder bias',
+      cause='its features are not affine in their input',
     )
   return params['W_enc'], params['b_enc']
 
@@ -278,5 +312,3 @@ def _active(
     )
   rows = {target: np.asarray(d)[latent] for target, d in decoders.items()}
   return Active(layer, position, latent, activation, rows, encoder, constant)
-
-

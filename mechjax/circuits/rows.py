@@ -74,13 +74,15 @@ class Walk:
 
   Attributes:
     mlp: at the outputs of the MLPs, where features write, [L, rows, T, D].
-    middle: in the residual stream after the attention, what the attention's output reaches, [L, rows, T, D].
+    middle: at the outputs of the attention, [L, rows, T, D]; None unless asked for.
+    around: before the attention, by all ways that do not pass through it, [L, rows, T, D]; None unless asked for.
     embed: at the embeddings, [rows, T, D].
     attention_bias, mlp_bias: contributions of biases, [L, rows].
   """
 
   mlp: Float[Array, 'L rows T D']
   middle: Float[Array, 'L rows T D'] | None
+  around: Float[Array, 'L rows T D'] | None
   embed: Float[Array, 'rows T D']
   attention_bias: Float[Array, 'L rows']
   mlp_bias: Float[Array, 'L rows']
@@ -103,7 +105,9 @@ def attribute_rows(frozen: Frozen, targets: Targets, batch: int = 64) -> Rows:
   for start in range(0, len(targets), batch):
     index = np.arange(start, min(start + batch, len(targets)))
     padded = np.resize(index, batch)
-    parts.append(jax.tree.map(lambda x, n=len(index): x[:n], _rows(frozen, *_data(targets, padded))))
+    parts.append(
+      jax.tree.map(lambda x, n=len(index): x[:n], _rows(frozen, *_data(targets, padded)))
+    )
   joined = jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs]), *parts)
   slots = joined.features.reshape(len(targets), -1)
   return dataclasses.replace(joined, features=slots[:, frozen.features.slot])
@@ -142,7 +146,7 @@ def walk(
   Args:
     frozen: the run.
     level, position, vector: as in `Targets`.
-    middle: whether to keep the vectors after each attention, for the loadings of heads.
+    middle: whether to keep the vectors around each attention, for the loadings of heads.
   """
   L, T, D = frozen.errors.shape
   R, dtype = len(vector), vector.dtype
@@ -153,23 +157,23 @@ def walk(
     return c + jnp.where((level == here)[:, None, None], start, 0)
 
   def layer(i: Array, state: tuple) -> tuple:
-    c, mlp, mids, attention_bias, mlp_bias = state
+    c, mlp, sides, attention_bias, mlp_bias = state
     l = top - i
     c = inject(c, 2 * l + 2)
     at_mlp, through, bias = _mlp(frozen, l, c)
     mlp, mlp_bias = mlp.at[l].set(at_mlp), mlp_bias.at[l].set(bias)
     if not frozen.layout.is_parallel:
       c, through = inject(c + through, 2 * l + 1), jnp.zeros_like(c)
-    if mids is not None:
-      mids = mids.at[l].set(c)
+    if middle:
+      sides = sides[0].at[l].set(c), sides[1].at[l].set(c + through)
     back, bias = _attention(frozen, l, c)
-    return c + back + through, mlp, mids, attention_bias.at[l].set(bias), mlp_bias
+    return c + back + through, mlp, sides, attention_bias.at[l].set(bias), mlp_bias
 
   top = (jnp.max(level) + 1) // 2 - 1
   zeros, none = jnp.zeros((L, R, T, D), dtype), jnp.zeros((L, R), dtype)
-  state = jnp.zeros((R, T, D), dtype), zeros, zeros if middle else None, none, none
-  c, mlp, mids, attention_bias, mlp_bias = jax.lax.fori_loop(0, top + 1, layer, state)
-  return Walk(mlp, mids, inject(c, 0), attention_bias, mlp_bias)
+  state = jnp.zeros((R, T, D), dtype), zeros, (zeros, zeros) if middle else None, none, none
+  c, mlp, sides, attention_bias, mlp_bias = jax.lax.fori_loop(0, top + 1, layer, state)
+  return Walk(mlp, *(sides or (None, None)), inject(c, 0), attention_bias, mlp_bias)
 
 
 def _mlp(frozen: Frozen, l: Array, c: Array) -> tuple[Array, Array, Array]:
@@ -215,5 +219,3 @@ def mix_transposed(
   N, T, _ = probs.shape
   grouped = c_z.reshape(len(c_z), T, K, N // K, -1)
   return precision.einsum('kgts,rtkgh->rskh', probs.reshape(K, N // K, T, -1), grouped)
-
-
