@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Float64, Int, Shaped
 
-from mechjax.circuits import influence as influence_lib
+from mechjax.circuits import influences
 from mechjax.circuits import targets as targets_lib
 from mechjax.circuits.frozen import Frozen
 from mechjax.circuits.rows import attribute_rows
@@ -36,7 +36,7 @@ KINDS = ('feature', 'error', 'embedding', 'own', 'attention bias', 'mlp bias')
 
 
 @dataclasses.dataclass(frozen=True)
-class Node:
+class GraphNode:
   """What a column of a graph is.
 
   Attributes:
@@ -127,7 +127,7 @@ class Graph:
     weights[: len(self.targets)] = self.targets.weight / np.sum(self.targets.weight)
     return weights
 
-  def node(self, index: int) -> Node:
+  def node(self, index: int) -> GraphNode:
     """Describes a column.
 
     Raises:
@@ -139,10 +139,12 @@ class Graph:
     i, T = index - self.columns.of(kind).start, self.columns.n_positions
     if kind == 'feature':
       place = int(self.layer[i]), int(self.position[i]), int(self.latent[i])
-      return Node(kind, *place, float(self.activation[i]))
+      return GraphNode(kind, *place, float(self.activation[i]))
     if kind == 'error':
-      return Node(kind, i // T, i % T)
-    return Node(kind, -1, i) if kind == 'embedding' else Node(kind, -1 if kind == 'own' else i)
+      return GraphNode(kind, i // T, i % T)
+    return (
+      GraphNode(kind, -1, i) if kind == 'embedding' else GraphNode(kind, -1 if kind == 'own' else i)
+    )
 
   def errors(self) -> Float64[np.ndarray, ' rows']:
     """What is missing from the sum of each row, relative to its largest entry."""
@@ -155,7 +157,7 @@ class Graph:
 
   def influence(self) -> Float64[np.ndarray, ' columns']:
     """Influence of every node on the targets."""
-    return influence_lib.influence(self.table, self.node_of_row, self.weights)
+    return influences.influence(self.table, self.node_of_row, self.weights)
 
   def scores(self) -> dict[str, float]:
     """'completeness' and 'replacement' of the graph."""
@@ -163,11 +165,11 @@ class Graph:
 
   def signed_shares(self) -> Float64[np.ndarray, 'targets columns']:
     """Contribution of each leaf to each target along all paths; each row sums to the target's value."""
-    return influence_lib.signed_shares(self.table, self.node_of_row, self.values)
+    return influences.signed_shares(self.table, self.node_of_row, self.values)
 
   def total_effects(self) -> Float64[np.ndarray, 'targets columns']:
     """What passes through each node on its way to each target, along all paths."""
-    return influence_lib.signed_shares(self.table, self.node_of_row, self.values, leaves_only=False)
+    return influences.signed_shares(self.table, self.node_of_row, self.values, leaves_only=False)
 
 
 def scores(
@@ -177,7 +179,7 @@ def scores(
   columns: Columns,
 ) -> dict[str, float]:
   """Completeness and replacement of a table of contributions."""
-  total = influence_lib.influence(table, node_of_row, weights)
+  total = influences.influence(table, node_of_row, weights)
   error, embedding = (total[columns.of(k)].sum() for k in ('error', 'embedding'))
   size = np.abs(table)
   of_errors = size[:, columns.of('error')].sum(1) / np.maximum(size.sum(1), 1e-300)
@@ -243,7 +245,7 @@ def _rank(
   node_of_row = np.concatenate([np.full(len(targets), -1), explained])
   weights = np.zeros(len(table))
   weights[: len(targets)] = targets.weight / np.sum(targets.weight)
-  total = influence_lib.influence(table, node_of_row, weights)[:F]
+  total = influences.influence(table, node_of_row, weights)[:F]
   total[explained] = 0
   order = np.argsort(-total, kind='stable')
   return order[: int(np.count_nonzero(total))]

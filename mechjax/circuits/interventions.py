@@ -3,7 +3,7 @@
 A graph is computed with everything frozen. Whether it describes the model is an experiment: change features and compare
 (Ameisen et al. 2025, section 5). Three models answer, each with less that is frozen than the one before:
 
-    constrained(frozen, {5: 0.0}, targets)                 features, patterns and norms frozen: the edges themselves
+    constrain(frozen, {5: 0.0}, targets)                 features, patterns and norms frozen: the edges themselves
     do = Intervention(model.apply, model.params, frozen)
     do.semi_free({5: 0.0}, targets)                        patterns frozen; norms and MLPs of the model
     do.iterative({5: 0.0}, targets, replaced)              patterns frozen; MLPs are recomputed features and errors
@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Float64, PyTree
 
 from mechjax import harvest, watching
 from mechjax.circuits.frozen import Frozen
-from mechjax.circuits.push import Source, feature_write, push, read
+from mechjax.circuits.pushing import Source, feature_write, push, read
 from mechjax.circuits.targets import Targets
 from mechjax.errors import CircuitError
 
@@ -37,7 +37,7 @@ Factors = Mapping[int, float]
 """Factor of each feature that changes, by its index in `frozen.features`."""
 
 
-def constrained(frozen: Frozen, factors: Factors, targets: Targets) -> Float64[np.ndarray, ' rows']:
+def constrain(frozen: Frozen, factors: Factors, targets: Targets) -> Float64[np.ndarray, ' rows']:
   """Changes of targets if nothing reacts: the features' edges times their relative changes.
 
   Args:

@@ -243,7 +243,9 @@ class Invariant:
     """
     f, w = np.asarray(activations, np.float64), np.asarray(weight, np.float64)
     if f.ndim != 2 or f.shape[1:] != self.total.shape or w.shape != self.total.shape:
-      raise CircuitError(f'{list(f.shape)} activations, {list(w.shape)} weights, {len(self.total)} latents')
+      raise CircuitError(
+        f'{list(f.shape)} activations, {list(w.shape)} weights, {len(self.total)} latents'
+      )
     if not np.isfinite(f).all() or not np.isfinite(w).all():
       raise CircuitError('activations or weights are NaN or infinite')
     self.total += f.sum(0) * w
@@ -252,5 +254,3 @@ class Invariant:
   def mean(self) -> Float[np.ndarray, ' M']:
     """Mean over the tokens at which each source was active; 0 for those that never were."""
     return self.total / np.maximum(self.count, 1)
-
-

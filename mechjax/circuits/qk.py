@@ -40,7 +40,7 @@ from mechjax.circuits.targets import Targets
 from mechjax.errors import CircuitError
 from mechjax.harvest import Subgraph
 
-TINY = 1e-6
+TINY = 1e-9
 """Size of inputs at which the constant in the root of a QK-norm outweighs their squares."""
 
 

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mechjax import precision, sites
-from mechjax.circuits.features import Active
+from mechjax.circuits.active import Active
 from mechjax.errors import CircuitError
 from mechjax.sae.architectures import Architecture, Gated, Params
 

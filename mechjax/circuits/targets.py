@@ -115,7 +115,7 @@ def logits(
   cotangents = np.full((count, len(probs)), -1 / len(probs))
   cotangents[np.arange(count), tokens] += 1
   names = tuple(f'logit {v}' for v in tokens)
-  return _unembedded(frozen, t, cotangents, probs[tokens], names, tuple(map(int, tokens)))
+  return _unembed(frozen, t, cotangents, probs[tokens], names, tuple(map(int, tokens)))
 
 
 def difference(frozen: Frozen, token: int, other: int, position: int = -1) -> Targets:
@@ -129,7 +129,7 @@ def difference(frozen: Frozen, token: int, other: int, position: int = -1) -> Ta
     raise CircuitError(f'logits of the tokens {token} and {other}', cause=f'two of {V} tokens')
   cotangent = np.zeros((1, V))
   cotangent[0, token], cotangent[0, other] = 1, -1
-  return _unembedded(frozen, t, cotangent, np.ones(1), (f'logit {token} - {other}',), (-1,))
+  return _unembed(frozen, t, cotangent, np.ones(1), (f'logit {token} - {other}',), (-1,))
 
 
 def probe(
@@ -275,7 +275,7 @@ def _place(frozen: Frozen, site: sites.Site) -> tuple[int, NormMap | None, Array
   return 2 * l + level, None, None
 
 
-def _unembedded(
+def _unembed(
   frozen: Frozen,
   t: int,
   cotangents: np.ndarray,

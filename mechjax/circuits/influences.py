@@ -66,14 +66,14 @@ def cover(values: Float[np.ndarray, ' _'], share: float) -> Bool[np.ndarray, ' _
     raise CircuitError('values that are negative, NaN or infinite have no cover')
   kept = np.zeros(len(values), bool)
   there = np.flatnonzero(values)
-  if not len(there) or share == 0:
-    return kept
   numbers = values[there].astype(np.float64)
   wanted = share * numbers.sum()
+  if wanted == 0:
+    return kept
   bins = (numbers.view(np.uint64) >> np.uint64(46)).astype(np.int64)  # sign, exponent, 6 bits
   bins -= bins.min()
   sums = np.bincount(bins, weights=numbers)
-  above = np.cumsum(sums[::-1])[::-1] - sums  # sum of all higher bins
+  above = np.append(np.cumsum(sums[:0:-1])[::-1], 0.0)  # sum of all higher bins
   at = int(np.flatnonzero(above < wanted)[0])  # the lowest bin that is needed
   kept[there[bins > at]] = True
   inside = there[bins == at]

@@ -25,7 +25,7 @@ from mechjax import precision
 from mechjax.errors import CircuitError
 
 BLOCK = 16
-"""Features of a block."""
+"""ActiveFeatures of a block."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Active:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Features:
+class ActiveFeatures:
   """The active features of one prompt, in the order of layer, position and latent.
 
   Attributes:
@@ -84,7 +84,7 @@ class Features:
     return len(self.layer)
 
   @classmethod
-  def of(cls, groups: Sequence[Active], D: int, dtype: np.dtype, budget: int) -> Features:
+  def of(cls, groups: Sequence[Active], D: int, dtype: np.dtype, budget: int) -> ActiveFeatures:
     """Arranges the active features of all layers.
 
     Args:
@@ -178,7 +178,7 @@ def _writes(
   return out, *places
 
 
-def write(features: Features, L: int, T: int) -> Float[Array, 'L T D']:
+def write(features: ActiveFeatures, L: int, T: int) -> Float[Array, 'L T D']:
   """Sum of what all features write, at the outputs of the MLPs."""
   amount = jnp.asarray(features.amount)[features.source]
   rows = precision.einsum('wa,wad->wd', amount, jnp.asarray(features.decoder))
