@@ -15,10 +15,9 @@ once. The MLPs are replaced by sparse features and an error, so that nothing is 
     constrain(frozen, {5: 0.0}, graph.targets)                          what changes if feature 5 is removed
 
 `norms`, `maps` and `layout` identify the affine parts of any tagged model from outside; `replacement` and `active`
-find what is active; `frozen` is the run; `targets` and `rows` the engine; `graph`, `influences` and `pruning` what is made
-of rows; `pushing` and `interventions` change features; `head_loadings`, `qk` and `paths` answer further questions. Nothing
-here imports a model: it takes tagged functions, arrays and dictionaries.
-"""
+find what is active; `frozen` is the run; `targets` and `rows` the engine; `graph`, `influences` and `pruning` what is
+made of rows; `pushing` and `interventions` change features; `head_loadings`, `qk` and `paths` answer further
+questions. Nothing here imports a model: it takes tagged functions, arrays and dictionaries."""
 
 from typing import TYPE_CHECKING
 

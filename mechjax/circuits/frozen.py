@@ -183,7 +183,7 @@ def _reader(forward: Callable, names: tuple[str, ...]) -> Callable:
   return watching.jit(read, forward)
 
 
-def _real(tokens: Array, mask: Array | None) -> Bool[np.ndarray, 'B T']:
+def _real(tokens: np.ndarray | Array, mask: np.ndarray | Array | None) -> Bool[np.ndarray, 'B T']:
   real = np.ones(np.shape(tokens), bool) if mask is None else np.asarray(mask)
   if real.shape != np.shape(tokens) or real.dtype != bool or not real.any(1).all():
     raise CircuitError(
@@ -219,7 +219,8 @@ def _freeze(
   layout = maps.layout
   scales, deviations = _measure(maps, run)
   for key, error in deviations.items():
-    check_reproduced(*key.split('|'), float(error), layout.dtype)
+    name, _, what = key.partition('|')
+    check_reproduced(name, what, float(error), layout.dtype)
   L, T, D = layout.n_layers, len(at), layout.width
   writes_raw = replaced.writes_raw and layout.mlp_output == 'mlp_raw'
   inputs = run['mlp_norm'] if layout.has_mlp else jnp.zeros((0, T, D), layout.dtype)

@@ -1,7 +1,7 @@
 """The heads that carry an edge of a graph.
 
-An edge from a source to a target passes through the attention of each layer between them or around it. With c the vector
-by which the stream after the attention reaches the target, and u what the source has become before it,
+An edge from a source to a target passes through the attention of each layer between them or around it. With c the
+vector by which the stream after the attention reaches the target, and u what the source has become before it,
 
     loading[l, n] = c · W_O^n A_n W_V^n N(u)          N: the frozen norm, and c through a post-norm where there is one
 
@@ -73,7 +73,7 @@ def head_loadings(
 @jax.jit
 def _loadings(frozen: Frozen, pushed: Pushed, one: Targets) -> tuple[Array, Array]:
   level = jnp.asarray(one.level)
-  walked = walk(frozen, level, one.position, jnp.asarray(one.vector), middle=True)
+  walked = walk(frozen, level, jnp.asarray(one.position), jnp.asarray(one.vector), middle=True)
   L = len(frozen.errors)
   before = pushed.stream[: 2 * L : 2]
 

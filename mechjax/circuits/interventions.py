@@ -9,8 +9,8 @@ A graph is computed with everything frozen. Whether it describes the model is an
     do.iterative({5: 0.0}, targets, replaced)              patterns frozen; MLPs are recomputed features and errors
     agreement(predicted, measured)                         share of equal signs, rank correlation
 
-A change is a factor on the activation: 0 removes a feature, 2 doubles it. The change of a feature's write is added where
-it writes, and everything else of the run stays. Nothing compiles again for other features and factors.
+A change is a factor on the activation: 0 removes a feature, 2 doubles it. The change of a feature's write is added
+where it writes, and everything else of the run stays. Nothing compiles again for other features and factors.
 
 Sharp edges: `semi_free` and `iterative` measure the model's logits, after a soft-cap if there is one, while targets are
 logits before it. In `iterative` other features react, so a factor is applied to what they would be in the new run.

@@ -56,12 +56,12 @@ class NormMap:
     """Subtracts the mean if the norm does."""
     return x - self.centred * jnp.mean(x, -1, keepdims=True)
 
-  def linear(self, x: Float[Array, '... D'], scale: Float[Array, '...']) -> Float[Array, '... D']:
+  def linear(self, x: Float[Array, '... D'], scale: Float[Array, ' ...']) -> Float[Array, '... D']:
     """The linear part, gain * centre(x) * scale."""
     return self.gain * self.centre(x) * scale[..., None]
 
   def transpose(
-    self, cotangent: Float[Array, '... D'], scale: Float[Array, '...']
+    self, cotangent: Float[Array, '... D'], scale: Float[Array, ' ...']
   ) -> Float[Array, '... D']:
     """The transpose of `linear`."""
     return self.centre(self.gain * cotangent * scale[..., None])
@@ -98,7 +98,7 @@ def _size(x: Array) -> Array:
 
 def measure_scale(
   norm: NormMap, before: Float[Array, '*layers T D'], after: Float[Array, '*layers T D']
-) -> tuple[Float[Array, '*layers T'], Float[Array, '']]:
+) -> tuple[Float[Array, '*layers T'], Array]:
   """Scales of a run, with which a norm reproduces its values, and how well it does.
 
   Args:
@@ -117,7 +117,7 @@ def measure_scale(
   return scale, deviation(direction * scale[..., None] + bias, after)
 
 
-def deviation(found: Array, expected: Array) -> Float[Array, '']:
+def deviation(found: Array, expected: Array) -> Array:
   """Largest difference relative to the largest expected value."""
   size = jnp.max(jnp.abs(expected), initial=0)
   return jnp.max(jnp.abs(found - expected), initial=0) / jnp.where(size == 0, 1, size)

@@ -270,11 +270,11 @@ def test_inputs_that_do_not_fit_are_refused():
     Frozen.batch(run, params, small.TOKENS, replaced, np.zeros((2, 9), bool), maps=maps)
   with pytest.raises(CircuitError, match='budget'):
     Frozen.of(run, params, small.TOKENS[:1], replaced, maps=maps, budget=100)
+  bare = dataclasses.replace(maps, neurons=None)
   with pytest.raises(CircuitError, match='neurons read and write'):
-    bare = dataclasses.replace(maps, neurons=None)
     Frozen.of(run, params, small.TOKENS[:1], Neurons(), maps=bare)
+  raw = Replacement({'mlp_norm.0': small.transcoder(0)}, {'mlp_norm.0': 'mlp_raw.0'})
   with pytest.raises(CircuitError, match='no post-norms'):
-    raw = Replacement({'mlp_norm.0': small.transcoder(0)}, {'mlp_norm.0': 'mlp_raw.0'})
     Frozen.of(run, params, small.TOKENS[:1], raw, maps=maps)
   with pytest.raises(CircuitError, match='maps of'):
     Frozen.of(run, params, small.TOKENS[:1], replaced, maps=small.maps('neox', 'float32'))
@@ -287,6 +287,6 @@ def test_features_that_are_not_affine_are_refused():
 
   tc = Squared(d_in=16, d_out=16, width=4, sparsity=1.0)
   replaced = Replacement({'mlp_norm.0': (tc, tc.init(jax.random.key(0)))})
+  run, params = small.forward('gpt2'), decoders.params('gpt2')
   with pytest.raises(CircuitError, match='differ from x @ W_enc'):
-    run, params = small.forward('gpt2'), decoders.params('gpt2')
     Frozen.of(run, params, small.TOKENS[:1], replaced, maps=small.maps('gpt2', 'float32'))

@@ -64,9 +64,8 @@ def test_too_few_rows_are_given_to_the_features_with_the_most_influence():
     targets = logits(frozen, 0.9)
     whole = attribute(frozen, targets)
     part = attribute(frozen, targets, rows=1, batch=1, refresh=1)
-    direct = influence(
-      whole.table[: len(targets)], np.full(len(targets), -1), whole.weights[: len(targets)]
-    )
+    n = len(targets)
+    direct = influence(whole.table[:n], np.full(n, -1), whole.weights[:n], np.full(n, 2))
     assert part.explained.tolist() == [int(direct[: len(frozen.features)].argmax())]
     more = attribute(frozen, targets, rows=20, batch=8, refresh=1)
     assert len({*more.explained}) == 20
@@ -239,8 +238,8 @@ def test_wrong_shares_and_cycles_are_refused():
   cycle = np.array([[1.0, 1.0], [0.0, 1.0]])
   owner, weights = np.array([-1, 1]), np.array([1.0, 0.0])
   with pytest.raises(CircuitError, match='cycle'):
-    influence(cycle, owner, weights)
+    influence(cycle, owner, weights, np.array([1, 0]))
   with pytest.raises(CircuitError, match='cycle'):
-    signed_shares(cycle, owner, np.ones(2))
+    signed_shares(cycle, owner, np.ones(2), np.array([1, 0]))
   with pytest.raises(CircuitError, match='activation 0'):
-    signed_shares(cycle, owner, np.array([1.0, 0.0]))
+    signed_shares(cycle, owner, np.array([1.0, 0.0]), np.array([1, 0]))

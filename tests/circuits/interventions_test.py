@@ -32,7 +32,8 @@ FAMILIES = ['gpt2', 'neox', 'gemma']
 
 def nodes_of(graph):
   """Some features, errors and embeddings."""
-  return [0, len(graph.layer) - 1, graph.columns.of('error').start + 3, graph.columns.of('embedding').start + 1]  # fmt: skip
+  errors, embeddings = (graph.columns.of(kind).start for kind in ('error', 'embedding'))
+  return [0, len(graph.layer) - 1, errors + 3, embeddings + 1]
 
 
 @pytest.mark.parametrize('name', FAMILIES)
@@ -171,7 +172,7 @@ def test_a_change_of_nothing_changes_nothing():
 def test_changes_that_do_not_exist_are_refused(factors):
   with jax.enable_x64(True):
     frozen = small.frozen('gemma')
-    with pytest.raises(CircuitError, match='factors|feature 1000000'):
+    with pytest.raises(CircuitError, match=r'factors|feature 1000000'):
       constrain(frozen, factors, logits(frozen))
 
 

@@ -1,8 +1,7 @@
 """Small decoders of every family, their frozen runs, and the frozen decoder written out as the truth.
 
-`plain` is a decoder of the same parameters in which patterns and norms are constants: it shares no code with the engine,
-reads the parameters themselves, and is differentiated by JAX.
-"""
+`plain` is a decoder of the same parameters in which patterns and norms are constants: it shares no code with the
+engine, reads the parameters themselves, and is differentiated by JAX."""
 
 import functools
 
