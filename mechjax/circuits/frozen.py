@@ -2,7 +2,7 @@
 
 Attention multiplies by patterns and norms divide by a scale; both depend on the input. With the values that they had in
 one run on one prompt, and with the MLPs replaced by features, errors and biases, the residual stream is an affine
-function of embeddings and features (Ameisen et al. 2025, section 3; docs/methods.md, section 10). `Frozen` holds what
+function of embeddings and features (Ameisen et al. 2025, section 3; docs/methods.md, section 9). `Frozen` holds what
 that function is made of:
 
     maps = Maps.of(model.apply, model.params, tokens)                            once for a model

@@ -37,11 +37,11 @@ KINDS = ('feature', 'error', 'embedding', 'own', 'attention bias', 'mlp bias')
 
 @dataclasses.dataclass(frozen=True)
 class GraphNode:
-  """What a column of a graph is.
+  """Description of a column of a graph.
 
   Attributes:
     kind: one of `KINDS`.
-    layer, position: place; -1 where there is none.
+    layer, position: place; -1 for a node without it.
     latent: index of the feature in its dictionary, or -1.
     activation: of a feature, otherwise NaN.
   """
@@ -153,7 +153,7 @@ class Graph:
     )
 
   def errors(self) -> Float64[np.ndarray, ' rows']:
-    """What is missing from the sum of each row, relative to its largest entry."""
+    """Part of each value that is missing from the sum of its row, relative to the largest entry."""
     miss = np.abs(self.table.sum(1, dtype=np.float64) - self.values)
     return miss / np.maximum(np.abs(self.table).max(1), np.finfo(self.table.dtype).tiny)
 
@@ -174,7 +174,7 @@ class Graph:
     return influences.signed_shares(self.table, self.node_of_row, self.values, self.level)
 
   def total_effects(self) -> Float64[np.ndarray, 'targets columns']:
-    """What passes through each node on its way to each target, along all paths."""
+    """Contributions that pass through each node on their way to each target, along all paths."""
     return influences.signed_shares(
       self.table, self.node_of_row, self.values, self.level, leaves_only=False
     )

@@ -6,7 +6,7 @@ vector by which the stream after the attention reaches the target, and u what th
     loading[l, n] = c · W_O^n A_n W_V^n N(u)          N: the frozen norm, and c through a post-norm where there is one
 
 is what head n of layer l carries, and for every layer the loadings and what passes around the attention sum to the edge
-(docs/methods.md, section 10).
+(docs/methods.md, section 9).
 
     loaded = head_loadings(frozen, graph, node, target=0)
     loaded.heads [L, N], loaded.bypass [L], loaded.edge
@@ -33,7 +33,7 @@ from mechjax.errors import CircuitError
 
 @dataclasses.dataclass(frozen=True)
 class HeadLoadings:
-  """What carries one edge.
+  """Heads that carry one edge.
 
   Attributes:
     heads: through each head, [L, N].

@@ -114,7 +114,7 @@ def signed_shares(
   level: Int[np.ndarray, ' rows'],
   leaves_only: bool = True,
 ) -> Float64[np.ndarray, 'targets columns']:
-  """What each column contributes to each target along all paths, with signs.
+  """Contributions of all columns to each target along all paths, with signs.
 
   A feature's contribution is divided among its own inputs in proportion to their contributions to it, so the sum over
   leaves is the value of the target exactly. A feature without a row of its own is a leaf.

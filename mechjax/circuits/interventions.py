@@ -53,7 +53,7 @@ def constrain(frozen: Frozen, factors: Factors, targets: Targets) -> Float64[np.
 
 
 def changes(frozen: Frozen, factors: Factors) -> Float[Array, 'L T D']:
-  """What changes of features add where they write.
+  """Values that changes of features add where they write.
 
   Raises:
     CircuitError: no features, no such feature, a factor that is not finite.
@@ -200,7 +200,7 @@ def _iterative(forward: Callable, site: str) -> Callable:
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-  """How well predicted changes describe measured ones.
+  """Quality of predicted changes as a description of measured ones.
 
   Attributes:
     signs: share of changes with the predicted sign.

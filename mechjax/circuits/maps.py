@@ -50,7 +50,7 @@ class AffineMap:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NeuronMaps:
-  """What the neurons of a model read and write.
+  """Maps between the neurons of a model and its residual stream.
 
   Attributes:
     down: W_down [L, F, D] and its bias [L, D].
@@ -64,7 +64,7 @@ class NeuronMaps:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Maps:
-  """What a model does between its residual stream and its attention, MLPs and logits.
+  """All maps of a model between its residual stream and its attention, MLPs and logits.
 
   Attributes:
     layout: which sites the model has.

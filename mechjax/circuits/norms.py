@@ -1,7 +1,7 @@
 """The norms of a model as affine maps, identified from outside.
 
 A norm divides by a number that depends on its input. In one run on one prompt this number is known, and with it as a
-constant the norm is affine (docs/methods.md, section 10):
+constant the norm is affine (docs/methods.md, section 9):
 
     N(x) = gain * centre(x) * scale + bias          scale: one number for each position of the run
 

@@ -40,7 +40,7 @@ Indices = Sequence[int] | Int[np.ndarray, ' _']
 
 
 def encoder_reads(frozen: Frozen, index: Indices) -> Float[np.ndarray, 'features D']:
-  """What features read from the residual stream, up to the scale of the norm: gain * encoder, centred.
+  """Directions that features read from the residual stream, up to the scale of the norm: gain * encoder, centred.
 
   Raises:
     CircuitError: no such feature.
@@ -54,7 +54,7 @@ def encoder_reads(frozen: Frozen, index: Indices) -> Float[np.ndarray, 'features
 
 
 def decoder_rows(frozen: Frozen, index: Indices, layer: int | None = None) -> np.ndarray:
-  """What features write to the output of a layer's MLP per unit of activation, [features, D].
+  """Directions that features write to the output of a layer's MLP per unit of activation, [features, D].
 
   Args:
     frozen: the run.
@@ -116,7 +116,7 @@ def _head_weights(frozen: Frozen, l: Array, d: Array, e: Array) -> Array:
 def de_embed(
   W_E: Float[np.ndarray | Array, 'V D'], frozen: Frozen, index: Indices
 ) -> Float[np.ndarray, 'features V']:
-  """How strongly each token switches features on directly, up to the scale of the norm.
+  """Strength with which each token switches features on directly, up to the scale of the norm.
 
   Args:
     W_E: embeddings as they enter the stream, or embeddings plus MLP 0.

@@ -1,4 +1,4 @@
-"""What a write to the residual stream becomes further up, in the frozen linear map.
+"""Effects of a write to the residual stream further up, in the frozen linear map.
 
 `rows.walk` goes down from a target; `push` goes up from a source. Both are the same map, once transposed, so they agree
 on every pair, and each has its use: a walk gives all sources of one target, a push all places that one source reaches.
@@ -52,7 +52,7 @@ class Pushed:
 
 
 def source_of(frozen: Frozen, graph: Graph, node: int) -> Source:
-  """What a node of a graph writes in the run.
+  """The writes of a node of a graph in the run.
 
   Args:
     frozen: the run.
@@ -78,7 +78,7 @@ def source_of(frozen: Frozen, graph: Graph, node: int) -> Source:
 
 
 def feature_write(frozen: Frozen, index: int) -> Float[Array, 'L T D']:
-  """What one feature writes at the outputs of the MLPs, activation times decoder rows.
+  """The writes of one feature at the outputs of the MLPs, activation times decoder rows.
 
   Raises:
     CircuitError: no such feature.
@@ -114,14 +114,14 @@ def push(frozen: Frozen, source: Source) -> Pushed:
 
 
 def heads(frozen: Frozen, l: Array | int, x: Float[Array, 'T D']) -> Float[Array, 'T N H']:
-  """What the heads of a layer make of a change of the residual stream, before W_O."""
+  """Outputs of the heads of a layer before W_O, for a change of the residual stream."""
   at_norm = frozen.maps.attn_norm.layer(l).linear(x, frozen.scales.attn_norm[l])
   v = precision.einsum('td,dkh->tkh', at_norm, frozen.maps.values.weight[l])
   return mix(frozen.probs[l], v)
 
 
 def attend(frozen: Frozen, l: Array | int, x: Float[Array, 'T D']) -> Float[Array, 'T D']:
-  """What the attention of a layer adds for a change of the residual stream."""
+  """Output of the attention of a layer, for a change of the residual stream."""
   z = heads(frozen, l, x)
   out = precision.einsum('tnh,nhd->td', z, frozen.maps.outputs.weight[l])
   post, scale = frozen.maps.attn_post, frozen.scales.attn_post
@@ -129,7 +129,7 @@ def attend(frozen: Frozen, l: Array | int, x: Float[Array, 'T D']) -> Float[Arra
 
 
 def write_out(frozen: Frozen, l: Array | int, write: Float[Array, 'T D']) -> Float[Array, 'T D']:
-  """What a write of a layer's features adds to the residual stream."""
+  """Change of the residual stream by a write of a layer's features."""
   post, scale = frozen.maps.mlp_post, frozen.scales.mlp_post
   if not frozen.writes_raw or post is None or scale is None:
     return write
@@ -146,6 +146,6 @@ def _skip(frozen: Frozen, l: Array, x: Array) -> Array:
 
 @jax.jit
 def read(frozen: Frozen, pushed: Pushed, targets: Targets) -> Float[Array, ' rows']:
-  """What a change of the residual stream adds to targets."""
+  """Changes of targets by a change of the residual stream."""
   at = jnp.asarray(targets.level), jnp.asarray(targets.position)
   return precision.einsum('rd,rd->r', pushed.stream[at], jnp.asarray(targets.vector))

@@ -1,7 +1,7 @@
 """Why a head attends: its score as a sum over pairs of nodes, one that makes the query and one that makes the key.
 
 With frozen norms the query and the key are affine in the residual stream, so the score of a query position t and a key
-position s is bilinear in what was written before (Kamath et al. 2025; docs/methods.md, section 10):
+position s is bilinear in what was written before (Kamath et al. 2025; docs/methods.md, section 9):
 
     score = scale * q · k + offset          q = sum over nodes of their part of q, likewise k
     pair[a, b] = scale * (part of q by node a) · (part of k by node b)

@@ -44,7 +44,7 @@ TOLERANCE = 1e-4
 
 
 class Replacer(abc.ABC):
-  """What stands in for the MLPs.
+  """Features and constants that stand in for the MLPs.
 
   Attributes:
     writes_raw: whether features are written before the MLP's post-norm instead of after it.
@@ -69,7 +69,7 @@ class Replacer(abc.ABC):
     """
 
   def bias(self, layer: int, D: int) -> np.ndarray:
-    """What is added to the output of a layer's MLP whatever is active, [D]."""
+    """The constant part of the output of a layer's MLP, [D]."""
     return np.zeros(D)
 
   def skip(self, layer: int) -> np.ndarray | None:
@@ -211,7 +211,7 @@ class CrossLayer(Replacer):
     return _active(layer, x, f, *self.clt.encoder(params, layer), decoders)
 
   def reconstruct(self, layer: int, xs: Float[Array, 'L T D'], factors: Sequence[Factor]) -> Array:
-    """As `Replacement.reconstruct`; features of all layers up to this one write to it."""
+    """The same as `Replacement.reconstruct`; features of all layers up to this one write to it."""
     params, x = _cast(self.params, xs.dtype), xs[layer]
     out = jnp.broadcast_to(self.clt.bias(params, layer), x.shape)
     for source in range(layer + 1):

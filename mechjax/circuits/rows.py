@@ -2,7 +2,7 @@
 
 With patterns and norms frozen, the residual stream is affine in what is written to it, so the value of a target is a
 sum over all writes. One walk down the layers by the transpose of that map gives, for each write, the vector along
-which it reaches the target (Ameisen et al. 2025, section 3.2; docs/methods.md, section 10):
+which it reaches the target (Ameisen et al. 2025, section 3.2; docs/methods.md, section 9):
 
     rows = attribute_rows(frozen, logits(frozen))
     rows.total() - value          0, up to rounding: the books are complete

@@ -76,7 +76,7 @@ class Targets:
     """Several sets of targets, one after the other.
 
     Raises:
-      CircuitError: there is none.
+      CircuitError: an empty sequence.
     """
     if not parts:
       raise CircuitError('no targets')
