@@ -118,7 +118,7 @@ def measure_graph(frozen: Frozen) -> dict[str, Any]:
   targets = logits(frozen)
   graph = attribute(frozen, targets, ROWS, batch=BATCH)
 
-  def rows_alone() -> np.ndarray:
+  def rows_alone() -> Any:
     rows = attribute_rows(frozen, targets, BATCH)
     for start in range(0, len(graph.explained), 4 * BATCH):  # as `attribute` ranks them
       chosen = graph.explained[start : start + 4 * BATCH]
@@ -175,7 +175,7 @@ def measure_pruning() -> dict[str, float]:
 
 
 def main(_):
-  model = mechjax.load(_MODEL.value, accept_terms=True)
+  model = mechjax.load(_MODEL.value)
   metrics = measure_rows(model)
   del model
   metrics |= measure_pruning()

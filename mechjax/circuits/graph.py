@@ -212,7 +212,7 @@ def attribute(
   Args:
     frozen: the run.
     targets: what is explained; None for the likely tokens at the last position.
-    rows: largest number of features that are explained; None for all.
+    rows: largest number of features that are explained, of those that have an influence; None for all features.
     batch: rows of one walk.
     refresh: number of batches between two rankings of the features that wait for a row.
 
