@@ -58,6 +58,7 @@ BUILTINS = {
   errors.ProbingError: ValueError,
   errors.FactsError: ValueError,
   errors.NeuronError: ValueError,
+  errors.CircuitError: ValueError,
 }
 
 

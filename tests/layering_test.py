@@ -33,7 +33,7 @@ FLOORS = [
   {'harvest'},
   {'forward', 'stacking', 'patches'},
   {'weights', 'models', 'generate'},
-  {'facts', 'neurons', 'patching', 'probing', 'sae', 'steering'},
+  {'circuits', 'facts', 'neurons', 'patching', 'probing', 'sae', 'steering'},
   {'viz', 'flags'},
   {'train_sae', 'eval_sae'},
 ]

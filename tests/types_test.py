@@ -150,6 +150,8 @@ def use_a_decoder():
   cut = harvest.subgraph(forward, 'q.1', 'attn_probs.1')(params, tokens)
   assert jax.jit(lambda cut, q: cut(q))(cut, q).shape == cut(q).shape
   assert cut.tree_unflatten(*cut.tree_flatten()[::-1])(q).shape == cut(q).shape
+  every = harvest.subgraph(forward, 'q.*', 'attn_probs.*')(params, tokens)
+  assert every.at_layer(1)(q).shape == cut(q).shape
   for _, name, value in (
     run := mechjax.iterate(forward, sites='attn_out.*, logits')(params, tokens)
   ):
