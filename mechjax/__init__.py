@@ -12,6 +12,7 @@ from mechjax import lazy
 
 if TYPE_CHECKING:
   from mechjax import (
+    circuits,
     errors,
     flags,
     forward,
@@ -44,6 +45,7 @@ else:
 
 __all__ = [
   'Patcher',
+  'circuits',
   'errors',
   'flags',
   'forward',

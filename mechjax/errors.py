@@ -16,6 +16,7 @@
       SteeringError        ValueError     vectors, edits, prompts and settings of steering that do not fit together
       ProbingError         ValueError     probes, names, tables and settings of probing that do not fit together
       NeuronError          ValueError     weights, activations and tokens of neurons that do not fit together
+      CircuitError         ValueError     bad input to circuits
 
 Researchers publish what this library prints, so an error is a feature: it says WHAT happened (with the offending
 value), WHERE (site, layer, file, line), the LIKELY CAUSE and a HINT. Every error that is raised on purpose is a
@@ -132,6 +133,10 @@ class ProbingError(MechjaxError, ValueError):
 
 class NeuronError(MechjaxError, ValueError):
   """Weights, activations and tokens of neurons that do not fit together."""
+
+
+class CircuitError(MechjaxError, ValueError):
+  """Bad input to circuits."""
 
 
 def unknown(

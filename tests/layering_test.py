@@ -33,7 +33,7 @@ FLOORS = [
   {'harvest'},
   {'forward', 'stacking', 'patches'},
   {'weights', 'models', 'generate'},
-  {'neurons', 'patching', 'probing', 'sae', 'steering'},
+  {'circuits', 'neurons', 'patching', 'probing', 'sae', 'steering'},
   {'viz', 'flags'},
   {'train_sae', 'eval_sae'},
 ]
