@@ -61,8 +61,8 @@ def check_arrays(
 
 def check_finite(name: str, x: Shaped[ArrayLike, ' ...']) -> None:
   """Raises CircuitError for NaN or infinity."""
-  module = np if isinstance(x, np.ndarray) else jnp  # JAX compiles for every shape
-  if not bool(module.isfinite(jnp.asarray(x) if module is jnp else x).all()):
+  is_finite = np.isfinite if isinstance(x, np.ndarray) else jnp.isfinite
+  if not bool(is_finite(x).all()):
     raise CircuitError(
       f'{name} contains NaN or infinity',
       cause='an overflow, damaged weights, or the columns of padding without their mask',
