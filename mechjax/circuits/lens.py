@@ -236,7 +236,7 @@ class _Derivatives:
   def __call__(
     self, params: PyTree, tokens: Array, columns: Array, real_B: Array, start: Array
   ) -> tuple[Float[Array, 'L block D'], Float[Array, 'L block']]:
-    rows, T = jnp.arange(len(tokens)), tokens.shape[1]
+    rows, T = jnp.arange(len(tokens), dtype=jnp.int32), tokens.shape[1]
     there_T = jnp.arange(T) >= self.skip
     site = f'resid_post.{self.last}'
 
@@ -256,7 +256,7 @@ class _Derivatives:
       offsets_LxB = jnp.where(real_B, precision.wide(x_B) - products_LxB, 0)
       return g_LxBxD.sum(1), offsets_LxB.sum(1)
 
-    slopes, offsets = jax.vmap(one, out_axes=1)(start + jnp.arange(self.block))
+    slopes, offsets = jax.vmap(one, out_axes=1)(start + jnp.arange(self.block, dtype=jnp.int32))
     return slopes, offsets
 
 

@@ -12,6 +12,8 @@ accent into the background only so far that the text on them stays legible.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import math
 from collections.abc import Iterable, Sequence
@@ -141,6 +143,15 @@ def document(title: str, body: str, *, style: str = '', head: str = '') -> str:
     '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
     f'<title>{html.escape(title)}</title>\n<style>\n{styles}\n</style>\n</head>\n<body>\n'
     f'{body}\n</body>\n</html>\n'
+  )
+
+
+def make_policy(script: str) -> str:
+  """Makes the head of a page that forbids everything except one script and the styles of the page."""
+  digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+  return (
+    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; base-uri 'none'; "
+    f"form-action 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'\">\n"
   )
 
 

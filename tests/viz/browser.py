@@ -14,7 +14,7 @@ BROWSER = next(
 needed = pytest.mark.skipif(BROWSER is None, reason='there is no Chromium')
 
 
-def measure(tmp_path, content, script, *, width=1200, dark=False):
+def measure(tmp_path, content, script, *, width=1200, dark=False, address=''):
   """The value of a JavaScript expression in a page, after its own scripts have run.
 
   A policy of the page that forbids other scripts is taken out first.
@@ -26,7 +26,9 @@ def measure(tmp_path, content, script, *, width=1200, dark=False):
   flags = ['--headless=new', '--no-sandbox', '--disable-gpu', f'--user-data-dir={tmp_path}/user']
   flags += [f'--window-size={width},900', '--virtual-time-budget=2000', '--dump-dom']
   flags += [f'--blink-settings=preferredColorScheme={0 if dark else 1}']
-  done = subprocess.run([BROWSER, *flags, f'file://{path}'], capture_output=True, timeout=120)
+  done = subprocess.run(
+    [BROWSER, *flags, f'file://{path}{address}'], capture_output=True, timeout=120
+  )
   assert done.returncode == 0, done.stderr[-2000:]
   (found,) = re.findall(r'data-found="([^"]*)"', done.stdout.decode()[:10_000])
   return json.loads(found.replace('&quot;', '"').replace('&lt;', '<').replace('&amp;', '&'))

@@ -49,7 +49,7 @@ def test_tokens_are_shaded_by_their_contributions():
   found = table()
   content = attention.dfa_page(found, PIECES, position=4, names={17: '<name>'})
   for m, spans in enumerate(tokens(content)):
-    values = np.asarray(found.by_source(4))[m, 0].sum(0)[:5]
+    values = np.asarray(found.by_source(np.array([4, 0])))[m, 0].sum(0)[:5]
     assert len(spans) == T
     for column, (kind, weight, note) in enumerate(spans):
       if column > 4:
@@ -90,7 +90,7 @@ def test_a_first_token_that_outweighs_the_rest_is_cut_and_framed():
 def test_heads_are_bars_and_cells():
   found = table()
   content = attention.dfa_page(found, PIECES, position=4)
-  values = np.asarray(found.by_source(4), np.float64)[0, 0, :, :5]
+  values = np.asarray(found.by_source(np.array([4, 0])), np.float64)[0, 0, :, :5]
   part = content[content.index('Latent 17') : content.index('Latent 4')]
   cells = re.findall(r'<td class="([^"]*)" style="--w:[\d.]+" title="([^"]*)"', part)
   assert len(cells) == N * 5
@@ -164,7 +164,7 @@ def test_bars_are_parts_in_the_order_of_the_pass():
   found = effects()
   names, values = found.name_parts()
   assert names == ['embed', 'attn 0', 'mlp 0', 'attn 1', 'attn 2', 'mlp 2', 'biases']
-  np.testing.assert_allclose(values.sum(0), found.total)
+  np.testing.assert_allclose(values.sum(0), found.total, rtol=1e-5)
   layers, heads, neurons = direct_effects.sections(found, row=1, target='<x>', k=5)
   shown = [float(x) for x in re.findall(r'<b style="[^"]*">([^<]*)</b>', layers)]
   np.testing.assert_allclose(shown, values[:, 1], atol=0.006)
