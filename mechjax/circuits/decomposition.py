@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -181,7 +182,7 @@ def _add_parts(
   )
   by_input = heads.attribute(along_BxD)
   by_head = by_input.reshape(*by_input.shape[:2], weights.n_heads, -1).sum(-1).swapaxes(1, 2)
-  found = {'heads': by_head, 'attn_rest': effects.attn - by_head.sum(1)}
+  found: dict[str, Any] = {'heads': by_head, 'attn_rest': effects.attn - by_head.sum(1)}
   if effects.mlp_layers and weights.neurons is not None:
     a, out = read.stack('mlp_post'), read.stack('mlp_out')
     by_neuron = split_part(weights.neurons, a, out, limit, 'mlp_out').attribute(along_BxD)

@@ -9,7 +9,8 @@
     }
 
 Kinds of nodes are 'embedding', 'feature', 'error', 'bias' and 'logit'. An id, a kind and a position are needed, and a
-layer of all but embeddings and logits; of logits also 'probability'. Optional are 'label', 'latent', 'token' (the id of
+layer of all but embeddings and logits; of logits also 'probability'. A bias acts at all positions, so it may be without
+a position, and without a layer. Optional are 'label', 'latent', 'token' (the id of
 the token of an embedding or logit), 'activation', 'share' (the signed share of the target that a leaf explains),
 'promoted' (tokens), and 'contexts' (pieces of text with activations). A weight is the contribution of the source to the
 target; weights keep five digits. Influence is computed from the weights, by `measure_influence`.
@@ -136,11 +137,12 @@ def _check_node(node: Mapping[str, Any], n_positions: int, n_layers: int) -> dic
   kind, position, layer = node.get('kind'), node.get('position'), node.get('layer')
   if kind not in KINDS:
     raise unknown(CircuitError, f'kind of node {name!r}', kind, KINDS)
-  if not _is_index(position, n_positions):
+  free = kind == 'bias'
+  if not _is_index(position, n_positions) and not (free and position is None):
     raise CircuitError(f'node {name!r} has position {position!r} of {n_positions}')
   if kind in ('embedding', 'logit'):
     layer = -1 if kind == 'embedding' else n_layers
-  elif not _is_index(layer, n_layers):
+  elif not _is_index(layer, n_layers) and not (free and layer is None):
     raise CircuitError(f'node {name!r} has layer {layer!r} of {n_layers}')
   for field in _NUMBERS:
     value = node.get(field)
@@ -156,7 +158,8 @@ def _check_node(node: Mapping[str, Any], n_positions: int, n_layers: int) -> dic
   for fields, convert in ((_NUMBERS, float), (_IDS, int)):
     plain |= {field: convert(node[field]) for field in fields if node.get(field) is not None}
   return {
-    **dict.fromkeys(_FIELDS), **node, **plain, 'layer': int(layer), 'position': int(position),
+    **dict.fromkeys(_FIELDS), **node, **plain,
+    'layer': None if layer is None else int(layer), 'position': None if position is None else int(position),
     'probability': plain.get('probability', 0.0) if kind == 'logit' else None,
   }  # fmt: skip
 

@@ -12,10 +12,10 @@ of nodes, with ids that the front end takes apart:
     token     E_{token id}_{position}          'embedding'
     output    {layers + 1}_{token id}_{position}   'logit'
 
-Sharp edges. There are no bias nodes: the links of a bias are added to those of the error of its layer and position, and
-the metadata states it. The id of an error is that of latent {layer} of layer 0 at the same position: two nodes with one
-id are refused. Signed shares have no place in the format and are lost. `influence` there is the cumulative share of all
-nodes up to this one, in descending order.
+Sharp edges. There are no bias nodes: a link of a bias is added to that of the error of its layer and position (without
+a layer, of layer 0; without a position, at that of its target), and the metadata states it. The id of an error is that
+of latent {layer} of layer 0 at the same position: two nodes with one id are refused. Signed shares have no place in the
+format and are lost. `influence` there is the cumulative share of all nodes up to this one, in descending order.
 """
 
 from __future__ import annotations
@@ -219,28 +219,22 @@ def describe_latent(
 
 def _fold_biases(graph: Graph) -> tuple[dict[str, Any], list[str]]:
   """A graph without bias nodes, and the ids of its nodes in the format."""
-  nodes, new = graph['nodes'], []
-  place: dict[int, int] = {}
-  errors = {(n['layer'], n['position']): i for i, n in enumerate(nodes) if n['kind'] == 'error'}
-  made: dict[tuple[int, int], int] = {}
-  for i, node in enumerate(nodes):
-    if node['kind'] != 'bias':
-      place[i] = len(new)
-      new.append(node)
-  for i, node in enumerate(nodes):
-    if node['kind'] != 'bias':
-      continue
-    at = node['layer'], node['position']
-    if at in errors:
-      place[i] = place[errors[at]]
-    else:
-      if at not in made:
-        made[at] = len(new)
-        new.append(node | {'kind': 'error'})
-      place[i] = made[at]
+  nodes = graph['nodes']
+  new = [node for node in nodes if node['kind'] != 'bias']
+  place = {i: n for n, i in enumerate(i for i, x in enumerate(nodes) if x['kind'] != 'bias')}
+  errors = {(x['layer'], x['position']): n for n, x in enumerate(new) if x['kind'] == 'error'}
   sums: dict[tuple[int, int], float] = {}
   for s, t, weight in graph['links']:
-    key = place[s], place[t]
+    source = place.get(s)
+    if source is None:
+      position = nodes[t]['position'] if nodes[s]['position'] is None else nodes[s]['position']
+      at = nodes[s]['layer'] or 0, position
+      if at not in errors:
+        errors[at] = len(new)
+        layer, position = at
+        new.append(nodes[s] | {'kind': 'error', 'layer': layer, 'position': position})
+      source = errors[at]
+    key = source, place[t]
     sums[key] = sums.get(key, 0.0) + weight
   names = [_name(node, graph['layers']) for node in new]
   twice = sorted({name for name in names if names.count(name) > 1})

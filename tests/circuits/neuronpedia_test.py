@@ -60,6 +60,17 @@ def test_biases_are_part_of_errors():
   assert 'info' not in neuronpedia.encode_graph(graph(bias=False), slug='a', scan='m')['metadata']
 
 
+def test_a_bias_without_a_place_is_part_of_the_error_at_its_target():
+  g = graph(bias=False)
+  g['nodes'] += [{'id': 'b', 'kind': 'bias', 'layer': 2}, {'id': 'own', 'kind': 'bias'}]
+  g['links'] += [[5, 4, 0.25], [6, 2, -1.0], [6, 4, 4.0]]
+  found = neuronpedia.encode_graph(g, slug='a', scan='m')
+  links = {(link['source'], link['target']): link['weight'] for link in found['links']}
+  assert links['0_2_2', '4_9_2'] == 0.25
+  assert links['0_0_1', '2_17_1'] == -1
+  assert links['0_0_2', '4_9_2'] == 4
+
+
 def test_a_graph_is_read_as_it_was_written(tmp_path):
   g = graph(bias=False)
   path = neuronpedia.write_graph(

@@ -1,5 +1,6 @@
 """Pages in a real browser: measured by a script at one width, in light or dark colours."""
 
+import html
 import json
 import re
 import shutil
@@ -31,7 +32,7 @@ def measure(tmp_path, content, script, *, width=1200, dark=False, address=''):
   )
   assert done.returncode == 0, done.stderr[-2000:]
   (found,) = re.findall(r'data-found="([^"]*)"', done.stdout.decode()[:10_000])
-  return json.loads(found.replace('&quot;', '"').replace('&lt;', '<').replace('&amp;', '&'))
+  return json.loads(html.unescape(found))
 
 
 FITS = '[innerWidth, document.documentElement.scrollWidth]'

@@ -107,6 +107,11 @@
     return {kept, left, scores};
   }
 
+  // A bias that acts at all positions has a column of its own, after the tokens.
+  const columnOf = (node) => node.position === null ? data.tokens.length : node.position;
+  const columns = [...data.tokens.map(showBlanks),
+    ...(nodes.some((node) => node.position === null) ? ['biases'] : [])];
+
   // --- what is shown: nodes, or groups of them -------------------------------------------------
 
   function middle(values) {
@@ -122,7 +127,7 @@
         const own = members.map((i) => nodes[i]);
         const sum = (name) => own.reduce((total, node) => total + (node[name] || 0), 0);
         const group = {id: 'group:' + label, kind: 'group', label, members: own,
-          layer: middle(own.map((n) => n.layer)), position: middle(own.map((n) => n.position)),
+          layer: middle(own.map((n) => n.layer === null ? -1 : n.layer)), position: middle(own.map(columnOf)),
           influence: members.reduce((total, i) => total + all.influence[i], 0),
           share: own.some((n) => n.share !== null) ? sum('share') : null};
         members.forEach((i) => owner.set(i, group));
@@ -148,13 +153,14 @@
   }
 
   function place(shown) {  // sets x and y of every node; returns the size, the rows and the columns
-    const cells = new Map(), wide = data.tokens.map(() => 1);
-    const row = (node) => node.kind === 'embedding' ? -1 : node.kind === 'logit' ? data.layers : node.layer;
+    const cells = new Map(), wide = columns.map(() => 1);
+    const row = (node) => node.kind === 'embedding' || node.layer === null ? -1 :
+      node.kind === 'logit' ? data.layers : node.layer;
     for (const node of shown) {
-      const key = row(node) + ' ' + node.position;
+      const column = columnOf(node), key = row(node) + ' ' + column;
       if (!cells.has(key)) cells.set(key, []);
       cells.get(key).push(node);
-      wide[node.position] = Math.max(wide[node.position], cells.get(key).length);
+      wide[column] = Math.max(wide[column], cells.get(key).length);
     }
     const rows = [...new Set(shown.map(row))].sort((a, b) => a - b), starts = [LEFT];
     const room = (find('picture').clientWidth - LEFT - RIGHT - 4) / wide.length;
@@ -184,11 +190,11 @@
 
   function title(node) {
     const where = node.kind === 'group' ? node.members.length + ' nodes' :
-      (node.kind === 'embedding' || node.kind === 'logit' ? '' : 'layer ' + node.layer + ', ') +
-      'position ' + node.position + ' ' + showBlanks(data.tokens[node.position]);
+      [isToken(node) || node.layer === null ? '' : 'layer ' + node.layer, node.position === null ? '' :
+        'position ' + node.position + ' ' + columns[node.position]].filter(Boolean).join(', ');
     const name = node.kind === 'feature' && node.latent !== null ? ' ' + node.latent : '';
     const label = isToken(node) ? showBlanks(node.label || '') : node.label;
-    return WORDS[node.kind] + name + ', ' + where + (label ? ': ' + label : '');
+    return WORDS[node.kind] + name + (where ? ', ' + where : '') + (label ? ': ' + label : '');
   }
 
   let view;
@@ -205,10 +211,9 @@
       svg.append(draw('text', {class: 'row', x: 4, y: y + 4}, name));
       svg.append(draw('path', {class: 'grid', d: `M${LEFT - 6} ${y}H${frame.width - RIGHT + 16}`}));
     }
-    data.tokens.forEach((piece, t) => {
+    columns.forEach((piece, t) => {
       const x = (frame.starts[t] + frame.starts[t + 1]) / 2, y = frame.height - BOTTOM + 22;
-      svg.append(draw('text', {class: 'token', transform: `translate(${x - 3} ${y}) rotate(38)`},
-        showBlanks(piece)));
+      svg.append(draw('text', {class: 'token', transform: `translate(${x - 3} ${y}) rotate(38)`}, piece));
     });
     const largest = view.edges.reduce((max, edge) => Math.max(max, Math.abs(edge.weight)), 0) || 1;
     const some = view.edges.slice(0, MAX_LINKS), mine = (edge) =>
