@@ -16,7 +16,7 @@
       SteeringError        ValueError     vectors, edits, prompts and settings of steering that do not fit together
       ProbingError         ValueError     probes, names, tables and settings of probing that do not fit together
       NeuronError          ValueError     weights, activations and tokens of neurons that do not fit together
-      CircuitError         ValueError     bad input to circuits
+      CircuitError         ValueError     a model, dictionaries, nodes and graphs of circuits that do not fit together
 
 Researchers publish what this library prints, so an error is a feature: it says WHAT happened (with the offending
 value), WHERE (site, layer, file, line), the LIKELY CAUSE and a HINT. Every error that is raised on purpose is a
@@ -136,7 +136,7 @@ class NeuronError(MechjaxError, ValueError):
 
 
 class CircuitError(MechjaxError, ValueError):
-  """Bad input to circuits."""
+  """A model that cannot be frozen, or dictionaries, nodes and graphs of circuits that do not fit together."""
 
 
 def unknown(

@@ -66,11 +66,13 @@ CANONICAL: dict[str, str] = {
   'attn_scores': '[B, N, T, S] scaled, soft-capped, masked: the input of the softmax',
   'attn_probs': '[B, N, T, S] attention probabilities',
   'z': '[B, T, N, H] head outputs before W_O',
+  'attn_raw': '[B, T, D] output of the attention before its post-norm',
   'attn_out': '[B, T, D] output of the attention, added to the residual stream',
   'resid_mid': '[B, T, D] residual stream between attention and MLP',
   'mlp_norm': '[B, T, D] normalised input of the MLP',
   'mlp_pre': '[B, T, F] pre-activation of the neurons (the gate, in gated MLPs)',
   'mlp_post': '[B, T, F] the neurons',
+  'mlp_raw': '[B, T, D] output of the MLP before its post-norm',
   'mlp_out': '[B, T, D] output of the MLP, added to the residual stream',
   'resid_post': '[B, T, D] residual stream leaving the layer',
   'final_norm': '[B, T, D] normalised final residual stream',
@@ -82,6 +84,10 @@ axes keeps them (penzai's grouped heads); its patch says so."""
 ON_REQUEST = ('attn_scores', 'attn_probs')
 """Names whose values exist only if they are requested: their size grows with the square of the length of a text, and
 attention over a long text can do without them. Every other site exists in every pass."""
+
+POST_NORM = ('attn_raw', 'mlp_raw')
+"""Names that exist only in models with norms between attention or MLP and the residual stream (Gemma 2 and 3). In others
+the output of a part is what is added, `attn_out` or `mlp_out`, and needs no second name."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)

@@ -9,7 +9,8 @@ This is the family that Gemma Scope was trained on, and its three sites are exac
 Definitions of sites where upstream leaves a choice:
   - q is already scaled (`query_scaled`), because the dot product receives it scaled.
   - attn_out is taken after the post-attention norm, where the model has one: it is the value that is
-    added to the residual stream.
+    added to the residual stream. attn_raw and mlp_raw are the values before the post-norms, and exist
+    only where there are post-norms: not in Gemma 1.
   - attn_scores are soft-capped and masked, by the causal mask and, in local layers, the window.
   - embed is scaled by sqrt(D), as the first block reads it; images are merged in.
 
@@ -54,10 +55,19 @@ RESID_MID = (
 )
 BLOCK = [
   RESID_PRE,
+  # Without a post-norm these lines do not run, and the sites do not exist.
+  (
+    'attn_output = self.$norm(attn_output)',
+    "attn_output = self.$norm(harvest.sow(attn_output, name='attn_raw'))",
+  ),
   RESID_MID,
   (
     'outputs = self.pre_ffw_norm(attn_output)',
     "outputs = harvest.sow(self.pre_ffw_norm(attn_output), name='mlp_norm')",
+  ),
+  (
+    'outputs = self.post_ffw_norm(outputs)',
+    "outputs = self.post_ffw_norm(harvest.sow(outputs, name='mlp_raw'))",
   ),
   (
     'outputs += attn_output',

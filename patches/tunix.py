@@ -7,7 +7,8 @@ and for all.
 
 Definitions of sites where upstream leaves a choice:
   - q of the Gemmas is already scaled, because the dot product receives it scaled.
-  - attn_out and mlp_out of the Gemmas are taken after their post-norms: the values that are added.
+  - attn_out and mlp_out of the Gemmas are taken after their post-norms: the values that are added. attn_raw and mlp_raw
+    are the values before them; Gemma 1 has neither.
   - embed of the Gemmas is scaled by sqrt(D), as the first block reads it.
 
 Upstream holds scores and probabilities of Qwen2 as [B, K, N/K, T, S], query heads grouped by the

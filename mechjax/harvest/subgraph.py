@@ -259,6 +259,22 @@ class Subgraph:
       outs = [jax.tree.map(lambda *xs: jnp.stack(xs), *column) for column in zip(*rows)]
     return outs[0] if len(outs) == 1 else tuple(outs)
 
+  def at_layer(self, index: ArrayLike) -> Subgraph:
+    """The function of one of several layers, without the leading axis.
+
+    Args:
+      index: which of the layers, in order; it may be traced in a scan.
+
+    Raises:
+      HarvestError: the sub-program is that of a single layer.
+    """
+    cuts, n_layers, stacked = self._parts
+    if n_layers is None:
+      raise HarvestError('a sub-program of a single layer has no axis of layers')
+    if stacked:
+      return Subgraph((cuts, None, False), [jax.tree.map(lambda x: x[index], self._captured[0])])
+    return Subgraph(((cuts[index],), None, False), [self._captured[index]])
+
   @staticmethod
   def _check(sow: _Sow, value: Any, n_layers: int | None) -> Any:
     leaves, tree = jax.tree.flatten(value)

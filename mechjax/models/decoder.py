@@ -19,7 +19,8 @@ Letters: B batch, T position, D model, V vocabulary, L layers; the others are in
 Sharp edges:
   - With a cache, k, v, attn_scores and attn_probs span all slots of the cache, empty ones included.
   - A token or a learned position outside its table, negative ones included, becomes NaN.
-  - There is no resid_mid if attention and MLP are parallel or there is no MLP; the error for a request says so.
+  - There is no resid_mid if attention and MLP are parallel or there is no MLP, and attn_raw and mlp_raw exist only
+    with post-norms; the error for a request says so.
   - A scan that starts later than layer 0 still counts from 0 and skips the layers below, so its sites have the right
     numbers and can be planted; the sites below an int `start` do not exist. Reading is an error, because a skipped
     layer has no value; use `unroll=True` to read.
@@ -381,8 +382,7 @@ def _layer(
   x_BxTxD = harvest.sow(x_BxTxD, name='resid_pre')
   h_BxTxD = harvest.sow(norm(x_BxTxD, p.get('attn_norm'), config), name='attn_norm')
   attn_out_BxTxD, new = attend(p['attn'], h_BxTxD, config, context, local, cached)
-  attn_out_BxTxD = norm(attn_out_BxTxD, p.get('attn_post_norm'), config)
-  attn_out_BxTxD = harvest.sow(attn_out_BxTxD, name='attn_out')
+  attn_out_BxTxD = _post_norm(attn_out_BxTxD, p.get('attn_post_norm'), config, 'attn')
   if not config.d_mlp:
     return harvest.sow(_without_mlp_sites(x_BxTxD + attn_out_BxTxD), name='resid_post'), new
   if config.parallel:
@@ -403,8 +403,19 @@ def _mlp(p: dict[str, Any], x_BxTxD: jax.Array, config: Config) -> jax.Array:
   else:
     post_BxTxF = act(harvest.sow(_affine(w, 'up', h_BxTxD), name='mlp_pre'))
   post_BxTxF = harvest.sow(post_BxTxF, name='mlp_post')
-  out_BxTxD = norm(_affine(w, 'down', post_BxTxF), p.get('mlp_post_norm'), config)
-  return harvest.sow(out_BxTxD, name='mlp_out')
+  return _post_norm(_affine(w, 'down', post_BxTxF), p.get('mlp_post_norm'), config, 'mlp')
+
+
+def _post_norm(
+  raw_BxTxD: jax.Array, p: dict[str, jax.Array] | None, config: Config, part: str
+) -> jax.Array:
+  """The output of the attention or the MLP as it is added to the residual stream."""
+  if p is None:
+    cause = 'the model has no norm between this part and the residual stream'
+    marked = harvest.absent(raw_BxTxD, names=[f'{part}_raw'], cause=cause, hint=f'use {part}_out')
+    return harvest.sow(marked, name=f'{part}_out')
+  raw_BxTxD = harvest.sow(raw_BxTxD, name=f'{part}_raw')
+  return harvest.sow(norm(raw_BxTxD, p, config), name=f'{part}_out')
 
 
 def _affine(w: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:

@@ -159,6 +159,14 @@ def _mixed(c, at):
   )
 
 
+def _post_normed(c, p, part, raw):
+  """The equations of a part's output, and of its value before the norm where there is one."""
+  if not c.post_norms:
+    return {f'{part}_out': raw}
+  norm = p[f'{part}_post_norm']
+  return {f'{part}_raw': raw, f'{part}_out': lambda at: _norm(c, at[f'{part}_raw'], norm)}
+
+
 def _exact_gelu(x):
   return scipy.special.ndtr(x) * x
 
@@ -170,6 +178,9 @@ def _layer(c, p, local):
   def affine(w, x):
     return x @ m[w] + m.get(f'{w}_bias', 0)
 
+  def attn_raw(at):
+    return np.einsum('btnh,nhd->btd', at['z'], a['o']) + a.get('o_bias', 0)
+
   equations = {
     'attn_norm': lambda at: _norm(c, at['resid_pre'], p['attn_norm']),
     'q': lambda at: _heads(c, a, 'q', at['attn_norm'], local),
@@ -178,11 +189,7 @@ def _layer(c, p, local):
     'attn_scores': lambda at: _scores(c, at, local),
     'attn_probs': lambda at: softmax(at['attn_scores']),
     'z': lambda at: _mixed(c, at),
-    'attn_out': lambda at: _norm(
-      c,
-      np.einsum('btnh,nhd->btd', at['z'], a['o']) + a.get('o_bias', 0),
-      p.get('attn_post_norm'),
-    ),
+    **_post_normed(c, p, 'attn', attn_raw),
   }
   if m is None:
     return equations | {'resid_post': lambda at: at['resid_pre'] + at['attn_out']}
@@ -194,6 +201,6 @@ def _layer(c, p, local):
     'mlp_norm': lambda at: _norm(c, at[middle], p['mlp_norm']),
     'mlp_pre': lambda at: affine('gate' if c.gated else 'up', at['mlp_norm']),
     'mlp_post': lambda at: act(at['mlp_pre']) * (affine('up', at['mlp_norm']) if c.gated else 1),
-    'mlp_out': lambda at: _norm(c, affine('down', at['mlp_post']), p.get('mlp_post_norm')),
+    **_post_normed(c, p, 'mlp', lambda at: affine('down', at['mlp_post'])),
     'resid_post': lambda at: at[middle] + at['mlp_out'] + rest(at),
   }

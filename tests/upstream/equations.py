@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from mechjax import sites
+
 MASKED = -2.3819763e38
 
 
@@ -86,6 +88,11 @@ class Block:
   def per_query_head(self, x_BxSxKxH):
     return np.repeat(x_BxSxKxH, len(self.q) // len(self.k), axis=2)
 
+  def names(self) -> list[str]:
+    """Canonical names of the sites of a layer, in the order of a forward pass."""
+    absent = sites.POST_NORM if self.post_attn_gain is None else ()
+    return [name for name in list(sites.CANONICAL)[1:-2] if name not in absent]
+
   def visible_TxT(self, T):
     causal = np.tri(T, dtype=bool)
     return causal if self.window is None else causal & ~np.tri(T, k=-self.window, dtype=bool)
@@ -108,12 +115,14 @@ EQUATIONS: dict[str, Callable[[Block, Mapping], np.ndarray]] = {
   'attn_scores': _attn_scores,
   'attn_probs': lambda b, at: softmax(at['attn_scores']),
   'z': lambda b, at: np.einsum('bnts,bsnh->btnh', at['attn_probs'], b.per_query_head(at['v'])),
-  'attn_out': lambda b, at: b.norm(np.einsum('btnh,nhd->btd', at['z'], b.o), b.post_attn_gain),
+  'attn_raw': lambda b, at: np.einsum('btnh,nhd->btd', at['z'], b.o),
+  'attn_out': lambda b, at: b.norm(EQUATIONS['attn_raw'](b, at), b.post_attn_gain),
   'resid_mid': lambda b, at: at['resid_pre'] + at['attn_out'],
   'mlp_norm': lambda b, at: b.norm(at['resid_mid'], b.mlp_gain),
   'mlp_pre': lambda b, at: at['mlp_norm'] @ b.gate,
   'mlp_post': lambda b, at: b.activation(at['mlp_pre']) * (at['mlp_norm'] @ b.up),
-  'mlp_out': lambda b, at: b.norm(at['mlp_post'] @ b.down, b.post_mlp_gain),
+  'mlp_raw': lambda b, at: at['mlp_post'] @ b.down,
+  'mlp_out': lambda b, at: b.norm(EQUATIONS['mlp_raw'](b, at), b.post_mlp_gain),
   'resid_post': lambda b, at: at['resid_mid'] + at['mlp_out'],
 }
 
@@ -150,9 +159,10 @@ class Model:
     expected['final_norm'] = self.blocks[-1].norm(_at(acts, last), self.final_gain)
     expected['logits'] = self.read(_at(acts, 'final_norm'))
     for i, block in enumerate(self.blocks):
-      at = {name: _at(acts, f'{name}.{i}') for name in ('resid_pre', *EQUATIONS)}
+      names = block.names()
+      at = {name: _at(acts, f'{name}.{i}') for name in names}
       expected[f'resid_pre.{i}'] = _at(acts, f'resid_post.{i - 1}' if i else 'embed')
-      expected |= {f'{name}.{i}': equation(block, at) for name, equation in EQUATIONS.items()}
+      expected |= {f'{name}.{i}': EQUATIONS[name](block, at) for name in names[1:]}
     assert {str(site) for site in acts} == set(expected)
     for site, value in expected.items():
       size = np.abs(np.where(value < -1e29, 0, value)).max()

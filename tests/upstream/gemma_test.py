@@ -18,7 +18,7 @@ import pytest
 from flax import linen
 
 import mechjax
-from mechjax import harvest, sites
+from mechjax import harvest
 from mechjax.models import gemma as driver
 from mechjax.weights import fetch
 from mechjax.weights.gguf import GGUFFile
@@ -28,7 +28,6 @@ from tests.upstream import comparing, differences, equations, gemmas
 pytestmark = pytest.mark.gemma
 
 B, T, V, D, F, N, K, H, WINDOW = 2, 7, 23, 12, 20, 4, 2, 8, 3
-PER_LAYER = list(sites.CANONICAL)[1:-2]
 TINY = {'num_embed': V, 'embed_dim': D, 'hidden_dim': F, 'num_heads': N, 'head_dim': H}
 
 
@@ -169,14 +168,16 @@ def test_patched_logits_equal_unpatched_ones_bit_for_bit_and_those_of_the_equati
 
 def test_every_site_is_there_in_order_and_follows_from_its_neighbours(config, params, tokens, read):
   acts, _ = read
-  layers = [f'{name}.{i}' for i in range(config.num_layers) for name in PER_LAYER]
+  model = equations_of(config, params)
+  layers = [f'{name}.{i}' for i in range(config.num_layers) for name in model.blocks[0].names()]
   assert list(acts) == ['embed', *layers, 'final_norm', 'logits']
   assert acts['attn_scores.1'].shape == acts['attn_probs.1'].shape == (B, N, T, T)
-  equations_of(config, params).check(acts, tokens)
+  model.check(acts, tokens)
 
 
-def test_gradients_at_sites_equal_finite_differences(model, params, tokens, read):
-  chosen = ['embed', *(f'{name}.1' for name in PER_LAYER), 'final_norm', 'logits']
+def test_gradients_at_sites_equal_finite_differences(model, config, params, tokens, read):
+  names = equations_of(config, params).blocks[1].names()
+  chosen = ['embed', *(f'{name}.1' for name in names), 'final_norm', 'logits']
   gradients = {site: read[1][site] for site in chosen}
   assert all(np.abs(gradient).max() > 1e-4 for gradient in gradients.values())
   differences.check(comparing.metric_of(forward_of(model)), gradients, (params, tokens))

@@ -220,7 +220,8 @@ def test_every_site_follows_from_its_neighbours(name):
 def test_every_site_of_a_parallel_block_follows_from_its_neighbours(name):
   p, (_, acts, _) = parameters(name), reaped(name)[0]
   acts = {site: array(value) for site, value in acts.items()}
-  per_layer = [n for n in sites.CANONICAL if n not in ('embed', 'final_norm', 'logits')]
+  absent = ('embed', 'final_norm', 'logits', *sites.POST_NORM)
+  per_layer = [n for n in sites.CANONICAL if n not in absent]
   expected = {f'{n}.{i}' for n in per_layer for i in range(L)} - {'resid_mid.0', 'resid_mid.1'}
   assert set(acts) == {*expected, 'embed', 'final_norm', 'logits'}
 

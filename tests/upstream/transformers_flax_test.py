@@ -89,7 +89,7 @@ def test_the_patched_program_is_the_unpatched_program(model, plain):
 
 def test_every_site_of_the_architecture_is_tagged_in_the_order_it_is_met(model):
   (_, acts, _), _ = reaped(model)
-  per_layer = [n for n in sites.CANONICAL if n not in (*ENDS, *model.lacks)]
+  per_layer = [n for n in sites.CANONICAL if n not in (*ENDS, *model.lacks, *sites.POST_NORM)]
   layers = [f'{name}.{i}' for i in range(L) for name in per_layer]
   ends = [n for n in ENDS[1:] if n not in model.lacks]
   assert list(acts) == ['embed', *layers, *ends]
@@ -97,8 +97,8 @@ def test_every_site_of_the_architecture_is_tagged_in_the_order_it_is_met(model):
 
 def test_every_site_follows_from_its_neighbours(model):
   (_, acts, _), _ = reaped(model)
-  for name in sites.CANONICAL:
-    for layer in layers_of(model, name) if name not in model.lacks else []:
+  for name in (n for n in sites.CANONICAL if n not in (*model.lacks, *sites.POST_NORM)):
+    for layer in layers_of(model, name):
       around = model(build(model).params, acts, TOKENS, layer or 0)
       found, expected = around.at(name), getattr(around, name)()
       assert found.shape == expected.shape, (name, layer)

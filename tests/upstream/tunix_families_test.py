@@ -32,7 +32,6 @@ from tests.upstream import comparing, differences, equations, gemmas
 pytestmark = pytest.mark.upstream
 
 B, T, V, D, F, N, K, H, WINDOW = 2, 7, 23, 12, 20, 4, 2, 8, 3
-PER_LAYER = list(sites.CANONICAL)[1:-2]
 
 
 @pytest.fixture(autouse=True)
@@ -244,9 +243,10 @@ def test_patched_logits_equal_unpatched_ones_bit_for_bit_and_those_of_the_equati
 
 def test_every_site_is_there_in_order_and_follows_from_its_neighbours(family, params, tokens, read):
   acts, _ = read
-  layers = [f'{name}.{i}' for i in params['layers'] for name in PER_LAYER]
+  model = family.equations(jax.tree.map(np.asarray, params))
+  layers = [f'{name}.{i}' for i in params['layers'] for name in model.blocks[0].names()]
   assert list(acts) == ['embed', *layers, 'final_norm', 'logits']
-  family.equations(jax.tree.map(np.asarray, params)).check(acts, tokens)
+  model.check(acts, tokens)
 
 
 def test_attention_has_the_canonical_axes(read):
@@ -256,8 +256,9 @@ def test_attention_has_the_canonical_axes(read):
 
 
 @thorough
-def test_gradients_at_sites_equal_finite_differences(plain, params, tokens, read):
-  chosen = ['embed', *(f'{name}.1' for name in PER_LAYER), 'final_norm', 'logits']
+def test_gradients_at_sites_equal_finite_differences(family, plain, params, tokens, read):
+  names = family.equations(jax.tree.map(np.asarray, params)).blocks[1].names()
+  chosen = ['embed', *(f'{name}.1' for name in names), 'final_norm', 'logits']
   gradients = {site: read[1][site] for site in chosen}
   assert all(np.abs(gradient).max() > 1e-4 for gradient in gradients.values())
   differences.check(comparing.metric_of(plain), gradients, (params, tokens))
@@ -335,7 +336,7 @@ def test_asking_flash_attention_for_probabilities_says_why_not_and_what_to_do():
     names = {info.site.name for info in harvest.sites_of(apply, *arguments)}
     with pytest.raises(SiteError, match=r'use_flash_attention=False') as e:
       harvest.reap(apply, sites='attn_probs.1')(*arguments)
-  assert names == set(sites.CANONICAL) - {'attn_scores', 'attn_probs'}
+  assert names == set(sites.CANONICAL) - {'attn_scores', 'attn_probs', *sites.POST_NORM}
   assert 'qwen2/model.py' in e.value.where
   assert 'never forms the scores' in e.value.cause
 

@@ -1,0 +1,186 @@
+"""The active features of one prompt: where they are, what they read, and what they write.
+
+A feature is active at a layer and position, reads the MLP's input along its encoder direction, and writes its decoder
+rows to the output of that layer's MLP (or of several layers: a cross-layer transcoder). Only active features exist here:
+of 16,384 latents at each of 18 layers and 16 positions some thousands are active, and nothing of the size of a
+dictionary is kept.
+
+The products of a row of attributions with all decoder rows are computed in blocks of `BLOCK` features of one layer and
+position, because each block is one product of matrices. So decoder rows are kept block by block, the last block of a
+layer and position is filled up with zeros, and the number of blocks is rounded up, so that prompts of a similar number
+of features share one executable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int32
+
+from mechjax import precision
+from mechjax.errors import CircuitError
+
+BLOCK = 16
+"""Features of a block."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Active:
+  """Active features of one layer, before they are arranged.
+
+  Attributes:
+    layer: the layer whose MLP input they read.
+    position, latent: place and index of each, int [n].
+    activation: [n].
+    decoders: their decoder rows [n, D], by the layer that they are written to.
+    encoder: direction of each at the MLP's input, [n, D]; None to compute it on request.
+    constant: activation minus the product of encoder and input, [n]; None with `encoder`.
+  """
+
+  layer: int
+  position: np.ndarray
+  latent: np.ndarray
+  activation: np.ndarray
+  decoders: dict[int, np.ndarray]
+  encoder: np.ndarray | None = None
+  constant: np.ndarray | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Features:
+  """The active features of one prompt, in the order of layer, position and latent.
+
+  Attributes:
+    layer, position, latent: place of each feature, int32 [features].
+    activation: [features].
+    encoder: direction that each reads at 'mlp_norm', [features, D]; None if it is computed on request.
+    constant: part of the activation that does not depend on the input, [features], or None.
+    decoder: decoder rows, [writes, BLOCK, D]; a block is written once for each layer that it writes to.
+    source: block of each write, int32 [writes].
+    write_layer, write_position: place of each write, int32 [writes].
+    amount: activations by block, 0 where a block is filled up, [blocks, BLOCK].
+    slot: place of each feature among the flattened blocks, int32 [features].
+  """
+
+  layer: Int32[np.ndarray, ' features']
+  position: Int32[np.ndarray, ' features']
+  latent: Int32[np.ndarray, ' features']
+  activation: Float[np.ndarray, ' features']
+  encoder: Float[np.ndarray, 'features D'] | None
+  constant: Float[np.ndarray, ' features'] | None
+  decoder: Float[Array, 'writes block D']
+  source: Int32[Array, ' writes']
+  write_layer: Int32[Array, ' writes']
+  write_position: Int32[Array, ' writes']
+  amount: Float[Array, 'blocks block']
+  slot: Int32[np.ndarray, ' features']
+
+  def __len__(self) -> int:
+    return len(self.layer)
+
+  @classmethod
+  def of(cls, groups: Sequence[Active], D: int, dtype: np.dtype, budget: int) -> Features:
+    """Arranges the active features of all layers.
+
+    Args:
+      groups: the features of each layer, by increasing layer.
+      D: width.
+      dtype: dtype of the arrays.
+      budget: largest number of bytes of their encoder and decoder rows.
+
+    Raises:
+      CircuitError: more than the budget.
+    """
+    n = sum(len(g.latent) for g in groups)
+    rows = sum(len(g.latent) * (len(g.decoders) + (g.encoder is not None)) for g in groups)
+    size = rows * D * np.dtype(dtype).itemsize
+    if size > budget:
+      raise CircuitError(
+        f'{n} active features need {size / 2**20:.0f} MiB, and the budget is {budget / 2**20:.0f} MiB',
+        cause='a long prompt, a dictionary that is not sparse, or all neurons as features',
+        hint='a shorter prompt, Neurons(top=64), or Frozen.of(..., budget=...)',
+      )
+    order = [np.lexsort((g.latent, g.position)) for g in groups]
+    join = lambda parts, kind: np.concatenate([*parts, np.zeros(0)]).astype(kind)  # noqa: E731
+    layer = join([np.full(len(g.latent), g.layer) for g in groups], np.int32)
+    position = join([g.position[o] for g, o in zip(groups, order)], np.int32)
+    latent = join([g.latent[o] for g, o in zip(groups, order)], np.int32)
+    activation = join([g.activation[o] for g, o in zip(groups, order)], dtype)
+    given = [(g.encoder[o], g.constant[o]) for g, o in zip(groups, order) if g.encoder is not None and g.constant is not None]  # fmt: skip
+    known = len(given) == len(groups)
+    encoder = np.concatenate([np.zeros((0, D)), *(e for e, _ in given)]).astype(dtype)
+    constant = join([c for _, c in given], dtype)
+    slot, n_blocks = _place(layer, position)
+    total = round_up(n_blocks)
+    amount = np.zeros(total * BLOCK, dtype)
+    amount[slot] = activation
+    writes = _writes(groups, order, slot, position, D, dtype)
+    return cls(
+      layer, position, latent, activation,
+      encoder if known else None, constant if known else None,
+      *writes, amount.reshape(total, BLOCK), slot,
+    )  # fmt: skip
+
+
+def _place(layer: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, int]:
+  """Slot of each feature, and the number of blocks; each layer and position begins a block."""
+  if not len(layer):
+    return np.zeros(0, np.int32), 0
+  starts = np.flatnonzero(np.diff(layer, prepend=-1) | np.diff(position, prepend=-1))
+  counts = np.diff(starts, append=len(layer))
+  first = np.concatenate([[0], np.cumsum(-(-counts // BLOCK))])
+  within = np.arange(len(layer)) - np.repeat(starts, counts)
+  return (np.repeat(first[:-1], counts) * BLOCK + within).astype(np.int32), int(first[-1])
+
+
+def round_up(n: int) -> int:
+  """The next of a sequence of sizes, each at most an eighth above the one before."""
+  step = 2 ** max(0, int(n - 1).bit_length() - 4) if n > 8 else 8
+  return max(8, -(-n // step) * step)
+
+
+def _writes(
+  groups: Sequence[Active],
+  order: Sequence[np.ndarray],
+  slot: np.ndarray,
+  position: np.ndarray,
+  D: int,
+  dtype: np.dtype,
+) -> tuple[np.ndarray, ...]:
+  """Decoder rows, source block, layer and position of each write."""
+  rows, sources, layers, positions, start = [], [], [], [], 0
+  for g, o in zip(groups, order):
+    mine = slice(start, start + len(o))
+    start += len(o)
+    blocks, first = np.unique(slot[mine] // BLOCK, return_index=True)
+    if not len(blocks):
+      continue
+    within = slot[mine] - blocks[0] * BLOCK
+    for target, decoder in g.decoders.items():
+      d = np.zeros((len(blocks) * BLOCK, D), dtype)
+      d[within] = decoder[o]
+      rows.append(d.reshape(-1, BLOCK, D))
+      sources.append(blocks)
+      layers.append(np.full(len(blocks), target))
+      positions.append(position[mine][first])
+  n = sum(map(len, sources))
+  out = np.zeros((round_up(n), BLOCK, D), dtype)
+  if rows:
+    out[:n] = np.concatenate(rows)
+  places = [np.zeros(len(out), np.int32) for _ in range(3)]
+  for place, parts in zip(places, (sources, layers, positions)):
+    place[:n] = np.concatenate(parts) if parts else 0
+  return out, *places
+
+
+def write(features: Features, L: int, T: int) -> Float[Array, 'L T D']:
+  """Sum of what all features write, at the outputs of the MLPs."""
+  amount = jnp.asarray(features.amount)[features.source]
+  rows = precision.einsum('wa,wad->wd', amount, jnp.asarray(features.decoder))
+  out = jnp.zeros((L, T, rows.shape[-1]), rows.dtype)
+  return out.at[features.write_layer, features.write_position].add(rows)

@@ -1,0 +1,339 @@
+"""A run whose attention patterns and norms are constants, so that everything is affine in everything before it.
+
+Attention multiplies by patterns and norms divide by a scale; both depend on the input. With the values that they had in
+one run on one prompt, and with the MLPs replaced by features, errors and biases, the residual stream is an affine
+function of embeddings and features (Ameisen et al. 2025, section 3; docs/methods.md, section 10). `Frozen` holds what
+that function is made of:
+
+    maps = Maps.of(model.apply, model.params, tokens)                            once for a model
+    frozen = Frozen.of(model.apply, model.params, tokens, Replacement(...), maps=maps)
+    graph = attribute(frozen)
+
+It is read from one run of any tagged model and then independent of it: a pytree of arrays for one prompt. Every part is
+checked against the values of the run and refused, with the name of the site, if it does not reproduce them: the norms,
+the values, the sum of values by patterns (which a gate would break), the outputs, and the sums of the stream. So a row
+of attributions adds up to what the model computed.
+
+Sharp edges: padding is removed, so prompts of different lengths give runs of different shapes. Positions count from the
+first real token. With `Neurons`, rows of the neurons themselves are computed from the model's code on request.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from mechjax import harvest, precision, watching
+from mechjax.circuits import features as features_lib
+from mechjax.circuits.features import Features
+from mechjax.circuits.layout import Layout
+from mechjax.circuits.maps import Maps
+from mechjax.circuits.norms import check_reproduced, deviation, measure_scale
+from mechjax.circuits.replacement import Neurons, Replacement, Replacer
+from mechjax.errors import CircuitError
+from mechjax.programs.callables import check_function
+
+BUDGET = 4 * 2**30
+"""Bytes that encoder and decoder rows of the active features may take."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scales:
+  """The numbers by which the norms of one run multiply.
+
+  Attributes:
+    attn_norm, attn_post, mlp_norm, mlp_post: by layer and position, [L, T]; None for norms that do not exist.
+    final_norm: [T].
+  """
+
+  attn_norm: Float[Array, 'L T']
+  attn_post: Float[Array, 'L T'] | None
+  mlp_norm: Float[Array, 'L T'] | None
+  mlp_post: Float[Array, 'L T'] | None
+  final_norm: Float[Array, ' T']
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+  """One prompt's run, with patterns and norms as constants.
+
+  Attributes:
+    writes_raw: whether features and errors are written before the post-norm of the MLPs.
+    tokens: [T].
+    maps: the affine maps of the model.
+    scales: those of its norms.
+    probs: attention patterns, [L, N, T, T].
+    embed: embeddings, [T, D].
+    features: the active features.
+    errors: output of each MLP minus what features, biases and skips write, [L, T, D].
+    biases: what is added at the output of each MLP, [L, D].
+    skips: W_skip of each layer, [L, D, D], or None.
+    mlp_input: 'mlp_norm' of each layer, [L, T, D]; no layers in a model without MLPs.
+    stream: the residual stream before each layer, between attention and MLP, and at the end, [2 L + 1, T, D].
+    final: 'final_norm', [T, D].
+    logits: [T, V].
+  """
+
+  writes_raw: bool = dataclasses.field(metadata={'static': True})
+  tokens: Int[Array, ' T']
+  maps: Maps
+  scales: Scales
+  probs: Float[Array, 'L N T T']
+  embed: Float[Array, 'T D']
+  features: Features
+  errors: Float[Array, 'L T D']
+  biases: Float[Array, 'L D']
+  skips: Float[Array, 'L D D'] | None
+  mlp_input: Float[Array, 'L T D']
+  stream: Float[Array, 'levels T D']
+  final: Float[Array, 'T D']
+  logits: Float[Array, 'T V']
+
+  @property
+  def layout(self) -> Layout:
+    """Sites and sizes of the model."""
+    return self.maps.layout
+
+  @classmethod
+  def of(
+    cls,
+    forward: Callable,
+    params: PyTree,
+    tokens: Int[np.ndarray | Array, '1 T'],
+    replaced: Replacer,
+    mask: Bool[np.ndarray | Array, '1 T'] | None = None,
+    *,
+    maps: Maps | None = None,
+    budget: int = BUDGET,
+  ) -> Frozen:
+    """Freezes the run of one prompt; the arguments are those of `batch`.
+
+    Raises:
+      CircuitError: several prompts, or as in `batch`.
+    """
+    if np.shape(tokens)[:1] != (1,):
+      raise CircuitError(
+        f'tokens of shape {list(np.shape(tokens))} for one prompt',
+        hint='tokens[None] for tokens [T]; Frozen.batch(...) for several prompts',
+      )
+    return cls.batch(forward, params, tokens, replaced, mask, maps=maps, budget=budget)[0]
+
+  @classmethod
+  def batch(
+    cls,
+    forward: Callable,
+    params: PyTree,
+    tokens: Int[np.ndarray | Array, 'B T'],
+    replaced: Replacer,
+    mask: Bool[np.ndarray | Array, 'B T'] | None = None,
+    *,
+    maps: Maps | None = None,
+    budget: int = BUDGET,
+  ) -> list[Frozen]:
+    """Freezes the runs of several prompts, which run at once.
+
+    Args:
+      forward: (params, tokens) or (params, tokens, mask=None) -> logits; pure, with canonical sites.
+      params: its parameters, float32 or float64.
+      tokens: token ids.
+      replaced: what stands in for the MLPs.
+      mask: True at real tokens; None if all are.
+      maps: `Maps.of` this model; None to identify them here, which takes longer than the run.
+      budget: bytes that the rows of the active features may take.
+
+    Raises:
+      CircuitError: a missing site, dictionaries of another model, norms or maps that do not reproduce the run,
+        features beyond the budget.
+    """
+    check_function(forward, CircuitError, 'Frozen.of(model.apply, model.params, tokens, ...)')
+    layout, real = Layout.of(forward, params, tokens), _real(tokens, mask)
+    replaced.check(layout.n_layers, layout.width)
+    if isinstance(replaced, Replacement) and replaced.writes_raw and layout.mlp_output == 'mlp_out':
+      raise CircuitError(
+        "transcoders of 'mlp_raw'", cause='the model has no post-norms, and no such site'
+      )
+    maps = _check_maps(maps, layout, replaced) or Maps.of(
+      forward, params, tokens, neurons=isinstance(replaced, Neurons)
+    )
+    options = {} if mask is None else {'mask': jnp.asarray(mask)}
+    names = tuple(layout.sites([n for n in replaced.needs if layout.has_mlp]))
+    acts = _reader(forward, names)(params, jnp.asarray(tokens), options)
+    freeze = functools.partial(_freeze, maps, replaced, budget)
+    return [
+      freeze(np.asarray(tokens)[b], acts, b, np.flatnonzero(real[b])) for b in range(len(real))
+    ]
+
+
+@functools.lru_cache(maxsize=16)
+def _reader(forward: Callable, names: tuple[str, ...]) -> Callable:
+  """Reads sites of a model; one compiled function for each model."""
+
+  def read(params: PyTree, tokens: Array, options: dict[str, Array]) -> dict[str, Array]:
+    acts = harvest.reap(forward, sites=[*names])(params, tokens, **options)
+    return {name: acts.stack(name) for name in names}
+
+  return watching.jit(read, forward)
+
+
+def _real(tokens: Array, mask: Array | None) -> Bool[np.ndarray, 'B T']:
+  real = np.ones(np.shape(tokens), bool) if mask is None else np.asarray(mask)
+  if real.shape != np.shape(tokens) or real.dtype != bool or not real.any(1).all():
+    raise CircuitError(
+      f'a mask of {real.dtype} {list(real.shape)} for tokens {list(np.shape(tokens))}',
+      hint='bool, True at real tokens, at least one of them in each prompt',
+    )
+  return real
+
+
+def _check_maps(maps: Maps | None, layout: Layout, replaced: Replacer) -> Maps | None:
+  if maps is None:
+    return None
+  if dataclasses.replace(maps.layout, length=layout.length) != layout:
+    raise CircuitError(f'maps of {maps.layout}', cause=f'the model has {layout}')
+  if isinstance(replaced, Neurons) and maps.neurons is None:
+    raise CircuitError(
+      'the maps do not say what neurons read and write', hint='Maps.of(..., neurons=True)'
+    )
+  return maps
+
+
+def _freeze(
+  maps: Maps,
+  replaced: Replacer,
+  budget: int,
+  tokens: np.ndarray,
+  acts: Mapping[str, Array],
+  row: int,
+  at: np.ndarray,
+) -> Frozen:
+  """The frozen run of one prompt of a batch, at its real positions."""
+  run = {name: _cut_row(x, name, row, at) for name, x in acts.items()}
+  layout = maps.layout
+  scales, deviations = _measure(maps, run)
+  for key, error in deviations.items():
+    check_reproduced(*key.split('|'), float(error), layout.dtype)
+  L, T, D = layout.n_layers, len(at), layout.width
+  writes_raw = replaced.writes_raw and layout.mlp_output == 'mlp_raw'
+  inputs = run['mlp_norm'] if layout.has_mlp else jnp.zeros((0, T, D), layout.dtype)
+  outputs = run[layout.mlp_output if writes_raw else 'mlp_out'] if layout.has_mlp else None
+  found = _find(maps, replaced, run, inputs, budget)
+  biases, skips = _constants(maps, replaced, len(inputs))
+  errors = jnp.zeros((L, T, D), layout.dtype)
+  if outputs is not None:
+    errors = outputs - biases[:, None] - features_lib.write(found, L, T)
+    errors = errors if skips is None else errors - precision.einsum('ltd,lde->lte', inputs, skips)
+    if isinstance(replaced, Neurons) and replaced.top is None:
+      check_reproduced(layout.mlp_output, 'sum of neurons', _share(errors, outputs), layout.dtype)
+  stream = jnp.stack([run['resid_pre'], run.get('resid_mid', run['resid_pre'])], 1)
+  stream = jnp.concatenate([stream.reshape(2 * L, T, D), run['resid_post'][-1:]])
+  return Frozen(
+    writes_raw, jnp.asarray(tokens[at]), maps, scales, run['attn_probs'], run['embed'], found,
+    errors, biases, skips, inputs, stream, run['final_norm'], run['logits'],
+  )  # fmt: skip
+
+
+def _share(errors: Array, outputs: Array) -> float:
+  return float(jnp.max(jnp.abs(errors)) / jnp.max(jnp.abs(outputs)))
+
+
+def _cut_row(x: Array, name: str, row: int, at: np.ndarray) -> Array:
+  """The values of one prompt at its real positions: [L, ...] or [...]."""
+  batch = 0 if name in ('embed', 'final_norm', 'logits') else 1
+  x = jax.lax.index_in_dim(x, row, batch, keepdims=False)
+  if len(at) == (x.shape[-1] if name == 'attn_probs' else x.shape[batch]):
+    return x
+  return x[..., at, :][..., at] if name == 'attn_probs' else jnp.take(x, at, axis=batch)
+
+
+@jax.jit
+def _measure(maps: Maps, run: Mapping[str, Array]) -> tuple[Scales, dict]:
+  """Scales of all norms, and by how much each part misses the values of the run, by site."""
+  layout, off = maps.layout, _Deviations()
+
+  def scale(norm, before, name):
+    value, error = measure_scale(norm, before, run[name])
+    off.add(name, 'norm', error)
+    return value
+
+  raw = run[layout.attention_output]
+  scales = Scales(
+    scale(maps.attn_norm, run['resid_pre'], 'attn_norm'),
+    None if maps.attn_post is None else scale(maps.attn_post, raw, 'attn_out'),
+    None if maps.mlp_norm is None else scale(maps.mlp_norm, run[layout.mlp_input], 'mlp_norm'),
+    None if maps.mlp_post is None else scale(maps.mlp_post, run['mlp_raw'], 'mlp_out'),
+    scale(maps.final_norm, run['resid_post'][-1], 'final_norm'),
+  )
+  v = precision.einsum('ltd,ldkh->ltkh', run['attn_norm'], maps.values.weight)
+  off.compare('v', 'map from the norm to the values', v + maps.values.bias[:, None], run['v'])
+  off.compare(
+    'z', 'sum of values by attention patterns', mix(run['attn_probs'], run['v']), run['z']
+  )
+  out = precision.einsum('ltnh,lnhd->ltd', run['z'], maps.outputs.weight)
+  out = out + maps.outputs.bias[:, None]
+  off.compare(layout.attention_output, 'map from the heads to their output', out, raw)
+  total, sums = 'sum of what is added to the residual stream', run['resid_pre'] + run['attn_out']
+  off.compare('resid_pre', total, run['resid_pre'][0], run['embed'])
+  off.compare('resid_post', total, run['resid_post'][:-1], run['resid_pre'][1:])
+  if 'resid_mid' in run:
+    off.compare('resid_mid', total, sums, run['resid_mid'])
+  if layout.has_mlp:
+    sums = sums + run['mlp_out']
+  off.compare('resid_post', total, sums, run['resid_post'])
+  return scales, off.found
+
+
+class _Deviations:
+  """The largest deviation of each site; what the parts are is static."""
+
+  def __init__(self) -> None:
+    self.found: dict[str, Array] = {}
+
+  def add(self, name: str, what: str, error: Array) -> None:
+    key = f'{name}|{what}'
+    self.found[key] = jnp.maximum(self.found.get(key, jnp.zeros_like(error)), error)
+
+  def compare(self, name: str, what: str, found: Array, expected: Array) -> None:
+    self.add(name, what, deviation(found, expected))
+
+
+def mix(probs: Float[Array, '*L N T S'], v: Float[Array, '*L S K H']) -> Float[Array, '*L T N H']:
+  """Sums of the values by the patterns; query heads share the values of their key-value head."""
+  *L, N, T, _ = probs.shape
+  K, H = v.shape[-2:]
+  grouped = probs.reshape(*L, K, N // K, T, -1)
+  z = precision.einsum('...kgts,...skh->...tkgh', grouped, v)
+  return z.reshape(*L, T, N, H)
+
+
+def _find(
+  maps: Maps, replaced: Replacer, run: Mapping[str, Array], inputs: Array, budget: int
+) -> Features:
+  """The active features of all layers."""
+  layout, groups = maps.layout, []
+  for layer in range(len(inputs)):
+    here = {name: run[name][layer] for name in replaced.needs}
+    if isinstance(replaced, Neurons) and maps.neurons is not None:
+      here['W_down'] = maps.neurons.down.weight[layer]
+    groups.append(replaced.find(layer, inputs[layer], here))
+  return Features.of(groups, layout.width, layout.dtype, budget)
+
+
+def _constants(maps: Maps, replaced: Replacer, n: int) -> tuple[Array, Array | None]:
+  """Biases [L, D] and skips [L, D, D] of all layers."""
+  L, D, dtype = maps.layout.n_layers, maps.layout.width, maps.layout.dtype
+  if isinstance(replaced, Neurons) and maps.neurons is not None:
+    return maps.neurons.down.bias, None
+  biases = [replaced.bias(i, D) if i < n else np.zeros(D) for i in range(L)]
+  found = [replaced.skip(i) if i < n else None for i in range(L)]
+  skips = None
+  if any(s is not None for s in found):
+    skips = jnp.asarray([np.zeros((D, D)) if s is None else s for s in found], dtype)
+  return jnp.asarray(np.stack(biases), dtype), skips

@@ -1,0 +1,225 @@
+"""What happens when features change: as the graph predicts, and as the model does.
+
+A graph is computed with everything frozen. Whether it describes the model is an experiment: change features and compare
+(Ameisen et al. 2025, section 5). Three models answer, each with less that is frozen than the one before:
+
+    constrained(frozen, {5: 0.0}, targets)                 features, patterns and norms frozen: the edges themselves
+    do = Intervention(model.apply, model.params, frozen)
+    do.semi_free({5: 0.0}, targets)                        patterns frozen; norms and MLPs of the model
+    do.iterative({5: 0.0}, targets, replaced)              patterns frozen; MLPs are recomputed features and errors
+    agreement(predicted, measured)                         share of equal signs, rank correlation
+
+A change is a factor on the activation: 0 removes a feature, 2 doubles it. The change of a feature's write is added where
+it writes, and everything else of the run stays. Nothing compiles again for other features and factors.
+
+Sharp edges: `semi_free` and `iterative` measure the model's logits, after a soft-cap if there is one, while targets are
+logits before it. In `iterative` other features react, so a factor is applied to what they would be in the new run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from jaxtyping import Array, Float, Float64, PyTree
+
+from mechjax import harvest, watching
+from mechjax.circuits.frozen import Frozen
+from mechjax.circuits.push import Source, feature_write, push, read
+from mechjax.circuits.targets import Targets
+from mechjax.errors import CircuitError
+
+Factors = Mapping[int, float]
+"""Factor of each feature that changes, by its index in `frozen.features`."""
+
+
+def constrained(frozen: Frozen, factors: Factors, targets: Targets) -> Float64[np.ndarray, ' rows']:
+  """Changes of targets if nothing reacts: the features' edges times their relative changes.
+
+  Args:
+    frozen: the run.
+    factors: the features that change.
+    targets: what is measured.
+
+  Raises:
+    CircuitError: no such feature, a factor that is not finite.
+  """
+  pushed = push(frozen, Source(jnp.zeros_like(frozen.embed), changes(frozen, factors)))
+  return np.asarray(read(frozen, pushed, targets), np.float64)
+
+
+def changes(frozen: Frozen, factors: Factors) -> Float[Array, 'L T D']:
+  """What changes of features add where they write.
+
+  Raises:
+    CircuitError: no features, no such feature, a factor that is not finite.
+  """
+  if not factors or not all(np.isfinite(x) for x in factors.values()):
+    raise CircuitError(f'factors {dict(factors)}', hint='{feature: finite factor}, at least one')
+  total = jnp.zeros_like(frozen.errors)
+  for index, factor in factors.items():
+    total = total + feature_write(frozen, index) * (factor - 1)
+  return total
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Intervention:
+  """A model in which features of a frozen run change.
+
+  Attributes:
+    forward: the model of the run.
+    params: its parameters.
+    frozen: the run; a whole prompt without padding.
+  """
+
+  forward: Callable
+  params: PyTree
+  frozen: Frozen
+
+  @property
+  def _site(self) -> str:
+    return 'mlp_raw' if self.frozen.writes_raw else 'mlp_out'
+
+  def semi_free(self, factors: Factors, targets: Targets) -> Float64[np.ndarray, ' rows']:
+    """Changes of targets if patterns are frozen, and norms and MLPs of the model react.
+
+    Args:
+      factors: the features that change.
+      targets: logits, differences of logits, or probes; their values are read from the new run.
+
+    Raises:
+      CircuitError: as `changes`.
+    """
+    run = _semi_free(self.forward, self._site, self.frozen.layout.n_layers)
+    return self._difference(run, changes(self.frozen, factors), targets)
+
+  def _difference(self, run: Callable, delta: Array, targets: Targets) -> np.ndarray:
+    frozen = self.frozen
+    tokens, probs = frozen.tokens[None], frozen.probs[:, None]
+    before, after = (
+      run(self.params, tokens, probs, d[:, None]) for d in (jnp.zeros_like(delta), delta)
+    )
+    return measure(frozen, targets, after) - measure(frozen, targets, before)
+
+  def iterative(
+    self, factors: Factors, targets: Targets, replaced: object
+  ) -> Float64[np.ndarray, ' rows']:
+    """Changes of targets if the features of all layers are computed again, and errors stay.
+
+    Args:
+      factors: the features that change.
+      targets: as in `semi_free`.
+      replaced: the replacement with which the run was frozen.
+
+    Raises:
+      CircuitError: as `changes`; a replacement whose features cannot be computed again.
+    """
+    reconstruct = getattr(replaced, 'reconstruct', None)
+    if reconstruct is None:
+      raise CircuitError(
+        f'{type(replaced).__name__} cannot be computed again', hint='a Replacement or a CrossLayer'
+      )
+    changes(self.frozen, factors)
+    frozen, L = self.frozen, self.frozen.layout.n_layers
+    run = _iterative(self.forward, self._site)
+    tokens, probs = frozen.tokens[None], frozen.probs[:, None]
+    ends = []
+    for chosen in ({}, factors):
+      values = jnp.zeros_like(frozen.errors)
+      for layer in range(L):
+        acts = run(self.params, tokens, probs, values[:, None], jnp.arange(L) < layer)
+        x = acts['mlp_norm'][:, 0]
+        values = values.at[layer].set(
+          reconstruct(layer, x, self._latents(chosen)) + frozen.errors[layer]
+        )
+      acts = run(self.params, tokens, probs, values[:, None], jnp.ones(L, bool))
+      ends.append(measure(frozen, targets, acts))
+    return ends[1] - ends[0]
+
+  def _latents(self, factors: Factors) -> list[tuple[int, int, int, float]]:
+    """(layer, position, latent, factor) of the features that change."""
+    f = self.frozen.features
+    return [(int(f.layer[i]), int(f.position[i]), int(f.latent[i]), x) for i, x in factors.items()]
+
+
+def measure(
+  frozen: Frozen, targets: Targets, acts: Mapping[str, Array]
+) -> Float64[np.ndarray, ' rows']:
+  """Values of targets in another run: logits from its logits, other targets from its stream by frozen norms."""
+  logits, end = np.asarray(acts['logits'], np.float64)[0], 2 * frozen.layout.n_layers
+  out = np.zeros(len(targets))
+  for i, token in enumerate(targets.tokens):
+    if token >= 0:
+      at = logits[targets.position[i]]
+      out[i] = at[token] - at.mean()
+    elif targets.level[i] == end:
+      pair = _pair(targets.names[i])
+      if pair is None:
+        raise CircuitError(f'{targets.names[i]!r} is neither a logit nor a difference of logits')
+      at = logits[targets.position[i]]
+      out[i] = at[pair[0]] - at[pair[1]]
+    else:
+      raise CircuitError(
+        f'{targets.names[i]!r} is not measured in another run', hint='targets that are logits'
+      )
+  return out
+
+
+def _pair(name: str) -> tuple[int, int] | None:
+  parts = name.removeprefix('logit ').split(' - ')
+  return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(p.isdigit() for p in parts) else None  # fmt: skip
+
+
+@functools.lru_cache(maxsize=16)
+def _semi_free(forward: Callable, site: str, n_layers: int) -> Callable:
+  def run(params: PyTree, tokens: Array, probs: Array, delta: Array) -> dict[str, Array]:
+    add = {f'{site}.{i}': (lambda x, d=delta[i]: x + d) for i in range(n_layers)}
+    plants = {'attn_probs': probs, **add}
+    acts = harvest.harvest(forward, sites='logits')(plants, params, tokens)[1]
+    return {'logits': acts['logits']}
+
+  return watching.jit(run, forward)
+
+
+@functools.lru_cache(maxsize=16)
+def _iterative(forward: Callable, site: str) -> Callable:
+  def run(
+    params: PyTree, tokens: Array, probs: Array, values: Array, known: Array
+  ) -> dict[str, Array]:
+    mask = jnp.broadcast_to(known[:, None, None, None], values.shape)
+    plants = {'attn_probs': probs, site: harvest.Masked(values, mask)}
+    acts = harvest.harvest(forward, sites='mlp_norm, logits')(plants, params, tokens)[1]
+    return {'mlp_norm': acts.stack('mlp_norm'), 'logits': acts['logits']}
+
+  return watching.jit(run, forward)
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+  """How well predicted changes describe measured ones.
+
+  Attributes:
+    signs: share of changes with the predicted sign.
+    spearman: rank correlation; NaN with fewer than two different values.
+  """
+
+  signs: float
+  spearman: float
+
+
+def agreement(predicted: Float[np.ndarray, ' _'], measured: Float[np.ndarray, ' _']) -> Agreement:
+  """Compares predicted with measured changes.
+
+  Raises:
+    CircuitError: arrays of different lengths, empty, or not finite.
+  """
+  a, b = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
+  if a.shape != b.shape or a.ndim != 1 or not a.size or not np.isfinite([a, b]).all():
+    raise CircuitError(f'changes of shapes {a.shape} and {b.shape}', hint='finite, of one length')
+  flat = len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0
+  rank = float('nan') if flat else float(scipy.stats.spearmanr(a, b).statistic)
+  return Agreement(float(np.mean(np.sign(a) == np.sign(b))), rank)

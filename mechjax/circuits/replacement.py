@@ -1,0 +1,314 @@
+"""The dictionaries that stand in for the MLPs of a model: transcoders, cross-layer transcoders, or its own neurons.
+
+In a replacement model the output of every MLP is a sum of features, a bias and an error (Ameisen et al. 2025, section 2;
+Dunefsky et al. 2024):
+
+    mlp_out[l] = sum over active features of activation * decoder row + b_dec[l] (+ W_skip mlp_norm[l]) + error[l]
+
+    Replacement({'mlp_norm.3': (transcoder, params), ...})    one transcoder a layer; the others' outputs are errors
+    CrossLayer(clt, params)                                   features of layer l write to all layers from l on
+    Neurons(top=64)                                           the model's own neurons: no training, no dictionary
+
+A feature must be affine in its input while it is active, so that its activation is the sum of a row of attributions and
+a constant: activation = encoder · mlp_norm + constant. ReLU, TopK, BatchTopK, JumpReLU and Gated are; each is checked on
+the activations of the run. Neurons of gated MLPs are not: their rows are first-order (the gradient at the run), and the
+rest is the constant, so that the books are complete all the same.
+
+Sharp edges: dictionaries trained on scaled activations must be folded first (`mechjax.sae.fold`). The neurons that
+`top` leaves out are part of the error.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mechjax import precision, sites
+from mechjax.circuits.features import Active
+from mechjax.errors import CircuitError
+from mechjax.sae.architectures import Architecture, Gated, Params
+
+Factor = tuple[int, int, int, float]
+"""Layer, position and latent of a feature, and what its activation is multiplied by."""
+
+TOLERANCE = 1e-4
+"""Largest deviation of activations from the affine map of their features, relative to the largest."""
+
+
+class Replacer(abc.ABC):
+  """What stands in for the MLPs.
+
+  Attributes:
+    writes_raw: whether features are written before the MLP's post-norm instead of after it.
+    needs: names of the sites that it reads besides 'mlp_norm'.
+  """
+
+  writes_raw: bool = False
+  needs: tuple[str, ...] = ()
+
+  @abc.abstractmethod
+  def check(self, L: int, D: int) -> None:
+    """Raises CircuitError if it does not fit a model of L layers of width D."""
+
+  @abc.abstractmethod
+  def find(self, layer: int, x: Float[Array, 'T D'], run: Mapping[str, Array]) -> Active:
+    """The active features that read the MLP input of a layer.
+
+    Args:
+      layer: the layer.
+      x: 'mlp_norm' of the layer.
+      run: the sites of `needs` at the layer, [T, ...], and what `Frozen.of` prepares for them.
+    """
+
+  def bias(self, layer: int, D: int) -> np.ndarray:
+    """What is added to the output of a layer's MLP whatever is active, [D]."""
+    return np.zeros(D)
+
+  def skip(self, layer: int) -> np.ndarray | None:
+    """W_skip of the layer, [D, D], or None."""
+    return None
+
+
+class CLT(Protocol):
+  """A cross-layer transcoder: features of layer l write to the layers from l on.
+
+  Attributes:
+    n_layers: L.
+    width: M, latents of each layer.
+    d_model: D.
+  """
+
+  n_layers: int
+  width: int
+  d_model: int
+
+  def encode(self, params: Params, layer: int, x: Array) -> Array:
+    """Activations of the features of a layer, [..., M], from its MLP input [..., D]."""
+
+  def encoder(self, params: Params, layer: int) -> tuple[Array, Array]:
+    """W_enc [D, M] and b_enc [M] of a layer; active features are x @ W_enc + b_enc."""
+
+  def decoder(self, params: Params, layer: int, target: int) -> Array:
+    """Decoder rows [M, D] from a layer to `target`, which is not below it."""
+
+  def bias(self, params: Params, target: int) -> Array:
+    """b_dec of a layer, [D]."""
+
+  def skip(self, params: Params, target: int) -> Array | None:
+    """W_skip of a layer, [D, D], or None."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Replacement(Replacer):
+  """One transcoder for each of some layers.
+
+  Attributes:
+    dictionaries: (architecture, parameters), keyed by the site that is read: 'mlp_norm.3'.
+    targets: the site that each reconstructs, 'mlp_out.3' or 'mlp_raw.3'; by default 'mlp_out' of its layer.
+  """
+
+  dictionaries: Mapping[str, tuple[Architecture, Params]]
+  targets: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self) -> None:
+    names = set()
+    for key, (sae, _) in self.dictionaries.items():
+      read, target = sites.parse(key), sites.parse(self.targets.get(key, _default_target(key)))
+      if read.name != 'mlp_norm' or target.name not in ('mlp_out', 'mlp_raw'):
+        raise CircuitError(
+          f'a transcoder from {key!r} to {str(target)!r}',
+          hint="transcoders of circuits read 'mlp_norm.l' and reconstruct 'mlp_out.l' or 'mlp_raw.l'",
+        )
+      if target.path != read.path or len(read.path) != 1:
+        raise CircuitError(f'a transcoder from {key!r} to another layer, {str(target)!r}')
+      if sae.d_out is None:
+        raise CircuitError(
+          f'the dictionary at {key!r} is an autoencoder: it reconstructs its own input',
+          hint='a transcoder has d_out, the width of the output of the MLP',
+        )
+      names.add(target.name)
+    if unknown := {*self.targets} - {*self.dictionaries}:
+      raise CircuitError(f'targets of {sorted(unknown)}, which have no dictionary')
+    if len(names) > 1:
+      raise CircuitError(f'transcoders of different targets, {sorted(names)}, in one model')
+    object.__setattr__(self, 'writes_raw', names == {'mlp_raw'})
+
+  def _at(self, layer: int) -> tuple[Architecture, Params] | None:
+    return self.dictionaries.get(f'mlp_norm.{layer}')
+
+  def check(self, L: int, D: int) -> None:
+    for key, (sae, _) in self.dictionaries.items():
+      (layer,) = sites.parse(key).path
+      if layer >= L:
+        raise CircuitError(f'a transcoder at {key!r}', cause=f'the model has {L} layers')
+      if sae.d_in != D or sae.d_out != D:
+        raise CircuitError(
+          f'a transcoder from width {sae.d_in} to {sae.d_out} at {key!r}, where the model has {D}',
+          cause='the dictionary of another model',
+        )
+
+  def find(self, layer: int, x: Float[Array, 'T D'], run: Mapping[str, Array]) -> Active:
+    if (here := self._at(layer)) is None:
+      return _none(layer, x.shape[-1])
+    sae, params = here[0], _cast(here[1], x.dtype)
+    f = sae.encode(params, x)
+    W_enc, b_enc = _encoder(sae, params)
+    return _active(layer, x, f, W_enc, b_enc, {layer: params['W_dec']})
+
+  def reconstruct(self, layer: int, xs: Float[Array, 'L T D'], factors: Sequence[Factor]) -> Array:
+    """The output of a layer's MLP from the MLP inputs of a new run, with some features multiplied, [T, D].
+
+    Args:
+      layer: the layer.
+      xs: 'mlp_norm' of all layers; those above `layer` are not used.
+      factors: (layer, position, latent, factor).
+    """
+    if (here := self._at(layer)) is None:
+      return jnp.zeros_like(xs[layer])
+    sae, params = here[0], _cast(here[1], xs.dtype)
+    return sae.decode(params, _multiply(sae.encode(params, xs[layer]), layer, factors), xs[layer])
+
+  def bias(self, layer: int, D: int) -> np.ndarray:
+    here = self._at(layer)
+    return np.zeros(D) if here is None else np.asarray(here[1]['b_dec'])
+
+  def skip(self, layer: int) -> np.ndarray | None:
+    here = self._at(layer)
+    return None if here is None or not here[0].skip else np.asarray(here[1]['W_skip'])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CrossLayer(Replacer):
+  """A cross-layer transcoder of all layers.
+
+  Attributes:
+    clt: the architecture; see the protocol `CLT`.
+    params: its parameters.
+  """
+
+  clt: CLT
+  params: Params
+
+  def check(self, L: int, D: int) -> None:
+    if (self.clt.n_layers, self.clt.d_model) != (L, D):
+      raise CircuitError(
+        f'a cross-layer transcoder of {self.clt.n_layers} layers of width {self.clt.d_model}, and a model of {L} of {D}',
+        cause='the dictionary of another model',
+      )
+
+  def find(self, layer: int, x: Float[Array, 'T D'], run: Mapping[str, Array]) -> Active:
+    params = _cast(self.params, x.dtype)
+    f = self.clt.encode(params, layer, x)
+    decoders = {t: self.clt.decoder(params, layer, t) for t in range(layer, self.clt.n_layers)}
+    return _active(layer, x, f, *self.clt.encoder(params, layer), decoders)
+
+  def reconstruct(self, layer: int, xs: Float[Array, 'L T D'], factors: Sequence[Factor]) -> Array:
+    """As `Replacement.reconstruct`; features of all layers up to this one write to it."""
+    params, x = _cast(self.params, xs.dtype), xs[layer]
+    out = jnp.broadcast_to(self.clt.bias(params, layer), x.shape)
+    for source in range(layer + 1):
+      f = _multiply(self.clt.encode(params, source, xs[source]), source, factors)
+      out = out + precision.matmul(f, self.clt.decoder(params, source, layer))
+    skip = self.clt.skip(params, layer)
+    return out if skip is None else out + precision.matmul(x, skip)
+
+  def bias(self, layer: int, D: int) -> np.ndarray:
+    return np.asarray(self.clt.bias(self.params, layer))
+
+  def skip(self, layer: int) -> np.ndarray | None:
+    found = self.clt.skip(self.params, layer)
+    return None if found is None else np.asarray(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Neurons(Replacer):
+  """The model's neurons as features.
+
+  Attributes:
+    top: number of neurons of each layer and position, those that write the longest vectors; None for all, and then
+      there are no errors.
+  """
+
+  top: int | None = None
+  writes_raw = True
+  needs = ('mlp_post',)
+
+  def __post_init__(self) -> None:
+    if self.top is not None and (not isinstance(self.top, int) or self.top < 1):
+      raise CircuitError(f'top={self.top!r} neurons of each position', hint='at least 1, or None')
+
+  def check(self, L: int, D: int) -> None:
+    pass
+
+  def find(self, layer: int, x: Float[Array, 'T D'], run: Mapping[str, Array]) -> Active:
+    post, W_down = np.asarray(run['mlp_post']), np.asarray(run['W_down'])
+    size = np.abs(post) * np.linalg.norm(W_down, axis=-1)
+    kept = post != 0
+    if self.top is not None and self.top < size.shape[1]:
+      largest = np.argpartition(-size, self.top - 1, axis=1)[:, : self.top]
+      chosen = np.zeros_like(kept)
+      np.put_along_axis(chosen, largest, True, axis=1)
+      kept &= chosen
+    position, latent = np.nonzero(kept)
+    return Active(layer, position, latent, post[position, latent], {layer: W_down[latent]})
+
+
+def _multiply(f: Array, layer: int, factors: Sequence[Factor]) -> Array:
+  """Activations [T, M] with the factors of one layer."""
+  for at, position, latent, factor in factors:
+    f = f.at[position, latent].multiply(factor) if at == layer else f
+  return f
+
+
+def _default_target(key: str) -> str:
+  return key.replace('mlp_norm', 'mlp_out')
+
+
+def _cast(params: Params, dtype: np.dtype) -> Params:
+  return {name: jnp.asarray(x).astype(dtype) for name, x in params.items()}
+
+
+def _encoder(sae: Architecture, params: Params) -> tuple[Array, Array]:
+  """W_enc [D, M] and bias [M] of active features."""
+  if isinstance(sae, Gated):
+    return params['W_enc'] * jnp.exp(params['r_mag']), params['b_mag']
+  if 'b_enc' not in params:
+    raise CircuitError(
+      f'{type(sae).__name__} has no encoder bias',
+      cause='its features are not affine in their input',
+    )
+  return params['W_enc'], params['b_enc']
+
+
+def _none(layer: int, D: int) -> Active:
+  nothing, rows = np.zeros(0, np.int32), np.zeros((0, D))
+  return Active(layer, nothing, nothing, np.zeros(0), {layer: rows}, rows, np.zeros(0))
+
+
+def _active(
+  layer: int, x: Array, f: Array, W_enc: Array, b_enc: Array, decoders: Mapping[int, Array]
+) -> Active:
+  """The active features of a dictionary; raises CircuitError if they are not affine in their input."""
+  f = np.asarray(f)
+  if not np.isfinite(f).all():
+    raise CircuitError(f'features of layer {layer} are NaN or infinite', where=f'mlp_norm.{layer}')
+  position, latent = np.nonzero(f)
+  activation = f[position, latent]
+  encoder = np.asarray(jnp.asarray(W_enc).T[latent])
+  constant = np.asarray(b_enc)[latent]
+  again = np.einsum('nd,nd->n', encoder, np.asarray(x)[position]) + constant
+  error = np.abs(again - activation).max(initial=0) / np.abs(activation).max(initial=1e-30)
+  if error > TOLERANCE:
+    raise CircuitError(
+      f'the active features of layer {layer} differ from x @ W_enc + b_enc by {error:.2g} of the largest',
+      cause='a dictionary whose features are not affine while they are active, or that is not folded',
+      hint='fold the scales of the activations into the dictionary: mechjax.sae.fold',
+    )
+  rows = {target: np.asarray(d)[latent] for target, d in decoders.items()}
+  return Active(layer, position, latent, activation, rows, encoder, constant)
