@@ -104,7 +104,8 @@ class CompositionWeights:
     found = _fold(*as_common(W_Q, W_K, W_V, W_O, *full), centred=norm == 'layer')
     for name, x in zip(given, found):
       check_finite(name, x)
-    return cls(*found, centred=norm == 'layer')
+    Q, K, V, O = found
+    return cls(Q, K, V, O, norm == 'layer')
 
 
 class ComposedPair(NamedTuple):
@@ -148,7 +149,9 @@ class CompositionScores:
     order = np.argsort(-scores, axis=None, kind='stable')[: check_count('n', n)]  # NaN comes last
     places = [np.unravel_index(i, scores.shape) for i in order]
     return [
-      ComposedPair(*map(int, at), float(scores[at])) for at in places if np.isfinite(scores[at])
+      ComposedPair(int(l), int(n), int(u), int(m), float(scores[l, n, u, m]))
+      for l, n, u, m in places
+      if np.isfinite(scores[l, n, u, m])
     ]
 
 
@@ -172,7 +175,8 @@ def measure_composition(weights: CompositionWeights) -> CompositionScores:
     for lower in range(upper):
       found = _compose(writes, reads, jnp.int32(lower), jnp.int32(upper))
       scores[:, lower, :, upper] = np.asarray(found)
-  return CompositionScores(*scores, baseline=(D - weights.centred) ** -0.5)
+  q, k, v = scores
+  return CompositionScores(q, k, v, (D - weights.centred) ** -0.5)
 
 
 def _fold(

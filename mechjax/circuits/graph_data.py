@@ -113,7 +113,8 @@ def check_supernodes(supernodes: Supernodes, ids: Sequence[str]) -> dict[str, li
   Raises:
     CircuitError: an id that is not in the graph, or in two groups.
   """
-  known, owner = {*ids}, {}
+  known = {*ids}
+  owner: dict[str, str] = {}
   for label, members in supernodes.items():
     for member in members:
       if member not in known:
@@ -190,7 +191,8 @@ def _sort(n_nodes: int, links: Sequence[Sequence]) -> list[int]:
 
 
 def _is_index(value: Any, n: int) -> bool:
-  return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= value < n
+  whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+  return whole and 0 <= int(value) < n
 
 
 def _is_number(value: Any) -> bool:

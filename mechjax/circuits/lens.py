@@ -287,6 +287,7 @@ def _check_texts(
   B, T = tokens.shape
   if check_count('skip', skip, 0) >= T:
     raise CircuitError(f'skip={skip} leaves none of {T} columns')
+  columns: np.ndarray
   if positions is None:
     columns = np.random.default_rng(seed).integers(skip, T, B)
   elif reach == 'later':

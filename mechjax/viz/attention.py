@@ -21,6 +21,7 @@ import html
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -171,7 +172,8 @@ def picture(
   fig = charts.figure(min(4 + 0.34 * len(kept), 22.0), height + 2.2 + 0.22 * len(kept))
   title = f'Latent {chosen}{": " if name else ""}{name}, position {found.position}'
   fig.suptitle(charts.make_legible(title), fontsize=12, fontweight='bold', parse_math=False)
-  above, below = fig.subfigures(2, 1, height_ratios=[height, 1.2 + 0.22 * len(kept)])
+  parts: Any = fig.subfigures(2, 1, height_ratios=[height, 1.2 + 0.22 * len(kept)])
+  above, below = parts
   ax = above.subplots()
   image = charts.heatmap(
     ax, found.by_source[:, kept], rows=[str(n) for n in range(len(heads))], columns=labels, title='Heads and sources',

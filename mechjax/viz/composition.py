@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -60,7 +61,8 @@ def picture(scores: CompositionScores, path: str | os.PathLike, *, k: int = 12) 
   L = len(scores.q)
   width = max(3.6, 1.4 + 0.22 * L)
   fig = charts.figure(3 * width, width + 1.0 + 0.22 * k)
-  above, below = fig.subfigures(2, 1, height_ratios=[width, 1.0 + 0.22 * k])
+  parts: Any = fig.subfigures(2, 1, height_ratios=[width, 1.0 + 0.22 * k])
+  above, below = parts
   for ax, low, kind in zip(above.subplots(1, 3), below.subplots(1, 3), KINDS):
     reduced = _reduce(scores, kind)
     labels, values = _rank(scores, kind, k)

@@ -141,9 +141,12 @@ def _curves(
   """Title, curves and unit of each chart."""
   first = next(iter(tables.values()))
   at, layers = (slice(None), row, position), np.arange(len(first.entropy), dtype=float)
-  found = [('Distance from the last layer', {n: (layers, t.kl[at]) for n, t in tables.items()}, KL)]
+  distances: dict[str, curves.Points] = {n: (layers, t.kl[at]) for n, t in tables.items()}
+  found = [('Distance from the last layer', distances, KL)]
   if all(len(t.targets) for t in tables.values()):
     token = show_blanks(text(int(first.targets[0])))
-    points = {n: (layers, t.target_log_probs[at][:, 0]) for n, t in tables.items()}
+    points: dict[str, curves.Points] = {
+      n: (layers, t.target_log_probs[at][:, 0]) for n, t in tables.items()
+    }
     found.append((f'Log-probability of {token}', points, 'log-probability, nats'))
   return found
