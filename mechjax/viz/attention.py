@@ -5,8 +5,10 @@ raises it, vermilion lowers it), a bar for each head, and a heat map of heads an
 `mechjax.circuits.attention`:
 
     table = attention.dfa(sae, params, [17, 4], z=..., v=..., probs=...)
-    html = dfa_page(table, pieces, position=9, names={17: 'repeated name'})
+    html = dfa_page(table, pieces, position=9, names={17: 'repeated name'}, traces=[trace])
     picture(table, pieces, 'latent17.png', latent=17, position=9)
+
+Traces of `mechjax.circuits.recursion` at that position are added as trees, which open where one clicks.
 
 The first token of a text often receives most of the attention. It is shaded like any other; if it outweighs the rest
 more than threefold, its colour is cut, it is framed, and its number is written below the text, as is the constant.
@@ -27,6 +29,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from mechjax.circuits.attention import FeatureAttribution
+from mechjax.circuits.recursion import TraceNode
 from mechjax.errors import CircuitError
 from mechjax.viz import charts, logs, page, scale
 from mechjax.viz.tokens import show_blanks
@@ -76,6 +79,7 @@ def dfa_page(
   position: int = -1,
   row: int = 0,
   names: Mapping[int, str] | None = None,
+  traces: Sequence[TraceNode] = (),
   title: str = 'Direct feature attribution',
   footer: str = '',
 ) -> str:
@@ -87,6 +91,7 @@ def dfa_page(
     position: column at which the latents are attributed; a negative one counts from the last.
     row: row of the batch.
     names: descriptions of latents, keyed by number.
+    traces: traces of some of the latents at this position.
     title: title of the page.
     footer: provenance of the page.
 
@@ -94,30 +99,40 @@ def dfa_page(
     The HTML.
 
   Raises:
-    CircuitError: a row or position that does not exist, or another number of pieces than columns.
+    CircuitError: a row or position that does not exist, another number of pieces than columns, or a trace of another
+      latent or position.
   """
   lead = (
     'Each token is shaded by what it adds to the pre-activation of a latent at the outlined token, through all '
     'heads of the layer: blue raises it, red lowers it. Point at a token for its number and its strongest heads.'
   )
   found = take(table, position=position, row=row)
-  parts = [section(one, pieces, (names or {}).get(one.latent, '')) for one in found]
+  trees = {trace.latent: trace for trace in traces}
+  other = [n for n in trees if n not in [one.latent for one in found]]
+  if other:
+    raise CircuitError(f'a trace of latent {other[0]}, which is not in the table')
+  parts = [
+    section(one, pieces, (names or {}).get(one.latent, ''), trees.get(one.latent)) for one in found
+  ]
   return page.page(title, lead, parts, footer)
 
 
-def section(found: AttributedLatent, pieces: Sequence[str], name: str = '') -> str:
+def section(
+  found: AttributedLatent, pieces: Sequence[str], name: str = '', trace: TraceNode | None = None
+) -> str:
   """Makes the section of one latent for `page.page`.
 
   Args:
     found: from `take`.
     pieces: text of the token at each column.
     name: a description of the latent.
+    trace: its trace at this position.
 
   Returns:
     The HTML.
 
   Raises:
-    CircuitError: another number of pieces than columns.
+    CircuitError: another number of pieces than columns, or a trace of another latent or position.
   """
   _check_pieces(found, pieces)
   heads = found.by_source.sum(1)
@@ -131,6 +146,8 @@ def section(found: AttributedLatent, pieces: Sequence[str], name: str = '') -> s
     page.bars(labels, heads.tolist(), unit=unit, number=number, limit=limit),
     _table(found, pieces),
   ]
+  if trace is not None:
+    body.append(_tree(trace, found, pieces))
   heading = f'Latent {found.latent}' + (f': {name}' if name else '')
   text = f'At position {found.position}, token {show_blanks(pieces[found.position])}.'
   return page.section(heading, text, '\n'.join(body))
@@ -249,7 +266,7 @@ def _shade(found: AttributedLatent, pieces: Sequence[str]) -> str:
   top = limit if np.isfinite(limit) else np.abs(sources).max() or 1.0
   at, parts = dict(zip(found.columns, range(len(sources)))), []
   for column, piece in enumerate(pieces):
-    text, i = html.escape(show_blanks(piece)), at.get(column)
+    text, i = _escape(piece), at.get(column)
     if i is None:
       kind, note = 'after', f'position {column}: not a source'
       parts.append(f'<span class="{kind}" title="{note}">{text}</span>')
@@ -265,6 +282,37 @@ def _shade(found: AttributedLatent, pieces: Sequence[str]) -> str:
     kind = ' '.join(filter(None, kinds))
     parts.append(f'<span class="{kind}" style="{style}" title="{note}">{text}</span>')
   return ''.join(parts)
+
+
+def _tree(trace: TraceNode, found: AttributedLatent, pieces: Sequence[str]) -> str:
+  """A trace as nested lists; its positions count tokens, without padding."""
+  if (trace.latent, found.columns[-1]) != (found.latent, found.position) or (
+    trace.position != len(found.columns) - 1
+  ):
+    raise CircuitError(
+      f'a trace of {trace.name}, and latent {found.latent} at column {found.position}, '
+      f'token {len(found.columns) - 1}'
+    )
+
+  def write(node: TraceNode, is_open: bool) -> str:
+    there = 0 <= node.position < len(found.columns)
+    token = (
+      f' <span class="word">{_escape(pieces[found.columns[node.position]])}</span>' if there else ''
+    )
+    kind = ' class="down"' if node.value < 0 else ''
+    share = f' <small>{100 * node.share:.1f} %</small>'
+    line = f'{html.escape(node.name)}{token} <b{kind}>{logs.number(node.value)}</b>{share}'
+    if not node.children:
+      return f'<li>{line}</li>'
+    inner = ''.join(write(child, False) for child in node.children)
+    mark = ' open' if is_open else ''
+    return f'<li><details{mark}><summary>{line}</summary><ul>{inner}</ul></details></li>'
+
+  return f'<ul class="tree">{write(trace, True)}</ul>'
+
+
+def _escape(piece: str) -> str:
+  return html.escape(show_blanks(piece))
 
 
 def _describe_heads(values: Float[np.ndarray, ' N']) -> str:

@@ -97,6 +97,12 @@ td { min-width: 4.6rem; padding: .12rem .4rem; border-radius: 3px; text-align: c
 .tokens .here { outline: 2px solid var(--ink); outline-offset: 1px; border-radius: 2px; }
 .tokens .after { color: var(--faint); }
 .tokens .end { border-left: 2px solid var(--down); margin: 0 .2rem; padding: .2rem 0; }
+.tree, .tree ul { list-style: none; margin: .1rem 0; padding-left: 1.1rem;
+  border-left: 1px solid var(--line); font-size: .9rem; }
+.tree summary { cursor: pointer; }
+.tree b { font-weight: 400; font-variant-numeric: tabular-nums; color: var(--up); }
+.tree b.down { color: var(--down); }
+.tree small { color: var(--faint); }
 .cloud { display: flex; flex-wrap: wrap; gap: 0 1.6rem; }
 .cloud .plot { flex: 1 1 26rem; }
 .cloud ol { flex: 1 1 18rem; margin: 1rem 0; padding-left: 1.4rem; }

@@ -24,6 +24,7 @@ def measure(tmp_path, content, script, *, width=1200, dark=False, address=''):
   driver = f'document.documentElement.dataset.found = JSON.stringify({script})'
   path = tmp_path / 'page.html'
   path.write_text(f'{content}<script>{driver}</script>', encoding='utf-8')
+  assert BROWSER is not None
   flags = ['--headless=new', '--no-sandbox', '--disable-gpu', f'--user-data-dir={tmp_path}/user']
   flags += [f'--window-size={width},900', '--virtual-time-budget=2000', '--dump-dom']
   flags += [f'--blink-settings=preferredColorScheme={0 if dark else 1}']

@@ -11,6 +11,7 @@ from mechjax.circuits.attention import FeatureAttribution
 from mechjax.circuits.composition import CompositionScores
 from mechjax.circuits.decomposition import DirectEffects
 from mechjax.circuits.lens import LensTable
+from mechjax.circuits.recursion import TraceNode
 from mechjax.errors import CircuitError
 from mechjax.viz import attention, composition, direct_effects, lens, page
 from tests.viz import browser
@@ -99,6 +100,30 @@ def test_heads_are_bars_and_cells():
     assert float(note.rpartition(': ')[2]) == pytest.approx(value, rel=1e-3, abs=1e-3)
   bars = re.findall(r'<b style="[^"]*">([^<]*)</b>', part)
   np.testing.assert_allclose([float(b) for b in bars], values.sum(1), atol=0.006)
+
+
+def trace(position, latent=17):
+  leaf = TraceNode('feature 3 of layer 0 at 1', 'feature', -0.5, -0.25, 0, 1, 3)
+  rest = TraceNode('rest: 4 more', 'rest', 1.0, 0.5)
+  source = TraceNode('source 3', 'source', 0.5, 0.25, position=3, children=(leaf, rest))
+  return TraceNode('latent', 'latent', 2.0, 1.0, 5, position, latent, (source,))
+
+
+def test_a_trace_is_a_tree_with_the_tokens_of_its_positions():
+  content = attention.dfa_page(table(), PIECES, position=4, traces=[trace(4)])
+  tree = content[content.index('<ul class="tree">') :]
+  lines = re.findall(
+    r'([\w: ]+?)(?: <span class="word">([^<]*)</span>)? <b( class="down")?>([^<]*)</b>', tree
+  )
+  assert [(name.strip(), token, bool(down), value) for name, token, down, value in lines] == [
+    ('latent', '␣Paris', False, '2'), ('source 3', '␣&lt;b&gt;', False, '0.5'),
+    ('feature 3 of layer 0 at 1', '␣the', True, '-0.5'), ('rest: 4 more', '', False, '1'),
+  ]  # fmt: skip
+  assert tree.count('<details') == 2
+  assert tree.count('<details open') == 1
+  for wrong in (trace(3), trace(4, latent=5)):
+    with pytest.raises(CircuitError, match='a trace of'):
+      attention.dfa_page(table(), PIECES, position=4, traces=[wrong])
 
 
 @pytest.mark.parametrize(
