@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = [*(ROOT / 'mechjax').rglob('*.py')]
 NO_PARTICIPLES = {'embed', 'unembed', 'seed', 'feed', 'speed', 'need'}
 """Verbs that end like a participle."""
-TERMS = {'balanced_accuracy'}
+TERMS = {'balanced_accuracy', 'signed_shares'}
 """Terms of the field that begin with a participle."""
 
 

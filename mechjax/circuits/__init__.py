@@ -12,22 +12,21 @@ once. The MLPs are replaced by sparse features and an error, so that nothing is 
     graph.scores(), graph.signed_shares(), prune(graph, nodes=0.8, edges=0.98)
     head_loadings(frozen, graph, node, graph.targets)                     which heads carry an edge
     qk_attribution(model.apply, model.params, frozen, 5, 1, -1, 3)        why a head attends
-    constrained(frozen, {5: 0.0}, graph.targets)                          what changes if feature 5 is removed
+    constrain(frozen, {5: 0.0}, graph.targets)                          what changes if feature 5 is removed
 
-`norms`, `maps` and `layout` identify the affine parts of any tagged model from outside; `replacement` and `features`
-find what is active; `frozen` is the run; `targets` and `rows` the engine; `graph`, `influence` and `pruning` what is made
-of rows; `push` and `interventions` change features; `head_loadings`, `qk` and `paths` answer further questions. Nothing
-here imports a model: it takes tagged functions, arrays and dictionaries.
-"""
+`norms`, `maps` and `layout` identify the affine parts of any tagged model from outside; `replacement` and `active`
+find what is active; `frozen` is the run; `targets` and `rows` the engine; `graph`, `influences` and `pruning` what is
+made of rows; `pushing` and `interventions` change features; `head_loadings`, `qk` and `paths` answer further
+questions. Nothing here imports a model: it takes tagged functions, arrays and dictionaries."""
 
 from typing import TYPE_CHECKING
 
 from mechjax import lazy
 from mechjax.circuits.frozen import Frozen
-from mechjax.circuits.graph import Columns, Graph, Node, attribute, scores
+from mechjax.circuits.graph import Columns, Graph, GraphNode, attribute, scores
 from mechjax.circuits.head_loadings import HeadLoadings, head_loadings
-from mechjax.circuits.influence import cover, influence, signed_shares
-from mechjax.circuits.interventions import Agreement, Intervention, agreement, constrained
+from mechjax.circuits.influences import cover, influence, signed_shares
+from mechjax.circuits.interventions import Agreement, Intervention, agreement, constrain
 from mechjax.circuits.layout import Layout
 from mechjax.circuits.maps import AffineMap, Maps
 from mechjax.circuits.norms import NormMap
@@ -40,7 +39,7 @@ from mechjax.circuits.paths import (
   head_weights,
 )
 from mechjax.circuits.pruning import PrunedGraph, prune
-from mechjax.circuits.push import Pushed, Source, push, read, source_of
+from mechjax.circuits.pushing import Pushed, Source, push, read, source_of
 from mechjax.circuits.qk import QKAttribution, qk_attribution
 from mechjax.circuits.replacement import CLT, CrossLayer, Neurons, Replacement, Replacer
 from mechjax.circuits.rows import Rows, Walk, attribute_rows, walk
@@ -56,13 +55,13 @@ __all__ = [
   'CrossLayer',
   'Frozen',
   'Graph',
+  'GraphNode',
   'HeadLoadings',
   'Intervention',
   'Invariant',
   'Layout',
   'Maps',
   'Neurons',
-  'Node',
   'NormMap',
   'Path',
   'PrunedGraph',
@@ -77,7 +76,7 @@ __all__ = [
   'agreement',
   'attribute',
   'attribute_rows',
-  'constrained',
+  'constrain',
   'cover',
   'de_embed',
   'difference',

@@ -30,8 +30,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mechjax import harvest, precision, watching
-from mechjax.circuits import features as features_lib
-from mechjax.circuits.features import Features
+from mechjax.circuits import active
+from mechjax.circuits.active import ActiveFeatures
 from mechjax.circuits.layout import Layout
 from mechjax.circuits.maps import Maps
 from mechjax.circuits.norms import check_reproduced, deviation, measure_scale
@@ -88,7 +88,7 @@ class Frozen:
   scales: Scales
   probs: Float[Array, 'L N T T']
   embed: Float[Array, 'T D']
-  features: Features
+  features: ActiveFeatures
   errors: Float[Array, 'L T D']
   biases: Float[Array, 'L D']
   skips: Float[Array, 'L D D'] | None
@@ -183,7 +183,7 @@ def _reader(forward: Callable, names: tuple[str, ...]) -> Callable:
   return watching.jit(read, forward)
 
 
-def _real(tokens: Array, mask: Array | None) -> Bool[np.ndarray, 'B T']:
+def _real(tokens: np.ndarray | Array, mask: np.ndarray | Array | None) -> Bool[np.ndarray, 'B T']:
   real = np.ones(np.shape(tokens), bool) if mask is None else np.asarray(mask)
   if real.shape != np.shape(tokens) or real.dtype != bool or not real.any(1).all():
     raise CircuitError(
@@ -219,7 +219,8 @@ def _freeze(
   layout = maps.layout
   scales, deviations = _measure(maps, run)
   for key, error in deviations.items():
-    check_reproduced(*key.split('|'), float(error), layout.dtype)
+    name, _, what = key.partition('|')
+    check_reproduced(name, what, float(error), layout.dtype)
   L, T, D = layout.n_layers, len(at), layout.width
   writes_raw = replaced.writes_raw and layout.mlp_output == 'mlp_raw'
   inputs = run['mlp_norm'] if layout.has_mlp else jnp.zeros((0, T, D), layout.dtype)
@@ -228,7 +229,7 @@ def _freeze(
   biases, skips = _constants(maps, replaced, len(inputs))
   errors = jnp.zeros((L, T, D), layout.dtype)
   if outputs is not None:
-    errors = outputs - biases[:, None] - features_lib.write(found, L, T)
+    errors = outputs - biases[:, None] - active.write(found, L, T)
     errors = errors if skips is None else errors - precision.einsum('ltd,lde->lte', inputs, skips)
     if isinstance(replaced, Neurons) and replaced.top is None:
       check_reproduced(layout.mlp_output, 'sum of neurons', _share(errors, outputs), layout.dtype)
@@ -315,7 +316,7 @@ def mix(probs: Float[Array, '*L N T S'], v: Float[Array, '*L S K H']) -> Float[A
 
 def _find(
   maps: Maps, replaced: Replacer, run: Mapping[str, Array], inputs: Array, budget: int
-) -> Features:
+) -> ActiveFeatures:
   """The active features of all layers."""
   layout, groups = maps.layout, []
   for layer in range(len(inputs)):
@@ -323,7 +324,7 @@ def _find(
     if isinstance(replaced, Neurons) and maps.neurons is not None:
       here['W_down'] = maps.neurons.down.weight[layer]
     groups.append(replaced.find(layer, inputs[layer], here))
-  return Features.of(groups, layout.width, layout.dtype, budget)
+  return ActiveFeatures.of(groups, layout.width, layout.dtype, budget)
 
 
 def _constants(maps: Maps, replaced: Replacer, n: int) -> tuple[Array, Array | None]:

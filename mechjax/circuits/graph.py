@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Float64, Int, Shaped
 
-from mechjax.circuits import influence as influence_lib
+from mechjax.circuits import influences
 from mechjax.circuits import targets as targets_lib
 from mechjax.circuits.frozen import Frozen
 from mechjax.circuits.rows import attribute_rows
@@ -36,7 +36,7 @@ KINDS = ('feature', 'error', 'embedding', 'own', 'attention bias', 'mlp bias')
 
 
 @dataclasses.dataclass(frozen=True)
-class Node:
+class GraphNode:
   """What a column of a graph is.
 
   Attributes:
@@ -121,13 +121,19 @@ class Graph:
     return np.concatenate([np.full(len(self.targets), -1), self.explained]).astype(np.int64)
 
   @property
+  def level(self) -> Int[np.ndarray, ' rows']:
+    """Height of each row: the layer of its feature; targets are above all layers."""
+    above = np.full(len(self.targets), self.columns.n_layers)
+    return np.concatenate([above, self.layer[self.explained]]).astype(np.int64)
+
+  @property
   def weights(self) -> Float64[np.ndarray, ' rows']:
     """Weights of the targets, which sum to 1; 0 for the other rows."""
     weights = np.zeros(len(self.table))
     weights[: len(self.targets)] = self.targets.weight / np.sum(self.targets.weight)
     return weights
 
-  def node(self, index: int) -> Node:
+  def node(self, index: int) -> GraphNode:
     """Describes a column.
 
     Raises:
@@ -139,10 +145,12 @@ class Graph:
     i, T = index - self.columns.of(kind).start, self.columns.n_positions
     if kind == 'feature':
       place = int(self.layer[i]), int(self.position[i]), int(self.latent[i])
-      return Node(kind, *place, float(self.activation[i]))
+      return GraphNode(kind, *place, float(self.activation[i]))
     if kind == 'error':
-      return Node(kind, i // T, i % T)
-    return Node(kind, -1, i) if kind == 'embedding' else Node(kind, -1 if kind == 'own' else i)
+      return GraphNode(kind, i // T, i % T)
+    return (
+      GraphNode(kind, -1, i) if kind == 'embedding' else GraphNode(kind, -1 if kind == 'own' else i)
+    )
 
   def errors(self) -> Float64[np.ndarray, ' rows']:
     """What is missing from the sum of each row, relative to its largest entry."""
@@ -155,29 +163,32 @@ class Graph:
 
   def influence(self) -> Float64[np.ndarray, ' columns']:
     """Influence of every node on the targets."""
-    return influence_lib.influence(self.table, self.node_of_row, self.weights)
+    return influences.influence(self.table, self.node_of_row, self.weights, self.level)
 
   def scores(self) -> dict[str, float]:
     """'completeness' and 'replacement' of the graph."""
-    return scores(self.table, self.node_of_row, self.weights, self.columns)
+    return scores(self.table, self.node_of_row, self.weights, self.level, self.columns)
 
   def signed_shares(self) -> Float64[np.ndarray, 'targets columns']:
     """Contribution of each leaf to each target along all paths; each row sums to the target's value."""
-    return influence_lib.signed_shares(self.table, self.node_of_row, self.values)
+    return influences.signed_shares(self.table, self.node_of_row, self.values, self.level)
 
   def total_effects(self) -> Float64[np.ndarray, 'targets columns']:
     """What passes through each node on its way to each target, along all paths."""
-    return influence_lib.signed_shares(self.table, self.node_of_row, self.values, leaves_only=False)
+    return influences.signed_shares(
+      self.table, self.node_of_row, self.values, self.level, leaves_only=False
+    )
 
 
 def scores(
   table: Float[np.ndarray, 'rows columns'],
   node_of_row: Int[np.ndarray, ' rows'],
   weights: Float[np.ndarray, ' rows'],
+  level: Int[np.ndarray, ' rows'],
   columns: Columns,
 ) -> dict[str, float]:
   """Completeness and replacement of a table of contributions."""
-  total = influence_lib.influence(table, node_of_row, weights)
+  total = influences.influence(table, node_of_row, weights, level)
   error, embedding = (total[columns.of(k)].sum() for k in ('error', 'embedding'))
   size = np.abs(table)
   of_errors = size[:, columns.of('error')].sum(1) / np.maximum(size.sum(1), 1e-300)
@@ -222,8 +233,9 @@ def attribute(
     if wanted == F:
       chosen = np.arange(F)
     else:
-      done = n + len(explained)
-      chosen = _rank(table[:done], explained, targets, F)[: min(room, batch * refresh)]
+      done = table[: n + len(explained)]
+      order = _rank(done, explained, targets, frozen.features.layer, L)
+      chosen = order[: min(room, batch * refresh)]
     if not len(chosen):
       break
     _fill(frozen, table, n + len(explained), chosen, batch)
@@ -237,13 +249,15 @@ def attribute(
 
 
 def _rank(
-  table: np.ndarray, explained: np.ndarray, targets: Targets, F: int
+  table: np.ndarray, explained: np.ndarray, targets: Targets, layer: np.ndarray, L: int
 ) -> Int[np.ndarray, ' _']:
   """Features without a row that have an influence, the largest first."""
-  node_of_row = np.concatenate([np.full(len(targets), -1), explained])
+  n = len(targets)
+  node_of_row = np.concatenate([np.full(n, -1), explained])
   weights = np.zeros(len(table))
-  weights[: len(targets)] = targets.weight / np.sum(targets.weight)
-  total = influence_lib.influence(table, node_of_row, weights)[:F]
+  weights[:n] = targets.weight / np.sum(targets.weight)
+  level = np.concatenate([np.full(n, L), layer[explained]])
+  total = influences.influence(table, node_of_row, weights, level)[: len(layer)]
   total[explained] = 0
   order = np.argsort(-total, kind='stable')
   return order[: int(np.count_nonzero(total))]

@@ -1,7 +1,7 @@
 """The heads that carry an edge of a graph.
 
-An edge from a source to a target passes through the attention of each layer between them or around it. With c the vector
-by which the stream after the attention reaches the target, and u what the source has become before it,
+An edge from a source to a target passes through the attention of each layer between them or around it. With c the
+vector by which the stream after the attention reaches the target, and u what the source has become before it,
 
     loading[l, n] = c · W_O^n A_n W_V^n N(u)          N: the frozen norm, and c through a post-norm where there is one
 
@@ -22,10 +22,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mechjax import precision
-from mechjax.circuits import push as push_lib
+from mechjax.circuits import pushing
 from mechjax.circuits.frozen import Frozen
 from mechjax.circuits.graph import Graph
-from mechjax.circuits.push import Pushed, push, source_of
+from mechjax.circuits.pushing import Pushed, push, source_of
 from mechjax.circuits.rows import Walk, walk
 from mechjax.circuits.targets import Targets
 from mechjax.errors import CircuitError
@@ -66,14 +66,14 @@ def head_loadings(
   one = targets.take(np.array([target]))
   pushed = push(frozen, source_of(frozen, graph, node))
   heads, bypass = _loadings(frozen, pushed, one)
-  edge = float(push_lib.read(frozen, pushed, one)[0])
+  edge = float(pushing.read(frozen, pushed, one)[0])
   return HeadLoadings(np.asarray(heads), np.asarray(bypass), edge)
 
 
 @jax.jit
 def _loadings(frozen: Frozen, pushed: Pushed, one: Targets) -> tuple[Array, Array]:
   level = jnp.asarray(one.level)
-  walked = walk(frozen, level, one.position, jnp.asarray(one.vector), middle=True)
+  walked = walk(frozen, level, jnp.asarray(one.position), jnp.asarray(one.vector), middle=True)
   L = len(frozen.errors)
   before = pushed.stream[: 2 * L : 2]
 
@@ -82,13 +82,13 @@ def _loadings(frozen: Frozen, pushed: Pushed, one: Targets) -> tuple[Array, Arra
     post, scale = frozen.maps.attn_post, frozen.scales.attn_post
     c = c if post is None or scale is None else post.layer(l).transpose(c, scale[l])
     c_z = precision.einsum('td,nhd->tnh', c, frozen.maps.outputs.weight[l])
-    return precision.einsum('tnh,tnh->n', c_z, push_lib.heads(frozen, l, before[l]))
+    return precision.einsum('tnh,tnh->n', c_z, pushing.heads(frozen, l, before[l]))
 
   written = precision.einsum('ltd,ltd->l', walked.mlp[:, 0], pushed.source.mlp)
   from_here = jnp.cumsum(written[::-1])[::-1]  # what is written at this layer or above
   around = precision.einsum('ltd,ltd->l', _around(walked)[:, 0], before) + from_here
   edge = precision.einsum('td,td->', walked.embed[0], pushed.source.embed) + jnp.sum(written)
-  is_above = level[0] > 2 * jnp.arange(L)
+  is_above = level[0] > 2 * jnp.arange(L, dtype=level.dtype)
   return jax.lax.map(heads, jnp.arange(L)), jnp.where(is_above, around, edge)
 
 

@@ -3,14 +3,14 @@
 A graph is computed with everything frozen. Whether it describes the model is an experiment: change features and compare
 (Ameisen et al. 2025, section 5). Three models answer, each with less that is frozen than the one before:
 
-    constrained(frozen, {5: 0.0}, targets)                 features, patterns and norms frozen: the edges themselves
+    constrain(frozen, {5: 0.0}, targets)                 features, patterns and norms frozen: the edges themselves
     do = Intervention(model.apply, model.params, frozen)
     do.semi_free({5: 0.0}, targets)                        patterns frozen; norms and MLPs of the model
     do.iterative({5: 0.0}, targets, replaced)              patterns frozen; MLPs are recomputed features and errors
     agreement(predicted, measured)                         share of equal signs, rank correlation
 
-A change is a factor on the activation: 0 removes a feature, 2 doubles it. The change of a feature's write is added where
-it writes, and everything else of the run stays. Nothing compiles again for other features and factors.
+A change is a factor on the activation: 0 removes a feature, 2 doubles it. The change of a feature's write is added
+where it writes, and everything else of the run stays. Nothing compiles again for other features and factors.
 
 Sharp edges: `semi_free` and `iterative` measure the model's logits, after a soft-cap if there is one, while targets are
 logits before it. In `iterative` other features react, so a factor is applied to what they would be in the new run.
@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Float64, PyTree
 
 from mechjax import harvest, watching
 from mechjax.circuits.frozen import Frozen
-from mechjax.circuits.push import Source, feature_write, push, read
+from mechjax.circuits.pushing import Source, feature_write, push, read
 from mechjax.circuits.targets import Targets
 from mechjax.errors import CircuitError
 
@@ -37,7 +37,7 @@ Factors = Mapping[int, float]
 """Factor of each feature that changes, by its index in `frozen.features`."""
 
 
-def constrained(frozen: Frozen, factors: Factors, targets: Targets) -> Float64[np.ndarray, ' rows']:
+def constrain(frozen: Frozen, factors: Factors, targets: Targets) -> Float64[np.ndarray, ' rows']:
   """Changes of targets if nothing reacts: the features' edges times their relative changes.
 
   Args:

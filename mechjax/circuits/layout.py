@@ -90,6 +90,13 @@ class Layout:
         cause='the model is not instrumented, or its attention never forms this value',
         hint='harvest.sites_of(forward, params, tokens) lists its sites',
       )
+    dtype = np.dtype(first['resid_pre'].dtype)
+    if dtype.itemsize < 4:
+      raise CircuitError(
+        f'a residual stream of {dtype}',
+        cause='sums of attributions need the digits of float32',
+        hint='cast the parameters first: jax.tree.map(lambda x: x.astype(jnp.float32), params)',
+      )
     shapes = {name: first[name].shape for name in first}
     T, D = np.shape(tokens)[1], shapes['resid_pre'][-1]
     N, H, K = shapes['z'][-2], shapes['z'][-1], shapes['v'][-2]
@@ -104,7 +111,7 @@ class Layout:
         hint='the frozen engine needs canonical axes; the patch of the model says how its own differ',
       )
     return cls(
-      layers, N, K, H, D, shapes['mlp_post'][-1] if 'mlp_post' in first else 0, T, np.dtype(first['resid_pre'].dtype),
+      layers, N, K, H, D, shapes['mlp_post'][-1] if 'mlp_post' in first else 0, T, dtype,
       attention_output='attn_raw' if 'attn_raw' in first else 'attn_out',
       mlp_output='mlp_raw' if 'mlp_raw' in first else 'mlp_out',
       mlp_input='resid_mid' if 'resid_mid' in first else 'resid_pre',

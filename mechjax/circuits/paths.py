@@ -1,7 +1,7 @@
 """Circuits of transcoders from weights: what connects features on any input, and the paths that carry one activation.
 
-An edge between two features at one position is a product of what depends on the input and what does not (Dunefsky et al.
-2024, equation 5):
+An edge between two features at one position is a product of what depends on the input and what does not (Dunefsky et
+al. 2024, equation 5):
 
     activation of the source  x  d · (gain * e)  x  scale of the norm          d decoder row, e encoder direction
 

@@ -17,7 +17,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 
-from mechjax.circuits import influence as influence_lib
+from mechjax.circuits import influences
 from mechjax.circuits.graph import Graph, scores
 
 
@@ -53,7 +53,7 @@ class PrunedGraph:
       table[:, errors.start + g.layer[i] * T + g.position[i]] += table[:, i]
     table[:, dropped] = 0
     rows = ~np.isin(g.node_of_row, dropped)
-    return scores(table[rows], g.node_of_row[rows], g.weights[rows], columns)
+    return scores(table[rows], g.node_of_row[rows], g.weights[rows], g.level[rows], columns)
 
 
 def prune(graph: Graph, nodes: float = 0.8, edges: float = 0.98) -> PrunedGraph:
@@ -67,18 +67,17 @@ def prune(graph: Graph, nodes: float = 0.8, edges: float = 0.98) -> PrunedGraph:
     CircuitError: a share that is not between 0 and 1.
   """
   columns, total = graph.columns, graph.influence()
-  kept = influence_lib.cover(total, nodes)
+  kept = influences.cover(total, nodes)
   kept[columns.of('embedding')] = True
   owner = graph.node_of_row
   rows = np.flatnonzero((owner < 0) | kept[owner])
   sources = np.flatnonzero(kept)
   table = graph.table[np.ix_(rows, sources)]
-  score = _edge_scores(table, _renumber(owner[rows], sources), graph.weights[rows])
-  there = influence_lib.cover(score.reshape(-1), edges).reshape(score.shape)
-  alive = _drop(there, _renumber(owner[rows], sources), sources, graph)
-  there &= alive[None, :]
   mine = _renumber(owner[rows], sources)
-  there &= ((mine < 0) | alive[mine])[:, None]
+  score = _edge_scores(table, mine, graph.weights[rows], graph.level[rows])
+  there = influences.cover(score.reshape(-1), edges).reshape(score.shape)
+  alive = _drop(there, mine, sources, graph)
+  there &= alive[None, :] & ((mine < 0) | alive[mine])[:, None]
   at_row, at_source = np.nonzero(there)
   return PrunedGraph(
     graph, sources[alive], total[sources[alive]], rows[at_row], sources[at_source],
@@ -91,9 +90,11 @@ def _renumber(owner: np.ndarray, sources: np.ndarray) -> Int[np.ndarray, ' rows'
   return np.where(owner < 0, -1, np.searchsorted(sources, np.maximum(owner, 0)))
 
 
-def _edge_scores(table: np.ndarray, owner: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _edge_scores(
+  table: np.ndarray, owner: np.ndarray, weights: np.ndarray, level: np.ndarray
+) -> np.ndarray:
   """Share of each edge in its row, times the influence of the row."""
-  total = influence_lib.influence(table, owner, weights)
+  total = influences.influence(table, owner, weights, level)
   mine = weights + np.where(owner < 0, 0, total[owner])
   size = np.abs(table)
   sums = np.maximum(size.sum(1, dtype=np.float64), np.finfo(np.float64).tiny)

@@ -14,9 +14,10 @@ their columns, so the table of all pairs is never made; `top` finds the largest 
     why.by_query(), why.by_key()      the score by what makes the query, by what makes the key
     why.top(20)                       the pairs that matter most
 
-The maps from the norm to q and k are identified as all maps of this room, at the unit vectors, with rotary embeddings at
-their positions. A norm of q or k (QK-norm) hides its scale: it is evaluated at tiny inputs, where the constant in its
-root makes it linear, and its scale is that of the run. Everything is checked against the run, and refused otherwise.
+The maps from the norm to q and k are identified as all maps of this room, at the unit vectors, with rotary embeddings
+at their positions. A norm of q or k (QK-norm) hides its scale: it is evaluated at tiny inputs, where the constant in
+its root makes it linear, and its scale is that of the run. Everything is checked against the run, and refused
+otherwise.
 
 Sharp edges: with a soft-cap on scores, pairs sum to the score before the cap. Positions count in the frozen run, which
 has no padding.
@@ -40,7 +41,7 @@ from mechjax.circuits.targets import Targets
 from mechjax.errors import CircuitError
 from mechjax.harvest import Subgraph
 
-TINY = 1e-6
+TINY = 1e-9
 """Size of inputs at which the constant in the root of a QK-norm outweighs their squares."""
 
 
@@ -131,8 +132,8 @@ def qk_attribution(
   q = _read(cut('attn_norm', 'q'), x, t, head, f'q.{layer}')
   k = _read(cut('attn_norm', 'k'), x, s, kv_head, f'k.{layer}')
   scale, offset, score, capped = _score(cut('q', 'attn_scores'), q, k, (t, s, head), layer)
-  rows = [_rows(frozen, layer, at, map_, batch) for at, map_ in ((t, q), (s, k))]
-  return QKAttribution(*(r.table() for r in rows), scale, offset, score, capped)
+  of_query, of_key = (_rows(frozen, layer, *pair, batch).table() for pair in ((t, q), (s, k)))
+  return QKAttribution(of_query, of_key, scale, offset, score, capped)
 
 
 def _norm_input(frozen: Frozen, layer: int) -> Float[Array, '1 T D']:
@@ -144,7 +145,14 @@ def _norm_input(frozen: Frozen, layer: int) -> Float[Array, '1 T D']:
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-  """q or k of one head and position as an affine map of the norm: weight [D, H], bias [H], value [H]; q of all [1, T, N, H]."""  # fmt: skip
+  """q or k of one head and position as an affine map of the norm.
+
+  Attributes:
+    weight: [D, H].
+    bias: [H].
+    value: value in the run, [H].
+    whole: q or k of all heads and positions, [1, T, N, H] or [1, S, K, H].
+  """
 
   weight: Array
   bias: Array

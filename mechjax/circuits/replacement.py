@@ -1,7 +1,7 @@
 """The dictionaries that stand in for the MLPs of a model: transcoders, cross-layer transcoders, or its own neurons.
 
-In a replacement model the output of every MLP is a sum of features, a bias and an error (Ameisen et al. 2025, section 2;
-Dunefsky et al. 2024):
+In a replacement model the output of every MLP is a sum of features, a bias and an error (Ameisen et al. 2025, section
+2; Dunefsky et al. 2024):
 
     mlp_out[l] = sum over active features of activation * decoder row + b_dec[l] (+ W_skip mlp_norm[l]) + error[l]
 
@@ -9,10 +9,10 @@ Dunefsky et al. 2024):
     CrossLayer(clt, params)                                   features of layer l write to all layers from l on
     Neurons(top=64)                                           the model's own neurons: no training, no dictionary
 
-A feature must be affine in its input while it is active, so that its activation is the sum of a row of attributions and
-a constant: activation = encoder · mlp_norm + constant. ReLU, TopK, BatchTopK, JumpReLU and Gated are; each is checked on
-the activations of the run. Neurons of gated MLPs are not: their rows are first-order (the gradient at the run), and the
-rest is the constant, so that the books are complete all the same.
+A feature must be affine in its input while it is active, so that its activation is the sum of a row of attributions
+and a constant: activation = encoder · mlp_norm + constant. ReLU, TopK, BatchTopK, JumpReLU and Gated are; each is
+checked on the activations of the run. Neurons of gated MLPs are not: their rows are first-order (the gradient at the
+run), and the rest is the constant, so that the books are complete all the same.
 
 Sharp edges: dictionaries trained on scaled activations must be folded first (`mechjax.sae.fold`). The neurons that
 `top` leaves out are part of the error.
@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mechjax import precision, sites
-from mechjax.circuits.features import Active
+from mechjax.circuits.active import Active
 from mechjax.errors import CircuitError
 from mechjax.sae.architectures import Architecture, Gated, Params
 
@@ -198,7 +198,8 @@ class CrossLayer(Replacer):
   def check(self, L: int, D: int) -> None:
     if (self.clt.n_layers, self.clt.d_model) != (L, D):
       raise CircuitError(
-        f'a cross-layer transcoder of {self.clt.n_layers} layers of width {self.clt.d_model}, and a model of {L} of {D}',
+        f'a cross-layer transcoder of {self.clt.n_layers} layers of width {self.clt.d_model}, '
+        f'and a model of {L} of {D}',
         cause='the dictionary of another model',
       )
 
@@ -295,11 +296,11 @@ def _active(
   layer: int, x: Array, f: Array, W_enc: Array, b_enc: Array, decoders: Mapping[int, Array]
 ) -> Active:
   """The active features of a dictionary; raises CircuitError if they are not affine in their input."""
-  f = np.asarray(f)
-  if not np.isfinite(f).all():
+  found = np.asarray(f)
+  if not np.isfinite(found).all():
     raise CircuitError(f'features of layer {layer} are NaN or infinite', where=f'mlp_norm.{layer}')
-  position, latent = np.nonzero(f)
-  activation = f[position, latent]
+  position, latent = np.nonzero(found)
+  activation = found[position, latent]
   encoder = np.asarray(jnp.asarray(W_enc).T[latent])
   constant = np.asarray(b_enc)[latent]
   again = np.einsum('nd,nd->n', encoder, np.asarray(x)[position]) + constant

@@ -1,8 +1,8 @@
 """Rows of attributions: how much everything before a target contributes to it.
 
-With patterns and norms frozen, the residual stream is affine in what is written to it, so the value of a target is a sum
-over all writes. One walk down the layers by the transpose of that map gives, for each write, the vector along which it
-reaches the target (Ameisen et al. 2025, section 3.2; docs/methods.md, section 10):
+With patterns and norms frozen, the residual stream is affine in what is written to it, so the value of a target is a
+sum over all writes. One walk down the layers by the transpose of that map gives, for each write, the vector along
+which it reaches the target (Ameisen et al. 2025, section 3.2; docs/methods.md, section 10):
 
     rows = attribute_rows(frozen, logits(frozen))
     rows.total() - value          0, up to rounding: the books are complete
@@ -13,8 +13,9 @@ At the MLP of layer l, c is the vector for what the MLP adds. Then
     attention    c_z = W_O^T c            c_v[s] = sum over queries t and heads n of a group, A[t, s] c_z[t, n]
                  c <- c + N^T(W_V^T c_v)  N^T: the frozen norm
 
-and a skip adds N^T(W_skip c). Attention and MLPs cost no softmax and no hidden layer, which is why a row costs a fraction
-of a forward pass. Rows are computed in batches: a batch of targets is one walk, from the highest layer of its targets.
+and a skip adds N^T(W_skip c). Attention and MLPs cost no softmax and no hidden layer, which is why a row costs a
+fraction of a forward pass. Rows are computed in batches: a batch of targets is one walk, from the highest layer of
+its targets.
 
 The columns of a row are the features, the errors of all layers and positions, the embeddings of all positions, and the
 biases: the target's own constant, then by layer those of attention and MLP.
@@ -105,10 +106,9 @@ def attribute_rows(frozen: Frozen, targets: Targets, batch: int = 64) -> Rows:
   for start in range(0, len(targets), batch):
     index = np.arange(start, min(start + batch, len(targets)))
     padded = np.resize(index, batch)
-    parts.append(
-      jax.tree.map(lambda x, n=len(index): x[:n], _rows(frozen, *_data(targets, padded)))
-    )
-  joined = jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs]), *parts)
+    found, count = _rows(frozen, *_data(targets, padded)), len(index)
+    parts.append(jax.tree.map(lambda x, count=count: np.asarray(x)[:count], found))
+  joined = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
   slots = joined.features.reshape(len(targets), -1)
   return dataclasses.replace(joined, features=slots[:, frozen.features.slot])
 
@@ -148,8 +148,7 @@ def walk(
     level, position, vector: as in `Targets`.
     middle: whether to keep the vectors around each attention, for the loadings of heads.
   """
-  L, T, D = frozen.errors.shape
-  R, dtype = len(vector), vector.dtype
+  (L, T, D), R, dtype = frozen.errors.shape, len(vector), vector.dtype
   level, position = jnp.asarray(level), jnp.asarray(position)
   start = jnp.asarray(vector)[:, None] * jax.nn.one_hot(position, T, dtype=dtype)[..., None]
 
@@ -173,7 +172,8 @@ def walk(
   zeros, none = jnp.zeros((L, R, T, D), dtype), jnp.zeros((L, R), dtype)
   state = jnp.zeros((R, T, D), dtype), zeros, (zeros, zeros) if middle else None, none, none
   c, mlp, sides, attention_bias, mlp_bias = jax.lax.fori_loop(0, top + 1, layer, state)
-  return Walk(mlp, *(sides or (None, None)), inject(c, 0), attention_bias, mlp_bias)
+  beside = sides if sides is not None else (None, None)
+  return Walk(mlp, beside[0], beside[1], inject(c, 0), attention_bias, mlp_bias)
 
 
 def _mlp(frozen: Frozen, l: Array, c: Array) -> tuple[Array, Array, Array]:

@@ -115,7 +115,7 @@ def logits(
   cotangents = np.full((count, len(probs)), -1 / len(probs))
   cotangents[np.arange(count), tokens] += 1
   names = tuple(f'logit {v}' for v in tokens)
-  return _unembedded(frozen, t, cotangents, probs[tokens], names, tuple(map(int, tokens)))
+  return _unembed(frozen, t, cotangents, probs[tokens], names, tuple(map(int, tokens)))
 
 
 def difference(frozen: Frozen, token: int, other: int, position: int = -1) -> Targets:
@@ -129,7 +129,7 @@ def difference(frozen: Frozen, token: int, other: int, position: int = -1) -> Ta
     raise CircuitError(f'logits of the tokens {token} and {other}', cause=f'two of {V} tokens')
   cotangent = np.zeros((1, V))
   cotangent[0, token], cotangent[0, other] = 1, -1
-  return _unembedded(frozen, t, cotangent, np.ones(1), (f'logit {token} - {other}',), (-1,))
+  return _unembed(frozen, t, cotangent, np.ones(1), (f'logit {token} - {other}',), (-1,))
 
 
 def probe(
@@ -153,10 +153,11 @@ def probe(
   """
   level, norm, scale = _place(frozen, sites.parse(site))
   t, D = _position(frozen, position), frozen.layout.width
-  w = np.asarray(direction)
-  if w.shape != (D,) or not np.isfinite(w).all():
-    raise CircuitError(f'a direction of shape {list(w.shape)} at {site!r}', cause=f'finite, [{D}]')
-  w = jnp.asarray(w, frozen.layout.dtype)
+  given = np.asarray(direction)
+  if given.shape != (D,) or not np.isfinite(given).all():
+    shape = list(given.shape)
+    raise CircuitError(f'a direction of shape {shape} at {site!r}', cause=f'finite, [{D}]')
+  w = jnp.asarray(given, frozen.layout.dtype)
   vector, constant = w, 0.0
   if norm is not None and scale is not None:
     vector, constant = norm.transpose(w, scale[t]), float(precision.matmul(norm.bias, w))
@@ -197,11 +198,13 @@ def _through_norms(
   frozen: Frozen, encoder: Array, layer: Array, position: Array
 ) -> tuple[Array, Array]:
   """Vectors in the residual stream, and products with the norms' biases."""
-  assert frozen.maps.mlp_norm is not None and frozen.scales.mlp_norm is not None
+  norms, scales = frozen.maps.mlp_norm, frozen.scales.mlp_norm
+  assert norms is not None
+  assert scales is not None
 
   def one(e_D, l, t):
-    norm = frozen.maps.mlp_norm.layer(l)
-    return norm.transpose(e_D, frozen.scales.mlp_norm[l, t]), precision.matmul(norm.bias, e_D)
+    norm = norms.layer(l)
+    return norm.transpose(e_D, scales[l, t]), precision.matmul(norm.bias, e_D)
 
   return jax.vmap(one)(jnp.asarray(encoder), layer, position)
 
@@ -275,7 +278,7 @@ def _place(frozen: Frozen, site: sites.Site) -> tuple[int, NormMap | None, Array
   return 2 * l + level, None, None
 
 
-def _unembedded(
+def _unembed(
   frozen: Frozen,
   t: int,
   cotangents: np.ndarray,
@@ -295,9 +298,10 @@ def _unembedded(
   vector = jax.vmap(lambda w: norm.transpose(w, frozen.scales.final_norm[t]))(directions)
   own = constant + np.asarray(precision.matmul(directions, norm.bias), np.float64)
   n, level = len(names), 2 * frozen.layout.n_layers
-  kinds = [np.asarray(a, dtype) for a in (own, value, weight)]
-  places = np.full(n, level, np.int32), np.full(n, t, np.int32)
-  return Targets(*places, np.asarray(vector), *kinds, names, tokens)
+  return Targets(
+    np.full(n, level, np.int32), np.full(n, t, np.int32), np.asarray(vector),
+    np.asarray(own, dtype), np.asarray(value, dtype), np.asarray(weight, dtype), names, tokens,
+  )  # fmt: skip
 
 
 @jax.jit

@@ -62,7 +62,7 @@ def source_of(frozen: Frozen, graph: Graph, node: int) -> Source:
   Raises:
     CircuitError: another kind of node, or none.
   """
-  what, (L, T, D) = graph.node(node), frozen.errors.shape
+  what, (_, T, D) = graph.node(node), frozen.errors.shape
   embed, mlp = jnp.zeros((T, D), frozen.errors.dtype), jnp.zeros_like(frozen.errors)
   if what.kind == 'feature':
     return Source(embed, feature_write(frozen, node))

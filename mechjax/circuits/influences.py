@@ -5,9 +5,9 @@ row (Ameisen et al. 2025, section 3.2.5):
 
     Â = |A|, each row divided by its sum          influence = p^T (Â + Â² + ...)       p: weights of the targets
 
-A graph has no cycles, so the sum ends after as many terms as the longest path. It is computed as products of a vector
-and the table of rows; no array of nodes by nodes exists, and nothing of that size is sorted: the smallest set that holds
-a share of a total is found from a histogram of the bits of the numbers, of which only one bin is sorted.
+A feature is made of nodes below it, so the sum is computed in one pass over the rows, from the highest layer down; no
+array of nodes by nodes exists, and nothing of that size is sorted: the smallest set that
+holds a share of a total is found from a histogram of the bits of the numbers, of which only one bin is sorted.
 
 Scores, as in the paper:
 
@@ -16,6 +16,8 @@ Scores, as in the paper:
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
@@ -27,6 +29,7 @@ def influence(
   table: Float[np.ndarray, 'rows columns'],
   node_of_row: Int[np.ndarray, ' rows'],
   weights: Float[np.ndarray, ' rows'],
+  level: Int[np.ndarray, ' rows'],
 ) -> Float64[np.ndarray, ' columns']:
   """Influence of every column on the targets, over all paths.
 
@@ -34,20 +37,40 @@ def influence(
     table: contributions to each row.
     node_of_row: the column that each row explains; -1 for a target.
     weights: importance of each row; 0 except for targets.
+    level: height of each row, for example the layer of its feature; a row has no contribution from a row of its own
+      level or above.
 
   Raises:
-    CircuitError: the rows form a cycle.
+    CircuitError: a contribution from a row of the same level or above.
   """
-  size = np.abs(table)
-  inverse = 1 / np.maximum(size.sum(1, dtype=np.float64), np.finfo(np.float64).tiny)
   total = np.zeros(table.shape[1])
-  for _ in range(len(table) + 1):
-    reached = (weights * inverse).astype(size.dtype) @ size
+  mine = np.array(weights, np.float64)
+  for rows, above in _descend(level):
+    owned = node_of_row[rows] >= 0
+    mine[rows[owned]] += total[node_of_row[rows[owned]]]
+    used = rows[mine[rows] != 0]
+    size = np.abs(table[used])
+    sums = np.maximum(size.sum(1, dtype=np.float64), np.finfo(np.float64).tiny)
+    reached = (mine[used] / sums).astype(size.dtype) @ size
+    _check_below(reached, node_of_row[above])
     total += reached
-    weights = np.where(node_of_row >= 0, reached[node_of_row], 0.0)
-    if not weights.any():
-      return total
-  raise CircuitError('the rows of the graph form a cycle', cause='a row explains a later column')
+  return total
+
+
+def _descend(level: Int[np.ndarray, ' rows']) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """The rows of each level from the highest down, and all rows that are not below it."""
+  order = np.argsort(-np.asarray(level), kind='stable')
+  ends = np.flatnonzero(np.diff(np.asarray(level)[order], append=np.iinfo(np.int64).min)) + 1
+  for start, stop in zip([0, *ends[:-1]], ends):
+    yield order[start:stop], order[:stop]
+
+
+def _check_below(reached: np.ndarray, nodes: np.ndarray) -> None:
+  if reached[..., nodes[nodes >= 0]].any():
+    raise CircuitError(
+      'the rows of the graph form a cycle',
+      cause='a row has a contribution from a node of its own level or above',
+    )
 
 
 def cover(values: Float[np.ndarray, ' _'], share: float) -> Bool[np.ndarray, ' _']:
@@ -66,14 +89,14 @@ def cover(values: Float[np.ndarray, ' _'], share: float) -> Bool[np.ndarray, ' _
     raise CircuitError('values that are negative, NaN or infinite have no cover')
   kept = np.zeros(len(values), bool)
   there = np.flatnonzero(values)
-  if not len(there) or share == 0:
-    return kept
   numbers = values[there].astype(np.float64)
   wanted = share * numbers.sum()
+  if wanted == 0:
+    return kept
   bins = (numbers.view(np.uint64) >> np.uint64(46)).astype(np.int64)  # sign, exponent, 6 bits
   bins -= bins.min()
   sums = np.bincount(bins, weights=numbers)
-  above = np.cumsum(sums[::-1])[::-1] - sums  # sum of all higher bins
+  above = np.append(np.cumsum(sums[:0:-1])[::-1], 0.0)  # sum of all higher bins
   at = int(np.flatnonzero(above < wanted)[0])  # the lowest bin that is needed
   kept[there[bins > at]] = True
   inside = there[bins == at]
@@ -88,6 +111,7 @@ def signed_shares(
   table: Float[np.ndarray, 'rows columns'],
   node_of_row: Int[np.ndarray, ' rows'],
   values: Float[np.ndarray, ' rows'],
+  level: Int[np.ndarray, ' rows'],
   leaves_only: bool = True,
 ) -> Float64[np.ndarray, 'targets columns']:
   """What each column contributes to each target along all paths, with signs.
@@ -99,35 +123,24 @@ def signed_shares(
     table: contributions to each row.
     node_of_row: the column that each row explains; -1 for a target.
     values: value of each row's target; for a feature its activation.
+    level: height of each row, as in `influence`.
     leaves_only: False to include what passes through each feature.
 
   Raises:
-    CircuitError: the rows form a cycle; a feature's activation is 0.
+    CircuitError: a contribution from a row of the same level or above; a feature's activation is 0.
   """
-  explained = np.flatnonzero(node_of_row >= 0)
+  explained = node_of_row >= 0
   if (values[explained] == 0).any():
     raise CircuitError('a feature with activation 0 has no shares')
-  amounts = table[node_of_row < 0].astype(np.float64)
-  total = np.zeros_like(amounts)
-  for _ in range(len(table) + 1):
-    passed = amounts[:, node_of_row[explained]]
-    total += amounts
-    if leaves_only:
-      total[:, node_of_row[explained]] = 0
-    if not passed.any():
-      return total
-    factors = passed / values[explained].astype(np.float64)
-    amounts = _product(factors, table, explained)
-  raise CircuitError('the rows of the graph form a cycle', cause='a row explains a later column')
-
-
-def _product(factors: np.ndarray, table: np.ndarray, rows: np.ndarray) -> np.ndarray:
-  """factors @ table[rows] in float64, some rows at a time."""
-  out = np.zeros((len(factors), table.shape[1]))
-  for start in range(0, len(rows), 512):
-    block = rows[start : start + 512]
-    used = block[(factors[:, start : start + 512] != 0).any(0)]
-    if len(used):
-      mine = factors[:, start : start + 512][:, np.isin(block, used)]
-      out += mine @ table[used].astype(np.float64)
-  return out
+  total = table[~explained].astype(np.float64)
+  for rows, above in _descend(np.where(explained, level, np.iinfo(np.int64).max)):
+    rows = rows[explained[rows]]
+    factors = total[:, node_of_row[rows]] / values[rows].astype(np.float64)
+    for start in range(0, len(rows), 512):  # float64 of some rows at a time
+      part = slice(start, start + 512)
+      added = factors[:, part] @ table[rows[part]].astype(np.float64)
+      _check_below(added, node_of_row[above])
+      total += added
+  if leaves_only:
+    total[:, node_of_row[explained]] = 0
+  return total

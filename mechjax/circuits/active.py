@@ -1,8 +1,8 @@
 """The active features of one prompt: where they are, what they read, and what they write.
 
 A feature is active at a layer and position, reads the MLP's input along its encoder direction, and writes its decoder
-rows to the output of that layer's MLP (or of several layers: a cross-layer transcoder). Only active features exist here:
-of 16,384 latents at each of 18 layers and 16 positions some thousands are active, and nothing of the size of a
+rows to the output of that layer's MLP (or of several layers: a cross-layer transcoder). Only active features exist
+here: of 16,384 latents at each of 18 layers and 16 positions some thousands are active, and nothing of the size of a
 dictionary is kept.
 
 The products of a row of attributions with all decoder rows are computed in blocks of `BLOCK` features of one layer and
@@ -25,7 +25,7 @@ from mechjax import precision
 from mechjax.errors import CircuitError
 
 BLOCK = 16
-"""Features of a block."""
+"""ActiveFeatures of a block."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Active:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Features:
+class ActiveFeatures:
   """The active features of one prompt, in the order of layer, position and latent.
 
   Attributes:
@@ -84,7 +84,7 @@ class Features:
     return len(self.layer)
 
   @classmethod
-  def of(cls, groups: Sequence[Active], D: int, dtype: np.dtype, budget: int) -> Features:
+  def of(cls, groups: Sequence[Active], D: int, dtype: np.dtype, budget: int) -> ActiveFeatures:
     """Arranges the active features of all layers.
 
     Args:
@@ -111,20 +111,29 @@ class Features:
     position = join([g.position[o] for g, o in zip(groups, order)], np.int32)
     latent = join([g.latent[o] for g, o in zip(groups, order)], np.int32)
     activation = join([g.activation[o] for g, o in zip(groups, order)], dtype)
-    given = [(g.encoder[o], g.constant[o]) for g, o in zip(groups, order) if g.encoder is not None and g.constant is not None]  # fmt: skip
-    known = len(given) == len(groups)
-    encoder = np.concatenate([np.zeros((0, D)), *(e for e, _ in given)]).astype(dtype)
-    constant = join([c for _, c in given], dtype)
+    encoder, constant = _join_encoders(groups, order, D, dtype)
     slot, n_blocks = _place(layer, position)
     total = round_up(n_blocks)
     amount = np.zeros(total * BLOCK, dtype)
     amount[slot] = activation
-    writes = _writes(groups, order, slot, position, D, dtype)
+    written = _writes(groups, order, slot, position, D, dtype)
     return cls(
-      layer, position, latent, activation,
-      encoder if known else None, constant if known else None,
-      *writes, amount.reshape(total, BLOCK), slot,
+      layer, position, latent, activation, encoder, constant, *written,
+      amount=amount.reshape(total, BLOCK), slot=slot,
     )  # fmt: skip
+
+
+def _join_encoders(
+  groups: Sequence[Active], order: Sequence[np.ndarray], D: int, dtype: np.dtype
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+  """Encoders and constants of all layers; None if those of a layer are computed on request."""
+  encoders, constants = [np.zeros((0, D))], [np.zeros(0)]
+  for g, o in zip(groups, order):
+    if g.encoder is None or g.constant is None:
+      return None, None
+    encoders.append(g.encoder[o])
+    constants.append(g.constant[o])
+  return np.concatenate(encoders).astype(dtype), np.concatenate(constants).astype(dtype)
 
 
 def _place(layer: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, int]:
@@ -151,7 +160,7 @@ def _writes(
   position: np.ndarray,
   D: int,
   dtype: np.dtype,
-) -> tuple[np.ndarray, ...]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
   """Decoder rows, source block, layer and position of each write."""
   rows, sources, layers, positions, start = [], [], [], [], 0
   for g, o in zip(groups, order):
@@ -175,10 +184,10 @@ def _writes(
   places = [np.zeros(len(out), np.int32) for _ in range(3)]
   for place, parts in zip(places, (sources, layers, positions)):
     place[:n] = np.concatenate(parts) if parts else 0
-  return out, *places
+  return out, places[0], places[1], places[2]
 
 
-def write(features: Features, L: int, T: int) -> Float[Array, 'L T D']:
+def write(features: ActiveFeatures, L: int, T: int) -> Float[Array, 'L T D']:
   """Sum of what all features write, at the outputs of the MLPs."""
   amount = jnp.asarray(features.amount)[features.source]
   rows = precision.einsum('wa,wad->wd', amount, jnp.asarray(features.decoder))
