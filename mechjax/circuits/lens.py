@@ -289,7 +289,7 @@ def _check_texts(
     raise CircuitError(f'skip={skip} leaves none of {T} columns')
   columns: np.ndarray
   if positions is None:
-    columns = np.random.default_rng(seed).integers(skip, T, B)
+    columns = np.asarray(np.random.default_rng(seed).integers(skip, T, B))
   elif reach == 'later':
     raise CircuitError("positions with reach='later', which averages over all of them")
   else:

@@ -176,7 +176,9 @@ def _explain(
       _describe(frozen, i, float(table[r, i]), whole, below.get((r, i), ())) for i in columns
     ]
     children += _close(
-      table[r].sum() - table[r, columns].sum(), np.count_nonzero(table[r]) - len(columns), whole
+      table[r].sum() - table[r, columns].sum(),
+      int(np.count_nonzero(table[r])) - len(columns),
+      whole,
     )
     out.append(tuple(children))
   return out
