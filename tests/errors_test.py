@@ -57,6 +57,7 @@ BUILTINS = {
   errors.SteeringError: ValueError,
   errors.ProbingError: ValueError,
   errors.NeuronError: ValueError,
+  errors.CircuitError: ValueError,
 }
 
 

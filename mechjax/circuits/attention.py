@@ -27,7 +27,7 @@ Latents are chosen by k or by a threshold afterwards: an attribution explains a 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -199,7 +199,7 @@ def dfa(
 
 
 def head_shares(
-  params: Params, n_heads: int, latents: Latents | None = None
+  params: Mapping[str, ArrayLike], n_heads: int, latents: Latents | None = None
 ) -> Float[np.ndarray, 'M N']:
   """Share of each head in the length of the decoder rows, |W_dec[i, n]| / sum_m |W_dec[i, m]| (equations 2 and 3).
 

@@ -48,7 +48,7 @@ class TraceNode:
     kind: 'latent', 'source', 'constant', 'rest', or a kind of `graph.KINDS`.
     value: what it adds to the pre-activation.
     share: value divided by the pre-activation; NaN if that is 0.
-    layer, position, latent: its place; -1 where there is none.
+    layer, position, latent: its place; -1 for a part without one.
     children: its parts, which sum to it; none for parts that are not explained further.
   """
 
