@@ -86,8 +86,8 @@ ON_REQUEST = ('attn_scores', 'attn_probs')
 attention over a long text can do without them. Every other site exists in every pass."""
 
 POST_NORM = ('attn_raw', 'mlp_raw')
-"""Names that exist only in models with norms between attention or MLP and the residual stream (Gemma 2 and 3). In others
-the output of a part is what is added, `attn_out` or `mlp_out`, and needs no second name."""
+"""Names that exist only in models with norms between attention or MLP and the residual stream (Gemma 2 and 3). In other
+models the output of a part is what is added, `attn_out` or `mlp_out`, and needs no second name."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)

@@ -14,6 +14,7 @@ of features share one executable.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -30,7 +31,7 @@ BLOCK = 16
 
 @dataclasses.dataclass(frozen=True)
 class Active:
-  """Active features of one layer, before they are arranged.
+  """Active features of one layer, in the order of position and latent, before they are arranged.
 
   Attributes:
     layer: the layer whose MLP input they read.
@@ -73,11 +74,11 @@ class ActiveFeatures:
   activation: Float[np.ndarray, ' features']
   encoder: Float[np.ndarray, 'features D'] | None
   constant: Float[np.ndarray, ' features'] | None
-  decoder: Float[Array, 'writes block D']
-  source: Int32[Array, ' writes']
-  write_layer: Int32[Array, ' writes']
-  write_position: Int32[Array, ' writes']
-  amount: Float[Array, 'blocks block']
+  decoder: Float[np.ndarray | Array, 'writes block D']
+  source: Int32[np.ndarray | Array, ' writes']
+  write_layer: Int32[np.ndarray | Array, ' writes']
+  write_position: Int32[np.ndarray | Array, ' writes']
+  amount: Float[np.ndarray | Array, 'blocks block']
   slot: Int32[np.ndarray, ' features']
 
   def __len__(self) -> int:
@@ -105,18 +106,17 @@ class ActiveFeatures:
         cause='a long prompt, a dictionary that is not sparse, or all neurons as features',
         hint='a shorter prompt, Neurons(top=64), or Frozen.of(..., budget=...)',
       )
-    order = [np.lexsort((g.latent, g.position)) for g in groups]
     join = lambda parts, kind: np.concatenate([*parts, np.zeros(0)]).astype(kind)  # noqa: E731
     layer = join([np.full(len(g.latent), g.layer) for g in groups], np.int32)
-    position = join([g.position[o] for g, o in zip(groups, order)], np.int32)
-    latent = join([g.latent[o] for g, o in zip(groups, order)], np.int32)
-    activation = join([g.activation[o] for g, o in zip(groups, order)], dtype)
-    encoder, constant = _join_encoders(groups, order, D, dtype)
+    position = join([g.position for g in groups], np.int32)
+    latent = join([g.latent for g in groups], np.int32)
+    activation = join([g.activation for g in groups], dtype)
+    encoder, constant = _join_encoders(groups, D, dtype)
     slot, n_blocks = _place(layer, position)
     total = round_up(n_blocks)
     amount = np.zeros(total * BLOCK, dtype)
     amount[slot] = activation
-    written = _writes(groups, order, slot, position, D, dtype)
+    written = _writes(groups, slot, position, D, dtype)
     return cls(
       layer, position, latent, activation, encoder, constant, *written,
       amount=amount.reshape(total, BLOCK), slot=slot,
@@ -124,16 +124,17 @@ class ActiveFeatures:
 
 
 def _join_encoders(
-  groups: Sequence[Active], order: Sequence[np.ndarray], D: int, dtype: np.dtype
+  groups: Sequence[Active], D: int, dtype: np.dtype
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
   """Encoders and constants of all layers; None if those of a layer are computed on request."""
-  encoders, constants = [np.zeros((0, D))], [np.zeros(0)]
-  for g, o in zip(groups, order):
+  encoders, constants = [np.zeros((0, D), dtype)], [np.zeros(0, dtype)]
+  for g in groups:
     if g.encoder is None or g.constant is None:
       return None, None
-    encoders.append(g.encoder[o])
-    constants.append(g.constant[o])
-  return np.concatenate(encoders).astype(dtype), np.concatenate(constants).astype(dtype)
+    encoders.append(g.encoder)
+    constants.append(g.constant)
+  joined = (np.concatenate(parts).astype(dtype, copy=False) for parts in (encoders, constants))
+  return next(joined), next(joined)
 
 
 def _place(layer: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, int]:
@@ -155,36 +156,26 @@ def round_up(n: int) -> int:
 
 def _writes(
   groups: Sequence[Active],
-  order: Sequence[np.ndarray],
   slot: np.ndarray,
   position: np.ndarray,
   D: int,
   dtype: np.dtype,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
   """Decoder rows, source block, layer and position of each write."""
-  rows, sources, layers, positions, start = [], [], [], [], 0
-  for g, o in zip(groups, order):
-    mine = slice(start, start + len(o))
-    start += len(o)
-    blocks, first = np.unique(slot[mine] // BLOCK, return_index=True)
-    if not len(blocks):
-      continue
-    within = slot[mine] - blocks[0] * BLOCK
-    for target, decoder in g.decoders.items():
-      d = np.zeros((len(blocks) * BLOCK, D), dtype)
-      d[within] = decoder[o]
-      rows.append(d.reshape(-1, BLOCK, D))
-      sources.append(blocks)
-      layers.append(np.full(len(blocks), target))
-      positions.append(position[mine][first])
-  n = sum(map(len, sources))
-  out = np.zeros((round_up(n), BLOCK, D), dtype)
-  if rows:
-    out[:n] = np.concatenate(rows)
-  places = [np.zeros(len(out), np.int32) for _ in range(3)]
-  for place, parts in zip(places, (sources, layers, positions)):
-    place[:n] = np.concatenate(parts) if parts else 0
-  return out, places[0], places[1], places[2]
+  starts = np.cumsum([0, *(len(g.latent) for g in groups)])
+  spans = [slice(*ends) for ends in itertools.pairwise(starts)]
+  found = [np.unique(slot[span] // BLOCK, return_index=True) for span in spans]
+  n = sum(len(blocks) * len(g.decoders) for g, (blocks, _) in zip(groups, found))
+  out = np.zeros((round_up(n) * BLOCK, D), dtype)
+  source, layer, place = (np.zeros(round_up(n), np.int32) for _ in range(3))
+  at = 0
+  for g, span, (blocks, first) in zip(groups, spans, found):
+    for target, decoder in g.decoders.items() if len(blocks) else ():
+      mine = slice(at, at + len(blocks))
+      out[at * BLOCK + slot[span] - blocks[0] * BLOCK] = decoder
+      source[mine], layer[mine], place[mine] = blocks, target, position[span][first]
+      at = mine.stop
+  return out.reshape(-1, BLOCK, D), source, layer, place
 
 
 def write(features: ActiveFeatures, L: int, T: int) -> Float[Array, 'L T D']:

@@ -168,17 +168,21 @@ class Frozen:
     acts = _reader(forward, names)(params, jnp.asarray(tokens), options)
     freeze = functools.partial(_freeze, maps, replaced, budget)
     return [
-      freeze(np.asarray(tokens)[b], acts, b, np.flatnonzero(real[b])) for b in range(len(real))
+      freeze(np.asarray(tokens)[b], acts, b, np.flatnonzero(real[b]), len(real) > 1)
+      for b in range(len(real))
     ]
 
 
 @functools.lru_cache(maxsize=16)
 def _reader(forward: Callable, names: tuple[str, ...]) -> Callable:
-  """Reads sites of a model; one compiled function for each model."""
+  """Reads sites of a model, without the axis of prompts if there is one; one compiled function for each model."""
 
   def read(params: PyTree, tokens: Array, options: dict[str, Array]) -> dict[str, Array]:
     acts = harvest.reap(forward, sites=[*names])(params, tokens, **options)
-    return {name: acts.stack(name) for name in names}
+    found = {name: acts.stack(name) for name in names}
+    if len(tokens) > 1:
+      return found
+    return {name: jnp.squeeze(x, _batch_axis(name)) for name, x in found.items()}
 
   return watching.jit(read, forward)
 
@@ -213,9 +217,10 @@ def _freeze(
   acts: Mapping[str, Array],
   row: int,
   at: np.ndarray,
+  several: bool,
 ) -> Frozen:
   """The frozen run of one prompt of a batch, at its real positions."""
-  run = {name: _cut_row(x, name, row, at) for name, x in acts.items()}
+  run = {name: _cut_row(x, name, row, at, several) for name, x in acts.items()}
   layout = maps.layout
   scales, deviations = _measure(maps, run)
   for key, error in deviations.items():
@@ -245,13 +250,18 @@ def _share(errors: Array, outputs: Array) -> float:
   return float(jnp.max(jnp.abs(errors)) / jnp.max(jnp.abs(outputs)))
 
 
-def _cut_row(x: Array, name: str, row: int, at: np.ndarray) -> Array:
+def _batch_axis(name: str) -> int:
+  """The axis of prompts in the values of all layers."""
+  return 0 if name in ('embed', 'final_norm', 'logits') else 1
+
+
+def _cut_row(x: Array, name: str, row: int, at: np.ndarray, several: bool) -> Array:
   """The values of one prompt at its real positions: [L, ...] or [...]."""
-  batch = 0 if name in ('embed', 'final_norm', 'logits') else 1
-  x = jax.lax.index_in_dim(x, row, batch, keepdims=False)
-  if len(at) == (x.shape[-1] if name == 'attn_probs' else x.shape[batch]):
+  axis = _batch_axis(name)
+  x = jax.lax.index_in_dim(x, row, axis, keepdims=False) if several else x
+  if len(at) == (x.shape[-1] if name == 'attn_probs' else x.shape[axis]):
     return x
-  return x[..., at, :][..., at] if name == 'attn_probs' else jnp.take(x, at, axis=batch)
+  return x[..., at, :][..., at] if name == 'attn_probs' else jnp.take(x, at, axis=axis)
 
 
 @jax.jit

@@ -22,9 +22,11 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -156,10 +158,9 @@ class Replacement(Replacer):
   def find(self, layer: int, x: Float[Array, 'T D'], run: Mapping[str, Array]) -> Active:
     if (here := self._at(layer)) is None:
       return _none(layer, x.shape[-1])
-    sae, params = here[0], _cast(here[1], x.dtype)
-    f = sae.encode(params, x)
+    sae, params = here
     W_enc, b_enc = _encoder(sae, params)
-    return _active(layer, x, f, W_enc, b_enc, {layer: params['W_dec']})
+    return _active(layer, x, _encode(sae, params, x), W_enc, b_enc, {layer: params['W_dec']})
 
   def reconstruct(self, layer: int, xs: Float[Array, 'L T D'], factors: Sequence[Factor]) -> Array:
     """The output of a layer's MLP from the MLP inputs of a new run, with some features multiplied, [T, D].
@@ -271,6 +272,11 @@ def _default_target(key: str) -> str:
   return key.replace('mlp_norm', 'mlp_out')
 
 
+@functools.partial(jax.jit, static_argnums=0)  # kernels on arrays would be dispatched one by one
+def _encode(sae: Architecture, params: Params, x: Array) -> Array:
+  return sae.encode(_cast(params, x.dtype), x)
+
+
 def _cast(params: Params, dtype: np.dtype) -> Params:
   return {name: jnp.asarray(x).astype(dtype) for name, x in params.items()}
 
@@ -301,7 +307,7 @@ def _active(
     raise CircuitError(f'features of layer {layer} are NaN or infinite', where=f'mlp_norm.{layer}')
   position, latent = np.nonzero(found)
   activation = found[position, latent]
-  encoder = np.asarray(jnp.asarray(W_enc).T[latent])
+  encoder = np.take(np.asarray(W_enc), latent, axis=1).T  # row by row of W_enc: in the cache
   constant = np.asarray(b_enc)[latent]
   again = np.einsum('nd,nd->n', encoder, np.asarray(x)[position]) + constant
   error = np.abs(again - activation).max(initial=0) / np.abs(activation).max(initial=1e-30)

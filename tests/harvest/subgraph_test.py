@@ -80,6 +80,16 @@ def test_all_layers_at_once_equal_one_at_a_time(f):
     )
 
 
+@MODELS
+def test_the_function_of_one_layer_is_taken_out_of_that_of_all(f):
+  values = jax.random.normal(jax.random.key(8), (L, T, H, E))
+  cut = harvest.subgraph(f, 'k', 'attn_probs')(X)
+  for i in range(L):
+    np.testing.assert_allclose(cut.at_layer(i)(values[i]), cut(values)[i], rtol=1e-6)
+  with pytest.raises(HarvestError, match='no axis of layers'):
+    cut.at_layer(0).at_layer(0)
+
+
 def test_in_an_unrolled_model_a_cut_may_span_layers():
   f = model(False, lambda b: b)
   value = jax.random.normal(jax.random.key(9), (T, H, E))
