@@ -23,6 +23,7 @@ from absl import app
 
 import mechjax
 from mechjax import flags
+from mechjax.circuits.lens import LensTable, read_lens
 from mechjax.logits import log_probs
 from mechjax.viz import charts, page, scale
 from mechjax.viz.tokens import show_blanks
@@ -65,18 +66,18 @@ def knock_outs(model: Any, tokens: jax.Array, answer: int) -> list[float]:
   return effects
 
 
-def logit_lens(model: Any, tokens: jax.Array) -> np.ndarray:
-  """Next-token probabilities read in the residual stream after each layer, [L, T, V]."""
+def logit_lens(model: Any, tokens: jax.Array, answer: int) -> LensTable:
+  """Next tokens read in the residual stream after each layer, and the rank of the answer."""
   run = mechjax.iterate(model, sites='resid_post')(tokens)
-  residuals_LxTxD = jnp.stack([value[0] for _, _, value in run])
-  return np.asarray(jax.nn.softmax(model.unembed(residuals_LxTxD)))
+  streams_LxBxTxD = jnp.stack([value for _, _, value in run])
+  return read_lens(streams_LxBxTxD, model.unembed, [answer], k=1)
 
 
 def measure(model: Any, prompt: str) -> dict[str, Any]:
   """Measures all metrics of the tour, as plain numbers and strings for JSON."""
   tokens = model.tokens(prompt)
   ids, probs = top_tokens(model, tokens)
-  lens_LxTxV = logit_lens(model, tokens)
+  lens = logit_lens(model, tokens, ids[0])
   return {
     'model': MODEL,
     'prompt': prompt,
@@ -85,9 +86,9 @@ def measure(model: Any, prompt: str) -> dict[str, Any]:
     'top_probabilities': probs,
     'answer': model.text(ids[0]),
     'knock_out_nats': knock_outs(model, tokens, ids[0]),
-    'lens': [[model.text(i) for i in row] for row in lens_LxTxV.argmax(-1)],
-    'lens_probabilities': lens_LxTxV.max(-1).tolist(),
-    'lens_answer_rank': (lens_LxTxV[:, -1] >= lens_LxTxV[:, -1, ids[:1]]).sum(-1).tolist(),
+    'lens': [[model.text(i) for i in row] for row in lens.ids[:, 0, :, 0].tolist()],
+    'lens_probabilities': np.exp(lens.log_probs[:, 0, :, 0]).tolist(),
+    'lens_answer_rank': lens.target_ranks[:, 0, -1, 0].tolist(),
   }
 
 

@@ -12,6 +12,7 @@ from mechjax import lazy
 
 if TYPE_CHECKING:
   from mechjax import (
+    circuits,
     errors,
     facts,
     flags,
@@ -45,6 +46,7 @@ else:
 
 __all__ = [
   'Patcher',
+  'circuits',
   'errors',
   'facts',
   'flags',

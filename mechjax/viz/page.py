@@ -3,7 +3,7 @@
 A result that can be opened in ten years, mailed, or published with a paper must not depend on a
 server. A page consists of sections, and a section of a title, a sentence that explains how to read it,
 and a body. The bodies are bars of either sign, a table of words whose cells are coloured by a number,
-and a heat map of numbers; the styles of `curves`, `cloud`, `shaded` and `steered` are here as well.
+and a heat map of numbers; the styles of `curves`, `cloud`, `shaded`, `steered` and `attention` are here as well.
 
 All text is escaped here, so callers pass it as it is: tokens contain '<' as often as any other
 character. Colours are custom properties with a dark set for `prefers-color-scheme`; cells mix the
@@ -12,6 +12,8 @@ accent into the background only so far that the text on them stays legible.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import math
 from collections.abc import Iterable, Sequence
@@ -89,7 +91,18 @@ td { min-width: 4.6rem; padding: .12rem .4rem; border-radius: 3px; text-align: c
 .tokens span { padding: .12rem 0; border-bottom: 2px solid #0000; }
 .tokens .on { border-bottom-color: var(--up);
   background: color-mix(in srgb, var(--up) calc(var(--w) * 52%), var(--paper)); }
+.tokens .down { border-bottom-color: var(--down);
+  background: color-mix(in srgb, var(--down) calc(var(--w) * 52%), var(--paper)); }
+.tokens .cut { box-shadow: inset 0 0 0 2px var(--ink); }
+.tokens .here { outline: 2px solid var(--ink); outline-offset: 1px; border-radius: 2px; }
+.tokens .after { color: var(--faint); }
 .tokens .end { border-left: 2px solid var(--down); margin: 0 .2rem; padding: .2rem 0; }
+.tree, .tree ul { list-style: none; margin: .1rem 0; padding-left: 1.1rem;
+  border-left: 1px solid var(--line); font-size: .9rem; }
+.tree summary { cursor: pointer; }
+.tree b { font-weight: 400; font-variant-numeric: tabular-nums; color: var(--up); }
+.tree b.down { color: var(--down); }
+.tree small { color: var(--faint); }
 .cloud { display: flex; flex-wrap: wrap; gap: 0 1.6rem; }
 .cloud .plot { flex: 1 1 26rem; }
 .cloud ol { flex: 1 1 18rem; margin: 1rem 0; padding-left: 1.4rem; }
@@ -136,6 +149,15 @@ def document(title: str, body: str, *, style: str = '', head: str = '') -> str:
     '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
     f'<title>{html.escape(title)}</title>\n<style>\n{styles}\n</style>\n</head>\n<body>\n'
     f'{body}\n</body>\n</html>\n'
+  )
+
+
+def make_policy(script: str) -> str:
+  """Makes the head of a page that forbids everything except one script and the styles of the page."""
+  digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+  return (
+    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; base-uri 'none'; "
+    f"form-action 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'\">\n"
   )
 
 

@@ -37,7 +37,7 @@ def draw(ax: Axes, shown: Map, limit: float) -> Any:
   return charts.heatmap(
     ax, shown.values, rows=shown.rows, columns=shown.columns, title=shown.title,
     xlabel=shown.axes[1], ylabel=shown.axes[0], limit=limit, signed=shown.signed,
-    number=_format(limit),
+    number=scale.pick_format(limit),
   )  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def table(shown: Map, limit: float) -> str:
   """Makes a map as HTML, without its scale."""
   return page.heatmap(
     shown.values.tolist(), shown.notes, rows=shown.rows, columns=shown.columns, title=shown.reduction,
-    axes=shown.axes, limit=limit, number=_format(limit),
+    axes=shown.axes, limit=limit, number=scale.pick_format(limit),
   )  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def sections(effects: Effects, tokens: Tokens = None, view: View = DEFAULT) -> l
     if view.reduce == 'sum' and any(m.reduction for m in band):
       text += ' A sum of effects of single nodes is not the effect of patching them together.'
     legend = page.ramp(
-      limit, signed=band[0].signed, unit=_legend(band, limit), number=_format(limit)
+      limit, signed=band[0].signed, unit=_legend(band, limit), number=scale.pick_format(limit)
     )
     body = page.side_by_side(table(m, limit) for m in band) + legend
     parts.append(page.section(band[0].name, text, body))
@@ -154,7 +154,7 @@ def _bands(found: Sequence[Map]) -> list[list[Map]]:
 def _bars(effects: Effects, tokens: Tokens, view: View) -> dict[str, Any]:
   labels, values = rank(effects, tokens, view)
   limit = scale.limit(values)
-  number = _format(min(limit, abs(values[0])), digits=3)
+  number = scale.pick_format(min(limit, abs(values[0])), digits=3)
   return {'labels': labels, 'values': values, 'limit': limit, 'number': number}
 
 
@@ -173,19 +173,11 @@ def _height(band: Sequence[Map]) -> float:
   return 0.85 + 0.19 * rows + 0.07 * label
 
 
-def _format(largest: float, digits: int = 2) -> str:
-  """A format with `digits` digits for a third of the largest number, and the same precision for others."""
-  largest = largest or 1.0
-  if not 1e-4 <= largest < 1e4:
-    return f'{{:.{digits - 1}e}}'
-  return f'{{:.{max(0, digits - 1 - math.floor(math.log10(largest / 3)))}f}}'
-
-
 def _legend(found: Sequence[Map], limit: float) -> str:
   """The legend of the colours of these maps."""
   parts, beyond = [found[0].unit], sum(int((np.abs(m.values) > limit).sum()) for m in found)
   if beyond:
-    ends = f'{"±" if found[0].signed else ""}{_format(limit).format(limit)}'
+    ends = f'{"±" if found[0].signed else ""}{scale.pick_format(limit).format(limit)}'
     parts.append(f'framed: beyond {ends}, {beyond} cell{"s" * (beyond > 1)}')
   if any(np.isnan(m.values).any() for m in found):
     parts.append('hatched: no value')

@@ -41,7 +41,7 @@ import dataclasses
 import functools
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +76,7 @@ class LossOutput:
   error: jax.Array
 
 
+@runtime_checkable
 class AuxLoss(Protocol):
   """A loss that acts on dead latents; `mechjax.sae.dead_latents` has implementations."""
 

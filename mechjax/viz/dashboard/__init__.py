@@ -17,9 +17,7 @@ Sharp edge: a latent takes about 5 kB, so select latents if there are more than 
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
 import html
 from collections.abc import Sequence
 from importlib import resources
@@ -78,20 +76,11 @@ def dashboard(
     f'<script type="application/json" id="data">{as_json(payload(features, pieces))}</script>\n'
     f'<script>{script}</script>'
   )
-  return page.document(title, body, style=style, head=_policy(script))
+  return page.document(title, body, style=style, head=page.make_policy(script))
 
 
 def _file(name: str) -> str:
   return resources.files(__name__).joinpath(name).read_text(encoding='utf-8')
-
-
-def _policy(script: str) -> str:
-  """Forbids everything except this script and the styles of the page."""
-  digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-  return (
-    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; base-uri 'none'; "
-    f"form-action 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'\">\n"
-  )
 
 
 def _facts(features: Features, header: DashboardHeader) -> str:

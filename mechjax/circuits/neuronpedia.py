@@ -1,0 +1,355 @@
+"""Attribution graphs in the JSON of Neuronpedia and of circuit-tracer's front end, written and read.
+
+    write_graph(graph, 'graphs', slug='jordan', scan='gemma-3-270m', transcoders=['ours/skip'])
+    graph = read_graph('graphs/jordan.json')                     as plain data, see `graph_data`
+    record = describe_latent(features, 17, pieces, transcoder='ours/skip')        the JSON of one feature
+
+A directory holds a file for each graph and `graph-metadata.json`, the list of their metadata. Schema 1 has four kinds
+of nodes, with ids that the front end takes apart:
+
+    feature   {layer}_{latent}_{position}      'cross layer transcoder' (also of dictionaries of one layer)
+    error     0_{layer}_{position}             'mlp reconstruction error'
+    token     E_{token id}_{position}          'embedding'
+    output    {layers + 1}_{token id}_{position}   'logit'
+
+Sharp edges. There are no bias nodes: a link of a bias is added to that of the error of its layer and position (without
+a layer, of layer 0; without a position, at that of its target), and the metadata states it. The id of an error is that
+of latent {layer} of layer 0 at the same position: two nodes with one id are refused. Signed shares have no place in the
+format and are lost. `influence` there is the cumulative share of all nodes up to this one, in descending order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mechjax import files
+from mechjax.circuits.graph_data import Graph, check_graph, check_supernodes, measure_influence
+from mechjax.errors import CircuitError
+from mechjax.sae.features import Features
+from mechjax.sae.features.record import EDGES, Examples
+
+SCHEMA = 1
+METADATA = 'graph-metadata.json'
+TYPES = {
+  'feature': 'cross layer transcoder',
+  'error': 'mlp reconstruction error',
+  'embedding': 'embedding',
+  'logit': 'logit',
+}
+_KINDS = {text: kind for kind, text in TYPES.items()}
+_LABEL = re.compile(r'(?:Emb: |Output )"(.*)"(?: \(p=[\d.]+\))?', re.DOTALL)
+_SLUG = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]*')
+
+
+def write_graph(
+  graph: Graph,
+  directory: str | os.PathLike,
+  *,
+  slug: str,
+  scan: str,
+  transcoders: Sequence[str] = (),
+  supernodes: Mapping[str, Sequence[str]] | None = None,
+  node_threshold: float = 1.0,
+) -> Path:
+  """Writes a graph, and adds it to the metadata of its directory.
+
+  Args:
+    graph: the graph, see `graph_data`; embeddings and logits with 'token'.
+    directory: the directory, which is made if it does not exist.
+    slug: name of the file, without '.json'.
+    scan: name of the model.
+    transcoders: names of the dictionaries.
+    supernodes: ids of the nodes of each group, keyed by its label.
+    node_threshold: share of the influence at which the graph was pruned.
+
+  Returns:
+    Path of the file.
+
+  Raises:
+    CircuitError: a graph that is not one, nodes that the format cannot name or tell apart, a slug that is not a name.
+  """
+  if not _SLUG.fullmatch(slug):
+    raise CircuitError(f'slug={slug!r} is not a name of letters, digits, dots and dashes')
+  content = encode_graph(
+    graph, slug=slug, scan=scan, transcoders=transcoders, supernodes=supernodes, node_threshold=node_threshold
+  )  # fmt: skip
+  home = Path(directory)
+  home.mkdir(parents=True, exist_ok=True)
+  known = _read_json(home / METADATA) if (home / METADATA).exists() else {}
+  if not isinstance(known, dict) or not isinstance(known.get('graphs', []), list):
+    raise CircuitError(f'{home / METADATA} is not a list of graphs')
+  others = [one for one in known.get('graphs', []) if one.get('slug') != slug]
+  path = home / f'{slug}.json'
+  files.write_json(path, content)
+  files.write_json(home / METADATA, known | {'graphs': [*others, content['metadata']]})
+  return path
+
+
+def read_graph(path: str | os.PathLike) -> dict[str, Any]:
+  """Reads a graph as plain data; see `graph_data`.
+
+  Raises:
+    CircuitError: a file that does not hold a graph of this format.
+  """
+  return decode_graph(_read_json(Path(path)), str(path))
+
+
+def encode_graph(
+  graph: Graph,
+  *,
+  slug: str,
+  scan: str,
+  transcoders: Sequence[str] = (),
+  supernodes: Mapping[str, Sequence[str]] | None = None,
+  node_threshold: float = 1.0,
+) -> dict[str, Any]:
+  """The JSON of a graph; arguments and errors as for `write_graph`.
+
+  Returns:
+    Metadata, qParams, nodes and links.
+  """
+  checked = check_graph(graph)
+  groups = check_supernodes(supernodes or {}, [node['id'] for node in checked['nodes']])
+  n_folded = sum(node['kind'] == 'bias' for node in checked['nodes'])
+  merged, names = _fold_biases(checked)
+  influence = _accumulate(measure_influence(merged))
+  nodes = [
+    _encode_node(node, name, value, merged)
+    for node, name, value in zip(merged['nodes'], names, influence)
+  ]
+  ids = {node['id']: name for node, name in zip(merged['nodes'], names)}
+  metadata = {
+    'slug': slug, 'scan': scan, 'transcoder_list': [*transcoders], 'prompt_tokens': merged['tokens'],
+    'prompt': ''.join(merged['tokens']), 'node_threshold': node_threshold, 'schema_version': SCHEMA,
+  }  # fmt: skip
+  if n_folded:
+    metadata['info'] = {'biases': f'the links of {n_folded} bias nodes are part of those of errors'}
+  return {
+    'metadata': metadata,
+    'qParams': {
+      'pinnedIds': [], 'linkType': 'both', 'clickedId': '', 'sg_pos': '',
+      'supernodes': [[label, *(ids[m] for m in members if m in ids)] for label, members in groups.items()],
+    },
+    'nodes': nodes,
+    'links': [
+      {'source': names[s], 'target': names[t], 'weight': weight} for s, t, weight in merged['links']
+    ],
+  }  # fmt: skip
+
+
+def decode_graph(content: Any, where: str = 'the graph') -> dict[str, Any]:
+  """Plain data of the JSON of a graph.
+
+  Args:
+    content: the parsed JSON.
+    where: name of its file in messages.
+
+  Raises:
+    CircuitError: not a graph of this format.
+  """
+  try:
+    tokens = content['metadata']['prompt_tokens']
+    given, links = content['nodes'], content['links']
+    layers = [int(node['layer']) for node in given if node['feature_type'] == TYPES['logit']]
+    nodes = [_decode_node(node) for node in given]
+    at = {node['id']: i for i, node in enumerate(nodes)}
+    plain = [[at[link['source']], at[link['target']], link['weight']] for link in links]
+  except (KeyError, TypeError, ValueError, IndexError) as e:
+    raise CircuitError(
+      f'{where} does not hold an attribution graph of schema {SCHEMA}',
+      cause=f'{type(e).__name__}: {e}',
+      hint='a JSON of Neuronpedia or circuit-tracer, with metadata, nodes and links',
+    ) from e
+  if len({*layers}) != 1:
+    raise CircuitError(f'{where} has outputs at the layers {sorted({*layers})}')
+  return check_graph({'tokens': tokens, 'layers': layers[0] - 1, 'nodes': nodes, 'links': plain})
+
+
+def describe_latent(
+  features: Features, latent: int, pieces: Sequence[str], *, transcoder: str
+) -> dict[str, Any]:
+  """The JSON of a feature that stands next to a graph.
+
+  Args:
+    features: from `mechjax.sae.features.collect`.
+    latent: number of a latent among them.
+    pieces: the text of each token of the vocabulary.
+    transcoder: name of the dictionary.
+
+  Raises:
+    CircuitError: a token without a text.
+    SAEError: a latent that was not looked at.
+  """
+  row = features.find_row(latent)
+  levels = [
+    ('Top activations', _examples(features.top, row, features.top.found[row], pieces)),
+    *(
+      (f'Level {level}', _examples(features.drawn, row, features.level[row] == level, pieces))
+      for level in range(features.n_levels)
+    ),
+  ]
+  shares = [0.0, 0.25, 0.5, 0.75, 1.0]
+  quantiles = np.nan_to_num(features.quantiles(shares))[row]
+  (filled,) = np.nonzero(features.histogram[row])
+  return {
+    'transcoder_id': transcoder,
+    'index': int(latent),
+    'examples_quantiles': [
+      {'quantile_name': name, 'examples': examples} for name, examples in levels if examples
+    ],
+    'top_logits': [_piece(pieces, i) for i in features.promoted.ids[row]],
+    'bottom_logits': [_piece(pieces, i) for i in features.suppressed.ids[row]],
+    'act_min': float(EDGES[filled[0]]) if filled.size else 0.0,
+    'act_max': float(features.maximum[row]),
+    'quantile_values': quantiles.tolist(),
+    'histogram': features.histogram[row].tolist(),
+    'activation_frequency': float(features.density[row]),
+  }
+
+
+# --- writing ---------------------------------------------------------------------------------------------------
+
+
+def _fold_biases(graph: Graph) -> tuple[dict[str, Any], list[str]]:
+  """A graph without bias nodes, and the ids of its nodes in the format."""
+  nodes = graph['nodes']
+  new = [node for node in nodes if node['kind'] != 'bias']
+  place = {i: n for n, i in enumerate(i for i, x in enumerate(nodes) if x['kind'] != 'bias')}
+  errors = {(x['layer'], x['position']): n for n, x in enumerate(new) if x['kind'] == 'error'}
+  sums: dict[tuple[int, int], float] = {}
+  for s, t, weight in graph['links']:
+    source = place.get(s)
+    if source is None:
+      position = nodes[t]['position'] if nodes[s]['position'] is None else nodes[s]['position']
+      at = nodes[s]['layer'] or 0, position
+      if at not in errors:
+        errors[at] = len(new)
+        layer, position = at
+        new.append(nodes[s] | {'kind': 'error', 'layer': layer, 'position': position})
+      source = errors[at]
+    key = source, place[t]
+    sums[key] = sums.get(key, 0.0) + weight
+  names = [_name(node, graph['layers']) for node in new]
+  twice = sorted({name for name in names if names.count(name) > 1})
+  if twice:
+    found = [node['id'] for node, name in zip(new, names) if name == twice[0]]
+    raise CircuitError(
+      f'the nodes {found} have the one id {twice[0]!r} in this format',
+      cause='the id of an error is that of a latent of layer 0 with the number of the layer of the error',
+      hint='drop one of them, or renumber the latents of layer 0',
+    )
+  return {**graph, 'nodes': new, 'links': [[s, t, w] for (s, t), w in sums.items()]}, names
+
+
+def _name(node: Mapping[str, Any], n_layers: int) -> str:
+  kind, t = node['kind'], node['position']
+  wanted = {'feature': 'latent', 'embedding': 'token', 'logit': 'token'}.get(kind)
+  if wanted is not None and node[wanted] is None:
+    raise CircuitError(
+      f'node {node["id"]!r} of kind {kind} has no {wanted!r}, of which its id is made'
+    )
+  if kind == 'feature':
+    return f'{node["layer"]}_{node["latent"]}_{t}'
+  if kind == 'error':
+    return f'0_{node["layer"]}_{t}'
+  return f'E_{node["token"]}_{t}' if kind == 'embedding' else f'{n_layers + 1}_{node["token"]}_{t}'
+
+
+def _accumulate(influence: np.ndarray) -> list[float]:
+  """Cumulative shares of the nodes in descending order."""
+  order = np.argsort(-influence, kind='stable')
+  total = influence.sum() or 1.0
+  found = np.empty(len(influence))
+  found[order] = np.cumsum(influence[order]) / total
+  return found.tolist()
+
+
+def _encode_node(
+  node: Mapping[str, Any], name: str, influence: float, graph: Graph
+) -> dict[str, Any]:
+  kind, l, t = node['kind'], node['layer'], node['position']
+  layer = {'embedding': 'E', 'logit': str(graph['layers'] + 1)}.get(kind, str(l))
+  latent = node['latent'] if kind == 'feature' else None
+  number = {'error': -1, 'feature': _pair(l, latent or 0)}.get(kind, node['token'])
+  label = node['label'] or ''
+  if kind == 'logit':
+    label = f'Output "{label}" (p={node["probability"]:.3f})'
+  elif kind == 'embedding' and not label:
+    label = f'Emb: "{graph["tokens"][t]}"'
+  return {
+    'node_id': name, 'feature': number, 'layer': layer, 'ctx_idx': t, 'feature_type': TYPES[kind],
+    'token_prob': node['probability'] or 0.0, 'is_target_logit': False, 'run_idx': 0, 'reverse_ctx_idx': 0,
+    'jsNodeId': f'{layer}_{latent}-0' if kind == 'feature' else f'{name}-0', 'clerp': label,
+    'influence': None if kind == 'logit' else influence, 'activation': node['activation'],
+  }  # fmt: skip
+
+
+def _pair(a: int, b: int) -> int:
+  """Cantor's number of a pair."""
+  return (a + b) * (a + b + 1) // 2 + b
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+
+def _decode_node(node: Mapping[str, Any]) -> dict[str, Any]:
+  kind = _KINDS[node['feature_type']]
+  found = {
+    'id': node['node_id'], 'kind': kind, 'position': node['ctx_idx'], 'label': node.get('clerp') or None,
+    'activation': node.get('activation'),
+  }  # fmt: skip
+  parts = node['node_id'].split('_')
+  if kind in ('feature', 'error'):
+    found['layer'] = int(parts[1] if kind == 'error' else parts[0])
+  if kind == 'feature':
+    found['latent'] = int(parts[1])
+  if kind in ('embedding', 'logit'):
+    found['token'] = int(parts[1])
+  if kind == 'logit':
+    found['probability'] = node['token_prob']
+  label = _LABEL.fullmatch(found['label'] or '')
+  if label and kind in ('embedding', 'logit'):
+    found['label'] = label[1]
+  return found
+
+
+def _read_json(path: Path) -> Any:
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, json.JSONDecodeError, UnicodeDecodeError) as e:
+    raise CircuitError(f'{path} is not a JSON file that can be read', cause=str(e)) from e
+
+
+# --- features --------------------------------------------------------------------------------------------------
+
+
+def _examples(
+  examples: Examples, row: int, chosen: np.ndarray, pieces: Sequence[str]
+) -> list[dict[str, Any]]:
+  found = []
+  for n in np.flatnonzero(chosen & examples.found[row]):
+    tokens = examples.tokens[row, n]
+    there = np.flatnonzero(tokens >= 0)
+    found.append({
+      'tokens': [_piece(pieces, tokens[i]) for i in there],
+      'tokens_acts_list': [float(x) for x in examples.activations[row, n, there]],
+      'train_token_ind': int(np.searchsorted(there, examples.own)),
+      'is_repeated_datapoint': False,
+    })  # fmt: skip
+  return found
+
+
+def _piece(pieces: Sequence[str], token: int) -> str:
+  if not 0 <= token < len(pieces):
+    raise CircuitError(
+      f'token {int(token)} has no text among {len(pieces)}',
+      cause='the texts come from another tokenizer',
+    )
+  return pieces[int(token)]

@@ -1,0 +1,242 @@
+"""Graphs in Neuronpedia's JSON: ids as its front end reads them, round trips, influence by dense matrices, refusals."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mechjax.circuits import neuronpedia
+from mechjax.circuits.graph_data import check_graph, measure_influence
+from mechjax.errors import CircuitError, SAEError
+from mechjax.sae import ReLU, features
+
+TOKENS = ['<s>', ' the', ' "ball"']
+
+
+def graph(bias=True):
+  nodes = [
+    {'id': 'e0', 'kind': 'embedding', 'position': 0, 'token': 1},
+    {'id': 'e1', 'kind': 'embedding', 'position': 1, 'token': 35},
+    {'id': 'f', 'kind': 'feature', 'layer': 2, 'position': 1, 'latent': 17, 'label': 'sports', 'activation': 2.5},
+    {'id': 'err', 'kind': 'error', 'layer': 2, 'position': 1},
+    {'id': 'o', 'kind': 'logit', 'position': 2, 'token': 9, 'label': ' "x"', 'probability': 0.625},
+  ]  # fmt: skip
+  links = [[0, 2, 0.5], [1, 2, -0.25], [2, 4, 2.0], [3, 4, 0.5]]
+  if bias:
+    nodes += [
+      {'id': 'b2', 'kind': 'bias', 'layer': 2, 'position': 1},
+      {'id': 'b0', 'kind': 'bias', 'layer': 0, 'position': 1},
+    ]
+    links += [[5, 4, 0.25], [6, 2, -1.0]]
+  return {'tokens': TOKENS, 'layers': 3, 'nodes': nodes, 'links': links}
+
+
+def encode(**options):
+  return neuronpedia.encode_graph(graph(), **{'slug': 'a', 'scan': 'm'} | options)
+
+
+def test_ids_are_those_that_the_front_end_takes_apart():
+  nodes = {node['node_id']: node for node in encode()['nodes']}
+  assert {*nodes} == {'E_1_0', 'E_35_1', '2_17_1', '0_2_1', '0_0_1', '4_9_2'}
+  feature = nodes['2_17_1']
+  assert feature['feature'] == (2 + 17) * (2 + 17 + 1) // 2 + 17
+  assert (feature['layer'], feature['jsNodeId']) == ('2', '2_17-0')
+  assert (feature['clerp'], feature['activation']) == ('sports', 2.5)
+  assert nodes['0_2_1']['feature'] == -1
+  assert nodes['E_35_1']['layer'] == 'E'
+  assert nodes['4_9_2']['layer'] == '4'
+  assert nodes['4_9_2']['clerp'] == 'Output " "x"" (p=0.625)'
+
+
+def test_biases_are_part_of_errors():
+  found = encode()
+  links = {(link['source'], link['target']): link['weight'] for link in found['links']}
+  assert links['0_2_1', '4_9_2'] == 0.75
+  assert links['0_0_1', '2_17_1'] == -1
+  assert '2 bias nodes' in found['metadata']['info']['biases']
+  assert 'info' not in neuronpedia.encode_graph(graph(bias=False), slug='a', scan='m')['metadata']
+
+
+def test_a_bias_without_a_place_is_part_of_the_error_at_its_target():
+  g = graph(bias=False)
+  g['nodes'] += [{'id': 'b', 'kind': 'bias', 'layer': 2}, {'id': 'own', 'kind': 'bias'}]
+  g['links'] += [[5, 4, 0.25], [6, 2, -1.0], [6, 4, 4.0]]
+  found = neuronpedia.encode_graph(g, slug='a', scan='m')
+  links = {(link['source'], link['target']): link['weight'] for link in found['links']}
+  assert links['0_2_2', '4_9_2'] == 0.25
+  assert links['0_0_1', '2_17_1'] == -1
+  assert links['0_0_2', '4_9_2'] == 4
+
+
+def test_a_graph_is_read_as_it_was_written(tmp_path):
+  g = graph(bias=False)
+  path = neuronpedia.write_graph(
+    g, tmp_path, slug='one', scan='m', transcoders=['t'], supernodes={'a group': ['f', 'err']}
+  )
+  found, expected = neuronpedia.read_graph(path), check_graph(g)
+  assert found['tokens'] == TOKENS
+  assert found['layers'] == 3
+  for node, plain in zip(found['nodes'], expected['nodes']):
+    same = {k: v for k, v in plain.items() if k not in ('id', 'label')}
+    assert {k: node[k] for k in same} == same
+    if plain['label'] is not None:
+      assert node['label'] == plain['label']
+  assert found['links'] == expected['links']
+  content = json.loads(path.read_text())
+  assert content['qParams']['supernodes'] == [['a group', '2_17_1', '0_2_1']]
+  assert content['metadata']['transcoder_list'] == ['t']
+
+
+def test_a_directory_lists_each_graph_once(tmp_path):
+  for slug in ('one', 'two', 'one'):
+    neuronpedia.write_graph(graph(), tmp_path, slug=slug, scan='m')
+  known = json.loads((tmp_path / 'graph-metadata.json').read_text())['graphs']
+  assert [one['slug'] for one in known] == ['two', 'one']
+  (tmp_path / 'graph-metadata.json').write_text('[]')
+  with pytest.raises(CircuitError, match='is not a list of graphs'):
+    neuronpedia.write_graph(graph(), tmp_path, slug='one', scan='m')
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_influence_is_that_of_dense_matrices(seed):
+  random = np.random.default_rng(seed)
+  n = int(random.integers(3, 9))
+  order = random.permutation(n)
+  A = np.zeros((n, n))
+  for s in range(n):
+    for t in range(s + 1, n):
+      if random.random() < 0.6:
+        A[order[t], order[s]] = float(f'{random.standard_normal():.5g}')
+  nodes = [{'id': str(i), 'kind': 'feature', 'layer': 0, 'position': 0} for i in range(n)]
+  p = np.zeros(n)
+  p[order[-1]] = 0.5
+  nodes[order[-1]] = {'id': 'o', 'kind': 'logit', 'position': 0, 'probability': 0.5}
+  links = [[int(s), int(t), A[t, s]] for t, s in np.argwhere(A)]
+  found = measure_influence(
+    check_graph({'tokens': ['a'], 'layers': 1, 'nodes': nodes, 'links': links})
+  )
+  total = np.abs(A).sum(1, keepdims=True)
+  hat = np.divide(np.abs(A), total, out=np.zeros_like(A), where=total > 0)
+  expected = p @ (np.linalg.inv(np.eye(n) - hat) - np.eye(n))
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_influence_in_a_file_is_cumulative():
+  nodes = {node['node_id']: node['influence'] for node in encode()['nodes']}
+  g = check_graph(graph())
+  raw = measure_influence(g)
+  by_id = dict(zip([n['id'] for n in g['nodes']], raw))
+  errors = {'0_2_1': by_id['err'] + by_id['b2'], '0_0_1': by_id['b0']}
+  values = {'E_1_0': by_id['e0'], 'E_35_1': by_id['e1'], '2_17_1': by_id['f'], **errors}
+  total = sum(values.values())
+  for name, value in values.items():
+    above = sum(v for v in values.values() if v >= value)
+    assert nodes[name] == pytest.approx(above / total)
+  assert nodes['4_9_2'] is None
+
+
+# --- refusals -------------------------------------------------------------------------------------------------
+
+
+def test_an_error_and_a_latent_with_one_id_are_refused():
+  g = graph()
+  g['nodes'].append({'id': 'same', 'kind': 'feature', 'layer': 0, 'position': 1, 'latent': 2})
+  with pytest.raises(CircuitError, match=r"\['err', 'same'\] have the one id '0_2_1'"):
+    neuronpedia.encode_graph(g, slug='a', scan='m')
+
+
+@pytest.mark.parametrize(('index', 'field'), [(0, 'token'), (2, 'latent'), (4, 'token')])
+def test_nodes_that_the_format_cannot_name_are_refused(index, field):
+  g = graph()
+  del g['nodes'][index][field]
+  with pytest.raises(CircuitError, match=f"has no '{field}'"):
+    neuronpedia.encode_graph(g, slug='a', scan='m')
+
+
+@pytest.mark.parametrize('slug', ['', '../a', 'a b', '.hidden'])
+def test_a_slug_is_a_name(tmp_path, slug):
+  with pytest.raises(CircuitError, match='slug='):
+    neuronpedia.write_graph(graph(), tmp_path, slug=slug, scan='m')
+  assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '{',
+    '[]',
+    '{"nodes": []}',
+    '{"metadata": {"prompt_tokens": ["a"]}, "nodes": [{}], "links": []}',
+  ],
+)
+def test_files_that_are_not_graphs_are_refused(tmp_path, text):
+  path = tmp_path / 'graph.json'
+  path.write_text(text)
+  with pytest.raises(CircuitError, match=r'graph\.json'):
+    neuronpedia.read_graph(path)
+  with pytest.raises(CircuitError, match=r'none\.json'):
+    neuronpedia.read_graph(tmp_path / 'none.json')
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda c: c['links'][0].update(source='9_9_9'), 'does not hold an attribution graph'),
+    (lambda c: c['nodes'][0].update(feature_type='head'), 'does not hold an attribution graph'),
+    (lambda c: c['nodes'][0].update(ctx_idx=7), 'position 7 of 3'),
+    (lambda c: c['links'].append({'source': '4_9_2', 'target': '2_17_1', 'weight': 1.0}), 'circle'),
+    (
+      lambda c: c['nodes'].append(c['nodes'][4] | {'node_id': '5_9_2', 'layer': '5'}),
+      'at the layers',
+    ),
+  ],
+)
+def test_damaged_graphs_are_refused(change, message):
+  content = encode()
+  change(content)
+  with pytest.raises(CircuitError, match=message):
+    neuronpedia.decode_graph(content)
+
+
+# --- features -------------------------------------------------------------------------------------------------
+
+
+def test_the_json_of_a_latent_has_its_contexts_and_effects():
+  random = np.random.default_rng(0)
+  V, D, M = 7, 4, 5
+  embed = random.standard_normal((V, D)).astype(np.float32)
+  params = {
+    'W_enc': random.normal(size=(D, M)), 'W_dec': random.normal(size=(M, D)),
+    'b_dec': np.zeros(D), 'b_enc': np.zeros(M),
+  }  # fmt: skip
+  found = features.collect(
+    lambda tokens: jnp.asarray(embed)[tokens],
+    ReLU(d_in=D, width=M, sparsity=0.0),
+    {name: array.astype(np.float32) for name, array in params.items()},
+    [(random.integers(0, V, (4, 9)), np.ones((4, 9), bool))],
+    unembed=lambda d: d @ embed.T,
+    settings=features.FeatureSettings(n_top=3, before=2, after=1, n_logits=2, n_near=2),
+  )
+  pieces = [f' p{i}' for i in range(V)]
+  record = json.loads(json.dumps(neuronpedia.describe_latent(found, 3, pieces, transcoder='t')))
+  assert (record['transcoder_id'], record['index']) == ('t', 3)
+  top = record['examples_quantiles'][0]['examples']
+  assert len(top) == found.top.found[3].sum()
+  for n, example in enumerate(top):
+    own = example['train_token_ind']
+    assert example['tokens_acts_list'][own] == pytest.approx(float(found.top.strength[3, n]))
+    tokens = [int(t) for t in found.top.tokens[3, n] if t >= 0]
+    assert example['tokens'] == [f' p{t}' for t in tokens]
+  assert record['top_logits'] == [f' p{i}' for i in found.promoted.ids[3]]
+  assert record['act_max'] == pytest.approx(float(found.maximum[3]))
+  assert record['activation_frequency'] == pytest.approx(float(found.density[3]))
+  assert 0 < record['act_min'] <= record['act_max']
+  n_drawn = sum(len(q['examples']) for q in record['examples_quantiles'][1:])
+  assert n_drawn == found.drawn.found[3].sum()
+  with pytest.raises(CircuitError, match='has no text among 2'):
+    neuronpedia.describe_latent(found, 3, pieces[:2], transcoder='t')
+  with pytest.raises(SAEError, match='was not looked at'):
+    neuronpedia.describe_latent(found, 9, pieces, transcoder='t')
