@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,28 +18,51 @@ from mechjax.errors import SAEError
 from mechjax.eval_sae.settings import EvalSettings
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import store
-from mechjax.sae.architectures import Params
+from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.store import Contexts, contexts
 from mechjax.train_sae import corpora, layout
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """Dictionary to evaluate.
+  """Dictionary to evaluate, or dictionaries of several sites that are spliced together.
 
   Attributes:
     name: such as 'topk/0'.
     kind: architecture that it was trained as, such as 'TopK'.
     setting: the hyperparameter that sets its sparsity, such as 'k 32'.
-    sae: the dictionary.
-    params: its parameters.
+    dictionaries: the dictionary of each site, with its parameters.
   """
 
   name: str
   kind: str
   setting: str
-  sae: sae.Architecture
-  params: Params
+  dictionaries: dict[str, tuple[Architecture, Params]]
+
+  @property
+  def sae(self) -> Architecture:
+    """The dictionary, if there is one site.
+
+    Raises:
+      SAEError: there are several.
+    """
+    return self._only()[0]
+
+  @property
+  def params(self) -> Params:
+    """Its parameters, if there is one site; errors as `sae`."""
+    return self._only()[1]
+
+  def _only(self) -> tuple[Architecture, Params]:
+    if len(self.dictionaries) != 1:
+      raise SAEError(
+        f'{self.name} has dictionaries of {len(self.dictionaries)} sites where one is expected',
+        where=f'{[*self.dictionaries][:4]}',
+        cause='a run with a pattern as its site',
+        hint='give a run with one site',
+      )
+    (only,) = self.dictionaries.values()
+    return only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +71,30 @@ class Subjects:
 
   Attributes:
     model: the model.
-    site: input site of all dictionaries.
-    target: output site of all dictionaries, if it is another site.
+    site: input site of all dictionaries, or the pattern that selects their sites.
+    target: output site of all dictionaries, or their pattern, if it is another site.
+    targets: output site of each input site; None for autoencoders.
     contexts: contexts of tokens.
     dictionaries: the dictionaries.
     about: source of the dictionaries.
     text: source of the tokens.
-    limit: maximum norm of an activation that counts.
+    limits: maximum norm of an activation that counts, keyed by input site; without sites that have no maximum.
   """
 
   model: LanguageModel
   site: str
   target: str | None
+  targets: dict[str, str | None]
   contexts: Contexts
   dictionaries: list[Subject]
   about: str
   text: str
-  limit: float = math.inf
+  limits: dict[str, float] = dataclasses.field(default_factory=dict)
+
+  @property
+  def limit(self) -> float:
+    """Maximum norm of an activation that counts, for dictionaries of one site."""
+    return self.limits.get(self.site, math.inf)
 
   def iter_batches(self, n_tokens: int, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields about n_tokens tokens from all over the contexts: ids, int [rows, T], and a mask of those that count."""
@@ -103,12 +134,30 @@ def _load_run(home: Path) -> Subjects:
     )
   rows = contexts.read(home / layout.TOKENS).split(config.data.held_out_every)[1]
   model = mechjax.load(config.model, code=config.code)
-  dictionaries = [one for about in ensembles for one in _load_ensemble(about)]
-  limit = min(json.loads(about.read_text()).get('limit', math.inf) for about in ensembles)
-  text = f'{config.data.text}, held out'
+  dictionaries = [one for about in ensembles for one in _load_ensemble(about, config.site)]
+  described = [json.loads(about.read_text()) for about in ensembles]
+  targets = described[0].get('targets', {config.site: config.target})
   return Subjects(
-    model, config.site, config.target, rows, dictionaries, f'run {home.name}', text, limit
+    model,
+    config.site,
+    config.target,
+    targets,
+    rows,
+    dictionaries,
+    about=f'run {home.name}',
+    text=f'{config.data.text}, held out',
+    limits=_read_limits(described, config.site),
   )
+
+
+def _read_limits(described: list[dict[str, Any]], site: str) -> dict[str, float]:
+  """Smallest limit of each site over all ensembles; files of a run with one site have only the number."""
+  found: dict[str, float] = {}
+  for metadata in described:
+    limits = {site: metadata['limit']} if 'limit' in metadata else metadata.get('limits', {})
+    for one, limit in limits.items():
+      found[one] = min(limit, found.get(one, math.inf))
+  return found
 
 
 def _advise(home: Path) -> str:
@@ -118,15 +167,27 @@ def _advise(home: Path) -> str:
   return 'a run of an earlier version has to be started anew'
 
 
-def _load_ensemble(about: Path) -> Iterator[Subject]:
-  """Loads the dictionaries of an ensemble."""
+def _load_ensemble(about: Path, site: str) -> Iterator[Subject]:
+  """Loads the dictionaries of an ensemble, or of the ensembles of all sites that a pattern selects."""
   metadata = json.loads(about.read_text())
   for n, member in enumerate(metadata['members']):
-    one, params = sae.load(about.parent / str(n))
+    home = about.parent / str(n)
+    places = {one: home / one for one in metadata['targets']} if 'targets' in metadata else {}
+    loaded = {one: _pair(place) for one, place in (places or {site: home}).items()}
     setting = f'{member["hparam"]} {member["value"]:g}'
     if len({m['seed'] for m in metadata['members']}) > 1:
       setting += f', seed {member["seed"]}'
-    yield Subject(f'{about.parent.name}/{n}', metadata['label'], setting, one, params)
+    yield Subject(
+      f'{about.parent.name}/{n}',
+      metadata['label'],
+      setting,
+      loaded,
+    )
+
+
+def _pair(place: Path) -> tuple[Architecture, Params]:
+  one, params = sae.load(place)
+  return one, params
 
 
 def _load_published(settings: EvalSettings, out: Path) -> Subjects:
@@ -135,7 +196,8 @@ def _load_published(settings: EvalSettings, out: Path) -> Subjects:
     loaded = sae.load(place, transcoder=settings.target is not None)
     loaded.metadata.check(settings.site, settings.target, model=settings.model, where=place)
     one, params = loaded
-    dictionaries.append(Subject(place, type(one).__name__, Path(place).name, one, params))
+    kind, setting = type(one).__name__, Path(place).name
+    dictionaries.append(Subject(place, kind, setting, {settings.site: (one, params)}))
   model = mechjax.load(settings.model, code=settings.code)
   tokenizer = model.tokenizer
   rows = store.pack(
@@ -147,8 +209,16 @@ def _load_published(settings: EvalSettings, out: Path) -> Subjects:
     directory=out / layout.TOKENS,
     max_contexts=1 + max(settings.tokens, settings.feature_tokens) // settings.context,
   )
-  about = ', '.join(settings.dictionaries)
-  return Subjects(model, settings.site, settings.target, rows, dictionaries, about, settings.text)
+  return Subjects(
+    model,
+    settings.site,
+    settings.target,
+    {settings.site: settings.target},
+    rows,
+    dictionaries,
+    about=', '.join(settings.dictionaries),
+    text=settings.text,
+  )
 
 
 def vocabulary(model: LanguageModel) -> list[str]:

@@ -6,7 +6,7 @@ architecture, each with its sparsities:
     Dictionaries(jumprelu=(1e-3, 2e-3), topk=(32, 64), widths=(2304, 4608))
 
 All of them train together on one stream of activations. Those that differ only in numbers form an ensemble: there is
-one ensemble for each architecture, width and treatment of dead latents.
+one ensemble for each architecture, width and treatment of dead latents, and for each site that a pattern selects.
 """
 
 from __future__ import annotations
@@ -253,8 +253,10 @@ class TrainSettings:
     run: directory of the run; the same command with the same directory resumes a run that was stopped.
     model: name or path of a model.
     code: implementation of the forward pass of the model.
-    site: input site of the dictionaries, such as resid_post.15.
-    target: output site of transcoders; by default the dictionaries are autoencoders.
+    site: input site of the dictionaries, such as resid_post.15; or a pattern, such as mlp_norm.*, for a dictionary of
+      each site that it selects, all trained on one stream of activations.
+    target: output site of transcoders, or a pattern that selects one site on each layer of the input sites; by default
+      the dictionaries are autoencoders.
     skip: whether transcoders have a skip.
     batch: tokens of a step, over all hosts.
     seed: seed of the order of the data.
@@ -307,11 +309,6 @@ class TrainSettings:
         f'{rows} tokens that a stream contributes to a batch',
         hint=f'--shard_tokens={-(-data.shard_tokens // rows) * rows}',
       )
-
-  @property
-  def sites(self) -> list[str]:
-    """Sites that are read from the model."""
-    return [self.site, *([self.target] if self.target else [])]
 
 
 MAY_CHANGE = frozenset(

@@ -183,7 +183,7 @@ def _flatten(record: Mapping[str, Any], before: str = ''):
     if isinstance(x, Mapping):
       yield from _flatten(x, f'{before}{name}/')
     elif isinstance(x, list):
-      yield from ((f'{before}{name}/{n}', value) for n, value in enumerate(x))
+      yield from _flatten({str(n): value for n, value in enumerate(x)}, f'{before}{name}/')
     elif name != 'step':
       yield f'{before}{name}', x
 
