@@ -18,7 +18,14 @@ from mechjax.eval_sae.settings import EvalSettings
 from mechjax.eval_sae.subjects import Subject, Subjects, find_subjects
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import Architecture, features
-from mechjax.sae.evaluation import Evaluation, EvaluationReport, SiteReport, compare, next_tokens
+from mechjax.sae.evaluation import (
+  CrossLayerPart,
+  Evaluation,
+  EvaluationReport,
+  SiteReport,
+  compare,
+  next_tokens,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +109,8 @@ def _features(
   """Features of latents that are ever active; a random sample if there are too many."""
   model, at = subjects.model, sites.parse(site)
   sae, params = subject.dictionaries[site]
+  if isinstance(sae, CrossLayerPart):
+    sae, params = sae.sae.layer_dictionary(params, sae.layer)
   read = jax.jit(harvest.reap(model.truncate_at(site), sites=[site]))
   batches = subjects.iter_batches(settings.feature_tokens, settings.batch)
   active = np.flatnonzero(report.density > 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,13 @@ from mechjax.errors import SAEError
 from mechjax.eval_sae.settings import EvalSettings
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import store
-from mechjax.sae.architectures import Architecture, Params
+from mechjax.sae.architectures import Architecture, CrossLayer, Params
+from mechjax.sae.evaluation import CrossLayerPart
 from mechjax.sae.store import Contexts, contexts
 from mechjax.train_sae import corpora, layout
+
+Dictionaries = dict[str, tuple[Architecture | CrossLayerPart, Params]]
+"""Dictionaries with their parameters, keyed by the site that each reads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +35,13 @@ class Subject:
     name: such as 'topk/0'.
     kind: architecture that it was trained as, such as 'TopK'.
     setting: the hyperparameter that sets its sparsity, such as 'k 32'.
-    dictionaries: the dictionary of each site, with its parameters.
+    dictionaries: the dictionary of each site, or the layer of a cross-layer transcoder, with its parameters.
   """
 
   name: str
   kind: str
   setting: str
-  dictionaries: dict[str, tuple[Architecture, Params]]
+  dictionaries: Dictionaries
 
   @property
   def sae(self) -> Architecture:
@@ -61,8 +65,10 @@ class Subject:
         cause='a run with a pattern as its site',
         hint='give a run with one site',
       )
-    (only,) = self.dictionaries.values()
-    return only
+    ((only, params),) = self.dictionaries.values()
+    if not isinstance(only, Architecture):
+      raise SAEError(f'{self.name} is a cross-layer transcoder of one layer')
+    return only, params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,8 +178,7 @@ def _load_ensemble(about: Path, site: str) -> Iterator[Subject]:
   metadata = json.loads(about.read_text())
   for n, member in enumerate(metadata['members']):
     home = about.parent / str(n)
-    places = {one: home / one for one in metadata['targets']} if 'targets' in metadata else {}
-    loaded = {one: _pair(place) for one, place in (places or {site: home}).items()}
+    loaded = _load_member(home, metadata, site)
     setting = f'{member["hparam"]} {member["value"]:g}'
     if len({m['seed'] for m in metadata['members']}) > 1:
       setting += f', seed {member["seed"]}'
@@ -185,9 +190,17 @@ def _load_ensemble(about: Path, site: str) -> Iterator[Subject]:
     )
 
 
-def _pair(place: Path) -> tuple[Architecture, Params]:
-  one, params = sae.load(place)
-  return one, params
+def _load_member(home: Path, metadata: Mapping[str, Any], site: str) -> Dictionaries:
+  """Loads the dictionary of each site of a member of an ensemble."""
+  read = [*metadata.get('targets', [site])]
+  if metadata.get('cross_layer'):
+    one, params = sae.load(home)
+    if not isinstance(one, CrossLayer):
+      raise SAEError(f'{home} is a {type(one).__name__}, not a cross-layer transcoder')
+    return {place: (part, params) for place, part in sae.layers_of(one, read).items()}
+  places = {place: home / place for place in read} if 'targets' in metadata else {site: home}
+  loaded = {place: sae.load(path) for place, path in places.items()}
+  return {place: (found.sae, found.params) for place, found in loaded.items()}
 
 
 def _load_published(settings: EvalSettings, out: Path) -> Subjects:

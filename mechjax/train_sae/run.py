@@ -13,7 +13,8 @@ The directory of a run:
     metrics.jsonl        metrics, one line per report
     dump/                state and batch of a step whose numbers were not finite
     dictionaries/        jumprelu/0, jumprelu/1, ...: written at the end, for unnormalised activations of the model;
-                         jumprelu/0/mlp_norm.3, jumprelu/0/mlp_norm.4, ... if the site is a pattern
+                         jumprelu/0/mlp_norm.3, jumprelu/0/mlp_norm.4, ... if the site is a pattern; a cross-layer
+                         transcoder is one dictionary, clt_topk/0
 
 Sharp edge: two buckets of activations of all sites are in memory, the one in use and the next; their size is shown, and
 a run whose buckets do not fit into the memory of the machine is refused.
@@ -188,9 +189,13 @@ def _write(
   scales: dict[str, Scale],
   place: Path,
 ) -> None:
-  target = scales[ensemble.writes].scale if ensemble.writes else None
   one = ensemble.member(n)
-  folded = sae.fold(one, params, scales[ensemble.reads].scale, target)
+  read = [scales[site].scale for site in ensemble.input_sites]
+  written = [scales[site].scale for site in ensemble.target_sites]
+  if isinstance(one, sae.CrossLayer):
+    folded = sae.fold(one, params, read, written)
+  else:
+    folded = sae.fold(one, params, read[0], written[0] if ensemble.writes else None)
   sae.save(place, one, folded, format=settings.format, about=_metadata(settings, ensemble))
 
 
@@ -198,8 +203,12 @@ def _metadata(settings: TrainSettings, ensemble: training.Ensemble) -> dict[str,
   """Metadata written with a dictionary, if the format has a place for it."""
   if settings.format == 'gemma_scope':
     return None
-  target = {'hook_name_out': ensemble.writes} if ensemble.writes else {}
-  return {'model_name': settings.model, 'hook_name': ensemble.reads, **target}
+  if settings.format == 'circuit_tracer':
+    ends = {'input': ensemble.input_sites, 'output': ensemble.target_sites}
+    hooks = {f'feature_{end}_hook': found[0].partition('.')[0] for end, found in ends.items()}
+    return {'model_name': settings.model, **hooks}
+  target = {'hook_name_out': ','.join(ensemble.target_sites)} if ensemble.writes else {}
+  return {'model_name': settings.model, 'hook_name': ','.join(ensemble.input_sites), **target}
 
 
 def _check_writable(settings: TrainSettings, ensembles: dict[str, training.Ensemble]) -> None:
@@ -228,12 +237,18 @@ def _describe_group(
   particular = key.partition('/')[0].removeprefix(kind_of(first.sae)).replace('_', ' ')
   ((hparam, values),) = dict(first.hparams).items()
   members = [{'hparam': hparam, 'value': v, 'seed': s} for v, s in zip(values, first.seeds)]
-  read = {e.reads: e.writes for e in group.values()}
+  read = {
+    site: target if e.writes else None
+    for e in group.values()
+    for site, target in zip(e.input_sites, e.target_sites)
+  }
   limits = {site: scales[site].limit for site in read if scales[site].limit < np.inf}
   metadata = {'label': kind + particular, 'members': members}
+  if isinstance(first.sae, sae.CrossLayer):
+    return metadata | {'targets': read, 'limits': limits, 'cross_layer': True}
   if _site_in(key):
     return metadata | {'targets': read, 'limits': limits}
-  return metadata | ({'limit': limits[first.reads]} if limits else {})
+  return metadata | ({'limit': min(limits.values())} if limits else {})
 
 
 # --- parts of a run ---------------------------------------------------------------------------------------
@@ -447,7 +462,25 @@ def _ensembles(
       widths[pair.reads], pair.reads, pair.writes, d_out, settings.skip
     )
     found |= {f'{name}/{pair.reads}' if several else name: e for name, e in own.items()}
+  if settings.dictionaries.cross_layer:
+    found |= _cross_layer(settings, harvester.widths, pairs)
   return found
+
+
+def _cross_layer(
+  settings: TrainSettings, widths: dict[str, int], pairs: list[SitePair]
+) -> dict[str, training.Ensemble]:
+  read, written = (
+    tuple(site for pair in pairs if (site := getattr(pair, end))) for end in ('reads', 'writes')
+  )
+  sizes = [{widths[site] for site in end} for end in (read, written)]
+  if any(len(size) > 1 for size in sizes):
+    raise SAEError(
+      f'a cross-layer transcoder of layers with inputs of widths {sorted(sizes[0])} and targets of {sorted(sizes[1])}',
+      cause='all layers of a cross-layer transcoder have one width',
+    )
+  (d_in,), (d_out,) = sizes
+  return settings.dictionaries.build_cross_layer(d_in, read, written, d_out, settings.skip)
 
 
 def _journal(

@@ -37,6 +37,7 @@ import numpy as np
 
 from mechjax.errors import SAEError
 from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Params
+from mechjax.sae.architectures.topk import TopK
 from mechjax.sae.checks import check_field, check_whole
 from mechjax.sae.ops import sparse
 from mechjax.sae.ops.matmul import product
@@ -68,6 +69,14 @@ class CrossLayer(Architecture):
   @abc.abstractmethod
   def activate(self, params: Params, layer: int, z: jax.Array) -> jax.Array:
     """Latents of a layer, [..., M], from its pre-activations, [..., M]."""
+
+  @abc.abstractmethod
+  def layer_dictionary(self, params: Params, layer: int) -> tuple[Architecture, Params]:
+    """A transcoder with the latents of one layer, and their directions to the target of that layer alone.
+
+    Raises:
+      SAEError: there is no such layer.
+    """
 
   # --- encoder --------------------------------------------------------------------------------------------
 
@@ -254,6 +263,12 @@ class CrossLayer(Architecture):
       )
     return y - self._base(params, x)
 
+  def layer_params(self, params: Params, layer: int) -> Params:
+    """Parameters of the latents of one layer, under the names that a transcoder of one layer has."""
+    names = ('W_enc', 'W_skip', *self.PER_LATENT, 'b_dec')
+    own = {name: params[name][layer] for name in names if name in params}
+    return own | {'W_dec': self.decoder(params, layer, layer)}
+
   def check_layer(self, layer: int) -> None:
     """Raises SAEError if there is no such layer."""
     if not 0 <= layer < self.n_layers:
@@ -351,6 +366,10 @@ class CrossLayerTopK(CrossLayer):
   def activate(self, params: Params, layer: int, z: jax.Array) -> jax.Array:
     values, indices = sparse.top_k(z, self.k)
     return sparse.densify(jax.nn.relu(values), indices, self.width)
+
+  def layer_dictionary(self, params: Params, layer: int) -> tuple[TopK, Params]:
+    one = TopK(d_in=self.d_in, d_out=self.d_out, width=self.width, skip=self.skip, k=self.k)
+    return one, self.layer_params(params, layer)
 
   def loss(
     self,

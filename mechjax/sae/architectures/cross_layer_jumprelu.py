@@ -28,6 +28,7 @@ import jax.numpy as jnp
 
 from mechjax.sae.architectures.base import HParams, LossOutput, Params, total_per_token
 from mechjax.sae.architectures.cross_layer import CrossLayer
+from mechjax.sae.architectures.jumprelu import JumpReLU
 from mechjax.sae.checks import check_field, check_number
 from mechjax.sae.ops.straight_through import jumprelu
 
@@ -71,6 +72,17 @@ class CrossLayerJumpReLU(CrossLayer):
 
   def activate(self, params: Params, layer: int, z: jax.Array) -> jax.Array:
     return jumprelu(z, self.threshold(params)[layer], self.bandwidth)
+
+  def layer_dictionary(self, params: Params, layer: int) -> tuple[JumpReLU, Params]:
+    one = JumpReLU(
+      d_in=self.d_in,
+      d_out=self.d_out,
+      width=self.width,
+      skip=self.skip,
+      sparsity=0.0,
+      bandwidth=self.bandwidth,
+    )
+    return one, self.layer_params(params, layer)
 
   def loss(
     self,
