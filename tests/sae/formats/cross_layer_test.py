@@ -185,7 +185,10 @@ def test_the_format_of_mechjax_keeps_thresholds_of_zero(tmp_path):
     ({'settings': {'d_in': D, 'width': M, 'k': 99}}, 'k=99 should be'),
     ({'settings': {'d_in': D, 'width': M}}, 'do not describe a dictionary'),
     ({'settings': {'d_in': D, 'width': M, 'k': 2, 'new': 1}}, r"settings \['new'\] of 'topk'"),
-    ({'settings': {'d_in': D, 'width': M + 1, 'k': 2}}, r'not floats of shape \(8, 5\)|not floats of shape \(5, 8\)'),
+    (
+      {'settings': {'d_in': D, 'width': M + 1, 'k': 2}},
+      r'not floats of shape \(8, 5\)|not floats of shape \(5, 8\)',
+    ),
   ],
 )
 def test_a_config_of_mechjax_that_does_not_fit_is_refused(change, says, tmp_path):
