@@ -18,8 +18,8 @@ Parameters: W_enc [L, D, M], b_enc [L, M], b_dec [L, E], `W_dec_{l}` [M, L - l, 
 the concatenation of a latent's directions; W_skip [L, D, E] with `skip`; log_threshold [L, M] in `CrossLayerJumpReLU`.
 
 Sharp edges. Rows of the decoder have no fixed length: the penalty of `CrossLayerJumpReLU` contains it. Layers are
-those of the dictionary, from 0; which site each one reads is known to whoever uses it. Losses for dead latents,
-resampling and Matryoshka prefixes are refused.
+those of the dictionary, from 0; its parameters do not state which sites they read. Losses for dead latents, resampling
+and Matryoshka prefixes are refused.
 
 Letters: B tokens, L layers, D and E widths of input and target of one layer, M latents of one layer, A active latents.
 """

@@ -53,7 +53,7 @@ _MAX_CONFIG = 1 << 20
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-  """Reads the config.yaml of a directory; empty if there is none.
+  """Reads the config.yaml of a directory; empty without such a file.
 
   Raises:
     WeightsError: it is damaged, or not a mapping.
@@ -198,8 +198,8 @@ def read_cross_layer(directory: Path) -> tuple[CrossLayerJumpReLU, Params]:
   check_kind(directory, read_config(directory), 'cross')
   layers, written = [], {}
   for n in range(L):
-    own = _unnumbered(encoders[n], n)
-    decoder = _unnumbered(decoders[n], n)
+    own = _strip_number(encoders[n], n)
+    decoder = _strip_number(decoders[n], n)
     layers.append(_check_layer(encoders[n], own, decoders[n], decoder, L - n))
     written[f'W_dec_{n}'] = layers[-1].pop('W_dec')
   return build_cross_layer(encoders, layers, written)
@@ -286,7 +286,7 @@ def cross_layer_arrays(sae: Architecture, params: Params) -> Arrays:
   return arrays | {'threshold': np.exp(logarithm).astype(np.float32)}
 
 
-def _unnumbered(path: Path, layer: int) -> Arrays:
+def _strip_number(path: Path, layer: int) -> Arrays:
   """Tensors of a file, without the number of the layer at the end of their names."""
   found: Arrays = {}
   for name, value in read_tensors(path).items():
