@@ -287,7 +287,7 @@ class CrossLayer(Architecture):
 
     Args:
       params: the parameters.
-      written: what the latents of each layer l write, [B, L - l, E].
+      written: part of the targets that the latents of each layer l write, [B, L - l, E].
       latents: latents of all layers side by side, [B, L M] or `Sparse`.
       x: the inputs, [B, L, D].
       y: the targets, [B, L, E].
@@ -299,7 +299,7 @@ class CrossLayer(Architecture):
     return total, LossOutput(parts, latents, error)
 
   def _written(self, params: Params, layer: int, f: jax.Array) -> jax.Array:
-    """What the latents [..., M] of a layer write to its own target and the later ones, [..., L - l, E]."""
+    """Part of each target from its own layer on that the latents [..., M] of a layer write, [..., L - l, E]."""
     W = params[f'W_dec_{layer}']
     return product(f, W.reshape(self.width, -1), self.matmuls).reshape(*f.shape[:-1], *W.shape[1:])
 
