@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 import mechjax
-from mechjax import sae
-from mechjax.errors import SAEError
+from mechjax import sae, sites
+from mechjax.errors import SAEError, WeightsError
 from mechjax.eval_sae.settings import EvalSettings
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import store
@@ -22,6 +22,7 @@ from mechjax.sae.architectures import Architecture, CrossLayer, Params
 from mechjax.sae.evaluation import CrossLayerPart
 from mechjax.sae.store import Contexts, contexts
 from mechjax.train_sae import corpora, layout
+from mechjax.train_sae.site_pairs import SitePair, is_pattern, pair_sites
 
 Dictionaries = dict[str, tuple[Architecture | CrossLayerPart, Params]]
 """Dictionaries with their parameters, keyed by the site that each reads."""
@@ -204,14 +205,12 @@ def _load_member(home: Path, metadata: Mapping[str, Any], site: str) -> Dictiona
 
 
 def _load_published(settings: EvalSettings, out: Path) -> Subjects:
-  dictionaries = []
-  for place in settings.dictionaries:
-    loaded = sae.load(place, transcoder=settings.target is not None)
-    loaded.metadata.check(settings.site, settings.target, model=settings.model, where=place)
-    one, params = loaded
-    kind, setting = type(one).__name__, Path(place).name
-    dictionaries.append(Subject(place, kind, setting, {settings.site: (one, params)}))
+  several = is_pattern(settings.site) or is_pattern(settings.target)
+  dictionaries = [] if several else [_load_one(place, settings) for place in settings.dictionaries]
   model = mechjax.load(settings.model, code=settings.code)
+  pairs = pair_sites(settings.site, settings.target, model.sites)
+  if several:
+    dictionaries = [_load_layers(place, settings, pairs) for place in settings.dictionaries]
   tokenizer = model.tokenizer
   rows = store.pack(
     corpora.texts(settings.text),
@@ -226,12 +225,51 @@ def _load_published(settings: EvalSettings, out: Path) -> Subjects:
     model,
     settings.site,
     settings.target,
-    {settings.site: settings.target},
+    {pair.reads: pair.writes for pair in pairs},
     rows,
     dictionaries,
     about=', '.join(settings.dictionaries),
     text=settings.text,
   )
+
+
+def _load_one(place: str, settings: EvalSettings) -> Subject:
+  """Loads a dictionary of one site."""
+  loaded = sae.load(place, transcoder=settings.target is not None)
+  loaded.metadata.check(settings.site, settings.target, model=settings.model, where=place)
+  one, params = loaded
+  return Subject(place, type(one).__name__, Path(place).name, {settings.site: (one, params)})
+
+
+def _load_layers(place: str, settings: EvalSettings, pairs: list[SitePair]) -> Subject:
+  """Loads a cross-layer transcoder, or a set of dictionaries, for the sites that patterns select.
+
+  Raises:
+    SAEError: it has other layers than the sites; its files name another site or model.
+  """
+  try:
+    layers = sae.load_set(place)
+  except WeightsError as no_set:
+    one, params = sae.load(place)
+    if not isinstance(one, CrossLayer):
+      raise no_set
+    parts = sae.layers_of(one, [pair.reads for pair in pairs])
+    found: Dictionaries = {site: (part, params) for site, part in parts.items()}
+    return Subject(place, type(one).__name__, Path(place).name, found)
+  found = {}
+  for pair in pairs:
+    layer = sites.parse(pair.reads).layer
+    if layer not in layers:
+      raise SAEError(
+        f'{place} has no dictionary of {pair.reads}',
+        where=f'it has those of the layers {[*layers]}',
+        hint='give the layers in the pattern, as in --site=mlp_norm.{3..7} --target=mlp_out.{3..7}',
+      )
+    loaded = layers[layer]
+    loaded.metadata.check(pair.reads, pair.writes, model=settings.model, where=place)
+    found[pair.reads] = (loaded.sae, loaded.params)
+  kinds = {type(one).__name__ for one, _ in found.values()}
+  return Subject(place, ', '.join(sorted(kinds)), Path(place).name, found)
 
 
 def vocabulary(model: LanguageModel) -> list[str]:

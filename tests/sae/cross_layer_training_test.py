@@ -10,7 +10,9 @@ import pytest
 from jax.sharding import AxisType
 
 from mechjax.sae import CrossLayerJumpReLU, CrossLayerTopK, Resampling, SAEError, TopK, firings
-from mechjax.sae.training import Ensemble, Optimisation, Trainer
+from mechjax.sae.training import Ensemble, Metrics, Optimisation, Trainer
+from mechjax.sae.training.loop import _Step as Step
+from mechjax.sae.training.loop import objective
 
 L, D, M, B, STEPS = 2, 6, 8, 16, 5
 READ, WRITTEN = ('in.0', 'in.1'), ('out.0', 'out.1')
@@ -104,6 +106,16 @@ def test_each_layer_has_its_own_fvu(result):
   np.testing.assert_allclose(metrics['fvu'][0], np.square(error).sum() / scatter.sum(), rtol=1e-4)
   assert 1 < metrics['l0'][0] <= 2 * L
   assert seen[0]['jumprelu']['fvu_by_layer'].shape == (2, L)
+
+
+def test_the_objective_counts_the_coefficient_at_the_end_of_the_training():
+  one = Trainer({'jumprelu': ENSEMBLES['jumprelu']}, SETTINGS)
+  own = {'loss': jnp.array([1.0, 2.0]), 'sparsity': jnp.array([0.2, 0.4])}
+  metrics = Metrics({'jumprelu': own}, jnp.float32(0), jnp.asarray(True))
+  for done in (6, 20):
+    more = SETTINGS.steps / (done - 1) - 1
+    wanted = np.mean([1 + 0.2 * more, 2 + 0.4 * more])
+    assert objective(one, Step(done, metrics, {})) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_eight_devices_train_as_one_does(result):

@@ -17,7 +17,7 @@ import pytest
 
 import mechjax
 from mechjax import flags, sae
-from mechjax.errors import SAEError, SiteError
+from mechjax.errors import SAEError, SiteError, WeightsError
 from mechjax.eval_sae import report as evaluation_report
 from mechjax.eval_sae.measure import measure
 from mechjax.eval_sae.settings import EvalSettings
@@ -343,6 +343,36 @@ def test_all_layers_are_evaluated_spliced_together(of_layers, capsys):
   expected = sae.evaluate(alone, subjects.model.params, {reads: params}, batches)
   assert expected.sites[reads].fvu == pytest.approx(report.sites[reads].fvu, rel=1e-4)
   assert expected.loss_spliced != pytest.approx(report.loss_spliced, rel=1e-4)
+
+
+def test_sets_and_cross_layer_transcoders_are_evaluated_without_their_run(
+  of_layers, text, tmp_path
+):
+  own, _ = of_layers
+  places = tuple(f'{own.run}/dictionaries/{name}' for name in ('jumprelu/1', 'clt_topk/0'))
+  asked = EvalSettings(
+    dictionaries=places,
+    site='mlp_norm.{0,1}',
+    target='mlp_out.{0,1}',
+    text=str(text),
+    context=32,
+    tokens=100,
+    batch=2,
+    out=str(tmp_path),
+  )
+  reports = measure(asked).reports
+  assert [*reports] == [*places]
+  assert all([*report.sites] == [*LAYERS] for report in reports.values())
+  assert all(site.fvu < 1 for site in reports[places[1]].sites.values())
+  few = dataclasses.replace(asked, site='mlp_norm.{1,2}', target='mlp_out.{1,2}')
+  with pytest.raises(SAEError, match=r'no dictionary of mlp_norm\.2'):
+    measure(dataclasses.replace(few, dictionaries=places[:1]))
+  more = dataclasses.replace(asked, site='mlp_norm.{0..2}', target='mlp_out.{0..2}')
+  with pytest.raises(SAEError, match='3 sites for a cross-layer transcoder with 2 layers'):
+    measure(dataclasses.replace(more, dictionaries=places[1:]))
+  single = f'{own.run}/dictionaries/jumprelu/0/mlp_norm.0'
+  with pytest.raises(WeightsError, match='holds no set'):
+    measure(dataclasses.replace(asked, dictionaries=(single,)))
 
 
 def test_a_killed_run_of_a_pattern_resumes_to_the_same_dictionaries(of_layers, tmp_path):
