@@ -180,6 +180,18 @@ def test_gradients_of_thresholds_are_the_estimates_of_a_kernel():
   assert near > 10
 
 
+def test_dead_latents_alone_lower_their_thresholds_towards_their_pre_activations():
+  p, x, y = case(JUMP)
+  plain = dataclasses.replace(JUMP, pre_activation=0.0)
+  grad = lambda sae: jax.grad(lambda p: sae.loss(p, x, y, dead=DEAD)[0])(p)['log_threshold']  # noqa: E731
+  found = (grad(JUMP) - grad(plain)).reshape(-1)
+  z = np.einsum('bld,ldm->blm', x, p['W_enc']) + p['b_enc']
+  theta = np.exp(p['log_threshold'])
+  lengths = [np.linalg.norm(p[f'W_dec_{n}'].reshape(M, -1), axis=1) for n in range(L)]
+  expected = JUMP.pre_activation * theta * np.mean(z < theta, 0) * np.stack(lengths)
+  np.testing.assert_allclose(found, np.where(DEAD, expected.reshape(-1), 0), atol=1e-12)
+
+
 @pytest.mark.parametrize('skip', [False, True])
 @pytest.mark.parametrize('kind', ['topk', 'jumprelu'])
 def test_one_layer_is_a_transcoder(kind, skip):
