@@ -17,8 +17,15 @@ from mechjax.errors import SAEError, unknown
 from mechjax.eval_sae.settings import EvalSettings
 from mechjax.eval_sae.subjects import Subject, Subjects, find_subjects
 from mechjax.models.language_model import LanguageModel
-from mechjax.sae import features
-from mechjax.sae.evaluation import Evaluation, EvaluationReport, SiteReport, compare, next_tokens
+from mechjax.sae import Architecture, features
+from mechjax.sae.evaluation import (
+  CrossLayerPart,
+  Evaluation,
+  EvaluationReport,
+  SiteReport,
+  compare,
+  next_tokens,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +35,8 @@ class Measured:
   Attributes:
     subjects: the evaluated dictionaries.
     reports: metrics of each dictionary, keyed by its name.
-    features: features of latents, keyed by the names of the dictionaries that get a dashboard.
+    features: features of latents, keyed by the names of the dashboards: of the dictionary, and of its site if it has
+      several.
     out: output directory.
   """
 
@@ -54,21 +62,20 @@ def measure(settings: EvalSettings) -> Measured:
   out.mkdir(parents=True, exist_ok=True)  # before hours of computing, not after
   reports = _evaluate(settings, subjects)
   seen = {
-    s.name: _features(settings, subjects, s, reports[s.name].sites[subjects.site]) for s in chosen
+    name: _features(settings, subjects, s, site, reports[s.name].sites[site])
+    for name, (s, site) in chosen.items()
   }
   return Measured(subjects, reports, seen, out)
 
 
 def _evaluate(settings: EvalSettings, subjects: Subjects) -> dict[str, EvaluationReport]:
-  targets = {subjects.site: subjects.target} if subjects.target else {}
-  limits = {subjects.site: subjects.limit} if subjects.limit < math.inf else {}
-  candidates: dict[str, Any] = {
-    s.name: (
-      Evaluation(subjects.model.apply, {subjects.site: s.sae}, targets, limits),
-      {subjects.site: s.params},
-    )
-    for s in subjects.dictionaries
-  }
+  targets = {site: target for site, target in subjects.targets.items() if target}
+  candidates: dict[str, Any] = {}
+  for s in subjects.dictionaries:
+    saes = {site: one for site, (one, _) in s.dictionaries.items()}
+    params = {site: params for site, (_, params) in s.dictionaries.items()}
+    evaluation = Evaluation(subjects.model.apply, saes, targets, subjects.limits)
+    candidates[s.name] = evaluation, params
   batches = [next_tokens(*b) for b in subjects.iter_batches(settings.tokens, settings.batch)]
   tqdm = extras.require('tqdm', 'models').tqdm
   with tqdm(total=len(batches), desc='evaluating', unit='batch') as bar:
@@ -77,22 +84,34 @@ def _evaluate(settings: EvalSettings, subjects: Subjects) -> dict[str, Evaluatio
     )
 
 
-def _with_dashboard(settings: EvalSettings, subjects: Subjects) -> list[Subject]:
+def dashboards(subjects: Subjects) -> dict[str, tuple[Subject, str]]:
+  """Every possible dashboard by its name: a dictionary, and its site, which is part of the name if it has several."""
+  return {
+    f'{s.name}/{site}' if len(s.dictionaries) > 1 else s.name: (s, site)
+    for s in subjects.dictionaries
+    for site in s.dictionaries
+  }
+
+
+def _with_dashboard(settings: EvalSettings, subjects: Subjects) -> dict[str, tuple[Subject, str]]:
+  known = dashboards(subjects)
   if settings.dashboard == ('all',):
-    return subjects.dictionaries
-  names = [s.name for s in subjects.dictionaries]
+    return known
   for name in settings.dashboard:
-    if name not in names:
-      raise unknown(SAEError, 'dictionary', name, names, where='--dashboard')
-  return [s for s in subjects.dictionaries if s.name in settings.dashboard]
+    if name not in known:
+      raise unknown(SAEError, 'dictionary', name, known, where='--dashboard')
+  return {name: one for name, one in known.items() if name in settings.dashboard}
 
 
 def _features(
-  settings: EvalSettings, subjects: Subjects, subject: Subject, report: SiteReport
+  settings: EvalSettings, subjects: Subjects, subject: Subject, site: str, report: SiteReport
 ) -> features.Features:
   """Features of latents that are ever active; a random sample if there are too many."""
-  model, site = subjects.model, sites.parse(subjects.site)
-  read = jax.jit(harvest.reap(model.truncate_at(subjects.site), sites=[subjects.site]))
+  model, at = subjects.model, sites.parse(site)
+  sae, params = subject.dictionaries[site]
+  if isinstance(sae, CrossLayerPart):
+    sae, params = sae.sae.layer_dictionary(params, sae.layer)
+  read = jax.jit(harvest.reap(model.truncate_at(site), sites=[site]))
   batches = subjects.iter_batches(settings.feature_tokens, settings.batch)
   active = np.flatnonzero(report.density > 0)
   if settings.latents and len(active) > settings.latents:
@@ -100,25 +119,25 @@ def _features(
       np.random.default_rng(settings.seed).choice(active, settings.latents, replace=False)
     )
   return features.collect(
-    lambda tokens: read(model.params, tokens)[site],
-    subject.sae,
-    subject.params,
+    lambda tokens: read(model.params, tokens)[at],
+    sae,
+    params,
     extras.require('tqdm', 'models').tqdm(
       [*batches], desc=f'features of {subject.name}', unit='batch'
     ),
     latents=active,
-    unembed=_effects(model, subject),
-    limit=subjects.limit,
+    unembed=_effects(model, sae),
+    limit=subjects.limits.get(site, math.inf),
     seed=settings.seed,
   )
 
 
-def _effects(model: LanguageModel, subject: Subject) -> Callable[[jax.Array], jax.Array] | None:
+def _effects(model: LanguageModel, sae: Architecture) -> Callable[[jax.Array], jax.Array] | None:
   """Function from directions to their effects on logits per unit, without the scale of the final norm.
 
   None if the dictionary's output is not as wide as the residual stream.
   """
-  if subject.sae.target_width != model.d_model:
+  if sae.target_width != model.d_model:
     return None
 
   def effects(directions: jax.Array) -> jax.Array:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from mechjax import files
-from mechjax.eval_sae.measure import Measured
+from mechjax.eval_sae.measure import Measured, dashboards
 from mechjax.eval_sae.subjects import Subject, Subjects, vocabulary
 from mechjax.sae import features
 from mechjax.sae.evaluation import EvaluationReport, SiteReport
@@ -40,12 +41,12 @@ def write(measured: Measured) -> None:
   if points := results(subjects, reports):
     pareto.picture(points, out / 'pareto.png', title=title)
   (out / 'evaluation.html').write_text(_page(subjects, reports, title))
-  for subject in subjects.dictionaries:
-    if subject.name in measured.features:
-      report, seen = reports[subject.name].sites[subjects.site], measured.features[subject.name]
-      path = out / f'features_{subject.name.replace("/", "_")}.html'
+  for name, (subject, site) in dashboards(subjects).items():
+    if name in measured.features:
+      report, seen = reports[subject.name].sites[site], measured.features[name]
+      path = out / f'features_{name.replace("/", "_")}.html'
       seen.save(path.with_suffix('.npz'))
-      path.write_text(_dashboard(subjects, subject, report, seen))
+      path.write_text(_dashboard(subjects, subject, site, report, seen))
       print(f'wrote {path}')
   print(f'wrote evaluation.json, evaluation.html and the figure of loss against sparsity to {out}')
 
@@ -56,7 +57,7 @@ def _metadata(subjects: Subjects, reports: Mapping[str, EvaluationReport]) -> di
     'about': subjects.about,
     'site': subjects.site,
     'target': subjects.target,
-    'limit': subjects.limit,
+    'limits': subjects.limits,
     'dictionaries': {
       s.name: {'kind': s.kind, 'setting': s.setting, **reports[s.name].metrics()}
       for s in subjects.dictionaries
@@ -71,7 +72,7 @@ def results(
   points: dict[str, list[pareto.Trained]] = {}
   for s in subjects.dictionaries:
     report = reports[s.name]
-    l0 = report.sites[subjects.site].l0
+    l0 = mean_over_sites(report).l0
     if l0 > 0:
       points.setdefault(s.kind, []).append(pareto.Trained(l0, report.delta_loss, s.setting))
   return points
@@ -89,30 +90,68 @@ def table(subjects: Subjects, reports: Mapping[str, EvaluationReport]) -> str:
   ]
   for s, row in zip(subjects.dictionaries, _cells(subjects, reports)):
     lines.append(f'| {s.kind} | {s.setting} | ' + ' | '.join(row) + ' |')
+  if len(subjects.targets) > 1:
+    lines += ['', *_table_of_sites(subjects, reports)]
   return '\n'.join(lines)
+
+
+def _table_of_sites(subjects: Subjects, reports: Mapping[str, EvaluationReport]) -> list[str]:
+  """Table of the FVU of every site, for dictionaries of several sites."""
+  names = [f'{s.kind} {s.setting}' for s in subjects.dictionaries]
+  lines = [
+    'All dictionaries of a row above are spliced together, and its L0, FVU and the columns after FVU are means over '
+    'the sites. FVU of each site:',
+    '',
+    '| site | ' + ' | '.join(names) + ' |',
+    '|---' * (1 + len(names)) + '|',
+  ]
+  for site in subjects.targets:
+    found = [reports[s.name].sites[site].fvu for s in subjects.dictionaries]
+    lines.append(f'| {site} | ' + ' | '.join(f'{fvu:.4f}' for fvu in found) + ' |')
+  return lines
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteMeans:
+  """Metrics of sites, each a mean over all sites of a report."""
+
+  l0: float
+  fvu: float
+  dead_fraction: float
+  shrinkage: float
+  uniformity: float
+
+
+def mean_over_sites(report: EvaluationReport) -> SiteMeans:
+  """Mean of each metric over the sites of a report."""
+  found = [*report.sites.values()]
+  return SiteMeans(
+    **{
+      f.name: sum(getattr(site, f.name) for site in found) / len(found)
+      for f in dataclasses.fields(SiteMeans)
+    }
+  )
 
 
 def _cells(subjects: Subjects, reports: Mapping[str, EvaluationReport]) -> list[list[str]]:
   """Metrics of each dictionary in the order of `COLUMNS`."""
   found = [reports[s.name] for s in subjects.dictionaries]
-  return [
-    [show(report, report.sites[subjects.site]) for show in COLUMNS.values()] for report in found
-  ]
+  return [[show(report, mean_over_sites(report)) for show in COLUMNS.values()] for report in found]
 
 
 def _dashboard(
-  subjects: Subjects, subject: Subject, report: SiteReport, seen: features.Features
+  subjects: Subjects, subject: Subject, site: str, report: SiteReport, seen: features.Features
 ) -> str:
   model = subjects.model
   header = DashboardHeader(
     model=model.name,
-    site=subjects.site,
+    site=site,
     architecture=f'{subject.kind}, {subject.setting}',
     l0=report.l0,
     fvu=report.fvu,
     text=subjects.text,
   )
-  title = f'{subject.kind} of {model.name}, {subjects.site}'
+  title = f'{subject.kind} of {model.name}, {site}'
   return dashboard(seen, vocabulary(model), title=title, header=header)
 
 
@@ -133,8 +172,25 @@ def _page(subjects: Subjects, reports: Mapping[str, EvaluationReport], title: st
   )
   points = results(subjects, reports)
   body = [pareto.section(points, title=title)] if points else []
+  if len(subjects.targets) > 1:
+    body.append(_section_of_sites(subjects, reports, rows))
   body.append(page.section('All metrics', 'Every dictionary on the same tokens.', metrics))
   return page.page(f'Dictionaries of {title}', lead, body, 'made by mechjax.eval_sae')
+
+
+def _section_of_sites(
+  subjects: Subjects, reports: Mapping[str, EvaluationReport], rows: list[str]
+) -> str:
+  """FVU of every site, for dictionaries of several sites that are spliced together."""
+  columns = [*subjects.targets]
+  found = [[reports[s.name].sites[c].fvu for c in columns] for s in subjects.dictionaries]
+  cells = [[f'{fvu:.4f}' for fvu in row] for row in found]
+  shades = [[0.0] * len(columns)] * len(rows)
+  table_ = page.words(
+    cells, shades, rows=rows, columns=columns, corner='dictionary', unit='FVU of each site'
+  )
+  lead = 'The dictionaries of all sites are spliced together; other metrics of sites are means over them.'
+  return page.section('Sites', lead, table_)
 
 
 def _replace_nan(metadata: Any) -> Any:

@@ -24,8 +24,9 @@ class EvalSettings:
     dictionaries: directories, files or names on a hub, instead of a run.
     model: model of dictionaries without a run.
     code: implementation of the forward pass of the model of dictionaries without a run.
-    site: input site of dictionaries without a run.
-    target: output site of transcoders without a run.
+    site: input site of dictionaries without a run; a pattern for sets of dictionaries and cross-layer transcoders, all
+      layers of which are spliced together.
+    target: output site of transcoders without a run, or a pattern.
     text: source of the tokens for dictionaries without a run.
     context: tokens of a context, for dictionaries without a run.
     tokens: approximate number of tokens to predict, for the table.

@@ -5,40 +5,71 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 import mechjax
-from mechjax import sae
-from mechjax.errors import SAEError
+from mechjax import sae, sites
+from mechjax.errors import SAEError, WeightsError
 from mechjax.eval_sae.settings import EvalSettings
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import store
-from mechjax.sae.architectures import Params
+from mechjax.sae.architectures import Architecture, CrossLayer, Params
+from mechjax.sae.evaluation import CrossLayerPart
 from mechjax.sae.store import Contexts, contexts
 from mechjax.train_sae import corpora, layout
+from mechjax.train_sae.site_pairs import SitePair, is_pattern, pair_sites
+
+Dictionaries = dict[str, tuple[Architecture | CrossLayerPart, Params]]
+"""Dictionaries with their parameters, keyed by the site that each reads."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """Dictionary to evaluate.
+  """Dictionary to evaluate, or dictionaries of several sites that are spliced together.
 
   Attributes:
     name: such as 'topk/0'.
     kind: architecture that it was trained as, such as 'TopK'.
     setting: the hyperparameter that sets its sparsity, such as 'k 32'.
-    sae: the dictionary.
-    params: its parameters.
+    dictionaries: the dictionary of each site, or the layer of a cross-layer transcoder, with its parameters.
   """
 
   name: str
   kind: str
   setting: str
-  sae: sae.Architecture
-  params: Params
+  dictionaries: Dictionaries
+
+  @property
+  def sae(self) -> Architecture:
+    """The dictionary, if there is one site.
+
+    Raises:
+      SAEError: there are several.
+    """
+    return self._only()[0]
+
+  @property
+  def params(self) -> Params:
+    """Its parameters, if there is one site; errors as `sae`."""
+    return self._only()[1]
+
+  def _only(self) -> tuple[Architecture, Params]:
+    if len(self.dictionaries) != 1:
+      raise SAEError(
+        f'{self.name} has dictionaries of {len(self.dictionaries)} sites where one is expected',
+        where=f'{[*self.dictionaries][:4]}',
+        cause='a run with a pattern as its site',
+        hint='give a run with one site',
+      )
+    ((only, params),) = self.dictionaries.values()
+    if not isinstance(only, Architecture):
+      raise SAEError(f'{self.name} is a cross-layer transcoder of one layer')
+    return only, params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +78,30 @@ class Subjects:
 
   Attributes:
     model: the model.
-    site: input site of all dictionaries.
-    target: output site of all dictionaries, if it is another site.
+    site: input site of all dictionaries, or the pattern that selects their sites.
+    target: output site of all dictionaries, or their pattern, if it is another site.
+    targets: output site of each input site; None for autoencoders.
     contexts: contexts of tokens.
     dictionaries: the dictionaries.
     about: source of the dictionaries.
     text: source of the tokens.
-    limit: maximum norm of an activation that counts.
+    limits: maximum norm of an activation that counts, keyed by input site; without sites that have no maximum.
   """
 
   model: LanguageModel
   site: str
   target: str | None
+  targets: dict[str, str | None]
   contexts: Contexts
   dictionaries: list[Subject]
   about: str
   text: str
-  limit: float = math.inf
+  limits: dict[str, float] = dataclasses.field(default_factory=dict)
+
+  @property
+  def limit(self) -> float:
+    """Maximum norm of an activation that counts, for dictionaries of one site."""
+    return self.limits.get(self.site, math.inf)
 
   def iter_batches(self, n_tokens: int, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields about n_tokens tokens from all over the contexts: ids, int [rows, T], and a mask of those that count."""
@@ -103,12 +141,30 @@ def _load_run(home: Path) -> Subjects:
     )
   rows = contexts.read(home / layout.TOKENS).split(config.data.held_out_every)[1]
   model = mechjax.load(config.model, code=config.code)
-  dictionaries = [one for about in ensembles for one in _load_ensemble(about)]
-  limit = min(json.loads(about.read_text()).get('limit', math.inf) for about in ensembles)
-  text = f'{config.data.text}, held out'
+  dictionaries = [one for about in ensembles for one in _load_ensemble(about, config.site)]
+  described = [json.loads(about.read_text()) for about in ensembles]
+  targets = described[0].get('targets', {config.site: config.target})
   return Subjects(
-    model, config.site, config.target, rows, dictionaries, f'run {home.name}', text, limit
+    model,
+    config.site,
+    config.target,
+    targets,
+    rows,
+    dictionaries,
+    about=f'run {home.name}',
+    text=f'{config.data.text}, held out',
+    limits=_read_limits(described, config.site),
   )
+
+
+def _read_limits(described: list[dict[str, Any]], site: str) -> dict[str, float]:
+  """Smallest limit of each site over all ensembles; files of a run with one site have only the number."""
+  found: dict[str, float] = {}
+  for metadata in described:
+    limits = {site: metadata['limit']} if 'limit' in metadata else metadata.get('limits', {})
+    for one, limit in limits.items():
+      found[one] = min(limit, found.get(one, math.inf))
+  return found
 
 
 def _advise(home: Path) -> str:
@@ -118,25 +174,43 @@ def _advise(home: Path) -> str:
   return 'a run of an earlier version has to be started anew'
 
 
-def _load_ensemble(about: Path) -> Iterator[Subject]:
-  """Loads the dictionaries of an ensemble."""
+def _load_ensemble(about: Path, site: str) -> Iterator[Subject]:
+  """Loads the dictionaries of an ensemble, or of the ensembles of all sites that a pattern selects."""
   metadata = json.loads(about.read_text())
   for n, member in enumerate(metadata['members']):
-    one, params = sae.load(about.parent / str(n))
+    home = about.parent / str(n)
+    loaded = _load_member(home, metadata, site)
     setting = f'{member["hparam"]} {member["value"]:g}'
     if len({m['seed'] for m in metadata['members']}) > 1:
       setting += f', seed {member["seed"]}'
-    yield Subject(f'{about.parent.name}/{n}', metadata['label'], setting, one, params)
+    yield Subject(
+      f'{about.parent.name}/{n}',
+      metadata['label'],
+      setting,
+      loaded,
+    )
+
+
+def _load_member(home: Path, metadata: Mapping[str, Any], site: str) -> Dictionaries:
+  """Loads the dictionary of each site of a member of an ensemble."""
+  read = [*metadata.get('targets', [site])]
+  if metadata.get('cross_layer'):
+    one, params = sae.load(home)
+    if not isinstance(one, CrossLayer):
+      raise SAEError(f'{home} is a {type(one).__name__}, not a cross-layer transcoder')
+    return {place: (part, params) for place, part in sae.layers_of(one, read).items()}
+  places = {place: home / place for place in read} if 'targets' in metadata else {site: home}
+  loaded = {place: sae.load(path) for place, path in places.items()}
+  return {place: (found.sae, found.params) for place, found in loaded.items()}
 
 
 def _load_published(settings: EvalSettings, out: Path) -> Subjects:
-  dictionaries = []
-  for place in settings.dictionaries:
-    loaded = sae.load(place, transcoder=settings.target is not None)
-    loaded.metadata.check(settings.site, settings.target, model=settings.model, where=place)
-    one, params = loaded
-    dictionaries.append(Subject(place, type(one).__name__, Path(place).name, one, params))
+  several = is_pattern(settings.site) or is_pattern(settings.target)
+  dictionaries = [] if several else [_load_one(place, settings) for place in settings.dictionaries]
   model = mechjax.load(settings.model, code=settings.code)
+  pairs = pair_sites(settings.site, settings.target, model.sites)
+  if several:
+    dictionaries = [_load_layers(place, settings, pairs) for place in settings.dictionaries]
   tokenizer = model.tokenizer
   rows = store.pack(
     corpora.texts(settings.text),
@@ -147,8 +221,55 @@ def _load_published(settings: EvalSettings, out: Path) -> Subjects:
     directory=out / layout.TOKENS,
     max_contexts=1 + max(settings.tokens, settings.feature_tokens) // settings.context,
   )
-  about = ', '.join(settings.dictionaries)
-  return Subjects(model, settings.site, settings.target, rows, dictionaries, about, settings.text)
+  return Subjects(
+    model,
+    settings.site,
+    settings.target,
+    {pair.reads: pair.writes for pair in pairs},
+    rows,
+    dictionaries,
+    about=', '.join(settings.dictionaries),
+    text=settings.text,
+  )
+
+
+def _load_one(place: str, settings: EvalSettings) -> Subject:
+  """Loads a dictionary of one site."""
+  loaded = sae.load(place, transcoder=settings.target is not None)
+  loaded.metadata.check(settings.site, settings.target, model=settings.model, where=place)
+  one, params = loaded
+  return Subject(place, type(one).__name__, Path(place).name, {settings.site: (one, params)})
+
+
+def _load_layers(place: str, settings: EvalSettings, pairs: list[SitePair]) -> Subject:
+  """Loads a cross-layer transcoder, or a set of dictionaries, for the sites that patterns select.
+
+  Raises:
+    SAEError: it has other layers than the sites; its files name another site or model.
+  """
+  try:
+    layers = sae.load_set(place)
+  except WeightsError as no_set:
+    one, params = sae.load(place)
+    if not isinstance(one, CrossLayer):
+      raise no_set
+    parts = sae.layers_of(one, [pair.reads for pair in pairs])
+    found: Dictionaries = {site: (part, params) for site, part in parts.items()}
+    return Subject(place, type(one).__name__, Path(place).name, found)
+  found = {}
+  for pair in pairs:
+    layer = sites.parse(pair.reads).layer
+    if layer not in layers:
+      raise SAEError(
+        f'{place} has no dictionary of {pair.reads}',
+        where=f'it has those of the layers {[*layers]}',
+        hint='give the layers in the pattern, as in --site=mlp_norm.{3..7} --target=mlp_out.{3..7}',
+      )
+    loaded = layers[layer]
+    loaded.metadata.check(pair.reads, pair.writes, model=settings.model, where=place)
+    found[pair.reads] = (loaded.sae, loaded.params)
+  kinds = {type(one).__name__ for one, _ in found.values()}
+  return Subject(place, ', '.join(sorted(kinds)), Path(place).name, found)
 
 
 def vocabulary(model: LanguageModel) -> list[str]:

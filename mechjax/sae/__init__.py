@@ -26,6 +26,9 @@ from mechjax.sae.architectures import (
   ARCHITECTURES,
   Architecture,
   BatchTopK,
+  CrossLayer,
+  CrossLayerJumpReLU,
+  CrossLayerTopK,
   Gated,
   HParams,
   JumpReLU,
@@ -36,8 +39,8 @@ from mechjax.sae.architectures import (
   architecture,
 )
 from mechjax.sae.dead_latents import AuxK, GhostGrads, Resampling, reset_optimiser
-from mechjax.sae.evaluation import Evaluation, compare, evaluate, next_tokens
-from mechjax.sae.formats import Metadata, fold, load, read_metadata, save
+from mechjax.sae.evaluation import Evaluation, compare, evaluate, layers_of, next_tokens
+from mechjax.sae.formats import Metadata, fold, load, load_set, read_metadata, save, save_set
 from mechjax.sae.ops.sparse import Sparse, firings
 from mechjax.sae.pursuit import Pursued, Pursuit, Truncated
 
@@ -46,6 +49,9 @@ __all__ = [
   'Architecture',
   'AuxK',
   'BatchTopK',
+  'CrossLayer',
+  'CrossLayerJumpReLU',
+  'CrossLayerTopK',
   'Evaluation',
   'Gated',
   'GhostGrads',
@@ -67,11 +73,14 @@ __all__ = [
   'evaluate',
   'firings',
   'fold',
+  'layers_of',
   'load',
+  'load_set',
   'next_tokens',
   'read_metadata',
   'reset_optimiser',
   'save',
+  'save_set',
 ]
 
 

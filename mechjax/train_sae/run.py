@@ -12,7 +12,12 @@ The directory of a run:
     checkpoints/         training states; the run resumes from the newest
     metrics.jsonl        metrics, one line per report
     dump/                state and batch of a step whose numbers were not finite
-    dictionaries/        jumprelu/0, jumprelu/1, ...: written at the end, for unnormalised activations of the model
+    dictionaries/        jumprelu/0, jumprelu/1, ...: written at the end, for unnormalised activations of the model;
+                         jumprelu/0/mlp_norm.3, jumprelu/0/mlp_norm.4, ... if the site is a pattern; a cross-layer
+                         transcoder is one dictionary, clt_topk/0
+
+Sharp edge: two buckets of activations of all sites are in memory, the one in use and the next; their size is shown, and
+a run whose buckets do not fit into the memory of the machine is refused.
 
 On several hosts every process runs this, all on one file system. Files that are made once are made by the first process
 while the others wait.
@@ -23,8 +28,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +50,10 @@ from mechjax.sae.training import speed
 from mechjax.sae.training.journal import show
 from mechjax.train_sae import corpora, layout
 from mechjax.train_sae.settings import MAY_CHANGE, Data, TrainSettings, kind_of
+from mechjax.train_sae.site_pairs import SitePair, is_pattern, pair_sites
+
+_BUCKETS = 2
+"""Buckets in memory: the one in use and the next."""
 
 
 def run(settings: TrainSettings) -> training.TrainingResult:
@@ -68,8 +78,10 @@ def run(settings: TrainSettings) -> training.TrainingResult:
   model = mechjax.load(settings.model, code=settings.code)
   fingerprint = model.fingerprint()
   _check_same_model(home, fingerprint)
-  harvester = _harvester(settings, model)
-  ensembles = _ensembles(settings, harvester)
+  pairs = pair_sites(settings.site, settings.target, model.sites)
+  harvester = _harvester(settings, model, pairs)
+  _check_memory(settings.data, harvester)
+  ensembles = _ensembles(settings, harvester, pairs)
   _check_writable(settings, ensembles)
   trainer = training.Trainer(ensembles, settings.optimisation, mesh)
   harvester = dataclasses.replace(
@@ -127,16 +139,46 @@ def export(
     scales: normalisation constants of each site.
     directory: directory to write to; dictionaries that exist there are left as they are.
   """
-  for name, ensemble in trainer.ensembles.items():
-    members = jax.tree.map(_whole, state.ensembles[name].params)
-    if jax.process_index():
-      continue
-    (directory / name).mkdir(parents=True, exist_ok=True)
-    files.write_json(directory / name / layout.ABOUT, _describe_ensemble(name, ensemble, scales))
-    for n in range(ensemble.members):
-      if not (directory / name / str(n)).exists():
-        one = {key: x[n] for key, x in members.items()}
-        _write(settings, ensemble, n, one, scales, directory / name / str(n))
+  for name, group in _groups(trainer.ensembles).items():
+    own = directory / name
+    if jax.process_index() == 0:
+      own.mkdir(parents=True, exist_ok=True)
+      described = _describe_group({key: trainer.ensembles[key] for key in group}, scales)
+      files.write_json(own / layout.ABOUT, described)
+    for key in group:
+      members = jax.tree.map(_whole, state.ensembles[key].params)
+      if jax.process_index() == 0:
+        _write_members(settings, trainer.ensembles[key], members, scales, own, _site_in(key))
+
+
+def _groups(keys: Iterable[str]) -> dict[str, list[str]]:
+  """Keys of ensembles, grouped by the part that they share for all sites of a pattern."""
+  found: dict[str, list[str]] = {}
+  for key in keys:
+    found.setdefault(key.partition('/')[0], []).append(key)
+  return found
+
+
+def _site_in(key: str) -> str:
+  """The site in the key of an ensemble; empty if the run has one site."""
+  return key.partition('/')[2]
+
+
+def _write_members(
+  settings: TrainSettings,
+  ensemble: training.Ensemble,
+  members: sae.Params,
+  scales: dict[str, Scale],
+  directory: Path,
+  site: str,
+) -> None:
+  """Writes the members that do not exist, each to a directory of its number and its site."""
+  for n in range(ensemble.members):
+    place = directory / str(n) / site
+    if not place.exists():
+      place.parent.mkdir(exist_ok=True)
+      one = {key: x[n] for key, x in members.items()}
+      _write(settings, ensemble, n, one, scales, place)
 
 
 def _write(
@@ -147,9 +189,13 @@ def _write(
   scales: dict[str, Scale],
   place: Path,
 ) -> None:
-  target = scales[ensemble.writes].scale if ensemble.writes else None
   one = ensemble.member(n)
-  folded = sae.fold(one, params, scales[ensemble.reads].scale, target)
+  read = [scales[site].scale for site in ensemble.input_sites]
+  written = [scales[site].scale for site in ensemble.target_sites]
+  if isinstance(one, sae.CrossLayer):
+    folded = sae.fold(one, params, read, written)
+  else:
+    folded = sae.fold(one, params, read[0], written[0] if ensemble.writes else None)
   sae.save(place, one, folded, format=settings.format, about=_metadata(settings, ensemble))
 
 
@@ -157,8 +203,12 @@ def _metadata(settings: TrainSettings, ensemble: training.Ensemble) -> dict[str,
   """Metadata written with a dictionary, if the format has a place for it."""
   if settings.format == 'gemma_scope':
     return None
-  target = {'hook_name_out': ensemble.writes} if ensemble.writes else {}
-  return {'model_name': settings.model, 'hook_name': ensemble.reads, **target}
+  if settings.format == 'circuit_tracer':
+    ends = {'input': ensemble.input_sites, 'output': ensemble.target_sites}
+    hooks = {f'feature_{end}_hook': found[0].partition('.')[0] for end, found in ends.items()}
+    return {'model_name': settings.model, **hooks}
+  target = {'hook_name_out': ','.join(ensemble.target_sites)} if ensemble.writes else {}
+  return {'model_name': settings.model, 'hook_name': ','.join(ensemble.input_sites), **target}
 
 
 def _check_writable(settings: TrainSettings, ensembles: dict[str, training.Ensemble]) -> None:
@@ -167,7 +217,8 @@ def _check_writable(settings: TrainSettings, ensembles: dict[str, training.Ensem
   Raises:
     SAEError: the format cannot express a dictionary.
   """
-  for ensemble in ensembles.values():
+  for keys in _groups(ensembles).values():
+    ensemble = ensembles[keys[0]]
     fewer: dict[str, Any] = {'k': 1} if 'k' in ensemble.sae.TRACED else {}
     d_out = None if ensemble.sae.d_out is None else 2
     tiny = dataclasses.replace(ensemble.sae, d_in=2, d_out=d_out, width=2, prefixes=(), **fewer)
@@ -177,17 +228,27 @@ def _check_writable(settings: TrainSettings, ensembles: dict[str, training.Ensem
       sae.save(Path(scratch) / 'tiny', tiny, params, format=settings.format, about=about)
 
 
-def _describe_ensemble(
-  name: str, ensemble: training.Ensemble, scales: dict[str, Scale]
+def _describe_group(
+  group: dict[str, training.Ensemble], scales: dict[str, Scale]
 ) -> dict[str, Any]:
-  """Description of an ensemble that the formats of other libraries cannot hold."""
-  kind = type(ensemble.sae).__name__
-  particular = name.removeprefix(kind_of(ensemble.sae)).replace('_', ' ')
-  ((hparam, values),) = dict(ensemble.hparams).items()
-  members = [{'hparam': hparam, 'value': v, 'seed': s} for v, s in zip(values, ensemble.seeds)]
-  limit = scales[ensemble.reads].limit
+  """Description of the ensembles of one group that the formats of other libraries cannot hold."""
+  key, first = next(iter(group.items()))
+  kind = type(first.sae).__name__
+  particular = key.partition('/')[0].removeprefix(kind_of(first.sae)).replace('_', ' ')
+  ((hparam, values),) = dict(first.hparams).items()
+  members = [{'hparam': hparam, 'value': v, 'seed': s} for v, s in zip(values, first.seeds)]
+  read = {
+    site: target if e.writes else None
+    for e in group.values()
+    for site, target in zip(e.input_sites, e.target_sites)
+  }
+  limits = {site: scales[site].limit for site in read if scales[site].limit < np.inf}
   metadata = {'label': kind + particular, 'members': members}
-  return metadata | ({'limit': limit} if limit < np.inf else {})
+  if isinstance(first.sae, sae.CrossLayer):
+    return metadata | {'targets': read, 'limits': limits, 'cross_layer': True}
+  if _site_in(key):
+    return metadata | {'targets': read, 'limits': limits}
+  return metadata | ({'limit': min(limits.values())} if limits else {})
 
 
 # --- parts of a run ---------------------------------------------------------------------------------------
@@ -291,14 +352,15 @@ def _write_text(path: Path, text: str) -> None:
     file.write(text.encode())
 
 
-def _harvester(settings: TrainSettings, model: LanguageModel) -> Harvester:
+def _harvester(settings: TrainSettings, model: LanguageModel, pairs: list[SitePair]) -> Harvester:
   """The harvester, without contexts as yet: the widths of the sites need only their length."""
+  read = [*dict.fromkeys(s for pair in pairs for s in (pair.reads, pair.writes) if s)]
   none = Contexts(np.empty((0, settings.data.context), np.int32), np.arange(0), (), '')
   params, placement = _spread(settings, model.params)
   return Harvester(
-    model.truncate_at(settings.sites),
+    model.truncate_at(read),
     params,
-    settings.sites,
+    read,
     none,
     batch=settings.data.forward_batch,
     dtype=np.dtype(settings.data.activation_dtype),
@@ -364,12 +426,61 @@ def _scales(path: Path, source: ActivationSource, max_norm_ratio: float) -> dict
     }
 
 
-def _ensembles(settings: TrainSettings, harvester: Harvester) -> dict[str, training.Ensemble]:
-  widths, target = harvester.widths, settings.target
-  d_out = widths[target] if target else None
-  return settings.dictionaries.build_ensembles(
-    widths[settings.site], settings.site, target, d_out, settings.skip
+def _check_memory(data: Data, harvester: Harvester) -> None:
+  """Shows the memory that buckets take.
+
+  Raises:
+    SAEError: it is more than the machine has.
+  """
+  rows, numbers = data.shard_tokens * data.shards_per_bucket, sum(harvester.widths.values())
+  needed = _BUCKETS * rows * numbers * np.dtype(harvester.dtype).itemsize
+  total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  if needed > total:
+    fitting = max(1, int(data.shards_per_bucket * total / needed / 2))
+    raise SAEError(
+      f'{_BUCKETS} buckets of {rows:,} activations of {len(harvester.sites)} sites take {needed / 1e9:.1f} GB of '
+      f'memory, and the machine has {total / 1e9:.1f} GB',
+      cause=f'{numbers:,} numbers for each token, of dtype {np.dtype(harvester.dtype).name}',
+      hint=f'--shards_per_bucket={fitting}, smaller --shard_tokens, --activation_dtype=bfloat16, or fewer layers',
+    )
+  show(
+    f'{len(harvester.sites)} sites, {numbers:,} numbers for each token; {_BUCKETS} buckets of {rows:,} tokens take '
+    f'{needed / 1e9:.2f} GB of memory'
   )
+
+
+def _ensembles(
+  settings: TrainSettings, harvester: Harvester, pairs: list[SitePair]
+) -> dict[str, training.Ensemble]:
+  """All ensembles by name; the site is part of the name if the site of the run is a pattern."""
+  several = is_pattern(settings.site) or is_pattern(settings.target)
+  found: dict[str, training.Ensemble] = {}
+  for pair in pairs:
+    widths = harvester.widths
+    d_out = widths[pair.writes] if pair.writes else None
+    own = settings.dictionaries.build_ensembles(
+      widths[pair.reads], pair.reads, pair.writes, d_out, settings.skip
+    )
+    found |= {f'{name}/{pair.reads}' if several else name: e for name, e in own.items()}
+  if settings.dictionaries.cross_layer:
+    found |= _cross_layer(settings, harvester.widths, pairs)
+  return found
+
+
+def _cross_layer(
+  settings: TrainSettings, widths: dict[str, int], pairs: list[SitePair]
+) -> dict[str, training.Ensemble]:
+  read, written = (
+    tuple(site for pair in pairs if (site := getattr(pair, end))) for end in ('reads', 'writes')
+  )
+  sizes = [{widths[site] for site in end} for end in (read, written)]
+  if any(len(size) > 1 for size in sizes):
+    raise SAEError(
+      f'a cross-layer transcoder of layers with inputs of widths {sorted(sizes[0])} and targets of {sorted(sizes[1])}',
+      cause='all layers of a cross-layer transcoder have one width',
+    )
+  (d_in,), (d_out,) = sizes
+  return settings.dictionaries.build_cross_layer(d_in, read, written, d_out, settings.skip)
 
 
 def _journal(

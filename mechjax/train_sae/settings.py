@@ -4,9 +4,10 @@ Each field is a flag of the same name, and its description here is the flag's he
 architecture, each with its sparsities:
 
     Dictionaries(jumprelu=(1e-3, 2e-3), topk=(32, 64), widths=(2304, 4608))
+    Dictionaries(clt_topk=(16,), widths=(1024,))                              with a pattern as site and as target
 
 All of them train together on one stream of activations. Those that differ only in numbers form an ensemble: there is
-one ensemble for each architecture, width and treatment of dead latents.
+one ensemble for each architecture, width and treatment of dead latents, and for each site that a pattern selects.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal
 from mechjax import flags
 from mechjax.errors import SAEError
 from mechjax.sae import ARCHITECTURES, Architecture, AuxK, GhostGrads, Resampling, architecture
+from mechjax.sae.architectures import CROSS_LAYER
 from mechjax.sae.checks import check_field
 from mechjax.sae.training import Ensemble, LoopSettings, Optimisation
 
@@ -91,7 +93,10 @@ class Dictionaries:
     jumprelu: sparsity coefficients of JumpReLU dictionaries with an L0 penalty.
     topk: numbers of active latents of TopK dictionaries.
     batch_topk: numbers of active latents, on average over a batch, of BatchTopK dictionaries.
-    widths: numbers of latents.
+    clt_topk: numbers of active latents of a layer of cross-layer transcoders with TopK latents; all sites that the
+      patterns of site and target select are their layers.
+    clt_jumprelu: sparsity coefficients of cross-layer JumpReLU transcoders, which rise over the whole training.
+    widths: numbers of latents; of one layer, for cross-layer transcoders.
     seeds: seeds of the initial parameters; every dictionary is trained with each.
     prefixes: prefixes of Matryoshka dictionaries: numbers of first latents that have to reconstruct alone; the last
       is the width.
@@ -106,6 +111,8 @@ class Dictionaries:
     bandwidth: bandwidth of the kernel of JumpReLU's estimators, in units of pre-activations.
     initial_threshold: initial threshold of JumpReLU; raise it for runs of a few thousand steps, which cannot move it
       far.
+    clt_threshold: initial threshold of cross-layer JumpReLU transcoders.
+    clt_pre_activation: coefficient of the loss of their dead latents.
   """
 
   relu: tuple[float, ...] = ()
@@ -113,6 +120,8 @@ class Dictionaries:
   jumprelu: tuple[float, ...] = ()
   topk: tuple[int, ...] = ()
   batch_topk: tuple[int, ...] = ()
+  clt_topk: tuple[int, ...] = ()
+  clt_jumprelu: tuple[float, ...] = ()
   widths: tuple[int, ...] = (4_096,)
   seeds: tuple[int, ...] = (0,)
   prefixes: tuple[int, ...] = ()
@@ -123,16 +132,60 @@ class Dictionaries:
   matmuls: Literal['float32', 'bfloat16'] = 'float32'
   bandwidth: float = 1e-3
   initial_threshold: float = 1e-3
+  clt_threshold: float = 0.03
+  clt_pre_activation: float = 3e-6
 
   def __post_init__(self) -> None:
-    if not any(getattr(self, name) for name in _SPARSITY):
+    known = [*_SPARSITY, *_CROSS_LAYER]
+    if not any(getattr(self, name) for name in known):
       raise SAEError(
         'no dictionaries are given',
-        hint='give one of ' + ', '.join(f'--{n}=...' for n in _SPARSITY),
+        hint='give one of ' + ', '.join(f'--{n}=...' for n in known),
       )
+    if self.cross_layer:
+      for name, only in (('dead_latents', ('none',)), ('prefixes', ())):
+        expected = f'{only} with cross-layer transcoders'
+        check_field(self, name, getattr(self, name) == only, expected)
     for name in ('widths', 'seeds', 'dead_latents'):
       values = getattr(self, name)
       check_field(self, name, len({*values}) == len(values) > 0, 'one or more, each once')
+
+  @property
+  def cross_layer(self) -> list[str]:
+    """Kinds of cross-layer transcoders to train."""
+    return [kind for kind in _CROSS_LAYER if getattr(self, kind)]
+
+  def build_cross_layer(
+    self, d_in: int, sites: tuple[str, ...], targets: tuple[str, ...], d_out: int, skip: bool
+  ) -> dict[str, Ensemble]:
+    """Builds the ensembles of cross-layer transcoders; see `build_ensembles`.
+
+    Args:
+      d_in: width of each input site.
+      sites: input site of each layer.
+      targets: output site of each layer.
+      d_out: width of each output site.
+      skip: whether they have a skip.
+    """
+    found = {}
+    for kind in self.cross_layer:
+      values, hparam = getattr(self, kind), _CROSS_LAYER[kind]
+      own: dict[str, Any] = {hparam: max(values), 'n_layers': len(sites)}
+      if kind == 'clt_jumprelu':
+        own |= {'bandwidth': self.bandwidth, 'initial_threshold': self.clt_threshold}
+        own |= {'pre_activation': self.clt_pre_activation}
+      for width in self.widths:
+        found['_'.join([kind, *([str(width)] * (len(self.widths) > 1))])] = Ensemble(
+          sae=architecture(kind)(
+            d_in=d_in, d_out=d_out, width=width, skip=skip, matmuls=self.matmuls, **own
+          ),
+          reads=sites,
+          writes=targets,
+          seeds=tuple(seed for seed in self.seeds for _ in values),
+          hparams={hparam: values * len(self.seeds)},
+          dead_after_tokens=self.dead_after_tokens,
+        )
+    return found
 
   def build_ensembles(
     self, d_in: int, site: str, target: str | None, d_out: int | None, skip: bool
@@ -203,7 +256,8 @@ class Dictionaries:
 
 def kind_of(sae: Architecture) -> str:
   """Name of an architecture in `Dictionaries`."""
-  return next(name for name, known in ARCHITECTURES.items() if type(sae) is known)
+  every = {**ARCHITECTURES, **CROSS_LAYER}
+  return next(name for name, known in every.items() if type(sae) is known)
 
 
 _SPARSITY = {
@@ -213,6 +267,7 @@ _SPARSITY = {
   'topk': 'k',
   'batch_topk': 'k',
 }
+_CROSS_LAYER = {'clt_topk': 'k', 'clt_jumprelu': 'sparsity'}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -253,14 +308,17 @@ class TrainSettings:
     run: directory of the run; the same command with the same directory resumes a run that was stopped.
     model: name or path of a model.
     code: implementation of the forward pass of the model.
-    site: input site of the dictionaries, such as resid_post.15.
-    target: output site of transcoders; by default the dictionaries are autoencoders.
+    site: input site of the dictionaries, such as resid_post.15; or a pattern, such as mlp_norm.*, for a dictionary of
+      each site that it selects, all trained on one stream of activations.
+    target: output site of transcoders, or a pattern that selects one site on each layer of the input sites; by default
+      the dictionaries are autoencoders.
     skip: whether transcoders have a skip.
     batch: tokens of a step, over all hosts.
     seed: seed of the order of the data.
     keep_last: number of newest checkpoints to keep.
     keep_best: number of best checkpoints to keep in addition to the newest.
-    format: file format of the dictionaries written at the end: sae_lens, gemma_scope or gemma_scope_2.
+    format: file format of the dictionaries written at the end: sae_lens, gemma_scope, gemma_scope_2 or mechjax, which
+      alone can hold transcoders with TopK latents; of cross-layer transcoders gemma_scope_2, circuit_tracer or mechjax.
     tensorboard: whether to write curves for TensorBoard.
     wandb: project of Weights & Biases that the run is logged to; none by default.
   """
@@ -275,7 +333,9 @@ class TrainSettings:
   seed: int = 0
   keep_last: int = 2
   keep_best: int = 1
-  format: Literal['sae_lens', 'gemma_scope', 'gemma_scope_2'] = 'sae_lens'
+  format: Literal['sae_lens', 'gemma_scope', 'gemma_scope_2', 'circuit_tracer', 'mechjax'] = (
+    'sae_lens'
+  )
   tensorboard: bool = False
   wandb: str = ''
   dictionaries: Dictionaries
@@ -288,6 +348,12 @@ class TrainSettings:
     check_field(self, 'run', bool(self.run), 'a directory')
     check_field(self, 'site', bool(self.site), 'a site')
     check_field(self, 'skip', not self.skip or self.target is not None, 'False without target')
+    if self.dictionaries.cross_layer and self.target is None:
+      raise SAEError(
+        f'{self.dictionaries.cross_layer} without a target',
+        cause='cross-layer transcoders read the inputs of all layers and reconstruct their outputs',
+        hint='--site=mlp_norm.* --target=mlp_out.*',
+      )
     check_field(self, 'batch', self.batch >= 1, 'at least 1')
     self._check_streams()
 
@@ -307,11 +373,6 @@ class TrainSettings:
         f'{rows} tokens that a stream contributes to a batch',
         hint=f'--shard_tokens={-(-data.shard_tokens // rows) * rows}',
       )
-
-  @property
-  def sites(self) -> list[str]:
-    """Sites that are read from the model."""
-    return [self.site, *([self.target] if self.target else [])]
 
 
 MAY_CHANGE = frozenset(

@@ -130,7 +130,8 @@ def test_results_of_other_settings_stay_apart(settings):
 def test_results_of_other_weights_stay_apart(settings, measured, monkeypatch):
   subjects = measured[0]
   one = subjects.dictionaries[0]
-  other = dataclasses.replace(one, params=one.params | {'b_dec': one.params['b_dec'] + 1})
+  moved = one.params | {'b_dec': one.params['b_dec'] + 1}
+  other = dataclasses.replace(one, dictionaries={subjects.site: (one.sae, moved)})
   changed = dataclasses.replace(subjects, dictionaries=[other, *subjects.dictionaries[1:]])
   monkeypatch.setattr(measure, 'find_subjects', lambda *_: changed)
   with pytest.raises(SAEError, match='other settings: weights'):

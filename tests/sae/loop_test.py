@@ -178,7 +178,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
 
 
 def test_the_objective_is_the_loss_with_the_sparsity_coefficient_that_is_still_to_come():
-  metrics = {'a': {'loss': jnp.array([1.0, 2.0]), 'sparsity': jnp.array([0.2, 0.4])}}
+  metrics = {'jump': {'loss': jnp.array([1.0, 2.0]), 'sparsity': jnp.array([0.2, 0.4])}}
   metrics = Metrics(metrics, jnp.float32(0), jnp.asarray(True))
   one = trainer(sparsity_warm_up_steps=20)
   for done, factor in ((6, 0.25), (21, 1), (50, 1)):
@@ -240,6 +240,20 @@ def lines(path):
 
 def journal(path, done=0, **more):
   return Journal(path, steps=100, batch=64, operations=1e6, peak=1e7, done=done, **more)
+
+
+def test_sites_of_one_pattern_are_one_entry_on_the_screen_and_all_in_the_file(tmp_path, capsys):
+  own = {name: np.array([0.5, 0.25]) for name in ('loss', 'l0', 'fvu', 'dead')}
+  other = {name: 3 * value for name, value in own.items()}
+  layers = own | {'fvu_by_layer': np.ones((2, 3))}
+  metrics = {'topk/x.0': own, 'topk/x.1': other, 'clt': layers}
+  with journal(tmp_path) as one:
+    one.write(TrainingReport(50, metrics, 1e-3, 2.0, 0.1))
+  said = capsys.readouterr().out
+  assert '| topk (mean of 2 sites) loss 1/0.5 l0 1/0.5 fvu 1/0.5 dead 1/0.5 | clt loss 0.5' in said
+  (line,) = lines(tmp_path)
+  assert line['topk/x.1']['fvu'] == [1.5, 0.75]
+  assert line['clt']['fvu_by_layer'] == [[1.0] * 3] * 2
 
 
 def test_a_report_is_a_line_of_json_and_one_on_the_screen(tmp_path, capsys):

@@ -5,11 +5,17 @@ Each has its own file. Transcoders, skip transcoders and Matryoshka dictionaries
     TopK(d_in=768, width=6144, k=32)                                          an autoencoder
     TopK(d_in=768, d_out=768, skip=True, width=6144, k=32)                    a skip transcoder
     BatchTopK(d_in=768, width=6144, k=32, prefixes=(768, 3072, 6144))         a Matryoshka dictionary
+
+Cross-layer transcoders read and reconstruct several sites (`cross_layer`), and have a table of their own:
+
+    CrossLayerTopK(n_layers=12, d_in=768, d_out=768, width=6144, k=16)
 """
 
 from mechjax.errors import SAEError, unknown
 from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Params
 from mechjax.sae.architectures.batch_topk import BatchTopK
+from mechjax.sae.architectures.cross_layer import CrossLayer, CrossLayerTopK
+from mechjax.sae.architectures.cross_layer_jumprelu import CrossLayerJumpReLU
 from mechjax.sae.architectures.gated import Gated
 from mechjax.sae.architectures.jumprelu import JumpReLU
 from mechjax.sae.architectures.relu import ReLU
@@ -23,6 +29,12 @@ ARCHITECTURES: dict[str, type[Architecture]] = {
   'batch_topk': BatchTopK,
 }
 
+CROSS_LAYER: dict[str, type[CrossLayer]] = {
+  'clt_topk': CrossLayerTopK,
+  'clt_jumprelu': CrossLayerJumpReLU,
+}
+"""Architectures of several sites, by name."""
+
 
 def architecture(name: str) -> type[Architecture]:
   """The architecture of a name.
@@ -30,15 +42,20 @@ def architecture(name: str) -> type[Architecture]:
   Raises:
     SAEError: the name is not known; the message lists the known ones.
   """
-  if name not in ARCHITECTURES:
-    raise unknown(SAEError, 'architecture', name, ARCHITECTURES)
-  return ARCHITECTURES[name]
+  known = {**ARCHITECTURES, **CROSS_LAYER}
+  if name not in known:
+    raise unknown(SAEError, 'architecture', name, known)
+  return known[name]
 
 
 __all__ = [
   'ARCHITECTURES',
+  'CROSS_LAYER',
   'Architecture',
   'BatchTopK',
+  'CrossLayer',
+  'CrossLayerJumpReLU',
+  'CrossLayerTopK',
   'Gated',
   'HParams',
   'JumpReLU',

@@ -25,6 +25,9 @@ without recompilation; an ensemble of dictionaries of one shape trains together 
     hparams = sae.hparams(sparsity=[1e-3, 3e-3])
     jax.vmap(sae.loss, in_axes=(0, None, None, 0))(params, x, None, hparams)
 
+`UNIT_ROWS` states whether rows of W_dec are kept at unit length in training, and `RAMPED_THROUGHOUT` whether the
+sparsity coefficient rises over the whole training and not over its warm-up.
+
 To add an architecture, write one file with a subclass that implements the abstract methods, and one line in the
 registry.
 
@@ -118,6 +121,8 @@ class Architecture(abc.ABC):
   PER_LATENT: ClassVar[Mapping[str, float]]
   OBSERVED: ClassVar[tuple[str, ...]] = ()
   DECODER_PRODUCTS: ClassVar[int] = 3
+  UNIT_ROWS: ClassVar[bool] = True
+  RAMPED_THROUGHOUT: ClassVar[bool] = False
 
   d_in: int
   width: int
@@ -217,6 +222,16 @@ class Architecture(abc.ABC):
     """Floating-point operations of the dense products of a training step: the encoder and its gradient, and the
     decoder, its gradient and that of the latents. A skip and dead latents are not counted."""
     return 2 * self.width * (2 * self.d_in + self.DECODER_PRODUCTS * self.target_width)
+
+  @property
+  def n_latents(self) -> int:
+    """Number of latents: `width`, unless an architecture has as many on each of several layers."""
+    return self.width
+
+  @property
+  def latent_axes(self) -> dict[str, int]:
+    """Axis of the latents in each parameter that has one."""
+    return {**dict.fromkeys(self.PER_LATENT, 0), 'W_enc': 1, 'W_dec': 0}
 
   @property
   def target_width(self) -> int:

@@ -13,7 +13,7 @@ Sharp edge: a token that is not kept keeps its activation, and is neither predic
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from mechjax import precision
 from mechjax.errors import SAEError
 from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.evaluation import splice
+from mechjax.sae.evaluation.layers import CrossLayerPart
 from mechjax.sae.evaluation.metrics import SiteTotals, Spread
 from mechjax.sae.ops import sparse
 from mechjax.sae.ops.sparse import Sparse
@@ -174,11 +175,49 @@ def site_totals(
     g_BxE: gradients of the loss with respect to the targets.
     batch: the batch of these tokens.
   """
-  kept_B = jnp.asarray(batch.kept).reshape(-1)
   sparse_latents = sae.encode_sparse(params, x_BxD)
   latents = sae.encode(params, x_BxD) if sparse_latents is None else sparse_latents
   y_hat_BxE = sae.decode(params, latents, x_BxD)
-  ratio_B, has_B = _uniformity(_attribute(latents, g_BxE, params['W_dec']))
+  return _totals(latents, _attribute(latents, g_BxE, params['W_dec']), y_BxE, y_hat_BxE, batch)
+
+
+def layer_totals(
+  part: CrossLayerPart,
+  params: Params,
+  inputs: Sequence[jax.Array],
+  y_BxE: jax.Array,
+  grads: Sequence[jax.Array],
+  batch: Batch,
+) -> SiteTotals:
+  """Totals of one layer of a cross-layer transcoder: of its own latents, and of its target's reconstruction by all.
+
+  Args:
+    part: the layer l.
+    params: parameters of the dictionary.
+    inputs: inputs of the layers 0 to l, [B, D] each.
+    y_BxE: target of the layer.
+    grads: gradients of the loss with respect to the targets of the layers l to L - 1, [B, E] each.
+    batch: the batch of these tokens.
+  """
+  sae, layer = part.sae, part.layer
+  latents = [sae.encode_layer(params, n, x) for n, x in enumerate(inputs)]
+  y_hat_BxE = sae.decode_layer(params, layer, latents, inputs[layer])
+  own = latents[layer]
+  attributed = [
+    _attribute(own, g, sae.decoder(params, layer, target)) for target, g in enumerate(grads, layer)
+  ]
+  return _totals(own, sum(attributed[1:], attributed[0]), y_BxE, y_hat_BxE, batch)
+
+
+def _totals(
+  latents: jax.Array | Sparse,
+  attribution: jax.Array,
+  y_BxE: jax.Array,
+  y_hat_BxE: jax.Array,
+  batch: Batch,
+) -> SiteTotals:
+  kept_B = jnp.asarray(batch.kept).reshape(-1)
+  ratio_B, has_B = _uniformity(attribution)
 
   def total(per_token_B: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(kept_B, per_token_B, 0))

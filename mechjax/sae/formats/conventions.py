@@ -16,6 +16,11 @@ and in a transcoder, trained on x / C and y / E, latents are multiplied by E, so
 
     W_enc' = W_enc E / C      W_skip' = W_skip E / C      b' = E b      b_dec' = E b_dec      theta' = E theta
 
+In a cross-layer transcoder, trained on x^l / C_l and y^l / E_l, latents of layer l are multiplied by E_l, so that the
+directions to the target of their own layer are unchanged:
+
+    W_enc^l' = W_enc^l E_l / C_l      W_dec^{l->t}' = W_dec^{l->t} E_t / E_l      biases and thresholds times E_l
+
 Sharp edges: arrays are converted to float32 when they are read, whatever their dtype in the file, and are written in
 float32. The thresholds of a JumpReLU are stored as logarithms, so a threshold from a file is accurate to seven digits.
 A threshold below 0 acts like one of 0, because all published dictionaries also apply a ReLU.
@@ -23,7 +28,7 @@ A threshold below 0 acts like one of 0, because all published dictionaries also 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -32,7 +37,7 @@ import ml_dtypes
 import numpy as np
 
 from mechjax.errors import SAEError, WeightsError
-from mechjax.sae.architectures import Architecture, JumpReLU, Params
+from mechjax.sae.architectures import Architecture, CrossLayer, JumpReLU, Params
 
 Arrays = dict[str, np.ndarray]
 BIASES = ('b_enc', 'b_gate', 'b_mag')
@@ -41,23 +46,61 @@ _AT_A_TIME = 1 << 17  # numbers in double precision
 
 
 def fold(
-  sae: Architecture, params: Params, scale: float, target_scale: float | None = None
+  sae: Architecture,
+  params: Params,
+  scale: float | Sequence[float],
+  target_scale: float | Sequence[float] | None = None,
 ) -> Params:
   """Converts parameters trained on normalised activations to parameters for unnormalised ones.
 
   Args:
     sae: the dictionary.
     params: parameters trained on x / scale.
-    scale: normalisation constant of the activations, C.
-    target_scale: normalisation constant of a transcoder's targets, E; None for an autoencoder.
+    scale: normalisation constant of the activations, C; one for each layer of a cross-layer transcoder.
+    target_scale: normalisation constant of a transcoder's targets, E, or one for each layer; None for an autoencoder.
 
   Returns:
     Parameters for which encode(x) is E times (for an autoencoder, C times) the latents of x / C, and which
     reconstruct the unnormalised target.
 
   Raises:
-    SAEError: a scale is not positive; an autoencoder has a target scale, or a transcoder does not have one.
+    SAEError: a scale is not positive; an autoencoder has a target scale, or a transcoder does not have one; the
+      numbers of scales and layers differ.
   """
+  if isinstance(sae, CrossLayer):
+    return _fold_layers(sae, params, scale, target_scale)
+  if isinstance(scale, Sequence) or isinstance(target_scale, Sequence):
+    raise SAEError(f'scales {scale} and {target_scale} for a dictionary of one site')
+  return _fold(sae, params, scale, target_scale)
+
+
+def _fold_layers(
+  sae: CrossLayer,
+  params: Params,
+  scale: float | Sequence[float],
+  target_scale: float | Sequence[float] | None,
+) -> Params:
+  C, E = (np.asarray([] if s is None else s, np.float64) for s in (scale, target_scale))
+  if C.shape != (sae.n_layers,) or E.shape != C.shape:
+    raise SAEError(
+      f'scales {scale} and {target_scale} for a cross-layer transcoder with {sae.n_layers} layers',
+      hint='one scale and one target_scale for each layer',
+    )
+  if not (np.isfinite([C, E]).all() and (np.minimum(C, E) > 0).all()):
+    raise SAEError(f'scales of {scale} and {target_scale} are not positive')
+  factors = {'W_enc': (E / C)[:, None, None], 'W_skip': (E / C)[:, None, None]}
+  factors |= dict.fromkeys(('b_enc', 'b_dec'), E[:, None])
+  factors |= {f'W_dec_{n}': (E[n:] / E[n])[None, :, None] for n in range(sae.n_layers)}
+  new = {
+    name: value * factors[name].astype(np.float32) if name in factors else value
+    for name, value in params.items()
+  }
+  if 'log_threshold' in new:
+    new['log_threshold'] = new['log_threshold'] + np.log(E)[:, None].astype(np.float32)
+  return new
+
+
+def _fold(sae: Architecture, params: Params, scale: float, target_scale: float | None) -> Params:
   if (target_scale is None) != (sae.d_out is None):
     raise SAEError(
       f'target_scale={target_scale} for a dictionary with d_out={sae.d_out}',

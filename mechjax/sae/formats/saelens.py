@@ -153,6 +153,7 @@ def _name(sae: Architecture, params: Params) -> tuple[str, dict[str, Any], Array
   raise SAEError(
     f'SAELens has no name for a {type(sae).__name__} with d_out={sae.d_out}',
     where=f'known to SAELens: {[*_VECTORS, *_TRANSCODERS]}',
+    hint="format='mechjax', which holds every dictionary",
   )
 
 

@@ -94,7 +94,8 @@ class Harvester:
         self._fetch(pending.pop(0), parts)
     for last in pending:
       self._fetch(last, parts)
-    return {site: np.concatenate(p)[skip:stop] for site, p in parts.items()}
+    # The pieces of a site are released before those of the next are joined: a bucket is not in memory twice.
+    return {site: np.concatenate(parts.pop(site))[skip:stop] for site in [*parts]}
 
   def _start(self, numbers: np.ndarray) -> tuple[dict[str, jax.Array], np.ndarray, int]:
     tokens = self.contexts.tokens(numbers)

@@ -10,6 +10,8 @@ group; a training has any number of ensembles, of any architectures and sites, b
                       hparams={'k': (32, 64)}),
      'mlp':  Ensemble(sae=ReLU(d_in=768, d_out=768, width=6144, sparsity=1e-3), reads='mlp_in.5', writes='mlp_out.5')}
 
+Cross-layer transcoders read and write a tuple of sites, one for each layer.
+
 Each member equals a dictionary trained alone with its seed and its values; `member` returns the settings of that one.
 
 Sharp edge: the number of tokens after which a latent is dead is the same for the whole ensemble. A loss for dead
@@ -27,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from mechjax.errors import SAEError
-from mechjax.sae.architectures import Architecture
+from mechjax.sae.architectures import Architecture, CrossLayer
 from mechjax.sae.checks import check_field
 from mechjax.sae.dead_latents.counters import check_tokens
 from mechjax.sae.dead_latents.resampling import Resampling
@@ -41,8 +43,8 @@ class Ensemble:
 
   Attributes:
     sae: common settings of the members.
-    reads: input site, a key of every batch.
-    writes: site that a transcoder reconstructs; None for an autoencoder.
+    reads: input site, a key of every batch; one for each layer of cross-layer transcoders, as a tuple.
+    writes: site that a transcoder reconstructs, or a tuple of them; None for an autoencoder.
     seeds: one seed for each member.
     hparams: traced hyperparameters of `sae`, with a value for each member; stored as sorted pairs, so that an ensemble
       is hashable. The others have the value of `sae`.
@@ -56,8 +58,8 @@ class Ensemble:
   """
 
   sae: Architecture
-  reads: str
-  writes: str | None = None
+  reads: str | tuple[str, ...]
+  writes: str | tuple[str, ...] | None = None
   seeds: tuple[int, ...] = (0,)
   hparams: Mapping[str, tuple[float, ...]] | Values = ()
   dead_after_tokens: int = 10_000_000
@@ -72,6 +74,7 @@ class Ensemble:
     transcodes = self.sae.d_out is not None
     expected = 'the site of the target' if transcodes else 'None without d_out'
     check_field(self, 'writes', bool(self.writes) == transcodes, expected)
+    self._check_layers()
     valid = isinstance(self.seeds, Sequence) and len(self.seeds) > 0
     valid = valid and all(isinstance(seed, Integral) and 0 <= seed < 2**32 for seed in self.seeds)
     check_field(self, 'seeds', valid, 'one or more whole numbers from 0 to 2**32 - 1, as a tuple')
@@ -83,6 +86,17 @@ class Ensemble:
     every = self.resample_every > 0 if self.resampling else self.resample_every == 0
     check_field(self, 'resample_every', every, f'{"positive" if self.resampling else "0"}')
     self._check_tokens()
+
+  @property
+  def input_sites(self) -> tuple[str, ...]:
+    """Sites that are read."""
+    return self.reads if isinstance(self.reads, tuple) else (self.reads,)
+
+  @property
+  def target_sites(self) -> tuple[str, ...]:
+    """Sites that are reconstructed: of an autoencoder, those that are read."""
+    written = self.writes or self.reads
+    return written if isinstance(written, tuple) else (written,)
 
   @property
   def members(self) -> int:
@@ -108,6 +122,21 @@ class Ensemble:
   def keys(self) -> jax.Array:
     """A random key for each member, [N]."""
     return jnp.stack([jax.random.key(seed) for seed in self.seeds])
+
+  def _check_layers(self) -> None:
+    """Checks that cross-layer transcoders, and only they, have tuples of sites."""
+    n = self.sae.n_layers if isinstance(self.sae, CrossLayer) else None
+    for name in ('reads', 'writes'):
+      value = getattr(self, name)
+      if n is None:
+        check_field(self, name, value is None or isinstance(value, str), 'the name of one site')
+      else:
+        several = isinstance(value, tuple) and len(value) == len({*value}) == n
+        check_field(self, name, several, f'{n} sites as a tuple, one for each layer')
+    if n is not None and self.resampling:
+      raise SAEError(
+        'resampling of a cross-layer transcoder', hint='its pre_activation revives latents'
+      )
 
   def _check_tokens(self) -> None:
     aux_loss, resampling = self.sae.aux_loss, self.resampling

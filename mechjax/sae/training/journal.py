@@ -8,6 +8,8 @@ a list over the members for each metric. The screen shows a short form:
 
     step 1,000/5,000  4.1 M tokens  52,310 tokens/s  matmul 0.83  wait 0.01 | jump loss 0.21 l0 33/20 fvu 0.12 dead 0.02
 
+Ensembles of several sites, such as topk/mlp_norm.3, are one entry on the screen, with means over the sites.
+
 `matmul` is the rate that the products of a dense step would need, as a share of the rate at which the device multiplies
 matrices, measured at the start of the run (`speed`). TensorBoard files need `tensorboardX`, and runs in Weights &
 Biases need `wandb`; both are optional.
@@ -120,7 +122,7 @@ class Journal:
   def _line(self, report: TrainingReport, record: Mapping[str, Any]) -> str:
     ensembles = ' | '.join(
       f'{ensemble} ' + ' '.join(f'{name} {_format(own[name])}' for name in SHOWN)
-      for ensemble, own in report.metrics.items()
+      for ensemble, own in _shorten(report.metrics).items()
     )
     return (
       f'step {report.step:,}/{self._steps:,}  {record["tokens"] / 1e6:.1f} M tokens  '
@@ -162,6 +164,23 @@ class WandB:
     self._run.finish()
 
 
+def _shorten(
+  metrics: Mapping[str, Mapping[str, np.ndarray]],
+) -> dict[str, Mapping[str, np.ndarray]]:
+  """Metrics for the screen: means over sites, where ensembles have names such as topk/mlp_norm.3."""
+  groups: dict[str, list[str]] = {}
+  for name in metrics:
+    groups.setdefault(name.partition('/')[0], []).append(name)
+  found: dict[str, Mapping[str, np.ndarray]] = {}
+  for group, names in groups.items():
+    if len(names) == 1:
+      found[names[0]] = metrics[names[0]]
+    else:
+      means = {key: np.mean([metrics[name][key] for name in names], 0) for key in SHOWN}
+      found[f'{group} (mean of {len(names)} sites)'] = means
+  return found
+
+
 def _drop_lines_after(path: Path, done: int) -> None:
   """Removes the lines of later steps and incomplete lines from a file."""
   if not path.exists():
@@ -183,7 +202,7 @@ def _flatten(record: Mapping[str, Any], before: str = ''):
     if isinstance(x, Mapping):
       yield from _flatten(x, f'{before}{name}/')
     elif isinstance(x, list):
-      yield from ((f'{before}{name}/{n}', value) for n, value in enumerate(x))
+      yield from _flatten({str(n): value for n, value in enumerate(x)}, f'{before}{name}/')
     elif name != 'step':
       yield f'{before}{name}', x
 

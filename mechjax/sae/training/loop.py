@@ -179,9 +179,12 @@ class _Pending:
 
 def objective(trainer: Trainer, step: _Step) -> float:
   """Mean over members of the loss with the final sparsity coefficient, after its warm-up."""
-  factor = float(trainer.optimisation.sparsity(max(step.done - 1, 1)))
   metrics = jax.device_get(step.metrics.ensembles)
-  losses = [own['loss'] + own['sparsity'] * (1 / factor - 1) for own in metrics.values()]
+  losses = []
+  for name, own in metrics.items():
+    throughout = trainer.ensembles[name].sae.RAMPED_THROUGHOUT
+    factor = float(trainer.optimisation.sparsity(max(step.done - 1, 1), throughout))
+    losses.append(own['loss'] + own['sparsity'] * (1 / factor - 1))
   return float(np.mean(np.concatenate(losses)))
 
 

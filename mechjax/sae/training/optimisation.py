@@ -80,21 +80,32 @@ class Optimisation:
     rising = self.warm_up_from + (1 - self.warm_up_from) * (1 - jnp.cos(jnp.pi * warm)) / 2
     return jnp.asarray(rising * left, jnp.float32)
 
-  def sparsity(self, step: jax.typing.ArrayLike) -> jax.Array:
-    """Factor of the sparsity coefficient, float32; `step` is an int or an int array."""
-    if not self.sparsity_warm_up_steps:
-      return jnp.ones((), jnp.float32)
-    return jnp.clip(jnp.asarray(step, jnp.float32) / self.sparsity_warm_up_steps, 0, 1)
+  def sparsity(self, step: jax.typing.ArrayLike, throughout: bool = False) -> jax.Array:
+    """Factor of the sparsity coefficient, float32.
 
-  def optimiser(self) -> optax.GradientTransformation:
-    """Gradients orthogonal to the decoder's rows, then Adam without the learning rate."""
+    Args:
+      step: an int or an int array.
+      throughout: whether it rises over all steps and not over `sparsity_warm_up_steps`.
+    """
+    rising = self.steps if throughout else self.sparsity_warm_up_steps
+    if not rising:
+      return jnp.ones((), jnp.float32)
+    return jnp.clip(jnp.asarray(step, jnp.float32) / rising, 0, 1)
+
+  def optimiser(self, unit_length: bool = True) -> optax.GradientTransformation:
+    """Adam without the learning rate.
+
+    Args:
+      unit_length: whether rows of the decoder have unit length, and gradients are made orthogonal to them before.
+    """
     if self.b1:
       adam = optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps)
     else:
       adam = optax.scale_by_rms(
         decay=self.b2, eps=self.eps, eps_in_sqrt=False, bias_correction=True
       )
-    return _with_standard_promotion(optax.chain(unit_rows.orthogonal_to_decoder(), adam))
+    parts = [unit_rows.orthogonal_to_decoder()] if unit_length else []
+    return _with_standard_promotion(optax.chain(*parts, adam))
 
 
 def _with_standard_promotion(inner: optax.GradientTransformation) -> optax.GradientTransformation:

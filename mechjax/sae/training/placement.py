@@ -7,6 +7,8 @@ gradients. Optimiser state is sharded like its parameter.
     W_enc [N, D, M]     P(None, None, 'model')           vectors and counters [N, M]     P(None, 'model')
     W_dec [N, M, E]     P(None, 'model', None)           batches [B, D]                  P('data', None)
 
+The axis of layers of a cross-layer transcoder is not sharded: W_enc [N, L, D, M] is P(None, None, None, 'model').
+
 On one device the mesh is 1 x 1; there is no separate code path.
 
 Sharp edges: axes of the mesh must have the type Auto, and their sizes must divide the dimensions that they shard. A
@@ -69,9 +71,9 @@ def ensemble_shardings(sae: Architecture, members: Any, mesh: Mesh) -> Any:
       where=f'axis model of the mesh {dict(mesh.shape)}',
       hint=f'use a width of {-(-sae.width // shards) * shards}, or another mesh',
     )
-  specs = {name: PartitionSpec(None, 'model') for name in ('tokens_since_fired', *sae.PER_LATENT)}
-  specs['W_enc'] = PartitionSpec(None, None, 'model')
-  specs['W_dec'] = PartitionSpec(None, 'model', None)
+  specs = {'tokens_since_fired': PartitionSpec(None, 'model')}
+  for name, axis in sae.latent_axes.items():  # of a member; an ensemble has one more axis before it
+    specs[name] = PartitionSpec(*[None] * (axis + 1), 'model')
 
   def place(path: tuple, _: Any) -> NamedSharding:
     return NamedSharding(mesh, specs.get(_last_name(path), PartitionSpec()))

@@ -41,11 +41,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mechjax.errors import SAEError
-from mechjax.sae.architectures import Params
+from mechjax.sae.architectures import CrossLayer, Params
 from mechjax.sae.architectures.base import HParams, mean_squared_norm
 from mechjax.sae.dead_latents import counters
 from mechjax.sae.dead_latents.resampling import Resampling, reset_optimiser
@@ -103,7 +104,7 @@ class Metrics:
   Attributes:
     ensembles: by name of the ensemble, then by name of the metric, [N]: 'loss' and its parts, 'l0' (active latents per
       token), 'fvu' (squared error over squared distance from the batch mean), 'dead' (fraction of latents),
-      'grad_norm'.
+      'grad_norm'; for cross-layer transcoders also 'fvu_by_layer', [N, L].
     rate: the learning rate of this step, before the factor of resampling.
     ok: as in the state.
   """
@@ -152,8 +153,8 @@ class Trainer:
     self.ensembles = {name: self._place(ensemble) for name, ensemble in ensembles.items()}
     self.optimisation = optimisation
     self.batch_sharding = placement.batch_sharding(self.mesh)
-    self._optimiser = optimisation.optimiser()
-    self._sites = {site for s in ensembles.values() for site in (s.reads, s.writes) if site}
+    self._optimisers = {unit: optimisation.optimiser(unit) for unit in (True, False)}
+    self._sites = {s for e in ensembles.values() for s in (*e.input_sites, *e.target_sites)}
     whole = NamedSharding(self.mesh, PartitionSpec())
     self.shardings = self._state_shardings(whole)
     self._jitted_begin = jax.jit(self._begin, out_shardings=self.shardings)
@@ -189,13 +190,14 @@ class Trainer:
 
   def _begin(self, centres: Mapping[str, jax.Array]) -> State:
     def members(ensemble: Ensemble) -> Members:
-      centre = centres.get(ensemble.writes or ensemble.reads)
+      centre = _centre(ensemble, centres)
       params = jax.vmap(lambda key: ensemble.sae.init(key, centre))(ensemble.keys())
       tokens_since_fired = jnp.tile(
-        counters.init_counters(ensemble.sae.width), (ensemble.members, 1)
+        counters.init_counters(ensemble.sae.n_latents), (ensemble.members, 1)
       )
       never = jnp.full(ensemble.members, NEVER, jnp.int32)
-      return Members(params, jax.vmap(self._optimiser.init)(params), tokens_since_fired, never)
+      optimiser = jax.vmap(self._optimiser_of(ensemble).init)(params)
+      return Members(params, optimiser, tokens_since_fired, never)
 
     step, ok, bad_step = jnp.int32(0), jnp.asarray(True), jnp.int32(-1)
     return State(
@@ -246,6 +248,8 @@ class Trainer:
         'fvu': mean_squared_norm(output.error) / variance,
         'dead': jnp.mean(tokens_since_fired >= ensemble.after_tokens, dtype=jnp.float32),
       }
+      if isinstance(sae, CrossLayer):
+        metrics['fvu_by_layer'] = _fvu_by_layer(output.error, target)
       return _BatchResult(
         grads, {name: observed[name] for name in sae.OBSERVED}, tokens_since_fired, metrics
       )
@@ -270,9 +274,10 @@ class Trainer:
 
     def one(member: Members, result: _BatchResult) -> Members:
       own = ensemble.resampling.rate(step - member.resampled_at) if ensemble.resampling else 1.0
-      updates, optimiser = self._optimiser.update(result.grads, member.optimiser, member.params)
+      update = self._optimiser_of(ensemble).update
+      updates, optimiser = update(result.grads, member.optimiser, member.params)
       params = jax.tree.map(lambda p, u: p - rate * own * u, member.params, updates)
-      params = unit_rows.normalise(params) | result.observed
+      params = (unit_rows.normalise(params) if ensemble.sae.UNIT_ROWS else params) | result.observed
       return Members(params, optimiser, result.tokens_since_fired, member.resampled_at)
 
     after = jax.vmap(one)(members, result)
@@ -299,7 +304,7 @@ class Trainer:
       _, output = sae.loss(member.params, x, y, hparams)
       key = jax.random.fold_in(key, done)
       params = resampling.resample(sae, member.params, key, x, output.error, dead, y)
-      optimiser = reset_optimiser(self._optimiser, member.optimiser, sae, params, dead)
+      optimiser = reset_optimiser(self._optimiser_of(ensemble), member.optimiser, sae, params, dead)
       at = jnp.where(dead.any(), done, member.resampled_at)
       return Members(params, optimiser, jnp.where(dead, 0, member.tokens_since_fired), at)
 
@@ -309,8 +314,12 @@ class Trainer:
     """Traced hyperparameters, [N], with the warm-up of the sparsity coefficient."""
     hparams = ensemble.member_hparams()
     if 'sparsity' in hparams:
-      hparams['sparsity'] = jnp.float32(hparams['sparsity']) * self.optimisation.sparsity(step)
+      factor = self.optimisation.sparsity(step, ensemble.sae.RAMPED_THROUGHOUT)
+      hparams['sparsity'] = jnp.float32(hparams['sparsity']) * factor
     return hparams
+
+  def _optimiser_of(self, ensemble: Ensemble) -> optax.GradientTransformation:
+    return self._optimisers[ensemble.sae.UNIT_ROWS]
 
   def _state_shardings(self, whole: NamedSharding) -> Any:
     shapes = jax.eval_shape(self._begin, {})
@@ -327,8 +336,26 @@ class Trainer:
 
 
 def _inputs(ensemble: Ensemble, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
-  """Input of an ensemble, and the target if it differs from the input."""
-  return batch[ensemble.reads], batch[ensemble.writes] if ensemble.writes else None
+  """Input of an ensemble, and the target if it differs from the input; [B, L, D] if there are several layers."""
+
+  def of(sites: str | tuple[str, ...]) -> jax.Array:
+    return batch[sites] if isinstance(sites, str) else jnp.stack([batch[s] for s in sites], 1)
+
+  return of(ensemble.reads), of(ensemble.writes) if ensemble.writes else None
+
+
+def _centre(ensemble: Ensemble, centres: Mapping[str, jax.Array]) -> jax.Array | None:
+  """Initial b_dec of an ensemble, [E] or [L, E]; None if a site has none."""
+  found = [centres[site] for site in ensemble.target_sites if site in centres]
+  if len(found) < len(ensemble.target_sites):
+    return None
+  return jnp.stack(found) if isinstance(ensemble.sae, CrossLayer) else found[0]
+
+
+def _fvu_by_layer(error: jax.Array, target: jax.Array) -> jax.Array:
+  """FVU of each layer, [L], from errors and targets [B, L, E]."""
+  scatter = jnp.sum(jnp.square(target - jnp.mean(target, 0)), (0, 2))
+  return jnp.sum(jnp.square(error), (0, 2)) / scatter
 
 
 def _norm(grads: Params) -> jax.Array:
