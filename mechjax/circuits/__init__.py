@@ -5,7 +5,7 @@ constants is affine in everything that is written to it, and its transpose attri
 once. The MLPs are replaced by sparse features and an error, so that nothing is missing from a sum.
 
     maps = Maps.of(model.apply, model.params, tokens)                     once for a model, ours or upstream's
-    replaced = Replacement({'mlp_norm.0': (transcoder, params), ...})     or CrossLayer(clt, params), or Neurons(top=64)
+    replaced = Replacement({'mlp_norm.0': (transcoder, params), ...})     or Neurons(top=64)
     frozen = Frozen.of(model.apply, model.params, tokens, replaced, maps=maps)
     graph = attribute(frozen, logits(frozen, 0.95), rows=4_000)
     graph.check()                                                         rows sum to their targets: about 1e-6
@@ -41,18 +41,17 @@ from mechjax.circuits.paths import (
 from mechjax.circuits.pruning import PrunedGraph, prune
 from mechjax.circuits.pushing import Pushed, Source, push, read, source_of
 from mechjax.circuits.qk import QKAttribution, qk_attribution
-from mechjax.circuits.replacement import CLT, CrossLayer, Neurons, Replacement, Replacer
+from mechjax.circuits.replacement import CrossLayerReplacement, Neurons, Replacement, Replacer
 from mechjax.circuits.rows import Rows, Walk, attribute_rows, walk
 from mechjax.circuits.targets import Targets, difference, features, logits, probe
 from mechjax.errors import CircuitError
 
 __all__ = [
-  'CLT',
   'AffineMap',
   'Agreement',
   'CircuitError',
   'Columns',
-  'CrossLayer',
+  'CrossLayerReplacement',
   'Frozen',
   'Graph',
   'GraphNode',

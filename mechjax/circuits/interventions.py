@@ -121,7 +121,8 @@ class Intervention:
     reconstruct = getattr(replaced, 'reconstruct', None)
     if reconstruct is None:
       raise CircuitError(
-        f'{type(replaced).__name__} cannot be computed again', hint='a Replacement or a CrossLayer'
+        f'{type(replaced).__name__} cannot be computed again',
+        hint='a Replacement or a CrossLayerReplacement',
       )
     changes(self.frozen, factors)
     frozen, L = self.frozen, self.frozen.layout.n_layers

@@ -6,7 +6,7 @@ In a replacement model the output of every MLP is a sum of features, a bias and 
     mlp_out[l] = sum over active features of activation * decoder row + b_dec[l] (+ W_skip mlp_norm[l]) + error[l]
 
     Replacement({'mlp_norm.3': (transcoder, params), ...})    one transcoder a layer; the others' outputs are errors
-    CrossLayer(clt, params)                                   features of layer l write to all layers from l on
+    CrossLayerReplacement(clt, params)                        features of layer l write to all layers from l on
     Neurons(top=64)                                           the model's own neurons: no training, no dictionary
 
 A feature must be affine in its input while it is active, so that its activation is the sum of a row of attributions
@@ -24,7 +24,6 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +33,7 @@ from jaxtyping import Array, Float
 from mechjax import precision, sites
 from mechjax.circuits.active import Active
 from mechjax.errors import CircuitError
-from mechjax.sae.architectures import Architecture, Gated, Params
+from mechjax.sae.architectures import Architecture, CrossLayer, Gated, Params
 
 Factor = tuple[int, int, int, float]
 """Layer, position and latent of a feature, and what its activation is multiplied by."""
@@ -75,35 +74,6 @@ class Replacer(abc.ABC):
   def skip(self, layer: int) -> np.ndarray | None:
     """W_skip of the layer, [D, D], or None."""
     return None
-
-
-class CLT(Protocol):
-  """A cross-layer transcoder: features of layer l write to the layers from l on.
-
-  Attributes:
-    n_layers: L.
-    width: M, latents of each layer.
-    d_model: D.
-  """
-
-  n_layers: int
-  width: int
-  d_model: int
-
-  def encode(self, params: Params, layer: int, x: Array) -> Array:
-    """Activations of the features of a layer, [..., M], from its MLP input [..., D]."""
-
-  def encoder(self, params: Params, layer: int) -> tuple[Array, Array]:
-    """W_enc [D, M] and b_enc [M] of a layer; active features are x @ W_enc + b_enc."""
-
-  def decoder(self, params: Params, layer: int, target: int) -> Array:
-    """Decoder rows [M, D] from a layer to `target`, which is not below it."""
-
-  def bias(self, params: Params, target: int) -> Array:
-    """b_dec of a layer, [D]."""
-
-  def skip(self, params: Params, target: int) -> Array | None:
-    """W_skip of a layer, [D, D], or None."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -185,47 +155,46 @@ class Replacement(Replacer):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class CrossLayer(Replacer):
-  """A cross-layer transcoder of all layers.
+class CrossLayerReplacement(Replacer):
+  """A cross-layer transcoder that reads 'mlp_norm' and reconstructs 'mlp_out' of all layers.
 
   Attributes:
-    clt: the architecture; see the protocol `CLT`.
+    clt: the architecture.
     params: its parameters.
   """
 
-  clt: CLT
+  clt: CrossLayer
   params: Params
 
   def check(self, L: int, D: int) -> None:
-    if (self.clt.n_layers, self.clt.d_model) != (L, D):
+    found = self.clt.n_layers, self.clt.d_in, self.clt.d_out
+    if found != (L, D, D):
       raise CircuitError(
-        f'a cross-layer transcoder of {self.clt.n_layers} layers of width {self.clt.d_model}, '
-        f'and a model of {L} of {D}',
+        f'a cross-layer transcoder of {found[0]} layers from width {found[1]} to {found[2]}, '
+        f'and a model of {L} layers of width {D}',
         cause='the dictionary of another model',
       )
 
   def find(self, layer: int, x: Float[Array, 'T D'], run: Mapping[str, Array]) -> Active:
     params = _cast(self.params, x.dtype)
-    f = self.clt.encode(params, layer, x)
+    f = self.clt.encode_layer(params, layer, x)
     decoders = {t: self.clt.decoder(params, layer, t) for t in range(layer, self.clt.n_layers)}
-    return _active(layer, x, f, *self.clt.encoder(params, layer), decoders)
+    return _active(layer, x, f, params['W_enc'][layer], params['b_enc'][layer], decoders)
 
   def reconstruct(self, layer: int, xs: Float[Array, 'L T D'], factors: Sequence[Factor]) -> Array:
     """The same as `Replacement.reconstruct`; features of all layers up to this one write to it."""
     params, x = _cast(self.params, xs.dtype), xs[layer]
-    out = jnp.broadcast_to(self.clt.bias(params, layer), x.shape)
+    out = jnp.broadcast_to(params['b_dec'][layer], x.shape)
     for source in range(layer + 1):
-      f = _multiply(self.clt.encode(params, source, xs[source]), source, factors)
+      f = _multiply(self.clt.encode_layer(params, source, xs[source]), source, factors)
       out = out + precision.matmul(f, self.clt.decoder(params, source, layer))
-    skip = self.clt.skip(params, layer)
-    return out if skip is None else out + precision.matmul(x, skip)
+    return out + precision.matmul(x, params['W_skip'][layer]) if 'W_skip' in params else out
 
   def bias(self, layer: int, D: int) -> np.ndarray:
-    return np.asarray(self.clt.bias(self.params, layer))
+    return np.asarray(self.params['b_dec'][layer])
 
   def skip(self, layer: int) -> np.ndarray | None:
-    found = self.clt.skip(self.params, layer)
-    return None if found is None else np.asarray(found)
+    return np.asarray(self.params['W_skip'][layer]) if 'W_skip' in self.params else None
 
 
 @dataclasses.dataclass(frozen=True)

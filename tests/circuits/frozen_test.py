@@ -9,7 +9,7 @@ import pytest
 
 from mechjax import harvest, sae, sites
 from mechjax.circuits import (
-  CrossLayer,
+  CrossLayerReplacement,
   Frozen,
   Maps,
   Neurons,
@@ -19,6 +19,7 @@ from mechjax.circuits import (
   logits,
 )
 from mechjax.errors import CircuitError
+from mechjax.sae import CrossLayerTopK
 from tests.circuits import small
 from tests.models import decoders
 
@@ -77,63 +78,48 @@ def test_gradients_of_neurons_are_those_of_the_mlp():
     np.testing.assert_allclose(found.value[0], neuron(h), rtol=1e-9)
 
 
-class ToyCLT:
-  """Features of each layer that write to it and to the layers above."""
-
-  n_layers, width, d_model = 2, 12, 16
-
-  def encode(self, params, layer, x):
-    return jax.nn.relu(x @ params['enc'][layer] + params['b_enc'][layer])
-
-  def encoder(self, params, layer):
-    return params['enc'][layer], params['b_enc'][layer]
-
-  def decoder(self, params, layer, target):
-    return params['dec'][layer, target]
-
-  def bias(self, params, target):
-    return params['b_dec'][target]
-
-  def skip(self, params, target):
-    return None
+CLT = CrossLayerTopK(n_layers=2, d_in=16, d_out=16, width=12, k=5, skip=True)
 
 
 def clt_params():
   random = np.random.default_rng(3)
-  shapes = {'enc': (2, 16, 12), 'b_enc': (2, 12), 'dec': (2, 2, 12, 16), 'b_dec': (2, 16)}
+  shapes = {'W_enc': (2, 16, 12), 'b_enc': (2, 12), 'b_dec': (2, 16), 'W_skip': (2, 16, 16)}
+  shapes |= {'W_dec_0': (12, 2, 16), 'W_dec_1': (12, 1, 16)}
   return {n: jnp.asarray(random.standard_normal(s), 'float32') for n, s in shapes.items()}
+
+
+def five_largest(z):
+  kept = np.maximum(z, 0)
+  return np.where(kept >= np.sort(kept, -1)[:, -5:-4], kept, 0)
 
 
 def test_features_of_a_cross_layer_transcoder_write_to_all_layers_above():
   with jax.enable_x64(True):
     params, clt = decoders.params('gemma', 'float64'), clt_params()
     frozen = Frozen.of(
-      small.forward('gemma'), params, small.TOKENS[:1], CrossLayer(ToyCLT(), clt),
+      small.forward('gemma'), params, small.TOKENS[:1], CrossLayerReplacement(CLT, clt),
       maps=small.maps('gemma'),
     )  # fmt: skip
     f, values = frozen.features, small.acts('gemma')
+    inputs = [np.asarray(values[f'mlp_norm.{l}'][0]) for l in range(2)]
     active = [
-      np.asarray(ToyCLT().encode(clt, l, values[f'mlp_norm.{l}'][0].astype('float32')))
-      for l in range(2)
+      five_largest(x @ np.asarray(clt['W_enc'][l]) + np.asarray(clt['b_enc'][l]))
+      for l, x in enumerate(inputs)
     ]
     assert len(f) == sum((a > 0).sum() for a in active)
-    written = active[0] @ np.asarray(clt['dec'][0, 1]) + active[1] @ np.asarray(clt['dec'][1, 1])
+    written = active[0] @ np.asarray(clt['W_dec_0'][:, 1]) + active[1] @ np.asarray(
+      clt['W_dec_1'][:, 0]
+    )
+    written = written + inputs[1] @ np.asarray(clt['W_skip'][1])
     rest = np.asarray(values['mlp_out.1'][0]) - written - np.asarray(clt['b_dec'][1])
     np.testing.assert_allclose(frozen.errors[1], rest, atol=1e-4)
     targets = logits(frozen, 0.9)
     rows = attribute_rows(frozen, targets)
     assert np.abs(rows.total() - targets.value).max() < 1e-10
-    with pytest.raises(CircuitError, match='model of 2 of 16'):
-      CrossLayer(_other_clt(), clt).check(2, 16)
+    with pytest.raises(CircuitError, match='model of 3 layers of width 16'):
+      CrossLayerReplacement(CLT, clt).check(3, 16)
 
 
-def _other_clt():
-  other = ToyCLT()
-  other.d_model = 8
-  return other
-
-
-@pytest.mark.parametrize('left', [True, False])
 def test_padding_is_removed(left):
   with jax.enable_x64(True):
     params, pad = decoders.params('gemma', 'float64'), 3

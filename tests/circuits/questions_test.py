@@ -165,7 +165,7 @@ def test_invariant_means_are_over_firings():
   f, w = np.array([[1.0, 0, 2], [3, 0, 0]]), np.array([2.0, 5, -1])
   table.add(f, w)
   table.add(f[:1], w)
-  np.testing.assert_allclose(table.mean(), [(1 + 3 + 1) * 2 / 3, 0, -2])
+  np.testing.assert_allclose(table.mean(), [(1 + 3 + 1) * 2 / 3, 0, -2], atol=1e-12)
   with pytest.raises(CircuitError, match='3 latents'):
     table.add(f[:, :2], w)
   with pytest.raises(CircuitError, match='NaN'):
