@@ -29,8 +29,7 @@ import contextlib
 import dataclasses
 import json
 import os
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import mechjax
-from mechjax import files, flags, sae
+from mechjax import files, flags
 from mechjax.errors import SAEError
 from mechjax.models.language_model import LanguageModel
 from mechjax.models.tokenizers import Tokenizer
@@ -49,7 +48,8 @@ from mechjax.sae.store import ActivationSource, Contexts, Harvester, Scale, Shar
 from mechjax.sae.training import speed
 from mechjax.sae.training.journal import show
 from mechjax.train_sae import corpora, layout
-from mechjax.train_sae.settings import MAY_CHANGE, Data, TrainSettings, kind_of
+from mechjax.train_sae.exporting import check_writable, export
+from mechjax.train_sae.settings import MAY_CHANGE, Data, TrainSettings
 from mechjax.train_sae.site_pairs import SitePair, is_pattern, pair_sites
 
 _BUCKETS = 2
@@ -82,7 +82,7 @@ def run(settings: TrainSettings) -> training.TrainingResult:
   harvester = _harvester(settings, model, pairs)
   _check_memory(settings.data, harvester)
   ensembles = _ensembles(settings, harvester, pairs)
-  _check_writable(settings, ensembles)
+  check_writable(settings, ensembles)
   trainer = training.Trainer(ensembles, settings.optimisation, mesh)
   harvester = dataclasses.replace(
     harvester, contexts=_claim(home, settings, fingerprint, model.tokenizer)
@@ -121,134 +121,6 @@ def _train(
     return training.train(
       trainer, feed, centres, kept, settings.loop, journal.write, home / layout.DUMP
     )
-
-
-def export(
-  settings: TrainSettings,
-  trainer: training.Trainer,
-  state: training.State,
-  scales: dict[str, Scale],
-  directory: Path,
-) -> None:
-  """Writes every dictionary, folded so that it takes unnormalised activations of the model.
-
-  Args:
-    settings: settings of the run.
-    trainer: the trainer with the ensembles.
-    state: final training state.
-    scales: normalisation constants of each site.
-    directory: directory to write to; dictionaries that exist there are left as they are.
-  """
-  for name, group in _groups(trainer.ensembles).items():
-    own = directory / name
-    if jax.process_index() == 0:
-      own.mkdir(parents=True, exist_ok=True)
-      described = _describe_group({key: trainer.ensembles[key] for key in group}, scales)
-      files.write_json(own / layout.ABOUT, described)
-    for key in group:
-      members = jax.tree.map(_whole, state.ensembles[key].params)
-      if jax.process_index() == 0:
-        _write_members(settings, trainer.ensembles[key], members, scales, own, _site_in(key))
-
-
-def _groups(keys: Iterable[str]) -> dict[str, list[str]]:
-  """Keys of ensembles, grouped by the part that they share for all sites of a pattern."""
-  found: dict[str, list[str]] = {}
-  for key in keys:
-    found.setdefault(key.partition('/')[0], []).append(key)
-  return found
-
-
-def _site_in(key: str) -> str:
-  """The site in the key of an ensemble; empty if the run has one site."""
-  return key.partition('/')[2]
-
-
-def _write_members(
-  settings: TrainSettings,
-  ensemble: training.Ensemble,
-  members: sae.Params,
-  scales: dict[str, Scale],
-  directory: Path,
-  site: str,
-) -> None:
-  """Writes the members that do not exist, each to a directory of its number and its site."""
-  for n in range(ensemble.members):
-    place = directory / str(n) / site
-    if not place.exists():
-      place.parent.mkdir(exist_ok=True)
-      one = {key: x[n] for key, x in members.items()}
-      _write(settings, ensemble, n, one, scales, place)
-
-
-def _write(
-  settings: TrainSettings,
-  ensemble: training.Ensemble,
-  n: int,
-  params: sae.Params,
-  scales: dict[str, Scale],
-  place: Path,
-) -> None:
-  one = ensemble.member(n)
-  read = [scales[site].scale for site in ensemble.input_sites]
-  written = [scales[site].scale for site in ensemble.target_sites]
-  if isinstance(one, sae.CrossLayer):
-    folded = sae.fold(one, params, read, written)
-  else:
-    folded = sae.fold(one, params, read[0], written[0] if ensemble.writes else None)
-  sae.save(place, one, folded, format=settings.format, about=_metadata(settings, ensemble))
-
-
-def _metadata(settings: TrainSettings, ensemble: training.Ensemble) -> dict[str, str] | None:
-  """Metadata written with a dictionary, if the format has a place for it."""
-  if settings.format == 'gemma_scope':
-    return None
-  if settings.format == 'circuit_tracer':
-    ends = {'input': ensemble.input_sites, 'output': ensemble.target_sites}
-    hooks = {f'feature_{end}_hook': found[0].partition('.')[0] for end, found in ends.items()}
-    return {'model_name': settings.model, **hooks}
-  target = {'hook_name_out': ','.join(ensemble.target_sites)} if ensemble.writes else {}
-  return {'model_name': settings.model, 'hook_name': ','.join(ensemble.input_sites), **target}
-
-
-def _check_writable(settings: TrainSettings, ensembles: dict[str, training.Ensemble]) -> None:
-  """Writes a tiny dictionary of each kind to a temporary directory, to fail before the training and not after it.
-
-  Raises:
-    SAEError: the format cannot express a dictionary.
-  """
-  for keys in _groups(ensembles).values():
-    ensemble = ensembles[keys[0]]
-    fewer: dict[str, Any] = {'k': 1} if 'k' in ensemble.sae.TRACED else {}
-    d_out = None if ensemble.sae.d_out is None else 2
-    tiny = dataclasses.replace(ensemble.sae, d_in=2, d_out=d_out, width=2, prefixes=(), **fewer)
-    with tempfile.TemporaryDirectory() as scratch:
-      params = tiny.init(jax.random.key(0))
-      about = _metadata(settings, ensemble)
-      sae.save(Path(scratch) / 'tiny', tiny, params, format=settings.format, about=about)
-
-
-def _describe_group(
-  group: dict[str, training.Ensemble], scales: dict[str, Scale]
-) -> dict[str, Any]:
-  """Description of the ensembles of one group that the formats of other libraries cannot hold."""
-  key, first = next(iter(group.items()))
-  kind = type(first.sae).__name__
-  particular = key.partition('/')[0].removeprefix(kind_of(first.sae)).replace('_', ' ')
-  ((hparam, values),) = dict(first.hparams).items()
-  members = [{'hparam': hparam, 'value': v, 'seed': s} for v, s in zip(values, first.seeds)]
-  read = {
-    site: target if e.writes else None
-    for e in group.values()
-    for site, target in zip(e.input_sites, e.target_sites)
-  }
-  limits = {site: scales[site].limit for site in read if scales[site].limit < np.inf}
-  metadata = {'label': kind + particular, 'members': members}
-  if isinstance(first.sae, sae.CrossLayer):
-    return metadata | {'targets': read, 'limits': limits, 'cross_layer': True}
-  if _site_in(key):
-    return metadata | {'targets': read, 'limits': limits}
-  return metadata | ({'limit': min(limits.values())} if limits else {})
 
 
 # --- parts of a run ---------------------------------------------------------------------------------------
@@ -526,12 +398,3 @@ def _wait(what: str) -> None:
   """Waits until every process reaches this point."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(what)
-
-
-def _whole(x: jax.Array) -> np.ndarray:
-  """Gathers an array from all devices on this host."""
-  if x.is_fully_addressable or x.sharding.is_fully_replicated:
-    return np.asarray(x)
-  assert isinstance(x.sharding, NamedSharding)
-  everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
-  return np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(x))
