@@ -120,6 +120,7 @@ def test_features_of_a_cross_layer_transcoder_write_to_all_layers_above():
       CrossLayerReplacement(CLT, clt).check(3, 16)
 
 
+@pytest.mark.parametrize('left', [True, False])
 def test_padding_is_removed(left):
   with jax.enable_x64(True):
     params, pad = decoders.params('gemma', 'float64'), 3
