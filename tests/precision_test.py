@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from mechjax import compat, harvest, precision, sae
+from mechjax import circuits, compat, harvest, precision, sae
+from mechjax.circuits import rows
 from mechjax.errors import MechjaxError
 from mechjax.models import decoder, shipped
 from mechjax.patching import AtPStar, Pairs, logit_difference, nodes_of
 from mechjax.sae.evaluation import sums
 from mechjax.weights.names import Sizes
+from tests.circuits import small
 from tests.models import decoders
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -188,3 +190,11 @@ def test_a_dtype_that_is_float64_under_another_name_says_so():
   with pytest.raises(MechjaxError, match='dtype=float, which is float64') as error:
     precision.check_dtype(float)
   assert 'float32' in error.value.hint
+
+
+def test_products_of_attribution_rows_ask_for_all_digits():
+  frozen = small.frozen('gemma', dtype='float32')
+  targets = circuits.logits(frozen)
+  check_exact(products(rows._rows, frozen, *targets.data(np.arange(len(targets)))))
+  source = circuits.Source(jnp.zeros_like(frozen.embed), frozen.errors)
+  check_exact(products(circuits.push, frozen, source))

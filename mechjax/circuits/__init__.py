@@ -16,7 +16,7 @@ once. The MLPs are replaced by sparse features and an error, so that nothing is 
 
 `norms`, `maps` and `layout` identify the affine parts of any tagged model from outside; `replacement` and `active`
 find what is active; `frozen` is the run; `targets` and `rows` the engine; `graph`, `influences` and `pruning` what is
-made of rows; `pushing` and `interventions` change features; `head_loadings`, `qk` and `paths` answer further
+made of rows; `pushing` and `interventions` change features; `heads`, `qk` and `paths` answer further
 questions. Nothing here imports a model: it takes tagged functions, arrays and dictionaries."""
 
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from mechjax import lazy
 from mechjax.circuits.frozen import Frozen
 from mechjax.circuits.graph import Columns, Graph, GraphNode, attribute, scores
-from mechjax.circuits.head_loadings import HeadLoadings, head_loadings
+from mechjax.circuits.heads import HeadLoadings, head_loadings
 from mechjax.circuits.influences import cover, influence, signed_shares
 from mechjax.circuits.interventions import Agreement, Intervention, agreement, constrain
 from mechjax.circuits.layout import Layout

@@ -173,7 +173,7 @@ class Frozen:
     ]
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=2)  # an entry keeps its model
 def _reader(forward: Callable, names: tuple[str, ...]) -> Callable:
   """Reads sites of a model, without the axis of prompts if there is one; one compiled function for each model."""
 

@@ -175,7 +175,7 @@ def _pair(name: str) -> tuple[int, int] | None:
   return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(p.isdigit() for p in parts) else None  # fmt: skip
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=2)  # an entry keeps its model
 def _semi_free(forward: Callable, site: str, n_layers: int) -> Callable:
   def run(params: PyTree, tokens: Array, probs: Array, delta: Array) -> dict[str, Array]:
     add = {f'{site}.{i}': (lambda x, d=delta[i]: x + d) for i in range(n_layers)}
@@ -186,7 +186,7 @@ def _semi_free(forward: Callable, site: str, n_layers: int) -> Callable:
   return watching.jit(run, forward)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=2)  # an entry keeps its model
 def _iterative(forward: Callable, site: str) -> Callable:
   def run(
     params: PyTree, tokens: Array, probs: Array, values: Array, known: Array

@@ -144,8 +144,11 @@ def _skip(frozen: Frozen, l: Array, x: Array) -> Array:
   return write_out(frozen, l, out)
 
 
-@jax.jit
 def read(frozen: Frozen, pushed: Pushed, targets: Targets) -> Float[Array, ' rows']:
   """Changes of targets by a change of the residual stream."""
-  at = jnp.asarray(targets.level), jnp.asarray(targets.position)
-  return precision.einsum('rd,rd->r', pushed.stream[at], jnp.asarray(targets.vector))
+  return _read(pushed.stream, targets.level, targets.position, jnp.asarray(targets.vector))
+
+
+@jax.jit
+def _read(stream: Array, level: Array, position: Array, vector: Array) -> Array:
+  return precision.einsum('rd,rd->r', stream[level, position], vector)

@@ -35,6 +35,9 @@ from mechjax.circuits.frozen import Frozen
 from mechjax.circuits.targets import Targets
 from mechjax.errors import CircuitError
 
+BUDGET = 2 * 2**30
+"""Bytes that the vectors of a walk may take; a batch of rows is divided if it needs more."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -95,28 +98,39 @@ def attribute_rows(frozen: Frozen, targets: Targets, batch: int = 64) -> Rows:
   Args:
     frozen: the run.
     targets: what is explained.
-    batch: number of rows of one walk.
+    batch: number of rows of one walk; fewer for long prompts, so that a walk fits into `BUDGET`.
 
   Raises:
-    CircuitError: no targets.
+    CircuitError: no targets; a prompt so long that a single row does not fit.
   """
   if not len(targets) or batch < 1:
     raise CircuitError(f'{len(targets)} targets in batches of {batch}')
-  parts = []
+  parts, batch = [], fit_batch(frozen, batch)
   for start in range(0, len(targets), batch):
     index = np.arange(start, min(start + batch, len(targets)))
     padded = np.resize(index, batch)
-    found, count = _rows(frozen, *_data(targets, padded)), len(index)
+    found, count = _rows(frozen, *targets.data(padded)), len(index)
     parts.append(jax.tree.map(lambda x, count=count: np.asarray(x)[:count], found))
   joined = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
   slots = joined.features.reshape(len(targets), -1)
   return dataclasses.replace(joined, features=slots[:, frozen.features.slot])
 
 
-def _data(targets: Targets, index: np.ndarray) -> tuple[np.ndarray, ...]:
-  """Level, position, vector and constant of some targets, as arguments of a compiled function."""
-  names = ('level', 'position', 'vector', 'constant')
-  return tuple(np.asarray(getattr(targets, n))[index] for n in names)
+def fit_batch(frozen: Frozen, batch: int) -> int:
+  """The largest number of rows, up to `batch`, whose walk fits into `BUDGET`.
+
+  Raises:
+    CircuitError: a single row does not.
+  """
+  L, T, D = frozen.errors.shape
+  writes = len(frozen.features.source)
+  size = (2 * L * T + writes) * D * frozen.errors.dtype.itemsize
+  if size > BUDGET:
+    raise CircuitError(
+      f'a row of {T} positions needs {size / 2**20:.0f} MiB, and the budget is {BUDGET / 2**20:.0f} MiB',
+      hint='a shorter prompt',
+    )
+  return min(batch, BUDGET // size)
 
 
 @jax.jit

@@ -30,8 +30,9 @@ from jaxtyping import Array, Float, Int, Int32
 
 from mechjax import precision, sites
 from mechjax.circuits.frozen import Frozen
-from mechjax.circuits.norms import NormMap, tolerance_of
+from mechjax.circuits.norms import NormMap, check_reproduced, deviation, tolerance_of
 from mechjax.errors import CircuitError
+from mechjax.harvest import Subgraph
 
 READS = ('resid_pre', 'resid_mid', 'resid_post', 'attn_norm', 'mlp_norm', 'final_norm')
 """Sites at which a probe can read."""
@@ -70,6 +71,11 @@ class Targets:
     pick = lambda xs: tuple(xs[i] for i in index) if xs else ()  # noqa: E731
     arrays = {f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)[:6]}
     return Targets(**arrays, names=pick(self.names), tokens=pick(self.tokens))
+
+  def data(self, index: Int[np.ndarray, ' _']) -> tuple[np.ndarray, ...]:
+    """Level, position, vector and constant of some targets, as arguments of a compiled function."""
+    fields = self.level, self.position, self.vector, self.constant
+    return tuple(np.asarray(x)[index] for x in fields)
 
   @classmethod
   def join(cls, parts: Sequence[Targets]) -> Targets:
@@ -217,35 +223,34 @@ def _encoders(frozen: Frozen, index: np.ndarray) -> tuple[np.ndarray, np.ndarray
   neurons = frozen.maps.neurons
   assert neurons is not None
   out = np.zeros((len(index), frozen.layout.width), frozen.layout.dtype)
+  value = np.zeros(len(index), out.dtype)
+  slots = (
+    frozen.maps.layout.length
+  )  # neurons act on each position alone, so that each can hold another one
   for layer in np.unique(f.layer[index]):
     mine = np.flatnonzero(f.layer[index] == layer)
-    one = frozen.layout.n_layers == 1
-    cut = neurons.post if one else neurons.post.at_layer(int(layer))
-    x = _repeat_to(frozen.layout.length, frozen.mlp_input[layer])
-    for part in np.array_split(mine, -(-len(mine) // 64)):
-      padded = np.resize(part, 64)
-      chosen = index[padded]
-      found = _gradients(cut, x, f.position[chosen], f.latent[chosen])
+    cut = neurons.post.at_layer(int(layer)) if frozen.layout.n_layers > 1 else neurons.post
+    for start in range(0, len(mine), slots):
+      part = mine[start : start + slots]
+      chosen = index[np.resize(part, slots)]
+      x = jnp.asarray(frozen.mlp_input)[layer, f.position[chosen]]
+      found, values = _differentiate(cut, x[None], f.latent[chosen])
       out[part] = np.asarray(found)[: len(part)]
+      value[part] = np.asarray(values)[: len(part)]
+  check_reproduced(
+    'mlp_post', 'function of single positions',
+    float(deviation(value, f.activation[index])), frozen.layout.dtype,
+  )  # fmt: skip
   x = np.asarray(frozen.mlp_input)[f.layer[index], f.position[index]]
   return out, f.activation[index] - np.einsum('rd,rd->r', out, x)
 
 
-def _repeat_to(length: int, x: Array) -> Array:
-  """The values of a prompt in the shape of another length: [1, length, D]."""
-  index = np.arange(length) % len(x)
-  return jnp.asarray(x)[index][None]
-
-
 @jax.jit
-def _gradients(cut, x: Array, position: Array, latent: Array) -> Array:
-  """Gradients of neurons with respect to the input of their MLP, [rows, D]."""
+def _differentiate(cut: Subgraph, x: Array, latent: Array) -> tuple[Array, Array]:
+  """Gradients [T, D] and values [T] of one neuron at each position with respect to the MLP's input there."""
   out, back = jax.vjp(cut, x)
-
-  def one(t, i):
-    return back(jnp.zeros_like(out).at[0, t, i].set(1))[0][0, t]
-
-  return jax.lax.map(lambda ti: one(*ti), (position, latent), batch_size=16)
+  at = jnp.arange(x.shape[1]), latent
+  return back(jnp.zeros_like(out).at[0, *at].set(1))[0][0], out[0, *at]
 
 
 def _position(frozen: Frozen, position: int) -> int:

@@ -120,6 +120,19 @@ def test_features_of_a_cross_layer_transcoder_write_to_all_layers_above():
       CrossLayerReplacement(CLT, clt).check(3, 16)
 
 
+def test_maps_of_a_short_prompt_serve_a_longer_one():
+  """The prompt has more positions, and a layer more neurons at a position, than the maps have slots."""
+  with jax.enable_x64(True):
+    run, params = small.forward('gemma'), decoders.params('gemma', 'float64')
+    maps = Maps.of(run, params, small.TOKENS[:, :4], neurons=True)
+    frozen = Frozen.of(run, params, small.TOKENS[:1], Neurons(), maps=maps)
+    index = np.arange(0, len(frozen.features), 7)
+    found, expected = features(frozen, index), features(small.frozen('gemma', 'neurons'), index)
+    np.testing.assert_allclose(found.vector, expected.vector, atol=1e-10)
+    targets = logits(frozen)
+    assert np.abs(attribute_rows(frozen, targets).total() - targets.value).max() < 1e-10
+
+
 @pytest.mark.parametrize('left', [True, False])
 def test_padding_is_removed(left):
   with jax.enable_x64(True):

@@ -170,3 +170,19 @@ def test_logits_that_are_not_linear_are_refused():
   frozen = small.frozen('gpt2', dtype='float32')
   with pytest.raises(CircuitError, match='not linear in the final norm'):
     logits(dataclasses.replace(frozen, logits=frozen.logits**3))
+
+
+def test_batches_are_divided_where_memory_ends_and_a_row_that_is_too_large_is_refused(monkeypatch):
+  from mechjax.circuits import rows as rows_lib
+
+  frozen = small.frozen('gpt2', dtype='float32')
+  targets = features(frozen, np.arange(20))
+  whole = attribute_rows(frozen, targets)
+  L, T, D = frozen.errors.shape
+  one = (2 * L * T + len(frozen.features.source)) * D * 4
+  monkeypatch.setattr(rows_lib, 'BUDGET', 3 * one)
+  assert rows_lib.fit_batch(frozen, 64) == 3
+  np.testing.assert_allclose(attribute_rows(frozen, targets).table(), whole.table(), atol=1e-6)
+  monkeypatch.setattr(rows_lib, 'BUDGET', one - 1)
+  with pytest.raises(CircuitError, match='needs 0 MiB'):
+    attribute_rows(frozen, targets)

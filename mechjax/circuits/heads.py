@@ -65,15 +65,16 @@ def head_loadings(
     raise CircuitError(f'target {target} of {len(targets)}')
   one = targets.take(np.array([target]))
   pushed = push(frozen, source_of(frozen, graph, node))
-  heads, bypass = _loadings(frozen, pushed, one)
+  heads, bypass = _loadings(frozen, pushed, *one.data(np.zeros(1, int))[:3])
   edge = float(pushing.read(frozen, pushed, one)[0])
   return HeadLoadings(np.asarray(heads), np.asarray(bypass), edge)
 
 
 @jax.jit
-def _loadings(frozen: Frozen, pushed: Pushed, one: Targets) -> tuple[Array, Array]:
-  level = jnp.asarray(one.level)
-  walked = walk(frozen, level, jnp.asarray(one.position), jnp.asarray(one.vector), middle=True)
+def _loadings(
+  frozen: Frozen, pushed: Pushed, level: Array, position: Array, vector: Array
+) -> tuple[Array, Array]:
+  walked = walk(frozen, level, position, vector, middle=True)
   L = len(frozen.errors)
   before = pushed.stream[: 2 * L : 2]
 
