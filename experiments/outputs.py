@@ -1,7 +1,8 @@
 """Output directories of experiments, each of which belongs to one choice of settings.
 
 An experiment that was interrupted continues with what its directory has, and results of other settings must not be
-among it. So the settings are written first, and a later run with others is refused.
+among it. So the settings are written first, and a later run with others is refused. A setting that names files (a
+text, a list of names) stands for their contents: a file that was edited is another setting.
 
     out = claim('out/ito', settings, SAEError)
 """
@@ -9,6 +10,7 @@ among it. So the settings are written first, and a later run with others is refu
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -43,14 +45,18 @@ def claim(
     **more: other values on which results depend, such as a fingerprint of the weights.
 
   Raises:
-    MechjaxError: of the class `error`, if the directory holds results of other settings.
+    MechjaxError: of the class `error`, if the directory holds results of other settings, if its settings cannot be
+      read, or if it is a file.
   """
   out = Path(place)
+  if out.exists() and not out.is_dir():
+    raise error(f'{out} is a file, not a directory', hint='another --out')
   out.mkdir(parents=True, exist_ok=True)
   kept = {k: v for k, v in dataclasses.asdict(settings).items() if k not in (*free, 'out')}
-  mine = json.loads(json.dumps(kept | more))
+  contents = {f'contents of {k}': x for k, v in kept.items() if (x := _digest_files(v))}
+  mine = json.loads(json.dumps(kept | more | contents))
   path = out / SETTINGS
-  if path.exists() and (there := json.loads(path.read_text())) != mine:
+  if path.exists() and (there := files.read_json(path, error)) != mine:
     differing = sorted(k for k in mine | there if mine.get(k) != there.get(k))
     raise error(
       f'{out} holds results of other settings: {", ".join(differing)}',
@@ -58,6 +64,17 @@ def claim(
     )
   files.write_json(path, mine)
   return out
+
+
+def _digest_files(value: Any) -> str:
+  """Checksum of the files that a setting names, which may be several and may be patterns; empty without files."""
+  found = hashlib.sha256()
+  names = value.split(',') if isinstance(value, str) else []
+  paths = [p for name in names for p in sorted(glob.glob(name.strip())) if os.path.isfile(p)]
+  for path in paths:
+    with open(path, 'rb') as file:
+      found.update(hashlib.file_digest(file, 'sha256').digest())
+  return found.hexdigest() if paths else ''
 
 
 def describe_model(place: str) -> dict[str, str]:

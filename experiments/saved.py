@@ -42,6 +42,8 @@ class Saved:
     path, key = self.out / f'{name}.npz', json.dumps(key)
     if path.exists():
       found = files.read_npz(path, self.error)
+      if 'key' not in found:
+        raise self.error(f'{path} has no key: it is not a step of an experiment', hint='remove it')
       if found.pop('key').item() == key:
         return found
     self.log(name)
@@ -54,7 +56,9 @@ class Saved:
     """Plain values of a step, from its file or computed."""
     path, key = self.out / f'{name}.json', json.loads(json.dumps(key))
     if path.exists():
-      found = json.loads(path.read_text())
+      found = files.read_json(path, self.error)
+      if not isinstance(found, dict) or not {'key', 'value'} <= found.keys():
+        raise self.error(f'{path} has no key: it is not a step of an experiment', hint='remove it')
       if found['key'] == key:
         return found['value']
     self.log(name)

@@ -68,6 +68,21 @@ def read_npz(path: str | os.PathLike[str], error: type[MechjaxError]) -> dict[st
     raise error(f'{path} is not an .npz of plain arrays: {type(e).__name__}: {e}') from e
 
 
+def read_json(path: Path, error: type[MechjaxError]) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    OSError: the file does not exist or may not be read.
+    MechjaxError: of the class `error`: it is damaged.
+  """
+  try:
+    return json.loads(path.read_text('utf-8'))
+  except ValueError as e:
+    raise error(
+      f'{path} is not JSON: {e}', cause='a file that was cut or edited', hint='remove this file'
+    ) from e
+
+
 def write_json(path: Path, value: Any) -> None:
   """Writes a JSON value as a `whole` file."""
   with whole(path) as file:

@@ -24,6 +24,7 @@ FLOORS = [
     'extras',
     'files',
     'fingerprints',
+    'host_arrays',
     'lazy',
     'lens_names',
     'logits',

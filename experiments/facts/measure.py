@@ -10,7 +10,6 @@ part can be added later: the results of other parts in the directory stay.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ from experiments.facts.settings import FREE, Settings
 from experiments.facts.study import Study
 from experiments.facts.subject import Subject
 from experiments.saved import Saved
+from mechjax import files
 from mechjax.errors import FactsError
 
 RESULTS = 'facts.json'
@@ -62,7 +62,7 @@ def claim(settings: Settings, fingerprint: str, log: Callable[[str], Any] = prin
 def read_parts(saved: Saved) -> dict[str, Any]:
   """Results of the parts that earlier runs in this directory measured."""
   path = saved.out / RESULTS
-  return dict(json.loads(path.read_text())['parts']) if path.exists() else {}
+  return dict(files.read_json(path, FactsError)['parts']) if path.exists() else {}
 
 
 def measure_extract(settings: Settings, subject: Subject, saved: Saved) -> dict[str, Any]:

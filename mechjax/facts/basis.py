@@ -30,6 +30,7 @@ from jaxtyping import Float, Float64
 from mechjax.errors import FactsError
 from mechjax.facts.bootstrap import error_of_mean
 from mechjax.facts.finite import as_table, check_count
+from mechjax.host_arrays import check_seed
 
 NEXT = 9
 """Number of coordinates after the largest whose share is measured."""
@@ -90,7 +91,7 @@ def measure_alignment(
       f'all coordinates of vector {flat[0]} are {table[flat[0], 0]:.3g}, so that it has no kurtosis',
       cause='a class or a latent that never occurs' if not table[flat[0], 0] else None,
     )
-  random = np.random.default_rng(seed)
+  random = np.random.default_rng(check_seed(seed, FactsError))
   own = _measure(table)
   rotated = np.array([_measure(rotate_randomly(table, random)) for _ in range(rotations)])
   return BasisAlignment(*own, *rotated.transpose(1, 0, 2))

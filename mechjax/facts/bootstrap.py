@@ -15,7 +15,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float64, Int
 
+from mechjax.errors import FactsError
 from mechjax.facts.finite import check_count
+from mechjax.host_arrays import check_seed
 
 
 def error_of_median(
@@ -43,7 +45,7 @@ def error_of_median(
   groups = rows[:, None] if units is None else [rows[units == u] for u in np.unique(units)]
   if len(groups) < 2:
     return np.full(values.shape[1:], np.nan)
-  random = np.random.default_rng(seed)
+  random = np.random.default_rng(check_seed(seed, FactsError))
   medians = []
   for _ in range(n):
     drawn = random.integers(len(groups), size=len(groups))

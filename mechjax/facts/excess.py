@@ -39,6 +39,7 @@ from jaxtyping import Float, Float64
 from mechjax.errors import FactsError
 from mechjax.facts.bootstrap import error_of_median
 from mechjax.facts.finite import as_table, check_count
+from mechjax.host_arrays import as_host, check_seed
 
 BLOCK = 2**22
 """Numbers of a table that are converted to float64 at once."""
@@ -56,13 +57,14 @@ def nonlinear_excess(table: Float[ArrayLike, 'first last ...']) -> Float64[np.nd
   Raises:
     FactsError: fewer than two first names or surnames; NaN.
   """
-  shape = np.shape(table)
+  given = as_host('the table', table, FactsError)
+  shape = given.shape
   if len(shape) < 2 or min(shape[:2]) < 2:
     raise FactsError(
       f'a table of shape {list(shape)} has no non-linear excess',
       hint='pass [first names, surnames, ...] with at least two of each',
     )
-  flat = np.asarray(table).reshape(*shape[:2], -1)
+  flat = given.reshape(*shape[:2], -1)
   out = np.empty(flat.shape)
   step = max(1, BLOCK // (shape[0] * shape[1]))
   for start in range(0, flat.shape[2], step):
@@ -210,7 +212,7 @@ def share_of_and(
   share = lambda w: (computed * w).sum(1)[there] / probe[there]  # noqa: E731
   shares = np.full(len(probe), np.nan)
   shares[there] = share(weights)
-  random = np.random.default_rng(seed)
+  random = np.random.default_rng(check_seed(seed, FactsError))
   orders = [random.permutation(computed.shape[1]) for _ in range(n_shuffles)]
   return AndShare(
     shares=shares,

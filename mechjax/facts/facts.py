@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int, Int32, Integer
 
 from mechjax.errors import FactsError
 from mechjax.facts.finite import as_tokens
+from mechjax.host_arrays import as_host
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ class Facts:
     if not rows:
       raise FactsError('there are no prompts')
     answers = _as_answers(answer)
-    columns = np.asarray(name)
+    columns = as_host('name', name, FactsError)
     if columns.shape != (len(rows),) or columns.dtype.kind not in 'iu' or len(answers) != len(rows):
       raise FactsError(
         f'{len(rows)} prompts, {len(answers)} answers and columns of names of shape {columns.shape}'
@@ -93,6 +94,8 @@ class Facts:
 
 def _as_answers(answer: Sequence[int] | np.ndarray) -> np.ndarray:
   """The token of each answer."""
+  if not np.ndim(answer) and not isinstance(answer, Sequence):
+    raise FactsError(f'answer={answer!r:.60} is not a list', hint='one token id for each prompt')
   several = [i for i, a in enumerate(answer) if np.ndim(a) and np.size(a) != 1]
   if several:
     raise FactsError(

@@ -27,6 +27,7 @@ from jaxtyping import Float, Float64
 
 from mechjax.errors import FactsError
 from mechjax.facts.finite import as_table, check_count
+from mechjax.host_arrays import check_seed
 from mechjax.probing.scoring import auc_of_ranks, rank_blocks
 
 
@@ -76,7 +77,7 @@ def compare_groups(
     )
   mean, other = (np.asarray(x.mean(0)) for x in groups)
   together, n = np.concatenate(groups), len(groups[0])
-  random = np.random.default_rng(seed)
+  random = np.random.default_rng(check_seed(seed, FactsError))
   orders = [random.permutation(len(together)) for _ in range(n_shuffles)]
   members = np.stack([np.arange(len(together)), *map(np.argsort, orders)]) < n
   blocks = rank_blocks(together.reshape(len(together), -1))

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Float64, Int, Int32, Shaped
 
 from mechjax.errors import FactsError
+from mechjax.host_arrays import as_host
 
 Numbers = Shaped[ArrayLike, ' ...'] | Sequence
 """An array, or nested sequences of numbers."""
@@ -29,8 +31,10 @@ def as_table(name: str, x: Numbers, axes: str) -> Float64[np.ndarray, ' ...']:
     axes: names of its axes, separated by spaces; a last '...' stands for any further axes.
 
   Raises:
-    FactsError: other axes, an empty axis, a table of other things than numbers, NaN or infinity.
+    FactsError: other axes, an empty axis, a table of other things than real numbers, NaN or infinity; traced or masked
+      arrays.
   """
+  x = as_host(name, x, FactsError)
   names = axes.split()
   more = names[-1] == '...'
   least = len(names) - more
@@ -41,10 +45,9 @@ def as_table(name: str, x: Numbers, axes: str) -> Float64[np.ndarray, ' ...']:
     )
   if 0 in np.shape(x):
     raise FactsError(f'{name} is empty: its shape is {list(np.shape(x))}')
-  try:
-    table = np.asarray(x).astype(np.float64)
-  except (TypeError, ValueError) as e:
-    raise FactsError(f'{name} is not a table of numbers: {x!r:.100}') from e
+  if x.dtype.kind not in 'biu' and not jnp.issubdtype(x.dtype, jnp.floating):
+    raise FactsError(f'{name} is not a table of numbers, but of {x.dtype}: {x.ravel()[:3]!r:.100}')
+  table = x.astype(np.float64)
   check_finite(name, table)
   return table
 
@@ -81,7 +84,7 @@ def as_indices(
   Raises:
     FactsError: other axes, numbers that are not whole, none at all, or an index outside 0 to `stop` - 1.
   """
-  found = np.asarray(x)
+  found = as_host(name, x, FactsError)
   if found.ndim != ndim or not found.size or found.dtype.kind not in 'iu':
     raise FactsError(
       f'{name} has shape {list(found.shape)} and dtype {found.dtype}; expected whole numbers with {ndim} axes'

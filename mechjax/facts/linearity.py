@@ -37,6 +37,7 @@ from jaxtyping import Float, Float64, Int
 from mechjax.errors import FactsError
 from mechjax.facts.finite import as_table, check_count
 from mechjax.facts.names import NameProduct
+from mechjax.host_arrays import check_seed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,7 +88,7 @@ def draw_swaps(names: NameProduct, repeats: int = 20, seed: int = 0) -> Swaps:
     FactsError: no two pairs of names without a common token.
   """
   check_count('repeats', repeats, 1)
-  random = np.random.default_rng(seed)
+  random = np.random.default_rng(check_seed(seed, FactsError))
   listed = {tuple(row) for row in names.pairs.tolist()}
   chosen = []
   for _ in range(repeats):

@@ -34,10 +34,11 @@ from jaxtyping import Array, Bool, Float32, Float64, Int, PyTree
 from mechjax import harvest, precision, watching
 from mechjax.errors import FactsError
 from mechjax.facts.bootstrap import error_of_median
-from mechjax.facts.finite import check_count, check_finite
+from mechjax.facts.finite import as_table, check_count, check_finite
 from mechjax.facts.needed_sites import check_layers
 from mechjax.facts.stream_centre import SITE, Centre, Texts, pad_texts
 from mechjax.facts.windows import make_windows
+from mechjax.host_arrays import check_seed
 from mechjax.programs.callables import check_function
 
 
@@ -94,8 +95,13 @@ class LocalProcessing:
       seed: seed of the draws.
 
     Raises:
-      FactsError: a mask of another shape, or no token.
+      FactsError: a mask of another shape, no token, or quantiles that are not from 0 to 1.
     """
+    shares = as_table('quantiles', quantiles, 'quantiles')
+    if (shares < 0).any() or (shares > 1).any():
+      raise FactsError(
+        f'quantiles={quantiles!r:.100}; expected shares from 0 to 1, not percentages'
+      )
     mask = np.ones(len(self.text), bool) if chosen is None else np.asarray(chosen)
     if mask.shape != self.text.shape or mask.dtype != bool:
       raise FactsError(
@@ -107,7 +113,7 @@ class LocalProcessing:
     return ContextSummary(
       median=np.median(x, axis=0),
       standard_error=error_of_median(x, self.text[mask], resamples, seed),
-      quantiles=np.quantile(x, quantiles, axis=0),
+      quantiles=np.quantile(x, shares, axis=0),
       shuffled=np.median(self.shuffled[mask].astype(np.float64), axis=0),
       count=int(mask.sum()),
     )
@@ -155,11 +161,16 @@ class ContextComparison:
 
     Raises:
       FactsError: a text that is too short, texts that begin with `bos` already, a model without the site, a centre of
-        another model, NaN.
+        another site or model, NaN.
     """
     tokens_BxT, real_BxT = pad_texts(texts, bos)
     _check_lengths(real_BxT, self.max_k)
     L, D, _ = check_layers(self.forward, params, tokens_BxT[:1], self.site)
+    if centre.site != self.site:
+      raise FactsError(
+        f'the centre is that of {centre.site!r}, and the compared site is {self.site!r}',
+        hint=f'measure_centre(..., site={self.site!r})',
+      )
     if centre.mean.shape != (L, D):
       raise FactsError(
         f'the centre has shape {list(centre.mean.shape)}, and {self.site} of this model [{L}, {D}]'
@@ -167,7 +178,10 @@ class ContextComparison:
     where = np.argwhere(real_BxT[:, 1:])
     where = where[where[:, 1] >= self.max_k]  # text and position of every token that counts
     out = np.zeros((2, len(where), L, self.max_k), np.float32)
-    random, mean_LxD = np.random.default_rng(seed), centre.mean.astype(np.float32)
+    random, mean_LxD = (
+      np.random.default_rng(check_seed(seed, FactsError)),
+      centre.mean.astype(np.float32),
+    )
     for rows, mine in _text_blocks(where[:, 0], len(tokens_BxT), self.texts_at_once):
       at = where[mine] - [rows[0], 0]
       windows = make_windows(tokens_BxT[rows], real_BxT[rows], at, self.max_k)

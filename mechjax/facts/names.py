@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from mechjax.errors import FactsError
+from mechjax.host_arrays import as_host
 
 TOKENS = 2
 """Number of tokens of a name."""
@@ -68,6 +69,11 @@ class NameProduct:
         cause='position 0 is a resting place of the attention, and its values are unlike all others',
         hint='prefix=[bos], the id of the token that begins texts, or a common token for a model without one',
       )
+    if not isinstance(names, Mapping):
+      raise FactsError(
+        f'names= is a {type(names).__name__}; expected token ids by the text of each name',
+        hint="{'Michael Jordan': [7, 12], 'Tiger Woods': [9, 31]}",
+      )
     rows = {text: _as_ids(repr(text), ids) for text, ids in names.items()}
     _check_lengths(rows)
     table = np.array([*rows.values()], np.int64).reshape(-1, TOKENS)
@@ -102,7 +108,7 @@ class NameProduct:
 
 
 def _as_ids(name: str, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-  found = np.asarray(ids)
+  found = as_host(name, ids, FactsError)
   if found.ndim != 1 or (found.size and found.dtype.kind not in 'iu'):
     raise FactsError(f'{name} is not a row of token ids: {ids!r:.100}')
   if found.size and (found.min() < 0 or found.max() > np.iinfo(np.int32).max):

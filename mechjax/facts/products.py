@@ -152,6 +152,16 @@ class ProductSums:
       for name, x in self.chosen.items()
     }
 
+  def check_names(self, names: NameProduct) -> None:
+    """Raises FactsError unless a product is the one that these sums are of."""
+    mine, other = (_list_tokens(x) for x in (self.names, names))
+    for part, tokens in mine.items():
+      if not np.array_equal(tokens, other[part]):
+        raise FactsError(
+          f'the sums to continue are of a product with another {part!r}',
+          hint='ProductSums(names) for this product, or sums=None',
+        )
+
   def arrays(self) -> dict[str, Shaped[np.ndarray, ' ...']]:
     """The state as arrays, for a file (`numpy.savez`)."""
     tables = {'of_first': self.of_first, 'of_last': self.of_last, 'chosen': self.chosen}
@@ -160,9 +170,7 @@ class ProductSums:
 
   def _question(self) -> dict[str, np.ndarray]:
     """The product, the pairs and the tiles that sums belong to."""
-    names = self.names
-    rows = {'first': names.first, 'last': names.last, 'prefix': np.array(names.prefix)}
-    return rows | {'at': self.at, 'batch': np.array(self.batch)}
+    return _list_tokens(self.names) | {'at': self.at, 'batch': np.array(self.batch)}
 
   def load(self, arrays: Mapping[str, Shaped[np.ndarray, ' ...']]) -> None:
     """Takes over a state that `arrays` returned.
@@ -170,6 +178,8 @@ class ProductSums:
     Raises:
       FactsError: it is the state of another product, other pairs or another batch.
     """
+    if 'done' not in arrays:
+      raise FactsError("the saved sums lack 'done', the number of tiles", cause='another file')
     for name, mine in self._question().items():
       if name not in arrays or not np.array_equal(arrays[name], mine):
         raise FactsError(
@@ -181,6 +191,11 @@ class ProductSums:
       if name:
         getattr(self, kind)[name] = np.array(arrays[key])
     self.done = int(arrays['done'])
+
+
+def _list_tokens(names: NameProduct) -> dict[str, np.ndarray]:
+  """The tokens of a product."""
+  return {'first': names.first, 'last': names.last, 'prefix': np.array(names.prefix)}
 
 
 def read_product(
@@ -206,9 +221,10 @@ def read_product(
     The complete sums.
 
   Raises:
-    FactsError: pairs that do not exist; values that change their shape, or NaN.
+    FactsError: pairs that do not exist; sums of another product; values that change their shape, or NaN.
   """
   sums = ProductSums(names, at, batch) if sums is None else sums
+  sums.check_names(names)
   height, width = map(len, sums.tiles[0])
   for first, last in sums.tiles[sums.done :]:
     full = _fill(sums.names.first[first], height), _fill(sums.names.last[last], width)

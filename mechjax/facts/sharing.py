@@ -29,6 +29,7 @@ from jaxtyping import Float, Float64, Int
 
 from mechjax.errors import FactsError
 from mechjax.facts.finite import as_table, check_count
+from mechjax.host_arrays import as_host, check_seed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,7 +87,7 @@ def correlate_effects(
   r = (u * v).mean(1)
   influence = u * v - r[:, None] * (u**2 + v**2) / 2
   error = influence.std(1) / np.sqrt(z.shape[1])
-  random = np.random.default_rng(seed)
+  random = np.random.default_rng(check_seed(seed, FactsError))
   shuffled = [(u * v[:, _permute(order, random)]).mean(1) for _ in range(n_shuffles)]
   return NeuronSharing(pairs, r, error, np.array(shuffled))
 
@@ -95,9 +96,12 @@ def _check_groups(groups: ArrayLike | None, n: int) -> list[np.ndarray]:
   """Indices of the neurons of each group."""
   if groups is None:
     return [np.arange(n)]
-  found = np.asarray(groups)
-  if found.shape != (n,):
-    raise FactsError(f'groups= has shape {list(found.shape)} for {n} neurons')
+  found = as_host('groups', groups, FactsError)
+  if found.shape != (n,) or found.dtype.kind not in 'iubU':
+    raise FactsError(
+      f'groups= has shape {list(found.shape)} for {n} neurons, and dtype {found.dtype}',
+      hint='one whole number or text for each neuron, such as its layer',
+    )
   return [np.flatnonzero(found == g) for g in np.unique(found)]
 
 

@@ -14,6 +14,7 @@ once for the medians and once for the means.
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
@@ -41,12 +42,14 @@ class Centre:
     median_length: median length of the activations of a token, position 0 left out, [L].
     left_out: number of tokens beyond the limit, [L].
     count: number of tokens, position 0 left out.
+    site: name of the site.
   """
 
   mean: Float64[np.ndarray, 'L D']
   median_length: Float64[np.ndarray, ' L']
   left_out: Int[np.ndarray, ' L']
   count: int
+  site: str = SITE
 
 
 def measure_centre(
@@ -75,7 +78,7 @@ def measure_centre(
   """
   check_function(forward, FactsError, 'measure_centre(model.apply, model.params, texts, bos=...)')
   check_count('batch', batch, 1)
-  if not limit > 1:
+  if isinstance(limit, bool) or not isinstance(limit, numbers.Real) or not limit > 1:
     raise FactsError(f'limit={limit!r}; expected a number of medians over 1')
   tokens, real = pad_texts(texts, bos)
   L, D, _ = check_layers(forward, params, tokens[:1], site)
@@ -101,7 +104,7 @@ def measure_centre(
     total_LxD += np.einsum('ln,lnd->ld', ordinary, x)
     left_out_L += (~ordinary).sum(1)
   count = length_LxN.shape[1]
-  return Centre(total_LxD / (count - left_out_L)[:, None], median_L, left_out_L, count)
+  return Centre(total_LxD / (count - left_out_L)[:, None], median_L, left_out_L, count, site)
 
 
 def _blocks(

@@ -35,8 +35,13 @@ def classify_tokens(texts: Sequence[str]) -> Shaped[np.ndarray, ' tokens']:
     texts: text of each token.
 
   Raises:
-    FactsError: something else than texts.
+    FactsError: something else than texts, or one text alone.
   """
+  if isinstance(texts, str):
+    raise FactsError(
+      f'{texts!r:.60} is one text; expected a list with the text of each token',
+      hint='[model.text(i) for i in tokens]',
+    )
   wrong = [x for x in texts if not isinstance(x, str)]
   if wrong:
     raise FactsError(

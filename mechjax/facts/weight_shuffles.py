@@ -15,6 +15,7 @@ has no default: `stacked=1` for the parameters of our decoder, `stacked=0` for o
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from jaxtyping import PyTree
 from mechjax import errors
 from mechjax.errors import FactsError
 from mechjax.facts.finite import check_count
+from mechjax.host_arrays import check_seed
 
 KINDS = ('entries', 'rows')
 """Permutations of all entries of a matrix, or of its rows (its second axis from the end), which keeps each row."""
@@ -44,16 +46,20 @@ def shuffle_weights(
     Parameters with new arrays on the host, in their dtypes.
 
   Raises:
-    FactsError: another kind, no array with such a path, or an array with no axis beyond the stacked ones.
+    FactsError: another kind, no array with such a path, arrays with different stacked axes, or an array with no axis
+      beyond them.
   """
   if kind not in KINDS:
     raise errors.unknown(FactsError, 'kind of permutation', kind, KINDS)
   check_count('stacked', stacked, 0)
+  check_seed(seed, FactsError)
   paths, structure = jax.tree.flatten_with_path(params)
   keys = [[_name(entry) for entry in path] for path, _ in paths]
   if not any(part in path for path in keys):
     known = sorted({key for path in keys for key in path})
     raise errors.unknown(FactsError, 'part of the parameters', part, known)
+  chosen = {'/'.join(p): np.shape(x) for p, (_, x) in zip(keys, paths) if part in p}
+  _check_stacked(chosen, stacked)
   leaves = [
     _shuffle('/'.join(path), x, kind, seed, stacked) if part in path else x
     for path, (_, x) in zip(keys, paths)
@@ -67,6 +73,18 @@ def _name(entry: object) -> str:
     if hasattr(entry, attribute):
       return str(getattr(entry, attribute))
   return str(entry)
+
+
+def _check_stacked(shapes: Mapping[str, tuple[int, ...]], stacked: int) -> None:
+  """Raises FactsError unless all arrays have the same leading axes, those of the layers."""
+  (path, first), *_ = shapes.items()
+  other = next((p for p, shape in shapes.items() if shape[:stacked] != first[:stacked]), None)
+  if other is not None:
+    raise FactsError(
+      f'{path} has shape {list(first)} and {other} {list(shapes[other])}: {stacked} leading axes differ',
+      cause='one array a layer, whose rows would be permuted each by itself',
+      hint='stacked=0 for parameters with one array a layer',
+    )
 
 
 def _shuffle(path: str, x: object, kind: str, seed: int, stacked: int) -> np.ndarray:

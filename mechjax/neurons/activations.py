@@ -21,8 +21,15 @@ from jaxtyping import Array, Bool, Float32, Float64, Int, Int64, PyTree
 
 from mechjax import harvest, precision, watching
 from mechjax.errors import NeuronError
+from mechjax.host_arrays import as_host
 from mechjax.neurons.checks import check_count, check_floats
-from mechjax.neurons.passes import Mask, check_tokens, find_last_layer, iterate_blocks
+from mechjax.neurons.passes import (
+  Mask,
+  check_tokens,
+  choose_options,
+  find_last_layer,
+  iterate_blocks,
+)
 from mechjax.neurons.readout import Readout
 from mechjax.neurons.writes import NeuronWrites
 from mechjax.programs.callables import check_function
@@ -68,15 +75,17 @@ def read_last_layer(
     forward: (params, tokens [B, T], mask=bool [B, T]) -> logits; pure, with tagged sites, such as `model.apply`.
     params: its parameters.
     tokens: texts, int [B, T].
-    mask: True at tokens; None if there is no padding.
+    mask: True at tokens; None if there is no padding. It is passed to a `forward` with a parameter `mask`; for any
+      other, padding must be on the right.
     layer: the layer; only the last one has its whole effect on the direct path.
     first: the first position of a text that counts.
     skip: ids of tokens that do not count.
     batch: number of texts that run at once.
 
   Raises:
-    NeuronError: a layer that is not the last one, a model without neurons, a mask of another shape, no token that
-      counts, values that are not finite.
+    NeuronError: a layer that is not the last one, a model without neurons, a mask of another shape, padding
+      that the model would read, ids to skip that are not whole numbers, no token that counts, values that are not
+      finite.
   """
   check_function(forward, NeuronError, 'read_last_layer(model.apply, model.params, tokens)')
   tokens, mask_BxT = check_tokens(tokens, mask)
@@ -88,11 +97,10 @@ def read_last_layer(
     acts = harvest.reap(forward, sites=sites)(params, tokens, **options)
     return [precision.wide(acts[site]) for site in sites]
 
-  run = watching.jit(read, forward)
+  run, options = watching.jit(read, forward), choose_options(forward, mask_BxT, mask is not None)
   parts: list[list[np.ndarray]] = []
   for rows, n in iterate_blocks(len(tokens), batch):
-    options = {} if mask is None else {'mask': jnp.asarray(mask_BxT[rows])}
-    found = run(params, jnp.asarray(tokens[rows]), options)
+    found = run(params, jnp.asarray(tokens[rows]), options(rows))
     parts.append([np.asarray(value)[:n][counted_BxT[rows[:n]]] for value in found])
   x, a = (np.concatenate(values) for values in zip(*parts))
   for name, value in (('the final stream', x), ('the activations of the neurons', a)):
@@ -140,7 +148,14 @@ def _find_counted(
   position = np.cumsum(mask, axis=1) - 1
   followed = np.zeros(mask.shape, bool)
   followed[:, :-1] = mask[:, 1:]
-  counted = mask & followed & (position >= first) & ~np.isin(tokens, [*skip])
+  skipped = as_host('skip', [*skip] if isinstance(skip, Collection) else skip, NeuronError)
+  if skipped.ndim != 1 or (skipped.size and skipped.dtype.kind not in 'iu'):
+    raise NeuronError(
+      f'skip={skip!r:.100}; expected ids of tokens',
+      cause='the texts of tokens, or None for a token that the tokenizer does not have',
+      hint='[i for i in (tokenizer.bos, tokenizer.eos) if i is not None]',
+    )
+  counted = mask & followed & (position >= first) & ~np.isin(tokens, skipped)
   if not counted.any():
     raise NeuronError(
       f'none of the {mask.sum()} tokens counts',

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Int64, Shaped
 
 from mechjax.errors import NeuronError
+from mechjax.host_arrays import as_host
 
 
 def check_floats(
@@ -28,7 +29,7 @@ def check_floats(
     sizes: sizes that are known, keyed by the letter.
 
   Raises:
-    NeuronError: not floating-point, other axes or sizes, no numbers, NaN or infinity.
+    NeuronError: not floating-point, other axes or sizes, no numbers, NaN or infinity; traced or masked arrays.
   """
   letters, shape, dtype = axes.split(), np.shape(x), getattr(x, 'dtype', None)
   wanted = [str((sizes or {}).get(letter, letter)) for letter in letters]
@@ -41,7 +42,7 @@ def check_floats(
       cause=f'expected floating-point numbers of shape [{", ".join(wanted)}]',
       hint='weights and activations of one model, and none of them transposed',
     )
-  if not np.isfinite(np.asarray(x)).all():
+  if not np.isfinite(as_host(name, x, NeuronError)).all():
     raise NeuronError(
       f'{name} contains NaN or infinity',
       cause='an overflow, damaged weights, or the columns of padding, which have no values',
@@ -63,7 +64,7 @@ def check_ids(
   Raises:
     NeuronError: not integers, another shape, no numbers, or a value that does not exist.
   """
-  array = np.asarray(ids)
+  array = as_host(name, ids, NeuronError)
   if not np.issubdtype(array.dtype, np.integer) or (shape is not None and array.shape != shape):
     raise NeuronError(
       f'{name} has shape {list(array.shape)} and dtype {array.dtype}',

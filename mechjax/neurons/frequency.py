@@ -139,11 +139,31 @@ def find_direction(unigram: Float[Array | np.ndarray, ' V'], n_vocab: int) -> Fl
   return log_p / length
 
 
-@jax.jit
 def measure_kl(
-  unigram: Float[Array, ' V'], logits: Float[Array, '*batch V']
+  unigram: Float[Array | np.ndarray, ' V'], logits: Float[Array | np.ndarray, '*batch V']
 ) -> Float[Array, '*batch']:
-  """KL(p || P), in nats, [...]: from the distribution of tokens p to the prediction P of logits [..., V]."""
+  """KL(p || P), in nats, [...]: from the distribution of tokens p to the prediction P of logits [..., V].
+
+  Args:
+    unigram: p; its values are checked if they are not traced.
+    logits: logits of P.
+
+  Raises:
+    NeuronError: as `check_unigram`; a distribution over another number of tokens than the logits.
+  """
+  V = np.shape(logits)[-1] if np.ndim(logits) else 0
+  if np.shape(unigram) != (V,):
+    raise NeuronError(
+      f'unigram has shape {list(np.shape(unigram))}, and the logits have {list(np.shape(logits))}',
+      hint='[V] and [..., V]',
+    )
+  if not isinstance(unigram, jax.core.Tracer):
+    check_unigram(unigram, V)
+  return _measure_kl(jnp.asarray(unigram), jnp.asarray(logits))
+
+
+@jax.jit
+def _measure_kl(unigram: Array, logits: Array) -> Array:
   log_prob = log_probs(logits)
   p = unigram.astype(log_prob.dtype)
   return jnp.sum(p * (jnp.log(p) - log_prob), axis=-1)

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from mechjax import harvest, precision, watching
 from mechjax.errors import NeuronError
+from mechjax.host_arrays import as_host
 from mechjax.neurons.checks import check_count, check_ids
 from mechjax.neurons.induction import Repetition
 from mechjax.neurons.passes import check_tokens, find_last_layer, iterate_blocks
@@ -160,15 +161,18 @@ def ablate_heads(
   check_function(forward, NeuronError, 'ablate_heads(model.apply, model.params, texts, ...)')
   tokens, halves = _check_repeated(texts)
   last = find_last_layer(forward, params, tokens, -1)
-  n_neurons = _check_heads(forward, params, tokens, heads, last)
-  chosen = jnp.asarray(check_ids('neurons', np.asarray(neurons), n_neurons))
+  pairs, n_neurons = _check_heads(forward, params, tokens, heads, last)
+  chosen = check_ids('neurons', as_host('neurons', neurons, NeuronError), n_neurons)
+  if chosen.ndim != 1:
+    raise NeuronError(f'neurons={neurons!r:.100}; expected a list of neurons')
+  units = jnp.asarray(chosen)
   second, sites = jnp.asarray(halves.second), [f'resid_post.{last}', f'mlp_post.{last}']
 
   def read(params: PyTree, tokens: Array, layer: Array, head: Array, start: Array) -> list[Array]:
     plants = {'attn_probs': harvest.At(layer, attend_to_first(head, start))}
     _, acts = harvest.harvest(forward, sites=sites)(plants, params, tokens)
     x, a = (precision.wide(acts[site])[:, second] for site in sites)
-    return [x, jnp.mean(a[..., chosen], axis=1)]
+    return [x, jnp.mean(a[..., units], axis=1)]
 
   run = watching.jit(read, forward)
 
@@ -184,12 +188,12 @@ def ablate_heads(
     return [np.concatenate(values) for values in zip(*found)]
 
   plain = measure(0, 0, tokens.shape[1])
-  changes = [[v - p for v, p in zip(measure(*at, halves.length), plain)] for at in heads]
+  changes = [[v - p for v, p in zip(measure(*at, halves.length), plain)] for at in pairs]
   entropy, loss, activations = (
     Estimates.of_units(np.stack(values, axis=1)) for values in zip(*changes)
   )
   return HeadAblations(
-    tuple((int(l), int(h)) for l, h in heads), tuple(int(i) for i in neurons),
+    tuple(pairs), tuple(chosen.tolist()),
     float(plain[0].mean()), float(plain[1].mean()), Estimates.of_units(plain[2]),
     entropy, loss, activations,
   )  # fmt: skip
@@ -208,16 +212,23 @@ def _check_repeated(texts: Int[Array | np.ndarray, 'B S']) -> tuple[np.ndarray, 
 
 def _check_heads(
   forward: Callable, params: PyTree, tokens: Int[np.ndarray, 'B S'], heads: Heads, last: int
-) -> int:
-  """Checks heads, and returns the number of neurons of the last layer."""
+) -> tuple[list[tuple[int, int]], int]:
+  """Checks heads, and returns them and the number of neurons of the last layer."""
+  table = as_host('heads', heads, NeuronError)
+  if not table.size:
+    raise NeuronError('no heads to ablate')
+  if table.ndim != 2 or table.shape[1] != 2 or table.dtype.kind not in 'iu':
+    raise NeuronError(
+      f'heads={heads!r:.100}; expected pairs of whole numbers',
+      hint='[(layer, head)] for one head; scores.find_largest(6) for several',
+    )
+  pairs = [(int(layer), int(head)) for layer, head in table]
   infos = harvest.sites_of(forward, params, jnp.asarray(tokens[:1]))
   counts = {i.site.layer: i.shape[1] for i in infos if i.site.name == 'attn_probs'}
   if not counts:
     raise NeuronError('the model has no site attn_probs', cause='an upstream code without that tag')
-  wrong = [at for at in heads if not 0 <= at[1] < counts.get(at[0], 0)]
-  if wrong or not len(heads):
+  wrong = [at for at in pairs if not 0 <= at[1] < counts.get(at[0], 0)]
+  if wrong:
     n = counts[last]
-    raise NeuronError(
-      f'there is no head {wrong[0]} among {len(counts)} layers of {n} heads' if wrong else 'no heads to ablate'
-    )  # fmt: skip
-  return next(i.shape[-1] for i in infos if i.site == Site('mlp_post', (last,)))
+    raise NeuronError(f'there is no head {wrong[0]} among {len(counts)} layers of {n} heads')
+  return pairs, next(i.shape[-1] for i in infos if i.site == Site('mlp_post', (last,)))

@@ -10,7 +10,9 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from mechjax import harvest
 from mechjax.errors import NeuronError
+from mechjax.host_arrays import as_host
 from mechjax.neurons.checks import check_count
+from mechjax.patching.alignment import takes_mask
 
 Mask = Bool[Array | np.ndarray, 'B T'] | None
 """True at tokens; None if there is no padding."""
@@ -24,17 +26,43 @@ def check_tokens(
   Raises:
     NeuronError: not integers [B, T], or a mask of another shape.
   """
-  array = np.asarray(tokens)
+  array = as_host('tokens', tokens, NeuronError)
   if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer) or 0 in array.shape:
     raise NeuronError(
       f'tokens of shape {list(array.shape)} and dtype {array.dtype}', hint='integers [B, T]'
     )
-  real = np.ones(array.shape, bool) if mask is None else np.asarray(mask)
+  real = np.ones(array.shape, bool) if mask is None else as_host('the mask', mask, NeuronError)
   if real.shape != array.shape or real.dtype != bool:
     raise NeuronError(
       f'a mask of shape {list(real.shape)} and dtype {real.dtype} for tokens {list(array.shape)}'
     )
   return array, real
+
+
+def choose_options(
+  forward: Callable, mask: Bool[np.ndarray, 'B T'], masked: bool
+) -> Callable[[Int[np.ndarray, ' rows']], dict[str, Array]]:
+  """A function from rows to the keywords of `forward`: their mask, if there is one and it is a parameter.
+
+  Args:
+    forward: the model.
+    mask: True at tokens.
+    masked: whether there is padding.
+
+  Raises:
+    NeuronError: padding before or between tokens, and a `forward` without a mask, which would read it as text.
+  """
+  if masked and takes_mask(forward):
+    return lambda rows: {'mask': jnp.asarray(mask[rows])}
+  wrong = np.flatnonzero((mask[:, 1:] & ~mask[:, :-1]).any(1))
+  if len(wrong):
+    raise NeuronError(
+      f'text {wrong[0]} has padding before or between its tokens, and the model takes no mask',
+      where=f'mask: {mask[wrong[0]].astype(int).tolist()!r:.100}',
+      cause='padding on the left: the model would read it as text',
+      hint='pad on the right; or pass a function (params, tokens, mask=None), such as model.apply',
+    )
+  return lambda rows: {}
 
 
 def find_last_layer(
@@ -60,7 +88,7 @@ def find_last_layer(
     raise NeuronError(
       f'the last layer, {last}, has no neurons', cause='an attention-only model, or one without the tag mlp_post'
     )  # fmt: skip
-  if layer not in (-1, last):
+  if isinstance(layer, bool) or layer not in (-1, last):
     raise NeuronError(
       f'layer={layer!r}, and the last layer is {last}',
       cause='later layers read what a neuron writes, so its effect is not on the direct path alone',

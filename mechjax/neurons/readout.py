@@ -26,6 +26,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import numbers
 from typing import NamedTuple
 
 import jax
@@ -124,7 +125,7 @@ class Readout:
         check_floats(name, x, axes, {'D': D, 'V': V})
         if norm == 'none' and name != 'logit_bias':
           raise NeuronError(f"norm='none' with a {name}: only a norm has one")
-    if not math.isfinite(eps) or eps < 0:
+    if isinstance(eps, bool) or not isinstance(eps, numbers.Real) or not 0 <= eps < math.inf:
       raise NeuronError(f'eps={eps!r} should be a number, at least 0')
     if softcap is not None and not 0 < softcap < math.inf:
       raise NeuronError(f'softcap={softcap!r} should be positive, or None')

@@ -101,9 +101,29 @@ def profile(
 def measure_rho(
   vectors_FxD: Float64[np.ndarray, 'F D'], null_Dxk: Float64[np.ndarray, 'D k']
 ) -> Float64[np.ndarray, ' F']:
-  """Share of the length of vectors that lies in a subspace with an orthonormal basis, from 0 to 1."""
-  inside = np.linalg.norm(vectors_FxD @ null_Dxk, axis=1)
-  return inside / np.linalg.norm(vectors_FxD, axis=1)
+  """Share of the length of vectors that lies in a subspace, from 0 to 1.
+
+  Args:
+    vectors_FxD: the vectors; in a model with LayerNorm, without their means.
+    null_Dxk: orthonormal basis of the subspace, such as `readout.find_null_space(k)`.
+
+  Raises:
+    NeuronError: widths that do not fit, NaN, a basis that is not orthonormal, a vector of zeros.
+  """
+  check_floats('the basis', null_Dxk, 'D k')
+  basis = np.asarray(null_Dxk, np.float64)
+  check_floats('the vectors', vectors_FxD, 'F D', {'D': len(basis)})
+  gap = float(np.abs(basis.T @ basis - np.eye(basis.shape[1])).max())
+  if gap > 1e-4:
+    raise NeuronError(
+      f'the basis is not orthonormal: its products differ from 0 and 1 by up to {gap:.3g}',
+      hint='readout.find_null_space(k), or numpy.linalg.qr(directions)[0]',
+    )
+  vectors = np.asarray(vectors_FxD, np.float64)
+  length_F = np.linalg.norm(vectors, axis=1)
+  if not length_F.all():
+    raise NeuronError(f'vector {int(length_F.argmin())} has the length zero')
+  return np.linalg.norm(vectors @ basis, axis=1) / length_F
 
 
 def as_vectors(

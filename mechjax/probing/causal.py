@@ -36,6 +36,7 @@ from jaxtyping import Array, Bool, Float, Float64, Int32, PyTree
 
 from mechjax import harvest
 from mechjax.errors import ProbingError, unknown
+from mechjax.host_arrays import check_seed
 from mechjax.patching import budget as budgets
 from mechjax.patching import sources
 from mechjax.patching.metrics import Metric
@@ -103,7 +104,7 @@ class SubspacePatching(Method):
     seed: seed of the random subspaces, and of 'resample'.
 
   Raises:
-    ProbingError: another mode, or a batch that is not positive.
+    ProbingError: another mode, a batch that is not positive, or a seed that is not a whole number from 0.
     PatchingError: a model in place of a function.
   """
 
@@ -117,6 +118,7 @@ class SubspacePatching(Method):
     if self.mode not in MODES:
       raise unknown(ProbingError, 'mode of a subspace patch', self.mode, MODES)
     check_count('batch', self.batch, 1)
+    check_seed(self.seed, ProbingError)
 
   def __call__(
     self,

@@ -25,7 +25,8 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from mechjax.errors import ProbingError
-from mechjax.probing.checks import Labels, check_count, check_features, check_share
+from mechjax.host_arrays import check_seed
+from mechjax.probing.checks import Labels, as_number, check_count, check_features, check_share
 from mechjax.probing.scoring import Columns, auc_of_ranks, rank_blocks
 from mechjax.probing.splits import Groups, find_units
 
@@ -60,8 +61,18 @@ class NullMaximum:
     return float(np.quantile(self.over_classes, check_share('share', share)))
 
   def p_value(self, found: float) -> float:
-    """Probability of a largest AUC of at least `found` by chance: (1 + shuffles that reach it) / (1 + shuffles)."""
-    reached = int((self.over_classes >= found).sum())
+    """Probability of a largest AUC of at least `found` by chance: (1 + shuffles that reach it) / (1 + shuffles).
+
+    Raises:
+      ProbingError: `found` is not one number from 0 to 1.
+    """
+    value = as_number('found', found)
+    if not 0 <= value <= 1:
+      raise ProbingError(
+        f'found={found!r:.100}; expected one AUC, from 0 to 1',
+        cause='NaN, a percentage, or the AUCs of all columns in place of the largest',
+      )
+    reached = int((self.over_classes >= value).sum())
     return (1 + reached) / (1 + len(self.maxima))
 
 
@@ -85,10 +96,11 @@ def shuffle_maximum(
     seed: the same seed gives the same shuffles.
 
   Raises:
-    ProbingError: as `auc`; no shuffles; a group with two classes.
+    ProbingError: as `auc`; no shuffles; a group with two classes; a seed that is not a whole number from 0.
   """
   x = check_features(columns, 'columns')
   check_count('shuffles', shuffles, 1)
+  check_seed(seed, ProbingError)
   units, unit = find_units(labels, groups)
   if x.ndim != 2 or len(unit) != len(x):
     raise ProbingError(f'columns of shape {x.shape} with {len(unit)} labels')

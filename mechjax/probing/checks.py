@@ -4,8 +4,9 @@ A probe is fitted to anything: to one NaN, to labels that belong to other rows, 
 that do not vary. The number that comes out looks like any other. So all of this is refused here, before anything is
 computed, and what passes is float64 on the host.
 
-Sharp edge: labels are whole numbers, booleans or texts. Floating-point labels are refused even if they are whole,
-because values to regress on look the same.
+Sharp edge: labels are whole numbers, booleans or texts, and all of one kind: of texts with a NaN among them NumPy
+makes a class 'nan'. Floating-point labels are refused even if they are whole, because values to regress on look the
+same.
 
 Letters: B examples, D features.
 """
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 import operator
 from collections.abc import Sequence
 
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int, Num, Shaped
 
+from mechjax import host_arrays
 from mechjax.errors import ProbingError
 
 Features = Num[np.ndarray | Array, '*_ B D']
@@ -42,10 +43,10 @@ def check_features(features: Features, name: str = 'features') -> Float64[np.nda
     name: their name in messages.
 
   Raises:
-    ProbingError: fewer than two axes, an empty axis, not real numbers, NaN or infinity.
+    ProbingError: fewer than two axes, an empty axis, not real numbers, NaN or infinity; traced or masked arrays.
   """
-  array = np.asarray(features)
-  if not (jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in 'iu'):
+  array = host_arrays.as_host(name, features, ProbingError)
+  if not is_real(array):
     raise ProbingError(
       f'{name} of type {array.dtype}; expected floating-point or whole numbers',
       hint='x.astype(float) for booleans',
@@ -65,6 +66,52 @@ def check_features(features: Features, name: str = 'features') -> Float64[np.nda
       hint='read activations in float32',
     )
   return found
+
+
+def is_real(array: Shaped[np.ndarray, ' ...']) -> bool:
+  """Whether an array has floating-point or whole numbers, bfloat16 included."""
+  return array.dtype.kind in 'iu' or jnp.issubdtype(array.dtype, jnp.floating)
+
+
+KINDS = {'i': 'whole numbers', 'u': 'whole numbers', 'b': 'booleans', 'U': 'texts', 'S': 'bytes'}
+"""Kinds of classes, by the letter of NumPy."""
+
+
+def as_classes(
+  name: str, given: Shaped[np.ndarray | Array, ' ...'] | Sequence
+) -> Shaped[np.ndarray, ' ...']:
+  """Returns classes, or names of groups, as an array; no value is converted to another kind.
+
+  Args:
+    name: their name in messages.
+    given: an array, also one of objects, as pandas makes it; or a sequence.
+
+  Returns:
+    An array of one of `KINDS`; of another dtype if there are other values, such as floating-point numbers alone.
+
+  Raises:
+    ProbingError: values of several kinds, of which NumPy would make texts or numbers; traced or masked arrays.
+  """
+  array = host_arrays.as_host(name, given, ProbingError)
+  if hasattr(given, 'dtype') and array.dtype.kind not in 'OT':
+    return array
+  values = np.asarray(given, object).ravel().tolist()
+  first: dict[type, int] = {}
+  for i, value in enumerate(values):
+    first.setdefault(type(value), i)
+  kinds: dict[str, int] = {}
+  for kind, i in first.items():
+    kinds.setdefault(KINDS.get(np.asarray(values[i]).dtype.kind, kind.__name__), i)
+  if len(kinds) > 1:
+    a, b = (values[i] for i in [*kinds.values()][:2])
+    raise ProbingError(
+      f'{name} of several kinds: {", ".join(kinds)}',
+      where=f'{a!r:.50} and {b!r:.50}',
+      cause='a missing value (NaN or None), or labels that were joined',
+      hint='leave these examples out, or make all of one kind',
+    )
+  known = {*kinds} <= {*KINDS.values()}
+  return np.array(values).reshape(array.shape) if known and values else array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,11 +142,11 @@ def check_labels(labels: Labels, n: int, min_members: int = 2) -> EncodedLabels:
     min_members: least number of examples of each class, in each problem.
 
   Raises:
-    ProbingError: floating-point labels, another number of them than examples, one class only, or a class with fewer
-      members.
+    ProbingError: floating-point labels, or labels of several kinds; another number of them than examples, one class
+      only, or a class with fewer members.
   """
-  array = np.asarray(labels)
-  if array.dtype.kind not in 'iubUS':
+  array = as_classes('labels', labels)
+  if array.dtype.kind not in KINDS:
     raise ProbingError(
       f'labels of type {array.dtype}; expected whole numbers, booleans or texts',
       cause='values to regress on, or a missing label',
@@ -143,8 +190,8 @@ def check_penalty(l2: Penalties) -> Float64[np.ndarray, '*_']:
   Raises:
     ProbingError: not positive and finite. Without a penalty, classes that can be separated have no finite solution.
   """
-  found = np.asarray(l2)
-  if found.dtype.kind not in 'fiu' or not (np.isfinite(found).all() and (found > 0).all()):
+  found = host_arrays.as_host('l2', l2, ProbingError)
+  if not is_real(found) or not (np.isfinite(found).all() and (found > 0).all()):
     raise ProbingError(
       f'l2={l2!r:.100}; expected finite numbers over 0',
       cause='classes that can be separated have no finite solution without a penalty',
@@ -168,15 +215,19 @@ def check_count(name: str, value: object, at_least: int) -> int:
   return found
 
 
+def as_number(name: str, value: object) -> float:
+  """Returns one real number of any type, also of NumPy or JAX; NaN for anything else."""
+  found = host_arrays.as_host(name, value, ProbingError)
+  return math.nan if found.ndim or not is_real(found) else float(found)
+
+
 def check_share(name: str, value: object) -> float:
   """Returns a share between 0 and 1, both ends excluded.
 
   Raises:
     ProbingError: not such a number.
   """
-  found = (
-    math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
-  )
+  found = as_number(name, value)
   if not 0 < found < 1:
     raise ProbingError(f'{name}={value!r:.100}; expected a share between 0 and 1')
   return found

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from mechjax.errors import ProbingError
+from mechjax.host_arrays import check_seed
 from mechjax.probing.checks import Features, check_count, check_features
 from mechjax.steering.controls import draw_directions
 
@@ -58,6 +59,7 @@ def random_directions(features: Features, n: int, seed: int = 0) -> Float64[np.n
     seed: the same seed gives the same directions.
   """
   width = _check_matrix(features).shape[1]
+  check_seed(seed, ProbingError)
   return draw_directions(np.eye(1, width)[0], check_count('n', n, 1), seed)
 
 

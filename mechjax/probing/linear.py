@@ -18,15 +18,18 @@ Letters: B examples, D features.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
+from types import EllipsisType
 from typing import Self
 
 import numpy as np
-from jaxtyping import Bool, Float64, Shaped
+from jaxtyping import Bool, Float64, Int, Shaped
 
 from mechjax.errors import ProbingError
 from mechjax.probing.checks import Features, check_features, check_width
 
-Index = int | slice | tuple[int | slice, ...]
+Index = int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,12 +96,23 @@ class LinearProbe:
     Raises:
       ProbingError: one probe has no leading axes; an index that does not exist.
     """
-    n = len(index) if isinstance(index, tuple) else 1
-    if n > len(self.shape):
-      raise ProbingError(f'index {index} of problems of shape {self.shape}')
+    shape = self.shape
+    numbers: Int[np.ndarray, ' ...'] = np.arange(math.prod(shape)).reshape(shape)
+    try:  # of the numbers of the problems, so that an ellipsis cannot reach the axes of a problem
+      chosen = numbers[index]
+    except (IndexError, TypeError) as e:
+      raise ProbingError(f'index {index} of problems of shape {shape}') from e
     names = [f.name for f in dataclasses.fields(self) if f.name != 'classes']
-    try:
-      parts = {name: np.asarray(getattr(self, name)[index]) for name in names}
-    except IndexError as e:
-      raise ProbingError(f'index {index} of problems of shape {self.shape}') from e
-    return dataclasses.replace(self, **parts)
+    values = {name: getattr(self, name) for name in names}
+    parts = {k: x.reshape(-1, *x.shape[len(shape) :])[chosen] for k, x in values.items()}
+    return dataclasses.replace(self, **{name: np.asarray(x) for name, x in parts.items()})
+
+  def __iter__(self) -> Iterator[Self]:
+    """The problems along the first of the leading axes.
+
+    Raises:
+      ProbingError: one probe has no leading axes.
+    """
+    if not self.shape:
+      raise ProbingError('one probe, and not several: there is nothing to iterate over')
+    return (self[i] for i in range(self.shape[0]))

@@ -31,7 +31,7 @@ from jaxtyping import Float64, Int
 from mechjax.errors import ProbingError
 from mechjax.probing.batching import BatchLayout
 from mechjax.probing.centring import Centring
-from mechjax.probing.checks import Features, Labels, check_features, check_labels
+from mechjax.probing.checks import Features, Labels, as_number, check_features, check_labels
 from mechjax.probing.linear import LinearProbe
 
 
@@ -52,9 +52,8 @@ def fit_mean_difference(
     ProbingError: features and labels as for `fit_logistic`; a shrinkage out of range; classes without variance, which
       whitening would divide by.
   """
-  if shrinkage is not None and not (
-    isinstance(shrinkage, int | float) and not isinstance(shrinkage, bool) and 0 < shrinkage <= 1
-  ):
+  share = None if shrinkage is None else as_number('shrinkage', shrinkage)
+  if share is not None and not 0 < share <= 1:
     raise ProbingError(
       f'shrinkage={shrinkage!r:.100}; expected None, or a number over 0 and up to 1'
     )
@@ -64,7 +63,7 @@ def fit_mean_difference(
   parts = []
   for group, codes in zip(layout.group(x), layout.spread(encoded.codes, 1)):
     centred = Centring.of(group[None], True, False)
-    fitted = [_fit(centred.features[0], c, len(encoded.classes), shrinkage) for c in codes]
+    fitted = [_fit(centred.features[0], c, len(encoded.classes), share) for c in codes]
     scaled, offsets = (np.stack(part)[None] for part in zip(*fitted))
     raw, intercepts = centred.to_raw(scaled, offsets)
     parts.append((raw[0], intercepts[0], np.repeat(centred.constant, len(codes), 0)))

@@ -38,8 +38,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int
 
-from mechjax import precision
+from mechjax import host_arrays, precision
 from mechjax.errors import ProbingError
+from mechjax.probing.checks import check_count
 from mechjax.probing.heads import HeadWeights, normalise
 
 Tokens = Sequence[int] | Int[np.ndarray | Array, ' classes']
@@ -97,9 +98,10 @@ class MechanisticProbe:
       centre_on: the names whose mean is taken off; None for those of `x`.
 
     Raises:
-      ProbingError: as `scores`; names that are all the same.
+      ProbingError: as `scores`; names that are all the same, if they are those to centre on.
     """
-    _check_differ(x)
+    if centre_on is None:
+      _check_differ(x)
     scores = self.scores(x)
     mean = (scores if centre_on is None else self.scores(centre_on)).mean(0)
     return np.asarray(_choose(scores - mean))
@@ -143,7 +145,12 @@ class HeadSearch:
     return float(np.bincount(self.labels).max() / len(self.labels))
 
   def top(self, n: int) -> list[HeadAccuracy]:
-    """The `n` heads with the largest accuracy, best first; of equal ones the lower layer and head."""
+    """The `n` heads with the largest accuracy, best first; of equal ones the lower layer and head.
+
+    Raises:
+      ProbingError: less than one head.
+    """
+    check_count('n', n, 1)
     accuracy, errors = self.accuracy, self.standard_error
     best = np.argsort(-accuracy, axis=None, kind='stable')[:n]
     places = [divmod(int(i), accuracy.shape[1]) for i in best]
@@ -255,7 +262,7 @@ def _wide(x: np.ndarray | Array) -> Array:
 
 
 def _check_classes(classes: Tokens, n_vocab: int) -> Int[np.ndarray, ' classes']:
-  tokens = np.asarray(classes)
+  tokens = host_arrays.as_host('classes', classes, ProbingError)
   if tokens.ndim != 1 or tokens.dtype.kind not in 'iu' or len(tokens) < 2:
     raise ProbingError(
       f'classes={classes!r:.100} should be two token ids or more',
@@ -271,7 +278,7 @@ def _check_classes(classes: Tokens, n_vocab: int) -> Int[np.ndarray, ' classes']
 
 
 def _check_labels(labels: Labels, n: int, n_classes: int) -> Int[np.ndarray, ' B']:
-  found = np.asarray(labels)
+  found = host_arrays.as_host('labels', labels, ProbingError)
   if found.shape != (n,) or found.dtype.kind not in 'iu':
     raise ProbingError(
       f'labels of shape {list(found.shape)} and type {found.dtype} for {n} names',
@@ -295,7 +302,7 @@ def _check_labels(labels: Labels, n: int, n_classes: int) -> Int[np.ndarray, ' B
 
 def _check_stream(x: np.ndarray | Array, shape: tuple[int, ...]) -> Array:
   """Checks a stream of shape [*layers, B, D]; `shape` is (D,) or (L, D)."""
-  found = jnp.asarray(x)
+  found = jnp.asarray(host_arrays.as_host('the stream', x, ProbingError))
   good = found.ndim == len(shape) + 1 and (*found.shape[:-2], found.shape[-1]) == shape
   if not good or not found.shape[-2] or not jnp.issubdtype(found.dtype, jnp.floating):
     expected = ', '.join(map(str, (*shape[:-1], 'B', shape[-1])))

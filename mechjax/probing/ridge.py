@@ -31,6 +31,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array, Bool, Float64, Int, Num
 
+from mechjax import host_arrays
 from mechjax.errors import ProbingError
 from mechjax.probing.batching import BatchLayout
 from mechjax.probing.centring import Centring
@@ -43,6 +44,7 @@ from mechjax.probing.checks import (
   check_labels,
   check_penalty,
   check_width,
+  is_real,
 )
 from mechjax.probing.cross_validation import L2S, PenaltyChoice, check_candidates
 from mechjax.probing.linear import LinearProbe
@@ -257,8 +259,8 @@ def _one_against_all(encoded: EncodedLabels) -> Float64[np.ndarray, '*problems c
 
 def _check_values(values: Targets, n: int) -> Float64[np.ndarray, '*problems B']:
   """Returns values in float64; raises ProbingError for NaN, other types, or another number of them."""
-  array = np.asarray(values)
-  if array.dtype.kind not in 'fiu' or not array.ndim or array.shape[-1] != n:
+  array = host_arrays.as_host('values', values, ProbingError)
+  if not is_real(array) or not array.ndim or array.shape[-1] != n:
     raise ProbingError(
       f'values of shape {array.shape} and type {array.dtype} for {n} examples',
       hint='one number for each row of the features; fit_ridge_classifier(features, labels) for classes',

@@ -25,7 +25,7 @@ import scipy  # imports scipy.stats, which takes a second, where it is first use
 from jaxtyping import Array, Float, Float64, Num, Shaped
 
 from mechjax.errors import ProbingError
-from mechjax.probing.checks import Labels, check_features, check_labels
+from mechjax.probing.checks import KINDS, Labels, as_classes, check_features, check_labels
 
 Columns = Num[np.ndarray | Array, 'B columns']
 """Values of some columns (neurons, latents, scores) at B examples."""
@@ -81,7 +81,7 @@ def accuracy(labels: Labels, predicted: Labels) -> Float64[np.ndarray, '*problem
     predicted: predicted classes [..., B], of the same type.
 
   Raises:
-    ProbingError: no examples, or shapes that do not broadcast.
+    ProbingError: no examples, shapes that do not broadcast, or classes of different kinds.
   """
   true, guess = _check_pair(labels, predicted)
   return np.asarray(np.mean(true == guess, -1))
@@ -147,7 +147,7 @@ class SeedMean:
     Raises:
       ProbingError: an empty part.
     """
-    if train < 1 or test < 1:
+    if not (train >= 1 and test >= 1):
       raise ProbingError(f'parts of {train} and {test} examples')
     return self.deviation * math.sqrt(1 / self.n + test / train)
 
@@ -158,9 +158,9 @@ class SeedMean:
 def _check_pair(
   labels: Labels, predicted: Labels
 ) -> tuple[Shaped[np.ndarray, '*problems B'], Shaped[np.ndarray, '*problems B']]:
-  true, guess = np.asarray(labels), np.asarray(predicted)
-  kinds = [{'u': 'i', 'S': 'U'}.get(x.dtype.kind, x.dtype.kind) for x in (true, guess)]
-  if kinds[0] != kinds[1] or kinds[0] not in 'ibU' or not true.size:
+  true, guess = as_classes('labels', labels), as_classes('predictions', predicted)
+  kinds = [KINDS.get(x.dtype.kind) for x in (true, guess)]
+  if kinds[0] != kinds[1] or kinds[0] is None or not true.size:
     raise ProbingError(
       f'labels of type {true.dtype} and shape {true.shape}, predictions of type {guess.dtype} and shape {guess.shape}',
       hint='classes of one type, as probe.predict returns them',

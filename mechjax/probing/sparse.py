@@ -26,7 +26,7 @@ Letters: B examples, D features; columns are features, or coordinates along dire
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Shaped
@@ -167,15 +167,13 @@ def fit_sparse_curve(
     ProbingError: as `fit_sparse`; no splits or ks; splits of other examples, or whose test part lacks a class.
   """
   x, encoded = _check_examples(features, labels)
-  if not len(splits) or not len(ks):
-    raise ProbingError(f'{len(splits)} splits and ks={ks!r:.100}: nothing to fit')
-  sizes = [check_count('k', k, 1) for k in ks]
-  _check_splits(splits, encoded)
-  parts = [
+  parts, sizes = _as_splits(splits), _as_sizes(ks)
+  _check_splits(parts, encoded)
+  found = [
     _score_split(x, encoded, s, sizes, basis, criterion, l2=l2, standardise=standardise)
-    for s in splits
+    for s in parts
   ]
-  return SparseCurve(tuple(sizes), *(np.stack(part) for part in zip(*parts)))
+  return SparseCurve(tuple(sizes), *(np.stack(part) for part in zip(*found)))
 
 
 def _score_split(
@@ -218,6 +216,21 @@ def _check_examples(
   return x, encoded
 
 
+def _as_splits(splits: Sequence[Split]) -> list[Split]:
+  parts = [*splits] if isinstance(splits, Iterable) else [splits]
+  if not parts or not all(isinstance(part, Split) for part in parts):
+    raise ProbingError(
+      f'splits={splits!r:.100}: nothing to fit', hint='split(labels), or a list of Split'
+    )
+  return parts
+
+
+def _as_sizes(ks: Sequence[int]) -> list[int]:
+  if np.ndim(ks) != 1 or not len(ks):
+    raise ProbingError(f'ks={ks!r:.100}: nothing to fit', hint='a list of numbers of columns')
+  return [check_count('k', k, 1) for k in ks]
+
+
 def _check_splits(splits: Sequence[Split], encoded: EncodedLabels) -> None:
   n, n_classes = len(encoded.codes), len(encoded.classes)
   for number, part in enumerate(splits):
@@ -242,6 +255,11 @@ def _project(
   """Directions of the columns, and their values."""
   if basis is None:
     return None, x
+  if not callable(basis):
+    raise ProbingError(
+      f'basis={basis!r:.100} is not a function of the training features',
+      hint='lambda features: directions, for directions [columns, D] that are known already',
+    )
   directions = check_features(basis(x), 'directions')
   check_width(directions, x.shape[1], 'directions')
   return directions, x @ directions.T

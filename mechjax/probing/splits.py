@@ -26,7 +26,16 @@ import numpy as np
 from jaxtyping import Array, Int, Shaped
 
 from mechjax.errors import ProbingError
-from mechjax.probing.checks import EncodedLabels, Labels, check_count, check_labels, check_share
+from mechjax.host_arrays import check_seed
+from mechjax.probing.checks import (
+  KINDS,
+  EncodedLabels,
+  Labels,
+  as_classes,
+  check_count,
+  check_labels,
+  check_share,
+)
 
 Groups = Shaped[np.ndarray | Array, ' B'] | Sequence[int] | Sequence[str]
 """Group of each example, such as its name."""
@@ -65,7 +74,7 @@ def split(
 
   Raises:
     ProbingError: one class only; a class with too few members or groups for two in each training part and one in each
-      test part; a group with two classes; no seeds.
+      test part; a group with two classes; no seeds, or one twice.
   """
   share = check_share('test', test)
   units, member = find_units(labels, groups)
@@ -111,7 +120,7 @@ def make_folds(
       hint=f'folds={counts[number]}, or leave the class out',
     )
   _check_left(units, counts - -(-counts // folds), f'the training part of {folds} folds')
-  random = np.random.default_rng(seed)
+  random = np.random.default_rng(check_seed(seed, ProbingError))
   fold = np.empty(len(units.codes), int)
   first = 0
   for number, n in enumerate(counts):
@@ -149,8 +158,8 @@ def find_units(
   found = check_labels(labels, n, 1)
   if groups is None:
     return found, np.arange(n)
-  names = np.asarray(groups)
-  if names.shape != (n,) or names.dtype.kind not in 'iubUS':
+  names = as_classes('groups', groups)
+  if names.shape != (n,) or names.dtype.kind not in KINDS:
     raise ProbingError(
       f'groups of shape {names.shape} and type {names.dtype} for {n} examples',
       hint='one name or number for each example',
@@ -184,7 +193,14 @@ def _check_left(units: EncodedLabels, left: Int[np.ndarray, ' classes'], part: s
 
 
 def _seeds(seeds: int | Sequence[int]) -> Sequence[int]:
-  found = range(seeds) if isinstance(seeds, int) else [*seeds]
-  if not len(found):
+  several = np.ndim(seeds) == 1
+  found = [*seeds] if several else [*range(check_count('seeds', seeds, 0))]  # type: ignore[misc]
+  if not found:
     raise ProbingError(f'seeds={seeds!r}: no splits', hint='seeds=10, or a list of seeds')
-  return found
+  whole = [check_seed(seed, ProbingError, 'a seed of seeds') for seed in found]
+  if len({*whole}) < len(whole):
+    raise ProbingError(
+      f'seeds={seeds!r:.100} have one seed twice',
+      cause='equal splits count twice, and the standard error comes out too small',
+    )
+  return whole

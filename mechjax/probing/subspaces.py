@@ -22,7 +22,9 @@ import scipy.linalg
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from mechjax import host_arrays
 from mechjax.errors import ProbingError
+from mechjax.host_arrays import check_seed
 from mechjax.probing.checks import check_count
 from mechjax.probing.linear import LinearProbe
 from mechjax.steering.bases import orthonormal_basis, remove
@@ -40,9 +42,15 @@ def probe_basis(probe: LinearProbe) -> Float[Array, 'n D']:
     [C - 1, D]; of two classes, the direction towards the second one.
 
   Raises:
-    ProbingError: several probes.
+    ProbingError: several probes, or a probe without classes.
     SteeringError: directions that are zero or linearly dependent, so that the probe cannot tell its classes apart.
   """
+  if not isinstance(probe, LinearProbe):
+    raise ProbingError(
+      f'a {type(probe).__name__} has no directions of classes',
+      hint='a probe of fit_logistic, fit_ridge_classifier or fit_mean_difference; '
+      'steering.orthonormal_basis(directions) for other directions',
+    )
   if probe.shape:
     raise ProbingError(
       f'probes of shape {probe.shape}; expected one', hint='probe_basis(probes[0])'
@@ -60,10 +68,17 @@ def draw_subspaces(
     basis: the basis that they are compared with.
     draws: number of subspaces; a larger number has the same first ones.
     seed: the same seed gives the same subspaces.
+
+  Raises:
+    ProbingError: a basis that is not a matrix, less than one subspace, a seed that is not a whole number from 0.
   """
-  n, D = np.shape(basis)
+  rows_nxD = host_arrays.as_host('basis', basis, ProbingError)
+  if rows_nxD.ndim != 2:
+    raise ProbingError(f'a basis of shape {rows_nxD.shape}; expected [n, D]')
+  check_seed(seed, ProbingError)
+  n, D = rows_nxD.shape
   drawn = draw_directions(np.eye(1, D)[0], check_count('draws', draws, 1) * n, seed)
-  return [orthonormal_basis(rows.astype(basis.dtype)) for rows in drawn.reshape(draws, n, D)]
+  return [orthonormal_basis(rows.astype(rows_nxD.dtype)) for rows in drawn.reshape(draws, n, D)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

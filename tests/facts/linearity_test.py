@@ -161,6 +161,13 @@ def test_a_decoder_runs_with_permuted_weights():
   assert not np.allclose(out, decoder.forward(params, decoders.TOKENS, config), atol=0.01)
 
 
+def test_one_array_a_layer_is_not_permuted_row_by_row():
+  layers = [{'mlp': {'up': np.ones((3, 4)), 'down': np.ones((4, 3))}} for _ in range(2)]
+  with pytest.raises(FactsError, match=r'1 leading axes differ[\s\S]*stacked=0'):
+    shuffle_weights(layers, 'mlp', stacked=1)
+  assert shuffle_weights(layers, 'mlp', stacked=0)[1]['mlp']['up'].shape == (3, 4)
+
+
 def test_weights_that_cannot_be_permuted_are_refused():
   params = decoders.params('gpt2')
   with pytest.raises(FactsError, match="unknown part of the parameters 'mpl'"):

@@ -198,6 +198,8 @@ def test_kinds_of_tokens():
   ]
   with pytest.raises(FactsError, match='7 is not the text of a token'):
     classify_tokens(['a', 7])
+  with pytest.raises(FactsError, match="'the' is one text"):
+    classify_tokens('the')
 
 
 # --- errors ---------------------------------------------------------------------------------------------
@@ -230,6 +232,13 @@ def test_texts_and_settings_that_do_not_fit_are_refused():
     run(TEXTS, Centre(np.ones((1, 2)), np.ones(1), np.zeros(1, int), 5))
   with pytest.raises(FactsError, match="does not have the sites 'resid_pots'"):
     run(TEXTS, mean, site='resid_pots')
+  other = measure_centre(model.apply, model.params, TEXTS, bos=BOS, site='mlp_out')
+  with pytest.raises(FactsError, match="centre is that of 'mlp_out', and the compared site is 'r"):
+    run(TEXTS, other)
+  with pytest.raises(FactsError, match='shares from 0 to 1, not percentages'):
+    compare('mistral').summarise(quantiles=[10, 90])
+  with pytest.raises(FactsError, match=r'limit=.10.'):
+    measure_centre(model.apply, model.params, TEXTS, bos=BOS, limit='10')
   with pytest.raises(FactsError, match='limit=1'):
     measure_centre(model.apply, model.params, TEXTS, bos=BOS, limit=1)
   with pytest.raises(FactsError, match='not a function of'):

@@ -202,6 +202,23 @@ def tile(**values):
   return {name: np.full((1, 4, 2), x) for name, x in values.items()}
 
 
+def test_sums_of_another_product_are_not_continued():
+  table = np.random.default_rng(0).standard_normal((*NAMES.shape, 2))
+  read = lambda first, last: {'x': table[: len(first), : len(last)]}  # noqa: E731
+  sums = ProductSums(NAMES, batch=64)
+  for part, other in (
+    ('prefix', NameProduct.of(LISTED, prefix=[2])),
+    ('last', NameProduct.of(LISTED | {'Gil Hale': [8, 2]}, prefix=[2, 6])),
+  ):
+    with pytest.raises(FactsError, match=f"a product with another '{part}'"):
+      read_product(read, other, sums=sums)
+  again = NameProduct.of(LISTED, prefix=[2, 6])
+  assert read_product(read, again, sums=sums).is_complete
+  saved = {k: x for k, x in sums.arrays().items() if k != 'done'}
+  with pytest.raises(FactsError, match="lack 'done'"):
+    ProductSums(NAMES, batch=64).load(saved)
+
+
 def test_a_tile_that_does_not_fit_is_refused_and_changes_nothing():
   sums = ProductSums(NAMES, batch=4)
   sums.add(tile(x=1.0))

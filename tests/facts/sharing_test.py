@@ -216,6 +216,7 @@ def test_permuted_neurons_are_uncorrelated_and_stay_in_their_groups():
     (np.array([[1, 2, 3], [4, 4, 4.0]]), {}, 'the same effect on fact 1: 4'),
     (np.array([[1, 2, np.inf], [4, 4, 5.0]]), {}, 'NaN or infinity in effects'),
     (np.eye(3), {'groups': [0, 1]}, r'groups= has shape \[2\] for 3 neurons'),
+    (np.eye(3), {'groups': [0, np.nan, 1]}, 'for 3 neurons, and dtype float64'),
     (np.eye(3), {'n_shuffles': 1}, 'n_shuffles=1'),
   ],
 )

@@ -80,6 +80,10 @@ BAD = {
   'a mask of another shape': ({'mask': np.ones((3, 8), bool)}, r'a mask of shape \[3, 8\]'),
   'a mask of numbers': ({'mask': np.ones((3, 9), int)}, 'dtype int64'),
   'tokens that are not ids': ({'tokens': small.TOKENS * 1.0}, 'float64'),
+  'texts to skip': ({'skip': ['5']}, 'expected ids of tokens'),
+  'an unknown token to skip': ({'skip': (None, 5)}, 'expected ids of tokens'),
+  'a number to skip': ({'skip': 5}, 'skip=5; expected ids of tokens'),
+  'a layer that is no number': ({'layer': True}, 'layer=True'),
   'no tokens': ({'tokens': small.TOKENS[:0]}, r'tokens of shape \[0, 9\]'),
 }
 
@@ -106,3 +110,16 @@ def test_a_stream_that_is_not_finite_is_refused():
     tree['embed']['tokens'][small.TOKENS[1, 0]] = np.inf
     with pytest.raises(NeuronError, match='the final stream contains NaN or infinity'):
       read_last_layer(small.forward('gpt2'), tree, small.TOKENS)
+
+
+def test_a_model_without_a_mask_reads_padding_on_the_right_alone():
+  with jax.enable_x64(True):
+    params = small.params('gpt2')
+    forward = lambda p, tokens: small.forward('gpt2')(p, tokens)  # noqa: E731
+    real = np.ones(small.TOKENS.shape, bool)
+    real[0, 6:] = False
+    found = read_last_layer(forward, params, small.TOKENS, real, first=0)
+    expected = read_last_layer(small.forward('gpt2'), params, small.TOKENS, real, first=0)
+    np.testing.assert_allclose(found.x, expected.x, atol=1e-12)
+    with pytest.raises(NeuronError, match='text 0 has padding before or between its tokens'):
+      read_last_layer(forward, params, small.TOKENS, real[:, ::-1])

@@ -106,3 +106,22 @@ def test_predictions_of_other_widths_are_refused():
       mean_prediction(case.readout, x, batch=0)
     with pytest.raises(NeuronError, match=r'unigram has shape \[30\]'):
       Frequency.of(case.readout, np.full(30, 1 / 30))
+
+
+@pytest.mark.parametrize(
+  ('p', 'message'),
+  [
+    (np.arange(1, 6.0), 'unigram sums to 15'),
+    (np.array([0, 0.5, 0.5, 0, 0]), 'has the probability 0'),
+    (np.ones(1), r'unigram has shape \[1\], and the logits have \[2, 5\]'),
+    ([0.2] * 5, 'unigram has shape .* dtype list'),
+  ],
+)
+def test_a_divergence_from_something_else_than_a_distribution_is_refused(p, message):
+  with pytest.raises(NeuronError, match=message):
+    measure_kl(p, jnp.zeros((2, 5)))
+
+
+def test_a_divergence_may_be_traced():
+  p, logits = jnp.full(5, 0.2), jnp.arange(5.0)
+  np.testing.assert_allclose(jax.jit(measure_kl)(p, logits), measure_kl(p, logits), rtol=1e-6)

@@ -200,3 +200,22 @@ def test_the_output_of_other_neurons_is_refused():
 def test_the_direction_of_frequency_has_length_one_and_mean_zero():
   v = find_direction(small.draw_unigram(), small.V)
   assert (np.linalg.norm(v), v.mean()) == pytest.approx((1, 0), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+  ('vectors', 'basis', 'message'),
+  [
+    (np.ones((2, 4)), 2 * np.eye(4, 2), 'the basis is not orthonormal'),
+    (np.ones((2, 3)), np.eye(4, 2), r'the vectors has shape \[2, 3\]'),
+    (np.eye(2, 4) * [[1], [0]], np.eye(4, 2), 'vector 1 has the length zero'),
+  ],
+)
+def test_a_share_that_would_have_no_meaning_is_refused(vectors, basis, message):
+  with pytest.raises(NeuronError, match=message):
+    measure_rho(vectors, basis)
+
+
+@pytest.mark.parametrize('eps', [None, '1e-5', True, np.nan, -1.0])
+def test_an_eps_that_is_no_number_is_refused(eps):
+  with pytest.raises(NeuronError, match='should be a number, at least 0'):
+    Readout.of(None, np.eye(4, 5), eps)

@@ -3,12 +3,13 @@
 import dataclasses
 
 import hypothesis
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
 from hypothesis import strategies as st
 
-from mechjax.probing import LogisticProbe, ProbingError, fit_logistic, newton, spaces
+from mechjax.probing import LogisticProbe, ProbingError, fit_logistic, newton, spaces, split
 from tests.probing.examples import examples, gradient
 
 SHAPES = [(60, 20, 3), (60, 20, 2), (30, 80, 3), (30, 80, 2), (40, 40, 5), (25, 1, 2)]
@@ -289,3 +290,57 @@ def test_a_step_that_overshoots_is_halved(monkeypatch):
   monkeypatch.setattr(newton, 'HALVINGS', 0)
   with pytest.raises(ProbingError, match='not converged'):
     fit_logistic(x, y, 1e-4, fit_intercept=False)
+
+
+def test_probes_are_iterated_over_and_an_ellipsis_stays_on_the_axes_of_the_problems():
+  probes = fit_logistic(np.stack([X, X**2])[:, None], Y, [1.0, 2.0, 3.0])
+  rows = [[probe.coefficients for probe in row] for row in probes]
+  np.testing.assert_array_equal(np.array(rows), probes.coefficients)
+  for index in (np.s_[..., 1], np.s_[:, 1], np.s_[0, ...], np.s_[..., 1:], np.array([1, 0])):
+    found = probes[index]
+    numbers = np.arange(6).reshape(2, 3)[index]
+    assert found.shape == numbers.shape
+    expected = probes.coefficients.reshape(6, 3, -1)[numbers]
+    np.testing.assert_array_equal(found.coefficients, expected)
+    np.testing.assert_array_equal(found.l2, np.array([1.0, 2.0, 3.0] * 2)[numbers])
+  with pytest.raises(ProbingError, match='nothing to iterate over'):
+    [*fit_logistic(X, Y)]
+
+
+KIND = ['golf', 'tennis'] * 6
+
+
+@pytest.mark.parametrize(
+  ('labels', 'kinds'),
+  [
+    ([*KIND[:10], float('nan'), float('nan')], 'texts, float'),
+    ([*KIND[:10], None, None], 'texts, NoneType'),
+    ([*KIND[:10], 3, 3], 'texts, whole numbers'),
+    ([*KIND[:10], b'golf', b'golf'], 'texts, bytes'),
+    ([True, False] * 5 + [2, 2], 'booleans, whole numbers'),
+    (np.array([*KIND[:10], np.nan, np.nan], object), 'texts, float'),
+  ],
+)
+def test_labels_of_several_kinds_are_refused_and_a_missing_label_is_no_class(labels, kinds):
+  with pytest.raises(ProbingError, match=f'labels of several kinds: {kinds}'):
+    fit_logistic(X, labels)
+  for call in (split, shuffle):
+    with pytest.raises(ProbingError, match='of several kinds'):
+      call(labels)
+
+
+def shuffle(labels):
+  split(Y % 2, groups=labels)
+
+
+@pytest.mark.parametrize('dtype', [object, np.dtypes.StringDType()])
+def test_texts_as_pandas_keeps_them_are_classes(dtype):
+  found = fit_logistic(X, np.array(KIND, dtype))
+  np.testing.assert_array_equal(found.coefficients, fit_logistic(X, KIND).coefficients)
+  assert found.classes.tolist() == ['golf', 'tennis']
+
+
+def test_a_penalty_of_any_floating_point_type_is_the_same_number():
+  expected = fit_logistic(X, Y, 0.5).coefficients
+  for l2 in (np.float16(0.5), jnp.asarray(0.5, jnp.bfloat16), jnp.float32(0.5)):
+    np.testing.assert_array_equal(fit_logistic(X, Y, l2).coefficients, expected)

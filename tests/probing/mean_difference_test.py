@@ -83,3 +83,9 @@ def test_labels_and_features_that_do_not_fit_are_refused():
     fit_mean_difference(X, Y[:5])
   with pytest.raises(ProbingError, match='all 4 features are constant'):
     fit_mean_difference(0 * X, Y)
+
+
+def test_a_shrinkage_of_any_floating_point_type_is_the_same_number():
+  x, y = np.random.default_rng(0).standard_normal((8, 3)), np.arange(8) % 2
+  found = fit_mean_difference(x, y, shrinkage=np.float32(0.5)).coefficients
+  np.testing.assert_array_equal(found, fit_mean_difference(x, y, shrinkage=0.5).coefficients)

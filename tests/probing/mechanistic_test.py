@@ -318,3 +318,20 @@ def test_the_annotations_hold():
     assert found.majority == pytest.approx(1 / 3)
     assert found.accuracy.shape == found.standard_error.shape
   assert not calls.missing()
+
+
+def test_one_name_is_predicted_if_others_are_there_to_centre_on():
+  random = np.random.default_rng(0)
+  draw = lambda *shape: random.standard_normal(shape).astype(np.float32)  # noqa: E731
+  weights = HeadWeights.of(
+    W_V=draw(1, 6, 2, 3),
+    W_O=draw(1, 2, 3, 6),
+    W_U=draw(6, 9),
+    attn_gain=np.ones((1, 6), np.float32),
+    final_gain=None,
+  )
+  x = draw(5, 6)
+  probe = make_probe(weights, 0, 1, [2, 4, 7])
+  all_names = probe.predict(x)
+  for i in range(5):
+    assert probe.predict(x[i : i + 1], centre_on=x).tolist() == [all_names[i]]

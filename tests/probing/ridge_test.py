@@ -1,5 +1,6 @@
 """Ridge probes solve their normal equations, and errors of examples left out equal those of refits."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -134,3 +135,9 @@ X, Y = case(10, 4)
 def test_bad_input_is_refused(call, words):
   with pytest.raises(ProbingError, match=words):
     call()
+
+
+def test_values_in_bfloat16_are_those_in_float32():
+  x, values = np.arange(12.0).reshape(6, 2) ** 2, jnp.asarray([1, 2, 0.5, 4, -1, 3], jnp.bfloat16)
+  expected = fit_ridge(x, np.asarray(values, np.float32)).coefficients
+  np.testing.assert_array_equal(fit_ridge(x, values).coefficients, expected)

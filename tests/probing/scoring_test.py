@@ -106,7 +106,7 @@ def test_the_null_is_the_largest_auc_of_the_same_columns_with_shuffled_labels(tw
   largest = null.maxima.max(1)
   assert null.median == np.median(largest)
   assert null.quantile(0.95) == np.quantile(largest, 0.95)
-  assert null.p_value(2.0) == 1 / 13
+  assert null.p_value(1.0) == 1 / 13
   assert null.p_value(largest[3]) == (1 + (largest >= largest[3]).sum()) / 13
 
 
@@ -171,3 +171,20 @@ X, Y = np.arange(12.0).reshape(6, 2), np.arange(6) % 2
 def test_bad_input_is_refused(call, words):
   with pytest.raises(ProbingError, match=words):
     call()
+
+
+@pytest.mark.parametrize('found', [float('nan'), 87.0, -0.1, np.array([0.5, 0.6]), None])
+def test_a_p_value_of_something_else_than_an_auc_is_refused(found):
+  random = np.random.default_rng(1)
+  null = shuffle_maximum(random.standard_normal((12, 3)), np.arange(12) % 2, shuffles=3)
+  with pytest.raises(ProbingError, match='expected one AUC, from 0 to 1'):
+    null.p_value(found)
+
+
+def test_classes_of_different_kinds_are_not_all_wrong_but_refused():
+  texts = np.array(['a', 'b', 'a'])
+  with pytest.raises(ProbingError, match='classes of one type'):
+    accuracy(texts.astype('S'), texts)
+  with pytest.raises(ProbingError, match='labels of several kinds: texts, float'):
+    accuracy(['a', float('nan')], ['a', 'nan'])
+  assert accuracy(texts.astype(object), texts) == 1

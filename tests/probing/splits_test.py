@@ -96,3 +96,18 @@ LABELS = np.arange(9) % 3
 def test_bad_input_is_refused(call, words):
   with pytest.raises(ProbingError, match=words):
     call()
+
+
+def test_seeds_are_a_number_of_any_integer_type_or_different_seeds():
+  first = split(LABELS, seeds=2)
+  for seeds in (np.int64(2), [0, 1], np.arange(2), range(2)):
+    again = split(LABELS, seeds=seeds)
+    assert [s.test.tolist() for s in again] == [s.test.tolist() for s in first]
+  for seeds, words in (
+    ([0, 1, 0], 'have one seed twice'),
+    (2.5, 'expected a whole number'),
+    (True, 'expected a whole number'),
+    ([None, 1], 'whole number, at least 0'),
+  ):
+    with pytest.raises(ProbingError, match=words):
+      split(LABELS, seeds=seeds)
