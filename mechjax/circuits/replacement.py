@@ -24,14 +24,13 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mechjax import precision, sites
+from mechjax import sites
 from mechjax.circuits.active import Active
 from mechjax.errors import CircuitError
 from mechjax.sae.architectures import Architecture, Gated, Params
@@ -75,35 +74,6 @@ class Replacer(abc.ABC):
   def skip(self, layer: int) -> np.ndarray | None:
     """W_skip of the layer, [D, D], or None."""
     return None
-
-
-class CLT(Protocol):
-  """A cross-layer transcoder: features of layer l write to the layers from l on.
-
-  Attributes:
-    n_layers: L.
-    width: M, latents of each layer.
-    d_model: D.
-  """
-
-  n_layers: int
-  width: int
-  d_model: int
-
-  def encode(self, params: Params, layer: int, x: Array) -> Array:
-    """Activations of the features of a layer, [..., M], from its MLP input [..., D]."""
-
-  def encoder(self, params: Params, layer: int) -> tuple[Array, Array]:
-    """W_enc [D, M] and b_enc [M] of a layer; active features are x @ W_enc + b_enc."""
-
-  def decoder(self, params: Params, layer: int, target: int) -> Array:
-    """Decoder rows [M, D] from a layer to `target`, which is not below it."""
-
-  def bias(self, params: Params, target: int) -> Array:
-    """b_dec of a layer, [D]."""
-
-  def skip(self, params: Params, target: int) -> Array | None:
-    """W_skip of a layer, [D, D], or None."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,7 +130,7 @@ class Replacement(Replacer):
       return _none(layer, x.shape[-1])
     sae, params = here
     W_enc, b_enc = _encoder(sae, params)
-    return _active(layer, x, _encode(sae, params, x), W_enc, b_enc, {layer: params['W_dec']})
+    return make_active(layer, x, _encode(sae, params, x), W_enc, b_enc, {layer: params['W_dec']})
 
   def reconstruct(self, layer: int, xs: Float[Array, 'L T D'], factors: Sequence[Factor]) -> Array:
     """The output of a layer's MLP from the MLP inputs of a new run, with some features multiplied, [T, D].
@@ -172,8 +142,8 @@ class Replacement(Replacer):
     """
     if (here := self._at(layer)) is None:
       return jnp.zeros_like(xs[layer])
-    sae, params = here[0], _cast(here[1], xs.dtype)
-    return sae.decode(params, _multiply(sae.encode(params, xs[layer]), layer, factors), xs[layer])
+    sae, params = here[0], cast(here[1], xs.dtype)
+    return sae.decode(params, multiply(sae.encode(params, xs[layer]), layer, factors), xs[layer])
 
   def bias(self, layer: int, D: int) -> np.ndarray:
     here = self._at(layer)
@@ -182,50 +152,6 @@ class Replacement(Replacer):
   def skip(self, layer: int) -> np.ndarray | None:
     here = self._at(layer)
     return None if here is None or not here[0].skip else np.asarray(here[1]['W_skip'])
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class CrossLayer(Replacer):
-  """A cross-layer transcoder of all layers.
-
-  Attributes:
-    clt: the architecture; see the protocol `CLT`.
-    params: its parameters.
-  """
-
-  clt: CLT
-  params: Params
-
-  def check(self, L: int, D: int) -> None:
-    if (self.clt.n_layers, self.clt.d_model) != (L, D):
-      raise CircuitError(
-        f'a cross-layer transcoder of {self.clt.n_layers} layers of width {self.clt.d_model}, '
-        f'and a model of {L} of {D}',
-        cause='the dictionary of another model',
-      )
-
-  def find(self, layer: int, x: Float[Array, 'T D'], run: Mapping[str, Array]) -> Active:
-    params = _cast(self.params, x.dtype)
-    f = self.clt.encode(params, layer, x)
-    decoders = {t: self.clt.decoder(params, layer, t) for t in range(layer, self.clt.n_layers)}
-    return _active(layer, x, f, *self.clt.encoder(params, layer), decoders)
-
-  def reconstruct(self, layer: int, xs: Float[Array, 'L T D'], factors: Sequence[Factor]) -> Array:
-    """The same as `Replacement.reconstruct`; features of all layers up to this one write to it."""
-    params, x = _cast(self.params, xs.dtype), xs[layer]
-    out = jnp.broadcast_to(self.clt.bias(params, layer), x.shape)
-    for source in range(layer + 1):
-      f = _multiply(self.clt.encode(params, source, xs[source]), source, factors)
-      out = out + precision.matmul(f, self.clt.decoder(params, source, layer))
-    skip = self.clt.skip(params, layer)
-    return out if skip is None else out + precision.matmul(x, skip)
-
-  def bias(self, layer: int, D: int) -> np.ndarray:
-    return np.asarray(self.clt.bias(self.params, layer))
-
-  def skip(self, layer: int) -> np.ndarray | None:
-    found = self.clt.skip(self.params, layer)
-    return None if found is None else np.asarray(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +187,7 @@ class Neurons(Replacer):
     return Active(layer, position, latent, post[position, latent], {layer: W_down[latent]})
 
 
-def _multiply(f: Array, layer: int, factors: Sequence[Factor]) -> Array:
+def multiply(f: Array, layer: int, factors: Sequence[Factor]) -> Array:
   """Activations [T, M] with the factors of one layer."""
   for at, position, latent, factor in factors:
     f = f.at[position, latent].multiply(factor) if at == layer else f
@@ -274,10 +200,10 @@ def _default_target(key: str) -> str:
 
 @functools.partial(jax.jit, static_argnums=0)  # kernels on arrays would be dispatched one by one
 def _encode(sae: Architecture, params: Params, x: Array) -> Array:
-  return sae.encode(_cast(params, x.dtype), x)
+  return sae.encode(cast(params, x.dtype), x)
 
 
-def _cast(params: Params, dtype: np.dtype) -> Params:
+def cast(params: Params, dtype: np.dtype) -> Params:
   return {name: jnp.asarray(x).astype(dtype) for name, x in params.items()}
 
 
@@ -298,7 +224,7 @@ def _none(layer: int, D: int) -> Active:
   return Active(layer, nothing, nothing, np.zeros(0), {layer: rows}, rows, np.zeros(0))
 
 
-def _active(
+def make_active(
   layer: int, x: Array, f: Array, W_enc: Array, b_enc: Array, decoders: Mapping[int, Array]
 ) -> Active:
   """The active features of a dictionary; raises CircuitError if they are not affine in their input."""
