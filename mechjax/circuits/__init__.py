@@ -14,14 +14,19 @@ once. The MLPs are replaced by sparse features and an error, so that nothing is 
     qk_attribution(model.apply, model.params, frozen, 5, 1, -1, 3)        why a head attends
     constrain(frozen, {5: 0.0}, graph.targets)                          what changes if feature 5 is removed
 
-`norms`, `maps` and `layout` identify the affine parts of any tagged model from outside; `replacement` and `active`
-find what is active; `frozen` is the run; `targets` and `rows` the engine; `graph`, `influences` and `pruning` what is
-made of rows; `pushing` and `interventions` change features; `heads`, `qk` and `paths` answer further
-questions. Nothing here imports a model: it takes tagged functions, arrays and dictionaries."""
+`norms`, `maps`, `scales` and `layout` identify the affine parts of any tagged model from outside; `replacement`,
+`cross_layer`, `active` and `encoders` find the features; `frozen` is the run; `targets` and `rows` are the engine;
+`graph`, `influences` and `pruning` use rows; `pushing` and `interventions` change features; `heads`, `qk` and `paths`
+answer further questions. `attention` splits latents of attention dictionaries over heads and source tokens, and
+`recursion` follows a source down; `decomposition` splits logits over layers, heads and neurons, `composition` measures
+which heads read which, `lens` reads the stream of every layer; `graph_data` is a graph as plain data, for pages and for
+`neuronpedia`. Nothing here imports a model: it takes tagged functions, arrays and dictionaries.
+"""
 
 from typing import TYPE_CHECKING
 
 from mechjax import lazy
+from mechjax.circuits.cross_layer import CrossLayerReplacement
 from mechjax.circuits.frozen import Frozen
 from mechjax.circuits.graph import Columns, Graph, GraphNode, attribute, scores
 from mechjax.circuits.heads import HeadLoadings, head_loadings
@@ -41,7 +46,7 @@ from mechjax.circuits.paths import (
 from mechjax.circuits.pruning import PrunedGraph, prune
 from mechjax.circuits.pushing import Pushed, Source, push, read, source_of
 from mechjax.circuits.qk import QKAttribution, qk_attribution
-from mechjax.circuits.replacement import CrossLayerReplacement, Neurons, Replacement, Replacer
+from mechjax.circuits.replacement import Neurons, Replacement, Replacer
 from mechjax.circuits.rows import Rows, Walk, attribute_rows, walk
 from mechjax.circuits.targets import Targets, difference, features, logits, probe
 from mechjax.errors import CircuitError

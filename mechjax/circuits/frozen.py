@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -34,30 +34,14 @@ from mechjax.circuits import active
 from mechjax.circuits.active import ActiveFeatures
 from mechjax.circuits.layout import Layout
 from mechjax.circuits.maps import Maps
-from mechjax.circuits.norms import check_reproduced, deviation, measure_scale
+from mechjax.circuits.norms import check_reproduced
 from mechjax.circuits.replacement import Neurons, Replacement, Replacer
+from mechjax.circuits.scales import Scales, measure_scales
 from mechjax.errors import CircuitError
 from mechjax.programs.callables import check_function
 
 BUDGET = 4 * 2**30
 """Bytes that encoder and decoder rows of the active features may take."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Scales:
-  """The numbers by which the norms of one run multiply.
-
-  Attributes:
-    attn_norm, attn_post, mlp_norm, mlp_post: by layer and position, [L, T]; None for norms that do not exist.
-    final_norm: [T].
-  """
-
-  attn_norm: Float[Array, 'L T']
-  attn_post: Float[Array, 'L T'] | None
-  mlp_norm: Float[Array, 'L T'] | None
-  mlp_post: Float[Array, 'L T'] | None
-  final_norm: Float[Array, ' T']
 
 
 @jax.tree_util.register_dataclass
@@ -165,12 +149,18 @@ class Frozen:
     )
     options = {} if mask is None else {'mask': jnp.asarray(mask)}
     names = tuple(layout.sites([n for n in replaced.needs if layout.has_mlp]))
-    acts = _reader(forward, names)(params, jnp.asarray(tokens), options)
+    acts = keep(_reader, forward, names)(params, jnp.asarray(tokens), options)
     freeze = functools.partial(_freeze, maps, replaced, budget)
     return [
       freeze(np.asarray(tokens)[b], acts, b, np.flatnonzero(real[b]), len(real) > 1)
       for b in range(len(real))
     ]
+
+
+def keep(make: Callable, forward: Callable, *args: Hashable) -> Callable:
+  """Calls a maker of compiled functions, which is cached, also for a model that cannot be hashed."""
+  cached = isinstance(forward, Hashable)
+  return make(forward, *args) if cached else make.__wrapped__(forward, *args)  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=2)  # an entry keeps its model
@@ -222,7 +212,7 @@ def _freeze(
   """The frozen run of one prompt of a batch, at its real positions."""
   run = {name: _cut_row(x, name, row, at, several) for name, x in acts.items()}
   layout = maps.layout
-  scales, deviations = _measure(maps, run)
+  scales, deviations = measure_scales(maps, run)
   for key, error in deviations.items():
     name, _, what = key.partition('|')
     check_reproduced(name, what, float(error), layout.dtype)
@@ -262,66 +252,6 @@ def _cut_row(x: Array, name: str, row: int, at: np.ndarray, several: bool) -> Ar
   if len(at) == (x.shape[-1] if name == 'attn_probs' else x.shape[axis]):
     return x
   return x[..., at, :][..., at] if name == 'attn_probs' else jnp.take(x, at, axis=axis)
-
-
-@jax.jit
-def _measure(maps: Maps, run: Mapping[str, Array]) -> tuple[Scales, dict]:
-  """Scales of all norms, and by how much each part misses the values of the run, by site."""
-  layout, off = maps.layout, _Deviations()
-
-  def scale(norm, before, name):
-    value, error = measure_scale(norm, before, run[name])
-    off.add(name, 'norm', error)
-    return value
-
-  raw = run[layout.attention_output]
-  scales = Scales(
-    scale(maps.attn_norm, run['resid_pre'], 'attn_norm'),
-    None if maps.attn_post is None else scale(maps.attn_post, raw, 'attn_out'),
-    None if maps.mlp_norm is None else scale(maps.mlp_norm, run[layout.mlp_input], 'mlp_norm'),
-    None if maps.mlp_post is None else scale(maps.mlp_post, run['mlp_raw'], 'mlp_out'),
-    scale(maps.final_norm, run['resid_post'][-1], 'final_norm'),
-  )
-  v = precision.einsum('ltd,ldkh->ltkh', run['attn_norm'], maps.values.weight)
-  off.compare('v', 'map from the norm to the values', v + maps.values.bias[:, None], run['v'])
-  off.compare(
-    'z', 'sum of values by attention patterns', mix(run['attn_probs'], run['v']), run['z']
-  )
-  out = precision.einsum('ltnh,lnhd->ltd', run['z'], maps.outputs.weight)
-  out = out + maps.outputs.bias[:, None]
-  off.compare(layout.attention_output, 'map from the heads to their output', out, raw)
-  total, sums = 'sum of what is added to the residual stream', run['resid_pre'] + run['attn_out']
-  off.compare('resid_pre', total, run['resid_pre'][0], run['embed'])
-  off.compare('resid_post', total, run['resid_post'][:-1], run['resid_pre'][1:])
-  if 'resid_mid' in run:
-    off.compare('resid_mid', total, sums, run['resid_mid'])
-  if layout.has_mlp:
-    sums = sums + run['mlp_out']
-  off.compare('resid_post', total, sums, run['resid_post'])
-  return scales, off.found
-
-
-class _Deviations:
-  """The largest deviation of each site; what the parts are is static."""
-
-  def __init__(self) -> None:
-    self.found: dict[str, Array] = {}
-
-  def add(self, name: str, what: str, error: Array) -> None:
-    key = f'{name}|{what}'
-    self.found[key] = jnp.maximum(self.found.get(key, jnp.zeros_like(error)), error)
-
-  def compare(self, name: str, what: str, found: Array, expected: Array) -> None:
-    self.add(name, what, deviation(found, expected))
-
-
-def mix(probs: Float[Array, '*L N T S'], v: Float[Array, '*L S K H']) -> Float[Array, '*L T N H']:
-  """Sums of the values by the patterns; query heads share the values of their key-value head."""
-  *L, N, T, _ = probs.shape
-  K, H = v.shape[-2:]
-  grouped = probs.reshape(*L, K, N // K, T, -1)
-  z = precision.einsum('...kgts,...skh->...tkgh', grouped, v)
-  return z.reshape(*L, T, N, H)
 
 
 def _find(

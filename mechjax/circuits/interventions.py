@@ -28,7 +28,7 @@ import scipy.stats
 from jaxtyping import Array, Float, Float64, PyTree
 
 from mechjax import harvest, watching
-from mechjax.circuits.frozen import Frozen
+from mechjax.circuits.frozen import Frozen, keep
 from mechjax.circuits.pushing import Source, feature_write, push, read
 from mechjax.circuits.targets import Targets
 from mechjax.errors import CircuitError
@@ -94,7 +94,7 @@ class Intervention:
     Raises:
       CircuitError: as `changes`.
     """
-    run = _semi_free(self.forward, self._site, self.frozen.layout.n_layers)
+    run = keep(_semi_free, self.forward, self._site, self.frozen.layout.n_layers)
     return self._difference(run, changes(self.frozen, factors), targets)
 
   def _difference(self, run: Callable, delta: Array, targets: Targets) -> np.ndarray:
@@ -126,7 +126,7 @@ class Intervention:
       )
     changes(self.frozen, factors)
     frozen, L = self.frozen, self.frozen.layout.n_layers
-    run = _iterative(self.forward, self._site)
+    run = keep(_iterative, self.forward, self._site)
     tokens, probs = frozen.tokens[None], frozen.probs[:, None]
     ends = []
     for chosen in ({}, factors):

@@ -117,7 +117,7 @@ def measure_scale(
   return scale, deviation(direction * scale[..., None] + bias, after)
 
 
-def deviation(found: Array, expected: Array) -> Array:
+def deviation(found: Array | np.ndarray, expected: Array | np.ndarray) -> Array:
   """Largest difference relative to the largest expected value."""
   size = jnp.max(jnp.abs(expected), initial=0)
   return jnp.max(jnp.abs(found - expected), initial=0) / jnp.where(size == 0, 1, size)

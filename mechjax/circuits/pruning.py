@@ -45,12 +45,16 @@ class PrunedGraph:
 
   def scores(self) -> dict[str, float]:
     """'completeness' and 'replacement' if features that are not kept count as errors of their layer and position."""
-    g = self.graph
-    table, columns = g.table.copy(), g.columns
-    errors, T = columns.of('error'), columns.n_positions
+    g, columns = self.graph, self.graph.columns
     dropped = np.setdiff1d(np.arange(columns.n_features), self.nodes)
-    for i in dropped:
-      table[:, errors.start + g.layer[i] * T + g.position[i]] += table[:, i]
+    if not len(dropped):
+      return g.scores()
+    table, T = g.table.copy(), columns.n_positions
+    place = g.layer[dropped] * T + g.position[dropped]
+    order = np.argsort(place, kind='stable')
+    places, starts = np.unique(place[order], return_index=True)
+    sums = np.add.reduceat(table[:, dropped[order]], starts, axis=1)
+    table[:, columns.of('error').start + places] += sums
     table[:, dropped] = 0
     rows = ~np.isin(g.node_of_row, dropped)
     return scores(table[rows], g.node_of_row[rows], g.weights[rows], g.level[rows], columns)

@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mechjax import precision
-from mechjax.circuits.frozen import Frozen, mix
+from mechjax.circuits.frozen import Frozen
 from mechjax.circuits.graph import Graph
+from mechjax.circuits.scales import mix
 from mechjax.circuits.targets import Targets
 from mechjax.errors import CircuitError
 

@@ -30,10 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mechjax import precision, sites
+from mechjax import sites
 from mechjax.circuits.active import Active
 from mechjax.errors import CircuitError
-from mechjax.sae.architectures import Architecture, CrossLayer, Gated, Params
+from mechjax.sae.architectures import Architecture, Gated, Params
 
 Factor = tuple[int, int, int, float]
 """Layer, position and latent of a feature, and what its activation is multiplied by."""
@@ -130,7 +130,7 @@ class Replacement(Replacer):
       return _none(layer, x.shape[-1])
     sae, params = here
     W_enc, b_enc = _encoder(sae, params)
-    return _active(layer, x, _encode(sae, params, x), W_enc, b_enc, {layer: params['W_dec']})
+    return make_active(layer, x, _encode(sae, params, x), W_enc, b_enc, {layer: params['W_dec']})
 
   def reconstruct(self, layer: int, xs: Float[Array, 'L T D'], factors: Sequence[Factor]) -> Array:
     """The output of a layer's MLP from the MLP inputs of a new run, with some features multiplied, [T, D].
@@ -142,8 +142,8 @@ class Replacement(Replacer):
     """
     if (here := self._at(layer)) is None:
       return jnp.zeros_like(xs[layer])
-    sae, params = here[0], _cast(here[1], xs.dtype)
-    return sae.decode(params, _multiply(sae.encode(params, xs[layer]), layer, factors), xs[layer])
+    sae, params = here[0], cast(here[1], xs.dtype)
+    return sae.decode(params, multiply(sae.encode(params, xs[layer]), layer, factors), xs[layer])
 
   def bias(self, layer: int, D: int) -> np.ndarray:
     here = self._at(layer)
@@ -152,49 +152,6 @@ class Replacement(Replacer):
   def skip(self, layer: int) -> np.ndarray | None:
     here = self._at(layer)
     return None if here is None or not here[0].skip else np.asarray(here[1]['W_skip'])
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class CrossLayerReplacement(Replacer):
-  """A cross-layer transcoder that reads 'mlp_norm' and reconstructs 'mlp_out' of all layers.
-
-  Attributes:
-    clt: the architecture.
-    params: its parameters.
-  """
-
-  clt: CrossLayer
-  params: Params
-
-  def check(self, L: int, D: int) -> None:
-    found = self.clt.n_layers, self.clt.d_in, self.clt.d_out
-    if found != (L, D, D):
-      raise CircuitError(
-        f'a cross-layer transcoder of {found[0]} layers from width {found[1]} to {found[2]}, '
-        f'and a model of {L} layers of width {D}',
-        cause='the dictionary of another model',
-      )
-
-  def find(self, layer: int, x: Float[Array, 'T D'], run: Mapping[str, Array]) -> Active:
-    params = _cast(self.params, x.dtype)
-    f = self.clt.encode_layer(params, layer, x)
-    decoders = {t: self.clt.decoder(params, layer, t) for t in range(layer, self.clt.n_layers)}
-    return _active(layer, x, f, params['W_enc'][layer], params['b_enc'][layer], decoders)
-
-  def reconstruct(self, layer: int, xs: Float[Array, 'L T D'], factors: Sequence[Factor]) -> Array:
-    """The same as `Replacement.reconstruct`; features of all layers up to this one write to it."""
-    params, x = _cast(self.params, xs.dtype), xs[layer]
-    out = jnp.broadcast_to(params['b_dec'][layer], x.shape)
-    for source in range(layer + 1):
-      f = _multiply(self.clt.encode_layer(params, source, xs[source]), source, factors)
-      out = out + precision.matmul(f, self.clt.decoder(params, source, layer))
-    return out + precision.matmul(x, params['W_skip'][layer]) if 'W_skip' in params else out
-
-  def bias(self, layer: int, D: int) -> np.ndarray:
-    return np.asarray(self.params['b_dec'][layer])
-
-  def skip(self, layer: int) -> np.ndarray | None:
-    return np.asarray(self.params['W_skip'][layer]) if 'W_skip' in self.params else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +187,7 @@ class Neurons(Replacer):
     return Active(layer, position, latent, post[position, latent], {layer: W_down[latent]})
 
 
-def _multiply(f: Array, layer: int, factors: Sequence[Factor]) -> Array:
+def multiply(f: Array, layer: int, factors: Sequence[Factor]) -> Array:
   """Activations [T, M] with the factors of one layer."""
   for at, position, latent, factor in factors:
     f = f.at[position, latent].multiply(factor) if at == layer else f
@@ -243,10 +200,10 @@ def _default_target(key: str) -> str:
 
 @functools.partial(jax.jit, static_argnums=0)  # kernels on arrays would be dispatched one by one
 def _encode(sae: Architecture, params: Params, x: Array) -> Array:
-  return sae.encode(_cast(params, x.dtype), x)
+  return sae.encode(cast(params, x.dtype), x)
 
 
-def _cast(params: Params, dtype: np.dtype) -> Params:
+def cast(params: Params, dtype: np.dtype) -> Params:
   return {name: jnp.asarray(x).astype(dtype) for name, x in params.items()}
 
 
@@ -267,7 +224,7 @@ def _none(layer: int, D: int) -> Active:
   return Active(layer, nothing, nothing, np.zeros(0), {layer: rows}, rows, np.zeros(0))
 
 
-def _active(
+def make_active(
   layer: int, x: Array, f: Array, W_enc: Array, b_enc: Array, decoders: Mapping[int, Array]
 ) -> Active:
   """The active features of a dictionary; raises CircuitError if they are not affine in their input."""

@@ -29,10 +29,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Int32
 
 from mechjax import precision, sites
+from mechjax.circuits.encoders import find_encoders, pull_through_norms
 from mechjax.circuits.frozen import Frozen
-from mechjax.circuits.norms import NormMap, check_reproduced, deviation, tolerance_of
+from mechjax.circuits.norms import NormMap, tolerance_of
 from mechjax.errors import CircuitError
-from mechjax.harvest import Subgraph
 
 READS = ('resid_pre', 'resid_mid', 'resid_post', 'attn_norm', 'mlp_norm', 'final_norm')
 """Sites at which a probe can read."""
@@ -189,68 +189,14 @@ def features(frozen: Frozen, index: Sequence[int] | Int[np.ndarray, ' _']) -> Ta
   if ((index < 0) | (index >= len(f))).any():
     raise CircuitError(f'feature {index.max()} of {len(f)} active features')
   layer, position = f.layer[index], f.position[index]
-  encoder, constant = _encoders(frozen, index)
-  vector, bias = _through_norms(frozen, encoder, layer, position)
+  encoder, constant = find_encoders(frozen, index)
+  vector, bias = pull_through_norms(frozen, encoder, layer, position)
   names = tuple(f'{l}.{i} at {t}' for l, i, t in zip(layer, f.latent[index], position))
   step = 0 if frozen.layout.is_parallel else 1
   return Targets(
     (2 * layer + step).astype(np.int32), position, vector, constant + np.asarray(bias),
     f.activation[index], np.ones(len(index), frozen.layout.dtype), names, (-1,) * len(index),
   )  # fmt: skip
-
-
-@jax.jit
-def _through_norms(
-  frozen: Frozen, encoder: Array, layer: Array, position: Array
-) -> tuple[Array, Array]:
-  """Vectors in the residual stream, and products with the norms' biases."""
-  norms, scales = frozen.maps.mlp_norm, frozen.scales.mlp_norm
-  assert norms is not None
-  assert scales is not None
-
-  def one(e_D, l, t):
-    norm = norms.layer(l)
-    return norm.transpose(e_D, scales[l, t]), precision.matmul(norm.bias, e_D)
-
-  return jax.vmap(one)(jnp.asarray(encoder), layer, position)
-
-
-def _encoders(frozen: Frozen, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Direction at 'mlp_norm' [rows, D] and constant [rows] of features."""
-  f = frozen.features
-  if f.encoder is not None and f.constant is not None:
-    return np.asarray(f.encoder)[index], np.asarray(f.constant)[index]
-  neurons = frozen.maps.neurons
-  assert neurons is not None
-  out = np.zeros((len(index), frozen.layout.width), frozen.layout.dtype)
-  value = np.zeros(len(index), out.dtype)
-  slots = (
-    frozen.maps.layout.length
-  )  # neurons act on each position alone, so that each can hold another one
-  for layer in np.unique(f.layer[index]):
-    mine = np.flatnonzero(f.layer[index] == layer)
-    cut = neurons.post.at_layer(int(layer)) if frozen.layout.n_layers > 1 else neurons.post
-    for start in range(0, len(mine), slots):
-      part = mine[start : start + slots]
-      chosen = index[np.resize(part, slots)]
-      x = jnp.asarray(frozen.mlp_input)[layer, f.position[chosen]]
-      found, values = _differentiate(cut, x[None], f.latent[chosen])
-      out[part] = np.asarray(found)[: len(part)]
-      value[part] = np.asarray(values)[: len(part)]
-  check_reproduced(
-    'mlp_post', 'function of single positions',
-    float(deviation(value, f.activation[index])), frozen.layout.dtype,
-  )  # fmt: skip
-  x = np.asarray(frozen.mlp_input)[f.layer[index], f.position[index]]
-  return out, f.activation[index] - np.einsum('rd,rd->r', out, x)
-
-
-@jax.jit
-def _differentiate(cut: Subgraph, x: Array, latent: Array) -> tuple[Array, Array]:
-  """Gradients [T, D] and values [T] of one neuron at each position with respect to the MLP's input there."""
-  out, back = jax.vjp(cut, x)
-  at = jnp.arange(x.shape[1]), latent
-  return back(jnp.zeros_like(out).at[0, *at].set(1))[0][0], out[0, *at]
 
 
 def _position(frozen: Frozen, position: int) -> int:

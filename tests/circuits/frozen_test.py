@@ -186,8 +186,18 @@ def toy_params():
 TOY_TOKENS = np.array([[3, 1, 4, 1, 5]])
 
 
-def test_a_toy_of_one_layer_is_frozen():
-  frozen = Frozen.of(toy, toy_params(), TOY_TOKENS, Replacement({}))
+class Unhashable:
+  """A model that is a pytree of its arrays, as those of equinox are."""
+
+  __hash__ = None
+
+  def __call__(self, params, tokens):
+    return toy(params, tokens)
+
+
+@pytest.mark.parametrize('forward', [toy, Unhashable()])
+def test_a_toy_of_one_layer_is_frozen(forward):
+  frozen = Frozen.of(forward, toy_params(), TOY_TOKENS, Replacement({}))
   targets = logits(frozen)
   rows = attribute_rows(frozen, targets)
   np.testing.assert_allclose(rows.total(), targets.value, rtol=1e-5, atol=1e-5)

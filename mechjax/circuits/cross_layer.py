@@ -1,0 +1,66 @@
+"""Cross-layer transcoders, whose features write to the MLP outputs of all layers from their own on.
+
+    clt = sae.load('out/clt/dictionaries/clt_topk/0')
+    CrossLayerReplacement(clt.sae, clt.params)
+
+One feature then stands for what would be a chain of similar features, one a layer, so that paths are shorter (Ameisen
+et al. 2025, section 2.1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mechjax import precision
+from mechjax.circuits.active import Active
+from mechjax.circuits.replacement import Factor, Replacer, cast, make_active, multiply
+from mechjax.errors import CircuitError
+from mechjax.sae.architectures import CrossLayer, Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CrossLayerReplacement(Replacer):
+  """A cross-layer transcoder that reads 'mlp_norm' and reconstructs 'mlp_out' of all layers.
+
+  Attributes:
+    clt: the architecture.
+    params: its parameters.
+  """
+
+  clt: CrossLayer
+  params: Params
+
+  def check(self, L: int, D: int) -> None:
+    found = self.clt.n_layers, self.clt.d_in, self.clt.d_out
+    if found != (L, D, D):
+      raise CircuitError(
+        f'a cross-layer transcoder of {found[0]} layers from width {found[1]} to {found[2]}, '
+        f'and a model of {L} layers of width {D}',
+        cause='the dictionary of another model',
+      )
+
+  def find(self, layer: int, x: Float[Array, 'T D'], run: Mapping[str, Array]) -> Active:
+    params = cast(self.params, x.dtype)
+    f = self.clt.encode_layer(params, layer, x)
+    decoders = {t: self.clt.decoder(params, layer, t) for t in range(layer, self.clt.n_layers)}
+    return make_active(layer, x, f, params['W_enc'][layer], params['b_enc'][layer], decoders)
+
+  def reconstruct(self, layer: int, xs: Float[Array, 'L T D'], factors: Sequence[Factor]) -> Array:
+    """The same as `Replacement.reconstruct`; features of all layers up to this one write to it."""
+    params, x = cast(self.params, xs.dtype), xs[layer]
+    out = jnp.broadcast_to(params['b_dec'][layer], x.shape)
+    for source in range(layer + 1):
+      f = multiply(self.clt.encode_layer(params, source, xs[source]), source, factors)
+      out = out + precision.matmul(f, self.clt.decoder(params, source, layer))
+    return out + precision.matmul(x, params['W_skip'][layer]) if 'W_skip' in params else out
+
+  def bias(self, layer: int, D: int) -> np.ndarray:
+    return np.asarray(self.params['b_dec'][layer])
+
+  def skip(self, layer: int) -> np.ndarray | None:
+    return np.asarray(self.params['W_skip'][layer]) if 'W_skip' in self.params else None
