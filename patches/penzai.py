@@ -11,7 +11,8 @@ values read and planted are upstream's NamedArrays, so every value knows its axe
     z, mlp_pre              output of an einsum before W_O, of a linear layer before the activation
     embed, final_norm       input of the first block, and output of the layer after the last block
 
-GPT-NeoX has no resid_mid, because its halves are parallel. q carries the factor 1/√H of the scores.
+GPT-NeoX has no resid_mid, because its halves are parallel, and Gemma 2 has no attn_raw and no mlp_raw, because its
+post-norms are layers of the same chains. q carries the factor 1/√H of the scores.
 With `KVCachingTransformerLM`, k and v are the values that this call's dot product receives, cached
 positions included; a changed k or v is used but not written back.
 

@@ -74,6 +74,7 @@ class Block:
   window: int | None = None
   masked: float = MASKED
   eps: float = 1e-6
+  has_raw: bool = True
 
   def norm(self, x, gain):
     if gain is None:
@@ -90,7 +91,7 @@ class Block:
 
   def names(self) -> list[str]:
     """Canonical names of the sites of a layer, in the order of a forward pass."""
-    absent = sites.POST_NORM if self.post_attn_gain is None else ()
+    absent = () if self.has_raw and self.post_attn_gain is not None else sites.POST_NORM
     return [name for name in list(sites.CANONICAL)[1:-2] if name not in absent]
 
   def visible_TxT(self, T):

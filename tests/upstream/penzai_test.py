@@ -197,6 +197,7 @@ def truth(name):
       query_scale=H**-0.5,
       cap=2.0 if gemma else None,
       window=WINDOW if gemma and i == 0 else None,
+      has_raw=False,
     )
 
   embedding = p['embedder.embeddings'].T
