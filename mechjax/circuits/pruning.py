@@ -45,15 +45,26 @@ class PrunedGraph:
 
   def scores(self) -> dict[str, float]:
     """'completeness' and 'replacement' if features that are not kept count as errors of their layer and position."""
-    g = self.graph
-    table, columns = g.table.copy(), g.columns
-    errors, T = columns.of('error'), columns.n_positions
-    dropped = np.setdiff1d(np.arange(columns.n_features), self.nodes)
-    for i in dropped:
-      table[:, errors.start + g.layer[i] * T + g.position[i]] += table[:, i]
-    table[:, dropped] = 0
-    rows = ~np.isin(g.node_of_row, dropped)
-    return scores(table[rows], g.node_of_row[rows], g.weights[rows], g.level[rows], columns)
+    return score_nodes(self.graph, self.nodes)
+
+
+def score_nodes(graph: Graph, nodes: Int[np.ndarray, ' _']) -> dict[str, float]:
+  """'completeness' and 'replacement' if all other features count as errors of their layer and position.
+
+  Args:
+    graph: the whole graph.
+    nodes: columns that are kept; only features matter.
+  """
+  columns, T = graph.columns, graph.columns.n_positions
+  dropped = np.setdiff1d(np.arange(columns.n_features), nodes)
+  rows = ~np.isin(graph.node_of_row, dropped)
+  table, first = graph.table[rows], columns.of('error').start
+  place = first + graph.layer[dropped].astype(np.int64) * T + graph.position[dropped]
+  for column in np.unique(place):
+    table[:, column] += table[:, dropped[place == column]].sum(1)
+  table[:, dropped] = 0
+  owner, weights, level = (x[rows] for x in (graph.node_of_row, graph.weights, graph.level))
+  return scores(table, owner, weights, level, columns)
 
 
 def prune(graph: Graph, nodes: float = 0.8, edges: float = 0.98) -> PrunedGraph:
