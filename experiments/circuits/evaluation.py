@@ -1,8 +1,8 @@
 """Quality of each dictionary on held-out text: FVU by layer, and the loss with all layers spliced.
 
-Dictionaries are evaluated by `mechjax.sae.evaluate`. For neurons the same is measured here: of each layer and
-position the largest neurons stay (as in a graph) and the others are zero, one layer at a time for the FVU, all layers at
-once for the loss.
+Dictionaries are evaluated by `mechjax.sae.evaluate`. For neurons the same is measured here: of each layer and position
+the largest neurons stay (as in a graph) and the others are zero, one layer at a time for the FVU, all layers at once
+for the loss.
 
     evaluate(subject, dictionary, settings)      {'loss': ..., 'loss_spliced': ..., 'fvu': [...], 'l0': [...]}
 """

@@ -14,7 +14,7 @@ from experiments.circuits import panels
 from experiments.circuits.tables import Table, list_tables
 from mechjax import files
 from mechjax.circuits import neuronpedia
-from mechjax.errors import CircuitError
+from mechjax.circuits.graph_data import check_graph
 from mechjax.viz import charts, curves, page, scatter
 from mechjax.viz.graph import graph_page
 
@@ -33,13 +33,15 @@ def write(results: dict[str, Any], graphs: dict[str, Any], out: str) -> None:
   print(f'wrote circuits.json, circuits.png, circuits.html, graphs/ and neuronpedia/ to {out}')
 
 
-def write_graphs(results: dict[str, Any], graphs: dict[str, Any], place: Path) -> dict[str, str]:
-  """Writes the page and the JSON of each graph; a graph that the format cannot hold is stated and left out.
+def write_graphs(
+  results: dict[str, Any], graphs: dict[str, Any], place: Path
+) -> dict[str, list[str]]:
+  """Writes the page and the JSON of each graph.
 
   Returns:
-    'written', or the reason why a graph has no file, keyed by the name of its files.
+    Ids of the nodes that the JSON lacks, keyed by the name of its files.
   """
-  found: dict[str, str] = {}
+  found: dict[str, list[str]] = {}
   (place / 'graphs').mkdir(exist_ok=True)
   for name, (label, prompt) in name_graphs(results, graphs).items():
     data, one = graphs[name], results['dictionaries'][label]
@@ -49,16 +51,32 @@ def write_graphs(results: dict[str, Any], graphs: dict[str, Any], place: Path) -
       data, title=text, lead=lead, nodes=NODES, links=LINKS, footer=make_footer(results)
     )
     (place / 'graphs' / f'{name}.html').write_text(made, encoding='utf-8')
-    try:
-      neuronpedia.write_graph(
-        data, place / 'neuronpedia', slug=name, scan=results['model']['name'], transcoders=[one['place']],
-        node_threshold=results['settings']['keep_nodes'],
-      )  # fmt: skip
-      found[name] = 'written'
-    except CircuitError as e:
-      found[name] = str(e)
-      print(f'no file for Neuronpedia of {name}: {e}')
+    kept, found[name] = drop_collisions(data)
+    neuronpedia.write_graph(
+      kept, place / 'neuronpedia', slug=name, scan=results['model']['name'], transcoders=[one['place']],
+      node_threshold=results['settings']['keep_nodes'],
+    )  # fmt: skip
   return found
+
+
+def drop_collisions(graph: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+  """A graph whose nodes have different ids in the format of Neuronpedia, and the ids of the nodes that are dropped.
+
+  There the id of the error of layer l is that of latent l of layer 0 at the same position, and biases are part of
+  errors, whether these are in the graph or not. So latents of layer 0 with the number of a layer are dropped, with their
+  links.
+  """
+  checked = check_graph(graph)
+  nodes = checked['nodes']
+  dropped = {
+    i
+    for i, x in enumerate(nodes)
+    if x['kind'] == 'feature' and x['layer'] == 0 and x['latent'] < checked['layers']
+  }
+  place = {i: n for n, i in enumerate(i for i in range(len(nodes)) if i not in dropped)}
+  links = [[place[s], place[t], w] for s, t, w in checked['links'] if {s, t}.isdisjoint(dropped)]
+  kept = checked | {'nodes': [nodes[i] for i in place], 'links': links}
+  return kept, [nodes[i]['id'] for i in sorted(dropped)]
 
 
 def name_graphs(results: dict[str, Any], graphs: dict[str, Any]) -> dict[str, tuple[str, str]]:

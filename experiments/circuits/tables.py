@@ -243,10 +243,10 @@ def tabulate_agreement(results: dict[str, Any]) -> Table:
   settings = results['settings']
   text = (
     f'The {settings["removed"]} features with the most influence, or {settings["controls"]} random active ones, are '
-    f'removed one at a time; changes of the logit of the likeliest output against the mean logit. Constrained: everything '
-    f'else frozen, predicted by the own edges of the feature (equal by linearity). Semi-free: norms and MLPs react, '
-    f'predicted along all paths, or by the own edges alone. Iterative: features are computed again. Slope: measured on '
-    f'predicted, through 0. Means over prompts with a standard error over prompts.'
+    f'removed one at a time; changes of the logit of the likeliest output against the mean logit. Constrained: '
+    f'everything else frozen, predicted by the own edges of the feature (equal by linearity). Semi-free: norms and '
+    f'MLPs react, predicted along all paths, or by the own edges alone. Iterative: features are '
+    f'computed again. Slope: measured on predicted, through 0. Means over prompts with a standard error over prompts.'
   )
   return Table('Predicted and measured changes', text, heads, rows)
 
