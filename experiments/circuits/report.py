@@ -63,7 +63,7 @@ def drop_collisions(graph: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
   """A graph whose nodes have different ids in the format of Neuronpedia, and the ids of the nodes that are dropped.
 
   There the id of the error of layer l is that of latent l of layer 0 at the same position, and biases are part of
-  errors, whether these are in the graph or not. So latents of layer 0 with the number of a layer are dropped, with their
+  errors, whether these are in the graph or not. So latents of layer 0 with the number of a layer are dropped with their
   links.
   """
   checked = check_graph(graph)

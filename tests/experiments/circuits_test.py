@@ -36,12 +36,14 @@ from mechjax.models import ours
 from mechjax.models.language_model import LanguageModel
 from mechjax.models.tokenizers import Tokenizer
 from mechjax.sae.store import contexts
+from mechjax.sae.training import Optimisation
 from mechjax.train_sae import layout
 from mechjax.train_sae.settings import Dictionaries, TrainSettings
 from tests.experiments import loading
 from tests.models import decoders
 from tests.viz.viz_test import Reader
 
+pytestmark = pytest.mark.slow
 BOS, EOS, L, D, F, V = 1, 2, 2, 16, 20, decoders.V
 CONFIG = dataclasses.replace(decoders.CONFIGS['gpt2'], activation='relu')
 SITES = [f'mlp_norm.{n}' for n in range(L)]
@@ -115,7 +117,7 @@ def home(tmp_path_factory):
   random = np.random.default_rng(0)
   words = [''.join(random.choice([*'abcdefgh'], 4)) for _ in range(300)]
   (place / 'text.txt').write_text(' '.join(words))
-  (place / 'prompts.txt').write_text('one two three four\tfive\n\nsix seven: eight\n')
+  (place / 'prompts.txt').write_text('one two three four\tfive\n\nsix seven: eight nine\n')
   save_set(place / 'exact', exact)
   save_set(place / 'skip', random_skip)
   save_cross_layer(place / 'clt')
@@ -125,7 +127,7 @@ def home(tmp_path_factory):
 def make_settings(home, out, **changes):
   given = {
     'model': 'tiny', 'dictionaries': tuple(str(home / n) for n in ('exact', 'skip', 'clt')) + ('neurons',),
-    'prompts': str(home / 'prompts.txt'), 'text': str(home / 'text.txt'), 'context': 12, 'tokens': 60, 'contexts': 60,
+    'prompts': str(home / 'prompts.txt'), 'text': str(home / 'text.txt'), 'context': 12, 'tokens': 60, 'contexts': 0,
     'top': 5, 'rows': 400, 'removed': 4, 'controls': 5, 'batch': 2, 'row_batch': 16, 'out': str(out),
     'keep_nodes': 0.8, 'outputs': 3,
   }  # fmt: skip
@@ -276,7 +278,7 @@ def test_the_answer_has_its_probability_and_rank(study):
   assert outputs['answer']['probability'] == pytest.approx(p[five], rel=1e-4)
   assert outputs['answer']['rank'] == int((p > p[five]).sum()) + 1
   assert outputs['tokens'][0]['token'] == int(p.argmax())
-  assert prompt_of(study, 'transcoders', 'six-seven-eight')['outputs']['answer'] is None
+  assert prompt_of(study, 'transcoders', 'six-seven-eight-nine')['outputs']['answer'] is None
 
 
 def test_agreement_is_that_of_scipy_and_has_an_error():
@@ -294,23 +296,29 @@ def test_agreement_is_that_of_scipy_and_has_an_error():
   assert np.isnan(effects.agree(x, np.zeros(40), 0)['spearman'][0])
 
 
-def test_texts_are_those_of_the_strongest_tokens(study):
+def test_texts_are_those_of_the_strongest_tokens(study, home):
   _, found, _, data, _ = study
-  nodes = [x for x in data['transcoders_one-two-three-four']['nodes'] if x['kind'] == 'feature']
+  settings = make_settings(home, 'unused', contexts=60)
+  sets, clt = found.dictionaries[0], found.dictionaries[2]
+  latents = [0, 3, 8]
+  known = texts.collect(settings, found, sets, {1: latents})
+  assert texts.collect(settings, found, clt, {1: latents}) == known
   rows = found.rows[:5]
-  acts = harvest.reap(tiny().apply, sites='mlp_post')(tiny().params, jnp.asarray(rows))
-  checked = 0
-  for node in nodes:
-    post = np.where(np.isin(rows, (BOS, EOS)), 0, acts[f'mlp_post.{node["layer"]}'][..., node['latent']])  # fmt: skip
-    if node['contexts']:
-      best = max(node['contexts'][0], key=lambda pair: pair[1])
-      assert best[1] == pytest.approx(post.max(), abs=1e-3)
-      assert best[0] == join([rows.ravel()[post.argmax()]])
-      checked += 1
-    effects_V = np.asarray(texts.make_unembed(tiny())(exact(node['layer'])[1]['W_dec']))
-    best = effects_V[node['latent']].argmax()
-    assert node['promoted'][0] == join([best])
-  assert checked > 3
+  post = harvest.reap(tiny().apply, sites='mlp_post.1')(tiny().params, jnp.asarray(rows))
+  post = np.where(np.isin(rows, (BOS, EOS))[..., None], 0, post['mlp_post.1'])
+  effects_MxV = np.asarray(texts.make_unembed(tiny())(exact(1)[1]['W_dec']))
+  active = [n for n in latents if post[..., n].max() > 0]
+  assert len(active) > 1
+  for latent in latents:
+    text = known['1'][str(latent)]
+    assert text['promoted'][0] == join([effects_MxV[latent].argmax()])
+    if latent in active:
+      best = max(text['contexts'][0], key=lambda pair: pair[1])
+      assert best[1] == pytest.approx(post[..., latent].max(), abs=1e-3)
+      assert best[0] == join([rows.ravel()[post[..., latent].argmax()]])
+  wanted = texts.find_latents({'a': data['transcoders_one-two-three-four']})
+  assert {*wanted} <= {0, 1}
+  assert all(wanted.values())
 
 
 def test_promoted_tokens_of_neurons_follow_the_sign_of_their_activations(study):
@@ -328,7 +336,7 @@ def test_promoted_tokens_of_neurons_follow_the_sign_of_their_activations(study):
 def test_a_finished_run_computes_nothing_again_and_more_prompts_compute_their_own_steps(study):
   settings, found, results, data, lines = study
   assert 'evaluation_transcoders' in lines
-  assert 'effects_neurons_six-seven-eight' in lines
+  assert 'effects_neurons_six-seven-eight-nine' in lines
   more: list[str] = []
   other = dataclasses.replace(settings, batch=3, memory=64)
   again, same = measure.measure(other, found, more.append)
@@ -336,20 +344,22 @@ def test_a_finished_run_computes_nothing_again_and_more_prompts_compute_their_ow
   assert same == data
   assert again == results | {'settings': results['settings'] | {'batch': 3, 'memory': 64}}
   third = dataclasses.replace(
-    settings, prompts='', prompt='nine ten', dictionaries=('neurons',), contexts=60
+    settings, prompts='', prompt='nine ten six two', dictionaries=('neurons',)
   )
   measure.measure(third, subject.prepare(third, tiny()), more.append)
-  assert more == ['graph_neurons_nine-ten', 'effects_neurons_nine-ten', 'texts_neurons']
+  assert more == ['graph_neurons_nine-ten-six-two', 'effects_neurons_nine-ten-six-two']
   with pytest.raises(CircuitError, match='results of other settings: rows'):
     measure.measure(dataclasses.replace(settings, rows=3), found, more.append)
 
 
 def test_few_rows_leave_features_without_one(home, tmp_path):
   settings = make_settings(
-    home, tmp_path, rows=6, tokens=0, contexts=0, dictionaries=('few=neurons',), top=F
+    home, tmp_path, rows=6, tokens=0, contexts=9, dictionaries=('few=neurons',), top=F
   )
   found = subject.prepare(settings, tiny())
-  results, _ = measure.measure(settings, found, lambda name: None)
+  results, data = measure.measure(settings, found, lambda name: None)
+  nodes = data['few_one-two-three-four']['nodes']
+  assert all(len(x['promoted']) == 8 for x in nodes if x['kind'] == 'feature')
   one = results['dictionaries']['few']['prompts']['one-two-three-four']
   assert one['rows'] == 6 < one['features']
   assert abs(one['shares']['feature without a row']) > 0
@@ -524,8 +534,8 @@ def test_errors_end_the_program_with_their_text():
 def make_run(place, model):
   place.mkdir()
   given = TrainSettings(
-    site='mlp_norm.*', target='mlp_out.*', model=model, out=str(place),
-    dictionaries=Dictionaries(topk=(4,)),
+    site='mlp_norm.*', target='mlp_out.*', model=model, run=str(place),
+    dictionaries=Dictionaries(topk=(4,)), optimisation=Optimisation(steps=10, learning_rate=1e-3),
   )  # fmt: skip
   (place / layout.CONFIG).write_text(flags.as_json(given))
   ids = np.random.default_rng(0).integers(4, V, 11 * 60).tolist()
