@@ -28,7 +28,7 @@ from mechjax.errors import CircuitError
 SIZES = (3, 10, 30, 100, 300, 1000, 3000, 10_000)
 """Numbers of features at which scores are computed, and the number of all explained features."""
 UNEXPLAINED = 'feature without a row'
-"""Kind of the features that are leaves, beside `KINDS`."""
+"""Kind of the features that are leaves, in addition to `KINDS`."""
 
 
 def freeze(subject: Subject, dictionary: Dictionary, prompt: Prompt) -> Frozen:
