@@ -43,7 +43,7 @@ from mechjax.circuits.paths import (
   greedy_paths,
   head_weights,
 )
-from mechjax.circuits.pruning import PrunedGraph, prune
+from mechjax.circuits.pruning import PrunedGraph, prune, score_nodes
 from mechjax.circuits.pushing import Pushed, Source, push, read, source_of
 from mechjax.circuits.qk import QKAttribution, qk_attribution
 from mechjax.circuits.replacement import Neurons, Replacement, Replacer
@@ -96,6 +96,7 @@ __all__ = [
   'push',
   'qk_attribution',
   'read',
+  'score_nodes',
   'scores',
   'signed_shares',
   'source_of',

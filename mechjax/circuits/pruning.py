@@ -45,19 +45,30 @@ class PrunedGraph:
 
   def scores(self) -> dict[str, float]:
     """'completeness' and 'replacement' if features that are not kept count as errors of their layer and position."""
-    g, columns = self.graph, self.graph.columns
-    dropped = np.setdiff1d(np.arange(columns.n_features), self.nodes)
-    if not len(dropped):
-      return g.scores()
-    table, T = g.table.copy(), columns.n_positions
-    place = g.layer[dropped] * T + g.position[dropped]
-    order = np.argsort(place, kind='stable')
-    places, starts = np.unique(place[order], return_index=True)
-    sums = np.add.reduceat(table[:, dropped[order]], starts, axis=1)
-    table[:, columns.of('error').start + places] += sums
-    table[:, dropped] = 0
-    rows = ~np.isin(g.node_of_row, dropped)
-    return scores(table[rows], g.node_of_row[rows], g.weights[rows], g.level[rows], columns)
+    return score_nodes(self.graph, self.nodes)
+
+
+def score_nodes(graph: Graph, nodes: Int[np.ndarray, ' _']) -> dict[str, float]:
+  """'completeness' and 'replacement' if all other features count as errors of their layer and position.
+
+  Args:
+    graph: the whole graph.
+    nodes: columns that are kept; only features matter.
+  """
+  columns = graph.columns
+  dropped = np.setdiff1d(np.arange(columns.n_features), nodes)
+  if not len(dropped):
+    return graph.scores()
+  table = graph.table.copy()
+  place = graph.layer[dropped].astype(np.int64) * columns.n_positions + graph.position[dropped]
+  order = np.argsort(place, kind='stable')
+  places, starts = np.unique(place[order], return_index=True)
+  sums = np.add.reduceat(table[:, dropped[order]], starts, axis=1)
+  table[:, columns.of('error').start + places] += sums
+  table[:, dropped] = 0
+  rows = ~np.isin(graph.node_of_row, dropped)
+  owner, weights, level = (x[rows] for x in (graph.node_of_row, graph.weights, graph.level))
+  return scores(table[rows], owner, weights, level, columns)
 
 
 def prune(graph: Graph, nodes: float = 0.8, edges: float = 0.98) -> PrunedGraph:

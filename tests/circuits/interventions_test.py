@@ -200,3 +200,21 @@ def test_agreement_is_of_signs_and_ranks():
   ]:
     with pytest.raises(CircuitError, match='changes of shapes'):
       agreement(a, b)
+
+
+def test_an_intervention_that_was_used_before_answers_as_a_new_one():
+  with jax.enable_x64(True):
+    frozen = small.frozen('gemma')
+    targets = logits(frozen, 0.9)
+    make = lambda: Intervention(small.forward('gemma'), decoders.params('gemma', 'float64'), frozen)  # noqa: E731
+    used, other = make(), small.transcoders((1,), skip=False)
+    used.semi_free({1: 0.0}, targets)
+    used.iterative({1: 0.0}, targets, other)
+    change = {3: 0.0}
+    np.testing.assert_array_equal(
+      used.semi_free(change, targets), make().semi_free(change, targets)
+    )
+    again = small.transcoders()
+    np.testing.assert_array_equal(
+      used.iterative(change, targets, again), make().iterative(change, targets, again)
+    )
