@@ -1,9 +1,9 @@
 """The dictionaries of the study, each checked against the model that it is used on.
 
-    every = load_all(settings, model)
-    one = every[0]
-    one.name, one.site, one.layer, one.n_heads             'z.17 TopK', 'z.17', 17, 9
-    one.encode(z)                                          latents [..., M] of z [..., N, H]
+every = load_all(settings, model)
+one = every[0]
+one.name, one.site, one.layer, one.n_heads             'z.17 TopK', 'z.17', 17, 9
+one.encode(z)                                          latents [..., M] of z [..., N, H]
 """
 
 from __future__ import annotations
@@ -105,9 +105,7 @@ def _load(entry: str, model: str, shapes: dict[str, Any]) -> AttentionDictionary
       cause='a dictionary of another model or site',
     )
   params = {name: jnp.asarray(x) for name, x in loaded.params.items()}
-  return AttentionDictionary(
-    f'{site} {type(one).__name__}', place, site, layer, N, one, params
-  )
+  return AttentionDictionary(f'{site} {type(one).__name__}', place, site, layer, N, one, params)
 
 
 def _split(entry: str) -> tuple[str, str]:
@@ -121,7 +119,7 @@ def _find_site(given: str, hook: str | None, place: str) -> str:
   name = given or hook
   if not name:
     raise CircuitError(
-      f'the files of {place} do not name a site', hint=f"give it: --dictionaries=z.17={place}"
+      f'the files of {place} do not name a site', hint=f'give it: --dictionaries=z.17={place}'
     )
   try:
     site = sites.parse(name)

@@ -1,7 +1,7 @@
 """Means and ratios with standard errors over units, which are texts or prompts.
 
-    mean(effects)                     a number for each column of [units, ...], and its standard error
-    ratio(parts, wholes)              a ratio of sums over units, and its standard error
+mean(effects)                     a number for each column of [units, ...], and its standard error
+ratio(parts, wholes)              a ratio of sums over units, and its standard error
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ def mean(values: Float64[np.ndarray, 'units ...']) -> Pair:
   return {'value': values.mean(0), 'se': np.sqrt(values.var(0) / (n - 1 or np.nan))}
 
 
-def ratio(parts: Float64[np.ndarray, 'units ...'], wholes: Float64[np.ndarray, 'units ...']) -> Pair:
+def ratio(
+  parts: Float64[np.ndarray, 'units ...'], wholes: Float64[np.ndarray, 'units ...']
+) -> Pair:
   """Ratios of sums over units, R = sum Y / sum Z; NaN where the second sum is 0.
 
   SE^2 = U / (U - 1) sum_u (Y_u - R Z_u)^2 / (sum_u Z_u)^2, that of a ratio estimate.

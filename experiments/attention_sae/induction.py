@@ -59,10 +59,12 @@ def choose(settings: Settings, subject: Subject, one: AttentionDictionary) -> di
   model = subject.model
   read = jax.jit(harvest.reap(model.truncate_at(one.site), sites=one.site))
   sums = np.zeros((2, one.sae.width))
-  active = np.zeros(one.sae.width)
+  active, errors = np.zeros(one.sae.width), []
   for start in range(0, len(texts), settings.batch):
     rows = slice(start, start + settings.batch)
-    f = np.asarray(one.encode(read(model.params, jnp.asarray(texts[rows]))[one.site]))
+    z = read(model.params, jnp.asarray(texts[rows]))[one.site]
+    f = np.asarray(one.encode(z))
+    errors.append(_measure_error(one, np.asarray(z), f, subject.keep(texts[rows])))
     late, early = f[:, halves.second][counted[rows]], f[:, halves.first][counted[rows]]
     sums += late.sum(0, dtype=np.float64), early.sum(0, dtype=np.float64)
     active += (late > 0).sum(0)
@@ -77,10 +79,22 @@ def choose(settings: Settings, subject: Subject, one: AttentionDictionary) -> di
   rest = np.setdiff1d(np.flatnonzero(active > 0), order)
   random = np.random.default_rng([settings.seed, 3]).permutation(rest)[: settings.induction]
   chosen = np.concatenate([order, random])
+  count, total, square, unexplained = (sum(x) for x in zip(*errors))
+  spread = float(square - np.square(total).sum() / count)
   return {
     'latents': order, 'random': random, 'tokens': n,
+    'fvu': unexplained / spread if spread else np.nan,
     'second': sums[0, chosen] / n, 'first': sums[1, chosen] / n, 'active': active[chosen] / n,
   }  # fmt: skip
+
+
+def _measure_error(
+  one: AttentionDictionary, z: np.ndarray, f: np.ndarray, kept: np.ndarray
+) -> tuple[int, np.ndarray, float, float]:
+  """Number, sum, sum of squares and squared error of the activations at the tokens that count."""
+  x = z[kept].reshape(int(kept.sum()), -1).astype(np.float64)
+  x_hat = np.asarray(one.sae.decode(one.params, jnp.asarray(f[kept])), np.float64)
+  return len(x), x.sum(0), float(np.square(x).sum()), float(np.square(x - x_hat).sum())
 
 
 def attribute(

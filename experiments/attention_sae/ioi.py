@@ -99,9 +99,7 @@ def make_run(model: LanguageModel, site: str, layer: int) -> Callable[..., np.nd
   compiled = watching.jit(run, model.apply if resume is None else resume)
 
   def call(tokens: Any, z: Any, answers: Any, others: Any, stream: Any = None) -> np.ndarray:
-    return np.asarray(
-      compiled(model.params, tokens, z, answers, others, stream, jnp.int32(layer))
-    )
+    return np.asarray(compiled(model.params, tokens, z, answers, others, stream, jnp.int32(layer)))
 
   return call
 
@@ -255,7 +253,11 @@ def measure_ability(settings: Settings, model: LanguageModel, prompts: NamePromp
 
 
 def encode_noise(
-  settings: Settings, model: LanguageModel, one: AttentionDictionary, prompts: NamePrompts, place: str
+  settings: Settings,
+  model: LanguageModel,
+  one: AttentionDictionary,
+  prompts: NamePrompts,
+  place: str,
 ) -> dict[str, np.ndarray]:
   """Mean activation of every latent at one place of each noise version, [M]."""
   out = {}

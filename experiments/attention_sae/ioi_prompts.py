@@ -87,9 +87,7 @@ def make(settings: Settings, model: LanguageModel, begin: int) -> dict[str, Name
     }  # fmt: skip
     columns = {'S2': shown.index('{s2}'), 'END': tokens.shape[1] - 1}
     shifts = dict.fromkeys(NOISES, 0) | {'moved': len(preface)}
-    made[order] = NamePrompts(
-      tokens, part.answers, part.others, columns, shown, noise, shifts
-    )
+    made[order] = NamePrompts(tokens, part.answers, part.others, columns, shown, noise, shifts)
   _check_same(made)
   return made
 

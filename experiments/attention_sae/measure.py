@@ -71,9 +71,7 @@ def measure(
     'ability': ability,
     'prompts': {order: ''.join(p.shown) for order, p in subject.prompts.items()},
     'noise': _measure_noise(settings, subject, saved),
-    'dictionaries': [
-      _measure_one(settings, subject, saved, n, one) for n, one in enumerate(every)
-    ],
+    'dictionaries': [_measure_one(settings, subject, saved, n, one) for n, one in enumerate(every)],
   }
 
 
@@ -131,6 +129,7 @@ def _measure_one(
     **one.describe(),
     'tokens': found.n_tokens,
     'l0': float(found.firings.sum() / found.n_tokens),
+    'fvu': chosen['fvu'],
     'never_active': float((found.firings == 0).mean()),
     'roles': heads,
     'induction': chosen | {'shares': shares, 'example': example},

@@ -75,7 +75,9 @@ class Settings:
       _check(self, name, getattr(self, name) >= 1, 'at least 1')
     for name in ('context', 'top', 'prefix_texts', 'prompts'):
       _check(self, name, getattr(self, name) >= 2, 'at least 2')
-    _check(self, 'sequences', self.sequences >= 4, 'at least 4: two to choose latents, two to measure')
+    _check(
+      self, 'sequences', self.sequences >= 4, 'at least 4: two to choose latents, two to measure'
+    )
     _check(self, 'half', self.half >= 4, 'at least 4')
     _check(self, 'min_peaks', self.min_peaks <= self.peaks, f'at most peaks={self.peaks}')
     least = 2 * self.prefixes + 2
