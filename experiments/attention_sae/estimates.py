@@ -28,6 +28,6 @@ def ratio(
   """
   n, whole = len(parts), wholes.sum(0)
   with np.errstate(divide='ignore', invalid='ignore'):
-    value = np.where(whole == 0, np.nan, parts.sum(0) / whole)
+    value = np.where(whole == 0, np.nan, parts.sum(0) / whole)[()]
     squares = np.square(parts - value * wholes).sum(0) * n / (n - 1 or np.nan)
     return {'value': value, 'se': np.sqrt(squares) / np.abs(whole)}

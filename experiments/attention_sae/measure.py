@@ -19,7 +19,8 @@ from experiments import outputs
 from experiments.attention_sae import induction, ioi, prefix, roles
 from experiments.attention_sae.dictionaries import AttentionDictionary
 from experiments.attention_sae.estimates import mean
-from experiments.attention_sae.ioi_prompts import PLACES
+from experiments.attention_sae.ioi_prompts import PLACES, NamePrompts
+from experiments.attention_sae.passes import Passes
 from experiments.attention_sae.settings import FREE, Settings
 from experiments.attention_sae.subject import Subject
 from experiments.saved import Saved
@@ -56,50 +57,58 @@ def measure(
     'prefixes', None,
     lambda: prefix.score_prefixes(model.apply, model.params, subject.prefixes, batch=settings.batch),
   )  # fmt: skip
-  ability = {
+  passes = Passes(model, settings.batch, settings.pairs)
+  plain = {
     order: saved.json(
-      f'ability_{order}', None,
-      lambda p=p: outputs.make_plain(ioi.measure_ability(settings, model, p)),
+      f'plain_{order}', None, lambda p=p: outputs.make_plain(ioi.measure_plain(passes, p))
     )
     for order, p in subject.prompts.items()
-  }  # fmt: skip
+  }
   return {
     'model': outputs.describe_model(settings.model) | {'fingerprint': fingerprint},
     'versions': outputs.list_versions(),
     'settings': outputs.make_plain(dataclasses.asdict(settings)),
     'prefixes': outputs.make_plain(prefixes),
-    'ability': ability,
+    'plain': plain,
     'prompts': {order: ''.join(p.shown) for order, p in subject.prompts.items()},
-    'noise': _measure_noise(settings, subject, saved),
-    'dictionaries': [_measure_one(settings, subject, saved, n, one) for n, one in enumerate(every)],
+    'noise': _measure_noise(subject, passes, plain, saved),
+    'dictionaries': [
+      _measure_one(settings, subject, passes, saved, n, one) for n, one in enumerate(every)
+    ],
   }
 
 
-def _measure_noise(settings: Settings, subject: Subject, saved: Saved) -> dict[str, Any]:
+def _measure_noise(
+  subject: Subject, passes: Passes, plain: dict[str, Any], saved: Saved
+) -> dict[str, Any]:
   """The noise study of each site, and of all of them together."""
   sites = list(dict.fromkeys(one.site for one in subject.dictionaries))
   groups = {site: [site] for site in sites}
   if len(sites) > 1:
     groups[' + '.join(sites)] = sites
-  return {
-    name: {
-      place: {
-        order: saved.json(
-          f'noise_{n}_{place}_{order}', group,
-          lambda group=group, p=p, place=place: outputs.make_plain(
-            ioi.measure_noise(settings, subject.model, group, p, place)
-          ),
-        )
-        for order, p in subject.prompts.items()
-      }
-      for place in PLACES
-    }
-    for n, (name, group) in enumerate(groups.items())
-  }  # fmt: skip
+  out: dict[str, Any] = {}
+  for name, group in groups.items():
+    for place in PLACES:
+      for order, prompts in subject.prompts.items():
+
+        def compute(group: Any = group, place: str = place, order: str = order) -> Any:
+          clean = np.array(plain[order]['each'])
+          found = ioi.measure_noise(passes, group, subject.prompts[order], place, clean)
+          return outputs.make_plain(found)
+
+        step = f'noise_{"_".join(group)}_{place}_{order}'
+        found = saved.json(step, [len(prompts)], compute)
+        out.setdefault(name, {}).setdefault(place, {})[order] = found
+  return out
 
 
 def _measure_one(
-  settings: Settings, subject: Subject, saved: Saved, n: int, one: AttentionDictionary
+  settings: Settings,
+  subject: Subject,
+  passes: Passes,
+  saved: Saved,
+  n: int,
+  one: AttentionDictionary,
 ) -> dict[str, Any]:
   """All parts of one dictionary."""
   found = _record(settings, subject, saved, n, one)
@@ -117,7 +126,9 @@ def _measure_one(
     return outputs.make_plain(induction.summarise(sums) | {'example': example})
 
   shares = saved.json(f'induction_{n}', None, divide)
-  places = {place: _measure_place(settings, subject, saved, n, one, place) for place in PLACES}
+  places = {
+    place: _measure_place(settings, subject, passes, saved, n, one, place) for place in PLACES
+  }
   example = shares.pop('example')
   if example:
     example['pieces'] = [subject.model.tokenizer.piece(int(i)) for i in example.pop('tokens')]
@@ -155,22 +166,27 @@ def get_features_path(out: Path, n: int) -> Path:
 
 
 def _measure_place(
-  settings: Settings, subject: Subject, saved: Saved, n: int, one: AttentionDictionary, place: str
+  settings: Settings,
+  subject: Subject,
+  passes: Passes,
+  saved: Saved,
+  n: int,
+  one: AttentionDictionary,
+  place: str,
 ) -> dict[str, Any]:
   """Effects of all active latents at one place, in both orders."""
   orders = {}
   for order, prompts in subject.prompts.items():
-    name = f'{n}_{place}_{order}'
 
-    def compute(prompts: Any = prompts) -> dict[str, np.ndarray]:
-      return ioi.ablate(settings, ioi.Runs.of(settings, subject.model, one, prompts), place)
+    def compute(prompts: NamePrompts = prompts) -> dict[str, np.ndarray]:
+      return ioi.ablate(passes, one, prompts, place, settings.seed)
 
-    def encode(prompts: Any = prompts) -> dict[str, np.ndarray]:
-      return ioi.encode_noise(settings, subject.model, one, prompts, place)
+    def encode(prompts: NamePrompts = prompts) -> dict[str, np.ndarray]:
+      return ioi.encode_noise(passes, one, prompts, place)
 
-    found = saved.arrays(f'ablated_{name}', None, compute)
-    noise = saved.arrays(f'encoded_{name}', None, encode)
-    averaged = ioi.average(found, one.sae.width)
+    found = saved.arrays(f'ablated_{n}_{place}_{order}', None, compute)
+    noise = saved.arrays(f'encoded_{n}_{place}_{order}', None, encode)
+    averaged = ioi.average(found)
     sets = {key: mean(found[key]) for key in ('clean', *ioi.SETS)}
     orders[order] = {
       **averaged, 'sets': sets, 'fvu': float(found['fvu']), 'active_latents': found['active'].mean(),

@@ -52,16 +52,20 @@ def document(results: dict[str, Any]) -> str:
   """Writes the results as one HTML page: charts first, then all tables."""
   parts = [*picture.sections(results), *map(make_section, make_tables(results))]
   versions = ', '.join(f'{name} {version}' for name, version in results['versions'].items())
-  every = results['dictionaries']
-  facts = '; '.join(
-    f'{one["name"]}, {one["width"]} latents, L0 {one["l0"]:.1f}, FVU {one["fvu"]:.2f}, {100 * one["never_active"]:.0f} % never active on '
-    f'{one["tokens"]:,} tokens' for one in every
-  )  # fmt: skip
+  facts = '; '.join(map(_describe, results['dictionaries']))
   lead = (
     f'{results["model"]["name"]}, weights {results["model"]["fingerprint"]}. Dictionaries: {facts}.'
   )
   footer = f'{results.get("command", f"experiments.{NAME}")} ({versions})'
   return page.page(f'Attention dictionaries of {results["model"]["name"]}', lead, parts, footer)
+
+
+def _describe(one: dict[str, Any]) -> str:
+  """Size and quality of a dictionary."""
+  unused = f'{100 * one["never_active"]:.0f} % never active on {one["tokens"]:,} tokens'
+  return (
+    f'{one["name"]}, {one["width"]} latents, L0 {one["l0"]:.1f}, FVU {one["fvu"]:.2f}, {unused}'
+  )
 
 
 def make_features(

@@ -56,21 +56,25 @@ def tabulate_noise(results: dict[str, Any]) -> Table:
     for place, orders in places.items():
       for order, noises in orders.items():
         left = [_give(noises[name]['left']) for name in NOISES]
-        own = [_give(noises[name]['own']) for name in NOISES[:2]]
-        rows.append([f'{site} at {place}, {order}', *left, *own])
-  ability = '; '.join(
+        rows.append([f'{site} at {place}, {order}', *left])
+  own = {
+    f'the prompts themselves, {order}': [_give(one['own'][name]) for name in NOISES]
+    for order, one in results['plain'].items()
+  }
+  rows += [[f'{name}, logits', *cells] for name, cells in own.items()]
+  clean = '; '.join(
     f'{order}: {_give(one)}, above 0 on {100 * one["right"]:.0f} %'
-    for order, one in results['ability'].items()
+    for order, one in results['plain'].items()
   )
   moved = ' '.join(results['settings']['preface'].split())
   return Table(
     'What is left of the logit difference with activations of noise prompts',
-    f'Logit of the receiver minus that of the giver. Clean prompts: {ability}. The outputs of all heads of a layer at '
+    f'Logit of the receiver minus that of the giver. Clean prompts: {clean}. The outputs of all heads of a layer at '
     f'one place come from a noise prompt, in which " and" is {results["settings"]["alongside"]!r} (alongside), the '
     f'names are in the other order (order), the sentence "{moved}" comes first (moved), or all words are those of '
-    f'another prompt (words). Shares of the clean difference, and own: the difference after the noise prompt itself, '
-    f'in logits. ± one standard error over {results["settings"]["prompts"]} prompts.',
-    ['site, place and order', *NOISES, *(f'own: {name}' for name in NOISES[:2])], rows, 'shares',
+    f'another prompt (words). Shares of the clean difference; the last rows are the differences after the noise '
+    f'prompts themselves, for the same answers. ± one standard error over {results["settings"]["prompts"]} prompts.',
+    ['site, place and order', *NOISES], rows, 'shares of the logit difference, and logits',
   )  # fmt: skip
 
 

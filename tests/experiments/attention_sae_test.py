@@ -1,4 +1,4 @@
-"""The study of attention dictionaries, on a decoder with planted heads: its numbers against full runs, and its files."""
+"""The study of attention dictionaries, on a decoder with planted heads: numbers against full runs, and files."""
 
 import dataclasses
 import json
@@ -23,6 +23,7 @@ from experiments.attention_sae import (
   subject,
   tables,
 )
+from experiments.attention_sae.passes import Passes
 from experiments.attention_sae.settings import Settings
 from mechjax import flags, harvest, sae
 from mechjax.circuits import attention
@@ -47,7 +48,8 @@ def _planted_model():
 def places(tmp_path_factory):
   """Two dictionaries on disk: one that names its site, and one that does not."""
   home, (one, params) = tmp_path_factory.mktemp('dictionaries'), planted.make_dictionary()
-  sae.save(home / 'a', one, params, about={'model_name': 'planted', 'hook_name': 'z.1'})
+  about = {'model_name': 'planted', 'hook_name': 'z.1'}
+  sae.save(home / 'a', one, params, format='sae_lens', about=about)
   topk = sae.TopK(d_in=one.d_in, width=one.width, k=4)
   sae.save(home / 'b', topk, params, format='mechjax')
   return str(home / 'a'), str(home / 'b')
@@ -163,9 +165,9 @@ def test_a_head_whose_latents_share_their_tokens_is_above_the_control(study):
   scores = compared['scores']['peaks']
   assert scores['score'][3] == 1
   assert scores['p_above'][3] < 0.1 < scores['p_above'][:3].min()
-  with pytest.raises(CircuitError, match='0 latents of z.1 ReLU have 2 contexts'):
-    none = dataclasses.replace(recorded.top, sequence=every - 1)
-    roles.compare(settings, one, dataclasses.replace(recorded, top=none))
+  none = dataclasses.replace(recorded, top=dataclasses.replace(recorded.top, sequence=every - 1))
+  with pytest.raises(CircuitError, match=r'0 latents of z\.1 ReLU have 2 contexts'):
+    roles.compare(settings, one, none)
 
 
 # --- induction latents -----------------------------------------------------------------------------------------
@@ -235,7 +237,7 @@ def test_a_ratio_has_the_error_of_the_ratio_estimate():
 
 @pytest.mark.parametrize('n', [0, 1])
 def test_effects_are_those_of_the_whole_model_with_one_latent_removed(study, n):
-  settings, found, _, _ = study
+  _, found, _, _ = study
   one, prompts = found.dictionaries[n], found.prompts['BABA']
   model, rows = found.model, np.arange(len(prompts))
   tokens = jnp.asarray(prompts.tokens)
@@ -246,15 +248,15 @@ def test_effects_are_those_of_the_whole_model_with_one_latent_removed(study, n):
     last = np.asarray(logits, np.float64)[:, -1]
     return last[rows, prompts.answers] - last[rows, prompts.others]
 
-  plain, runs = differ(z), ioi.Runs.of(settings, model, one, prompts)
+  plain, passes = differ(z), Passes(model, 4, 8)
   moved = []
   for place in ('S2', 'END'):
     column = prompts.columns[place]
-    found_ = ioi.ablate(settings, runs, place)
+    found_ = ioi.ablate(passes, one, prompts, place)
     np.testing.assert_allclose(found_['clean'], plain, rtol=1e-4, atol=1e-5)
     f = np.asarray(one.encode(z[:, column]))
     assert {*zip(found_['prompt'], found_['latent'])} == {*zip(*np.nonzero(f > 0))}
-    averaged = ioi.average(found_, one.sae.width)
+    averaged = ioi.average(found_)
     for i in np.unique(found_['latent'])[:6]:
       less = z.copy()
       row = np.asarray(one.params['W_dec'])[i]
@@ -280,7 +282,7 @@ def test_the_latent_of_the_giver_matters_at_the_end_and_nothing_at_s2_of_the_las
     names = sum(abs(effects.get(i, 0)) for i in range(1, 8))
     assert names > 3 * sum(abs(v) for i, v in effects.items() if i > 7)
     assert max(map(abs, s2['effect']), default=0) < 1e-5
-    assert results['ability'][order]['right'] == 1
+    assert results['plain'][order]['right'] == 1
 
 
 def test_the_control_removes_as_much_along_a_latent_that_is_not_active():
@@ -428,7 +430,7 @@ def test_texts_and_prompts_that_do_not_suffice_are_refused_before_anything_is_wr
 
 
 def test_dictionaries_of_something_else_are_refused(text, places, tmp_path):
-  one, params = planted.make_dictionary()
+  one, _ = planted.make_dictionary()
   about = {'model_name': 'planted', 'hook_name': 'z.1'}
   wide = sae.ReLU(d_in=12, width=8, sparsity=0.0)
   over = sae.ReLU(d_in=one.d_in, width=8, d_out=5, sparsity=0.0)

@@ -52,8 +52,10 @@ POSITION = slice(3 * V, D)
 
 
 def split(text):
-  """A token for each word and each mark."""
-  return [WORDS.index(w) for w in re.findall(r'\w+|[^\w\s]', text)]
+  """A token for each known word and each mark, two for any other word."""
+  found = re.findall(r'\w+|[^\w\s]', text)
+  other = [WORDS.index('w0'), WORDS.index('w1')]
+  return [i for w in found for i in ([WORDS.index(w)] if w in WORDS else other)]
 
 
 TOKENIZER = Tokenizer(split, lambda ids: ''.join(f' {WORDS[i]}' for i in ids), V, 0, None)
