@@ -58,12 +58,13 @@ def measure(
     lambda: prefix.score_prefixes(model.apply, model.params, subject.prefixes, batch=settings.batch),
   )  # fmt: skip
   passes = Passes(model, settings.batch, settings.pairs)
-  plain = {
-    order: saved.json(
-      f'plain_{order}', None, lambda p=p: outputs.make_plain(ioi.measure_plain(passes, p))
-    )
-    for order, p in subject.prompts.items()
-  }
+  plain = {}
+  for order, prompts in subject.prompts.items():
+
+    def compute(prompts: NamePrompts = prompts) -> Any:
+      return outputs.make_plain(ioi.measure_plain(passes, prompts))
+
+    plain[order] = saved.json(f'plain_{order}', None, compute)
   return {
     'model': outputs.describe_model(settings.model) | {'fingerprint': fingerprint},
     'versions': outputs.list_versions(),

@@ -48,7 +48,12 @@ def make_panels(results: dict[str, Any]) -> list[Panel]:
   panels = [chart_prefixes(results)]
   for one in results['dictionaries']:
     panels += [chart_roles(one), chart_induction(one)]
-    panels += [chart_effects(one, place, order) for place in PLACES for order in ORDERS]
+    for place in PLACES:
+      orders = one['places'][place]['orders']
+      if any(
+        any(part['effect']) for part in orders.values()
+      ):  # S2 of the last layer changes nothing
+        panels += [chart_effects(one, place, order) for order in ORDERS]
   return panels
 
 

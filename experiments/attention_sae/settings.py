@@ -47,7 +47,7 @@ class Settings:
   dictionaries: tuple[str, ...] = ()
   model: str = 'smollm2-135m'
   text: str = 'anarchism'
-  tokens: int = 100_000
+  tokens: int = 60_000
   context: int = 128
   top: int = 10
   peaks: int = 100

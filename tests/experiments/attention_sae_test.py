@@ -310,10 +310,9 @@ def test_noise_prompts_change_what_they_say(study):
     assert (p.tokens[:, p.columns['END']] == planted.WORDS.index('to')).all()
     assert (np.roll(p.tokens, -1, 0) == p.noise['words']).all()
   noise = results['noise']['z.1']['END']['ABBA']
-  assert noise['order']['left']['value'] == pytest.approx(
-    1, abs=0.2
-  )  # the same names attract the head
-  assert noise['words']['left']['value'] < 0.7
+  left = {name: noise[name]['left']['value'] for name in noise}
+  assert left['order'] > 0.4  # the same names attract the head
+  assert left['words'] < 0.3
   assert results['noise']['z.1']['S2']['ABBA']['words']['left']['value'] == pytest.approx(1)
   assert [*results['noise']] == ['z.1', 'z.0', 'z.1 + z.0']
 

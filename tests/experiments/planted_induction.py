@@ -64,7 +64,7 @@ TOKENIZER = Tokenizer(split, lambda ids: ''.join(f' {WORDS[i]}' for i in ids), V
 def make_params():
   """Parameters in NumPy, float32."""
   random = np.random.default_rng(3)
-  tree = jax.tree.map(lambda s: 0.01 * random.standard_normal(s.shape), decoder.shapes(CONFIG))
+  tree = jax.tree.map(lambda s: 0.003 * random.standard_normal(s.shape), decoder.shapes(CONFIG))
   embed, attn = tree['embed'], tree['layers']['attn']
   embed['tokens'][:, TOKEN] += np.eye(V)
   embed['positions'][:, POSITION] += np.eye(T)
@@ -97,8 +97,9 @@ def _plant_induction(attn):
 def _plant_gifts(attn):
   """Head 2 of layer 1: ' to' attends to the names, whose logits it lowers."""
   to, names = WORDS.index('to'), np.arange(1, 1 + len(NAMES))
-  attn['q'][1, to, 2, 5] += 20
-  attn['k'][1, names, 1, 5] += 1
+  attn['q'][1, to, 2, 5] += 8
+  attn['k'][1, :, 1, 5] = 0
+  attn['k'][1, names, 1, 5] = 1
   attn['v'][1, names, 1, names] += 1
   attn['o'][1, 2, names, 2 * V + names] -= 6
 
