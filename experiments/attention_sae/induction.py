@@ -13,7 +13,7 @@ attribution divides the pre-activation of a latent, exactly, among
 
 Latents are chosen by their activity alone, on one half of the texts: the largest difference of the mean activation
 between the second occurrence of a token and the first. They are measured on the other half. The other control are
-random latents that are active there.
+random latents that are active on at least 1 % of the tokens that count.
 
     found = choose(settings, subject, one)                        latents, and random ones
     shares = attribute(settings, subject, one, latents)           shares with standard errors over texts
@@ -36,6 +36,8 @@ from mechjax.circuits import attention
 from mechjax.errors import CircuitError
 from mechjax.neurons import Repetition
 
+MIN_ACTIVE = 0.01
+"""Share of the tokens on which a random latent has to be active."""
 PARTS = ('after', 'earlier', 'next', 'self', 'first', 'others', 'constant')
 
 
@@ -76,7 +78,8 @@ def choose(settings: Settings, subject: Subject, one: AttentionDictionary) -> di
       f'{settings.induction} were requested',
       hint='a smaller --induction, or a dictionary of a layer with induction heads',
     )
-  rest = np.setdiff1d(np.flatnonzero(active > 0), order)
+  often = np.flatnonzero(active >= MIN_ACTIVE * n)
+  rest = np.setdiff1d(often, order)
   random = np.random.default_rng([settings.seed, 3]).permutation(rest)[: settings.induction]
   chosen = np.concatenate([order, random])
   count, total, square, unexplained = (sum(x) for x in zip(*errors))

@@ -46,7 +46,8 @@ def ablate(
   Returns:
     Of each pair of a prompt and an active latent: prompt, latent, activation, effect, control (effect of a random
     vector of the same length). Of each prompt: clean (its logit difference), latents, error and all (changes with all
-    of these removed), active (number of active latents). fvu: the unexplained part of the variance at this place.
+    of these removed), active (number of active latents). error_share: squared length of the error as a share of
+    that of the activation.
   """
   stream = f'resid_pre.{one.layer}'
   wanted = [one.site] if passes.model.forward_from is None else [one.site, stream]
@@ -77,11 +78,10 @@ def ablate(
         found[name][b] = run(prompt[b], -pairs[sizes][b, None] * rows) - clean[prompt[b]]
         bar.update(len(rows))
   sets = {name: run(everyone, -value) - clean for name, value in removed.items()}
-  spread = np.square(x_PxD - x_PxD.mean(0)).sum(dtype=np.float64)
-  unexplained = np.square(removed['error']).sum(dtype=np.float64)
+  error, whole = (np.square(x).sum(dtype=np.float64) for x in (removed['error'], x_PxD))
   return {
     **{name: pairs[name] for name in ('prompt', 'latent', 'activation')}, **found, **sets, 'clean': clean,
-    'active': (f_PxM > 0).sum(1), 'fvu': unexplained / spread if spread else np.float64('nan'),
+    'active': (f_PxM > 0).sum(1), 'error_share': error / whole if whole else np.float64('nan'),
   }  # fmt: skip
 
 

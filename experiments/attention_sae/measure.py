@@ -190,7 +190,7 @@ def _measure_place(
     averaged = ioi.average(found)
     sets = {key: mean(found[key]) for key in ('clean', *ioi.SETS)}
     orders[order] = {
-      **averaged, 'sets': sets, 'fvu': float(found['fvu']), 'active_latents': found['active'].mean(),
+      **averaged, 'sets': sets, 'error_share': float(found['error_share']), 'active_latents': found['active'].mean(),
       'noise': {key: value[averaged['latents']] for key, value in noise.items()},
     }  # fmt: skip
   return outputs.make_plain({'orders': orders, 'shown': choose_shown(orders, settings.rows)})

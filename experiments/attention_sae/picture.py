@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.attention_sae.ioi_prompts import ORDERS, PLACES
+from experiments.attention_sae.ioi_prompts import NOISES, ORDERS, PLACES
 from experiments.attention_sae.tables import find_top_heads
 from mechjax.viz import attention, charts, curves, page
 
@@ -25,7 +25,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
   """Writes all charts as one PNG."""
   panels = make_panels(results)
   rows = -(-len(panels) // 2)
-  fig = charts.figure(19, 4.4 * rows)
+  fig = charts.figure(19, 4.6 * rows)
   axes = np.ravel(fig.subplots(rows, 2))
   for ax, (_, _, fill, _) in zip(axes, panels):
     fill(ax)
@@ -45,7 +45,7 @@ def sections(results: dict[str, Any]) -> list[str]:
 
 def make_panels(results: dict[str, Any]) -> list[Panel]:
   """All charts in order."""
-  panels = [chart_prefixes(results)]
+  panels = [chart_prefixes(results), chart_noise(results)]
   for one in results['dictionaries']:
     panels += [chart_roles(one), chart_induction(one)]
     for place in PLACES:
@@ -72,6 +72,24 @@ def chart_prefixes(results: dict[str, Any]) -> Panel:
     'Means over texts of random tokens, of the heads that attend most after the longest prefix.'
   )
   return title, text, lambda ax: curves.lines(ax, title=title, **given), curves.lines_svg(**given)
+
+
+def chart_noise(results: dict[str, Any]) -> Panel:
+  """Logit difference that is left with noise at S2, by site, order and noise."""
+  values = {
+    f'{site}, {order}: {name}': noises[name]['left']['value']
+    for site, places in results['noise'].items()
+    if site in {one['site'] for one in results['dictionaries']}
+    for order, noises in places['S2'].items()
+    for name in NOISES
+  }
+  kept = {label: value for label, value in values.items() if value is not None}
+  return _bars(
+    'Logit difference with activations of noise prompts at S2',
+    'Outputs of all heads of a layer at S2 from a prompt with another word for " and" (alongside), the names in the '
+    'other order (order), a sentence before it (moved), or other words (words).',
+    [*kept], [*kept.values()], 'share of the clean logit difference', '{:.2f}',
+  )  # fmt: skip
 
 
 def chart_roles(one: dict[str, Any]) -> Panel:

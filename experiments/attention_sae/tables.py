@@ -87,16 +87,16 @@ def tabulate_sets(results: dict[str, Any]) -> Table:
         largest = [max(map(abs, part[key]), default=0.0) for key in ('effect', 'control')]
         rows.append([
           f'{one["name"]} at {place}, {order}', f'{len(part["latents"])}', f'{part["active_latents"]:.1f}',
-          give(part['fvu']), *(_give(part['sets'][key]) for key in ('clean', *SETS)),
+          give(part['error_share']), *(_give(part['sets'][key]) for key in ('clean', *SETS)),
           *(give(x, digits=3) for x in largest),
         ])  # fmt: skip
   return Table(
     'IOI: dictionaries as a whole',
-    'Latents that are active on any prompt, active ones on a prompt, and unexplained variance at the place; the clean '
-    'logit difference; its change without all latents, without the error, and with zero in place of the activation; '
-    'the largest mean effect of one latent, and of a random vector of the same length.',
+    'Latents that are active on any prompt, active ones on a prompt, and the squared length of the error as a share of '
+    'that of the activation; the clean logit difference; its change without all latents, without the error, and with '
+    'zero in place of the activation; the largest mean effect of one latent, and of a random vector of the same length.',
     [
-      'dictionary, place and order', 'active', 'on a prompt', 'FVU', 'clean', *(f'without {s}' for s in SETS),
+      'dictionary, place and order', 'active', 'on a prompt', 'error', 'clean', *(f'without {s}' for s in SETS),
       'largest effect', 'largest control',
     ],
     rows, 'logits',

@@ -267,6 +267,13 @@ def test_effects_are_those_of_the_whole_model_with_one_latent_removed(study, n):
       se = effect.std(ddof=1) / np.sqrt(len(effect))
       np.testing.assert_allclose(averaged['effect_se'][at], se, rtol=1e-2, atol=2e-5)
       moved.append(abs(effect.mean()))
+    pairs = ioi.list_pairs(f, np.asarray(one.params['W_dec']), seed=0)
+    for m in (0, len(pairs['prompt']) - 1):
+      p, rest = pairs['prompt'][m], z.copy()
+      vector = pairs['size'][m] * np.asarray(one.params['W_dec'])[pairs['random'][m]]
+      rest[p, column] -= vector.reshape(planted.N, planted.H)
+      control = (differ(rest) - plain)[p]
+      np.testing.assert_allclose(found_['control'][m], control, rtol=1e-3, atol=2e-5)
     gone = z.copy()
     gone[:, column] = 0
     np.testing.assert_allclose(found_['all'], differ(gone) - plain, rtol=1e-3, atol=2e-5)
@@ -292,6 +299,11 @@ def test_the_control_removes_as_much_along_a_latent_that_is_not_active():
   drawn = ioi.draw_inactive(f, prompt, random)
   assert (f[prompt, drawn][prompt < 2] == 0).all()
   assert len(drawn) == 7
+  W_dec = random.standard_normal((4, 5))
+  pairs = ioi.list_pairs(f, W_dec, seed=3)
+  lengths = np.linalg.norm(W_dec, axis=1)
+  removed = pairs['activation'] * lengths[pairs['latent']]
+  np.testing.assert_allclose(pairs['size'] * lengths[pairs['random']], removed)
 
 
 def test_noise_prompts_change_what_they_say(study):
