@@ -94,7 +94,7 @@ def tabulate_sets(results: dict[str, Any]) -> Table:
     'IOI: dictionaries as a whole',
     'Latents that are active on any prompt, active ones on a prompt, and the squared length of the error as a share of '
     'that of the activation; the clean logit difference; its change without all latents, without the error, and with '
-    'zero in place of the activation; the largest mean effect of one latent, and of a random vector of the same length.',
+    'zero in place of the activation; the largest mean effect of one latent, and of a random vector of its length.',
     [
       'dictionary, place and order', 'active', 'on a prompt', 'error', 'clean', *(f'without {s}' for s in SETS),
       'largest effect', 'largest control',
