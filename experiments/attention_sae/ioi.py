@@ -105,7 +105,7 @@ def list_pairs(f_PxM: np.ndarray, W_dec: np.ndarray, seed: int) -> dict[str, np.
 
 
 def draw_inactive(f_PxM: np.ndarray, prompt: np.ndarray, random: np.random.Generator) -> np.ndarray:
-  """For each pair, a random latent that is not active on its prompt; any latent if all of them are."""
+  """Draws for each pair a latent that is not active on its prompt; any latent if all of them are."""
   found = np.zeros(len(prompt), np.int64)
   for p in np.unique(prompt):
     pairs = prompt == p

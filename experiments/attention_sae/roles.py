@@ -6,8 +6,8 @@ active at similar tokens; the score is the mean Jaccard index |A & B| / |A | B| 
 tokens at the peaks of their top contexts, and of all tokens in these contexts. The control are groups of as many
 latents drawn from those of all heads: a head below it is as polysemantic as no head at all.
 
-    found = record(one, model, contexts, kept, settings)                    `Features` of every latent
-    roles = compare(one, found, settings)                                   plain values, ready for JSON
+    found = record(settings, subject, one)                    `Features` of every latent
+    roles = compare(settings, one, found)                     plain values, ready for JSON
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KINDS = ('peaks', 'contexts')
 
 
 def record(settings: Settings, subject: Subject, one: AttentionDictionary) -> features.Features:
-  """Where every latent of a dictionary is active in the text."""
+  """Collects the features of every latent of a dictionary from the text."""
   model, contexts = subject.model, subject.contexts
   read = jax.jit(harvest.reap(model.truncate_at(one.site), sites=one.site))
   starts = range(0, len(contexts) - settings.batch + 1, settings.batch)
