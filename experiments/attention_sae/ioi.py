@@ -52,20 +52,20 @@ def ablate(
   stream = f'resid_pre.{one.layer}'
   wanted = [one.site] if passes.model.forward_from is None else [one.site, stream]
   acts = passes.read(prompts.tokens, wanted)
-  z_PxTxNxH, column, everyone = acts[one.site], prompts.columns[place], np.arange(len(prompts))
+  z_BxTxNxH, column, everyone = acts[one.site], prompts.columns[place], np.arange(len(prompts))
 
-  def run(rows: np.ndarray, added_nxD: np.ndarray) -> np.ndarray:
-    changed = add_at(z_PxTxNxH[rows], column, added_nxD)
+  def run(rows: np.ndarray, added: np.ndarray) -> np.ndarray:
+    changed = add_at(z_BxTxNxH[rows], column, added)
     return passes.resume(one.site, one.layer, prompts, rows, changed, acts.get(stream))
 
-  x_PxD = z_PxTxNxH[:, column].reshape(len(prompts), -1)
-  f_PxM = np.asarray(one.encode(z_PxTxNxH[:, column]))
-  explained = np.asarray(one.sae.decode(one.params, jnp.asarray(f_PxM)))
+  x_BxD = z_BxTxNxH[:, column].reshape(len(prompts), -1)
+  f_BxM = np.asarray(one.encode(z_BxTxNxH[:, column]))
+  explained = np.asarray(one.sae.decode(one.params, jnp.asarray(f_BxM)))
   removed = {
-    'latents': explained - np.asarray(one.params['b_dec']), 'error': x_PxD - explained, 'all': x_PxD
+    'latents': explained - np.asarray(one.params['b_dec']), 'error': x_BxD - explained, 'all': x_BxD
   }  # fmt: skip
-  clean = run(everyone, np.zeros_like(x_PxD))
-  pairs = list_pairs(f_PxM, np.asarray(one.params['W_dec'], np.float32), seed)
+  clean = run(everyone, np.zeros_like(x_BxD))
+  pairs = list_pairs(f_BxM, np.asarray(one.params['W_dec'], np.float32), seed)
   changes = {'effect': ('latent', 'activation'), 'control': ('random', 'size')}
   n, prompt = len(pairs['prompt']), pairs['prompt']
   found = {name: np.zeros(n) for name in changes}
@@ -78,18 +78,18 @@ def ablate(
         found[name][b] = run(prompt[b], -pairs[sizes][b, None] * rows) - clean[prompt[b]]
         bar.update(len(rows))
   sets = {name: run(everyone, -value) - clean for name, value in removed.items()}
-  error, whole = (np.square(x).sum(dtype=np.float64) for x in (removed['error'], x_PxD))
+  error, whole = (np.square(x).sum(dtype=np.float64) for x in (removed['error'], x_BxD))
   return {
     **{name: pairs[name] for name in ('prompt', 'latent', 'activation')}, **found, **sets, 'clean': clean,
-    'active': (f_PxM > 0).sum(1), 'error_share': error / whole if whole else np.float64('nan'),
+    'active': (f_BxM > 0).sum(1), 'error_share': error / whole if whole else np.float64('nan'),
   }  # fmt: skip
 
 
-def list_pairs(f_PxM: np.ndarray, W_dec: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def list_pairs(f_BxM: np.ndarray, W_dec: np.ndarray, seed: int) -> dict[str, np.ndarray]:
   """Pairs of a prompt and an active latent.
 
   Args:
-    f_PxM: activations.
+    f_BxM: activations.
     W_dec: decoder, [M, D].
     seed: seed of the random latents.
 
@@ -97,20 +97,20 @@ def list_pairs(f_PxM: np.ndarray, W_dec: np.ndarray, seed: int) -> dict[str, np.
     prompt, latent and activation of each pair, and its control: random (a latent that is not active on the prompt) and
     size (the activation with which that latent would have the same length), each [n].
   """
-  prompt, latent = np.nonzero(f_PxM > 0)
-  random = draw_inactive(f_PxM, prompt, np.random.default_rng([seed, 4]))
-  f, lengths = f_PxM[prompt, latent], np.linalg.norm(W_dec, axis=1)
+  prompt, latent = np.nonzero(f_BxM > 0)
+  random = draw_inactive(f_BxM, prompt, np.random.default_rng([seed, 4]))
+  f, lengths = f_BxM[prompt, latent], np.linalg.norm(W_dec, axis=1)
   size = f * lengths[latent] / np.maximum(lengths[random], np.finfo(np.float32).tiny)
   return {'prompt': prompt, 'latent': latent, 'activation': f, 'random': random, 'size': size}
 
 
-def draw_inactive(f_PxM: np.ndarray, prompt: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def draw_inactive(f_BxM: np.ndarray, prompt: np.ndarray, random: np.random.Generator) -> np.ndarray:
   """Draws for each pair a latent that is not active on its prompt; any latent if all of them are."""
   found = np.zeros(len(prompt), np.int64)
   for p in np.unique(prompt):
     pairs = prompt == p
-    idle = np.flatnonzero(f_PxM[p] <= 0)
-    found[pairs] = random.choice(idle if len(idle) else f_PxM.shape[1], pairs.sum())
+    idle = np.flatnonzero(f_BxM[p] <= 0)
+    found[pairs] = random.choice(idle if len(idle) else f_BxM.shape[1], pairs.sum())
   return found
 
 
