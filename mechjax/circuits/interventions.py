@@ -30,9 +30,13 @@ from jaxtyping import Array, Float, Float64, PyTree
 
 from mechjax import harvest, watching
 from mechjax.circuits.frozen import Frozen, keep
+from mechjax.circuits.norms import deviation
 from mechjax.circuits.pushing import Source, feature_write, push, read
 from mechjax.circuits.targets import Targets
 from mechjax.errors import CircuitError
+
+SAME = 1e-3
+"""Largest deviation of a run without a change from the frozen run, relative to the largest logit."""
 
 Factors = Mapping[int, float]
 """Factor of each feature that changes, by its index in `frozen.features`."""
@@ -80,7 +84,9 @@ class Intervention:
   forward: Callable
   params: PyTree
   frozen: Frozen
-  _clean: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
+  _clean: dict[str, tuple[watching.Watch, Any, Mapping[str, Array]]] = dataclasses.field(
+    default_factory=dict, init=False, repr=False
+  )
 
   @property
   def _site(self) -> str:
@@ -94,7 +100,7 @@ class Intervention:
       targets: logits, differences of logits, or probes; their values are read from the new run.
 
     Raises:
-      CircuitError: as `changes`.
+      CircuitError: as `changes`; a model that is not that of the run.
     """
     run = keep(_semi_free, self.forward, self._site, self.frozen.layout.n_layers)
     return self._difference(run, changes(self.frozen, factors), targets)
@@ -102,10 +108,31 @@ class Intervention:
   def _difference(self, run: Callable, delta: Array, targets: Targets) -> np.ndarray:
     frozen = self.frozen
     tokens, probs = frozen.tokens[None], frozen.probs[:, None]
-    if 'semi-free' not in self._clean:
-      self._clean['semi-free'] = run(self.params, tokens, probs, jnp.zeros_like(delta)[:, None])
+    nothing = jnp.zeros_like(delta)[:, None]
+    clean = self._run_clean('semi-free', None, lambda: run(self.params, tokens, probs, nothing))
     after = run(self.params, tokens, probs, delta[:, None])
-    return measure(frozen, targets, after) - measure(frozen, targets, self._clean['semi-free'])
+    return measure(frozen, targets, after) - measure(frozen, targets, clean)
+
+  def _run_clean(
+    self, kind: str, replaced: Any, run: Callable[[], Mapping[str, Array]]
+  ) -> Mapping[str, Array]:
+    """The run without a change, made again if the model, its parameters or the replacement have changed.
+
+    Raises:
+      CircuitError: its logits are not those of the frozen run.
+    """
+    known = self._clean.get(kind)
+    if known is None or known[1] is not replaced or known[0].has_changed():
+      watch, acts = watching.Watch(self.forward, self.params, replaced), run()
+      error = float(deviation(acts['logits'][0], self.frozen.logits))
+      if not error <= SAME:
+        raise CircuitError(
+          f'the model without a change differs from the frozen run by {error:.2g} of its largest logit',
+          cause='another model, other parameters or another replacement than those of the run',
+          hint='Frozen.of(...) again, and a new Intervention',
+        )
+      known = self._clean[kind] = watch, replaced, acts
+    return known[2]
 
   def iterative(
     self, factors: Factors, targets: Targets, replaced: object
@@ -118,7 +145,7 @@ class Intervention:
       replaced: the replacement with which the run was frozen.
 
     Raises:
-      CircuitError: as `changes`; a replacement whose features cannot be computed again.
+      CircuitError: as `semi_free`; a replacement whose features cannot be computed again.
     """
     reconstruct = getattr(replaced, 'reconstruct', None)
     if reconstruct is None:
@@ -127,11 +154,9 @@ class Intervention:
         hint='a Replacement or a CrossLayerReplacement',
       )
     changes(self.frozen, factors)
-    known = self._clean.get('iterative')
-    if known is None or known[0] is not replaced:
-      known = self._clean['iterative'] = replaced, self._run_iterative(reconstruct, {})
+    clean = self._run_clean('iterative', replaced, lambda: self._run_iterative(reconstruct, {}))
     after = self._run_iterative(reconstruct, factors)
-    return measure(self.frozen, targets, after) - measure(self.frozen, targets, known[1])
+    return measure(self.frozen, targets, after) - measure(self.frozen, targets, clean)
 
   def _run_iterative(self, reconstruct: Callable, factors: Factors) -> Mapping[str, Array]:
     """Logits of a run in which the MLPs are recomputed layer by layer, with some features multiplied."""

@@ -209,7 +209,9 @@ def test_an_intervention_that_was_used_before_answers_as_a_new_one():
     make = lambda: Intervention(small.forward('gemma'), decoders.params('gemma', 'float64'), frozen)  # noqa: E731
     used, other = make(), small.transcoders((1,), skip=False)
     used.semi_free({1: 0.0}, targets)
-    used.iterative({1: 0.0}, targets, other)
+    used.iterative({1: 0.0}, targets, small.transcoders())
+    with pytest.raises(CircuitError, match='differs from the frozen run'):
+      used.iterative({1: 0.0}, targets, other)
     change = {3: 0.0}
     np.testing.assert_array_equal(
       used.semi_free(change, targets), make().semi_free(change, targets)
@@ -218,3 +220,25 @@ def test_an_intervention_that_was_used_before_answers_as_a_new_one():
     np.testing.assert_array_equal(
       used.iterative(change, targets, again), make().iterative(change, targets, again)
     )
+
+
+def test_a_model_that_changes_between_two_calls_is_refused():
+  with jax.enable_x64(True):
+    frozen, strength = small.frozen('gpt2'), np.ones(1)
+    forward, params = small.forward('gpt2'), dict(decoders.params('gpt2', 'float64'))
+
+    def scaled(params, tokens):
+      layers = jax.tree.map(lambda x: strength[0] * x, params['layers'])
+      return forward({**params, 'layers': layers}, tokens)
+
+    do = Intervention(scaled, params, frozen)
+    targets = logits(frozen, 0.9)
+    first = do.semi_free({3: 0.0}, targets)
+    strength[0] = 1.5
+    with pytest.raises(CircuitError, match='differs from the frozen run'):
+      do.semi_free({3: 0.0}, targets)
+    strength[0] = 1
+    np.testing.assert_allclose(do.semi_free({3: 0.0}, targets), first, rtol=1e-9)
+    params['layers'] = jax.tree.map(lambda x: 1.5 * x, params['layers'])
+    with pytest.raises(CircuitError, match='differs from the frozen run'):
+      do.semi_free({3: 0.0}, targets)
