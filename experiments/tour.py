@@ -23,7 +23,7 @@ from absl import app
 
 import mechjax
 from mechjax import flags
-from mechjax.circuits.lens import LensTable, read_lens
+from mechjax.decomposition import LensTable, read_lens
 from mechjax.logits import log_probs
 from mechjax.viz import charts, page, scale
 from mechjax.viz.tokens import show_blanks

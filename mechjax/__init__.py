@@ -13,6 +13,7 @@ from mechjax import lazy
 if TYPE_CHECKING:
   from mechjax import (
     circuits,
+    decomposition,
     errors,
     facts,
     flags,
@@ -47,6 +48,7 @@ else:
 __all__ = [
   'Patcher',
   'circuits',
+  'decomposition',
   'errors',
   'facts',
   'flags',

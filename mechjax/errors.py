@@ -17,7 +17,7 @@
       ProbingError         ValueError     probes, examples and settings of probing that do not fit together
       FactsError           ValueError     names, facts, tables and settings of measurements that do not fit together
       NeuronError          ValueError     weights, activations and tokens of neurons that do not fit together
-      CircuitError         ValueError     a model, dictionaries, nodes and graphs of circuits that do not fit together
+      CircuitError         ValueError     models, dictionaries, graphs and parts of sums that do not fit together
 
 Researchers publish what this library prints, so an error is a feature: it says WHAT happened (with the offending
 value), WHERE (site, layer, file, line), the LIKELY CAUSE and a HINT. Every error that is raised on purpose is a
@@ -141,7 +141,7 @@ class NeuronError(MechjaxError, ValueError):
 
 
 class CircuitError(MechjaxError, ValueError):
-  """A model that cannot be frozen, or dictionaries, nodes and graphs of circuits that do not fit together."""
+  """A model that cannot be frozen; dictionaries, nodes, graphs or parts of a sum that do not fit together."""
 
 
 def unknown(

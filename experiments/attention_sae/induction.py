@@ -32,7 +32,7 @@ from experiments.attention_sae.estimates import mean, ratio
 from experiments.attention_sae.settings import Settings
 from experiments.attention_sae.subject import Subject
 from mechjax import harvest
-from mechjax.circuits import attention
+from mechjax.decomposition import attention
 from mechjax.errors import CircuitError
 from mechjax.neurons import Repetition
 

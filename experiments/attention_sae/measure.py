@@ -25,7 +25,7 @@ from experiments.attention_sae.settings import FREE, Settings
 from experiments.attention_sae.subject import Subject
 from experiments.saved import Saved
 from mechjax import fingerprints
-from mechjax.circuits import attention
+from mechjax.decomposition import attention
 from mechjax.errors import CircuitError
 from mechjax.sae import features
 

@@ -22,7 +22,7 @@ from experiments.attention_sae.dictionaries import AttentionDictionary
 from experiments.attention_sae.settings import Settings
 from experiments.attention_sae.subject import Subject
 from mechjax import extras, harvest
-from mechjax.circuits import attention
+from mechjax.decomposition import attention
 from mechjax.errors import CircuitError
 from mechjax.sae import features
 

@@ -17,10 +17,9 @@ once. The MLPs are replaced by sparse features and an error, so that nothing is 
 `norms`, `maps`, `scales` and `layout` identify the affine parts of any tagged model from outside; `replacement`,
 `cross_layer`, `active` and `encoders` find the features; `frozen` is the run; `targets` and `rows` are the engine;
 `graph`, `influences` and `pruning` use rows; `pushing` and `interventions` change features; `heads`, `qk` and `paths`
-answer further questions. `attention` splits latents of attention dictionaries over heads and source tokens, and
-`recursion` follows a source down; `decomposition` splits logits over layers, heads and neurons, `composition` measures
-which heads read which, `lens` reads the stream of every layer; `graph_data` is a graph as plain data, for pages and for
-`neuronpedia`. Nothing here imports a model: it takes tagged functions, arrays and dictionaries.
+answer further questions; `recursion` follows a source token that `mechjax.decomposition` names down; `graph_data` is a
+graph as plain data, for pages and for `neuronpedia`. Nothing here imports a model: it takes tagged functions, arrays
+and dictionaries.
 """
 
 from typing import TYPE_CHECKING

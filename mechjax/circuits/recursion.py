@@ -30,12 +30,12 @@ from jaxtyping import Array, Float
 
 from mechjax import precision
 from mechjax.circuits import targets as targets_lib
-from mechjax.circuits.array_checks import check_count
-from mechjax.circuits.attention import LatentDirection
 from mechjax.circuits.frozen import Frozen
 from mechjax.circuits.graph import KINDS, Columns
 from mechjax.circuits.rows import attribute_rows
 from mechjax.circuits.targets import Targets
+from mechjax.decomposition import LatentDirection
+from mechjax.decomposition.array_checks import check_count
 from mechjax.errors import CircuitError
 
 

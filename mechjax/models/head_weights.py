@@ -50,7 +50,7 @@ def take_head_weights(params: dict[str, Any], config: Config | None) -> dict[str
 
 
 def take_composition_weights(params: dict[str, Any], config: Config | None) -> dict[str, Any]:
-  """Arguments of `mechjax.circuits.composition.CompositionWeights.of`.
+  """Arguments of `mechjax.decomposition.CompositionWeights.of`.
 
   Args:
     params: parameters of our decoder.

@@ -20,7 +20,7 @@ from mechjax.models.config import Config
 
 
 def take_part_weights(params: dict[str, Any], config: Config | None) -> dict[str, Any]:
-  """Arguments of `mechjax.circuits.part_writes.PartWeights.of`.
+  """Arguments of `mechjax.decomposition.PartWeights.of`.
 
   Args:
     params: parameters of our decoder.

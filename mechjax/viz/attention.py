@@ -2,7 +2,7 @@
 
 For each latent the text with every source token shaded by its contribution to the pre-activation at one position (blue
 raises it, vermilion lowers it), a bar for each head, and a heat map of heads and sources, from one table of
-`mechjax.circuits.attention`:
+`mechjax.decomposition`:
 
     table = attention.dfa(sae, params, [17, 4], z=..., v=..., probs=...)
     html = dfa_page(table, pieces, position=9, names={17: 'repeated name'}, traces=[trace])
@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64
 
-from mechjax.circuits.attention import FeatureAttribution
 from mechjax.circuits.recursion import TraceNode
+from mechjax.decomposition import FeatureAttribution
 from mechjax.errors import CircuitError
 from mechjax.viz import charts, logs, page, scale
 from mechjax.viz.tokens import show_blanks
@@ -86,7 +86,7 @@ def dfa_page(
   """Makes a page with a section for each latent of a table.
 
   Args:
-    table: from `mechjax.circuits.attention.dfa`.
+    table: from `mechjax.decomposition.dfa`.
     pieces: text of the token at each column of the row, padding included.
     position: column at which the latents are attributed; a negative one counts from the last.
     row: row of the batch.

@@ -1,6 +1,6 @@
 """Composition of heads: the largest pairs of each kind, and layers by layers, as sections and as a PNG.
 
-    scores = measure_composition(weights)                           from mechjax.circuits.composition
+    scores = measure_composition(weights)                           from mechjax.decomposition
     page.page(title, lead, sections(scores), footer)
     picture(scores, 'composition.png')
 
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from mechjax.circuits.composition import KINDS, CompositionScores
+from mechjax.decomposition.composition import KINDS, CompositionScores
 from mechjax.viz import charts, page, scale
 
 NAMES = {'q': 'Q-composition', 'k': 'K-composition', 'v': 'V-composition'}

@@ -1,6 +1,6 @@
 """Direct effects on a logit: bars of all parts, a heat map of heads, and the largest neurons, as sections and as a PNG.
 
-    effects = attribute_logits(acts, readout, paris, rome, weights=weights)       from mechjax.circuits.decomposition
+    effects = attribute_logits(acts, readout, paris, rome, weights=weights)       from mechjax.decomposition
     page.page(title, lead, sections(effects), footer)
     picture(effects, 'direct.png', target='logit of Paris - logit of Rome')
 
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from mechjax.circuits.decomposition import DirectEffects
+from mechjax.decomposition import DirectEffects
 from mechjax.errors import CircuitError
 from mechjax.viz import charts, logs, page, scale
 
@@ -31,7 +31,7 @@ def sections(
   """Sections of a page: parts in the order of the pass, heads, and the `k` largest neurons.
 
   Args:
-    effects: from `mechjax.circuits.decomposition.attribute_logits`.
+    effects: from `mechjax.decomposition.attribute_logits`.
     row: row of the batch.
     target: name of the logit or difference.
     k: number of neurons that are shown.

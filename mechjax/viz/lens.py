@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mechjax.circuits.lens import LensTable
+from mechjax.decomposition import LensTable
 from mechjax.errors import CircuitError
 from mechjax.viz import charts, curves, page
 from mechjax.viz.tokens import show_blanks
@@ -40,7 +40,7 @@ def sections(
   """Sections of a page: a table for each lens, and curves over layers.
 
   Args:
-    tables: from `mechjax.circuits.lens.read_lens`.
+    tables: from `mechjax.decomposition.read_lens`.
     pieces: text of the token at each column.
     text: token id -> its text.
     row: row of the batch.

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from mechjax import sae
-from mechjax.circuits import attention
 from mechjax.circuits.frozen import Frozen
 from mechjax.circuits.graph import attribute
 from mechjax.circuits.graph_data import measure_influence
@@ -18,6 +17,7 @@ from mechjax.circuits.pruning import prune
 from mechjax.circuits.recursion import recurse
 from mechjax.circuits.replacement import Replacement
 from mechjax.circuits.targets import logits
+from mechjax.decomposition import attention
 from mechjax.errors import CircuitError
 from tests.circuits import models
 

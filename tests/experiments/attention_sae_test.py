@@ -26,7 +26,7 @@ from experiments.attention_sae import (
 from experiments.attention_sae.passes import Passes
 from experiments.attention_sae.settings import Settings
 from mechjax import flags, harvest, sae
-from mechjax.circuits import attention
+from mechjax.decomposition import attention
 from mechjax.errors import CircuitError, MechjaxError
 from mechjax.models.tokenizers import Tokenizer
 from mechjax.neurons import Repetition

@@ -7,11 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mechjax.circuits.attention import FeatureAttribution
-from mechjax.circuits.composition import CompositionScores
-from mechjax.circuits.decomposition import DirectEffects
-from mechjax.circuits.lens import LensTable
 from mechjax.circuits.recursion import TraceNode
+from mechjax.decomposition import CompositionScores, DirectEffects, FeatureAttribution, LensTable
 from mechjax.errors import CircuitError
 from mechjax.viz import attention, composition, direct_effects, lens, page
 from tests.viz import browser

@@ -9,7 +9,7 @@ import pytest
 import scipy.special
 
 from mechjax import harvest, sites
-from mechjax.circuits.lens import fit_jacobian_lens, read_lens
+from mechjax.decomposition import fit_jacobian_lens, read_lens
 from mechjax.errors import CircuitError
 from mechjax.models import decoder
 from tests.circuits import models
@@ -174,7 +174,7 @@ def test_the_lens_of_a_linear_model_is_the_model():
 
 def test_random_positions_are_after_the_first_ones_and_depend_on_the_seed():
   tokens = np.tile(models.TOKENS, (20, 1))
-  from mechjax.circuits import lens
+  from mechjax.decomposition import lens
 
   _, columns = lens._check_texts(tokens, 'same', None, 3, 0)
   assert {*columns.tolist()} == {*range(3, T)}

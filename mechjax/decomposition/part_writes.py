@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from mechjax import precision
-from mechjax.circuits.array_checks import as_common, check_arrays, check_count, check_finite
+from mechjax.decomposition.array_checks import as_common, check_arrays, check_count, check_finite
 from mechjax.errors import CircuitError
 
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mechjax.circuits.composition import KINDS, CompositionWeights, measure_composition
+from mechjax.decomposition import CompositionWeights, measure_composition
+from mechjax.decomposition.composition import KINDS
 from mechjax.errors import CircuitError, MechjaxError
 from mechjax.models.head_weights import take_composition_weights
 from tests.circuits import models
@@ -133,7 +134,7 @@ def test_a_head_without_weights_is_refused():
 
 
 def test_all_pairs_of_layers_compile_once():
-  from mechjax.circuits import composition
+  from mechjax.decomposition import composition
 
   random = np.random.default_rng(1)
   given = {'W_Q': (5, 8, 2, 3), 'W_K': (5, 8, 1, 3), 'W_V': (5, 8, 1, 3), 'W_O': (5, 2, 3, 8)}

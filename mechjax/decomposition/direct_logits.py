@@ -8,7 +8,7 @@ Circuits"). With A the readout (`mechjax.neurons.Readout`: final norm folded int
     attn_out_l = r_l g * (sum_n z_n W_O^n + bias)        r_l g: a norm after the attention, if there is one (Gemma 2, 3)
     mlp_out_l  = r_l g * (sum_f a_f W_out_f + bias)
 
-    acts = harvest.reap(model, sites=SITES)(tokens)
+    acts = harvest.reap(model, sites=direct_logits.SITES)(tokens)
     readout = Readout.of(**take_readout(model.params, model.config))
     effects = attribute_logits(acts, readout, model.token(' Paris'), positions=-1)
     effects.embed, effects.attn, effects.mlp, effects.constant, effects.total
@@ -41,7 +41,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax import precision
-from mechjax.circuits.array_checks import (
+from mechjax.decomposition.array_checks import (
   as_common,
   check_arrays,
   check_columns,
@@ -49,7 +49,7 @@ from mechjax.circuits.array_checks import (
   check_ids,
   check_mask,
 )
-from mechjax.circuits.part_writes import PartWeights, check_sum, split_part
+from mechjax.decomposition.part_writes import PartWeights, check_sum, split_part
 from mechjax.errors import CircuitError
 from mechjax.harvest import Activations
 from mechjax.neurons.readout import Readout

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mechjax import harvest
-from mechjax.circuits.decomposition import SITES, attribute_logits
-from mechjax.circuits.part_writes import PartWeights, split_part
+from mechjax.decomposition import PartWeights, attribute_logits, split_part
+from mechjax.decomposition.direct_logits import SITES
 from mechjax.errors import CircuitError, MechjaxError, NeuronError
 from mechjax.models.part_weights import take_part_weights
 from mechjax.models.readers import take_readout

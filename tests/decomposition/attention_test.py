@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechjax import harvest, sae
-from mechjax.circuits import attention
+from mechjax.decomposition import attention
 from mechjax.errors import CircuitError
 from mechjax.models import decoder
 from tests.circuits import models

@@ -36,7 +36,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax import precision
-from mechjax.circuits.array_checks import (
+from mechjax.decomposition.array_checks import (
   as_common,
   check_arrays,
   check_columns,

@@ -41,7 +41,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Float64, Int, PyTree
 
 from mechjax import harvest, logits, precision, watching
-from mechjax.circuits.array_checks import check_arrays, check_count, check_finite, check_ids
+from mechjax.decomposition.array_checks import check_arrays, check_count, check_finite, check_ids
 from mechjax.errors import CircuitError, unknown
 from mechjax.programs.callables import check_function
 
