@@ -51,7 +51,12 @@ class Dictionary:
   @property
   def slug(self) -> str:
     """The label in names of files."""
-    return re.sub(r'[^A-Za-z0-9]+', '-', self.label).strip('-')
+    return slugify(self.label)
+
+
+def slugify(text: str) -> str:
+  """A text as a name of files: letters, digits and dashes."""
+  return re.sub(r'[^A-Za-z0-9]+', '-', text).strip('-')
 
 
 def open_dictionaries(settings: Settings, model: LanguageModel) -> list[Dictionary]:

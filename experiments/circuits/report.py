@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.circuits import panels
+from experiments.circuits.dictionaries import slugify
 from experiments.circuits.tables import Table, list_tables
 from mechjax import files
 from mechjax.circuits import neuronpedia
@@ -52,8 +53,9 @@ def write_graphs(
     )
     (place / 'graphs' / f'{name}.html').write_text(made, encoding='utf-8')
     kept, found[name] = drop_collisions(data)
+    scan = slugify(f'{results["settings"]["model"]}-{label}')
     neuronpedia.write_graph(
-      kept, place / 'neuronpedia', slug=name, scan=results['model']['name'], transcoders=[one['place']],
+      kept, place / 'neuronpedia', slug=name, scan=scan, transcoders=[one['place']],
       node_threshold=results['settings']['keep_nodes'],
     )  # fmt: skip
   return found

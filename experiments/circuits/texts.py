@@ -10,18 +10,19 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.circuits.dictionaries import Dictionary
+from experiments.circuits.dictionaries import Dictionary, slugify
 from experiments.circuits.settings import Settings
 from experiments.circuits.subject import Subject
 from experiments.saved import Saved
 from mechjax import fingerprints, harvest
-from mechjax.circuits import CrossLayerReplacement, Replacement
+from mechjax.circuits import CrossLayerReplacement, Replacement, neuronpedia_features
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import Architecture, Params, features
 
@@ -60,8 +61,9 @@ def find_latents(graphs: Graphs) -> dict[int, list[int]]:
 def collect(
   settings: Settings, subject: Subject, one: Dictionary, wanted: dict[int, list[int]]
 ) -> dict[str, Any]:
-  """Texts of latents, keyed by layer and latent."""
-  found = {}
+  """Texts of latents, keyed by layer and latent; writes their JSON for Neuronpedia."""
+  found, home = {}, Path(settings.out) / 'neuronpedia'
+  pieces = [subject.piece(i) for i in range(subject.model.n_vocab)]
   for layer, latents in wanted.items():
     site = f'mlp_norm.{layer}'
     sae, params = _take_layer(one, site, layer)
@@ -74,6 +76,14 @@ def collect(
       unembed=make_unembed(subject.model),
       limit=one.limits.get(site, math.inf),
       seed=settings.seed,
+    )
+    neuronpedia_features.write_latents(
+      known,
+      home,
+      scan=slugify(f'{settings.model}-{one.label}'),
+      layer=layer,
+      pieces=pieces,
+      transcoder=one.place,
     )
     texts = (describe(known, latent, subject.piece) for latent in latents)
     found[str(layer)] = {str(latent): text for latent, text in zip(latents, texts)}

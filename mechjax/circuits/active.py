@@ -2,8 +2,9 @@
 
 A feature is active at a layer and position, reads the MLP's input along its encoder direction, and writes its decoder
 rows to the output of that layer's MLP (or of several layers: a cross-layer transcoder). Only active features exist
-here: of 16,384 latents at each of 18 layers and 16 positions some thousands are active, and nothing of the size of a
-dictionary is kept.
+here: of 16,384 latents at each of 18 layers and 16 positions some thousands are active. Their decoder rows are copied
+out of the dictionaries, because every row of attributions needs all of them; their encoder columns are taken from the
+dictionaries on request, because a graph explains some of them.
 
 The products of a row of attributions with all decoder rows are computed in blocks of `BLOCK` features of one layer and
 position, because each block is one product of matrices. So decoder rows are kept block by block, the last block of a
@@ -26,7 +27,29 @@ from mechjax import precision
 from mechjax.errors import CircuitError
 
 BLOCK = 16
-"""ActiveFeatures of a block."""
+"""Features of a block."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+  """The encoder of a dictionary: an active feature is x @ weight * gain + bias.
+
+  Attributes:
+    weight: [D, M].
+    bias: [M].
+    gain: [M], or None for 1.
+  """
+
+  weight: Float[np.ndarray | Array, 'D M']
+  bias: Float[np.ndarray | Array, ' M']
+  gain: Float[np.ndarray | Array, ' M'] | None = None
+
+  def take(self, latent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Directions [n, D] and constants [n] of some latents."""
+    rows = np.take(np.asarray(self.weight), latent, axis=1).T  # row by row of weight: in the cache
+    rows = rows if self.gain is None else rows * np.asarray(self.gain)[latent, None]
+    return rows, np.asarray(self.bias)[latent]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +60,16 @@ class Active:
     layer: the layer whose MLP input they read.
     position, latent: place and index of each, int [n].
     activation: [n].
-    decoders: their decoder rows [n, D], by the layer that they are written to.
-    encoder: direction of each at the MLP's input, [n, D]; None to compute it on request.
-    constant: activation minus the product of encoder and input, [n]; None with `encoder`.
+    decoders: decoder rows of all latents [M, D], by the layer that they are written to.
+    encoder: that of the dictionary; None if directions are gradients, computed on request.
   """
 
   layer: int
   position: np.ndarray
   latent: np.ndarray
   activation: np.ndarray
-  decoders: dict[int, np.ndarray]
-  encoder: np.ndarray | None = None
-  constant: np.ndarray | None = None
+  decoders: dict[int, np.ndarray | Array]
+  encoder: Encoder | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -59,8 +80,7 @@ class ActiveFeatures:
   Attributes:
     layer, position, latent: place of each feature, int32 [features].
     activation: [features].
-    encoder: direction that each reads at 'mlp_norm', [features, D]; None if it is computed on request.
-    constant: part of the activation that does not depend on the input, [features], or None.
+    encoders: those of the dictionaries, by layer; a layer is missing if its directions are gradients.
     decoder: decoder rows, [writes, BLOCK, D]; a block is written once for each layer that it writes to.
     source: block of each write, int32 [writes].
     write_layer, write_position: place of each write, int32 [writes].
@@ -72,9 +92,8 @@ class ActiveFeatures:
   position: Int32[np.ndarray, ' features']
   latent: Int32[np.ndarray, ' features']
   activation: Float[np.ndarray, ' features']
-  encoder: Float[np.ndarray, 'features D'] | None
-  constant: Float[np.ndarray, ' features'] | None
-  decoder: Float[np.ndarray | Array, 'writes block D']
+  encoders: dict[int, Encoder]
+  decoder: Float[Array, 'writes block D']
   source: Int32[np.ndarray | Array, ' writes']
   write_layer: Int32[np.ndarray | Array, ' writes']
   write_position: Int32[np.ndarray | Array, ' writes']
@@ -92,13 +111,13 @@ class ActiveFeatures:
       groups: the features of each layer, by increasing layer.
       D: width.
       dtype: dtype of the arrays.
-      budget: largest number of bytes of their encoder and decoder rows.
+      budget: largest number of bytes of their decoder rows.
 
     Raises:
       CircuitError: more than the budget.
     """
     n = sum(len(g.latent) for g in groups)
-    rows = sum(len(g.latent) * (len(g.decoders) + (g.encoder is not None)) for g in groups)
+    rows = sum(len(g.latent) * len(g.decoders) for g in groups)
     size = rows * D * np.dtype(dtype).itemsize
     if size > budget:
       raise CircuitError(
@@ -111,30 +130,16 @@ class ActiveFeatures:
     position = join([g.position for g in groups], np.int32)
     latent = join([g.latent for g in groups], np.int32)
     activation = join([g.activation for g in groups], dtype)
-    encoder, constant = _join_encoders(groups, D, dtype)
+    encoders = {g.layer: g.encoder for g in groups if g.encoder is not None}
     slot, n_blocks = _place(layer, position)
     total = round_up(n_blocks)
     amount = np.zeros(total * BLOCK, dtype)
     amount[slot] = activation
-    written = _writes(groups, slot, position, D, dtype)
+    written = _writes(groups, slot, D, dtype)
     return cls(
-      layer, position, latent, activation, encoder, constant, *written,
+      layer, position, latent, activation, encoders, *written,
       amount=amount.reshape(total, BLOCK), slot=slot,
     )  # fmt: skip
-
-
-def _join_encoders(
-  groups: Sequence[Active], D: int, dtype: np.dtype
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-  """Encoders and constants of all layers; None if those of a layer are computed on request."""
-  encoders, constants = [np.zeros((0, D), dtype)], [np.zeros(0, dtype)]
-  for g in groups:
-    if g.encoder is None or g.constant is None:
-      return None, None
-    encoders.append(g.encoder)
-    constants.append(g.constant)
-  joined = (np.concatenate(parts).astype(dtype, copy=False) for parts in (encoders, constants))
-  return next(joined), next(joined)
 
 
 def _place(layer: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, int]:
@@ -155,32 +160,51 @@ def round_up(n: int) -> int:
 
 
 def _writes(
-  groups: Sequence[Active],
-  slot: np.ndarray,
-  position: np.ndarray,
-  D: int,
-  dtype: np.dtype,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  groups: Sequence[Active], slot: np.ndarray, D: int, dtype: np.dtype
+) -> tuple[Array, np.ndarray, np.ndarray, np.ndarray]:
   """Decoder rows, source block, layer and position of each write."""
   starts = np.cumsum([0, *(len(g.latent) for g in groups)])
-  spans = [slice(*ends) for ends in itertools.pairwise(starts)]
-  found = [np.unique(slot[span] // BLOCK, return_index=True) for span in spans]
+  slots = [slot[start:stop] for start, stop in itertools.pairwise(starts)]
+  found = [np.unique(own // BLOCK, return_index=True) for own in slots]
   n = sum(len(blocks) * len(g.decoders) for g, (blocks, _) in zip(groups, found))
-  out = np.zeros((round_up(n) * BLOCK, D), dtype)
+  out = np.empty((round_up(n), BLOCK, D), dtype)
   source, layer, place = (np.zeros(round_up(n), np.int32) for _ in range(3))
   at = 0
-  for g, span, (blocks, first) in zip(groups, spans, found):
-    for target, decoder in g.decoders.items() if len(blocks) else ():
+  for g, own, (blocks, first) in zip(groups, slots, found):
+    if not len(blocks):
+      continue
+    latents, there = _fill_blocks(g.latent, own - blocks[0] * BLOCK, len(blocks))
+    for target, decoder in g.decoders.items():
       mine = slice(at, at + len(blocks))
-      out[at * BLOCK + slot[span] - blocks[0] * BLOCK] = decoder
-      source[mine], layer[mine], place[mine] = blocks, target, position[span][first]
+      rows = out[mine].reshape(-1, D)
+      _take_rows(np.asarray(decoder), latents, rows)
+      rows[~there] = 0
+      source[mine], layer[mine], place[mine] = blocks, target, g.position[first]
       at = mine.stop
-  return out.reshape(-1, BLOCK, D), source, layer, place
+  out[at:] = 0
+  return jnp.asarray(out), source, layer, place
+
+
+def _fill_blocks(
+  latent: np.ndarray, slot: np.ndarray, n_blocks: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Latent of each slot of some blocks, 0 where a block is filled up, and whether a slot is in use."""
+  latents, there = np.zeros(n_blocks * BLOCK, np.intp), np.zeros(n_blocks * BLOCK, bool)
+  latents[slot], there[slot] = latent, True
+  return latents, there
+
+
+def _take_rows(matrix: np.ndarray, index: np.ndarray, out: np.ndarray) -> None:
+  """Writes rows of a matrix to `out`, without another copy of them if the dtypes agree."""
+  if matrix.dtype == out.dtype:
+    np.take(matrix, index, axis=0, out=out, mode='clip')  # indices are in range; 'raise' would copy
+  else:
+    out[:] = matrix[index]
 
 
 def write(features: ActiveFeatures, L: int, T: int) -> Float[Array, 'L T D']:
   """Sum of what all features write, at the outputs of the MLPs."""
   amount = jnp.asarray(features.amount)[features.source]
-  rows = precision.einsum('wa,wad->wd', amount, jnp.asarray(features.decoder))
+  rows = precision.einsum('wa,wad->wd', amount, features.decoder)
   out = jnp.zeros((L, T, rows.shape[-1]), rows.dtype)
   return out.at[features.write_layer, features.write_position].add(rows)

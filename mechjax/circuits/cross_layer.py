@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mechjax import precision
-from mechjax.circuits.active import Active
+from mechjax.circuits.active import Active, Encoder
 from mechjax.circuits.replacement import Factor, Replacer, cast, make_active, multiply
 from mechjax.errors import CircuitError
 from mechjax.sae.architectures import CrossLayer, Params
@@ -48,7 +48,8 @@ class CrossLayerReplacement(Replacer):
     params = cast(self.params, x.dtype)
     f = self.clt.encode_layer(params, layer, x)
     decoders = {t: self.clt.decoder(params, layer, t) for t in range(layer, self.clt.n_layers)}
-    return make_active(layer, x, f, params['W_enc'][layer], params['b_enc'][layer], decoders)
+    weight, bias = (np.asarray(self.params[name])[layer] for name in ('W_enc', 'b_enc'))
+    return make_active(layer, x, f, Encoder(weight, bias), decoders)
 
   def reconstruct(self, layer: int, xs: Float[Array, 'L T D'], factors: Sequence[Factor]) -> Array:
     """The same as `Replacement.reconstruct`; features of all layers up to this one write to it."""

@@ -42,12 +42,14 @@ def find_encoders(frozen: Frozen, index: np.ndarray) -> tuple[np.ndarray, np.nda
     CircuitError: neurons that do not act on each position alone.
   """
   f = frozen.features
-  if f.encoder is not None and f.constant is not None:
-    return np.asarray(f.encoder)[index], np.asarray(f.constant)[index]
-  neurons = frozen.maps.neurons
-  assert neurons is not None
   out = np.zeros((len(index), frozen.layout.width), frozen.layout.dtype)
   value = np.zeros(len(index), out.dtype)
+  neurons = frozen.maps.neurons
+  if f.encoders or neurons is None:
+    for layer in np.unique(f.layer[index]):
+      mine = np.flatnonzero(f.layer[index] == layer)
+      out[mine], value[mine] = f.encoders[int(layer)].take(f.latent[index[mine]])
+    return out, value
   # Neurons act on each position alone, so that each position of the cut can hold another one.
   slots = frozen.maps.layout.length
   for layer in np.unique(f.layer[index]):

@@ -9,7 +9,8 @@ that function is made of:
     frozen = Frozen.of(model.apply, model.params, tokens, Replacement(...), maps=maps)
     graph = attribute(frozen)
 
-It is read from one run of any tagged model and then independent of it: a pytree of arrays for one prompt. Every part is
+It is read from one run of any tagged model and then independent of it: a pytree of arrays for one prompt, the encoders
+of the dictionaries among them. Every part is
 checked against the values of the run and refused, with the name of the site, if it does not reproduce them: the norms,
 the values, the sum of values by patterns (which a gate would break), the outputs, and the sums of the stream. So a row
 of attributions adds up to what the model computed.
@@ -41,7 +42,7 @@ from mechjax.errors import CircuitError
 from mechjax.programs.callables import check_function
 
 BUDGET = 4 * 2**30
-"""Bytes that encoder and decoder rows of the active features may take."""
+"""Bytes that the decoder rows of the active features may take."""
 
 
 @jax.tree_util.register_dataclass

@@ -2,9 +2,9 @@
 
     write_graph(graph, 'graphs', slug='jordan', scan='gemma-3-270m', transcoders=['ours/skip'])
     graph = read_graph('graphs/jordan.json')                     as plain data, see `graph_data`
-    record = describe_latent(features, 17, pieces, transcoder='ours/skip')        the JSON of one feature
 
-A directory holds a file for each graph and `graph-metadata.json`, the list of their metadata. Schema 1 has four kinds
+A directory holds a file for each graph and `graph-metadata.json`, the list of their metadata; `neuronpedia_features`
+writes the contexts of its features next to them. Schema 1 has four kinds
 of nodes, with ids that the front end takes apart:
 
     feature   {layer}_{latent}_{position}      'cross layer transcoder' (also of dictionaries of one layer)
@@ -32,8 +32,6 @@ import numpy as np
 from mechjax import files
 from mechjax.circuits.graph_data import Graph, check_graph, check_supernodes, measure_influence
 from mechjax.errors import CircuitError
-from mechjax.sae.features import Features
-from mechjax.sae.features.record import EDGES, Examples
 
 SCHEMA = 1
 METADATA = 'graph-metadata.json'
@@ -45,7 +43,7 @@ TYPES = {
 }
 _KINDS = {text: kind for kind, text in TYPES.items()}
 _LABEL = re.compile(r'(?:Emb: |Output )"(.*)"(?: \(p=[\d.]+\))?', re.DOTALL)
-_SLUG = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]*')
+_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]*')
 
 
 def write_graph(
@@ -75,14 +73,13 @@ def write_graph(
   Raises:
     CircuitError: a graph that is not one, nodes that the format cannot name or tell apart, a slug that is not a name.
   """
-  if not _SLUG.fullmatch(slug):
-    raise CircuitError(f'slug={slug!r} is not a name of letters, digits, dots and dashes')
+  check_name('slug', slug)
   content = encode_graph(
     graph, slug=slug, scan=scan, transcoders=transcoders, supernodes=supernodes, node_threshold=node_threshold
   )  # fmt: skip
   home = Path(directory)
   home.mkdir(parents=True, exist_ok=True)
-  known = _read_json(home / METADATA) if (home / METADATA).exists() else {}
+  known = read_json(home / METADATA) if (home / METADATA).exists() else {}
   if not isinstance(known, dict) or not isinstance(known.get('graphs', []), list):
     raise CircuitError(f'{home / METADATA} is not a list of graphs')
   others = [one for one in known.get('graphs', []) if one.get('slug') != slug]
@@ -98,7 +95,13 @@ def read_graph(path: str | os.PathLike) -> dict[str, Any]:
   Raises:
     CircuitError: a file that does not hold a graph of this format.
   """
-  return decode_graph(_read_json(Path(path)), str(path))
+  return decode_graph(read_json(Path(path)), str(path))
+
+
+def check_name(what: str, name: str) -> None:
+  """Raises CircuitError unless a text can be the name of a file."""
+  if not _NAME.fullmatch(name):
+    raise CircuitError(f'{what}={name!r} is not a name of letters, digits, dots and dashes')
 
 
 def encode_graph(
@@ -172,48 +175,6 @@ def decode_graph(content: Any, where: str = 'the graph') -> dict[str, Any]:
   return check_graph({'tokens': tokens, 'layers': layers[0] - 1, 'nodes': nodes, 'links': plain})
 
 
-def describe_latent(
-  features: Features, latent: int, pieces: Sequence[str], *, transcoder: str
-) -> dict[str, Any]:
-  """The JSON of a feature that stands next to a graph.
-
-  Args:
-    features: from `mechjax.sae.features.collect`.
-    latent: number of a latent among them.
-    pieces: the text of each token of the vocabulary.
-    transcoder: name of the dictionary.
-
-  Raises:
-    CircuitError: a token without a text.
-    SAEError: a latent that was not looked at.
-  """
-  row = features.find_row(latent)
-  levels = [
-    ('Top activations', _examples(features.top, row, features.top.found[row], pieces)),
-    *(
-      (f'Level {level}', _examples(features.drawn, row, features.level[row] == level, pieces))
-      for level in range(features.n_levels)
-    ),
-  ]
-  shares = [0.0, 0.25, 0.5, 0.75, 1.0]
-  quantiles = np.nan_to_num(features.quantiles(shares))[row]
-  (filled,) = np.nonzero(features.histogram[row])
-  return {
-    'transcoder_id': transcoder,
-    'index': int(latent),
-    'examples_quantiles': [
-      {'quantile_name': name, 'examples': examples} for name, examples in levels if examples
-    ],
-    'top_logits': [_piece(pieces, i) for i in features.promoted.ids[row]],
-    'bottom_logits': [_piece(pieces, i) for i in features.suppressed.ids[row]],
-    'act_min': float(EDGES[filled[0]]) if filled.size else 0.0,
-    'act_max': float(features.maximum[row]),
-    'quantile_values': quantiles.tolist(),
-    'histogram': features.histogram[row].tolist(),
-    'activation_frequency': float(features.density[row]),
-  }
-
-
 # --- writing ---------------------------------------------------------------------------------------------------
 
 
@@ -277,7 +238,7 @@ def _encode_node(
   kind, l, t = node['kind'], node['layer'], node['position']
   layer = {'embedding': 'E', 'logit': str(graph['layers'] + 1)}.get(kind, str(l))
   latent = node['latent'] if kind == 'feature' else None
-  number = {'error': -1, 'feature': _pair(l, latent or 0)}.get(kind, node['token'])
+  number = {'error': -1, 'feature': pair(l, latent or 0)}.get(kind, node['token'])
   label = node['label'] or ''
   if kind == 'logit':
     label = f'Output "{label}" (p={node["probability"]:.3f})'
@@ -291,9 +252,10 @@ def _encode_node(
   }  # fmt: skip
 
 
-def _pair(a: int, b: int) -> int:
-  """Cantor's number of a pair."""
-  return (a + b) * (a + b + 1) // 2 + b
+def pair(layer: int, latent: int) -> int:
+  """Cantor's number of a pair, by which the front end finds the file of a feature."""
+  total = layer + latent
+  return total * (total + 1) // 2 + latent
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
@@ -320,36 +282,8 @@ def _decode_node(node: Mapping[str, Any]) -> dict[str, Any]:
   return found
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
   try:
     return json.loads(path.read_text(encoding='utf-8'))
   except (OSError, json.JSONDecodeError, UnicodeDecodeError) as e:
     raise CircuitError(f'{path} is not a JSON file that can be read', cause=str(e)) from e
-
-
-# --- features --------------------------------------------------------------------------------------------------
-
-
-def _examples(
-  examples: Examples, row: int, chosen: np.ndarray, pieces: Sequence[str]
-) -> list[dict[str, Any]]:
-  found = []
-  for n in np.flatnonzero(chosen & examples.found[row]):
-    tokens = examples.tokens[row, n]
-    there = np.flatnonzero(tokens >= 0)
-    found.append({
-      'tokens': [_piece(pieces, tokens[i]) for i in there],
-      'tokens_acts_list': [float(x) for x in examples.activations[row, n, there]],
-      'train_token_ind': int(np.searchsorted(there, examples.own)),
-      'is_repeated_datapoint': False,
-    })  # fmt: skip
-  return found
-
-
-def _piece(pieces: Sequence[str], token: int) -> str:
-  if not 0 <= token < len(pieces):
-    raise CircuitError(
-      f'token {int(token)} has no text among {len(pieces)}',
-      cause='the texts come from another tokenizer',
-    )
-  return pieces[int(token)]

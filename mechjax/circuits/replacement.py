@@ -30,8 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mechjax import sites
-from mechjax.circuits.active import Active
+from mechjax import precision, sites
+from mechjax.circuits.active import Active, Encoder
 from mechjax.errors import CircuitError
 from mechjax.sae.architectures import Architecture, Gated, Params
 
@@ -129,8 +129,8 @@ class Replacement(Replacer):
     if (here := self._at(layer)) is None:
       return _none(layer, x.shape[-1])
     sae, params = here
-    W_enc, b_enc = _encoder(sae, params)
-    return make_active(layer, x, _encode(sae, params, x), W_enc, b_enc, {layer: params['W_dec']})
+    f = _encode(sae, params, x)
+    return make_active(layer, x, f, _encoder(sae, params), {layer: params['W_dec']})
 
   def reconstruct(self, layer: int, xs: Float[Array, 'L T D'], factors: Sequence[Factor]) -> Array:
     """The output of a layer's MLP from the MLP inputs of a new run, with some features multiplied, [T, D].
@@ -184,7 +184,7 @@ class Neurons(Replacer):
       np.put_along_axis(chosen, largest, True, axis=1)
       kept &= chosen
     position, latent = np.nonzero(kept)
-    return Active(layer, position, latent, post[position, latent], {layer: W_down[latent]})
+    return Active(layer, position, latent, post[position, latent], {layer: W_down})
 
 
 def multiply(f: Array, layer: int, factors: Sequence[Factor]) -> Array:
@@ -207,41 +207,46 @@ def cast(params: Params, dtype: np.dtype) -> Params:
   return {name: jnp.asarray(x).astype(dtype) for name, x in params.items()}
 
 
-def _encoder(sae: Architecture, params: Params) -> tuple[Array, Array]:
-  """W_enc [D, M] and bias [M] of active features."""
+def _encoder(sae: Architecture, params: Params) -> Encoder:
   if isinstance(sae, Gated):
-    return params['W_enc'] * jnp.exp(params['r_mag']), params['b_mag']
+    return Encoder(params['W_enc'], params['b_mag'], np.exp(np.asarray(params['r_mag'])))
   if 'b_enc' not in params:
     raise CircuitError(
       f'{type(sae).__name__} has no encoder bias',
       cause='its features are not affine in their input',
     )
-  return params['W_enc'], params['b_enc']
+  return Encoder(params['W_enc'], params['b_enc'])
 
 
 def _none(layer: int, D: int) -> Active:
   nothing, rows = np.zeros(0, np.int32), np.zeros((0, D))
-  return Active(layer, nothing, nothing, np.zeros(0), {layer: rows}, rows, np.zeros(0))
+  return Active(layer, nothing, nothing, np.zeros(0), {layer: rows})
 
 
 def make_active(
-  layer: int, x: Array, f: Array, W_enc: Array, b_enc: Array, decoders: Mapping[int, Array]
+  layer: int, x: Array, f: Array, encoder: Encoder, decoders: Mapping[int, Array]
 ) -> Active:
   """The active features of a dictionary; raises CircuitError if they are not affine in their input."""
-  found = np.asarray(f)
+  found, error = np.asarray(f), float(_deviation(x, f, encoder))
   if not np.isfinite(found).all():
     raise CircuitError(f'features of layer {layer} are NaN or infinite', where=f'mlp_norm.{layer}')
-  position, latent = np.nonzero(found)
-  activation = found[position, latent]
-  encoder = np.take(np.asarray(W_enc), latent, axis=1).T  # row by row of W_enc: in the cache
-  constant = np.asarray(b_enc)[latent]
-  again = np.einsum('nd,nd->n', encoder, np.asarray(x)[position]) + constant
-  error = np.abs(again - activation).max(initial=0) / np.abs(activation).max(initial=1e-30)
   if error > TOLERANCE:
     raise CircuitError(
       f'the active features of layer {layer} differ from x @ W_enc + b_enc by {error:.2g} of the largest',
       cause='a dictionary whose features are not affine while they are active, or that is not folded',
       hint='fold the scales of the activations into the dictionary: mechjax.sae.fold',
     )
-  rows = {target: np.asarray(d)[latent] for target, d in decoders.items()}
-  return Active(layer, position, latent, activation, rows, encoder, constant)
+  position, latent = np.nonzero(found)
+  return Active(layer, position, latent, found[position, latent], dict(decoders), encoder)
+
+
+@jax.jit
+def _deviation(x: Array, f: Array, encoder: Encoder) -> Array:
+  """Largest difference of an active feature from an affine function of its input, relative to the largest feature."""
+  weight, bias, gain = jax.tree.map(
+    lambda part: jnp.asarray(part).astype(x.dtype), (encoder.weight, encoder.bias, encoder.gain)
+  )
+  again = precision.matmul(x, weight)
+  again = (again if gain is None else again * gain) + bias
+  gap = jnp.where(f != 0, jnp.abs(again - f), 0)
+  return gap.max(initial=0) / jnp.abs(f).max(initial=1e-30)

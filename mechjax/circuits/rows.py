@@ -140,7 +140,7 @@ def _rows(frozen: Frozen, level: Array, position: Array, vector: Array, constant
   f = frozen.features
   amount = jnp.asarray(f.amount)
   reached = walked.mlp[f.write_layer, :, f.write_position]  # [writes, rows, D]
-  products = precision.einsum('wad,wrd->wra', jnp.asarray(f.decoder), reached)
+  products = precision.einsum('wad,wrd->wra', f.decoder, reached)
   total = jax.ops.segment_sum(products, f.source, num_segments=len(amount))
   return Rows(
     jnp.moveaxis(total * amount[:, None], 1, 0),

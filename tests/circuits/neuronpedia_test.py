@@ -1,5 +1,6 @@
 """Graphs in Neuronpedia's JSON: ids as its front end reads them, round trips, influence by dense matrices, refusals."""
 
+import functools
 import json
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechjax.circuits import neuronpedia
+from mechjax.circuits import neuronpedia, neuronpedia_features
 from mechjax.circuits.graph_data import check_graph, measure_influence
 from mechjax.errors import CircuitError, SAEError
 from mechjax.sae import ReLU, features
@@ -204,7 +205,9 @@ def test_damaged_graphs_are_refused(change, message):
 # --- features -------------------------------------------------------------------------------------------------
 
 
-def test_the_json_of_a_latent_has_its_contexts_and_effects():
+@functools.cache
+def collected():
+  """Features of a small dictionary, and the texts of the tokens."""
   random = np.random.default_rng(0)
   V, D, M = 7, 4, 5
   embed = random.standard_normal((V, D)).astype(np.float32)
@@ -220,8 +223,14 @@ def test_the_json_of_a_latent_has_its_contexts_and_effects():
     unembed=lambda d: d @ embed.T,
     settings=features.FeatureSettings(n_top=3, before=2, after=1, n_logits=2, n_near=2),
   )
-  pieces = [f' p{i}' for i in range(V)]
-  record = json.loads(json.dumps(neuronpedia.describe_latent(found, 3, pieces, transcoder='t')))
+  return found, [f' p{i}' for i in range(V)]
+
+
+def test_the_json_of_a_latent_has_its_contexts_and_effects():
+  found, pieces = collected()
+  record = json.loads(
+    json.dumps(neuronpedia_features.describe_latent(found, 3, pieces, transcoder='t'))
+  )
   assert (record['transcoder_id'], record['index']) == ('t', 3)
   top = record['examples_quantiles'][0]['examples']
   assert len(top) == found.top.found[3].sum()
@@ -237,6 +246,54 @@ def test_the_json_of_a_latent_has_its_contexts_and_effects():
   n_drawn = sum(len(q['examples']) for q in record['examples_quantiles'][1:])
   assert n_drawn == found.drawn.found[3].sum()
   with pytest.raises(CircuitError, match='has no text among 2'):
-    neuronpedia.describe_latent(found, 3, pieces[:2], transcoder='t')
+    neuronpedia_features.describe_latent(found, 3, pieces[:2], transcoder='t')
   with pytest.raises(SAEError, match='was not looked at'):
-    neuronpedia.describe_latent(found, 9, pieces, transcoder='t')
+    neuronpedia_features.describe_latent(found, 9, pieces, transcoder='t')
+
+
+def test_files_of_latents_are_found_by_the_number_of_their_node(tmp_path):
+  found, pieces = collected()
+  write = functools.partial(
+    neuronpedia_features.write_latents, found, tmp_path, pieces=pieces, transcoder='t'
+  )
+  paths = write(scan='m', layer=3, latents=[2, 4]) + write(scan='m', layer=0, latents=[2])
+  number = {(l, i): (l + i) * (l + i + 1) // 2 + i for l, i in ((3, 2), (3, 4), (0, 2))}
+  assert [int(path.stem) for path in paths] == [*number.values()]
+  records = neuronpedia_features.read_latents(tmp_path, 'm')
+  assert set(records) == set(number)
+  for (_, latent), record in records.items():
+    expected = neuronpedia_features.describe_latent(found, latent, pieces, transcoder='t')
+    assert record == json.loads(json.dumps(expected))
+
+
+@given(st.integers(0, 200), st.integers(0, 10**7))
+def test_every_number_is_that_of_one_layer_and_latent(layer, latent):
+  assert neuronpedia_features.unpair(neuronpedia.pair(layer, latent)) == (layer, latent)
+
+
+def test_files_that_are_not_records_are_refused(tmp_path):
+  found, pieces = collected()
+  write = functools.partial(neuronpedia_features.write_latents, found, tmp_path, pieces=pieces)
+  with pytest.raises(CircuitError, match='is not a name'):
+    write(scan='a/b', layer=0, transcoder='t')
+  with pytest.raises(CircuitError, match='layer=-1'):
+    write(scan='m', layer=-1, transcoder='t')
+  with pytest.raises(SAEError, match='was not looked at'):
+    write(scan='m', layer=0, transcoder='t', latents=[1, 9])
+  with pytest.raises(CircuitError, match='no JSON files'):
+    neuronpedia_features.read_latents(tmp_path, 'm')
+  (path,) = write(scan='m', layer=1, transcoder='t', latents=[2])
+  record = json.loads(path.read_text())
+  path.rename(path.with_stem('7'))
+  with pytest.raises(CircuitError, match='holds latent 2'):
+    neuronpedia_features.read_latents(tmp_path, 'm')
+  for broken, message in (
+    ([], 'not the record'),
+    (record | {'index': '2'}, "index='2'"),
+    (record | {'examples_quantiles': [{}]}, 'without a list'),
+    (record | {'examples_quantiles': [{'examples': [{'tokens': ['a']}]}]}, 'without tokens'),
+    (record | {'examples_quantiles': [{'examples': [
+      {'tokens': ['a'], 'tokens_acts_list': [1, 2], 'train_token_ind': 0}]}]}, '2 activations'),
+  ):  # fmt: skip
+    with pytest.raises(CircuitError, match=message):
+      neuronpedia_features.check_record(broken)

@@ -8,7 +8,8 @@ from tests.circuits import neuronpedia_test, recursion_test
 
 pytestmark = pytest.mark.slow
 ROOMS = tuple(
-  f'mechjax.circuits.{name}' for name in ('graph_data', 'graph_export', 'neuronpedia', 'recursion')
+  f'mechjax.circuits.{name}'
+  for name in ('graph_data', 'graph_export', 'neuronpedia', 'neuronpedia_features', 'recursion')
 )
 
 
@@ -30,6 +31,7 @@ def test_annotations_hold(calls, tmp_path):
   neuronpedia_test.test_a_graph_is_read_as_it_was_written(tmp_path)
   neuronpedia_test.test_the_json_of_a_latent_has_its_contexts_and_effects()
   neuronpedia_test.test_influence_in_a_file_is_cumulative()
+  neuronpedia_test.test_files_of_latents_are_found_by_the_number_of_their_node(tmp_path)
 
 
 def test_every_public_function_was_called(calls):

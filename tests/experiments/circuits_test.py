@@ -30,7 +30,7 @@ from experiments.circuits import (
 )
 from experiments.circuits.settings import Settings
 from mechjax import flags, harvest, sae
-from mechjax.circuits import neuronpedia
+from mechjax.circuits import neuronpedia, neuronpedia_features
 from mechjax.errors import CircuitError, MechjaxError
 from mechjax.models import ours
 from mechjax.models.language_model import LanguageModel
@@ -396,6 +396,26 @@ def test_the_program_writes_what_it_measures(study, monkeypatch, capsys):
     for kind in ('feature', 'embedding', 'logit'):
       n = sum(x['kind'] == kind and x['id'] not in dropped[name] for x in graph['nodes'])
       assert kinds.count(kind) == n
+    check_contexts(place / 'neuronpedia', name, again)
+
+
+def check_contexts(home, name, graph):
+  """The front end finds a file for each feature of a dictionary; neurons have none."""
+  content = json.loads((home / f'{name}.json').read_text())
+  scan, place = content['metadata']['scan'], content['metadata']['transcoder_list']
+  if place == ['neurons']:
+    assert not (home / 'features' / scan).exists()
+    return
+  records = neuronpedia_features.read_latents(home, scan)
+  features = [node for node in graph['nodes'] if node['kind'] == 'feature']
+  for node in features:
+    record = records[node['layer'], node['latent']]
+    assert [record['transcoder_id']] == place
+    assert record['act_max'] >= 0
+  numbers = {
+    node['feature'] for node in content['nodes'] if node['feature_type'].startswith('cross')
+  }
+  assert {str(n) for n in numbers} <= {path.stem for path in (home / 'features' / scan).iterdir()}
 
 
 def test_tables_have_means_over_prompts_with_their_errors(study):
