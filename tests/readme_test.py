@@ -21,9 +21,12 @@ README = (ROOT / 'README.md').read_text()
 @pytest.mark.optimised
 @pytest.mark.upstream
 @pytest.mark.parametrize(
-  'block', [0, 1, 2, 3], ids=['first screen', 'decoder', 'patching', 'steering']
+  'block',
+  [0, 1, 2, 3, 4, 5],
+  ids=['first screen', 'decoder', 'patching', 'facts', 'circuits', 'steering'],
 )
-def test_the_code_prints_what_its_comments_say(smollm2, monkeypatch, block):
+def test_the_code_prints_what_its_comments_say(smollm2, monkeypatch, tmp_path, block):
+  monkeypatch.chdir(tmp_path)
   code = re.findall(r'```python\n(.*?)```', README, re.DOTALL)[block]
   promised = re.findall(r'^ *print\(.*\S +# (.*)$', code, re.MULTILINE)
   assert len(promised) == code.count('print(')

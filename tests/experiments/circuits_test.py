@@ -296,13 +296,19 @@ def test_agreement_is_that_of_scipy_and_has_an_error():
   assert np.isnan(effects.agree(x, np.zeros(40), 0)['spearman'][0])
 
 
-def test_texts_are_those_of_the_strongest_tokens(study, home):
+def test_texts_are_those_of_the_strongest_tokens(study, home, tmp_path):
   _, found, _, data, _ = study
-  settings = make_settings(home, 'unused', contexts=60)
+  settings = make_settings(home, tmp_path, contexts=60)
   sets, clt = found.dictionaries[0], found.dictionaries[2]
   latents = [0, 3, 8]
   known = texts.collect(settings, found, sets, {1: latents})
   assert texts.collect(settings, found, clt, {1: latents}) == known
+  scan = 'tiny-' + clt.slug
+  records = neuronpedia_features.read_latents(tmp_path / 'neuronpedia', scan)
+  assert {*records} == {(1, latent) for latent in latents}
+  content = neuronpedia_features.read_latents(tmp_path / 'neuronpedia', 'tiny-' + sets.slug)
+  assert content[1, 3]['top_logits'] == records[1, 3]['top_logits']
+  assert (content[1, 3]['transcoder_id'], records[1, 3]['transcoder_id']) == (sets.place, clt.place)
   rows = found.rows[:5]
   post = harvest.reap(tiny().apply, sites='mlp_post.1')(tiny().params, jnp.asarray(rows))
   post = np.where(np.isin(rows, (BOS, EOS))[..., None], 0, post['mlp_post.1'])
@@ -391,31 +397,13 @@ def test_the_program_writes_what_it_measures(study, monkeypatch, capsys):
     assert table.title in printed
   for name, graph in data.items():
     assert (place / 'graphs' / f'{name}.html').stat().st_size > 10_000
-    again = neuronpedia.read_graph(place / 'neuronpedia' / f'{name}.json')
+    path = place / 'neuronpedia' / f'{name}.json'
+    assert json.loads(path.read_text())['metadata']['scan'].startswith('tiny-')
+    again = neuronpedia.read_graph(path)
     kinds = [node['kind'] for node in again['nodes']]
     for kind in ('feature', 'embedding', 'logit'):
       n = sum(x['kind'] == kind and x['id'] not in dropped[name] for x in graph['nodes'])
       assert kinds.count(kind) == n
-    check_contexts(place / 'neuronpedia', name, again)
-
-
-def check_contexts(home, name, graph):
-  """The front end finds a file for each feature of a dictionary; neurons have none."""
-  content = json.loads((home / f'{name}.json').read_text())
-  scan, place = content['metadata']['scan'], content['metadata']['transcoder_list']
-  if place == ['neurons']:
-    assert not (home / 'features' / scan).exists()
-    return
-  records = neuronpedia_features.read_latents(home, scan)
-  features = [node for node in graph['nodes'] if node['kind'] == 'feature']
-  for node in features:
-    record = records[node['layer'], node['latent']]
-    assert [record['transcoder_id']] == place
-    assert record['act_max'] >= 0
-  numbers = {
-    node['feature'] for node in content['nodes'] if node['feature_type'].startswith('cross')
-  }
-  assert {str(n) for n in numbers} <= {path.stem for path in (home / 'features' / scan).iterdir()}
 
 
 def test_tables_have_means_over_prompts_with_their_errors(study):
