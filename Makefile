@@ -109,7 +109,7 @@ format: $(VENV)/test.stamp
 
 $(VENV)/demo.stamp: EXTRAS = models,upstream,viz
 $(VENV)/test.stamp: EXTRAS = models,upstream,truth,text,logging,viz,dev
-# It requires older versions of transformers and huggingface-hub than TransformerLens, and works with these.
+# circuit-tracer requires older versions of transformers and huggingface-hub than TransformerLens, and works with these.
 $(VENV)/test.stamp: WITHOUT_ITS_VERSIONS = circuit-tracer==0.5.0
 $(VENV)/core.stamp: EXTRAS = models,text,logging,viz,dev
 $(VENV)/flax.stamp: EXTRAS = models,flax-models,viz,dev

@@ -156,6 +156,7 @@ def parameters(architecture, seed):
     for name, x in jax.eval_shape(architecture.init, jax.random.key(0)).items()
   }
   found['b_enc'] -= 0.5
+  found['b_enc'][..., :L] -= 100  # files give errors of layer l the id of latent l of layer 0
   if 'log_threshold' in found:
     found['log_threshold'] = np.log(r.uniform(0.1, 0.6, found['log_threshold'].shape))
   return {name: jnp.asarray(x, jnp.float32) for name, x in found.items()}
