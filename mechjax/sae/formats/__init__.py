@@ -246,6 +246,7 @@ def save(
   about = about or {}
   _check_json(about)
   check_parameters(sae, params)
+  sae, params = sae.for_inference(params)
   with new_directory(directory) as scratch:
     writers[format](scratch, sae, params, about)
 
