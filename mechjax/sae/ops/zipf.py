@@ -11,7 +11,8 @@ Some features occur on every tenth token and most on very few. Sorted by density
     budgets = whole_budgets(weights, total=4096 * 32, most=4096)          int [6144], each from 1 to 4096, sum 131072
     alpha, beta = fit_zipf(densities)
 
-Budgets are min(max(c w, 1), most), rounded to whole numbers whose sum is exact. c is found by bisection over the bits
+Budgets are min(max(c w, 1), most), rounded to the nearest whole numbers and then corrected by one from the first latent
+on, so that their sum is exact. c is found by bisection over the bits
 of a float, with sums of integers, so `total` can be traced and nothing is rounded twice.
 
 Sharp edge: the sum of all budgets must stay below 2**31, and so must most * M.
@@ -49,7 +50,7 @@ def whole_budgets(
 
   def budgets(bits: jax.Array) -> jax.Array:
     c = lax.bitcast_convert_type(bits, jnp.float32)
-    return jnp.clip(jnp.floor(jnp.minimum(c * weights, most)), 1, most).astype(jnp.int32)
+    return jnp.clip(jnp.floor(jnp.minimum(c * weights, most) + 0.5), 1, most).astype(jnp.int32)
 
   def settle(n: jax.Array, found: jax.Array) -> jax.Array:
     larger = found | lax.shift_left(jnp.int32(1), (30 - n).astype(jnp.int32))
@@ -57,10 +58,10 @@ def whole_budgets(
     fits &= jnp.sum(budgets(larger), dtype=jnp.int32) <= total
     return jnp.where(fits, larger, found)
 
-  floor = budgets(lax.fori_loop(0, 31, settle, jnp.int32(0)))
-  left = total - jnp.sum(floor, dtype=jnp.int32)
-  free = floor < most
-  return floor + (free & (jnp.cumsum(free, dtype=jnp.int32) <= left)).astype(jnp.int32)
+  nearest = budgets(lax.fori_loop(0, 31, settle, jnp.int32(0)))
+  left = total - jnp.sum(nearest, dtype=jnp.int32)
+  free = nearest < most
+  return nearest + (free & (jnp.cumsum(free, dtype=jnp.int32) <= left)).astype(jnp.int32)
 
 
 def fit_zipf(densities: Float[np.ndarray, ' M']) -> tuple[float, float]:
