@@ -41,6 +41,7 @@ class GradientTopK(TopK):
   """The k latents of each token with the largest first-order effect on the loss of the model."""
 
   GUIDED = True
+  DECODER_PRODUCTS = 4  # and the product of gradients and directions
 
   def loss(
     self,

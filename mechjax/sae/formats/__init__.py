@@ -19,7 +19,8 @@
     circuit_tracer        `sets`             layer_0.safetensors, ..., config.yaml    yes     yes
 
 `load` recognises a format by its files; of a set it loads one file. A file keeps only what inference needs:
-coefficients, losses for dead latents and Matryoshka prefixes are not saved, and a dictionary that a format cannot
+coefficients, schedules, losses for dead latents and Matryoshka prefixes are not saved, a dictionary that selects latents
+otherwise in training than later is saved as the later one (`Architecture.for_inference`), and one that a format cannot
 express is an error and not a guess. All formats are for unnormalised activations of the model; a dictionary trained on
 normalised ones is folded first (`fold`):
 
