@@ -42,13 +42,18 @@ def test_a_training_takes_the_whole_gradient_and_then_projects():
   found = {name: np.asarray(v[0]) for name, v in state.ensembles['a'].params.items()}
   params, optimiser = ONE.init(jax.random.key(0)), optax.adam(3e-2, b1=0.0, eps=1e-2)
   inner = optimiser.init(params)
-  for x in data:
-    grads = jax.grad(lambda p, x=x: ONE.loss(p, jnp.asarray(x))[0])(params)
+
+  @jax.jit
+  def update(params, inner, x):
+    grads = jax.grad(lambda p: ONE.loss(p, x)[0])(params)
     with jax.numpy_dtype_promotion('standard'):
       updates, inner = optimiser.update(grads, inner, params)
     params = optax.apply_updates(params, updates)
-    length = np.linalg.norm(params['W_dec'], axis=1, keepdims=True)
-    params['W_dec'] = params['W_dec'] / np.maximum(length, 1)
+    length = jnp.sqrt(jnp.sum(params['W_dec'] ** 2, 1, keepdims=True))
+    return params | {'W_dec': params['W_dec'] / jnp.where(length > 1, length, 1)}, inner
+
+  for x in data:
+    params, inner = update(params, inner, jnp.asarray(x))
   for name, value in params.items():
     np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5)
   lengths = np.linalg.norm(found['W_dec'], axis=1)

@@ -72,9 +72,14 @@ def test_the_weight_rises_and_is_there_in_every_tenth_step():
   assert float(MFR(alpha=4.0, every=1, ramp_steps=0).weight(0)) == 4
 
 
+SETTINGS = Optimisation(
+  steps=12, learning_rate=3e-2, warm_up_steps=0, sparsity_warm_up_steps=0, eps=1e-2
+)
+
+
 def trained(agreement, steps=12, cut=None, ensemble=PLAIN):
   one = dataclasses.replace(ensemble, agreement=agreement)
-  trainer = Trainer({'a': one}, Optimisation(steps=steps, learning_rate=1e-2, eps=1e-2))
+  trainer = Trainer({'a': one}, SETTINGS)
   state, r, seen = trainer.init(), np.random.default_rng(0), []
   for n in range(steps):
     if n == cut:

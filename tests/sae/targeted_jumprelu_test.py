@@ -83,7 +83,7 @@ def test_the_gradient_of_a_threshold_is_the_formula_and_that_of_the_smoothed_obj
 
 def test_it_has_no_penalty_where_every_token_has_the_target():
   params = ONE.init(jax.random.key(0))
-  params = params | {'b_enc': jnp.where(jnp.arange(M) < L0, 1.0, -1.0).astype(jnp.float32)}
+  params = params | {'b_enc': jnp.where(jnp.arange(M) < int(L0), 1.0, -1.0).astype(jnp.float32)}
   rare = dataclasses.replace(ONE, frequency_weight=0.0)
   _, output = rare.loss(params, jnp.zeros((B, D), jnp.float32))
   assert output.parts['sparsity'] == 0

@@ -19,9 +19,9 @@
     circuit_tracer        `sets`             layer_0.safetensors, ..., config.yaml    yes     yes
 
 `load` recognises a format by its files; of a set it loads one file. A file keeps only what inference needs:
-coefficients, schedules, losses for dead latents and Matryoshka prefixes are not saved, a dictionary that selects latents
-otherwise in training than later is saved as the later one (`Architecture.for_inference`), and one that a format cannot
-express is an error and not a guess. All formats are for unnormalised activations of the model; a dictionary trained on
+coefficients, schedules, losses for dead latents and Matryoshka prefixes are not saved, a dictionary that selects its
+latents in another way during training is saved as that of inference (`Architecture.for_inference`), and one that a
+format cannot express is an error and not a guess. All formats are for unnormalised activations of the model; a dictionary trained on
 normalised ones is folded first (`fold`):
 
     save('out/sae', sae, fold(sae, params, scale), format='gemma_scope')

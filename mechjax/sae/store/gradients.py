@@ -68,6 +68,9 @@ def read_with_gradients(
       )
     return jnp.sum(next_token_loss(log_probs(logits[:, :-1]), tokens[:, 1:]))
 
-  both = harvest.value_and_grad_at(loss, sites=[*dict.fromkeys(map(str, plain.values()))])
+  differentiated = {site for name, site in plain.items() if is_gradient(name)}
+  both = harvest.value_and_grad_at(loss, sites=sorted(map(str, differentiated)))
   _, values, gradients = both(params, tokens)
+  if others := sorted({str(site) for site in plain.values() if site not in differentiated}):
+    values = {**values, **harvest.reap(forward, sites=others)(params, tokens)}
   return {name: (gradients if is_gradient(name) else values)[site] for name, site in plain.items()}

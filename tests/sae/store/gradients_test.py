@@ -4,12 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mechjax.errors import SAEError, SiteError
+from mechjax.errors import HarvestError, SAEError, SiteError
 from mechjax.sae.store import Harvester, measure
 from tests.sae.store import toys
 
 PARAMS, CONTEXTS = toys.params(), toys.contexts()
-SITES = ['resid_post.2', 'grad:resid_post.1', 'grad:z.2']
+SITES = ['resid_post.2', 'grad:resid_post.1', 'grad:resid_post.2', 'z.0']
 
 
 def logits(params, tokens):
@@ -37,7 +37,7 @@ def gradient(x, tokens, layer, h=1e-6):
 @pytest.fixture(scope='module')
 def rows():
   harvester = Harvester(logits, PARAMS, SITES, CONTEXTS, batch=3)
-  assert harvester.widths == {SITES[0]: toys.D, SITES[1]: toys.D, SITES[2]: toys.N * toys.H}
+  assert harvester.widths == {SITES[0]: toys.D, SITES[1]: toys.D, SITES[2]: toys.D, 'z.0': toys.D}
   return harvester.rows(np.array([4, 2]), 0, 100)
 
 
@@ -46,19 +46,16 @@ def test_gradients_are_those_of_the_sum_of_the_losses_of_a_context(rows):
   kept = ~np.isin(tokens, CONTEXTS.special)
   for name, layer in ((SITES[1], 1), (SITES[2], 2)):
     x = toys.by_hand(PARAMS, tokens, layer).astype(float)
-    if name.startswith('grad:z'):  # z is a copy that nothing reads
-      expected = np.zeros_like(x)
-    else:
-      expected = np.stack([gradient(x[n], tokens[n], layer) for n in range(2)])
-      assert (np.abs(expected[:, :-1]) > 1e-4).any()
-      np.testing.assert_allclose(expected[:, -1], 0, atol=1e-12)
+    expected = np.stack([gradient(x[n], tokens[n], layer) for n in range(2)])
+    assert (np.abs(expected[:, :-1]) > 1e-4).any()
+    np.testing.assert_allclose(expected[:, -1], 0, atol=1e-12)
     np.testing.assert_allclose(rows[name], expected[kept], atol=1e-4)
 
 
 def test_activations_beside_gradients_are_those_of_a_plain_pass(rows):
-  plain = Harvester(toys.scanned, PARAMS, [SITES[0]], CONTEXTS, batch=3)
-  expected = plain.rows(np.array([4, 2]), 0, 100)[SITES[0]]
-  np.testing.assert_allclose(rows[SITES[0]], expected, atol=1e-6)
+  plain = Harvester(toys.scanned, PARAMS, [SITES[0], 'z.0'], CONTEXTS, batch=3)
+  for site, expected in plain.rows(np.array([4, 2]), 0, 100).items():
+    np.testing.assert_allclose(rows[site], expected, atol=1e-6)
 
 
 def test_gradients_have_no_maximum():
@@ -76,3 +73,6 @@ def test_functions_without_logits_and_other_sites_are_refused():
     flat.rows(np.array([1]), 0, 5)
   with pytest.raises(SiteError, match='resid_post'):
     Harvester(logits, PARAMS, ['grad:resid_post.9'], CONTEXTS, batch=3).rows(np.array([1]), 0, 5)
+  unread = Harvester(logits, PARAMS, ['grad:z.0'], CONTEXTS, batch=3)
+  with pytest.raises(HarvestError, match='nothing that the function returns depends on'):
+    unread.rows(np.array([1]), 0, 5)
