@@ -21,8 +21,8 @@
 `load` recognises a format by its files; of a set it loads one file. A file keeps only what inference needs:
 coefficients, schedules, losses for dead latents and Matryoshka prefixes are not saved, a dictionary that selects its
 latents in another way during training is saved as that of inference (`Architecture.for_inference`), and one that a
-format cannot express is an error and not a guess. All formats are for unnormalised activations of the model; a dictionary trained on
-normalised ones is folded first (`fold`):
+format cannot express is an error and not a guess. All formats are for unnormalised activations of the model; a
+dictionary trained on normalised ones is folded first (`fold`):
 
     save('out/sae', sae, fold(sae, params, scale), format='gemma_scope')
 
