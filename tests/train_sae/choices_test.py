@@ -81,7 +81,7 @@ def test_settings_that_are_none_are_refused(change, message):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'seeds': (0,), 'gradient_topk': (), 'p_relu': ()}, r'an agreement of the members .* \(0,\)'),
+    ({'seeds': (0,), 'gradient_topk': (), 'p_relu': ()}, r'an agreement of the members .*=\(0,\)'),
     ({'frequency_target': 1.0}, r'frequency_target=1.0 should be in \(0, 1\)'),
     ({'zipf_alpha': -1.0}, 'zipf_alpha=-1.0 should be at least 0'),
     ({'jumprelu_l0': (65.0,)}, r'l0=65.0 should be in \(0, width=64\]'),

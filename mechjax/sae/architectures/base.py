@@ -479,7 +479,7 @@ class Architecture(abc.ABC):
     observed: Params,
     dead: jax.Array | None,
   ) -> tuple[Params, jax.Array | None]:
-    """For an `aux_loss` that acts on densities: the new density, and the weights of latents in place of a mask."""
+    """Adds the new density, if `aux_loss` acts on densities, and replaces the mask of dead latents by weights."""
     aux_loss = self.aux_loss
     if aux_loss is None or not isinstance(aux_loss, DensityLoss):
       return observed, dead

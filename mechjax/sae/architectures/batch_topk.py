@@ -87,7 +87,7 @@ class BatchTopK(Architecture):
 
 
 def running_mean(old: jax.Array, smallest: jax.Array, decay: float) -> jax.Array:
-  """Running mean of thresholds after a batch, from its smallest activations; infinity means that there are none."""
+  """Running mean of thresholds after a batch, from its smallest activations; infinity if it has no active latent."""
   mean = jnp.where(old > 0, decay * old + (1 - decay) * smallest, smallest)
   return jnp.where(jnp.isfinite(smallest), mean, old)
 

@@ -48,14 +48,14 @@ def largest_of_columns(
     limit, last = (
       jnp.zeros(M, found.dtype).at[where].set(found) for found in lax.map(block, first)
     )
-  order = _ordered(z_BxM)
+  order = _sort_key(z_BxM)
   token = jnp.arange(B, dtype=jnp.int32)[:, None]
   return (order > limit) | ((order == limit) & (token < last))
 
 
 def _limits(z_BxM: jax.Array, budgets_M: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """For each column the smallest chosen number as an integer of its order, and the token before which ties count."""
-  order = _ordered(z_BxM)
+  """Smallest chosen number of each column, as its sort key, and the token before which ties are chosen."""
+  order = _sort_key(z_BxM)
   integer = order.dtype
   bits = jnp.iinfo(integer).bits
 
@@ -87,7 +87,7 @@ def _limits(z_BxM: jax.Array, budgets_M: jax.Array) -> tuple[jax.Array, jax.Arra
   return limit, lax.cond(jnp.any(count(order >= limit) > budgets_M), cut, lambda: whole)
 
 
-def _ordered(z: jax.Array) -> jax.Array:
+def _sort_key(z: jax.Array) -> jax.Array:
   """Signed integers in the order of floating-point numbers."""
   bits = jnp.finfo(z.dtype).bits
   integer = jnp.dtype(f'int{bits}')

@@ -1,7 +1,7 @@
 """Gradients at sites, as further activations of a store: `grad:resid_post.15`.
 
-A dictionary that is guided by the model (`GradientTopK`) needs, beside each activation, the derivative of the model's
-loss with respect to it. Both are read in one pass and stored alike:
+A dictionary that is guided by the model (`GradientTopK`) needs with each activation the derivative of the model's loss
+with respect to it. Both are read in one pass and stored alike:
 
     Harvester(model.apply, model.params, ['resid_post.15', 'grad:resid_post.15'], contexts)
 
@@ -71,6 +71,10 @@ def read_with_gradients(
   differentiated = {site for name, site in plain.items() if is_gradient(name)}
   both = harvest.value_and_grad_at(loss, sites=sorted(map(str, differentiated)))
   _, values, gradients = both(params, tokens)
-  if others := sorted({str(site) for site in plain.values() if site not in differentiated}):
-    values = {**values, **harvest.reap(forward, sites=others)(params, tokens)}
-  return {name: (gradients if is_gradient(name) else values)[site] for name, site in plain.items()}
+  others = {site for site in plain.values() if site not in differentiated}
+  rest = harvest.reap(forward, sites=sorted(map(str, others)))(params, tokens) if others else values
+  found = {}
+  for name, site in plain.items():
+    source = gradients if is_gradient(name) else values if site in differentiated else rest
+    found[name] = source[site]
+  return found
