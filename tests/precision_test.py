@@ -15,6 +15,7 @@ from mechjax.errors import MechjaxError
 from mechjax.models import decoder, shipped
 from mechjax.patching import AtPStar, Pairs, logit_difference, nodes_of
 from mechjax.sae.evaluation import sums
+from mechjax.sae.training import MFR
 from mechjax.weights.names import Sizes
 from tests.circuits import small
 from tests.models import decoders
@@ -73,6 +74,8 @@ SAES = [
   sae.BatchTopK(d_in=6, width=12, k=2, prefixes=(4, 12)),
   sae.JumpReLU(d_in=6, width=12, sparsity=0.1, d_out=5, skip=True),
   sae.Gated(d_in=6, width=12, sparsity=0.1, aux_loss=sae.GhostGrads.original(10)),
+  sae.FeatureChoice(d_in=6, width=12, k=4, aux_loss=sae.AuxZipf(k=3)),
+  sae.TargetedJumpReLU(d_in=6, width=12, l0=3),
 ]
 
 
@@ -96,6 +99,13 @@ def test_products_of_a_dictionary_ask_for_all_digits_unless_rounded_ones_are_wan
   assert HIGHEST not in {
     asked for kind, asked in products(functools.partial(used, rounded), params)
   }
+
+
+def test_products_that_gradients_select_by_and_of_the_agreement_of_decoders_ask_for_all_digits():
+  guided = sae.GradientTopK(d_in=6, width=12, k=2)
+  params, x = guided.init(jax.random.key(0)), jnp.ones((4, 6))
+  check_exact(products(jax.grad(lambda p: guided.loss(p, x, guide=x)[0]), params))
+  check_exact(products(lambda W: MFR(every=1).gradient(W, 0), jnp.ones((2, 12, 6))))
 
 
 def test_products_of_an_evaluation_ask_for_all_digits():

@@ -118,11 +118,14 @@ def check_writable(settings: TrainSettings, ensembles: dict[str, training.Ensemb
   """Writes a tiny dictionary of each kind to a temporary directory, to fail before the training and not after it.
 
   Raises:
-    SAEError: the format cannot express a dictionary.
+    SAEError: the format cannot express a dictionary, or it cannot be trained on batches of this size.
   """
+  for ensemble in ensembles.values():
+    for n in range(ensemble.members):
+      ensemble.member(n).check_batch(settings.batch)
   for keys in _groups(ensembles).values():
     ensemble = ensembles[keys[0]]
-    fewer: dict[str, Any] = {'k': 1} if 'k' in ensemble.sae.TRACED else {}
+    fewer: dict[str, Any] = {name: 1 for name in ('k', 'l0') if name in ensemble.sae.TRACED}
     d_out = None if ensemble.sae.d_out is None else 2
     tiny = dataclasses.replace(ensemble.sae, d_in=2, d_out=d_out, width=2, prefixes=(), **fewer)
     with tempfile.TemporaryDirectory() as scratch:
@@ -136,7 +139,8 @@ def _describe_group(
 ) -> dict[str, Any]:
   """Description of the ensembles of one group that the formats of other libraries cannot hold."""
   key, first = next(iter(group.items()))
-  kind = type(first.sae).__name__
+  annealed = getattr(first.sae, 'annealing', None) is not None
+  kind = type(first.sae).__name__ + ' with a p-annealed penalty' * annealed
   particular = key.partition('/')[0].removeprefix(kind_of(first.sae)).replace('_', ' ')
   ((hparam, values),) = dict(first.hparams).items()
   members = [{'hparam': hparam, 'value': v, 'seed': s} for v, s in zip(values, first.seeds)]

@@ -45,6 +45,7 @@ from mechjax.models.language_model import LanguageModel
 from mechjax.models.tokenizers import Tokenizer
 from mechjax.sae import store, training
 from mechjax.sae.store import ActivationSource, Contexts, Harvester, Scale, Share, contexts
+from mechjax.sae.store.gradients import PREFIX
 from mechjax.sae.training import speed
 from mechjax.sae.training.journal import show
 from mechjax.train_sae import corpora, layout
@@ -227,12 +228,14 @@ def _write_text(path: Path, text: str) -> None:
 def _harvester(settings: TrainSettings, model: LanguageModel, pairs: list[SitePair]) -> Harvester:
   """The harvester, without contexts as yet: the widths of the sites need only their length."""
   read = [*dict.fromkeys(s for pair in pairs for s in (pair.reads, pair.writes) if s)]
+  gradients = [f'{PREFIX}{pair.writes or pair.reads}' for pair in pairs]
+  guided = bool(settings.dictionaries.gradient_topk)
   none = Contexts(np.empty((0, settings.data.context), np.int32), np.arange(0), (), '')
   params, placement = _spread(settings, model.params)
   return Harvester(
-    model.truncate_at(read),
+    model.apply if guided else model.truncate_at(read),
     params,
-    read,
+    read + (gradients if guided else []),
     none,
     batch=settings.data.forward_batch,
     dtype=np.dtype(settings.data.activation_dtype),

@@ -17,12 +17,25 @@ from typing import Any, Literal
 
 from mechjax import flags
 from mechjax.errors import SAEError
-from mechjax.sae import ARCHITECTURES, Architecture, AuxK, GhostGrads, Resampling, architecture
+from mechjax.sae import (
+  ARCHITECTURES,
+  Architecture,
+  AuxK,
+  AuxZipf,
+  GhostGrads,
+  PAnnealing,
+  ReLU,
+  Resampling,
+  architecture,
+)
 from mechjax.sae.architectures import CROSS_LAYER
 from mechjax.sae.checks import check_field
-from mechjax.sae.training import Ensemble, LoopSettings, Optimisation
+from mechjax.sae.store.gradients import PREFIX
+from mechjax.sae.training import MFR, Ensemble, LoopSettings, Optimisation
 
-DeadLatents = Literal['none', 'auxk', 'ghost_original', 'ghost', 'ghost_unmatched', 'resampling']
+DeadLatents = Literal[
+  'none', 'auxk', 'auxzipf', 'ghost_original', 'ghost', 'ghost_unmatched', 'resampling'
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +106,13 @@ class Dictionaries:
     jumprelu: sparsity coefficients of JumpReLU dictionaries with an L0 penalty.
     topk: numbers of active latents of TopK dictionaries.
     batch_topk: numbers of active latents, on average over a batch, of BatchTopK dictionaries.
+    p_relu: sparsity coefficients of ReLU dictionaries with a penalty whose exponent p falls from 1 to `p_end`.
+    p_gated: the same of gated dictionaries.
+    feature_choice: numbers of active latents, on average over a batch, of dictionaries in which each latent has a
+      number of tokens of a batch; written as JumpReLU dictionaries.
+    gradient_topk: numbers of active latents of dictionaries whose latents are selected by activation times gradient of
+      the model's loss; written as TopK dictionaries.
+    jumprelu_l0: numbers of active latents that JumpReLU dictionaries with a quadratic penalty aim at.
     clt_topk: numbers of active latents of a layer of cross-layer transcoders with TopK latents; all sites that the
       patterns of site and target select are their layers.
     clt_jumprelu: sparsity coefficients of cross-layer JumpReLU transcoders, which rise over the whole training.
@@ -100,7 +120,8 @@ class Dictionaries:
     seeds: seeds of the initial parameters; every dictionary is trained with each.
     prefixes: prefixes of Matryoshka dictionaries: numbers of first latents that have to reconstruct alone; the last
       is the width.
-    dead_latents: treatment of dead latents: none, auxk, ghost_original, ghost (rescaled by the dead fraction),
+    dead_latents: treatment of dead latents: none, auxk, auxzipf (latents that are active less often than Zipf's law
+      expects, in that proportion), ghost_original, ghost (rescaled by the dead fraction),
       ghost_unmatched (without the factor of the reconstruction loss), resampling; with several, every dictionary is
       trained with each.
     dead_after_tokens: tokens without firing after which a latent is dead.
@@ -111,6 +132,19 @@ class Dictionaries:
     bandwidth: bandwidth of the kernel of JumpReLU's estimators, in units of pre-activations.
     initial_threshold: initial threshold of JumpReLU; raise it for runs of a few thousand steps, which cannot move it
       far.
+    decoder_norm: length of the rows of the decoder in training, one or at_most_one.
+    p_end: last exponent of p_relu and p_gated, in (0, 1].
+    p_start_step: steps until their exponent begins to fall.
+    p_end_step: steps until it is p_end, at most the number of steps of the run; must be given with them.
+    p_updates: number of jumps in which it falls.
+    zipf_alpha: exponent of the densities of feature_choice and auxzipf by rank; 0 for equal densities.
+    zipf_beta: shift of the ranks of these densities.
+    l0_coefficient: coefficient of the penalties of jumprelu_l0.
+    frequency_weight: weight of its penalty on frequent latents; 0 for none.
+    frequency_target: share of the tokens on which a latent may be active without that penalty, in (0, 1).
+    mfr: weight of the penalty on dictionaries of one ensemble that learn different features; 0 for none.
+    mfr_every: steps from one such penalty to the next.
+    mfr_ramp_steps: steps in which its weight rises.
     clt_threshold: initial threshold of cross-layer JumpReLU transcoders.
     clt_pre_activation: coefficient of the loss of their dead latents.
   """
@@ -120,6 +154,11 @@ class Dictionaries:
   jumprelu: tuple[float, ...] = ()
   topk: tuple[int, ...] = ()
   batch_topk: tuple[int, ...] = ()
+  p_relu: tuple[float, ...] = ()
+  p_gated: tuple[float, ...] = ()
+  feature_choice: tuple[int, ...] = ()
+  gradient_topk: tuple[int, ...] = ()
+  jumprelu_l0: tuple[float, ...] = ()
   clt_topk: tuple[int, ...] = ()
   clt_jumprelu: tuple[float, ...] = ()
   widths: tuple[int, ...] = (4_096,)
@@ -132,6 +171,19 @@ class Dictionaries:
   matmuls: Literal['float32', 'bfloat16'] = 'float32'
   bandwidth: float = 1e-3
   initial_threshold: float = 1e-3
+  decoder_norm: Literal['one', 'at_most_one'] = 'one'
+  p_end: float = 0.2
+  p_start_step: int = 10_000
+  p_end_step: int | None = None
+  p_updates: int = 10
+  zipf_alpha: float = 0.0
+  zipf_beta: float = 0.0
+  l0_coefficient: float = 1e-3
+  frequency_weight: float = 1.0
+  frequency_target: float = 0.1
+  mfr: float = 0.0
+  mfr_every: int = 10
+  mfr_ramp_steps: int = 100
   clt_threshold: float = 0.03
   clt_pre_activation: float = 3e-6
 
@@ -143,12 +195,27 @@ class Dictionaries:
         hint='give one of ' + ', '.join(f'--{n}=...' for n in known),
       )
     if self.cross_layer:
-      for name, only in (('dead_latents', ('none',)), ('prefixes', ())):
+      for name, only in (
+        ('dead_latents', ('none',)),
+        ('prefixes', ()),
+        ('decoder_norm', 'one'),
+        ('mfr', 0.0),
+      ):
         expected = f'{only} with cross-layer transcoders'
         check_field(self, name, getattr(self, name) == only, expected)
     for name in ('widths', 'seeds', 'dead_latents'):
       values = getattr(self, name)
       check_field(self, name, len({*values}) == len(values) > 0, 'one or more, each once')
+    annealed = bool(self.p_relu or self.p_gated)
+    check_field(
+      self,
+      'p_end_step',
+      not annealed or self.p_end_step is not None,
+      'given with p_relu or p_gated',
+    )
+    if annealed:
+      self._annealing()  # checks the schedule
+    self._agreement()
 
   @property
   def cross_layer(self) -> list[str]:
@@ -225,10 +292,10 @@ class Dictionaries:
     shared: dict[str, Any],
   ) -> Ensemble:
     values = getattr(self, kind)
-    own: dict[str, Any] = {hparam: max(values)}
-    if kind == 'jumprelu':
-      own |= {'bandwidth': self.bandwidth, 'initial_threshold': self.initial_threshold}
-    sae = architecture(kind)(**shared, **own, aux_loss=self._build_aux_loss(dead_latents))
+    own: dict[str, Any] = {hparam: max(values), 'decoder_norm': self.decoder_norm}
+    sae = architecture(_ARCHITECTURE.get(kind, kind))(
+      **shared, **own, **self._own_settings(kind), aux_loss=self._build_aux_loss(dead_latents)
+    )
     resampling = None
     if dead_latents == 'resampling':
       resampling = Resampling(after_tokens=self.dead_after_tokens, rewarm_steps=self.rewarm_steps)
@@ -241,12 +308,38 @@ class Dictionaries:
       dead_after_tokens=self.dead_after_tokens,
       resampling=resampling,
       resample_every=self.resample_every if resampling else 0,
+      guide=f'{PREFIX}{target or site}' if sae.GUIDED else None,
+      agreement=self._agreement(),
     )
+
+  def _own_settings(self, kind: str) -> dict[str, Any]:
+    """Settings that only one kind of dictionary has."""
+    thresholds = {'bandwidth': self.bandwidth, 'initial_threshold': self.initial_threshold}
+    if kind == 'jumprelu':
+      return thresholds
+    if kind == 'jumprelu_l0':
+      penalty = {name: getattr(self, name) for name in ('frequency_weight', 'frequency_target')}
+      return thresholds | penalty | {'sparsity': self.l0_coefficient}
+    if kind == 'feature_choice':
+      return {'zipf_alpha': self.zipf_alpha, 'zipf_beta': self.zipf_beta}
+    return {'annealing': self._annealing()} if kind in ('p_relu', 'p_gated') else {}
+
+  def _annealing(self) -> PAnnealing:
+    assert self.p_end_step is not None
+    return PAnnealing(
+      start=self.p_start_step, stop=self.p_end_step, p_end=self.p_end, updates=self.p_updates
+    )
+
+  def _agreement(self) -> MFR | None:
+    settings = MFR(alpha=self.mfr, every=self.mfr_every, ramp_steps=self.mfr_ramp_steps)
+    return settings if self.mfr else None
 
   def _build_aux_loss(self, dead_latents: str) -> AuxK | GhostGrads | None:
     after = self.dead_after_tokens
     if dead_latents == 'auxk':
       return AuxK(after_tokens=after)
+    if dead_latents == 'auxzipf':
+      return AuxZipf(after_tokens=after, zipf_alpha=self.zipf_alpha, zipf_beta=self.zipf_beta)
     if dead_latents == 'ghost_original':
       return GhostGrads.original(after)
     if dead_latents in ('ghost', 'ghost_unmatched'):
@@ -256,8 +349,11 @@ class Dictionaries:
 
 def kind_of(sae: Architecture) -> str:
   """Name of an architecture in `Dictionaries`."""
+  if getattr(sae, 'annealing', None) is not None:
+    return 'p_relu' if isinstance(sae, ReLU) else 'p_gated'
   every = {**ARCHITECTURES, **CROSS_LAYER}
-  return next(name for name, known in every.items() if type(sae) is known)
+  name = next(name for name, known in every.items() if type(sae) is known)
+  return next((kind for kind in ('jumprelu_l0',) if _ARCHITECTURE[kind] == name), name)
 
 
 _SPARSITY = {
@@ -266,7 +362,14 @@ _SPARSITY = {
   'jumprelu': 'sparsity',
   'topk': 'k',
   'batch_topk': 'k',
+  'p_relu': 'sparsity',
+  'p_gated': 'sparsity',
+  'feature_choice': 'k',
+  'gradient_topk': 'k',
+  'jumprelu_l0': 'l0',
 }
+_ARCHITECTURE = {'p_relu': 'relu', 'p_gated': 'gated', 'jumprelu_l0': 'targeted_jumprelu'}
+"""Name of the architecture of a kind, if it is not that of the kind."""
 _CROSS_LAYER = {'clt_topk': 'k', 'clt_jumprelu': 'sparsity'}
 
 
@@ -355,6 +458,13 @@ class TrainSettings:
         hint='--site=mlp_norm.* --target=mlp_out.*',
       )
     check_field(self, 'batch', self.batch >= 1, 'at least 1')
+    annealed = self.dictionaries.p_relu or self.dictionaries.p_gated
+    if annealed and (self.dictionaries.p_end_step or 0) > self.optimisation.steps:
+      raise SAEError(
+        f'p_end_step={self.dictionaries.p_end_step} of a run of steps={self.optimisation.steps}',
+        cause='the exponent would not reach p_end',
+        hint=f'--p_end_step={self.optimisation.steps}',
+      )
     self._check_streams()
 
   def _check_streams(self) -> None:

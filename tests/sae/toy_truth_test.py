@@ -24,7 +24,18 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from mechjax.sae import AuxK, BatchTopK, Gated, JumpReLU, ReLU, TopK, firings
+from mechjax.sae import (
+  AuxK,
+  BatchTopK,
+  FeatureChoice,
+  Gated,
+  JumpReLU,
+  PAnnealing,
+  ReLU,
+  TargetedJumpReLU,
+  TopK,
+  firings,
+)
 from mechjax.sae.dead_latents import counters
 from mechjax.sae.ops import unit_rows
 
@@ -32,6 +43,7 @@ pytestmark = [pytest.mark.optimised, pytest.mark.slow]
 
 N, D, B, M, STEPS = 48, 32, 256, 64, 1200
 SHAPE = {'d_in': D, 'width': M}
+ANNEALING = PAnnealing(start=300, stop=1000, p_end=0.5, epsilon=1e-2)
 OTHER = {**SHAPE, 'd_out': D}
 SAES = {
   'relu': ReLU(**SHAPE, sparsity=0.4),
@@ -39,6 +51,10 @@ SAES = {
   'jumprelu': JumpReLU(**SHAPE, sparsity=0.06, bandwidth=0.05),
   'topk': TopK(**SHAPE, k=2),
   'batch topk': BatchTopK(**SHAPE, k=2, aux_loss=AuxK(alpha=1 / 4, k=2, after_tokens=4 * B)),
+  'annealed relu': ReLU(**SHAPE, sparsity=0.4, annealing=ANNEALING),
+  'annealed gated': Gated(**SHAPE, sparsity=0.8, annealing=ANNEALING),
+  'feature choice': FeatureChoice(**SHAPE, k=2),
+  'jumprelu with a target': TargetedJumpReLU(**SHAPE, l0=2, sparsity=0.03, bandwidth=0.05),
   'matryoshka': TopK(**SHAPE, k=2, prefixes=(N, M)),
   'transcoder': ReLU(**OTHER, sparsity=0.4),
   'skip transcoder': TopK(**OTHER, k=2, skip=True),
@@ -102,7 +118,8 @@ def learned(sae, truth, other):
     params = unit_rows.normalise(optax.apply_updates(params, updates))
     fired = firings(output.latents)
     tokens_since_fired = counters.update_counters(tokens_since_fired, fired, B)
-    return (sae.observe(params, output.latents), state, tokens_since_fired), fired.sum() / B
+    params = sae.observe(params, output.latents) | output.observed
+    return (params, state, tokens_since_fired), fired.sum() / B
 
   params = sae.init(jax.random.key(3))
   start = params, optimiser.init(params), counters.init_counters(M)

@@ -4,11 +4,14 @@ Nothing of SAELens is written again here: its classes compute the truth, from th
 """
 
 import dataclasses
+import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mechjax.sae import BatchTopK, Gated, JumpReLU, ReLU, TopK
+from mechjax.sae import BatchTopK, Gated, JumpReLU, ReLU, TargetedJumpReLU, TopK
 from mechjax.sae.formats import fold, load, save
 from tests.sae import plain
 
@@ -133,3 +136,37 @@ def test_folding_is_that_of_sae_lens_up_to_the_scale_of_latents(tmp_path):
   theirs.fold_activation_norm_scaling_factor(1 / scale)
   found = expect_equal(sae, fold(sae, params, scale), theirs, scale * inputs())
   np.testing.assert_allclose(found[0], scale * found[1], rtol=1e-5, atol=1e-5)
+
+
+def test_the_quadratic_penalty_and_its_pseudo_derivative_are_those_of_sae_lens():
+  import torch
+  from sae_lens.registry import get_sae_training_class
+
+  l0, sparsity, bandwidth = 5.0, 0.3, 0.4
+  sae = TargetedJumpReLU(
+    d_in=D, width=M, l0=l0, sparsity=sparsity, bandwidth=bandwidth, frequency_weight=0.0
+  )
+  params, x = parameters(sae), inputs()
+  gradient = jax.value_and_grad(lambda p: sae.loss(p, x)[1].parts['sparsity'])
+  loss, grads = gradient({name: jnp.asarray(value) for name, value in params.items()})
+  kind, config = get_sae_training_class('jumprelu')
+  theirs = kind(
+    config(
+      d_in=D,
+      d_sae=M,
+      jumprelu_sparsity_loss_mode='quadratic',
+      target_l0=l0,
+      jumprelu_bandwidth=bandwidth,
+      pre_act_loss_coefficient=None,
+    )
+  )
+  theta = np.exp(params['log_threshold'])
+  theirs.threshold.data = torch.tensor(theta)
+  z = torch.tensor(np.asarray(sae.pre_activations(params, x)))
+  given = types.SimpleNamespace(coefficients={'l0': sparsity}, dead_neuron_mask=None)
+  expected = theirs.calculate_aux_loss(given, None, z, None)['l0_loss']
+  expected.backward()
+  np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
+  by_theta = theirs.threshold.grad.numpy()
+  assert (by_theta != 0).sum() > M / 2
+  np.testing.assert_allclose(grads['log_threshold'], theta * by_theta, rtol=1e-4, atol=1e-6)

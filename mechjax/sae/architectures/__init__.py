@@ -16,10 +16,17 @@ from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Pa
 from mechjax.sae.architectures.batch_topk import BatchTopK
 from mechjax.sae.architectures.cross_layer import CrossLayer, CrossLayerTopK
 from mechjax.sae.architectures.cross_layer_jumprelu import CrossLayerJumpReLU
+from mechjax.sae.architectures.feature_choice import FeatureChoice
 from mechjax.sae.architectures.gated import Gated
+from mechjax.sae.architectures.gradient_topk import GradientTopK
 from mechjax.sae.architectures.jumprelu import JumpReLU
+from mechjax.sae.architectures.p_annealing import PAnnealing
 from mechjax.sae.architectures.relu import ReLU
+from mechjax.sae.architectures.targeted_jumprelu import TargetedJumpReLU
 from mechjax.sae.architectures.topk import TopK
+
+MutualChoice = BatchTopK
+"""Another name of the same architecture (Ayonrinde 2024)."""
 
 ARCHITECTURES: dict[str, type[Architecture]] = {
   'relu': ReLU,
@@ -27,6 +34,10 @@ ARCHITECTURES: dict[str, type[Architecture]] = {
   'jumprelu': JumpReLU,
   'topk': TopK,
   'batch_topk': BatchTopK,
+  'feature_choice': FeatureChoice,
+  'gradient_topk': GradientTopK,
+  'targeted_jumprelu': TargetedJumpReLU,
+  'mutual_choice': MutualChoice,
 }
 
 CROSS_LAYER: dict[str, type[CrossLayer]] = {
@@ -56,12 +67,17 @@ __all__ = [
   'CrossLayer',
   'CrossLayerJumpReLU',
   'CrossLayerTopK',
+  'FeatureChoice',
   'Gated',
+  'GradientTopK',
   'HParams',
   'JumpReLU',
   'LossOutput',
+  'MutualChoice',
+  'PAnnealing',
   'Params',
   'ReLU',
+  'TargetedJumpReLU',
   'TopK',
   'architecture',
 ]

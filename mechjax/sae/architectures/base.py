@@ -14,6 +14,7 @@ this as in the paper (docs/methods.md, section 4). The common settings, valid fo
     prefixes   a MATRYOSHKA dictionary: the first m latents alone must reconstruct the target too, for each m in
                prefixes, and the losses are added (Bussmann et al. 2025)
     aux_loss   a loss for dead latents (`mechjax.sae.dead_latents`)
+    decoder_norm   'one' keeps rows of W_dec at unit length in training, 'at_most_one' only shortens longer ones
 
 Parameters: W_enc [D, M], W_dec [M, E] with rows of unit length, b_dec [E], W_skip [D, E] with `skip`, and the
 architecture's own vectors [M], named in its `PER_LATENT`. Names follow published files where such files exist.
@@ -44,7 +45,7 @@ import dataclasses
 import functools
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -57,9 +58,10 @@ from mechjax.sae.checks import check_field, check_whole
 from mechjax.sae.ops import sparse
 from mechjax.sae.ops.matmul import MATMULS, offset_product, product
 from mechjax.sae.ops.sparse import Sparse
-from mechjax.sae.ops.unit_rows import Params, unit_rows
+from mechjax.sae.ops.unit_rows import Params, normalise, shorten, unit_rows
 
 HParams = Mapping[str, jax.Array]
+DECODER_NORMS = ('one', 'at_most_one')
 
 
 @jax.tree_util.register_dataclass
@@ -72,11 +74,13 @@ class LossOutput:
       latents), and parts that an architecture adds.
     latents: the activations during training, [B, M] or `Sparse`; `sparse.firings` counts the active ones.
     error: target minus reconstruction, [B, E].
+    observed: new values of parameters that have no gradient and that the loss itself computes, by name.
   """
 
   parts: dict[str, jax.Array]
   latents: jax.Array | Sparse
   error: jax.Array
+  observed: Params = dataclasses.field(default_factory=dict)
 
 
 @runtime_checkable
@@ -99,6 +103,18 @@ class AuxLoss(Protocol):
     """The weighted loss, a scalar; `AuxK.loss` documents the arguments."""
 
 
+@runtime_checkable
+class DensityLoss(AuxLoss, Protocol):
+  """A loss on latents that are active too rarely: the parameter `density` has a running mean, and a weight in [0, 1]
+  for each latent replaces the mask of dead latents."""
+
+  def update_density(self, density_M: jax.Array, latents: jax.Array | Sparse) -> jax.Array:
+    """Share of the tokens on which each latent is active, after one more batch, [M]."""
+
+  def shortfall(self, density_M: jax.Array) -> jax.Array:
+    """Weight of each latent, [M]; 0 for one that is active as often as expected."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture(abc.ABC):
   """Settings of a dictionary, and pure functions of its parameters.
@@ -111,6 +127,7 @@ class Architecture(abc.ABC):
     prefixes: numbers of first latents that must reconstruct the target alone, increasing, the last equal to `width`;
       empty for all latents only.
     aux_loss: a loss for dead latents, or None.
+    decoder_norm: 'one' for rows of W_dec of unit length, or 'at_most_one' for rows of up to that length.
     matmuls: 'float32', or 'bfloat16' for products of rounded operands (`mechjax.sae.ops.matmul`).
 
   Raises:
@@ -123,6 +140,8 @@ class Architecture(abc.ABC):
   DECODER_PRODUCTS: ClassVar[int] = 3
   UNIT_ROWS: ClassVar[bool] = True
   RAMPED_THROUGHOUT: ClassVar[bool] = False
+  GUIDED: ClassVar[bool] = False
+  TRAINING_ONLY: ClassVar[Mapping[str, object]] = {'aux_loss': None, 'decoder_norm': 'one'}
 
   d_in: int
   width: int
@@ -130,6 +149,7 @@ class Architecture(abc.ABC):
   skip: bool = False
   prefixes: tuple[int, ...] = ()
   aux_loss: AuxLoss | None = None
+  decoder_norm: str = 'one'
   matmuls: str = 'float32'
 
   def __post_init__(self) -> None:
@@ -138,6 +158,8 @@ class Architecture(abc.ABC):
       check_field(self, name, getattr(self, name) >= 1, 'at least 1')
     check_field(self, 'd_out', self.d_out is None or self.d_out >= 1, 'at least 1, or None')
     check_field(self, 'matmuls', self.matmuls in MATMULS, f'one of {[*MATMULS]}')
+    norms = DECODER_NORMS if self.UNIT_ROWS else DECODER_NORMS[:1]
+    check_field(self, 'decoder_norm', self.decoder_norm in norms, f'one of {[*norms]}')
     check_field(self, 'skip', not self.skip or self.d_out is not None, 'False without d_out')
     self._check_prefixes()
     aux = self.aux_loss
@@ -215,6 +237,27 @@ class Architecture(abc.ABC):
     """The same dictionary, computed in a way that can be sharded over devices."""
     return self
 
+  def check_batch(self, n_tokens: int) -> None:
+    """Checks that the loss is defined for batches of this size.
+
+    Raises:
+      SAEError: it is not; only architectures that select latents over a batch have such limits.
+    """
+    del n_tokens
+
+  def training_state(self) -> Params:
+    """Initial values of parameters that only training needs; the loss returns new ones as `LossOutput.observed`."""
+    if isinstance(self.aux_loss, DensityLoss):
+      return {'density': jnp.zeros(self.width, jnp.float32)}
+    return {}
+
+  def for_inference(self, params: Params) -> tuple[Architecture, Params]:
+    """The dictionary without settings and parameters that only training needs; files hold this one."""
+    dropped = self.training_state()
+    left = {name: value for name, value in params.items() if name not in dropped}
+    settings: dict[str, Any] = dict(self.TRAINING_ONLY)
+    return dataclasses.replace(self, **settings), left
+
   # --- common to all --------------------------------------------------------------------------------------
 
   @property
@@ -237,6 +280,17 @@ class Architecture(abc.ABC):
   def target_width(self) -> int:
     """E, the width of the target."""
     return self.d_in if self.d_out is None else self.d_out
+
+  @property
+  def has_unit_rows(self) -> bool:
+    """Whether training keeps rows of W_dec at unit length."""
+    return self.UNIT_ROWS and self.decoder_norm == 'one'
+
+  def constrain(self, params: Params) -> Params:
+    """Parameters with rows of W_dec of an allowed length, after an update."""
+    if self.has_unit_rows:
+      return normalise(params)
+    return shorten(params) if self.decoder_norm == 'at_most_one' else params
 
   def initial_values(self) -> dict[str, float]:
     """Initial value of each parameter in `PER_LATENT`."""
@@ -270,7 +324,7 @@ class Architecture(abc.ABC):
     )
     if self.skip:
       params['W_skip'] = jnp.zeros((self.d_in, E), jnp.float32)
-    return params
+    return params | self.training_state()
 
   def hparams(self, **values: ArrayLike | Sequence[float]) -> dict[str, jax.Array]:
     """Traced hyperparameters as arrays: the values given, and the settings for the others.
@@ -390,6 +444,7 @@ class Architecture(abc.ABC):
     error: jax.Array,
     z: Callable[[], jax.Array],
     dead: jax.Array | None,
+    observed: Params | None = None,
   ) -> tuple[jax.Array, LossOutput]:
     """The last step of every loss: adds the part for dead latents, and sums the parts.
 
@@ -401,8 +456,10 @@ class Architecture(abc.ABC):
       z: function that returns the pre-activations that decide which latents are active, [B, M]; called only if a
         latent is dead.
       dead: mask of dead latents, bool [M], or None.
+      observed: new values of parameters without a gradient.
     """
     aux = jnp.zeros((), error.dtype)
+    observed, dead = self._observe_density(params, latents, observed or {}, dead)
     if self.aux_loss is not None and dead is not None:
       aux_loss = self.aux_loss
       fixed, reconstruction = lax.stop_gradient((error, parts['reconstruction']))
@@ -413,7 +470,23 @@ class Architecture(abc.ABC):
       )
     parts = {**parts, 'aux': aux}
     total = sum(parts.values(), jnp.zeros((), error.dtype))
-    return total, LossOutput(parts, latents, error)
+    return total, LossOutput(parts, latents, error, observed)
+
+  def _observe_density(
+    self,
+    params: Params,
+    latents: jax.Array | Sparse,
+    observed: Params,
+    dead: jax.Array | None,
+  ) -> tuple[Params, jax.Array | None]:
+    """Adds the new density, if `aux_loss` acts on densities, and replaces the mask of dead latents by weights."""
+    aux_loss = self.aux_loss
+    if aux_loss is None or not isinstance(aux_loss, DensityLoss):
+      return observed, dead
+    density = params['density']
+    new = aux_loss.update_density(density, latents)
+    weights = None if dead is None else lax.stop_gradient(aux_loss.shortfall(density))
+    return observed | {'density': new.astype(density.dtype)}, weights
 
   def _product(self, latents: jax.Array | Sparse, W_dec: jax.Array) -> jax.Array:
     if isinstance(latents, Sparse):

@@ -5,7 +5,8 @@
     L = |x - x_hat|^2        (+ AuxK for dead latents: `aux_loss=AuxK()`)
 
 (Bussmann et al. 2024, "BatchTopK sparse autoencoders"). At inference the latents of a token must not depend on its
-neighbours, hence the threshold. A saved BatchTopK is a JumpReLU with that threshold for all latents.
+neighbours, hence the threshold. This is also the MUTUAL CHOICE of Ayonrinde (2024), one budget for all pairs of tokens
+and latents, and has that name too. A saved BatchTopK is a JumpReLU with that threshold for all latents.
 
 The (B k)-th largest of B * M numbers is found by bisection over their bits, whose order is that of the numbers if
 none is negative. Bisection takes 31 counts of the batch, whereas a sort of 25 million numbers takes seconds. k
@@ -79,12 +80,16 @@ class BatchTopK(Architecture):
   def observe(self, params: Params, latents: jax.Array | Sparse) -> Params:
     active = latents.values if isinstance(latents, Sparse) else latents
     smallest = jnp.min(jnp.where(active > 0, active, jnp.inf))
-    old = params['threshold']
-    mean = jnp.where(old > 0, self.decay * old + (1 - self.decay) * smallest, smallest)
-    return params | {'threshold': jnp.where(jnp.isfinite(smallest), mean, old)}
+    return params | {'threshold': running_mean(params['threshold'], smallest, self.decay)}
 
   def as_jumprelu(self, params: Params) -> tuple[JumpReLU, Params]:
     return with_threshold(self, params, jnp.broadcast_to(params['threshold'], self.width))
+
+
+def running_mean(old: jax.Array, smallest: jax.Array, decay: float) -> jax.Array:
+  """Running mean of thresholds after a batch, from its smallest activations; infinity if it has no active latent."""
+  mean = jnp.where(old > 0, decay * old + (1 - decay) * smallest, smallest)
+  return jnp.where(jnp.isfinite(smallest), mean, old)
 
 
 def kth_largest(x: jax.Array, k: jax.Array) -> jax.Array:

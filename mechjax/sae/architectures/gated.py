@@ -26,9 +26,9 @@ from mechjax.sae.architectures.base import (
   HParams,
   LossOutput,
   Params,
-  total_per_token,
 )
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
+from mechjax.sae.architectures.p_annealing import PAnnealing, check_annealing, penalty
 from mechjax.sae.checks import check_field, check_number
 
 
@@ -38,18 +38,26 @@ class Gated(Architecture):
 
   Attributes:
     sparsity: coefficient of the penalty; can be traced.
+    annealing: schedule of the exponent of the penalty on ReLU(pi), or None for the L1 norm throughout.
   """
 
   TRACED = ('sparsity',)
   PER_LATENT = {'b_gate': 0.0, 'r_mag': 0.0, 'b_mag': 0.0}  # noqa: RUF012
   DECODER_PRODUCTS = 5  # two decoded activations, their two gradients, and one of the decoder
 
+  TRAINING_ONLY = {**Architecture.TRAINING_ONLY, 'annealing': None}  # noqa: RUF012
+
   sparsity: float
+  annealing: PAnnealing | None = None
 
   def __post_init__(self) -> None:
     super().__post_init__()
     check_number(self, 'sparsity')
     check_field(self, 'sparsity', self.sparsity >= 0, 'at least 0')
+    check_annealing(self)
+
+  def training_state(self) -> Params:
+    return super().training_state() | (self.annealing.init() if self.annealing else {})
 
   def encode(self, params: Params, x: jax.Array) -> jax.Array:
     return self._gate_and_latents(params, x)[1]
@@ -67,9 +75,10 @@ class Gated(Architecture):
     frozen = params | {name: lax.stop_gradient(params[name]) for name in self._decoder(params)}
     reconstruction, error = self.reconstruction_loss(params, f, x, y)
     gate_loss, _ = self.reconstruction_loss(frozen, gate, x, y)
-    sparsity = self.hparam(hparams, 'sparsity', f.dtype) * total_per_token(gate)
+    total, observed = penalty(self.annealing, params, gate)
+    sparsity = self.hparam(hparams, 'sparsity', f.dtype) * total
     parts = {'reconstruction': reconstruction, 'sparsity': sparsity, 'gate': gate_loss}
-    return self.total_loss(params, parts, f, error, lambda: pi, dead)
+    return self.total_loss(params, parts, f, error, lambda: pi, dead, observed)
 
   def as_jumprelu(self, params: Params) -> tuple[JumpReLU, Params]:
     scale = jnp.exp(params['r_mag'])

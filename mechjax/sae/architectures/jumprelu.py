@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ class JumpReLU(Architecture):
       training of a few thousand steps theta must start near its final value.
   """
 
-  TRACED = ('sparsity',)
+  TRACED: ClassVar[tuple[str, ...]] = ('sparsity',)
   PER_LATENT = {'b_enc': 0.0, 'log_threshold': math.log(1e-3)}  # noqa: RUF012
 
   sparsity: float

@@ -19,9 +19,9 @@ from mechjax.sae.architectures.base import (
   HParams,
   LossOutput,
   Params,
-  total_per_token,
 )
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
+from mechjax.sae.architectures.p_annealing import PAnnealing, check_annealing, penalty
 from mechjax.sae.checks import check_field, check_number
 
 
@@ -31,17 +31,25 @@ class ReLU(Architecture):
 
   Attributes:
     sparsity: coefficient of the penalty; can be traced.
+    annealing: schedule of the exponent of the penalty, or None for the L1 norm throughout.
   """
 
   TRACED = ('sparsity',)
   PER_LATENT = {'b_enc': 0.0}  # noqa: RUF012
 
+  TRAINING_ONLY = {**Architecture.TRAINING_ONLY, 'annealing': None}  # noqa: RUF012
+
   sparsity: float
+  annealing: PAnnealing | None = None
 
   def __post_init__(self) -> None:
     super().__post_init__()
     check_number(self, 'sparsity')
     check_field(self, 'sparsity', self.sparsity >= 0, 'at least 0')
+    check_annealing(self)
+
+  def training_state(self) -> Params:
+    return super().training_state() | (self.annealing.init() if self.annealing else {})
 
   def encode(self, params: Params, x: jax.Array) -> jax.Array:
     return jax.nn.relu(self.pre_activations(params, x))
@@ -57,9 +65,10 @@ class ReLU(Architecture):
     z = self.pre_activations(params, x)
     f = jax.nn.relu(z)
     reconstruction, error = self.reconstruction_loss(params, f, x, y)
-    sparsity = self.hparam(hparams, 'sparsity', f.dtype) * total_per_token(f)
+    total, observed = penalty(self.annealing, params, f)
+    sparsity = self.hparam(hparams, 'sparsity', f.dtype) * total
     parts = {'reconstruction': reconstruction, 'sparsity': sparsity}
-    return self.total_loss(params, parts, f, error, lambda: z, dead)
+    return self.total_loss(params, parts, f, error, lambda: z, dead, observed)
 
   def as_jumprelu(self, params: Params) -> tuple[JumpReLU, Params]:
     return with_threshold(self, params, jnp.zeros(self.width))

@@ -72,7 +72,7 @@ class AuxK:
     """The weighted loss.
 
     Args:
-      dead_M: mask of dead latents, bool.
+      dead_M: mask of dead latents, bool; or weights in [0, 1], by which activations are multiplied.
       z_BxM: pre-activations.
       W_dec: [M, E].
       error_BxE: error of the live latents; a constant.
@@ -81,8 +81,10 @@ class AuxK:
     """
     width, d = W_dec.shape
     k = min(max(d // 2, 1) if self.k is None else self.k, width)
-    values, indices = sparse.top_k(jnp.where(dead_M, z_BxM, -jnp.inf), k)
-    e_hat = product(sparse.densify(jax.nn.relu(values), indices, width), W_dec, matmuls)
+    weights_M = dead_M.astype(z_BxM.dtype)
+    values, indices = sparse.top_k(jnp.where(weights_M > 0, z_BxM, -jnp.inf), k)
+    values = jax.nn.relu(values) * weights_M[indices]
+    e_hat = product(sparse.densify(values, indices, width), W_dec, matmuls)
     variance = mean_squared_norm(error_BxE - jnp.mean(error_BxE, 0))
     left = mean_squared_norm(error_BxE - e_hat)
     return jnp.where(variance > 0, self.alpha * left / jnp.where(variance > 0, variance, 1), 0)

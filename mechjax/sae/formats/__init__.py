@@ -19,9 +19,10 @@
     circuit_tracer        `sets`             layer_0.safetensors, ..., config.yaml    yes     yes
 
 `load` recognises a format by its files; of a set it loads one file. A file keeps only what inference needs:
-coefficients, losses for dead latents and Matryoshka prefixes are not saved, and a dictionary that a format cannot
-express is an error and not a guess. All formats are for unnormalised activations of the model; a dictionary trained on
-normalised ones is folded first (`fold`):
+coefficients, schedules, losses for dead latents and Matryoshka prefixes are not saved, a dictionary that selects its
+latents in another way during training is saved as that of inference (`Architecture.for_inference`), and one that a
+format cannot express is an error and not a guess. All formats are for unnormalised activations of the model; a
+dictionary trained on normalised ones is folded first (`fold`):
 
     save('out/sae', sae, fold(sae, params, scale), format='gemma_scope')
 
@@ -246,6 +247,7 @@ def save(
   about = about or {}
   _check_json(about)
   check_parameters(sae, params)
+  sae, params = sae.for_inference(params)
   with new_directory(directory) as scratch:
     writers[format](scratch, sae, params, about)
 

@@ -106,7 +106,8 @@ def save_set(
   with new_directory(directory) as scratch:
     circuit_tracer.write_config(scratch, 'set', about)
     for layer in layers:
-      circuit_tracer.write_layer(scratch, layer, *dictionaries[layer])
+      sae, params = dictionaries[layer]
+      circuit_tracer.write_layer(scratch, layer, *sae.for_inference(params))
 
 
 def _layer_of_site(name: str) -> int | None:

@@ -9,7 +9,9 @@ et al. 2023, "Towards Monosemanticity", appendix on training):
     updates, state = optimiser.update(grads, state, params)
     params = unit_rows.normalise(optax.apply_updates(params, updates))
 
-Both work on one dictionary and on an ensemble with leading axes, because a row is always the last axis.
+`shorten` is for rows of at most length one: it is the projection onto these, so gradients are left as they are.
+
+All work on one dictionary and on an ensemble with leading axes, because a row is always the last axis.
 
 Sharp edges: Adam scales each number separately, so an update is not exactly orthogonal to its row even when the
 gradient is, and renormalising remains necessary. A row of zeros stays zero.
@@ -38,6 +40,13 @@ def unit_rows(W: jax.Array) -> jax.Array:
 def normalise(params: Params) -> Params:
   """Normalises every row of W_dec to unit length."""
   return {**params, 'W_dec': unit_rows(params['W_dec'])}
+
+
+def shorten(params: Params) -> Params:
+  """Normalises the rows of W_dec that are longer than one, and leaves the others."""
+  W_dec = params['W_dec']
+  norm = jnp.linalg.norm(W_dec, axis=-1, keepdims=True)
+  return {**params, 'W_dec': W_dec / jnp.maximum(norm, 1)}
 
 
 def project(grads: Params, params: Params) -> Params:

@@ -11,9 +11,9 @@ or, written once and read in a different order every epoch,
 
     for position, batch in batches(source, rows=4096, seed=0, position=0): ...
 
-`texts` reads texts, `contexts` packs them into rows of tokens, `harvesting` computes activations of rows, `shards`
-stores them on disk, `buckets` shuffles them into batches, `prefetch` prepares the next batch in advance, `scales`
-measures the constants by which they are divided.
+`texts` reads texts, `contexts` packs them into rows of tokens, `harvesting` computes activations of rows, `gradients`
+the gradients there, `shards` stores them on disk, `buckets` shuffles them into batches, `prefetch` prepares the next
+batch in advance, `scales` measures the constants by which they are divided.
 """
 
 from mechjax.sae.store.buckets import ActivationSource, Share, Streamed, batches

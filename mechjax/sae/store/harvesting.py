@@ -7,6 +7,8 @@
 site if layers are unrolled; for a model with scanned layers pass a function that stops there
 (`LanguageModel.truncate_at`).
 
+A name such as grad:resid_post.15 stands for the gradient of the loss at a site (`gradients`).
+
 Axes of a site after those of rows and tokens are flattened: heads [B, T, N, H] become NH.
 
 Sharp edge: the last batch is padded with copies of its contexts, whose activations are discarded, because another
@@ -29,6 +31,7 @@ from mechjax.errors import SAEError
 from mechjax.programs.callables import check_function
 from mechjax.sae.checks import check_field
 from mechjax.sae.store.contexts import Contexts
+from mechjax.sae.store.gradients import is_gradient, read_with_gradients
 from mechjax.sae.store.prefetch import give_up_if_closed
 
 Rows = dict[str, np.ndarray]
@@ -41,7 +44,7 @@ class Harvester:
   Attributes:
     forward: (params, tokens int [B, T]) -> anything, with sows.
     params: parameters of the model.
-    sites: sites to read, such as 'resid_post.15'.
+    sites: sites to read, such as 'resid_post.15'; with 'grad:' before the name, the gradient there.
     contexts: input of the model.
     batch: contexts per forward pass.
     dtype: dtype of the activations.
@@ -122,8 +125,12 @@ class Harvester:
     return watching.jit(self._read, self.forward)
 
   def _read(self, params: Any, tokens: jax.Array) -> dict[str, jax.Array]:
-    found = harvest.reap(self.forward, sites=[*self.sites])(params, tokens)
-    return {site: self._flat(site, found[sites.parse(site)], tokens) for site in self.sites}
+    if any(map(is_gradient, self.sites)):
+      read = read_with_gradients(self.forward, self.sites, params, tokens)
+    else:
+      reaped = harvest.reap(self.forward, sites=[*self.sites])(params, tokens)
+      read = {site: reaped[sites.parse(site)] for site in self.sites}
+    return {site: self._flat(site, x, tokens) for site, x in read.items()}
 
   def _flat(self, site: str, x: jax.Array, tokens: jax.Array) -> jax.Array:
     if x.shape[:2] != tokens.shape or x.ndim < 3:

@@ -8,7 +8,7 @@ In many models attention rests on a few tokens, whose activations are a hundred 
 2024, "Massive activations in large language models"). Special tokens are always excluded, but delimiters become such
 tokens too: at layer 15 of SmolLM2-135M one token of 4,000 has more than half of E|x|^2. They dominate C, the losses and
 the FVU, so activations longer than `max_norm_ratio` times the median length are excluded, as in dictionary-learning;
-`Scale.limit` is that length.
+`Scale.limit` is that length. Gradients have no limit: their lengths vary more, and only their directions are used.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mechjax.errors import SAEError
+from mechjax.sae.store.gradients import is_gradient
 from mechjax.sae.store.harvesting import Rows
 
 _BLOCK = 14
@@ -50,7 +51,9 @@ def measure(rows: Rows, max_norm_ratio: float = 0.0) -> dict[str, Scale]:
     SAEError: there are no activations, all are zero, some are not finite, or too many are excluded.
   """
   limits = {
-    site: max_norm_ratio * float(np.median(_lengths(x))) if max_norm_ratio and len(x) else np.inf
+    site: max_norm_ratio * float(np.median(_lengths(x)))
+    if max_norm_ratio and len(x) and not is_gradient(site)
+    else np.inf
     for site, x in rows.items()
   }
   selected = select_tokens(rows, limits)

@@ -3,10 +3,10 @@
     trainer = Trainer({'jump': Ensemble(sae=JumpReLU(...), reads='resid_post.15')}, Optimisation(steps=100_000))
     result = train(trainer, feed, centres, Checkpoints('run/checkpoints'), LoopSettings(), journal.write, dump)
 
-`ensembles` defines the dictionaries that train together, `optimisation` the update rule, `step` the pure function that
-is compiled, `placement` the sharding of its arrays on a mesh, `loop` the loop around it, `feeding` the input of
-batches, `checkpoints` saving and resuming, `stopping` the handling of signals, `journal` the logs, `speed` the maximum
-speed.
+`ensembles` defines the dictionaries that train together, `mfr` makes them agree, `optimisation` is the update rule,
+`step` the pure function that is compiled, `placement` the sharding of its arrays on a mesh, `loop` the loop around it,
+`feeding` the input of batches, `checkpoints` saving and resuming, `stopping` the handling of signals, `journal` the
+logs, `speed` the maximum speed.
 """
 
 from mechjax.sae.training.checkpoints import Checkpoints
@@ -14,10 +14,12 @@ from mechjax.sae.training.ensembles import Ensemble
 from mechjax.sae.training.feeding import apply_scales, feed
 from mechjax.sae.training.journal import Journal, TensorBoard, WandB
 from mechjax.sae.training.loop import LoopSettings, TrainingReport, TrainingResult, train
+from mechjax.sae.training.mfr import MFR
 from mechjax.sae.training.optimisation import Optimisation
 from mechjax.sae.training.step import Metrics, State, Trainer
 
 __all__ = [
+  'MFR',
   'Checkpoints',
   'Ensemble',
   'Journal',

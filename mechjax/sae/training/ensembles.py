@@ -33,6 +33,7 @@ from mechjax.sae.architectures import Architecture, CrossLayer
 from mechjax.sae.checks import check_field
 from mechjax.sae.dead_latents.counters import check_tokens
 from mechjax.sae.dead_latents.resampling import Resampling
+from mechjax.sae.training.mfr import MFR
 
 Values = tuple[tuple[str, tuple[float, ...]], ...]
 
@@ -52,6 +53,8 @@ class Ensemble:
       `resampling` defines it.
     resampling: settings of resampling, or None.
     resample_every: number of steps between resamplings; 0 without `resampling`.
+    guide: site of the gradients that guide the selection of latents (`GradientTopK`); None for other architectures.
+    agreement: makes members learn the same features (`mfr`), or None.
 
   Raises:
     SAEError: settings that contradict each other; the message contains the value.
@@ -65,6 +68,8 @@ class Ensemble:
   dead_after_tokens: int = 10_000_000
   resampling: Resampling | None = None
   resample_every: int = 0
+  guide: str | None = None
+  agreement: MFR | None = None
 
   def __post_init__(self) -> None:
     pairs = sorted((name, tuple(values)) for name, values in dict(self.hparams).items())
@@ -86,6 +91,12 @@ class Ensemble:
     every = self.resample_every > 0 if self.resampling else self.resample_every == 0
     check_field(self, 'resample_every', every, f'{"positive" if self.resampling else "0"}')
     self._check_tokens()
+    self._check_partners()
+
+  @property
+  def sites(self) -> tuple[str, ...]:
+    """All sites that a batch must have."""
+    return (*self.input_sites, *self.target_sites, *([self.guide] if self.guide else []))
 
   @property
   def input_sites(self) -> tuple[str, ...]:
@@ -136,6 +147,20 @@ class Ensemble:
     if n is not None and self.resampling:
       raise SAEError(
         'resampling of a cross-layer transcoder', hint='its pre_activation revives latents'
+      )
+
+  def _check_partners(self) -> None:
+    expected = 'a site of gradients' if self.sae.GUIDED else f'None for {type(self.sae).__name__}'
+    check_field(self, 'guide', bool(self.guide) == self.sae.GUIDED, expected)
+    if self.agreement is None:
+      return
+    if isinstance(self.sae, CrossLayer):
+      raise SAEError('an agreement of cross-layer transcoders', hint='agreement=None')
+    if self.members < 2:
+      raise SAEError(
+        f'an agreement of the members of an ensemble with seeds={self.seeds}',
+        cause='one dictionary has no other to agree with',
+        hint='seeds=(0, 1)',
       )
 
   def _check_tokens(self) -> None:

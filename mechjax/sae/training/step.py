@@ -50,10 +50,10 @@ from mechjax.sae.architectures import CrossLayer, Params
 from mechjax.sae.architectures.base import HParams, mean_squared_norm
 from mechjax.sae.dead_latents import counters
 from mechjax.sae.dead_latents.resampling import Resampling, reset_optimiser
-from mechjax.sae.ops import unit_rows
 from mechjax.sae.ops.sparse import firings
 from mechjax.sae.training import placement
 from mechjax.sae.training.ensembles import Ensemble
+from mechjax.sae.training.mfr import MFR
 from mechjax.sae.training.optimisation import Optimisation
 
 Batch = Mapping[str, jax.Array]
@@ -104,7 +104,8 @@ class Metrics:
   Attributes:
     ensembles: by name of the ensemble, then by name of the metric, [N]: 'loss' and its parts, 'l0' (active latents per
       token), 'fvu' (squared error over squared distance from the batch mean), 'dead' (fraction of latents),
-      'grad_norm'; for cross-layer transcoders also 'fvu_by_layer', [N, L].
+      'grad_norm'; for cross-layer transcoders also 'fvu_by_layer', [N, L], and for members that are to agree 'mfr', the
+      weighted penalty, which is not part of 'loss'.
     rate: the learning rate of this step, before the factor of resampling.
     ok: as in the state.
   """
@@ -154,7 +155,7 @@ class Trainer:
     self.optimisation = optimisation
     self.batch_sharding = placement.batch_sharding(self.mesh)
     self._optimisers = {unit: optimisation.optimiser(unit) for unit in (True, False)}
-    self._sites = {s for e in ensembles.values() for s in (*e.input_sites, *e.target_sites)}
+    self._sites = {s for e in ensembles.values() for s in e.sites}
     whole = NamedSharding(self.mesh, PartitionSpec())
     self.shardings = self._state_shardings(whole)
     self._jitted_begin = jax.jit(self._begin, out_shardings=self.shardings)
@@ -229,6 +230,9 @@ class Trainer:
   ) -> _BatchResult:
     """Gradients and metrics of every member, computed sequentially."""
     sae, (x, y) = ensemble.sae, _inputs(ensemble, batch)
+    for n in range(ensemble.members):
+      ensemble.member(n).check_batch(len(x))
+    guide = _guide(ensemble, batch)
     target = x if y is None else y
     variance = mean_squared_norm(target - jnp.mean(target, 0))
 
@@ -236,11 +240,12 @@ class Trainer:
       params, tokens_since_fired, hparams = member
       loss = jax.value_and_grad(sae.loss, has_aux=True)
       (total, output), grads = loss(
-        params, x, y, hparams, tokens_since_fired >= ensemble.after_tokens
+        params, x, y, hparams, tokens_since_fired >= ensemble.after_tokens, **guide
       )
       fired = firings(output.latents)
       tokens_since_fired = counters.update_counters(tokens_since_fired, fired, len(x))
-      observed = sae.observe(params, output.latents)
+      seen = sae.observe(params, output.latents)
+      observed = output.observed | {name: seen[name] for name in sae.OBSERVED}
       metrics = {
         'loss': total,
         **output.parts,
@@ -250,13 +255,13 @@ class Trainer:
       }
       if isinstance(sae, CrossLayer):
         metrics['fvu_by_layer'] = _fvu_by_layer(output.error, target)
-      return _BatchResult(
-        grads, {name: observed[name] for name in sae.OBSERVED}, tokens_since_fired, metrics
-      )
+      return _BatchResult(grads, observed, tokens_since_fired, metrics)
 
     result = lax.map(
       one, (members.params, members.tokens_since_fired, self._hparams(ensemble, step))
     )
+    if ensemble.agreement is not None:
+      result = _agree(ensemble.agreement, members, result, step)
     # Inside the loop XLA would transpose the gradient of a sparse encoder twice, for the norm and for the result.
     norms = jax.vmap(_norm)(result.grads)
     return dataclasses.replace(result, metrics=result.metrics | {'grad_norm': norms})
@@ -277,7 +282,7 @@ class Trainer:
       update = self._optimiser_of(ensemble).update
       updates, optimiser = update(result.grads, member.optimiser, member.params)
       params = jax.tree.map(lambda p, u: p - rate * own * u, member.params, updates)
-      params = (unit_rows.normalise(params) if ensemble.sae.UNIT_ROWS else params) | result.observed
+      params = ensemble.sae.constrain(params) | result.observed
       return Members(params, optimiser, result.tokens_since_fired, member.resampled_at)
 
     after = jax.vmap(one)(members, result)
@@ -297,11 +302,12 @@ class Trainer:
   ) -> Members:
     """Resamples dead latents of the members from a batch, after `done` steps."""
     sae, (x, y) = ensemble.sae, _inputs(ensemble, batch)
+    guide = _guide(ensemble, batch)
 
     def one(args: tuple[Members, jax.Array, HParams]) -> Members:
       member, key, hparams = args
       dead = member.tokens_since_fired >= ensemble.after_tokens
-      _, output = sae.loss(member.params, x, y, hparams)
+      _, output = sae.loss(member.params, x, y, hparams, **guide)
       key = jax.random.fold_in(key, done)
       params = resampling.resample(sae, member.params, key, x, output.error, dead, y)
       optimiser = reset_optimiser(self._optimiser_of(ensemble), member.optimiser, sae, params, dead)
@@ -319,7 +325,7 @@ class Trainer:
     return hparams
 
   def _optimiser_of(self, ensemble: Ensemble) -> optax.GradientTransformation:
-    return self._optimisers[ensemble.sae.UNIT_ROWS]
+    return self._optimisers[ensemble.sae.has_unit_rows]
 
   def _state_shardings(self, whole: NamedSharding) -> Any:
     shapes = jax.eval_shape(self._begin, {})
@@ -342,6 +348,20 @@ def _inputs(ensemble: Ensemble, batch: Batch) -> tuple[jax.Array, jax.Array | No
     return batch[sites] if isinstance(sites, str) else jnp.stack([batch[s] for s in sites], 1)
 
   return of(ensemble.reads), of(ensemble.writes) if ensemble.writes else None
+
+
+def _guide(ensemble: Ensemble, batch: Batch) -> dict[str, Any]:
+  """Further input of the loss of a guided dictionary, by the name of the argument."""
+  return {'guide': batch[ensemble.guide]} if ensemble.guide else {}
+
+
+def _agree(agreement: MFR, members: Members, result: _BatchResult, step: jax.Array) -> _BatchResult:
+  """Adds the gradient of the agreement of members."""
+  W_dec = members.params['W_dec']
+  penalty, gradient = agreement.gradient(W_dec, step)
+  grads = result.grads | {'W_dec': result.grads['W_dec'] + gradient}
+  metrics = result.metrics | {'mfr': jnp.broadcast_to(penalty, len(W_dec))}
+  return dataclasses.replace(result, grads=grads, metrics=metrics)
 
 
 def _centre(ensemble: Ensemble, centres: Mapping[str, jax.Array]) -> jax.Array | None:
