@@ -38,10 +38,10 @@ from jaxtyping import Array, Bool, Float, Float64, Int, Int64, Num
 
 from mechjax import precision
 from mechjax.errors import SAEError
-from mechjax.sae.analysis.checks import check_count, check_mask
+from mechjax.sae.analysis.checks import check_count
 from mechjax.sae.analysis.error_report import DarkMatterReport, ErrorMap, NormPrediction
 from mechjax.sae.analysis.estimates import divide, explain
-from mechjax.sae.analysis.masks import select_ids, select_numbers, select_vectors
+from mechjax.sae.analysis.masks import check_tokens, select_ids, select_numbers, select_vectors
 from mechjax.sae.analysis.normal_equations import NormalEquations, SquareSums
 from mechjax.sae.analysis.token_means import TokenMeans
 from mechjax.sae.architectures import Architecture, Params
@@ -101,7 +101,7 @@ class DarkMatter:
     """
     named = dict(covariates or {})
     self._check_kinds(named, y is not None, tokens is not None)
-    mask = check_mask('kept', kept, np.shape(x)[:2])
+    mask = check_tokens(x, kept)
     read = select_vectors('x', x, mask)
     target = read if y is None else select_vectors('y', y, mask)
     made = select_vectors('x_hat', x_hat, mask)

@@ -35,9 +35,7 @@ def mask_tokens(
   Raises:
     SAEError: a mask of another shape, or a limit that is not positive.
   """
-  if np.ndim(x) != 3:
-    raise SAEError(f'activations of shape {np.shape(x)}; expected [B, T, D]')
-  mask = check_mask('kept', kept, np.shape(x)[:2])
+  mask = check_tokens(x, kept)
   late = np.cumsum(mask, 1) > check_count('first', first, 0)
   if not limit > 0:
     raise SAEError(f'limit={limit!r} is not a norm', hint='a positive number, or inf for no limit')
@@ -45,6 +43,21 @@ def mask_tokens(
     return mask & late
   short = np.linalg.norm(np.asarray(x, np.float64), axis=-1) <= limit
   return mask & late & short
+
+
+def check_tokens(
+  x: Float[np.ndarray | Array, 'B T D'], kept: Bool[np.ndarray | Array, 'B T']
+) -> Bool[np.ndarray, 'B T']:
+  """Returns the mask of activations.
+
+  Raises:
+    SAEError: activations with other axes than [B, T, D], or a mask of another shape.
+  """
+  if np.ndim(x) != 3:
+    raise SAEError(
+      f'activations of shape {np.shape(x)}; expected [B, T, D]', hint='one context in each row'
+    )
+  return check_mask('kept', kept, np.shape(x)[:2])
 
 
 def select_vectors(

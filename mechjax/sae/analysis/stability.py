@@ -66,7 +66,7 @@ class Stability:
   @property
   def shared(self) -> Bool[np.ndarray, ' M']:
     """Whether the assignments agree and both cosines exceed the minimum."""
-    return self._shared_above(self.min_cosine)
+    return self._find_shared(self.min_cosine)
 
   @property
   def share(self) -> float:
@@ -74,7 +74,7 @@ class Stability:
     return float(self.shared.mean())
 
   def share_of(self, mask: Bool[np.ndarray, ' M']) -> float:
-    """Share among some latents of a, such as those that are not dead; NaN if there are none.
+    """Share among some latents of a, such as those that are not dead; NaN for an empty mask.
 
     Raises:
       SAEError: not a boolean for each latent.
@@ -85,10 +85,10 @@ class Stability:
   def share_above(self, cosines: Sequence[float]) -> Float64[np.ndarray, ' n']:
     """The share, for other minimum cosines."""
     return np.array(
-      [self._shared_above(check_number('cosines', c, -1, 1)).mean() for c in cosines], np.float64
+      [self._find_shared(check_number('cosines', c, -1, 1)).mean() for c in cosines], np.float64
     )
 
-  def _shared_above(self, cosine: float) -> Bool[np.ndarray, ' M']:
+  def _find_shared(self, cosine: float) -> Bool[np.ndarray, ' M']:
     return self.agree & (np.minimum(self.decoder, self.encoder) > cosine)
 
   def __str__(self) -> str:
