@@ -222,22 +222,23 @@ def measure_dark_matter(
       'a transcoder needs its targets', hint='DarkMatter().add(x, y_hat, kept, y=y) for each batch'
     )
   analysis = DarkMatter(n_blocks)
-  started: list[tuple] = []
   for batch in batches:
     if not isinstance(batch, Sequence) or len(batch) not in (2, 3):
       raise SAEError(f'a batch is a {type(batch).__name__}', hint='(x, kept) or (x, kept, tokens)')
-    x = jnp.asarray(batch[0])
-    started.append((x, *_reconstruct(sae, params, x), *batch[1:]))
-    if len(started) > 1:  # the next batch is computed while this one is added
-      _add(analysis, *started.pop(0))
-  for last in started:
-    _add(analysis, *last)
+    add_reconstructions(analysis, sae, params, *batch)
   return analysis.report()
 
 
-def _add(
-  analysis: DarkMatter, x: Array, x_hat: Array, l0: Array, kept: Any, tokens: Any = None
+def add_reconstructions(
+  analysis: DarkMatter,
+  sae: Architecture,
+  params: Params,
+  x: Vectors,
+  kept: Bool[np.ndarray | Array, 'B T'],
+  tokens: Int[np.ndarray | Array, 'B T'] | None = None,
 ) -> None:
+  """Adds contexts to the regressions of the error of an autoencoder; arguments as in `DarkMatter.add`."""
+  x_hat, l0 = _reconstruct(sae, params, jnp.asarray(x))
   analysis.add(x, x_hat, kept, tokens=tokens, covariates={'L0': l0})
 
 
