@@ -165,7 +165,7 @@ def plot_drift(drift: Drift, steps: Sequence[float] | None = None) -> CurveChart
 
   Args:
     drift: cosines at each checkpoint.
-    steps: training steps of the checkpoints; None for their numbers.
+    steps: training steps of the checkpoints, on a logarithmic axis if all are positive; None for their numbers.
   """
   return _quantile_chart(
     'Drift of decoder rows',
@@ -181,7 +181,7 @@ def plot_formation(formation: Formation, steps: Sequence[float] | None = None) -
 
   Args:
     formation: similarities at each checkpoint.
-    steps: training steps of the checkpoints; None for their numbers.
+    steps: training steps of the checkpoints, on a logarithmic axis if all are positive; None for their numbers.
   """
   return _quantile_chart(
     'Formation of features',
@@ -202,4 +202,4 @@ def _quantile_chart(
   at = [*range(len(values))] if steps is None else list(steps)
   found = {name: (at, np.quantile(values, q, axis=1)) for name, q in QUANTILES.items()}
   xlabel = 'checkpoint' if steps is None else 'training step'
-  return CurveChart(title, text, found, xlabel, ylabel)
+  return CurveChart(title, text, found, xlabel, ylabel, 'y' if min(at) > 0 else 'xy')
