@@ -37,7 +37,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
   found = steps.arrays('models', key, train_model)
   structure = jax.tree.structure(decoder.shapes(language.describe(settings), jnp.float32))
-  models = jax.tree.unflatten(structure, [found[str(n)] for n in range(structure.num_leaves)])
+  models = jax.tree.unflatten(structure, [found[str(n)] for n in range(len(found) - 1)])
   read = language.make_reader(settings)
   trained = steps.arrays(
     'dictionaries', key, lambda: dictionaries.train_dictionaries(settings, models, rows, read)

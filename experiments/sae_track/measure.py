@@ -38,8 +38,8 @@ def measure(
     model = jax.tree.map(lambda x, t=t: jnp.asarray(x[t]), models)
     own = {key: jnp.asarray(value[t]) for key, value in trained.items() if key != 'scale'}
     x = read(model, held_out).reshape(-1, settings.width) / np.float32(scale)
-    latents = np.asarray(sae.encode(own, jnp.asarray(x)))
-    error = x - np.asarray(sae.decode(own, latents))
+    f = sae.encode(own, jnp.asarray(x))
+    latents, error = np.asarray(f), x - np.asarray(sae.decode(own, f))
     fvus.append(float(np.square(error).sum() / np.square(x - x.mean(0)).sum()))
     losses.append(float(loss(language.describe(settings), model, jnp.asarray(held_out))))
     acts.append(x)

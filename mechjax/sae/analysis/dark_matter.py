@@ -48,8 +48,9 @@ from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.ops.sparse import Sparse
 
 Vectors = Float[np.ndarray | Array, 'B T D']
+Targets = Float[np.ndarray | Array, 'B T E']
 PerToken = Num[np.ndarray | Array, 'B T']
-Rows = Float64[np.ndarray, 'n D']
+Rows = Float64[np.ndarray, 'n _']
 NORM = '|x|'
 """Name of the length of the activation among the single numbers."""
 TOKEN = 'token mean'
@@ -79,10 +80,10 @@ class DarkMatter:
   def add(
     self,
     x: Vectors,
-    x_hat: Vectors,
+    x_hat: Targets,
     kept: Bool[np.ndarray | Array, 'B T'],
     *,
-    y: Vectors | None = None,
+    y: Targets | None = None,
     tokens: Int[np.ndarray | Array, 'B T'] | None = None,
     covariates: Mapping[str, PerToken] | None = None,
   ) -> None:

@@ -21,7 +21,7 @@ from tests.sae.evaluation.toy import (
 )
 
 SAE = ReLU(**SHAPE, sparsity=0.0)
-OWN = dictionary(SAE)
+OWN = {key: jnp.asarray(value) for key, value in dictionary(SAE).items()}
 RANDOM = np.random.default_rng(0)
 LINEAR = ErrorMap(
   *(jnp.asarray(RANDOM.standard_normal(shape), jnp.float32) for shape in ((D, D), D))
@@ -69,8 +69,8 @@ def test_every_loss_is_that_of_its_definition(limited):
 
 def test_a_map_that_is_the_whole_error_restores_the_model():
   """x_hat = b_dec if all latents are dead, so that e = x - b_dec."""
-  dead = OWN | {'b_enc': np.full_like(OWN['b_enc'], -1e9)}
-  exact = ErrorMap(jnp.eye(D), -jnp.asarray(OWN['b_dec']))
+  dead = OWN | {'b_enc': jnp.full_like(OWN['b_enc'], -1e9)}
+  exact = ErrorMap(jnp.eye(D), -OWN['b_dec'])
   report = MEASURE(model(), dead, exact, [next_tokens(*texts())])
   assert report.linear.value == pytest.approx(0, abs=1e-5)
   assert report.nonlinear.value == pytest.approx(report.spliced.value, abs=1e-5)

@@ -28,6 +28,7 @@ STEPS = (
   normal_equations_test.test_token_means_equal_the_means_of_the_other_blocks,
   prediction_test.test_every_fvu_is_that_of_its_definition_however_the_tokens_are_split,
   stability_test.test_planted_latents_are_shared_and_no_others,
+  stability_test.test_both_cosines_must_exceed_the_minimum,
   stability_test.test_pairs_of_seeds_give_a_mean_and_a_jackknife_error,
   tracking_test.test_drift_is_the_cosine_to_the_last_checkpoint_and_to_the_next,
   tracking_test.test_a_planted_feature_forms_at_the_checkpoint_where_it_is_planted,
@@ -39,6 +40,7 @@ def test_the_annotations_of_every_public_function_hold():
     for step in STEPS:
       step()
     normal_equations_test.test_fits_and_errors_equal_those_of_least_squares_on_the_data('scaled')
+    matching_test.test_a_copy_in_another_order_is_matched_exactly('jumprelu')
     matching_test.test_folding_does_not_depend_on_the_units_of_the_latents('jumprelu')
     dark_matter_test.test_a_dictionary_is_measured_as_its_reconstructions_are('jumprelu')
   assert calls.missing() == set()
