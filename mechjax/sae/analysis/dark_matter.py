@@ -113,7 +113,7 @@ class DarkMatter:
         hint='add(x, y_hat, kept, y=y)',
       )
     numbers = {name: select_numbers(name, value, mask) for name, value in named.items()}
-    numbers[NORM] = np.linalg.norm(read, axis=1)
+    numbers[NORM] = _lengths(read)[:, 0]
     ids = None if tokens is None else select_ids(tokens, mask)
     block = self._deal(mask)
     for n in range(self.n_blocks):

@@ -166,7 +166,7 @@ def assign(similarity: Float64[np.ndarray, 'M M']) -> Int64[np.ndarray, ' M']:
 def permute_latents(
   sae: Architecture, params: Params, permutation: Int[np.ndarray | Array, ' M']
 ) -> Params:
-  """Puts the latents of a dictionary into another order.
+  """Puts the latents of a dictionary into another order; the prefixes of a Matryoshka dictionary lose their meaning.
 
   Args:
     sae: the dictionary.

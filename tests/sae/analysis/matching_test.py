@@ -10,13 +10,16 @@ import pytest
 from mechjax.errors import SAEError
 from mechjax.sae import JumpReLU
 from mechjax.sae.analysis import (
+  ErrorMap,
   Matching,
   fold_thresholds,
   follow,
   match,
+  matching,
   permute_latents,
   rescale_latents,
 )
+from tests.precision_test import check_exact, products
 from tests.sae.analysis import planted
 
 M = planted.M
@@ -28,11 +31,11 @@ WITH_THRESHOLDS = ['gated', 'jumprelu', 'batch_topk', 'skip']
 def test_a_copy_in_another_order_is_matched_exactly(name):
   sae, a = planted.SAES[name], planted.dictionary(name)
   b = permute_latents(sae, a, ORDER)
-  matching = match(a, b)
-  np.testing.assert_array_equal(matching.permutation, np.argsort(ORDER))
-  assert matching.mse == 0
-  np.testing.assert_allclose([matching.encoder, matching.decoder], 1, rtol=1e-12)
-  restored = matching.align(sae, b)
+  found = match(a, b)
+  np.testing.assert_array_equal(found.permutation, np.argsort(ORDER))
+  assert found.mse == 0
+  np.testing.assert_allclose([found.encoder, found.decoder], 1, rtol=1e-12)
+  restored = found.align(sae, b)
   assert {*restored} == {*a}
   for key, value in a.items():
     np.testing.assert_array_equal(restored[key], value, err_msg=key)
@@ -50,13 +53,19 @@ def test_the_matching_is_the_best_of_all_permutations(parts):
     return np.mean([np.square(x - y[list(order)]) for x, y in map(rows.get, parts)])
 
   best = min(itertools.permutations(range(5)), key=distance)
-  matching = match(a, b, parts)
-  assert matching.permutation.tolist() == list(best)
-  assert matching.mse == pytest.approx(distance(best), rel=1e-12)
-  for part, found in (('encoder', matching.encoder), ('decoder', matching.decoder)):
+  result = match(a, b, parts)
+  assert result.permutation.tolist() == list(best)
+  assert result.mse == pytest.approx(distance(best), rel=1e-12)
+  for part, found in (('encoder', result.encoder), ('decoder', result.decoder)):
     x, y = rows[part][0], rows[part][1][list(best)]
     expected = (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_products_ask_for_all_digits():
+  rows = jnp.ones((3, 4))
+  check_exact(products(matching._multiply_rows, rows, rows))
+  check_exact(products(ErrorMap(jnp.ones((4, 2)), jnp.ones(2)), rows))
 
 
 # --- units of latents -----------------------------------------------------------------------------------
@@ -144,12 +153,12 @@ def test_paths_follow_the_partners_and_end_with_the_first_bad_step():
   lives = []
   for i in range(M):
     at, alive, life = i, True, 0
-    for n, matching in enumerate(matchings):
-      assert paths.decoder[n, i] == matching.decoder[at]
-      assert paths.encoder[n, i] == matching.encoder[at]
-      alive = alive and matching.decoder[at] >= 0.7
+    for n, step in enumerate(matchings):
+      assert paths.decoder[n, i] == step.decoder[at]
+      assert paths.encoder[n, i] == step.encoder[at]
+      alive = alive and step.decoder[at] >= 0.7
       life += alive
-      at = matching.permutation[at]
+      at = step.permutation[at]
       assert paths.latents[n + 1, i] == at
     lives.append(life)
   assert 0 < np.mean(np.array(lives) == 2) < 1
