@@ -36,7 +36,6 @@ def test_a_run_writes_its_files_and_resumes_from_them(text, tmp_path, monkeypatc
   }  # fmt: skip
   assert json.loads((tmp_path / 'out/sae_track.json').read_text()) == results
   assert results['steps'] == [0, 1, 12]
-  assert results['loss'][0] == pytest.approx(np.log(257), abs=1.0)
   assert results['loss'][-1] < results['loss'][0]
   assert results['drift'][-1] == pytest.approx(1)
   assert '| step | loss | FVU' in capsys.readouterr().out

@@ -113,15 +113,14 @@ class DarkMatter:
         hint='add(x, y_hat, kept, y=y)',
       )
     numbers = {name: select_numbers(name, value, mask) for name, value in named.items()}
-    numbers[NORM] = _lengths(read)[:, 0]
     ids = None if tokens is None else select_ids(tokens, mask)
     block = self._deal(mask)
     for n in range(self.n_blocks):
       at = block == n
-      self._add_block(n, read[at], target[at], made[at], {k: v[at] for k, v in numbers.items()})
-      if ids is not None:
-        assert self._from_tokens is not None
-        self._from_tokens.add(n, ids[at], _lengths(target[at] - made[at]))
+      if at.any():  # float64 of one block at a time stays in the cache
+        rows = [part[at].astype(np.float64) for part in (read, target, made)]
+        own = {name: value[at] for name, value in numbers.items()}
+        self._add_block(n, *rows, own, None if ids is None else ids[at])
 
   def report(self) -> DarkMatterReport:
     """R^2 of all regressions.
@@ -164,16 +163,23 @@ class DarkMatter:
     )
 
   def _add_block(
-    self, n: int, x: Rows, y: Rows, made: Rows, numbers: Mapping[str, Float64[np.ndarray, ' n']]
+    self,
+    n: int,
+    x: Rows,
+    y: Rows,
+    made: Rows,
+    numbers: dict[str, Float64[np.ndarray, ' n']],
+    ids: Int64[np.ndarray, ' n'] | None,
   ) -> None:
-    if not len(x):
-      return
     error = y - made
     lengths = _lengths(error)
     self._from_x.add(n, x, np.column_stack([error, lengths]))
     self._targets.add(n, np.zeros((len(y), 0)), y)
-    for name, value in numbers.items():
+    for name, value in (numbers | {NORM: _lengths(x)[:, 0]}).items():
       self._single[name].add(n, value[:, None], lengths)
+    if ids is not None:
+      assert self._from_tokens is not None
+      self._from_tokens.add(n, ids, lengths)
     self._errors[n] += lengths[:, 1].sum()
     self._largest = max(self._largest, float(lengths[:, 1].max()))
 

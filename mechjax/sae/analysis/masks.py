@@ -62,8 +62,8 @@ def check_tokens(
 
 def select_vectors(
   name: str, x: Float[np.ndarray | Array, 'B T D'], mask: Bool[np.ndarray, 'B T']
-) -> Float64[np.ndarray, 'n D']:
-  """Activations of the tokens that count, in float64.
+) -> Float[np.ndarray, 'n D']:
+  """Activations of the tokens that count, in their own dtype.
 
   Raises:
     SAEError: not floating-point, other tokens than the mask, NaN or infinity at a token that counts.
@@ -74,7 +74,7 @@ def select_vectors(
       f'{name} has shape {list(array.shape)}, the mask {list(mask.shape)}; expected [B, T, D] and [B, T]'
     )
   rows = array[mask]
-  return (check_floats(name, rows, 'n D') if len(rows) else rows).astype(np.float64)
+  return check_floats(name, rows, 'n D') if len(rows) else rows
 
 
 def select_numbers(

@@ -22,6 +22,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # imports scipy.linalg where it is first used
 from jaxtyping import Float, Float64
 
 from mechjax.errors import SAEError
@@ -84,8 +85,8 @@ class NormalEquations:
     np.subtract(x, self._centre[0], out=z[:, :-1])
     z[:, -1] = 1
     y = y - self._centre[1]
-    self._gram[block] += z.T @ z
-    self._cross[block] += z.T @ y
+    _add_square(self._gram[block], z)
+    _add_product(self._cross[block], z, y)
     self._squares[block] += np.einsum('ne,ne->e', y, y)
     self.counts[block] += len(x)
 
@@ -148,14 +149,15 @@ class NormalEquations:
 
   def _measure(self, block: int) -> tuple[np.ndarray, np.ndarray]:
     B = self._solve(block)
-    gram, cross = self._gram[block], self._cross[block]
+    gram, cross = _symmetrise(self._gram[block]), self._cross[block]
     explained = 2 * np.einsum('de,de->e', B, cross) - np.einsum('de,de->e', B, gram @ B)
     mean = self._without(self._cross[:, -1], block) / (self.counts.sum() - self.counts[block])
     return (self._squares[block] - explained).clip(0), self._about(mean)[block]
 
   def _solve(self, without: int | None) -> Float64[np.ndarray, 'D1 E']:
     """Coefficients for inputs [x - c; 1] and targets y - c."""
-    gram, cross = self._without(self._gram, without), self._without(self._cross, without)
+    gram = _symmetrise(self._without(self._gram, without))
+    cross = self._without(self._cross, without)
     n = gram[-1, -1]
     mean_x, mean_y = gram[-1, :-1] / n, cross[-1] / n
     covariance = gram[:-1, :-1] - n * np.outer(mean_x, mean_x)
@@ -170,3 +172,20 @@ class NormalEquations:
 
   def _without(self, sums: np.ndarray, block: int | None) -> np.ndarray:
     return sums.sum(0) if block is None else np.delete(sums, block, 0).sum(0)
+
+
+def _add_square(total: np.ndarray, z: np.ndarray) -> None:
+  """Adds z^T z to the lower triangle of `total`, in place: half the operations, and no array in between."""
+  found = scipy.linalg.blas.dsyrk(1.0, z.T, beta=1.0, c=total.T, overwrite_c=1)
+  assert np.may_share_memory(found, total)
+
+
+def _add_product(total: np.ndarray, z: np.ndarray, y: np.ndarray) -> None:
+  """Adds z^T y to `total` in place."""
+  found = scipy.linalg.blas.dgemm(1.0, y.T, z.T, beta=1.0, c=total.T, trans_b=1, overwrite_c=1)
+  assert np.may_share_memory(found, total)
+
+
+def _symmetrise(lower: np.ndarray) -> np.ndarray:
+  """The symmetric matrix with this lower triangle."""
+  return np.tril(lower) + np.tril(lower, -1).T

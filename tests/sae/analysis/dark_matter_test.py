@@ -164,7 +164,7 @@ def test_masks_leave_out_the_first_tokens_and_the_long_ones():
   x = np.ones((2, 5, 1), np.float32)
   x[0, 3] = 9
   kept = np.array([[True] * 5, [False, True, True, False, True]])
-  found = mask_tokens(x, kept, first=1, limit=8)
+  found = mask_tokens(x, kept, first=1, limit=8.0)
   np.testing.assert_array_equal(found, [[0, 1, 1, 0, 1], [0, 0, 1, 0, 1]])
   np.testing.assert_array_equal(mask_tokens(x, kept), kept)
 
