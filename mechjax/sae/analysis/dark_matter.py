@@ -118,9 +118,9 @@ class DarkMatter:
     for n in range(self.n_blocks):
       at = block == n
       if at.any():  # float64 of one block at a time stays in the cache
-        rows = [part[at].astype(np.float64) for part in (read, target, made)]
+        own_x, own_y, own_made = (part[at].astype(np.float64) for part in (read, target, made))
         own = {name: value[at] for name, value in numbers.items()}
-        self._add_block(n, *rows, own, None if ids is None else ids[at])
+        self._add_block(n, own_x, own_y, own_made, own, None if ids is None else ids[at])
 
   def report(self) -> DarkMatterReport:
     """R^2 of all regressions.
