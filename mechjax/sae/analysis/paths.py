@@ -46,7 +46,7 @@ class LatentPaths:
     Raises:
       SAEError: not a cosine.
     """
-    good = self.decoder >= check_number('min_cosine', min_cosine, -1, 1)
+    good = self.decoder >= check_number('min_cosine', min_cosine, -1.0, 1.0)
     return np.cumprod(good, axis=0, dtype=np.int64).sum(0)
 
   def survival(self, min_cosine: float) -> Float64[np.ndarray, ' L']:

@@ -97,8 +97,8 @@ def find_rare_latents(
       encoder columns whose mean is zero.
   """
   enc, dec = check_dictionary('the dictionary', params)
-  check_number('max_density', max_density, 0, 1)
-  check_number('min_cosine', min_cosine, -1, 1)
+  check_number('max_density', max_density, 0.0, 1.0)
+  check_number('min_cosine', min_cosine, -1.0, 1.0)
   found = as_host('density', density, SAEError)
   if found.shape != (len(enc),) or not ((found >= 0) & (found <= 1)).all():
     raise SAEError(

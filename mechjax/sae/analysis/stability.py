@@ -85,7 +85,7 @@ class Stability:
   def share_above(self, cosines: Sequence[float]) -> Float64[np.ndarray, ' n']:
     """The share, for other minimum cosines."""
     return np.array(
-      [self._find_shared(check_number('cosines', c, -1, 1)).mean() for c in cosines], np.float64
+      [self._find_shared(check_number('cosines', c, -1.0, 1.0)).mean() for c in cosines], np.float64
     )
 
   def _find_shared(self, cosine: float) -> Bool[np.ndarray, ' M']:
@@ -153,7 +153,7 @@ def measure_stability(
     SAEError: dictionaries of two shapes, parameters that are not finite, latents without a direction, or a minimum
       that is not a cosine.
   """
-  check_number('min_cosine', min_cosine, -1, 1)
+  check_number('min_cosine', min_cosine, -1.0, 1.0)
   first, second = check_dictionary('a', a), check_dictionary('b', b)
   check_same_shape(a, b)
   cosines = [multiply_rows(unit_rows(x), unit_rows(y)) for x, y in zip(first, second)]
