@@ -54,7 +54,7 @@ SAES = {
   'annealed relu': ReLU(**SHAPE, sparsity=0.4, annealing=ANNEALING),
   'annealed gated': Gated(**SHAPE, sparsity=0.8, annealing=ANNEALING),
   'feature choice': FeatureChoice(**SHAPE, k=2),
-  'jumprelu with a target': TargetedJumpReLU(**SHAPE, l0=2, sparsity=0.03, bandwidth=0.05),
+  'jumprelu with a target': TargetedJumpReLU(**SHAPE, l0=1.8, sparsity=0.1, bandwidth=0.2),
   'matryoshka': TopK(**SHAPE, k=2, prefixes=(N, M)),
   'transcoder': ReLU(**OTHER, sparsity=0.4),
   'skip transcoder': TopK(**OTHER, k=2, skip=True),
