@@ -35,7 +35,7 @@ resets the counters of the resampled latents only. On several devices TopK is co
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -104,7 +104,7 @@ class Metrics:
   Attributes:
     ensembles: by name of the ensemble, then by name of the metric, [N]: 'loss' and its parts, 'l0' (active latents per
       token), 'fvu' (squared error over squared distance from the batch mean), 'dead' (fraction of latents),
-      'grad_norm'; for cross-layer transcoders also 'fvu_by_layer', [N, L].
+      'grad_norm'; for cross-layer transcoders also 'fvu_by_layer', [N, L], and for crosscoders 'fvu_by_part', [N, P].
     rate: the learning rate of this step, before the factor of resampling.
     ok: as in the state.
   """
@@ -250,6 +250,8 @@ class Trainer:
       }
       if isinstance(sae, CrossLayer):
         metrics['fvu_by_layer'] = _fvu_by_layer(output.error, target)
+      if sae.is_crosscoder:
+        metrics['fvu_by_part'] = _fvu_by_part(output.error, target, sae.parts)
       return _BatchResult(
         grads, {name: observed[name] for name in sae.OBSERVED}, tokens_since_fired, metrics
       )
@@ -277,7 +279,7 @@ class Trainer:
       update = self._optimiser_of(ensemble).update
       updates, optimiser = update(result.grads, member.optimiser, member.params)
       params = jax.tree.map(lambda p, u: p - rate * own * u, member.params, updates)
-      params = (unit_rows.normalise(params) if ensemble.sae.UNIT_ROWS else params) | result.observed
+      params = (unit_rows.normalise(params) if ensemble.sae.has_unit_rows else params) | result.observed
       return Members(params, optimiser, result.tokens_since_fired, member.resampled_at)
 
     after = jax.vmap(one)(members, result)
@@ -319,7 +321,7 @@ class Trainer:
     return hparams
 
   def _optimiser_of(self, ensemble: Ensemble) -> optax.GradientTransformation:
-    return self._optimisers[ensemble.sae.UNIT_ROWS]
+    return self._optimisers[ensemble.sae.has_unit_rows]
 
   def _state_shardings(self, whole: NamedSharding) -> Any:
     shapes = jax.eval_shape(self._begin, {})
@@ -337,6 +339,8 @@ class Trainer:
 
 def _inputs(ensemble: Ensemble, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
   """Input of an ensemble, and the target if it differs from the input; [B, L, D] if there are several layers."""
+  if ensemble.sae.is_crosscoder:
+    return _join_parts(ensemble, [batch[site] for site in ensemble.input_sites]), None
 
   def of(sites: str | tuple[str, ...]) -> jax.Array:
     return batch[sites] if isinstance(sites, str) else jnp.stack([batch[s] for s in sites], 1)
@@ -344,11 +348,24 @@ def _inputs(ensemble: Ensemble, batch: Batch) -> tuple[jax.Array, jax.Array | No
   return of(ensemble.reads), of(ensemble.writes) if ensemble.writes else None
 
 
+def _join_parts(ensemble: Ensemble, parts: Sequence[jax.Array]) -> jax.Array:
+  """Activations of the sites of a crosscoder side by side, [B, D]."""
+  found = tuple(x.shape[-1] for x in parts)
+  if found != ensemble.sae.parts:
+    raise SAEError(
+      f'activations of widths {found} for a crosscoder with parts={ensemble.sae.parts}',
+      where=f'sites {ensemble.input_sites}',
+    )
+  return jnp.concatenate(parts, -1)
+
+
 def _centre(ensemble: Ensemble, centres: Mapping[str, jax.Array]) -> jax.Array | None:
   """Initial b_dec of an ensemble, [E] or [L, E]; None if a site has none."""
   found = [centres[site] for site in ensemble.target_sites if site in centres]
   if len(found) < len(ensemble.target_sites):
     return None
+  if ensemble.sae.is_crosscoder:
+    return _join_parts(ensemble, found)
   return jnp.stack(found) if isinstance(ensemble.sae, CrossLayer) else found[0]
 
 
@@ -356,6 +373,14 @@ def _fvu_by_layer(error: jax.Array, target: jax.Array) -> jax.Array:
   """FVU of each layer, [L], from errors and targets [B, L, E]."""
   scatter = jnp.sum(jnp.square(target - jnp.mean(target, 0)), (0, 2))
   return jnp.sum(jnp.square(error), (0, 2)) / scatter
+
+
+def _fvu_by_part(error: jax.Array, target: jax.Array, parts: tuple[int, ...]) -> jax.Array:
+  """FVU of each part of a crosscoder, [P], from errors and targets [B, D]."""
+  cuts = [sum(parts[:n]) for n in range(1, len(parts))]
+  spread = target - jnp.mean(target, 0)
+  pairs = zip(jnp.split(error, cuts, 1), jnp.split(spread, cuts, 1))
+  return jnp.stack([mean_squared_norm(e) / mean_squared_norm(s) for e, s in pairs])
 
 
 def _norm(grads: Params) -> jax.Array:
