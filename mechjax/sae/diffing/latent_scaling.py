@@ -117,7 +117,7 @@ def scale_latents(
   tokens = 0
   for x in batches:
     _check_batch(sae, x)
-    found = _sums(sae, own, bias, params, jnp.asarray(x), jnp.asarray(chosen))
+    found = _sums(sae, own, bias, params, jnp.asarray(x), jnp.asarray(chosen, jnp.int32))
     new = {name: np.asarray(value, np.float64) for name, value in found.items()}
     totals = new if totals is None else {name: totals[name] + new[name] for name in new}
     tokens += len(x)

@@ -101,6 +101,7 @@ def train(
   loop: LoopSettings,
   report: Callable[[TrainingReport], None],
   dump: Path,
+  begin: Callable[[], State] | None = None,
 ) -> TrainingResult:
   """Trains to the last step, from the newest checkpoint of an earlier call.
 
@@ -112,11 +113,15 @@ def train(
     loop: intervals of reports and checkpoints.
     report: function that is called with each report.
     dump: directory for the batch and the state that lead to a non-finite number.
+    begin: function that returns the first state, such as that of a fine-tuning; None for new dictionaries.
 
   Raises:
     SAEError: a number is not finite, or a checkpoint cannot be read.
   """
-  state = checkpoints.restore(shapes(trainer)) if checkpoints.steps else trainer.init(centres)
+  if checkpoints.steps:
+    state = checkpoints.restore(shapes(trainer))
+  else:
+    state = begin() if begin else trainer.init(centres)
   done, steps = int(state.step), trainer.optimisation.steps
   alone = jax.process_count() == 1
   pending, stop = _Pending(dump), False

@@ -35,9 +35,9 @@ resets the counters of the resampled latents only. On several devices TopK is co
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +45,10 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mechjax import watching
 from mechjax.errors import SAEError
-from mechjax.sae.architectures import CrossLayer, Params
-from mechjax.sae.architectures.base import HParams, mean_squared_norm
+from mechjax.sae.architectures import Architecture, CrossLayer, Params
+from mechjax.sae.architectures.base import HParams, LossOutput, mean_squared_norm
 from mechjax.sae.dead_latents import counters
 from mechjax.sae.dead_latents.resampling import Resampling, reset_optimiser
 from mechjax.sae.ops import unit_rows
@@ -57,6 +58,7 @@ from mechjax.sae.training.ensembles import Ensemble
 from mechjax.sae.training.optimisation import Optimisation
 
 Batch = Mapping[str, jax.Array]
+"""Activations by site, [B, D]; with an `Objective` the arrays that it reads."""
 NEVER = -(2**30)
 
 
@@ -114,6 +116,40 @@ class Metrics:
   ok: jax.Array
 
 
+class Objective(Protocol):
+  """A loss other than the dictionary's own, which may need a model; `end_to_end` has one."""
+
+  @property
+  def keys(self) -> tuple[str, ...]:
+    """Names of the arrays of a batch."""
+
+  @property
+  def arrays(self) -> Any:
+    """Arrays that do not change, passed to every step."""
+
+  @property
+  def functions(self) -> tuple[Callable, ...]:
+    """Functions of the user that it calls; a step is compiled again when they have changed."""
+
+  def check(self, ensembles: Mapping[str, Ensemble]) -> None:
+    """Raises SAEError if ensembles cannot be trained by it."""
+
+  def observe(self, arrays: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any]:
+    """Activations by site, [B, D], and anything that `loss` needs; computed once for all dictionaries."""
+
+  def loss(
+    self,
+    sae: Architecture,
+    observed: Any,
+    params: Params,
+    x: jax.Array,
+    y: jax.Array | None,
+    hparams: HParams,
+    dead: jax.Array,
+  ) -> tuple[jax.Array, LossOutput]:
+    """The loss of a dictionary; arguments as in `Architecture.loss`."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _BatchResult:
@@ -134,13 +170,19 @@ class Trainer:
     mesh: the devices, with axes `data` and `model`.
     shardings: a `State` of shardings.
     batch_sharding: sharding of each array of a batch, [B, D].
+    objective: the loss; None for the dictionaries' own.
 
   Raises:
-    SAEError: the ensembles have no names; the mesh does not divide a width, or has other axes.
+    SAEError: the ensembles have no names; the mesh does not divide a width, or has other axes; the objective does not
+      fit an ensemble.
   """
 
   def __init__(
-    self, ensembles: Mapping[str, Ensemble], optimisation: Optimisation, mesh: Mesh | None = None
+    self,
+    ensembles: Mapping[str, Ensemble],
+    optimisation: Optimisation,
+    mesh: Mesh | None = None,
+    objective: Objective | None = None,
   ):
     if not (
       isinstance(ensembles, Mapping) and all(isinstance(e, Ensemble) for e in ensembles.values())
@@ -154,15 +196,23 @@ class Trainer:
     self.optimisation = optimisation
     self.batch_sharding = placement.batch_sharding(self.mesh)
     self._optimisers = {unit: optimisation.optimiser(unit) for unit in (True, False)}
+    self.objective = objective
     self._sites = {s for e in ensembles.values() for s in (*e.input_sites, *e.target_sites)}
+    if objective is not None:
+      objective.check(self.ensembles)
+      self._sites = {*objective.keys}
     whole = NamedSharding(self.mesh, PartitionSpec())
     self.shardings = self._state_shardings(whole)
     self._jitted_begin = jax.jit(self._begin, out_shardings=self.shardings)
-    self._jitted_step = jax.jit(
-      self._step,
-      in_shardings=(self.shardings, self.batch_sharding),
-      out_shardings=(self.shardings, whole),
-      donate_argnums=0,
+    options: dict[str, Any] = {
+      'in_shardings': (self.shardings, self.batch_sharding, whole),
+      'out_shardings': (self.shardings, whole),
+      'donate_argnums': 0,
+    }
+    self._jitted_step = (
+      jax.jit(self._step, **options)
+      if objective is None
+      else watching.jit(self._step, *objective.functions, **options)
     )
 
   def init(self, centres: Mapping[str, jax.Array] | None = None) -> State:
@@ -184,7 +234,8 @@ class Trainer:
       SAEError: the batch lacks a site, or does not fit its dictionary or the mesh.
     """
     placement.check_batch(batch, self._sites, self.mesh)
-    return self._jitted_step(state, {site: batch[site] for site in sorted(self._sites)})
+    arrays = self.objective.arrays if self.objective else ()
+    return self._jitted_step(state, {site: batch[site] for site in sorted(self._sites)}, arrays)
 
   # --- compiled functions ---------------------------------------------------------------------------------
 
@@ -204,9 +255,12 @@ class Trainer:
       step, ok, bad_step, {name: members(ensemble) for name, ensemble in self.ensembles.items()}
     )
 
-  def _step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+  def _step(self, state: State, batch: Batch, arrays: Any) -> tuple[State, Metrics]:
+    observed = None
+    if self.objective is not None:
+      batch, observed = self.objective.observe(arrays, batch)
     results = {
-      name: self._evaluate(ensemble, state.ensembles[name], state.step, batch)
+      name: self._evaluate(ensemble, state.ensembles[name], state.step, batch, observed)
       for name, ensemble in self.ensembles.items()
     }
     metrics = {name: one.metrics for name, one in results.items()}
@@ -225,16 +279,17 @@ class Trainer:
     return State(step, ok, bad_step, ensembles), Metrics(metrics, rate, ok)
 
   def _evaluate(
-    self, ensemble: Ensemble, members: Members, step: jax.Array, batch: Batch
+    self, ensemble: Ensemble, members: Members, step: jax.Array, batch: Batch, observed: Any
   ) -> _BatchResult:
     """Gradients and metrics of every member, computed sequentially."""
     sae, (x, y) = ensemble.sae, _inputs(ensemble, batch)
     target = x if y is None else y
     variance = mean_squared_norm(target - jnp.mean(target, 0))
+    own = sae.loss if self.objective is None else partial(self.objective.loss, sae, observed)
 
     def one(member: tuple[Params, jax.Array, HParams]) -> _BatchResult:
       params, tokens_since_fired, hparams = member
-      loss = jax.value_and_grad(sae.loss, has_aux=True)
+      loss = jax.value_and_grad(own, has_aux=True)
       (total, output), grads = loss(
         params, x, y, hparams, tokens_since_fired >= ensemble.after_tokens
       )
