@@ -1,4 +1,4 @@
-"""End-to-end fine-tuning against spliced models that are written out, on the model of two layers of `evaluation.toy`."""
+"""End-to-end fine-tuning against spliced models that are written out, on the two layers of `evaluation.toy`."""
 
 import dataclasses
 import functools
@@ -151,7 +151,9 @@ def test_without_layers_above_the_divergence_is_that_through_the_unembedding():
   x = np.asarray(toy.by_hand(p, np.asarray(data['tokens']))[1][LAST], np.float64)
   x_hat = SCALE * np.asarray(SAE.reconstruct(dictionary(), jnp.asarray(x / SCALE, jnp.float32)))
   kept = np.asarray(data['kept'])
-  log_p, log_q = (v - np.log(np.exp(v).sum(-1, keepdims=True)) for v in (x @ p['unembed'], x_hat @ p['unembed']))
+  log_p, log_q = (
+    v - np.log(np.exp(v).sum(-1, keepdims=True)) for v in (x @ p['unembed'], x_hat @ p['unembed'])
+  )
   expected = (np.exp(log_p) * (log_p - log_q)).sum(-1)[kept].mean()
   np.testing.assert_allclose(parts['kl'], expected, rtol=1e-4)
 
@@ -222,7 +224,9 @@ def trainer(**settings):
     'relu': Ensemble(sae=SAE, reads=SITE, seeds=(0, 1), hparams={'sparsity': (0.0, 0.1)}),
     'batch': Ensemble(sae=BatchTopK(d_in=toy.D, width=toy.M, k=3), reads=SITE),
   }
-  optimisation = Optimisation(steps=30, learning_rate=1e-2, warm_up_steps=0, sparsity_warm_up_steps=0)
+  optimisation = Optimisation(
+    steps=30, learning_rate=1e-2, warm_up_steps=0, sparsity_warm_up_steps=0
+  )
   return Trainer(ensembles, optimisation, objective=objective(mse=0.1, later=(LAST,), **settings))
 
 
@@ -273,7 +277,9 @@ def test_a_training_begins_with_finished_dictionaries_and_a_new_optimiser():
   for name, own in begun.ensembles.items():
     jax.tree.map(np.testing.assert_array_equal, own.params, before.ensembles[name].params)
     jax.tree.map(np.testing.assert_array_equal, own.optimiser, fresh.ensembles[name].optimiser)
-  assert not np.array_equal(begun.ensembles['relu'].params['W_enc'], fresh.ensembles['relu'].params['W_enc'])
+  assert not np.array_equal(
+    begun.ensembles['relu'].params['W_enc'], fresh.ensembles['relu'].params['W_enc']
+  )
   with pytest.raises(SAEError, match='begins with'):
     restart(one, {'other': state.ensembles['relu']})
   with pytest.raises(SAEError, match='another architecture or width'):
@@ -340,16 +346,20 @@ def test_a_transcoder_reads_before_it_writes():
   one = EndToEnd(toy.forward, params, 'mlp_out.0', scales, reads='mlp_norm.0')
   sae = ReLU(d_in=toy.D, d_out=toy.D, width=toy.M, sparsity=0.0)
   ensemble = Ensemble(sae=sae, reads='mlp_norm.0', writes='mlp_out.0')
-  state, metrics = (t := Trainer({'a': ensemble}, Optimisation(steps=9), objective=one)).step(t.init(), batch())
+  state, metrics = (t := Trainer({'a': ensemble}, Optimisation(steps=9), objective=one)).step(
+    t.init(), batch()
+  )
   assert bool(state.ok)
   assert metrics.ensembles['a']['kl'] > 0
-  with pytest.raises(SAEError, match='reads mlp_norm.1, which is after mlp_out.0'):
+  with pytest.raises(SAEError, match=r'reads mlp_norm\.1, which is after mlp_out.0'):
     EndToEnd(toy.forward, params, 'mlp_out.0', scales, reads='mlp_norm.1')
 
 
 def test_dictionaries_of_other_sites_are_errors():
   optimisation = Optimisation(steps=9)
-  with pytest.raises(SAEError, match="reads 'mlp_out.0' and writes None, and the objective is for 'resid_post.0'"):
+  with pytest.raises(
+    SAEError, match=r"reads 'mlp_out\.0' and writes None, and the objective is for 'resid_post\.0'"
+  ):
     Trainer({'a': Ensemble(sae=SAE, reads='mlp_out.0')}, optimisation, objective=objective())
   parts = dataclasses.replace(SAE, d_in=2 * toy.D, parts=(toy.D, toy.D))
   clt = CrossLayerTopK(n_layers=2, d_in=toy.D, d_out=toy.D, width=toy.M, k=2)

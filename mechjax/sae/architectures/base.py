@@ -39,7 +39,8 @@ decoder of a crosscoder have no fixed length: where activations are ranked or pe
 over parts of the lengths of their directions (`weigh`), so that scaling a latent up and its directions down changes
 nothing. With one part, parts=(D,), it is an autoencoder, and trained as one.
 
-Letters in shapes: B tokens, D width of x, E width of the target (D unless `d_out`), M latents, A active latents, P parts.
+Letters in shapes: B tokens, D width of x, E width of the target (D unless `d_out`), M latents, A active latents, P
+parts.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
 
 `ensembles` defines the dictionaries that train together, `optimisation` the update rule, `step` the pure function that
 is compiled, `end_to_end` a loss that runs a model on the reconstructions, `restarting` trainings of dictionaries that
-are trained already, `token_batches` the input of the two, `placement` the sharding of its arrays on a mesh, `loop` the loop around it, `feeding` the input of
-batches, `checkpoints` saving and resuming, `stopping` the handling of signals, `journal` the logs, `speed` the maximum
-speed.
+are trained already, `placement` the sharding of arrays on a mesh, `loop` the loop around it, `feeding` the input of
+batches and `token_batches` that of batches of tokens, `checkpoints` saving and resuming, `stopping` the handling of
+signals, `journal` the logs, `speed` the maximum speed.
 """
 
 from mechjax.sae.training.checkpoints import Checkpoints

@@ -27,9 +27,9 @@ its scale, keep x, because no dictionary is trained on them. The KL is averaged 
 a later site's error over those that are reconstructed. In the batch of the dictionary the others are replaced by
 further copies of reconstructed tokens, as in `feeding`, so that it has one size.
 
-Sharp edges. KL alone lets x_hat move away from x: the metric 'fvu' is always reported beside 'kl'. The parts of the loss
-include their weights. Decoder rows keep unit length as in any training. A loss with mse > 0 has the units of the
-activations: with a site of long activations, begin with a weight near kl over the error that is reported for mse=1.
+Sharp edges. KL alone lets x_hat move away from x: the metric 'fvu' is always reported beside 'kl'. The parts of the
+loss include their weights. Decoder rows keep unit length as in any training. The error at later sites has the units of
+the activations: with long ones, begin with a weight near kl over the error that is reported for mse=1.
 """
 
 from __future__ import annotations
@@ -100,13 +100,13 @@ class EndToEnd:
     kl: weight of the KL divergence.
     mse: weight of the error at later sites.
     reconstruction: weight of the dictionary's own reconstruction loss, of scaled activations.
-    forward_from: (params, tokens, residual, start, at, mask=None) -> logits of a pass that begins at layer `start`; None
-      to run `forward` with the site replaced.
+    forward_from: (params, tokens, residual, start, at, mask=None) -> logits of a pass that begins at layer `start`;
+      None to run `forward` with the site replaced.
     masked: whether batches have a mask of padding.
 
   Raises:
-    SAEError: weights that are negative, not finite or all 0; later sites without a weight or the reverse; a site without
-      a scale; later sites that are not after the site; a site after which nothing is left.
+    SAEError: weights that are negative, not finite or all 0; later sites without a weight or the reverse; a site
+      without a scale; later sites that are not after the site; a site after which nothing is left.
     SiteError: a site that the model does not have.
   """
 
@@ -186,7 +186,9 @@ class EndToEnd:
     for site, x_BxTxD in x.items():
       spliced &= jnp.linalg.norm(x_BxTxD, axis=-1) <= self.scales[site].limit
     filled = _fill(spliced.reshape(-1))
-    defined = jnp.where(spliced.any(), 1.0, jnp.nan)  # without any token to train on, the training stops
+    defined = jnp.where(
+      spliced.any(), 1.0, jnp.nan
+    )  # without any token to train on, the training stops
     acts = {
       site: x_BxTxD.reshape(-1, x_BxTxD.shape[-1])[filled]
       / (defined * self.scales[site].scale).astype(x_BxTxD.dtype)
@@ -278,7 +280,9 @@ class EndToEnd:
         sites.select(str(site), listed)  # raises with the nearest names
     site = sites.parse(self.site)
     if site.name == 'logits':
-      raise SAEError('nothing of the model is left after logits', hint='a site before, such as final_norm')
+      raise SAEError(
+        'nothing of the model is left after logits', hint='a site before, such as final_norm'
+      )
     unused = self._resumes_at_site and site.layer == 0 and site.name == 'resid_pre'
     if self.forward_from is not None and (not isinstance(site.layer, int) or unused):
       raise SAEError(

@@ -2,8 +2,8 @@
 
     state = restart(trainer, finished.ensembles)
 
-Parameters and the counters of dead latents are taken over; the optimiser, its schedules and the number of the step begin
-anew, because the new training has its own.
+Parameters and the counters of dead latents are taken over; the optimiser, its schedules and the number of the step
+begin anew, because the new training has its own.
 """
 
 from __future__ import annotations

@@ -334,7 +334,9 @@ class Trainer:
       update = self._optimiser_of(ensemble).update
       updates, optimiser = update(result.grads, member.optimiser, member.params)
       params = jax.tree.map(lambda p, u: p - rate * own * u, member.params, updates)
-      params = (unit_rows.normalise(params) if ensemble.sae.has_unit_rows else params) | result.observed
+      params = (
+        unit_rows.normalise(params) if ensemble.sae.has_unit_rows else params
+      ) | result.observed
       return Members(params, optimiser, result.tokens_since_fired, member.resampled_at)
 
     after = jax.vmap(one)(members, result)

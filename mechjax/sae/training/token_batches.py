@@ -42,7 +42,8 @@ def feed_tokens(
   per_epoch = len(contexts) // rows if rows >= 1 else 0
   if not per_epoch:
     raise SAEError(
-      f'{len(contexts)} contexts do not fill a batch of {rows}', hint='more text, or smaller batches'
+      f'{len(contexts)} contexts do not fill a batch of {rows}',
+      hint='more text, or smaller batches',
     )
 
   def send() -> Iterator[PositionedBatch]:
