@@ -13,6 +13,7 @@ of a batch are in memory three times: 1.2 GB for 2,048 tokens of a vocabulary of
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def find_objective(
   pair = _only(pairs)
   later = sites.select(own.later, model.sites()) if own.later else []
   site = pair.writes or pair.reads
+  above = model.forward_from
   inside = sites.parse(site).path and str(sites.parse(site)) != 'resid_pre.0'
   return training.EndToEnd(
     model.apply,
@@ -69,7 +71,7 @@ def find_objective(
     kl=own.kl,
     mse=own.mse,
     reconstruction=own.reconstruction,
-    forward_from=model.forward_from if inside else None,
+    forward_from=functools.partial(above, unroll=True) if above and inside else None,
   )
 
 

@@ -183,7 +183,8 @@ def test_a_pass_that_begins_at_the_site_gives_the_same_loss(family, site):
   later = {'resid_post.0': ('mlp_out.1', LAST), 'mlp_out.0': (LAST,)}.get(site, ())
   data = {'tokens': jnp.asarray(decoders.TOKENS), 'kept': jnp.arange(9) > jnp.array([[0], [1]])}
   results = []
-  for forward_from in (None, model.forward_from):
+  assert model.forward_from is not None
+  for forward_from in (None, functools.partial(model.forward_from, unroll=True)):
     one = EndToEnd(
       model.apply, params, site, {site: Scale(2.0, np.zeros(config.d_model, np.float32))},
       later=later, mse=0.5 if later else 0.0, forward_from=forward_from,
@@ -337,7 +338,7 @@ def test_sites_that_the_model_does_not_have_are_errors():
   with pytest.raises(SiteError, match='resid_post'):
     objective('resid_post.7')
   with pytest.raises(SAEError, match='function'):
-    EndToEnd(None, {}, SITE, {SITE: scale()})
+    EndToEnd(4, {}, SITE, {SITE: scale()})  # type: ignore[arg-type]
 
 
 def test_a_transcoder_reads_before_it_writes():

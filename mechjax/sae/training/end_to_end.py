@@ -12,15 +12,16 @@ It is meant for a few million tokens on a FINISHED dictionary (Karvonen 2025, ar
 several passes through the model a step, and latents die. It is a setting of the `Trainer`, so states, checkpoints and
 the loop are those of any training; batches are tokens:
 
-    objective = EndToEnd(model.apply, model.params, 'resid_post.15', scales, kl=1.0, forward_from=model.forward_from)
+    above = functools.partial(model.forward_from, unroll=True)
+    objective = EndToEnd(model.apply, model.params, 'resid_post.15', scales, kl=1.0, forward_from=above)
     trainer = Trainer({'topk': Ensemble(sae=sae, reads='resid_post.15')}, Optimisation(steps=500), objective=objective)
     state = restart(trainer, trained.ensembles)
     train(trainer, lambda position: feed_tokens(contexts, ..., position=position), ...)
 
 A step runs the model once unchanged, which gives the activations and what they should lead to, and then, for each
 dictionary, the layers above the site once forward and once backward. `forward_from` is a function that begins a pass at
-a layer (`patching.engine` has its signature); without it the whole pass is run with the site replaced, and a compiler
-removes the layers below if they are unrolled.
+a layer (`patching.engine` has its signature), with unrolled layers if later sites are read; without it the whole pass
+is run with the site replaced, and a compiler removes the layers below if they are unrolled.
 
 Tokens. `kept` is False at padding and special tokens. These, and tokens whose activation is longer than the limit of
 its scale, keep x, because no dictionary is trained on them. The KL is averaged over `kept` tokens, long ones included;
