@@ -352,7 +352,7 @@ def test_a_transcoder_reads_before_it_writes():
   )
   assert bool(state.ok)
   assert metrics.ensembles['a']['kl'] > 0
-  with pytest.raises(SAEError, match=r'reads mlp_norm\.1, which is after mlp_out.0'):
+  with pytest.raises(SAEError, match=r'read mlp_norm\.1, which is after mlp_out.0'):
     EndToEnd(toy.forward, params, 'mlp_out.0', scales, reads='mlp_norm.1')
 
 
