@@ -4,12 +4,12 @@ Both models run in one function, whose sows have the names of the sites with the
 everything that reads sites of one model reads those of two:
 
     forward = join_forwards([base.truncate_at(read), chat.truncate_at(read)], ['resid_post.15'])
-    harvest.reap(forward, sites='*')((base.params, chat.params), tokens)
-    # 'model_resid_post.15' and 'other_model_resid_post.15'
+    both = ['model_resid_post.15', 'other_model_resid_post.15']
+    harvest.reap(forward, sites=both)((base.params, chat.params), tokens)
 
 An id must be the same text for both, so models with other tokenizers are refused.
 
-Sharp edge: the ids of texts are those of the first model's tokenizer. The two differ in special tokens that they begin
+Sharp edges: sows of the models under their own names occur twice, and cannot be read. The ids of texts are those of the first model's tokenizer. The two differ in special tokens that they begin
 and end texts with, as a base and a chat model do; contexts have those of the first.
 """
 

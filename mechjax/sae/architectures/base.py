@@ -454,7 +454,7 @@ class Architecture(abc.ABC):
       fixed, reconstruction = lax.stop_gradient((error, parts['reconstruction']))
 
       def revive() -> jax.Array:
-        ranked, W_dec = self._ranked(params, z())
+        ranked, W_dec = self._rank(params, z())
         return aux_loss.loss(dead, ranked, W_dec, fixed, reconstruction, self.matmuls)
 
       aux = lax.cond(dead.any(), revive, lambda: aux)
@@ -462,7 +462,7 @@ class Architecture(abc.ABC):
     total = sum(parts.values(), jnp.zeros((), error.dtype))
     return total, LossOutput(parts, latents, error)
 
-  def _ranked(self, params: Params, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def _rank(self, params: Params, z: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Pre-activations and decoder such that ranks of latents do not depend on the lengths of their directions."""
     if not self.is_crosscoder:
       return z, params['W_dec']

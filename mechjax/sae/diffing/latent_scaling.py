@@ -78,7 +78,7 @@ class LatentScaling:
 
   def _ratio(self, beta: np.ndarray, other: int) -> np.ndarray:
     if not 0 <= other < len(beta) or other == self.own:
-      raise SAEError(f'part {other} of {len(beta)} beside own={self.own}', hint='another part')
+      raise SAEError(f'part {other} of {len(beta)} with own={self.own}', hint='another part')
     with np.errstate(divide='ignore', invalid='ignore'):
       return beta[other] / beta[self.own]
 

@@ -28,7 +28,7 @@ its scale, keep x, because no dictionary is trained on them. The KL is averaged 
 a later site's error over those that are reconstructed. In the batch of the dictionary the others are replaced by
 further copies of reconstructed tokens, as in `feeding`, so that it has one size.
 
-Sharp edges. KL alone lets x_hat move away from x: the metric 'fvu' is always reported beside 'kl'. The parts of the
+Sharp edges. KL alone lets x_hat move away from x: the metric 'fvu' is always reported with 'kl'. The parts of the
 loss include their weights. Decoder rows keep unit length as in any training. The error at later sites has the units of
 the activations: with long ones, begin with a weight near kl over the error that is reported for mse=1.
 """
