@@ -226,8 +226,8 @@ def forward_from(
     config: the description.
     at: columns whose logits are computed, int [B, A]; None for all.
     segments: as in `forward`.
-    unroll: whether the layers are unrolled, from a `start` that is not traced. Then the program does not contain the layers
-      below, and the sites of the others can be read as well as written; every `start` is compiled.
+    unroll: whether the layers are unrolled, from a `start` that is not traced. Then the program does not contain the
+      layers below, and the sites of the others can be read as well as written; every `start` is compiled.
 
   Returns:
     Logits, float32 [B, T, V], or [B, A, V] with `at`; then 'final_norm' and 'logits' are sites of those positions.

@@ -9,8 +9,9 @@ everything that reads sites of one model reads those of two:
 
 An id must be the same text for both, so models with other tokenizers are refused.
 
-Sharp edges: sows of the models under their own names occur twice, and cannot be read. The ids of texts are those of the first model's tokenizer. The two differ in special tokens that they begin
-and end texts with, as a base and a chat model do; contexts have those of the first.
+Sharp edges: sows of the models under their own names occur twice, and cannot be read. The ids of texts are those of
+the first model's tokenizer. The two may differ in special tokens that they begin and end texts with, as a base and a
+chat model do; contexts have those of the first.
 """
 
 from __future__ import annotations

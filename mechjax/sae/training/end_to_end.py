@@ -317,7 +317,7 @@ def _fill(selected: jax.Array) -> jax.Array:
 
 
 def _mean(per_token: jax.Array, counted: jax.Array) -> jax.Array:
-  """Mean over the counted tokens; NaN, which stops the training, if there are none."""
+  """Mean over the counted tokens; NaN, which stops the training, without any."""
   return jnp.sum(jnp.where(counted, per_token, 0)) / jnp.sum(counted).astype(per_token.dtype)
 
 
