@@ -29,11 +29,15 @@ from mechjax.train_sae.settings import TrainSettings
 from mechjax.train_sae.site_pairs import SitePair
 
 
-def check_tokens(settings: TrainSettings) -> None:
+def check_tokens(settings: TrainSettings, devices: int) -> None:
   """Checks the settings that fine-tuning restricts.
 
+  Args:
+    settings: settings of the run.
+    devices: number of devices that the contexts of a batch are sharded over.
+
   Raises:
-    SAEError: a batch that is not of whole contexts, or several processes.
+    SAEError: a batch that is not of whole contexts or cannot be sharded, or several processes.
   """
   context = settings.data.context
   if settings.batch % context:
@@ -41,6 +45,12 @@ def check_tokens(settings: TrainSettings) -> None:
       f'batch={settings.batch} is not a multiple of context={context}',
       cause='end-to-end training takes whole contexts',
       hint=f'--batch={max(1, round(settings.batch / context)) * context}',
+    )
+  if settings.batch // context % devices:
+    raise SAEError(
+      f'a batch of {settings.batch // context} contexts for {devices} devices',
+      cause=f'batch={settings.batch} tokens are so many contexts of {context}, which are sharded',
+      hint=f'--batch={-(-settings.batch // context // devices) * context * devices}, or --mesh_data=1',
     )
   if settings.machine.processes > 1:
     raise SAEError(f'fine-tuning with processes={settings.machine.processes}', hint='one process')

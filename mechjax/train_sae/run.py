@@ -137,10 +137,11 @@ def _fine_tune(
   ensembles: dict[str, training.Ensemble],
 ) -> Trained:
   home = Path(settings.run)
-  fine_tuning.check_tokens(settings)
+  mesh = _mesh(settings)
+  fine_tuning.check_tokens(settings, mesh.shape['data'])
   scales = fine_tuning.find_scales(settings, fingerprint, pairs)
   objective = fine_tuning.find_objective(settings, model, pairs, scales)
-  trainer = training.Trainer(ensembles, settings.optimisation, _mesh(settings), objective)
+  trainer = training.Trainer(ensembles, settings.optimisation, mesh, objective)
   chosen = _claim(home, settings, fingerprint, model.tokenizer)
   write_scales(home / layout.SCALES, scales)
 

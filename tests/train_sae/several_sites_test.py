@@ -18,7 +18,8 @@ from mechjax.eval_sae.measure import measure
 from mechjax.eval_sae.settings import EvalSettings
 from mechjax.sae import diffing, store
 from mechjax.sae.training import LoopSettings, Optimisation
-from mechjax.train_sae import Data, Dictionaries, FineTuning, TrainSettings
+from mechjax.train_sae import Data, Dictionaries, FineTuning, Machine, TrainSettings
+from mechjax.train_sae import fine_tuning as fine_tuning_lib
 from mechjax.train_sae.run import run
 from tests.train_sae import story
 from tests.train_sae.run_test import metrics
@@ -147,7 +148,8 @@ def tuned_settings(settings, path, **own):
   weights: dict[str, Any] = {'kl': 1.0, 'later': 'resid_post.{1,2}', 'mse': 1e-3}
   tuning = FineTuning(begin_with=settings.run, **{**weights, **own})
   loop = LoopSettings(log_every=2, save_every=4)
-  return changed(settings, path, optimisation=few, loop=loop, fine_tuning=tuning, seed=4)
+  own_changes: dict[str, Any] = {'optimisation': few, 'loop': loop, 'fine_tuning': tuning}
+  return changed(settings, path, **own_changes, seed=4, machine=Machine(mesh_data=2))
 
 
 def test_a_finished_run_is_fine_tuned_and_evaluated_like_any_run(settings, first, tmp_path):
@@ -183,11 +185,16 @@ def test_fine_tuning_that_does_not_fit_the_first_run_is_an_error(settings, first
     ({'fine_tuning': tuning(later='resid_post.77')}, SiteError, 'resid_post'),
     ({'fine_tuning': tuning(later='resid_post.0')}, SAEError, 'does not change'),
     ({'batch': 256 + 16, 'data': dataclasses.replace(own.data, shard_tokens=272)}, SAEError, '--batch=256'),
+    ({'machine': Machine(mesh_data=8)}, SAEError, 'a batch of 4 contexts for 8 devices'),
     ({'site': 'resid_post.{0,1}'}, SAEError, 'fine-tuning of dictionaries of 2 sites'),
   ]:  # fmt: skip
     with pytest.raises(error, match=says):
       run(dataclasses.replace(own, **change))
   assert not Path(own.run).exists()
+  several = Machine(processes=2, coordinator='here:1')
+  data = dataclasses.replace(own.data, streams=2)
+  with pytest.raises(SAEError, match='fine-tuning with processes=2'):
+    fine_tuning_lib.check_tokens(dataclasses.replace(own, machine=several, data=data), 2)
   for weights in ({'kl': 2.0}, {'mse': 1.0}):
     with pytest.raises(SAEError, match='without begin_with'):
       FineTuning(**weights)
