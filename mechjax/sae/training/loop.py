@@ -123,6 +123,7 @@ def train(
   else:
     state = begin() if begin else trainer.init(centres)
   done, steps = int(state.step), trainer.optimisation.steps
+  saved = done if checkpoints.steps else -1
   alone = jax.process_count() == 1
   pending, stop = _Pending(dump), False
   with catch_stop_signals() as stop_requested, feed(done) as batches:
@@ -139,8 +140,9 @@ def train(
       last = pending.settle(0 if reporting or saving else AHEAD, state)
       if reporting and last:
         report(clock.report(last))
-      if saving and last:
+      if saving and last and done != saved:
         checkpoints.save(done, state, objective=objective(trainer, last))
+        saved = done
   checkpoints.wait()
   return TrainingResult(state, done == steps)
 
