@@ -7,7 +7,8 @@ resumed and evaluated by the same commands. Only the loss and the input differ: 
 step, and no activations are written. The scales are those of the first run.
 
 Sharp edges: one site, one process. `batch` counts tokens, as always: a batch of 2,048 is 16 contexts of 128. The logits
-of a batch are in memory three times: 1.2 GB for 2,048 tokens of a vocabulary of 49,152.
+of a batch are in memory three times: 1.2 GB for 2,048 tokens of a vocabulary of 49,152. The metric
+`matmul_share` counts the products of dictionaries alone.
 """
 
 from __future__ import annotations
