@@ -53,6 +53,7 @@ LETTERS: dict[str, str] = {
   'V': 'vocabulary',
   'M': 'latents',
   'A': 'active latents of a token',
+  'P': 'parts of the input of a crosscoder',
 }
 """The key of axis letters: in shapes ([B, T, D]), in suffixes of names (x_BxTxD), and in `axes=` of nodes."""
 

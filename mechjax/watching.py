@@ -278,8 +278,8 @@ class Jitted:
 
   __mechjax_reads__ = ('f', 'reads')
 
-  def __init__(self, f: Callable, reads: tuple[Callable, ...]):
-    self.f, self.reads = f, reads
+  def __init__(self, f: Callable, reads: tuple[Callable, ...], options: dict[str, Any]):
+    self.f, self.reads, self.options = f, reads, options
     self._watch: Watch | None = None
     self._jitted: Any = None
 
@@ -287,15 +287,21 @@ class Jitted:
     if self._watch is not None and not self._watch.has_changed():
       return self._jitted(*args)
     # A new function object, because JAX caches the trace of a function.
-    self._jitted = jax.jit(lambda *args: self.f(*args))
+    self._jitted = jax.jit(lambda *args: self.f(*args), **self.options)
     out = self._jitted(*args)
     self._watch = Watch(*self.reads)
     return out
 
 
-def jit(f: Callable, *reads: Callable) -> Jitted:
-  """Compiles `f`, which calls the user's functions `reads`; compiles it again when a value that they read changes."""
-  return Jitted(f, reads)
+def jit(f: Callable, *reads: Callable, **options: Any) -> Jitted:
+  """Compiles `f`, which calls the user's functions `reads`; compiles it again when a value that they read changes.
+
+  Args:
+    f: the function.
+    *reads: the functions whose values are watched.
+    **options: options of `jax.jit`.
+  """
+  return Jitted(f, reads, options)
 
 
 def _is_equal(now: Any, before: Any) -> bool:

@@ -72,6 +72,7 @@ SAES = [
   sae.ReLU(d_in=6, width=12, sparsity=0.1),
   sae.TopK(d_in=6, width=12, k=2, aux_loss=sae.AuxK(k=3, after_tokens=10)),
   sae.BatchTopK(d_in=6, width=12, k=2, prefixes=(4, 12)),
+  sae.BatchTopK(d_in=6, width=12, k=2, parts=(2, 4), aux_loss=sae.AuxK(k=3, after_tokens=10)),
   sae.JumpReLU(d_in=6, width=12, sparsity=0.1, d_out=5, skip=True),
   sae.Gated(d_in=6, width=12, sparsity=0.1, aux_loss=sae.GhostGrads.original(10)),
   sae.FeatureChoice(d_in=6, width=12, k=4, aux_loss=sae.AuxZipf(k=3)),

@@ -193,6 +193,11 @@ def _load_ensemble(about: Path, site: str) -> Iterator[Subject]:
 
 def _load_member(home: Path, metadata: Mapping[str, Any], site: str) -> Dictionaries:
   """Loads the dictionary of each site of a member of an ensemble."""
+  if metadata.get('crosscoder'):
+    raise SAEError(
+      f'{home} is a crosscoder of {[*metadata["parts"]]}, and one site at a time is evaluated',
+      hint='mechjax.sae.diffing compares its parts; metrics.jsonl of the run has fvu_by_part',
+    )
   read = [*metadata.get('targets', [site])]
   if metadata.get('cross_layer'):
     one, params = sae.load(home)

@@ -211,6 +211,7 @@ def forward_from(
   *,
   at: jax.Array | None = None,
   segments: jax.Array | None = None,
+  unroll: bool = False,
 ) -> jax.Array:
   """Next-token logits of a pass whose residual stream is known up to a layer.
 
@@ -225,14 +226,22 @@ def forward_from(
     config: the description.
     at: columns whose logits are computed, int [B, A]; None for all.
     segments: as in `forward`.
+    unroll: whether the layers are unrolled, from a `start` that is not traced. Then the program does not contain the
+      layers below, and the sites of the others can be read as well as written; every `start` is compiled.
 
   Returns:
     Logits, float32 [B, T, V], or [B, A, V] with `at`; then 'final_norm' and 'logits' are sites of those positions.
 
   Raises:
-    MechjaxError: if shapes do not fit.
+    MechjaxError: if shapes do not fit, or a traced `start` is to be unrolled.
   """
   ids.check_kind(tokens_BxT)
+  if unroll and not isinstance(start, int):
+    raise errors.MechjaxError(
+      f'start={start!r:.100} of a pass with unroll=True',
+      cause='the number of unrolled layers is a part of the program',
+      hint='an integer, or unroll=False',
+    )
   context, positions = _pass_context(tokens_BxT.shape, config, None, segments, None, _dtype(params))
   if isinstance(start, int):
     x_BxTxD = _without_layers_below(x_BxTxD, start)
@@ -243,9 +252,9 @@ def forward_from(
     config,
     context,
     None,
-    (jnp.asarray(start, jnp.int32), config.n_layers),
+    (start if unroll else jnp.asarray(start, jnp.int32), config.n_layers),
     False,
-    False,
+    unroll,
   )
   if at is not None:
     x_BxTxD = x_BxTxD[jnp.arange(len(x_BxTxD))[:, None], at]

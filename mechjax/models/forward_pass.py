@@ -30,7 +30,8 @@ class Forward:
     config: the description of our own decoder; None for upstream codes.
     generator: a step with a cache; None if the code does not have a cache that we drive.
     forward_from: (params, tokens [B, T], residual [B, T, D], start, at, mask=None) -> logits of a pass that begins at
-      layer `start`, whose residual stream is known, at columns `at` or all; None if the code does not support it.
+      layer `start`, whose residual stream is known, at columns `at` or all; None if the code does not support it. With
+      unroll=True `start` is an integer, and sites of the pass can be read.
     forward_until: (params, tokens [B, T], stop, mask) -> the residual stream before layer `stop`, [B, T, D], computed
       by the layers below alone; None if the code unrolls its layers, so that a compiler removes layers that are not
       read.

@@ -118,9 +118,10 @@ def _forward_from(
   start: Any,
   at: Any,
   mask: Any = None,
+  unroll: bool = False,
 ) -> jax.Array:
-  segments = _segments(mask, tokens)
-  return decoder.forward_from(params, tokens, residual, start, config, at=at, segments=segments)
+  options: dict[str, Any] = {'at': at, 'segments': _segments(mask, tokens), 'unroll': unroll}
+  return decoder.forward_from(params, tokens, residual, start, config, **options)
 
 
 def _forward_until(

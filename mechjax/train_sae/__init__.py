@@ -7,9 +7,10 @@ import runpy
 from typing import TYPE_CHECKING
 
 from mechjax import lazy
+from mechjax.train_sae.fine_tuning_settings import FineTuning
 from mechjax.train_sae.settings import Data, Dictionaries, Machine, TrainSettings
 
-__all__ = ['Data', 'Dictionaries', 'Machine', 'TrainSettings', 'program']
+__all__ = ['Data', 'Dictionaries', 'FineTuning', 'Machine', 'TrainSettings', 'program']
 
 if not TYPE_CHECKING:
   __getattr__, __dir__ = lazy.package(__name__)

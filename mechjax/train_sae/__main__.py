@@ -7,6 +7,12 @@
 that was stopped, by Ctrl-C, SIGTERM or without notice, and gives the same dictionaries. Several hosts run it with
 --coordinator, --processes and --process.
 
+Crosscoders of several sites, or of a site of two models, and end-to-end fine-tuning of a finished run:
+
+  ... --crosscoder --site=resid_post.{9,12,15,18} --batch_topk=32 --format=mechjax
+  ... --crosscoder --site=resid_post.15 --other_model=path/to/tuned --batch_topk=32 --format=mechjax
+  ... --run=out/tuned --begin_with=out/sae --kl=1 --later=resid_post.{16..29} --mse=0.01
+
 Cost on two CPU cores, SmolLM2-135M to layer 15: 900 tokens a second to compute activations, and for each dictionary
 10 x 576 x width operations per token to train. experiments/train_sae/README.md has results.
 """

@@ -1,7 +1,7 @@
 """Writing of the dictionaries of a finished run, and the check before the training that they can be written.
 
     dictionaries/topk/trained_as.json           description of an ensemble that file formats cannot hold
-    dictionaries/topk/0                         its first member, in a run with one site, and a cross-layer transcoder
+    dictionaries/topk/0                         its first member, in a run with one site; or a dictionary of several
     dictionaries/topk/0/mlp_norm.3              the dictionary of a site, in a run with a pattern
 
 On several hosts every process takes part, because each holds a share of the parameters; the first one writes.
@@ -97,6 +97,8 @@ def _write(
   written = [scales[site].scale for site in ensemble.target_sites]
   if isinstance(one, sae.CrossLayer):
     folded = sae.fold(one, params, read, written)
+  elif one.is_crosscoder:
+    folded = sae.fold(one, params, read)
   else:
     folded = sae.fold(one, params, read[0], written[0] if ensemble.writes else None)
   sae.save(place, one, folded, format=settings.format, about=_metadata(settings, ensemble))
@@ -111,7 +113,8 @@ def _metadata(settings: TrainSettings, ensemble: training.Ensemble) -> dict[str,
     hooks = {f'feature_{end}_hook': found[0].partition('.')[0] for end, found in ends.items()}
     return {'model_name': settings.model, **hooks}
   target = {'hook_name_out': ','.join(ensemble.target_sites)} if ensemble.writes else {}
-  return {'model_name': settings.model, 'hook_name': ','.join(ensemble.input_sites), **target}
+  models = ','.join(name for name in (settings.model, settings.other_model) if name)
+  return {'model_name': models, 'hook_name': ','.join(ensemble.input_sites), **target}
 
 
 def check_writable(settings: TrainSettings, ensembles: dict[str, training.Ensemble]) -> None:
@@ -127,7 +130,9 @@ def check_writable(settings: TrainSettings, ensembles: dict[str, training.Ensemb
     ensemble = ensembles[keys[0]]
     fewer: dict[str, Any] = {name: 1 for name in ('k', 'l0') if name in ensemble.sae.TRACED}
     d_out = None if ensemble.sae.d_out is None else 2
-    tiny = dataclasses.replace(ensemble.sae, d_in=2, d_out=d_out, width=2, prefixes=(), **fewer)
+    parts = (1,) * len(ensemble.sae.parts)
+    sizes: dict[str, Any] = {'d_in': len(parts) or 2, 'd_out': d_out, 'width': 2, 'parts': parts}
+    tiny = dataclasses.replace(ensemble.sae, prefixes=(), **sizes, **fewer)
     with tempfile.TemporaryDirectory() as scratch:
       params = tiny.init(jax.random.key(0))
       about = _metadata(settings, ensemble)
@@ -153,6 +158,10 @@ def _describe_group(
   metadata = {'label': kind + particular, 'members': members}
   if isinstance(first.sae, sae.CrossLayer):
     return metadata | {'targets': read, 'limits': limits, 'cross_layer': True}
+  if first.sae.is_crosscoder:
+    scale = {site: scales[site].scale for site in read}
+    parts = dict(zip(first.input_sites, first.sae.parts))
+    return metadata | {'crosscoder': True, 'parts': parts, 'scales': scale, 'limits': limits}
   if _site_in(key):
     return metadata | {'targets': read, 'limits': limits}
   return metadata | ({'limit': min(limits.values())} if limits else {})

@@ -14,7 +14,7 @@ The directory of a run:
     dump/                state and batch of a step whose numbers were not finite
     dictionaries/        jumprelu/0, jumprelu/1, ...: written at the end, for unnormalised activations of the model;
                          jumprelu/0/mlp_norm.3, jumprelu/0/mlp_norm.4, ... if the site is a pattern; a cross-layer
-                         transcoder is one dictionary, clt_topk/0
+                         transcoder or a crosscoder is one dictionary, clt_topk/0
 
 Sharp edge: two buckets of activations of all sites are in memory, the one in use and the next; their size is shown, and
 a run whose buckets do not fit into the memory of the machine is refused.
@@ -27,9 +27,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,9 @@ from mechjax.sae.store import ActivationSource, Contexts, Harvester, Scale, Shar
 from mechjax.sae.store.gradients import PREFIX
 from mechjax.sae.training import speed
 from mechjax.sae.training.journal import show
-from mechjax.train_sae import corpora, layout
+from mechjax.train_sae import corpora, fine_tuning, layout, two_models
 from mechjax.train_sae.exporting import check_writable, export
+from mechjax.train_sae.scale_files import read_scales, write_scales
 from mechjax.train_sae.settings import MAY_CHANGE, Data, TrainSettings
 from mechjax.train_sae.site_pairs import SitePair, is_pattern, pair_sites
 
@@ -73,36 +75,47 @@ def run(settings: TrainSettings) -> training.TrainingResult:
     FetchError: a model or a text cannot be fetched.
   """
   _join(settings)
-  mesh = _mesh(settings)
+  _mesh(settings)  # checks it before the model is loaded
   home = Path(settings.run)
   _check_same_settings(home, settings)
-  model = mechjax.load(settings.model, code=settings.code)
-  fingerprint = model.fingerprint()
+  models = _load_models(settings)
+  model = models[0]
+  fingerprint = ' '.join(one.fingerprint() for one in models)
   _check_same_model(home, fingerprint)
   pairs = pair_sites(settings.site, settings.target, model.sites)
-  harvester = _harvester(settings, model, pairs)
-  _check_memory(settings.data, harvester)
+  harvester = _harvester(settings, models, pairs)
   ensembles = _ensembles(settings, harvester, pairs)
   check_writable(settings, ensembles)
-  trainer = training.Trainer(ensembles, settings.optimisation, mesh)
-  harvester = dataclasses.replace(
-    harvester, contexts=_claim(home, settings, fingerprint, model.tokenizer)
-  )
-  source = _source(settings, harvester, home, fingerprint)
-  scales = _scales(home / layout.SCALES, source, settings.data.max_norm_ratio)
-  result = _train(settings, trainer, source, scales, home)
+  if settings.fine_tuning.begin_with:
+    trainer, scales, result = _fine_tune(settings, model, fingerprint, pairs, ensembles)
+  else:
+    trainer, scales, result = _train_on_activations(
+      settings, model, fingerprint, harvester, ensembles
+    )
   if result.finished:
     export(settings, trainer, result.state, scales, home / layout.DICTIONARIES)
   return result
 
 
-def _train(
+Trained = tuple[training.Trainer, dict[str, Scale], training.TrainingResult]
+
+
+def _train_on_activations(
   settings: TrainSettings,
-  trainer: training.Trainer,
-  source: ActivationSource,
-  scales: dict[str, Scale],
-  home: Path,
-) -> training.TrainingResult:
+  model: LanguageModel,
+  fingerprint: str,
+  harvester: Harvester,
+  ensembles: dict[str, training.Ensemble],
+) -> Trained:
+  home = Path(settings.run)
+  _check_memory(settings.data, harvester)
+  trainer = training.Trainer(ensembles, settings.optimisation, _mesh(settings))
+  harvester = dataclasses.replace(
+    harvester, contexts=_claim(home, settings, fingerprint, model.tokenizer)
+  )
+  source = _source(settings, harvester, home, fingerprint)
+  scales = _scales(home / layout.SCALES, source, settings.data.max_norm_ratio)
+
   def feed(position: int) -> Any:
     return training.feed(
       source,
@@ -114,13 +127,53 @@ def _train(
       position=position,
     )
 
+  return trainer, scales, _train(settings, trainer, feed, scales, home)
+
+
+def _fine_tune(
+  settings: TrainSettings,
+  model: LanguageModel,
+  fingerprint: str,
+  pairs: list[SitePair],
+  ensembles: dict[str, training.Ensemble],
+) -> Trained:
+  home = Path(settings.run)
+  mesh = _mesh(settings)
+  fine_tuning.check_tokens(settings, mesh.shape['data'])
+  scales = fine_tuning.find_scales(settings, fingerprint, pairs)
+  objective = fine_tuning.find_objective(settings, model, pairs, scales)
+  trainer = training.Trainer(ensembles, settings.optimisation, mesh, objective)
+  chosen = _claim(home, settings, fingerprint, model.tokenizer)
+  write_scales(home / layout.SCALES, scales)
+
+  def feed(position: int) -> Any:
+    return training.feed_tokens(
+      chosen,
+      trainer.batch_sharding,
+      rows=settings.batch // settings.data.context,
+      seed=settings.seed,
+      position=position,
+    )
+
+  begin = functools.partial(fine_tuning.load_first_state, settings, trainer)
+  return trainer, scales, _train(settings, trainer, feed, scales, home, begin)
+
+
+def _train(
+  settings: TrainSettings,
+  trainer: training.Trainer,
+  feed: Callable[[int], Any],
+  scales: dict[str, Scale],
+  home: Path,
+  begin: Callable[[], training.State] | None = None,
+) -> training.TrainingResult:
   centres = {site: scale.mean for site, scale in scales.items()}
   kept = training.Checkpoints(
     home / layout.CHECKPOINTS, last=settings.keep_last, best=settings.keep_best
   )
   with kept, _journal(settings, trainer, home, kept) as journal:
     return training.train(
-      trainer, feed, centres, kept, settings.loop, journal.write, home / layout.DUMP
+      trainer, feed, centres, kept, settings.loop, journal.write, home / layout.DUMP, begin
     )
 
 
@@ -132,6 +185,16 @@ def _join(settings: TrainSettings) -> None:
   machine = settings.machine
   if machine.processes > 1 and not jax.distributed.is_initialized():
     jax.distributed.initialize(machine.coordinator, machine.processes, machine.process)
+
+
+def _load_models(settings: TrainSettings) -> list[LanguageModel]:
+  """The model, and the second one of crosscoders of two models."""
+  models = [mechjax.load(settings.model, code=settings.code)]
+  if settings.other_model:
+    models.append(mechjax.load(settings.other_model, code=settings.code))
+    names = settings.model, settings.other_model
+    two_models.check_same_tokens(models[0].tokenizer, models[1].tokenizer, names)
+  return models
 
 
 def _mesh(settings: TrainSettings) -> Mesh:
@@ -225,15 +288,22 @@ def _write_text(path: Path, text: str) -> None:
     file.write(text.encode())
 
 
-def _harvester(settings: TrainSettings, model: LanguageModel, pairs: list[SitePair]) -> Harvester:
+def _harvester(
+  settings: TrainSettings, models: list[LanguageModel], pairs: list[SitePair]
+) -> Harvester:
   """The harvester, without contexts as yet: the widths of the sites need only their length."""
   read = [*dict.fromkeys(s for pair in pairs for s in (pair.reads, pair.writes) if s)]
   gradients = [f'{PREFIX}{pair.writes or pair.reads}' for pair in pairs]
   guided = bool(settings.dictionaries.gradient_topk)
   none = Contexts(np.empty((0, settings.data.context), np.int32), np.arange(0), (), '')
-  params, placement = _spread(settings, model.params)
+  forwards = [model.apply if guided else model.truncate_at(read) for model in models]
+  joined, params = forwards[0], models[0].params
+  if len(models) > 1:
+    joined, params = two_models.join_forwards(forwards, read), tuple(m.params for m in models)
+    read = [two_models.name_of(model, site) for model in two_models.NAMES for site in read]
+  params, placement = _spread(settings, params)
   return Harvester(
-    model.apply if guided else model.truncate_at(read),
+    joined,
     params,
     read + (gradients if guided else []),
     none,
@@ -286,19 +356,8 @@ def _scales(path: Path, source: ActivationSource, max_norm_ratio: float) -> dict
   """Normalisation constants, measured once on the first bucket; the same for all hosts."""
   with _first():
     if not path.exists():
-      found = store.measure(source.bucket(0), max_norm_ratio)
-      arrays: dict[str, Any] = {}
-      for site, scale in found.items():
-        arrays |= {f'{site}/{f.name}': getattr(scale, f.name) for f in dataclasses.fields(scale)}
-      with files.whole(path) as file:
-        np.savez(file, **arrays)
-  with np.load(path, allow_pickle=False) as arrays_:
-    return {
-      site: Scale(
-        float(arrays_[f'{site}/scale']), arrays_[f'{site}/mean'], float(arrays_[f'{site}/limit'])
-      )
-      for site in source.widths
-    }
+      write_scales(path, store.measure(source.bucket(0), max_norm_ratio))
+  return read_scales(path, source.widths)
 
 
 def _check_memory(data: Data, harvester: Harvester) -> None:
@@ -328,6 +387,8 @@ def _ensembles(
   settings: TrainSettings, harvester: Harvester, pairs: list[SitePair]
 ) -> dict[str, training.Ensemble]:
   """All ensembles by name; the site is part of the name if the site of the run is a pattern."""
+  if settings.crosscoder:
+    return _crosscoders(settings, harvester.widths)
   several = is_pattern(settings.site) or is_pattern(settings.target)
   found: dict[str, training.Ensemble] = {}
   for pair in pairs:
@@ -340,6 +401,19 @@ def _ensembles(
   if settings.dictionaries.cross_layer:
     found |= _cross_layer(settings, harvester.widths, pairs)
   return found
+
+
+def _crosscoders(settings: TrainSettings, widths: dict[str, int]) -> dict[str, training.Ensemble]:
+  if len(widths) < 2:
+    raise SAEError(
+      f'a crosscoder of the site {settings.site!r} alone',
+      cause='a crosscoder has activations of several sites, or of two models',
+      hint='--site=resid_post.{9,12,15}, or --other_model=...',
+    )
+  parts = tuple(widths.values())
+  return settings.dictionaries.build_ensembles(
+    sum(parts), tuple(widths), None, None, False, parts=parts
+  )
 
 
 def _cross_layer(

@@ -32,6 +32,7 @@ from mechjax.sae.architectures import CROSS_LAYER
 from mechjax.sae.checks import check_field
 from mechjax.sae.store.gradients import PREFIX
 from mechjax.sae.training import MFR, Ensemble, LoopSettings, Optimisation
+from mechjax.train_sae.fine_tuning_settings import FineTuning
 
 DeadLatents = Literal[
   'none', 'auxk', 'auxzipf', 'ghost_original', 'ghost', 'ghost_unmatched', 'resampling'
@@ -255,29 +256,36 @@ class Dictionaries:
     return found
 
   def build_ensembles(
-    self, d_in: int, site: str, target: str | None, d_out: int | None, skip: bool
+    self,
+    d_in: int,
+    site: str | tuple[str, ...],
+    target: str | None,
+    d_out: int | None,
+    skip: bool,
+    parts: tuple[int, ...] = (),
   ) -> dict[str, Ensemble]:
     """Builds all ensembles, keyed by a name made from the settings in which they differ.
 
     Args:
       d_in: width of the input site.
-      site: name of the input site.
+      site: name of the input site, or of the site of each part of crosscoders.
       target: output site of transcoders; None for autoencoders.
       d_out: width of the output site.
       skip: whether transcoders have a skip.
+      parts: widths of the parts of crosscoders.
     """
-    shared: dict[str, Any] = {'d_in': d_in, 'd_out': d_out, 'skip': skip}
+    shared: dict[str, Any] = {'d_in': d_in, 'd_out': d_out, 'skip': skip, 'parts': parts}
     shared |= {'prefixes': self.prefixes, 'matmuls': self.matmuls}
     found = {}
     for kind, hparam in _SPARSITY.items():
       for width in self.widths if getattr(self, kind) else ():
         for dead_latents in self.dead_latents:
-          parts = [
+          words = [
             kind,
             *([str(width)] * (len(self.widths) > 1)),
             *([dead_latents] * (len(self.dead_latents) > 1)),
           ]
-          found['_'.join(parts)] = self._build_ensemble(
+          found['_'.join(words)] = self._build_ensemble(
             kind, hparam, dead_latents, site, target, shared | {'width': width}
           )
     return found
@@ -287,7 +295,7 @@ class Dictionaries:
     kind: str,
     hparam: str,
     dead_latents: str,
-    site: str,
+    site: str | tuple[str, ...],
     target: str | None,
     shared: dict[str, Any],
   ) -> Ensemble:
@@ -416,12 +424,16 @@ class TrainSettings:
     target: output site of transcoders, or a pattern that selects one site on each layer of the input sites; by default
       the dictionaries are autoencoders.
     skip: whether transcoders have a skip.
+    crosscoder: whether dictionaries are crosscoders, each of all sites that the pattern selects.
+    other_model: name or path of a second model with the same tokenizer, whose activations on the same tokens are
+      further parts of crosscoders.
     batch: tokens of a step, over all hosts.
     seed: seed of the order of the data.
     keep_last: number of newest checkpoints to keep.
     keep_best: number of best checkpoints to keep in addition to the newest.
     format: file format of the dictionaries written at the end: sae_lens, gemma_scope, gemma_scope_2 or mechjax, which
-      alone can hold transcoders with TopK latents; of cross-layer transcoders gemma_scope_2, circuit_tracer or mechjax.
+      alone can hold crosscoders and transcoders with TopK latents; of cross-layer transcoders gemma_scope_2,
+      circuit_tracer or mechjax.
     tensorboard: whether to write curves for TensorBoard.
     wandb: project of Weights & Biases that the run is logged to; none by default.
   """
@@ -432,6 +444,8 @@ class TrainSettings:
   site: str
   target: str | None = None
   skip: bool = False
+  crosscoder: bool = False
+  other_model: str = ''
   batch: int = 4_096
   seed: int = 0
   keep_last: int = 2
@@ -446,6 +460,7 @@ class TrainSettings:
   data: Data = Data()
   loop: LoopSettings = dataclasses.field(default_factory=LoopSettings)
   machine: Machine = Machine()
+  fine_tuning: FineTuning = dataclasses.field(default_factory=FineTuning)
 
   def __post_init__(self) -> None:
     check_field(self, 'run', bool(self.run), 'a directory')
@@ -465,7 +480,21 @@ class TrainSettings:
         cause='the exponent would not reach p_end',
         hint=f'--p_end_step={self.optimisation.steps}',
       )
+    self._check_crosscoder()
     self._check_streams()
+
+  def _check_crosscoder(self) -> None:
+    check_field(
+      self, 'other_model', self.crosscoder or not self.other_model, 'empty without crosscoder'
+    )
+    if self.crosscoder and (self.target is not None or self.dictionaries.cross_layer):
+      raise SAEError(
+        f'crosscoder with target={self.target!r} and {self.dictionaries.cross_layer}',
+        cause='crosscoders reconstruct the sites that they read',
+        hint='--crosscoder --site=resid_post.{9,12} --batch_topk=...',
+      )
+    if self.crosscoder and self.fine_tuning.begin_with:
+      raise SAEError('crosscoder with begin_with', cause='end-to-end training splices one site')
 
   def _check_streams(self) -> None:
     data, processes = self.data, self.machine.processes

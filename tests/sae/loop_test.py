@@ -16,11 +16,11 @@ from mechjax.errors import MissingExtraError, SAEError
 from mechjax.sae.store import Scale, Share, batches
 from mechjax.sae.training import Checkpoints, Journal, TensorBoard, WandB, apply_scales, feed
 from mechjax.sae.training.checkpoints import OBJECTIVE
-from mechjax.sae.training.loop import TrainingReport, objective, shapes
+from mechjax.sae.training.loop import LoopSettings, TrainingReport, objective, shapes, train
 from mechjax.sae.training.loop import _Step as Step
 from mechjax.sae.training.step import Metrics
 from tests.sae import killing
-from tests.sae.training import SCALES, STEPS, B, MadeUp, trained, trainer
+from tests.sae.training import SCALES, STEPS, B, MadeUp, feed_of, trained, trainer
 
 pytestmark = pytest.mark.optimised
 
@@ -67,6 +67,35 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(
   assert result.finished
   assert told[0].step == 30  # and not from the start
   same(result.state, undisturbed)
+
+
+def test_a_run_that_is_asked_to_stop_right_after_a_checkpoint_does_not_save_it_again(tmp_path):
+  """No batch is ready then, so that no step follows the checkpoint."""
+
+  class Slow:
+    waited = 0.0
+
+    def __init__(self, position):
+      self.batches = feed_of(trainer(), MadeUp(), position)
+
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *error):
+      self.batches.close()
+
+    def take(self, give_up):
+      return None if give_up() else self.batches.take(give_up=give_up)
+
+  def interrupt(report):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  with Checkpoints(tmp_path / 'checkpoints') as kept:
+    loop = LoopSettings(log_every=5, save_every=5)
+    result = train(trainer(), Slow, {}, kept, loop, interrupt, tmp_path / 'dump')
+    assert kept.steps == [5]
+  assert not result.finished
+  assert result.state.step == 5
 
 
 @pytest.mark.slow

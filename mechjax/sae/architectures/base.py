@@ -13,6 +13,8 @@ this as in the paper (docs/methods.md, section 4). The common settings, valid fo
     skip       a SKIP TRANSCODER adds x @ W_skip, initially zero (Paulo et al. 2025)
     prefixes   a MATRYOSHKA dictionary: the first m latents alone must reconstruct the target too, for each m in
                prefixes, and the losses are added (Bussmann et al. 2025)
+    parts      a CROSSCODER: x is several activations of a token side by side, each divided by its own scale, such as
+               those of several layers or of two models, and a latent has a direction in each (Lindsey et al. 2024)
     aux_loss   a loss for dead latents (`mechjax.sae.dead_latents`)
     decoder_norm   'one' keeps rows of W_dec at unit length in training, 'at_most_one' only shortens longer ones
 
@@ -33,9 +35,13 @@ To add an architecture, write one file with a subclass that implements the abstr
 registry.
 
 Sharp edges. Losses are means over tokens of sums over d, and published coefficients assume E|x|^2 = 1. The initial
-W_enc is the transpose of W_dec, except in a transcoder, where the two read and write different spaces.
+W_enc is the transpose of W_dec, except in a transcoder, where the two read and write different spaces. Rows of the
+decoder of a crosscoder have no fixed length: where activations are ranked or penalised they are multiplied by the SUM
+over parts of the lengths of their directions (`weigh`), so that scaling a latent up and its directions down changes
+nothing. With one part, parts=(D,), it is an autoencoder, and trained as one.
 
-Letters in shapes: B tokens, D width of x, E width of the target (D unless `d_out`), M latents, A active latents.
+Letters in shapes: B tokens, D width of x, E width of the target (D unless `d_out`), M latents, A active latents, P
+parts.
 """
 
 from __future__ import annotations
@@ -128,6 +134,7 @@ class Architecture(abc.ABC):
       empty for all latents only.
     aux_loss: a loss for dead latents, or None.
     decoder_norm: 'one' for rows of W_dec of unit length, or 'at_most_one' for rows of up to that length.
+    parts: widths of the activations that x consists of, which add up to `d_in`; empty if there is one.
     matmuls: 'float32', or 'bfloat16' for products of rounded operands (`mechjax.sae.ops.matmul`).
 
   Raises:
@@ -142,6 +149,7 @@ class Architecture(abc.ABC):
   RAMPED_THROUGHOUT: ClassVar[bool] = False
   GUIDED: ClassVar[bool] = False
   TRAINING_ONLY: ClassVar[Mapping[str, object]] = {'aux_loss': None, 'decoder_norm': 'one'}
+  HAS_PARTS: ClassVar[bool] = False
 
   d_in: int
   width: int
@@ -150,6 +158,7 @@ class Architecture(abc.ABC):
   prefixes: tuple[int, ...] = ()
   aux_loss: AuxLoss | None = None
   decoder_norm: str = 'one'
+  parts: tuple[int, ...] = ()
   matmuls: str = 'float32'
 
   def __post_init__(self) -> None:
@@ -162,6 +171,7 @@ class Architecture(abc.ABC):
     check_field(self, 'decoder_norm', self.decoder_norm in norms, f'one of {[*norms]}')
     check_field(self, 'skip', not self.skip or self.d_out is not None, 'False without d_out')
     self._check_prefixes()
+    self._check_parts()
     aux = self.aux_loss
     known = not isinstance(aux, type) and hasattr(aux, 'loss') and hasattr(aux, 'after_tokens')
     check_field(self, 'aux_loss', aux is None or known, 'a loss such as AuxK(), or None')
@@ -176,6 +186,19 @@ class Architecture(abc.ABC):
     )
     expected = f'increasing and end with width={self.width}, as a tuple, or ()'
     check_field(self, 'prefixes', increasing, expected)
+
+  def _check_parts(self) -> None:
+    parts = self.parts
+    widths = isinstance(parts, tuple) and all(type(n) is int and n >= 1 for n in parts)
+    expected = f'widths that add up to d_in={self.d_in}, as a tuple, or ()'
+    check_field(self, 'parts', widths and (not parts or sum(parts) == self.d_in), expected)
+    check_field(self, 'parts', not parts or self.d_out is None, '() with d_out')
+    if self.is_crosscoder and not self.HAS_PARTS:
+      raise SAEError(
+        f'parts={parts} of a {type(self).__name__}',
+        cause='crosscoders have an L1 penalty or a budget of the batch, both weighed by lengths of directions',
+        hint='ReLU(..., parts=...), or BatchTopK(..., parts=...)',
+      )
 
   # --- defined by each architecture -----------------------------------------------------------------------
 
@@ -282,15 +305,33 @@ class Architecture(abc.ABC):
     return self.d_in if self.d_out is None else self.d_out
 
   @property
+  def is_crosscoder(self) -> bool:
+    """Whether x has several parts."""
+    return len(self.parts) > 1
+
+  @property
   def has_unit_rows(self) -> bool:
     """Whether training keeps rows of W_dec at unit length."""
-    return self.UNIT_ROWS and self.decoder_norm == 'one'
+    return self.UNIT_ROWS and self.decoder_norm == 'one' and not self.is_crosscoder
 
   def constrain(self, params: Params) -> Params:
     """Parameters with rows of W_dec of an allowed length, after an update."""
     if self.has_unit_rows:
       return normalise(params)
     return shorten(params) if self.decoder_norm == 'at_most_one' else params
+
+  def part_lengths(self, params: Params) -> jax.Array:
+    """Length of each latent's direction in each part, |d_i^s|, [P, M]; one part is the whole row."""
+    cuts = [sum(self.parts[:n]) for n in range(1, len(self.parts))]
+    squares = [jnp.sum(jnp.square(W), 1) for W in jnp.split(params['W_dec'], cuts, 1)]
+    square = jnp.stack(squares)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+  def weigh(self, params: Params, latents: jax.Array) -> jax.Array:
+    """Latents [..., M] times the sum over parts of the lengths of their directions; unchanged if there is one part."""
+    if not self.is_crosscoder:
+      return latents
+    return latents * jnp.sum(self.part_lengths(params), 0)
 
   def initial_values(self) -> dict[str, float]:
     """Initial value of each parameter in `PER_LATENT`."""
@@ -463,11 +504,12 @@ class Architecture(abc.ABC):
     if self.aux_loss is not None and dead is not None:
       aux_loss = self.aux_loss
       fixed, reconstruction = lax.stop_gradient((error, parts['reconstruction']))
-      aux = lax.cond(
-        dead.any(),
-        lambda: aux_loss.loss(dead, z(), params['W_dec'], fixed, reconstruction, self.matmuls),
-        lambda: aux,
-      )
+
+      def revive() -> jax.Array:
+        ranked, W_dec = self._rank(params, z())
+        return aux_loss.loss(dead, ranked, W_dec, fixed, reconstruction, self.matmuls)
+
+      aux = lax.cond(dead.any(), revive, lambda: aux)
     parts = {**parts, 'aux': aux}
     total = sum(parts.values(), jnp.zeros((), error.dtype))
     return total, LossOutput(parts, latents, error, observed)
@@ -487,6 +529,13 @@ class Architecture(abc.ABC):
     new = aux_loss.update_density(density, latents)
     weights = None if dead is None else lax.stop_gradient(aux_loss.shortfall(density))
     return observed | {'density': new.astype(density.dtype)}, weights
+
+  def _rank(self, params: Params, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Pre-activations and decoder such that ranks of latents do not depend on the lengths of their directions."""
+    if not self.is_crosscoder:
+      return z, params['W_dec']
+    length_M = jnp.sum(self.part_lengths(params), 0)
+    return z * length_M, params['W_dec'] / jnp.where(length_M > 0, length_M, 1)[:, None]
 
   def _product(self, latents: jax.Array | Sparse, W_dec: jax.Array) -> jax.Array:
     if isinstance(latents, Sparse):

@@ -12,6 +12,9 @@ The (B k)-th largest of B * M numbers is found by bisection over their bits, who
 none is negative. Bisection takes 31 counts of the batch, whereas a sort of 25 million numbers takes seconds. k
 can be traced without an upper bound, and with a sharded batch or sharded latents a count is a sum over devices.
 
+A crosscoder (`parts`) ranks f_i sum_s |d_i^s|, activations times the lengths of their directions (Minder et al. 2025).
+Its thresholds are in these units too, one for each latent, because `formats.fold` changes the lengths.
+
 Sharp edges: `encode` needs the threshold that training stores in the parameters (`observe` after each step); before
 training it is 0 and `encode` is a ReLU. Latents tied at the threshold are all active. A batch has at most 2**31
 latents.
@@ -43,6 +46,7 @@ class BatchTopK(Architecture):
   TRACED = ('k',)
   PER_LATENT = {'b_enc': 0.0}  # noqa: RUF012
   OBSERVED = ('threshold',)
+  HAS_PARTS = True
 
   k: int
   decay: float = 0.99
@@ -55,11 +59,12 @@ class BatchTopK(Architecture):
     check_field(self, 'decay', 0 <= self.decay < 1, 'in [0, 1)')
 
   def init(self, key: jax.Array, centre: jax.Array | None = None) -> Params:
-    return super().init(key, centre) | {'threshold': jnp.zeros((), jnp.float32)}
+    shape = (self.width,) if self.is_crosscoder else ()
+    return super().init(key, centre) | {'threshold': jnp.zeros(shape, jnp.float32)}
 
   def encode(self, params: Params, x: jax.Array) -> jax.Array:
     z = jax.nn.relu(self.pre_activations(params, x))
-    return jnp.where(z > params['threshold'], z, 0)
+    return jnp.where(self.weigh(params, z) > params['threshold'], z, 0)
 
   def loss(
     self,
@@ -72,18 +77,29 @@ class BatchTopK(Architecture):
     z = self.pre_activations(params, x)
     positive = jax.nn.relu(z)
     n_active = len(x) * self.hparam(hparams, 'k', jnp.int32)
-    f = jnp.where(positive >= kth_largest(lax.stop_gradient(positive), n_active), positive, 0)
+    ranked = lax.stop_gradient(self.weigh(params, positive))
+    f = jnp.where(ranked >= kth_largest(ranked, n_active), positive, 0)
     reconstruction, error = self.reconstruction_loss(params, f, x, y)
     parts = {'reconstruction': reconstruction, 'sparsity': jnp.zeros((), error.dtype)}
     return self.total_loss(params, parts, f, error, lambda: z, dead)
 
   def observe(self, params: Params, latents: jax.Array | Sparse) -> Params:
-    active = latents.values if isinstance(latents, Sparse) else latents
+    if self.is_crosscoder:
+      dense = latents.to_dense() if isinstance(latents, Sparse) else latents
+      active = self.weigh(params, dense)
+    else:
+      active = latents.values if isinstance(latents, Sparse) else latents
     smallest = jnp.min(jnp.where(active > 0, active, jnp.inf))
     return params | {'threshold': running_mean(params['threshold'], smallest, self.decay)}
 
   def as_jumprelu(self, params: Params) -> tuple[JumpReLU, Params]:
-    return with_threshold(self, params, jnp.broadcast_to(params['threshold'], self.width))
+    if not self.is_crosscoder:
+      return with_threshold(self, params, jnp.broadcast_to(params['threshold'], self.width))
+    length = jnp.sum(self.part_lengths(params), 0)
+    # A latent without directions is never active.
+    never = jnp.finfo(length.dtype).max
+    threshold = jnp.where(length > 0, params['threshold'] / jnp.where(length > 0, length, 1), never)
+    return with_threshold(self, params, threshold)
 
 
 def running_mean(old: jax.Array, smallest: jax.Array, decay: float) -> jax.Array:

@@ -5,6 +5,10 @@
 
 (Bricken et al. 2023, "Towards Monosemanticity"). The penalty also acts on large activations, so reconstructions
 are too small (shrinkage); the other architectures avoid that.
+
+In a crosscoder (`parts`) the penalty is sparsity sum_i f_i sum_s |d_i^s|, the lengths of a latent's directions included
+(Lindsey et al. 2024). It can shrink the direction of a latent in one part to nothing although the part has the feature
+(Minder et al. 2025), so differences between models are compared with those of a BatchTopK crosscoder.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ class ReLU(Architecture):
 
   TRACED = ('sparsity',)
   PER_LATENT = {'b_enc': 0.0}  # noqa: RUF012
+  HAS_PARTS = True
 
   TRAINING_ONLY = {**Architecture.TRAINING_ONLY, 'annealing': None}  # noqa: RUF012
 
@@ -65,7 +70,7 @@ class ReLU(Architecture):
     z = self.pre_activations(params, x)
     f = jax.nn.relu(z)
     reconstruction, error = self.reconstruction_loss(params, f, x, y)
-    total, observed = penalty(self.annealing, params, f)
+    total, observed = penalty(self.annealing, params, self.weigh(params, f))
     sparsity = self.hparam(hparams, 'sparsity', f.dtype) * total
     parts = {'reconstruction': reconstruction, 'sparsity': sparsity}
     return self.total_loss(params, parts, f, error, lambda: z, dead, observed)

@@ -10,6 +10,7 @@
     sae_lens              `saelens`          cfg.json, sae_weights.safetensors        yes     yes
     dictionary_learning   `dictionary_...`   ae.pt, config.json                       yes     no
     mechjax               `native`           dictionary.json, dictionary.safetensors  yes     yes
+                                             the only one that holds crosscoders
 
     cross-layer transcoders
     circuit_tracer        `circuit_tracer`   W_enc_0.safetensors, W_dec_0. ...        yes     yes
@@ -243,6 +244,12 @@ def save(
       format,
       writers,
       cause=_CAUSES.get(format),
+    )
+  if sae.is_crosscoder and format != 'mechjax':
+    raise SAEError(
+      f'a crosscoder with parts={sae.parts} in the format {format!r}',
+      cause='the format describes dictionaries of one site, and would lose the parts',
+      hint="format='mechjax'",
     )
   about = about or {}
   _check_json(about)

@@ -21,6 +21,12 @@ directions to the target of their own layer are unchanged:
 
     W_enc^l' = W_enc^l E_l / C_l      W_dec^{l->t}' = W_dec^{l->t} E_t / E_l      biases and thresholds times E_l
 
+In a crosscoder, trained on x^s / C_s side by side, latents are those of the scaled activations, so that no part is
+preferred, and the lengths of directions change:
+
+    W_enc^s' = W_enc^s / C_s      W_dec^s' = W_dec^s C_s      b_dec^s' = b_dec^s C_s      b_enc' = b_enc
+    theta_i' = theta_i sum_s C_s |d_i^s| / sum_s |d_i^s|      a threshold of activations times lengths (BatchTopK)
+
 Sharp edges: arrays are converted to float32 when they are read, whatever their dtype in the file, and are written in
 float32. The thresholds of a JumpReLU are stored as logarithms, so a threshold from a file is accurate to seven digits.
 A threshold below 0 acts like one of 0, because all published dictionaries also apply a ReLU.
@@ -56,19 +62,22 @@ def fold(
   Args:
     sae: the dictionary.
     params: parameters trained on x / scale.
-    scale: normalisation constant of the activations, C; one for each layer of a cross-layer transcoder.
+    scale: normalisation constant of the activations, C; one for each layer of a cross-layer transcoder, or each part of
+      a crosscoder.
     target_scale: normalisation constant of a transcoder's targets, E, or one for each layer; None for an autoencoder.
 
   Returns:
-    Parameters for which encode(x) is E times (for an autoencoder, C times) the latents of x / C, and which
-    reconstruct the unnormalised target.
+    Parameters for which encode(x) is E times (for an autoencoder C times, for a crosscoder once) the latents of x / C,
+    and which reconstruct the unnormalised target.
 
   Raises:
     SAEError: a scale is not positive; an autoencoder has a target scale, or a transcoder does not have one; the
-      numbers of scales and layers differ.
+      numbers of scales and of layers or parts differ.
   """
   if isinstance(sae, CrossLayer):
     return _fold_layers(sae, params, scale, target_scale)
+  if sae.is_crosscoder:
+    return _fold_parts(sae, params, scale, target_scale)
   if isinstance(scale, Sequence) or isinstance(target_scale, Sequence):
     raise SAEError(f'scales {scale} and {target_scale} for a dictionary of one site')
   return _fold(sae, params, scale, target_scale)
@@ -97,6 +106,30 @@ def _fold_layers(
   }
   if 'log_threshold' in new:
     new['log_threshold'] = new['log_threshold'] + np.log(E)[:, None].astype(np.float32)
+  return new
+
+
+def _fold_parts(
+  sae: Architecture,
+  params: Params,
+  scale: float | Sequence[float],
+  target_scale: float | Sequence[float] | None,
+) -> Params:
+  C = np.asarray(scale, np.float64)
+  if C.shape != (len(sae.parts),) or target_scale is not None:
+    raise SAEError(
+      f'scales {scale} and {target_scale} for a crosscoder with parts={sae.parts}',
+      hint='one scale for each part, and no target_scale',
+    )
+  if not (np.isfinite(C).all() and (C > 0).all()):
+    raise SAEError(f'scales of {scale} are not positive')
+  C_D = np.repeat(C, sae.parts)
+  factors = {'W_enc': 1 / C_D[:, None], 'W_dec': C_D, 'b_dec': C_D}
+  new = dict(params) | {name: params[name] * f.astype(np.float32) for name, f in factors.items()}
+  if 'threshold' in params:
+    before, after = (jnp.sum(sae.part_lengths(p), 0) for p in (params, new))
+    ratio = jnp.where(before > 0, after / jnp.where(before > 0, before, 1), 1)
+    new['threshold'] = params['threshold'] * ratio
   return new
 
 

@@ -4,7 +4,7 @@
     dictionary.safetensors      the parameters under their names here
 
 Other libraries have no name for some dictionaries: transcoders with TopK latents, cross-layer transcoders with TopK
-latents. This format can hold every dictionary, with every number unchanged:
+latents, crosscoders. This format can hold every dictionary, with every number unchanged:
 
     save('out/clt', clt, params, format='mechjax', about={'model_name': 'gemma3-270m'})
 
@@ -80,6 +80,8 @@ def write(directory: Path, sae: Architecture, params: Params, about: Mapping[str
   settings = {
     f.name: getattr(sae, f.name) for f in dataclasses.fields(sae) if f.name not in _NOT_WRITTEN
   }
+  if not sae.parts:
+    del settings['parts']  # earlier versions, which can read all other dictionaries, do not know it
   config = {
     'mechjax_dictionary': VERSION,
     'architecture': name,
@@ -100,6 +102,8 @@ def _architecture(s: Values) -> Architecture:
       f'{s.where}: settings {strange} of {name!r} are not known',
       cause='a newer mechjax, whose dictionaries may be other functions',
     )
+  if isinstance(parts := settings.get('parts'), list):
+    settings = {**settings, 'parts': tuple(parts)}
   try:
     return _KNOWN[name](**settings)
   except (SAEError, TypeError) as e:

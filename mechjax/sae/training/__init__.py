@@ -4,27 +4,33 @@
     result = train(trainer, feed, centres, Checkpoints('run/checkpoints'), LoopSettings(), journal.write, dump)
 
 `ensembles` defines the dictionaries that train together, `mfr` makes them agree, `optimisation` is the update rule,
-`step` the pure function that is compiled, `placement` the sharding of its arrays on a mesh, `loop` the loop around it,
-`feeding` the input of batches, `checkpoints` saving and resuming, `stopping` the handling of signals, `journal` the
-logs, `speed` the maximum speed.
+`step` the pure function that is compiled, `end_to_end` a loss that runs a model on the reconstructions, `restarting`
+trainings of dictionaries that are trained already, `placement` the sharding of arrays on a mesh, `loop` the loop around
+it, `feeding` the input of batches and `token_batches` that of batches of tokens, `checkpoints` saving and resuming,
+`stopping` the handling of signals, `journal` the logs, `speed` the maximum speed.
 """
 
 from mechjax.sae.training.checkpoints import Checkpoints
+from mechjax.sae.training.end_to_end import EndToEnd
 from mechjax.sae.training.ensembles import Ensemble
 from mechjax.sae.training.feeding import apply_scales, feed
 from mechjax.sae.training.journal import Journal, TensorBoard, WandB
 from mechjax.sae.training.loop import LoopSettings, TrainingReport, TrainingResult, train
 from mechjax.sae.training.mfr import MFR
 from mechjax.sae.training.optimisation import Optimisation
-from mechjax.sae.training.step import Metrics, State, Trainer
+from mechjax.sae.training.restarting import restart
+from mechjax.sae.training.step import Metrics, Objective, State, Trainer
+from mechjax.sae.training.token_batches import feed_tokens
 
 __all__ = [
   'MFR',
   'Checkpoints',
+  'EndToEnd',
   'Ensemble',
   'Journal',
   'LoopSettings',
   'Metrics',
+  'Objective',
   'Optimisation',
   'State',
   'TensorBoard',
@@ -34,5 +40,7 @@ __all__ = [
   'WandB',
   'apply_scales',
   'feed',
+  'feed_tokens',
+  'restart',
   'train',
 ]

@@ -10,7 +10,8 @@ group; a training has any number of ensembles, of any architectures and sites, b
                       hparams={'k': (32, 64)}),
      'mlp':  Ensemble(sae=ReLU(d_in=768, d_out=768, width=6144, sparsity=1e-3), reads='mlp_in.5', writes='mlp_out.5')}
 
-Cross-layer transcoders read and write a tuple of sites, one for each layer.
+Cross-layer transcoders read and write a tuple of sites, one for each layer; crosscoders read a tuple of sites, one for
+each of their `parts`.
 
 Each member equals a dictionary trained alone with its seed and its values; `member` returns the settings of that one.
 
@@ -44,7 +45,8 @@ class Ensemble:
 
   Attributes:
     sae: common settings of the members.
-    reads: input site, a key of every batch; one for each layer of cross-layer transcoders, as a tuple.
+    reads: input site, a key of every batch; one for each layer of cross-layer transcoders, and for each part of
+      crosscoders, as a tuple.
     writes: site that a transcoder reconstructs, or a tuple of them; None for an autoencoder.
     seeds: one seed for each member.
     hparams: traced hyperparameters of `sae`, with a value for each member; stored as sorted pairs, so that an ensemble
@@ -135,16 +137,18 @@ class Ensemble:
     return jnp.stack([jax.random.key(seed) for seed in self.seeds])
 
   def _check_layers(self) -> None:
-    """Checks that cross-layer transcoders, and only they, have tuples of sites."""
-    n = self.sae.n_layers if isinstance(self.sae, CrossLayer) else None
+    """Checks that cross-layer transcoders and crosscoders, and only they, have tuples of sites."""
+    crosses = isinstance(self.sae, CrossLayer)
+    n = self.sae.n_layers if isinstance(self.sae, CrossLayer) else len(self.sae.parts)
     for name in ('reads', 'writes'):
       value = getattr(self, name)
-      if n is None:
+      if not (crosses or (name == 'reads' and self.sae.is_crosscoder)):
         check_field(self, name, value is None or isinstance(value, str), 'the name of one site')
       else:
         several = isinstance(value, tuple) and len(value) == len({*value}) == n
-        check_field(self, name, several, f'{n} sites as a tuple, one for each layer')
-    if n is not None and self.resampling:
+        kind = 'layer' if crosses else 'part'
+        check_field(self, name, several, f'{n} sites as a tuple, one for each {kind}')
+    if crosses and self.resampling:
       raise SAEError(
         'resampling of a cross-layer transcoder', hint='its pre_activation revives latents'
       )

@@ -101,6 +101,7 @@ def train(
   loop: LoopSettings,
   report: Callable[[TrainingReport], None],
   dump: Path,
+  begin: Callable[[], State] | None = None,
 ) -> TrainingResult:
   """Trains to the last step, from the newest checkpoint of an earlier call.
 
@@ -112,12 +113,17 @@ def train(
     loop: intervals of reports and checkpoints.
     report: function that is called with each report.
     dump: directory for the batch and the state that lead to a non-finite number.
+    begin: function that returns the first state, such as that of a fine-tuning; None for new dictionaries.
 
   Raises:
     SAEError: a number is not finite, or a checkpoint cannot be read.
   """
-  state = checkpoints.restore(shapes(trainer)) if checkpoints.steps else trainer.init(centres)
+  if checkpoints.steps:
+    state = checkpoints.restore(shapes(trainer))
+  else:
+    state = begin() if begin else trainer.init(centres)
   done, steps = int(state.step), trainer.optimisation.steps
+  saved = done if checkpoints.steps else -1
   alone = jax.process_count() == 1
   pending, stop = _Pending(dump), False
   with catch_stop_signals() as stop_requested, feed(done) as batches:
@@ -134,8 +140,9 @@ def train(
       last = pending.settle(0 if reporting or saving else AHEAD, state)
       if reporting and last:
         report(clock.report(last))
-      if saving and last:
+      if saving and last and done != saved:
         checkpoints.save(done, state, objective=objective(trainer, last))
+        saved = done
   checkpoints.wait()
   return TrainingResult(state, done == steps)
 

@@ -35,9 +35,9 @@ resets the counters of the resampled latents only. On several devices TopK is co
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +45,10 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mechjax import watching
 from mechjax.errors import SAEError
-from mechjax.sae.architectures import CrossLayer, Params
-from mechjax.sae.architectures.base import HParams, mean_squared_norm
+from mechjax.sae.architectures import Architecture, CrossLayer, Params
+from mechjax.sae.architectures.base import HParams, LossOutput, mean_squared_norm
 from mechjax.sae.dead_latents import counters
 from mechjax.sae.dead_latents.resampling import Resampling, reset_optimiser
 from mechjax.sae.ops.sparse import firings
@@ -57,6 +58,7 @@ from mechjax.sae.training.mfr import MFR
 from mechjax.sae.training.optimisation import Optimisation
 
 Batch = Mapping[str, jax.Array]
+"""Activations by site, [B, D]; with an `Objective` the arrays that it reads."""
 NEVER = -(2**30)
 
 
@@ -104,8 +106,8 @@ class Metrics:
   Attributes:
     ensembles: by name of the ensemble, then by name of the metric, [N]: 'loss' and its parts, 'l0' (active latents per
       token), 'fvu' (squared error over squared distance from the batch mean), 'dead' (fraction of latents),
-      'grad_norm'; for cross-layer transcoders also 'fvu_by_layer', [N, L], and for members that are to agree 'mfr', the
-      weighted penalty, which is not part of 'loss'.
+      'grad_norm'; for cross-layer transcoders also 'fvu_by_layer', [N, L], for crosscoders 'fvu_by_part', [N, P], and
+      for members that are to agree 'mfr', the weighted penalty, which is not part of 'loss'.
     rate: the learning rate of this step, before the factor of resampling.
     ok: as in the state.
   """
@@ -113,6 +115,40 @@ class Metrics:
   ensembles: dict[str, dict[str, jax.Array]]
   rate: jax.Array
   ok: jax.Array
+
+
+class Objective(Protocol):
+  """A loss other than the dictionary's own, which may need a model; `end_to_end` has one."""
+
+  @property
+  def keys(self) -> tuple[str, ...]:
+    """Names of the arrays of a batch."""
+
+  @property
+  def arrays(self) -> Any:
+    """Arrays that do not change, passed to every step."""
+
+  @property
+  def functions(self) -> tuple[Callable, ...]:
+    """Functions of the user that it calls; a step is compiled again when they have changed."""
+
+  def check(self, ensembles: Mapping[str, Ensemble]) -> None:
+    """Raises SAEError if ensembles cannot be trained by it."""
+
+  def observe(self, arrays: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any]:
+    """Activations by site, [B, D], and anything that `loss` needs; computed once for all dictionaries."""
+
+  def loss(
+    self,
+    sae: Architecture,
+    observed: Any,
+    params: Params,
+    x: jax.Array,
+    y: jax.Array | None,
+    hparams: HParams,
+    dead: jax.Array,
+  ) -> tuple[jax.Array, LossOutput]:
+    """The loss of a dictionary; arguments as in `Architecture.loss`."""
 
 
 @jax.tree_util.register_dataclass
@@ -135,13 +171,19 @@ class Trainer:
     mesh: the devices, with axes `data` and `model`.
     shardings: a `State` of shardings.
     batch_sharding: sharding of each array of a batch, [B, D].
+    objective: the loss; None for the dictionaries' own.
 
   Raises:
-    SAEError: the ensembles have no names; the mesh does not divide a width, or has other axes.
+    SAEError: the ensembles have no names; the mesh does not divide a width, or has other axes; the objective does not
+      fit an ensemble.
   """
 
   def __init__(
-    self, ensembles: Mapping[str, Ensemble], optimisation: Optimisation, mesh: Mesh | None = None
+    self,
+    ensembles: Mapping[str, Ensemble],
+    optimisation: Optimisation,
+    mesh: Mesh | None = None,
+    objective: Objective | None = None,
   ):
     if not (
       isinstance(ensembles, Mapping) and all(isinstance(e, Ensemble) for e in ensembles.values())
@@ -155,15 +197,23 @@ class Trainer:
     self.optimisation = optimisation
     self.batch_sharding = placement.batch_sharding(self.mesh)
     self._optimisers = {unit: optimisation.optimiser(unit) for unit in (True, False)}
+    self.objective = objective
     self._sites = {s for e in ensembles.values() for s in e.sites}
+    if objective is not None:
+      objective.check(self.ensembles)
+      self._sites = {*objective.keys}
     whole = NamedSharding(self.mesh, PartitionSpec())
     self.shardings = self._state_shardings(whole)
     self._jitted_begin = jax.jit(self._begin, out_shardings=self.shardings)
-    self._jitted_step = jax.jit(
-      self._step,
-      in_shardings=(self.shardings, self.batch_sharding),
-      out_shardings=(self.shardings, whole),
-      donate_argnums=0,
+    options: dict[str, Any] = {
+      'in_shardings': (self.shardings, self.batch_sharding, whole),
+      'out_shardings': (self.shardings, whole),
+      'donate_argnums': 0,
+    }
+    self._jitted_step = (
+      jax.jit(self._step, **options)
+      if objective is None
+      else watching.jit(self._step, *objective.functions, **options)
     )
 
   def init(self, centres: Mapping[str, jax.Array] | None = None) -> State:
@@ -185,7 +235,8 @@ class Trainer:
       SAEError: the batch lacks a site, or does not fit its dictionary or the mesh.
     """
     placement.check_batch(batch, self._sites, self.mesh)
-    return self._jitted_step(state, {site: batch[site] for site in sorted(self._sites)})
+    arrays = self.objective.arrays if self.objective else ()
+    return self._jitted_step(state, {site: batch[site] for site in sorted(self._sites)}, arrays)
 
   # --- compiled functions ---------------------------------------------------------------------------------
 
@@ -205,9 +256,12 @@ class Trainer:
       step, ok, bad_step, {name: members(ensemble) for name, ensemble in self.ensembles.items()}
     )
 
-  def _step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+  def _step(self, state: State, batch: Batch, arrays: Any) -> tuple[State, Metrics]:
+    observed = None
+    if self.objective is not None:
+      batch, observed = self.objective.observe(arrays, batch)
     results = {
-      name: self._evaluate(ensemble, state.ensembles[name], state.step, batch)
+      name: self._evaluate(ensemble, state.ensembles[name], state.step, batch, observed)
       for name, ensemble in self.ensembles.items()
     }
     metrics = {name: one.metrics for name, one in results.items()}
@@ -226,7 +280,7 @@ class Trainer:
     return State(step, ok, bad_step, ensembles), Metrics(metrics, rate, ok)
 
   def _evaluate(
-    self, ensemble: Ensemble, members: Members, step: jax.Array, batch: Batch
+    self, ensemble: Ensemble, members: Members, step: jax.Array, batch: Batch, observed: Any
   ) -> _BatchResult:
     """Gradients and metrics of every member, computed sequentially."""
     sae, (x, y) = ensemble.sae, _inputs(ensemble, batch)
@@ -235,10 +289,11 @@ class Trainer:
     guide = _guide(ensemble, batch)
     target = x if y is None else y
     variance = mean_squared_norm(target - jnp.mean(target, 0))
+    own = sae.loss if self.objective is None else partial(self.objective.loss, sae, observed)
 
     def one(member: tuple[Params, jax.Array, HParams]) -> _BatchResult:
       params, tokens_since_fired, hparams = member
-      loss = jax.value_and_grad(sae.loss, has_aux=True)
+      loss = jax.value_and_grad(own, has_aux=True)
       (total, output), grads = loss(
         params, x, y, hparams, tokens_since_fired >= ensemble.after_tokens, **guide
       )
@@ -255,6 +310,8 @@ class Trainer:
       }
       if isinstance(sae, CrossLayer):
         metrics['fvu_by_layer'] = _fvu_by_layer(output.error, target)
+      if sae.is_crosscoder:
+        metrics['fvu_by_part'] = _fvu_by_part(output.error, target, sae.parts)
       return _BatchResult(grads, observed, tokens_since_fired, metrics)
 
     result = lax.map(
@@ -343,6 +400,8 @@ class Trainer:
 
 def _inputs(ensemble: Ensemble, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
   """Input of an ensemble, and the target if it differs from the input; [B, L, D] if there are several layers."""
+  if ensemble.sae.is_crosscoder:
+    return _join_parts(ensemble, [batch[site] for site in ensemble.input_sites]), None
 
   def of(sites: str | tuple[str, ...]) -> jax.Array:
     return batch[sites] if isinstance(sites, str) else jnp.stack([batch[s] for s in sites], 1)
@@ -364,11 +423,24 @@ def _agree(agreement: MFR, members: Members, result: _BatchResult, step: jax.Arr
   return dataclasses.replace(result, grads=grads, metrics=metrics)
 
 
+def _join_parts(ensemble: Ensemble, parts: Sequence[jax.Array]) -> jax.Array:
+  """Activations of the sites of a crosscoder side by side, [B, D]."""
+  found = tuple(x.shape[-1] for x in parts)
+  if found != ensemble.sae.parts:
+    raise SAEError(
+      f'activations of widths {found} for a crosscoder with parts={ensemble.sae.parts}',
+      where=f'sites {ensemble.input_sites}',
+    )
+  return jnp.concatenate(parts, -1)
+
+
 def _centre(ensemble: Ensemble, centres: Mapping[str, jax.Array]) -> jax.Array | None:
   """Initial b_dec of an ensemble, [E] or [L, E]; None if a site has none."""
   found = [centres[site] for site in ensemble.target_sites if site in centres]
   if len(found) < len(ensemble.target_sites):
     return None
+  if ensemble.sae.is_crosscoder:
+    return _join_parts(ensemble, found)
   return jnp.stack(found) if isinstance(ensemble.sae, CrossLayer) else found[0]
 
 
@@ -376,6 +448,14 @@ def _fvu_by_layer(error: jax.Array, target: jax.Array) -> jax.Array:
   """FVU of each layer, [L], from errors and targets [B, L, E]."""
   scatter = jnp.sum(jnp.square(target - jnp.mean(target, 0)), (0, 2))
   return jnp.sum(jnp.square(error), (0, 2)) / scatter
+
+
+def _fvu_by_part(error: jax.Array, target: jax.Array, parts: tuple[int, ...]) -> jax.Array:
+  """FVU of each part of a crosscoder, [P], from errors and targets [B, D]."""
+  cuts = [sum(parts[:n]) for n in range(1, len(parts))]
+  spread = target - jnp.mean(target, 0)
+  pairs = zip(jnp.split(error, cuts, 1), jnp.split(spread, cuts, 1))
+  return jnp.stack([mean_squared_norm(e) / mean_squared_norm(s) for e, s in pairs])
 
 
 def _norm(grads: Params) -> jax.Array:
