@@ -36,6 +36,9 @@ def write(measured: Measured) -> None:
   """
   subjects, reports, out = measured.subjects, measured.reports, measured.out
   print(table(subjects, reports))
+  for s in subjects.dictionaries:
+    for note in s.notes:
+      print(f'note on {s.name}: {note}')
   files.write_json(out / 'evaluation.json', _replace_nan(_metadata(subjects, reports)))
   title = f'{subjects.model.name}, {subjects.site}'
   if points := results(subjects, reports):
@@ -59,7 +62,12 @@ def _metadata(subjects: Subjects, reports: Mapping[str, EvaluationReport]) -> di
     'target': subjects.target,
     'limits': subjects.limits,
     'dictionaries': {
-      s.name: {'kind': s.kind, 'setting': s.setting, **reports[s.name].metrics()}
+      s.name: {
+        'kind': s.kind,
+        'setting': s.setting,
+        'notes': [*s.notes],
+        **reports[s.name].metrics(),
+      }
       for s in subjects.dictionaries
     },
   }

@@ -40,7 +40,16 @@ from mechjax.sae.architectures import (
 )
 from mechjax.sae.dead_latents import AuxK, GhostGrads, Resampling, reset_optimiser
 from mechjax.sae.evaluation import Evaluation, compare, evaluate, layers_of, next_tokens
-from mechjax.sae.formats import Metadata, fold, load, load_set, read_metadata, save, save_set
+from mechjax.sae.formats import (
+  Metadata,
+  fold,
+  load,
+  load_set,
+  read_metadata,
+  save,
+  save_set,
+  upload,
+)
 from mechjax.sae.ops.sparse import Sparse, firings
 from mechjax.sae.pursuit import Pursued, Pursuit, Truncated
 
@@ -81,6 +90,7 @@ __all__ = [
   'reset_optimiser',
   'save',
   'save_set',
+  'upload',
 ]
 
 

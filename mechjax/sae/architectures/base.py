@@ -58,6 +58,7 @@ from mechjax.sae.ops import sparse
 from mechjax.sae.ops.matmul import MATMULS, offset_product, product
 from mechjax.sae.ops.sparse import Sparse
 from mechjax.sae.ops.unit_rows import Params, unit_rows
+from mechjax.sae.provenance import Metadata
 
 HParams = Mapping[str, jax.Array]
 
@@ -112,6 +113,7 @@ class Architecture(abc.ABC):
       empty for all latents only.
     aux_loss: a loss for dead latents, or None.
     matmuls: 'float32', or 'bfloat16' for products of rounded operands (`mechjax.sae.ops.matmul`).
+    provenance: the model, the site and the texts that it was trained on, as far as its files state them; not compared.
 
   Raises:
     SAEError: settings that do not describe a dictionary; the message contains the value.
@@ -131,6 +133,7 @@ class Architecture(abc.ABC):
   prefixes: tuple[int, ...] = ()
   aux_loss: AuxLoss | None = None
   matmuls: str = 'float32'
+  provenance: Metadata | None = dataclasses.field(default=None, compare=False, repr=False)
 
   def __post_init__(self) -> None:
     check_whole(self, 'd_in', 'width', *(['d_out'] if self.d_out is not None else []))
