@@ -41,9 +41,7 @@ class CrossLayerReplacement(Replacer):
 
   def __post_init__(self) -> None:
     layers = range(self.clt.n_layers)
-    check_provenance(
-      self.clt, [f'mlp_norm.{n}' for n in layers], [f'mlp_out.{n}' for n in layers]
-    )
+    check_provenance(self.clt, [f'mlp_norm.{n}' for n in layers], [f'mlp_out.{n}' for n in layers])
 
   def check(self, L: int, D: int) -> None:
     found = self.clt.n_layers, self.clt.d_in, self.clt.d_out

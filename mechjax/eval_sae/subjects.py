@@ -295,7 +295,9 @@ def _add_notes(subject: Subject, settings: EvalSettings, tokenizer: Tokenizer) -
   for one, _ in subject.dictionaries.values():
     provenance = getattr(one, 'sae', one).provenance
     if provenance is not None:
-      stated = dataclasses.replace(provenance, hook_name=None, hook_name_out=None)  # compared before
+      stated = dataclasses.replace(
+        provenance, hook_name=None, hook_name_out=None
+      )  # compared before
       notes = stated.check(
         settings.site, model=settings.model, prepend_bos=bos, context_size=settings.context
       )

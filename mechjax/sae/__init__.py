@@ -9,6 +9,7 @@ An architecture is a description with pure functions; parameters are a dict of a
     x_hat = sae.decode(params, f)
     sae, params = load('google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71')
     report = evaluate(Evaluation(forward, {'resid_post.20': sae}), model_params, {'resid_post.20': params}, batches)
+    trained = train(x, 'resid_post.20', [sae], optimisation=Optimisation(steps=5_000))
 
 `architectures.base` describes their common parts and how an ensemble of them trains at once; `ops` has the array
 operations beneath them, such as those that compute k active latents at the cost of k; `dead_latents` treats latents
@@ -90,9 +91,12 @@ __all__ = [
   'reset_optimiser',
   'save',
   'save_set',
+  'train',
   'upload',
 ]
 
 
-if not TYPE_CHECKING:
-  __getattr__, __dir__ = lazy.package(__name__)
+if TYPE_CHECKING:
+  from mechjax.sae.training.one_call import train
+else:  # the libraries of a training take a second to import
+  __getattr__, __dir__ = lazy.package(__name__, {'train': 'mechjax.sae.training.one_call'})

@@ -40,7 +40,7 @@ def compare(given: str, stated: str) -> Comparison:
   if a == b:
     return 'same'
   short, long = sorted((a, b), key=len)
-  before, found, after = long.partition(short)
+  _, found, after = long.partition(short)
   if not found or _SIZES.fullmatch(after):
     return 'other'
   return 'variant'

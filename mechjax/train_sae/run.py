@@ -25,17 +25,14 @@ while the others wait.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import mechjax
@@ -46,9 +43,11 @@ from mechjax.models.tokenizers import Tokenizer
 from mechjax.sae import store, training
 from mechjax.sae.store import ActivationSource, Contexts, Harvester, Scale, Share, contexts
 from mechjax.sae.training import speed
-from mechjax.sae.training.journal import show
+from mechjax.sae.training.exporting import ExportSettings, check_writable, export
+from mechjax.sae.training.hosts import first_process, wait
+from mechjax.sae.training.journal import read_figures, show
+from mechjax.sae.training.runs import Schedule, measure_scales, run_loop
 from mechjax.train_sae import corpora, layout
-from mechjax.train_sae.exporting import check_writable, export
 from mechjax.train_sae.settings import MAY_CHANGE, Data, TrainSettings
 from mechjax.train_sae.site_pairs import SitePair, is_pattern, pair_sites
 
@@ -82,16 +81,25 @@ def run(settings: TrainSettings) -> training.TrainingResult:
   harvester = _harvester(settings, model, pairs)
   _check_memory(settings.data, harvester)
   ensembles = _ensembles(settings, harvester, pairs)
-  check_writable(settings, ensembles)
+  first = contexts.first_token(model.tokenizer, settings.data.bos)
+  written = _export_settings(settings, first)
+  check_writable(written, ensembles)
   trainer = training.Trainer(ensembles, settings.optimisation, mesh)
   harvester = dataclasses.replace(
     harvester, contexts=_claim(home, settings, fingerprint, model.tokenizer)
   )
   source = _source(settings, harvester, home, fingerprint)
-  scales = _scales(home / layout.SCALES, source, settings.data.max_norm_ratio)
+  scales = measure_scales(home / layout.SCALES, source, settings.data.max_norm_ratio)
   result = _train(settings, trainer, source, scales, home)
   if result.finished:
-    export(settings, trainer, result.state, scales, home / layout.DICTIONARIES)
+    export(
+      written,
+      trainer.ensembles,
+      result.state,
+      scales,
+      home / layout.DICTIONARIES,
+      read_figures(home),
+    )
   return result
 
 
@@ -102,25 +110,27 @@ def _train(
   scales: dict[str, Scale],
   home: Path,
 ) -> training.TrainingResult:
-  def feed(position: int) -> Any:
-    return training.feed(
-      source,
-      scales,
-      trainer.batch_sharding,
-      batch=settings.batch,
-      streams=settings.data.streams,
-      seed=settings.seed,
-      position=position,
-    )
-
-  centres = {site: scale.mean for site, scale in scales.items()}
+  schedule = Schedule(
+    batch=settings.batch, seed=settings.seed, streams=settings.data.streams, loop=settings.loop
+  )
   kept = training.Checkpoints(
     home / layout.CHECKPOINTS, last=settings.keep_last, best=settings.keep_best
   )
   with kept, _journal(settings, trainer, home, kept) as journal:
-    return training.train(
-      trainer, feed, centres, kept, settings.loop, journal.write, home / layout.DUMP
-    )
+    return run_loop(trainer, source, scales, schedule, kept, journal.write, home / layout.DUMP)
+
+
+def _export_settings(settings: TrainSettings, first: int | None) -> ExportSettings:
+  """Form of the dictionaries' files, with the provenance of the activations."""
+  data = settings.data
+  source = {
+    'model_name': settings.model,
+    'dataset_path': data.text,
+    'context_size': data.context,
+    'prepend_bos': first is not None,
+    'activation_dtype': data.activation_dtype,
+  }
+  return ExportSettings(settings.format, source, settings.licence or None)
 
 
 # --- parts of a run ---------------------------------------------------------------------------------------
@@ -164,7 +174,7 @@ def _claim(home: Path, settings: TrainSettings, fingerprint: str, tokenizer: Tok
   """
   config, known, tokens = home / layout.CONFIG, home / layout.MODEL, home / layout.TOKENS
   every = settings.data.held_out_every
-  with _first():
+  with first_process():
     if not config.exists() or not (tokens / contexts.ABOUT).exists():
       _pack(settings.data, tokenizer, tokens).split(every)
     if not (config.exists() and known.exists()):
@@ -176,7 +186,7 @@ def _claim(home: Path, settings: TrainSettings, fingerprint: str, tokenizer: Tok
 
 
 def _pack(data: Data, tokenizer: Tokenizer, directory: Path) -> Contexts:
-  bos = layout.first_token(tokenizer, data.bos)
+  bos = contexts.first_token(tokenizer, data.bos)
   show(f'tokenising {data.text}')
   return store.pack(
     corpora.texts(data.text, data.text_field),
@@ -275,27 +285,8 @@ def _source(
 
   share = Share(jax.process_index(), jax.process_count())
   store.write(directory, harvester, about, share, progress)
-  _wait('activations')
+  wait('activations')
   return store.Stored.open(directory, shards_per_bucket=data.shards_per_bucket, seed=settings.seed)
-
-
-def _scales(path: Path, source: ActivationSource, max_norm_ratio: float) -> dict[str, Scale]:
-  """Normalisation constants, measured once on the first bucket; the same for all hosts."""
-  with _first():
-    if not path.exists():
-      found = store.measure(source.bucket(0), max_norm_ratio)
-      arrays: dict[str, Any] = {}
-      for site, scale in found.items():
-        arrays |= {f'{site}/{f.name}': getattr(scale, f.name) for f in dataclasses.fields(scale)}
-      with files.whole(path) as file:
-        np.savez(file, **arrays)
-  with np.load(path, allow_pickle=False) as arrays_:
-    return {
-      site: Scale(
-        float(arrays_[f'{site}/scale']), arrays_[f'{site}/mean'], float(arrays_[f'{site}/limit'])
-      )
-      for site in source.widths
-    }
 
 
 def _check_memory(data: Data, harvester: Harvester) -> None:
@@ -379,22 +370,3 @@ def _journal(
     done=done,
     curves=tuple(curves),
   )
-
-
-# --- several hosts ----------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _first() -> Iterator[None]:
-  """Runs the block in the first process and then in the others, which find the files that it made."""
-  if jax.process_index() > 0:
-    _wait('first')
-  yield
-  if jax.process_index() == 0:
-    _wait('first')
-
-
-def _wait(what: str) -> None:
-  """Waits until every process reaches this point."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(what)

@@ -90,8 +90,9 @@ class Evaluation:
     model: name or path of the model, compared with the files of the dictionaries; None to compare sites only.
 
   Raises:
-    SAEError: the files of a dictionary name another site or model; there is no dictionary, a limit without a dictionary, a transcoder without a target, an autoencoder with
-      one, two dictionaries with the same output site, or a cross-layer transcoder without one of its layers.
+    SAEError: the files of a dictionary name another site or model; there is no dictionary, a limit without a
+      dictionary, a transcoder without a target, an autoencoder with one, two dictionaries with the same output site, or
+      a cross-layer transcoder without one of its layers.
   """
 
   forward: Callable

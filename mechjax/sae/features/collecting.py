@@ -63,8 +63,8 @@ def collect(
     site: the site of the activations, compared with the files of the dictionary; None to compare nothing.
 
   Raises:
-    SAEError: the files of the dictionary name another site; a latent that does not exist, or is given twice; tokens and masks that do not fit each other; activations
-      that are not finite; no tokens.
+    SAEError: the files of the dictionary name another site; a latent that does not exist, or is given twice; tokens and
+      masks that do not fit each other; activations that are not finite; no tokens.
   """
   check_provenance(sae, site)
   if not limit > 0:

@@ -126,7 +126,8 @@ def _body(
   yield from _table('setting', 'value', settings)
   yield ''
   if figures:
-    rows = [(f'{name}', f'{value:.6g}', _UNITS.get(name.lower(), '')) for name, value in figures.items()]
+    meanings = {name: _UNITS.get(name.partition(',')[0].lower(), '') for name in figures}
+    rows = [(name, f'{value:.6g}', meanings[name]) for name, value in figures.items()]
     yield '## Figures'
     yield ''
     yield from _table('figure', 'value', rows)

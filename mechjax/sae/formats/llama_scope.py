@@ -12,8 +12,8 @@ are multiplied by C:
 
     b_enc' = C b_enc        W_dec' = (E / C) W_dec        b_dec' = E b_dec        threshold' = jump_relu_threshold
 
-The threshold of the file is one for latents of activations that are not normalised: SAELens multiplies it by sqrt(D) / n
-before it compares it with latents of normalised ones. The encoder takes x and not x - b_dec.
+The threshold of the file is one for latents of activations that are not normalised: SAELens multiplies it by
+sqrt(D) / n before it compares it with latents of normalised ones. The encoder takes x and not x - b_dec.
 
 Sharp edges. With `sparsity_include_decoder_norm` a latent times the length of its decoder row is compared with the
 threshold; rows of length one make that the same. Nothing is written: other dictionaries have a threshold for each
@@ -131,9 +131,7 @@ def _fold(arrays: Arrays, C: float, E: float) -> Arrays:
   return {name: x * np.float32(factors.get(name, 1)) for name, x in arrays.items()}
 
 
-def _dictionary(
-  s: Values, shape: dict[str, Any], arrays: Arrays
-) -> tuple[Architecture, Params]:
+def _dictionary(s: Values, shape: dict[str, Any], arrays: Arrays) -> tuple[Architecture, Params]:
   kind = s.string('act_fn', 'jumprelu').lower()
   if kind not in _ACTIVATIONS:
     raise unknown(WeightsError, 'act_fn', kind, _ACTIVATIONS, where=s.where)

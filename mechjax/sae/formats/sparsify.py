@@ -64,7 +64,9 @@ def read(path: Path, transcoder: bool) -> tuple[Architecture, Params]:
   }
   skip = 'W_skip' in found
   if s.flag('skip_connection', skip) != skip:
-    raise WeightsError(f'{path} holds {sorted(found)}, and {s.where} states skip_connection={not skip}')
+    raise WeightsError(
+      f'{path} holds {sorted(found)}, and {s.where} states skip_connection={not skip}'
+    )
   elsewhere = transcoder or skip or (_states_transcoding(path) if stated is None else stated)
   D = s.integer('d_in')
   M = s.integer('num_latents', 0, minimum=0) or D * s.integer('expansion_factor')

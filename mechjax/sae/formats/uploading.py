@@ -4,7 +4,8 @@
     upload('out/sae', 'organisation/repository', folder='layer_15')          the address of the commit
     sae, params = load('organisation/repository/layer_15')
 
-`huggingface_hub` does the work, with its own settings: HF_ENDPOINT for another hub, HF_TOKEN or its login for the token.
+`huggingface_hub` does the work, with its own settings: HF_ENDPOINT for another hub, HF_TOKEN or its login for the
+token.
 
 Sharp edges: everything in the directory is uploaded, so it must be that of one dictionary or of a set. A repository is
 created as a private one; one that exists stays as it is.
@@ -82,7 +83,9 @@ def _check(path: Path, repository: str, folder: str) -> None:
   if not _FOLDER.fullmatch(folder):
     raise SAEError(f'folder={folder!r:.100} is not a folder', hint="'layer_15/width_16k'")
   if not path.is_dir():
-    raise WeightsError(f'{path} is not a directory', hint='save(directory, sae, params, format=...)')
+    raise WeightsError(
+      f'{path} is not a directory', hint='save(directory, sae, params, format=...)'
+    )
   if not sets.find_layers(path):
     reading.find_weights(path)  # raises if there is no dictionary
   if not (path / card.NAME).is_file():
