@@ -5,8 +5,9 @@
     run/layers.5.mlp/sae.safetensors   encoder.weight [M, D], encoder.bias [M], W_dec [M, E], b_dec [E], W_skip [E, D]
 
 Latents are TopK of ReLU; the skip of a transcoder is x @ W_skip.T. The name of the directory is the hookpoint, a module
-of the model: an autoencoder reads its output, a transcoder its input. The config of the training is in the directory
-above, and is read with the dictionary; it is fetched from a hub too.
+of the model: an autoencoder reads its output, a transcoder its input, and the metadata states that as layers.5.output
+or layers.5.mlp.input. The config of the training is in the directory above, and is read with the dictionary; it is
+fetched from a hub too.
 
     save('out/layers.5.mlp', sae, params, format='sparsify', about={'model_name': 'gpt2'})
 
@@ -93,12 +94,14 @@ def read_metadata(path: Path) -> Metadata:
   found = metadata.parse(config, f'{path.parent / CONFIG}')
   run = Values(_read_run(path), f'{path.parent.parent / RUN}')
   hook = path.parent.name if _HOOKPOINT.fullmatch(path.parent.name) else None
-  transcodes = config.get('transcode', run.left.get('transcode')) is True
+  transcodes = config.get('transcode', run.left.get('transcode'))
+  transcodes = True if config.get('skip_connection') is True else transcodes
+  end = {True: '.input', False: '.output'}.get(transcodes, '')
   return dataclasses.replace(
     found,
     model_name=found.model_name or run.string('model', None),
-    hook_name=found.hook_name or hook,
-    hook_name_out=found.hook_name_out or (hook if transcodes else None),
+    hook_name=found.hook_name or (hook and f'{hook}{end}'),
+    hook_name_out=found.hook_name_out or (hook and f'{hook}.output' if transcodes else None),
     dataset_path=found.dataset_path or run.string('dataset', None),
     context_size=found.context_size or run.integer('ctx_len', None),
     normalize_activations='none',

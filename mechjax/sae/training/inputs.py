@@ -26,8 +26,8 @@ from mechjax.sae.store.contexts import first_token
 from mechjax.sae.store.harvesting import Rows
 from mechjax.sae.store.in_memory import check_rows, digest_rows
 
-_MAX_HELD_OUT = 1 << 16
-"""Held-out tokens of a model that figures are measured on."""
+_MAX_SAMPLE = 1 << 16
+"""Tokens of a model or a generator that figures are measured on."""
 
 
 @runtime_checkable
@@ -60,15 +60,19 @@ class TrainingInputs:
 
   Attributes:
     source: source of buckets.
-    held_out: activations for the figures; None to take the first bucket.
+    sample: activations for the figures; None to take the first bucket.
+    held_out: whether the sample is not trained on.
     identity: text that differs for other activations.
     about: metadata by the names of `Metadata`: model_name, context_size, ...
+    restartable: whether the activations can be read again, by a training that resumes.
   """
 
   source: ActivationSource
-  held_out: Rows | None
+  sample: Rows | None
+  held_out: bool
   identity: str
   about: dict[str, Any]
+  restartable: bool = True
 
 
 def find_inputs(
@@ -104,18 +108,23 @@ def find_inputs(
     raise SAEError(
       f'contexts for a {type(data).__name__}', hint='only a model computes activations of contexts'
     )
-  rows = None if held_out is None else check_rows(_pick(_name(held_out, sites), sites))
+  known = held_out is not None
+  sample = check_rows(_pick(_name(held_out, sites), sites)) if known else None
   if isinstance(data, _Source):
     _pick(data.widths, sites)
     described = getattr(data, 'metadata', None) or f'{type(data).__name__} {data.widths}'
-    return TrainingInputs(data, rows, f'{described}, buckets of {data.bucket_rows}', {})
+    return TrainingInputs(data, sample, known, f'{described}, buckets of {data.bucket_rows}', {})
   if isinstance(data, Mapping | np.ndarray | jax.Array):
     arrays = InMemory(check_rows(_pick(_name(data, sites), sites)), batch)
-    return TrainingInputs(arrays, rows, arrays.digest, _dtype_of(arrays.arrays))
+    return TrainingInputs(arrays, sample, known, arrays.digest, _dtype_of(arrays.arrays))
   if callable(data) or isinstance(data, Iterator):
     made = Generated(_named_blocks(data, sites), max(batch, bucket_tokens // batch * batch))
     _pick(made.widths, sites)
-    return TrainingInputs(made, rows, digest_rows(made.bucket(0)), _dtype_of(made.bucket(0)))
+    first = made.bucket(0)
+    sample = sample or {site: x[:_MAX_SAMPLE] for site, x in first.items()}
+    return TrainingInputs(
+      made, sample, known, digest_rows(first), _dtype_of(first), made.restartable
+    )
   raise SAEError(
     f'a {type(data).__name__} has no activations',
     hint='a model with contexts=, a source, an array [n, D], {site: array}, or a function that returns blocks',
@@ -144,11 +153,11 @@ def _of_model(
   n = min(bucket_tokens, int(kept.sum())) // batch * batch
   if not n:
     raise SAEError(f'contexts with {int(kept.sum())} activations for batches of {batch}')
-  rows = None
+  sample = None
   if held_out is not None:
     other = dataclasses.replace(harvester, contexts=_contexts(held_out, model))
     numbers = np.arange(len(other.contexts))
-    rows = check_rows(other.rows(numbers[: _count_needed(other.contexts)], 0, _MAX_HELD_OUT))
+    sample = check_rows(other.rows(numbers[: _count_needed(other.contexts)], 0, _MAX_SAMPLE))
   first = np.unique(own.tokens(slice(None))[:, 0])
   about = {
     'model_name': model.name,
@@ -157,7 +166,7 @@ def _of_model(
     'activation_dtype': 'float32',
   }
   identity = f'{model.name}, {model.fingerprint()}, contexts {own.digest}, buckets of {n}'
-  return TrainingInputs(Streamed(harvester, n, seed), rows, identity, about)
+  return TrainingInputs(Streamed(harvester, n, seed), sample, sample is not None, identity, about)
 
 
 def _contexts(given: Any, model: Any) -> Contexts:
@@ -180,7 +189,7 @@ def _contexts(given: Any, model: Any) -> Contexts:
 def _count_needed(contexts: Contexts) -> int:
   """Number of first contexts that have enough activations for the figures."""
   ends = np.cumsum(contexts.count_kept())
-  return int(np.searchsorted(ends, _MAX_HELD_OUT)) + 1
+  return int(np.searchsorted(ends, _MAX_SAMPLE)) + 1
 
 
 def _name(data: Any, sites: Sequence[str]) -> Mapping[str, Any]:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -146,6 +145,12 @@ def train(
     held_out=held_out,
   )
   grouping.check_widths(ensembles, inputs.source.widths)
+  if directory is not None and not inputs.restartable:
+    raise SAEError(
+      'an iterator of activations and a directory',
+      cause='an iterator runs only once, so that a training that was stopped cannot be resumed',
+      hint='a function that returns an iterator, or no directory',
+    )
   form = ExportSettings(format, {**inputs.about, **(about or {})}, licence)
   if directory is not None:
     check_writable(form, ensembles)
@@ -219,7 +224,7 @@ def _collect(
   form: ExportSettings,
 ) -> dict[tuple[str, int], TrainedDictionary]:
   """Folds every member and measures its figures; keyed by ensemble and number."""
-  rows = inputs.source.bucket(0) if inputs.held_out is None else inputs.held_out
+  rows = inputs.source.bucket(0) if inputs.sample is None else inputs.sample
   limits = {site: scale.limit for site, scale in scales.items()}
   found = {}
   for key, ensemble in ensembles.items():
@@ -236,7 +241,7 @@ def _collect(
         dataclasses.replace(one, provenance=provenance),
         params,
         numbers,
-        inputs.held_out is not None,
+        inputs.held_out,
       )
   return found
 
