@@ -50,17 +50,7 @@ def measure(
   Raises:
     SAEError: a site is missing, no token is left, or the targets do not vary.
   """
-  if missing := sorted({*reads, *writes} - {*rows}):
-    raise SAEError(f'no activations of {missing}', where=f'there are those of {sorted(rows)}')
-  given = {site: limit for site, limit in (limits or {}).items() if site in rows}
-  kept = select_tokens(rows, {site: given.get(site, np.inf) for site in rows})
-  x, y = (_stack(sae, rows, sites, kept) for sites in (reads, writes))
-  if not len(x):
-    raise SAEError('no token is left for the figures', cause='all are longer than the limit')
-  wide = y.astype(np.float64)
-  scatter = float(np.square(wide - wide.mean(0)).sum())
-  if not scatter > 0:
-    raise SAEError(f'the {len(y)} targets of the figures do not vary', hint='more activations')
+  x, y, scatter = _select(sae, rows, reads, writes, limits)
   error, active, fired = 0.0, 0.0, np.zeros((), bool)
   for start in range(0, len(x), _AT_ONCE):
     part = slice(start, start + _AT_ONCE)
@@ -74,6 +64,39 @@ def measure(
     'dead': 1 - float(np.mean(fired)),
     'tokens': float(len(x)),
   }
+
+
+def check(
+  sae: Architecture,
+  rows: Rows,
+  reads: Sequence[str],
+  writes: Sequence[str],
+  limits: Mapping[str, float] | None = None,
+) -> None:
+  """Checks that figures can be measured, before a training; arguments and errors as `measure`."""
+  _select(sae, rows, reads, writes, limits)
+
+
+def _select(
+  sae: Architecture,
+  rows: Rows,
+  reads: Sequence[str],
+  writes: Sequence[str],
+  limits: Mapping[str, float] | None,
+) -> tuple[np.ndarray, np.ndarray, float]:
+  """Inputs and targets of the tokens that count, and the squared distance of the targets from their mean."""
+  if missing := sorted({*reads, *writes} - {*rows}):
+    raise SAEError(f'no activations of {missing}', where=f'there are those of {sorted(rows)}')
+  given = {site: limit for site, limit in (limits or {}).items() if site in rows}
+  kept = select_tokens(rows, {site: given.get(site, np.inf) for site in rows})
+  x, y = (_stack(sae, rows, sites, kept) for sites in (reads, writes))
+  if not len(x):
+    raise SAEError('no token is left for the figures', cause='all are longer than the limit')
+  wide = y.astype(np.float64)
+  scatter = float(np.square(wide - wide.mean(0)).sum())
+  if not scatter > 0:
+    raise SAEError(f'the {len(y)} targets of the figures do not vary', hint='more activations')
+  return x, y, scatter
 
 
 @functools.partial(jax.jit, static_argnums=0)

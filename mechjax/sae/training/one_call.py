@@ -145,6 +145,8 @@ def train(
     held_out=held_out,
   )
   grouping.check_widths(ensembles, inputs.source.widths)
+  if inputs.sample is not None:
+    grouping.check_widths(ensembles, {site: x.shape[1] for site, x in inputs.sample.items()})
   if directory is not None and not inputs.restartable:
     raise SAEError(
       'an iterator of activations and a directory',
@@ -160,6 +162,8 @@ def train(
   if home is not None:
     _claim(home, _describe(ensembles, optimisation, schedule, inputs, max_norm_ratio))
   scales = measure_scales(home and home / SCALES, inputs.source, max_norm_ratio)
+  for one in ensembles.values() if inputs.sample is not None else ():
+    figures.check(one.sae, inputs.sample, one.input_sites, one.target_sites, _limits(scales))
   state = _run(trainer, inputs, scales, schedule, home, report or (lambda report: None))
   found = _collect(ensembles, state, scales, inputs, form)
   if home is not None:
@@ -225,7 +229,7 @@ def _collect(
 ) -> dict[tuple[str, int], TrainedDictionary]:
   """Folds every member and measures its figures; keyed by ensemble and number."""
   rows = inputs.source.bucket(0) if inputs.sample is None else inputs.sample
-  limits = {site: scale.limit for site, scale in scales.items()}
+  limits = _limits(scales)
   found = {}
   for key, ensemble in ensembles.items():
     source = dataclasses.replace(form, format='mechjax').describe(ensemble) or {}
@@ -244,6 +248,10 @@ def _collect(
         inputs.held_out,
       )
   return found
+
+
+def _limits(scales: Mapping[str, Scale]) -> dict[str, float]:
+  return {site: scale.limit for site, scale in scales.items()}
 
 
 def _name_figures(one: TrainedDictionary) -> dict[str, float]:
