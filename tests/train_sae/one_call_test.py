@@ -111,7 +111,7 @@ def test_ids_without_special_tokens_of_their_own_are_those_of_the_tokenizer(mode
   given = {'optimisation': OPTIMISATION, 'batch': B}
   (found,) = sae.train(model, SITE, DICTIONARIES[2:], contexts=ids, **given)
   assert found.sae.provenance.prepend_bos is True
-  acts = jax.jit(mechjax.reap(model.apply, sites=[SITE]))(model.params, ids)
+  acts = jax.jit(mechjax.harvest.reap(model.apply, sites=[SITE]))(model.params, ids)
   x = np.asarray(next(iter(acts.values())))[:, 1:].reshape(-1, D)
   x_hat = found.sae.decode(found.params, found.sae.encode(found.params, x))
   fvu = np.square(x - x_hat).sum() / np.square(x - x.mean(0)).sum()
