@@ -21,7 +21,7 @@ from mechjax.models.tokenizers import Tokenizer
 from mechjax.sae import store
 from mechjax.sae.architectures import Architecture, CrossLayer, Params
 from mechjax.sae.evaluation import CrossLayerPart
-from mechjax.sae.provenance import check_provenance
+from mechjax.sae.provenance import check_provenance, find_provenance
 from mechjax.sae.store import Contexts, contexts
 from mechjax.train_sae import corpora, layout
 from mechjax.train_sae.settings import TrainSettings
@@ -293,7 +293,7 @@ def _add_notes(subject: Subject, settings: EvalSettings, tokenizer: Tokenizer) -
   bos = layout.first_token(tokenizer) is not None
   found: dict[str, None] = {}
   for one, _ in subject.dictionaries.values():
-    provenance = getattr(one, 'sae', one).provenance
+    provenance = find_provenance(one)
     if provenance is not None:
       stated = dataclasses.replace(
         provenance, hook_name=None, hook_name_out=None

@@ -161,7 +161,11 @@ def check_provenance(
     sae: a dictionary, or a layer of a cross-layer transcoder.
     site, target, model: as in `Metadata.check`; nothing is checked without a site.
   """
+  found = find_provenance(sae)
+  return () if site is None or found is None else found.check(site, target, model=model)
+
+
+def find_provenance(sae: Any) -> Metadata | None:
+  """Provenance of an architecture, or of that which a layer of a cross-layer transcoder belongs to; None without."""
   found = getattr(getattr(sae, 'sae', sae), 'provenance', None)
-  if site is None or not isinstance(found, Metadata):
-    return ()
-  return found.check(site, target, model=model)
+  return found if isinstance(found, Metadata) else None

@@ -66,10 +66,10 @@ def read(path: Path, transcoder: bool) -> tuple[Architecture, Params]:
   ends = [s.string(f'hook_point_{end}', None) for end in ('in', 'out')]
   elsewhere = transcoder or (ends[1] is not None and ends[0] != ends[1])
   D, M = s.integer('d_model'), s.integer('d_sae')
-  found: Arrays = {
-    _NAMES.get(name, name): x.T if name.endswith('.weight') else x  # type: ignore[attr-defined]
-    for name, x in read_tensors(path).items()
-  }
+  found: Arrays = {}
+  for name, x in read_tensors(path).items():
+    array = np.asarray(x)
+    found[_NAMES.get(name, name)] = array.T if name.endswith('.weight') else array
   if not s.flag('use_decoder_bias', True):
     found.setdefault('b_dec', np.zeros(D, np.float32))
   shapes = {'W_enc': (D, M), 'W_dec': (M, D), 'b_enc': (M,), 'b_dec': (D,)}

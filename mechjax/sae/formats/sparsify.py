@@ -96,7 +96,7 @@ def read_metadata(path: Path) -> Metadata:
   hook = path.parent.name if _HOOKPOINT.fullmatch(path.parent.name) else None
   transcodes = config.get('transcode', run.left.get('transcode'))
   transcodes = True if config.get('skip_connection') is True else transcodes
-  end = {True: '.input', False: '.output'}.get(transcodes, '')
+  end = '' if transcodes is None else '.input' if transcodes else '.output'
   return dataclasses.replace(
     found,
     model_name=found.model_name or run.string('model', None),

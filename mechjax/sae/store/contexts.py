@@ -178,8 +178,13 @@ def read(directory: str | os.PathLike[str]) -> Contexts:
 class SpecialTokens(Protocol):
   """The part of a tokenizer that marks the ends of texts."""
 
-  bos: int | None
-  eos: int | None
+  @property
+  def bos(self) -> int | None:
+    """Id of the token before a text."""
+
+  @property
+  def eos(self) -> int | None:
+    """Id of the token after a text."""
 
   def piece(self, token: int) -> Any:
     """The token of an id.

@@ -6,7 +6,9 @@
 `ensembles` defines the dictionaries that train together, `optimisation` the update rule, `step` the pure function that
 is compiled, `placement` the sharding of its arrays on a mesh, `loop` the loop around it, `feeding` the input of
 batches, `checkpoints` saving and resuming, `stopping` the handling of signals, `journal` the logs, `speed` the maximum
-speed.
+speed. `one_call` does all of this in one call, `mechjax.sae.train`: `inputs` finds the activations, `grouping` makes
+ensembles of a list of architectures, `runs` joins the parts, `calls` binds a directory, `figures` measures the result,
+`exporting` writes it, and `hosts` lets several processes share files.
 """
 
 from mechjax.sae.training.checkpoints import Checkpoints

@@ -30,12 +30,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from mechjax import files
 from mechjax.errors import SAEError
 from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.provenance import Metadata
 from mechjax.sae.store import Scale
-from mechjax.sae.training import figures, grouping, speed
+from mechjax.sae.training import calls, figures, grouping, speed
 from mechjax.sae.training.checkpoints import Checkpoints, NoCheckpoints
 from mechjax.sae.training.ensembles import Ensemble
 from mechjax.sae.training.exporting import ExportSettings, check_writable, export, fold_member
@@ -53,8 +52,6 @@ from mechjax.sae.training.runs import (
   run_loop,
 )
 from mechjax.sae.training.step import State, Trainer
-
-CALL = 'call.json'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,10 +157,11 @@ def train(
   schedule = Schedule(batch=batch, seed=seed, loop=loop or LoopSettings())
   home = None if directory is None else Path(directory)
   if home is not None:
-    _claim(home, _describe(ensembles, optimisation, schedule, inputs, max_norm_ratio))
+    calls.claim(home, calls.describe(ensembles, optimisation, schedule, inputs, max_norm_ratio))
   scales = measure_scales(home and home / SCALES, inputs.source, max_norm_ratio)
-  for one in ensembles.values() if inputs.sample is not None else ():
-    figures.check(one.sae, inputs.sample, one.input_sites, one.target_sites, _limits(scales))
+  if inputs.sample is not None:
+    for one in ensembles.values():
+      figures.check(one.sae, inputs.sample, one.input_sites, one.target_sites, _limits(scales))
   state = _run(trainer, inputs, scales, schedule, home, report or (lambda report: None))
   found = _collect(ensembles, state, scales, inputs, form)
   if home is not None:
@@ -257,49 +255,3 @@ def _limits(scales: Mapping[str, Scale]) -> dict[str, float]:
 def _name_figures(one: TrainedDictionary) -> dict[str, float]:
   where = 'held out' if one.held_out else 'training activations'
   return {f'{name}, {where}': value for name, value in one.figures.items()}
-
-
-# --- the directory ----------------------------------------------------------------------------------------
-
-
-def _describe(
-  ensembles: Mapping[str, Ensemble],
-  optimisation: Optimisation,
-  schedule: Schedule,
-  inputs: TrainingInputs,
-  max_norm_ratio: float,
-) -> dict[str, str]:
-  """Everything that decides a number of the training."""
-  return {
-    **{f'dictionaries {key}': repr(ensemble) for key, ensemble in ensembles.items()},
-    'optimisation': repr(optimisation),
-    'batch': f'{schedule.batch}',
-    'seed': f'{schedule.seed}',
-    'max_norm_ratio': f'{max_norm_ratio}',
-    'data': inputs.identity,
-  }
-
-
-def _claim(home: Path, call: dict[str, str]) -> None:
-  """Makes the directory, or checks that the same call made it."""
-  path = home / CALL
-  if not path.exists():
-    if home.exists() and any(home.iterdir()):
-      raise SAEError(
-        f'{home} is not empty and has no {CALL}',
-        cause='the directory of something else, or of a run of mechjax.train_sae',
-        hint='another directory',
-      )
-    home.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, call)
-    return
-  found = files.read_json(path, SAEError)
-  changed = [n for n in {**found, **call} if found.get(n) != call.get(n)]
-  if changed:
-    raise SAEError(
-      f'{home} is a training with other settings: {", ".join(changed)}',
-      where='; '.join(
-        f'{n}: found {found.get(n)!s:.200}, given {call.get(n)!s:.200}' for n in changed
-      ),
-      hint='another directory, or the settings that it was started with',
-    )
