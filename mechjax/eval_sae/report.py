@@ -36,9 +36,8 @@ def write(measured: Measured) -> None:
   """
   subjects, reports, out = measured.subjects, measured.reports, measured.out
   print(table(subjects, reports))
-  for s in subjects.dictionaries:
-    for note in s.notes:
-      print(f'note on {s.name}: {note}')
+  for line in list_notes(subjects):
+    print(line)
   files.write_json(out / 'evaluation.json', _replace_nan(_metadata(subjects, reports)))
   title = f'{subjects.model.name}, {subjects.site}'
   if points := results(subjects, reports):
@@ -52,6 +51,11 @@ def write(measured: Measured) -> None:
       path.write_text(_dashboard(subjects, subject, site, report, seen))
       print(f'wrote {path}')
   print(f'wrote evaluation.json, evaluation.html and the figure of loss against sparsity to {out}')
+
+
+def list_notes(subjects: Subjects) -> list[str]:
+  """Differences between the evaluation and the files of the dictionaries, as lines."""
+  return [f'note on {s.name}: {note}' for s in subjects.dictionaries for note in s.notes]
 
 
 def _metadata(subjects: Subjects, reports: Mapping[str, EvaluationReport]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import pytest
 
 import mechjax
 from mechjax import sae
+from mechjax.eval_sae.settings import EvalSettings
+from mechjax.eval_sae.subjects import find_subjects
 from mechjax.models.tokenizers import Tokenizer
 from mechjax.sae import JumpReLU, SAEError, TopK, store
 from mechjax.sae.store import contexts
@@ -88,6 +90,11 @@ def test_a_model_gives_the_dictionaries_of_the_program(settings, model):
     assert (source.hook_name, source.context_size, source.prepend_bos) == (SITE, 12, True)
     with pytest.raises(SAEError, match=r'site resid_post\.1'):
       source.check('resid_post.1')
+  find_subjects(EvalSettings(run=settings.run), home)
+  config = home / 'dictionaries/topk/0/cfg.json'
+  config.write_text(config.read_text().replace(SITE, 'resid_post.1'))
+  with pytest.raises(SAEError, match=r'site resid_post\.0, and .* trained on resid_post\.1'):
+    find_subjects(EvalSettings(run=settings.run), home)
   card = (home / 'dictionaries/topk/0/README.md').read_text()
   assert 'license: "mit"' in card
   assert '| fvu, last batch |' in card
