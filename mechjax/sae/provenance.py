@@ -7,7 +7,7 @@ it with the architecture, so that it is checked wherever a dictionary meets a si
     sae, params = load('out/sae')
     sae.provenance.hook_name, sae.provenance.prepend_bos         'blocks.15.hook_resid_post', True
     Evaluation(forward, {'resid_post.9': sae})                   an SAEError: the files name another site
-    notes = sae.provenance.check('resid_post.15', model='gpt2')  differences that are no errors, as sentences
+    notes = sae.provenance.check('resid_post.15', model='gpt2')  differences that are not errors, as sentences
 
 Another model or another site is an error, because reconstructions have no meaning there. A variant of the model, longer
 contexts, another first token or another dtype are notes: people use dictionaries there on purpose.

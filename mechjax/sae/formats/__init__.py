@@ -179,7 +179,7 @@ def save(
       'circuit_tracer', 'gemma_scope_2' or 'mechjax'.
     about: further entries of its config, such as the model and the site.
     figures: numbers for the card, by name, such as {'L0': 32.0, 'FVU': 0.21}.
-    licence: identifier of a licence for the card, such as 'apache-2.0'; None to state that there is none.
+    licence: identifier of a licence for the card, such as 'apache-2.0'; None to state that the files have no licence.
 
   Raises:
     SAEError: the format is unknown, cannot express the dictionary or has no place for `about`; the parameters have

@@ -86,7 +86,7 @@ def save_set(
     dictionaries: transcoders with their parameters, for unnormalised activations, keyed by layer.
     about: entries of the config: feature_input_hook and feature_output_hook are required; model_name, scan.
     figures: numbers for the card, by name.
-    licence: identifier of a licence for the card; None to state that there is none.
+    licence: identifier of a licence for the card; None to state that the files have no licence.
 
   Raises:
     SAEError: layers are missing, a transcoder cannot be expressed, widths differ, or a hook is missing; a figure is not

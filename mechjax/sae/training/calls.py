@@ -28,7 +28,7 @@ def describe(
   inputs: TrainingInputs,
   max_norm_ratio: float,
 ) -> dict[str, str]:
-  """Everything that decides a number of a training, as text by name.
+  """Settings that decide a number of a training, as text by name.
 
   Args:
     ensembles: the ensembles by name.

@@ -40,7 +40,7 @@ def group(
     Ensembles by name, and the place of every dictionary, in order.
 
   Raises:
-    SAEError: there are none; another number of seeds; a target that no dictionary has; something else than a
+    SAEError: an empty list; another number of seeds; a target that no dictionary has; something else than a
       dictionary.
   """
   _check(dictionaries, target)

@@ -51,7 +51,7 @@ class _Source(Protocol):
   widths: dict[str, int]
 
   def bucket(self, number: int) -> Rows:
-    """As in `ActivationSource`."""
+    """The same as `ActivationSource.bucket`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,7 +118,7 @@ def find_inputs(
     arrays = InMemory(check_rows(_pick(_name(data, sites), sites)), batch)
     return TrainingInputs(arrays, sample, known, arrays.digest, _dtype_of(arrays.arrays))
   if callable(data) or isinstance(data, Iterator):
-    made = Generated(_named_blocks(data, sites), max(batch, bucket_tokens // batch * batch))
+    made = Generated(_name_blocks(data, sites), max(batch, bucket_tokens // batch * batch))
     _pick(made.widths, sites)
     first = made.bucket(0)
     sample = sample or {site: x[:_MAX_SAMPLE] for site, x in first.items()}
@@ -210,7 +210,7 @@ def _pick(data: Mapping[str, Any], sites: Sequence[str]) -> dict[str, Any]:
   return {site: data[site] for site in dict.fromkeys(sites)}
 
 
-def _named_blocks(data: Any, sites: Sequence[str]) -> Any:
+def _name_blocks(data: Any, sites: Sequence[str]) -> Any:
   """The same function or iterator, with blocks by site that hold the needed sites only."""
 
   def name(blocks: Iterable[Any]) -> Iterator[Mapping[str, Any]]:

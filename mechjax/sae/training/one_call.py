@@ -14,7 +14,7 @@ dictionaries are written with their cards; another call with that directory is r
     run/call.json  scales.npz  checkpoints/  metrics.jsonl  dump/  dictionaries/topk/0
 
 Sharp edges. Parameters that are returned are for unnormalised activations. Figures are measured on `held_out`, and on
-activations of the training if there are none. One process only; several hosts run the program. Without a directory a
+activations of the training without it. One process only; several hosts run the program. Without a directory a
 training that is stopped is lost.
 """
 
@@ -116,7 +116,7 @@ def train(
     directory: directory of the run; None to keep nothing.
     format: file format of the dictionaries in the directory, as for `save`.
     about: further metadata, such as {'model_name': 'gpt2', 'dataset_path': 'my texts'}.
-    licence: identifier of a licence for the cards; None to state that there is none.
+    licence: identifier of a licence for the cards; None to state that the files have no licence.
     loop: intervals of reports and checkpoints.
     report: function that is called with each report.
     mesh: devices; None for the first one.
