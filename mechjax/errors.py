@@ -8,7 +8,7 @@
         MatchError                        a rule that did not match as many times as it states
       StackingError        ValueError     layers that do not fit into one scan
       WeightsError         ValueError     a weights file that is damaged, of an unknown kind, or not the one asked for
-      FetchError           OSError        a file that is not cached and cannot be downloaded
+      FetchError           OSError        a file that cannot be downloaded (and is not cached) or uploaded
       MissingExtraError    ImportError    an optional library that is not installed
       FlagsError           ValueError     a dataclass that cannot become flags, or a config that does not describe one
       PatchingError        ValueError     prompt pairs, nodes, metrics or results that do not fit together
@@ -105,7 +105,7 @@ class WeightsError(MechjaxError, ValueError):
 
 
 class FetchError(MechjaxError, OSError):
-  """A file that is not cached and cannot be downloaded."""
+  """A file that cannot be downloaded, and is not cached, or that a hub does not accept."""
 
 
 class MissingExtraError(MechjaxError, ImportError):

@@ -21,6 +21,7 @@ from mechjax.circuits.active import Active, Encoder
 from mechjax.circuits.replacement import Factor, Replacer, cast, make_active, multiply
 from mechjax.errors import CircuitError
 from mechjax.sae.architectures import CrossLayer, Params
+from mechjax.sae.provenance import check_provenance
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,10 +31,17 @@ class CrossLayerReplacement(Replacer):
   Attributes:
     clt: the architecture.
     params: its parameters.
+
+  Raises:
+    SAEError: its files name other sites.
   """
 
   clt: CrossLayer
   params: Params
+
+  def __post_init__(self) -> None:
+    layers = range(self.clt.n_layers)
+    check_provenance(self.clt, [f'mlp_norm.{n}' for n in layers], [f'mlp_out.{n}' for n in layers])
 
   def check(self, L: int, D: int) -> None:
     found = self.clt.n_layers, self.clt.d_in, self.clt.d_out

@@ -34,6 +34,7 @@ from mechjax import precision, sites
 from mechjax.circuits.active import Active, Encoder
 from mechjax.errors import CircuitError
 from mechjax.sae.architectures import Architecture, Gated, Params
+from mechjax.sae.provenance import check_provenance
 
 Factor = tuple[int, int, int, float]
 """Layer, position and latent of a feature, and what its activation is multiplied by."""
@@ -83,6 +84,10 @@ class Replacement(Replacer):
   Attributes:
     dictionaries: (architecture, parameters), keyed by the site that is read: 'mlp_norm.3'.
     targets: the site that each reconstructs, 'mlp_out.3' or 'mlp_raw.3'; by default 'mlp_out' of its layer.
+
+  Raises:
+    CircuitError: sites that transcoders of circuits do not have, an autoencoder, or different targets.
+    SAEError: the files of a transcoder name another site.
   """
 
   dictionaries: Mapping[str, tuple[Architecture, Params]]
@@ -104,6 +109,7 @@ class Replacement(Replacer):
           f'the dictionary at {key!r} is an autoencoder: it reconstructs its own input',
           hint='a transcoder has d_out, the width of the output of the MLP',
         )
+      check_provenance(sae, read, target)
       names.add(target.name)
     if unknown := {*self.targets} - {*self.dictionaries}:
       raise CircuitError(f'targets of {sorted(unknown)}, which have no dictionary')

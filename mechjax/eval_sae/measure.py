@@ -129,6 +129,7 @@ def _features(
     unembed=_effects(model, sae),
     limit=subjects.limits.get(site, math.inf),
     seed=settings.seed,
+    site=site,
   )
 
 

@@ -36,6 +36,8 @@ def write(measured: Measured) -> None:
   """
   subjects, reports, out = measured.subjects, measured.reports, measured.out
   print(table(subjects, reports))
+  for line in list_notes(subjects):
+    print(line)
   files.write_json(out / 'evaluation.json', _replace_nan(_metadata(subjects, reports)))
   title = f'{subjects.model.name}, {subjects.site}'
   if points := results(subjects, reports):
@@ -51,6 +53,11 @@ def write(measured: Measured) -> None:
   print(f'wrote evaluation.json, evaluation.html and the figure of loss against sparsity to {out}')
 
 
+def list_notes(subjects: Subjects) -> list[str]:
+  """Differences between the evaluation and the files of the dictionaries, as lines."""
+  return [f'note on {s.name}: {note}' for s in subjects.dictionaries for note in s.notes]
+
+
 def _metadata(subjects: Subjects, reports: Mapping[str, EvaluationReport]) -> dict[str, Any]:
   """Contents of `evaluation.json`."""
   return {
@@ -59,7 +66,12 @@ def _metadata(subjects: Subjects, reports: Mapping[str, EvaluationReport]) -> di
     'target': subjects.target,
     'limits': subjects.limits,
     'dictionaries': {
-      s.name: {'kind': s.kind, 'setting': s.setting, **reports[s.name].metrics()}
+      s.name: {
+        'kind': s.kind,
+        'setting': s.setting,
+        'notes': [*s.notes],
+        **reports[s.name].metrics(),
+      }
       for s in subjects.dictionaries
     },
   }

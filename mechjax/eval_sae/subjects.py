@@ -17,11 +17,14 @@ from mechjax import sae, sites
 from mechjax.errors import SAEError, WeightsError
 from mechjax.eval_sae.settings import EvalSettings
 from mechjax.models.language_model import LanguageModel
+from mechjax.models.tokenizers import Tokenizer
 from mechjax.sae import store
 from mechjax.sae.architectures import Architecture, CrossLayer, Params
 from mechjax.sae.evaluation import CrossLayerPart
+from mechjax.sae.provenance import check_provenance, find_provenance
 from mechjax.sae.store import Contexts, contexts
 from mechjax.train_sae import corpora, layout
+from mechjax.train_sae.settings import TrainSettings
 from mechjax.train_sae.site_pairs import SitePair, is_pattern, pair_sites
 
 Dictionaries = dict[str, tuple[Architecture | CrossLayerPart, Params]]
@@ -37,12 +40,14 @@ class Subject:
     kind: architecture that it was trained as, such as 'TopK'.
     setting: the hyperparameter that sets its sparsity, such as 'k 32'.
     dictionaries: the dictionary of each site, or the layer of a cross-layer transcoder, with its parameters.
+    notes: differences to what its files state that are not errors, such as longer contexts.
   """
 
   name: str
   kind: str
   setting: str
   dictionaries: Dictionaries
+  notes: tuple[str, ...] = ()
 
   @property
   def sae(self) -> Architecture:
@@ -141,7 +146,7 @@ def _load_run(home: Path) -> Subjects:
     )
   rows = contexts.read(home / layout.TOKENS).split(config.data.held_out_every)[1]
   model = mechjax.load(config.model, code=config.code)
-  dictionaries = [one for about in ensembles for one in _load_ensemble(about, config.site)]
+  dictionaries = [one for about in ensembles for one in _load_ensemble(about, config)]
   described = [json.loads(about.read_text()) for about in ensembles]
   targets = described[0].get('targets', {config.site: config.target})
   return Subjects(
@@ -174,12 +179,12 @@ def _advise(home: Path) -> str:
   return 'a run of an earlier version has to be started anew'
 
 
-def _load_ensemble(about: Path, site: str) -> Iterator[Subject]:
+def _load_ensemble(about: Path, config: TrainSettings) -> Iterator[Subject]:
   """Loads the dictionaries of an ensemble, or of the ensembles of all sites that a pattern selects."""
   metadata = json.loads(about.read_text())
   for n, member in enumerate(metadata['members']):
     home = about.parent / str(n)
-    loaded = _load_member(home, metadata, site)
+    loaded = _load_member(home, metadata, config)
     setting = f'{member["hparam"]} {member["value"]:g}'
     if len({m['seed'] for m in metadata['members']}) > 1:
       setting += f', seed {member["seed"]}'
@@ -191,21 +196,29 @@ def _load_ensemble(about: Path, site: str) -> Iterator[Subject]:
     )
 
 
-def _load_member(home: Path, metadata: Mapping[str, Any], site: str) -> Dictionaries:
-  """Loads the dictionary of each site of a member of an ensemble."""
+def _load_member(home: Path, metadata: Mapping[str, Any], config: TrainSettings) -> Dictionaries:
+  """Loads the dictionary of each site of a member of an ensemble.
+
+  Raises:
+    SAEError: a crosscoder, or the files of a dictionary name another site or model than the run.
+  """
   if metadata.get('crosscoder'):
     raise SAEError(
       f'{home} is a crosscoder of {[*metadata["parts"]]}, and one site at a time is evaluated',
       hint='mechjax.sae.diffing compares its parts; metrics.jsonl of the run has fvu_by_part',
     )
-  read = [*metadata.get('targets', [site])]
+  targets = metadata.get('targets', {config.site: config.target})
+  read = [*targets]
   if metadata.get('cross_layer'):
     one, params = sae.load(home)
     if not isinstance(one, CrossLayer):
       raise SAEError(f'{home} is a {type(one).__name__}, not a cross-layer transcoder')
+    check_provenance(one, read, [*targets.values()], config.model)
     return {place: (part, params) for place, part in sae.layers_of(one, read).items()}
-  places = {place: home / place for place in read} if 'targets' in metadata else {site: home}
+  places = {place: home / place if 'targets' in metadata else home for place in read}
   loaded = {place: sae.load(path) for place, path in places.items()}
+  for place, found in loaded.items():
+    found.metadata.check(place, targets[place], model=config.model, where=f'{places[place]}')
   return {place: (found.sae, found.params) for place, found in loaded.items()}
 
 
@@ -216,6 +229,7 @@ def _load_published(settings: EvalSettings, out: Path) -> Subjects:
   pairs = pair_sites(settings.site, settings.target, model.sites)
   if several:
     dictionaries = [_load_layers(place, settings, pairs) for place in settings.dictionaries]
+  dictionaries = [_add_notes(one, settings, model.tokenizer) for one in dictionaries]
   tokenizer = model.tokenizer
   rows = store.pack(
     corpora.texts(settings.text),
@@ -258,7 +272,9 @@ def _load_layers(place: str, settings: EvalSettings, pairs: list[SitePair]) -> S
     one, params = sae.load(place)
     if not isinstance(one, CrossLayer):
       raise no_set
-    parts = sae.layers_of(one, [pair.reads for pair in pairs])
+    read, written = [pair.reads for pair in pairs], [pair.writes or pair.reads for pair in pairs]
+    check_provenance(one, read, written, settings.model)
+    parts = sae.layers_of(one, read)
     found: Dictionaries = {site: (part, params) for site, part in parts.items()}
     return Subject(place, type(one).__name__, Path(place).name, found)
   found = {}
@@ -275,6 +291,23 @@ def _load_layers(place: str, settings: EvalSettings, pairs: list[SitePair]) -> S
     found[pair.reads] = (loaded.sae, loaded.params)
   kinds = {type(one).__name__ for one, _ in found.values()}
   return Subject(place, ', '.join(sorted(kinds)), Path(place).name, found)
+
+
+def _add_notes(subject: Subject, settings: EvalSettings, tokenizer: Tokenizer) -> Subject:
+  """The same subject, with the differences between its files and this evaluation."""
+  bos = layout.first_token(tokenizer) is not None
+  found: dict[str, None] = {}
+  for one, _ in subject.dictionaries.values():
+    provenance = find_provenance(one)
+    if provenance is not None:
+      stated = dataclasses.replace(
+        provenance, hook_name=None, hook_name_out=None
+      )  # compared before
+      notes = stated.check(
+        settings.site, model=settings.model, prepend_bos=bos, context_size=settings.context
+      )
+      found |= dict.fromkeys(notes)
+  return dataclasses.replace(subject, notes=tuple(found))
 
 
 def vocabulary(model: LanguageModel) -> list[str]:

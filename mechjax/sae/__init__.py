@@ -9,6 +9,7 @@ An architecture is a description with pure functions; parameters are a dict of a
     x_hat = sae.decode(params, f)
     sae, params = load('google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71')
     report = evaluate(Evaluation(forward, {'resid_post.20': sae}), model_params, {'resid_post.20': params}, batches)
+    trained = train(x, 'resid_post.20', [sae], optimisation=Optimisation(steps=5_000))
 
 `architectures.base` describes their common parts and how an ensemble of them trains at once; `ops` has the array
 operations beneath them, such as those that compute k active latents at the cost of k; `dead_latents` treats latents
@@ -45,7 +46,16 @@ from mechjax.sae.architectures import (
 )
 from mechjax.sae.dead_latents import AuxK, AuxZipf, GhostGrads, Resampling, reset_optimiser
 from mechjax.sae.evaluation import Evaluation, compare, evaluate, layers_of, next_tokens
-from mechjax.sae.formats import Metadata, fold, load, load_set, read_metadata, save, save_set
+from mechjax.sae.formats import (
+  Metadata,
+  fold,
+  load,
+  load_set,
+  read_metadata,
+  save,
+  save_set,
+  upload,
+)
 from mechjax.sae.ops.sparse import Sparse, firings
 from mechjax.sae.pursuit import Pursued, Pursuit, Truncated
 
@@ -92,8 +102,12 @@ __all__ = [
   'reset_optimiser',
   'save',
   'save_set',
+  'train',
+  'upload',
 ]
 
 
-if not TYPE_CHECKING:
-  __getattr__, __dir__ = lazy.package(__name__)
+if TYPE_CHECKING:
+  from mechjax.sae.training.one_call import train
+else:  # the libraries of a training take a second to import
+  __getattr__, __dir__ = lazy.package(__name__, {'train': 'mechjax.sae.training.one_call'})

@@ -28,8 +28,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from mechjax.errors import SteeringError
+from mechjax import sites
+from mechjax.errors import SiteError, SteeringError
 from mechjax.sae.architectures import Architecture, BatchTopK, Gated, JumpReLU, Params, ReLU, TopK
+from mechjax.sae.provenance import check_provenance
 from mechjax.steering.checks import check_number, is_traced
 from mechjax.steering.edits import Change, SiteEdit
 
@@ -50,6 +52,7 @@ class Clamp(SiteEdit):
 
   Raises:
     SteeringError: a transcoder, a latent that does not exist, or a value that is not finite.
+    SAEError: the files of the dictionary name another site.
   """
 
   sae: Architecture
@@ -61,8 +64,19 @@ class Clamp(SiteEdit):
   def __post_init__(self) -> None:
     super().__post_init__()
     check_autoencoder(self.sae)
+    check_provenance(self.sae, self._known_site())
     check_latents(self.sae, self.latent)
     check_number('value', self.value)
+
+  def _known_site(self) -> str | sites.Site | None:
+    """The site, unless it is a pattern or its layer is traced."""
+    if self.layer is not None and is_traced(self.layer):
+      return None
+    site = self.site if self.layer is None else f'{self.site}.{int(self.layer)}'
+    try:
+      return sites.parse(site)
+    except SiteError:
+      return None
 
   def change(self) -> Change:
     row_D = jnp.take(jnp.asarray(self.params['W_dec']), jnp.asarray(self.latent, jnp.int32), axis=0)

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int
 
 from mechjax.errors import SteeringError
 from mechjax.sae.architectures import Architecture, Params
+from mechjax.sae.provenance import check_provenance
 from mechjax.steering.checks import check_finite, check_pair
 from mechjax.steering.clamping import check_autoencoder, check_latents
 
@@ -36,6 +37,8 @@ def of_latents(
   params: Params,
   acts_TxD: Float[Array | np.ndarray, 'T D'],
   latents: Sequence[int] | Int[np.ndarray, ' k'],
+  *,
+  site: str | None = None,
 ) -> Float[np.ndarray, 'T D']:
   """Sum of f_i d_i over some latents, at each position of a steering prompt.
 
@@ -44,10 +47,13 @@ def of_latents(
     params: its parameters.
     acts_TxD: activations of the prompt.
     latents: numbers of the latents.
+    site: the site of the activations, compared with the files of the dictionary; None to compare nothing.
 
   Raises:
     SteeringError: a transcoder, a latent that does not exist, or none of them active on the prompt.
+    SAEError: the files of the dictionary name another site.
   """
+  check_provenance(sae, site)
   check_latents(sae, latents)
   chosen = np.unique(np.asarray(latents))
   f_TxM = _encode(sae, params, acts_TxD)[:, chosen]
@@ -64,6 +70,8 @@ def reconstruction_difference(
   params: Params,
   plus_TxD: Float[Array | np.ndarray, 'T D'],
   minus_TxD: Float[Array | np.ndarray, 'T D'],
+  *,
+  site: str | None = None,
 ) -> Float[np.ndarray, 'T D']:
   """Difference of the reconstructions of two prompts, in which b_dec cancels.
 
@@ -71,10 +79,13 @@ def reconstruction_difference(
     sae: an autoencoder of the site.
     params: its parameters.
     plus_TxD, minus_TxD: activations of the two prompts of a `Pair`.
+    site: the site of the activations, compared with the files of the dictionary; None to compare nothing.
 
   Raises:
     SteeringError: a transcoder, two shapes, or numbers that are not finite.
+    SAEError: the files of the dictionary name another site.
   """
+  check_provenance(sae, site)
   return _coefficients(sae, params, plus_TxD, minus_TxD)[0] @ _decoder(params)
 
 
@@ -84,6 +95,8 @@ def select_pairs(
   plus_TxD: Float[Array | np.ndarray, 'T D'],
   minus_TxD: Float[Array | np.ndarray, 'T D'],
   k: int = 10,
+  *,
+  site: str | None = None,
 ) -> Float[np.ndarray, 'T D']:
   """Difference of two prompts in the largest latents of each position.
 
@@ -96,10 +109,13 @@ def select_pairs(
     params: its parameters.
     plus_TxD, minus_TxD: activations of the two prompts of a `Pair`.
     k: number of latents of each prompt and position.
+    site: the site of the activations, compared with the files of the dictionary; None to compare nothing.
 
   Raises:
     SteeringError: a transcoder, two shapes, numbers that are not finite, or a `k` that is not from 1 to M.
+    SAEError: the files of the dictionary name another site.
   """
+  check_provenance(sae, site)
   delta_TxM, plus_TxM, minus_TxM = _coefficients(sae, params, plus_TxD, minus_TxD)
   try:
     n = 0 if isinstance(k, bool) else operator.index(k)

@@ -24,8 +24,8 @@ from mechjax.models.language_model import LanguageModel
 from mechjax.sae import training
 from mechjax.sae.store import Scale
 from mechjax.sae.training.loop import shapes
+from mechjax.sae.training.scale_files import read_scales
 from mechjax.train_sae import layout
-from mechjax.train_sae.scale_files import read_scales
 from mechjax.train_sae.settings import TrainSettings
 from mechjax.train_sae.site_pairs import SitePair
 

@@ -30,13 +30,12 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import mechjax
@@ -48,10 +47,12 @@ from mechjax.sae import store, training
 from mechjax.sae.store import ActivationSource, Contexts, Harvester, Scale, Share, contexts
 from mechjax.sae.store.gradients import PREFIX
 from mechjax.sae.training import speed
-from mechjax.sae.training.journal import show
+from mechjax.sae.training.exporting import ExportSettings, check_writable, export
+from mechjax.sae.training.hosts import first_process, wait
+from mechjax.sae.training.journal import read_figures, show
+from mechjax.sae.training.runs import Schedule, measure_scales, run_loop
+from mechjax.sae.training.scale_files import write_scales
 from mechjax.train_sae import corpora, fine_tuning, layout, two_models
-from mechjax.train_sae.exporting import check_writable, export
-from mechjax.train_sae.scale_files import read_scales, write_scales
 from mechjax.train_sae.settings import MAY_CHANGE, Data, TrainSettings
 from mechjax.train_sae.site_pairs import SitePair, is_pattern, pair_sites
 
@@ -85,7 +86,9 @@ def run(settings: TrainSettings) -> training.TrainingResult:
   pairs = pair_sites(settings.site, settings.target, model.sites)
   harvester = _harvester(settings, models, pairs)
   ensembles = _ensembles(settings, harvester, pairs)
-  check_writable(settings, ensembles)
+  first = contexts.first_token(model.tokenizer, settings.data.bos)
+  written = _export_settings(settings, first)
+  check_writable(written, ensembles, settings.batch)
   if settings.fine_tuning.begin_with:
     trainer, scales, result = _fine_tune(settings, model, fingerprint, pairs, ensembles)
   else:
@@ -93,7 +96,14 @@ def run(settings: TrainSettings) -> training.TrainingResult:
       settings, model, fingerprint, harvester, ensembles
     )
   if result.finished:
-    export(settings, trainer, result.state, scales, home / layout.DICTIONARIES)
+    export(
+      written,
+      trainer.ensembles,
+      result.state,
+      scales,
+      home / layout.DICTIONARIES,
+      read_figures(home),
+    )
   return result
 
 
@@ -114,20 +124,13 @@ def _train_on_activations(
     harvester, contexts=_claim(home, settings, fingerprint, model.tokenizer)
   )
   source = _source(settings, harvester, home, fingerprint)
-  scales = _scales(home / layout.SCALES, source, settings.data.max_norm_ratio)
-
-  def feed(position: int) -> Any:
-    return training.feed(
-      source,
-      scales,
-      trainer.batch_sharding,
-      batch=settings.batch,
-      streams=settings.data.streams,
-      seed=settings.seed,
-      position=position,
-    )
-
-  return trainer, scales, _train(settings, trainer, feed, scales, home)
+  scales = measure_scales(home / layout.SCALES, source, settings.data.max_norm_ratio)
+  schedule = Schedule(
+    batch=settings.batch, seed=settings.seed, streams=settings.data.streams, loop=settings.loop
+  )
+  with _record(settings, trainer, home) as (kept, journal):
+    result = run_loop(trainer, source, scales, schedule, kept, journal.write, home / layout.DUMP)
+  return trainer, scales, result
 
 
 def _fine_tune(
@@ -155,26 +158,38 @@ def _fine_tune(
       position=position,
     )
 
-  begin = functools.partial(fine_tuning.load_first_state, settings, trainer)
-  return trainer, scales, _train(settings, trainer, feed, scales, home, begin)
-
-
-def _train(
-  settings: TrainSettings,
-  trainer: training.Trainer,
-  feed: Callable[[int], Any],
-  scales: dict[str, Scale],
-  home: Path,
-  begin: Callable[[], training.State] | None = None,
-) -> training.TrainingResult:
   centres = {site: scale.mean for site, scale in scales.items()}
+  begin = functools.partial(fine_tuning.load_first_state, settings, trainer)
+  with _record(settings, trainer, home) as (kept, journal):
+    result = training.train(
+      trainer, feed, centres, kept, settings.loop, journal.write, home / layout.DUMP, begin
+    )
+  return trainer, scales, result
+
+
+@contextlib.contextmanager
+def _record(
+  settings: TrainSettings, trainer: training.Trainer, home: Path
+) -> Iterator[tuple[training.Checkpoints, training.Journal]]:
+  """Opens the checkpoints and the journal of a run."""
   kept = training.Checkpoints(
     home / layout.CHECKPOINTS, last=settings.keep_last, best=settings.keep_best
   )
   with kept, _journal(settings, trainer, home, kept) as journal:
-    return training.train(
-      trainer, feed, centres, kept, settings.loop, journal.write, home / layout.DUMP, begin
-    )
+    yield kept, journal
+
+
+def _export_settings(settings: TrainSettings, first: int | None) -> ExportSettings:
+  """Form of the dictionaries' files, with the provenance of the activations."""
+  data = settings.data
+  source = {
+    'model_name': ','.join(name for name in (settings.model, settings.other_model) if name),
+    'dataset_path': data.text,
+    'context_size': data.context,
+    'prepend_bos': first is not None,
+    'activation_dtype': data.activation_dtype,
+  }
+  return ExportSettings(settings.format, source, settings.licence or None)
 
 
 # --- parts of a run ---------------------------------------------------------------------------------------
@@ -228,7 +243,7 @@ def _claim(home: Path, settings: TrainSettings, fingerprint: str, tokenizer: Tok
   """
   config, known, tokens = home / layout.CONFIG, home / layout.MODEL, home / layout.TOKENS
   every = settings.data.held_out_every
-  with _first():
+  with first_process():
     if not config.exists() or not (tokens / contexts.ABOUT).exists():
       _pack(settings.data, tokenizer, tokens).split(every)
     if not (config.exists() and known.exists()):
@@ -240,7 +255,7 @@ def _claim(home: Path, settings: TrainSettings, fingerprint: str, tokenizer: Tok
 
 
 def _pack(data: Data, tokenizer: Tokenizer, directory: Path) -> Contexts:
-  bos = layout.first_token(tokenizer, data.bos)
+  bos = contexts.first_token(tokenizer, data.bos)
   show(f'tokenising {data.text}')
   return store.pack(
     corpora.texts(data.text, data.text_field),
@@ -348,16 +363,8 @@ def _source(
 
   share = Share(jax.process_index(), jax.process_count())
   store.write(directory, harvester, about, share, progress)
-  _wait('activations')
+  wait('activations')
   return store.Stored.open(directory, shards_per_bucket=data.shards_per_bucket, seed=settings.seed)
-
-
-def _scales(path: Path, source: ActivationSource, max_norm_ratio: float) -> dict[str, Scale]:
-  """Normalisation constants, measured once on the first bucket; the same for all hosts."""
-  with _first():
-    if not path.exists():
-      write_scales(path, store.measure(source.bucket(0), max_norm_ratio))
-  return read_scales(path, source.widths)
 
 
 def _check_memory(data: Data, harvester: Harvester) -> None:
@@ -456,22 +463,3 @@ def _journal(
     done=done,
     curves=tuple(curves),
   )
-
-
-# --- several hosts ----------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _first() -> Iterator[None]:
-  """Runs the block in the first process and then in the others, which find the files that it made."""
-  if jax.process_index() > 0:
-    _wait('first')
-  yield
-  if jax.process_index() == 0:
-    _wait('first')
-
-
-def _wait(what: str) -> None:
-  """Waits until every process reaches this point."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(what)

@@ -17,18 +17,7 @@ from typing import Any, Literal
 
 from mechjax import flags
 from mechjax.errors import SAEError
-from mechjax.sae import (
-  ARCHITECTURES,
-  Architecture,
-  AuxK,
-  AuxZipf,
-  GhostGrads,
-  PAnnealing,
-  ReLU,
-  Resampling,
-  architecture,
-)
-from mechjax.sae.architectures import CROSS_LAYER
+from mechjax.sae import AuxK, AuxZipf, GhostGrads, PAnnealing, Resampling, architecture
 from mechjax.sae.checks import check_field
 from mechjax.sae.store.gradients import PREFIX
 from mechjax.sae.training import MFR, Ensemble, LoopSettings, Optimisation
@@ -355,15 +344,6 @@ class Dictionaries:
     return None
 
 
-def kind_of(sae: Architecture) -> str:
-  """Name of an architecture in `Dictionaries`."""
-  if getattr(sae, 'annealing', None) is not None:
-    return 'p_relu' if isinstance(sae, ReLU) else 'p_gated'
-  every = {**ARCHITECTURES, **CROSS_LAYER}
-  name = next(name for name, known in every.items() if type(sae) is known)
-  return next((kind for kind in ('jumprelu_l0',) if _ARCHITECTURE[kind] == name), name)
-
-
 _SPARSITY = {
   'relu': 'sparsity',
   'gated': 'sparsity',
@@ -431,9 +411,10 @@ class TrainSettings:
     seed: seed of the order of the data.
     keep_last: number of newest checkpoints to keep.
     keep_best: number of best checkpoints to keep in addition to the newest.
-    format: file format of the dictionaries written at the end: sae_lens, gemma_scope, gemma_scope_2 or mechjax, which
-      alone can hold crosscoders and transcoders with TopK latents; of cross-layer transcoders gemma_scope_2,
-      circuit_tracer or mechjax.
+    format: file format of the dictionaries written at the end: sae_lens, gemma_scope, gemma_scope_2, sparsify or
+      mechjax; sparsify and mechjax alone can hold transcoders with TopK latents, mechjax alone crosscoders; of
+      cross-layer transcoders gemma_scope_2, circuit_tracer or mechjax.
+    licence: identifier of a licence for the cards of the dictionaries, such as apache-2.0; none by default.
     tensorboard: whether to write curves for TensorBoard.
     wandb: project of Weights & Biases that the run is logged to; none by default.
   """
@@ -450,9 +431,10 @@ class TrainSettings:
   seed: int = 0
   keep_last: int = 2
   keep_best: int = 1
-  format: Literal['sae_lens', 'gemma_scope', 'gemma_scope_2', 'circuit_tracer', 'mechjax'] = (
-    'sae_lens'
-  )
+  format: Literal[
+    'sae_lens', 'gemma_scope', 'gemma_scope_2', 'sparsify', 'circuit_tracer', 'mechjax'
+  ] = 'sae_lens'
+  licence: str = ''
   tensorboard: bool = False
   wandb: str = ''
   dictionaries: Dictionaries
@@ -516,6 +498,6 @@ class TrainSettings:
 
 MAY_CHANGE = frozenset(
   {'run', 'log_every', 'save_every', 'keep_last', 'keep_best', 'tensorboard', 'wandb', 'format'}
-  | {'coordinator', 'process', 'activation_dir'}
+  | {'coordinator', 'process', 'activation_dir', 'licence'}
 )
 """Settings that may change when a run is resumed: they do not affect any number."""

@@ -10,8 +10,8 @@ from mechjax import sae
 from mechjax.errors import SAEError
 from mechjax.sae import AuxZipf, FeatureChoice, GradientTopK, PAnnealing, TargetedJumpReLU
 from mechjax.sae.training import MFR, Optimisation
+from mechjax.sae.training.exporting import ExportSettings, check_writable
 from mechjax.train_sae import Data, Dictionaries, TrainSettings
-from mechjax.train_sae.exporting import check_writable
 from mechjax.train_sae.run import run
 from tests.train_sae import story
 
@@ -96,8 +96,8 @@ def test_an_exponent_that_does_not_reach_its_end_and_a_small_batch_are_refused(t
   with pytest.raises(SAEError, match=r'p_end_step=15 of a run of steps=14(.|\n)*--p_end_step=14'):
     settings(tmp_path, optimisation=Optimisation(steps=14))
   with pytest.raises(SAEError, match='a batch of 8 tokens with k=4 has 32 activations for 64'):
-    check_writable(settings(tmp_path, batch=8), BUILT)
-  check_writable(settings(tmp_path), BUILT)
+    check_writable(ExportSettings('mechjax'), BUILT, 8)
+  check_writable(ExportSettings('mechjax'), BUILT, settings(tmp_path).batch)
 
 
 @pytest.mark.slow

@@ -65,6 +65,7 @@ from mechjax.sae.ops import sparse
 from mechjax.sae.ops.matmul import MATMULS, offset_product, product
 from mechjax.sae.ops.sparse import Sparse
 from mechjax.sae.ops.unit_rows import Params, normalise, shorten, unit_rows
+from mechjax.sae.provenance import Metadata
 
 HParams = Mapping[str, jax.Array]
 DECODER_NORMS = ('one', 'at_most_one')
@@ -136,6 +137,7 @@ class Architecture(abc.ABC):
     decoder_norm: 'one' for rows of W_dec of unit length, or 'at_most_one' for rows of up to that length.
     parts: widths of the activations that x consists of, which add up to `d_in`; empty if there is one.
     matmuls: 'float32', or 'bfloat16' for products of rounded operands (`mechjax.sae.ops.matmul`).
+    provenance: the model, the site and the texts that it was trained on, as far as its files state them; not compared.
 
   Raises:
     SAEError: settings that do not describe a dictionary; the message contains the value.
@@ -160,6 +162,7 @@ class Architecture(abc.ABC):
   decoder_norm: str = 'one'
   parts: tuple[int, ...] = ()
   matmuls: str = 'float32'
+  provenance: Metadata | None = dataclasses.field(default=None, compare=False, repr=False)
 
   def __post_init__(self) -> None:
     check_whole(self, 'd_in', 'width', *(['d_out'] if self.d_out is not None else []))

@@ -41,6 +41,7 @@ from mechjax.sae.evaluation import splice, sums, transcoding
 from mechjax.sae.evaluation.layers import CrossLayerPart, group_sites
 from mechjax.sae.evaluation.metrics import SiteTotals, Spread, Totals, on_host
 from mechjax.sae.evaluation.sums import Batch
+from mechjax.sae.provenance import check_provenance
 
 Dictionaries = Mapping[str, Params]
 """Parameters of dictionaries, keyed by the site that each reads."""
@@ -86,16 +87,19 @@ class Evaluation:
     targets: output site of each transcoder, keyed by its input site.
     limits: maximum norm of an activation, keyed by the site that a dictionary reads. A token whose norm is larger in
       the unchanged model keeps its activation and does not count at that site; see `store.scales`.
+    model: name or path of the model, compared with the files of the dictionaries; None to compare sites only.
 
   Raises:
-    SAEError: there is no dictionary, a limit without a dictionary, a transcoder without a target, an autoencoder with
-      one, two dictionaries with the same output site, or a cross-layer transcoder without one of its layers.
+    SAEError: the files of a dictionary name another site or model; there is no dictionary, a limit without a
+      dictionary, a transcoder without a target, an autoencoder with one, two dictionaries with the same output site, or
+      a cross-layer transcoder without one of its layers.
   """
 
   forward: Callable
   saes: Mapping[str, Architecture | CrossLayerPart]
   targets: Mapping[str, str] = dataclasses.field(default_factory=dict)
   limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  model: str | None = None
 
   def __post_init__(self) -> None:
     example = 'evaluate(Evaluation(model.apply, saes), model.params, dictionaries, batches)'
@@ -128,7 +132,11 @@ class Evaluation:
         f'targets for {sorted(self.targets)}, transcoders at {sorted(transcoders)}',
         hint='give the output site of each transcoder, and no other',
       )
-    group_sites(self.saes)
+    for clt, read in group_sites(self.saes).items():
+      check_provenance(clt, read, [self._target(site) for site in read], self.model)
+    for site, sae in self.saes.items():
+      if isinstance(sae, Architecture):
+        check_provenance(sae, site, self.targets.get(site), self.model)
     targets = [self._target(site) for site in self.saes]
     if not targets or len({*map(sites.parse, targets)}) < len(targets):
       raise SAEError(

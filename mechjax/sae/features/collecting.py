@@ -29,6 +29,7 @@ from mechjax.sae.features.directions import Ranked
 from mechjax.sae.features.keeping import Best
 from mechjax.sae.features.record import EDGES, Examples, Features
 from mechjax.sae.features.selection import FeatureSettings
+from mechjax.sae.provenance import check_provenance
 
 _AT_ONCE = 4096  # windows fetched by one call
 _DEFAULT = FeatureSettings()
@@ -45,6 +46,7 @@ def collect(
   settings: FeatureSettings = _DEFAULT,
   limit: float = np.inf,
   seed: int = 0,
+  site: str | None = None,
 ) -> Features:
   """Collects features of some latents of a dictionary.
 
@@ -58,11 +60,13 @@ def collect(
     settings: sizes of the record.
     limit: maximum norm of an activation that counts (`store.scales`).
     seed: seed of the draw.
+    site: the site of the activations, compared with the files of the dictionary; None to compare nothing.
 
   Raises:
-    SAEError: a latent that does not exist, or is given twice; tokens and masks that do not fit each other; activations
-      that are not finite; no tokens.
+    SAEError: the files of the dictionary name another site; a latent that does not exist, or is given twice; tokens and
+      masks that do not fit each other; activations that are not finite; no tokens.
   """
+  check_provenance(sae, site)
   if not limit > 0:
     raise SAEError(f'limit={limit} is not a norm', hint='a positive number, or inf for no limit')
   chosen = _check_latents(sae, latents)

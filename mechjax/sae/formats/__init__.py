@@ -1,14 +1,18 @@
 """Dictionaries in the file formats of other libraries.
 
     sae, params = load('google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71')
-    load('out/sae').metadata.hook_name                  metadata of the files; also `read_metadata`
-    save('out/sae', sae, params, format='sae_lens', about={'hook_name': 'blocks.15.hook_resid_post'})
+    sae.provenance.hook_name                            metadata of the files; also `read_metadata`
+    save('out/sae', sae, params, format='sae_lens', about={'hook_name': 'blocks.15.hook_resid_post'},
+         figures={'L0': 32.0, 'FVU': 0.21}, licence='apache-2.0')
+    upload('out/sae', 'organisation/repository', folder='layer_15')
 
     format                                   files                                    reads   writes
     gemma_scope           `gemma_scope`      params.npz                               yes     yes
     gemma_scope_2         `gemma_scope`      params.safetensors, config.json          yes     yes
     sae_lens              `saelens`          cfg.json, sae_weights.safetensors        yes     yes
     dictionary_learning   `dictionary_...`   ae.pt, config.json                       yes     no
+    sparsify              `sparsify`         cfg.json, sae.safetensors                yes     yes
+    llama_scope           `llama_scope`      hyperparams.json, checkpoints/final. ... yes     no
     mechjax               `native`           dictionary.json, dictionary.safetensors  yes     yes
                                              the only one that holds crosscoders
 
@@ -27,12 +31,14 @@ dictionary trained on normalised ones is folded first (`fold`):
 
     save('out/sae', sae, fold(sae, params, scale), format='gemma_scope')
 
-Nothing is unpickled. A directory is written under a temporary name and renamed when it is complete. `conventions`
-explains how the formats differ, and why that does not change any output.
+A card, README.md, is written next to the arrays (`card`). Nothing is unpickled. A directory is written under a
+temporary name and renamed when it is complete. `conventions` explains how the formats differ, and why that does not
+change any output.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -42,21 +48,21 @@ from typing import Any, NamedTuple
 from mechjax.errors import SAEError, WeightsError, unknown
 from mechjax.sae.architectures import Architecture, CrossLayer, Params
 from mechjax.sae.formats import (
+  card,
   circuit_tracer,
-  dictionary_learning,
   gemma_scope,
   gemma_scope_layers,
-  metadata,
   native,
+  reading,
   saelens,
   sets,
+  sparsify,
 )
 from mechjax.sae.formats.conventions import check_parameters, fold
 from mechjax.sae.formats.finding import find
-from mechjax.sae.formats.metadata import Metadata
-from mechjax.sae.formats.numbered import find_numbered, hub_patterns
 from mechjax.sae.formats.sets import save_set
-from mechjax.weights.json_files import read_sibling
+from mechjax.sae.formats.uploading import upload
+from mechjax.sae.provenance import Metadata
 from mechjax.weights.safetensors_writing import new_directory
 
 
@@ -71,32 +77,12 @@ class Loaded(_Pair):
   metadata: Metadata = Metadata()
 
 
-_MARKS = (
-  gemma_scope.NPZ,
-  gemma_scope.SAFETENSORS,
-  saelens.WEIGHTS,
-  dictionary_learning.WEIGHTS,
-  native.WEIGHTS,
-)
-# Beginnings of the names of files of one layer, whose directory is one dictionary.
-_CROSS_LAYER = (circuit_tracer.ENCODER, gemma_scope_layers.LAYER)
-_FILES = (
-  *_MARKS,
-  saelens.CONFIG,
-  gemma_scope.CONFIG,
-  native.CONFIG,
-  circuit_tracer.CONFIG,
-  *(
-    pattern
-    for prefix in (*_CROSS_LAYER, circuit_tracer.DECODER, circuit_tracer.LAYER)
-    for pattern in hub_patterns(prefix)
-  ),
-)
 _WRITERS: dict[str, Callable[[Path, Architecture, Params, Mapping[str, Any]], None]] = {
   'gemma_scope': gemma_scope.write_npz,
   'gemma_scope_2': gemma_scope.write_safetensors,
   'mechjax': native.write,
   'sae_lens': saelens.write,
+  'sparsify': sparsify.write,
 }
 _CROSS_LAYER_WRITERS: dict[str, Callable[[Path, Architecture, Params, Mapping[str, Any]], None]] = {
   'circuit_tracer': circuit_tracer.write_cross_layer,
@@ -111,12 +97,13 @@ def load(place: str | os.PathLike[str], transcoder: bool = False) -> Loaded:
   Args:
     place: its directory, its file of weights, or its name on a hub: 'organisation/repository/folder'. Cross-layer
       transcoders by their directory, a transcoder of a set by its file.
-    transcoder: whether a dictionary of Gemma Scope is a transcoder, if its files do not state it. Other formats
-      always do.
+    transcoder: whether a dictionary of Gemma Scope, sparsify or Llama Scope is a transcoder, if its files do not state
+      it. Other formats always do.
 
   Returns:
-    The architecture, and parameters in float32 for unnormalised activations of the model; its attribute `metadata`
-    has the model, the site, the texts and their first token, as far as the files state them.
+    The architecture, and parameters in float32 for unnormalised activations of the model. The attribute `metadata`,
+    which is also the `provenance` of the architecture, has the model, the site, the texts and their first token, as far
+    as the files state them.
 
   Raises:
     WeightsError: there is no such path; the format is unknown or ambiguous; the files are damaged, truncated, hostile,
@@ -124,12 +111,13 @@ def load(place: str | os.PathLike[str], transcoder: bool = False) -> Loaded:
     FetchError: a hub does not have it or cannot be reached.
     MissingExtraError: it is on a hub and `huggingface_hub` is not installed.
   """
-  file = _file(place)
-  sae, params = _read(file, transcoder)
+  file = reading.find_weights(place)
+  sae, params = reading.read(file, transcoder)
   if transcoder and sae.d_out is None:
     raise SAEError('transcoder=True, and the files state that it is an autoencoder')
-  loaded = Loaded(sae, params)
-  loaded.metadata = _metadata(file)
+  found = reading.read_metadata(file)
+  loaded = Loaded(dataclasses.replace(sae, provenance=found), params)
+  loaded.metadata = found
   return loaded
 
 
@@ -144,7 +132,7 @@ def read_metadata(place: str | os.PathLike[str]) -> Metadata:
     FetchError: a hub does not have it or cannot be reached.
     MissingExtraError: it is on a hub and `huggingface_hub` is not installed.
   """
-  return _metadata(_file(place))
+  return reading.read_metadata(reading.find_weights(place))
 
 
 def load_set(place: str | os.PathLike[str]) -> dict[int, Loaded]:
@@ -161,7 +149,7 @@ def load_set(place: str | os.PathLike[str]) -> dict[int, Loaded]:
     FetchError: a hub does not have it or cannot be reached.
     MissingExtraError: it is on a hub and `huggingface_hub` is not installed.
   """
-  directory = find(place, _FILES)
+  directory = find(place, reading.FILES)
   found = sets.find_layers(directory) if directory.is_dir() else {}
   if not found:
     raise WeightsError(
@@ -173,46 +161,6 @@ def load_set(place: str | os.PathLike[str]) -> dict[int, Loaded]:
   return {layer: load(path) for layer, path in found.items()}
 
 
-def _file(place: str | os.PathLike[str]) -> Path:
-  path = find(place, _FILES)
-  return path if path.is_file() else _weights(path)
-
-
-def _read(file: Path, transcoder: bool) -> tuple[Architecture, Params]:
-  if file.suffix == '.npz':
-    return gemma_scope.read_npz(file, transcoder)
-  if file.name == saelens.WEIGHTS:
-    return saelens.read(file.parent)
-  if file.name == native.WEIGHTS:
-    return native.read(file.parent)
-  if file.name.startswith((circuit_tracer.ENCODER, circuit_tracer.DECODER)):
-    return circuit_tracer.read_cross_layer(file.parent)
-  if file.name.startswith(gemma_scope_layers.LAYER):
-    return gemma_scope_layers.read(file.parent)
-  if circuit_tracer.layer_of(file) is not None:
-    return circuit_tracer.read_layer(file)
-  if file.suffix == '.safetensors':
-    return gemma_scope.read_safetensors(file, transcoder)
-  if file.name == dictionary_learning.WEIGHTS:
-    return dictionary_learning.read(file.parent)
-  raise WeightsError(
-    f'{file} is in no format of dictionaries that mechjax knows',
-    where=f'known: {[*_MARKS]}, other names of the .npz and .safetensors of Gemma Scope, and directories of them',
-  )
-
-
-def _metadata(file: Path) -> Metadata:
-  if file.suffix == '.npz':
-    return Metadata()
-  if file.name.startswith((circuit_tracer.ENCODER, circuit_tracer.DECODER)):
-    return circuit_tracer.read_metadata(file.parent)
-  if circuit_tracer.layer_of(file) is not None:
-    return sets.read_layer_metadata(file)
-  own = {saelens.WEIGHTS: saelens.CONFIG, native.WEIGHTS: native.CONFIG}
-  name = own.get(file.name, gemma_scope.CONFIG)
-  return metadata.parse(read_sibling(file, name), f'{file.with_name(name)}')
-
-
 def save(
   directory: str | os.PathLike[str],
   sae: Architecture,
@@ -220,6 +168,8 @@ def save(
   *,
   format: str,
   about: Mapping[str, Any] | None = None,
+  figures: Mapping[str, float] | None = None,
+  licence: str | None = None,
 ) -> None:
   """Writes a dictionary in the format of another library.
 
@@ -227,13 +177,16 @@ def save(
     directory: the directory to create; an existing one must be empty.
     sae: the dictionary.
     params: its parameters, for unnormalised activations of the model (`fold`).
-    format: 'gemma_scope', 'gemma_scope_2', 'sae_lens' or 'mechjax'; of cross-layer transcoders 'circuit_tracer',
-      'gemma_scope_2' or 'mechjax'.
+    format: 'gemma_scope', 'gemma_scope_2', 'sae_lens', 'sparsify' or 'mechjax'; of cross-layer transcoders
+      'circuit_tracer', 'gemma_scope_2' or 'mechjax'.
     about: further entries of its config, such as the model and the site.
+    figures: numbers for the card, by name, such as {'L0': 32.0, 'FVU': 0.21}.
+    licence: identifier of a licence for the card, such as 'apache-2.0'; None to state that the files have no licence.
 
   Raises:
     SAEError: the format is unknown, cannot express the dictionary or has no place for `about`; the parameters have
-      other names or shapes than those of the dictionary, or are not finite in float32.
+      other names or shapes than those of the dictionary, or are not finite in float32; a figure is not a number, or
+      `licence` is not an identifier.
     WeightsError: the directory is not empty.
   """
   writers = _CROSS_LAYER_WRITERS if isinstance(sae, CrossLayer) else _WRITERS
@@ -254,13 +207,16 @@ def save(
   about = about or {}
   _check_json(about)
   check_parameters(sae, params)
+  text = card.render(sae, format, about, figures or {}, licence)
   sae, params = sae.for_inference(params)
   with new_directory(directory) as scratch:
     writers[format](scratch, sae, params, about)
+    card.write(scratch, text)
 
 
 _CAUSES = {
   'dictionary_learning': 'files of dictionary-learning are pickles',
+  'llama_scope': 'its files have one threshold for all latents',
   'circuit_tracer': 'it is a format of cross-layer transcoders, and of sets of transcoders (save_set)',
 }
 
@@ -275,26 +231,6 @@ def _check_json(about: Mapping[str, Any]) -> None:
     ) from e
 
 
-def _weights(directory: Path) -> Path:
-  """The file that identifies the format of a directory."""
-  there = [name for name in _MARKS if (directory / name).is_file()]
-  for prefix in _CROSS_LAYER:
-    there += [path.name for path in find_numbered(directory, prefix).values()][:1]
-  if not there and (layers := sets.find_layers(directory)):
-    raise WeightsError(
-      f'{directory} holds a set of dictionaries, of the layers {[*layers]}, and one is expected',
-      hint=f'load_set({str(directory)!r}), or one of them: load({str(next(iter(layers.values())))!r})',
-    )
-  if len(there) != 1:
-    raise WeightsError(
-      f'{directory} holds {there or "none"} of {[*_MARKS, *_CROSS_LAYER]}, and one of them makes a dictionary',
-      where=f'it holds {sorted(os.listdir(directory))[:10]}',
-      cause='a directory of many dictionaries, or of something else',
-      hint='give the directory of one dictionary, or the file itself',
-    )
-  return directory / there[0]
-
-
 __all__ = [
   'Loaded',
   'Metadata',
@@ -304,4 +240,5 @@ __all__ = [
   'read_metadata',
   'save',
   'save_set',
+  'upload',
 ]

@@ -38,8 +38,8 @@ from mechjax.sae.architectures import (
 )
 from mechjax.sae.formats import conventions, metadata
 from mechjax.sae.formats.conventions import Arrays
-from mechjax.sae.formats.metadata import Metadata
 from mechjax.sae.formats.numbered import check_all_layers, find_numbered, read_tensors
+from mechjax.sae.provenance import Metadata
 from mechjax.weights.safetensors_writing import save as save_safetensors
 
 CONFIG = 'config.yaml'

@@ -7,6 +7,8 @@ name of the repository and its folder there, and nothing else is fetched:
 
 As everywhere in mechjax, `huggingface_hub` fetches files, with its cache, and reads its own environment variables.
 
+A `config.json` in the folder above is fetched too: sparsify keeps the settings of a training there.
+
 Sharp edge: a path that exists is read as a path, even if it looks like a name on a hub.
 """
 
@@ -19,6 +21,9 @@ from pathlib import Path
 from mechjax import extras
 from mechjax.errors import FetchError, WeightsError
 from mechjax.files import exists
+
+OF_RUN = 'config.json'
+"""File in the folder above that of a dictionary: the settings of its training."""
 
 _NAME = re.compile(r'(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(?P<folder>(?:/[\w-][\w.=-]*)*)')
 
@@ -48,6 +53,7 @@ def find(place: str | os.PathLike[str], files: tuple[str, ...]) -> Path:
   library = extras.require('huggingface_hub', 'models')
   folder = match['folder'].removeprefix('/')
   wanted = [f'{folder}/{file}' if folder else file for file in files]
+  wanted.append('/'.join([*folder.split('/')[:-1], OF_RUN]))
   try:
     root = library.snapshot_download(match['repository'], allow_patterns=wanted)
   except Exception as e:  # It raises errors of three HTTP libraries, its own, and OSError.

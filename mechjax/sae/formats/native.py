@@ -32,7 +32,7 @@ from mechjax.weights.values import Values
 
 CONFIG, WEIGHTS = 'dictionary.json', 'dictionary.safetensors'
 VERSION = 1
-_NOT_WRITTEN = frozenset({'aux_loss', 'prefixes', 'decoder_norm', 'annealing'})
+_NOT_WRITTEN = frozenset({'aux_loss', 'prefixes', 'decoder_norm', 'annealing', 'provenance'})
 _KNOWN: dict[str, type[Architecture]] = {**ARCHITECTURES, **CROSS_LAYER}
 
 

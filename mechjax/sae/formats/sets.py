@@ -21,9 +21,9 @@ from typing import Any
 from mechjax import sites
 from mechjax.errors import SAEError, SiteError, WeightsError
 from mechjax.sae.architectures import Architecture, Params
-from mechjax.sae.formats import circuit_tracer, conventions, metadata
-from mechjax.sae.formats.metadata import Metadata
+from mechjax.sae.formats import card, circuit_tracer, conventions, metadata
 from mechjax.sae.formats.numbered import check_all_layers, find_numbered
+from mechjax.sae.provenance import Metadata
 from mechjax.weights.safetensors_writing import new_directory
 
 
@@ -76,6 +76,8 @@ def save_set(
   dictionaries: Mapping[int, tuple[Architecture, Params]],
   *,
   about: Mapping[str, Any],
+  figures: Mapping[str, float] | None = None,
+  licence: str | None = None,
 ) -> None:
   """Writes transcoders of all layers as a set of circuit-tracer.
 
@@ -83,9 +85,12 @@ def save_set(
     directory: the directory to create; an existing one must be empty.
     dictionaries: transcoders with their parameters, for unnormalised activations, keyed by layer.
     about: entries of the config: feature_input_hook and feature_output_hook are required; model_name, scan.
+    figures: numbers for the card, by name.
+    licence: identifier of a licence for the card; None to state that the files have no licence.
 
   Raises:
-    SAEError: layers are missing, a transcoder cannot be expressed, widths differ, or a hook is missing.
+    SAEError: layers are missing, a transcoder cannot be expressed, widths differ, or a hook is missing; a figure is not
+      a number, or `licence` is not an identifier.
     WeightsError: the directory is not empty.
   """
   layers = sorted(dictionaries)
@@ -103,7 +108,10 @@ def save_set(
     )
   for sae, params in dictionaries.values():
     conventions.check_parameters(sae, params)
+  first, n = dictionaries[0][0], len(layers)
+  text = card.render(first, 'circuit_tracer', about, figures or {}, licence, layers=n)
   with new_directory(directory) as scratch:
+    card.write(scratch, text)
     circuit_tracer.write_config(scratch, 'set', about)
     for layer in layers:
       sae, params = dictionaries[layer]

@@ -12,6 +12,7 @@ import jax
 
 from mechjax.errors import SAEError
 from mechjax.sae.architectures.base import Architecture, AuxLoss, HParams, LossOutput, Params
+from mechjax.sae.provenance import Metadata
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,9 @@ class InferenceOnly(Architecture):
   prefixes: tuple[int, ...] = dataclasses.field(init=False, repr=False, default=())
   aux_loss: AuxLoss | None = dataclasses.field(init=False, repr=False, default=None)
   matmuls: str = dataclasses.field(init=False, repr=False)
+  provenance: Metadata | None = dataclasses.field(
+    init=False, repr=False, compare=False, default=None
+  )
 
   def __post_init__(self) -> None:
     if not isinstance(self.sae, Architecture):
@@ -41,7 +45,7 @@ class InferenceOnly(Architecture):
         cause='the result of load: a dictionary and its parameters',
         hint=f'sae, params = load(...); {type(self).__name__}(sae, ...)',
       )
-    for name in ('d_in', 'width', 'd_out', 'skip', 'matmuls'):
+    for name in ('d_in', 'width', 'd_out', 'skip', 'matmuls', 'provenance'):
       object.__setattr__(self, name, getattr(self.sae, name))
     super().__post_init__()
 

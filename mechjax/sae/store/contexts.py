@@ -25,7 +25,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -173,6 +173,39 @@ def read(directory: str | os.PathLike[str]) -> Contexts:
     )
   file = np.memmap(directory / ROWS, '<i4', 'r', shape=shape)
   return Contexts(file, np.arange(shape[0]), special, digest)
+
+
+class SpecialTokens(Protocol):
+  """The part of a tokenizer that marks the ends of texts."""
+
+  @property
+  def bos(self) -> int | None:
+    """Id of the token before a text."""
+
+  @property
+  def eos(self) -> int | None:
+    """Id of the token after a text."""
+
+  def piece(self, token: int) -> Any:
+    """The token of an id.
+
+    Raises:
+      MechjaxError: the id is not a token.
+    """
+
+
+def first_token(tokenizer: SpecialTokens, wanted: int | None = None) -> int | None:
+  """First token of a context: the given one, or the tokenizer's BOS token, or else its EOS token.
+
+  The first token of a context attracts attention from all others, and its activations have another norm than theirs;
+  it should be a token that is not trained on.
+
+  Raises:
+    MechjaxError: the given id is not a token.
+  """
+  if wanted is not None:
+    tokenizer.piece(wanted)
+  return next((i for i in (wanted, tokenizer.bos, tokenizer.eos) if i is not None), None)
 
 
 def _write(file: BinaryIO, rows: Iterable[list[int]]) -> tuple[int, str]:

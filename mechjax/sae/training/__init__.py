@@ -7,7 +7,10 @@
 `step` the pure function that is compiled, `end_to_end` a loss that runs a model on the reconstructions, `restarting`
 trainings of dictionaries that are trained already, `placement` the sharding of arrays on a mesh, `loop` the loop around
 it, `feeding` the input of batches and `token_batches` that of batches of tokens, `checkpoints` saving and resuming,
-`stopping` the handling of signals, `journal` the logs, `speed` the maximum speed.
+`stopping` the handling of signals, `journal` the logs, `speed` the maximum speed. `one_call` does all of this in one
+call, `mechjax.sae.train`: `inputs` finds the activations, `grouping` makes ensembles of a list of architectures, `runs`
+joins the parts, `calls` binds a directory, `figures` measures the result, `exporting` writes it, and `hosts` lets
+several processes share files.
 """
 
 from mechjax.sae.training.checkpoints import Checkpoints

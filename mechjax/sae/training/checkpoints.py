@@ -113,3 +113,19 @@ class Checkpoints:
 
   def __exit__(self, *error: object) -> None:
     self.close()
+
+
+class NoCheckpoints:
+  """Checkpoints of a training without a directory: nothing is saved."""
+
+  steps: tuple[int, ...] = ()
+
+  def save(self, step: int, state: Any, *, objective: float) -> None:
+    """Does nothing."""
+
+  def restore(self, shapes: Any, step: int | None = None) -> Any:
+    """Raises an SAEError: there is nothing to restore."""
+    raise SAEError(f'no checkpoint of step {step}', cause='a training without a directory')
+
+  def wait(self) -> None:
+    """Does nothing."""

@@ -21,7 +21,7 @@ removed from the file first. Of several processes only the first writes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,9 +61,10 @@ class Journal:
     steps: int,
     batch: int,
     operations: float,
-    peak: float,
+    peak: float | None,
     done: int = 0,
     curves: tuple[Curves, ...] = (),
+    screen: bool = True,
   ):
     """Opens the files of a run.
 
@@ -72,10 +73,12 @@ class Journal:
       steps: total number of steps.
       batch: tokens per step.
       operations: floating-point operations of the products of one step.
-      peak: measured operations per second of all devices.
+      peak: measured operations per second of all devices; None for a record without `matmul_share`.
       done: step from which the run resumes.
       curves: additional destinations.
+      screen: whether the short form is printed.
     """
+    self._screen = screen
     self._steps, self._batch, self._operations, self._peak = steps, batch, operations, peak
     self._curves, self._file = curves, None
     if jax.process_index() == 0:
@@ -93,7 +96,8 @@ class Journal:
     numbers = dict(_flatten(record))
     for curves in self._curves:
       curves.add(report.step, numbers)
-    show(self._line(report, record))
+    if self._screen:
+      show(self._line(report, record))
 
   def __enter__(self) -> Journal:
     return self
@@ -110,7 +114,7 @@ class Journal:
       'step': report.step,
       'tokens': report.step * self._batch,
       'tokens_per_second': rate * self._batch,
-      'matmul_share': rate * self._operations / self._peak,
+      **({'matmul_share': rate * self._operations / self._peak} if self._peak else {}),
       'wait': report.wait,
       'learning_rate': report.rate,
       **{
@@ -124,11 +128,31 @@ class Journal:
       f'{ensemble} ' + ' '.join(f'{name} {_format(own[name])}' for name in SHOWN)
       for ensemble, own in _shorten(report.metrics).items()
     )
+    matmul = f'  matmul {record["matmul_share"]:.2f}' if self._peak else ''
     return (
       f'step {report.step:,}/{self._steps:,}  {record["tokens"] / 1e6:.1f} M tokens  '
-      f'{record["tokens_per_second"]:,.0f} tokens/s  matmul {record["matmul_share"]:.2f}  '
+      f'{record["tokens_per_second"]:,.0f} tokens/s{matmul}  '
       f'wait {report.wait:.2f} | {ensembles}'
     )
+
+
+def read_figures(home: Path) -> Callable[[str, int], dict[str, float]]:
+  """Figures of the last report of a run, for cards.
+
+  Args:
+    home: directory of the run.
+
+  Returns:
+    A function from the name of an ensemble and the number of a member to its figures by name; empty without a report.
+  """
+  lines = (home / METRICS).read_text().splitlines() if (home / METRICS).exists() else []
+  last = json.loads(lines[-1]) if lines else {}
+
+  def find(ensemble: str, member: int) -> dict[str, float]:
+    own = last.get(ensemble, {})
+    return {f'{name}, last batch': own[name][member] for name in SHOWN if name in own}
+
+  return find
 
 
 class TensorBoard:

@@ -35,7 +35,7 @@ from mechjax import files
 from mechjax.errors import SAEError
 from mechjax.sae.checks import check_field, check_whole
 from mechjax.sae.store import Prefetch
-from mechjax.sae.training.checkpoints import Checkpoints
+from mechjax.sae.training.checkpoints import Checkpoints, NoCheckpoints
 from mechjax.sae.training.feeding import PositionedBatch
 from mechjax.sae.training.step import Metrics, State, Trainer
 from mechjax.sae.training.stopping import catch_stop_signals
@@ -97,10 +97,10 @@ def train(
   trainer: Trainer,
   feed: Callable[[int], Prefetch[PositionedBatch]],
   centres: Mapping[str, Any],
-  checkpoints: Checkpoints,
+  checkpoints: Checkpoints | NoCheckpoints,
   loop: LoopSettings,
   report: Callable[[TrainingReport], None],
-  dump: Path,
+  dump: Path | None,
   begin: Callable[[], State] | None = None,
 ) -> TrainingResult:
   """Trains to the last step, from the newest checkpoint of an earlier call.
@@ -112,7 +112,7 @@ def train(
     checkpoints: checkpoints of the run.
     loop: intervals of reports and checkpoints.
     report: function that is called with each report.
-    dump: directory for the batch and the state that lead to a non-finite number.
+    dump: directory for the batch and the state that lead to a non-finite number; None to write none.
     begin: function that returns the first state, such as that of a fine-tuning; None for new dictionaries.
 
   Raises:
@@ -167,7 +167,7 @@ class _Step:
 class _Pending:
   """Steps by which the host is ahead of the devices."""
 
-  def __init__(self, dump: Path):
+  def __init__(self, dump: Path | None):
     self._dump = dump
     self._steps: collections.deque[_Step] = collections.deque()
     self._last: _Step | None = None
@@ -195,10 +195,34 @@ def objective(trainer: Trainer, step: _Step) -> float:
   return float(np.mean(np.concatenate(losses)))
 
 
-def _non_finite_error(step: _Step, state: State, dump: Path) -> SAEError:
+def _non_finite_error(step: _Step, state: State, dump: Path | None) -> SAEError:
   """Error for the first step with non-finite numbers; writes its batch and the state before it."""
   number = step.done - 1
   metrics = jax.device_get(step.metrics.ensembles)
+  bad = [
+    f'{ensemble}.{name} {x.tolist()}'
+    for ensemble, own in metrics.items()
+    for name, x in own.items()
+    if not np.isfinite(x).all()
+  ]
+  where = None if dump is None else _dump(dump, step, state, metrics)
+  kept = (
+    'resume from the last checkpoint, which was not touched, with' if dump else 'start again with'
+  )
+  return SAEError(
+    f'step {number} gave numbers that are not finite: {", ".join(bad)}',
+    where=f'batch number {number}'
+    + (f'; it and the state before it are in {where}' if where else ''),
+    cause='the learning rate is too high, or activations differ much from those on which the scale was measured',
+    hint=f'{kept} a lower learning rate',
+  )
+
+
+def _dump(
+  dump: Path, step: _Step, state: State, metrics: Mapping[str, Mapping[str, np.ndarray]]
+) -> Path:
+  """Writes the batch of a step and the state before it; returns the directory."""
+  number = step.done - 1
   where = dump / f'step_{number}_of_process_{jax.process_index()}'
   where.mkdir(parents=True, exist_ok=True)
   by_ensemble = {
@@ -210,18 +234,7 @@ def _non_finite_error(step: _Step, state: State, dump: Path) -> SAEError:
     arrays |= _local_arrays(jax.tree_util.keystr(path), x)
   with files.whole(where / 'arrays.npz') as file:
     np.savez(file, **arrays)
-  bad = [
-    f'{ensemble}.{name} {x.tolist()}'
-    for ensemble, own in metrics.items()
-    for name, x in own.items()
-    if not np.isfinite(x).all()
-  ]
-  return SAEError(
-    f'step {number} gave numbers that are not finite: {", ".join(bad)}',
-    where=f'batch number {number}; it and the state before it are in {where}',
-    cause='the learning rate is too high, or activations differ much from those on which the scale was measured',
-    hint='resume from the last checkpoint, which was not touched, with a lower learning rate',
-  )
+  return where
 
 
 def _local_arrays(name: str, x: jax.Array) -> dict[str, np.ndarray]:

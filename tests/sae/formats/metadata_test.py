@@ -81,7 +81,8 @@ def test_a_dictionary_is_used_at_the_site_that_its_files_name_and_at_no_other(ho
 
 
 @pytest.mark.parametrize(
-  'hook', [None, 'resid_post', 'resid_post_layer_3', 'model.layers.3', 'blocks.3.hook_mlp_in']
+  'hook',
+  [None, 'resid_post', 'resid_post_layer_9', 'model.layers.9', 'h.3.new', 'blocks.3.hook_mlp_in'],
 )
 def test_a_hook_that_is_not_certainly_another_site_is_accepted(hook):
   check('resid_post.9', hook_name=hook)
