@@ -309,7 +309,7 @@ def _option(mask: jax.Array | None) -> dict[str, jax.Array]:
 
 
 def _fill(selected: jax.Array) -> jax.Array:
-  """For each token itself if it is selected, and otherwise one of the selected ones, in turn; int [N]."""
+  """Number of each token if it is selected, and otherwise of one of the selected ones, in turn; int [N]."""
   numbers = jnp.arange(len(selected))
   first = jnp.argsort(~selected)  # stable: selected tokens in their order, then the others
   turn = (jnp.cumsum(~selected) - 1) % jnp.maximum(jnp.sum(selected), 1)
