@@ -34,7 +34,7 @@ FLOORS = [
   {'harvest'},
   {'forward', 'stacking', 'patches'},
   {'weights', 'models', 'generate'},
-  {'circuits', 'facts', 'neurons', 'patching', 'probing', 'sae', 'steering'},
+  {'circuits', 'facts', 'neurons', 'patching', 'probing', 'sae', 'steering', 'yardsticks'},
   {'viz', 'flags'},
   {'train_sae', 'eval_sae'},
 ]
