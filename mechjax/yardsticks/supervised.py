@@ -97,7 +97,7 @@ class SupervisedCodes:
     """Code of one feature, a number of `coding.features`, at each prompt."""
     return self.vectors[self.coding.encode(attributes)[feature]]
 
-  def explained_variance(self, acts: Matrix, attributes: Attributes) -> float:
+  def share_explained(self, acts: Matrix, attributes: Attributes) -> float:
     """Share of the variance of activations that the reconstruction explains; negative for a poor one.
 
     Raises:

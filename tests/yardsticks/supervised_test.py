@@ -28,7 +28,7 @@ def test_least_squares_reconstructs_what_is_additive_exactly(coupled):
   acts, _ = planted.additive(LABELS, coupled=coupled)
   codes = fit_codes(acts, LABELS, coupled=coupled)
   np.testing.assert_allclose(codes.reconstruct(LABELS), acts, **TIGHT)
-  assert codes.explained_variance(acts, LABELS) == pytest.approx(1)
+  assert codes.share_explained(acts, LABELS) == pytest.approx(1)
 
 
 def test_independent_codes_are_the_true_ones_up_to_a_constant():
@@ -51,7 +51,7 @@ def test_coupled_codes_and_means_of_a_full_factorial_are_the_same():
 
 def test_means_are_worse_where_the_names_are_never_equal():
   mean, mse = (fit_codes(ACTS, LABELS, method) for method in ('mean', 'mse'))
-  assert mean.explained_variance(ACTS, LABELS) < mse.explained_variance(ACTS, LABELS) - 0.005
+  assert mean.share_explained(ACTS, LABELS) < mse.share_explained(ACTS, LABELS) - 0.005
 
 
 def test_mean_codes_are_the_means_of_the_rows():
@@ -146,7 +146,7 @@ def test_activations_that_do_not_fit_are_refused():
   with pytest.raises(YardstickError, match='activations of width 3'):
     codes.edit(ACTS[:, :3], LABELS, {'io': LABELS['io']})
   with pytest.raises(YardstickError, match='all activations are equal'):
-    codes.explained_variance(np.ones_like(ACTS), LABELS)
+    codes.share_explained(np.ones_like(ACTS), LABELS)
 
 
 def test_unknown_names_are_refused():
