@@ -171,7 +171,7 @@ def read_variables(
   """
   tokens = compiled.encode(texts)
   acts = harvest.reap(compiled.forward, sites='resid_post')(compiled.params, tokens)
-  last = np.asarray(acts[f'resid_post.{max(acts.layers("resid_post"))}'])[:, 1:]
+  last = np.asarray(acts.stack('resid_post')[-1])[:, 1:]
   found = {}
   for name, variable in compiled.variables.items():
     columns, values = _find_columns(compiled.labels, name)
