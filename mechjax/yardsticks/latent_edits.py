@@ -14,15 +14,16 @@ towards that of a prompt that differs in one attribute, act_t with latents f', b
 
 The greedy edit sets at each step the latent after which the distance to act_t is smallest. With r the rest of the way
 and c = f' - f, latent i lowers |r|^2 by 2 c_i (d_i . r) - c_i^2 |d_i|^2. The products p = W_dec r of all latents are
-made once, and after latent j they are p - c_j (W_dec d_j), a row of the Gram matrix of the decoder: k steps cost
-O(k B M) and one product of the size of an encoder, and no array [B, M, D] exists.
+made once, and after latent j they are p - c_j (W_dec d_j), entries of the Gram matrix of the decoder: k steps cost
+O(k B A) for the A latents that change, at most O(k B M), and one product of the size of an encoder; no array [B, M, D]
+exists. A is rounded up to a power of two, so that few sizes are compiled.
 
 Sharp edges. A latent that is active in both prompts is one latent, and is set to its new value; the paper also allows
 to remove it alone. An edit continues to k latents even if the distance rises, so that all latents give
 act_s - x_hat_s + x_hat_t; `distances` shows the best number. A prompt with fewer than k latents that change has index
 -1 after them. The Gram matrix has M^2 numbers: `candidates` restricts it, and the edit, to some latents.
 
-Letters: B prompts, M latents, D features.
+Letters: B prompts, M latents, A latents that change, D features.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ from mechjax.yardsticks.checks import Matrix, as_numbers, check_numbers, check_w
 Numbers = Shaped[np.ndarray | Array, 'B M']
 """Latents of B prompts, or a score of each."""
 
+FIRST_SLOTS = 64
+"""Least number of slots for the latents of a prompt that change."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DecoderGram:
@@ -50,11 +54,13 @@ class DecoderGram:
   Attributes:
     W_dec: rows of the decoder.
     candidates: latents that an edit may use.
-    gram: products of the rows of the candidates.
+    rows: their rows.
+    gram: products of these rows with each other.
   """
 
   W_dec: Float[Array, 'M D']
   candidates: Int[np.ndarray, ' some']
+  rows: Float[Array, 'some D']
   gram: Float[Array, 'some some']
 
   @classmethod
@@ -77,7 +83,8 @@ class DecoderGram:
         f'candidates={candidates!r:.100}; expected different latents from 0 to {len(rows) - 1}',
         hint='np.flatnonzero(mask) for a mask of latents',
       )
-    return cls(rows, at, _multiply_rows(rows[at]))
+    some = rows if candidates is None else rows[at]
+    return cls(rows, at, some, _multiply_rows(some))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -161,10 +168,13 @@ def edit_greedily(
     )
   if k > len(gram.candidates):
     raise YardstickError(f'k={k} of {len(gram.candidates)} candidates')
-  at = gram.candidates
-  indices, changes = _choose(gram.gram, gram.W_dec[at], (new - f)[:, at], y - x, k)
-  chosen = np.asarray(indices)
-  return LatentEdit(np.where(chosen < 0, -1, at[chosen]), np.asarray(changes))
+  change = np.asarray(new) - np.asarray(f)
+  if len(gram.candidates) < M:
+    change = change[:, gram.candidates]
+  slots, values = _pack(change, k)
+  chosen, changes = _choose(gram.gram, gram.rows, slots, values, x, y, k)
+  indices = np.asarray(chosen)
+  return LatentEdit(np.where(indices < 0, -1, gram.candidates[indices]), np.asarray(changes))
 
 
 def edit_by_score(latents: Numbers, target_latents: Numbers, scores: Numbers, k: int) -> LatentEdit:
@@ -208,25 +218,46 @@ def _multiply_rows(rows_MxD: jax.Array) -> jax.Array:
   return precision.matmul(rows_MxD, rows_MxD.T)
 
 
-@functools.partial(jax.jit, static_argnums=4)
+def _pack(
+  change: Float[np.ndarray, 'B M'], k: int
+) -> tuple[Int[np.ndarray, 'B A'], Float[np.ndarray, 'B A']]:
+  """Latents that change and their changes, in A slots of each prompt; A is a power of two of at least k."""
+  row, latent = np.nonzero(change)
+  counts = np.bincount(row, minlength=len(change))
+  A = 1 << (max(int(counts.max()), k, FIRST_SLOTS) - 1).bit_length()
+  slot = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+  indices = np.zeros((len(change), A), np.int32)
+  values = np.zeros((len(change), A), change.dtype)
+  indices[row, slot], values[row, slot] = latent, change[row, latent]
+  return indices, values
+
+
+@functools.partial(jax.jit, static_argnums=6)
 def _choose(
-  gram_MxM: jax.Array, rows_MxD: jax.Array, change_BxM: jax.Array, way_BxD: jax.Array, k: int
+  gram_MxM: jax.Array,
+  rows_MxD: jax.Array,
+  latents_BxA: jax.Array,
+  changes_BxA: jax.Array,
+  acts_BxD: jax.Array,
+  targets_BxD: jax.Array,
+  k: int,
 ) -> tuple[jax.Array, jax.Array]:
   """Indices among the candidates and changes, [B, k] each."""
-  size_BxM = jnp.square(change_BxM) * jnp.diagonal(gram_MxM)
-  prompts = jnp.arange(len(change_BxM))
+  size_BxA = jnp.square(changes_BxA) * jnp.diagonal(gram_MxM)[latents_BxA]
+  prompts = jnp.arange(len(changes_BxA))
 
   def step(
     carry: tuple[jax.Array, jax.Array], _: None
   ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    products_BxM, left_BxM = carry
-    gain_BxM = jnp.where(left_BxM == 0, -jnp.inf, 2 * left_BxM * products_BxM - size_BxM)
-    index_B = jnp.argmax(gain_BxM, 1)
-    change_B = left_BxM[prompts, index_B]
-    products_BxM = products_BxM - change_B[:, None] * gram_MxM[index_B]
-    left_BxM = left_BxM.at[prompts, index_B].set(0)
-    return (products_BxM, left_BxM), (jnp.where(change_B == 0, -1, index_B), change_B)
+    products_BxA, left_BxA = carry
+    gain_BxA = jnp.where(left_BxA == 0, -jnp.inf, 2 * left_BxA * products_BxA - size_BxA)
+    slot_B = jnp.argmax(gain_BxA, 1)
+    change_B, latent_B = left_BxA[prompts, slot_B], latents_BxA[prompts, slot_B]
+    products_BxA = products_BxA - change_B[:, None] * gram_MxM[latent_B[:, None], latents_BxA]
+    left_BxA = left_BxA.at[prompts, slot_B].set(0)
+    return (products_BxA, left_BxA), (jnp.where(change_B == 0, -1, latent_B), change_B)
 
-  start = precision.matmul(way_BxD, rows_MxD.T), change_BxM
+  products_BxM = precision.matmul(targets_BxD - acts_BxD, rows_MxD.T)
+  start = jnp.take_along_axis(products_BxM, latents_BxA, 1), changes_BxA
   _, (indices_KxB, changes_KxB) = jax.lax.scan(step, start, None, length=k)
   return indices_KxB.T, changes_KxB.T
