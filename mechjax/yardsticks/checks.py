@@ -27,6 +27,9 @@ from mechjax.errors import YardstickError
 Matrix = Shaped[np.ndarray | Array, 'B D']
 """Numbers of B prompts, [B, D]: activations, or latents [B, M]."""
 
+Rows = Shaped[np.ndarray | Array, 'M D']
+"""Rows of a decoder."""
+
 Values = Shaped[np.ndarray | Array, ' B'] | Sequence[int] | Sequence[str] | Sequence[bool]
 """Value of an attribute at each prompt: whole numbers, booleans or texts."""
 

@@ -38,7 +38,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from mechjax import precision
 from mechjax.errors import YardstickError
-from mechjax.yardsticks.checks import Matrix, as_numbers, check_numbers, check_whole
+from mechjax.yardsticks.checks import Matrix, Rows, as_numbers, check_numbers, check_whole
 
 Numbers = Shaped[np.ndarray | Array, 'B M']
 """Latents of B prompts, or a score of each."""
@@ -64,7 +64,7 @@ class DecoderGram:
   gram: Float[Array, 'some some']
 
   @classmethod
-  def of(cls, W_dec: Matrix, candidates: Int[np.ndarray, ' some'] | None = None) -> DecoderGram:
+  def of(cls, W_dec: Rows, candidates: Int[np.ndarray, ' some'] | None = None) -> DecoderGram:
     """Computes the products.
 
     Args:
@@ -99,7 +99,7 @@ class LatentEdit:
   indices: Int[np.ndarray, 'B k']
   changes: Float[np.ndarray, 'B k']
 
-  def apply(self, acts: Matrix, W_dec: Matrix, n: int | None = None) -> Float[np.ndarray, 'B D']:
+  def apply(self, acts: Matrix, W_dec: Rows, n: int | None = None) -> Float[np.ndarray, 'B D']:
     """Activations after the first n latents, or after all of them.
 
     Raises:
@@ -115,7 +115,7 @@ class LatentEdit:
     return found
 
   def distances(
-    self, acts: Matrix, targets: Matrix, W_dec: Matrix
+    self, acts: Matrix, targets: Matrix, W_dec: Rows
   ) -> Float[np.ndarray, 'B k_plus_1']:
     """Squared distances to the targets after 0, 1, ..., k latents; errors as for `apply`."""
     x, rows = self._check(acts, W_dec)
@@ -126,7 +126,7 @@ class LatentEdit:
       found.append(np.sum(rest**2, 1))
     return np.stack(found, 1)
 
-  def _check(self, acts: Matrix, W_dec: Matrix) -> tuple[np.ndarray, np.ndarray]:
+  def _check(self, acts: Matrix, W_dec: Rows) -> tuple[np.ndarray, np.ndarray]:
     x, rows = as_numbers('acts', acts, 2), as_numbers('W_dec', W_dec, 2)
     if len(x) != len(self.indices) or x.shape[1] != rows.shape[1]:
       raise YardstickError(

@@ -36,8 +36,11 @@ from mechjax import precision
 from mechjax.errors import YardstickError
 from mechjax.yardsticks.checks import as_numbers, check_whole
 
-Directions = Float[Array | np.ndarray, '*instances rows D']
+Directions = Float[Array | np.ndarray, '*instances n D']
 """Directions as rows; leading axes are instances that are compared one by one."""
+
+DictionaryRows = Float[Array | np.ndarray, '*instances M D']
+"""Rows of a dictionary of each instance."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Toys:
 
 
 def mmcs(
-  found: Directions, truth: Directions, min_length: float = 0.0
+  found: DictionaryRows, truth: Directions, min_length: float = 0.0
 ) -> Float[np.ndarray, '*instances']:
   """Mean over true directions of the largest cosine with a row.
 
@@ -213,7 +216,7 @@ def _train(
   return params['W'], params['b'], losses[-max(1, model.steps // 10) :].mean()
 
 
-def _as_rows(name: str, x: Directions) -> np.ndarray:
+def _as_rows(name: str, x: Directions | DictionaryRows) -> np.ndarray:
   return as_numbers(name, x, max(2, np.ndim(x)))
 
 

@@ -20,11 +20,11 @@ import numpy as np
 from jaxtyping import Float64
 
 from mechjax.errors import YardstickError
-from mechjax.yardsticks.checks import Matrix, as_matrix, as_numbers, check_whole
+from mechjax.yardsticks.checks import Rows, as_matrix, as_numbers, check_whole
 from mechjax.yardsticks.latent_edits import LatentEdit, Numbers
 
 
-def measure_weights(latents: Numbers, W_dec: Matrix) -> Float64[np.ndarray, 'B M']:
+def measure_weights(latents: Numbers, W_dec: Rows) -> Float64[np.ndarray, 'B M']:
   """Weight of each latent in the reconstruction.
 
   Args:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -276,7 +277,7 @@ def listed(tmp_path):
   path = tmp_path / 'cities.txt'
   path.write_text(LIST)
   tokenizer = Words()
-  model = types.SimpleNamespace(tokenizer=tokenizer.make(), name='words')
+  model: Any = types.SimpleNamespace(tokenizer=tokenizer.make(), name='words')
   return cities.make_prompts(model, cities.read_cities(path)), tokenizer
 
 
@@ -292,6 +293,11 @@ def test_the_city_and_the_end_of_each_question_are_where_they_are_said_to_be(lis
 
 class Linear(Passes):
   """Activations that are sums of a vector for each attribute, and answers that read them."""
+
+  prompts: Any
+  vectors: Any
+  index: Any
+  acts: Any
 
   def __init__(self, prompts):
     random = np.random.default_rng(0)

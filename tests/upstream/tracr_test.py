@@ -55,7 +55,7 @@ def test_sites_fit_together(name):
   compiled, _ = make(name)
   tokens = compiled.encode(SENTENCES[:5])
   acts = harvest.reap(compiled.forward, sites='*')(compiled.params, tokens)
-  for layer in acts.layers('resid_post'):
+  for layer in range(len(acts.layers('resid_post'))):
     before = acts['embed'] if not layer else acts[f'resid_post.{layer - 1}']
     np.testing.assert_allclose(acts[f'resid_mid.{layer}'], before + acts[f'attn_out.{layer}'])
     np.testing.assert_allclose(
@@ -81,8 +81,7 @@ def test_supervised_codes_of_a_program_are_its_own_directions():
   compiled, _ = make('histogram')
   tokens = compiled.encode(SENTENCES)
   last = harvest.reap(compiled.forward, sites='resid_post')(compiled.params, tokens)
-  layer = max(last.layers('resid_post'))
-  acts = np.asarray(last[f'resid_post.{layer}'])[:, 1:].reshape(-1, len(compiled.labels))
+  acts = np.asarray(last.stack('resid_post')[-1])[:, 1:].reshape(-1, len(compiled.labels))
   words = np.array(SENTENCES).ravel()
   places = np.tile(np.arange(LENGTH), len(SENTENCES))
   counts = np.array([[s.count(w) for w in s] for s in SENTENCES]).ravel()
