@@ -15,7 +15,7 @@ QUICK_PYTEST = XLA_FLAGS="$$XLA_FLAGS $$(.ci/quick-compilation $(BIN)/python)" $
 NO_TORCH := $(shell $(PYTHON) -c 'import sys; print("" if sys.version_info < (3, 12) else "or truth")')
 
 # Upstreams that cannot be installed together with tunix (which needs a newer transformers) have a separate venv.
-FLAX_MODELS := transformers or penzai or haiku or equinox
+FLAX_MODELS := transformers or penzai or haiku or equinox or tracr
 
 .PHONY: demo test test-machines test-newest test-upstream environments lint format clean
 .PHONY: test-core test-flax-models test-gemma test-numeric test-numeric-share

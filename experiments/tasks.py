@@ -285,21 +285,21 @@ def _align(
   for draft in template.drafts(rng, vocabulary):
     texts = [template.text.format(**words) for words in (draft.clean, draft.noise)]
     clean, noise = map(tokenizer.encode, texts)
-    places = _places(vocabulary, clean, template.text, draft.clean)
+    places = find_places(vocabulary, clean, template.text, draft.clean)
     answer, other = vocabulary.id(draft.answer), vocabulary.id(draft.other)
     if places is None or answer is None or other is None:
       continue
-    if places == _places(vocabulary, noise, template.text, draft.noise):
+    if places == find_places(vocabulary, noise, template.text, draft.noise):
       pieces = [tuple(tokenizer.join([i]) for i in ids) for ids in (clean, noise)]
       ends = f' {draft.answer}', f' {draft.other}'
       written = Prompts(name, texts[0], texts[1], pieces[0], pieces[1], places, *ends)
       yield clean, noise, answer, other, written
 
 
-def _places(
+def find_places(
   vocabulary: Vocabulary, ids: Sequence[int], text: str, words: Mapping[str, str]
 ) -> tuple[str, ...] | None:
-  """Token or name of a slot at each position; None unless every word is one token."""
+  """Token or name of a slot at each position; None unless every word of a slot is one token."""
   slots = [slot for _, slot, _, _ in string.Formatter().parse(text) if slot]
   places = []
   for i in ids:

@@ -18,6 +18,7 @@
       FactsError           ValueError     names, facts, tables and settings of measurements that do not fit together
       NeuronError          ValueError     weights, activations and tokens of neurons that do not fit together
       CircuitError         ValueError     models, dictionaries, graphs and parts of sums that do not fit together
+      YardstickError       ValueError     activations, attributes and edits of a yardstick that do not fit together
 
 Researchers publish what this library prints, so an error is a feature: it says WHAT happened (with the offending
 value), WHERE (site, layer, file, line), the LIKELY CAUSE and a HINT. Every error that is raised on purpose is a
@@ -142,6 +143,10 @@ class NeuronError(MechjaxError, ValueError):
 
 class CircuitError(MechjaxError, ValueError):
   """A model that cannot be frozen; dictionaries, nodes, graphs or parts of a sum that do not fit together."""
+
+
+class YardstickError(MechjaxError, ValueError):
+  """Activations, attributes, dictionaries and edits of a yardstick that do not fit together."""
 
 
 def unknown(

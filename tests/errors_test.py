@@ -59,6 +59,7 @@ BUILTINS = {
   errors.FactsError: ValueError,
   errors.NeuronError: ValueError,
   errors.CircuitError: ValueError,
+  errors.YardstickError: ValueError,
 }
 
 

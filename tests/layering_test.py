@@ -34,7 +34,8 @@ FLOORS = [
   {'harvest'},
   {'forward', 'stacking', 'patches'},
   {'weights', 'models', 'generate'},
-  {'circuits', 'decomposition', 'facts', 'neurons', 'patching', 'probing', 'sae', 'steering'},
+  {'circuits', 'decomposition', 'facts', 'neurons', 'patching', 'probing', 'sae', 'steering'}
+  | {'yardsticks'},
   {'viz', 'flags'},
   {'train_sae', 'eval_sae'},
 ]

@@ -57,13 +57,13 @@ def texts(places: str, field: str = 'text') -> Iterator[str]:
 
 def _place(place: str) -> str | Path:
   if place in FOLDERS:
-    return _package(place) / FOLDERS[place]
+    return find_package(place) / FOLDERS[place]
   if place.startswith(DEBIAN):
-    return _package(place.removeprefix(DEBIAN)) / 'usr/share'
+    return find_package(place.removeprefix(DEBIAN)) / 'usr/share'
   return place
 
 
-def _package(name: str) -> Path:
+def find_package(name: str) -> Path:
   """Directory of an unpacked package, which is fetched if it is not cached."""
   home = fetch.cache_dir() / 'debian' / name
   if home.exists():

@@ -1,0 +1,1 @@
+"""Yardsticks with known answers: IOI, labelled categories, cities, toy models and compiled programs."""

@@ -1,0 +1,145 @@
+"""All parts of the experiment, and their results as plain values.
+
+    subject = prepare(settings, model)             everything that can be wrong with the settings is found here
+    results = measure(settings, subject)           ready for JSON; `report` draws from these alone
+
+A finished part is read from the output directory, so that an interrupted run continues with the same command, and a
+part can be added later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from experiments import ioi_factorial, outputs
+from experiments.ioi_factorial import FactorialPrompts
+from experiments.saved import Saved
+from experiments.yardsticks import cities, compiled, toys, words
+from experiments.yardsticks.cities import CityPrompts
+from experiments.yardsticks.dictionaries import Loaded, load_all
+from experiments.yardsticks.ioi import measure_ioi
+from experiments.yardsticks.passes import Passes, PlacedPrompts
+from experiments.yardsticks.settings import FREE, Settings
+from experiments.yardsticks.words import LabelledWords
+from mechjax import files, fingerprints
+from mechjax.errors import YardstickError
+from mechjax.models.language_model import LanguageModel
+
+RESULTS = 'yardsticks.json'
+OF_MODEL = ('ioi', 'categories', 'cities')
+"""Parts that need the model."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+  """A model with dictionaries, and the prompts of the parts that are measured.
+
+  Attributes:
+    model: the model; None if no part needs it.
+    loaded: its dictionaries.
+    prompts, labelled, asked: prompts of the parts 'ioi', 'categories' and 'cities'; None for a part that is not
+      measured.
+  """
+
+  model: LanguageModel | None
+  loaded: Loaded | None
+  prompts: FactorialPrompts | None = None
+  labelled: LabelledWords | None = None
+  asked: CityPrompts | None = None
+
+
+def prepare(settings: Settings, load: Callable[[str], LanguageModel]) -> Subject:
+  """Loads the model and the dictionaries, and makes all prompts.
+
+  Args:
+    settings: settings of the experiment.
+    load: loads a model, such as `mechjax.load`; called only if a part needs one.
+
+  Raises:
+    YardstickError: dictionaries or prompts that do not fit the model.
+    MissingExtraError, FetchError: tracr or WordNet is needed, and not available.
+  """
+  if 'tracr' in settings.parts:
+    compiled.check_installed()
+  if not {*OF_MODEL} & {*settings.parts}:
+    return Subject(None, None)
+  model = load(settings.model)
+  subject = Subject(model, load_all(settings, model))
+  if 'ioi' in settings.parts:
+    prompts = ioi_factorial.build(model, settings.names, settings.prompts, seed=settings.seed)
+    subject = dataclasses.replace(subject, prompts=prompts)
+  if 'categories' in settings.parts:
+    known = words.read_categories(words.find_wordnet())
+    subject = dataclasses.replace(subject, labelled=words.choose_words(model, known, settings))
+  if 'cities' in settings.parts:
+    subject = dataclasses.replace(subject, asked=cities.make_prompts(model, cities.read_cities()))
+  return subject
+
+
+def measure(
+  settings: Settings, subject: Subject, log: Callable[[str], Any] = print
+) -> dict[str, Any]:
+  """Runs the parts that the output directory does not have.
+
+  Args:
+    settings: settings of the experiment.
+    subject: from `prepare`.
+    log: called with the name of each part that is computed.
+
+  Raises:
+    YardstickError: the directory holds results of other settings or weights; otherwise as the parts.
+  """
+  saved = claim(settings, subject, log)
+  path = saved.out / RESULTS
+  parts = dict(files.read_json(path, YardstickError)['parts']) if path.exists() else {}
+  for name in settings.parts:
+
+    def compute(name: str = name) -> Any:
+      return outputs.make_plain(_measure_part(name, settings, subject))
+
+    parts[name] = saved.json(name, None, compute)
+  found = {
+    'versions': outputs.list_versions(),
+    'settings': outputs.make_plain(dataclasses.asdict(settings)),
+    'parts': parts,
+  }
+  if subject.model is not None and subject.loaded is not None:
+    found['model'] = outputs.describe_model(settings.model)
+    found['site'] = subject.loaded.site
+  return found
+
+
+def claim(settings: Settings, subject: Subject, log: Callable[[str], Any] = print) -> Saved:
+  """The results so far, which belong to one choice of settings, model and dictionaries; see `outputs.claim`."""
+  more = {}
+  if subject.model is not None and subject.loaded is not None:
+    more = {
+      'fingerprint': subject.model.fingerprint(),
+      'weights': fingerprints.of_weights(subject.loaded.params),
+    }
+  out = outputs.claim(settings.out, settings, YardstickError, FREE, **more)
+  return Saved(out, log, YardstickError)
+
+
+def _measure_part(name: str, settings: Settings, subject: Subject) -> dict[str, Any]:
+  if name == 'toys':
+    return toys.measure_toys(settings)
+  if name == 'tracr':
+    return compiled.measure_programs(settings)
+  model, loaded = subject.model, subject.loaded
+  assert model is not None, name
+  assert loaded is not None, name
+  passes = Passes(model, loaded.site, settings.batch)
+  if subject.prompts is not None and name == 'ioi':
+    return measure_ioi(settings, model, passes, loaded.every, subject.prompts)
+  if subject.labelled is not None and name == 'categories':
+    tokens = subject.labelled.tokens
+    last = np.full(len(tokens), tokens.shape[1] - 1)
+    acts = passes.read(PlacedPrompts(tokens, last, last))
+    return words.measure_categories(settings, subject.labelled, acts, loaded.every)
+  assert subject.asked is not None, name
+  return cities.measure_cities(settings, passes, subject.asked, loaded.every)
