@@ -34,7 +34,7 @@ ONE_THREAD := --xla_cpu_multi_thread_eigen=false
 MACHINES := --xla_cpu_max_isa=SSE4_2 --xla_cpu_max_isa=AVX2 $(ONE_THREAD)
 
 # Tests of numeric code. The other packages handle text, files and syntax trees.
-NUMERIC := $(addprefix tests/,programs harvest forward stacking models neurons patching probing facts circuits decomposition sae steering train_sae experiments truth upstream generate)
+NUMERIC := $(addprefix tests/,programs harvest forward stacking models neurons patching probing facts circuits decomposition sae steering yardsticks train_sae experiments truth upstream generate)
 
 test-machines: $(VENV)/test.stamp
 	@for flag in '' $(MACHINES); do \

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     steering,
     viz,
     weights,
+    yardsticks,
   )
   from mechjax.forward import iterate
   from mechjax.models.load import load
@@ -68,5 +69,6 @@ __all__ = [
   'steering',
   'viz',
   'weights',
+  'yardsticks',
 ]
 __version__ = '0.1.0'

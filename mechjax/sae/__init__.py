@@ -14,7 +14,8 @@ An architecture is a description with pure functions; parameters are a dict of a
 `architectures.base` describes their common parts and how an ensemble of them trains at once; `ops` has the array
 operations beneath them, such as those that compute k active latents at the cost of k; `dead_latents` treats latents
 that stop firing; `pursuit` finds latents from the decoder alone. `store` keeps activations on disk, `training` trains
-on them, `evaluation` measures the quality of a dictionary, `features` collects evidence for the meaning of its latents.
+on them, `evaluation` measures the quality of a dictionary, `features` collects evidence for the meaning of its latents,
+`analysis` compares trained dictionaries and measures their errors and geometry, `diffing` the parts of crosscoders.
 Everything here takes arrays and callables and never sees a model; only `formats` sees files, and only those in which
 dictionaries are published.
 """
