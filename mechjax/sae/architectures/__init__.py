@@ -12,7 +12,7 @@ Cross-layer transcoders read and reconstruct several sites (`cross_layer`), and 
 """
 
 from mechjax.errors import SAEError, unknown
-from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Params
+from mechjax.sae.architectures.base import Architecture, HParams, Params
 from mechjax.sae.architectures.batch_topk import BatchTopK
 from mechjax.sae.architectures.cross_layer import CrossLayer, CrossLayerTopK
 from mechjax.sae.architectures.cross_layer_jumprelu import CrossLayerJumpReLU
@@ -20,6 +20,7 @@ from mechjax.sae.architectures.feature_choice import FeatureChoice
 from mechjax.sae.architectures.gated import Gated
 from mechjax.sae.architectures.gradient_topk import GradientTopK
 from mechjax.sae.architectures.jumprelu import JumpReLU
+from mechjax.sae.architectures.losses import LossOutput
 from mechjax.sae.architectures.p_annealing import PAnnealing
 from mechjax.sae.architectures.relu import ReLU
 from mechjax.sae.architectures.targeted_jumprelu import TargetedJumpReLU

@@ -28,8 +28,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Params
+from mechjax.sae.architectures.base import Architecture, HParams, Params
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
+from mechjax.sae.architectures.losses import LossOutput
 from mechjax.sae.checks import check_field, check_number, check_whole
 from mechjax.sae.ops.sparse import Sparse
 

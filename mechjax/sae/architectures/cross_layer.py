@@ -36,7 +36,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax.errors import SAEError
-from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Params
+from mechjax.sae.architectures.base import Architecture, HParams, Params
+from mechjax.sae.architectures.losses import LossOutput
 from mechjax.sae.architectures.topk import TopK
 from mechjax.sae.checks import check_field, check_whole
 from mechjax.sae.ops import sparse

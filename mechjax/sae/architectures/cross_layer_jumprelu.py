@@ -26,9 +26,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from mechjax.sae.architectures.base import HParams, LossOutput, Params, total_per_token
+from mechjax.sae.architectures.base import HParams, Params
 from mechjax.sae.architectures.cross_layer import CrossLayer
 from mechjax.sae.architectures.jumprelu import JumpReLU
+from mechjax.sae.architectures.losses import LossOutput, total_per_token
 from mechjax.sae.checks import check_field, check_number
 from mechjax.sae.ops.straight_through import jumprelu
 

@@ -32,9 +32,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mechjax.errors import SAEError
-from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Params
+from mechjax.sae.architectures.base import Architecture, HParams, Params
 from mechjax.sae.architectures.batch_topk import running_mean
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
+from mechjax.sae.architectures.losses import LossOutput
 from mechjax.sae.checks import check_field, check_number, check_whole
 from mechjax.sae.ops.columns import largest_of_columns
 from mechjax.sae.ops.sparse import Sparse

@@ -21,13 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mechjax.sae.architectures.base import (
-  Architecture,
-  HParams,
-  LossOutput,
-  Params,
-)
+from mechjax.sae.architectures.base import Architecture, HParams, Params
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
+from mechjax.sae.architectures.losses import LossOutput
 from mechjax.sae.architectures.p_annealing import PAnnealing, check_annealing, penalty
 from mechjax.sae.checks import check_field, check_number
 

@@ -29,7 +29,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from mechjax.errors import SAEError
-from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Params
+from mechjax.sae.architectures.base import Architecture, HParams, Params
+from mechjax.sae.architectures.losses import LossOutput
 from mechjax.sae.architectures.topk import TopK
 from mechjax.sae.ops import sparse
 from mechjax.sae.ops.matmul import product

@@ -20,13 +20,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from mechjax.sae.architectures.base import (
-  Architecture,
-  HParams,
-  LossOutput,
-  Params,
-  total_per_token,
-)
+from mechjax.sae.architectures.base import Architecture, HParams, Params
+from mechjax.sae.architectures.losses import LossOutput, total_per_token
 from mechjax.sae.checks import check_field, check_number
 from mechjax.sae.ops.straight_through import heaviside, jumprelu
 

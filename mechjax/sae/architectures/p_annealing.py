@@ -30,7 +30,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mechjax.sae.architectures.base import Architecture, total_per_token
+from mechjax.sae.architectures.base import Architecture
+from mechjax.sae.architectures.losses import total_per_token
 from mechjax.sae.checks import check_field, check_number, check_whole
 from mechjax.sae.ops.unit_rows import Params
 

@@ -25,7 +25,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mechjax.errors import SAEError
-from mechjax.sae.architectures.base import Architecture, HParams, LossOutput, Params
+from mechjax.sae.architectures.base import Architecture, HParams, Params
+from mechjax.sae.architectures.losses import LossOutput
 from mechjax.sae.checks import check_field, check_whole
 from mechjax.sae.ops import sparse
 from mechjax.sae.ops.sparse import Sparse

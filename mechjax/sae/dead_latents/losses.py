@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mechjax.sae.architectures.base import mean_squared_norm
+from mechjax.sae.architectures.losses import mean_squared_norm
 from mechjax.sae.checks import check_field, check_number, check_whole
 from mechjax.sae.dead_latents.counters import check_tokens
 from mechjax.sae.ops import sparse

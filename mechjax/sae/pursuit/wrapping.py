@@ -11,7 +11,8 @@ import dataclasses
 import jax
 
 from mechjax.errors import SAEError
-from mechjax.sae.architectures.base import Architecture, AuxLoss, HParams, LossOutput, Params
+from mechjax.sae.architectures.base import Architecture, HParams, Params
+from mechjax.sae.architectures.losses import AuxLoss, LossOutput
 from mechjax.sae.provenance import Metadata
 
 

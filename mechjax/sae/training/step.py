@@ -48,7 +48,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mechjax import watching
 from mechjax.errors import SAEError
 from mechjax.sae.architectures import Architecture, CrossLayer, Params
-from mechjax.sae.architectures.base import HParams, LossOutput, mean_squared_norm
+from mechjax.sae.architectures.base import HParams
+from mechjax.sae.architectures.losses import LossOutput, mean_squared_norm
 from mechjax.sae.dead_latents import counters
 from mechjax.sae.dead_latents.resampling import Resampling, reset_optimiser
 from mechjax.sae.ops.sparse import firings
