@@ -55,13 +55,14 @@ def settings(tmp_path_factory):
     run=str(tmp_path_factory.mktemp('runs') / 'first'),
     site='resid_post.0',
     batch=128,
-    dictionaries=Dictionaries(topk=(8,), relu=(0.01,), widths=(96,), dead_after_tokens=2_000),
+    dictionaries=Dictionaries(topk=(8,), widths=(96,)),
     optimisation=Optimisation(steps=20, learning_rate=3e-3, warm_up_steps=5, sparsity_warm_up_steps=5),
     data=Data(
       text=str(text), context=32, held_out_every=10, shard_tokens=512, shards_per_bucket=2,
       activation_tokens=2_048,
     ),
     loop=LoopSettings(log_every=5, save_every=10),
+    machine=Machine(mesh_data=1),
   )  # fmt: skip
 
 
@@ -72,7 +73,7 @@ def changed(settings, path, **changes):
 CROSSED: dict[str, Any] = {
   'crosscoder': True,
   'format': 'mechjax',
-  'dictionaries': Dictionaries(relu=(0.01,), batch_topk=(4, 8), widths=(96,)),
+  'dictionaries': Dictionaries(batch_topk=(4, 8), widths=(96,)),
 }
 
 
@@ -98,7 +99,7 @@ def test_a_crosscoder_of_layers_or_models_is_trained_and_written(settings, tmp_p
   rows = source.bucket(0)
   raw = np.concatenate([rows[site] for site in parts], 1)[:256]
   scaled = np.concatenate([rows[site] / scale for site, scale in zip(parts, scales)], 1)[:256]
-  for name, n in (('relu', 0), ('batch_topk', 1)):
+  for name, n in (('batch_topk', 0), ('batch_topk', 1)):
     one, params = sae.load(tmp_path / f'dictionaries/{name}/{n}')
     assert (one.parts, one.d_in) == ((576, 576), 1152)
     trained = {k: v[n] for k, v in result.state.ensembles[name].params.items()}
@@ -109,7 +110,7 @@ def test_a_crosscoder_of_layers_or_models_is_trained_and_written(settings, tmp_p
     own_norms = diffing.compare_norms(one, trained).difference
     folded = diffing.compare_norms(one, params, scales=scales).difference
     np.testing.assert_allclose(folded, own_norms, rtol=1e-3)
-  stated = sae.read_metadata(tmp_path / 'dictionaries/relu/0')
+  stated = sae.read_metadata(tmp_path / 'dictionaries/batch_topk/0')
   assert stated.hook_name == ','.join(parts)
   by_part = metrics(tmp_path)[-1]['batch_topk']['fvu_by_part']
   assert np.shape(by_part) == (2, 2)
@@ -157,12 +158,11 @@ def test_a_finished_run_is_fine_tuned_and_evaluated_like_any_run(settings, first
   result = run(own)
   assert result.finished
   told = metrics(own.run)
-  for name in ('topk', 'relu'):
-    assert all(np.isfinite(line[name]['fvu']).all() for line in told)
-    assert told[-1][name]['kl'][0] < told[0][name]['kl'][0]
-    before = first.state.ensembles[name].params['W_dec']
-    moved = np.abs(np.asarray(result.state.ensembles[name].params['W_dec']) - before)
-    assert 0 < moved.max() < 0.1  # it began with these, and not anew
+  assert all(np.isfinite(line['topk']['fvu']).all() for line in told)
+  assert told[-1]['topk']['kl'][0] < told[0]['topk']['kl'][0]
+  before = first.state.ensembles['topk'].params['W_dec']
+  moved = np.abs(np.asarray(result.state.ensembles['topk'].params['W_dec']) - before)
+  assert 0 < moved.max() < 0.1  # it began with these, and not anew
   assert not (tmp_path / 'tuned/activations').exists()
   reports = [
     measure(EvalSettings(run=home, tokens=300, batch=4)).reports for home in (settings.run, own.run)
