@@ -191,7 +191,9 @@ def scores(
   total = influences.influence(table, node_of_row, weights, level)
   error, embedding = (total[columns.of(k)].sum() for k in ('error', 'embedding'))
   size = np.abs(table)
-  of_errors = size[:, columns.of('error')].sum(1) / np.maximum(size.sum(1), 1e-300)
+  sums = size.sum(1, dtype=np.float64)
+  errors = size[:, columns.of('error')].sum(1, dtype=np.float64)
+  of_errors = np.divide(errors, sums, out=np.zeros_like(sums), where=sums > 0)
   mine = weights + np.where(node_of_row >= 0, total[node_of_row], 0)
   return {
     'completeness': float((mine * (1 - of_errors)).sum() / mine.sum()),

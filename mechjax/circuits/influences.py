@@ -50,8 +50,9 @@ def influence(
     mine[rows[owned]] += total[node_of_row[rows[owned]]]
     used = rows[mine[rows] != 0]
     size = np.abs(table[used])
-    sums = np.maximum(size.sum(1, dtype=np.float64), np.finfo(np.float64).tiny)
-    reached = (mine[used] / sums).astype(size.dtype) @ size
+    sums = size.sum(1, dtype=np.float64)
+    factors = np.divide(mine[used], sums, out=np.zeros_like(sums), where=sums > 0)
+    reached = factors.astype(size.dtype) @ size
     _check_below(reached, node_of_row[above])
     total += reached
   return total

@@ -1,5 +1,6 @@
 """Graphs are complete, and influence, covers, shares and pruning agree with brute force on small graphs."""
 
+import dataclasses
 import itertools
 
 import hypothesis
@@ -155,6 +156,21 @@ def test_influence_and_shares_are_those_of_the_inverse(seed):
   np.testing.assert_allclose(graph.total_effects(), through, rtol=1e-8, atol=1e-10)
   leaves = np.setdiff1d(np.arange(n), graph.explained)
   np.testing.assert_allclose(graph.signed_shares()[:, leaves], through[:, leaves], atol=1e-9)
+
+
+def test_a_feature_without_any_contribution_counts_as_explained_in_both_dtypes():
+  graph = random_graph(0)
+  table = graph.table.copy()
+  table[2] = 0
+  found = [
+    dataclasses.replace(graph, table=table.astype(kind)).scores()['completeness']
+    for kind in (np.float64, np.float32)
+  ]
+  total = brute_influence(square(graph, table), graph.weights[:2])
+  mine = np.concatenate([graph.weights[:2], total[:FEATURES]])
+  size = np.abs(table)
+  share = size[:, graph.columns.of('error')].sum(1) / np.maximum(size.sum(1), 1e-300)
+  np.testing.assert_allclose(found, mine @ (1 - share) / mine.sum(), rtol=1e-5)
 
 
 def brute_cover(values, share):
