@@ -148,8 +148,7 @@ def measure_cities(
 
   Returns:
     'known': share of right answers to each question. 'kept': number of cities with three right answers. 'edits': for
-    each kind of edit and each attribute, cause, isolation, score and its standard error; or the reason why there are
-    none.
+    each kind of edit and each attribute, cause, isolation, score and its standard error.
 
   Raises:
     YardstickError: fewer than four cities are kept.

@@ -90,7 +90,7 @@ class Predicates:
     """Mask of the statements about some attributes together.
 
     Raises:
-      YardstickError: there are none.
+      YardstickError: there is no such statement.
     """
     found = np.array([{*feature} == {*names} for feature in self.features], bool)
     if not found.any():

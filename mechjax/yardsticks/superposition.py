@@ -121,7 +121,7 @@ def mmcs(
 
 
 def measure_superposition(W: Directions, min_length: float = 0.5) -> dict[str, np.ndarray]:
-  """How many features share the dimensions of toy models.
+  """Measures how many features share the dimensions of toy models.
 
   Args:
     W: embeddings [..., n, D].

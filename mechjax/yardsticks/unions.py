@@ -71,7 +71,7 @@ def find_best_unions(active: Active, values: Values, max_values: int | None = No
   Args:
     active: whether each latent is active [B, M].
     values: value of an attribute at each prompt.
-    max_values: largest number of values in a union; None for all but one, because all values together are no statement.
+    max_values: largest number of values in a union; None for all but one, because all values together say nothing.
 
   Raises:
     YardstickError: not a mask; values of another length or one value alone; `max_values` below 1, or all values.
@@ -84,7 +84,7 @@ def find_best_unions(active: Active, values: Values, max_values: int | None = No
   if m >= len(levels):
     raise YardstickError(
       f'max_values={max_values} of {len(levels)} values',
-      hint='all values together are no statement',
+      hint='all values together say nothing about a prompt',
     )
   one_hot = (codes[:, None] == np.arange(len(levels))).astype(np.float64)
   hits, counts = mask.T.astype(np.float64) @ one_hot, one_hot.sum(0)

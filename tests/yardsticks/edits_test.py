@@ -1,5 +1,6 @@
 """Edits of few latents against brute force, and the sizes of edits against their identities."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -10,9 +11,11 @@ from mechjax.yardsticks import (
   DecoderGram,
   edit_by_score,
   edit_greedily,
+  latent_edits,
   measure_weights,
   sum_weights,
 )
+from tests.precision_test import check_exact, products
 from tests.yardsticks import planted
 
 _, F, NEW, ACTS, TARGETS, W = planted.dictionary()
@@ -151,3 +154,11 @@ def test_the_weight_of_an_edit_is_that_of_its_latents():
 def test_what_does_not_fit_together_is_refused(call, message):
   with pytest.raises(YardstickError, match=message):
     call()
+
+
+def test_products_of_edits_ask_for_all_digits():
+  change = NEW - F
+  slots, values = latent_edits._pack(change, 2)
+  choose = functools.partial(latent_edits._choose, k=2)
+  check_exact(products(choose, GRAM.gram, GRAM.rows, slots, values, ACTS, TARGETS))
+  check_exact(products(latent_edits._multiply_rows, W))
