@@ -1,5 +1,6 @@
 """The annotations of the analyses hold for every public function."""
 
+import jax.numpy as jnp
 import pytest
 
 from tests import typed
@@ -43,6 +44,9 @@ def test_the_annotations_of_every_public_function_hold():
     matching_test.test_a_copy_in_another_order_is_matched_exactly('jumprelu')
     matching_test.test_folding_does_not_depend_on_the_units_of_the_latents('jumprelu')
     dark_matter_test.test_a_dictionary_is_measured_as_its_reconstructions_are('jumprelu')
+    error_losses_test.LINEAR(
+      jnp.ones((2, error_losses_test.D))
+    )  # the losses may be compiled already
   assert calls.missing() == set()
 
 

@@ -24,7 +24,9 @@ def params():
 
 def test_differences_and_shares_are_those_of_the_definition():
   found = compare_norms(SAE, params())
-  np.testing.assert_allclose(found.difference, [1, 0, 0.5, 0.75, 0.55, np.nan], rtol=1e-6)
+  np.testing.assert_allclose(
+    found.difference, [1, 0, 0.5, 0.75, 0.55, np.nan], rtol=1e-6, atol=1e-6
+  )
   assert np.flatnonzero(found.is_second).tolist() == [0]
   assert np.flatnonzero(found.is_first).tolist() == [1]
   assert np.flatnonzero(found.is_shared).tolist() == [2, 4]
