@@ -33,8 +33,8 @@ from mechjax.sae.analysis.matching import Matching
 from mechjax.sae.architectures import Architecture, Params
 from mechjax.sae.evaluation.metrics import Spread, on_host
 
-Tokens = Float[np.ndarray | Array, 'B D']
-Batch = tuple[Tokens, Tokens] | tuple[Tokens, Tokens, Bool[np.ndarray | Array, ' B']]
+Tokens = Float[np.ndarray | Array, '_ D']
+Batch = tuple[Tokens, Tokens] | tuple[Tokens, Tokens, Bool[np.ndarray | Array, ' _']]
 """Activations of this layer and of the next, of the same tokens, and a mask of those that count."""
 NAMES = ('matched', 'own', 'unmoved', 'unchanged')
 

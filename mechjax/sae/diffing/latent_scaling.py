@@ -86,7 +86,7 @@ class LatentScaling:
 def scale_latents(
   sae: Architecture,
   params: Params,
-  batches: Iterable[Float[Array | np.ndarray, 'B D']],
+  batches: Iterable[Float[Array | np.ndarray, '_ D']],
   *,
   own: int,
   latents: Sequence[int] | Int[np.ndarray, ' A'] | None = None,

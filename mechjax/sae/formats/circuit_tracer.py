@@ -14,8 +14,9 @@ cross-layer transcoder as thresholds of 0, which are the same function.
 
 Sharp edges: the hooks of a config are names in the model of circuit-tracer, and mechjax does not translate sites into
 them, because a norm's hook there can be the value before its gain: 'mlp.hook_in' is mlp_norm, 'hook_mlp_out' mlp_out,
-and 'mlp.hook_out' mlp_raw. Version 0.5.0 ignores W_skip_3 of cross-layer transcoders; later ones read it. A config without layers' files is refused: it names
-files of other repositories, which have to be fetched first. YAML is read without constructors of Python objects.
+and 'mlp.hook_out' mlp_raw. Version 0.5.0 ignores W_skip_3 of cross-layer transcoders; later ones read it. A config
+without layers' files is refused: it names files of other repositories, which have to be fetched first. YAML is read
+without constructors of Python objects.
 """
 
 from __future__ import annotations
