@@ -233,14 +233,14 @@ def forward_from(
     Logits, float32 [B, T, V], or [B, A, V] with `at`; then 'final_norm' and 'logits' are sites of those positions.
 
   Raises:
-    MechjaxError: if shapes do not fit, or a traced `start` is to be unrolled.
+    MechjaxError: if shapes do not fit, or a `start` that is to be unrolled is traced or not a layer.
   """
   ids.check_kind(tokens_BxT)
-  if unroll and not isinstance(start, int):
+  if unroll and not (isinstance(start, int) and 0 <= start <= config.n_layers):
     raise errors.MechjaxError(
       f'start={start!r:.100} of a pass with unroll=True',
       cause='the number of unrolled layers is a part of the program',
-      hint='an integer, or unroll=False',
+      hint=f'an integer from 0 to n_layers={config.n_layers}, or unroll=False',
     )
   context, positions = _pass_context(tokens_BxT.shape, config, None, segments, None, _dtype(params))
   if isinstance(start, int):

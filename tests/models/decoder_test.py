@@ -228,6 +228,25 @@ def test_a_pass_resumed_at_any_layer_equals_the_whole_pass(name):
       close(resumed(some, TOKENS, x, jnp.int32(start), None), whole(some, TOKENS))
 
 
+def test_an_unrolled_pass_from_a_layer_can_be_read_and_written():
+  c, params = CONFIGS['gemma'], decoders.params('gemma')
+  expected, (_, acts) = decoders.logits(params, TOKENS, 'gemma'), reaped('gemma')
+  begin = functools.partial(decoder.forward_from, params, TOKENS, config=c, unroll=True)
+  edit = {'mlp_post.1': lambda x: 2 * x}
+  whole = harvest.harvest(lambda tokens: decoder.forward(params, tokens, c), sites='resid_post.1')
+  for start in (0, 1, 2):
+    x = acts[f'resid_pre.{start}'] if start < 2 else acts['resid_post.1']
+    close(begin(x, start), expected)
+    if start < 2:
+      run = harvest.harvest(functools.partial(begin, start=start), sites='resid_post.1')
+      (logits, found), (wanted, values) = run(edit, x), whole(edit, TOKENS)
+      close(logits, wanted)
+      close(found['resid_post.1'], values['resid_post.1'])
+  for start in (-1, 3, jnp.int32(1)):
+    with pytest.raises(errors.MechjaxError, match='of a pass with unroll=True'):
+      begin(x, start)
+
+
 @pytest.mark.parametrize(('start', 'stop'), [(-1, 2), (2, 1), (0, 3)])
 def test_a_stretch_that_is_not_there_is_refused(start, stop):
   x = jnp.ones((1, 2, 16))
