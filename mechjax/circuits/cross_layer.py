@@ -18,7 +18,14 @@ from jaxtyping import Array, Float
 
 from mechjax import precision
 from mechjax.circuits.active import Active, Encoder
-from mechjax.circuits.replacement import Factor, Replacer, cast, make_active, multiply
+from mechjax.circuits.replacement import (
+  Factor,
+  Replacer,
+  cast,
+  check_params,
+  make_active,
+  multiply,
+)
 from mechjax.errors import CircuitError
 from mechjax.sae.architectures import CrossLayer, Params
 
@@ -35,7 +42,15 @@ class CrossLayerReplacement(Replacer):
   clt: CrossLayer
   params: Params
 
+  def __post_init__(self) -> None:
+    if not isinstance(self.clt, CrossLayer):
+      raise CircuitError(
+        f'{type(self.clt).__name__} is not a cross-layer transcoder',
+        hint='CrossLayerReplacement(clt, params); Replacement({...}) for transcoders of one layer each',
+      )
+
   def check(self, L: int, D: int) -> None:
+    check_params('mlp_norm.*', self.clt, self.params)
     found = self.clt.n_layers, self.clt.d_in, self.clt.d_out
     if found != (L, D, D):
       raise CircuitError(
