@@ -143,7 +143,8 @@ def make_attribution(one: dict[str, Any]) -> str:
   example = one['induction']['example']
   by_source = np.array(example['by_source'], float)
   found = attention.AttributedLatent(
-    example['latent'], example['position'], by_source, example['constant'], tuple(range(by_source.shape[1])), 0
+    example['latent'], example['position'], by_source, example['constant'], tuple(range(by_source.shape[1])), 0,
+    len(example['pieces']),
   )  # fmt: skip
   return attention.section(found, example['pieces'], f'an induction latent of {one["name"]}')
 

@@ -18,7 +18,14 @@ from jaxtyping import Array, Float
 
 from mechjax import precision
 from mechjax.circuits.active import Active, Encoder
-from mechjax.circuits.replacement import Factor, Replacer, cast, make_active, multiply
+from mechjax.circuits.replacement import (
+  Factor,
+  Replacer,
+  cast,
+  check_params,
+  make_active,
+  multiply,
+)
 from mechjax.errors import CircuitError
 from mechjax.sae.architectures import CrossLayer, Params
 from mechjax.sae.provenance import check_provenance
@@ -40,10 +47,16 @@ class CrossLayerReplacement(Replacer):
   params: Params
 
   def __post_init__(self) -> None:
+    if not isinstance(self.clt, CrossLayer):
+      raise CircuitError(
+        f'{type(self.clt).__name__} is not a cross-layer transcoder',
+        hint='CrossLayerReplacement(clt, params); Replacement({...}) for transcoders of one layer each',
+      )
     layers = range(self.clt.n_layers)
     check_provenance(self.clt, [f'mlp_norm.{n}' for n in layers], [f'mlp_out.{n}' for n in layers])
 
   def check(self, L: int, D: int) -> None:
+    check_params('mlp_norm.*', self.clt, self.params)
     found = self.clt.n_layers, self.clt.d_in, self.clt.d_out
     if found != (L, D, D):
       raise CircuitError(

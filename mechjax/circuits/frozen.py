@@ -23,7 +23,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +35,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from mechjax import harvest, precision, watching
 from mechjax.circuits import active
 from mechjax.circuits.active import ActiveFeatures
+from mechjax.circuits.checks import check_concrete
 from mechjax.circuits.layout import Layout
-from mechjax.circuits.maps import Maps
-from mechjax.circuits.norms import check_reproduced
+from mechjax.circuits.maps import AffineMap, Maps
+from mechjax.circuits.norms import check_reproduced, deviation
 from mechjax.circuits.replacement import Neurons, Replacement, Replacer
 from mechjax.circuits.scales import Scales, measure_scales
 from mechjax.errors import CircuitError
@@ -104,6 +107,7 @@ class Frozen:
     Raises:
       CircuitError: several prompts, or as in `batch`.
     """
+    _check_rectangular(tokens)
     if np.shape(tokens)[:1] != (1,):
       raise CircuitError(
         f'tokens of shape {list(np.shape(tokens))} for one prompt',
@@ -139,6 +143,15 @@ class Frozen:
         features beyond the budget.
     """
     check_function(forward, CircuitError, 'Frozen.of(model.apply, model.params, tokens, ...)')
+    _check_rectangular(tokens)
+    check_concrete('a parameter, or a token', (params, tokens))
+    if not isinstance(replaced, Replacer):
+      raise CircuitError(
+        f'{replaced!r:.100} stands in for no MLPs',
+        hint="Replacement({'mlp_norm.3': (transcoder, params)}), CrossLayerReplacement(clt, params) or Neurons()",
+      )
+    if mask is not None:
+      _check_takes_mask(forward, params, tokens)
     layout, real = Layout.of(forward, params, tokens), _real(tokens, mask)
     replaced.check(layout.n_layers, layout.width)
     if isinstance(replaced, Replacement) and replaced.writes_raw and layout.mlp_output == 'mlp_out':
@@ -150,7 +163,7 @@ class Frozen:
     )
     options = {} if mask is None else {'mask': jnp.asarray(mask)}
     names = tuple(layout.sites([n for n in replaced.needs if layout.has_mlp]))
-    acts = keep(_reader, forward, names)(params, jnp.asarray(tokens), options)
+    acts = keep(read_sites, forward, names)(params, jnp.asarray(tokens), options)
     freeze = functools.partial(_freeze, maps, replaced, budget)
     return [
       freeze(np.asarray(tokens)[b], acts, b, np.flatnonzero(real[b]), len(real) > 1)
@@ -165,7 +178,7 @@ def keep(make: Callable, forward: Callable, *args: Hashable) -> Callable:
 
 
 @functools.lru_cache(maxsize=2)  # an entry keeps its model
-def _reader(forward: Callable, names: tuple[str, ...]) -> Callable:
+def read_sites(forward: Callable, names: tuple[str, ...]) -> Callable:
   """Reads sites of a model, without the axis of prompts if there is one; one compiled function for each model."""
 
   def read(params: PyTree, tokens: Array, options: dict[str, Array]) -> dict[str, Array]:
@@ -176,6 +189,31 @@ def _reader(forward: Callable, names: tuple[str, ...]) -> Callable:
     return {name: jnp.squeeze(x, _batch_axis(name)) for name, x in found.items()}
 
   return watching.jit(read, forward)
+
+
+def _check_rectangular(tokens: Any) -> None:
+  try:
+    np.shape(tokens)
+  except ValueError as e:
+    raise CircuitError(
+      'prompts of different lengths',
+      hint='pad them, with their mask: tokens, mask = model.tokens([text, ...])',
+    ) from e
+
+
+def _check_takes_mask(forward: Callable, *args: Any) -> None:
+  try:
+    signature = inspect.signature(forward)
+  except (TypeError, ValueError):
+    return
+  try:
+    signature.bind(*args, mask=None)
+  except TypeError as e:
+    raise CircuitError(
+      'a mask for a model that takes none',
+      cause=str(e),
+      hint='a forward of (params, tokens, mask=None), or Frozen.of(...) for each prompt without its padding',
+    ) from e
 
 
 def _real(tokens: np.ndarray | Array, mask: np.ndarray | Array | None) -> Bool[np.ndarray, 'B T']:
@@ -191,6 +229,10 @@ def _real(tokens: np.ndarray | Array, mask: np.ndarray | Array | None) -> Bool[n
 def _check_maps(maps: Maps | None, layout: Layout, replaced: Replacer) -> Maps | None:
   if maps is None:
     return None
+  if not isinstance(maps, Maps):
+    raise CircuitError(
+      f'maps={maps!r:.100}', hint='maps=Maps.of(model.apply, model.params, tokens)'
+    )
   if dataclasses.replace(maps.layout, length=layout.length) != layout:
     raise CircuitError(f'maps of {maps.layout}', cause=f'the model has {layout}')
   if isinstance(replaced, Neurons) and maps.neurons is None:
@@ -221,14 +263,19 @@ def _freeze(
   writes_raw = replaced.writes_raw and layout.mlp_output == 'mlp_raw'
   inputs = run['mlp_norm'] if layout.has_mlp else jnp.zeros((0, T, D), layout.dtype)
   outputs = run[layout.mlp_output if writes_raw else 'mlp_out'] if layout.has_mlp else None
+  if isinstance(replaced, Neurons) and maps.neurons is not None and outputs is not None:
+    error = _measure_down(maps.neurons.down, run['mlp_post'], outputs)
+    check_reproduced(layout.mlp_output, 'sum of neurons', float(error), layout.dtype)
   found = _find(maps, replaced, run, inputs, budget)
   biases, skips = _constants(maps, replaced, len(inputs))
   errors = jnp.zeros((L, T, D), layout.dtype)
   if outputs is not None:
     errors = outputs - biases[:, None] - active.write(found, L, T)
     errors = errors if skips is None else errors - precision.einsum('ltd,lde->lte', inputs, skips)
-    if isinstance(replaced, Neurons) and replaced.top is None:
-      check_reproduced(layout.mlp_output, 'sum of neurons', _share(errors, outputs), layout.dtype)
+    if not bool(jnp.isfinite(errors).all()):
+      raise CircuitError(
+        'what the features and biases write is NaN or infinite', cause='damaged dictionaries'
+      )
   stream = jnp.stack([run['resid_pre'], run.get('resid_mid', run['resid_pre'])], 1)
   stream = jnp.concatenate([stream.reshape(2 * L, T, D), run['resid_post'][-1:]])
   return Frozen(
@@ -237,8 +284,13 @@ def _freeze(
   )  # fmt: skip
 
 
-def _share(errors: Array, outputs: Array) -> float:
-  return float(jnp.max(jnp.abs(errors)) / jnp.max(jnp.abs(outputs)))
+@jax.jit
+def _measure_down(down: AffineMap, post: Array, outputs: Array) -> Array:
+  """How much W_down and its bias miss the outputs of the MLPs, relative to those of the same layer."""
+  found = precision.einsum('ltf,lfd->ltd', post, down.weight) + down.bias[:, None]
+  return jax.vmap(deviation)(
+    found, outputs
+  ).max()  # massive activations of one layer would hide the others
 
 
 def _batch_axis(name: str) -> int:

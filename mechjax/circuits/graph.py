@@ -26,9 +26,11 @@ from jaxtyping import Float, Float64, Int, Shaped
 
 from mechjax.circuits import influences
 from mechjax.circuits import targets as targets_lib
+from mechjax.circuits.checks import check_whole
 from mechjax.circuits.frozen import Frozen
 from mechjax.circuits.rows import attribute_rows
 from mechjax.circuits.targets import Targets
+from mechjax.decomposition.array_checks import check_count
 from mechjax.errors import CircuitError
 
 KINDS = ('feature', 'error', 'embedding', 'own', 'attention bias', 'mlp bias')
@@ -139,6 +141,7 @@ class Graph:
     Raises:
       CircuitError: no such column.
     """
+    index = check_whole('node', index)
     if not 0 <= index < len(self.columns):
       raise CircuitError(f'node {index} of {len(self.columns)}')
     kind = KINDS[int(self.columns.kinds()[index])]
@@ -219,12 +222,12 @@ def attribute(
     refresh: number of batches between two rankings of the features that wait for a row.
 
   Raises:
-    CircuitError: no targets, numbers out of range.
+    CircuitError: no targets, or those of another run; numbers out of range.
   """
   targets = targets_lib.logits(frozen) if targets is None else targets
   F, (L, T, _) = len(frozen.features), frozen.errors.shape
-  if batch < 1 or refresh < 1 or (rows is not None and rows < 0):
-    raise CircuitError(f'rows={rows}, batch={batch}, refresh={refresh}')
+  batch, refresh = check_count('batch', batch), check_count('refresh', refresh)
+  rows = None if rows is None else check_count('rows', rows, 0)
   n, columns = len(targets), Columns(F, L, T)
   wanted = F if rows is None else min(rows, F)
   table = np.zeros((n + wanted, len(columns)), frozen.layout.dtype)

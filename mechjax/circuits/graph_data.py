@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,22 @@ def check_graph(graph: Graph) -> dict[str, Any]:
     CircuitError: missing parts, nodes of an unknown kind or place, two nodes of one id, numbers that are not finite,
       links between nodes that do not exist, or links in a circle.
   """
+  if not isinstance(graph, Mapping):
+    raise CircuitError(
+      f'{type(graph).__name__} is not a graph as plain data',
+      hint='as_data(graph, pieces) of mechjax.circuits.graph_export makes it of an attribution graph',
+    )
   missing = [name for name in ('tokens', 'layers', 'nodes', 'links') if name not in graph]
   if missing:
     raise CircuitError(f'a graph without {missing[0]!r}', hint='tokens, layers, nodes and links')
+  for name in ('tokens', 'nodes', 'links'):
+    if isinstance(graph[name], str) or not isinstance(graph[name], Iterable):
+      raise CircuitError(f'{name} of a graph are {graph[name]!r:.100}', hint='a list')
   tokens, L = [*graph['tokens']], graph['layers']
   if not tokens or not all(isinstance(piece, str) for piece in tokens):
     raise CircuitError('tokens should be texts, one for each position')
+  if not _is_index(L, 2**31) or L < 1:
+    raise CircuitError(f'layers={L!r} of a graph', hint='the number of layers of the model')
   nodes = [_check_node(node, len(tokens), L) for node in graph['nodes']]
   ids = [node['id'] for node in nodes]
   if len({*ids}) < len(ids):
@@ -94,17 +104,32 @@ def read_supernodes(path: str | os.PathLike) -> dict[str, list[str]]:
   """Reads groups of nodes from a JSON file: {label: [id, ...]}, or [[label, id, ...], ...] as in Neuronpedia's files.
 
   Raises:
-    CircuitError: a file that is not JSON of one of these forms.
+    CircuitError: a file that cannot be read, that is not JSON of one of these forms, or has a label twice.
+  """
+  found = read_json(Path(path), object_pairs_hook=list)
+  if isinstance(found, list) and all(_is_texts(row) and row for row in found):
+    found = [(row[0], row[1:]) for row in found]
+  is_groups = isinstance(found, list) and all(isinstance(pair, tuple) for pair in found)
+  if not is_groups or not all(_is_texts(ids) for _, ids in found):
+    raise CircuitError(f'{path} does not hold supernodes', hint='{"label": ["id", ...], ...}')
+  labels = [label for label, _ in found]
+  if twice := sorted({label for label in labels if labels.count(label) > 1}):
+    raise CircuitError(
+      f'{path} has two supernodes {twice[0]!r}', hint='one label for each group: rename one of them'
+    )
+  return dict(found)
+
+
+def read_json(path: Path, **options: Any) -> Any:
+  """Parses a file; options are those of `json.loads`.
+
+  Raises:
+    CircuitError: a file that cannot be read, or is not JSON.
   """
   try:
-    found = json.loads(Path(path).read_text(encoding='utf-8'))
-  except (json.JSONDecodeError, UnicodeDecodeError) as e:
-    raise CircuitError(f'{path} is not JSON', cause=str(e)) from e
-  if isinstance(found, list) and all(isinstance(row, list) and row for row in found):
-    found = {row[0]: row[1:] for row in found}
-  if not isinstance(found, dict) or not all(_is_texts(ids) for ids in found.values()):
-    raise CircuitError(f'{path} does not hold supernodes', hint='{"label": ["id", ...], ...}')
-  return found
+    return json.loads(path.read_text(encoding='utf-8'), **options)
+  except (OSError, ValueError, RecursionError) as e:
+    raise CircuitError(f'{path} is not a JSON file that can be read', cause=str(e)) from e
 
 
 def check_supernodes(supernodes: Supernodes, ids: Sequence[str]) -> dict[str, list[str]]:
@@ -113,6 +138,14 @@ def check_supernodes(supernodes: Supernodes, ids: Sequence[str]) -> dict[str, li
   Raises:
     CircuitError: an id that is not in the graph, or in two groups.
   """
+  if not isinstance(supernodes, Mapping):
+    raise CircuitError(f'supernodes={supernodes!r:.100}', hint="{'label': ['id', ...], ...}")
+  for label, members in supernodes.items():
+    is_list = isinstance(members, Iterable) and not isinstance(members, str)
+    if not isinstance(label, str) or not is_list or not _is_texts([*members]):
+      raise CircuitError(
+        f'the supernode {label!r} is {members!r:.100}', hint="{'label': ['id', ...], ...}"
+      )
   known = {*ids}
   owner: dict[str, str] = {}
   for label, members in supernodes.items():
@@ -129,9 +162,9 @@ def _is_texts(ids: Any) -> bool:
 
 
 def _check_node(node: Mapping[str, Any], n_positions: int, n_layers: int) -> dict[str, Any]:
-  name = node.get('id')
+  name = node.get('id') if isinstance(node, Mapping) else None
   if not isinstance(name, str) or not name:
-    raise CircuitError(f'a node without an id: {dict(node)!r:.200}')
+    raise CircuitError(f'a node without an id: {node!r:.200}')
   extra = sorted({*node} - {*_FIELDS})
   if extra:
     raise unknown(CircuitError, f'field of node {name!r}', extra[0], _FIELDS)
@@ -153,6 +186,7 @@ def _check_node(node: Mapping[str, Any], n_positions: int, n_layers: int) -> dic
     value = node.get(field)
     if value is not None and not _is_index(value, 2**31):
       raise CircuitError(f'{field} of node {name!r} is {value!r}')
+  _check_texts(name, node)
   if kind == 'logit' and not 0 <= (node.get('probability') or 0.0) <= 1:
     raise CircuitError(f'probability of node {name!r} is {node["probability"]!r}')
   plain: dict[str, Any] = {}
@@ -165,12 +199,39 @@ def _check_node(node: Mapping[str, Any], n_positions: int, n_layers: int) -> dic
   }  # fmt: skip
 
 
-def _check_link(link: Sequence[Any], n_nodes: int) -> list:
-  good = len(link) == 3 and all(_is_index(i, n_nodes) for i in link[:2]) and _is_number(link[2])
-  if not good or not math.isfinite(link[2]):
+def _check_texts(name: str, node: Mapping[str, Any]) -> None:
+  label, promoted, contexts = (node.get(field) for field in ('label', 'promoted', 'contexts'))
+  if label is not None and not isinstance(label, str):
+    raise CircuitError(f'label of node {name!r} is {label!r:.100}', hint='a text')
+  if promoted is not None and not _is_texts(promoted):
+    raise CircuitError(f'promoted of node {name!r} is {promoted!r:.100}', hint='a list of texts')
+  if contexts is not None and not (isinstance(contexts, list) and all(map(_is_context, contexts))):
     raise CircuitError(
-      f'link {list(link)!r:.100} is not [source, target, weight] of {n_nodes} nodes'
+      f'contexts of node {name!r} are {contexts!r:.100}',
+      hint="lists of texts with finite activations: [[['a', 0.0], [' ball', 2.5]], ...]",
     )
+
+
+def _is_context(context: Any) -> bool:
+  return isinstance(context, list | tuple) and all(
+    isinstance(pair, list | tuple)
+    and len(pair) == 2
+    and isinstance(pair[0], str)
+    and _is_number(pair[1])
+    and math.isfinite(pair[1])
+    for pair in context
+  )
+
+
+def _check_link(link: Sequence[Any], n_nodes: int) -> list:
+  good = (
+    isinstance(link, Sequence)
+    and len(link) == 3
+    and all(_is_index(i, n_nodes) for i in link[:2])
+    and _is_number(link[2])
+  )
+  if not good or not math.isfinite(link[2]):
+    raise CircuitError(f'link {link!r:.100} is not [source, target, weight] of {n_nodes} nodes')
   return [int(link[0]), int(link[1]), float(f'{float(link[2]):.5g}')]
 
 

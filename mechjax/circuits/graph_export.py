@@ -5,11 +5,11 @@
     write_graph(data, 'graphs', slug=..., scan=...)                     mechjax.circuits.neuronpedia
 
 The share of a node is the part of the first target's value that passes through it along all paths; those of leaves
-(embeddings, errors, biases, and features without a row) sum to 1. Prune a graph of more than some thousand nodes first:
-a page is slow beyond a hundred thousand links.
+(embeddings, errors, biases, and features without a row) sum to 1; a target whose value is 0 has none. Prune a graph of
+more than some thousand nodes first: a page is slow beyond a hundred thousand links.
 
 Ids: '3.17@5' is latent 17 of layer 3 at position 5; 'error.3@5', 'token@5', 'attention bias.3', 'mlp bias.3',
-'constant', and 'logit.42' or the name of another target.
+'constant', and 'logit.42' or the name of another target, with '@5' if it is a target at several positions.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from mechjax.circuits.checks import check_whole
 from mechjax.circuits.graph import Graph
 from mechjax.circuits.graph_data import check_graph
 from mechjax.circuits.pruning import PrunedGraph
@@ -56,12 +57,14 @@ def as_data(
   T, n_targets = whole.columns.n_positions, len(whole.targets)
   if len(pieces) != T:
     raise CircuitError(f'{len(pieces)} pieces of text for {T} positions')
+  target = check_whole('target', target)
   if not 0 <= target < n_targets:
     raise CircuitError(f'target={target!r} of {n_targets}')
   if features and text is None:
     raise CircuitError('contexts of features without the texts of tokens', hint='text=model.text')
   kept, rows, sources, weights = _select(graph)
-  shares = whole.total_effects()[target] / whole.values[target]
+  value = whole.values[target]  # a target of 0 has no shares
+  shares = whole.total_effects()[target] / value if value else None
   write = _NodeWriter(whole, pieces, text, labels or {}, features or {}, shares)
   nodes = [write.column(int(column)) for column in kept]
   nodes += [write.target(i) for i in range(n_targets)]
@@ -104,14 +107,15 @@ class _NodeWriter:
     text: Callable[[int], str] | None,
     labels: Mapping[tuple[int, int], str],
     features: Mapping[int, Features],
-    shares: np.ndarray,
+    shares: np.ndarray | None,
   ):
     self.graph, self.pieces, self.text = graph, pieces, text
     self.labels, self.features, self.shares = labels, features, shares
 
   def column(self, index: int) -> dict[str, Any]:
     """A node that contributes."""
-    node, share = self.graph.node(index), float(self.shares[index])
+    node = self.graph.node(index)
+    share = None if self.shares is None else float(self.shares[index])
     l, t = node.layer, node.position
     if node.kind == 'feature':
       own = {'id': f'{l}.{node.latent}@{t}', 'latent': node.latent, 'activation': node.activation}
@@ -144,8 +148,11 @@ class _NodeWriter:
     targets = self.graph.targets
     token, name = targets.tokens[index], targets.names[index]
     label = self.text(token) if self.text is not None and token >= 0 else name
-    found = {'id': f'logit.{token}' if token >= 0 else name, 'kind': 'logit', 'label': label}
-    place = {'position': int(targets.position[index]), 'probability': float(targets.weight[index])}
+    t, own = int(targets.position[index]), f'logit.{token}' if token >= 0 else name
+    others = [i for i, key in enumerate(zip(targets.tokens, targets.names)) if key == (token, name)]
+    own = f'{own}@{t}' if len(others) > 1 else own
+    found = {'id': own, 'kind': 'logit', 'label': label}
+    place = {'position': t, 'probability': float(targets.weight[index])}
     return found | place | ({'token': int(token)} if token >= 0 else {})
 
   def _texts(self, layer: int, latent: int) -> dict[str, Any]:

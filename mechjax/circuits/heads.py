@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from mechjax import precision
 from mechjax.circuits import pushing
+from mechjax.circuits.checks import check_whole
 from mechjax.circuits.frozen import Frozen
 from mechjax.circuits.graph import Graph
 from mechjax.circuits.pushing import Pushed, push, source_of
@@ -59,8 +60,9 @@ def head_loadings(
     target: which of them.
 
   Raises:
-    CircuitError: a source that is a bias; no such node or target.
+    CircuitError: a source that is a bias; no such node or target; a graph or targets of another run.
   """
+  target = check_whole('target', target)
   if not 0 <= target < len(targets):
     raise CircuitError(f'target {target} of {len(targets)}')
   one = targets.take(np.array([target]))

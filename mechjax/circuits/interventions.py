@@ -29,6 +29,7 @@ import scipy.stats
 from jaxtyping import Array, Float, Float64, PyTree
 
 from mechjax import harvest, watching
+from mechjax.circuits.checks import check_concrete, check_targets
 from mechjax.circuits.frozen import Frozen, keep
 from mechjax.circuits.norms import deviation
 from mechjax.circuits.pushing import Source, feature_write, push, read
@@ -51,7 +52,7 @@ def constrain(frozen: Frozen, factors: Factors, targets: Targets) -> Float64[np.
     targets: what is measured.
 
   Raises:
-    CircuitError: no such feature, a factor that is not finite.
+    CircuitError: no such feature, a factor that is not finite; targets of another run.
   """
   pushed = push(frozen, Source(jnp.zeros_like(frozen.embed), changes(frozen, factors)))
   return np.asarray(read(frozen, pushed, targets), np.float64)
@@ -63,12 +64,19 @@ def changes(frozen: Frozen, factors: Factors) -> Float[Array, 'L T D']:
   Raises:
     CircuitError: no features, no such feature, a factor that is not finite.
   """
-  if not factors or not all(np.isfinite(x) for x in factors.values()):
-    raise CircuitError(f'factors {dict(factors)}', hint='{feature: finite factor}, at least one')
+  if isinstance(factors, Mapping):
+    check_concrete('a factor', [*factors.values()])
+  if not isinstance(factors, Mapping) or not factors or not all(map(_is_finite, factors.values())):
+    raise CircuitError(f'factors {factors!r:.200}', hint='{feature: finite factor}, at least one')
   total = jnp.zeros_like(frozen.errors)
   for index, factor in factors.items():
     total = total + feature_write(frozen, index) * (factor - 1)
   return total
+
+
+def _is_finite(factor: Any) -> bool:
+  is_real = np.ndim(factor) == 0 and np.asarray(factor).dtype.kind in 'iufV'  # bfloat16 is 'V'
+  return is_real and bool(np.isfinite(float(factor)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,7 +108,7 @@ class Intervention:
       targets: logits, differences of logits, or probes; their values are read from the new run.
 
     Raises:
-      CircuitError: as `changes`; a model that is not that of the run.
+      CircuitError: as `changes`; a model that is not that of the run, targets of another run or without a logit.
     """
     run = keep(_semi_free, self.forward, self._site, self.frozen.layout.n_layers)
     return self._difference(run, changes(self.frozen, factors), targets)
@@ -180,6 +188,7 @@ def measure(
   frozen: Frozen, targets: Targets, acts: Mapping[str, Array]
 ) -> Float64[np.ndarray, ' rows']:
   """Values of targets in another run: logits from its logits, other targets from its stream by frozen norms."""
+  check_targets(frozen, targets)
   logits, end = np.asarray(acts['logits'], np.float64)[0], 2 * frozen.layout.n_layers
   out = np.zeros(len(targets))
   for i, token in enumerate(targets.tokens):

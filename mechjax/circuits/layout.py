@@ -110,13 +110,27 @@ class Layout:
         cause='another layout than the axes in mechjax.sites.CANONICAL',
         hint='the frozen engine needs canonical axes; the patch of the model says how its own differ',
       )
-    return cls(
+    found = cls(
       layers, N, K, H, D, shapes['mlp_post'][-1] if 'mlp_post' in first else 0, T, dtype,
       attention_output='attn_raw' if 'attn_raw' in first else 'attn_out',
       mlp_output='mlp_raw' if 'mlp_raw' in first else 'mlp_out',
       mlp_input='resid_mid' if 'resid_mid' in first else 'resid_pre',
       has_mlp=has_mlp,
     )  # fmt: skip
+    _check_all_layers(found, infos)
+    return found
+
+
+def _check_all_layers(layout: Layout, infos: Sequence[SiteInfo]) -> None:
+  for name in layout.sites():
+    at = [info.site.path for info in infos if info.site.name == name]
+    if () not in at and at != [(i,) for i in range(layout.n_layers)]:
+      raise CircuitError(
+        f'{name!r} is at {len(at)} of {layout.n_layers} layers',
+        where=', '.join(f'{name}.{path[0]}' for path in at),
+        cause='layers of different kinds, such as MLPs in some of them',
+        hint='the frozen engine needs the same sites in all layers',
+      )
 
 
 def _count_layers(infos: Sequence[SiteInfo]) -> int:

@@ -20,7 +20,7 @@ format and are lost. `influence` there is the cumulative share of all nodes up t
 
 from __future__ import annotations
 
-import json
+import numbers
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,13 @@ from typing import Any
 import numpy as np
 
 from mechjax import files
-from mechjax.circuits.graph_data import Graph, check_graph, check_supernodes, measure_influence
+from mechjax.circuits.graph_data import (
+  Graph,
+  check_graph,
+  check_supernodes,
+  measure_influence,
+  read_json,
+)
 from mechjax.errors import CircuitError
 
 SCHEMA = 1
@@ -74,6 +80,8 @@ def write_graph(
     CircuitError: a graph that is not one, nodes that the format cannot name or tell apart, a slug that is not a name.
   """
   check_name('slug', slug)
+  if f'{slug}.json'.lower() == METADATA:
+    raise CircuitError(f'slug={slug!r} is the name of the list of graphs', hint='another slug')
   content = encode_graph(
     graph, slug=slug, scan=scan, transcoders=transcoders, supernodes=supernodes, node_threshold=node_threshold
   )  # fmt: skip
@@ -82,7 +90,11 @@ def write_graph(
   known = read_json(home / METADATA) if (home / METADATA).exists() else {}
   if not isinstance(known, dict) or not isinstance(known.get('graphs', []), list):
     raise CircuitError(f'{home / METADATA} is not a list of graphs')
-  others = [one for one in known.get('graphs', []) if one.get('slug') != slug]
+  others = [
+    one
+    for one in known.get('graphs', [])
+    if not isinstance(one, Mapping) or one.get('slug') != slug
+  ]
   path = home / f'{slug}.json'
   files.write_json(path, content)
   files.write_json(home / METADATA, known | {'graphs': [*others, content['metadata']]})
@@ -100,7 +112,7 @@ def read_graph(path: str | os.PathLike) -> dict[str, Any]:
 
 def check_name(what: str, name: str) -> None:
   """Raises CircuitError unless a text can be the name of a file."""
-  if not _NAME.fullmatch(name):
+  if not isinstance(name, str) or not _NAME.fullmatch(name):
     raise CircuitError(f'{what}={name!r} is not a name of letters, digits, dots and dashes')
 
 
@@ -119,6 +131,12 @@ def encode_graph(
     Metadata, qParams, nodes and links.
   """
   checked = check_graph(graph)
+  if not isinstance(scan, str) or not scan:
+    raise CircuitError(f'scan={scan!r}', hint='the name of the model')
+  if isinstance(transcoders, str):
+    raise CircuitError(f'transcoders={transcoders!r} is a text', hint=f'[{transcoders!r}]')
+  if not isinstance(node_threshold, numbers.Real) or not 0 < node_threshold <= 1:
+    raise CircuitError(f'node_threshold={node_threshold!r}', hint='above 0 and at most 1')
   groups = check_supernodes(supernodes or {}, [node['id'] for node in checked['nodes']])
   n_folded = sum(node['kind'] == 'bias' for node in checked['nodes'])
   merged, names = _fold_biases(checked)
@@ -164,7 +182,7 @@ def decode_graph(content: Any, where: str = 'the graph') -> dict[str, Any]:
     nodes = [_decode_node(node) for node in given]
     at = {node['id']: i for i, node in enumerate(nodes)}
     plain = [[at[link['source']], at[link['target']], link['weight']] for link in links]
-  except (KeyError, TypeError, ValueError, IndexError) as e:
+  except (AttributeError, KeyError, TypeError, ValueError, IndexError) as e:
     raise CircuitError(
       f'{where} does not hold an attribution graph of schema {SCHEMA}',
       cause=f'{type(e).__name__}: {e}',
@@ -280,10 +298,3 @@ def _decode_node(node: Mapping[str, Any]) -> dict[str, Any]:
   if label and kind in ('embedding', 'logit'):
     found['label'] = label[1]
   return found
-
-
-def read_json(path: Path) -> Any:
-  try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, json.JSONDecodeError, UnicodeDecodeError) as e:
-    raise CircuitError(f'{path} is not a JSON file that can be read', cause=str(e)) from e

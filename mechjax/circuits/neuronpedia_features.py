@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from mechjax import files
-from mechjax.circuits.neuronpedia import check_name, pair, read_json
+from mechjax.circuits.graph_data import read_json
+from mechjax.circuits.neuronpedia import check_name, pair
 from mechjax.errors import CircuitError
 from mechjax.sae.features import Features
 from mechjax.sae.features.record import EDGES, Examples
@@ -72,13 +73,14 @@ def read_latents(directory: str | os.PathLike, scan: str) -> dict[tuple[int, int
     CircuitError: no such directory, a file of another name, a file that is not such a record, or whose latent is not
       the one that it is named after.
   """
+  check_name('scan', scan)
   home = Path(directory) / 'features' / scan
   paths = sorted(home.glob('*.json'))
   if not paths:
     raise CircuitError(f'{home} has no JSON files of features')
   found = {}
   for path in paths:
-    if not path.stem.isdecimal():
+    if not (path.stem.isascii() and path.stem.isdecimal()):
       raise CircuitError(f'{path} is not named by the number of a feature')
     layer, latent = unpair(int(path.stem))
     record = check_record(read_json(path), str(path))
@@ -154,7 +156,7 @@ def check_record(content: Any, where: str = 'the record') -> dict[str, Any]:
     raise CircuitError(f'{where} holds {type(content).__name__}, not the record of a feature')
   kinds = {'index': int, 'examples_quantiles': list, 'top_logits': list, 'bottom_logits': list}
   for name, kind in kinds.items():
-    if not isinstance(content.get(name), kind):
+    if not isinstance(content.get(name), kind) or isinstance(content[name], bool):
       raise CircuitError(f'{where} has {name}={content.get(name)!r}, not {kind.__name__}')
   for group in content['examples_quantiles']:
     _check_examples(group, where)
@@ -169,7 +171,10 @@ def _check_examples(group: Any, where: str) -> None:
     raise CircuitError(f'{where} has a group of contexts without a list of examples')
   for n, example in enumerate(group['examples']):
     try:
-      sizes = len(example['tokens']), len(example['tokens_acts_list'])
+      lists = [example[name] for name in ('tokens', 'tokens_acts_list')]
+      if not all(isinstance(part, list) for part in lists):
+        raise TypeError(f'{lists!r:.100} are not lists')
+      sizes = len(lists[0]), len(lists[1])
       own = int(example['train_token_ind'])
     except (KeyError, TypeError, ValueError) as e:
       raise CircuitError(

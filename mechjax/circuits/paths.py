@@ -5,6 +5,8 @@ al. 2024, equation 5):
 
     activation of the source  x  d · (gain * e)  x  scale of the norm          d decoder row, e encoder direction
 
+(and the gain and scale of the norm after an MLP, before which neurons write).
+
     direct_weights(frozen, sources, targets)      d · (gain * e), the input-invariant part, without attention
     head_weights(frozen, l, sources, targets)     through each head of a layer: d W_V W_O (gain * e)
     de_embed(W_E, frozen, features)               which tokens switch a feature on directly: W_E (gain * e)
@@ -30,9 +32,11 @@ from jaxtyping import Array, Float, Int
 
 from mechjax import precision
 from mechjax.circuits import targets as targets_lib
+from mechjax.circuits.checks import check_index, check_whole
 from mechjax.circuits.frozen import Frozen
 from mechjax.circuits.rows import attribute_rows
 from mechjax.circuits.targets import Targets
+from mechjax.decomposition.array_checks import check_count
 from mechjax.errors import CircuitError
 
 Indices = Sequence[int] | Int[np.ndarray, ' _']
@@ -45,47 +49,60 @@ def encoder_reads(frozen: Frozen, index: Indices) -> Float[np.ndarray, 'features
   Raises:
     CircuitError: no such feature.
   """
+  index = check_index(index, len(frozen.features))
   found = targets_lib.features(frozen, index)
   norm = frozen.scales.mlp_norm
   assert norm is not None
   f = frozen.features
-  scale = np.asarray(norm)[f.layer[np.asarray(index)], f.position[np.asarray(index)]]
+  scale = np.asarray(norm)[f.layer[index], f.position[index]]
   return np.asarray(found.vector) / scale[:, None]
 
 
-def decoder_rows(frozen: Frozen, index: Indices, layer: int | None = None) -> np.ndarray:
-  """Directions that features write to the output of a layer's MLP per unit of activation, [features, D].
+def written_below(frozen: Frozen, index: Indices, layer: int) -> Float[np.ndarray, 'features D']:
+  """Directions that features have written to the residual stream below the MLP of a layer, per unit of activation.
+
+  Decoder rows, times the gain of the norm after the MLP if features are written before it, up to its scale; the sum
+  over layers for a cross-layer transcoder, and 0 for features that are not below.
 
   Args:
     frozen: the run.
     index: the features.
-    layer: the layer that is written to; None for the layer of each feature.
+    layer: the layer; writes to its own MLP and above are left out.
 
   Raises:
-    CircuitError: no such feature, or one that does not write to the layer.
+    CircuitError: no such feature.
   """
-  f, out = frozen.features, []
-  for i in np.asarray(index).reshape(-1):
-    if not 0 <= i < len(f):
-      raise CircuitError(f'feature {i} of {len(f)} active features')
-    block, within = divmod(int(f.slot[i]), f.decoder.shape[1])
-    to = int(f.layer[i]) if layer is None else layer
-    at = np.flatnonzero((np.asarray(f.source) == block) & (np.asarray(f.write_layer) == to))
-    if not len(at):
-      raise CircuitError(f'feature {i} of layer {f.layer[i]} does not write to layer {to}')
-    out.append(np.asarray(f.decoder)[at[0], within])
-  return np.stack(out) if out else np.zeros((0, frozen.layout.width))
+  f, post = frozen.features, frozen.maps.mlp_post if frozen.writes_raw else None
+  index = check_index(index, len(f))
+  source, to, decoder = (np.asarray(x) for x in (f.source, f.write_layer, f.decoder))
+  out = np.zeros((len(index), frozen.layout.width), decoder.dtype)
+  for row, i in zip(out, index):
+    block, within = divmod(int(f.slot[i]), decoder.shape[1])
+    for at in np.flatnonzero((source == block) & (to < layer) & (to >= f.layer[i])):
+      d_D = decoder[at, within]
+      if post is not None:
+        gain_D, centred = np.asarray(post.gain)[to[at]], np.asarray(post.centred)[to[at]]
+        d_D = gain_D * (d_D - centred * d_D.mean())
+      row += d_D
+  return out
 
 
 def direct_weights(
   frozen: Frozen, sources: Indices, targets: Indices
 ) -> Float[np.ndarray, 'sources targets']:
-  """Input-invariant weights of edges at one position: decoder rows times what encoders read.
+  """Input-invariant weights of edges at one position: what sources write below a target times what its encoder reads.
+
+  0 where a source is not below its target.
 
   Raises:
     CircuitError: no such feature.
   """
-  return decoder_rows(frozen, sources) @ encoder_reads(frozen, targets).T
+  sources, targets = (check_index(index, len(frozen.features)) for index in (sources, targets))
+  reads, layers = encoder_reads(frozen, targets), frozen.features.layer[targets]
+  out = np.zeros((len(sources), len(reads)), reads.dtype)
+  for layer in np.unique(layers):
+    out[:, layers == layer] = written_below(frozen, sources, int(layer)) @ reads[layers == layer].T
+  return out
 
 
 def head_weights(
@@ -93,12 +110,18 @@ def head_weights(
 ) -> Float[np.ndarray, 'N sources targets']:
   """Input-invariant weights through the heads of a layer, without pattern and scales.
 
+  0 where a source is not below the heads, or a target not above them.
+
   Raises:
     CircuitError: no such feature or layer.
   """
+  layer = check_whole('layer', layer)
   if not 0 <= layer < frozen.layout.n_layers:
     raise CircuitError(f'layer {layer} of {frozen.layout.n_layers}')
-  d, e = (jnp.asarray(x) for x in (decoder_rows(frozen, sources), encoder_reads(frozen, targets)))
+  targets = check_index(targets, len(frozen.features))
+  reads, step = encoder_reads(frozen, targets), 1 if frozen.layout.is_parallel else 0
+  is_above = frozen.features.layer[targets] >= layer + step
+  d, e = jnp.asarray(written_below(frozen, sources, layer)), jnp.asarray(reads * is_above[:, None])
   return np.asarray(_head_weights(frozen, jnp.asarray(layer), d, e))
 
 
@@ -174,8 +197,11 @@ def greedy_paths(
   Raises:
     CircuitError: no such target, numbers below 1.
   """
-  if not 0 <= target < len(targets) or min(depth, branches, keep) < 1:
-    raise CircuitError(f'target={target}, depth={depth}, branches={branches}, keep={keep}')
+  for name, value in (('depth', depth), ('branches', branches), ('keep', keep)):
+    check_count(name, value)
+  target = check_whole('target', target)
+  if not 0 <= target < len(targets):
+    raise CircuitError(f'target={target} of {len(targets)}')
   F = len(frozen.features)
   row = attribute_rows(frozen, targets.take(np.array([target])), 1).table()[0]
   paths, open_paths = [], [Path((i,), float(row[i])) for i in _largest(row, branches)]

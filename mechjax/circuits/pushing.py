@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mechjax import precision
+from mechjax.circuits.checks import check_graph_of, check_targets, check_whole
 from mechjax.circuits.frozen import Frozen
 from mechjax.circuits.graph import Graph
 from mechjax.circuits.scales import mix
@@ -61,8 +62,9 @@ def source_of(frozen: Frozen, graph: Graph, node: int) -> Source:
     node: column of a feature, an error or an embedding.
 
   Raises:
-    CircuitError: another kind of node, or none.
+    CircuitError: another kind of node, or none; the graph of another run.
   """
+  check_graph_of(frozen, graph)
   what, (_, T, D) = graph.node(node), frozen.errors.shape
   embed, mlp = jnp.zeros((T, D), frozen.errors.dtype), jnp.zeros_like(frozen.errors)
   if what.kind == 'feature':
@@ -85,6 +87,7 @@ def feature_write(frozen: Frozen, index: int) -> Float[Array, 'L T D']:
     CircuitError: no such feature.
   """
   f, (L, T, D) = frozen.features, frozen.errors.shape
+  index = check_whole('feature', index)
   if not 0 <= index < len(f):
     raise CircuitError(f'feature {index} of {len(f)} active features')
   block, within = divmod(int(f.slot[index]), f.decoder.shape[1])
@@ -146,7 +149,12 @@ def _skip(frozen: Frozen, l: Array, x: Array) -> Array:
 
 
 def read(frozen: Frozen, pushed: Pushed, targets: Targets) -> Float[Array, ' rows']:
-  """Changes of targets by a change of the residual stream."""
+  """Changes of targets by a change of the residual stream.
+
+  Raises:
+    CircuitError: targets of another run.
+  """
+  check_targets(frozen, targets)
   return _read(pushed.stream, targets.level, targets.position, jnp.asarray(targets.vector))
 
 

@@ -34,7 +34,8 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, PyTree
 
 from mechjax import harvest, precision
-from mechjax.circuits.frozen import Frozen
+from mechjax.circuits.checks import SAME, check_whole
+from mechjax.circuits.frozen import Frozen, keep, read_sites
 from mechjax.circuits.norms import deviation, tolerance_of
 from mechjax.circuits.rows import Rows, attribute_rows
 from mechjax.circuits.targets import Targets
@@ -116,9 +117,12 @@ def qk_attribution(
     batch: rows of one walk.
 
   Raises:
-    CircuitError: no such head or positions, a key after its query, queries, keys or scores that are not of this form.
+    CircuitError: another model than that of the run; no such head or positions, a key after its query, queries, keys
+      or scores that are not of this form.
   """
   T, layout = len(frozen.tokens), frozen.layout
+  layer, head = check_whole('layer', layer), check_whole('head', head)
+  query, key = check_whole('query', query), check_whole('key', key)
   t, s = (p % T if -T <= p < T else T for p in (query, key))
   if not (0 <= layer < layout.n_layers and 0 <= head < layout.n_heads and s <= t < T):
     raise CircuitError(
@@ -126,8 +130,9 @@ def qk_attribution(
       cause=f'{layout.n_layers} layers, {layout.n_heads} heads, {T} positions, the key not after the query',
     )
   tokens = frozen.tokens[None]
-  cut = lambda a, b: harvest.subgraph(forward, f'{a}.{layer}', f'{b}.{layer}')(params, tokens)  # noqa: E731
   x = _norm_input(frozen, layer)
+  _check_same_run(forward, params, frozen, layer, x)
+  cut = lambda a, b: harvest.subgraph(forward, f'{a}.{layer}', f'{b}.{layer}')(params, tokens)  # noqa: E731
   kv_head = head // (layout.n_heads // layout.n_kv_heads)
   q = _read(cut('attn_norm', 'q'), x, t, head, f'q.{layer}')
   k = _read(cut('attn_norm', 'k'), x, s, kv_head, f'k.{layer}')
@@ -141,6 +146,23 @@ def _norm_input(frozen: Frozen, layer: int) -> Float[Array, '1 T D']:
   norm = frozen.maps.attn_norm.layer(layer)
   x = norm.linear(frozen.stream[2 * layer], frozen.scales.attn_norm[layer]) + norm.bias
   return x[None]
+
+
+def _check_same_run(
+  forward: Callable, params: PyTree, frozen: Frozen, layer: int, x: Array
+) -> None:
+  """Raises CircuitError unless the model makes the norm and the patterns of the run."""
+  read = keep(read_sites, forward, ('attn_norm', 'attn_probs'))
+  acts = read(params, frozen.tokens[None], {})
+  found = (acts['attn_norm'], x[0]), (acts['attn_probs'], frozen.probs[layer])
+  error = max(float(deviation(a[layer], b)) for a, b in found)
+  if not error <= SAME:
+    raise CircuitError(
+      f'norm or patterns of layer {layer} differ from those of the frozen run by {error:.2g} of the largest value',
+      where=f'attn_norm.{layer}, attn_probs.{layer}',
+      cause='another model, other parameters, or a run whose padding moved the positions',
+      hint='Frozen.of(...) again, with this model',
+    )
 
 
 @dataclasses.dataclass(frozen=True)

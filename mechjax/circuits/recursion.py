@@ -30,6 +30,7 @@ from jaxtyping import Array, Float
 
 from mechjax import precision
 from mechjax.circuits import targets as targets_lib
+from mechjax.circuits.checks import check_whole
 from mechjax.circuits.frozen import Frozen
 from mechjax.circuits.graph import KINDS, Columns
 from mechjax.circuits.rows import attribute_rows
@@ -93,6 +94,12 @@ def recurse(
   layout, T = frozen.layout, len(frozen.tokens)
   check_count('depth', depth)
   check_count('top', top)
+  layer, position = check_whole('layer', layer), check_whole('position', position)
+  if not isinstance(direction, LatentDirection):
+    raise CircuitError(
+      f'direction is a {type(direction).__name__}',
+      hint='attention.direction(sae, params, latent, n_heads)',
+    )
   if not 0 <= layer < layout.n_layers or not -T <= position < T:
     raise CircuitError(f'layer={layer!r} of {layout.n_layers} and position={position!r} of {T}')
   shape = layout.n_heads, layout.d_head

@@ -24,6 +24,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +33,11 @@ from jaxtyping import Array, Float
 
 from mechjax import precision, sites
 from mechjax.circuits.active import Active, Encoder
+from mechjax.decomposition.array_checks import check_count
 from mechjax.errors import CircuitError
 from mechjax.sae.architectures import Architecture, Gated, Params
 from mechjax.sae.provenance import check_provenance
+from mechjax.sae.pursuit.wrapping import InferenceOnly
 
 Factor = tuple[int, int, int, float]
 """Layer, position and latent of a feature, and what its activation is multiplied by."""
@@ -95,14 +98,17 @@ class Replacement(Replacer):
 
   def __post_init__(self) -> None:
     names = set()
-    for key, (sae, _) in self.dictionaries.items():
+    for key, pair in _check_pairs(self.dictionaries).items():
+      sae = pair[0]
       read, target = sites.parse(key), sites.parse(self.targets.get(key, _default_target(key)))
       if read.name != 'mlp_norm' or target.name not in ('mlp_out', 'mlp_raw'):
         raise CircuitError(
           f'a transcoder from {key!r} to {str(target)!r}',
           hint="transcoders of circuits read 'mlp_norm.l' and reconstruct 'mlp_out.l' or 'mlp_raw.l'",
         )
-      if target.path != read.path or len(read.path) != 1:
+      if len(read.path) != 1:
+        raise CircuitError(f'a transcoder from {key!r}, which has no layer', hint=f"'{key}.3'")
+      if target.path != read.path:
         raise CircuitError(f'a transcoder from {key!r} to another layer, {str(target)!r}')
       if sae.d_out is None:
         raise CircuitError(
@@ -121,7 +127,8 @@ class Replacement(Replacer):
     return self.dictionaries.get(f'mlp_norm.{layer}')
 
   def check(self, L: int, D: int) -> None:
-    for key, (sae, _) in self.dictionaries.items():
+    for key, (sae, params) in self.dictionaries.items():
+      check_params(key, sae, params)
       (layer,) = sites.parse(key).path
       if layer >= L:
         raise CircuitError(f'a transcoder at {key!r}', cause=f'the model has {L} layers')
@@ -174,8 +181,8 @@ class Neurons(Replacer):
   needs = ('mlp_post',)
 
   def __post_init__(self) -> None:
-    if self.top is not None and (not isinstance(self.top, int) or self.top < 1):
-      raise CircuitError(f'top={self.top!r} neurons of each position', hint='at least 1, or None')
+    if self.top is not None:
+      object.__setattr__(self, 'top', check_count('top', self.top))
 
   def check(self, L: int, D: int) -> None:
     pass
@@ -191,6 +198,47 @@ class Neurons(Replacer):
       kept &= chosen
     position, latent = np.nonzero(kept)
     return Active(layer, position, latent, post[position, latent], {layer: W_down})
+
+
+def _check_pairs(dictionaries: Any) -> Mapping[str, tuple[Architecture, Params]]:
+  if not isinstance(dictionaries, Mapping):
+    raise CircuitError(
+      f'dictionaries={dictionaries!r:.100}', hint="{'mlp_norm.3': (transcoder, params), ...}"
+    )
+  for key, pair in dictionaries.items():
+    if not isinstance(key, str):
+      raise CircuitError(
+        f'a transcoder at {key!r}, which is not the name of a site',
+        hint="{f'mlp_norm.{layer}': one for layer, one in sae.load_set(...).items()}",
+      )
+    is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+    if not is_pair or not isinstance(pair[0], Architecture) or not isinstance(pair[1], Mapping):
+      raise CircuitError(
+        f'{pair!r:.100} at {key!r}', hint='a transcoder and its parameters, as from sae.load(...)'
+      )
+  return dictionaries
+
+
+def check_params(name: str, sae: Architecture, params: Params) -> None:
+  """Checks names and shapes of parameters.
+
+  Raises:
+    CircuitError: those of another dictionary.
+  """
+  own = sae.sae if isinstance(sae, InferenceOnly) else sae
+  wanted, found = _shapes(own), {n: np.shape(x) for n, x in params.items()}
+  if found != wanted:
+    differ = sorted(n for n in {*found, *wanted} if found.get(n) != wanted.get(n))
+    raise CircuitError(
+      f'parameters {[(n, found.get(n)) for n in differ]} of the dictionary at {name!r}, '
+      f'which has {[(n, wanted.get(n)) for n in differ]}',
+      cause='parameters of another dictionary, or of an ensemble of dictionaries',
+    )
+
+
+@functools.cache
+def _shapes(sae: Architecture) -> dict[str, tuple[int, ...]]:
+  return {n: x.shape for n, x in jax.eval_shape(sae.init, jax.random.key(0)).items()}
 
 
 def multiply(f: Array, layer: int, factors: Sequence[Factor]) -> Array:

@@ -31,8 +31,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mechjax import precision
+from mechjax.circuits.checks import check_targets
 from mechjax.circuits.frozen import Frozen
 from mechjax.circuits.targets import Targets
+from mechjax.decomposition.array_checks import check_count
 from mechjax.errors import CircuitError
 
 BUDGET = 2 * 2**30
@@ -101,11 +103,12 @@ def attribute_rows(frozen: Frozen, targets: Targets, batch: int = 64) -> Rows:
     batch: number of rows of one walk; fewer for long prompts, so that a walk fits into `BUDGET`.
 
   Raises:
-    CircuitError: no targets; a prompt so long that a single row does not fit.
+    CircuitError: no targets, or those of another run; a prompt so long that a single row does not fit.
   """
-  if not len(targets) or batch < 1:
-    raise CircuitError(f'{len(targets)} targets in batches of {batch}')
-  parts, batch = [], fit_batch(frozen, batch)
+  parts, batch = [], fit_batch(frozen, check_count('batch', batch))
+  if not len(targets):
+    raise CircuitError('no targets')
+  check_targets(frozen, targets)
   for start in range(0, len(targets), batch):
     index = np.arange(start, min(start + batch, len(targets)))
     padded = np.resize(index, batch)

@@ -29,6 +29,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Int32
 
 from mechjax import precision, sites
+from mechjax.circuits.checks import check_index, check_whole
 from mechjax.circuits.encoders import find_encoders, pull_through_norms
 from mechjax.circuits.frozen import Frozen
 from mechjax.circuits.norms import NormMap, tolerance_of
@@ -109,8 +110,11 @@ def logits(
   Raises:
     CircuitError: `mass` is not between 0 and 1, or there is no such position.
   """
-  if not 0 < mass <= 1 or at_most < 1:
-    raise CircuitError(f'mass={mass}, at_most={at_most}', hint='0 < mass <= 1, at least one token')
+  at_most = check_whole('at_most', at_most)
+  if not isinstance(mass, int | float | np.number) or not 0 < mass <= 1 or at_most < 1:
+    raise CircuitError(
+      f'mass={mass!r}, at_most={at_most}', hint='0 < mass <= 1, at least one token'
+    )
   t = _position(frozen, position)
   scores = np.asarray(frozen.logits[t], np.float64)
   probs = np.exp(scores - scores.max())
@@ -131,6 +135,7 @@ def difference(frozen: Frozen, token: int, other: int, position: int = -1) -> Ta
     CircuitError: no such token or position, or the same token twice.
   """
   V, t = frozen.logits.shape[-1], _position(frozen, position)
+  token, other = check_whole('token', token), check_whole('other', other)
   if not (0 <= token < V and 0 <= other < V and token != other):
     raise CircuitError(f'logits of the tokens {token} and {other}', cause=f'two of {V} tokens')
   cotangent = np.zeros((1, V))
@@ -160,9 +165,12 @@ def probe(
   level, norm, scale = _place(frozen, sites.parse(site))
   t, D = _position(frozen, position), frozen.layout.width
   given = np.asarray(direction)
-  if given.shape != (D,) or not np.isfinite(given).all():
-    shape = list(given.shape)
-    raise CircuitError(f'a direction of shape {shape} at {site!r}', cause=f'finite, [{D}]')
+  is_real = given.dtype.kind in 'fiuV'  # bfloat16 is 'V'
+  if given.shape != (D,) or not is_real or not np.isfinite(given.astype(np.float64)).all():
+    raise CircuitError(
+      f'a direction of shape {list(given.shape)} and type {given.dtype} at {site!r}',
+      cause=f'finite real numbers, [{D}]',
+    )
   w = jnp.asarray(given, frozen.layout.dtype)
   vector, constant = w, 0.0
   if norm is not None and scale is not None:
@@ -183,11 +191,10 @@ def features(frozen: Frozen, index: Sequence[int] | Int[np.ndarray, ' _']) -> Ta
     index: their indices in `frozen.features`.
 
   Raises:
-    CircuitError: no such feature.
+    CircuitError: no such feature, a mask in place of indices.
   """
-  index, f = np.asarray(index, np.int64).reshape(-1), frozen.features
-  if ((index < 0) | (index >= len(f))).any():
-    raise CircuitError(f'feature {index.max()} of {len(f)} active features')
+  f = frozen.features
+  index = check_index(index, len(f))
   layer, position = f.layer[index], f.position[index]
   encoder, constant = find_encoders(frozen, index)
   vector, bias = pull_through_norms(frozen, encoder, layer, position)
@@ -200,7 +207,7 @@ def features(frozen: Frozen, index: Sequence[int] | Int[np.ndarray, ' _']) -> Ta
 
 
 def _position(frozen: Frozen, position: int) -> int:
-  T = len(frozen.tokens)
+  T, position = len(frozen.tokens), check_whole('position', position)
   if not -T <= position < T:
     raise CircuitError(f'position {position} of a prompt of {T} tokens')
   return position % T
@@ -293,6 +300,6 @@ def _check_cap(
   raise CircuitError(
     f'{names[0]!r} is not linear in the final norm, nor a soft-cap of such a logit',
     where='logits',
-    cause='another function between final_norm and logits, or a bias under a soft-cap',
+    cause='maps of other parameters, another function between final_norm and logits, or a bias under a soft-cap',
     hint="use a target at 'final_norm': probe(frozen, 'final_norm', position, direction)",
   )

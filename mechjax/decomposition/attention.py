@@ -216,7 +216,9 @@ def head_shares(
   Raises:
     CircuitError: a width that is not a multiple of the number of heads, a transcoder, NaN.
   """
-  N, W_dec = check_count('n_heads', n_heads), np.asarray(params['W_dec'])
+  N = check_count('n_heads', n_heads)
+  _check_names(params, ('W_enc', 'W_dec'))
+  W_dec = np.asarray(params['W_dec'])
   if W_dec.ndim != 2 or np.shape(params['W_enc']) != W_dec.shape[::-1]:
     raise CircuitError(
       f'W_enc {list(np.shape(params["W_enc"]))} and W_dec {list(W_dec.shape)} are not those of one autoencoder',
@@ -249,12 +251,23 @@ def direction(
   N = check_count('n_heads', n_heads)
   if sae.d_in % N:
     raise CircuitError(f'd_in={sae.d_in} is not a multiple of {N} heads')
+  if np.ndim(latent):
+    raise CircuitError(f'latent={latent!r:.100} should be one whole number')
   (chosen,) = check_ids('latent', latent, sae.width)
   w, constant = _encoder(sae, params, [int(chosen)], sae.d_in, scale)
   return LatentDirection(int(chosen), w[:, 0].reshape(N, -1), constant[0])
 
 
 # --- the encoder -----------------------------------------------------------------------------------------------
+
+
+def _check_names(params: Mapping[str, ArrayLike], names: Sequence[str]) -> None:
+  given = [*params] if isinstance(params, Mapping) else []
+  if missing := [name for name in names if name not in given]:
+    raise CircuitError(
+      f'parameters without {missing[0]}: {given or type(params).__name__}',
+      hint='sae, params = mechjax.sae.load(...)',
+    )
 
 
 def _encoder(
@@ -272,6 +285,7 @@ def _encoder(
       cause='a dictionary of another site: attributions to heads need one of z',
     )
   chosen = check_ids('latents', latents, sae.width)
+  _check_names(params, ('W_enc', 'b_dec'))
   if scale != 1.0:
     if sae.d_out is not None:
       raise CircuitError(

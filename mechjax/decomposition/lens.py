@@ -134,11 +134,7 @@ def read_lens(
   """
   check_arrays({'streams': (streams, 'L B T D')})
   x_LxBxTxD = jnp.asarray(streams)
-  reference, found = logits.log_probs(unembed(x_LxBxTxD[-1])), []
-  if reference.ndim != 3 or reference.shape[:2] != x_LxBxTxD.shape[1:3]:
-    raise CircuitError(
-      f'unembed gives {list(reference.shape)} for streams {list(x_LxBxTxD.shape[1:])}'
-    )
+  reference, found = logits.log_probs(_unembed(unembed, x_LxBxTxD[-1])), []
   V = reference.shape[-1]
   ids = check_ids('targets', targets, V) if np.size(targets) else np.zeros(0, np.int32)
   if check_count('k', k) > V:
@@ -201,6 +197,28 @@ def fit_jacobian_lens(
   n = B if reach == 'same' else B * (T - skip) * (T - skip + 1) // 2
   check_finite('the average of the derivatives', J)
   return JacobianLens(J / n, b / n, layers, n, reach)
+
+
+def _unembed(unembed: Callable[[Array], Array], x_BxTxD: Array) -> Array:
+  """Logits [B, T, V] of the last streams.
+
+  Raises:
+    CircuitError: the unembedding of another model, or something else.
+  """
+  shape = list(x_BxTxD.shape)
+  if not callable(unembed):
+    raise CircuitError(
+      f'unembed is a {type(unembed).__name__}', hint='a function of streams, such as model.unembed'
+    )
+  try:
+    out = jnp.asarray(unembed(x_BxTxD))
+  except (TypeError, ValueError) as e:
+    raise CircuitError(
+      f'unembed fails on streams {shape}', cause=f'that of another model: {e!s:.200}'
+    ) from e
+  if out.ndim != 3 or out.shape[:2] != x_BxTxD.shape[:2] or not jnp.issubdtype(out.dtype, jnp.floating):  # fmt: skip
+    raise CircuitError(f'unembed gives {out.dtype} {list(out.shape)} for streams {shape}')
+  return out
 
 
 # --- readings --------------------------------------------------------------------------------------------------

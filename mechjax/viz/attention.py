@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64
 
+from mechjax.circuits.checks import check_whole
 from mechjax.circuits.recursion import TraceNode
 from mechjax.decomposition import FeatureAttribution
 from mechjax.errors import CircuitError
@@ -49,6 +50,7 @@ class AttributedLatent:
     constant: the part without an input.
     columns: columns of the sources.
     first: column of the first token of the text.
+    n_columns: number of columns of the row.
   """
 
   latent: int
@@ -57,6 +59,7 @@ class AttributedLatent:
   constant: float
   columns: tuple[int, ...]
   first: int
+  n_columns: int
 
   @property
   def pre_activation(self) -> float:
@@ -219,6 +222,7 @@ def take(table: FeatureAttribution, *, position: int = -1, row: int = 0) -> list
     raise CircuitError(
       f'{table.values.shape[-1]} sources of {T} positions', hint='a table of whole texts'
     )
+  row, position = check_whole('row', row), check_whole('position', position)
   if not 0 <= row < B:
     raise CircuitError(f'row={row!r} of {B} rows')
   column = position + T if position < 0 else position
@@ -230,7 +234,13 @@ def take(table: FeatureAttribution, *, position: int = -1, row: int = 0) -> list
   shown = np.flatnonzero(table.real[row, : column + 1])
   return [
     AttributedLatent(
-      int(latent), int(column), one[:, shown], float(constant), tuple(shown.tolist()), int(shown[0])
+      int(latent),
+      int(column),
+      one[:, shown],
+      float(constant),
+      tuple(shown.tolist()),
+      int(shown[0]),
+      T,
     )
     for latent, one, constant in zip(table.latents, by_source, np.asarray(table.constant))
   ]
@@ -240,10 +250,14 @@ def take(table: FeatureAttribution, *, position: int = -1, row: int = 0) -> list
 
 
 def _check_pieces(found: AttributedLatent, pieces: Sequence[str]) -> None:
-  if len(pieces) <= found.position:
+  if len(pieces) != found.n_columns:
     raise CircuitError(
-      f'{len(pieces)} pieces of text for position {found.position}',
+      f'{len(pieces)} pieces of text for {found.n_columns} columns',
       hint='one for each column, special tokens and padding included',
+    )
+  if wrong := [piece for piece in pieces if not isinstance(piece, str)]:
+    raise CircuitError(
+      f'{wrong[0]!r:.100} is not a piece of text', hint='texts of the tokens, not their ids'
     )
 
 

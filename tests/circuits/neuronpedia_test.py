@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechjax.circuits import neuronpedia, neuronpedia_features
-from mechjax.circuits.graph_data import check_graph, measure_influence
+from mechjax.circuits.graph_data import (
+  check_graph,
+  check_supernodes,
+  measure_influence,
+  read_supernodes,
+)
 from mechjax.errors import CircuitError, SAEError
 from mechjax.sae import ReLU, features
 
@@ -297,3 +302,105 @@ def test_files_that_are_not_records_are_refused(tmp_path):
   ):  # fmt: skip
     with pytest.raises(CircuitError, match=message):
       neuronpedia_features.check_record(broken)
+
+
+# --- mistakes in plain data and in files ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [('tokens', v) for v in (None, 3, '<s>')]
+  + [('nodes', v) for v in (None, 'x', [None], ['x'])]
+  + [('links', v) for v in (None, 3, [3], ['abc'])]
+  + [('layers', v) for v in (None, '3', 3.5, 0, True)],
+)
+def test_parts_of_a_graph_of_a_wrong_type_are_refused(field, value):
+  with pytest.raises(CircuitError):
+    check_graph(graph() | {field: value})
+  for other in (None, [graph()], 'x'):
+    with pytest.raises(CircuitError, match='not a graph as plain data'):
+      check_graph(other)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('label', 5), ('promoted', 'abc'), ('promoted', [1]), ('contexts', 5), ('contexts', [1]),
+    ('contexts', [[['a', 'b']]]), ('contexts', [[['a', float('nan')]]]), ('contexts', [[[1, 1.0]]]),
+  ],
+)  # fmt: skip
+def test_texts_of_a_node_are_texts(field, value):
+  changed = graph()
+  changed['nodes'][2][field] = value
+  with pytest.raises(CircuitError, match=f"{field} of node 'f'"):
+    check_graph(changed)
+
+
+def test_groups_are_lists_of_ids():
+  for wrong in ({'a': 'f'}, {'a': None}, {5: ['f']}, ['f'], {'a': [['f']]}):
+    with pytest.raises(CircuitError, match='supernode'):
+      check_supernodes(wrong, ['f'])
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('[["a", "x"], ["a", "y"]]', "two supernodes 'a'"),
+    ('{"a": ["x"], "a": ["y"]}', "two supernodes 'a'"),
+    ('[[["a"], "x"]]', 'does not hold supernodes'),
+    ('[[1, "x"]]', 'does not hold supernodes'),
+    ('{"a": "x"}', 'does not hold supernodes'),
+    ('null', 'does not hold supernodes'),
+    ('[' * 100_000, 'can be read'),
+    (None, 'can be read'),
+  ],
+)
+def test_files_of_groups_that_would_lose_some_are_refused(tmp_path, text, message):
+  path = tmp_path / 'groups.json'
+  if text is not None:
+    path.write_text(text)
+  with pytest.raises(CircuitError, match=message):
+    read_supernodes(path)
+  path.write_text('[["a", "x", "y"], ["b"]]')
+  assert read_supernodes(path) == {'a': ['x', 'y'], 'b': []}
+  path.write_text('{"a": ["x"]}')
+  assert read_supernodes(path) == {'a': ['x']}
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'slug': 'graph-metadata'}, 'list of graphs'),
+    ({'slug': None}, 'slug=None'),
+    ({'scan': ''}, "scan=''"),
+    ({'scan': None}, 'scan=None'),
+    ({'transcoders': 'ours'}, "transcoders='ours' is a text"),
+    ({'node_threshold': float('nan')}, 'node_threshold=nan'),
+    ({'node_threshold': 5}, 'node_threshold=5'),
+  ],
+)
+def test_names_and_thresholds_are_checked_before_a_file_is_written(tmp_path, options, message):
+  with pytest.raises(CircuitError, match=message):
+    neuronpedia.write_graph(graph(), tmp_path, **{'slug': 'a', 'scan': 'm'} | options)
+  assert not [*tmp_path.iterdir()]
+
+
+def test_a_record_of_another_program_stays_in_the_list(tmp_path):
+  (tmp_path / neuronpedia.METADATA).write_text('{"graphs": [1]}')
+  neuronpedia.write_graph(graph(), tmp_path, slug='a', scan='m')
+  assert json.loads((tmp_path / neuronpedia.METADATA).read_text())['graphs'][0] == 1
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda c: c['nodes'][0].update(node_id=5),
+    lambda c: c['metadata'].update(prompt_tokens=None),
+    lambda c: c['metadata'].update(prompt_tokens='abc'),
+  ],
+)
+def test_ids_and_tokens_of_another_type_are_refused(change):
+  content = encode()
+  change(content)
+  with pytest.raises(CircuitError):
+    neuronpedia.decode_graph(content)

@@ -9,7 +9,9 @@ import pytest
 
 from mechjax import harvest
 from mechjax.circuits import (
+  Frozen,
   Invariant,
+  Replacement,
   attribute,
   attribute_rows,
   de_embed,
@@ -84,11 +86,11 @@ def test_scores_of_another_form_are_refused():
     return harvest.plant(small.forward('gpt2'))({'q': jnp.sin}, params, tokens)
 
   with jax.enable_x64(True):
-    frozen, params = small.frozen('gpt2'), decoders.params('gpt2', 'float64')
-    with pytest.raises(CircuitError, match=r"'q\.1' is not a linear"):
-      qk_attribution(odd, params, frozen, 1, 0, 5, 3)
-    with pytest.raises(CircuitError, match='nor a soft-cap'):
-      qk_attribution(squared, params, frozen, 1, 0, 5, 3)
+    params = decoders.params('gpt2', 'float64')
+    for run, message in ((odd, r"'q\.1' is not a linear"), (squared, 'nor a soft-cap')):
+      frozen = Frozen.of(run, params, small.TOKENS[:1], Replacement({}), maps=small.maps('gpt2'))
+      with pytest.raises(CircuitError, match=message):
+        qk_attribution(run, params, frozen, 1, 0, 5, 3)
     with pytest.raises(CircuitError, match=r"'q\.0' is not a linear"):  # biases before a QK-norm
       explain('qwen', small.frozen('qwen'), 0, 0, 5, 3)
 

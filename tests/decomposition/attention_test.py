@@ -284,6 +284,7 @@ def test_rounding_is_not_a_gate(dtype):
     ({'v': np.zeros((B, T, 3, H))}, '4 query heads are not a multiple of 3'),
     ({'probs': np.zeros((B, N, T, 0))}, 'at axis S'),
     ({'mask': np.ones((B, T))}, 'a mask of shape'),
+    ({'params': {}}, 'parameters without W_enc'),
     ({'mask': np.zeros((B, T), bool)}, 'row 0 of the mask has no token'),
   ],
 )
@@ -325,6 +326,8 @@ def test_positions_that_do_not_exist_are_refused(position):
     ({'W_dec': np.ones((3, 4)), 'W_enc': np.ones((5, 3))}, 2, 'one autoencoder'),
     ({'W_dec': np.full((3, 4), np.inf), 'W_enc': np.ones((4, 3))}, 2, 'NaN or infinity'),
     ({'W_dec': np.ones((3, 4)), 'W_enc': np.ones((4, 3))}, 0, 'n_heads=0'),
+    ({'W_enc': np.ones((4, 3))}, 2, 'parameters without W_dec'),
+    (None, 2, 'parameters without W_enc: NoneType'),
   ],
 )
 def test_shares_of_other_dictionaries_are_refused(params, n_heads, message):
@@ -335,6 +338,8 @@ def test_shares_of_other_dictionaries_are_refused(params, n_heads, message):
 def test_directions_of_other_heads_are_refused():
   with pytest.raises(CircuitError, match='not a multiple of 5 heads'):
     attention.direction(DICTIONARIES['relu'], parameters(), 0, 5)
+  with pytest.raises(CircuitError, match=r'latent=\[0, 1\] should be one'):
+    attention.direction(DICTIONARIES['relu'], parameters(), [0, 1], N)
   found = attention.direction(DICTIONARIES['relu'], parameters(), 0, N)
   with pytest.raises(CircuitError, match='4 query heads are not a multiple of 3'):
     found.read_stream(np.ones((16, 3, H)))

@@ -70,6 +70,10 @@ def test_the_last_layer_is_the_model():
     ({'streams': jnp.zeros((3, T, D))}, 'streams has shape'),
     ({'streams': jnp.full((1, B, T, D), jnp.nan)}, 'NaN or infinity'),
     ({'unembed': lambda x: x.reshape(-1, D)}, 'unembed gives'),
+    ({'unembed': lambda x: jnp.zeros(x.shape, int)}, 'unembed gives int'),
+    ({'unembed': lambda x: x @ jnp.ones((D + 1, 31))}, 'unembed fails on streams'),
+    ({'unembed': lambda x: 3}, 'unembed gives'),
+    ({'unembed': jnp.ones((D, 31))}, 'a function of streams'),
   ],
 )
 def test_readings_that_do_not_exist_are_refused(options, message):

@@ -129,7 +129,12 @@ def test_a_trace_is_a_tree_with_the_tokens_of_its_positions():
     ({'position': 6}, 'position=6'),
     ({'position': 4, 'row': 1}, 'is padding'),
     ({'row': 2}, 'row=2'),
-    ({'pieces': PIECES[:3]}, '3 pieces of text for position 5'),
+    ({'pieces': PIECES[:3]}, '3 pieces of text for 6 columns'),
+    ({'pieces': PIECES[1:], 'position': 2}, '5 pieces of text for 6 columns'),
+    ({'pieces': [*PIECES, 'y']}, '7 pieces of text for 6 columns'),
+    ({'pieces': [3, 1, 4, 1, 5, 9]}, '3 is not a piece of text'),
+    ({'position': 1.5}, 'position=1.5 should be a whole number'),
+    ({'row': 'a'}, "row='a' should be a whole number"),
   ],
 )
 def test_positions_without_tokens_are_refused(options, message):

@@ -115,9 +115,10 @@ def write_config(directory: Path, kind: str, about: Mapping[str, Any]) -> None:
   import yaml
 
   hooks = ('feature_input_hook', 'feature_output_hook')
-  if missing := [name for name in hooks if not isinstance(about.get(name), str)]:
+  given = about if isinstance(about, Mapping) else {}
+  if missing := [name for name in hooks if not isinstance(given.get(name), str)]:
     raise SAEError(
-      f'about={dict(about)!r:.200} has no {missing}',
+      f'about={about!r:.200} has no {missing}',
       cause='circuit-tracer looks there for the hooks that latents read and write',
       hint="about={'feature_input_hook': 'mlp.hook_in', 'feature_output_hook': 'hook_mlp_out'}",
     )

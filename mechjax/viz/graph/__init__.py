@@ -18,6 +18,7 @@ Sharp edge: the strongest 2,500 links are drawn, and those of the selected node;
 from __future__ import annotations
 
 import html
+import numbers
 from importlib import resources
 
 from mechjax.circuits.graph_data import (
@@ -68,7 +69,7 @@ def graph_page(
   """
   checked = check_graph(graph)
   for name, share in (('nodes', nodes), ('links', links)):
-    if not 0 < share <= 1:
+    if not isinstance(share, numbers.Real) or not 0 < share <= 1:
       raise CircuitError(f'{name}={share!r} should be a share above 0 and at most 1')
   groups = check_supernodes(supernodes or {}, [node['id'] for node in checked['nodes']])
   data = checked | {'supernodes': groups, 'thresholds': {'nodes': nodes, 'links': links}}

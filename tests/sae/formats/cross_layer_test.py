@@ -303,6 +303,7 @@ def test_a_set_that_cannot_be_expressed_is_not_written(tmp_path):
     ({0: of(d_out=None)}, HOOKS, 'not a transcoder of one layer'),
     ({0: (topk, parameters(topk))}, HOOKS, 'selects latents by rank'),
     ({0: good}, {'feature_input_hook': 'x'}, r"has no \['feature_output_hook'\]"),
+    ({0: good}, None, r"has no \['feature_input_hook', 'feature_output_hook'\]"),
     ({0: (relu, parameters(topk) | {'more': np.zeros(1)})}, HOOKS, 'parameters'),
   ]:
     with pytest.raises(SAEError, match=says):
