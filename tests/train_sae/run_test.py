@@ -360,7 +360,7 @@ def test_sets_and_cross_layer_transcoders_are_evaluated_without_their_run(
   with pytest.raises(SAEError, match=r'no dictionary of mlp_norm\.2'):
     measure(dataclasses.replace(few, dictionaries=places[:1]))
   more = dataclasses.replace(asked, site='mlp_norm.{0..2}', target='mlp_out.{0..2}')
-  with pytest.raises(SAEError, match='3 sites for a cross-layer transcoder with 2 layers'):
+  with pytest.raises(SAEError, match='3 sites, and the dictionary was trained on 2'):
     measure(dataclasses.replace(more, dictionaries=places[1:]))
   single = f'{own.run}/dictionaries/jumprelu/0/mlp_norm.0'
   with pytest.raises(WeightsError, match='holds no set'):
