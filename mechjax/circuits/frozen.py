@@ -286,7 +286,7 @@ def _freeze(
 
 @jax.jit
 def _measure_down(down: AffineMap, post: Array, outputs: Array) -> Array:
-  """How much W_down and its bias miss the outputs of the MLPs, relative to those of the same layer."""
+  """Deviation of W_down and its bias from the outputs of the MLPs, relative to those of the same layer."""
   found = precision.einsum('ltf,lfd->ltd', post, down.weight) + down.bias[:, None]
   return jax.vmap(deviation)(
     found, outputs

@@ -26,7 +26,7 @@ from jaxtyping import Float, Float64, Int, Shaped
 
 from mechjax.circuits import influences
 from mechjax.circuits import targets as targets_lib
-from mechjax.circuits.checks import check_whole
+from mechjax.circuits.checks import SAME, check_whole
 from mechjax.circuits.frozen import Frozen
 from mechjax.circuits.rows import attribute_rows
 from mechjax.circuits.targets import Targets
@@ -278,3 +278,21 @@ def _fill(
     part = order[at : at + batch]
     found = attribute_rows(frozen, targets_lib.features(frozen, chosen[part]), batch)
     table[start + part] = found.table()
+
+
+def check_graph_of(frozen: Frozen, graph: Graph) -> None:
+  """Raises CircuitError unless a graph is one of this run."""
+  f = frozen.features
+  pairs = [
+    (graph.tokens, frozen.tokens),
+    *((getattr(graph, n), getattr(f, n)) for n in ('layer', 'position', 'latent')),
+  ]
+  same = all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)
+  if same and np.allclose(graph.activation, f.activation, rtol=SAME, atol=0):
+    return
+  raise CircuitError(
+    f'a graph of {graph.columns.n_features} features at {graph.columns.n_positions} positions, '
+    f'and a run of {len(f)} features at {len(frozen.tokens)} positions, which are not the same',
+    cause='the graph of another run',
+    hint='attribute(frozen, ...) of this run',
+  )

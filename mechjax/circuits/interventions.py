@@ -29,10 +29,11 @@ import scipy.stats
 from jaxtyping import Array, Float, Float64, PyTree
 
 from mechjax import harvest, watching
-from mechjax.circuits.checks import check_concrete, check_targets
+from mechjax.circuits.checks import check_concrete
 from mechjax.circuits.frozen import Frozen, keep
 from mechjax.circuits.norms import deviation
 from mechjax.circuits.pushing import Source, feature_write, push, read
+from mechjax.circuits.target_checks import check_targets
 from mechjax.circuits.targets import Targets
 from mechjax.errors import CircuitError
 

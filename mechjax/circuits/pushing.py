@@ -17,10 +17,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mechjax import precision
-from mechjax.circuits.checks import check_graph_of, check_targets, check_whole
+from mechjax.circuits.checks import check_whole
 from mechjax.circuits.frozen import Frozen
-from mechjax.circuits.graph import Graph
+from mechjax.circuits.graph import Graph, check_graph_of
 from mechjax.circuits.scales import mix
+from mechjax.circuits.target_checks import check_targets
 from mechjax.circuits.targets import Targets
 from mechjax.errors import CircuitError
 

@@ -31,8 +31,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mechjax import precision
-from mechjax.circuits.checks import check_targets
 from mechjax.circuits.frozen import Frozen
+from mechjax.circuits.target_checks import check_targets
 from mechjax.circuits.targets import Targets
 from mechjax.decomposition.array_checks import check_count
 from mechjax.errors import CircuitError

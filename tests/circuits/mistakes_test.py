@@ -32,7 +32,7 @@ from mechjax.circuits import (
 from mechjax.circuits.graph_export import as_data
 from mechjax.circuits.recursion import recurse
 from mechjax.decomposition import direction
-from mechjax.errors import CircuitError
+from mechjax.errors import CircuitError, SAEError
 from tests.circuits import small
 from tests.circuits.frozen_test import CLT, clt_params
 from tests.models import decoders
@@ -233,9 +233,9 @@ def test_a_dictionary_whose_files_name_another_layer_is_refused(tmp_path):
   sae.save(tmp_path / 'tc', tc, params, format='mechjax', about=about)
   loaded = sae.load(tmp_path / 'tc')
   assert Replacement({'mlp_norm.1': loaded}).check(2, 16) is None
-  with pytest.raises(CircuitError, match=r'site mlp_norm\.0, and the dictionary was trained on'):
+  with pytest.raises(SAEError, match=r'site mlp_norm\.0, and the dictionary was trained on'):
     Replacement({'mlp_norm.0': loaded})
-  with pytest.raises(CircuitError, match=r'target mlp_raw\.1, and the dictionary was trained on'):
+  with pytest.raises(SAEError, match=r'target mlp_raw\.1, and the dictionary was trained on'):
     Replacement({'mlp_norm.1': loaded}, {'mlp_norm.1': 'mlp_raw.1'})
 
 
