@@ -53,7 +53,9 @@ def iterate_padded(rows: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarra
     yield len(part), np.resize(part, (size, rows.shape[1]))
 
 
-def _collect(read: Callable[[jax.Array], Any], rows: np.ndarray, size: int) -> dict[Any, np.ndarray]:
+def _collect(
+  read: Callable[[jax.Array], Any], rows: np.ndarray, size: int
+) -> dict[Any, np.ndarray]:
   parts: dict[Any, list[np.ndarray]] = {}
   for n, tokens in iterate_padded(rows, size):
     for key, x in read(jnp.asarray(tokens)).items():

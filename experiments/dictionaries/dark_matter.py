@@ -37,7 +37,9 @@ def run(study: Study) -> dict[str, Any]:
   named |= {one.name: (one.sae, one.params) for one in study.subject.given}
   found = {}
   for number, (name, one) in enumerate(named.items()):
-    file = 'dark_matter_' + (name.replace(' ', '_') if number < len(study.settings.levels) else 'given')
+    file = 'dark_matter_' + (
+      name.replace(' ', '_') if number < len(study.settings.levels) else 'given'
+    )
     key = fingerprints.of_weights(one[1])
     file = file if not file.endswith('given') else f'{file}_{key}'
     found[name] = study.saved.json(file, key, lambda one=one: measure(study, one))  # type: ignore[misc]

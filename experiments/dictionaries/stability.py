@@ -73,9 +73,7 @@ def make_ensembles(study: Study, kind: str) -> dict[str, Ensemble]:
   settings = study.settings
   seeds = tuple(range(settings.seed, settings.seed + settings.seeds))
   sae = make_architecture(study, kind)
-  return {
-    f'{kind} {site}': Ensemble(sae=sae, reads=site, seeds=seeds) for site in settings.sites
-  }
+  return {f'{kind} {site}': Ensemble(sae=sae, reads=site, seeds=seeds) for site in settings.sites}
 
 
 def measure(study: Study, trained: dict[str, TrainedEnsemble]) -> dict[str, Any]:
@@ -172,9 +170,7 @@ def measure_step(
 ) -> dict[str, float]:
   """Share of good pairs from one layer to the next, and the FVU of predictions of the next."""
   x, y = (scale_rows(study, site) for site in study.settings.sites[number : number + 2])
-  batches = [
-    (x[i : i + BATCH], y[i : i + BATCH]) for i in range(0, len(x), BATCH)
-  ]
+  batches = [(x[i : i + BATCH], y[i : i + BATCH]) for i in range(0, len(x), BATCH)]
   found = measure_prediction(a, b, matching, batches)
   return {
     'share': float((matching.decoder > MIN_COSINE).mean()),

@@ -76,9 +76,7 @@ def prepare(settings: Settings, model: LanguageModel) -> Subject:
   check_layers(settings, model)
   given = tuple(open_given(settings, model, place) for place in settings.dictionaries)
   count = lambda tokens: -(-tokens // settings.context)  # noqa: E731
-  n_train, n_held, n_both = map(
-    count, (settings.tokens, settings.held_out, settings.model_tokens)
-  )
+  n_train, n_held, n_both = map(count, (settings.tokens, settings.held_out, settings.model_tokens))
   rows = read_rows(model, settings.text, n_held + max(n_train, n_both), settings.context)
   out = np.linspace(0, len(rows) - 1, n_held).round().astype(int)
   held_out = np.random.default_rng(settings.seed).permutation(rows[out])

@@ -99,7 +99,9 @@ def check_finished(result: TrainingResult) -> State:
     SAEError: a signal stopped the training.
   """
   if not result.finished:
-    raise SAEError('the training was stopped by a signal', hint='the same command resumes the study')
+    raise SAEError(
+      'the training was stopped by a signal', hint='the same command resumes the study'
+    )
   return result.state
 
 
@@ -123,5 +125,3 @@ def unpack(
     since = own.pop(SINCE)
     found[name] = TrainedEnsemble(ensemble, own, since, scales)
   return found
-
-
