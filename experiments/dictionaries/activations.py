@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import harvest, sites
+from mechjax import harvest
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae.store.gradients import PREFIX, read_with_gradients
 
@@ -35,8 +35,12 @@ def read_sites(
   """
   read = jax.jit(harvest.reap(model.truncate_at(wanted), sites=[*wanted]))
   own = model.params if params is None else params
-  found = _collect(lambda tokens: read(own, tokens), rows, size)
-  return {site: found[sites.parse(site)] for site in wanted}
+
+  def take(tokens: jax.Array) -> dict[str, jax.Array]:
+    acts = read(own, tokens)
+    return {site: acts[site] for site in wanted}
+
+  return _collect(take, rows, size)
 
 
 def read_gradients(model: LanguageModel, rows: np.ndarray, site: str, size: int) -> np.ndarray:

@@ -187,6 +187,7 @@ def measure(study: Study, stages: dict[str, TrainedEnsemble]) -> dict[str, Any]:
         'fvu': own['fvu'],
         'dead': own['dead'],
         'delta_loss': loss_added(own),
+        'kl': loss_added(own, 'kl'),
         'against_mse': loss_difference(own, other),
       }
   return found

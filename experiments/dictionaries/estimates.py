@@ -28,9 +28,9 @@ def over_seeds(values: Sequence[float | None]) -> Pair:
   return [float(known.mean()), error]
 
 
-def loss_added(found: Mapping[str, Any]) -> Pair:
-  """Loss added by a dictionary, and its standard error over contexts."""
-  ratio = divide(np.array(found['added'], float), np.array(found['predicted'], float))
+def loss_added(found: Mapping[str, Any], key: str = 'added') -> Pair:
+  """Loss added by a dictionary, or its divergence 'kl', and the standard error over contexts."""
+  ratio = divide(np.array(found[key], float), np.array(found['predicted'], float))
   return [ratio.value, ratio.standard_error]
 
 

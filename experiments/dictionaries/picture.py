@@ -108,7 +108,7 @@ def chart_stability(found: dict[str, Any]) -> list[Panel]:
     make_lines('Latents that another seed finds too', text, shares, 'minimum cosine', 'share', 'xy'),
     make_lines(
       'Life of latents over layers',
-      'Share of the latents of the first layer whose partners have decoder cosines of at least 0.7 in all steps so far.',
+      'Share of the latents of the first layer whose partners have decoder cosines of at least 0.7 in all steps.',
       lives, 'layers after the first', 'share', 'xy',
     ),
     make_lines(

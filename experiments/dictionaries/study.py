@@ -129,7 +129,8 @@ class Study:
       dictionaries: dictionaries of the site for activations as the model has them, by name.
 
     Returns:
-      By name: 'l0', 'fvu', 'dead', and 'added', summed losses added in each context, with 'predicted' tokens.
+      By name: 'l0', 'fvu', 'dead', and for each context 'added', the summed loss added, 'kl', the summed divergence,
+      and the number of 'predicted' tokens.
     """
     site, limit = self.settings.site, self.scales[self.settings.site].limit
     rows = {site: self.held_out[site]}
@@ -149,7 +150,7 @@ class Study:
           model.apply, {site: plain(one)}, limits={site: scale.limit}, model=self.settings.model
         )
     first = next(iter(passes.values()))
-    found: dict[str, dict[str, Any]] = {n: {'added': [], 'predicted': []} for n in dictionaries}
+    found: dict[str, dict[str, Any]] = {n: {'added': [], 'kl': [], 'predicted': []} for n in dictionaries}
     means = {site: scale.mean * scale.scale}
     for number, row in enumerate(self.evaluated):
       batch = next_tokens(row[None], self.subject.is_kept(row[None]))
@@ -160,6 +161,7 @@ class Study:
           evaluation.measure_drift(model.params, own, batch, base)
         totals = evaluation.measure_totals(model.params, own, batch, base)
         found[name]['added'].append(float(totals.losses['spliced'] - totals.loss))
+        found[name]['kl'].append(float(totals.kl))
         found[name]['predicted'].append(int(totals.predicted))
     return found
 

@@ -24,7 +24,8 @@ def tabulate_end_to_end(found: dict[str, Any]) -> list[Table]:
   rows = [
     [
       f'{STAGES[stage]}, {level}', give(one['l0'], digits=1), give_pair(one['delta_loss'], 4),
-      '' if stage == 'mse' else give_pair(one['against_mse'], 4), give(one['fvu'], digits=4),
+      '' if stage == 'mse' else give_pair(one['against_mse'], 4), give_pair(one['kl'], 4),
+      give(one['fvu'], digits=4),
       f'{100 * one["dead"]:.1f} %',
     ]
     for stage, levels in found['stages'].items()
@@ -33,10 +34,10 @@ def tabulate_end_to_end(found: dict[str, Any]) -> list[Table]:
   text = (
     f'TopK before fine-tuning, and after {found["steps"]} steps with the same contexts. Delta loss: loss added by the '
     f'dictionary, nats per predicted token, ± one standard error over contexts; against MSE alone: the difference, '
-    f'paired by context. Error of later layers: weight {found["later_weight"]:.3g}. FVU and latents that are never '
-    f'active: all held-out tokens.'
+    f'paired by context. KL: divergence of the spliced model. Error of later layers: weight '
+    f'{found["later_weight"]:.3g}. FVU and latents that are never active: all held-out tokens.'
   )
-  heads = ['dictionary', 'L0', 'delta loss', 'against MSE alone', 'FVU', 'never active']
+  heads = ['dictionary', 'L0', 'delta loss', 'against MSE alone', 'KL', 'FVU', 'never active']
   return [Table('End-to-end fine-tuning', text, heads, rows, 'nats per token')]
 
 
@@ -102,8 +103,8 @@ def tabulate_stability(found: dict[str, Any]) -> list[Table]:
     Table(
       'Latents matched with those of the next layer',
       'Share of pairs with a decoder cosine above 0.7, and the median cosine. FVU of the next layer: from the matched '
-      'latents; by its own dictionary; by the reconstruction of this layer; by the activation of this layer. Means over '
-      'seeds, ± one standard error.',
+      'latents; by its own dictionary; by the reconstruction of this layer; by the activation of this layer. Means '
+      'over seeds, ± one standard error.',
       ['dictionary', 'share', 'cosine', 'matched', 'own', 'unmoved', 'unchanged'], steps,
     ),
   ]  # fmt: skip

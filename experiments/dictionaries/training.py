@@ -60,9 +60,9 @@ class TrainedEnsemble:
     return one.for_inference(params)
 
   def as_members(self) -> Members:
-    """The members of a state, for a training that begins with them."""
-    n = self.ensemble.members
-    return Members(self.params, (), self.since, jnp.full(n, NEVER, jnp.int32))
+    """The members of a state, for a training that begins with them; copies, because a step reuses its arrays."""
+    params, since = jax.tree.map(lambda x: jnp.array(x, copy=True), (self.params, self.since))
+    return Members(params, (), since, jnp.full(self.ensemble.members, NEVER, jnp.int32))
 
 
 def make_optimisation(settings: Settings) -> Optimisation:
