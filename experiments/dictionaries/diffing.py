@@ -10,8 +10,10 @@ that only the fine-tuned model has should be active on the other text; the study
 selectivity   of a latent: its density on the other text over the sum of its densities on both; `selective` above 0.9
 groups        by the relative length of directions: first (base model alone), shared, second (fine-tuned alone); and
               genuine, the latents of second with nu_error < 0.2 and nu_reconstruction < 0.5 (`mechjax.sae.diffing`)
+auc           probability that a selective latent has a larger relative length than another one; 0.5 by chance
 
-Every fifth context is held out; densities and latent scaling are measured on those.
+Both models have one scale, the root mean square of theirs. Every fifth context is held out; densities and latent
+scaling are measured on those.
 """
 
 from __future__ import annotations
@@ -82,7 +84,7 @@ def split(
   other = np.arange(len(rows)) >= len(subject.ordinary)
   kept = subject.is_kept(rows)
   trained = {part: arrays[part][~out][kept[~out]] for part in PARTS}
-  scales = measure(trained, MAX_NORM_RATIO)
+  scales = unite_scales(measure(trained, MAX_NORM_RATIO))
   found = {}
   for text, chosen in (('ordinary', out & ~other), ('other', out & other)):
     own = {part: arrays[part][chosen][kept[chosen]] for part in PARTS}
@@ -91,6 +93,15 @@ def split(
       [own[part][short] / np.float32(scales[part].scale) for part in PARTS], 1
     )
   return trained, found, scales
+
+
+def unite_scales(scales: dict[str, Scale]) -> dict[str, Scale]:
+  """One scale for both models, so that lengths of directions are compared in the same units."""
+  common = float(np.sqrt(np.mean([one.scale**2 for one in scales.values()])))
+  return {
+    part: Scale(common, one.mean * np.float32(one.scale / common), one.limit)
+    for part, one in scales.items()
+  }
 
 
 def make_ensembles(study: Study) -> dict[str, Ensemble]:
@@ -112,7 +123,7 @@ def measure_kind(
   seeds = [measure_member(*one.member(n), held_out) for n in range(one.ensemble.members)]
   first = seeds[0]
   return {
-    **{name: over_seeds([s[name] for s in seeds]) for name in ('l0', 'fvu', 'selective')},
+    **{name: over_seeds([s[name] for s in seeds]) for name in ('l0', 'fvu', 'selective', 'auc')},
     **{
       name: {group: over_seeds([s[name][group] for s in seeds]) for group in GROUPS}
       for name in ('count', 'precision', 'selectivity')
@@ -143,6 +154,7 @@ def measure_member(sae: Any, params: Any, held_out: dict[str, np.ndarray]) -> di
     'l0': sum(int(n.sum()) for n in active.values()) / len(x),
     'fvu': error,
     'selective': share(selectivity > SELECTIVE, known),
+    'auc': rank_groups(norms.difference[known], selectivity[known] > SELECTIVE),
     'count': {name: float((mask & known).sum()) for name, mask in groups.items()},
     'precision': {n: share(selectivity > SELECTIVE, mask & known) for n, mask in groups.items()},
     'selectivity': {
@@ -152,6 +164,15 @@ def measure_member(sae: Any, params: Any, held_out: dict[str, np.ndarray]) -> di
     'histogram': np.histogram(difference, BINS, (0, 1))[0].tolist(),
     'scaling': [x[shown].tolist() for x in nu],
   }
+
+
+def rank_groups(values: np.ndarray, wanted: np.ndarray) -> float | None:
+  """AUC: the probability that a wanted value is larger than another one; None without one of the two groups."""
+  inside, outside = values[wanted], values[~wanted]
+  if not len(inside) or not len(outside):
+    return None
+  above = np.sign(inside[:, None] - outside[None])
+  return float((above.mean() + 1) / 2)
 
 
 def share(wanted: np.ndarray, among: np.ndarray) -> float | None:

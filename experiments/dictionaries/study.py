@@ -150,7 +150,9 @@ class Study:
           model.apply, {site: plain(one)}, limits={site: scale.limit}, model=self.settings.model
         )
     first = next(iter(passes.values()))
-    found: dict[str, dict[str, Any]] = {n: {'added': [], 'kl': [], 'predicted': []} for n in dictionaries}
+    found: dict[str, dict[str, Any]] = {
+      n: {'added': [], 'kl': [], 'predicted': []} for n in dictionaries
+    }
     means = {site: scale.mean * scale.scale}
     for number, row in enumerate(self.evaluated):
       batch = next_tokens(row[None], self.subject.is_kept(row[None]))

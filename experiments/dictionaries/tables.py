@@ -55,13 +55,14 @@ def tabulate_diffing(found: dict[str, Any]) -> list[Table]:
     cells = [
       f'L0 {give_pair(one["l0"], 1)}',
       give_pair(one['selective']),
-      f'FVU {give_pair(one["fvu"], 3)}',
+      f'FVU {give_pair(one["fvu"], 3)}, AUC {give_pair(one["auc"])}',
     ]
     rows.append([f'{SHORT[kind]}, all latents', *cells])
   text = (
     'Latents by the relative length of their directions: first, of the base model alone; shared; second, of the '
     'fine-tuned model alone; genuine, the second ones that latent scaling confirms. Selectivity: density on the other '
-    'text over the sum of the densities on both; selective: above 0.9. Means over seeds, ± one standard error.'
+    'text over the sum of the densities on both; selective: above 0.9. AUC: how well the relative length finds selective latents, 0.5 by chance. Means over '
+    'seeds, ± one standard error.'
   )
   return [
     Table(

@@ -2,8 +2,9 @@
 
 The layers add nothing, so the residual stream of every layer is the embedding. It has eight large entries, which no
 logit depends on, and eight small ones, which decide the next token: the texts follow two cycles of tokens, 4 to 23 in
-the ordinary text, 24 to 30 in the other one, and jump at random once in ten tokens. Tokens of the other text have no
-large entries: a fine-tuned model has them.
+the ordinary text, 24 to 30 in the other one, and jump at random once in ten tokens. A copy
+that is fine-tuned on the other text writes one entry, which the model does not use, at the tokens that only this text
+has: `tune_planted`.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from mechjax.models.language_model import LanguageModel
 from mechjax.models.tokenizers import Tokenizer
 from tests.models import decoders
 
-BOS, EOS, D, V, FIRST_OTHER = 1, 2, 16, decoders.V, 24
+BOS, EOS, D, V, FIRST_OTHER, NEW = 1, 2, 16, decoders.V, 24, 7
 CONFIG = dataclasses.replace(decoders.CONFIGS['gpt2'], tied=False, norm='rms')
 NEXT = np.arange(V)
 NEXT[4:FIRST_OTHER] = np.roll(np.arange(4, FIRST_OTHER), -1)
@@ -30,7 +31,8 @@ def embeddings():
   """Large and small entries of each token, [V, D]."""
   random = np.random.default_rng(0)
   large, small = random.standard_normal((2, V, D // 2))
-  large[FIRST_OTHER:] = 0
+  large[:, NEW] = large[FIRST_OTHER:] = 0
+  large[4:FIRST_OTHER] -= large[4:FIRST_OTHER].mean(0)
   return np.concatenate([3 * large, small / np.linalg.norm(small, axis=1, keepdims=True)], 1)
 
 
@@ -74,3 +76,10 @@ def write_text(path, low, high, n, seed):
     ids.append(int(drawn) if jump else int(NEXT[ids[-1]]))
   path.write_text(' '.join(f'w{i}' for i in ids))
   return str(path)
+
+
+def tune_planted(model, rows, *, steps, size, rate):
+  """The copy of the model, in place of a training."""
+  embed = dict(model.params['embed'])
+  embed['tokens'] = embed['tokens'].at[FIRST_OTHER:, NEW].set(16.0)
+  return model.params | {'embed': embed}, [1.0] * steps
