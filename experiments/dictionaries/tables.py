@@ -61,7 +61,8 @@ def tabulate_diffing(found: dict[str, Any]) -> list[Table]:
   text = (
     'Latents by the relative length of their directions: first, of the base model alone; shared; second, of the '
     'fine-tuned model alone; genuine, the second ones that latent scaling confirms. Selectivity: density on the other '
-    'text over the sum of the densities on both; selective: above 0.9. AUC: how well the relative length finds selective latents, 0.5 by chance. Means over '
+    'text over the sum of the densities on both; selective: above 0.9. '
+    'AUC: how well the relative length finds selective latents, 0.5 by chance. Means over '
     'seeds, ± one standard error.'
   )
   return [
