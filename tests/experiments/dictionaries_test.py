@@ -237,18 +237,19 @@ def test_latents_that_only_the_fine_tuned_model_has_are_those_of_its_text(
   home, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(diffing, 'tune', planted.tune_planted)
-  settings = make_settings(home, tmp_path / 'out', studies=('diffing',), steps=1000)
+  settings = make_settings(home, tmp_path / 'out', studies=('diffing',), steps=1000, latents=32)
   results = measure.measure(settings, subject.prepare(settings, planted.model()), lambda name: None)
   found = results['studies']['diffing']
   assert found['losses']['change']['ordinary'] == [0.0, 0.0]
   assert found['losses']['change']['other'][0] != 0
   exact = found['kinds']['relu']
   assert exact['count']['second'][0] >= 1
-  assert exact['precision']['second'][0] == exact['precision']['genuine'][0] == 1
-  assert exact['selectivity']['shared'][0] < 0.6
   assert exact['count']['first'] == [0.0, 0.0]
+  assert exact['count']['genuine'] == exact['count']['second']
+  assert exact['precision']['shared'][0] < 0.2 < 0.6 < exact['precision']['second'][0]
+  assert exact['selectivity']['shared'][0] < 0.6 < 0.85 < exact['selectivity']['genuine'][0]
   for kind in found['kinds'].values():
-    assert kind['auc'][0] > 0.85
+    assert kind['auc'][0] > 0.8
     assert sum(kind['histogram']) == settings.latents
   report.write(results, settings.out)
   assert (tmp_path / 'out' / 'diffing.png').stat().st_size > 10_000
@@ -320,7 +321,7 @@ def test_the_program_reads_flags_and_states_mistakes(home, tmp_path, capsys):
     program.main(['dictionaries'], handle)
 
   with pytest.raises(SystemExit, match='layer=1 and layers=2 for a model of 2 layers'):
-    run(layer=1, later='')
+    run(layer=1)
   assert not (tmp_path / 'out').exists()
   run(studies='dark_matter', steps=20)
   assert '**Error of dictionaries' in capsys.readouterr().out
