@@ -135,10 +135,13 @@ class Settings:
     for name in ('tokens', 'model_tokens'):
       least = self.batch * self.context / (self.context - 2)
       self._check(name, getattr(self, name) >= least, kept)
-    tuned = self.tuned_tokens >= self.rows * self.context
-    self._check('tuned_tokens', tuned, f'a pass of rows={self.rows} contexts')
-    whole = self.batch * self.k >= self.latents
-    self._check('batch', whole, f'at least latents / k = {self.latents / self.k:g}: feature choice')
+    for name in ('tokens', 'tuned_tokens'):
+      whole = getattr(self, name) >= self.rows * self.context
+      self._check(name, whole, f'at least a pass of rows={self.rows} contexts')
+    enough = self.batch * self.k >= self.latents
+    self._check(
+      'batch', enough, f'at least latents / k = {self.latents / self.k:g}: feature choice'
+    )
 
   def _check(self, name: str, good: bool, expected: str) -> None:
     if not good:

@@ -117,7 +117,7 @@ def compare_seeds(study: Study, one: TrainedEnsemble) -> dict[str, Any]:
     'share': [stability.mean, error if np.isfinite(error) else None],
     'in_all': stability.in_all,
     'alive': find_share(pair.share_of(find_active(members[0], scale_rows(study, site)))),
-    'chance': measure_stability(*fresh).share,
+    'chance': measure_stability(fresh[0], fresh[1]).share,
     'curve': pair.share_above(COSINES).tolist(),
   }
 

@@ -53,7 +53,7 @@ class Study:
     return self.saved.arrays('activations', self.settings.sites, self._read)
 
   def _read(self) -> dict[str, np.ndarray]:
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for name in (TRAINED, HELD_OUT):
       rows = getattr(self.subject, name)
       read = read_sites(self.subject.model, rows, self.settings.sites, self.settings.rows)
@@ -110,7 +110,7 @@ class Study:
     if gradients := [site for site in needed if site.startswith(PREFIX)]:
       known = known | dict.fromkeys(gradients, self.gradients)  # type: ignore[operator]
       units = units | measure(dict.fromkeys(gradients, self.gradients))  # type: ignore[operator]
-    own, own_units = ({site: x[site] for site in needed} for x in (known, units))
+    own, own_units = {s: known[s] for s in needed}, {s: units[s] for s in needed}
     key = [f'{n}: {one}' for n, one in ensembles.items()]
     arrays = self.saved.arrays(
       name, key, lambda: training.train_arrays(self.settings, ensembles, own, own_units)

@@ -87,9 +87,28 @@ def prepare(settings: Settings, model: LanguageModel) -> Subject:
     other = read_rows(model, settings.other_text, n_tuning + n_both, settings.context)
   ends = model.tokenizer.bos, model.tokenizer.eos
   special = tuple(i for i in dict.fromkeys(ends) if i is not None)
-  return Subject(
+  subject = Subject(
     model, rest[:n_train], held_out, rest[:n_both], other[:n_tuning], other[n_tuning:], special, given
   )  # fmt: skip
+  check_counts(settings, subject)
+  return subject
+
+
+def check_counts(settings: Settings, subject: Subject) -> None:
+  """Checks that the tokens that count fill a batch.
+
+  Raises:
+    SAEError: they do not.
+  """
+  several = {'tokens': subject.trained}
+  if 'diffing' in settings.studies:
+    several['model_tokens'] = subject.ordinary
+  for name, rows in several.items():
+    n = int(subject.is_kept(rows).sum())
+    if n < settings.batch:
+      raise SAEError(
+        f'{name}={getattr(settings, name)} has {n} tokens that count, for batches of {settings.batch}'
+      )
 
 
 def check_layers(settings: Settings, model: LanguageModel) -> None:

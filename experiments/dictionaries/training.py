@@ -107,7 +107,7 @@ def check_finished(result: TrainingResult) -> State:
 
 def pack(state: State) -> dict[str, np.ndarray]:
   """Parameters and counters of all ensembles, by 'ensemble/parameter'."""
-  found = {}
+  found: dict[str, np.ndarray] = {}
   for name, members in state.ensembles.items():
     found |= {f'{name}/{key}': np.asarray(x) for key, x in members.params.items()}
     found[f'{name}/{SINCE}'] = np.asarray(members.tokens_since_fired)

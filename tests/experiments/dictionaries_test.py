@@ -390,6 +390,7 @@ def test_held_out_contexts_are_not_trained_on(home, tmp_path, monkeypatch):
     ({'tokens': 100}, 'at least a batch'),
     ({'model_tokens': 100}, 'at least a batch'),
     ({'tuned_tokens': 100}, 'a pass of rows=8 contexts'),
+    ({'tokens': 160, 'rows': 12}, 'a pass of rows=12 contexts'),
     ({'batch': 8}, 'feature choice'),
   ],
 )
@@ -427,6 +428,14 @@ def test_input_that_does_not_fit_is_refused_before_anything_is_written(
     changes = {'dictionaries': tuple(p.format(home=home) for p in changes['dictionaries'])}
   with pytest.raises(MechjaxError, match=message):
     subject.prepare(make_settings(home, tmp_path / 'out', **changes), planted.model())
+  assert not (tmp_path / 'out').exists()
+
+
+def test_tokens_that_do_not_count_do_not_fill_a_batch(tmp_path):
+  (tmp_path / 'text.txt').write_text(' '.join(['w4', f'w{planted.EOS}'] * 9000))
+  settings = make_settings(tmp_path, tmp_path / 'out', studies=('dark_matter',), tokens=160)
+  with pytest.raises(SAEError, match=r'tokens=160 has .* tokens that count, for batches of 128'):
+    subject.prepare(settings, planted.model())
   assert not (tmp_path / 'out').exists()
 
 
