@@ -99,10 +99,6 @@ def chart_stability(found: dict[str, Any]) -> list[Panel]:
     SHORT_RELU[kind]: (np.arange(len(one['survival'])), [x[0] for x in one['survival']])
     for kind, one in found.items()
   }
-  steps = {
-    SHORT_RELU[kind]: (np.arange(len(one['steps'])), [x['share'][0] for x in one['steps']])
-    for kind, one in found.items()
-  }
   text = 'Share of the latents whose partners in another seed have a larger cosine, first layer, first two seeds.'
   return [
     make_lines('Latents that another seed finds too', text, shares, 'minimum cosine', 'share', 'xy'),
@@ -110,10 +106,6 @@ def chart_stability(found: dict[str, Any]) -> list[Panel]:
       'Life of latents over layers',
       'Share of the latents of the first layer whose partners have decoder cosines of at least 0.7 in all steps.',
       lives, 'layers after the first', 'share', 'xy',
-    ),
-    make_lines(
-      'Good pairs from each layer to the next', 'Share of pairs with a decoder cosine above 0.7, mean over seeds.',
-      steps, 'step', 'share', 'xy',
     ),
   ]  # fmt: skip
 

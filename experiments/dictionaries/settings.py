@@ -72,8 +72,8 @@ class Settings:
   latents: int = 1152
   levels: tuple[int, ...] = (16, 32, 64)
   k: int = 32
-  sparsities: tuple[float, ...] = (0.03, 0.06, 0.12)
-  annealed: tuple[float, ...] = (0.03, 0.06, 0.12)
+  sparsities: tuple[float, ...] = (0.03, 0.1, 0.3)
+  annealed: tuple[float, ...] = (0.03, 0.1, 0.3)
   jumprelu: float = 1e-3
   steps: int = 250
   batch: int = 1024
