@@ -1,0 +1,170 @@
+"""A model with the texts and the given dictionaries of the studies.
+
+    subject = prepare(settings, mechjax.load(settings.model))
+    subject.trained, subject.held_out                 contexts, int32 [n, T]
+
+Everything that can be wrong about the input is found here, before the output directory is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from experiments.dictionaries.settings import Settings
+from mechjax import fingerprints, sae, sites
+from mechjax.errors import SAEError
+from mechjax.models.language_model import LanguageModel
+from mechjax.sae import Architecture, CrossLayer, Params
+from mechjax.train_sae import corpora, layout
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GivenDictionary:
+  """A dictionary of the user.
+
+  Attributes:
+    name: its place.
+    sae: its architecture.
+    params: its parameters, for activations as the model has them.
+    fingerprint: fingerprint of the parameters.
+  """
+
+  name: str
+  sae: Architecture
+  params: Params
+  fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+  """A model, contexts and dictionaries; contexts are int32 [n, T].
+
+  Attributes:
+    model: the model.
+    trained: contexts that dictionaries are trained on.
+    held_out: contexts on which they are measured.
+    ordinary: contexts of the same text on which the base model and the fine-tuned one are read.
+    tuning: contexts of the other text, on which the model is fine-tuned.
+    other: further contexts of the other text, on which both models are read.
+    special: ids of tokens that do not count.
+    given: dictionaries of the user.
+  """
+
+  model: LanguageModel
+  trained: np.ndarray
+  held_out: np.ndarray
+  ordinary: np.ndarray
+  tuning: np.ndarray
+  other: np.ndarray
+  special: tuple[int, ...]
+  given: tuple[GivenDictionary, ...]
+
+  def is_kept(self, rows: np.ndarray) -> np.ndarray:
+    """Mask of the tokens that count, bool [n, T]."""
+    return ~np.isin(rows, self.special)
+
+
+def prepare(settings: Settings, model: LanguageModel) -> Subject:
+  """Reads texts and dictionaries.
+
+  Raises:
+    SAEError: layers that the model does not have, too little text, or dictionaries of another site or model.
+    MechjaxError: files that cannot be read.
+  """
+  check_layers(settings, model)
+  given = tuple(open_given(settings, model, place) for place in settings.dictionaries)
+  count = lambda tokens: -(-tokens // settings.context)  # noqa: E731
+  n_train, n_held, n_both = map(count, (settings.tokens, settings.held_out, settings.model_tokens))
+  rows = read_rows(model, settings.text, n_held + max(n_train, n_both), settings.context)
+  out = np.linspace(0, len(rows) - 1, n_held).round().astype(int)
+  held_out = np.random.default_rng(settings.seed).permutation(rows[out])
+  rest = np.delete(rows, out, 0)
+  n_tuning = settings.model_steps * settings.model_batch
+  other = np.zeros((0, settings.context), np.int32)
+  if 'diffing' in settings.studies:
+    other = read_rows(model, settings.other_text, n_tuning + n_both, settings.context)
+  ends = model.tokenizer.bos, model.tokenizer.eos
+  special = tuple(i for i in dict.fromkeys(ends) if i is not None)
+  subject = Subject(
+    model, rest[:n_train], held_out, rest[:n_both], other[:n_tuning], other[n_tuning:], special, given
+  )  # fmt: skip
+  check_counts(settings, subject)
+  return subject
+
+
+def check_counts(settings: Settings, subject: Subject) -> None:
+  """Checks that the tokens that count fill a batch.
+
+  Raises:
+    SAEError: they do not.
+  """
+  several = {'tokens': subject.trained}
+  if 'diffing' in settings.studies:
+    several['model_tokens'] = subject.ordinary
+  for name, rows in several.items():
+    n = int(subject.is_kept(rows).sum())
+    if n < settings.batch:
+      raise SAEError(
+        f'{name}={getattr(settings, name)} has {n} tokens that count, for batches of {settings.batch}'
+      )
+
+
+def check_layers(settings: Settings, model: LanguageModel) -> None:
+  """Checks that the model has all layers.
+
+  Raises:
+    SAEError: it does not, or the later layers are not after the site, or it cannot continue from a layer.
+  """
+  n = model.n_layers
+  if settings.layer + settings.layers > n:
+    raise SAEError(f'layer={settings.layer} and layers={settings.layers} for a model of {n} layers')
+  if 'end_to_end' in settings.studies:
+    if not all(settings.layer < later < n for later in settings.later):
+      raise SAEError(
+        f'later={settings.later} should be layers after layer={settings.layer} of {n} layers'
+      )
+    if model.forward_from is None:
+      raise SAEError(f'{model!r} cannot continue from a layer', hint='a model of `mechjax.load`')
+
+
+def read_rows(model: LanguageModel, text: str, n: int, context: int) -> np.ndarray:
+  """Contexts of a text, int32 [n, T], each begun as contexts are in training.
+
+  Raises:
+    SAEError: too little text.
+    FetchError: a text that cannot be fetched.
+  """
+  begin, end = layout.first_token(model.tokenizer), model.tokenizer.eos
+  first, last = ([] if i is None else [i] for i in (begin, end))
+  inside = context - len(first)
+  ids: list[int] = []
+  for piece in corpora.texts(text):
+    ids += [*model.tokenizer.split(piece), *last]
+    if len(ids) >= n * inside:
+      break
+  if len(ids) < n * inside:
+    raise SAEError(
+      f'{text!r} has {len(ids)} tokens, and {n} contexts of {inside} are needed',
+      hint='smaller --tokens, --model_tokens, --model_steps and --held_out, or another text',
+    )
+  rows = np.array(ids[: n * inside], np.int32).reshape(n, inside)
+  return rows if begin is None else np.pad(rows, ((0, 0), (1, 0)), constant_values=begin)
+
+
+def open_given(settings: Settings, model: LanguageModel, place: str) -> GivenDictionary:
+  """A dictionary of the user, checked against the model and the site.
+
+  Raises:
+    SAEError: another site, model or width, or a transcoder.
+    WeightsError: files that cannot be read.
+  """
+  loaded = sae.load(place)
+  one, params = loaded
+  if isinstance(one, CrossLayer) or one.d_out is not None or one.is_crosscoder:
+    raise SAEError(f'{place} is not an autoencoder of one site', hint='a dictionary of one site')
+  if one.d_in != model.d_model:
+    raise SAEError(f'{place} reads activations of width {one.d_in}, not {model.d_model}')
+  loaded.metadata.check(sites.parse(settings.site), model=settings.model, where=place)
+  return GivenDictionary(place, one, params, fingerprints.of_weights(params))
