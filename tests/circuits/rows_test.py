@@ -150,7 +150,7 @@ def test_windows_limit_what_reaches_a_target():
     (lambda f: probe(f, 'resid_mid.1', 0, np.ones(5)), 'shape'),
     (lambda f: probe(f, 'resid_mid.1', 0, np.full(16, np.nan)), 'finite'),
     (lambda f: Targets.join([]), 'no targets'),
-    (lambda f: attribute_rows(f, logits(f), 0), 'batches of 0'),
+    (lambda f: attribute_rows(f, logits(f), 0), 'batch=0'),
   ],
 )
 def test_targets_that_do_not_exist_are_refused(make, message):

@@ -109,7 +109,7 @@ def save_set(
   for sae, params in dictionaries.values():
     conventions.check_parameters(sae, params)
   first, n = dictionaries[0][0], len(layers)
-  text = card.render(first, 'circuit_tracer', about, figures or {}, licence, layers=n)
+  text = card.render(first, 'circuit_tracer', about or {}, figures or {}, licence, layers=n)
   with new_directory(directory) as scratch:
     card.write(scratch, text)
     circuit_tracer.write_config(scratch, 'set', about)
