@@ -18,18 +18,20 @@ from experiments.benchmarks import (
   dictionaries_choice,
   dictionaries_crosscoder,
   dictionaries_dark_matter,
+  dictionaries_edits,
   dictionaries_end_to_end,
   dictionaries_match,
   timing,
 )
 
-# The order is that of the measurements. Sparse edits join here: `dictionaries_edits`, with its TARGETS.
+# The order is that of the measurements.
 TARGETS = {
   **dictionaries_end_to_end.TARGETS,
   **dictionaries_dark_matter.TARGETS,
   **dictionaries_crosscoder.TARGETS,
   **dictionaries_match.TARGETS,
   **dictionaries_choice.TARGETS,
+  **dictionaries_edits.TARGETS,
 }
 
 
@@ -40,7 +42,7 @@ def main(_):
   )
   del model
   metrics |= dictionaries_crosscoder.crosscoder_steps() | dictionaries_match.measure_matches()
-  metrics |= dictionaries_choice.measure()
+  metrics |= dictionaries_choice.measure() | dictionaries_edits.measure()
   metrics['load'] = os.getloadavg()[0]
   return timing.report('dictionaries', metrics, TARGETS)
 

@@ -272,7 +272,10 @@ def test_a_training_begins_with_finished_dictionaries_and_a_new_optimiser():
   for _ in range(3):
     state, _ = one.step(state, batch())
   before = jax.tree.map(np.array, state)
-  begun = jax.tree.map(np.array, restart(one, state.ensembles))
+  first = restart(one, state.ensembles)
+  begun = jax.tree.map(np.array, first)
+  one.step(first, batch())  # deletes the arrays of `first`, and none of the finished training
+  jax.tree.map(np.array, state.ensembles)
   fresh = jax.tree.map(np.array, one.init())
   assert begun.step == 0
   for name, own in begun.ensembles.items():

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mechjax.errors import SAEError
@@ -35,6 +36,7 @@ def restart(trainer: Trainer, ensembles: Mapping[str, Members]) -> State:
       hint='ensembles of the same names',
     )
   begun = {name: _begin(name, new, ensembles[name]) for name, new in state.ensembles.items()}
+  begun = jax.tree.map(jnp.copy, begun)  # a step deletes the arrays of the state before it
   return jax.device_put(dataclasses.replace(state, ensembles=begun), trainer.shardings)
 
 
