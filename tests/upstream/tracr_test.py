@@ -21,7 +21,6 @@ PROGRAMS = [*tracr_programs.PROGRAMS]
 
 @pytest.fixture(scope='module', autouse=True)
 def patched():
-  pytest.importorskip('tracr')
   plain = {name: make(name)[0].run(SENTENCES) for name in PROGRAMS}
   make.cache_clear()
   with tracr.PATCHER:
