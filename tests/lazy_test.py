@@ -1,6 +1,7 @@
 """A package has the names of its folder and its table, and imports nothing before it is named."""
 
 import importlib
+import subprocess
 import sys
 
 import pytest
@@ -50,3 +51,29 @@ def test_a_module_that_fails_while_it_is_imported_says_why(package):
 
 def test_the_front_door_lists_what_it_exports():
   assert set(mechjax.__all__) <= set(dir(mechjax))
+
+
+IMPORT_EVERYTHING = """
+import importlib, pkgutil, sys
+import jax
+import mechjax
+
+modules = pkgutil.walk_packages(mechjax.__path__, 'mechjax.', onerror=lambda name: None)
+for number, module in enumerate(modules):
+  if module.name.endswith('__main__'):
+    continue
+  try:
+    importlib.import_module(module.name)
+  except ImportError:
+    pass  # a package that is not in this venv
+  try:
+    jax.config.update('jax_num_cpu_devices', 1 + number % 2)  # an error after JAX has computed
+  except RuntimeError as e:
+    sys.exit(f'{module.name}: {e}')
+"""
+
+
+def test_no_module_computes_with_jax_while_it_is_imported():
+  """Hosts could not join any more, and no process could be forked from one that has imported mechjax."""
+  done = subprocess.run([sys.executable, '-c', IMPORT_EVERYTHING], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr

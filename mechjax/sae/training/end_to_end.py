@@ -273,7 +273,8 @@ class EndToEnd:
     return (f'resid_pre.{self._layer}',) if needed else ()
 
   def _check_order(self) -> None:
-    listed = [info.site for info in harvest.sites_of(self.forward, self.params, _ONE_TOKEN)]
+    one_token = jnp.zeros((1, 1), jnp.int32)
+    listed = [info.site for info in harvest.sites_of(self.forward, self.params, one_token)]
     order = {site: n for n, site in enumerate(listed)}
     wanted = [*map(sites.parse, (*self._read, *self.later))]
     for site in wanted:
@@ -299,9 +300,6 @@ class EndToEnd:
         f'later={self.later} contains {before}, which a reconstruction of {self.site} does not change',
         hint=f'sites after {self.site}',
       )
-
-
-_ONE_TOKEN = jnp.zeros((1, 1), jnp.int32)
 
 
 def _option(mask: jax.Array | None) -> dict[str, jax.Array]:
