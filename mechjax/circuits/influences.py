@@ -41,7 +41,7 @@ def influence(
       level or above.
 
   Raises:
-    CircuitError: a contribution from a row of the same level or above.
+    CircuitError: a contribution from a row of the same level or above; NaN or infinity.
   """
   total = np.zeros(table.shape[1])
   mine = np.array(weights, np.float64)
@@ -51,6 +51,8 @@ def influence(
     used = rows[mine[rows] != 0]
     size = np.abs(table[used])
     sums = size.sum(1, dtype=np.float64)
+    if not np.isfinite(sums).all():
+      raise CircuitError('contributions that are NaN or infinite, or whose sum overflows')
     factors = np.divide(mine[used], sums, out=np.zeros_like(sums), where=sums > 0)
     reached = factors.astype(size.dtype) @ size
     _check_below(reached, node_of_row[above])

@@ -106,7 +106,7 @@ class Intervention:
 
     Args:
       factors: the features that change.
-      targets: logits, differences of logits, or probes; their values are read from the new run.
+      targets: logits or differences of logits; their values are read from the new run.
 
     Raises:
       CircuitError: as `changes`; a model that is not that of the run, targets of another run or without a logit.
@@ -188,30 +188,27 @@ class Intervention:
 def measure(
   frozen: Frozen, targets: Targets, acts: Mapping[str, Array]
 ) -> Float64[np.ndarray, ' rows']:
-  """Values of targets in another run: logits from its logits, other targets from its stream by frozen norms."""
+  """Values of logits, and of their differences, in another run.
+
+  Raises:
+    CircuitError: another target; targets of another run.
+  """
   check_targets(frozen, targets)
-  logits, end = np.asarray(acts['logits'], np.float64)[0], 2 * frozen.layout.n_layers
-  out = np.zeros(len(targets))
-  for i, token in enumerate(targets.tokens):
-    if token >= 0:
-      at = logits[targets.position[i]]
-      out[i] = at[token] - at.mean()
-    elif targets.level[i] == end:
-      pair = _pair(targets.names[i])
-      if pair is None:
-        raise CircuitError(f'{targets.names[i]!r} is neither a logit nor a difference of logits')
-      at = logits[targets.position[i]]
-      out[i] = at[pair[0]] - at[pair[1]]
+  logits, n = np.asarray(acts['logits'], np.float64)[0], len(targets)
+  tokens, pairs = targets.tokens or (-1,) * n, targets.pairs or (None,) * n
+  out = np.zeros(n)
+  for i, (token, pair, t) in enumerate(zip(tokens, pairs, targets.position, strict=True)):
+    if pair is not None:
+      out[i] = logits[t, pair[0]] - logits[t, pair[1]]
+    elif token >= 0:
+      out[i] = logits[t, token] - logits[t].mean()
     else:
+      name = targets.names[i] if targets.names else f'target {i}'
       raise CircuitError(
-        f'{targets.names[i]!r} is not measured in another run', hint='targets that are logits'
+        f'{name!r} is not measured in another run',
+        hint='logits, or a difference of two: logits(frozen), difference(frozen, 42, 17)',
       )
   return out
-
-
-def _pair(name: str) -> tuple[int, int] | None:
-  parts = name.removeprefix('logit ').split(' - ')
-  return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(p.isdigit() for p in parts) else None  # fmt: skip
 
 
 @functools.lru_cache(maxsize=2)  # an entry keeps its model
@@ -255,11 +252,18 @@ def agreement(predicted: Float[np.ndarray, ' _'], measured: Float[np.ndarray, ' 
   """Compares predicted with measured changes.
 
   Raises:
-    CircuitError: arrays of different lengths, empty, or not finite.
+    CircuitError: arrays of different lengths, empty, or not of finite numbers.
   """
-  a, b = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
-  if a.shape != b.shape or a.ndim != 1 or not a.size or not np.isfinite([a, b]).all():
-    raise CircuitError(f'changes of shapes {a.shape} and {b.shape}', hint='finite, of one length')
+  a, b = np.asarray(predicted), np.asarray(measured)
+  numeric = a.dtype.kind in 'iufV' and b.dtype.kind in 'iufV'  # bfloat16 is 'V'
+  a, b = (x.astype(np.float64) if numeric else x for x in (a, b))
+  if (
+    not numeric or a.shape != b.shape or a.ndim != 1 or not a.size or not np.isfinite([a, b]).all()
+  ):
+    raise CircuitError(
+      f'changes of shapes {a.shape} and {b.shape} and types {a.dtype} and {b.dtype}',
+      hint='finite numbers, of one length',
+    )
   flat = len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0
   rank = float('nan') if flat else float(scipy.stats.spearmanr(a, b).statistic)
   return Agreement(float(np.mean(np.sign(a) == np.sign(b))), rank)

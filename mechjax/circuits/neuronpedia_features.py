@@ -21,6 +21,7 @@ import numpy as np
 from mechjax import files
 from mechjax.circuits.graph_data import read_json
 from mechjax.circuits.neuronpedia import check_name, pair
+from mechjax.decomposition.array_checks import check_count
 from mechjax.errors import CircuitError
 from mechjax.sae.features import Features
 from mechjax.sae.features.record import EDGES, Examples
@@ -94,7 +95,12 @@ def read_latents(directory: str | os.PathLike, scan: str) -> dict[tuple[int, int
 
 
 def unpair(number: int) -> tuple[int, int]:
-  """Layer and latent of Cantor's number; the inverse of `neuronpedia.pair`."""
+  """Layer and latent of Cantor's number; the inverse of `neuronpedia.pair`.
+
+  Raises:
+    CircuitError: a number below 0.
+  """
+  number = check_count('number', number, 0)
   total = (math.isqrt(8 * number + 1) - 1) // 2
   latent = number - total * (total + 1) // 2
   return total - latent, latent

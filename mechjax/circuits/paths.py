@@ -36,7 +36,7 @@ from mechjax.circuits.checks import check_index, check_whole
 from mechjax.circuits.frozen import Frozen
 from mechjax.circuits.rows import attribute_rows
 from mechjax.circuits.targets import Targets
-from mechjax.decomposition.array_checks import check_count
+from mechjax.decomposition.array_checks import check_count, check_finite
 from mechjax.errors import CircuitError
 
 Indices = Sequence[int] | Int[np.ndarray, ' _']
@@ -147,12 +147,13 @@ def de_embed(
     index: the features.
 
   Raises:
-    CircuitError: embeddings of another width; no such feature.
+    CircuitError: embeddings of another width, or with NaN; no such feature.
   """
   if np.ndim(W_E) != 2 or np.shape(W_E)[1] != frozen.layout.width:
     raise CircuitError(
       f'embeddings of shape {list(np.shape(W_E))}', cause=f'[V, {frozen.layout.width}]'
     )
+  check_finite('W_E', W_E)
   reads = jnp.asarray(encoder_reads(frozen, index))
   return np.asarray(precision.matmul(reads, jnp.asarray(W_E).astype(reads.dtype).T))
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,7 @@ class Targets:
     weight: importance of each target, for influence: probabilities of tokens, otherwise 1, [rows].
     names: what each is, for people.
     tokens: token of each logit, or -1, by target.
+    pairs: the two tokens of each difference of logits, or None, by target; empty if there is none.
   """
 
   level: Int32[np.ndarray, ' rows']
@@ -63,15 +65,20 @@ class Targets:
   weight: Float[np.ndarray, ' rows']
   names: tuple[str, ...] = dataclasses.field(metadata={'static': True}, default=())
   tokens: tuple[int, ...] = dataclasses.field(metadata={'static': True}, default=())
+  pairs: tuple[tuple[int, int] | None, ...] = dataclasses.field(
+    metadata={'static': True}, default=()
+  )
 
   def __len__(self) -> int:
     return len(self.level)
 
   def take(self, index: Int[np.ndarray, ' _']) -> Targets:
     """Some of the targets."""
-    pick = lambda xs: tuple(xs[i] for i in index) if xs else ()  # noqa: E731
-    arrays = {f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)[:6]}
-    return Targets(**arrays, names=pick(self.names), tokens=pick(self.tokens))
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(self):
+      xs = getattr(self, field.name)
+      found[field.name] = tuple(xs[i] for i in index if xs) if isinstance(xs, tuple) else xs[index]
+    return Targets(**found)
 
   def data(self, index: Int[np.ndarray, ' _']) -> tuple[np.ndarray, ...]:
     """Level, position, vector and constant of some targets, as arguments of a compiled function."""
@@ -89,8 +96,12 @@ class Targets:
       raise CircuitError('no targets')
     fields = [f.name for f in dataclasses.fields(cls)[:6]]
     arrays = {n: np.concatenate([np.asarray(getattr(p, n)) for p in parts]) for n in fields}
-    names = tuple(n for p in parts for n in p.names)
-    return cls(**arrays, names=names, tokens=tuple(t for p in parts for t in p.tokens))
+    return cls(
+      **arrays,
+      names=tuple(n for p in parts for n in p.names),
+      tokens=tuple(t for p in parts for t in p.tokens),
+      pairs=tuple(pair for p in parts for pair in p.pairs or (None,) * len(p)),
+    )
 
 
 def logits(
@@ -140,7 +151,8 @@ def difference(frozen: Frozen, token: int, other: int, position: int = -1) -> Ta
     raise CircuitError(f'logits of the tokens {token} and {other}', cause=f'two of {V} tokens')
   cotangent = np.zeros((1, V))
   cotangent[0, token], cotangent[0, other] = 1, -1
-  return _unembed(frozen, t, cotangent, np.ones(1), (f'logit {token} - {other}',), (-1,))
+  made = _unembed(frozen, t, cotangent, np.ones(1), (f'logit {token} - {other}',), (-1,))
+  return dataclasses.replace(made, pairs=((token, other),))
 
 
 def probe(

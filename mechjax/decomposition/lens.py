@@ -214,7 +214,9 @@ def _unembed(unembed: Callable[[Array], Array], x_BxTxD: Array) -> Array:
     out = jnp.asarray(unembed(x_BxTxD))
   except (TypeError, ValueError) as e:
     raise CircuitError(
-      f'unembed fails on streams {shape}', cause=f'that of another model: {e!s:.200}'
+      f'unembed fails on streams {shape}',
+      cause=f'{type(e).__name__}: {e!s:.200}',
+      hint='the unembedding of the model whose streams these are, such as model.unembed',
     ) from e
   if out.ndim != 3 or out.shape[:2] != x_BxTxD.shape[:2] or not jnp.issubdtype(out.dtype, jnp.floating):  # fmt: skip
     raise CircuitError(f'unembed gives {out.dtype} {list(out.shape)} for streams {shape}')

@@ -102,9 +102,11 @@ def dfa_page(
     The HTML.
 
   Raises:
-    CircuitError: a row or position that does not exist, another number of pieces than columns, or a trace of another
-      latent or position.
+    CircuitError: a row or position that does not exist, another number of pieces than columns, names that are not keyed
+      by latent, or a trace of another latent or position.
   """
+  if names is not None and not isinstance(names, Mapping):
+    raise CircuitError(f'names={names!r:.100}', hint="{17: 'repeated name'}, keyed by latent")
   lead = (
     'Each token is shaded by what it adds to the pre-activation of a latent at the outlined token, through all '
     'heads of the layer: blue raises it, red lowers it. Point at a token for its number and its strongest heads.'

@@ -255,6 +255,9 @@ def test_wrong_shares_and_cycles_are_refused():
   owner, weights = np.array([-1, 1]), np.array([1.0, 0.0])
   with pytest.raises(CircuitError, match='cycle'):
     influence(cycle, owner, weights, np.array([1, 0]))
+  for wrong in (np.nan, 1e308):
+    with pytest.raises(CircuitError, match='NaN or infinite'):
+      influence(np.full((1, 2), wrong), owner[:1], weights[:1], np.array([1]))
   with pytest.raises(CircuitError, match='cycle'):
     signed_shares(cycle, owner, np.ones(2), np.array([1, 0]))
   with pytest.raises(CircuitError, match='activation 0'):

@@ -180,10 +180,10 @@ def test_what_another_run_cannot_measure_is_refused():
   with jax.enable_x64(True):
     frozen = small.frozen('gemma')
     do = Intervention(small.forward('gemma'), decoders.params('gemma', 'float64'), frozen)
-    with pytest.raises(CircuitError, match='targets that are logits'):
-      do.semi_free({0: 0.0}, features(frozen, [60]))
-    with pytest.raises(CircuitError, match='neither a logit'):
-      do.semi_free({0: 0.0}, probe(frozen, 'final_norm', -1, np.ones(16)))
+    named = probe(frozen, 'final_norm', -1, np.ones(16), name='logit 3 - 4')
+    for other in (features(frozen, [60]), named, dataclasses.replace(named, names=(), tokens=())):
+      with pytest.raises(CircuitError, match='not measured in another run'):
+        do.semi_free({0: 0.0}, other)
     with pytest.raises(CircuitError, match='cannot be computed again'):
       do.iterative({0: 0.0}, logits(frozen), Neurons())
 
@@ -197,6 +197,7 @@ def test_agreement_is_of_signs_and_ranks():
     (np.ones(2), np.ones(3)),
     (np.ones(0), np.ones(0)),
     (np.ones(1), np.array([np.inf])),
+    (['a'], ['b']),
   ]:
     with pytest.raises(CircuitError, match='changes of shapes'):
       agreement(a, b)

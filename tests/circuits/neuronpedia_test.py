@@ -276,6 +276,11 @@ def test_every_number_is_that_of_one_layer_and_latent(layer, latent):
   assert neuronpedia_features.unpair(neuronpedia.pair(layer, latent)) == (layer, latent)
 
 
+def test_numbers_below_zero_are_of_no_latent():
+  with pytest.raises(CircuitError, match='number=-1'):
+    neuronpedia_features.unpair(-1)
+
+
 def test_files_that_are_not_records_are_refused(tmp_path):
   found, pieces = collected()
   write = functools.partial(neuronpedia_features.write_latents, found, tmp_path, pieces=pieces)

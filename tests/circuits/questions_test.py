@@ -135,6 +135,8 @@ def test_a_de_embedding_is_the_direct_contribution_of_each_token():
       np.testing.assert_allclose(row[7] * frozen.scales.mlp_norm[0, t], direct, atol=1e-12)
     with pytest.raises(CircuitError, match='embeddings of shape'):
       de_embed(W_E[:, :5], frozen, index)
+    with pytest.raises(CircuitError, match='W_E contains NaN'):
+      de_embed(np.full_like(W_E, np.nan), frozen, index)
 
 
 def test_greedy_paths_are_the_best_of_all_paths_where_all_are_followed():

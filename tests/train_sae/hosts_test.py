@@ -93,10 +93,14 @@ def alone(text, tmp_path_factory):
 def test_two_hosts_resume_after_one_of_them_has_died_with_the_losses_of_one(alone, text, tmp_path):
   home = tmp_path / 'run'
   first, second = started(home, text, 2)
+  said = []
   for line in first.stdout:
+    said.append(line)
     if line.startswith('step 12/'):
       second.send_signal(signal.SIGKILL)
       break
+  else:
+    pytest.fail(''.join(said))
   first.kill()  # a restart of hosts kills the processes that are left
   for process in (first, second):
     process.communicate()
