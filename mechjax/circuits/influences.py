@@ -50,7 +50,8 @@ def influence(
     mine[rows[owned]] += total[node_of_row[rows[owned]]]
     used = rows[mine[rows] != 0]
     size = np.abs(table[used])
-    sums = size.sum(1, dtype=np.float64)
+    with np.errstate(over='ignore'):
+      sums = size.sum(1, dtype=np.float64)
     if not np.isfinite(sums).all():
       raise CircuitError('contributions that are NaN or infinite, or whose sum overflows')
     factors = np.divide(mine[used], sums, out=np.zeros_like(sums), where=sums > 0)

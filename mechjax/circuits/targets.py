@@ -54,7 +54,7 @@ class Targets:
     weight: importance of each target, for influence: probabilities of tokens, otherwise 1, [rows].
     names: what each is, for people.
     tokens: token of each logit, or -1, by target.
-    pairs: the two tokens of each difference of logits, or None, by target; empty if there is none.
+    pairs: the two tokens of each difference of logits, or None, by target; empty without any.
   """
 
   level: Int32[np.ndarray, ' rows']
