@@ -143,6 +143,7 @@ def _fine_tune(
   home = Path(settings.run)
   mesh = _mesh(settings)
   fine_tuning.check_tokens(settings, mesh.shape['data'])
+  fine_tuning.check_penalty(settings.optimisation, ensembles)
   scales = fine_tuning.find_scales(settings, fingerprint, pairs)
   objective = fine_tuning.find_objective(settings, model, pairs, scales)
   trainer = training.Trainer(ensembles, settings.optimisation, mesh, objective)

@@ -11,7 +11,7 @@ import pytest
 
 from mechjax.errors import SAEError, SiteError
 from mechjax.models import ours
-from mechjax.sae import BatchTopK, CrossLayerTopK, ReLU, TopK
+from mechjax.sae import BatchTopK, CrossLayerTopK, GradientTopK, ReLU, TopK
 from mechjax.sae.store import Contexts, Scale
 from mechjax.sae.training import (
   Checkpoints,
@@ -373,5 +373,12 @@ def test_dictionaries_of_other_sites_are_errors():
   ):
     with pytest.raises(SAEError, match='of several sites'):
       Trainer({'a': ensemble}, optimisation, objective=objective())
+  guided = GradientTopK(d_in=toy.D, width=toy.M, k=2)
+  with pytest.raises(SAEError, match=r"'a' is a GradientTopK, which selects latents by gradients"):
+    Trainer(
+      {'a': Ensemble(sae=guided, reads=SITE, guide=f'grad:{SITE}')},
+      optimisation,
+      objective=objective(),
+    )
   with pytest.raises(SAEError, match=r"a batch without \['kept'\]"):
     trainer().step(trainer().init(), {'tokens': batch()['tokens']})

@@ -250,7 +250,8 @@ class Architecture(abc.ABC):
   @property
   def latent_axes(self) -> dict[str, int]:
     """Axis of the latents in each parameter that has one."""
-    return {**dict.fromkeys(self.PER_LATENT, 0), 'W_enc': 1, 'W_dec': 0}
+    density = ['density'] if isinstance(self.aux_loss, DensityLoss) else []
+    return {**dict.fromkeys([*self.PER_LATENT, *density], 0), 'W_enc': 1, 'W_dec': 0}
 
   @property
   def target_width(self) -> int:

@@ -41,7 +41,8 @@ class BatchTopK(Architecture):
 
   Attributes:
     k: number of active latents of a token on average; can be traced.
-    decay: decay of the running mean of the threshold, per step.
+    decay: decay of the running mean of the threshold, per step. The default is that of SAELens; published crosscoders
+      have 0.999 (Minder et al. 2025), which is for long trainings: after 1,000 steps 37 % of the first batch is left.
   """
 
   TRACED = ('k',)
@@ -58,6 +59,10 @@ class BatchTopK(Architecture):
     check_number(self, 'decay')
     check_field(self, 'k', 1 <= self.k <= self.width, f'from 1 to width={self.width}')
     check_field(self, 'decay', 0 <= self.decay < 1, 'in [0, 1)')
+
+  @property
+  def latent_axes(self) -> dict[str, int]:
+    return super().latent_axes | ({'threshold': 0} if self.is_crosscoder else {})
 
   def init(self, key: jax.Array, centre: jax.Array | None = None) -> Params:
     shape = (self.width,) if self.is_crosscoder else ()

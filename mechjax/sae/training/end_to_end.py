@@ -159,7 +159,7 @@ class EndToEnd:
     """Checks that ensembles read and reconstruct the sites of this objective.
 
     Raises:
-      SAEError: one has other sites, or reads several.
+      SAEError: one has other sites, reads several, or is guided by gradients.
     """
     expected = (self._read[0], self.site if self.reads else None)
     for name, ensemble in ensembles.items():
@@ -167,6 +167,12 @@ class EndToEnd:
         raise SAEError(
           f'{name!r} is a {type(ensemble.sae).__name__} of several sites',
           cause='end-to-end training splices one site',
+        )
+      if ensemble.sae.GUIDED:
+        raise SAEError(
+          f'{name!r} is a {type(ensemble.sae).__name__}, which selects latents by gradients',
+          cause='batches of end-to-end training are tokens, without gradients of the first pass',
+          hint='the TopK that its file holds',
         )
       if (ensemble.reads, ensemble.writes) != expected:
         raise SAEError(

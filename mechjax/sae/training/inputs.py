@@ -5,7 +5,7 @@
     find_inputs(x, ['resid_post.15'], ...)                                an array [n, D], or arrays by site
     find_inputs(lambda: make_blocks(seed=0), ['resid_post.15'], ...)      blocks [m, D], or blocks by site
 
-A model is anything with `name`, `params`, `truncate_at` and `fingerprint`, such as `mechjax.load` returns.
+A model is anything with `name`, `params`, `apply`, `truncate_at` and `fingerprint`, such as `mechjax.load` returns.
 
 Sharp edge: all of them get an identity, which a resumed training compares; that of a generator is its first bucket.
 """
@@ -23,6 +23,7 @@ import numpy as np
 from mechjax.errors import SAEError
 from mechjax.sae.store import ActivationSource, Contexts, Generated, Harvester, InMemory, Streamed
 from mechjax.sae.store.contexts import first_token
+from mechjax.sae.store.gradients import is_gradient
 from mechjax.sae.store.harvesting import Rows
 from mechjax.sae.store.in_memory import check_rows, digest_rows
 
@@ -36,6 +37,9 @@ class ReadableModel(Protocol):
 
   name: str
   params: Any
+
+  def apply(self, params: Any, tokens: jax.Array) -> Any:
+    """The forward pass, which gradients at sites need."""
 
   def truncate_at(self, sites: Any) -> Callable[..., Any]:
     """The forward pass up to some sites."""
@@ -148,7 +152,8 @@ def _of_model(
     )
   own = _contexts(contexts, model)
   read = [*dict.fromkeys(sites)]
-  harvester = Harvester(model.truncate_at(read), model.params, read, own, batch=forward_batch)
+  forward = model.apply if any(map(is_gradient, read)) else model.truncate_at(read)
+  harvester = Harvester(forward, model.params, read, own, batch=forward_batch)
   kept = own.count_kept()
   n = min(bucket_tokens, int(kept.sum())) // batch * batch
   if not n:
