@@ -49,6 +49,7 @@ from mechjax import watching
 from mechjax.errors import SAEError
 from mechjax.sae.architectures import Architecture, CrossLayer, Params
 from mechjax.sae.architectures.base import HParams
+from mechjax.sae.architectures.crosscoder_parts import split_parts
 from mechjax.sae.architectures.losses import LossOutput, mean_squared_norm
 from mechjax.sae.dead_latents import counters
 from mechjax.sae.dead_latents.resampling import Resampling, reset_optimiser
@@ -453,9 +454,7 @@ def _fvu_by_layer(error: jax.Array, target: jax.Array) -> jax.Array:
 
 def _fvu_by_part(error: jax.Array, target: jax.Array, parts: tuple[int, ...]) -> jax.Array:
   """FVU of each part of a crosscoder, [P], from errors and targets [B, D]."""
-  cuts = [sum(parts[:n]) for n in range(1, len(parts))]
-  spread = target - jnp.mean(target, 0)
-  pairs = zip(jnp.split(error, cuts, 1), jnp.split(spread, cuts, 1))
+  pairs = zip(split_parts(error, parts), split_parts(target - jnp.mean(target, 0), parts))
   return jnp.stack([mean_squared_norm(e) / mean_squared_norm(s) for e, s in pairs])
 
 
