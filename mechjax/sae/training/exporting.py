@@ -33,7 +33,7 @@ from mechjax.sae.formats import fold, save
 from mechjax.sae.store import Scale
 from mechjax.sae.training.ensembles import Ensemble
 from mechjax.sae.training.hosts import gather
-from mechjax.sae.training.step import State
+from mechjax.sae.training.state import State
 
 ABOUT = 'trained_as.json'
 """File next to the dictionaries of an ensemble: hyperparameters that the formats of other libraries cannot hold."""
