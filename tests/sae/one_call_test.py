@@ -10,6 +10,7 @@ import pytest
 
 from mechjax import sae
 from mechjax.sae import CrossLayerTopK, GradientTopK, JumpReLU, ReLU, SAEError, TopK
+from mechjax.sae.store import InMemory
 from mechjax.sae.training import Ensemble, LoopSettings, Optimisation
 from mechjax.sae.training.grouping import group
 from tests.sae import training
@@ -127,6 +128,15 @@ def test_a_directory_of_another_call_is_refused_and_left(tmp_path):
     with pytest.raises(SAEError, match=f'a training with other settings: {message}'):
       train(directory=tmp_path, **change)
   assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_source_of_other_activations_does_not_resume_a_training(tmp_path):
+  first, other = (InMemory({SITE: data}, B) for data in (X, X[::-1]))
+  with pytest.raises(InterruptedError):
+    train(first, directory=tmp_path, loop=LoopSettings(log_every=1), report=interrupt(1))
+  with pytest.raises(SAEError, match='a training with other settings: data'):
+    train(other, directory=tmp_path)
+  assert train(first, directory=tmp_path)
 
 
 def test_transcoders_and_cross_layer_transcoders_read_one_site_and_reconstruct_another():
