@@ -46,7 +46,8 @@ def total_loss(
     dead: mask of dead latents, bool [M], or None to omit the part.
     observed: new values of parameters without a gradient.
   """
-  aux_loss, observed = sae.aux_loss, observed or {}
+  aux_loss = sae.aux_loss
+  observed = observed or {}
   aux = jnp.zeros((), error.dtype)
   if isinstance(aux_loss, DensityLoss):
     density = params['density']
