@@ -27,7 +27,7 @@ from mechjax.sae.training.checkpoints import NoCheckpoints
 from mechjax.sae.training.exporting import fold_member
 from mechjax.sae.training.loop import TrainingResult
 from mechjax.sae.training.runs import Schedule, run_loop
-from mechjax.sae.training.step import NEVER, Members
+from mechjax.sae.training.state import NEVER, Members
 
 SINCE = 'tokens_since_fired'
 MAX_NORM_RATIO = 10.0

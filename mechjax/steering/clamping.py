@@ -143,9 +143,8 @@ def check_latents(
 
 def _cut(sae: Architecture, params: Params, at: Int[Array, '']) -> Params:
   """The parameters of one latent: its column of the encoder, its row of the decoder, its own numbers."""
-  own = {name: jnp.take(params[name], at[None], axis=0) for name in ('W_dec', *sae.PER_LATENT)}
-  rest = {name: x for name, x in params.items() if name not in own}
-  return rest | own | {'W_enc': jnp.take(params['W_enc'], at[None], axis=1)}
+  axes = {name: axis for name, axis in sae.latent_axes.items() if name in params}
+  return params | {n: jnp.take(params[n], at[None], axis=axis) for n, axis in axes.items()}
 
 
 def _cast(params: Params, x: Float[Array, '*batch D']) -> Params:

@@ -6,7 +6,8 @@ It is a run like any other, with a directory, checkpoints, metrics and dictionar
 resumed and evaluated by the same commands. Only the loss and the input differ: tokens go through the model in every
 step, and no activations are written. The scales are those of the first run.
 
-Sharp edges: one site, one process. `batch` counts tokens, as always: a batch of 2,048 is 16 contexts of 128. The logits
+Sharp edges: one site, one process. Schedules begin anew, so that the coefficient of a penalty has to be whole from the
+start or soon: `--sparsity_warm_up_steps=0`. `batch` counts tokens: a batch of 2,048 is 16 contexts of 128. The logits
 of a batch are in memory three times: 1.2 GB for 2,048 tokens of a vocabulary of 49,152. The metric
 `matmul_share` counts the products of dictionaries alone.
 """
@@ -57,6 +58,24 @@ def check_tokens(settings: TrainSettings, devices: int) -> None:
     raise SAEError(f'fine-tuning with processes={settings.machine.processes}', hint='one process')
 
 
+def check_penalty(
+  optimisation: training.Optimisation, ensembles: Mapping[str, training.Ensemble]
+) -> None:
+  """Checks that the coefficient of a penalty reaches its value.
+
+  Raises:
+    SAEError: it rises over all steps, so that finished dictionaries would lose their sparsity.
+  """
+  penalised = [name for name, one in ensembles.items() if 'sparsity' in one.sae.TRACED]
+  rising, steps = optimisation.sparsity_warm_up_steps, optimisation.steps
+  if penalised and rising >= steps:
+    raise SAEError(
+      f'sparsity_warm_up_steps={rising} in a fine-tuning of {steps} steps of {penalised}',
+      cause='the coefficient of the penalty rises from 0, and finished dictionaries would become dense',
+      hint='--sparsity_warm_up_steps=0',
+    )
+
+
 def find_objective(
   settings: TrainSettings, model: LanguageModel, pairs: list[SitePair], scales: Mapping[str, Scale]
 ) -> training.EndToEnd:
@@ -92,7 +111,7 @@ def find_scales(
   """Scales of the first run, whose settings are checked; of this run, if it has begun.
 
   Raises:
-    SAEError: the first run does not exist, or has another model, site or dictionaries.
+    SAEError: the first run does not exist, or has another model, site, limit of norms or dictionaries.
   """
   pair, home = _only(pairs), Path(settings.run)
   read = [site for site in (pair.reads, pair.writes) if site]
@@ -137,10 +156,11 @@ def _check_first_run(settings: TrainSettings, fingerprint: str, first: Path) -> 
     site=settings.site,
     target=settings.target,
     skip=settings.skip,
+    data=dataclasses.replace(found.data, max_norm_ratio=settings.data.max_norm_ratio),
   )
   if changed := flags.differences(found, expected):
     raise SAEError(
-      f'{first} has other dictionaries: ' + '; '.join(changed),
+      f'{first} was trained with other settings: ' + '; '.join(changed),
       cause='each difference shows the value of that run, then the given one',
       hint='give the flags of that run, and those of the fine-tuning',
     )

@@ -53,8 +53,9 @@ from mechjax.sae.training.journal import read_figures, show
 from mechjax.sae.training.runs import Schedule, measure_scales, run_loop
 from mechjax.sae.training.scale_files import write_scales
 from mechjax.train_sae import corpora, fine_tuning, layout, two_models
+from mechjax.train_sae.building import build_ensembles
 from mechjax.train_sae.settings import MAY_CHANGE, Data, TrainSettings
-from mechjax.train_sae.site_pairs import SitePair, is_pattern, pair_sites
+from mechjax.train_sae.site_pairs import SitePair, pair_sites
 
 _BUCKETS = 2
 """Buckets in memory: the one in use and the next."""
@@ -85,7 +86,7 @@ def run(settings: TrainSettings) -> training.TrainingResult:
   _check_same_model(home, fingerprint)
   pairs = pair_sites(settings.site, settings.target, model.sites)
   harvester = _harvester(settings, models, pairs)
-  ensembles = _ensembles(settings, harvester, pairs)
+  ensembles = build_ensembles(settings, harvester.widths, pairs)
   first = contexts.first_token(model.tokenizer, settings.data.bos)
   written = _export_settings(settings, first)
   check_writable(written, ensembles, settings.batch)
@@ -143,6 +144,7 @@ def _fine_tune(
   home = Path(settings.run)
   mesh = _mesh(settings)
   fine_tuning.check_tokens(settings, mesh.shape['data'])
+  fine_tuning.check_penalty(settings.optimisation, ensembles)
   scales = fine_tuning.find_scales(settings, fingerprint, pairs)
   objective = fine_tuning.find_objective(settings, model, pairs, scales)
   trainer = training.Trainer(ensembles, settings.optimisation, mesh, objective)
@@ -388,55 +390,6 @@ def _check_memory(data: Data, harvester: Harvester) -> None:
     f'{len(harvester.sites)} sites, {numbers:,} numbers for each token; {_BUCKETS} buckets of {rows:,} tokens take '
     f'{needed / 1e9:.2f} GB of memory'
   )
-
-
-def _ensembles(
-  settings: TrainSettings, harvester: Harvester, pairs: list[SitePair]
-) -> dict[str, training.Ensemble]:
-  """All ensembles by name; the site is part of the name if the site of the run is a pattern."""
-  if settings.crosscoder:
-    return _crosscoders(settings, harvester.widths)
-  several = is_pattern(settings.site) or is_pattern(settings.target)
-  found: dict[str, training.Ensemble] = {}
-  for pair in pairs:
-    widths = harvester.widths
-    d_out = widths[pair.writes] if pair.writes else None
-    own = settings.dictionaries.build_ensembles(
-      widths[pair.reads], pair.reads, pair.writes, d_out, settings.skip
-    )
-    found |= {f'{name}/{pair.reads}' if several else name: e for name, e in own.items()}
-  if settings.dictionaries.cross_layer:
-    found |= _cross_layer(settings, harvester.widths, pairs)
-  return found
-
-
-def _crosscoders(settings: TrainSettings, widths: dict[str, int]) -> dict[str, training.Ensemble]:
-  if len(widths) < 2:
-    raise SAEError(
-      f'a crosscoder of the site {settings.site!r} alone',
-      cause='a crosscoder has activations of several sites, or of two models',
-      hint='--site=resid_post.{9,12,15}, or --other_model=...',
-    )
-  parts = tuple(widths.values())
-  return settings.dictionaries.build_ensembles(
-    sum(parts), tuple(widths), None, None, False, parts=parts
-  )
-
-
-def _cross_layer(
-  settings: TrainSettings, widths: dict[str, int], pairs: list[SitePair]
-) -> dict[str, training.Ensemble]:
-  read, written = (
-    tuple(site for pair in pairs if (site := getattr(pair, end))) for end in ('reads', 'writes')
-  )
-  sizes = [{widths[site] for site in end} for end in (read, written)]
-  if any(len(size) > 1 for size in sizes):
-    raise SAEError(
-      f'a cross-layer transcoder of layers with inputs of widths {sorted(sizes[0])} and targets of {sorted(sizes[1])}',
-      cause='all layers of a cross-layer transcoder have one width',
-    )
-  (d_in,), (d_out,) = sizes
-  return settings.dictionaries.build_cross_layer(d_in, read, written, d_out, settings.skip)
 
 
 def _journal(

@@ -172,7 +172,8 @@ class TrainSettings:
       )
     check_field(self, 'batch', self.batch >= 1, 'at least 1')
     annealed = self.dictionaries.p_relu or self.dictionaries.p_gated
-    if annealed and (self.dictionaries.p_end_step or 0) > self.optimisation.steps:
+    whole = annealed and not self.fine_tuning.begin_with  # which begins with the last exponent
+    if whole and (self.dictionaries.p_end_step or 0) > self.optimisation.steps:
       raise SAEError(
         f'p_end_step={self.dictionaries.p_end_step} of a run of steps={self.optimisation.steps}',
         cause='the exponent would not reach p_end',

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from mechjax.sae import AuxK, BatchTopK, JumpReLU, ReLU, Resampling, SAEError, TopK
+from mechjax.sae.analysis.matching import permute_latents
 from mechjax.sae.formats import fold, load, save
 from mechjax.sae.training import Ensemble, Optimisation, Trainer
+from mechjax.steering.clamping import latent_reader
 
 B, M, PARTS = 24, 16, (4, 3)
 D = sum(PARTS)
@@ -178,6 +180,20 @@ def test_a_folded_crosscoder_has_the_same_latents_of_unscaled_activations(name):
   for scales, target in [([1.0], None), ([1.0, -1.0], None), ([1.0, 2.0], 3.0), (1.0, None)]:
     with pytest.raises(SAEError, match='scales'):
       fold(sae, params, scales, target)
+
+
+def test_the_thresholds_of_a_folded_crosscoder_go_with_their_latents():
+  sae = SAES['batch_topk']
+  params, x = case(sae)
+  params = fold(sae, params, [20.0, 0.3])
+  x = x * jnp.repeat(jnp.float32([20.0, 0.3]), jnp.array(PARTS))
+  order = np.roll(np.arange(M), 5)
+  wanted = np.asarray(sae.encode(params, x))
+  found = sae.encode(permute_latents(sae, params, order), x)
+  np.testing.assert_allclose(found, wanted[:, order], rtol=1e-5, atol=1e-6)
+  for latent in (0, 3, 9):
+    one = latent_reader(sae, params, latent)(x)
+    np.testing.assert_allclose(one, wanted[:, latent], rtol=1e-5, atol=1e-6)
 
 
 @each

@@ -11,7 +11,7 @@ import pytest
 
 from mechjax.errors import SAEError, SiteError
 from mechjax.models import ours
-from mechjax.sae import BatchTopK, CrossLayerTopK, ReLU, TopK
+from mechjax.sae import BatchTopK, CrossLayerTopK, GradientTopK, ReLU, TopK
 from mechjax.sae.store import Contexts, Scale
 from mechjax.sae.training import (
   Checkpoints,
@@ -271,6 +271,11 @@ def test_a_training_begins_with_finished_dictionaries_and_a_new_optimiser():
   state = one.init()
   for _ in range(3):
     state, _ = one.step(state, batch())
+  silent = {
+    name: dataclasses.replace(m, tokens_since_fired=m.tokens_since_fired + 7)
+    for name, m in state.ensembles.items()
+  }
+  state = dataclasses.replace(state, ensembles=silent)
   before = jax.tree.map(np.array, state)
   first = restart(one, state.ensembles)
   begun = jax.tree.map(np.array, first)
@@ -281,6 +286,7 @@ def test_a_training_begins_with_finished_dictionaries_and_a_new_optimiser():
   for name, own in begun.ensembles.items():
     jax.tree.map(np.testing.assert_array_equal, own.params, before.ensembles[name].params)
     jax.tree.map(np.testing.assert_array_equal, own.optimiser, fresh.ensembles[name].optimiser)
+    np.testing.assert_array_equal(own.tokens_since_fired, before.ensembles[name].tokens_since_fired)
   assert not np.array_equal(
     begun.ensembles['relu'].params['W_enc'], fresh.ensembles['relu'].params['W_enc']
   )
@@ -288,6 +294,28 @@ def test_a_training_begins_with_finished_dictionaries_and_a_new_optimiser():
     restart(one, {'other': state.ensembles['relu']})
   with pytest.raises(SAEError, match='another architecture or width'):
     restart(one, dict.fromkeys(state.ensembles, state.ensembles['relu']))
+
+
+def test_values_that_the_model_reads_may_change_between_steps():
+  strength = {'of logits': 1.0}
+
+  def forward(params, tokens):
+    return strength['of logits'] * toy.forward(params, tokens)
+
+  def make():
+    own = dataclasses.replace(objective(), forward=forward)
+    ensemble = Ensemble(sae=SAE, reads=SITE)
+    return Trainer({'a': ensemble}, Optimisation(steps=9), objective=own)
+
+  def divergence(one):
+    return float(one.step(one.init(), batch())[1].ensembles['a']['kl'][0])
+
+  used = make()
+  before = divergence(used)
+  strength['of logits'] = 3.0
+  after = divergence(used)
+  assert after != pytest.approx(before, rel=1e-3)
+  np.testing.assert_allclose(after, divergence(make()), rtol=1e-5)
 
 
 def test_a_batch_without_any_token_to_train_on_stops_the_training():
@@ -373,5 +401,12 @@ def test_dictionaries_of_other_sites_are_errors():
   ):
     with pytest.raises(SAEError, match='of several sites'):
       Trainer({'a': ensemble}, optimisation, objective=objective())
+  guided = GradientTopK(d_in=toy.D, width=toy.M, k=2)
+  with pytest.raises(SAEError, match=r"'a' is a GradientTopK, which selects latents by gradients"):
+    Trainer(
+      {'a': Ensemble(sae=guided, reads=SITE, guide=f'grad:{SITE}')},
+      optimisation,
+      objective=objective(),
+    )
   with pytest.raises(SAEError, match=r"a batch without \['kept'\]"):
     trainer().step(trainer().init(), {'tokens': batch()['tokens']})

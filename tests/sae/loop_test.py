@@ -18,7 +18,7 @@ from mechjax.sae.training import Checkpoints, Journal, TensorBoard, WandB, apply
 from mechjax.sae.training.checkpoints import OBJECTIVE
 from mechjax.sae.training.loop import LoopSettings, TrainingReport, objective, shapes, train
 from mechjax.sae.training.loop import _Step as Step
-from mechjax.sae.training.step import Metrics
+from mechjax.sae.training.state import Metrics
 from tests.sae import killing
 from tests.sae.training import SCALES, STEPS, B, MadeUp, feed_of, trained, trainer
 

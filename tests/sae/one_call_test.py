@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mechjax import sae
-from mechjax.sae import CrossLayerTopK, JumpReLU, ReLU, SAEError, TopK
+from mechjax.sae import CrossLayerTopK, GradientTopK, JumpReLU, ReLU, SAEError, TopK
+from mechjax.sae.store import InMemory
 from mechjax.sae.training import Ensemble, LoopSettings, Optimisation
 from mechjax.sae.training.grouping import group
 from tests.sae import training
@@ -129,6 +130,15 @@ def test_a_directory_of_another_call_is_refused_and_left(tmp_path):
   assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+def test_a_source_of_other_activations_does_not_resume_a_training(tmp_path):
+  first, other = (InMemory({SITE: data}, B) for data in (X, X[::-1]))
+  with pytest.raises(InterruptedError):
+    train(first, directory=tmp_path, loop=LoopSettings(log_every=1), report=interrupt(1))
+  with pytest.raises(SAEError, match='a training with other settings: data'):
+    train(other, directory=tmp_path)
+  assert train(first, directory=tmp_path)
+
+
 def test_transcoders_and_cross_layer_transcoders_read_one_site_and_reconstruct_another():
   y = (X @ np.random.default_rng(0).normal(size=(D, 5))).astype(np.float32)
   one = ReLU(d_in=D, d_out=5, width=M, skip=True, sparsity=1e-3)
@@ -218,3 +228,19 @@ def test_ensembles_are_taken_as_they_are_and_alike_architectures_are_joined():
   assert ensembles['topk'] is own
   assert (ensembles['topk-2'].seeds, ensembles['topk-2'].dead_after_tokens) == ((2, 3), 1000)
   assert ensembles['jumprelu'].member(0) == JUMP
+
+
+def test_dictionaries_of_other_widths_are_not_joined():
+  """The k of the larger one is more than the width of the smaller one."""
+  both = [TopK(d_in=D, width=w, k=k) for w, k in ((16, 8), (64, 32))]
+  ensembles, order = group(both, SITE, None, 0, 1000)
+  assert order == [('topk', 0), ('topk-2', 0)]
+  assert [one.member(0) for one in ensembles.values()] == both
+
+
+def test_a_guide_is_the_gradient_at_the_site_that_is_reconstructed():
+  one = GradientTopK(d_in=D, width=M, k=3)
+  coder = dataclasses.replace(one, d_out=5)
+  for sae_of, target, guide in ((one, None, SITE), (coder, 'mlp_out.3', 'mlp_out.3')):
+    (ensemble,) = group([sae_of], SITE, target, 0, 1000)[0].values()
+    assert ensemble.guide == f'grad:{guide}'

@@ -26,7 +26,8 @@ from mechjax.sae.ops import unit_rows
 from mechjax.sae.ops.matmul import product
 from mechjax.sae.training.ensembles import Ensemble
 from mechjax.sae.training.optimisation import Optimisation
-from mechjax.sae.training.step import NEVER, Trainer
+from mechjax.sae.training.state import NEVER
+from mechjax.sae.training.step import Trainer
 
 B, D, M, STEPS = 32, 8, 16, 4
 SHAPE = {'d_in': D, 'width': M}

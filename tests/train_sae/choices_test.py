@@ -9,9 +9,9 @@ import pytest
 from mechjax import sae
 from mechjax.errors import SAEError
 from mechjax.sae import AuxZipf, FeatureChoice, GradientTopK, PAnnealing, TargetedJumpReLU
-from mechjax.sae.training import MFR, Optimisation
+from mechjax.sae.training import MFR, Ensemble, Optimisation
 from mechjax.sae.training.exporting import ExportSettings, check_writable
-from mechjax.train_sae import Data, Dictionaries, TrainSettings
+from mechjax.train_sae import Data, Dictionaries, FineTuning, TrainSettings, fine_tuning
 from mechjax.train_sae.run import run
 from tests.train_sae import story
 
@@ -98,6 +98,23 @@ def test_an_exponent_that_does_not_reach_its_end_and_a_small_batch_are_refused(t
   with pytest.raises(SAEError, match='a batch of 8 tokens with k=4 has 32 activations for 64'):
     check_writable(ExportSettings('mechjax'), BUILT, 8)
   check_writable(ExportSettings('mechjax'), BUILT, settings(tmp_path).batch)
+
+
+def test_stated_budgets_can_be_written():
+  sae_of = FeatureChoice(d_in=6, width=4, k=1, budgets=(5, 1, 1, 1))
+  check_writable(ExportSettings('mechjax'), {'a': Ensemble(sae=sae_of, reads='x')}, 8)
+
+
+def test_fine_tuning_begins_with_the_last_exponent_and_keeps_the_penalty(tmp_path):
+  few = Optimisation(steps=10)
+  own = settings(tmp_path, optimisation=few, fine_tuning=FineTuning(begin_with='first'))
+  assert own.dictionaries.p_end_step == 15
+  with pytest.raises(SAEError, match=r'(?s)sparsity_warm_up_steps=10000 .* of 10 steps.*=0'):
+    fine_tuning.check_penalty(few, BUILT)
+  fine_tuning.check_penalty(dataclasses.replace(few, sparsity_warm_up_steps=0), BUILT)
+  chosen = {name: one for name, one in BUILT.items() if 'sparsity' not in one.sae.TRACED}
+  assert [*chosen] == ['feature_choice', 'gradient_topk']
+  fine_tuning.check_penalty(few, chosen)
 
 
 @pytest.mark.slow

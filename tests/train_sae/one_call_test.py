@@ -12,7 +12,7 @@ from mechjax import sae
 from mechjax.eval_sae.settings import EvalSettings
 from mechjax.eval_sae.subjects import find_subjects
 from mechjax.models.tokenizers import Tokenizer
-from mechjax.sae import JumpReLU, SAEError, TopK, store
+from mechjax.sae import GradientTopK, JumpReLU, SAEError, TopK, store
 from mechjax.sae.store import contexts
 from mechjax.sae.training import LoopSettings, Optimisation
 from mechjax.train_sae import Data, Dictionaries, TrainSettings
@@ -110,6 +110,20 @@ def test_stored_activations_and_arrays_give_the_dictionaries_of_the_program(sett
   given = {'optimisation': OPTIMISATION, 'batch': B, 'seed': 3, 'seeds': 5}
   check_equal(sae.train(stored, SITE, DICTIONARIES, **given), home)
   check_equal(sae.train(stored.bucket(0)[SITE], SITE, DICTIONARIES, **given), home)
+
+
+def test_a_dictionary_that_gradients_guide_is_that_of_the_program(settings, model):
+  own = Dictionaries(gradient_topk=(3,), widths=(M,), seeds=(5,))
+  assert run(dataclasses.replace(settings, dictionaries=own)).finished
+  home = Path(settings.run)
+  kept, _ = contexts.read(home / 'tokens').split(10)
+  given = {'optimisation': OPTIMISATION, 'batch': B, 'seed': 3, 'seeds': 5, 'bucket_tokens': 256}
+  one = GradientTopK(d_in=D, width=M, k=3)
+  (found,) = sae.train(model, SITE, [one], contexts=kept, **given)
+  assert found.name == 'gradient_topk/0'
+  loaded = sae.load(home / 'dictionaries' / found.name)
+  for name, value in found.params.items():
+    np.testing.assert_allclose(loaded.params[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_ids_without_special_tokens_of_their_own_are_those_of_the_tokenizer(model):

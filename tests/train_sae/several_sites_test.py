@@ -178,12 +178,13 @@ def test_fine_tuning_that_does_not_fit_the_first_run_is_an_error(settings, first
   wider = dataclasses.replace(settings.dictionaries, widths=(64,))
   tuning = functools.partial(dataclasses.replace, own.fine_tuning)
   for change, error, says in [
-    ({'dictionaries': wider}, SAEError, 'has other dictionaries: .*96'),
+    ({'dictionaries': wider}, SAEError, 'was trained with other settings: .*96'),
     ({'site': 'resid_post.1'}, SAEError, 'site: resid_post.0, resid_post.1'),
     ({'model': OTHER}, SAEError, 'was trained on a model with the fingerprint'),
     ({'fine_tuning': tuning(begin_with=str(tmp_path))}, SAEError, 'is not a run of'),
     ({'fine_tuning': tuning(later='resid_post.77')}, SiteError, 'resid_post'),
     ({'fine_tuning': tuning(later='resid_post.0')}, SAEError, 'does not change'),
+    ({'data': dataclasses.replace(own.data, max_norm_ratio=5.0)}, SAEError, 'max_norm_ratio: 10.0, 5.0'),
     ({'batch': 256 + 16, 'data': dataclasses.replace(own.data, shard_tokens=272)}, SAEError, '--batch=256'),
     ({'machine': Machine(mesh_data=8)}, SAEError, 'a batch of 4 contexts for 8 devices'),
     ({'site': 'resid_post.{0,1}'}, SAEError, 'fine-tuning of dictionaries of 2 sites'),

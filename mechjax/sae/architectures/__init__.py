@@ -14,8 +14,9 @@ Cross-layer transcoders read and reconstruct several sites (`cross_layer`), and 
 from mechjax.errors import SAEError, unknown
 from mechjax.sae.architectures.base import Architecture, HParams, Params
 from mechjax.sae.architectures.batch_topk import BatchTopK
-from mechjax.sae.architectures.cross_layer import CrossLayer, CrossLayerTopK
+from mechjax.sae.architectures.cross_layer import CrossLayer
 from mechjax.sae.architectures.cross_layer_jumprelu import CrossLayerJumpReLU
+from mechjax.sae.architectures.cross_layer_topk import CrossLayerTopK
 from mechjax.sae.architectures.feature_choice import FeatureChoice
 from mechjax.sae.architectures.gated import Gated
 from mechjax.sae.architectures.gradient_topk import GradientTopK

@@ -36,9 +36,8 @@ registry.
 
 Sharp edges. Losses are means over tokens of sums over d, and published coefficients assume E|x|^2 = 1. The initial
 W_enc is the transpose of W_dec, except in a transcoder, where the two read and write different spaces. Rows of the
-decoder of a crosscoder have no fixed length: where activations are ranked or penalised they are multiplied by the SUM
-over parts of the lengths of their directions (`weigh`), so that scaling a latent up and its directions down changes
-nothing. With one part, parts=(D,), it is an autoencoder, and trained as one.
+decoder of a crosscoder have no fixed length, and latents are weighed (`crosscoder_parts`). With one part, parts=(D,),
+it is an autoencoder, and trained as one.
 
 Letters in shapes: B tokens, D width of x, E width of the target (D unless `d_out`), M latents, A active latents, P
 parts.
@@ -50,16 +49,16 @@ import abc
 import dataclasses
 import functools
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from mechjax.errors import SAEError
+from mechjax.sae.architectures.crosscoder_parts import check_parts
 from mechjax.sae.architectures.losses import AuxLoss, DensityLoss, LossOutput, mean_squared_norm
 from mechjax.sae.checks import check_field, check_whole
 from mechjax.sae.ops import sparse
@@ -124,9 +123,9 @@ class Architecture(abc.ABC):
     check_field(self, 'decoder_norm', self.decoder_norm in norms, f'one of {[*norms]}')
     check_field(self, 'skip', not self.skip or self.d_out is not None, 'False without d_out')
     self._check_prefixes()
-    self._check_parts()
+    check_parts(self)
     aux = self.aux_loss
-    known = not isinstance(aux, type) and hasattr(aux, 'loss') and hasattr(aux, 'after_tokens')
+    known = isinstance(aux, AuxLoss) and not isinstance(aux, type)
     check_field(self, 'aux_loss', aux is None or known, 'a loss such as AuxK(), or None')
 
   def _check_prefixes(self) -> None:
@@ -139,19 +138,6 @@ class Architecture(abc.ABC):
     )
     expected = f'increasing and end with width={self.width}, as a tuple, or ()'
     check_field(self, 'prefixes', increasing, expected)
-
-  def _check_parts(self) -> None:
-    parts = self.parts
-    widths = isinstance(parts, tuple) and all(type(n) is int and n >= 1 for n in parts)
-    expected = f'widths that add up to d_in={self.d_in}, as a tuple, or ()'
-    check_field(self, 'parts', widths and (not parts or sum(parts) == self.d_in), expected)
-    check_field(self, 'parts', not parts or self.d_out is None, '() with d_out')
-    if self.is_crosscoder and not self.HAS_PARTS:
-      raise SAEError(
-        f'parts={parts} of a {type(self).__name__}',
-        cause='crosscoders have an L1 penalty or a budget of the batch, both weighed by lengths of directions',
-        hint='ReLU(..., parts=...), or BatchTopK(..., parts=...)',
-      )
 
   # --- defined by each architecture -----------------------------------------------------------------------
 
@@ -250,7 +236,8 @@ class Architecture(abc.ABC):
   @property
   def latent_axes(self) -> dict[str, int]:
     """Axis of the latents in each parameter that has one."""
-    return {**dict.fromkeys(self.PER_LATENT, 0), 'W_enc': 1, 'W_dec': 0}
+    density = ['density'] if isinstance(self.aux_loss, DensityLoss) else []
+    return {**dict.fromkeys([*self.PER_LATENT, *density], 0), 'W_enc': 1, 'W_dec': 0}
 
   @property
   def target_width(self) -> int:
@@ -272,19 +259,6 @@ class Architecture(abc.ABC):
     if self.has_unit_rows:
       return normalise(params)
     return shorten(params) if self.decoder_norm == 'at_most_one' else params
-
-  def part_lengths(self, params: Params) -> jax.Array:
-    """Length of each latent's direction in each part, |d_i^s|, [P, M]; one part is the whole row."""
-    cuts = [sum(self.parts[:n]) for n in range(1, len(self.parts))]
-    squares = [jnp.sum(jnp.square(W), 1) for W in jnp.split(params['W_dec'], cuts, 1)]
-    square = jnp.stack(squares)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
-
-  def weigh(self, params: Params, latents: jax.Array) -> jax.Array:
-    """Latents [..., M] times the sum over parts of the lengths of their directions; unchanged if there is one part."""
-    if not self.is_crosscoder:
-      return latents
-    return latents * jnp.sum(self.part_lengths(params), 0)
 
   def initial_values(self) -> dict[str, float]:
     """Initial value of each parameter in `PER_LATENT`."""
@@ -421,74 +395,14 @@ class Architecture(abc.ABC):
     """
     error = self.remaining_target(params, x, y)
     total = jnp.zeros((), error.dtype)
-    for latents_of_part, W_dec in _parts(latents, params['W_dec'], self.prefixes):
-      error = error - self._product(latents_of_part, W_dec)
+    for between, W_dec in _between_prefixes(latents, params['W_dec'], self.prefixes):
+      error = error - self._product(between, W_dec)
       total = total + mean_squared_norm(error)
     return total, error
 
   def remaining_target(self, params: Params, x: jax.Array, y: jax.Array | None) -> jax.Array:
     """The part of the target (x or y) for the latents to reconstruct: the target minus b_dec and the skip, [B, E]."""
     return self._target(params, x, y) - self._base(params, x)
-
-  def total_loss(
-    self,
-    params: Params,
-    parts: dict[str, jax.Array],
-    latents: jax.Array | Sparse,
-    error: jax.Array,
-    z: Callable[[], jax.Array],
-    dead: jax.Array | None,
-    observed: Params | None = None,
-  ) -> tuple[jax.Array, LossOutput]:
-    """The last step of every loss: adds the part for dead latents, and sums the parts.
-
-    Args:
-      params: the parameters.
-      parts: the other parts.
-      latents: the activations.
-      error: target minus reconstruction, [B, E].
-      z: function that returns the pre-activations that decide which latents are active, [B, M]; called only if a
-        latent is dead.
-      dead: mask of dead latents, bool [M], or None.
-      observed: new values of parameters without a gradient.
-    """
-    aux = jnp.zeros((), error.dtype)
-    observed, dead = self._observe_density(params, latents, observed or {}, dead)
-    if self.aux_loss is not None and dead is not None:
-      aux_loss = self.aux_loss
-      fixed, reconstruction = lax.stop_gradient((error, parts['reconstruction']))
-
-      def revive() -> jax.Array:
-        ranked, W_dec = self._rank(params, z())
-        return aux_loss.loss(dead, ranked, W_dec, fixed, reconstruction, self.matmuls)
-
-      aux = lax.cond(dead.any(), revive, lambda: aux)
-    parts = {**parts, 'aux': aux}
-    total = sum(parts.values(), jnp.zeros((), error.dtype))
-    return total, LossOutput(parts, latents, error, observed)
-
-  def _observe_density(
-    self,
-    params: Params,
-    latents: jax.Array | Sparse,
-    observed: Params,
-    dead: jax.Array | None,
-  ) -> tuple[Params, jax.Array | None]:
-    """Adds the new density, if `aux_loss` acts on densities, and replaces the mask of dead latents by weights."""
-    aux_loss = self.aux_loss
-    if aux_loss is None or not isinstance(aux_loss, DensityLoss):
-      return observed, dead
-    density = params['density']
-    new = aux_loss.update_density(density, latents)
-    weights = None if dead is None else lax.stop_gradient(aux_loss.shortfall(density))
-    return observed | {'density': new.astype(density.dtype)}, weights
-
-  def _rank(self, params: Params, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Pre-activations and decoder such that ranks of latents do not depend on the lengths of their directions."""
-    if not self.is_crosscoder:
-      return z, params['W_dec']
-    length_M = jnp.sum(self.part_lengths(params), 0)
-    return z * length_M, params['W_dec'] / jnp.where(length_M > 0, length_M, 1)[:, None]
 
   def _product(self, latents: jax.Array | Sparse, W_dec: jax.Array) -> jax.Array:
     if isinstance(latents, Sparse):
@@ -536,7 +450,9 @@ def _decode(sae: Architecture, params: Params, latents: Sparse, x_BxD: jax.Array
   return sae.decode(params, latents, x_BxD)
 
 
-def _parts(latents: jax.Array | Sparse, W_dec: jax.Array, prefixes: tuple[int, ...]):
+def _between_prefixes(
+  latents: jax.Array | Sparse, W_dec: jax.Array, prefixes: tuple[int, ...]
+) -> Iterable[tuple[jax.Array | Sparse, jax.Array]]:
   """Latents and decoder rows between one prefix and the next."""
   if len(prefixes) < 2:
     return [(latents, W_dec)]

@@ -29,8 +29,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from mechjax.sae.architectures.base import Architecture, HParams, Params
+from mechjax.sae.architectures.crosscoder_parts import part_lengths, weigh
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
 from mechjax.sae.architectures.losses import LossOutput
+from mechjax.sae.architectures.totals import total_loss
 from mechjax.sae.checks import check_field, check_number, check_whole
 from mechjax.sae.ops.sparse import Sparse
 
@@ -41,7 +43,8 @@ class BatchTopK(Architecture):
 
   Attributes:
     k: number of active latents of a token on average; can be traced.
-    decay: decay of the running mean of the threshold, per step.
+    decay: decay of the running mean of the threshold, per step. The default is that of SAELens; published crosscoders
+      have 0.999 (Minder et al. 2025), which is for long trainings: after 1,000 steps 37 % of the first batch is left.
   """
 
   TRACED = ('k',)
@@ -59,13 +62,17 @@ class BatchTopK(Architecture):
     check_field(self, 'k', 1 <= self.k <= self.width, f'from 1 to width={self.width}')
     check_field(self, 'decay', 0 <= self.decay < 1, 'in [0, 1)')
 
+  @property
+  def latent_axes(self) -> dict[str, int]:
+    return super().latent_axes | ({'threshold': 0} if self.is_crosscoder else {})
+
   def init(self, key: jax.Array, centre: jax.Array | None = None) -> Params:
     shape = (self.width,) if self.is_crosscoder else ()
     return super().init(key, centre) | {'threshold': jnp.zeros(shape, jnp.float32)}
 
   def encode(self, params: Params, x: jax.Array) -> jax.Array:
     z = jax.nn.relu(self.pre_activations(params, x))
-    return jnp.where(self.weigh(params, z) > params['threshold'], z, 0)
+    return jnp.where(weigh(z, params['W_dec'], self.parts) > params['threshold'], z, 0)
 
   def loss(
     self,
@@ -78,16 +85,16 @@ class BatchTopK(Architecture):
     z = self.pre_activations(params, x)
     positive = jax.nn.relu(z)
     n_active = len(x) * self.hparam(hparams, 'k', jnp.int32)
-    ranked = lax.stop_gradient(self.weigh(params, positive))
+    ranked = lax.stop_gradient(weigh(positive, params['W_dec'], self.parts))
     f = jnp.where(ranked >= kth_largest(ranked, n_active), positive, 0)
     reconstruction, error = self.reconstruction_loss(params, f, x, y)
     parts = {'reconstruction': reconstruction, 'sparsity': jnp.zeros((), error.dtype)}
-    return self.total_loss(params, parts, f, error, lambda: z, dead)
+    return total_loss(self, params, parts, f, error, lambda: z, dead)
 
   def observe(self, params: Params, latents: jax.Array | Sparse) -> Params:
     if self.is_crosscoder:
       dense = latents.to_dense() if isinstance(latents, Sparse) else latents
-      active = self.weigh(params, dense)
+      active = weigh(dense, params['W_dec'], self.parts)
     else:
       active = latents.values if isinstance(latents, Sparse) else latents
     smallest = jnp.min(jnp.where(active > 0, active, jnp.inf))
@@ -96,7 +103,7 @@ class BatchTopK(Architecture):
   def as_jumprelu(self, params: Params) -> tuple[JumpReLU, Params]:
     if not self.is_crosscoder:
       return with_threshold(self, params, jnp.broadcast_to(params['threshold'], self.width))
-    length = jnp.sum(self.part_lengths(params), 0)
+    length = jnp.sum(part_lengths(params['W_dec'], self.parts), 0)
     # A latent without directions is never active.
     never = jnp.finfo(length.dtype).max
     threshold = jnp.where(length > 0, params['threshold'] / jnp.where(length > 0, length, 1), never)

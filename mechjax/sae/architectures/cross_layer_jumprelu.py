@@ -21,7 +21,6 @@ is zero.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -30,46 +29,32 @@ from mechjax.sae.architectures.base import HParams, Params
 from mechjax.sae.architectures.cross_layer import CrossLayer
 from mechjax.sae.architectures.jumprelu import JumpReLU
 from mechjax.sae.architectures.losses import LossOutput, total_per_token
+from mechjax.sae.architectures.thresholds import LearnedThresholds
 from mechjax.sae.checks import check_field, check_number
 from mechjax.sae.ops.straight_through import jumprelu
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CrossLayerJumpReLU(CrossLayer):
+class CrossLayerJumpReLU(CrossLayer, LearnedThresholds):
   """Latents that are 0 up to a learned threshold, and a penalty that saturates.
 
   Attributes:
-    sparsity: coefficient of the penalty; can be traced.
     c: factor inside tanh.
     pre_activation: coefficient of the loss of dead latents.
-    bandwidth: width of the kernel of the straight-through estimators, in units of pre-activations.
     initial_threshold: initial theta.
   """
 
-  TRACED = ('sparsity',)
-  PER_LATENT = {'b_enc': 0.0, 'log_threshold': math.log(0.03)}  # noqa: RUF012
   RAMPED_THROUGHOUT = True
 
-  sparsity: float
   c: float = 4.0
   pre_activation: float = 3e-6
-  bandwidth: float = 1e-3
   initial_threshold: float = 0.03
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    check_number(self, 'sparsity', 'c', 'pre_activation', 'bandwidth', 'initial_threshold')
-    for name in ('sparsity', 'pre_activation'):
-      check_field(self, name, getattr(self, name) >= 0, 'at least 0')
-    for name in ('c', 'bandwidth', 'initial_threshold'):
-      check_field(self, name, getattr(self, name) > 0, 'positive')
-
-  def initial_values(self) -> dict[str, float]:
-    return super().initial_values() | {'log_threshold': math.log(self.initial_threshold)}
-
-  def threshold(self, params: Params) -> jax.Array:
-    """theta, [L, M]."""
-    return jnp.exp(params['log_threshold'])
+    check_number(self, 'c', 'pre_activation')
+    check_field(self, 'c', self.c > 0, 'positive')
+    check_field(self, 'pre_activation', self.pre_activation >= 0, 'at least 0')
 
   def activate(self, params: Params, layer: int, z: jax.Array) -> jax.Array:
     return jumprelu(z, self.threshold(params)[layer], self.bandwidth)

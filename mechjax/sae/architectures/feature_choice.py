@@ -36,6 +36,7 @@ from mechjax.sae.architectures.base import Architecture, HParams, Params
 from mechjax.sae.architectures.batch_topk import running_mean
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
 from mechjax.sae.architectures.losses import LossOutput
+from mechjax.sae.architectures.totals import total_loss
 from mechjax.sae.checks import check_field, check_number, check_whole
 from mechjax.sae.ops.columns import largest_of_columns
 from mechjax.sae.ops.sparse import Sparse
@@ -137,7 +138,7 @@ class FeatureChoice(Architecture):
     f = jnp.where(largest_of_columns(z, budgets, self.blocked), z, 0)
     reconstruction, error = self.reconstruction_loss(params, f, x, y)
     parts = {'reconstruction': reconstruction, 'sparsity': jnp.zeros((), error.dtype)}
-    return self.total_loss(params, parts, f, error, lambda: z, dead)
+    return total_loss(self, params, parts, f, error, lambda: z, dead)
 
   def observe(self, params: Params, latents: jax.Array | Sparse) -> Params:
     f = latents.to_dense() if isinstance(latents, Sparse) else latents

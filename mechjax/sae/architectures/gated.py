@@ -25,6 +25,7 @@ from mechjax.sae.architectures.base import Architecture, HParams, Params
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
 from mechjax.sae.architectures.losses import LossOutput
 from mechjax.sae.architectures.p_annealing import PAnnealing, check_annealing, penalty
+from mechjax.sae.architectures.totals import total_loss
 from mechjax.sae.checks import check_field, check_number
 
 
@@ -74,7 +75,7 @@ class Gated(Architecture):
     total, observed = penalty(self.annealing, params, gate)
     sparsity = self.hparam(hparams, 'sparsity', f.dtype) * total
     parts = {'reconstruction': reconstruction, 'sparsity': sparsity, 'gate': gate_loss}
-    return self.total_loss(params, parts, f, error, lambda: pi, dead, observed)
+    return total_loss(self, params, parts, f, error, lambda: pi, dead, observed)
 
   def as_jumprelu(self, params: Params) -> tuple[JumpReLU, Params]:
     scale = jnp.exp(params['r_mag'])

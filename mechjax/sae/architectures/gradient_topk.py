@@ -32,6 +32,7 @@ from mechjax.errors import SAEError
 from mechjax.sae.architectures.base import Architecture, HParams, Params
 from mechjax.sae.architectures.losses import LossOutput
 from mechjax.sae.architectures.topk import TopK
+from mechjax.sae.architectures.totals import total_loss
 from mechjax.sae.ops import sparse
 from mechjax.sae.ops.matmul import product
 from mechjax.sae.ops.sparse import Sparse
@@ -70,7 +71,7 @@ class GradientTopK(TopK):
     f = chosen if self.sparse else chosen.to_dense()
     reconstruction, error = self.reconstruction_loss(params, f, x, y)
     parts = {'reconstruction': reconstruction, 'sparsity': jnp.zeros((), error.dtype)}
-    return self.total_loss(params, parts, f, error, lambda: z, dead)
+    return total_loss(self, params, parts, f, error, lambda: z, dead)
 
   def encode_guided(self, params: Params, x: jax.Array, guide: jax.Array) -> jax.Array:
     """Latents that the gradients select, [..., M].

@@ -14,45 +14,20 @@ penalty has a gradient for the thresholds only: it affects encoder and decoder o
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from mechjax.sae.architectures.base import Architecture, HParams, Params
 from mechjax.sae.architectures.losses import LossOutput, total_per_token
-from mechjax.sae.checks import check_field, check_number
+from mechjax.sae.architectures.thresholds import LearnedThresholds
+from mechjax.sae.architectures.totals import total_loss
 from mechjax.sae.ops.straight_through import heaviside, jumprelu
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class JumpReLU(Architecture):
-  """Latents that are 0 up to a learned threshold, and an L0 penalty.
-
-  Attributes:
-    sparsity: coefficient of the penalty; can be traced.
-    bandwidth: eps, the width of the kernel of the straight-through estimators, in units of pre-activations.
-    initial_threshold: initial theta. Adam changes its logarithm by at most the learning rate per step, so in a
-      training of a few thousand steps theta must start near its final value.
-  """
-
-  TRACED: ClassVar[tuple[str, ...]] = ('sparsity',)
-  PER_LATENT = {'b_enc': 0.0, 'log_threshold': math.log(1e-3)}  # noqa: RUF012
-
-  sparsity: float
-  bandwidth: float = 1e-3
-  initial_threshold: float = 1e-3
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    check_number(self, 'sparsity', 'bandwidth', 'initial_threshold')
-    check_field(self, 'sparsity', self.sparsity >= 0, 'at least 0')
-    for name in ('bandwidth', 'initial_threshold'):
-      check_field(self, name, getattr(self, name) > 0, 'positive')
-
-  def initial_values(self) -> dict[str, float]:
-    return super().initial_values() | {'log_threshold': math.log(self.initial_threshold)}
+class JumpReLU(LearnedThresholds):
+  """Latents that are 0 up to a learned threshold, and an L0 penalty; the settings are those of the base class."""
 
   def encode(self, params: Params, x: jax.Array) -> jax.Array:
     return jumprelu(self.pre_activations(params, x), self.threshold(params), self.bandwidth)
@@ -69,17 +44,23 @@ class JumpReLU(Architecture):
     theta = self.threshold(params)
     f = jumprelu(z, theta, self.bandwidth)
     reconstruction, error = self.reconstruction_loss(params, f, x, y)
-    n_active = total_per_token(heaviside(z, theta, self.bandwidth))
-    sparsity = self.hparam(hparams, 'sparsity', f.dtype) * n_active
+    penalty = self.penalty(heaviside(z, theta, self.bandwidth), hparams)
+    sparsity = self.hparam(hparams, 'sparsity', f.dtype) * penalty
     parts = {'reconstruction': reconstruction, 'sparsity': sparsity}
-    return self.total_loss(params, parts, f, error, lambda: z, dead)
+    return total_loss(self, params, parts, f, error, lambda: z, dead)
+
+  def penalty(self, active_BxM: jax.Array, hparams: HParams | None) -> jax.Array:
+    """The penalty without its coefficient, a scalar.
+
+    Args:
+      active_BxM: 1 where a latent is active, else 0; differentiable with respect to thresholds.
+      hparams: traced hyperparameters, as in `loss`.
+    """
+    del hparams
+    return total_per_token(active_BxM)
 
   def as_jumprelu(self, params: Params) -> tuple[JumpReLU, Params]:
     return self, params
-
-  def threshold(self, params: Params) -> jax.Array:
-    """theta, [M]."""
-    return jnp.exp(params['log_threshold'])
 
 
 def with_threshold(
@@ -99,4 +80,5 @@ def with_threshold(
   kept = ('W_enc', 'W_dec', 'b_dec', 'W_skip', 'b_enc')
   new = {name: params[name] for name in kept if name in params}
   new |= {'log_threshold': jnp.log(threshold), **changes}
-  return JumpReLU(d_in=sae.d_in, width=sae.width, d_out=sae.d_out, skip=sae.skip, sparsity=0.0), new
+  same = ('d_in', 'width', 'd_out', 'skip', 'matmuls', 'provenance')
+  return JumpReLU(**{name: getattr(sae, name) for name in same}, sparsity=0.0), new

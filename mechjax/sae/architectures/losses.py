@@ -1,6 +1,8 @@
-"""What a loss returns, what a loss on dead latents has to offer, and the sums that losses are made of.
+"""The output of a loss, the protocols of losses on dead and on rare latents, and sums that losses are made of.
 
-`architectures.base` adds them up: reconstruction, sparsity, and a loss on latents that are dead or too rare.
+`architectures.totals` adds the parts up: reconstruction, sparsity, and a loss on latents that are dead or too rare,
+which is the field `aux_loss` of a dictionary. Any object with the methods below is one; `mechjax.sae.dead_latents` has
+`AuxK`, `GhostGrads` (both `AuxLoss`) and `AuxZipf` (`DensityLoss`).
 
 Letters in shapes: B tokens, E width of the target, M latents.
 """
@@ -39,7 +41,7 @@ class LossOutput:
 
 @runtime_checkable
 class AuxLoss(Protocol):
-  """A loss that acts on dead latents; `mechjax.sae.dead_latents` has implementations."""
+  """A loss that acts on dead latents."""
 
   @property
   def after_tokens(self) -> int:
@@ -54,19 +56,35 @@ class AuxLoss(Protocol):
     reconstruction: jax.Array,
     matmuls: str = 'float32',
   ) -> jax.Array:
-    """The weighted loss, a scalar; `AuxK.loss` documents the arguments."""
+    """The weighted loss, a scalar.
+
+    Args:
+      dead_M: mask of dead latents, bool; for a `DensityLoss` its `shortfall`, floating point.
+      z_BxM: pre-activations; of a crosscoder, times the lengths of directions.
+      W_dec: directions, [M, E].
+      error_BxE: error of the reconstruction, a constant.
+      reconstruction: reconstruction loss, a constant scalar.
+      matmuls: the precision of products (`mechjax.sae.ops.matmul`).
+    """
 
 
 @runtime_checkable
 class DensityLoss(AuxLoss, Protocol):
-  """A loss on latents that are active too rarely: the parameter `density` has a running mean, and a weight in [0, 1]
-  for each latent replaces the mask of dead latents."""
+  """A loss on latents that are active too rarely, each with a weight in [0, 1] in place of the mask of dead latents.
+
+  The running means of densities are the parameter `density`, which has no gradient and which only training has.
+  """
 
   def update_density(self, density_M: jax.Array, latents: jax.Array | Sparse) -> jax.Array:
-    """Share of the tokens on which each latent is active, after one more batch, [M]."""
+    """Running mean of the share of tokens on which each latent is active, after one more batch.
+
+    Args:
+      density_M: the mean before the batch; initially 0.
+      latents: activations of the batch, [B, M] or `Sparse`.
+    """
 
   def shortfall(self, density_M: jax.Array) -> jax.Array:
-    """Weight of each latent, [M]; 0 for one that is active as often as expected."""
+    """Weight of each latent, [M]; 0 for one that is active as often as expected, 1 for one that never is."""
 
 
 def mean_squared_norm(error_BxE: jax.Array) -> jax.Array:

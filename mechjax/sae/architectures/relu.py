@@ -19,9 +19,11 @@ import jax
 import jax.numpy as jnp
 
 from mechjax.sae.architectures.base import Architecture, HParams, Params
+from mechjax.sae.architectures.crosscoder_parts import weigh
 from mechjax.sae.architectures.jumprelu import JumpReLU, with_threshold
 from mechjax.sae.architectures.losses import LossOutput
 from mechjax.sae.architectures.p_annealing import PAnnealing, check_annealing, penalty
+from mechjax.sae.architectures.totals import total_loss
 from mechjax.sae.checks import check_field, check_number
 
 
@@ -66,10 +68,10 @@ class ReLU(Architecture):
     z = self.pre_activations(params, x)
     f = jax.nn.relu(z)
     reconstruction, error = self.reconstruction_loss(params, f, x, y)
-    total, observed = penalty(self.annealing, params, self.weigh(params, f))
+    total, observed = penalty(self.annealing, params, weigh(f, params['W_dec'], self.parts))
     sparsity = self.hparam(hparams, 'sparsity', f.dtype) * total
     parts = {'reconstruction': reconstruction, 'sparsity': sparsity}
-    return self.total_loss(params, parts, f, error, lambda: z, dead, observed)
+    return total_loss(self, params, parts, f, error, lambda: z, dead, observed)
 
   def as_jumprelu(self, params: Params) -> tuple[JumpReLU, Params]:
     return with_threshold(self, params, jnp.zeros(self.width))

@@ -30,9 +30,7 @@ import jax.numpy as jnp
 
 from mechjax.sae.architectures.base import Architecture, HParams, Params
 from mechjax.sae.architectures.jumprelu import JumpReLU
-from mechjax.sae.architectures.losses import LossOutput
 from mechjax.sae.checks import check_field, check_number
-from mechjax.sae.ops.straight_through import heaviside, jumprelu
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,32 +58,18 @@ class TargetedJumpReLU(JumpReLU):
     check_field(self, 'frequency_weight', self.frequency_weight >= 0, 'at least 0')
     check_field(self, 'frequency_target', 0 < self.frequency_target < 1, 'in (0, 1)')
 
-  def loss(
-    self,
-    params: Params,
-    x: jax.Array,
-    y: jax.Array | None = None,
-    hparams: HParams | None = None,
-    dead: jax.Array | None = None,
-  ) -> tuple[jax.Array, LossOutput]:
-    z = self.pre_activations(params, x)
-    theta = self.threshold(params)
-    f = jumprelu(z, theta, self.bandwidth)
-    reconstruction, error = self.reconstruction_loss(params, f, x, y)
-    active = heaviside(z, theta, self.bandwidth)
-    l0 = self.hparam(hparams, 'l0', f.dtype)
-    penalty = jnp.mean(2 * jnp.square(jnp.sum(active, -1) - l0) / l0)
+  def penalty(self, active_BxM: jax.Array, hparams: HParams | None) -> jax.Array:
+    l0 = self.hparam(hparams, 'l0', active_BxM.dtype)
+    total = jnp.mean(2 * jnp.square(jnp.sum(active_BxM, -1) - l0) / l0)
     if self.frequency_weight:
-      excess = jax.nn.relu(jnp.mean(active, 0) - self.frequency_target)
-      penalty += self.frequency_weight * jnp.sum(jnp.square(excess)) / self.frequency_target
-    sparsity = self.hparam(hparams, 'sparsity', f.dtype) * penalty
-    parts = {'reconstruction': reconstruction, 'sparsity': sparsity}
-    return self.total_loss(params, parts, f, error, lambda: z, dead)
+      excess = jax.nn.relu(jnp.mean(active_BxM, 0) - self.frequency_target)
+      total += self.frequency_weight * jnp.sum(jnp.square(excess)) / self.frequency_target
+    return total
 
   def as_jumprelu(self, params: Params) -> tuple[JumpReLU, Params]:
-    shape = {name: getattr(self, name) for name in ('d_in', 'width', 'd_out', 'skip', 'bandwidth')}
-    left = {name: value for name, value in params.items() if name not in self.training_state()}
-    return JumpReLU(**shape, sparsity=0.0), left
+    plain, left = super().for_inference(params)
+    settings = {f.name: getattr(plain, f.name) for f in dataclasses.fields(JumpReLU)}
+    return JumpReLU(**settings | {'sparsity': 0.0}), left
 
   def for_inference(self, params: Params) -> tuple[Architecture, Params]:
     return self.as_jumprelu(params)

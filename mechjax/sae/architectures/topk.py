@@ -27,6 +27,7 @@ from jax.typing import ArrayLike
 from mechjax.errors import SAEError
 from mechjax.sae.architectures.base import Architecture, HParams, Params
 from mechjax.sae.architectures.losses import LossOutput
+from mechjax.sae.architectures.totals import total_loss
 from mechjax.sae.checks import check_field, check_whole
 from mechjax.sae.ops import sparse
 from mechjax.sae.ops.sparse import Sparse
@@ -80,7 +81,7 @@ class TopK(Architecture):
     f = chosen if self.sparse else chosen.to_dense()
     reconstruction, error = self.reconstruction_loss(params, f, x, y)
     parts = {'reconstruction': reconstruction, 'sparsity': jnp.zeros((), error.dtype)}
-    return self.total_loss(params, parts, f, error, lambda: self.pre_activations(params, x), dead)
+    return total_loss(self, params, parts, f, error, lambda: self.pre_activations(params, x), dead)
 
   def as_shardable(self) -> TopK:
     return dataclasses.replace(self, sparse=False)

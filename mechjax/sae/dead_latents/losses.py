@@ -1,7 +1,7 @@
 """Losses that revive dead latents.
 
-A latent that never fires has no gradient and does not change. Two losses act through the pre-activations of dead
-latents on the error that the live latents leave:
+A latent that never fires has no gradient and does not change. Two losses (`architectures.losses.AuxLoss`) act through
+the pre-activations of dead latents on the error that the live latents leave:
 
 `AuxK` (Gao et al. 2024, appendix A.2): the k_aux largest dead pre-activations of each token reconstruct the detached
 error e without a bias. With e_hat the reconstruction and var(e) the mean of |e - mean(e)|^2,
@@ -69,16 +69,8 @@ class AuxK:
     reconstruction: jax.Array,
     matmuls: str = 'float32',
   ) -> jax.Array:
-    """The weighted loss.
-
-    Args:
-      dead_M: mask of dead latents, bool; or weights in [0, 1], by which activations are multiplied.
-      z_BxM: pre-activations.
-      W_dec: [M, E].
-      error_BxE: error of the live latents; a constant.
-      reconstruction: reconstruction loss of that error; not used.
-      matmuls: the precision of products (`mechjax.sae.ops.matmul`).
-    """
+    """The weighted loss; arguments as in `AuxLoss.loss`. Weights of latents multiply their activations.
+    `reconstruction` is not used."""
     width, d = W_dec.shape
     k = min(max(d // 2, 1) if self.k is None else self.k, width)
     weights_M = dead_M.astype(z_BxM.dtype)
@@ -142,7 +134,7 @@ class GhostGrads:
     reconstruction: jax.Array,
     matmuls: str = 'float32',
   ) -> jax.Array:
-    """The loss; arguments as in `AuxK.loss`, with `reconstruction` a constant."""
+    """The loss; arguments as in `AuxLoss.loss`, with a mask."""
     e_hat = product(self._ghosts(dead_M, z_BxM), W_dec, matmuls)
     length = jnp.linalg.norm(lax.stop_gradient(e_hat), axis=-1, keepdims=True)
     half = jnp.linalg.norm(error_BxE, axis=-1, keepdims=True) / 2

@@ -52,12 +52,7 @@ class AuxZipf(AuxK):
     check_field(self, 'decay', 0 <= self.decay < 1, 'in [0, 1)')
 
   def update_density(self, density_M: jax.Array, latents: jax.Array | Sparse) -> jax.Array:
-    """Running mean of the share of tokens on which each latent is active, after one more batch.
-
-    Args:
-      density_M: the mean before the batch.
-      latents: activations of the batch, [B, M] or `Sparse`.
-    """
+    """Running mean of the densities; see `DensityLoss.update_density`."""
     n_tokens = len(latents.values if isinstance(latents, Sparse) else latents)
     share = sparse.firings(latents).astype(density_M.dtype) / n_tokens
     return self.decay * density_M + (1 - self.decay) * share

@@ -25,6 +25,7 @@ from jaxtyping import ArrayLike, Bool, Float64
 
 from mechjax.errors import SAEError
 from mechjax.sae.architectures import Architecture, Params
+from mechjax.sae.architectures.crosscoder_parts import part_lengths
 
 EXCLUSIVE, SHARED = 0.1, 0.1
 """Largest distance from 0 or 1 of an exclusive latent, and from 1/2 of a shared one."""
@@ -103,7 +104,7 @@ def compare_norms(
   divisors = np.ones(len(sae.parts)) if scales is None else np.asarray(scales, np.float64)
   if divisors.shape != (len(sae.parts),) or not (divisors > 0).all():
     raise SAEError(f'scales={scales} for parts={sae.parts}', hint='a positive number for each part')
-  lengths_PxM = np.asarray(sae.part_lengths(params), np.float64) / divisors[:, None]
+  lengths_PxM = np.asarray(part_lengths(params['W_dec'], sae.parts), np.float64) / divisors[:, None]
   return NormComparison(norm_difference(lengths_PxM[first], lengths_PxM[second]))
 
 

@@ -44,6 +44,7 @@ import numpy as np
 
 from mechjax.errors import SAEError, WeightsError
 from mechjax.sae.architectures import Architecture, CrossLayer, JumpReLU, Params
+from mechjax.sae.architectures.crosscoder_parts import part_lengths
 
 Arrays = dict[str, np.ndarray]
 BIASES = ('b_enc', 'b_gate', 'b_mag')
@@ -127,7 +128,7 @@ def _fold_parts(
   factors = {'W_enc': 1 / C_D[:, None], 'W_dec': C_D, 'b_dec': C_D}
   new = dict(params) | {name: params[name] * f.astype(np.float32) for name, f in factors.items()}
   if 'threshold' in params:
-    before, after = (jnp.sum(sae.part_lengths(p), 0) for p in (params, new))
+    before, after = (jnp.sum(part_lengths(p['W_dec'], sae.parts), 0) for p in (params, new))
     ratio = jnp.where(before > 0, after / jnp.where(before > 0, before, 1), 1)
     new['threshold'] = params['threshold'] * ratio
   return new

@@ -43,7 +43,7 @@ def describe(
     'batch': f'{schedule.batch}',
     'seed': f'{schedule.seed}',
     'max_norm_ratio': f'{max_norm_ratio}',
-    'data': inputs.identity,
+    'data': inputs.identity(),
   }
 
 

@@ -6,7 +6,7 @@ runs the rest of the model on the reconstructions and compares (Braun et al. 202
     L = kl      KL(logits || logits with x_hat in place of x)              mean over tokens, in nats
       + mse     mean over later sites k of |x^k - x_hat^k|^2 / d_k         mean over tokens, unnormalised activations
       + reconstruction |x - x_hat|^2                                       the dictionary's own loss
-      + the dictionary's penalty and its losses for dead latents
+      + the other parts of the dictionary's loss: penalty, dead latents, the gate of Gated
 
 It is meant for a few million tokens on a FINISHED dictionary (Karvonen 2025, arXiv 2503.17272): from the start it costs
 several passes through the model a step, and latents die. It is a setting of the `Trainer`, so states, checkpoints and
@@ -53,7 +53,7 @@ from mechjax.sae.checks import check_field, check_number
 from mechjax.sae.evaluation import splice
 from mechjax.sae.store.scales import Scale
 from mechjax.sae.training.ensembles import Ensemble
-from mechjax.sae.training.step import Batch
+from mechjax.sae.training.objectives import Batch
 
 TOKENS, KEPT, MASK = 'tokens', 'kept', 'mask'
 """Arrays of a batch: ids, int [B, T]; tokens that count, bool [B, T]; real tokens, bool [B, T]."""
@@ -159,7 +159,7 @@ class EndToEnd:
     """Checks that ensembles read and reconstruct the sites of this objective.
 
     Raises:
-      SAEError: one has other sites, or reads several.
+      SAEError: one has other sites, reads several, or is guided by gradients.
     """
     expected = (self._read[0], self.site if self.reads else None)
     for name, ensemble in ensembles.items():
@@ -167,6 +167,12 @@ class EndToEnd:
         raise SAEError(
           f'{name!r} is a {type(ensemble.sae).__name__} of several sites',
           cause='end-to-end training splices one site',
+        )
+      if ensemble.sae.GUIDED:
+        raise SAEError(
+          f'{name!r} is a {type(ensemble.sae).__name__}, which selects latents by gradients',
+          cause='batches of end-to-end training are tokens, without gradients of the first pass',
+          hint='the TopK that its file holds',
         )
       if (ensemble.reads, ensemble.writes) != expected:
         raise SAEError(

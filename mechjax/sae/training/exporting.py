@@ -24,6 +24,7 @@ from mechjax.sae.architectures import (
   CROSS_LAYER,
   Architecture,
   CrossLayer,
+  FeatureChoice,
   Params,
   ReLU,
   TargetedJumpReLU,
@@ -32,7 +33,7 @@ from mechjax.sae.formats import fold, save
 from mechjax.sae.store import Scale
 from mechjax.sae.training.ensembles import Ensemble
 from mechjax.sae.training.hosts import gather
-from mechjax.sae.training.step import State
+from mechjax.sae.training.state import State
 
 ABOUT = 'trained_as.json'
 """File next to the dictionaries of an ensemble: hyperparameters that the formats of other libraries cannot hold."""
@@ -138,6 +139,8 @@ def check_writable(settings: ExportSettings, ensembles: Mapping[str, Ensemble], 
   for keys in _groups(ensembles).values():
     ensemble = ensembles[keys[0]]
     fewer: dict[str, Any] = {name: 1 for name in ('k', 'l0') if name in ensemble.sae.TRACED}
+    if isinstance(ensemble.sae, FeatureChoice):
+      fewer['budgets'] = ()
     d_out = None if ensemble.sae.d_out is None else 2
     parts = (1,) * len(ensemble.sae.parts)
     sizes: dict[str, Any] = {'d_in': len(parts) or 2, 'd_out': d_out, 'width': 2, 'parts': parts}

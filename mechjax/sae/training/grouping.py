@@ -3,6 +3,8 @@
     ensembles, order = group([TopK(..., k=16), TopK(..., k=32), ReLU(...)], 'resid_post.15', None, 0, 10_000_000)
     {*ensembles}, order                    {'topk', 'relu'}, [('topk', 0), ('topk', 1), ('relu', 0)]
 
+A dictionary that gradients guide has those at the site that it reconstructs, `grad:resid_post.15`.
+
 Sharp edge: a member of an ensemble equals a dictionary trained alone, so that grouping changes no number.
 """
 
@@ -13,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from mechjax.errors import SAEError
 from mechjax.sae.architectures import Architecture
+from mechjax.sae.store.gradients import PREFIX
 from mechjax.sae.training.ensembles import Ensemble
 from mechjax.sae.training.exporting import kind_of
 
@@ -108,9 +111,10 @@ def _check(dictionaries: Sequence[Architecture | Ensemble], target: object) -> N
 
 def _differs_in_values(one: Architecture, first: Architecture | Ensemble) -> bool:
   """Whether two architectures differ in traced hyperparameters at most."""
-  if type(one) is not type(first) or isinstance(first, Ensemble):
+  if type(one) is not type(first):
     return False
-  return dataclasses.replace(first, **{name: getattr(one, name) for name in one.TRACED}) == one
+  static = [f.name for f in dataclasses.fields(one) if f.compare and f.name not in one.TRACED]
+  return all(getattr(one, name) == getattr(first, name) for name in static)
 
 
 def _join(
@@ -121,13 +125,15 @@ def _join(
 ) -> Ensemble:
   first = members[0][0]
   values = {name: tuple(getattr(one, name) for one, _ in members) for name in first.TRACED}
+  writes = writes if first.d_out is not None else None
   return Ensemble(
     sae=dataclasses.replace(first, **{name: max(own) for name, own in values.items()}),  # type: ignore[arg-type]
     reads=reads,
-    writes=writes if first.d_out is not None else None,
+    writes=writes,
     seeds=tuple(seed for _, seed in members),
     hparams=values,
     dead_after_tokens=dead_after_tokens,
+    guide=f'{PREFIX}{writes or reads}' if first.GUIDED else None,
   )
 
 

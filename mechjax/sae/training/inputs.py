@@ -5,9 +5,10 @@
     find_inputs(x, ['resid_post.15'], ...)                                an array [n, D], or arrays by site
     find_inputs(lambda: make_blocks(seed=0), ['resid_post.15'], ...)      blocks [m, D], or blocks by site
 
-A model is anything with `name`, `params`, `truncate_at` and `fingerprint`, such as `mechjax.load` returns.
+A model is anything with `name`, `params`, `apply`, `truncate_at` and `fingerprint`, such as `mechjax.load` returns.
 
-Sharp edge: all of them get an identity, which a resumed training compares; that of a generator is its first bucket.
+Sharp edge: all of them get an identity, which a resumed training compares; that of a generator or a source is its first
+bucket.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 from mechjax.errors import SAEError
 from mechjax.sae.store import ActivationSource, Contexts, Generated, Harvester, InMemory, Streamed
 from mechjax.sae.store.contexts import first_token
+from mechjax.sae.store.gradients import is_gradient
 from mechjax.sae.store.harvesting import Rows
 from mechjax.sae.store.in_memory import check_rows, digest_rows
 
@@ -36,6 +38,9 @@ class ReadableModel(Protocol):
 
   name: str
   params: Any
+
+  def apply(self, params: Any, tokens: jax.Array) -> Any:
+    """The forward pass, which gradients at sites need."""
 
   def truncate_at(self, sites: Any) -> Callable[..., Any]:
     """The forward pass up to some sites."""
@@ -62,7 +67,7 @@ class TrainingInputs:
     source: source of buckets.
     sample: activations for the figures; None to take the first bucket.
     held_out: whether the sample is not trained on.
-    identity: text that differs for other activations.
+    identity: function that returns a text that differs for other activations.
     about: metadata by the names of `Metadata`: model_name, context_size, ...
     restartable: whether the activations can be read again, by a training that resumes.
   """
@@ -70,7 +75,7 @@ class TrainingInputs:
   source: ActivationSource
   sample: Rows | None
   held_out: bool
-  identity: str
+  identity: Callable[[], str]
   about: dict[str, Any]
   restartable: bool = True
 
@@ -112,19 +117,17 @@ def find_inputs(
   sample = check_rows(_pick(_name(held_out, sites), sites)) if known else None
   if isinstance(data, _Source):
     _pick(data.widths, sites)
-    described = getattr(data, 'metadata', None) or f'{type(data).__name__} {data.widths}'
-    return TrainingInputs(data, sample, known, f'{described}, buckets of {data.bucket_rows}', {})
+    return TrainingInputs(data, sample, known, lambda: _describe_source(data), {})
   if isinstance(data, Mapping | np.ndarray | jax.Array):
     arrays = InMemory(check_rows(_pick(_name(data, sites), sites)), batch)
-    return TrainingInputs(arrays, sample, known, arrays.digest, _dtype_of(arrays.arrays))
+    return TrainingInputs(arrays, sample, known, lambda: arrays.digest, _dtype_of(arrays.arrays))
   if callable(data) or isinstance(data, Iterator):
     made = Generated(_name_blocks(data, sites), max(batch, bucket_tokens // batch * batch))
     _pick(made.widths, sites)
     first = made.bucket(0)
     sample = sample or {site: x[:_MAX_SAMPLE] for site, x in first.items()}
-    return TrainingInputs(
-      made, sample, known, digest_rows(first), _dtype_of(first), made.restartable
-    )
+    digest = digest_rows(first)
+    return TrainingInputs(made, sample, known, lambda: digest, _dtype_of(first), made.restartable)
   raise SAEError(
     f'a {type(data).__name__} has no activations',
     hint='a model with contexts=, a source, an array [n, D], {site: array}, or a function that returns blocks',
@@ -148,7 +151,8 @@ def _of_model(
     )
   own = _contexts(contexts, model)
   read = [*dict.fromkeys(sites)]
-  harvester = Harvester(model.truncate_at(read), model.params, read, own, batch=forward_batch)
+  forward = model.apply if any(map(is_gradient, read)) else model.truncate_at(read)
+  harvester = Harvester(forward, model.params, read, own, batch=forward_batch)
   kept = own.count_kept()
   n = min(bucket_tokens, int(kept.sum())) // batch * batch
   if not n:
@@ -166,7 +170,13 @@ def _of_model(
     'activation_dtype': 'float32',
   }
   identity = f'{model.name}, {model.fingerprint()}, contexts {own.digest}, buckets of {n}'
-  return TrainingInputs(Streamed(harvester, n, seed), sample, sample is not None, identity, about)
+  source = Streamed(harvester, n, seed)
+  return TrainingInputs(source, sample, sample is not None, lambda: identity, about)
+
+
+def _describe_source(source: ActivationSource) -> str:
+  digest = digest_rows(source.bucket(0))
+  return f'first bucket {digest}, {source.per_epoch} buckets of {source.bucket_rows} in an epoch'
 
 
 def _contexts(given: Any, model: Any) -> Contexts:

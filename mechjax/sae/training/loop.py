@@ -37,7 +37,8 @@ from mechjax.sae.checks import check_field, check_whole
 from mechjax.sae.store import Prefetch
 from mechjax.sae.training.checkpoints import Checkpoints, NoCheckpoints
 from mechjax.sae.training.feeding import PositionedBatch
-from mechjax.sae.training.step import Metrics, State, Trainer
+from mechjax.sae.training.state import Metrics, State
+from mechjax.sae.training.step import Trainer
 from mechjax.sae.training.stopping import catch_stop_signals
 
 AHEAD = 2

@@ -51,7 +51,8 @@ from mechjax.sae.training.runs import (
   measure_scales,
   run_loop,
 )
-from mechjax.sae.training.step import State, Trainer
+from mechjax.sae.training.state import State
+from mechjax.sae.training.step import Trainer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

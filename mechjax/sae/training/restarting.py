@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax.errors import SAEError
-from mechjax.sae.training.step import Members, State, Trainer
+from mechjax.sae.training.state import Members, State
+from mechjax.sae.training.step import Trainer
 
 
 def restart(trainer: Trainer, ensembles: Mapping[str, Members]) -> State:

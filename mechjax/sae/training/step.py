@@ -35,9 +35,9 @@ resets the counters of the resampled latents only. On several devices TopK is co
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,109 +47,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mechjax import watching
 from mechjax.errors import SAEError
-from mechjax.sae.architectures import Architecture, CrossLayer, Params
+from mechjax.sae.architectures import CrossLayer, Params
 from mechjax.sae.architectures.base import HParams
-from mechjax.sae.architectures.losses import LossOutput, mean_squared_norm
+from mechjax.sae.architectures.crosscoder_parts import split_parts
+from mechjax.sae.architectures.losses import mean_squared_norm
 from mechjax.sae.dead_latents import counters
 from mechjax.sae.dead_latents.resampling import Resampling, reset_optimiser
 from mechjax.sae.ops.sparse import firings
 from mechjax.sae.training import placement
 from mechjax.sae.training.ensembles import Ensemble
 from mechjax.sae.training.mfr import MFR
+from mechjax.sae.training.objectives import Batch, Objective
 from mechjax.sae.training.optimisation import Optimisation
-
-Batch = Mapping[str, jax.Array]
-"""Activations by site, [B, D]; with an `Objective` the arrays that it reads."""
-NEVER = -(2**30)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Members:
-  """The dictionaries of an ensemble; every array has a leading axis N.
-
-  Attributes:
-    params: their parameters.
-    optimiser: their optimiser states.
-    tokens_since_fired: tokens since each latent last fired, int32 [N, M].
-    resampled_at: number of completed steps when latents were last resampled, int32 [N]; initially `NEVER`.
-  """
-
-  params: Params
-  optimiser: Any
-  tokens_since_fired: jax.Array
-  resampled_at: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class State:
-  """Complete training state.
-
-  Attributes:
-    step: number of completed updates, int32.
-    ok: whether all losses and gradients have been finite so far, bool.
-    bad_step: the first step at which they were not, int32; -1 while `ok`.
-    ensembles: members of each ensemble, by name.
-  """
-
-  step: jax.Array
-  ok: jax.Array
-  bad_step: jax.Array
-  ensembles: dict[str, Members]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Metrics:
-  """Metrics of a step.
-
-  Attributes:
-    ensembles: by name of the ensemble, then by name of the metric, [N]: 'loss' and its parts, 'l0' (active latents per
-      token), 'fvu' (squared error over squared distance from the batch mean), 'dead' (fraction of latents),
-      'grad_norm'; for cross-layer transcoders also 'fvu_by_layer', [N, L], for crosscoders 'fvu_by_part', [N, P], and
-      for members that are to agree 'mfr', the weighted penalty, which is not part of 'loss'.
-    rate: the learning rate of this step, before the factor of resampling.
-    ok: as in the state.
-  """
-
-  ensembles: dict[str, dict[str, jax.Array]]
-  rate: jax.Array
-  ok: jax.Array
-
-
-class Objective(Protocol):
-  """A loss other than the dictionary's own, which may need a model; `end_to_end` has one."""
-
-  @property
-  def keys(self) -> tuple[str, ...]:
-    """Names of the arrays of a batch."""
-
-  @property
-  def arrays(self) -> Any:
-    """Arrays that do not change, passed to every step."""
-
-  @property
-  def functions(self) -> tuple[Callable, ...]:
-    """Functions of the user that it calls; a step is compiled again when they have changed."""
-
-  def check(self, ensembles: Mapping[str, Ensemble]) -> None:
-    """Raises SAEError if ensembles cannot be trained by it."""
-
-  def observe(self, arrays: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any]:
-    """Activations by site, [B, D], and anything that `loss` needs; computed once for all dictionaries."""
-
-  def loss(
-    self,
-    sae: Architecture,
-    observed: Any,
-    params: Params,
-    x: jax.Array,
-    y: jax.Array | None,
-    hparams: HParams,
-    dead: jax.Array,
-  ) -> tuple[jax.Array, LossOutput]:
-    """The loss of a dictionary; arguments as in `Architecture.loss`."""
+from mechjax.sae.training.selecting import select_centre, select_guide, select_inputs
+from mechjax.sae.training.state import NEVER, Members, Metrics, State
 
 
 @jax.tree_util.register_dataclass
@@ -243,7 +154,7 @@ class Trainer:
 
   def _begin(self, centres: Mapping[str, jax.Array]) -> State:
     def members(ensemble: Ensemble) -> Members:
-      centre = _centre(ensemble, centres)
+      centre = select_centre(ensemble, centres)
       params = jax.vmap(lambda key: ensemble.sae.init(key, centre))(ensemble.keys())
       tokens_since_fired = jnp.tile(
         counters.init_counters(ensemble.sae.n_latents), (ensemble.members, 1)
@@ -284,10 +195,10 @@ class Trainer:
     self, ensemble: Ensemble, members: Members, step: jax.Array, batch: Batch, observed: Any
   ) -> _BatchResult:
     """Gradients and metrics of every member, computed sequentially."""
-    sae, (x, y) = ensemble.sae, _inputs(ensemble, batch)
+    sae, (x, y) = ensemble.sae, select_inputs(ensemble, batch)
     for n in range(ensemble.members):
       ensemble.member(n).check_batch(len(x))
-    guide = _guide(ensemble, batch)
+    guide = select_guide(ensemble, batch)
     target = x if y is None else y
     variance = mean_squared_norm(target - jnp.mean(target, 0))
     own = sae.loss if self.objective is None else partial(self.objective.loss, sae, observed)
@@ -359,8 +270,8 @@ class Trainer:
     members: Members,
   ) -> Members:
     """Resamples dead latents of the members from a batch, after `done` steps."""
-    sae, (x, y) = ensemble.sae, _inputs(ensemble, batch)
-    guide = _guide(ensemble, batch)
+    sae, (x, y) = ensemble.sae, select_inputs(ensemble, batch)
+    guide = select_guide(ensemble, batch)
 
     def one(args: tuple[Members, jax.Array, HParams]) -> Members:
       member, key, hparams = args
@@ -399,22 +310,6 @@ class Trainer:
     return dataclasses.replace(ensemble, sae=ensemble.sae.as_shardable())
 
 
-def _inputs(ensemble: Ensemble, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
-  """Input of an ensemble, and the target if it differs from the input; [B, L, D] if there are several layers."""
-  if ensemble.sae.is_crosscoder:
-    return _join_parts(ensemble, [batch[site] for site in ensemble.input_sites]), None
-
-  def of(sites: str | tuple[str, ...]) -> jax.Array:
-    return batch[sites] if isinstance(sites, str) else jnp.stack([batch[s] for s in sites], 1)
-
-  return of(ensemble.reads), of(ensemble.writes) if ensemble.writes else None
-
-
-def _guide(ensemble: Ensemble, batch: Batch) -> dict[str, Any]:
-  """Further input of the loss of a guided dictionary, by the name of the argument."""
-  return {'guide': batch[ensemble.guide]} if ensemble.guide else {}
-
-
 def _agree(agreement: MFR, members: Members, result: _BatchResult, step: jax.Array) -> _BatchResult:
   """Adds the gradient of the agreement of members."""
   W_dec = members.params['W_dec']
@@ -422,27 +317,6 @@ def _agree(agreement: MFR, members: Members, result: _BatchResult, step: jax.Arr
   grads = result.grads | {'W_dec': result.grads['W_dec'] + gradient}
   metrics = result.metrics | {'mfr': jnp.broadcast_to(penalty, len(W_dec))}
   return dataclasses.replace(result, grads=grads, metrics=metrics)
-
-
-def _join_parts(ensemble: Ensemble, parts: Sequence[jax.Array]) -> jax.Array:
-  """Activations of the sites of a crosscoder side by side, [B, D]."""
-  found = tuple(x.shape[-1] for x in parts)
-  if found != ensemble.sae.parts:
-    raise SAEError(
-      f'activations of widths {found} for a crosscoder with parts={ensemble.sae.parts}',
-      where=f'sites {ensemble.input_sites}',
-    )
-  return jnp.concatenate(parts, -1)
-
-
-def _centre(ensemble: Ensemble, centres: Mapping[str, jax.Array]) -> jax.Array | None:
-  """Initial b_dec of an ensemble, [E] or [L, E]; None if a site has none."""
-  found = [centres[site] for site in ensemble.target_sites if site in centres]
-  if len(found) < len(ensemble.target_sites):
-    return None
-  if ensemble.sae.is_crosscoder:
-    return _join_parts(ensemble, found)
-  return jnp.stack(found) if isinstance(ensemble.sae, CrossLayer) else found[0]
 
 
 def _fvu_by_layer(error: jax.Array, target: jax.Array) -> jax.Array:
@@ -453,9 +327,7 @@ def _fvu_by_layer(error: jax.Array, target: jax.Array) -> jax.Array:
 
 def _fvu_by_part(error: jax.Array, target: jax.Array, parts: tuple[int, ...]) -> jax.Array:
   """FVU of each part of a crosscoder, [P], from errors and targets [B, D]."""
-  cuts = [sum(parts[:n]) for n in range(1, len(parts))]
-  spread = target - jnp.mean(target, 0)
-  pairs = zip(jnp.split(error, cuts, 1), jnp.split(spread, cuts, 1))
+  pairs = zip(split_parts(error, parts), split_parts(target - jnp.mean(target, 0), parts))
   return jnp.stack([mean_squared_norm(e) / mean_squared_norm(s) for e, s in pairs])
 
 
