@@ -11,6 +11,7 @@ import pytest
 import scipy.special
 from absl import flags as absl_flags
 
+from experiments import contexts
 from experiments.dictionaries import __main__ as program
 from experiments.dictionaries import (
   activations,
@@ -259,7 +260,7 @@ def test_latents_that_only_the_fine_tuned_model_has_are_those_of_its_text(
 def test_a_fine_tuned_copy_learns_its_text_and_the_model_stays(home):
   model = planted.model()
   before = model.fingerprint()
-  rows = subject.read_rows(model, str(home / 'other.txt'), 60, 16)
+  rows = contexts.read_contexts(model, str(home / 'other.txt'), 60, 16, SAEError, '')
   params, losses = tuning.tune(model, rows, steps=15, size=4, rate=3e-2)
   kept = lambda tokens: ~np.isin(tokens, (planted.BOS, planted.EOS))  # noqa: E731
   base, tuned = (tuning.measure_losses(model, p, rows[:8], kept) for p in (model.params, params))
@@ -334,7 +335,7 @@ def test_the_program_reads_flags_and_states_mistakes(home, tmp_path, capsys):
 
 def test_activations_and_gradients_are_those_of_the_model(home):
   model = planted.model()
-  rows = subject.read_rows(model, str(home / 'text.txt'), 3, 16)
+  rows = contexts.read_contexts(model, str(home / 'text.txt'), 3, 16, SAEError, '')
   assert (rows[:, 0] == planted.BOS).all()
   x = activations.read_sites(model, rows, [SITE, 'resid_post.1'], 2)
   for found in x.values():
@@ -355,8 +356,8 @@ def test_activations_and_gradients_are_those_of_the_model(home):
 
 
 def test_held_out_contexts_are_not_trained_on(home, tmp_path, monkeypatch):
-  number = lambda model, text, n, context: np.arange(n * context).reshape(n, context)  # noqa: E731
-  monkeypatch.setattr(subject, 'read_rows', number)
+  number = lambda model, text, n, length, **more: np.arange(n * length).reshape(n, length)  # noqa: E731
+  monkeypatch.setattr(subject, 'read_contexts', number)
   found = subject.prepare(make_settings(home, tmp_path), planted.model())
   for name in ('trained', 'ordinary'):
     assert not np.isin(getattr(found, name), found.held_out).any()
