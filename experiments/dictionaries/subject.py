@@ -14,7 +14,7 @@ import functools
 import numpy as np
 
 from experiments.contexts import find_special, read_contexts
-from experiments.dictionaries.settings import Settings
+from experiments.dictionaries.settings import BLOCKS, Settings
 from mechjax import fingerprints, sae, sites
 from mechjax.errors import SAEError
 from mechjax.models.language_model import LanguageModel
@@ -98,10 +98,10 @@ def prepare(settings: Settings, model: LanguageModel) -> Subject:
 
 
 def check_counts(settings: Settings, subject: Subject) -> None:
-  """Checks that the tokens that count fill a batch.
+  """Checks that the tokens that count fill a batch, and that the regressions of `dark_matter` have enough of them.
 
   Raises:
-    SAEError: they do not.
+    SAEError: there are too few.
   """
   several = {'tokens': subject.trained}
   if 'diffing' in settings.studies:
@@ -111,6 +111,16 @@ def check_counts(settings: Settings, subject: Subject) -> None:
     if n < settings.batch:
       raise SAEError(
         f'{name}={getattr(settings, name)} has {n} tokens that count, for batches of {settings.batch}'
+      )
+  if 'dark_matter' in settings.studies:
+    rows = subject.held_out[settings.n_evaluated :]
+    fitted = int(subject.is_kept(rows).sum()) - -(-len(rows) // BLOCKS) * settings.context
+    if len(rows) < BLOCKS or fitted <= subject.model.d_model + 1:
+      raise SAEError(
+        f'held_out={settings.held_out} and evaluated={settings.evaluated} leave {len(rows)} contexts, and {fitted} '
+        f'tokens for each fit of {subject.model.d_model + 1} coefficients',
+        cause='a fit to so few tokens is exact on them, whatever they are',
+        hint='a larger --held_out, ten times as many tokens as coefficients or more',
       )
 
 

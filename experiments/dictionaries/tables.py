@@ -8,6 +8,7 @@ from typing import Any
 from experiments.dictionaries.diffing import GROUPS
 from experiments.dictionaries.variants import BASELINES
 from experiments.facts.cells import Table, give, give_pair
+from mechjax.sae.analysis.dark_matter import TOKEN
 
 STAGES = {'before': 'before', 'mse': 'MSE alone', 'end_to_end': 'KL and later layers'}
 SHORT = {'batch_topk': 'BatchTopK', 'relu': 'L1', 'topk': 'TopK', 'jumprelu': 'JumpReLU'}
@@ -119,7 +120,7 @@ def tabulate_dark_matter(found: dict[str, Any]) -> list[Table]:
   """Regressions of the error, and losses with its parts put back."""
   numbers, losses = [], []
   for name, one in found.items():
-    norms = [give_pair(one['norm'][key], 3) for key in ('x', '|x|', 'L0')]
+    norms = [give_pair(one['norm'][key], 3) for key in ('x', '|x|', 'L0', TOKEN)]
     cells = [give_pair(one[key], 4) for key in ('fvu', 'fvu_nonlinear', 'vector')]
     numbers.append(
       [name, give(one['l0'], digits=1), *cells, give(one['mean_r2'], digits=3), *norms]
@@ -131,8 +132,12 @@ def tabulate_dark_matter(found: dict[str, Any]) -> list[Table]:
     Table(
       'Error of dictionaries, predicted from the activation',
       'R² of contexts that a fit has not seen, ± one standard error over blocks of contexts. Mean R²: over the '
-      'dimensions of the error, as published. The last three columns predict the squared norm of the error.',
-      ['dictionary', 'L0', 'FVU', 'FVU, nonlinear', 'R² of the error', 'mean R²', 'norm from x', 'from |x|', 'from L0'],
+      'dimensions of the error, as published. The last four columns predict the squared norm of the error; from the '
+      'token: by the mean over its other occurrences.',
+      [
+        'dictionary', 'L0', 'FVU', 'FVU, nonlinear', 'R² of the error', 'mean R²', 'norm from x', 'from |x|', 'from L0',
+        'from the token',
+      ],
       numbers,
     ),
     Table(
