@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from experiments.dictionaries.activations import read_sites
-from experiments.dictionaries.estimates import over_seeds
+from experiments.dictionaries.estimates import average
 from experiments.dictionaries.stability import BATCH, sum_latents
 from experiments.dictionaries.study import Study
 from experiments.dictionaries.training import MAX_NORM_RATIO, TrainedEnsemble
@@ -123,9 +123,9 @@ def measure_kind(
   seeds = [measure_member(*one.member(n), held_out) for n in range(one.ensemble.members)]
   first = seeds[0]
   return {
-    **{name: over_seeds([s[name] for s in seeds]) for name in ('l0', 'fvu', 'selective', 'auc')},
+    **{name: average([s[name] for s in seeds]) for name in ('l0', 'fvu', 'selective', 'auc')},
     **{
-      name: {group: over_seeds([s[name][group] for s in seeds]) for group in GROUPS}
+      name: {group: average([s[name][group] for s in seeds]) for group in GROUPS}
       for name in ('count', 'precision', 'selectivity')
     },
     'histogram': first['histogram'],

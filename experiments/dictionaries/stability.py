@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.dictionaries.estimates import over_seeds
+from experiments.dictionaries.estimates import average
 from experiments.dictionaries.study import Dictionary, Study
 from experiments.dictionaries.training import TrainedEnsemble
 from mechjax.sae import Architecture, JumpReLU, Params, ReLU, TopK
@@ -95,12 +95,12 @@ def measure(study: Study, trained: dict[str, TrainedEnsemble]) -> dict[str, Any]
       for n in range(len(own))
     ]
     steps.append({
-      'share': over_seeds([one['share'] for one in of_seeds]),
-      'cosine': over_seeds([one['cosine'] for one in of_seeds]),
-      'prediction': {name: over_seeds([one[name] for one in of_seeds]) for name in NAMES},
+      'share': average([one['share'] for one in of_seeds]),
+      'cosine': average([one['cosine'] for one in of_seeds]),
+      'prediction': {name: average([one[name] for one in of_seeds]) for name in NAMES},
     })  # fmt: skip
   survivals = [follow(each).survival(MIN_COSINE) for each in matchings]
-  survival = [over_seeds([float(one[n]) for one in survivals]) for n in range(len(every))]
+  survival = [average([float(one[n]) for one in survivals]) for n in range(len(every))]
   return {'layers': layers, 'steps': steps, 'survival': survival}
 
 
@@ -119,7 +119,7 @@ def compare_seeds(study: Study, one: TrainedEnsemble) -> dict[str, Any]:
   error = float(stability.standard_error)
   return {
     'site': site,
-    **{name: over_seeds([q[name] for q in quality]) for name in ('l0', 'fvu', 'dead')},
+    **{name: average([q[name] for q in quality]) for name in ('l0', 'fvu', 'dead')},
     'share': [stability.mean, error if np.isfinite(error) else None],
     'in_all': stability.in_all,
     'alive': find_share(pair.share_of(find_active(members[0], scale_rows(study, site)))),

@@ -252,8 +252,8 @@ def test_sweeps_are_read_at_equal_l0_and_compared_by_seed(results):
   )
   against = variants.compare({'seeds': one}, {'seeds': other})
   assert against['fvu'] == pytest.approx([2.5, np.std([2, 3], ddof=1) / np.sqrt(2)])
-  assert estimates.over_seeds([None, 2.0]) == [2.0, None]
-  assert estimates.over_seeds([None]) == [None, None]
+  assert estimates.average([None, 2.0]) == [2.0, None]
+  assert estimates.average([None]) == [None, None]
 
 
 def test_latents_that_only_the_fine_tuned_model_has_are_those_of_its_text(
