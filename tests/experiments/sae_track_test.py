@@ -37,8 +37,8 @@ def make_model(settings):
 def test_a_run_writes_its_files_and_resumes_from_them(text, tmp_path, monkeypatch, capsys):
   settings, out = Settings(**TINY, text=text, out=str(tmp_path / 'out')), tmp_path / 'out'
   results = program.run(settings, 'the command')
-  dictionaries_of = {f'dictionary_{t}.npz' for t in (0, 1, 2, 'again')}
-  assert {p.name for p in out.iterdir()} == dictionaries_of | {
+  files_of_dictionaries = {f'dictionary_{t}.npz' for t in (0, 1, 2, 'again')}
+  assert {p.name for p in out.iterdir()} == files_of_dictionaries | {
     'settings.json', 'models.npz', 'sae_track.json', 'drift.png', 'formation.png', 'sae_track.html',
   }  # fmt: skip
   assert json.loads((out / 'sae_track.json').read_text()) == results
@@ -78,7 +78,7 @@ def test_a_dictionary_begins_with_that_of_the_next_checkpoint(text):
 def test_latents_that_are_never_active_do_not_count_as_settled(text):
   """One latent is shut off at all checkpoints, so that its direction never moves."""
   settings = Settings(**TINY, text=text)
-  rows, held_out = language.split_rows(settings, language.read_rows(settings))
+  _, held_out = language.split_rows(settings, language.read_rows(settings))
   models = jax.tree.map(lambda x: np.stack([x, 1.1 * x]), make_model(settings))
   sae = dictionaries.describe_dictionary(settings)
   params = [
