@@ -5,9 +5,10 @@
     compare('gemma-2-9b', 'gemma-2-2b')                     'other'
     compare('weights/model.gguf', 'gemma-2-2b')             'unknown'
 
-The organisation, the revision, capital letters and punctuation, except a decimal point, do not count. A name that contains the other one is a
-variant of it (instruct, deduped, a version), or an alias that is not known here; the activations of a variant differ,
-and dictionaries are often used on it all the same, so that a caller reports it and does not refuse it.
+The organisation, the revision, capital letters and punctuation do not count, except a decimal point. A name that
+contains the other one is a variant of it (instruct, deduped, a version), or an alias that is not known here; the
+activations of a variant differ, and dictionaries are often used on it all the same, so that a caller reports it and
+does not refuse it.
 
 Sharp edge: a path names no model.
 """
