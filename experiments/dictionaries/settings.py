@@ -86,7 +86,7 @@ class Settings:
   rate: float = 7e-4
   seeds: int = 3
   tuned_tokens: int = 20_000
-  tuned_rate: float = 1e-4
+  tuned_rate: float = 3e-4
   kl: float = 1.0
   later: tuple[int, ...] = (20, 25)
   later_weight: float = 1.0
