@@ -82,7 +82,7 @@ def make_panels(name: str, found: dict[str, Any]) -> list[Panel]:
 def chart_end_to_end(found: dict[str, Any]) -> list[Panel]:
   """Delta loss and FVU against L0, before and after."""
   text = 'A curve for each stage, a point for each dictionary, on held-out tokens.'
-  panels = []
+  panels: list[Panel] = []
   for key, label in (('delta_loss', 'loss added, nats per token'), ('fvu', 'FVU')):
     lines = {
       STAGES[stage]: take_points(
@@ -102,7 +102,7 @@ def chart_diffing(found: dict[str, Any]) -> list[Panel]:
     SHORT[kind]: (centres, np.array(one['histogram'], float))
     for kind, one in found['kinds'].items()
   }
-  panels = [
+  panels: list[Panel] = [
     CurveChart(
       'Relative length of the directions in the two models',
       '0: in the base model alone, 1: in the fine-tuned model alone. First seed of each kind.',
@@ -167,7 +167,7 @@ def chart_dark_matter(found: dict[str, Any]) -> list[Panel]:
 
 def chart_variants(found: dict[str, Any]) -> list[Panel]:
   """FVU and delta loss against L0, all methods."""
-  panels = []
+  panels: list[Panel] = []
   for key, label in (('fvu', 'FVU'), ('delta_loss', 'loss added, nats per token')):
     lines = {
       name: take_points([(point['l0'], point[key]) for point in one['points']])

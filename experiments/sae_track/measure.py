@@ -72,7 +72,9 @@ def measure_checkpoints(
   """Activations of each checkpoint, [tokens, D]; latents of the last one, [tokens, M]; losses and FVU, with errors."""
   sae, read = dictionaries.describe_dictionary(settings), language.make_reader(settings)
   measure_losses = jax.jit(language.measure_losses, static_argnums=0)
-  acts, losses, fvus, latents = [], [], [], np.zeros((0, 0))
+  acts, latents = [], np.zeros((0, 0))
+  losses: list[Pair] = []
+  fvus: list[Pair] = []
   for t, (params, scale) in enumerate(zip(trained.params, trained.scales)):
     model = dictionaries.select_model(models, t)
     x = read(model, held_out) / np.float32(scale)
@@ -83,7 +85,7 @@ def measure_checkpoints(
     ratio = divide(*(np.square(z, dtype=np.float64).sum((1, 2)) for z in (error, centred)))
     fvus.append([ratio.value, ratio.standard_error])
     found = measure_losses(language.describe(settings), model, jnp.asarray(held_out))
-    losses += average_rows(np.asarray(found, np.float64)[None])
+    losses.append(average(np.asarray(found, np.float64).tolist()))
     acts.append(flat)
     latents = np.asarray(f)
   return acts, latents, {'loss': losses, 'fvu': fvus}
