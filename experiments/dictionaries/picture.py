@@ -59,13 +59,9 @@ Panel = CurveChart | ScatterChart
 def draw(name: str, found: dict[str, Any], path: Path) -> None:
   """Writes the charts of a study as one PNG."""
   panels = make_panels(name, found)
-  rows = -(-len(panels) // 2)
-  fig = charts.figure(19, 4.6 * rows)
-  axes = np.ravel(fig.subplots(rows, 2))
-  for ax, panel in zip(axes, panels):
+  fig = charts.figure(9.5 * len(panels), 4.6)
+  for ax, panel in zip(np.ravel(fig.subplots(1, len(panels))), panels):
     panel.draw(ax)
-  for ax in axes[len(panels) :]:
-    ax.set_axis_off()
   charts.save(fig, path)
 
 

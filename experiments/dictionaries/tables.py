@@ -135,8 +135,8 @@ def tabulate_dark_matter(found: dict[str, Any]) -> list[Table]:
       'dimensions of the error, as published. The last four columns predict the squared norm of the error; from the '
       'token: by the mean over its other occurrences.',
       [
-        'dictionary', 'L0', 'FVU', 'FVU, nonlinear', 'R² of the error', 'mean R²', 'norm from x', 'from |x|', 'from L0',
-        'from the token',
+        'dictionary', 'L0', 'FVU', 'FVU, nonlinear', 'R² of the error', 'mean R²', 'norm from x', 'from its length',
+        'from L0', 'from the token',
       ],
       numbers,
     ),
