@@ -3,7 +3,8 @@
   python -m experiments.sae_track --text=anarchism --out=out/sae_track
 
 Trains a decoder of four layers on bytes, saves checkpoints, trains a dictionary for each checkpoint from that of the
-next, and measures both on held-out text. Writes `sae_track.json`, `drift.png`, `formation.png` and `sae_track.html`.
+next, and measures both on held-out text. Writes `sae_track.json`, `drift.png`, `formation.png`, `groups.png` and
+`sae_track.html`.
 The model and each dictionary are saved when they are trained: the same command resumes after an interruption. README.md
 has the cost and the definitions.
 """

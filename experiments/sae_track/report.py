@@ -17,7 +17,7 @@ MISSING: list[float | None] = [None, None]
 
 
 def write(results: dict[str, Any], drift: Drift, formation: Formation, out: str) -> None:
-  """Prints the table, and writes `sae_track.json`, two pictures and `sae_track.html`."""
+  """Prints the table, and writes `sae_track.json`, three pictures and `sae_track.html`."""
   table, place = make_table(results), Path(out)
   print(f'{table.markdown()}\n\n{table.text}')
   files.write_json(place / 'sae_track.json', results)
@@ -25,6 +25,14 @@ def write(results: dict[str, Any], drift: Drift, formation: Formation, out: str)
   plots = {
     'drift': dictionaries.plot_drift(drift, steps),
     'formation': dictionaries.plot_formation(formation, steps),
+    'groups': dictionaries.CurveChart(
+      'Formation by group',
+      'Mean similarity, less that of random tokens, of latents whose most active tokens are one byte, and of all others.',
+      {name: (steps, [mean for mean, _ in pairs]) for name, pairs in results['progress'].items()},
+      'training step',
+      'similarity above random tokens',
+      'y',
+    ),
   }
   for name, chart in plots.items():
     chart.picture(place / f'{name}.png')
@@ -32,7 +40,9 @@ def write(results: dict[str, Any], drift: Drift, formation: Formation, out: str)
   versions = ', '.join(f'{package} {version}' for package, version in results['versions'].items())
   text = page.page(TITLE, LEAD, parts, f'{results["command"]} ({versions})')
   (place / 'sae_track.html').write_text(text, encoding='utf-8')
-  print(f'wrote {out}/sae_track.json, drift.png, formation.png and sae_track.html')
+  print(
+    f'wrote {out}/sae_track.json, {", ".join(f"{name}.png" for name in plots)} and sae_track.html'
+  )
 
 
 def make_table(results: dict[str, Any]) -> Table:

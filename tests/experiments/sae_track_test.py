@@ -39,7 +39,8 @@ def test_a_run_writes_its_files_and_resumes_from_them(text, tmp_path, monkeypatc
   results = program.run(settings, 'the command')
   files_of_dictionaries = {f'dictionary_{t}.npz' for t in (0, 1, 2, 'again')}
   assert {p.name for p in out.iterdir()} == files_of_dictionaries | {
-    'settings.json', 'models.npz', 'sae_track.json', 'drift.png', 'formation.png', 'sae_track.html',
+    'settings.json', 'models.npz', 'sae_track.json', 'drift.png', 'formation.png', 'groups.png',
+    'sae_track.html',
   }  # fmt: skip
   assert json.loads((out / 'sae_track.json').read_text()) == results
   assert 'the command' in (out / 'sae_track.html').read_text()
