@@ -27,7 +27,7 @@ def write(results: dict[str, Any], drift: Drift, formation: Formation, out: str)
     'formation': dictionaries.plot_formation(formation, steps),
     'groups': dictionaries.CurveChart(
       'Formation by group',
-      'Mean similarity, less that of random tokens, of latents whose most active tokens are one byte, and of all others.',
+      'Mean similarity, less that of random tokens, of latents whose top tokens are one byte, and of all others.',
       {name: (steps, [mean for mean, _ in pairs]) for name, pairs in results['progress'].items()},
       'training step',
       'similarity above random tokens',
