@@ -101,7 +101,8 @@ def chart_diffing(found: dict[str, Any]) -> list[Panel]:
   panels: list[Panel] = [
     CurveChart(
       'Relative length of the directions in the two models',
-      '0: in the base model alone, 1: in the fine-tuned model alone. First seed of each kind.',
+      '0: in the base model alone, 1: in the fine-tuned model alone. Latents that are active on held-out tokens; first '
+      'seed of each kind.',
       lines, 'relative length', 'latents',
     )
   ]  # fmt: skip

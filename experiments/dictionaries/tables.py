@@ -48,23 +48,21 @@ def tabulate_diffing(found: dict[str, Any]) -> list[Table]:
     [name, *(give_pair(one[text], 3) for text in ('ordinary', 'other'))]
     for name, one in found['losses'].items()
   ]
-  rows = []
+  rows, quality = [], []
   for kind, one in found['kinds'].items():
+    quality.append(
+      [SHORT[kind], give_pair(one['l0'], 1), give_pair(one['fvu'], 3), give_pair(one['auc'])]
+    )
     for group in GROUPS:
-      cells = [give_pair(one[key][group]) for key in ('count', 'precision', 'selectivity')]
+      cells = [
+        give_pair(one['count'][group], 1), give_pair(one['precision'][group]), give_pair(one['selectivity'][group]),
+      ]  # fmt: skip
       rows.append([f'{SHORT[kind]}, {group}', *cells])
-    cells = [
-      f'L0 {give_pair(one["l0"], 1)}',
-      give_pair(one['selective']),
-      f'FVU {give_pair(one["fvu"], 3)}, AUC {give_pair(one["auc"])}',
-    ]
-    rows.append([f'{SHORT[kind]}, all latents', *cells])
   text = (
     'Latents by the relative length of their directions: first, of the base model alone; shared; second, of the '
-    'fine-tuned model alone; genuine, the second ones that latent scaling confirms. Selectivity: density on the other '
-    'text over the sum of the densities on both; selective: above 0.9. '
-    'AUC: how well the relative length finds selective latents, 0.5 by chance. Means over '
-    'seeds, ± one standard error.'
+    'fine-tuned model alone; genuine, the second ones that latent scaling confirms; all, and those in between. Only '
+    'latents that are active on held-out tokens count. Selectivity: density on the other text over the sum of the '
+    'densities on both; selective: above 0.9. Means over seeds, ± one standard error.'
   )
   return [
     Table(
@@ -72,6 +70,12 @@ def tabulate_diffing(found: dict[str, Any]) -> list[Table]:
       'Nats per predicted token on the ordinary text and on that of the fine-tuning, ± one standard error over '
       'contexts; the change is paired by context.',
       ['model', 'ordinary text', 'other text'], losses, 'nats per token',
+    ),
+    Table(
+      'Crosscoders',
+      'L0 and FVU on held-out tokens of both texts. AUC: how well the relative length finds selective latents, 0.5 by '
+      'chance. Means over seeds, ± one standard error.',
+      ['crosscoder', 'L0', 'FVU', 'AUC'], quality,
     ),
     Table(
       'Latents of crosscoders', text, ['latents', 'number', 'share that is selective', 'selectivity'], rows

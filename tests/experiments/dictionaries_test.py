@@ -273,10 +273,34 @@ def test_latents_that_only_the_fine_tuned_model_has_are_those_of_its_text(
   assert exact['selectivity']['shared'][0] < 0.6 < 0.85 < exact['selectivity']['genuine'][0]
   for kind in found['kinds'].values():
     assert kind['auc'][0] > 0.8
-    assert sum(kind['histogram']) == settings.latents
+    assert 0 < sum(kind['histogram']) <= settings.latents
+    assert kind['count']['all'][0] >= sum(
+      kind['count'][g][0] for g in ('first', 'shared', 'second')
+    )
   report.write(results, settings.out)
   assert (tmp_path / 'out' / 'diffing.png').stat().st_size > 10_000
   assert 'fine-tuned model alone' in (tmp_path / 'out' / 'diffing.html').read_text()
+
+
+def test_only_latents_that_are_active_are_counted():
+  """Three latents: of both models on both texts, of the second one on the other text, and one that is never active."""
+  one = sae.ReLU(d_in=4, width=3, sparsity=0.0, parts=(2, 2))
+  W = np.array([[1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 1]], np.float32)
+  params = {
+    'W_enc': jnp.asarray(np.array([[0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]], np.float32).T),
+    'W_dec': jnp.asarray(W), 'b_enc': jnp.array([0.0, 0.0, -1.0]), 'b_dec': jnp.zeros(4),
+  }  # fmt: skip
+  f = np.random.default_rng(0).uniform(0.5, 1, (2, 20, 3)).astype(np.float32) * [1, 1, 0]
+  held_out = {'ordinary': f[0] * [1, 0, 0] @ W, 'other': f[1] @ W}
+  found = diffing.measure_member(
+    one, params, {k: x.astype(np.float32) for k, x in held_out.items()}
+  )
+  assert found['count'] == {'first': 0, 'shared': 1, 'second': 1, 'genuine': 1, 'all': 2}
+  assert (found['precision']['second'], found['precision']['all']) == (1.0, 0.5)
+  assert (found['selectivity']['shared'], found['auc']) == (0.5, 1.0)
+  assert sum(found['histogram']) == 2
+  assert found['fvu'] == pytest.approx(0, abs=1e-10)
+  assert found['l0'] == 1.5
 
 
 def test_a_fine_tuned_copy_learns_its_text_and_the_model_stays(home):
