@@ -13,6 +13,7 @@ Activations of each checkpoint are divided by their root mean square length, whi
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -90,6 +91,18 @@ def take_params(arrays: Arrays) -> dict[str, np.ndarray]:
   return {key: x for key, x in arrays.items() if key != SCALE}
 
 
+@functools.cache
+def make_trainer(settings: Settings, steps: int) -> Trainer:
+  """The trainer of all dictionaries with as many steps, which compiles once."""
+  ensemble = Ensemble(
+    sae=describe_dictionary(settings), reads=settings.site, seeds=(settings.seed,)
+  )
+  warm_up = max(1, steps // 20)
+  return Trainer(
+    {NAME: ensemble}, Optimisation(steps=steps, warm_up_steps=warm_up, sparsity_warm_up_steps=0)
+  )
+
+
 def train_one(
   settings: Settings,
   model: Any,
@@ -112,13 +125,7 @@ def train_one(
     SAEError: a loss is not finite.
   """
   steps = settings.first_steps if start is None else settings.next_steps
-  ensemble = Ensemble(
-    sae=describe_dictionary(settings), reads=settings.site, seeds=(settings.seed,)
-  )
-  warm_up = max(1, steps // 20)
-  trainer = Trainer(
-    {NAME: ensemble}, Optimisation(steps=steps, warm_up_steps=warm_up, sparsity_warm_up_steps=0)
-  )
+  trainer = make_trainer(settings, steps)
   state = trainer.init()
   if start is not None:
     given = {key: jnp.array(value)[None] for key, value in take_params(start).items()}
