@@ -15,31 +15,23 @@ passes. A full run on heads has thousands of nodes for each pair: README.md has 
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 
-from absl import app
-
 import mechjax
-from experiments import tasks
+from experiments import program, tasks
 from experiments.atp_star import report
 from experiments.atp_star.measure import measure
 from experiments.atp_star.settings import Program
-from mechjax import flags
 
 
-def main(argv: list[str], handle: flags.Handle[Program]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  asked = handle.value()
+def run(asked: Program, command: str) -> None:
   settings, out = asked.settings, Path(asked.out)
   out.mkdir(parents=True, exist_ok=True)
   model = mechjax.load(asked.model, code=asked.code)
   templates = list(asked.templates) or None
   task = tasks.build(asked.task, model, asked.pairs, settings.seed, templates)
   measured = measure(model, task, settings, save=out / 'atp_star.npz', progress=True)
-  measured.metrics['command'] = shlex.join(['python', '-m', 'experiments.atp_star', *sys.argv[1:]])
+  measured.metrics['command'] = command
   print(report.text(measured.metrics))
   metrics = json.dumps(measured.metrics, ensure_ascii=False)
   (out / 'atp_star.json').write_text(metrics + '\n')
@@ -48,6 +40,7 @@ def main(argv: list[str], handle: flags.Handle[Program]) -> None:
   print(f'wrote {out}/atp_star.json, {out}/atp_star.png and {out}/atp_star.html')
 
 
+main = program.define('atp_star', run)
+
 if __name__ == '__main__':
-  program = flags.define(Program)
-  app.run(lambda argv: main(argv, program))
+  program.start(main, Program)

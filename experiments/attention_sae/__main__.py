@@ -11,32 +11,21 @@ train the dictionaries.
 
 from __future__ import annotations
 
-import shlex
-import sys
-
-from absl import app
-
 import mechjax
+from experiments import program
 from experiments.attention_sae import report
 from experiments.attention_sae.measure import measure
 from experiments.attention_sae.settings import Settings
 from experiments.attention_sae.subject import prepare
-from mechjax import errors, flags
 
 
-def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  try:
-    settings = handle.value()
-    subject = prepare(settings, mechjax.load(settings.model))
-    results = measure(settings, subject)
-  except errors.MechjaxError as e:
-    sys.exit(f'{type(e).__name__}: {e}')
-  results['command'] = shlex.join(['python', '-m', 'experiments.attention_sae', *sys.argv[1:]])
-  report.write(results, settings.out, subject.model)
+def run(settings: Settings, command: str) -> None:
+  subject = prepare(settings, mechjax.load(settings.model))
+  results = measure(settings, subject)
+  report.write(results | {'command': command}, settings.out, subject.model)
 
+
+main = program.define('attention_sae', run)
 
 if __name__ == '__main__':
-  program = flags.define(Settings)
-  app.run(lambda argv: main(argv, program))
+  program.start(main, Settings)

@@ -6,11 +6,15 @@ Settings(dictionaries=('out/attention/dictionaries/topk/0/z.17',), prompts=16)
 from __future__ import annotations
 
 import dataclasses
+import functools
 
+from experiments.checks import check_setting
 from mechjax.errors import CircuitError
 
 FREE = ('batch', 'pairs')
 """Settings that change the speed and not the results."""
+
+_check = functools.partial(check_setting, CircuitError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,8 +92,3 @@ class Settings:
     _check(self, 'dictionaries', bool(self.dictionaries), 'one or more places of dictionaries of z')
     twice = len({*self.dictionaries}) < len(self.dictionaries)
     _check(self, 'dictionaries', not twice, 'different places')
-
-
-def _check(settings: Settings, name: str, good: bool, expected: str) -> None:
-  if not good:
-    raise CircuitError(f'{name}={getattr(settings, name)!r} should be {expected}')

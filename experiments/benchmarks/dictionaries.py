@@ -3,8 +3,8 @@
     python -m experiments.benchmarks.dictionaries        about ten minutes on two cores, 4 GB
 
 Each part states its metrics: `dictionaries_choice` (steps of feature choice), `dictionaries_crosscoder` (steps of
-crosscoders), `dictionaries_end_to_end` (steps of end-to-end fine-tuning), `dictionaries_match` (matched permutations)
-and `dictionaries_dark_matter` (regressions of the error).
+crosscoders), `dictionaries_end_to_end` (steps of end-to-end fine-tuning), `dictionaries_match` (matched permutations),
+`dictionaries_dark_matter` (regressions of the error) and `dictionaries_edits` (greedy edits of latents).
 """
 
 from __future__ import annotations

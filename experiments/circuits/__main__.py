@@ -12,31 +12,20 @@ Every step is saved: the same command resumes after an interruption. README.md h
 
 from __future__ import annotations
 
-import shlex
-import sys
-
-from absl import app
-
 import mechjax
+from experiments import program
 from experiments.circuits import report
 from experiments.circuits.measure import measure
 from experiments.circuits.settings import Settings
 from experiments.circuits.subject import prepare
-from mechjax import errors, flags
 
 
-def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  try:
-    settings = handle.value()
-    results, graphs = measure(settings, prepare(settings, mechjax.load(settings.model)))
-    results['command'] = shlex.join(['python', '-m', 'experiments.circuits', *sys.argv[1:]])
-    report.write(results, graphs, settings.out)
-  except errors.MechjaxError as e:
-    sys.exit(f'{type(e).__name__}: {e}')
+def run(settings: Settings, command: str) -> None:
+  results, graphs = measure(settings, prepare(settings, mechjax.load(settings.model)))
+  report.write(results | {'command': command}, graphs, settings.out)
 
+
+main = program.define('circuits', run)
 
 if __name__ == '__main__':
-  program = flags.define(Settings)
-  app.run(lambda argv: main(argv, program))
+  program.start(main, Settings)

@@ -6,11 +6,15 @@ Settings(model='gemma3-270m', dictionaries=('neurons', 'out/transcoders/dictiona
 from __future__ import annotations
 
 import dataclasses
+import functools
 
+from experiments.checks import check_setting
 from mechjax.errors import CircuitError
 
 FREE = ('dictionaries', 'prompts', 'prompt', 'batch', 'row_batch', 'max_positions', 'memory')
 """Settings that may differ within one output directory: each step is saved with what it depends on."""
+
+_check = functools.partial(check_setting, CircuitError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,8 +87,3 @@ class Settings:
     _check(self, 'context', self.context >= 3, 'at least 3: a loss needs a next token')
     for name in ('mass', 'keep_nodes', 'keep_links'):
       _check(self, name, 0 < getattr(self, name) <= 1, 'above 0 and at most 1')
-
-
-def _check(settings: Settings, name: str, good: bool, expected: str) -> None:
-  if not good:
-    raise CircuitError(f'{name}={getattr(settings, name)!r} should be {expected}')

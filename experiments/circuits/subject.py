@@ -15,11 +15,12 @@ import numpy as np
 from experiments.circuits.dictionaries import Dictionary, open_dictionaries
 from experiments.circuits.prompts import Prompt, read_prompts
 from experiments.circuits.settings import Settings
+from experiments.contexts import find_special, read_contexts
 from mechjax.circuits import Maps
 from mechjax.errors import CircuitError
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae.store import contexts
-from mechjax.train_sae import corpora, layout
+from mechjax.train_sae import layout
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,13 +74,12 @@ def prepare(settings: Settings, model: LanguageModel) -> Subject:
   wanted = max(settings.tokens, settings.contexts)
   if not wanted:
     return Subject(model, prompts, dictionaries, np.zeros((0, settings.context), np.int32), (), '')
-  ends = model.tokenizer.bos, model.tokenizer.eos
-  special = tuple(i for i in dict.fromkeys(ends) if i is not None)
   if settings.run:
     rows, special = read_run(settings, wanted)
     return Subject(model, prompts, dictionaries, rows, special, f'held out, {settings.run}')
-  rows = read_text(settings, model, wanted)
-  return Subject(model, prompts, dictionaries, rows, special, settings.text)
+  n, hint = -(-wanted // settings.context), 'smaller --tokens and --contexts, or another --text'
+  rows = read_contexts(model, settings.text, n, settings.context, CircuitError, hint)
+  return Subject(model, prompts, dictionaries, rows, find_special(model), settings.text)
 
 
 def read_run(settings: Settings, wanted: int) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -101,27 +101,3 @@ def read_run(settings: Settings, wanted: int) -> tuple[np.ndarray, tuple[int, ..
   chosen = np.linspace(0, len(held_out) - 1, n).astype(np.int64)
   order = np.random.default_rng(settings.seed).permutation(n)
   return held_out.tokens(chosen[order]), held_out.special
-
-
-def read_text(settings: Settings, model: LanguageModel, wanted: int) -> np.ndarray:
-  """Contexts of a text, [contexts, T], each begun as contexts are in training.
-
-  Raises:
-    CircuitError: too little text.
-    FetchError, SAEError: no text.
-  """
-  begin, end = layout.first_token(model.tokenizer), model.tokenizer.eos
-  first, last = ([] if i is None else [i] for i in (begin, end))
-  inside, n = settings.context - len(first), -(-wanted // settings.context)
-  ids: list[int] = []
-  for text in corpora.texts(settings.text):
-    ids += [*model.tokenizer.split(text), *last]
-    if len(ids) >= n * inside:
-      break
-  if len(ids) < n * inside:
-    raise CircuitError(
-      f'{settings.text!r} has {len(ids)} tokens, and {n} contexts of {inside} were requested',
-      hint='smaller --tokens and --contexts, or another --text',
-    )
-  rows = np.array(ids[: n * inside], np.int32).reshape(n, inside)
-  return rows if begin is None else np.pad(rows, ((0, 0), (1, 0)), constant_values=begin)

@@ -9,31 +9,20 @@ an interruption, and `--studies` adds studies to a directory. README.md has the 
 
 from __future__ import annotations
 
-import shlex
-import sys
-
-from absl import app
-
 import mechjax
+from experiments import program
 from experiments.dictionaries import report
 from experiments.dictionaries.measure import measure
 from experiments.dictionaries.settings import Settings
 from experiments.dictionaries.subject import prepare
-from mechjax import errors, flags
 
 
-def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  try:
-    settings = handle.value()
-    results = measure(settings, prepare(settings, mechjax.load(settings.model)))
-    results['command'] = shlex.join(['python', '-m', 'experiments.dictionaries', *sys.argv[1:]])
-    report.write(results, settings.out)
-  except errors.MechjaxError as e:
-    sys.exit(f'{type(e).__name__}: {e}')
+def run(settings: Settings, command: str) -> None:
+  results = measure(settings, prepare(settings, mechjax.load(settings.model)))
+  report.write(results | {'command': command}, settings.out)
 
+
+main = program.define('dictionaries', run)
 
 if __name__ == '__main__':
-  program = flags.define(Settings)
-  app.run(lambda argv: main(argv, program))
+  program.start(main, Settings)

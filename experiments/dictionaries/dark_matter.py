@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from experiments.dictionaries.end_to_end import train_base
+from experiments.dictionaries.settings import BLOCKS
 from experiments.dictionaries.study import HELD_OUT, Dictionary, Study
 from mechjax import fingerprints
 from mechjax.sae import next_tokens
@@ -27,8 +28,6 @@ from mechjax.sae.analysis import (
 )
 from mechjax.sae.training import figures
 
-N_BLOCKS = 5
-
 
 def run(study: Study) -> dict[str, Any]:
   """Numbers of each dictionary, by name."""
@@ -37,11 +36,9 @@ def run(study: Study) -> dict[str, Any]:
   named |= {one.name: (one.sae, one.params) for one in study.subject.given}
   found = {}
   for number, (name, one) in enumerate(named.items()):
-    file = 'dark_matter_' + (
-      name.replace(' ', '_') if number < len(study.settings.levels) else 'given'
-    )
     key = fingerprints.of_weights(one[1])
-    file = file if not file.endswith('given') else f'{file}_{key}'
+    own = name.replace(' ', '_') if number < len(study.settings.levels) else f'given_{key}'
+    file = f'dark_matter_{own}'
     found[name] = study.saved.json(file, key, lambda one=one: measure(study, one))  # type: ignore[misc]
   return found
 
@@ -82,7 +79,7 @@ def regress(study: Study, dictionary: Dictionary) -> DarkMatterReport:
   batches = [
     (x[i : i + size], kept[i : i + size], rows[i : i + size]) for i in range(0, len(x), size)
   ]
-  return measure_dark_matter(*dictionary, batches, n_blocks=N_BLOCKS)
+  return measure_dark_matter(*dictionary, batches, n_blocks=BLOCKS)
 
 
 def pair(estimate: BlockEstimate) -> list[float | None]:

@@ -9,7 +9,8 @@ that only the fine-tuned model has should be active on the other text; the study
 
 selectivity   of a latent: its density on the other text over the sum of its densities on both; `selective` above 0.9
 groups        by the relative length of directions: first (base model alone), shared, second (fine-tuned alone); and
-              genuine, the latents of second with nu_error < 0.2 and nu_reconstruction < 0.5 (`mechjax.sae.diffing`)
+              genuine, the latents of second with nu_error < 0.2 and nu_reconstruction < 0.5 (`mechjax.sae.diffing`);
+              and all. Only latents that are active on held-out tokens count
 auc           probability that a selective latent has a larger relative length than another one; 0.5 by chance
 
 Both models have one scale, the root mean square of theirs. Every fifth context is held out; densities and latent
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from experiments.dictionaries.activations import read_sites
-from experiments.dictionaries.estimates import over_seeds
+from experiments.dictionaries.estimates import average
 from experiments.dictionaries.stability import BATCH, sum_latents
 from experiments.dictionaries.study import Study
 from experiments.dictionaries.training import MAX_NORM_RATIO, TrainedEnsemble
@@ -38,7 +39,7 @@ from mechjax.sae.training import Ensemble
 PARTS = ('base', 'tuned')
 HELD_OUT_EVERY = 5
 SELECTIVE = 0.9
-GROUPS = ('first', 'shared', 'second', 'genuine')
+GROUPS = ('first', 'shared', 'second', 'genuine', 'all')
 BINS = 40
 
 
@@ -123,9 +124,9 @@ def measure_kind(
   seeds = [measure_member(*one.member(n), held_out) for n in range(one.ensemble.members)]
   first = seeds[0]
   return {
-    **{name: over_seeds([s[name] for s in seeds]) for name in ('l0', 'fvu', 'selective', 'auc')},
+    **{name: average([s[name] for s in seeds]) for name in ('l0', 'fvu', 'auc')},
     **{
-      name: {group: over_seeds([s[name][group] for s in seeds]) for group in GROUPS}
+      name: {group: average([s[name][group] for s in seeds]) for group in GROUPS}
       for name in ('count', 'precision', 'selectivity')
     },
     'histogram': first['histogram'],
@@ -147,13 +148,12 @@ def measure_member(sae: Any, params: Any, held_out: dict[str, np.ndarray]) -> di
   groups = {'first': norms.is_first, 'shared': norms.is_shared, 'second': norms.is_second}
   groups['genuine'] = norms.is_second & scaling.is_genuine(0)
   known = np.isfinite(selectivity)
+  groups['all'] = known
   shown = norms.is_second & np.isfinite(nu[0]) & np.isfinite(nu[1])
-  difference = norms.difference[np.isfinite(norms.difference)]
   error = measure_error(sae, params, x)
   return {
     'l0': sum(int(n.sum()) for n in active.values()) / len(x),
     'fvu': error,
-    'selective': share(selectivity > SELECTIVE, known),
     'auc': rank_groups(norms.difference[known], selectivity[known] > SELECTIVE),
     'count': {name: float((mask & known).sum()) for name, mask in groups.items()},
     'precision': {n: share(selectivity > SELECTIVE, mask & known) for n, mask in groups.items()},
@@ -161,7 +161,7 @@ def measure_member(sae: Any, params: Any, held_out: dict[str, np.ndarray]) -> di
       name: float(selectivity[mask & known].mean()) if (mask & known).any() else None
       for name, mask in groups.items()
     },
-    'histogram': np.histogram(difference, BINS, (0, 1))[0].tolist(),
+    'histogram': np.histogram(norms.difference[known], BINS, (0, 1))[0].tolist(),
     'scaling': [x[shown].tolist() for x in nu],
   }
 

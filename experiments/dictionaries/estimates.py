@@ -1,6 +1,6 @@
-"""Numbers with their standard errors: over seeds, and over contexts.
+"""Numbers with their standard errors: over seeds or latents, and over contexts.
 
-    over_seeds([0.21, 0.22, 0.20])                     [0.21, 0.006], mean and standard error
+    average([0.21, 0.22, 0.20])                        [0.21, 0.006], mean and standard error
     loss_added(found), loss_difference(a, b)           in nats per predicted token, over contexts
 
 Values that do not exist are None; a mean of fewer than two values has no error.
@@ -19,8 +19,8 @@ Pair = list[float | None]
 """A number and its standard error."""
 
 
-def over_seeds(values: Sequence[float | None]) -> Pair:
-  """Mean and standard error over seeds; values that do not exist are left out."""
+def average(values: Sequence[float | None]) -> Pair:
+  """Mean and standard error over seeds or latents; values that do not exist are left out."""
   known = np.array([x for x in values if x is not None and np.isfinite(x)], float)
   if not known.size:
     return [None, None]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,36 +12,62 @@ import numpy as np
 from experiments.dictionaries.diffing import BINS
 from experiments.dictionaries.stability import COSINES
 from experiments.dictionaries.tables import SHORT, SHORT_RELU, STAGES
-from mechjax.viz import charts, curves, page, scatter
+from mechjax.viz import charts, page, scatter
+from mechjax.viz.dictionaries import CurveChart
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
 
-Panel = tuple[str, str, Callable[['Axes'], None], str]
-"""Title, explanation, function that draws it, and the same as HTML."""
 WIDEST = 3.0
 """Values of nu are drawn up to this distance from 0."""
 
 
-def draw(name: str, found: dict[str, Any], path: Path) -> bool:
-  """Writes the charts of a study as one PNG; returns whether there are any."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScatterChart:
+  """Dots with their labels, to be drawn anywhere.
+
+  Attributes:
+    title: title of the picture.
+    text: how to read it, for a page.
+    xs, ys: the dots.
+    xlabel, ylabel: names of the axes.
+  """
+
+  title: str
+  text: str
+  xs: np.ndarray
+  ys: np.ndarray
+  xlabel: str
+  ylabel: str
+
+  @property
+  def _given(self) -> dict[str, Any]:
+    return {'xs': self.xs, 'ys': self.ys, 'xlabel': self.xlabel, 'ylabel': self.ylabel}
+
+  def draw(self, ax: Axes) -> None:
+    """Draws the dots on matplotlib axes."""
+    scatter.scatter(ax, title=self.title, **self._given)
+
+  def section(self) -> str:
+    """The same as a section for `page.page`."""
+    return page.section(self.title, self.text, scatter.scatter_svg(**self._given))
+
+
+Panel = CurveChart | ScatterChart
+
+
+def draw(name: str, found: dict[str, Any], path: Path) -> None:
+  """Writes the charts of a study as one PNG."""
   panels = make_panels(name, found)
-  if not panels:
-    return False
-  rows = -(-len(panels) // 2)
-  fig = charts.figure(19, 4.6 * rows)
-  axes = np.ravel(fig.subplots(rows, 2))
-  for ax, (_, _, fill, _) in zip(axes, panels):
-    fill(ax)
-  for ax in axes[len(panels) :]:
-    ax.set_axis_off()
+  fig = charts.figure(9.5 * len(panels), 4.6)
+  for ax, panel in zip(np.ravel(fig.subplots(1, len(panels))), panels):
+    panel.draw(ax)
   charts.save(fig, path)
-  return True
 
 
 def sections(name: str, found: dict[str, Any]) -> list[str]:
   """The charts of a study as sections of a page."""
-  return [page.section(title, text, body) for title, text, _, body in make_panels(name, found)]
+  return [panel.section() for panel in make_panels(name, found)]
 
 
 def make_panels(name: str, found: dict[str, Any]) -> list[Panel]:
@@ -51,7 +78,7 @@ def make_panels(name: str, found: dict[str, Any]) -> list[Panel]:
 def chart_end_to_end(found: dict[str, Any]) -> list[Panel]:
   """Delta loss and FVU against L0, before and after."""
   text = 'A curve for each stage, a point for each dictionary, on held-out tokens.'
-  panels = []
+  panels: list[Panel] = []
   for key, label in (('delta_loss', 'loss added, nats per token'), ('fvu', 'FVU')):
     lines = {
       STAGES[stage]: take_points(
@@ -60,7 +87,7 @@ def chart_end_to_end(found: dict[str, Any]) -> list[Panel]:
       for stage, levels in found['stages'].items()
     }
     title = f'{label.split(",")[0].capitalize() if key != "fvu" else label} against L0'
-    panels.append(make_lines(title, text, lines, 'L0, active latents per token', label, 'xy'))
+    panels.append(CurveChart(title, text, lines, 'L0, active latents per token', label))
   return panels
 
 
@@ -71,18 +98,19 @@ def chart_diffing(found: dict[str, Any]) -> list[Panel]:
     SHORT[kind]: (centres, np.array(one['histogram'], float))
     for kind, one in found['kinds'].items()
   }
-  panels = [
-    make_lines(
+  panels: list[Panel] = [
+    CurveChart(
       'Relative length of the directions in the two models',
-      '0: in the base model alone, 1: in the fine-tuned model alone. First seed of each kind.',
-      lines, 'relative length', 'latents', 'xy',
+      '0: in the base model alone, 1: in the fine-tuned model alone. Latents that are active on held-out tokens; first '
+      'seed of each kind.',
+      lines, 'relative length', 'latents',
     )
   ]  # fmt: skip
   for kind, one in found['kinds'].items():
     xs, ys = (np.clip(np.array(x, float), -WIDEST, WIDEST) for x in one['scaling'])
     if len(xs) > 1:
       panels.append(
-        make_scatter(
+        ScatterChart(
           f'Latent scaling of exclusive latents: {SHORT[kind]}',
           f'A dot for each latent of the fine-tuned model alone, at most {WIDEST:g} from 0. Near 0 on both axes, the '
           'base model does not have it.',
@@ -101,11 +129,11 @@ def chart_stability(found: dict[str, Any]) -> list[Panel]:
   }
   text = 'Share of the latents whose partners in another seed have a larger cosine, first layer, first two seeds.'
   return [
-    make_lines('Latents that another seed finds too', text, shares, 'minimum cosine', 'share', 'xy'),
-    make_lines(
+    CurveChart('Latents that another seed finds too', text, shares, 'minimum cosine', 'share'),
+    CurveChart(
       'Life of latents over layers',
       'Share of the latents of the first layer whose partners have decoder cosines of at least 0.7 in all steps.',
-      lives, 'layers after the first', 'share', 'xy',
+      lives, 'layers after the first', 'share',
     ),
   ]  # fmt: skip
 
@@ -126,17 +154,17 @@ def chart_dark_matter(found: dict[str, Any]) -> list[Panel]:
   added = {text: (l0, [one['added'][key][0] for one in order]) for key, text in names.items()}
   label = 'L0, active latents per token'
   return [
-    make_lines('Dark matter', 'The distance of the curves is the linear part.', fvu, label, 'FVU', 'xy'),
-    make_lines(
+    CurveChart('Dark matter', 'The distance of the curves is the linear part.', fvu, label, 'FVU'),
+    CurveChart(
       'Loss added with parts of the error put back', 'Held-out contexts.', added, label,
-      'nats per token', 'xy',
+      'nats per token',
     ),
   ]  # fmt: skip
 
 
 def chart_variants(found: dict[str, Any]) -> list[Panel]:
   """FVU and delta loss against L0, all methods."""
-  panels = []
+  panels: list[Panel] = []
   for key, label in (('fvu', 'FVU'), ('delta_loss', 'loss added, nats per token')):
     lines = {
       name: take_points([(point['l0'], point[key]) for point in one['points']])
@@ -144,7 +172,7 @@ def chart_variants(found: dict[str, Any]) -> list[Panel]:
     }
     title = 'FVU against L0' if key == 'fvu' else 'Loss added against L0'
     text = 'Means over seeds; a point for each coefficient.'
-    panels.append(make_lines(title, text, lines, 'L0, active latents per token', label, 'xy'))
+    panels.append(CurveChart(title, text, lines, 'L0, active latents per token', label))
   return panels
 
 
@@ -152,22 +180,6 @@ def take_points(points: list[tuple[float, float]]) -> tuple[list[float], list[fl
   """Points in the order of x, as two lists."""
   xs, ys = zip(*sorted(points))
   return [*xs], [*ys]
-
-
-def make_lines(
-  title: str, text: str, lines: Mapping[str, curves.Points], xlabel: str, ylabel: str, linear: str
-) -> Panel:
-  """A panel of curves."""
-  given: dict[str, Any] = {'curves': lines, 'xlabel': xlabel, 'ylabel': ylabel, 'linear': linear}
-  return title, text, lambda ax: curves.lines(ax, title=title, **given), curves.lines_svg(**given)
-
-
-def make_scatter(
-  title: str, text: str, xs: np.ndarray, ys: np.ndarray, xlabel: str, ylabel: str
-) -> Panel:
-  """A panel of dots."""
-  given: dict[str, Any] = {'xs': xs, 'ys': ys, 'xlabel': xlabel, 'ylabel': ylabel}
-  return title, text, lambda ax: scatter.scatter(ax, title=title, **given), scatter.scatter_svg(**given)  # fmt: skip
 
 
 MAKERS: dict[str, Callable[[dict[str, Any]], list[Panel]]] = {

@@ -6,13 +6,19 @@ Settings(studies=('end_to_end', 'dark_matter'), layer=15, tokens=50_000)
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
+from experiments.checks import check_setting
 from mechjax.errors import SAEError
 
 STUDIES = ('end_to_end', 'diffing', 'stability', 'dark_matter', 'variants')
+BLOCKS = 5
+"""Blocks of contexts of the regressions of `dark_matter`."""
 FREE = ('studies', 'dictionaries')
 """Settings that may differ within one output directory: studies and given dictionaries are added to what is there."""
+
+_check = functools.partial(check_setting, SAEError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +86,7 @@ class Settings:
   rate: float = 7e-4
   seeds: int = 3
   tuned_tokens: int = 20_000
-  tuned_rate: float = 1e-4
+  tuned_rate: float = 3e-4
   kl: float = 1.0
   later: tuple[int, ...] = (20, 25)
   later_weight: float = 1.0
@@ -102,50 +108,51 @@ class Settings:
       value = getattr(self, field.name)
       if field.type == 'int':
         least = {'layer': 0, 'seed': 0, 'seeds': 2, 'layers': 2, 'context': 3}.get(field.name, 1)
-        self._check(field.name, value >= least, f'at least {least}')
+        _check(self, field.name, value >= least, f'at least {least}')
       if field.type == 'float':
-        self._check(field.name, math.isfinite(value) and value >= 0, 'a number from 0')
+        _check(self, field.name, math.isfinite(value) and value >= 0, 'a number from 0')
     for name in ('rate', 'tuned_rate', 'model_rate', 'jumprelu', 'crosscoder_sparsity'):
-      self._check(name, getattr(self, name) > 0, 'above 0')
+      _check(self, name, getattr(self, name) > 0, 'above 0')
     for name in ('levels', 'sparsities', 'annealed', 'later'):
       several = getattr(self, name)
-      self._check(name, [*several] == sorted({*several}), 'increasing numbers')
+      _check(self, name, [*several] == sorted({*several}), 'increasing numbers')
     for name in ('levels', 'sparsities', 'annealed'):
       several = getattr(self, name)
-      self._check(name, bool(several) and min(several) > 0, 'one or more numbers above 0')
-    self._check('levels', max(self.levels) <= self.latents, f'at most latents={self.latents}')
-    self._check('k', self.k <= self.latents, f'at most latents={self.latents}')
-    self._check('held_out', self.held_out >= 10 * self.context, '10 contexts or more')
+      _check(self, name, bool(several) and min(several) > 0, 'one or more numbers above 0')
+    _check(self, 'levels', max(self.levels) <= self.latents, f'at most latents={self.latents}')
+    _check(self, 'k', self.k <= self.latents, f'at most latents={self.latents}')
+    _check(self, 'held_out', self.held_out >= 10 * self.context, '10 contexts or more')
     most = f'two contexts or more, at most held_out={self.held_out}'
-    self._check('evaluated', 2 * self.context <= self.evaluated <= self.held_out, most)
-    self._check('kl', self.kl > 0 or self.later_weight > 0, 'above 0 without later_weight')
+    _check(self, 'evaluated', 2 * self.context <= self.evaluated <= self.held_out, most)
+    _check(self, 'kl', self.kl > 0 or self.later_weight > 0, 'above 0 without later_weight')
     later = bool(self.later) == (self.later_weight > 0)
-    self._check('later', later, 'layers if later_weight is above 0, and empty otherwise')
+    _check(self, 'later', later, 'layers if later_weight is above 0, and empty otherwise')
     self._check_batches()
 
   def _check_names(self) -> None:
     for name in ('studies', 'dictionaries'):
       several = getattr(self, name)
-      self._check(name, len({*several}) == len(several), 'different names')
+      _check(self, name, len({*several}) == len(several), 'different names')
     known = bool(self.studies) and {*self.studies} <= {*STUDIES}
-    self._check('studies', known, f'one or more of {", ".join(STUDIES)}')
+    _check(self, 'studies', known, f'one or more of {", ".join(STUDIES)}')
 
   def _check_batches(self) -> None:
     kept = 'at least a batch after the tokens that begin contexts'
     for name in ('tokens', 'model_tokens'):
       least = self.batch * self.context / (self.context - 2)
-      self._check(name, getattr(self, name) >= least, kept)
+      _check(self, name, getattr(self, name) >= least, kept)
     for name in ('tokens', 'tuned_tokens'):
       whole = getattr(self, name) >= self.rows * self.context
-      self._check(name, whole, f'at least a pass of rows={self.rows} contexts')
+      _check(self, name, whole, f'at least a pass of rows={self.rows} contexts')
     enough = self.batch * self.k >= self.latents
-    self._check(
-      'batch', enough, f'at least latents / k = {self.latents / self.k:g}: feature choice'
+    _check(
+      self, 'batch', enough, f'at least latents / k = {self.latents / self.k:g}: feature choice'
     )
 
-  def _check(self, name: str, good: bool, expected: str) -> None:
-    if not good:
-      raise SAEError(f'{name}={getattr(self, name)!r} should be {expected}')
+  @property
+  def n_evaluated(self) -> int:
+    """Contexts on which losses of the model are measured."""
+    return -(-self.evaluated // self.context)
 
   @property
   def site(self) -> str:

@@ -8,12 +8,16 @@ next (SAE Match) and followed, and the matching must predict the next layer.
     results['topk']['layers'][0]['share']              [share of two seeds, standard error over seeds]
     results['topk']['steps'][0]['prediction']          FVU of the next layer: matched, own, unmoved, unchanged
 
+No two layers have a seed in common: a latent that is seldom active keeps much of its initial direction, and from equal
+seeds such latents would match whatever the layers contain.
+
 Units of the matching: thresholds for JumpReLU, the mean activation of each latent for ReLU, and none for TopK, whose
 latents are compared by rank. Activations of each layer have E|x|^2 = 1.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -21,10 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.dictionaries.estimates import over_seeds
+from experiments.dictionaries.estimates import average
 from experiments.dictionaries.study import Dictionary, Study
 from experiments.dictionaries.training import TrainedEnsemble
-from mechjax.sae import Architecture, JumpReLU, ReLU, TopK
+from mechjax.sae import Architecture, JumpReLU, Params, ReLU, TopK
 from mechjax.sae.analysis import (
   Matching,
   fold_thresholds,
@@ -69,11 +73,13 @@ def make_architecture(study: Study, kind: str) -> Architecture:
 
 
 def make_ensembles(study: Study, kind: str) -> dict[str, Ensemble]:
-  """An ensemble of seeds for each layer."""
-  settings = study.settings
-  seeds = tuple(range(settings.seed, settings.seed + settings.seeds))
-  sae = make_architecture(study, kind)
-  return {f'{kind} {site}': Ensemble(sae=sae, reads=site, seeds=seeds) for site in settings.sites}
+  """An ensemble of seeds for each layer; each layer has seeds of its own."""
+  settings, sae = study.settings, make_architecture(study, kind)
+  every = settings.seed + np.arange(settings.layers * settings.seeds).reshape(settings.layers, -1)
+  return {
+    f'{kind} {site}': Ensemble(sae=sae, reads=site, seeds=tuple(own.tolist()))
+    for site, own in zip(settings.sites, every)
+  }
 
 
 def measure(study: Study, trained: dict[str, TrainedEnsemble]) -> dict[str, Any]:
@@ -81,7 +87,7 @@ def measure(study: Study, trained: dict[str, TrainedEnsemble]) -> dict[str, Any]
   every = [*trained.values()]
   layers = [compare_seeds(study, one) for one in every]
   own = [[unify(study, one, n) for one in every] for n in range(study.settings.seeds)]
-  steps, survivals = [], []
+  steps = []
   matchings = [[match(a[1], b[1]) for a, b in itertools.pairwise(each)] for each in own]
   for number in range(len(every) - 1):
     of_seeds = [
@@ -89,12 +95,12 @@ def measure(study: Study, trained: dict[str, TrainedEnsemble]) -> dict[str, Any]
       for n in range(len(own))
     ]
     steps.append({
-      'share': over_seeds([one['share'] for one in of_seeds]),
-      'cosine': over_seeds([one['cosine'] for one in of_seeds]),
-      'prediction': {name: over_seeds([one[name] for one in of_seeds]) for name in NAMES},
+      'share': average([one['share'] for one in of_seeds]),
+      'cosine': average([one['cosine'] for one in of_seeds]),
+      'prediction': {name: average([one[name] for one in of_seeds]) for name in NAMES},
     })  # fmt: skip
   survivals = [follow(each).survival(MIN_COSINE) for each in matchings]
-  survival = [over_seeds([float(one[n]) for one in survivals]) for n in range(len(every))]
+  survival = [average([float(one[n]) for one in survivals]) for n in range(len(every))]
   return {'layers': layers, 'steps': steps, 'survival': survival}
 
 
@@ -113,7 +119,7 @@ def compare_seeds(study: Study, one: TrainedEnsemble) -> dict[str, Any]:
   error = float(stability.standard_error)
   return {
     'site': site,
-    **{name: over_seeds([q[name] for q in quality]) for name in ('l0', 'fvu', 'dead')},
+    **{name: average([q[name] for q in quality]) for name in ('l0', 'fvu', 'dead')},
     'share': [stability.mean, error if np.isfinite(error) else None],
     'in_all': stability.in_all,
     'alive': find_share(pair.share_of(find_active(members[0], scale_rows(study, site)))),
@@ -140,13 +146,18 @@ def select_rows(study: Study) -> np.ndarray:
 def sum_latents(dictionary: Dictionary, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Sum of the activations of each latent, and the number of tokens on which it is active, [M] each."""
   one, params = dictionary
-  encode = jax.jit(one.encode)
   total, active = np.zeros(one.width), np.zeros(one.width, np.int64)
   for start in range(0, len(x), BATCH):
-    f = np.asarray(encode(params, jnp.asarray(x[start : start + BATCH])), np.float64)
+    f = np.asarray(encode(one, params, jnp.asarray(x[start : start + BATCH])), np.float64)
     total += f.sum(0)
     active += (f > 0).sum(0)
   return total, active
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(one: Architecture, params: Params, x: jax.Array) -> jax.Array:
+  """Latents of activations, compiled once for each architecture."""
+  return one.encode(params, x)
 
 
 def find_active(dictionary: Dictionary, x: np.ndarray) -> np.ndarray:

@@ -120,7 +120,7 @@ class Study:
   @property
   def evaluated(self) -> np.ndarray:
     """Contexts on which losses of the model are measured; the first of the held-out ones."""
-    return self.subject.held_out[: -(-self.settings.evaluated // self.settings.context)]
+    return self.subject.held_out[: self.settings.n_evaluated]
 
   def describe(self, dictionaries: Mapping[str, Dictionary]) -> dict[str, dict[str, Any]]:
     """L0, FVU and dead latents on all held-out tokens, and the loss added, by context of the evaluated ones.

@@ -9,15 +9,18 @@ Everything that can be wrong about the input is found here, before the output di
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
-from experiments.dictionaries.settings import Settings
+from experiments.contexts import find_special, read_contexts
+from experiments.dictionaries.settings import BLOCKS, Settings
 from mechjax import fingerprints, sae, sites
 from mechjax.errors import SAEError
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import Architecture, CrossLayer, Params
-from mechjax.train_sae import corpora, layout
+
+HINT = 'smaller --tokens, --model_tokens, --model_steps and --held_out, or another text'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,28 +80,28 @@ def prepare(settings: Settings, model: LanguageModel) -> Subject:
   given = tuple(open_given(settings, model, place) for place in settings.dictionaries)
   count = lambda tokens: -(-tokens // settings.context)  # noqa: E731
   n_train, n_held, n_both = map(count, (settings.tokens, settings.held_out, settings.model_tokens))
-  rows = read_rows(model, settings.text, n_held + max(n_train, n_both), settings.context)
+  read = functools.partial(read_contexts, model, length=settings.context, error=SAEError, hint=HINT)
+  rows = read(settings.text, n_held + max(n_train, n_both))
   out = np.linspace(0, len(rows) - 1, n_held).round().astype(int)
   held_out = np.random.default_rng(settings.seed).permutation(rows[out])
   rest = np.delete(rows, out, 0)
   n_tuning = settings.model_steps * settings.model_batch
   other = np.zeros((0, settings.context), np.int32)
   if 'diffing' in settings.studies:
-    other = read_rows(model, settings.other_text, n_tuning + n_both, settings.context)
-  ends = model.tokenizer.bos, model.tokenizer.eos
-  special = tuple(i for i in dict.fromkeys(ends) if i is not None)
+    other = read(settings.other_text, n_tuning + n_both)
   subject = Subject(
-    model, rest[:n_train], held_out, rest[:n_both], other[:n_tuning], other[n_tuning:], special, given
+    model, rest[:n_train], held_out, rest[:n_both], other[:n_tuning], other[n_tuning:],
+    find_special(model), given,
   )  # fmt: skip
   check_counts(settings, subject)
   return subject
 
 
 def check_counts(settings: Settings, subject: Subject) -> None:
-  """Checks that the tokens that count fill a batch.
+  """Checks that the tokens that count fill a batch, and that the regressions of `dark_matter` have enough of them.
 
   Raises:
-    SAEError: they do not.
+    SAEError: there are too few.
   """
   several = {'tokens': subject.trained}
   if 'diffing' in settings.studies:
@@ -108,6 +111,16 @@ def check_counts(settings: Settings, subject: Subject) -> None:
     if n < settings.batch:
       raise SAEError(
         f'{name}={getattr(settings, name)} has {n} tokens that count, for batches of {settings.batch}'
+      )
+  if 'dark_matter' in settings.studies:
+    rows = subject.held_out[settings.n_evaluated :]
+    fitted = int(subject.is_kept(rows).sum()) - -(-len(rows) // BLOCKS) * settings.context
+    if len(rows) < BLOCKS or fitted <= subject.model.d_model + 1:
+      raise SAEError(
+        f'held_out={settings.held_out} and evaluated={settings.evaluated} leave {len(rows)} contexts, and {fitted} '
+        f'tokens for each fit of {subject.model.d_model + 1} coefficients',
+        cause='a fit to so few tokens is exact on them, whatever they are',
+        hint='a larger --held_out, ten times as many tokens as coefficients or more',
       )
 
 
@@ -127,30 +140,6 @@ def check_layers(settings: Settings, model: LanguageModel) -> None:
       )
     if model.forward_from is None:
       raise SAEError(f'{model!r} cannot continue from a layer', hint='a model of `mechjax.load`')
-
-
-def read_rows(model: LanguageModel, text: str, n: int, context: int) -> np.ndarray:
-  """Contexts of a text, int32 [n, T], each begun as contexts are in training.
-
-  Raises:
-    SAEError: too little text.
-    FetchError: a text that cannot be fetched.
-  """
-  begin, end = layout.first_token(model.tokenizer), model.tokenizer.eos
-  first, last = ([] if i is None else [i] for i in (begin, end))
-  inside = context - len(first)
-  ids: list[int] = []
-  for piece in corpora.texts(text):
-    ids += [*model.tokenizer.split(piece), *last]
-    if len(ids) >= n * inside:
-      break
-  if len(ids) < n * inside:
-    raise SAEError(
-      f'{text!r} has {len(ids)} tokens, and {n} contexts of {inside} are needed',
-      hint='smaller --tokens, --model_tokens, --model_steps and --held_out, or another text',
-    )
-  rows = np.array(ids[: n * inside], np.int32).reshape(n, inside)
-  return rows if begin is None else np.pad(rows, ((0, 0), (1, 0)), constant_values=begin)
 
 
 def open_given(settings: Settings, model: LanguageModel, place: str) -> GivenDictionary:

@@ -8,6 +8,7 @@ from typing import Any
 from experiments.dictionaries.diffing import GROUPS
 from experiments.dictionaries.variants import BASELINES
 from experiments.facts.cells import Table, give, give_pair
+from mechjax.sae.analysis.dark_matter import TOKEN
 
 STAGES = {'before': 'before', 'mse': 'MSE alone', 'end_to_end': 'KL and later layers'}
 SHORT = {'batch_topk': 'BatchTopK', 'relu': 'L1', 'topk': 'TopK', 'jumprelu': 'JumpReLU'}
@@ -47,23 +48,21 @@ def tabulate_diffing(found: dict[str, Any]) -> list[Table]:
     [name, *(give_pair(one[text], 3) for text in ('ordinary', 'other'))]
     for name, one in found['losses'].items()
   ]
-  rows = []
+  rows, quality = [], []
   for kind, one in found['kinds'].items():
+    quality.append(
+      [SHORT[kind], give_pair(one['l0'], 1), give_pair(one['fvu'], 3), give_pair(one['auc'])]
+    )
     for group in GROUPS:
-      cells = [give_pair(one[key][group]) for key in ('count', 'precision', 'selectivity')]
+      cells = [
+        give_pair(one['count'][group], 1), give_pair(one['precision'][group]), give_pair(one['selectivity'][group]),
+      ]  # fmt: skip
       rows.append([f'{SHORT[kind]}, {group}', *cells])
-    cells = [
-      f'L0 {give_pair(one["l0"], 1)}',
-      give_pair(one['selective']),
-      f'FVU {give_pair(one["fvu"], 3)}, AUC {give_pair(one["auc"])}',
-    ]
-    rows.append([f'{SHORT[kind]}, all latents', *cells])
   text = (
     'Latents by the relative length of their directions: first, of the base model alone; shared; second, of the '
-    'fine-tuned model alone; genuine, the second ones that latent scaling confirms. Selectivity: density on the other '
-    'text over the sum of the densities on both; selective: above 0.9. '
-    'AUC: how well the relative length finds selective latents, 0.5 by chance. Means over '
-    'seeds, ± one standard error.'
+    'fine-tuned model alone; genuine, the second ones that latent scaling confirms; all, and those in between. Only '
+    'latents that are active on held-out tokens count. Selectivity: density on the other text over the sum of the '
+    'densities on both; selective: above 0.9. Means over seeds, ± one standard error.'
   )
   return [
     Table(
@@ -71,6 +70,12 @@ def tabulate_diffing(found: dict[str, Any]) -> list[Table]:
       'Nats per predicted token on the ordinary text and on that of the fine-tuning, ± one standard error over '
       'contexts; the change is paired by context.',
       ['model', 'ordinary text', 'other text'], losses, 'nats per token',
+    ),
+    Table(
+      'Crosscoders',
+      'L0 and FVU on held-out tokens of both texts. AUC: how well the relative length finds selective latents, 0.5 by '
+      'chance. Means over seeds, ± one standard error.',
+      ['crosscoder', 'L0', 'FVU', 'AUC'], quality,
     ),
     Table(
       'Latents of crosscoders', text, ['latents', 'number', 'share that is selective', 'selectivity'], rows
@@ -119,7 +124,7 @@ def tabulate_dark_matter(found: dict[str, Any]) -> list[Table]:
   """Regressions of the error, and losses with its parts put back."""
   numbers, losses = [], []
   for name, one in found.items():
-    norms = [give_pair(one['norm'][key], 3) for key in ('x', '|x|', 'L0')]
+    norms = [give_pair(one['norm'][key], 3) for key in ('x', '|x|', 'L0', TOKEN)]
     cells = [give_pair(one[key], 4) for key in ('fvu', 'fvu_nonlinear', 'vector')]
     numbers.append(
       [name, give(one['l0'], digits=1), *cells, give(one['mean_r2'], digits=3), *norms]
@@ -131,8 +136,12 @@ def tabulate_dark_matter(found: dict[str, Any]) -> list[Table]:
     Table(
       'Error of dictionaries, predicted from the activation',
       'R² of contexts that a fit has not seen, ± one standard error over blocks of contexts. Mean R²: over the '
-      'dimensions of the error, as published. The last three columns predict the squared norm of the error.',
-      ['dictionary', 'L0', 'FVU', 'FVU, nonlinear', 'R² of the error', 'mean R²', 'norm from x', 'from |x|', 'from L0'],
+      'dimensions of the error, as published. The last four columns predict the squared norm of the error; from the '
+      'token: by the mean over its other occurrences.',
+      [
+        'dictionary', 'L0', 'FVU', 'FVU, nonlinear', 'R² of the error', 'mean R²', 'norm from x', 'from its length',
+        'from L0', 'from the token',
+      ],
       numbers,
     ),
     Table(

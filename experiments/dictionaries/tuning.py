@@ -9,6 +9,7 @@ contexts, so that every context is seen once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,7 @@ def tune(
     scores = logits.log_probs(model.apply(params, tokens)[:, :-1])
     return jnp.mean(logits.next_token_loss(scores, tokens[:, 1:]))
 
-  @jax.jit
+  @functools.partial(jax.jit, donate_argnums=1)  # Adam's moments are as large as two models
   def advance(params: Any, state: Any, tokens: jax.Array) -> tuple[Any, Any, jax.Array]:
     loss, grads = jax.value_and_grad(measure)(params, tokens)
     with jax.numpy_dtype_promotion('standard'):  # optax raises floats to integer powers

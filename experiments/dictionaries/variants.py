@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.dictionaries.estimates import Pair, interpolate, over_seeds
+from experiments.dictionaries.estimates import Pair, average, interpolate
 from experiments.dictionaries.study import Study
 from experiments.dictionaries.training import TrainedEnsemble
 from mechjax.sae import BatchTopK, FeatureChoice, GradientTopK, PAnnealing, ReLU, TopK
@@ -39,7 +39,9 @@ UPDATES = 5
 def run(study: Study) -> dict[str, Any]:
   """Numbers of all methods, and their differences to their baselines."""
   ensembles = make_ensembles(study)
-  trained = study.train('variants', ensembles)
+  trained = {
+    name: study.train(f'variants_{name}', {name: one})[name] for name, one in ensembles.items()
+  }
   return study.saved.json('variants_measured', [*ensembles], lambda: measure(study, trained))
 
 
@@ -109,7 +111,7 @@ def measure(study: Study, trained: dict[str, TrainedEnsemble]) -> dict[str, Any]
       'seeds': [read_at(study.settings.k, group) for group in points],
     }
   for name, found in results.items():
-    found['at'] = {key: over_seeds([one[key] for one in found['seeds']]) for key in ('l0', *NAMES)}
+    found['at'] = {key: average([one[key] for one in found['seeds']]) for key in ('l0', *NAMES)}
     found['against'] = compare(found, results[BASELINES[name]]) if name in BASELINES else None
     found['similarity'] = measure_similarity(trained[name], study.settings.seeds)
   return results
@@ -137,7 +139,7 @@ def compare(one: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Pair]:
   """Differences to the baseline, paired by seed."""
   pairs = [*zip(one['seeds'], baseline['seeds'])]
   return {
-    key: over_seeds([None if None in (a[key], b[key]) else a[key] - b[key] for a, b in pairs])
+    key: average([None if None in (a[key], b[key]) else a[key] - b[key] for a, b in pairs])
     for key in NAMES
   }
 

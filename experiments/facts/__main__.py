@@ -12,31 +12,20 @@ definitions, the cost and the results.
 
 from __future__ import annotations
 
-import shlex
-import sys
-
-from absl import app
-
 import mechjax
+from experiments import program
 from experiments.facts import report
 from experiments.facts.measure import measure
 from experiments.facts.settings import Settings
 from experiments.facts.subject import prepare
-from mechjax import errors, flags
 
 
-def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  try:
-    settings = handle.value()
-    results = measure(settings, prepare(settings, mechjax.load(settings.model)))
-  except errors.MechjaxError as e:
-    sys.exit(f'{type(e).__name__}: {e}')
-  results['command'] = shlex.join(['python', '-m', 'experiments.facts', *sys.argv[1:]])
-  report.write(results, settings.out)
+def run(settings: Settings, command: str) -> None:
+  results = measure(settings, prepare(settings, mechjax.load(settings.model)))
+  report.write(results | {'command': command}, settings.out)
 
+
+main = program.define('facts', run)
 
 if __name__ == '__main__':
-  program = flags.define(Settings)
-  app.run(lambda argv: main(argv, program))
+  program.start(main, Settings)

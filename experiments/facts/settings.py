@@ -6,12 +6,16 @@ Settings(model='gemma3-270m', parts=('relations', 'lookup'), out='out/facts')
 from __future__ import annotations
 
 import dataclasses
+import functools
 
+from experiments.checks import check_setting
 from mechjax.errors import FactsError, unknown
 
 PARTS = ('relations', 'extract', 'lookup', 'hashing', 'local')
 FREE = ('parts', 'out')
 """Settings that may differ within one output directory: results of several parts stand side by side."""
+
+_check = functools.partial(check_setting, FactsError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,8 +101,3 @@ class Settings:
     _check(self, 'text_length', long, f'at least {self.max_context + 2}: two over --max_context')
     _check(self, 'seed', self.seed >= 0, 'at least 0')
     _check(self, 'path_splits', self.path_splits <= self.splits, 'at most the number of splits')
-
-
-def _check(settings: Settings, name: str, good: bool, expected: str) -> None:
-  if not good:
-    raise FactsError(f'{name}={getattr(settings, name)!r} should be {expected}')

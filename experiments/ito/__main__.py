@@ -10,32 +10,21 @@ interruption. README.md has the cost and the results.
 
 from __future__ import annotations
 
-import shlex
-import sys
-
-from absl import app
-
+from experiments import program
 from experiments.ito import report
 from experiments.ito.latents import compare_latents
 from experiments.ito.measure import measure, prepare
 from experiments.ito.settings import Settings
-from mechjax import errors, flags
 
 
-def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  settings = handle.value()
-  command = shlex.join(['python', '-m', 'experiments.ito', *sys.argv[1:]])
-  try:
-    subjects, out = prepare(settings)
-    found = compare_latents(settings, subjects)
-    points = measure(settings, subjects, out)
-  except errors.MechjaxError as e:
-    sys.exit(f'{type(e).__name__}: {e}')
+def run(settings: Settings, command: str) -> None:
+  subjects, out = prepare(settings)
+  found = compare_latents(settings, subjects)
+  points = measure(settings, subjects, out)
   report.write(points, found, f'{subjects.model.name}, {subjects.site}', command, out)
 
 
+main = program.define('ito', run)
+
 if __name__ == '__main__':
-  program = flags.define(Settings)
-  app.run(lambda argv: main(argv, program))
+  program.start(main, Settings)

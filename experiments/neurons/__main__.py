@@ -12,31 +12,20 @@ results.
 
 from __future__ import annotations
 
-import shlex
-import sys
-
-from absl import app
-
 import mechjax
+from experiments import program
 from experiments.neurons import report
 from experiments.neurons.measure import measure
 from experiments.neurons.settings import Settings
 from experiments.neurons.subject import prepare
-from mechjax import errors, flags
 
 
-def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  try:
-    settings = handle.value()
-    results = measure(settings, prepare(settings, mechjax.load(settings.model)))
-  except errors.MechjaxError as e:
-    sys.exit(f'{type(e).__name__}: {e}')
-  results['command'] = shlex.join(['python', '-m', 'experiments.neurons', *sys.argv[1:]])
-  report.write(results, settings.out)
+def run(settings: Settings, command: str) -> None:
+  results = measure(settings, prepare(settings, mechjax.load(settings.model)))
+  report.write(results | {'command': command}, settings.out)
 
+
+main = program.define('neurons', run)
 
 if __name__ == '__main__':
-  program = flags.define(Settings)
-  app.run(lambda argv: main(argv, program))
+  program.start(main, Settings)

@@ -6,11 +6,15 @@ Settings(model='gemma3-270m', tokens=1000, sequences=50)
 from __future__ import annotations
 
 import dataclasses
+import functools
 
+from experiments.checks import check_setting
 from mechjax.errors import NeuronError
 
 FREE = ('memory', 'batch', 'block')
 """Settings that change the speed and not the results."""
+
+_check = functools.partial(check_setting, NeuronError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,8 +86,3 @@ class Settings:
   def n_contexts(self) -> int:
     """Contexts that hold the tokens, if none of them is left out."""
     return -(-self.tokens // (self.context - 1 - self.first))
-
-
-def _check(settings: Settings, name: str, good: bool, expected: str) -> None:
-  if not good:
-    raise NeuronError(f'{name}={getattr(settings, name)!r} should be {expected}')

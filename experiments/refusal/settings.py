@@ -6,7 +6,9 @@ Settings(study='refusal', model='/path/to/model.gguf', system=False, positions=(
 from __future__ import annotations
 
 import dataclasses
+import functools
 
+from experiments.checks import check_setting
 from mechjax.errors import SteeringError, unknown
 from mechjax.steering.selection import check_limits
 
@@ -14,6 +16,8 @@ STUDIES = ('refusal', 'language')
 FOUND = 'found'
 FREE = ('kl', 'induce', 'suffix', 'out')
 """Settings that may change within one output directory: limits of the choice, and the suffix that is looked at."""
+
+_check = functools.partial(check_setting, SteeringError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,8 +90,3 @@ class Settings:
     _check(self, 'harmful', not self.harmful or self.study == 'refusal', 'empty in other studies')
     _check(self, 'seed', self.seed >= 0, 'at least 0')
     check_limits(self.kl, self.induce)
-
-
-def _check(settings: Settings, name: str, good: bool, expected: str) -> None:
-  if not good:
-    raise SteeringError(f'{name}={getattr(settings, name)!r} should be {expected}')

@@ -4,25 +4,46 @@ The dictionary of the last checkpoint is trained from scratch. Those of the earl
 the later to the earlier, as in the code of Xu et al. 2024 (arXiv 2412.17626), with a new optimiser and few steps. So a
 latent has one number at all checkpoints.
 
+Directions move in a training even if the model stays as it is. As a control, the dictionary of the last checkpoint is
+trained further on the last checkpoint itself, with as many steps.
+
 Activations of each checkpoint are divided by their root mean square length, which changes no cosine.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.sae_track import language
 from experiments.sae_track.settings import Settings
+from mechjax.errors import SAEError
 from mechjax.sae import TopK
 from mechjax.sae.training import Ensemble, Optimisation, Trainer
 
-Read = Callable[[Any, np.ndarray], np.ndarray]
-NAME = 'topk'
+NAME, SCALE = 'topk', 'scale'
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedCheckpoints:
+  """Dictionaries of all checkpoints.
+
+  Attributes:
+    params: their parameters, in the order of training of the model.
+    scales: root mean square length of the activations of each.
+    again: parameters of the last one after as many steps more at the last checkpoint.
+  """
+
+  params: list[dict[str, np.ndarray]]
+  scales: list[float]
+  again: dict[str, np.ndarray]
 
 
 def describe_dictionary(settings: Settings) -> TopK:
@@ -30,55 +51,94 @@ def describe_dictionary(settings: Settings) -> TopK:
   return TopK(d_in=settings.width, width=settings.latents, k=settings.k)
 
 
-def measure_scale(read: Read, model: Any, rows: np.ndarray) -> float:
-  """Root mean square length of activations."""
-  x = read(model, rows)
-  return float(np.sqrt(np.square(x, dtype=np.float64).sum(-1).mean()))
+def select_model(models: Any, t: int) -> Any:
+  """Parameters of the model at a checkpoint, of those with a leading axis of checkpoints."""
+  return jax.tree.map(lambda x: jnp.asarray(x[t]), models)
 
 
 def train_dictionaries(
-  settings: Settings, models: Any, rows: np.ndarray, read: Read
-) -> dict[str, np.ndarray]:
-  """Parameters of the dictionaries, and the scale of each checkpoint, with a leading axis of checkpoints.
+  settings: Settings, models: Any, rows: np.ndarray, save: Callable[..., Arrays]
+) -> TrainedCheckpoints:
+  """Trains the dictionaries, from the last checkpoint to the first.
 
   Args:
     settings: the settings.
     models: parameters of the model, with a leading axis of checkpoints.
     rows: training contexts.
-    read: activations of contexts.
+    save: (name, compute=) -> arrays, from the file of that name or computed.
   """
-  n = len(jax.tree.leaves(models)[0])
-  found: list[dict[str, np.ndarray]] = []
-  params = None
-  for t in reversed(range(n)):
-    model = jax.tree.map(lambda x, t=t: jnp.asarray(x[t]), models)
-    scale = measure_scale(read, model, rows[: 4 * settings.batch])
-    params = _train(settings, model, rows, read, scale, params, t)
-    found.append({'scale': np.array(scale), **{k: np.asarray(v) for k, v in params.items()}})
-  return {key: np.stack([one[key] for one in reversed(found)]) for key in found[0]}
+  last = len(jax.tree.leaves(models)[0]) - 1
+  read = language.make_reader(settings)
+
+  def train(name: str, t: int, start: Arrays | None, seed: int) -> Arrays:
+    return save(
+      name, compute=lambda: train_one(settings, select_model(models, t), rows, read, start, seed)
+    )
+
+  found: list[Arrays] = []
+  for t in reversed(range(last + 1)):
+    found.append(train(f'dictionary_{t}', t, found[-1] if found else None, t))
+  again = train('dictionary_again', last, found[0], last + 1)
+  return TrainedCheckpoints(
+    [take_params(one) for one in reversed(found)],
+    [float(one[SCALE]) for one in reversed(found)],
+    take_params(again),
+  )
 
 
-def _train(
-  settings: Settings, model: Any, rows: np.ndarray, read: Read, scale: float, params: Any, t: int
-) -> dict[str, jax.Array]:
-  """Trains one dictionary, from given parameters if there are some."""
-  steps = settings.first_steps if params is None else settings.next_steps
+def take_params(arrays: Arrays) -> dict[str, np.ndarray]:
+  """The parameters among the arrays of `train_one`."""
+  return {key: x for key, x in arrays.items() if key != SCALE}
+
+
+@functools.cache
+def make_trainer(settings: Settings, steps: int) -> Trainer:
+  """The trainer of all dictionaries with as many steps, which compiles once."""
   ensemble = Ensemble(
     sae=describe_dictionary(settings), reads=settings.site, seeds=(settings.seed,)
   )
   warm_up = max(1, steps // 20)
-  trainer = Trainer(
+  return Trainer(
     {NAME: ensemble}, Optimisation(steps=steps, warm_up_steps=warm_up, sparsity_warm_up_steps=0)
   )
+
+
+def train_one(
+  settings: Settings,
+  model: Any,
+  rows: np.ndarray,
+  read: Callable[[Any, np.ndarray], np.ndarray],
+  start: Arrays | None,
+  seed: int,
+) -> dict[str, np.ndarray]:
+  """Trains one dictionary, from given parameters if there are some; its parameters, and the scale of its activations.
+
+  Args:
+    settings: the settings.
+    model: parameters of the model.
+    rows: training contexts.
+    read: activations of contexts.
+    start: parameters to begin with; None to train from scratch, with `first_steps`.
+    seed: second seed of the order of contexts.
+
+  Raises:
+    SAEError: a loss is not finite.
+  """
+  steps = settings.first_steps if start is None else settings.next_steps
+  trainer = make_trainer(settings, steps)
   state = trainer.init()
-  if params is not None:
-    given = {key: jnp.array(value)[None] for key, value in params.items()}
+  if start is not None:
+    given = {key: jnp.array(value)[None] for key, value in take_params(start).items()}
     own = dataclasses.replace(state.ensembles[NAME], params=given)
     state = dataclasses.replace(state, ensembles={NAME: own})
-  random = np.random.default_rng([settings.seed, t])
-  n_rows = -(-settings.tokens // (rows.shape[1] - 1))
+  x = read(model, rows[: 4 * settings.n_rows])
+  scale = float(np.sqrt(np.square(x, dtype=np.float64).sum(-1).mean()))
+  random = np.random.default_rng([settings.seed, seed])
   for _ in range(steps):
-    x = read(model, rows[random.integers(0, len(rows), n_rows)]).reshape(-1, settings.width)
-    batch = jnp.asarray(x[: settings.tokens] / np.float32(scale))
-    state, _ = trainer.step(state, {settings.site: batch})
-  return {key: value[0] for key, value in state.ensembles[NAME].params.items()}
+    chosen = rows[random.integers(0, len(rows), settings.n_rows)]
+    x = read(model, chosen).reshape(-1, settings.width)[: settings.tokens]
+    state, _ = trainer.step(state, {settings.site: jnp.asarray(x / np.float32(scale))})
+  if not bool(state.ok):
+    raise SAEError(f'the loss of a dictionary is not finite at step {int(state.bad_step)}')
+  params = state.ensembles[NAME].params
+  return {SCALE: np.array(scale), **{key: np.asarray(x[0]) for key, x in params.items()}}

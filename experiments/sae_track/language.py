@@ -4,7 +4,7 @@ The model is `mechjax.models`' decoder with rotary positions, an RMS norm and a 
 byte; id 256 begins each context. The loss is the mean over all predicted tokens, the optimiser AdamW.
 
     rows = read_rows(settings)                       contexts, int32 [n, T]
-    params, losses = train(settings, rows)           parameters at each checkpoint, stacked
+    params = train(settings, rows)                   parameters at each checkpoint, stacked
 """
 
 from __future__ import annotations
@@ -63,17 +63,17 @@ def describe(settings: Settings) -> decoder.Config:
   )  # fmt: skip
 
 
-def measure_loss(config: decoder.Config, params: Any, rows: jax.Array) -> jax.Array:
-  """Mean loss in nats per predicted token."""
+def measure_losses(config: decoder.Config, params: Any, rows: jax.Array) -> jax.Array:
+  """Mean loss of each context, [n], in nats per predicted token."""
   scores = logits.log_probs(decoder.forward(params, rows[:, :-1], config))
-  return jnp.mean(logits.next_token_loss(scores, rows[:, 1:]))
+  return jnp.mean(logits.next_token_loss(scores, rows[:, 1:]), 1)
 
 
-def train(settings: Settings, rows: np.ndarray) -> tuple[Any, np.ndarray]:
-  """Trains the model.
+def train(settings: Settings, rows: np.ndarray) -> Any:
+  """Trains the model; returns its parameters with a leading axis of checkpoints.
 
-  Returns:
-    Its parameters with a leading axis of checkpoints, and the loss of the batch at each checkpoint.
+  Raises:
+    SAEError: the training diverged.
   """
   config = describe(settings)
   rate = optax.cosine_decay_schedule(settings.rate, settings.steps, 0.1)
@@ -83,7 +83,8 @@ def train(settings: Settings, rows: np.ndarray) -> tuple[Any, np.ndarray]:
 
   @jax.jit
   def advance(params: Any, state: Any, batch: jax.Array) -> tuple[Any, Any, jax.Array]:
-    loss, grads = jax.value_and_grad(functools.partial(measure_loss, config))(params, batch)
+    mean_loss = lambda p: jnp.mean(measure_losses(config, p, batch))  # noqa: E731
+    loss, grads = jax.value_and_grad(mean_loss)(params)
     with jax.numpy_dtype_promotion('standard'):  # optax raises floats to integer powers
       updates, state = optimiser.update(grads, state, params)
       return optax.apply_updates(params, updates), state, loss
@@ -99,19 +100,22 @@ def train(settings: Settings, rows: np.ndarray) -> tuple[Any, np.ndarray]:
       losses.append(float(loss))
   if not np.isfinite(losses).all():
     raise SAEError(f'losses of {losses}: the training diverged', hint='a smaller --rate')
-  return jax.tree.map(lambda *x: np.stack(x), *kept), np.array(losses)
+  return jax.tree.map(lambda *x: np.stack(x), *kept)
 
 
 def make_reader(settings: Settings) -> Callable[[Any, np.ndarray], np.ndarray]:
-  """(params, contexts [n, T]) -> activations of all tokens but the first of each context, [n, T - 1, D]."""
+  """(params, contexts [n, T]) -> activations of all tokens but the first of each context, [n, T - 1, D].
+
+  A pass takes as many contexts as a training step of a dictionary.
+  """
   config = describe(settings)
   forward = functools.partial(decoder.forward, config=config)
   read = jax.jit(harvest.reap(forward, sites=[settings.site]))
 
   def take(params: Any, rows: np.ndarray) -> np.ndarray:
-    parts = []
-    for low in range(0, len(rows), settings.batch):
-      batch = np.resize(rows[low : low + settings.batch], (settings.batch, rows.shape[1]))
+    parts, size = [], settings.n_rows
+    for low in range(0, len(rows), size):
+      batch = np.resize(rows[low : low + size], (size, rows.shape[1]))
       found = np.asarray(read(params, jnp.asarray(batch))[sites.parse(settings.site)])
       parts.append(found[: len(rows) - low, 1:])
     return np.concatenate(parts)

@@ -3,6 +3,9 @@
 A latent of the last checkpoint has its most active tokens. Those of some latents are nearly all one byte, and such
 tokens are similar before any training; those of others are different bytes in similar contexts. Formation is therefore
 also reported for each group: `one byte`, where the most frequent byte has at least 0.9 of the tokens, and `several`.
+
+Latents that are active on fewer tokens are left out everywhere: a latent that is never active keeps its direction, and
+would count as one that has settled.
 """
 
 from __future__ import annotations
@@ -13,38 +16,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.dictionaries.estimates import Pair, average
 from experiments.sae_track import dictionaries, language
+from experiments.sae_track.dictionaries import TrainedCheckpoints
 from experiments.sae_track.settings import Settings
 from mechjax.sae.analysis import Drift, Formation, find_top_tokens, measure_drift, measure_formation
+from mechjax.sae.analysis.estimates import divide
 
 PURE = 0.9
 
 
 def measure(
-  settings: Settings, models: Any, trained: dict[str, np.ndarray], held_out: np.ndarray
+  settings: Settings, models: Any, trained: TrainedCheckpoints, held_out: np.ndarray
 ) -> tuple[Drift, Formation, dict[str, Any]]:
   """Drift, formation, and plain results by checkpoint.
 
   Args:
     settings: the settings.
     models: parameters of the model, with a leading axis of checkpoints.
-    trained: results of `train_dictionaries`.
+    trained: dictionaries of all checkpoints.
     held_out: held-out contexts.
   """
-  sae, read = dictionaries.describe_dictionary(settings), language.make_reader(settings)
-  loss = jax.jit(language.measure_loss, static_argnums=0)
-  acts, losses, fvus, latents = [], [], [], np.zeros((0, 0))
-  for t, scale in enumerate(trained['scale']):
-    model = jax.tree.map(lambda x, t=t: jnp.asarray(x[t]), models)
-    own = {key: jnp.asarray(value[t]) for key, value in trained.items() if key != 'scale'}
-    x = read(model, held_out).reshape(-1, settings.width) / np.float32(scale)
-    f = sae.encode(own, jnp.asarray(x))
-    latents, error = np.asarray(f), x - np.asarray(sae.decode(own, f))
-    fvus.append(float(np.square(error).sum() / np.square(x - x.mean(0)).sum()))
-    losses.append(float(loss(language.describe(settings), model, jnp.asarray(held_out))))
-    acts.append(x)
-  drift = measure_drift([*trained['W_dec']])
+  acts, latents, quality = measure_checkpoints(settings, models, trained, held_out)
   top = find_top_tokens(latents, settings.top)
+  drift = measure_drift([params['W_dec'][top.latents] for params in trained.params])
+  moved = [params['W_dec'][top.latents] for params in (trained.again, trained.params[-1])]
   drawn = np.random.default_rng(settings.seed).choice(len(latents), min(500, len(latents)), False)
   formation = measure_formation(acts, top, drawn)
   ids = held_out[:, 1:].reshape(-1)[top.tokens]
@@ -52,15 +48,45 @@ def measure(
   groups = {'one byte': purity >= PURE, 'several': purity < PURE}
   return drift, formation, {
     'steps': settings.saved_steps,
-    'loss': losses,
-    'fvu': fvus,
-    'drift': np.median(drift.to_last, 1).tolist(),
-    'random': formation.random.tolist(),
-    'random_error': formation.random_error.tolist(),
+    **quality,
+    'to_last': average_rows(drift.to_last),
+    'to_next': average_rows(drift.to_next),
+    'again': average_rows(measure_drift(moved).to_next)[0],
+    'random': np.stack([formation.random, formation.random_error], 1).tolist(),
     'latents': {name: int(mask.sum()) for name, mask in groups.items()},
+    'left_out': settings.latents - len(top.latents),
     'progress': {
-      name: np.median(formation.progress[:, mask], 1).tolist()
-      for name, mask in groups.items()
-      if mask.any()
+      name: average_rows(formation.progress[:, mask]) for name, mask in groups.items() if mask.any()
     },
   }  # fmt: skip
+
+
+def average_rows(values: np.ndarray) -> list[Pair]:
+  """Mean and standard error of each row."""
+  return [average(row.tolist()) for row in values]
+
+
+def measure_checkpoints(
+  settings: Settings, models: Any, trained: TrainedCheckpoints, held_out: np.ndarray
+) -> tuple[list[np.ndarray], np.ndarray, dict[str, list[Pair]]]:
+  """Activations of each checkpoint, [tokens, D]; latents of the last one, [tokens, M]; losses and FVU, with errors."""
+  sae, read = dictionaries.describe_dictionary(settings), language.make_reader(settings)
+  measure_losses = jax.jit(language.measure_losses, static_argnums=0)
+  acts, latents = [], np.zeros((0, 0))
+  losses: list[Pair] = []
+  fvus: list[Pair] = []
+  for t, (params, scale) in enumerate(zip(trained.params, trained.scales)):
+    model = dictionaries.select_model(models, t)
+    x = read(model, held_out) / np.float32(scale)
+    flat = x.reshape(-1, settings.width)
+    own = jax.tree.map(jnp.asarray, params)
+    f = sae.encode(own, jnp.asarray(flat))
+    error = x - np.asarray(sae.decode(own, f)).reshape(x.shape)
+    centred = x - flat.mean(0, dtype=np.float64)
+    ratio = divide(*(np.square(z, dtype=np.float64).sum((1, 2)) for z in (error, centred)))
+    fvus.append([ratio.value, ratio.standard_error])
+    found = measure_losses(language.describe(settings), model, jnp.asarray(held_out))
+    losses.append(average(np.asarray(found, np.float64).tolist()))
+    acts.append(flat)
+    latents = np.asarray(f)
+  return acts, latents, {'loss': losses, 'fvu': fvus}

@@ -6,10 +6,14 @@ Settings(steps=200, checkpoints=4)
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
+from experiments.checks import check_setting
 from mechjax.errors import SAEError
+
+_check = functools.partial(check_setting, SAEError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,24 +64,26 @@ class Settings:
 
   def __post_init__(self) -> None:
     whole = [f.name for f in dataclasses.fields(self) if f.type == 'int']
-    small = {'layer': 0, 'seed': 0, 'checkpoints': 2, 'top': 2, 'context': 2}
+    small = {'layer': 0, 'seed': 0, 'checkpoints': 2, 'top': 2, 'context': 3, 'held_out': 2}
     for name in whole:
-      if getattr(self, name) < small.get(name, 1):
-        raise SAEError(f'{name}={getattr(self, name)}; expected at least {small.get(name, 1)}')
-    for name, valid, expected in (
-      ('layer', self.layer < self.layers, f'below layers={self.layers}'),
-      ('width', self.width % 32 == 0, 'a multiple of 32'),
-      ('k', self.k <= self.latents, f'at most latents={self.latents}'),
-      ('rate', 0 < self.rate < 1, 'a number between 0 and 1'),
-      ('checkpoints', self.checkpoints <= self.steps + 1, f'at most steps + 1 = {self.steps + 1}'),
-    ):
-      if not valid:
-        raise SAEError(f'{name}={getattr(self, name)} should be {expected}')
+      least = small.get(name, 1)
+      _check(self, name, getattr(self, name) >= least, f'at least {least}')
+    _check(self, 'layer', self.layer < self.layers, f'below layers={self.layers}')
+    _check(self, 'width', self.width % 32 == 0, 'a multiple of 32')
+    _check(self, 'k', self.k <= self.latents, f'at most latents={self.latents}')
+    _check(self, 'rate', 0 < self.rate < 1, 'a number between 0 and 1')
+    most = f'at most steps + 1 = {self.steps + 1}'
+    _check(self, 'checkpoints', self.checkpoints <= self.steps + 1, most)
 
   @property
   def site(self) -> str:
     """The site of the dictionaries."""
     return f'resid_post.{self.layer}'
+
+  @property
+  def n_rows(self) -> int:
+    """Contexts of a training step of a dictionary."""
+    return -(-self.tokens // (self.context - 1))
 
   @property
   def saved_steps(self) -> list[int]:

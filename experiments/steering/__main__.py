@@ -9,30 +9,19 @@ the concept against the loss that the same edit adds to unrelated text. Writes `
 
 from __future__ import annotations
 
-import shlex
-import sys
-
-from absl import app
-
+from experiments import program
 from experiments.steering import report
 from experiments.steering.measure import measure, prepare
 from experiments.steering.settings import Settings
-from mechjax import errors, flags
 
 
-def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  settings = handle.value()
-  command = shlex.join(['python', '-m', 'experiments.steering', *sys.argv[1:]])
-  try:
-    materials_of, out = prepare(settings)
-    found = measure(settings, materials_of, out)
-  except errors.MechjaxError as e:
-    sys.exit(f'{type(e).__name__}: {e}')
+def run(settings: Settings, command: str) -> None:
+  materials_of, out = prepare(settings)
+  found = measure(settings, materials_of, out)
   report.write(found, f'{settings.model}, {settings.site}', command, out)
 
 
+main = program.define('steering', run)
+
 if __name__ == '__main__':
-  program = flags.define(Settings)
-  app.run(lambda argv: main(argv, program))
+  program.start(main, Settings)

@@ -9,30 +9,19 @@ another run with other --parts adds to the directory. README.md has the definiti
 
 from __future__ import annotations
 
-import shlex
-import sys
-
-from absl import app
-
 import mechjax
+from experiments import program
 from experiments.yardsticks import report
 from experiments.yardsticks.measure import measure, prepare
 from experiments.yardsticks.settings import Settings
-from mechjax import errors, flags
 
 
-def main(argv: list[str], handle: flags.Handle[Settings]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  try:
-    settings = handle.value()
-    results = measure(settings, prepare(settings, mechjax.load))
-  except errors.MechjaxError as e:
-    sys.exit(f'{type(e).__name__}: {e}')
-  results['command'] = shlex.join(['python', '-m', 'experiments.yardsticks', *sys.argv[1:]])
-  report.write(results, settings.out)
+def run(settings: Settings, command: str) -> None:
+  results = measure(settings, prepare(settings, mechjax.load))
+  report.write(results | {'command': command}, settings.out)
 
+
+main = program.define('yardsticks', run)
 
 if __name__ == '__main__':
-  program = flags.define(Settings)
-  app.run(lambda argv: main(argv, program))
+  program.start(main, Settings)

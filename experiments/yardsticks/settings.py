@@ -6,7 +6,9 @@ Settings(dictionaries=('out/a/dictionaries/topk/0/resid_post.15',), parts=('ioi'
 from __future__ import annotations
 
 import dataclasses
+import functools
 
+from experiments.checks import check_setting
 from mechjax.errors import YardstickError, unknown
 
 PARTS = ('ioi', 'categories', 'cities', 'toys', 'tracr')
@@ -14,6 +16,8 @@ DEFAULT = ('ioi', 'categories', 'cities', 'toys')
 PLACES = ('END', 'S2', 'S1', 'IO')
 FREE = ('parts', 'batch')
 """Settings that may differ within one output directory: results of several parts stand side by side."""
+
+_check = functools.partial(check_setting, YardstickError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,8 +105,3 @@ class Settings:
     needs = {'ioi', 'categories', 'cities'} & {*self.parts}
     given = bool(self.dictionaries or self.site) or not needs
     _check(self, 'site', given, 'the site of the activations, without --dictionaries')
-
-
-def _check(settings: Settings, name: str, good: bool, expected: str) -> None:
-  if not good:
-    raise YardstickError(f'{name}={getattr(settings, name)!r} should be {expected}')

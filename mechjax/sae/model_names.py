@@ -5,9 +5,10 @@
     compare('gemma-2-9b', 'gemma-2-2b')                     'other'
     compare('weights/model.gguf', 'gemma-2-2b')             'unknown'
 
-The organisation, the revision, capital letters and punctuation do not count. A name that contains the other one is a
-variant of it (instruct, deduped, a version), or an alias that is not known here; the activations of a variant differ,
-and dictionaries are often used on it all the same, so that a caller reports it and does not refuse it.
+The organisation, the revision, capital letters and punctuation do not count, except a decimal point. A name that
+contains the other one is a variant of it (instruct, deduped, a version), or an alias that is not known here; the
+activations of a variant differ, and dictionaries are often used on it all the same, so that a caller reports it and
+does not refuse it.
 
 Sharp edge: a path names no model.
 """
@@ -48,5 +49,6 @@ def compare(given: str, stated: str) -> Comparison:
 
 def _normalise(name: str) -> str:
   own = name.partition('@')[0].rpartition('/')[2].lower()
-  plain = re.sub(r'[^a-z0-9]', '', own).removeprefix('meta')
+  pointed = re.sub(r'(?<=\d)\.(?=\d)', 'p', own)  # opt-1.3b is not opt-13b
+  plain = re.sub(r'[^a-z0-9]', '', pointed).removeprefix('meta')
   return _ALIASES.get(plain, plain)

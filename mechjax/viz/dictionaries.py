@@ -90,12 +90,11 @@ def plot_stability(found: Mapping[str, Stability]) -> CurveChart:
   Args:
     found: comparisons of two seeds, by name.
   """
-  return CurveChart(
+  return _share_chart(
     'Latents that another seed finds too',
     'Share of the latents whose best partners by encoder and by decoder agree and have a larger cosine in both.',
-    {name: (GRID, one.share_above(GRID.tolist())) for name, one in found.items()},
+    {name: one.share_above(GRID.tolist()) for name, one in found.items()},
     'minimum cosine',
-    'share of the latents',
   )
 
 
@@ -148,15 +147,11 @@ def plot_geometry(found: Mapping[str, DictionaryGeometry]) -> CurveChart:
   Args:
     found: dictionaries by name; one of them random, for comparison.
   """
-  return CurveChart(
+  return _share_chart(
     'Neuron sparsity',
     'Share of the decoder rows with more than this part of their squared length in their largest entry.',
-    {
-      name: (GRID, [float((one.decoder.fve_top_1 > x).mean()) for x in GRID])
-      for name, one in found.items()
-    },
+    {name: (one.decoder.fve_top_1 > GRID[:, None]).mean(1) for name, one in found.items()},
     'part of the squared length in the largest entry',
-    'share of the latents',
   )
 
 
@@ -190,6 +185,14 @@ def plot_formation(formation: Formation, steps: Sequence[float] | None = None) -
     steps,
     'similarity above random tokens',
   )
+
+
+def _share_chart(
+  title: str, text: str, shares: Mapping[str, Float[np.ndarray, ' n']], xlabel: str
+) -> CurveChart:
+  """Shares of the latents with more than each number of the grid."""
+  found = {name: (GRID, share) for name, share in shares.items()}
+  return CurveChart(title, text, found, xlabel, 'share of the latents')
 
 
 def _quantile_chart(

@@ -476,7 +476,7 @@ def test_dictionaries_that_do_not_fit_are_refused_before_anything_is_written(
     ({'prompts': 'twice.txt'}, "have the name 'one-two'"),
     ({'prompts': '', 'prompt': '!?'}, 'has no letters or digits'),
     ({'max_positions': 4}, 'has 5 tokens, and the limit is 4'),
-    ({'tokens': 10_000}, 'contexts of 11 were requested'),
+    ({'tokens': 10_000}, 'contexts of 11 are needed'),
     ({'run': 'nowhere'}, 'is not a run of mechjax.train_sae'),
   ],
 )

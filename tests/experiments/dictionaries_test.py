@@ -11,6 +11,7 @@ import pytest
 import scipy.special
 from absl import flags as absl_flags
 
+from experiments import contexts
 from experiments.dictionaries import __main__ as program
 from experiments.dictionaries import (
   activations,
@@ -30,6 +31,7 @@ from experiments.dictionaries.settings import STUDIES, Settings
 from experiments.saved import Saved
 from mechjax import flags, sae
 from mechjax.errors import MechjaxError, SAEError
+from mechjax.sae.analysis import match, permute_latents
 from mechjax.sae.store import Scale
 from mechjax.sae.training import Ensemble
 from tests.experiments import loading
@@ -146,21 +148,42 @@ def test_the_loss_added_is_that_of_written_out_logits(home, tmp_path):
   assert estimates.loss_added(found)[0] == pytest.approx(ratio, rel=1e-3)
 
 
-def test_equal_layers_have_equal_dictionaries_that_match_in_their_order(results):
+def test_the_next_of_equal_layers_is_predicted_exactly_by_the_activation(results):
   for kind, found in results[1]['studies']['stability'].items():
     (step,) = found['steps']
-    assert step['share'][0] == pytest.approx(1), kind
-    assert step['cosine'][0] == pytest.approx(1, abs=1e-5)
     prediction = {name: value[0] for name, value in step['prediction'].items()}
     assert prediction['unchanged'] == pytest.approx(0, abs=1e-9)
-    for name in ('matched', 'unmoved'):
-      assert prediction[name] == pytest.approx(prediction['own'], rel=1e-3), (kind, name)
-    assert [pair[0] for pair in found['survival']] == pytest.approx([1, 1])
+    assert 0 < prediction['own'] < 1
+    assert [pair[0] for pair in found['survival']] == pytest.approx([1, step['share'][0]]), kind
     for layer in found['layers']:
       assert layer['curve'][-1] <= layer['share'][0] <= 1
   assert results[1]['studies']['stability']['topk']['layers'][0]['l0'][0] == pytest.approx(
     2, abs=0.01
   )
+
+
+@pytest.mark.parametrize('kind', stability.KINDS)
+def test_dictionaries_of_two_layers_do_not_begin_with_the_same_latents(home, tmp_path, kind):
+  """From common initial latents, those that are never active would match, whatever the layers contain."""
+  mine = make_study(make_settings(home, tmp_path, studies=('stability',), layers=2), tmp_path)
+  first, second = stability.make_ensembles(mine, kind).values()
+  assert len(first.seeds) == len(second.seeds) == 2
+  starts = [one.sae.init(one.keys()[0]) for one in (first, second)]
+  assert match(*starts).decoder.max() < 0.999
+
+
+def test_a_matching_of_permuted_latents_predicts_an_equal_layer_as_its_own_dictionary(
+  home, tmp_path
+):
+  mine = make_study(make_settings(home, tmp_path, studies=('stability',)), tmp_path)
+  one = sae.TopK(d_in=D, width=24, k=2)
+  params, order = one.init(jax.random.key(0)), np.random.default_rng(0).permutation(24)
+  moved = permute_latents(one, params, order)
+  found = stability.measure_step(mine, 0, (one, params), (one, moved), match(params, moved))
+  assert (found['share'], found['cosine']) == (1.0, pytest.approx(1))
+  assert found['matched'] == pytest.approx(found['own'], rel=1e-5)
+  assert found['unmoved'] == pytest.approx(found['own'], rel=1e-5)
+  assert found['unchanged'] == pytest.approx(0, abs=1e-9)
 
 
 def test_permuted_seeds_share_all_their_latents(home, tmp_path):
@@ -229,8 +252,8 @@ def test_sweeps_are_read_at_equal_l0_and_compared_by_seed(results):
   )
   against = variants.compare({'seeds': one}, {'seeds': other})
   assert against['fvu'] == pytest.approx([2.5, np.std([2, 3], ddof=1) / np.sqrt(2)])
-  assert estimates.over_seeds([None, 2.0]) == [2.0, None]
-  assert estimates.over_seeds([None]) == [None, None]
+  assert estimates.average([None, 2.0]) == [2.0, None]
+  assert estimates.average([None]) == [None, None]
 
 
 def test_latents_that_only_the_fine_tuned_model_has_are_those_of_its_text(
@@ -250,16 +273,40 @@ def test_latents_that_only_the_fine_tuned_model_has_are_those_of_its_text(
   assert exact['selectivity']['shared'][0] < 0.6 < 0.85 < exact['selectivity']['genuine'][0]
   for kind in found['kinds'].values():
     assert kind['auc'][0] > 0.8
-    assert sum(kind['histogram']) == settings.latents
+    assert 0 < sum(kind['histogram']) <= settings.latents
+    assert kind['count']['all'][0] >= sum(
+      kind['count'][g][0] for g in ('first', 'shared', 'second')
+    )
   report.write(results, settings.out)
   assert (tmp_path / 'out' / 'diffing.png').stat().st_size > 10_000
   assert 'fine-tuned model alone' in (tmp_path / 'out' / 'diffing.html').read_text()
 
 
+def test_only_latents_that_are_active_are_counted():
+  """Three latents: of both models on both texts, of the second one on the other text, and one that is never active."""
+  one = sae.ReLU(d_in=4, width=3, sparsity=0.0, parts=(2, 2))
+  W = np.array([[1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 1]], np.float32)
+  params = {
+    'W_enc': jnp.asarray(np.array([[0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]], np.float32).T),
+    'W_dec': jnp.asarray(W), 'b_enc': jnp.array([0.0, 0.0, -1.0]), 'b_dec': jnp.zeros(4),
+  }  # fmt: skip
+  f = np.random.default_rng(0).uniform(0.5, 1, (2, 20, 3)).astype(np.float32) * [1, 1, 0]
+  held_out = {'ordinary': f[0] * [1, 0, 0] @ W, 'other': f[1] @ W}
+  found = diffing.measure_member(
+    one, params, {k: x.astype(np.float32) for k, x in held_out.items()}
+  )
+  assert found['count'] == {'first': 0, 'shared': 1, 'second': 1, 'genuine': 1, 'all': 2}
+  assert (found['precision']['second'], found['precision']['all']) == (1.0, 0.5)
+  assert (found['selectivity']['shared'], found['auc']) == (0.5, 1.0)
+  assert sum(found['histogram']) == 2
+  assert found['fvu'] == pytest.approx(0, abs=1e-10)
+  assert found['l0'] == 1.5
+
+
 def test_a_fine_tuned_copy_learns_its_text_and_the_model_stays(home):
   model = planted.model()
   before = model.fingerprint()
-  rows = subject.read_rows(model, str(home / 'other.txt'), 60, 16)
+  rows = contexts.read_contexts(model, str(home / 'other.txt'), 60, 16, SAEError, '')
   params, losses = tuning.tune(model, rows, steps=15, size=4, rate=3e-2)
   kept = lambda tokens: ~np.isin(tokens, (planted.BOS, planted.EOS))  # noqa: E731
   base, tuned = (tuning.measure_losses(model, p, rows[:8], kept) for p in (model.params, params))
@@ -334,7 +381,7 @@ def test_the_program_reads_flags_and_states_mistakes(home, tmp_path, capsys):
 
 def test_activations_and_gradients_are_those_of_the_model(home):
   model = planted.model()
-  rows = subject.read_rows(model, str(home / 'text.txt'), 3, 16)
+  rows = contexts.read_contexts(model, str(home / 'text.txt'), 3, 16, SAEError, '')
   assert (rows[:, 0] == planted.BOS).all()
   x = activations.read_sites(model, rows, [SITE, 'resid_post.1'], 2)
   for found in x.values():
@@ -355,8 +402,8 @@ def test_activations_and_gradients_are_those_of_the_model(home):
 
 
 def test_held_out_contexts_are_not_trained_on(home, tmp_path, monkeypatch):
-  number = lambda model, text, n, context: np.arange(n * context).reshape(n, context)  # noqa: E731
-  monkeypatch.setattr(subject, 'read_rows', number)
+  number = lambda model, text, n, length, **more: np.arange(n * length).reshape(n, length)  # noqa: E731
+  monkeypatch.setattr(subject, 'read_contexts', number)
   found = subject.prepare(make_settings(home, tmp_path), planted.model())
   for name in ('trained', 'ordinary'):
     assert not np.isin(getattr(found, name), found.held_out).any()
@@ -406,6 +453,7 @@ def test_settings_that_make_no_study_are_refused(changes, message):
     ({'later': (2,)}, 'layers after layer=0 of 2 layers'),
     ({'tokens': 100_000}, 'has .* tokens, and .* contexts of 15 are needed'),
     ({'model_steps': 10_000}, 'other.txt. has .* tokens'),
+    ({'evaluated': 1600}, 'evaluated=1600 leave 0 contexts'),
     ({'dictionaries': ('{home}/nothing',)}, 'nothing'),
     ({'dictionaries': ('{home}/wide',)}, 'width 17, not 16'),
     ({'dictionaries': ('{home}/elsewhere',)}, 'resid_post.1'),

@@ -1,5 +1,6 @@
 """The study of features over training, on a tiny model: files, resuming, checkpoints, and the start of each step."""
 
+import itertools
 import json
 import pathlib
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 
 from experiments.sae_track import __main__ as program
-from experiments.sae_track import dictionaries, language
+from experiments.sae_track import dictionaries, language, measure
 from experiments.sae_track.settings import Settings
 from mechjax.errors import SAEError
+from mechjax.models import decoder
 
 pytestmark = pytest.mark.slow
 TINY = {
@@ -28,35 +30,76 @@ def text(tmp_path_factory):
   return str(path)
 
 
+def make_model(settings):
+  return decoder.init(jax.random.key(0), language.describe(settings))
+
+
 def test_a_run_writes_its_files_and_resumes_from_them(text, tmp_path, monkeypatch, capsys):
-  settings = Settings(**TINY, text=text, out=str(tmp_path / 'out'))
-  results = program.run(settings)
-  assert {p.name for p in (tmp_path / 'out').iterdir()} == {
-    'settings.json', 'models.npz', 'dictionaries.npz', 'sae_track.json', 'drift.png', 'formation.png', 'sae_track.html',
+  settings, out = Settings(**TINY, text=text, out=str(tmp_path / 'out')), tmp_path / 'out'
+  results = program.run(settings, 'the command')
+  files_of_dictionaries = {f'dictionary_{t}.npz' for t in (0, 1, 2, 'again')}
+  assert {p.name for p in out.iterdir()} == files_of_dictionaries | {
+    'settings.json', 'models.npz', 'sae_track.json', 'drift.png', 'formation.png', 'groups.png',
+    'sae_track.html',
   }  # fmt: skip
-  assert json.loads((tmp_path / 'out/sae_track.json').read_text()) == results
+  assert json.loads((out / 'sae_track.json').read_text()) == results
+  assert 'the command' in (out / 'sae_track.html').read_text()
   assert results['steps'] == [0, 1, 12]
-  assert results['loss'][-1] < results['loss'][0]
-  assert results['drift'][-1] == pytest.approx(1)
+  assert results['loss'][-1][0] < results['loss'][0][0]
+  assert results['to_last'][-1] == pytest.approx([1, 0], abs=1e-6)
+  assert results['to_next'][-1] == results['to_last'][-2]
+  assert sum(results['latents'].values()) == settings.latents - results['left_out']
   assert '| step | loss | FVU' in capsys.readouterr().out
-  for module, name in ((language, 'train'), (dictionaries, 'train_dictionaries')):
-    monkeypatch.setattr(module, name, None)  # called again, it would fail
-  assert program.run(settings) == results
+  monkeypatch.setattr(language, 'train', None)  # called again, it would fail
+  made, train_one = [], dictionaries.train_one
+  monkeypatch.setattr(dictionaries, 'train_one', lambda *a: made.append(a[-1]) or train_one(*a))
+  (out / 'dictionary_0.npz').unlink()
+  assert program.run(settings, 'the command') == results
+  assert made == [0]
 
 
 def test_a_dictionary_begins_with_that_of_the_next_checkpoint(text):
-  """Without steps of its own it is the same, although the models differ."""
+  """With few steps of its own it is nearly the same, although the models differ; and so is the control."""
   settings = Settings(**TINY | {'first_steps': 2, 'next_steps': 1}, text=text)
   rows, _ = language.split_rows(settings, language.read_rows(settings))
-  models, losses = language.train(settings, rows)
-  assert np.isfinite(losses).all()
+  models = language.train(settings, rows)
   first, last = (jax.tree.map(lambda x, t=t: x[t], models) for t in (0, -1))
   assert any((a != b).any() for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(last)))
-  read = language.make_reader(settings)
-  trained = dictionaries.train_dictionaries(settings, models, rows, read)
-  moved = np.abs(np.diff(trained['W_dec'], axis=0)).max()
+  trained = dictionaries.train_dictionaries(settings, models, rows, lambda name, compute: compute())
+  decoders = [params['W_dec'] for params in (*trained.params, trained.again)]
   fresh = np.asarray(dictionaries.describe_dictionary(settings).init(jax.random.key(1))['W_dec'])
-  assert 0 < moved < 0.2 * np.abs(fresh - trained['W_dec'][0]).max()
+  for one, other in itertools.pairwise(decoders):
+    assert 0 < np.abs(one - other).max() < 0.2 * np.abs(fresh - one).max()
+  read = language.make_reader(settings)
+  last_model = dictionaries.select_model(models, -1)
+  again = dictionaries.train_one(settings, last_model, rows, read, trained.params[-1], 3)
+  np.testing.assert_array_equal(again['W_dec'], trained.again['W_dec'])
+
+
+def test_latents_that_are_never_active_do_not_count_as_settled(text):
+  """One latent is shut off at all checkpoints, so that its direction never moves."""
+  settings = Settings(**TINY, text=text)
+  _, held_out = language.split_rows(settings, language.read_rows(settings))
+  models = jax.tree.map(lambda x: np.stack([x, 1.1 * x]), make_model(settings))
+  sae = dictionaries.describe_dictionary(settings)
+  params = [
+    {name: np.array(x) for name, x in sae.init(jax.random.key(n)).items()} for n in range(2)
+  ]
+  for one in params:
+    one['W_dec'][5] = 1
+    one['b_enc'][5] = -1e6
+  trained = dictionaries.TrainedCheckpoints(params, [1.0, 1.0], params[1])
+  drift, formation, results = measure.measure(settings, models, trained, held_out)
+  assert results['left_out'] >= 1
+  assert 5 not in formation.latents
+  assert drift.to_last.shape[1] == len(formation.latents) == settings.latents - results['left_out']
+  assert drift.to_last[0].max() < 0.999
+  assert results['again'] == [pytest.approx(1), pytest.approx(0, abs=1e-6)]
+  x = language.make_reader(settings)(jax.tree.map(lambda x: x[1], models), held_out)
+  flat = x.reshape(-1, settings.width)
+  error = flat - np.asarray(sae.reconstruct(params[1], flat))
+  fvu = np.square(error).sum() / np.square(flat - flat.mean(0)).sum()
+  assert results['fvu'][1][0] == pytest.approx(fvu, rel=1e-3)
 
 
 def test_rows_are_bytes_and_held_out_contexts_are_spread_over_them(text):

@@ -69,6 +69,8 @@ def test_a_hook_means_one_of_some_sites_in_any_notation(hook, expected):
     ('meta-llama/Meta-Llama-3.1-8B@main', 'Llama-3.1-8B', 'same'),
     ('google/gemma-2-2b-it', 'gemma-2-2b', 'variant'),
     ('pythia-160m', 'EleutherAI/pythia-160m-deduped', 'variant'),
+    ('opt-1.3b', 'facebook/opt-13b', 'other'),
+    ('opt-1.3b', 'facebook/opt-1.3b', 'same'),
     ('gemma-2-9b', 'gemma-2-2b', 'other'),
     ('gpt2-xl', 'gpt2', 'other'),
     ('gpt2-medium', 'gpt2-small', 'other'),

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float64
 
+from mechjax import precision
 from mechjax.errors import SAEError
 from mechjax.sae.analysis.checks import (
   check_dictionary,
@@ -177,7 +178,8 @@ def measure_null_space(
       cause='a dictionary of another site than the input of W_out, or a transposed matrix',
     )
   U, singular, _ = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
-  rank = int((singular > singular[0] * max(matrix.shape) * np.finfo(matrix.dtype).eps).sum())
+  eps = np.finfo(precision.wide_dtype(matrix.dtype)).eps  # that of float16 would leave no direction
+  rank = int((singular > singular[0] * max(matrix.shape) * eps).sum())
   seen = np.square(unit_rows(array) @ U[:, :rank]).sum(1)
   return NullSpace((1 - seen).clip(0), (len(matrix) - rank) / len(matrix))
 

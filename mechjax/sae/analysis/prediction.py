@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from mechjax import precision
 from mechjax.errors import SAEError
 from mechjax.sae.analysis.checks import check_floats, check_mask
 from mechjax.sae.analysis.matching import Matching
@@ -123,6 +124,7 @@ def _sums(
   sae_a: Architecture, sae_b: Architecture, a: Params, b: Params, back: Array, x: Array, y: Array, kept: Array
 ) -> tuple[Spread, Array]:  # fmt: skip
   """Spread of the next layer, and sums of squared errors in the order of `NAMES`."""
+  x, y = precision.wide(x), precision.wide(y)
   f = sae_a.encode(a, x)
   predictions = (
     sae_b.decode(b, f[:, back]),

@@ -160,6 +160,7 @@ def _sums(
   latents: jax.Array,
 ) -> dict[str, jax.Array]:
   """Sums over tokens of f_i <d_i^own, .>, [P, A] each, of f_i^2 and of firings, [A]."""
+  x_BxD = precision.wide(x_BxD)
   f_BxM = sae.encode(params, x_BxD)
   x_hat_BxD = sae.decode(params, f_BxM, x_BxD)
   f_BxA = f_BxM[:, latents]

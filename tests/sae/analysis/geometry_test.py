@@ -1,5 +1,6 @@
 """Numbers of each latent equal brute force and scipy; the identity dictionary has the values that follow from it."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 import scipy
@@ -72,6 +73,17 @@ def test_the_share_in_the_null_space_is_that_of_the_projection():
   assert found.expected == (F - 4) / F
   random = np.random.default_rng(1).standard_normal((4000, F))
   assert measure_null_space(random, W_out).share.mean() == pytest.approx(found.expected, abs=0.01)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
+def test_a_matrix_in_few_bits_has_its_whole_rank(dtype):
+  """Rounding of such a dtype, times the number of rows, is larger than the largest singular value."""
+  W_out = RANDOM.standard_normal((F, 8)).repeat(50, 0)[:1200].astype(dtype)
+  rows = RANDOM.standard_normal((3, 1200))
+  found = measure_null_space(rows, W_out)
+  exact = measure_null_space(rows, W_out.astype(np.float64))
+  assert found.expected == exact.expected == (1200 - 8) / 1200
+  np.testing.assert_allclose(found.share, exact.share, rtol=1e-9)
 
 
 def test_cosines_of_encoder_and_decoder_are_those_of_each_latent():

@@ -1,5 +1,6 @@
 """FVU of the next layer equals its definition in NumPy; matched copies predict what the dictionary itself does."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -64,6 +65,18 @@ def test_through_the_right_matching_a_copy_predicts_as_the_dictionary_itself():
   wrong = measure_prediction((SAE, a), (SAE, b), random_matching(), [(X, X)])
   assert wrong.own == found.own
   assert abs(wrong.matched - found.matched) > 0.1
+
+
+@pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
+def test_activations_in_few_bits_are_summed_in_float32(dtype):
+  """Squares of these numbers are infinite in float16."""
+  a, b = planted.dictionary('jumprelu', 0), planted.dictionary('jumprelu', 1)
+  x, y = ((300 * z).astype(dtype) for z in (X, Y))
+  found, exact = (
+    measure_prediction((SAE, a), (SAE, b), random_matching(), [(one, other)])
+    for one, other in ((x, y), (x.astype(np.float32), y.astype(np.float32)))
+  )
+  assert found == exact
 
 
 def test_dictionaries_and_tokens_that_do_not_fit_are_refused():

@@ -1,6 +1,7 @@
 """Scalings of latents against least squares, one latent at a time."""
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -83,6 +84,15 @@ def test_latents_of_one_part_and_of_both_are_told_apart():
   np.testing.assert_allclose(found.nu_error(0), [0, 0.5], atol=1e-6)
   np.testing.assert_allclose(found.nu_reconstruction(0), [0, 0], atol=1e-6)
   assert found.is_genuine(0).tolist() == [True, False]
+
+
+def test_activations_in_bfloat16_are_summed_in_float32():
+  sae, params, batches = data('relu')
+  x = batches[0].astype(ml_dtypes.bfloat16)
+  found = scale_latents(sae, params, [x], own=0)
+  exact = scale_latents(sae, params, [x.astype(np.float32)], own=0)
+  np.testing.assert_array_equal(found.error, exact.error)
+  np.testing.assert_array_equal(found.reconstruction, exact.reconstruction)
 
 
 def test_a_latent_that_never_fires_has_no_scaling():
