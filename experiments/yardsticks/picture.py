@@ -50,7 +50,7 @@ def make_panels(name: str, part: Results) -> list[Panel]:
 def chart_ioi(part: Results) -> list[Panel]:
   """Edits of the indirect object by number of latents, and F1 of latents."""
   text = (
-    'Share of prompts whose likeliest token is that after the true activation of the changed prompt. The supervised codes '
+    'Share of prompts whose likeliest token is that after the true activation of the changed prompt. Supervised codes '
     'are the upper line.'
   )
   kinds = {'oracle': 'by an oracle', 'f1': 'by their F1'}
@@ -89,8 +89,8 @@ def _chart_f1(every: Results) -> Panel:
     lines[name] = at[shown], counts[::-1].cumsum()[::-1][shown].astype(float)
   return make_lines(
     'Latents that detect the value of an attribute',
-    'Number of latents with at least this F1 on the second half of the prompts, each for the value that it detects best on '
-    'the first half.',
+    'Number of latents with at least this F1 on the second half of the prompts, each for the value that it detects '
+    'best on the first half.',
     lines, None, xlabel='F1', ylabel='latents', linear='xy',
   )  # fmt: skip
 
@@ -107,7 +107,7 @@ def _chart_attributes(every: Results) -> Panel:
   )
   return make_heatmap(
     'F1 of the best latent of each attribute',
-    'The latent that is best on the first half of the prompts, on the second half; mean over the values of the attribute.',
+    'The latent that is best on the first half of the prompts, on the second half; mean over values of the attribute.',
     values, [*every], columns, ('dictionary', 'attribute'), 'F1',
   )  # fmt: skip
 

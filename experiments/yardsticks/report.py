@@ -19,7 +19,7 @@ Results = dict[str, Any]
 
 
 def write(results: Results, out: str) -> None:
-  """Prints the tables, and writes `yardsticks.json`, `yardsticks.html` and a picture of each part, such as `ioi.png`."""
+  """Prints the tables, and writes `yardsticks.json`, `yardsticks.html` and pictures such as `ioi.png`."""
   place = Path(out)
   print(format_text(results))
   files.write_json(place / RESULTS, results)

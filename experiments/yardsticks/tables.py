@@ -94,9 +94,9 @@ def tabulate_attributes(part: Results) -> Table:
   ]  # fmt: skip
   return Table(
     'Attributes that latents show',
-    'Size of the supervised codes as a share of the variance; F1 of the latent that is best on the first half, mean over '
-    'values ± one standard error over values; latents with an F1 above the threshold on the first half; larger '
-    'attributes that have such latents, if this one has none.',
+    'Size of the supervised codes as a share of the variance; F1 of the latent that is best on the first half, mean '
+    'and standard error over values; latents with an F1 above the threshold on the first half; larger attributes that '
+    'have such latents, if this one has none.',
     ['dictionary, attribute', 'size of codes', 'F1 of the best', 'readable latents', 'hidden by'],
     rows,
     'F1 on the second half of the prompts',
@@ -222,7 +222,7 @@ def tabulate_programs(part: Results) -> Table:
   ]  # fmt: skip
   return Table(
     'Compiled programs',
-    'All texts of four words over three: share of right outputs; largest difference between the residual stream and the '
+    'All texts of four words over three: share of right outputs; largest difference between the residual stream and '
     'variables that the interpreter computes; share of the variance that codes of word, place and output explain.',
     ['program', 'width', 'right outputs', 'variables', 'largest difference', 'explained'],
     rows,
