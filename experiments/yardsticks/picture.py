@@ -19,6 +19,11 @@ Panel = tuple[str, str, Callable[['Axes'], None], str]
 """Title, explanation, function that draws it, and the same as HTML."""
 LOWEST_F1 = 0.4
 """Latents are counted from this F1 on; there are thousands below it."""
+MATTERS = 0.9
+"""A change has a chart if fewer of the answers than this are right without an edit."""
+CHANGES = {
+  'io': 'Another indirect object', 's': 'Another subject', 'pos': 'The other order of names', 'thing': 'Another thing',
+}  # fmt: skip
 
 
 def draw(name: str, part: Results, path: Path) -> bool:
@@ -48,35 +53,43 @@ def make_panels(name: str, part: Results) -> list[Panel]:
 
 
 def chart_ioi(part: Results) -> list[Panel]:
-  """Edits of the indirect object by number of latents, and F1 of latents."""
+  """Edits of attributes by number of latents, and F1 of latents."""
   text = (
     'Share of prompts whose likeliest token is that after the true activation of the changed prompt. Supervised codes '
     'are the upper line.'
   )
-  kinds = {'oracle': 'by an oracle', 'f1': 'by their F1'}
   panels = [
     make_lines(
-      f'Another indirect object: latents chosen {words}', text, *_take_edits(part, kind),
+      f'{CHANGES[change]}: latents chosen {words}', text, *_take_edits(part, change, kind),
       xlabel='latents that are set, k', ylabel='share of prompts',
     )
-    for kind, words in kinds.items()
+    for change in _find_changes(part)
+    for kind, words in (('oracle', 'by an oracle'), ('f1', 'by their F1'))
   ]  # fmt: skip
   every = part['dictionaries']
   return [*panels, _chart_f1(every), _chart_attributes(every)]
 
 
-def _take_edits(part: Results, kind: str) -> tuple[dict[str, curves.Points], curves.Points]:
+def _find_changes(part: Results) -> list[str]:
+  """The attributes whose change matters to the answer; the indirect object if none does."""
+  shares = {name: _divide(found['as_patched']) for name, found in part['unedited'].items()}
+  return [name for name, share in shares.items() if share < MATTERS] or ['io']
+
+
+def _take_edits(
+  part: Results, change: str, kind: str
+) -> tuple[dict[str, curves.Points], curves.Points]:
   """Shares by number of latents: of each dictionary and the supervised codes, and without an edit."""
   lines: dict[str, curves.Points] = {}
   for name, one in part['dictionaries'].items():
-    found = one['edits']['io'][kind]
+    found = one['edits'][change][kind]
     if found:
       lines[name] = [float(k) for k in found], [_divide(x['as_patched']) for x in found.values()]
   ends = _find_ends(lines)
   for name, one in part['codes'].items():
     if 'edits' in one:
-      lines[f'codes: {name}'] = ends, [_divide(one['edits']['io']['as_patched'])] * 2
-  return lines, (ends, [_divide(part['unedited']['io']['as_patched'])] * 2)
+      lines[f'codes: {name}'] = ends, [_divide(one['edits'][change]['as_patched'])] * 2
+  return lines, (ends, [_divide(part['unedited'][change]['as_patched'])] * 2)
 
 
 def _chart_f1(every: Results) -> Panel:
