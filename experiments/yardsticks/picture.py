@@ -32,12 +32,10 @@ def draw(name: str, part: Results, path: Path) -> bool:
   if not panels:
     return False
   rows = -(-len(panels) // 2)
-  fig = charts.figure(19, 4.8 * rows)
-  axes = np.ravel(fig.subplots(rows, 2))
-  for ax, (_, _, fill, _) in zip(axes, panels):
-    fill(ax)
-  for ax in axes[len(panels) :]:
-    ax.set_axis_off()
+  fig = charts.figure(19, 5.4 * rows)
+  # A figure of its own for each panel: long labels of one do not shrink its neighbour, whose legend would be cut.
+  for place, (_, _, fill, _) in zip(fig.subfigures(rows, 2, squeeze=False).flat, panels):
+    fill(place.subplots())
   charts.save(fig, path)
   return True
 
@@ -104,7 +102,7 @@ def _chart_f1(every: Results) -> Panel:
     'Latents that detect the value of an attribute',
     'Number of latents with at least this F1 on the second half of the prompts, each for the value that it detects '
     'best on the first half.',
-    lines, None, xlabel='F1', ylabel='latents', linear='xy',
+    lines, None, xlabel='F1', ylabel='latents',
   )  # fmt: skip
 
 
@@ -138,7 +136,7 @@ def chart_categories(part: Results) -> list[Panel]:
     make_lines(
       'Categories of words, read from few columns',
       'Mean AUC over categories on held-out words; 0.5 is chance.',
-      lines, None, xlabel='columns of the probe, k', ylabel='AUC',
+      lines, None, xlabel='columns of the probe, k', ylabel='AUC', linear='',
     ),
     make_heatmap(
       f'AUC of each category, k = {part["ks"][0]}', 'Held-out words; 0.5 is chance.', values,

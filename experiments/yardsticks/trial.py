@@ -77,7 +77,7 @@ class Change:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trial:
-  """Everything that codes and dictionaries are tested on.
+  """Material of the tests of codes and dictionaries.
 
   Attributes:
     settings: settings of the experiment.
