@@ -98,8 +98,7 @@ def measure(
   """
   saved = claim(settings, subject, log)
   for name in settings.parts:
-    run = functools.partial(_measure_part, name, settings, subject, saved)
-    saved.json(name, None, lambda run=run: outputs.make_plain(run()))  # type: ignore[misc]
+    saved.json(name, None, functools.partial(_measure_part, name, settings, subject, saved))
   done = [name for name in PARTS if (saved.out / f'{name}.json').exists()]
   found = {
     'versions': outputs.list_versions(),
@@ -137,11 +136,18 @@ def claim(settings: Settings, subject: Subject, log: Callable[[str], Any] = prin
   return Saved(out, log, YardstickError)
 
 
-def _measure_part(name: str, settings: Settings, subject: Subject, saved: Saved) -> dict[str, Any]:
+def _measure_part(name: str, settings: Settings, subject: Subject, saved: Saved) -> Any:
+  """Plain results of one part."""
   if name == 'toys':
-    return toys.measure_toys(settings)
+    return outputs.make_plain(toys.measure_toys(settings))
   if name == 'tracr':
-    return compiled.measure_programs(settings)
+    return outputs.make_plain(compiled.measure_programs(settings))
+  return outputs.make_plain(_measure_with_model(name, settings, subject, saved))
+
+
+def _measure_with_model(
+  name: str, settings: Settings, subject: Subject, saved: Saved
+) -> dict[str, Any]:
   model, loaded = subject.model, subject.loaded
   assert model is not None, name
   assert loaded is not None, name
