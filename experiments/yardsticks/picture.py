@@ -130,7 +130,10 @@ def chart_categories(part: Results) -> list[Panel]:
     name: (ks, [x[0] for x in values]) for name, values in part['sparse'].items()
   }
   ends = _find_ends(lines)
-  lines |= {f'all dimensions: {k}': (ends, [v[0][0]] * 2) for k, v in part['dense'].items()}
+  lines |= {
+    f'all dimensions: {name.replace("_", " ")}': (ends, [values[0][0]] * 2)
+    for name, values in part['dense'].items()
+  }
   values = np.array([*part['of_categories'].values()], float).T
   return [
     make_lines(

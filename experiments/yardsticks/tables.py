@@ -131,7 +131,7 @@ def tabulate_categories(part: Results) -> Table:
   """AUC of each basis by number of columns."""
   rows = [[name, *(give_pair(x, 3) for x in values)] for name, values in part['sparse'].items()]
   rows += [
-    [f'{name}, all dimensions', *[give_pair(values[0], 3)] * len(part['ks'])]
+    [f'{name.replace("_", " ")}, all dimensions', *[give_pair(values[0], 3)] * len(part['ks'])]
     for name, values in part['dense'].items()
   ]
   counts = part['categories'].values()

@@ -248,15 +248,20 @@ def test_numbers_of_a_dictionary_are_of_the_half_that_chose_nothing(study):
   def measure_f1(active, true):
     return 2 * (active & true).sum() / max(active.sum() + true.sum(), 1)
 
-  expected = []
-  for name in np.unique(halves[0].attributes['io']):
-    true, there = (x.attributes['io'] == name for x in halves)
-    best = int(np.argmax([measure_f1(column, true) for column in f_train.T]))
-    if there.any():
-      expected.append(measure_f1(f_test[:, best], there))
   found = results['parts']['ioi']['dictionaries'][one.name]
-  io = next(row for row in found['attributes'] if row['feature'] == 'io')
-  assert io['f1'][0] == pytest.approx(np.mean(expected))
+  f1 = {row['feature']: row['f1'][0] for row in found['attributes']}
+  of_first, expected = {}, {}
+  for name in f1:
+    scores = []
+    for value in np.unique(halves[0].attributes[name]):
+      true, there = (x.attributes[name] == value for x in halves)
+      firsts = [measure_f1(column, true) for column in f_train.T]
+      best = int(np.argmax(firsts))
+      if there.any():
+        scores.append((firsts[best], measure_f1(f_test[:, best], there)))
+    of_first[name], expected[name] = np.mean(scores, 0)
+  assert f1 == pytest.approx(expected)
+  assert max(of_first[name] - expected[name] for name in f1) > 0.01  # the two halves are told apart
   hat = one.decode(one.encode(x_test))
   fvu = np.sum((x_test - hat) ** 2) / np.sum((x_test - x_test.mean(0)) ** 2)
   assert found['fvu'][0] == pytest.approx(fvu, rel=1e-4)
