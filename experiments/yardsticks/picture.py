@@ -200,7 +200,9 @@ def chart_toys(part: Results) -> list[Panel]:
     dots = [(l0[0], value[0]) for l0, value in pairs if l0[0] and value[0] is not None]
     if dots:
       by_l0[f'density {p:g}'] = _take_points(dots)
-  random = [(float(n), np.mean(_know(x[0] for x in part['random'][n]))) for n in sizes if best]
+  random = [
+    (float(n), float(np.mean(_know(x[0] for x in part['random'][n])))) for n in sizes if best
+  ]
   panels = []
   if best:
     panels.append(

@@ -18,9 +18,8 @@ def make_tables(name: str, part: Results) -> list[Table]:
 def tabulate_task(part: Results) -> Table:
   """Answers of the model to the prompts as they are."""
   fitted, edited = part['prompts']
-  recovery = next(
-    (x['recovery'] for x in part['codes'].values() if 'clean' in x.get('recovery', {})), {}
-  )
+  every = [one.get('recovery', {}) for one in part['codes'].values()]
+  recovery: Results = next((found for found in every if 'clean' in found), {})
   ability = part['ability']
   return Table(
     'The indirect object: answers of the model',
