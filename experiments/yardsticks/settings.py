@@ -38,7 +38,8 @@ class Settings:
     min_words: least number of words of a category.
     splits: splits of the words into a training and a test part.
     city_pairs: pairs of cities for each edited attribute.
-    toy_features, toy_width: features and dimensions of the toy models.
+    toy_features: features of the toy models.
+    toy_width: dimensions of the toy models.
     toy_density: probabilities that a feature is active.
     toy_latents: numbers of latents of the dictionaries of toy models.
     toy_sparsity: sparsity coefficients of these dictionaries.

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags as absl_flags
 
 from experiments import ioi_factorial
 from experiments.yardsticks import cities, measure, picture, report, tables, words
 from experiments.yardsticks.dictionaries import Dictionary, load_all
 from experiments.yardsticks.passes import Answers, Passes, PlacedPrompts
 from experiments.yardsticks.settings import Settings
-from mechjax import harvest, sae
+from mechjax import flags, harvest, sae
 from mechjax.errors import MechjaxError, YardstickError
 from mechjax.models import ours
 from mechjax.models.language_model import LanguageModel
@@ -479,6 +480,14 @@ def test_the_list_that_is_there_can_be_read():
 def test_settings_out_of_range_are_refused(tmp_path, changes, message):
   with pytest.raises(YardstickError, match=message):
     make_settings(tmp_path, **changes)
+
+
+def test_every_setting_is_a_flag():
+  values = absl_flags.FlagValues()
+  handle = flags.define(Settings, flag_values=values)
+  values(['yardsticks', '--dictionaries=a=out/a,out/b', '--ks=1,3', '--parts=ioi'])
+  given = {'dictionaries': ('a=out/a', 'out/b'), 'ks': (1, 3), 'parts': ('ioi',)}
+  assert handle.value() == Settings(**given)
 
 
 def test_dictionaries_of_another_site_or_width_are_refused(tmp_path, place):
