@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from mechjax import harvest, sites
 from mechjax.patcher import Patcher, Patchers
 
+from .haiku import PRODUCTS
+
 CHECKED = ('tracr-pypi', ['1.0.0'])
 
 
@@ -33,29 +35,7 @@ NAMES = {'harvest': harvest, 'number_layer': number_layer}
 
 ATTENTION = Patcher(
   'tracr.transformer.attention',
-  {
-    'MultiHeadAttention.__call__': [
-      (
-        'attn_logits = jnp.einsum($spec, query_heads, key_heads)',
-        """
-        query_heads = harvest.sow(query_heads, name='q')
-        key_heads = harvest.sow(key_heads, name='k')
-        value_heads = harvest.sow(value_heads, name='v')
-        attn_logits = jnp.einsum($spec, query_heads, key_heads)
-        """,
-      ),
-      (
-        'jax.nn.softmax(attn_logits)',
-        """harvest.sow(
-          jax.nn.softmax(harvest.sow(attn_logits, name='attn_scores')), name='attn_probs'
-        )""",
-      ),
-      (
-        'jnp.einsum($spec, attn_weights, value_heads)',
-        "harvest.sow(jnp.einsum($spec, attn_weights, value_heads), name='z')",
-      ),
-    ]
-  },
+  {'MultiHeadAttention.__call__': PRODUCTS},
   checked=CHECKED,
   names=NAMES,
 )

@@ -3,8 +3,9 @@
   python -m experiments.yardsticks --dictionaries=out/a/dictionaries/topk/0/resid_post.15 --out=out/yardsticks
   python -m experiments.yardsticks --parts=toys,tracr --out=out/yardsticks_toys
 
-Writes `yardsticks.json` and `yardsticks.md`. Every part is saved: the same command resumes after an interruption, and
-another run with other --parts adds to the directory. README.md has the definitions, the cost and the results.
+Prints its tables, and writes `yardsticks.json`, `yardsticks.html` and a picture of each part, such as `ioi.png`. Every
+step is saved: the same command resumes after an interruption, and another run with other --parts adds to the directory.
+README.md has the definitions, the cost and the results.
 """
 
 from __future__ import annotations

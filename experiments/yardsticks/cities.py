@@ -18,6 +18,7 @@ edited, since a country has few cities: they are an upper line, not a generalisa
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from experiments.yardsticks.dictionaries import Dictionary, add_baselines
+from experiments.yardsticks.ioi import Keep
 from experiments.yardsticks.passes import Passes, PlacedPrompts
 from experiments.yardsticks.settings import Settings
+from experiments.yardsticks.trial import give, give_share
 from mechjax import yardsticks
 from mechjax.errors import YardstickError
 from mechjax.models.language_model import LanguageModel
@@ -142,55 +145,94 @@ def _pad(rows: list[list[int]], columns: np.ndarray, longest: int) -> PlacedProm
 
 
 def measure_cities(
-  settings: Settings, passes: Passes, cities: CityPrompts, dictionaries: Sequence[Dictionary]
+  settings: Settings,
+  passes: Passes,
+  cities: CityPrompts,
+  dictionaries: Sequence[Dictionary],
+  keep: Keep,
 ) -> dict[str, Any]:
   """Knowledge of the model, and cause, isolation and disentanglement of every kind of edit.
 
+  Args:
+    settings: settings of the experiment.
+    passes: passes of the model at the site.
+    cities: the prompts.
+    dictionaries: dictionaries of the site.
+    keep: returns the result of a finished attribute from its file, or computes it; see `ioi`.
+
   Returns:
-    'known': share of right answers to each question. 'kept': number of cities with three right answers. 'edits': for
-    each kind of edit and each attribute, cause, isolation, score and its standard error.
+    'known': share of right answers to each question, with its interval. 'kept': number of cities with three right
+    answers. 'edits': for each kind of edit and each attribute, cause, isolation, score and their errors.
 
   Raises:
-    YardstickError: fewer than four cities are kept.
+    YardstickError: fewer than four cities are kept, or all have one value of an attribute.
   """
-  every = np.arange(len(cities.cities))
-  right = {name: _ask(passes, cities, name, every) == cities.values[name] for name in ATTRIBUTES}
+  right = {name: _ask(passes, cities, name) == cities.values[name] for name in ATTRIBUTES}
   kept = np.flatnonzero(np.all([*right.values()], 0))
-  known = {name: [int(hits.sum()), len(hits)] for name, hits in right.items()}
+  known = {name: give_share(hits) for name, hits in right.items()}
   if len(kept) < 4:
     raise YardstickError(
       f'the model knows country, continent and language of {len(kept)} cities',
-      where=f'{known}',
+      where=f'right answers: { {name: int(hits.sum()) for name, hits in right.items()} }',
       hint='another model, or leave out the part cities',
     )
   acts = passes.read(cities.prompts['country'].rows(kept))
+  every = [*dictionaries, *add_baselines(settings, acts, dictionaries)]
   found: dict[str, Any] = {}
   for name in ATTRIBUTES:
-    pairs = _draw_pairs(settings, cities, name, kept)
-    if not len(pairs):
-      continue
-    for kind, values in _edit(settings, cities, name, kept, acts, pairs, dictionaries).items():
-      found.setdefault(kind, {})[name] = _score(passes, cities, name, kept, pairs, values)
+    compute = functools.partial(
+      _measure_attribute, settings, passes, cities, name, kept, acts, every
+    )
+    for kind, score in keep(name, compute).items():
+      found.setdefault(kind, {})[name] = score
   return {'known': known, 'kept': len(kept), 'ks': list(settings.ks), 'edits': found}
 
 
-def _ask(
+def _ask(passes: Passes, cities: CityPrompts, name: str) -> Int[np.ndarray, ' B']:
+  """Number of the likeliest answer to a question about each city."""
+  prompts = cities.prompts[name]
+  return passes.answer(prompts, _repeat_answers(cities, name, len(prompts))).wanted.argmax(1)
+
+
+def _repeat_answers(cities: CityPrompts, name: str, n: int) -> Int[np.ndarray, 'n answers']:
+  return np.tile(cities.answers[name], (n, 1))
+
+
+def _measure_attribute(
+  settings: Settings,
   passes: Passes,
   cities: CityPrompts,
   name: str,
-  index: np.ndarray,
-  values: Float[np.ndarray, 'n D'] | None = None,
-) -> Int[np.ndarray, ' n']:
-  """Number of the likeliest answer."""
-  ids = np.tile(cities.answers[name], (len(index), 1))
-  return passes.answer(cities.prompts[name].rows(index), ids, values).wanted.argmax(1)
+  kept: Int[np.ndarray, ' B'],
+  acts: Float[np.ndarray, 'B D'],
+  dictionaries: Sequence[Dictionary],
+) -> dict[str, Any]:
+  """Scores of every kind of edit of one attribute; all questions are asked after each."""
+  pairs = _draw_pairs(settings, cities.values[name][kept])
+  edits = _edit(settings, cities.labels(kept), name, acts, pairs, dictionaries)
+  base, source = kept[pairs[:, 0]], kept[pairs[:, 1]]
+  answers: dict[str, list[np.ndarray]] = {kind: [] for kind in edits}
+  for asked in ATTRIBUTES:
+    prepared = passes.prepare(cities.prompts[asked].rows(base))
+    ids = _repeat_answers(cities, asked, len(base))
+    for kind, values in edits.items():
+      answers[kind].append(prepared.answer(ids, values).wanted.argmax(1))
+  old, new = (
+    np.concatenate([cities.values[asked][i] for asked in ATTRIBUTES]) for i in (base, source)
+  )
+  asked_about = np.repeat(ATTRIBUTES, len(base))
+  return {
+    kind: _give(
+      yardsticks.disentangle(
+        edited=name, asked=asked_about, answers=np.concatenate(parts), old=old, new=new
+      )
+    )
+    for kind, parts in answers.items()
+  }
 
 
-def _draw_pairs(
-  settings: Settings, cities: CityPrompts, name: str, kept: np.ndarray
-) -> Int[np.ndarray, 'n 2']:
+def _draw_pairs(settings: Settings, values: Int[np.ndarray, ' B']) -> Int[np.ndarray, 'n 2']:
   """Numbers among the kept cities of pairs that differ in an attribute."""
-  values = cities.values[name][kept]
   pairs = np.argwhere(values[:, None] != values)
   order = np.random.default_rng([settings.seed, 11]).permutation(len(pairs))
   return pairs[order[: settings.city_pairs]]
@@ -198,55 +240,36 @@ def _draw_pairs(
 
 def _edit(
   settings: Settings,
-  cities: CityPrompts,
+  labels: dict[str, Shaped[np.ndarray, ' B']],
   name: str,
-  kept: np.ndarray,
   acts: Float[np.ndarray, 'B D'],
   pairs: Int[np.ndarray, 'n 2'],
   dictionaries: Sequence[Dictionary],
 ) -> dict[str, Float[np.ndarray, 'n D']]:
   """Edited activations of each kind."""
-  base, source = acts[pairs[:, 0]], acts[pairs[:, 1]]
-  labels = cities.labels(kept)
-  before, after = ({k: v[pairs[:, i]] for k, v in labels.items()} for i in (0, 1))
   codes = yardsticks.fit_codes(acts, labels, 'mean')
+  base, source = acts[pairs[:, 0]], acts[pairs[:, 1]]
+  before, after = ({k: v[pairs[:, i]] for k, v in labels.items()} for i in (0, 1))
   edits = {
     'no edit': base,
     'whole activation': source,
     'mean codes': codes.edit(base, before, {name: after[name]}),
   }
   predicates = yardsticks.list_predicates({name: labels[name]})
-  width = max([len(one.W_dec) for one in dictionaries], default=4 * acts.shape[1])
-  for one in (*dictionaries, *add_baselines(settings, acts, width)):
-    f, new = one.encode(base), one.encode(source)
-    scores = yardsticks.score_f1(one.encode(acts) > 0, predicates)
-    of_both = [scores.of_prompts(predicates.at({name: x[name]})) for x in (before, after)]
-    k = min(max(settings.ks), f.shape[1])
-    edit = yardsticks.edit_by_score(f, new, np.maximum(*of_both), k)
+  for one in dictionaries:
+    latents = one.encode(acts)
+    f1 = yardsticks.score_f1(latents > 0, predicates).of_prompts(predicates)
+    first, second = pairs.T
+    k = min(max(settings.ks), latents.shape[1])
+    scores = np.maximum(f1[first], f1[second])
+    edit = yardsticks.edit_by_score(latents[first], latents[second], scores, k)
     edits |= {f'{one.name}, k = {n}': edit.apply(base, one.W_dec, n) for n in settings.ks if n <= k}
   return edits
 
 
-def _score(
-  passes: Passes,
-  cities: CityPrompts,
-  name: str,
-  kept: np.ndarray,
-  pairs: Int[np.ndarray, 'n 2'],
-  values: Float[np.ndarray, 'n D'],
-) -> dict[str, Any]:
-  base, source = kept[pairs[:, 0]], kept[pairs[:, 1]]
-  rows: dict[str, list[np.ndarray]] = {'asked': [], 'answers': [], 'old': [], 'new': []}
-  for asked in ATTRIBUTES:
-    rows['asked'].append(np.full(len(pairs), asked))
-    rows['answers'].append(_ask(passes, cities, asked, base, values))
-    rows['old'].append(cities.values[asked][base])
-    rows['new'].append(cities.values[asked][source])
-  arrays = {key: np.concatenate(parts) for key, parts in rows.items()}
-  found = yardsticks.disentangle(edited=name, **arrays)
+def _give(found: yardsticks.Disentanglement) -> dict[str, Any]:
   return {
-    'cause': [found.cause.share, *found.cause.interval()],
-    'isolation': found.mean_isolation,
+    'cause': give(found.cause),
+    'isolation': [found.mean_isolation, found.isolation_error],
     'score': [found.score, found.standard_error],
-    'pairs': len(pairs),
   }

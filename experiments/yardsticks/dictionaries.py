@@ -1,17 +1,18 @@
 """Dictionaries of one site, and two that are not trained: principal directions and random ones.
 
-    every = load_all(settings, model)             Loaded: site, and the dictionaries
-    one.encode(acts), one.W_dec, one.b_dec        latents [B, M]; x_hat = f @ W_dec + b_dec
-    add_baselines(settings, acts)                 'principal' and 'random', made of activations
+    every = load_all(settings, model)                  Loaded: site, and the dictionaries
+    one.encode(acts), one.W_dec, one.b_dec             latents [B, M]; x_hat = f @ W_dec + b_dec
+    add_baselines(settings, acts, every.every)         'principal' and 'random', made of activations
 
-Principal directions reconstruct best for their number, and random directions show what any large set of latents does.
+Principal directions reconstruct best for their number, and random directions show what any large set of latents does:
+there are as many as the largest dictionary has.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from mechjax.models.language_model import LanguageModel
 from mechjax.sae import Architecture, CrossLayer, Params
 
 PRINCIPAL = 64
+BASELINES = ('principal', 'random')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,11 +71,12 @@ def load_all(settings: Settings, model: LanguageModel) -> Loaded:
   """Loads the dictionaries of the settings.
 
   Raises:
-    YardstickError: dictionaries of several sites, of another model or width; a transcoder; a site that the model does
-      not have, or that is not [B, T, D].
+    YardstickError: dictionaries of several sites, of another model or width, or of one name; a transcoder; a site that
+      the model does not have, or that is not [B, T, D].
     WeightsError, FetchError, SAEError: a dictionary cannot be read, or is of another model.
   """
-  found = [sae.load(place) for place in settings.dictionaries]
+  given = [place.rpartition('=')[::2] for place in settings.dictionaries]
+  found = [sae.load(place) for _, place in given]
   site = _find_site(settings, [one.metadata.hook_name for one in found])
   shapes = {str(i.site): i.shape for i in harvest.sites_of(model, jnp.zeros((1, 2), jnp.int32))}
   if site not in shapes or len(shapes[site]) != 3:
@@ -83,7 +86,7 @@ def load_all(settings: Settings, model: LanguageModel) -> Loaded:
       hint='resid_post.15, for example',
     )
   every: list[Dictionary] = []
-  for place, one in zip(settings.dictionaries, found):
+  for (label, place), one in zip(given, found):
     one.metadata.check(site, model=settings.model, where=place)
     architecture = one.sae
     if architecture.d_out is not None or isinstance(architecture, CrossLayer):
@@ -97,22 +100,29 @@ def load_all(settings: Settings, model: LanguageModel) -> Loaded:
       )
     params = {name: jnp.asarray(x) for name, x in one.params.items()}
     encode = functools.partial(_encode, architecture, params)
-    name = f'{type(architecture).__name__} {len(every)}'
+    name = label or f'{type(architecture).__name__} {len(every)}'
     W_dec, b_dec = (np.asarray(params[k], np.float32) for k in ('W_dec', 'b_dec'))
     every.append(Dictionary(name, W_dec, b_dec, encode, place))
+  names = [*(one.name for one in every), *BASELINES]
+  if twice := sorted({name for name in names if names.count(name) > 1}):
+    raise YardstickError(
+      f'several dictionaries have the name {twice[0]!r}',
+      hint='--dictionaries=first=out/a,second=out/b names them',
+    )
   return Loaded(site, every, [one.params for one in found])
 
 
 def add_baselines(
-  settings: Settings, acts: Float[np.ndarray, 'B D'], width: int
+  settings: Settings, acts: Float[np.ndarray, 'B D'], dictionaries: Sequence[Dictionary]
 ) -> list[Dictionary]:
   """Principal directions of activations, and a random dictionary.
 
   Args:
     settings: settings of the study.
     acts: activations.
-    width: latents of the random dictionary.
+    dictionaries: the dictionaries that are measured; without any, the random one has four times the width of the site.
   """
+  width = max([len(one.W_dec) for one in dictionaries], default=4 * acts.shape[1])
   mean = acts.mean(0)
   _, _, v = np.linalg.svd(acts - mean, full_matrices=False)
   principal = v[: min(PRINCIPAL, len(v))].astype(np.float32)
@@ -120,8 +130,8 @@ def add_baselines(
   rows = (random / np.linalg.norm(random, axis=1, keepdims=True)).astype(np.float32)
   k = min(settings.active, width)
   return [
-    Dictionary('principal', principal, mean, lambda x: (x - mean) @ principal.T),
-    Dictionary('random', rows, mean, lambda x: _keep_largest((x - mean) @ rows.T, k)),
+    Dictionary(BASELINES[0], principal, mean, lambda x: (x - mean) @ principal.T),
+    Dictionary(BASELINES[1], rows, mean, lambda x: _keep_largest((x - mean) @ rows.T, k)),
   ]
 
 

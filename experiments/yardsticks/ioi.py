@@ -1,6 +1,6 @@
 """The part on the indirect object: supervised codes as the upper line, and dictionaries by three tests.
 
-One half of the prompts fits codes and scores latents; all numbers are of the other half. LD is the logit of the
+One half of the prompts fits codes and chooses latents; all numbers are of the other half. LD is the logit of the
 indirect object minus that of the subject, after the prompt.
 
     1  sufficiency and necessity of reconstructions
@@ -8,267 +8,191 @@ indirect object minus that of the subject, after the prompt.
        after the true activation of the changed prompt. Supervised codes, k latents by an oracle, k latents by F1, and
        no edit at all, which is right where the change does not matter
     3  latents that can be read, and sufficiency and necessity of these alone, the others at their means
+
+    found = measure_ioi(trial, passes, dictionaries, keep)
+
+`keep(name, compute)` returns a finished step from its file, or computes it: each kind of code and each dictionary is
+one, so that an interruption costs one of them at most.
+
+Sharp edge: the number of readable latents and the size of codes are of the half that chooses, like the choice itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Shaped
 
-from experiments import ioi_factorial
-from experiments.ioi_factorial import FactorialPrompts
 from experiments.yardsticks.dictionaries import Dictionary, add_baselines
-from experiments.yardsticks.passes import Passes, PlacedPrompts
-from experiments.yardsticks.settings import Settings
+from experiments.yardsticks.passes import Passes
+from experiments.yardsticks.trial import Change, Trial, give_mean, give_share
 from mechjax import yardsticks
 from mechjax.errors import YardstickError
-from mechjax.models.language_model import LanguageModel
-from mechjax.steering import Proportion
 
-CODES = {
+CODES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
   'mean': ('mean', ()),
   'least squares': ('mse', ()),
   'least squares, coupled': ('mse', (('io', 'pos'), ('s', 'pos'))),
 }
 """Method and coupled attributes of the supervised codes."""
-LABELS = ('io', 's', 'pos', 'thing')
-CHANGES = ('io', 's', 'pos', 'thing')
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Half:
-  """Prompts with their activations.
-
-  Attributes:
-    prompts: the prompts.
-    placed: the same, with the column that is read.
-    acts: activations there.
-  """
-
-  prompts: FactorialPrompts
-  placed: PlacedPrompts
-  acts: Float[np.ndarray, 'B D']
-
-  @property
-  def labels(self) -> dict[str, np.ndarray]:
-    """The attributes that have codes."""
-    return {name: self.prompts.attributes[name] for name in LABELS}
-
-  @property
-  def ids(self) -> np.ndarray:
-    """Ids of both names, [B, 2]."""
-    return np.stack([self.prompts.answers, self.prompts.others], 1)
+Keep = Callable[[str, Callable[[], Any]], Any]
+"""(name, function) -> the plain result of the function, from its file or computed."""
 
 
 def measure_ioi(
-  settings: Settings,
-  model: LanguageModel,
-  passes: Passes,
-  dictionaries: list[Dictionary],
-  prompts: FactorialPrompts,
+  trial: Trial, passes: Passes, dictionaries: Sequence[Dictionary], keep: Keep
 ) -> dict[str, Any]:
   """All tests; see the head of this file.
 
   Returns:
-    'ability': shares of right and of top answers. 'codes': results of each kind of code. 'dictionaries': results of
-    each dictionary and of the baselines. 'unedited': scores without an edit, of each change.
+    'ability': shares of right and of top answers. 'patched': scores of the true activations of each change. 'unedited':
+    scores without an edit. 'codes': results of each kind of code. 'dictionaries': results of each dictionary and of the
+    baselines.
   """
-  middle = len(prompts) // 2
-  train, test = (
-    _read(settings, passes, prompts.rows(rows))
-    for rows in (np.arange(middle), np.arange(middle, len(prompts)))
-  )
+  train, test = trial.train, trial.test
   clean = passes.answer(test.placed, test.ids)
-  changed = {name: _Change.of(settings, model, passes, test, name) for name in CHANGES}
-  run = _make_run(passes, test)
-  width = max([len(one.W_dec) for one in dictionaries], default=4 * train.acts.shape[1])
-  every = [*dictionaries, *add_baselines(settings, train.acts, width)]
+  every = [*dictionaries, *add_baselines(trial.settings, train.acts, dictionaries)]
   return {
     'prompts': [len(train.acts), len(test.acts)],
     'ability': {
-      'above_other': _share(clean.wanted[:, 0] > clean.wanted[:, 1]),
-      'top': _share(clean.top == test.prompts.answers),
+      'above_other': give_share(clean.wanted[:, 0] > clean.wanted[:, 1]),
+      'top': give_share(clean.top == test.prompts.answers),
     },
-    'unedited': {name: _score(change, clean.top) for name, change in changed.items()},
+    'patched': {change.name: change.score(change.patched) for change in trial.changes},
+    'unedited': {change.name: change.score(clean.top) for change in trial.changes},
     'codes': {
-      name: _measure_codes(train, test, run, passes, changed, *how) for name, how in CODES.items()
+      name: keep(f'codes_{i}', functools.partial(_measure_codes, trial, *how))
+      for i, (name, how) in enumerate(CODES.items())
     },
     'dictionaries': {
-      one.name: _measure_dictionary(settings, one, train, test, run, passes, changed)
-      for one in every
+      one.name: keep(f'dictionary_{i}', functools.partial(_measure_dictionary, trial, one))
+      for i, one in enumerate(every)
     },
   }
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Change:
-  """Test prompts with another value of one attribute."""
-
-  name: str
-  half: Half
-  patched: np.ndarray
-  expected: np.ndarray
-
-  @classmethod
-  def of(
-    cls, settings: Settings, model: LanguageModel, passes: Passes, test: Half, name: str
-  ) -> _Change:
-    other = ioi_factorial.change(model, test.prompts, name, settings.seed)
-    half = _read(settings, passes, other)
-    patched = passes.answer(test.placed, test.ids, half.acts).top
-    return cls(name, half, patched, other.answers)
-
-
-def _read(settings: Settings, passes: Passes, prompts: FactorialPrompts) -> Half:
-  placed = PlacedPrompts(prompts.tokens, prompts.columns[settings.place], prompts.columns['END'])
-  return Half(prompts, placed, passes.read(placed))
-
-
-def _make_run(passes: Passes, test: Half) -> yardsticks.recovery.Run:
-  def run(values: dict[str, np.ndarray]) -> np.ndarray:
-    found = passes.answer(test.placed, test.ids, values[passes.site]).wanted
-    return found[:, 0].astype(np.float64) - found[:, 1]
-
-  return run
-
-
-def _recover(
-  run: yardsticks.recovery.Run, site: str, acts: np.ndarray, hat: np.ndarray
-) -> dict[str, Any]:
-  """Sufficiency and necessity with their errors; the reason if there is nothing to recover."""
-  try:
-    found = yardsticks.measure_recovery(run, {site: acts}, {site: hat})
-  except YardstickError as e:
-    return {'reason': e.what}
-  return {
-    'sufficiency': [found.sufficiency.value, found.sufficiency.standard_error],
-    'necessity': [found.necessity.value, found.necessity.standard_error],
-    'clean': found.clean,
-    'ablated': found.ablated,
-  }
-
-
-def _share(hits: np.ndarray) -> list[float]:
-  one = Proportion(int(np.sum(hits)), len(hits))
-  return [one.count, one.total, *one.interval()]
-
-
-def _score(change: _Change, top: np.ndarray) -> dict[str, Any]:
-  found = yardsticks.score_edits(top, patched=change.patched, expected=change.expected)
-  parts = dataclasses.asdict(found)
-  return {k: [v['count'], v['total'], *getattr(found, k).interval()] for k, v in parts.items()}
 
 
 def _measure_codes(
-  train: Half,
-  test: Half,
-  run: yardsticks.recovery.Run,
-  passes: Passes,
-  changed: dict[str, _Change],
-  method: str,
-  coupled: tuple[tuple[str, str], ...],
+  trial: Trial, method: str, coupled: tuple[tuple[str, str], ...]
 ) -> dict[str, Any]:
+  train, test = trial.train, trial.test
   codes = yardsticks.fit_codes(train.acts, train.labels, method, coupled=coupled)
   edits = {}
   try:
     hat = codes.reconstruct(test.labels)
-    for change in changed.values():
-      codes.reconstruct(change.half.labels)
+    for change in trial.changes:
+      new = {change.name: change.half.labels[change.name]}
+      edits[change.name] = change.score(trial.top(codes.edit(test.acts, test.labels, new)))
   except YardstickError as e:  # too few prompts for this parametrisation
     return {'reason': f'{e.what} {e.where or ""}'}
-  for name, change in changed.items():
-    values = codes.edit(test.acts, test.labels, {name: change.half.prompts.attributes[name]})
-    edits[name] = _score(change, passes.answer(test.placed, test.ids, values).top)
   return {
-    'share_explained': codes.share_explained(test.acts, test.labels),
+    'fvu': trial.fvu(hat),
     'variance': {'+'.join(k): v for k, v in codes.variance_shares(train.acts).items()},
-    'recovery': _recover(run, passes.site, test.acts, hat),
+    'recovery': trial.recover(hat),
     'edits': edits,
   }
 
 
-def _measure_dictionary(
-  settings: Settings,
-  one: Dictionary,
-  train: Half,
-  test: Half,
-  run: yardsticks.recovery.Run,
-  passes: Passes,
-  changed: dict[str, _Change],
-) -> dict[str, Any]:
+def _measure_dictionary(trial: Trial, one: Dictionary) -> dict[str, Any]:
+  train, test = trial.train, trial.test
   f_train, f = one.encode(train.acts), one.encode(test.acts)
   predicates = yardsticks.list_predicates(train.labels)
   scores = yardsticks.score_f1(f_train > 0, predicates)
-  readable = scores.is_interpretable(settings.threshold)
-  codes = yardsticks.fit_codes(train.acts, train.labels)
-  hidden = yardsticks.report_occlusion(codes, train.acts, scores, settings.threshold)
-  parts = yardsticks.count_parts(f_train > 0, train.prompts.attributes['pos'])
-  means = f_train.mean(0)
-  kept = one.decode(np.where(readable, f, means))
-  gram = yardsticks.DecoderGram.of(one.W_dec)
+  held_out = yardsticks.score_f1(f > 0, predicates.at(test.labels))
+  readable = scores.is_interpretable(trial.settings.threshold)
+  best = held_out.f1[scores.f1.argmax(0), np.arange(len(readable))]
+  parts = yardsticks.count_parts(f_train > 0, train.labels['pos'])
+  covered = (f[test.labels['pos']][:, list(parts.latents)] > 0).any(1)
+  sizes, gram = _weigh(one, f), yardsticks.DecoderGram.of(one.W_dec)
   return {
     'place': one.place,
     'latents': len(one.W_dec),
-    'l0': float((f != 0).sum(1).mean()),
-    'fvu': float(np.sum((one.decode(f) - test.acts) ** 2) / np.sum((test.acts - test.acts.mean(0)) ** 2)),
-    'recovery': _recover(run, passes.site, test.acts, one.decode(f)),
+    'l0': give_mean((f != 0).sum(1)),
+    'fvu': trial.fvu(one.decode(f)),
+    'recovery': trial.recover(one.decode(f)),
     'readable': {
       'n': int(readable.sum()),
-      'recovery': _recover(run, passes.site, test.acts, kept),
-      'f1': np.histogram(scores.best, bins=20, range=(0, 1))[0].tolist(),
+      'recovery': trial.recover(one.decode(np.where(readable, f, f_train.mean(0)))),
+      'f1': np.histogram(best, bins=20, range=(0, 1))[0].tolist(),
     },
-    'attributes': [
-      {'feature': '+'.join(row.feature), 'variance': row.variance, 'best_f1': row.best_f1,
-       'interpretable': row.interpretable, 'hidden_by': ['+'.join(x) for x in row.hidden_by]}
-      for row in hidden
-    ],
-    'parts_of_pos': [parts.n, parts.covered],
+    'attributes': _list_attributes(trial, scores, held_out),
+    'parts_of_pos': [parts.n, give_share(covered)],
     'edits': {
-      name: _edit(settings, one, gram, scores, test, f, passes, change)
-      for name, change in changed.items()
+      change.name: _edit(trial, one, gram, scores, f, sizes, change) for change in trial.changes
     },
-  }  # fmt: skip
+  }
+
+
+def _list_attributes(
+  trial: Trial, scores: yardsticks.DetectorScores, held_out: yardsticks.DetectorScores
+) -> list[dict[str, Any]]:
+  """Attributes by the size of their codes, with F1 on the test half of the latents that are best on the other."""
+  train = trial.train
+  codes = yardsticks.fit_codes(train.acts, train.labels)
+  f1 = np.take_along_axis(held_out.f1, scores.f1.argmax(1)[:, None], 1)[:, 0]
+  there = held_out.predicates.true.any(1)
+  rows = yardsticks.report_occlusion(codes, train.acts, scores, trial.settings.threshold)
+  return [
+    {
+      'feature': '+'.join(row.feature),
+      'variance': row.variance,
+      'f1': give_mean(f1[there & scores.predicates.of_feature(*row.feature)]),
+      'interpretable': row.interpretable,
+      'hidden_by': ['+'.join(x) for x in row.hidden_by],
+    }
+    for row in rows
+  ]
+
+
+Sizes = tuple[Bool[np.ndarray, ' B'], Float[np.ndarray, 'live M']]
+"""Mask of the prompts that have an active latent, and the weights of latents at these."""
+
+
+def _weigh(one: Dictionary, f: Float[np.ndarray, 'B M']) -> Sizes:
+  live = np.sum((f.astype(np.float64) @ one.W_dec) ** 2, 1) > 0
+  return live, yardsticks.measure_weights(f[live], one.W_dec) if live.any() else np.zeros((0, 1))
 
 
 def _edit(
-  settings: Settings,
+  trial: Trial,
   one: Dictionary,
   gram: yardsticks.DecoderGram,
   scores: yardsticks.DetectorScores,
-  test: Half,
-  f: np.ndarray,
-  passes: Passes,
-  change: _Change,
+  f: Float[np.ndarray, 'B M'],
+  sizes: Sizes,
+  change: Change,
 ) -> dict[str, Any]:
-  """Scores of edits of k latents, by the oracle and by F1, and the weight of the latents that were removed."""
-  new = one.encode(change.half.acts)
-  k = min(max(settings.ks), f.shape[1])
+  """Scores of edits of k latents, by the oracle and by F1, and the weight that the latents had."""
+  acts, new = trial.test.acts, one.encode(change.half.acts)
+  ks = [k for k in trial.settings.ks if k <= f.shape[1]]
+  largest = max(ks, default=1)
   about = scores.predicates.of_feature(change.name)
-  before, after = (_score_prompts(scores, about, half.labels) for half in (test, change.half))
+  f1 = [_score_prompts(scores, about, half.labels) for half in (trial.test, change.half)]
   edits = {
-    'oracle': yardsticks.edit_greedily(gram, f, new, test.acts, change.half.acts, k),
-    'f1': yardsticks.edit_by_score(f, new, np.maximum(before, after), k),
+    'oracle': yardsticks.edit_greedily(gram, f, new, acts, change.half.acts, largest),
+    'f1': yardsticks.edit_by_score(f, new, np.maximum(*f1), largest),
   }
+  live, weights = sizes
   found: dict[str, Any] = {}
-  live = (f @ one.W_dec != 0).any(1)
-  weights = yardsticks.measure_weights(f[live], one.W_dec) if live.any() else None
   for kind, edit in edits.items():
-    found[kind] = {}
-    for n in (n for n in settings.ks if n <= k):
-      values = edit.apply(test.acts, one.W_dec, n)
-      own = yardsticks.LatentEdit(edit.indices[live], edit.changes[live])
-      size = None if weights is None else float(yardsticks.sum_weights(weights, own, n).mean())
-      top = passes.answer(test.placed, test.ids, values).top
-      found[kind][n] = _score(change, top) | {'weight': size}
+    own = yardsticks.LatentEdit(edit.indices[live], edit.changes[live])
+    found[kind] = {
+      k: change.score(trial.top(edit.apply(acts, one.W_dec, k)))
+      | {'weight': give_mean(yardsticks.sum_weights(weights, own, k)) if live.any() else None}
+      for k in ks
+    }
   return found
 
 
 def _score_prompts(
-  scores: yardsticks.DetectorScores, about: np.ndarray, labels: dict[str, np.ndarray]
-) -> np.ndarray:
+  scores: yardsticks.DetectorScores,
+  about: Bool[np.ndarray, ' predicates'],
+  labels: dict[str, Shaped[np.ndarray, ' B']],
+) -> Float[np.ndarray, 'B M']:
   """F1 of each latent for the value of one attribute at each prompt; 0 where the value did not occur."""
   there = scores.predicates.at(labels)
   true = there.true & about[:, None]

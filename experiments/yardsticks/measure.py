@@ -3,13 +3,14 @@
     subject = prepare(settings, model)             everything that can be wrong with the settings is found here
     results = measure(settings, subject)           ready for JSON; `report` draws from these alone
 
-A finished part is read from the output directory, so that an interrupted run continues with the same command, and a
-part can be added later.
+A finished step, such as a dictionary of the part 'ioi', is read from the output directory, so that an interrupted run
+continues with the same command, and a part can be added later.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,15 +24,14 @@ from experiments.yardsticks.cities import CityPrompts
 from experiments.yardsticks.dictionaries import Loaded, load_all
 from experiments.yardsticks.ioi import measure_ioi
 from experiments.yardsticks.passes import Passes, PlacedPrompts
-from experiments.yardsticks.settings import FREE, Settings
+from experiments.yardsticks.settings import FREE, OF_MODEL, PARTS, Settings
+from experiments.yardsticks.trial import make_trial
 from experiments.yardsticks.words import LabelledWords
 from mechjax import files, fingerprints
 from mechjax.errors import YardstickError
 from mechjax.models.language_model import LanguageModel
 
-RESULTS = 'yardsticks.json'
-OF_MODEL = ('ioi', 'categories', 'cities')
-"""Parts that need the model."""
+RESULTS, SUBJECT = 'yardsticks.json', 'model.json'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,58 +88,81 @@ def measure(
   Args:
     settings: settings of the experiment.
     subject: from `prepare`.
-    log: called with the name of each part that is computed.
+    log: called with the name of each step that is computed.
+
+  Returns:
+    Results of all parts that the directory has, those of earlier runs included.
 
   Raises:
     YardstickError: the directory holds results of other settings or weights; otherwise as the parts.
   """
   saved = claim(settings, subject, log)
-  path = saved.out / RESULTS
-  parts = dict(files.read_json(path, YardstickError)['parts']) if path.exists() else {}
   for name in settings.parts:
-
-    def compute(name: str = name) -> Any:
-      return outputs.make_plain(_measure_part(name, settings, subject))
-
-    parts[name] = saved.json(name, None, compute)
+    saved.json(name, None, functools.partial(_measure_part, name, settings, subject, saved))
+  done = [name for name in PARTS if (saved.out / f'{name}.json').exists()]
   found = {
     'versions': outputs.list_versions(),
     'settings': outputs.make_plain(dataclasses.asdict(settings)),
-    'parts': parts,
+    'parts': {name: saved.json(name, None, dict) for name in done},
   }
-  if subject.model is not None and subject.loaded is not None:
-    found['model'] = outputs.describe_model(settings.model)
-    found['site'] = subject.loaded.site
+  if {*OF_MODEL} & {*done}:
+    found['model'] = files.read_json(saved.out / SUBJECT, YardstickError)
   return found
 
 
 def claim(settings: Settings, subject: Subject, log: Callable[[str], Any] = print) -> Saved:
-  """The results so far, which belong to one choice of settings, model and dictionaries; see `outputs.claim`."""
-  more = {}
+  """The results so far, which belong to one choice of settings, and to one model with dictionaries.
+
+  A run of parts that need no model does not load it, so that the model has a file of its own.
+
+  Raises:
+    YardstickError: the directory holds results of other settings or weights.
+  """
+  out = outputs.claim(settings.out, settings, YardstickError, FREE)
   if subject.model is not None and subject.loaded is not None:
-    more = {
+    mine = {
+      **outputs.describe_model(settings.model),
+      'site': subject.loaded.site,
       'fingerprint': subject.model.fingerprint(),
-      'weights': fingerprints.of_weights(subject.loaded.params),
+      'dictionaries': fingerprints.of_weights(subject.loaded.params),
     }
-  out = outputs.claim(settings.out, settings, YardstickError, FREE, **more)
+    path = out / SUBJECT
+    if path.exists() and (there := files.read_json(path, YardstickError)) != mine:
+      raise YardstickError(
+        f'{out} holds results of other weights: {there!r:.200}',
+        hint='give another --out, or remove that directory',
+      )
+    files.write_json(path, mine)
   return Saved(out, log, YardstickError)
 
 
-def _measure_part(name: str, settings: Settings, subject: Subject) -> dict[str, Any]:
+def _measure_part(name: str, settings: Settings, subject: Subject, saved: Saved) -> Any:
+  """Plain results of one part."""
   if name == 'toys':
-    return toys.measure_toys(settings)
+    return outputs.make_plain(toys.measure_toys(settings))
   if name == 'tracr':
-    return compiled.measure_programs(settings)
+    return outputs.make_plain(compiled.measure_programs(settings))
+  return outputs.make_plain(_measure_with_model(name, settings, subject, saved))
+
+
+def _measure_with_model(
+  name: str, settings: Settings, subject: Subject, saved: Saved
+) -> dict[str, Any]:
   model, loaded = subject.model, subject.loaded
   assert model is not None, name
   assert loaded is not None, name
+
+  def keep(step: str, compute: Callable[[], Any]) -> Any:
+    return saved.json(f'{name}_{step}', None, lambda: outputs.make_plain(compute()))
+
   passes = Passes(model, loaded.site, settings.batch)
   if subject.prompts is not None and name == 'ioi':
-    return measure_ioi(settings, model, passes, loaded.every, subject.prompts)
+    trial = make_trial(settings, model, passes, subject.prompts)
+    return measure_ioi(trial, passes, loaded.every, keep)
   if subject.labelled is not None and name == 'categories':
     tokens = subject.labelled.tokens
     last = np.full(len(tokens), tokens.shape[1] - 1)
     acts = passes.read(PlacedPrompts(tokens, last, last))
     return words.measure_categories(settings, subject.labelled, acts, loaded.every)
   assert subject.asked is not None, name
-  return cities.measure_cities(settings, passes, subject.asked, loaded.every)
+  return cities.measure_cities(settings, passes, subject.asked, loaded.every, keep)

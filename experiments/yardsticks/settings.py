@@ -13,6 +13,8 @@ from mechjax.errors import YardstickError, unknown
 
 PARTS = ('ioi', 'categories', 'cities', 'toys', 'tracr')
 DEFAULT = ('ioi', 'categories', 'cities', 'toys')
+OF_MODEL = ('ioi', 'categories', 'cities')
+"""Parts that need the model."""
 PLACES = ('END', 'S2', 'S1', 'IO')
 FREE = ('parts', 'batch')
 """Settings that may differ within one output directory: results of several parts stand side by side."""
@@ -26,7 +28,8 @@ class Settings:
 
   Attributes:
     model: name or path of a model.
-    dictionaries: places of dictionaries of one site, as `mechjax.sae.load` takes them.
+    dictionaries: places of dictionaries of one site, as `mechjax.sae.load` takes them, with a name before '=' if one is
+      wanted in the tables.
     site: site of the activations; by default the one that the dictionaries name.
     parts: parts that are measured, some of `PARTS`; 'tracr' needs the extra flax-models.
     place: token of the IOI prompts whose activation is read and edited.
@@ -39,7 +42,8 @@ class Settings:
     min_words: least number of words of a category.
     splits: splits of the words into a training and a test part.
     city_pairs: pairs of cities for each edited attribute.
-    toy_features, toy_width: features and dimensions of the toy models.
+    toy_features: features of the toy models.
+    toy_width: dimensions of the toy models.
     toy_density: probabilities that a feature is active.
     toy_latents: numbers of latents of the dictionaries of toy models.
     toy_sparsity: sparsity coefficients of these dictionaries.
@@ -102,6 +106,6 @@ class Settings:
     _check(self, 'seed', self.seed >= 0, 'at least 0')
     twice = len({*self.dictionaries}) < len(self.dictionaries)
     _check(self, 'dictionaries', not twice, 'different places')
-    needs = {'ioi', 'categories', 'cities'} & {*self.parts}
+    needs = {*OF_MODEL} & {*self.parts}
     given = bool(self.dictionaries or self.site) or not needs
     _check(self, 'site', given, 'the site of the activations, without --dictionaries')

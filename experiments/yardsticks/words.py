@@ -6,6 +6,9 @@ to the file of most of its tagged uses, if that is four of five or more, so that
     categories = read_categories(path)             {'animal': ['dog', ...], ...}, the most frequent words first
     words = choose_words(model, categories, settings)
 
+The k columns are those with the largest |AUC - 1/2| on the training words, in every basis, so that bases of any scale
+can be compared.
+
 The counts are in `cntlist.rev` of WordNet 3.0, from Debian's package wordnet-base (WordNet licence), which is fetched
 once and is not part of mechjax. A prompt is the beginning token and ' the word'; the activation is that of the word.
 """
@@ -23,7 +26,7 @@ import numpy as np
 from jaxtyping import Float, Int32, Shaped
 
 from experiments.templates import Vocabulary
-from experiments.yardsticks.dictionaries import Dictionary, add_baselines
+from experiments.yardsticks.dictionaries import BASELINES, Dictionary, add_baselines
 from experiments.yardsticks.settings import Settings
 from mechjax import probing
 from mechjax.errors import YardstickError
@@ -132,21 +135,20 @@ def measure_categories(
 
   Returns:
     'categories': number of words of each. 'sparse': [mean, error] for each k, of each basis. 'dense': the same of
-    probes of all features. 'of_categories': AUC of k = ks[0] of each category and basis.
+    probes of all features. 'of_categories': AUC of k = ks[0] of each category, mean over splits, of each basis.
   """
   splits = probing.split(words.categories, seeds=settings.splits)
   labels = category_probes.one_against_rest(words.categories)
   names, counts = np.unique(words.categories, return_counts=True)
-  width = max([len(one.W_dec) for one in dictionaries], default=4 * acts.shape[1])
-  bases = [
-    one for one in (*dictionaries, *add_baselines(settings, acts, width)) if one.name != 'principal'
-  ]
-  probe = functools.partial(category_probes.probe_categories, labels=labels, splits=splits)
+  random = add_baselines(settings, acts, dictionaries)[BASELINES.index('random')]
   ks = tuple(k for k in settings.ks if k <= acts.shape[1])
-  found = {one.name: probe(one.encode(acts), ks=ks) for one in bases}
-  found['neurons of the stream'] = probe(acts, ks=ks, criterion='auc')
+  probe = functools.partial(
+    category_probes.probe_categories, labels=labels, splits=splits, ks=ks, criterion='auc'
+  )
+  found = {one.name: probe(one.encode(acts)) for one in (*dictionaries, random)}
+  found['dimensions of the stream'] = probe(acts)
   directions = functools.partial(probing.principal_directions, n=max(ks))
-  found['principal directions'] = probe(acts, ks=ks, basis=directions, criterion='auc')
+  found['principal directions'] = probe(acts, basis=directions)
   dense = {
     method: category_probes.probe_densely(acts, labels, splits, method)
     for method in category_probes.DENSE

@@ -95,6 +95,7 @@ class LanguageModel:
     n_vocab: number of token ids.
     config: the description of our own decoder; None for upstream codes.
     forward_from: a pass that begins at a layer, for `patching`, see `Forward`; None for upstream codes.
+    generator: a step that continues texts, see `mechjax.generate.Model`; with a cache unless the code has none.
   """
 
   __mechjax_reads__ = ('params', 'apply')
@@ -102,7 +103,7 @@ class LanguageModel:
   def __init__(self, name: str, forward: Forward, tokenizer: tokenizers.Tokenizer):
     """Joins the parts; use `mechjax.load`."""
     self.name, self.tokenizer, self.config = name, tokenizer, forward.config
-    self._generator = forward.generator or without_cache(forward.apply)
+    self.generator = forward.generator or without_cache(forward.apply)
     self.params, self.apply, self.forward_from = forward.params, forward.apply, forward.forward_from
     self.n_layers, self.d_model, self.n_vocab = forward.n_layers, forward.d_model, forward.n_vocab
     self._forward_until = forward.forward_until
@@ -348,7 +349,7 @@ class LanguageModel:
     """
     rows = prompts_lib.make_rows(self.tokenizer, prompts, self.n_vocab)
     settings = self._generation_options(options)
-    return generate.generate(self._generator, self.params, rows, n_tokens, **settings)
+    return generate.generate(self.generator, self.params, rows, n_tokens, **settings)
 
   def steps(
     self,
@@ -378,7 +379,7 @@ class LanguageModel:
     """
     rows = prompts_lib.make_rows(self.tokenizer, prompts, self.n_vocab)
     settings = self._generation_options(options)
-    return generate.Steps(self._generator, self.params, rows, n_tokens, sites, **settings)
+    return generate.Steps(self.generator, self.params, rows, n_tokens, sites, **settings)
 
   def stream(
     self,
@@ -403,7 +404,7 @@ class LanguageModel:
     """
     row = prompts_lib.make_row(self.tokenizer, prompt, self.n_vocab)
     settings = self._generation_options(options)
-    chosen = generate.stream(self._generator, self.params, row, n_tokens, **settings)
+    chosen = generate.stream(self.generator, self.params, row, n_tokens, **settings)
     return self._pieces(chosen)
 
   def _pieces(self, chosen: Iterable[int]) -> Iterator[str]:

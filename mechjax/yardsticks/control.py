@@ -20,6 +20,7 @@ Letters: B prompts.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from jaxtyping import Shaped
@@ -67,12 +68,14 @@ class Disentanglement:
     return (self.cause.share + self.mean_isolation) / 2
 
   @property
+  def isolation_error(self) -> float:
+    """Standard error of the mean isolation, of independent questions."""
+    return math.sqrt(sum(map(_variance, self.isolation.values()))) / len(self.isolation)
+
+  @property
   def standard_error(self) -> float:
     """Standard error of the score, of independent questions."""
-    parts = [self.cause, *self.isolation.values()]
-    weights = [0.5, *[0.5 / len(self.isolation)] * len(self.isolation)]
-    variances = (w**2 * p.share * (1 - p.share) / p.total for w, p in zip(weights, parts))
-    return float(np.sqrt(sum(variances)))
+    return math.hypot(math.sqrt(_variance(self.cause)), self.isolation_error) / 2
 
 
 def score_edits(answers: Values, *, patched: Values, expected: Values) -> EditScores:
@@ -131,6 +134,11 @@ def _as_same_kind(
       f'{name} of type {found.dtype} and answers of type {like.dtype}', hint='token ids in both'
     )
   return found
+
+
+def _variance(of: Proportion) -> float:
+  """Variance of a share of independent events."""
+  return of.share * (1 - of.share) / of.total
 
 
 def _share(hits: Shaped[np.ndarray, ' some']) -> Proportion:

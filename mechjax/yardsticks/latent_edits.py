@@ -210,7 +210,7 @@ def _check_latents(latents: Numbers, targets: Numbers, k: int) -> tuple[jax.Arra
     raise YardstickError(f'k={k} of {f.shape[1]} latents')
   if not jnp.issubdtype(f.dtype, jnp.floating) or f.dtype != new.dtype:
     raise YardstickError(f'latents of type {f.dtype} and target latents of type {new.dtype}')
-  return f, new
+  return precision.wide(f), precision.wide(new)
 
 
 @jax.jit

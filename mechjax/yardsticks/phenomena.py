@@ -39,7 +39,8 @@ class Occlusion:
     feature: names of its attributes.
     variance: mean squared length of its codes, as a share of the variance of the activations.
     best_f1: largest F1 of a latent, mean over the values of the feature.
-    interpretable: number of latents with an F1 of at least the threshold for one of its values.
+    interpretable: number of latents with an F1 of at least the threshold for one of its values, as in
+      `DetectorScores.is_interpretable`: a value that a latent that is always active would detect does not count.
     hidden_by: features with a larger variance that have interpretable latents, if this one has none.
   """
 
@@ -88,8 +89,9 @@ def report_occlusion(
   least = check_share('threshold', threshold)
   found = []
   for feature, variance in codes.variance_shares(acts).items():
-    f1 = scores.f1[scores.predicates.of_feature(*feature)]
-    n = int((f1 >= least).any(0).sum())
+    about = scores.predicates.of_feature(*feature)
+    f1, informative = scores.f1[about], scores.always[about] < least
+    n = int((f1[informative] >= least).any(0).sum())
     found.append(Occlusion(feature, variance, float(f1.max(1).mean()), n, ()))
   found.sort(key=lambda row: -row.variance)
   seen: list[tuple[str, ...]] = []

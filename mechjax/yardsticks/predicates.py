@@ -105,7 +105,8 @@ class DetectorScores:
 
   Attributes:
     predicates: the predicates, with the prompts of the scores.
-    precision, recall, f1: of each predicate and latent; 0 for a latent that is never active.
+    precision, recall, f1: of each predicate and latent; 0 for a latent that is never active, and for a predicate that
+      is true of no prompt.
     always: F1 of a latent that is always active, of each predicate.
   """
 
@@ -191,10 +192,11 @@ def score_f1(active: Active, predicates: Predicates) -> DetectorScores:
   true = predicates.true.astype(np.float64)
   hits = true @ mask
   n_true, n_active = true.sum(1)[:, None], mask.sum(0)[None].astype(np.float64)
-  precision = np.divide(hits, n_active, out=np.zeros_like(hits), where=n_active > 0)
+  # `Predicates.at` may have predicates that are true of no prompt: recall and F1 are 0 there, and not NaN.
+  precision, recall = (hits / np.maximum(n, 1) for n in (n_active, n_true))
+  f1 = 2 * hits / np.maximum(n_true + n_active, 1)
   always = 2 * n_true[:, 0] / (n_true[:, 0] + len(mask))
-  f1 = 2 * hits / (n_true + n_active)
-  return DetectorScores(predicates, precision, hits / n_true, f1, always)
+  return DetectorScores(predicates, precision, recall, f1, always)
 
 
 def _evaluate(

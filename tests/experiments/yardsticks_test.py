@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags as absl_flags
 
 from experiments import ioi_factorial
-from experiments.yardsticks import cities, measure, report, words
+from experiments.yardsticks import cities, measure, picture, report, tables, words
 from experiments.yardsticks.dictionaries import Dictionary, load_all
 from experiments.yardsticks.passes import Answers, Passes, PlacedPrompts
 from experiments.yardsticks.settings import Settings
-from mechjax import harvest, sae
+from mechjax import flags, harvest, sae
 from mechjax.errors import MechjaxError, YardstickError
 from mechjax.models import ours
 from mechjax.models.language_model import LanguageModel
@@ -88,10 +89,9 @@ def study(place, tmp_path_factory):
     lines: list[str] = []
     subject = measure.prepare(settings, lambda name: MODEL)
     results = measure.measure(settings, subject, lines.append)
-    assert lines == ['ioi', 'categories']
-    again = measure.measure(settings, subject, lines.append)
-    assert lines == ['ioi', 'categories']
-    assert again == results
+    steps = [f'ioi_codes_{i}' for i in range(3)] + [f'ioi_dictionary_{i}' for i in range(3)]
+    assert lines == ['ioi', *steps, 'categories']
+    assert measure.measure(settings, subject, pytest.fail) == results
     yield settings, subject, results
 
 
@@ -151,7 +151,7 @@ def test_passes_read_and_plant_at_the_column_of_each_prompt():
   prompts = ioi_factorial.build(MODEL, names=5, n=6)
   placed = PlacedPrompts(prompts.tokens, prompts.columns['S2'], prompts.columns['END'])
   padded = PlacedPrompts(np.pad(prompts.tokens, ((0, 0), (0, 3))), placed.columns, placed.ends)
-  passes = Passes(MODEL, 'resid_post.0', 4)
+  passes = Passes(MODEL, 'resid_post.0', 2)
   acts = harvest.reap(MODEL.apply, sites='resid_post.0')(MODEL.params, prompts.tokens)
   whole = np.asarray(acts['resid_post.0'])
   rows = np.arange(6)
@@ -163,13 +163,43 @@ def test_passes_read_and_plant_at_the_column_of_each_prompt():
   logits = harvest.plant(MODEL.apply)({'resid_post.0': edited}, MODEL.params, prompts.tokens)[:, -1]
   ids = np.stack([prompts.answers, prompts.others], 1)
   for one in (placed, padded):
-    found = passes.answer(one, ids, values)
+    found = passes.prepare(one).answer(ids, values)
     np.testing.assert_allclose(
-      found.wanted, np.take_along_axis(np.asarray(logits), ids, 1), atol=1e-4
+      found.wanted, np.take_along_axis(np.asarray(logits), ids, 1), atol=1e-3
     )
     np.testing.assert_array_equal(found.top, np.argmax(logits, -1))
   plain = np.asarray(MODEL.apply(MODEL.params, prompts.tokens))[:, -1]
   np.testing.assert_array_equal(passes.answer(padded, ids).top, plain.argmax(-1))
+
+
+@pytest.mark.parametrize('columns', [[2, 0, 4, 1, 3], [5, 2, 6, 4, 5], [0] * 5])
+def test_edits_of_prompts_of_any_lengths_are_those_of_each_prompt_alone(columns):
+  """Keys and values are kept of the tokens before the edits; with an edit of the first token there are none."""
+  random = np.random.default_rng(0)
+  tokens = random.integers(1, planted.V, (5, 8)).astype(np.int32)
+  ends = np.array([7, 4, 6, 5, 5])
+  values = 3 * random.standard_normal((5, planted.D)).astype(np.float32)
+  ids = random.integers(0, planted.V, (5, 3))
+  placed = PlacedPrompts(tokens, np.array(columns), ends)
+  found = Passes(MODEL, 'resid_post.0', 2).prepare(placed).answer(ids, values)
+  for row, (column, end) in enumerate(zip(columns, ends)):
+    alone = tokens[row : row + 1, : end + 1]
+    stream = np.array(
+      harvest.reap(MODEL.apply, sites='resid_post.0')(MODEL.params, alone)['resid_post.0']
+    )
+    stream[0, column] = values[row]
+    logits = harvest.plant(MODEL.apply)({'resid_post.0': stream}, MODEL.params, alone)[0, -1]
+    np.testing.assert_allclose(found.wanted[row], logits[ids[row]], rtol=1e-4, atol=1e-3)
+    assert found.top[row] == logits.argmax()
+
+
+def test_a_model_without_a_cache_is_refused():
+  model: Any = types.SimpleNamespace(
+    name='upstream', generator=types.SimpleNamespace(new_cache=None)
+  )
+  prompts = PlacedPrompts(np.ones((1, 2), np.int32), np.array([1]), np.array([1]))
+  with pytest.raises(YardstickError, match='upstream runs without a cache'):
+    Passes(model, SITE, 2).prepare(prompts)
 
 
 # --- parts --------------------------------------------------------------------------------------------------
@@ -187,6 +217,8 @@ def test_the_planted_circuit_is_controlled_by_its_supervised_codes(study):
       assert kind['edits'][name]['as_patched'][:2] == [40, 40]
   changes = part['unedited'].items()
   assert {k: v['as_patched'][0] for k, v in changes} == {'io': 0, 's': 40, 'pos': 40, 'thing': 40}
+  for found in part['patched'].values():
+    assert found['as_patched'][:2] == found['as_expected'][:2] == [40, 40]
 
 
 def test_latents_of_the_names_change_the_answer(study):
@@ -197,11 +229,44 @@ def test_latents_of_the_names_change_the_answer(study):
     assert found['edits']['io'][kind]['2']['as_patched'][:2] == [40, 40]
   assert found['readable']['n'] == 7
   assert found['readable']['recovery']['sufficiency'][0] > 0.6
-  assert {r['feature']: r['interpretable'] for r in found['attributes']}['io'] == 7
+  io = next(row for row in found['attributes'] if row['feature'] == 'io')
+  assert (io['interpretable'], io['f1'][0]) == (7, pytest.approx(1, abs=0.1))
   random = results['parts']['ioi']['dictionaries']['random']
   assert random['latents'] == found['latents'] == 20
   assert {row['feature'] for row in found['attributes']} == {'io', 's', 'pos', 'thing'}
   assert sum(found['readable']['f1']) == 20
+
+
+def test_numbers_of_a_dictionary_are_of_the_half_that_chose_nothing(study):
+  _, subject, results = study
+  (one,) = subject.loaded.every
+  halves = [subject.prompts.rows(rows) for rows in (np.arange(40), np.arange(40, 80))]
+  passes = Passes(MODEL, SITE, 16)
+  ends = [PlacedPrompts(x.tokens, x.columns['END'], x.columns['END']) for x in halves]
+  x_train, x_test = map(passes.read, ends)
+  f_train, f_test = one.encode(x_train) > 0, one.encode(x_test) > 0
+
+  def measure_f1(active, true):
+    return 2 * (active & true).sum() / max(active.sum() + true.sum(), 1)
+
+  found = results['parts']['ioi']['dictionaries'][one.name]
+  f1 = {row['feature']: row['f1'][0] for row in found['attributes']}
+  of_first, expected = {}, {}
+  for name in f1:
+    scores = []
+    for value in np.unique(halves[0].attributes[name]):
+      true, there = (x.attributes[name] == value for x in halves)
+      firsts = [measure_f1(column, true) for column in f_train.T]
+      best = int(np.argmax(firsts))
+      if there.any():
+        scores.append((firsts[best], measure_f1(f_test[:, best], there)))
+    of_first[name], expected[name] = np.mean(scores, 0)
+  assert f1 == pytest.approx(expected)
+  assert max(of_first[name] - expected[name] for name in f1) > 0.01  # the two halves are told apart
+  hat = one.decode(one.encode(x_test))
+  fvu = np.sum((x_test - hat) ** 2) / np.sum((x_test - x_test.mean(0)) ** 2)
+  assert found['fvu'][0] == pytest.approx(fvu, rel=1e-4)
+  assert found['l0'][0] == pytest.approx(f_test.sum(1).mean())
 
 
 def test_categories_are_those_of_most_uses(study):
@@ -219,15 +284,18 @@ def test_categories_are_those_of_most_uses(study):
     assert all(0 <= mean <= 1 for mean, _ in values)
 
 
-def test_tables_have_a_row_for_every_number(study):
+def test_tables_and_pictures_show_every_part(study, capsys):
   settings, _, results = study
   report.write(results | {'command': 'a command'}, settings.out)
-  page = (pathlib.Path(settings.out) / 'yardsticks.md').read_text()
+  out = pathlib.Path(settings.out)
+  text, page = capsys.readouterr().out, (out / 'yardsticks.html').read_text()
   for name in ('least squares, coupled', 'ReLU 0, oracle', 'random, f1', 'principal directions'):
-    assert f'| {name} |' in page
-  assert 'nan' not in page
-  stored = json.loads((pathlib.Path(settings.out) / 'yardsticks.json').read_text())
-  assert stored['parts'] == results['parts']
+    assert f'| {name} |' in text
+    assert f'<th scope="row">{name}</th>' in page
+  assert 'nan' not in text
+  assert 'a command' in page
+  assert json.loads((out / 'yardsticks.json').read_text())['parts'] == results['parts']
+  assert {path.name for path in out.glob('*.png')} == {'ioi.png', 'categories.png'}
 
 
 def test_toys_are_measured_for_every_width_and_coefficient(tmp_path):
@@ -240,8 +308,8 @@ def test_toys_are_measured_for_every_width_and_coefficient(tmp_path):
   assert (
     part['random']['5'][0][0] == part['random']['5'][0][1]
   )  # the same start for each coefficient
-  tables = report.list_toys(part)
-  assert len(tables[1].rows) == 1
+  assert [len(table.rows) for table in tables.make_tables('toys', part)] == [1, 1]
+  assert picture.draw('toys', part, tmp_path / 'toys.png')
 
 
 # --- cities -------------------------------------------------------------------------------------------------
@@ -315,10 +383,15 @@ class Linear(Passes):
   def read(self, placed):
     return self.acts[[self.index[row.tobytes()] for row in placed.tokens]].astype(np.float32)
 
-  def answer(self, placed, ids, values=None):
-    (name,) = [k for k, a in self.prompts.answers.items() if np.array_equal(a, ids[0])]
-    acts = self.read(placed) if values is None else values
-    return Answers(np.zeros(len(acts), int), acts @ self.vectors[name].T)
+  def answer(self, placed, ids):
+    return self.prepare(placed).answer(ids, self.read(placed))
+
+  def prepare(self, placed):
+    def answer(ids, values):
+      (name,) = [k for k, a in self.prompts.answers.items() if np.array_equal(a, ids[0])]
+      return Answers(np.zeros(len(values), int), values @ self.vectors[name].T)
+
+    return types.SimpleNamespace(answer=answer)
 
 
 def test_edits_of_cities_are_bounded_by_no_edit_and_the_whole_activation(listed, tmp_path):
@@ -329,16 +402,29 @@ def test_edits_of_cities_are_bounded_by_no_edit_and_the_whole_activation(listed,
     'truth', basis, np.zeros(40, np.float32), lambda x: np.maximum(x @ basis.T - 0.6, 0)
   )
   settings = make_settings(tmp_path / 'x', parts=('cities',), city_pairs=12)
-  found = cities.measure_cities(settings, passes, prompts, [one])
-  assert found['known'] == {name: [7, 7] for name in cities.ATTRIBUTES}
+  steps = []
+
+  def keep(name, compute):
+    steps.append(name)
+    return compute()
+
+  found = cities.measure_cities(settings, passes, prompts, [one], keep)
+  assert steps == [*cities.ATTRIBUTES]
+  assert {name: x[:2] for name, x in found['known'].items()} == {name: [7, 7] for name in steps}
   for of_name in found['edits']['no edit'].values():
-    assert (of_name['cause'][0], of_name['isolation'], of_name['score'][0]) == (0, 1, 0.5)
+    assert (of_name['cause'][:2], of_name['isolation'], of_name['score'][0]) == (
+      [0, 12],
+      [1, 0],
+      0.5,
+    )
   for name, of_name in found['edits']['whole activation'].items():
-    assert of_name['cause'][0] == 1
-    assert name == 'language' or of_name['isolation'] < 0.7
+    assert of_name['cause'][:2] == [12, 12]
+    assert name == 'language' or of_name['isolation'][0] < 0.7
   codes = found['edits']['mean codes']
-  assert np.mean([codes[name]['cause'][0] for name in codes]) > 0.6
+  assert np.mean([codes[name]['cause'][0] / 12 for name in codes]) > 0.6
   assert {k for k in found['edits'] if k.startswith('truth')} == {'truth, k = 1', 'truth, k = 2'}
+  assert picture.draw('cities', found, tmp_path / 'cities.png')
+  assert len(tables.make_tables('cities', found)[1].rows) == 3 * len(found['edits'])
 
 
 def test_a_model_that_knows_no_city_is_an_error(listed, tmp_path):
@@ -346,7 +432,9 @@ def test_a_model_that_knows_no_city_is_an_error(listed, tmp_path):
   passes = Linear(prompts)
   object.__setattr__(passes, 'acts', -passes.acts)
   with pytest.raises(YardstickError, match='knows country, continent and language of 0 cities'):
-    cities.measure_cities(make_settings(tmp_path, parts=('cities',)), passes, prompts, [])
+    cities.measure_cities(
+      make_settings(tmp_path, parts=('cities',)), passes, prompts, [], pytest.fail
+    )
 
 
 @pytest.mark.parametrize(
@@ -394,6 +482,14 @@ def test_settings_out_of_range_are_refused(tmp_path, changes, message):
     make_settings(tmp_path, **changes)
 
 
+def test_every_setting_is_a_flag():
+  values = absl_flags.FlagValues()
+  handle = flags.define(Settings, flag_values=values)
+  values(['yardsticks', '--dictionaries=a=out/a,out/b', '--ks=1,3', '--parts=ioi'])
+  given = {'dictionaries': ('a=out/a', 'out/b'), 'ks': (1, 3), 'parts': ('ioi',)}
+  assert handle.value() == Settings(**given)
+
+
 def test_dictionaries_of_another_site_or_width_are_refused(tmp_path, place):
   def load(**changes):
     return load_all(make_settings(tmp_path / 'out', place, **changes), MODEL)
@@ -412,10 +508,49 @@ def test_dictionaries_of_another_site_or_width_are_refused(tmp_path, place):
   assert not (tmp_path / 'out').exists()
 
 
-def test_results_of_other_settings_are_not_continued(study):
+def test_results_of_other_settings_or_weights_are_not_continued(study):
   settings, subject, _ = study
   with pytest.raises(YardstickError, match='results of other settings: threshold'):
     measure.measure(dataclasses.replace(settings, threshold=0.5), subject)
+  loaded = dataclasses.replace(subject.loaded, params=[])
+  with pytest.raises(YardstickError, match='results of other weights'):
+    measure.measure(settings, dataclasses.replace(subject, loaded=loaded))
+
+
+def test_parts_without_the_model_and_parts_with_it_share_a_directory(study):
+  settings, subject, results = study
+  toys = dataclasses.replace(settings, parts=('toys',))
+  alone = measure.prepare(toys, lambda name: pytest.fail('no model is needed'))
+  both = measure.measure(toys, alone, lambda name: None)
+  assert [*both['parts']] == ['ioi', 'categories', 'toys']
+  assert both['parts']['ioi'] == results['parts']['ioi']
+  assert both['model'] == results['model']
+  assert [*measure.measure(settings, subject, pytest.fail)['parts']] == [*both['parts']]
+
+
+def test_an_interruption_costs_one_dictionary(study, tmp_path):
+  settings, subject, results = study
+  settings = dataclasses.replace(settings, out=str(tmp_path / 'again'), parts=('ioi',))
+
+  def stop(name):
+    if name == 'ioi_dictionary_1':
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    measure.measure(settings, subject, stop)
+  lines: list[str] = []
+  resumed = measure.measure(settings, subject, lines.append)
+  assert lines == ['ioi', 'ioi_dictionary_1', 'ioi_dictionary_2']
+  assert resumed['parts']['ioi'] == results['parts']['ioi']
+
+
+def test_dictionaries_have_the_names_that_are_given(tmp_path, place):
+  named = load_all(make_settings(tmp_path, f'mine={place}'), MODEL)
+  assert [(one.name, one.place) for one in named.every] == [('mine', place)]
+  for names in (('a', 'a'), ('random', 'b')):
+    given = tuple(f'{name}={place}{"/" * i}' for i, name in enumerate(names))
+    with pytest.raises(YardstickError, match='several dictionaries have the name'):
+      load_all(make_settings(tmp_path, dictionaries=given), MODEL)
 
 
 def test_words_of_no_category_are_refused(tmp_path):

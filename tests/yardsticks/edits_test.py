@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -38,6 +39,14 @@ def test_one_latent_is_that_of_brute_force():
     changing = np.flatnonzero(NEW[row] != F[row])
     distance = {i: np.sum((by_hand(row, [i]) - TARGETS[row]) ** 2) for i in changing}
     assert found == min(distance, key=distance.get)
+
+
+def test_latents_of_few_digits_are_compared_with_activations_of_all_digits():
+  few = [np.asarray(jnp.asarray(x, jnp.bfloat16)) for x in (F, NEW)]
+  wide = [x.astype(np.float32) for x in few]
+  edits = [edit_greedily(GRAM, *latents, ACTS, TARGETS, 3) for latents in (few, wide)]
+  np.testing.assert_array_equal(edits[0].indices, edits[1].indices)
+  np.testing.assert_array_equal(edits[0].changes, edits[1].changes)
 
 
 def test_every_step_takes_the_latent_that_brings_the_rest_nearest():

@@ -169,6 +169,17 @@ def test_predicates_keep_their_meaning_at_other_prompts():
   np.testing.assert_allclose(best[row], expected)
 
 
+def test_a_predicate_that_is_true_of_no_prompt_has_scores_of_0():
+  predicates = list_predicates(LABELS)
+  some = LABELS['io'] != 'Ann'
+  there = predicates.at({k: v[some] for k, v in LABELS.items()})
+  found = score_f1(latents()[some], there)
+  row = [predicates.describe(i) for i in range(len(predicates))].index('io = Ann')
+  for scores in (found.f1, found.recall, found.precision):
+    assert not scores[row].any()
+    assert np.isfinite(scores).all()
+
+
 def test_scores_of_other_predicates_are_refused():
   scores = score_f1(latents(), list_predicates(LABELS))
   with pytest.raises(YardstickError, match='scores of'):
@@ -240,6 +251,15 @@ def test_a_large_variable_hides_a_small_one():
     report_occlusion(codes, acts, score_f1(active, list_predicates({'pos': LABELS['pos']})))
 
 
+def test_a_latent_that_is_always_active_shows_no_attribute():
+  labels = {'io': LABELS['io'], 'rare': np.arange(200) > 3}
+  acts = np.stack([LABELS['io'] == name for name in NAMES] + [labels['rare']], 1) * 1.0
+  scores = score_f1(np.ones((200, 1), bool), list_predicates(labels))
+  assert scores.best[0] > 0.98
+  rows = report_occlusion(fit_codes(acts, labels), acts, scores)
+  assert [row.interpretable for row in rows] == [0, 0]
+
+
 def test_a_variable_that_is_split_by_name_takes_as_many_latents_as_names():
   pos = LABELS['pos']
   split = np.stack([pos & (LABELS['io'] == name) for name in NAMES], 1)
@@ -291,6 +311,7 @@ def test_disentanglement_is_counted_by_hand():
   }  # fmt: skip
   assert found.mean_isolation == 0.75
   assert found.score == 0.625
+  assert found.isolation_error == pytest.approx(np.sqrt(0.25 * 0.125))
   assert found.standard_error == pytest.approx(np.sqrt(0.25 * 0.125 + 0.0625 * 0.125))
   with pytest.raises(YardstickError, match="0 questions about 'city'"):
     disentangle(edited='city', asked=['a'], answers=[1], old=[1], new=[2])

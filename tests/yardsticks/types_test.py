@@ -74,7 +74,7 @@ def score_answers():
   found = yardsticks.score_edits([1, 2], patched=[1, 1], expected=[1, 2])
   assert found.ceiling.share == 0.5
   one = yardsticks.disentangle(edited='a', asked=['a', 'b'], answers=[1, 2], old=[0, 2], new=[1, 3])
-  assert (one.score, one.mean_isolation, one.standard_error) == (1, 1, 0)
+  assert (one.score, one.mean_isolation, one.standard_error, one.isolation_error) == (1, 1, 0, 0)
 
 
 def probe():
