@@ -58,5 +58,5 @@ def start(main: Main, settings: type) -> None:
     main: the program.
     settings: dataclass of its settings.
   """
-  handle = flags.define(settings)
+  handle: flags.Handle[Any] = flags.define(settings)
   app.run(lambda argv: main(argv, handle))
