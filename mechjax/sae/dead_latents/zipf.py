@@ -8,7 +8,7 @@ proportion to which it is too rare (Ayonrinde 2024, arXiv 2411.02124; the weight
     shortfall    max(1 - density / expected, 0): 1 for a dead latent, 0 for one that is active as often as expected
     loss         AuxK among latents with a shortfall, their activations times their shortfalls
 
-    BatchTopK(d_in=768, width=6144, k=32, aux_loss=AuxZipf(alpha=0.7, beta=3.0))
+    BatchTopK(d_in=768, width=6144, k=32, aux_loss=AuxZipf(zipf_alpha=0.7, zipf_beta=3.0))
 
 With shortfalls of 0 and 1 it is AuxK. The densities are the parameter `density`, which has no gradient; checkpoints
 have it, and files of dictionaries do not.
