@@ -118,14 +118,18 @@ def make_title(results: dict[str, Any]) -> str:
 def draw(results: dict[str, Any], path: Path) -> None:
   """Writes the picture as PNG."""
   lines, dots = panels.list_curves(results), panels.list_scatters(results)
-  n_rows = -(-(len(lines) + len(dots)) // 2)
-  fig = charts.figure(17, 4.3 * n_rows)
+  line_rows, dot_rows = -(-len(lines) // 2), -(-len(dots) // 4)
+  fig = charts.figure(17, 4.3 * (line_rows + dot_rows))
   fig.suptitle(charts.make_legible(make_title(results)), fontsize=12, parse_math=False)
-  places = iter(fig.subfigures(n_rows, 2, squeeze=False).flat)
-  for title, (_, given) in lines.items():
-    curves.lines(next(places).subplots(), title=title, **given)
-  for title, (_, given) in dots.items():
-    scatter.scatter(next(places).subplots(), title=title, **given)
+  grid = fig.add_gridspec(line_rows + dot_rows, 4)
+  for n, (title, (_, given)) in enumerate(lines.items()):
+    row, column = divmod(n, 2)
+    place = fig.add_subfigure(grid[row, 2 * column : 2 * column + 2])
+    curves.lines(place.subplots(), title=title, **given)
+  for n, (title, (_, given)) in enumerate(dots.items()):
+    row, column = divmod(n, 4)
+    place = fig.add_subfigure(grid[line_rows + row, column])
+    scatter.scatter(place.subplots(), title=title, **given)
   charts.save(fig, path)
 
 
