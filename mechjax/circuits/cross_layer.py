@@ -24,6 +24,7 @@ from mechjax.circuits.replacement import (
   cast,
   check_params,
   make_active,
+  measure_deviation,
   multiply,
 )
 from mechjax.errors import CircuitError
@@ -70,7 +71,8 @@ class CrossLayerReplacement(Replacer):
     f = self.clt.encode_layer(params, layer, x)
     decoders = {t: self.clt.decoder(params, layer, t) for t in range(layer, self.clt.n_layers)}
     weight, bias = (np.asarray(self.params[name])[layer] for name in ('W_enc', 'b_enc'))
-    return make_active(layer, x, f, Encoder(weight, bias), decoders)
+    encoder = Encoder(weight, bias)
+    return make_active(layer, f, measure_deviation(x, f, encoder), encoder, decoders)
 
   def reconstruct(self, layer: int, xs: Float[Array, 'L T D'], factors: Sequence[Factor]) -> Array:
     """The same as `Replacement.reconstruct`; features of all layers up to this one write to it."""

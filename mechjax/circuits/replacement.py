@@ -142,8 +142,9 @@ class Replacement(Replacer):
     if (here := self._at(layer)) is None:
       return _none(layer, x.shape[-1])
     sae, params = here
-    f = _encode(sae, params, x)
-    return make_active(layer, x, f, _encoder(sae, params), {layer: params['W_dec']})
+    encoder = _encoder(sae, params)
+    f, deviates = _encode(sae, params, encoder, x)
+    return make_active(layer, f, deviates, encoder, {layer: params['W_dec']})
 
   def reconstruct(self, layer: int, xs: Float[Array, 'L T D'], factors: Sequence[Factor]) -> Array:
     """The output of a layer's MLP from the MLP inputs of a new run, with some features multiplied, [T, D].
@@ -253,8 +254,10 @@ def _default_target(key: str) -> str:
 
 
 @functools.partial(jax.jit, static_argnums=0)  # kernels on arrays would be dispatched one by one
-def _encode(sae: Architecture, params: Params, x: Array) -> Array:
-  return sae.encode(cast(params, x.dtype), x)
+def _encode(sae: Architecture, params: Params, encoder: Encoder, x: Array) -> tuple[Array, Array]:
+  """Features [T, M] and their `measure_deviation`; one compiled function, in which both share a product."""
+  f = sae.encode(cast(params, x.dtype), x)
+  return f, measure_deviation(x, f, encoder)
 
 
 def cast(params: Params, dtype: np.dtype) -> Params:
@@ -278,10 +281,10 @@ def _none(layer: int, D: int) -> Active:
 
 
 def make_active(
-  layer: int, x: Array, f: Array, encoder: Encoder, decoders: Mapping[int, Array]
+  layer: int, f: Array, deviates: Array, encoder: Encoder, decoders: Mapping[int, Array]
 ) -> Active:
   """The active features of a dictionary; raises CircuitError if they are not affine in their input."""
-  found, error = np.asarray(f), float(_deviation(x, f, encoder))
+  found, error = np.asarray(f), float(deviates)
   if not np.isfinite(found).all():
     raise CircuitError(f'features of layer {layer} are NaN or infinite', where=f'mlp_norm.{layer}')
   if error > TOLERANCE:
@@ -295,7 +298,7 @@ def make_active(
 
 
 @jax.jit
-def _deviation(x: Array, f: Array, encoder: Encoder) -> Array:
+def measure_deviation(x: Array, f: Array, encoder: Encoder) -> Array:
   """Largest difference of an active feature from an affine function of its input, relative to the largest feature."""
   weight, bias, gain = jax.tree.map(
     lambda part: jnp.asarray(part).astype(x.dtype), (encoder.weight, encoder.bias, encoder.gain)
