@@ -226,6 +226,12 @@ def test_k_and_sparsity_are_traced():
   np.testing.assert_allclose(parts['sparsity'], 2 * JUMP.loss(p, x, y)[1].parts['sparsity'])
 
 
+@pytest.mark.parametrize('kind', [TOPK, TopK(d_in=4, width=8, k=TOPK.k)])
+def test_no_more_latents_can_be_traced_than_are_selected(kind):
+  with pytest.raises(SAEError, match=f'traced k=.* for a {type(kind).__name__} that selects'):
+    kind.hparams(k=[1, TOPK.k + 1])
+
+
 def test_a_direction_of_length_zero_has_gradients_that_are_numbers():
   p, x, y = case(JUMP)
   p['W_dec_1'][2] = 0

@@ -14,32 +14,16 @@ import jax.numpy as jnp
 
 from mechjax.sae.architectures.base import HParams, Params
 from mechjax.sae.architectures.cross_layer import CrossLayer
+from mechjax.sae.architectures.largest import KLargest
 from mechjax.sae.architectures.losses import LossOutput
 from mechjax.sae.architectures.topk import TopK
-from mechjax.sae.checks import check_field, check_whole
 from mechjax.sae.ops import sparse
 from mechjax.sae.ops.sparse import Sparse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CrossLayerTopK(CrossLayer):
-  """The k largest latents of each token and layer, and no penalty (Gao et al. 2024).
-
-  Attributes:
-    k: number of latents of a layer; can be traced, up to this number.
-    sparse: whether decoder and backward pass are computed on the chosen latents only; not on several devices.
-  """
-
-  TRACED = ('k',)
-  PER_LATENT = {'b_enc': 0.0}  # noqa: RUF012
-
-  k: int
-  sparse: bool = True
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    check_whole(self, 'k')
-    check_field(self, 'k', 1 <= self.k <= self.width, f'from 1 to width={self.width}')
+class CrossLayerTopK(CrossLayer, KLargest):
+  """The k largest latents of each token and layer, and no penalty (Gao et al. 2024)."""
 
   def activate(self, params: Params, layer: int, z: jax.Array) -> jax.Array:
     values, indices = sparse.top_k(z, self.k)

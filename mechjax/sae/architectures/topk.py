@@ -17,50 +17,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.typing import ArrayLike
 
-from mechjax.errors import SAEError
-from mechjax.sae.architectures.base import Architecture, HParams, Params
+from mechjax.sae.architectures.base import HParams, Params
+from mechjax.sae.architectures.largest import KLargest
 from mechjax.sae.architectures.losses import LossOutput
 from mechjax.sae.architectures.totals import total_loss
-from mechjax.sae.checks import check_field, check_whole
 from mechjax.sae.ops import sparse
 from mechjax.sae.ops.sparse import Sparse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TopK(Architecture):
-  """The k largest latents of each token.
-
-  Attributes:
-    k: number of latents; can be traced, up to this number.
-    sparse: whether decoder and backward pass are computed on the chosen latents only; not on several devices.
-  """
-
-  TRACED = ('k',)
-  PER_LATENT = {'b_enc': 0.0}  # noqa: RUF012
-
-  k: int
-  sparse: bool = True
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    check_whole(self, 'k')
-    check_field(self, 'k', 1 <= self.k <= self.width, f'from 1 to width={self.width}')
-
-  def hparams(self, **values: ArrayLike | Sequence[float]) -> dict[str, jax.Array]:
-    largest = np.max(values.get('k', self.k))
-    if largest > self.k:
-      raise SAEError(
-        f'traced k={values["k"]} for a TopK that selects k={self.k} latents',
-        hint=f'construct it with k={largest}',
-      )
-    return super().hparams(**values)
+class TopK(KLargest):
+  """The k largest latents of each token."""
 
   def encode(self, params: Params, x: jax.Array) -> jax.Array:
     values, indices = sparse.top_k(self.pre_activations(params, x), self.k)
