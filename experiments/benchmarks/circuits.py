@@ -58,7 +58,7 @@ _MODEL = flags.DEFINE_enum(
 PROMPT = (
   'When Mary and John went to the store, John gave a drink of milk to Mary and then went home'
 )
-LENGTH, LATENTS, ACTIVE, BATCH, ROWS, ROUNDS = 16, 2048, 32, 64, 1024, 5
+LENGTH, LATENTS, ACTIVE, BATCH, ROWS, ROUNDS = 16, 2048, 32, 64, 1024, 9
 TEXTS, TOKENS, EXPLAINED = 16, 128, 64
 TARGETS = {
   'row_over_headless_pass': '<= 0.20',
@@ -134,7 +134,7 @@ def measure_graph(frozen: Frozen) -> dict[str, Any]:
     return rows.embed
 
   calls = {'graph': lambda: attribute(frozen, targets, ROWS, batch=BATCH).table, 'rows': rows_alone}
-  times = timing.interleave(calls, 3)
+  times = timing.interleave(calls, 5)
   with timing.compilations() as made:
     attribute(frozen, directions(frozen, 3), 2 * BATCH, batch=BATCH)
   return {

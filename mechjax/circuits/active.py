@@ -15,7 +15,9 @@ of features share one executable.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -167,7 +169,7 @@ def _writes(
   slots = [slot[start:stop] for start, stop in itertools.pairwise(starts)]
   found = [np.unique(own // BLOCK, return_index=True) for own in slots]
   n = sum(len(blocks) * len(g.decoders) for g, (blocks, _) in zip(groups, found))
-  out = np.empty((round_up(n), BLOCK, D), dtype)
+  out = _allocate_aligned((round_up(n), BLOCK, D), dtype)
   source, layer, place = (np.zeros(round_up(n), np.int32) for _ in range(3))
   at = 0
   for g, own, (blocks, first) in zip(groups, slots, found):
@@ -182,7 +184,15 @@ def _writes(
       source[mine], layer[mine], place[mine] = blocks, target, g.position[first]
       at = mine.stop
   out[at:] = 0
-  return jnp.asarray(out), source, layer, place
+  return jax.device_put(out), source, layer, place
+
+
+def _allocate_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  """An array at a multiple of 64 bytes: JAX takes such an array over on a CPU, and copies any other."""
+  size = math.prod(shape) * np.dtype(dtype).itemsize
+  memory = np.empty(size + 64, np.uint8)
+  start = -memory.ctypes.data % 64
+  return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _fill_blocks(
@@ -204,7 +214,13 @@ def _take_rows(matrix: np.ndarray, index: np.ndarray, out: np.ndarray) -> None:
 
 def write(features: ActiveFeatures, L: int, T: int) -> Float[Array, 'L T D']:
   """Sum of what all features write, at the outputs of the MLPs."""
-  amount = jnp.asarray(features.amount)[features.source]
-  rows = precision.einsum('wa,wad->wd', amount, features.decoder)
-  out = jnp.zeros((L, T, rows.shape[-1]), rows.dtype)
-  return out.at[features.write_layer, features.write_position].add(rows)
+  f = features
+  return _write(f.amount, f.decoder, f.source, f.write_layer, f.write_position, L, T)
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6))
+def _write(
+  amount: Array, decoder: Array, source: Array, layer: Array, position: Array, L: int, T: int
+) -> Array:
+  rows = precision.einsum('wa,wad->wd', amount[source], decoder)
+  return jnp.zeros((L, T, rows.shape[-1]), rows.dtype).at[layer, position].add(rows)

@@ -10,8 +10,11 @@ et al. 2025, section 2.1).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -30,6 +33,16 @@ from mechjax.circuits.replacement import (
 from mechjax.errors import CircuitError
 from mechjax.sae.architectures import CrossLayer, Params
 from mechjax.sae.provenance import check_provenance
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(
+  clt: CrossLayer, params: Params, encoders: Sequence[Encoder], xs: Array
+) -> list[tuple[Array, Array]]:
+  """Features [T, M] of each layer and their `measure_deviation`."""
+  params = cast(params, xs.dtype)
+  found = [clt.encode_layer(params, layer, x) for layer, x in enumerate(xs)]
+  return [(f, measure_deviation(x, f, own)) for x, f, own in zip(xs, found, encoders)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,13 +79,16 @@ class CrossLayerReplacement(Replacer):
         cause='the dictionary of another model',
       )
 
-  def find(self, layer: int, x: Float[Array, 'T D'], run: Mapping[str, Array]) -> Active:
-    params = cast(self.params, x.dtype)
-    f = self.clt.encode_layer(params, layer, x)
-    decoders = {t: self.clt.decoder(params, layer, t) for t in range(layer, self.clt.n_layers)}
-    weight, bias = (np.asarray(self.params[name])[layer] for name in ('W_enc', 'b_enc'))
-    encoder = Encoder(weight, bias)
-    return make_active(layer, f, measure_deviation(x, f, encoder), encoder, decoders)
+  def encode(self, xs: Float[Array, 'L T D'], run: Mapping[str, Array]) -> list[Any]:
+    weight, bias = (np.asarray(self.params[name]) for name in ('W_enc', 'b_enc'))
+    encoders = [Encoder(weight[layer], bias[layer]) for layer in range(len(xs))]
+    return [*zip(_encode(self.clt, self.params, encoders, xs), encoders)]
+
+  def find(self, layer: int, encoded: Any) -> Active:
+    (f, deviates), encoder = encoded
+    targets = range(layer, self.clt.n_layers)
+    decoders = {t: self.clt.decoder(self.params, layer, t) for t in targets}
+    return make_active(layer, f, deviates, encoder, decoders)
 
   def reconstruct(self, layer: int, xs: Float[Array, 'L T D'], factors: Sequence[Factor]) -> Array:
     """The same as `Replacement.reconstruct`; features of all layers up to this one write to it."""

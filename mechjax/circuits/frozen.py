@@ -256,23 +256,26 @@ def _freeze(
   run = {name: _cut_row(x, name, row, at, several) for name, x in acts.items()}
   layout = maps.layout
   scales, deviations = measure_scales(maps, run)
-  for key, error in deviations.items():
-    name, _, what = key.partition('|')
-    check_reproduced(name, what, float(error), layout.dtype)
   L, T, D = layout.n_layers, len(at), layout.width
   writes_raw = replaced.writes_raw and layout.mlp_output == 'mlp_raw'
   inputs = run['mlp_norm'] if layout.has_mlp else jnp.zeros((0, T, D), layout.dtype)
   outputs = run[layout.mlp_output if writes_raw else 'mlp_out'] if layout.has_mlp else None
+  read = {name: run[name] for name in replaced.needs if layout.has_mlp}
   if isinstance(replaced, Neurons) and maps.neurons is not None and outputs is not None:
+    read['W_down'] = maps.neurons.down.weight
     error = _measure_down(maps.neurons.down, run['mlp_post'], outputs)
-    check_reproduced(layout.mlp_output, 'sum of neurons', float(error), layout.dtype)
-  found = _find(maps, replaced, run, inputs, budget)
+    deviations[f'{layout.mlp_output}|sum of neurons'] = error
+  encoded = replaced.encode(inputs, read)  # before anything waits for a value
+  for key, error in deviations.items():
+    name, _, what = key.partition('|')
+    check_reproduced(name, what, float(error), layout.dtype)
+  groups = [replaced.find(layer, own) for layer, own in enumerate(encoded)]
+  found = ActiveFeatures.of(groups, D, layout.dtype, budget)
   biases, skips = _constants(maps, replaced, len(inputs))
   errors = jnp.zeros((L, T, D), layout.dtype)
   if outputs is not None:
-    errors = outputs - biases[:, None] - active.write(found, L, T)
-    errors = errors if skips is None else errors - precision.einsum('ltd,lde->lte', inputs, skips)
-    if not bool(jnp.isfinite(errors).all()):
+    errors, finite = _measure_errors(outputs, active.write(found, L, T), biases, inputs, skips)
+    if not bool(finite):
       raise CircuitError(
         'what the features and biases write is NaN or infinite', cause='damaged dictionaries'
       )
@@ -282,6 +285,16 @@ def _freeze(
     writes_raw, jnp.asarray(tokens[at]), maps, scales, run['attn_probs'], run['embed'], found,
     errors, biases, skips, inputs, stream, run['final_norm'], run['logits'],
   )  # fmt: skip
+
+
+@jax.jit
+def _measure_errors(
+  outputs: Array, written: Array, biases: Array, inputs: Array, skips: Array | None
+) -> tuple[Array, Array]:
+  """Outputs minus what features, biases and skips write, [L, T, D], and whether they are finite."""
+  errors = outputs - biases[:, None] - written
+  errors = errors if skips is None else errors - precision.einsum('ltd,lde->lte', inputs, skips)
+  return errors, jnp.isfinite(errors).all()
 
 
 @jax.jit
@@ -305,19 +318,6 @@ def _cut_row(x: Array, name: str, row: int, at: np.ndarray, several: bool) -> Ar
   if len(at) == (x.shape[-1] if name == 'attn_probs' else x.shape[axis]):
     return x
   return x[..., at, :][..., at] if name == 'attn_probs' else jnp.take(x, at, axis=axis)
-
-
-def _find(
-  maps: Maps, replaced: Replacer, run: Mapping[str, Array], inputs: Array, budget: int
-) -> ActiveFeatures:
-  """The active features of all layers."""
-  layout, groups = maps.layout, []
-  for layer in range(len(inputs)):
-    here = {name: run[name][layer] for name in replaced.needs}
-    if isinstance(replaced, Neurons) and maps.neurons is not None:
-      here['W_down'] = maps.neurons.down.weight[layer]
-    groups.append(replaced.find(layer, inputs[layer], here))
-  return ActiveFeatures.of(groups, layout.width, layout.dtype, budget)
 
 
 def _constants(maps: Maps, replaced: Replacer, n: int) -> tuple[Array, Array | None]:

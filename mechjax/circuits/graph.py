@@ -28,7 +28,7 @@ from mechjax.circuits import influences
 from mechjax.circuits import targets as targets_lib
 from mechjax.circuits.checks import SAME, check_whole
 from mechjax.circuits.frozen import Frozen
-from mechjax.circuits.rows import attribute_rows
+from mechjax.circuits.rows import attribute_rows, fit_batch, stream_rows
 from mechjax.circuits.targets import Targets
 from mechjax.decomposition.array_checks import check_count
 from mechjax.errors import CircuitError
@@ -226,7 +226,8 @@ def attribute(
   """
   targets = targets_lib.logits(frozen) if targets is None else targets
   F, (L, T, _) = len(frozen.features), frozen.errors.shape
-  batch, refresh = check_count('batch', batch), check_count('refresh', refresh)
+  batch = fit_batch(frozen, check_count('batch', batch))
+  refresh = check_count('refresh', refresh)
   rows = None if rows is None else check_count('rows', rows, 0)
   n, columns = len(targets), Columns(F, L, T)
   wanted = F if rows is None else min(rows, F)
@@ -274,9 +275,9 @@ def _fill(
   """Computes the rows of features into a table, in the order of `chosen`; batches hold features of near layers."""
   chosen = np.asarray(chosen)
   order = np.argsort(frozen.features.layer[chosen], kind='stable')
-  for at in range(0, len(order), batch):
-    part = order[at : at + batch]
-    found = attribute_rows(frozen, targets_lib.features(frozen, chosen[part]), batch)
+  parts = [order[at : at + batch] for at in range(0, len(order), batch)]
+  pieces = (targets_lib.features(frozen, chosen[part]) for part in parts)
+  for part, found in zip(parts, stream_rows(frozen, pieces, batch)):
     table[start + part] = found.table()
 
 

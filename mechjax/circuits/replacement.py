@@ -62,13 +62,21 @@ class Replacer(abc.ABC):
     """Raises CircuitError if it does not fit a model of L layers of width D."""
 
   @abc.abstractmethod
-  def find(self, layer: int, x: Float[Array, 'T D'], run: Mapping[str, Array]) -> Active:
+  def encode(self, xs: Float[Array, 'L T D'], run: Mapping[str, Array]) -> list[Any]:
+    """Starts the encoders of all layers and waits for none of them; `find` takes what they return.
+
+    Args:
+      xs: 'mlp_norm' of all layers.
+      run: the sites of `needs`, [L, T, ...], and what `Frozen.of` prepares for them.
+    """
+
+  @abc.abstractmethod
+  def find(self, layer: int, encoded: Any) -> Active:
     """The active features that read the MLP input of a layer.
 
     Args:
       layer: the layer.
-      x: 'mlp_norm' of the layer.
-      run: the sites of `needs` at the layer, [T, ...], and what `Frozen.of` prepares for them.
+      encoded: what `encode` returned for it.
     """
 
   def bias(self, layer: int, D: int) -> np.ndarray:
@@ -138,13 +146,18 @@ class Replacement(Replacer):
           cause='the dictionary of another model',
         )
 
-  def find(self, layer: int, x: Float[Array, 'T D'], run: Mapping[str, Array]) -> Active:
+  def encode(self, xs: Float[Array, 'L T D'], run: Mapping[str, Array]) -> list[Any]:
+    found: list[Any] = [None] * len(xs)
+    for layer in range(len(xs)):
+      if (here := self._at(layer)) is not None:
+        found[layer] = _encode(*here, encoder := _encoder(*here), xs, layer), encoder
+    return found
+
+  def find(self, layer: int, encoded: Any) -> Active:
     if (here := self._at(layer)) is None:
-      return _none(layer, x.shape[-1])
-    sae, params = here
-    encoder = _encoder(sae, params)
-    f, deviates = _encode(sae, params, encoder, x)
-    return make_active(layer, f, deviates, encoder, {layer: params['W_dec']})
+      return _none(layer)
+    (f, deviates), encoder = encoded
+    return make_active(layer, f, deviates, encoder, {layer: here[1]['W_dec']})
 
   def reconstruct(self, layer: int, xs: Float[Array, 'L T D'], factors: Sequence[Factor]) -> Array:
     """The output of a layer's MLP from the MLP inputs of a new run, with some features multiplied, [T, D].
@@ -188,8 +201,11 @@ class Neurons(Replacer):
   def check(self, L: int, D: int) -> None:
     pass
 
-  def find(self, layer: int, x: Float[Array, 'T D'], run: Mapping[str, Array]) -> Active:
-    post, W_down = np.asarray(run['mlp_post']), np.asarray(run['W_down'])
+  def encode(self, xs: Float[Array, 'L T D'], run: Mapping[str, Array]) -> list[Any]:
+    return [*zip(*(np.asarray(run[name]) for name in ('mlp_post', 'W_down')))] if len(xs) else []
+
+  def find(self, layer: int, encoded: Any) -> Active:
+    post, W_down = encoded
     size = np.abs(post) * np.linalg.norm(W_down, axis=-1)
     kept = post != 0
     if self.top is not None and self.top < size.shape[1]:
@@ -254,8 +270,11 @@ def _default_target(key: str) -> str:
 
 
 @functools.partial(jax.jit, static_argnums=0)  # kernels on arrays would be dispatched one by one
-def _encode(sae: Architecture, params: Params, encoder: Encoder, x: Array) -> tuple[Array, Array]:
+def _encode(
+  sae: Architecture, params: Params, encoder: Encoder, xs: Array, layer: int
+) -> tuple[Array, Array]:
   """Features [T, M] and their `measure_deviation`; one compiled function, in which both share a product."""
+  x = xs[layer]
   f = sae.encode(cast(params, x.dtype), x)
   return f, measure_deviation(x, f, encoder)
 
@@ -275,9 +294,9 @@ def _encoder(sae: Architecture, params: Params) -> Encoder:
   return Encoder(params['W_enc'], params['b_enc'])
 
 
-def _none(layer: int, D: int) -> Active:
-  nothing, rows = np.zeros(0, np.int32), np.zeros((0, D))
-  return Active(layer, nothing, nothing, np.zeros(0), {layer: rows})
+def _none(layer: int) -> Active:
+  nothing = np.zeros(0, np.int32)
+  return Active(layer, nothing, nothing, np.zeros(0), {})
 
 
 def make_active(

@@ -24,6 +24,7 @@ biases: the target's own constant, then by layer those of attention and MLP.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,9 @@ from mechjax.errors import CircuitError
 
 BUDGET = 2 * 2**30
 """Bytes that the vectors of a walk may take; a batch of rows is divided if it needs more."""
+
+WRITES = 32
+"""Blocks of features whose products with the vectors of a walk are computed at once."""
 
 
 @jax.tree_util.register_dataclass
@@ -105,18 +109,43 @@ def attribute_rows(frozen: Frozen, targets: Targets, batch: int = 64) -> Rows:
   Raises:
     CircuitError: no targets, or those of another run; a prompt so long that a single row does not fit.
   """
-  parts, batch = [], fit_batch(frozen, check_count('batch', batch))
+  batch = fit_batch(frozen, check_count('batch', batch))
   if not len(targets):
     raise CircuitError('no targets')
-  check_targets(frozen, targets)
-  for start in range(0, len(targets), batch):
-    index = np.arange(start, min(start + batch, len(targets)))
-    padded = np.resize(index, batch)
-    found, count = _rows(frozen, *targets.data(padded)), len(index)
-    parts.append(jax.tree.map(lambda x, count=count: np.asarray(x)[:count], found))
-  joined = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
-  slots = joined.features.reshape(len(targets), -1)
-  return dataclasses.replace(joined, features=slots[:, frozen.features.slot])
+  starts = range(0, len(targets), batch)
+  pieces = (targets.take(np.arange(at, min(at + batch, len(targets)))) for at in starts)
+  return jax.tree.map(lambda *xs: np.concatenate(xs), *stream_rows(frozen, pieces, batch))
+
+
+def stream_rows(frozen: Frozen, pieces: Iterable[Targets], batch: int) -> Iterator[Rows]:
+  """Rows of several sets of targets, on the host; the next set is computed while one is used.
+
+  Args:
+    frozen: the run.
+    pieces: sets of up to `batch` targets.
+    batch: number of rows of one walk, which `fit_batch` allows.
+
+  Raises:
+    CircuitError: targets of another run.
+  """
+  waiting: tuple[Rows, int] | None = None
+  for targets in pieces:
+    check_targets(frozen, targets)
+    data = targets.data(np.resize(np.arange(len(targets)), batch))
+    jax.block_until_ready(waiting)  # two walks at once would need twice the memory, and more time
+    started = _rows(frozen, *data), len(targets)
+    if waiting is not None:
+      yield _to_host(frozen, *waiting)
+    waiting = started
+  if waiting is not None:
+    yield _to_host(frozen, *waiting)
+
+
+def _to_host(frozen: Frozen, rows: Rows, count: int) -> Rows:
+  """The first rows of a batch, with features in their own order instead of that of slots."""
+  found = jax.tree.map(lambda x: np.asarray(x)[:count], rows)
+  slots = found.features.reshape(count, -1)
+  return dataclasses.replace(found, features=slots[:, frozen.features.slot])
 
 
 def fit_batch(frozen: Frozen, batch: int) -> int:
@@ -126,8 +155,7 @@ def fit_batch(frozen: Frozen, batch: int) -> int:
     CircuitError: a single row does not.
   """
   L, T, D = frozen.errors.shape
-  writes = len(frozen.features.source)
-  size = (2 * L * T + writes) * D * frozen.errors.dtype.itemsize
+  size = (2 * L * T + WRITES) * D * frozen.errors.dtype.itemsize
   if size > BUDGET:
     raise CircuitError(
       f'a row of {T} positions needs {size / 2**20:.0f} MiB, and the budget is {BUDGET / 2**20:.0f} MiB',
@@ -142,11 +170,17 @@ def _rows(frozen: Frozen, level: Array, position: Array, vector: Array, constant
   walked = walk(frozen, level, position, vector)
   f = frozen.features
   amount = jnp.asarray(f.amount)
-  reached = walked.mlp[f.write_layer, :, f.write_position]  # [writes, rows, D]
-  products = precision.einsum('wad,wrd->wra', f.decoder, reached)
+
+  def reach(write: tuple[Array, Array, Array]) -> Array:
+    decoder, layer, position = write
+    return precision.einsum('ad,rd->ar', decoder, walked.mlp[layer, :, position])
+
+  writes = f.decoder, jnp.asarray(f.write_layer), jnp.asarray(f.write_position)
+  # the vectors of all writes at once would leave the cache: a third more time
+  products = jax.lax.map(reach, writes, batch_size=WRITES)
   total = jax.ops.segment_sum(products, f.source, num_segments=len(amount))
   return Rows(
-    jnp.moveaxis(total * amount[:, None], 1, 0),
+    jnp.moveaxis(total * amount[..., None], 2, 0),
     precision.einsum('lrtd,ltd->rlt', walked.mlp, frozen.errors),
     precision.einsum('rtd,td->rt', walked.embed, frozen.embed),
     jnp.asarray(constant),

@@ -179,7 +179,7 @@ def test_batches_are_divided_where_memory_ends_and_a_row_that_is_too_large_is_re
   targets = features(frozen, np.arange(20))
   whole = attribute_rows(frozen, targets)
   L, T, D = frozen.errors.shape
-  one = (2 * L * T + len(frozen.features.source)) * D * 4
+  one = (2 * L * T + rows_lib.WRITES) * D * 4
   monkeypatch.setattr(rows_lib, 'BUDGET', 3 * one)
   assert rows_lib.fit_batch(frozen, 64) == 3
   np.testing.assert_allclose(attribute_rows(frozen, targets).table(), whole.table(), atol=1e-6)
