@@ -13,7 +13,7 @@ from mechjax.weights.gguf import GGUFFile
 pytestmark = pytest.mark.truth
 
 TEXTS = ['The capital of France is', 'Once upon a time, in a village by the sea, there']
-N = 40
+N = 16
 
 
 def processed(logits, *processors, ids=((0,),)):
@@ -95,5 +95,5 @@ def test_greedy_text_is_that_of_transformers(both, n_rows, options):
   for row in range(n_rows):
     ties = np.flatnonzero(lead[row] < 1e-3)  # rounding decides there, and changes what follows
     n = ties[0] if ties.size else N
-    assert n > 10
+    assert n > 5
     np.testing.assert_array_equal(found[row, :n], expected[row, :n])
