@@ -8,6 +8,7 @@ that runs an upstream which does not support it turns it off with
 
 import gc
 import os
+import pathlib
 
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
@@ -18,6 +19,8 @@ import jax
 import pytest
 
 from tests import few
+
+MOST_MAPPINGS = 20_000
 
 # The time of an example depends on the machine and its load, and says nothing about the code.
 # Continuous integration tries the same examples every time, so that it fails at changes and not by chance.
@@ -49,6 +52,18 @@ def pytest_collection_modifyitems(config, items):
 def pytest_runtest_setup(item):
   if item.get_closest_marker('float16') and 'SSE4_2' in os.environ['XLA_FLAGS']:
     pytest.skip('XLA converts to float16 by an instruction that comes with AVX')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _bounded_programs():
+  """Drops compiled programs before they are too many.
+
+  Each takes some mappings of memory, of which Linux allows 65,530 in a process; XLA then ends it without a word.
+  """
+  yield
+  mappings = pathlib.Path('/proc/self/maps')
+  if mappings.exists() and mappings.read_bytes().count(b'\n') > MOST_MAPPINGS:
+    jax.clear_caches()
 
 
 @pytest.fixture(scope='session')
