@@ -60,8 +60,8 @@ test-numeric-share: $(VENV)/test.stamp
 	echo "XLA_FLAGS=$$flags"; XLA_FLAGS="$$flags" $(MAKE) --no-print-directory test-numeric NUMERIC='$(SHARE)'
 
 # Tests that need no upstream package, in a venv for which pip finds the newest JAX: all cases of the rooms that read the
-# programs of JAX, and elsewhere the first case of each test. Of the tests that compute for long, those
-# whose result depends on JAX more than on our own code: real weights, processes that share devices, stacked layers.
+# programs of JAX, and elsewhere one case of every third test. Of the tests that compute for long, those whose result
+# depends on JAX more than on our own code: real weights, processes that share devices, stacked layers.
 ON_NEWEST := tests/models tests/stacking tests/train_sae/hosts_test.py
 test-newest:
 	@newer=$$(.ci/newer-python); \

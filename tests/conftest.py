@@ -31,7 +31,7 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 
 def pytest_addoption(parser):
-  parser.addoption('--few', action='store_true', help='a share of the cases (tests/few.py)')
+  parser.addoption('--few', action='store_true', help='a share of the tests (tests/few.py)')
 
 
 def pytest_collection_finish(session):
