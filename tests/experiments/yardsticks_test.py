@@ -1,10 +1,8 @@
-"""The experiment on yardsticks, on a decoder with planted heads: prompts, parts, files and errors."""
+"""The experiment on yardsticks, on a decoder with planted heads: parts, files and errors."""
 
 import dataclasses
 import json
 import pathlib
-import types
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,40 +10,16 @@ import numpy as np
 import pytest
 from absl import flags as absl_flags
 
-from experiments import ioi_factorial
-from experiments.yardsticks import cities, measure, picture, report, tables, words
-from experiments.yardsticks.dictionaries import Dictionary, load_all
-from experiments.yardsticks.passes import Answers, Passes, PlacedPrompts
+from experiments.yardsticks import measure, picture, report, tables, words
+from experiments.yardsticks.dictionaries import load_all
+from experiments.yardsticks.passes import Passes, PlacedPrompts
 from experiments.yardsticks.settings import Settings
-from mechjax import flags, harvest, sae
+from mechjax import flags, sae
 from mechjax.errors import MechjaxError, YardstickError
-from mechjax.models import ours
-from mechjax.models.language_model import LanguageModel
-from mechjax.models.tokenizers import Tokenizer
 from tests.experiments import planted_induction as planted
+from tests.experiments.planted_names import MODEL, SITE, make_settings
 
 pytestmark = pytest.mark.slow
-SITE = 'resid_post.1'
-
-
-def make_model():
-  """The planted decoder with another pair of heads: the logit of the name that occurs once is raised by 4.
-
-  Head 2 of layer 1 raises the logit of every name by 4 for each time that it occurs, and head 3 lowers that of the
-  name after a comma by 8. Both act at the word ' to', so that the stream there is a sum over the two names.
-  """
-  tree, at = planted.make_params(), planted.WORDS.index
-  attn, names = tree['layers']['attn'], np.arange(1, 1 + len(planted.NAMES))
-  attn['o'][1, 2, names, 2 * planted.V + names] += 18
-  attn['q'][1, at('to'), 3, 6] += 40
-  attn['k'][1, :, 1, 6] = 0
-  attn['k'][1, planted.V + at(','), 1, 6] = 1
-  attn['o'][1, 3, names, 2 * planted.V + names] -= 8
-  forward = ours.forward(jax.tree.map(jnp.asarray, tree), planted.CONFIG)
-  return LanguageModel('planted', forward, planted.TOKENIZER)
-
-
-MODEL = make_model()
 COUNTS = '\n'.join(
   [f'w{i}%1:{5 if i < 10 else 13:02d}:00:: 1 {40 - i}' for i in range(20)]
   + ['w20%1:05:00:: 1 3', 'w20%1:13:00:: 2 3', 'w21%2:30:00:: 1 9', 'unknown%1:05:00:: 1 9']
@@ -69,16 +43,6 @@ def place(tmp_path_factory):
   return str(home)
 
 
-def make_settings(out, dictionary=None, **changes):
-  given = {
-    'model': 'planted', 'dictionaries': (dictionary,) if dictionary else (), 'site': SITE, 'names': 7, 'prompts': 80,
-    'ks': (1, 2), 'active': 4, 'words': 10, 'min_words': 8, 'splits': 2, 'parts': ('ioi', 'categories'),
-    'toy_features': 4, 'toy_width': 3, 'toy_density': (0.3,), 'toy_latents': (5,), 'toy_sparsity': (0.1, 0.4),
-    'toy_instances': 2, 'toy_steps': 40, 'batch': 16, 'out': str(out),
-  }  # fmt: skip
-  return Settings(**(given | changes))
-
-
 @pytest.fixture(scope='module')
 def study(place, tmp_path_factory):
   home = tmp_path_factory.mktemp('out')
@@ -93,113 +57,6 @@ def study(place, tmp_path_factory):
     assert lines == ['ioi', *steps, 'categories']
     assert measure.measure(settings, subject, pytest.fail) == results
     yield settings, subject, results
-
-
-# --- prompts ------------------------------------------------------------------------------------------------
-
-
-def test_prompts_are_crossed_and_say_what_their_attributes_say():
-  prompts = ioi_factorial.build(MODEL, names=5)
-  labels = prompts.attributes
-  combinations = {*zip(labels['io'].tolist(), labels['s'].tolist(), labels['pos'].tolist())}
-  assert len(combinations) == len(prompts) == 2 * 5 * 4
-  for row in range(len(prompts)):
-    ids = prompts.tokens[row]
-    at = {name: planted.WORDS[ids[c[row]]] for name, c in prompts.columns.items()}
-    expected = {k: v[row] for k, v in labels.items()}
-    assert (at['IO'], at['S1'], at['S2'], at['END']) == (expected['io'], *[expected['s']] * 2, 'to')
-    assert (prompts.columns['IO'][row] < prompts.columns['S1'][row]) == expected['pos']
-    text = [planted.WORDS[i] for i in ids]
-    assert expected['place'] in text
-    assert expected['thing'] in text
-    assert planted.WORDS[prompts.answers[row]] == expected['io']
-    assert planted.WORDS[prompts.others[row]] == expected['s']
-
-
-@pytest.mark.parametrize('name', ioi_factorial.ATTRIBUTES)
-def test_a_counterfactual_changes_one_attribute(name):
-  prompts = ioi_factorial.build(MODEL, names=6, n=30, seed=3)
-  other = ioi_factorial.change(MODEL, prompts, name, seed=1)
-  for key, values in prompts.attributes.items():
-    differs = other.attributes[key] != values
-    assert differs.all() if key == name else not differs.any()
-  assert (other.attributes['io'] != other.attributes['s']).all()
-  if name in ('io', 's'):
-    taken = prompts.attributes['s' if name == 'io' else 'io']
-    assert (other.attributes[name] != taken).all()
-  changed = (other.tokens != prompts.tokens).sum(1)
-  assert (changed == {'s': 2, 'pos': 2}.get(name, 1)).all()
-
-
-def test_prompts_that_cannot_be_made_are_refused():
-  for given, message in (
-    ({'names': 8}, 'there are 7 names'),
-    ({'names': 4, 'n': 25}, '25 prompts of 4 names'),
-    ({'template': 'swapped'}, "unknown template 'swapped'"),
-  ):
-    with pytest.raises(YardstickError, match=message):
-      ioi_factorial.build(MODEL, **({'names': 4} | given))
-  prompts = ioi_factorial.build(MODEL, names=4, n=4)
-  with pytest.raises(YardstickError, match="unknown attribute 'place '"):
-    ioi_factorial.change(MODEL, prompts, 'place ')
-
-
-# --- passes -------------------------------------------------------------------------------------------------
-
-
-def test_passes_read_and_plant_at_the_column_of_each_prompt():
-  prompts = ioi_factorial.build(MODEL, names=5, n=6)
-  placed = PlacedPrompts(prompts.tokens, prompts.columns['S2'], prompts.columns['END'])
-  padded = PlacedPrompts(np.pad(prompts.tokens, ((0, 0), (0, 3))), placed.columns, placed.ends)
-  passes = Passes(MODEL, 'resid_post.0', 2)
-  acts = harvest.reap(MODEL.apply, sites='resid_post.0')(MODEL.params, prompts.tokens)
-  whole = np.asarray(acts['resid_post.0'])
-  rows = np.arange(6)
-  for one in (placed, padded):
-    np.testing.assert_allclose(passes.read(one), whole[rows, placed.columns], atol=1e-5)
-  values = np.random.default_rng(0).standard_normal((6, planted.D)).astype(np.float32)
-  edited = whole.copy()
-  edited[rows, placed.columns] = values
-  logits = harvest.plant(MODEL.apply)({'resid_post.0': edited}, MODEL.params, prompts.tokens)[:, -1]
-  ids = np.stack([prompts.answers, prompts.others], 1)
-  for one in (placed, padded):
-    found = passes.prepare(one).answer(ids, values)
-    np.testing.assert_allclose(
-      found.wanted, np.take_along_axis(np.asarray(logits), ids, 1), atol=1e-3
-    )
-    np.testing.assert_array_equal(found.top, np.argmax(logits, -1))
-  plain = np.asarray(MODEL.apply(MODEL.params, prompts.tokens))[:, -1]
-  np.testing.assert_array_equal(passes.answer(padded, ids).top, plain.argmax(-1))
-
-
-@pytest.mark.parametrize('columns', [[2, 0, 4, 1, 3], [5, 2, 6, 4, 5], [0] * 5])
-def test_edits_of_prompts_of_any_lengths_are_those_of_each_prompt_alone(columns):
-  """Keys and values are kept of the tokens before the edits; with an edit of the first token there are none."""
-  random = np.random.default_rng(0)
-  tokens = random.integers(1, planted.V, (5, 8)).astype(np.int32)
-  ends = np.array([7, 4, 6, 5, 5])
-  values = 3 * random.standard_normal((5, planted.D)).astype(np.float32)
-  ids = random.integers(0, planted.V, (5, 3))
-  placed = PlacedPrompts(tokens, np.array(columns), ends)
-  found = Passes(MODEL, 'resid_post.0', 2).prepare(placed).answer(ids, values)
-  for row, (column, end) in enumerate(zip(columns, ends)):
-    alone = tokens[row : row + 1, : end + 1]
-    stream = np.array(
-      harvest.reap(MODEL.apply, sites='resid_post.0')(MODEL.params, alone)['resid_post.0']
-    )
-    stream[0, column] = values[row]
-    logits = harvest.plant(MODEL.apply)({'resid_post.0': stream}, MODEL.params, alone)[0, -1]
-    np.testing.assert_allclose(found.wanted[row], logits[ids[row]], rtol=1e-4, atol=1e-3)
-    assert found.top[row] == logits.argmax()
-
-
-def test_a_model_without_a_cache_is_refused():
-  model: Any = types.SimpleNamespace(
-    name='upstream', generator=types.SimpleNamespace(new_cache=None)
-  )
-  prompts = PlacedPrompts(np.ones((1, 2), np.int32), np.array([1]), np.array([1]))
-  with pytest.raises(YardstickError, match='upstream runs without a cache'):
-    Passes(model, SITE, 2).prepare(prompts)
 
 
 # --- parts --------------------------------------------------------------------------------------------------
@@ -310,154 +167,6 @@ def test_toys_are_measured_for_every_width_and_coefficient(tmp_path):
   )  # the same start for each coefficient
   assert [len(table.rows) for table in tables.make_tables('toys', part)] == [1, 1]
   assert picture.draw('toys', part, tmp_path / 'toys.png')
-
-
-# --- cities -------------------------------------------------------------------------------------------------
-
-
-class Words:
-  """A tokenizer with a token for every word and mark that it meets."""
-
-  def __init__(self):
-    self.known = ['<bos>']
-
-  def split(self, text):
-    found = [w for part in text.replace(':', ' :').replace('\n', ' \n ').split(' ') if (w := part)]
-    self.known += [w for w in found if w not in self.known]
-    return [self.known.index(w) for w in found]
-
-  def make(self):
-    return Tokenizer(self.split, lambda ids: ' '.join(self.known[i] for i in ids), 999, 0, None)
-
-
-LIST = """
-# a comment
-Japan; Asia; Japanese; Tokyo, Osaka
-Iran; Asia; Persian; Tehran
-Italy; Europe; Italian; Rome, Milan
-Egypt; Africa; Arabic; Cairo
-Iraq; Asia; Arabic; Basra
-"""
-
-
-@pytest.fixture
-def listed(tmp_path):
-  path = tmp_path / 'cities.txt'
-  path.write_text(LIST)
-  tokenizer = Words()
-  model: Any = types.SimpleNamespace(tokenizer=tokenizer.make(), name='words')
-  return cities.make_prompts(model, cities.read_cities(path)), tokenizer
-
-
-def test_the_city_and_the_end_of_each_question_are_where_they_are_said_to_be(listed):
-  prompts, tokenizer = listed
-  for name, placed in prompts.prompts.items():
-    for row, city in enumerate(prompts.cities):
-      assert tokenizer.known[placed.tokens[row, placed.columns[row]]] == city.name
-      assert tokenizer.known[placed.tokens[row, placed.ends[row]]] == name
-      answer = prompts.answers[name][prompts.values[name][row]]
-      assert tokenizer.known[answer] == getattr(city, name)
-
-
-class Linear(Passes):
-  """Activations that are sums of a vector for each attribute, and answers that read them."""
-
-  prompts: Any
-  vectors: Any
-  index: Any
-  acts: Any
-
-  def __init__(self, prompts):
-    random = np.random.default_rng(0)
-    super().__init__(MODEL, SITE, 4)
-    object.__setattr__(self, 'prompts', prompts)
-    vectors = {
-      name: np.linalg.qr(random.standard_normal((40, 8)))[0].T[: len(answers)]
-      for name, answers in prompts.answers.items()
-    }
-    index = {row.tobytes(): i for p in prompts.prompts.values() for i, row in enumerate(p.tokens)}
-    acts = sum(vectors[name][values] for name, values in prompts.values.items())
-    for name, value in (('vectors', vectors), ('index', index), ('acts', acts)):
-      object.__setattr__(self, name, value)
-
-  def read(self, placed):
-    return self.acts[[self.index[row.tobytes()] for row in placed.tokens]].astype(np.float32)
-
-  def answer(self, placed, ids):
-    return self.prepare(placed).answer(ids, self.read(placed))
-
-  def prepare(self, placed):
-    def answer(ids, values):
-      (name,) = [k for k, a in self.prompts.answers.items() if np.array_equal(a, ids[0])]
-      return Answers(np.zeros(len(values), int), values @ self.vectors[name].T)
-
-    return types.SimpleNamespace(answer=answer)
-
-
-def test_edits_of_cities_are_bounded_by_no_edit_and_the_whole_activation(listed, tmp_path):
-  prompts, _ = listed
-  passes = Linear(prompts)
-  basis = np.concatenate(list(passes.vectors.values())).astype(np.float32)
-  one = Dictionary(
-    'truth', basis, np.zeros(40, np.float32), lambda x: np.maximum(x @ basis.T - 0.6, 0)
-  )
-  settings = make_settings(tmp_path / 'x', parts=('cities',), city_pairs=12)
-  steps = []
-
-  def keep(name, compute):
-    steps.append(name)
-    return compute()
-
-  found = cities.measure_cities(settings, passes, prompts, [one], keep)
-  assert steps == [*cities.ATTRIBUTES]
-  assert {name: x[:2] for name, x in found['known'].items()} == {name: [7, 7] for name in steps}
-  for of_name in found['edits']['no edit'].values():
-    assert (of_name['cause'][:2], of_name['isolation'], of_name['score'][0]) == (
-      [0, 12],
-      [1, 0],
-      0.5,
-    )
-  for name, of_name in found['edits']['whole activation'].items():
-    assert of_name['cause'][:2] == [12, 12]
-    assert name == 'language' or of_name['isolation'][0] < 0.7
-  codes = found['edits']['mean codes']
-  assert np.mean([codes[name]['cause'][0] / 12 for name in codes]) > 0.6
-  assert {k for k in found['edits'] if k.startswith('truth')} == {'truth, k = 1', 'truth, k = 2'}
-  assert picture.draw('cities', found, tmp_path / 'cities.png')
-  assert len(tables.make_tables('cities', found)[1].rows) == 3 * len(found['edits'])
-
-
-def test_a_model_that_knows_no_city_is_an_error(listed, tmp_path):
-  prompts, _ = listed
-  passes = Linear(prompts)
-  object.__setattr__(passes, 'acts', -passes.acts)
-  with pytest.raises(YardstickError, match='knows country, continent and language of 0 cities'):
-    cities.measure_cities(
-      make_settings(tmp_path, parts=('cities',)), passes, prompts, [], pytest.fail
-    )
-
-
-@pytest.mark.parametrize(
-  ('text', 'message'),
-  [
-    ('Japan; Asia; Tokyo', 'is not a country with cities'),
-    ('Japan; Asia; Japanese; Tokyo\nX; Y; Z; Tokyo', 'listed once'),
-    ('# nothing', 'has no cities'),
-  ],
-)
-def test_a_damaged_list_of_cities_is_refused(tmp_path, text, message):
-  path = tmp_path / 'cities.txt'
-  path.write_text(text)
-  with pytest.raises(YardstickError, match=message):
-    cities.read_cities(path)
-  with pytest.raises(YardstickError, match='cannot be read'):
-    cities.read_cities(tmp_path / 'none')
-
-
-def test_the_list_that_is_there_can_be_read():
-  every = cities.read_cities()
-  assert len(every) > 100
-  assert all(city.continent in ('Asia', 'Europe', 'Africa') for city in every)
 
 
 # --- errors before anything is written ------------------------------------------------------------------------
