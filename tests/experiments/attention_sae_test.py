@@ -4,7 +4,6 @@ import dataclasses
 import json
 import pathlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,12 +26,12 @@ from experiments.attention_sae.passes import Passes
 from experiments.attention_sae.settings import Settings
 from mechjax import flags, harvest, sae
 from mechjax.decomposition import attention
-from mechjax.errors import CircuitError, MechjaxError
-from mechjax.models.tokenizers import Tokenizer
+from mechjax.errors import CircuitError
 from mechjax.neurons import Repetition
 from mechjax.sae.features import Examples
 from tests.experiments import loading
 from tests.experiments import planted_induction as planted
+from tests.experiments.planted_attention import make_settings, write_dictionaries, write_text
 from tests.viz.viz_test import Reader
 
 pytestmark = pytest.mark.slow
@@ -46,31 +45,12 @@ def _planted_model():
 
 @pytest.fixture(scope='module')
 def places(tmp_path_factory):
-  """Two dictionaries on disk: one that names its site, and one that does not."""
-  home, (one, params) = tmp_path_factory.mktemp('dictionaries'), planted.make_dictionary()
-  about = {'model_name': 'planted', 'hook_name': 'z.1'}
-  sae.save(home / 'a', one, params, format='sae_lens', about=about)
-  topk = sae.TopK(d_in=one.d_in, width=one.width, k=4)
-  sae.save(home / 'b', topk, params, format='mechjax')
-  return str(home / 'a'), str(home / 'b')
+  return write_dictionaries(tmp_path_factory.mktemp('dictionaries'))
 
 
 @pytest.fixture(scope='module')
 def text(tmp_path_factory):
-  path = tmp_path_factory.mktemp('text') / 'text.txt'
-  random = np.random.default_rng(0)
-  path.write_text(' '.join(random.choice(planted.WORDS[1:], 900)))
-  return str(path)
-
-
-def make_settings(text, places, out, **changes):
-  given = {
-    'model': 'planted', 'text': text, 'dictionaries': (places[0], f'z.0={places[1]}'), 'tokens': 500, 'context': 16,
-    'top': 3, 'peaks': 10, 'min_peaks': 2, 'shuffles': 60, 'sequences': 12, 'half': 9, 'induction': 1, 'prefixes': 3,
-    'prefix_texts': 10, 'prefix_length': 14, 'prompts': 6, 'preface': 'Long day.', 'rows': 4, 'batch': 4, 'pairs': 8,
-    'out': str(out),
-  }  # fmt: skip
-  return Settings(**(given | changes))
+  return write_text(tmp_path_factory.mktemp('text') / 'text.txt')
 
 
 @pytest.fixture(scope='module')
@@ -230,6 +210,13 @@ def test_a_ratio_has_the_error_of_the_ratio_estimate():
   np.testing.assert_allclose(found['value'], y.sum() / z.sum())
   np.testing.assert_allclose(found['se'], again.std(), rtol=0.15)
   assert np.isnan(estimates.ratio(y, 0 * z)['value']).all()
+
+
+def test_a_dictionary_without_induction_is_refused(study):
+  settings, found, _, _ = study
+  wanted = dataclasses.replace(settings, induction=40)
+  with pytest.raises(CircuitError, match='more active where a text repeats itself, and 40 were'):
+    induction.choose(wanted, found, found.dictionaries[0])
 
 
 # --- IOI -------------------------------------------------------------------------------------------------------
@@ -397,104 +384,3 @@ def test_a_page_of_features_has_the_latents_of_the_tables(study):
   np.testing.assert_array_equal(taken.latents, latents)
   np.testing.assert_array_equal(taken.firings, recorded.firings[latents])
   np.testing.assert_array_equal(taken.top.tokens[1], recorded.top.tokens[latents[1], :20])
-
-
-# --- errors ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-  ('options', 'message'),
-  [
-    ({'prompts': 1}, 'prompts=1 should be at least 2'),
-    ({'half': 3}, 'half=3 should be at least 4'),
-    ({'sequences': 3}, 'sequences=3 should be at least 4'),
-    ({'prefix_length': 7}, 'prefix_length=7 should be at least 2 prefixes'),
-    ({'min_peaks': 11}, 'min_peaks=11 should be at most peaks=10'),
-    ({'seed': -1}, 'seed=-1 should be at least 0'),
-    ({'alongside': ' '}, "alongside=' ' should be a word"),
-    ({'preface': ''}, "preface='' should be a text"),
-    ({'dictionaries': ()}, r'dictionaries=\(\) should be one or more'),
-    ({'dictionaries': ('a', 'a')}, 'should be different places'),
-  ],
-)
-def test_settings_without_meaning_are_refused(options, message):
-  with pytest.raises(CircuitError, match=message):
-    make_settings('text', ('a', 'b'), 'out', **options)
-
-
-@pytest.mark.parametrize(
-  ('changes', 'message'),
-  [
-    ({'tokens': 5000}, 'has 900 tokens; 334 contexts and 12 sequences need'),
-    ({'prefix_length': 60}, 'a text of the prefix study needs 60'),
-    ({'alongside': ' beside'}, "alongside=' beside' and ' and' have to be one token"),
-    ({'prompts': 500}, 'pairs of .ioi. were requested'),
-  ],
-)
-def test_texts_and_prompts_that_do_not_suffice_are_refused_before_anything_is_written(
-  text, places, tmp_path, changes, message
-):
-  settings = make_settings(text, places, tmp_path / 'none', **changes)
-  with pytest.raises(MechjaxError, match=message):
-    subject.prepare(settings, planted.model())
-  assert not (tmp_path / 'none').exists()
-
-
-def test_dictionaries_of_something_else_are_refused(text, places, tmp_path):
-  one, _ = planted.make_dictionary()
-  about = {'model_name': 'planted', 'hook_name': 'z.1'}
-  wide = sae.ReLU(d_in=12, width=8, sparsity=0.0)
-  over = sae.ReLU(d_in=one.d_in, width=8, d_out=5, sparsity=0.0)
-  for name, dictionary, site in (
-    ('wide', wide, 'z.1'),
-    ('over', over, 'z.1'),
-    ('resid', wide, 'resid_pre.1'),
-  ):
-    described = about | {'hook_name': site}
-    sae.save(
-      tmp_path / name,
-      dictionary,
-      dictionary.init(jax.random.key(0)),
-      format='mechjax',
-      about=described,
-    )
-  cases = {
-    places[1]: 'do not name a site',
-    f'nowhere.1={places[1]}': 'is a dictionary of nowhere.1',
-    f'z.1.x={places[1]}': 'not the name of a site|is a dictionary of',
-    f'z.7={places[1]}': 'the model has no site z.7',
-    f'z.0={places[0]}': 'was trained on z.1',
-    str(tmp_path / 'wide'): 'reads 12 numbers, and z.1 has 4 heads',
-    str(tmp_path / 'over'): 'with another output than input',
-    str(tmp_path / 'resid'): 'is a dictionary of resid_pre.1',
-  }
-  for entry, message in cases.items():
-    settings = make_settings(text, places, tmp_path / 'none', dictionaries=(entry,))
-    with pytest.raises(MechjaxError, match=message):
-      subject.prepare(settings, planted.model())
-  assert not (tmp_path / 'none').exists()
-
-
-def test_a_tokenizer_without_a_first_token_is_refused(text, places, tmp_path):
-  silent = dataclasses.replace(planted.TOKENIZER, bos=None)
-  assert isinstance(silent, Tokenizer)
-  model = planted.model()
-  copied = type(model).tree_unflatten(model.tree_flatten()[1], (model.params,))
-  copied.tokenizer = silent
-  with pytest.raises(CircuitError, match='neither a BOS nor an EOS'):
-    subject.prepare(make_settings(text, places, tmp_path / 'none'), copied)
-
-
-def test_a_dictionary_without_induction_is_refused(study):
-  settings, found, _, _ = study
-  wanted = dataclasses.replace(settings, induction=40)
-  with pytest.raises(CircuitError, match='more active where a text repeats itself, and 40 were'):
-    induction.choose(wanted, found, found.dictionaries[0])
-
-
-def test_errors_end_the_program_with_their_text():
-  values = absl_flags.FlagValues()
-  handle = flags.define(Settings, flag_values=values)
-  values(['attention_sae', '--prompts=1'])
-  with pytest.raises(SystemExit, match='CircuitError: prompts=1'):
-    program.main(['attention_sae'], handle)
