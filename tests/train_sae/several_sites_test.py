@@ -22,7 +22,7 @@ from mechjax.train_sae import Data, Dictionaries, FineTuning, Machine, TrainSett
 from mechjax.train_sae import fine_tuning as fine_tuning_lib
 from mechjax.train_sae.run import run
 from tests.train_sae import story
-from tests.train_sae.run_test import metrics
+from tests.train_sae.running import metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.optimised]
 
