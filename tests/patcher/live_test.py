@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -287,19 +288,26 @@ def test_threads_see_old_or_new_code_and_nothing_between(upstream):
     while not done.is_set():
       seen.add(model.f(1))
 
+  def wait_for(result):
+    seen.discard(result)
+    end = time.monotonic() + 60
+    while result not in seen and time.monotonic() < end:
+      time.sleep(1e-4)
+
   interval = sys.getswitchinterval()
   sys.setswitchinterval(1e-4)  # threads switch more often, so that more switches occur
   try:
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-      calls = [pool.submit(call) for _ in range(3)]
-      for _ in range(20):
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+      calls = [pool.submit(call) for _ in range(2)]
+      for _ in range(6):
         with patcher:
-          pass
+          wait_for((-1, -1))
+        wait_for((1, 1))
       done.set()
       [c.result() for c in calls]
   finally:
     sys.setswitchinterval(interval)
-  assert seen <= {(1, 1), (-1, -1)}
+  assert seen == {(1, 1), (-1, -1)}
   assert model.f(1) == (1, 1)
 
 
