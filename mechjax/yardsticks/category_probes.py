@@ -172,7 +172,7 @@ def _check(
     raise YardstickError('there are no splits', hint='mechjax.probing.split(category)')
   for number, part in enumerate(parts):
     both = np.concatenate([part.train, part.test])
-    if len(np.unique(both)) < len(both) or both.min() < 0 or both.max() >= len(x):
+    if not np.array_equal(np.sort(both), np.arange(len(x))):
       raise YardstickError(
         f'split {number} is not one of {len(x)} examples into two parts',
         cause='splits of another set of examples',

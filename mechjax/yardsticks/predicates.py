@@ -67,6 +67,13 @@ class Predicates:
     known = as_attributes(attributes)
     if missing := sorted({name for f in self.features for name in f} - {*known}):
       raise YardstickError(f'the attributes {missing} are missing', cause=f'given: {[*known]}')
+    for feature, members in zip(self.features, self.members):
+      for name, *values in zip(feature, *members):
+        if any(isinstance(value, str) != (known[name].dtype.kind == 'U') for value in values):
+          raise YardstickError(
+            f'the attribute {name!r} has values such as {values[0]!r} in the predicates, and {known[name][0]!r} here',
+            cause='numbers in one and texts in the other, of which none are equal',
+          )
     true = [_evaluate(f, members, known) for f, members in zip(self.features, self.members)]
     return dataclasses.replace(self, true=np.array(true))
 
@@ -172,7 +179,15 @@ def list_predicates(
   for name, sets in (unions or {}).items():
     if name not in known:
       raise unknown(YardstickError, 'attribute', name, known, where='unions')
+    present = {*known[name].tolist()}
     for label, members in sets.items():
+      if absent := [value for value in members if value not in present]:
+        raise YardstickError(
+          f'the union {label!r} of {name!r} has values that do not occur: {absent!r:.100}',
+          cause='another kind or spelling',
+        )
+      if label in present:
+        raise YardstickError(f'the union {label!r} of {name!r} has the name of a value')
       found.append(((name,), (label,), frozenset((value,) for value in members)))
   features, values, sets_of_levels = zip(*found)
   true = np.array([_evaluate(f, members, known) for f, _, members in found])

@@ -58,6 +58,11 @@ class BestUnions:
     """
     mask = as_mask('active', active, 2)
     labels = as_values('values', values, len(mask))
+    if (labels.dtype.kind == 'U') != (self.values.dtype.kind == 'U'):
+      raise YardstickError(
+        f'values such as {labels[0].item()!r}, and unions of values such as {self.values[0].item()!r}',
+        cause='numbers in one and texts in the other, of which none are equal',
+      )
     if mask.shape[1] != len(self.f1):
       raise YardstickError(f'{mask.shape[1]} latents for unions of {len(self.f1)}')
     inside = (labels[:, None] == self.values) @ self.members.T.astype(np.float64)

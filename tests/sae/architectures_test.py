@@ -384,3 +384,22 @@ def test_a_jumprelu_begins_at_the_threshold_that_is_asked_for():
   np.testing.assert_allclose(sae.threshold(sae.init(jax.random.key(0))), 0.04, rtol=1e-6)
   with pytest.raises(SAEError, match=r'initial_threshold=0\.0 should be positive'):
     JumpReLU(d_in=3, width=5, sparsity=1e-3, initial_threshold=0.0)
+
+
+@each
+def test_a_loss_takes_tokens_along_one_axis(name):
+  sae = SAES[name]
+  params, x, _ = case(sae)
+  for wrong in (x[None], x[0]):
+    with pytest.raises(SAEError, match=r'not \[B, D\]|shape'):
+      sae.loss(params, wrong)
+
+
+@each
+def test_what_is_not_a_number_stays_visible_in_latents(name):
+  sae = SAES[name]
+  params, x, _ = case(sae)
+  assert jnp.isnan(sae.encode(params, x.at[0, 0].set(jnp.nan))[0]).any()
+  for threshold in {'log_threshold', 'threshold'} & {*params}:
+    broken = params | {threshold: jnp.full_like(params[threshold], jnp.nan)}
+    assert jnp.isnan(sae.encode(broken, x)).all()

@@ -121,6 +121,17 @@ def test_a_file_holds_a_topk(name, tmp_path):
   np.testing.assert_array_equal(back.encode(found, x), one.encode(params, x))
 
 
+def test_a_guide_that_is_not_finite_is_seen_in_the_latents_and_in_the_loss():
+  one, (p, x, _, g) = SAES['autoencoder'], data('autoencoder')
+  p, x = jax.tree.map(jnp.float32, p), jnp.float32(x)
+  for value in (np.nan, np.inf):
+    guide = jnp.float32(g).at[3, 0].set(value)
+    f = np.asarray(one.encode_guided(p, x, guide))
+    assert np.isnan(f[3]).any()
+    assert np.isfinite(np.delete(f, 3, 0)).all()
+    assert np.isnan(one.loss(p, x, guide=guide)[0])
+
+
 def test_an_ensemble_reads_its_guide_from_the_batch():
   one = SAES['autoencoder']
   ensemble = Ensemble(sae=one, reads='x', guide='grad:x', seeds=(0, 1), hparams={'k': (1, 3)})

@@ -182,6 +182,10 @@ def test_held_out_activations_give_the_figures():
     ({'data': 'resid_post'}, 'a str has no activations'),
     ({'data': X.astype(int)}, 'int64'),
     ({'data': X * np.float32(np.nan)}, 'not finite'),
+    (
+      {'dictionaries': [Ensemble(sae=TOPK, reads='resid_post.4')]},
+      r"ensemble of \['resid_post.4'\]",
+    ),
     ({'contexts': np.zeros((2, 3), int)}, 'contexts for a ndarray'),
     ({'batch': 2 * len(X)}, 'activations for batches of'),
     ({'held_out': X[:, :3]}, 'width 3'),

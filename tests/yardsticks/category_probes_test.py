@@ -75,6 +75,12 @@ def test_a_column_that_never_changes_tells_nothing():
     (lambda: probe_categories(X, LABELS, SPLITS, (1,), criterion='f1'), "unknown criterion 'f1'"),
     (lambda: probe_densely(X, LABELS, SPLITS, 'ridge'), "unknown method 'ridge'"),
     (lambda: probe_densely(X[:50], LABELS[:, :50], SPLITS), 'is not one of 50 examples'),
+    (
+      lambda: probe_densely(
+        np.pad(X, ((0, 30), (0, 0))), np.pad(LABELS, ((0, 0), (0, 30))), SPLITS
+      ),
+      'of 150 examples',
+    ),
     (lambda: probe_densely(X, np.arange(120)[None] == 3, SPLITS), 'task 0 has only one class'),
     (lambda: one_against_rest(['a', 'a']), 'one value alone'),
   ],

@@ -190,8 +190,12 @@ def test_scores_of_other_predicates_are_refused():
     score_f1(latents()[1:], scores.predicates)
   with pytest.raises(YardstickError, match='expected booleans with 2 axes'):
     score_f1(latents().astype(float), scores.predicates)
-  with pytest.raises(YardstickError, match='is true of no prompt'):
-    list_predicates(LABELS, unions={'io': {'x': ['Zoe']}})
+  with pytest.raises(YardstickError, match=r"values that do not occur: \['Zoe'\]"):
+    list_predicates(LABELS, unions={'io': {'x': [NAMES[0], 'Zoe']}})
+  with pytest.raises(YardstickError, match='has the name of a value'):
+    list_predicates(LABELS, unions={'io': {NAMES[0]: NAMES[:2]}})
+  with pytest.raises(YardstickError, match="'io' has values such as"):
+    scores.predicates.at(LABELS | {'io': np.arange(len(LABELS['io']))})
   with pytest.raises(YardstickError, match='is true of every prompt'):
     list_predicates(LABELS, unions={'io': {'x': NAMES}})
   with pytest.raises(YardstickError, match="unknown attribute 'oi'"):
@@ -230,6 +234,8 @@ def test_unions_that_say_nothing_are_refused():
     find_best_unions(latents(), np.zeros(200, int))
   with pytest.raises(YardstickError, match='3 latents for unions of 9'):
     find_best_unions(latents(), LABELS['io']).score(latents()[:, :3], LABELS['io'])
+  with pytest.raises(YardstickError, match='numbers in one and texts in the other'):
+    find_best_unions(latents(), LABELS['io']).score(latents(), np.arange(200) % 3)
 
 
 # --- occlusion and over-splitting ---------------------------------------------------------------------------

@@ -174,12 +174,19 @@ def permute_latents(
     permutation: the latents in their new order.
 
   Raises:
-    SAEError: not a permutation of the latents.
+    SAEError: not a permutation of the latents, or parameters of another dictionary.
   """
   order = check_permutation(permutation)
   if len(order) != sae.width:
     raise SAEError(f'a permutation of {len(order)} for a dictionary with width={sae.width}')
   axes = sae.latent_axes
+  for name, axis in axes.items():
+    shape = np.shape(params.get(name, ()))
+    if name in params and (len(shape) <= axis or shape[axis] != sae.width):
+      raise SAEError(
+        f'{name} of shape {shape} for a dictionary with width={sae.width}',
+        cause='the parameters of another dictionary, or of an ensemble',
+      )
   return {
     name: jnp.take(jnp.asarray(value), order, axes[name]) if name in axes else value
     for name, value in params.items()

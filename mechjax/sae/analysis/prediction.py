@@ -37,6 +37,8 @@ from mechjax.sae.evaluation.metrics import Spread, on_host
 Tokens = Float[np.ndarray | Array, '_ D']
 Batch = tuple[Tokens, Tokens] | tuple[Tokens, Tokens, Bool[np.ndarray | Array, ' _']]
 """Activations of this layer and of the next, of the same tokens, and a mask of those that count."""
+CONSTANT = 1e-12
+"""Share of the squares of activations that is rounding: a float32 is exact to 1e-7."""
 NAMES = ('matched', 'own', 'unmoved', 'unchanged')
 
 
@@ -113,9 +115,13 @@ def measure_prediction(
     spread, errors = spread.merge(part), errors + found
   if not spread.count:
     raise SAEError('no tokens', cause='no batches, or masks that keep nothing')
-  matched, own, unmoved, unchanged = (
-    float(error / spread.scatter) if spread.scatter else np.nan for error in errors
-  )
+  size = spread.scatter + spread.count * float(np.square(spread.mean).sum())
+  if not spread.scatter > CONSTANT * size:
+    raise SAEError(
+      f'the activations of the next layer at {int(spread.count)} tokens do not vary',
+      hint='more tokens, of different texts',
+    )
+  matched, own, unmoved, unchanged = map(float, errors / spread.scatter)
   return LayerPrediction(matched, own, unmoved, unchanged, int(spread.count))
 
 

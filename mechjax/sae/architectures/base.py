@@ -401,7 +401,12 @@ class Architecture(abc.ABC):
     return total, error
 
   def remaining_target(self, params: Params, x: jax.Array, y: jax.Array | None) -> jax.Array:
-    """The part of the target (x or y) for the latents to reconstruct: the target minus b_dec and the skip, [B, E]."""
+    """The part of the target (x or y) for the latents to reconstruct: the target minus b_dec and the skip, [B, E].
+
+    Raises:
+      SAEError: x is not [B, D]; a target is missing, of other tokens, or not expected.
+    """
+    self._check_tokens(x)
     return self._target(params, x, y) - self._base(params, x)
 
   def _product(self, latents: jax.Array | Sparse, W_dec: jax.Array) -> jax.Array:
@@ -432,6 +437,14 @@ class Architecture(abc.ABC):
     if y.shape[:-1] != x.shape[:-1]:
       raise SAEError(f'inputs {x.shape} and targets {y.shape} are not of the same tokens')
     return y
+
+  def _check_tokens(self, x: jax.Array) -> None:
+    if jnp.ndim(x) != 2:
+      raise SAEError(
+        f'a loss of activations of shape {jnp.shape(x)}, which are not [B, D]',
+        cause='penalties are means over the first axis alone',
+        hint='x.reshape(-1, x.shape[-1])',
+      )
 
   def _check(self, params: Params, x: jax.Array, name: str, size: int) -> None:
     if x.shape[-1] != size:

@@ -35,6 +35,7 @@ from mechjax.sae.architectures.losses import LossOutput
 from mechjax.sae.architectures.totals import total_loss
 from mechjax.sae.checks import check_field, check_number, check_whole
 from mechjax.sae.ops.sparse import Sparse
+from mechjax.sae.ops.straight_through import above
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ class BatchTopK(Architecture):
 
   def encode(self, params: Params, x: jax.Array) -> jax.Array:
     z = jax.nn.relu(self.pre_activations(params, x))
-    return jnp.where(weigh(z, params['W_dec'], self.parts) > params['threshold'], z, 0)
+    return above(weigh(z, params['W_dec'], self.parts), params['threshold'], z)
 
   def loss(
     self,

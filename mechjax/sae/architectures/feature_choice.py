@@ -40,6 +40,7 @@ from mechjax.sae.architectures.totals import total_loss
 from mechjax.sae.checks import check_field, check_number, check_whole
 from mechjax.sae.ops.columns import largest_of_columns
 from mechjax.sae.ops.sparse import Sparse
+from mechjax.sae.ops.straight_through import above
 from mechjax.sae.ops.zipf import whole_budgets, zipf_weights
 
 
@@ -123,7 +124,7 @@ class FeatureChoice(Architecture):
 
   def encode(self, params: Params, x: jax.Array) -> jax.Array:
     z = self.pre_activations(params, x)
-    return jnp.where(z > params['threshold'], z, 0)
+    return above(z, params['threshold'])
 
   def loss(
     self,
@@ -133,6 +134,7 @@ class FeatureChoice(Architecture):
     hparams: HParams | None = None,
     dead: jax.Array | None = None,
   ) -> tuple[jax.Array, LossOutput]:
+    self._check_tokens(x)
     budgets = self.token_budgets(len(x), self.hparam(hparams, 'k', jnp.int32))
     z = self.pre_activations(params, x)
     f = jnp.where(largest_of_columns(z, budgets, self.blocked), z, 0)

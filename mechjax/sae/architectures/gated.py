@@ -27,6 +27,7 @@ from mechjax.sae.architectures.losses import LossOutput
 from mechjax.sae.architectures.p_annealing import PAnnealing, check_annealing, penalty
 from mechjax.sae.architectures.totals import total_loss
 from mechjax.sae.checks import check_field, check_number
+from mechjax.sae.ops.straight_through import above
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ class Gated(Architecture):
     a = self.project(params, x)
     pi = a + params['b_gate']
     magnitude = jax.nn.relu(jnp.exp(params['r_mag']) * a + params['b_mag'])
-    return pi, jnp.where(pi > 0, magnitude, 0)
+    return pi, above(pi, 0.0, magnitude)
 
   def _decoder(self, params: Params) -> set[str]:
     return {'W_dec', 'b_dec', 'W_skip'} & {*params}

@@ -67,6 +67,7 @@ class GradientTopK(TopK):
     Raises:
       SAEError: the guide is missing or has another shape.
     """
+    self._check_tokens(x)
     chosen, z = self._choose_guided(params, x, guide, hparams)
     f = chosen if self.sparse else chosen.to_dense()
     reconstruction, error = self.reconstruction_loss(params, f, x, y)
@@ -105,5 +106,7 @@ class GradientTopK(TopK):
     without = ~jnp.any(guide != 0, -1, keepdims=True)
     _, indices = sparse.top_k(jax.nn.relu(fixed_z) * jnp.where(without, 1, aligned), self.k)
     values = jax.nn.relu(jnp.take_along_axis(z, indices, -1))
+    known = jnp.isfinite(guide).all(-1, keepdims=True)
+    values = jnp.where(known, values, jnp.nan)  # a selection by NaN would look like any other
     within_k = jnp.arange(self.k, dtype=jnp.int32) < self.hparam(hparams, 'k', jnp.int32)
     return Sparse(jnp.where(within_k, values, 0), indices, self.width), z

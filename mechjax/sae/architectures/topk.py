@@ -48,6 +48,7 @@ class TopK(KLargest):
     hparams: HParams | None = None,
     dead: jax.Array | None = None,
   ) -> tuple[jax.Array, LossOutput]:
+    self._check_tokens(x)
     chosen = self.choose(params, x, hparams)
     f = chosen if self.sparse else chosen.to_dense()
     reconstruction, error = self.reconstruction_loss(params, f, x, y)

@@ -21,6 +21,18 @@ import jax
 import jax.numpy as jnp
 
 
+def above(z: jax.Array, threshold: jax.Array | float, value: jax.Array | None = None) -> jax.Array:
+  """Values where z is above a threshold, and 0 elsewhere; NaN where z or the threshold is NaN.
+
+  Args:
+    z: compared with the threshold, [..., M].
+    threshold: [M], or one for all.
+    value: [..., M]; None for z.
+  """
+  elsewhere = jnp.where(z <= threshold, 0, jnp.nan)
+  return jnp.where(z > threshold, z if value is None else value, elsewhere)
+
+
 @jax.custom_jvp
 def heaviside(z: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array:
   """H(z - threshold): 1 above the threshold, else 0.
@@ -34,7 +46,7 @@ def heaviside(z: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array
     Zeros and ones of the dtype of z, [..., M].
   """
   # Values above a threshold are positive. Written so, it needs no array in addition to that of `jumprelu`.
-  return jnp.sign(jnp.where(z > threshold, z, 0))
+  return jnp.sign(above(z, threshold))
 
 
 @heaviside.defjvp
@@ -55,7 +67,7 @@ def jumprelu(z: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array:
   Returns:
     Activations, [..., M].
   """
-  return jnp.where(z > threshold, z, 0)
+  return above(z, threshold)
 
 
 @jumprelu.defjvp

@@ -28,10 +28,14 @@ from jaxtyping import Array, Float, Int
 
 from mechjax.errors import SAEError
 
+STEEPEST = 1e-30
+"""Smallest weight that budgets can follow, relative to the largest."""
+
 
 def zipf_weights(n: int, alpha: float, beta: float) -> Float[np.ndarray, ' M']:
   """(i + beta)^(-alpha) for i = 1 ... n, divided by their sum; float64."""
-  weights = (np.arange(1, n + 1) + beta) ** -float(alpha)
+  logs = -float(alpha) * np.log(np.arange(1, n + 1) + beta)
+  weights = np.exp(logs - logs.max())  # powers of a large beta would be 0
   return weights / weights.sum()
 
 
@@ -44,7 +48,16 @@ def whole_budgets(
     weights_M: positive.
     total: the sum, from M to M * most; int, may be traced.
     most: the largest number.
+
+  Raises:
+    SAEError: weights so different that no float32 holds their ratio.
   """
+  if not weights_M.min() > STEEPEST * weights_M.max():
+    raise SAEError(
+      f'budgets in proportions from 1 to {weights_M.max() / max(weights_M.min(), 1e-300):.2g}',
+      cause='a law that is too steep for so many latents',
+      hint='a smaller zipf_alpha or a larger zipf_beta',
+    )
   weights = jnp.asarray(weights_M / weights_M.max(), jnp.float32)
   total = jnp.asarray(total, jnp.int32)
 

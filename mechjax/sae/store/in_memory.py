@@ -154,7 +154,8 @@ class Generated:
   def _next_block(self) -> Rows:
     for _ in range(2):
       if (block := next(self._made, None)) is not None:
-        return check_rows(block)
+        # A generator may fill the same array again, so the block is copied.
+        return {site: x.copy() for site, x in check_rows(block).items()}
       self._start()
     raise SAEError('a generator of activations without a block')
 
@@ -186,6 +187,12 @@ def check_rows(rows: Mapping[str, Any]) -> Rows:
     raise SAEError(
       f'{rows!r:.100} is not activations by site', hint="{'resid_post.15': x} with x [n, D]"
     )
+  for site, x in rows.items():
+    if isinstance(x, np.ma.MaskedArray):
+      raise SAEError(
+        f'activations of {site!s} are a masked array, whose mask would be lost',
+        hint='only the rows that count: x[~mask]',
+      )
   found = {site: np.asarray(x) for site, x in rows.items()}
   for site, x in found.items():
     floats = x.dtype in (np.float32, np.float16, ml_dtypes.bfloat16)

@@ -72,6 +72,23 @@ def group(
   return dict(zip(names, found)), [(names[i], n) for i, n in places]
 
 
+def check_sites(
+  ensembles: Mapping[str, Ensemble], site: str | Sequence[str], target: str | Sequence[str] | None
+) -> None:
+  """Checks that ensembles read and reconstruct the site that an array without a name is of.
+
+  Raises:
+    SAEError: one names another site.
+  """
+  known = {*_list_sites(site), *_list_sites(target)}
+  for key, one in ensembles.items():
+    if other := sorted(s for s in {*one.sites} - known if not s.startswith(PREFIX)):
+      raise SAEError(
+        f'{key} is an ensemble of {other}, and the array is of {sorted(known)}',
+        hint='Ensemble(reads=...) of the same site, or arrays by site: {site: x}',
+      )
+
+
 def check_widths(ensembles: Mapping[str, Ensemble], widths: Mapping[str, int]) -> None:
   """Checks that dictionaries have the widths of their sites.
 
@@ -139,6 +156,10 @@ def _join(
 
 def _sites(site: str | Sequence[str]) -> str | tuple[str, ...]:
   return site if isinstance(site, str) else tuple(site)
+
+
+def _list_sites(site: str | Sequence[str] | None) -> tuple[str, ...]:
+  return () if site is None else (site,) if isinstance(site, str) else tuple(site)
 
 
 def _name(ensembles: Sequence[Ensemble]) -> list[str]:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from mechjax.errors import SAEError
@@ -133,6 +134,8 @@ def train(
   if jax.process_count() > 1:
     raise SAEError('train on several processes', hint='python -m mechjax.train_sae --processes=...')
   ensembles, order = grouping.group(dictionaries, site, target, seeds, dead_after_tokens)
+  if isinstance(data, np.ndarray | jax.Array):
+    grouping.check_sites(ensembles, site, target)
   inputs = find_inputs(
     data,
     [s for e in ensembles.values() for s in e.sites],

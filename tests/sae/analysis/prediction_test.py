@@ -94,6 +94,16 @@ def test_dictionaries_and_tokens_that_do_not_fit_are_refused():
     (a, matching, [(nan, Y)], 'activations of this layer contains NaN'),
     (a, matching, [(X, Y, KEPT[1:])], 'mask has shape'),
     (a, matching, [X], 'a batch is a ndarray'),
+    (a, matching, [(X, np.full_like(Y, 3.0))], 'do not vary'),
   ]:
     with pytest.raises(SAEError, match=message):
       measure_prediction(a, b, found, batches)
+
+
+def test_parameters_of_another_width_are_not_permuted():
+  other = {
+    n: x[..., : M - 1] if n != 'W_dec' else x[: M - 1]
+    for n, x in planted.dictionary('jumprelu').items()
+  }
+  with pytest.raises(SAEError, match=f'for a dictionary with width={M}'):
+    permute_latents(SAE, other, np.arange(M))

@@ -60,6 +60,17 @@ def test_the_fit_finds_the_law_that_made_the_densities(alpha, beta):
   np.testing.assert_allclose(fit_zipf(shuffled), (alpha, beta), rtol=2e-2)
 
 
+def test_a_law_of_large_numbers_has_budgets_and_one_that_is_too_steep_is_refused():
+  weights = zipf_weights(200, 105.0, 2000.0)
+  np.testing.assert_allclose(
+    weights / weights[0], (np.arange(2001, 2201) / 2001) ** -105.0, rtol=1e-9
+  )
+  assert int(whole_budgets(weights, 4096, 512).sum()) == 4096
+  for alpha, beta in ((40, 0.0), (5, -0.9999999), (1000, 0.0)):
+    with pytest.raises(SAEError, match='too steep'):
+      whole_budgets(zipf_weights(10, alpha, beta), 144, 16)
+
+
 @pytest.mark.parametrize(
   ('densities', 'message'),
   [

@@ -70,6 +70,17 @@ def test_blocks_are_joined_and_cut_into_buckets_in_their_order(sizes):
   assert source.widths == {'a': D}
 
 
+def test_a_generator_may_fill_one_array_again_and_again():
+  def refilled():
+    kept = np.empty((3, D), np.float32)
+    for block in blocks((3, 3, 3)):
+      kept[:] = block['a']
+      yield {'a': kept}
+
+  expected = Generated(lambda: blocks((3, 3, 3)), 8).bucket(0)['a']
+  np.testing.assert_array_equal(Generated(refilled, 8).bucket(0)['a'], expected)
+
+
 def test_batches_of_a_generator_resume_and_an_iterator_runs_once():
   source = Generated(lambda: blocks((6, 10)), 8)
   whole, later = take(source, 4, 5), take(Generated(lambda: blocks((6, 10)), 8), 4, 2, position=3)
@@ -97,6 +108,7 @@ def test_batches_of_a_generator_resume_and_an_iterator_runs_once():
     ({'a': np.where(np.eye(4, D) > 0, np.nan, 1).astype(np.float32)}, 'not finite'),
     ({'a': np.full((4, D), np.inf, ml_dtypes.bfloat16)}, 'not finite'),
     ({'a': make(3)}, '3 activations for batches of 4'),
+    ({'a': np.ma.array(make(4), mask=np.eye(4, D) > 0)}, 'masked array'),
   ],
 )
 def test_arrays_that_are_no_activations_are_refused(arrays, message):
