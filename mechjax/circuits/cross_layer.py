@@ -82,7 +82,8 @@ class CrossLayerReplacement(Replacer):
   def encode(self, xs: Float[Array, 'L T D'], run: Mapping[str, Array]) -> list[Any]:
     weight, bias = (np.asarray(self.params[name]) for name in ('W_enc', 'b_enc'))
     encoders = [Encoder(weight[layer], bias[layer]) for layer in range(len(xs))]
-    return [*zip(_encode(self.clt, self.params, encoders, xs), encoders)]
+    read = {name: x for name, x in self.params.items() if not name.startswith('W_dec')}
+    return [*zip(_encode(self.clt, read, encoders, xs), encoders)]
 
   def find(self, layer: int, encoded: Any) -> Active:
     (f, deviates), encoder = encoded

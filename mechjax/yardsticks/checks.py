@@ -116,6 +116,17 @@ def as_values(name: str, values: Values, rows: int | None = None) -> Shaped[np.n
   return found
 
 
+def check_same_kind(name: str, found: Shaped[np.ndarray, ' some'], like: object) -> None:
+  """Raises YardstickError for texts where numbers are expected, or the reverse: none of them would be equal."""
+  expected = np.asarray(like).reshape(-1)
+  if (found.dtype.kind == 'U') != (expected.dtype.kind == 'U'):
+    raise YardstickError(
+      f'{name} has values such as {found[0].item()!r}, and is compared with {expected[0].item()!r}',
+      cause='numbers in one and texts in the other, of which none are equal',
+      hint='the same kind in both, such as token ids',
+    )
+
+
 def as_attributes(attributes: Attributes, rows: int | None = None) -> dict[str, np.ndarray]:
   """Returns attributes whose values may be all equal; errors as for `as_values`, and without any attribute."""
   if not isinstance(attributes, Mapping) or not attributes:

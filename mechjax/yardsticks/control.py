@@ -27,7 +27,7 @@ from jaxtyping import Shaped
 
 from mechjax.errors import YardstickError
 from mechjax.steering.intervals import Proportion
-from mechjax.yardsticks.checks import Values, as_values
+from mechjax.yardsticks.checks import Values, as_values, check_same_kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,10 +129,7 @@ def _as_same_kind(
   name: str, values: Values, like: Shaped[np.ndarray, ' B']
 ) -> Shaped[np.ndarray, ' B']:
   found = as_values(name, values, len(like))
-  if (found.dtype.kind == 'U') != (like.dtype.kind == 'U'):
-    raise YardstickError(
-      f'{name} of type {found.dtype} and answers of type {like.dtype}', hint='token ids in both'
-    )
+  check_same_kind(name, found, like)
   return found
 
 

@@ -34,6 +34,7 @@ from mechjax.yardsticks.checks import (
   as_attributes,
   as_mask,
   check_rows,
+  check_same_kind,
   check_share,
 )
 from mechjax.yardsticks.coding import Coding, Level
@@ -69,11 +70,7 @@ class Predicates:
       raise YardstickError(f'the attributes {missing} are missing', cause=f'given: {[*known]}')
     for feature, members in zip(self.features, self.members):
       for name, *values in zip(feature, *members):
-        if any(isinstance(value, str) != (known[name].dtype.kind == 'U') for value in values):
-          raise YardstickError(
-            f'the attribute {name!r} has values such as {values[0]!r} in the predicates, and {known[name][0]!r} here',
-            cause='numbers in one and texts in the other, of which none are equal',
-          )
+        check_same_kind(f'the attribute {name!r}', known[name], values)
     true = [_evaluate(f, members, known) for f, members in zip(self.features, self.members)]
     return dataclasses.replace(self, true=np.array(true))
 

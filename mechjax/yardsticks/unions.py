@@ -26,7 +26,14 @@ import numpy as np
 from jaxtyping import Bool, Float64, Shaped
 
 from mechjax.errors import YardstickError
-from mechjax.yardsticks.checks import Values, as_mask, as_values, check_varies, check_whole
+from mechjax.yardsticks.checks import (
+  Values,
+  as_mask,
+  as_values,
+  check_same_kind,
+  check_varies,
+  check_whole,
+)
 from mechjax.yardsticks.predicates import Active
 
 
@@ -58,11 +65,7 @@ class BestUnions:
     """
     mask = as_mask('active', active, 2)
     labels = as_values('values', values, len(mask))
-    if (labels.dtype.kind == 'U') != (self.values.dtype.kind == 'U'):
-      raise YardstickError(
-        f'values such as {labels[0].item()!r}, and unions of values such as {self.values[0].item()!r}',
-        cause='numbers in one and texts in the other, of which none are equal',
-      )
+    check_same_kind('values', labels, self.values)
     if mask.shape[1] != len(self.f1):
       raise YardstickError(f'{mask.shape[1]} latents for unions of {len(self.f1)}')
     inside = (labels[:, None] == self.values) @ self.members.T.astype(np.float64)

@@ -297,7 +297,7 @@ def test_edits_are_scored_by_counting():
   found = score_edits([1, 2, 3, 4], patched=[1, 2, 3, 5], expected=[1, 9, 3, 5])
   assert [p.count for p in (found.as_patched, found.as_expected, found.ceiling)] == [3, 2, 3]
   assert found.as_patched.total == 4
-  with pytest.raises(YardstickError, match='type'):
+  with pytest.raises(YardstickError, match='has values such as'):
     score_edits([1, 2], patched=['a', 'b'], expected=[1, 2])
   with pytest.raises(YardstickError, match="'expected' has 1 rows for 2"):
     score_edits([1, 2], patched=[1, 2], expected=[1])

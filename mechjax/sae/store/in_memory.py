@@ -27,6 +27,7 @@ import ml_dtypes
 import numpy as np
 
 from mechjax.errors import SAEError
+from mechjax.host_arrays import as_host
 from mechjax.sae.checks import check_field
 from mechjax.sae.store.harvesting import Rows
 from mechjax.sae.store.prefetch import give_up_if_closed
@@ -187,13 +188,7 @@ def check_rows(rows: Mapping[str, Any]) -> Rows:
     raise SAEError(
       f'{rows!r:.100} is not activations by site', hint="{'resid_post.15': x} with x [n, D]"
     )
-  for site, x in rows.items():
-    if isinstance(x, np.ma.MaskedArray):
-      raise SAEError(
-        f'activations of {site!s} are a masked array, whose mask would be lost',
-        hint='only the rows that count: x[~mask]',
-      )
-  found = {site: np.asarray(x) for site, x in rows.items()}
+  found = {site: as_host(f'activations of {site!s}', x, SAEError) for site, x in rows.items()}
   for site, x in found.items():
     floats = x.dtype in (np.float32, np.float16, ml_dtypes.bfloat16)
     if x.ndim != 2 or not x.size or not floats:
