@@ -40,6 +40,21 @@ def exists(path: Path) -> bool:
     return False
 
 
+def check_directory(path: Path, error: type[MechjaxError]) -> None:
+  """Checks that a path is a directory or can become one, before anything is computed for it.
+
+  Raises:
+    MechjaxError: of the class `error`: it is a file, or would be inside one.
+  """
+  for place in (path, *path.parents):
+    if exists(place):
+      if not place.is_dir():
+        raise error(
+          f'the directory {path} cannot be made: {place} is a file', hint='the path of a directory'
+        )
+      return
+
+
 def sweep(directory: Path, names: Collection[str]) -> None:
   """Removes scratch files that killed processes left; only for the sole writer of these files.
 

@@ -176,7 +176,9 @@ def check_shards():
   data = jax.random.normal(jax.random.key(0), (5, batch, 64)) / 8
 
   def losses(mesh):
-    trainer = Trainer(ensembles, Optimisation(steps=100, sparsity_warm_up_steps=2, eps=1e-4), mesh)
+    trainer = Trainer(
+      ensembles, Optimisation(steps=100, warm_up_steps=0, sparsity_warm_up_steps=2, eps=1e-4), mesh
+    )
     state, seen = trainer.init(), []
     for x in data:
       state, metrics = trainer.step(state, {'x': jax.device_put(x, trainer.batch_sharding)})

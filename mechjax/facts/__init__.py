@@ -25,8 +25,9 @@ with a control and a standard error (Nanda et al. 2023, Fact Finding):
     local.summarise().median                                  what the last k tokens alone determine, [L, k]
 
 `prefixes` computes the first token of a name once for all surnames; `familiarity` compares known with unknown names;
-`basis` measures whether a direction aligns with single neurons. The head that reads a fact is a probe that its weights
-make: `mechjax.probing.mechanistic`. Models enter as tagged functions, weights as arrays.
+`basis` measures whether a direction aligns with single neurons, `embeddings` what the embeddings of tokens share. The
+head that reads a fact is a probe that its weights make: `mechjax.probing.mechanistic`. Models enter as tagged
+functions, weights as arrays.
 """
 
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ from typing import TYPE_CHECKING
 from mechjax import lazy
 from mechjax.errors import FactsError
 from mechjax.facts.basis import BasisAlignment, measure_alignment
+from mechjax.facts.embeddings import CommonOffset, mean_cosine, measure_offset
 from mechjax.facts.excess import (
   AndShare,
   check_gate,
@@ -59,6 +61,7 @@ __all__ = [
   'AndShare',
   'BasisAlignment',
   'Centre',
+  'CommonOffset',
   'ContextComparison',
   'ContextSummary',
   'FactEffects',
@@ -79,9 +82,11 @@ __all__ = [
   'draw_swaps',
   'excess_computed',
   'make_row_reader',
+  'mean_cosine',
   'measure_alignment',
   'measure_centre',
   'measure_linearity',
+  'measure_offset',
   'nonlinear_excess',
   'read_product',
   'read_whole',

@@ -4,6 +4,8 @@ import math
 import numbers
 from typing import Any
 
+import numpy as np
+
 from mechjax.errors import SAEError
 
 
@@ -41,3 +43,12 @@ def check_field(owner: Any, name: str, valid: bool, expected: str) -> None:
   """
   if not valid:
     raise SAEError(f'{type(owner).__name__}.{name}={getattr(owner, name)!r} should be {expected}')
+
+
+def check_activations(x: Any) -> None:
+  """Raises SAEError unless activations are an array, with an axis or more."""
+  if not hasattr(x, 'dtype') or not np.ndim(x):
+    raise SAEError(
+      f'activations are an array, got {x!r:.100} of type {type(x).__name__}',
+      hint='jnp.asarray(x), with x [..., D]',
+    )

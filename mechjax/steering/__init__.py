@@ -21,10 +21,11 @@ A behaviour in one direction, from the search to the weights:
     Judge(phrases).count(texts)                                 refused, answered or degenerate, with intervals
 
 `where` states positions with one meaning everywhere, `edits` and `clamping` what is done there, `vectors` and `latents`
-make vectors from activations, `reft` trains one, `record` and `files` keep them; `bases` has the one projection that
-all of these use. Models enter as tagged functions of (params, tokens, mask), and everything else is arrays: a
-direction, its layer and its coefficient are data, so that a sweep compiles once. Nothing here imports a model; what
-depends on the parameters of a decoder comes in as a table. Only `files` reads and writes files.
+make vectors from activations, `dictionary_fit` tests whether a dictionary can describe one, `reft` trains one, `record`
+and `files` keep them; `bases` has the one projection that all of these use. Models enter as tagged functions of
+(params, tokens, mask), and everything else is arrays: a direction, its layer and its coefficient are data, so that a
+sweep compiles once. Nothing here imports a model; what depends on the parameters of a decoder comes in as a table. Only
+`files` reads and writes files.
 """
 
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ from mechjax.steering.behaviour import keep_sign, log_odds
 from mechjax.steering.candidates import find_candidates, make_reader, measure_stream
 from mechjax.steering.clamping import Clamp
 from mechjax.steering.controls import draw_directions
+from mechjax.steering.dictionary_fit import DictionaryFit, examine_vector
 from mechjax.steering.edits import WRITES, Ablate, Add, Edit, Project, Together
 from mechjax.steering.frontiers import FrontierPoint, frontier, success_at_equal_loss
 from mechjax.steering.head_attribution import (
@@ -66,6 +68,7 @@ __all__ = [
   'Ablate',
   'Add',
   'Clamp',
+  'DictionaryFit',
   'DirectionScores',
   'DirectionSelection',
   'Edit',
@@ -87,6 +90,7 @@ __all__ = [
   'divide_by_variance',
   'draw_directions',
   'everywhere',
+  'examine_vector',
   'find_candidates',
   'find_loud',
   'first',

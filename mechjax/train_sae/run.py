@@ -79,6 +79,7 @@ def run(settings: TrainSettings) -> training.TrainingResult:
   _join(settings)
   _mesh(settings)  # checks it before the model is loaded
   home = Path(settings.run)
+  files.check_directory(home, SAEError)
   _check_same_settings(home, settings)
   models = _load_models(settings)
   model = models[0]

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from mechjax import errors
+from mechjax import errors, files
 from mechjax.weights.safetensors import DTYPES
 from mechjax.weights.shards import INDEX, SINGLE
 
@@ -111,13 +111,14 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     A scratch directory next to it, which is removed if the block fails.
 
   Raises:
-    WeightsError: the path exists and is not an empty directory.
+    WeightsError: the path exists and is not an empty directory, or is inside a file.
   """
   path = Path(path)
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise errors.WeightsError(
       f'{path} exists already', hint='give another directory, or remove this one'
     )
+  files.check_directory(path, errors.WeightsError)
   path.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix='.partial-', dir=path.parent) as scratch:
     inside = Path(scratch) / 'whole'

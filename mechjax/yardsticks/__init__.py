@@ -10,6 +10,7 @@ directions of a toy.
     score_edits(answers, patched=patched, expected=expected)         sparse control
     score_f1(f > 0, list_predicates(attributes))                     interpretability
     report_occlusion(codes, acts, scores), count_parts(f > 0, pos)
+    measure_coverage(f, predicates).mean                             a detector for each property
     disentangle(edited='country', asked=asked, answers=answers, old=old, new=new)        RAVEL
     mmcs(W_dec, truth)                                               toy models of superposition
 
@@ -24,6 +25,7 @@ from mechjax import lazy
 from mechjax.errors import YardstickError
 from mechjax.yardsticks.coding import Coding
 from mechjax.yardsticks.control import Disentanglement, EditScores, disentangle, score_edits
+from mechjax.yardsticks.coverage import Coverage, measure_coverage, score_reconstruction
 from mechjax.yardsticks.latent_edits import DecoderGram, LatentEdit, edit_by_score, edit_greedily
 from mechjax.yardsticks.phenomena import Occlusion, Parts, count_parts, report_occlusion
 from mechjax.yardsticks.predicates import DetectorScores, Predicates, list_predicates, score_f1
@@ -43,6 +45,7 @@ from mechjax.yardsticks.weights import measure_weights, sum_weights
 __all__ = [
   'BestUnions',
   'Coding',
+  'Coverage',
   'DecoderGram',
   'DetectorScores',
   'Disentanglement',
@@ -65,6 +68,7 @@ __all__ = [
   'find_best_unions',
   'fit_codes',
   'list_predicates',
+  'measure_coverage',
   'measure_recovery',
   'measure_superposition',
   'measure_weights',
@@ -72,6 +76,7 @@ __all__ = [
   'report_occlusion',
   'score_edits',
   'score_f1',
+  'score_reconstruction',
   'sum_weights',
   'train_toys',
 ]

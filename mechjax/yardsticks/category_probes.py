@@ -39,10 +39,10 @@ from mechjax.yardsticks.checks import (
   Values,
   as_mask,
   as_numbers,
+  as_sizes,
   as_values,
   check_rows,
   check_varies,
-  check_whole,
 )
 
 CRITERIA = ('mean_difference', 'auc')
@@ -122,9 +122,7 @@ def probe_categories(
   x, members, parts = _check(columns, labels, splits)
   if criterion not in CRITERIA:
     raise unknown(YardstickError, 'criterion', criterion, CRITERIA)
-  sizes = [check_whole('k', k, 1) for k in ks]
-  if not sizes:
-    raise YardstickError(f'ks={ks!r:.100}; expected numbers of columns')
+  sizes = [*as_sizes('ks', ks)]
   found = []
   for part in parts:
     directions = None if basis is None else as_numbers('directions', basis(x[part.train]), 2)

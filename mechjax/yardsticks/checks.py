@@ -15,7 +15,7 @@ Letters: B prompts, D features.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -98,9 +98,13 @@ def as_values(name: str, values: Values, rows: int | None = None) -> Shaped[np.n
     rows: number of prompts; None for any.
 
   Raises:
-    YardstickError: another number of values, floating-point numbers, or values of several kinds.
+    YardstickError: another number of values, one value alone, floating-point numbers, or values of several kinds.
   """
   found = host_arrays.as_host(name, values, YardstickError)
+  if not found.ndim:
+    raise YardstickError(
+      f'the attribute {name!r} is {values!r:.100}', cause='expected a value for each prompt'
+    )
   if not hasattr(values, 'dtype') or found.dtype.kind in 'OT':
     kinds = {KINDS.get(np.asarray(v).dtype.kind, type(v).__name__) for v in values}
     if len(kinds) > 1:
@@ -170,6 +174,16 @@ def check_whole(name: str, value: object, minimum: int) -> int:
     found = minimum - 1
   if found < minimum:
     raise YardstickError(f'{name}={value!r:.100}; expected a whole number, at least {minimum}')
+  return found
+
+
+def as_sizes(name: str, values: object) -> tuple[int, ...]:
+  """Returns whole numbers of at least 1; raises YardstickError for anything else, one number alone, or none."""
+  if not isinstance(values, Iterable) or isinstance(values, str | Mapping):
+    raise YardstickError(f'{name}={values!r:.100}; expected several numbers', hint=f'{name}=(1, 2)')
+  found = tuple(check_whole(name, value, 1) for value in values)
+  if not found:
+    raise YardstickError(f'{name}={values!r:.100}; expected whole numbers')
   return found
 
 

@@ -156,8 +156,11 @@ def train_toys(
     instances: models of each density.
 
   Raises:
-    YardstickError: no densities, or one that is not above 0 and at most 1; a training that diverged.
+    YardstickError: no densities, or one that is not above 0 and at most 1; a key that is not one; a training that
+      diverged.
   """
+  if not isinstance(key, jax.Array | np.ndarray):
+    raise YardstickError(f'key={key!r:.100} is not a random key', hint='jax.random.key(0)')
   p = as_numbers('density', density, 1)
   if not ((p > 0) & (p <= 1)).all():
     raise YardstickError(f'density={density!r:.100}; expected probabilities above 0, at most 1')

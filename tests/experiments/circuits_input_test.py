@@ -175,7 +175,7 @@ def make_run(place, model):
   place.mkdir()
   given = TrainSettings(
     site='mlp_norm.*', target='mlp_out.*', model=model, run=str(place),
-    dictionaries=Dictionaries(topk=(4,)), optimisation=Optimisation(steps=10, learning_rate=1e-3),
+    dictionaries=Dictionaries(topk=(4,)), optimisation=Optimisation(steps=10, warm_up_steps=0, learning_rate=1e-3),
   )  # fmt: skip
   (place / layout.CONFIG).write_text(flags.as_json(given))
   ids = np.random.default_rng(0).integers(4, V, 11 * 60).tolist()

@@ -85,7 +85,13 @@ def cut_the_context():
     assert local.summarise(chosen, resamples=3).median.shape == (L, 2)
 
 
-STEPS = (read_a_product, compare_names, remove_neurons, cut_the_context)
+def compare_embeddings():
+  rows = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+  assert facts.mean_cosine(jnp.asarray(rows)) < 1
+  assert facts.measure_offset(rows, rows[::-1], draws=3).explained < 1
+
+
+STEPS = (read_a_product, compare_names, remove_neurons, cut_the_context, compare_embeddings)
 
 
 @pytest.mark.parametrize('step', STEPS, ids=lambda f: f.__name__)

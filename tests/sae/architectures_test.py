@@ -261,16 +261,16 @@ def test_other_coefficients_compile_nothing():
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float64', 'bfloat16'])
-def test_bisection_finds_the_kth_largest(dtype):
+@pytest.mark.parametrize('shape', [(7, 11), (32, 3), (12, 4, 2), (96,)])
+def test_bisection_finds_the_kth_largest(dtype, shape):
   r = np.random.default_rng(0)
-  x = jnp.asarray(
-    np.maximum(r.standard_normal((7, 11)) * 10.0 ** r.integers(-9, 9, (7, 11)), 0), dtype
-  )
+  x = np.maximum(r.standard_normal(shape) * 10.0 ** r.integers(-9, 9, shape), 0)
+  x = jnp.asarray(x, dtype)
   ordered = np.sort(np.asarray(x).reshape(-1))[::-1]
   find = jax.jit(kth_largest)
-  for k in (1, 2, 20, 30, 77):
+  for k in (1, 2, 20, 30, x.size):
     assert find(x, jnp.asarray(k)) == ordered[k - 1]
-  assert find(x, jnp.asarray(78)) == 0
+  assert find(x, jnp.asarray(x.size + 1)) == 0
 
 
 def test_fewer_positive_latents_than_asked_for_are_all_there_are():
@@ -370,6 +370,40 @@ def test_a_number_of_latents_that_is_not_whole_is_refused_by_the_loss(name, k):
   params, x, _ = case(SAES[name])
   with pytest.raises(SAEError, match=r"hparams\['k'\]=.*2.* should be a whole number"):
     SAES[name].loss(params, x, hparams={'k': k})
+
+
+@pytest.mark.parametrize(
+  ('name', 'values', 'message'),
+  [
+    ('relu', {'sparsity': -1.0}, r'ReLU\.sparsity=-1\.0 should be at least 0'),
+    ('jumprelu', {'sparsity': np.float32(np.nan)}, 'sparsity=nan should be a finite number'),
+    (
+      'relu',
+      {'sparsity': np.ones(2)},
+      r"hparams\['sparsity'\] has shape \[2\]; expected one number",
+    ),
+    ('batch_topk', {'k': 0}, 'k=0 should be from 1'),
+    ('topk', {'k': M}, f'k={M} for a TopK that selects'),
+  ],
+)
+def test_hyperparameters_out_of_range_are_refused_by_a_loss_that_sees_their_values(
+  name, values, message
+):
+  params, x, _ = case(SAES[name])
+  with pytest.raises(SAEError, match=message):
+    SAES[name].loss(params, x, hparams=values)
+
+
+@each
+def test_activations_that_are_no_array_or_no_tokens_are_refused(name):
+  sae = SAES[name]
+  params, x, _ = case(sae)
+  rows = np.asarray(x).tolist()
+  for use in (sae.encode, sae.reconstruct, sae.loss):
+    with pytest.raises(SAEError, match='activations are an array, got'):
+      use(params, rows)
+  with pytest.raises(SAEError, match='a loss of no tokens'):
+    sae.loss(params, x[:0])
 
 
 def test_every_name_is_an_architecture():

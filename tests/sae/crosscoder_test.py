@@ -253,7 +253,9 @@ def test_sites_are_read_side_by_side_and_rows_have_no_fixed_length(name):
 
 def test_centres_are_those_of_the_parts():
   trainer = Trainer(
-    {'a': Ensemble(sae=SAES['relu'], reads=('a', 'b'))}, Optimisation(steps=2), None
+    {'a': Ensemble(sae=SAES['relu'], reads=('a', 'b'))},
+    Optimisation(steps=2, warm_up_steps=0),
+    None,
   )
   state = trainer.init({'a': jnp.ones(4), 'b': 2 * jnp.ones(3)})
   np.testing.assert_array_equal(state.ensembles['a'].params['b_dec'][0], [1, 1, 1, 1, 2, 2, 2])

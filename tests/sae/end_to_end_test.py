@@ -305,7 +305,7 @@ def test_values_that_the_model_reads_may_change_between_steps():
   def make():
     own = dataclasses.replace(objective(), forward=forward)
     ensemble = Ensemble(sae=SAE, reads=SITE)
-    return Trainer({'a': ensemble}, Optimisation(steps=9), objective=own)
+    return Trainer({'a': ensemble}, Optimisation(steps=9, warm_up_steps=0), objective=own)
 
   def divergence(one):
     return float(one.step(one.init(), batch())[1].ensembles['a']['kl'][0])
@@ -378,9 +378,9 @@ def test_a_transcoder_reads_before_it_writes():
   one = EndToEnd(toy.forward, params, 'mlp_out.0', scales, reads='mlp_norm.0')
   sae = ReLU(d_in=toy.D, d_out=toy.D, width=toy.M, sparsity=0.0)
   ensemble = Ensemble(sae=sae, reads='mlp_norm.0', writes='mlp_out.0')
-  state, metrics = (t := Trainer({'a': ensemble}, Optimisation(steps=9), objective=one)).step(
-    t.init(), batch()
-  )
+  state, metrics = (
+    t := Trainer({'a': ensemble}, Optimisation(steps=9, warm_up_steps=0), objective=one)
+  ).step(t.init(), batch())
   assert bool(state.ok)
   assert metrics.ensembles['a']['kl'] > 0
   with pytest.raises(SAEError, match=r'read mlp_norm\.1, which is after mlp_out.0'):
@@ -388,7 +388,7 @@ def test_a_transcoder_reads_before_it_writes():
 
 
 def test_dictionaries_of_other_sites_are_errors():
-  optimisation = Optimisation(steps=9)
+  optimisation = Optimisation(steps=9, warm_up_steps=0)
   with pytest.raises(
     SAEError, match=r"reads 'mlp_out\.0' and writes None, and the objective is for 'resid_post\.0'"
   ):

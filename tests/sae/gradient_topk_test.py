@@ -135,7 +135,7 @@ def test_a_guide_that_is_not_finite_is_seen_in_the_latents_and_in_the_loss():
 def test_an_ensemble_reads_its_guide_from_the_batch():
   one = SAES['autoencoder']
   ensemble = Ensemble(sae=one, reads='x', guide='grad:x', seeds=(0, 1), hparams={'k': (1, 3)})
-  trainer = Trainer({'a': ensemble}, Optimisation(steps=10))
+  trainer = Trainer({'a': ensemble}, Optimisation(steps=10, warm_up_steps=0))
   r = np.random.default_rng(0)
   x, g = (jnp.asarray(r.standard_normal((B, D)), jnp.float32) for _ in range(2))
   params = [one.init(jax.random.key(seed)) for seed in (0, 1)]

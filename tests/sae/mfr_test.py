@@ -64,6 +64,22 @@ def test_the_gradient_treats_the_others_as_constants():
     np.testing.assert_allclose(np.sum(gradient[n] * direction), expected, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.usefixtures('float64')
+def test_a_row_of_zeros_counts_as_one_that_is_orthogonal_to_all_others():
+  W = np.pad(decoders(), ((0, 0), (0, 0), (0, 1)))
+  W[0, 4] = 0
+  orthogonal = W.copy()
+  orthogonal[0, 4, -1] = 1
+  settings = MFR(alpha=2.0, every=1, ramp_steps=0)
+  penalty, found = settings.gradient(jnp.asarray(W), 0)
+  expected, its = settings.gradient(jnp.asarray(orthogonal), 0)
+  np.testing.assert_allclose(penalty, expected, rtol=1e-12)
+  others = np.ones((N, M), bool)
+  others[0, 4] = False
+  np.testing.assert_allclose(found[others][:, :D], its[others][:, :D], rtol=1e-9, atol=1e-12)
+  assert np.isfinite(found).all()
+
+
 def test_the_weight_rises_and_is_there_in_every_tenth_step():
   settings = MFR(alpha=4.0, every=10, ramp_steps=40)
   weights = [float(settings.weight(step)) for step in range(61)]

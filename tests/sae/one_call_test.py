@@ -180,6 +180,7 @@ def test_held_out_activations_give_the_figures():
     ({'dictionaries': [TopK(d_in=D, d_out=D, width=M, k=3)]}, 'writes=None'),
     ({'data': {'mlp_out.3': X}}, r"no activations of \['resid_post.3'\]"),
     ({'data': 'resid_post'}, 'a str has no activations'),
+    ({'data': lambda: None}, 'a function of activations returned None'),
     ({'data': X.astype(int)}, 'int64'),
     ({'data': X * np.float32(np.nan)}, 'not finite'),
     (
@@ -209,6 +210,9 @@ def test_a_directory_of_something_else_is_not_written_to(tmp_path):
   (tmp_path / 'mine.txt').write_text('kept')
   with pytest.raises(SAEError, match='is not empty and has no call'):
     train(directory=tmp_path)
+  for place in (tmp_path / 'mine.txt', tmp_path / 'mine.txt' / 'run'):
+    with pytest.raises(SAEError, match=r'cannot be made: .*mine\.txt is a file'):
+      train(directory=place)
   assert [path.name for path in tmp_path.iterdir()] == ['mine.txt']
 
 

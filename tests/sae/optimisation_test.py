@@ -81,6 +81,7 @@ def test_without_b1_there_is_no_first_moment():
     ({'learning_rate': 0.0}, 'learning_rate=0.0 should be positive'),
     ({'warm_up_steps': -1}, 'warm_up_steps=-1 should be at least 0'),
     ({'warm_up_from': 1.5}, r'warm_up_from=1.5 should be in \[0, 1\]'),
+    ({'warm_up_steps': 101}, 'warm_up_steps=101 of a training of steps=100'),
     ({'decay_steps': 101}, 'decay_steps=101 should be from 0 to steps=100'),
     ({'sparsity_warm_up_steps': -1}, 'sparsity_warm_up_steps=-1'),
     ({'b1': 1.0}, r'b1=1.0 should be in \[0, 1\)'),

@@ -123,7 +123,9 @@ def test_a_training_with_p_of_one_is_that_without_and_a_restored_state_continues
   data = np.random.default_rng(0).standard_normal((18, B, D)).astype(np.float32) / 3
 
   def trained(one, cut=None):
-    trainer = Trainer({'a': Ensemble(sae=one, reads='x')}, Optimisation(steps=18, eps=1e-2))
+    trainer = Trainer(
+      {'a': Ensemble(sae=one, reads='x')}, Optimisation(steps=18, warm_up_steps=0, eps=1e-2)
+    )
     state = trainer.init()
     for n, x in enumerate(data):
       if n == cut:

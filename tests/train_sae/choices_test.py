@@ -8,6 +8,8 @@ import pytest
 
 from mechjax import sae
 from mechjax.errors import SAEError
+from mechjax.eval_sae.measure import measure
+from mechjax.eval_sae.settings import EvalSettings
 from mechjax.sae import AuxZipf, FeatureChoice, GradientTopK, PAnnealing, TargetedJumpReLU
 from mechjax.sae.training import MFR, Ensemble, Optimisation
 from mechjax.sae.training.exporting import ExportSettings, check_writable
@@ -28,7 +30,7 @@ def settings(path, **changes):
   return dataclasses.replace(
     TrainSettings(
       run=str(path), site='resid_post.0', batch=128, dictionaries=EVERY,
-      optimisation=Optimisation(steps=20), format='mechjax',
+      optimisation=Optimisation(steps=20, warm_up_steps=0), format='mechjax',
     ),
     **changes,
   )  # fmt: skip
@@ -94,7 +96,7 @@ def test_dictionaries_that_cannot_be_built_are_refused(change, message):
 
 def test_an_exponent_that_does_not_reach_its_end_and_a_small_batch_are_refused(tmp_path):
   with pytest.raises(SAEError, match=r'p_end_step=15 of a run of steps=14(.|\n)*--p_end_step=14'):
-    settings(tmp_path, optimisation=Optimisation(steps=14))
+    settings(tmp_path, optimisation=Optimisation(steps=14, warm_up_steps=0))
   with pytest.raises(SAEError, match='a batch of 8 tokens with k=4 has 32 activations for 64'):
     check_writable(ExportSettings('mechjax'), BUILT, 8)
   check_writable(ExportSettings('mechjax'), BUILT, settings(tmp_path).batch)
@@ -106,7 +108,7 @@ def test_stated_budgets_can_be_written():
 
 
 def test_fine_tuning_begins_with_the_last_exponent_and_keeps_the_penalty(tmp_path):
-  few = Optimisation(steps=10)
+  few = Optimisation(steps=10, warm_up_steps=0)
   own = settings(tmp_path, optimisation=few, fine_tuning=FineTuning(begin_with='first'))
   assert own.dictionaries.p_end_step == 15
   with pytest.raises(SAEError, match=r'(?s)sparsity_warm_up_steps=10000 .* of 10 steps.*=0'):
@@ -147,3 +149,12 @@ def test_a_run_trains_them_all_and_writes_what_inference_needs(tmp_path):
   last = json.loads(lines[-1])
   np.testing.assert_allclose(last['feature_choice']['l0'], [8, 4, 8, 4])
   assert min(last['p_relu']['mfr']) > 0
+
+
+def test_directories_of_runs_and_evaluations_that_are_files_are_refused_first(tmp_path):
+  (tmp_path / 'file').touch()
+  for place in (tmp_path / 'file', tmp_path / 'file' / 'run'):
+    with pytest.raises(SAEError, match=r'cannot be made: .*file is a file'):
+      run(settings(place))
+    with pytest.raises(SAEError, match=r'cannot be made: .*file is a file'):
+      measure(EvalSettings(run='nowhere', out=str(place)))

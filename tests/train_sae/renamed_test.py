@@ -20,7 +20,7 @@ SETTINGS = TrainSettings(
   run='out/run',
   site='resid_post.0',
   dictionaries=Dictionaries(topk=(8,)),
-  optimisation=Optimisation(steps=10),
+  optimisation=Optimisation(steps=10, warm_up_steps=0),
 )
 ANEW = 'a run of an earlier version has to be started anew'
 RENAMED = {

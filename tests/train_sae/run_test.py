@@ -143,7 +143,7 @@ def test_what_a_failed_start_left_does_not_bind_the_corrected_command(
 ):
   other = tmp_path / 'other.txt'
   other.write_text('something else')
-  few = dataclasses.replace(settings.optimisation, steps=1)
+  few = dataclasses.replace(settings.optimisation, steps=1, warm_up_steps=0)
   own = elsewhere(settings, tmp_path / 'run', optimisation=few, tensorboard=False)
   data = dataclasses.replace(settings.data, text=f'{other},{text}', held_out_every=9_999)
   with pytest.raises(SAEError, match='every 9999th is to be held out'):
@@ -158,7 +158,7 @@ def test_what_a_failed_start_left_does_not_bind_the_corrected_command(
 
 def test_a_run_with_other_settings_is_refused_and_left(settings, trained):
   before = dictionaries(settings.run)
-  other = dataclasses.replace(settings, optimisation=Optimisation(steps=41))
+  other = dataclasses.replace(settings, optimisation=Optimisation(steps=41, warm_up_steps=0))
   with pytest.raises(SAEError, match=r'steps: 40, 41') as raised:
     run(other)
   assert 'another --run' in str(raised.value)
@@ -179,7 +179,7 @@ def test_settings_that_contradict_each_other_are_errors():
     Dictionaries()
   with pytest.raises(SAEError, match='streams=1 for processes=2'):
     TrainSettings(
-      run='x', site='y', dictionaries=Dictionaries(topk=(1,)), optimisation=Optimisation(steps=1),
+      run='x', site='y', dictionaries=Dictionaries(topk=(1,)), optimisation=Optimisation(steps=1, warm_up_steps=0),
       machine=Machine(processes=2, coordinator='here:1'),
     )  # fmt: skip
   with pytest.raises(SAEError, match='--coordinator'):

@@ -98,6 +98,11 @@ def test_a_directory_that_holds_something_is_not_written_over(tmp_path):
     writing.new_directory(tmp_path),
   ):
     raise AssertionError
+  with (
+    pytest.raises(WeightsError, match='mine is a file'),
+    writing.new_directory(tmp_path / 'mine' / 'inside'),
+  ):
+    raise AssertionError
 
 
 DAMAGED = {

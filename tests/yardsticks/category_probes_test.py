@@ -69,9 +69,11 @@ def test_a_column_that_never_changes_tells_nothing():
     (lambda: probe_categories(X[1:], LABELS, SPLITS, (1,)), 'labels has 120 rows for 119'),
     (lambda: probe_categories(X, LABELS * 1.0, SPLITS, (1,)), 'expected booleans'),
     (lambda: probe_categories(X, LABELS, [], (1,)), 'there are no splits'),
-    (lambda: probe_categories(X, LABELS, SPLITS, ()), 'expected numbers of columns'),
+    (lambda: probe_categories(X, LABELS, SPLITS, ()), r'ks=\(\); expected whole numbers'),
+    (lambda: probe_categories(X, LABELS, SPLITS, 3), 'ks=3; expected several numbers'),
+    (lambda: probe_categories(X, LABELS, SPLITS, (1, 'a')), "ks='a'; expected a whole number"),
     (lambda: probe_categories(X, LABELS, SPLITS, (11,)), 'k=11 of 10 columns'),
-    (lambda: probe_categories(X, LABELS, SPLITS, (0,)), 'k=0'),
+    (lambda: probe_categories(X, LABELS, SPLITS, (0,)), 'ks=0'),
     (lambda: probe_categories(X, LABELS, SPLITS, (1,), criterion='f1'), "unknown criterion 'f1'"),
     (lambda: probe_densely(X, LABELS, SPLITS, 'ridge'), "unknown method 'ridge'"),
     (lambda: probe_densely(X[:50], LABELS[:, :50], SPLITS), 'is not one of 50 examples'),
@@ -83,6 +85,8 @@ def test_a_column_that_never_changes_tells_nothing():
     ),
     (lambda: probe_densely(X, np.arange(120)[None] == 3, SPLITS), 'task 0 has only one class'),
     (lambda: one_against_rest(['a', 'a']), 'one value alone'),
+    (lambda: one_against_rest(3), "the attribute 'values' is 3"),
+    (lambda: one_against_rest(np.array('a')), "the attribute 'values' is array"),
   ],
 )
 def test_tasks_that_cannot_be_probed_are_refused(call, message):

@@ -72,6 +72,7 @@ def test_features_are_active_with_their_probability_and_uniform():
   [
     (lambda: ToyModel(0, 2), 'features=0'),
     (lambda: ToyModel(2, 2, decay=1.5), 'decay=1.5'),
+    (lambda: train_toys(0, SMALL, [0.5]), 'key=0 is not a random key'),
     (lambda: train_toys(jax.random.key(0), SMALL, []), 'density of shape'),
     (lambda: train_toys(jax.random.key(0), SMALL, [0.0]), 'expected probabilities'),
     (lambda: train_toys(jax.random.key(0), SMALL, [0.5], 0), 'instances=0'),

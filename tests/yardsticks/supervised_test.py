@@ -126,6 +126,8 @@ def test_a_combination_that_the_prompts_do_not_determine_is_an_error():
     ({'pos': LABELS['pos'][:-1]}, 'different numbers of prompts'),
     ({'pos': np.linspace(0, 1, 400)}, 'type float64'),
     ({'pos': ['x', 1] * 200}, 'values of several kinds'),
+    ({'pos': 1}, "the attribute 'pos' is 1"),
+    ({'pos': None}, "the attribute 'pos' is None"),
   ],
 )
 def test_attributes_that_cannot_be_coded_are_refused(change, message):

@@ -68,6 +68,9 @@ def score_latents():
   yardsticks.report_occlusion(yardsticks.fit_codes(ACTS, LABELS), ACTS, scores)
   assert yardsticks.count_parts(active, LABELS['pos']).n >= 0
   yardsticks.find_best_unions(active, LABELS['io']).score(active, LABELS['io'])
+  latents = np.maximum(ACTS, 0)
+  assert yardsticks.measure_coverage(latents, predicates).mean <= 1
+  assert yardsticks.score_reconstruction(latents, predicates, latents, predicates).max() <= 1
 
 
 def score_answers():

@@ -38,11 +38,16 @@ def fold_thresholds(sae: Architecture, params: Params) -> tuple[JumpReLU, Params
     An equivalent JumpReLU with thresholds of 1, and its parameters; its latents are those of `sae` over the threshold.
 
   Raises:
-    SAEError: the dictionary selects latents by rank, or a threshold is 0.
+    SAEError: the dictionary selects latents by rank; a threshold is 0 or NaN, or as for `rescale_latents`.
   """
   jump, own = _as_jumprelu(sae, params)
   theta = np.exp(np.asarray(own['log_threshold'], np.float64))
-  zero = np.flatnonzero(~(theta > 0))
+  if np.isnan(theta).any():
+    raise SAEError(
+      f'the threshold of latent {np.flatnonzero(np.isnan(theta))[0]} is NaN',
+      cause='a training that diverged, or a file that is damaged',
+    )
+  zero = np.flatnonzero(theta == 0)
   if zero.size:
     raise SAEError(
       f'{zero.size} of {theta.size} latents have a threshold of 0, the first is {zero[0]}',
@@ -67,16 +72,13 @@ def rescale_latents(
     An equivalent JumpReLU, and its parameters; its latents are those of `sae` over the scale.
 
   Raises:
-    SAEError: the dictionary selects latents by rank, or a scale is not positive and finite.
+    SAEError: the dictionary selects latents by rank; a scale is not positive and finite, or so small or large that the
+      parameters would leave the range of their dtype.
   """
   jump, own = _as_jumprelu(sae, params)
-  units = as_host('scale', scale, SAEError).astype(np.float64)
-  if units.shape != (sae.width,) or not (np.isfinite(units) & (units > 0)).all():
-    raise SAEError(
-      f'a scale of shape {list(units.shape)} for {sae.width} latents',
-      cause='expected a positive, finite number for each latent',
-    )
   dtype = own['W_enc'].dtype
+  units = as_host('scale', scale, SAEError).astype(np.float64)
+  _check_units(units, sae.width, dtype)
   scale_M = jnp.asarray(units, dtype)
   new = {
     'W_enc': own['W_enc'] / scale_M,
@@ -84,7 +86,28 @@ def rescale_latents(
     'W_dec': own['W_dec'] * scale_M[:, None],
     'log_threshold': own['log_threshold'] - jnp.asarray(np.log(units), dtype),
   }
+  for name in ('W_enc', 'b_enc', 'W_dec'):
+    if not np.isfinite(np.asarray(new[name])).all() and np.isfinite(np.asarray(own[name])).all():
+      raise SAEError(
+        f'{name} in units from {units.min():.3g} to {units.max():.3g} exceeds the range of {dtype}'
+      )
   return jump, own | new
+
+
+def _check_units(units: Float[np.ndarray, ' M'], width: int, dtype: np.dtype) -> None:
+  """Raises SAEError unless there is a positive, finite unit for each latent by which parameters can be divided."""
+  if units.shape != (width,):
+    raise SAEError(f'a scale of shape {list(units.shape)} for {width} latents')
+  # Quotients and products of ordinary parameters by it then stay normal numbers.
+  least = float(jnp.finfo(dtype).tiny) ** 0.5
+  bad = np.flatnonzero(~(np.isfinite(units) & (units >= least)))
+  if bad.size:
+    raise SAEError(
+      f'the scale or threshold of {bad.size} of {width} latents is out of range, the first {units[bad[0]]:.3g} of '
+      f'latent {bad[0]}',
+      cause=f'expected finite numbers of at least {least:.2g}, which {dtype} parameters can be divided by',
+      hint='rescale_latents(sae, params, scale) with the mean activation of each latent',
+    )
 
 
 def _as_jumprelu(sae: Architecture, params: Params) -> tuple[JumpReLU, Params]:

@@ -60,7 +60,7 @@ from jax.typing import ArrayLike, DTypeLike
 from mechjax.errors import SAEError
 from mechjax.sae.architectures.crosscoder_parts import check_parts
 from mechjax.sae.architectures.losses import AuxLoss, DensityLoss, LossOutput, mean_squared_norm
-from mechjax.sae.checks import check_field, check_whole
+from mechjax.sae.checks import check_activations, check_field, check_whole
 from mechjax.sae.ops import sparse
 from mechjax.sae.ops.matmul import MATMULS, offset_product, product
 from mechjax.sae.ops.sparse import Sparse
@@ -315,10 +315,13 @@ class Architecture(abc.ABC):
     return {name: jnp.asarray(array) for name, array in given.items()}
 
   def hparam(self, hparams: HParams | None, name: str, dtype: DTypeLike) -> jax.Array:
-    """One traced hyperparameter.
+    """One traced hyperparameter, a scalar.
+
+    Within jit and vmap a value is not known: there `hparams` has checked its range, or nothing has.
 
     Raises:
-      SAEError: `hparams` has other names, or a number that is not whole in place of one that is.
+      SAEError: `hparams` has other names, several values outside vmap, a number that is not whole in place of one that
+        is, or a known value out of range.
     """
     if hparams is None:
       return jnp.asarray(getattr(self, name), dtype)
@@ -329,11 +332,18 @@ class Architecture(abc.ABC):
         cause=f'its traced hyperparameters are {[*self.TRACED]}',
         hint=hint,
       )
-    value = jnp.asarray(hparams[name])
+    given = hparams[name]
+    value = jnp.asarray(given)
     if jnp.issubdtype(dtype, jnp.integer) and not jnp.issubdtype(value.dtype, jnp.integer):
+      raise SAEError(f'hparams[{name!r}]={given!r:.100} should be a whole number', hint=hint)
+    if value.ndim:
       raise SAEError(
-        f'hparams[{name!r}]={hparams[name]!r:.100} should be a whole number', hint=hint
+        f'hparams[{name!r}] has shape {list(value.shape)}; expected one number',
+        cause='hyperparameters of an ensemble outside vmap',
+        hint='jax.vmap(sae.loss, in_axes=(0, None, None, 0))(params, x, None, hparams)',
       )
+    if not isinstance(given, jax.core.Tracer):
+      self.hparams(**{name: np.asarray(given).item()})  # checks it
     return value.astype(dtype)
 
   def pre_activations(self, params: Params, x: jax.Array) -> jax.Array:
@@ -372,6 +382,7 @@ class Architecture(abc.ABC):
       params: the parameters.
       x: activations, [..., D].
     """
+    check_activations(x)
     x_BxD = x.reshape(-1, x.shape[-1])
     latents = self.encode_sparse(params, x_BxD)
     if latents is None:
@@ -439,14 +450,18 @@ class Architecture(abc.ABC):
     return y
 
   def _check_tokens(self, x: jax.Array) -> None:
+    check_activations(x)
     if jnp.ndim(x) != 2:
       raise SAEError(
         f'a loss of activations of shape {jnp.shape(x)}, which are not [B, D]',
         cause='penalties are means over the first axis alone',
         hint='x.reshape(-1, x.shape[-1])',
       )
+    if not len(x):
+      raise SAEError('a loss of no tokens', cause='a mean over an empty batch is NaN')
 
   def _check(self, params: Params, x: jax.Array, name: str, size: int) -> None:
+    check_activations(x)
     if x.shape[-1] != size:
       raise SAEError(f'activations of shape {x.shape} for a dictionary with {name}={size}')
     expected = (self.d_in, self.width), (self.width, self.target_width)

@@ -8,9 +8,9 @@
 neighbours, hence the threshold. This is also the MUTUAL CHOICE of Ayonrinde (2024), one budget for all pairs of tokens
 and latents, and has that name too. A saved BatchTopK is a JumpReLU with that threshold for all latents.
 
-The (B k)-th largest of B * M numbers is found by bisection over their bits, whose order is that of the numbers if
-none is negative. Bisection takes 31 counts of the batch, whereas a sort of 25 million numbers takes seconds. k
-can be traced without an upper bound, and with a sharded batch or sharded latents a count is a sum over devices.
+The (B k)-th largest of B * M numbers is found from their bits, whose order is that of the numbers if none is negative.
+Three bits at a time take 11 passes over the batch, whereas a sort of 25 million numbers takes seconds. k can be traced
+without an upper bound, and with a sharded batch or sharded latents a count is a sum over devices.
 
 A crosscoder (`parts`) ranks f_i sum_s |d_i^s|, activations times the lengths of their directions (Minder et al. 2025).
 Its thresholds are in these units too, one for each latent, because `formats.fold` changes the lengths.
@@ -23,10 +23,13 @@ latents.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from mechjax.sae.architectures.base import Architecture, HParams, Params
 from mechjax.sae.architectures.crosscoder_parts import part_lengths, weigh
@@ -36,6 +39,9 @@ from mechjax.sae.architectures.totals import total_loss
 from mechjax.sae.checks import check_field, check_number, check_whole
 from mechjax.sae.ops.sparse import Sparse
 from mechjax.sae.ops.straight_through import above
+
+BITS_AT_ONCE = 3
+"""Bits of a number that one pass over the batch settles, by 2**3 - 1 counts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,14 +133,36 @@ def kth_largest(x: jax.Array, k: jax.Array) -> jax.Array:
   Returns:
     A scalar; exact.
   """
-  bits = jnp.finfo(x.dtype).bits
-  integer = jnp.dtype(f'int{bits}')
+  integer = jnp.dtype(f'int{jnp.finfo(x.dtype).bits}')
+  bits = jnp.finfo(x.dtype).bits - 1  # without the sign
+  rows = x.reshape(-1, x.shape[-1] if x.ndim else 1)
 
-  def settle(n, found):  # bit by bit from the highest: is the result at least this large?
-    larger = found | lax.shift_left(jnp.ones((), integer), (bits - 2 - n).astype(integer))
-    enough = jnp.sum(x >= lax.bitcast_convert_type(larger, x.dtype), dtype=k.dtype) >= k
-    return jnp.where(enough, larger, found)
+  def settle(n, found):
+    # From the highest bits: is the result at least this large?
+    low = jnp.maximum(bits - BITS_AT_ONCE * (n + 1), 0).astype(integer)
+    steps = [lax.shift_left(jnp.asarray(j, integer), low) for j in range(1, 1 << BITS_AT_ONCE)]
+    limits = [lax.bitcast_convert_type(found + step, x.dtype) for step in steps]
+    counts = count_at_least(rows, limits, k.dtype)
+    reached = sum((count >= k).astype(integer) for count in counts)
+    return found + lax.shift_left(reached, low)
 
-  return lax.bitcast_convert_type(
-    lax.fori_loop(0, bits - 1, settle, jnp.zeros((), integer)), x.dtype
+  passes = -(-bits // BITS_AT_ONCE)
+  found = lax.fori_loop(0, passes, settle, jnp.zeros((), integer))
+  return lax.bitcast_convert_type(found, x.dtype)
+
+
+def count_at_least(
+  rows: jax.Array, limits: Sequence[jax.Array], dtype: DTypeLike
+) -> list[jax.Array]:
+  """Number of entries of a matrix that are at least as large as each limit, in one pass over it.
+
+  XLA on CPU computes several sums of rows in one vectorised loop, and a single sum of all entries ten times as slowly.
+  """
+  zero = np.zeros((), np.int32)
+  of_rows = lax.reduce(
+    tuple((rows >= limit).astype(jnp.int32) for limit in limits),
+    tuple(zero for _ in limits),
+    lambda a, b: tuple(x + y for x, y in zip(a, b)),
+    (1,),
   )
+  return [jnp.sum(counts, dtype=dtype) for counts in lax.optimization_barrier(of_rows)]

@@ -38,7 +38,7 @@ import numpy as np
 from mechjax.errors import SAEError
 from mechjax.sae.architectures.base import Architecture, Params
 from mechjax.sae.architectures.losses import LossOutput
-from mechjax.sae.checks import check_field, check_whole
+from mechjax.sae.checks import check_activations, check_field, check_whole
 from mechjax.sae.ops.matmul import product
 from mechjax.sae.ops.sparse import Sparse
 
@@ -112,6 +112,7 @@ class CrossLayer(Architecture):
   def pre_activations_of(self, params: Params, layer: int, x: jax.Array) -> jax.Array:
     """x @ W_enc + b_enc of one layer, [..., M]; arguments and errors as `encode_layer`."""
     self.check_layer(layer)
+    check_activations(x)
     if x.shape[-1] != self.d_in:
       raise SAEError(f'activations of shape {x.shape} for layers with d_in={self.d_in}')
     return product(x, params['W_enc'][layer], self.matmuls) + params['b_enc'][layer]
@@ -260,6 +261,8 @@ class CrossLayer(Architecture):
       raise SAEError(
         f'inputs {x.shape} and targets {y.shape} are not of the same tokens and layers'
       )
+    if not len(x):
+      raise SAEError('a loss of no tokens', cause='a mean over an empty batch is NaN')
     return y - self._base(params, x)
 
   def layer_params(self, params: Params, layer: int) -> Params:
@@ -327,6 +330,7 @@ class CrossLayer(Architecture):
     return params['b_dec'][layer] + product(x, params['W_skip'][layer], self.matmuls)
 
   def _check_layers(self, params: Params, x: jax.Array, width: int) -> None:
+    check_activations(x)
     L, D, M = self.n_layers, self.d_in, self.width
     if x.shape[-2:] != (L, width):
       raise SAEError(

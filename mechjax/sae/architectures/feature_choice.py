@@ -19,6 +19,11 @@ Activations in training are z without a ReLU, so the gradient also reaches a lat
 Sharp edges: a batch must consist of shuffled tokens, and have at least M / k of them. Before training all thresholds
 are 0 and `encode` is a ReLU. A latent whose smallest activation is negative has a threshold of 0. The loss is that of a
 batch, so a batch of another size is another loss.
+
+Ties. In training a budget is exact: of equal activations the tokens that come first in the batch are taken. At
+inference the threshold decides alone, z > threshold, for each token without its neighbours: equal activations are
+active together or not at all, one equal to the threshold is not active, the order of the tokens has no effect, and the
+share of tokens on which a latent is active is m_i / B only on average.
 """
 
 from __future__ import annotations

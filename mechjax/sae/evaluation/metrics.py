@@ -41,6 +41,9 @@ from mechjax.errors import SAEError
 KINDS = ('spliced', 'zero', 'mean')
 """Values put in place of those of a site: reconstructions, zero, and the mean of the data."""
 
+_LEAST_SQUARE = 1e-32
+"""Mean square of activations below which squares of small ones among them are 0 in float32."""
+
 
 # --- sums -------------------------------------------------------------------------------------------------
 
@@ -191,7 +194,7 @@ def report(totals: Totals, splice_drift: float) -> EvaluationReport:
     splice_drift: result of `Evaluation.measure_drift`.
 
   Raises:
-    SAEError: no token was predicted.
+    SAEError: no token was predicted; squares of activations leave the range of float32.
   """
   n = int(totals.predicted)
   if n == 0:
@@ -205,12 +208,13 @@ def report(totals: Totals, splice_drift: float) -> EvaluationReport:
     splice_drift=splice_drift,
     loss=float(totals.loss) / n,
     kl=float(totals.kl) / n,
-    sites={name: _site_report(site) for name, site in totals.sites.items()},
+    sites={name: _site_report(name, site) for name, site in totals.sites.items()},
     **losses,
   )
 
 
-def _site_report(t: SiteTotals) -> SiteReport:
+def _site_report(name: str, t: SiteTotals) -> SiteReport:
+  _check_range(name, t)
   n = int(t.spread.count)
   return SiteReport(
     tokens=n,
@@ -221,6 +225,19 @@ def _site_report(t: SiteTotals) -> SiteReport:
     uniformity=_ratio(float(t.uniformity), float(t.attributed)),
     density=t.firings / n,
   )
+
+
+def _check_range(name: str, t: SiteTotals) -> None:
+  """Raises SAEError if squares of activations were too large or too small for the sums on the device, in float32."""
+  sums = {'scatter': t.spread.scatter, 'error': t.error, 'norm': t.norm, 'overlap': t.overlap}
+  large = [key for key, value in sums.items() if np.isinf(value)]
+  per_number = float(t.spread.scatter) / max(1, int(t.spread.count) * np.size(t.spread.mean))
+  if large or 0 < per_number < _LEAST_SQUARE:
+    raise SAEError(
+      f'squares of activations of {name}, or of reconstructions, leave the range of float32',
+      where=f'sums that overflow: {large}' if large else f'a mean square of {per_number:.2g}',
+      hint='a dictionary and a model in other units: activations of about 1',
+    )
 
 
 def _ratio(a: float, b: float) -> float:

@@ -32,9 +32,11 @@ Params = dict[str, jax.Array]
 
 
 def unit_rows(W: jax.Array) -> jax.Array:
-  """Normalises rows to length one, [..., M, D]; rows of zeros stay zero."""
-  norm = jnp.linalg.norm(W, axis=-1, keepdims=True)
-  return W / jnp.where(norm > 0, norm, 1)
+  """Normalises rows to length one, [..., M, D]; rows of zeros stay zero, and have finite derivatives."""
+  square = jnp.sum(jnp.square(W), -1, keepdims=True)
+  # The root of 0 has an infinite derivative, so it is not taken.
+  norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 1)
+  return W / norm
 
 
 def normalise(params: Params) -> Params:

@@ -162,7 +162,7 @@ class Generated:
 
   def _start(self) -> None:
     if callable(self._blocks):
-      self._made = iter(self._blocks())
+      self._made = iter(check_blocks(self._blocks()))
     elif not self._started:
       self._made = iter(self._blocks)
     else:
@@ -172,6 +172,17 @@ class Generated:
         hint='give a function that returns an iterator: lambda: make_blocks(seed=0)',
       )
     self._started = True
+
+
+def check_blocks(made: Any) -> Iterable[Any]:
+  """Returns what a function of activations made; raises SAEError unless it is an iterable of blocks."""
+  if not isinstance(made, Iterable):
+    raise SAEError(
+      f'a function of activations returned {made!r:.100}',
+      cause='expected an iterable of blocks',
+      hint='lambda: [x], or a function with yield',
+    )
+  return made
 
 
 def check_rows(rows: Mapping[str, Any]) -> Rows:

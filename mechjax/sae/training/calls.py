@@ -57,6 +57,7 @@ def claim(home: Path, call: dict[str, str]) -> None:
   Raises:
     SAEError: another call made it, or it holds something else.
   """
+  files.check_directory(home, SAEError)
   path = home / CALL
   if not path.exists():
     if home.exists() and any(home.iterdir()):

@@ -14,7 +14,7 @@ the loop are those of any training; batches are tokens:
 
     above = functools.partial(model.forward_from, unroll=True)
     objective = EndToEnd(model.apply, model.params, 'resid_post.15', scales, kl=1.0, forward_from=above)
-    trainer = Trainer({'topk': Ensemble(sae=sae, reads='resid_post.15')}, Optimisation(steps=500), objective=objective)
+    trainer = Trainer({'topk': Ensemble(sae=sae, reads='resid_post.15')}, optimisation, objective=objective)
     state = restart(trainer, trained.ensembles)
     train(trainer, lambda position: feed_tokens(contexts, ..., position=position), ...)
 

@@ -11,6 +11,7 @@ Sharp edge: `dead` is the fraction of latents that are not active on these token
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -51,16 +52,20 @@ def measure(
     SAEError: a site is missing, no token is left, or the targets do not vary.
   """
   x, y, scatter = _select(sae, rows, reads, writes, limits)
+  # A power of two, so that no number is rounded.
+  unit = 2.0 ** np.clip(round(math.log2(scatter / y.size) / 2), -120, 120)
   error, active, fired = 0.0, 0.0, np.zeros((), bool)
   for start in range(0, len(x), _AT_ONCE):
     part = slice(start, start + _AT_ONCE)
-    errors_B, counts = _measure_block(sae, params, jnp.asarray(x[part]), jnp.asarray(y[part]))
+    errors_B, counts = _measure_block(
+      sae, params, jnp.asarray(x[part]), jnp.asarray(y[part]), jnp.float32(unit)
+    )
     error += float(np.asarray(errors_B, np.float64).sum())
     active += float(np.asarray(counts, np.float64).sum())
     fired = fired | (np.asarray(counts) > 0)
   return {
     'l0': active / len(x),
-    'fvu': error / scatter,
+    'fvu': error / (scatter / unit**2),
     'dead': 1 - float(np.mean(fired)),
     'tokens': float(len(x)),
   }
@@ -101,11 +106,11 @@ def _select(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _measure_block(
-  sae: Architecture, params: Params, x: jax.Array, y: jax.Array
+  sae: Architecture, params: Params, x: jax.Array, y: jax.Array, unit: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Squared error of each token, and the number of tokens on which each latent is active."""
+  """Squared error of each token in units whose square float32 can hold, and the number of tokens of each latent."""
   latents = sae.encode(params, x)
-  squares = jnp.square(y - sae.decode(params, latents, x))
+  squares = jnp.square((y - sae.decode(params, latents, x)) / unit.astype(y.dtype))
   return jnp.sum(squares.reshape(len(x), -1), -1), jnp.sum(latents > 0, 0, dtype=jnp.int32)
 
 

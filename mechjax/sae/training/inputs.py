@@ -26,7 +26,7 @@ from mechjax.sae.store import ActivationSource, Contexts, Generated, Harvester, 
 from mechjax.sae.store.contexts import first_token
 from mechjax.sae.store.gradients import is_gradient
 from mechjax.sae.store.harvesting import Rows
-from mechjax.sae.store.in_memory import check_rows, digest_rows
+from mechjax.sae.store.in_memory import check_blocks, check_rows, digest_rows
 
 _MAX_SAMPLE = 1 << 16
 """Tokens of a model or a generator that figures are measured on."""
@@ -227,7 +227,7 @@ def _name_blocks(data: Any, sites: Sequence[str]) -> Any:
     for block in blocks:
       yield _pick(_name(block, sites), sites)
 
-  return (lambda: name(data())) if callable(data) else name(data)
+  return (lambda: name(check_blocks(data()))) if callable(data) else name(data)
 
 
 def _dtype_of(rows: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mechjax.errors import SAEError
 from mechjax.sae.checks import check_field, check_number, check_whole
 from mechjax.sae.ops import unit_rows
 
@@ -45,7 +46,7 @@ class Optimisation:
     eps: added to the root of Adam's mean of squared gradients.
 
   Raises:
-    SAEError: a value is out of range; the message contains it.
+    SAEError: a value is out of range, or the warm-up longer than the training; the message contains it.
   """
 
   steps: int
@@ -69,6 +70,12 @@ class Optimisation:
     check_field(self, 'warm_up_from', 0 <= self.warm_up_from <= 1, 'in [0, 1]')
     valid = 0 <= self.decay_steps <= self.steps
     check_field(self, 'decay_steps', valid, f'from 0 to steps={self.steps}')
+    if self.warm_up_steps > self.steps:
+      raise SAEError(
+        f'warm_up_steps={self.warm_up_steps} of a training of steps={self.steps}',
+        cause='the learning rate would never be reached; the default is for long trainings',
+        hint=f'warm_up_steps={self.steps // 20}',
+      )
     for name in ('b1', 'b2'):
       check_field(self, name, 0 <= getattr(self, name) < 1, 'in [0, 1)')
 

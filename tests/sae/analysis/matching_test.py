@@ -115,9 +115,31 @@ def test_a_relu_takes_other_units_but_has_no_thresholds(float64):
     fold_thresholds(sae, own)
   with pytest.raises(SAEError, match='selects latents by rank'):
     fold_thresholds(planted.SAES['topk'], planted.dictionary('topk'))
-  for bad in (np.ones(M - 1), np.zeros(M), np.full(M, np.nan)):
-    with pytest.raises(SAEError, match='for 16 latents'):
-      rescale_latents(sae, own, bad)
+  with pytest.raises(SAEError, match='for 16 latents'):
+    rescale_latents(sae, own, np.ones(M - 1))
+  for bad in (0.0, -1.0, np.nan, np.inf):
+    with pytest.raises(
+      SAEError, match=r'1 of 16 latents is out of range, the first .* of latent 3'
+    ):
+      rescale_latents(sae, own, np.where(np.arange(M) == 3, bad, 1))
+
+
+def test_thresholds_that_are_nan_or_that_float32_cannot_be_divided_by_are_refused():
+  sae, own = planted.SAES['jumprelu'], planted.dictionary('jumprelu')
+  own = {key: jnp.asarray(value, jnp.float32) for key, value in own.items()}
+  for log, message in (
+    (np.nan, 'the threshold of latent 2 is NaN'),
+    (-100.0, r'1 of 16 latents is out of range, the first 3\.72e-44 of latent 2'),
+    (-np.inf, '1 of 16 latents have a threshold of 0, the first is 2'),
+  ):
+    with pytest.raises(SAEError, match=message):
+      fold_thresholds(sae, own | {'log_threshold': own['log_threshold'].at[2].set(log)})
+  small = own | {'log_threshold': own['log_threshold'].at[2].set(-40)}
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((40, sae.d_in)), jnp.float32)
+  jump, folded = fold_thresholds(sae, small)
+  np.testing.assert_allclose(jump.reconstruct(folded, x), sae.reconstruct(small, x), atol=1e-5)
+  with pytest.raises(SAEError, match=r'W_dec in units from .* exceeds the range of float32'):
+    rescale_latents(sae, own | {'W_dec': 10 * own['W_dec']}, np.full(M, 3e38))
 
 
 # --- compositions ---------------------------------------------------------------------------------------

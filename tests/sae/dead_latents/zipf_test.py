@@ -54,7 +54,7 @@ def test_with_shortfalls_of_zero_and_one_it_is_auxk_and_between_it_scales_activa
 
 def test_a_training_keeps_the_density_and_uses_it_in_the_next_step(tmp_path):
   one = BatchTopK(d_in=D, width=M, k=2, aux_loss=AUX)
-  trainer = Trainer({'a': Ensemble(sae=one, reads='x')}, Optimisation(steps=9))
+  trainer = Trainer({'a': Ensemble(sae=one, reads='x')}, Optimisation(steps=9, warm_up_steps=0))
   x = jnp.asarray(np.random.default_rng(0).standard_normal((3, B, D)), jnp.float32)
   state, density = trainer.init(), np.zeros(M)
   plain = dataclasses.replace(one, aux_loss=None)

@@ -1,5 +1,6 @@
 """Evaluations that cannot be made: each is refused with the fix."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -7,9 +8,9 @@ from mechjax.errors import SiteError
 from mechjax.sae import ReLU, SAEError
 from mechjax.sae.evaluation import splice
 from mechjax.sae.evaluation.comparing import evaluate
-from mechjax.sae.evaluation.metrics import report
+from mechjax.sae.evaluation.metrics import KINDS, Totals, on_host, report
 from mechjax.sae.evaluation.passes import Evaluation
-from mechjax.sae.evaluation.sums import Batch, next_tokens
+from mechjax.sae.evaluation.sums import Batch, next_tokens, site_totals
 from tests.sae.evaluation.definitions import losses
 from tests.sae.evaluation.toy import (
   N0,
@@ -96,6 +97,26 @@ def test_a_model_without_a_loss_and_masks_without_a_prediction_are_errors():
   broken = model() | {'unembed': np.full((D, V), np.inf, np.float32)}
   with pytest.raises(SAEError, match='the loss of the model itself is nan'):
     evaluate(one, broken, own, [next_tokens(tokens, kept)], means)
+
+
+@pytest.mark.parametrize('unit', [1e-25, 1e-17, 1.0, 1e21])
+def test_activations_whose_squares_leave_the_range_of_float32_are_refused(unit):
+  sae = ReLU(d_in=D, width=9, sparsity=0.0)
+  own, batch = dictionary(sae), next_tokens(*texts())
+  x = np.random.default_rng(0).standard_normal((batch.kept.size, D)).astype(np.float32)
+  scaled = own | {name: np.float32(own[name] * unit) for name in ('b_enc', 'b_dec')}
+  values = [jnp.asarray(x * np.float32(unit))] * 2
+  site = site_totals(sae, scaled, *values, jnp.ones_like(x), batch)
+  totals = Totals(3, 1.0, dict.fromkeys(KINDS, 1.0), 0.0, {R0: on_host(site)})
+  if unit == 1:
+    assert report(totals, 0.0).sites[R0].fvu > 0
+  elif unit == 1e-25:
+    assert np.isnan(
+      report(totals, 0.0).sites[R0].fvu
+    )  # all squares are 0, as those of a silent site
+  else:
+    with pytest.raises(SAEError, match=f'squares of activations of {R0}, .* leave the range'):
+      report(totals, 0.0)
 
 
 def test_a_model_or_a_loaded_pair_in_the_wrong_place_is_refused_by_name():

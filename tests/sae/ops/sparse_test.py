@@ -143,7 +143,8 @@ def test_a_training_step_holds_both_gradients_and_one_of_them_transposed():
   """XLA could add zeros that two scatters share, and a second transposed gradient for the norm."""
   d, m = 256, 2048
   trainer = Trainer(
-    {'a': Ensemble(sae=TopK(d_in=d, width=m, k=2), reads='x')}, Optimisation(steps=9)
+    {'a': Ensemble(sae=TopK(d_in=d, width=m, k=2), reads='x')},
+    Optimisation(steps=9, warm_up_steps=0),
   )
   x = jnp.zeros((16, d), jnp.float32)
   step = jax.jit(trainer.step).lower(trainer.init(), {'x': x}).compile()

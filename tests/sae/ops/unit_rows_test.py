@@ -31,6 +31,15 @@ def test_a_row_of_zeros_stays():
   np.testing.assert_array_equal(unit_rows.unit_rows(jnp.zeros((2, 3))), np.zeros((2, 3)))
 
 
+def test_a_row_of_zeros_has_finite_derivatives_and_the_others_keep_theirs():
+  W = jnp.asarray(PARAMS['W_dec']).at[1].set(0)
+  found = jax.grad(lambda W: jnp.sum(unit_rows.unit_rows(W) * GRADS['W_dec']))(W)
+  lengths = np.linalg.norm(PARAMS['W_dec'], axis=1, keepdims=True)
+  others = np.arange(5) != 1
+  np.testing.assert_allclose(found[others], (expected() / lengths)[others])
+  assert np.isfinite(found[1]).all()
+
+
 def test_the_component_along_a_row_is_taken_out():
   projected = unit_rows.project(GRADS, PARAMS)
   np.testing.assert_allclose(projected['W_dec'], expected())
