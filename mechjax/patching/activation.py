@@ -29,7 +29,7 @@ from mechjax import extras, fingerprints
 from mechjax.errors import PatchingError
 from mechjax.patching import budget as budgets
 from mechjax.patching import engine, sources
-from mechjax.patching.effects import Effects, Ledger, fingerprint
+from mechjax.patching.effects import Effects, SweepLedger, fingerprint
 from mechjax.patching.metrics import Metric
 from mechjax.patching.pairs import Pairs
 from mechjax.patching.plans import functions
@@ -75,7 +75,7 @@ class ActivationPatching(engine.Sweep):
     table = self.nodes.table
     plan = self.plan(params, sided, metric, engine.plant_node, table[0])
     statistics = plan.statistics(params, sided, n)
-    ledger = Ledger(save, question, params, (len(self.nodes), n), save_every)
+    ledger = SweepLedger(save, question, params, (len(self.nodes), n), save_every)
     by_layer = np.argsort(self.starts, kind='stable')
     with bar(progress, title, ledger.done.size, int(ledger.done.sum())) as advance, ledger:
       for rows, count in budgets.blocks(n, plan.rows):

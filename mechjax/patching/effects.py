@@ -109,7 +109,7 @@ def fingerprint(title: str, nodes: NodeSet, seed: int, code: str, *trees: PyTree
   return digest.hexdigest()
 
 
-class Ledger:
+class SweepLedger:
   """Table of a sweep, kept in a file if there is a path; a context manager that saves on exit.
 
   Attributes:
@@ -205,7 +205,7 @@ class Ledger:
       )
     self._saved = time.monotonic()
 
-  def __enter__(self) -> Ledger:
+  def __enter__(self) -> SweepLedger:
     return self
 
   def __exit__(self, *_: object) -> None:

@@ -316,7 +316,7 @@ class Interrupted(Exception):
 
 
 def interrupt_after(monkeypatch, n, kind):
-  put = effects.Ledger.put
+  put = effects.SweepLedger.put
   calls = []
 
   def counted(self, nodes, rows, values):
@@ -325,7 +325,7 @@ def interrupt_after(monkeypatch, n, kind):
     calls.append(nodes)
     put(self, nodes, rows, values)
 
-  monkeypatch.setattr(effects.Ledger, 'put', counted)
+  monkeypatch.setattr(effects.SweepLedger, 'put', counted)
   return calls
 
 
@@ -368,7 +368,7 @@ def test_the_file_of_another_sweep_is_refused(tmp_path):
 
 
 def test_pairs_that_are_known_are_compared_although_others_of_their_block_are_not(tmp_path):
-  ledger = effects.Ledger(tmp_path / 'sweep.npz', 'a question', PARAMS, (3, 4), 60)
+  ledger = effects.SweepLedger(tmp_path / 'sweep.npz', 'a question', PARAMS, (3, 4), 60)
   ledger.record_unpatched(np.array([0]), np.ones(1), np.ones(1))
   with pytest.raises(PatchingError, match='unpatched metric'):
     ledger.record_unpatched(np.array([0, 1]), np.array([2.0, 3.0]), np.ones(2))
