@@ -12,6 +12,7 @@ from mechjax import lazy
 
 if TYPE_CHECKING:
   from mechjax import (
+    autointerp,
     circuits,
     decomposition,
     errors,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     patcher,
     patching,
     probing,
+    providers,
     sae,
     sites,
     stacking,
@@ -48,6 +50,7 @@ else:
 
 __all__ = [
   'Patcher',
+  'autointerp',
   'circuits',
   'decomposition',
   'errors',
@@ -63,6 +66,7 @@ __all__ = [
   'patcher',
   'patching',
   'probing',
+  'providers',
   'sae',
   'sites',
   'stacking',

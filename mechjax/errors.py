@@ -19,6 +19,8 @@
       NeuronError          ValueError     weights, activations and tokens of neurons that do not fit together
       CircuitError         ValueError     models, dictionaries, graphs and parts of sums that do not fit together
       YardstickError       ValueError     activations, attributes and edits of a yardstick that do not fit together
+      ProviderError        ValueError     requests to a language model, settings and replies that do not fit together
+      InterpretationError  ValueError     examples, explanations and scores of features that do not fit together
 
 Researchers publish what this library prints, so an error is a feature: it says WHAT happened (with the offending
 value), WHERE (site, layer, file, line), the LIKELY CAUSE and a HINT. Every error that is raised on purpose is a
@@ -147,6 +149,14 @@ class CircuitError(MechjaxError, ValueError):
 
 class YardstickError(MechjaxError, ValueError):
   """Activations, attributes, dictionaries and edits of a yardstick that do not fit together."""
+
+
+class ProviderError(MechjaxError, ValueError):
+  """Requests to a language model, settings and replies that do not fit together."""
+
+
+class InterpretationError(MechjaxError, ValueError):
+  """Examples, explanations and scores of features that do not fit together."""
 
 
 def unknown(

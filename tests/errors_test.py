@@ -60,6 +60,8 @@ BUILTINS = {
   errors.NeuronError: ValueError,
   errors.CircuitError: ValueError,
   errors.YardstickError: ValueError,
+  errors.ProviderError: ValueError,
+  errors.InterpretationError: ValueError,
 }
 
 

@@ -33,13 +33,23 @@ FLOORS = [
   {'programs', 'greenlets', 'patcher', 'positionwise'},
   {'harvest'},
   {'forward', 'stacking', 'patches'},
-  {'weights', 'models', 'generate'},
-  {'circuits', 'decomposition', 'facts', 'neurons', 'patching', 'probing', 'sae', 'steering'}
+  {'weights', 'models', 'generate', 'providers'},
+  {
+    'autointerp',
+    'circuits',
+    'decomposition',
+    'facts',
+    'neurons',
+    'patching',
+    'probing',
+    'sae',
+    'steering',
+  }
   | {'yardsticks'},
   {'viz', 'flags'},
   {'train_sae', 'eval_sae'},
 ]
-SCIENCE, MODELS = FLOORS[5], FLOORS[4]
+SCIENCE, MODELS = FLOORS[5], FLOORS[4] - {'providers'}
 OPTIONAL = {
   'gguf',
   'huggingface_hub',

@@ -52,13 +52,32 @@ def write_latents(
     CircuitError: a scan that is not a name, a negative layer, or as in `describe_latent`; nothing is written then.
     SAEError: a latent that was not looked at.
   """
-  check_name('scan', scan)
-  if layer < 0:
-    raise CircuitError(f'layer={layer}', hint='layers count from 0')
   chosen = features.latents if latents is None else latents
   records = {
     int(i): describe_latent(features, int(i), pieces, transcoder=transcoder) for i in chosen
   }
+  return write_records(records, directory, scan=scan, layer=layer)
+
+
+def write_records(
+  records: Mapping[int, Mapping[str, Any]],
+  directory: str | os.PathLike,
+  *,
+  scan: str,
+  layer: int,
+) -> list[Path]:
+  """Writes a file for each record, which may have more fields than those of `describe_latent`.
+
+  Args:
+    records: records by latent.
+    directory, scan, layer: as in `write_latents`.
+
+  Raises:
+    CircuitError: a scan that is not a name, or a negative layer; nothing is written then.
+  """
+  check_name('scan', scan)
+  if layer < 0:
+    raise CircuitError(f'layer={layer}', hint='layers count from 0')
   home = Path(directory) / 'features' / scan
   home.mkdir(parents=True, exist_ok=True)
   paths = [home / f'{pair(layer, latent)}.json' for latent in records]

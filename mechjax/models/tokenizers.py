@@ -144,7 +144,7 @@ class Tokenizer:
     _check_text(text)
     if text in self.special:
       return self.special[text]
-    ids = self._encode_continuation(text)
+    ids = self.encode_continuation(text)
     pieces = [self.join([i]) for i in ids]
     if len(ids) != 1:
       raise errors.MechjaxError(
@@ -158,8 +158,16 @@ class Tokenizer:
       )
     return ids[0]
 
-  def _encode_continuation(self, text: str) -> list[int]:
-    """The ids of a text that follows other text, without an added space."""
+  def encode_continuation(self, text: str) -> list[int]:
+    """The ids of a text that follows other text, without an added space, `bos` or special tokens.
+
+    Args:
+      text: any text; special pieces are ordinary characters.
+
+    Raises:
+      MechjaxError: as `encode`.
+    """
+    _check_text(text)
     if self.lead:
       # A line break does not merge with other characters.
       before, both = self.split('\n'), self.split('\n' + text)

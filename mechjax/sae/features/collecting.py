@@ -69,7 +69,7 @@ def collect(
   check_provenance(sae, site)
   if not limit > 0:
     raise SAEError(f'limit={limit} is not a norm', hint='a positive number, or inf for no limit')
-  chosen = _check_latents(sae, latents)
+  chosen = check_latents(sae, latents)
   collector = _Collector(sae, params, chosen, settings, seed)
   for tokens, kept in batches:
     tokens, kept = _check_batch(tokens, kept)
@@ -191,7 +191,12 @@ class _Batch:
     return np.asarray(selection.cut_windows(self.settings, self.f_MxBxT, *filled))[:n]
 
 
-def _check_latents(sae: Architecture, latents: Any) -> np.ndarray:
+def check_latents(sae: Architecture, latents: Any) -> np.ndarray:
+  """Converts indices of latents to int64 [L]; None to all of them.
+
+  Raises:
+    SAEError: they are not integers [L], a latent does not exist, or is given twice.
+  """
   if latents is None:
     return np.arange(sae.width)
   chosen = np.asarray(latents)
