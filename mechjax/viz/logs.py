@@ -106,7 +106,9 @@ Axis = LogAxis | LinearAxis
 
 
 def number(value: float) -> str:
-  """Formats a number for readers: 12,345 or 0.0125 or 3×10⁻⁶."""
+  """Formats a number for readers: 12,345 or 0.0125 or 3×10⁻⁶, or NaN."""
+  if math.isnan(value):
+    return 'NaN'
   if value == 0 or 1e-3 <= abs(value) < 1e9:
     return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
   digits, power = f'{value:.3e}'.split('e')

@@ -3,7 +3,8 @@
 A result that can be opened in ten years, mailed, or published with a paper must not depend on a
 server. A page consists of sections, and a section of a title, a sentence that explains how to read it,
 and a body. The bodies are bars of either sign, a table of words whose cells are coloured by a number,
-and a heat map of numbers; the styles of `curves`, `cloud`, `shaded`, `steered` and `attention` are here as well.
+and a heat map of numbers; the styles of `curves`, `cloud`, `shaded`, `steered`, `attention` and `explanations` are here
+as well.
 
 All text is escaped here, so callers pass it as it is: tokens contain '<' as often as any other
 character. Colours are custom properties with a dark set for `prefers-color-scheme`; cells mix the
@@ -97,6 +98,19 @@ td { min-width: 4.6rem; padding: .12rem .4rem; border-radius: 3px; text-align: c
 .tokens .here { outline: 2px solid var(--ink); outline-offset: 1px; border-radius: 2px; }
 .tokens .after { color: var(--faint); }
 .tokens .end { border-left: 2px solid var(--down); margin: 0 .2rem; padding: .2rem 0; }
+.compared { line-height: 2.8; white-space: pre-wrap; overflow-wrap: anywhere; max-width: none; color: var(--ink); }
+.both { unicode-bidi: isolate; padding-bottom: 1em; border-bottom: 1px solid var(--line);
+  box-decoration-break: clone; -webkit-box-decoration-break: clone; background: no-repeat
+  linear-gradient(var(--down) 0 0) left bottom / 100% calc(var(--p) * .95em), no-repeat
+  linear-gradient(color-mix(in srgb, var(--up) calc(var(--w) * (var(--max) - 3%)), var(--paper)) 0 0)
+  left top / 100% calc(100% - 1em); }
+.both.failed { background-image: repeating-linear-gradient(-45deg, var(--faint) 0 1px, #0000 1px 4px),
+  linear-gradient(color-mix(in srgb, var(--up) calc(var(--w) * (var(--max) - 3%)), var(--paper)) 0 0);
+  background-size: 100% .95em, 100% calc(100% - 1em); }
+.ramp i.true { background: linear-gradient(to right, var(--paper),
+  color-mix(in srgb, var(--up) calc(var(--max) - 3%), var(--paper))); }
+.ramp i.predicted { border: 0; border-radius: 0; background: var(--down);
+  clip-path: polygon(0 100%, 100% 0, 100% 100%); }
 .tree, .tree ul { list-style: none; margin: .1rem 0; padding-left: 1.1rem;
   border-left: 1px solid var(--line); font-size: .9rem; }
 .tree summary { cursor: pointer; }

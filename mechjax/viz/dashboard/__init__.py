@@ -7,6 +7,13 @@
 
 The page is a single self-contained file: it opens from a disk or a mail. At the end of its address, '#latent=123' opens
 a latent and '#search=paris' searches for latents.
+
+    dashboard(features, pieces, title='...', header=header, explanations=explanations, scores=scores)
+
+also shows the explanations of each latent (`mechjax.autointerp`), a table of their scores and controls, and predicted
+next to true activations; and the list can be sorted and filtered by a score. explanations.js and explanations.css are
+embedded only then.
+
 Unlike the other pages it has a script, since ten thousand latents below each other are unreadable; script.js and
 style.css next to this file are embedded unchanged, and are package data of the wheel. The data are in the page as JSON
 (`payload`) and become texts, never elements; and the policy of the page, which has the hash of its script, forbids
@@ -19,11 +26,13 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 
+from mechjax.autointerp.record import Explanation, Score
 from mechjax.sae.features import Features
 from mechjax.viz import logs, page
+from mechjax.viz.dashboard.explained import collect_explained
 from mechjax.viz.dashboard.payload import as_json, payload
 
 KEYS = (
@@ -53,7 +62,13 @@ class DashboardHeader:
 
 
 def dashboard(
-  features: Features, pieces: Sequence[str], *, title: str, header: DashboardHeader
+  features: Features,
+  pieces: Sequence[str],
+  *,
+  title: str,
+  header: DashboardHeader,
+  explanations: Iterable[Explanation] = (),
+  scores: Iterable[Score] = (),
 ) -> str:
   """Makes the page.
 
@@ -62,18 +77,27 @@ def dashboard(
     pieces: the text of each token of the vocabulary.
     title: title of the page.
     header: facts about the dictionary.
+    explanations: explanations of these latents, one for each latent and method.
+    scores: scores of these latents, one for each latent, scorer, method and control.
 
   Returns:
     The HTML.
 
   Raises:
-    ChartError: a token without a text.
+    ChartError: a token without a text, an explanation or score of another latent, two of one kind, or predictions that
+      do not fit their excerpts.
   """
-  script, style = _file('script.js'), _file('style.css')
+  script, style, explorer = _file('script.js'), _file('style.css'), _EXPLORER
+  data, texts, found = payload(features, pieces), [*explanations], [*scores]
+  if texts or found:
+    data['explained'] = collect_explained(features, texts, found, data['pieces'])
+    script = f'{_file("explanations.js")}\n{script}'
+    style = f'{style}\n{_file("explanations.css")}'
+    explorer = explorer.replace(*_COUNT).replace(*_COLUMN)
   body = (
-    f'<h1>{html.escape(title)}</h1>\n{_facts(features, header)}\n{_overview(features)}\n{_EXPLORER}\n'
+    f'<h1>{html.escape(title)}</h1>\n{_facts(features, header)}\n{_overview(features)}\n{explorer}\n'
     f'<footer>{KEYS}</footer>\n'
-    f'<script type="application/json" id="data">{as_json(payload(features, pieces))}</script>\n'
+    f'<script type="application/json" id="data">{as_json(data)}</script>\n'
     f'<script>{script}</script>'
   )
   return page.document(title, body, style=style, head=page.make_policy(script))
@@ -131,3 +155,12 @@ _EXPLORER = """
 </main>
 </div>
 """.strip()
+
+_FILTER = """<div class="filter" id="filter" hidden>
+<label>score <select id="scored" title="the score in the list"></select></label>
+<label>at least <input type="number" step="any" id="minimum"
+  title="hides latents with a lower score, and those without one"></label>
+</div>
+"""
+_COUNT = '<div class="count"', f'{_FILTER}<div class="count"'
+_COLUMN = '<th>peaks on</th>', '<th><button value="score">score</button></th><th>peaks on</th>'

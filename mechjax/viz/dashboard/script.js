@@ -1,4 +1,4 @@
-// The only script of the project's pages. Strings from a model or a corpus reach the page only through textContent and
+// The script of a dashboard; on a page with explanations, explanations.js stands before it. Strings from a model or a corpus reach the page only through textContent and
 // title, so they cannot become elements; links are built from numbers.
 'use strict';
 (() => {
@@ -44,6 +44,10 @@
   function bytes(text) {
     return Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   }
+
+  const explained = data.explained && explanationsOf(data, {
+    at, find, make, setStyle, formatNumber, escapeInvisible, showBlanks, bytes, heading,
+  });
 
   // --- examples: [latent][example][token] in one flat array ---------------------------------
 
@@ -205,6 +209,7 @@
       ['Largest activation', formatNumber(data.maximum[row])],
       ['Median', alive ? formatNumber(median) : '–'], ['90th percentile', alive ? formatNumber(high) : '–'],
     ])];
+    if (explained) parts.push(...explained.sections(row));
     if (alive) parts.push(histogram(row));
     if (data.promoted.pieces[row].length) {
       const largest = Math.max(...[data.promoted, data.suppressed].flatMap(
@@ -225,13 +230,15 @@
   const KEYS = {latent: data.latents, density: data.firings, max: data.maximum};
   const state = {key: 'latent', sign: 1, query: '', rows: [], current: null, from: 0, to: PAGE};
   const haystacks = [];
+  if (explained) Object.defineProperty(KEYS, 'score', {get: explained.scores});
 
   function haystack(row) {
     if (haystacks[row] === undefined) {
       const texts = top.strength[row].map((_, n) => pieces(top, row, n).join(''));
       const logits = [data.promoted, data.suppressed].flatMap((ranked) => ranked.pieces[row])
         .map((i) => data.pieces[i]);
-      haystacks[row] = plain([...logits, ...texts].join('\0'));
+      const words = explained ? explained.texts(row) : [];
+      haystacks[row] = plain([...logits, ...texts, ...words].join('\0'));
     }
     return haystacks[row];
   }
@@ -243,9 +250,11 @@
   function select() {
     const values = KEYS[state.key], query = plain(state.query);
     const exact = at.get(Number(query.trim() || NaN));
-    const hit = (row) => row !== exact && (!query.trim() || haystack(row).includes(query));
-    const rows = data.latents.map((_, row) => row).filter(hit)
-      .sort((a, b) => state.sign * (values[a] - values[b]) || a - b);
+    const passes = (row) => !explained || explained.passes(row);
+    const hit = (row) => row !== exact && passes(row) && (!query.trim() || haystack(row).includes(query));
+    const missing = (row) => values[row] === null;  // last, whatever the direction
+    const rows = data.latents.map((_, row) => row).filter(hit).sort((a, b) =>
+      missing(a) - missing(b) || state.sign * (values[a] - values[b]) || a - b);
     state.rows = exact === undefined ? rows : [exact, ...rows];
   }
 
@@ -257,9 +266,11 @@
         make('td', {}, make('a', {href: '#latent=' + data.latents[row], textContent: data.latents[row]})),
         make('td', {textContent: formatPercent(data.firings[row] / data.tokens)}),
         make('td', {textContent: formatNumber(data.maximum[row])}),
+        ...(explained ? [explained.cell(row)] : []),
         make('td', {
           className: 'word', textContent: peakTokens(row).slice(0, 4).map(showBlanks).join('  ') || '(dead)',
         }));
+      if (explained) line.lastChild.append(...explained.summary(row));
       if (row === state.current) line.setAttribute('aria-current', 'true');
       return line;
     }));
@@ -352,13 +363,14 @@
     if (event.key === 'Escape') event.target.blur();
   });
   document.addEventListener('keydown', (event) => {
-    if (event.target === find('search') || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.matches?.('input, select') || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === '/') {
       event.preventDefault();
       find('search').focus();
     } else if (event.key in letters) actions[letters[event.key]]();
   });
   window.addEventListener('hashchange', show);
+  if (explained) explained.listen(update);
   find('explorer').hidden = false;
   find('densities').append(...densities());
   update();
