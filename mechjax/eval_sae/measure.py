@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax import extras, harvest, sites
+from mechjax import extras, files, harvest, sites
 from mechjax.errors import SAEError, unknown
 from mechjax.eval_sae.settings import EvalSettings
 from mechjax.eval_sae.subjects import Subject, Subjects, find_subjects
@@ -57,6 +57,7 @@ def measure(settings: EvalSettings) -> Measured:
     SiteError, WeightsError, FetchError: a site, dictionary or model is not available.
   """
   out = Path(settings.out or Path(settings.run) / 'evaluation')
+  files.check_directory(out, SAEError)
   subjects = find_subjects(settings, out)
   chosen = _with_dashboard(settings, subjects)
   out.mkdir(parents=True, exist_ok=True)  # before hours of computing, not after
@@ -126,14 +127,16 @@ def _features(
       [*batches], desc=f'features of {subject.name}', unit='batch'
     ),
     latents=active,
-    unembed=_effects(model, sae),
+    unembed=make_effects(model, sae),
     limit=subjects.limits.get(site, math.inf),
     seed=settings.seed,
     site=site,
   )
 
 
-def _effects(model: LanguageModel, sae: Architecture) -> Callable[[jax.Array], jax.Array] | None:
+def make_effects(
+  model: LanguageModel, sae: Architecture
+) -> Callable[[jax.Array], jax.Array] | None:
   """Function from directions to their effects on logits per unit, without the scale of the final norm.
 
   None if the dictionary's output is not as wide as the residual stream.
