@@ -63,6 +63,11 @@ class Excerpt:
     """Whether the latent is active on any token."""
     return bool(np.any(self.activations > 0))
 
+  def overlaps(self, other: Excerpt) -> bool:
+    """Whether two excerpts have a token of one sequence in common."""
+    first, second = sorted([self, other], key=lambda e: e.start)
+    return first.sequence == second.sequence and second.start < first.start + len(first.tokens)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LatentExamples:

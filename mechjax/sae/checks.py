@@ -52,3 +52,9 @@ def check_activations(x: Any) -> None:
       f'activations are an array, got {x!r:.100} of type {type(x).__name__}',
       hint='jnp.asarray(x), with x [..., D]',
     )
+
+
+def check_some(x: Any) -> None:
+  """Raises SAEError if a batch has no tokens."""
+  if not len(x):
+    raise SAEError('a loss of no tokens', cause='a mean over an empty batch is NaN')

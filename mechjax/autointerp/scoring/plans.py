@@ -27,18 +27,17 @@ from jaxtyping import Float, Float64, Int
 from mechjax.autointerp.record import Excerpt, LatentExamples
 from mechjax.autointerp.scoring.statistics import Statistic
 from mechjax.errors import InterpretationError
+from mechjax.providers.checks import check_answer
 from mechjax.providers.requests import (
   Answer,
   ChoiceRequest,
   Failed,
+  LossRequest,
   Message,
   Reply,
   Request,
   TableRequest,
 )
-
-_MAX_SUM = 1 + 1e-3
-"""Largest sum of probabilities that rounding in float32 explains."""
 
 
 class ActivationTable(Protocol):
@@ -160,35 +159,28 @@ def read_probabilities(
   A reply fails if its provider states so, or if the answers have no mass at any of its places.
 
   Raises:
-    InterpretationError: a reply of another form, and numbers that are not probabilities.
+    InterpretationError: something that is not a reply.
+    ProviderError: an answer that does not fit its request (`check_answer`).
   """
   if isinstance(reply, Failed):
     return None
-  places = len(request.pieces) if isinstance(request, TableRequest) else 1
-  values = reply.probabilities if isinstance(reply, Answer) else None
-  if values is not None and np.iscomplexobj(values):
-    raise _reply_error(request, 'complex numbers', places)
-  found = np.asarray(np.nan if values is None else values, np.float64)
-  if found.shape != (places, len(request.answers)):
-    raise _reply_error(request, f'probabilities of shape {found.shape}', places)
-  if not (np.all(found >= 0) and np.all(found.sum(-1) <= _MAX_SUM)):
-    raise _reply_error(request, 'numbers that are not probabilities', places)
+  found = _check(request, reply).probabilities
+  assert found is not None
   return found if np.all(found.sum(-1) > 0) else None
 
 
-def read_loss(request: Request, reply: Reply) -> float | None:
-  """Loss of a text; None for a reply that failed, or whose loss is not finite.
+def read_loss(request: LossRequest, reply: Reply) -> float | None:
+  """Loss of a text; None for a reply that failed. Errors as for `read_probabilities`."""
+  return None if isinstance(reply, Failed) else _check(request, reply).loss
 
-  Raises:
-    InterpretationError: a reply without a loss.
-  """
-  if isinstance(reply, Failed):
-    return None
-  if not isinstance(reply, Answer) or reply.loss is None or isinstance(reply.loss, bool):
-    raise InterpretationError(
-      f'a reply to LossRequest without a loss: {reply!r:.100}', where=f'request {request.tag}'
-    )
-  return float(reply.loss) if math.isfinite(reply.loss) else None
+
+def _check(request: Request, reply: Reply) -> Answer:
+  """Returns an answer that fits its request."""
+  where = f'request {json.dumps(request.tag)}'
+  if not isinstance(reply, Answer):
+    raise InterpretationError(f'{reply!r:.100} is not a reply', where=where)
+  check_answer(request, reply, where)
+  return reply
 
 
 def mean_of(values: Sequence[float]) -> float:
@@ -218,13 +210,3 @@ class FewShot:
     for user, assistant in self.turns:
       messages += [Message('user', user), Message('assistant', assistant)]
     return tuple(messages)
-
-
-def _reply_error(
-  request: ChoiceRequest | TableRequest, problem: str, places: int
-) -> InterpretationError:
-  return InterpretationError(
-    f'a reply with {problem}; expected [{places}, {len(request.answers)}] with rows that sum to at most 1',
-    where=f'request {json.dumps(request.tag)}',
-    cause='a provider that does not keep to mechjax.providers.requests',
-  )

@@ -80,7 +80,7 @@ class Simulation(TableScorer):
     levels: the largest number, 1 to 9.
     behind: 'unknown' for all tokens in one pass, 'own' for one token at a time; see `TableRequest`.
     n_top: number of excerpts with the largest activations.
-    n_random: number of random excerpts; those that are among the strongest already are left out.
+    n_random: number of random excerpts; those that overlap with the strongest are left out.
 
   Raises:
     InterpretationError: settings out of range.
@@ -137,10 +137,9 @@ class Simulation(TableScorer):
     return _correlate(excerpts, [predict(table, e) / scale for e in excerpts], {})
 
   def choose(self, examples: LatentExamples) -> tuple[Excerpt, ...]:
-    """Excerpts that are scored: the strongest, then random ones that are not among them."""
+    """Excerpts that are scored: the strongest, then random ones, so that no token is scored twice."""
     strongest = sorted(examples.active, key=lambda e: -float(e.activations.max()))[: self.n_top]
-    seen = {(e.sequence, e.start) for e in strongest}
-    others = [e for e in examples.random if (e.sequence, e.start) not in seen]
+    others = [e for e in examples.random if not any(e.overlaps(other) for other in strongest)]
     return (*strongest, *others[: self.n_random])
 
   def _few_shot(self) -> FewShot:

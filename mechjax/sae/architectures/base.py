@@ -60,7 +60,7 @@ from jax.typing import ArrayLike, DTypeLike
 from mechjax.errors import SAEError
 from mechjax.sae.architectures.crosscoder_parts import check_parts
 from mechjax.sae.architectures.losses import AuxLoss, DensityLoss, LossOutput, mean_squared_norm
-from mechjax.sae.checks import check_activations, check_field, check_whole
+from mechjax.sae.checks import check_activations, check_field, check_some, check_whole
 from mechjax.sae.ops import sparse
 from mechjax.sae.ops.matmul import MATMULS, offset_product, product
 from mechjax.sae.ops.sparse import Sparse
@@ -457,8 +457,7 @@ class Architecture(abc.ABC):
         cause='penalties are means over the first axis alone',
         hint='x.reshape(-1, x.shape[-1])',
       )
-    if not len(x):
-      raise SAEError('a loss of no tokens', cause='a mean over an empty batch is NaN')
+    check_some(x)
 
   def _check(self, params: Params, x: jax.Array, name: str, size: int) -> None:
     check_activations(x)

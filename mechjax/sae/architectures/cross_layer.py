@@ -38,7 +38,7 @@ import numpy as np
 from mechjax.errors import SAEError
 from mechjax.sae.architectures.base import Architecture, Params
 from mechjax.sae.architectures.losses import LossOutput
-from mechjax.sae.checks import check_activations, check_field, check_whole
+from mechjax.sae.checks import check_activations, check_field, check_some, check_whole
 from mechjax.sae.ops.matmul import product
 from mechjax.sae.ops.sparse import Sparse
 
@@ -261,8 +261,7 @@ class CrossLayer(Architecture):
       raise SAEError(
         f'inputs {x.shape} and targets {y.shape} are not of the same tokens and layers'
       )
-    if not len(x):
-      raise SAEError('a loss of no tokens', cause='a mean over an empty batch is NaN')
+    check_some(x)
     return y - self._base(params, x)
 
   def layer_params(self, params: Params, layer: int) -> Params:

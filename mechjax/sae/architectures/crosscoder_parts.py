@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from mechjax.errors import SAEError
 from mechjax.sae.checks import check_field
+from mechjax.sae.ops.unit_rows import row_lengths
 
 Parts = tuple[int, ...]
 """Widths of the parts, which add up to D; empty if there is one."""
@@ -60,8 +61,7 @@ def part_lengths(W_dec: jax.Array, parts: Parts) -> jax.Array:
     W_dec: [M, D].
     parts: widths of the parts.
   """
-  square = jnp.stack([jnp.sum(jnp.square(W), 1) for W in split_parts(W_dec, parts)])
-  return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+  return jnp.stack([row_lengths(W) for W in split_parts(W_dec, parts)])
 
 
 def weigh(latents: jax.Array, W_dec: jax.Array, parts: Parts) -> jax.Array:

@@ -33,10 +33,15 @@ Params = dict[str, jax.Array]
 
 def unit_rows(W: jax.Array) -> jax.Array:
   """Normalises rows to length one, [..., M, D]; rows of zeros stay zero, and have finite derivatives."""
-  square = jnp.sum(jnp.square(W), -1, keepdims=True)
+  length = row_lengths(W)[..., None]
+  return W / jnp.where(length > 0, length, 1)
+
+
+def row_lengths(W: jax.Array) -> jax.Array:
+  """Lengths of rows, [..., M]; that of a row of zeros has the derivative 0."""
+  square = jnp.sum(jnp.square(W), -1)
   # The root of 0 has an infinite derivative, so it is not taken.
-  norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 1)
-  return W / norm
+  return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
 def normalise(params: Params) -> Params:

@@ -11,7 +11,7 @@ import pytest
 from mechjax.autointerp.record import Excerpt
 from mechjax.autointerp.scoring import Detection, Embedding, Fuzzing, Intruder, Surprisal
 from mechjax.autointerp.scoring.fuzzing import mark_right, mark_wrong
-from mechjax.errors import InterpretationError
+from mechjax.errors import InterpretationError, ProviderError
 from mechjax.providers.requests import Answer, Failed
 from tests.autointerp.scoring.planted import WORDS, embed, make_examples, read
 
@@ -148,20 +148,20 @@ def test_surprisal_compares_each_text_with_its_loss_under_a_neutral_description(
   assert values.more['mean_gain'] == pytest.approx(0.75)
 
 
-@pytest.mark.parametrize('broken', [Failed('cut'), Answer(loss=math.nan), Answer(loss=math.inf)])
-def test_a_text_with_one_failed_loss_enters_nothing(broken):
+def test_a_text_with_one_failed_loss_enters_nothing():
   plan = Surprisal(n_active=2, n_inactive=2).plan(EXAMPLES, ' why', rng())
   losses = [3.0, 5.0, 2.0, 9.0, 2.0, 4.5, 1.2, 8.9]
   replies = [Answer(loss=x) for x in losses]
-  replies[6] = broken
+  replies[6] = Failed('cut')
   values = plan.evaluate(replies)
   assert (values.value, values.n, values.n_failed) == (1.0, 3, 1)
 
 
-def test_a_reply_without_a_loss_is_an_error():
+@pytest.mark.parametrize('loss', [None, math.nan, math.inf, True])
+def test_a_reply_without_a_loss_is_an_error(loss):
   plan = Surprisal().plan(EXAMPLES, ' why', rng())
-  with pytest.raises(InterpretationError, match='without a loss'):
-    plan.evaluate([Answer('text')] * len(plan.requests))
+  with pytest.raises(ProviderError, match='has loss'):
+    plan.evaluate([Answer('text', loss=loss)] * len(plan.requests))
 
 
 # --- intruder -----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import scipy.stats
 from mechjax.autointerp.record import Excerpt, LatentExamples
 from mechjax.autointerp.scoring import Simulation
 from mechjax.autointerp.scoring.simulation import mean_level
-from mechjax.errors import InterpretationError
+from mechjax.errors import InterpretationError, ProviderError
 from mechjax.providers.requests import Answer, Failed
 from tests.autointerp.scoring.planted import W, WordTable, make_examples
 
@@ -126,12 +126,16 @@ def test_without_excerpts_nothing_is_asked():
 
 
 def test_the_strongest_and_the_first_random_excerpts_are_scored_each_once():
-  twins = (*EXAMPLES.active[:3], *EXAMPLES.random)
+  overlapping = [varied(0, start=W - 1), varied(1, start=1)]
+  twins = (*EXAMPLES.active[:3], *overlapping, *EXAMPLES.random)
   chosen = Simulation(n_top=8, n_random=2).choose(dataclasses.replace(EXAMPLES, random=twins))
   tops = [float(e.activations.max()) for e in chosen[:8]]
   assert tops == sorted(tops, reverse=True)
   assert {e.sequence for e in chosen[:8]} == set(range(8))
   assert [e.sequence for e in chosen[8:]] == [20, 21]
+  next_to_it = (varied(0, start=W), *twins)
+  chosen = Simulation(n_top=8, n_random=2).choose(dataclasses.replace(EXAMPLES, random=next_to_it))
+  assert [(e.sequence, e.start) for e in chosen[8:]] == [(0, W), (20, 0)]
 
 
 @pytest.mark.parametrize('broken', [Failed('cut'), Answer(probabilities=np.zeros((W, 10)))])
@@ -158,19 +162,25 @@ def test_one_token_without_mass_fails_its_excerpt():
 @pytest.mark.parametrize(
   ('reply', 'message'),
   [
-    (Answer('0'), 'shape'),
+    (Answer('0'), 'expected a float64 array'),
     (Answer(probabilities=np.ones((W, 9)) / 9), 'shape'),
     (Answer(probabilities=np.ones((W - 1, 10)) / 10), 'shape'),
-    (Answer(probabilities=np.ones((W, 10)) / 9), 'not probabilities'),
-    (Answer(probabilities=np.full((W, 10), math.nan)), 'not probabilities'),
-    (Answer(probabilities=np.full((W, 10), -0.1)), 'not probabilities'),
-    (Answer(probabilities=np.full((W, 10), 0.1j)), 'complex'),
+    (Answer(probabilities=np.ones((W, 10)) / 9), 'sum to 1.11'),
+    (Answer(probabilities=np.full((W, 10), math.nan)), 'negative or not finite'),
+    (Answer(probabilities=np.full((W, 10), -0.1)), 'negative or not finite'),
+    (Answer(probabilities=np.full((W, 10), 0.1j)), 'expected a float64 array'),
   ],
 )
 def test_a_reply_of_another_form_is_an_error(reply, message):
   plan = Simulation().plan(EXAMPLES, 'x', RNG)
-  with pytest.raises(InterpretationError, match=message):
+  with pytest.raises(ProviderError, match=message):
     plan.evaluate([reply] * len(plan.requests))
+
+
+def test_something_that_is_not_a_reply_is_an_error():
+  plan = Simulation().plan(EXAMPLES, 'x', RNG)
+  with pytest.raises(InterpretationError, match='None is not a reply'):
+    plan.evaluate([None] * len(plan.requests))
 
 
 @pytest.mark.parametrize('behind', ['own', 'unknown'])
