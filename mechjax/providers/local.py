@@ -35,6 +35,7 @@ import jax
 import numpy as np
 
 from mechjax.errors import MechjaxError, ProviderError
+from mechjax.fingerprints import of_code
 from mechjax.generate.prompts import check_count, check_seed
 from mechjax.models.language_model import LanguageModel
 from mechjax.models.tokenizers import Tokenizer
@@ -63,6 +64,8 @@ from mechjax.providers.requests import (
 
 Send = Callable[[int, Reply], None]
 
+FORMAT = 1
+"""Version of the form of prompts and of their reading, as a part of the identity."""
 PROBES = (
   *string.printable,
   'Is 3.14159 unknown in Zürich? It isn\'t: "naïve café", 東京.\tyesterday\n',
@@ -101,12 +104,13 @@ class Local:
 
   @property
   def identity(self) -> str:
-    """Name and fingerprint of the model, its configuration, the form of its prompts, and the seed."""
+    """Name and weights of the model, its configuration and code, the form of its prompts, and the seed."""
     tokenizer = self.model.tokenizer
     template = tokenizer.template and tokenizer.template.source
     form = repr((
       template, tokenizer.bos, tokenizer.stop_ids, tokenizer.n_vocab, tokenizer.lead,
       sorted(tokenizer.special.items()), _split_probes(tokenizer), self.model.config,
+      of_code(self.model.apply, self.model.generator.step), FORMAT,
     ))  # fmt: skip
     digest = hashlib.sha256(form.encode()).hexdigest()[:8]
     return f'local {self.model.name} {self._find_fingerprint()} prompts={digest} seed={self.seed}'
