@@ -2,13 +2,19 @@
 
 import collections
 import json
+import pathlib
 import re
 
 import numpy as np
 
+from mechjax import autointerp, providers
 from mechjax.autointerp import TokenTable, explain, shuffle
 from mechjax.providers.requests import Answer
+from tests.autointerp import planted
 from tests.autointerp.planted import PIECES, collect
+from tests.experiments import planted_latents
+
+README = pathlib.Path(__file__).parents[2] / 'README.md'
 
 
 class Reader:
@@ -48,3 +54,24 @@ def test_a_planted_token_is_found_by_the_table_and_by_a_reader_of_the_prompt():
   others = shuffle(explanations).explanations
   assert others[0, 'highlights'] is explanations[1]
   assert others[1, 'highlights'] is explanations[0]
+
+
+def test_the_code_of_the_readme_scores_planted_tokens(monkeypatch, tmp_path, capsys):
+  """Its names that are not defined there are those of a planted dictionary, and its model follows explanations."""
+  heading = '## Say in words what a feature means'
+  (code,) = re.findall(heading + r'.*?```\n(.*?)```', README.read_text(), re.DOTALL)
+  monkeypatch.chdir(tmp_path)
+  follower = providers.Scripted(planted_latents.answer)
+  monkeypatch.setattr(providers, 'Local', lambda model: follower, raising=False)
+  names = {
+    'autointerp': autointerp, 'providers': providers, 'model': None, 'acts': planted.activations,
+    'sae': planted.SAE, 'params': planted.PARAMS, 'batches': [(planted.TOKENS, planted.KEPT)],
+    'pieces': [f' w{n}' for n in range(planted.V)],
+  }  # fmt: skip
+  exec(compile(code.replace('[3, 17]', '[0, 1]'), 'README.md', 'exec'), names)
+  assert [e.text for e in names['explanations']] == ['the token w3', 'the token w4']
+  rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+  own = {row[0]: float(row[3]) for row in rows if row[1:3] == ['highlights', 'own']}
+  assert own['detection'] == own['fuzzing'] == 1
+  assert own['simulation'] > 0.5
+  assert (tmp_path / 'out/replies.jsonl').exists()
