@@ -33,8 +33,8 @@ class Limits:
     key_variable: environment variable that has the key of the service; '' for a service without one.
     concurrency: requests that are sent at the same time.
     timeout: seconds until a request is sent again.
-    budget_tokens: tokens of all requests of a run, beyond which none is sent; 0 for no limit.
-    budget_money: the same for their price; 0 for no limit.
+    budget_tokens: tokens of all requests of a run, beyond which none is sent; by default any number.
+    budget_money: the same for their price.
     price_in: price of a million tokens of prompts.
     price_out: price of a million generated tokens.
   """
@@ -42,19 +42,19 @@ class Limits:
   key_variable: str = ''
   concurrency: int = 8
   timeout: float = 60.0
-  budget_tokens: int = 0
-  budget_money: float = 0.0
+  budget_tokens: int | None = None
+  budget_money: float | None = None
   price_in: float = 0.0
   price_out: float = 0.0
 
   def __post_init__(self) -> None:
     _check(self, 'concurrency', self.concurrency >= 1, 'at least 1')
-    _check(self, 'budget_tokens', self.budget_tokens >= 0, 'at least 0')
+    _check(self, 'budget_tokens', (self.budget_tokens or 0) >= 0, 'at least 0')
     for name in ('timeout', 'budget_money', 'price_in', 'price_out'):
-      _check(self, name, 0 <= getattr(self, name) < math.inf, 'a number from 0')
+      _check(self, name, 0 <= (getattr(self, name) or 0) < math.inf, 'a number from 0')
     _check(self, 'timeout', self.timeout > 0, 'above 0')
-    priced = not self.budget_money or self.price_in > 0 or self.price_out > 0
-    _check(self, 'budget_money', priced, '0 without --price_in and --price_out')
+    priced = self.budget_money is None or self.price_in > 0 or self.price_out > 0
+    _check(self, 'budget_money', priced, 'left out without --price_in and --price_out')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,6 +150,8 @@ class Settings:
     ):
       self._check_names(name, known)
     _check(self, 'numbers', len({*self.numbers}) == len(self.numbers), 'different numbers')
+    _check(self, 'behind', self.behind in ('own', 'unknown'), 'own or unknown')
+    _check(self, 'out', bool(self.out), 'a directory')
     self._check_endpoint()
 
   def _check_names(self, name: str, known: tuple[str, ...]) -> None:
@@ -174,7 +176,7 @@ class Settings:
       api=self.endpoint_api,
       concurrency=limits.concurrency,
       timeout=limits.timeout,
-      budget=Budget(limits.budget_tokens or None, limits.budget_money or None),
+      budget=Budget(limits.budget_tokens, limits.budget_money),
       prices=Prices(limits.price_in, limits.price_out),
     )
 
@@ -186,6 +188,7 @@ class Settings:
       'given with --endpoint',
     )
     if not self.endpoint:
+      _check(self, 'endpoint_parts', self.endpoint_parts == PARTS, 'left out without --endpoint')
       return
     self.make_endpoint()
     at_once = self.behind == 'unknown' and 'simulation' in self.scorers

@@ -127,7 +127,8 @@ class Endpoint:
     """Address, model and all settings that answers depend on, as JSON."""
     names = ('url', 'model', 'api', 'top_logprobs', 'max_unread', 'limit_field')
     fields = {name: getattr(self, name) for name in names} | {'options': dict(self.options)}
-    return json.dumps({'provider': 'Endpoint', 'format': FORMAT} | fields, sort_keys=True)
+    about = {'provider': 'Endpoint', 'format': FORMAT} | fields
+    return json.dumps(about, sort_keys=True, allow_nan=False)
 
   def __call__(self, requests: Sequence[Request], listener: Listener | None = None) -> list[Reply]:
     """Answers requests; see `Provider`.

@@ -51,6 +51,9 @@ def home(tmp_path_factory):
     ({'seed': -1}, 'at least 0'),
     ({'shown': 1}, 'at least 2'),
     ({'endpoint_model': 'm'}, 'given with --endpoint'),
+    ({'endpoint_parts': ('explanations',)}, 'left out without --endpoint'),
+    ({'behind': 'x'}, 'own or unknown'),
+    ({'out': ''}, 'a directory'),
     ({'endpoint': 'http://127.0.0.1:9/v1'}, 'given with --endpoint'),
     (SERVICE | {'behind': 'unknown'}, '--behind=own'),
     (SERVICE | {'scorers': ('surprisal',)}, "without 'surprisal'"),
@@ -118,6 +121,11 @@ def test_the_service_has_the_settings(monkeypatch):
   assert (made.key_variable, made.concurrency, made.timeout) == ('A_KEY', 3, 7.0)
   assert (made.budget.tokens, made.budget.money) == (900, 2.0)
   assert made.prices.cost(1_000_000, 1_000_000) == 5.0
+  none = dataclasses.replace(limits, budget_tokens=0, budget_money=0.0)
+  nothing = Settings(dictionary='out/a', limits=none, **SERVICE).make_endpoint()
+  assert (nothing.budget.tokens, nothing.budget.money) == (0, 0.0)
+  free = Settings(dictionary='out/a', **SERVICE).make_endpoint()
+  assert free.budget.tokens is free.budget.money is None
 
 
 def test_a_service_may_explain_while_the_local_model_scores(home, tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def run_program(settings, counted):
   given = dataclasses.asdict(settings)
   given |= given.pop('limits')
   texts = {k: ','.join(map(str, v)) if isinstance(v, tuple) else v for k, v in given.items()}
-  values(['autointerp', *(f'--{k}={v}' for k, v in texts.items())])
+  values(['autointerp', *(f'--{k}={v}' for k, v in texts.items() if v is not None)])
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(asking, 'Local', counted.make)
     program.main(['autointerp'], handle)

@@ -3,6 +3,7 @@
 import collections
 import email.utils
 import itertools
+import math
 import os
 import random
 import signal
@@ -326,7 +327,7 @@ def test_other_addresses_are_refused_without_being_shown(url):
     {'api': 'chats'}, {'model': ''}, {'concurrency': 0}, {'concurrency': 2.0}, {'timeout': 0},
     {'timeout': float('inf')},
     {'max_unread': 2}, {'top_logprobs': 0}, {'options': {'n': 3}}, {'options': {'max_tokens': 9}},
-    {'options': {'x': {1}}},
+    {'options': {'x': {1}}}, {'options': {'x': math.nan}},
     {'options': {'temperature': 1}}, {'limit_field': 'tokens'}, {'prices': None, 'budget': Budget(money=1.0)},
   ],
 )  # fmt: skip
