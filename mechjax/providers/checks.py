@@ -7,6 +7,7 @@ silently wrong number. `check_answer` compares each one with its request before 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -22,6 +23,22 @@ from mechjax.providers.requests import (
 
 SLACK = 1e-6
 """Sums of probabilities may exceed 1 by so much, for rounding."""
+
+
+def check_requests(requests: Iterable[Request]) -> list[Request]:
+  """Returns requests as a list, before anything is sent or computed.
+
+  Raises:
+    ProviderError: one of them is not a request.
+  """
+  listed = list(requests)
+  for number, request in enumerate(listed):
+    if not isinstance(request, Request):
+      raise ProviderError(
+        f'request {number} is {request!r:.100}; expected a Request',
+        hint='a TextRequest, ChoiceRequest, TableRequest or LossRequest',
+      )
+  return listed
 
 
 def check_answer(request: Request, answer: Answer, where: str | None = None) -> None:

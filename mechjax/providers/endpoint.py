@@ -40,6 +40,7 @@ from mechjax.errors import ProviderError
 from mechjax.providers import bodies, reading
 from mechjax.providers.bodies import Json, Wire
 from mechjax.providers.budget import Budget, Prices
+from mechjax.providers.checks import check_requests
 from mechjax.providers.exchange import Bill, Exchange
 from mechjax.providers.http import ServiceAddress, Session
 from mechjax.providers.keys import check_key_variable, read_key
@@ -136,7 +137,7 @@ class Endpoint:
     Raises:
       ProviderError: a kind of request that the api does not have, or a key that is not set; nothing was sent.
     """
-    requests = list(requests)
+    requests = check_requests(requests)
     for request in requests:
       self._check_kind(request)
     read_key(self.key_variable)
@@ -153,11 +154,6 @@ class Endpoint:
     return Wire(self.api, self.model, self.top_logprobs, self.limit_field, self.options)
 
   def _check_kind(self, request: Request) -> None:
-    if not isinstance(request, TextRequest | ChoiceRequest | TableRequest | LossRequest):
-      raise ProviderError(
-        f'{request!r:.100} is not a request',
-        hint='TextRequest, ChoiceRequest, TableRequest or LossRequest',
-      )
     at_once = isinstance(request, TableRequest) and request.behind == 'unknown'
     if self.api == 'chat' and (at_once or isinstance(request, LossRequest)):
       name = "TableRequest(behind='unknown')" if at_once else 'LossRequest'

@@ -39,6 +39,7 @@ from mechjax.fingerprints import of_code
 from mechjax.generate.prompts import check_count, check_seed
 from mechjax.models.language_model import LanguageModel
 from mechjax.models.tokenizers import Tokenizer
+from mechjax.providers.checks import check_requests
 from mechjax.providers.local_passes import make_passes
 from mechjax.providers.local_prompts import (
   Ids,
@@ -129,10 +130,7 @@ class Local:
     Raises:
       ProviderError: something that is not a request; nothing is computed then.
     """
-    requests = list(requests)
-    for i, request in enumerate(requests):
-      if not isinstance(request, TextRequest | ChoiceRequest | TableRequest | LossRequest):
-        raise ProviderError(f'request {i} is {request!r:.100}; expected a Request')
+    requests = check_requests(requests)
     replies: dict[int, Reply] = {}
 
     def send(i: int, reply: Reply) -> None:

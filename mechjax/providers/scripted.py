@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mechjax.errors import ProviderError
-from mechjax.providers.checks import check_answer
+from mechjax.providers.checks import check_answer, check_requests
 from mechjax.providers.pool import answer_all
 from mechjax.providers.requests import (
   Answer,
@@ -87,10 +87,7 @@ class Scripted:
     Raises:
       ProviderError: the function gives something that does not answer its request.
     """
-    for request in requests:
-      if not isinstance(request, TextRequest | ChoiceRequest | TableRequest | LossRequest):
-        raise ProviderError(f'{request!r:.100} is not a request')
-    return answer_all(self._answer, list(requests), self.concurrency, listener)
+    return answer_all(self._answer, check_requests(requests), self.concurrency, listener)
 
   def _answer(self, request: Request, stop: threading.Event) -> Reply:
     try:

@@ -1,5 +1,6 @@
-// The script of a dashboard; on a page with explanations, explanations.js stands before it. Strings from a model or a corpus reach the page only through textContent and
-// title, so they cannot become elements; links are built from numbers.
+// The script of a dashboard; on a page with explanations, explanations.js stands before it. Strings from a model or a
+// corpus reach the page only through textContent and title, so they cannot become elements; links are built from
+// numbers.
 'use strict';
 (() => {
   const data = JSON.parse(document.getElementById('data').textContent);
