@@ -365,7 +365,7 @@ def test_the_identity_changes_with_all_that_answers_depend_on_and_with_nothing_e
 
 def test_something_that_is_not_a_request_is_refused_before_anything_is_sent():
   with Service() as service:
-    with pytest.raises(ProviderError, match='request 1 is .*; expected a Request'):
+    with pytest.raises(ProviderError, match=r'request 1 is .*; expected a Request'):
       make_endpoint(service)([ask('a'), 'b'])
     assert service.asked == []
 

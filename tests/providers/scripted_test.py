@@ -136,5 +136,5 @@ def test_settings_that_mean_nothing_are_refused(settings):
 
 
 def test_something_that_is_not_a_request_is_refused():
-  with pytest.raises(ProviderError, match='request 0 is .*; expected a Request'):
+  with pytest.raises(ProviderError, match=r'request 0 is .*; expected a Request'):
     Scripted(lambda r: 'x')(['a'])
