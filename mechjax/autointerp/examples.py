@@ -25,6 +25,7 @@ from mechjax.autointerp.record import Excerpt, LatentExamples
 from mechjax.autointerp.splitting import hash_units, is_shown
 from mechjax.autointerp.windows import find_runs, make_excerpt, place
 from mechjax.errors import InterpretationError
+from mechjax.sae.checks import is_number
 from mechjax.sae.features import Examples, Features, FeatureSettings
 
 _ORDER = 3  # so that these hashes differ from those of `random_windows`
@@ -78,9 +79,13 @@ class ExampleSettings:
         raise InterpretationError(
           f'ExampleSettings.{name}={value!r}; expected an integer of at least {least}'
         )
-    if not 0 < self.shown_share < 1:
+    if not (is_number(self.shown_share) and 0 < self.shown_share < 1):
       raise InterpretationError(
         f'ExampleSettings.shown_share={self.shown_share!r}; expected a number between 0 and 1'
+      )
+    if not isinstance(self.features, FeatureSettings):
+      raise InterpretationError(
+        f'ExampleSettings.features={self.features!r:.60}; expected FeatureSettings(...)'
       )
     for name, most in (('n_shown_top', self.n_shown), ('min_window', self.window)):
       if getattr(self, name) > most:

@@ -35,6 +35,7 @@ from mechjax.autointerp.prompts import cut, escape_invisible, is_visible
 from mechjax.autointerp.record import Excerpt, Explanation, LatentExamples
 from mechjax.errors import InterpretationError
 from mechjax.providers.requests import Answer, Failed, Message, Provider, Reply, TextRequest
+from mechjax.sae.checks import is_number
 
 _MAX_REASON = 200
 _LINE = re.compile(r'^[\s>*_#]*\[EXPLANATION\][*_]*:?[*_ \t]*(.*)$', re.IGNORECASE)
@@ -91,9 +92,9 @@ class ExplainSettings:
         raise InterpretationError(
           f'ExplainSettings.{name}={value!r}; expected an integer from {least} to {most}'
         )
-    if not 0 < self.threshold <= 1:
+    if not (is_number(self.threshold) and 0 < self.threshold <= 1):
       raise InterpretationError(f'ExplainSettings.threshold={self.threshold!r}; expected (0, 1]')
-    if not 0 <= self.temperature < np.inf:
+    if not (is_number(self.temperature) and self.temperature >= 0):
       raise InterpretationError(
         f'ExplainSettings.temperature={self.temperature!r}; expected at least 0'
       )

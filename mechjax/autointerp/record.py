@@ -9,6 +9,8 @@ Texts of tokens come from the web and are data: `prompts` escapes them, and so d
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from typing import Literal
 
 import numpy as np
@@ -182,6 +184,9 @@ class Score:
     excerpts: the scored excerpts, in the order of `predicted` or of `probability`.
     probability: predicted probability of each excerpt that the latent is active, for scorers that classify; empty
       otherwise; NaN for a reply that failed.
+
+  Raises:
+    InterpretationError: a figure that is neither a finite number nor NaN.
   """
 
   latent: int
@@ -197,3 +202,11 @@ class Score:
   predicted: tuple[Float[np.ndarray, ' W'], ...] = ()
   excerpts: tuple[Excerpt, ...] = ()
   probability: tuple[float, ...] = ()
+
+  def __post_init__(self) -> None:
+    for name, x in {'value': self.value, **self.more}.items():
+      if not isinstance(x, numbers.Real) or isinstance(x, bool) or math.isinf(x):
+        raise InterpretationError(
+          f'{name}={x!r:.40} of a score; expected a finite number, or NaN if it is undefined',
+          where=f'latent {self.latent}, scorer {self.scorer!r}',
+        )

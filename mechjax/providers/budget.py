@@ -28,7 +28,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from mechjax.errors import ProviderError
-from mechjax.providers.requests import Usage
+from mechjax.providers.requests import Usage, is_number
 
 PER_MESSAGE, PER_REQUEST = 16, 128
 """Tokens of a chat template that an upper bound allows for each message and for each request."""
@@ -51,7 +51,7 @@ class Prices:
 
   def __post_init__(self) -> None:
     for name, price in dataclasses.asdict(self).items():
-      if not _is_number(price) or not 0 <= price < math.inf:
+      if not is_number(price) or price < 0:
         raise ProviderError(f'{name}={price!r}; expected a finite number of at least 0')
 
   def cost(self, tokens_in: int, tokens_out: int) -> float:
@@ -91,7 +91,7 @@ class Budget:
       not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0
     ):
       raise ProviderError(f'tokens={tokens!r} of a budget; expected an integer of at least 0')
-    if money is not None and not (_is_number(money) and 0 <= money < math.inf):
+    if money is not None and not (is_number(money) and money >= 0):
       raise ProviderError(f'money={money!r} of a budget; expected a finite number of at least 0')
     self.tokens, self.money = tokens, money
     self._changed = threading.Condition()
@@ -175,7 +175,3 @@ def add_usages(usages: Sequence[Usage]) -> Usage:
 
 def _tokens(usage: Usage) -> int:
   return usage.tokens_in + usage.tokens_out
-
-
-def _is_number(x: object) -> bool:
-  return isinstance(x, int | float) and not isinstance(x, bool)

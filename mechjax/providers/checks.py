@@ -6,7 +6,6 @@ silently wrong number. `check_answer` compares each one with its request before 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -19,6 +18,7 @@ from mechjax.providers.requests import (
   Request,
   TableRequest,
   Usage,
+  is_number,
 )
 
 SLACK = 1e-6
@@ -61,10 +61,7 @@ def check_answer(request: Request, answer: Answer, where: str | None = None) -> 
   elif answer.probabilities is not None:
     problem = 'probabilities, which it does not ask for'
   if isinstance(request, LossRequest):
-    number = isinstance(answer.loss, int | float) and not isinstance(answer.loss, bool)
-    problem = problem or (
-      '' if number and math.isfinite(answer.loss or 0) else f'loss {answer.loss!r:.40}'
-    )
+    problem = problem or ('' if is_number(answer.loss) else f'loss {answer.loss!r:.40}')
   elif answer.loss is not None:
     problem = 'a loss, which it does not ask for'
   problem = problem or _usage_problem(answer.usage)
@@ -95,9 +92,10 @@ def hear_once(heard: set[int], number: int, n_requests: int, identity: str) -> N
 
 
 def _usage_problem(usage: Usage) -> str:
-  counts = (usage.tokens_in, usage.tokens_out)
-  if all(isinstance(n, int) and n >= 0 for n in counts) and 0 <= usage.cost < math.inf:
-    return ''
+  if isinstance(usage, Usage) and is_number(usage.cost) and usage.cost >= 0:
+    counts = (usage.tokens_in, usage.tokens_out)
+    if all(isinstance(n, int) and n >= 0 for n in counts):
+      return ''
   return f'usage {usage!r:.100}; expected integers and a cost of at least 0'
 
 

@@ -28,7 +28,6 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import json
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -55,6 +54,7 @@ from mechjax.providers.requests import (
   Request,
   TableRequest,
   TextRequest,
+  is_number,
 )
 from mechjax.providers.retries import Pause, Retries
 
@@ -109,10 +109,17 @@ class Endpoint:
     _ = self._address, self._wire
     if not isinstance(self.concurrency, int) or not 1 <= self.concurrency <= 1024:
       raise ProviderError(f'concurrency={self.concurrency!r}; expected an integer from 1 to 1024')
-    if not 0 < self.timeout < math.inf:
+    if not (is_number(self.timeout) and self.timeout > 0):
       raise ProviderError(f'timeout={self.timeout!r}; expected finite seconds above 0')
-    if not 0 <= self.max_unread <= 1:
+    if not (is_number(self.max_unread) and 0 <= self.max_unread <= 1):
       raise ProviderError(f'max_unread={self.max_unread!r}; expected a probability')
+    parts = {'budget': Budget, 'retries': Retries, 'prices': Prices | None}
+    for name, kind in parts.items():
+      if not isinstance(getattr(self, name), kind):
+        raise ProviderError(
+          f'{name}={getattr(self, name)!r:.60}; expected {name.title()}(...)',
+          hint='leave it out for the default',
+        )
     if self.budget.money is not None and self.prices is None:
       raise ProviderError(
         f'a budget of money={self.budget.money} without prices',

@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeGuard
 
 import numpy as np
 from jaxtyping import Float64
@@ -70,10 +70,10 @@ class TextRequest:
   tag: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
   def __post_init__(self) -> None:
-    _check_messages(self.messages)
+    _check_messages(self.messages, self.tag)
     if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
       raise ProviderError(f'max_tokens={self.max_tokens!r}; expected an integer of at least 1')
-    if not 0 <= self.temperature < np.inf:
+    if not (is_number(self.temperature) and self.temperature >= 0):
       raise ProviderError(f'temperature={self.temperature!r}; expected a number of at least 0')
 
 
@@ -92,7 +92,7 @@ class ChoiceRequest:
   tag: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
   def __post_init__(self) -> None:
-    _check_messages(self.messages)
+    _check_messages(self.messages, self.tag)
     _check_answers(self.answers)
 
 
@@ -116,7 +116,7 @@ class TableRequest:
   tag: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
   def __post_init__(self) -> None:
-    _check_messages(self.messages)
+    _check_messages(self.messages, self.tag)
     _check_answers(self.answers)
     if not isinstance(self.pieces, tuple) or not all(isinstance(p, str) for p in self.pieces):
       raise ProviderError(f'pieces={self.pieces!r:.100}; expected a tuple of texts')
@@ -145,12 +145,17 @@ class LossRequest:
   tag: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
   def __post_init__(self) -> None:
-    _check_messages(self.messages)
+    _check_messages(self.messages, self.tag)
     if not isinstance(self.text, str) or not self.text:
       raise ProviderError(f'text={self.text!r}; expected at least one character')
 
 
 Request = TextRequest | ChoiceRequest | TableRequest | LossRequest
+
+
+def is_number(value: object) -> TypeGuard[float]:
+  """Whether a value is a finite number of Python; True and False are not numbers."""
+  return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def content(request: Request) -> str:
@@ -237,7 +242,9 @@ class Provider(Protocol):
     ...
 
 
-def _check_messages(messages: tuple[Message, ...]) -> None:
+def _check_messages(messages: tuple[Message, ...], tag: tuple[str, ...]) -> None:
+  if not isinstance(tag, tuple) or not all(isinstance(part, str) for part in tag):
+    raise ProviderError(f"tag={tag!r:.60}; expected a tuple of texts, such as ('12', 'detection')")
   if not isinstance(messages, tuple) or not messages:
     raise ProviderError(f'messages={messages!r:.100}; expected a tuple of at least one Message')
   for message in messages:

@@ -27,6 +27,7 @@ import time
 from collections.abc import Mapping
 
 from mechjax.errors import ProviderError
+from mechjax.providers.requests import is_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Retries:
     if not isinstance(self.count, int) or isinstance(self.count, bool) or self.count < 0:
       raise ProviderError(f'count={self.count!r} of retries; expected an integer of at least 0')
     for name in ('backoff', 'max_wait'):
-      if not 0 <= getattr(self, name) < math.inf:
+      if not (is_number(getattr(self, name)) and getattr(self, name) >= 0):
         raise ProviderError(
           f'{name}={getattr(self, name)!r}; expected finite seconds of at least 0'
         )

@@ -314,6 +314,8 @@ def test_activations_that_are_not_finite_are_refused_and_named():
     {'n_hard': -1},
     {'shown_share': 1.0},
     {'shown_share': float('nan')},
+    {'shown_share': '0.5'},
+    {'features': None},
     {'n_shown_top': 11},
     {'min_window': 7},
     {'min_examples': 11},

@@ -293,10 +293,12 @@ def test_examples_of_an_iterator_are_all_explained():
     {'n_inactive': -1},
     {'threshold': 0.0},
     {'threshold': float('nan')},
+    {'threshold': '0.3'},
     {'levels': 0},
     {'max_tokens': 1.5},
     {'max_length': 0},
     {'temperature': -1.0},
+    {'temperature': '1'},
   ],
 )
 def test_settings_out_of_range_are_refused_with_their_value(changes):

@@ -120,3 +120,11 @@ def test_scores_of_an_iterator_are_all_reported():
 def test_scores_that_do_not_make_a_report_are_refused(scores, metric, message):
   with pytest.raises(InterpretationError, match=message):
     Report(scores, metric)
+
+
+@pytest.mark.parametrize(
+  'figures', [{'value': math.inf}, {'value': '1'}, {'value': 0.5, 'more': {'mass': None}}]
+)
+def test_a_score_that_is_not_a_number_is_refused_with_its_latent(figures):
+  with pytest.raises(InterpretationError, match='latent 7'):
+    Score(7, 'highlights', 'detection', 'own', 7, n=4, **figures)

@@ -325,8 +325,8 @@ def test_other_addresses_are_refused_without_being_shown(url):
   'settings',
   [
     {'api': 'chats'}, {'model': ''}, {'concurrency': 0}, {'concurrency': 2.0}, {'timeout': 0},
-    {'timeout': float('inf')},
-    {'max_unread': 2}, {'top_logprobs': 0}, {'options': {'n': 3}}, {'options': {'max_tokens': 9}},
+    {'timeout': float('inf')}, {'timeout': '5'}, {'budget': None}, {'retries': None}, {'prices': 3.0},
+    {'max_unread': 2}, {'max_unread': '0'}, {'top_logprobs': 0}, {'options': {'n': 3}}, {'options': {'max_tokens': 9}},
     {'options': {'x': {1}}}, {'options': {'x': math.nan}},
     {'options': {'temperature': 1}}, {'limit_field': 'tokens'}, {'prices': None, 'budget': Budget(money=1.0)},
   ],

@@ -58,7 +58,8 @@ def test_a_date_is_compared_with_the_clock_of_this_machine_if_the_service_gives_
 
 
 @pytest.mark.parametrize(
-  'settings', [{'count': -1}, {'count': 1.0}, {'count': True}, {'backoff': -1}, {'max_wait': float('nan')}]
+  'settings',
+  [{'count': -1}, {'count': 1.0}, {'count': True}, {'backoff': -1}, {'max_wait': float('nan')}, {'backoff': '1'}]
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(settings):
   with pytest.raises(ProviderError):

@@ -115,9 +115,11 @@ def test_a_value_that_the_function_closes_over_and_that_changed_is_not_answered_
     lambda: TableRequest(USER, 'pq', ('a', 'b')),
     lambda: TableRequest(USER, ['p'], ('a', 'b')),
     lambda: TableRequest(USER, (1,), ('a', 'b')),
+    lambda: ChoiceRequest(USER, ('a', 'b'), tag=(12, 'x')),
+    lambda: LossRequest(USER, 'a', tag='detection'),
   ],
 )
-def test_answers_that_are_equal_and_pieces_that_are_not_a_tuple_of_texts_are_refused(make):
+def test_answers_that_are_equal_and_fields_that_are_not_tuples_of_texts_are_refused(make):
   with pytest.raises(ProviderError, match=r"'a' begins with answer 'a'|expected a tuple of texts"):
     make()
 

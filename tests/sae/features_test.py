@@ -370,6 +370,8 @@ def test_what_does_not_go_together_is_refused(changes, says):
     ([(TOKENS, KEPT[:, 1:])], r'a mask bool \(11, 11\)'),
     ([(TOKENS, KEPT.astype(int))], 'a mask int64'),
     ([(TOKENS * 0.5, KEPT)], 'float64'),
+    ([(TOKENS, KEPT), (TOKENS[:0], KEPT[:0])], 'at least one token'),
+    ([(TOKENS[:, :0], KEPT[:, :0])], 'at least one token'),
   ],
 )
 def test_invalid_batches_are_refused(batches, says):

@@ -36,6 +36,7 @@ from mechjax.autointerp.scoring.statistics import auroc, balanced_accuracy
 from mechjax.autointerp.scoring.yes_or_no import check_answers, make_choices, read_yes_or_no
 from mechjax.errors import InterpretationError
 from mechjax.providers.requests import Reply
+from mechjax.sae.checks import is_number
 
 Mask = Bool[np.ndarray, ' W']
 
@@ -78,7 +79,7 @@ class Fuzzing(Scorer):
     super().__post_init__()
     check_count('n', self.n, 1)
     check_answers(self.answers)
-    if not 0 < self.threshold <= 1:
+    if not (is_number(self.threshold) and 0 < self.threshold <= 1):
       raise InterpretationError(f'threshold={self.threshold!r}; expected a number from 0 to 1')
 
   def plan(self, examples: LatentExamples, explanation: str, rng: np.random.Generator) -> ScorePlan:

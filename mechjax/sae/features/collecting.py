@@ -213,10 +213,10 @@ def check_latents(sae: Architecture, latents: Any) -> np.ndarray:
 
 def _check_batch(tokens: Any, kept: Any) -> tuple[np.ndarray, np.ndarray]:
   tokens, kept = np.asarray(tokens), np.asarray(kept)
-  ids = np.issubdtype(tokens.dtype, np.integer)
-  if tokens.shape != kept.shape or tokens.ndim != 2 or not ids or kept.dtype != bool:
+  ids = np.issubdtype(tokens.dtype, np.integer) and tokens.ndim == 2 and tokens.size
+  if tokens.shape != kept.shape or not ids or kept.dtype != bool:
     raise SAEError(
       f'tokens {tokens.dtype} {tokens.shape} and a mask {kept.dtype} {kept.shape}',
-      hint='token ids [B, T], and one boolean for each token',
+      hint='token ids [B, T] with at least one token, and one boolean for each token',
     )
   return tokens, kept

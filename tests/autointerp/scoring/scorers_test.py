@@ -269,6 +269,7 @@ def test_an_embedding_of_another_form_is_an_error(wrong, message):
     lambda: Fuzzing(threshold=0.0),
     lambda: Fuzzing(threshold=1.5),
     lambda: Fuzzing(threshold=math.nan),
+    lambda: Fuzzing(threshold='0.5'),
     lambda: Fuzzing(n=0),
     lambda: Surprisal(n_active=0),
     lambda: Surprisal(neutral=''),
