@@ -1,6 +1,6 @@
 """Cost of automatic interpretation: requests that are saved, and the speed of services and of local models.
 
-    python -m experiments.benchmarks.autointerp        about five minutes on two cores, 2 GB
+    python -m experiments.benchmarks.autointerp        about seven minutes on two cores, 2 GB
 
 Each part states its metrics: `autointerp_providers` (a loopback service and the cache), `autointerp_local` (a local
 model as simulator) and `autointerp_examples` (excerpts that are shown and scored).
