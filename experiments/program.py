@@ -24,6 +24,8 @@ from absl import app
 
 from mechjax import errors, flags
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 Main = Callable[[list[str], flags.Handle[Any]], None]
 
 
@@ -36,7 +38,7 @@ def define(name: str, run: Callable[[Any, str], Any]) -> Main:
 
   Returns:
     A function of the arguments that are left after the flags, and of the flags. A MechjaxError ends the program with
-    its message.
+    its message, and Ctrl-C with one line.
   """
 
   def main(argv: list[str], handle: flags.Handle[Any]) -> None:
@@ -47,6 +49,9 @@ def define(name: str, run: Callable[[Any, str], Any]) -> Main:
       run(handle.value(), command)
     except errors.MechjaxError as e:
       sys.exit(f'{type(e).__name__}: {e}')
+    except KeyboardInterrupt:
+      print('interrupted; the files that were written are complete', file=sys.stderr)
+      sys.exit(INTERRUPTED)
 
   return main
 

@@ -36,7 +36,7 @@ def tabulate_scores(results: Results) -> Table:
     'Scores of explanations',
     'Mean over latents ± one standard error. simulation: correlation of predicted and true activations; detection, '
     'fuzzing, surprisal, embedding: AUROC, 0.5 by chance; intruder: share that is right, 0.2 by chance. "of another '
-    'latent" and "token table" are controls. auroc_hard: against texts on which a latent with a near decoder row is '
+    'latent" and "token table" are controls. AUROC (hard): against texts on which a latent with a near decoder row is '
     'active. balanced: balanced accuracy at 0.5. mass: probability of all answers together. undefined: latents '
     'without a score; failed: replies.',
     ['scorer', 'explanation', 'score', 'median', 'balanced', 'AUROC (hard)', 'mass', 'n', 'undefined', 'failed'],

@@ -56,6 +56,16 @@ def test_mistakes_end_a_program_with_one_message():
     program.define('toy', fail)(['toy', 'more'], parse())
 
 
+def test_an_interrupt_ends_a_program_with_one_line_and_the_code_of_shells(capsys):
+  def wait(settings, command):
+    raise KeyboardInterrupt
+
+  with pytest.raises(SystemExit) as e:
+    program.define('toy', wait)(['toy'], parse())
+  assert e.value.code == 130
+  assert capsys.readouterr().err == 'interrupted; the files that were written are complete\n'
+
+
 def test_an_error_of_the_program_itself_is_not_hidden():
   def divide(settings, command):
     return 1 / 0
