@@ -59,6 +59,13 @@ def _run_steps(
   data, static, structure = split_static(functions.stage(plan.plants, [T, 1], [T, 2]))
   length_B, done_B = jnp.asarray(size_B, jnp.int32), jnp.zeros(len(rows), jnp.int32)
   one_Bx1 = jnp.ones((len(rows), 1), bool)
+  if model.columns is not None and not plan.plants and not plan.sites:
+    while tokens.shape[1] > model.columns:
+      first, tokens = jnp.split(tokens, [model.columns], axis=1)
+      first_mask, mask = jnp.split(mask, [model.columns], axis=1)
+      cache, done_B = _fill(
+        params, first, first_mask, cache, done_B, version=code_version.now(), step=model.step
+      )
   options = {
     'version': code_version.now(),
     'step': model.step,
@@ -164,6 +171,23 @@ def _advance(
   (logits, cache), acts = harvested(*args)
   last = logits[:, -1] if min_length is None else logits[jnp.arange(len(logits)), end_B - 1]
   return last, cache, end_B, acts
+
+
+@functools.partial(jax.jit, static_argnames=('version', 'step'), donate_argnames=('cache',))
+def _fill(
+  params: Any,
+  tokens_BxT: jax.Array,
+  mask_BxT: jax.Array,
+  cache: Any,
+  done_B: jax.Array,
+  *,
+  version: int,
+  step: Callable,
+) -> tuple[Any, jax.Array]:
+  """The cache after columns of prompts that are not the last ones, and the tokens done; no logits are computed."""
+  del version
+  _, cache = _without_harvest(step)(None, params, tokens_BxT, mask_BxT, cache)[0]
+  return cache, done_B + mask_BxT.sum(1, dtype=jnp.int32)
 
 
 def _without_harvest(step: Callable) -> Callable:

@@ -22,6 +22,9 @@ from mechjax.models.tokenizers import Tokenizer
 from mechjax.weights import huggingface, llama_cpp, orbax
 from mechjax.weights.gguf import GGUFFile
 
+PROMPT_COLUMNS = 128
+"""Columns of prompts that a generation computes at once: enough for the arithmetic to be the limit."""
+
 
 def load(
   path: Path, dtype: Any = jnp.float32, mesh: jax.sharding.Mesh | None = None
@@ -140,4 +143,4 @@ def _generator(config: decoder.Config) -> generate.Model:
   def new_cache(params: Any, rows: int, slots: int) -> Any:
     return decoder.new_cache(config, rows, slots, params['embed']['tokens'].dtype)
 
-  return generate.Model(step, new_cache, config.n_positions or None)
+  return generate.Model(step, new_cache, config.n_positions or None, PROMPT_COLUMNS)
