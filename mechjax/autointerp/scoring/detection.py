@@ -32,7 +32,12 @@ from mechjax.autointerp.scoring.plans import (
 )
 from mechjax.autointerp.scoring.simulation import predict
 from mechjax.autointerp.scoring.statistics import auroc, balanced_accuracy
-from mechjax.autointerp.scoring.yes_or_no import check_answers, make_choices, read_yes_or_no
+from mechjax.autointerp.scoring.yes_or_no import (
+  YES_NO,
+  check_answers,
+  make_choices,
+  read_yes_or_no,
+)
 from mechjax.providers.requests import Reply
 
 _SYSTEM = (
@@ -66,7 +71,7 @@ class Detection(TableScorer):
   n_active: int = 50
   n_inactive: int = 50
   n_hard: int = 50
-  answers: tuple[str, str] = ('1', '0')
+  answers: tuple[str, str] = YES_NO
 
   kind: ClassVar[str] = 'detection'
 

@@ -33,7 +33,12 @@ from mechjax.autointerp.scoring.plans import (
   draw,
 )
 from mechjax.autointerp.scoring.statistics import auroc, balanced_accuracy
-from mechjax.autointerp.scoring.yes_or_no import check_answers, make_choices, read_yes_or_no
+from mechjax.autointerp.scoring.yes_or_no import (
+  YES_NO,
+  check_answers,
+  make_choices,
+  read_yes_or_no,
+)
 from mechjax.errors import InterpretationError
 from mechjax.providers.requests import Reply
 from mechjax.sae.checks import is_number
@@ -71,7 +76,7 @@ class Fuzzing(Scorer):
 
   threshold: float = 0.3
   n: int = 50
-  answers: tuple[str, str] = ('1', '0')
+  answers: tuple[str, str] = YES_NO
 
   kind: ClassVar[str] = 'fuzzing'
 

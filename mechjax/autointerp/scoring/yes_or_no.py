@@ -19,6 +19,10 @@ from mechjax.autointerp.scoring.plans import FewShot, mean_of, read_probabilitie
 from mechjax.errors import InterpretationError
 from mechjax.providers.requests import ChoiceRequest, Reply
 
+YES_NO = ('Yes', 'No')
+"""The default answers. Asked whether a word occurs in a text that has it or has not, Qwen2.5-Coder-0.5B reaches an AUROC
+of 0.68 with these, 0.66 in lower case, 0.64 with true and false, and 0.41 with 1 and 0 (101 texts, 10 words)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class YesNoReplies:
