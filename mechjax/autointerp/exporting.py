@@ -51,7 +51,7 @@ def write_csv(
     scores: scores, a line each.
 
   Raises:
-    InterpretationError: two explanations of one latent and method, or an infinite value, or NaN without a reason.
+    InterpretationError: two explanations of one latent and method, or NaN without a reason.
   """
   texts, found = [*explanations], [*scores]
   _check_values(found)
@@ -125,8 +125,6 @@ def read_json(path: str | os.PathLike[str]) -> tuple[list[Explanation], list[Sco
 def _check_values(scores: Sequence[Score]) -> None:
   for score in scores:
     where = f'{score.scorer} of latent {score.latent}, {score.method}, {score.control}'
-    if any(math.isinf(value) for value in (score.value, *score.more.values())):
-      raise InterpretationError('an infinite value', where=where)
     if math.isnan(score.value) and not score.reason:
       raise InterpretationError('NaN without a reason', where=where, hint='Score(..., reason=...)')
 

@@ -61,8 +61,7 @@ def write_explained(
     The paths.
 
   Raises:
-    InterpretationError: an explanation or a score of a latent without features, or an infinite score; nothing is
-      written then.
+    InterpretationError: an explanation or a score of a latent without features; nothing is written then.
     CircuitError: as for `mechjax.circuits.neuronpedia_features.write_latents`.
   """
   texts, found = [*explanations], [*scores]
@@ -95,9 +94,6 @@ def describe_explanations(
     scores: scores, also of other latents.
     explainer: name of the model that wrote the explanations.
     simulator: name of the model that scored them.
-
-  Raises:
-    InterpretationError: an infinite score.
   """
   own = [score for score in scores if score.latent == latent]
   return [
@@ -118,8 +114,6 @@ def describe_explanations(
 
 
 def _describe_score(score: Score, others: Sequence[Score], simulator: str) -> dict[str, Any]:
-  if math.isinf(score.value):
-    raise InterpretationError(f'an infinite {score.scorer} score', where=f'latent {score.latent}')
   controls = {
     other.control: float(other.value)
     for other in others

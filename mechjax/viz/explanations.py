@@ -50,7 +50,7 @@ def strip(
     ylabel: the score, with its unit.
 
   Raises:
-    ChartError: no score by this scorer, none that is defined, or an infinite one.
+    ChartError: no score by this scorer, or none that is defined.
   """
   columns, y = _make_columns(scores, scorer)
   for column in columns:
@@ -149,8 +149,6 @@ def _make_columns(scores: Iterable[Score], scorer: str) -> tuple[list[_Column], 
   own = [score for score in scores if score.scorer == scorer]
   if not own:
     raise ChartError(f'no score by {scorer!r}')
-  if any(math.isinf(score.value) for score in own):
-    raise ChartError(f'an infinite score by {scorer!r} has no place on an axis')
   columns = []
   for place, (method, control) in enumerate(list_kinds(own)):
     here = [s for s in own if (s.method, s.control) == (method, control)]

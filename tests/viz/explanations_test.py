@@ -102,7 +102,6 @@ def test_names_of_explainers_are_inert_and_short():
   [
     ([], "no score by 'simulation'"),
     ([Score(0, 'a', 'simulation', 'own', 0, math.nan, 9, reason='r')], 'undefined'),
-    ([Score(0, 'a', 'simulation', 'own', 0, math.inf, 9)], 'infinite'),
     ([Score(0, 'a', 'simulation', 'other', 0, 0.5, 9)], "'other'"),
   ],
 )
