@@ -36,7 +36,7 @@ COLUMNS = (
 """Columns of the table, before those of further figures ('more.mass'). The explanation is the one that was scored."""
 
 _SIGNS = r'=+\-@\uff1d\uff0b\uff0d\uff20'
-_DANGER = re.compile(rf'^(\s*["\']*\s*)(?=[{_SIGNS}])|(?<=[;|])(\s*)(?=[{_SIGNS}"]|$)')
+_DANGER = re.compile(rf'^([\s"\']*)(?=[{_SIGNS}])|(?<=[;|])(\s*)(?=[{_SIGNS}"]|$)')
 """Places where a cell would begin with a sign of a formula; after a separator also those where a quote would open."""
 
 

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mechjax.autointerp import exporting, neuronpedia
@@ -241,6 +241,7 @@ def test_the_table_has_a_line_for_each_score_and_for_each_explanation_without_on
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.sampled_from([*'=+-@\t\r\n;|,\'" a\u202e\uff1d', '\x00', '\ud800']), max_size=8))
+@example(['"', ' ', '"', '='])
 def test_no_cell_begins_a_formula_whichever_sign_separates_cells(tmp_path_factory, signs):
   text, path = ''.join(signs), tmp_path_factory.mktemp('csv') / 'a.csv'
   explanations = [
