@@ -20,7 +20,13 @@ from experiments.autointerp.asking import Asked, open_providers
 from experiments.autointerp.examples import collect, fit_tables
 from experiments.autointerp.scoring import make_scorers
 from experiments.autointerp.settings import FREE, Settings
-from experiments.autointerp.subject import Subject, count_active, draw_latents, read_activations
+from experiments.autointerp.subject import (
+  Subject,
+  count_active,
+  draw_latents,
+  leave_out_long,
+  read_activations,
+)
 from experiments.saved import Saved
 from mechjax.autointerp.collecting import Collected
 from mechjax.autointerp.explaining import ExplainSettings, explain
@@ -71,6 +77,7 @@ def measure(settings: Settings, subject: Subject, log: Callable[[str], Any] = pr
   saved = Saved(out, log, InterpretationError)
   acts = saved.arrays('activations', None, lambda: {'x': read_activations(subject, settings.rows)})
   x = acts['x']
+  subject = leave_out_long(subject, x)
   counts = saved.arrays('counts', None, lambda: count_active(subject, x, settings.rows))
   latents = draw_latents(settings, counts, int(subject.kept.sum()))
   collected = collect(settings, subject, x, latents)

@@ -25,8 +25,12 @@ from mechjax.errors import InterpretationError, SiteError
 from mechjax.eval_sae.subjects import vocabulary
 from mechjax.models.language_model import LanguageModel
 from mechjax.sae import Architecture, CrossLayer, Params
+from mechjax.sae.store import scales
 
 Load = Callable[[str], LanguageModel]
+
+MAX_NORM_RATIO = 10.0
+"""Longest activation that counts, in median lengths, as in `train_sae`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,6 +135,14 @@ def read_activations(subject: Subject, rows: int) -> Float[np.ndarray, 'n T D']:
   """Inputs of the dictionary on all contexts, `rows` of them in one pass."""
   acts = read_sites(subject.model, subject.rows, [subject.site], rows)[subject.site]
   return acts.reshape(*subject.rows.shape, -1)
+
+
+def leave_out_long(subject: Subject, acts: Float[np.ndarray, 'n T D']) -> Subject:
+  """The subject without the tokens whose activations are so long that no dictionary is trained on them."""
+  rows = {subject.site: acts[subject.kept]}
+  kept = subject.kept.copy()
+  kept[subject.kept] = scales.select_tokens(rows, scales.find_limits(rows, MAX_NORM_RATIO))
+  return dataclasses.replace(subject, kept=kept)
 
 
 def count_active(

@@ -156,6 +156,26 @@ def test_figures_are_those_of_the_dictionary(first, home):
     assert one['density'] == pytest.approx(np.mean(ids == planted.TOKENS[one['latent']]))
 
 
+def test_tokens_with_massive_activations_do_not_count(first, tmp_path, monkeypatch):
+  read, changed = measure.read_activations, [(2, 5), (7, 1)]
+
+  def read_massive(*args):
+    acts = read(*args)
+    for place in changed:
+      acts[place] *= 1000
+    return acts
+
+  monkeypatch.setattr(measure, 'read_activations', read_massive)
+  out = tmp_path / 'massive'
+  settings = dataclasses.replace(
+    first[0], out=str(out), explainers=('table',), scorers=('detection',)
+  )
+  found, results = run(settings, Counted())
+  assert results['figures']['tokens'] == first[2]['figures']['tokens'] - len(changed)
+  assert not any(found.subject.kept[place] for place in changed)
+  assert max(found.collected.features.maximum) < 1000 * min(found.collected.features.maximum)
+
+
 # --- files ----------------------------------------------------------------------------------------------------
 
 

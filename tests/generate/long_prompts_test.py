@@ -12,6 +12,7 @@ from mechjax import generate
 from mechjax.generate import passes, plans
 from tests.generate.small import FAMILIES, model
 from tests.models import decoders
+from tests.providers import local_models
 
 PROMPTS = [np.arange(20) % 9 + 1, np.arange(3) + 2, np.arange(17) % 7 + 3]
 ROWS, PART, N = 3, 8, 3
@@ -63,3 +64,14 @@ def test_parts_before_the_last_compute_no_logits():
   part = passes._fill.lower(*args, jnp.zeros(ROWS, jnp.int32), version=0, step=small.step)
   assert not logits.search(part.compile().as_text())
   assert logits.search(jax.jit(small.step).lower(*args).compile().as_text())
+
+
+def test_a_model_that_was_loaded_computes_long_prompts_in_parts():
+  own = local_models.model('mistral')
+  prompts = [np.arange(150) % 7 + 3, np.arange(9) + 4]
+  before = passes._fill._cache_size()
+  found = own.generate(prompts, 1)
+  assert passes._fill._cache_size() == before + 1
+  for prompt, token, log_prob in zip(prompts, found.tokens[:, 0], found.log_probs[:, 0]):
+    whole = jax.nn.log_softmax(own.apply(own.params, jnp.array([prompt], jnp.int32))[0, -1])
+    np.testing.assert_allclose(log_prob, whole[token], atol=1e-4)

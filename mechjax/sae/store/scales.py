@@ -50,15 +50,20 @@ def measure(rows: Rows, max_norm_ratio: float = 0.0) -> dict[str, Scale]:
   Raises:
     SAEError: there are no activations, all are zero, some are not finite, or too many are excluded.
   """
-  limits = {
+  limits = find_limits(rows, max_norm_ratio)
+  selected = select_tokens(rows, limits)
+  short = {site: x if selected.all() else x[selected] for site, x in rows.items()}
+  return {site: _measure(site, x, limits[site]) for site, x in short.items()}
+
+
+def find_limits(rows: Rows, max_norm_ratio: float) -> dict[str, float]:
+  """Maximum lengths by site, from the median lengths; inf for gradients, for no activations and for a ratio of 0."""
+  return {
     site: max_norm_ratio * float(np.median(_lengths(x)))
     if max_norm_ratio and len(x) and not is_gradient(site)
     else np.inf
     for site, x in rows.items()
   }
-  selected = select_tokens(rows, limits)
-  short = {site: x if selected.all() else x[selected] for site, x in rows.items()}
-  return {site: _measure(site, x, limits[site]) for site, x in short.items()}
 
 
 def select_tokens(rows: Rows, limits: Mapping[str, float]) -> np.ndarray:
